@@ -1,0 +1,26 @@
+// The kernels: y[m, n] = x[m, k] @ W[n, k]^T + bias, W packed as layout.h says.
+#pragma once
+
+#include "layout.h"
+
+namespace permllm::cpu {
+
+struct LinearArguments {
+  const bf16* x;       // [m, k], rows x_stride elements apart
+  int64_t x_stride;
+  int64_t m;
+  const void* packed;  // blocks, 64-byte aligned
+  int64_t n;           // logical rows; row groups are ceil(n / Rows)
+  int64_t k;           // logical inputs; input blocks are ceil(k / 64)
+  const bf16* bias;    // [n] or null
+  bf16* y;             // [m, n] contiguous
+};
+
+// Accumulation is in float32; y is rounded once, to nearest even, after the bias is added.
+void amx_few_tokens(const LinearArguments&);    // m <= 32
+void amx_many_tokens(const LinearArguments&);   // any m
+void avx512_few_tokens(const LinearArguments&);
+void avx512_many_tokens(const LinearArguments&);
+void portable(const LinearArguments&);
+
+}  // namespace permllm::cpu

@@ -1,0 +1,33 @@
+// Packed weight of an N:M sparse linear layer on the CPU.
+//
+// Blocks are stored [row group][64-input block]. One block holds `Rows` output rows x 64 inputs:
+//   Rows x uint64 mask      bit j of row r is set where input j of the block is kept
+//   Rows x 32 bfloat16      the kept values of the row, ascending by input
+// Every row keeps exactly 32 of 64 inputs (2:4 and 4:8 alike, with the permutation undone); rows past N
+// and inputs past K are padding: their masks are filled up to 32 bits and their values are zero.
+#pragma once
+
+#include <cstdint>
+
+namespace permllm::cpu {
+
+using bf16 = uint16_t;  // the bits of a bfloat16
+
+constexpr int kBlockInputs = 64;
+constexpr int kBlockValues = 32;
+
+template <int Rows>
+struct alignas(64) Block {
+  uint64_t mask[Rows];
+  bf16 values[Rows][kBlockValues];
+};
+
+constexpr int kAmxRows = 16;     // 1152 bytes: one tile of 16 rows
+constexpr int kAvx512Rows = 8;   // 576 bytes
+
+// Kernels may read this far past the last block (prefetch excluded): the allocation adds it.
+constexpr int64_t kTailBytes = 128;
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace permllm::cpu
