@@ -18,8 +18,8 @@ from rich.table import Table
 from .machine import machine, write_json
 from .models import random_llama, smollm2
 from .offline import evaluate, magnitude_pruned, permllm_offline
-from .serving import compare
 from .server import serve
+from .serving import compare
 from .texts import sotu
 
 METHODS = ("wanda", "permllm-wanda")
