@@ -1,0 +1,42 @@
+"""What is said when a checkpoint, or something about to be written to one, breaks a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_SHOWN = 20
+
+
+class CheckpointError(ValueError):
+    """A checkpoint breaks a rule of the format; the message gives value, rule and remedy."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One broken rule.
+
+    `tensor` names the tensor (or the file, or the configuration key) that breaks it, `value` what
+    was found there, `rule` what the format asks for, `remedy` what to do about it.
+    """
+
+    tensor: str
+    value: str
+    rule: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.tensor}: found {self.value}; rule: {self.rule}; remedy: {self.remedy}"
+
+
+def raise_if_any(problems: Sequence[Problem]) -> None:
+    """Raise one `CheckpointError` that lists `problems`, or return when there are none."""
+    if not problems:
+        return
+    if len(problems) == 1:
+        raise CheckpointError(str(problems[0]))
+    lines = [f"{len(problems)} problems:"]
+    lines += [f"  {problem}" for problem in problems[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        lines.append(f"  ... and {len(problems) - _SHOWN} more")
+    raise CheckpointError("\n".join(lines))

@@ -1,0 +1,199 @@
+"""`quantization_config` of `config.json`, and the names, shapes and dtypes of the tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from permllm_vllm.checkpoint.errors import Problem, raise_if_any
+from permllm_vllm.checkpoint.pattern import Pattern
+
+FORMAT_VERSION = 1
+QUANT_METHOD = "permllm"
+BLOCK_SIZES = (32, 64, 128)
+DISTRIBUTION = "permllm-vllm"
+
+WEIGHT_PACKED = "weight_packed"
+WEIGHT_MASK = "weight_mask"
+INPUT_PERMUTATION = "input_permutation"
+FOLDED_PERMUTATION = "folded_permutation"
+WEIGHT_SCALE = "weight_scale"
+BIAS = "bias"
+SPARSE_KINDS = (WEIGHT_PACKED, WEIGHT_MASK, INPUT_PERMUTATION, FOLDED_PERMUTATION, WEIGHT_SCALE)
+"""Tensors that only a sparse layer has; `bias` is shared with dense layers."""
+
+VALUE_DTYPES: dict[str, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "int8": torch.int8,
+}
+
+_REGEX_PREFIX = "re:"
+
+
+def installed_version() -> str:
+    """Return the version of this distribution, or "unknown" when it runs from a bare checkout."""
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class QuantizationConfig(BaseModel):
+    """The `quantization_config` of a checkpoint, format version 1."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    quant_method: Literal["permllm"] = "permllm"
+    format_version: Literal[1] = 1
+    pattern: str
+    block_size: int
+    value_dtype: Literal["bfloat16", "float16", "float32", "int8"]
+    ignore: list[str] = Field(default_factory=list)
+    runtime_permuted: list[str] = Field(default_factory=list)
+    folded: list[str] = Field(default_factory=list)
+    tool_version: str = Field(default_factory=installed_version)
+
+    @classmethod
+    def from_dict(cls, entries: Mapping[str, Any]) -> QuantizationConfig:
+        """Read what `to_dict` wrote; raises `CheckpointError` that lists every problem."""
+        raise_if_any(config_problems(entries))
+        return cls.model_validate(dict(entries))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plain dictionary that goes into `config.json`."""
+        return self.model_dump()
+
+    def is_ignored(self, module_name: str) -> bool:
+        """Tell whether `ignore` leaves this Hugging Face module dense."""
+        return any(
+            re.fullmatch(entry.removeprefix(_REGEX_PREFIX), module_name) is not None
+            if entry.startswith(_REGEX_PREFIX)
+            else entry == module_name
+            for entry in self.ignore
+        )
+
+    @field_validator("pattern")
+    @classmethod
+    def _pattern_is_supported(cls, text: str) -> str:
+        return str(Pattern.parse(text))
+
+    @field_validator("block_size")
+    @classmethod
+    def _block_size_is_supported(cls, size: int) -> int:
+        if size not in BLOCK_SIZES:
+            raise ValueError(f"block_size is one of {', '.join(map(str, BLOCK_SIZES))}")
+        return size
+
+    @field_validator("ignore")
+    @classmethod
+    def _regexes_compile(cls, entries: list[str]) -> list[str]:
+        for entry in entries:
+            if entry.startswith(_REGEX_PREFIX):
+                try:
+                    re.compile(entry.removeprefix(_REGEX_PREFIX))
+                except re.error as error:
+                    raise ValueError(f"{entry!r} is no regular expression: {error}") from None
+        return entries
+
+    @field_validator("runtime_permuted", "folded")
+    @classmethod
+    def _modules_are_listed_once(cls, modules: list[str]) -> list[str]:
+        if len(set(modules)) < len(modules):
+            twice = next(module for module in modules if modules.count(module) > 1)
+            raise ValueError(f"{twice!r} is listed twice; a module is listed once")
+        return modules
+
+    @model_validator(mode="after")
+    def _one_permutation_per_module(self) -> QuantizationConfig:
+        both = sorted(set(self.runtime_permuted) & set(self.folded))
+        if both:
+            raise ValueError(
+                f"{both[0]!r} is in runtime_permuted and in folded; a permutation is applied at "
+                "run time or folded, never both"
+            )
+        return self
+
+
+def config_problems(entries: object) -> list[Problem]:
+    """List what is wrong with a `quantization_config`, without raising."""
+    key = "config.json quantization_config"
+    if not isinstance(entries, Mapping):
+        return [Problem(key, type(entries).__name__, "a JSON object", "write the checkpoint again")]
+    method, found_version = entries.get("quant_method"), entries.get("format_version")
+    if method != QUANT_METHOD:
+        return [
+            Problem(
+                f"{key}.quant_method",
+                repr(method),
+                f"this format is {QUANT_METHOD!r}",
+                "use the tool that made this checkpoint, or prune its dense original with "
+                "`permllm-offline prune`",
+            )
+        ]
+    install = f"install a newer release: pip install --upgrade {DISTRIBUTION}"
+    if found_version != FORMAT_VERSION or isinstance(found_version, bool):
+        newer = isinstance(found_version, int) and found_version > FORMAT_VERSION
+        return [
+            Problem(
+                f"{key}.format_version",
+                repr(found_version),
+                f"{DISTRIBUTION} {installed_version()} reads version {FORMAT_VERSION}",
+                install if newer else "write the checkpoint again with `permllm-offline prune`",
+            )
+        ]
+    problems = [
+        Problem(f"{key}.{name}", "nothing", "every key is present", "write the checkpoint again")
+        for name in QuantizationConfig.model_fields
+        if name not in entries
+    ]
+    try:
+        QuantizationConfig.model_validate(dict(entries))
+    except ValidationError as error:
+        for detail in error.errors():
+            if detail["type"] == "missing":
+                continue
+            path = ".".join(map(str, (key, *detail["loc"])))
+            if detail["type"] == "extra_forbidden":
+                rule = f"{DISTRIBUTION} {installed_version()} does not know this key"
+                problems.append(Problem(path, repr(detail["input"]), rule, install))
+            else:
+                value = repr(detail["input"]) if detail["loc"] else "keys that disagree"
+                rule = detail["msg"].removeprefix("Value error, ")
+                problems.append(Problem(path, value, rule, "write the checkpoint again"))
+    return problems
+
+
+def tensor_shape(
+    kind: str, out_features: int, in_features: int, pattern: Pattern
+) -> tuple[int, ...]:
+    """Return the shape of a tensor of a sparse layer `[out_features, in_features]`.
+
+    `kind` is the last part of its name (`WEIGHT_PACKED`, ...); raises `KeyError` for others.
+    """
+    return {
+        WEIGHT_PACKED: (out_features, in_features * pattern.kept // pattern.group),
+        WEIGHT_MASK: (out_features, in_features // 8),
+        INPUT_PERMUTATION: (in_features,),
+        FOLDED_PERMUTATION: (in_features,),
+        WEIGHT_SCALE: (out_features,),
+        BIAS: (out_features,),
+    }[kind]
+
+
+def tensor_dtype(kind: str, value_dtype: str) -> torch.dtype | None:
+    """Return the dtype of a tensor of a sparse layer; None where any floating dtype will do."""
+    return {
+        WEIGHT_PACKED: VALUE_DTYPES[value_dtype],
+        WEIGHT_MASK: torch.uint8,
+        INPUT_PERMUTATION: torch.uint8,
+        FOLDED_PERMUTATION: torch.uint8,
+        WEIGHT_SCALE: torch.float32,
+        BIAS: None,
+    }[kind]

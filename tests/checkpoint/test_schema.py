@@ -1,0 +1,101 @@
+from typing import Any
+
+import pytest
+import torch
+
+from permllm_vllm.checkpoint import schema
+from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.schema import QuantizationConfig
+
+VALID: dict[str, Any] = {
+    "quant_method": "permllm",
+    "format_version": 1,
+    "pattern": "2:4",
+    "block_size": 64,
+    "value_dtype": "bfloat16",
+    "ignore": ["lm_head", r"re:model\.layers\.\d+\.mlp\.gate"],
+    "runtime_permuted": ["model.layers.0.self_attn.q_proj"],
+    "folded": ["model.layers.0.mlp.down_proj"],
+    "tool_version": "0.1.0",
+}
+
+
+def test_a_config_comes_back_as_written() -> None:
+    config = QuantizationConfig.from_dict(VALID)
+    assert config.to_dict() == VALID
+    assert QuantizationConfig.from_dict(config.to_dict()) == config
+
+
+def test_the_constants_are_what_the_model_takes() -> None:
+    config = QuantizationConfig(pattern="2:4", block_size=64, value_dtype="int8")
+    assert config.quant_method == schema.QUANT_METHOD
+    assert config.format_version == schema.FORMAT_VERSION
+    assert config.tool_version == schema.installed_version()
+
+
+def test_ignore_takes_names_and_full_regexes() -> None:
+    config = QuantizationConfig.from_dict(VALID)
+    assert config.is_ignored("lm_head")
+    assert config.is_ignored("model.layers.11.mlp.gate")
+    assert not config.is_ignored("model.layers.11.mlp.gate_proj")
+    assert not config.is_ignored("xmodel.layers.11.mlp.gate")
+    assert not config.is_ignored("lm_head.extra")
+    dotted = QuantizationConfig.from_dict({**VALID, "ignore": ["a.b"]})
+    assert not dotted.is_ignored("axb")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quant_method": "gptq"}, r"quant_method: found 'gptq'.*permllm-offline prune"),
+        ({"format_version": 2}, r"format_version: found 2.*pip install --upgrade permllm-vllm"),
+        ({"format_version": 0}, r"format_version: found 0.*write the checkpoint again"),
+        ({"format_version": "1"}, r"format_version: found '1'"),
+        ({"format_version": True}, r"format_version: found True"),
+        ({"sparsity_config": {}}, r"sparsity_config.*does not know.*pip install --upgrade"),
+        ({"pattern": "1:4"}, r"pattern: found '1:4'.*use one of 2:4, 4:8"),
+        ({"block_size": 48}, r"block_size: found 48.*one of 32, 64, 128"),
+        ({"block_size": "64"}, r"block_size: found '64'"),
+        ({"value_dtype": "float8"}, r"value_dtype: found 'float8'.*'bfloat16'"),
+        ({"ignore": "lm_head"}, r"ignore: found 'lm_head'"),
+        ({"ignore": ["re:("]}, r"'re:\(' is no regular expression"),
+        ({"folded": ["a", "a"]}, r"'a' is listed twice"),
+        ({"folded": ["model.layers.0.self_attn.q_proj"]}, r"never both"),
+    ],
+)
+def test_bad_configs_say_what_to_do(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        QuantizationConfig.from_dict({**VALID, **change})
+
+
+@pytest.mark.parametrize("key", [key for key in VALID if key not in ("quant_method",)])
+def test_every_key_is_needed(key: str) -> None:
+    with pytest.raises(CheckpointError, match=key):
+        QuantizationConfig.from_dict({k: v for k, v in VALID.items() if k != key})
+
+
+def test_every_problem_is_listed() -> None:
+    with pytest.raises(CheckpointError) as refusal:
+        QuantizationConfig.from_dict({**VALID, "block_size": 7, "pattern": "x", "extra": 1})
+    for key in ("block_size", "pattern", "extra"):
+        assert f"quantization_config.{key}" in str(refusal.value)
+    assert schema.config_problems([])[0].value == "list"
+
+
+def test_shapes_and_dtypes_of_a_layer() -> None:
+    shape = {
+        kind: schema.tensor_shape(kind, 12, 64, Pattern(2, 4))
+        for kind in (*schema.SPARSE_KINDS, schema.BIAS)
+    }
+    assert shape == {
+        "weight_packed": (12, 32),
+        "weight_mask": (12, 8),
+        "input_permutation": (64,),
+        "folded_permutation": (64,),
+        "weight_scale": (12,),
+        "bias": (12,),
+    }
+    assert schema.tensor_dtype("weight_packed", "int8") == torch.int8
+    assert schema.tensor_dtype("weight_mask", "int8") == torch.uint8
+    assert schema.tensor_dtype("bias", "int8") is None
