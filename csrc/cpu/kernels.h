@@ -1,4 +1,7 @@
 // The kernels: y[m, n] = x[m, k] @ W[n, k]^T + bias, W packed as layout.h says.
+//
+// Accumulation is in float32; y is rounded once, to nearest even, after the bias is added. A kernel
+// runs at most one parallel region over row groups and, for many tokens, one that packs x.
 #pragma once
 
 #include "layout.h"
@@ -6,9 +9,9 @@
 namespace permllm::cpu {
 
 struct LinearArguments {
-  const bf16* x;       // [m, k], rows x_stride elements apart
+  const bf16* x;  // [m, k], rows x_stride elements apart
   int64_t x_stride;
-  int64_t m;
+  int64_t m;           // >= 1
   const void* packed;  // blocks, 64-byte aligned
   int64_t n;           // logical rows; row groups are ceil(n / Rows)
   int64_t k;           // logical inputs; input blocks are ceil(k / 64)
@@ -16,11 +19,10 @@ struct LinearArguments {
   bf16* y;             // [m, n] contiguous
 };
 
-// Accumulation is in float32; y is rounded once, to nearest even, after the bias is added.
-void amx_few_tokens(const LinearArguments&);    // m <= 32
-void amx_many_tokens(const LinearArguments&);   // any m
-void avx512_few_tokens(const LinearArguments&);
-void avx512_many_tokens(const LinearArguments&);
-void portable(const LinearArguments&);
+void amx_few_tokens(const LinearArguments&);      // m <= 32
+void amx_many_tokens(const LinearArguments&);     // any m
+void avx512_few_tokens(const LinearArguments&);   // m <= 12
+void avx512_many_tokens(const LinearArguments&);  // any m
+void portable(const LinearArguments&);            // any m
 
 }  // namespace permllm::cpu

@@ -5,13 +5,14 @@
 
 namespace permllm::cpu {
 
-// What a buffer holds. Each thread owns one buffer per kind, so a thread may use all of them at once.
-enum class Scratch { kActivations, kPanel, kSums };
-constexpr int kScratchKinds = 3;
+// What a buffer holds. Each thread owns one buffer per kind, so a thread may use all of them at
+// once.
+enum class Scratch { kActivations, kPanel, kSums, kGathered };
+constexpr int kScratchKinds = 4;
 
-// At least `bytes` bytes, 64-byte aligned, owned by the calling thread; the content is undefined. Valid
-// until the same thread asks for more of the same kind, or ends. Other threads may use the buffer
-// while its owner waits for them. Throws std::bad_alloc.
+// At least `bytes` bytes, 64-byte aligned, owned by the calling thread; the content is undefined.
+// Valid until the same thread asks for more of the same kind, or ends. Other threads may use the
+// buffer while its owner waits for them. Throws std::bad_alloc.
 void* thread_scratch(Scratch kind, size_t bytes);
 
 // `bytes` bytes of memory, 64-byte aligned and in 2 MiB pages from 2 MiB on where the system grants

@@ -1,0 +1,251 @@
+// The operators that Python sees. Every check of caller's input is here; the kernels check nothing.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cpu/linear.h"
+#include "cpu/pack.h"
+#include "cpu/scratch.h"
+
+namespace permllm {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr int64_t kLargestSize = int64_t{1} << 31;  // of n and k: byte counts then fit 64 bits
+
+std::string shape(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    text += (i > 0 ? ", " : "") + std::to_string(tensor.size(i));
+  }
+  return text + "]";
+}
+
+template <class T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+void check_dtype(const Tensor& tensor, ScalarType dtype, const char* what, const char* rule) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == dtype, what, " of shape ",
+                  shape(tensor), " is not a CPU tensor of the right dtype: it must be ", rule, ".");
+}
+
+// ----------------------------------------------------------------------------------------------
+// pack
+
+void check_permutation(const Tensor& permutation, int64_t k, int64_t block_size) {
+  check_dtype(permutation, ScalarType::Byte, "permutation", "uint8, local to its block");
+  STD_TORCH_CHECK(permutation.numel() == k && k % block_size == 0, "permutation of shape ",
+                  shape(permutation), " does not fit ", k, " inputs in blocks of ", block_size,
+                  ": it needs one entry per input and whole blocks.");
+  const auto* p = data<uint8_t>(permutation);
+  for (int64_t first = 0; first < k; first += block_size) {
+    uint64_t seen = 0;
+    for (int64_t j = 0; j < block_size; ++j) {
+      if (p[first + j] < block_size) seen |= uint64_t{1} << p[first + j];
+    }
+    STD_TORCH_CHECK(__builtin_popcountll(seen) == block_size, "permutation of inputs ", first, "..",
+                    first + block_size - 1, " is no bijection of 0..", block_size - 1,
+                    ": the checkpoint is corrupted.");
+  }
+}
+
+// Packs a checkpoint's tensors for the instruction set `isa` ("": the one that serves here).
+// Returns the blocks and their header, which sparse_linear takes as `packed` and `metadata`.
+std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor permutation,
+                                    int64_t block_size, std::string isa_name) {
+  const cpu::Isa isa = cpu::select(isa_name);
+  check_dtype(values, ScalarType::BFloat16, "values", "bfloat16 [out, in / 2]");
+  check_dtype(mask, ScalarType::Byte, "mask", "uint8 [out, in / 8]");
+  STD_TORCH_CHECK(values.dim() == 2 && mask.dim() == 2, "values ", shape(values), " and mask ",
+                  shape(mask), " must have two dimensions, [out, in / 2] and [out, in / 8].");
+  const int64_t n = values.size(0);
+  const int64_t k = values.size(1) * 2;
+  STD_TORCH_CHECK(n > 0 && k > 0 && n < kLargestSize && k < kLargestSize && k % 8 == 0, "values ",
+                  shape(values), " describe a weight of ", n, " x ", k,
+                  ": both must be positive and the inputs a multiple of 8.");
+  STD_TORCH_CHECK(mask.size(0) == n && mask.size(1) == k / 8, "mask ", shape(mask),
+                  " does not fit values ", shape(values), ": it must be [", n, ", ", k / 8, "].");
+  STD_TORCH_CHECK(block_size == 32 || block_size == 64 || !permutation.has_value(), "block size ",
+                  block_size,
+                  " cannot be undone inside blocks of 64 inputs: pack without the permutation and "
+                  "give it to sparse_linear.");
+  const Tensor contiguous_values = torch::stable::contiguous(values);
+  const Tensor contiguous_mask = torch::stable::contiguous(mask);
+  Tensor contiguous_permutation;
+  cpu::PackArguments arguments{data<cpu::bf16>(contiguous_values),
+                               data<uint8_t>(contiguous_mask),
+                               nullptr,
+                               block_size,
+                               n,
+                               k};
+  if (permutation.has_value()) {
+    contiguous_permutation = torch::stable::contiguous(*permutation);
+    check_permutation(contiguous_permutation, k, block_size);
+    arguments.permutation = data<uint8_t>(contiguous_permutation);
+  }
+
+  const int64_t bytes = cpu::packed_bytes(isa, n, k);
+  const std::array<int64_t, 1> sizes{bytes}, strides{1};
+  Tensor packed =
+      torch::stable::from_blob(cpu::allocate_huge(bytes), sizes, strides,
+                               torch::stable::Device(torch::headeronly::DeviceType::CPU),
+                               ScalarType::Byte, [](void* memory) { std::free(memory); });
+  const cpu::BadMask bad = cpu::pack(isa, arguments, packed.mutable_data_ptr());
+  STD_TORCH_CHECK(bad.row < 0, "mask of row ", bad.row, " keeps ", bad.kept, " of the inputs from ",
+                  bad.block * cpu::kBlockInputs,
+                  " on, not half of them: the checkpoint is corrupted.");
+
+  const std::array<int64_t, 1> header_size{cpu::header::kSize};
+  Tensor metadata = torch::stable::empty(header_size, ScalarType::Long);
+  auto* header = static_cast<int64_t*>(metadata.mutable_data_ptr());
+  header[cpu::header::kLayout] = cpu::kLayoutVersion;
+  header[cpu::header::kIsa] = static_cast<int64_t>(isa);
+  header[cpu::header::kRows] = cpu::rows(isa);
+  header[cpu::header::kOutputs] = n;
+  header[cpu::header::kInputs] = k;
+  return {packed, metadata};
+}
+
+// ---------------------------------------------------------------------------------------------
+// linear
+
+// The reference backend's op: `packed` is a dense weight.
+Tensor dense_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(x),
+                                    torch::stable::detail::from(weight),
+                                    torch::stable::detail::from(bias)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+struct PackedWeight {
+  cpu::Isa isa;
+  int64_t n;
+  int64_t k;
+};
+
+PackedWeight check_packed(const Tensor& packed, const OptionalTensor& metadata,
+                          int64_t out_features) {
+  STD_TORCH_CHECK(metadata.has_value() && metadata->scalar_type() == ScalarType::Long &&
+                      metadata->is_cpu() && metadata->numel() == cpu::header::kSize &&
+                      metadata->is_contiguous(),
+                  "metadata must be the int64 header that cpu_pack returned beside packed.");
+  const auto* header = data<int64_t>(*metadata);
+  const auto isa = static_cast<cpu::Isa>(header[cpu::header::kIsa]);
+  const PackedWeight weight{isa, header[cpu::header::kOutputs], header[cpu::header::kInputs]};
+  STD_TORCH_CHECK(header[cpu::header::kLayout] == cpu::kLayoutVersion,
+                  "metadata has layout version ", header[cpu::header::kLayout],
+                  ", this build reads ", cpu::kLayoutVersion, ": pack again from the checkpoint.");
+  STD_TORCH_CHECK(cpu::supported(isa), "packed was written for instruction set ", cpu::name(isa),
+                  ", this CPU or build runs only: ", cpu::supported_names(),
+                  ". Pack again from the checkpoint.");
+  STD_TORCH_CHECK(header[cpu::header::kRows] == cpu::rows(isa) && weight.n > 0 && weight.k > 0 &&
+                      weight.n < kLargestSize && weight.k < kLargestSize && weight.k % 8 == 0,
+                  "metadata is corrupted: ", header[cpu::header::kRows], " rows per block, ",
+                  weight.n, " x ", weight.k, " weight. Pack again from the checkpoint.");
+  STD_TORCH_CHECK(weight.n == out_features, "packed has ", weight.n, " outputs, out_features is ",
+                  out_features, ": they must agree.");
+  const int64_t bytes = cpu::packed_bytes(isa, weight.n, weight.k);
+  STD_TORCH_CHECK(packed.is_cpu() && packed.is_contiguous() && packed.numel() == bytes,
+                  "packed has ", packed.numel(), " bytes, its metadata describe ", bytes,
+                  ": it was truncated or replaced. Pack again from the checkpoint.");
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(packed.const_data_ptr()) % 64 == 0,
+                  "packed is not aligned to 64 bytes: use the tensor that cpu_pack returned, or a "
+                  "clone of it.");
+  return weight;
+}
+
+void check_gather(const Tensor& permutation, int64_t k) {
+  check_dtype(permutation, ScalarType::Int, "permutation", "int32 [in], absolute input indices");
+  STD_TORCH_CHECK(permutation.numel() == k && permutation.is_contiguous(), "permutation ",
+                  shape(permutation), " does not fit ", k, " inputs: it must be contiguous [", k,
+                  "].");
+  const auto* p = data<int32_t>(permutation);
+  uint32_t largest = 0;  // as unsigned, a negative index is a large one
+  for (int64_t i = 0; i < k; ++i) largest = std::max(largest, static_cast<uint32_t>(p[i]));
+  STD_TORCH_CHECK(largest < k, "permutation holds the input index ", static_cast<int32_t>(largest),
+                  ", outside 0..", k - 1, ".");
+}
+
+Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalTensor permutation,
+                     OptionalTensor scale, OptionalTensor bias, int64_t out_features,
+                     std::string /*pattern*/) {
+  if (packed.scalar_type() != ScalarType::Byte) return dense_linear(x, packed, bias);
+  const PackedWeight weight = check_packed(packed, metadata, out_features);
+  check_dtype(x, ScalarType::BFloat16, "x", "bfloat16");
+  STD_TORCH_CHECK(x.dim() >= 1 && x.size(-1) == weight.k, "x of shape ", shape(x), " does not fit ",
+                  weight.k, " inputs: its last dimension must be ", weight.k, ".");
+  STD_TORCH_CHECK(!scale.has_value(), "scale is applied when the CPU backend packs: pass None.");
+  if (bias.has_value()) {
+    check_dtype(*bias, ScalarType::BFloat16, "bias", "bfloat16 [out]");
+    STD_TORCH_CHECK(bias->numel() == weight.n, "bias of shape ", shape(*bias), " does not fit ",
+                    weight.n, " outputs.");
+    bias = torch::stable::contiguous(*bias);
+  }
+  if (permutation.has_value()) check_gather(*permutation, weight.k);
+
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = weight.n;
+  Tensor y = torch::stable::empty(sizes, ScalarType::BFloat16);
+  const int64_t m = x.numel() / weight.k;
+  if (m == 0) return y;
+
+  const bool strided_rows = x.dim() == 2 && x.stride(1) == 1;
+  if (!strided_rows) x = torch::stable::contiguous(x);
+  cpu::LinearArguments arguments{};
+  arguments.x = data<cpu::bf16>(x);
+  arguments.x_stride = strided_rows ? x.stride(0) : weight.k;
+  arguments.m = m;
+  arguments.packed = packed.const_data_ptr();
+  arguments.n = weight.n;
+  arguments.k = weight.k;
+  arguments.bias = bias.has_value() ? data<cpu::bf16>(*bias) : nullptr;
+  arguments.y = static_cast<cpu::bf16*>(y.mutable_data_ptr());
+  cpu::linear(weight.isa, arguments,
+              permutation.has_value() ? data<int32_t>(*permutation) : nullptr);
+  return y;
+}
+
+// The name of the instruction set that packs and serves by default here.
+std::string cpu_instruction_set() { return cpu::name(cpu::select("")); }
+
+// Every instruction set that this CPU and build run, fastest first, separated by commas.
+std::string cpu_instruction_sets() { return cpu::supported_names(); }
+
+}  // namespace
+}  // namespace permllm
+
+// permllm::sparse_linear itself is defined in permllm_vllm/ops.py, with or without this library.
+STABLE_TORCH_LIBRARY_FRAGMENT(permllm, m) {
+  m.def(
+      "cpu_pack(Tensor values, Tensor mask, Tensor? permutation, int block_size, str isa) -> "
+      "(Tensor, Tensor)");
+  m.def("cpu_instruction_set() -> str");
+  m.def("cpu_instruction_sets() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(permllm, CPU, m) {
+  m.impl("sparse_linear", TORCH_BOX(&permllm::sparse_linear));
+  m.impl("cpu_pack", TORCH_BOX(&permllm::cpu_pack));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(permllm, CompositeExplicitAutograd, m) {
+  m.impl("cpu_instruction_set", TORCH_BOX(&permllm::cpu_instruction_set));
+  m.impl("cpu_instruction_sets", TORCH_BOX(&permllm::cpu_instruction_sets));
+}

@@ -1,0 +1,28 @@
+// Which instruction set serves: found at run time, overridden by PERMLLM_CPU_ISA.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace permllm::cpu {
+
+// The numbers are part of the packed layout's metadata.
+enum class Isa : int64_t { kPortable = 0, kAvx512Bf16 = 1, kAmx = 2 };
+
+const char* name(Isa isa);
+
+// Rows of one packed block.
+int rows(Isa isa);
+
+// True when this build has the kernels, and this CPU and operating system run them. For AMX this
+// asks Linux for the tile registers, once per process.
+bool supported(Isa isa);
+
+// The supported instruction sets, fastest first, separated by commas.
+std::string supported_names();
+
+// The instruction set with this name; for an empty name the one in PERMLLM_CPU_ISA, or else the
+// fastest supported one. Throws for an unknown name, and for one that this CPU or build cannot run.
+Isa select(const std::string& requested);
+
+}  // namespace permllm::cpu

@@ -1,0 +1,75 @@
+#include "linear.h"
+
+#include <algorithm>
+
+#include "scratch.h"
+#include "threads.h"
+
+namespace permllm::cpu {
+namespace {
+
+constexpr int64_t kTokenBlock = 256;     // gathered at a time, so that the copy stays in the cache
+constexpr int64_t kAmxFewTokens = 32;    // from here on expanding once for many tokens wins
+constexpr int64_t kAvx512FewTokens = 8;  // up to here a row's products cost less than 16 lanes do
+constexpr int64_t kAvx512Lanes = 16;     // tokens per vector of the many-token kernel
+
+LinearArguments tokens(const LinearArguments& a, int64_t first, int64_t count) {
+  LinearArguments part = a;
+  part.x += first * a.x_stride;
+  part.y += first * a.n;
+  part.m = count;
+  return part;
+}
+
+#if defined(PERMLLM_AVX512)
+void avx512(const LinearArguments& a) {
+  const int64_t rest = a.m % kAvx512Lanes;
+  const int64_t many = rest <= kAvx512FewTokens ? a.m - rest : a.m;
+  if (many > 0) avx512_many_tokens(tokens(a, 0, many));
+  if (many < a.m) avx512_few_tokens(tokens(a, many, a.m - many));
+}
+#endif
+
+void dispatch(Isa isa, const LinearArguments& a) {
+  switch (isa) {
+    case Isa::kAmx:
+#if defined(PERMLLM_AMX)
+      a.m <= kAmxFewTokens ? amx_few_tokens(a) : amx_many_tokens(a);
+#endif
+      return;
+    case Isa::kAvx512Bf16:
+#if defined(PERMLLM_AVX512)
+      avx512(a);
+#endif
+      return;
+    case Isa::kPortable:
+      portable(a);
+      return;
+  }
+}
+
+void gather_inputs(const LinearArguments& a, const int32_t* gather, bf16* target) {
+  parallel_for(a.m, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const bf16* source = a.x + t * a.x_stride;
+      for (int64_t i = 0; i < a.k; ++i) target[t * a.k + i] = source[gather[i]];
+    }
+  });
+}
+
+}  // namespace
+
+void linear(Isa isa, LinearArguments arguments, const int32_t* gather) {
+  if (gather == nullptr) return dispatch(isa, arguments);
+  for (int64_t first = 0; first < arguments.m; first += kTokenBlock) {
+    LinearArguments part = tokens(arguments, first, std::min(kTokenBlock, arguments.m - first));
+    auto* gathered =
+        static_cast<bf16*>(thread_scratch(Scratch::kGathered, part.m * part.k * sizeof(bf16)));
+    gather_inputs(part, gather, gathered);
+    part.x = gathered;
+    part.x_stride = part.k;
+    dispatch(isa, part);
+  }
+}
+
+}  // namespace permllm::cpu

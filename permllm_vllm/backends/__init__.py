@@ -1,0 +1,51 @@
+"""The one place that picks a backend for a device and a dtype."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from permllm_vllm import ops
+from permllm_vllm.backends.cpu import CpuBackend
+from permllm_vllm.backends.reference import ReferenceBackend
+from permllm_vllm.backends.weights import Backend, CheckpointWeights, PackedWeights
+
+__all__ = [
+    "Backend",
+    "CheckpointWeights",
+    "PackedWeights",
+    "fallback_reason",
+    "select_backend",
+]
+
+logger = logging.getLogger(__name__)
+
+
+def fallback_reason(device: torch.device, dtype: torch.dtype) -> str:
+    """Why layers of this dtype on this device run on the reference backend; empty if they do not."""
+    if device.type != "cpu":
+        return f"there is no kernel for {device.type} yet"
+    if dtype != torch.bfloat16:
+        return (
+            f"the CPU kernels compute in bfloat16, the model is {str(dtype).removeprefix('torch.')}"
+        )
+    return ops.missing_reason
+
+
+def select_backend(device: torch.device, dtype: torch.dtype) -> Backend:
+    """Picks the backend for layers with activations of `dtype` on `device`.
+
+    Falls back to the reference backend where no kernel exists, with `fallback_reason` as a warning.
+
+    Raises:
+        RuntimeError: PERMLLM_CPU_ISA names an instruction set that cannot run here.
+    """
+    reason = fallback_reason(device, dtype)
+    if not reason:
+        return CpuBackend()
+    logger.warning(
+        "permllm: sparse layers run on the reference backend, as fast and as large as dense ones: %s",
+        reason,
+    )
+    return ReferenceBackend(dtype)

@@ -1,0 +1,109 @@
+"""The operator that multiplies with a packed weight, `torch.ops.permllm.sparse_linear`.
+
+Defined here with its shape function and its plain PyTorch implementation; the compiled library, where
+it was built, adds the CPU implementation. What `packed` and `metadata` hold is the business of the
+backend that packed (`permllm_vllm.backends`).
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+_LIBRARY_FILE = Path(__file__).with_name("_C.so")
+_library = torch.library.Library("permllm", "DEF")
+_library.define(
+    "sparse_linear(Tensor x, Tensor packed, Tensor? metadata, Tensor? permutation, Tensor? scale, "
+    "Tensor? bias, SymInt out_features, str pattern) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def _reference_linear(
+    x: Tensor,
+    packed: Tensor,
+    metadata: Tensor | None,
+    permutation: Tensor | None,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+    pattern: str,
+) -> Tensor:
+    if not packed.is_floating_point():
+        raise ValueError(
+            f"packed is {packed.dtype} on {x.device}, which only a compiled kernel reads: pack with "
+            "the backend that select_backend returns for this device"
+        )
+    return torch.nn.functional.linear(x, packed, bias)
+
+
+def _fake_linear(
+    x: Tensor,
+    packed: Tensor,
+    metadata: Tensor | None,
+    permutation: Tensor | None,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+    pattern: str,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+_library.impl("sparse_linear", _reference_linear, "CompositeExplicitAutograd")
+torch.library.register_fake("permllm::sparse_linear", _fake_linear, lib=_library)
+
+
+def _load_library() -> str:
+    """Loads the compiled kernels; returns why they are missing, or an empty string."""
+    if not _LIBRARY_FILE.exists():
+        return (
+            f"{_LIBRARY_FILE.name} was not built: install a C++ compiler, then reinstall with "
+            "pip install --no-deps --no-build-isolation --force-reinstall permllm-vllm (or -e .)"
+        )
+    try:
+        torch.ops.load_library(_LIBRARY_FILE)
+    except OSError as error:
+        return f"{_LIBRARY_FILE.name} does not load with torch {torch.__version__}: {error}"
+    return ""
+
+
+#: Why the compiled kernels are missing, empty when they are loaded.
+missing_reason = _load_library()
+if missing_reason:
+    logger.debug("permllm kernels: %s", missing_reason)
+
+
+def sparse_linear(
+    x: Tensor,
+    packed: Tensor,
+    metadata: Tensor | None,
+    permutation: Tensor | None,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+    pattern: str,
+) -> Tensor:
+    """Multiplies activations with a packed N:M sparse weight.
+
+    Args:
+        x: activations `[..., in]`, in the original input order, any strides.
+        packed, metadata, permutation, scale: the fields of a backend's `PackedWeights`.
+        bias: `[out]` in the dtype of `x`, or None.
+        out_features: rows of the weight.
+        pattern: "2:4" or "4:8".
+
+    Returns:
+        `x @ W.T + bias`, `[..., out]` in the dtype of `x`.
+
+    Raises:
+        RuntimeError: a shape or dtype does not fit, or `packed` is not what its metadata describe.
+    """
+    return torch.ops.permllm.sparse_linear(
+        x, packed, metadata, permutation, scale, bias, out_features, pattern
+    )

@@ -1,0 +1,167 @@
+"""Builds csrc into permllm_vllm/_C.so against libtorch's stable ABI.
+
+The library uses no Python symbol and nothing of libtorch beyond the stable ABI of 2.11, so one wheel,
+py3-none-<platform>, serves every Python and every torch from 2.11 on. Without a C++ compiler or torch,
+or with PERMLLM_BUILD_CPU=0, the package is pure Python and its kernels are plain PyTorch.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+SOURCES = Path("csrc")
+COMMON_FLAGS = [
+    "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY",
+]  # fmt: skip
+AVX512_FLAGS = [
+    "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi2", "-mavx512bf16",
+    "-mfma", "-mpopcnt", "-mbmi", "-mbmi2", "-mprefer-vector-width=512",
+]  # fmt: skip
+AMX_FLAGS = [*AVX512_FLAGS, "-mamx-tile", "-mamx-bf16"]
+INSTRUCTION_SETS = {"avx512_": AVX512_FLAGS, "amx_": AMX_FLAGS}  # by a source's prefix, x86-64 only
+
+
+def compiler() -> list[str] | None:
+    """The C++ compiler's command: CXX, or the first of c++, g++, clang++ that is installed."""
+    if os.environ.get("CXX"):
+        return shlex.split(os.environ["CXX"])
+    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    return [found] if found else None
+
+
+def torch_directory() -> Path | None:
+    """Where torch is installed, or None."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return Path(torch.__file__).parent
+
+
+def reason_not_to_build() -> str | None:
+    """Why the CPU kernels cannot or must not be built here."""
+    if os.environ.get("PERMLLM_BUILD_CPU", "1") == "0":
+        return "PERMLLM_BUILD_CPU=0 is set; unset it"
+    if sys.platform != "linux":
+        return f"{sys.platform} is not Linux; build on Linux"
+    if compiler() is None:
+        return "no C++ compiler was found; install g++ (Debian: apt install g++) or set CXX"
+    if torch_directory() is None:
+        return "torch is not importable; install it and pass --no-build-isolation to pip"
+    return None
+
+
+def x86() -> bool:
+    return platform.machine() in ("x86_64", "AMD64")
+
+
+def sources() -> list[str]:
+    """C++ sources for this machine; those of an instruction set only where it can exist."""
+    every = sorted(path.as_posix() for path in SOURCES.rglob("*.cpp"))
+    every = [path for path in every if "amx_" not in path]
+    return [path for path in every if x86() or not instruction_set_flags(path)]
+
+
+def instruction_set_flags(source: str) -> list[str]:
+    name = Path(source).name
+    return next((flags for start, flags in INSTRUCTION_SETS.items() if name.startswith(start)), [])
+
+
+def defines(source_list: list[str]) -> list[str]:
+    names = [Path(source).name for source in source_list]
+    return [
+        f"-DPERMLLM_{start.rstrip('_').upper()}"
+        for start in INSTRUCTION_SETS
+        if any(name.startswith(start) for name in names)
+    ]
+
+
+class BuildLibrary(build_ext):
+    """Compiles what changed, a file at a time with its own flags, and links one shared library."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Without the Python tag that setuptools would add: the library serves every Python."""
+        return fullname.replace(".", "/") + ".so"
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        return []
+
+    def build_extension(self, ext: Extension) -> None:
+        torch = torch_directory()
+        command = compiler()
+        assert torch is not None
+        assert command is not None
+        objects_directory = Path(self.build_temp) / "csrc"
+        flags = [*COMMON_FLAGS, *defines(ext.sources), "-isystem", str(torch / "include")]
+
+        def build(source: str) -> Path:
+            target = objects_directory / Path(source).relative_to(SOURCES).with_suffix(".o")
+            line = [*command, *flags, *instruction_set_flags(source), "-MD", "-c", source,
+                    "-o", str(target)]  # fmt: skip
+            if self.force or not up_to_date(target, line):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self.announce(shlex.join(line), level=2)
+                subprocess.run(line, check=True)
+                target.with_suffix(".command").write_text(shlex.join(line))
+            return target
+
+        with ThreadPoolExecutor(self.parallel or min(os.cpu_count() or 1, 8)) as pool:
+            objects = list(pool.map(build, ext.sources))
+        library = Path(self.get_ext_fullpath(ext.name))
+        library.parent.mkdir(parents=True, exist_ok=True)
+        temporary = library.with_suffix(".so.new")  # a running process keeps the old library
+        link = [*command, "-shared", "-o", str(temporary), *map(str, objects),
+                f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,--no-undefined"]  # fmt: skip
+        self.announce(shlex.join(link), level=2)
+        subprocess.run(link, check=True)
+        temporary.replace(library)
+
+
+def up_to_date(target: Path, command: list[str]) -> bool:
+    """True when `target` was built by this command from files that have not changed since."""
+    record, dependencies = target.with_suffix(".command"), target.with_suffix(".d")
+    if not (target.exists() and dependencies.exists() and record.exists()):
+        return False
+    if record.read_text() != shlex.join(command):
+        return False
+    built = target.stat().st_mtime
+    files = dependencies.read_text().replace("\\\n", " ").split()[1:]
+    return all(Path(file).exists() and Path(file).stat().st_mtime <= built for file in files)
+
+
+class PlatformWheel(bdist_wheel):
+    """Tags the wheel py3-none-<platform>: the library depends on the platform alone."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        _, _, tag = super().get_tag()
+        return "py3", "none", tag
+
+
+def extensions() -> list[Extension]:
+    reason = reason_not_to_build()
+    if reason is None:
+        return [Extension("permllm_vllm._C", sources())]
+    print(
+        f"WARNING: permllm-vllm is installed without its CPU kernels: {reason}, and install again. "
+        "Until then sparse layers run as dense PyTorch: no faster and no smaller than dense.",
+        file=sys.stderr,
+    )
+    return []
+
+
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
+)
