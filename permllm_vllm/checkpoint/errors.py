@@ -8,10 +8,6 @@ from dataclasses import dataclass
 _SHOWN = 20
 
 
-class CheckpointError(ValueError):
-    """A checkpoint breaks a rule of the format; the message gives value, rule and remedy."""
-
-
 @dataclass(frozen=True)
 class Problem:
     """One broken rule.
@@ -28,15 +24,30 @@ class Problem:
     def __str__(self) -> str:
         return f"{self.tensor}: found {self.value}; rule: {self.rule}; remedy: {self.remedy}"
 
+    def as_error(self) -> CheckpointError:
+        """Return the error to raise for this problem alone."""
+        return CheckpointError(str(self), [self])
+
+
+class CheckpointError(ValueError):
+    """A checkpoint breaks a rule of the format; the message gives value, rule and remedy.
+
+    `problems` lists the broken rules one by one where they are known that way.
+    """
+
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(message)
+        self.problems = list(problems)
+
 
 def raise_if_any(problems: Sequence[Problem]) -> None:
     """Raise one `CheckpointError` that lists `problems`, or return when there are none."""
     if not problems:
         return
     if len(problems) == 1:
-        raise CheckpointError(str(problems[0]))
+        raise problems[0].as_error()
     lines = [f"{len(problems)} problems:"]
     lines += [f"  {problem}" for problem in problems[:_SHOWN]]
     if len(problems) > _SHOWN:
         lines.append(f"  ... and {len(problems) - _SHOWN} more")
-    raise CheckpointError("\n".join(lines))
+    raise CheckpointError("\n".join(lines), problems)

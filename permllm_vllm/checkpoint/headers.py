@@ -1,0 +1,189 @@
+"""The rules that names, shapes and dtypes must keep; no tensor is read for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
+
+from permllm_vllm.checkpoint.errors import Problem
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.schema import (
+    BIAS,
+    FOLDED_PERMUTATION,
+    INPUT_PERMUTATION,
+    SPARSE_KINDS,
+    WEIGHT_MASK,
+    WEIGHT_PACKED,
+    WEIGHT_SCALE,
+    QuantizationConfig,
+    tensor_dtype,
+    tensor_shape,
+)
+
+WRITE_AGAIN = "write the checkpoint again with `permllm-offline prune`"
+_FLOATING = ("bfloat16", "float16", "float32")
+_LISTED_IN = {INPUT_PERMUTATION: "runtime_permuted", FOLDED_PERMUTATION: "folded"}
+
+
+class TensorHeader(NamedTuple):
+    """What a safetensors header says of a tensor; `dtype` is torch's name without "torch."."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Sort names so that layer 2 comes before layer 10."""
+    return sorted(names, key=lambda name: re.sub(r"[0-9]+", lambda m: m[0].zfill(20), name))
+
+
+def sparse_modules(names: Iterable[str]) -> list[str]:
+    """List the modules that have any tensor that only a sparse layer has, in natural order."""
+    parts = (name.rpartition(".") for name in names)
+    return natural_order({module for module, _, kind in parts if kind in SPARSE_KINDS})
+
+
+def checkpoint_problems(
+    headers: Mapping[str, TensorHeader], quantization: QuantizationConfig
+) -> list[Problem]:
+    """List every rule that the headers of a whole checkpoint break."""
+    modules = sparse_modules(headers)
+    children: dict[str, dict[str, TensorHeader]] = {module: {} for module in modules}
+    for name, header in headers.items():
+        parts = name.split(".")
+        for depth in range(1, len(parts)):
+            module = ".".join(parts[:depth])
+            if module in children:
+                children[module][name.removeprefix(f"{module}.")] = header
+    problems = [
+        problem
+        for module in modules
+        for problem in layer_problems(module, children[module], quantization)
+    ]
+    for kind, key in _LISTED_IN.items():
+        problems += [
+            Problem(f"{module}.{kind}", "nothing", f"{key} lists this module", WRITE_AGAIN)
+            for module in getattr(quantization, key)
+            if module not in children
+        ]
+    if not modules:
+        rule = f"a checkpoint of this format has at least one sparse layer (`*.{WEIGHT_PACKED}`)"
+        problems.append(Problem("the checkpoint", "no sparse layer", rule, WRITE_AGAIN))
+    return problems + _incomplete_stacks(headers, modules, quantization)
+
+
+def layer_problems(
+    module: str, tensors: Mapping[str, TensorHeader], quantization: QuantizationConfig
+) -> list[Problem]:
+    """List every rule that the headers of one sparse layer break.
+
+    `tensors` maps what follows "module." in each tensor's name to its header.
+    """
+    problems = _name_problems(module, tensors, quantization)
+    mask = tensors.get(WEIGHT_MASK)
+    if mask is None:
+        return problems
+    if len(mask.shape) != 2 or 0 in mask.shape:
+        rule = "[out, in / 8], neither of them 0"
+        return [
+            *problems,
+            Problem(f"{module}.{WEIGHT_MASK}", f"shape {list(mask.shape)}", rule, WRITE_AGAIN),
+        ]
+    out_features, in_features = mask.shape[0], mask.shape[1] * 8
+    pattern = Pattern.parse(quantization.pattern)
+    for kind, header in tensors.items():
+        if kind not in (*SPARSE_KINDS, BIAS):
+            continue
+        shape = tensor_shape(kind, out_features, in_features, pattern)
+        if header.shape != shape:
+            rule = f"{list(shape)} where the mask is {list(mask.shape)} and the pattern {pattern}"
+            value = f"shape {list(header.shape)}"
+            problems.append(Problem(f"{module}.{kind}", value, rule, WRITE_AGAIN))
+        dtype = tensor_dtype(kind, quantization.value_dtype)
+        allowed = _FLOATING if dtype is None else (str(dtype).removeprefix("torch."),)
+        if header.dtype not in allowed:
+            rule = f"{' or '.join(allowed)} (value_dtype is {quantization.value_dtype})"
+            problems.append(Problem(f"{module}.{kind}", header.dtype, rule, WRITE_AGAIN))
+    block = quantization.block_size
+    for kind in _LISTED_IN:
+        if kind in tensors and in_features % block:
+            rule = f"a permuted layer has a multiple of block_size {block} inputs"
+            remedy = "prune with a smaller --block-size, or leave this layer unpermuted"
+            problems.append(Problem(f"{module}.{kind}", f"{in_features} inputs", rule, remedy))
+    return problems
+
+
+def _name_problems(
+    module: str, tensors: Collection[str], quantization: QuantizationConfig
+) -> list[Problem]:
+    """Check which tensors a sparse layer has against each other and against the configuration."""
+    problems = []
+
+    def report(kind: str, value: str, rule: str, remedy: str = WRITE_AGAIN) -> None:
+        problems.append(Problem(f"{module}.{kind}", value, rule, remedy))
+
+    if quantization.is_ignored(module):
+        rule = "`ignore` lists this module, so it is dense"
+        report(WEIGHT_PACKED, "a sparse layer", rule, "take it out of `ignore`, or prune again")
+    for kind in tensors:
+        if kind == "weight":
+            report(kind, "a second, dense weight", f"the weight is in {WEIGHT_PACKED} alone")
+        elif kind not in (*SPARSE_KINDS, BIAS):
+            known = ", ".join((*SPARSE_KINDS, BIAS))
+            report(kind, "an unknown tensor", f"a sparse layer has {known} only")
+    needed = [WEIGHT_PACKED, WEIGHT_MASK]
+    if quantization.value_dtype == "int8":
+        needed.append(WEIGHT_SCALE)
+    elif WEIGHT_SCALE in tensors:
+        report(WEIGHT_SCALE, "a scale", f"value_dtype {quantization.value_dtype} has none")
+    for kind in needed:
+        if kind not in tensors:
+            report(kind, "nothing", f"a sparse layer has {', '.join(needed)}")
+    if INPUT_PERMUTATION in tensors and FOLDED_PERMUTATION in tensors:
+        rule = "a permutation is applied at run time or folded, never both"
+        report(FOLDED_PERMUTATION, f"also {INPUT_PERMUTATION}", rule)
+    for kind, key in _LISTED_IN.items():
+        listed = module in getattr(quantization, key)
+        if listed and kind not in tensors:
+            report(kind, "nothing", f"{key} lists this module")
+        elif kind in tensors and not listed:
+            report(kind, f"a module that {key} does not list", f"{key} lists every such module")
+    return problems
+
+
+def _incomplete_stacks(
+    names: Collection[str], modules: Collection[str], quantization: QuantizationConfig
+) -> list[Problem]:
+    """Find linears that are sparse in some decoder layers and dense or absent in others.
+
+    Such a linear must be ignored there: whoever loads the model builds a sparse layer everywhere
+    else and would wait for tensors that never come.
+    """
+    indices: dict[str, set[str]] = {}
+    for place in map(_place_in_stack, names):
+        if place is not None:
+            prefix, index, _ = place
+            indices.setdefault(prefix, set()).add(index)
+    stacks = {(place[0], place[2]) for place in map(_place_in_stack, modules) if place is not None}
+    problems = []
+    for prefix, suffix in sorted(stacks):
+        for index in natural_order(indices[prefix]):
+            module = f"{prefix}.{index}.{suffix}"
+            if module in modules or quantization.is_ignored(module):
+                continue
+            value = "a dense weight" if f"{module}.weight" in names else "nothing"
+            rule = f"{prefix}.*.{suffix} is sparse in other layers, so it is sparse or ignored here"
+            remedy = f"{WRITE_AGAIN}, or list the module in `ignore` if it is meant to be dense"
+            problems.append(Problem(f"{module}.{WEIGHT_PACKED}", value, rule, remedy))
+    return problems
+
+
+def _place_in_stack(name: str) -> tuple[str, str, str] | None:
+    """Split "model.layers.3.mlp.up_proj" at its number; None unless it has exactly one."""
+    parts = name.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isascii() and part.isdecimal()]
+    if len(numbers) != 1:
+        return None
+    at = numbers[0]
+    return ".".join(parts[:at]), parts[at], ".".join(parts[at + 1 :])

@@ -1,0 +1,104 @@
+"""One sparse linear layer as a checkpoint holds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from permllm_vllm.checkpoint.errors import Problem, raise_if_any
+from permllm_vllm.checkpoint.packing import count_violations, first_violation, unpack
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.permutation import is_bijective, unpermute_columns
+from permllm_vllm.checkpoint.schema import (
+    FOLDED_PERMUTATION,
+    INPUT_PERMUTATION,
+    WEIGHT_MASK,
+    WEIGHT_PACKED,
+    WEIGHT_SCALE,
+)
+
+_REMEDY = "fetch or write the checkpoint again"
+
+
+@dataclass(frozen=True)
+class SparseLayer:
+    """The tensors of a sparse layer of `out` rows and `in` channels, pattern N:M.
+
+    `values` [out, in * N / M]; `mask` uint8 [out, in / 8]; the permutations uint8 [in], at most one
+    of them; `scale` float32 [out], for int8 values only; `bias` [out]; `name`, the
+    module, is for messages.
+    """
+
+    values: Tensor
+    mask: Tensor
+    input_permutation: Tensor | None = None
+    folded_permutation: Tensor | None = None
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+    name: str = "layer"
+
+    @property
+    def out_features(self) -> int:
+        """Number of rows."""
+        return self.mask.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        """Number of input channels."""
+        return self.mask.shape[1] * 8
+
+    def dense(self, pattern: Pattern, block_size: int) -> Tensor:
+        """Return the weight [out, in] that the served layer multiplies its input with.
+
+        A run-time permutation is undone. A folded one stays: the layer's input comes in folded
+        order. dtype of `values`; float32 for int8 values, which are multiplied with their scale.
+        Raises `CheckpointError` when the contents break a rule.
+        """
+        raise_if_any(self.content_problems(pattern, block_size))
+        weight = unpack(self.values, self.mask)
+        if self.scale is not None:
+            weight = weight.float() * self.scale.unsqueeze(1)
+        if self.input_permutation is not None:
+            weight = unpermute_columns(weight, self.input_permutation, block_size)
+        return weight
+
+    def content_problems(self, pattern: Pattern, block_size: int) -> list[Problem]:
+        """List every rule that mask bits, permutations, scales and values break."""
+        problems = []
+        if violation := first_violation(self.mask, pattern):
+            row, group, count = violation
+            value = (
+                f"{count} bits in row {row}, group {group} "
+                f"({count_violations(self.mask, pattern)} such groups)"
+            )
+            rule = f"every group keeps exactly {pattern.kept} of {pattern.group}"
+            problems.append(Problem(f"{self.name}.{WEIGHT_MASK}", value, rule, _REMEDY))
+        for kind, permutation in (
+            (INPUT_PERMUTATION, self.input_permutation),
+            (FOLDED_PERMUTATION, self.folded_permutation),
+        ):
+            if permutation is not None and not is_bijective(permutation, block_size):
+                value = f"no bijection in {_first_bad_block(permutation, block_size)}"
+                rule = f"every block holds each of 0 .. {block_size - 1} once"
+                problems.append(Problem(f"{self.name}.{kind}", value, rule, _REMEDY))
+        if self.scale is not None and not bool((self.scale.isfinite() & (self.scale > 0)).all()):
+            value = f"{float(self.scale[~(self.scale.isfinite() & (self.scale > 0))][0])}"
+            problems.append(
+                Problem(f"{self.name}.{WEIGHT_SCALE}", value, "finite and above 0", _REMEDY)
+            )
+        for kind, tensor in ((WEIGHT_PACKED, self.values), ("bias", self.bias)):
+            if tensor is not None and not bool(torch.isfinite(tensor).all()):
+                problems.append(
+                    Problem(f"{self.name}.{kind}", "inf or nan", "finite numbers", _REMEDY)
+                )
+        return problems
+
+
+def _first_bad_block(permutation: Tensor, block_size: int) -> str:
+    """Name the first block of a permutation that is no bijection."""
+    for start in range(0, permutation.numel(), block_size):
+        if not is_bijective(permutation[start : start + block_size], block_size):
+            return f"block {start // block_size}"
+    return "the last block"

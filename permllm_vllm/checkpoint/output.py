@@ -1,0 +1,132 @@
+"""An output directory that is either complete or as it was before."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from permllm_vllm.checkpoint.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_PARTIAL, _REPLACED = ".partial", ".replaced"
+
+
+def check_destination(output: Path, source: Path, *, force: bool) -> None:
+    """Raise `CheckpointError` unless `output` may be written, or with `force` replaced."""
+    destination = output.resolve()
+    if destination == source.resolve():
+        raise CheckpointError(
+            f"output and source are both {output}; rule: the source stays as it is; remedy: choose "
+            "another output directory"
+        )
+    if not destination.exists():
+        return
+    if not destination.is_dir():
+        raise CheckpointError(
+            f"output {output} is a file; rule: a checkpoint is a directory; remedy: choose another "
+            "output"
+        )
+    if not any(destination.iterdir()):
+        return
+    if not force:
+        raise CheckpointError(
+            f"output {output} is not empty; rule: nothing is overwritten unasked; remedy: choose "
+            "another directory, or replace this one with --force"
+        )
+    for kind, path in (("source", source), ("current", Path.cwd()), ("home", Path.home())):
+        if path.resolve().is_relative_to(destination):
+            raise CheckpointError(
+                f"output {output} contains the {kind} directory {path}; rule: only a checkpoint is "
+                "replaced as a whole; remedy: choose another output directory"
+            )
+
+
+def check_disk(output: Path, needed: int) -> None:
+    """Raise `CheckpointError` when the file system of `output` has less than `needed` bytes."""
+    place = output.resolve()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise CheckpointError(
+            f"{place} has {free / 1e9:.2f} GB free and the checkpoint may take {needed / 1e9:.2f} "
+            "GB; rule: there is room before anything is written; remedy: free some space or choose "
+            "another output directory"
+        )
+
+
+@contextmanager
+def disk_errors_named(path: Path) -> Iterator[None]:
+    """Turn a failure to write `path` into a `CheckpointError`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"writing {path} failed: {error}; rule: the place is writable and takes the whole "
+            "checkpoint; remedy: free some space or choose another output directory"
+        ) from error
+
+
+@contextmanager
+def replaced_at_the_end(output: Path) -> Iterator[Path]:
+    """Give a new directory beside `output` that takes its name when the block succeeds.
+
+    When the block raises, the new directory is removed and `output` is as it was. A process that
+    is killed leaves a hidden `.NAME.*.partial` directory and no half-written `output`.
+    """
+    destination = output.resolve()
+    with disk_errors_named(destination):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in destination.parent.glob(f".{glob.escape(destination.name)}.*{_PARTIAL}"):
+        logger.warning("%s is left from a write in progress or cut off; remove it", leftover)
+    stem = f".{destination.name}.{uuid.uuid4().hex[:8]}"
+    partial = destination.with_name(stem + _PARTIAL)
+    with disk_errors_named(destination):
+        partial.mkdir()
+    try:
+        yield partial
+        with disk_errors_named(destination):
+            _sync_tree(partial)
+            _swap(partial, destination, destination.with_name(stem + _REPLACED))
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _sync(destination.parent)
+
+
+def _swap(partial: Path, destination: Path, replaced: Path) -> None:
+    """Give `partial` the name `destination`; what had it goes only after that succeeded."""
+    if not destination.exists():
+        partial.rename(destination)
+        return
+    destination.rename(replaced)
+    try:
+        partial.rename(destination)
+    except BaseException:
+        replaced.rename(destination)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sync_tree(directory: Path) -> None:
+    for folder, _, files in os.walk(directory):
+        for file in files:
+            _sync(Path(folder, file))
+        _sync(Path(folder))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

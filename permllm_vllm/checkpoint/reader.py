@@ -1,0 +1,145 @@
+"""Read a checkpoint directory: a sparse one of this format, or a dense one of Hugging Face."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from permllm_vllm.checkpoint.errors import CheckpointError, Problem, raise_if_any
+from permllm_vllm.checkpoint.headers import (
+    TensorHeader,
+    layer_problems,
+    natural_order,
+    sparse_modules,
+)
+from permllm_vllm.checkpoint.layer import SparseLayer
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.schema import (
+    BIAS,
+    FOLDED_PERMUTATION,
+    INPUT_PERMUTATION,
+    WEIGHT_MASK,
+    WEIGHT_PACKED,
+    WEIGHT_SCALE,
+    QuantizationConfig,
+)
+from permllm_vllm.checkpoint.shards import (
+    CONFIG_NAME,
+    FETCH_AGAIN,
+    open_shard,
+    read_header,
+    read_json,
+    read_weight_map,
+)
+
+__all__ = ["CheckpointReader", "SparseLayer"]
+
+
+class CheckpointReader:
+    """Lazy view of a checkpoint directory: tensors are mapped into memory when they are asked for.
+
+    `config` is `config.json`; `quantization` is None for a dense checkpoint. Raises
+    `CheckpointError` when the directory is no checkpoint or one of another format.
+    """
+
+    def __init__(self, directory: str | PathLike[str]) -> None:
+        self.directory = Path(directory)
+        self.config: dict[str, Any] = read_json(self.directory / CONFIG_NAME)
+        self.quantization: QuantizationConfig | None = None
+        if self.config.get("quantization_config") is not None:
+            self.quantization = QuantizationConfig.from_dict(self.config["quantization_config"])
+        self._files = read_weight_map(self.directory)
+        self._shards: dict[str, safe_open] = {}
+
+    def names(self) -> list[str]:
+        """List the tensors as they are stored, layer 2 before layer 10."""
+        return natural_order(self._files)
+
+    def header(self, name: str) -> TensorHeader:
+        """Return shape and dtype of a stored tensor without reading it."""
+        try:
+            return read_header(self._shard(name), name)
+        except SafetensorError as error:
+            raise self._unreadable(name, error) from error
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a stored tensor; raises `CheckpointError` when it is not there."""
+        try:
+            return self._shard(name).get_tensor(name)
+        except SafetensorError as error:
+            raise self._unreadable(name, error) from error
+
+    def sparse_layers(self) -> list[str]:
+        """List the sparse modules, layer 2 before layer 10; empty for a dense checkpoint."""
+        return [] if self.quantization is None else sparse_modules(self._files)
+
+    def layer(self, name: str) -> SparseLayer:
+        """Return the tensors of a sparse module, shapes and dtypes checked, contents not yet."""
+        if self.quantization is None or f"{name}.{WEIGHT_PACKED}" not in self._files:
+            value = f"nothing in {self.directory}"
+            remedy = "ask for one of `sparse_layers()`"
+            raise Problem(
+                f"{name}.{WEIGHT_PACKED}", value, "a sparse layer has one", remedy
+            ).as_error()
+        prefix = f"{name}."
+        kinds = [entry.removeprefix(prefix) for entry in self._files if entry.startswith(prefix)]
+        headers = {kind: self.header(prefix + kind) for kind in kinds}
+        raise_if_any(layer_problems(name, headers, self.quantization))
+
+        def optional(kind: str) -> Tensor | None:
+            return self.tensor(prefix + kind) if kind in headers else None
+
+        return SparseLayer(
+            values=self.tensor(prefix + WEIGHT_PACKED),
+            mask=self.tensor(prefix + WEIGHT_MASK),
+            input_permutation=optional(INPUT_PERMUTATION),
+            folded_permutation=optional(FOLDED_PERMUTATION),
+            scale=optional(WEIGHT_SCALE),
+            bias=optional(BIAS),
+            name=name,
+        )
+
+    def dense_state_dict(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yield the model under its Hugging Face names, one tensor in memory at a time.
+
+        Sparse weights come decompressed, run-time permutations undone; folded rows stay where the
+        fold put them, which is the same model. `dtype` converts the floating tensors; without it
+        each keeps its own (float32 for int8 layers). Raises `CheckpointError` on bad contents.
+        """
+        sparse = set(self.sparse_layers())
+        for name in self.names():
+            module, _, kind = name.rpartition(".")
+            if module in sparse and kind not in (WEIGHT_PACKED, BIAS):
+                continue
+            if module in sparse and kind == WEIGHT_PACKED:
+                assert self.quantization is not None
+                pattern = Pattern.parse(self.quantization.pattern)
+                tensor = self.layer(module).dense(pattern, self.quantization.block_size)
+                name = f"{module}.weight"
+            else:
+                tensor = self.tensor(name)
+            if dtype is not None and tensor.is_floating_point():
+                tensor = tensor.to(dtype)
+            yield name, tensor
+
+    def _shard(self, name: str) -> safe_open:
+        file = self._files.get(name)
+        if file is None:
+            value = f"nothing in {self.directory}"
+            rule = "only stored tensors can be read"
+            raise Problem(
+                name, value, rule, f"ask for one of `names()`, or {FETCH_AGAIN}"
+            ).as_error()
+        if file not in self._shards:
+            self._shards[file] = open_shard(self.directory / file)
+        return self._shards[file]
+
+    def _unreadable(self, name: str, error: Exception) -> CheckpointError:
+        value = f"unreadable in {self.directory / self._files[name]}: {error}"
+        return Problem(name, value, "the file holds what the index says", FETCH_AGAIN).as_error()

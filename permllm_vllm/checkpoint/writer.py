@@ -1,0 +1,181 @@
+"""Write a checkpoint directory: streamed, and either complete or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from permllm_vllm.checkpoint.errors import CheckpointError, Problem, raise_if_any
+from permllm_vllm.checkpoint.headers import TensorHeader, checkpoint_problems
+from permllm_vllm.checkpoint.output import (
+    check_destination,
+    check_disk,
+    disk_errors_named,
+    replaced_at_the_end,
+)
+from permllm_vllm.checkpoint.schema import QuantizationConfig
+from permllm_vllm.checkpoint.shards import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, read_json
+
+MAX_SHARD_BYTES = 5_000_000_000
+
+_WEIGHT_SUFFIXES = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".onnx",
+    ".index.json",
+)
+_COPIED_DIRECTORIES = ("additional_chat_templates",)
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+def write_checkpoint(
+    output: str | os.PathLike[str],
+    tensors: Iterable[tuple[str, Tensor]],
+    quantization: QuantizationConfig | None,
+    source: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    total_bytes: int | None = None,
+    config_updates: Mapping[str, Any] = _NOTHING,
+    extra_files: Mapping[str, str | bytes] = _NOTHING,
+) -> None:
+    """Write `tensors`, and everything of `source` but its weights, to the directory `output`.
+
+    `tensors` yields (name, tensor) once each and is consumed lazily: one shard of at most
+    `max_shard_bytes` (or one single larger tensor) is held in memory. `quantization` None writes a
+    dense checkpoint. `total_bytes` is what the tensors will take, for the check of free disk; by
+    default the size of the weights of `source`. `config_updates` are merged into `config.json`,
+    `extra_files` (relative name -> content) written beside it, replacing copies from `source`.
+
+    The directory appears under its name only when it is complete. Raises `CheckpointError`, leaving
+    what was there as it was, when `output` is not empty (unless `force`), the disk is too small, a
+    name comes twice, or the tensors break a rule of the format.
+    """
+    output, source = Path(output), Path(source)
+    config = read_json(source / CONFIG_NAME)
+    _check_extra_files(extra_files)
+    check_destination(output, source, force=force)
+    check_disk(output, _weight_bytes(source) if total_bytes is None else total_bytes)
+    config = {**config, **config_updates}
+    config.pop("quantization_config", None)
+    if quantization is not None:
+        config["quantization_config"] = quantization.to_dict()
+
+    with replaced_at_the_end(output) as directory:
+        headers = _write_shards(directory, tensors, max_shard_bytes)
+        if quantization is not None:
+            raise_if_any(checkpoint_problems(headers, quantization))
+        with disk_errors_named(directory):
+            _copy_companions(source, directory)
+            _write_file(directory / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
+            for name, content in extra_files.items():
+                _write_file(directory / name, content)
+
+
+def _write_shards(
+    directory: Path, tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int
+) -> dict[str, TensorHeader]:
+    """Write the tensors to shards and, when there are several, their index."""
+    headers: dict[str, TensorHeader] = {}
+    shards: list[list[str]] = []
+    total = 0
+    for shard in _shards(tensors, max_shard_bytes):
+        for name, tensor in shard.items():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            headers[name] = TensorHeader(tuple(tensor.shape), dtype)
+            total += tensor.nbytes
+        path = directory / f"{len(shards) + 1}.safetensors"
+        with disk_errors_named(path):
+            save_file(shard, path, metadata={"format": "pt"})
+        shards.append(list(shard))
+    if not shards:
+        raise CheckpointError(
+            "no tensors to write; rule: a checkpoint has weights; remedy: give the model's tensors"
+        )
+    if len(shards) == 1:
+        (directory / "1.safetensors").rename(directory / SINGLE_NAME)
+        return headers
+    weight_map = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        (directory / f"{number}.safetensors").rename(directory / file)
+        weight_map.update(dict.fromkeys(names, file))
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    _write_file(directory / INDEX_NAME, json.dumps(index, indent=2) + "\n")
+    return headers
+
+
+def _shards(
+    tensors: Iterable[tuple[str, Tensor]], max_shard_bytes: int
+) -> Iterator[dict[str, Tensor]]:
+    """Collect tensors until the next one would exceed `max_shard_bytes`."""
+    shard: dict[str, Tensor] = {}
+    size = 0
+    seen: set[str] = set()
+    for name, tensor in tensors:
+        if name in seen:
+            rule, remedy = "every tensor is written once", "give each tensor one name"
+            raise Problem(name, "a second tensor of this name", rule, remedy).as_error()
+        seen.add(name)
+        if shard and size + tensor.nbytes > max_shard_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = _owned(tensor)
+        size += tensor.nbytes
+    if shard:
+        yield shard
+
+
+def _owned(tensor: Tensor) -> Tensor:
+    """Return the tensor on the CPU, contiguous, with memory that it shares with nobody.
+
+    safetensors refuses tensors that share memory, and a view would keep its whole base alive.
+    """
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _copy_companions(source: Path, directory: Path) -> None:
+    """Copy tokenizer, chat templates, generation config, licence: all but weights and config."""
+    for path in sorted(source.iterdir()):
+        if path.name.startswith(".") or path.name == CONFIG_NAME:
+            continue
+        if path.is_dir() and path.name in _COPIED_DIRECTORIES:
+            shutil.copytree(path, directory / path.name)
+        elif path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES):
+            shutil.copyfile(path, directory / path.name)
+
+
+def _weight_bytes(source: Path) -> int:
+    return sum(path.stat().st_size for path in source.glob("*.safetensors"))
+
+
+def _check_extra_files(extra_files: Mapping[str, str | bytes]) -> None:
+    for name in extra_files:
+        path = Path(name)
+        reserved = name == CONFIG_NAME or name.endswith(_WEIGHT_SUFFIXES)
+        if reserved or path.is_absolute() or ".." in path.parts or not path.parts:
+            raise CheckpointError(
+                f"extra file {name!r}; rule: a relative name inside the checkpoint, neither "
+                f"{CONFIG_NAME} nor weights; remedy: use another name"
+            )
+
+
+def _write_file(path: Path, content: str | bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
