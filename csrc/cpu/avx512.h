@@ -1,0 +1,84 @@
+// What the AVX-512 kernels share: the tuning constants of this instruction set, and vector pieces.
+// Include after every other header, in files that are compiled for AVX-512 only.
+#pragma once
+
+#include <immintrin.h>
+
+#include "layout.h"
+
+namespace permllm::cpu {
+namespace {
+
+// Measured on Zen 4 (1 MiB of L2 per core, 26-30 GB/s of stream for one core).
+namespace tuning {
+// Only prefetching into L2 overlaps with the arithmetic; into L1 it stalls the loop that asks.
+constexpr _mm_hint kPrefetchHint = _MM_HINT_T1;
+constexpr int64_t kPrefetchBytes = 18 << 10;  // ahead of the block in use
+constexpr int64_t kChunkBlocks = 8;           // input blocks expanded at a time: 8 rows are 8 KiB
+constexpr int64_t kPanelGroups = 16;          // row groups whose sums wait in L2 for the next chunk
+constexpr int64_t kTokenVectors = 16;         // of 16 tokens: what one expansion serves at most
+}  // namespace tuning
+
+constexpr int kRows = kAvx512Rows;
+constexpr int kLanes = 16;  // 32-bit lanes: pairs of inputs, or tokens
+using Rows8 = Block<kRows>;
+
+#define PERMLLM_UNROLL _Pragma("GCC unroll 32")
+
+inline void prefetch_block(const Rows8* block) {
+  const char* ahead = reinterpret_cast<const char*>(block) + tuning::kPrefetchBytes;
+  PERMLLM_UNROLL
+  for (size_t line = 0; line < sizeof(Rows8); line += 64) {
+    _mm_prefetch(ahead + line, tuning::kPrefetchHint);
+  }
+}
+
+// Inputs 0..31 of one row of a block, zeros where pruned.
+inline __m512i expand_low(const Rows8& block, int row) {
+  return _mm512_maskz_expand_epi16(static_cast<__mmask32>(block.mask[row]),
+                                   _mm512_load_si512(block.values[row]));
+}
+
+// Inputs 32..63. Reads up to 64 bytes past the row's values: the allocation's tail allows it.
+inline __m512i expand_high(const Rows8& block, int row) {
+  const uint64_t mask = block.mask[row];
+  const int skip = __builtin_popcount(static_cast<uint32_t>(mask));
+  return _mm512_maskz_expand_epi16(static_cast<__mmask32>(mask >> 32),
+                                   _mm512_loadu_si512(block.values[row] + skip));
+}
+
+inline __m512 dot_pairs(__m512 sum, __m512i a, __m512i b) {
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+
+// [16][16] 32-bit transpose, in place.
+inline void transpose(__m512i (&r)[16]) {
+  __m512i t[16];
+  PERMLLM_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+  PERMLLM_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+  }
+  PERMLLM_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  PERMLLM_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+  }
+}
+
+}  // namespace
+}  // namespace permllm::cpu
