@@ -1,0 +1,1 @@
+"""Offline half of PermLLM: decide where every weight goes, and write it down once."""

@@ -1,0 +1,91 @@
+"""What calibration reads from the dense model: input norms, and its last hidden state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from permllm_offline.families import Family
+from permllm_offline.modules import decoder_layers, linear_of
+
+
+@dataclass(frozen=True)
+class DenseStatistics:
+    """Results of one pass of the dense model over the calibration windows.
+
+    ``norms[layer][group]`` is float32 [in_features]: the root mean square of each input channel
+    over all tokens, i.e. the norm of Wanda up to one common factor. ``hidden_states`` is
+    [windows, sequence_length, hidden] in the model's dtype, or None when not asked for.
+    """
+
+    norms: list[dict[str, Tensor]]
+    hidden_states: Tensor | None
+
+
+@torch.inference_mode()
+def collect(model: Any, family: Family, windows: Tensor, *, hidden_states: bool) -> DenseStatistics:
+    """Run the dense model over int64 [windows, sequence_length], one window at a time."""
+    layers = decoder_layers(model, family.layers)
+    sums: list[dict[str, Tensor]] = [{} for _ in layers]
+    handles = []
+    for layer, module in enumerate(layers):
+        for group in family.groups:
+            linear = linear_of(module, group.linears[0])
+            hook = _sum_squares(sums[layer], group.name)
+            handles.append(linear.register_forward_pre_hook(hook))
+    kept: list[Tensor] = []
+    try:
+        for window in tqdm(windows, desc="dense forward", unit="window"):
+            state = last_hidden_state(model, family, window[None])
+            if hidden_states:
+                kept.append(state.cpu())
+    finally:
+        for handle in handles:
+            handle.remove()
+    tokens = windows.numel()
+    norms = [{name: (total / tokens).sqrt() for name, total in layer.items()} for layer in sums]
+    return DenseStatistics(norms, torch.cat(kept) if kept else None)
+
+
+def last_hidden_state(model: Any, family: Family, windows: Tensor) -> Tensor:
+    """Return the hidden state after the last decoder layer, before the final norm.
+
+    Args:
+        model: causal language model of transformers.
+        family: names of its modules.
+        windows: int64 [batch, sequence_length].
+
+    Returns:
+        [batch, sequence_length, hidden] in the model's dtype, differentiable.
+    """
+    with _captured_input(model.get_submodule(family.final_norm)) as captured:
+        model.base_model(windows.to(model.device), use_cache=False)
+    return captured[0]
+
+
+def _sum_squares(sums: dict[str, Tensor], name: str) -> Any:
+    def hook(module: nn.Module, inputs: Sequence[Tensor]) -> None:
+        squares = inputs[0].flatten(0, -2).float().square().sum(0)
+        sums[name] = sums[name] + squares if name in sums else squares
+
+    return hook
+
+
+@contextmanager
+def _captured_input(module: nn.Module) -> Iterator[list[Tensor]]:
+    captured: list[Tensor] = []
+
+    def hook(module: nn.Module, inputs: Sequence[Tensor]) -> None:
+        captured.append(inputs[0])
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield captured
+    finally:
+        handle.remove()

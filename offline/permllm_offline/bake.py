@@ -1,0 +1,81 @@
+"""Bake decisions into the tensors of a checkpoint: fold, permute, mask, pack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+
+from permllm_offline.decisions import GroupDecision, LayerDecision
+from permllm_offline.modules import linear_of
+from permllm_vllm.checkpoint import schema
+from permllm_vllm.checkpoint.folding import fold_rows
+from permllm_vllm.checkpoint.packing import pack_mask, pack_values
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.permutation import permute_columns
+
+
+def bake_layer(
+    name: str, layer: nn.Module, decision: LayerDecision, pattern: Pattern
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the checkpoint tensors of every pruned linear of one decoder layer.
+
+    Args:
+        name: module name of the decoder layer.
+        layer: the decoder layer, weights in original order.
+        decision: of each of its shared-input groups.
+        pattern: N and M.
+
+    Yields:
+        Tensor names and tensors of format version 1, in forward order.
+    """
+    folds = row_permutations(decision)
+    for group in decision:
+        for linear in group.masks:
+            module = linear_of(layer, linear)
+            tensors = _bake_linear(module, group, linear, folds.get(linear), pattern)
+            for kind, tensor in tensors:
+                yield f"{name}.{linear}.{kind}", tensor
+
+
+def row_permutations(decision: LayerDecision) -> Mapping[str, tuple[Tensor, int]]:
+    """Linears whose rows a fold moves: block-local uint8 [out_features] and its block size."""
+    return {
+        target: (group.layout.rows(group.permutation), group.layout.block_size)
+        for group in decision
+        if group.layout.folded and group.permutation is not None
+        for target in group.layout.group.fold_into
+    }
+
+
+def _bake_linear(
+    module: nn.Linear,
+    group: GroupDecision,
+    linear: str,
+    rows: tuple[Tensor, int] | None,
+    pattern: Pattern,
+) -> Iterator[tuple[str, Tensor]]:
+    weight, bias = module.weight.detach().cpu(), module.bias
+    mask = group.mask(linear)
+    if rows is not None:
+        weight, mask = fold_rows(weight, *rows), fold_rows(mask, *rows)
+    permutation, block_size = group.permutation, group.layout.block_size
+    if permutation is not None:
+        weight = permute_columns(weight, permutation, block_size)
+        mask = permute_columns(mask, permutation, block_size)
+    yield schema.WEIGHT_PACKED, pack_values(weight.contiguous(), mask, pattern)
+    yield schema.WEIGHT_MASK, pack_mask(mask)
+    if permutation is not None:
+        folded = group.layout.folded
+        yield (schema.FOLDED_PERMUTATION if folded else schema.INPUT_PERMUTATION), permutation
+    if bias is not None:
+        bias = bias.detach().cpu()
+        yield schema.BIAS, bias if rows is None else fold_rows(bias, *rows)
+
+
+def apply_masks(layer: nn.Module, decision: LayerDecision) -> None:
+    """Zero the pruned weights of a decoder layer in place: the dense twin of what is baked."""
+    for group in decision:
+        for linear in group.masks:
+            weight = linear_of(layer, linear).weight
+            weight.data.masked_fill_(~group.mask(linear).to(weight.device), 0)

@@ -1,0 +1,52 @@
+"""The command ``permllm-offline``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from permllm_offline.commands import eval as eval_command
+from permllm_offline.commands import inspect as inspect_command
+from permllm_offline.commands import prune as prune_command
+from permllm_offline.errors import OfflineError
+from permllm_vllm.checkpoint.errors import CheckpointError
+
+BAD_INPUT = 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command with its sub-commands."""
+    parser = argparse.ArgumentParser(
+        prog="permllm-offline",
+        description="Prune a language model to N:M sparsity with learned channel permutations.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (prune_command, eval_command, inspect_command):
+        sub = command.add_parser(commands)
+        sub.add_argument(
+            "-v", "--verbose", action="store_true", help="more log, and tracebacks of errors"
+        )
+        sub.set_defaults(run=command.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (2 for bad input)."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO if options.verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        options.run(options)
+    except (OfflineError, CheckpointError, OSError) as error:
+        if options.verbose:
+            logging.getLogger(__name__).exception("failed")
+        sys.stderr.write(f"permllm-offline {options.command}: error: {error}\n")
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        sys.stderr.write(f"permllm-offline {options.command}: interrupted\n")
+        return 130
+    return 0

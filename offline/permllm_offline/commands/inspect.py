@@ -1,0 +1,41 @@
+"""``permllm-offline inspect``: what a permllm checkpoint holds, layer by layer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from permllm_offline.commands.tables import inspection_table
+from permllm_offline.inspection import inspect
+
+_EXAMPLES = """examples:
+  permllm-offline inspect ./sparse
+  permllm-offline inspect ./sparse --json
+"""
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the sub-command and its options."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "inspect",
+        help="show what a permllm checkpoint holds",
+        description="Show each sparse layer: shape, pattern, permutation, bytes, density.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("directory", type=Path, metavar="DIR", help="folder of the checkpoint")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print the inspection."""
+    found = inspect(options.directory)
+    if options.json:
+        print(json.dumps(found.to_dict(), indent=2))  # noqa: T201 - the command's result
+    else:
+        Console().print(inspection_table(found))

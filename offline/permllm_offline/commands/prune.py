@@ -1,0 +1,83 @@
+"""``permllm-offline prune``: prune a model and write a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from permllm_offline.commands.tables import plan_table, report_table
+from permllm_offline.methods import METHODS
+from permllm_offline.pipeline import prepare, prune
+from permllm_offline.recipe import Recipe, check_output, make_recipe
+from permllm_vllm.checkpoint.pattern import SUPPORTED
+
+_EXAMPLES = """examples:
+  permllm-offline prune ./SmolLM2-135M --output ./sparse --dataset calibration.txt
+  permllm-offline prune HuggingFaceTB/SmolLM2-135M-Instruct --output ./sparse \\
+      --method wanda+cp --pattern 4:8 --dataset Salesforce/wikitext:wikitext-2-raw-v1
+  permllm-offline prune ./model --output ./sparse --dataset texts/ --dry-run
+"""
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the sub-command and its options."""
+    default = Recipe.model_fields
+    methods = "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items())
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "prune",
+        help="prune a model and write a permllm checkpoint",
+        description="Prune a model and write a permllm checkpoint that vLLM serves.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder or hub name of the dense model")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--pattern", default=default["pattern"].default, help=f"one of {', '.join(SUPPORTED)}"
+    )
+    parser.add_argument("--method", default="permllm-wanda", help=methods)
+    parser.add_argument(
+        "--dataset",
+        metavar="FILE|DIR|HUB",
+        help="calibration text: .txt, .jsonl or .parquet file, a folder of them, or a hub name",
+    )
+    for name, text in (
+        ("num_samples", "calibration windows"),
+        ("sequence_length", "tokens per window"),
+        ("seed", "of sampling and learning"),
+        ("block_size", "channels per permutation block: 32, 64 or 128"),
+    ):
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=int,
+            default=default[name].default,
+            metavar="N",
+            help=f"{text} (default %(default)s)",
+        )
+    parser.add_argument("--steps", type=int, metavar="N", help="learning steps")
+    parser.add_argument("--device", default="cpu", help="torch device (default %(default)s)")
+    parser.add_argument(
+        "--dtype", default="auto", help="auto (the model's own), bfloat16, float16 or float32"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
+    parser.add_argument("--force", action="store_true", help="replace a non-empty output folder")
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prune, or with ``--dry-run`` show what would be done."""
+    names = set(Recipe.model_fields) & set(vars(options))
+    entries = {name: getattr(options, name) for name in names}
+    if options.steps is not None:
+        entries["learning"] = {"steps": options.steps}
+    recipe = make_recipe(entries)
+    console = Console()
+    if options.dry_run:
+        prepared = prepare(recipe)
+        check_output(options.output, prepared.source.directory, force=options.force)
+        console.print(plan_table(recipe, prepared.plan))
+        return
+    console.print(report_table(prune(recipe, options.output, force=options.force)))

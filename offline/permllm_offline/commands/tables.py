@@ -1,0 +1,67 @@
+"""Tables that the sub-commands print."""
+
+from __future__ import annotations
+
+from rich.console import Group
+from rich.table import Table
+
+from permllm_offline.inspection import Inspection
+from permllm_offline.plan import Plan
+from permllm_offline.recipe import Recipe
+from permllm_offline.report import Report
+
+
+def plan_table(recipe: Recipe, plan: Plan) -> Group:
+    """Show what a prune would do."""
+    table = Table(title=f"{recipe.method}, {recipe.pattern}: nothing written (--dry-run)")
+    for column in ("layer", "shape", "permutation", "dense bytes", "sparse bytes"):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    for linear in plan.linears:
+        state = "none"
+        if linear.permuted:
+            state = "folded" if linear.layout.folded else "run time"
+        table.add_row(
+            linear.name,
+            f"{linear.out_features} x {linear.layout.in_features}",
+            state,
+            f"{linear.dense_bytes:,}",
+            f"{linear.sparse_bytes:,}",
+        )
+    total = f"output: about {plan.total_bytes / 1e6:,.1f} MB of tensors, dense ones included"
+    return Group(table, total)
+
+
+def report_table(report: Report) -> Table:
+    """Sum up a finished prune."""
+    table = Table(title=f"{report.recipe.method}, {report.recipe.pattern}", show_header=False)
+    before, after = report.perplexity_before, report.perplexity_after
+    table.add_row("pruned linear layers", str(len(report.layers)))
+    table.add_row("their bytes, against dense", f"{report.byte_ratio:.1%}")
+    table.add_row("perplexity dense, held-out windows", "-" if before is None else f"{before:.2f}")
+    table.add_row("perplexity sparse, held-out windows", "-" if after is None else f"{after:.2f}")
+    return table
+
+
+def inspection_table(found: Inspection) -> Table:
+    """Show the layers of a checkpoint."""
+    table = Table(title=f"pattern {found.pattern}, block size {found.block_size}", show_footer=True)
+    table.add_column("layer", footer="total")
+    table.add_column("shape", justify="right")
+    table.add_column("pattern", justify="right")
+    table.add_column("permutation", justify="right")
+    table.add_column("values", justify="right")
+    table.add_column("bytes", justify="right", footer=f"{found.bytes:,}")
+    table.add_column("of dense", justify="right", footer=f"{found.bytes / found.dense_bytes:.1%}")
+    table.add_column("density", justify="right")
+    for layer in found.layers:
+        table.add_row(
+            layer.name,
+            f"{layer.out_features} x {layer.in_features}",
+            layer.pattern,
+            layer.permutation,
+            layer.value_dtype,
+            f"{layer.bytes:,}",
+            f"{layer.bytes / layer.dense_bytes:.1%}",
+            f"{layer.density:.3f}",
+        )
+    return table

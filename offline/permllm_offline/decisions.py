@@ -1,0 +1,60 @@
+"""What pruning decides: for every shared-input group one permutation, for every linear a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from permllm_offline.layout import GroupLayout
+from permllm_offline.mask import choose_mask
+from permllm_vllm.checkpoint.packing import pack_mask, unpack_mask
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.permutation import canonical
+
+
+@dataclass(frozen=True)
+class GroupDecision:
+    """Decision for one shared-input group.
+
+    ``permutation`` is block-local uint8 [in_features] in canonical form, or None. ``masks`` holds
+    each linear's kept set in the *original* channel order, packed to bits: uint8 [out, in/8].
+    ``retained`` is the share of the importance that each mask keeps, 0..1.
+    """
+
+    layout: GroupLayout
+    permutation: Tensor | None
+    masks: Mapping[str, Tensor]
+    retained: Mapping[str, float]
+
+    def mask(self, linear: str) -> Tensor:
+        """Kept set of one linear, bool [out_features, in_features], original channel order."""
+        return unpack_mask(self.masks[linear])
+
+
+LayerDecision = Sequence[GroupDecision]
+
+
+def decide(
+    layout: GroupLayout,
+    importances: Mapping[str, Tensor],
+    permutation: Tensor | None,
+    pattern: Pattern,
+) -> GroupDecision:
+    """Turn importances and a permutation of one group into masks.
+
+    Args:
+        layout: of the group.
+        importances: linear -> float32 [out_features, in_features], original channel order.
+        permutation: block-local uint8 [in_features], or None.
+        pattern: N and M.
+    """
+    if permutation is not None:
+        permutation = canonical(permutation, layout.block_size, pattern)
+    masks, retained = {}, {}
+    for linear, importance in importances.items():
+        mask = choose_mask(importance, pattern, permutation, layout.block_size)
+        retained[linear] = float(importance[mask].double().sum() / importance.double().sum())
+        masks[linear] = pack_mask(mask)
+    return GroupDecision(layout, permutation, masks, retained)

@@ -1,0 +1,159 @@
+"""Load models and tokenizers: a dense Hugging Face checkpoint or a permllm one, local or hub."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from permllm_offline.errors import OfflineError
+from permllm_vllm.checkpoint.reader import CheckpointReader
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on disk: the name the user gave, its folder and its transformers configuration."""
+
+    name: str
+    directory: Path
+    config: Any
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the checkpoint declares (float32 where it declares none)."""
+        return getattr(self.config, "dtype", None) or torch.float32
+
+
+def open_source(model: str) -> Source:
+    """Find a model: a local folder, or a hub name (downloaded to the hub's cache).
+
+    Raises:
+        OfflineError: no such folder, unreachable hub, or no readable ``config.json``.
+    """
+    from transformers import AutoConfig
+
+    directory = _local_directory(model)
+    try:
+        config = AutoConfig.from_pretrained(directory)
+    except Exception as error:  # transformers raises too many kinds to list
+        raise OfflineError(
+            f"{model!r} has no readable config.json ({_first_line(error)}). Give a folder that "
+            "holds a Hugging Face checkpoint, or a hub name."
+        ) from error
+    return Source(model, directory, config)
+
+
+def load_tokenizer(source: Source) -> Any:
+    """Load the tokenizer beside a model; raises OfflineError where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.directory)
+    except Exception as error:  # transformers raises too many kinds to list
+        raise OfflineError(
+            f"{source.name!r} has no readable tokenizer ({_first_line(error)}). Copy the "
+            "tokenizer files of the base model into the folder."
+        ) from error
+
+
+def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load a causal language model for inference, dense whatever the checkpoint holds.
+
+    A permllm checkpoint is decompressed with its zeros in place; rows that a fold moved stay
+    moved, which is the same function.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        if getattr(source.config, "quantization_config", None) is None:
+            model = AutoModelForCausalLM.from_pretrained(source.directory, dtype=dtype)
+        else:
+            model = _decompress(source, dtype)
+    except OfflineError:
+        raise
+    except Exception as error:  # transformers and safetensors raise too many kinds to list
+        raise OfflineError(f"cannot load {source.name!r}: {_first_line(error)}.") from error
+    model.requires_grad_(False)
+    return model.to(device).eval()
+
+
+def _decompress(source: Source, dtype: torch.dtype) -> Any:
+    from copy import deepcopy
+
+    from transformers import AutoModelForCausalLM
+
+    reader = CheckpointReader(source.directory)
+    config = deepcopy(source.config)
+    del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    state = dict(reader.dense_state_dict(dtype))
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    model.tie_weights()
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    missing = [name for name in missing if name not in tied]
+    if missing or unexpected:
+        raise OfflineError(
+            f"{source.name!r} does not hold the tensors of its architecture (missing: "
+            f"{missing[:3]}, unexpected: {unexpected[:3]}). Write it again with "
+            "`permllm-offline prune`."
+        )
+    return model
+
+
+def parse_dtype(name: str) -> torch.dtype | None:
+    """Return the dtype of ``--dtype``; None for ``auto``, i.e. what the checkpoint declares."""
+    if name == "auto":
+        return None
+    if name not in DTYPES:
+        raise OfflineError(f"dtype {name!r} is not supported: give auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype as checkpoints write it: ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def parse_device(name: str) -> torch.device:
+    """Return the device of ``--device``; raises OfflineError where it cannot hold a tensor."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise OfflineError(
+            f"device {name!r} cannot be used ({_first_line(error)}). Give cpu, or a device that "
+            "this build of torch supports."
+        ) from error
+    return device
+
+
+def _local_directory(model: str) -> Path:
+    directory = Path(model).expanduser()
+    if directory.is_dir():
+        return directory
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or os.sep in model[2:-1]
+    if directory.exists() or (looks_local and model.count("/") != 1):
+        raise OfflineError(f"{model!r} is not a folder. Give a folder with a Hugging Face model.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                model, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+            )
+        )
+    except Exception as error:  # the hub client raises too many kinds to list
+        raise OfflineError(
+            f"{model!r} is neither a local folder nor could it be fetched from the Hugging Face "
+            f"hub ({_first_line(error)}). Check the name, or give a folder."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -1,0 +1,54 @@
+"""N:M masks: keep the N most important of every M consecutive input channels of a row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.permutation import permute_columns, unpermute_columns
+
+
+def keep_channels(importance: Tensor, pattern: Pattern) -> Tensor:
+    """Keep N of every M consecutive channels of a transposed importance; low index wins a tie.
+
+    Channels are rows here so that every comparison runs over contiguous memory, and the rank of a
+    channel comes from the M(M-1)/2 comparisons of its group instead of from a sort.
+
+    Args:
+        importance: [in_features, out_features], finite, in permuted channel order.
+        pattern: N and M; M divides in_features.
+
+    Returns:
+        bool [in_features, out_features], exactly N set in every group.
+    """
+    kept, size = pattern
+    members = importance.unflatten(0, (-1, size)).unbind(1)
+    wins = torch.zeros((size, *members[0].shape), dtype=torch.int8, device=importance.device)
+    for first in range(size):
+        for second in range(first + 1, size):
+            first_wins = members[first] >= members[second]
+            wins[first] += first_wins
+            wins[second] += ~first_wins
+    return (wins >= size - kept).transpose(0, 1).reshape(importance.shape)
+
+
+def choose_mask(
+    importance: Tensor, pattern: Pattern, permutation: Tensor | None, block_size: int
+) -> Tensor:
+    """Choose the kept weights of a linear layer, in the original channel order.
+
+    Args:
+        importance: [out_features, in_features] in the original channel order.
+        pattern: N and M; groups are formed in the permuted order.
+        permutation: block-local uint8 [in_features], or None for the original order.
+        block_size: channels per block of ``permutation``.
+
+    Returns:
+        bool [out_features, in_features].
+    """
+    if permutation is None:
+        return keep_channels(importance.t().contiguous(), pattern).t().contiguous()
+    permuted = permute_columns(importance, permutation, block_size)
+    mask = keep_channels(permuted.t().contiguous(), pattern).t().contiguous()
+    return unpermute_columns(mask, permutation, block_size)

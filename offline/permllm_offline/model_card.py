@@ -1,0 +1,101 @@
+"""The model card: README.md of a pruned checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from permllm_offline.loading import Source
+from permllm_offline.methods import parse_method
+from permllm_offline.report import Report
+
+_UNKNOWN = "unknown"
+
+
+def model_card(report: Report, source: Source, output_name: str) -> str:
+    """Write the model card of a report.
+
+    Args:
+        report: of the prune.
+        source: the dense base model; its own card names the licence.
+        output_name: folder name of the checkpoint, for the serve line.
+    """
+    recipe, base = report.recipe, base_name(source)
+    license_name = base_license(source.directory)
+    header = {
+        "base_model": base,
+        "library_name": "vllm",
+        "tags": ["permllm", "sparse", recipe.pattern],
+    }
+    if license_name != _UNKNOWN:
+        header["license"] = license_name
+    permuted = {"run time": 0, "folded": 0, "none": 0}
+    for layer in report.layers:
+        permuted[layer.permutation] += 1
+    return f"""---
+{yaml.safe_dump(header, sort_keys=False).strip()}
+---
+
+# {output_name}
+
+[{base}](https://huggingface.co/{base}) pruned to {recipe.pattern} sparsity by
+[PermLLM for vLLM](https://pypi.org/project/permllm-vllm/) {report.tool_version}.
+
+| | |
+|---|---|
+| base model | {base} |
+| licence of the base model | {license_name} |
+| method | `{recipe.method}`: {parse_method(recipe.method).summary} |
+| pattern | {recipe.pattern}: {recipe.parsed_pattern().kept} of every \
+{recipe.parsed_pattern().group} weights kept |
+| pruned linear layers | {len(report.layers)} ({permuted["run time"]} permuted at run time, \
+{permuted["folded"]} folded, {permuted["none"]} unpermuted) |
+| bytes of the pruned layers | {report.byte_ratio:.1%} of dense |
+| calibration | {_calibration(report)} |
+| perplexity, dense | {_perplexity(report.perplexity_before)} |
+| perplexity, this checkpoint | {_perplexity(report.perplexity_after)} |
+
+Perplexity is measured on windows of the calibration data set that calibration never saw.
+
+## Serve
+
+```bash
+pip install permllm-vllm
+vllm serve {output_name} --quantization permllm
+```
+
+`recipe.yaml` holds every choice behind this checkpoint, `report.json` what happened to each layer.
+"""
+
+
+def base_name(source: Source) -> str:
+    """Name of the base model that is not a path of this machine."""
+    return source.name if not Path(source.name).is_dir() else source.directory.resolve().name
+
+
+def base_license(directory: Path) -> str:
+    """Licence that the base model's own card declares, or ``unknown``."""
+    card = directory / "README.md"
+    if not card.is_file():
+        return _UNKNOWN
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
+    if len(parts) < 3 or parts[0].strip():
+        return _UNKNOWN
+    try:
+        header = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return _UNKNOWN
+    return str(header.get("license", _UNKNOWN)) if isinstance(header, dict) else _UNKNOWN
+
+
+def _calibration(report: Report) -> str:
+    recipe = report.recipe
+    if recipe.dataset is None:
+        return "none"
+    name = Path(recipe.dataset).name if Path(recipe.dataset).exists() else recipe.dataset
+    return f"{recipe.num_samples} windows of {recipe.sequence_length} tokens from `{name}`"
+
+
+def _perplexity(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f}"

@@ -1,0 +1,94 @@
+"""The recipe: every choice that decides the result, written beside it as ``recipe.yaml``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from permllm_offline.errors import OfflineError
+from permllm_offline.methods import parse_method
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.schema import BLOCK_SIZES
+
+
+class LearningRecipe(BaseModel):
+    """Constants of the learned permutation; the defaults suit minutes on a CPU."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(default=60, ge=1)
+    windows_per_step: int = Field(default=4, ge=1)
+    learning_rate: float = Field(default=1e-2, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    temperature_start: float = Field(default=1.0, gt=0)
+    temperature_end: float = Field(default=0.1, gt=0)
+    sinkhorn_iterations: int = Field(default=5, ge=0)
+    validation_windows: int = Field(default=4, ge=1)
+    validation_interval: int = Field(default=10, ge=1)
+
+
+class Recipe(BaseModel):
+    """Every choice of one ``prune`` run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    method: str
+    pattern: str = "2:4"
+    block_size: int = 64
+    dataset: str | None = None
+    num_samples: int = Field(default=128, ge=1)
+    sequence_length: int = Field(default=512, ge=2)
+    evaluation_windows: int = Field(default=16, ge=0)
+    seed: int = Field(default=0, ge=0)
+    device: str = "cpu"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    learning: LearningRecipe = LearningRecipe()
+
+    def parsed_pattern(self) -> Pattern:
+        """The pattern as numbers."""
+        return Pattern.parse(self.pattern)
+
+    def to_yaml(self) -> str:
+        """Text of ``recipe.yaml``."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False)
+
+
+def make_recipe(entries: dict[str, Any]) -> Recipe:
+    """Build a recipe from user input.
+
+    Raises:
+        OfflineError: unknown method, pattern or block size, or a number out of range.
+    """
+    try:
+        recipe = Recipe.model_validate(entries)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][-1]).replace("_", "-")
+        raise OfflineError(f"{option} {first['input']!r}: {first['msg']}.") from error
+    parse_method(recipe.method)
+    try:
+        recipe.parsed_pattern()
+    except ValueError as error:
+        raise OfflineError(str(error)) from error
+    if recipe.block_size not in BLOCK_SIZES:
+        raise OfflineError(
+            f"block size {recipe.block_size} is not supported: give one of "
+            f"{', '.join(map(str, BLOCK_SIZES))}."
+        )
+    return recipe
+
+
+def check_output(output: Path, source: Path, *, force: bool) -> None:
+    """Raise OfflineError unless a checkpoint may be written to ``output``."""
+    if output.exists() and not output.is_dir():
+        raise OfflineError(f"output {output} is a file: give a folder to create.")
+    if output.is_dir() and output.resolve() in (source.resolve(), *source.resolve().parents):
+        raise OfflineError(f"output {output} holds the source model: give another folder.")
+    if output.is_dir() and any(output.iterdir()) and not force:
+        raise OfflineError(
+            f"output folder {output} is not empty: give a new one, or --force to replace it."
+        )

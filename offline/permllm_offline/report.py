@@ -1,0 +1,114 @@
+"""The report of a prune, ``report.json``, and the model card made from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from permllm_offline.decisions import GroupDecision, LayerDecision
+from permllm_offline.plan import Plan
+from permllm_offline.recipe import Recipe
+from permllm_vllm.checkpoint.permutation import identity
+from permllm_vllm.checkpoint.schema import installed_version
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to one linear layer.
+
+    ``permutation`` is ``none``, ``run time`` or ``folded``; ``moved_channels`` and
+    ``retained_importance`` are shares, 0..1.
+    """
+
+    name: str
+    out_features: int
+    in_features: int
+    permutation: str
+    moved_channels: float
+    retained_importance: float
+    dense_bytes: int
+    sparse_bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a prune did; perplexities are over windows that calibration never saw, or None."""
+
+    recipe: Recipe
+    tool_version: str
+    perplexity_before: float | None
+    perplexity_after: float | None
+    learning_curve: Sequence[dict[str, float]]
+    layers: Sequence[LayerReport]
+
+    @classmethod
+    def build(
+        cls,
+        recipe: Recipe,
+        plan: Plan,
+        decisions: Sequence[LayerDecision],
+        learning_curve: Sequence[dict[str, float]],
+        perplexity_before: float | None,
+        perplexity_after: float | None,
+    ) -> Report:
+        """Collect the report from the plan and the decisions."""
+        groups = [
+            (group, linear) for layer in decisions for group in layer for linear in group.masks
+        ]
+        layers = [
+            LayerReport(
+                name=planned.name,
+                out_features=planned.out_features,
+                in_features=group.layout.in_features,
+                permutation=permutation_state(group),
+                moved_channels=_moved(group),
+                retained_importance=group.retained[linear],
+                dense_bytes=planned.dense_bytes,
+                sparse_bytes=planned.sparse_bytes,
+            )
+            for planned, (group, linear) in zip(plan.linears, groups, strict=True)
+        ]
+        return cls(
+            recipe,
+            installed_version(),
+            perplexity_before,
+            perplexity_after,
+            learning_curve,
+            layers,
+        )
+
+    @property
+    def byte_ratio(self) -> float:
+        """Sparse over dense bytes of the pruned linears."""
+        return sum(r.sparse_bytes for r in self.layers) / sum(r.dense_bytes for r in self.layers)
+
+    def to_json(self) -> str:
+        """Text of ``report.json``."""
+        entries: dict[str, Any] = {
+            "tool_version": self.tool_version,
+            "perplexity_before": self.perplexity_before,
+            "perplexity_after": self.perplexity_after,
+            "byte_ratio": self.byte_ratio,
+            "recipe": self.recipe.model_dump(),
+            "learning_curve": list(self.learning_curve),
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+        return json.dumps(entries, indent=2) + "\n"
+
+
+def permutation_state(group: GroupDecision) -> str:
+    """Say where the permutation of a group is applied: ``none``, ``run time`` or ``folded``."""
+    if group.permutation is None:
+        return "none"
+    return "folded" if group.layout.folded else "run time"
+
+
+def _moved(group: GroupDecision) -> float:
+    if group.permutation is None:
+        return 0.0
+    still = identity(group.layout.in_features, group.layout.block_size)
+    return float(torch.mean((group.permutation != still).float()))

@@ -1,0 +1,110 @@
+"""Documents of a data set: a text, JSON-lines or parquet file, a folder of them, or a hub name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from permllm_offline.errors import OfflineError
+
+SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".parquet")
+TEXT_FIELD = "text"
+
+
+def documents(dataset: str, split: str = "train") -> Iterator[str]:
+    """Yield the documents of ``dataset`` in a fixed order.
+
+    Args:
+        dataset: a file, a folder (searched for files of known suffixes), or a name on the Hugging
+            Face hub, written ``NAME``, ``NAME:CONFIG`` or ``NAME:CONFIG:SPLIT``.
+        split: split of a hub data set that names none.
+
+    Raises:
+        OfflineError: nothing readable there, no text field, or the hub cannot be reached.
+    """
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if not files:
+            raise OfflineError(
+                f"folder {dataset!r} holds no text: expected files that end in "
+                f"{', '.join(SUFFIXES)}."
+            )
+    elif path.is_file():
+        files = [path]
+    else:
+        yield from _hub_documents(dataset, split)
+        return
+    for file in files:
+        yield from _file_documents(file)
+
+
+def _file_documents(file: Path) -> Iterator[str]:
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
+        yield from _text_of(_parquet_rows(file), str(file))
+        return
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OfflineError(f"cannot read {file}: {error}. Give UTF-8 text.") from error
+    if suffix in (".jsonl", ".json"):
+        yield from _text_of(_json_rows(text, file), str(file))
+    else:
+        yield text
+
+
+def _json_rows(text: str, file: Path) -> Iterator[object]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise OfflineError(
+                    f"{file}, line {number}: not JSON ({error.msg}). Each line must be one JSON "
+                    f'object with a "{TEXT_FIELD}" field.'
+                ) from error
+
+
+def _parquet_rows(file: Path) -> Iterator[object]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
+            yield from batch.to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise OfflineError(f"cannot read {file} as parquet: {error}.") from error
+
+
+def _text_of(rows: Iterable[object], source: str) -> Iterator[str]:
+    for row in rows:
+        text = row.get(TEXT_FIELD) if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            fields = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+            raise OfflineError(
+                f'{source} has a row without a string field "{TEXT_FIELD}" (found: {fields}). '
+                f'Rename the column that holds the text to "{TEXT_FIELD}".'
+            )
+        yield text
+
+
+def _hub_documents(dataset: str, split: str) -> Iterator[str]:
+    import datasets
+
+    name, _, rest = dataset.partition(":")
+    config, _, own_split = rest.partition(":")
+    try:
+        stream = datasets.load_dataset(
+            name, config or None, split=own_split or split, streaming=True
+        )
+        yield from _text_of(iter(stream), dataset)
+    except OfflineError:
+        raise
+    except Exception as error:  # the hub client raises too many kinds to list
+        raise OfflineError(
+            f"data set {dataset!r} is neither a local file or folder, nor could it be read from "
+            f"the Hugging Face hub ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
+            "Check the name, or give --dataset a local .txt, .jsonl or .parquet file or a folder."
+        ) from error
