@@ -1,0 +1,130 @@
+"""Shapes and random sparse layers, shared by the kernel benchmark and the kernel tests."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from permllm_vllm.backends import CheckpointWeights
+from permllm_vllm.checkpoint import packing, permutation
+from permllm_vllm.checkpoint.pattern import Pattern
+
+#: (outputs, inputs) of Llama-2-7B's linear layers as vLLM fuses them: qkv, o, gate_up, down.
+LLAMA_2_7B = ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008))
+TOKENS = (1, 4, 16, 64, 256)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A random sparse layer: as a checkpoint holds it, and as a dense weight `[out, in]`."""
+
+    weights: CheckpointWeights
+    dense: Tensor
+    bias: Tensor | None
+
+
+def random_mask(n: int, k: int, pattern: Pattern, generator: torch.Generator) -> Tensor:
+    """A uniformly random bool mask `[n, k]` that keeps exactly N of every M inputs."""
+    scores = torch.rand(n, k // pattern.group, pattern.group, generator=generator)
+    kept = scores.topk(pattern.kept, dim=-1).indices
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, kept, True).view(n, k)
+
+
+def random_layer(
+    n: int,
+    k: int,
+    pattern: str = "2:4",
+    block_size: int = 64,
+    *,
+    permuted: bool = True,
+    bias: bool = False,
+    zeros: bool = False,
+    seed: int = 0,
+) -> Layer:
+    """Draws a layer with bfloat16 values.
+
+    `zeros` sets some kept values to 0 and -0, and every value of the first row, and of a group of
+    every row, to zero: kept zeros must stay in their places.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parsed = Pattern.parse(pattern)
+    mask = random_mask(n, k, parsed, generator)
+    weight = torch.randn(n, k, generator=generator).mul_(k**-0.5).to(torch.bfloat16)
+    if zeros:
+        weight[:, ::7] = -0.0
+        weight[:, ::11] = 0.0
+        weight[:, : parsed.group] = 0.0
+        weight[0] = -0.0
+    local = None
+    dense = weight * mask
+    if permuted:
+        blocks = k // block_size
+        local = torch.rand(blocks, block_size, generator=generator).argsort(-1).flatten()
+        local = local.to(torch.uint8)
+        dense = permutation.unpermute_columns(dense, local, block_size)
+    return Layer(
+        CheckpointWeights(
+            values=packing.pack_values(weight, mask, parsed),
+            mask=packing.pack_mask(mask),
+            permutation=local,
+            scale=None,
+            pattern=parsed,
+            block_size=block_size,
+        ),
+        dense,
+        torch.randn(n, generator=generator).to(torch.bfloat16) if bias else None,
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape of the kernel tests."""
+
+    n: int
+    k: int
+    pattern: str
+    block_size: int
+    permuted: bool
+    bias: bool
+    zeros: bool
+
+    def layer(self) -> Layer:
+        return random_layer(
+            self.n,
+            self.k,
+            self.pattern,
+            self.block_size,
+            permuted=self.permuted,
+            bias=self.bias,
+            zeros=self.zeros,
+            seed=self.n * 1000 + self.k,
+        )
+
+    def __str__(self) -> str:
+        marks = [f"{self.n}x{self.k}", self.pattern.replace(":", "of"), f"block{self.block_size}"]
+        marks += [name for name in ("permuted", "bias", "zeros") if getattr(self, name)]
+        return "-".join(marks)
+
+
+def cases() -> Iterator[Case]:
+    """Cases that reach every corner: ragged rows and inputs, all blocks, both patterns."""
+    corners = itertools.cycle(itertools.product((False, True), (True, False)))
+    for pattern in ("2:4", "4:8"):
+        for n, k in ((1, 8), (8, 64), (13, 72), (33, 520), (40, 1096), (129, 200), (100, 2056)):
+            bias, zeros = next(corners)
+            yield Case(n, k, pattern, 64, permuted=False, bias=bias, zeros=zeros)
+        for n, k, block_size in (
+            (7, 96, 32),
+            (48, 544, 32),
+            (16, 64, 64),
+            (50, 1088, 64),
+            (300, 576, 64),
+            (24, 128, 128),
+            (72, 1152, 128),
+        ):
+            bias, zeros = next(corners)
+            yield Case(n, k, pattern, block_size, permuted=True, bias=bias, zeros=zeros)
