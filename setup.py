@@ -1,8 +1,8 @@
 """Builds csrc into permllm_vllm/_C.so against libtorch's stable ABI.
 
-The library uses no Python symbol and nothing of libtorch beyond the stable ABI of 2.11, so one wheel,
-py3-none-<platform>, serves every Python and every torch from 2.11 on. Without a C++ compiler or torch,
-or with PERMLLM_BUILD_CPU=0, the package is pure Python and its kernels are plain PyTorch.
+The library uses no Python symbol and nothing of libtorch beyond the stable ABI of 2.11, so one
+wheel, py3-none-<platform>, serves every Python and every torch from 2.11 on. Without a C++ compiler
+or torch, or with PERMLLM_BUILD_CPU=0, the package is pure Python and its kernels are plain PyTorch.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def reason_not_to_build() -> str | None:
 
 
 def x86() -> bool:
+    """True where the x86-64 instruction sets can exist."""
     return platform.machine() in ("x86_64", "AMD64")
 
 
@@ -75,11 +76,13 @@ def sources() -> list[str]:
 
 
 def instruction_set_flags(source: str) -> list[str]:
+    """Flags for a file that is named after an instruction set, none for the others."""
     name = Path(source).name
     return next((flags for start, flags in INSTRUCTION_SETS.items() if name.startswith(start)), [])
 
 
 def defines(source_list: list[str]) -> list[str]:
+    """PERMLLM_AVX512 and PERMLLM_AMX, where their kernels are in the list."""
     names = [Path(source).name for source in source_list]
     return [
         f"-DPERMLLM_{start.rstrip('_').upper()}"
@@ -95,10 +98,8 @@ class BuildLibrary(build_ext):
         """Without the Python tag that setuptools would add: the library serves every Python."""
         return fullname.replace(".", "/") + ".so"
 
-    def get_export_symbols(self, ext: Extension) -> list[str]:
-        return []
-
     def build_extension(self, ext: Extension) -> None:
+        """Compiles and links; an object is kept while its sources and its command are."""
         torch = torch_directory()
         command = compiler()
         assert torch is not None
@@ -145,18 +146,19 @@ class PlatformWheel(bdist_wheel):
     """Tags the wheel py3-none-<platform>: the library depends on the platform alone."""
 
     def get_tag(self) -> tuple[str, str, str]:
+        """The platform of a library, or any where there is none."""
         _, _, tag = super().get_tag()
         return "py3", "none", tag
 
 
 def extensions() -> list[Extension]:
+    """The library, or nothing and a warning that says how to get it."""
     reason = reason_not_to_build()
     if reason is None:
         return [Extension("permllm_vllm._C", sources())]
-    print(
+    sys.stderr.write(
         f"WARNING: permllm-vllm is installed without its CPU kernels: {reason}, and install again. "
-        "Until then sparse layers run as dense PyTorch: no faster and no smaller than dense.",
-        file=sys.stderr,
+        "Until then sparse layers run as dense PyTorch: no faster and no smaller than dense.\n"
     )
     return []
 

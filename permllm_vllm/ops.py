@@ -1,8 +1,8 @@
 """The operator that multiplies with a packed weight, `torch.ops.permllm.sparse_linear`.
 
-Defined here with its shape function and its plain PyTorch implementation; the compiled library, where
-it was built, adds the CPU implementation. What `packed` and `metadata` hold is the business of the
-backend that packed (`permllm_vllm.backends`).
+Defined here with its shape function and its plain PyTorch implementation; the compiled library,
+where it was built, adds the CPU implementation. What `packed` and `metadata` hold is the business of
+the backend that packed (`permllm_vllm.backends`).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def _reference_linear(
 ) -> Tensor:
     if not packed.is_floating_point():
         raise ValueError(
-            f"packed is {packed.dtype} on {x.device}, which only a compiled kernel reads: pack with "
-            "the backend that select_backend returns for this device"
+            f"packed is {packed.dtype} on {x.device}, which only a compiled kernel reads: pack "
+            "with the backend that select_backend returns for this device"
         )
     return torch.nn.functional.linear(x, packed, bias)
 

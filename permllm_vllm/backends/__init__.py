@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def fallback_reason(device: torch.device, dtype: torch.dtype) -> str:
-    """Why layers of this dtype on this device run on the reference backend; empty if they do not."""
+    """Why layers of this dtype and device run on the reference backend; empty if they do not."""
     if device.type != "cpu":
         return f"there is no kernel for {device.type} yet"
     if dtype != torch.bfloat16:
@@ -45,7 +45,7 @@ def select_backend(device: torch.device, dtype: torch.dtype) -> Backend:
     if not reason:
         return CpuBackend()
     logger.warning(
-        "permllm: sparse layers run on the reference backend, as fast and as large as dense ones: %s",
+        "sparse layers run on the reference backend, as slow and as large as dense ones: %s",
         reason,
     )
     return ReferenceBackend(dtype)

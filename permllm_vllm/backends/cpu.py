@@ -16,8 +16,8 @@ class CpuBackend:
     """Packs to blocks of a few rows x 64 inputs with 64-bit masks (csrc/cpu/layout.h).
 
     Args:
-        instruction_set: "amx", "avx512_bf16" or "portable"; empty for the fastest that this CPU runs,
-            or the one in the environment variable PERMLLM_CPU_ISA.
+        instruction_set: "amx", "avx512_bf16" or "portable"; empty for the fastest that this CPU
+            runs, or the one in the environment variable PERMLLM_CPU_ISA.
 
     Raises:
         RuntimeError: the instruction set is unknown, or this CPU or build cannot run it.

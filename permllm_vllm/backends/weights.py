@@ -48,5 +48,9 @@ class Backend(Protocol):
     instruction_set: str
 
     def pack(self, weights: CheckpointWeights) -> PackedWeights:
-        """Lays out one layer, once, after loading. Raises ValueError for weights that do not fit."""
+        """Lays out one layer, once, after loading.
+
+        Raises:
+            RuntimeError: tensors that do not fit each other, or masks that keep a wrong number.
+        """
         ...
