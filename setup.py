@@ -22,7 +22,8 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("csrc")
 COMMON_FLAGS = [
-    "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter",
+    "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
+    "-Wno-unused-parameter",
     "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY",
 ]  # fmt: skip
 AVX512_FLAGS = [

@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -77,7 +78,7 @@ def _vllm_linear(dense: Tensor) -> Call:
     """vLLM's choice for a dense layer on this CPU (onednn_mm for all but small weights)."""
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
-    layer = torch.nn.Module()
+    layer: Any = torch.nn.Module()
     layer.weight = torch.nn.Parameter(dense.clone(), requires_grad=False)
     dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
     return lambda x: layer.cpu_linear(x, layer.weight, None)
@@ -97,7 +98,7 @@ def _sparse_linear(layer: Layer, backend: CpuBackend) -> Call:
 
 def peers(console: Console) -> dict[str, Callable[[Tensor], Call]]:
     """Dense contestants by name; vLLM's only where vLLM is installed."""
-    found = {"torch": _torch_linear}
+    found: dict[str, Callable[[Tensor], Call]] = {"torch": _torch_linear}
     try:
         import vllm._custom_ops  # noqa: F401
     except ImportError as error:

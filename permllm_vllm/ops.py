@@ -1,8 +1,8 @@
 """The operator that multiplies with a packed weight, `torch.ops.permllm.sparse_linear`.
 
 Defined here with its shape function and its plain PyTorch implementation; the compiled library,
-where it was built, adds the CPU implementation. What `packed` and `metadata` hold is the business of
-the backend that packed (`permllm_vllm.backends`).
+where it was built, adds the CPU implementation. What `packed` and `metadata` hold is the business
+of the backend that packed (`permllm_vllm.backends`).
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ namespace permllm::cpu {
 // Number of threads that a parallel_for may use.
 int64_t thread_count();
 
-// Splits [0, count) into one contiguous range per thread and calls body(context, begin, end) on each.
-// The same count and thread count give the same split, so what one call touches first, the same
-// thread reads in the next. An exception thrown by the body arrives at the caller.
+// Splits [0, count) into one contiguous range per thread and calls body(context, begin, end) on
+// each. The same count and thread count give the same split, so what one call touches first, the
+// same thread reads in the next. An exception thrown by the body arrives at the caller.
 void parallel_ranges(int64_t count, void (*body)(void* context, int64_t begin, int64_t end),
                      void* context);
 
