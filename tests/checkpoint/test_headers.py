@@ -1,0 +1,141 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from permllm_vllm.checkpoint.headers import TensorHeader, checkpoint_problems, natural_order
+from permllm_vllm.checkpoint.schema import QuantizationConfig
+
+LAYER = "model.layers.0.mlp"
+UP, DOWN, OUT = f"{LAYER}.up_proj", f"{LAYER}.down_proj", "model.layers.0.self_attn.o_proj"
+
+
+def headers_of(model: Any) -> dict[str, TensorHeader]:
+    return {
+        name: TensorHeader(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        for name, tensor in model.tensors.items()
+    }
+
+
+def problems_of(
+    model: Any, change: Callable[[dict[str, TensorHeader]], Any], **settings: Any
+) -> list[str]:
+    headers = headers_of(model)
+    change(headers)
+    quantization = QuantizationConfig(**{**model.quantization.to_dict(), **settings})
+    return [str(problem) for problem in checkpoint_problems(headers, quantization)]
+
+
+def nothing(headers: dict[str, TensorHeader]) -> None:
+    return None
+
+
+def without(*names: str) -> Callable[[dict[str, TensorHeader]], None]:
+    def change(headers: dict[str, TensorHeader]) -> None:
+        for name in names:
+            del headers[name]
+
+    return change
+
+
+def having(name: str, shape: tuple[int, ...], dtype: str) -> Callable[..., None]:
+    def change(headers: dict[str, TensorHeader]) -> None:
+        headers[name] = TensorHeader(shape, dtype)
+
+    return change
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_a_valid_checkpoint_has_no_problems(
+    make_tiny_model: Callable[[str, str], Any], pattern: str, dtype: str
+) -> None:
+    assert problems_of(make_tiny_model(pattern, dtype), nothing) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (without(f"{UP}.weight_mask"), f"{UP}.weight_mask: found nothing"),
+        (without(f"{UP}.weight_packed"), f"{UP}.weight_packed: found nothing"),
+        (without(f"{UP}.input_permutation"), "runtime_permuted lists this module"),
+        (without(f"{DOWN}.folded_permutation"), "folded lists this module"),
+        (having(f"{UP}.weight", (128, 64), "bfloat16"), "found a second, dense weight"),
+        (having(f"{UP}.g_idx", (64,), "int32"), f"{UP}.g_idx: found an unknown tensor"),
+        (having(f"{UP}.lora.a", (64,), "int32"), f"{UP}.lora.a: found an unknown tensor"),
+        (having(f"{UP}.weight_scale", (128,), "float32"), "value_dtype bfloat16 has none"),
+        (having(f"{UP}.weight_packed", (128, 31), "bfloat16"), "shape [128, 31]; rule: [128, 32]"),
+        (having(f"{UP}.weight_packed", (128, 32), "float16"), "float16; rule: bfloat16 (value"),
+        (having(f"{UP}.weight_mask", (128, 8), "int8"), "found int8; rule: uint8"),
+        (having(f"{UP}.weight_mask", (0, 8), "uint8"), "neither of them 0"),
+        (having(f"{UP}.weight_mask", (1024,), "uint8"), "rule: [out, in / 8]"),
+        (having(f"{UP}.input_permutation", (32,), "uint8"), "shape [32]; rule: [64]"),
+        (having(f"{UP}.input_permutation", (64,), "int64"), "found int64; rule: uint8"),
+        (having(f"{UP}.bias", (64,), "bfloat16"), "shape [64]; rule: [128]"),
+        (having(f"{UP}.bias", (128,), "int64"), "rule: bfloat16 or float16 or float32"),
+        (having(f"{OUT}.input_permutation", (40,), "uint8"), "runtime_permuted does not list"),
+        (having(f"{OUT}.folded_permutation", (40,), "uint8"), "multiple of block_size 32"),
+        (having(f"{UP}.folded_permutation", (64,), "uint8"), "at run time or folded, never both"),
+    ],
+)
+def test_each_broken_rule_is_reported(
+    tiny_model: Any, change: Callable[..., None], expected: str
+) -> None:
+    problems = problems_of(tiny_model, change)
+    assert any(expected in problem for problem in problems), problems
+    assert all("remedy: " in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"ignore": [OUT]}, f"{OUT}.weight_packed: found a sparse layer; rule: `ignore`"),
+        ({"ignore": [r"re:.*\.o_proj"]}, f"{OUT}.weight_packed: found a sparse layer"),
+        ({"runtime_permuted": []}, f"{UP}.input_permutation: found a module that runtime_perm"),
+        ({"folded": []}, f"{DOWN}.folded_permutation: found a module that folded does not list"),
+        ({"folded": ["absent", DOWN]}, "absent.folded_permutation: found nothing"),
+        ({"value_dtype": "int8"}, f"{UP}.weight_scale: found nothing"),
+        ({"block_size": 128}, f"{UP}.input_permutation: found 64 inputs"),
+        ({"pattern": "2:4", "value_dtype": "float16"}, "found bfloat16; rule: float16"),
+    ],
+)
+def test_a_configuration_that_disagrees_is_reported(
+    tiny_model: Any, settings: dict[str, Any], expected: str
+) -> None:
+    problems = problems_of(tiny_model, nothing, **settings)
+    assert any(expected in problem for problem in problems), problems
+
+
+def test_a_linear_is_sparse_or_ignored_in_every_decoder_layer(tiny_model: Any) -> None:
+    second = "model.layers.1.self_attn.o_proj"
+    parts = [f"{second}.weight_packed", f"{second}.weight_mask"]
+    absent = problems_of(tiny_model, without(*parts))
+    assert len(absent) == 1
+    assert (
+        f"{second}.weight_packed: found nothing; rule: model.layers.*.self_attn.o_proj" in absent[0]
+    )
+
+    def dense(headers: dict[str, TensorHeader]) -> None:
+        without(*parts)(headers)
+        having(f"{second}.weight", (64, 40), "bfloat16")(headers)
+
+    assert "found a dense weight" in problems_of(tiny_model, dense)[0]
+    assert problems_of(tiny_model, dense, ignore=["lm_head", second]) == []
+
+
+def test_a_checkpoint_without_sparse_layers_is_reported(tiny_model: Any) -> None:
+    def dense_only(headers: dict[str, TensorHeader]) -> None:
+        for name in [name for name in headers if "layers" in name]:
+            del headers[name]
+
+    problems = problems_of(tiny_model, dense_only, runtime_permuted=[], folded=[])
+    assert problems[0].startswith("the checkpoint: found no sparse layer")
+
+
+def test_natural_order_survives_odd_names() -> None:
+    names = ["a.10.x", "a.2.x", "a.2.b", "²", "7", "a." + "9" * 5000, "", "..", "a.٣"]
+    assert natural_order(names)[:3] == ["", "..", "7"]
+    assert natural_order(["a.10.x", "a.2.x", "a.2.b"]) == ["a.2.b", "a.2.x", "a.10.x"]
+    odd = {f"{name}.weight_mask": TensorHeader((1, 1), "uint8") for name in names}
+    config = QuantizationConfig(pattern="2:4", block_size=64, value_dtype="int8")
+    assert len(checkpoint_problems(odd, config)) >= len(names)

@@ -1,0 +1,118 @@
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.checkpoint.output import check_destination, check_disk, replaced_at_the_end
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "source").mkdir()
+    return tmp_path / "source"
+
+
+def test_absent_and_empty_outputs_are_free(tmp_path: Path, source: Path) -> None:
+    check_destination(tmp_path / "absent", source, force=False)
+    (tmp_path / "empty").mkdir()
+    check_destination(tmp_path / "empty", source, force=False)
+
+
+def test_a_filled_output_needs_force(tmp_path: Path, source: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "a").touch()
+    with pytest.raises(CheckpointError, match=r"not empty.*--force"):
+        check_destination(output, source, force=False)
+    check_destination(output, source, force=True)
+
+
+def test_a_file_is_no_output(tmp_path: Path, source: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(CheckpointError, match="is a file"):
+        check_destination(tmp_path / "out", source, force=True)
+
+
+def test_the_source_is_no_output_by_any_name(tmp_path: Path, source: Path) -> None:
+    os.symlink(source, tmp_path / "link")
+    for output in (source, tmp_path / "link", tmp_path / "x" / ".." / "source"):
+        with pytest.raises(CheckpointError, match="output and source are both"):
+            check_destination(output, source, force=True)
+
+
+def test_force_never_removes_more_than_a_checkpoint(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CheckpointError, match="contains the source directory"):
+        check_destination(tmp_path, source, force=True)
+    (tmp_path / "work" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work" / "here")
+    with pytest.raises(CheckpointError, match="contains the current directory"):
+        check_destination(tmp_path / "work", source, force=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "homes" / "me"))
+    (tmp_path / "homes" / "me").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="contains the home directory"):
+        check_destination(tmp_path / "homes", source, force=True)
+
+
+def test_a_small_disk_is_refused_with_both_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    def usage(path: Path) -> Any:
+        asked.append(path)
+        return Usage(10**10, 0, 10**9)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    check_disk(tmp_path / "not" / "yet", 10**9)
+    with pytest.raises(CheckpointError, match=r"1\.00 GB free.*may take 2\.50 GB.*free some space"):
+        check_disk(tmp_path / "not" / "yet", 2_500_000_000)
+    assert asked == [tmp_path, tmp_path]
+
+
+def test_the_output_appears_at_the_end(tmp_path: Path) -> None:
+    with replaced_at_the_end(tmp_path / "a" / "out") as directory:
+        (directory / "file").write_text("new")
+        assert not (tmp_path / "a" / "out").exists()
+    assert (tmp_path / "a" / "out" / "file").read_text() == "new"
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["out"]
+
+
+def test_a_failed_swap_puts_the_old_output_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "file").write_text("old")
+    rename = Path.rename
+
+    def refuse_the_new(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_the_new)
+    with (
+        pytest.raises(CheckpointError, match=r"writing .*out failed: no"),
+        replaced_at_the_end(output) as directory,
+    ):
+        (directory / "file").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (output / "file").read_text() == "old"
+
+
+def test_leftovers_of_a_killed_write_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".out.0123abcd.partial").mkdir()
+    with replaced_at_the_end(tmp_path / "out"):
+        pass
+    assert ".out.0123abcd.partial" in caplog.text
+    assert (tmp_path / "out").is_dir()
