@@ -25,7 +25,7 @@ def is_bijective(local: Tensor, block_size: int) -> bool:
     if local.dim() != 1 or local.numel() % block_size:
         return False
     channels = torch.arange(block_size, dtype=local.dtype, device=local.device)
-    return bool((local.view(-1, block_size).sort(dim=1).values == channels).all())
+    return bool((local.reshape(-1, block_size).sort(dim=1).values == channels).all())
 
 
 def absolute(local: Tensor, block_size: int) -> Tensor:

@@ -96,14 +96,13 @@ def _write_shards(
     shards: list[list[str]] = []
     total = 0
     for shard in _shards(tensors, max_shard_bytes):
-        for name, tensor in shard.items():
-            dtype = str(tensor.dtype).removeprefix("torch.")
-            headers[name] = TensorHeader(tuple(tensor.shape), dtype)
-            total += tensor.nbytes
+        headers.update({name: _header(tensor) for name, tensor in shard.items()})
+        total += sum(tensor.nbytes for tensor in shard.values())
         path = directory / f"{len(shards) + 1}.safetensors"
         with disk_errors_named(path):
             save_file(shard, path, metadata={"format": "pt"})
         shards.append(list(shard))
+        shard.clear()  # freed before the next one is collected
     if not shards:
         raise CheckpointError(
             "no tensors to write; rule: a checkpoint has weights; remedy: give the model's tensors"
@@ -140,6 +139,10 @@ def _shards(
         size += tensor.nbytes
     if shard:
         yield shard
+
+
+def _header(tensor: Tensor) -> TensorHeader:
+    return TensorHeader(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
 def _owned(tensor: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 import json
 import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.reader import CheckpointReader
@@ -51,27 +52,29 @@ def test_shards_are_numbered_indexed_and_small(tiny_model: Any, tmp_path: Path) 
     assert index["weight_map"].keys() == tiny_model.tensors.keys()
 
 
-def test_the_iterator_is_consumed_one_shard_at_a_time(tiny_model: Any, tmp_path: Path) -> None:
-    """When a tensor is asked for, every shard before its own is on disk already."""
-    limit, seen = 20_000, []
+def test_one_shard_is_in_memory_at_a_time(
+    tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever a tensor is asked for, earlier shards are on disk and their tensors freed."""
+    limit, unwritten, written = 20_000, [], []
+
+    def save(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        save_file(tensors, path, metadata=metadata)
+        written.extend(weakref.ref(tensor) for tensor in tensors.values())
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         given = 0
         for name, tensor in tiny_model.tensors.items():
-            written = sum(path.stat().st_size for path in tmp_path.glob(".out.*/*.safetensors"))
-            seen.append(given - written)
+            unwritten.append(given - sum(f.stat().st_size for f in tmp_path.glob(".out.*/*")))
+            assert not any(reference() is not None for reference in written)
             given += tensor.nbytes
             yield name, tensor
 
-    write_checkpoint(
-        tmp_path / "out",
-        tensors(),
-        tiny_model.quantization,
-        tiny_model.source,
-        max_shard_bytes=limit,
-    )
-    largest = max(tensor.nbytes for tensor in tiny_model.tensors.values())
-    assert max(seen) <= limit + largest
+    monkeypatch.setattr("permllm_vllm.checkpoint.writer.save_file", save)
+    arguments = (tiny_model.quantization, tiny_model.source)
+    write_checkpoint(tmp_path / "out", tensors(), *arguments, max_shard_bytes=limit)
+    assert max(unwritten) <= limit + max(t.nbytes for t in tiny_model.tensors.values())
+    assert len(written) == len(tiny_model.tensors)
 
 
 def test_companions_are_carried_over_and_old_weights_are_not(
