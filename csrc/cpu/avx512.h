@@ -11,12 +11,18 @@ namespace {
 
 // Measured on Zen 4 (1 MiB of L2 per core, 26-30 GB/s of stream for one core).
 namespace tuning {
-// Only prefetching into L2 overlaps with the arithmetic; into L1 it stalls the loop that asks.
-constexpr _mm_hint kPrefetchHint = _MM_HINT_T1;
-constexpr int64_t kPrefetchBytes = 18 << 10;  // ahead of the block in use
-constexpr int64_t kChunkBlocks = 8;           // input blocks expanded at a time: 8 rows are 8 KiB
-constexpr int64_t kPanelGroups = 16;          // row groups whose sums wait in L2 for the next chunk
-constexpr int64_t kTokenVectors = 16;         // of 16 tokens: what one expansion serves at most
+// Few tokens. Prefetching overlaps with the arithmetic only where it stops in L2.
+constexpr _mm_hint kFewHint = _MM_HINT_T1;
+constexpr int kFewAhead = 16;                 // blocks of 576 bytes, where one pass takes all rows
+constexpr int kFewAheadPasses = 32;           // and where several passes take some rows each
+constexpr int64_t kFewChunkBytes = 20 << 10;  // x and blocks that those passes share, in L1
+
+// Many tokens. The blocks of the next steps fit L1 and are wanted there.
+constexpr _mm_hint kManyHint = _MM_HINT_T0;
+constexpr int kManyAhead = 2;          // steps of one row group and one chunk of inputs
+constexpr int64_t kChunkBlocks = 8;    // inputs expanded at a time: 8 rows are 8 KiB
+constexpr int64_t kPanelGroups = 16;   // row groups whose sums wait in L2 for the next chunk
+constexpr int64_t kTokenVectors = 16;  // of 16 tokens: what one expansion serves at most
 }  // namespace tuning
 
 constexpr int kRows = kAvx512Rows;
@@ -25,26 +31,32 @@ using Rows8 = Block<kRows>;
 
 #define PERMLLM_UNROLL _Pragma("GCC unroll 32")
 
-inline void prefetch_block(const Rows8* block) {
-  const char* ahead = reinterpret_cast<const char*>(block) + tuning::kPrefetchBytes;
+template <_mm_hint Hint, int Bytes>
+inline void prefetch(const char* memory) {
   PERMLLM_UNROLL
-  for (size_t line = 0; line < sizeof(Rows8); line += 64) {
-    _mm_prefetch(ahead + line, tuning::kPrefetchHint);
-  }
+  for (int offset = 0; offset < Bytes; offset += 64) _mm_prefetch(memory + offset, Hint);
+}
+
+// Moves the first values to the places that the mask keeps, zeros elsewhere. Zen 4 waits for the
+// old content of the destination even where the instruction zeroes it, which makes a chain of 5
+// cycles of expansions to one register: the merging form into a register that is freshly zero has
+// none.
+inline __m512i expand_values(__mmask32 mask, const bf16* values) {
+  __m512i zero = _mm512_setzero_si512();
+  __asm__("" : "+v"(zero));  // keeps the compiler from choosing the zeroing form
+  return _mm512_mask_expand_epi16(zero, mask, _mm512_loadu_si512(values));
 }
 
 // Inputs 0..31 of one row of a block, zeros where pruned.
 inline __m512i expand_low(const Rows8& block, int row) {
-  return _mm512_maskz_expand_epi16(static_cast<__mmask32>(block.mask[row]),
-                                   _mm512_load_si512(block.values[row]));
+  return expand_values(static_cast<__mmask32>(block.mask[row]), block.values[row]);
 }
 
 // Inputs 32..63. Reads up to 64 bytes past the row's values: the allocation's tail allows it.
 inline __m512i expand_high(const Rows8& block, int row) {
   const uint64_t mask = block.mask[row];
   const int skip = __builtin_popcount(static_cast<uint32_t>(mask));
-  return _mm512_maskz_expand_epi16(static_cast<__mmask32>(mask >> 32),
-                                   _mm512_loadu_si512(block.values[row] + skip));
+  return expand_values(static_cast<__mmask32>(mask >> 32), block.values[row] + skip);
 }
 
 inline __m512 dot_pairs(__m512 sum, __m512i a, __m512i b) {

@@ -41,68 +41,90 @@ inline __m128 add_lanes(__m512 a, __m512 b, __m512 c, __m512 d) {
   return _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1));
 }
 
-// Sums of rows First..First+Rows-1 of one row group, to sums[token][row].
-template <int Tokens, int Rows, bool Prefetch>
+// The sums of one row group, 16 partial ones per row and token.
+template <int Tokens>
+using Sums = __m512[kRows][Tokens];
+
+// Adds the products of rows first..first+Rows-1 of some blocks, while the pass's share of the
+// blocks kAhead further on is fetched, evenly.
+template <int Tokens, int Rows>
 inline void multiply(const Rows8* block, int64_t blocks, int first, const bf16* x,
-                     float (*sums)[kRows]) {
-  __m512 sum[Tokens * Rows];  // [token][row]
+                     Sums<Tokens>& sums) {
+  constexpr int kStep = sizeof(Rows8) * Rows / kRows;  // bytes to fetch per block of one pass
+  constexpr int kAhead = Rows == kRows ? tuning::kFewAhead : tuning::kFewAheadPasses;
+  const char* ahead =
+      reinterpret_cast<const char*>(block + kAhead) + blocks * kStep * (first / Rows);
+  __m512 sum[Rows][Tokens];
   PERMLLM_UNROLL
-  for (__m512& s : sum) s = _mm512_setzero_ps();
+  for (int r = 0; r < Rows; ++r) {
+    PERMLLM_UNROLL
+    for (int t = 0; t < Tokens; ++t) sum[r][t] = sums[first + r][t];
+  }
   for (const Rows8* end = block + blocks; block != end; ++block, x += Tokens * kBlockInputs) {
-    if (Prefetch) prefetch_block(block);
+    prefetch<tuning::kFewHint, kStep>(ahead);
+    ahead += kStep;
     PERMLLM_UNROLL
     for (int r = 0; r < Rows; ++r) {
       const __m512i low = expand_low(*block, first + r);
       const __m512i high = expand_high(*block, first + r);
       PERMLLM_UNROLL
       for (int t = 0; t < Tokens; ++t) {
-        sum[t * Rows + r] = dot_pairs(sum[t * Rows + r], low, _mm512_load_si512(x + t * 32));
+        sum[r][t] = dot_pairs(sum[r][t], low, _mm512_load_si512(x + t * 32));
       }
       PERMLLM_UNROLL
       for (int t = 0; t < Tokens; ++t) {
-        sum[t * Rows + r] =
-            dot_pairs(sum[t * Rows + r], high, _mm512_load_si512(x + (Tokens + t) * 32));
+        sum[r][t] = dot_pairs(sum[r][t], high, _mm512_load_si512(x + (Tokens + t) * 32));
       }
     }
   }
-  alignas(64) float flat[(Tokens * Rows + 3) / 4 * 4];
   PERMLLM_UNROLL
-  for (int i = 0; i < Tokens * Rows; i += 4) {
-    const __m512 zero = _mm512_setzero_ps();
-    const bool pair = i + 2 >= Tokens * Rows;  // two rows and an odd number of tokens
-    _mm_store_ps(flat + i,
-                 add_lanes(sum[i], sum[i + 1], pair ? zero : sum[(i + 2) % (Tokens * Rows)],
-                           pair ? zero : sum[(i + 3) % (Tokens * Rows)]));
+  for (int r = 0; r < Rows; ++r) {
+    PERMLLM_UNROLL
+    for (int t = 0; t < Tokens; ++t) sums[first + r][t] = sum[r][t];
+  }
+}
+
+template <int Tokens>
+void store(const LinearArguments& a, int64_t row, const Sums<Tokens>& sums) {
+  const auto mask = static_cast<__mmask8>(a.n - row >= kRows ? 0xff : (1 << (a.n - row)) - 1);
+  __m256 bias = _mm256_setzero_ps();
+  if (a.bias != nullptr) {
+    const __m256i bits = _mm256_cvtepu16_epi32(_mm_maskz_loadu_epi16(mask, a.bias + row));
+    bias = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
   }
   for (int t = 0; t < Tokens; ++t) {
-    for (int r = 0; r < Rows; ++r) sums[t][first + r] = flat[t * Rows + r];
+    const __m128 low = add_lanes(sums[0][t], sums[1][t], sums[2][t], sums[3][t]);
+    const __m128 high = add_lanes(sums[4][t], sums[5][t], sums[6][t], sums[7][t]);
+    const __m256 y = _mm256_add_ps(_mm256_set_m128(high, low), bias);
+    _mm_mask_storeu_epi16(a.y + t * a.n + row, mask,
+                          reinterpret_cast<__m128i>(_mm256_cvtneps_pbh(y)));
   }
 }
 
 template <int Tokens>
 void run(const LinearArguments& a, const bf16* x, int64_t begin, int64_t end) {
   constexpr int kPass = rows_per_pass(Tokens);
+  constexpr int64_t kBlockBytes = sizeof(Rows8) + Tokens * kBlockInputs * sizeof(bf16);
   const int64_t blocks = ceil_div(a.k, kBlockInputs);
+  // Where there are several passes, they find what they read in L1.
+  const int64_t chunk = kPass == kRows ? blocks : tuning::kFewChunkBytes / kBlockBytes;
   const auto* packed = static_cast<const Rows8*>(a.packed);
   for (int64_t group = begin; group < end; ++group) {
-    alignas(32) float sums[Tokens][kRows];
+    Sums<Tokens> sums;
+    PERMLLM_UNROLL
+    for (auto& row : sums) {
+      PERMLLM_UNROLL
+      for (__m512& sum : row) sum = _mm512_setzero_ps();
+    }
     const Rows8* block = packed + group * blocks;
-    multiply<Tokens, kPass, true>(block, blocks, 0, x, sums);
-    for (int first = kPass; first < kRows; first += kPass) {
-      multiply<Tokens, kPass, false>(block, blocks, first, x, sums);
+    for (int64_t b = 0; b < blocks; b += chunk) {
+      const int64_t count = b + chunk < blocks ? chunk : blocks - b;
+      PERMLLM_UNROLL
+      for (int first = 0; first < kRows; first += kPass) {
+        multiply<Tokens, kPass>(block + b, count, first, x + b * Tokens * kBlockInputs, sums);
+      }
     }
-    const int64_t row = group * kRows;
-    const auto mask = static_cast<__mmask8>(a.n - row >= kRows ? 0xff : (1 << (a.n - row)) - 1);
-    __m256 bias = _mm256_setzero_ps();
-    if (a.bias != nullptr) {
-      const __m256i bits = _mm256_cvtepu16_epi32(_mm_maskz_loadu_epi16(mask, a.bias + row));
-      bias = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
-    }
-    for (int t = 0; t < Tokens; ++t) {
-      const __m256 sum = _mm256_add_ps(_mm256_load_ps(sums[t]), bias);
-      _mm_mask_storeu_epi16(a.y + t * a.n + row, mask,
-                            reinterpret_cast<__m128i>(_mm256_cvtneps_pbh(sum)));
-    }
+    store<Tokens>(a, group * kRows, sums);
   }
 }
 

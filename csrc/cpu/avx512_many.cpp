@@ -14,7 +14,8 @@ namespace permllm::cpu {
 namespace {
 
 constexpr int kChunkInputs = tuning::kChunkBlocks * kBlockInputs;
-constexpr int64_t kVectorElements = 2 * kLanes;  // one pair of inputs of 16 tokens
+constexpr int kBlockPairs = kBlockInputs / 2;
+constexpr int kPairElements = 2 * kLanes;  // one pair of inputs of 16 tokens
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -46,7 +47,7 @@ void pack_block(const LinearArguments& a, int64_t vector, int64_t block, bf16* t
     transpose(pairs);
     PERMLLM_UNROLL
     for (int p = 0; p < 16; ++p) {
-      _mm512_store_si512(target + (half * 16 + p) * kVectorElements, pairs[p]);
+      _mm512_store_si512(target + (half * 16 + p) * kPairElements, pairs[p]);
     }
   }
 }
@@ -75,7 +76,6 @@ Tokens pack_activations(const LinearArguments& a) {
 // `count` blocks of one row group to panel[row][kChunkInputs].
 void expand(const Rows8* block, int64_t count, bf16* panel) {
   for (int64_t b = 0; b < count; ++b, ++block, panel += kBlockInputs) {
-    prefetch_block(block);
     PERMLLM_UNROLL
     for (int r = 0; r < kRows; ++r) {
       _mm512_store_si512(panel + r * kChunkInputs, expand_low(*block, r));
@@ -88,10 +88,11 @@ inline __m512i broadcast_pair(const bf16* pair) {
   return _mm512_set1_epi32(*reinterpret_cast<const int __attribute__((may_alias))*>(pair));
 }
 
-// sums[row][token] (rows `stride` floats apart) += panel[row][pair] * x[vector][pair][token].
+// sums[row][token] (rows `stride` floats apart) += panel[row][pair] * x[vector][pair][token], while
+// the blocks `ahead` are fetched, unless null.
 template <int Vectors>
-void multiply(const bf16* panel, const bf16* x, int64_t pairs, float* sums, int64_t stride,
-              bool first) {
+void multiply(const bf16* panel, const bf16* x, int64_t blocks, float* sums, int64_t stride,
+              bool first, const Rows8* ahead) {
   __m512 sum[kRows][Vectors];
   PERMLLM_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -100,18 +101,21 @@ void multiply(const bf16* panel, const bf16* x, int64_t pairs, float* sums, int6
       sum[r][v] = first ? _mm512_setzero_ps() : _mm512_load_ps(sums + r * stride + v * kLanes);
     }
   }
-  const int64_t vector_stride = pairs * kVectorElements;
-  for (int64_t p = 0; p < pairs; ++p) {
-    __m512i tokens[Vectors];
-    PERMLLM_UNROLL
-    for (int v = 0; v < Vectors; ++v) {
-      tokens[v] = _mm512_load_si512(x + v * vector_stride + p * kVectorElements);
+  const int64_t vector_stride = blocks * kBlockPairs * kPairElements;
+  for (int64_t b = 0; b < blocks; ++b) {
+    if (ahead != nullptr) {
+      prefetch<tuning::kManyHint, sizeof(Rows8)>(reinterpret_cast<const char*>(ahead + b));
     }
-    PERMLLM_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const __m512i weights = broadcast_pair(panel + r * kChunkInputs + 2 * p);
+    for (int p = 0; p < kBlockPairs; ++p, panel += 2, x += kPairElements) {
+      __m512i tokens[Vectors];
       PERMLLM_UNROLL
-      for (int v = 0; v < Vectors; ++v) sum[r][v] = dot_pairs(sum[r][v], weights, tokens[v]);
+      for (int v = 0; v < Vectors; ++v) tokens[v] = _mm512_load_si512(x + v * vector_stride);
+      PERMLLM_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const __m512i weights = broadcast_pair(panel + r * kChunkInputs);
+        PERMLLM_UNROLL
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = dot_pairs(sum[r][v], weights, tokens[v]);
+      }
     }
   }
   PERMLLM_UNROLL
@@ -122,16 +126,17 @@ void multiply(const bf16* panel, const bf16* x, int64_t pairs, float* sums, int6
 }
 
 // All token vectors, three at a time and the rest by twos: 24 or 16 accumulators.
-void multiply_all(const bf16* panel, const Tokens& tokens, const bf16* x, int64_t pairs,
-                  float* sums, bool first) {
+void multiply_all(const bf16* panel, const Tokens& tokens, const bf16* x, int64_t blocks,
+                  float* sums, bool first, const Rows8* ahead) {
   const int64_t stride = tokens.vectors * kLanes;
   int64_t left = tokens.vectors;
   while (left > 0) {
     const int64_t take = left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
     (take == 1   ? multiply<1>
      : take == 2 ? multiply<2>
-                 : multiply<3>)(panel, x, pairs, sums, stride, first);
-    x += take * pairs * kVectorElements;
+                 : multiply<3>)(panel, x, blocks, sums, stride, first, ahead);
+    ahead = nullptr;
+    x += take * blocks * kBlockPairs * kPairElements;
     sums += take * kLanes;
     left -= take;
   }
@@ -172,9 +177,34 @@ void store(const LinearArguments& a, const float* sums, int64_t stride, int64_t 
   }
 }
 
+// The order in which a thread reads its row groups: a panel of groups, a chunk of inputs of each.
+struct Walk {
+  const Rows8* packed;
+  int64_t input_blocks;
+  int64_t end;  // of the row groups
+
+  int64_t groups(int64_t start) const { return smaller(tuning::kPanelGroups, end - start); }
+
+  int64_t steps(int64_t start) const {
+    return groups(start) * ceil_div(input_blocks, tuning::kChunkBlocks);
+  }
+
+  // The first block of a step of the panel that begins at row group `start`, or of a step of the
+  // next panel when there are not as many; null past the end.
+  const Rows8* block(int64_t start, int64_t step) const {
+    if (step >= steps(start)) {
+      step -= steps(start);
+      start += tuning::kPanelGroups;
+      if (start >= end || step >= steps(start)) return nullptr;
+    }
+    const int64_t group = start + step % groups(start);
+    return packed + group * input_blocks + step / groups(start) * tuning::kChunkBlocks;
+  }
+};
+
 // Row groups begin..end-1, a panel's worth at a time: all inputs, then out.
 void run(const LinearArguments& a, const Tokens& tokens, int64_t begin, int64_t end) {
-  const auto* packed = static_cast<const Rows8*>(a.packed);
+  const Walk walk{static_cast<const Rows8*>(a.packed), tokens.input_blocks, end};
   const int64_t stride = tokens.vectors * kLanes;
   constexpr int64_t kPanelRows = tuning::kPanelGroups * kRows;
   auto* sums =
@@ -182,14 +212,14 @@ void run(const LinearArguments& a, const Tokens& tokens, int64_t begin, int64_t 
   auto* panel =
       static_cast<bf16*>(thread_scratch(Scratch::kPanel, kRows * kChunkInputs * sizeof(bf16)));
   for (int64_t start = begin; start < end; start += tuning::kPanelGroups) {
-    const int64_t groups = smaller(tuning::kPanelGroups, end - start);
-    for (int64_t b = 0; b < tokens.input_blocks; b += tuning::kChunkBlocks) {
-      const int64_t count = smaller(tuning::kChunkBlocks, tokens.input_blocks - b);
-      for (int64_t g = 0; g < groups; ++g) {
-        expand(packed + (start + g) * tokens.input_blocks + b, count, panel);
-        multiply_all(panel, tokens, tokens.chunk(b), count * kBlockInputs / 2,
-                     sums + g * kRows * stride, b == 0);
-      }
+    const int64_t groups = walk.groups(start);
+    for (int64_t step = 0; step < walk.steps(start); ++step) {
+      const int64_t first_block = step / groups * tuning::kChunkBlocks;
+      const int64_t blocks = smaller(tuning::kChunkBlocks, tokens.input_blocks - first_block);
+      expand(walk.block(start, step), blocks, panel);
+      multiply_all(panel, tokens, tokens.chunk(first_block), blocks,
+                   sums + step % groups * kRows * stride, first_block == 0,
+                   walk.block(start, step + tuning::kManyAhead));
     }
     for (int64_t r = 0; r < groups * kRows; r += 32) {
       const int64_t row = start * kRows + r;

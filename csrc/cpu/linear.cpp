@@ -8,10 +8,11 @@
 namespace permllm::cpu {
 namespace {
 
-constexpr int64_t kTokenBlock = 256;     // gathered at a time, so that the copy stays in the cache
-constexpr int64_t kAmxFewTokens = 32;    // from here on expanding once for many tokens wins
-constexpr int64_t kAvx512FewTokens = 8;  // up to here a row's products cost less than 16 lanes do
-constexpr int64_t kAvx512Lanes = 16;     // tokens per vector of the many-token kernel
+constexpr int64_t kTokenBlock = 256;      // gathered at a time, so that the copy stays in the cache
+constexpr int64_t kAmxFewTokens = 32;     // from here on expanding once for many tokens wins
+constexpr int64_t kAvx512FewTokens = 12;  // up to here a row's products cost less than 16 lanes do
+constexpr int64_t kAvx512FewMore = 8;     // the same where they mean reading the weight once more
+constexpr int64_t kAvx512Lanes = 16;      // tokens per vector of the many-token kernel
 
 LinearArguments tokens(const LinearArguments& a, int64_t first, int64_t count) {
   LinearArguments part = a;
@@ -24,7 +25,8 @@ LinearArguments tokens(const LinearArguments& a, int64_t first, int64_t count) {
 #if defined(PERMLLM_AVX512)
 void avx512(const LinearArguments& a) {
   const int64_t rest = a.m % kAvx512Lanes;
-  const int64_t many = rest <= kAvx512FewTokens ? a.m - rest : a.m;
+  const bool few = rest <= (a.m < kAvx512Lanes ? kAvx512FewTokens : kAvx512FewMore);
+  const int64_t many = few ? a.m - rest : a.m;
   if (many > 0) avx512_many_tokens(tokens(a, 0, many));
   if (many < a.m) avx512_few_tokens(tokens(a, many, a.m - many));
 }
