@@ -1,0 +1,61 @@
+// Decompression of weight blocks into A tiles. Include after amx_target.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include "layout.h"
+
+namespace permllm::cpu {
+namespace {
+
+using AmxBlock = Block<kAmxRows>;
+
+// One block, dense: inputs 0..31 and inputs 32..63 of 16 rows, each an A tile.
+struct alignas(64) WeightTiles {
+  bf16 half[2][kAmxRows][kBlockInputs / 2];
+};
+
+inline void prefetch_near(const void* line) {
+  _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T0);
+}
+
+inline void prefetch_far(const void* line) {
+  _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T1);
+}
+
+// The mask is read as two words, because shifting a mask register takes the execution port that the
+// expansions need. The values of inputs 32..63 start behind those of 0..31, wherever that is, for a
+// mask may keep any 32 of 64 inputs. Their load covers up to 64 bytes past the row (kTailBytes);
+// what that adds is not used.
+inline void expand_row(const AmxBlock& block, int row, WeightTiles& tiles) {
+  uint32_t mask[2];
+  __builtin_memcpy(&mask[0], reinterpret_cast<const char*>(&block.mask[row]), 4);
+  __builtin_memcpy(&mask[1], reinterpret_cast<const char*>(&block.mask[row]) + 4, 4);
+  const bf16* values = block.values[row];
+  const __m512i low = _mm512_maskz_expand_epi16(mask[0], _mm512_load_si512(values));
+  const __m512i high =
+      _mm512_maskz_expand_epi16(mask[1], _mm512_loadu_si512(values + __builtin_popcount(mask[0])));
+  _mm512_store_si512(tiles.half[0][row], low);
+  _mm512_store_si512(tiles.half[1][row], high);
+}
+
+inline void expand(const AmxBlock& block, WeightTiles& tiles) {
+#pragma GCC unroll 16
+  for (int row = 0; row < kAmxRows; ++row) expand_row(block, row, tiles);
+}
+
+// The same, and fetches the block `ahead`: a line or two for every row, because 18 in a burst would
+// take the line buffers that loads need. The empty statement keeps the compiler from moving them.
+inline void expand(const AmxBlock& block, WeightTiles& tiles, const AmxBlock* ahead) {
+  prefetch_near(ahead->mask);
+  prefetch_near(ahead->mask + kAmxRows / 2);
+#pragma GCC unroll 16
+  for (int row = 0; row < kAmxRows; ++row) {
+    prefetch_near(ahead->values[row]);
+    expand_row(block, row, tiles);
+    asm volatile("");
+  }
+}
+
+}  // namespace
+}  // namespace permllm::cpu

@@ -1,0 +1,141 @@
+// Activations into B tiles, and C tiles into outputs. Include after amx_target.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include "layout.h"
+
+namespace permllm::cpu {
+namespace {
+
+constexpr int kTileColumns = 16;  // tokens of a B or C tile, at most
+constexpr int kPairBytes = 4;     // two bfloat16 of B, or one float32 of C
+
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Columns of a B tile for up to 16 tokens: fewer make its load and its product cheaper.
+constexpr int tile_columns(int64_t tokens) { return tokens <= 4 ? 4 : tokens <= 8 ? 8 : 16; }
+
+// bfloat16 elements of the two B tiles of one 64-input block.
+constexpr int64_t packed_size(int columns) { return int64_t{kBlockInputs} * columns; }
+
+inline __mmask32 first_lanes(int64_t count) {
+  return count >= 32 ? ~__mmask32{0} : count <= 0 ? 0 : (__mmask32{1} << count) - 1;
+}
+
+// 16 x 16 values of 32 bits, in registers.
+inline void transpose(__m512i (&rows)[16]) {
+  __m512i other[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    other[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    other[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16;
+       i += 4) {  // column c of rows i..i+3 is now in lane c / 4 of rows[i + c % 4]
+    rows[i] = _mm512_unpacklo_epi64(other[i], other[i + 2]);
+    rows[i + 1] = _mm512_unpackhi_epi64(other[i], other[i + 2]);
+    rows[i + 2] = _mm512_unpacklo_epi64(other[i + 1], other[i + 3]);
+    rows[i + 3] = _mm512_unpackhi_epi64(other[i + 1], other[i + 3]);
+  }
+  constexpr int kEvenLanes = 0x88, kOddLanes = 0xdd;
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    other[i] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], kEvenLanes);
+    other[i + 4] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], kOddLanes);
+    other[i + 8] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], kEvenLanes);
+    other[i + 12] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], kOddLanes);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    rows[i] = _mm512_shuffle_i32x4(other[i], other[i + 8], kEvenLanes);
+    rows[i + 8] = _mm512_shuffle_i32x4(other[i], other[i + 8], kOddLanes);
+  }
+}
+
+// `inputs` <= 64 of `tokens` <= 16 rows of x into two B tiles [input pair][column][2], zeros where
+// x has no token or no input; reads nothing else.
+inline void pack_activations(const bf16* x, int64_t x_stride, int64_t tokens, int64_t inputs,
+                             int columns, bf16* tiles) {
+  const __mmask32 low = first_lanes(inputs), high = first_lanes(inputs - 32);
+  __m512i first[16], second[16];
+#pragma GCC unroll 16
+  for (int token = 0; token < 16; ++token) {
+    first[token] = second[token] = _mm512_setzero_si512();
+    if (token < tokens) {
+      const bf16* row = x + token * x_stride;
+      first[token] = _mm512_maskz_loadu_epi16(low, row);
+      second[token] = _mm512_maskz_loadu_epi16(high, row + 32);
+    }
+  }
+  transpose(first);
+  transpose(second);
+  const auto kept = static_cast<__mmask16>((1u << columns) - 1);
+  bf16* second_tile = tiles + packed_size(columns) / 2;
+#pragma GCC unroll 16
+  for (int pair = 0; pair < 16; ++pair) {
+    _mm512_mask_storeu_epi32(tiles + pair * columns * 2, kept, first[pair]);
+    _mm512_mask_storeu_epi32(second_tile + pair * columns * 2, kept, second[pair]);
+  }
+}
+
+// A stored C tile: [output][token].
+struct alignas(64) SumTile {
+  float rows[16][kTileColumns];
+};
+
+inline void add(SumTile& sums, const SumTile& others) {
+  for (int row = 0; row < 16; ++row) {
+    _mm512_store_ps(sums.rows[row], _mm512_add_ps(_mm512_load_ps(sums.rows[row]),
+                                                  _mm512_load_ps(others.rows[row])));
+  }
+}
+
+// Up to 32 consecutive outputs: where they go and what is added to them.
+class OutputColumns {
+ public:
+  OutputColumns(bf16* y, int64_t n, int64_t first, const bf16* bias)
+      : y_(y + first), stride_(n), valid_(first_lanes(n - first)) {
+    __m512i bits = _mm512_setzero_si512();
+    if (bias != nullptr) bits = _mm512_maskz_loadu_epi16(valid_, bias + first);
+    bias0_ = widen(_mm512_castsi512_si256(bits));
+    bias1_ = widen(_mm512_extracti64x4_epi64(bits, 1));
+  }
+
+  // Rounds to nearest even; denormals become zero.
+  void store(int64_t token, __m512i sums0, __m512i sums1) const {
+    const __m512 low = _mm512_add_ps(_mm512_castsi512_ps(sums0), bias0_);
+    const __m512 high = _mm512_add_ps(_mm512_castsi512_ps(sums1), bias1_);
+    _mm512_mask_storeu_epi16(y_ + token * stride_, valid_, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+  }
+
+ private:
+  static __m512 widen(__m256i bits) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+
+  bf16* y_;
+  int64_t stride_;
+  __mmask32 valid_;
+  __m512 bias0_, bias1_;
+};
+
+// The sums of outputs 0..15 and 16..31 to rows first_token.. of y.
+inline void store_outputs(const SumTile& sums0, const SumTile& sums1, int64_t first_token,
+                          int64_t tokens, const OutputColumns& out) {
+  __m512i low[16], high[16];
+#pragma GCC unroll 16
+  for (int row = 0; row < 16; ++row) low[row] = _mm512_load_si512(sums0.rows[row]);
+  transpose(low);
+#pragma GCC unroll 16
+  for (int row = 0; row < 16; ++row) high[row] = _mm512_load_si512(sums1.rows[row]);
+  transpose(high);
+  for (int64_t token = 0; token < tokens; ++token) {
+    out.store(first_token + token, low[token], high[token]);
+  }
+}
+
+}  // namespace
+}  // namespace permllm::cpu
