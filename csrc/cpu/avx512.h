@@ -13,7 +13,8 @@ namespace {
 namespace tuning {
 // Few tokens. Prefetching overlaps with the arithmetic only where it stops in L2.
 constexpr _mm_hint kFewHint = _MM_HINT_T1;
-constexpr int kFewAhead = 16;                 // blocks of 576 bytes, where one pass takes all rows
+constexpr int kFewFetchTokens = 2;            // one token is fetched as fast by the hardware alone
+constexpr int kFewAhead = 24;                 // blocks of 576 bytes, where one pass takes all rows
 constexpr int kFewAheadPasses = 32;           // and where several passes take some rows each
 constexpr int64_t kFewChunkBytes = 20 << 10;  // x and blocks that those passes share, in L1
 

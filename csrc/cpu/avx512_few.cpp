@@ -61,7 +61,7 @@ inline void multiply(const Rows8* block, int64_t blocks, int first, const bf16* 
     for (int t = 0; t < Tokens; ++t) sum[r][t] = sums[first + r][t];
   }
   for (const Rows8* end = block + blocks; block != end; ++block, x += Tokens * kBlockInputs) {
-    prefetch<tuning::kFewHint, kStep>(ahead);
+    if (Tokens >= tuning::kFewFetchTokens) prefetch<tuning::kFewHint, kStep>(ahead);
     ahead += kStep;
     PERMLLM_UNROLL
     for (int r = 0; r < Rows; ++r) {
