@@ -70,9 +70,12 @@ def x86() -> bool:
 
 
 def sources() -> list[str]:
-    """C++ sources for this machine; those of an instruction set only where it can exist."""
+    """C++ sources for this machine, those of an instruction set last.
+
+    An inline function that several files compile is linked from the first of them: the plain one.
+    """
     every = sorted(path.as_posix() for path in SOURCES.rglob("*.cpp"))
-    every = [path for path in every if "amx_" not in path]
+    every.sort(key=lambda path: bool(instruction_set_flags(path)))
     return [path for path in every if x86() or not instruction_set_flags(path)]
 
 
