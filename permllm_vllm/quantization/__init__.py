@@ -1,0 +1,1 @@
+"""The quantization method `permllm` in vLLM's vocabulary."""

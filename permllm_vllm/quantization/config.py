@@ -1,0 +1,162 @@
+"""`quant_method: permllm` of a checkpoint's config.json, and which method each layer gets."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from permllm_vllm.checkpoint import schema
+from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.compat import (
+    LinearBase,
+    QuantizationConfig,
+    QuantizeMethodBase,
+    RoutedExperts,
+    UnquantizedFusedMoEMethod,
+    UnquantizedLinearMethod,
+    get_current_vllm_config_or_none,
+    register_quantization_config,
+)
+from permllm_vllm.quantization.linear import PermLLMLinearMethod
+from permllm_vllm.quantization.served import ServedLayers
+
+
+@register_quantization_config(schema.QUANT_METHOD)
+class PermLLMConfig(QuantizationConfig):
+    """N:M sparse linear layers with a channel permutation, as `permllm-offline prune` writes them.
+
+    `checkpoint` is None only where vLLM was asked for `--quantization permllm` on a checkpoint
+    that does not say so itself; `maybe_update_config` then tells the user what to do.
+    """
+
+    def __init__(self, checkpoint: schema.QuantizationConfig | None = None) -> None:
+        super().__init__()
+        self._checkpoint = checkpoint
+        self.served = ServedLayers()
+
+    @property
+    def checkpoint(self) -> schema.QuantizationConfig:
+        """The checkpoint's own description of its sparse layers."""
+        if self._checkpoint is None:
+            raise CheckpointError(_dense_checkpoint_message("this model"))
+        return self._checkpoint
+
+    def __repr__(self) -> str:
+        return f"PermLLMConfig({self._checkpoint!r})"
+
+    @classmethod
+    def get_name(cls) -> str:
+        """Name of the method in config.json and on the command line."""
+        return schema.QUANT_METHOD
+
+    @classmethod
+    def get_supported_act_dtypes(cls) -> list[torch.dtype]:
+        """Activation dtypes: float16 and float32 may go through the reference backend."""
+        return [torch.bfloat16, torch.float16, torch.float32]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        """Sparse tensor cores came with compute capability 8.0; CPUs are not asked."""
+        return 80
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        """Nothing but config.json describes the checkpoint."""
+        return []
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "PermLLMConfig":
+        """Read `quantization_config`; raises CheckpointError for unknown keys or versions."""
+        return cls(schema.QuantizationConfig.from_dict(config))
+
+    def maybe_update_config(
+        self, model_name: str, hf_config: Any = None, revision: str | None = None
+    ) -> None:
+        """Refuse a dense checkpoint: vLLM passes `--quantization permllm` on without asking."""
+        if self._checkpoint is None:
+            raise CheckpointError(_dense_checkpoint_message(model_name))
+
+    def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
+        """Rename listed modules as vLLM's model class does; regular expressions stay."""
+
+        def renamed(names: list[str]) -> list[str]:
+            exact = [name for name in names if not name.startswith("re:")]
+            return [*hf_to_vllm_mapper.apply_list(exact), *(n for n in names if n not in exact)]
+
+        self._checkpoint = self.checkpoint.model_copy(
+            update={
+                key: renamed(getattr(self.checkpoint, key))
+                for key in ("ignore", "runtime_permuted", "folded")
+            }
+        )
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
+        """Sparse method for a linear layer, the dense one where ignored, None for anything else."""
+        if isinstance(layer, RoutedExperts):
+            return self._experts_method(layer, prefix)
+        if not isinstance(layer, LinearBase):
+            return None
+        modules = self._modules(prefix)
+        if self._agreed(prefix, modules, self.checkpoint.is_ignored, "left dense (`ignore`)"):
+            return UnquantizedLinearMethod()
+        runtime = set(self.checkpoint.runtime_permuted)
+        folded = set(self.checkpoint.folded)
+        self._refuse_adapters()
+        return PermLLMLinearMethod(
+            self.checkpoint,
+            self.served,
+            modules,
+            permuted=self._agreed(
+                prefix, modules, runtime.__contains__, "permuted at run time (`runtime_permuted`)"
+            ),
+            folded=self._agreed(
+                prefix, modules, folded.__contains__, "with a folded permutation (`folded`)"
+            ),
+        )
+
+    def _modules(self, prefix: str) -> list[str]:
+        """Hugging Face module names that vLLM fused into the layer `prefix`."""
+        parent, dot, leaf = prefix.rpartition(".")
+        return [parent + dot + part for part in self.packed_modules_mapping.get(leaf, [leaf])]
+
+    @staticmethod
+    def _agreed(prefix: str, modules: list[str], test: Callable[[str], bool], what: str) -> bool:
+        """Whether `test` holds for the modules of a fused layer; all must agree."""
+        chosen = [module for module in modules if test(module)]
+        if chosen and len(chosen) < len(modules):
+            others = [module for module in modules if module not in chosen]
+            raise CheckpointError(
+                f"vLLM serves {', '.join(modules)} as one layer ({prefix}), but the checkpoint has "
+                f"{', '.join(chosen)} {what} and {', '.join(others)} not. Prune the model again "
+                "with all of them treated alike."
+            )
+        return bool(chosen)
+
+    def _experts_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase:
+        """Dense method for ignored experts; sparse experts have no kernel."""
+        names = [prefix, *(f"{prefix}.0.{part}" for part in ("gate_proj", "up_proj", "down_proj"))]
+        if any(self.checkpoint.is_ignored(name) for name in names):
+            return UnquantizedFusedMoEMethod(layer.moe_config)
+        raise NotImplementedError(
+            f"PermLLM cannot serve sparse mixture-of-experts weights ({prefix}). Prune the model "
+            f"again with the experts left dense, e.g. `ignore` 're:.*\\.experts\\..*'."
+        )
+
+    def _refuse_adapters(self) -> None:
+        """LoRA adapters were trained in the channel order from before the folding."""
+        vllm_config = get_current_vllm_config_or_none()
+        if self.checkpoint.folded and getattr(vllm_config, "lora_config", None) is not None:
+            raise NotImplementedError(
+                f"LoRA was enabled, but {len(self.checkpoint.folded)} layers of this checkpoint "
+                f"(the first: {self.checkpoint.folded[0]}) have a folded permutation: their "
+                "channels are stored in another order than the adapter's. Serve without "
+                "--enable-lora, or merge the adapter into the dense model before pruning."
+            )
+
+
+def _dense_checkpoint_message(model: str) -> str:
+    return (
+        f"{model} is not a PermLLM checkpoint: its config.json has no quantization_config with "
+        "quant_method 'permllm'. Make one with `permllm-offline prune MODEL --output DIRECTORY` "
+        "and serve that directory, or serve this model without --quantization permllm."
+    )

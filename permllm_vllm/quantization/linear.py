@@ -1,0 +1,206 @@
+"""The linear method: loads a sparse layer's tensors, packs them once, multiplies."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+import permllm_vllm.ops  # noqa: F401  (defines torch.ops.permllm)
+from permllm_vllm.backends import CheckpointWeights
+from permllm_vllm.checkpoint import schema
+from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.checkpoint.packing import first_violation
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.compat import (
+    LinearMethodBase,
+    register_weight_loader_v2_supported_method,
+)
+from permllm_vllm.quantization.parameters import (
+    CheckedParameter,
+    FoldedPermutationParameter,
+    InputPermutationParameter,
+    RowScaleParameter,
+    SparseWeightParameter,
+    UnexpectedParameter,
+)
+from permllm_vllm.quantization.served import ServedLayers
+from permllm_vllm.quantization.sources import CheckpointLayer, TensorSource
+
+WEIGHT_METADATA = "weight_metadata"
+LOADED = (*schema.SPARSE_KINDS, "weight")
+"""Parameters of a layer while it is loaded: the format's, and what a dense layer has."""
+
+
+@register_weight_loader_v2_supported_method
+class PermLLMLinearMethod(LinearMethodBase):
+    """N:M sparse weights of one (possibly fused) linear layer.
+
+    After loading, the layer keeps what the backend packed under the names `weight_packed`,
+    `weight_metadata`, `input_permutation` and `weight_scale` (None where there is nothing).
+    """
+
+    def __init__(
+        self,
+        checkpoint: schema.QuantizationConfig,
+        served: ServedLayers,
+        modules: Sequence[str],
+        *,
+        permuted: bool,
+        folded: bool,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.pattern = Pattern.parse(checkpoint.pattern)
+        self.served = served
+        self.modules = modules
+        self.permuted = permuted
+        self.folded = folded
+
+    def create_weights(
+        self,
+        layer: Module,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs: Any,
+    ) -> None:
+        """Register the tensors of the checkpoint format, cut to this tensor-parallel rank."""
+        self._check_input_size(input_size, input_size_per_partition)
+        self.output_sizes = list(output_partition_sizes)
+        self.dtype = params_dtype
+        rows, columns = sum(output_partition_sizes), input_size_per_partition
+
+        def empty(kind: str, dtype: torch.dtype) -> Tensor:
+            return torch.empty(schema.tensor_shape(kind, rows, columns, self.pattern), dtype=dtype)
+
+        nothing = torch.empty(0, dtype=torch.uint8)
+        value_dtype = torch.int8 if self._is_int8 else params_dtype
+        expected: dict[str, tuple[type, Tensor]] = {
+            schema.WEIGHT_PACKED: (SparseWeightParameter, empty(schema.WEIGHT_PACKED, value_dtype)),
+            schema.WEIGHT_MASK: (SparseWeightParameter, empty(schema.WEIGHT_MASK, torch.uint8)),
+        }
+        if self.permuted:
+            copies = torch.empty((len(output_partition_sizes), columns), dtype=torch.uint8)
+            expected[schema.INPUT_PERMUTATION] = (InputPermutationParameter, copies)
+        if self.folded:
+            expected[schema.FOLDED_PERMUTATION] = (FoldedPermutationParameter, nothing)
+        if self._is_int8:
+            scale = empty(schema.WEIGHT_SCALE, torch.float32)
+            expected[schema.WEIGHT_SCALE] = (RowScaleParameter, scale)
+        output_sizes = _checkpoint_rows(layer, output_partition_sizes, output_size)
+        tensors = CheckpointLayer(self.modules, output_sizes, input_size, self.checkpoint)
+        for kind in LOADED:
+            parameter, data = expected.get(kind, (UnexpectedParameter, nothing))
+            source = TensorSource(tensors, kind)
+            loader = extra_weight_attrs["weight_loader"]
+            layer.register_parameter(
+                kind, parameter(data=data, source=source, weight_loader=loader)
+            )
+        self.served.created()
+
+    def process_weights_after_loading(self, layer: Module) -> None:
+        """Check what was loaded, pack it for this device, and drop the checkpoint's tensors."""
+        loaded = {
+            name: parameter
+            for name, parameter in layer.named_parameters(recurse=False)
+            if isinstance(parameter, CheckedParameter)
+        }
+        if not loaded:
+            return  # packed before
+        for parameter in loaded.values():
+            parameter.source.require_complete()
+            parameter.source.loaded.clear()  # vLLM may reload into copies that share the source
+        self._check_mask(loaded[schema.WEIGHT_MASK])
+        permutation = loaded.get(schema.INPUT_PERMUTATION)
+        scale = loaded.get(schema.WEIGHT_SCALE)
+        values = loaded[schema.WEIGHT_PACKED].data
+        backend = self.served.backend(values.device, self.dtype)
+        packed = backend.pack(
+            CheckpointWeights(
+                values=values,
+                mask=loaded[schema.WEIGHT_MASK].data,
+                permutation=None if permutation is None else permutation.shared(),
+                scale=None if scale is None else scale.data,
+                pattern=self.pattern,
+                block_size=self.checkpoint.block_size,
+            )
+        )
+        for name in LOADED:
+            delattr(layer, name)
+        _register(layer, schema.WEIGHT_PACKED, packed.packed)
+        _register(layer, WEIGHT_METADATA, packed.metadata)
+        _register(layer, schema.INPUT_PERMUTATION, packed.permutation)
+        _register(layer, schema.WEIGHT_SCALE, packed.scale)
+        self.served.packed(backend, self.pattern, self.dtype)
+
+    def apply(self, layer: Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x [..., in]` times the sparse weight: `[..., out]`, in x's dtype."""
+        return torch.ops.permllm.sparse_linear(
+            x,
+            layer.weight_packed,
+            layer.weight_metadata,
+            layer.input_permutation,
+            layer.weight_scale,
+            bias,
+            sum(self.output_sizes),
+            self.checkpoint.pattern,
+        )
+
+    @property
+    def _is_int8(self) -> bool:
+        return schema.VALUE_DTYPES[self.checkpoint.value_dtype] == torch.int8
+
+    def _check_input_size(self, input_size: int, partition: int) -> None:
+        """Raise ValueError where tensor parallelism cuts the input where the format cannot be cut.
+
+        A run-time permutation moves channels inside a block, so blocks stay whole. Everything else
+        needs whole mask bytes, which hold whole groups.
+        """
+        multiple = self.checkpoint.block_size if self.permuted else 8
+        if partition % multiple == 0:
+            return
+        ranks = input_size // partition
+        reason = (
+            f"it is permuted at run time in blocks of {multiple}"
+            if self.permuted
+            else f"its masks are stored in bytes of {multiple} channels"
+        )
+        possible = [n for n in range(ranks - 1, 0, -1) if input_size % (n * multiple) == 0]
+        remedy = f"--tensor-parallel-size {possible[0]}" if possible else "an `ignore` entry"
+        raise ValueError(
+            f"{', '.join(self.modules)}: tensor parallelism over {ranks} leaves {partition} of its "
+            f"{input_size} input channels on each rank, which is no multiple of {multiple}, but "
+            f"{reason}. Use {remedy}."
+        )
+
+    def _check_mask(self, mask: SparseWeightParameter) -> None:
+        """Raise CheckpointError unless every group keeps exactly N weights."""
+        for part, rows in enumerate(mask.data.split(self.output_sizes)):
+            violation = first_violation(rows, self.pattern)
+            if violation is not None:
+                row, group, kept = violation
+                raise CheckpointError(
+                    f"{mask.source.name((part,))} keeps {kept} weights in group {group} of row "
+                    f"{row} (of this rank's slice), but {self.pattern} means exactly "
+                    f"{self.pattern.kept}. The checkpoint is damaged: copy it again, or run "
+                    "`permllm-offline prune` again."
+                )
+
+
+def _checkpoint_rows(layer: Module, partitions: list[int], output_size: int) -> list[int]:
+    """Rows that the checkpoint holds for each part of a layer, all ranks together.
+
+    With fewer KV heads than ranks, vLLM copies a head to several ranks and counts each copy.
+    """
+    ranks = output_size // sum(partitions)
+    copies = getattr(layer, "num_kv_head_replicas", 1)
+    return [rows * ranks // (copies if part > 0 else 1) for part, rows in enumerate(partitions)]
+
+
+def _register(layer: Module, name: str, tensor: Tensor | None) -> None:
+    layer.register_parameter(
+        name, None if tensor is None else Parameter(tensor, requires_grad=False)
+    )

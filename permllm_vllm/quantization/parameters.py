@@ -1,0 +1,137 @@
+"""Load-time parameters of a sparse linear layer, one class for each kind of tensor."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.checkpoint.permutation import is_bijective
+from permllm_vllm.compat import (
+    BasevLLMParameter,
+    ChannelQuantScaleParameter,
+    ModelWeightParameter,
+)
+from permllm_vllm.quantization.sources import ShardId, TensorSource
+
+
+def load_checked(
+    param: "CheckedParameter", loaded_weight: Tensor, shard_id: ShardId = None
+) -> None:
+    """The `weight_loader` of every parameter here: check the tensor, count it, place it.
+
+    A plain function that takes everything from `param`, because vLLM's weight reloading copies a
+    parameter's attributes to new parameters. It also calls the loader once on the meta device to
+    measure sizes, which must not count.
+    """
+    parts = param.source.layer.parts(shard_id)
+    param.source.check(loaded_weight, parts)
+    if not param.is_meta:
+        param.source.count(parts)
+    param.place(loaded_weight, shard_id)
+
+
+class CheckedParameter(BasevLLMParameter):
+    """A vLLM parameter that checks and counts the checkpoint tensors it is made of."""
+
+    def __init__(
+        self, *, source: TensorSource, weight_loader: Callable[..., None], **kwargs: Any
+    ) -> None:
+        super().__init__(weight_loader=load_checked, **kwargs)
+        self.source = source
+        self.layer_loader = weight_loader
+
+    def place(self, loaded_weight: Tensor, shard_id: ShardId) -> None:
+        """Copy this rank's slice of a checkpoint tensor to its place: the layer knows which."""
+        if shard_id is None:
+            self.layer_loader(self, loaded_weight)
+        else:
+            self.layer_loader(self, loaded_weight, shard_id)
+
+
+class SparseWeightParameter(CheckedParameter, ModelWeightParameter):
+    """Kept values `[out, in*N/M]` or mask `[out, in/8]`.
+
+    Both are compressed along the input dimension by a constant factor, so vLLM's slices of rows
+    and columns are right as they are.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(input_dim=1, output_dim=0, **kwargs)
+
+
+class RowScaleParameter(CheckedParameter, ChannelQuantScaleParameter):
+    """Scale of every output row `[out]`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(output_dim=0, **kwargs)
+
+
+class InputPermutationParameter(CheckedParameter):
+    """Block-local run-time permutation `[parts, in]`: one row per part of a fused layer.
+
+    The parts of a fused layer read one input and must agree; each is kept until all are there.
+    """
+
+    def place(self, loaded_weight: Tensor, shard_id: ShardId) -> None:
+        """Copy this rank's input channels; block-local values need no rebasing."""
+        channels = self.data.shape[1]
+        if loaded_weight.numel() != channels:  # row-parallel: the input is cut
+            loaded_weight = loaded_weight.narrow(0, self.tp_rank * channels, channels)
+        for part in self.source.layer.parts(shard_id):
+            self.data[part].copy_(loaded_weight)
+
+    def shared(self) -> Tensor:
+        """The permutation `[in]` of all parts; CheckpointError where they differ or are invalid."""
+        first = self.data[0]
+        for part in range(1, self.data.shape[0]):
+            if not torch.equal(self.data[part], first):
+                channel = int((self.data[part] != first).nonzero()[0])
+                raise CheckpointError(
+                    f"{self.source.name((part,))} differs from {self.source.name((0,))} (first at "
+                    f"channel {channel}: {int(self.data[part, channel])} against "
+                    f"{int(first[channel])}), but linears that read one input must share one "
+                    "permutation. Prune the model again with `permllm-offline prune`."
+                )
+        _require_bijection(first, self.source, None)
+        return first
+
+
+class FoldedPermutationParameter(CheckedParameter):
+    """A permutation that was moved into the preceding layer: checked, and not kept."""
+
+    def place(self, loaded_weight: Tensor, shard_id: ShardId) -> None:
+        """Check the whole tensor: a rank's slice may cut a block in two."""
+        _require_bijection(loaded_weight, self.source, shard_id)
+
+
+def refuse(param: "UnexpectedParameter", loaded_weight: Tensor, shard_id: ShardId = None) -> None:
+    """The `weight_loader` of what must not be there; raises CheckpointError with its name."""
+    source = param.source
+    raise CheckpointError(
+        f"{source.name(source.layer.parts(shard_id))} is in the checkpoint, but its "
+        "quantization_config describes the layer without it (see `ignore`, `runtime_permuted`, "
+        "`folded` and `value_dtype`). config.json and the tensors do not belong together: copy the "
+        "checkpoint again, or run `permllm-offline prune` again."
+    )
+
+
+class UnexpectedParameter(BasevLLMParameter):
+    """Stands for a tensor that this layer does not have: vLLM's own error would name no tensor."""
+
+    def __init__(
+        self, *, source: TensorSource, weight_loader: Callable[..., None], **kwargs: Any
+    ) -> None:
+        super().__init__(weight_loader=refuse, **kwargs)
+        self.source = source
+
+
+def _require_bijection(permutation: Tensor, source: TensorSource, shard_id: ShardId) -> None:
+    block_size = source.layer.checkpoint.block_size
+    if not is_bijective(permutation, block_size):
+        raise CheckpointError(
+            f"{source.name(source.layer.parts(shard_id))} is no permutation: every block of "
+            f"{block_size} must hold each of 0..{block_size - 1} once. The checkpoint is damaged: "
+            "copy it again, or run `permllm-offline prune` again."
+        )

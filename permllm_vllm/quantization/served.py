@@ -1,0 +1,50 @@
+"""The one log line that says what serves the sparse layers of a model."""
+
+from collections import Counter
+
+import torch
+
+import permllm_vllm
+from permllm_vllm.backends import Backend, select_backend
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.compat import init_logger
+
+logger = init_logger("vllm.permllm.serving")
+
+
+class ServedLayers:
+    """Counts a model's sparse layers from creation to packing, and reports when all are packed."""
+
+    def __init__(self) -> None:
+        self._created = 0
+        self._packed: Counter[tuple[str, str]] = Counter()
+        self._backends: dict[tuple[torch.device, torch.dtype], Backend] = {}
+
+    def backend(self, device: torch.device, dtype: torch.dtype) -> Backend:
+        """What packs and multiplies; chosen once, so that a fallback is warned about once."""
+        key = (device, dtype)
+        if key not in self._backends:
+            self._backends[key] = select_backend(device, dtype)
+        return self._backends[key]
+
+    def created(self) -> None:
+        """A layer waits for its weights."""
+        self._created += 1
+
+    def packed(self, backend: Backend, pattern: Pattern, dtype: torch.dtype) -> None:
+        """A layer is ready. The last one logs the line; a reload of the weights logs it again."""
+        self._packed[(backend.name, backend.instruction_set)] += 1
+        if self._packed.total() < self._created:
+            return
+        shares = ", ".join(
+            f"backend {name} ({instruction_set}) serves {layers} sparse linear layers"
+            for (name, instruction_set), layers in sorted(self._packed.items())
+        )
+        logger.info(
+            "PermLLM %s: %s (%s, %s)",
+            permllm_vllm.__version__,
+            shares,
+            pattern,
+            str(dtype).removeprefix("torch."),
+        )
+        self._packed.clear()

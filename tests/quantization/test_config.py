@@ -1,0 +1,132 @@
+"""Which layer gets which method, and what is refused before anything is loaded."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.fused_moe import RoutedExperts, UnquantizedFusedMoEMethod
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+from vllm.model_executor.layers.quantization import get_quantization_config
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.models.utils import WeightsMapper
+
+from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.quantization.config import PermLLMConfig
+from permllm_vllm.quantization.linear import PermLLMLinearMethod
+from tests.quantization.sparse_modules import config
+
+ATTENTION = "model.layers.0.self_attn"
+QKV = [f"{ATTENTION}.{part}_proj" for part in "qkv"]
+
+
+def layer_of(layer_class: type) -> torch.nn.Module:
+    """A layer that was never built: the configuration looks at its class alone."""
+    return layer_class.__new__(layer_class)
+
+
+def method(configuration: PermLLMConfig, prefix: str) -> object:
+    return configuration.get_quant_method(layer_of(LinearBase), prefix)
+
+
+def test_vllm_finds_the_method() -> None:
+    assert get_quantization_config("permllm") is PermLLMConfig
+    assert PermLLMConfig.get_name() == "permllm"
+
+
+def test_linear_layers_are_sparse() -> None:
+    found = method(config(QKV, folded=[f"{ATTENTION}.o_proj"]), f"{ATTENTION}.qkv_proj")
+    assert isinstance(found, PermLLMLinearMethod)
+    assert found.modules == QKV
+    assert found.permuted
+    assert not found.folded
+    output = method(config(QKV, folded=[f"{ATTENTION}.o_proj"]), f"{ATTENTION}.o_proj")
+    assert isinstance(output, PermLLMLinearMethod)
+    assert output.folded
+    assert not output.permuted
+
+
+def test_other_layers_are_left_to_vllm() -> None:
+    assert config().get_quant_method(layer_of(ParallelLMHead), "lm_head") is None
+    assert config().get_quant_method(torch.nn.Module(), "model.layers.0.self_attn.attn") is None
+
+
+@pytest.mark.parametrize("ignore", [QKV, [r"re:model\.layers\.0\..*"]])
+def test_ignored_layers_are_dense(ignore: list[str]) -> None:
+    found = method(config(ignore=ignore), f"{ATTENTION}.qkv_proj")
+    assert isinstance(found, UnquantizedLinearMethod)
+    other = method(config(ignore=ignore), "model.layers.10.self_attn.qkv_proj")
+    assert isinstance(other, PermLLMLinearMethod)
+
+
+@pytest.mark.parametrize("key", ["ignore", "runtime_permuted", "folded"])
+def test_part_of_a_fused_layer(key: str) -> None:
+    configuration = config(**{key: QKV[:2]})
+    with pytest.raises(CheckpointError, match=rf"q_proj, .*k_proj .*`{key}`.*v_proj not") as error:
+        method(configuration, f"{ATTENTION}.qkv_proj")
+    assert f"{ATTENTION}.qkv_proj" in str(error.value)
+
+
+def test_experts_are_refused_unless_ignored() -> None:
+    prefix = "model.layers.0.mlp.experts"
+    with pytest.raises(NotImplementedError, match=r"mixture-of-experts weights .*mlp\.experts"):
+        config().get_quant_method(layer_of(RoutedExperts), prefix)
+
+
+@pytest.mark.parametrize("ignore", ["model.layers.0.mlp.experts", r"re:.*\.experts\..*"])
+def test_ignored_experts_are_dense(ignore: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UnquantizedFusedMoEMethod, "__init__", lambda self, moe: None)
+    layer = layer_of(RoutedExperts)
+    layer.__dict__["moe_config"] = None
+    found = config(ignore=[ignore]).get_quant_method(layer, "model.layers.0.mlp.experts")
+    assert isinstance(found, UnquantizedFusedMoEMethod)
+
+
+def test_a_dense_checkpoint_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="some/model is not a PermLLM checkpoint") as error:
+        PermLLMConfig().maybe_update_config("some/model", hf_config=object())
+    assert "permllm-offline prune MODEL --output DIRECTORY" in str(error.value)
+    config().maybe_update_config("some/model", hf_config=object())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "pip install --upgrade permllm-vllm"),
+        ({"pattern": "3:4"}, "2:4, 4:8"),
+        ({"block_size": 48}, "32, 64, 128"),
+        ({"sparsity": 0.5}, "does not know this key"),
+        ({"ignore": ["re:("]}, "no regular expression"),
+    ],
+)
+def test_a_wrong_quantization_config(change: dict[str, object], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        PermLLMConfig.from_config({**config().checkpoint.to_dict(), **change})
+
+
+def test_names_follow_the_model_class() -> None:
+    configuration = config(QKV, folded=[f"{ATTENTION}.o_proj"], ignore=["lm_head", "re:visual.*"])
+    mapper = WeightsMapper(orig_to_new_prefix={"model.": "language_model.model."})
+    configuration.apply_vllm_mapper(mapper)
+    assert configuration.checkpoint.runtime_permuted == [f"language_model.{name}" for name in QKV]
+    assert configuration.checkpoint.folded == [f"language_model.{ATTENTION}.o_proj"]
+    assert configuration.checkpoint.ignore == ["lm_head", "re:visual.*"]
+    assert isinstance(
+        method(configuration, f"language_model.{ATTENTION}.qkv_proj"), PermLLMLinearMethod
+    )
+
+
+def test_adapters_are_refused_on_folded_layers(
+    vllm_config: VllmConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_config, "lora_config", SimpleNamespace())
+    with pytest.raises(NotImplementedError, match=r"2 layers .*\(the first: a\.down\).*order"):
+        method(config(folded=["a.down", "b.down"]), f"{ATTENTION}.o_proj")
+    assert isinstance(method(config(QKV), f"{ATTENTION}.qkv_proj"), PermLLMLinearMethod)
+
+
+def test_dtypes() -> None:
+    assert torch.float64 not in PermLLMConfig.get_supported_act_dtypes()
+    assert {torch.bfloat16, torch.float16, torch.float32} <= set(
+        PermLLMConfig.get_supported_act_dtypes()
+    )

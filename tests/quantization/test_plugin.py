@@ -1,0 +1,87 @@
+"""`register` and the compatibility module: vLLM never suffers from us."""
+
+import importlib
+import logging
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+from vllm.model_executor.layers import linear
+from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, get_quantization_config
+
+from permllm_vllm import compat, plugin
+
+CONFIG_MODULE = "permllm_vllm.quantization.config"
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is logged as a warning: vLLM's loggers do not propagate to pytest's."""
+    messages: list[str] = []
+    logger = logging.getLogger("vllm.permllm")
+    monkeypatch.setattr(logger, "warning", lambda text, *args: messages.append(text % args))
+    return messages
+
+
+def test_register_is_idempotent(warnings: list[str]) -> None:
+    for _ in range(3):
+        plugin.register()
+    assert QUANTIZATION_METHODS.count("permllm") == 1
+    assert linear.WEIGHT_LOADER_V2_SUPPORTED.count("PermLLMLinearMethod") == 1
+    assert get_quantization_config("permllm").__name__ == "PermLLMConfig"
+    assert warnings == []
+
+
+@pytest.mark.parametrize("error", [ImportError("no such thing"), RuntimeError("any other")])
+def test_register_never_raises(
+    monkeypatch: pytest.MonkeyPatch, warnings: list[str], error: Exception
+) -> None:
+    class Broken:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == CONFIG_MODULE:
+                raise error
+
+    monkeypatch.delitem(sys.modules, CONFIG_MODULE, raising=False)
+    monkeypatch.delattr(importlib.import_module("permllm_vllm.quantization"), "config", False)
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    plugin.register()
+    assert len(warnings) == 1
+    assert "could not be registered" in warnings[0]
+    assert str(error) in warnings[0]
+
+
+def test_a_missing_symbol_is_named() -> None:
+    with pytest.raises(compat.IncompatibleVllmError) as error:
+        compat._symbol("vllm.model_executor.layers.linear", "NoSuchLinear")
+    for part in ("vllm.model_executor.layers.linear.NoSuchLinear", ">=0.32", "<0.34"):
+        assert part in str(error.value)
+    assert compat.installed_version() in str(error.value)
+    compat.SYMBOLS.pop()
+
+
+def test_a_missing_module_is_named() -> None:
+    with pytest.raises(compat.IncompatibleVllmError, match=r"no vllm\.no_such_module\.Anything"):
+        compat._symbol("vllm.no_such_module", "Anything")
+    compat.SYMBOLS.pop()
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.0+cpu", "0.33.1", "0.33.0rc1"])
+def test_tested_versions(version: str) -> None:
+    assert compat.untested_version_warning(version) is None
+
+
+@pytest.mark.parametrize("version", ["0.31.2", "0.34.0", "1.0", "dev", "unknown"])
+def test_other_versions_are_warned_about(version: str) -> None:
+    warning = compat.untested_version_warning(version)
+    assert warning is not None
+    assert version in warning
+    assert "0.32" in warning
+
+
+def test_vllm_finds_the_entry_point() -> None:
+    found = [
+        point for point in entry_points(group="vllm.general_plugins") if point.name == "permllm"
+    ]
+    if not found:
+        pytest.skip("permllm-vllm is not installed: run `make install`")
+    assert found[0].load() is plugin.register

@@ -1,0 +1,44 @@
+"""Which inputs can be cut: whole blocks where permuted at run time, whole mask bytes elsewhere."""
+
+from collections.abc import Callable
+
+import pytest
+from vllm.model_executor.layers.linear import RowParallelLinear
+
+from tests.quantization.sparse_modules import config
+
+DOWN = "model.layers.0.mlp.down_proj"
+OnRank = Callable[[int, int], None]
+
+
+def build(channels: int, *, permuted: bool) -> RowParallelLinear:
+    listed = {"runtime_permuted": [DOWN]} if permuted else {"folded": [DOWN]}
+    return RowParallelLinear(channels, 8, bias=False, quant_config=config(**listed), prefix=DOWN)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_llama_down_permuted_at_run_time(on_rank: OnRank, size: int) -> None:
+    on_rank(0, size)
+    assert build(11008, permuted=True).weight_packed.shape == (8, 11008 // size // 2)
+
+
+def test_llama_down_permuted_at_run_time_on_eight_ranks(on_rank: OnRank) -> None:
+    on_rank(0, 8)
+    with pytest.raises(ValueError, match="1376 of its 11008 input channels") as error:
+        build(11008, permuted=True)
+    for part in (DOWN, "over 8", "no multiple of 64", "--tensor-parallel-size 4"):
+        assert part in str(error.value)
+    build(11008, permuted=False)
+
+
+def test_mask_bytes_stay_whole(on_rank: OnRank) -> None:
+    on_rank(0, 4)
+    with pytest.raises(ValueError, match="leaves 12 of its 48") as error:
+        build(48, permuted=False)
+    assert "--tensor-parallel-size 3" in str(error.value)
+
+
+def test_no_number_of_ranks_helps(on_rank: OnRank) -> None:
+    with pytest.raises(ValueError, match="no multiple of 64") as error:
+        build(96, permuted=True)
+    assert "an `ignore` entry" in str(error.value)

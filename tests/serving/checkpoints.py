@@ -1,0 +1,143 @@
+"""A sparse checkpoint of a real model, and the same weights as a dense one with zeros.
+
+Pruned by magnitude under random permutations: run-time ones for the linears that a norm feeds,
+folded ones for `down` and `o`. The dense twin stays in the model's own channel order and is made
+with plain indexing, so it shares no code with what it is compared to.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from permllm_vllm.checkpoint.packing import pack_mask, pack_values
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.schema import QuantizationConfig
+from permllm_vllm.checkpoint.writer import write_checkpoint
+
+BLOCK = 64
+PATTERN = Pattern(2, 4)
+ATTENTION_INPUTS, MLP_INPUTS = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Two directories with the same model: sparse in PermLLM's format, and dense with zeros."""
+
+    sparse: Path
+    dense: Path
+
+
+def prune(source: Path, directory: Path) -> Twins:
+    """Prune every linear of a Llama checkpoint but the output head."""
+    config = json.loads((source / "config.json").read_text())
+    weights = load_file(source / "model.safetensors")
+    twins = Twins(directory / "sparse", directory / "dense")
+    generator = torch.Generator().manual_seed(0)
+    runtime, folded = [], []
+    sparse = dict(weights)
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        attention = _indices(config["hidden_size"], generator)
+        mlp = _indices(config["hidden_size"], generator)
+        for name in ATTENTION_INPUTS:
+            runtime.append(f"{prefix}self_attn.{name}")
+            _prune_linear(runtime[-1], attention, weights, sparse, "input_permutation")
+        for name in MLP_INPUTS:
+            runtime.append(f"{prefix}mlp.{name}")
+            _prune_linear(runtime[-1], mlp, weights, sparse, "input_permutation")
+        heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+        value, output = _tied_indices(heads, kv_heads, config["hidden_size"] // heads, generator)
+        down = _indices(config["intermediate_size"], generator)
+        for name, index in (
+            (f"{prefix}self_attn.o_proj", output),
+            (f"{prefix}mlp.down_proj", down),
+        ):
+            folded.append(name)
+            _prune_linear(name, index, weights, sparse, "folded_permutation")
+        _move_rows(f"{prefix}self_attn.v_proj", value, sparse)
+        for name in MLP_INPUTS:
+            _move_rows(f"{prefix}mlp.{name}", down, sparse)
+    write_checkpoint(
+        twins.sparse,
+        iter(sparse.items()),
+        QuantizationConfig(
+            pattern=str(PATTERN),
+            block_size=BLOCK,
+            value_dtype="bfloat16",
+            ignore=["lm_head"],
+            runtime_permuted=runtime,
+            folded=folded,
+        ),
+        source,
+    )
+    _write_dense(twins.dense, weights, source)
+    return twins
+
+
+def corrupt(sparse: Path, directory: Path, tensor: str, rows: int) -> Path:
+    """Copy a sparse checkpoint with one block damaged: the kept values of the first 64 inputs of
+    the first `rows` rows change their sign. It stays valid, so that only its answers are wrong.
+    """
+    shutil.copytree(sparse, directory)
+    file = directory / "model.safetensors"
+    weights = load_file(file)
+    weights[tensor][:rows, : BLOCK // 2] *= -1
+    save_file(weights, file, metadata={"format": "pt"})
+    return directory
+
+
+def _indices(channels: int, generator: torch.Generator) -> Tensor:
+    """Random permutation inside every block, as channel numbers of the whole layer."""
+    starts = range(0, channels, BLOCK)
+    return torch.cat([start + torch.randperm(BLOCK, generator=generator) for start in starts])
+
+
+def _tied_indices(
+    heads: int, kv_heads: int, head_size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Permutation of the value rows, and that of `o`: equal for the query heads of a KV head."""
+    value = _indices(kv_heads * head_size, generator).view(kv_heads, head_size)
+    within = value % head_size
+    of_query = within.repeat_interleave(heads // kv_heads, dim=0)
+    return value.flatten(), (of_query + head_size * torch.arange(heads).unsqueeze(1)).flatten()
+
+
+def _prune_linear(
+    module: str, index: Tensor, dense: dict[str, Tensor], sparse: dict[str, Tensor], kind: str
+) -> None:
+    """Put the pruned weight into `dense`, and the tensors of the format into `sparse`."""
+    weight = dense[f"{module}.weight"]
+    permuted = weight[:, index]
+    mask = _largest_of_every_group(permuted.abs())
+    pruned = torch.zeros_like(weight)
+    pruned[:, index] = permuted * mask
+    dense[f"{module}.weight"] = pruned
+    del sparse[f"{module}.weight"]
+    sparse[f"{module}.weight_packed"] = pack_values(permuted, mask, PATTERN)
+    sparse[f"{module}.weight_mask"] = pack_mask(mask)
+    sparse[f"{module}.{kind}"] = (index % BLOCK).to(torch.uint8)
+
+
+def _largest_of_every_group(importance: Tensor) -> Tensor:
+    """Mask of the N largest of every M; the first of equal ones wins."""
+    members = importance.unflatten(1, (-1, PATTERN.group)).unbind(2)
+    ahead = [
+        sum((b >= a if j < i else b > a).byte() for j, b in enumerate(members) if j != i)
+        for i, a in enumerate(members)
+    ]
+    return torch.stack([count < PATTERN.kept for count in ahead], dim=2).flatten(1)
+
+
+def _move_rows(module: str, index: Tensor, sparse: dict[str, Tensor]) -> None:
+    for kind in ("weight_packed", "weight_mask"):
+        sparse[f"{module}.{kind}"] = sparse[f"{module}.{kind}"][index].contiguous()
+
+
+def _write_dense(directory: Path, weights: dict[str, Tensor], source: Path) -> None:
+    shutil.copytree(source, directory, ignore=shutil.ignore_patterns("*.safetensors"))
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
