@@ -10,12 +10,21 @@
 namespace permllm::cpu {
 namespace {
 
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
+#define PERMLLM_CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))
+#else
+#define PERMLLM_CLONES
+#endif
+
 constexpr int kRows = kPortableRows;
-constexpr int kLanes = 16;           // partial sums per product, combined in a fixed order
 constexpr int64_t kChunkBlocks = 8;  // 8 rows x 512 inputs of float32: half of a 32 KiB cache
 constexpr int64_t kTokenGroup = 64;  // tokens whose sums are kept while the inputs are walked
 
-float to_float(bf16 value) {
+// Eight partial sums, combined in a fixed order. Compilers map it to what the CPU has.
+constexpr int kLanes = 8;
+typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
+
+inline float to_float(bf16 value) {
   const uint32_t bits = uint32_t{value} << 16;
   float result;
   std::memcpy(&result, &bits, sizeof(result));
@@ -30,7 +39,7 @@ bf16 to_bf16(float value) {
 }
 
 // Blocks of one row group to dense[row][inputs], zeros where pruned.
-void expand(const Block<kRows>* blocks, int64_t count, float* dense) {
+inline void expand(const Block<kRows>* blocks, int64_t count, float* dense) {
   const int64_t inputs = count * kBlockInputs;
   std::memset(dense, 0, kRows * inputs * sizeof(float));
   for (int64_t b = 0; b < count; ++b) {
@@ -45,15 +54,38 @@ void expand(const Block<kRows>* blocks, int64_t count, float* dense) {
   }
 }
 
-float dot(const float* a, const float* b, int64_t count) {
-  float sums[kLanes] = {};
-  for (int64_t i = 0; i < count; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) sums[lane] += a[i + lane] * b[i + lane];
+// sums[row] += dense[row][inputs] * x[inputs]
+inline void multiply(const float* dense, const float* x, int64_t inputs, float* sums) {
+  Lanes partial[kRows] = {};
+  for (int64_t i = 0; i < inputs; i += kLanes) {
+    Lanes inputs_lanes;
+    std::memcpy(&inputs_lanes, x + i, sizeof(Lanes));
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      Lanes weights;
+      std::memcpy(&weights, dense + r * inputs + i, sizeof(Lanes));
+      partial[r] += weights * inputs_lanes;
+    }
   }
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+  for (int r = 0; r < kRows; ++r) {
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+      for (int lane = 0; lane < half; ++lane) partial[r][lane] += partial[r][lane + half];
+    }
+    sums[r] += partial[r][0];
   }
-  return sums[0];
+}
+
+// All inputs of one row group and up to kTokenGroup tokens: x is [tokens][inputs], padded.
+PERMLLM_CLONES
+void multiply_group(const Block<kRows>* blocks, int64_t input_blocks, const float* x,
+                    int64_t tokens, float* dense, float (*sums)[kRows]) {
+  for (int64_t b = 0; b < input_blocks; b += kChunkBlocks) {
+    const int64_t count = kChunkBlocks < input_blocks - b ? kChunkBlocks : input_blocks - b;
+    expand(blocks + b, count, dense);
+    for (int64_t t = 0; t < tokens; ++t) {
+      multiply(dense, x + (t * input_blocks + b) * kBlockInputs, count * kBlockInputs, sums[t]);
+    }
+  }
 }
 
 }  // namespace
@@ -77,16 +109,7 @@ void portable(const LinearArguments& a) {
         const auto* blocks = static_cast<const Block<kRows>*>(a.packed) + group * input_blocks;
         const int64_t rows = std::min<int64_t>(kRows, a.n - group * kRows);
         float sums[kTokenGroup][kRows] = {};
-        for (int64_t b = 0; b < input_blocks; b += kChunkBlocks) {
-          const int64_t count = std::min(kChunkBlocks, input_blocks - b);
-          expand(blocks + b, count, dense);
-          for (int64_t t = 0; t < tokens; ++t) {
-            for (int64_t r = 0; r < rows; ++r) {
-              sums[t][r] += dot(dense + r * count * kBlockInputs, x + t * inputs + b * kBlockInputs,
-                                count * kBlockInputs);
-            }
-          }
-        }
+        multiply_group(blocks, input_blocks, x, tokens, dense, sums);
         for (int64_t t = 0; t < tokens; ++t) {
           for (int64_t r = 0; r < rows; ++r) {
             const int64_t row = group * kRows + r;

@@ -1,0 +1,77 @@
+"""Kernels read nothing outside their arguments: these end where a page without access begins."""
+
+import ctypes
+import mmap
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks.shapes import random_layer
+from permllm_vllm import ops
+from permllm_vllm.backends.cpu import CpuBackend
+
+PAGE = mmap.PAGESIZE
+
+
+def before_a_guard(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy whose last byte is the last one before a page that cannot be read."""
+    bytes_needed = tensor.numel() * tensor.element_size()
+    pages = -(-bytes_needed // PAGE)
+    memory = mmap.mmap(-1, (pages + 1) * PAGE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    guard = ctypes.c_void_p(address + pages * PAGE)
+    assert libc.mprotect(guard, ctypes.c_size_t(PAGE), 0) == 0
+    flat = torch.frombuffer(memory, dtype=torch.uint8, count=pages * PAGE)
+    copy = flat[pages * PAGE - bytes_needed :].view(tensor.dtype).view(tensor.shape)
+    return copy.copy_(tensor)
+
+
+def check(isa: str) -> None:
+    for n, k in ((5, 72), (33, 200), (70, 576)):
+        layer = random_layer(n, k, permuted=False, bias=True)
+        assert layer.bias is not None
+        packed = CpuBackend(isa).pack(layer.weights)
+        blob = before_a_guard(packed.packed)
+        bias = before_a_guard(layer.bias)
+        for m in (1, 2, 5, 9, 14, 16, 17, 31, 40, 100):
+            x = torch.randn(m, k).bfloat16()
+            y = ops.sparse_linear(
+                before_a_guard(x), blob, packed.metadata, None, None, bias, n, "2:4"
+            )
+            expected = ops.sparse_linear(
+                x, packed.packed, packed.metadata, None, None, layer.bias, n, "2:4"
+            )
+            assert torch.equal(y, expected)
+
+
+def test_reads_stay_inside(isa: str) -> None:
+    """In a process of its own, which a wrong read ends."""
+    code = f"from tests.kernels.test_memory import check; check({isa!r})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:] or f"signal {-result.returncode}"
+
+
+@pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
+def test_large_blobs_are_aligned_to_huge_pages() -> None:
+    packed = CpuBackend().pack(random_layer(2048, 2048).weights).packed
+    assert packed.numel() > 2 << 20
+    assert packed.data_ptr() % (2 << 20) == 0
+
+
+@pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
+def test_one_openmp_runtime() -> None:
+    """The kernels run on torch's own threads: no second OpenMP runtime is in the process."""
+    code = (
+        "import torch\n"
+        "from tests.kernels.test_memory import check\n"
+        "torch.set_num_threads(2)\n"
+        "check('portable')\n"
+        "maps = open('/proc/self/maps').read().split()\n"
+        "print(len({name for name in maps if 'libgomp' in name or 'libiomp' in name\n"
+        "           or 'libomp' in name}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "1", result.stdout + result.stderr[-2000:]
