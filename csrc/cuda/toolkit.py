@@ -1,0 +1,79 @@
+"""Finds nvcc, the CUDA headers and CUTLASS on this machine; standard library only."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+from pathlib import Path
+
+LEAST_CUTLASS = (4, 2)
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler: of CUDA_HOME where that is set, else on the PATH, else the usual place."""
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    candidates = [
+        *(Path(home) / "bin" / "nvcc" for home in homes),
+        Path("/usr/local/cuda/bin/nvcc"),
+    ]
+    found = [str(path) for path in candidates[: len(homes)] if path.exists()]
+    found += [path for path in (shutil.which("nvcc"),) if path]
+    found += [str(path) for path in candidates[len(homes) :] if path.exists()]
+    return found[0] if found else None
+
+
+def header_directories() -> list[Path]:
+    """Include directories of the CUDA runtime: the toolkit's, else those of NVIDIA's wheels."""
+    compiler = nvcc()
+    includes = [Path(compiler).resolve().parents[1] / "include"] if compiler else []
+    includes.append(Path("/usr/local/cuda/include"))
+    spec = importlib.util.find_spec("nvidia")
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        includes += sorted(Path(root).glob("*/include"))
+    for include in includes:
+        if (include / "cuda_fp16.h").exists() and (include / "cuda_runtime_api.h").exists():
+            return [path for path in (include, include / "cccl") if path.exists()]
+    return []
+
+
+def cutlass() -> Path | None:
+    """The directory that holds CUTLASS' `include` and `tools`, of version 4.2 or later.
+
+    PERMLLM_CUTLASS_DIR decides where it is set; else the packages nvidia-cutlass (which installs
+    `cutlass_library`) and flashinfer-python are looked up, without being imported.
+    """
+    chosen = os.environ.get("PERMLLM_CUTLASS_DIR")
+    if chosen:
+        return Path(chosen) if _version(Path(chosen)) >= LEAST_CUTLASS else None
+    for package, inside in (("cutlass_library", "source"), ("flashinfer", "data/cutlass")):
+        spec = importlib.util.find_spec(package)
+        for root in (spec.submodule_search_locations or []) if spec else []:
+            if _version(Path(root) / inside) >= LEAST_CUTLASS:
+                return Path(root) / inside
+    return None
+
+
+def cutlass_missing() -> str:
+    """What to do where `cutlass` finds nothing."""
+    chosen = os.environ.get("PERMLLM_CUTLASS_DIR")
+    if chosen:
+        return (
+            f"PERMLLM_CUTLASS_DIR={chosen} holds no CUTLASS 4.2 or later "
+            "(include/cutlass/version.h): set it to a CUTLASS checkout"
+        )
+    return (
+        "the CUTLASS headers were not found: pip install --no-deps nvidia-cutlass==4.2.0.0, or set "
+        "PERMLLM_CUTLASS_DIR to a CUTLASS checkout of version 4.2 or later"
+    )
+
+
+def _version(directory: Path) -> tuple[int, int]:
+    header = directory / "include" / "cutlass" / "version.h"
+    if not header.exists():
+        return 0, 0
+    text = header.read_text()
+    numbers = [re.search(rf"#define CUTLASS_{part}\s+(\d+)", text) for part in ("MAJOR", "MINOR")]
+    major, minor = (int(number[1]) if number else 0 for number in numbers)
+    return major, minor

@@ -1,0 +1,57 @@
+"""Builds the host programs of this directory, once per session."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from csrc.cuda import toolkit
+
+HERE = Path(__file__).parent
+SOURCES = HERE.parents[1] / "csrc" / "cuda"
+
+
+@pytest.fixture(scope="session")
+def compile_for_host(tmp_path_factory):
+    """Compiles a file of this directory with g++ to a shared library; skips without the tools."""
+    directory = tmp_path_factory.mktemp("cuda")
+
+    def compile_library(source: str, *flags: str) -> ctypes.CDLL:
+        compiler = os.environ.get("CXX") or shutil.which("g++")
+        if compiler is None:
+            pytest.skip("needs a C++ compiler: install g++")
+        headers = toolkit.header_directories()
+        if not headers:
+            pytest.skip(
+                "needs the CUDA headers: a CUDA toolkit, or the package nvidia-cuda-runtime"
+            )
+        library = directory / Path(source).with_suffix(".so").name
+        command = [
+            compiler, "-std=c++20", "-shared", "-fPIC", "-fno-strict-aliasing", "-pthread",
+            *flags, f"-I{SOURCES}", f"-I{HERE}",
+            *(flag for path in headers for flag in ("-isystem", str(path))),
+            str(HERE / source), "-o", str(library),
+        ]  # fmt: skip
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-4000:]
+        return ctypes.CDLL(str(library))
+
+    return compile_library
+
+
+@pytest.fixture(scope="session")
+def compile_with_cutlass(compile_for_host):
+    """The same for files that include CUTLASS."""
+
+    def compile_library(source: str, *flags: str) -> ctypes.CDLL:
+        cutlass = toolkit.cutlass()
+        if cutlass is None:
+            pytest.skip(toolkit.cutlass_missing())
+        directories = (cutlass / "include", cutlass / "tools" / "util" / "include")
+        includes = [flag for path in directories for flag in ("-isystem", str(path))]
+        return compile_for_host(source, "-w", "-fpermissive", *includes, *flags)
+
+    return compile_library
