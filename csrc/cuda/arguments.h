@@ -1,0 +1,38 @@
+// What the kernels take, without any header of CUDA: the bindings include it.
+#pragma once
+
+#include <cstdint>
+
+namespace permllm::cuda {
+
+enum class ElementType { kBFloat16, kFloat16 };
+
+// y[tokens][rows] = x[tokens][inputs], permuted, times the packed weight (format.h), plus bias.
+// Sums are in float32; y is rounded once, to nearest even, after scale and bias.
+struct LinearArguments {
+  ElementType element;  // of x, bias and y
+  bool int8;            // values; of the type of x otherwise
+  const void* x;        // 16-byte aligned rows, `x_stride` elements apart (a multiple of 8)
+  int64_t x_stride;
+  int tokens;
+  const void* values;
+  const uint8_t* metadata;
+  const uint8_t* permutation;  // or null
+  const float* scale;          // or null
+  const void* bias;            // or null
+  void* y;                     // contiguous
+  int rows;
+  int inputs;  // a multiple of 8
+  int padded_rows;
+  int padded_inputs;
+};
+
+// The part of a GPU that plans depend on.
+struct Device {
+  int capability;  // 10 * major + minor
+  int processors;
+  int shared_bytes_per_block;
+  int shared_bytes_per_processor;
+};
+
+}  // namespace permllm::cuda

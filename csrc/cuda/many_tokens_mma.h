@@ -1,0 +1,107 @@
+// The kernel for many tokens where CUTLASS has no fitting sparse kernel: sm_80 to sm_89, sm_120,
+// and 8-bit weights everywhere. Activations are permuted already (permute.h) and stream as weights
+// do.
+//
+// A block of 2 x 2 warps multiplies 128 rows by kTokens tokens.
+#pragma once
+
+#include "epilogue.h"
+#include "warp_tile.h"
+
+namespace permllm::cuda {
+
+constexpr int kManyThreads = 128;
+
+// Activations of one step: [kTokens][128 inputs], rows that ldmatrix reads together in different
+// banks.
+template <int kTokens>
+struct ActivationStage {
+  static constexpr int kUnitsPerToken = kStepInputs * 2 / kUnit;
+  static constexpr int kBytes = kTokens * kUnitsPerToken * kUnit;
+
+  static PERMLLM_HOST_DEVICE constexpr int offset(int token, int unit) {
+    return (token * kUnitsPerToken + (unit ^ (token % 8))) * kUnit;
+  }
+
+  static PERMLLM_DEVICE void copy(unsigned char* stage, const LinearArguments& arguments, int token,
+                                  int64_t input) {
+    const auto* x = static_cast<const uint16_t*>(arguments.x);
+    PERMLLM_UNROLL
+    for (int i = 0; i < kTokens * kUnitsPerToken / kManyThreads; ++i) {
+      const int index = threadIdx.x + i * kManyThreads;
+      const int t = index / kUnitsPerToken;
+      const int unit = index % kUnitsPerToken;
+      const bool valid = token + t < arguments.tokens && input + unit * 8 < arguments.inputs;
+      const uint16_t* source =
+          valid ? x + static_cast<int64_t>(token + t) * arguments.x_stride + input + unit * 8 : x;
+      copy_async_16(stage + offset(t, unit), source, valid);
+    }
+  }
+};
+
+template <class Value, int kTokens, int kStages>
+PERMLLM_HOST_DEVICE constexpr int many_tokens_shared_bytes() {
+  constexpr int kStageBytes =
+      kStages * (WeightStage<Value>::kBytes + ActivationStage<kTokens>::kBytes);
+  constexpr int kTileBytes = kTokens * kTilePitch * static_cast<int>(sizeof(float));
+  return kStageBytes > kTileBytes ? kStageBytes : kTileBytes;
+}
+
+template <class Element, class Value, int kTokens, int kStages>
+PERMLLM_DEVICE void many_tokens_body(const LinearArguments& arguments, unsigned char* shared) {
+  using Weights = WeightStage<Value>;
+  using Activations = ActivationStage<kTokens>;
+  constexpr int kStageBytes = Weights::kBytes + Activations::kBytes;
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  const int first_row = warp / 2 * 64;
+  const int first_token = warp % 2 * (kTokens / 2);
+  const int token = blockIdx.x * kTokens;
+  const int row = blockIdx.y * kStepRows;
+  const int steps = arguments.padded_inputs / kStepInputs;
+
+  auto stage_of = [&](int step) { return shared + step % kStages * kStageBytes; };
+  auto fetch_weights = [&](int step) {
+    if (step < steps) {
+      Weights::template copy<kManyThreads>(stage_of(step), arguments.values, arguments.metadata,
+                                           arguments.padded_rows, arguments.padded_inputs, row,
+                                           int64_t{step} * kStepInputs);
+    }
+  };
+  auto fetch_activations = [&](int step) {
+    if (step < steps) {
+      Activations::copy(stage_of(step) + Weights::kBytes, arguments, token,
+                        int64_t{step} * kStepInputs);
+    }
+    commit_copies();
+  };
+  PERMLLM_UNROLL
+  for (int step = 0; step < kStages - 1; ++step) fetch_weights(step);
+  wait_for_previous_kernel();
+  allow_next_kernel();
+  PERMLLM_UNROLL
+  for (int step = 0; step < kStages - 1; ++step) fetch_activations(step);
+
+  WarpTile<Element, Value, 2, kTokens / 16> tile;
+  tile.clear();
+  for (int step = 0; step < steps; ++step) {
+    wait_copies<kStages - 2>();
+    sync_block();  // the stage is written; the stage before was read
+    fetch_weights(step + kStages - 1);
+    fetch_activations(step + kStages - 1);
+    const unsigned char* stage = stage_of(step);
+    const unsigned char* inputs = stage + Weights::kBytes;
+    tile.add_step(stage, first_row, lane, [&](int t, int unit) {
+      return inputs + Activations::offset(first_token + t, unit);
+    });
+  }
+
+  wait_copies<0>();
+  sync_block();  // the stages are free
+  auto* sums = reinterpret_cast<float*>(shared);
+  tile.store(sums, kTilePitch, first_row, first_token, lane);
+  sync_block();
+  write_tile<Element, kTokens, kManyThreads>(arguments, sums, nullptr, row, token);
+}
+
+}  // namespace permllm::cuda

@@ -1,0 +1,69 @@
+// y[token][j] = x[token][j - j % 128 + permutation[j]], elements of 1, 2 or 4 bytes.
+//
+// A block of 128 elements is at most 512 bytes, which one warp reads and writes 16 bytes a lane.
+// The gather between is in shared memory of that warp alone.
+#pragma once
+
+#include "device.h"
+#include "format.h"
+
+namespace permllm::cuda {
+
+constexpr int kPermuteThreads = 256;
+constexpr int kPermuteTokens = 4;  // of a block: their loads are in flight together
+constexpr int kPermuteSharedBytes = kPermuteThreads * kPermuteTokens * 16;
+
+struct PermuteArguments {
+  const void* x;  // 16-byte aligned rows, `x_stride` elements apart
+  int64_t x_stride;
+  const uint8_t* permutation;  // [columns], each inside its block of 128
+  void* y;                     // contiguous, 16-byte aligned rows
+  int64_t tokens;
+  int64_t columns;  // a multiple of 16 bytes
+};
+
+template <class Bits>
+PERMLLM_DEVICE void permute_body(const PermuteArguments& arguments, unsigned char* shared) {
+  constexpr int kPerLane = 16 / sizeof(Bits);
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  const int64_t column =
+      (static_cast<int64_t>(blockIdx.y) * kPermuteThreads + threadIdx.x) * kPerLane;
+  const bool valid = column < arguments.columns;
+  const int64_t first_token = static_cast<int64_t>(blockIdx.x) * kPermuteTokens;
+  auto* staged = reinterpret_cast<Bits*>(shared + warp * 32 * kPermuteTokens * 16);
+
+  uint8_t places[kPerLane] = {};
+  PERMLLM_UNROLL
+  for (int j = 0; j < kPerLane; ++j) {
+    if (valid) places[j] = arguments.permutation[column + j] % kPermutationBlock;
+  }
+  wait_for_previous_kernel();
+  allow_next_kernel();
+  PERMLLM_UNROLL
+  for (int t = 0; t < kPermuteTokens; ++t) {
+    uint4 value{};
+    if (valid && first_token + t < arguments.tokens) {
+      const Bits* x =
+          static_cast<const Bits*>(arguments.x) + (first_token + t) * arguments.x_stride + column;
+      value = *reinterpret_cast<const uint4*>(x);
+    }
+    *reinterpret_cast<uint4*>(staged + (t * 32 + lane) * kPerLane) = value;
+  }
+  sync_warp();
+  const int block = lane * kPerLane / kPermutationBlock * kPermutationBlock;
+  PERMLLM_UNROLL
+  for (int t = 0; t < kPermuteTokens; ++t) {
+    alignas(16) Bits result[kPerLane];
+    PERMLLM_UNROLL
+    for (int j = 0; j < kPerLane; ++j) {
+      result[j] = staged[t * 32 * kPerLane + block + places[j]];
+    }
+    if (valid && first_token + t < arguments.tokens) {
+      Bits* y = static_cast<Bits*>(arguments.y) + (first_token + t) * arguments.columns + column;
+      *reinterpret_cast<uint4*>(y) = *reinterpret_cast<const uint4*>(result);
+    }
+  }
+}
+
+}  // namespace permllm::cuda

@@ -1,0 +1,115 @@
+"""Calls the kernels on the emulator (emulated_kernels.cpp) with PyTorch tensors."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from permllm_vllm.backends import PackedWeights
+
+ELEMENTS = {torch.bfloat16: 0, torch.float16: 1}
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int) for name in (
+            "element", "int8", "tokens", "rows", "inputs", "padded_rows", "padded_inputs",
+        )),
+        *((name, ctypes.c_void_p) for name in (
+            "x", "values", "metadata", "permutation", "scale", "bias", "y",
+        )),
+    ]  # fmt: skip
+
+
+class _Device(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int) for name in ("capability", "processors", "per_block", "per_processor")
+    ]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What plans depend on; shared memory in bytes."""
+
+    capability: int
+    processors: int
+    per_block: int
+    per_processor: int
+
+    def as_struct(self) -> _Device:
+        return _Device(self.capability, self.processors, self.per_block, self.per_processor)
+
+
+H100 = Gpu(90, 132, 227 << 10, 228 << 10)
+A100 = Gpu(80, 108, 163 << 10, 164 << 10)
+L4 = Gpu(89, 58, 99 << 10, 100 << 10)
+SMALL = Gpu(90, 4, 227 << 10, 228 << 10)
+
+
+@dataclass(frozen=True)
+class Plan:
+    token_tiles: int
+    steps_per_split: int
+    splits: int
+    panel_steps: int
+    shared_bytes: int
+
+
+class Emulator:
+    """The compiled emulator."""
+
+    def __init__(self, library: ctypes.CDLL):
+        self._library = library
+
+    def linear(
+        self,
+        x: Tensor,
+        packed: PackedWeights,
+        bias: Tensor | None,
+        rows: int,
+        *,
+        kernel: int = 0,
+        gpu: Gpu = SMALL,
+        seed: int = 0,
+    ) -> Tensor:
+        """`kernel` is 0 for few tokens, or the token tile of the many-token kernel: 64 or 128."""
+        y = torch.empty(x.shape[0], rows, dtype=x.dtype)
+        tensors = [
+            x, packed.packed, packed.metadata, packed.permutation, packed.scale, bias, y,
+        ]  # fmt: skip
+        assert all(tensor is None or tensor.is_contiguous() for tensor in tensors)
+        layer = _Layer(
+            ELEMENTS[x.dtype],
+            packed.packed.dtype == torch.int8,
+            x.shape[0],
+            rows,
+            x.shape[1],
+            packed.packed.shape[0],
+            packed.packed.shape[1] * 2,
+            *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
+        )
+        device = gpu.as_struct()
+        self._library.emulate_linear(ctypes.byref(layer), kernel, ctypes.byref(device), seed)
+        return y
+
+    def permute(self, x: Tensor, permutation: Tensor, seed: int = 0) -> Tensor:
+        y = torch.empty_like(x)
+        self._library.emulate_permute(
+            ctypes.c_void_p(x.data_ptr()),
+            ctypes.c_void_p(permutation.data_ptr()),
+            ctypes.c_void_p(y.data_ptr()),
+            ctypes.c_int64(x.shape[0]),
+            ctypes.c_int64(x.shape[1]),
+            x.element_size(),
+            seed,
+        )
+        return y
+
+    def plan(self, rows: int, inputs: int, tokens: int, *, int8: bool, gpu: Gpu) -> Plan:
+        result = (ctypes.c_int * 5)()
+        device = gpu.as_struct()
+        self._library.plan(rows, inputs, tokens, int8, ctypes.byref(device), result)
+        return Plan(*result)

@@ -1,0 +1,155 @@
+"""The kernels' own code on an emulated GPU, against float64 products with the dense weight."""
+
+import pytest
+import torch
+
+from benchmarks.shapes import LLAMA_2_7B, random_layer
+from permllm_vllm.backends.cuda import CudaBackend
+from tests.cuda.emulated import A100, H100, L4, SMALL, Emulator
+from tests.cuda.layers import int8_layer
+
+TOLERANCE = {torch.bfloat16: 3e-3, torch.float16: 6e-4}  # the rounding of y gives most of it
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(scope="module")
+def emulator(compile_for_host):
+    return Emulator(compile_for_host("emulated_kernels.cpp", "-O1", "-Wall"))
+
+
+def check(emulator, layer, tokens, dtype, *, kernel=0, gpu=SMALL, seed=0):
+    n, k = layer.dense.shape
+    packed = CudaBackend(dtype).pack(layer.weights)
+    x = torch.randn(tokens, k, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    bias = None if layer.bias is None else layer.bias.to(dtype)
+    inputs = x
+    if kernel and packed.permutation is not None:  # that kernel takes permuted activations
+        inputs = emulator.permute(x, packed.permutation[:k].contiguous(), seed)
+    y = emulator.linear(inputs, packed, bias, n, kernel=kernel, gpu=gpu, seed=seed)
+    exact = x.double() @ layer.dense.to(dtype).double().t()
+    if layer.weights.scale is not None:
+        exact = x.double() @ layer.dense.t()
+    if bias is not None:
+        exact += bias.double()
+    assert y.isfinite().all()
+    error = (y.double() - exact).norm() / exact.norm()
+    assert error < TOLERANCE[dtype], f"relative Frobenius error {error:.2e}"
+    return y
+
+
+SHAPES = [
+    # n, k, block size (0: not permuted), bias
+    (1, 8, 0, False),
+    (128, 128, 64, False),
+    (100, 176, 0, True),
+    (136, 576, 64, True),
+    (72, 416, 32, False),
+    (129, 1152, 128, True),
+]
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 13, 32, 33, 64])
+@pytest.mark.parametrize(("n", "k", "block_size", "bias"), SHAPES)
+def test_few_tokens(emulator, n, k, block_size, bias, tokens):
+    layer = random_layer(
+        n, k, block_size=block_size or 64, permuted=block_size > 0, bias=bias, zeros=n > 1
+    )
+    check(emulator, layer, tokens, DTYPES[tokens % 2], seed=tokens)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [3, 16, 50])
+def test_few_tokens_int8(emulator, tokens, dtype):
+    check(emulator, int8_layer(75, 704, bias=True), tokens, dtype)
+
+
+@pytest.mark.parametrize("gpu", [A100, H100, L4, SMALL], ids=["a100", "h100", "l4", "small"])
+def test_few_tokens_with_the_plan_of_each_gpu(emulator, gpu):
+    layer = random_layer(200, 2112, bias=True)
+    splits = emulator.plan(200, 2112, 20, int8=False, gpu=gpu).splits
+    assert splits > 1
+    check(emulator, layer, 20, torch.bfloat16, gpu=gpu)
+
+
+@pytest.mark.parametrize("kernel", [64, 128])
+@pytest.mark.parametrize(("n", "k", "block_size", "bias"), SHAPES[2:])
+def test_many_tokens(emulator, n, k, block_size, bias, kernel):
+    layer = random_layer(
+        n, k, block_size=block_size or 64, permuted=block_size > 0, bias=bias, zeros=n > 1
+    )
+    check(emulator, layer, kernel + 2, DTYPES[n % 2], kernel=kernel)
+
+
+@pytest.mark.parametrize("kernel", [64, 128])
+def test_many_tokens_int8(emulator, kernel):
+    check(emulator, int8_layer(75, 704, bias=True), 70, torch.bfloat16, kernel=kernel)
+
+
+def test_the_order_of_threads_does_not_matter(emulator):
+    """Each seed runs the threads in other orders: bytes must not change, splits included."""
+    layer = random_layer(64, 1152, bias=True)
+    packed = CudaBackend(torch.bfloat16).pack(layer.weights)
+    x = torch.randn(9, 1152).bfloat16()
+    for kernel in (0, 64):
+        first = emulator.linear(x, packed, layer.bias, 64, kernel=kernel)
+        for seed in range(1, 5):
+            again = emulator.linear(x, packed, layer.bias, 64, kernel=kernel, seed=seed * 1000)
+            assert torch.equal(first, again)
+
+
+def test_a_token_does_not_depend_on_its_neighbours(emulator):
+    layer = random_layer(40, 256)
+    packed = CudaBackend(torch.bfloat16).pack(layer.weights)
+    x = torch.randn(5, 256).bfloat16()
+    y = emulator.linear(x, packed, None, 40)
+    x[1:] = float("nan")
+    assert torch.equal(emulator.linear(x, packed, None, 40)[0], y[0])
+
+
+def test_int8_becomes_each_of_its_values(emulator):
+    """All 256 values, read out of the weight by unit inputs."""
+    for dtype in DTYPES:
+        layer = int8_layer(128, 64, permuted=False)
+        values = torch.arange(-128, 128).to(torch.int8).repeat(16).view(128, 32)
+        weights = type(layer.weights)(
+            **{**vars(layer.weights), "values": values, "scale": torch.ones(128)}
+        )
+        packed = CudaBackend(dtype).pack(weights)
+        y = emulator.linear(torch.eye(64, dtype=dtype), packed, None, 128)
+        assert torch.equal(y[y != 0].sort().values, values[values != 0].to(dtype).sort().values)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "columns"),
+    [(torch.uint8, 64), (torch.uint8, 4224), (torch.bfloat16, 200), (torch.bfloat16, 4096),
+     (torch.float32, 96), (torch.float32, 1280)],
+)  # fmt: skip
+@pytest.mark.parametrize("tokens", [1, 4, 7])
+def test_permute(emulator, dtype, columns, tokens):
+    x = torch.randint(0, 255, (tokens, columns)).to(dtype)
+    sizes = [min(128, columns - start) for start in range(0, columns, 128)]
+    places = torch.cat([torch.randperm(size) for size in sizes])
+    absolute = places + torch.arange(columns) // 128 * 128
+    y = emulator.permute(x, places.to(torch.uint8))
+    assert torch.equal(y, x[:, absolute])
+
+
+@pytest.mark.parametrize("gpu", [A100, H100, L4, SMALL], ids=["a100", "h100", "l4", "small"])
+@pytest.mark.parametrize("int8", [False, True])
+def test_plans_fit(emulator, gpu, int8):
+    shapes = [*LLAMA_2_7B, (1, 8), (128, 128), (1000, 1000), (128256, 4096), (4096, 28672)]
+    for rows, inputs in shapes:
+        steps = -(-inputs // 128)
+        for tokens in (1, 8, 9, 16, 17, 33, 64):
+            plan = emulator.plan(rows, inputs, tokens, int8=int8, gpu=gpu)
+            assert plan.token_tiles * 8 >= tokens
+            assert plan.shared_bytes <= gpu.per_block
+            assert 1 <= plan.panel_steps <= plan.steps_per_split
+            assert (plan.splits - 1) * plan.steps_per_split < steps
+            assert plan.splits * plan.steps_per_split >= steps
+
+
+def test_plans_fill_the_gpu(emulator):
+    """A narrow layer is split over its inputs, a wide one is not."""
+    assert emulator.plan(4096, 4096, 1, int8=False, gpu=H100).splits >= 4
+    assert emulator.plan(128256, 4096, 1, int8=False, gpu=H100).splits == 1
