@@ -58,7 +58,7 @@ Tokens pack_activations(const LinearArguments& a) {
   auto* x = static_cast<bf16*>(thread_scratch(
       Scratch::kActivations, vectors * kLanes * blocks * kBlockInputs * sizeof(bf16)));
   const Tokens tokens{x, vectors, blocks};
-  parallel_for(ceil_div(blocks, tuning::kChunkBlocks), [&](int64_t begin, int64_t end) {
+  const auto pack = [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t first = chunk * tuning::kChunkBlocks;
       const int64_t count = smaller(tuning::kChunkBlocks, blocks - first);
@@ -69,7 +69,15 @@ Tokens pack_activations(const LinearArguments& a) {
         }
       }
     }
-  });
+  };
+  // A second parallel region costs more than packing where that is a small part of the call: on a
+  // busy machine every region waits for its last thread.
+  const int64_t chunks = ceil_div(blocks, tuning::kChunkBlocks);
+  if (a.n >= tuning::kSerialPackRows * thread_count() || a.m * a.k <= tuning::kSerialPackElements) {
+    pack(0, chunks);
+  } else {
+    parallel_for(chunks, pack);
+  }
   return tokens;
 }
 

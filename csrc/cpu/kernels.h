@@ -1,7 +1,7 @@
 // The kernels: y[m, n] = x[m, k] @ W[n, k]^T + bias, W packed as layout.h says.
 //
 // Accumulation is in float32; y is rounded once, to nearest even, after the bias is added. A kernel
-// runs at most one parallel region over row groups and, for many tokens, one that packs x.
+// runs one parallel region over row groups and, for many tokens of few rows, one that packs x.
 #pragma once
 
 #include "layout.h"
