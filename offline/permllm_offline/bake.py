@@ -55,7 +55,8 @@ def _bake_linear(
     rows: tuple[Tensor, int] | None,
     pattern: Pattern,
 ) -> Iterator[tuple[str, Tensor]]:
-    weight, bias = module.weight.detach().cpu(), module.bias
+    weight: Tensor = module.weight.detach().cpu()
+    bias: Tensor | None = module.bias
     mask = group.mask(linear)
     if rows is not None:
         weight, mask = fold_rows(weight, *rows), fold_rows(mask, *rows)

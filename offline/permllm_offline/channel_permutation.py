@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from permllm_offline.layout import GroupLayout
 from permllm_vllm.checkpoint.pattern import Pattern
 
 
@@ -29,6 +32,24 @@ def allocate_channels(channel_importance: Tensor, pattern: Pattern) -> Tensor:
     rounds = ranked.reshape(blocks, pattern.group, groups).clone()
     rounds[:, 1::2] = rounds[:, 1::2].flip(2)
     return rounds.transpose(1, 2).reshape(blocks, block_size)
+
+
+def allocate_group(
+    layout: GroupLayout, importances: Mapping[str, Tensor], pattern: Pattern
+) -> Tensor:
+    """Allocate the channels of a shared-input group by the importance summed over its linears.
+
+    Args:
+        layout: of the group.
+        importances: linear -> [out_features, in_features], original channel order.
+        pattern: N and M.
+
+    Returns:
+        int64 [independent permutations, block_size] on the CPU: position -> channel.
+    """
+    channels = torch.stack([importance.sum(0) for importance in importances.values()]).sum(0)
+    blocks = block_importance(channels.cpu(), layout.ties(), layout.block_size)
+    return allocate_channels(blocks, pattern)
 
 
 def block_importance(channel_importance: Tensor, ties: Tensor, block_size: int) -> Tensor:

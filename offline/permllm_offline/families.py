@@ -92,7 +92,7 @@ def family_of(config: Any) -> Family:
     Raises:
         OfflineError: its ``model_type`` is not in the table.
     """
-    model_type = getattr(config, "model_type", None)
+    model_type = str(getattr(config, "model_type", None))
     if model_type not in FAMILIES:
         raise OfflineError(
             f"model_type {model_type!r} is not supported; supported are "

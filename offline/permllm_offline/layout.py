@@ -48,6 +48,17 @@ class GroupLayout:
         head, inside = blocks // per_head, blocks % per_head
         return head // self.heads.queries_per_value * per_head + inside
 
+    def expand(self, order: Tensor) -> Tensor:
+        """Give every block the permutation it is tied to.
+
+        Args:
+            order: int64 [independent permutations, block_size], position -> channel.
+
+        Returns:
+            block-local uint8 [in_features].
+        """
+        return order[self.ties()].flatten().to(torch.uint8)
+
     def rows(self, permutation: Tensor) -> Tensor:
         """Permutation of the preceding linear's rows that stands for ``permutation``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from permllm_offline.errors import OfflineError
 from permllm_vllm.checkpoint.reader import CheckpointReader
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,11 @@ def _local_directory(model: str) -> Path:
     directory = Path(model).expanduser()
     if directory.is_dir():
         return directory
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1 or os.sep in model[2:-1]
-    if directory.exists() or (looks_local and model.count("/") != 1):
-        raise OfflineError(f"{model!r} is not a folder. Give a folder with a Hugging Face model.")
+    if directory.exists() or not _HUB_NAME.fullmatch(model):
+        raise OfflineError(
+            f"{model!r} is not a folder. Give a folder that holds a Hugging Face checkpoint, or a "
+            "hub name like owner/name."
+        )
     from huggingface_hub import snapshot_download
 
     try:

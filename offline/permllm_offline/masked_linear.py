@@ -23,13 +23,19 @@ from permllm_vllm.checkpoint.pattern import Pattern
 class StepPermutation:
     """The permutation of one shared-input group in the current learning step.
 
-    ``order`` is int64 [in_features], position -> channel of the whole layer. ``matrix`` is
-    [blocks, block_size, block_size]; only its gradient is used (straight-through, Eq. 7), its
-    value never is: ``order`` is that value.
+    ``order`` is int64 [in_features], position -> channel of the whole layer. ``soft`` is
+    [independent permutations, block_size, block_size] and block b uses ``soft[ties[b]]``; only
+    its gradient is used (straight-through, Eq. 7), since ``order`` is its value in the forward
+    pass. ``soft`` is None where no gradient is wanted.
     """
 
     order: Tensor
-    matrix: Tensor
+    ties: Tensor
+    soft: Tensor | None = None
+
+    def matrix(self) -> Tensor | None:
+        """The soft permutation of every block, [blocks, block_size, block_size]."""
+        return None if self.soft is None else self.soft[self.ties]
 
 
 class PermutedMaskedLinear(nn.Module):
@@ -62,7 +68,7 @@ class PermutedMaskedLinear(nn.Module):
         """[..., in_features] -> [..., out_features]."""
         output = _MaskedProduct.apply(
             inputs,
-            self.permutation.matrix,
+            self.permutation.matrix(),
             self.weight,
             self.importance,
             self.permutation.order,
@@ -78,7 +84,7 @@ class _MaskedProduct(torch.autograd.Function):
     def forward(
         ctx: Any,
         inputs: Tensor,
-        matrix: Tensor,
+        matrix: Tensor | None,
         weight: Tensor,
         importance: Tensor,
         order: Tensor,
@@ -88,7 +94,7 @@ class _MaskedProduct(torch.autograd.Function):
         sparse = torch.empty_like(weight)
         sparse[order] = weight[order] * mask
         ctx.save_for_backward(inputs, sparse, mask)
-        ctx.constants = weight, importance, order, pattern, matrix.shape
+        ctx.constants = weight, importance, order, pattern, None if matrix is None else matrix.shape
         return inputs @ sparse
 
     @staticmethod

@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor, nn
-
-from permllm_offline.layout import GroupLayout
-from permllm_offline.plan import Plan
-from permllm_offline.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Calibrated:
-    """A dense model with what was measured on it: all that a permutation may be found from.
-
-    ``score(layer, group)`` gives, for each linear of the group, its importance: float32
-    [out_features, in_features]. ``hidden_states`` is the dense model's last hidden state per
-    window, [windows, sequence_length, hidden].
-    """
-
-    model: nn.Module
-    plan: Plan
-    recipe: Recipe
-    windows: Tensor | None
-    hidden_states: Tensor | None
-    score: Callable[[int, GroupLayout], Mapping[str, Tensor]]
-
-
-Permutations = Sequence[Mapping[str, Tensor]]
-"""Per decoder layer, group name -> block-local uint8 [in_features]; absent where not permuted."""
+from permllm_offline.calibrated import Calibrated, LearningCurve, Permutations
+from permllm_offline.channel_permutation import allocate_group
+from permllm_offline.learning import learn_permutations
 
 
 class Finder(Protocol):
     """Finds the permutations of a model."""
 
-    def __call__(self, calibrated: Calibrated) -> tuple[Permutations, list[dict[str, float]]]:
+    def __call__(self, calibrated: Calibrated) -> tuple[Permutations, LearningCurve]:
         """Return the permutations and the learning curve (empty where nothing is learned)."""
 
 
@@ -50,11 +27,28 @@ class PermutationKind:
     needs_hidden_states: bool = False
 
 
-def no_permutation(calibrated: Calibrated) -> tuple[Permutations, list[dict[str, float]]]:
+def no_permutation(calibrated: Calibrated) -> tuple[Permutations, LearningCurve]:
     """Leave every channel where it is."""
     return [{} for _ in calibrated.plan.layers], []
 
 
+def heuristic_reallocation(calibrated: Calibrated) -> tuple[Permutations, LearningCurve]:
+    """Deal the channels of each block over its groups by importance (CP)."""
+    pattern = calibrated.recipe.parsed_pattern()
+    permutations = [
+        {
+            layout.group.name: layout.expand(
+                allocate_group(layout, calibrated.score(index, layout), pattern)
+            )
+            for layout in layouts
+        }
+        for index, layouts in enumerate(calibrated.plan.layers)
+    ]
+    return permutations, []
+
+
 PERMUTATIONS: Mapping[str, PermutationKind] = {
     "none": PermutationKind(no_permutation, permutes=False),
+    "cp": PermutationKind(heuristic_reallocation, permutes=True),
+    "learned": PermutationKind(learn_permutations, permutes=True, needs_hidden_states=True),
 }

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from permllm_offline.activations import DenseStatistics, collect
 from permllm_offline.bake import apply_masks, bake_layer
+from permllm_offline.calibrated import Calibrated, LearningCurve
 from permllm_offline.calibration import CalibrationWindows, sample_windows
 from permllm_offline.decisions import LayerDecision, decide
 from permllm_offline.errors import OfflineError
@@ -31,7 +32,7 @@ from permllm_offline.loading import (
 from permllm_offline.methods import parse_method
 from permllm_offline.model_card import model_card
 from permllm_offline.modules import decoder_layers, linear_of
-from permllm_offline.permutations import PERMUTATIONS, Calibrated
+from permllm_offline.permutations import PERMUTATIONS
 from permllm_offline.plan import Plan, make_plan
 from permllm_offline.recipe import Recipe, check_output
 from permllm_offline.report import Report
@@ -133,7 +134,7 @@ def prune(recipe: Recipe, output: Path, *, force: bool = False) -> Report:
 
 def _decide(
     recipe: Recipe, prepared: Prepared, model: Any
-) -> tuple[list[LayerDecision], list[dict[str, float]]]:
+) -> tuple[list[LayerDecision], LearningCurve]:
     method, plan = parse_method(recipe.method), prepared.plan
     importance, kind = IMPORTANCES[method.importance], PERMUTATIONS[method.permutation]
     statistics = None
@@ -219,12 +220,12 @@ def _quantization(
                 modules = folded if group.layout.folded else runtime
                 modules += [f"{family.layer_name(index)}.{linear}" for linear in group.masks]
     return QuantizationConfig.model_validate(
-        dict(
-            pattern=recipe.pattern,
-            block_size=recipe.block_size,
-            value_dtype=dtype_name(prepared.dtype),
-            ignore=list(family.ignore),
-            runtime_permuted=runtime,
-            folded=folded,
-        )
+        {
+            "pattern": recipe.pattern,
+            "block_size": recipe.block_size,
+            "value_dtype": dtype_name(prepared.dtype),
+            "ignore": list(family.ignore),
+            "runtime_permuted": runtime,
+            "folded": folded,
+        }
     )

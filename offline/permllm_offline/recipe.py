@@ -23,6 +23,10 @@ class LearningRecipe(BaseModel):
     windows_per_step: int = Field(default=4, ge=1)
     learning_rate: float = Field(default=1e-2, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
+    initial_logit: float = Field(default=0.5, gt=0)
+    beta1: float = 0.9
+    beta2: float = 0.999
+    windows_at_once: int = Field(default=2, ge=1)
     temperature_start: float = Field(default=1.0, gt=0)
     temperature_end: float = Field(default=0.1, gt=0)
     sinkhorn_iterations: int = Field(default=5, ge=0)

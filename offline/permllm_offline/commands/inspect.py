@@ -7,9 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from permllm_offline.commands.tables import inspection_table
+from permllm_offline.commands.tables import inspection_table, show
 from permllm_offline.inspection import inspect
 
 _EXAMPLES = """examples:
@@ -38,4 +36,4 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(found.to_dict(), indent=2))  # noqa: T201 - the command's result
     else:
-        Console().print(inspection_table(found))
+        show(inspection_table(found))

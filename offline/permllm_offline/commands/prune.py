@@ -6,9 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from permllm_offline.commands.tables import plan_table, report_table
+from permllm_offline.commands.tables import plan_table, report_table, show
 from permllm_offline.methods import METHODS
 from permllm_offline.pipeline import prepare, prune
 from permllm_offline.recipe import Recipe, check_output, make_recipe
@@ -74,10 +72,9 @@ def run(options: argparse.Namespace) -> None:
     if options.steps is not None:
         entries["learning"] = {"steps": options.steps}
     recipe = make_recipe(entries)
-    console = Console()
     if options.dry_run:
         prepared = prepare(recipe)
         check_output(options.output, prepared.source.directory, force=options.force)
-        console.print(plan_table(recipe, prepared.plan))
+        show(plan_table(recipe, prepared.plan))
         return
-    console.print(report_table(prune(recipe, options.output, force=options.force)))
+    show(report_table(prune(recipe, options.output, force=options.force)))

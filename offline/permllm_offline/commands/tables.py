@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from rich.console import Group
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from permllm_offline.inspection import Inspection
 from permllm_offline.plan import Plan
 from permllm_offline.recipe import Recipe
 from permllm_offline.report import Report
+
+MINIMUM_WIDTH = 120
+"""Columns below which a table would cut its words; a narrower terminal wraps lines instead."""
+
+
+def show(*parts: RenderableType) -> None:
+    """Print tables to standard output, whole whatever the width of the terminal."""
+    width = Console().width
+    Console(width=max(width, MINIMUM_WIDTH)).print(*parts)
 
 
 def plan_table(recipe: Recipe, plan: Plan) -> Group:

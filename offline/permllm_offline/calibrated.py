@@ -1,0 +1,37 @@
+"""A dense model with what was measured on it: all that a permutation may be found from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from permllm_offline.layout import GroupLayout
+from permllm_offline.plan import Plan
+from permllm_offline.recipe import Recipe
+
+Permutations = Sequence[Mapping[str, Tensor]]
+"""Per decoder layer, group name -> block-local uint8 [in_features]; absent where not permuted."""
+
+LearningCurve = list[dict[str, float]]
+"""Per step: its number, training loss and, where it was measured, validation loss."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A dense model and its statistics.
+
+    ``score(layer, layout)`` gives, for each linear of the group, its importance: float32
+    [out_features, in_features]. ``windows`` is int64 [windows, sequence_length];
+    ``hidden_states`` is the dense model's last hidden state for each,
+    [windows, sequence_length, hidden].
+    """
+
+    model: Any
+    plan: Plan
+    recipe: Recipe
+    windows: Tensor | None
+    hidden_states: Tensor | None
+    score: Callable[[int, GroupLayout], Mapping[str, Tensor]]

@@ -1,0 +1,22 @@
+"""A tiny random model with a tokenizer, and text for it, made once per test session."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
+
+
+@pytest.fixture(scope="session")
+def tiny_model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_llama().save_pretrained(directory)
+    save_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("texts") / "calibration.txt"
+    file.write_text(random_text(2000, seed=1), encoding="utf-8")
+    return file

@@ -1,0 +1,145 @@
+"""Baked models are the same function as their masked, unfolded twin."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from permllm_offline.bake import apply_masks, bake_layer
+from permllm_offline.decisions import LayerDecision, decide
+from permllm_offline.families import FAMILIES, heads_of
+from permllm_offline.layout import GroupLayout
+from permllm_offline.loading import load_model, open_source
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.reader import CheckpointReader
+from permllm_vllm.checkpoint.schema import QuantizationConfig
+from permllm_vllm.checkpoint.validation import validate
+from permllm_vllm.checkpoint.writer import write_checkpoint
+from tests.offline.tiny_models import tiny_llama
+
+LLAMA = FAMILIES["llama"]
+
+
+def decisions_of(model: LlamaForCausalLM, pattern: Pattern, block_size: int) -> list[LayerDecision]:
+    """Random permutations: folding must be exact for any, not only for good ones."""
+    generator = torch.Generator().manual_seed(5)
+    decisions: list[LayerDecision] = []
+    for layer in model.model.layers:
+        groups = []
+        for group in LLAMA.groups:
+            weights = {n: layer.get_submodule(n).weight.detach() for n in group.linears}
+            in_features = next(iter(weights.values())).shape[1]
+            layout = GroupLayout(group, in_features, block_size, heads_of(model.config))
+            count = int(layout.ties().max()) + 1
+            order = torch.stack(
+                [torch.randperm(block_size, generator=generator) for _ in range(count)]
+            )
+            scores = {n: weight.abs() for n, weight in weights.items()}
+            groups.append(decide(layout, scores, layout.expand(order), pattern))
+        decisions.append(groups)
+    return decisions
+
+
+def bake(
+    model: LlamaForCausalLM, decisions: list[LayerDecision], pattern: Pattern, block: int, at: Path
+) -> None:
+    source = at.with_name(at.name + "-source")
+    model.save_pretrained(source)
+    names = [f"{LLAMA.layer_name(i)}.{n}" for i in range(len(decisions)) for n in LLAMA.linears]
+    folded = {
+        f"{LLAMA.layer_name(index)}.{linear}": group.layout.folded
+        for index, decision in enumerate(decisions)
+        for group in decision
+        for linear in group.masks
+    }
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in model.state_dict().items():
+            if name.rpartition(".")[0] not in names:
+                yield name, tensor
+        for index, decision in enumerate(decisions):
+            yield from bake_layer(
+                LLAMA.layer_name(index), model.model.layers[index], decision, pattern
+            )
+
+    config = QuantizationConfig(
+        pattern=str(pattern),
+        block_size=block,
+        value_dtype="float32",
+        ignore=["lm_head"],
+        runtime_permuted=[name for name in names if not folded[name]],
+        folded=[name for name in names if folded[name]],
+    )
+    write_checkpoint(at, tensors(), config, source)
+
+
+@pytest.mark.parametrize(
+    ("heads", "key_value", "size", "block", "pattern", "o_folded"),
+    [
+        (4, 2, 64, 64, "2:4", True),
+        (2, 2, 64, 64, "2:4", True),
+        (4, 1, 64, 32, "4:8", True),
+        (2, 1, 128, 64, "2:4", True),
+        (2, 1, 64, 128, "2:4", False),
+        (4, 2, 80, 64, "2:4", False),
+        (2, 1, 96, 64, "4:8", False),
+        (2, 1, 96, 32, "2:4", True),
+    ],
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_baked_model_equals_its_masked_twin(
+    tmp_path: Path,
+    heads: int,
+    key_value: int,
+    size: int,
+    block: int,
+    pattern: str,
+    o_folded: bool,
+    bias: bool,
+) -> None:
+    model = tiny_llama(
+        num_attention_heads=heads,
+        num_key_value_heads=key_value,
+        head_dim=size,
+        hidden_size=128,
+        intermediate_size=256,
+        attention_bias=bias,
+        mlp_bias=bias,
+    )
+    decisions = decisions_of(model, Pattern.parse(pattern), block)
+    assert [group.layout.folded for group in decisions[0]] == [False, o_folded, False, True]
+
+    bake(model, decisions, Pattern.parse(pattern), block, tmp_path / "baked")
+    twin = deepcopy(model)
+    for layer, decision in zip(twin.model.layers, decisions, strict=True):
+        apply_masks(layer, decision)
+
+    assert validate(tmp_path / "baked") == []
+    baked = load_model(open_source(str(tmp_path / "baked")), torch.float32, torch.device("cpu"))
+    tokens = torch.randint(0, 64, (2, 24), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected, found = twin(tokens).logits, baked(tokens).logits
+        dense = model(tokens).logits
+    scale = expected.abs().max()
+    assert (found - expected).abs().max() / scale < 1e-5
+    assert (dense - expected).abs().max() / scale > 1e-2
+
+
+def test_folding_moves_rows_and_stores_where_from(tmp_path: Path) -> None:
+    model = tiny_llama()
+    decisions = decisions_of(model, Pattern(2, 4), 64)
+    bake(model, decisions, Pattern(2, 4), 64, tmp_path / "baked")
+    reader = CheckpointReader(tmp_path / "baked")
+    down = reader.layer("model.layers.0.mlp.down_proj")
+    assert down.input_permutation is None
+    assert down.folded_permutation is not None
+    up = reader.layer("model.layers.0.mlp.up_proj")
+    assert up.input_permutation is not None
+    assert torch.equal(up.input_permutation, decisions[0][2].permutation)
+    # q is neither folded into nor fed by a fold: only its mask separates it from the original.
+    q = reader.layer("model.layers.0.self_attn.q_proj").dense(Pattern(2, 4), 64)
+    original = model.model.layers[0].self_attn.q_proj.weight
+    assert torch.equal(q, original * decisions[0][0].mask("self_attn.q_proj"))

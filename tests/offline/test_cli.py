@@ -1,0 +1,281 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from permllm_offline.cli import build_parser, main
+from permllm_offline.methods import METHODS
+from permllm_vllm.checkpoint.reader import CheckpointReader
+from permllm_vllm.checkpoint.validation import validate
+from tests.offline.tiny_models import save_tokenizer, tiny_llama
+
+SIZES = ("--num-samples", "12", "--sequence-length", "24", "--steps", "4", "--block-size", "64")
+
+
+def prune(model: Path, output: Path, text: Path | None, *more: str) -> int:
+    data = () if text is None else ("--dataset", str(text))
+    return main(["prune", str(model), "--output", str(output), *SIZES, *data, *more])
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+@pytest.mark.parametrize("method", METHODS)
+def test_prune_eval_and_inspect(
+    method: str,
+    pattern: str,
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "sparse"
+    options = ("--method", method, "--pattern", pattern)
+    assert prune(tiny_model_directory, output, text_file, *options) == 0
+    assert validate(output) == []
+    config = json.loads((output / "config.json").read_text())["quantization_config"]
+    permuted = "cp" in method or "permllm" in method
+    assert config["pattern"] == pattern
+    assert len(config["runtime_permuted"]) == (10 if permuted else 0)
+    assert len(config["folded"]) == (4 if permuted else 0)
+    assert config["ignore"] == ["lm_head"]
+
+    report = json.loads((output / "report.json").read_text())
+    assert len(report["layers"]) == 14
+    assert 0.5 < report["byte_ratio"] <= 0.57
+    assert report["perplexity_after"] > 1
+    recipe = yaml.safe_load((output / "recipe.yaml").read_text())
+    assert (recipe["method"], recipe["pattern"], recipe["seed"]) == (method, pattern, 0)
+    card = (output / "README.md").read_text()
+    assert "vllm serve sparse" in card
+    assert f"{report['perplexity_after']:.2f}" in card
+    assert str(tiny_model_directory) not in card
+
+    result_file = tmp_path / "result.json"
+    capsys.readouterr()
+    arguments = ("--dataset", str(text_file), "--sequence-length", "24", "--max-windows", "5")
+    assert main(["eval", str(output), *arguments, "--json", str(result_file)]) == 0
+    result = json.loads(result_file.read_text())
+    assert set(result) == {"perplexity", "windows", "sequence_length", "dataset", "model"}
+    assert (result["windows"], result["sequence_length"]) == (5, 24)
+    assert json.loads(capsys.readouterr().out) == result
+
+    assert main(["inspect", str(output), "--json"]) == 0
+    inspected = json.loads(capsys.readouterr().out)
+    assert len(inspected["layers"]) == 14
+    assert all(layer["density"] == 0.5 for layer in inspected["layers"])
+    assert inspected["byte_ratio"] == pytest.approx(report["byte_ratio"])
+    assert main(["inspect", str(output)]) == 0
+    shown = capsys.readouterr().out
+    assert "model.layers.1.mlp.down_proj" in shown
+    assert ("folded" in shown) == permuted
+
+
+def test_eval_of_a_dense_model_equals_its_report(
+    tmp_path: Path, tiny_model_directory: Path, text_file: Path
+) -> None:
+    result = tmp_path / "dense.json"
+    arguments = ("--dataset", str(text_file), "--sequence-length", "24")
+    assert main(["eval", str(tiny_model_directory), *arguments, "--json", str(result)]) == 0
+    assert json.loads(result.read_text())["windows"] == 2000 // 24
+
+
+@pytest.mark.parametrize("method", ["wanda", "permllm-wanda"])
+def test_same_seed_same_bytes(
+    method: str, tmp_path: Path, tiny_model_directory: Path, text_file: Path
+) -> None:
+    files = ("model.safetensors", "config.json", "recipe.yaml", "report.json")
+    for name in ("first", "second"):
+        folder = tmp_path / name / "sparse"
+        assert prune(tiny_model_directory, folder, text_file, "--method", method) == 0
+    for file in files:
+        first, second = (tmp_path / name / "sparse" / file for name in ("first", "second"))
+        assert first.read_bytes() == second.read_bytes(), file
+
+
+def test_magnitude_needs_no_data(tmp_path: Path, tiny_model_directory: Path) -> None:
+    assert prune(tiny_model_directory, tmp_path / "out", None, "--method", "magnitude") == 0
+    assert "not measured" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_dtype_is_written_everywhere(
+    tmp_path: Path, tiny_model_directory: Path, text_file: Path
+) -> None:
+    output = tmp_path / "out"
+    options = ("--method", "wanda+cp", "--dtype", "bfloat16")
+    assert prune(tiny_model_directory, output, text_file, *options) == 0
+    config = json.loads((output / "config.json").read_text())
+    assert config["dtype"] == config["quantization_config"]["value_dtype"] == "bfloat16"
+    floating = {t.dtype for t in load_file(output / "model.safetensors").values()} - {torch.uint8}
+    assert floating == {torch.bfloat16}
+
+
+def test_tied_embeddings_are_written_once(tmp_path: Path, text_file: Path) -> None:
+    tiny_llama(tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
+    save_tokenizer(tmp_path / "tied")
+    assert prune(tmp_path / "tied", tmp_path / "out", text_file, "--method", "wanda") == 0
+    assert "lm_head.weight" not in CheckpointReader(tmp_path / "out").names()
+    arguments = ("--dataset", str(text_file), "--sequence-length", "24", "--max-windows", "2")
+    assert main(["eval", str(tmp_path / "out"), *arguments]) == 0
+
+
+def test_dry_run_writes_nothing(
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert prune(tiny_model_directory, tmp_path / "out", text_file, "--dry-run") == 0
+    assert not (tmp_path / "out").exists()
+    shown = capsys.readouterr().out
+    assert "folded" in shown
+    assert "nothing written" in shown
+
+
+def test_force_replaces_and_its_absence_refuses(
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "precious.txt").write_text("keep")
+    options = ("--method", "wanda")
+    assert prune(tiny_model_directory, output, text_file, *options) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert [file.name for file in output.iterdir()] == ["precious.txt"]
+    assert prune(tiny_model_directory, output, text_file, *options, "--force") == 0
+    assert not (output / "precious.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--method", "sparsest"), "method 'sparsest' is not known: give one of magnitude, wanda"),
+        (("--pattern", "1:4"), "pattern '1:4' is not supported"),
+        (("--block-size", "48"), "block size 48 is not supported"),
+        (("--block-size", "128"), "192 input channels, which is not a multiple of the block"),
+        (("--num-samples", "0"), "--num-samples 0"),
+        (("--num-samples", "5000"), "is too short: it gives"),
+        (("--dtype", "int4"), "--dtype 'int4'"),
+        (("--device", "toaster"), "device 'toaster' cannot be used"),
+        (("--dataset", "./nowhere/text.txt"), "neither a local file or folder"),
+    ],
+)
+def test_bad_options_are_refused(
+    options: tuple[str, str],
+    message: str,
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert prune(tiny_model_directory, tmp_path / "out", text_file, *options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def remove(model: Path) -> None:
+    shutil.rmtree(model)
+
+
+def damage_config(model: Path) -> None:
+    (model / "config.json").write_text("{")
+
+
+def damage_weights(model: Path) -> None:
+    data = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def damage_family(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "opt"}))
+
+
+def damage_tokenizer(model: Path) -> None:
+    for file in model.glob("tokenizer*"):
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (remove, "is not a folder"),
+        (damage_config, "no readable config.json"),
+        (damage_weights, "cannot load"),
+        (damage_family, "'opt' is not supported; supported are llama, mistral"),
+        (damage_tokenizer, "no readable tokenizer"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_bad_models_are_refused(
+    damage: object,
+    message: str,
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_directory, model)
+    damage(model)
+    assert prune(model, tmp_path / "out", text_file, "--method", "wanda") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_nothing(
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    assert prune(tiny_model_directory, tmp_path / "out", text_file, "--method", "wanda") == 2
+    assert "disk" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pruned_model_is_not_pruned_again(
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert prune(tiny_model_directory, tmp_path / "a", text_file, "--method", "wanda") == 0
+    assert prune(tmp_path / "a", tmp_path / "b", text_file, "--method", "wanda") == 2
+    assert "prune its dense original" in capsys.readouterr().err
+
+
+def test_the_source_is_never_replaced(
+    tiny_model_directory: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prune(tiny_model_directory, tiny_model_directory, text_file, "--force") == 2
+    assert "holds the source model" in capsys.readouterr().err
+    assert (tiny_model_directory / "model.safetensors").exists()
+
+
+def test_inspecting_a_dense_model_is_refused(
+    tiny_model_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(tiny_model_directory)]) == 2
+    assert "dense model" in capsys.readouterr().err
+
+
+def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("prune", "eval", "inspect"):
+        with pytest.raises(SystemExit, match="0"):
+            build_parser().parse_args([command, "--help"])
+        assert "examples:" in capsys.readouterr().out

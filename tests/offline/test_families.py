@@ -1,0 +1,52 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import LlamaConfig, MistralConfig
+
+from permllm_offline.errors import OfflineError
+from permllm_offline.families import FAMILIES, Fold, Heads, family_of, heads_of
+from permllm_offline.layout import GroupLayout
+from tests.offline.tiny_models import tiny_llama
+
+
+def test_an_unsupported_family_is_told_what_is_supported() -> None:
+    with pytest.raises(OfflineError, match=r"'opt' is not supported.*llama, mistral.*FAMILIES"):
+        family_of(SimpleNamespace(model_type="opt"))
+
+
+def test_every_pruned_module_exists_and_every_other_linear_is_ignored() -> None:
+    model, family = tiny_llama(), FAMILIES["llama"]
+    linears = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    pruned = {f"{family.layer_name(layer)}.{n}" for layer in range(2) for n in family.linears}
+    assert linears == pruned | set(family.ignore)
+
+
+def test_mistral_has_the_same_layout() -> None:
+    assert family_of(MistralConfig()) == family_of(LlamaConfig())
+
+
+def test_folds_name_linears_of_the_family() -> None:
+    for family in FAMILIES.values():
+        for group in family.groups:
+            assert set(group.fold_into) <= set(family.linears)
+            assert (group.fold is Fold.NONE) == (not group.fold_into)
+
+
+def test_heads_fall_back_to_hidden_size() -> None:
+    config = SimpleNamespace(num_attention_heads=4, hidden_size=320)
+    assert heads_of(config) == Heads(4, 4, 80)
+
+
+def test_rows_of_a_value_fold_are_those_of_the_first_query_head() -> None:
+    group = next(g for g in FAMILIES["llama"].groups if g.fold is Fold.VALUE_HEADS)
+    layout = GroupLayout(group, 4 * 64, 64, Heads(4, 2, 64))
+    order = torch.stack([torch.randperm(64), torch.randperm(64)])
+    rows = layout.rows(layout.expand(order))
+    assert torch.equal(rows.reshape(2, 64).long(), order)
+
+
+def test_channels_must_fill_blocks() -> None:
+    layout = GroupLayout(FAMILIES["llama"].groups[0], 100, 64, Heads(1, 1, 100))
+    with pytest.raises(OfflineError, match=r"100 input channels.*block size 64"):
+        layout.check_blocks("model.layers.0.self_attn.q_proj")
