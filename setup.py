@@ -19,8 +19,10 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 SOURCES = Path("csrc")
+OBJECTS = Path("build") / "objects"  # kept from build to build, unlike the directory of setuptools
 COMMON_FLAGS = [
     "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
     "-Wno-unused-parameter",
@@ -102,23 +104,31 @@ class BuildLibrary(build_ext):
         """Without the Python tag that setuptools would add: the library serves every Python."""
         return fullname.replace(".", "/") + ".so"
 
+    def run_command_line(self, line: list[str]) -> None:
+        """Runs a compiler; its own message precedes the error."""
+        self.announce(shlex.join(line), level=2)
+        if subprocess.run(line).returncode != 0:
+            raise CompileError(
+                f"{line[0]} failed, see above. It must know C++20 and AVX-512 BF16 (GCC 11, Clang "
+                "14 or newer): choose another with CXX=..., or install without the CPU kernels "
+                "with PERMLLM_BUILD_CPU=0."
+            )
+
     def build_extension(self, ext: Extension) -> None:
         """Compiles and links; an object is kept while its sources and its command are."""
         torch = torch_directory()
         command = compiler()
         assert torch is not None
         assert command is not None
-        objects_directory = Path(self.build_temp) / "csrc"
         flags = [*COMMON_FLAGS, *defines(ext.sources), "-isystem", str(torch / "include")]
 
         def build(source: str) -> Path:
-            target = objects_directory / Path(source).relative_to(SOURCES).with_suffix(".o")
+            target = OBJECTS / Path(source).relative_to(SOURCES).with_suffix(".o")
             line = [*command, *flags, *instruction_set_flags(source), "-MD", "-c", source,
                     "-o", str(target)]  # fmt: skip
             if self.force or not up_to_date(target, line):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                self.announce(shlex.join(line), level=2)
-                subprocess.run(line, check=True)
+                self.run_command_line(line)
                 target.with_suffix(".command").write_text(shlex.join(line))
             return target
 
@@ -129,8 +139,7 @@ class BuildLibrary(build_ext):
         temporary = library.with_suffix(".so.new")  # a running process keeps the old library
         link = [*command, "-shared", "-o", str(temporary), *map(str, objects),
                 f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,--no-undefined"]  # fmt: skip
-        self.announce(shlex.join(link), level=2)
-        subprocess.run(link, check=True)
+        self.run_command_line(link)
         temporary.replace(library)
 
 
