@@ -62,12 +62,11 @@ def test_prune_eval_and_inspect(
     assert (result["windows"], result["sequence_length"]) == (5, 24)
     assert json.loads(capsys.readouterr().out) == result
 
-    assert main(["inspect", str(output), "--json"]) == 0
-    inspected = json.loads(capsys.readouterr().out)
+    assert main(["inspect", str(output), "--json", str(tmp_path / "inspected.json")]) == 0
+    inspected = json.loads((tmp_path / "inspected.json").read_text())
     assert len(inspected["layers"]) == 14
     assert all(layer["density"] == 0.5 for layer in inspected["layers"])
     assert inspected["byte_ratio"] == pytest.approx(report["byte_ratio"])
-    assert main(["inspect", str(output)]) == 0
     shown = capsys.readouterr().out
     assert "model.layers.1.mlp.down_proj" in shown
     assert ("folded" in shown) == permuted

@@ -12,7 +12,7 @@ from permllm_offline.inspection import inspect
 
 _EXAMPLES = """examples:
   permllm-offline inspect ./sparse
-  permllm-offline inspect ./sparse --json
+  permllm-offline inspect ./sparse --json sparse.json
 """
 
 
@@ -26,14 +26,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="folder of the checkpoint")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the table to a file")
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
-    """Print the inspection."""
+    """Show the inspection, and write it where asked."""
     found = inspect(options.directory)
-    if options.json:
-        print(json.dumps(found.to_dict(), indent=2))  # noqa: T201 - the command's result
-    else:
-        show(inspection_table(found))
+    if options.json is not None:
+        options.json.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+    show(inspection_table(found))
