@@ -130,7 +130,7 @@ def _matrix_gradient(
     groups = (-1, pattern.group)
     soft_mask = importance.index_select(0, order).unflatten(0, groups).softmax(dim=1)
     score_gradient = mask_gradient.index_select(0, order).unflatten(0, groups) * soft_mask
-    score_gradient -= soft_mask * sum(score_gradient.unbind(1)).unsqueeze(1)  # type: ignore
+    score_gradient -= soft_mask * sum(score_gradient.unbind(1)).unsqueeze(1)
 
     def by_block(tensor: Tensor) -> Tensor:
         return tensor.reshape(blocks, block_size, -1)

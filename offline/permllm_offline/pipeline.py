@@ -34,8 +34,9 @@ from permllm_offline.model_card import model_card
 from permllm_offline.modules import decoder_layers, linear_of
 from permllm_offline.permutations import PERMUTATIONS
 from permllm_offline.plan import Plan, make_plan
-from permllm_offline.recipe import Recipe, check_output
+from permllm_offline.recipe import Recipe
 from permllm_offline.report import Report
+from permllm_vllm.checkpoint.output import check_destination, check_disk
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.writer import write_checkpoint
@@ -54,15 +55,16 @@ class Prepared:
     windows: CalibrationWindows | None
 
 
-def prepare(recipe: Recipe) -> Prepared:
-    """Check a recipe against the model and the data, reading no weight.
+def prepare(recipe: Recipe, output: Path, *, force: bool = False) -> Prepared:
+    """Check a recipe against the model, the data and the output, reading no weight.
 
     Raises:
-        OfflineError: the first thing that would make the prune fail.
+        OfflineError, CheckpointError: the first thing that would make the prune fail.
     """
     method = parse_method(recipe.method)
     device = parse_device(recipe.device)
     source = open_source(recipe.model)
+    check_destination(output, source.directory, force=force)
     if getattr(source.config, "quantization_config", None) is not None:
         raise OfflineError(
             f"{recipe.model!r} is already quantized or pruned: prune its dense original."
@@ -72,6 +74,7 @@ def prepare(recipe: Recipe) -> Prepared:
     plan = make_plan(
         source, recipe.parsed_pattern(), recipe.block_size, permuted=permutes, dtype=dtype
     )
+    check_disk(output, plan.total_bytes)
     windows = None
     if recipe.dataset is not None:
         windows = sample_windows(
@@ -97,9 +100,7 @@ def prune(recipe: Recipe, output: Path, *, force: bool = False) -> Report:
         OfflineError, CheckpointError: bad input, or an output that cannot be written.
     """
     torch.manual_seed(recipe.seed)
-    source = open_source(recipe.model)
-    check_output(output, source.directory, force=force)
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, output, force=force)
     model = load_model(prepared.source, prepared.dtype, prepared.device)
     dense_perplexity = _held_out_perplexity(model, prepared, "dense perplexity")
     decisions, curve = _decide(recipe, prepared, model)

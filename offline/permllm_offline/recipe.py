@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -46,7 +45,7 @@ class Recipe(BaseModel):
     dataset: str | None = None
     num_samples: int = Field(default=128, ge=1)
     sequence_length: int = Field(default=512, ge=2)
-    evaluation_windows: int = Field(default=16, ge=0)
+    evaluation_windows: int = Field(default=8, ge=0)
     seed: int = Field(default=0, ge=0)
     device: str = "cpu"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -84,15 +83,3 @@ def make_recipe(entries: dict[str, Any]) -> Recipe:
             f"{', '.join(map(str, BLOCK_SIZES))}."
         )
     return recipe
-
-
-def check_output(output: Path, source: Path, *, force: bool) -> None:
-    """Raise OfflineError unless a checkpoint may be written to ``output``."""
-    if output.exists() and not output.is_dir():
-        raise OfflineError(f"output {output} is a file: give a folder to create.")
-    if output.is_dir() and output.resolve() in (source.resolve(), *source.resolve().parents):
-        raise OfflineError(f"output {output} holds the source model: give another folder.")
-    if output.is_dir() and any(output.iterdir()) and not force:
-        raise OfflineError(
-            f"output folder {output} is not empty: give a new one, or --force to replace it."
-        )

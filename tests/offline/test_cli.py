@@ -262,7 +262,7 @@ def test_the_source_is_never_replaced(
     tiny_model_directory: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert prune(tiny_model_directory, tiny_model_directory, text_file, "--force") == 2
-    assert "holds the source model" in capsys.readouterr().err
+    assert "output and source are both" in capsys.readouterr().err
     assert (tiny_model_directory / "model.safetensors").exists()
 
 
