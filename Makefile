@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CSRC := $(shell find csrc -type f 2>/dev/null)
-CXX_FILES := $(filter %.cpp %.h,$(CSRC)) $(wildcard tests/kernels/*/*.cpp tests/kernels/*/*.h)
+CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 TEST_ENV := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help

@@ -32,7 +32,7 @@ def linear_bytes(checkpoint: Path) -> dict[str, int]:
     output = checkpoint.with_suffix(".inspect.json")
     permllm_offline("inspect", checkpoint, "--json", output)
     record: dict[str, Any] = json.loads(output.read_text())
-    return {"sparse": record["total"]["bytes"], "dense": record["total"]["dense_bytes"]}
+    return {"sparse": record["bytes"], "dense": record["dense_bytes"]}
 
 
 def chat(checkpoint: Path) -> str:
