@@ -20,10 +20,11 @@ constexpr int64_t kFewChunkBytes = 20 << 10;  // x and blocks that those passes 
 
 // Many tokens. The blocks of the next steps fit L1 and are wanted there.
 constexpr _mm_hint kManyHint = _MM_HINT_T0;
-constexpr int kManyAhead = 2;          // steps of one row group and one chunk of inputs
-constexpr int64_t kChunkBlocks = 8;    // inputs expanded at a time: 8 rows are 8 KiB
-constexpr int64_t kPanelGroups = 16;   // row groups whose sums wait in L2 for the next chunk
-constexpr int64_t kTokenVectors = 16;  // of 16 tokens: what one expansion serves at most
+constexpr _mm_hint kManyHintX = _MM_HINT_T1;  // those of x fit L2
+constexpr int kManyAhead = 2;                 // steps of one row group and one chunk of inputs
+constexpr int64_t kChunkBlocks = 8;           // inputs expanded at a time: 8 rows are 8 KiB
+constexpr int64_t kPanelGroups = 16;          // row groups whose sums wait in L2 for the next chunk
+constexpr int64_t kTokenVectors = 16;         // of 16 tokens: what one expansion serves at most
 // Packing x alone takes 6 * threads / n of the call.
 constexpr int64_t kSerialPackRows = 512;           // per thread: then it takes 1 % of the call
 constexpr int64_t kSerialPackElements = 64 << 10;  // and these take 4 us

@@ -96,11 +96,21 @@ inline __m512i broadcast_pair(const bf16* pair) {
   return _mm512_set1_epi32(*reinterpret_cast<const int __attribute__((may_alias))*>(pair));
 }
 
-// sums[row][token] (rows `stride` floats apart) += panel[row][pair] * x[vector][pair][token], while
-// the blocks `ahead` are fetched, unless null.
+// What is fetched while a step multiplies: the blocks of a later step (unless null), and a share of
+// the next chunk of x, which all of this chunk's steps together fetch into L2.
+struct Fetches {
+  const Rows8* blocks;
+  const char* x;
+};
+
+// Bytes of x to fetch with every block of a call that multiplies up to three vectors.
+constexpr int kFetchedX =
+    3 * kChunkInputs * kLanes * sizeof(bf16) / (tuning::kPanelGroups * tuning::kChunkBlocks);
+
+// sums[row][token] (rows `stride` floats apart) += panel[row][pair] * x[vector][pair][token].
 template <int Vectors>
 void multiply(const bf16* panel, const bf16* x, int64_t blocks, float* sums, int64_t stride,
-              bool first, const Rows8* ahead) {
+              bool first, Fetches& fetches) {
   __m512 sum[kRows][Vectors];
   PERMLLM_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -111,9 +121,11 @@ void multiply(const bf16* panel, const bf16* x, int64_t blocks, float* sums, int
   }
   const int64_t vector_stride = blocks * kBlockPairs * kPairElements;
   for (int64_t b = 0; b < blocks; ++b) {
-    if (ahead != nullptr) {
-      prefetch<tuning::kManyHint, sizeof(Rows8)>(reinterpret_cast<const char*>(ahead + b));
+    if (fetches.blocks != nullptr) {
+      prefetch<tuning::kManyHint, sizeof(Rows8)>(reinterpret_cast<const char*>(fetches.blocks + b));
     }
+    prefetch<tuning::kManyHintX, kFetchedX>(fetches.x);
+    fetches.x += kFetchedX;
     for (int p = 0; p < kBlockPairs; ++p, panel += 2, x += kPairElements) {
       __m512i tokens[Vectors];
       PERMLLM_UNROLL
@@ -135,15 +147,15 @@ void multiply(const bf16* panel, const bf16* x, int64_t blocks, float* sums, int
 
 // All token vectors, three at a time and the rest by twos: 24 or 16 accumulators.
 void multiply_all(const bf16* panel, const Tokens& tokens, const bf16* x, int64_t blocks,
-                  float* sums, bool first, const Rows8* ahead) {
+                  float* sums, bool first, Fetches fetches) {
   const int64_t stride = tokens.vectors * kLanes;
   int64_t left = tokens.vectors;
   while (left > 0) {
     const int64_t take = left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
     (take == 1   ? multiply<1>
      : take == 2 ? multiply<2>
-                 : multiply<3>)(panel, x, blocks, sums, stride, first, ahead);
-    ahead = nullptr;
+                 : multiply<3>)(panel, x, blocks, sums, stride, first, fetches);
+    fetches.blocks = nullptr;
     x += take * blocks * kBlockPairs * kPairElements;
     sums += take * kLanes;
     left -= take;
@@ -224,10 +236,13 @@ void run(const LinearArguments& a, const Tokens& tokens, int64_t begin, int64_t 
     for (int64_t step = 0; step < walk.steps(start); ++step) {
       const int64_t first_block = step / groups * tuning::kChunkBlocks;
       const int64_t blocks = smaller(tuning::kChunkBlocks, tokens.input_blocks - first_block);
+      const int64_t next = first_block + blocks < tokens.input_blocks ? first_block + blocks : 0;
+      const Fetches fetches{walk.block(start, step + tuning::kManyAhead),
+                            reinterpret_cast<const char*>(tokens.chunk(next)) +
+                                step % groups * stride * kChunkInputs * sizeof(bf16) / groups};
       expand(walk.block(start, step), blocks, panel);
       multiply_all(panel, tokens, tokens.chunk(first_block), blocks,
-                   sums + step % groups * kRows * stride, first_block == 0,
-                   walk.block(start, step + tuning::kManyAhead));
+                   sums + step % groups * kRows * stride, first_block == 0, fetches);
     }
     for (int64_t r = 0; r < groups * kRows; r += 32) {
       const int64_t row = start * kRows + r;

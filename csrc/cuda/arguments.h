@@ -27,6 +27,16 @@ struct LinearArguments {
   int padded_inputs;
 };
 
+// y[token][j] = x[token][j - j % 128 + permutation[j]].
+struct PermuteArguments {
+  const void* x;  // 16-byte aligned rows, `x_stride` elements apart
+  int64_t x_stride;
+  const uint8_t* permutation;  // [columns], each inside its block of 128
+  void* y;                     // contiguous, 16-byte aligned rows
+  int64_t tokens;
+  int64_t columns;  // a multiple of 16 bytes
+};
+
 // The part of a GPU that plans depend on.
 struct Device {
   int capability;  // 10 * major + minor

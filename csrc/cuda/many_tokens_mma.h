@@ -2,7 +2,7 @@
 // and 8-bit weights everywhere. Activations are permuted already (permute.h) and stream as weights
 // do.
 //
-// A block of 2 x 2 warps multiplies 128 rows by kTokens tokens.
+// A block multiplies 128 rows by kTokens tokens, a warp 64 rows by 32 tokens.
 #pragma once
 
 #include "epilogue.h"
@@ -10,7 +10,9 @@
 
 namespace permllm::cuda {
 
-constexpr int kManyThreads = 128;
+// Warps of a block: two over the rows, one per 32 tokens.
+template <int kTokens>
+constexpr int kManyThreads = 2 * kTokens / 32 * 32;
 
 // Activations of one step: [kTokens][128 inputs], rows that ldmatrix reads together in different
 // banks.
@@ -27,8 +29,8 @@ struct ActivationStage {
                                   int64_t input) {
     const auto* x = static_cast<const uint16_t*>(arguments.x);
     PERMLLM_UNROLL
-    for (int i = 0; i < kTokens * kUnitsPerToken / kManyThreads; ++i) {
-      const int index = threadIdx.x + i * kManyThreads;
+    for (int i = 0; i < kTokens * kUnitsPerToken / kManyThreads<kTokens>; ++i) {
+      const int index = threadIdx.x + i * kManyThreads<kTokens>;
       const int t = index / kUnitsPerToken;
       const int unit = index % kUnitsPerToken;
       const bool valid = token + t < arguments.tokens && input + unit * 8 < arguments.inputs;
@@ -39,23 +41,29 @@ struct ActivationStage {
   }
 };
 
-template <class Value, int kTokens, int kStages>
+// Stages in flight: two where a processor has little shared memory, three where it has more.
+template <class Value, int kTokens>
+constexpr int kManyStages = kTokens == 64 || sizeof(Value) == 1 ? 2 : 3;
+
+template <class Value, int kTokens>
 PERMLLM_HOST_DEVICE constexpr int many_tokens_shared_bytes() {
+  constexpr int kStages = kManyStages<Value, kTokens>;
   constexpr int kStageBytes =
       kStages * (WeightStage<Value>::kBytes + ActivationStage<kTokens>::kBytes);
   constexpr int kTileBytes = kTokens * kTilePitch * static_cast<int>(sizeof(float));
   return kStageBytes > kTileBytes ? kStageBytes : kTileBytes;
 }
 
-template <class Element, class Value, int kTokens, int kStages>
+template <class Element, class Value, int kTokens>
 PERMLLM_DEVICE void many_tokens_body(const LinearArguments& arguments, unsigned char* shared) {
   using Weights = WeightStage<Value>;
   using Activations = ActivationStage<kTokens>;
+  constexpr int kStages = kManyStages<Value, kTokens>;
   constexpr int kStageBytes = Weights::kBytes + Activations::kBytes;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
-  const int first_row = warp / 2 * 64;
-  const int first_token = warp % 2 * (kTokens / 2);
+  const int first_row = warp % 2 * 64;
+  const int first_token = warp / 2 * 32;
   const int token = blockIdx.x * kTokens;
   const int row = blockIdx.y * kStepRows;
   const int steps = arguments.padded_inputs / kStepInputs;
@@ -63,9 +71,9 @@ PERMLLM_DEVICE void many_tokens_body(const LinearArguments& arguments, unsigned 
   auto stage_of = [&](int step) { return shared + step % kStages * kStageBytes; };
   auto fetch_weights = [&](int step) {
     if (step < steps) {
-      Weights::template copy<kManyThreads>(stage_of(step), arguments.values, arguments.metadata,
-                                           arguments.padded_rows, arguments.padded_inputs, row,
-                                           int64_t{step} * kStepInputs);
+      Weights::template copy<kManyThreads<kTokens>>(
+          stage_of(step), arguments.values, arguments.metadata, arguments.padded_rows,
+          arguments.padded_inputs, row, int64_t{step} * kStepInputs);
     }
   };
   auto fetch_activations = [&](int step) {
@@ -82,7 +90,7 @@ PERMLLM_DEVICE void many_tokens_body(const LinearArguments& arguments, unsigned 
   PERMLLM_UNROLL
   for (int step = 0; step < kStages - 1; ++step) fetch_activations(step);
 
-  WarpTile<Element, Value, 2, kTokens / 16> tile;
+  WarpTile<Element, Value, 2, 4> tile;
   tile.clear();
   for (int step = 0; step < steps; ++step) {
     wait_copies<kStages - 2>();
@@ -101,7 +109,7 @@ PERMLLM_DEVICE void many_tokens_body(const LinearArguments& arguments, unsigned 
   auto* sums = reinterpret_cast<float*>(shared);
   tile.store(sums, kTilePitch, first_row, first_token, lane);
   sync_block();
-  write_tile<Element, kTokens, kManyThreads>(arguments, sums, nullptr, row, token);
+  write_tile<Element, kTokens, kManyThreads<kTokens>>(arguments, sums, nullptr, row, token);
 }
 
 }  // namespace permllm::cuda

@@ -4,6 +4,7 @@
 // The gather between is in shared memory of that warp alone.
 #pragma once
 
+#include "arguments.h"
 #include "device.h"
 #include "format.h"
 
@@ -12,15 +13,6 @@ namespace permllm::cuda {
 constexpr int kPermuteThreads = 256;
 constexpr int kPermuteTokens = 4;  // of a block: their loads are in flight together
 constexpr int kPermuteSharedBytes = kPermuteThreads * kPermuteTokens * 16;
-
-struct PermuteArguments {
-  const void* x;  // 16-byte aligned rows, `x_stride` elements apart
-  int64_t x_stride;
-  const uint8_t* permutation;  // [columns], each inside its block of 128
-  void* y;                     // contiguous, 16-byte aligned rows
-  int64_t tokens;
-  int64_t columns;  // a multiple of 16 bytes
-};
 
 template <class Bits>
 PERMLLM_DEVICE void permute_body(const PermuteArguments& arguments, unsigned char* shared) {
