@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from permllm_offline.errors import OfflineError
 from permllm_offline.layout import GroupLayout
 from permllm_offline.mask import choose_mask
 from permllm_vllm.checkpoint.packing import pack_mask, unpack_mask
@@ -49,12 +50,21 @@ def decide(
         importances: linear -> float32 [out_features, in_features], original channel order.
         permutation: block-local uint8 [in_features], or None.
         pattern: N and M.
+
+    Raises:
+        OfflineError: an importance is NaN or infinite.
     """
     if permutation is not None:
         permutation = canonical(permutation, layout.block_size, pattern)
     masks, retained = {}, {}
     for linear, importance in importances.items():
+        if not importance.isfinite().all():
+            raise OfflineError(
+                f"the importance of {linear} is not finite: the model's weights or its activations "
+                "overflow. Try --dtype float32, and check the model with `permllm-offline eval`."
+            )
         mask = choose_mask(importance, pattern, permutation, layout.block_size)
-        retained[linear] = float(importance[mask].double().sum() / importance.double().sum())
+        total = importance.double().sum().clamp_min(1e-300)
+        retained[linear] = float(importance[mask].double().sum() / total)
         masks[linear] = pack_mask(mask)
     return GroupDecision(layout, permutation, masks, retained)

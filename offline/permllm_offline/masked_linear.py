@@ -60,7 +60,7 @@ class PermutedMaskedLinear(nn.Module):
         linear.weight.data = self.weight.t()
         self.bias = linear.bias
         # The softmax that stands for the mask in the backward pass (Eq. 9) wants scores near 1.
-        self.importance = (importance / importance.mean()).t().contiguous()
+        self.importance = (importance / importance.mean().clamp_min(1e-30)).t().contiguous()
         self.pattern = pattern
         self.permutation = permutation
 
@@ -130,7 +130,7 @@ def _matrix_gradient(
     groups = (-1, pattern.group)
     soft_mask = importance.index_select(0, order).unflatten(0, groups).softmax(dim=1)
     score_gradient = mask_gradient.index_select(0, order).unflatten(0, groups) * soft_mask
-    score_gradient -= soft_mask * sum(score_gradient.unbind(1)).unsqueeze(1)
+    score_gradient -= soft_mask * _sum_of_group(score_gradient)
 
     def by_block(tensor: Tensor) -> Tensor:
         return tensor.reshape(blocks, block_size, -1)
@@ -138,3 +138,11 @@ def _matrix_gradient(
     through_score = by_block(importance) @ by_block(score_gradient).transpose(1, 2)
     through_mask = by_block(mask_gradient) @ by_block(mask.to(importance.dtype)).transpose(1, 2)
     return (through_score + through_mask).float()
+
+
+def _sum_of_group(grouped: Tensor) -> Tensor:
+    """[groups, M, out] -> [groups, 1, out]; whole rows added, several times faster than sum(1)."""
+    total, *others = grouped.unbind(1)
+    for other in others:
+        total = total + other
+    return total.unsqueeze(1)

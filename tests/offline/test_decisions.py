@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from permllm_offline.decisions import decide
+from permllm_offline.errors import OfflineError
+from permllm_offline.families import Heads, SharedInputGroup
+from permllm_offline.layout import GroupLayout
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.permutation import canonical
+
+LAYOUT = GroupLayout(SharedInputGroup("x", ("a",)), 32, 32, Heads(1, 1, 32))
+
+
+def test_the_canonical_form_is_kept_and_changes_no_mask() -> None:
+    importance = torch.rand(6, 32, generator=torch.Generator().manual_seed(0))
+    permutation = torch.randperm(32, generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    form = canonical(permutation, 32, Pattern(2, 4))
+    first = decide(LAYOUT, {"a": importance}, permutation, Pattern(2, 4))
+    second = decide(LAYOUT, {"a": importance}, form, Pattern(2, 4))
+    assert first.permutation is not None
+    assert torch.equal(first.permutation, form)
+    assert torch.equal(first.mask("a"), second.mask("a"))
+
+
+def test_retained_importance_is_a_share_of_all() -> None:
+    importance = torch.tensor([[4.0, 3, 2, 1] * 8])
+    decision = decide(LAYOUT, {"a": importance}, None, Pattern(2, 4))
+    assert decision.retained["a"] == pytest.approx(0.7)
+    assert decision.mask("a").tolist() == [[True, True, False, False] * 8]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_importance_that_is_not_finite_is_refused(value: float) -> None:
+    importance = torch.rand(2, 32)
+    importance[1, 3] = value
+    with pytest.raises(OfflineError, match="importance of a is not finite"):
+        decide(LAYOUT, {"a": importance}, None, Pattern(2, 4))
+
+
+def test_a_layer_of_zeros_is_pruned_too() -> None:
+    decision = decide(LAYOUT, {"a": torch.zeros(2, 32)}, None, Pattern(2, 4))
+    assert decision.retained["a"] == 0.0
+    assert decision.mask("a").sum() == 32
