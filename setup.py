@@ -7,6 +7,7 @@ or torch, or with PERMLLM_BUILD_CPU=0, the package is pure Python and its kernel
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import shlex
@@ -15,6 +16,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -34,6 +36,15 @@ AVX512_FLAGS = [
 ]  # fmt: skip
 AMX_FLAGS = [*AVX512_FLAGS, "-mamx-tile", "-mamx-bf16"]
 INSTRUCTION_SETS = {"avx512_": AVX512_FLAGS, "amx_": AMX_FLAGS}  # by a source's prefix, x86-64 only
+CPU_REMEDY = (
+    "It must know C++20 and AVX-512 BF16 (GCC 11, Clang 14 or newer): choose another with CXX=..., "
+    "or install without the kernels with PERMLLM_BUILD_CPU=0."
+)
+CUDA_LIBRARY = "permllm_vllm._C_cuda"
+CUDA_REMEDY = (
+    "It must be of CUDA 12.8 or newer and know this C++ compiler: choose others with CUDA_HOME=... "
+    "and CXX=..., or install without the CUDA kernels with PERMLLM_BUILD_CUDA=0."
+)
 
 
 def compiler() -> list[str] | None:
@@ -76,7 +87,9 @@ def sources() -> list[str]:
 
     An inline function that several files compile is linked from the first of them: the plain one.
     """
-    every = sorted(path.as_posix() for path in SOURCES.rglob("*.cpp"))
+    cuda = SOURCES / "cuda"  # a library of its own, see csrc/cuda/build.py
+    every = [path.as_posix() for path in SOURCES.rglob("*.cpp") if cuda not in path.parents]
+    every.sort()
     every.sort(key=lambda path: bool(instruction_set_flags(path)))
     return [path for path in every if x86() or not instruction_set_flags(path)]
 
@@ -104,18 +117,48 @@ class BuildLibrary(build_ext):
         """Without the Python tag that setuptools would add: the library serves every Python."""
         return fullname.replace(".", "/") + ".so"
 
-    def run_command_line(self, line: list[str]) -> None:
+    def run_command_line(self, line: list[str], remedy: str = CPU_REMEDY) -> None:
         """Runs a compiler; its own message precedes the error."""
         self.announce(shlex.join(line), level=2)
         if subprocess.run(line).returncode != 0:
-            raise CompileError(
-                f"{line[0]} failed, see above. It must know C++20 and AVX-512 BF16 (GCC 11, Clang "
-                "14 or newer): choose another with CXX=..., or install without the CPU kernels "
-                "with PERMLLM_BUILD_CPU=0."
-            )
+            raise CompileError(f"{line[0]} failed, see above. {remedy}")
+
+    def compile_object(self, line: list[str], target: Path, remedy: str = CPU_REMEDY) -> None:
+        """Runs a command that writes `target`, unless its sources and the command are as before."""
+        if not self.force and up_to_date(target, line):
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.run_command_line(line, remedy)
+        target.with_suffix(".command").write_text(shlex.join(line))
 
     def build_extension(self, ext: Extension) -> None:
         """Compiles and links; an object is kept while its sources and its command are."""
+        library = Path(self.get_ext_fullpath(ext.name))
+        library.parent.mkdir(parents=True, exist_ok=True)
+        temporary = library.with_suffix(".so.new")  # a running process keeps the old library
+        if ext.name == CUDA_LIBRARY:
+            self.build_cuda(temporary)
+        else:
+            self.build_cpu(ext, temporary)
+        temporary.replace(library)
+
+    def build_cuda(self, library: Path) -> None:
+        """Compiles csrc/cuda."""
+        torch, command = torch_directory(), compiler()
+        assert torch is not None
+        assert command is not None
+        cuda_build().build(
+            compile_source=lambda line, target: self.compile_object(line, target, CUDA_REMEDY),
+            link=lambda line: self.run_command_line(line, CUDA_REMEDY),
+            compiler=command,
+            flags=[*COMMON_FLAGS, "-isystem", str(torch / "include")],
+            torch=torch,
+            objects=OBJECTS / "cuda",
+            library=library,
+        )
+
+    def build_cpu(self, ext: Extension, library: Path) -> None:
+        """Compiles everything else."""
         torch = torch_directory()
         command = compiler()
         assert torch is not None
@@ -126,21 +169,14 @@ class BuildLibrary(build_ext):
             target = OBJECTS / Path(source).relative_to(SOURCES).with_suffix(".o")
             line = [*command, *flags, *instruction_set_flags(source), "-MD", "-c", source,
                     "-o", str(target)]  # fmt: skip
-            if self.force or not up_to_date(target, line):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self.run_command_line(line)
-                target.with_suffix(".command").write_text(shlex.join(line))
+            self.compile_object(line, target)
             return target
 
         with ThreadPoolExecutor(self.parallel or min(os.cpu_count() or 1, 8)) as pool:
             objects = list(pool.map(build, ext.sources))
-        library = Path(self.get_ext_fullpath(ext.name))
-        library.parent.mkdir(parents=True, exist_ok=True)
-        temporary = library.with_suffix(".so.new")  # a running process keeps the old library
-        link = [*command, "-shared", "-o", str(temporary), *map(str, objects),
+        link = [*command, "-shared", "-o", str(library), *map(str, objects),
                 f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,--no-undefined"]  # fmt: skip
         self.run_command_line(link)
-        temporary.replace(library)
 
 
 def up_to_date(target: Path, command: list[str]) -> bool:
@@ -151,7 +187,7 @@ def up_to_date(target: Path, command: list[str]) -> bool:
     if record.read_text() != shlex.join(command):
         return False
     built = target.stat().st_mtime
-    files = dependencies.read_text().replace("\\\n", " ").split()[1:]
+    files = dependencies.read_text().replace("\\\n", " ").partition(":")[2].split()
     return all(Path(file).exists() and Path(file).stat().st_mtime <= built for file in files)
 
 
@@ -164,16 +200,28 @@ class PlatformWheel(bdist_wheel):
         return "py3", "none", tag
 
 
+def cuda_build() -> ModuleType:
+    """csrc/cuda/build.py; pip does not put this directory on Python's path."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    return importlib.import_module("csrc.cuda.build")
+
+
 def extensions() -> list[Extension]:
-    """The library, or nothing and a warning that says how to get it."""
+    """The libraries, or fewer and a warning that says how to get them."""
     reason = reason_not_to_build()
-    if reason is None:
-        return [Extension("permllm_vllm._C", sources())]
-    sys.stderr.write(
-        f"WARNING: permllm-vllm is installed without its CPU kernels: {reason}, and install again. "
-        "Until then sparse layers run as dense PyTorch: no faster and no smaller than dense.\n"
-    )
-    return []
+    if reason is not None:
+        sys.stderr.write(
+            f"WARNING: permllm-vllm is installed without its kernels: {reason}, and install again. "
+            "Until then sparse layers run as dense PyTorch: no faster and no smaller than dense.\n"
+        )
+        return []
+    libraries = [Extension("permllm_vllm._C", sources())]
+    cuda_reason = cuda_build().reason_not_to_build()
+    if cuda_reason is None:
+        libraries.append(Extension(CUDA_LIBRARY, []))
+    else:
+        sys.stderr.write(f"permllm-vllm is installed without CUDA kernels: {cuda_reason}.\n")
+    return libraries
 
 
 setup(

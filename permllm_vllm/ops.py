@@ -1,8 +1,8 @@
 """The operator that multiplies with a packed weight, `torch.ops.permllm.sparse_linear`.
 
-Defined here with its shape function and its plain PyTorch implementation; the compiled library,
-where it was built, adds the CPU implementation. What `packed` and `metadata` hold is the business
-of the backend that packed (`permllm_vllm.backends`).
+Defined here with its shape function and its plain PyTorch implementation; the compiled libraries,
+where they were built, add those for the CPU and for CUDA. What `packed` and `metadata` hold is the
+business of the backend that packed (`permllm_vllm.backends`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 _LIBRARY_FILE = Path(__file__).with_name("_C.so")
+_CUDA_LIBRARY_FILE = Path(__file__).with_name("_C_cuda.so")
 _library = torch.library.Library("permllm", "DEF")
 _library.define(
     "sparse_linear(Tensor x, Tensor packed, Tensor? metadata, Tensor? permutation, Tensor? scale, "
@@ -59,24 +60,31 @@ _library.impl("sparse_linear", _reference_linear, "CompositeExplicitAutograd")
 torch.library.register_fake("permllm::sparse_linear", _fake_linear, lib=_library)
 
 
-def _load_library() -> str:
-    """Loads the compiled kernels; returns why they are missing, or an empty string."""
-    if not _LIBRARY_FILE.exists():
+def _load_library(file: Path, tools: str, options: str = "") -> str:
+    """Loads compiled kernels; returns why they are missing, or an empty string."""
+    if not file.exists():
         return (
-            f"{_LIBRARY_FILE.name} was not built: install a C++ compiler, then reinstall with "
-            "pip install --no-deps --no-build-isolation --force-reinstall permllm-vllm (or -e .)"
+            f"{file.name} was not built: install {tools}, then reinstall with {options}pip install "
+            "--no-deps --no-build-isolation --force-reinstall permllm-vllm (or -e .)"
         )
     try:
-        torch.ops.load_library(_LIBRARY_FILE)
+        torch.ops.load_library(file)
     except OSError as error:
-        return f"{_LIBRARY_FILE.name} does not load with torch {torch.__version__}: {error}"
+        return f"{file.name} does not load with torch {torch.__version__}: {error}"
     return ""
 
 
-#: Why the compiled kernels are missing, empty when they are loaded.
-missing_reason = _load_library()
+#: Why the compiled CPU kernels are missing, empty when they are loaded.
+missing_reason = _load_library(_LIBRARY_FILE, "a C++ compiler")
 if missing_reason:
     logger.debug("permllm kernels: %s", missing_reason)
+
+#: Why the compiled CUDA kernels are missing, empty when they are loaded. They load without a GPU.
+cuda_missing_reason = _load_library(
+    _CUDA_LIBRARY_FILE, "the CUDA toolkit and nvidia-cutlass", "PERMLLM_BUILD_CUDA=1 "
+)
+if cuda_missing_reason:
+    logger.debug("permllm CUDA kernels: %s", cuda_missing_reason)
 
 
 def sparse_linear(

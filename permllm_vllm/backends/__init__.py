@@ -8,6 +8,7 @@ import torch
 
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
+from permllm_vllm.backends.cuda import CudaBackend, unsupported_reason
 from permllm_vllm.backends.reference import ReferenceBackend
 from permllm_vllm.backends.weights import Backend, CheckpointWeights, PackedWeights
 
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 def fallback_reason(device: torch.device, dtype: torch.dtype) -> str:
     """Why layers of this dtype and device run on the reference backend; empty if they do not."""
+    if device.type == "cuda":
+        return unsupported_reason(device, dtype)
     if device.type != "cpu":
         return f"there is no kernel for {device.type} yet"
     if dtype != torch.bfloat16:
@@ -43,7 +46,7 @@ def select_backend(device: torch.device, dtype: torch.dtype) -> Backend:
     """
     reason = fallback_reason(device, dtype)
     if not reason:
-        return CpuBackend()
+        return CudaBackend(dtype) if device.type == "cuda" else CpuBackend()
     logger.warning(
         "sparse layers run on the reference backend, as slow and as large as dense ones: %s",
         reason,

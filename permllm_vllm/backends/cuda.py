@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from permllm_vllm import ops
 from permllm_vllm.backends.weights import CheckpointWeights, PackedWeights
 from permllm_vllm.checkpoint import packing
 from permllm_vllm.checkpoint import permutation as permutations
@@ -22,6 +23,41 @@ INPUT_MULTIPLE = 128
 PADDING = 0x44  # metadata of two groups that keep their first two inputs
 #: Where in a run of eight groups the kernels want the 8-bit values of each group.
 INT8_GROUP_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+
+
+def unsupported_reason(device: torch.device, dtype: torch.dtype) -> str:
+    """Why no CUDA kernel computes in `dtype` on `device`; empty where one does."""
+    if dtype not in DTYPES:
+        return f"the CUDA kernels compute in bfloat16 or float16, the model is {_name(dtype)}"
+    if ops.cuda_missing_reason:
+        return ops.cuda_missing_reason
+    if not torch.cuda.is_available():
+        return (
+            "torch.cuda.is_available() is false: check nvidia-smi, and that PyTorch is one for CUDA"
+        )
+    built = torch.ops.permllm.cuda_architectures().split()
+    return missing_architecture(torch.cuda.get_device_capability(device), built)
+
+
+def missing_architecture(capability: tuple[int, int], built: list[str]) -> str:
+    """Why a GPU of this compute capability cannot run the `built` architectures; empty if it can.
+
+    Machine code runs on its major version, from its minor version on. Of the last architecture
+    there is PTX too, which later GPUs compile when they load it.
+    """
+    version = ".".join(map(str, capability))
+    if capability < LEAST_CAPABILITY:
+        return f"the GPU has compute capability {version}, sparse tensor cores need 8.0 or later"
+    exact = [divmod(int(name.rstrip("af")), 10) for name in built]
+    if any(major == capability[0] and minor <= capability[1] for major, minor in exact):
+        return ""
+    if built[-1].isdigit() and exact[-1] <= capability:
+        return ""
+    return (
+        f"the GPU has compute capability {version} and the kernels were built for "
+        f"{', '.join(built)}: install again with PERMLLM_CUDA_ARCHS="
+        f"{capability[0]}{capability[1]}"
+    )
 
 
 class CudaBackend:

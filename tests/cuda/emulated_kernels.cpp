@@ -81,19 +81,19 @@ void run_few(const LinearArguments& a, const Device& device, unsigned seed,
       [&] { reduce_body<Element>(a, sums, plan.splits); });
 }
 
-template <class Element, class Value, int kTokens, int kStages>
+template <class Element, class Value, int kTokens>
 void run_many_tile(const LinearArguments& a, unsigned seed, const std::function<void()>& hide_x,
                    const std::function<void()>& show_x) {
-  Guarded shared(many_tokens_shared_bytes<Value, kTokens, kStages>());
+  Guarded shared(many_tokens_shared_bytes<Value, kTokens>());
   const Index grid{unsigned((a.tokens + kTokens - 1) / kTokens),
                    unsigned(a.padded_rows / kStepRows), 1};
   emulator::launch(
-      grid, kManyThreads, seed,
+      grid, kManyThreads<kTokens>, seed,
       [&] {
         shared.poison();
         hide_x();
       },
-      show_x, [&] { many_tokens_body<Element, Value, kTokens, kStages>(a, shared.data); });
+      show_x, [&] { many_tokens_body<Element, Value, kTokens>(a, shared.data); });
 }
 
 }  // namespace
@@ -140,8 +140,8 @@ void emulate_linear(const Layer* layer, int kernel, const Device* device, unsign
   const auto show_x = [&] { std::memcpy(x.data, l.x, x_bytes); };
   const auto run = [&]<class Element, class Value>() {
     if (kernel == 0) return run_few<Element, Value>(a, *device, seed, hide_x, show_x);
-    if (kernel == 64) return run_many_tile<Element, Value, 64, 2>(a, seed, hide_x, show_x);
-    return run_many_tile<Element, Value, 128, 3>(a, seed, hide_x, show_x);
+    if (kernel == 64) return run_many_tile<Element, Value, 64>(a, seed, hide_x, show_x);
+    return run_many_tile<Element, Value, 128>(a, seed, hide_x, show_x);
   };
   const bool float16 = a.element == ElementType::kFloat16;
   if (a.int8) {

@@ -1,13 +1,15 @@
 // A GPU block on the CPU: runs the kernels' own code, one fibre per thread.
 //
-// It is hard on the code where hardware may be: threads run in a random order between barriers, an
-// asynchronous copy poisons its target at once and arrives only when its thread waits for it, all
-// shared memory starts poisoned, and activations are poisoned until a thread has waited for the
-// previous kernel. Code that synchronises too little gives NaN or wrong numbers.
+// It is hard on the code where hardware may be: warps drift apart between barriers and threads run
+// in a random order, an asynchronous copy poisons its target at once and arrives only when its
+// thread waits for it, all shared memory starts poisoned, and activations are poisoned until a
+// thread has waited for the previous kernel. Code that synchronises too little gives NaN or wrong
+// numbers.
 #pragma once
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -54,6 +56,8 @@ struct Block {
   std::function<void()> body;
   std::function<void()> previous_kernel_ends;
   std::mt19937 random;
+
+  void run(Index index);
 };
 inline Block* block;
 
@@ -108,6 +112,39 @@ inline bool release(Block& b) {
   return progress;
 }
 
+// Runs all threads to their ends. A warp mostly goes on for as long as it can, so that warps drift
+// as far apart as barriers let them.
+inline void Block::run(Index index) {
+  const unsigned warps = fibres.size() / 32;
+  unsigned warp = 0;
+  const auto ready = [&](unsigned w) {
+    std::vector<unsigned> threads;
+    for (unsigned t = w * 32; t < w * 32 + 32; ++t) {
+      if (fibres[t]->state == Fibre::kReady) threads.push_back(t);
+    }
+    return threads;
+  };
+  for (;;) {
+    std::vector<unsigned> threads = ready(warp);
+    if (threads.empty() || random() % 64 == 0) {
+      const unsigned first = random() % warps;
+      for (unsigned i = 0; i < warps; ++i) {
+        warp = (first + i) % warps;
+        threads = ready(warp);
+        if (!threads.empty()) break;
+      }
+    }
+    std::shuffle(threads.begin(), threads.end(), random);
+    for (unsigned t : threads) {
+      threadIdx = {t, 0, 0};
+      blockIdx = index;
+      current = fibres[t].get();
+      swapcontext(&scheduler, &current->context);
+    }
+    if (!release(*this) && threads.empty()) return;
+  }
+}
+
 // Runs `body` once for each thread of each block. `begin` runs before each block and
 // `previous_kernel_ends` when its first thread has waited for the previous kernel.
 inline void launch(Index grid, unsigned threads, unsigned seed, const std::function<void()>& begin,
@@ -131,20 +168,7 @@ inline void launch(Index grid, unsigned threads, unsigned seed, const std::funct
           fibre.context.uc_link = nullptr;
           makecontext(&fibre.context, entry, 0);
         }
-        for (;;) {
-          std::vector<unsigned> ready;
-          for (unsigned t = 0; t < threads; ++t) {
-            if (b.fibres[t]->state == Fibre::kReady) ready.push_back(t);
-          }
-          std::shuffle(ready.begin(), ready.end(), b.random);
-          for (unsigned t : ready) {
-            threadIdx = {t, 0, 0};
-            blockIdx = {x, y, z};
-            b.current = b.fibres[t].get();
-            swapcontext(&b.scheduler, &b.current->context);
-          }
-          if (!release(b) && ready.empty()) break;
-        }
+        b.run({x, y, z});
         for (auto& fibre : b.fibres) {
           if (fibre->state != Fibre::kDone) fail("deadlock");
         }

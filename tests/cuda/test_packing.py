@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from benchmarks.shapes import random_layer
-from permllm_vllm.backends.cuda import CudaBackend, interleave_int8, pack_metadata
+from permllm_vllm.backends.cuda import (
+    CudaBackend,
+    interleave_int8,
+    missing_architecture,
+    pack_metadata,
+    unsupported_reason,
+)
 from tests.cuda.layers import decode, int8_layer, replace
 
 
@@ -111,3 +117,26 @@ def test_refuses_4_of_8_with_the_remedy():
 def test_refuses_float32_models():
     with pytest.raises(ValueError, match=r"not in float32.*bfloat16"):
         CudaBackend(torch.float32)
+
+
+def test_a_model_in_float32_is_no_case_for_the_kernels():
+    assert "the model is float32" in unsupported_reason(torch.device("cuda"), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "message"),
+    [
+        ((7, 5), "80 90a", "7.5, sparse tensor cores need 8.0"),
+        ((8, 0), "80 90a", ""),
+        ((8, 9), "80 90a", ""),
+        ((9, 0), "80 90a", ""),
+        ((10, 0), "80 90a", "PERMLLM_CUDA_ARCHS=100"),
+        ((8, 0), "89", "PERMLLM_CUDA_ARCHS=80"),
+        ((12, 1), "80 100 120", ""),
+        ((9, 0), "80", ""),
+        ((13, 0), "80 120", ""),
+    ],
+)
+def test_architectures(capability, built, message):
+    reason = missing_architecture(capability, built.split())
+    assert message in reason if message else not reason

@@ -1,0 +1,296 @@
+// The operators on NVIDIA GPUs. Every check of caller's input is here; the kernels check nothing.
+//
+// libtorch's stable ABI only, and no symbol of CUDA's libtorch at link time: the library is built
+// with, and loads in, a PyTorch for the CPU too.
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <array>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+
+namespace permllm::cuda {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+constexpr int64_t kLargestSize = int64_t{1} << 30;  // of tokens, rows and inputs
+constexpr int kLeastCapability = 80;
+
+std::string shape(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    text += (i > 0 ? ", " : "") + std::to_string(tensor.size(i));
+  }
+  return text + "]";
+}
+
+template <class T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+bool aligned(const Tensor& tensor) {
+  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
+}
+
+void check(int error, const char* what) {
+  STD_TORCH_CHECK(error == 0, what, " failed: ", error_text(error),
+                  ". This build has kernels for the architectures " PERMLLM_CUDA_ARCHITECTURES
+                  "; where the GPU's is not among them, set PERMLLM_CUDA_ARCHS and install again.");
+}
+
+const Device& device_of(int index) {
+  static std::mutex mutex;
+  static std::map<int, Device> devices;
+  const std::lock_guard lock(mutex);
+  const auto [entry, is_new] = devices.try_emplace(index);
+  if (is_new) {
+    const int error = describe_device(index, entry->second);
+    if (error != 0) devices.erase(entry);
+    check(error, "reading the properties of the GPU");
+  }
+  STD_TORCH_CHECK(entry->second.capability >= kLeastCapability, "GPU ", index,
+                  " has compute capability ", entry->second.capability / 10, ".",
+                  entry->second.capability % 10,
+                  "; sparse tensor cores need 8.0 or later. Serve the dense model on it.");
+  return entry->second;
+}
+
+// PyTorch's current stream. The function is in CUDA's libtorch alone, which Python loads privately:
+// it is found in that library by name, not among the symbols that everybody sees.
+void* current_stream(int device_index) {
+  using Function = AOTITorchError (*)(int32_t, void**);
+  static const Function function = [] {
+    constexpr const char* kName = "aoti_torch_get_current_cuda_stream";
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    void* symbol = library != nullptr ? dlsym(library, kName) : nullptr;
+    if (symbol == nullptr) symbol = dlsym(RTLD_DEFAULT, kName);
+    return reinterpret_cast<Function>(symbol);
+  }();
+  STD_TORCH_CHECK(function != nullptr,
+                  "this PyTorch has no aoti_torch_get_current_cuda_stream: install PyTorch 2.11 or "
+                  "later for CUDA.");
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(function(device_index, &stream));
+  return stream;
+}
+
+Tensor empty_on(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
+  return torch::stable::empty(sizes, dtype, std::nullopt, like.device());
+}
+
+// The reference backend's op: `packed` is a dense weight.
+Tensor dense_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(x),
+                                    torch::stable::detail::from(weight),
+                                    torch::stable::detail::from(bias)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+void check_part(const Tensor& tensor, const Tensor& x, ScalarType dtype, int64_t elements,
+                const char* name, const char* rule) {
+  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == x.get_device_index() &&
+                      tensor.scalar_type() == dtype && tensor.numel() == elements &&
+                      tensor.is_contiguous() && aligned(tensor),
+                  name, " of shape ", shape(tensor), " must be ", elements, " contiguous ", rule,
+                  " on the GPU of x, aligned to 16 bytes: use what the CUDA backend packed.");
+}
+
+ElementType element_of(const Tensor& x) {
+  const ScalarType dtype = x.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::BFloat16 || dtype == ScalarType::Half, "x of shape ",
+                  shape(x),
+                  " is neither bfloat16 nor float16, the types that the CUDA kernels compute in: "
+                  "load the model with dtype bfloat16.");
+  return dtype == ScalarType::Half ? ElementType::kFloat16 : ElementType::kBFloat16;
+}
+
+// The sizes and the weight's pointers. x and y are filled in by the caller.
+LinearArguments check_arguments(const Tensor& x, const Tensor& packed, const Tensor& metadata,
+                                const OptionalTensor& permutation, const OptionalTensor& scale,
+                                const OptionalTensor& bias, int64_t rows,
+                                const std::string& pattern) {
+  LinearArguments arguments{};
+  arguments.element = element_of(x);
+  STD_TORCH_CHECK(pattern == "2:4", "pattern ", pattern,
+                  " has no CUDA kernel, 2:4 has: prune with it, or serve on the CPU.");
+  STD_TORCH_CHECK(packed.dim() == 2 && packed.size(0) < kLargestSize && packed.size(0) > 0 &&
+                      packed.size(0) % kRowMultiple == 0 && packed.size(1) < kLargestSize &&
+                      packed.size(1) > 0 && packed.size(1) % (kInputMultiple / 2) == 0,
+                  "packed of shape ", shape(packed),
+                  " must be [out, in / 2], padded to multiples of 128 and 64: use what the CUDA "
+                  "backend packed.");
+  const int64_t padded_rows = packed.size(0);
+  const int64_t padded_inputs = packed.size(1) * 2;
+  STD_TORCH_CHECK(rows > 0 && round_up(rows, kRowMultiple) == padded_rows, "out_features is ", rows,
+                  ", packed has ", padded_rows, " padded outputs: they must agree.");
+  STD_TORCH_CHECK(x.dim() >= 1 && x.size(-1) > 0 && x.size(-1) % 8 == 0 &&
+                      round_up(x.size(-1), kInputMultiple) == padded_inputs,
+                  "x of shape ", shape(x), " does not fit packed ", shape(packed),
+                  ": its last dimension must be the inputs of the layer, a multiple of 8.");
+  const int64_t tokens = x.numel() / x.size(-1);
+  STD_TORCH_CHECK(tokens < kLargestSize, "x of shape ", shape(x), " has ", tokens,
+                  " tokens: at most 2^30 at a time.");
+  arguments.int8 = packed.scalar_type() == ScalarType::Char;
+  check_part(packed, x, arguments.int8 ? ScalarType::Char : x.scalar_type(),
+             padded_rows * padded_inputs / 2, "packed", "values of the dtype of x, or int8,");
+  check_part(metadata, x, ScalarType::Byte, padded_rows * padded_inputs / 8, "metadata", "uint8");
+  if (permutation.has_value()) {
+    check_part(*permutation, x, ScalarType::Byte, padded_inputs, "permutation", "uint8");
+    arguments.permutation = data<uint8_t>(*permutation);
+  }
+  STD_TORCH_CHECK(scale.has_value() == arguments.int8, "scale is ",
+                  scale.has_value() ? "there" : "missing", " but packed is ",
+                  arguments.int8 ? "int8" : "not int8", ": pass what the CUDA backend packed.");
+  if (scale.has_value()) {
+    check_part(*scale, x, ScalarType::Float, rows, "scale", "float32");
+    arguments.scale = data<float>(*scale);
+  }
+  if (bias.has_value()) {
+    STD_TORCH_CHECK(bias->is_cuda() && bias->get_device_index() == x.get_device_index() &&
+                        bias->scalar_type() == x.scalar_type() && bias->numel() == rows &&
+                        bias->is_contiguous(),
+                    "bias of shape ", shape(*bias), " must be ", rows,
+                    " contiguous elements of the dtype of x, on its GPU.");
+    arguments.bias = bias->const_data_ptr();
+  }
+  arguments.values = packed.const_data_ptr();
+  arguments.metadata = data<uint8_t>(metadata);
+  arguments.tokens = static_cast<int>(tokens);
+  arguments.rows = static_cast<int>(rows);
+  arguments.inputs = static_cast<int>(x.size(-1));
+  arguments.padded_rows = static_cast<int>(padded_rows);
+  arguments.padded_inputs = static_cast<int>(padded_inputs);
+  return arguments;
+}
+
+// x with rows that the kernels can read 16 bytes at a time, and their distance.
+Tensor readable_rows(const Tensor& x, int64_t& stride) {
+  stride = x.size(-1);
+  if (x.dim() == 2 && x.stride(1) == 1 && x.stride(0) % 8 == 0 && x.stride(0) > 0 && aligned(x)) {
+    stride = x.stride(0);
+    return x;
+  }
+  const Tensor contiguous = torch::stable::contiguous(x);
+  return aligned(contiguous) ? contiguous : torch::stable::clone(contiguous);
+}
+
+int many_tokens(const LinearArguments& arguments, const Device& device, int index, void* stream) {
+#ifdef PERMLLM_SM90
+  if (device.capability == 90 && !arguments.int8 && arguments.rows % 8 == 0) {
+    return arguments.element == ElementType::kFloat16
+               ? many_tokens_sm90_float16(arguments, device, index, stream)
+               : many_tokens_sm90_bfloat16(arguments, device, index, stream);
+  }
+#endif
+  return many_tokens_mma(arguments, device, stream);
+}
+
+Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalTensor permutation,
+                     OptionalTensor scale, OptionalTensor bias, int64_t out_features,
+                     std::string pattern) {
+  if (!metadata.has_value()) return dense_linear(x, packed, bias);
+  LinearArguments arguments =
+      check_arguments(x, packed, *metadata, permutation, scale, bias, out_features, pattern);
+  const int index = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(index);
+  const Device& device = device_of(index);
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = out_features;
+  Tensor y = empty_on(x, sizes, x.scalar_type());
+  if (arguments.tokens == 0) return y;
+  void* stream = current_stream(index);
+  Tensor rows = readable_rows(x, arguments.x_stride);
+  arguments.x = rows.const_data_ptr();
+  arguments.y = y.mutable_data_ptr();
+
+  if (arguments.tokens <= kFewTokens) {
+    const FewTokensPlan plan = plan_few_tokens(arguments, device);
+    OptionalTensor partial;
+    if (plan.splits > 1) {
+      partial =
+          empty_on(x, {plan.splits, arguments.tokens, arguments.padded_rows}, ScalarType::Float);
+    }
+    float* sums = partial ? static_cast<float*>(partial->mutable_data_ptr()) : nullptr;
+    check(few_tokens(arguments, plan, sums, device, stream), "the kernel for few tokens");
+    return y;
+  }
+  if (arguments.permutation != nullptr) {
+    Tensor permuted = empty_on(x, {arguments.tokens, arguments.inputs}, x.scalar_type());
+    const PermuteArguments permute_arguments{rows.const_data_ptr(), arguments.x_stride,
+                                             arguments.permutation, permuted.mutable_data_ptr(),
+                                             arguments.tokens,      arguments.inputs};
+    check(permute(permute_arguments, 2, device, stream), "the permutation kernel");
+    rows = permuted;
+    arguments.x = rows.const_data_ptr();
+    arguments.x_stride = arguments.inputs;
+  }
+  check(many_tokens(arguments, device, index, stream), "the kernel for many tokens");
+  return y;
+}
+
+// x[..., j] = x[..., j - j % 128 + permutation[j]], for elements of 1, 2 or 4 bytes.
+Tensor permute_inputs(Tensor x, Tensor permutation) {
+  const int64_t element_bytes = x.element_size();
+  STD_TORCH_CHECK(x.is_cuda() && x.dim() >= 1 && x.size(-1) > 0 &&
+                      (element_bytes == 1 || element_bytes == 2 || element_bytes == 4) &&
+                      x.size(-1) * element_bytes % 16 == 0,
+                  "x of shape ", shape(x), " and ", element_bytes,
+                  " bytes per element: it must be on a GPU, with elements of 1, 2 or 4 bytes and "
+                  "rows of a multiple of 16 bytes.");
+  const int64_t columns = x.size(-1);
+  STD_TORCH_CHECK(permutation.is_cuda() && permutation.get_device_index() == x.get_device_index() &&
+                      permutation.scalar_type() == ScalarType::Byte &&
+                      permutation.numel() >= columns && permutation.is_contiguous(),
+                  "permutation of shape ", shape(permutation), " must be uint8 with an entry for ",
+                  columns, " inputs, on the GPU of x.");
+  const int index = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(index);
+  const Device& device = device_of(index);
+  Tensor rows = torch::stable::contiguous(x);
+  if (!aligned(rows)) rows = torch::stable::clone(rows);
+  Tensor y = torch::stable::empty_like(rows);
+  const PermuteArguments arguments{rows.const_data_ptr(),      columns,
+                                   data<uint8_t>(permutation), y.mutable_data_ptr(),
+                                   x.numel() / columns,        columns};
+  if (arguments.tokens == 0) return y;
+  check(permute(arguments, static_cast<int>(element_bytes), device, current_stream(index)),
+        "the permutation kernel");
+  return y;
+}
+
+// The architectures that this build has kernels for, as nvcc names them, separated by blanks.
+std::string cuda_architectures() { return PERMLLM_CUDA_ARCHITECTURES; }
+
+}  // namespace
+}  // namespace permllm::cuda
+
+// permllm::sparse_linear itself is defined in permllm_vllm/ops.py.
+STABLE_TORCH_LIBRARY_FRAGMENT(permllm, m) {
+  m.def("permute_inputs(Tensor x, Tensor permutation) -> Tensor");
+  m.def("cuda_architectures() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(permllm, CUDA, m) {
+  m.impl("sparse_linear", TORCH_BOX(&permllm::cuda::sparse_linear));
+  m.impl("permute_inputs", TORCH_BOX(&permllm::cuda::permute_inputs));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(permllm, CompositeExplicitAutograd, m) {
+  m.impl("cuda_architectures", TORCH_BOX(&permllm::cuda::cuda_architectures));
+}

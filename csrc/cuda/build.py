@@ -1,0 +1,151 @@
+"""Compiles csrc/cuda with nvcc to one library, with any PyTorch from 2.11 on, also one for the CPU.
+
+Environment variables:
+    PERMLLM_BUILD_CUDA: 1 builds or fails, 0 never builds. Unset, the library is built where nvcc is
+        found and either a GPU is visible or PERMLLM_CUDA_ARCHS is set.
+    PERMLLM_CUDA_ARCHS: architectures as nvcc names them, separated by blanks or commas.
+    PERMLLM_CUTLASS_DIR: where CUTLASS is (csrc/cuda/toolkit.py).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from csrc.cuda import toolkit
+
+SOURCES = Path("csrc/cuda")
+#: 8.9 runs what was compiled for 8.0; the last one also as PTX, for GPUs of the future.
+ARCHITECTURES = ("80", "90a", "100", "120")
+HOPPER = "90a"
+CUTLASS_PREFIX = "many_tokens_sm90_"
+NVCC_FLAGS = [
+    "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-DNDEBUG",
+    "-Xcompiler", "-fPIC,-fvisibility=hidden",
+]  # fmt: skip
+# Without GDC, CUTLASS would launch its kernels early and never wait for the one before.
+CUTLASS_FLAGS = ["-DCUTLASS_ENABLE_GDC_FOR_SM90=1"]
+
+Compile = Callable[[list[str], Path], None]
+
+
+def architectures() -> list[str]:
+    """PERMLLM_CUDA_ARCHS, or every supported architecture.
+
+    Raises:
+        ValueError: an entry that is no architecture from 80 on.
+    """
+    chosen = re.split(r"[\s,;]+", os.environ.get("PERMLLM_CUDA_ARCHS", "").strip())
+    names = [name.replace(".", "") for name in chosen if name] or list(ARCHITECTURES)
+    for name in names:
+        if not re.fullmatch(r"\d+[af]?", name) or int(name.rstrip("af")) < 80:
+            raise ValueError(
+                f"PERMLLM_CUDA_ARCHS names {name!r}: architectures are numbers from 80 on as nvcc "
+                f"names them; use some of {' '.join(ARCHITECTURES)}"
+            )
+    return [HOPPER if name == "90" else name for name in names]
+
+
+def reason_not_to_build() -> str | None:
+    """Why the CUDA kernels are not built here, None where they are.
+
+    Raises:
+        RuntimeError: PERMLLM_BUILD_CUDA=1 and something is missing.
+    """
+    wish = os.environ.get("PERMLLM_BUILD_CUDA", "")
+    if wish == "0":
+        return "PERMLLM_BUILD_CUDA=0 is set; unset it"
+    missing = None
+    if toolkit.nvcc() is None:
+        missing = "nvcc was not found; install the CUDA toolkit 12.8 or later, or set CUDA_HOME"
+    elif HOPPER in architectures() and toolkit.cutlass() is None:
+        missing = toolkit.cutlass_missing()
+    if missing and wish == "1":
+        raise RuntimeError(f"PERMLLM_BUILD_CUDA=1 is set, but {missing}")
+    if missing:
+        return missing
+    if wish != "1" and not (os.environ.get("PERMLLM_CUDA_ARCHS") or gpu_is_visible()):
+        return "no GPU is visible here; to build for another machine, set PERMLLM_BUILD_CUDA=1"
+    return None
+
+
+def gpu_is_visible() -> bool:
+    """True where an NVIDIA driver has put a GPU."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+
+
+def build(
+    compile_source: Compile,
+    link: Callable[[list[str]], None],
+    compiler: Sequence[str],
+    flags: Sequence[str],
+    torch: Path,
+    objects: Path,
+    library: Path,
+) -> None:
+    """Compiles every source and links `library`.
+
+    `compile_source` runs a command that writes an object, where it is out of date; `flags` are
+    those of C++ sources that include libtorch. At most two nvcc run at a time, and only one on
+    CUTLASS, which takes up to 9 GB.
+    """
+    names = architectures()
+    cuda = Path(toolkit.nvcc() or "nvcc").resolve().parents[1]
+    defines = [f'-DPERMLLM_CUDA_ARCHITECTURES="{" ".join(names)}"']
+    if HOPPER in names:
+        defines.append("-DPERMLLM_SM90")
+    sources = sorted(SOURCES.glob("*.cu"))
+    heavy = [path for path in sources if path.name.startswith(CUTLASS_PREFIX)]
+    light = [path for path in sources if path not in heavy]
+    if HOPPER not in names:
+        heavy = []
+
+    def target(source: Path) -> Path:
+        return objects / (source.stem + ".o")
+
+    def compile_cuda(source: Path) -> None:
+        line = [toolkit.nvcc() or "nvcc", *NVCC_FLAGS]
+        if source in heavy:
+            line += [*CUTLASS_FLAGS, "-isystem", str((toolkit.cutlass() or Path()) / "include")]
+            line += ["-gencode", f"arch=compute_{HOPPER},code=sm_{HOPPER}"]
+        else:
+            line += code_generation(names)
+        compile_source(
+            [*line, "-MMD", "-c", str(source), "-o", str(target(source))], target(source)
+        )
+
+    bindings = SOURCES / "bindings.cpp"
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [
+            pool.submit(lambda: [compile_cuda(source) for source in heavy]),
+            pool.submit(lambda: [compile_cuda(source) for source in light]),
+        ]
+        compile_source(
+            [*compiler, *flags, *defines, "-MMD", "-c", str(bindings), "-o", str(target(bindings))],
+            target(bindings),
+        )
+        for job in jobs:
+            job.result()
+    libraries = [path for path in (cuda / "lib64", cuda / "lib") if path.exists()]
+    link(
+        [
+            *compiler, "-shared", "-o", str(library),
+            *(str(target(source)) for source in [*heavy, *light, bindings]),
+            *(f"-L{path}" for path in libraries), "-lcudart_static", "-lrt", "-ldl", "-lpthread",
+            f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,--no-undefined",
+            "-Wl,--exclude-libs,ALL",
+        ]
+    )  # fmt: skip
+
+
+def code_generation(names: Sequence[str]) -> list[str]:
+    """nvcc's options for machine code of every architecture, and PTX of the last."""
+    flags = []
+    for name in names:
+        flags += ["-gencode", f"arch=compute_{name},code=sm_{name}"]
+    if names[-1].isdigit():
+        flags += ["-gencode", f"arch=compute_{names[-1]},code=compute_{names[-1]}"]
+    return flags

@@ -1,0 +1,27 @@
+#include <cuda_runtime.h>
+
+#include "kernels.h"
+
+namespace permllm::cuda {
+
+int describe_device(int index, Device& device) {
+  int major = 0, minor = 0;
+  const auto read = [index](int& value, cudaDeviceAttr attribute) {
+    return cudaDeviceGetAttribute(&value, attribute, index);
+  };
+  cudaError_t error = read(major, cudaDevAttrComputeCapabilityMajor);
+  if (error == cudaSuccess) error = read(minor, cudaDevAttrComputeCapabilityMinor);
+  if (error == cudaSuccess) error = read(device.processors, cudaDevAttrMultiProcessorCount);
+  if (error == cudaSuccess) {
+    error = read(device.shared_bytes_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  }
+  if (error == cudaSuccess) {
+    error = read(device.shared_bytes_per_processor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  }
+  device.capability = 10 * major + minor;
+  return error;
+}
+
+const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+
+}  // namespace permllm::cuda

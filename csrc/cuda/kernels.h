@@ -1,0 +1,31 @@
+// The kernels as the bindings call them: plain C++, no header of CUDA. All return a cudaError_t and
+// run on `stream`, a cudaStream_t of the current device.
+#pragma once
+
+#include "arguments.h"
+#include "few_tokens_plan.h"
+
+namespace permllm::cuda {
+
+// Fills `device` for the device of this index.
+int describe_device(int index, Device& device);
+const char* error_text(int error);
+
+// Any number of tokens. `partial` is float32 [plan.splits][tokens][padded_rows], or null where
+// plan.splits is 1.
+int few_tokens(const LinearArguments& arguments, const FewTokensPlan& plan, float* partial,
+               const Device& device, void* stream);
+
+// Any number of tokens; x is permuted already, arguments.permutation ignored.
+int many_tokens_mma(const LinearArguments& arguments, const Device& device, void* stream);
+
+// The same on sm_90, for 16-bit values and rows % 8 == 0, with `index` the device's.
+int many_tokens_sm90_bfloat16(const LinearArguments& arguments, const Device& device, int index,
+                              void* stream);
+int many_tokens_sm90_float16(const LinearArguments& arguments, const Device& device, int index,
+                             void* stream);
+
+int permute(const PermuteArguments& arguments, int element_bytes, const Device& device,
+            void* stream);
+
+}  // namespace permllm::cuda

@@ -1,0 +1,11 @@
+#include "kernels.h"
+#include "many_tokens_sm90.h"
+
+namespace permllm::cuda {
+
+int many_tokens_sm90_bfloat16(const LinearArguments& arguments, const Device& device, int index,
+                              void* stream) {
+  return sm90::run<cutlass::bfloat16_t>(arguments, device, index, stream);
+}
+
+}  // namespace permllm::cuda
