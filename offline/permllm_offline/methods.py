@@ -18,8 +18,8 @@ class Method:
 
 
 METHODS: Mapping[str, Method] = {
-    "magnitude": Method("magnitude", "none", "keep the largest weights; needs no data"),
-    "wanda": Method("wanda", "none", "keep the largest |W| * ||X||"),
+    "magnitude": Method("magnitude", "none", "keep the largest weights, no data needed"),
+    "wanda": Method("wanda", "none", "keep the largest weight times norm of its input"),
     "wanda+cp": Method(
         "wanda", "cp", "wanda after the heuristic channel reallocation of RIA, inside each block"
     ),

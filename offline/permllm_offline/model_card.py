@@ -22,6 +22,7 @@ def model_card(report: Report, source: Source, output_name: str) -> str:
         output_name: folder name of the checkpoint, for the serve line.
     """
     recipe, base = report.recipe, base_name(source)
+    link = f"[{base}](https://huggingface.co/{base})" if "/" in base else base
     license_name = base_license(source.directory)
     header = {
         "base_model": base,
@@ -39,7 +40,7 @@ def model_card(report: Report, source: Source, output_name: str) -> str:
 
 # {output_name}
 
-[{base}](https://huggingface.co/{base}) pruned to {recipe.pattern} sparsity by
+{link} pruned to {recipe.pattern} sparsity by
 [PermLLM for vLLM](https://pypi.org/project/permllm-vllm/) {report.tool_version}.
 
 | | |
