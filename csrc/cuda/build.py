@@ -33,7 +33,7 @@ Compile = Callable[[list[str], Path], None]
 
 
 def architectures() -> list[str]:
-    """PERMLLM_CUDA_ARCHS, or every supported architecture.
+    """PERMLLM_CUDA_ARCHS in ascending order, or every supported architecture.
 
     Raises:
         ValueError: an entry that is no architecture from 80 on.
@@ -46,7 +46,8 @@ def architectures() -> list[str]:
                 f"PERMLLM_CUDA_ARCHS names {name!r}: architectures are numbers from 80 on as nvcc "
                 f"names them; use some of {' '.join(ARCHITECTURES)}"
             )
-    return [HOPPER if name == "90" else name for name in names]
+    unique = {HOPPER if name == "90" else name for name in names}
+    return sorted(unique, key=lambda name: int(name.rstrip("af")))
 
 
 def reason_not_to_build() -> str | None:

@@ -3,11 +3,21 @@
 
 #include <cuda_runtime.h>
 
+#include <initializer_list>
+
 #include "arguments.h"
 
 namespace permllm::cuda {
 
-// The kernel calls wait_for_previous_kernel (device.h) where it is compiled for sm_90 or later.
+// Kernels wait for the previous one (device.h) where they are compiled for sm_90 or later. A build
+// for older GPUs alone also runs on new ones, from PTX that does not wait: it must not overlap.
+constexpr bool waits_for_previous_kernel() {
+  for (const int architecture : {__CUDA_ARCH_LIST__}) {
+    if (architecture >= 900) return true;
+  }
+  return false;
+}
+
 template <class... Parameters, class... Values>
 int launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes,
            const Device& device, void* stream, const Values&... values) {
@@ -26,7 +36,7 @@ int launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_byt
   configuration.dynamicSmemBytes = shared_bytes;
   configuration.stream = static_cast<cudaStream_t>(stream);
   configuration.attrs = &overlap;
-  configuration.numAttrs = device.capability >= 90 ? 1 : 0;
+  configuration.numAttrs = device.capability >= 90 && waits_for_previous_kernel() ? 1 : 0;
   return cudaLaunchKernelEx(&configuration, kernel, Parameters(values)...);
 }
 

@@ -231,6 +231,12 @@ inline void load_matrices(uint32_t (&result)[4], const void* row) {
   emulator::at_warp(
       [](void* const* lanes) {
         for (int matrix = 0; matrix < 4; ++matrix) {
+          unsigned banks = 0;
+          for (int r = 0; r < 8; ++r) {
+            const void* start = static_cast<const MatrixOperands*>(lanes[matrix * 8 + r])->row;
+            banks |= 1u << (reinterpret_cast<uintptr_t>(start) / 16 % 8);
+          }
+          if (banks != 0xff) emulator::fail("rows of a matrix share banks");
           for (int lane = 0; lane < 32; ++lane) {
             const auto* source =
                 static_cast<const MatrixOperands*>(lanes[matrix * 8 + lane / 4])->row;

@@ -1,0 +1,83 @@
+"""When and for what the CUDA library is built."""
+
+import pytest
+
+from csrc.cuda import build, toolkit
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch):
+    for name in ("PERMLLM_BUILD_CUDA", "PERMLLM_CUDA_ARCHS", "PERMLLM_CUTLASS_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def tools(monkeypatch, tmp_path):
+    monkeypatch.setattr(toolkit, "nvcc", lambda: "/opt/cuda/bin/nvcc")
+    monkeypatch.setattr(toolkit, "cutlass", lambda: tmp_path)
+    monkeypatch.setattr(build, "gpu_is_visible", lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "names"),
+    [
+        ("", ["80", "90a", "100", "120"]),
+        ("8.0", ["80"]),
+        ("90", ["90a"]),
+        ("120, 9.0 80", ["80", "90a", "120"]),
+        ("90a;90", ["90a"]),
+    ],
+)
+def test_architectures(monkeypatch, chosen, names):
+    monkeypatch.setenv("PERMLLM_CUDA_ARCHS", chosen)
+    assert build.architectures() == names
+
+
+@pytest.mark.parametrize("chosen", ["75", "sm_80", "hopper"])
+def test_unknown_architectures(monkeypatch, chosen):
+    monkeypatch.setenv("PERMLLM_CUDA_ARCHS", chosen)
+    with pytest.raises(ValueError, match=f"names '{chosen}'.*80 90a 100 120"):
+        build.architectures()
+
+
+def test_the_last_architecture_is_ptx_where_it_can_be():
+    assert build.code_generation(["80", "90a"])[-1] == "arch=compute_90a,code=sm_90a"
+    assert build.code_generation(["80", "120"])[-1] == "arch=compute_120,code=compute_120"
+
+
+@pytest.mark.usefixtures("tools")
+def test_builds_where_there_is_a_gpu(monkeypatch):
+    assert build.reason_not_to_build() is None
+    monkeypatch.setattr(build, "gpu_is_visible", lambda: False)
+    assert "no GPU is visible" in build.reason_not_to_build()
+    monkeypatch.setenv("PERMLLM_CUDA_ARCHS", "80")
+    assert build.reason_not_to_build() is None
+    monkeypatch.delenv("PERMLLM_CUDA_ARCHS")
+    monkeypatch.setenv("PERMLLM_BUILD_CUDA", "1")
+    assert build.reason_not_to_build() is None
+    monkeypatch.setenv("PERMLLM_BUILD_CUDA", "0")
+    assert "unset it" in build.reason_not_to_build()
+
+
+@pytest.mark.usefixtures("tools")
+def test_missing_tools_are_errors_only_where_a_build_is_demanded(monkeypatch):
+    monkeypatch.setattr(toolkit, "cutlass", lambda: None)
+    assert "nvidia-cutlass" in build.reason_not_to_build()
+    monkeypatch.setenv("PERMLLM_BUILD_CUDA", "1")
+    with pytest.raises(RuntimeError, match="PERMLLM_BUILD_CUDA=1 is set, but the CUTLASS headers"):
+        build.reason_not_to_build()
+    monkeypatch.setenv("PERMLLM_CUDA_ARCHS", "80")  # needs no CUTLASS
+    assert build.reason_not_to_build() is None
+    monkeypatch.setattr(toolkit, "nvcc", lambda: None)
+    with pytest.raises(RuntimeError, match="nvcc was not found"):
+        build.reason_not_to_build()
+
+
+def test_cutlass_is_checked_for_its_version(monkeypatch, tmp_path):
+    header = tmp_path / "include" / "cutlass" / "version.h"
+    header.parent.mkdir(parents=True)
+    monkeypatch.setenv("PERMLLM_CUTLASS_DIR", str(tmp_path))
+    for minor, found in ((1, None), (2, tmp_path)):
+        header.write_text(f"#define CUTLASS_MAJOR 4\n#define CUTLASS_MINOR {minor}\n")
+        assert toolkit.cutlass() == found
+    assert str(tmp_path) in toolkit.cutlass_missing()

@@ -1,0 +1,285 @@
+"""The kernels on a GPU, against float64 products with the dense weight.
+
+Inputs differ from run to run, and a failure prints its seed. The memory that the operator is given
+for its result is full of NaN.
+"""
+
+import random
+
+import pytest
+import torch
+
+from benchmarks.shapes import random_layer
+from permllm_vllm import ops
+from permllm_vllm.backends import fallback_reason, select_backend
+from permllm_vllm.backends.cuda import CudaBackend
+from tests.cuda.layers import int8_layer, replace
+
+CUDA = torch.device("cuda")
+REASON = fallback_reason(CUDA, torch.bfloat16)
+pytestmark = pytest.mark.skipif(bool(REASON), reason=f"needs a GPU and the CUDA kernels: {REASON}")
+
+TOLERANCE = {torch.bfloat16: 3e-3, torch.float16: 6e-4}  # the rounding of y gives most of it
+DTYPES = (torch.bfloat16, torch.float16)
+TOKENS = (1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 64, 65, 100, 128, 129, 300, 1000)
+
+
+@pytest.fixture
+def seed():
+    value = random.SystemRandom().randrange(2**31)
+    torch.manual_seed(value)
+    print(f"seed {value}")
+    return value
+
+
+class OnGpu:
+    """A layer on the GPU: packed, and dense in float64."""
+
+    def __init__(self, layer, dtype):
+        weights = layer.weights
+        tensors = {
+            name: value.to(CUDA) for name, value in vars(weights).items() if torch.is_tensor(value)
+        }
+        self.packed = CudaBackend(dtype).pack(replace(weights, **tensors))
+        dense = layer.dense if weights.scale is not None else layer.dense.to(dtype)
+        self.dense = dense.double().to(CUDA)
+        self.bias = None if layer.bias is None else layer.bias.to(CUDA, dtype)
+
+    def __call__(self, x):
+        rows = self.dense.shape[0]
+        torch.full((x.numel() // x.shape[-1], rows), float("nan"), dtype=x.dtype, device=CUDA)
+        packed = self.packed
+        return ops.sparse_linear(
+            x, packed.packed, packed.metadata, packed.permutation, packed.scale, self.bias, rows,
+            "2:4",
+        )  # fmt: skip
+
+    def exact(self, x):
+        y = x.double() @ self.dense.t()
+        return y if self.bias is None else y + self.bias.double()
+
+    def check(self, x):
+        y = self(x)
+        exact = self.exact(x)
+        assert y.dtype == x.dtype
+        assert y.shape == exact.shape
+        assert y.isfinite().all()
+        error = (y.double() - exact).norm() / exact.norm().clamp_min(1e-30)
+        assert error < TOLERANCE[x.dtype], f"relative Frobenius error {error:.2e}"
+        size = x.double().abs() @ self.dense.abs().t()
+        assert ((y.double() - exact).abs() <= 2**-7 * (exact.abs() + size)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("n", "k", "block_size", "bias"),
+    [
+        (1, 8, 0, False),
+        (128, 128, 64, True),
+        (100, 176, 0, True),
+        (136, 576, 64, False),
+        (72, 416, 32, True),
+        (129, 1152, 128, True),
+        (1024, 4096, 64, False),
+        (2048, 2056, 0, True),
+        (512, 11008, 64, True),
+    ],
+)
+def test_matches_float64(n, k, block_size, bias, dtype, seed):
+    layer = OnGpu(
+        random_layer(
+            n, k, block_size=block_size or 64, permuted=block_size > 0, bias=bias, zeros=n > 1,
+            seed=seed,
+        ),
+        dtype,
+    )  # fmt: skip
+    for tokens in TOKENS:
+        layer.check(torch.randn(tokens, k, device=CUDA).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "k"), [(75, 704), (512, 4096)])
+def test_int8(n, k, dtype, seed):
+    layer = OnGpu(int8_layer(n, k, bias=True, seed=seed), dtype)
+    for tokens in TOKENS:
+        layer.check(torch.randn(tokens, k, device=CUDA).to(dtype))
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 200])
+def test_every_weight_is_exact(tokens):
+    layer = OnGpu(random_layer(200, 256, zeros=True), torch.bfloat16)
+    x = torch.eye(256, dtype=torch.bfloat16, device=CUDA)
+    y = torch.cat([layer(part) for part in x.split(tokens)])
+    assert torch.equal(y.double(), layer.dense.t())
+
+
+def test_strided_and_shaped_inputs(seed):
+    layer = OnGpu(random_layer(96, 192, bias=True), torch.bfloat16)
+    for tokens in (3, 100):
+        wide = torch.randn(tokens, 3 * 192 + 1, device=CUDA).bfloat16()
+        for x in (wide[:, 192:384], wide[:, :576:3], wide[:, 1:193]):
+            layer.check(x)
+        even = torch.randn(tokens, 3 * 192, device=CUDA).bfloat16()
+        layer.check(even[:, 192:384])
+        layer.check(even[:1, :192].expand(tokens, 192))
+    x = torch.randn(2, 3, 5, 192, device=CUDA).bfloat16()
+    layer.check(x)
+    layer.check(x.transpose(0, 1))
+    layer.check(x[0, 0, 0])
+    assert layer(x[:0]).shape == (0, 3, 5, 96)
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 300])
+def test_deterministic(tokens, seed):
+    layer = OnGpu(random_layer(256, 4096), torch.bfloat16)
+    x = torch.randn(tokens, 4096, device=CUDA).bfloat16()
+    first = layer(x)
+    for _ in range(10):
+        assert torch.equal(layer(x), first)
+
+
+@pytest.mark.parametrize("tokens", [5, 150])
+def test_non_finite_inputs_stay_in_their_token(tokens, seed):
+    layer = OnGpu(random_layer(96, 72, permuted=False), torch.bfloat16)
+    x = torch.randn(tokens, 72, device=CUDA).bfloat16()
+    expected = layer(x)
+    x[0] = float("inf")
+    y = layer(x)
+    assert not y[0].isfinite().any()
+    assert torch.equal(y[1:], expected[1:])
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 64, 128, 1000])
+def test_replays_in_a_graph(tokens, seed):
+    first = OnGpu(random_layer(512, 1024, seed=seed), torch.bfloat16)
+    second = OnGpu(random_layer(256, 512, bias=True, seed=seed), torch.bfloat16)
+    x = torch.randn(tokens, 1024, device=CUDA).bfloat16()
+    second(first(x))
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = second(first(x))
+    for _ in range(5):
+        x.copy_(torch.randn(tokens, 1024, device=CUDA))
+        graph.replay()
+        assert torch.equal(y, second(first(x)))
+
+
+@pytest.mark.parametrize("tokens", [1, 33, 200])
+def test_waits_for_the_kernel_before(tokens, seed):
+    """Each call reads what the kernel in front of it has just written, and nothing older."""
+    layer = OnGpu(random_layer(1024, 1024, seed=seed), torch.bfloat16)
+    start = torch.randn(tokens, 1024, device=CUDA).bfloat16()
+
+    def chain(synchronise):
+        x = start
+        for _ in range(40):
+            x = layer(torch.tanh(x))
+            if synchronise:
+                torch.cuda.synchronize()
+            x = layer(x)
+            if synchronise:
+                torch.cuda.synchronize()
+        return x
+
+    expected = chain(True)
+    for _ in range(10):
+        assert torch.equal(chain(False), expected)
+
+
+def test_runs_on_the_current_stream(seed):
+    layer = OnGpu(random_layer(256, 512), torch.bfloat16)
+    x = torch.randn(16, 512, device=CUDA).bfloat16()
+    expected = layer(x)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)
+        late = torch.zeros_like(x).copy_(x)
+        y = layer(late)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_without_graph_breaks(dynamic, seed):
+    layer = OnGpu(random_layer(64, 128, bias=True), torch.bfloat16)
+    packed = layer.packed
+
+    def model(x):
+        y = ops.sparse_linear(
+            x * 2, packed.packed, packed.metadata, packed.permutation, packed.scale, layer.bias, 64,
+            "2:4",
+        )  # fmt: skip
+        return torch.relu(y) + 1
+
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for tokens in (1, 5, 100):
+        x = torch.randn(tokens, 128, device=CUDA).bfloat16()
+        torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_opcheck():
+    layer = OnGpu(random_layer(24, 128, bias=True), torch.bfloat16)
+    packed = layer.packed
+    x = torch.randn(2, 3, 128, device=CUDA).bfloat16()
+    torch.library.opcheck(
+        torch.ops.permllm.sparse_linear.default,
+        (
+            x, packed.packed, packed.metadata, packed.permutation, packed.scale, layer.bias, 24,
+            "2:4",
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn]
+)
+@pytest.mark.parametrize("columns", [64, 208, 4096, 11008])
+def test_permute_inputs(columns, dtype, seed):
+    sizes = [min(128, columns - start) for start in range(0, columns, 128)]
+    places = torch.cat([torch.randperm(size) for size in sizes]).to(CUDA)
+    absolute = places + torch.arange(columns, device=CUDA) // 128 * 128
+    for tokens in (1, 5, 333):
+        x = torch.randn(tokens, columns, device=CUDA).to(dtype)
+        y = torch.ops.permllm.permute_inputs(x, places.to(torch.uint8))
+        bits = torch.int32 if dtype == torch.float32 else torch.uint8
+        whole = x.view(bits).view(tokens, columns, -1)
+        assert torch.equal(y.view(bits).view(tokens, columns, -1), whole[:, absolute])
+
+
+def test_selection():
+    backend = select_backend(CUDA, torch.bfloat16)
+    assert backend.name == "cuda"
+    assert select_backend(CUDA, torch.float32).name == "reference"
+
+
+def test_refuses_what_does_not_fit():
+    layer = OnGpu(random_layer(64, 128), torch.bfloat16)
+    packed = layer.packed
+    good = {
+        "x": torch.randn(2, 128, device=CUDA).bfloat16(),
+        "packed": packed.packed,
+        "metadata": packed.metadata,
+        "permutation": packed.permutation,
+        "scale": None,
+        "bias": None,
+        "out_features": 64,
+        "pattern": "2:4",
+    }
+    ops.sparse_linear(**good)
+    for changes, message in (
+        ({"x": good["x"].float()}, "neither bfloat16 nor float16"),
+        ({"x": good["x"].half()}, "packed of shape"),
+        ({"x": good["x"][:, :100]}, "multiple of 8"),
+        ({"x": torch.zeros(2, 256, device=CUDA).bfloat16()}, "does not fit packed"),
+        ({"metadata": packed.metadata.cpu()}, "metadata of shape"),
+        ({"metadata": packed.metadata[:, :1].contiguous()}, "metadata of shape"),
+        ({"permutation": packed.permutation.int()}, "permutation of shape"),
+        ({"scale": torch.ones(64, device=CUDA)}, "scale is there"),
+        ({"bias": torch.ones(64, device=CUDA)}, "bias of shape"),
+        ({"out_features": 200}, "out_features is 200"),
+        ({"pattern": "4:8"}, "has no CUDA kernel"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            ops.sparse_linear(**{**good, **changes})
