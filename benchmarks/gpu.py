@@ -1,4 +1,4 @@
-"""What a machine with one NVIDIA GPU can tell: builds, tests and times the CUDA kernels.
+"""What a machine with one NVIDIA GPU can tell: builds, tests, generates with and times the kernels.
 
     python -m benchmarks.gpu
 
@@ -68,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--build", action="store_true", help="build even where a library is there")
     parser.add_argument("--no-tests", action="store_true")
+    parser.add_argument("--model", help="directory of a Llama; else random weights")
     parser.add_argument("--output", type=Path, default=Path("build/gpu"))
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -78,6 +79,9 @@ def main() -> None:
     status = 0 if arguments.no_tests else test()
     name = torch.cuda.get_device_name().lower().replace(" ", "-")
     result = arguments.output / f"kernels-{name}.json"
+    generation = arguments.output / f"generation-{name}.json"
+    command = [sys.executable, "-m", "benchmarks.cuda_generation", "--json", str(generation)]
+    run([*command, *(("--model", arguments.model) if arguments.model else ())], 180)
     run([sys.executable, "-m", "benchmarks.cuda_kernels", "--json", str(result)], 420)
     sys.exit(status)
 

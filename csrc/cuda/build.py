@@ -5,6 +5,7 @@ Environment variables:
         found and either a GPU is visible or PERMLLM_CUDA_ARCHS is set.
     PERMLLM_CUDA_ARCHS: architectures as nvcc names them, separated by blanks or commas.
     PERMLLM_CUTLASS_DIR: where CUTLASS is (csrc/cuda/toolkit.py).
+    MAX_JOBS: 1 to run one nvcc at a time; there are never more than two.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def build(
         )
 
     bindings = SOURCES / "bindings.cpp"
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(1 if os.environ.get("MAX_JOBS") == "1" else 2) as pool:
         jobs = [
             pool.submit(lambda: [compile_cuda(source) for source in heavy]),
             pool.submit(lambda: [compile_cuda(source) for source in light]),

@@ -1,0 +1,186 @@
+"""Generates tokens with a Llama, dense and sparse with the same weights, under CUDA graphs.
+
+    python -m benchmarks.cuda_generation [--model DIRECTORY] [--json FILE]
+
+The weights are those of a checkpoint of transformers, or random in Llama-2-7B's shapes. They are
+pruned 2:4 by magnitude, in a random permutation where the layer reads a norm. The dense model
+multiplies the pruned weights too: both must say the same. Needs PyTorch, and safetensors for
+`--model`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.cuda_kernels import CUDA
+from benchmarks.llama import Linear, Llama, RandomWeights, Shape, load
+from benchmarks.machine import write_json
+from permllm_vllm import ops
+from permllm_vllm.backends import CheckpointWeights, fallback_reason, select_backend
+from permllm_vllm.checkpoint import packing, permutation
+from permllm_vllm.checkpoint.pattern import Pattern
+
+PATTERN = Pattern(2, 4)
+BLOCK = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruned:
+    """One linear layer: packed as a checkpoint holds it, and dense in the original order."""
+
+    weights: CheckpointWeights
+    dense: Tensor
+
+
+def prune(weight: Tensor, *, permuted: bool) -> Pruned:
+    """Keeps the two largest of every four, in a random permutation where `permuted`."""
+    local = None
+    if permuted:
+        blocks = torch.rand(weight.shape[1] // BLOCK, BLOCK, device=weight.device)
+        local = blocks.argsort(dim=1).flatten().to(torch.uint8)
+        weight = permutation.permute_columns(weight, local, BLOCK)
+    groups = weight.abs().unflatten(1, (-1, PATTERN.group))
+    kept = groups.topk(PATTERN.kept, dim=-1).indices
+    mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, kept, True).flatten(1)
+    dense = weight * mask
+    if local is not None:
+        dense = permutation.unpermute_columns(dense, local, BLOCK)
+    packed = CheckpointWeights(
+        packing.pack_values(weight, mask, PATTERN),
+        packing.pack_mask(mask),
+        local,
+        None,
+        PATTERN,
+        BLOCK,
+    )
+    return Pruned(packed, dense)
+
+
+def dense_linear(layer: Pruned) -> Linear:
+    return lambda x: functional.linear(x, layer.dense)
+
+
+def sparse_linear(layer: Pruned) -> Linear:
+    rows = layer.dense.shape[0]
+    packed = select_backend(layer.dense.device, layer.dense.dtype).pack(layer.weights)
+    return lambda x: ops.sparse_linear(
+        x, packed.packed, packed.metadata, packed.permutation, packed.scale, None, rows, "2:4"
+    )
+
+
+def prune_layers(shape: Shape, weights: Mapping[str, Tensor]) -> list[dict[str, Pruned]]:
+    """Merges q, k, v and gate, up as vLLM does, and prunes."""
+
+    def merged(i: int, room: str, names: tuple[str, ...]) -> Tensor:
+        parts = [weights[f"model.layers.{i}.{room}.{name}_proj.weight"] for name in names]
+        return torch.cat(parts)
+
+    return [
+        {
+            "qkv": prune(merged(i, "self_attn", ("q", "k", "v")), permuted=True),
+            "o": prune(merged(i, "self_attn", ("o",)), permuted=False),
+            "gate_up": prune(merged(i, "mlp", ("gate", "up")), permuted=True),
+            "down": prune(merged(i, "mlp", ("down",)), permuted=False),
+        }
+        for i in range(shape.num_hidden_layers)
+    ]
+
+
+def generate(model: Llama, prompt: Tensor, tokens: int) -> tuple[Tensor, Tensor, float]:
+    """Reads `prompt` [sequences, length] and adds `tokens`, each step a replay of one graph.
+
+    Returns the new tokens, the log-probabilities over all positions of the prompt in float32, and
+    the median microseconds of a step.
+    """
+    model.step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        model.step()
+    model.position.zero_()
+    told = []
+    for token in prompt.t():
+        model.token.copy_(token)
+        graph.replay()
+        told.append(model.logits.float().log_softmax(dim=-1))
+    added, times = [model.token.clone()], []
+    for _ in range(tokens - 1):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3)
+        added.append(model.token.clone())
+    return torch.stack(added, dim=1), torch.stack(told), statistics.median(times)
+
+
+def main() -> None:
+    """Generates with both models, compares, prints, writes JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.cuda_generation", description=__doc__
+    )
+    parser.add_argument("--model", type=Path, metavar="DIRECTORY")
+    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--json", metavar="FILE")
+    arguments = parser.parse_args()
+    dtype = torch.bfloat16
+    reason = fallback_reason(CUDA, dtype)
+    if reason:
+        raise SystemExit(f"the CUDA kernels do not run here: {reason}")
+    torch.manual_seed(0)
+    shape = Shape()
+    weights: Mapping[str, Tensor] = RandomWeights(shape, dtype, CUDA)
+    if arguments.model:
+        shape, weights = load(arguments.model, dtype, CUDA)
+    results = []
+    with torch.inference_mode():
+        layers = prune_layers(shape, weights)
+        fixed = {
+            name: weights[name]
+            for name in (
+                "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight",
+                *(f"model.layers.{i}.{norm}.weight" for i in range(shape.num_hidden_layers)
+                  for norm in ("input_layernorm", "post_attention_layernorm")),
+            )
+        }  # fmt: skip
+        for sequences in arguments.sequences:
+            prompt = torch.randint(shape.vocab_size, (sequences, 32), device=CUDA)
+            outcomes = []
+            for linear in (dense_linear, sparse_linear):
+                linears = [{n: linear(layer) for n, layer in each.items()} for each in layers]
+                model = Llama(shape, fixed, linears, sequences, 32 + arguments.tokens + 1)
+                outcomes.append(generate(model, prompt, arguments.tokens))
+                del model, linears
+            (told, logs, us), (sparse_told, sparse_logs, sparse_us) = outcomes
+            difference = (logs - sparse_logs).abs().gather(2, logs.argmax(2, keepdim=True))
+            same = float((told == sparse_told).float().mean())
+            results.append(
+                {
+                    "sequences": sequences,
+                    "dense_us_per_step": round(us, 1),
+                    "sparse_us_per_step": round(sparse_us, 1),
+                    "speedup": round(us / sparse_us, 3),
+                    "same_tokens": round(same, 3),
+                    "largest_log_probability_difference": round(float(difference.max()), 4),
+                }
+            )
+            print(json.dumps(results[-1]))
+    if arguments.json:
+        name = str(arguments.model.name) if arguments.model else "random, Llama-2-7B's shapes"
+        gpu = torch.cuda.get_device_name(CUDA)
+        write_json(arguments.json, {"gpu": gpu, "model": name, "rows": results})
+
+
+if __name__ == "__main__":
+    main()
