@@ -18,13 +18,13 @@ class LearningRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: int = Field(default=60, ge=1)
-    windows_per_step: int = Field(default=4, ge=1)
-    learning_rate: float = Field(default=1e-2, gt=0)
+    steps: int = Field(default=50, ge=1)
+    windows_per_step: int = Field(default=2, ge=1)
+    learning_rate: float = Field(default=0.1, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
     initial_logit: float = Field(default=0.5, gt=0)
-    beta1: float = 0.9
-    beta2: float = 0.999
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
     windows_at_once: int = Field(default=2, ge=1)
     temperature_start: float = Field(default=1.0, gt=0)
     temperature_end: float = Field(default=0.1, gt=0)
