@@ -38,11 +38,13 @@ inline FewTokensPlan plan_few_tokens(const LinearArguments& arguments, const Dev
   const int panel = std::min(kPanelBytes, device.shared_bytes_per_block - stages);
   const int panel_steps = std::max(1, (panel / (2 * tokens) - 8) / kInputMultiple);
 
-  const int panel_bytes = 2 * tokens * (std::min(panel_steps, steps) * kInputMultiple + 8);
-  const int tile_bytes = tokens * (kRowMultiple + 4) * 4;  // of sums, in the place of the stages
-  plan.shared_bytes = std::max(stages + panel_bytes, tile_bytes);
-  const int resident =
-      std::clamp(device.shared_bytes_per_processor / (plan.shared_bytes + (1 << 10)), 1, 4);
+  const auto shared_bytes = [&](int steps_of_panel) {
+    const int panel_bytes = 2 * tokens * (steps_of_panel * kInputMultiple + 8);
+    const int tile_bytes = tokens * (kRowMultiple + 4) * 4;  // of sums, in the place of the stages
+    return std::max(stages + panel_bytes, tile_bytes);
+  };
+  const int estimate = shared_bytes(std::min(panel_steps, steps));
+  const int resident = std::clamp(device.shared_bytes_per_processor / (estimate + (1 << 10)), 1, 4);
   const int slots = device.processors * resident;
   const int blocks =
       arguments.padded_rows / kRowMultiple * ((arguments.tokens + tokens - 1) / tokens);
@@ -63,6 +65,7 @@ inline FewTokensPlan plan_few_tokens(const LinearArguments& arguments, const Dev
     }
   }
   plan.panel_steps = std::min(panel_steps, plan.steps_per_split);
+  plan.shared_bytes = shared_bytes(plan.panel_steps);
   return plan;
 }
 
