@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.cuda_kernels import CUDA
+from benchmarks.cuda_contestants import CUDA
 from benchmarks.llama import Linear, Llama, RandomWeights, Shape, load
 from benchmarks.machine import write_json
 from permllm_vllm import ops

@@ -14,28 +14,31 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import time
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from benchmarks.cuda_contestants import (
+    CONTESTANTS,
+    CUDA,
+    OURS,
+    SPARSE_BYTES,
+    UNPERMUTED,
+    WEIGHT_BYTES,
+    Call,
+    permuted_dense,
+)
 from benchmarks.machine import write_json
-from benchmarks.shapes import LLAMA_2_7B, Layer, random_layer
-from permllm_vllm import ops
+from benchmarks.shapes import LLAMA_2_7B, random_layer
 from permllm_vllm.backends import fallback_reason
-from permllm_vllm.backends.cuda import CudaBackend
 from permllm_vllm.checkpoint import permutation as permutations
 
 #: (outputs, inputs) of Llama-3-8B's linear layers as vLLM fuses them: qkv, o, gate_up, down.
 LLAMA_3_8B = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
 SHAPES = tuple(dict.fromkeys((*LLAMA_2_7B, *LLAMA_3_8B)))
 TOKENS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-OURS = "permllm"
-UNPERMUTED = "permllm, no permutation"
-DENSE = "cublas"
-CUDA = torch.device("cuda")
-Call = Callable[[Tensor], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,91 +93,29 @@ def bandwidth() -> float:
     return 2 * source.numel() / us
 
 
-def _dense(layer: Layer) -> Call:
-    weight = layer.dense.to(CUDA)
-    return lambda x: torch.nn.functional.linear(x, weight)
-
-
-def _ours(layer: Layer, *, permuted: bool) -> Call:
-    weights = layer.weights
-    changes: dict[str, Any] = {
-        name: value.to(CUDA) for name, value in vars(weights).items() if torch.is_tensor(value)
-    }
-    if not permuted:
-        changes["permutation"] = None
-    packed = CudaBackend(torch.bfloat16).pack(dataclasses.replace(weights, **changes))
-    n = layer.dense.shape[0]
-    return lambda x: ops.sparse_linear(
-        x, packed.packed, packed.metadata, packed.permutation, None, None, n, "2:4"
-    )
-
-
-def _permuted_dense(layer: Layer) -> tuple[Tensor, Tensor]:
-    """The weight with zeros in permuted order, and the permutation in blocks of 128."""
-    weights = layer.weights
-    assert weights.permutation is not None
-    dense = permutations.permute_columns(layer.dense, weights.permutation, weights.block_size)
-    places = permutations.absolute(weights.permutation, weights.block_size) % 128
-    return dense.to(CUDA), places.to(CUDA, torch.uint8)
-
-
-def _cusparselt(layer: Layer) -> Call:
-    """cuSPARSELt with its fastest algorithm for 16 tokens, after our permutation kernel."""
-    dense, places = _permuted_dense(layer)
-    compressed = torch._cslt_compress(dense)
-    probe = torch.zeros(16, dense.shape[1], dtype=dense.dtype, device=CUDA)
-    algorithm = torch._cslt_sparse_mm_search(compressed, probe.t())
-
-    def call(x: Tensor) -> Tensor:
-        permuted = torch.ops.permllm.permute_inputs(x, places)
-        padding = -x.shape[0] % 8  # its tokens come in eights
-        if padding:
-            permuted = torch.nn.functional.pad(permuted, (0, 0, 0, padding))
-        y = torch._cslt_sparse_mm(compressed, permuted.t(), alg_id=algorithm, transpose_result=True)
-        return y[: x.shape[0]]
-
-    return call
-
-
-def _semi_structured(layer: Layer) -> Call:
-    """PyTorch's own CUTLASS path (sm_80), after our permutation kernel."""
-    from torch.sparse import SparseSemiStructuredTensorCUTLASS, to_sparse_semi_structured
-
-    dense, places = _permuted_dense(layer)
-    SparseSemiStructuredTensorCUTLASS._FORCE_CUTLASS = True
-    weight = to_sparse_semi_structured(dense)
-    return lambda x: torch.nn.functional.linear(torch.ops.permllm.permute_inputs(x, places), weight)
-
-
-CONTESTANTS: dict[str, Callable[[Layer], Call]] = {
-    OURS: lambda layer: _ours(layer, permuted=True),
-    UNPERMUTED: lambda layer: _ours(layer, permuted=False),
-    DENSE: _dense,
-    "permute + cusparselt": _cusparselt,
-    "permute + pytorch cutlass": _semi_structured,
-}
-
-
 def relative_error(y: Tensor, x: Tensor, dense: Tensor) -> float:
     """Frobenius error against float64, over the first rows and tokens."""
-    exact = x[:64].double() @ dense[:512].to(CUDA).double().t()
+    exact = x[:64].double() @ dense[:512].double().t()
     return float((y[:64, :512].double() - exact).norm() / exact.norm())
 
 
-def measure(n: int, k: int, tokens: list[int], names: list[str], speed: float) -> Iterator[Row]:
+def measure(
+    n: int, k: int, tokens: Sequence[int], names: Sequence[str], speed: float
+) -> Iterator[Row]:
     """Times every contestant on one shape; one that cannot run is left out, with a line why."""
     layer = random_layer(n, k)
     for name in names:
         try:
-            calls = [CONTESTANTS[name](layer) for _ in range(copies(n * k))]
+            calls = [CONTESTANTS[name](layer) for _ in range(copies(n * k // 2))]
         except (RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
             print(f"{n} x {k}: no {name}: {_first_line(error)}")
             continue
+        reference = permuted_dense(layer)[0] if name == UNPERMUTED else layer.dense.to(CUDA)
         for m in tokens:
             x = torch.randn(m, k, device=CUDA).bfloat16()
-            weight_bytes = n * k * 2 if name == DENSE else n * k * 9 // 8
+            weight_bytes = n * k * WEIGHT_BYTES.get(name, SPARSE_BYTES)
             try:
-                error_now = relative_error(calls[0](x), x, layer.dense)
+                error_now = relative_error(calls[0](x), x, reference)
                 us = time_graph(calls, x, 5 if m > 1024 else 15)
             except (RuntimeError, ValueError, NotImplementedError) as error:
                 print(f"{n} x {k}, {m} tokens: no {name}: {_first_line(error)}")
@@ -239,36 +180,38 @@ def shape(text: str) -> tuple[int, int]:
     return int(n), int(k)
 
 
-def main() -> None:
-    """Measures, prints a table, writes JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_kernels", description=__doc__)
-    parser.add_argument("--shapes", type=shape, nargs="+", default=list(SHAPES), metavar="NxK")
-    parser.add_argument("--m", type=int, nargs="+", default=list(TOKENS), metavar="TOKENS")
-    parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
-    parser.add_argument("--json", metavar="FILE", help="also write the rows there")
-    arguments = parser.parse_args()
+def run(
+    shapes: Sequence[tuple[int, int]],
+    tokens: Sequence[int],
+    contestants: Sequence[str],
+    json_file: str | None,
+    seconds: float,
+) -> None:
+    """Measures, begins no further shape after `seconds`, prints tables, writes JSON."""
     reason = fallback_reason(CUDA, torch.bfloat16)
     if reason:
         raise SystemExit(f"the CUDA kernels do not run here: {reason}")
+    end = time.monotonic() + seconds
     speed = bandwidth()
     gpu = torch.cuda.get_device_name(CUDA)
-    print(f"{gpu}, a copy moves {speed / 1e3:.0f} GB/s, bfloat16")
+    print(f"{gpu}, a copy moves {speed / 1e3:.0f} GB/s, bfloat16", flush=True)
     rows: list[Row] = []
     with torch.inference_mode():
-        for n, k in arguments.shapes:
-            rows += measure(n, k, arguments.m, arguments.contestants, speed)
         moves = [measure_permutation(m, k) for m in (1024, 4096) for k in (4096, 11008)]
-    if arguments.json:
-        write_json(
-            arguments.json,
-            {
-                "gpu": gpu,
-                "cuda": torch.version.cuda,
-                "copy_gb_per_s": round(speed / 1e3),
-                "rows": [dataclasses.asdict(row) for row in rows],
-                "permutation": moves,
-            },
-        )
+        for n, k in shapes:
+            if time.monotonic() > end:
+                print(f"no time is left for {n} x {k}")
+                continue
+            rows += measure(n, k, tokens, contestants, speed)
+            if json_file:
+                result = {
+                    "gpu": gpu,
+                    "cuda": torch.version.cuda,
+                    "copy_gb_per_s": round(speed / 1e3),
+                    "permutation": moves,
+                    "rows": [dataclasses.asdict(row) for row in rows],
+                }
+                write_json(json_file, result)
     for move in moves:
         ratio = move["indexing"] / move["permllm"]
         print(
@@ -276,6 +219,18 @@ def main() -> None:
             f"{move['indexing']} us, {ratio:.1f}x"
         )
     print(table(rows))
+
+
+def main() -> None:
+    """Reads the command line and runs."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_kernels", description=__doc__)
+    parser.add_argument("--shapes", type=shape, nargs="+", default=list(SHAPES), metavar="NxK")
+    parser.add_argument("--m", type=int, nargs="+", default=list(TOKENS), metavar="TOKENS")
+    parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
+    parser.add_argument("--seconds", type=float, default=600, help="begin no shape after them")
+    parser.add_argument("--json", metavar="FILE", help="also write the rows there")
+    arguments = parser.parse_args()
+    run(arguments.shapes, arguments.m, arguments.contestants, arguments.json, arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,8 @@ def main() -> None:
     generation = arguments.output / f"generation-{name}.json"
     command = [sys.executable, "-m", "benchmarks.cuda_generation", "--json", str(generation)]
     run([*command, *(("--model", arguments.model) if arguments.model else ())], 180)
-    run([sys.executable, "-m", "benchmarks.cuda_kernels", "--json", str(result)], 420)
+    command = [sys.executable, "-m", "benchmarks.cuda_kernels", "--json", str(result)]
+    run([*command, "--seconds", "240"], 420)
     sys.exit(status)
 
 

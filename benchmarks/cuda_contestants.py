@@ -1,0 +1,97 @@
+"""Ways to multiply with a pruned weight on a GPU, ours and PyTorch's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.shapes import Layer
+from permllm_vllm import ops
+from permllm_vllm.backends import CheckpointWeights
+from permllm_vllm.backends.cuda import CudaBackend
+from permllm_vllm.checkpoint import permutation as permutations
+
+OURS = "permllm"
+UNPERMUTED = "permllm, no permutation"
+INT8 = "permllm, int8"
+DENSE = "cublas"
+WEIGHT_BYTES = {DENSE: 2.0, INT8: 0.625}  # per weight; of the others:
+SPARSE_BYTES = 1.125
+CUDA = torch.device("cuda")
+Call = Callable[[Tensor], Tensor]
+
+
+def _dense(layer: Layer) -> Call:
+    weight = layer.dense.to(CUDA)
+    return lambda x: torch.nn.functional.linear(x, weight)
+
+
+def _quantized(weights: CheckpointWeights) -> CheckpointWeights:
+    scale = weights.values.float().abs().amax(dim=1) / 127
+    values = (weights.values.float() / scale[:, None]).round().to(torch.int8)
+    return dataclasses.replace(weights, values=values, scale=scale)
+
+
+def _ours(layer: Layer, *, permuted: bool = True, int8: bool = False) -> Call:
+    weights = _quantized(layer.weights) if int8 else layer.weights
+    changes: dict[str, Any] = {
+        name: value.to(CUDA) for name, value in vars(weights).items() if torch.is_tensor(value)
+    }
+    if not permuted:
+        changes["permutation"] = None
+    packed = CudaBackend(torch.bfloat16).pack(dataclasses.replace(weights, **changes))
+    n = layer.dense.shape[0]
+    return lambda x: ops.sparse_linear(
+        x, packed.packed, packed.metadata, packed.permutation, packed.scale, None, n, "2:4"
+    )
+
+
+def permuted_dense(layer: Layer) -> tuple[Tensor, Tensor]:
+    """The weight with zeros in permuted order, and the permutation in blocks of 128."""
+    weights = layer.weights
+    assert weights.permutation is not None
+    dense = permutations.permute_columns(layer.dense, weights.permutation, weights.block_size)
+    places = permutations.absolute(weights.permutation, weights.block_size) % 128
+    return dense.to(CUDA), places.to(CUDA, torch.uint8)
+
+
+def _cusparselt(layer: Layer) -> Call:
+    """cuSPARSELt with its fastest algorithm for 16 tokens, after our permutation kernel."""
+    dense, places = permuted_dense(layer)
+    compressed = torch._cslt_compress(dense)
+    probe = torch.zeros(16, dense.shape[1], dtype=dense.dtype, device=CUDA)
+    algorithm = torch._cslt_sparse_mm_search(compressed, probe.t())
+
+    def call(x: Tensor) -> Tensor:
+        permuted = torch.ops.permllm.permute_inputs(x, places)
+        padding = -x.shape[0] % 8  # its tokens come in eights
+        if padding:
+            permuted = torch.nn.functional.pad(permuted, (0, 0, 0, padding))
+        y = torch._cslt_sparse_mm(compressed, permuted.t(), alg_id=algorithm, transpose_result=True)
+        return y[: x.shape[0]]
+
+    return call
+
+
+def _semi_structured(layer: Layer) -> Call:
+    """PyTorch's own CUTLASS path (sm_80), after our permutation kernel."""
+    from torch.sparse import SparseSemiStructuredTensorCUTLASS, to_sparse_semi_structured
+
+    dense, places = permuted_dense(layer)
+    SparseSemiStructuredTensorCUTLASS._FORCE_CUTLASS = True
+    weight = to_sparse_semi_structured(dense)
+    return lambda x: torch.nn.functional.linear(torch.ops.permllm.permute_inputs(x, places), weight)
+
+
+CONTESTANTS: dict[str, Callable[[Layer], Call]] = {
+    OURS: _ours,
+    UNPERMUTED: lambda layer: _ours(layer, permuted=False),
+    INT8: lambda layer: _ours(layer, int8=True),
+    DENSE: _dense,
+    "permute + cusparselt": _cusparselt,
+    "permute + pytorch cutlass": _semi_structured,
+}
