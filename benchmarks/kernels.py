@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -211,7 +212,8 @@ def main() -> None:
             rows += measure(shape, pattern, arguments.m, arguments.threads, makers, arguments.quick)
     console.print(table(rows))
     if arguments.json:
-        write_json(arguments.json, {"rows": [asdict(row) for row in rows]})
+        load = round(os.getloadavg()[1], 1)  # of five minutes: other work slows both sides
+        write_json(arguments.json, {"load_average": load, "rows": [asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

@@ -11,20 +11,22 @@ namespace {
 
 // Measured on Zen 4 (1 MiB of L2 per core, 26-30 GB/s of stream for one core).
 namespace tuning {
+constexpr int kIntoL1 = 3, kIntoL2 = 2;  // prefetcht0, prefetcht1, as __builtin_prefetch counts
+
 // Few tokens. Prefetching overlaps with the arithmetic only where it stops in L2.
-constexpr _mm_hint kFewHint = _MM_HINT_T1;
+constexpr int kFewHint = kIntoL2;
 constexpr int kFewFetchTokens = 2;            // one token is fetched as fast by the hardware alone
 constexpr int kFewAhead = 24;                 // blocks of 576 bytes, where one pass takes all rows
 constexpr int kFewAheadPasses = 32;           // and where several passes take some rows each
 constexpr int64_t kFewChunkBytes = 20 << 10;  // x and blocks that those passes share, in L1
 
 // Many tokens. The blocks of the next steps fit L1 and are wanted there.
-constexpr _mm_hint kManyHint = _MM_HINT_T0;
-constexpr _mm_hint kManyHintX = _MM_HINT_T1;  // those of x fit L2
-constexpr int kManyAhead = 2;                 // steps of one row group and one chunk of inputs
-constexpr int64_t kChunkBlocks = 8;           // inputs expanded at a time: 8 rows are 8 KiB
-constexpr int64_t kPanelGroups = 16;          // row groups whose sums wait in L2 for the next chunk
-constexpr int64_t kTokenVectors = 16;         // of 16 tokens: what one expansion serves at most
+constexpr int kManyHint = kIntoL1;
+constexpr int kManyHintX = kIntoL2;    // those of x fit L2
+constexpr int kManyAhead = 2;          // steps of one row group and one chunk of inputs
+constexpr int64_t kChunkBlocks = 8;    // inputs expanded at a time: 8 rows are 8 KiB
+constexpr int64_t kPanelGroups = 16;   // row groups whose sums wait in L2 for the next chunk
+constexpr int64_t kTokenVectors = 16;  // of 16 tokens: what one expansion serves at most
 // Packing x alone takes 6 * threads / n of the call.
 constexpr int64_t kSerialPackRows = 512;           // per thread: then it takes 1 % of the call
 constexpr int64_t kSerialPackElements = 64 << 10;  // and these take 4 us
@@ -36,10 +38,10 @@ using Rows8 = Block<kRows>;
 
 #define PERMLLM_UNROLL _Pragma("GCC unroll 32")
 
-template <_mm_hint Hint, int Bytes>
+template <int Hint, int Bytes>
 inline void prefetch(const char* memory) {
   PERMLLM_UNROLL
-  for (int offset = 0; offset < Bytes; offset += 64) _mm_prefetch(memory + offset, Hint);
+  for (int offset = 0; offset < Bytes; offset += 64) __builtin_prefetch(memory + offset, 0, Hint);
 }
 
 // Moves the first values to the places that the mask keeps, zeros elsewhere. Zen 4 waits for the
