@@ -181,11 +181,11 @@ def shape(text: str) -> tuple[int, int]:
 
 
 def run(
-    shapes: Sequence[tuple[int, int]],
-    tokens: Sequence[int],
-    contestants: Sequence[str],
-    json_file: str | None,
-    seconds: float,
+    shapes: Sequence[tuple[int, int]] | None = None,
+    tokens: Sequence[int] | None = None,
+    contestants: Sequence[str] | None = None,
+    json_file: str | None = None,
+    seconds: float = 600,
 ) -> None:
     """Measures, begins no further shape after `seconds`, prints tables, writes JSON."""
     reason = fallback_reason(CUDA, torch.bfloat16)
@@ -198,11 +198,11 @@ def run(
     rows: list[Row] = []
     with torch.inference_mode():
         moves = [measure_permutation(m, k) for m in (1024, 4096) for k in (4096, 11008)]
-        for n, k in shapes:
+        for n, k in shapes or SHAPES:
             if time.monotonic() > end:
                 print(f"no time is left for {n} x {k}")
                 continue
-            rows += measure(n, k, tokens, contestants, speed)
+            rows += measure(n, k, tokens or TOKENS, contestants or list(CONTESTANTS), speed)
             if json_file:
                 result = {
                     "gpu": gpu,
@@ -224,9 +224,9 @@ def run(
 def main() -> None:
     """Reads the command line and runs."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_kernels", description=__doc__)
-    parser.add_argument("--shapes", type=shape, nargs="+", default=list(SHAPES), metavar="NxK")
-    parser.add_argument("--m", type=int, nargs="+", default=list(TOKENS), metavar="TOKENS")
-    parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS), choices=CONTESTANTS)
+    parser.add_argument("--shapes", type=shape, nargs="+", metavar="NxK")
+    parser.add_argument("--m", type=int, nargs="+", metavar="TOKENS")
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS)
     parser.add_argument("--seconds", type=float, default=600, help="begin no shape after them")
     parser.add_argument("--json", metavar="FILE", help="also write the rows there")
     arguments = parser.parse_args()

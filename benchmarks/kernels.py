@@ -1,6 +1,7 @@
 """Times the sparse kernels against the dense paths of PyTorch and vLLM.
 
     python -m benchmarks.kernels --device cpu --threads 1 --json results.json
+    python -m benchmarks.kernels --device cuda --json results.json    # benchmarks/cuda_kernels.py
 
 Every contestant runs in this process, call by call in turn, over enough copies of its weight that
 none of them is in the cache. One thread is timed in thread-CPU time, more of them in wall time;
@@ -24,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks import cuda_kernels
 from benchmarks.machine import write_json
 from benchmarks.shapes import LLAMA_2_7B, TOKENS, Layer, random_layer
 from permllm_vllm import ops
@@ -190,10 +192,10 @@ def _shape(text: str) -> tuple[int, int]:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
-    parser.add_argument("--device", choices=["cpu"], default="cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--shapes", type=_shape, nargs="+", default=list(LLAMA_2_7B), metavar="NxK")
-    parser.add_argument("--m", type=int, nargs="+", default=list(TOKENS), metavar="TOKENS")
+    parser.add_argument("--shapes", type=_shape, nargs="+", metavar="NxK")
+    parser.add_argument("--m", type=int, nargs="+", metavar="TOKENS")
     parser.add_argument("--pattern", nargs="+", choices=["2:4", "4:8"], default=["2:4"])
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--json", metavar="FILE", help="also write the rows there")
@@ -203,13 +205,16 @@ def _parse() -> argparse.Namespace:
 def main() -> None:
     """Measures, prints a table, writes JSON."""
     arguments = _parse()
+    if arguments.device == "cuda":
+        return cuda_kernels.run(arguments.shapes, arguments.m, json_file=arguments.json)
+    shapes, tokens = arguments.shapes or LLAMA_2_7B, arguments.m or list(TOKENS)
     console = Console()
     torch.set_num_threads(arguments.threads)
     makers = peers(console)
     rows: list[Row] = []
     with torch.inference_mode():
-        for shape, pattern in itertools.product(arguments.shapes, arguments.pattern):
-            rows += measure(shape, pattern, arguments.m, arguments.threads, makers, arguments.quick)
+        for shape, pattern in itertools.product(shapes, arguments.pattern):
+            rows += measure(shape, pattern, tokens, arguments.threads, makers, arguments.quick)
     console.print(table(rows))
     if arguments.json:
         load = round(os.getloadavg()[1], 1)  # of five minutes: other work slows both sides
