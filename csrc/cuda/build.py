@@ -63,6 +63,8 @@ def reason_not_to_build() -> str | None:
     missing = None
     if toolkit.nvcc() is None:
         missing = "nvcc was not found; install the CUDA toolkit 12.8 or later, or set CUDA_HOME"
+    elif not toolkit.library_directories():
+        missing = "libcudart_static.a was not found beside nvcc; set CUDA_HOME to the CUDA toolkit"
     elif HOPPER in architectures() and toolkit.cutlass() is None:
         missing = toolkit.cutlass_missing()
     if missing and wish == "1":
@@ -95,7 +97,6 @@ def build(
     CUTLASS, which takes up to 9 GB.
     """
     names = architectures()
-    cuda = Path(toolkit.nvcc() or "nvcc").resolve().parents[1]
     defines = [f'-DPERMLLM_CUDA_ARCHITECTURES="{" ".join(names)}"']
     if HOPPER in names:
         defines.append("-DPERMLLM_SM90")
@@ -131,12 +132,12 @@ def build(
         )
         for job in jobs:
             job.result()
-    libraries = [path for path in (cuda / "lib64", cuda / "lib") if path.exists()]
     link(
         [
             *compiler, "-shared", "-o", str(library),
             *(str(target(source)) for source in [*heavy, *light, bindings]),
-            *(f"-L{path}" for path in libraries), "-lcudart_static", "-lrt", "-ldl", "-lpthread",
+            *(f"-L{path}" for path in toolkit.library_directories()),
+            "-lcudart_static", "-lrt", "-ldl", "-lpthread",
             f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,--no-undefined",
             "-Wl,--exclude-libs,ALL",
         ]

@@ -24,11 +24,29 @@ def nvcc() -> str | None:
     return found[0] if found else None
 
 
+def home() -> Path | None:
+    """The CUDA toolkit: where nvcc is, or the usual place where that nvcc is only a wrapper."""
+    compiler = nvcc()
+    beside = [Path(compiler).resolve().parents[1]] if compiler else []
+    for directory in (*beside, Path("/usr/local/cuda")):
+        if (directory / "include" / "cuda_runtime_api.h").exists():
+            return directory
+    return None
+
+
+def library_directories() -> list[Path]:
+    """Where the toolkit's static runtime may be."""
+    toolkit = home()
+    if toolkit is None:
+        return []
+    directories = [toolkit / "lib64", toolkit / "lib", *toolkit.glob("targets/*-linux/lib")]
+    return [path for path in directories if (path / "libcudart_static.a").exists()]
+
+
 def header_directories() -> list[Path]:
     """Include directories of the CUDA runtime: the toolkit's, else those of NVIDIA's wheels."""
-    compiler = nvcc()
-    includes = [Path(compiler).resolve().parents[1] / "include"] if compiler else []
-    includes.append(Path("/usr/local/cuda/include"))
+    toolkit = home()
+    includes = [toolkit / "include"] if toolkit else []
     spec = importlib.util.find_spec("nvidia")
     for root in (spec.submodule_search_locations or []) if spec else []:
         includes += sorted(Path(root).glob("*/include"))

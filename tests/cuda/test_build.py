@@ -14,6 +14,7 @@ def _no_environment(monkeypatch):
 @pytest.fixture
 def tools(monkeypatch, tmp_path):
     monkeypatch.setattr(toolkit, "nvcc", lambda: "/opt/cuda/bin/nvcc")
+    monkeypatch.setattr(toolkit, "library_directories", lambda: [tmp_path])
     monkeypatch.setattr(toolkit, "cutlass", lambda: tmp_path)
     monkeypatch.setattr(build, "gpu_is_visible", lambda: True)
 
@@ -68,6 +69,9 @@ def test_missing_tools_are_errors_only_where_a_build_is_demanded(monkeypatch):
         build.reason_not_to_build()
     monkeypatch.setenv("PERMLLM_CUDA_ARCHS", "80")  # needs no CUTLASS
     assert build.reason_not_to_build() is None
+    monkeypatch.setattr(toolkit, "library_directories", list)
+    with pytest.raises(RuntimeError, match=r"libcudart_static\.a was not found"):
+        build.reason_not_to_build()
     monkeypatch.setattr(toolkit, "nvcc", lambda: None)
     with pytest.raises(RuntimeError, match="nvcc was not found"):
         build.reason_not_to_build()
@@ -81,3 +85,13 @@ def test_cutlass_is_checked_for_its_version(monkeypatch, tmp_path):
         header.write_text(f"#define CUTLASS_MAJOR 4\n#define CUTLASS_MINOR {minor}\n")
         assert toolkit.cutlass() == found
     assert str(tmp_path) in toolkit.cutlass_missing()
+
+
+def test_the_toolkit_is_where_nvcc_is(monkeypatch, tmp_path):
+    for file in ("bin/nvcc", "include/cuda_runtime_api.h", "lib64/libcudart_static.a"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).touch()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert toolkit.nvcc() == str(tmp_path / "bin" / "nvcc")
+    assert toolkit.home() == tmp_path
+    assert toolkit.library_directories() == [tmp_path / "lib64"]
