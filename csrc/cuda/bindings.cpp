@@ -205,6 +205,8 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
                      OptionalTensor scale, OptionalTensor bias, int64_t out_features,
                      std::string pattern) {
   if (!metadata.has_value()) return dense_linear(x, packed, bias);
+  STD_TORCH_CHECK(x.is_cuda(), "x of shape ", shape(x),
+                  " is not on a GPU, packed is: move it there.");
   if (bias.has_value() && !aligned(*bias)) bias = torch::stable::clone(*bias);
   LinearArguments arguments =
       check_arguments(x, packed, *metadata, permutation, scale, bias, out_features, pattern);
