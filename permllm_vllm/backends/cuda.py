@@ -175,8 +175,8 @@ def _check(weights: CheckpointWeights) -> None:
     if weights.pattern != PATTERN:
         raise RuntimeError(
             f"pattern {weights.pattern} has no CUDA kernel: sparse tensor cores multiply 2:4 at 16 "
-            "bits. Prune with the pattern 2:4, serve on the CPU, or decompress with "
-            "`permllm-offline convert --to dense`"
+            "bits. Prune with the pattern 2:4, serve this checkpoint on the CPU, or serve the "
+            "dense model"
         )
     if values.dim() != 2 or mask.dim() != 2 or mask.shape[0] != values.shape[0]:
         raise RuntimeError(

@@ -110,7 +110,7 @@ def test_refuses_what_does_not_fit(changes, message):
 
 def test_refuses_4_of_8_with_the_remedy():
     layer = random_layer(16, 128, "4:8")
-    with pytest.raises(RuntimeError, match=r"4:8 has no CUDA kernel.*2:4.*convert --to dense"):
+    with pytest.raises(RuntimeError, match=r"4:8 has no CUDA kernel.*with the pattern 2:4.*CPU"):
         CudaBackend(torch.bfloat16).pack(layer.weights)
 
 
