@@ -22,6 +22,10 @@ from permllm_offline.recipe import LearningRecipe
 from permllm_offline.sinkhorn import harden, sinkhorn
 
 CHECKPOINT_ABOVE_BYTES = 8 << 30
+"""Activations of one backward pass above which decoder layers are checkpointed."""
+
+BETAS = (0.9, 0.95)
+"""Of AdamW: with tens of steps the second moment has no time for a longer memory."""
 
 
 def learn_permutations(
@@ -73,7 +77,7 @@ def _optimise(
         [logits],
         lr=constants.learning_rate,
         weight_decay=constants.weight_decay,
-        betas=(constants.beta1, constants.beta2),
+        betas=BETAS,
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, constants.steps)
     batches = _batches(len(training[0]), constants.windows_per_step, seed)

@@ -14,7 +14,12 @@ from permllm_vllm.checkpoint.schema import BLOCK_SIZES
 
 
 class LearningRecipe(BaseModel):
-    """Constants of the learned permutation; the defaults suit minutes on a CPU."""
+    """Constants of the learned permutation; the defaults suit minutes on a CPU.
+
+    Learning starts from the heuristic reallocation with ``initial_logit`` in its favour, and with
+    a learning rate far above the paper's 1e-3: tens of steps do what takes the paper hundreds.
+    A backward pass holds ``windows_at_once`` of the ``windows_per_step`` in memory.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -23,8 +28,6 @@ class LearningRecipe(BaseModel):
     learning_rate: float = Field(default=0.1, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
     initial_logit: float = Field(default=0.5, gt=0)
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    beta2: float = Field(default=0.999, ge=0, lt=1)
     windows_at_once: int = Field(default=2, ge=1)
     temperature_start: float = Field(default=1.0, gt=0)
     temperature_end: float = Field(default=0.1, gt=0)
