@@ -26,7 +26,8 @@ def compile_for_host(tmp_path_factory):
         headers = toolkit.header_directories()
         if not headers:
             pytest.skip(
-                "needs the CUDA headers: a CUDA toolkit, or the package nvidia-cuda-runtime"
+                "needs the CUDA headers: a CUDA toolkit, or the packages nvidia-cuda-runtime, "
+                "nvidia-cuda-crt and nvidia-cuda-cccl"
             )
         library = directory / Path(source).with_suffix(".so").name
         command = [

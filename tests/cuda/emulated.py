@@ -17,6 +17,7 @@ class _Layer(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int) for name in (
             "element", "int8", "tokens", "rows", "inputs", "padded_rows", "padded_inputs",
+            "x_stride",
         )),
         *((name, ctypes.c_void_p) for name in (
             "x", "values", "metadata", "permutation", "scale", "bias", "y",
@@ -80,7 +81,8 @@ class Emulator:
         tensors = [
             x, packed.packed, packed.metadata, packed.permutation, packed.scale, bias, y,
         ]  # fmt: skip
-        assert all(tensor is None or tensor.is_contiguous() for tensor in tensors)
+        assert x.stride(1) == 1
+        assert all(tensor is None or tensor.is_contiguous() for tensor in tensors[1:])
         layer = _Layer(
             ELEMENTS[x.dtype],
             packed.packed.dtype == torch.int8,
@@ -89,6 +91,7 @@ class Emulator:
             x.shape[1],
             packed.packed.shape[0],
             packed.packed.shape[1] * 2,
+            x.stride(0),
             *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
         )
         device = gpu.as_struct()

@@ -104,7 +104,7 @@ using namespace permllm::cuda;
 extern "C" {
 
 struct Layer {
-  int element, int8, tokens, rows, inputs, padded_rows, padded_inputs;
+  int element, int8, tokens, rows, inputs, padded_rows, padded_inputs, x_stride;
   const void *x, *values, *metadata, *permutation, *scale, *bias;
   void* y;
 };
@@ -113,7 +113,7 @@ struct Layer {
 void emulate_linear(const Layer* layer, int kernel, const Device* device, unsigned seed) {
   const Layer& l = *layer;
   const size_t value_bytes = l.int8 ? 1 : 2;
-  const size_t x_bytes = size_t(l.tokens) * l.inputs * 2;
+  const size_t x_bytes = (size_t(l.tokens - 1) * l.x_stride + l.inputs) * 2;
   Guarded x(l.x, x_bytes), y(size_t(l.tokens) * l.rows * 2);
   Guarded values(l.values, size_t(l.padded_rows) * l.padded_inputs / 2 * value_bytes);
   Guarded metadata(l.metadata, size_t(l.padded_rows) * l.padded_inputs / 8);
@@ -124,7 +124,7 @@ void emulate_linear(const Layer* layer, int kernel, const Device* device, unsign
   const LinearArguments a{static_cast<ElementType>(l.element),
                           l.int8 != 0,
                           x.data,
-                          l.inputs,
+                          l.x_stride,
                           l.tokens,
                           values.data,
                           metadata.data,

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks.shapes import LLAMA_2_7B, random_layer
 from permllm_vllm.backends.cuda import CudaBackend
@@ -55,6 +57,30 @@ def test_few_tokens(emulator, n, k, block_size, bias, tokens):
         n, k, block_size=block_size or 64, permuted=block_size > 0, bias=bias, zeros=n > 1
     )
     check(emulator, layer, tokens, DTYPES[tokens % 2], seed=tokens)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 300),
+    k=st.integers(1, 130).map(lambda eighths: eighths * 8),
+    tokens=st.integers(1, 64),
+    block_size=st.sampled_from([32, 64, 128]),
+    gpu=st.sampled_from([A100, H100, L4, SMALL]),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_few_tokens_of_any_shape(emulator, n, k, tokens, block_size, gpu, dtype):
+    layer = random_layer(n, k, block_size=block_size, permuted=k % block_size == 0, bias=True)
+    check(emulator, layer, tokens, dtype, gpu=gpu, seed=n + k)
+
+
+@pytest.mark.parametrize("kernel", [0, 64])
+def test_rows_of_a_wider_tensor(emulator, kernel):
+    layer = random_layer(40, 192, permuted=False)
+    packed = CudaBackend(torch.bfloat16).pack(layer.weights)
+    wide = torch.randn(6, 3 * 192).bfloat16()
+    x = wide[:, 192:384]
+    y = emulator.linear(x, packed, None, 40, kernel=kernel)
+    assert torch.equal(y, emulator.linear(x.contiguous(), packed, None, 40, kernel=kernel))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
