@@ -59,8 +59,13 @@ class Contestant:
     """One way to multiply, with copies of the weight that are used in turn."""
 
     def __init__(self, weight_bytes: int, make: Callable[[], Call]):
-        copies = max(2, math.ceil(POOL_BYTES / weight_bytes))
-        self._calls = itertools.cycle([make() for _ in range(copies)])
+        self._copies = max(2, math.ceil(POOL_BYTES / weight_bytes))
+        self._calls = itertools.cycle([make() for _ in range(self._copies)])
+
+    def warm(self, x: Tensor) -> None:
+        """Reads every copy once: the first read after allocation is not what is measured."""
+        for _ in range(self._copies):
+            next(self._calls)(x)
 
     def time(self, x: Tensor, clock: Callable[[], float]) -> float:
         call = next(self._calls)
@@ -136,6 +141,8 @@ def measure(
         for name, make in makers.items()
     }
     contestants[OURS] = Contestant(dense_bytes // 2, lambda: _sparse_linear(layer, backend))
+    for contestant in contestants.values():
+        contestant.warm(torch.zeros(1, k, dtype=torch.bfloat16))
     clock = time.thread_time if threads == 1 else time.perf_counter
     for m in tokens:
         x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).to(torch.bfloat16)
