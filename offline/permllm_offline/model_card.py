@@ -41,7 +41,7 @@ def model_card(report: Report, source: Source, output_name: str) -> str:
 # {output_name}
 
 {link} pruned to {recipe.pattern} sparsity by
-[PermLLM for vLLM](https://pypi.org/project/permllm-vllm/) {report.tool_version}.
+PermLLM for vLLM (`permllm-vllm` {report.tool_version}).
 
 | | |
 |---|---|
