@@ -83,7 +83,7 @@ def main() -> None:
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=list(PATTERNS))
-    parser.add_argument("--windows", type=int, default=128, help="held-out windows of 512 tokens")
+    parser.add_argument("--windows", type=int, default=64, help="held-out windows of 512 tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, required=True, help="where the result is written")
     arguments = parser.parse_args()
