@@ -69,7 +69,12 @@ void check_permutation(const Tensor& permutation, int64_t k, int64_t block_size)
 std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor permutation,
                                     int64_t block_size, std::string isa_name) {
   const cpu::Isa isa = cpu::select(isa_name);
-  check_dtype(values, ScalarType::BFloat16, "values", "bfloat16 [out, in / 2]");
+  const bool int8 = values.scalar_type() == ScalarType::Char;
+  const auto type = int8 ? cpu::ValueType::kInt8 : cpu::ValueType::kBfloat16;
+  if (!int8) check_dtype(values, ScalarType::BFloat16, "values", "bfloat16 or int8 [out, in / 2]");
+  STD_TORCH_CHECK(cpu::has_kernel(isa, type), "instruction set ", cpu::name(isa),
+                  " has no kernel for ", int8 ? "int8" : "bfloat16",
+                  " values: scale them to bfloat16 before packing.");
   check_dtype(mask, ScalarType::Byte, "mask", "uint8 [out, in / 8]");
   STD_TORCH_CHECK(values.dim() == 2 && mask.dim() == 2, "values ", shape(values), " and mask ",
                   shape(mask), " must have two dimensions, [out, in / 2] and [out, in / 8].");
@@ -78,6 +83,9 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
   STD_TORCH_CHECK(n > 0 && k > 0 && n < kLargestSize && k < kLargestSize && k % 8 == 0, "values ",
                   shape(values), " describe a weight of ", n, " x ", k,
                   ": both must be positive and the inputs a multiple of 8.");
+  STD_TORCH_CHECK(!int8 || k <= cpu::kInt8Inputs, "int8 values of ", k, " inputs: at most ",
+                  cpu::kInt8Inputs,
+                  " can be summed exactly, scale them to bfloat16 before packing.");
   STD_TORCH_CHECK(mask.size(0) == n && mask.size(1) == k / 8, "mask ", shape(mask),
                   " does not fit values ", shape(values), ": it must be [", n, ", ", k / 8, "].");
   STD_TORCH_CHECK(block_size == 32 || block_size == 64 || !permutation.has_value(), "block size ",
@@ -87,7 +95,8 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
   const Tensor contiguous_values = torch::stable::contiguous(values);
   const Tensor contiguous_mask = torch::stable::contiguous(mask);
   Tensor contiguous_permutation;
-  cpu::PackArguments arguments{data<cpu::bf16>(contiguous_values),
+  cpu::PackArguments arguments{contiguous_values.const_data_ptr(),
+                               type,
                                data<uint8_t>(contiguous_mask),
                                nullptr,
                                block_size,
@@ -99,7 +108,7 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
     arguments.permutation = data<uint8_t>(contiguous_permutation);
   }
 
-  const int64_t bytes = cpu::packed_bytes(isa, n, k);
+  const int64_t bytes = cpu::packed_bytes(isa, type, n, k);
   const std::array<int64_t, 1> sizes{bytes}, strides{1};
   Tensor packed =
       torch::stable::from_blob(cpu::allocate_huge(bytes), sizes, strides,
@@ -118,6 +127,7 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
   header[cpu::header::kRows] = cpu::rows(isa);
   header[cpu::header::kOutputs] = n;
   header[cpu::header::kInputs] = k;
+  header[cpu::header::kValues] = static_cast<int64_t>(type);
   return {packed, metadata};
 }
 
@@ -136,6 +146,7 @@ Tensor dense_linear(const Tensor& x, const Tensor& weight, const OptionalTensor&
 
 struct PackedWeight {
   cpu::Isa isa;
+  cpu::ValueType type;
   int64_t n;
   int64_t k;
 };
@@ -148,20 +159,26 @@ PackedWeight check_packed(const Tensor& packed, const OptionalTensor& metadata,
                   "metadata must be the int64 header that cpu_pack returned beside packed.");
   const auto* header = data<int64_t>(*metadata);
   const auto isa = static_cast<cpu::Isa>(header[cpu::header::kIsa]);
-  const PackedWeight weight{isa, header[cpu::header::kOutputs], header[cpu::header::kInputs]};
+  const auto type = static_cast<cpu::ValueType>(header[cpu::header::kValues]);
+  const PackedWeight weight{isa, type, header[cpu::header::kOutputs], header[cpu::header::kInputs]};
   STD_TORCH_CHECK(header[cpu::header::kLayout] == cpu::kLayoutVersion,
                   "metadata has layout version ", header[cpu::header::kLayout],
                   ", this build reads ", cpu::kLayoutVersion, ": pack again from the checkpoint.");
   STD_TORCH_CHECK(cpu::supported(isa), "packed was written for instruction set ", cpu::name(isa),
                   ", this CPU or build runs only: ", cpu::supported_names(),
                   ". Pack again from the checkpoint.");
+  STD_TORCH_CHECK(type == cpu::ValueType::kBfloat16 || type == cpu::ValueType::kInt8,
+                  "metadata is corrupted: value type ", header[cpu::header::kValues],
+                  " is neither bfloat16 (0) nor int8 (1). Pack again from the checkpoint.");
+  STD_TORCH_CHECK(cpu::has_kernel(isa, type), "packed was written for a kernel of instruction set ",
+                  cpu::name(isa), " that this build lacks. Pack again from the checkpoint.");
   STD_TORCH_CHECK(header[cpu::header::kRows] == cpu::rows(isa) && weight.n > 0 && weight.k > 0 &&
                       weight.n < kLargestSize && weight.k < kLargestSize && weight.k % 8 == 0,
                   "metadata is corrupted: ", header[cpu::header::kRows], " rows per block, ",
                   weight.n, " x ", weight.k, " weight. Pack again from the checkpoint.");
   STD_TORCH_CHECK(weight.n == out_features, "packed has ", weight.n, " outputs, out_features is ",
                   out_features, ": they must agree.");
-  const int64_t bytes = cpu::packed_bytes(isa, weight.n, weight.k);
+  const int64_t bytes = cpu::packed_bytes(isa, type, weight.n, weight.k);
   STD_TORCH_CHECK(packed.is_cpu() && packed.is_contiguous() && packed.numel() == bytes,
                   "packed has ", packed.numel(), " bytes, its metadata describe ", bytes,
                   ": it was truncated or replaced. Pack again from the checkpoint.");
@@ -191,7 +208,16 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
   check_dtype(x, ScalarType::BFloat16, "x", "bfloat16");
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(-1) == weight.k, "x of shape ", shape(x), " does not fit ",
                   weight.k, " inputs: its last dimension must be ", weight.k, ".");
-  STD_TORCH_CHECK(!scale.has_value(), "scale is applied when the CPU backend packs: pass None.");
+  const bool int8 = weight.type == cpu::ValueType::kInt8;
+  STD_TORCH_CHECK(
+      scale.has_value() == int8, "scale is ", int8 ? "missing" : "given",
+      ": packed int8 values need the scale of the checkpoint, bfloat16 values have none.");
+  if (int8) {
+    check_dtype(*scale, ScalarType::Float, "scale", "float32 [out]");
+    STD_TORCH_CHECK(scale->numel() == weight.n, "scale of shape ", shape(*scale), " does not fit ",
+                    weight.n, " outputs.");
+    scale = torch::stable::contiguous(*scale);
+  }
   if (bias.has_value()) {
     check_dtype(*bias, ScalarType::BFloat16, "bias", "bfloat16 [out]");
     STD_TORCH_CHECK(bias->numel() == weight.n, "bias of shape ", shape(*bias), " does not fit ",
@@ -217,13 +243,23 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
   arguments.k = weight.k;
   arguments.bias = bias.has_value() ? data<cpu::bf16>(*bias) : nullptr;
   arguments.y = static_cast<cpu::bf16*>(y.mutable_data_ptr());
-  cpu::linear(weight.isa, arguments,
+  if (int8) {
+    const int64_t sums = cpu::block_bytes(weight.isa, weight.type, weight.n, weight.k);
+    arguments.scale = data<float>(*scale);
+    arguments.value_sums = reinterpret_cast<const int32_t*>(data<uint8_t>(packed) + sums);
+  }
+  cpu::linear(weight.isa, weight.type, arguments,
               permutation.has_value() ? data<int32_t>(*permutation) : nullptr);
   return y;
 }
 
 // The name of the instruction set that packs and serves by default here.
 std::string cpu_instruction_set() { return cpu::name(cpu::select("")); }
+
+// Whether int8 values can be packed for this instruction set as they are.
+bool cpu_packs_int8(std::string isa) {
+  return cpu::has_kernel(cpu::select(isa), cpu::ValueType::kInt8);
+}
 
 // Every instruction set that this CPU and build run, fastest first, separated by commas.
 std::string cpu_instruction_sets() { return cpu::supported_names(); }
@@ -238,6 +274,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(permllm, m) {
       "(Tensor, Tensor)");
   m.def("cpu_instruction_set() -> str");
   m.def("cpu_instruction_sets() -> str");
+  m.def("cpu_packs_int8(str isa) -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(permllm, CPU, m) {
@@ -248,4 +285,5 @@ STABLE_TORCH_LIBRARY_IMPL(permllm, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(permllm, CompositeExplicitAutograd, m) {
   m.impl("cpu_instruction_set", TORCH_BOX(&permllm::cpu_instruction_set));
   m.impl("cpu_instruction_sets", TORCH_BOX(&permllm::cpu_instruction_sets));
+  m.impl("cpu_packs_int8", TORCH_BOX(&permllm::cpu_packs_int8));
 }

@@ -45,8 +45,8 @@ bool has_avx512_bf16() {
   return (saved_state() & kAvx512State) == kAvx512State && bit(r.ebx, 8) &&  // BMI2
          bit(r.ebx, 16) && bit(r.ebx, 17) &&                                 // AVX512F, AVX512DQ
          bit(r.ebx, 30) && bit(r.ebx, 31) &&                                 // AVX512BW, AVX512VL
-         bit(r.ecx, 6) &&                                                    // AVX512_VBMI2
-         bit(cpuid(7, 1).eax, 5);                                            // AVX512_BF16
+         bit(r.ecx, 6) && bit(r.ecx, 11) &&  // AVX512_VBMI2, AVX512_VNNI
+         bit(cpuid(7, 1).eax, 5);            // AVX512_BF16
 }
 
 #if defined(PERMLLM_AMX)

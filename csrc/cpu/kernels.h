@@ -1,6 +1,8 @@
 // The kernels: y[m, n] = x[m, k] @ W[n, k]^T + bias, W packed as layout.h says.
 //
-// Accumulation is in float32; y is rounded once, to nearest even, after the bias is added. A kernel
+// Accumulation is in float32; y is rounded once, to nearest even, after the bias is added. Kernels
+// for int8 values round x to integers with one scale per token, the largest magnitude of the token
+// becoming 32767 (W8A16) or 127 (W8A8); their products are summed exactly, in int32. A kernel
 // runs one parallel region over row groups and, for many tokens of few rows, one that packs x.
 #pragma once
 
@@ -17,6 +19,10 @@ struct LinearArguments {
   int64_t k;           // logical inputs; input blocks are ceil(k / 64)
   const bf16* bias;    // [n] or null
   bf16* y;             // [m, n] contiguous
+
+  // For int8 values, else null.
+  const float* scale = nullptr;         // [n]
+  const int32_t* value_sums = nullptr;  // [row groups * Rows], in `packed`
 };
 
 void amx_few_tokens(const LinearArguments&);      // m <= 32
@@ -24,5 +30,8 @@ void amx_many_tokens(const LinearArguments&);     // any m
 void avx512_few_tokens(const LinearArguments&);   // m <= 12
 void avx512_many_tokens(const LinearArguments&);  // any m
 void portable(const LinearArguments&);            // any m
+
+void avx512_int8_few_tokens(const LinearArguments&);   // W8A16
+void avx512_int8_many_tokens(const LinearArguments&);  // W8A8
 
 }  // namespace permllm::cpu

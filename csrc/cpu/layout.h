@@ -2,7 +2,11 @@
 //
 // Blocks are stored [row group][64-input block]. One block holds `Rows` output rows x 64 inputs:
 //   Rows x uint64 mask      bit j of row r is set where input j of the block is kept
-//   Rows x 32 bfloat16      the kept values of the row, ascending by input
+//   Rows x 32 values        the kept values of the row, bfloat16 or int8, ascending by input
+// Behind the blocks of int8 values stands, for every row of every row group, the int32 sum of its
+// values: kernels that shift x to be unsigned subtract the shift times this sum. The float32 scale
+// of a row, w = value * scale, is no part of the packed bytes.
+//
 // Every row keeps exactly 32 of 64 inputs (2:4 and 4:8 alike, with the permutation undone).
 // Padding, that is rows past n and inputs past k, has masks filled up to 32 bits and values of
 // zero.
@@ -20,15 +24,21 @@ using bf16 = uint16_t;  // the bits of a bfloat16
 constexpr int kBlockInputs = 64;
 constexpr int kBlockValues = 32;
 
-template <int Rows>
+template <int Rows, class Value = bf16>
 struct alignas(64) Block {
   uint64_t mask[Rows];
-  bf16 values[Rows][kBlockValues];
+  Value values[Rows][kBlockValues];
 };
 
-constexpr int kAmxRows = 16;    // 1152 bytes: one tile of 16 rows
-constexpr int kAvx512Rows = 8;  // 576 bytes
+constexpr int kAmxRows = 16;    // 1152 bytes, int8 640: one tile of 16 rows
+constexpr int kAvx512Rows = 8;  // 576 bytes, int8 320
 constexpr int kPortableRows = 8;
+
+// What the values are. The numbers are part of the metadata.
+enum class ValueType : int64_t { kBfloat16 = 0, kInt8 = 1 };
+
+// Sums of products of int8 values with 8 bits of x fit an int32 up to this many inputs.
+constexpr int64_t kInt8Inputs = int64_t{1} << 17;
 
 // Kernels may read this far past the last block (prefetch excluded): the allocation adds it.
 constexpr int64_t kTailBytes = 128;
@@ -37,8 +47,8 @@ static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b
 
 // The int64 metadata tensor beside the packed bytes.
 namespace header {
-enum Field : int { kLayout, kIsa, kRows, kOutputs, kInputs, kSize };
+enum Field : int { kLayout, kIsa, kRows, kOutputs, kInputs, kValues, kSize };
 }
-constexpr int64_t kLayoutVersion = 0x7065726d'00000001;  // "perm", then the version
+constexpr int64_t kLayoutVersion = 0x7065726d'00000002;  // "perm", then the version
 
 }  // namespace permllm::cpu

@@ -32,22 +32,34 @@ void avx512(const LinearArguments& a) {
 }
 #endif
 
-void dispatch(Isa isa, const LinearArguments& a) {
+#if defined(PERMLLM_AMX)
+void amx(const LinearArguments& a) {
+  a.m <= kAmxFewTokens ? amx_few_tokens(a) : amx_many_tokens(a);
+}
+#endif
+
+using Kernel = void (*)(const LinearArguments&);
+
+// What multiplies any number of tokens, or null where nothing does.
+Kernel kernel(Isa isa, ValueType type) {
+  const bool bfloat16 = type == ValueType::kBfloat16;
   switch (isa) {
     case Isa::kAmx:
 #if defined(PERMLLM_AMX)
-      a.m <= kAmxFewTokens ? amx_few_tokens(a) : amx_many_tokens(a);
+      return bfloat16 ? amx : nullptr;
+#else
+      return nullptr;
 #endif
-      return;
     case Isa::kAvx512Bf16:
 #if defined(PERMLLM_AVX512)
-      avx512(a);
+      return bfloat16 ? avx512 : nullptr;
+#else
+      return nullptr;
 #endif
-      return;
     case Isa::kPortable:
-      portable(a);
-      return;
+      return bfloat16 ? portable : nullptr;
   }
+  return nullptr;
 }
 
 void gather_inputs(const LinearArguments& a, const int32_t* gather, bf16* target) {
@@ -61,8 +73,11 @@ void gather_inputs(const LinearArguments& a, const int32_t* gather, bf16* target
 
 }  // namespace
 
-void linear(Isa isa, LinearArguments arguments, const int32_t* gather) {
-  if (gather == nullptr) return dispatch(isa, arguments);
+bool has_kernel(Isa isa, ValueType type) { return kernel(isa, type) != nullptr; }
+
+void linear(Isa isa, ValueType type, LinearArguments arguments, const int32_t* gather) {
+  const Kernel multiply = kernel(isa, type);
+  if (gather == nullptr) return multiply(arguments);
   for (int64_t first = 0; first < arguments.m; first += kTokenBlock) {
     LinearArguments part = tokens(arguments, first, std::min(kTokenBlock, arguments.m - first));
     auto* gathered =
@@ -70,7 +85,7 @@ void linear(Isa isa, LinearArguments arguments, const int32_t* gather) {
     gather_inputs(part, gather, gathered);
     part.x = gathered;
     part.x_stride = part.k;
-    dispatch(isa, part);
+    multiply(part);
   }
 }
 

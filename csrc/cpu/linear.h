@@ -6,8 +6,11 @@
 
 namespace permllm::cpu {
 
-// Runs the kernel of this instruction set and token count. With `gather` (absolute input indices
-// [k], all of them in 0..k-1) the kernel sees x[:, gather] instead of x.
-void linear(Isa isa, LinearArguments arguments, const int32_t* gather);
+// True where this build has a kernel of this instruction set for such values.
+bool has_kernel(Isa isa, ValueType type);
+
+// Runs the kernel of this instruction set, value type and token count. With `gather` (absolute
+// input indices [k], all of them in 0..k-1) the kernel sees x[:, gather] instead of x.
+void linear(Isa isa, ValueType type, LinearArguments arguments, const int32_t* gather);
 
 }  // namespace permllm::cpu

@@ -18,16 +18,17 @@ uint64_t load_mask(const uint8_t* bytes, int64_t inputs) {
 }
 
 // Undoes the permutation of one row's block of 64 inputs: kept channel j goes to place[j].
-void unpermute(const uint8_t* place, uint64_t& mask, bf16* values) {
-  bf16 dense[kBlockInputs];
+template <class Value>
+void unpermute(const uint8_t* place, uint64_t& mask, Value* values) {
+  Value dense[kBlockInputs];
   uint64_t moved = 0;
-  const bf16* source = values;
+  const Value* source = values;
   for (uint64_t rest = mask; rest != 0; rest &= rest - 1) {
     const int to = place[__builtin_ctzll(rest)];
     dense[to] = *source++;
     moved |= uint64_t{1} << to;
   }
-  bf16* target = values;
+  Value* target = values;
   for (uint64_t rest = moved; rest != 0; rest &= rest - 1) {
     *target++ = dense[__builtin_ctzll(rest)];
   }
@@ -42,8 +43,8 @@ uint64_t fill(uint64_t mask) {
   return mask;
 }
 
-template <int Rows>
-BadMask pack_row_group(const PackArguments& a, int64_t group, Block<Rows>* blocks) {
+template <int Rows, class Value>
+BadMask pack_row_group(const PackArguments& a, int64_t group, Block<Rows, Value>* blocks) {
   BadMask bad;
   const int64_t input_blocks = ceil_div(a.k, kBlockInputs);
   for (int64_t b = 0; b < input_blocks; ++b) {
@@ -55,8 +56,8 @@ BadMask pack_row_group(const PackArguments& a, int64_t group, Block<Rows>* block
         place[j] = static_cast<uint8_t>(j / a.block_size * a.block_size + a.permutation[first + j]);
       }
     }
-    Block<Rows>& block = blocks[b];
-    std::memset(&block, 0, sizeof(block));
+    Block<Rows, Value>& block = blocks[b];
+    std::memset(static_cast<void*>(&block), 0, sizeof(block));
     for (int r = 0; r < Rows; ++r) {
       const int64_t row = group * Rows + r;
       if (row >= a.n) {
@@ -69,8 +70,9 @@ BadMask pack_row_group(const PackArguments& a, int64_t group, Block<Rows>* block
         if (bad.row < 0) bad = {row, b, kept};
         continue;
       }
-      bf16* values = block.values[r];
-      std::memcpy(values, a.values + row * (a.k / 2) + first / 2, inputs / 2 * sizeof(bf16));
+      Value* values = block.values[r];
+      const Value* source = static_cast<const Value*>(a.values) + row * (a.k / 2) + first / 2;
+      std::memcpy(values, source, inputs / 2 * sizeof(Value));
       if (a.permutation != nullptr) unpermute(place, mask, values);
       block.mask[r] = inputs == kBlockInputs ? mask : fill(mask);
     }
@@ -78,36 +80,66 @@ BadMask pack_row_group(const PackArguments& a, int64_t group, Block<Rows>* block
   return bad;
 }
 
+// What a kernel needs to know beside the blocks: nothing for bfloat16.
 template <int Rows>
+void sum_values(const Block<Rows, bf16>*, int64_t, int32_t*) {}
+
+template <int Rows>
+void sum_values(const Block<Rows, int8_t>* blocks, int64_t count, int32_t* sums) {
+  for (int r = 0; r < Rows; ++r) {
+    sums[r] = 0;
+    for (int64_t b = 0; b < count; ++b) {
+      for (const int8_t value : blocks[b].values[r]) sums[r] += value;
+    }
+  }
+}
+
+template <int Rows, class Value>
 BadMask pack_rows(const PackArguments& a, void* packed) {
   const int64_t input_blocks = ceil_div(a.k, kBlockInputs);
   const int64_t groups = ceil_div(a.n, Rows);
-  auto* blocks = static_cast<Block<Rows>*>(packed);
+  auto* blocks = static_cast<Block<Rows, Value>*>(packed);
+  auto* sums = reinterpret_cast<int32_t*>(blocks + groups * input_blocks);
   BadMask first_bad;
   std::mutex guard;
   parallel_for(groups, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {
-      const BadMask bad = pack_row_group(a, group, blocks + group * input_blocks);
+      auto* own = blocks + group * input_blocks;
+      const BadMask bad = pack_row_group(a, group, own);
+      sum_values(own, input_blocks, sums + group * Rows);
       if (bad.row < 0) continue;
       const std::lock_guard<std::mutex> lock(guard);
       if (first_bad.row < 0 || bad.row < first_bad.row) first_bad = bad;
     }
   });
-  std::memset(static_cast<void*>(blocks + groups * input_blocks), 0, kTailBytes);
+  const int64_t sum_count = sizeof(Value) == 1 ? groups * Rows : 0;
+  std::memset(sums + sum_count, 0, kTailBytes);
   return first_bad;
+}
+
+template <class Value>
+BadMask pack_values(Isa isa, const PackArguments& a, void* packed) {
+  static_assert(kPortableRows == kAvx512Rows);
+  return rows(isa) == kAmxRows ? pack_rows<kAmxRows, Value>(a, packed)
+                               : pack_rows<kAvx512Rows, Value>(a, packed);
 }
 
 }  // namespace
 
-int64_t packed_bytes(Isa isa, int64_t n, int64_t k) {
-  const int64_t block = isa == Isa::kAmx ? sizeof(Block<kAmxRows>) : sizeof(Block<kAvx512Rows>);
-  return ceil_div(n, rows(isa)) * ceil_div(k, kBlockInputs) * block + kTailBytes;
+int64_t block_bytes(Isa isa, ValueType type, int64_t n, int64_t k) {
+  const int64_t value = type == ValueType::kInt8 ? sizeof(int8_t) : sizeof(bf16);
+  const int64_t row = sizeof(uint64_t) + kBlockValues * value;  // of one block
+  return ceil_div(n, rows(isa)) * ceil_div(k, kBlockInputs) * rows(isa) * row;
+}
+
+int64_t packed_bytes(Isa isa, ValueType type, int64_t n, int64_t k) {
+  const int64_t sums = type == ValueType::kInt8 ? sizeof(int32_t) : 0;  // per row
+  return block_bytes(isa, type, n, k) + ceil_div(n, rows(isa)) * rows(isa) * sums + kTailBytes;
 }
 
 BadMask pack(Isa isa, const PackArguments& arguments, void* packed) {
-  static_assert(kPortableRows == kAvx512Rows);
-  return isa == Isa::kAmx ? pack_rows<kAmxRows>(arguments, packed)
-                          : pack_rows<kAvx512Rows>(arguments, packed);
+  return arguments.type == ValueType::kInt8 ? pack_values<int8_t>(isa, arguments, packed)
+                                            : pack_values<bf16>(isa, arguments, packed);
 }
 
 }  // namespace permllm::cpu

@@ -7,7 +7,8 @@
 namespace permllm::cpu {
 
 struct PackArguments {
-  const bf16* values;   // [n, k / 2]: kept values, permuted order
+  const void* values;  // [n, k / 2]: kept values, permuted order
+  ValueType type;
   const uint8_t* mask;  // [n, k / 8]: kept channels, permuted order, least significant bit first
   const uint8_t* permutation;  // [k] local to blocks of block_size <= 64, or null: nothing to undo
   int64_t block_size;
@@ -15,8 +16,11 @@ struct PackArguments {
   int64_t k;
 };
 
-// Bytes of the packed blocks, the tail included.
-int64_t packed_bytes(Isa isa, int64_t n, int64_t k);
+// Bytes of the packed blocks alone: the sums of int8 values begin there.
+int64_t block_bytes(Isa isa, ValueType type, int64_t n, int64_t k);
+
+// Bytes of everything, the sums and the tail included.
+int64_t packed_bytes(Isa isa, ValueType type, int64_t n, int64_t k);
 
 // A row and a block of 64 inputs whose mask does not keep half of its inputs.
 struct BadMask {
@@ -25,7 +29,7 @@ struct BadMask {
   int kept = 0;
 };
 
-// Writes packed_bytes(isa, n, k) bytes to `packed` (64-byte aligned), in parallel, each row group
+// Writes packed_bytes(...) bytes to `packed` (64-byte aligned), in parallel, each row group
 // by the thread that the kernels give it to. Returns the first bad mask of a row, with row < 0 if
 // there is none; `packed` is safe to use only then.
 BadMask pack(Isa isa, const PackArguments& arguments, void* packed);

@@ -10,6 +10,8 @@ from permllm_vllm.checkpoint import permutation as permutations
 
 #: Largest block whose permutation disappears inside the kernel's blocks of 64 inputs.
 LARGEST_UNDONE_BLOCK = 64
+#: Beyond, sums of products of int8 values leave an int32 (csrc/cpu/layout.h).
+MOST_INT8_INPUTS = 1 << 17
 
 
 class CpuBackend:
@@ -31,22 +33,33 @@ class CpuBackend:
         self.instruction_set = instruction_set or torch.ops.permllm.cpu_instruction_set()
 
     def pack(self, weights: CheckpointWeights) -> PackedWeights:
-        """Packs one layer; int8 values are scaled and rounded to bfloat16.
+        """Packs one layer.
+
+        int8 values stay int8 where a kernel of this instruction set multiplies them, and the scale
+        goes along; elsewhere they are scaled and rounded to bfloat16.
 
         The permutation of blocks of 32 and 64 is undone here and costs nothing at run time; that of
         blocks of 128 is kept as int32 indices into all inputs, and the activation is gathered.
         """
-        values = weights.values
-        if weights.scale is not None:
-            values = values.float() * weights.scale.float().unsqueeze(1)
+        values, scale = weights.values, weights.scale
+        if scale is not None:
+            scale = scale.float().contiguous()
+            if not self._packs_int8(values.shape[1] * 2):
+                values, scale = values.float() * scale.unsqueeze(1), None
+        if scale is None:
+            values = values.to(torch.bfloat16)
         local, gather = weights.permutation, None
         if local is not None and weights.block_size > LARGEST_UNDONE_BLOCK:
             gather = permutations.absolute(local, weights.block_size).to(torch.int32)
             local = None
         packed, metadata = torch.ops.permllm.cpu_pack(
-            values.to(torch.bfloat16), weights.mask, local, weights.block_size, self.instruction_set
+            values, weights.mask, local, weights.block_size, self.instruction_set
         )
-        return PackedWeights(packed, metadata, gather)
+        return PackedWeights(packed, metadata, gather, scale)
+
+    def _packs_int8(self, inputs: int) -> bool:
+        """Whether a kernel multiplies int8 values of this many inputs."""
+        return inputs <= MOST_INT8_INPUTS and torch.ops.permllm.cpu_packs_int8(self.instruction_set)
 
 
 def instruction_sets() -> list[str]:
