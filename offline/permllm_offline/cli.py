@@ -33,14 +33,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status (2 for bad input)."""
+    """Run the command line; returns the exit status (2 for bad input, 1 for a bad finding)."""
     options = build_parser().parse_args(arguments)
     logging.basicConfig(
         level=logging.INFO if options.verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
     )
     try:
-        options.run(options)
+        return options.run(options) or 0
     except (OfflineError, CheckpointError, OSError) as error:
         if options.verbose:
             logging.getLogger(__name__).exception("failed")
@@ -49,4 +49,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"permllm-offline {options.command}: interrupted\n")
         return 130
-    return 0

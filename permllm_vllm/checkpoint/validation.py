@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
 
@@ -30,11 +31,13 @@ from permllm_vllm.checkpoint.shards import (
 __all__ = ["Problem", "validate"]
 
 
-def validate(directory: str | PathLike[str]) -> list[Problem]:
+def validate(
+    directory: str | PathLike[str], track: Callable[[list[str]], Iterable[str]] = iter
+) -> list[Problem]:
     """List every rule of the format that a checkpoint directory breaks; empty when it is valid.
 
-    Reads every sparse tensor once, one layer in memory at a time. Bad content is reported, never
-    raised.
+    Reads every sparse tensor once, one layer in memory at a time; `track` passes on the names of
+    the layers, to show progress. Bad content is reported, never raised.
     """
     directory = Path(directory)
     quantization, problems = _read_quantization(directory)
@@ -54,7 +57,7 @@ def validate(directory: str | PathLike[str]) -> list[Problem]:
         if problem.tensor.rpartition(".")[0] not in unknown
     ]
     reader = CheckpointReader(directory)
-    for module in reader.sparse_layers():
+    for module in track(reader.sparse_layers()):
         try:
             layer = reader.layer(module)
         except CheckpointError:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from permllm_vllm.checkpoint.checksums import CHECKSUMS_NAME, checksums_of
 from permllm_vllm.checkpoint.errors import CheckpointError, Problem, raise_if_any
 from permllm_vllm.checkpoint.headers import TensorHeader, checkpoint_problems
 from permllm_vllm.checkpoint.output import (
@@ -63,9 +64,10 @@ def write_checkpoint(
     default the size of the weights of `source`. `config_updates` are merged into `config.json`,
     `extra_files` (relative name -> content) written beside it, replacing copies from `source`.
 
-    The directory appears under its name only when it is complete. Raises `CheckpointError`, leaving
-    what was there as it was, when `output` is not empty (unless `force`), the disk is too small, a
-    name comes twice, or the tensors break a rule of the format.
+    The directory appears under its name only when it is complete; `SHA256SUMS` in it records every
+    weight file. Raises `CheckpointError`, leaving what was there as it was, when `output` is not
+    empty (unless `force`), the disk is too small, a name comes twice, or the tensors break a rule
+    of the format.
     """
     output, source = Path(output), Path(source)
     config = read_json(source / CONFIG_NAME)
@@ -86,6 +88,7 @@ def write_checkpoint(
             _write_file(directory / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
             for name, content in extra_files.items():
                 _write_file(directory / name, content)
+            _write_file(directory / CHECKSUMS_NAME, checksums_of(directory))
 
 
 def _write_shards(
@@ -171,11 +174,11 @@ def _weight_bytes(source: Path) -> int:
 def _check_extra_files(extra_files: Mapping[str, str | bytes]) -> None:
     for name in extra_files:
         path = Path(name)
-        reserved = name == CONFIG_NAME or name.endswith(_WEIGHT_SUFFIXES)
+        reserved = name in (CONFIG_NAME, CHECKSUMS_NAME) or name.endswith(_WEIGHT_SUFFIXES)
         if reserved or path.is_absolute() or ".." in path.parts or not path.parts:
             raise CheckpointError(
                 f"extra file {name!r}; rule: a relative name inside the checkpoint, neither "
-                f"{CONFIG_NAME} nor weights; remedy: use another name"
+                f"{CONFIG_NAME}, {CHECKSUMS_NAME} nor weights; remedy: use another name"
             )
 
 

@@ -26,7 +26,8 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 def test_one_shard_has_no_index(tiny_model: Any, tmp_path: Path) -> None:
     output = tiny_model.write(tmp_path / "deep" / "out")
-    assert sorted(contents(output)) == ["config.json", "model.safetensors", "tokenizer.json"]
+    expected = ["SHA256SUMS", "config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(contents(output)) == expected
     with safe_open(output / "model.safetensors", framework="pt") as shard:
         assert shard.metadata() == {"format": "pt"}
     stored = load_file(output / "model.safetensors")
@@ -91,7 +92,8 @@ def test_companions_are_carried_over_and_old_weights_are_not(
     extra = {"README.md": "# card\n", "report.json": b"{}", "LICENSE": "ours"}
     output = tiny_model.write(tmp_path / "out", total_bytes=0, extra_files=extra)
     written = contents(output)
-    assert set(written) == {*kept, *extra, "tokenizer.json", "config.json", "model.safetensors"}
+    made = {"tokenizer.json", "config.json", "model.safetensors", "SHA256SUMS"}
+    assert set(written) == {*kept, *extra, *made}
     assert written["LICENSE"] == b"ours"
     assert written["README.md"] == b"# card\n"
     assert written["tokenizer.model"] == b"tokenizer.model"
@@ -220,7 +222,8 @@ def test_doubled_missing_and_wrong_tensors_are_refused(tiny_model: Any, tmp_path
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "x.safetensors", "../up.txt", "/tmp/x.txt", "a/../../b", ""]
+    "name",
+    ["config.json", "SHA256SUMS", "x.safetensors", "../up.txt", "/tmp/x.txt", "a/../../b", ""],
 )
 def test_extra_files_stay_inside_and_replace_no_weights(
     tiny_model: Any, tmp_path: Path, name: str
