@@ -1,4 +1,4 @@
-"""The methods of ``--method``: each names an importance and a kind of permutation."""
+"""The methods of ``--method``: each names an importance, a permutation and a reconstruction."""
 
 from __future__ import annotations
 
@@ -14,16 +14,22 @@ class Method:
 
     importance: str
     permutation: str
+    reconstruction: str
     summary: str
 
 
 METHODS: Mapping[str, Method] = {
-    "magnitude": Method("magnitude", "none", "keep the largest weights, no data needed"),
-    "wanda": Method("wanda", "none", "keep the largest weight times norm of its input"),
+    "magnitude": Method("magnitude", "none", "none", "keep the largest weights, no data needed"),
+    "wanda": Method("wanda", "none", "none", "keep the largest weight times norm of its input"),
     "wanda+cp": Method(
-        "wanda", "cp", "wanda after the heuristic channel reallocation of RIA, inside each block"
+        "wanda",
+        "cp",
+        "none",
+        "wanda after the heuristic channel reallocation of RIA, inside each block",
     ),
-    "permllm-wanda": Method("wanda", "learned", "wanda with the learned permutation of PermLLM"),
+    "permllm-wanda": Method(
+        "wanda", "learned", "none", "wanda with the learned permutation of PermLLM"
+    ),
 }
 
 

@@ -48,6 +48,7 @@ PermLLM for vLLM (`permllm-vllm` {report.tool_version}).
 | base model | {base} |
 | licence of the base model | {license_name} |
 | method | `{recipe.method}`: {parse_method(recipe.method).summary} |
+| reconstruction | {recipe.parsed_method().reconstruction} |
 | pattern | {recipe.pattern}: {recipe.parsed_pattern().kept} of every \
 {recipe.parsed_pattern().group} weights kept |
 | pruned linear layers | {len(report.layers)} ({permuted["run time"]} permuted at run time, \

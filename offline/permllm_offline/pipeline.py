@@ -1,4 +1,4 @@
-"""The order of a prune: calibrate, score, permute, mask, bake, report."""
+"""The order of a prune: calibrate, score, permute, mask, reconstruct, bake, report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from permllm_offline.activations import DenseStatistics, collect
+from permllm_offline.activations import collect
 from permllm_offline.bake import apply_masks, bake_layer
 from permllm_offline.calibrated import Calibrated, LearningCurve
 from permllm_offline.calibration import CalibrationWindows, sample_windows
@@ -19,6 +19,7 @@ from permllm_offline.decisions import LayerDecision, decide
 from permllm_offline.errors import OfflineError
 from permllm_offline.evaluation import perplexity
 from permllm_offline.importance import IMPORTANCES
+from permllm_offline.layerwise import LayerError, reconstruct_layers
 from permllm_offline.layout import GroupLayout
 from permllm_offline.loading import (
     Source,
@@ -29,12 +30,12 @@ from permllm_offline.loading import (
     parse_device,
     parse_dtype,
 )
-from permllm_offline.methods import parse_method
 from permllm_offline.model_card import model_card
 from permllm_offline.modules import decoder_layers, linear_of
 from permllm_offline.permutations import PERMUTATIONS
 from permllm_offline.plan import Plan, make_plan
 from permllm_offline.recipe import Recipe
+from permllm_offline.reconstructions import RECONSTRUCTIONS, find_reconstruction
 from permllm_offline.report import Report
 from permllm_vllm.checkpoint.output import check_destination, check_disk
 from permllm_vllm.checkpoint.reader import CheckpointReader
@@ -61,7 +62,8 @@ def prepare(recipe: Recipe, output: Path, *, force: bool = False) -> Prepared:
     Raises:
         OfflineError, CheckpointError: the first thing that would make the prune fail.
     """
-    method = parse_method(recipe.method)
+    method = recipe.parsed_method()
+    reconstruction = find_reconstruction(method.reconstruction)
     device = parse_device(recipe.device)
     source = open_source(recipe.model)
     check_destination(output, source.directory, force=force)
@@ -85,7 +87,7 @@ def prepare(recipe: Recipe, output: Path, *, force: bool = False) -> Prepared:
             seed=recipe.seed,
             num_held_out=recipe.evaluation_windows,
         )
-    elif IMPORTANCES[method.importance].needs_activations:
+    elif IMPORTANCES[method.importance].needs_activations or reconstruction.needs_windows:
         raise OfflineError(
             f"method {recipe.method!r} needs calibration text: give --dataset a file, a folder or "
             "a hub name."
@@ -103,10 +105,9 @@ def prune(recipe: Recipe, output: Path, *, force: bool = False) -> Report:
     prepared = prepare(recipe, output, force=force)
     model = load_model(prepared.source, prepared.dtype, prepared.device)
     dense_perplexity = _held_out_perplexity(model, prepared, "dense perplexity")
-    decisions, curve = _decide(recipe, prepared, model)
-    layers = decoder_layers(model, prepared.plan.family.layers)
-    for layer, decision in zip(layers, decisions, strict=True):
-        apply_masks(layer, decision)
+    calibrated = _calibrate(recipe, prepared, model)
+    decisions, curve = _decide(calibrated)
+    decisions, errors, reconstruction_curve = _prune_weights(calibrated, decisions)
     report = Report.build(
         recipe,
         prepared.plan,
@@ -114,6 +115,8 @@ def prune(recipe: Recipe, output: Path, *, force: bool = False) -> Report:
         curve,
         dense_perplexity,
         _held_out_perplexity(model, prepared, "sparse perplexity"),
+        errors,
+        reconstruction_curve,
     )
     write_checkpoint(
         output,
@@ -133,19 +136,17 @@ def prune(recipe: Recipe, output: Path, *, force: bool = False) -> Report:
     return report
 
 
-def _decide(
-    recipe: Recipe, prepared: Prepared, model: Any
-) -> tuple[list[LayerDecision], LearningCurve]:
-    method, plan = parse_method(recipe.method), prepared.plan
-    importance, kind = IMPORTANCES[method.importance], PERMUTATIONS[method.permutation]
+def _calibrate(recipe: Recipe, prepared: Prepared, model: Any) -> Calibrated:
+    method, plan = recipe.parsed_method(), prepared.plan
+    importance = IMPORTANCES[method.importance]
+    hidden_states = (
+        PERMUTATIONS[method.permutation].needs_hidden_states
+        or RECONSTRUCTIONS[method.reconstruction].needs_hidden_states
+    )
+    windows = None if prepared.windows is None else prepared.windows.calibration
     statistics = None
-    if importance.needs_activations and prepared.windows is not None:
-        statistics = collect(
-            model,
-            plan.family,
-            prepared.windows.calibration,
-            hidden_states=kind.needs_hidden_states,
-        )
+    if windows is not None and (importance.needs_activations or hidden_states):
+        statistics = collect(model, plan.family, windows, hidden_states=hidden_states)
     layers = decoder_layers(model, plan.family.layers)
 
     def score(layer: int, layout: GroupLayout) -> Mapping[str, Tensor]:
@@ -155,34 +156,53 @@ def _decide(
             for linear in layout.group.linears
         }
 
-    calibrated = _calibrated(recipe, prepared, model, statistics, score)
-    permutations, curve = kind.find(calibrated)
+    return Calibrated(
+        model=model,
+        plan=plan,
+        recipe=recipe,
+        windows=windows,
+        hidden_states=None if statistics is None else statistics.hidden_states,
+        score=score,
+    )
+
+
+def _decide(calibrated: Calibrated) -> tuple[list[LayerDecision], LearningCurve]:
+    recipe = calibrated.recipe
+    permutations, curve = PERMUTATIONS[recipe.parsed_method().permutation].find(calibrated)
     pattern = recipe.parsed_pattern()
     decisions: list[LayerDecision] = [
         [
-            decide(layout, score(index, layout), found.get(layout.group.name), pattern)
+            decide(
+                layout,
+                calibrated.score(index, layout),
+                found.get(layout.group.name),
+                pattern,
+            )
             for layout in groups
         ]
-        for index, (groups, found) in enumerate(zip(plan.layers, permutations, strict=True))
+        for index, (groups, found) in enumerate(
+            zip(calibrated.plan.layers, permutations, strict=True)
+        )
     ]
     return decisions, curve
 
 
-def _calibrated(
-    recipe: Recipe,
-    prepared: Prepared,
-    model: Any,
-    statistics: DenseStatistics | None,
-    score: Any,
-) -> Calibrated:
-    return Calibrated(
-        model=model,
-        plan=prepared.plan,
-        recipe=recipe,
-        windows=None if prepared.windows is None else prepared.windows.calibration,
-        hidden_states=None if statistics is None else statistics.hidden_states,
-        score=score,
-    )
+def _prune_weights(
+    calibrated: Calibrated, decisions: list[LayerDecision]
+) -> tuple[list[LayerDecision], list[LayerError], LearningCurve]:
+    reconstruction = RECONSTRUCTIONS[calibrated.recipe.parsed_method().reconstruction]
+    layers = decoder_layers(calibrated.model, calibrated.plan.family.layers)
+    errors: list[LayerError] = []
+    curve: LearningCurve = []
+    if reconstruction.layer is not None:
+        decisions, errors = reconstruct_layers(calibrated, decisions, reconstruction.layer)
+    for layer, decision in zip(layers, decisions, strict=True):
+        apply_masks(layer, decision)
+    if reconstruction.model is not None:
+        curve = reconstruction.model(calibrated, decisions)
+        for layer, decision in zip(layers, decisions, strict=True):
+            apply_masks(layer, decision)
+    return decisions, errors, curve
 
 
 def _held_out_perplexity(model: Any, prepared: Prepared, description: str) -> float | None:

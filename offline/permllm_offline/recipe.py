@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.methods import parse_method
+from permllm_offline.methods import Method, parse_method
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import BLOCK_SIZES
 
@@ -43,6 +44,8 @@ class Recipe(BaseModel):
 
     model: str
     method: str
+    reconstruction: str | None = None
+    """Kind of reconstruction in place of the method's own."""
     pattern: str = "2:4"
     block_size: int = 64
     dataset: str | None = None
@@ -53,6 +56,13 @@ class Recipe(BaseModel):
     device: str = "cpu"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     learning: LearningRecipe = LearningRecipe()
+
+    def parsed_method(self) -> Method:
+        """The parts of the method, with this recipe's own reconstruction."""
+        method = parse_method(self.method)
+        if self.reconstruction is None:
+            return method
+        return replace(method, reconstruction=self.reconstruction)
 
     def parsed_pattern(self) -> Pattern:
         """The pattern as numbers."""

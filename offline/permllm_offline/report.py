@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from permllm_offline.decisions import GroupDecision, LayerDecision
+from permllm_offline.layerwise import LayerError
 from permllm_offline.plan import Plan
 from permllm_offline.recipe import Recipe
 from permllm_vllm.checkpoint.permutation import identity
@@ -43,6 +44,8 @@ class Report:
     perplexity_before: float | None
     perplexity_after: float | None
     learning_curve: Sequence[dict[str, float]]
+    reconstruction: Sequence[LayerError]
+    reconstruction_curve: Sequence[dict[str, float]]
     layers: Sequence[LayerReport]
 
     @classmethod
@@ -54,6 +57,8 @@ class Report:
         learning_curve: Sequence[dict[str, float]],
         perplexity_before: float | None,
         perplexity_after: float | None,
+        reconstruction: Sequence[LayerError] = (),
+        reconstruction_curve: Sequence[dict[str, float]] = (),
     ) -> Report:
         """Collect the report from the plan and the decisions."""
         groups = [
@@ -78,6 +83,8 @@ class Report:
             perplexity_before,
             perplexity_after,
             learning_curve,
+            reconstruction,
+            reconstruction_curve,
             layers,
         )
 
@@ -95,6 +102,8 @@ class Report:
             "byte_ratio": self.byte_ratio,
             "recipe": self.recipe.model_dump(),
             "learning_curve": list(self.learning_curve),
+            "reconstruction": [asdict(error) for error in self.reconstruction],
+            "reconstruction_curve": list(self.reconstruction_curve),
             "layers": [asdict(layer) for layer in self.layers],
         }
         return json.dumps(entries, indent=2) + "\n"

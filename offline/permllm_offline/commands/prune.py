@@ -10,6 +10,7 @@ from permllm_offline.commands.tables import plan_table, report_table, show
 from permllm_offline.methods import METHODS
 from permllm_offline.pipeline import prepare, prune
 from permllm_offline.recipe import Recipe, make_recipe
+from permllm_offline.reconstructions import RECONSTRUCTIONS
 from permllm_vllm.checkpoint.pattern import SUPPORTED
 
 _EXAMPLES = """examples:
@@ -37,6 +38,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--pattern", default=default["pattern"].default, help=f"one of {', '.join(SUPPORTED)}"
     )
     parser.add_argument("--method", default="permllm-wanda", help=methods)
+    parser.add_argument(
+        "--reconstruction",
+        metavar="KIND",
+        help="in place of the method's own: "
+        + "; ".join(f"{name}: {kind.summary}" for name, kind in RECONSTRUCTIONS.items()),
+    )
     parser.add_argument(
         "--dataset",
         metavar="FILE|DIR|HUB",

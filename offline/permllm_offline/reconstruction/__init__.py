@@ -1,0 +1,1 @@
+"""Reconstruction: adjust the kept weights so that the pruned model answers like the dense one."""

@@ -1,0 +1,65 @@
+"""One decoder layer to reconstruct: what flows into it, and what it should give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from permllm_offline.calibrated import Calibrated, LearningCurve
+from permllm_offline.decisions import LayerDecision
+from permllm_offline.decoder_calls import run_layer
+from permllm_offline.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class LayerWork:
+    """A decoder layer with dense weights, its masks, and its inputs and targets.
+
+    ``inputs`` come from the pruned and reconstructed layers before it, ``targets`` from the dense
+    model: both [windows, sequence_length, hidden] in the model's dtype, on the CPU. ``keywords``
+    are the other arguments of the layer's call.
+    """
+
+    index: int
+    layer: nn.Module
+    keywords: Mapping[str, Any]
+    decision: LayerDecision
+    inputs: Tensor
+    targets: Tensor
+    recipe: Recipe
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Run the layer as it is: [batch, sequence_length, hidden] -> the same, differentiable."""
+        return run_layer(self.layer, states, self.keywords)
+
+
+LayerReconstruction = Callable[[LayerWork], LayerDecision]
+"""Updates the kept weights of ``work.layer`` in place and returns the decision.
+
+What the masks prune is zeroed afterwards whatever was written there. The decision is the one that
+came, except for a method that chooses its own masks.
+"""
+
+ModelReconstruction = Callable[[Calibrated, Sequence[LayerDecision]], LearningCurve]
+"""Updates the kept weights of the whole pruned model in place and returns its learning curve."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A kind of reconstruction: of each decoder layer in turn, then of the whole model, or either.
+
+    ``needs_hidden_states`` asks for ``Calibrated.hidden_states``, the dense model's last ones.
+    """
+
+    summary: str
+    layer: LayerReconstruction | None = None
+    model: ModelReconstruction | None = None
+    needs_hidden_states: bool = False
+
+    @property
+    def needs_windows(self) -> bool:
+        """Whether it reads calibration text."""
+        return self.layer is not None or self.model is not None

@@ -1,0 +1,21 @@
+"""The kinds of reconstruction that a method can name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from permllm_offline.errors import OfflineError
+from permllm_offline.reconstruction.layer_work import Reconstruction
+
+RECONSTRUCTIONS: Mapping[str, Reconstruction] = {
+    "none": Reconstruction("kept weights stay as they are"),
+}
+
+
+def find_reconstruction(name: str) -> Reconstruction:
+    """Return a kind of reconstruction by name; raises OfflineError that lists the known ones."""
+    if name not in RECONSTRUCTIONS:
+        raise OfflineError(
+            f"reconstruction {name!r} is not known: give one of {', '.join(RECONSTRUCTIONS)}."
+        )
+    return RECONSTRUCTIONS[name]
