@@ -16,7 +16,7 @@ SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 FETCH_AGAIN = "fetch or write the checkpoint again"
 
-_DTYPES = {
+DTYPES = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
@@ -93,7 +93,7 @@ def read_headers(path: Path) -> dict[str, TensorHeader]:
 def read_header(shard: safe_open, name: str) -> TensorHeader:
     """Read the header of one tensor of an open shard."""
     part = shard.get_slice(name)
-    return TensorHeader(tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), part.get_dtype()))
+    return TensorHeader(tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype()))
 
 
 def _is_plain_name(file: str) -> bool:

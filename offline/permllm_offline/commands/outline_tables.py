@@ -1,0 +1,51 @@
+"""The tables of ``permllm-offline plan``."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+from rich.console import Group
+from rich.table import Table
+
+from permllm_offline.outline import Outline, OutlinedLinear
+
+
+def outline_tables(found: Outline) -> Group:
+    """Show what is pruned and what stays dense, equal linears of all layers in one row."""
+    title = f"{found.model}: pattern {found.pattern}, values {found.value_dtype}"
+    table = Table(title=title, show_footer=True)
+    share = found.bytes_after / found.bytes_before
+    table.add_column("tensors", footer="total")
+    table.add_column("count", justify="right")
+    table.add_column("shape", justify="right")
+    table.add_column("permutation", justify="right")
+    table.add_column("MB before", justify="right", footer=_megabytes(found.bytes_before))
+    table.add_column("MB after", justify="right", footer=_megabytes(found.bytes_after))
+    table.add_column("share", justify="right", footer=f"{share:.1%}")
+    rows: dict[tuple[str, str, str], list[OutlinedLinear]] = defaultdict(list)
+    for linear in found.linears:
+        shape = f"{linear.out_features} x {linear.in_features}"
+        rows[_without_numbers(linear.name), shape, linear.permutation].append(linear)
+    for (name, shape, permutation), linears in rows.items():
+        before = sum(linear.bytes_before for linear in linears)
+        after = sum(linear.bytes_after for linear in linears)
+        table.add_row(
+            *(name, str(len(linears)), shape, permutation),
+            *(_megabytes(before), _megabytes(after), f"{after / before:.1%}"),
+        )
+    kept: dict[str, list[int]] = defaultdict(list)
+    for name, size in found.dense.items():
+        kept[_without_numbers(name)].append(size)
+    for name, sizes in kept.items():
+        size_text = _megabytes(sum(sizes))
+        table.add_row(name, str(len(sizes)), "", "left dense", size_text, size_text, "100.0%")
+    return Group(table)
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\.[0-9]+\.", ".*.", name)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.2f}"

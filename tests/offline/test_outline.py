@@ -1,0 +1,171 @@
+import json
+import struct
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import LlamaConfig
+
+from permllm_offline.cli import main
+from permllm_offline.outline import outline, sparse_bytes
+from permllm_offline.stored import read_stored
+from permllm_vllm.checkpoint.pattern import Pattern
+
+
+def plan(model: Path | str, output: Path, *options: str) -> dict:
+    assert main(["plan", str(model), "--json", str(output), *options]) == 0
+    return json.loads(output.read_text())
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+@pytest.mark.parametrize("method", ["magnitude", "wanda+cp"])
+def test_the_plan_is_what_prune_writes(
+    method: str, pattern: str, tmp_path: Path, tiny_model_directory: Path, text_file: Path
+) -> None:
+    options = ("--method", method, "--pattern", pattern)
+    found = plan(tiny_model_directory, tmp_path / "plan.json", *options)
+    arguments = ("--dataset", str(text_file), "--num-samples", "4", "--sequence-length", "24")
+    sparse = tmp_path / "sparse"
+    command = ["prune", str(tiny_model_directory), "--output", str(sparse), "--dtype", "bfloat16"]
+    assert main([*command, *options, *arguments]) == 0
+    written = load_file(sparse / "model.safetensors")
+    config = json.loads((sparse / "config.json").read_text())["quantization_config"]
+
+    assert len(found["linears"]) == 14
+    for linear in found["linears"]:
+        tensors = {name: t for name, t in written.items() if name.startswith(linear["name"] + ".")}
+        assert linear["bytes_after"] == sum(tensor.nbytes for tensor in tensors.values())
+        assert linear["bytes_before"] == linear["out_features"] * linear["in_features"] * 4
+        expected = "none"
+        if linear["name"] in config["runtime_permuted"]:
+            expected = "run time"
+        elif linear["name"] in config["folded"]:
+            expected = "folded"
+        assert linear["permutation"] == expected
+    stored = load_file(tiny_model_directory / "model.safetensors")
+    assert found["bytes_before"] == sum(tensor.nbytes for tensor in stored.values())
+    assert set(found["dense"]) == set(stored) & set(written)
+
+
+def test_int8_takes_its_scale_with_it() -> None:
+    # 24 rows: 32 kept values of a byte, a mask of 8 bytes, a scale of 4; 64 bytes of permutation.
+    assert sparse_bytes(24, 64, Pattern(2, 4), "int8", permuted=True) == 24 * (32 + 8 + 4) + 64
+    assert sparse_bytes(24, 64, Pattern(4, 8), "int8", permuted=False) == 24 * (32 + 8 + 4)
+    assert sparse_bytes(24, 64, Pattern(2, 4), "bfloat16", permuted=False) == 24 * (64 + 8)
+
+
+def test_linears_that_read_one_tensor_are_one_shape(
+    tmp_path: Path, tiny_model_directory: Path
+) -> None:
+    found = plan(tiny_model_directory, tmp_path / "plan.json")
+    assert found["shapes"] == [
+        {"linears": "q_proj+k_proj+v_proj", "n": 128 + 64 + 64, "k": 128, "count": 2},
+        {"linears": "o_proj", "n": 128, "k": 128, "count": 2},
+        {"linears": "gate_proj+up_proj", "n": 192 + 192, "k": 128, "count": 2},
+        {"linears": "down_proj", "n": 128, "k": 192, "count": 2},
+    ]
+
+
+def test_the_table_names_every_kind_of_tensor(
+    tiny_model_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(tiny_model_directory), "--values", "int8"]) == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "model.layers.*.mlp.down_proj",
+        "folded",
+        "run time",
+        "left dense",
+        "lm_head.weight",
+    ):
+        assert text in shown
+
+
+def write_hollow_model(directory: Path) -> int:
+    """A large model whose weights are a hole in a file: whoever reads them reads gigabytes."""
+    hidden, inner, vocabulary = 8192, 28672, 32000
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=4,
+        num_attention_heads=64,
+        vocab_size=vocabulary,
+        tie_word_embeddings=True,
+    )
+    config.save_pretrained(directory)
+    shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
+    for layer in range(4):
+        for name in "qkvo":
+            shapes[f"model.layers.{layer}.self_attn.{name}_proj.weight"] = (hidden, hidden)
+        for name, shape in (("gate", (inner, hidden)), ("up", (inner, hidden))):
+            shapes[f"model.layers.{layer}.mlp.{name}_proj.weight"] = shape
+        shapes[f"model.layers.{layer}.mlp.down_proj.weight"] = (hidden, inner)
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with (directory / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    return end
+
+
+def test_no_weight_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = write_hollow_model(tmp_path / "hollow")
+    monkeypatch.setattr(safe_open, "get_tensor", None, raising=False)
+    found = plan(tmp_path / "hollow", tmp_path / "plan.json", "--values", "int8")
+    assert found["bytes_before"] == size
+    assert 0.31 < found["bytes_after"] / size < 0.4
+
+
+def change_config(model: Path, **entries: object) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | entries))
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"quantization_config": {"quant_method": "fp8"}}, "already quantized or pruned"),
+        ({"intermediate_size": 256}, "its config.json asks for [256, 8192]"),
+        ({"num_hidden_layers": 5}, "stores nothing as model.layers.4.self_attn.q_proj.weight"),
+        ({"model_type": "gpt2"}, "is not supported"),
+    ],
+)
+def test_models_that_do_not_fit_are_refused(
+    entries: dict, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_hollow_model(tmp_path / "hollow")
+    change_config(tmp_path / "hollow", **entries)
+    assert main(["plan", str(tmp_path / "hollow")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_of_a_hub_model_only_headers_are_fetched(
+    monkeypatch: pytest.MonkeyPatch, tiny_model_directory: Path
+) -> None:
+    local = read_stored(str(tiny_model_directory))
+    info = {
+        name: SimpleNamespace(dtype="F32", shape=list(header.shape))
+        for name, header in local.tensors.items()
+    }
+    metadata = SimpleNamespace(files_metadata={"a": SimpleNamespace(tensors=info)})
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda name: local.source.config)
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "get_safetensors_metadata", lambda self, name: metadata
+    )
+    remote = read_stored("someone/tiny")
+    assert remote.tensors == local.tensors
+    options = (Pattern(2, 4), 64, "bfloat16")
+    assert outline(remote, *options, permuted=True).linears == (
+        outline(local, *options, permuted=True).linears
+    )
+
+
+def test_an_unreachable_hub_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "someone/no-such-model"]) == 2
+    assert "nor could its headers be fetched" in capsys.readouterr().err
