@@ -134,8 +134,9 @@ def _largest_of_every_group(importance: Tensor) -> Tensor:
 
 
 def _move_rows(module: str, index: Tensor, sparse: dict[str, Tensor]) -> None:
-    for kind in ("weight_packed", "weight_mask"):
-        sparse[f"{module}.{kind}"] = sparse[f"{module}.{kind}"][index].contiguous()
+    for kind in ("weight_packed", "weight_mask", "bias"):
+        if f"{module}.{kind}" in sparse:
+            sparse[f"{module}.{kind}"] = sparse[f"{module}.{kind}"][index].contiguous()
 
 
 def _write_dense(directory: Path, weights: dict[str, Tensor], source: Path) -> None:

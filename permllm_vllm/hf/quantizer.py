@@ -1,0 +1,169 @@
+"""What Transformers calls while it loads a checkpoint: replace linears, check, dequantize."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers import HfQuantizer, register_quantizer
+
+from permllm_vllm.checkpoint import schema
+from permllm_vllm.checkpoint.errors import Problem, raise_if_any
+from permllm_vllm.checkpoint.headers import TensorHeader, checkpoint_problems, sparse_modules
+from permllm_vllm.checkpoint.shards import FETCH_AGAIN, read_headers
+from permllm_vllm.hf.config import PermLLMConfig
+from permllm_vllm.hf.linear import Backends, SparseLinear
+
+
+@register_quantizer(schema.QUANT_METHOD)
+class PermLLMQuantizer(HfQuantizer):
+    """Loads checkpoints of this format into any model class whose linears are `nn.Linear`."""
+
+    requires_calibration = True
+    quantization_config: PermLLMConfig
+
+    @property
+    def checkpoint(self) -> schema.QuantizationConfig:
+        """The checkpoint's description of its sparse layers."""
+        return self.quantization_config.checkpoint
+
+    @property
+    def is_trainable(self) -> bool:
+        """Kept values have no gradient."""
+        return False
+
+    def is_serializable(self) -> bool:
+        """`save_pretrained` writes the format back."""
+        return True
+
+    def _process_model_before_weight_loading(
+        self,
+        model: nn.Module,
+        checkpoint_files: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> nn.Module:
+        """Check names, shapes and dtypes of the whole checkpoint, then put sparse layers in place.
+
+        Raises:
+            CheckpointError: a tensor is missing, doubled, or of another shape or dtype.
+        """
+        self._dtype = torch.get_default_dtype()  # Transformers sets it to the model's
+        headers = _stored_headers(checkpoint_files)
+        raise_if_any(checkpoint_problems(headers, self.checkpoint))
+        sparse, backends = set(sparse_modules(headers)), Backends()
+        problems: list[Problem] = []
+        for path, linear in list(_linears(model)):
+            name = _stored_name(path, model, headers)
+            if name not in sparse:
+                problems += _absence(name, headers, self.checkpoint)
+                continue
+            sparse.remove(name)
+            problems += _size_problems(name, linear, headers)
+            layer = SparseLinear(
+                linear.in_features,
+                linear.out_features,
+                bias=linear.bias is not None,
+                checkpoint=self.checkpoint,
+                name=name,
+                backends=backends,
+                dtype=self._dtype,
+                device=linear.weight.device,
+            )
+            model.set_submodule(path, layer)
+        problems += [
+            Problem(
+                f"{name}.{schema.WEIGHT_PACKED}",
+                "a sparse layer",
+                f"{type(model).__name__} has a linear layer of this name",
+                "config.json belongs to another checkpoint: fetch or write this one again",
+            )
+            for name in sorted(sparse)
+        ]
+        raise_if_any(problems)
+        return model
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        """Check the contents of what is in memory; what waits on disk is checked when it comes.
+
+        Transformers leaves the tensors of a bare `AutoModel`, whose names it had to change, in the
+        checkpoint's dtype: they get the one that was asked for.
+        """
+        if any(path != layer.name for path, layer in _sparse_layers(model)):
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(self._dtype)
+        raise_if_any([p for _, layer in _sparse_layers(model) for p in layer.content_problems()])
+        return model
+
+    def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+        """Put dense layers in place of sparse ones; rows that a fold moved stay moved."""
+        for path, layer in list(_sparse_layers(model)):
+            model.set_submodule(path, layer.dense(dtype or torch.get_default_dtype()))
+        return model
+
+
+def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    return ((path, m) for path, m in model.named_modules() if isinstance(m, nn.Linear))
+
+
+def _sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLinear]]:
+    return ((path, m) for path, m in model.named_modules() if isinstance(m, SparseLinear))
+
+
+def _stored_headers(checkpoint_files: Sequence[str] | None) -> dict[str, TensorHeader]:
+    """Read the headers of all files; raises CheckpointError where a name comes twice."""
+    if not checkpoint_files:
+        rule = "the tensors come from the checkpoint's own safetensors files"
+        remedy = "give from_pretrained the directory of the checkpoint, and no state_dict"
+        raise Problem("state_dict", "no checkpoint files", rule, remedy).as_error()
+    headers: dict[str, TensorHeader] = {}
+    for file in checkpoint_files:
+        found = read_headers(Path(file))
+        for name in sorted(headers.keys() & found.keys()):
+            rule = "every tensor is in exactly one file"
+            raise Problem(name, f"a second tensor in {file}", rule, FETCH_AGAIN).as_error()
+        headers.update(found)
+    return headers
+
+
+def _stored_name(path: str, model: nn.Module, headers: Mapping[str, TensorHeader]) -> str:
+    """Name of a module in the checkpoint: a bare `AutoModel` lacks the prefix `model.`."""
+    prefixed = f"{getattr(model, 'base_model_prefix', '')}.{path}"
+    kinds = (schema.WEIGHT_PACKED, schema.WEIGHT_MASK, "weight")
+    return prefixed if any(f"{prefixed}.{kind}" in headers for kind in kinds) else path
+
+
+def _absence(
+    name: str, headers: Mapping[str, TensorHeader], checkpoint: schema.QuantizationConfig
+) -> list[Problem]:
+    """Report a layer of the decoder stack that has no weight at all.
+
+    Transformers would fill it with random numbers and a warning, which is right only for a new
+    head; heads are outside the numbered stack.
+    """
+    in_stack = any(part.isdecimal() for part in name.split("."))
+    if not in_stack or f"{name}.weight" in headers or checkpoint.is_ignored(name):
+        return []
+    rule = "every linear of the decoder has a sparse or a dense weight"
+    return [Problem(f"{name}.{schema.WEIGHT_PACKED}", "nothing", rule, FETCH_AGAIN)]
+
+
+def _size_problems(
+    name: str, linear: nn.Linear, headers: Mapping[str, TensorHeader]
+) -> list[Problem]:
+    """Compare a stored layer with the model's configuration: Transformers would not."""
+    rows, mask_bytes = headers[f"{name}.{schema.WEIGHT_MASK}"].shape
+    remedy = "config.json belongs to another checkpoint: fetch or write this one again"
+    problems = []
+    if (rows, mask_bytes * 8) != (linear.out_features, linear.in_features):
+        rule = f"the configuration makes it {linear.out_features} x {linear.in_features}"
+        value = f"a layer of {rows} x {mask_bytes * 8}"
+        problems.append(Problem(f"{name}.{schema.WEIGHT_MASK}", value, rule, remedy))
+    stored_bias = f"{name}.{schema.BIAS}" in headers
+    if stored_bias != (linear.bias is not None):
+        value, word = ("a bias", "without") if stored_bias else ("nothing", "with")
+        rule = f"the configuration makes this a layer {word} a bias"
+        problems.append(Problem(f"{name}.{schema.BIAS}", value, rule, remedy))
+    return problems

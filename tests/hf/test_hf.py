@@ -1,0 +1,287 @@
+"""`AutoModelForCausalLM.from_pretrained` on a permllm checkpoint."""
+
+import json
+import logging
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM
+
+import permllm_vllm.hf  # noqa: F401  (registers the method)
+from permllm_vllm import ops
+from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.hf import SparseLinear
+from tests.serving.checkpoints import Twins
+
+UP = "model.layers.1.mlp.up_proj"
+
+
+def load(directory: Path, dtype: torch.dtype = torch.float32, **options: object) -> nn.Module:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, **options)
+
+
+def logits(model: nn.Module, tokens: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(tokens).logits.float()
+
+
+def sparse_layers(model: nn.Module) -> list[SparseLinear]:
+    return [module for module in model.modules() if isinstance(module, SparseLinear)]
+
+
+def test_float32_is_the_dense_twin_with_the_same_tokens(twins: Twins, tokens: Tensor) -> None:
+    sparse, dense = load(twins.sparse), load(twins.dense)
+    assert len(sparse_layers(sparse)) == 14
+    expected = logits(dense, tokens)
+    assert (logits(sparse, tokens) - expected).abs().max() < 1e-4 * expected.abs().max()
+    continued = [m.generate(tokens, max_new_tokens=12, do_sample=False) for m in (sparse, dense)]
+    assert torch.equal(*continued)
+
+
+def test_bfloat16_goes_through_the_compiled_kernel(twins: Twins, tokens: Tensor) -> None:
+    if ops.missing_reason:
+        pytest.skip(ops.missing_reason)
+    sparse, dense = load(twins.sparse, torch.bfloat16), load(twins.dense, torch.bfloat16)
+    exact = logits(load(twins.dense), tokens)
+    found, expected = logits(sparse, tokens), logits(dense, tokens)
+    assert "backend=cpu" in repr(sparse_layers(sparse)[0])
+    rounding = (expected - exact).abs().max()
+    assert 0 < (found - exact).abs().max() < 2 * rounding
+
+
+def test_tied_embeddings_stay_tied(twins: Twins) -> None:
+    model = load(twins.sparse)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_bare_model_finds_the_layers(twins: Twins, tokens: Tensor) -> None:
+    sparse = AutoModel.from_pretrained(twins.sparse, dtype=torch.float32)
+    dense = AutoModel.from_pretrained(twins.dense, dtype=torch.float32)
+    assert len(sparse_layers(sparse)) == 14
+    with torch.no_grad():
+        expected = dense(tokens).last_hidden_state
+        difference = sparse(tokens).last_hidden_state - expected
+    assert difference.abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", ["auto", torch.float32])
+def test_saving_writes_what_was_read(
+    twins: Twins, tokens: Tensor, tmp_path: Path, dtype: object
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(twins.sparse, dtype=dtype)
+    logits(model, tokens)  # packed by now, which must not be saved
+    model.save_pretrained(tmp_path / "saved")
+    before = load_file(twins.sparse / "model.safetensors")
+    after = load_file(tmp_path / "saved" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        kept = dtype == "auto" or name.rpartition(".")[2] not in ("weight", "bias")
+        assert torch.equal(after[name], tensor)
+        assert (after[name].dtype == tensor.dtype) == kept
+    configs = [
+        json.loads((folder / "config.json").read_text())["quantization_config"]
+        for folder in (twins.sparse, tmp_path / "saved")
+    ]
+    assert configs[0] == configs[1]
+    assert torch.equal(logits(load(tmp_path / "saved"), tokens), logits(load(twins.sparse), tokens))
+
+
+def test_conversion_keeps_the_stored_dtypes_and_packs_again(twins: Twins, tokens: Tensor) -> None:
+    model = load(twins.sparse, torch.bfloat16)
+    logits(model, tokens)
+    converted = deepcopy(model).to(torch.float32)
+    layer = sparse_layers(converted)[0]
+    assert layer.weight_packed.dtype == torch.bfloat16
+    assert layer.bias is not None
+    assert layer.bias.dtype == torch.float32
+    assert torch.equal(logits(converted, tokens), logits(load(twins.sparse), tokens))
+
+
+def test_loading_other_weights_packs_again(twins: Twins, tokens: Tensor) -> None:
+    model = load(twins.sparse)
+    before = logits(model, tokens)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    state[f"{UP}.weight_packed"] *= 2
+    model.load_state_dict(state)
+    assert not torch.equal(logits(model, tokens), before)
+
+
+def test_device_map(twins: Twins, tokens: Tensor) -> None:
+    expected = logits(load(twins.sparse), tokens)
+    for device_map in ("cpu", "auto", {"": "cpu"}):
+        model = load(twins.sparse, device_map=device_map)
+        assert torch.equal(logits(model, tokens), expected)
+
+
+def test_layers_on_disk_come_when_they_are_needed(
+    twins: Twins, tokens: Tensor, tmp_path: Path
+) -> None:
+    device_map = {"model.embed_tokens": "cpu", "model.layers.0": "disk", "model.layers.1": "cpu"}
+    device_map |= {"model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    for offload_buffers in (False, True):
+        model = load(
+            twins.sparse,
+            device_map=device_map,
+            offload_folder=tmp_path / str(offload_buffers),
+            offload_buffers=offload_buffers,
+        )
+        assert torch.equal(logits(model, tokens), logits(load(twins.sparse), tokens))
+
+
+def test_damage_that_comes_after_loading_is_refused(twins: Twins, tokens: Tensor) -> None:
+    model = load(twins.sparse)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    state[f"{UP}.weight_mask"][0, 0] = 0b11111111
+    model.load_state_dict(state)
+    with pytest.raises(CheckpointError, match="4 bits in row 0, group 0"):
+        model(tokens)
+
+
+def test_dequantize_gives_a_plain_model(twins: Twins, tokens: Tensor) -> None:
+    model = load(twins.sparse).dequantize()
+    assert sparse_layers(model) == []
+    assert isinstance(model.model.layers[0].mlp.up_proj, nn.Linear)
+    expected = logits(load(twins.dense), tokens)
+    assert (logits(model, tokens) - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_int8_values_are_scaled(sparse_copy: Path, tokens: Tensor) -> None:
+    file = sparse_copy / "model.safetensors"
+    tensors = load_file(file)
+    dense = load(sparse_copy).dequantize()
+    for name in [n for n in tensors if n.endswith("weight_packed")]:
+        module = name.removesuffix(".weight_packed")
+        values = tensors[name].float()
+        scale = values.abs().amax(dim=1) / 127
+        tensors[name] = (values / scale[:, None]).round().to(torch.int8)
+        tensors[f"{module}.weight_scale"] = scale
+        weight = dense.get_submodule(module).weight.data
+        weight.copy_((weight / scale[:, None]).round() * scale[:, None])
+    save_file(tensors, file, metadata={"format": "pt"})
+    set_config(sparse_copy, value_dtype="int8")
+    found, expected = logits(load(sparse_copy), tokens), logits(dense, tokens)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_a_fallback_is_warned_about_once(
+    twins: Twins, tokens: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        logits(load(twins.sparse), tokens)
+    assert caplog.text.count("sparse layers run on the reference backend") == 1
+
+
+def set_config(directory: Path, **entries: object) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"].update(entries)
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def edit(directory: Path, **changes: Tensor | None) -> None:
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    for kind, tensor in changes.items():
+        name = f"{UP}.{kind}"
+        if tensor is None:
+            del tensors[name]
+        else:
+            tensors[name] = tensor
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+MASK = torch.full((192, 16), 0b00110011, dtype=torch.uint8)
+WRONG = MASK.clone()
+WRONG[5, 2] = 0b00110111
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight_mask": None}, f"{UP}.weight_mask: found nothing"),
+        ({"weight_packed": None}, f"{UP}.weight_packed: found nothing"),
+        ({"input_permutation": None}, f"{UP}.input_permutation: found nothing"),
+        (dict.fromkeys(("weight_mask", "weight_packed", "input_permutation")), "found nothing"),
+        ({"weight": torch.zeros(192, 128)}, f"{UP}.weight: found a second, dense weight"),
+        ({"weight_mask": WRONG}, "3 bits in row 5, group 4"),
+        ({"weight_mask": MASK[:64].clone()}, "layer of 64 x 128"),
+        ({"bias": torch.zeros(192)}, "rule: the configuration makes this a layer without a bias"),
+        ({"input_permutation": torch.zeros(128, dtype=torch.uint8)}, "no bijection in block 0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_damaged_checkpoint_is_refused(
+    sparse_copy: Path, change: dict[str, Tensor | None], message: str
+) -> None:
+    if message.startswith("layer of"):
+        values = load_file(sparse_copy / "model.safetensors")[f"{UP}.weight_packed"]
+        change = change | {"weight_packed": values[:64].clone()}
+    edit(sparse_copy, **change)
+    with pytest.raises(CheckpointError, match=message.replace("(", r"\(")):
+        load(sparse_copy)
+
+
+def test_a_layer_that_is_wholly_missing_is_refused(sparse_copy: Path) -> None:
+    """The last decoder layer: no other tensor tells that there should be one."""
+    file = sparse_copy / "model.safetensors"
+    tensors = {n: t for n, t in load_file(file).items() if not n.startswith("model.layers.1.")}
+    save_file(tensors, file, metadata={"format": "pt"})
+    quantization = json.loads((sparse_copy / "config.json").read_text())["quantization_config"]
+    first = {
+        key: [name for name in quantization[key] if ".1." not in name]
+        for key in ("runtime_permuted", "folded")
+    }
+    set_config(sparse_copy, **first)
+    with pytest.raises(CheckpointError, match=r"layers\.1\.\S+: found nothing; rule: every linear"):
+        load(sparse_copy)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"format_version": 2}, r"format_version: found 2.*pip install --upgrade permllm-vllm"),
+        ({"new_key": 1}, "does not know this key"),
+        ({"pattern": "1:4"}, "pattern '1:4' is not supported"),
+    ],
+)
+def test_an_unknown_configuration_is_refused(
+    sparse_copy: Path, entries: dict[str, object], message: str
+) -> None:
+    set_config(sparse_copy, **entries)
+    with pytest.raises(CheckpointError, match=message):
+        load(sparse_copy)
+
+
+def test_a_truncated_file_is_refused(sparse_copy: Path) -> None:
+    file = sparse_copy / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="a whole safetensors file"):
+        load(sparse_copy)
+
+
+def test_shards_are_read_and_doubled_tensors_refused(sparse_copy: Path, tokens: Tensor) -> None:
+    expected = logits(load(sparse_copy), tokens)
+    file = sparse_copy / "model.safetensors"
+    tensors = load_file(file)
+    file.unlink()
+    names = sorted(tensors)
+    files = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    halves = [names[::2], names[1::2]]
+    for shard, half in zip(files, halves, strict=True):
+        save_file({n: tensors[n] for n in half}, sparse_copy / shard, metadata={"format": "pt"})
+    weight_map = {n: shard for shard, half in zip(files, halves, strict=True) for n in half}
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (sparse_copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert torch.equal(logits(load(sparse_copy), tokens), expected)
+
+    doubled = {n: tensors[n] for n in [*halves[1], names[0]]}
+    save_file(doubled, sparse_copy / files[1], metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="a second tensor"):
+        load(sparse_copy)
+
+
+def test_a_dense_checkpoint_loads_as_before(twins: Twins) -> None:
+    assert sparse_layers(load(twins.dense)) == []
