@@ -12,7 +12,8 @@ import torch
 from permllm_offline.errors import OfflineError
 from permllm_offline.loading import Source, open_source
 from permllm_vllm.checkpoint.headers import TensorHeader
-from permllm_vllm.checkpoint.shards import DTYPES, read_headers, read_weight_map
+from permllm_vllm.checkpoint.shard import header_of
+from permllm_vllm.checkpoint.shards import read_headers, read_weight_map
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,7 @@ def _read_hub(model: str) -> tuple[Source, list[dict[str, TensorHeader]]]:
             "a folder."
         ) from error
     headers = [
-        {
-            name: TensorHeader(tuple(info.shape), DTYPES.get(info.dtype, info.dtype))
-            for name, info in file.tensors.items()
-        }
+        {name: header_of(info.shape, info.dtype) for name, info in file.tensors.items()}
         for file in files
     ]
     return Source(model, Path(model), config), headers

@@ -7,8 +7,9 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from permllm_vllm.checkpoint.contained import contained
 from permllm_vllm.checkpoint.errors import CheckpointError, Problem
-from permllm_vllm.checkpoint.shards import FETCH_AGAIN
+from permllm_vllm.checkpoint.shard import FETCH_AGAIN
 
 CHECKSUMS_NAME = "SHA256SUMS"
 _CHUNK_BYTES = 1 << 22
@@ -43,9 +44,11 @@ def read_checksums(directory: Path) -> dict[str, str] | None:
     path = directory / CHECKSUMS_NAME
     rule = "lines of a SHA-256, two spaces and the plain name of a *.safetensors file"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = contained(directory, CHECKSUMS_NAME).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return None
+    except CheckpointError:
+        raise
     except (OSError, ValueError) as error:
         value = f"what cannot be read: {error}"
         raise Problem(str(path), value, rule, FETCH_AGAIN).as_error() from error

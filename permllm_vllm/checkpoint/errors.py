@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _SHOWN = 20
+_LONGEST = 300  # characters of one part of a message: what a checkpoint holds may be any length
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.tensor}: found {self.value}; rule: {self.rule}; remedy: {self.remedy}"
+        tensor, value, rule = map(_cut, (self.tensor, self.value, self.rule))
+        return f"{tensor}: found {value}; rule: {rule}; remedy: {self.remedy}"
 
     def as_error(self) -> CheckpointError:
         """Return the error to raise for this problem alone."""
@@ -51,3 +53,10 @@ def raise_if_any(problems: Sequence[Problem]) -> None:
     if len(problems) > _SHOWN:
         lines.append(f"  ... and {len(problems) - _SHOWN} more")
     raise CheckpointError("\n".join(lines), problems)
+
+
+def _cut(text: str) -> str:
+    """Shorten text in its middle, and escape what a terminal would obey or refuse to print."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    return text if text.isprintable() else repr(text)

@@ -165,12 +165,13 @@ def _incomplete_stacks(
         if place is not None:
             prefix, index, _ = place
             indices.setdefault(prefix, set()).add(index)
+    sparse = set(modules)
     stacks = {(place[0], place[2]) for place in map(_place_in_stack, modules) if place is not None}
     problems = []
     for prefix, suffix in sorted(stacks):
         for index in natural_order(indices[prefix]):
             module = f"{prefix}.{index}.{suffix}"
-            if module in modules or quantization.is_ignored(module):
+            if module in sparse or quantization.is_ignored(module):
                 continue
             value = "a dense weight" if f"{module}.weight" in names else "nothing"
             rule = f"{prefix}.*.{suffix} is sparse in other layers, so it is sparse or ignored here"

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from permllm_vllm.checkpoint.errors import CheckpointError, Problem, raise_if_any
+from permllm_vllm.checkpoint.errors import Problem, raise_if_any
 from permllm_vllm.checkpoint.headers import (
     TensorHeader,
     layer_problems,
@@ -29,20 +28,14 @@ from permllm_vllm.checkpoint.schema import (
     WEIGHT_SCALE,
     QuantizationConfig,
 )
-from permllm_vllm.checkpoint.shards import (
-    CONFIG_NAME,
-    FETCH_AGAIN,
-    open_shard,
-    read_header,
-    read_json,
-    read_weight_map,
-)
+from permllm_vllm.checkpoint.shard import FETCH_AGAIN, Shard
+from permllm_vllm.checkpoint.shards import CONFIG_NAME, read_json, read_weight_map
 
 __all__ = ["CheckpointReader", "SparseLayer"]
 
 
 class CheckpointReader:
-    """Lazy view of a checkpoint directory: tensors are mapped into memory when they are asked for.
+    """Lazy view of a checkpoint directory: tensors are read when they are asked for.
 
     `config` is `config.json`; `quantization` is None for a dense checkpoint. Raises
     `CheckpointError` when the directory is no checkpoint or one of another format.
@@ -55,7 +48,7 @@ class CheckpointReader:
         if self.config.get("quantization_config") is not None:
             self.quantization = QuantizationConfig.from_dict(self.config["quantization_config"])
         self._files = read_weight_map(self.directory)
-        self._shards: dict[str, safe_open] = {}
+        self._shards: dict[str, Shard] = {}
 
     def names(self) -> list[str]:
         """List the tensors as they are stored, layer 2 before layer 10."""
@@ -63,17 +56,11 @@ class CheckpointReader:
 
     def header(self, name: str) -> TensorHeader:
         """Return shape and dtype of a stored tensor without reading it."""
-        try:
-            return read_header(self._shard(name), name)
-        except SafetensorError as error:
-            raise self._unreadable(name, error) from error
+        return self._shard(name).headers[name]
 
     def tensor(self, name: str) -> Tensor:
         """Return a stored tensor; raises `CheckpointError` when it is not there."""
-        try:
-            return self._shard(name).get_tensor(name)
-        except SafetensorError as error:
-            raise self._unreadable(name, error) from error
+        return self._shard(name).tensor(name)
 
     def sparse_layers(self) -> list[str]:
         """List the sparse modules, layer 2 before layer 10; empty for a dense checkpoint."""
@@ -128,7 +115,8 @@ class CheckpointReader:
                 tensor = tensor.to(dtype)
             yield name, tensor
 
-    def _shard(self, name: str) -> safe_open:
+    def _shard(self, name: str) -> Shard:
+        """Return the open file that holds a tensor."""
         file = self._files.get(name)
         if file is None:
             value = f"nothing in {self.directory}"
@@ -137,9 +125,9 @@ class CheckpointReader:
                 name, value, rule, f"ask for one of `names()`, or {FETCH_AGAIN}"
             ).as_error()
         if file not in self._shards:
-            self._shards[file] = open_shard(self.directory / file)
-        return self._shards[file]
-
-    def _unreadable(self, name: str, error: Exception) -> CheckpointError:
-        value = f"unreadable in {self.directory / self._files[name]}: {error}"
-        return Problem(name, value, "the file holds what the index says", FETCH_AGAIN).as_error()
+            self._shards[file] = Shard(self.directory / file)
+        shard = self._shards[file]
+        if name not in shard.headers:
+            value = f"nothing in {self.directory / file}"
+            raise Problem(name, value, "the file holds what the index says", FETCH_AGAIN).as_error()
+        return shard

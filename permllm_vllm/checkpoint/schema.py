@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from permllm_vllm.checkpoint.errors import Problem, raise_if_any
+from permllm_vllm.checkpoint.ignoring import check_entries, matches
 from permllm_vllm.checkpoint.pattern import Pattern
 
 FORMAT_VERSION = 1
@@ -33,8 +34,6 @@ VALUE_DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "int8": torch.int8,
 }
-
-_REGEX_PREFIX = "re:"
 
 
 def installed_version() -> str:
@@ -72,12 +71,7 @@ class QuantizationConfig(BaseModel):
 
     def is_ignored(self, module_name: str) -> bool:
         """Tell whether `ignore` leaves this Hugging Face module dense."""
-        return any(
-            re.fullmatch(entry.removeprefix(_REGEX_PREFIX), module_name) is not None
-            if entry.startswith(_REGEX_PREFIX)
-            else entry == module_name
-            for entry in self.ignore
-        )
+        return any(matches(entry, module_name) for entry in self.ignore)
 
     @field_validator("pattern")
     @classmethod
@@ -94,19 +88,14 @@ class QuantizationConfig(BaseModel):
     @field_validator("ignore")
     @classmethod
     def _regexes_compile(cls, entries: list[str]) -> list[str]:
-        for entry in entries:
-            if entry.startswith(_REGEX_PREFIX):
-                try:
-                    re.compile(entry.removeprefix(_REGEX_PREFIX))
-                except re.error as error:
-                    raise ValueError(f"{entry!r} is no regular expression: {error}") from None
+        check_entries(entries)
         return entries
 
     @field_validator("runtime_permuted", "folded")
     @classmethod
     def _modules_are_listed_once(cls, modules: list[str]) -> list[str]:
         if len(set(modules)) < len(modules):
-            twice = next(module for module in modules if modules.count(module) > 1)
+            [(twice, _)] = Counter(modules).most_common(1)
             raise ValueError(f"{twice!r} is listed twice; a module is listed once")
         return modules
 

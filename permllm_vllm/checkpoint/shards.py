@@ -3,41 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from permllm_vllm.checkpoint.errors import Problem
+from permllm_vllm.checkpoint.contained import checked_name, contained, is_plain_name
+from permllm_vllm.checkpoint.errors import CheckpointError, Problem
 from permllm_vllm.checkpoint.headers import TensorHeader
+from permllm_vllm.checkpoint.shard import FETCH_AGAIN, Shard
 
 CONFIG_NAME = "config.json"
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-FETCH_AGAIN = "fetch or write the checkpoint again"
-
-DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
+LARGEST_JSON = 100_000_000  # bytes; the index of a model of 100 000 tensors has a tenth of it
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises `CheckpointError` if it is missing, broken or has a key twice."""
+    """Read a JSON object of a checkpoint directory.
+
+    Raises `CheckpointError` if it is missing, broken, too large, a link out of the directory, or
+    has a key twice.
+    """
     rule = "a checkpoint directory has this file, a JSON object"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+        content = json.loads(_read_text(path), object_pairs_hook=_unique_keys)
     except FileNotFoundError:
         remedy = "give the directory of a Hugging Face or permllm checkpoint"
         raise Problem(str(path), "nothing", rule, remedy).as_error() from None
+    except CheckpointError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise Problem(
             str(path), f"what cannot be read: {error}", rule, FETCH_AGAIN
@@ -45,6 +39,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise Problem(str(path), type(content).__name__, rule, FETCH_AGAIN).as_error()
     return content
+
+
+def _read_text(path: Path) -> str:
+    size = contained(path.parent, path.name).stat().st_size
+    if size > LARGEST_JSON:
+        raise OSError(f"it has {size} bytes, and at most {LARGEST_JSON} are read")
+    return path.read_text(encoding="utf-8")
 
 
 def read_weight_map(directory: Path) -> dict[str, str]:
@@ -65,7 +66,8 @@ def read_weight_map(directory: Path) -> dict[str, str]:
         rule = "weight_map maps every tensor to its file"
         raise Problem(str(index), "no weight_map", rule, FETCH_AGAIN).as_error()
     for tensor, file in weight_map.items():
-        if not isinstance(file, str) or not _is_plain_name(file):
+        checked_name(tensor, index)
+        if not is_plain_name(file):
             value = f"tensor {tensor} in file {file!r}"
             rule = "the plain name of a *.safetensors file of the same directory"
             remedy = "do not use this checkpoint unless you trust its origin; fetch it again"
@@ -73,40 +75,14 @@ def read_weight_map(directory: Path) -> dict[str, str]:
     return weight_map
 
 
-def open_shard(path: Path) -> safe_open:
-    """Map a safetensors file into memory; raises `CheckpointError` when it is no whole one."""
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        value = f"what cannot be opened: {error}"
-        raise Problem(
-            str(path), value, "a whole safetensors file", FETCH_AGAIN
-        ).as_error() from error
-
-
 def read_headers(path: Path) -> dict[str, TensorHeader]:
-    """Read the header of every tensor of one file; raises `CheckpointError` like `open_shard`."""
-    shard = open_shard(path)
-    return {name: read_header(shard, name) for name in shard.keys()}  # noqa: SIM118
-
-
-def read_header(shard: safe_open, name: str) -> TensorHeader:
-    """Read the header of one tensor of an open shard."""
-    part = shard.get_slice(name)
-    return TensorHeader(tuple(part.get_shape()), DTYPES.get(part.get_dtype(), part.get_dtype()))
-
-
-def _is_plain_name(file: str) -> bool:
-    return (
-        file.endswith(".safetensors")
-        and not file.startswith(".")
-        and not any(character in file for character in "/\\\0")
-    )
+    """Read the header of every tensor of one file; raises `CheckpointError` like `Shard`."""
+    return Shard(path).headers
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} is there twice")
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {twice!r} is there twice")
     return content

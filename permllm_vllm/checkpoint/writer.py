@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from permllm_vllm.checkpoint.checksums import CHECKSUMS_NAME, checksums_of
+from permllm_vllm.checkpoint.contained import contained
 from permllm_vllm.checkpoint.errors import CheckpointError, Problem, raise_if_any
 from permllm_vllm.checkpoint.headers import TensorHeader, checkpoint_problems
 from permllm_vllm.checkpoint.output import (
@@ -158,13 +159,16 @@ def _owned(tensor: Tensor) -> Tensor:
 
 def _copy_companions(source: Path, directory: Path) -> None:
     """Copy tokenizer, chat templates, generation config, licence: all but weights and config."""
-    for path in sorted(source.iterdir()):
-        if path.name.startswith(".") or path.name == CONFIG_NAME:
-            continue
-        if path.is_dir() and path.name in _COPIED_DIRECTORIES:
-            shutil.copytree(path, directory / path.name)
-        elif path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES):
-            shutil.copyfile(path, directory / path.name)
+    folders = [source / name for name in _COPIED_DIRECTORIES if not (source / name).is_symlink()]
+    for folder in [source, *filter(Path.is_dir, folders)]:
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith(".") or path.name == CONFIG_NAME or not path.is_file():
+                continue
+            if not path.name.endswith(_WEIGHT_SUFFIXES):
+                name = path.relative_to(source)
+                target = directory / name
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(contained(source, str(name)), target)
 
 
 def _weight_bytes(source: Path) -> int:

@@ -53,11 +53,66 @@ def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
         read_weight_map(tmp_path)
 
 
-def test_links_to_a_blob_store_are_followed(tmp_path: Path) -> None:
-    (tmp_path / "snapshot").mkdir()
-    save_file({"w": torch.zeros(1)}, tmp_path / "blob")
-    os.symlink(tmp_path / "blob", tmp_path / "snapshot" / "model.safetensors")
-    assert read_weight_map(tmp_path / "snapshot") == {"w": "model.safetensors"}
+def test_links_into_the_blobs_of_a_hub_cache_are_followed(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    (tmp_path / "models--a--b" / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    save_file({"w": torch.zeros(1)}, tmp_path / "models--a--b" / "blobs" / "4567")
+    os.symlink("../../blobs/4567", snapshot / "model.safetensors")
+    assert read_weight_map(snapshot) == {"w": "model.safetensors"}
+    (tmp_path / "link").symlink_to(snapshot)
+    assert read_weight_map(tmp_path / "link") == {"w": "model.safetensors"}
+
+
+def test_links_inside_the_directory_are_followed(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(1)}, tmp_path / "other.safetensors")
+    os.symlink("other.safetensors", tmp_path / "model.safetensors")
+    assert read_weight_map(tmp_path) == {"w": "model.safetensors"}
+
+
+def test_links_out_of_the_directory_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    save_file({"w": torch.zeros(1)}, tmp_path / "secret.safetensors")
+    (tmp_path / "secret.json").write_text("{}")
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / "inside" / name).symlink_to(tmp_path / f"secret{Path(name).suffix}")
+    with pytest.raises(CheckpointError, match=r"found a link to .*secret.*copy the file in"):
+        read_weight_map(tmp_path / "inside")
+    with pytest.raises(CheckpointError, match=r"found a link to .*secret.*copy the file in"):
+        read_json(tmp_path / "inside" / "config.json")
+
+
+def test_what_is_no_file_is_never_opened(tmp_path: Path) -> None:
+    """Opening a pipe would wait for a writer."""
+    for name in ("config.json", "model.safetensors"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match="found no regular file"):
+        read_json(tmp_path / "config.json")
+    with pytest.raises(CheckpointError, match="found no regular file"):
+        read_headers(tmp_path / "model.safetensors")
+
+
+def test_a_huge_json_file_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(CheckpointError, match="1099511627776 bytes, and at most 100000000"):
+        read_json(tmp_path / "config.json")
+
+
+def test_many_equal_keys_take_linear_time(tmp_path: Path) -> None:
+    keys = ", ".join(f'"{number}": 1' for number in range(300_000))
+    (tmp_path / "config.json").write_text(f'{{{keys}, "last": 1, "last": 1}}')
+    with pytest.raises(CheckpointError, match="the key 'last' is there twice"):
+        read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("name", ["a" * 1001, "a\n", "\x1b[2J", "\ud800", ""])
+def test_names_that_no_tensor_has_are_refused(tmp_path: Path, name: str) -> None:
+    write_index(tmp_path, {name: "a.safetensors"})
+    with pytest.raises(CheckpointError, match=r"names of 1 to 1000 printable") as refusal:
+        read_weight_map(tmp_path)
+    assert str(refusal.value).isprintable()
+    assert len(str(refusal.value)) < 1500
 
 
 @pytest.mark.parametrize(

@@ -237,3 +237,18 @@ def test_a_source_without_config_is_refused(tiny_model: Any, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match=r"config\.json: found nothing"):
         tiny_model.write(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_companion_that_is_a_link_out_of_the_source_is_not_copied(
+    tiny_model: Any, tmp_path: Path
+) -> None:
+    """What is pruned may be published: nothing of this machine may get into it."""
+    (tmp_path / "secret").write_text("secret")
+    (tiny_model.source / "merges.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(CheckpointError, match=r"merges\.txt: found a link to .*secret"):
+        tiny_model.write(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tiny_model.source / "merges.txt").unlink()
+    (tiny_model.source / "additional_chat_templates").symlink_to(tmp_path)
+    tiny_model.write(tmp_path / "out")
+    assert not (tmp_path / "out" / "additional_chat_templates").exists()
