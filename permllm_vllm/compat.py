@@ -8,10 +8,10 @@ import importlib
 import logging
 from typing import Any
 
-from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
-TESTED_VERSIONS = SpecifierSet(">=0.32,<0.34")
+from permllm_vllm.tested_versions import VLLM as TESTED_VERSIONS
+
 SYMBOLS: list[tuple[str, str]] = []
 """(module, name) of everything looked up here, for checks against other vLLM releases."""
 

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from permllm_offline.commands import doctor as doctor_command
 from permllm_offline.commands import eval as eval_command
 from permllm_offline.commands import inspect as inspect_command
 from permllm_offline.commands import plan as plan_command
@@ -24,7 +25,13 @@ def build_parser() -> argparse.ArgumentParser:
         description="Prune a language model to N:M sparsity with learned channel permutations.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (plan_command, prune_command, eval_command, inspect_command):
+    for command in (
+        doctor_command,
+        plan_command,
+        prune_command,
+        eval_command,
+        inspect_command,
+    ):
         sub = command.add_parser(commands)
         sub.add_argument(
             "-v", "--verbose", action="store_true", help="more log, and tracebacks of errors"

@@ -274,7 +274,7 @@ def test_inspecting_a_dense_model_is_refused(
 
 
 def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("prune", "eval", "inspect"):
+    for command in ("prune", "eval", "inspect", "plan", "doctor"):
         with pytest.raises(SystemExit, match="0"):
             build_parser().parse_args([command, "--help"])
         assert "examples:" in capsys.readouterr().out

@@ -7,6 +7,7 @@ from collections import defaultdict
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from permllm_offline.outline import Outline, OutlinedLinear
 
@@ -14,7 +15,7 @@ from permllm_offline.outline import Outline, OutlinedLinear
 def outline_tables(found: Outline) -> Group:
     """Show what is pruned and what stays dense, equal linears of all layers in one row."""
     title = f"{found.model}: pattern {found.pattern}, values {found.value_dtype}"
-    table = Table(title=title, show_footer=True)
+    table = Table(title=Text(title), show_footer=True)
     share = found.bytes_after / found.bytes_before
     table.add_column("tensors", footer="total")
     table.add_column("count", justify="right")
