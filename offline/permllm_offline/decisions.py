@@ -19,8 +19,9 @@ from permllm_vllm.checkpoint.permutation import canonical
 class GroupDecision:
     """Decision for one shared-input group.
 
-    ``permutation`` is block-local uint8 [in_features] in canonical form, or None. ``masks`` holds
-    each linear's kept set in the *original* channel order, packed to bits: uint8 [out, in/8].
+    ``permutation`` is block-local uint8 [in_features] (int64 across blocks) in canonical form, or
+    None. ``masks`` holds each linear's kept set in the *original* channel order, packed to bits:
+    uint8 [out, in/8].
     ``retained`` is the share of the importance that each mask keeps, 0..1.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -38,6 +39,32 @@ def wanda(weight: Tensor, activation_norm: Tensor | None) -> Tensor:
     return weight.float().abs() * activation_norm.float()
 
 
+RIA_EXPONENT = 0.5
+"""Of the activation norm: the constant ``a`` of RIA."""
+
+
+def ria(weight: Tensor, activation_norm: Tensor | None) -> Tensor:
+    """Score a weight by its shares of its column and its row, times a root of its input's norm.
+
+    ``(|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) * ||X_j||_2^a`` with a = 0.5: relative
+    importance and activations (RIA, ICLR 2024, Eq. 4).
+
+    Args:
+        weight: [out_features, in_features], any floating dtype.
+        activation_norm: [in_features], as for ``wanda``.
+
+    Returns:
+        float32 [out_features, in_features].
+    """
+    if activation_norm is None:
+        raise ValueError("ria needs the activation norms of the calibration forward pass")
+    size = weight.float().abs()
+    smallest = torch.finfo(size.dtype).tiny
+    column = size.sum(0, keepdim=True).clamp_min(smallest)
+    row = size.sum(1, keepdim=True).clamp_min(smallest)
+    return (size / column + size / row) * activation_norm.float() ** RIA_EXPONENT
+
+
 @dataclass(frozen=True)
 class Importance:
     """An entry of the table: the score, and whether it reads calibration activations."""
@@ -49,4 +76,5 @@ class Importance:
 IMPORTANCES: Mapping[str, Importance] = {
     "magnitude": Importance(magnitude, needs_activations=False),
     "wanda": Importance(wanda, needs_activations=True),
+    "ria": Importance(ria, needs_activations=True),
 }

@@ -55,9 +55,11 @@ class GroupLayout:
             order: int64 [independent permutations, block_size], position -> channel.
 
         Returns:
-            block-local uint8 [in_features].
+            block-local uint8 [in_features]; int64 where one block is too wide for bytes, which
+            only a permutation across blocks has.
         """
-        return order[self.ties()].flatten().to(torch.uint8)
+        dtype = torch.uint8 if self.block_size <= 256 else torch.int64
+        return order[self.ties()].flatten().to(dtype)
 
     def rows(self, permutation: Tensor) -> Tensor:
         """Permutation of the preceding linear's rows that stands for ``permutation``.

@@ -18,18 +18,32 @@ class Method:
     summary: str
 
 
+_SCORES = {"wanda": "weight times norm of its input", "ria": "RIA's relative importance"}
+
+_PERMUTED = {
+    "cp": "channels dealt over the groups of each block by importance",
+    "cp-lsa": "cp refined by linear sum assignment, within each block",
+    "cp-global": "channels moved through the whole layer, as in the paper's CP: accuracy studies "
+    "only, no checkpoint",
+}
+
 METHODS: Mapping[str, Method] = {
     "magnitude": Method("magnitude", "none", "none", "keep the largest weights, no data needed"),
-    "wanda": Method("wanda", "none", "none", "keep the largest weight times norm of its input"),
-    "wanda+cp": Method(
-        "wanda",
-        "cp",
-        "none",
-        "wanda after the heuristic channel reallocation of RIA, inside each block",
+    **{name: Method(name, "none", "none", f"keep by {text}") for name, text in _SCORES.items()},
+    "sparsegpt": Method(
+        "wanda", "none", "sparsegpt", "SparseGPT: choose masks and update weights column by column"
     ),
-    "permllm-wanda": Method(
-        "wanda", "learned", "none", "wanda with the learned permutation of PermLLM"
-    ),
+    **{
+        f"{score}+{permutation}": Method(score, permutation, "none", f"{score} after {text}")
+        for permutation, text in _PERMUTED.items()
+        for score in _SCORES
+    },
+    **{
+        f"permllm-{score}": Method(
+            score, "learned", "none", f"{score} with the learned permutation of PermLLM, in blocks"
+        )
+        for score in _SCORES
+    },
 }
 
 

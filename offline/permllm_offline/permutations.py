@@ -2,53 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+
+from torch import Tensor
 
 from permllm_offline.calibrated import Calibrated, LearningCurve, Permutations
 from permllm_offline.channel_permutation import allocate_group
+from permllm_offline.layout import GroupLayout
 from permllm_offline.learning import learn_permutations
+from permllm_offline.linear_assignment import assign_group
+from permllm_vllm.checkpoint.pattern import Pattern
 
+Allocation = Callable[[GroupLayout, Mapping[str, Tensor], Pattern], Tensor]
+"""Finds the permutation of one shared-input group from the importance of its linears.
 
-class Finder(Protocol):
-    """Finds the permutations of a model."""
+Returns int64 [independent permutations, block_size]: position -> channel.
+"""
 
-    def __call__(self, calibrated: Calibrated) -> tuple[Permutations, LearningCurve]:
-        """Return the permutations and the learning curve (empty where nothing is learned)."""
+Learning = Callable[[Calibrated], tuple[Permutations, LearningCurve]]
+"""Finds the permutations of a whole model, and returns them with the learning curve."""
 
 
 @dataclass(frozen=True)
 class PermutationKind:
-    """An entry of the table."""
+    """An entry of the table: from one group alone, from the whole model, or neither.
 
-    find: Finder
-    permutes: bool
-    needs_hidden_states: bool = False
+    ``across_blocks`` moves channels through a whole layer, which no checkpoint can hold.
+    """
 
+    summary: str
+    allocate: Allocation | None = None
+    learn: Learning | None = None
+    across_blocks: bool = False
 
-def no_permutation(calibrated: Calibrated) -> tuple[Permutations, LearningCurve]:
-    """Leave every channel where it is."""
-    return [{} for _ in calibrated.plan.layers], []
+    @property
+    def permutes(self) -> bool:
+        """Whether it moves channels."""
+        return self.allocate is not None or self.learn is not None
 
-
-def heuristic_reallocation(calibrated: Calibrated) -> tuple[Permutations, LearningCurve]:
-    """Deal the channels of each block over its groups by importance (CP)."""
-    pattern = calibrated.recipe.parsed_pattern()
-    permutations = [
-        {
-            layout.group.name: layout.expand(
-                allocate_group(layout, calibrated.score(index, layout), pattern)
-            )
-            for layout in layouts
-        }
-        for index, layouts in enumerate(calibrated.plan.layers)
-    ]
-    return permutations, []
+    @property
+    def needs_hidden_states(self) -> bool:
+        """Whether it reads the dense model's last hidden states."""
+        return self.learn is not None
 
 
 PERMUTATIONS: Mapping[str, PermutationKind] = {
-    "none": PermutationKind(no_permutation, permutes=False),
-    "cp": PermutationKind(heuristic_reallocation, permutes=True),
-    "learned": PermutationKind(learn_permutations, permutes=True, needs_hidden_states=True),
+    "none": PermutationKind("every channel stays where it is"),
+    "cp": PermutationKind(
+        "heuristic channel reallocation within each block", allocate=allocate_group
+    ),
+    "cp-lsa": PermutationKind(
+        "cp refined by linear sum assignment, within each block", allocate=assign_group
+    ),
+    "cp-global": PermutationKind(
+        "cp-lsa over all channels of a layer, as the paper does it: for studies, not servable",
+        allocate=assign_group,
+        across_blocks=True,
+    ),
+    "learned": PermutationKind("learned end to end within each block", learn=learn_permutations),
 }

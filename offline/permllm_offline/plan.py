@@ -41,14 +41,14 @@ class Plan:
 
 
 def make_plan(
-    source: Source, pattern: Pattern, block_size: int, *, permuted: bool, dtype: torch.dtype
+    source: Source, pattern: Pattern, block_size: int | None, *, permuted: bool, dtype: torch.dtype
 ) -> Plan:
     """Plan from the model's configuration alone; no weight is read.
 
     Args:
         source: the model.
         pattern: N and M.
-        block_size: channels per permutation block.
+        block_size: channels per permutation block, or None for one block as wide as the layer.
         permuted: whether the method permutes channels.
         dtype: of the values to be written.
 
@@ -63,7 +63,8 @@ def make_plan(
         layers.append([])
         for group in family.groups:
             modules = [linear_of(layer, linear) for linear in group.linears]
-            layout = GroupLayout(group, modules[0].in_features, block_size, heads)
+            width = modules[0].in_features
+            layout = GroupLayout(group, width, block_size or width, heads)
             layers[-1].append(layout)
             for linear, module in zip(group.linears, modules, strict=True):
                 name = f"{family.layer_name(index)}.{linear}"

@@ -6,9 +6,14 @@ from collections.abc import Mapping
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.reconstruction.layer_work import Reconstruction
+from permllm_offline.reconstruction.obs import choose_and_update, update_kept_weights
 
 RECONSTRUCTIONS: Mapping[str, Reconstruction] = {
     "none": Reconstruction("kept weights stay as they are"),
+    "obs": Reconstruction(
+        "kept weights take over what pruned ones did, column by column", layer=update_kept_weights
+    ),
+    "sparsegpt": Reconstruction("obs that also chooses the masks anew", layer=choose_and_update),
 }
 
 

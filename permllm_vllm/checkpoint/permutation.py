@@ -51,8 +51,8 @@ def local(absolute: Tensor, block_size: int) -> Tensor:
 
 
 def inverse(local: Tensor, block_size: int) -> Tensor:
-    """Return the permutation that undoes `local`: uint8 [in]."""
-    return _blocks(local, block_size).argsort(dim=1).to(torch.uint8).flatten()
+    """Return the permutation that undoes `local`, in its dtype: [in]."""
+    return _blocks(local, block_size).argsort(dim=1).to(local.dtype).flatten()
 
 
 def compose(first: Tensor, second: Tensor, block_size: int) -> Tensor:

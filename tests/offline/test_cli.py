@@ -22,7 +22,7 @@ def prune(model: Path, output: Path, text: Path | None, *more: str) -> int:
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if "global" not in name])
 def test_prune_eval_and_inspect(
     method: str,
     pattern: str,
@@ -154,6 +154,8 @@ def test_force_replaces_and_its_absence_refuses(
     ("options", "message"),
     [
         (("--method", "sparsest"), "method 'sparsest' is not known: give one of magnitude, wanda"),
+        (("--method", "ria+cp-global"), "inside blocks only"),
+        (("--reconstruction", "best"), "reconstruction 'best' is not known: give one of none"),
         (("--pattern", "1:4"), "pattern '1:4' is not supported"),
         (("--block-size", "48"), "block size 48 is not supported"),
         (("--block-size", "128"), "192 input channels, which is not a multiple of the block"),

@@ -1,10 +1,14 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from permllm_offline.activations import collect, last_hidden_state
 from permllm_offline.families import FAMILIES
-from permllm_offline.importance import magnitude, wanda
+from permllm_offline.importance import magnitude, ria, wanda
 from tests.offline.tiny_models import tiny_llama
+
+Score = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 def test_magnitude() -> None:
@@ -16,9 +20,23 @@ def test_wanda_multiplies_by_the_norm_of_the_input_channel() -> None:
     assert scores.tolist() == [[2.0, 10.0], [3.0, 10.0]]
 
 
-def test_wanda_without_activations_is_refused() -> None:
+def test_ria_adds_the_shares_of_column_and_row() -> None:
+    scores = ria(torch.tensor([[-2.0, 1.0], [3.0, -1.0]]), torch.tensor([4.0, 9.0]))
+    expected = [
+        [(2 / 5 + 2 / 3) * 2, (1 / 2 + 1 / 3) * 3],
+        [(3 / 5 + 3 / 4) * 2, (1 / 2 + 1 / 4) * 3],
+    ]
+    torch.testing.assert_close(scores, torch.tensor(expected))
+
+
+def test_ria_of_zeros_is_zero() -> None:
+    assert not ria(torch.zeros(2, 4), torch.ones(4)).any()
+
+
+@pytest.mark.parametrize("score", [wanda, ria])
+def test_scores_of_activations_need_them(score: Score) -> None:
     with pytest.raises(ValueError, match="activation norms"):
-        wanda(torch.ones(1, 4), None)
+        score(torch.ones(1, 4), None)
 
 
 def test_norms_are_the_root_mean_square_of_each_input_channel() -> None:

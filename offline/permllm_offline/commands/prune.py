@@ -8,7 +8,7 @@ from typing import Any
 
 from permllm_offline.commands.tables import plan_table, report_table, show
 from permllm_offline.methods import METHODS
-from permllm_offline.pipeline import prepare, prune
+from permllm_offline.pipeline import prepare_checkpoint, prune
 from permllm_offline.recipe import Recipe, make_recipe
 from permllm_offline.reconstructions import RECONSTRUCTIONS
 from permllm_vllm.checkpoint.pattern import SUPPORTED
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
         entries["learning"] = {"steps": options.steps}
     recipe = make_recipe(entries)
     if options.dry_run:
-        prepared = prepare(recipe, options.output, force=options.force)
+        prepared = prepare_checkpoint(recipe, options.output, force=options.force)
         show(plan_table(recipe, prepared.plan))
         return
     show(report_table(prune(recipe, options.output, force=options.force)))

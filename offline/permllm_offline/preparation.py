@@ -1,0 +1,68 @@
+"""Check a recipe against the model and the data before any work starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from permllm_offline.calibration import CalibrationWindows, sample_windows
+from permllm_offline.errors import OfflineError
+from permllm_offline.importance import IMPORTANCES
+from permllm_offline.loading import Source, load_tokenizer, open_source, parse_device, parse_dtype
+from permllm_offline.permutations import PERMUTATIONS
+from permllm_offline.plan import Plan, make_plan
+from permllm_offline.recipe import Recipe
+from permllm_offline.reconstructions import find_reconstruction
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is checked before any work starts."""
+
+    source: Source
+    dtype: torch.dtype
+    device: torch.device
+    plan: Plan
+    windows: CalibrationWindows | None
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Check a recipe against the model and the data, reading no weight.
+
+    Raises:
+        OfflineError, CheckpointError: the first thing that would make the prune fail.
+    """
+    method = recipe.parsed_method()
+    reconstruction = find_reconstruction(method.reconstruction)
+    device = parse_device(recipe.device)
+    source = open_source(recipe.model)
+    if getattr(source.config, "quantization_config", None) is not None:
+        raise OfflineError(
+            f"{recipe.model!r} is already quantized or pruned: prune its dense original."
+        )
+    dtype = parse_dtype(recipe.dtype) or source.dtype
+    permutation = PERMUTATIONS[method.permutation]
+    plan = make_plan(
+        source,
+        recipe.parsed_pattern(),
+        None if permutation.across_blocks else recipe.block_size,
+        permuted=permutation.permutes,
+        dtype=dtype,
+    )
+    windows = None
+    if recipe.dataset is not None:
+        windows = sample_windows(
+            recipe.dataset,
+            load_tokenizer(source),
+            num_samples=recipe.num_samples,
+            sequence_length=recipe.sequence_length,
+            seed=recipe.seed,
+            num_held_out=recipe.evaluation_windows,
+        )
+    elif IMPORTANCES[method.importance].needs_activations or reconstruction.needs_windows:
+        raise OfflineError(
+            f"method {recipe.method!r} needs calibration text: give --dataset a file, a folder or "
+            "a hub name."
+        )
+    return Prepared(source, dtype, device, plan, windows)

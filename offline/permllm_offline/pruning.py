@@ -1,0 +1,134 @@
+"""Prune a model in memory: calibrate, score, permute, mask, reconstruct."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from permllm_offline.activations import collect
+from permllm_offline.bake import apply_masks
+from permllm_offline.calibrated import Calibrated, LearningCurve
+from permllm_offline.decisions import GroupDecision, LayerDecision, decide
+from permllm_offline.evaluation import perplexity
+from permllm_offline.importance import IMPORTANCES
+from permllm_offline.layerwise import LayerError, reconstruct_layers
+from permllm_offline.layout import GroupLayout
+from permllm_offline.loading import load_model
+from permllm_offline.modules import decoder_layers, linear_of
+from permllm_offline.permutations import PERMUTATIONS
+from permllm_offline.preparation import Prepared
+from permllm_offline.recipe import Recipe
+from permllm_offline.reconstructions import RECONSTRUCTIONS
+from permllm_offline.report import Report
+
+
+@dataclass(frozen=True)
+class PrunedModel:
+    """A pruned model as a dense one with zeros, in the original channel order, and its report."""
+
+    model: Any
+    decisions: Sequence[LayerDecision]
+    report: Report
+
+
+def prune_model(recipe: Recipe, prepared: Prepared) -> PrunedModel:
+    """Load and prune a model; nothing is written.
+
+    Raises:
+        OfflineError: weights or calibration that cannot be used.
+    """
+    torch.manual_seed(recipe.seed)
+    model = load_model(prepared.source, prepared.dtype, prepared.device)
+    dense_perplexity = _held_out_perplexity(model, prepared, "dense perplexity")
+    calibrated = _calibrate(recipe, prepared, model)
+    decisions, curve = _decide(calibrated)
+    decisions, errors, reconstruction_curve = _prune_weights(calibrated, decisions)
+    report = Report.build(
+        recipe,
+        prepared.plan,
+        decisions,
+        curve,
+        dense_perplexity,
+        _held_out_perplexity(model, prepared, "sparse perplexity"),
+        errors,
+        reconstruction_curve,
+    )
+    return PrunedModel(model, decisions, report)
+
+
+def _calibrate(recipe: Recipe, prepared: Prepared, model: Any) -> Calibrated:
+    method, plan = recipe.parsed_method(), prepared.plan
+    importance = IMPORTANCES[method.importance]
+    hidden_states = (
+        PERMUTATIONS[method.permutation].needs_hidden_states
+        or RECONSTRUCTIONS[method.reconstruction].needs_hidden_states
+    )
+    windows = None if prepared.windows is None else prepared.windows.calibration
+    statistics = None
+    if windows is not None and (importance.needs_activations or hidden_states):
+        statistics = collect(model, plan.family, windows, hidden_states=hidden_states)
+    layers = decoder_layers(model, plan.family.layers)
+
+    def score(layer: int, layout: GroupLayout) -> Mapping[str, Tensor]:
+        norm = None if statistics is None else statistics.norms[layer][layout.group.name]
+        return {
+            linear: importance.score(linear_of(layers[layer], linear).weight.detach(), norm)
+            for linear in layout.group.linears
+        }
+
+    return Calibrated(
+        model=model,
+        plan=plan,
+        recipe=recipe,
+        windows=windows,
+        hidden_states=None if statistics is None else statistics.hidden_states,
+        score=score,
+    )
+
+
+def _decide(calibrated: Calibrated) -> tuple[list[LayerDecision], LearningCurve]:
+    recipe = calibrated.recipe
+    kind = PERMUTATIONS[recipe.parsed_method().permutation]
+    learned, curve = (None, []) if kind.learn is None else kind.learn(calibrated)
+    pattern = recipe.parsed_pattern()
+
+    def decide_group(index: int, layout: GroupLayout) -> GroupDecision:
+        importances = calibrated.score(index, layout)
+        permutation = None if learned is None else learned[index].get(layout.group.name)
+        if kind.allocate is not None:
+            permutation = layout.expand(kind.allocate(layout, importances, pattern))
+        return decide(layout, importances, permutation, pattern)
+
+    decisions: list[LayerDecision] = [
+        [decide_group(index, layout) for layout in layouts]
+        for index, layouts in enumerate(calibrated.plan.layers)
+    ]
+    return decisions, curve
+
+
+def _prune_weights(
+    calibrated: Calibrated, decisions: list[LayerDecision]
+) -> tuple[list[LayerDecision], list[LayerError], LearningCurve]:
+    reconstruction = RECONSTRUCTIONS[calibrated.recipe.parsed_method().reconstruction]
+    layers = decoder_layers(calibrated.model, calibrated.plan.family.layers)
+    errors: list[LayerError] = []
+    curve: LearningCurve = []
+    if reconstruction.layer is not None:
+        decisions, errors = reconstruct_layers(calibrated, decisions, reconstruction.layer)
+    for layer, decision in zip(layers, decisions, strict=True):
+        apply_masks(layer, decision)
+    if reconstruction.model is not None:
+        curve = reconstruction.model(calibrated, decisions)
+        for layer, decision in zip(layers, decisions, strict=True):
+            apply_masks(layer, decision)
+    return decisions, errors, curve
+
+
+def _held_out_perplexity(model: Any, prepared: Prepared, description: str) -> float | None:
+    if prepared.windows is None or len(prepared.windows.held_out) == 0:
+        return None
+    return perplexity(model, prepared.windows.held_out, description)

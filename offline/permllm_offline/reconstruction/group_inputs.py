@@ -1,0 +1,53 @@
+"""What flows into the linears of a shared-input group, computed no further than there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from permllm_offline.modules import linear_of
+from permllm_offline.reconstruction.layer_work import LayerWork
+
+
+class _Reached(Exception):
+    """Ends a forward pass where its result is known."""
+
+    def __init__(self, inputs: Tensor) -> None:
+        self.inputs = inputs
+
+
+@torch.no_grad()
+def group_inputs(work: LayerWork, linear: str) -> Iterator[Tensor]:
+    """Yield the input of a linear for each window: [sequence_length, in_features].
+
+    The layer runs with the weights that it has now, so that what was updated before is seen.
+    """
+    module = linear_of(work.layer, linear)
+    device = module.weight.device
+    for window in work.inputs:
+        handle = module.register_forward_pre_hook(_stop)
+        try:
+            work.forward(window[None].to(device))
+        except _Reached as reached:
+            yield reached.inputs[0]
+        finally:
+            handle.remove()
+
+
+def _stop(module: nn.Module, inputs: Sequence[Any]) -> NoReturn:
+    raise _Reached(inputs[0])
+
+
+def second_moment(inputs: Iterator[Tensor], channels: int, device: torch.device) -> Tensor:
+    """Sum of x x^T over all tokens: float32 [channels, channels].
+
+    Half of the Hessian of every row's squared output error.
+    """
+    moment = torch.zeros((channels, channels), dtype=torch.float32, device=device)
+    for tokens in inputs:
+        tokens = tokens.reshape(-1, channels).float()
+        moment.addmm_(tokens.t(), tokens)
+    return moment

@@ -1,0 +1,166 @@
+"""Optimal Brain Surgeon, column by column: the update of SparseGPT (arXiv 2301.00774).
+
+Whatever a pruned weight contributed is put on the columns after it, in the way that the second
+moment of the inputs says is best. The columns are visited in the permuted order, so that a group of
+M consecutive ones can choose its own mask from weights that are already updated.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from permllm_offline.decisions import GroupDecision, LayerDecision
+from permllm_offline.errors import OfflineError
+from permllm_offline.mask import keep_channels
+from permllm_offline.modules import linear_of
+from permllm_offline.reconstruction.group_inputs import group_inputs, second_moment
+from permllm_offline.reconstruction.layer_work import LayerWork
+from permllm_vllm.checkpoint.packing import pack_mask
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.permutation import absolute
+
+logger = logging.getLogger(__name__)
+
+DAMPING = 0.01
+"""Added to the diagonal of the second moment, relative to its mean."""
+
+DAMPING_LIMIT = 10.0
+"""Relative damping that no real second moment needs."""
+
+COLUMNS_AT_ONCE = 128
+"""Columns between two updates of all columns after them."""
+
+Chooser = Callable[[Tensor, Tensor], Tensor]
+"""Masks a group: weights [out, M] and the factor's diagonal [M] -> bool [out, M]."""
+
+
+def inverse_factor(moment: Tensor, damping: float = DAMPING) -> Tensor:
+    """Upper triangular U with U^T U = (moment + damping)^-1, computed in float64.
+
+    A channel that was always zero is treated as independent of the others. Damping grows tenfold
+    as long as the matrix is not positive definite.
+
+    Args:
+        moment: [channels, channels], symmetric.
+        damping: relative to the mean of the diagonal.
+
+    Returns:
+        float32 [channels, channels].
+
+    Raises:
+        OfflineError: the moment is not finite, or no damping up to ``DAMPING_LIMIT`` helps.
+    """
+    if not moment.isfinite().all():
+        raise OfflineError(
+            "the inputs of a layer are not finite during reconstruction: the model's activations "
+            "overflow. Try --dtype float32, or a method without reconstruction."
+        )
+    matrix = moment.double()
+    diagonal = matrix.diagonal()
+    alive = diagonal > 0
+    mean = diagonal[alive].mean() if alive.any() else torch.ones((), dtype=torch.float64)
+    diagonal[~alive] = mean.to(diagonal.device)
+    while damping <= DAMPING_LIMIT:
+        damped = matrix + damping * mean * torch.eye(len(matrix), device=matrix.device)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            inverse = torch.cholesky_inverse(lower)
+            factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            if not failed:
+                return factor.float()
+        logger.warning("the second moment of a layer's inputs is singular; damping x 10")
+        damping *= 10
+    raise OfflineError(
+        f"the second moment of a layer's inputs is singular even with damping {DAMPING_LIMIT:g}: "
+        "give more calibration text, or a method without reconstruction."
+    )
+
+
+def update_columns(
+    weight: Tensor, mask: Tensor | None, factor: Tensor, choose: Chooser | None, group: int
+) -> tuple[Tensor, Tensor]:
+    """Prune column by column and put each error on the columns after it.
+
+    Args:
+        weight: float32 [out, channels], in the order in which columns are visited.
+        mask: bool [out, channels], or None where ``choose`` makes it.
+        factor: of ``inverse_factor``, in the same order.
+        choose: masks a group from its updated weights, or None for the given mask.
+        group: columns per group; divides ``COLUMNS_AT_ONCE``.
+
+    Returns:
+        The updated weight, zero where pruned, and the mask.
+    """
+    weight = weight.clone()
+    chosen = torch.zeros_like(weight, dtype=torch.bool) if mask is None else mask
+    channels = weight.shape[1]
+    for start in range(0, channels, COLUMNS_AT_ONCE):
+        stop = min(start + COLUMNS_AT_ONCE, channels)
+        block, local = weight[:, start:stop], factor[start:stop, start:stop]
+        errors = torch.zeros_like(block)
+        for column in range(stop - start):
+            if choose is not None and column % group == 0:
+                members = slice(column, column + group)
+                chosen[:, start + column : start + column + group] = choose(
+                    block[:, members], local.diagonal()[members]
+                )
+            value = block[:, column]
+            kept = chosen[:, start + column]
+            errors[:, column] = value.masked_fill(kept, 0) / local[column, column]
+            value.masked_fill_(~kept, 0)
+            block[:, column + 1 :] -= torch.outer(errors[:, column], local[column, column + 1 :])
+        weight[:, stop:] -= errors @ factor[start:stop, stop:]
+    return weight, chosen
+
+
+def least_damage(pattern: Pattern) -> Chooser:
+    """SparseGPT's choice: keep the N weights of a group whose removal would cost most."""
+
+    def choose(weights: Tensor, diagonal: Tensor) -> Tensor:
+        damage = (weights / diagonal).square()
+        return keep_channels(damage.t().contiguous(), pattern).t()
+
+    return choose
+
+
+def update_kept_weights(work: LayerWork) -> LayerDecision:
+    """Update the kept weights of a decoder layer under its masks, group by group."""
+    for group in work.decision:
+        _update_group(work, group, None)
+    return work.decision
+
+
+def choose_and_update(work: LayerWork) -> LayerDecision:
+    """Choose the masks of a decoder layer anew while its weights are updated (SparseGPT)."""
+    choose = least_damage(work.recipe.parsed_pattern())
+    return [_update_group(work, group, choose) for group in work.decision]
+
+
+def _update_group(work: LayerWork, group: GroupDecision, choose: Chooser | None) -> GroupDecision:
+    names = list(group.masks)
+    first = linear_of(work.layer, names[0]).weight
+    moment = second_moment(group_inputs(work, names[0]), first.shape[1], first.device)
+    order = torch.arange(first.shape[1])
+    if group.permutation is not None:
+        order = absolute(group.permutation, group.layout.block_size)
+    order = order.to(first.device)
+    back = order.argsort()
+    factor = inverse_factor(moment[order][:, order])
+    masks, retained = dict(group.masks), dict(group.retained)
+    for name in names:
+        data = linear_of(work.layer, name).weight.data
+        dense = data.float()[:, order]
+        mask = None if choose else group.mask(name).to(data.device)[:, order]
+        size = work.recipe.parsed_pattern().group
+        weight, mask = update_columns(dense, mask, factor, choose, size)
+        data.copy_(weight[:, back])
+        if choose is not None:
+            damage = (dense / factor.diagonal()).square()
+            retained[name] = float(damage[mask].double().sum() / damage.double().sum())
+            masks[name] = pack_mask(mask[:, back].cpu())
+    return replace(group, masks=masks, retained=retained)

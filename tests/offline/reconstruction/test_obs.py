@@ -1,0 +1,135 @@
+"""Optimal Brain Surgeon against plain loops and least squares."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from permllm_offline.errors import OfflineError
+from permllm_offline.mask import keep_channels
+from permllm_offline.reconstruction import obs
+from permllm_offline.reconstruction.obs import inverse_factor, least_damage, update_columns
+from permllm_vllm.checkpoint.pattern import Pattern
+
+PATTERNS = [Pattern(2, 4), Pattern(4, 8)]
+
+
+def layer(rows: int = 5, channels: int = 32, tokens: int = 200) -> tuple[Tensor, Tensor]:
+    """A weight, and the second moment of correlated inputs."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.eye(channels) + 0.3 * torch.randn(channels, channels, generator=generator)
+    inputs = torch.randn(tokens, channels, generator=generator) @ mixing
+    return torch.randn(rows, channels, generator=generator), inputs.t() @ inputs
+
+
+def half(weight: Tensor, pattern: Pattern) -> Tensor:
+    return keep_channels(weight.abs().t().contiguous(), pattern).t()
+
+
+def loss(weight: Tensor, dense: Tensor, moment: Tensor) -> Tensor:
+    """Squared output error of every row."""
+    difference = (weight - dense).double()
+    return ((difference @ moment.double()) * difference).sum(1)
+
+
+def least_squares(dense: Tensor, mask: Tensor, moment: Tensor) -> Tensor:
+    """The best weights under a mask, row by row, from the normal equations."""
+    best = torch.zeros_like(dense, dtype=torch.float64)
+    moment = moment.double()
+    for row, kept in enumerate(mask):
+        target = (moment @ dense[row].double())[kept]
+        best[row, kept] = torch.linalg.solve(moment[kept][:, kept], target)
+    return best
+
+
+def surgeon(dense: Tensor, mask: Tensor, moment: Tensor) -> Tensor:
+    """Each row alone, each column in turn, with the inverse of what is left computed afresh."""
+    weight, moment = dense.double().clone(), moment.double()
+    channels = dense.shape[1]
+    for row in range(dense.shape[0]):
+        for column in range(channels):
+            if not mask[row, column]:
+                inverse = torch.linalg.inv(moment[column:, column:])
+                weight[row, column:] -= weight[row, column] / inverse[0, 0] * inverse[0]
+                weight[row, column] = 0
+    return weight
+
+
+def test_the_factor_squares_to_the_inverse() -> None:
+    _, moment = layer()
+    factor = inverse_factor(moment, damping=0.0).double()
+    torch.testing.assert_close(
+        factor.t() @ factor, torch.linalg.inv(moment.double()), rtol=1e-4, atol=1e-7
+    )
+    assert torch.equal(factor, factor.triu())
+
+
+@pytest.mark.parametrize("columns_at_once", [8, 32])
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_equals_the_surgeon_step_by_step(
+    pattern: Pattern, columns_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(obs, "COLUMNS_AT_ONCE", columns_at_once)
+    dense, moment = layer()
+    mask = half(dense, pattern)
+    factor = inverse_factor(moment, damping=0.0)
+    updated, _ = update_columns(dense, mask, factor, None, pattern.group)
+    torch.testing.assert_close(updated.double(), surgeon(dense, mask, moment), rtol=1e-3, atol=1e-4)
+    assert not updated[~mask].any()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_lies_between_the_mask_alone_and_least_squares(pattern: Pattern) -> None:
+    dense, moment = layer(rows=8, channels=256, tokens=600)
+    mask = half(dense, pattern)
+    updated, _ = update_columns(dense, mask, inverse_factor(moment), None, pattern.group)
+    before, after = loss(dense * mask, dense, moment), loss(updated, dense, moment)
+    best = loss(least_squares(dense, mask, moment), dense, moment)
+    # A single row may lose: a weight that took something over can be pruned after all.
+    assert after.sum() < before.sum()
+    assert (best <= after * (1 + 1e-6)).all()
+
+
+def test_is_least_squares_where_pruned_columns_come_first() -> None:
+    dense, moment = layer()
+    mask = (torch.arange(32) >= 8).expand(dense.shape)
+    updated, _ = update_columns(dense, mask, inverse_factor(moment, damping=0.0), None, 4)
+    torch.testing.assert_close(
+        updated.double(), least_squares(dense, mask, moment), rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_its_own_masks_keep_n_of_m_and_lose_less(pattern: Pattern) -> None:
+    dense, moment = layer(rows=16, channels=64, tokens=400)
+    factor = inverse_factor(moment)
+    fixed, _ = update_columns(dense, half(dense, pattern), factor, None, pattern.group)
+    own, mask = update_columns(dense, None, factor, least_damage(pattern), pattern.group)
+    assert (mask.unflatten(1, (-1, pattern.group)).sum(2) == pattern.kept).all()
+    assert not own[~mask].any()
+    assert loss(own, dense, moment).sum() < loss(fixed, dense, moment).sum()
+
+
+def test_a_dead_channel_disturbs_nothing() -> None:
+    dense, moment = layer()
+    moment[3] = moment[:, 3] = 0
+    mask = half(dense, PATTERNS[0])
+    updated, _ = update_columns(dense, mask, inverse_factor(moment), None, 4)
+    assert updated.isfinite().all()
+    assert torch.equal(updated[:, 3], dense[:, 3] * mask[:, 3])
+
+
+def test_a_singular_moment_is_damped_more(caplog: pytest.LogCaptureFixture) -> None:
+    moment = torch.eye(8) * 1e-3
+    moment[0, 1] = moment[1, 0] = 2e-3  # not positive definite
+    assert inverse_factor(moment, damping=0.01).isfinite().all()
+    assert "damping x 10" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(float("nan"), "not finite"), (1e6, "singular even with damping 10")]
+)
+def test_a_hopeless_moment_is_refused(value: float, message: str) -> None:
+    moment = torch.eye(8)
+    moment[0, 1] = moment[1, 0] = value
+    with pytest.raises(OfflineError, match=message):
+        inverse_factor(moment)

@@ -1,0 +1,35 @@
+"""Pruning in memory, for methods whose result no checkpoint can hold."""
+
+from pathlib import Path
+
+import torch
+
+from permllm_offline.preparation import prepare
+from permllm_offline.pruning import prune_model
+from permllm_offline.recipe import make_recipe
+
+
+def test_a_permutation_across_blocks_is_evaluated_in_memory(
+    tiny_model_directory: Path, text_file: Path
+) -> None:
+    retained = {}
+    for method in ("wanda", "wanda+cp-lsa", "wanda+cp-global"):
+        recipe = make_recipe(
+            {
+                "model": str(tiny_model_directory),
+                "method": method,
+                "dataset": str(text_file),
+                "num_samples": 8,
+                "sequence_length": 24,
+            }
+        )
+        pruned = prune_model(recipe, prepare(recipe))
+        weight = pruned.model.model.layers[0].mlp.down_proj.weight
+        assert int((weight == 0).sum()) == weight.numel() // 2
+        assert pruned.report.perplexity_after is not None
+        retained[method] = torch.tensor(
+            [layer.retained_importance for layer in pruned.report.layers]
+        )
+    assert retained["wanda"].mean() < retained["wanda+cp-lsa"].mean()
+    # In the widest layer the channels have most places to go.
+    assert retained["wanda+cp-lsa"][6] < retained["wanda+cp-global"][6]
