@@ -31,8 +31,8 @@ COMMON_FLAGS = [
     "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY",
 ]  # fmt: skip
 AVX512_FLAGS = [
-    "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi2", "-mavx512bf16", "-mavx512vnni",
-    "-mfma", "-mpopcnt", "-mbmi", "-mbmi2", "-mprefer-vector-width=512",
+    "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi2", "-mavx512bf16",
+    "-mavx512vnni", "-mfma", "-mpopcnt", "-mbmi", "-mbmi2", "-mprefer-vector-width=512",
 ]  # fmt: skip
 AMX_FLAGS = [*AVX512_FLAGS, "-mamx-tile", "-mamx-bf16"]
 INSTRUCTION_SETS = {"avx512_": AVX512_FLAGS, "amx_": AMX_FLAGS}  # by a source's prefix, x86-64 only

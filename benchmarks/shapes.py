@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -78,6 +78,16 @@ def random_layer(
         dense,
         torch.randn(n, generator=generator).to(torch.bfloat16) if bias else None,
     )
+
+
+def to_int8(layer: Layer) -> Layer:
+    """The layer with int8 values, the largest of each row 127; `dense` is float32, of those."""
+    values = layer.weights.values.float()
+    scale = values.abs().amax(dim=1).clamp_min(1e-6) / 127
+    quantized = (values / scale.unsqueeze(1)).round().to(torch.int8)
+    weights = replace(layer.weights, values=quantized, scale=scale)
+    dense = (layer.dense.float() / scale.unsqueeze(1)).round() * scale.unsqueeze(1)
+    return Layer(weights, dense, layer.bias)
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,18 @@ constexpr int kIntoL1 = 3, kIntoL2 = 2;  // prefetcht0, prefetcht1, as __builtin
 
 // Few tokens. Prefetching overlaps with the arithmetic only where it stops in L2.
 constexpr int kFewHint = kIntoL2;
-constexpr int kFewFetchTokens = 2;            // one token is fetched as fast by the hardware alone
-constexpr int kFewAhead = 24;                 // blocks of 576 bytes, where one pass takes all rows
-constexpr int kFewAheadPasses = 32;           // and where several passes take some rows each
+constexpr int kFewFetchTokens = 2;            // one is fetched as fast by the hardware alone
+constexpr int kFewFetchTokensInt8 = 1;        // but not where its bytes are fewer
+constexpr int kFewAhead = 13824;              // bytes, where one pass takes all rows
+constexpr int kFewAheadPasses = 18432;        // and where several passes take some rows each
 constexpr int64_t kFewChunkBytes = 20 << 10;  // x and blocks that those passes share, in L1
+constexpr int kSplitTokens = 2;               // int8: W8A16 up to here, W8A8 beyond
 
 // Many tokens. The blocks of the next steps fit L1 and are wanted there.
 constexpr int kManyHint = kIntoL1;
 constexpr int kManyHintX = kIntoL2;    // those of x fit L2
 constexpr int kManyAhead = 2;          // steps of one row group and one chunk of inputs
-constexpr int64_t kChunkBlocks = 8;    // inputs expanded at a time: 8 rows are 8 KiB
+constexpr int64_t kChunkBytes = 2048;  // of a row, expanded at a time: 8 rows are half of L1
 constexpr int64_t kPanelGroups = 16;   // row groups whose sums wait in L2 for the next chunk
 constexpr int64_t kTokenVectors = 16;  // of 16 tokens: what one expansion serves at most
 // Packing x alone takes 6 * threads / n of the call.
@@ -35,6 +37,7 @@ constexpr int64_t kSerialPackElements = 64 << 10;  // and these take 4 us
 constexpr int kRows = kAvx512Rows;
 constexpr int kLanes = 16;  // 32-bit lanes: pairs of inputs, or tokens
 using Rows8 = Block<kRows>;
+using Int8Rows8 = Block<kRows, int8_t>;
 
 #define PERMLLM_UNROLL _Pragma("GCC unroll 32")
 
@@ -64,6 +67,20 @@ inline __m512i expand_high(const Rows8& block, int row) {
   const uint64_t mask = block.mask[row];
   const int skip = __builtin_popcount(static_cast<uint32_t>(mask));
   return expand_values(static_cast<__mmask32>(mask >> 32), block.values[row] + skip);
+}
+
+// All 64 inputs of one row of a block of int8 values, zeros where pruned.
+inline __m512i expand_int8(const Int8Rows8& block, int row) {
+  __m512i zero = _mm512_setzero_si512();
+  __asm__("" : "+v"(zero));
+  const auto* values = reinterpret_cast<const __m256i*>(block.values[row]);
+  return _mm512_mask_expand_epi8(zero, block.mask[row],
+                                 _mm512_zextsi256_si512(_mm256_load_si256(values)));
+}
+
+// The mask of the first `count` (any number) of 32 inputs.
+inline __mmask32 first_lanes(int64_t count) {
+  return count >= 32 ? 0xffffffff : count <= 0 ? 0 : (1u << count) - 1;
 }
 
 inline __m512 dot_pairs(__m512 sum, __m512i a, __m512i b) {

@@ -25,13 +25,16 @@ struct LinearArguments {
   const int32_t* value_sums = nullptr;  // [row groups * Rows], in `packed`
 };
 
+// Up to here the products of a row cost less than those of 16 lanes do.
+constexpr int kAvx512FewTokens = 10;
+
 void amx_few_tokens(const LinearArguments&);      // m <= 32
 void amx_many_tokens(const LinearArguments&);     // any m
-void avx512_few_tokens(const LinearArguments&);   // m <= 12
+void avx512_few_tokens(const LinearArguments&);   // m <= kAvx512FewTokens
 void avx512_many_tokens(const LinearArguments&);  // any m
 void portable(const LinearArguments&);            // any m
 
-void avx512_int8_few_tokens(const LinearArguments&);   // W8A16
-void avx512_int8_many_tokens(const LinearArguments&);  // W8A8
+void avx512_int8_few_tokens(const LinearArguments&);   // m <= kAvx512FewTokens; W8A16 for m <= 2
+void avx512_int8_many_tokens(const LinearArguments&);  // any m; W8A8
 
 }  // namespace permllm::cpu

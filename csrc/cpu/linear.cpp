@@ -8,11 +8,12 @@
 namespace permllm::cpu {
 namespace {
 
-constexpr int64_t kTokenBlock = 256;      // gathered at a time, so that the copy stays in the cache
-constexpr int64_t kAmxFewTokens = 32;     // from here on expanding once for many tokens wins
-constexpr int64_t kAvx512FewTokens = 12;  // up to here a row's products cost less than 16 lanes do
-constexpr int64_t kAvx512FewMore = 8;     // the same where they mean reading the weight once more
-constexpr int64_t kAvx512Lanes = 16;      // tokens per vector of the many-token kernel
+constexpr int64_t kTokenBlock = 256;   // gathered at a time, so that the copy stays in the cache
+constexpr int64_t kAmxFewTokens = 32;  // from here on expanding once for many tokens wins
+constexpr int64_t kAvx512FewMore = 8;  // as kAvx512FewTokens, where the weight is read once more
+constexpr int64_t kAvx512Lanes = 16;   // tokens per vector of the many-token kernel
+
+using Kernel = void (*)(const LinearArguments&);
 
 LinearArguments tokens(const LinearArguments& a, int64_t first, int64_t count) {
   LinearArguments part = a;
@@ -23,12 +24,13 @@ LinearArguments tokens(const LinearArguments& a, int64_t first, int64_t count) {
 }
 
 #if defined(PERMLLM_AVX512)
+template <Kernel FewTokens, Kernel ManyTokens>
 void avx512(const LinearArguments& a) {
   const int64_t rest = a.m % kAvx512Lanes;
   const bool few = rest <= (a.m < kAvx512Lanes ? kAvx512FewTokens : kAvx512FewMore);
   const int64_t many = few ? a.m - rest : a.m;
-  if (many > 0) avx512_many_tokens(tokens(a, 0, many));
-  if (many < a.m) avx512_few_tokens(tokens(a, many, a.m - many));
+  if (many > 0) ManyTokens(tokens(a, 0, many));
+  if (many < a.m) FewTokens(tokens(a, many, a.m - many));
 }
 #endif
 
@@ -37,8 +39,6 @@ void amx(const LinearArguments& a) {
   a.m <= kAmxFewTokens ? amx_few_tokens(a) : amx_many_tokens(a);
 }
 #endif
-
-using Kernel = void (*)(const LinearArguments&);
 
 // What multiplies any number of tokens, or null where nothing does.
 Kernel kernel(Isa isa, ValueType type) {
@@ -52,7 +52,8 @@ Kernel kernel(Isa isa, ValueType type) {
 #endif
     case Isa::kAvx512Bf16:
 #if defined(PERMLLM_AVX512)
-      return bfloat16 ? avx512 : nullptr;
+      return bfloat16 ? avx512<avx512_few_tokens, avx512_many_tokens>
+                      : avx512<avx512_int8_few_tokens, avx512_int8_many_tokens>;
 #else
       return nullptr;
 #endif

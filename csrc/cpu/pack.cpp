@@ -80,7 +80,10 @@ BadMask pack_row_group(const PackArguments& a, int64_t group, Block<Rows, Value>
   return bad;
 }
 
-// What a kernel needs to know beside the blocks: nothing for bfloat16.
+// The sums of this many rows, in whole cache lines.
+int64_t sum_count(int64_t rows) { return ceil_div(rows, 16) * 16; }
+
+// What kernels need beside the blocks: nothing for bfloat16.
 template <int Rows>
 void sum_values(const Block<Rows, bf16>*, int64_t, int32_t*) {}
 
@@ -112,8 +115,12 @@ BadMask pack_rows(const PackArguments& a, void* packed) {
       if (first_bad.row < 0 || bad.row < first_bad.row) first_bad = bad;
     }
   });
-  const int64_t sum_count = sizeof(Value) == 1 ? groups * Rows : 0;
-  std::memset(sums + sum_count, 0, kTailBytes);
+  if (a.type == ValueType::kBfloat16) {
+    std::memset(sums, 0, kTailBytes);
+  } else {
+    std::memset(sums + groups * Rows, 0,
+                (sum_count(groups * Rows) - groups * Rows) * sizeof(int32_t) + kTailBytes);
+  }
   return first_bad;
 }
 
@@ -133,8 +140,8 @@ int64_t block_bytes(Isa isa, ValueType type, int64_t n, int64_t k) {
 }
 
 int64_t packed_bytes(Isa isa, ValueType type, int64_t n, int64_t k) {
-  const int64_t sums = type == ValueType::kInt8 ? sizeof(int32_t) : 0;  // per row
-  return block_bytes(isa, type, n, k) + ceil_div(n, rows(isa)) * rows(isa) * sums + kTailBytes;
+  const int64_t sums = type == ValueType::kInt8 ? sum_count(ceil_div(n, rows(isa)) * rows(isa)) : 0;
+  return block_bytes(isa, type, n, k) + sums * sizeof(int32_t) + kTailBytes;
 }
 
 BadMask pack(Isa isa, const PackArguments& arguments, void* packed) {

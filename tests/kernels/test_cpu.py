@@ -6,7 +6,6 @@ import torch
 from benchmarks.shapes import Case, cases, random_layer
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
-from permllm_vllm.backends.reference import ReferenceBackend
 
 TOLERANCE = 3e-3  # relative Frobenius error: the rounding of y to bfloat16 alone gives 1.7e-3
 TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 40, 48, 64, 65, 100, 257, 300)
@@ -156,15 +155,3 @@ def test_batch_invariance_within_a_path(isa: str) -> None:
     many = run(layer, isa, x[:48])
     assert torch.equal(run(layer, isa, x[:96])[:48], many)
     assert torch.equal(run(layer, isa, x[:288])[:48], many)
-
-
-def test_scale_is_applied_when_packing(isa: str) -> None:
-    layer = random_layer(20, 64)
-    scale = torch.rand(20) + 0.5
-    values = (layer.weights.values.float() * 500).round().clamp(-127, 127).to(torch.int8)
-    weights = type(layer.weights)(**{**vars(layer.weights), "values": values, "scale": scale})
-    packed = CpuBackend(isa).pack(weights)
-    y = ops.sparse_linear(
-        torch.eye(64).bfloat16(), packed.packed, packed.metadata, None, None, None, 20, "2:4"
-    )
-    assert torch.equal(y, ReferenceBackend(torch.bfloat16).pack(weights).packed.t())

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks.shapes import random_layer
+from benchmarks.shapes import random_layer, to_int8
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
 
@@ -32,19 +32,21 @@ def before_a_guard(tensor: torch.Tensor) -> torch.Tensor:
 def check(isa: str) -> None:
     for n, k in ((5, 72), (33, 200), (70, 576)):
         layer = random_layer(n, k, permuted=False, bias=True)
-        assert layer.bias is not None
-        packed = CpuBackend(isa).pack(layer.weights)
-        blob = before_a_guard(packed.packed)
-        bias = before_a_guard(layer.bias)
-        for m in (1, 2, 5, 9, 14, 16, 17, 31, 40, 100):
-            x = torch.randn(m, k).bfloat16()
-            y = ops.sparse_linear(
-                before_a_guard(x), blob, packed.metadata, None, None, bias, n, "2:4"
-            )
-            expected = ops.sparse_linear(
-                x, packed.packed, packed.metadata, None, None, layer.bias, n, "2:4"
-            )
-            assert torch.equal(y, expected)
+        for weights in (layer.weights, to_int8(layer).weights):
+            assert layer.bias is not None
+            packed = CpuBackend(isa).pack(weights)
+            blob = before_a_guard(packed.packed)
+            bias = before_a_guard(layer.bias)
+            scale = None if packed.scale is None else before_a_guard(packed.scale)
+            for m in (1, 2, 5, 9, 14, 16, 17, 31, 40, 100):
+                x = torch.randn(m, k).bfloat16()
+                y = ops.sparse_linear(
+                    before_a_guard(x), blob, packed.metadata, None, scale, bias, n, "2:4"
+                )
+                expected = ops.sparse_linear(
+                    x, packed.packed, packed.metadata, None, packed.scale, layer.bias, n, "2:4"
+                )
+                assert torch.equal(y, expected)
 
 
 def test_reads_stay_inside(isa: str) -> None:

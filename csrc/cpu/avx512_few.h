@@ -1,0 +1,198 @@
+// AVX-512 for 1..10 tokens: every row is expanded in registers and multiplied at once.
+//
+// A vector holds inputs of one row; accumulators per row and token keep 16 partial sums, which are
+// added up once per output. What is read from memory is the packed weight alone, in order.
+//
+// `Products` says what the values are and how they meet x:
+//   Value                          of the blocks
+//   kWeights, kInputs, kSums       vectors that hold 64 inputs of a row, and of a token; sums
+//   expand(block, row, weights)    a row's 64 inputs, zeros where pruned
+//   multiply(sums, weights, input, x)  adds the products with vector `input` of a token
+//   add(a, b)                      of sums
+//   rows_per_pass(tokens)          whose sums fit the registers beside their weights
+//   kFetchTokens                   from so many on, blocks further on are fetched
+//   Inputs                         constructed from the arguments; load(token, block, vectors)
+//                                  gives a token's 64 inputs, zeros past k
+//   Outputs                        constructed from the arguments and the Inputs;
+//                                  convert(sums of 8 rows, row, mask of those that exist, token) as
+//                                  floats
+#pragma once
+
+#include "kernels.h"
+#include "scratch.h"
+#include "threads.h"
+// The vector code comes last.
+#include "avx512.h"
+
+namespace permllm::cpu {
+namespace {
+
+template <class Products, int Tokens>
+class FewTokens {
+  using BlockOf8 = Block<kRows, typename Products::Value>;
+  using Inputs = typename Products::Inputs;
+  using Outputs = typename Products::Outputs;
+
+  static constexpr int kWeights = Products::kWeights;
+  static constexpr int kInputs = Products::kInputs;
+  static constexpr int kSums = Products::kSums;
+  static constexpr int kPass = Products::rows_per_pass(Tokens);  // further rows: from the cache
+  static constexpr int kStepVectors = kInputs * Tokens;          // of x per block
+
+  // The sums of one row group, 16 partial ones each.
+  struct Sums {
+    __m512i of[kRows][Tokens][kSums];
+  };
+
+ public:
+  explicit FewTokens(const LinearArguments& a)
+      : arguments_(a),
+        blocks_(ceil_div(a.k, kBlockInputs)),
+        x_(static_cast<__m512i*>(
+            thread_scratch(Scratch::kActivations, blocks_ * kStepVectors * sizeof(__m512i)))),
+        inputs_(a),
+        outputs_(a, inputs_) {
+    // [block][vector][token]
+    for (int64_t b = 0; b < blocks_; ++b) {
+      for (int t = 0; t < Tokens; ++t) {
+        __m512i vectors[kInputs];
+        inputs_.load(t, b, vectors);
+        for (int i = 0; i < kInputs; ++i) x_[(b * kInputs + i) * Tokens + t] = vectors[i];
+      }
+    }
+  }
+
+  void run(int64_t begin, int64_t end) const {
+    constexpr int64_t kStepBytes = sizeof(BlockOf8) + kStepVectors * sizeof(__m512i);
+    // Where there are several passes, they find what they read in L1.
+    const int64_t chunk = kPass == kRows ? blocks_ : tuning::kFewChunkBytes / kStepBytes;
+    const auto* packed = static_cast<const BlockOf8*>(arguments_.packed);
+    for (int64_t group = begin; group < end; ++group) {
+      Sums sums;
+      PERMLLM_UNROLL
+      for (auto& row : sums.of) {
+        PERMLLM_UNROLL
+        for (auto& token : row) {
+          PERMLLM_UNROLL
+          for (__m512i& sum : token) sum = _mm512_setzero_si512();
+        }
+      }
+      const BlockOf8* block = packed + group * blocks_;
+      for (int64_t b = 0; b < blocks_; b += chunk) {
+        const int64_t count = b + chunk < blocks_ ? chunk : blocks_ - b;
+        PERMLLM_UNROLL
+        for (int first = 0; first < kRows; first += kPass) {
+          multiply(block + b, count, first, x_ + b * kStepVectors, sums);
+        }
+      }
+      store(group * kRows, sums);
+    }
+  }
+
+ private:
+  // Adds the products of rows first..first+kPass-1 of some blocks, while the pass's share of blocks
+  // further on is fetched, evenly.
+  static void multiply(const BlockOf8* block, int64_t blocks, int first, const __m512i* x,
+                       Sums& sums) {
+    constexpr int kShare = sizeof(BlockOf8) * kPass / kRows;  // bytes to fetch per block
+    constexpr int kAhead = kPass == kRows ? tuning::kFewAhead : tuning::kFewAheadPasses;
+    const char* ahead =
+        reinterpret_cast<const char*>(block) + kAhead + blocks * kShare * (first / kPass);
+    __m512i sum[kPass][Tokens][kSums];
+    PERMLLM_UNROLL
+    for (int r = 0; r < kPass; ++r) {
+      PERMLLM_UNROLL
+      for (int t = 0; t < Tokens; ++t) {
+        PERMLLM_UNROLL
+        for (int s = 0; s < kSums; ++s) sum[r][t][s] = sums.of[first + r][t][s];
+      }
+    }
+    for (const BlockOf8* end = block + blocks; block != end; ++block, x += kStepVectors) {
+      if (Tokens >= Products::kFetchTokens) prefetch<tuning::kFewHint, kShare>(ahead);
+      ahead += kShare;
+      PERMLLM_UNROLL
+      for (int r = 0; r < kPass; ++r) {
+        __m512i weights[kWeights];
+        Products::expand(*block, first + r, weights);
+        PERMLLM_UNROLL
+        for (int i = 0; i < kInputs; ++i) {
+          PERMLLM_UNROLL
+          for (int t = 0; t < Tokens; ++t) {
+            Products::multiply(sum[r][t], weights, i, x[i * Tokens + t]);
+          }
+        }
+      }
+    }
+    PERMLLM_UNROLL
+    for (int r = 0; r < kPass; ++r) {
+      PERMLLM_UNROLL
+      for (int t = 0; t < Tokens; ++t) {
+        PERMLLM_UNROLL
+        for (int s = 0; s < kSums; ++s) sums.of[first + r][t][s] = sum[r][t][s];
+      }
+    }
+  }
+
+  // The sums of the lanes of eight vectors, first..first+7 of a row group.
+  static __m256i add_lanes(const Sums& sums, int token, int s) {
+    __m512i pairs[4], fours[2];
+    PERMLLM_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const __m512i a = sums.of[2 * i][token][s], b = sums.of[2 * i + 1][token][s];
+      pairs[i] = Products::add(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    }
+    PERMLLM_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const __m512i a = pairs[2 * i], b = pairs[2 * i + 1];
+      fours[i] = Products::add(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    }
+    // Four 128-bit quarters of partial sums each, of rows 0..3 and of rows 4..7.
+    const __m512i halves = Products::add(_mm512_shuffle_i64x2(fours[0], fours[1], 0x88),
+                                         _mm512_shuffle_i64x2(fours[0], fours[1], 0xdd));
+    const __m512i swapped = _mm512_shuffle_i64x2(halves, halves, 0xb1);
+    const __m512i all = Products::add(halves, swapped);
+    return _mm512_castsi512_si256(_mm512_shuffle_i64x2(all, all, 0x08));
+  }
+
+  void store(int64_t row, const Sums& sums) const {
+    const LinearArguments& a = arguments_;
+    const auto mask = static_cast<__mmask8>(a.n - row >= kRows ? 0xff : (1 << (a.n - row)) - 1);
+    __m256 bias = _mm256_setzero_ps();
+    if (a.bias != nullptr) {
+      const __m256i bits = _mm256_cvtepu16_epi32(_mm_maskz_loadu_epi16(mask, a.bias + row));
+      bias = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+    }
+    for (int t = 0; t < Tokens; ++t) {
+      __m256i totals[kSums];
+      PERMLLM_UNROLL
+      for (int s = 0; s < kSums; ++s) totals[s] = add_lanes(sums, t, s);
+      const __m256 y = _mm256_add_ps(outputs_.convert(totals, row, mask, t), bias);
+      _mm_mask_storeu_epi16(a.y + t * a.n + row, mask,
+                            reinterpret_cast<__m128i>(_mm256_cvtneps_pbh(y)));
+    }
+  }
+
+  LinearArguments arguments_;
+  int64_t blocks_;
+  __m512i* x_;
+  Inputs inputs_;
+  Outputs outputs_;
+};
+
+template <class Products, int Tokens>
+void multiply_tokens(const LinearArguments& a) {
+  const FewTokens<Products, Tokens> tokens(a);
+  parallel_for(ceil_div(a.n, kRows), [&](int64_t begin, int64_t end) { tokens.run(begin, end); });
+}
+
+// 1..Most tokens.
+template <class Products, int Most>
+void multiply_few_tokens(const LinearArguments& a) {
+  if constexpr (Most > 1) {
+    if (a.m < Most) return multiply_few_tokens<Products, Most - 1>(a);
+  }
+  multiply_tokens<Products, Most>(a);
+}
+
+}  // namespace
+}  // namespace permllm::cpu

@@ -1,0 +1,96 @@
+// int8 values for few tokens: vpdpbusd on 64 inputs of a row.
+//
+// W8A16: x is a 16-bit integer, and its upper and lower bytes have a sum each.
+// W8A8: x is an 8-bit integer, half of the products.
+#include "avx512_few.h"
+#include "avx512_quantize.h"
+
+namespace permllm::cpu {
+namespace {
+
+template <int Bytes>
+struct Int8Products {
+  using Value = int8_t;
+  static constexpr int kWeights = 1, kInputs = Bytes, kSums = Bytes;
+  static constexpr int kFetchTokens = tuning::kFewFetchTokensInt8;
+  static constexpr int kLargest = Bytes == 2 ? kLargest16 : kLargest8;
+  static constexpr int kShift = Bytes == 2 ? kShift16 : kShift8;
+
+  static constexpr int rows_per_pass(int tokens) {
+    return tokens * Bytes <= 3 ? 8 : tokens * Bytes <= 6 ? 4 : 2;
+  }
+
+  static void expand(const Int8Rows8& block, int row, __m512i (&weights)[1]) {
+    weights[0] = expand_int8(block, row);
+  }
+
+  static void multiply(__m512i (&sums)[Bytes], const __m512i (&weights)[1], int byte, __m512i x) {
+    sums[byte] = _mm512_dpbusd_epi32(sums[byte], x, weights[0]);
+  }
+
+  static __m512i add(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
+
+  struct Inputs {
+    explicit Inputs(const LinearArguments& arguments)
+        : a(arguments),
+          scales(
+              static_cast<float*>(thread_scratch(Scratch::kTokenScales, 2 * a.m * sizeof(float)))),
+          inverses(scales + a.m) {
+      for (int64_t t = 0; t < a.m; ++t) {
+        const TokenScale token(a.x + t * a.x_stride, a.k, kLargest);
+        scales[t] = token.scale;
+        inverses[t] = token.inverse;
+      }
+    }
+
+    // With two bytes, the upper ones first.
+    void load(int64_t token, int64_t block, __m512i (&vectors)[Bytes]) const {
+      const bf16* x = a.x + token * a.x_stride;
+      const int64_t first = block * kBlockInputs;
+      const __m512i low = quantize_inputs(x, a.k, first, inverses[token], kShift);
+      const __m512i high = quantize_inputs(x, a.k, first + 32, inverses[token], kShift);
+      vectors[Bytes - 1] = join(_mm512_cvtepi16_epi8(low), _mm512_cvtepi16_epi8(high));
+      if constexpr (Bytes == 2) {
+        vectors[0] = join(_mm512_cvtepi16_epi8(_mm512_srli_epi16(low, 8)),
+                          _mm512_cvtepi16_epi8(_mm512_srli_epi16(high, 8)));
+      }
+    }
+
+    static __m512i join(__m256i low, __m256i high) {
+      return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    }
+
+    const LinearArguments& a;
+    float* scales;
+    float* inverses;
+  };
+
+  struct Outputs {
+    Outputs(const LinearArguments& arguments, const Inputs& inputs)
+        : a(arguments), scales(inputs.scales) {}
+
+    // The shift is 128 of the upper byte.
+    __m256 convert(const __m256i (&sums)[Bytes], int64_t row, __mmask8 mask, int token) const {
+      const auto* values = reinterpret_cast<const __m256i*>(a.value_sums + row);
+      const __m256i shifted = _mm256_slli_epi32(_mm256_loadu_si256(values), 7);
+      __m256 sum = _mm256_cvtepi32_ps(_mm256_sub_epi32(sums[0], shifted));
+      if constexpr (Bytes == 2) {
+        sum = _mm256_fmadd_ps(sum, _mm256_set1_ps(256.0f), _mm256_cvtepi32_ps(sums[1]));
+      }
+      const __m256 scale = _mm256_maskz_loadu_ps(mask, a.scale + row);
+      return _mm256_mul_ps(_mm256_mul_ps(sum, scale), _mm256_set1_ps(scales[token]));
+    }
+
+    const LinearArguments& a;
+    const float* scales;
+  };
+};
+
+}  // namespace
+
+void avx512_int8_few_tokens(const LinearArguments& a) {
+  a.m <= tuning::kSplitTokens ? multiply_few_tokens<Int8Products<2>, tuning::kSplitTokens>(a)
+                              : multiply_few_tokens<Int8Products<1>, kAvx512FewTokens>(a);
+}
+
+}  // namespace permllm::cpu

@@ -1,0 +1,71 @@
+// int8 values for many tokens, W8A8: vpdpbusd on four inputs, twice the products of bfloat16.
+#include "avx512_many.h"
+#include "avx512_quantize.h"
+
+namespace permllm::cpu {
+namespace {
+
+struct Int8Products {
+  using Value = int8_t;
+  using Element = uint8_t;
+
+  static void expand(const Int8Rows8& block, int row, uint8_t* target) {
+    _mm512_store_si512(target, expand_int8(block, row));
+  }
+
+  static __m512i multiply(__m512i sum, __m512i tokens, __m512i weights) {
+    return _mm512_dpbusd_epi32(sum, tokens, weights);
+  }
+
+  struct Inputs {
+    static constexpr int64_t kSerialRows = 4 * tuning::kSerialPackRows;
+
+    explicit Inputs(const LinearArguments& arguments)
+        : a(arguments),
+          scales(static_cast<float*>(thread_scratch(
+              Scratch::kTokenScales, 2 * ceil_div(a.m, kLanes) * kLanes * sizeof(float)))),
+          inverses(scales + ceil_div(a.m, kLanes) * kLanes) {
+      for (int64_t t = 0; t < a.m; ++t) {
+        const TokenScale token(a.x + t * a.x_stride, a.k, kLargest8);
+        scales[t] = token.scale;
+        inverses[t] = token.inverse;
+      }
+      for (int64_t t = a.m; t % kLanes != 0; ++t) scales[t] = 0.0f;
+    }
+
+    __m512i load(int64_t token, int64_t first) const {
+      return _mm512_inserti64x4(_mm512_castsi256_si512(bytes(token, first)),
+                                bytes(token, first + 32), 1);
+    }
+
+    __m256i bytes(int64_t token, int64_t first) const {
+      const bf16* x = a.x + token * a.x_stride;
+      return _mm512_cvtepi16_epi8(quantize_inputs(x, a.k, first, inverses[token], kShift8));
+    }
+
+    const LinearArguments& a;
+    float* scales;
+    float* inverses;
+  };
+
+  struct Outputs {
+    Outputs(const LinearArguments& arguments, const Inputs& inputs)
+        : a(arguments), scales(inputs.scales) {}
+
+    __m512 convert(__m512i sums, int64_t row, int64_t vector) const {
+      const __m512i shifted = _mm512_set1_epi32(kShift8 * a.value_sums[row]);
+      const __m512 scale = _mm512_set1_ps(row < a.n ? a.scale[row] : 0.0f);
+      const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, shifted));
+      return _mm512_mul_ps(_mm512_mul_ps(sum, scale), _mm512_load_ps(scales + vector * kLanes));
+    }
+
+    const LinearArguments& a;
+    const float* scales;
+  };
+};
+
+}  // namespace
+
+void avx512_int8_many_tokens(const LinearArguments& a) { multiply_many_tokens<Int8Products>(a); }
+
+}  // namespace permllm::cpu

@@ -1,0 +1,348 @@
+// AVX-512 for many tokens: rows are expanded once to a dense panel in the cache, and a
+// register-blocked kernel multiplies it with vectors of 16 tokens.
+//
+// A lane is a token. x is packed to steps of 32 bits of inputs x 16 tokens, so that a step of
+// weights, read from the row-major panel and broadcast, meets 16 tokens in one instruction:
+// expanding needs no shuffle beyond vpexpand, and only the sums are transposed, once per output.
+// While one panel is multiplied the next is expanded between the products.
+//
+// `Products` says what the values are and how they meet x:
+//   Value, Element                 of the blocks; of a panel and of packed x, 2 bytes or 1
+//   expand(block, row, target)     64 inputs of a row, zeros where pruned
+//   multiply(sum, tokens, weights) one instruction, 16 sums of 32 bits
+//   Inputs                         x as Elements: constructed from the arguments,
+//                                  load(token, first input) gives 64 bytes, zeros past k
+//   Outputs                        sums as floats: constructed from the arguments and the Inputs,
+//                                  convert(sums, row, token vector)
+#pragma once
+
+#include "kernels.h"
+#include "scratch.h"
+#include "threads.h"
+// The vector code comes last.
+#include "avx512.h"
+
+namespace permllm::cpu {
+namespace {
+
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <class Products>
+class ManyTokens {
+  using Value = typename Products::Value;
+  using Element = typename Products::Element;
+  using Inputs = typename Products::Inputs;
+  using Outputs = typename Products::Outputs;
+  using Blocks = const Block<kRows, Value>*;
+
+  static constexpr int kStepInputs = 4 / sizeof(Element);
+  static constexpr int kBlockSteps = kBlockInputs / kStepInputs;
+  static constexpr int kStepElements = kStepInputs * kLanes;  // 64 bytes
+  static constexpr int64_t kChunkBlocks =
+      tuning::kChunkBytes / (kBlockInputs * static_cast<int64_t>(sizeof(Element)));
+  static constexpr int kChunkInputs = kChunkBlocks * kBlockInputs;
+  static constexpr int kPanelElements = kRows * kChunkInputs;
+  static constexpr int64_t kSumRows = tuning::kPanelGroups * kRows;
+  // Bytes of the next chunk of x to fetch with every block of a call that multiplies up to three
+  // vectors: all of a chunk's steps together fetch it into L2.
+  static constexpr int kFetchedX =
+      3 * kChunkInputs * kLanes * sizeof(Element) / (tuning::kPanelGroups * kChunkBlocks);
+
+  // `count` blocks of one row group, to be expanded to a panel.
+  struct Source {
+    Blocks blocks = nullptr;
+    int64_t count = 0;
+    Element* panel = nullptr;
+  };
+
+  // What happens while a step multiplies: the next panel is expanded, the blocks of a later one
+  // (unless null) and a share of the next chunk of x are fetched.
+  struct Beside {
+    Source next;
+    Blocks later;
+    const char* x;
+  };
+
+  // The order in which a thread reads its row groups: a panel of groups, a chunk of inputs of each.
+  struct Walk {
+    Blocks packed;
+    int64_t input_blocks;
+    int64_t end;  // of the row groups
+
+    int64_t groups(int64_t start) const { return smaller(tuning::kPanelGroups, end - start); }
+
+    int64_t steps(int64_t start) const {
+      return groups(start) * ceil_div(input_blocks, kChunkBlocks);
+    }
+
+    // The blocks of a step of the groups that begin at `start`, or of a step of the following
+    // groups when there are not as many; none past the end.
+    Source blocks(int64_t start, int64_t step) const {
+      if (step >= steps(start)) {
+        step -= steps(start);
+        start += tuning::kPanelGroups;
+        if (start >= end || step >= steps(start)) return {};
+      }
+      const int64_t group = start + step % groups(start);
+      const int64_t first = step / groups(start) * kChunkBlocks;
+      return {packed + group * input_blocks + first, smaller(kChunkBlocks, input_blocks - first)};
+    }
+  };
+
+ public:
+  explicit ManyTokens(const LinearArguments& a)
+      : arguments_(a),
+        vectors_(ceil_div(a.m, kLanes)),
+        input_blocks_(ceil_div(a.k, kBlockInputs)),
+        x_(static_cast<Element*>(
+            thread_scratch(Scratch::kActivations,
+                           vectors_ * kLanes * input_blocks_ * kBlockInputs * sizeof(Element)))),
+        inputs_(a),
+        outputs_(a, inputs_) {
+    pack_activations();
+  }
+
+  // Row groups begin..end-1, some at a time: all inputs, then out.
+  void run(int64_t begin, int64_t end) const {
+    const Walk walk{static_cast<Blocks>(arguments_.packed), input_blocks_, end};
+    auto* sums = static_cast<int32_t*>(
+        thread_scratch(Scratch::kSums, kSumRows * token_stride() * sizeof(int32_t)));
+    auto* panels = static_cast<Element*>(
+        thread_scratch(Scratch::kPanel, 2 * kPanelElements * sizeof(Element)));
+    int64_t parity = 0;
+    Source source = walk.blocks(begin, 0);
+    source.panel = panels;
+    expand(source, 0);
+    for (int64_t start = begin; start < end; start += tuning::kPanelGroups) {
+      const int64_t groups = walk.groups(start);
+      for (int64_t step = 0; step < walk.steps(start); ++step) {
+        const int64_t first_block = step / groups * kChunkBlocks;
+        const int64_t next_block =
+            first_block + source.count < input_blocks_ ? first_block + source.count : 0;
+        Source next = walk.blocks(start, step + 1);
+        parity ^= 1;
+        next.panel = panels + parity * kPanelElements;
+        const Beside beside{next, walk.blocks(start, step + tuning::kManyAhead).blocks,
+                            reinterpret_cast<const char*>(chunk(next_block)) +
+                                step % groups * token_stride() * kChunkInputs *
+                                    static_cast<int64_t>(sizeof(Element)) / groups};
+        multiply_all(source, chunk(first_block), sums + step % groups * kRows * token_stride(),
+                     first_block == 0, beside);
+        expand(next, source.count);
+        source = next;
+      }
+      for (int64_t r = 0; r < groups * kRows; r += 32) {
+        const int64_t row = start * kRows + r;
+        const int64_t rows = smaller(smaller(32, groups * kRows - r), arguments_.n - row);
+        if (rows <= 0) break;
+        for (int64_t v = 0; v < vectors_; ++v) {
+          store(sums + r * token_stride() + v * kLanes, row, rows, v);
+        }
+      }
+    }
+  }
+
+ private:
+  int64_t token_stride() const { return vectors_ * kLanes; }
+
+  Element* chunk(int64_t first_block) const {
+    return x_ + first_block * kBlockInputs * token_stride();
+  }
+
+  // Packed x is [chunk][token vector][step][16 tokens][inputs of a step].
+  void pack_activations() const {
+    const auto pack = [&](int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; ++c) {
+        const int64_t first = c * kChunkBlocks;
+        const int64_t blocks = smaller(kChunkBlocks, input_blocks_ - first);
+        Element* target = chunk(first);
+        for (int64_t vector = 0; vector < vectors_; ++vector) {
+          const int64_t inputs = blocks * kBlockInputs;
+          for (int64_t i = 0; i < inputs; i += 16 * kStepInputs, target += 16 * kStepElements) {
+            pack_steps(vector, first * kBlockInputs + i, target);
+          }
+        }
+      }
+    };
+    // A second parallel region costs more than packing where that is a small part of the call: on
+    // a busy machine every region waits for its last thread.
+    const int64_t chunks = ceil_div(input_blocks_, kChunkBlocks);
+    const LinearArguments& a = arguments_;
+    if (a.n >= Inputs::kSerialRows * thread_count() || a.m * a.k <= tuning::kSerialPackElements) {
+      pack(0, chunks);
+    } else {
+      parallel_for(chunks, pack);
+    }
+  }
+
+  // 16 steps of 16 tokens, or of the fewer that are left.
+  void pack_steps(int64_t vector, int64_t first_input, Element* target) const {
+    __m512i steps[kLanes];
+    PERMLLM_UNROLL
+    for (int t = 0; t < kLanes; ++t) {
+      const int64_t token = vector * kLanes + t;
+      steps[t] = token < arguments_.m ? inputs_.load(token, first_input) : _mm512_setzero_si512();
+    }
+    transpose(steps);
+    PERMLLM_UNROLL
+    for (int s = 0; s < 16; ++s) _mm512_store_si512(target + s * kStepElements, steps[s]);
+  }
+
+  // Blocks first..count-1 to panel[row][kChunkInputs].
+  static void expand(const Source& source, int64_t first) {
+    for (int64_t b = first; b < source.count; ++b) {
+      PERMLLM_UNROLL
+      for (int r = 0; r < kRows; ++r) expand_row(source, b, r);
+    }
+  }
+
+  static void expand_row(const Source& source, int64_t block, int row) {
+    Products::expand(source.blocks[block], row,
+                     source.panel + row * kChunkInputs + block * kBlockInputs);
+  }
+
+  // sums[row][token] (rows token_stride() apart) += panel[row][step] * x[vector][step][token].
+  template <int Vectors>
+  void multiply(const Source& source, const Element* x, int32_t* sums, bool first,
+                Beside& beside) const {
+    const int64_t stride = token_stride();
+    __m512i sum[kRows][Vectors];
+    PERMLLM_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      PERMLLM_UNROLL
+      for (int v = 0; v < Vectors; ++v) {
+        sum[r][v] =
+            first ? _mm512_setzero_si512() : _mm512_load_si512(sums + r * stride + v * kLanes);
+      }
+    }
+    const int64_t vector_stride = source.count * kBlockSteps * kStepElements;
+    const Element* weights = source.panel;
+    const auto multiply_steps = [&](int steps) __attribute__((always_inline)) {
+      for (int s = 0; s < steps; ++s, weights += kStepInputs, x += kStepElements) {
+        __m512i tokens[Vectors];
+        PERMLLM_UNROLL
+        for (int v = 0; v < Vectors; ++v) tokens[v] = _mm512_load_si512(x + v * vector_stride);
+        PERMLLM_UNROLL
+        for (int r = 0; r < kRows; ++r) {
+          const __m512i row = broadcast(weights + r * kChunkInputs);
+          PERMLLM_UNROLL
+          for (int v = 0; v < Vectors; ++v) {
+            sum[r][v] = Products::multiply(sum[r][v], tokens[v], row);
+          }
+        }
+      }
+    };
+    for (int64_t b = 0; b < source.count; ++b) {
+      if (beside.later != nullptr) {
+        prefetch<tuning::kManyHint, sizeof(*beside.later)>(
+            reinterpret_cast<const char*>(beside.later + b));
+      }
+      prefetch<tuning::kManyHintX, kFetchedX>(beside.x);
+      beside.x += kFetchedX;
+      if (b < beside.next.count) {
+        for (int r = 0; r < kRows; ++r) {
+          expand_row(beside.next, b, r);
+          multiply_steps(kBlockSteps / kRows);
+        }
+      } else {
+        multiply_steps(kBlockSteps);
+      }
+    }
+    PERMLLM_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      PERMLLM_UNROLL
+      for (int v = 0; v < Vectors; ++v) {
+        _mm512_store_si512(sums + r * stride + v * kLanes, sum[r][v]);
+      }
+    }
+  }
+
+  static __m512i broadcast(const Element* step) {
+    return _mm512_set1_epi32(*reinterpret_cast<const int __attribute__((may_alias))*>(step));
+  }
+
+  // All token vectors, three at a time and the rest by twos: 24 or 16 accumulators.
+  void multiply_all(const Source& source, const Element* x, int32_t* sums, bool first,
+                    Beside beside) const {
+    for (int64_t left = vectors_; left > 0;) {
+      const int64_t take = left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
+      if (take == 1) {
+        multiply<1>(source, x, sums, first, beside);
+      } else if (take == 2) {
+        multiply<2>(source, x, sums, first, beside);
+      } else {
+        multiply<3>(source, x, sums, first, beside);
+      }
+      beside.next.count = 0;
+      beside.later = nullptr;
+      x += take * source.count * kBlockSteps * kStepElements;
+      sums += take * kLanes;
+      left -= take;
+    }
+  }
+
+  // 32 rows x 16 tokens of sums to y, a cache line per token. `rows` of them exist.
+  void store(const int32_t* sums, int64_t row, int64_t rows, int64_t vector) const {
+    const int64_t stride = token_stride();
+    __m512i low[16], high[16];
+    PERMLLM_UNROLL
+    for (int i = 0; i < 16; ++i) {
+      low[i] = _mm512_castps_si512(
+          outputs_.convert(_mm512_load_si512(sums + i * stride), row + i, vector));
+    }
+    PERMLLM_UNROLL
+    for (int i = 0; i < 16; ++i) high[i] = _mm512_setzero_si512();
+    if (rows > 16) {
+      PERMLLM_UNROLL
+      for (int i = 0; i < 16; ++i) {
+        high[i] = _mm512_castps_si512(
+            outputs_.convert(_mm512_load_si512(sums + (16 + i) * stride), row + 16 + i, vector));
+      }
+    }
+    transpose(low);
+    transpose(high);
+    const auto mask = static_cast<__mmask32>(rows >= 32 ? 0xffffffff : (1u << rows) - 1);
+    __m512 bias_low = _mm512_setzero_ps(), bias_high = _mm512_setzero_ps();
+    if (arguments_.bias != nullptr) {
+      bias_low = load_bias(arguments_.bias + row, static_cast<__mmask16>(mask));
+      bias_high = load_bias(arguments_.bias + row + 16, static_cast<__mmask16>(mask >> 16));
+    }
+    const int64_t count = smaller(kLanes, arguments_.m - vector * kLanes);
+    bf16* y = arguments_.y + vector * kLanes * arguments_.n + row;
+    for (int64_t t = 0; t < count; ++t, y += arguments_.n) {
+      const __m512bh both =
+          _mm512_cvtne2ps_pbh(_mm512_add_ps(_mm512_castsi512_ps(high[t]), bias_high),
+                              _mm512_add_ps(_mm512_castsi512_ps(low[t]), bias_low));
+      _mm512_mask_storeu_epi16(y, mask, reinterpret_cast<__m512i>(both));
+    }
+  }
+
+  static __m512 load_bias(const bf16* bias, __mmask16 mask) {
+    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, bias));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+  }
+
+  LinearArguments arguments_;
+  int64_t vectors_;
+  int64_t input_blocks_;
+  Element* x_;
+  Inputs inputs_;
+  Outputs outputs_;
+};
+
+// Any number of tokens, as many at a time as one expansion serves.
+template <class Products>
+void multiply_many_tokens(const LinearArguments& arguments) {
+  constexpr int64_t kTokens = tuning::kTokenVectors * kLanes;
+  for (int64_t first = 0; first < arguments.m; first += kTokens) {
+    LinearArguments a = arguments;
+    a.x += first * a.x_stride;
+    a.y += first * a.n;
+    a.m = smaller(kTokens, arguments.m - first);
+    const ManyTokens<Products> tokens(a);
+    parallel_for(ceil_div(a.n, kRows), [&](int64_t begin, int64_t end) { tokens.run(begin, end); });
+  }
+}
+
+}  // namespace
+}  // namespace permllm::cpu

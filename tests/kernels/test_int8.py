@@ -1,0 +1,172 @@
+"""int8 values: every kernel against exact arithmetic with the int8 weight, and the fallback."""
+
+import pytest
+import torch
+
+from benchmarks.shapes import Case, cases, random_layer, to_int8
+from permllm_vllm import ops
+from permllm_vllm.backends import CheckpointWeights
+from permllm_vllm.backends.cpu import CpuBackend
+from permllm_vllm.backends.reference import ReferenceBackend
+from permllm_vllm.checkpoint.pattern import Pattern
+from tests.kernels.test_cpu import exact, run
+
+SPLIT_TOKENS = 2  # at least: W8A16 up to here in every kernel
+TOKENS = (1, 2, 3, 4, 5, 6, 8, 10, 11, 15, 16, 17, 31, 40, 64, 100, 257, 300)
+LARGE_TOKENS = (1, 2, 8, 33, 300)
+TOLERANCE_SPLIT, TOLERANCE = 3e-3, 1.2e-2  # relative Frobenius error, W8A16 and W8A8
+
+
+@pytest.fixture
+def int8_isa(isa):
+    """Instruction sets with a kernel for int8 values."""
+    if not torch.ops.permllm.cpu_packs_int8(isa):
+        pytest.skip(f"{isa} multiplies int8 values as bfloat16")
+    return isa
+
+
+def steps(x, m):
+    """The distance of neighbouring quantized activations: float64 [tokens, 1]."""
+    largest = 32767 if m <= SPLIT_TOKENS else 127
+    return x.double().abs().amax(dim=-1, keepdim=True) / largest
+
+
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_matches_float64(case: Case, int8_isa: str) -> None:
+    layer = to_int8(case.layer())
+    for m in LARGE_TOKENS if case.n * case.k > 60_000 else TOKENS:
+        x = torch.randn(m, case.k, generator=torch.Generator().manual_seed(m)).bfloat16()
+        y, reference = run(layer, int8_isa, x), exact(x, layer)
+        assert y.dtype == torch.bfloat16
+        assert y.shape == reference.shape
+        if y.numel() >= 256 and case.k >= 64:
+            error = (y.double() - reference).norm() / reference.norm()
+            assert error <= (TOLERANCE_SPLIT if m <= SPLIT_TOKENS else TOLERANCE)
+        # No activation is off by more than half a step, no output by more than its rounding.
+        weights = layer.dense.double().abs().sum(dim=1)
+        bound = 0.501 * steps(x, m) * weights + 2**-8 * reference.abs() + 1e-6
+        assert ((y.double() - reference).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("m", [4, 10, 24, 64])
+def test_integer_activations_are_exact(int8_isa, m):
+    """Integers up to 127 quantize to themselves: the sums are those of integer arithmetic."""
+    generator = torch.Generator().manual_seed(m)
+    n, k = 43, 200
+    layer = to_int8(random_layer(n, k, permuted=False))
+    layer.weights.values.random_(-128, 128, generator=generator)
+    scale = torch.rand(n, generator=generator) + 0.5
+    weights = CheckpointWeights(**{**vars(layer.weights), "scale": scale})
+    x = torch.randint(-127, 128, (m, k), generator=generator)
+    x[:, 3] = 127
+    dense = ReferenceBackend(torch.float64).pack(
+        CheckpointWeights(**{**vars(weights), "scale": None})
+    )
+    sums = (x.double() @ dense.packed.t()).float()
+    packed = CpuBackend(int8_isa).pack(weights)
+    y = ops.sparse_linear(
+        x.bfloat16(), packed.packed, packed.metadata, None, packed.scale, None, n, "2:4"
+    )
+    assert torch.equal(y, (sums * scale).bfloat16())
+
+
+@pytest.mark.parametrize("m", [1, 5, 17])
+@pytest.mark.parametrize("value", [-128, 127])
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_largest_sums_do_not_overflow(int8_isa, m, value, sign):
+    n, k = 3, 1 << 17
+    weights = CheckpointWeights(
+        values=torch.full((n, k // 2), value, dtype=torch.int8),
+        mask=torch.full((n, k // 8), 0x33, dtype=torch.uint8),
+        permutation=None,
+        scale=torch.full((n,), 2.0**-20),
+        pattern=Pattern(2, 4),
+        block_size=64,
+    )
+    packed = CpuBackend(int8_isa).pack(weights)
+    x = torch.full((m, k), sign).bfloat16()
+    y = ops.sparse_linear(x, packed.packed, packed.metadata, None, packed.scale, None, n, "2:4")
+    expected = torch.full((m, n), sign * value * k / 2 * 2.0**-20).bfloat16()
+    assert torch.equal(y, expected)
+
+
+def test_more_inputs_are_multiplied_as_bfloat16(int8_isa):
+    k = (1 << 17) + 64
+    weights = CheckpointWeights(
+        values=torch.ones(1, k // 2, dtype=torch.int8),
+        mask=torch.full((1, k // 8), 0x33, dtype=torch.uint8),
+        permutation=None,
+        scale=torch.ones(1),
+        pattern=Pattern(2, 4),
+        block_size=64,
+    )
+    assert CpuBackend(int8_isa).pack(weights).scale is None
+
+
+@pytest.mark.parametrize("m", [1, 3, 16, 21])
+def test_tokens_have_their_own_scale(int8_isa, m):
+    """Zeros, the smallest numbers and infinities disturb no other token."""
+    layer = to_int8(random_layer(20, 136, permuted=False, bias=True))
+    x = torch.randn(m, 136).bfloat16()
+    y = run(layer, int8_isa, x)
+    for special in (0.0, 2.0**-130, 2.0**-110, float("inf"), float("nan")):
+        changed = x.clone()
+        changed[0] = special
+        result = run(layer, int8_isa, changed)
+        assert torch.equal(result[1:], y[1:])
+        if abs(special) < 1:
+            assert torch.equal(result[0], layer.bias)
+        else:
+            assert not result[0].isfinite().any()
+
+
+def test_deterministic_with_any_number_of_threads(int8_isa):
+    layer = to_int8(random_layer(300, 576))
+    for m in (1, 4, 20, 70):
+        x = torch.randn(m, 576).bfloat16()
+        expected = run(layer, int8_isa, x)
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(run(layer, int8_isa, x), expected)
+
+
+def test_packed_bytes(int8_isa):
+    """Resident bytes are at most 0.35 of the dense bfloat16 weight."""
+    packed = CpuBackend(int8_isa).pack(to_int8(random_layer(512, 1024)).weights)
+    assert packed.scale is not None
+    bytes_packed = packed.packed.numel() + packed.scale.numel() * 4
+    assert bytes_packed <= 0.35 * 512 * 1024 * 2
+
+
+def test_scaled_to_bfloat16_without_a_kernel(isa):
+    if torch.ops.permllm.cpu_packs_int8(isa):
+        pytest.skip(f"{isa} multiplies int8 values as they are")
+    layer = to_int8(random_layer(20, 64))
+    packed = CpuBackend(isa).pack(layer.weights)
+    assert packed.scale is None
+    y = run(layer, isa, torch.eye(64).bfloat16())
+    assert torch.equal(y, ReferenceBackend(torch.bfloat16).pack(layer.weights).packed.t())
+
+
+def test_wrong_scales(int8_isa):
+    layer = to_int8(random_layer(24, 128))
+    packed = CpuBackend(int8_isa).pack(layer.weights)
+    x = torch.randn(2, 128).bfloat16()
+    for scale, message in (
+        (None, "scale is missing: packed int8 values need"),
+        (packed.scale.double(), "scale of shape .* must be float32"),
+        (packed.scale[:-1], r"scale of shape \[23\] does not fit 24 outputs"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            ops.sparse_linear(x, packed.packed, packed.metadata, None, scale, None, 24, "2:4")
+
+
+def test_corrupted_blocks_do_not_crash(int8_isa):
+    """Masks are data: wrong ones give wrong numbers, never an access outside the blob."""
+    packed = CpuBackend(int8_isa).pack(to_int8(random_layer(24, 128)).weights)
+    for fill in (0, 0xFF, 0xA5):
+        blob = torch.full_like(packed.packed, fill)
+        for m in (1, 5, 40):
+            x = torch.randn(m, 128).bfloat16()
+            y = ops.sparse_linear(x, blob, packed.metadata, None, packed.scale, None, 24, "2:4")
+            assert y.shape == (m, 24)
