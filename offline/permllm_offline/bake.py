@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from permllm_offline.decisions import GroupDecision, LayerDecision
+from permllm_offline.int8_values import round_to_int8
 from permllm_offline.modules import linear_of
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.folding import fold_rows
@@ -16,7 +17,11 @@ from permllm_vllm.checkpoint.permutation import permute_columns
 
 
 def bake_layer(
-    name: str, layer: nn.Module, decision: LayerDecision, pattern: Pattern
+    name: str,
+    layer: nn.Module,
+    decision: LayerDecision,
+    pattern: Pattern,
+    scales: Mapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the checkpoint tensors of every pruned linear of one decoder layer.
 
@@ -25,6 +30,7 @@ def bake_layer(
         layer: the decoder layer, weights in original order.
         decision: of each of its shared-input groups.
         pattern: N and M.
+        scales: linear -> float32 [out_features] in original row order: write int8 values.
 
     Yields:
         Tensor names and tensors of format version 1, in forward order.
@@ -33,7 +39,8 @@ def bake_layer(
     for group in decision:
         for linear in group.masks:
             module = linear_of(layer, linear)
-            tensors = _bake_linear(module, group, linear, folds.get(linear), pattern)
+            scale = None if scales is None else scales[linear]
+            tensors = _bake_linear(module, group, linear, folds.get(linear), pattern, scale)
             for kind, tensor in tensors:
                 yield f"{name}.{linear}.{kind}", tensor
 
@@ -54,8 +61,11 @@ def _bake_linear(
     linear: str,
     rows: tuple[Tensor, int] | None,
     pattern: Pattern,
+    scale: Tensor | None,
 ) -> Iterator[tuple[str, Tensor]]:
     weight: Tensor = module.weight.detach().cpu()
+    if scale is not None:
+        weight = round_to_int8(weight, scale)
     bias: Tensor | None = module.bias
     mask = group.mask(linear)
     if rows is not None:
@@ -66,6 +76,8 @@ def _bake_linear(
         mask = permute_columns(mask, permutation, block_size)
     yield schema.WEIGHT_PACKED, pack_values(weight.contiguous(), mask, pattern)
     yield schema.WEIGHT_MASK, pack_mask(mask)
+    if scale is not None:
+        yield schema.WEIGHT_SCALE, scale if rows is None else fold_rows(scale, *rows)
     if permutation is not None:
         folded = group.layout.folded
         yield (schema.FOLDED_PERMUTATION if folded else schema.INPUT_PERMUTATION), permutation

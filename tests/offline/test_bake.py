@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM
 from permllm_offline.bake import apply_masks, bake_layer
 from permllm_offline.decisions import LayerDecision, decide
 from permllm_offline.families import FAMILIES, heads_of
+from permllm_offline.int8_values import quantize_layer
 from permllm_offline.layout import GroupLayout
 from permllm_offline.loading import load_model, open_source
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -44,7 +45,12 @@ def decisions_of(model: LlamaForCausalLM, pattern: Pattern, block_size: int) -> 
 
 
 def bake(
-    model: LlamaForCausalLM, decisions: list[LayerDecision], pattern: Pattern, block: int, at: Path
+    model: LlamaForCausalLM,
+    decisions: list[LayerDecision],
+    pattern: Pattern,
+    block: int,
+    at: Path,
+    scales: list[dict[str, torch.Tensor]] | None = None,
 ) -> None:
     source = at.with_name(at.name + "-source")
     model.save_pretrained(source)
@@ -62,13 +68,17 @@ def bake(
                 yield name, tensor
         for index, decision in enumerate(decisions):
             yield from bake_layer(
-                LLAMA.layer_name(index), model.model.layers[index], decision, pattern
+                LLAMA.layer_name(index),
+                model.model.layers[index],
+                decision,
+                pattern,
+                None if scales is None else scales[index],
             )
 
     config = QuantizationConfig(
         pattern=str(pattern),
         block_size=block,
-        value_dtype="float32",
+        value_dtype="float32" if scales is None else "int8",
         ignore=["lm_head"],
         runtime_permuted=[name for name in names if not folded[name]],
         folded=[name for name in names if folded[name]],
@@ -126,6 +136,23 @@ def test_the_baked_model_equals_its_masked_twin(
     scale = expected.abs().max()
     assert (found - expected).abs().max() / scale < 1e-5
     assert (dense - expected).abs().max() / scale > 1e-2
+
+
+def test_int8_values_equal_their_rounded_twin(tmp_path: Path) -> None:
+    model = tiny_llama(attention_bias=True, mlp_bias=True)
+    decisions = decisions_of(model, Pattern(2, 4), 64)
+    scales = []
+    for layer, decision in zip(model.model.layers, decisions, strict=True):
+        apply_masks(layer, decision)
+        scales.append(quantize_layer(layer, decision, None)[0])
+    bake(model, decisions, Pattern(2, 4), 64, tmp_path / "baked", scales)
+
+    assert validate(tmp_path / "baked") == []
+    baked = load_model(open_source(str(tmp_path / "baked")), torch.float32, torch.device("cpu"))
+    tokens = torch.randint(0, 64, (2, 24), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected, found = model(tokens).logits, baked(tokens).logits
+    assert (found - expected).abs().max() / expected.abs().max() < 1e-5
 
 
 def test_folding_moves_rows_and_stores_where_from(tmp_path: Path) -> None:

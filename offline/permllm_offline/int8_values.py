@@ -1,0 +1,92 @@
+"""Int8 values: one scale per output channel, chosen for the error that the layer's output sees."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from permllm_offline.decisions import LayerDecision
+from permllm_offline.modules import linear_of
+
+LARGEST = 127
+CLIPS = torch.linspace(0.7, 1.0, 16)
+"""Shares of a row's largest magnitude that are tried as the end of the int8 range."""
+
+
+def choose_scale(weight: Tensor, channel_energy: Tensor) -> Tensor:
+    """Choose each row's scale by the least expected squared error of the layer's output.
+
+    With uncorrelated input channels, rounding `w` to `s * q` costs `sum_j energy_j (w_j - s q_j)^2`
+    on average. Every clip is tried, and after rounding its scale is refitted by least squares.
+
+    Args:
+        weight: floating [out, in], pruned weights zero (they stay zero: 0 rounds to 0).
+        channel_energy: float32 [in], mean square of each input channel; ones without data.
+
+    Returns:
+        float32 [out], finite and above 0; 1 for a row of zeros.
+    """
+    weight, energy = weight.float(), channel_energy.float()
+    largest = weight.abs().amax(1)
+    empty = largest == 0
+    best = torch.where(empty, 1.0, largest / LARGEST)
+    least = _row_error(weight, energy, best)
+    for clip in CLIPS.tolist():
+        scale = torch.where(empty, 1.0, largest * clip / LARGEST)
+        rounded = round_to_int8(weight, scale).float()
+        overlap = (weight * rounded) @ energy
+        power = rounded.square() @ energy
+        fitted = torch.where(overlap > 0, overlap / power, scale)
+        for candidate in (scale, fitted):
+            error = _row_error(weight, energy, candidate)
+            better = error < least
+            best, least = torch.where(better, candidate, best), torch.where(better, error, least)
+    return best
+
+
+def round_to_int8(weight: Tensor, scale: Tensor) -> Tensor:
+    """Round `weight / scale` to int8 in -127..127; [out, in] and [out] -> int8 [out, in]."""
+    return (weight.float() / scale[:, None]).round().clamp(-LARGEST, LARGEST).to(torch.int8)
+
+
+def relative_error(weight: Tensor, channel_energy: Tensor, scale: Tensor) -> float:
+    """Return the expected root-mean-square error of the output, relative to the output."""
+    weight, energy = weight.float(), channel_energy.float()
+    output = (weight.square() @ energy).sum()
+    return float((_row_error(weight, energy, scale).sum() / output.clamp_min(1e-30)).sqrt())
+
+
+def quantize_layer(
+    layer: nn.Module, decision: LayerDecision, energies: dict[str, Tensor] | None
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Move the masked weights of a decoder layer onto their int8 grids, in place.
+
+    The weights keep their dtype: `q * s` rounded to it, from which `round_to_int8` finds the same
+    `q` again (bfloat16 rounding moves `w / s` by at most 127 / 512).
+
+    Args:
+        layer: decoder layer whose pruned weights are zero.
+        decision: names its pruned linears.
+        energies: shared-input group -> float32 [in_features], or None without calibration.
+
+    Returns:
+        Linear -> float32 [out_features] scale, and linear -> `relative_error`.
+    """
+    scales: dict[str, Tensor] = {}
+    errors: dict[str, float] = {}
+    for group in decision:
+        for linear in group.masks:
+            weight = linear_of(layer, linear).weight
+            energy = torch.ones(weight.shape[1], device=weight.device)
+            if energies is not None:
+                energy = energies[group.layout.group.name].to(weight.device)
+            scale = choose_scale(weight.data, energy)
+            errors[linear] = relative_error(weight.data, energy, scale)
+            weight.data.copy_(round_to_int8(weight.data, scale).float() * scale[:, None])
+            scales[linear] = scale.cpu()
+    return scales, errors
+
+
+def _row_error(weight: Tensor, energy: Tensor, scale: Tensor) -> Tensor:
+    error = weight - round_to_int8(weight, scale).float() * scale[:, None]
+    return error.square() @ energy
