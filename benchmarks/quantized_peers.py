@@ -1,0 +1,124 @@
+"""What a user would serve instead of a sparse model on a CPU: vLLM's own int8 and int4, made here.
+
+Round-to-nearest, in the formats that vLLM's CPU backend runs: enough for speed and memory, which do
+not depend on how well the values were chosen.
+
+    python -m benchmarks.quantized_peers int8 DENSE
+    python -m benchmarks.quantized_peers int4 DENSE
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor
+
+from permllm_vllm.checkpoint.reader import CheckpointReader
+
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+INT4_GROUPS = (128, 64, 32)
+
+Rewrite = Callable[[str, Tensor], Iterator[tuple[str, Tensor]]]
+
+
+def int8(dense: Path) -> Path:
+    """Return the W8A8 twin in compressed-tensors' format: int8 channels, dynamic int8 tokens."""
+    common = {"num_bits": 8, "type": "int", "symmetric": True}
+    group = {
+        "targets": ["Linear"],
+        "weights": {**common, "strategy": "channel", "dynamic": False},
+        "input_activations": {**common, "strategy": "token", "dynamic": True},
+    }
+    config = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": group},
+        "ignore": ["lm_head"],
+    }
+    return _rewritten(dense, "w8a8", config, _int8_tensors)
+
+
+def int4(dense: Path) -> Path:
+    """Return the W4A16 twin in the format of GPTQ, symmetric, groups of 128 where they fit."""
+    hidden = json.loads((dense / "config.json").read_text())["hidden_size"]
+    size = next(size for size in INT4_GROUPS if hidden % size == 0)
+    config = {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": size,
+        "desc_act": False,
+        "sym": True,
+        "lm_head": False,
+    }
+    return _rewritten(dense, "int4", config, lambda name, weight: _int4_tensors(name, weight, size))
+
+
+PEERS: dict[str, Callable[[Path], Path]] = {"int8": int8, "int4": int4}
+
+
+def _int8_tensors(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
+    scale = weight.float().abs().amax(1, keepdim=True).clamp_min(1e-8) / 127
+    yield f"{name}.weight", (weight.float() / scale).round().to(torch.int8)
+    yield f"{name}.weight_scale", scale
+
+
+def _int4_tensors(name: str, weight: Tensor, size: int) -> Iterator[tuple[str, Tensor]]:
+    """Pack [out, in] as GPTQ does: eight input channels in an int32, the lowest bits first."""
+    rows, columns = weight.shape
+    groups = weight.float().unflatten(1, (-1, size))
+    scale = groups.abs().amax(2).clamp_min(1e-8) / 7  # [out, groups]
+    codes = (groups / scale.unsqueeze(2)).round().clamp(-8, 7).add(8).flatten(1).to(torch.int32)
+    eights = codes.T.reshape(columns // 8, 8, rows)
+    packed = torch.zeros(columns // 8, rows, dtype=torch.int32)
+    for position in range(8):
+        packed |= eights[:, position] << (4 * position)
+    zeros = torch.full((columns // size, rows // 8), 0x77777777, dtype=torch.int32)  # 8, less one
+    yield f"{name}.qweight", packed
+    yield f"{name}.qzeros", zeros
+    yield f"{name}.scales", scale.T.contiguous().to(torch.bfloat16)
+    yield f"{name}.g_idx", torch.arange(columns, dtype=torch.int32) // size
+
+
+def _rewritten(dense: Path, suffix: str, quantization: dict[str, Any], rewrite: Rewrite) -> Path:
+    """Return the twin beside its dense parent, made once."""
+    output = dense.with_name(f"{dense.name}-{suffix}")
+    if (output / "config.json").exists():
+        return output
+    tensors: dict[str, Tensor] = {}
+    reader = CheckpointReader(dense)
+    for name in reader.names():
+        module, _, kind = name.rpartition(".")
+        if kind == "weight" and module.rpartition(".")[2] in LINEARS:
+            tensors.update(rewrite(module, reader.tensor(name)))
+        else:
+            tensors[name] = reader.tensor(name)
+    partial = output.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(dense, partial, ignore=shutil.ignore_patterns("*.safetensors*"))
+    save_torch_state_dict(tensors, partial)
+    config = json.loads((dense / "config.json").read_text())
+    (partial / "config.json").write_text(
+        json.dumps({**config, "quantization_config": quantization}, indent=1)
+    )
+    partial.rename(output)
+    return output
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("peer", choices=PEERS)
+    parser.add_argument("dense", type=Path, help="dense checkpoint")
+    arguments = parser.parse_args()
+    print(PEERS[arguments.peer](arguments.dense))
+
+
+if __name__ == "__main__":
+    main()
