@@ -26,7 +26,8 @@ class Calibrated:
     ``score(layer, layout)`` gives, for each linear of the group, its importance: float32
     [out_features, in_features]. ``windows`` is int64 [windows, sequence_length];
     ``hidden_states`` is the dense model's last hidden state for each,
-    [windows, sequence_length, hidden].
+    [windows, sequence_length, hidden]; ``energies[layer][group]`` the mean square of each input
+    channel, float32 [in_features].
     """
 
     model: Any
@@ -35,3 +36,4 @@ class Calibrated:
     windows: Tensor | None
     hidden_states: Tensor | None
     score: Callable[[int, GroupLayout], Mapping[str, Tensor]]
+    energies: Sequence[Mapping[str, Tensor]] | None = None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -56,9 +59,17 @@ def relative_error(weight: Tensor, channel_energy: Tensor, scale: Tensor) -> flo
     return float((_row_error(weight, energy, scale).sum() / output.clamp_min(1e-30)).sqrt())
 
 
-def quantize_layer(
-    layer: nn.Module, decision: LayerDecision, energies: dict[str, Tensor] | None
-) -> tuple[dict[str, Tensor], dict[str, float]]:
+@dataclass(frozen=True)
+class RoundedLayer:
+    """A decoder layer's linears on int8 grids: float32 [out] scales, and each `relative_error`."""
+
+    scales: Mapping[str, Tensor]
+    errors: Mapping[str, float]
+
+
+def round_layer(
+    layer: nn.Module, decision: LayerDecision, energies: Mapping[str, Tensor] | None
+) -> RoundedLayer:
     """Move the masked weights of a decoder layer onto their int8 grids, in place.
 
     The weights keep their dtype: `q * s` rounded to it, from which `round_to_int8` finds the same
@@ -68,9 +79,6 @@ def quantize_layer(
         layer: decoder layer whose pruned weights are zero.
         decision: names its pruned linears.
         energies: shared-input group -> float32 [in_features], or None without calibration.
-
-    Returns:
-        Linear -> float32 [out_features] scale, and linear -> `relative_error`.
     """
     scales: dict[str, Tensor] = {}
     errors: dict[str, float] = {}
@@ -84,7 +92,7 @@ def quantize_layer(
             errors[linear] = relative_error(weight.data, energy, scale)
             weight.data.copy_(round_to_int8(weight.data, scale).float() * scale[:, None])
             scales[linear] = scale.cpu()
-    return scales, errors
+    return RoundedLayer(scales, errors)
 
 
 def _row_error(weight: Tensor, energy: Tensor, scale: Tensor) -> Tensor:

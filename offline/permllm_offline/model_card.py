@@ -51,6 +51,7 @@ PermLLM for vLLM (`permllm-vllm` {report.tool_version}).
 | reconstruction | {recipe.parsed_method().reconstruction} |
 | pattern | {recipe.pattern}: {recipe.parsed_pattern().kept} of every \
 {recipe.parsed_pattern().group} weights kept |
+| values | {_values(report)} |
 | pruned linear layers | {len(report.layers)} ({permuted["run time"]} permuted at run time, \
 {permuted["folded"]} folded, {permuted["none"]} unpermuted) |
 | bytes of the pruned layers | {report.byte_ratio:.1%} of dense |
@@ -89,6 +90,13 @@ def base_license(directory: Path) -> str:
     except yaml.YAMLError:
         return _UNKNOWN
     return str(header.get("license", _UNKNOWN)) if isinstance(header, dict) else _UNKNOWN
+
+
+def _values(report: Report) -> str:
+    errors = [layer.int8_error for layer in report.layers if layer.int8_error is not None]
+    if not errors:
+        return "as in the base model"
+    return f"int8, one scale per row; expected error of a layer's output {max(errors):.2%} at most"
 
 
 def _calibration(report: Report) -> str:

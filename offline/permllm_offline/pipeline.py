@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from permllm_offline.model_card import model_card
 from permllm_offline.modules import decoder_layers
 from permllm_offline.permutations import PERMUTATIONS
 from permllm_offline.preparation import Prepared, prepare
-from permllm_offline.pruning import prune_model
+from permllm_offline.pruning import PrunedModel, prune_model
 from permllm_offline.recipe import Recipe
 from permllm_offline.report import Report
 from permllm_vllm.checkpoint.output import check_destination, check_disk
@@ -58,7 +57,7 @@ def prune(recipe: Recipe, output: Path, *, force: bool = False) -> Report:
     pruned = prune_model(recipe, prepared)
     write_checkpoint(
         output,
-        _tensors(recipe, prepared, pruned.model, pruned.decisions),
+        _tensors(recipe, prepared, pruned),
         _quantization(recipe, prepared, pruned.decisions),
         prepared.source.directory,
         force=force,
@@ -75,7 +74,7 @@ def prune(recipe: Recipe, output: Path, *, force: bool = False) -> Report:
 
 
 def _tensors(
-    recipe: Recipe, prepared: Prepared, model: Any, decisions: Sequence[LayerDecision]
+    recipe: Recipe, prepared: Prepared, pruned: PrunedModel
 ) -> Iterator[tuple[str, Tensor]]:
     """Tensors of the checkpoint: those left dense from the source, then the baked layers."""
     family = prepared.plan.family
@@ -86,10 +85,11 @@ def _tensors(
             tensor = reader.tensor(name)
             yield name, tensor.to(prepared.dtype) if tensor.is_floating_point() else tensor
     pattern = recipe.parsed_pattern()
-    for index, (layer, decision) in enumerate(
-        zip(decoder_layers(model, family.layers), decisions, strict=True)
+    scales: Sequence[Mapping[str, Tensor] | None] = pruned.scales or [None] * len(pruned.decisions)
+    for index, (layer, decision, scale) in enumerate(
+        zip(decoder_layers(pruned.model, family.layers), pruned.decisions, scales, strict=True)
     ):
-        yield from bake_layer(family.layer_name(index), layer, decision, pattern)
+        yield from bake_layer(family.layer_name(index), layer, decision, pattern, scale)
 
 
 def _quantization(
@@ -107,7 +107,7 @@ def _quantization(
         {
             "pattern": recipe.pattern,
             "block_size": recipe.block_size,
-            "value_dtype": dtype_name(prepared.dtype),
+            "value_dtype": "int8" if recipe.values == "int8" else dtype_name(prepared.dtype),
             "ignore": list(family.ignore),
             "runtime_permuted": runtime,
             "folded": folded,

@@ -41,7 +41,13 @@ class Plan:
 
 
 def make_plan(
-    source: Source, pattern: Pattern, block_size: int | None, *, permuted: bool, dtype: torch.dtype
+    source: Source,
+    pattern: Pattern,
+    block_size: int | None,
+    *,
+    permuted: bool,
+    dtype: torch.dtype,
+    int8: bool = False,
 ) -> Plan:
     """Plan from the model's configuration alone; no weight is read.
 
@@ -50,7 +56,8 @@ def make_plan(
         pattern: N and M.
         block_size: channels per permutation block, or None for one block as wide as the layer.
         permuted: whether the method permutes channels.
-        dtype: of the values to be written.
+        dtype: of the model to be written.
+        int8: whether the kept values are int8 with a scale per row, not of `dtype`.
 
     Raises:
         OfflineError: unsupported family, or sizes that the format cannot hold.
@@ -69,7 +76,7 @@ def make_plan(
             for linear, module in zip(group.linears, modules, strict=True):
                 name = f"{family.layer_name(index)}.{linear}"
                 _check_sizes(name, layout, permuted)
-                linears.append(_plan_linear(name, layout, module, pattern, permuted, dtype))
+                linears.append(_plan_linear(name, layout, module, pattern, permuted, dtype, int8))
     weights = sum(linear.dense_bytes for linear in linears)
     everything = sum(p.numel() for p in skeleton.parameters()) * dtype.itemsize
     sparse = sum(linear.sparse_bytes for linear in linears)
@@ -93,9 +100,12 @@ def _plan_linear(
     pattern: Pattern,
     permuted: bool,
     dtype: torch.dtype,
+    int8: bool,
 ) -> PlannedLinear:
     count = module.weight.numel()
-    sparse = count * pattern.kept // pattern.group * dtype.itemsize + count // 8
+    sparse = count * pattern.kept // pattern.group * (1 if int8 else dtype.itemsize) + count // 8
+    if int8:
+        sparse += module.out_features * torch.float32.itemsize
     return PlannedLinear(
         name=name,
         layout=layout,

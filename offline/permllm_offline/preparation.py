@@ -49,6 +49,7 @@ def prepare(recipe: Recipe) -> Prepared:
         None if permutation.across_blocks else recipe.block_size,
         permuted=permutation.permutes,
         dtype=dtype,
+        int8=recipe.values == "int8",
     )
     windows = None
     if recipe.dataset is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from permllm_offline.activations import collect
 from permllm_offline.bake import apply_masks
@@ -15,6 +16,7 @@ from permllm_offline.calibrated import Calibrated, LearningCurve
 from permllm_offline.decisions import GroupDecision, LayerDecision, decide
 from permllm_offline.evaluation import perplexity
 from permllm_offline.importance import IMPORTANCES
+from permllm_offline.int8_values import RoundedLayer, round_layer
 from permllm_offline.layerwise import LayerError, reconstruct_layers
 from permllm_offline.layout import GroupLayout
 from permllm_offline.loading import load_model
@@ -33,6 +35,8 @@ class PrunedModel:
     model: Any
     decisions: Sequence[LayerDecision]
     report: Report
+    scales: Sequence[Mapping[str, Tensor]] | None = None
+    """Per decoder layer, linear -> float32 [out_features] when the values are int8."""
 
 
 def prune_model(recipe: Recipe, prepared: Prepared) -> PrunedModel:
@@ -47,6 +51,7 @@ def prune_model(recipe: Recipe, prepared: Prepared) -> PrunedModel:
     calibrated = _calibrate(recipe, prepared, model)
     decisions, curve = _decide(calibrated)
     decisions, errors, reconstruction_curve = _prune_weights(calibrated, decisions)
+    rounded = _round_values(calibrated, decisions) if recipe.values == "int8" else []
     report = Report.build(
         recipe,
         prepared.plan,
@@ -56,8 +61,9 @@ def prune_model(recipe: Recipe, prepared: Prepared) -> PrunedModel:
         _held_out_perplexity(model, prepared, "sparse perplexity"),
         errors,
         reconstruction_curve,
+        [layer.errors for layer in rounded],
     )
-    return PrunedModel(model, decisions, report)
+    return PrunedModel(model, decisions, report, [layer.scales for layer in rounded] or None)
 
 
 def _calibrate(recipe: Recipe, prepared: Prepared, model: Any) -> Calibrated:
@@ -69,7 +75,8 @@ def _calibrate(recipe: Recipe, prepared: Prepared, model: Any) -> Calibrated:
     )
     windows = None if prepared.windows is None else prepared.windows.calibration
     statistics = None
-    if windows is not None and (importance.needs_activations or hidden_states):
+    needs_norms = importance.needs_activations or recipe.values == "int8"
+    if windows is not None and (needs_norms or hidden_states):
         statistics = collect(model, plan.family, windows, hidden_states=hidden_states)
     layers = decoder_layers(model, plan.family.layers)
 
@@ -87,6 +94,11 @@ def _calibrate(recipe: Recipe, prepared: Prepared, model: Any) -> Calibrated:
         windows=windows,
         hidden_states=None if statistics is None else statistics.hidden_states,
         score=score,
+        energies=None
+        if statistics is None
+        else [
+            {group: norm.square() for group, norm in layer.items()} for layer in statistics.norms
+        ],
     )
 
 
@@ -126,6 +138,17 @@ def _prune_weights(
         for layer, decision in zip(layers, decisions, strict=True):
             apply_masks(layer, decision)
     return decisions, errors, curve
+
+
+def _round_values(calibrated: Calibrated, decisions: Sequence[LayerDecision]) -> list[RoundedLayer]:
+    layers = decoder_layers(calibrated.model, calibrated.plan.family.layers)
+    energies: Sequence[Mapping[str, Tensor] | None] = calibrated.energies or [None] * len(decisions)
+    return [
+        round_layer(layer, decision, energy)
+        for layer, decision, energy in zip(
+            tqdm(layers, desc="int8 scales", unit="layer"), decisions, energies, strict=True
+        )
+    ]
 
 
 def _held_out_perplexity(model: Any, prepared: Prepared, description: str) -> float | None:

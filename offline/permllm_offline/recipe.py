@@ -55,6 +55,8 @@ class Recipe(BaseModel):
     seed: int = Field(default=0, ge=0)
     device: str = "cpu"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    values: Literal["auto", "int8"] = "auto"
+    """Dtype of the kept weights in the checkpoint; ``auto``: that of the model."""
     learning: LearningRecipe = LearningRecipe()
 
     def parsed_method(self) -> Method:

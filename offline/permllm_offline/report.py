@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +22,8 @@ class LayerReport:
     """What happened to one linear layer.
 
     ``permutation`` is ``none``, ``run time`` or ``folded``; ``moved_channels`` and
-    ``retained_importance`` are shares, 0..1.
+    ``retained_importance`` are shares, 0..1; ``int8_error`` is the expected error of the output
+    that int8 values cause, relative to it, or None.
     """
 
     name: str
@@ -33,6 +34,7 @@ class LayerReport:
     retained_importance: float
     dense_bytes: int
     sparse_bytes: int
+    int8_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,15 @@ class Report:
         perplexity_after: float | None,
         reconstruction: Sequence[LayerError] = (),
         reconstruction_curve: Sequence[dict[str, float]] = (),
+        int8_errors: Sequence[Mapping[str, float]] = (),
     ) -> Report:
         """Collect the report from the plan and the decisions."""
         groups = [
             (group, linear) for layer in decisions for group in layer for linear in group.masks
         ]
+        rounding: list[float | None] = [None] * len(groups)
+        if int8_errors:
+            rounding = [layer[linear] for layer in int8_errors for linear in layer]
         layers = [
             LayerReport(
                 name=planned.name,
@@ -74,8 +80,9 @@ class Report:
                 retained_importance=group.retained[linear],
                 dense_bytes=planned.dense_bytes,
                 sparse_bytes=planned.sparse_bytes,
+                int8_error=error,
             )
-            for planned, (group, linear) in zip(plan.linears, groups, strict=True)
+            for planned, (group, linear), error in zip(plan.linears, groups, rounding, strict=True)
         ]
         return cls(
             recipe,

@@ -1,6 +1,6 @@
 """Baked models are the same function as their masked, unfolded twin."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from permllm_offline.bake import apply_masks, bake_layer
 from permllm_offline.decisions import LayerDecision, decide
 from permllm_offline.families import FAMILIES, heads_of
-from permllm_offline.int8_values import quantize_layer
+from permllm_offline.int8_values import round_layer
 from permllm_offline.layout import GroupLayout
 from permllm_offline.loading import load_model, open_source
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -50,7 +50,7 @@ def bake(
     pattern: Pattern,
     block: int,
     at: Path,
-    scales: list[dict[str, torch.Tensor]] | None = None,
+    scales: list[Mapping[str, torch.Tensor]] | None = None,
 ) -> None:
     source = at.with_name(at.name + "-source")
     model.save_pretrained(source)
@@ -141,10 +141,10 @@ def test_the_baked_model_equals_its_masked_twin(
 def test_int8_values_equal_their_rounded_twin(tmp_path: Path) -> None:
     model = tiny_llama(attention_bias=True, mlp_bias=True)
     decisions = decisions_of(model, Pattern(2, 4), 64)
-    scales = []
+    scales: list[Mapping[str, torch.Tensor]] = []
     for layer, decision in zip(model.model.layers, decisions, strict=True):
         apply_masks(layer, decision)
-        scales.append(quantize_layer(layer, decision, None)[0])
+        scales.append(round_layer(layer, decision, None).scales)
     bake(model, decisions, Pattern(2, 4), 64, tmp_path / "baked", scales)
 
     assert validate(tmp_path / "baked") == []

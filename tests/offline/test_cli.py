@@ -72,6 +72,29 @@ def test_prune_eval_and_inspect(
     assert ("folded" in shown) == permuted
 
 
+@pytest.mark.parametrize("method", ["magnitude", "permllm-wanda"])
+def test_int8_values(
+    method: str, tmp_path: Path, tiny_model_directory: Path, text_file: Path
+) -> None:
+    text = None if method == "magnitude" else text_file
+    output = tmp_path / "sparse"
+    options = ("--method", method, "--values", "int8", "--dtype", "float32")
+    assert prune(tiny_model_directory, output, text, *options) == 0
+    assert validate(output) == []
+    quantization = CheckpointReader(output).quantization
+    assert quantization is not None
+    assert quantization.value_dtype == "int8"
+    report = json.loads((output / "report.json").read_text())
+    assert report["byte_ratio"] < 0.2  # a quarter of half of the bytes, and a bit per weight
+    assert all(0 < layer["int8_error"] < 0.02 for layer in report["layers"])
+    assert "int8, one scale per row" in (output / "README.md").read_text()
+
+    planned = sum(layer["sparse_bytes"] for layer in report["layers"])
+    tensors = load_file(output / "model.safetensors")
+    kinds = ("weight_packed", "weight_mask", "permutation", "weight_scale")
+    assert planned == sum(t.nbytes for name, t in tensors.items() if name.endswith(kinds))
+
+
 def test_eval_of_a_dense_model_equals_its_report(
     tmp_path: Path, tiny_model_directory: Path, text_file: Path
 ) -> None:

@@ -67,6 +67,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype", default="auto", help="auto (the model's own), bfloat16, float16 or float32"
     )
+    parser.add_argument(
+        "--values",
+        default=default["values"].default,
+        help="dtype of the kept weights: auto (the model's own) or int8, a scale per row",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
     parser.add_argument("--force", action="store_true", help="replace a non-empty output folder")
     return parser

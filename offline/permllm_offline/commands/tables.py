@@ -46,6 +46,9 @@ def report_table(report: Report) -> Table:
     before, after = report.perplexity_before, report.perplexity_after
     table.add_row("pruned linear layers", str(len(report.layers)))
     table.add_row("their bytes, against dense", f"{report.byte_ratio:.1%}")
+    errors = [layer.int8_error for layer in report.layers if layer.int8_error is not None]
+    if errors:
+        table.add_row("int8: expected error of a layer's output", f"{max(errors):.2%} at most")
     table.add_row("perplexity dense, held-out windows", "-" if before is None else f"{before:.2f}")
     table.add_row("perplexity sparse, held-out windows", "-" if after is None else f"{after:.2f}")
     return table
