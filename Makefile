@@ -8,7 +8,7 @@ CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu
 TEST_ENV := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test demo benchmark gpu clean
+.PHONY: help install lint format test demo benchmark soak gpu clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,9 @@ demo: $(STAMP) ## prune a real model, serve it with vLLM, compare with dense
 benchmark: $(STAMP) ## kernel and serving benchmarks of this machine
 	$(BIN)/python -m benchmarks.kernels --device cpu --threads 1 --json build/kernels.json
 	$(TEST_ENV) $(BIN)/python -m benchmarks.serving --json build/serving.json
+
+soak: $(STAMP) ## minutes of mixed traffic against a real server: nothing may break, leak or be wrong
+	$(TEST_ENV) $(BIN)/python -m benchmarks.soak --json build/soak.json
 
 gpu: ## on a machine with an NVIDIA GPU: build the CUDA kernels, test and time them
 	$(PYTHON) -m benchmarks.gpu
