@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from permllm_offline.commands import convert as convert_command
 from permllm_offline.commands import doctor as doctor_command
 from permllm_offline.commands import eval as eval_command
 from permllm_offline.commands import inspect as inspect_command
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         prune_command,
         eval_command,
         inspect_command,
+        convert_command,
     ):
         sub = command.add_parser(commands)
         sub.add_argument(

@@ -13,7 +13,8 @@ from transformers.quantizers import HfQuantizer, register_quantizer
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.errors import Problem, raise_if_any
 from permllm_vllm.checkpoint.headers import TensorHeader, checkpoint_problems, sparse_modules
-from permllm_vllm.checkpoint.shards import FETCH_AGAIN, read_headers
+from permllm_vllm.checkpoint.shard import FETCH_AGAIN
+from permllm_vllm.checkpoint.shards import read_headers
 from permllm_vllm.hf.config import PermLLMConfig
 from permllm_vllm.hf.linear import Backends, SparseLinear
 

@@ -1,0 +1,44 @@
+"""The table of a conversion: decoder layers with equal findings on one line."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+from rich.table import Table
+
+from permllm_offline.conversion.report import ConversionReport
+
+_NUMBER = re.compile(r"\.(\d+)\.")
+
+
+def conversion_table(report: ConversionReport) -> Table:
+    """Show which linears were found in which order."""
+    title = f"{report.source_format} -> {report.target_format}, {report.pattern}"
+    table = Table(title=f"{title}, block size {report.block_size}")
+    table.add_column("linear")
+    table.add_column("layers")
+    table.add_column("permutation")
+    table.add_column("density", justify="right")
+    table.add_column("why dense")
+    rows = defaultdict(list)
+    for linear in report.linears:
+        number = _NUMBER.search(linear.name)
+        name = _NUMBER.sub(".*.", linear.name, count=1)
+        key = (name, linear.permutation, linear.reason)
+        rows[key].append((int(number[1]) if number else 0, linear.density))
+    for (name, permutation, reason), found in rows.items():
+        density = sum(share for _, share in found) / len(found)
+        table.add_row(name, _ranges([n for n, _ in found]), permutation, f"{density:.3f}", reason)
+    return table
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Write 0, 1, 2, 5 as "0-2, 5"."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)

@@ -1,0 +1,93 @@
+"""``permllm-offline convert``: other sparse checkpoints to this format, and this one to dense."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from permllm_offline.commands.conversion_table import conversion_table
+from permllm_offline.commands.tables import show
+from permllm_offline.conversion.to_dense import convert_to_dense
+from permllm_offline.conversion.to_sparse import convert_to_sparse
+from permllm_offline.errors import OfflineError
+from permllm_vllm.checkpoint.pattern import SUPPORTED, Pattern
+from permllm_vllm.checkpoint.schema import BLOCK_SIZES
+from permllm_vllm.checkpoint.writer import MAX_SHARD_BYTES
+
+_DESCRIPTION = """Convert a sparse checkpoint of another tool to the permllm format, without pruning
+anything again. What the source is comes from its config.json and its zeros: a plain Hugging Face
+checkpoint that obeys 2:4 or 4:8 (SparseGPT, Wanda, ...), one that obeys it only after channels are
+reordered inside blocks (PermLLM's authors save these), or compressed-tensors sparse-24-bitmask.
+With --to dense a permllm checkpoint becomes a plain one in the original order of channels."""
+
+_EXAMPLES = """examples:
+  permllm-offline convert ./wanda-2of4 --output ./sparse
+  permllm-offline convert ./sparse-llama-bitmask --output ./sparse --strict
+  permllm-offline convert ./permllm-authors --output ./sparse --block-size 64 --json found.json
+  permllm-offline convert ./sparse --to dense --output ./dense
+"""
+
+
+def add_parser(commands: Any) -> argparse.ArgumentParser:
+    """Add the sub-command and its options."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "convert",
+        help="convert other sparse checkpoints to this format, or this one to dense",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", metavar="SOURCE", help="folder or hub name")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--to", choices=("permllm", "dense"), default="permllm", help="(default %(default)s)"
+    )
+    parser.add_argument(
+        "--pattern",
+        default="auto",
+        choices=("auto", *SUPPORTED),
+        help="auto: 2:4, or 4:8 where more linears obey that",
+    )
+    parser.add_argument(
+        "--block-size",
+        type=int,
+        choices=BLOCK_SIZES,
+        help="channels per permutation block; by default the first of 64, 128 and 32 that fits",
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="fail where a linear would have to stay dense"
+    )
+    parser.add_argument("--force", action="store_true", help="replace a non-empty output folder")
+    parser.add_argument(
+        "--max-shard-bytes", type=int, default=MAX_SHARD_BYTES, metavar="N", help="per file"
+    )
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the report to a file")
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Convert and show what was found."""
+    if options.max_shard_bytes < 1:
+        raise OfflineError(f"--max-shard-bytes {options.max_shard_bytes}: give at least 1.")
+    writing = {"force": options.force, "max_shard_bytes": options.max_shard_bytes}
+    if options.to == "dense":
+        if options.strict or options.block_size or options.pattern != "auto":
+            raise OfflineError(
+                "--pattern, --block-size and --strict are about what is found in a source: leave "
+                "them out with --to dense."
+            )
+        report = convert_to_dense(options.model, options.output, **writing)
+    else:
+        report = convert_to_sparse(
+            options.model,
+            options.output,
+            pattern=None if options.pattern == "auto" else Pattern.parse(options.pattern),
+            block_size=options.block_size,
+            strict=options.strict,
+            **writing,
+        )
+    if options.json is not None:
+        options.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    show(conversion_table(report))

@@ -1,0 +1,200 @@
+"""Write a checkpoint of this format as a plain one, in the original order of all channels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from permllm_offline.bake import row_permutations
+from permllm_offline.conversion.folds import agrees
+from permllm_offline.conversion.report import NONE, UNDONE, ConversionReport, ConvertedLinear
+from permllm_offline.decisions import GroupDecision
+from permllm_offline.errors import OfflineError
+from permllm_offline.families import Family, Heads, family_of, heads_of
+from permllm_offline.layout import GroupLayout
+from permllm_offline.loading import Source, open_source
+from permllm_vllm.checkpoint.errors import Problem, raise_if_any
+from permllm_vllm.checkpoint.folding import unfold_rows
+from permllm_vllm.checkpoint.layer import SparseLayer
+from permllm_vllm.checkpoint.packing import unpack
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.permutation import unpermute_columns
+from permllm_vllm.checkpoint.reader import CheckpointReader
+from permllm_vllm.checkpoint.schema import (
+    BIAS,
+    FOLDED_PERMUTATION,
+    WEIGHT_PACKED,
+    QuantizationConfig,
+)
+from permllm_vllm.checkpoint.writer import MAX_SHARD_BYTES, write_checkpoint
+
+_INT8 = "int8"
+
+
+def convert_to_dense(
+    model: str, output: Path, *, force: bool = False, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> ConversionReport:
+    """Write a plain Hugging Face checkpoint with the pruned weights as zeros.
+
+    All permutations are undone, folded ones in rows and columns, so every engine and adapter sees
+    the channels of the original model. Values stay bit for bit; int8 ones are scaled in float32 and
+    rounded to the dtype of the model. One decoder layer is in memory at a time.
+
+    Raises:
+        OfflineError: the checkpoint is not of this format, or folded where its family cannot fold.
+        CheckpointError: it is damaged, or the output cannot be written.
+    """
+    source = open_source(model)
+    reader = CheckpointReader(source.directory) if _is_permllm(source) else None
+    if reader is None or reader.quantization is None:
+        raise OfflineError(f"{model!r} is no permllm checkpoint: only those become dense.")
+    family, heads = family_of(source.config), heads_of(source.config)
+    _check_modules(reader, family)
+    dtype = source.dtype if reader.quantization.value_dtype == _INT8 else None
+    write_checkpoint(
+        output,
+        _tensors(reader, reader.quantization, family, heads, dtype),
+        None,
+        source.directory,
+        force=force,
+        max_shard_bytes=max_shard_bytes,
+        total_bytes=_dense_bytes(reader, dtype),
+    )
+    quantization = reader.quantization
+    permuted = {*quantization.runtime_permuted, *quantization.folded}
+    linears = [
+        ConvertedLinear(name, UNDONE if name in permuted else NONE, _density(reader, name))
+        for name in reader.sparse_layers()
+    ]
+    return ConversionReport(
+        model, "permllm", "dense", quantization.pattern, quantization.block_size, linears
+    )
+
+
+def _tensors(
+    reader: CheckpointReader,
+    quantization: QuantizationConfig,
+    family: Family,
+    heads: Heads,
+    dtype: torch.dtype | None,
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the dense model, one decoder layer in memory at a time."""
+    stack = f"{family.layers}."
+    names = reader.names()
+    by_layer: dict[str, list[str]] = {}
+    for name in names:
+        if not name.startswith(stack):
+            yield name, reader.tensor(name)
+            continue
+        prefix = stack + name.removeprefix(stack).partition(".")[0]
+        by_layer.setdefault(prefix, []).append(name.removeprefix(f"{prefix}."))
+    sparse = set(reader.sparse_layers())
+    for prefix, inside in tqdm(by_layer.items(), desc="write"):
+        layers = {
+            linear: reader.layer(f"{prefix}.{linear}")
+            for linear in family.linears
+            if f"{prefix}.{linear}" in sparse
+        }
+        stored = {
+            name: reader.tensor(f"{prefix}.{name}")
+            for name in inside
+            if name.rpartition(".")[0] not in layers
+        }
+        tensors = stored | _original_order(layers, quantization, dtype)
+        folds = _folds(prefix, layers, quantization, family, heads)
+        for linear, (rows, block_size) in folds.items():
+            for kind in ("weight", BIAS):
+                if (name := f"{linear}.{kind}") in tensors:
+                    tensors[name] = unfold_rows(tensors[name], rows, block_size)
+        yield from ((f"{prefix}.{name}", tensor) for name, tensor in tensors.items())
+
+
+def _original_order(
+    layers: Mapping[str, SparseLayer], quantization: QuantizationConfig, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """Decompress the linears of a decoder layer; columns in original order, rows as stored."""
+    pattern, block_size = Pattern.parse(quantization.pattern), quantization.block_size
+    tensors = {}
+    for linear, layer in layers.items():
+        raise_if_any(layer.content_problems(pattern, block_size))
+        weight = unpack(layer.values, layer.mask)
+        if layer.scale is not None:
+            weight = weight.float() * layer.scale.unsqueeze(1)
+        for permutation in (layer.input_permutation, layer.folded_permutation):
+            if permutation is not None:
+                weight = unpermute_columns(weight, permutation, block_size)
+        tensors[f"{linear}.weight"] = weight if dtype is None else weight.to(dtype)
+        if layer.bias is not None:
+            tensors[f"{linear}.{BIAS}"] = layer.bias
+    return tensors
+
+
+def _folds(
+    prefix: str,
+    layers: Mapping[str, SparseLayer],
+    quantization: QuantizationConfig,
+    family: Family,
+    heads: Heads,
+) -> Mapping[str, tuple[Tensor, int]]:
+    """Linears of a decoder layer whose rows were moved: block-local uint8 and its block size."""
+    decisions = []
+    for group in family.groups:
+        layer = layers.get(group.linears[0])
+        if layer is None or layer.folded_permutation is None:
+            continue
+        permutation = layer.folded_permutation
+        layout = GroupLayout(group, layer.in_features, quantization.block_size, heads)
+        if not layout.folded or not agrees(layout, permutation):
+            raise Problem(
+                f"{prefix}.{group.linears[0]}.{FOLDED_PERMUTATION}",
+                "a permutation that cannot have been folded into the preceding layer",
+                "blocks stay inside a head, and those that one value head feeds are equal",
+                "fetch or write the checkpoint again",
+            ).as_error()
+        decisions.append(GroupDecision(layout, permutation, {}, {}))
+    return row_permutations(decisions)
+
+
+def _check_modules(reader: CheckpointReader, family: Family) -> None:
+    """Refuse sparse linears of which nobody here knows what feeds them."""
+    folding = {linear for group in family.groups if group.fold_into for linear in group.linears}
+    assert reader.quantization is not None
+    for names, known, kind in (
+        (reader.sparse_layers(), family.linears, WEIGHT_PACKED),
+        (reader.quantization.folded, folding, FOLDED_PERMUTATION),
+    ):
+        for name in names:
+            _, _, linear = name.removeprefix(f"{family.layers}.").partition(".")
+            if not name.startswith(f"{family.layers}.") or linear not in known:
+                rule = f"the model family has {', '.join(sorted(known))} there"
+                remedy = "write the checkpoint again with `permllm-offline prune`"
+                raise Problem(f"{name}.{kind}", "an unknown linear", rule, remedy).as_error()
+
+
+def _is_permllm(source: Source) -> bool:
+    return getattr(source.config, "quantization_config", None) is not None
+
+
+def _dense_bytes(reader: CheckpointReader, dtype: torch.dtype | None) -> int:
+    """Bytes of the dense model, for the check of free disk."""
+    total = 0
+    sparse = set(reader.sparse_layers())
+    for name in reader.names():
+        module, _, kind = name.rpartition(".")
+        shape, stored = reader.header(name)
+        size = (dtype or getattr(torch, stored)).itemsize
+        if module not in sparse or kind == BIAS:
+            total += math.prod(shape) * getattr(torch, stored).itemsize
+        elif kind == WEIGHT_PACKED:
+            total += 2 * math.prod(shape) * size
+    return total
+
+
+def _density(reader: CheckpointReader, name: str) -> float:
+    values = reader.tensor(f"{name}.{WEIGHT_PACKED}")
+    return int(values.count_nonzero()) / (2 * values.numel())

@@ -1,0 +1,195 @@
+"""Write a sparse checkpoint of another tool in this format."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from permllm_offline.bake import bake_layer
+from permllm_offline.conversion.formats import open_weights
+from permllm_offline.conversion.judgement import Judged, judge
+from permllm_offline.conversion.report import (
+    DENSE,
+    FOLDED,
+    NONE,
+    RUN_TIME,
+    ConversionReport,
+    ConvertedLinear,
+)
+from permllm_offline.conversion.sources import WeightSource
+from permllm_offline.decisions import decide
+from permllm_offline.errors import OfflineError
+from permllm_offline.families import family_of, heads_of
+from permllm_offline.loading import open_source
+from permllm_vllm.checkpoint.output import check_destination
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.schema import QuantizationConfig
+from permllm_vllm.checkpoint.writer import MAX_SHARD_BYTES, write_checkpoint
+
+logger = logging.getLogger(__name__)
+
+REPORT_NAME = "conversion.json"
+
+
+def convert_to_sparse(
+    model: str,
+    output: Path,
+    *,
+    pattern: Pattern | None = None,
+    block_size: int | None = None,
+    strict: bool = False,
+    force: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> ConversionReport:
+    """Convert a checkpoint that holds N:M zeros; the output folder is complete or absent.
+
+    Every weight keeps its value bit for bit (a pruned negative zero becomes a zero). Linears that
+    do not obey the pattern are left dense and listed in ``ignore``. Two passes over the source,
+    one decoder layer in memory at a time.
+
+    Args:
+        model: folder or hub name.
+        output: folder to write.
+        pattern: N and M; by default 2:4, or 4:8 where more linears obey that.
+        block_size: channels per permutation block; by default the first of 64, 128 and 32 that
+            explains the first sparse decoder layer.
+        strict: raise instead of leaving a linear dense.
+        force: replace a non-empty output.
+        max_shard_bytes: bytes of a safetensors file.
+
+    Raises:
+        OfflineError: unsupported source, or nothing in it that this format can hold.
+        CheckpointError: a damaged source, or an output that cannot be written.
+    """
+    found = open_source(model)
+    check_destination(output, found.directory, force=force)
+    source, family = open_weights(found), family_of(found.config)
+    judged = judge(source, family, heads_of(found.config), pattern, block_size)
+    report = _report(model, judged)
+    _check(report, strict=strict)
+    quantization = QuantizationConfig(
+        pattern=str(judged.pattern),
+        block_size=judged.block_size,
+        value_dtype=judged.value_dtype(),
+        ignore=[*family.ignore, *(linear.name for linear in report.left_dense)],
+        runtime_permuted=[one.name for one in report.linears if one.permutation == RUN_TIME],
+        folded=[one.name for one in report.linears if one.permutation == FOLDED],
+    )
+    write_checkpoint(
+        output,
+        _tensors(judged),
+        quantization,
+        found.directory,
+        force=force,
+        max_shard_bytes=max_shard_bytes,
+        config_updates=source.config_updates,
+        extra_files={REPORT_NAME: json.dumps(report.to_dict(), indent=2) + "\n"},
+    )
+    return report
+
+
+def _report(model: str, judged: Judged) -> ConversionReport:
+    linears = []
+    for index, layer in enumerate(judged.layers):
+        for verdict in layer:
+            permutation = DENSE
+            if verdict.holds and verdict.permutation is None:
+                permutation = NONE
+            elif verdict.holds:
+                permutation = FOLDED if verdict.layout.folded else RUN_TIME
+            for linear, density in verdict.density.items():
+                name = f"{judged.family.layer_name(index)}.{linear}"
+                linears.append(ConvertedLinear(name, permutation, density, verdict.reason))
+    return ConversionReport(
+        source=model,
+        source_format=judged.source.description,
+        target_format="permllm",
+        pattern=str(judged.pattern),
+        block_size=judged.block_size,
+        linears=linears,
+    )
+
+
+def _check(report: ConversionReport, *, strict: bool) -> None:
+    dense = report.left_dense
+    if len(dense) == len(report.linears):
+        reasons = dict.fromkeys(linear.reason for linear in dense)
+        raise OfflineError(
+            f"no linear of {report.source!r} obeys {report.pattern}: "
+            f"{'; '.join(list(reasons)[:3])}. Prune its dense original with "
+            "`permllm-offline prune`."
+        )
+    if dense and strict:
+        raise OfflineError(
+            f"{len(dense)} of {len(report.linears)} linears do not obey {report.pattern}, the first"
+            f" is {dense[0].name}: {dense[0].reason}. Leave out --strict to keep them dense."
+        )
+    if dense:
+        logger.warning(
+            "%d of %d linears stay dense, the first is %s: %s",
+            len(dense),
+            len(report.linears),
+            dense[0].name,
+            dense[0].reason,
+        )
+
+
+def _tensors(judged: Judged) -> Iterator[tuple[str, Tensor]]:
+    """Yield the checkpoint's tensors, one decoder layer in memory at a time."""
+    source, family = judged.source, judged.family
+    stack = f"{family.layers}."
+    names = source.names()
+    yield from ((name, source.tensor(name)) for name in names if not name.startswith(stack))
+    for index, verdicts in enumerate(tqdm(judged.layers, desc="write")):
+        prefix = f"{family.layer_name(index)}."
+        sparse = {
+            linear
+            for verdict in verdicts
+            if verdict.holds
+            for linear in verdict.layout.group.linears
+        }
+        replaced = {f"{prefix}{linear}.{kind}" for linear in sparse for kind in ("weight", "bias")}
+        for name in names:
+            if name.startswith(prefix) and name not in replaced:
+                yield name, source.tensor(name)
+        decision = [
+            decide(
+                verdict.layout,
+                {
+                    linear: source.kept(f"{prefix}{linear}.weight").float()
+                    for linear in verdict.layout.group.linears
+                },
+                verdict.permutation,
+                judged.pattern,
+            )
+            for verdict in verdicts
+            if verdict.holds
+        ]
+        layer = _module_of(source, prefix, sparse)
+        yield from bake_layer(prefix.removesuffix("."), layer, decision, judged.pattern)
+
+
+def _module_of(source: WeightSource, prefix: str, linears: Iterable[str]) -> nn.Module:
+    """Build a decoder layer of nothing but these linears."""
+    layer, names = nn.Module(), set(source.names())
+    for linear in linears:
+        weight = source.tensor(f"{prefix}{linear}.weight")
+        has_bias = f"{prefix}{linear}.bias" in names
+        module = nn.Linear(weight.shape[1], weight.shape[0], bias=has_bias, device="meta")
+        module.weight = nn.Parameter(weight, requires_grad=False)
+        if has_bias:
+            bias = source.tensor(f"{prefix}{linear}.bias")
+            module.bias = nn.Parameter(bias, requires_grad=False)
+        parent = layer
+        *path, leaf = linear.split(".")
+        for part in path:
+            if not hasattr(parent, part):
+                parent.add_module(part, nn.Module())
+            parent = parent.get_submodule(part)
+        parent.add_module(leaf, module)
+    return layer

@@ -1,0 +1,150 @@
+"""Judge every shared-input group of a source: in which channel order does it obey the pattern?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from permllm_offline.conversion.folds import agrees, at_run_time
+from permllm_offline.conversion.reach import Reach
+from permllm_offline.conversion.recovery import obeys, recover_permutation
+from permllm_offline.conversion.sources import WeightSource
+from permllm_offline.errors import OfflineError
+from permllm_offline.families import Family, Fold, Heads
+from permllm_offline.layout import GroupLayout
+from permllm_vllm.checkpoint.pattern import Pattern
+
+
+@dataclass(frozen=True)
+class GroupVerdict:
+    """What was found out about the linears of one shared-input group of one decoder layer.
+
+    ``permutation`` is block-local uint8 [in] in canonical form, None for the original order.
+    ``reason`` says why the group does not obey the pattern; empty if it does. ``density`` is the
+    share of weights that were kept, by linear.
+    """
+
+    layout: GroupLayout
+    permutation: Tensor | None
+    reason: str
+    density: Mapping[str, float]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the group can be stored."""
+        return not self.reason
+
+
+class Judge:
+    """Judges the groups of one source under one pattern and block size; judges share a `reach`."""
+
+    def __init__(
+        self,
+        source: WeightSource,
+        family: Family,
+        heads: Heads,
+        pattern: Pattern,
+        block_size: int,
+        reach: Reach,
+    ) -> None:
+        self.source, self.family, self.heads = source, family, heads
+        self.pattern, self.block_size = pattern, block_size
+        self.reach = reach
+
+    def layer(self, index: int) -> list[GroupVerdict]:
+        """Judge the groups of one decoder layer, and settle which permutations fold.
+
+        Raises:
+            OfflineError: a linear of the family is not in the checkpoint.
+        """
+        prefix = self.family.layer_name(index)
+        verdicts = []
+        for group in self.family.groups:
+            names = [f"{prefix}.{linear}.weight" for linear in group.linears]
+            missing = set(names) - set(self.source.names())
+            if missing:
+                raise OfflineError(
+                    f"{sorted(missing)[0]} is not in the checkpoint, but its config.json makes it "
+                    "a model that has it: fetch the checkpoint again."
+                )
+            layout = GroupLayout(
+                group, self.source.header(names[0]).shape[1], self.block_size, self.heads
+            )
+            kept = {
+                linear: self.source.kept(name)
+                for linear, name in zip(group.linears, names, strict=True)
+            }
+            verdicts.append(self._group(layout, kept))
+        return settle_folds(verdicts)
+
+    def _group(self, layout: GroupLayout, kept: Mapping[str, Tensor]) -> GroupVerdict:
+        density = {linear: float(one.float().mean()) for linear, one in kept.items()}
+        if layout.in_features % 8:
+            reason = f"{layout.in_features} input channels, which is no multiple of 8"
+            return GroupVerdict(layout, None, reason, density)
+        most = self.pattern.kept / self.pattern.group
+        full = [linear for linear, share in density.items() if share > most]
+        if full:
+            reason = f"{full[0]} keeps {density[full[0]]:.1%} of its weights, more than {most:.0%}"
+            return GroupVerdict(layout, None, reason, density)
+        rows = torch.cat(list(kept.values()))
+        if obeys(rows, self.pattern, None, 0):
+            return GroupVerdict(layout, None, "", density)
+        if layout.in_features % self.block_size:
+            reason = (
+                f"not {self.pattern} in the original order, and {layout.in_features} input channels"
+                f" are no multiple of the block size {self.block_size}"
+            )
+            return GroupVerdict(layout, None, reason, density)
+        permutation = self._recover(layout, rows)
+        reason = "" if permutation is not None else self._explain(layout, kept, rows)
+        return GroupVerdict(layout, permutation, reason, density)
+
+    def _recover(self, layout: GroupLayout, rows: Tensor) -> Tensor | None:
+        """Prefer one that folds: equal in all blocks that one value head feeds."""
+        if layout.folded and layout.group.fold is Fold.VALUE_HEADS:
+            tied = recover_permutation(rows, self.pattern, self.block_size, layout.ties())
+            if tied is not None:
+                return tied
+        return recover_permutation(rows, self.pattern, self.block_size)
+
+    def _explain(self, layout: GroupLayout, kept: Mapping[str, Tensor], rows: Tensor) -> str:
+        """Say what the zeros look like instead, as far as it can be told."""
+        if len(kept) > 1 and all(self._recover(layout, one) is not None for one in kept.values()):
+            return (
+                f"{', '.join(kept)} obey {self.pattern} each in an order of its own, and linears "
+                "that read one input share one order in this format"
+            )
+        nothing = f"not {self.pattern} in any order inside blocks of {self.block_size} channels"
+        block = self.reach.smallest_block(rows, self.pattern)
+        if block is None:
+            return nothing
+        if block < layout.in_features:
+            return f"{nothing}, but in blocks of {block}: see --block-size"
+        return (
+            f"it obeys {self.pattern} in an order over all channels (as RIA's channel permutation "
+            f"leaves it); this format moves channels inside blocks of {self.block_size}, which is "
+            "what runs fused in a kernel"
+        )
+
+
+def settle_folds(verdicts: Sequence[GroupVerdict]) -> list[GroupVerdict]:
+    """Leave a permutation at run time where it cannot move into sparse rows of this layer.
+
+    It can where every linear that feeds the group is stored sparse, and where blocks that one
+    value head feeds agree.
+    """
+    sparse = {linear for verdict in verdicts if verdict.holds for linear in verdict.density}
+
+    def settled(verdict: GroupVerdict) -> GroupVerdict:
+        if verdict.permutation is None or (
+            sparse.issuperset(verdict.layout.group.fold_into)
+            and agrees(verdict.layout, verdict.permutation)
+        ):
+            return verdict
+        return replace(verdict, layout=at_run_time(verdict.layout))
+
+    return [settled(verdict) for verdict in verdicts]

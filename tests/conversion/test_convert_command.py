@@ -1,0 +1,72 @@
+"""`permllm-offline convert` on the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from permllm_offline.cli import build_parser, main
+from permllm_vllm.checkpoint.validation import validate
+from tests.conversion.sparse_models import block_orders, prune, same_weights
+
+
+@pytest.fixture(scope="module")
+def source(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prune(dense, tmp_path_factory.mktemp("sources") / "source", block_orders())
+
+
+def test_there_and_back(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sparse, back, json_file = (tmp_path / name for name in ("sparse", "back", "report.json"))
+    options = ("--output", str(sparse), "--json", str(json_file))
+    assert main(["convert", str(source), *options]) == 0
+    shown = capsys.readouterr()
+    assert "model.layers.*.self_attn.o_proj" in shown.out
+    assert "0-1" in shown.out
+    assert "judge as 2:4" in shown.err  # progress
+    report = json.loads(json_file.read_text())
+    assert report == json.loads((sparse / "conversion.json").read_text())
+    assert len(report["linears"]) == 14
+    assert validate(sparse) == []
+    assert main(["convert", str(sparse), "--to", "dense", "--output", str(back)]) == 0
+    assert same_weights(source, back)
+
+
+def test_nothing_is_replaced_unasked(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    options = ("--output", str(tmp_path / "out"))
+    assert main(["convert", str(source), *options]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert main(["convert", str(source), *options, "--force"]) == 0
+    assert not (tmp_path / "out" / "mine").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--to", "dense", "--strict"), "leave them out with --to dense"),
+        (("--to", "dense"), "no permllm checkpoint"),
+        (("--max-shard-bytes", "0"), "give at least 1"),
+        (("--pattern", "2:4", "--block-size", "32"), "no linear"),
+    ],
+)
+def test_bad_requests_are_refused(
+    source: Path,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["convert", str(source), "--output", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        build_parser().parse_args(["convert", "--help"])
+    assert "examples:" in capsys.readouterr().out

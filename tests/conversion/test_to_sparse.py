@@ -1,0 +1,330 @@
+"""Sparse checkpoints of other tools become checkpoints of this format, value for value."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from permllm_offline.conversion.to_dense import convert_to_dense
+from permllm_offline.conversion.to_sparse import convert_to_sparse
+from permllm_offline.errors import OfflineError
+from permllm_offline.loading import load_model, open_source
+from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.checkpoint.packing import unpack_mask
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.reader import CheckpointReader
+from permllm_vllm.checkpoint.validation import validate
+from tests.conversion.sparse_models import (
+    DOWN,
+    GATE_UP,
+    LINEARS,
+    QKV,
+    O,
+    block_orders,
+    in_place,
+    prune,
+    same_weights,
+    save_dense,
+    set_config,
+    write_bitmask,
+)
+
+
+def permutations_of(report: object) -> dict[str, str]:
+    return {linear.name: linear.permutation for linear in report.linears}
+
+
+def check(source: Path, output: Path, back: Path) -> None:
+    """The output is valid, and dense again it is the source."""
+    assert validate(output) == []
+    convert_to_dense(str(output), back)
+    assert same_weights(source, back)
+    config = json.loads((back / "config.json").read_text())
+    assert "quantization_config" not in config
+    source, back = (open_source(str(folder)) for folder in (source, back))
+    assert back.dtype == source.dtype
+
+
+@pytest.mark.parametrize("pattern", [(2, 4), (4, 8)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_zeros_in_place(tmp_path: Path, pattern: tuple[int, int], dtype: torch.dtype) -> None:
+    dense = save_dense(tmp_path / "dense", dtype, attention_bias=True, mlp_bias=True)
+    source = prune(dense, tmp_path / "source", in_place, *pattern)
+    report = convert_to_sparse(str(source), tmp_path / "out")
+    assert report.pattern == str(Pattern(*pattern))
+    assert set(permutations_of(report).values()) == {"none"}
+    assert {linear.density for linear in report.linears} == {0.5}
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+    check(source, tmp_path / "out", tmp_path / "back")
+
+
+@pytest.mark.parametrize("pattern", [(2, 4), (4, 8)])
+@pytest.mark.parametrize("block", [32, 64])
+def test_zeros_in_permuted_blocks(
+    dense: Path, tmp_path: Path, pattern: tuple[int, int], block: int
+) -> None:
+    source = prune(dense, tmp_path / "source", block_orders(block=block), *pattern)
+    report = convert_to_sparse(str(source), tmp_path / "out")
+    assert report.pattern == str(Pattern(*pattern))
+    assert report.block_size == 64
+    found = permutations_of(report)
+    for layer in range(2):
+        for linear in LINEARS:
+            expected = "folded" if linear in (O, DOWN) else "run time"
+            assert found[f"model.layers.{layer}.{linear}"] == expected
+    check(source, tmp_path / "out", tmp_path / "back")
+
+
+def test_the_converted_model_is_the_same_function(dense: Path, tmp_path: Path) -> None:
+    source = prune(dense, tmp_path / "source", block_orders())
+    convert_to_sparse(str(source), tmp_path / "out")
+    tokens = torch.randint(2, 60, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = (
+            load_model(open_source(str(folder)), torch.float32, torch.device("cpu"))(tokens).logits
+            for folder in (source, tmp_path / "out")
+        )
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_blocks_of_128_are_found(tmp_path: Path) -> None:
+    dense = save_dense(tmp_path / "dense", head_dim=128, hidden_size=256, intermediate_size=256)
+    source = prune(dense, tmp_path / "source", block_orders(block=128))
+    report = convert_to_sparse(str(source), tmp_path / "out")
+    assert report.block_size == 128
+    check(source, tmp_path / "out", tmp_path / "back")
+    with pytest.raises(OfflineError, match="in any order inside blocks of 32 channels, but in b"):
+        convert_to_sparse(str(source), tmp_path / "other", pattern=Pattern(2, 4), block_size=32)
+
+
+def test_an_order_that_heads_do_not_share_stays_at_run_time(dense: Path, tmp_path: Path) -> None:
+    """The authors' code learns `o` without tying the query heads of a value head."""
+    source = prune(dense, tmp_path / "source", block_orders(tied=False))
+    report = convert_to_sparse(str(source), tmp_path / "out")
+    assert permutations_of(report)[f"model.layers.0.{O}"] == "run time"
+    assert permutations_of(report)[f"model.layers.0.{DOWN}"] == "folded"
+    check(source, tmp_path / "out", tmp_path / "back")
+
+
+def test_what_is_dense_stays_dense(
+    dense: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    orders = block_orders()
+    skipped = {(0, "mlp.up_proj"), (1, QKV[2])}
+    source = prune(
+        dense,
+        tmp_path / "source",
+        lambda layer, linear, n: None if (layer, linear) in skipped else orders(layer, linear, n),
+    )
+    with caplog.at_level(logging.WARNING):
+        report = convert_to_sparse(str(source), tmp_path / "out")
+    assert "5 of 14 linears stay dense" in caplog.text
+    quantization = CheckpointReader(tmp_path / "out").quantization
+    assert quantization is not None
+    dense_names = [f"model.layers.0.{n}" for n in GATE_UP] + [f"model.layers.1.{n}" for n in QKV]
+    assert sorted(quantization.ignore) == sorted(["lm_head", *dense_names])
+    assert "up_proj keeps 100.0% of its weights" in report.left_dense[0].reason
+    # What fed a fold is dense now, so the permutation is not moved there.
+    found = permutations_of(report)
+    assert found[f"model.layers.0.{DOWN}"] == "run time"
+    assert found[f"model.layers.1.{DOWN}"] == "folded"
+    assert found[f"model.layers.1.{O}"] == "run time"
+    check(source, tmp_path / "out", tmp_path / "back")
+
+    with pytest.raises(OfflineError, match=r"5 of 14 linears do not obey 2:4.*Leave out --strict"):
+        convert_to_sparse(str(source), tmp_path / "strict", strict=True)
+    assert not (tmp_path / "strict").exists()
+
+
+def test_orders_of_their_own_are_refused_with_the_reason(dense: Path, tmp_path: Path) -> None:
+    orders = {linear: block_orders(seed) for seed, linear in enumerate(LINEARS)}
+    source = prune(
+        dense, tmp_path / "source", lambda layer, linear, n: orders[linear](layer, linear, n)
+    )
+    report = convert_to_sparse(str(source), tmp_path / "out")
+    reasons = {linear.name: linear.reason for linear in report.left_dense}
+    assert len(reasons) == 10
+    assert "each in an order of its own" in reasons[f"model.layers.0.{QKV[0]}"]
+    check(source, tmp_path / "out", tmp_path / "back")
+
+
+def test_an_order_over_all_channels_is_refused_with_the_reason(tmp_path: Path) -> None:
+    dense = save_dense(tmp_path / "dense", hidden_size=256, num_attention_heads=4)
+    source = prune(
+        dense,
+        tmp_path / "source",
+        lambda layer, linear, n: torch.randperm(n, generator=torch.Generator().manual_seed(n)),
+    )
+    with pytest.raises(OfflineError, match="in an order over all channels"):
+        convert_to_sparse(str(source), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dense_model_is_refused(dense: Path, tmp_path: Path) -> None:
+    with pytest.raises(OfflineError, match=r"no linear .* obeys 2:4.*permllm-offline prune"):
+        convert_to_sparse(str(dense), tmp_path / "out")
+
+
+def test_unstructured_zeros_are_refused(dense: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(dense, tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    for name, tensor in tensors.items():
+        if "_proj" in name:
+            smallest = tensor.abs().float().argsort(dim=1)[:, : tensor.shape[1] // 2]
+            tensors[name] = tensor.scatter(1, smallest, 0)
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(OfflineError, match="not 2:4 in any order inside blocks of"):
+        convert_to_sparse(str(source), tmp_path / "out")
+
+
+def test_a_group_with_fewer_weights_keeps_explicit_zeros(dense: Path, tmp_path: Path) -> None:
+    source = prune(dense, tmp_path / "source", in_place, 1, 4)
+    report = convert_to_sparse(str(source), tmp_path / "out")
+    assert {linear.density for linear in report.linears} == {0.25}
+    check(source, tmp_path / "out", tmp_path / "back")
+
+
+def test_negative_zeros_are_zeros(dense: Path, tmp_path: Path) -> None:
+    """`weight * mask` leaves -0.0 where a negative weight was."""
+    source = prune(dense, tmp_path / "source", in_place)
+    tensors = load_file(source / "model.safetensors")
+    originals = load_file(dense / "model.safetensors")
+    masked = {n: originals[n] * (t != 0) if "_proj" in n else t for n, t in tensors.items()}
+    assert any(bool((t[t == 0].signbit()).any()) for t in masked.values())
+    save_file(masked, source / "model.safetensors", metadata={"format": "pt"})
+    convert_to_sparse(str(source), tmp_path / "out", strict=True)
+    check(source, tmp_path / "out", tmp_path / "back")
+
+
+def test_several_dtypes_are_refused(dense: Path, tmp_path: Path) -> None:
+    source = prune(dense, tmp_path / "source", in_place)
+    tensors = load_file(source / "model.safetensors")
+    name = f"model.layers.1.{DOWN}.weight"
+    tensors[name] = tensors[name].float()
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(OfflineError, match=f"{name} is float32; the format has one dtype"):
+        convert_to_sparse(str(source), tmp_path / "out")
+
+
+def test_a_missing_linear_is_named(dense: Path, tmp_path: Path) -> None:
+    source = prune(dense, tmp_path / "source", in_place)
+    tensors = load_file(source / "model.safetensors")
+    del tensors[f"model.layers.1.{O}.weight"]
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(OfflineError, match=rf"model\.layers\.1\.{O}\.weight is not in the check"):
+        convert_to_sparse(str(source), tmp_path / "out")
+
+
+def test_shards_in_and_out(dense: Path, tmp_path: Path) -> None:
+    source = prune(dense, tmp_path / "source", block_orders())
+    report = convert_to_sparse(str(source), tmp_path / "out", max_shard_bytes=50_000)
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 3
+    assert validate(tmp_path / "out") == []
+    convert_to_dense(str(tmp_path / "out"), tmp_path / "back", max_shard_bytes=50_000)
+    assert same_weights(source, tmp_path / "back")
+    again = convert_to_sparse(str(tmp_path / "back"), tmp_path / "again")
+    assert again.linears == report.linears
+    assert same_weights(tmp_path / "out", tmp_path / "again")
+
+
+def test_bitmask(dense: Path, tmp_path: Path) -> None:
+    plain = prune(dense, tmp_path / "plain", in_place)
+    source = write_bitmask(plain, tmp_path / "bitmask", extra=("lm_head",))
+    report = convert_to_sparse(str(source), tmp_path / "out", strict=True)
+    assert report.source_format == "compressed-tensors sparse-24-bitmask"
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "permllm"
+    assert "sparsity_config" not in json.dumps(config)
+    # Only the output head was compressed although it is dense: half of it is gone at the source.
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    compressed = load_file(source / "model.safetensors")
+    assert int((written["lm_head.weight"] != 0).sum()) == compressed["lm_head.compressed"].numel()
+    for layer in range(2):
+        for linear in LINEARS:
+            name = f"model.layers.{layer}.{linear}"
+            assert torch.equal(written[f"{name}.weight_packed"], compressed[f"{name}.compressed"])
+            assert torch.equal(written[f"{name}.weight_mask"], compressed[f"{name}.bitmask"])
+
+
+def test_bitmask_and_back(dense: Path, tmp_path: Path) -> None:
+    plain = prune(dense, tmp_path / "plain", in_place)
+    convert_to_sparse(str(write_bitmask(plain, tmp_path / "bitmask")), tmp_path / "out")
+    check(plain, tmp_path / "out", tmp_path / "back")
+
+
+def test_explicit_zeros_of_a_bitmask_stay_where_they_are(dense: Path, tmp_path: Path) -> None:
+    source = write_bitmask(prune(dense, tmp_path / "plain", in_place), tmp_path / "bitmask")
+    tensors = load_file(source / "model.safetensors")
+    name = f"model.layers.0.{DOWN}"
+    tensors[f"{name}.compressed"][:, ::5] = 0
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    convert_to_sparse(str(source), tmp_path / "out")
+    layer = CheckpointReader(tmp_path / "out").layer(name)
+    assert torch.equal(layer.mask, tensors[f"{name}.bitmask"])
+    assert int(unpack_mask(layer.mask).sum()) == layer.values.numel()
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("bitmask", None, r"q_proj.bitmask: found nothing"),
+        ("shape", None, r"q_proj.shape: found nothing"),
+        ("bitmask", lambda t: t[:-1].clone(), r"q_proj.bitmask: found shape \[127, 16\]"),
+        ("compressed", lambda t: t[:, :-1].clone(), r"q_proj.compressed: found shape"),
+        ("bitmask", lambda t: t.int(), r"q_proj.bitmask: found int32; rule: uint8"),
+        ("shape", lambda t: torch.tensor([[128], [127]]), r"q_proj.shape: found \(128, 127\)"),
+        ("bitmask", lambda t: t | 1 << 7, "q_proj keeps 5.* of its weights, more than 50%"),
+    ],
+    ids=["no mask", "no shape", "short mask", "short values", "dtype", "odd shape", "bits"],
+)
+def test_a_damaged_bitmask_is_refused(
+    dense: Path, tmp_path: Path, kind: str, change: object, message: str
+) -> None:
+    source = write_bitmask(prune(dense, tmp_path / "plain", in_place), tmp_path / "bitmask")
+    tensors = load_file(source / "model.safetensors")
+    name = f"model.layers.0.{QKV[0]}.{kind}"
+    tensor = tensors.pop(name)
+    if change is not None:
+        tensors[name] = change(tensor)
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises((CheckpointError, OfflineError), match=message):
+        convert_to_sparse(str(source), tmp_path / "out", strict=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "is quantized"),
+        ({"quant_method": "compressed-tensors", "config_groups": {"g": {}}}, "is quantized"),
+        (
+            {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-bitmask"}},
+            "stored as 'sparse-bitmask'",
+        ),
+    ],
+)
+def test_other_formats_are_refused(
+    dense: Path, tmp_path: Path, entries: dict[str, object], message: str
+) -> None:
+    source = prune(dense, tmp_path / "source", in_place)
+    set_config(source, quantization_config=entries)
+    with pytest.raises(OfflineError, match=message):
+        convert_to_sparse(str(source), tmp_path / "out")
+
+
+def test_a_sparsity_config_that_says_dense_does_no_harm(dense: Path, tmp_path: Path) -> None:
+    source = prune(dense, tmp_path / "source", in_place)
+    dense_entries = {"format": "dense", "sparsity_structure": "2:4"}
+    set_config(
+        source,
+        quantization_config={
+            "quant_method": "compressed-tensors",
+            "sparsity_config": dense_entries,
+        },
+    )
+    convert_to_sparse(str(source), tmp_path / "out", strict=True)
+    assert validate(tmp_path / "out") == []
