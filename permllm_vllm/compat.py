@@ -65,6 +65,7 @@ QuantizeMethodBase = _symbol(f"{_QUANTIZATION}.base_config", "QuantizeMethodBase
 _LINEAR = "vllm.model_executor.layers.linear"
 LinearBase = _symbol(_LINEAR, "LinearBase")
 LinearMethodBase = _symbol(_LINEAR, "LinearMethodBase")
+QKVParallelLinear = _symbol(_LINEAR, "QKVParallelLinear")
 UnquantizedLinearMethod = _symbol(_LINEAR, "UnquantizedLinearMethod")
 register_weight_loader_v2_supported_method = _symbol(
     _LINEAR, "register_weight_loader_v2_supported_method"

@@ -18,7 +18,9 @@ from permllm_vllm.compat import (
     register_quantization_config,
 )
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
+from permllm_vllm.quantization.names import checkpoint_name, original_names
 from permllm_vllm.quantization.served import ServedLayers
+from permllm_vllm.quantization.unfolding import Unfolding
 
 
 @register_quantization_config(schema.QUANT_METHOD)
@@ -33,6 +35,8 @@ class PermLLMConfig(QuantizationConfig):
         super().__init__()
         self._checkpoint = checkpoint
         self.served = ServedLayers()
+        self._unfolding: Unfolding | None = None
+        self._mappers: list[Any] = []
 
     @property
     def checkpoint(self) -> schema.QuantizationConfig:
@@ -77,12 +81,17 @@ class PermLLMConfig(QuantizationConfig):
             raise CheckpointError(_dense_checkpoint_message(model_name))
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
-        """Rename listed modules as vLLM's model class does; regular expressions stay."""
+        """Rename listed modules as vLLM's model class does.
+
+        Regular expressions stay as they are: `_is_ignored` holds them against the names that
+        modules had before.
+        """
 
         def renamed(names: list[str]) -> list[str]:
             exact = [name for name in names if not name.startswith("re:")]
             return [*hf_to_vllm_mapper.apply_list(exact), *(n for n in names if n not in exact)]
 
+        self._mappers.append(hf_to_vllm_mapper)
         self._checkpoint = self.checkpoint.model_copy(
             update={
                 key: renamed(getattr(self.checkpoint, key))
@@ -97,26 +106,42 @@ class PermLLMConfig(QuantizationConfig):
         if not isinstance(layer, LinearBase):
             return None
         modules = self._modules(prefix)
-        if self._agreed(prefix, modules, self.checkpoint.is_ignored, "left dense (`ignore`)"):
+        ignored = self._agreed(prefix, modules, self._is_ignored, "left dense (`ignore`)")
+        permuted = self._agreed(
+            prefix,
+            modules,
+            set(self.checkpoint.runtime_permuted).__contains__,
+            "permuted at run time (`runtime_permuted`)",
+        )
+        folded = self._agreed(
+            prefix,
+            modules,
+            set(self.checkpoint.folded).__contains__,
+            "with a folded permutation (`folded`)",
+        )
+        if self._unfolding is None and _adapters_enabled():
+            self._unfolding = Unfolding(self.checkpoint.block_size)
+        if self._unfolding is not None:
+            self._unfolding.add(prefix, layer, folded=folded)
+        if ignored:
             return UnquantizedLinearMethod()
-        runtime = set(self.checkpoint.runtime_permuted)
-        folded = set(self.checkpoint.folded)
-        self._refuse_adapters()
         return PermLLMLinearMethod(
             self.checkpoint,
             self.served,
+            prefix,
             modules,
-            permuted=self._agreed(
-                prefix, modules, runtime.__contains__, "permuted at run time (`runtime_permuted`)"
-            ),
-            folded=self._agreed(
-                prefix, modules, folded.__contains__, "with a folded permutation (`folded`)"
-            ),
+            permuted=permuted,
+            folded=folded,
+            unfolding=self._unfolding,
         )
 
+    def _is_ignored(self, module: str) -> bool:
+        """Whether `ignore` leaves a module dense, by vLLM's name or by the one it had before."""
+        return any(map(self.checkpoint.is_ignored, original_names(module, self._mappers)))
+
     def _modules(self, prefix: str) -> list[str]:
-        """Hugging Face module names that vLLM fused into the layer `prefix`."""
-        parent, dot, leaf = prefix.rpartition(".")
+        """Module names of the checkpoint that vLLM fused into the layer `prefix`."""
+        parent, dot, leaf = checkpoint_name(prefix).rpartition(".")
         return [parent + dot + part for part in self.packed_modules_mapping.get(leaf, [leaf])]
 
     @staticmethod
@@ -134,24 +159,19 @@ class PermLLMConfig(QuantizationConfig):
 
     def _experts_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase:
         """Dense method for ignored experts; sparse experts have no kernel."""
-        names = [prefix, *(f"{prefix}.0.{part}" for part in ("gate_proj", "up_proj", "down_proj"))]
-        if any(self.checkpoint.is_ignored(name) for name in names):
+        name = checkpoint_name(prefix)
+        names = [name, *(f"{name}.0.{part}" for part in ("gate_proj", "up_proj", "down_proj"))]
+        if any(self._is_ignored(name) for name in names):
             return UnquantizedFusedMoEMethod(layer.moe_config)
         raise NotImplementedError(
             f"PermLLM cannot serve sparse mixture-of-experts weights ({prefix}). Prune the model "
             f"again with the experts left dense, e.g. `ignore` 're:.*\\.experts\\..*'."
         )
 
-    def _refuse_adapters(self) -> None:
-        """LoRA adapters were trained in the channel order from before the folding."""
-        vllm_config = get_current_vllm_config_or_none()
-        if self.checkpoint.folded and getattr(vllm_config, "lora_config", None) is not None:
-            raise NotImplementedError(
-                f"LoRA was enabled, but {len(self.checkpoint.folded)} layers of this checkpoint "
-                f"(the first: {self.checkpoint.folded[0]}) have a folded permutation: their "
-                "channels are stored in another order than the adapter's. Serve without "
-                "--enable-lora, or merge the adapter into the dense model before pruning."
-            )
+
+def _adapters_enabled() -> bool:
+    """Whether vLLM was started with --enable-lora."""
+    return getattr(get_current_vllm_config_or_none(), "lora_config", None) is not None
 
 
 def _dense_checkpoint_message(model: str) -> str:

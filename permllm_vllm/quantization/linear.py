@@ -17,6 +17,7 @@ from permllm_vllm.compat import (
     LinearMethodBase,
     register_weight_loader_v2_supported_method,
 )
+from permllm_vllm.quantization.bias import watch_bias
 from permllm_vllm.quantization.parameters import (
     CheckedParameter,
     FoldedPermutationParameter,
@@ -25,8 +26,10 @@ from permllm_vllm.quantization.parameters import (
     SparseWeightParameter,
     UnexpectedParameter,
 )
+from permllm_vllm.quantization.partition import require_divisible
 from permllm_vllm.quantization.served import ServedLayers
 from permllm_vllm.quantization.sources import CheckpointLayer, TensorSource
+from permllm_vllm.quantization.unfolding import Unfolding
 
 WEIGHT_METADATA = "weight_metadata"
 LOADED = (*schema.SPARSE_KINDS, "weight")
@@ -39,23 +42,30 @@ class PermLLMLinearMethod(LinearMethodBase):
 
     After loading, the layer keeps what the backend packed under the names `weight_packed`,
     `weight_metadata`, `input_permutation` and `weight_scale` (None where there is nothing).
+
+    `prefix` is vLLM's name of the layer, `modules` those in the checkpoint; `unfolding` is there
+    where folded permutations must be taken out again.
     """
 
     def __init__(
         self,
         checkpoint: schema.QuantizationConfig,
         served: ServedLayers,
+        prefix: str,
         modules: Sequence[str],
         *,
         permuted: bool,
         folded: bool,
+        unfolding: Unfolding | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.pattern = Pattern.parse(checkpoint.pattern)
         self.served = served
+        self.prefix = prefix
         self.modules = modules
         self.permuted = permuted
         self.folded = folded
+        self.unfolding = unfolding
 
     def create_weights(
         self,
@@ -68,7 +78,8 @@ class PermLLMLinearMethod(LinearMethodBase):
         **extra_weight_attrs: Any,
     ) -> None:
         """Register the tensors of the checkpoint format, cut to this tensor-parallel rank."""
-        self._check_input_size(input_size, input_size_per_partition)
+        block_size = self.checkpoint.block_size if self._permutation_kind else None
+        require_divisible(self.modules, input_size, input_size_per_partition, block_size)
         self.output_sizes = list(output_partition_sizes)
         self.dtype = params_dtype
         rows, columns = sum(output_partition_sizes), input_size_per_partition
@@ -82,23 +93,25 @@ class PermLLMLinearMethod(LinearMethodBase):
             schema.WEIGHT_PACKED: (SparseWeightParameter, empty(schema.WEIGHT_PACKED, value_dtype)),
             schema.WEIGHT_MASK: (SparseWeightParameter, empty(schema.WEIGHT_MASK, torch.uint8)),
         }
-        if self.permuted:
-            copies = torch.empty((len(output_partition_sizes), columns), dtype=torch.uint8)
-            expected[schema.INPUT_PERMUTATION] = (InputPermutationParameter, copies)
         if self.folded:
             expected[schema.FOLDED_PERMUTATION] = (FoldedPermutationParameter, nothing)
+        if self._permutation_kind:
+            copies = torch.empty((len(output_partition_sizes), columns), dtype=torch.uint8)
+            expected[self._permutation_kind] = (InputPermutationParameter, copies)
         if self._is_int8:
             scale = empty(schema.WEIGHT_SCALE, torch.float32)
             expected[schema.WEIGHT_SCALE] = (RowScaleParameter, scale)
         output_sizes = _checkpoint_rows(layer, output_partition_sizes, output_size)
         tensors = CheckpointLayer(self.modules, output_sizes, input_size, self.checkpoint)
+        loader = extra_weight_attrs["weight_loader"]
         for kind in LOADED:
             parameter, data = expected.get(kind, (UnexpectedParameter, nothing))
             source = TensorSource(tensors, kind)
-            loader = extra_weight_attrs["weight_loader"]
             layer.register_parameter(
                 kind, parameter(data=data, source=source, weight_loader=loader)
             )
+        self.bias = TensorSource(tensors, schema.BIAS)
+        watch_bias(layer, self.bias)
         self.served.created()
 
     def process_weights_after_loading(self, layer: Module) -> None:
@@ -110,20 +123,25 @@ class PermLLMLinearMethod(LinearMethodBase):
         }
         if not loaded:
             return  # packed before
-        for parameter in loaded.values():
-            parameter.source.require_complete()
-            parameter.source.loaded.clear()  # vLLM may reload into copies that share the source
+        sources = [parameter.source for parameter in loaded.values()]
+        if layer.bias is not None:
+            sources.append(self.bias)
+        for source in sources:
+            source.require_complete()
+        for source in sources:
+            source.loaded.clear()  # vLLM may reload into copies that share the source
         self._check_mask(loaded[schema.WEIGHT_MASK])
-        permutation = loaded.get(schema.INPUT_PERMUTATION)
-        scale = loaded.get(schema.WEIGHT_SCALE)
-        values = loaded[schema.WEIGHT_PACKED].data
+        permutation = loaded[self._permutation_kind].shared() if self._permutation_kind else None
+        tensors = {name: parameter.data for name, parameter in loaded.items()}
+        self._unfold(layer, tensors)
+        values = tensors[schema.WEIGHT_PACKED]
         backend = self.served.backend(values.device, self.dtype)
         packed = backend.pack(
             CheckpointWeights(
                 values=values,
-                mask=loaded[schema.WEIGHT_MASK].data,
-                permutation=None if permutation is None else permutation.shared(),
-                scale=None if scale is None else scale.data,
+                mask=tensors[schema.WEIGHT_MASK],
+                permutation=permutation,
+                scale=tensors.get(schema.WEIGHT_SCALE),
                 pattern=self.pattern,
                 block_size=self.checkpoint.block_size,
             )
@@ -153,28 +171,27 @@ class PermLLMLinearMethod(LinearMethodBase):
     def _is_int8(self) -> bool:
         return schema.VALUE_DTYPES[self.checkpoint.value_dtype] == torch.int8
 
-    def _check_input_size(self, input_size: int, partition: int) -> None:
-        """Raise ValueError where tensor parallelism cuts the input where the format cannot be cut.
+    @property
+    def _permutation_kind(self) -> str:
+        """The tensor that is applied to the input at run time, empty where there is none."""
+        if self.folded and self.unfolding is not None:
+            return schema.FOLDED_PERMUTATION
+        return schema.INPUT_PERMUTATION if self.permuted else ""
 
-        A run-time permutation moves channels inside a block, so blocks stay whole. Everything else
-        needs whole mask bytes, which hold whole groups.
-        """
-        multiple = self.checkpoint.block_size if self.permuted else 8
-        if partition % multiple == 0:
+    def _unfold(self, layer: Any, tensors: dict[str, Tensor]) -> None:
+        """Move the rows of `tensors` and of the bias back to where they were before folding."""
+        if self.unfolding is None:
             return
-        ranks = input_size // partition
-        reason = (
-            f"it is permuted at run time in blocks of {multiple}"
-            if self.permuted
-            else f"its masks are stored in bytes of {multiple} channels"
-        )
-        possible = [n for n in range(ranks - 1, 0, -1) if input_size % (n * multiple) == 0]
-        remedy = f"--tensor-parallel-size {possible[0]}" if possible else "an `ignore` entry"
-        raise ValueError(
-            f"{', '.join(self.modules)}: tensor parallelism over {ranks} leaves {partition} of its "
-            f"{input_size} input channels on each rank, which is no multiple of {multiple}, but "
-            f"{reason}. Use {remedy}."
-        )
+        if self.folded:
+            self.unfolding.require_moved_back(self.prefix)
+        order = self.unfolding.row_order(self.prefix, layer, self.output_sizes)
+        if order is None:
+            return
+        for kind in (schema.WEIGHT_PACKED, schema.WEIGHT_MASK, schema.WEIGHT_SCALE):
+            if kind in tensors:
+                tensors[kind] = tensors[kind][order]
+        if layer.bias is not None:
+            layer.bias.data.copy_(layer.bias.data[order])
 
     def _check_mask(self, mask: SparseWeightParameter) -> None:
         """Raise CheckpointError unless every group keeps exactly N weights."""

@@ -69,11 +69,13 @@ class TensorSource:
         pattern = Pattern.parse(layer.checkpoint.pattern)
         shape = schema.tensor_shape(self.kind, rows, layer.input_size, pattern)
         dtype = schema.tensor_dtype(self.kind, layer.checkpoint.value_dtype)
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        right_dtype = tensor.is_floating_point() if dtype is None else tensor.dtype == dtype
+        if tuple(tensor.shape) != shape or not right_dtype:
             raise CheckpointError(
                 f"{self.name(parts)} is {tensor.dtype} {list(tensor.shape)}, but the model's "
-                f"configuration asks for {dtype} {list(shape)}. The checkpoint is damaged or "
-                "belongs to another config.json: run `permllm-offline prune` again."
+                f"configuration asks for {dtype or 'any floating dtype'} {list(shape)}. The "
+                "checkpoint is damaged or belongs to another config.json: run `permllm-offline "
+                "prune` again."
             )
 
     def count(self, parts: Sequence[int]) -> None:

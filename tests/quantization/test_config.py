@@ -116,13 +116,40 @@ def test_names_follow_the_model_class() -> None:
     )
 
 
-def test_adapters_are_refused_on_folded_layers(
-    vllm_config: VllmConfig, monkeypatch: pytest.MonkeyPatch
+def test_regexes_see_the_names_of_the_checkpoint() -> None:
+    """A model class that renames modules does not change which ones are left dense."""
+    configuration = config(ignore=[r"re:model\.layers\.0\.self_attn\..*"])
+    configuration.apply_vllm_mapper(
+        WeightsMapper(orig_to_new_prefix={"model.": "language_model.model.", "visual.": ""})
+    )
+    dense = method(configuration, f"language_model.{ATTENTION}.qkv_proj")
+    assert isinstance(dense, UnquantizedLinearMethod)
+    sparse = method(configuration, "language_model.model.layers.1.self_attn.qkv_proj")
+    assert isinstance(sparse, PermLLMLinearMethod)
+
+
+@pytest.mark.parametrize("key", ["ignore", "runtime_permuted", "folded"])
+def test_a_draft_model_has_the_names_of_its_checkpoint(key: str) -> None:
+    """vLLM puts `draft_model.` before the layers of a model that drafts for another."""
+    found = method(config(**{key: QKV}), f"draft_model.{ATTENTION}.qkv_proj")
+    if key == "ignore":
+        assert isinstance(found, UnquantizedLinearMethod)
+    else:
+        assert isinstance(found, PermLLMLinearMethod)
+        assert found.permuted == (key == "runtime_permuted")
+        assert found.folded == (key == "folded")
+        assert found.modules == QKV
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_permutations_are_unfolded_for_adapters(
+    vllm_config: VllmConfig, monkeypatch: pytest.MonkeyPatch, adapters: bool
 ) -> None:
-    monkeypatch.setattr(vllm_config, "lora_config", SimpleNamespace())
-    with pytest.raises(NotImplementedError, match=r"2 layers .*\(the first: a\.down\).*order"):
-        method(config(folded=["a.down", "b.down"]), f"{ATTENTION}.o_proj")
-    assert isinstance(method(config(QKV), f"{ATTENTION}.qkv_proj"), PermLLMLinearMethod)
+    if adapters:
+        monkeypatch.setattr(vllm_config, "lora_config", SimpleNamespace())
+    found = method(config(folded=[f"{ATTENTION}.o_proj"]), f"{ATTENTION}.o_proj")
+    assert isinstance(found, PermLLMLinearMethod)
+    assert (found.unfolding is not None) == adapters
 
 
 def test_dtypes() -> None:

@@ -96,6 +96,42 @@ def test_a_missing_folded_permutation(on_rank: OnRank) -> None:
         packed_dense(layer)
 
 
+@pytest.fixture
+def biased(on_rank: OnRank) -> LinearBase:
+    names = [f"{ATTENTION}.{part}_proj" for part in "qkv"]
+    layer = QKVParallelLinear(
+        CHANNELS, 16, 2, 1, True, quant_config=config(names), prefix=f"{ATTENTION}.qkv_proj"
+    )
+    for shard, module in modules().items():
+        load(layer, module, shard)
+    return layer
+
+
+def test_a_missing_bias(biased: LinearBase) -> None:
+    """The format asks for none, but the model does, and would take what is in memory."""
+    for shard in "qv":
+        biased.bias.weight_loader(biased.bias, torch.ones(32 if shard == "q" else 16), shard)
+    with pytest.raises(CheckpointError, match=rf"no {ATTENTION}\.k_proj\.bias, but"):
+        packed_dense(biased)
+    biased.bias.weight_loader(biased.bias, torch.ones(16), "k")
+    packed_dense(biased)
+    assert biased.bias.tolist() == [1.0] * 64
+
+
+@pytest.mark.parametrize("bias", [torch.ones(17), torch.ones(16, 1), torch.ones(16).int()])
+def test_a_wrong_bias(biased: LinearBase, bias: Tensor) -> None:
+    with pytest.raises(CheckpointError, match=r"v_proj\.bias is .*any floating dtype \[16\]"):
+        biased.bias.weight_loader(biased.bias, bias, "v")
+
+
+def test_a_missing_bias_of_a_row_parallel_layer(on_rank: OnRank) -> None:
+    on_rank(1, 2)
+    layer = RowParallelLinear(CHANNELS, 16, quant_config=config(), prefix=FC1)
+    load(layer, sparse_module(16, CHANNELS))
+    with pytest.raises(CheckpointError, match=r"no model\.layers\.3\.fc1\.bias, but"):
+        packed_dense(layer)
+
+
 @pytest.mark.parametrize("kind", ["weight_packed", "weight_mask", "input_permutation"])
 def test_a_doubled_tensor(qkv: LinearBase, kind: str) -> None:
     for shard, module in modules().items():

@@ -186,7 +186,7 @@ def test_apply_multiplies(on_rank: OnRank, dtype: torch.dtype) -> None:
         prefix="model.fc1",
     )
     load(layer, module)
-    layer.bias.data = torch.linspace(-1, 1, 32).to(dtype)
+    layer.bias.weight_loader(layer.bias, torch.linspace(-1, 1, 32))
     layer.quant_method.process_weights_after_loading(layer)
     x = torch.randn(3, 5, HIDDEN, generator=torch.Generator().manual_seed(1)).to(dtype)
     output, _ = layer(x)

@@ -1,4 +1,4 @@
-"""A sparse checkpoint of a real model, and the same weights as a dense one with zeros.
+"""A sparse checkpoint of a model, and the same weights as a dense one with zeros.
 
 Pruned by magnitude under random permutations: run-time ones for the linears that a norm feeds,
 folded ones for `down` and `o`. The dense twin stays in the model's own channel order and is made
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from permllm_vllm.checkpoint.packing import pack_mask, pack_values
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -26,21 +27,44 @@ ATTENTION_INPUTS, MLP_INPUTS = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up
 
 @dataclass(frozen=True)
 class Twins:
-    """Two directories with the same model: sparse in PermLLM's format, and dense with zeros."""
+    """Two directories with the same model: sparse in PermLLM's format, and dense with zeros.
+
+    `parent` is the model that both were pruned from.
+    """
 
     sparse: Path
     dense: Path
+    parent: Path
 
 
-def prune(source: Path, directory: Path) -> Twins:
-    """Prune every linear of a Llama checkpoint but the output head."""
+def random_llama(directory: Path) -> Path:
+    """Write a Llama with random weights: 2 layers, 4 query heads of 64 channels, one KV head."""
+    config = LlamaConfig(
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        vocab_size=512,
+        max_position_embeddings=1024,
+        initializer_range=0.05,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+    return directory
+
+
+def prune(source: Path, directory: Path, every: int = 1) -> Twins:
+    """Prune the linears of every n-th decoder layer of a Llama checkpoint."""
     config = json.loads((source / "config.json").read_text())
     weights = load_file(source / "model.safetensors")
-    twins = Twins(directory / "sparse", directory / "dense")
+    twins = Twins(directory / "sparse", directory / "dense", source)
     generator = torch.Generator().manual_seed(0)
     runtime, folded = [], []
     sparse = dict(weights)
-    for layer in range(config["num_hidden_layers"]):
+    layers = range(config["num_hidden_layers"])
+    for layer in layers[::every]:
         prefix = f"model.layers.{layer}."
         attention = _indices(config["hidden_size"], generator)
         mlp = _indices(config["hidden_size"], generator)
@@ -69,7 +93,7 @@ def prune(source: Path, directory: Path) -> Twins:
             pattern=str(PATTERN),
             block_size=BLOCK,
             value_dtype="bfloat16",
-            ignore=["lm_head"],
+            ignore=["lm_head", *(rf"re:model\.layers\.{n}\..*" for n in layers if n % every)],
             runtime_permuted=runtime,
             folded=folded,
         ),

@@ -1,0 +1,164 @@
+"""vLLM engines without a server, in a process of their own that lives as long as the tests.
+
+An engine changes the process that it runs in (threads, allocator, distributed state), and importing
+vLLM takes longer than a tiny model needs to answer: so one process, started once, runs them all.
+"""
+
+import gc
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+Prompt = Sequence[int]
+
+
+class Answer(NamedTuple):
+    """Greedy continuation of a prompt, and how sure the model was of what.
+
+    `log_probabilities` are those of the tokens, `prompt_log_probabilities` those of the prompt's
+    tokens but the first; `cached` prompt tokens came out of the prefix cache.
+    """
+
+    tokens: list[int]
+    log_probabilities: Tensor
+    prompt_log_probabilities: Tensor
+    cached: int
+
+
+class Run(NamedTuple):
+    """What an engine answered, in the order of the prompts, and its counters."""
+
+    answers: list[Answer]
+    counters: dict[str, float]
+
+    def tokens(self) -> list[list[int]]:
+        """The greedy continuations."""
+        return [answer.tokens for answer in self.answers]
+
+    def difference(self, other: "Run") -> float:
+        """Largest difference of any log-probability: for runs that chose the same tokens."""
+        return float(self._differences(other).max())
+
+    def mean_prompt_difference(self, other: "Run") -> float:
+        """Mean difference over the tokens of the prompts, which are given to both."""
+        return float(self._differences(other, generated=False).mean())
+
+    def _differences(self, other: "Run", generated: bool = True) -> Tensor:
+        pairs = list(zip(self.answers, other.answers, strict=True))
+        found = [a.prompt_log_probabilities - b.prompt_log_probabilities for a, b in pairs]
+        if generated:
+            found += [a.log_probabilities - b.log_probabilities for a, b in pairs]
+        return torch.cat(found).abs()
+
+
+class Engines:
+    """The process, as a context manager."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._process = ProcessPoolExecutor(1, mp_context=context, initializer=_set_environment)
+
+    def __enter__(self) -> "Engines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.shutdown(cancel_futures=True)
+
+    def run(
+        self,
+        model: Path,
+        *batches: Sequence[Prompt],
+        tokens: int = 16,
+        adapter: Path | None = None,
+        score_prompts: bool = True,
+        **arguments: Any,
+    ) -> Run:
+        """Start an engine, let it continue the prompts of one batch after the other, stop it.
+
+        `arguments` are vLLM's; what it raises is raised here.
+        """
+        arguments = {"dtype": "float32", "enforce_eager": True, **arguments}
+        return self._process.submit(
+            _run, model, batches, tokens, adapter, score_prompts, arguments
+        ).result()
+
+
+def _set_environment() -> None:
+    os.environ.update(ENVIRONMENT)
+
+
+def _run(
+    model: Path,
+    batches: Sequence[Sequence[Prompt]],
+    tokens: int,
+    adapter: Path | None,
+    score_prompts: bool,
+    arguments: dict[str, Any],
+) -> Run:
+    from vllm import LLM, SamplingParams
+    from vllm.inputs import TokensPrompt
+    from vllm.lora.request import LoRARequest
+
+    torch.compiler.reset()  # forget the graphs of the last engine
+    engine = LLM(
+        str(model),
+        **{
+            "max_model_len": 512,
+            "max_num_seqs": 4,
+            "skip_tokenizer_init": True,
+            "disable_log_stats": False,
+            **arguments,
+        },
+    )
+    try:
+        parameters = SamplingParams(
+            temperature=0,
+            max_tokens=tokens,
+            logprobs=0,
+            prompt_logprobs=0 if score_prompts else None,
+            ignore_eos=True,
+            detokenize=False,
+        )
+        lora = None if adapter is None else LoRARequest("adapter", 1, str(adapter))
+        answers = [
+            _answer(output)
+            for batch in batches
+            for output in engine.generate(
+                [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in batch],
+                parameters,
+                lora_request=lora,
+                use_tqdm=False,
+            )
+        ]
+        metrics = [metric for metric in engine.get_metrics() if hasattr(metric, "value")]
+        return Run(answers, {metric.name: metric.value for metric in metrics})
+    finally:
+        engine.llm_engine.engine_core.shutdown()
+        del engine
+        gc.collect()
+
+
+def _answer(output: Any) -> Answer:
+    (completion,) = output.outputs
+    prompt = zip(output.prompt_token_ids[1:], (output.prompt_logprobs or [])[1:], strict=False)
+    generated = zip(completion.token_ids, completion.logprobs, strict=True)
+    return Answer(
+        list(completion.token_ids),
+        torch.tensor([entry[token].logprob for token, entry in generated]),
+        torch.tensor([entry[token].logprob for token, entry in prompt]),
+        output.num_cached_tokens or 0,
+    )
