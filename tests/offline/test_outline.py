@@ -21,15 +21,21 @@ def plan(model: Path | str, output: Path, *options: str) -> dict:
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
-@pytest.mark.parametrize("method", ["magnitude", "wanda+cp"])
+@pytest.mark.parametrize(("method", "values"), [("magnitude", "int8"), ("wanda+cp", "bfloat16")])
 def test_the_plan_is_what_prune_writes(
-    method: str, pattern: str, tmp_path: Path, tiny_model_directory: Path, text_file: Path
+    method: str,
+    values: str,
+    pattern: str,
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
 ) -> None:
     options = ("--method", method, "--pattern", pattern)
-    found = plan(tiny_model_directory, tmp_path / "plan.json", *options)
+    found = plan(tiny_model_directory, tmp_path / "plan.json", *options, "--values", values)
     arguments = ("--dataset", str(text_file), "--num-samples", "4", "--sequence-length", "24")
     sparse = tmp_path / "sparse"
     command = ["prune", str(tiny_model_directory), "--output", str(sparse), "--dtype", "bfloat16"]
+    command += ["--values", values] if values == "int8" else []
     assert main([*command, *options, *arguments]) == 0
     written = load_file(sparse / "model.safetensors")
     config = json.loads((sparse / "config.json").read_text())["quantization_config"]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 
-from rich.console import Group
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from permllm_offline.outline import Outline, OutlinedLinear
+from permllm_offline.speed import Speed
 
 
-def outline_tables(found: Outline) -> Group:
+def outline_table(found: Outline) -> Table:
     """Show what is pruned and what stays dense, equal linears of all layers in one row."""
     title = f"{found.model}: pattern {found.pattern}, values {found.value_dtype}"
     table = Table(title=Text(title), show_footer=True)
@@ -41,7 +42,25 @@ def outline_tables(found: Outline) -> Group:
     for name, sizes in kept.items():
         size_text = _megabytes(sum(sizes))
         table.add_row(name, str(len(sizes)), "", "left dense", size_text, size_text, "100.0%")
-    return Group(table)
+    return table
+
+
+def speed_table(speed: Speed) -> RenderableType:
+    """Show how much faster each matrix may become, or why nobody knows."""
+    if not speed.shapes:
+        return Text(f"speed: {speed.reason}")
+    title = f"expected speed, x the faster dense bfloat16, one thread, from {speed.source}"
+    table = Table(title=Text(title), show_footer=True, caption="~ extrapolated")
+    table.add_column("linears", footer="all pruned linears")
+    table.add_column("N x K", justify="right")
+    table.add_column("count", justify="right")
+    for m, ratio in speed.whole().items():
+        table.add_column(f"M = {m}", justify="right", footer=f"{ratio:.2f}")
+    for one in speed.shapes:
+        ratios = [f"{'' if f.inside else '~'}{f.ratio:.2f}" for f in one.forecasts.values()]
+        shape = one.shape
+        table.add_row(shape.linears, f"{shape.n} x {shape.k}", str(shape.count), *ratios)
+    return table
 
 
 def _without_numbers(name: str) -> str:

@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from permllm_offline.commands.outline_tables import outline_tables
+from permllm_offline.commands.outline_tables import outline_table, speed_table
 from permllm_offline.commands.tables import show
 from permllm_offline.methods import parse_method
 from permllm_offline.outline import outline
 from permllm_offline.permutations import PERMUTATIONS
 from permllm_offline.recipe import Recipe, make_recipe
+from permllm_offline.speed import expected_speed
 from permllm_offline.stored import read_stored
 from permllm_vllm.checkpoint.pattern import SUPPORTED
 
@@ -29,9 +30,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "plan",
         help="show what a prune would make of a model: permutations, bytes, speed",
-        description="Show what would be pruned, permuted at run time, folded and left dense, and "
-        "the bytes before and after. Only config.json and the headers of the safetensors files "
-        "are read.",
+        description="Show what would be pruned, permuted at run time, folded and left dense, the "
+        "bytes before and after, and the speed to expect on this machine. Only config.json and the "
+        "headers of the safetensors files are read.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -49,6 +50,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--values", choices=VALUES, default="bfloat16", help="dtype of the kept weights"
+    )
+    parser.add_argument(
+        "--measured",
+        type=Path,
+        metavar="FILE",
+        help="forecast from this result of `python -m benchmarks.kernels --device cpu --json FILE` "
+        "(default: the packaged one for this CPU)",
     )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the plan to a file")
     return parser
@@ -72,6 +80,8 @@ def run(options: argparse.Namespace) -> None:
         options.values,
         permuted=permuted,
     )
+    speed = expected_speed(found.shapes, options.values, options.measured)
     if options.json is not None:
-        options.json.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
-    show(outline_tables(found))
+        record = found.to_dict() | {"speed": speed.to_dict()}
+        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    show(outline_table(found), speed_table(speed))

@@ -1,0 +1,88 @@
+"""What pruning may gain in time on this machine, matrix by matrix, from recorded measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from permllm_offline.errors import OfflineError
+from permllm_offline.outline import ServedShape
+from permllm_vllm import forecast
+from permllm_vllm.forecast import Forecast, Measurement
+
+TOKENS = (1, 4, 16, 64, 256)
+BENCHMARK = "python -m benchmarks.kernels --device cpu --threads 1 --json FILE"
+
+
+@dataclass(frozen=True)
+class ShapeSpeed:
+    """Forecasts for one matrix, by the number of tokens that it multiplies at once."""
+
+    shape: ServedShape
+    forecasts: Mapping[int, Forecast]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Forecasts for the pruned matrices of a model; without any, ``reason`` says why."""
+
+    source: str
+    shapes: Sequence[ShapeSpeed]
+    reason: str = ""
+
+    def whole(self) -> dict[int, float]:
+        """Dense time over sparse time of all pruned matrices together, by tokens."""
+        if not self.shapes:
+            return {}
+        return {
+            m: sum(one.shape.count * one.forecasts[m].dense_us for one in self.shapes)
+            / sum(one.shape.count * one.forecasts[m].sparse_us for one in self.shapes)
+            for m in TOKENS
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary, for JSON."""
+        return asdict(self) | {"whole": self.whole()}
+
+
+def expected_speed(
+    shapes: Sequence[ServedShape], value_dtype: str, measured: Path | None = None
+) -> Speed:
+    """Forecast the pruned matrices of a model on one thread of this machine.
+
+    Args:
+        shapes: the matrices as an engine multiplies them.
+        value_dtype: of the kept values.
+        measured: a result of ``benchmarks.kernels``; without it, the one that the package carries
+            for this CPU's instruction set.
+
+    Raises:
+        OfflineError: ``measured`` holds no usable rows.
+    """
+    if measured is not None:
+        try:
+            measurement = Measurement.read(measured)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise OfflineError(f"{measured} is no result of {BENCHMARK}: {error}") from error
+    else:
+        isa = forecast.instruction_set()
+        packaged = forecast.packaged(isa)
+        if packaged is None:
+            found = f"of {isa} is" if isa else "fits this CPU and is"
+            return Speed("", [], f"no measurement {found} packaged: {_remedy()}")
+        measurement = packaged
+    speeds = []
+    for shape in shapes:
+        forecasts = {m: measurement.forecast(shape.n, shape.k, m, value_dtype) for m in TOKENS}
+        known = {m: one for m, one in forecasts.items() if one is not None}
+        if len(known) < len(TOKENS):
+            reason = f"{measurement.source} measured no {value_dtype} values: {_remedy()}"
+            return Speed(measurement.source, [], reason)
+        speeds.append(ShapeSpeed(shape, known))
+    return Speed(measurement.source, speeds)
+
+
+def _remedy() -> str:
+    return f"measure this machine with `{BENCHMARK}` and give the file as --measured FILE"

@@ -1,0 +1,89 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from permllm_offline.cli import main
+from permllm_offline.outline import ServedShape
+from permllm_offline.speed import TOKENS, expected_speed
+from permllm_vllm import forecast
+
+SHAPES = [ServedShape("o_proj", 100, 50, 3), ServedShape("down_proj", 10, 20, 1)]
+
+
+def write_measurement(path: Path, value_dtype: str = "bfloat16") -> Path:
+    """Dense takes 4 times as long as sparse at (100, 50), and twice as long at (10, 20)."""
+    rows = [
+        {
+            "n": n,
+            "k": k,
+            "m": m,
+            "pattern": "2:4",
+            "value_dtype": value_dtype,
+            "threads": 1,
+            "peer_us": dense,
+            "ours_us": sparse,
+        }
+        for n, k, dense, sparse in ((100, 50, 400.0, 100.0), (10, 20, 60.0, 30.0))
+        for m in TOKENS
+    ]
+    record = {"machine": {"cpu": "a CPU"}, "date": "2026-01-02", "rows": rows}
+    path.write_text(json.dumps(record))
+    return path
+
+
+def test_measured_shapes_are_forecast_as_they_were_measured(tmp_path: Path) -> None:
+    speed = expected_speed(SHAPES, "bfloat16", write_measurement(tmp_path / "m.json"))
+    assert (speed.source, speed.reason) == ("a CPU, 2026-01-02", "")
+    for one, ratio in zip(speed.shapes, (4, 2), strict=True):
+        for m in TOKENS:
+            assert one.forecasts[m].ratio == pytest.approx(ratio, rel=1e-3)
+    whole = (3 * 400 + 60) / (3 * 100 + 30)
+    assert speed.whole() == pytest.approx(dict.fromkeys(TOKENS, whole), rel=1e-3)
+
+
+def test_a_dtype_that_was_not_measured_says_so(tmp_path: Path) -> None:
+    speed = expected_speed(SHAPES, "int8", write_measurement(tmp_path / "m.json"))
+    assert not speed.shapes
+    assert speed.whole() == {}
+    assert "measured no int8 values" in speed.reason
+    assert "python -m benchmarks.kernels --device cpu" in speed.reason
+
+
+@pytest.mark.parametrize("isa", ["", "amx_of_the_future"])
+def test_a_cpu_without_a_measurement_says_so(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast, "instruction_set", lambda: isa)
+    speed = expected_speed(SHAPES, "bfloat16")
+    assert not speed.shapes
+    assert re.search(rf"no measurement .*{isa}.* is packaged: measure this machine", speed.reason)
+    assert "python -m benchmarks.kernels --device cpu" in speed.reason
+
+
+def test_the_command_shows_and_writes_the_forecast(
+    tmp_path: Path, tiny_model_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = write_measurement(tmp_path / "m.json")
+    written = tmp_path / "plan.json"
+    options = ("--measured", str(measured), "--json", str(written))
+    assert main(["plan", str(tiny_model_directory), *options]) == 0
+    shown = capsys.readouterr().out
+    assert "M = 256" in shown
+    assert "gate_proj+up_proj" in shown
+    speed = json.loads(written.read_text())["speed"]
+    assert set(speed["whole"]) == {str(m) for m in TOKENS}
+    assert all(2 < ratio < 4 for ratio in speed["whole"].values())
+    assert len(speed["shapes"]) == 4
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"rows": [{"n": 1}]}'])
+def test_a_file_that_is_no_measurement_is_bad_input(
+    content: str,
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "m.json").write_text(content)
+    command = ["plan", str(tiny_model_directory), "--measured", str(tmp_path / "m.json")]
+    assert main(command) == 2
+    assert "is no result of python -m benchmarks.kernels" in capsys.readouterr().err
