@@ -4,21 +4,17 @@
     python -m benchmarks.kernels --device cuda --json results.json    # benchmarks/cuda_kernels.py
 
 Every contestant runs in this process, call by call in turn, over enough copies of its weight that
-none of them is in the cache. One thread is timed in thread-CPU time, more of them in wall time;
-numbers are medians.
+none of them is in the cache; the peers with huge pages run in a second process. One thread is timed
+in thread-CPU time, more of them in wall time; numbers are medians.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import math
 import os
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from rich.console import Console
@@ -26,19 +22,37 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks import cuda_kernels
+from benchmarks.cpu_contestants import (
+    VLLM_INT8,
+    Contestant,
+    activations,
+    dense_contestants,
+    dense_makers,
+    int8_makers,
+    median_times,
+    rounds_of,
+    sparse_linear,
+)
+from benchmarks.cpu_limits import PeerTimes, stream_rate, times_with_huge_pages
 from benchmarks.machine import write_json
-from benchmarks.shapes import LLAMA_2_7B, TOKENS, Layer, random_layer
-from permllm_vllm import ops
+from benchmarks.shapes import LLAMA_2_7B, TOKENS, random_layer, to_int8
 from permllm_vllm.backends.cpu import CpuBackend
 
-OURS = "permllm"
-POOL_BYTES = 320 << 20  # of one contestant's weights: many times the cache
-Call = Callable[[Tensor], Tensor]
+VALUES = ("bfloat16", "int8")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison with one peer; times are medians in microseconds, `ratio` is peer / ours."""
+    """One comparison with one peer; times are medians in microseconds, `ratio` is peer / ours.
+
+    Attributes:
+        peer_values: dtype of the peer's weight; the ratios that count are those to bfloat16.
+        peer_huge_pages_us: the peer in huge pages, in another process; None if not measured.
+        stream_floor_us: reading our packed bytes at the rate of memory.
+        ideal_dense_us: a dense bfloat16 kernel that reads at the rate of memory, or multiplies at
+            the best rate of any dense peer in this run, whichever takes longer (computed).
+        relative_error: Frobenius, against float64 with the weight that was packed.
+    """
 
     n: int
     k: int
@@ -48,72 +62,15 @@ class Row:
     isa: str
     threads: int
     peer: str
+    peer_values: str
     peer_us: float
+    peer_huge_pages_us: float | None
     ours_us: float
     ratio: float
+    stream_floor_us: float
+    ideal_dense_us: float
     ours_gflops: float
     relative_error: float
-
-
-class Contestant:
-    """One way to multiply, with copies of the weight that are used in turn."""
-
-    def __init__(self, weight_bytes: int, make: Callable[[], Call]):
-        self._copies = max(2, math.ceil(POOL_BYTES / weight_bytes))
-        self._calls = itertools.cycle([make() for _ in range(self._copies)])
-
-    def warm(self, x: Tensor) -> None:
-        """Reads every copy once: the first read after allocation is not what is measured."""
-        for _ in range(self._copies):
-            next(self._calls)(x)
-
-    def time(self, x: Tensor, clock: Callable[[], float]) -> float:
-        call = next(self._calls)
-        start = clock()
-        call(x)
-        return clock() - start
-
-    def result(self, x: Tensor) -> Tensor:
-        return next(self._calls)(x)
-
-
-def _torch_linear(dense: Tensor) -> Call:
-    weight = dense.clone()
-    return lambda x: torch.nn.functional.linear(x, weight)
-
-
-def _vllm_linear(dense: Tensor) -> Call:
-    """vLLM's choice for a dense layer on this CPU (onednn_mm for all but small weights)."""
-    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-
-    layer: Any = torch.nn.Module()
-    layer.weight = torch.nn.Parameter(dense.clone(), requires_grad=False)
-    dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
-    return lambda x: layer.cpu_linear(x, layer.weight, None)
-
-
-def _sparse_linear(layer: Layer, backend: CpuBackend) -> Call:
-    packed = backend.pack(layer.weights)
-    n, pattern = layer.dense.shape[0], str(layer.weights.pattern)
-
-    def call(x: Tensor) -> Tensor:
-        return ops.sparse_linear(
-            x, packed.packed, packed.metadata, packed.permutation, None, None, n, pattern
-        )
-
-    return call
-
-
-def peers(console: Console) -> dict[str, Callable[[Tensor], Call]]:
-    """Dense contestants by name; vLLM's only where vLLM is installed."""
-    found: dict[str, Callable[[Tensor], Call]] = {"torch": _torch_linear}
-    try:
-        import vllm._custom_ops  # noqa: F401
-    except ImportError as error:
-        console.print(f"no peer vllm: {error}", style="yellow")
-    else:
-        found["vllm"] = _vllm_linear
-    return found
 
 
 def relative_error(y: Tensor, x: Tensor, dense: Tensor) -> float:
@@ -123,73 +80,129 @@ def relative_error(y: Tensor, x: Tensor, dense: Tensor) -> float:
     return float((y[:, :rows].double() - exact).norm() / exact.norm())
 
 
-def measure(
-    shape: tuple[int, int],
-    pattern: str,
-    tokens: list[int],
-    threads: int,
-    makers: dict[str, Callable[[Tensor], Call]],
-    quick: bool,
-) -> Iterator[Row]:
-    """Compares one weight shape with every peer, for every number of tokens."""
+@dataclass(frozen=True)
+class Plan:
+    """What to measure."""
+
+    shapes: list[tuple[int, int]]
+    tokens: list[int]
+    patterns: list[str]
+    values: list[str]
+    threads: int
+    quick: bool
+
+
+def measure(shape: tuple[int, int], pattern: str, plan: Plan, stream: float) -> Iterator[Row]:
+    """Compares one weight shape with every peer, for every number of tokens.
+
+    `stream` is in bytes per microsecond; what a whole run is needed for is left empty in the rows.
+    """
     n, k = shape
     backend = CpuBackend()
-    layer = random_layer(n, k, pattern, 64 if k % 64 == 0 else 32, permuted=k % 32 == 0)
-    dense_bytes = n * k * 2
-    contestants = {
-        name: Contestant(dense_bytes, lambda make=make: make(layer.dense))  # type: ignore[misc]
-        for name, make in makers.items()
-    }
-    contestants[OURS] = Contestant(dense_bytes // 2, lambda: _sparse_linear(layer, backend))
-    for contestant in contestants.values():
-        contestant.warm(torch.zeros(1, k, dtype=torch.bfloat16))
-    clock = time.thread_time if threads == 1 else time.perf_counter
-    for m in tokens:
-        x = torch.randn(m, k, generator=torch.Generator().manual_seed(m)).to(torch.bfloat16)
-        error = relative_error(contestants[OURS].result(x), x, layer.dense)
-        rounds = (5 if quick else 9) if m > 16 else (9 if quick else 25)
-        times: dict[str, list[float]] = {name: [] for name in contestants}
-        for turn in range(rounds + 1):
-            for name, contestant in contestants.items():
-                seconds = contestant.time(x, clock)
-                if turn > 0:  # the first call allocates
-                    times[name].append(seconds)
-        median = {name: statistics.median(values) * 1e6 for name, values in times.items()}
-        for peer in makers:
-            yield Row(
-                n=n,
-                k=k,
-                m=m,
-                pattern=pattern,
-                value_dtype="bfloat16",
-                isa=backend.instruction_set,
-                threads=threads,
-                peer=peer,
-                peer_us=round(median[peer], 1),
-                ours_us=round(median[OURS], 1),
-                ratio=round(median[peer] / median[OURS], 3),
-                ours_gflops=round(2 * m * n * k / median[OURS] / 1e3, 1),
-                relative_error=float(f"{error:.2e}"),
-            )
+    drawn = random_layer(n, k, pattern, 64 if k % 64 == 0 else 32, permuted=k % 32 == 0)
+    layers = {"bfloat16": drawn, "int8": to_int8(drawn)}
+    makers = dense_makers() | (int8_makers() if "int8" in plan.values else {})
+    contestants = dense_contestants(makers, drawn.dense)
+    packed_bytes = {}
+    for values in plan.values:
+        layer = layers[values]
+        packed_bytes[values] = backend.pack(layer.weights).packed.numel()
+        ours = Contestant(packed_bytes[values], lambda layer=layer: sparse_linear(layer, backend))  # type: ignore[misc]
+        ours.warm(torch.zeros(1, k, dtype=torch.bfloat16))
+        contestants[_ours(values)] = ours
+    for m in plan.tokens:
+        x = activations(m, k)
+        times = median_times(contestants, x, plan.threads, rounds_of(m, plan.quick))
+        for values in plan.values:
+            ours_us = times[_ours(values)]
+            y = contestants[_ours(values)].result(x)
+            error = relative_error(y, x, layers[values].dense)
+            for peer in makers:
+                if values != "int8" and peer == VLLM_INT8:
+                    continue
+                yield Row(
+                    n=n,
+                    k=k,
+                    m=m,
+                    pattern=pattern,
+                    value_dtype=values,
+                    isa=backend.instruction_set,
+                    threads=plan.threads,
+                    peer=peer,
+                    peer_values="int8" if peer == VLLM_INT8 else "bfloat16",
+                    peer_us=round(times[peer], 1),
+                    peer_huge_pages_us=None,
+                    ours_us=round(ours_us, 1),
+                    ratio=round(times[peer] / ours_us, 3),
+                    stream_floor_us=round(packed_bytes[values] / stream, 1),
+                    ideal_dense_us=round(2 * n * k / stream, 1),
+                    ours_gflops=round(2 * m * n * k / ours_us / 1e3, 1),
+                    relative_error=float(f"{error:.2e}"),
+                )
 
 
-def table(rows: list[Row]) -> Table:
-    """One line per shape and token count; the ratio is that to the fastest peer."""
+def _ours(values: str) -> str:
+    return f"permllm {values}"
+
+
+def complete(rows: list[Row], huge_pages: PeerTimes) -> list[Row]:
+    """Fills in what only a whole run knows: the ideal dense kernel, and the peers in huge pages."""
+    best = max(r.m * r.n * r.k / r.peer_us for r in rows if r.peer_values == "bfloat16")
+    return [
+        replace(
+            row,
+            ideal_dense_us=round(max(row.ideal_dense_us, row.m * row.n * row.k / best), 1),
+            peer_huge_pages_us=_rounded(huge_pages.get((row.n, row.k, row.m, row.peer))),
+        )
+        for row in rows
+    ]
+
+
+def _rounded(microseconds: float | None) -> float | None:
+    return None if microseconds is None else round(microseconds, 1)
+
+
+def table(rows: list[Row], values: str) -> Table:
+    """One line per shape and token count; the ratios are ours to what the column names."""
+    rows = [row for row in rows if row.value_dtype == values]
     first = rows[0]
     names = list(dict.fromkeys(row.peer for row in rows))
-    result = Table(title=f"{first.isa}, bfloat16, {first.threads} thread(s), times in microseconds")
-    for column in ("N x K", "pattern", "M", *names, OURS, "ratio to fastest"):
+    result = Table(
+        title=f"{first.isa}, {values} values, {first.threads} thread(s), times in microseconds",
+        caption="ratios to the fastest dense bfloat16 peer, to it in huge pages, to an ideal dense "
+        "kernel; share of the memory's rate",
+    )
+    columns = ("N x K", "pattern", "M", *names, "permllm", "ratio", "huge pages", "ideal", "memory")
+    for column in columns:
         result.add_column(column, justify="right")
     groups: dict[tuple[int, int, str, int], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.n, row.k, row.pattern, row.m), []).append(row)
     for (n, k, pattern, m), group in groups.items():
-        times = [f"{row.peer_us:.0f}" for row in group]
-        fastest = min(row.ratio for row in group)
+        ours = group[0].ours_us
+        dense = [row for row in group if row.peer_values == "bfloat16"]
+        huge = [row.peer_huge_pages_us for row in dense if row.peer_huge_pages_us is not None]
         result.add_row(
-            f"{n}x{k}", pattern, str(m), *times, f"{group[0].ours_us:.0f}", f"{fastest:.2f}x"
+            *(f"{n}x{k}", pattern, str(m), *(f"{row.peer_us:.0f}" for row in group)),
+            *(f"{ours:.0f}", f"{min(row.ratio for row in dense):.2f}x"),
+            f"{min(huge) / ours:.2f}x" if huge else "",
+            *(f"{dense[0].ideal_dense_us / ours:.2f}x", f"{dense[0].stream_floor_us / ours:.0%}"),
         )
     return result
+
+
+def run(plan: Plan, huge_pages: bool) -> list[Row]:
+    """Every row of the plan."""
+    torch.set_num_threads(plan.threads)
+    stream = stream_rate(plan.threads)
+    rows: list[Row] = []
+    with torch.inference_mode():
+        for shape, pattern in itertools.product(plan.shapes, plan.patterns):
+            rows += measure(shape, pattern, plan, stream)
+    times: PeerTimes = {}
+    if huge_pages:
+        times = times_with_huge_pages(plan.shapes, plan.tokens, plan.threads, quick=True)
+    return complete(rows, times)
 
 
 def _shape(text: str) -> tuple[int, int]:
@@ -204,25 +217,32 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--shapes", type=_shape, nargs="+", metavar="NxK")
     parser.add_argument("--m", type=int, nargs="+", metavar="TOKENS")
     parser.add_argument("--pattern", nargs="+", choices=["2:4", "4:8"], default=["2:4"])
+    parser.add_argument("--values", nargs="+", choices=VALUES, default=list(VALUES))
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser.add_argument(
+        "--no-huge-pages", action="store_true", help="leave out the peers in huge pages"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the rows there")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measures, prints a table, writes JSON."""
+    """Measures, prints tables, writes JSON."""
     arguments = _parse()
     if arguments.device == "cuda":
         return cuda_kernels.run(arguments.shapes, arguments.m, json_file=arguments.json)
-    shapes, tokens = arguments.shapes or LLAMA_2_7B, arguments.m or list(TOKENS)
+    plan = Plan(
+        shapes=arguments.shapes or list(LLAMA_2_7B),
+        tokens=arguments.m or list(TOKENS),
+        patterns=arguments.pattern,
+        values=arguments.values,
+        threads=arguments.threads,
+        quick=arguments.quick,
+    )
     console = Console()
-    torch.set_num_threads(arguments.threads)
-    makers = peers(console)
-    rows: list[Row] = []
-    with torch.inference_mode():
-        for shape, pattern in itertools.product(shapes, arguments.pattern):
-            rows += measure(shape, pattern, tokens, arguments.threads, makers, arguments.quick)
-    console.print(table(rows))
+    rows = run(plan, huge_pages=not arguments.no_huge_pages)
+    for values in plan.values:
+        console.print(table(rows, values))
     if arguments.json:
         load = round(os.getloadavg()[1], 1)  # of five minutes: other work slows both sides
         write_json(arguments.json, {"load_average": load, "rows": [asdict(row) for row in rows]})

@@ -1,0 +1,151 @@
+"""Ways to multiply on the CPU: dense ones of PyTorch and vLLM, and the sparse kernels."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.shapes import Layer
+from permllm_vllm import ops
+from permllm_vllm.backends.cpu import CpuBackend
+
+POOL_BYTES = 256 << 20  # of one contestant's weights: many times the cache
+VLLM_INT8 = "vllm int8"
+Call = Callable[[Tensor], Tensor]
+Make = Callable[[Tensor], Call]
+
+
+class Contestant:
+    """One way to multiply, with copies of the weight that are used in turn."""
+
+    def __init__(self, weight_bytes: int, make: Callable[[], Call]):
+        self._copies = max(2, math.ceil(POOL_BYTES / weight_bytes))
+        self._calls = itertools.cycle([make() for _ in range(self._copies)])
+
+    def warm(self, x: Tensor) -> None:
+        """Reads every copy once: the first read after allocation is not what is measured."""
+        for _ in range(self._copies):
+            next(self._calls)(x)
+
+    def time(self, x: Tensor, clock: Callable[[], float]) -> float:
+        call = next(self._calls)
+        start = clock()
+        call(x)
+        return clock() - start
+
+    def result(self, x: Tensor) -> Tensor:
+        return next(self._calls)(x)
+
+
+def dense_contestants(makers: dict[str, Make], dense: Tensor) -> dict[str, Contestant]:
+    """Contestants by name for one dense weight `[out, in]`, ready to be timed."""
+    found = {
+        name: Contestant(
+            dense.numel() * (1 if name == VLLM_INT8 else 2),
+            lambda make=make: make(dense),  # type: ignore[misc]
+        )
+        for name, make in makers.items()
+    }
+    for contestant in found.values():
+        contestant.warm(torch.zeros(1, dense.shape[1], dtype=torch.bfloat16))
+    return found
+
+
+def median_times(
+    contestants: dict[str, Contestant], x: Tensor, threads: int, rounds: int
+) -> dict[str, float]:
+    """Median microseconds by name, called in turn: thread-CPU time, or wall time of threads."""
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds + 1):
+        for name, contestant in contestants.items():
+            seconds = contestant.time(x, clock)
+            if turn > 0:  # the first call allocates
+                times[name].append(seconds)
+    return {name: statistics.median(values) * 1e6 for name, values in times.items()}
+
+
+def rounds_of(m: int, quick: bool) -> int:
+    """How often to call with `m` tokens: long calls are steadier."""
+    if m > 16:
+        return 5 if quick else 9
+    return 9 if quick else 25
+
+
+def activations(m: int, k: int) -> Tensor:
+    """The same random bfloat16 `[m, k]` in every process."""
+    return torch.randn(m, k, generator=torch.Generator().manual_seed(m)).to(torch.bfloat16)
+
+
+def dense_makers() -> dict[str, Make]:
+    """Dense peers in bfloat16 by name; vLLM's only where it is installed."""
+    found: dict[str, Make] = {"torch": _torch_linear}
+    if _has_vllm():
+        found["vllm"] = _vllm_linear
+    return found
+
+
+def int8_makers() -> dict[str, Make]:
+    """vLLM's dense W8A8, where it is installed."""
+    return {VLLM_INT8: _vllm_int8_linear} if _has_vllm() else {}
+
+
+def sparse_linear(layer: Layer, backend: CpuBackend) -> Call:
+    """The sparse kernel on one packed copy of the layer."""
+    packed = backend.pack(layer.weights)
+    n, pattern = layer.dense.shape[0], str(layer.weights.pattern)
+
+    def call(x: Tensor) -> Tensor:
+        return ops.sparse_linear(
+            x, packed.packed, packed.metadata, packed.permutation, packed.scale, None, n, pattern
+        )
+
+    return call
+
+
+def _has_vllm() -> bool:
+    try:
+        import vllm._custom_ops  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _torch_linear(dense: Tensor) -> Call:
+    weight = dense.clone()
+    return lambda x: torch.nn.functional.linear(x, weight)
+
+
+def _vllm_linear(dense: Tensor) -> Call:
+    """vLLM's choice for a dense layer on this CPU (onednn_mm for all but small weights)."""
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    layer: Any = torch.nn.Module()
+    layer.weight = torch.nn.Parameter(dense.clone(), requires_grad=False)
+    dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
+    return lambda x: layer.cpu_linear(x, layer.weight, None)
+
+
+def _vllm_int8_linear(dense: Tensor) -> Call:
+    """vLLM's W8A8 with a scale per output channel and per token (onednn_scaled_mm)."""
+    from vllm import _custom_ops
+
+    scale = dense.float().abs().amax(dim=1, keepdim=True).clamp_min(1e-6) / 127
+    values = (dense.float() / scale).round().to(torch.int8)
+    handler = _custom_ops.create_onednn_scaled_mm(
+        values.t(), scale, torch.bfloat16, True, False, 32
+    )
+
+    def call(x: Tensor) -> Tensor:
+        quantized, x_scale, _ = _custom_ops.onednn_scaled_int8_quant(x)
+        y = torch.empty(x.shape[0], dense.shape[0], dtype=x.dtype)
+        return _custom_ops.onednn_scaled_mm(handler, quantized, y, x_scale, None, None, None)
+
+    return call
