@@ -67,6 +67,7 @@ class Row:
     peer_huge_pages_us: float | None
     ours_us: float
     ratio: float
+    packed_bytes: int
     stream_floor_us: float
     ideal_dense_us: float
     ours_gflops: float
@@ -92,10 +93,10 @@ class Plan:
     quick: bool
 
 
-def measure(shape: tuple[int, int], pattern: str, plan: Plan, stream: float) -> Iterator[Row]:
+def measure(shape: tuple[int, int], pattern: str, plan: Plan) -> Iterator[Row]:
     """Compares one weight shape with every peer, for every number of tokens.
 
-    `stream` is in bytes per microsecond; what a whole run is needed for is left empty in the rows.
+    What only a whole run knows is left empty in the rows.
     """
     n, k = shape
     backend = CpuBackend()
@@ -134,8 +135,9 @@ def measure(shape: tuple[int, int], pattern: str, plan: Plan, stream: float) -> 
                     peer_huge_pages_us=None,
                     ours_us=round(ours_us, 1),
                     ratio=round(times[peer] / ours_us, 3),
-                    stream_floor_us=round(packed_bytes[values] / stream, 1),
-                    ideal_dense_us=round(2 * n * k / stream, 1),
+                    packed_bytes=packed_bytes[values],
+                    stream_floor_us=0.0,
+                    ideal_dense_us=0.0,
                     ours_gflops=round(2 * m * n * k / ours_us / 1e3, 1),
                     relative_error=float(f"{error:.2e}"),
                 )
@@ -145,13 +147,17 @@ def _ours(values: str) -> str:
     return f"permllm {values}"
 
 
-def complete(rows: list[Row], huge_pages: PeerTimes) -> list[Row]:
-    """Fills in what only a whole run knows: the ideal dense kernel, and the peers in huge pages."""
+def complete(rows: list[Row], stream: float, huge_pages: PeerTimes) -> list[Row]:
+    """Fills in the bounds, from the best rates of the run, and the peers in huge pages.
+
+    `stream` is in bytes per microsecond.
+    """
     best = max(r.m * r.n * r.k / r.peer_us for r in rows if r.peer_values == "bfloat16")
     return [
         replace(
             row,
-            ideal_dense_us=round(max(row.ideal_dense_us, row.m * row.n * row.k / best), 1),
+            stream_floor_us=round(row.packed_bytes / stream, 1),
+            ideal_dense_us=round(row.n * row.k * max(2 / stream, row.m / best), 1),
             peer_huge_pages_us=_rounded(huge_pages.get((row.n, row.k, row.m, row.peer))),
         )
         for row in rows
@@ -194,15 +200,16 @@ def table(rows: list[Row], values: str) -> Table:
 def run(plan: Plan, huge_pages: bool) -> list[Row]:
     """Every row of the plan."""
     torch.set_num_threads(plan.threads)
-    stream = stream_rate(plan.threads)
     rows: list[Row] = []
+    rates = [stream_rate(plan.threads)]
     with torch.inference_mode():
         for shape, pattern in itertools.product(plan.shapes, plan.patterns):
-            rows += measure(shape, pattern, plan, stream)
+            rows += measure(shape, pattern, plan)
+            rates.append(stream_rate(plan.threads))
     times: PeerTimes = {}
     if huge_pages:
         times = times_with_huge_pages(plan.shapes, plan.tokens, plan.threads, quick=True)
-    return complete(rows, times)
+    return complete(rows, max(rates), times)
 
 
 def _shape(text: str) -> tuple[int, int]:

@@ -57,7 +57,7 @@ class Measurement:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
         times: dict[str, dict[tuple[int, int], dict[int, tuple[float, float]]]] = {}
         for row in result.get("rows", []):
-            if row["threads"] != 1 or row["pattern"] != "2:4":
+            if row["threads"] != 1 or row["pattern"] != "2:4" or row["peer_values"] != "bfloat16":
                 continue
             shape = times.setdefault(row["value_dtype"], {}).setdefault((row["n"], row["k"]), {})
             dense, _ = shape.get(row["m"], (math.inf, 0.0))

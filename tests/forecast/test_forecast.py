@@ -12,7 +12,7 @@ from permllm_vllm.forecast import Measurement, instruction_set, packaged
 def row(n, k, m, peer_us, ours_us, **changes):
     return {
         "n": n, "k": k, "m": m, "pattern": "2:4", "value_dtype": "bfloat16", "threads": 1,
-        "peer_us": peer_us, "ours_us": ours_us, **changes,
+        "peer_values": "bfloat16", "peer_us": peer_us, "ours_us": ours_us, **changes,
     }  # fmt: skip
 
 
@@ -20,6 +20,7 @@ def row(n, k, m, peer_us, ours_us, **changes):
 def measurement(tmp_path):
     rows = [row(1024, 1024, m, 100.0 * m, 40.0 * m) for m in (1, 4, 16)]
     rows += [row(1024, 1024, m, 110.0 * m, 40.0 * m, peer="slower") for m in (1, 4, 16)]
+    rows += [row(1024, 1024, m, 50.0 * m, 40.0 * m, peer_values="int8") for m in (1, 4, 16)]
     rows += [row(4096, 1024, m, 400.0 * m, 100.0 * m) for m in (1, 4, 16)]
     rows += [row(1024, 1024, 1, 1.0, 1.0, threads=2), row(1024, 1024, 1, 1.0, 1.0, pattern="4:8")]
     rows += [row(1024, 1024, 1, 100.0, 20.0, value_dtype="int8")]
