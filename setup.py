@@ -20,6 +20,7 @@ from types import ModuleType
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
@@ -191,6 +192,15 @@ def up_to_date(target: Path, command: list[str]) -> bool:
     return all(Path(file).exists() and Path(file).stat().st_mtime <= built for file in files)
 
 
+class FreshBuild(build):
+    """Starts from an empty directory: whatever an older build left there would be in the wheel."""
+
+    def run(self) -> None:
+        """Removes what was built before, except for the objects."""
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
 class PlatformWheel(bdist_wheel):
     """Tags the wheel py3-none-<platform>: the library depends on the platform alone."""
 
@@ -226,5 +236,5 @@ def extensions() -> list[Extension]:
 
 setup(
     ext_modules=extensions(),
-    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
+    cmdclass={"build": FreshBuild, "build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
 )
