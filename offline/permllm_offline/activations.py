@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +63,16 @@ def last_hidden_state(model: Any, family: Family, windows: Tensor) -> Tensor:
     Returns:
         [batch, sequence_length, hidden] in the model's dtype, differentiable.
     """
-    with _captured_input(model.get_submodule(family.final_norm)) as captured:
+    captured: list[Tensor] = []
+
+    def capture(module: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> None:
+        captured.append(output)
+
+    handle = decoder_layers(model, family.layers)[-1].register_forward_hook(capture)
+    try:
         model.base_model(windows.to(model.device), use_cache=False)
+    finally:
+        handle.remove()
     return captured[0]
 
 
@@ -75,17 +82,3 @@ def _sum_squares(sums: dict[str, Tensor], name: str) -> Any:
         sums[name] = sums[name] + squares if name in sums else squares
 
     return hook
-
-
-@contextmanager
-def _captured_input(module: nn.Module) -> Iterator[list[Tensor]]:
-    captured: list[Tensor] = []
-
-    def hook(module: nn.Module, inputs: Sequence[Tensor]) -> None:
-        captured.append(inputs[0])
-
-    handle = module.register_forward_pre_hook(hook)
-    try:
-        yield captured
-    finally:
-        handle.remove()

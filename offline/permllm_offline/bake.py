@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from permllm_offline.decisions import GroupDecision, LayerDecision
@@ -13,7 +14,7 @@ from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.folding import fold_rows
 from permllm_vllm.checkpoint.packing import pack_mask, pack_values
 from permllm_vllm.checkpoint.pattern import Pattern
-from permllm_vllm.checkpoint.permutation import permute_columns
+from permllm_vllm.checkpoint.permutation import absolute, permute_columns
 
 
 def bake_layer(
@@ -35,7 +36,8 @@ def bake_layer(
     Yields:
         Tensor names and tensors of format version 1, in forward order.
     """
-    folds = row_permutations(decision)
+    sizes = {linear: len(mask) for group in decision for linear, mask in group.masks.items()}
+    folds = row_permutations(decision, sizes)
     for group in decision:
         for linear in group.masks:
             module = linear_of(layer, linear)
@@ -45,14 +47,25 @@ def bake_layer(
                 yield f"{name}.{linear}.{kind}", tensor
 
 
-def row_permutations(decision: LayerDecision) -> Mapping[str, tuple[Tensor, int]]:
-    """Linears whose rows a fold moves: block-local uint8 [out_features] and its block size."""
-    return {
-        target: (group.layout.rows(group.permutation), group.layout.block_size)
-        for group in decision
-        if group.layout.folded and group.permutation is not None
-        for target in group.layout.group.fold_into
-    }
+def row_permutations(
+    decision: LayerDecision, sizes: Mapping[str, int]
+) -> Mapping[str, tuple[Tensor, int]]:
+    """Linears whose rows a fold moves: int64 [out_features], one block of out_features rows.
+
+    ``sizes`` gives the out_features of every linear that a fold may move into.
+    """
+    orders = {linear: torch.arange(size) for linear, size in sizes.items()}
+    moved = set()
+    for group in decision:
+        layout, permutation = group.layout, group.permutation
+        if not layout.folded or permutation is None:
+            continue
+        channels = absolute(layout.rows(permutation), layout.block_size)
+        for part in layout.group.fold_into:
+            rows = part.rows(sizes[part.linear], layout.heads)
+            orders[part.linear][rows] = rows[channels]
+            moved.add(part.linear)
+    return {linear: (orders[linear], sizes[linear]) for linear in moved}
 
 
 def _bake_linear(

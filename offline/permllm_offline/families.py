@@ -13,6 +13,14 @@ from enum import Enum
 from typing import Any
 
 from permllm_offline.errors import OfflineError
+from permllm_offline.row_parts import (
+    RowPart,
+    every_row,
+    first_half,
+    second_half,
+    values_last,
+    values_of_each_head,
+)
 
 
 class Fold(Enum):
@@ -33,7 +41,7 @@ class SharedInputGroup:
     name: str
     linears: tuple[str, ...]
     fold: Fold = Fold.NONE
-    fold_into: tuple[str, ...] = ()
+    fold_into: tuple[RowPart, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,6 @@ class Family:
     """Module names of one architecture; ``linears`` are relative to a decoder layer."""
 
     layers: str
-    final_norm: str
     groups: tuple[SharedInputGroup, ...]
     ignore: tuple[str, ...]
 
@@ -69,21 +76,89 @@ class Heads:
         return self.query // self.key_value
 
 
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_VALUES = (RowPart("self_attn.v_proj", every_row),)
+
 _LLAMA = Family(
     layers="model.layers",
-    final_norm="model.norm",
     groups=(
-        SharedInputGroup("qkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-        SharedInputGroup("o", ("self_attn.o_proj",), Fold.VALUE_HEADS, ("self_attn.v_proj",)),
+        SharedInputGroup("qkv", _QKV),
+        SharedInputGroup("o", ("self_attn.o_proj",), Fold.VALUE_HEADS, _VALUES),
         SharedInputGroup("gate_up", ("mlp.gate_proj", "mlp.up_proj")),
         SharedInputGroup(
-            "down", ("mlp.down_proj",), Fold.ELEMENTWISE, ("mlp.gate_proj", "mlp.up_proj")
+            "down",
+            ("mlp.down_proj",),
+            Fold.ELEMENTWISE,
+            (RowPart("mlp.gate_proj", every_row), RowPart("mlp.up_proj", every_row)),
         ),
     ),
     ignore=("lm_head",),
 )
 
-FAMILIES: Mapping[str, Family] = {"llama": _LLAMA, "mistral": _LLAMA}
+_OPT = Family(
+    layers="model.decoder.layers",
+    groups=(
+        SharedInputGroup("qkv", _QKV),
+        SharedInputGroup("o", ("self_attn.out_proj",), Fold.VALUE_HEADS, _VALUES),
+        SharedInputGroup("fc1", ("fc1",)),
+        SharedInputGroup("fc2", ("fc2",), Fold.ELEMENTWISE, (RowPart("fc1", every_row),)),
+    ),
+    ignore=("lm_head", "model.decoder.project_in", "model.decoder.project_out"),
+)
+
+_PHI3 = Family(
+    layers="model.layers",
+    groups=(
+        SharedInputGroup("qkv", ("self_attn.qkv_proj",)),
+        SharedInputGroup(
+            "o",
+            ("self_attn.o_proj",),
+            Fold.VALUE_HEADS,
+            (RowPart("self_attn.qkv_proj", values_last),),
+        ),
+        SharedInputGroup("gate_up", ("mlp.gate_up_proj",)),
+        SharedInputGroup(
+            "down",
+            ("mlp.down_proj",),
+            Fold.ELEMENTWISE,
+            (RowPart("mlp.gate_up_proj", first_half), RowPart("mlp.gate_up_proj", second_half)),
+        ),
+    ),
+    ignore=("lm_head",),
+)
+
+_GPT_NEOX = Family(
+    layers="gpt_neox.layers",
+    groups=(
+        SharedInputGroup("qkv", ("attention.query_key_value",)),
+        SharedInputGroup(
+            "o",
+            ("attention.dense",),
+            Fold.VALUE_HEADS,
+            (RowPart("attention.query_key_value", values_of_each_head),),
+        ),
+        SharedInputGroup("fc1", ("mlp.dense_h_to_4h",)),
+        SharedInputGroup(
+            "fc2",
+            ("mlp.dense_4h_to_h",),
+            Fold.ELEMENTWISE,
+            (RowPart("mlp.dense_h_to_4h", every_row),),
+        ),
+    ),
+    ignore=("lm_head", "embed_out"),
+)
+
+FAMILIES: Mapping[str, Family] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma2": _LLAMA,
+    "gemma3_text": _LLAMA,
+    "opt": _OPT,
+    "phi3": _PHI3,
+    "gpt_neox": _GPT_NEOX,
+}
 
 
 def family_of(config: Any) -> Family:

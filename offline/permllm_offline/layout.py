@@ -68,7 +68,7 @@ class GroupLayout:
             permutation: block-local uint8 [in_features], equal in tied blocks.
 
         Returns:
-            block-local uint8 [rows of each linear in ``fold_into``].
+            block-local uint8 [rows of each part in ``fold_into``].
         """
         if self.group.fold is not Fold.VALUE_HEADS:
             return permutation

@@ -1,89 +1,19 @@
 """Baked models are the same function as their masked, unfolded twin."""
 
-from collections.abc import Iterator, Mapping
-from copy import deepcopy
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
-from permllm_offline.bake import apply_masks, bake_layer
-from permllm_offline.decisions import LayerDecision, decide
-from permllm_offline.families import FAMILIES, heads_of
+from permllm_offline.bake import apply_masks
 from permllm_offline.int8_values import round_layer
-from permllm_offline.layout import GroupLayout
 from permllm_offline.loading import load_model, open_source
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
-from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.validation import validate
-from permllm_vllm.checkpoint.writer import write_checkpoint
+from tests.offline.baked_models import bake, decisions_of, dense_twin
 from tests.offline.tiny_models import tiny_llama
-
-LLAMA = FAMILIES["llama"]
-
-
-def decisions_of(model: LlamaForCausalLM, pattern: Pattern, block_size: int) -> list[LayerDecision]:
-    """Random permutations: folding must be exact for any, not only for good ones."""
-    generator = torch.Generator().manual_seed(5)
-    decisions: list[LayerDecision] = []
-    for layer in model.model.layers:
-        groups = []
-        for group in LLAMA.groups:
-            weights = {n: layer.get_submodule(n).weight.detach() for n in group.linears}
-            in_features = next(iter(weights.values())).shape[1]
-            layout = GroupLayout(group, in_features, block_size, heads_of(model.config))
-            count = int(layout.ties().max()) + 1
-            order = torch.stack(
-                [torch.randperm(block_size, generator=generator) for _ in range(count)]
-            )
-            scores = {n: weight.abs() for n, weight in weights.items()}
-            groups.append(decide(layout, scores, layout.expand(order), pattern))
-        decisions.append(groups)
-    return decisions
-
-
-def bake(
-    model: LlamaForCausalLM,
-    decisions: list[LayerDecision],
-    pattern: Pattern,
-    block: int,
-    at: Path,
-    scales: list[Mapping[str, torch.Tensor]] | None = None,
-) -> None:
-    source = at.with_name(at.name + "-source")
-    model.save_pretrained(source)
-    names = [f"{LLAMA.layer_name(i)}.{n}" for i in range(len(decisions)) for n in LLAMA.linears]
-    folded = {
-        f"{LLAMA.layer_name(index)}.{linear}": group.layout.folded
-        for index, decision in enumerate(decisions)
-        for group in decision
-        for linear in group.masks
-    }
-
-    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in model.state_dict().items():
-            if name.rpartition(".")[0] not in names:
-                yield name, tensor
-        for index, decision in enumerate(decisions):
-            yield from bake_layer(
-                LLAMA.layer_name(index),
-                model.model.layers[index],
-                decision,
-                pattern,
-                None if scales is None else scales[index],
-            )
-
-    config = QuantizationConfig(
-        pattern=str(pattern),
-        block_size=block,
-        value_dtype="float32" if scales is None else "int8",
-        ignore=["lm_head"],
-        runtime_permuted=[name for name in names if not folded[name]],
-        folded=[name for name in names if folded[name]],
-    )
-    write_checkpoint(at, tensors(), config, source)
 
 
 @pytest.mark.parametrize(
@@ -123,10 +53,7 @@ def test_the_baked_model_equals_its_masked_twin(
     assert [group.layout.folded for group in decisions[0]] == [False, o_folded, False, True]
 
     bake(model, decisions, Pattern.parse(pattern), block, tmp_path / "baked")
-    twin = deepcopy(model)
-    for layer, decision in zip(twin.model.layers, decisions, strict=True):
-        apply_masks(layer, decision)
-
+    twin = dense_twin(model, decisions)
     assert validate(tmp_path / "baked") == []
     baked = load_model(open_source(str(tmp_path / "baked")), torch.float32, torch.device("cpu"))
     tokens = torch.randint(0, 64, (2, 24), generator=torch.Generator().manual_seed(1))

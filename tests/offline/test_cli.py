@@ -219,7 +219,7 @@ def damage_weights(model: Path) -> None:
 
 def damage_family(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps(config | {"model_type": "opt"}))
+    (model / "config.json").write_text(json.dumps(config | {"model_type": "bloom"}))
 
 
 def damage_tokenizer(model: Path) -> None:
@@ -233,7 +233,7 @@ def damage_tokenizer(model: Path) -> None:
         (remove, "is not a folder"),
         (damage_config, "no readable config.json"),
         (damage_weights, "cannot load"),
-        (damage_family, "'opt' is not supported; supported are llama, mistral"),
+        (damage_family, "'bloom' is not supported; supported are gemma2, gemma3_text"),
         (damage_tokenizer, "no readable tokenizer"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

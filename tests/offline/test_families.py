@@ -7,19 +7,18 @@ from transformers import LlamaConfig, MistralConfig
 from permllm_offline.errors import OfflineError
 from permllm_offline.families import FAMILIES, Fold, Heads, family_of, heads_of
 from permllm_offline.layout import GroupLayout
-from tests.offline.tiny_models import tiny_llama
+from permllm_offline.row_parts import (
+    every_row,
+    first_half,
+    second_half,
+    values_last,
+    values_of_each_head,
+)
 
 
 def test_an_unsupported_family_is_told_what_is_supported() -> None:
-    with pytest.raises(OfflineError, match=r"'opt' is not supported.*llama, mistral.*FAMILIES"):
-        family_of(SimpleNamespace(model_type="opt"))
-
-
-def test_every_pruned_module_exists_and_every_other_linear_is_ignored() -> None:
-    model, family = tiny_llama(), FAMILIES["llama"]
-    linears = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    pruned = {f"{family.layer_name(layer)}.{n}" for layer in range(2) for n in family.linears}
-    assert linears == pruned | set(family.ignore)
+    with pytest.raises(OfflineError, match=r"'bloom' is not supported.*llama, mistral.*FAMILIES"):
+        family_of(SimpleNamespace(model_type="bloom"))
 
 
 def test_mistral_has_the_same_layout() -> None:
@@ -29,7 +28,7 @@ def test_mistral_has_the_same_layout() -> None:
 def test_folds_name_linears_of_the_family() -> None:
     for family in FAMILIES.values():
         for group in family.groups:
-            assert set(group.fold_into) <= set(family.linears)
+            assert {part.linear for part in group.fold_into} <= set(family.linears)
             assert (group.fold is Fold.NONE) == (not group.fold_into)
 
 
@@ -50,3 +49,13 @@ def test_channels_must_fill_blocks() -> None:
     layout = GroupLayout(FAMILIES["llama"].groups[0], 100, 64, Heads(1, 1, 100))
     with pytest.raises(OfflineError, match=r"100 input channels.*block size 64"):
         layout.check_blocks("model.layers.0.self_attn.q_proj")
+
+
+def test_parts_of_fused_linears() -> None:
+    heads = Heads(query=3, key_value=1, size=2)
+    assert every_row(4, heads).tolist() == [0, 1, 2, 3]
+    assert first_half(4, heads).tolist() == [0, 1]
+    assert second_half(4, heads).tolist() == [2, 3]
+    assert values_last(10, heads).tolist() == [8, 9]
+    heads = Heads(query=2, key_value=2, size=2)
+    assert values_of_each_head(12, heads).tolist() == [4, 5, 10, 11]

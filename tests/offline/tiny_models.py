@@ -1,30 +1,58 @@
 """Tiny random models with a tokenizer and text."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 WORDS = [f"w{number}" for number in range(60)]
 
 
+COMMON = {
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": 64,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+}
+LLAMA_LIKE = {
+    "intermediate_size": 192,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "initializer_range": 0.2,
+}
+GEMMA = LLAMA_LIKE | {"query_pre_attn_scalar": 64, "sliding_window": 8}
+SIZES: dict[str, dict[str, object]] = {
+    "llama": LLAMA_LIKE,
+    "mistral": LLAMA_LIKE,
+    "qwen2": LLAMA_LIKE,
+    "qwen3": LLAMA_LIKE,
+    "phi3": LLAMA_LIKE | {"pad_token_id": 0},
+    "gemma2": GEMMA,
+    "gemma3_text": GEMMA,
+    "opt": {"ffn_dim": 192, "word_embed_proj_dim": 64, "init_std": 0.2},
+    "gpt_neox": {"intermediate_size": 192, "initializer_range": 0.2},
+}
+
+
 def tiny_llama(**overrides: object) -> LlamaForCausalLM:
-    """A random Llama; weights are large enough for pruning to change the logits."""
-    options = {
-        "hidden_size": 128,
-        "intermediate_size": 192,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 64,
-        "vocab_size": 64,
-        "max_position_embeddings": 128,
-        "tie_word_embeddings": False,
-        "initializer_range": 0.2,
-    }
+    """A random Llama."""
+    return tiny_model("llama", **overrides)
+
+
+def tiny_model(model_type: str, **overrides: object) -> Any:
+    """A random model; weights are large enough for pruning to change the logits."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**(options | overrides)))
+    config = AutoConfig.for_model(model_type, **(COMMON | SIZES[model_type] | overrides))
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

@@ -106,7 +106,12 @@ def _tensors(
             if name.rpartition(".")[0] not in layers
         }
         tensors = stored | _original_order(layers, quantization, dtype)
-        folds = _folds(prefix, layers, quantization, family, heads)
+        sizes = {
+            linear: len(tensors[f"{linear}.weight"])
+            for linear in family.linears
+            if f"{linear}.weight" in tensors
+        }
+        folds = _folds(prefix, layers, sizes, quantization, family, heads)
         for linear, (rows, block_size) in folds.items():
             for kind in ("weight", BIAS):
                 if (name := f"{linear}.{kind}") in tensors:
@@ -137,11 +142,12 @@ def _original_order(
 def _folds(
     prefix: str,
     layers: Mapping[str, SparseLayer],
+    sizes: Mapping[str, int],
     quantization: QuantizationConfig,
     family: Family,
     heads: Heads,
 ) -> Mapping[str, tuple[Tensor, int]]:
-    """Linears of a decoder layer whose rows were moved: block-local uint8 and its block size."""
+    """Linears of a decoder layer whose rows were moved: their order, one block of all rows."""
     decisions = []
     for group in family.groups:
         layer = layers.get(group.linears[0])
@@ -157,7 +163,7 @@ def _folds(
                 "fetch or write the checkpoint again",
             ).as_error()
         decisions.append(GroupDecision(layout, permutation, {}, {}))
-    return row_permutations(decisions)
+    return row_permutations(decisions, sizes)
 
 
 def _check_modules(reader: CheckpointReader, family: Family) -> None:

@@ -141,7 +141,7 @@ def settle_folds(verdicts: Sequence[GroupVerdict]) -> list[GroupVerdict]:
 
     def settled(verdict: GroupVerdict) -> GroupVerdict:
         if verdict.permutation is None or (
-            sparse.issuperset(verdict.layout.group.fold_into)
+            sparse.issuperset(part.linear for part in verdict.layout.group.fold_into)
             and agrees(verdict.layout, verdict.permutation)
         ):
             return verdict

@@ -21,7 +21,7 @@ class _Reached(Exception):
 
 @torch.no_grad()
 def group_inputs(work: LayerWork, linear: str) -> Iterator[Tensor]:
-    """Yield the input of a linear for each window: [sequence_length, in_features].
+    """Yield the input of a linear for each window: [tokens, in_features].
 
     The layer runs with the weights that it has now, so that what was updated before is seen.
     """
@@ -32,7 +32,7 @@ def group_inputs(work: LayerWork, linear: str) -> Iterator[Tensor]:
         try:
             work.forward(window[None].to(device))
         except _Reached as reached:
-            yield reached.inputs[0]
+            yield reached.inputs.flatten(0, -2)
         finally:
             handle.remove()
 
@@ -48,6 +48,6 @@ def second_moment(inputs: Iterator[Tensor], channels: int, device: torch.device)
     """
     moment = torch.zeros((channels, channels), dtype=torch.float32, device=device)
     for tokens in inputs:
-        tokens = tokens.reshape(-1, channels).float()
+        tokens = tokens.float()
         moment.addmm_(tokens.t(), tokens)
     return moment

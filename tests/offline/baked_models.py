@@ -1,0 +1,86 @@
+"""A model pruned under random permutations, baked, and as its dense twin."""
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from permllm_offline.bake import apply_masks, bake_layer
+from permllm_offline.decisions import LayerDecision, decide
+from permllm_offline.families import family_of, heads_of
+from permllm_offline.layout import GroupLayout
+from permllm_offline.modules import decoder_layers
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.schema import QuantizationConfig
+from permllm_vllm.checkpoint.writer import write_checkpoint
+
+
+def decisions_of(model: Any, pattern: Pattern, block_size: int) -> list[LayerDecision]:
+    """Random permutations: folding must be exact for any, not only for good ones."""
+    generator = torch.Generator().manual_seed(5)
+    family = family_of(model.config)
+    decisions: list[LayerDecision] = []
+    for layer in decoder_layers(model, family.layers):
+        groups = []
+        for group in family.groups:
+            weights = {n: layer.get_submodule(n).weight.detach() for n in group.linears}
+            in_features = next(iter(weights.values())).shape[1]
+            layout = GroupLayout(group, in_features, block_size, heads_of(model.config))
+            count = int(layout.ties().max()) + 1
+            order = torch.stack(
+                [torch.randperm(block_size, generator=generator) for _ in range(count)]
+            )
+            scores = {n: weight.abs() for n, weight in weights.items()}
+            groups.append(decide(layout, scores, layout.expand(order), pattern))
+        decisions.append(groups)
+    return decisions
+
+
+def bake(
+    model: Any,
+    decisions: list[LayerDecision],
+    pattern: Pattern,
+    block: int,
+    at: Path,
+    scales: list[Mapping[str, torch.Tensor]] | None = None,
+) -> None:
+    source = at.with_name(at.name + "-source")
+    model.save_pretrained(source)
+    family = family_of(model.config)
+    names = [f"{family.layer_name(i)}.{n}" for i in range(len(decisions)) for n in family.linears]
+    folded = {
+        f"{family.layer_name(index)}.{linear}": group.layout.folded
+        for index, decision in enumerate(decisions)
+        for group in decision
+        for linear in group.masks
+    }
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in model.state_dict().items():
+            if name.rpartition(".")[0] not in names:
+                yield name, tensor
+        for index, layer in enumerate(decoder_layers(model, family.layers)):
+            scale = None if scales is None else scales[index]
+            name = family.layer_name(index)
+            yield from bake_layer(name, layer, decisions[index], pattern, scale)
+
+    config = QuantizationConfig(
+        pattern=str(pattern),
+        block_size=block,
+        value_dtype="float32" if scales is None else "int8",
+        ignore=list(family.ignore),
+        runtime_permuted=[name for name in names if not folded[name]],
+        folded=[name for name in names if folded[name]],
+    )
+    write_checkpoint(at, tensors(), config, source)
+
+
+def dense_twin(model: Any, decisions: list[LayerDecision]) -> Any:
+    """The masked model in its own channel order, nothing permuted or folded."""
+    twin = deepcopy(model)
+    layers = decoder_layers(twin, family_of(model.config).layers)
+    for layer, decision in zip(layers, decisions, strict=True):
+        apply_masks(layer, decision)
+    return twin

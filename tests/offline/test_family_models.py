@@ -1,0 +1,81 @@
+"""Every family: what is folded, permuted and baked is the same function as its masked twin."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from permllm_offline.activations import last_hidden_state
+from permllm_offline.decoder_calls import record_calls, run_windows
+from permllm_offline.families import FAMILIES, family_of
+from permllm_offline.loading import load_model, open_source
+from permllm_offline.modules import decoder_layers
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.validation import validate
+from tests.offline.baked_models import bake, decisions_of, dense_twin
+from tests.offline.tiny_models import tiny_model
+
+OPT_350M = {"do_layer_norm_before": False}
+"""Norms come after attention and MLP, and the model has no final one."""
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(0, 64, (2, 24), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "o_folded"),
+    [
+        ("mistral", {}, True),
+        ("qwen2", {}, True),
+        ("qwen3", {}, True),
+        ("qwen3", {"head_dim": 80, "num_attention_heads": 4}, False),
+        ("gemma2", {}, True),
+        ("gemma3_text", {}, True),
+        ("phi3", {"num_attention_heads": 4, "num_key_value_heads": 2}, True),
+        ("phi3", {"hidden_size": 192, "head_dim": 96}, False),
+        ("opt", {}, True),
+        ("opt", OPT_350M, True),
+        ("opt", {"num_attention_heads": 4}, False),
+        ("gpt_neox", {}, True),
+        ("gpt_neox", {"hidden_size": 192, "num_attention_heads": 2}, False),
+    ],
+)
+def test_the_baked_model_equals_its_masked_twin(
+    tmp_path: Path, model_type: str, options: dict[str, int], o_folded: bool
+) -> None:
+    model, pattern = tiny_model(model_type, **options), Pattern(2, 4)
+    decisions = decisions_of(model, pattern, 64)
+    assert [group.layout.folded for group in decisions[0]] == [False, o_folded, False, True]
+    bake(model, decisions, pattern, 64, tmp_path / "baked")
+    assert validate(tmp_path / "baked") == []
+    baked = load_model(open_source(str(tmp_path / "baked")), torch.float32, torch.device("cpu"))
+    with torch.no_grad():
+        expected = dense_twin(model, decisions)(tokens()).logits
+        found, dense = baked(tokens()).logits, model(tokens()).logits
+    scale = expected.abs().max()
+    assert (found - expected).abs().max() / scale < 1e-5
+    assert (dense - expected).abs().max() / scale > 1e-2
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_linear_is_pruned_or_ignored(model_type: str) -> None:
+    model, family = tiny_model(model_type), FAMILIES[model_type]
+    linears = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    pruned = {f"{family.layer_name(layer)}.{n}" for layer in range(2) for n in family.linears}
+    assert pruned <= linears
+    assert linears - pruned <= set(family.ignore)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"), [(name, {}) for name in FAMILIES] + [("opt", OPT_350M)]
+)
+def test_layers_run_one_by_one_are_the_model(model_type: str, options: dict[str, bool]) -> None:
+    model = tiny_model(model_type, **options)
+    family = family_of(model.config)
+    calls = record_calls(model, family, tokens())
+    states = calls.states
+    for layer, keywords in zip(decoder_layers(model, family.layers), calls.keywords, strict=True):
+        states = run_windows(layer, states, keywords)
+    with torch.no_grad():
+        torch.testing.assert_close(states, last_hidden_state(model, family, tokens()))

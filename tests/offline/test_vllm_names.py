@@ -1,0 +1,39 @@
+"""What vLLM fuses into one layer is treated alike: it lies in one shared-input group."""
+
+from importlib import import_module
+
+import pytest
+
+from permllm_offline.families import FAMILIES
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+SERVED = {
+    "llama": ("llama", "LlamaForCausalLM"),
+    "mistral": ("mistral", "MistralForCausalLM"),
+    "qwen2": ("qwen2", "Qwen2ForCausalLM"),
+    "qwen3": ("qwen3", "Qwen3ForCausalLM"),
+    "gemma2": ("gemma2", "Gemma2ForCausalLM"),
+    "gemma3_text": ("gemma3", "Gemma3ForCausalLM"),
+    "opt": ("opt", "OPTForCausalLM"),
+    "phi3": ("phi3", "Phi3ForCausalLM"),
+}
+"""vLLM's own model classes; gpt_neox has none in the version tested here."""
+
+
+@pytest.mark.parametrize("model_type", SERVED)
+def test_fused_layers_lie_in_one_group(model_type: str) -> None:
+    module, name = SERVED[model_type]
+    model_class = getattr(import_module(f"vllm.model_executor.models.{module}"), name)
+    groups = {
+        linear.rpartition(".")[2]: group.name
+        for group in FAMILIES[model_type].groups
+        for linear in group.linears
+    }
+    packed = model_class.packed_modules_mapping
+    assert packed
+    for parts in packed.values():
+        assert len({groups.get(part) for part in parts}) == 1, parts
+    # Every part of a group that vLLM fuses is known to vLLM by the name of the family.
+    fused = {part for parts in packed.values() for part in parts}
+    assert {name for name, group in groups.items() if group in ("qkv", "gate_up")} == fused
