@@ -63,9 +63,12 @@ Perplexity is measured on windows of the calibration data set that calibration n
 
 ## Serve
 
+vLLM serves it with the plugin `permllm-vllm`. It is not on PyPI: install it from its source
+directory, into the environment that has vLLM.
+
 ```bash
-pip install permllm-vllm
-vllm serve {output_name} --quantization permllm
+pip install --no-build-isolation ./permllm-vllm
+vllm serve {output_name}
 ```
 
 `recipe.yaml` holds every choice behind this checkpoint, `report.json` what happened to each layer.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from permllm_offline.commands.tables import plan_table, report_table, show
+from permllm_offline.hub import check_push, push
 from permllm_offline.methods import METHODS
 from permllm_offline.pipeline import prepare_checkpoint, prune
 from permllm_offline.recipe import Recipe, make_recipe
@@ -72,6 +73,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         default=default["values"].default,
         help="dtype of the kept weights: auto (the model's own) or int8, a scale per row",
     )
+    parser.add_argument(
+        "--push-to-hub",
+        metavar="OWNER/NAME",
+        help="upload the finished checkpoint to the Hugging Face hub; a new repository is private "
+        "(default: nothing is uploaded)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
     parser.add_argument("--force", action="store_true", help="replace a non-empty output folder")
     return parser
@@ -84,8 +91,12 @@ def run(options: argparse.Namespace) -> None:
     if options.steps is not None:
         entries["learning"] = {"steps": options.steps}
     recipe = make_recipe(entries)
+    if options.push_to_hub is not None:
+        check_push(options.push_to_hub)
     if options.dry_run:
         prepared = prepare_checkpoint(recipe, options.output, force=options.force)
         show(plan_table(recipe, prepared.plan))
         return
     show(report_table(prune(recipe, options.output, force=options.force)))
+    if options.push_to_hub is not None:
+        show(f"uploaded: {push(options.output, options.push_to_hub)}")
