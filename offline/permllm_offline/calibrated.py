@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from permllm_offline.layout import GroupLayout
 from permllm_offline.plan import Plan
 from permllm_offline.recipe import Recipe
+from permllm_offline.steps import Work
 
 Permutations = Sequence[Mapping[str, Tensor]]
 """Per decoder layer, group name -> block-local uint8 [in_features]; absent where not permuted."""
@@ -27,7 +28,7 @@ class Calibrated:
     [out_features, in_features]. ``windows`` is int64 [windows, sequence_length];
     ``hidden_states`` is the dense model's last hidden state for each,
     [windows, sequence_length, hidden]; ``energies[layer][group]`` the mean square of each input
-    channel, float32 [in_features].
+    channel, float32 [in_features]. ``work`` keeps the steps that are finished.
     """
 
     model: Any
@@ -37,3 +38,4 @@ class Calibrated:
     hidden_states: Tensor | None
     score: Callable[[int, GroupLayout], Mapping[str, Tensor]]
     energies: Sequence[Mapping[str, Tensor]] | None = None
+    work: Work = field(default_factory=Work)

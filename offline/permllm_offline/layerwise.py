@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,11 @@ from permllm_offline.decisions import LayerDecision
 from permllm_offline.decoder_calls import record_calls, run_windows
 from permllm_offline.modules import decoder_layers, linear_of
 from permllm_offline.reconstruction.layer_work import LayerReconstruction, LayerWork
+from permllm_offline.steps import Step
 
 logger = logging.getLogger(__name__)
+
+_MASK = "mask:"
 
 MEASURED_WINDOWS = 8
 """Windows on which the error before reconstruction is measured: it only informs."""
@@ -60,13 +64,36 @@ def reconstruct_layers(
         keywords = calls.keywords[index]
         dense = run_windows(layer, dense, keywords)
         work = LayerWork(index, layer, keywords, decisions[index], sparse, dense, calibrated.recipe)
-        before = _masked_error(work)
-        final.append(reconstruct(work))
-        apply_masks(layer, final[-1])
+        step = calibrated.work.step(f"layer-{index:04d}", partial(_finish, work, reconstruct))
+        layer.load_state_dict({name: step.tensors[name] for name in layer.state_dict()})
+        final.append(_decision(decisions[index], step))
         sparse = run_windows(layer, sparse, keywords)
-        errors.append(LayerError(family.layer_name(index), before, relative_error(sparse, dense)))
+        after = relative_error(sparse, dense)
+        errors.append(LayerError(family.layer_name(index), step.facts["before"], after))
         logger.info("%s: relative error %.4f -> %.4f", *astuple(errors[-1]))
     return final, errors
+
+
+def _finish(work: LayerWork, reconstruct: LayerReconstruction) -> Step:
+    """Reconstruct and prune one layer: its weights and masks."""
+    before = _masked_error(work)
+    decision = reconstruct(work)
+    apply_masks(work.layer, decision)
+    masks = {_MASK + name: mask for group in decision for name, mask in group.masks.items()}
+    retained = {name: share for group in decision for name, share in group.retained.items()}
+    return Step({**work.layer.state_dict(), **masks}, {"before": before, "retained": retained})
+
+
+def _decision(before: LayerDecision, step: Step) -> LayerDecision:
+    """The decision with the masks of a finished step."""
+    return [
+        replace(
+            group,
+            masks={name: step.tensors[_MASK + name] for name in group.masks},
+            retained={name: step.facts["retained"][name] for name in group.masks},
+        )
+        for group in before
+    ]
 
 
 def _masked_error(work: LayerWork) -> float:

@@ -65,8 +65,9 @@ class LearnedModel:
         self.initial = torch.cat(initial)
 
     def restore(self) -> None:
-        """Put the original linears back."""
+        """Put the original linears back, their weights as they lay in memory before."""
         for layer, name, linear in self._originals:
+            linear.weight.data = linear.weight.data.contiguous()
             layer.set_submodule(name, linear)
 
     def use(self, order: Tensor, soft: Tensor | None = None) -> None:

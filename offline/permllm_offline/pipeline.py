@@ -18,7 +18,9 @@ from permllm_offline.permutations import PERMUTATIONS
 from permllm_offline.preparation import Prepared, prepare
 from permllm_offline.pruning import PrunedModel, prune_model
 from permllm_offline.recipe import Recipe
+from permllm_offline.reconstructions import find_reconstruction
 from permllm_offline.report import Report
+from permllm_offline.resume import work_folder
 from permllm_vllm.checkpoint.output import check_destination, check_disk
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.schema import QuantizationConfig
@@ -43,18 +45,25 @@ def prepare_checkpoint(recipe: Recipe, output: Path, *, force: bool = False) -> 
     # First: preparing reads all calibration text.
     check_destination(output, open_source(recipe.model).directory, force=force)
     prepared = prepare(recipe)
-    check_disk(output, prepared.plan.total_bytes)
+    needed = prepared.plan.total_bytes
+    if find_reconstruction(recipe.parsed_method().reconstruction).layer is not None:
+        needed += sum(linear.dense_bytes for linear in prepared.plan.linears)  # finished layers
+    check_disk(output, needed)
     return prepared
 
 
-def prune(recipe: Recipe, output: Path, *, force: bool = False) -> Report:
+def prune(recipe: Recipe, output: Path, *, force: bool = False, resume: bool = False) -> Report:
     """Prune a model and write the checkpoint; the output folder is complete or absent.
+
+    Finished steps lie in a work folder beside the output until it is complete; with ``resume`` a
+    run that was cut off goes on from them.
 
     Raises:
         OfflineError, CheckpointError: bad input, or an output that cannot be written.
     """
     prepared = prepare_checkpoint(recipe, output, force=force)
-    pruned = prune_model(recipe, prepared)
+    work = work_folder(recipe, prepared, output, resume=resume)
+    pruned = prune_model(recipe, prepared, work)
     write_checkpoint(
         output,
         _tensors(recipe, prepared, pruned),
@@ -69,6 +78,7 @@ def prune(recipe: Recipe, output: Path, *, force: bool = False) -> Report:
             "report.json": pruned.report.to_json(),
         },
     )
+    work.remove()
     logger.info("wrote %s", output)
     return pruned.report
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +13,12 @@ from tqdm import tqdm
 
 from permllm_offline.activations import collect
 from permllm_offline.bake import apply_masks
-from permllm_offline.calibrated import Calibrated, LearningCurve
+from permllm_offline.calibrated import Calibrated, LearningCurve, Permutations
 from permllm_offline.decisions import GroupDecision, LayerDecision, decide
 from permllm_offline.evaluation import perplexity
 from permllm_offline.importance import IMPORTANCES
 from permllm_offline.int8_values import RoundedLayer, round_layer
+from permllm_offline.kept_steps import kept_number, kept_permutations, kept_statistics
 from permllm_offline.layerwise import LayerError, reconstruct_layers
 from permllm_offline.layout import GroupLayout
 from permllm_offline.loading import load_model
@@ -26,6 +28,7 @@ from permllm_offline.preparation import Prepared
 from permllm_offline.recipe import Recipe
 from permllm_offline.reconstructions import RECONSTRUCTIONS
 from permllm_offline.report import Report
+from permllm_offline.steps import Work
 
 
 @dataclass(frozen=True)
@@ -39,16 +42,21 @@ class PrunedModel:
     """Per decoder layer, linear -> float32 [out_features] when the values are int8."""
 
 
-def prune_model(recipe: Recipe, prepared: Prepared) -> PrunedModel:
-    """Load and prune a model; nothing is written.
+def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) -> PrunedModel:
+    """Load and prune a model; nothing is written but the finished steps that ``work`` keeps.
 
     Raises:
         OfflineError: weights or calibration that cannot be used.
     """
     torch.manual_seed(recipe.seed)
     model = load_model(prepared.source, prepared.dtype, prepared.device)
-    dense_perplexity = _held_out_perplexity(model, prepared, "dense perplexity")
-    calibrated = _calibrate(recipe, prepared, model)
+    work = work or Work()
+    dense_perplexity = kept_number(
+        work,
+        "dense-perplexity",
+        lambda: _held_out_perplexity(model, prepared, "dense perplexity"),
+    )
+    calibrated = _calibrate(recipe, prepared, model, work)
     decisions, curve = _decide(calibrated)
     decisions, errors, reconstruction_curve = _prune_weights(calibrated, decisions)
     rounded = _round_values(calibrated, decisions) if recipe.values == "int8" else []
@@ -66,7 +74,7 @@ def prune_model(recipe: Recipe, prepared: Prepared) -> PrunedModel:
     return PrunedModel(model, decisions, report, [layer.scales for layer in rounded] or None)
 
 
-def _calibrate(recipe: Recipe, prepared: Prepared, model: Any) -> Calibrated:
+def _calibrate(recipe: Recipe, prepared: Prepared, model: Any, work: Work) -> Calibrated:
     method, plan = recipe.parsed_method(), prepared.plan
     importance = IMPORTANCES[method.importance]
     hidden_states = (
@@ -77,7 +85,8 @@ def _calibrate(recipe: Recipe, prepared: Prepared, model: Any) -> Calibrated:
     statistics = None
     needs_norms = importance.needs_activations or recipe.values == "int8"
     if windows is not None and (needs_norms or hidden_states):
-        statistics = collect(model, plan.family, windows, hidden_states=hidden_states)
+        collect_once = partial(collect, model, plan.family, windows, hidden_states=hidden_states)
+        statistics = kept_statistics(work, collect_once)
     layers = decoder_layers(model, plan.family.layers)
 
     def score(layer: int, layout: GroupLayout) -> Mapping[str, Tensor]:
@@ -99,13 +108,17 @@ def _calibrate(recipe: Recipe, prepared: Prepared, model: Any) -> Calibrated:
         else [
             {group: norm.square() for group, norm in layer.items()} for layer in statistics.norms
         ],
+        work=work,
     )
 
 
 def _decide(calibrated: Calibrated) -> tuple[list[LayerDecision], LearningCurve]:
     recipe = calibrated.recipe
     kind = PERMUTATIONS[recipe.parsed_method().permutation]
-    learned, curve = (None, []) if kind.learn is None else kind.learn(calibrated)
+    learned: Permutations | None = None
+    curve: LearningCurve = []
+    if kind.learn is not None:
+        learned, curve = kept_permutations(calibrated.work, partial(kind.learn, calibrated))
     pattern = recipe.parsed_pattern()
 
     def decide_group(index: int, layout: GroupLayout) -> GroupDecision:

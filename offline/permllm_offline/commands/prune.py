@@ -79,6 +79,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="upload the finished checkpoint to the Hugging Face hub; a new repository is private "
         "(default: nothing is uploaded)",
     )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the finished steps of a run cut off"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
     parser.add_argument("--force", action="store_true", help="replace a non-empty output folder")
     return parser
@@ -97,6 +100,6 @@ def run(options: argparse.Namespace) -> None:
         prepared = prepare_checkpoint(recipe, options.output, force=options.force)
         show(plan_table(recipe, prepared.plan))
         return
-    show(report_table(prune(recipe, options.output, force=options.force)))
+    show(report_table(prune(recipe, options.output, force=options.force, resume=options.resume)))
     if options.push_to_hub is not None:
         show(f"uploaded: {push(options.output, options.push_to_hub)}")

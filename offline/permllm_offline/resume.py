@@ -1,0 +1,35 @@
+"""Which work folder belongs to a prune, and whether what it holds may be used."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from permllm_offline.preparation import Prepared
+from permllm_offline.recipe import Recipe
+from permllm_offline.steps import WorkFolder
+from permllm_vllm.checkpoint.schema import installed_version
+
+
+def work_folder(recipe: Recipe, prepared: Prepared, output: Path, *, resume: bool) -> WorkFolder:
+    """Open the work folder of an output: ``.NAME.work`` beside it.
+
+    Raises:
+        OfflineError: asked to resume a run of another recipe, model, data set or version.
+    """
+    destination = output.resolve()
+    directory = destination.with_name(f".{destination.name}.work")
+    return WorkFolder(directory, _identity(recipe, prepared), resume=resume)
+
+
+def _identity(recipe: Recipe, prepared: Prepared) -> str:
+    """Digest of everything that decides the result; weights by the size and time of their files."""
+    digest = hashlib.sha256(installed_version().encode())
+    digest.update(recipe.to_yaml().encode())
+    for file in sorted(prepared.source.directory.glob("*.safetensors")):
+        state = file.stat()
+        digest.update(f"{file.name} {state.st_size} {state.st_mtime_ns}".encode())
+    if prepared.windows is not None:
+        digest.update(prepared.windows.calibration.numpy().tobytes())
+        digest.update(prepared.windows.held_out.numpy().tobytes())
+    return digest.hexdigest()

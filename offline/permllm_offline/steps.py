@@ -1,0 +1,126 @@
+"""Finished steps of a prune on disk, so that a run that was killed goes on from there.
+
+A step is one safetensors file in a folder beside the output. It appears under its name only when it
+is complete, and holds exactly what the step computed: a resumed run writes the same bytes as one
+that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from permllm_offline.errors import OfflineError
+from permllm_vllm.checkpoint.output import disk_errors_named
+
+logger = logging.getLogger(__name__)
+
+_IDENTITY, _FACTS = "identity", "facts"
+
+
+@dataclass(frozen=True)
+class Step:
+    """Result of a step: tensors, and facts that JSON can hold."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Work:
+    """Steps that are computed and not kept."""
+
+    def step(self, name: str, compute: Callable[[], Step]) -> Step:
+        """Return the result of a step."""
+        return compute()
+
+
+class WorkFolder(Work):
+    """Steps that are kept in a folder until the output is complete.
+
+    Args:
+        directory: of the steps; it comes into being with the first one.
+        identity: of recipe, model and data; steps of another identity are never used.
+        resume: whether steps that are there already are used, or removed.
+
+    Raises:
+        OfflineError: asked to resume what has another identity.
+    """
+
+    def __init__(self, directory: Path, identity: str, *, resume: bool) -> None:
+        self.directory = directory
+        self.identity = identity
+        if not directory.exists():
+            if resume:
+                logger.warning("nothing to resume: %s is not there; starting anew", directory)
+            return
+        if not resume:
+            logger.warning("%s is left from a run that was cut off; removed", directory)
+            self.remove()
+            return
+        other = [path.name for path in self._steps() if _metadata(path)[_IDENTITY] != identity]
+        if other:
+            raise OfflineError(
+                f"{directory} holds steps of another recipe, model, data set or version (the "
+                f"first: {other[0]}): they cannot be resumed. Give the options of that run, or "
+                "leave --resume out to start anew."
+            )
+
+    def step(self, name: str, compute: Callable[[], Step]) -> Step:
+        """Return the result of a step, from disk where it is there, else computed and kept."""
+        path = self.directory / f"{name}.safetensors"
+        if path.exists():
+            return _read(path)
+        done = compute()
+        metadata = {_IDENTITY: self.identity, _FACTS: json.dumps(done.facts)}
+        partial = path.with_suffix(".partial")
+        with disk_errors_named(path):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            tensors = {
+                key: tensor.detach().cpu().contiguous() for key, tensor in done.tensors.items()
+            }
+            save_file(tensors, partial, metadata=metadata)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+        return done
+
+    def remove(self) -> None:
+        """Remove the folder: the output is complete."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _steps(self) -> list[Path]:
+        return sorted(self.directory.glob("*.safetensors"))
+
+
+def _read(path: Path) -> Step:
+    with _opened(path) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return Step(tensors, json.loads((file.metadata() or {}).get(_FACTS, "{}")))
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with _opened(path) as file:
+        return {_IDENTITY: ""} | (file.metadata() or {})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise OfflineError(
+            f"{path} is no finished step ({error}): the disk or another program damaged it. Leave "
+            "--resume out to start anew."
+        ) from error

@@ -1,0 +1,117 @@
+"""A run that was killed after any step goes on from there to the same bytes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from permllm_offline.cli import main
+from permllm_offline.errors import OfflineError
+from permllm_offline.steps import Step, WorkFolder
+
+FILES = ("model.safetensors", "config.json", "recipe.yaml", "report.json")
+SIZES = ("--num-samples", "12", "--sequence-length", "24", "--steps", "3")
+
+
+def arguments(model: Path, text: Path, output: Path, *more: str) -> list[str]:
+    data = ("--dataset", str(text), "--output", str(output))
+    return ["prune", str(model), *data, *SIZES, *more]
+
+
+METHOD = ("--method", "permllm-wanda", "--reconstruction", "sparsegpt")
+
+
+class Killed(BaseException):
+    """Stands for a signal that cannot be caught."""
+
+
+def kill_after(steps: int) -> Callable[..., Step]:
+    """A step method that ends the run when a number of steps is finished."""
+    original, done = WorkFolder.step, []
+
+    def step(self: WorkFolder, name: str, compute: Callable[[], Step]) -> Step:
+        if len(done) == steps:
+            raise Killed
+        done.append(name)
+        return original(self, name, compute)
+
+    return step
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_resumes_to_the_same_bytes(
+    steps: int,
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("whole", "resumed"):
+        (tmp_path / name).mkdir()
+    whole, resumed = tmp_path / "whole" / "sparse", tmp_path / "resumed" / "sparse"
+    assert main(arguments(tiny_model_directory, text_file, whole, *METHOD)) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkFolder, "step", kill_after(steps))
+        with pytest.raises(Killed):
+            main(arguments(tiny_model_directory, text_file, resumed, *METHOD))
+    assert not resumed.exists()
+    assert len(list(resumed.parent.glob(".sparse.work/*.safetensors"))) == steps
+    assert main(arguments(tiny_model_directory, text_file, resumed, *METHOD, "--resume")) == 0
+    for file in FILES:
+        assert (whole / file).read_bytes() == (resumed / file).read_bytes(), file
+    assert [path.name for path in resumed.parent.iterdir()] == ["sparse"]
+
+
+def test_finished_steps_are_not_computed_again(tmp_path: Path) -> None:
+    def fail() -> Step:
+        raise AssertionError
+
+    first = WorkFolder(tmp_path / "work", "a", resume=False)
+    tensors = {"x": torch.arange(6.0).reshape(2, 3).t()}
+    first.step("one", lambda: Step(tensors, {"loss": 0.1}))
+    again = WorkFolder(tmp_path / "work", "a", resume=True).step("one", fail)
+    assert torch.equal(again.tensors["x"], tensors["x"])
+    assert again.facts == {"loss": 0.1}
+
+
+def test_steps_of_another_run_are_refused_or_removed(tmp_path: Path) -> None:
+    WorkFolder(tmp_path / "work", "a", resume=False).step("one", Step)
+    with pytest.raises(OfflineError, match="another recipe, model, data set or version"):
+        WorkFolder(tmp_path / "work", "b", resume=True)
+    WorkFolder(tmp_path / "work", "b", resume=False)
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_damaged_step_is_named(tmp_path: Path) -> None:
+    WorkFolder(tmp_path / "work", "a", resume=False).step("one", Step)
+    (tmp_path / "work" / "one.safetensors").write_bytes(b"nothing")
+    with pytest.raises(OfflineError, match=r"one\.safetensors is no finished step"):
+        WorkFolder(tmp_path / "work", "a", resume=True)
+
+
+def test_a_real_kill_leaves_what_resume_needs(
+    tmp_path: Path, tiny_model_directory: Path, text_file: Path
+) -> None:
+    command = arguments(tiny_model_directory, text_file, tmp_path / "sparse", *METHOD)
+    program = (
+        "import os, signal\n"
+        "from permllm_offline import layerwise\n"
+        "from permllm_offline.cli import main\n"
+        "finish = layerwise._finish\n"
+        "def stop(work, reconstruct):\n"
+        "    if work.index == 1:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return finish(work, reconstruct)\n"
+        "layerwise._finish = stop\n"
+        f"main({json.dumps(command)})\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], env=os.environ, check=False)
+    assert ended.returncode == -9
+    assert (tmp_path / ".sparse.work" / "layer-0000.safetensors").exists()
+    assert main([*command, "--resume"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["sparse"]
