@@ -109,7 +109,8 @@ def main() -> None:
 
     print("\nDecode speed on TinyLlama's shape, random weights, dense and sparse in turn:")
     dense = random_llama("tinyllama")
-    rows = compare(dense, magnitude_pruned(dense), batches=[1], repeats=5)
+    models = {"dense": dense, "sparse": magnitude_pruned(dense)}
+    rows = compare(models, [(1, 32)], repeats=5)
 
     console = Console()
     console.print(f"\n[bold]{QUESTION}[/bold]\n{answer}\n")

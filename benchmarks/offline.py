@@ -30,12 +30,14 @@ def evaluate(model: Path, dataset: Path, output: Path, *, windows: int) -> float
     return float(record["perplexity"])
 
 
-def magnitude_pruned(dense: Path) -> Path:
+def magnitude_pruned(dense: Path, *, values: str = "auto") -> Path:
     """Return the 2:4 magnitude-pruned twin of a checkpoint, made once, beside it."""
-    output = dense.with_name(f"{dense.name}-magnitude-2to4")
+    suffix = "magnitude-2to4" if values == "auto" else f"magnitude-2to4-{values}"
+    output = dense.with_name(f"{dense.name}-{suffix}")
     if not (output / "config.json").exists():
         shutil.rmtree(output, ignore_errors=True)
         permllm_offline(
-            "prune", dense, "--output", output, "--method", "magnitude", "--pattern", "2:4"
+            *("prune", dense, "--output", output, "--method", "magnitude"),
+            *("--pattern", "2:4", "--values", values),
         )
     return output

@@ -1,153 +1,209 @@
-"""Decode and prefill speed in vLLM, dense against sparse, alternating call by call.
+"""Decode and prefill speed in vLLM: dense, 2:4 sparse, and vLLM's own int8 and int4.
 
-Both engines are up at the same time and take turns, so that whatever else the machine does falls on
-both; medians are reported. Decode speed is (output - 1) tokens over the time that is left when the
-time of a one-token answer is taken off.
+All engines are up at the same time and take turns, call by call; medians are reported, and ratios
+to dense in the same run. `--bench` adds vLLM's own `vllm bench latency`, `throughput` and `serve`,
+variant after variant.
 
     python -m benchmarks.serving --json OUT
+    python -m benchmarks.serving --model llama-3.2-1b --compiled --json OUT --plot OUT.svg
+    python -m benchmarks.serving --model llama-2-7b --one-at-a-time --batch 1 --json OUT
     python -m benchmarks.serving --dense DIR --sparse DIR --batch 1 8 --json OUT
 """
 
 import argparse
-import os
-import statistics
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from . import quantized_peers, vllm_bench
+from .engines import Engine, alternate
 from .machine import machine_class, write_json
-from .models import random_llama
+from .models import LLAMA_SHAPES, random_llama, smollm2, word_tokenizer
 from .offline import magnitude_pruned
 
-ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
+DENSE = "dense bfloat16"
+VARIANTS: Mapping[str, Callable[[Path], Path]] = {
+    DENSE: lambda dense: dense,
+    "2:4 bfloat16": magnitude_pruned,
+    "2:4 int8": lambda dense: magnitude_pruned(dense, values="int8"),
+    "vLLM int8 (W8A8)": quantized_peers.int8,
+    "vLLM int4 (GPTQ)": quantized_peers.int4,
 }
-
-
-class Engine:
-    """A vLLM engine in a process of its own that answers with a fixed number of tokens."""
-
-    def __init__(self, model: Path, *, eager: bool) -> None:
-        from vllm import LLM
-
-        start = time.perf_counter()
-        self._llm = LLM(
-            model=str(model),
-            dtype="bfloat16",
-            enforce_eager=eager,
-            max_model_len=1024,
-            skip_tokenizer_init=True,
-            enable_prefix_caching=False,
-            disable_log_stats=True,
-        )
-        self.load_seconds = time.perf_counter() - start
-
-    def seconds(self, batch: int, prompt: int, output: int) -> float:
-        """Wall time of `batch` answers of exactly `output` tokens to prompts of `prompt` tokens."""
-        from vllm import SamplingParams, TokensPrompt
-
-        prompts = [
-            TokensPrompt(prompt_token_ids=[3 + (7 * i + 13 * j) % 30000 for j in range(prompt)])
-            for i in range(batch)
-        ]
-        sampling = SamplingParams(
-            temperature=0.0, max_tokens=output, ignore_eos=True, detokenize=False
-        )
-        start = time.perf_counter()
-        self._llm.generate(prompts, sampling, use_tqdm=False)
-        return time.perf_counter() - start
-
-
-def alternate(
-    engines: Mapping[str, Engine], batch: int, prompt: int, output: int, repeats: int
-) -> Iterator[dict[str, Any]]:
-    """Measure every engine in turn, `repeats` times after one warm-up; yield a row for each."""
-    first: dict[str, list[float]] = {name: [] for name in engines}
-    whole: dict[str, list[float]] = {name: [] for name in engines}
-    for repeat in range(repeats + 1):
-        for name, engine in engines.items():
-            times = engine.seconds(batch, prompt, 1), engine.seconds(batch, prompt, output)
-            if repeat:
-                first[name].append(times[0])
-                whole[name].append(times[1])
-    for name, engine in engines.items():
-        decode = [w - f for w, f in zip(whole[name], first[name], strict=True)]
-        yield {
-            "variant": name,
-            "batch": batch,
-            "prompt_tokens": prompt,
-            "output_tokens": output,
-            "repeats": repeats,
-            "decode_tokens_per_second": batch * (output - 1) / statistics.median(decode),
-            "time_to_first_token_ms": 1e3 * statistics.median(first[name]),
-            "load_seconds": engine.load_seconds,
-        }
+CELLS = ((1, 32), (8, 32), (32, 32), (1, 512), (8, 512))
+"""Batch and prompt tokens of the default run."""
+OUTPUT_TOKENS = 32
 
 
 def compare(
-    dense: Path, sparse: Path, batches: Sequence[int], *, eager: bool = True, repeats: int = 5
+    models: Mapping[str, Path],
+    cells: Sequence[tuple[int, int]],
+    *,
+    eager: bool = True,
+    repeats: int = 5,
+    one_at_a_time: bool = False,
 ) -> list[dict[str, Any]]:
-    """Serve two checkpoints side by side; one row per variant and batch, with ratios to dense."""
-    os.environ.update(ENVIRONMENT)
-    engines = {name: Engine(p, eager=eager) for name, p in (("dense", dense), ("sparse", sparse))}
+    """Serve variants, the first of them dense; one row per cell and variant, with ratios to it.
+
+    `one_at_a_time` is for models that do not fit into memory together: no turns are taken then.
+    """
     rows: list[dict[str, Any]] = []
-    for batch in batches:
-        group = list(alternate(engines, batch, prompt=32, output=32, repeats=repeats))
-        for row in group:
-            row["decode_ratio"] = (
-                row["decode_tokens_per_second"] / group[0]["decode_tokens_per_second"]
-            )
-            row["first_token_ratio"] = (
-                group[0]["time_to_first_token_ms"] / row["time_to_first_token_ms"]
-            )
-        rows += group
-    return rows
+    if one_at_a_time:
+        for name, path in models.items():
+            engine = Engine(path, eager=eager)
+            for batch, prompt in cells:
+                rows += alternate({name: engine}, batch, prompt, OUTPUT_TOKENS, repeats)
+            engine.close()
+        rows.sort(key=lambda row: cells.index((row["batch"], row["prompt_tokens"])))
+    else:
+        engines = {name: Engine(path, eager=eager) for name, path in models.items()}
+        for batch, prompt in cells:
+            rows += alternate(engines, batch, prompt, OUTPUT_TOKENS, repeats)
+        for engine in engines.values():
+            engine.close()
+    return _with_ratios(rows, next(iter(models)))
+
+
+def _with_ratios(rows: Sequence[dict[str, Any]], dense: str) -> list[dict[str, Any]]:
+    """Add how many times as fast as dense a row is, and its share of dense's memory."""
+    base = {(row["batch"], row["prompt_tokens"]): row for row in rows if row["variant"] == dense}
+    for row in rows:
+        other = base[row["batch"], row["prompt_tokens"]]
+        speed, wait = "decode_tokens_per_second", "time_to_first_token_ms"
+        row["decode_ratio"] = row[speed] / other[speed]
+        row["first_token_ratio"] = other[wait] / row[wait]
+        row["resident_ratio"] = row["resident_mib"] / other["resident_mib"]
+    return list(rows)
+
+
+def bench(models: Mapping[str, Path], tokenizer: Path, *, eager: bool) -> list[dict[str, Any]]:
+    """Run vLLM's own benchmarks on every variant, one after the other."""
+    return [
+        {
+            "variant": name,
+            "latency": vllm_bench.latency(path, eager=eager),
+            "throughput": vllm_bench.throughput(path, eager=eager, tokenizer=tokenizer),
+            "serve": vllm_bench.online(path, eager=eager, tokenizer=tokenizer),
+        }
+        for name, path in models.items()
+    ]
 
 
 def show(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     """Print the rows as a table."""
     table = Table(title=title)
-    for column in ("variant", "batch", "decode tokens/s", "x dense", "first token ms", "x dense"):
+    for column in (
+        *("variant", "batch", "prompt", "decode tokens/s", "x dense", "first token ms", "x dense"),
+        *("resident MiB", "load s"),
+    ):
         table.add_column(column, justify="left" if column == "variant" else "right")
     for row in rows:
         table.add_row(
             row["variant"],
             str(row["batch"]),
+            str(row["prompt_tokens"]),
             f"{row['decode_tokens_per_second']:.1f}",
             f"{row['decode_ratio']:.2f}",
             f"{row['time_to_first_token_ms']:.0f}",
             f"{row['first_token_ratio']:.2f}",
+            f"{row['resident_mib']:.0f}",
+            f"{row['load_seconds']:.0f}",
         )
-    Console().print(table)
+    Console(width=120).print(table)
+
+
+def show_bench(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print what vLLM's own benchmarks found."""
+    table = Table(title="vllm bench")
+    for column in ("variant", "latency s", "throughput tokens/s", "serve tokens/s", "TTFT", "TPOT"):
+        table.add_column(column, justify="left" if column == "variant" else "right")
+    for row in rows:
+        table.add_row(
+            row["variant"],
+            f"{row['latency']['seconds']:.2f}",
+            f"{row['throughput']['tokens_per_second']:.1f}",
+            f"{row['serve']['tokens_per_second']:.1f}",
+            f"{row['serve']['median_ttft_ms']:.0f} ms",
+            f"{row['serve']['median_tpot_ms']:.0f} ms",
+        )
+    Console(width=120).print(table)
+
+
+def plot(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -> None:
+    """Draw decode speed against dense, a group of bars per cell."""
+    from matplotlib.figure import Figure
+
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    cells = list(dict.fromkeys((row["batch"], row["prompt_tokens"]) for row in rows))
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(variants)
+    for number, variant in enumerate(variants):
+        ratios = [row["decode_ratio"] for row in rows if row["variant"] == variant]
+        places = [cell + (number - (len(variants) - 1) / 2) * width for cell in range(len(cells))]
+        axes.bar(places, ratios, width, label=variant)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(cells)), [f"batch {batch}\nprompt {n}" for batch, n in cells])
+    axes.set_ylabel("decode tokens/s, times dense")
+    axes.set_title(title)
+    axes.legend()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dense", type=Path, help="dense checkpoint (default: TinyLlama's shape)")
-    parser.add_argument("--sparse", type=Path, help="its permllm checkpoint (default: made here)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--model", choices=["smollm2", *LLAMA_SHAPES], default="tinyllama")
+    parser.add_argument("--dense", type=Path, help="dense checkpoint, in place of --model")
+    parser.add_argument("--sparse", type=Path, help="its permllm checkpoint, in place of variants")
+    parser.add_argument(
+        "--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME",
+        help=f"of {', '.join(map(repr, VARIANTS))} (default: all); dense comes first",
+    )  # fmt: skip
+    parser.add_argument("--batch", type=int, nargs="+", help="batches to measure (default: 1 8 32)")
+    parser.add_argument("--prompt", type=int, nargs="+", help="prompt tokens (default: 32 512)")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compiled", action="store_true", help="torch.compile instead of eager")
+    parser.add_argument("--one-at-a-time", action="store_true", help="for models that fill memory")
+    parser.add_argument("--bench", action="store_true", help="run vLLM's own benchmarks too")
     parser.add_argument("--json", type=Path, required=True, help="where the result is written")
+    parser.add_argument("--plot", type=Path, help="where a plot is written: .svg, .png or .pdf")
     arguments = parser.parse_args()
     if (arguments.dense is None) != (arguments.sparse is None):
         parser.error("--dense and --sparse go together: give both, or neither")
-    dense = arguments.dense or random_llama("tinyllama")
-    sparse = arguments.sparse or magnitude_pruned(dense)
+    eager = not arguments.compiled
+    if arguments.dense is not None:
+        dense = arguments.dense
+        models = {DENSE: dense, "2:4": arguments.sparse}
+    else:
+        dense = smollm2() if arguments.model == "smollm2" else random_llama(arguments.model)
+        names = [DENSE, *(name for name in arguments.variants if name != DENSE)]
+        models = {name: VARIANTS[name](dense) for name in names}
+    cells = [
+        (batch, prompt)
+        for batch, prompt in CELLS
+        if batch in (arguments.batch or [batch]) and prompt in (arguments.prompt or [prompt])
+    ]
     rows = compare(
-        dense, sparse, arguments.batch, eager=not arguments.compiled, repeats=arguments.repeats
+        models,
+        cells,
+        eager=eager,
+        repeats=arguments.repeats,
+        one_at_a_time=arguments.one_at_a_time,
     )
-    show(rows, f"{dense.name} on {machine_class()}")
-    write_json(arguments.json, {"model": dense.name, "eager": not arguments.compiled, "rows": rows})
+    title = f"{dense.name} on {machine_class()}, {'eager' if eager else 'compiled'}"
+    show(rows, title)
+    result: dict[str, Any] = {"model": dense.name, "eager": eager, "rows": rows}
+    if arguments.bench:
+        result["vllm_bench"] = bench(models, word_tokenizer(dense), eager=eager)
+        show_bench(result["vllm_bench"])
+    write_json(arguments.json, result)
+    if arguments.plot is not None:
+        plot(rows, title, arguments.plot)
 
 
 if __name__ == "__main__":

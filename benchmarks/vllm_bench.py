@@ -1,0 +1,81 @@
+"""vLLM's own benchmarks, `vllm bench latency | throughput | serve`, run as a user runs them."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .engines import ENVIRONMENT
+from .server import serve
+
+VLLM = str(Path(sys.executable).with_name("vllm"))
+PROMPTS = 16
+
+
+def latency(model: Path, *, eager: bool, batch: int = 1) -> dict[str, float]:
+    """Seconds of one batch of answers: prompts of 32 tokens, answers of 32."""
+    result = _bench(
+        *("latency", "--model", str(model), "--skip-tokenizer-init", *_engine_options(eager)),
+        *("--batch-size", str(batch), "--input-len", "32", "--output-len", "32"),
+        *("--num-iters-warmup", "1", "--num-iters", "5"),
+        output_option="--output-json",
+    )
+    return {"seconds": float(result["percentiles"]["50"])}
+
+
+def throughput(model: Path, *, eager: bool, tokenizer: Path) -> dict[str, float]:
+    """Tokens per second, prompts included, over 16 requests at once."""
+    result = _bench(
+        *("throughput", "--model", str(model), "--tokenizer", str(tokenizer)),
+        *_engine_options(eager),
+        *("--dataset-name", "random", "--random-input-len", "32", "--random-output-len", "32"),
+        *("--num-prompts", str(PROMPTS)),
+        output_option="--output-json",
+    )
+    return {"tokens_per_second": float(result["tokens_per_second"])}
+
+
+def online(model: Path, *, eager: bool, tokenizer: Path) -> dict[str, float]:
+    """Speed that 16 clients of a live `vllm serve` see: output tokens/s, medians of TTFT, TPOT."""
+    options = (*_engine_options(eager), "--tokenizer", str(tokenizer))
+    with serve(model, *options) as server:
+        host, _, port = server.base_url.removeprefix("http://").removesuffix("/v1").partition(":")
+        result = _bench(
+            *("serve", "--backend", "vllm", "--host", host, "--port", port),
+            *("--model", str(model), "--tokenizer", str(tokenizer)),
+            *("--dataset-name", "random", "--random-input-len", "32", "--random-output-len", "32"),
+            *("--num-prompts", str(PROMPTS), "--request-rate", "inf", "--ignore-eos"),
+            "--save-result",
+            output_option="--result-filename",
+        )
+    return {
+        "tokens_per_second": float(result["output_throughput"]),
+        "median_ttft_ms": float(result["median_ttft_ms"]),
+        "median_tpot_ms": float(result["median_tpot_ms"]),
+    }
+
+
+def _engine_options(eager: bool) -> tuple[str, ...]:
+    options = ("--dtype", "bfloat16", "--max-model-len", "1024")
+    return (*options, "--enforce-eager") if eager else options
+
+
+def _bench(*arguments: str, output_option: str) -> dict[str, Any]:
+    """Run `vllm bench` and return what it wrote; raises RuntimeError with its last lines."""
+    with tempfile.TemporaryDirectory() as directory:
+        output = Path(directory) / "result.json"
+        done = subprocess.run(
+            [VLLM, "bench", *arguments, output_option, str(output)],
+            env={**os.environ, **ENVIRONMENT},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode or not output.exists():
+            lines = (done.stdout + done.stderr).splitlines()[-30:]
+            raise RuntimeError(f"vllm bench {arguments[0]} failed:\n" + "\n".join(lines))
+        result: dict[str, Any] = json.loads(output.read_text())
+        return result
