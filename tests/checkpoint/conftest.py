@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,8 +18,6 @@ from permllm_vllm.checkpoint.permutation import canonical
 from permllm_vllm.checkpoint.schema import VALUE_DTYPES, QuantizationConfig
 from permllm_vllm.checkpoint.writer import write_checkpoint
 
-settings.register_profile("unhurried", deadline=None)  # no test judges by the clock
-settings.load_profile("unhurried")
 
 UP, DOWN, OUT = "mlp.up_proj", "mlp.down_proj", "self_attn.o_proj"
 SHAPES = {UP: (128, 64), DOWN: (64, 128), OUT: (64, 40)}

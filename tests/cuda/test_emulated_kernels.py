@@ -59,7 +59,7 @@ def test_few_tokens(emulator, n, k, block_size, bias, tokens):
     check(emulator, layer, tokens, DTYPES[tokens % 2], seed=tokens)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     n=st.integers(1, 300),
     k=st.integers(1, 130).map(lambda eighths: eighths * 8),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from permllm_offline.int8_values import choose_scale, relative_error, round_to_int8
+from permllm_offline.int8_values import CLIPS, choose_scale, relative_error, round_to_int8
 
 
 def masked_weight(seed: int, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
@@ -39,9 +39,7 @@ def test_no_worse_than_any_clip_tried_in_plain_loops(energetic: bool) -> None:
     scale = choose_scale(weight, energy)
     for row, chosen in zip(weight.tolist(), scale.tolist(), strict=True):
         largest = max(abs(value) for value in row)
-        clips = [
-            row_error(row, energy.tolist(), largest * (0.7 + 0.02 * i) / 127) for i in range(16)
-        ]
+        clips = [row_error(row, energy.tolist(), largest * clip / 127) for clip in CLIPS]
         found = row_error(row, energy.tolist(), chosen)
         assert found <= min(clips) * (1 + 1e-4)
         if energetic:

@@ -50,7 +50,7 @@ def test_extreme_logits_give_no_nan(size: float) -> None:
     assert logits.grad.isfinite().all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**31), st.sampled_from([2, 4, 5]))
 def test_hard_permutation_is_the_best_one(seed: int, size: int) -> None:
     soft = torch.rand(2, size, size, generator=torch.Generator().manual_seed(seed))
