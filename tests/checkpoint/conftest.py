@@ -18,7 +18,6 @@ from permllm_vllm.checkpoint.permutation import canonical
 from permllm_vllm.checkpoint.schema import VALUE_DTYPES, QuantizationConfig
 from permllm_vllm.checkpoint.writer import write_checkpoint
 
-
 UP, DOWN, OUT = "mlp.up_proj", "mlp.down_proj", "self_attn.o_proj"
 SHAPES = {UP: (128, 64), DOWN: (64, 128), OUT: (64, 40)}
 
