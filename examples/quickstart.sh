@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Prune a model to 2:4, verify the checkpoint, measure it, and say how to serve it.
+#
+#   examples/quickstart.sh ./SmolLM2-135M-Instruct calibration.txt held_out.txt ./sparse
+#
+# More arguments are options of `permllm-offline prune`, for example: --values int8
+set -euo pipefail
+if [ $# -lt 4 ]; then
+  echo "usage: $0 MODEL CALIBRATION_TEXT HELD_OUT_TEXT OUTPUT [option of prune ...]" >&2
+  exit 2
+fi
+model=$1 calibration=$2 held_out=$3 output=$4
+shift 4
+
+permllm-offline prune "$model" --output "$output" --dataset "$calibration" "$@"
+permllm-offline inspect "$output" --verify
+permllm-offline eval "$output" --dataset "$held_out" --max-windows 16
+echo "Serve it: vllm serve $output"

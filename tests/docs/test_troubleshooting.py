@@ -1,0 +1,82 @@
+"""Every message that docs/troubleshooting.md quotes is still written somewhere in the sources."""
+
+import ast
+import importlib.util
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "troubleshooting.md"
+VARIES = "…"
+GAP = "\0"  # where a literal has a placeholder
+OF_VLLM = {"Unknown quantization method: permllm": "config/model.py"}
+OF_PYTHON = "No package metadata was found for vllm"
+
+
+def quoted() -> list[str]:
+    """The first code span of every row of every table."""
+    rows = re.findall(r"^\| `([^`]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    return [row for row in rows if row not in OF_VLLM and row != OF_PYTHON]
+
+
+def python_literals(source: str) -> Iterator[str]:
+    """Every string of a Python file, its placeholders replaced by gaps."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.JoinedStr):
+            yield "".join(
+                part.value if isinstance(part, ast.Constant) else GAP for part in node.values
+            )
+
+
+def cpp_literals(source: str) -> Iterator[str]:
+    """The strings of every check of a C++ file, what stands between them replaced by a gap."""
+    for check in re.findall(r"STD_TORCH_CHECK\((.*?)\);", source, re.DOTALL):
+        joined = re.sub(r'"\s+"', "", check)
+        parts = re.findall(r'"((?:[^"\\]|\\.)*)"', joined)
+        yield GAP.join(part.replace('\\"', '"') for part in parts)
+
+
+@cache
+def literals() -> tuple[str, ...]:
+    python = [ROOT / "setup.py", *(ROOT / "permllm_vllm").rglob("*.py")]
+    python += (ROOT / "offline").rglob("*.py")
+    found: list[str] = []
+    for path in python:
+        found += python_literals(path.read_text(encoding="utf-8"))
+    for path in (ROOT / "csrc").rglob("*.cpp"):
+        found += cpp_literals(path.read_text(encoding="utf-8"))
+    return tuple(found)
+
+
+def is_written(message: str) -> bool:
+    """Whether one literal has the fixed parts of a message, in order."""
+    parts = [re.escape(part.strip()) for part in message.split(VARIES) if part.strip()]
+    pattern = re.compile(".*".join(parts), re.DOTALL)
+    return any(pattern.search(literal) for literal in literals())
+
+
+@pytest.mark.parametrize("message", quoted())
+def test_a_quoted_message_is_still_written(message: str) -> None:
+    assert is_written(message)
+
+
+def test_the_test_can_fail() -> None:
+    assert len(quoted()) > 40
+    assert not is_written("this message was never written")
+    assert not is_written("remedy: … found …; rule:")
+
+
+@pytest.mark.parametrize("message", OF_VLLM)
+def test_a_message_of_vllm_is_still_written(message: str) -> None:
+    specification = importlib.util.find_spec("vllm")
+    if specification is None or specification.origin is None:
+        pytest.skip("vLLM is not installed")
+    text = (Path(specification.origin).parent / OF_VLLM[message]).read_text(encoding="utf-8")
+    assert message.rpartition(" ")[0] in text
+    assert message in PAGE.read_text(encoding="utf-8")
