@@ -29,12 +29,8 @@ from permllm_vllm.checkpoint.writer import write_checkpoint
 logger = logging.getLogger(__name__)
 
 
-def prepare_checkpoint(recipe: Recipe, output: Path, *, force: bool = False) -> Prepared:
-    """Check a recipe against the model, the data and the output, reading no weight.
-
-    Raises:
-        OfflineError, CheckpointError: the first thing that would make the prune fail.
-    """
+def check_writable(recipe: Recipe) -> None:
+    """Raise OfflineError for a method whose permutations no checkpoint can hold."""
     if PERMUTATIONS[recipe.parsed_method().permutation].across_blocks:
         raise OfflineError(
             f"method {recipe.method!r} moves channels through a whole layer, but a checkpoint "
@@ -42,6 +38,15 @@ def prepare_checkpoint(recipe: Recipe, output: Path, *, force: bool = False) -> 
             "is there to compare accuracy (`permllm_offline.pruning`); for a checkpoint, give "
             f"{recipe.method.replace('cp-global', 'cp-lsa')!r}."
         )
+
+
+def prepare_checkpoint(recipe: Recipe, output: Path, *, force: bool = False) -> Prepared:
+    """Check a recipe against the model, the data and the output, reading no weight.
+
+    Raises:
+        OfflineError, CheckpointError: the first thing that would make the prune fail.
+    """
+    check_writable(recipe)
     # First: preparing reads all calibration text.
     check_destination(output, open_source(recipe.model).directory, force=force)
     prepared = prepare(recipe)

@@ -10,9 +10,12 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig
 
 from permllm_offline.cli import main
+from permllm_offline.families import FAMILIES
+from permllm_offline.methods import METHODS
 from permllm_offline.outline import outline, sparse_bytes
 from permllm_offline.stored import read_stored
 from permllm_vllm.checkpoint.pattern import Pattern
+from tests.offline.tiny_models import tiny_model
 
 
 def plan(model: Path | str, output: Path, *options: str) -> dict:
@@ -54,6 +57,26 @@ def test_the_plan_is_what_prune_writes(
     stored = load_file(tiny_model_directory / "model.safetensors")
     assert found["bytes_before"] == sum(tensor.nbytes for tensor in stored.values())
     assert set(found["dense"]) == set(stored) & set(written)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_family_is_planned(family: str, tmp_path: Path) -> None:
+    tiny_model(family).save_pretrained(tmp_path / "model")
+    found = plan(tmp_path / "model", tmp_path / "plan.json")
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    assert found["bytes_before"] == sum(tensor.nbytes for tensor in stored.values())
+    pruned = {f"{linear['name']}.weight" for linear in found["linears"]}
+    assert pruned == set(stored) - set(found["dense"])
+    rows = sum(shape["n"] * shape["k"] * shape["count"] for shape in found["shapes"])
+    assert rows == sum(stored[name].numel() for name in pruned)
+
+
+def test_a_method_that_no_checkpoint_can_hold_is_refused(
+    tiny_model_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = next(name for name in METHODS if "cp-global" in name)
+    assert main(["plan", str(tiny_model_directory), "--method", method]) == 2
+    assert "moves channels through a whole layer" in capsys.readouterr().err
 
 
 def test_int8_takes_its_scale_with_it() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from permllm_offline.commands.outline_tables import outline_table, speed_table
 from permllm_offline.commands.tables import show
-from permllm_offline.methods import parse_method
 from permllm_offline.outline import outline
 from permllm_offline.permutations import PERMUTATIONS
+from permllm_offline.pipeline import check_writable
 from permllm_offline.recipe import Recipe, make_recipe
 from permllm_offline.speed import expected_speed
 from permllm_offline.stored import read_stored
@@ -72,7 +72,8 @@ def run(options: argparse.Namespace) -> None:
             "block_size": options.block_size,
         }
     )
-    permuted = PERMUTATIONS[parse_method(recipe.method).permutation].permutes
+    check_writable(recipe)
+    permuted = PERMUTATIONS[recipe.parsed_method().permutation].permutes
     found = outline(
         read_stored(options.model),
         recipe.parsed_pattern(),
