@@ -80,6 +80,8 @@ class Soaked:
             for kind in ("completed", "cancelled", "refused")
             if getattr(tally, kind) == 0
         ]
+        if self.dtype == "bfloat16" and "backend cpu" not in self.backend:
+            found.append(f"no compiled kernel served: {self.backend or 'nothing in the log'}")
         if self.dtype == "float32" and tally.compared < tally.completed:
             found.append(f"{tally.completed - tally.compared} answers were not compared")
         if after - before > LARGEST_GROWTH_MIB:
@@ -209,7 +211,8 @@ def settled_metrics(base_url: str) -> dict[str, float]:
 
 def soak(server: Server, dtype: str, clients: int, seconds: float) -> Soaked:
     """Ask every question alone in float32, send traffic, look whether the server is idle again."""
-    (process,) = psutil.Process().children()
+    port = server.base_url.removesuffix("/v1").rpartition(":")[2]
+    (process,) = (one for one in psutil.Process().children() if port in one.cmdline())
     asked = questions(server.model)
     model = str(server.model)
     expected = {}

