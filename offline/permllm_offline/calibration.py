@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.texts import documents
+
+Sampling = Literal["stream", "document"]
 
 SEPARATOR = "\n\n"
 MAX_TOKENS = 8_000_000
@@ -51,28 +53,108 @@ def _tokens(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
         yield tokenizer(text + SEPARATOR, add_special_tokens=False, verbose=False)["input_ids"]
 
 
+def document_windows(
+    texts: Iterable[str], tokenizer: Any, sequence_length: int, count: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Cut one window at a random place of each of ``count`` random documents.
+
+    This is how SparseGPT, Wanda and the PermLLM paper sample: documents that are shorter than a
+    window are passed over, and a document can be drawn again.
+
+    Returns:
+        int64 [count, sequence_length] (of no rows where no document is long enough), and the
+        number of the document that each is from.
+    """
+    long: list[list[int]] = []
+    total = 0
+    for tokens in _tokens(texts, tokenizer):
+        if len(tokens) > sequence_length:
+            long.append(tokens)
+        total += len(tokens)
+        if total >= MAX_TOKENS:
+            break
+    if not long:
+        return torch.empty((0, sequence_length), dtype=torch.long), torch.empty(0)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(long), (count,), generator=generator)
+    windows = []
+    for document in chosen.tolist():
+        last = len(long[document]) - sequence_length
+        start = int(torch.randint(last + 1, (1,), generator=generator))
+        windows.append(long[document][start : start + sequence_length])
+    return torch.tensor(windows, dtype=torch.long), chosen
+
+
 def sample_windows(
-    dataset: str,
+    datasets: Sequence[str],
     tokenizer: Any,
     *,
     num_samples: int,
     sequence_length: int,
     seed: int,
     num_held_out: int = 0,
+    sampling: Sampling = "stream",
 ) -> CalibrationWindows:
-    """Draw calibration windows at random from a data set.
+    """Draw calibration windows at random from data sets, an equal share from each.
 
     Args:
-        dataset: what ``texts.documents`` reads.
+        datasets: what ``texts.documents`` reads.
         tokenizer: of the model, transformers API.
         num_samples: calibration windows.
         sequence_length: tokens per window.
         seed: of the draw; the same seed gives the same windows.
         num_held_out: further windows, as many of these as the data allow.
+        sampling: ``stream`` joins the documents and never draws a token twice; ``document`` is
+            ``document_windows``.
 
     Raises:
-        OfflineError: fewer than ``num_samples`` windows in the data set.
+        OfflineError: too few windows in a data set.
     """
+    parts = [
+        _sample(
+            dataset,
+            tokenizer,
+            _share(num_samples, len(datasets), index),
+            sequence_length,
+            seed,
+            _share(num_held_out, len(datasets), index),
+            sampling,
+        )
+        for index, dataset in enumerate(datasets)
+    ]
+    calibration = torch.cat([part.calibration for part in parts])
+    if len(parts) > 1:  # a step of learning should see all sources
+        generator = torch.Generator().manual_seed(seed)
+        calibration = calibration[torch.randperm(len(calibration), generator=generator)]
+    return CalibrationWindows(calibration, torch.cat([part.held_out for part in parts]))
+
+
+def _share(total: int, parts: int, index: int) -> int:
+    return total // parts + (index < total % parts)
+
+
+def _sample(
+    dataset: str,
+    tokenizer: Any,
+    num_samples: int,
+    sequence_length: int,
+    seed: int,
+    num_held_out: int,
+    sampling: Sampling,
+) -> CalibrationWindows:
+    if sampling == "document":
+        count = num_samples + num_held_out
+        drawn, origin = document_windows(
+            documents(dataset), tokenizer, sequence_length, count, seed
+        )
+        if len(drawn) == 0:
+            raise OfflineError(
+                f"data set {dataset!r} has no document of more than {sequence_length} tokens: "
+                "give --sampling stream, longer documents, or a lower --sequence-length."
+            )
+        calibration, rest = drawn[:num_samples], drawn[num_samples:]
+        unseen = ~torch.isin(origin[num_samples:], origin[:num_samples])
+        return CalibrationWindows(calibration, rest[unseen])
     windows = token_windows(documents(dataset), tokenizer, sequence_length, None)
     if len(windows) < num_samples:
         raise OfflineError(

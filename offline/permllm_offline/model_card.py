@@ -104,10 +104,12 @@ def _values(report: Report) -> str:
 
 def _calibration(report: Report) -> str:
     recipe = report.recipe
-    if recipe.dataset is None:
+    if not recipe.datasets:
         return "none"
-    name = Path(recipe.dataset).name if Path(recipe.dataset).exists() else recipe.dataset
-    return f"{recipe.num_samples} windows of {recipe.sequence_length} tokens from `{name}`"
+    names = ", ".join(
+        f"`{Path(name).name if Path(name).exists() else name}`" for name in recipe.datasets
+    )
+    return f"{recipe.num_samples} windows of {recipe.sequence_length} tokens from {names}"
 
 
 def _perplexity(value: float | None) -> str:

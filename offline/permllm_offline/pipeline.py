@@ -50,11 +50,24 @@ def prepare_checkpoint(recipe: Recipe, output: Path, *, force: bool = False) -> 
     # First: preparing reads all calibration text.
     check_destination(output, open_source(recipe.model).directory, force=force)
     prepared = prepare(recipe)
+    _check_names(prepared)
     needed = prepared.plan.total_bytes
     if find_reconstruction(recipe.parsed_method().reconstruction).layer is not None:
         needed += sum(linear.dense_bytes for linear in prepared.plan.linears)  # finished layers
     check_disk(output, needed)
     return prepared
+
+
+def _check_names(prepared: Prepared) -> None:
+    """Raise OfflineError where a checkpoint names a weight otherwise than the loaded model."""
+    stored = set(CheckpointReader(prepared.source.directory).names())
+    for linear in prepared.plan.linears:
+        if f"{linear.name}.weight" not in stored:
+            raise OfflineError(
+                f"{prepared.source.name!r} stores no {linear.name}.weight, which the loaded model "
+                "has: it names its tensors in an older way, or holds no safetensors of this "
+                "architecture. Load it with transformers, `save_pretrained` it, and prune that."
+            )
 
 
 def prune(recipe: Recipe, output: Path, *, force: bool = False, resume: bool = False) -> Report:

@@ -52,14 +52,15 @@ def prepare(recipe: Recipe) -> Prepared:
         int8=recipe.values == "int8",
     )
     windows = None
-    if recipe.dataset is not None:
+    if recipe.datasets:
         windows = sample_windows(
-            recipe.dataset,
+            recipe.datasets,
             load_tokenizer(source),
             num_samples=recipe.num_samples,
             sequence_length=recipe.sequence_length,
             seed=recipe.seed,
             num_held_out=recipe.evaluation_windows,
+            sampling=recipe.sampling,
         )
     elif IMPORTANCES[method.importance].needs_activations or reconstruction.needs_windows:
         raise OfflineError(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from permllm_offline.calibration import Sampling
 from permllm_offline.errors import OfflineError
 from permllm_offline.methods import Method, parse_method
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -43,13 +46,14 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
-    method: str
+    method: str = "permllm-wanda"
     reconstruction: str | None = None
     """Kind of reconstruction in place of the method's own."""
     pattern: str = "2:4"
     block_size: int = 64
-    dataset: str | None = None
+    dataset: str | tuple[str, ...] | None = None
     num_samples: int = Field(default=128, ge=1)
+    sampling: Sampling = "stream"
     sequence_length: int = Field(default=512, ge=2)
     evaluation_windows: int = Field(default=8, ge=0)
     seed: int = Field(default=0, ge=0)
@@ -58,6 +62,13 @@ class Recipe(BaseModel):
     values: Literal["auto", "int8"] = "auto"
     """Dtype of the kept weights in the checkpoint; ``auto``: that of the model."""
     learning: LearningRecipe = LearningRecipe()
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The data sets, none or one or several."""
+        if self.dataset is None:
+            return ()
+        return (self.dataset,) if isinstance(self.dataset, str) else self.dataset
 
     def parsed_method(self) -> Method:
         """The parts of the method, with this recipe's own reconstruction."""
@@ -73,6 +84,40 @@ class Recipe(BaseModel):
     def to_yaml(self) -> str:
         """Text of ``recipe.yaml``."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False)
+
+
+def read_recipe(file: Path) -> dict[str, Any]:
+    """Read the entries of a recipe file, YAML as ``to_yaml`` writes it.
+
+    Raises:
+        OfflineError: no readable file, or no mapping in it.
+    """
+    try:
+        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise OfflineError(
+            f"cannot read recipe {file}: {first}. Give a YAML file like the recipe.yaml beside a "
+            "checkpoint."
+        ) from error
+    if not isinstance(entries, dict):
+        raise OfflineError(
+            f"recipe {file} holds {type(entries).__name__}, not a mapping of options. Give a YAML "
+            "file like the recipe.yaml beside a checkpoint."
+        )
+    return entries
+
+
+def overridden(entries: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries with changes on top, the nested ones one by one; a change to None is no change."""
+    result = dict(entries)
+    for name, value in changes.items():
+        nested = result.get(name)
+        if isinstance(value, Mapping) and isinstance(nested, Mapping):
+            result[name] = overridden(nested, value)
+        elif value is not None:
+            result[name] = value
+    return result
 
 
 def make_recipe(entries: dict[str, Any]) -> Recipe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from permllm_offline.errors import OfflineError
@@ -11,13 +11,27 @@ from permllm_offline.errors import OfflineError
 SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".parquet")
 TEXT_FIELD = "text"
 
+NAMED: Mapping[str, Mapping[str, str]] = {
+    "c4": {"train": "allenai/c4:en:train", "test": "allenai/c4:en:validation"},
+    "wikitext2": {
+        "train": "Salesforce/wikitext:wikitext-2-raw-v1:train",
+        "test": "Salesforce/wikitext:wikitext-2-raw-v1:test",
+    },
+    "pile": {
+        "train": "monology/pile-uncopyrighted::train",
+        "test": "monology/pile-uncopyrighted::test",
+    },
+}
+"""Short names for what papers calibrate and evaluate on; C4 has no test split."""
+
 
 def documents(dataset: str, split: str = "train") -> Iterator[str]:
     """Yield the documents of ``dataset`` in a fixed order.
 
     Args:
-        dataset: a file, a folder (searched for files of known suffixes), or a name on the Hugging
-            Face hub, written ``NAME``, ``NAME:CONFIG`` or ``NAME:CONFIG:SPLIT``.
+        dataset: a file, a folder (searched for files of known suffixes), a key of ``NAMED``, or a
+            name on the Hugging Face hub, written ``NAME``, ``NAME:CONFIG`` or
+            ``NAME:CONFIG:SPLIT``.
         split: split of a hub data set that names none.
 
     Raises:
@@ -34,7 +48,7 @@ def documents(dataset: str, split: str = "train") -> Iterator[str]:
     elif path.is_file():
         files = [path]
     else:
-        yield from _hub_documents(dataset, split)
+        yield from _hub_documents(NAMED.get(dataset, {}).get(split, dataset), split)
         return
     for file in files:
         yield from _file_documents(file)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from permllm_offline.cli import build_parser, main
 from permllm_offline.methods import METHODS
@@ -217,6 +217,12 @@ def damage_weights(model: Path) -> None:
     (model / "model.safetensors").write_bytes(data[: len(data) // 2])
 
 
+def rename_weights(model: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    renamed = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(renamed, model / "model.safetensors", metadata={"format": "pt"})
+
+
 def damage_family(model: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"model_type": "bloom"}))
@@ -232,7 +238,8 @@ def damage_tokenizer(model: Path) -> None:
     [
         (remove, "is not a folder"),
         (damage_config, "no readable config.json"),
-        (damage_weights, "cannot load"),
+        (damage_weights, "cannot be opened"),
+        (rename_weights, "stores no model.layers.0.self_attn.q_proj.weight"),
         (damage_family, "'bloom' is not supported; supported are gemma2, gemma3_text"),
         (damage_tokenizer, "no readable tokenizer"),
     ],

@@ -10,15 +10,17 @@ from permllm_offline.commands.tables import plan_table, report_table, show
 from permllm_offline.hub import check_push, push
 from permllm_offline.methods import METHODS
 from permllm_offline.pipeline import prepare_checkpoint, prune
-from permllm_offline.recipe import Recipe, make_recipe
+from permllm_offline.recipe import Recipe, make_recipe, overridden, read_recipe
 from permllm_offline.reconstructions import RECONSTRUCTIONS
+from permllm_offline.texts import NAMED
 from permllm_vllm.checkpoint.pattern import SUPPORTED
 
 _EXAMPLES = """examples:
   permllm-offline prune ./SmolLM2-135M --output ./sparse --dataset calibration.txt
   permllm-offline prune HuggingFaceTB/SmolLM2-135M-Instruct --output ./sparse \\
       --method wanda+cp --pattern 4:8 --dataset Salesforce/wikitext:wikitext-2-raw-v1
-  permllm-offline prune ./model --output ./sparse --dataset texts/ --dry-run
+  permllm-offline prune ./model --output ./sparse --dataset texts/ --dataset c4 --dry-run
+  permllm-offline prune ./other-model --output ./other --recipe ./sparse/recipe.yaml
 """
 
 
@@ -36,9 +38,17 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="folder or hub name of the dense model")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument(
-        "--pattern", default=default["pattern"].default, help=f"one of {', '.join(SUPPORTED)}"
+        "--recipe",
+        type=Path,
+        metavar="FILE",
+        help="options from a YAML file, such as the recipe.yaml of a checkpoint; those on the "
+        "command line come first",
     )
-    parser.add_argument("--method", default="permllm-wanda", help=methods)
+    parser.add_argument(
+        "--pattern",
+        help=f"one of {', '.join(SUPPORTED)} (default {default['pattern'].default})",
+    )
+    parser.add_argument("--method", help=f"{methods} (default {default['method'].default})")
     parser.add_argument(
         "--reconstruction",
         metavar="KIND",
@@ -48,7 +58,14 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dataset",
         metavar="FILE|DIR|HUB",
-        help="calibration text: .txt, .jsonl or .parquet file, a folder of them, or a hub name",
+        action="append",
+        help="calibration text: .txt, .jsonl or .parquet file, a folder of them, a hub name, or "
+        f"one of {', '.join(NAMED)}; given several times, they share the windows equally",
+    )
+    parser.add_argument(
+        "--sampling",
+        help="stream: windows of the joined documents; document: one window at a random place of "
+        f"each of some random documents, as the paper does (default {default['sampling'].default})",
     )
     for name, text in (
         ("num_samples", "calibration windows"),
@@ -59,18 +76,14 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             type=int,
-            default=default[name].default,
             metavar="N",
-            help=f"{text} (default %(default)s)",
+            help=f"{text} (default {default[name].default})",
         )
     parser.add_argument("--steps", type=int, metavar="N", help="learning steps")
-    parser.add_argument("--device", default="cpu", help="torch device (default %(default)s)")
-    parser.add_argument(
-        "--dtype", default="auto", help="auto (the model's own), bfloat16, float16 or float32"
-    )
+    parser.add_argument("--device", help=f"torch device (default {default['device'].default})")
+    parser.add_argument("--dtype", help="auto (the model's own), bfloat16, float16 or float32")
     parser.add_argument(
         "--values",
-        default=default["values"].default,
         help="dtype of the kept weights: auto (the model's own) or int8, a scale per row",
     )
     parser.add_argument(
@@ -90,10 +103,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Prune, or with ``--dry-run`` show what would be done."""
     names = set(Recipe.model_fields) & set(vars(options))
-    entries = {name: getattr(options, name) for name in names}
+    changes = {name: getattr(options, name) for name in names}
+    if options.dataset is not None and len(options.dataset) == 1:
+        changes["dataset"] = options.dataset[0]
     if options.steps is not None:
-        entries["learning"] = {"steps": options.steps}
-    recipe = make_recipe(entries)
+        changes["learning"] = {"steps": options.steps}
+    given = {} if options.recipe is None else read_recipe(options.recipe)
+    recipe = make_recipe(overridden(given, changes))
     if options.push_to_hub is not None:
         check_push(options.push_to_hub)
     if options.dry_run:

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from permllm_offline.cli import main
+from permllm_offline.errors import OfflineError
+from permllm_offline.recipe import Recipe, make_recipe, overridden, read_recipe
+
+
+def test_a_recipe_file_gives_the_recipe_back(tmp_path: Path) -> None:
+    recipe = make_recipe(
+        {"model": "m", "method": "ria+cp", "dataset": ("a", "b"), "learning": {"steps": 7}}
+    )
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    assert make_recipe(read_recipe(tmp_path / "recipe.yaml")) == recipe
+
+
+def test_changes_reach_into_nested_entries_and_none_changes_nothing() -> None:
+    entries = {"seed": 1, "learning": {"steps": 7, "learning_rate": 0.5}}
+    changes = {"seed": None, "model": "m", "learning": {"steps": 9}}
+    assert overridden(entries, changes) == {
+        "seed": 1,
+        "model": "m",
+        "learning": {"steps": 9, "learning_rate": 0.5},
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot read recipe"), ("a: [", "cannot read recipe"), ("- a", "holds list, not")],
+)
+def test_files_that_are_no_recipe_are_refused(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    with pytest.raises(OfflineError, match=message):
+        read_recipe(file)
+
+
+def test_options_of_the_command_come_before_those_of_the_file(
+    tmp_path: Path, tiny_model_directory: Path, text_file: Path
+) -> None:
+    entries = {"method": "wanda", "dataset": str(text_file), "num_samples": 4}
+    entries |= {"sequence_length": 16, "seed": 3, "model": "elsewhere"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(entries), encoding="utf-8")
+    options = ("--recipe", str(tmp_path / "mine.yaml"), "--seed", "5", "--method", "wanda+cp")
+    assert (
+        main(["prune", str(tiny_model_directory), "--output", str(tmp_path / "o"), *options]) == 0
+    )
+    used = Recipe.model_validate(yaml.safe_load((tmp_path / "o" / "recipe.yaml").read_text()))
+    assert (used.method, used.seed, used.num_samples) == ("wanda+cp", 5, 4)
+    assert used.model == str(tiny_model_directory)
+
+
+def test_several_sources_are_named_on_the_card(
+    tmp_path: Path, tiny_model_directory: Path, text_file: Path
+) -> None:
+    (tmp_path / "other.txt").write_text(text_file.read_text(), encoding="utf-8")
+    data = ("--dataset", str(text_file), "--dataset", str(tmp_path / "other.txt"))
+    sizes = ("--method", "wanda", "--num-samples", "4", "--sequence-length", "16")
+    output = tmp_path / "sparse"
+    arguments = ["prune", str(tiny_model_directory), "--output", str(output), *data, *sizes]
+    assert main([*arguments, "--sampling", "document"]) == 0
+    assert "`calibration.txt`, `other.txt`" in (output / "README.md").read_text()
