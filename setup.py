@@ -31,12 +31,20 @@ COMMON_FLAGS = [
     "-Wno-unused-parameter",
     "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY",
 ]  # fmt: skip
+AVX2_FLAGS = ["-mavx2", "-mfma", "-mpopcnt", "-mbmi", "-mbmi2"]
 AVX512_FLAGS = [
-    "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi2", "-mavx512bf16",
-    "-mavx512vnni", "-mfma", "-mpopcnt", "-mbmi", "-mbmi2", "-mprefer-vector-width=512",
+    *AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl",
+    "-mprefer-vector-width=512",
 ]  # fmt: skip
-AMX_FLAGS = [*AVX512_FLAGS, "-mamx-tile", "-mamx-bf16"]
-INSTRUCTION_SETS = {"avx512_": AVX512_FLAGS, "amx_": AMX_FLAGS}  # by a source's prefix, x86-64 only
+AVX512_BF16_FLAGS = [*AVX512_FLAGS, "-mavx512vbmi2", "-mavx512bf16", "-mavx512vnni"]
+AMX_FLAGS = [*AVX512_BF16_FLAGS, "-mamx-tile", "-mamx-bf16"]
+# By the beginning of a source's name, x86-64 only; the first that fits counts.
+INSTRUCTION_SETS = {
+    "avx2_": AVX2_FLAGS,
+    "avx512_float32": AVX512_FLAGS,
+    "avx512_": AVX512_BF16_FLAGS,
+    "amx_": AMX_FLAGS,
+}
 CPU_REMEDY = (
     "It must know C++20 and AVX-512 BF16 (GCC 11, Clang 14 or newer): choose another with CXX=..., "
     "or install without the kernels with PERMLLM_BUILD_CPU=0."
@@ -102,7 +110,7 @@ def instruction_set_flags(source: str) -> list[str]:
 
 
 def defines(source_list: list[str]) -> list[str]:
-    """PERMLLM_AVX512 and PERMLLM_AMX, where their kernels are in the list."""
+    """PERMLLM_AVX2, PERMLLM_AVX512 and so on, where their kernels are in the list."""
     names = [Path(source).name for source in source_list]
     return [
         f"-DPERMLLM_{start.rstrip('_').upper()}"

@@ -88,10 +88,11 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
                   " can be summed exactly, scale them to bfloat16 before packing.");
   STD_TORCH_CHECK(mask.size(0) == n && mask.size(1) == k / 8, "mask ", shape(mask),
                   " does not fit values ", shape(values), ": it must be [", n, ", ", k / 8, "].");
-  STD_TORCH_CHECK(block_size == 32 || block_size == 64 || !permutation.has_value(), "block size ",
-                  block_size,
-                  " cannot be undone inside blocks of 64 inputs: pack without the permutation and "
-                  "give it to sparse_linear.");
+  STD_TORCH_CHECK(!permutation.has_value() ||
+                      (cpu::undoes_permutation(isa) && (block_size == 32 || block_size == 64)),
+                  "block size ", block_size, " on ", cpu::name(isa),
+                  ": the permutation cannot be undone inside blocks of 64 inputs: pack without it "
+                  "and give it to sparse_linear.");
   const Tensor contiguous_values = torch::stable::contiguous(values);
   const Tensor contiguous_mask = torch::stable::contiguous(mask);
   Tensor contiguous_permutation;
@@ -115,9 +116,9 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
                                torch::stable::Device(torch::headeronly::DeviceType::CPU),
                                ScalarType::Byte, [](void* memory) { std::free(memory); });
   const cpu::BadMask bad = cpu::pack(isa, arguments, packed.mutable_data_ptr());
-  STD_TORCH_CHECK(bad.row < 0, "mask of row ", bad.row, " keeps ", bad.kept, " of the inputs from ",
-                  bad.block * cpu::kBlockInputs,
-                  " on, not half of them: the checkpoint is corrupted.");
+  STD_TORCH_CHECK(bad.row < 0, "mask of row ", bad.row, " keeps ", bad.kept, " of the inputs ",
+                  bad.input, "..", bad.input + 7,
+                  ", not half of them: the checkpoint is corrupted.");
 
   const std::array<int64_t, 1> header_size{cpu::header::kSize};
   Tensor metadata = torch::stable::empty(header_size, ScalarType::Long);

@@ -2,11 +2,13 @@
 
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <initializer_list>
 
 #include "layout.h"
 
-#if defined(PERMLLM_AVX512)
+#if defined(PERMLLM_AVX2)
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -15,9 +17,10 @@
 namespace permllm::cpu {
 namespace {
 
-constexpr Isa kFastestFirst[] = {Isa::kAmx, Isa::kAvx512Bf16, Isa::kPortable};
+constexpr Isa kFastestFirst[] = {Isa::kAmx, Isa::kAvx512Bf16, Isa::kAvx512, Isa::kAvx2,
+                                 Isa::kPortable};
 
-#if defined(PERMLLM_AVX512)
+#if defined(PERMLLM_AVX2)  // and with it every instruction set of x86-64
 
 struct Registers {
   uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -29,36 +32,52 @@ Registers cpuid(uint32_t leaf, uint32_t subleaf) {
   return r;
 }
 
-bool bit(uint32_t word, int position) { return (word >> position & 1) != 0; }
+bool bits(uint32_t word, std::initializer_list<int> positions) {
+  return std::all_of(positions.begin(), positions.end(),
+                     [word](int position) { return (word >> position & 1) != 0; });
+}
 
 // Register state that the operating system saves (XCR0), or 0 without XSAVE.
 uint64_t saved_state() {
-  if (!bit(cpuid(1, 0).ecx, 27)) return 0;
+  if (!bits(cpuid(1, 0).ecx, {27})) return 0;
   uint32_t low, high;
   __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return uint64_t{high} << 32 | low;
 }
 
-bool has_avx512_bf16() {
-  constexpr uint64_t kAvx512State = 0xe6;  // SSE, AVX, mask registers, both halves of zmm
-  const Registers r = cpuid(7, 0);
-  return (saved_state() & kAvx512State) == kAvx512State && bit(r.ebx, 8) &&  // BMI2
-         bit(r.ebx, 16) && bit(r.ebx, 17) &&                                 // AVX512F, AVX512DQ
-         bit(r.ebx, 30) && bit(r.ebx, 31) &&                                 // AVX512BW, AVX512VL
-         bit(r.ecx, 6) && bit(r.ecx, 11) &&  // AVX512_VBMI2, AVX512_VNNI
-         bit(cpuid(7, 1).eax, 5);            // AVX512_BF16
+bool saves(uint64_t state) { return (saved_state() & state) == state; }
+
+bool has_avx2() {
+  constexpr uint64_t kAvxState = 0x6;                            // SSE, AVX
+  return saves(kAvxState) && bits(cpuid(1, 0).ecx, {12, 23}) &&  // FMA, POPCNT
+         bits(cpuid(7, 0).ebx, {3, 5, 8});                       // BMI1, AVX2, BMI2
 }
 
-#if defined(PERMLLM_AMX)
+bool has_avx512() {
+  constexpr uint64_t kAvx512State = 0xe6;  // SSE, AVX, mask registers, both halves of zmm
+  return has_avx2() && saves(kAvx512State) &&
+         bits(cpuid(7, 0).ebx, {16, 17, 30, 31});  // AVX512F, AVX512DQ, AVX512BW, AVX512VL
+}
+
+bool has_avx512_bf16() {
+  return has_avx512() && bits(cpuid(7, 0).ecx, {6, 11}) &&  // AVX512_VBMI2, AVX512_VNNI
+         bits(cpuid(7, 1).eax, {5});                        // AVX512_BF16
+}
+
 bool has_amx() {
   constexpr uint64_t kTileState = uint64_t{3} << 17;
-  const Registers r = cpuid(7, 0);
-  if (!has_avx512_bf16() || (saved_state() & kTileState) != kTileState) return false;
-  if (!bit(r.edx, 22) || !bit(r.edx, 24)) return false;  // AMX-BF16, AMX-TILE
+  if (!has_avx512_bf16() || !saves(kTileState)) return false;
+  if (!bits(cpuid(7, 0).edx, {22, 24})) return false;  // AMX-BF16, AMX-TILE
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
-#endif
+
+#else
+
+bool has_avx2() { return false; }
+bool has_avx512() { return false; }
+bool has_avx512_bf16() { return false; }
+bool has_amx() { return false; }
 
 #endif
 
@@ -70,6 +89,10 @@ const char* name(Isa isa) {
       return "amx";
     case Isa::kAvx512Bf16:
       return "avx512_bf16";
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx2:
+      return "avx2";
     case Isa::kPortable:
       return "portable";
   }
@@ -82,29 +105,33 @@ int rows(Isa isa) {
       return kAmxRows;
     case Isa::kAvx512Bf16:
       return kAvx512Rows;
+    case Isa::kAvx512:
+    case Isa::kAvx2:
     case Isa::kPortable:
       return kPortableRows;
   }
   return 0;
 }
 
+bool undoes_permutation(Isa isa) { return isa == Isa::kAmx || isa == Isa::kAvx512Bf16; }
+
 bool supported(Isa isa) {
   switch (isa) {
     case Isa::kAmx: {
-#if defined(PERMLLM_AMX)
       static const bool amx = has_amx();
       return amx;
-#else
-      return false;
-#endif
     }
     case Isa::kAvx512Bf16: {
-#if defined(PERMLLM_AVX512)
       static const bool avx512_bf16 = has_avx512_bf16();
       return avx512_bf16;
-#else
-      return false;
-#endif
+    }
+    case Isa::kAvx512: {
+      static const bool avx512 = has_avx512();
+      return avx512;
+    }
+    case Isa::kAvx2: {
+      static const bool avx2 = has_avx2();
+      return avx2;
     }
     case Isa::kPortable:
       return true;
@@ -123,19 +150,23 @@ std::string supported_names() {
 }
 
 Isa select(const std::string& requested) {
-  std::string wanted = requested;
   const char* override = std::getenv("PERMLLM_CPU_ISA");
-  if (wanted.empty() && override != nullptr) wanted = override;
+  const bool overridden = requested.empty() && override != nullptr && *override != '\0';
+  const std::string wanted = overridden ? override : requested;
+  const std::string source = overridden ? "PERMLLM_CPU_ISA=" : "instruction set ";
+  const std::string remedy = overridden ? " Unset it to take the fastest of them."
+                                        : " Name none to take the fastest of them.";
+  std::string every;
   for (Isa isa : kFastestFirst) {
     if (wanted.empty() ? supported(isa) : wanted == name(isa)) {
-      STD_TORCH_CHECK(supported(isa), "instruction set ", wanted,
-                      " was asked for, but this CPU or build runs only: ", supported_names(),
-                      ". Unset PERMLLM_CPU_ISA to take the fastest of them.");
+      STD_TORCH_CHECK(supported(isa), source, wanted, " cannot run: this CPU or build has only ",
+                      supported_names(), ".", remedy);
       return isa;
     }
+    every += (every.empty() ? "" : ", ") + std::string(name(isa));
   }
-  STD_TORCH_CHECK(false, "unknown instruction set \"", wanted,
-                  "\": PERMLLM_CPU_ISA is one of amx, avx512_bf16, portable.");
+  STD_TORCH_CHECK(false, source, wanted, " is no instruction set: it is one of ", every,
+                  "; this CPU and build run ", supported_names(), ".", remedy);
   return Isa::kPortable;
 }
 

@@ -7,12 +7,16 @@
 namespace permllm::cpu {
 
 // The numbers are part of the packed layout's metadata.
-enum class Isa : int64_t { kPortable = 0, kAvx512Bf16 = 1, kAmx = 2 };
+enum class Isa : int64_t { kPortable = 0, kAvx512Bf16 = 1, kAmx = 2, kAvx2 = 3, kAvx512 = 4 };
 
 const char* name(Isa isa);
 
 // Rows of one packed block.
 int rows(Isa isa);
+
+// True where a kernel takes any 32 of 64 inputs, so that packing can undo the permutation of blocks
+// of 32 and 64. The others find their values without counting, in the permuted order.
+bool undoes_permutation(Isa isa);
 
 // True when this build has the kernels, and this CPU and operating system run them. For AMX this
 // asks Linux for the tile registers, once per process.

@@ -32,7 +32,11 @@ void amx_few_tokens(const LinearArguments&);      // m <= 32
 void amx_many_tokens(const LinearArguments&);     // any m
 void avx512_few_tokens(const LinearArguments&);   // m <= kAvx512FewTokens
 void avx512_many_tokens(const LinearArguments&);  // any m
-void portable(const LinearArguments&);            // any m
+
+// Any m, values of both types: products with x as it is.
+void avx512_float32(const LinearArguments&);
+void avx2_float32(const LinearArguments&);
+void portable(const LinearArguments&);
 
 void avx512_int8_few_tokens(const LinearArguments&);   // m <= kAvx512FewTokens; W8A16 for m <= 2
 void avx512_int8_many_tokens(const LinearArguments&);  // any m; W8A8

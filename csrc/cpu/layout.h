@@ -7,7 +7,9 @@
 // values: kernels that shift x to be unsigned subtract the shift times this sum. The float32 scale
 // of a row, w = value * scale, is no part of the packed bytes.
 //
-// Every row keeps exactly 32 of 64 inputs (2:4 and 4:8 alike, with the permutation undone).
+// Every row keeps exactly 32 of 64 inputs, 2:4 and 4:8 alike. For amx and avx512_bf16 that is all:
+// the permutation is undone. For avx512, avx2 and portable the inputs stay in permuted order, where
+// a row keeps four of every eight inputs, so that the place of their values is known.
 // Padding, that is rows past n and inputs past k, has masks filled up to 32 bits and values of
 // zero.
 //

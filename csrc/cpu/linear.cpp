@@ -57,8 +57,20 @@ Kernel kernel(Isa isa, ValueType type) {
 #else
       return nullptr;
 #endif
+    case Isa::kAvx512:
+#if defined(PERMLLM_AVX512_FLOAT32)
+      return avx512_float32;
+#else
+      return nullptr;
+#endif
+    case Isa::kAvx2:
+#if defined(PERMLLM_AVX2)
+      return avx2_float32;
+#else
+      return nullptr;
+#endif
     case Isa::kPortable:
-      return bfloat16 ? portable : nullptr;
+      return portable;
   }
   return nullptr;
 }

@@ -9,12 +9,20 @@
 namespace permllm::cpu {
 namespace {
 
-constexpr uint64_t kPaddingMask = 0xffffffff;  // 32 bits, wherever
+constexpr uint64_t kPaddingMask = 0x0f0f0f0f'0f0f0f0f;  // four of every eight
 
 uint64_t load_mask(const uint8_t* bytes, int64_t inputs) {
   uint64_t mask = 0;
   for (int64_t i = 0; i < inputs / 8; ++i) mask |= uint64_t{bytes[i]} << (8 * i);
   return mask;
+}
+
+BadMask check(uint64_t mask, int64_t row, int64_t first, int64_t inputs) {
+  for (int64_t i = 0; i < inputs; i += 8) {
+    const int kept = __builtin_popcount(static_cast<uint8_t>(mask >> i));
+    if (kept != 4) return {row, first + i, kept};
+  }
+  return {};
 }
 
 // Undoes the permutation of one row's block of 64 inputs: kept channel j goes to place[j].
@@ -33,14 +41,6 @@ void unpermute(const uint8_t* place, uint64_t& mask, Value* values) {
     *target++ = dense[__builtin_ctzll(rest)];
   }
   mask = moved;
-}
-
-// Sets the mask bits of absent inputs until 32 are set; their values, which come last, are zero.
-uint64_t fill(uint64_t mask) {
-  for (int j = kBlockInputs - 1; __builtin_popcountll(mask) < kBlockValues; --j) {
-    mask |= uint64_t{1} << j;
-  }
-  return mask;
 }
 
 template <int Rows, class Value>
@@ -65,16 +65,17 @@ BadMask pack_row_group(const PackArguments& a, int64_t group, Block<Rows, Value>
         continue;
       }
       uint64_t mask = load_mask(a.mask + row * (a.k / 8) + first / 8, inputs);
-      const int kept = __builtin_popcountll(mask);
-      if (kept != inputs / 2) {
-        if (bad.row < 0) bad = {row, b, kept};
+      const BadMask wrong = check(mask, row, first, inputs);
+      if (wrong.row >= 0) {
+        if (bad.row < 0) bad = wrong;
         continue;
       }
       Value* values = block.values[r];
       const Value* source = static_cast<const Value*>(a.values) + row * (a.k / 2) + first / 2;
       std::memcpy(values, source, inputs / 2 * sizeof(Value));
       if (a.permutation != nullptr) unpermute(place, mask, values);
-      block.mask[r] = inputs == kBlockInputs ? mask : fill(mask);
+      // The values of absent inputs come last and are zero.
+      block.mask[r] = inputs == kBlockInputs ? mask : mask | kPaddingMask << inputs;
     }
   }
   return bad;

@@ -10,7 +10,8 @@ struct PackArguments {
   const void* values;  // [n, k / 2]: kept values, permuted order
   ValueType type;
   const uint8_t* mask;  // [n, k / 8]: kept channels, permuted order, least significant bit first
-  const uint8_t* permutation;  // [k] local to blocks of block_size <= 64, or null: nothing to undo
+  const uint8_t* permutation;  // [k] local to blocks of block_size <= 64, or null: nothing to undo.
+                               // Only where undoes_permutation(isa)
   int64_t block_size;
   int64_t n;
   int64_t k;
@@ -22,10 +23,10 @@ int64_t block_bytes(Isa isa, ValueType type, int64_t n, int64_t k);
 // Bytes of everything, the sums and the tail included.
 int64_t packed_bytes(Isa isa, ValueType type, int64_t n, int64_t k);
 
-// A row and a block of 64 inputs whose mask does not keep half of its inputs.
+// A row and the first of eight inputs, of which its mask does not keep four.
 struct BadMask {
   int64_t row = -1;
-  int64_t block = -1;
+  int64_t input = -1;
   int kept = 0;
 };
 

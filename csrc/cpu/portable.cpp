@@ -1,125 +1,115 @@
-// Plain C++ for any CPU: rows are expanded to float32 a chunk of inputs at a time, then multiplied
-// with every token in loops that compilers vectorise.
-#include <algorithm>
-#include <cstring>
-
-#include "kernels.h"
-#include "scratch.h"
-#include "threads.h"
+// Plain C++ for any CPU.
+//
+// Few tokens: the products of the pruned inputs are skipped, one kept value meets all tokens. Many:
+// the float32 kernel with vectors of four.
+#include "float32_many.h"
 
 namespace permllm::cpu {
 namespace {
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
-#define PERMLLM_CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))
-#else
-#define PERMLLM_CLONES
-#endif
-
-constexpr int kRows = kPortableRows;
-constexpr int64_t kChunkBlocks = 8;  // 8 rows x 512 inputs of float32: half of a 32 KiB cache
-constexpr int64_t kTokenGroup = 64;  // tokens whose sums are kept while the inputs are walked
-
-// Eight partial sums, combined in a fixed order. Compilers map it to what the CPU has.
-constexpr int kLanes = 8;
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
-
-inline float to_float(bf16 value) {
-  const uint32_t bits = uint32_t{value} << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof(result));
-  return result;
-}
-
-bf16 to_bf16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<bf16>(bits >> 16 | 0x40);  // a quiet NaN
-  return static_cast<bf16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-// Blocks of one row group to dense[row][inputs], zeros where pruned.
-inline void expand(const Block<kRows>* blocks, int64_t count, float* dense) {
-  const int64_t inputs = count * kBlockInputs;
-  std::memset(dense, 0, kRows * inputs * sizeof(float));
-  for (int64_t b = 0; b < count; ++b) {
-    for (int r = 0; r < kRows; ++r) {
-      float* target = dense + r * inputs + b * kBlockInputs;
-      const bf16* value = blocks[b].values[r];
-      const bf16* end = value + kBlockValues;
-      for (uint64_t rest = blocks[b].mask[r]; rest != 0 && value != end; rest &= rest - 1) {
-        target[__builtin_ctzll(rest)] = to_float(*value++);
+// For every mask of eight inputs, the four that it keeps.
+struct Kept {
+  constexpr Kept() {
+    for (int mask = 0; mask < 256; ++mask) {
+      int count = 0;
+      for (int input = 0; input < 8 && count < 4; ++input) {
+        if ((mask >> input & 1) != 0) inputs[mask][count++] = static_cast<uint8_t>(input);
       }
     }
   }
-}
 
-// sums[row] += dense[row][inputs] * x[inputs]
-inline void multiply(const float* dense, const float* x, int64_t inputs, float* sums) {
-  Lanes partial[kRows] = {};
-  for (int64_t i = 0; i < inputs; i += kLanes) {
-    Lanes inputs_lanes;
-    std::memcpy(&inputs_lanes, x + i, sizeof(Lanes));
-#pragma GCC unroll 8
+  uint8_t inputs[256][4] = {};
+};
+
+constexpr Kept kKept;
+
+struct Portable {
+  typedef float Vector __attribute__((vector_size(16), may_alias));
+  static constexpr int kLanes = 4;
+  static constexpr int kSums = 12;
+
+  template <class Value>
+  static constexpr float kUnit = 1.0f;
+
+  // 64 inputs of one row of a block, zeros where pruned.
+  template <class Value>
+  static void decode_row(const Block<kRows, Value>& block, int row, float* dense) {
+    const auto* masks = reinterpret_cast<const uint8_t*>(&block.mask[row]);
+    const Value* values = block.values[row];
+    __builtin_memset(dense, 0, kBlockInputs * sizeof(float));
+    for (int i = 0; i < kBlockInputs / 8; ++i, dense += 8, values += 4) {
+      const uint8_t* kept = kKept.inputs[masks[i]];
+      PERMLLM_UNROLL
+      for (int v = 0; v < 4; ++v) dense[kept[v]] = to_float(values[v]);
+    }
+  }
+};
+
+constexpr int kMostFew = Portable::kLanes;
+
+// `Tokens` is a float for each token of the call, or for four: x is [input], zeros past k.
+template <class Tokens, class Value>
+void multiply_group(const LinearArguments& a, const Tokens* x, int64_t group) {
+  constexpr int kChains = 4;  // sums of one row: an addition takes about as many cycles
+  const int64_t blocks = ceil_div(a.k, kBlockInputs);
+  const auto* block = static_cast<const Block<kRows, Value>*>(a.packed) + group * blocks;
+  Tokens sums[kRows][kChains] = {};
+  for (int64_t b = 0; b < blocks; ++b, ++block, x += kBlockInputs) {
     for (int r = 0; r < kRows; ++r) {
-      Lanes weights;
-      std::memcpy(&weights, dense + r * inputs + i, sizeof(Lanes));
-      partial[r] += weights * inputs_lanes;
+      const auto* masks = reinterpret_cast<const uint8_t*>(&block->mask[r]);
+      const Value* values = block->values[r];
+      Tokens sum[kChains];
+      PERMLLM_UNROLL
+      for (int v = 0; v < kChains; ++v) sum[v] = sums[r][v];
+      PERMLLM_UNROLL
+      for (int i = 0; i < kBlockInputs / 8; ++i) {
+        const uint8_t* kept = kKept.inputs[masks[i]];
+        PERMLLM_UNROLL
+        for (int v = 0; v < kChains; ++v) {
+          sum[v] += x[8 * i + kept[v]] * to_float(values[4 * i + v]);
+        }
+      }
+      PERMLLM_UNROLL
+      for (int v = 0; v < kChains; ++v) sums[r][v] = sum[v];
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int half = kLanes / 2; half > 0; half /= 2) {
-      for (int lane = 0; lane < half; ++lane) partial[r][lane] += partial[r][lane + half];
-    }
-    sums[r] += partial[r][0];
+  const Outputs out(a, group, 1.0f);
+  for (int r = 0; r < out.rows; ++r) {
+    const Tokens sum = (sums[r][0] + sums[r][1]) + (sums[r][2] + sums[r][3]);
+    float tokens[kMostFew];
+    __builtin_memcpy(tokens, &sum, sizeof(sum));
+    for (int64_t t = 0; t < a.m; ++t) a.y[t * a.n + out.row + r] = out.value(r, tokens[t]);
   }
 }
 
-// All inputs of one row group and up to kTokenGroup tokens: x is [tokens][inputs], padded.
-PERMLLM_CLONES
-void multiply_group(const Block<kRows>* blocks, int64_t input_blocks, const float* x,
-                    int64_t tokens, float* dense, float (*sums)[kRows]) {
-  for (int64_t b = 0; b < input_blocks; b += kChunkBlocks) {
-    const int64_t count = kChunkBlocks < input_blocks - b ? kChunkBlocks : input_blocks - b;
-    expand(blocks + b, count, dense);
-    for (int64_t t = 0; t < tokens; ++t) {
-      multiply(dense, x + (t * input_blocks + b) * kBlockInputs, count * kBlockInputs, sums[t]);
-    }
+template <class Tokens, class Value>
+void few_tokens(const LinearArguments& a) {
+  constexpr int64_t kTokens = sizeof(Tokens) / sizeof(float);
+  const size_t bytes = ceil_div(a.k, kBlockInputs) * kBlockInputs * sizeof(Tokens);
+  auto* x = static_cast<float*>(thread_scratch(Scratch::kActivations, bytes));
+  __builtin_memset(x, 0, bytes);
+  for (int64_t t = 0; t < a.m; ++t) {
+    for (int64_t i = 0; i < a.k; ++i) x[i * kTokens + t] = to_float(a.x[t * a.x_stride + i]);
   }
+  const auto* inputs = reinterpret_cast<const Tokens*>(x);
+  parallel_for(ceil_div(a.n, kRows), [&](int64_t begin, int64_t end) {
+    for (int64_t group = begin; group < end; ++group) {
+      multiply_group<Tokens, Value>(a, inputs, group);
+    }
+  });
+}
+
+template <class Value>
+void linear(const LinearArguments& a) {
+  a.m == 1          ? few_tokens<float, Value>(a)
+  : a.m <= kMostFew ? few_tokens<Portable::Vector, Value>(a)
+                    : ManyTokens<Portable, Value>::run(a);
 }
 
 }  // namespace
 
 void portable(const LinearArguments& a) {
-  const int64_t input_blocks = ceil_div(a.k, kBlockInputs);
-  const int64_t inputs = input_blocks * kBlockInputs;
-  auto* x = static_cast<float*>(
-      thread_scratch(Scratch::kActivations, std::min(a.m, kTokenGroup) * inputs * sizeof(float)));
-  for (int64_t first = 0; first < a.m; first += kTokenGroup) {
-    const int64_t tokens = std::min(kTokenGroup, a.m - first);
-    for (int64_t t = 0; t < tokens; ++t) {
-      const bf16* source = a.x + (first + t) * a.x_stride;
-      for (int64_t i = 0; i < a.k; ++i) x[t * inputs + i] = to_float(source[i]);
-      std::fill(x + t * inputs + a.k, x + (t + 1) * inputs, 0.0f);
-    }
-    parallel_for(ceil_div(a.n, kRows), [&](int64_t begin, int64_t end) {
-      auto* dense = static_cast<float*>(
-          thread_scratch(Scratch::kPanel, kRows * kChunkBlocks * kBlockInputs * sizeof(float)));
-      for (int64_t group = begin; group < end; ++group) {
-        const auto* blocks = static_cast<const Block<kRows>*>(a.packed) + group * input_blocks;
-        const int64_t rows = std::min<int64_t>(kRows, a.n - group * kRows);
-        float sums[kTokenGroup][kRows] = {};
-        multiply_group(blocks, input_blocks, x, tokens, dense, sums);
-        for (int64_t t = 0; t < tokens; ++t) {
-          for (int64_t r = 0; r < rows; ++r) {
-            const int64_t row = group * kRows + r;
-            const float bias = a.bias != nullptr ? to_float(a.bias[row]) : 0.0f;
-            a.y[(first + t) * a.n + row] = to_bf16(sums[t][r] + bias);
-          }
-        }
-      }
-    });
-  }
+  a.scale != nullptr ? linear<int8_t>(a) : linear<bf16>(a);
 }
 
 }  // namespace permllm::cpu

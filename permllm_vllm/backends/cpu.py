@@ -10,6 +10,8 @@ from permllm_vllm.checkpoint import permutation as permutations
 
 #: Largest block whose permutation disappears inside the kernel's blocks of 64 inputs.
 LARGEST_UNDONE_BLOCK = 64
+#: Instruction sets whose kernels take any 32 of 64 inputs, so that it can.
+UNDO_PERMUTATION = ("amx", "avx512_bf16")
 #: Beyond, sums of products of int8 values leave an int32 (csrc/cpu/layout.h).
 MOST_INT8_INPUTS = 1 << 17
 
@@ -18,8 +20,8 @@ class CpuBackend:
     """Packs to blocks of a few rows x 64 inputs with 64-bit masks (csrc/cpu/layout.h).
 
     Args:
-        instruction_set: "amx", "avx512_bf16" or "portable"; empty for the fastest that this CPU
-            runs, or the one in the environment variable PERMLLM_CPU_ISA.
+        instruction_set: "amx", "avx512_bf16", "avx512", "avx2" or "portable"; empty for the fastest
+            that this CPU runs, or the one in the environment variable PERMLLM_CPU_ISA.
 
     Raises:
         RuntimeError: the instruction set is unknown, or this CPU or build cannot run it.
@@ -38,8 +40,9 @@ class CpuBackend:
         int8 values stay int8 where a kernel of this instruction set multiplies them, and the scale
         goes along; elsewhere they are scaled and rounded to bfloat16.
 
-        The permutation of blocks of 32 and 64 is undone here and costs nothing at run time; that of
-        blocks of 128 is kept as int32 indices into all inputs, and the activation is gathered.
+        On amx and avx512_bf16 the permutation of blocks of 32 and 64 is undone here and costs
+        nothing at run time. That of blocks of 128, and any on the others, is kept as int32 indices
+        into all inputs, and the activation is gathered.
         """
         values, scale = weights.values, weights.scale
         if scale is not None:
@@ -49,13 +52,17 @@ class CpuBackend:
         if scale is None:
             values = values.to(torch.bfloat16)
         local, gather = weights.permutation, None
-        if local is not None and weights.block_size > LARGEST_UNDONE_BLOCK:
+        if local is not None and not self._undoes(weights.block_size):
             gather = permutations.absolute(local, weights.block_size).to(torch.int32)
             local = None
         packed, metadata = torch.ops.permllm.cpu_pack(
             values, weights.mask, local, weights.block_size, self.instruction_set
         )
         return PackedWeights(packed, metadata, gather, scale)
+
+    def _undoes(self, block_size: int) -> bool:
+        """Whether packing undoes a permutation of blocks of this size."""
+        return self.instruction_set in UNDO_PERMUTATION and block_size <= LARGEST_UNDONE_BLOCK
 
     def _packs_int8(self, inputs: int) -> bool:
         """Whether a kernel multiplies int8 values of this many inputs."""

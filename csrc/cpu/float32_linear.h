@@ -1,0 +1,31 @@
+// The choice between the float32 kernels. Include last.
+#pragma once
+
+#include "float32_few.h"
+#include "float32_many.h"
+
+namespace permllm::cpu {
+namespace {
+
+template <class Isa, class Value, int Tokens = Isa::kFewTokens>
+void float32_linear(const LinearArguments& a) {
+  if (a.m == Tokens) {
+    FewTokens<Isa, Value, Tokens>::run(a);
+  } else if constexpr (Tokens > 1) {
+    float32_linear<Isa, Value, Tokens - 1>(a);
+  }
+}
+
+// y = x @ W^T + bias for any number of tokens; a scale says that the values are int8.
+template <class Isa>
+void float32_linear(const LinearArguments& a) {
+  const bool int8 = a.scale != nullptr;
+  if (a.m <= Isa::kFewTokens) {
+    int8 ? float32_linear<Isa, int8_t>(a) : float32_linear<Isa, bf16>(a);
+  } else {
+    int8 ? ManyTokens<Isa, int8_t>::run(a) : ManyTokens<Isa, bf16>::run(a);
+  }
+}
+
+}  // namespace
+}  // namespace permllm::cpu

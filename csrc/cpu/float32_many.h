@@ -1,0 +1,182 @@
+// Float32 products for many tokens: rows are decoded once to a dense panel in the L1 cache, and a
+// register-blocked kernel multiplies it with vectors of tokens.
+//
+// A lane is a token: weights are read from the row-major panel and broadcast.
+#pragma once
+
+#include "scratch.h"
+#include "threads.h"
+
+// The vector code comes last.
+#include "float32.h"
+
+namespace permllm::cpu {
+namespace {
+
+template <class Isa, class Value>
+class ManyTokens {
+ public:
+  static void run(const LinearArguments& arguments) {
+    for (int64_t first = 0; first < arguments.m; first += kMostTokens) {
+      LinearArguments a = arguments;
+      a.x += first * a.x_stride;
+      a.y += first * a.n;
+      a.m = smaller(kMostTokens, arguments.m - first);
+      ManyTokens many(a);
+      many.pack_activations();
+      parallel_for(ceil_div(ceil_div(a.n, kRows), kPanelGroups),
+                   [&](int64_t begin, int64_t end) { many.multiply_panels(begin, end); });
+    }
+  }
+
+ private:
+  using Vector = typename Isa::Vector;
+  using Blocks = Block<kRows, Value>;
+
+  static constexpr int kLanes = Isa::kLanes;
+  static constexpr int64_t kMostTokens = 256;  // that one decoding serves
+  static constexpr int64_t kChunkBlocks = 4;   // decoded at a time: 8 rows are 8 KiB
+  static constexpr int64_t kChunkInputs = kChunkBlocks * kBlockInputs;
+  static constexpr int64_t kPanelGroups = 8;            // row groups whose sums wait in L2
+  static constexpr int64_t kSerialElements = 64 << 10;  // of x: packing them takes 60 us
+
+  static constexpr int rows_at_once(int vectors) {
+    return Isa::kSums / vectors >= kRows ? kRows : 4;
+  }
+
+  explicit ManyTokens(const LinearArguments& arguments)
+      : a_(arguments),
+        blocks_(ceil_div(arguments.k, kBlockInputs)),
+        vectors_(ceil_div(arguments.m, kLanes)),
+        x_(static_cast<float*>(thread_scratch(
+            Scratch::kActivations, blocks_ * kBlockInputs * vectors_ * kLanes * sizeof(float)))) {}
+
+  float* packed_block(int64_t block, int64_t vector) const {
+    const int64_t chunk = block / kChunkBlocks;
+    const int64_t chunk_blocks = smaller(kChunkBlocks, blocks_ - chunk * kChunkBlocks);
+    return x_ + (chunk * kChunkBlocks * vectors_ + vector * chunk_blocks + block % kChunkBlocks) *
+                    kBlockInputs * kLanes;
+  }
+
+  // x as [chunk of inputs][vector of tokens][input][kLanes], zeros where there is none.
+  void pack_activations() {
+    const auto pack = [this](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        for (int64_t vector = 0; vector < vectors_; ++vector) pack_block(block, vector);
+      }
+    };
+    if (a_.m * a_.k <= kSerialElements) return pack(0, blocks_);
+    parallel_for(blocks_, pack);
+  }
+
+  void pack_block(int64_t block, int64_t vector) {
+    float* target = packed_block(block, vector);
+    const int64_t first = block * kBlockInputs;
+    const int64_t inputs = smaller(kBlockInputs, a_.k - first);
+    const int64_t tokens = smaller(kLanes, a_.m - vector * kLanes);
+    if (inputs < kBlockInputs || tokens < kLanes) {
+      __builtin_memset(target, 0, kBlockInputs * kLanes * sizeof(float));
+    }
+    for (int64_t t = 0; t < tokens; ++t) {
+      const bf16* source = a_.x + (vector * kLanes + t) * a_.x_stride + first;
+      for (int64_t i = 0; i < inputs; ++i) target[i * kLanes + t] = to_float(source[i]);
+    }
+  }
+
+  // `count` blocks of one row group to panel[row][kChunkInputs].
+  static void decode_panel(const Blocks* block, int64_t count, float* panel) {
+    for (int64_t b = 0; b < count; ++b, ++block, panel += kBlockInputs) {
+      for (int r = 0; r < kRows; ++r) {
+        decode_row<Isa>(*block, r, panel + r * kChunkInputs);
+      }
+    }
+  }
+
+  // sums[row][token] (rows `stride` floats apart) += panel[row][input] * x[vector][input][token].
+  template <int Vectors>
+  static void multiply(const float* panel, const float* x, int64_t inputs, float* sums,
+                       int64_t stride) {
+    constexpr int kRowsAtOnce = rows_at_once(Vectors);
+    for (int first = 0; first < kRows; first += kRowsAtOnce) {
+      const float* weights = panel + first * kChunkInputs;
+      float* target = sums + first * stride;
+      Vector sum[kRowsAtOnce][Vectors];
+      PERMLLM_UNROLL
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        PERMLLM_UNROLL
+        for (int v = 0; v < Vectors; ++v)
+          sum[r][v] = load<Vector>(target + r * stride + v * kLanes);
+      }
+      for (int64_t i = 0; i < inputs; ++i) {
+        Vector tokens[Vectors];
+        PERMLLM_UNROLL
+        for (int v = 0; v < Vectors; ++v) tokens[v] = load<Vector>(x + (v * inputs + i) * kLanes);
+        PERMLLM_UNROLL
+        for (int r = 0; r < kRowsAtOnce; ++r) {
+          PERMLLM_UNROLL
+          for (int v = 0; v < Vectors; ++v) sum[r][v] += weights[r * kChunkInputs + i] * tokens[v];
+        }
+      }
+      PERMLLM_UNROLL
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        PERMLLM_UNROLL
+        for (int v = 0; v < Vectors; ++v) store(target + r * stride + v * kLanes, sum[r][v]);
+      }
+    }
+  }
+
+  // All vectors of tokens, three at a time and the rest by twos.
+  void multiply_all(const float* panel, int64_t first_block, int64_t inputs, float* sums,
+                    int64_t stride) const {
+    for (int64_t vector = 0; vector < vectors_;) {
+      const int64_t left = vectors_ - vector;
+      const int64_t take = left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
+      (take == 1   ? multiply<1>
+       : take == 2 ? multiply<2>
+                   : multiply<3>)(panel, packed_block(first_block, vector), inputs,
+                                  sums + vector * kLanes, stride);
+      vector += take;
+    }
+  }
+
+  // Panels of kPanelGroups row groups: all inputs, then out.
+  void multiply_panels(int64_t begin, int64_t end) const {
+    const int64_t stride = (vectors_ + 1) * kLanes;  // no power of two: rows share no cache set
+    const int64_t sums_bytes = kPanelGroups * kRows * stride * sizeof(float);
+    auto* sums = static_cast<float*>(thread_scratch(Scratch::kSums, sums_bytes));
+    auto* panel =
+        static_cast<float*>(thread_scratch(Scratch::kPanel, kRows * kChunkInputs * sizeof(float)));
+    const int64_t all_groups = ceil_div(a_.n, kRows);
+    for (int64_t start = begin * kPanelGroups; start < smaller(end * kPanelGroups, all_groups);
+         start += kPanelGroups) {
+      const int64_t groups = smaller(kPanelGroups, all_groups - start);
+      __builtin_memset(sums, 0, sums_bytes);
+      for (int64_t block = 0; block < blocks_; block += kChunkBlocks) {
+        const int64_t count = smaller(kChunkBlocks, blocks_ - block);
+        for (int64_t g = 0; g < groups; ++g) {
+          decode_panel(static_cast<const Blocks*>(a_.packed) + (start + g) * blocks_ + block, count,
+                       panel);
+          multiply_all(panel, block, count * kBlockInputs, sums + g * kRows * stride, stride);
+        }
+      }
+      for (int64_t g = 0; g < groups; ++g) write(start + g, sums + g * kRows * stride, stride);
+    }
+  }
+
+  void write(int64_t group, const float* sums, int64_t stride) const {
+    const Outputs out(a_, group, Isa::template kUnit<Value>);
+    for (int64_t t = 0; t < a_.m; ++t) {
+      for (int r = 0; r < out.rows; ++r) {
+        a_.y[t * a_.n + out.row + r] = out.value(r, sums[r * stride + t]);
+      }
+    }
+  }
+
+  const LinearArguments& a_;
+  const int64_t blocks_;
+  const int64_t vectors_;
+  float* const x_;
+};
+
+}  // namespace
+}  // namespace permllm::cpu
