@@ -153,7 +153,7 @@ Isa select(const std::string& requested) {
   const char* override = std::getenv("PERMLLM_CPU_ISA");
   const bool overridden = requested.empty() && override != nullptr && *override != '\0';
   const std::string wanted = overridden ? override : requested;
-  const std::string source = overridden ? "PERMLLM_CPU_ISA=" : "instruction set ";
+  const std::string source = overridden ? "PERMLLM_CPU_ISA=" : "";
   const std::string remedy = overridden ? " Unset it to take the fastest of them."
                                         : " Name none to take the fastest of them.";
   std::string every;
@@ -165,7 +165,7 @@ Isa select(const std::string& requested) {
     }
     every += (every.empty() ? "" : ", ") + std::string(name(isa));
   }
-  STD_TORCH_CHECK(false, source, wanted, " is no instruction set: it is one of ", every,
+  STD_TORCH_CHECK(false, source, wanted, " names no instruction set: it must be one of ", every,
                   "; this CPU and build run ", supported_names(), ".", remedy);
   return Isa::kPortable;
 }

@@ -76,7 +76,7 @@ void multiply_group(const LinearArguments& a, const Tokens* x, int64_t group) {
   const Outputs out(a, group, 1.0f);
   for (int r = 0; r < out.rows; ++r) {
     const Tokens sum = (sums[r][0] + sums[r][1]) + (sums[r][2] + sums[r][3]);
-    float tokens[kMostFew];
+    float tokens[kMostFew] = {};
     __builtin_memcpy(tokens, &sum, sizeof(sum));
     for (int64_t t = 0; t < a.m; ++t) a.y[t * a.n + out.row + r] = out.value(r, tokens[t]);
   }

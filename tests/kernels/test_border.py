@@ -5,10 +5,13 @@ import torch
 
 from benchmarks.shapes import random_layer
 from permllm_vllm import ops
-from permllm_vllm.backends.cpu import CpuBackend
+from permllm_vllm.backends.cpu import UNDO_PERMUTATION, CpuBackend, instruction_sets
 
 pytestmark = pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
 N, K = 24, 128
+# One that undoes permutations of small blocks, where there is one.
+UNDOES = next((isa for isa in instruction_sets() if isa in UNDO_PERMUTATION), "")
+needs_undoing = pytest.mark.skipif(not UNDOES, reason="no instruction set here undoes permutations")
 
 
 @pytest.fixture
@@ -113,7 +116,7 @@ def test_corrupted_metadata(packed, field, value):
     metadata[field] = value
     if torch.equal(metadata, packed.metadata):
         pytest.skip("the value is the right one")
-    if field == 1 and value == 0:
+    if field == 1 and value in (0, 3):
         pytest.skip("another instruction set with the same layout: a valid header")
     with pytest.raises(
         RuntimeError, match=r"layout version|instruction set|corrupted|truncated|out_f"
@@ -143,11 +146,12 @@ def pack(layer, **changes):
         "mask": weights.mask,
         "permutation": weights.permutation,
         "block_size": 64,
-        "isa": "portable",
+        "isa": UNDOES,
     }
     return torch.ops.permllm.cpu_pack(*{**arguments, **changes}.values())
 
 
+@needs_undoing
 def test_pack_refuses_wrong_tensors(layer):
     weights = layer.weights
     for changes, message in (
@@ -163,7 +167,7 @@ def test_pack_refuses_wrong_tensors(layer):
         ({"permutation": torch.zeros_like(weights.permutation)}, r"inputs 0\.\.63 is no bijection"),
         ({"permutation": weights.permutation + 64}, "no bijection"),
         ({"block_size": 128}, "cannot be undone"),
-        ({"isa": "mmx"}, 'unknown instruction set "mmx"'),
+        ({"isa": "mmx"}, "mmx names no instruction set: it must be one of amx"),
     ):
         with pytest.raises(RuntimeError, match=message):
             pack(layer, **changes)
@@ -173,11 +177,12 @@ def test_pack_refuses_wrong_tensors(layer):
 def test_pack_refuses_wrong_masks(layer, row, byte):
     mask = layer.weights.mask.clone()
     mask[row, byte] = 0xFF
-    block = byte // 8 * 64
-    with pytest.raises(RuntimeError, match=f"row {row} keeps 36 of the inputs from {block} on"):
-        pack(layer, mask=mask)
+    first = byte * 8
+    with pytest.raises(RuntimeError, match=rf"row {row} keeps 8 of the inputs {first}\.\."):
+        pack(layer, mask=mask, permutation=None)
 
 
+@needs_undoing
 def test_pack_takes_strided_tensors(layer):
     weights = layer.weights
     packed, _ = pack(layer)
@@ -194,5 +199,5 @@ def test_override_of_the_instruction_set(layer, monkeypatch):
     monkeypatch.setenv("PERMLLM_CPU_ISA", "portable")
     assert CpuBackend().instruction_set == "portable"
     monkeypatch.setenv("PERMLLM_CPU_ISA", "sse9")
-    with pytest.raises(RuntimeError, match="PERMLLM_CPU_ISA is one of"):
+    with pytest.raises(RuntimeError, match="PERMLLM_CPU_ISA=sse9 names no instruction set: it must be one of"):
         CpuBackend()
