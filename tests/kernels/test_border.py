@@ -199,5 +199,7 @@ def test_override_of_the_instruction_set(layer, monkeypatch):
     monkeypatch.setenv("PERMLLM_CPU_ISA", "portable")
     assert CpuBackend().instruction_set == "portable"
     monkeypatch.setenv("PERMLLM_CPU_ISA", "sse9")
-    with pytest.raises(RuntimeError, match="PERMLLM_CPU_ISA=sse9 names no instruction set: it must be one of"):
+    with pytest.raises(
+        RuntimeError, match="PERMLLM_CPU_ISA=sse9 names no instruction set: it must be one of"
+    ):
         CpuBackend()
