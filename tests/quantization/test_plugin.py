@@ -2,11 +2,12 @@
 
 import importlib
 import logging
+import re
 import sys
 from importlib.metadata import entry_points
 
 import pytest
-from vllm.model_executor.layers import linear
+from vllm.model_executor.layers import linear, quantization
 from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, get_quantization_config
 
 from permllm_vllm import compat, plugin
@@ -44,10 +45,37 @@ def test_register_never_raises(
     monkeypatch.delitem(sys.modules, CONFIG_MODULE, raising=False)
     monkeypatch.delattr(importlib.import_module("permllm_vllm.quantization"), "config", False)
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    monkeypatch.setattr(quantization, "_CUSTOMIZED_METHOD_TO_QUANT_CONFIG", {})
     plugin.register()
     assert len(warnings) == 1
     assert "could not be registered" in warnings[0]
     assert str(error) in warnings[0]
+    with pytest.raises(ImportError, match=f"could not be registered .*{error}"):
+        get_quantization_config("permllm").from_config({"quant_method": "permllm"})
+
+
+def test_a_vllm_without_a_symbol(monkeypatch: pytest.MonkeyPatch, warnings: list[str]) -> None:
+    """Such a vLLM serves everything else, and says what is missing when it is asked for us."""
+    methods: dict[str, type] = {}
+    monkeypatch.setattr(quantization, "_CUSTOMIZED_METHOD_TO_QUANT_CONFIG", methods)
+    monkeypatch.delattr(linear, "LinearMethodBase")
+    for name in [name for name in sys.modules if name.startswith("permllm_vllm")]:
+        monkeypatch.delitem(sys.modules, name)
+    plugin.register()
+    missing = "has no vllm.model_executor.layers.linear.LinearMethodBase, which PermLLM needs"
+    assert missing in warnings[0]
+    with pytest.raises(ImportError, match=re.escape(missing)) as error:
+        methods["permllm"].from_config({"quant_method": "permllm"})
+    assert "Install vLLM" in str(error.value)
+
+
+def test_a_vllm_without_quantization(monkeypatch: pytest.MonkeyPatch, warnings: list[str]) -> None:
+    """Not even the refusal can be registered then: vLLM still starts."""
+    monkeypatch.setitem(sys.modules, "vllm.model_executor.layers.quantization", None)
+    for name in [name for name in sys.modules if name.startswith("permllm_vllm")]:
+        monkeypatch.delitem(sys.modules, name)
+    plugin.register()
+    assert "which PermLLM needs" in warnings[0]
 
 
 def test_a_missing_symbol_is_named() -> None:

@@ -129,6 +129,22 @@ def test_mlp(on_rank: OnRank, size: int, rank: int) -> None:
     assert_equal(packed_dense(down), unpermuted(module, folded).chunk(size, dim=1)[rank])
 
 
+def test_scales_move_with_their_rows(on_rank: OnRank) -> None:
+    quantization = config(folded=[DOWN], value_dtype="int8")
+    layer = ReplicatedLinear(
+        HIDDEN, BLOCK, bias=False, quant_config=quantization, prefix=f"{MLP}.fc1"
+    )
+    down = row_parallel(quantization, BLOCK, DOWN)
+    scale, folded = torch.linspace(0.5, 2.0, BLOCK), permutation(BLOCK)
+    first, second = sparse_module(BLOCK, HIDDEN), folded_module(8, folded)
+    for part, module, factor in ((layer, first, scale), (down, second, torch.ones(8))):
+        values = (10 * module.tensors["weight_packed"]).round().to(torch.int8)
+        tensors = {**module.tensors, "weight_packed": values, "weight_scale": factor}
+        load(part, SparseModule(tensors, module.dense))
+    expected = (10 * first.dense).round() * scale.unsqueeze(1)
+    assert_equal(packed_dense(layer), expected[original_order(folded)])
+
+
 def load_attention(quantization: Any, tied: Tensor, value_heads: int) -> list[Any]:
     layer, output = qkv(quantization, value_heads), row_parallel(quantization, 256, OUTPUT)
     for shard, heads in (("q", QUERY_HEADS), ("k", value_heads), ("v", value_heads)):

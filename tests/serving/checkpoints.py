@@ -7,13 +7,14 @@ with plain indexing, so it shares no code with what it is compared to.
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from permllm_vllm.checkpoint.packing import pack_mask, pack_values
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -55,8 +56,34 @@ def random_llama(directory: Path) -> Path:
     return directory
 
 
-def prune(source: Path, directory: Path, every: int = 1) -> Twins:
-    """Prune the linears of every n-th decoder layer of a Llama checkpoint."""
+def random_mixtral(directory: Path) -> Path:
+    """Write a Mixtral with random weights: 2 layers with 4 experts, 2 of them for every token."""
+    config = MixtralConfig(
+        hidden_size=256,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        vocab_size=512,
+        max_position_embeddings=1024,
+        initializer_range=0.05,
+        sliding_window=None,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    MixtralForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+    return directory
+
+
+def prune(
+    source: Path, directory: Path, *, every: int = 1, ignore: Sequence[str] = ("lm_head",)
+) -> Twins:
+    """Prune the linears of every n-th decoder layer of a Llama checkpoint.
+
+    Of a model with experts, only those of the attention; `ignore` must name the others.
+    """
     config = json.loads((source / "config.json").read_text())
     weights = load_file(source / "model.safetensors")
     twins = Twins(directory / "sparse", directory / "dense", source)
@@ -71,20 +98,21 @@ def prune(source: Path, directory: Path, every: int = 1) -> Twins:
         for name in ATTENTION_INPUTS:
             runtime.append(f"{prefix}self_attn.{name}")
             _prune_linear(runtime[-1], attention, weights, sparse, "input_permutation")
-        for name in MLP_INPUTS:
+        dense_mlp = f"{prefix}mlp.down_proj.weight" in weights
+        for name in MLP_INPUTS if dense_mlp else ():
             runtime.append(f"{prefix}mlp.{name}")
             _prune_linear(runtime[-1], mlp, weights, sparse, "input_permutation")
         heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
         value, output = _tied_indices(heads, kv_heads, config["hidden_size"] // heads, generator)
         down = _indices(config["intermediate_size"], generator)
-        for name, index in (
-            (f"{prefix}self_attn.o_proj", output),
-            (f"{prefix}mlp.down_proj", down),
-        ):
+        folds = [(f"{prefix}self_attn.o_proj", output)]
+        if dense_mlp:
+            folds.append((f"{prefix}mlp.down_proj", down))
+        for name, index in folds:
             folded.append(name)
             _prune_linear(name, index, weights, sparse, "folded_permutation")
         _move_rows(f"{prefix}self_attn.v_proj", value, sparse)
-        for name in MLP_INPUTS:
+        for name in MLP_INPUTS if dense_mlp else ():
             _move_rows(f"{prefix}mlp.{name}", down, sparse)
     write_checkpoint(
         twins.sparse,
@@ -93,7 +121,7 @@ def prune(source: Path, directory: Path, every: int = 1) -> Twins:
             pattern=str(PATTERN),
             block_size=BLOCK,
             value_dtype="bfloat16",
-            ignore=["lm_head", *(rf"re:model\.layers\.{n}\..*" for n in layers if n % every)],
+            ignore=[*ignore, *(rf"re:model\.layers\.{n}\..*" for n in layers if n % every)],
             runtime_permuted=runtime,
             folded=folded,
         ),

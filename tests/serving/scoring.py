@@ -52,18 +52,3 @@ def windowed_log_probabilities(server: Server, tokens: Sequence[int], window: in
     """The same for every window of the text by itself: a step has `window` tokens."""
     starts = range(0, len(tokens), window)
     return torch.cat([prompt_log_probabilities(server, tokens[s : s + window]) for s in starts])
-
-
-def greedy(server: Server, prompt: Sequence[int], tokens: int) -> tuple[list[int], Tensor]:
-    """Greedy continuation of a prompt: its token ids and their log-probabilities."""
-    answer = server.client().completions.create(
-        model=str(server.model),
-        prompt=list(prompt),
-        max_tokens=tokens,
-        temperature=0,
-        logprobs=1,
-        extra_body={"return_token_ids": True, "ignore_eos": True},
-    )
-    choice = answer.choices[0]
-    assert choice.logprobs is not None
-    return choice.token_ids, torch.tensor(choice.logprobs.token_logprobs)  # type: ignore[attr-defined]

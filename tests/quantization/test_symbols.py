@@ -1,0 +1,86 @@
+"""Everything that the plugin uses of vLLM exists, in the installed vLLM and in other releases.
+
+`PERMLLM_VLLM_SOURCES=PATH` names a wheel, or a directory with the package `vllm`, to check too;
+`pip download --no-deps vllm` gets the newest wheel.
+"""
+
+import inspect
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from benchmarks.packages import cache_dir
+from permllm_vllm import compat
+from permllm_vllm.quantization.config import PermLLMConfig
+from permllm_vllm.quantization.linear import PermLLMLinearMethod
+from tests.quantization.vllm_sources import VllmSources
+
+BASE_CONFIG = "vllm.model_executor.layers.quantization.base_config"
+LINEAR = "vllm.model_executor.layers.linear"
+MAPPER = "vllm.model_executor.models.utils"
+#: What vLLM calls, by the class that says how.
+OVERRIDDEN = [
+    (PermLLMConfig, BASE_CONFIG, "QuantizationConfig", "get_name"),
+    (PermLLMConfig, BASE_CONFIG, "QuantizationConfig", "get_supported_act_dtypes"),
+    (PermLLMConfig, BASE_CONFIG, "QuantizationConfig", "get_min_capability"),
+    (PermLLMConfig, BASE_CONFIG, "QuantizationConfig", "get_config_filenames"),
+    (PermLLMConfig, BASE_CONFIG, "QuantizationConfig", "from_config"),
+    (PermLLMConfig, BASE_CONFIG, "QuantizationConfig", "get_quant_method"),
+    (PermLLMConfig, BASE_CONFIG, "QuantizationConfig", "apply_vllm_mapper"),
+    (PermLLMConfig, BASE_CONFIG, "QuantizationConfig", "maybe_update_config"),
+    (PermLLMLinearMethod, LINEAR, "LinearMethodBase", "create_weights"),
+    (PermLLMLinearMethod, LINEAR, "LinearMethodBase", "apply"),
+    (PermLLMLinearMethod, BASE_CONFIG, "QuantizeMethodBase", "process_weights_after_loading"),
+]
+
+
+def installed() -> Path:
+    spec = find_spec("vllm")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parents[1]
+
+
+def others() -> list[Path]:
+    named = os.environ.get("PERMLLM_VLLM_SOURCES")
+    wheels = sorted((cache_dir() / "wheels").glob("vllm-*.whl"))
+    return [*([Path(named)] if named else []), *wheels[-1:]]
+
+
+@pytest.fixture(params=["installed", "other"], scope="module")
+def sources(request: pytest.FixtureRequest) -> VllmSources:
+    if request.param == "installed":
+        return VllmSources(installed())
+    if not others():
+        pytest.skip("no other vLLM: PERMLLM_VLLM_SOURCES is not set, and no wheel is in the cache")
+    return VllmSources(others()[0])
+
+
+def test_symbols(sources: VllmSources) -> None:
+    assert len(compat.SYMBOLS) > 10
+    missing = [f"{m}.{name}" for m, name in compat.SYMBOLS if not sources.defines(m, name)]
+    assert not missing
+
+
+@pytest.mark.parametrize(("ours", "module", "base", "function"), OVERRIDDEN)
+def test_functions_that_vllm_calls(
+    sources: VllmSources, ours: type, module: str, base: str, function: str
+) -> None:
+    """They exist there, and every argument that vLLM could give by name is one of ours."""
+    functions = sources.functions(module, base)
+    assert function in functions
+    accepted = inspect.signature(getattr(ours, function)).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+        assert set(functions[function]) - {"self", "cls"} <= set(accepted)
+
+
+def test_names_are_mapped_with(sources: VllmSources) -> None:
+    assert {"apply_list", "get_rename_mapper"} <= sources.functions(MAPPER, "WeightsMapper").keys()
+
+
+def test_what_is_not_there(sources: VllmSources) -> None:
+    assert not sources.defines(LINEAR, "NoSuchLinear")
+    assert not sources.defines("vllm.no_such_module", "LinearBase")
+    assert sources.functions(LINEAR, "NoSuchLinear") == {}

@@ -1,0 +1,17 @@
+"""`--dtype float16`: the values are bfloat16 in the checkpoint and converted when they load."""
+
+import pytest
+
+from tests.serving.checkpoints import Twins
+from tests.serving.engine import Engines
+
+pytestmark = pytest.mark.serving
+
+TOLERANCE = 0.003  # mean over the prompt's tokens; measured 2e-4
+PROMPTS = [list(range(5, 105)), list(range(300, 340))]
+
+
+def test_float16(engines: Engines, tiny: Twins) -> None:
+    dense = engines.run(tiny.dense, PROMPTS, dtype="float16")
+    sparse = engines.run(tiny.sparse, PROMPTS, dtype="float16")
+    assert sparse.mean_prompt_difference(dense) < TOLERANCE
