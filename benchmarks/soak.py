@@ -9,14 +9,11 @@ wrong.
 
 import argparse
 import asyncio
-import statistics
 import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from .machine import write_json
+from .memory import Memory, watched
 from .models import smollm2
 from .offline import permllm_offline
 from .server import Server, serve
@@ -39,24 +37,9 @@ ARGUMENTS = (
     *("--enforce-eager", "--max-model-len", str(CONTEXT), "--max-num-seqs", "8"),
     *("--num-gpu-blocks-override", str(BLOCKS)),
 )
-WARM_SHARE = 0.4
 LARGEST_GROWTH_MIB = 64.0
-SAMPLE_SECONDS = 1.0
 IDLE = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
 SETTLE_SECONDS = 30.0
-
-
-@dataclass
-class Memory:
-    """Resident memory of the server's processes, in MiB, sampled while traffic runs."""
-
-    samples: list[float] = field(default_factory=list)
-
-    def growth(self) -> tuple[float, float]:
-        """Median of the first and of the last quarter after warming up."""
-        warm = self.samples[int(len(self.samples) * WARM_SHARE) :]
-        quarter = max(1, len(warm) // 4)
-        return statistics.median(warm[:quarter]), statistics.median(warm[-quarter:])
 
 
 @dataclass(frozen=True)
@@ -156,35 +139,6 @@ def questions(model: Path) -> list[Question]:
         Question(tuple(text[start : start + length]), tokens)
         for start, (length, tokens) in zip(starts, sizes, strict=True)
     ]
-
-
-@contextmanager
-def watched(process: psutil.Process) -> Iterator[Memory]:
-    """Sample the resident memory of a process and its children while the block runs."""
-    memory, stop = Memory(), threading.Event()
-
-    def sample() -> None:
-        while not stop.wait(SAMPLE_SECONDS):
-            memory.samples.append(resident_mib(process))
-
-    thread = threading.Thread(target=sample, daemon=True)
-    thread.start()
-    try:
-        yield memory
-    finally:
-        stop.set()
-        thread.join()
-
-
-def resident_mib(process: psutil.Process) -> float:
-    """Resident memory of a process and all below it."""
-    total = 0
-    for one in [process, *process.children(recursive=True)]:
-        try:
-            total += one.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return total / 2**20
 
 
 def read_metrics(base_url: str) -> dict[str, float]:

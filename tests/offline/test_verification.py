@@ -29,7 +29,7 @@ def test_a_whole_checkpoint_is_valid(
 ) -> None:
     report = tmp_path / "verified.json"
     assert main(["inspect", str(checkpoint), "--verify", "--json", str(report)]) == 0
-    assert "1 weight files" in (shown := capsys.readouterr().out)
+    assert "1 weight file, " in (shown := capsys.readouterr().out)
     assert "valid, checksums agree" in shown
     found = json.loads(report.read_text())
     size = (checkpoint / "model.safetensors").stat().st_size

@@ -1,0 +1,111 @@
+"""Which kernels there are, whether they are right, and what they would serve."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from permllm_vllm import ops
+from permllm_vllm.backends import CheckpointWeights, fallback_reason, select_backend
+from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
+from permllm_vllm.checkpoint.packing import pack_mask, pack_values
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.diagnosis.finding import INSTALL, Finding, Verdict
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+LARGEST_ERROR = 1e-2  # bfloat16 itself rounds by up to 4e-3
+
+
+@dataclass(frozen=True)
+class Service:
+    """Which backend multiplies on a device in a dtype; `reason` says why it is no faster one."""
+
+    device: str
+    dtype: str
+    backend: str
+    instruction_set: str
+    reason: str
+
+
+def cpu_kernels() -> Iterator[Finding]:
+    """Whether the compiled library loads, what it would use here, and whether it is right."""
+    subject = "CPU kernels"
+    if ops.missing_reason:
+        remedy = f"until then layers run as dense PyTorch. {INSTALL}"
+        yield Finding(subject, ops.missing_reason, Verdict.PROBLEM, remedy)
+        return
+    sets = ", ".join(instruction_sets())
+    try:
+        chosen = CpuBackend().instruction_set
+    except RuntimeError as error:
+        remedy = "unset PERMLLM_CPU_ISA"
+        yield Finding(subject, str(error).splitlines()[0], Verdict.PROBLEM, remedy)
+        return
+    deviation = kernel_error(chosen)
+    if not deviation < LARGEST_ERROR:
+        found = f"{chosen} is wrong by {deviation:.1e} of the result on this machine"
+        remedy = "set PERMLLM_CPU_ISA to another of " + sets + ", and report this"
+        yield Finding(subject, found, Verdict.PROBLEM, remedy)
+        return
+    by = " by PERMLLM_CPU_ISA" if os.environ.get("PERMLLM_CPU_ISA") else ""
+    yield Finding(subject, f"{chosen} is used{by} and right; this CPU and build run {sets}")
+
+
+def kernel_error(instruction_set: str) -> float:
+    """Frobenius error of a small layer, relative to the same layer through plain PyTorch."""
+    generator = torch.Generator().manual_seed(0)
+    pattern = Pattern(2, 4)
+    scores = torch.rand(48, 64, 4, generator=generator)
+    mask = torch.zeros(48, 64, 4).scatter_(2, scores.topk(2).indices, 1).bool().view(48, 256)
+    weight = torch.randn(48, 256, generator=generator).to(torch.bfloat16)
+    weights = CheckpointWeights(
+        pack_values(weight, mask, pattern), pack_mask(mask), None, None, pattern, 64
+    )
+    packed = CpuBackend(instruction_set).pack(weights)
+    x = torch.randn(17, 256, generator=generator).to(torch.bfloat16)
+    found = ops.sparse_linear(
+        *(x, packed.packed, packed.metadata, packed.permutation, packed.scale, None),
+        *(48, str(pattern)),
+    )
+    expected = x.double() @ (weight * mask).double().t()
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+def cuda_kernels() -> Iterator[Finding]:
+    """Whether there is a GPU, and a library for it."""
+    driver = Path("/proc/driver/nvidia/version")
+    if driver.exists():
+        yield Finding("NVIDIA driver", driver.read_text().splitlines()[0].partition(":")[2].strip())
+    if not torch.cuda.is_available():
+        yield Finding("GPU", "none that PyTorch can use: models are served on the CPU")
+        return
+    for index in range(torch.cuda.device_count()):
+        capability = ".".join(map(str, torch.cuda.get_device_capability(index)))
+        name = torch.cuda.get_device_name(index)
+        yield Finding(f"GPU {index}", f"{name}, compute capability {capability}")
+    reason = fallback_reason(torch.device("cuda"), torch.bfloat16)
+    verdict = Verdict.PROBLEM if reason else Verdict.GOOD
+    remedy = f"PERMLLM_BUILD_CUDA=1 builds them; {INSTALL}" if reason else ""
+    yield Finding("CUDA kernels", reason or "loaded", verdict, remedy)
+
+
+def services() -> list[Service]:
+    """Which backend would serve, for the CPU and the GPU if there is one, in every dtype."""
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    return [service(torch.device(device), dtype) for device in devices for dtype in DTYPES]
+
+
+def service(device: torch.device, dtype: torch.dtype) -> Service:
+    """Which backend would serve on `device` in `dtype`."""
+    name, reason = str(dtype).removeprefix("torch."), fallback_reason(device, dtype)
+    if reason:
+        return Service(device.type, name, "reference", "pytorch", reason)
+    try:
+        backend = select_backend(device, dtype)
+    except RuntimeError as error:
+        return Service(device.type, name, "none", "none", str(error).splitlines()[0])
+    return Service(device.type, name, backend.name, backend.instruction_set, "")
