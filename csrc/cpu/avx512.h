@@ -22,6 +22,10 @@ constexpr int kFewAheadPasses = 18432;        // and where several passes take s
 constexpr int64_t kFewChunkBytes = 20 << 10;  // x and blocks that those passes share, in L1
 constexpr int kSplitTokens = 2;               // int8: W8A16 up to here, W8A8 beyond
 
+// Several tokens.
+constexpr int64_t kSeveralChunkBytes = 512;  // of a row, expanded at a time, beside x in L1
+constexpr int kSeveralAhead = 9216;          // bytes
+
 // Many tokens. The blocks of the next steps fit L1 and are wanted there.
 constexpr int kManyHint = kIntoL1;
 constexpr int kManyHintX = kIntoL2;    // those of x fit L2

@@ -1,5 +1,7 @@
-// bfloat16 values for few tokens: vdpbf16ps on 32 inputs of a row.
+// bfloat16 values for up to 16 tokens: vdpbf16ps on pairs of inputs of a row.
 #include "avx512_few.h"
+
+#include "avx512_several.h"
 
 namespace permllm::cpu {
 namespace {
@@ -9,7 +11,7 @@ struct Bfloat16Products {
   static constexpr int kWeights = 2, kInputs = 2, kSums = 1;
   static constexpr int kFetchTokens = tuning::kFewFetchTokens;
 
-  static constexpr int rows_per_pass(int tokens) { return tokens <= 3 ? 8 : tokens <= 6 ? 4 : 2; }
+  static constexpr int rows_per_pass(int tokens) { return tokens <= 3 ? 8 : 4; }
 
   static void expand(const Block<kRows>& block, int row, __m512i (&weights)[2]) {
     weights[0] = expand_low(block, row);
@@ -17,7 +19,11 @@ struct Bfloat16Products {
   }
 
   static void multiply(__m512i (&sums)[1], const __m512i (&weights)[2], int half, __m512i x) {
-    sums[0] = _mm512_castps_si512(dot_pairs(_mm512_castsi512_ps(sums[0]), weights[half], x));
+    sums[0] = multiply_one(sums[0], weights[half], x);
+  }
+
+  static __m512i multiply_one(__m512i sum, __m512i weights, __m512i x) {
+    return _mm512_castps_si512(dot_pairs(_mm512_castsi512_ps(sum), weights, x));
   }
 
   static __m512i add(__m512i a, __m512i b) {
@@ -41,13 +47,17 @@ struct Bfloat16Products {
   struct Outputs {
     Outputs(const LinearArguments&, const Inputs&) {}
 
-    static __m256 convert(const __m256i (&sums)[1], int64_t, __mmask8, int) {
+    static __m256 convert(const __m256i (&sums)[1], int64_t, __mmask8, int64_t) {
       return _mm256_castsi256_ps(sums[0]);
     }
   };
 };
 
 }  // namespace
+
+void avx512_several_tokens(const LinearArguments& a) {
+  multiply_several_tokens<Bfloat16Products>(a);
+}
 
 void avx512_few_tokens(const LinearArguments& a) {
   multiply_few_tokens<Bfloat16Products, kAvx512FewTokens>(a);

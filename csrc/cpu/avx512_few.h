@@ -1,4 +1,4 @@
-// AVX-512 for 1..10 tokens: every row is expanded in registers and multiplied at once.
+// AVX-512 for 1..6 tokens: every row is expanded in registers and multiplied at once.
 //
 // A vector holds inputs of one row; accumulators per row and token keep 16 partial sums, which are
 // added up once per output. What is read from memory is the packed weight alone, in order.
@@ -26,6 +26,35 @@
 
 namespace permllm::cpu {
 namespace {
+
+// Where the sums of one row group go.
+template <class Products>
+class RowOutputs {
+ public:
+  RowOutputs(const LinearArguments& a, const typename Products::Outputs& outputs, int64_t row)
+      : arguments_(a),
+        outputs_(outputs),
+        row_(row),
+        mask_(static_cast<__mmask8>(a.n - row >= kRows ? 0xff : (1 << (a.n - row)) - 1)),
+        bias_(_mm256_setzero_ps()) {
+    if (a.bias == nullptr) return;
+    const __m256i bits = _mm256_cvtepu16_epi32(_mm_maskz_loadu_epi16(mask_, a.bias + row));
+    bias_ = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+  }
+
+  void store(const __m256i (&sums)[Products::kSums], int64_t token) const {
+    const __m256 y = _mm256_add_ps(outputs_.convert(sums, row_, mask_, token), bias_);
+    _mm_mask_storeu_epi16(arguments_.y + token * arguments_.n + row_, mask_,
+                          reinterpret_cast<__m128i>(_mm256_cvtneps_pbh(y)));
+  }
+
+ private:
+  const LinearArguments& arguments_;
+  const typename Products::Outputs& outputs_;
+  int64_t row_;
+  __mmask8 mask_;
+  __m256 bias_;
+};
 
 template <class Products, int Tokens>
 class FewTokens {
@@ -155,20 +184,12 @@ class FewTokens {
   }
 
   void store(int64_t row, const Sums& sums) const {
-    const LinearArguments& a = arguments_;
-    const auto mask = static_cast<__mmask8>(a.n - row >= kRows ? 0xff : (1 << (a.n - row)) - 1);
-    __m256 bias = _mm256_setzero_ps();
-    if (a.bias != nullptr) {
-      const __m256i bits = _mm256_cvtepu16_epi32(_mm_maskz_loadu_epi16(mask, a.bias + row));
-      bias = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
-    }
+    const RowOutputs<Products> rows(arguments_, outputs_, row);
     for (int t = 0; t < Tokens; ++t) {
       __m256i totals[kSums];
       PERMLLM_UNROLL
       for (int s = 0; s < kSums; ++s) totals[s] = add_lanes(sums, t, s);
-      const __m256 y = _mm256_add_ps(outputs_.convert(totals, row, mask, t), bias);
-      _mm_mask_storeu_epi16(a.y + t * a.n + row, mask,
-                            reinterpret_cast<__m128i>(_mm256_cvtneps_pbh(y)));
+      rows.store(totals, t);
     }
   }
 

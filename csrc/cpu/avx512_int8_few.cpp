@@ -1,9 +1,10 @@
-// int8 values for few tokens: vpdpbusd on 64 inputs of a row.
+// int8 values for up to 16 tokens: vpdpbusd on four inputs of a row in each lane.
 //
 // W8A16: x is a 16-bit integer, and its upper and lower bytes have a sum each.
 // W8A8: x is an 8-bit integer, half of the products.
 #include "avx512_few.h"
 #include "avx512_quantize.h"
+#include "avx512_several.h"
 
 namespace permllm::cpu {
 namespace {
@@ -16,16 +17,18 @@ struct Int8Products {
   static constexpr int kLargest = Bytes == 2 ? kLargest16 : kLargest8;
   static constexpr int kShift = Bytes == 2 ? kShift16 : kShift8;
 
-  static constexpr int rows_per_pass(int tokens) {
-    return tokens * Bytes <= 3 ? 8 : tokens * Bytes <= 6 ? 4 : 2;
-  }
+  static constexpr int rows_per_pass(int tokens) { return tokens * Bytes <= 3 ? 8 : 4; }
 
   static void expand(const Int8Rows8& block, int row, __m512i (&weights)[1]) {
     weights[0] = expand_int8(block, row);
   }
 
   static void multiply(__m512i (&sums)[Bytes], const __m512i (&weights)[1], int byte, __m512i x) {
-    sums[byte] = _mm512_dpbusd_epi32(sums[byte], x, weights[0]);
+    sums[byte] = multiply_one(sums[byte], weights[0], x);
+  }
+
+  static __m512i multiply_one(__m512i sum, __m512i weights, __m512i x) {
+    return _mm512_dpbusd_epi32(sum, x, weights);
   }
 
   static __m512i add(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
@@ -70,7 +73,7 @@ struct Int8Products {
         : a(arguments), scales(inputs.scales) {}
 
     // The shift is 128 of the upper byte.
-    __m256 convert(const __m256i (&sums)[Bytes], int64_t row, __mmask8 mask, int token) const {
+    __m256 convert(const __m256i (&sums)[Bytes], int64_t row, __mmask8 mask, int64_t token) const {
       const auto* values = reinterpret_cast<const __m256i*>(a.value_sums + row);
       const __m256i shifted = _mm256_slli_epi32(_mm256_loadu_si256(values), 7);
       __m256 sum = _mm256_cvtepi32_ps(_mm256_sub_epi32(sums[0], shifted));
@@ -87,6 +90,10 @@ struct Int8Products {
 };
 
 }  // namespace
+
+void avx512_int8_several_tokens(const LinearArguments& a) {
+  multiply_several_tokens<Int8Products<1>>(a);
+}
 
 void avx512_int8_few_tokens(const LinearArguments& a) {
   a.m <= tuning::kSplitTokens ? multiply_few_tokens<Int8Products<2>, tuning::kSplitTokens>(a)

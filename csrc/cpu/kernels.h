@@ -25,20 +25,24 @@ struct LinearArguments {
   const int32_t* value_sums = nullptr;  // [row groups * Rows], in `packed`
 };
 
-// Up to here the products of a row cost less than those of 16 lanes do.
-constexpr int kAvx512FewTokens = 10;
+// Up to here a row is best expanded in registers.
+constexpr int kAvx512FewTokens = 6;
+constexpr int kAvx512SeveralTokens = 16;
 
-void amx_few_tokens(const LinearArguments&);      // m <= 32
-void amx_many_tokens(const LinearArguments&);     // any m
-void avx512_few_tokens(const LinearArguments&);   // m <= kAvx512FewTokens
-void avx512_many_tokens(const LinearArguments&);  // any m
+void amx_few_tokens(const LinearArguments&);         // m <= 32
+void amx_many_tokens(const LinearArguments&);        // any m
+void avx512_few_tokens(const LinearArguments&);      // m <= kAvx512FewTokens
+void avx512_several_tokens(const LinearArguments&);  // m <= kAvx512SeveralTokens
+void avx512_many_tokens(const LinearArguments&);     // any m
+
+// As above: W8A16 for m <= 2, and W8A8.
+void avx512_int8_few_tokens(const LinearArguments&);
+void avx512_int8_several_tokens(const LinearArguments&);
+void avx512_int8_many_tokens(const LinearArguments&);
 
 // Any m, values of both types: products with x as it is.
 void avx512_float32(const LinearArguments&);
 void avx2_float32(const LinearArguments&);
 void portable(const LinearArguments&);
-
-void avx512_int8_few_tokens(const LinearArguments&);   // m <= kAvx512FewTokens; W8A16 for m <= 2
-void avx512_int8_many_tokens(const LinearArguments&);  // any m; W8A8
 
 }  // namespace permllm::cpu

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kTokenBlock = 256;   // gathered at a time, so that the copy stays in the cache
 constexpr int64_t kAmxFewTokens = 32;  // from here on expanding once for many tokens wins
-constexpr int64_t kAvx512FewMore = 8;  // as kAvx512FewTokens, where the weight is read once more
+constexpr int64_t kAvx512Apart = 12;   // tokens that take less time than 16, the weight read again
 constexpr int64_t kAvx512Lanes = 16;   // tokens per vector of the many-token kernel
 
 using Kernel = void (*)(const LinearArguments&);
@@ -24,13 +24,17 @@ LinearArguments tokens(const LinearArguments& a, int64_t first, int64_t count) {
 }
 
 #if defined(PERMLLM_AVX512)
-template <Kernel FewTokens, Kernel ManyTokens>
+template <Kernel Few, Kernel Several, Kernel Many>
 void avx512(const LinearArguments& a) {
+  const auto up_to_16 = [](const LinearArguments& part) {
+    part.m <= kAvx512FewTokens ? Few(part) : Several(part);
+  };
+  static_assert(kAvx512SeveralTokens == kAvx512Lanes);
+  if (a.m <= kAvx512Lanes) return up_to_16(a);
   const int64_t rest = a.m % kAvx512Lanes;
-  const bool few = rest <= (a.m < kAvx512Lanes ? kAvx512FewTokens : kAvx512FewMore);
-  const int64_t many = few ? a.m - rest : a.m;
-  if (many > 0) ManyTokens(tokens(a, 0, many));
-  if (many < a.m) FewTokens(tokens(a, many, a.m - many));
+  const int64_t whole = rest <= kAvx512Apart ? a.m - rest : a.m;
+  whole == kAvx512Lanes ? Several(tokens(a, 0, whole)) : Many(tokens(a, 0, whole));
+  if (whole < a.m) up_to_16(tokens(a, whole, a.m - whole));
 }
 #endif
 
@@ -52,8 +56,9 @@ Kernel kernel(Isa isa, ValueType type) {
 #endif
     case Isa::kAvx512Bf16:
 #if defined(PERMLLM_AVX512)
-      return bfloat16 ? avx512<avx512_few_tokens, avx512_many_tokens>
-                      : avx512<avx512_int8_few_tokens, avx512_int8_many_tokens>;
+      return bfloat16 ? avx512<avx512_few_tokens, avx512_several_tokens, avx512_many_tokens>
+                      : avx512<avx512_int8_few_tokens, avx512_int8_several_tokens,
+                               avx512_int8_many_tokens>;
 #else
       return nullptr;
 #endif
