@@ -22,6 +22,7 @@ def write_measurement(path: Path, value_dtype: str = "bfloat16") -> Path:
             "pattern": "2:4",
             "value_dtype": value_dtype,
             "threads": 1,
+            "peer_values": "bfloat16",
             "peer_us": dense,
             "ours_us": sparse,
         }
