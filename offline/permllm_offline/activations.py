@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,25 +32,31 @@ class DenseStatistics:
 def collect(model: Any, family: Family, windows: Tensor, *, hidden_states: bool) -> DenseStatistics:
     """Run the dense model over int64 [windows, sequence_length], one window at a time."""
     layers = decoder_layers(model, family.layers)
-    sums: list[dict[str, Tensor]] = [{} for _ in layers]
-    handles = []
-    for layer, module in enumerate(layers):
-        for group in family.groups:
-            linear = linear_of(module, group.linears[0])
-            hook = _sum_squares(sums[layer], group.name)
-            handles.append(linear.register_forward_pre_hook(hook))
     kept: list[Tensor] = []
-    try:
+    with ExitStack() as stack:
+        sums = [stack.enter_context(summed_squares(layer, family)) for layer in layers]
         for window in tqdm(windows, desc="dense forward", unit="window"):
             state = last_hidden_state(model, family, window[None])
             if hidden_states:
                 kept.append(state.cpu())
-    finally:
-        for handle in handles:
-            handle.remove()
     tokens = windows.numel()
     norms = [{name: (total / tokens).sqrt() for name, total in layer.items()} for layer in sums]
     return DenseStatistics(norms, torch.cat(kept) if kept else None)
+
+
+@contextmanager
+def summed_squares(layer: nn.Module, family: Family) -> Iterator[dict[str, Tensor]]:
+    """Collect group -> float32 [in_features], squares of its input summed over the tokens run."""
+    sums: dict[str, Tensor] = {}
+    handles = [
+        linear_of(layer, group.linears[0]).register_forward_pre_hook(_sum_squares(sums, group.name))
+        for group in family.groups
+    ]
+    try:
+        yield sums
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def last_hidden_state(model: Any, family: Family, windows: Tensor) -> Tensor:

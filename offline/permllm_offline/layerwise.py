@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from functools import partial
 
 import torch
@@ -13,15 +13,16 @@ from tqdm import tqdm
 
 from permllm_offline.bake import apply_masks
 from permllm_offline.calibrated import Calibrated
-from permllm_offline.decisions import LayerDecision
+from permllm_offline.decisions import GroupDecision, LayerDecision
 from permllm_offline.decoder_calls import record_calls, run_windows
+from permllm_offline.layout import GroupLayout
 from permllm_offline.modules import decoder_layers, linear_of
 from permllm_offline.reconstruction.layer_work import LayerReconstruction, LayerWork
 from permllm_offline.steps import Step
 
 logger = logging.getLogger(__name__)
 
-_MASK = "mask:"
+_MASK, _PERMUTATION = "mask:", "permutation:"
 
 MEASURED_WINDOWS = 8
 """Windows on which the error before reconstruction is measured: it only informs."""
@@ -64,9 +65,9 @@ def reconstruct_layers(
         keywords = calls.keywords[index]
         dense = run_windows(layer, dense, keywords)
         work = LayerWork(index, layer, keywords, decisions[index], sparse, dense, calibrated.recipe)
-        step = calibrated.work.step(f"layer-{index:04d}", partial(_finish, work, reconstruct))
-        layer.load_state_dict({name: step.tensors[name] for name in layer.state_dict()})
-        final.append(_decision(decisions[index], step))
+        step = calibrated.work.step(f"layer-{index:04d}", partial(finish_layer, work, reconstruct))
+        load_step(layer, step)
+        final.append(decision_of(calibrated.plan.layers[index], step))
         sparse = run_windows(layer, sparse, keywords)
         after = relative_error(sparse, dense)
         errors.append(LayerError(family.layer_name(index), step.facts["before"], after))
@@ -74,25 +75,41 @@ def reconstruct_layers(
     return final, errors
 
 
-def _finish(work: LayerWork, reconstruct: LayerReconstruction) -> Step:
-    """Reconstruct and prune one layer: its weights and masks."""
+def finish_layer(work: LayerWork, reconstruct: LayerReconstruction) -> Step:
+    """Reconstruct and prune one decoder layer in place, as a step that can be kept."""
     before = _masked_error(work)
     decision = reconstruct(work)
     apply_masks(work.layer, decision)
-    masks = {_MASK + name: mask for group in decision for name, mask in group.masks.items()}
-    retained = {name: share for group in decision for name, share in group.retained.items()}
-    return Step({**work.layer.state_dict(), **masks}, {"before": before, "retained": retained})
+    return pruned_layer(work.layer, decision, before)
 
 
-def _decision(before: LayerDecision, step: Step) -> LayerDecision:
-    """The decision with the masks of a finished step."""
+def pruned_layer(layer: nn.Module, decision: LayerDecision, before: float | None = None) -> Step:
+    """Weights of a pruned decoder layer, its decision, and the error of its masks alone."""
+    tensors = dict(layer.state_dict())
+    retained: dict[str, float] = {}
+    for group in decision:
+        tensors |= {_MASK + name: mask for name, mask in group.masks.items()}
+        retained |= group.retained
+        if group.permutation is not None:
+            tensors[_PERMUTATION + group.layout.group.name] = group.permutation
+    return Step(tensors, {"before": before, "retained": retained})
+
+
+def load_step(layer: nn.Module, step: Step) -> None:
+    """Give a decoder layer the weights of a finished step."""
+    layer.load_state_dict({name: step.tensors[name] for name in layer.state_dict()})
+
+
+def decision_of(layouts: Sequence[GroupLayout], step: Step) -> LayerDecision:
+    """The decision of a finished step."""
     return [
-        replace(
-            group,
-            masks={name: step.tensors[_MASK + name] for name in group.masks},
-            retained={name: step.facts["retained"][name] for name in group.masks},
+        GroupDecision(
+            layout,
+            step.tensors.get(_PERMUTATION + layout.group.name),
+            {name: step.tensors[_MASK + name] for name in layout.group.linears},
+            {name: step.facts["retained"][name] for name in layout.group.linears},
         )
-        for group in before
+        for layout in layouts
     ]
 
 

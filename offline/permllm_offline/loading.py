@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,17 +72,24 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    try:
+    with load_errors_named(source):
         if getattr(source.config, "quantization_config", None) is None:
             model = AutoModelForCausalLM.from_pretrained(source.directory, dtype=dtype)
         else:
             model = _decompress(source, dtype)
+    model.requires_grad_(False)
+    return model.to(device).eval()
+
+
+@contextmanager
+def load_errors_named(source: Source) -> Iterator[None]:
+    """Turn a failure to load a model into an OfflineError."""
+    try:
+        yield
     except OfflineError:
         raise
     except Exception as error:  # transformers and safetensors raise too many kinds to list
         raise OfflineError(f"cannot load {source.name!r}: {_first_line(error)}.") from error
-    model.requires_grad_(False)
-    return model.to(device).eval()
 
 
 def _decompress(source: Source, dtype: torch.dtype) -> Any:

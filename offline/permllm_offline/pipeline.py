@@ -13,7 +13,6 @@ from permllm_offline.decisions import LayerDecision
 from permllm_offline.errors import OfflineError
 from permllm_offline.loading import dtype_name, open_source
 from permllm_offline.model_card import model_card
-from permllm_offline.modules import decoder_layers
 from permllm_offline.permutations import PERMUTATIONS
 from permllm_offline.preparation import Prepared, prepare
 from permllm_offline.pruning import PrunedModel, prune_model
@@ -21,6 +20,7 @@ from permllm_offline.recipe import Recipe
 from permllm_offline.reconstructions import find_reconstruction
 from permllm_offline.report import Report
 from permllm_offline.resume import work_folder
+from permllm_offline.streamed_pruning import PrunedLayers, can_stream, prune_streamed
 from permllm_vllm.checkpoint.output import check_destination, check_disk
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.schema import QuantizationConfig
@@ -52,7 +52,8 @@ def prepare_checkpoint(recipe: Recipe, output: Path, *, force: bool = False) -> 
     prepared = prepare(recipe)
     _check_names(prepared)
     needed = prepared.plan.total_bytes
-    if find_reconstruction(recipe.parsed_method().reconstruction).layer is not None:
+    reconstruction = find_reconstruction(recipe.parsed_method().reconstruction)
+    if can_stream(recipe) or reconstruction.layer is not None:
         needed += sum(linear.dense_bytes for linear in prepared.plan.linears)  # finished layers
     check_disk(output, needed)
     return prepared
@@ -81,7 +82,11 @@ def prune(recipe: Recipe, output: Path, *, force: bool = False, resume: bool = F
     """
     prepared = prepare_checkpoint(recipe, output, force=force)
     work = work_folder(recipe, prepared, output, resume=resume)
-    pruned = prune_model(recipe, prepared, work)
+    pruned: PrunedModel | PrunedLayers
+    if can_stream(recipe):
+        pruned = prune_streamed(recipe, prepared, work)
+    else:
+        pruned = prune_model(recipe, prepared, work)
     write_checkpoint(
         output,
         _tensors(recipe, prepared, pruned),
@@ -102,7 +107,7 @@ def prune(recipe: Recipe, output: Path, *, force: bool = False, resume: bool = F
 
 
 def _tensors(
-    recipe: Recipe, prepared: Prepared, pruned: PrunedModel
+    recipe: Recipe, prepared: Prepared, pruned: PrunedModel | PrunedLayers
 ) -> Iterator[tuple[str, Tensor]]:
     """Tensors of the checkpoint: those left dense from the source, then the baked layers."""
     family = prepared.plan.family
@@ -115,7 +120,7 @@ def _tensors(
     pattern = recipe.parsed_pattern()
     scales: Sequence[Mapping[str, Tensor] | None] = pruned.scales or [None] * len(pruned.decisions)
     for index, (layer, decision, scale) in enumerate(
-        zip(decoder_layers(pruned.model, family.layers), pruned.decisions, scales, strict=True)
+        zip(pruned.layers(), pruned.decisions, scales, strict=True)
     ):
         yield from bake_layer(family.layer_name(index), layer, decision, pattern, scale)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from permllm_offline.activations import collect
@@ -16,6 +16,7 @@ from permllm_offline.bake import apply_masks
 from permllm_offline.calibrated import Calibrated, LearningCurve, Permutations
 from permllm_offline.decisions import GroupDecision, LayerDecision, decide
 from permllm_offline.evaluation import perplexity
+from permllm_offline.families import family_of
 from permllm_offline.importance import IMPORTANCES
 from permllm_offline.int8_values import RoundedLayer, round_layer
 from permllm_offline.kept_steps import kept_number, kept_permutations, kept_statistics
@@ -23,12 +24,13 @@ from permllm_offline.layerwise import LayerError, reconstruct_layers
 from permllm_offline.layout import GroupLayout
 from permllm_offline.loading import load_model
 from permllm_offline.modules import decoder_layers, linear_of
-from permllm_offline.permutations import PERMUTATIONS
+from permllm_offline.permutations import PERMUTATIONS, PermutationKind
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe import Recipe
 from permllm_offline.reconstructions import RECONSTRUCTIONS
 from permllm_offline.report import Report
 from permllm_offline.steps import Work
+from permllm_vllm.checkpoint.pattern import Pattern
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class PrunedModel:
     report: Report
     scales: Sequence[Mapping[str, Tensor]] | None = None
     """Per decoder layer, linear -> float32 [out_features] when the values are int8."""
+
+    def layers(self) -> Iterator[nn.Module]:
+        """Each decoder layer in turn."""
+        yield from decoder_layers(self.model, family_of(self.model.config).layers)
 
 
 def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) -> PrunedModel:
@@ -121,18 +127,28 @@ def _decide(calibrated: Calibrated) -> tuple[list[LayerDecision], LearningCurve]
         learned, curve = kept_permutations(calibrated.work, partial(kind.learn, calibrated))
     pattern = recipe.parsed_pattern()
 
-    def decide_group(index: int, layout: GroupLayout) -> GroupDecision:
-        importances = calibrated.score(index, layout)
+    def decide_one(index: int, layout: GroupLayout) -> GroupDecision:
         permutation = None if learned is None else learned[index].get(layout.group.name)
-        if kind.allocate is not None:
-            permutation = layout.expand(kind.allocate(layout, importances, pattern))
-        return decide(layout, importances, permutation, pattern)
+        return decide_group(kind, layout, calibrated.score(index, layout), permutation, pattern)
 
     decisions: list[LayerDecision] = [
-        [decide_group(index, layout) for layout in layouts]
+        [decide_one(index, layout) for layout in layouts]
         for index, layouts in enumerate(calibrated.plan.layers)
     ]
     return decisions, curve
+
+
+def decide_group(
+    kind: PermutationKind,
+    layout: GroupLayout,
+    importances: Mapping[str, Tensor],
+    learned: Tensor | None,
+    pattern: Pattern,
+) -> GroupDecision:
+    """Find the permutation of one group, where it was not learned, and its masks."""
+    if kind.allocate is not None:
+        learned = layout.expand(kind.allocate(layout, importances, pattern))
+    return decide(layout, importances, learned, pattern)
 
 
 def _prune_weights(

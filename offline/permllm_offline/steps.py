@@ -78,7 +78,7 @@ class WorkFolder(Work):
 
     def step(self, name: str, compute: Callable[[], Step]) -> Step:
         """Return the result of a step, from disk where it is there, else computed and kept."""
-        path = self.directory / f"{name}.safetensors"
+        path = self._path(name)
         if path.exists():
             return _read(path)
         done = compute()
@@ -95,9 +95,16 @@ class WorkFolder(Work):
             partial.replace(path)
         return done
 
+    def read(self, name: str) -> Step:
+        """Return the result of a finished step."""
+        return _read(self._path(name))
+
     def remove(self) -> None:
         """Remove the folder: the output is complete."""
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _path(self, name: str) -> Path:
+        return self.directory / f"{name}.safetensors"
 
     def _steps(self) -> list[Path]:
         return sorted(self.directory.glob("*.safetensors"))

@@ -23,7 +23,8 @@ def arguments(model: Path, text: Path, output: Path, *more: str) -> list[str]:
     return ["prune", str(model), *data, *SIZES, *more]
 
 
-METHOD = ("--method", "permllm-wanda", "--reconstruction", "sparsegpt")
+WHOLE = ("--method", "permllm-wanda", "--reconstruction", "sparsegpt")
+STREAMED = ("--method", "sparsegpt")
 
 
 class Killed(BaseException):
@@ -43,9 +44,12 @@ def kill_after(steps: int) -> Callable[..., Step]:
     return step
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("steps", "method"), [(1, WHOLE), (2, WHOLE), (3, WHOLE), (4, WHOLE), (1, STREAMED)]
+)
 def test_resumes_to_the_same_bytes(
     steps: int,
+    method: tuple[str, ...],
     tmp_path: Path,
     tiny_model_directory: Path,
     text_file: Path,
@@ -54,14 +58,14 @@ def test_resumes_to_the_same_bytes(
     for name in ("whole", "resumed"):
         (tmp_path / name).mkdir()
     whole, resumed = tmp_path / "whole" / "sparse", tmp_path / "resumed" / "sparse"
-    assert main(arguments(tiny_model_directory, text_file, whole, *METHOD)) == 0
+    assert main(arguments(tiny_model_directory, text_file, whole, *method)) == 0
     with monkeypatch.context() as patch:
         patch.setattr(WorkFolder, "step", kill_after(steps))
         with pytest.raises(Killed):
-            main(arguments(tiny_model_directory, text_file, resumed, *METHOD))
+            main(arguments(tiny_model_directory, text_file, resumed, *method))
     assert not resumed.exists()
     assert len(list(resumed.parent.glob(".sparse.work/*.safetensors"))) == steps
-    assert main(arguments(tiny_model_directory, text_file, resumed, *METHOD, "--resume")) == 0
+    assert main(arguments(tiny_model_directory, text_file, resumed, *method, "--resume")) == 0
     for file in FILES:
         assert (whole / file).read_bytes() == (resumed / file).read_bytes(), file
     assert [path.name for path in resumed.parent.iterdir()] == ["sparse"]
@@ -97,17 +101,17 @@ def test_a_damaged_step_is_named(tmp_path: Path) -> None:
 def test_a_real_kill_leaves_what_resume_needs(
     tmp_path: Path, tiny_model_directory: Path, text_file: Path
 ) -> None:
-    command = arguments(tiny_model_directory, text_file, tmp_path / "sparse", *METHOD)
+    command = arguments(tiny_model_directory, text_file, tmp_path / "sparse", *STREAMED)
     program = (
         "import os, signal\n"
-        "from permllm_offline import layerwise\n"
         "from permllm_offline.cli import main\n"
-        "finish = layerwise._finish\n"
-        "def stop(work, reconstruct):\n"
-        "    if work.index == 1:\n"
+        "from permllm_offline.steps import WorkFolder\n"
+        "original = WorkFolder.step\n"
+        "def step(self, name, compute):\n"
+        "    if name == 'layer-0001':\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return finish(work, reconstruct)\n"
-        "layerwise._finish = stop\n"
+        "    return original(self, name, compute)\n"
+        "WorkFolder.step = step\n"
         f"main({json.dumps(command)})\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], env=os.environ, check=False)

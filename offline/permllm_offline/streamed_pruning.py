@@ -1,0 +1,157 @@
+"""Prune a model of which one decoder layer at a time is in memory.
+
+Serves every method that needs no gradient through the whole model. Each finished layer goes to the
+work folder, from where it is baked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from permllm_offline.activations import summed_squares
+from permllm_offline.bake import apply_masks
+from permllm_offline.decisions import LayerDecision
+from permllm_offline.flow import Flow
+from permllm_offline.importance import IMPORTANCES
+from permllm_offline.layerwise import (
+    LayerError,
+    decision_of,
+    finish_layer,
+    load_step,
+    pruned_layer,
+    relative_error,
+)
+from permllm_offline.layout import GroupLayout
+from permllm_offline.modules import linear_of
+from permllm_offline.permutations import PERMUTATIONS
+from permllm_offline.preparation import Prepared
+from permllm_offline.pruning import decide_group
+from permllm_offline.recipe import Recipe
+from permllm_offline.reconstruction.layer_work import LayerWork
+from permllm_offline.reconstructions import RECONSTRUCTIONS
+from permllm_offline.report import Report
+from permllm_offline.steps import Step, WorkFolder
+from permllm_offline.streaming import StreamedModel
+
+
+@dataclass(frozen=True)
+class PrunedLayers:
+    """What was decided for a streamed model; its pruned layers lie in the work folder."""
+
+    streamed: StreamedModel
+    work: WorkFolder
+    decisions: Sequence[LayerDecision]
+    report: Report
+    scales: None = None
+
+    def layers(self) -> Iterator[nn.Module]:
+        """Each decoder layer in turn, in memory until the next."""
+        for index in range(len(self.decisions)):
+            with self.streamed.resident(index) as layer:
+                load_step(layer, self.work.read(_name(index)))
+                yield layer
+
+
+def can_stream(recipe: Recipe) -> bool:
+    """Whether a recipe never needs the whole model at once."""
+    method = recipe.parsed_method()
+    return (
+        PERMUTATIONS[method.permutation].learn is None
+        and RECONSTRUCTIONS[method.reconstruction].model is None
+        and recipe.values == "auto"
+    )
+
+
+def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> PrunedLayers:
+    """Prune the decoder layers of a model one after the other.
+
+    Raises:
+        OfflineError: weights or calibration that cannot be used.
+    """
+    torch.manual_seed(recipe.seed)
+    plan, family, windows = prepared.plan, prepared.plan.family, prepared.windows
+    streamed = StreamedModel(prepared.source, family, prepared.dtype, prepared.device)
+    reconstruct = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].layer
+    calibration = held_out = None
+    if windows is not None and _reads_activations(recipe):
+        calibration = Flow.into(streamed, windows.calibration)
+    if windows is not None and len(windows.held_out):
+        held_out = Flow.into(streamed, windows.held_out)
+    decisions: list[LayerDecision] = []
+    errors: list[LayerError] = []
+    for index, layouts in enumerate(tqdm(plan.layers, desc="pruning", unit="layer")):
+        with streamed.resident(index) as layer:
+            with summed_squares(layer, family) as squares:
+                if calibration is not None:
+                    calibration.pass_dense(index, layer)
+            if held_out is not None:
+                held_out.pass_dense(index, layer)
+            prune_layer = partial(_prune_layer, recipe, index, layouts, layer, squares, calibration)
+            step = work.step(_name(index), prune_layer)
+            load_step(layer, step)
+            decisions.append(decision_of(layouts, step))
+            if calibration is not None and reconstruct is not None:
+                calibration.pass_pruned(index, layer)
+                after = relative_error(calibration.pruned, calibration.dense)
+                errors.append(LayerError(family.layer_name(index), step.facts["before"], after))
+            if held_out is not None:
+                held_out.pass_pruned(index, layer)
+    before = after_all = None
+    if held_out is not None and windows is not None:
+        measure = partial(streamed.perplexity, windows.held_out)
+        before = measure(held_out.dense, "dense perplexity")
+        after_all = measure(held_out.pruned, "sparse perplexity")
+    report = Report.build(recipe, plan, decisions, [], before, after_all, errors)
+    return PrunedLayers(streamed, work, decisions, report)
+
+
+def _prune_layer(
+    recipe: Recipe,
+    index: int,
+    layouts: Sequence[GroupLayout],
+    layer: nn.Module,
+    squares: Mapping[str, Tensor],
+    calibration: Flow | None,
+) -> Step:
+    method, pattern = recipe.parsed_method(), recipe.parsed_pattern()
+    score, kind = IMPORTANCES[method.importance].score, PERMUTATIONS[method.permutation]
+    tokens = 0 if calibration is None else calibration.tokens
+    norms = {group: (total / tokens).sqrt() for group, total in squares.items()}
+
+    def importances(layout: GroupLayout) -> Mapping[str, Tensor]:
+        norm = norms.get(layout.group.name)
+        return {
+            linear: score(linear_of(layer, linear).weight.detach(), norm)
+            for linear in layout.group.linears
+        }
+
+    decision = [
+        decide_group(kind, layout, importances(layout), None, pattern) for layout in layouts
+    ]
+    reconstruct = RECONSTRUCTIONS[method.reconstruction].layer
+    if reconstruct is None or calibration is None:
+        apply_masks(layer, decision)
+        return pruned_layer(layer, decision)
+    keywords = calibration.calls.keywords[index]
+    work = LayerWork(
+        index, layer, keywords, decision, calibration.pruned, calibration.dense, recipe
+    )
+    return finish_layer(work, reconstruct)
+
+
+def _reads_activations(recipe: Recipe) -> bool:
+    method = recipe.parsed_method()
+    return (
+        IMPORTANCES[method.importance].needs_activations
+        or RECONSTRUCTIONS[method.reconstruction].needs_windows
+    )
+
+
+def _name(index: int) -> str:
+    return f"layer-{index:04d}"

@@ -1,0 +1,95 @@
+"""A model whose decoder layers lie in the checkpoint and come into memory one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from permllm_offline.evaluation import perplexity
+from permllm_offline.families import Family
+from permllm_offline.loading import Source, load_errors_named
+from permllm_offline.modules import decoder_layers
+from permllm_vllm.checkpoint.reader import CheckpointReader
+
+
+class StreamedModel:
+    """A causal language model whose decoder layers have no memory except inside ``resident``.
+
+    Raises:
+        OfflineError: a checkpoint that cannot be loaded.
+    """
+
+    def __init__(
+        self, source: Source, family: Family, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.family, self.device = family, device
+        self._reader = CheckpointReader(source.directory)
+        with load_errors_named(source):
+            self.model = _with_empty_layers(source, family, dtype, device)
+        self.model.requires_grad_(False)
+        self.layers = decoder_layers(self.model, family.layers)
+
+    @contextmanager
+    def resident(self, index: int) -> Iterator[nn.Module]:
+        """Load the dense weights of a decoder layer for the length of the context."""
+        layer, prefix = self.layers[index], f"{self.family.layer_name(index)}."
+        layer.to_empty(device=self.device)
+        try:
+            names = layer.state_dict()
+            layer.load_state_dict({name: self._reader.tensor(prefix + name) for name in names})
+            yield layer
+        finally:
+            layer.to("meta")
+
+    def perplexity(self, windows: Tensor, states: Tensor, description: str) -> float:
+        """Perplexity from what the last decoder layer gave.
+
+        Args:
+            windows: int64 [windows, sequence_length].
+            states: [windows, sequence_length, hidden], after the last decoder layer.
+            description: label of the progress bar.
+        """
+        pending = iter(states)
+
+        def skip(hidden_states: Tensor, **_: Any) -> Tensor:
+            return hidden_states
+
+        def answer(hidden_states: Tensor, **_: Any) -> Tensor:
+            return next(pending)[None].to(self.device)
+
+        try:
+            for layer in self.layers:
+                layer.forward = skip
+            self.layers[-1].forward = answer
+            return perplexity(self.model, windows, description)
+        finally:
+            for layer in self.layers:
+                layer.__dict__.pop("forward", None)
+
+
+def _with_empty_layers(
+    source: Source, family: Family, dtype: torch.dtype, device: torch.device
+) -> Any:
+    """Load everything but the decoder layers, which are on the meta device."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(deepcopy(source.config), dtype=dtype)
+    config = deepcopy(source.config)
+    config.num_hidden_layers = 0
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it reports every tensor of a decoder layer as unexpected
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source.directory, config=config, dtype=dtype)
+    finally:
+        logging.set_verbosity(verbosity)
+    model.to(device).eval()
+    model.config.num_hidden_layers = source.config.num_hidden_layers
+    model.set_submodule(family.layers, skeleton.get_submodule(family.layers).eval())
+    return model

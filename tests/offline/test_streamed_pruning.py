@@ -1,0 +1,103 @@
+"""One layer at a time gives the same checkpoint as the whole model in memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from permllm_offline import pipeline
+from permllm_offline.cli import main
+from permllm_offline.families import FAMILIES
+from permllm_offline.loading import open_source
+from permllm_offline.recipe import make_recipe
+from permllm_offline.streamed_pruning import can_stream
+from permllm_offline.streaming import StreamedModel
+from tests.offline.tiny_models import save_tokenizer, tiny_model
+
+FILES = ("model.safetensors", "config.json", "recipe.yaml", "report.json")
+
+
+def prune(model: Path, output: Path, text: Path, *options: str) -> None:
+    data = ("--dataset", str(text), "--num-samples", "6", "--sequence-length", "16")
+    assert main(["prune", str(model), "--output", str(output), *data, *options]) == 0
+
+
+def assert_equal_ways(
+    tmp_path: Path, model: Path, text: Path, patch: pytest.MonkeyPatch, *options: str
+) -> None:
+    for name in ("streamed", "whole"):
+        (tmp_path / name).mkdir()
+        if name == "whole":
+            patch.setattr(pipeline, "can_stream", lambda recipe: False)
+        prune(model, tmp_path / name / "sparse", text, *options)
+    for file in FILES:
+        streamed, whole = (tmp_path / name / "sparse" / file for name in ("streamed", "whole"))
+        assert streamed.read_bytes() == whole.read_bytes(), file
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--method", "magnitude"),
+        ("--method", "wanda", "--dtype", "bfloat16"),
+        ("--method", "ria+cp-lsa", "--pattern", "4:8"),
+        ("--method", "sparsegpt"),
+        ("--method", "wanda+cp", "--reconstruction", "obs"),
+    ],
+    ids=lambda options: "-".join(options[1::2]),
+)
+def test_methods(
+    options: tuple[str, ...],
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert_equal_ways(tmp_path, tiny_model_directory, text_file, monkeypatch, *options)
+
+
+# Without qwen2: transformers reads another tokenizer than this word list from its folder.
+@pytest.mark.parametrize("model_type", sorted(set(FAMILIES) - {"llama", "qwen2"}))
+def test_families(
+    model_type: str, tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    tiny_model(model_type).save_pretrained(model)
+    save_tokenizer(model)
+    options = ("--method", "wanda+cp", "--reconstruction", "obs")
+    assert_equal_ways(tmp_path, model, text_file, monkeypatch, *options)
+
+
+def test_no_two_layers_are_in_memory(
+    tmp_path: Path, tiny_model_directory: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = StreamedModel.resident
+    seen: list[int] = []
+
+    @contextmanager
+    def resident(self: StreamedModel, index: int) -> Iterator[torch.nn.Module]:
+        with original(self, index) as layer:
+            present = [not next(layer.parameters()).is_meta for layer in self.layers]
+            assert present == [number == index for number in range(len(self.layers))]
+            seen.append(index)
+            yield layer
+        assert all(next(layer.parameters()).is_meta for layer in self.layers)
+
+    monkeypatch.setattr(StreamedModel, "resident", resident)
+    prune(tiny_model_directory, tmp_path / "sparse", text_file, "--method", "sparsegpt")
+    assert seen == [0, 1, 0, 1]
+    assert len(load_file(tmp_path / "sparse" / "model.safetensors")) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({"method": "ria+cp"}, True), ({"method": "permllm-ria"}, False), ({"values": "int8"}, False)],
+)
+def test_what_needs_the_whole_model_is_not_streamed(
+    options: dict[str, str], expected: bool, tiny_model_directory: Path
+) -> None:
+    model = open_source(str(tiny_model_directory)).name
+    assert can_stream(make_recipe({"model": model, "method": "wanda"} | options)) is expected
