@@ -11,8 +11,10 @@ from tests.serving.scoring import text_tokens
 pytestmark = pytest.mark.serving
 
 TOLERANCE = 1e-3  # float32: measured 8e-5 for SmolLM2, 2e-6 for the random Llama
-# bfloat16, mean over the prompt's tokens: every rank rounds its part of a sum.
-SMOLLM2_TOLERANCE = 0.11
+# bfloat16, mean over the prompt's tokens, because every rank rounds its part of a sum. Measured for
+# SmolLM2: sparse 0.098; the dense twin in plain vLLM, three ranks against one, 0.090 (the control);
+# dense, one rank, against float32 0.080. For the random Llama: sparse 0.006.
+SMOLLM2_TOLERANCE = 0.15
 TINY_TOLERANCE = 0.02
 RANDOM_PROMPTS = [list(range(5, 105)), list(range(300, 340))]
 
