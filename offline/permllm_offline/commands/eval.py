@@ -1,4 +1,4 @@
-"""``permllm-offline eval``: perplexity of a dense or permllm checkpoint."""
+"""``permllm-offline eval``: perplexity and tasks of a dense or permllm checkpoint."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from permllm_offline.loading import (
     parse_device,
     parse_dtype,
 )
+from permllm_offline.zero_shot import Tasks
 
 _EXAMPLES = """examples:
   permllm-offline eval ./sparse --dataset held-out.txt
   permllm-offline eval ./model --dataset held-out.txt --sequence-length 2048 --json dense.json
+  permllm-offline eval ./sparse --tasks hellaswag,arc_easy,arc_challenge,openbookqa,rte
+  permllm-offline eval ./sparse --tasks my_task --tasks-path ./tasks --few-shot 5 --limit 200
 """
 
 
@@ -27,17 +30,22 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     """Add the sub-command and its options."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "eval",
-        help="measure the perplexity of a dense or permllm checkpoint",
-        description="Measure perplexity over non-overlapping windows.",
+        help="measure perplexity and tasks of a dense or permllm checkpoint",
+        description="Measure perplexity over non-overlapping windows, and tasks through lm-eval.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="DIR", help="folder or hub name")
-    parser.add_argument(
-        "--dataset", required=True, metavar="FILE|DIR|HUB", help="text to evaluate on"
-    )
+    parser.add_argument("--dataset", metavar="FILE|DIR|HUB", help="text to measure perplexity on")
     parser.add_argument("--sequence-length", type=int, default=512, metavar="N")
     parser.add_argument("--max-windows", type=int, metavar="N", help="default: the whole text")
+    parser.add_argument("--tasks", metavar="A,B", help="tasks of lm-eval, separated by commas")
+    parser.add_argument(
+        "--tasks-path", type=Path, metavar="DIR", help="folder of more tasks (YAML of lm-eval)"
+    )
+    parser.add_argument("--few-shot", type=int, metavar="N", help="default: what each task says")
+    parser.add_argument("--limit", type=int, metavar="N", help="questions per task; default: all")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="of the tasks")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the result to a file")
     parser.add_argument("--device", default="cpu", help="torch device (default %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, bfloat16, float16 or float32")
@@ -46,21 +54,48 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Evaluate and report."""
-    if options.sequence_length < 2 or (options.max_windows or 1) < 1:
-        raise OfflineError("--sequence-length must be at least 2 and --max-windows at least 1.")
+    _check(options)
     device, source = parse_device(options.device), open_source(options.model)
     dtype = parse_dtype(options.dtype) or source.dtype
-    windows = evaluation_windows(
-        options.dataset, load_tokenizer(source), options.sequence_length, options.max_windows
-    )
-    result = {
-        "perplexity": perplexity(load_model(source, dtype, device), windows),
-        "windows": len(windows),
-        "sequence_length": options.sequence_length,
-        "dataset": options.dataset,
-        "model": options.model,
-    }
+    tokenizer = load_tokenizer(source)
+    tasks = None
+    if options.tasks is not None:
+        names = [name.strip() for name in options.tasks.split(",") if name.strip()]
+        tasks = Tasks(names, options.tasks_path)
+    windows = None
+    if options.dataset is not None:
+        windows = evaluation_windows(
+            options.dataset, tokenizer, options.sequence_length, options.max_windows
+        )
+    model = load_model(source, dtype, device)
+    result: dict[str, Any] = {"model": options.model}
+    if windows is not None:
+        result |= {
+            "perplexity": perplexity(model, windows),
+            "windows": len(windows),
+            "sequence_length": options.sequence_length,
+            "dataset": options.dataset,
+        }
+    if tasks is not None:
+        result["tasks"] = tasks.evaluate(
+            model,
+            tokenizer,
+            few_shot=options.few_shot,
+            limit=options.limit,
+            batch_size=options.batch_size,
+        )
     text = json.dumps(result, indent=2)
     if options.json is not None:
         options.json.write_text(text + "\n", encoding="utf-8")
     print(text)  # noqa: T201 - the command's result
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.dataset is None and options.tasks is None:
+        raise OfflineError("nothing to measure: give --dataset, --tasks, or both.")
+    if options.sequence_length < 2 or (options.max_windows or 1) < 1:
+        raise OfflineError("--sequence-length must be at least 2 and --max-windows at least 1.")
+    if options.batch_size < 1 or (options.few_shot or 0) < 0 or (options.limit or 1) < 1:
+        raise OfflineError("--batch-size and --limit must be at least 1, --few-shot at least 0.")
+    if options.tasks is None and options.tasks_path is not None:
+        raise OfflineError("--tasks-path says where tasks are: give their names with --tasks.")
