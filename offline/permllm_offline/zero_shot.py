@@ -10,10 +10,7 @@ from typing import Any
 
 from permllm_offline.errors import OfflineError
 
-MISSING = (
-    "the tasks are those of lm-eval, which is not installed: pip install 'permllm-vllm[eval]' "
-    "(or pip install 'lm-eval>=0.4.13')"
-)
+MISSING = "the tasks are those of lm-eval, which is not installed: pip install 'lm-eval>=0.4.13'"
 
 
 class Tasks:

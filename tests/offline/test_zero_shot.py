@@ -159,4 +159,4 @@ def test_without_lm_eval_the_error_says_how_to_get_it(
 ) -> None:
     monkeypatch.setattr("permllm_offline.zero_shot.find_spec", lambda name: None)
     assert main(["eval", str(tiny_model_directory), "--tasks", "arc_easy"]) == 2
-    assert "pip install 'permllm-vllm[eval]'" in capsys.readouterr().err
+    assert "pip install 'lm-eval>=0.4.13'" in capsys.readouterr().err

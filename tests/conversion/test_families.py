@@ -1,0 +1,50 @@
+"""Every family: baked, dense again, converted again, and loaded in Transformers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import permllm_vllm.hf  # noqa: F401  (loads permllm checkpoints in transformers)
+from permllm_offline.conversion.to_dense import convert_to_dense
+from permllm_offline.conversion.to_sparse import convert_to_sparse
+from permllm_offline.families import FAMILIES
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.validation import validate
+from tests.conversion.sparse_models import load_all
+from tests.offline.baked_models import bake, decisions_of, dense_twin
+from tests.offline.tiny_models import tiny_model
+
+
+def decoder(directory: Path) -> dict[str, torch.Tensor]:
+    """Tensors of the decoder layers: Transformers saves GPT-NeoX's head under another name."""
+    return {n: tensor for n, tensor in load_all(directory).items() if ".layers." in n}
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_there_and_back(tmp_path: Path, model_type: str) -> None:
+    model, pattern = tiny_model(model_type), Pattern(2, 4)
+    decisions = decisions_of(model, pattern, 64)
+    bake(model, decisions, pattern, 64, tmp_path / "baked")
+    twin = dense_twin(model, decisions)
+
+    convert_to_dense(str(tmp_path / "baked"), tmp_path / "dense")
+    twin.save_pretrained(tmp_path / "twin")
+    expected, found = decoder(tmp_path / "twin"), decoder(tmp_path / "dense")
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, found[name]), name
+
+    convert_to_sparse(str(tmp_path / "dense"), tmp_path / "again", strict=True)
+    assert validate(tmp_path / "again") == []
+    baked, again = decoder(tmp_path / "baked"), decoder(tmp_path / "again")
+    assert baked.keys() == again.keys()
+    for name, tensor in baked.items():
+        assert torch.equal(tensor, again[name]), name
+
+    tokens = torch.randint(2, 60, (2, 20), generator=torch.Generator().manual_seed(0))
+    sparse = AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.float32)
+    with torch.no_grad():
+        exact, served = twin(tokens).logits, sparse(tokens).logits
+    assert (served - exact).abs().max() < 1e-4 * exact.abs().max()
