@@ -37,7 +37,7 @@ AVX512_FLAGS = [
     "-mprefer-vector-width=512",
 ]  # fmt: skip
 AVX512_BF16_FLAGS = [*AVX512_FLAGS, "-mavx512vbmi2", "-mavx512bf16", "-mavx512vnni"]
-AMX_FLAGS = [*AVX512_BF16_FLAGS, "-mamx-tile", "-mamx-bf16"]
+AMX_FLAGS = [*AVX512_BF16_FLAGS, "-mamx-tile", "-mamx-bf16", "-mamx-int8"]
 # By the beginning of a source's name, x86-64 only; the first that fits counts.
 INSTRUCTION_SETS = {
     "avx2_": AVX2_FLAGS,

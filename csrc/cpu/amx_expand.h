@@ -9,10 +9,16 @@ namespace permllm::cpu {
 namespace {
 
 using AmxBlock = Block<kAmxRows>;
+using AmxInt8Block = Block<kAmxRows, int8_t>;
 
 // One block, dense: inputs 0..31 and inputs 32..63 of 16 rows, each an A tile.
 struct alignas(64) WeightTiles {
   bf16 half[2][kAmxRows][kBlockInputs / 2];
+};
+
+// One block of int8 values, dense: 64 inputs of 16 rows are one A tile.
+struct alignas(64) Int8WeightTile {
+  int8_t rows[kAmxRows][kBlockInputs];
 };
 
 inline void prefetch_near(const void* line) {
@@ -39,19 +45,28 @@ inline void expand_row(const AmxBlock& block, int row, WeightTiles& tiles) {
   _mm512_store_si512(tiles.half[1][row], high);
 }
 
-inline void expand(const AmxBlock& block, WeightTiles& tiles) {
+inline void expand_row(const AmxInt8Block& block, int row, Int8WeightTile& tile) {
+  const auto* values = reinterpret_cast<const __m256i*>(block.values[row]);
+  const __m512i kept = _mm512_castsi256_si512(_mm256_load_si256(values));
+  _mm512_store_si512(tile.rows[row], _mm512_maskz_expand_epi8(block.mask[row], kept));
+}
+
+template <class Block, class Tiles>
+inline void expand(const Block& block, Tiles& tiles) {
 #pragma GCC unroll 16
   for (int row = 0; row < kAmxRows; ++row) expand_row(block, row, tiles);
 }
 
 // The same, and fetches the block `ahead`: a line or two for every row, because 18 in a burst would
 // take the line buffers that loads need. The empty statement keeps the compiler from moving them.
-inline void expand(const AmxBlock& block, WeightTiles& tiles, const AmxBlock* ahead) {
+template <class Block, class Tiles>
+inline void expand(const Block& block, Tiles& tiles, const Block* ahead) {
+  constexpr int kRowsPerLine = 64 / static_cast<int>(sizeof(ahead->values[0]));
   prefetch_near(ahead->mask);
   prefetch_near(ahead->mask + kAmxRows / 2);
 #pragma GCC unroll 16
   for (int row = 0; row < kAmxRows; ++row) {
-    prefetch_near(ahead->values[row]);
+    if (row % kRowsPerLine == 0) prefetch_near(ahead->values[row]);
     expand_row(block, row, tiles);
     asm volatile("");
   }

@@ -1,289 +1,38 @@
-// AMX, any number of tokens: bound by the tile unit and by what surrounds it.
-//
-// A task is a panel of rows and a span of tokens. It goes through the inputs in chunks: a pair of
-// row groups is expanded over one chunk into the L1 cache, and multiplied with every token tile of
-// the span, 2 x 2 tiles at a time. The sums of the whole panel stay in the L2 cache between chunks,
-// together with the chunk of packed activations that all pairs of the panel use. A B tile from the
-// L3 cache would take four times as long as one from L2, so the tile loop itself fetches what comes
-// next into L2: weights for the next expansion, and the activations of the next chunk.
-#include "amx_queue.h"
-#include "kernels.h"
-#include "scratch.h"
-#include "threads.h"
-
-// Must follow the headers above.
-#include "amx_target.h"
-
-// Must follow amx_target.h.
-#include "amx_expand.h"
-#include "amx_pack.h"
-#include "amx_tile.h"
+// AMX, bfloat16 values, any number of tokens.
+#include "amx_many.h"
 
 namespace permllm::cpu {
 namespace {
 
-struct ManyTokensTuning {
-  static constexpr int64_t chunk_blocks = 4;        // 256 inputs
-  static constexpr int64_t panel_groups = 32;       // 512 rows: sums of 512 KiB with a full span
-  static constexpr int64_t short_panel_groups = 8;  // for at most short_tokens
-  static constexpr int64_t short_tokens = 64;
-  static constexpr int64_t span_tiles = 16;       // 256 tokens
-  static constexpr int64_t region_tiles = 64;     // 1024 tokens are packed and multiplied at once
-  static constexpr int64_t tasks_per_thread = 2;  // panels are made smaller to get so many
+struct Bf16Products {
+  using Block = AmxBlock;
+  using Tiles = WeightTiles;
+  static constexpr int kParts = 2;
+
+  explicit Bf16Products(const LinearArguments& arguments) : a(arguments) {}
+
+  void pack(int64_t token, int64_t tokens, int64_t input, int columns, char* tiles) const {
+    pack_activations(a.x + token * a.x_stride + input, a.x_stride, tokens, a.k - input, columns,
+                     tiles);
+  }
+
+  static const void* part(const WeightTiles& weights, int half) { return weights.half[half]; }
+
+  template <int C, int A, int B>
+  static void multiply_add() {
+    tile::multiply_add<C, A, B>();
+  }
+
+  void write(const SumTile& sums0, const SumTile& sums1, int64_t row, int64_t token) const {
+    const OutputColumns out(a.y, a.n, row, a.bias);
+    store_outputs(sums0, sums1, token, smaller(a.m - token, kTileColumns), out);
+  }
+
+  const LinearArguments& a;
 };
-
-// Cache lines to fetch into L2, some at every step of a loop.
-class LineStream {
- public:
-  LineStream() = default;
-  LineStream(const void* first, int64_t bytes, int64_t steps)
-      : next_(static_cast<const char*>(first)),
-        end_(next_ + bytes),
-        step_(ceil_div(ceil_div(bytes, kLine), steps) * kLine) {}
-
-  void step() {
-    const char* until = next_ + step_ < end_ ? next_ + step_ : end_;
-    for (; next_ < until; next_ += kLine) prefetch_far(next_);
-  }
-
- private:
-  static constexpr int64_t kLine = 64;
-  const char* next_ = nullptr;
-  const char* end_ = nullptr;
-  int64_t step_ = 0;
-};
-
-// How rows, tokens and inputs are cut. Units: row groups, token tiles, 64-input blocks.
-struct Cut {
-  using Tuning = ManyTokensTuning;
-
-  Cut(const LinearArguments& a, int64_t threads)
-      : blocks(ceil_div(a.k, kBlockInputs)),
-        groups(ceil_div(a.n, kAmxRows)),
-        tiles(ceil_div(a.m, kTileColumns)),
-        chunks(ceil_div(blocks, Tuning::chunk_blocks)) {
-    const int64_t least_spans = ceil_div(tiles, Tuning::span_tiles);
-    span_tiles = ceil_div(ceil_div(tiles, least_spans), 2) * 2;
-    spans = ceil_div(tiles, span_tiles);
-    panel_groups = a.m <= Tuning::short_tokens ? Tuning::short_panel_groups : Tuning::panel_groups;
-    const int64_t wanted = threads > 1 ? threads * Tuning::tasks_per_thread : 1;
-    while (panel_groups > 2 && spans * ceil_div(groups, panel_groups) < wanted) panel_groups /= 2;
-    panels = ceil_div(groups, panel_groups);
-  }
-
-  int64_t chunk_blocks(int64_t chunk) const {
-    return smaller(Tuning::chunk_blocks, blocks - chunk * Tuning::chunk_blocks);
-  }
-
-  int64_t blocks, groups, tiles, chunks;
-  int64_t span_tiles, spans;
-  int64_t panel_groups, panels;
-};
-
-class ManyTokens {
- public:
-  ManyTokens(const LinearArguments& arguments, const Cut& cut, int64_t workers, bf16* packed_x)
-      : arguments_(arguments),
-        cut_(cut),
-        packed_x_(packed_x),
-        packs_(cut.tiles * cut.chunks, workers),
-        tasks_(cut.spans * cut.panels, workers) {}
-
-  void work(int64_t worker) {
-    auto* sums = static_cast<SumTile*>(
-        thread_scratch(Scratch::kSums, cut_.panel_groups * cut_.span_tiles * sizeof(SumTile)));
-    for (int64_t item; (item = packs_.claim(worker)) >= 0; packs_.finish()) {
-      pack(item / cut_.chunks, item % cut_.chunks);
-    }
-    packs_.wait();
-    int64_t task = tasks_.claim(worker);
-    if (task < 0) return;
-    const TileSession session(kTileColumns, kTileColumns);
-    for (; task >= 0; task = tasks_.claim(worker)) {
-      multiply(task / cut_.panels, task % cut_.panels, sums);
-    }
-  }
-
- private:
-  static constexpr int64_t kChunkBlocks = ManyTokensTuning::chunk_blocks;
-  static constexpr int64_t kBlockSize = packed_size(kTileColumns);  // of x, in bfloat16 elements
-
-  // What the tile loop fetches: the next pair's weights and the next chunk's activations.
-  struct Fetches {
-    LineStream weights0, weights1, activations;
-    void step() {
-      weights0.step();
-      weights1.step();
-      activations.step();
-    }
-  };
-
-  bf16* packed(int64_t chunk, int64_t tile) const {
-    return packed_x_ +
-           (chunk * kChunkBlocks * cut_.tiles + tile * cut_.chunk_blocks(chunk)) * kBlockSize;
-  }
-  const AmxBlock* weights(int64_t group, int64_t chunk) const {
-    return static_cast<const AmxBlock*>(arguments_.packed) + group * cut_.blocks +
-           chunk * kChunkBlocks;
-  }
-  int64_t tokens(int64_t tile) const {
-    return smaller(arguments_.m - tile * kTileColumns, kTileColumns);
-  }
-
-  void pack(int64_t tile, int64_t chunk) {
-    const bf16* x = arguments_.x + tile * kTileColumns * arguments_.x_stride;
-    bf16* target = packed(chunk, tile);
-    for (int64_t block = 0; block < cut_.chunk_blocks(chunk); ++block, target += kBlockSize) {
-      const int64_t input = (chunk * kChunkBlocks + block) * kBlockInputs;
-      pack_activations(x + input, arguments_.x_stride, tokens(tile), arguments_.k - input,
-                       kTileColumns, target);
-    }
-  }
-
-  void multiply(int64_t span, int64_t panel, SumTile* sums) {
-    const int64_t first_tile = span * cut_.span_tiles;
-    const int64_t tiles = smaller(cut_.span_tiles, cut_.tiles - first_tile);
-    const int64_t first_group = panel * cut_.panel_groups;
-    const int64_t end_group = smaller(first_group + cut_.panel_groups, cut_.groups);
-    const int64_t pairs = ceil_div(end_group - first_group, 2);
-    for (int64_t chunk = 0; chunk < cut_.chunks; ++chunk) {
-      const int64_t steps = ceil_div(tiles, 2) * cut_.chunk_blocks(chunk);
-      Fetches fetches;
-      if (cut_.chunks > 1) {
-        const int64_t next = (chunk + 1) % cut_.chunks;  // after the last: the next panel starts
-        fetches.activations =
-            LineStream(packed(next, first_tile),
-                       tiles * cut_.chunk_blocks(next) * kBlockSize * sizeof(bf16), steps * pairs);
-      }
-      for (int64_t pair = 0; pair < pairs; ++pair) {
-        const int64_t group = first_group + pair * 2;
-        const int64_t second = group + 1 < end_group ? group + 1 : group;
-        fetch_weights_after(pair, chunk, first_group, end_group, steps, fetches);
-        multiply_pair(group, second, chunk, first_tile, tiles, sums + pair * cut_.span_tiles * 2,
-                      fetches);
-      }
-    }
-  }
-
-  void fetch_weights_after(int64_t pair, int64_t chunk, int64_t first_group, int64_t end_group,
-                           int64_t steps, Fetches& fetches) const {
-    int64_t group = first_group + (pair + 1) * 2;
-    if (group >= end_group) {
-      group = first_group;
-      chunk += 1;
-    }
-    fetches.weights0 = fetches.weights1 = LineStream();
-    if (chunk == cut_.chunks) return;
-    const int64_t bytes = cut_.chunk_blocks(chunk) * sizeof(AmxBlock);
-    fetches.weights0 = LineStream(weights(group, chunk), bytes, steps);
-    if (group + 1 < end_group) {
-      fetches.weights1 = LineStream(weights(group + 1, chunk), bytes, steps);
-    }
-  }
-
-  void multiply_pair(int64_t group, int64_t second, int64_t chunk, int64_t first_tile,
-                     int64_t tiles, SumTile* sums, Fetches& shared_fetches) {
-    const int64_t blocks = cut_.chunk_blocks(chunk);
-    const AmxBlock* source0 = weights(group, chunk);
-    const AmxBlock* source1 = weights(second, chunk);
-    WeightTiles weights0[kChunkBlocks], weights1[kChunkBlocks];
-    for (int64_t block = 0; block < blocks; ++block) {
-      expand(source0[block], weights0[block]);
-      expand(source1[block], weights1[block]);
-    }
-    Fetches fetches = shared_fetches;
-    const OutputColumns out(arguments_.y, arguments_.n, group * kAmxRows, arguments_.bias);
-    const bf16* x = packed(chunk, first_tile);
-    const int64_t x_step = blocks * kBlockSize;
-    for (int64_t tile = 0; tile < tiles; tile += 2, x += 2 * x_step, sums += 4) {
-      const bool two = tile + 1 < tiles;
-      if (two) {
-        multiply_tiles<2>(weights0, weights1, x, x + x_step, blocks, chunk == 0, sums, fetches);
-      } else {
-        multiply_tiles<1>(weights0, weights1, x, x, blocks, chunk == 0, sums, fetches);
-      }
-      if (chunk + 1 < cut_.chunks) continue;
-      for (int64_t t = 0; t <= (two ? 1 : 0); ++t) {
-        const int64_t token_tile = first_tile + tile + t;
-        store_outputs(sums[2 * t], sums[2 * t + 1], token_tile * kTileColumns, tokens(token_tile),
-                      out);
-      }
-    }
-    shared_fetches = fetches;
-  }
-
-  // `sums` are [token tile][row group].
-  template <int TokenTiles>
-  static inline void multiply_tiles(const WeightTiles* weights0, const WeightTiles* weights1,
-                                    const bf16* x0, const bf16* x1, int64_t blocks, bool first,
-                                    SumTile* sums, Fetches& fetches) {
-    if (first) {
-      zero_sums();
-    } else {
-      tile::load<kSum00>(sums[0].rows, kTileRowBytes);
-      tile::load<kSum10>(sums[1].rows, kTileRowBytes);
-      if constexpr (TokenTiles == 2) {
-        tile::load<kSum01>(sums[2].rows, kTileRowBytes);
-        tile::load<kSum11>(sums[3].rows, kTileRowBytes);
-      }
-    }
-    for (int64_t block = 0; block < blocks; ++block) {
-#pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half) {
-        tile::load<kWeights0>(weights0[block].half[half], kTileRowBytes);
-        tile::load<kTokens0>(x0, kTileRowBytes);
-        tile::multiply_add<kSum00, kWeights0, kTokens0>();
-        if constexpr (TokenTiles == 2) {
-          tile::load<kTokens1>(x1, kTileRowBytes);
-          tile::multiply_add<kSum01, kWeights0, kTokens1>();
-        }
-        tile::load<kWeights1>(weights1[block].half[half], kTileRowBytes);
-        tile::multiply_add<kSum10, kWeights1, kTokens0>();
-        if constexpr (TokenTiles == 2) tile::multiply_add<kSum11, kWeights1, kTokens1>();
-        x0 += kBlockSize / 2;
-        x1 += kBlockSize / 2;
-      }
-      fetches.step();
-    }
-    tile::store<kSum00>(sums[0].rows, kTileRowBytes);
-    tile::store<kSum10>(sums[1].rows, kTileRowBytes);
-    if constexpr (TokenTiles == 2) {
-      tile::store<kSum01>(sums[2].rows, kTileRowBytes);
-      tile::store<kSum11>(sums[3].rows, kTileRowBytes);
-    }
-  }
-
-  const LinearArguments& arguments_;
-  const Cut cut_;
-  bf16* const packed_x_;  // [chunk][token tile][block][half][input pair][column][2]
-  WorkQueue packs_;
-  WorkQueue tasks_;
-};
-
-void multiply_region(const LinearArguments& arguments) {
-  const Cut cut(arguments, thread_count());
-  const int64_t workers = smaller(thread_count(), cut.spans * cut.panels);
-  const int64_t bytes = cut.tiles * cut.blocks * packed_size(kTileColumns) * sizeof(bf16);
-  ManyTokens many(arguments, cut, workers,
-                  static_cast<bf16*>(thread_scratch(Scratch::kActivations, bytes)));
-  parallel_for(workers, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) many.work(worker);
-  });
-}
 
 }  // namespace
 
-void amx_many_tokens(const LinearArguments& arguments) {
-  const int64_t tiles = ceil_div(arguments.m, kTileColumns);
-  const int64_t regions = ceil_div(tiles, ManyTokensTuning::region_tiles);
-  const int64_t region_tokens = ceil_div(tiles, regions) * kTileColumns;
-  for (int64_t first = 0; first < arguments.m; first += region_tokens) {
-    LinearArguments region = arguments;
-    region.x += first * arguments.x_stride;
-    region.y += first * arguments.n;
-    region.m = smaller(region_tokens, arguments.m - first);
-    multiply_region(region);
-  }
-}
+void amx_many_tokens(const LinearArguments& a) { multiply_many_tokens<Bf16Products>(a); }
 
 }  // namespace permllm::cpu

@@ -17,8 +17,8 @@ constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 // Columns of a B tile for up to 16 tokens: fewer make its load and its product cheaper.
 constexpr int tile_columns(int64_t tokens) { return tokens <= 4 ? 4 : tokens <= 8 ? 8 : 16; }
 
-// bfloat16 elements of the two B tiles of one 64-input block.
-constexpr int64_t packed_size(int columns) { return int64_t{kBlockInputs} * columns; }
+// Of one B tile: 16 rows of two bfloat16 or four 8-bit inputs for every column.
+constexpr int64_t tile_bytes(int columns) { return int64_t{16} * columns * kPairBytes; }
 
 inline __mmask32 first_lanes(int64_t count) {
   return count >= 32 ? ~__mmask32{0} : count <= 0 ? 0 : (__mmask32{1} << count) - 1;
@@ -55,10 +55,20 @@ inline void transpose(__m512i (&rows)[16]) {
   }
 }
 
+// The vectors of up to 16 tokens, each 16 pairs or quads of inputs, as a B tile.
+inline void store_tile(__m512i (&tokens)[16], int columns, char* tile) {
+  transpose(tokens);
+  const auto kept = static_cast<__mmask16>((1u << columns) - 1);
+#pragma GCC unroll 16
+  for (int row = 0; row < 16; ++row) {
+    _mm512_mask_storeu_epi32(tile + row * columns * kPairBytes, kept, tokens[row]);
+  }
+}
+
 // `inputs` <= 64 of `tokens` <= 16 rows of x into two B tiles [input pair][column][2], zeros where
 // x has no token or no input; reads nothing else.
 inline void pack_activations(const bf16* x, int64_t x_stride, int64_t tokens, int64_t inputs,
-                             int columns, bf16* tiles) {
+                             int columns, char* tiles) {
   const __mmask32 low = first_lanes(inputs), high = first_lanes(inputs - 32);
   __m512i first[16], second[16];
 #pragma GCC unroll 16
@@ -70,15 +80,8 @@ inline void pack_activations(const bf16* x, int64_t x_stride, int64_t tokens, in
       second[token] = _mm512_maskz_loadu_epi16(high, row + 32);
     }
   }
-  transpose(first);
-  transpose(second);
-  const auto kept = static_cast<__mmask16>((1u << columns) - 1);
-  bf16* second_tile = tiles + packed_size(columns) / 2;
-#pragma GCC unroll 16
-  for (int pair = 0; pair < 16; ++pair) {
-    _mm512_mask_storeu_epi32(tiles + pair * columns * 2, kept, first[pair]);
-    _mm512_mask_storeu_epi32(second_tile + pair * columns * 2, kept, second[pair]);
-  }
+  store_tile(first, columns, tiles);
+  store_tile(second, columns, tiles + tile_bytes(columns));
 }
 
 // A stored C tile: [output][token].

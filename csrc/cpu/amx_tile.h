@@ -45,6 +45,18 @@ inline void multiply_add() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
 }
 
+// C[i][j] += sum over q and b of A[i][4q+b] B[q][4j+b]: int8 in, int32 out.
+template <int C, int A, int B>
+inline void multiply_add_int8() {
+  asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
+}
+
+// The same for an unsigned B.
+template <int C, int A, int B>
+inline void multiply_add_uint8() {
+  asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
+}
+
 }  // namespace tile
 }  // namespace
 }  // namespace permllm::cpu
@@ -56,7 +68,6 @@ namespace {
 
 constexpr int kTileRows = 16;
 constexpr int kTileRowBytes = 64;
-constexpr int kTileInputs = 32;  // bfloat16 inputs that one multiply-add takes
 
 // The memory operand of ldtilecfg.
 struct alignas(64) TileConfig {
@@ -74,8 +85,8 @@ struct alignas(64) TileConfig {
 static_assert(sizeof(TileConfig) == 64);
 
 // Registers of both kernels: 2 row groups x 2 token tiles.
-constexpr int kWeights0 = 4, kWeights1 = 5;  // A: 16 rows x 32 inputs
-constexpr int kTokens0 = 6, kTokens1 = 7;    // B: 16 input pairs x columns
+constexpr int kWeights0 = 4, kWeights1 = 5;  // A: 16 rows x 32 inputs, 64 of int8
+constexpr int kTokens0 = 6, kTokens1 = 7;    // B: 16 input pairs or quads x columns
 constexpr int kSum00 = 0, kSum01 = 1;        // C of row group 0, by B tile
 constexpr int kSum10 = 2, kSum11 = 3;        // C of row group 1
 

@@ -67,7 +67,7 @@ bool has_avx512_bf16() {
 bool has_amx() {
   constexpr uint64_t kTileState = uint64_t{3} << 17;
   if (!has_avx512_bf16() || !saves(kTileState)) return false;
-  if (!bits(cpuid(7, 0).edx, {22, 24})) return false;  // AMX-BF16, AMX-TILE
+  if (!bits(cpuid(7, 0).edx, {22, 24, 25})) return false;  // AMX-BF16, AMX-TILE, AMX-INT8
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }

@@ -35,7 +35,10 @@ void avx512_few_tokens(const LinearArguments&);      // m <= kAvx512FewTokens
 void avx512_several_tokens(const LinearArguments&);  // m <= kAvx512SeveralTokens
 void avx512_many_tokens(const LinearArguments&);     // any m
 
-// As above: W8A16 for m <= 2, and W8A8.
+void amx_int8_few_tokens(const LinearArguments&);   // m <= 16, W8A16
+void amx_int8_many_tokens(const LinearArguments&);  // any m, W8A8
+
+// As those of bfloat16: W8A16 for m <= 2, and W8A8.
 void avx512_int8_few_tokens(const LinearArguments&);
 void avx512_int8_several_tokens(const LinearArguments&);
 void avx512_int8_many_tokens(const LinearArguments&);

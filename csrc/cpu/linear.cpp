@@ -8,10 +8,11 @@
 namespace permllm::cpu {
 namespace {
 
-constexpr int64_t kTokenBlock = 256;   // gathered at a time, so that the copy stays in the cache
-constexpr int64_t kAmxFewTokens = 32;  // from here on expanding once for many tokens wins
-constexpr int64_t kAvx512Apart = 12;   // tokens that take less time than 16, the weight read again
-constexpr int64_t kAvx512Lanes = 16;   // tokens per vector of the many-token kernel
+constexpr int64_t kTokenBlock = 256;     // gathered at a time, so that the copy stays in the cache
+constexpr int64_t kAmxSplitTokens = 16;  // int8: W8A16 up to here costs no more than W8A8
+constexpr int64_t kAmxFewTokens = 32;    // from here on expanding once for many tokens wins
+constexpr int64_t kAvx512Apart = 12;  // tokens that take less time than 16, the weight read again
+constexpr int64_t kAvx512Lanes = 16;  // tokens per vector of the many-token kernel
 
 using Kernel = void (*)(const LinearArguments&);
 
@@ -42,6 +43,10 @@ void avx512(const LinearArguments& a) {
 void amx(const LinearArguments& a) {
   a.m <= kAmxFewTokens ? amx_few_tokens(a) : amx_many_tokens(a);
 }
+
+void amx_int8(const LinearArguments& a) {
+  a.m <= kAmxSplitTokens ? amx_int8_few_tokens(a) : amx_int8_many_tokens(a);
+}
 #endif
 
 // What multiplies any number of tokens, or null where nothing does.
@@ -50,7 +55,7 @@ Kernel kernel(Isa isa, ValueType type) {
   switch (isa) {
     case Isa::kAmx:
 #if defined(PERMLLM_AMX)
-      return bfloat16 ? amx : nullptr;
+      return bfloat16 ? amx : amx_int8;
 #else
       return nullptr;
 #endif

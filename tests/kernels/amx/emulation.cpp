@@ -69,12 +69,13 @@ void set_threads(int64_t count, bool in_turn) {
 }
 
 void run(bool many, const bf16* x, int64_t x_stride, int64_t m, const void* packed, int64_t n,
-         int64_t k, const bf16* bias, bf16* y) {
-  const LinearArguments arguments{x, x_stride, m, packed, n, k, bias, y};
-  if (many) {
-    permllm::cpu::amx_many_tokens(arguments);
+         int64_t k, const bf16* bias, const float* scale, bf16* y) {
+  using namespace permllm::cpu;
+  const LinearArguments arguments{x, x_stride, m, packed, n, k, bias, y, scale};
+  if (scale == nullptr) {
+    many ? amx_many_tokens(arguments) : amx_few_tokens(arguments);
   } else {
-    permllm::cpu::amx_few_tokens(arguments);
+    many ? amx_int8_many_tokens(arguments) : amx_int8_few_tokens(arguments);
   }
 }
 
@@ -107,6 +108,21 @@ void multiply_add(float* c, const bf16* a, const bf16* b) {
   cpu::tile::load<cpu::kWeights0>(a, 64);
   cpu::tile::load<cpu::kTokens0>(b, 64);
   cpu::tile::multiply_add<cpu::kSum00, cpu::kWeights0, cpu::kTokens0>();
+  cpu::tile::store<cpu::kSum00>(c, 64);
+}
+
+// The same for int8 [16, 64] and bytes [16, 16, 4], into int32.
+void multiply_add_bytes(bool is_signed, int32_t* c, const void* a, const void* b) {
+  namespace cpu = permllm::cpu;
+  const TileSession session(16, 16);
+  cpu::tile::load<cpu::kSum00>(c, 64);
+  cpu::tile::load<cpu::kWeights0>(a, 64);
+  cpu::tile::load<cpu::kTokens0>(b, 64);
+  if (is_signed) {
+    cpu::tile::multiply_add_int8<cpu::kSum00, cpu::kWeights0, cpu::kTokens0>();
+  } else {
+    cpu::tile::multiply_add_uint8<cpu::kSum00, cpu::kWeights0, cpu::kTokens0>();
+  }
   cpu::tile::store<cpu::kSum00>(c, 64);
 }
 

@@ -1,6 +1,5 @@
 """The AMX kernels on an emulated tile unit, against exact sums in float64."""
 
-import ctypes
 import itertools
 import shutil
 import subprocess
@@ -10,191 +9,25 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-HERE = Path(__file__).parent
-CPU = HERE.parents[2] / "csrc" / "cpu"
-COMPILE = ["g++", "-std=c++20", "-O2", "-Wall", "-Wextra"]
-INSTRUCTION_SETS = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vbmi2"}
+from tests.kernels.amx.emulated import (
+    COMPILE,
+    CPU,
+    KERNELS,
+    NEEDS,
+    Emulation,
+    from_bf16,
+    half_masks,
+    pack,
+    run,
+    to_bf16,
+)
 
-BLOCK = np.dtype([("mask", "<u8", 16), ("values", "<u2", (16, 32))])
-TAIL_BYTES = 128
-PAGE = 4096
-NAN = 0x7FC0
-UNTOUCHED = 0x5A5A
+pytestmark = NEEDS
 
 OUTPUTS = [16, 24, 40, 272]
 INPUTS = [8, 64, 72, 200, 512, 1376]
 FEW_TOKENS = [1, 2, 4, 5, 8, 15, 16, 17, 31, 32]
 MANY_TOKENS = [*FEW_TOKENS, 33, 48, 64, 100, 300]
-
-
-def cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
-
-
-pytestmark = [
-    pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed"),
-    pytest.mark.skipif(
-        not cpu_flags() >= INSTRUCTION_SETS, reason="this CPU lacks AVX-512 with BF16 and VBMI2"
-    ),
-]
-
-
-class Emulation:
-    """The shared library of emulation.cpp."""
-
-    def __init__(self, path: Path) -> None:
-        self.library = ctypes.CDLL(str(path))
-        pointer, number = ctypes.c_void_p, ctypes.c_int64
-        self.library.set_threads.argtypes = [number, ctypes.c_bool]
-        self.library.run.argtypes = [
-            ctypes.c_bool, pointer, number, number, pointer, number, number, pointer, pointer,
-        ]  # fmt: skip
-        self.library.set_slow_page.argtypes = [pointer]
-        self.library.take_violation.restype = ctypes.c_char_p
-        self.library.take_multiply_adds.restype = number
-        self.library.multiply_add.argtypes = [pointer, pointer, pointer]
-        self.library.misuse.argtypes = [ctypes.c_char_p]
-        self.library.misuse.restype = ctypes.c_bool
-
-    def set_threads(self, count: int, in_turn: bool = False) -> None:
-        self.library.set_threads(count, in_turn)
-
-    def violation(self) -> str:
-        return (self.library.take_violation() or b"").decode()
-
-
-@pytest.fixture(scope="module")
-def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
-    path = tmp_path_factory.mktemp("amx") / "libemulation.so"
-    sources = [
-        HERE / "emulation.cpp", CPU / "amx_few.cpp", CPU / "amx_many.cpp", CPU / "scratch.cpp",
-    ]  # fmt: skip
-    options = ["-shared", "-fPIC", "-pthread", "-DPERMLLM_EMULATE_AMX", f"-I{CPU}", f"-I{HERE}"]
-    subprocess.run([*COMPILE, *options, *map(str, sources), "-o", str(path)], check=True)
-    return Emulation(path)
-
-
-LIBC = ctypes.CDLL(None)
-LIBC.mmap.restype = ctypes.c_void_p
-LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-LIBC.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-
-
-class GuardedMemory:
-    """Bytes that end where an unreadable page begins; reading on ends the process."""
-
-    def __init__(self, content: NDArray[np.uint8]) -> None:
-        readable = -(-content.size // PAGE) * PAGE
-        self.mapped = readable + PAGE
-        read_write, private_anonymous = 3, 0x22
-        base = LIBC.mmap(None, self.mapped, read_write, private_anonymous, -1, 0)
-        assert base not in (None, ctypes.c_void_p(-1).value)
-        assert LIBC.mprotect(base + readable, PAGE, 0) == 0
-        self.base = base
-        self.address = base + readable - content.size
-        ctypes.memmove(self.address, content.ctypes.data, content.size)
-
-    def __enter__(self) -> int:
-        return self.address
-
-    def __exit__(self, *_: object) -> None:
-        LIBC.munmap(self.base, self.mapped)
-
-
-def to_bf16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
-    """Bits, rounded to nearest even from float32."""
-    bits = values.astype(np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def from_bf16(bits: NDArray[np.uint16]) -> NDArray[np.float64]:
-    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-
-
-def half_masks(rng: np.random.Generator, rows: int, inputs: int) -> NDArray[np.bool_]:
-    """Masks that keep half of every 64 inputs, by 4, by 8, anywhere, or only at one end."""
-    masks = np.zeros((rows, inputs), bool)
-    for row in range(rows):
-        group = (4, 8, 64, None)[row % 4]
-        for first in range(0, inputs, 64):
-            block = masks[row, first : first + 64]
-            if group is None:
-                half = block.size // 2
-                block[:half] = row % 8 == 3
-                block[half:] = row % 8 != 3
-                continue
-            for start in range(0, block.size, group):
-                part = block[start : start + group]
-                part[rng.permutation(part.size)[: part.size // 2]] = True
-    return masks
-
-
-def pack(weight: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """layout.h for 16 rows, with masks of padding filled up in a way of this test's own."""
-    n, k = weight.shape
-    groups, blocks = -(-n // 16), -(-k // 64)
-    kept = np.zeros((groups * 16, blocks, 64), bool)
-    kept[:n].reshape(n, -1)[:, :k] = mask
-    dense = np.zeros(kept.shape, np.uint16)
-    dense[:n].reshape(n, -1)[:, :k] = np.where(mask, to_bf16(weight), 0)
-    for row, block in np.argwhere(kept.sum(-1) < 32):
-        padding = np.arange(64) if row >= n else np.arange(k - block * 64, 64)
-        kept[row, block, padding[: 32 - kept[row, block].sum()]] = True
-    positions = np.argsort(~kept, axis=-1, kind="stable")[..., :32]
-    values = np.take_along_axis(dense, positions, -1)
-    words = np.packbits(kept, axis=-1, bitorder="little").view("<u8")[..., 0]
-    packed = np.zeros((groups, blocks), BLOCK)
-    packed["mask"] = words.reshape(groups, 16, blocks).swapaxes(1, 2)
-    packed["values"] = values.reshape(groups, 16, blocks, 32).swapaxes(1, 2)
-    return np.concatenate([packed.reshape(-1).view(np.uint8), np.full(TAIL_BYTES, 0xFF, np.uint8)])
-
-
-def run(
-    emulation: Emulation,
-    kernel: str,
-    x: NDArray[np.float64],
-    packed: NDArray[np.uint8],
-    n: int,
-    bias: NDArray[np.float64] | None,
-    gap: int,
-    slow: bool = False,
-) -> NDArray[np.uint16]:
-    """Rows of x `gap` elements apart with NaN between them, everything in guarded memory.
-
-    With `slow`, the thread that first reads the first page of x is held up.
-    """
-    m, k = x.shape
-    rows = np.full((m, k + gap), NAN, np.uint16)
-    rows[:, :k] = to_bf16(x)
-    x_bits = rows.reshape(-1)[: m * (k + gap) - gap]
-    y = np.full(m * n + 128, UNTOUCHED, np.uint16)
-    y[64:-64] = NAN
-    bias_bits = np.zeros(0, np.uint16) if bias is None else to_bf16(bias)
-    with (
-        GuardedMemory(x_bits.view(np.uint8)) as x_address,
-        GuardedMemory(packed) as packed_address,
-        GuardedMemory(bias_bits.view(np.uint8)) as bias_address,
-    ):
-        if slow:
-            emulation.library.set_slow_page(x_address // PAGE * PAGE)
-        emulation.library.run(
-            kernel == "many", x_address, k + gap, m, packed_address, n, k,
-            None if bias is None else bias_address, y[64:].ctypes.data,
-        )  # fmt: skip
-        if slow:
-            emulation.library.set_slow_page(None)
-    assert emulation.violation() == ""
-    assert emulation.library.configured_units() == 0
-    tiles_of_weights = 2 * -(-n // 32) * 2 * -(-k // 64)
-    assert emulation.library.take_multiply_adds() == tiles_of_weights * -(-m // 16)
-    assert (y[:64] == UNTOUCHED).all()
-    assert (y[-64:] == UNTOUCHED).all()
-    return y[64:-64].reshape(m, n)
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +181,7 @@ def test_emulation_reports_misuse(emulation, misuse: str, rule: str) -> None:
 @pytest.mark.skipif(
     shutil.which("objdump") is None or shutil.which("nm") is None, reason="needs binutils"
 )
-@pytest.mark.parametrize("source", ["amx_few", "amx_many"])
+@pytest.mark.parametrize("source", KERNELS)
 def test_compiles_for_the_hardware_and_exports_only_the_kernel(tmp_path: Path, source: str) -> None:
     built = tmp_path / f"{source}.o"
     subprocess.run(
@@ -360,10 +193,13 @@ def test_compiles_for_the_hardware_and_exports_only_the_kernel(tmp_path: Path, s
         capture_output=True,
         text=True,
     ).stdout
-    for instruction in ("ldtilecfg", "tileloadd", "tdpbf16ps", "tilestored", "tilerelease"):
+    products = ("tdpbf16ps",)
+    if "int8" in source:
+        products = ("tdpbssd", "tdpbsud") if "few" in source else ("tdpbssd",)
+    for instruction in ("ldtilecfg", "tileloadd", *products, "tilestored", "tilerelease"):
         assert instruction in listing
     # C = 0, A = weights = 4, B = tokens = 6, as the assembler lists them: last to first.
-    assert "tdpbf16ps %tmm6,%tmm4,%tmm0" in listing
+    assert f"{products[0]} %tmm6,%tmm4,%tmm0" in listing
     # An inline function compiled here for AVX-512 could replace the plain copy of another file.
     symbols = subprocess.run(
         ["nm", "-C", "--defined-only", "--extern-only", str(built)],

@@ -1,7 +1,8 @@
 // The AMX tile unit in software, for CPUs that have none: what amx_tile.h includes under
-// PERMLLM_EMULATE_AMX. Same results as the hardware, bit by bit (the operation of TDPBF16PS in
-// Intel's instruction set reference), and it records what the hardware would fault on, and more: a
-// row stride smaller than a row, a tile unit that is set up twice or left set up.
+// PERMLLM_EMULATE_AMX. Same results as the hardware, bit by bit (the operations of TDPBF16PS,
+// TDPBSSD and TDPBSUD in Intel's instruction set reference), and it records what the hardware would
+// fault on, and more: a row stride smaller than a row, a tile unit that is set up twice or left set
+// up.
 #pragma once
 
 #include <xmmintrin.h>
@@ -132,21 +133,53 @@ __attribute__((noinline)) inline void sum_products(Tile& c, const Tile& a, const
   }
 }
 
-inline void multiply_add(int c, int a, int b) {
-  if (!check_tile(c) || !check_tile(a) || !check_tile(b)) return;
-  const Tile &tile_c = unit.tiles[c], &tile_a = unit.tiles[a], &tile_b = unit.tiles[b];
-  if (!check(c != a && c != b && a != b, "multiply-add of a tile with itself") ||
-      !check(tile_c.rows == tile_a.rows, "rows of C and A differ") ||
-      !check(tile_c.row_bytes == tile_b.row_bytes, "columns of C and B differ") ||
-      !check(tile_a.row_bytes == tile_b.rows * 4, "columns of A and rows of B differ") ||
-      !check(tile_a.row_bytes % 4 == 0 && tile_b.row_bytes % 4 == 0, "half a pair in a row")) {
-    return;
+// Sums of four products, modulo 2^32, which no sum of a valid call reaches.
+template <class ByteOfB>
+inline void sum_byte_products(Tile& c, const Tile& a, const Tile& b) {
+  const int quads = a.row_bytes / 4, columns = c.row_bytes / 4;
+  for (int row = 0; row < c.rows; ++row) {
+    for (int column = 0; column < columns; ++column) {
+      int32_t start;
+      std::memcpy(&start, c.data[row] + 4 * column, sizeof(start));
+      int64_t sum = start;
+      for (int quad = 0; quad < quads; ++quad) {
+        for (int byte = 0; byte < 4; ++byte) {
+          sum += static_cast<int8_t>(a.data[row][4 * quad + byte]) *
+                 static_cast<ByteOfB>(b.data[quad][4 * column + byte]);
+        }
+      }
+      check(sum == static_cast<int32_t>(sum), "sum of bytes leaves 32 bits");
+      start = static_cast<int32_t>(sum);
+      std::memcpy(c.data[row] + 4 * column, &start, sizeof(start));
+    }
   }
+}
+
+// Whether C += A B is allowed.
+inline bool check_product(int c, int a, int b) {
+  if (!check_tile(c) || !check_tile(a) || !check_tile(b)) return false;
+  const Tile &tile_c = unit.tiles[c], &tile_a = unit.tiles[a], &tile_b = unit.tiles[b];
+  return check(c != a && c != b && a != b, "multiply-add of a tile with itself") &&
+         check(tile_c.rows == tile_a.rows, "rows of C and A differ") &&
+         check(tile_c.row_bytes == tile_b.row_bytes, "columns of C and B differ") &&
+         check(tile_a.row_bytes == tile_b.rows * 4, "columns of A and rows of B differ") &&
+         check(tile_a.row_bytes % 4 == 0 && tile_b.row_bytes % 4 == 0, "half a pair in a row");
+}
+
+inline void multiply_add(int c, int a, int b) {
+  if (!check_product(c, a, b)) return;
   constexpr unsigned kExceptionsMasked = 0x1f80, kDenormalsAreZero = 0x8040;
   const unsigned controls = _mm_getcsr();
   _mm_setcsr(kExceptionsMasked | kDenormalsAreZero);  // rounding to nearest even
-  sum_products(unit.tiles[c], tile_a, tile_b);
+  sum_products(unit.tiles[c], unit.tiles[a], unit.tiles[b]);
   _mm_setcsr(controls);
+  ++multiply_adds;
+}
+
+template <class ByteOfB>
+inline void multiply_add_bytes(int c, int a, int b) {
+  if (!check_product(c, a, b)) return;
+  sum_byte_products<ByteOfB>(unit.tiles[c], unit.tiles[a], unit.tiles[b]);
   ++multiply_adds;
 }
 
@@ -178,6 +211,16 @@ inline void store(void* rows, int64_t stride) {
 template <int C, int A, int B>
 inline void multiply_add() {
   tile_emulation::multiply_add(C, A, B);
+}
+
+template <int C, int A, int B>
+inline void multiply_add_int8() {
+  tile_emulation::multiply_add_bytes<int8_t>(C, A, B);
+}
+
+template <int C, int A, int B>
+inline void multiply_add_uint8() {
+  tile_emulation::multiply_add_bytes<uint8_t>(C, A, B);
 }
 
 }  // namespace tile

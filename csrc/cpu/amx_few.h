@@ -1,0 +1,170 @@
+// AMX for few tokens: bound by the stream of weights from memory.
+//
+// The weights are the A operand, so an expanded row is a tile row and needs no shuffle. A worker
+// walks two row groups at once, which share the B tiles of the tokens. While it multiplies one
+// block, it expands the block after it into the other half of a buffer in the L1 cache and fetches
+// the one after that from memory, across the end of its row groups into the next ones.
+//
+// A template over the products, a class with the types Block and Tiles (a block, expanded),
+// kTokenTiles (tiles of 16 tokens, at most), and
+//   pack            64 inputs of up to 16 tokens to two B tiles
+//   multiply_block  of two row groups
+//   write           the sums of two row groups to y
+#pragma once
+
+#include "amx_queue.h"
+#include "kernels.h"
+#include "scratch.h"
+#include "threads.h"
+
+// Must follow the headers above.
+#include "amx_target.h"
+
+// Must follow amx_target.h.
+#include "amx_expand.h"
+#include "amx_pack.h"
+#include "amx_tile.h"
+
+namespace permllm::cpu {
+namespace {
+
+struct FewTokensTuning {
+  static constexpr int64_t prefetch_blocks = 1;  // fetched so many blocks before it is expanded
+  static constexpr int64_t pack_blocks = 16;     // blocks of x that a worker packs at a time
+};
+
+template <class Products>
+class FewTokens {
+ public:
+  FewTokens(const LinearArguments& arguments, const Products& products, int64_t workers,
+            char* packed_x)
+      : arguments_(arguments),
+        products_(products),
+        packed_x_(packed_x),
+        packs_(token_tiles_ * packs_per_tile_, workers),
+        pairs_(ceil_div(groups_, 2), workers) {}
+
+  void work(int64_t worker) {
+    pack(worker);
+    if (Products::kTokenTiles == 1 || token_tiles_ == 1) {
+      multiply<1>(worker);
+    } else {
+      multiply<Products::kTokenTiles>(worker);
+    }
+  }
+
+ private:
+  using Block = typename Products::Block;
+  using Tiles = typename Products::Tiles;
+
+  // Where a worker stands in the two row groups that it walks together; where only one is left, it
+  // is both of them.
+  struct Pair {
+    const Block* blocks0;
+    const Block* blocks1;
+    int64_t first_row;
+
+    bool none() const { return blocks0 == nullptr; }
+    Pair after(int64_t blocks) const { return {blocks0 + blocks, blocks1 + blocks, first_row}; }
+  };
+
+  int64_t tokens(int64_t tile) const {
+    return smaller(arguments_.m - tile * kTileColumns, kTileColumns);
+  }
+  int columns(int64_t tile) const { return tile_columns(tokens(tile)); }
+  char* packed_tile(int64_t tile) const {
+    return packed_x_ + tile * input_blocks_ * block_bytes(kTileColumns);
+  }
+
+  void pack(int64_t worker) {
+    for (int64_t item; (item = packs_.claim(worker)) >= 0; packs_.finish()) {
+      const int64_t tile = item / packs_per_tile_;
+      const int64_t begin = item % packs_per_tile_ * FewTokensTuning::pack_blocks;
+      const int64_t end = smaller(begin + FewTokensTuning::pack_blocks, input_blocks_);
+      for (int64_t block = begin; block < end; ++block) {
+        products_.pack(tile * kTileColumns, tokens(tile), block * kBlockInputs, columns(tile),
+                       packed_tile(tile) + block * block_bytes(columns(tile)));
+      }
+    }
+    packs_.wait();
+  }
+
+  Pair claim_pair(int64_t worker) {
+    const int64_t item = pairs_.claim(worker);
+    if (item < 0) return {nullptr, nullptr, 0};
+    const int64_t group = item * 2;
+    const auto* blocks = static_cast<const Block*>(arguments_.packed) + group * input_blocks_;
+    return {blocks, group + 1 < groups_ ? blocks + input_blocks_ : blocks, group * kAmxRows};
+  }
+
+  template <int TokenTiles>
+  void multiply(int64_t worker) {
+    constexpr int64_t kAhead = 1 + FewTokensTuning::prefetch_blocks;
+    Pair pair = claim_pair(worker);
+    if (pair.none()) return;
+    const int64_t input_blocks = input_blocks_;
+    const int64_t claim_at = larger(input_blocks - kAhead, 0);
+    const int columns0 = columns(0), columns1 = columns(TokenTiles - 1);
+    const TileSession session(columns0, columns1);
+    Tiles buffers[2][2];  // [multiplied, expanded][row group]
+    Tiles *multiplied = buffers[0], *expanded = buffers[1];
+    expand(*pair.blocks0, multiplied[0]);
+    expand(*pair.blocks1, multiplied[1]);
+    while (!pair.none()) {
+      zero_sums();
+      Pair next{}, source = pair.after(1), fetched = pair.after(kAhead);
+      const char* x0 = packed_tile(0);
+      const char* x1 = packed_tile(TokenTiles - 1);
+      for (int64_t block = 0; block < input_blocks; ++block) {
+        if (block == claim_at) {
+          next = claim_pair(worker);
+          if (!next.none()) fetched = next;
+        }
+        if (block + 1 == input_blocks) source = next;
+        if (!source.none()) {
+          expand(*source.blocks0, expanded[0], fetched.blocks0);
+          expand(*source.blocks1, expanded[1], fetched.blocks1);
+        }
+        Products::template multiply_block<TokenTiles>(multiplied, x0, x1, columns0, columns1);
+        x0 += block_bytes(columns0);
+        x1 += block_bytes(columns1);
+        source = source.after(1);
+        fetched = fetched.after(1);
+        Tiles* reused = multiplied;
+        multiplied = expanded;
+        expanded = reused;
+      }
+      products_.template write<TokenTiles>(pair.first_row);
+      pair = next;
+    }
+  }
+
+  // Of the two B tiles of one block.
+  static constexpr int64_t block_bytes(int columns) { return 2 * tile_bytes(columns); }
+
+  const LinearArguments& arguments_;
+  const Products& products_;
+  char* const packed_x_;  // [token tile][block][B tile]
+  const int64_t input_blocks_ = ceil_div(arguments_.k, kBlockInputs);
+  const int64_t groups_ = ceil_div(arguments_.n, kAmxRows);
+  const int64_t token_tiles_ = ceil_div(arguments_.m, kTileColumns);
+  const int64_t packs_per_tile_ = ceil_div(input_blocks_, FewTokensTuning::pack_blocks);
+  WorkQueue packs_;
+  WorkQueue pairs_;
+};
+
+template <class Products>
+void multiply_few_tokens(const LinearArguments& arguments, const Products& products) {
+  const int64_t pairs = ceil_div(ceil_div(arguments.n, kAmxRows), 2);
+  const int64_t workers = smaller(thread_count(), pairs);
+  const int64_t packed = ceil_div(arguments.m, kTileColumns) * ceil_div(arguments.k, kBlockInputs) *
+                         2 * tile_bytes(kTileColumns);
+  FewTokens<Products> few(arguments, products, workers,
+                          static_cast<char*>(thread_scratch(Scratch::kActivations, packed)));
+  parallel_for(workers, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) few.work(worker);
+  });
+}
+
+}  // namespace
+}  // namespace permllm::cpu

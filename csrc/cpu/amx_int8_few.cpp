@@ -1,0 +1,67 @@
+// AMX, int8 values, at most 16 tokens: W8A16.
+//
+// x is a 16-bit integer, 256 times its signed upper byte plus its unsigned lower byte. The bytes
+// are a B tile each, and take the place of two token tiles: the second product reads nothing from
+// memory, and the values are never converted.
+#include "amx_few.h"
+#include "amx_quantize.h"
+
+namespace permllm::cpu {
+namespace {
+
+struct Int8SplitProducts {
+  using Block = AmxInt8Block;
+  using Tiles = Int8WeightTile;
+  static constexpr int kTokenTiles = 1;
+
+  QuantizedTokens<32767> x;
+
+  void pack(int64_t token, int64_t tokens, int64_t input, int columns, char* tiles) const {
+    __m512i upper[16], lower[16];
+    for (int64_t t = 0; t < 16; ++t) {
+      upper[t] = lower[t] = _mm512_setzero_si512();
+      if (t >= tokens) continue;
+      __m512i integers[4];
+      x.quantize(token + t, input, integers);
+      upper[t] = to_bytes(integers, 8);
+      lower[t] = to_bytes(integers, 0);
+    }
+    store_tile(upper, columns, tiles);
+    store_tile(lower, columns, tiles + tile_bytes(columns));
+  }
+
+  template <int TokenTiles>
+  static inline void multiply_block(const Int8WeightTile* weights, const char* bytes, const char*,
+                                    int columns, int) {
+    const int64_t stride = columns * kPairBytes;
+    tile::load<kTokens0>(bytes, stride);
+    tile::load<kWeights0>(weights[0].rows, kTileRowBytes);
+    tile::multiply_add_int8<kSum00, kWeights0, kTokens0>();
+    tile::load<kWeights1>(weights[1].rows, kTileRowBytes);
+    tile::multiply_add_int8<kSum10, kWeights1, kTokens0>();
+    tile::load<kTokens1>(bytes + tile_bytes(columns), stride);
+    tile::multiply_add_uint8<kSum01, kWeights0, kTokens1>();
+    tile::multiply_add_uint8<kSum11, kWeights1, kTokens1>();
+  }
+
+  template <int TokenTiles>
+  void write(int64_t row) const {
+    SumTile sums[2][2];  // [row group][upper, lower bytes]
+    tile::store<kSum00>(sums[0][0].rows, kTileRowBytes);
+    tile::store<kSum01>(sums[0][1].rows, kTileRowBytes);
+    tile::store<kSum10>(sums[1][0].rows, kTileRowBytes);
+    tile::store<kSum11>(sums[1][1].rows, kTileRowBytes);
+    x.write(row, 0, [&](int tile, int r) {
+      return _mm512_fmadd_ps(to_float(sums[tile][0].rows[r]), _mm512_set1_ps(256.0f),
+                             to_float(sums[tile][1].rows[r]));
+    });
+  }
+};
+
+}  // namespace
+
+void amx_int8_few_tokens(const LinearArguments& a) {
+  multiply_few_tokens(a, Int8SplitProducts{QuantizedTokens<32767>(a)});
+}
+
+}  // namespace permllm::cpu

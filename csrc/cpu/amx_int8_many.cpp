@@ -1,0 +1,46 @@
+// AMX, int8 values, any number of tokens: W8A8. A block of 64 inputs is one tile.
+#include "amx_many.h"
+#include "amx_quantize.h"
+
+namespace permllm::cpu {
+namespace {
+
+struct Int8Products {
+  using Block = AmxInt8Block;
+  using Tiles = Int8WeightTile;
+  static constexpr int kParts = 1;
+
+  explicit Int8Products(const LinearArguments& arguments) : x(arguments) {}
+
+  void pack(int64_t token, int64_t tokens, int64_t input, int columns, char* tile) const {
+    __m512i bytes[16];
+    for (int64_t t = 0; t < 16; ++t) {
+      bytes[t] = _mm512_setzero_si512();
+      if (t >= tokens) continue;
+      __m512i integers[4];
+      x.quantize(token + t, input, integers);
+      bytes[t] = to_bytes(integers, 0);
+    }
+    store_tile(bytes, columns, tile);
+  }
+
+  static const void* part(const Int8WeightTile& weights, int) { return weights.rows; }
+
+  template <int C, int A, int B>
+  static void multiply_add() {
+    tile::multiply_add_int8<C, A, B>();
+  }
+
+  void write(const SumTile& sums0, const SumTile& sums1, int64_t row, int64_t token) const {
+    x.write(row, token,
+            [&](int tile, int r) { return to_float(tile == 0 ? sums0.rows[r] : sums1.rows[r]); });
+  }
+
+  QuantizedTokens<127> x;
+};
+
+}  // namespace
+
+void amx_int8_many_tokens(const LinearArguments& a) { multiply_many_tokens<Int8Products>(a); }
+
+}  // namespace permllm::cpu

@@ -1,0 +1,107 @@
+// Activations as integers for the AMX kernels of int8 values. Include after amx_pack.h.
+//
+// One scale per token: x is close to quantized * scale, and the largest magnitude of the token
+// becomes the largest integer. The tile unit multiplies signed weights with signed or unsigned
+// bytes, so nothing is shifted.
+#pragma once
+
+#include <immintrin.h>
+
+#include "amx_expand.h"
+#include "amx_pack.h"
+#include "kernels.h"
+#include "scratch.h"
+
+namespace permllm::cpu {
+namespace {
+
+// Below it a token counts as zero: its inverse scale would leave float32.
+constexpr float kSmallestMagnitude = 0x1p-100f;
+
+// The scales of all tokens of a call. Largest is 127 for 8 bits, 32767 for 16.
+template <int Largest>
+class QuantizedTokens {
+ public:
+  explicit QuantizedTokens(const LinearArguments& a)
+      : a_(a),
+        scales_(
+            static_cast<float*>(thread_scratch(Scratch::kTokenScales, size() * 2 * sizeof(float)))),
+        inverses_(scales_ + size()) {
+    for (int64_t token = 0; token < size(); ++token) {
+      const float largest = token < a.m ? largest_magnitude(a.x + token * a.x_stride, a.k) : 0.0f;
+      scales_[token] = largest / Largest;
+      inverses_[token] = largest < kSmallestMagnitude ? 0.0f : Largest / largest;
+    }
+  }
+
+  // 64 inputs of a token from `input` on as 32-bit integers, 16 to a vector; zeros past k. What
+  // they are for a NaN or an infinity, whose scale is no number either, does not matter.
+  void quantize(int64_t token, int64_t input, __m512i (&integers)[4]) const {
+    const bf16* x = a_.x + token * a_.x_stride + input;
+    const __m512 inverse = _mm512_set1_ps(inverses_[token]);
+#pragma GCC unroll 4
+    for (int part = 0; part < 4; ++part) {
+      const auto valid = static_cast<__mmask16>(first_lanes(a_.k - input - part * 16));
+      const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(valid, x + part * 16));
+      const __m512 values = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+      integers[part] = _mm512_cvtps_epi32(_mm512_mul_ps(values, inverse));
+    }
+  }
+
+  // Two C tiles of int32 sums, of `row` and 16 rows further on, to y. `convert(tile, r)` gives a
+  // row of them as float32.
+  template <class Convert>
+  void write(int64_t row, int64_t token, Convert convert) const {
+    SumTile sums[2];
+    const __m512 scales = _mm512_loadu_ps(scales_ + token);
+    for (int tile = 0; tile < 2; ++tile) {
+      for (int r = 0; r < kAmxRows; ++r) {
+        const int64_t output = row + tile * kAmxRows + r;
+        const __m512 scale = _mm512_set1_ps(output < a_.n ? a_.scale[output] : 0.0f);
+        _mm512_store_ps(sums[tile].rows[r],
+                        _mm512_mul_ps(_mm512_mul_ps(convert(tile, r), scale), scales));
+      }
+    }
+    const OutputColumns out(a_.y, a_.n, row, a_.bias);
+    store_outputs(sums[0], sums[1], token, smaller(a_.m - token, kTileColumns), out);
+  }
+
+ private:
+  int64_t size() const { return ceil_div(a_.m, kTileColumns) * kTileColumns; }
+
+  // An infinity or NaN if there is one. Bits of magnitudes are ordered as integers.
+  static float largest_magnitude(const bf16* x, int64_t k) {
+    __m512i largest = _mm512_setzero_si512();
+    for (int64_t i = 0; i < k; i += 32) {
+      const __m512i bits = _mm512_maskz_loadu_epi16(first_lanes(k - i), x + i);
+      largest = _mm512_max_epu16(largest, _mm512_and_si512(bits, _mm512_set1_epi16(0x7fff)));
+    }
+    const __m512i low = _mm512_and_si512(largest, _mm512_set1_epi32(0xffff));
+    const __m512i high = _mm512_srli_epi32(largest, 16);
+    const uint32_t bits = _mm512_reduce_max_epu32(_mm512_max_epu32(low, high)) << 16;
+    float magnitude;
+    __builtin_memcpy(&magnitude, &bits, sizeof(magnitude));
+    return magnitude;
+  }
+
+  const LinearArguments& a_;
+  float* const scales_;
+  float* const inverses_;
+};
+
+// 64 integers as bytes, in order: bits first..first+7 of each.
+inline __m512i to_bytes(const __m512i (&integers)[4], int first) {
+  __m512i bytes = _mm512_setzero_si512();
+  bytes = _mm512_inserti32x4(bytes, _mm512_cvtepi32_epi8(_mm512_srli_epi32(integers[0], first)), 0);
+  bytes = _mm512_inserti32x4(bytes, _mm512_cvtepi32_epi8(_mm512_srli_epi32(integers[1], first)), 1);
+  bytes = _mm512_inserti32x4(bytes, _mm512_cvtepi32_epi8(_mm512_srli_epi32(integers[2], first)), 2);
+  return _mm512_inserti32x4(bytes, _mm512_cvtepi32_epi8(_mm512_srli_epi32(integers[3], first)), 3);
+}
+
+// A row of int32 sums as float32.
+inline __m512 to_float(const float (&sums)[kTileColumns]) {
+  return _mm512_cvtepi32_ps(_mm512_load_si512(sums));
+}
+
+}  // namespace
+}  // namespace permllm::cpu
