@@ -79,7 +79,7 @@ def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> Prun
     streamed = StreamedModel(prepared.source, family, prepared.dtype, prepared.device)
     reconstruct = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].layer
     calibration = held_out = None
-    if windows is not None and _reads_activations(recipe):
+    if windows is not None and reads_activations(recipe):
         calibration = Flow.into(streamed, windows.calibration)
     if windows is not None and len(windows.held_out):
         held_out = Flow.into(streamed, windows.held_out)
@@ -145,7 +145,8 @@ def _prune_layer(
     return finish_layer(work, reconstruct)
 
 
-def _reads_activations(recipe: Recipe) -> bool:
+def reads_activations(recipe: Recipe) -> bool:
+    """Whether calibration text runs through the decoder layers."""
     method = recipe.parsed_method()
     return (
         IMPORTANCES[method.importance].needs_activations

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from permllm_offline.commands.tables import plan_table, report_table, show
+from permllm_offline.forecast import forecast
 from permllm_offline.hub import check_push, push
 from permllm_offline.methods import METHODS
 from permllm_offline.pipeline import prepare_checkpoint, prune
@@ -114,7 +115,7 @@ def run(options: argparse.Namespace) -> None:
         check_push(options.push_to_hub)
     if options.dry_run:
         prepared = prepare_checkpoint(recipe, options.output, force=options.force)
-        show(plan_table(recipe, prepared.plan))
+        show(plan_table(recipe, prepared.plan, forecast(recipe, prepared)))
         return
     show(report_table(prune(recipe, options.output, force=options.force, resume=options.resume)))
     if options.push_to_hub is not None:

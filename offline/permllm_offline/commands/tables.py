@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from permllm_offline.forecast import Forecast
 from permllm_offline.inspection import Inspection
 from permllm_offline.plan import Plan
 from permllm_offline.recipe import Recipe
@@ -20,7 +21,7 @@ def show(*parts: RenderableType) -> None:
     Console(width=max(width, MINIMUM_WIDTH)).print(*parts)
 
 
-def plan_table(recipe: Recipe, plan: Plan) -> Group:
+def plan_table(recipe: Recipe, plan: Plan, expected: Forecast) -> Group:
     """Show what a prune would do."""
     table = Table(title=f"{recipe.method}, {recipe.pattern}: nothing written (--dry-run)")
     for column in ("layer", "shape", "permutation", "dense bytes", "sparse bytes"):
@@ -37,7 +38,18 @@ def plan_table(recipe: Recipe, plan: Plan) -> Group:
             f"{linear.sparse_bytes:,}",
         )
     total = f"output: about {plan.total_bytes / 1e6:,.1f} MB of tensors, dense ones included"
-    return Group(table, total)
+    cost = (
+        f"about {_duration(expected.seconds)}: {_duration(max(expected.layer_seconds))} for each "
+        f"decoder layer and {_duration(expected.learning_seconds)} of learning; peak memory about "
+        f"{expected.peak_bytes / 1e9:,.2f} GB (estimates from one product timed on this machine)"
+    )
+    return Group(table, total, cost)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def report_table(report: Report) -> Table:
