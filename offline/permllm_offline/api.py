@@ -52,6 +52,8 @@ def prune(
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = _DEFAULT["dtype"],
     values: Literal["auto", "int8"] = _DEFAULT["values"],
     learning: Mapping[str, Any] | None = None,
+    distillation: Mapping[str, Any] | None = None,
+    effort: Literal["low", "default", "high"] = "default",
     force: bool = False,
     resume: bool = False,
 ) -> Report:
@@ -74,6 +76,8 @@ def prune(
         dtype: of the weights; ``auto`` is the model's own.
         values: ``int8`` stores kept weights with a scale per output row.
         learning: constants of the learned permutation, fields of ``recipe.LearningRecipe``.
+        distillation: constants of the distillation, fields of ``recipe.DistillationRecipe``.
+        effort: calibration text and steps of a method that distils, where not given otherwise.
         force: replace a non-empty output folder.
         resume: go on from the finished steps of a run that was cut off.
 
@@ -99,8 +103,9 @@ def prune(
         "dtype": dtype,
         "values": values,
         "learning": learning,
+        "distillation": distillation,
     }
-    recipe = make_recipe({name: value for name, value in entries.items() if value is not None})
+    recipe = make_recipe(entries, effort)
     return pipeline.prune(recipe, Path(output), force=force, resume=resume)
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from permllm_offline.activations import last_hidden_state
 from permllm_offline.calibrated import Calibrated, Permutations
@@ -117,19 +114,6 @@ class LearnedModel:
             for slots in self._slots
         ]
 
-    @contextmanager
-    def checkpointed(self) -> Iterator[None]:
-        """Keep no activations inside a decoder layer; compute them again in the backward pass."""
-        layers = decoder_layers(self.model, self._family.layers)
-        originals: list[Callable[..., Any]] = [layer.forward for layer in layers]
-        try:
-            for layer, forward in zip(layers, originals, strict=True):
-                layer.forward = partial(checkpoint, forward, use_reentrant=False)
-            yield
-        finally:
-            for layer in layers:
-                del layer.forward
-
     def _all_slots(self) -> Iterator[_Slot]:
         for slots in self._slots:
             yield from slots
@@ -143,15 +127,3 @@ def learned_model(calibrated: Calibrated) -> Iterator[LearnedModel]:
         yield learned
     finally:
         learned.restore()
-
-
-def activation_bytes(calibrated: Calibrated, windows: int) -> int:
-    """Estimate what a backward pass keeps of the forward pass, without checkpointing.
-
-    Each pruned linear keeps its input, and what lies between two linears about as much again.
-    """
-    tokens = windows * calibrated.recipe.sequence_length
-    channels = sum(
-        linear.layout.in_features + linear.out_features for linear in calibrated.plan.linears
-    )
-    return 2 * channels * tokens * calibrated.model.dtype.itemsize

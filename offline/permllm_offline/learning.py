@@ -7,7 +7,6 @@ straight-through gradient of the cosine distance to the dense model's last hidde
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 
 import torch
@@ -17,12 +16,12 @@ from tqdm import tqdm
 
 from permllm_offline.calibrated import Calibrated, LearningCurve, Permutations
 from permllm_offline.errors import OfflineError
-from permllm_offline.learned_model import LearnedModel, activation_bytes, learned_model
+from permllm_offline.learned_model import LearnedModel, learned_model
+from permllm_offline.modules import decoder_layers
 from permllm_offline.recipe import LearningRecipe
+from permllm_offline.recomputation import activations_are_large, recomputed
+from permllm_offline.schedules import shuffled_batches
 from permllm_offline.sinkhorn import harden, sinkhorn
-
-CHECKPOINT_ABOVE_BYTES = 8 << 30
-"""Activations of one backward pass above which decoder layers are checkpointed."""
 
 BETAS = (0.9, 0.95)
 """Of AdamW: with tens of steps the second moment has no time for a longer memory."""
@@ -51,9 +50,10 @@ def learn_permutations(
             f"{constants.windows_per_step} and {held_out} are held out to choose the best step. "
             "Raise --num-samples."
         )
-    large = activation_bytes(calibrated, constants.windows_at_once) > CHECKPOINT_ABOVE_BYTES
+    layers = decoder_layers(calibrated.model, calibrated.plan.family.layers)
+    large = activations_are_large(calibrated, constants.windows_at_once)
     with learned_model(calibrated) as learned:
-        with learned.checkpointed() if large else nullcontext():
+        with recomputed(layers) if large else nullcontext():
             order, curve = _optimise(
                 learned,
                 constants,
@@ -80,7 +80,7 @@ def _optimise(
         betas=BETAS,
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, constants.steps)
-    batches = _batches(len(training[0]), constants.windows_per_step, seed)
+    batches = shuffled_batches(len(training[0]), constants.windows_per_step, seed)
     best, best_loss = learned.initial, _validate(learned, learned.initial, validation)
     curve: LearningCurve = [{"step": 0, "validation_loss": best_loss}]
     progress = tqdm(range(1, constants.steps + 1), desc="learning", unit="step")
@@ -130,13 +130,6 @@ def temperature(constants: LearningRecipe, step: int) -> float:
     return constants.temperature_start + done * (
         constants.temperature_end - constants.temperature_start
     )
-
-
-def _batches(count: int, size: int, seed: int) -> Iterator[Tensor]:
-    """Shuffle all windows again whenever too few are left for a batch."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield from torch.randperm(count, generator=generator)[: count // size * size].split(size)
 
 
 @torch.no_grad()

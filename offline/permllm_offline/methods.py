@@ -27,6 +27,8 @@ _PERMUTED = {
     "only, no checkpoint",
 }
 
+BEST = "permllm-best"
+
 METHODS: Mapping[str, Method] = {
     "magnitude": Method("magnitude", "none", "none", "keep the largest weights, no data needed"),
     **{name: Method(name, "none", "none", f"keep by {text}") for name, text in _SCORES.items()},
@@ -44,6 +46,12 @@ METHODS: Mapping[str, Method] = {
         )
         for score in _SCORES
     },
+    BEST: Method(
+        "wanda",
+        "cp",
+        "distillation",
+        "the best we know: wanda+cp, then all kept weights distilled from the dense model",
+    ),
 }
 
 

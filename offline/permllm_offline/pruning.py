@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +29,8 @@ from permllm_offline.preparation import Prepared
 from permllm_offline.recipe import Recipe
 from permllm_offline.reconstructions import RECONSTRUCTIONS
 from permllm_offline.report import Report
-from permllm_offline.steps import Work
+from permllm_offline.sampled_text import sample_text
+from permllm_offline.steps import Step, Work
 from permllm_vllm.checkpoint.pattern import Pattern
 
 
@@ -88,6 +89,8 @@ def _calibrate(recipe: Recipe, prepared: Prepared, model: Any, work: Work) -> Ca
         or RECONSTRUCTIONS[method.reconstruction].needs_hidden_states
     )
     windows = None if prepared.windows is None else prepared.windows.calibration
+    if windows is not None and RECONSTRUCTIONS[method.reconstruction].model is not None:
+        windows = _with_own_text(recipe, model, windows, work)
     statistics = None
     needs_norms = importance.needs_activations or recipe.values == "int8"
     if windows is not None and (needs_norms or hidden_states):
@@ -116,6 +119,20 @@ def _calibrate(recipe: Recipe, prepared: Prepared, model: Any, work: Work) -> Ca
         ],
         work=work,
     )
+
+
+def _with_own_text(recipe: Recipe, model: Any, windows: Tensor, work: Work) -> Tensor:
+    """Mix windows that the dense model writes itself into those of the data set."""
+    count = recipe.distillation.self_windows
+    if count == 0:
+        return windows
+
+    def sample() -> Step:
+        return Step({"windows": sample_text(model, count, recipe.sequence_length, recipe.seed)})
+
+    mixed = torch.cat([windows, work.step("own-text", sample).tensors["windows"]])
+    generator = torch.Generator().manual_seed(recipe.seed)
+    return mixed[torch.randperm(len(mixed), generator=generator)]
 
 
 def _decide(calibrated: Calibrated) -> tuple[list[LayerDecision], LearningCurve]:
@@ -159,7 +176,11 @@ def _prune_weights(
     errors: list[LayerError] = []
     curve: LearningCurve = []
     if reconstruction.layer is not None:
-        decisions, errors = reconstruct_layers(calibrated, decisions, reconstruction.layer)
+        read = calibrated
+        if reconstruction.model is not None and calibrated.windows is not None:
+            count = calibrated.recipe.distillation.layer_windows
+            read = replace(calibrated, windows=calibrated.windows[:count])
+        decisions, errors = reconstruct_layers(read, decisions, reconstruction.layer)
     for layer, decision in zip(layers, decisions, strict=True):
         apply_masks(layer, decision)
     if reconstruction.model is not None:

@@ -40,6 +40,26 @@ class LearningRecipe(BaseModel):
     validation_interval: int = Field(default=10, ge=1)
 
 
+class DistillationRecipe(BaseModel):
+    """Constants of the distillation of kept weights; see also ``EFFORTS``.
+
+    ``self_windows`` windows that the dense model writes itself join those of the data set, so that
+    the pruned model stays close to it on other text too. Layer-wise updates before the
+    distillation, where there are any, read ``layer_windows`` of all.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(default=450, ge=1)
+    windows_per_step: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=3e-4, gt=0)
+    warmup_share: float = Field(default=0.05, ge=0, le=1)
+    self_windows: int = Field(default=64, ge=0)
+    layer_windows: int = Field(default=64, ge=1)
+    validation_windows: int = Field(default=4, ge=1)
+    validation_interval: int = Field(default=50, ge=1)
+
+
 class Recipe(BaseModel):
     """Every choice of one ``prune`` run."""
 
@@ -62,6 +82,7 @@ class Recipe(BaseModel):
     values: Literal["auto", "int8"] = "auto"
     """Dtype of the kept weights in the checkpoint; ``auto``: that of the model."""
     learning: LearningRecipe = LearningRecipe()
+    distillation: DistillationRecipe = DistillationRecipe()
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -120,19 +141,42 @@ def overridden(entries: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[s
     return result
 
 
-def make_recipe(entries: dict[str, Any]) -> Recipe:
+EFFORTS: Mapping[str, Mapping[str, Any]] = {
+    "low": {"num_samples": 96, "distillation": {"steps": 150, "self_windows": 32}},
+    "default": {"num_samples": 256, "distillation": {"steps": 450, "self_windows": 64}},
+    "high": {"num_samples": 1024, "distillation": {"steps": 2400, "self_windows": 256}},
+}
+"""What each effort gives a recipe that distils, wherever the user gives nothing."""
+
+
+def _method(entries: Mapping[str, Any]) -> str:
+    return str(entries.get("method", Recipe.model_fields["method"].default))
+
+
+def make_recipe(entries: Mapping[str, Any], effort: str = "default") -> Recipe:
     """Build a recipe from user input.
 
+    Args:
+        entries: of the recipe; None stands for the default.
+        effort: key of ``EFFORTS``; matters to methods that distil.
+
     Raises:
-        OfflineError: unknown method, pattern or block size, or a number out of range.
+        OfflineError: unknown method, pattern, block size or effort, or a number out of range.
     """
+    entries = {name: value for name, value in entries.items() if value is not None}
+    kind = entries.get("reconstruction") or parse_method(_method(entries)).reconstruction
+    if effort not in EFFORTS:
+        raise OfflineError(f"effort {effort!r} is not known: give one of {', '.join(EFFORTS)}.")
+    if "distillation" in kind:
+        constants = EFFORTS[effort]
+        distillation = constants["distillation"] | entries.get("distillation", {})
+        entries = {**constants, **entries, "distillation": distillation}
     try:
         recipe = Recipe.model_validate(entries)
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][-1]).replace("_", "-")
         raise OfflineError(f"{option} {first['input']!r}: {first['msg']}.") from error
-    parse_method(recipe.method)
     try:
         recipe.parsed_pattern()
     except ValueError as error:

@@ -11,7 +11,7 @@ from permllm_offline.forecast import forecast
 from permllm_offline.hub import check_push, push
 from permllm_offline.methods import METHODS
 from permllm_offline.pipeline import prepare_checkpoint, prune
-from permllm_offline.recipe import Recipe, make_recipe, overridden, read_recipe
+from permllm_offline.recipe import EFFORTS, Recipe, make_recipe, overridden, read_recipe
 from permllm_offline.reconstructions import RECONSTRUCTIONS
 from permllm_offline.texts import NAMED
 from permllm_vllm.checkpoint.pattern import SUPPORTED
@@ -69,7 +69,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         f"each of some random documents, as the paper does (default {default['sampling'].default})",
     )
     for name, text in (
-        ("num_samples", "calibration windows"),
         ("sequence_length", "tokens per window"),
         ("seed", "of sampling and learning"),
         ("block_size", "channels per permutation block: 32, 64 or 128"),
@@ -80,6 +79,23 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
             metavar="N",
             help=f"{text} (default {default[name].default})",
         )
+    parser.add_argument(
+        "--num-samples",
+        type=int,
+        metavar="N",
+        help=f"calibration windows (default {default['num_samples'].default}; with a method that "
+        "distils, what the effort says)",
+    )
+    parser.add_argument(
+        "--effort",
+        default="default",
+        metavar="|".join(EFFORTS),
+        help="how much calibration text and how many steps a method that distils takes: "
+        + "; ".join(
+            f"{name}: {entries['num_samples']} windows, {entries['distillation']['steps']} steps"
+            for name, entries in EFFORTS.items()
+        ),
+    )
     parser.add_argument("--steps", type=int, metavar="N", help="learning steps")
     parser.add_argument("--device", help=f"torch device (default {default['device'].default})")
     parser.add_argument("--dtype", help="auto (the model's own), bfloat16, float16 or float32")
@@ -110,7 +126,7 @@ def run(options: argparse.Namespace) -> None:
     if options.steps is not None:
         changes["learning"] = {"steps": options.steps}
     given = {} if options.recipe is None else read_recipe(options.recipe)
-    recipe = make_recipe(overridden(given, changes))
+    recipe = make_recipe(overridden(given, changes), options.effort)
     if options.push_to_hub is not None:
         check_push(options.push_to_hub)
     if options.dry_run:

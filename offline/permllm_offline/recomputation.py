@@ -1,0 +1,46 @@
+"""Trade time for memory in a backward pass: compute activations again instead of keeping them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from permllm_offline.calibrated import Calibrated
+
+RECOMPUTE_ABOVE_BYTES = 8 << 30
+"""Activations of one backward pass above which those inside decoder layers are not kept."""
+
+
+@contextmanager
+def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Keep no activations inside a decoder layer; compute them again in the backward pass."""
+    originals: list[Callable[..., Any]] = [layer.forward for layer in layers]
+    try:
+        for layer, forward in zip(layers, originals, strict=True):
+            layer.forward = partial(checkpoint, forward, use_reentrant=False)
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+
+
+def activations_are_large(calibrated: Calibrated, windows: int) -> bool:
+    """Whether a backward pass over so many windows at once should recompute activations."""
+    return activation_bytes(calibrated, windows) > RECOMPUTE_ABOVE_BYTES
+
+
+def activation_bytes(calibrated: Calibrated, windows: int) -> int:
+    """Estimate what a backward pass keeps of the forward pass.
+
+    Each pruned linear keeps its input, and what lies between two linears about as much again.
+    """
+    tokens = windows * calibrated.recipe.sequence_length
+    channels = sum(
+        linear.layout.in_features + linear.out_features for linear in calibrated.plan.linears
+    )
+    return 2 * channels * tokens * calibrated.model.dtype.itemsize

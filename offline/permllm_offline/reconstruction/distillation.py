@@ -1,0 +1,140 @@
+"""Distil the dense model into the kept weights of its pruned copy, end to end.
+
+Masks and permutations stay; the kept weights of all layers move together, along the gradient of the
+divergence between the next-token distributions of the dense and of the pruned model. The dense
+model itself is not needed: its head is the pruned model's, and its last hidden states are those
+that calibration kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from permllm_offline.calibrated import Calibrated, LearningCurve
+from permllm_offline.decisions import LayerDecision
+from permllm_offline.errors import OfflineError
+from permllm_offline.modules import decoder_layers, linear_of
+from permllm_offline.recomputation import activations_are_large, recomputed
+from permllm_offline.reconstruction.divergence import divergence
+from permllm_offline.reconstruction.head_inputs import head_input, head_inputs_of
+from permllm_offline.reconstruction.kept_weights import KeptWeights
+from permllm_offline.schedules import shuffled_batches, warmed_cosine
+
+logger = logging.getLogger(__name__)
+
+
+def distil(calibrated: Calibrated, decisions: Sequence[LayerDecision]) -> LearningCurve:
+    """Tune the kept weights of a pruned model in place.
+
+    The weights with the lowest divergence on calibration windows held out from tuning stay, those
+    at the start included. A step takes windows that ``recipe.seed`` decides.
+
+    Returns:
+        The curve: per step its loss, and now and then the validation loss, in nats per token.
+
+    Raises:
+        OfflineError: too few calibration windows to hold some out, or a loss that is not finite.
+    """
+    constants, windows = calibrated.recipe.distillation, calibrated.windows
+    targets = calibrated.hidden_states
+    assert windows is not None
+    assert targets is not None
+    held_out = constants.validation_windows
+    if len(windows) < held_out + constants.windows_per_step:
+        raise OfflineError(
+            f"{len(windows)} calibration windows are too few to distil from: a step takes "
+            f"{constants.windows_per_step} and {held_out} are held out to choose the best weights. "
+            "Raise --num-samples."
+        )
+    model, family = calibrated.model, calibrated.plan.family
+    layers = decoder_layers(model, family.layers)
+    linears = [
+        (linear_of(layer, name), group.mask(name))
+        for layer, decision in zip(layers, decisions, strict=True)
+        for group in decision
+        for name in group.masks
+    ]
+    targets = head_inputs_of(model, family, targets)
+    pupil = Pupil(model)
+    large = activations_are_large(calibrated, windows=1)
+    with (
+        KeptWeights([linear for linear, _ in linears], [mask for _, mask in linears]) as kept,
+        recomputed(layers) if large else nullcontext(),
+    ):
+        return _optimise(
+            pupil,
+            kept,
+            calibrated,
+            (windows[held_out:], targets[held_out:]),
+            (windows[:held_out], targets[:held_out]),
+        )
+
+
+class Pupil:
+    """The pruned model, measured against what the head of the dense one reads."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._head = model.get_output_embeddings().weight
+
+    def loss(self, window: Tensor, target: Tensor) -> Tensor:
+        """Sum over tokens of the divergence from the dense model, in nats.
+
+        Args:
+            window: int64 [sequence_length].
+            target: [sequence_length, hidden], what the head of the dense model reads.
+        """
+        target = target.to(self._head.device, self._head.dtype)
+        return divergence(head_input(self._model, window), target, self._head)
+
+
+def _optimise(
+    pupil: Pupil,
+    kept: KeptWeights,
+    calibrated: Calibrated,
+    training: tuple[Tensor, Tensor],
+    validation: tuple[Tensor, Tensor],
+) -> LearningCurve:
+    constants, seed = calibrated.recipe.distillation, calibrated.recipe.seed
+    batches = shuffled_batches(len(training[0]), constants.windows_per_step, seed)
+    best, best_loss = kept.snapshot(), _validate(pupil, validation)
+    curve: LearningCurve = [{"step": 0, "validation_loss": best_loss}]
+    progress = tqdm(range(1, constants.steps + 1), desc="distillation", unit="step")
+    for step in progress:
+        total, tokens = 0.0, 0
+        for index in next(batches).tolist():
+            loss = pupil.loss(training[0][index], training[1][index])
+            loss.backward()
+            total += loss.item()
+            tokens += training[0].shape[1]
+        if not math.isfinite(total):
+            raise OfflineError(
+                f"the distillation loss of step {step} is {total}: the steps are too large, or the "
+                "dtype too narrow. Lower the learning rate of the recipe's distillation, or give "
+                "--dtype bfloat16."
+            )
+        share = warmed_cosine(step, constants.steps, constants.warmup_share)
+        kept.step(share * constants.learning_rate)
+        curve.append({"step": step, "loss": total / tokens})
+        if step % constants.validation_interval == 0 or step == constants.steps:
+            value = curve[-1]["validation_loss"] = _validate(pupil, validation)
+            if value < best_loss:
+                best, best_loss = kept.snapshot(), value
+        progress.set_postfix(loss=f"{total / tokens:.3f}", best=f"{best_loss:.3f}")
+    kept.load(best)
+    logger.info("divergence %.3f -> %.3f nats", curve[0]["validation_loss"], best_loss)
+    return curve
+
+
+@torch.no_grad()
+def _validate(pupil: Pupil, validation: tuple[Tensor, Tensor]) -> float:
+    total = sum(pupil.loss(*example).item() for example in zip(*validation, strict=True))
+    return total / validation[0].numel()

@@ -1,0 +1,54 @@
+"""The Kullback-Leibler divergence between two heads over one vocabulary, without their logits.
+
+The logits of a window fill a hundred megabytes and more; a few tokens' worth of them fill a cache.
+So the loss and its gradient in the hidden state are made together, a few tokens at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+TOKENS_AT_ONCE = 64
+
+
+def divergence(student: Tensor, teacher: Tensor, head: Tensor) -> Tensor:
+    """Sum over tokens of KL(softmax(teacher head^T) || softmax(student head^T)), in nats.
+
+    A sum, not a mean: Adam does not care, and its gradient does not underflow in half precision.
+
+    Args:
+        student: [tokens, hidden], what the head reads; the only input that gets a gradient.
+        teacher: [tokens, hidden], the same of the dense model.
+        head: [vocabulary, hidden], of both.
+
+    Returns:
+        float32 scalar.
+    """
+    total: Tensor = _Divergence.apply(student, teacher, head)
+    return total
+
+
+class _Divergence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, head: Tensor) -> Tensor:
+        gradient = torch.empty_like(student)
+        total = torch.zeros((), dtype=torch.float32, device=student.device)
+        for start in range(0, len(student), TOKENS_AT_ONCE):
+            part = slice(start, start + TOKENS_AT_ONCE)
+            mine = (student[part] @ head.t()).float().log_softmax(-1)
+            theirs = (teacher[part] @ head.t()).float().log_softmax(-1)
+            wanted = theirs.exp()
+            total += torch.dot(wanted.flatten(), theirs.sub_(mine).flatten())
+            gradient[part] = mine.exp_().sub_(wanted).to(head.dtype) @ head
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * scale.to(gradient.dtype), None, None

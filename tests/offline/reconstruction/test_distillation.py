@@ -1,0 +1,131 @@
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from permllm_offline.activations import collect
+from permllm_offline.bake import apply_masks
+from permllm_offline.calibrated import Calibrated
+from permllm_offline.decisions import LayerDecision, decide
+from permllm_offline.errors import OfflineError
+from permllm_offline.importance import magnitude
+from permllm_offline.layout import GroupLayout
+from permllm_offline.loading import open_source
+from permllm_offline.plan import make_plan
+from permllm_offline.recipe import make_recipe
+from permllm_offline.reconstruction.distillation import distil
+from permllm_offline.reconstruction.head_inputs import head_input, head_inputs_of
+from tests.offline.tiny_models import tiny_llama
+
+WINDOWS = torch.randint(0, 64, (36, 24), generator=torch.Generator().manual_seed(0))
+
+
+def pruned(directory: Path, **distillation: object) -> tuple[Calibrated, list[LayerDecision]]:
+    """A model without reconstruction, and what its dense twin gives at the end."""
+    constants = {
+        "steps": 24,
+        "windows_per_step": 2,
+        "learning_rate": 0.005,
+        "validation_interval": 12,
+    } | distillation
+    recipe = make_recipe(
+        {
+            "model": str(directory),
+            "method": "magnitude",
+            "sequence_length": 24,
+            "distillation": constants,
+        }
+    )
+    model, pattern = tiny_llama().requires_grad_(False), recipe.parsed_pattern()
+    plan = make_plan(open_source(str(directory)), pattern, 64, permuted=False, dtype=torch.float32)
+
+    def score(layer: int, layout: GroupLayout) -> Mapping[str, Tensor]:
+        module = model.model.layers[layer]
+        return {n: magnitude(module.get_submodule(n).weight, None) for n in layout.group.linears}
+
+    states = collect(model, plan.family, WINDOWS, hidden_states=True).hidden_states
+    decisions = [
+        [decide(layout, score(index, layout), None, pattern) for layout in layouts]
+        for index, layouts in enumerate(plan.layers)
+    ]
+    for layer, decision in zip(model.model.layers, decisions, strict=True):
+        apply_masks(layer, decision)
+    return Calibrated(model, plan, recipe, WINDOWS, states, score), decisions
+
+
+def mean_divergence(model: torch.nn.Module, windows: Tensor) -> float:
+    """From the dense model to ``model``, by the logits of both."""
+    with torch.no_grad():
+        mine = model(windows).logits.log_softmax(-1)
+        wanted = tiny_llama()(windows).logits.log_softmax(-1)
+    return float((wanted.exp() * (wanted - mine)).sum(-1).mean())
+
+
+def test_the_divergence_falls_and_is_the_one_reported(tiny_model_directory: Path) -> None:
+    calibrated, decisions = pruned(tiny_model_directory)
+    held_out = calibrated.windows[:4]
+    before = mean_divergence(calibrated.model, held_out)
+    unseen = torch.randint(0, 64, (8, 24), generator=torch.Generator().manual_seed(1))
+    unseen_before = mean_divergence(calibrated.model, unseen)
+    curve = distil(calibrated, decisions)
+    measured = [entry["validation_loss"] for entry in curve if "validation_loss" in entry]
+    assert measured[0] == pytest.approx(before, rel=1e-4)
+    assert min(measured) == pytest.approx(mean_divergence(calibrated.model, held_out), rel=1e-4)
+    assert mean_divergence(calibrated.model, unseen) < 0.95 * unseen_before
+
+
+def test_only_kept_weights_move(tiny_model_directory: Path) -> None:
+    calibrated, decisions = pruned(tiny_model_directory)
+    before = {name: tensor.clone() for name, tensor in calibrated.model.state_dict().items()}
+    distil(calibrated, decisions)
+    linears = set()
+    for index, decision in enumerate(decisions):
+        for group in decision:
+            for name in group.masks:
+                key = f"model.layers.{index}.{name}.weight"
+                linears.add(key)
+                weight = calibrated.model.state_dict()[key]
+                assert not weight[~group.mask(name)].any()
+                assert not torch.equal(weight, before[key])
+    for key, tensor in calibrated.model.state_dict().items():
+        assert key in linears or torch.equal(tensor, before[key]), key
+    assert not any(p.requires_grad for p in calibrated.model.parameters())
+
+
+def test_same_seed_same_weights_and_bad_steps_never_end_worse(tiny_model_directory: Path) -> None:
+    results = []
+    for rate in (0.003, 0.003, 30.0):
+        calibrated, decisions = pruned(tiny_model_directory, steps=6, learning_rate=rate)
+        before = mean_divergence(calibrated.model, calibrated.windows[:4])
+        distil(calibrated, decisions)
+        assert mean_divergence(calibrated.model, calibrated.windows[:4]) <= before + 1e-6
+        results.append(calibrated.model.state_dict())
+    for name, tensor in results[0].items():
+        assert torch.equal(tensor, results[1][name]), name
+
+
+def test_a_loss_that_is_not_finite_is_an_error(tiny_model_directory: Path) -> None:
+    calibrated, decisions = pruned(tiny_model_directory)
+    calibrated = replace(calibrated, hidden_states=calibrated.hidden_states * torch.nan)
+    with pytest.raises(OfflineError, match=r"loss of step 1 is nan.*Lower the learning rate"):
+        distil(calibrated, decisions)
+    assert not any(p.requires_grad for p in calibrated.model.parameters())
+
+
+def test_too_few_windows_are_refused(tiny_model_directory: Path) -> None:
+    calibrated, decisions = pruned(tiny_model_directory, validation_windows=36)
+    with pytest.raises(OfflineError, match=r"36 calibration windows are too few.*--num-samples"):
+        distil(calibrated, decisions)
+
+
+def test_the_head_reads_what_follows_the_last_layer(tiny_model_directory: Path) -> None:
+    calibrated, _ = pruned(tiny_model_directory)
+    dense = tiny_llama()
+    found = head_inputs_of(dense, calibrated.plan.family, calibrated.hidden_states[:2])
+    with torch.no_grad():
+        expected = dense(WINDOWS[:2], output_hidden_states=True)
+        assert torch.equal(head_input(dense, WINDOWS[0]), expected.hidden_states[-1][0])
+    torch.testing.assert_close(found @ dense.lm_head.weight.t(), expected.logits)
