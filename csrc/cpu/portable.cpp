@@ -45,65 +45,91 @@ struct Portable {
   }
 };
 
-constexpr int kMostFew = Portable::kLanes;
+using Vector = Portable::Vector;
 
-// `Tokens` is a float for each token of the call, or for four: x is [input], zeros past k.
-template <class Tokens, class Value>
-void multiply_group(const LinearArguments& a, const Tokens* x, int64_t group) {
-  constexpr int kChains = 4;  // sums of one row: an addition takes about as many cycles
+inline Vector widen(const bf16* values) {
+  typedef uint16_t Narrow __attribute__((vector_size(8)));
+  typedef uint32_t Wide __attribute__((vector_size(16)));
+  Narrow four;
+  __builtin_memcpy(&four, values, sizeof(four));
+  return reinterpret_cast<Vector>(__builtin_convertvector(four, Wide) << 16);
+}
+
+inline Vector widen(const int8_t* values) {
+  typedef int8_t Narrow __attribute__((vector_size(4)));
+  typedef int32_t Wide __attribute__((vector_size(16)));
+  Narrow four;
+  __builtin_memcpy(&four, values, sizeof(four));
+  return __builtin_convertvector(__builtin_convertvector(four, Wide), Vector);
+}
+
+// The sums of one row. `add` takes x of eight inputs, which four of them a row keeps, and the
+// values. Four chains of additions, for each takes about four cycles.
+struct OneToken {
+  static constexpr int kTokens = 1;  // x is [input]
+
+  void add(const float* x, const uint8_t* kept, Vector values) {
+    sum += Vector{x[kept[0]], x[kept[1]], x[kept[2]], x[kept[3]]} * values;
+  }
+  float total(int64_t) const { return (sum[0] + sum[1]) + (sum[2] + sum[3]); }
+
+  Vector sum = {};
+};
+
+struct FourTokens {
+  static constexpr int kTokens = 4;  // x is [input][token]
+
+  void add(const float* x, const uint8_t* kept, Vector values) {
+    PERMLLM_UNROLL
+    for (int v = 0; v < 4; ++v) sums[v] += load<Vector>(x + kTokens * kept[v]) * values[v];
+  }
+  float total(int64_t token) const {
+    return (sums[0][token] + sums[1][token]) + (sums[2][token] + sums[3][token]);
+  }
+
+  Vector sums[4] = {};
+};
+
+template <class Sums, class Value>
+void multiply_group(const LinearArguments& a, const float* x, int64_t group) {
   const int64_t blocks = ceil_div(a.k, kBlockInputs);
   const auto* block = static_cast<const Block<kRows, Value>*>(a.packed) + group * blocks;
-  Tokens sums[kRows][kChains] = {};
-  for (int64_t b = 0; b < blocks; ++b, ++block, x += kBlockInputs) {
+  Sums rows[kRows];
+  for (int64_t b = 0; b < blocks; ++b, ++block, x += kBlockInputs * Sums::kTokens) {
     for (int r = 0; r < kRows; ++r) {
       const auto* masks = reinterpret_cast<const uint8_t*>(&block->mask[r]);
-      const Value* values = block->values[r];
-      Tokens sum[kChains];
-      PERMLLM_UNROLL
-      for (int v = 0; v < kChains; ++v) sum[v] = sums[r][v];
+      Sums row = rows[r];
       PERMLLM_UNROLL
       for (int i = 0; i < kBlockInputs / 8; ++i) {
-        const uint8_t* kept = kKept.inputs[masks[i]];
-        PERMLLM_UNROLL
-        for (int v = 0; v < kChains; ++v) {
-          sum[v] += x[8 * i + kept[v]] * to_float(values[4 * i + v]);
-        }
+        row.add(x + 8 * i * Sums::kTokens, kKept.inputs[masks[i]], widen(block->values[r] + 4 * i));
       }
-      PERMLLM_UNROLL
-      for (int v = 0; v < kChains; ++v) sums[r][v] = sum[v];
+      rows[r] = row;
     }
   }
   const Outputs out(a, group, 1.0f);
   for (int r = 0; r < out.rows; ++r) {
-    const Tokens sum = (sums[r][0] + sums[r][1]) + (sums[r][2] + sums[r][3]);
-    float tokens[kMostFew] = {};
-    __builtin_memcpy(tokens, &sum, sizeof(sum));
-    for (int64_t t = 0; t < a.m; ++t) a.y[t * a.n + out.row + r] = out.value(r, tokens[t]);
+    for (int64_t t = 0; t < a.m; ++t) a.y[t * a.n + out.row + r] = out.value(r, rows[r].total(t));
   }
 }
 
-template <class Tokens, class Value>
+template <class Sums, class Value>
 void few_tokens(const LinearArguments& a) {
-  constexpr int64_t kTokens = sizeof(Tokens) / sizeof(float);
-  const size_t bytes = ceil_div(a.k, kBlockInputs) * kBlockInputs * sizeof(Tokens);
+  const size_t bytes = ceil_div(a.k, kBlockInputs) * kBlockInputs * Sums::kTokens * sizeof(float);
   auto* x = static_cast<float*>(thread_scratch(Scratch::kActivations, bytes));
-  __builtin_memset(x, 0, bytes);
+  __builtin_memset(x, 0, bytes);  // inputs past k
   for (int64_t t = 0; t < a.m; ++t) {
-    for (int64_t i = 0; i < a.k; ++i) x[i * kTokens + t] = to_float(a.x[t * a.x_stride + i]);
+    for (int64_t i = 0; i < a.k; ++i) x[i * Sums::kTokens + t] = to_float(a.x[t * a.x_stride + i]);
   }
-  const auto* inputs = reinterpret_cast<const Tokens*>(x);
   parallel_for(ceil_div(a.n, kRows), [&](int64_t begin, int64_t end) {
-    for (int64_t group = begin; group < end; ++group) {
-      multiply_group<Tokens, Value>(a, inputs, group);
-    }
+    for (int64_t group = begin; group < end; ++group) multiply_group<Sums, Value>(a, x, group);
   });
 }
 
 template <class Value>
 void linear(const LinearArguments& a) {
-  a.m == 1          ? few_tokens<float, Value>(a)
-  : a.m <= kMostFew ? few_tokens<Portable::Vector, Value>(a)
-                    : ManyTokens<Portable, Value>::run(a);
+  a.m == 1                     ? few_tokens<OneToken, Value>(a)
+  : a.m <= FourTokens::kTokens ? few_tokens<FourTokens, Value>(a)
+                               : ManyTokens<Portable, Value>::run(a);
 }
 
 }  // namespace

@@ -1,0 +1,192 @@
+"""Times the kernels of lesser instruction sets against dense peers that are held to the same.
+
+    python -m benchmarks.instruction_sets --json results.json
+
+Each instruction set runs in a process of its own, because oneDNN and PyTorch read their limit once:
+PERMLLM_CPU_ISA for our kernels, ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY for the peers. One
+thread, in thread-CPU time, all contestants call by call in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import linear
+
+from benchmarks.cpu_contestants import (
+    Call,
+    Contestant,
+    Make,
+    activations,
+    dense_contestants,
+    median_times,
+    rounds_of,
+    sparse_linear,
+)
+from benchmarks.machine import write_json
+from benchmarks.shapes import TOKENS, random_layer, to_int8
+from permllm_vllm.backends.cpu import CpuBackend
+
+#: What holds a peer to the instruction set: for oneDNN, and for PyTorch's own loops.
+LIMITS = {
+    "avx512": ("AVX512_CORE", "avx512"),
+    "avx2": ("AVX2", "avx2"),
+    "portable": ("SSE41", "default"),
+}
+VALUES = ("bfloat16", "int8")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison; times are medians in microseconds, `ratio` is the bfloat16 peer / ours.
+
+    `float32_us` is a dense float32 weight, whose product (MKL's) knows no such limit on every CPU.
+    """
+
+    n: int
+    k: int
+    m: int
+    pattern: str
+    value_dtype: str
+    isa: str
+    threads: int
+    peer: str
+    peer_us: float
+    float32_us: float
+    ours_us: float
+    ratio: float
+
+
+def _bfloat16_linear(dense: Tensor) -> Call:
+    weight = dense.clone()
+    return lambda x: linear(x, weight)
+
+
+def _float32_linear(dense: Tensor) -> Call:
+    weight = dense.float()
+    return lambda x: linear(x.float(), weight).bfloat16()
+
+
+def measure(shape: tuple[int, int], tokens: list[int], pattern: str) -> list[Row]:
+    """All rows of one shape, in a process that is held to an instruction set already."""
+    n, k = shape
+    backend = CpuBackend()
+    layer = random_layer(n, k, pattern)
+    makers: dict[str, Make] = {"bfloat16 peer": _bfloat16_linear, "float32 peer": _float32_linear}
+    contestants = dense_contestants(makers, layer.dense)
+    for values, drawn in zip(VALUES, (layer, to_int8(layer)), strict=True):
+        size = backend.pack(drawn.weights).packed.numel()
+        contestants[values] = Contestant(size, lambda drawn=drawn: sparse_linear(drawn, backend))  # type: ignore[misc]
+        contestants[values].warm(torch.zeros(1, k, dtype=torch.bfloat16))
+    rows = []
+    for m in tokens:
+        times = median_times(contestants, activations(m, k), 1, rounds_of(m, quick=True))
+        rows += [
+            Row(
+                n=n,
+                k=k,
+                m=m,
+                pattern=pattern,
+                value_dtype=values,
+                isa=backend.instruction_set,
+                threads=1,
+                peer="torch",
+                peer_us=round(times["bfloat16 peer"], 1),
+                float32_us=round(times["float32 peer"], 1),
+                ours_us=round(times[values], 1),
+                ratio=round(times["bfloat16 peer"] / times[values], 3),
+            )
+            for values in VALUES
+        ]
+    return rows
+
+
+def run_limited(isa: str, arguments: list[str]) -> list[Row]:
+    """Measures in a fresh process whose peers and kernels are held to `isa`."""
+    onednn, aten = LIMITS[isa]
+    limits = {
+        "PERMLLM_CPU_ISA": isa,
+        "ONEDNN_MAX_CPU_ISA": onednn,
+        "ATEN_CPU_CAPABILITY": aten,
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "benchmarks.instruction_sets", "--here", *arguments]
+    found = subprocess.run(
+        command, env={**os.environ, **limits}, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return [Row(**row) for row in json.loads(found.stdout.splitlines()[-1])]
+
+
+def table(rows: list[Row]) -> Table:
+    """One line per instruction set, values, shape and token count."""
+    result = Table(title="one thread, microseconds; the peers are held to the instruction set")
+    columns = (
+        "instruction set",
+        "values",
+        "N x K",
+        "M",
+        "dense bf16",
+        "dense f32",
+        "ours",
+        "ratio",
+    )
+    for column in columns:
+        result.add_column(column, justify="right")
+    for row in rows:
+        times = (f"{time:.0f}" for time in (row.peer_us, row.float32_us, row.ours_us))
+        shape = f"{row.n}x{row.k}"
+        result.add_row(row.isa, row.value_dtype, shape, str(row.m), *times, f"{row.ratio:.2f}x")
+    return result
+
+
+def _shape(text: str) -> tuple[int, int]:
+    n, _, k = text.partition("x")
+    return int(n), int(k)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.instruction_sets",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--isa", nargs="+", choices=LIMITS, default=list(LIMITS))
+    parser.add_argument("--shape", type=_shape, default=(4096, 4096), metavar="NxK")
+    parser.add_argument("--m", type=int, nargs="+", default=list(TOKENS), metavar="TOKENS")
+    parser.add_argument("--pattern", choices=["2:4", "4:8"], default="2:4")
+    parser.add_argument("--json", metavar="FILE", help="also write the rows there")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> None:
+    """Measures every instruction set, prints a table, writes JSON."""
+    arguments = _parser().parse_args()
+    console = Console()
+    if arguments.here:
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            rows = measure(arguments.shape, arguments.m, arguments.pattern)
+        print(json.dumps([asdict(row) for row in rows]))
+        return
+    n, k = arguments.shape
+    passed = ["--shape", f"{n}x{k}", "--pattern", arguments.pattern]
+    passed += ["--m", *map(str, arguments.m)]
+    rows = [row for isa in arguments.isa for row in run_limited(isa, passed)]
+    console.print(table(rows))
+    if arguments.json:
+        load = round(os.getloadavg()[1], 1)
+        write_json(arguments.json, {"load_average": load, "rows": [asdict(row) for row in rows]})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Which instruction set serves, and what is particular to those that compute in float32."""
+
+import pytest
+import torch
+
+from benchmarks.shapes import random_layer, to_int8
+from permllm_vllm import ops
+from permllm_vllm.backends.cpu import UNDO_PERMUTATION, CpuBackend, instruction_sets
+from tests.kernels.conftest import EVERY_INSTRUCTION_SET
+from tests.kernels.test_cpu import exact, run
+
+pytestmark = pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
+ROWS, BLOCK_INPUTS = 8, 64
+
+
+@pytest.fixture
+def float32_isa(isa: str) -> str:
+    """Instruction sets without bfloat16 products."""
+    if isa in UNDO_PERMUTATION:
+        pytest.skip(f"{isa} has bfloat16 products")
+    return isa
+
+
+def test_order_is_fastest_first():
+    found = instruction_sets()
+    assert found == [isa for isa in EVERY_INSTRUCTION_SET if isa in found]
+    assert found[-1] == "portable"
+
+
+def test_the_fastest_serves_unless_another_is_named(monkeypatch):
+    monkeypatch.delenv("PERMLLM_CPU_ISA", raising=False)
+    assert CpuBackend().instruction_set == instruction_sets()[0]
+    for isa in instruction_sets():
+        monkeypatch.setenv("PERMLLM_CPU_ISA", isa)
+        assert CpuBackend().instruction_set == isa
+    monkeypatch.setenv("PERMLLM_CPU_ISA", "")
+    assert CpuBackend().instruction_set == instruction_sets()[0]
+
+
+def test_an_override_that_cannot_run_says_what_can(monkeypatch):
+    missing = [isa for isa in EVERY_INSTRUCTION_SET if isa not in instruction_sets()]
+    if not missing:
+        pytest.skip("this CPU runs every instruction set")
+    monkeypatch.setenv("PERMLLM_CPU_ISA", missing[0])
+    value = f"PERMLLM_CPU_ISA={missing[0]} cannot run"
+    with pytest.raises(RuntimeError, match=rf"{value}: .* only {','.join(instruction_sets())}\. U"):
+        CpuBackend()
+
+
+@pytest.mark.parametrize("block_size", [32, 64])
+def test_permutations_are_not_undone(float32_isa, block_size):
+    layer = random_layer(16, 128, block_size=block_size)
+    weights = layer.weights
+    with pytest.raises(RuntimeError, match=f"block size {block_size} on {float32_isa}.*without it"):
+        torch.ops.permllm.cpu_pack(
+            weights.values, weights.mask, weights.permutation, block_size, float32_isa
+        )
+    assert CpuBackend(float32_isa).pack(weights).permutation.dtype == torch.int32
+
+
+@pytest.mark.parametrize(("n", "k"), [(8, 64), (13, 72), (3, 8), (20, 200)])
+def test_every_mask_keeps_four_of_eight(float32_isa, n, k):
+    """Padding too: the kernels compute the place of the values from that of the mask."""
+    for layer in (random_layer(n, k, permuted=False), to_int8(random_layer(n, k, permuted=False))):
+        packed = CpuBackend(float32_isa).pack(layer.weights).packed
+        value_bytes = layer.weights.values.element_size()
+        block = ROWS * (8 + BLOCK_INPUTS // 2 * value_bytes)
+        blocks = -(-n // ROWS) * -(-k // BLOCK_INPUTS)
+        masks = packed[: blocks * block].view(blocks, block)[:, : ROWS * 8]
+        bits = (masks.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8)) & 1
+        assert (bits.sum(dim=-1) == 4).all()
+
+
+@pytest.mark.parametrize("m", [1, 2, 4, 5, 7, 13, 40, 300])
+def test_int8_values_meet_x_as_it_is(float32_isa, m):
+    """Products of int8 with bfloat16 are exact in float32: no activation is quantized."""
+    layer = to_int8(random_layer(75, 328, bias=True, permuted=False))
+    x = torch.randn(m, 328, generator=torch.Generator().manual_seed(m)).bfloat16()
+    x[:, 0] = 1000.0  # would leave 8 bits little for the others
+    reference = exact(x, layer)
+    size = x.double().abs() @ layer.dense.double().abs().t()
+    error = (run(layer, float32_isa, x).double() - reference).abs()
+    assert (error <= 2**-8 * reference.abs() + 2**-20 * size).all()
