@@ -1,4 +1,4 @@
-"""Compiled kernels for bfloat16 on x86-64 and, in plain C++, on any CPU (csrc/cpu)."""
+"""Compiled kernels on x86-64 and, in plain C++, on any CPU (csrc/cpu)."""
 
 from __future__ import annotations
 
