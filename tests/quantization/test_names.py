@@ -35,9 +35,10 @@ def test_renaming_is_undone(mapper: WeightsMapper, original: str) -> None:
 
 def test_nested_model_classes() -> None:
     """The class of the whole model renames first, that of its language model afterwards."""
-    original = "model.language_model.layers.0.attn.o_proj"
-    (renamed,) = PART.apply_list(PREFIX.apply_list([original]))
-    assert original in original_names(renamed, [PREFIX, PART])
+    inner = WeightsMapper(orig_to_new_prefix={"language_model.": "backbone.language_model."})
+    original = "model.language_model.layers.0.o_proj"
+    (renamed,) = inner.apply_list(PREFIX.apply_list([original]))
+    assert original in original_names(renamed, [PREFIX, inner])
 
 
 def test_a_name_that_nobody_renamed() -> None:

@@ -1,12 +1,14 @@
 """`register` and the compatibility module: vLLM never suffers from us."""
 
 import importlib
+import importlib.util
 import logging
 import re
 import sys
 from importlib.metadata import entry_points
 
 import pytest
+import vllm.version
 from vllm.model_executor.layers import linear, quantization
 from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, get_quantization_config
 
@@ -104,6 +106,21 @@ def test_other_versions_are_warned_about(version: str) -> None:
     assert warning is not None
     assert version in warning
     assert "0.32" in warning
+
+
+@pytest.mark.parametrize(("version", "warned"), [("0.32.0", 0), ("0.99.0", 1)])
+def test_an_untested_vllm_is_used_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, warnings: list[str], version: str, warned: int
+) -> None:
+    monkeypatch.setattr(vllm.version, "__version__", version)
+    spec = importlib.util.spec_from_file_location("another_compat", compat.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert len(warnings) == warned
+    assert all("the installed vLLM is 0.99.0: it may work" in text for text in warnings)
+    assert module.LinearMethodBase is compat.LinearMethodBase
 
 
 def test_vllm_finds_the_entry_point() -> None:
