@@ -44,14 +44,29 @@ def least_squares(dense: Tensor, mask: Tensor, moment: Tensor) -> Tensor:
 def surgeon(dense: Tensor, mask: Tensor, moment: Tensor) -> Tensor:
     """Each row alone, each column in turn, with the inverse of what is left computed afresh."""
     weight, moment = dense.double().clone(), moment.double()
-    channels = dense.shape[1]
-    for row in range(dense.shape[0]):
-        for column in range(channels):
-            if not mask[row, column]:
-                inverse = torch.linalg.inv(moment[column:, column:])
-                weight[row, column:] -= weight[row, column] / inverse[0, 0] * inverse[0]
-                weight[row, column] = 0
+    for column in range(dense.shape[1]):
+        inverse = torch.linalg.inv(moment[column:, column:])
+        for row in (~mask[:, column]).nonzero().flatten().tolist():
+            weight[row, column:] -= weight[row, column] / inverse[0, 0] * inverse[0]
+            weight[row, column] = 0
     return weight
+
+
+def choosing_surgeon(dense: Tensor, moment: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+    """The surgeon that prunes, of each group as it comes to it, what costs least."""
+    weight, moment = dense.double().clone(), moment.double()
+    mask = torch.ones_like(dense, dtype=torch.bool)
+    for start in range(0, dense.shape[1], pattern.group):
+        columns = range(start, start + pattern.group)
+        inverses = {column: torch.linalg.inv(moment[column:, column:]) for column in columns}
+        for row in range(dense.shape[0]):
+            cost = {c: weight[row, c] ** 2 / inverses[c][0, 0] for c in columns}
+            pruned = sorted(columns, key=lambda c: cost[c])[: pattern.group - pattern.kept]
+            for column in sorted(pruned):
+                inverse = inverses[column]
+                weight[row, column:] -= weight[row, column] / inverse[0, 0] * inverse[0]
+                weight[row, column], mask[row, column] = 0, False
+    return weight, mask
 
 
 def test_the_factor_squares_to_the_inverse() -> None:
@@ -96,6 +111,16 @@ def test_is_least_squares_where_pruned_columns_come_first() -> None:
     torch.testing.assert_close(
         updated.double(), least_squares(dense, mask, moment), rtol=1e-3, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_its_own_masks_prune_what_costs_least(pattern: Pattern) -> None:
+    dense, moment = layer()
+    factor = inverse_factor(moment, damping=0.0)
+    updated, mask = update_columns(dense, None, factor, least_damage(pattern), pattern.group)
+    expected, expected_mask = choosing_surgeon(dense, moment, pattern)
+    assert torch.equal(mask, expected_mask)
+    torch.testing.assert_close(updated.double(), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
