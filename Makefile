@@ -8,7 +8,7 @@ CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu
 TEST_ENV := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test demo benchmark soak gpu clean
+.PHONY: help install lint format test fuzz sanitize demo benchmark soak gpu clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,12 @@ format: $(STAMP) ## rewrite the sources in the project's style
 
 test: lint ## lint, types and every test, the real-model and serving ones too
 	$(TEST_ENV) $(BIN)/python -m pytest
+
+fuzz: $(STAMP) ## a million damaged inputs for all that reads a checkpoint, and for the operators
+	$(BIN)/python -m tests.fuzzing --json build/fuzz.json
+
+sanitize: $(STAMP) ## the CPU kernels under the address, undefined-behaviour and thread sanitizers
+	$(BIN)/python -m tests.sanitizing
 
 demo: $(STAMP) ## prune a real model, serve it with vLLM, compare with dense
 	$(TEST_ENV) $(BIN)/python -m benchmarks.demo

@@ -170,7 +170,7 @@ def _incomplete_stacks(
     problems = []
     for prefix, suffix in sorted(stacks):
         for index in natural_order(indices[prefix]):
-            module = f"{prefix}.{index}.{suffix}"
+            module = ".".join(part for part in (prefix, index, suffix) if part)
             if module in sparse or quantization.is_ignored(module):
                 continue
             value = "a dense weight" if f"{module}.weight" in names else "nothing"

@@ -5,6 +5,8 @@ Everything here is in permuted channel order: the caller has permuted the column
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -104,8 +106,9 @@ def first_violation(packed_mask: Tensor, pattern: Pattern) -> tuple[int, int, in
     return row, group, int(counts[group])
 
 
+@cache
 def _violations_by_byte(pattern: Pattern) -> Tensor:
     """Count, for each of the 256 mask bytes, how many of its groups break the pattern."""
-    every_byte = torch.arange(256, dtype=torch.uint8).view(256, 1)
+    every_byte = torch.arange(256, dtype=torch.uint8, device="cpu").view(256, 1)
     counts = unpack_mask(every_byte).view(256, 8 // pattern.group, pattern.group).sum(dim=2)
     return (counts != pattern.kept).sum(dim=1)

@@ -1,0 +1,65 @@
+"""The quick form of `make fuzz`: seeded inputs, and proof that a bug would be found."""
+
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from permllm_vllm import ops
+from tests.fuzzing.planted import BUGS
+from tests.fuzzing.targets import TARGETS
+
+INPUTS = {"config": 1000, "index": 1000, "file": 1000, "layers": 300, "contents": 1000,
+          "linear": 1000, "pack": 500}  # fmt: skip
+pytestmark = pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
+
+
+def fuzz(target: str, inputs: int, seed: int) -> None:
+    """Run a target on random inputs; a finding carries the input."""
+    shuffle = random.Random(seed)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(inputs):
+            data = shuffle.randbytes(shuffle.randint(0, 64))
+            try:
+                TARGETS[target].run(data)
+            except BaseException as error:
+                error.add_note(f"TARGETS[{target!r}].run(bytes.fromhex({data.hex()!r}))")
+                raise
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_input_is_answered_wrongly(target: str) -> None:
+    fuzz(target, INPUTS[target], seed=2026)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_plain_input_is_good(target: str) -> None:
+    """An empty input damages nothing: the target then expects the right answer."""
+    TARGETS[target].run(b"")
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_found(bug: str) -> None:
+    with BUGS[bug].planted(), pytest.raises(AssertionError) as finding:
+        fuzz(BUGS[bug].target, 2000, seed=1)
+    assert type(finding.value).__name__ == "Finding"
+
+
+def test_shares_add_up() -> None:
+    assert sum(target.share for target in TARGETS.values()) == 1000
+    assert INPUTS.keys() == TARGETS.keys()
+
+
+def test_coverage_guided_fuzzing_finds_a_planted_bug() -> None:
+    pytest.importorskip("atheris", reason="atheris has no wheel for this Python or platform")
+    command = [sys.executable, "-m", "tests.fuzzing.worker", "contents", "3000", "1"]
+    bug = "wrong bit count accepted"
+    result = subprocess.run([*command, bug], capture_output=True, text=True)
+    assert result.returncode == 77, result.stderr[-2000:]
+    assert "a broken layer was accepted" in result.stdout + result.stderr

@@ -1,0 +1,99 @@
+"""Build csrc/cpu once more, watched by a sanitizer: the harness, and the library of operators."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[2]
+HARNESS = ROOT / "tests" / "sanitizing" / "harness.cpp"
+NOT_IN_HARNESS = ("bindings.cpp", "threads.cpp")  # need torch, and its threads
+MEMORY = ("address,undefined", "-fno-sanitize-recover=all")
+THREADS = ("thread",)
+
+
+def setup_module() -> ModuleType:
+    """setup.py, for its compiler, sources and flags; its call of setup() does nothing here."""
+    spec = importlib.util.spec_from_file_location("permllm_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with mock.patch("setuptools.setup"):
+        spec.loader.exec_module(module)
+    return module
+
+
+def sources(setup: ModuleType, wanted: str = "") -> list[str]:
+    """C++ sources of the CPU kernels; with `wanted`, no instruction set but the portable one."""
+    every: list[str] = setup.sources()
+    if wanted == "portable":
+        every = [source for source in every if not setup.instruction_set_flags(source)]
+    return every
+
+
+def compile_all(
+    sanitizer: Sequence[str], source_list: Sequence[str], extra: Sequence[Path], objects: Path
+) -> list[Path]:
+    """Compile sources of setup.py, each with its flags, and `extra` ones; returns the objects."""
+    setup = setup_module()
+    objects.mkdir(parents=True, exist_ok=True)
+    sanitize = [f"-fsanitize={sanitizer[0]}", *sanitizer[1:], "-g1", "-O1"]
+    flags = [flag for flag in setup.COMMON_FLAGS if flag != "-O3"]
+    flags += [*sanitize, *setup.defines(list(source_list))]
+    flags += ["-isystem", str(setup.torch_directory() / "include")]
+
+    def build(source: str) -> Path:
+        target = objects / (Path(source).stem + ".o")
+        own = setup.instruction_set_flags(source)
+        run([*setup.compiler(), *flags, *own, "-c", source, "-o", str(target)])
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(build, [*source_list, *map(str, extra)]))
+
+
+def build_harness(sanitizer: Sequence[str], target: Path, wanted: str = "") -> Path:
+    """The stand-alone program under a sanitizer."""
+    chosen = [
+        source
+        for source in sources(setup_module(), wanted)
+        if Path(source).name not in NOT_IN_HARNESS
+    ]
+    objects = compile_all(sanitizer, chosen, [HARNESS], target.parent / f"{target.name}-objects")
+    link(objects, sanitizer, target, ["-pthread"])
+    return target
+
+
+def build_library(sanitizer: Sequence[str], target: Path) -> Path:
+    """The library that torch loads, under a sanitizer."""
+    setup = setup_module()
+    lib = setup.torch_directory() / "lib"
+    objects = compile_all(sanitizer, sources(setup), [], target.parent / "library-objects")
+    link(objects, sanitizer, target, ["-shared", f"-L{lib}", "-ltorch_cpu", "-lc10"])
+    return target
+
+
+def link(
+    objects: Sequence[Path], sanitizer: Sequence[str], target: Path, flags: Sequence[str]
+) -> None:
+    command = [*setup_module().compiler(), f"-fsanitize={sanitizer[0]}", *sanitizer[1:]]
+    run([*command, *map(str, objects), *flags, "-o", str(target)])
+
+
+def run(command: Sequence[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if result.returncode != 0:
+        raise RuntimeError(f"{shlex.join(command)} failed:\n{result.stderr[-4000:]}")
+
+
+def runtime(name: str) -> str:
+    """Path of a sanitizer's library, to load before Python's own."""
+    command = [*setup_module().compiler(), f"-print-file-name={name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

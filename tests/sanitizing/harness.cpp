@@ -1,0 +1,230 @@
+// The CPU kernels without Python and torch's threads: for sanitizers that cannot watch those.
+//
+// Packs random layers for every instruction set of this machine and multiplies them with random
+// activations, from several threads at once. Arrays are allocated to the byte, so that a sanitizer
+// sees each access outside them. Answers are held against a product in plain loops.
+//
+// usage: harness [plant]    plant: overflow, undefined or race, a bug of that class
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../../csrc/cpu/linear.h"
+#include "../../csrc/cpu/pack.h"
+#include "../../csrc/cpu/threads.h"
+
+namespace permllm::cpu {
+
+// In place of csrc/cpu/threads.cpp, whose OpenMP runtime is not instrumented.
+constexpr int64_t kThreads = 3;
+int64_t thread_count() { return kThreads; }
+
+void parallel_ranges(int64_t count, void (*body)(void*, int64_t, int64_t), void* context) {
+  std::vector<std::thread> workers;
+  const int64_t part = ceil_div(count, kThreads);
+  for (int64_t begin = part; begin < count; begin += part) {
+    workers.emplace_back(body, context, begin, std::min(begin + part, count));
+  }
+  if (count > 0) body(context, 0, std::min(part, count));
+  for (std::thread& worker : workers) worker.join();
+}
+
+}  // namespace permllm::cpu
+
+namespace {
+
+using namespace permllm::cpu;
+
+constexpr int64_t kShapes[][2] = {{1, 8}, {5, 72}, {16, 64}, {33, 200}, {70, 576}, {129, 136}};
+constexpr int64_t kTokens[] = {1, 2, 5, 9, 12, 13, 16, 17, 31, 33, 40, 65};
+
+bf16 rounded(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return static_cast<bf16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+float widened(bf16 value) {
+  const uint32_t bits = uint32_t{value} << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+// A block of exactly `bytes` bytes that begins on a cache line, as the kernels ask for.
+struct Aligned {
+  void* data;
+  explicit Aligned(size_t bytes) {
+    if (posix_memalign(&data, 64, bytes) != 0) std::abort();
+  }
+  ~Aligned() { std::free(data); }
+  Aligned(const Aligned&) = delete;
+  Aligned& operator=(const Aligned&) = delete;
+};
+
+struct Layer {
+  int64_t n, k;
+  ValueType type;
+  std::vector<bf16> values;      // [n, k / 2], for bfloat16
+  std::vector<int8_t> integers;  // the same, for int8
+  std::vector<uint8_t> mask, permutation;
+  std::vector<float> scale, dense;
+  std::vector<bf16> bias;
+
+  Layer(int64_t n, int64_t k, ValueType type, std::mt19937& random)
+      : n(n), k(k), type(type), mask(n * k / 8), scale(n, 1.0f), dense(n * k), bias(n) {
+    std::normal_distribution<float> normal;
+    if (k % 64 == 0) {
+      for (int64_t block = 0; block < k; block += 64) {
+        std::vector<uint8_t> entries(64);
+        std::iota(entries.begin(), entries.end(), 0);
+        std::shuffle(entries.begin(), entries.end(), random);
+        permutation.insert(permutation.end(), entries.begin(), entries.end());
+      }
+    }
+    const bool int8 = type == ValueType::kInt8;
+    for (int64_t row = 0; row < n; ++row) {
+      if (int8) scale[row] = 0.01f + 0.001f * static_cast<float>(row % 7);
+      bias[row] = rounded(normal(random));
+      for (int64_t group = 0; group < k; group += 4) {
+        int chosen[] = {0, 1, 2, 3};
+        std::shuffle(chosen, chosen + 4, random);
+        std::sort(chosen, chosen + 2);
+        for (int i = 0; i < 2; ++i) {
+          const int64_t j = group + chosen[i];
+          mask[row * k / 8 + j / 8] |= static_cast<uint8_t>(1 << (j % 8));
+          const int64_t place = permutation.empty() ? j : j / 64 * 64 + permutation[j];
+          float value;
+          if (int8) {
+            integers.push_back(static_cast<int8_t>(static_cast<int>(random() % 255) - 127));
+            value = static_cast<float>(integers.back()) * scale[row];
+          } else {
+            values.push_back(rounded(normal(random)));
+            value = widened(values.back());
+          }
+          dense[row * k + place] = value;
+        }
+      }
+    }
+  }
+};
+
+// Largest error, as a share of the sum of the magnitudes that were added.
+double error_of(const Layer& layer, const std::vector<bf16>& x, const bf16* y, int64_t m) {
+  double largest = 0;
+  for (int64_t t = 0; t < m; ++t) {
+    for (int64_t row = 0; row < layer.n; ++row) {
+      double sum = widened(layer.bias[row]), magnitude = std::abs(sum) + 1e-3;
+      for (int64_t j = 0; j < layer.k; ++j) {
+        const double product = double{widened(x[t * layer.k + j])} * layer.dense[row * layer.k + j];
+        sum += product;
+        magnitude += std::abs(product);
+      }
+      largest = std::max(largest, std::abs(widened(y[t * layer.n + row]) - sum) / magnitude);
+    }
+  }
+  return largest;
+}
+
+int check(Isa isa, const Layer& layer, bool short_blob, std::mt19937& random) {
+  const int64_t bytes = packed_bytes(isa, layer.type, layer.n, layer.k);
+  const bool int8 = layer.type == ValueType::kInt8;
+  Aligned packed(bytes);
+  PackArguments pack_arguments{};
+  pack_arguments.values = int8 ? static_cast<const void*>(layer.integers.data())
+                               : static_cast<const void*>(layer.values.data());
+  pack_arguments.type = layer.type;
+  pack_arguments.mask = layer.mask.data();
+  pack_arguments.permutation = layer.permutation.empty() ? nullptr : layer.permutation.data();
+  pack_arguments.block_size = 64;
+  pack_arguments.n = layer.n;
+  pack_arguments.k = layer.k;
+  if (pack(isa, pack_arguments, packed.data).row >= 0) std::abort();
+
+  const int64_t given = short_blob ? block_bytes(isa, layer.type, layer.n, layer.k) / 2 : bytes;
+  Aligned blob(given);
+  std::memcpy(blob.data, packed.data, given);
+  int calls = 0;
+  for (const int64_t m : kTokens) {
+    std::normal_distribution<float> normal;
+    std::vector<bf16> x(m * layer.k);
+    for (bf16& entry : x) entry = rounded(normal(random));
+    std::vector<bf16> y(m * layer.n);
+    LinearArguments arguments{};
+    arguments.x = x.data();
+    arguments.x_stride = layer.k;
+    arguments.m = m;
+    arguments.packed = blob.data;
+    arguments.n = layer.n;
+    arguments.k = layer.k;
+    arguments.bias = layer.bias.data();
+    arguments.y = y.data();
+    if (int8) {
+      arguments.scale = layer.scale.data();
+      arguments.value_sums = reinterpret_cast<const int32_t*>(
+          static_cast<const char*>(blob.data) + block_bytes(isa, layer.type, layer.n, layer.k));
+    }
+    linear(isa, layer.type, arguments, nullptr);
+    if (error_of(layer, x, y.data(), m) > (int8 ? 0.02 : 0.005)) {
+      std::printf("wrong answer: %s, %ld x %ld, %ld tokens\n", name(isa), layer.n, layer.k, m);
+      std::exit(1);
+    }
+    std::vector<int32_t> gather(layer.k);
+    std::iota(gather.rbegin(), gather.rend(), 0);
+    linear(isa, layer.type, arguments, gather.data());
+    calls += 2;
+  }
+  return calls;
+}
+
+int sweep(Isa isa, bool short_blob, unsigned seed) {
+  std::mt19937 random(seed);
+  int calls = 0;
+  for (const auto& [n, k] : kShapes) {
+    for (const ValueType type : {ValueType::kBfloat16, ValueType::kInt8}) {
+      if (has_kernel(isa, type)) calls += check(isa, Layer(n, k, type, random), short_blob, random);
+    }
+  }
+  return calls;
+}
+
+// Two threads write the same element.
+void race() {
+  int64_t shared = 0;
+  std::thread other([&] { ++shared; });
+  ++shared;
+  other.join();
+  std::printf("%ld\n", shared);
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  const std::string plant = count > 1 ? words[1] : "";
+  if (plant == "race") race();
+  volatile int bits = 31;
+  if (plant == "undefined") std::printf("%d\n", 1 << (bits + 1));
+  int calls = 0, instruction_sets = 0;
+  std::istringstream names(supported_names());
+  for (std::string word; std::getline(names, word, ',');) {
+    const Isa isa = select(word);
+    ++instruction_sets;
+    int of_thread[2] = {0, 0};
+    std::thread other([&] { of_thread[1] = sweep(isa, plant == "overflow", 1); });
+    of_thread[0] = sweep(isa, plant == "overflow", 2);
+    other.join();
+    calls += of_thread[0] + of_thread[1];
+  }
+  std::printf("harness: %d calls, %d instruction sets (%s)\n", calls, instruction_sets,
+              supported_names().c_str());
+  return 0;
+}
