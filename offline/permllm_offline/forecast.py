@@ -26,7 +26,7 @@ TIMED_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Forecast:
-    """Estimates: seconds of each decoder layer, those of the whole-model learning, peak bytes.
+    """Estimates: seconds of each decoder layer, those of whole-model learning, peak bytes.
 
     They count the products of linear layers at the speed measured for one, so a busy machine, long
     sequences (attention grows with their square) and slow disks take longer.
@@ -68,11 +68,13 @@ def forecast(recipe: Recipe, prepared: Prepared, speed: float | None = None) -> 
             operations = sum(_update_operations(linear, read) for linear in linears)
         operations += 2 * passes * sum(_weights(linear) for linear in linears)
         seconds.append(operations / speed)
-    learning = 0.0
+    steps = 0
     if PERMUTATIONS[recipe.parsed_method().permutation].learn is not None:
-        constants = recipe.learning
-        tokens = constants.steps * constants.windows_per_step * recipe.sequence_length * BACKWARD
-        learning = 2 * tokens * sum(map(_weights, plan.linears)) / speed
+        steps += recipe.learning.steps * recipe.learning.windows_per_step
+    if reconstruction.model is not None:
+        steps += recipe.distillation.steps * recipe.distillation.windows_per_step
+    tokens = steps * recipe.sequence_length * BACKWARD
+    learning = 2 * tokens * sum(map(_weights, plan.linears)) / speed
     return Forecast(seconds, learning, _peak_bytes(recipe, prepared, layers, read + held_out))
 
 

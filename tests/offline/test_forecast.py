@@ -41,6 +41,8 @@ def test_updates_and_learning_take_longer(expect: Any) -> None:
     short, long = (expect(method="permllm-wanda", learning={"steps": steps}) for steps in (10, 20))
     assert long.learning_seconds == pytest.approx(2 * short.learning_seconds)
     assert short.layer_seconds == wanda.layer_seconds
+    best = expect(method="permllm-best", num_samples=10, learning={"steps": 10})
+    assert best.learning_seconds > short.learning_seconds
 
 
 def test_streamed_layers_need_less_memory(expect: Any) -> None:
