@@ -9,6 +9,7 @@ from torch import Tensor
 from permllm_offline.conversion.reach import Reach
 from permllm_offline.conversion.recovery import obeys, recover_block, recover_permutation
 from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.permutation import canonical
 from tests.conversion.sparse_models import prune_in_order
 
 PATTERNS = [Pattern(2, 4), Pattern(4, 8)]
@@ -35,6 +36,18 @@ def breaks(kept: Tensor, order: Tensor, pattern: Pattern) -> int:
         for row in kept.tolist()
         for group in groups_of(order, pattern)
     )
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@given(seed=st.integers(0, 2**30), extra=st.booleans())
+@settings(deadline=None, max_examples=15)
+def test_obeying_is_judged_as_in_plain_loops(pattern: Pattern, seed: int, extra: bool) -> None:
+    order = random_order(32, seed)
+    kept = kept_of(3, order, pattern, seed)
+    if extra:
+        kept[seed % 3, order[seed % 32]] = True
+    assert obeys(kept, pattern, order, 32) == (breaks(kept, order, pattern) == 0)
+    assert obeys(kept[:, order], pattern, None, 32) == (breaks(kept, order, pattern) == 0)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
@@ -87,9 +100,10 @@ def test_pairs_of_which_every_row_keeps_one_are_joined() -> None:
     pairs = torch.rand(200, 8, generator=torch.Generator().manual_seed(0)) < 0.5
     kept = torch.stack([pairs, ~pairs], dim=2).flatten(1)[:, random_order(16)]
     for pattern in PATTERNS:
-        found = recover_block(kept, pattern)
+        found = recover_permutation(kept, pattern, 16)
         assert found is not None
-        assert breaks(kept, found, pattern) == 0
+        assert breaks(kept, found.long(), pattern) == 0
+        assert torch.equal(found, canonical(found, 16, pattern))
 
 
 def test_channels_that_are_never_kept_are_placed() -> None:
@@ -120,6 +134,7 @@ def test_tied_blocks_get_one_permutation() -> None:
     assert torch.equal(found[:64], found[128:])
     assert groups_of(found[:64].long(), pattern) == groups_of(order, pattern)
     assert obeys(kept, pattern, found, 64)
+    assert torch.equal(found, canonical(found, 64, pattern))
 
     other = torch.cat([kept_of(200, random_order(64, s), pattern, s) for s in (1, 2, 3)], dim=1)
     assert recover_permutation(other, pattern, 64, ties) is None
