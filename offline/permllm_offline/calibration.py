@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,9 @@ from permllm_offline.errors import OfflineError
 from permllm_offline.texts import documents
 
 Sampling = Literal["stream", "document"]
+
+SELF = "self"
+"""The data set that the dense model writes itself."""
 
 SEPARATOR = "\n\n"
 MAX_TOKENS = 8_000_000
@@ -94,6 +98,7 @@ def sample_windows(
     seed: int,
     num_held_out: int = 0,
     sampling: Sampling = "stream",
+    own_text: Callable[[int], Tensor] | None = None,
 ) -> CalibrationWindows:
     """Draw calibration windows at random from data sets, an equal share from each.
 
@@ -106,6 +111,7 @@ def sample_windows(
         num_held_out: further windows, as many of these as the data allow.
         sampling: ``stream`` joins the documents and never draws a token twice; ``document`` is
             ``document_windows``.
+        own_text: samples a number of windows from the dense model, for the data set ``self``.
 
     Raises:
         OfflineError: too few windows in a data set.
@@ -119,6 +125,7 @@ def sample_windows(
             seed,
             _share(num_held_out, len(datasets), index),
             sampling,
+            own_text,
         )
         for index, dataset in enumerate(datasets)
     ]
@@ -141,7 +148,11 @@ def _sample(
     seed: int,
     num_held_out: int,
     sampling: Sampling,
+    own_text: Callable[[int], Tensor] | None,
 ) -> CalibrationWindows:
+    if dataset == SELF and own_text is not None and not Path(SELF).exists():
+        sampled = own_text(num_samples + num_held_out)
+        return CalibrationWindows(sampled[:num_samples], sampled[num_samples:])
     if sampling == "document":
         count = num_samples + num_held_out
         drawn, origin = document_windows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -10,6 +11,7 @@ from permllm_offline.calibration import CalibrationWindows, sample_windows
 from permllm_offline.errors import OfflineError
 from permllm_offline.importance import IMPORTANCES
 from permllm_offline.loading import Source, load_tokenizer, open_source, parse_device, parse_dtype
+from permllm_offline.own_text import own_text
 from permllm_offline.permutations import PERMUTATIONS
 from permllm_offline.plan import Plan, make_plan
 from permllm_offline.recipe import Recipe
@@ -61,6 +63,7 @@ def prepare(recipe: Recipe) -> Prepared:
             seed=recipe.seed,
             num_held_out=recipe.evaluation_windows,
             sampling=recipe.sampling,
+            own_text=partial(own_text, source, dtype, device, recipe.sequence_length, recipe.seed),
         )
     elif IMPORTANCES[method.importance].needs_activations or reconstruction.needs_windows:
         raise OfflineError(
