@@ -50,7 +50,7 @@ class DistillationRecipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    steps: int = Field(default=450, ge=1)
+    steps: int = Field(default=300, ge=1)
     windows_per_step: int = Field(default=1, ge=1)
     learning_rate: float = Field(default=3e-4, gt=0)
     warmup_share: float = Field(default=0.05, ge=0, le=1)
@@ -143,7 +143,7 @@ def overridden(entries: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[s
 
 EFFORTS: Mapping[str, Mapping[str, Any]] = {
     "low": {"num_samples": 96, "distillation": {"steps": 150, "self_windows": 32}},
-    "default": {"num_samples": 256, "distillation": {"steps": 450, "self_windows": 64}},
+    "default": {"num_samples": 192, "distillation": {"steps": 300, "self_windows": 64}},
     "high": {"num_samples": 1024, "distillation": {"steps": 2400, "self_windows": 256}},
 }
 """What each effort gives a recipe that distils, wherever the user gives nothing."""
