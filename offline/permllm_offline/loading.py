@@ -15,6 +15,8 @@ from permllm_offline.errors import OfflineError
 from permllm_vllm.checkpoint.reader import CheckpointReader
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_TRUST_NOTHING: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+"""Of a folder: no code of the model's own, no download of what it names."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -42,7 +44,7 @@ def open_source(model: str) -> Source:
 
     directory = _local_directory(model)
     try:
-        config = AutoConfig.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory, **_TRUST_NOTHING)
     except Exception as error:  # transformers raises too many kinds to list
         raise OfflineError(
             f"{model!r} has no readable config.json ({_first_line(error)}). Give a folder that "
@@ -56,7 +58,7 @@ def load_tokenizer(source: Source) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source.directory)
+        return AutoTokenizer.from_pretrained(source.directory, **_TRUST_NOTHING)
     except Exception as error:  # transformers raises too many kinds to list
         raise OfflineError(
             f"{source.name!r} has no readable tokenizer ({_first_line(error)}). Copy the "
@@ -74,7 +76,9 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
 
     with load_errors_named(source):
         if getattr(source.config, "quantization_config", None) is None:
-            model = AutoModelForCausalLM.from_pretrained(source.directory, dtype=dtype)
+            model = AutoModelForCausalLM.from_pretrained(
+                source.directory, dtype=dtype, use_safetensors=True, **_TRUST_NOTHING
+            )
         else:
             model = _decompress(source, dtype)
     model.requires_grad_(False)
