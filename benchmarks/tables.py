@@ -1,0 +1,251 @@
+"""Writes the number tables of the documentation from the results, in place.
+
+    python -m benchmarks.tables            # rewrite README.md and docs/*.md
+    python -m benchmarks.tables --check    # say which pages would change, and fail if any
+
+A table stands between `<!-- table: RESULT VIEW -->` and `<!-- end -->`, where RESULT is a file of
+`benchmarks/results` and VIEW one of the functions in `VIEWS`. Below it stands what it was measured
+on. A value or a row that a result lacks is left out.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCK = re.compile(r"<!-- table: (\S+) (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+
+FACTS = {
+    "windows": "evaluation windows",
+    "sequence_length": "tokens in a window",
+    "effort": "effort",
+    "load_average": "load average",
+}
+"""Further entries of a result that are shown with its tables."""
+
+Result = Mapping[str, Any]
+Rows = Iterable[Mapping[str, Any]]
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; its last line has no newline."""
+    lines = [f"| {' | '.join(cells)} |" for cells in [header, *rows]]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
+
+
+def measured_on(result: Result) -> str:
+    """Date, machine, versions, and whatever else the result says of its making."""
+    machine, versions = result["machine"], result["versions"]
+    facts = [str(result["date"]), f"{machine['cpu']} (family/model {machine['family']})"]
+    facts.append(f"{machine['cores']} cores")
+    facts += [f"{name} {versions[name]}" for name in ("torch", "vllm") if name in versions]
+    facts += [f"{text} {result[key]}" for key, text in FACTS.items() if key in result]
+    return ", ".join(facts)
+
+
+# Kernels
+
+
+def fastest_peer(rows: Rows, peer_values: str = "bfloat16") -> dict[tuple[Any, ...], Any]:
+    """The row of the fastest peer, by (n, k), value dtype and m; of 2:4 alone."""
+    found: dict[tuple[Any, ...], Any] = {}
+    for row in rows:
+        key = (row["n"], row["k"]), row["value_dtype"], row["m"]
+        if row["pattern"] != "2:4" or row["peer_values"] != peer_values:
+            continue
+        if key not in found or row["peer_us"] < found[key]["peer_us"]:
+            found[key] = row
+    return found
+
+
+def kernel_ratios(result: Result, *, int8_peer: bool) -> str:
+    """Dense time over sparse time: a line per shape and value dtype, a column per token count."""
+    peers = fastest_peer(result["rows"])
+    lines = [(peers, values, values) for values in ("bfloat16", "int8")]
+    if int8_peer:
+        to_int8 = fastest_peer(result["rows"], "int8")
+        lines.append((to_int8, "int8", "int8, to vLLM's dense int8"))
+    tokens = list(dict.fromkeys(m for _, _, m in peers))
+    rows = [
+        [f"{shape[0]} x {shape[1]}", label]
+        + [_number(found.get((shape, values, m)), "ratio", 2) for m in tokens]
+        for shape in dict.fromkeys(shape for shape, _, _ in peers)
+        for found, values, label in lines
+        if any((shape, values, m) in found for m in tokens)
+    ]
+    return markdown(["N x K", "values", *(f"M = {m}" for m in tokens)], rows)
+
+
+def kernel_bandwidth(result: Result) -> str:
+    """GB/s at M = 1: the dense bytes over the peer's time, the packed ones over ours."""
+    peers = fastest_peer(result["rows"])
+    rows = []
+    for shape in dict.fromkeys(shape for shape, _, _ in peers):
+        ours = [peers[shape, values, 1] for values in ("bfloat16", "int8")]
+        dense = 2 * shape[0] * shape[1] / ours[0]["peer_us"]
+        read = [dense, *(row["packed_bytes"] / row["ours_us"] for row in ours)]
+        read.append(ours[0]["packed_bytes"] / ours[0]["stream_floor_us"])
+        rows.append([f"{shape[0]} x {shape[1]}", *(f"{rate / 1e3:.1f}" for rate in read)])
+    header = ["N x K", "dense bfloat16", "2:4 bfloat16", "2:4 int8", "plain reading"]
+    return markdown(header, rows)
+
+
+def instruction_set_ratios(result: Result) -> str:
+    """Dense time over sparse time by instruction set, to dense bfloat16 and to dense float32."""
+    found = {(row["isa"], row["value_dtype"], row["m"]): row for row in result["rows"]}
+    tokens = list(dict.fromkeys(m for _, _, m in found))
+    lines: list[tuple[str, str, Callable[[Mapping[str, Any]], float]]] = [
+        ("bfloat16", "bfloat16", lambda row: row["ratio"]),
+        ("int8", "int8", lambda row: row["ratio"]),
+        ("bfloat16", "bfloat16, to dense float32", lambda r: r["float32_us"] / r["ours_us"]),
+    ]
+    rows = [
+        [f"`{isa}`", label]
+        + [
+            f"{ratio(found[isa, values, m]):.2f}" if (isa, values, m) in found else ""
+            for m in tokens
+        ]
+        for isa in dict.fromkeys(isa for isa, _, _ in found)
+        for values, label, ratio in lines
+    ]
+    return markdown(["instruction set", "values", *(f"M = {m}" for m in tokens)], rows)
+
+
+# Serving
+
+
+def serving(result: Result, value: Callable[[Mapping[str, Any]], str], *, memory: bool) -> str:
+    """A line per variant, a column per batch and prompt length.
+
+    `memory` adds the most that the engine's processes had to themselves.
+    """
+    found = {(row["variant"], row["batch"], row["prompt_tokens"]): row for row in result["rows"]}
+    cells = list(dict.fromkeys((batch, prompt) for _, batch, prompt in found))
+    resident: dict[str, float] = {}
+    for (variant, *_), row in found.items():
+        if memory and "resident_mib" in row:
+            resident[variant] = max(row["resident_mib"], resident.get(variant, 0.0))
+    lines = []
+    for variant in dict.fromkeys(variant for variant, _, _ in found):
+        rows = [found.get((variant, *cell)) for cell in cells]
+        line = [variant, *("" if row is None else value(row) for row in rows)]
+        if resident:
+            line.append(f"{resident[variant]:.0f}" if variant in resident else "")
+        lines.append(line)
+    header = ["variant", *(f"batch {batch}, prompt {prompt}" for batch, prompt in cells)]
+    return markdown([*header, *(["resident MiB"] if resident else [])], lines)
+
+
+def decode_speed(row: Mapping[str, Any]) -> str:
+    """Decoded tokens per second, and how many times dense's that is."""
+    return f"{row['decode_tokens_per_second']:.1f} ({row['decode_ratio']:.2f}x)"
+
+
+def first_token_speed(row: Mapping[str, Any]) -> str:
+    """How many times as early as dense's the first token comes."""
+    return f"{row['first_token_ratio']:.2f}x"
+
+
+# Accuracy
+
+
+def accuracy(result: Result, patterns: Sequence[str]) -> str:
+    """Perplexity and its ratio to dense by method and text; the mean over seeds."""
+    kept: dict[tuple[Any, Any], list[Mapping[str, Any]]] = {}
+    for row in result["rows"]:
+        if row["pattern"] is None or row["pattern"] in patterns:
+            kept.setdefault((row["method"], row["pattern"]), []).append(row)
+    domains = list(dict.fromkeys(d for rows in kept.values() for d in _by_domain(rows[0])))
+    rows = []
+    for (method, pattern), seeds in kept.items():
+        cells = [method if method == "dense" else f"`{method}`"]
+        if not seeds[0].get("servable", True):
+            cells[0] += " (no checkpoint)"
+        if len(patterns) > 1:
+            cells.append(pattern or "")
+        for domain in domains:
+            cells.append(f"{mean(_by_domain(row)[domain] for row in seeds):.1f}")
+            ratios = [_by_domain(row, "ratio")[domain] for row in seeds]
+            spread = f" ({min(ratios):.2f}-{max(ratios):.2f})" if len(seeds) > 1 else ""
+            cells.append(f"{mean(ratios):.2f}{spread}")
+        minutes = mean(row["prune_seconds"] for row in seeds) / 60
+        rows.append([*cells, f"{minutes:.1f}" if minutes else ""])
+    header = ["method", *(["pattern"] if len(patterns) > 1 else [])]
+    for domain in domains:
+        header += [f"perplexity, {domain}", "x dense"]
+    return markdown([*header, "minutes"], rows)
+
+
+def _by_domain(row: Mapping[str, Any], key: str = "perplexity") -> Mapping[str, float]:
+    """A row of one text alone has a plain number."""
+    return row[key] if isinstance(row[key], Mapping) else {"in domain": row[key]}
+
+
+def _number(row: Mapping[str, Any] | None, key: str, digits: int) -> str:
+    return "" if row is None or key not in row else f"{row[key]:.{digits}f}"
+
+
+VIEWS: Mapping[str, Callable[[Result], str]] = {
+    "kernels": lambda result: kernel_ratios(result, int8_peer=False),
+    "kernels-and-int8-peer": lambda result: kernel_ratios(result, int8_peer=True),
+    "bandwidth": kernel_bandwidth,
+    "instruction-sets": instruction_set_ratios,
+    "decode": lambda result: serving(result, decode_speed, memory=True),
+    "first-token": lambda result: serving(result, first_token_speed, memory=False),
+    "accuracy-2:4": lambda result: accuracy(result, ["2:4"]),
+    "accuracy": lambda result: accuracy(result, ["2:4", "4:8"]),
+}
+
+
+def block(name: str, view: str, folder: Path, results: Path = RESULTS) -> str:
+    """One table between its markers, with its record; `folder` is that of the page.
+
+    Raises:
+        OSError: there is no such result.
+        KeyError: there is no such view.
+    """
+    file = results / f"{name}.json"
+    result = json.loads(file.read_text(encoding="utf-8"))
+    link = f"[{file.name}]({os.path.relpath(file, folder)})"
+    origin = f"<sub>{link}: {measured_on(result)}</sub>"
+    return f"<!-- table: {name} {view} -->\n\n{VIEWS[view](result)}\n\n{origin}\n<!-- end -->"
+
+
+def updated(page: Path, results: Path = RESULTS) -> str:
+    """The text of a page with every table written anew."""
+    text = page.read_text(encoding="utf-8")
+    return BLOCK.sub(lambda found: block(found[1], found[2], page.parent, results), text)
+
+
+def pages() -> list[Path]:
+    """Pages that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check = parser.parse_args().check
+    changed = 0
+    for page in pages():
+        old = page.read_text(encoding="utf-8")
+        new = updated(page)
+        if new != old:
+            changed += 1
+            print(f"{page.relative_to(ROOT)}: {'differs from the results' if check else 'updated'}")
+            if not check:
+                page.write_text(new, encoding="utf-8")
+    sys.exit(1 if check and changed else 0)
+
+
+if __name__ == "__main__":
+    main()

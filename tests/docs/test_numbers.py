@@ -1,0 +1,182 @@
+"""The number tables of the pages are those that `benchmarks.tables` writes from the results."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import tables
+
+ROOT = Path(__file__).parents[2]
+MEASURED = [ROOT / "README.md", ROOT / "docs" / "cpu.md", ROOT / "docs" / "method.md"]
+MACHINE = {"cpu": "Some CPU", "family": "1/2", "cores": 3}
+RECORD = {"date": "2030-01-02", "machine": MACHINE, "versions": {"torch": "9.8", "python": "4"}}
+
+
+@pytest.mark.parametrize("page", tables.pages(), ids=lambda page: page.name)
+def test_tables_are_those_of_the_results(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert tables.updated(page) == text, "run: python -m benchmarks.tables"
+    assert (
+        text.count("<!-- table:") == text.count("<!-- end -->") == len(tables.BLOCK.findall(text))
+    )
+
+
+def measured_rows(text: str) -> list[str]:
+    """Rows of tables of which a cell is a decimal number."""
+    return re.findall(r"^\|.*\| *\d+\.\d+x? *\|.*$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", MEASURED, ids=lambda page: page.name)
+def test_every_number_table_has_a_record(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert measured_rows(text)
+    assert not measured_rows(tables.BLOCK.sub("", text))
+
+
+def kernel_row(k: int, values: str, m: int, peer: str, peer_us: float) -> dict[str, Any]:
+    """A row of `benchmarks.kernels`, of a layer with 1000 outputs that takes 2 us."""
+    return {
+        "n": 1000,
+        "k": k,
+        "m": m,
+        "pattern": "2:4",
+        "value_dtype": values,
+        "peer": peer,
+        "peer_values": "int8" if peer == "vllm int8" else "bfloat16",
+        "peer_us": peer_us,
+        "ours_us": 2.0,
+        "ratio": peer_us / 2,
+        "packed_bytes": 9000 if values == "bfloat16" else 5000,
+        "stream_floor_us": 1.8 if values == "bfloat16" else 1.0,
+    }
+
+
+KERNELS = {
+    "rows": [
+        kernel_row(8, "bfloat16", 1, "torch", 8.0),
+        kernel_row(8, "bfloat16", 1, "vllm", 5.0),
+        kernel_row(8, "int8", 1, "vllm", 5.0),
+        kernel_row(8, "int8", 1, "torch", 8.0),
+        kernel_row(8, "int8", 1, "vllm int8", 2.5),
+        kernel_row(8, "bfloat16", 16, "torch", 2.01),
+        kernel_row(8, "bfloat16", 16, "vllm", 4.0),
+        kernel_row(8, "bfloat16", 16, "vllm", 0.1) | {"pattern": "4:8"},
+    ]
+}
+RATIOS = """\
+| N x K | values | M = 1 | M = 16 |
+|---|---|---|---|
+| 1000 x 8 | bfloat16 | 2.50 | 1.00 |
+| 1000 x 8 | int8 | 2.50 |  |"""
+
+
+def test_kernels_are_held_against_the_fastest_dense_peer() -> None:
+    assert tables.VIEWS["kernels"](KERNELS) == RATIOS
+    longer = RATIOS + "\n| 1000 x 8 | int8, to vLLM's dense int8 | 1.25 |  |"
+    assert tables.VIEWS["kernels-and-int8-peer"](KERNELS) == longer
+
+
+def test_bandwidth_is_bytes_over_time() -> None:
+    # 16 000 bytes in 5 us; 9000 and 5000 in 2; 9000 in 1.8
+    assert (
+        tables.VIEWS["bandwidth"](KERNELS).splitlines()[2] == "| 1000 x 8 | 3.2 | 4.5 | 2.5 | 5.0 |"
+    )
+
+
+def test_instruction_sets_have_two_peers() -> None:
+    row = {"isa": "avx2", "m": 4, "float32_us": 9.0, "ours_us": 2.0}
+    rows = [
+        row | {"value_dtype": "bfloat16", "ratio": 3.0},
+        row | {"value_dtype": "int8", "ratio": 4},
+    ]
+    assert tables.VIEWS["instruction-sets"]({"rows": rows}).splitlines()[2:] == [
+        "| `avx2` | bfloat16 | 3.00 |",
+        "| `avx2` | int8 | 4.00 |",
+        "| `avx2` | bfloat16, to dense float32 | 4.50 |",
+    ]
+
+
+def serving_row(
+    variant: str, batch: int, prompt: int, speed: float, **more: float
+) -> dict[str, Any]:
+    """A row of `benchmarks.serving`; dense decodes 10 tokens a second."""
+    return {
+        "variant": variant,
+        "batch": batch,
+        "prompt_tokens": prompt,
+        "decode_tokens_per_second": speed,
+        "decode_ratio": speed / 10,
+        "first_token_ratio": 1.5,
+        **more,
+    }
+
+
+def test_serving_shows_what_was_measured() -> None:
+    rows = [
+        serving_row("dense", 1, 32, 10, resident_mib=100.2),
+        serving_row("dense", 8, 512, 10, resident_mib=150.6),
+        serving_row("2:4", 1, 32, 25),
+    ]
+    assert tables.VIEWS["decode"]({"rows": rows}).splitlines() == [
+        "| variant | batch 1, prompt 32 | batch 8, prompt 512 | resident MiB |",
+        "|---|---|---|---|",
+        "| dense | 10.0 (1.00x) | 10.0 (1.00x) | 151 |",
+        "| 2:4 | 25.0 (2.50x) |  |  |",
+    ]
+    assert tables.VIEWS["first-token"]({"rows": rows}).splitlines()[::3] == [
+        "| variant | batch 1, prompt 32 | batch 8, prompt 512 |",
+        "| 2:4 | 1.50x |  |",
+    ]
+    without = tables.VIEWS["decode"]({"rows": rows[2:]})
+    assert "MiB" not in without
+
+
+def accuracy_row(method: str, pattern: str | None, domain: float, novels: float) -> dict[str, Any]:
+    """A row of `benchmarks.accuracy`; the dense model has a perplexity of 10 on both texts."""
+    return {
+        "method": method,
+        "pattern": pattern,
+        "perplexity": {"in domain": domain, "novels": novels},
+        "ratio": {"in domain": domain / 10, "novels": novels / 10},
+        "prune_seconds": 90.0 if pattern else 0.0,
+        "servable": "global" not in method,
+    }
+
+
+def test_accuracy_is_the_mean_over_seeds() -> None:
+    rows = [
+        accuracy_row("dense", None, 10, 10),
+        accuracy_row("learned", "2:4", 20, 30),
+        accuracy_row("learned", "2:4", 22, 30),
+        accuracy_row("cp-global", "4:8", 15, 16),
+    ]
+    assert tables.VIEWS["accuracy-2:4"]({"rows": rows}).splitlines() == [
+        "| method | perplexity, in domain | x dense | perplexity, novels | x dense | minutes |",
+        "|---|---|---|---|---|---|",
+        "| dense | 10.0 | 1.00 | 10.0 | 1.00 |  |",
+        "| `learned` | 21.0 | 2.10 (2.00-2.20) | 30.0 | 3.00 (3.00-3.00) | 1.5 |",
+    ]
+    assert tables.VIEWS["accuracy"]({"rows": rows}).splitlines()[-1] == (
+        "| `cp-global` (no checkpoint) | 4:8 | 15.0 | 1.50 | 16.0 | 1.60 | 1.5 |"
+    )
+
+
+def test_a_page_is_rewritten_between_its_markers(tmp_path: Path) -> None:
+    record = RECORD | {"load_average": 0.5} | KERNELS
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "new.json").write_text(json.dumps(record))
+    page = tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    empty = "before | 1.23 |\n<!-- table: new kernels -->\n{}<!-- end -->\nafter\n"
+    page.write_text(empty.format("| 9.99 |\n"))
+    origin = (
+        "<sub>[new.json](../results/new.json): 2030-01-02, Some CPU (family/model 1/2), 3 cores, "
+        "torch 9.8, load average 0.5</sub>"
+    )
+    expected = empty.format(f"\n{RATIOS}\n\n{origin}\n")
+    assert tables.updated(page, tmp_path / "results") == expected
+    page.write_text(expected)
+    assert tables.updated(page, tmp_path / "results") == expected
