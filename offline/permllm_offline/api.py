@@ -52,6 +52,7 @@ def prune(
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = _DEFAULT["dtype"],
     values: Literal["auto", "int8"] = _DEFAULT["values"],
     learning: Mapping[str, Any] | None = None,
+    blockwise: Mapping[str, Any] | None = None,
     distillation: Mapping[str, Any] | None = None,
     effort: Literal["low", "default", "high"] = "default",
     force: bool = False,
@@ -76,6 +77,7 @@ def prune(
         dtype: of the weights; ``auto`` is the model's own.
         values: ``int8`` stores kept weights with a scale per output row.
         learning: constants of the learned permutation, fields of ``recipe.LearningRecipe``.
+        blockwise: constants of tuning layer by layer, fields of ``recipe.BlockwiseRecipe``.
         distillation: constants of the distillation, fields of ``recipe.DistillationRecipe``.
         effort: calibration text and steps of a method that distils, where not given otherwise.
         force: replace a non-empty output folder.
@@ -103,6 +105,7 @@ def prune(
         "dtype": dtype,
         "values": values,
         "learning": learning,
+        "blockwise": blockwise,
         "distillation": distillation,
     }
     recipe = make_recipe(entries, effort)

@@ -60,6 +60,19 @@ class DistillationRecipe(BaseModel):
     validation_interval: int = Field(default=50, ge=1)
 
 
+class BlockwiseRecipe(BaseModel):
+    """Constants of the tuning of kept weights, one decoder layer at a time."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(default=48, ge=1)
+    windows_per_step: int = Field(default=2, ge=1)
+    learning_rate: float = Field(default=3e-4, gt=0)
+    warmup_share: float = Field(default=0.1, ge=0, le=1)
+    validation_windows: int = Field(default=4, ge=1)
+    validation_interval: int = Field(default=12, ge=1)
+
+
 class Recipe(BaseModel):
     """Every choice of one ``prune`` run."""
 
@@ -82,6 +95,7 @@ class Recipe(BaseModel):
     values: Literal["auto", "int8"] = "auto"
     """Dtype of the kept weights in the checkpoint; ``auto``: that of the model."""
     learning: LearningRecipe = LearningRecipe()
+    blockwise: BlockwiseRecipe = BlockwiseRecipe()
     distillation: DistillationRecipe = DistillationRecipe()
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from permllm_offline.errors import OfflineError
+from permllm_offline.reconstruction.blockwise import tune_kept_weights, update_and_tune
 from permllm_offline.reconstruction.distillation import distil
 from permllm_offline.reconstruction.layer_work import Reconstruction
 from permllm_offline.reconstruction.obs import choose_and_update, update_kept_weights
@@ -15,6 +16,11 @@ RECONSTRUCTIONS: Mapping[str, Reconstruction] = {
         "kept weights take over what pruned ones did, column by column", layer=update_kept_weights
     ),
     "sparsegpt": Reconstruction("obs that also chooses the masks anew", layer=choose_and_update),
+    "blockwise": Reconstruction(
+        "kept weights of each decoder layer tuned until it answers like the dense one",
+        layer=tune_kept_weights,
+    ),
+    "obs+blockwise": Reconstruction("obs, then blockwise", layer=update_and_tune),
     "distillation": Reconstruction(
         "all kept weights tuned together until the model answers like the dense one",
         model=distil,

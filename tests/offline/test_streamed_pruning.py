@@ -46,6 +46,7 @@ def assert_equal_ways(
         ("--method", "ria+cp-lsa", "--pattern", "4:8"),
         ("--method", "sparsegpt"),
         ("--method", "wanda+cp", "--reconstruction", "obs"),
+        ("--method", "wanda+cp", "--reconstruction", "obs+blockwise"),
     ],
     ids=lambda options: "-".join(options[1::2]),
 )

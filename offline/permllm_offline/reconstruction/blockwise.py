@@ -1,0 +1,105 @@
+"""Tune the kept weights of one decoder layer until it gives what the dense layer gave.
+
+Masks and permutations stay. The input is that of the pruned model, so that a layer also makes up
+for what the layers before it got wrong; only this layer's weights, gradients and Adam states are in
+memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from permllm_offline.bake import apply_masks
+from permllm_offline.decisions import LayerDecision
+from permllm_offline.errors import OfflineError
+from permllm_offline.modules import linear_of
+from permllm_offline.reconstruction.kept_weights import KeptWeights
+from permllm_offline.reconstruction.layer_work import LayerWork
+from permllm_offline.reconstruction.obs import update_kept_weights
+from permllm_offline.schedules import shuffled_batches, warmed_cosine
+
+logger = logging.getLogger(__name__)
+
+
+def squared_error(output: Tensor, target: Tensor) -> Tensor:
+    """Sum of squared differences, in float32 and differentiable in ``output``.
+
+    A sum, not a mean: Adam does not care, and its gradient does not underflow in half precision.
+    """
+    return (output.float() - target.float()).square().sum()
+
+
+def tune_kept_weights(work: LayerWork) -> LayerDecision:
+    """Tune the kept weights of a decoder layer in place; its pruned weights become zero.
+
+    The weights with the lowest error on calibration windows held out from tuning stay, those at the
+    start included. A step takes windows that ``recipe.seed`` and the layer's number decide.
+
+    Raises:
+        OfflineError: too few calibration windows to hold some out, or an error that is not finite.
+    """
+    constants = work.recipe.blockwise
+    held_out = constants.validation_windows
+    if len(work.inputs) < held_out + constants.windows_per_step:
+        raise OfflineError(
+            f"{len(work.inputs)} calibration windows are too few to tune a layer on: a step takes "
+            f"{constants.windows_per_step} and {held_out} are held out to choose the best weights. "
+            "Raise --num-samples."
+        )
+    apply_masks(work.layer, work.decision)
+    named = [(name, group.mask(name)) for group in work.decision for name in group.masks]
+    linears = [linear_of(work.layer, name) for name, _ in named]
+    with KeptWeights(linears, [mask for _, mask in named]) as kept:
+        _optimise(work, kept)
+    return work.decision
+
+
+def update_and_tune(work: LayerWork) -> LayerDecision:
+    """Update the kept weights of a decoder layer column by column, then tune them."""
+    return tune_kept_weights(replace(work, decision=update_kept_weights(work)))
+
+
+def _optimise(work: LayerWork, kept: KeptWeights) -> None:
+    constants = work.recipe.blockwise
+    held_out = constants.validation_windows
+    seed = work.recipe.seed + work.index
+    batches = shuffled_batches(len(work.inputs) - held_out, constants.windows_per_step, seed)
+    first = best_error = _validate(work, held_out)
+    best = kept.snapshot()
+    for step in range(1, constants.steps + 1):
+        total = 0.0
+        for index in (next(batches) + held_out).tolist():
+            error = _window_error(work, index)
+            error.backward()
+            total += error.item()
+        if not math.isfinite(total):
+            raise OfflineError(
+                f"the error of decoder layer {work.index} at tuning step {step} is {total}: the "
+                "steps are too large, or the dtype too narrow. Lower the learning rate of the "
+                "recipe's blockwise, or give --dtype bfloat16."
+            )
+        share = warmed_cosine(step, constants.steps, constants.warmup_share)
+        kept.step(share * constants.learning_rate)
+        if step % constants.validation_interval == 0 or step == constants.steps:
+            value = _validate(work, held_out)
+            if value < best_error:
+                best, best_error = kept.snapshot(), value
+    kept.load(best)
+    logger.debug("decoder layer %d: squared error %.4g -> %.4g", work.index, first, best_error)
+
+
+def _window_error(work: LayerWork, index: int) -> Tensor:
+    device = next(work.layer.parameters()).device
+    output = work.forward(work.inputs[index : index + 1].to(device))
+    return squared_error(output[0], work.targets[index].to(device))
+
+
+@torch.no_grad()
+def _validate(work: LayerWork, count: int) -> float:
+    """Squared error on the first windows, which tuning never sees."""
+    return sum(_window_error(work, index).item() for index in range(count))
