@@ -1,6 +1,7 @@
 """`quant_method: permllm` of a checkpoint's config.json, and which method each layer gets."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from permllm_vllm.quantization.names import checkpoint_name, original_names
 from permllm_vllm.quantization.served import ServedLayers
 from permllm_vllm.quantization.unfolding import Unfolding
+from permllm_vllm.quantization.weight_files import require_safetensors
 
 
 @register_quantization_config(schema.QUANT_METHOD)
@@ -76,9 +78,15 @@ class PermLLMConfig(QuantizationConfig):
     def maybe_update_config(
         self, model_name: str, hf_config: Any = None, revision: str | None = None
     ) -> None:
-        """Refuse a dense checkpoint: vLLM passes `--quantization permllm` on without asking."""
+        """Refuse what vLLM would take without asking, before it loads anything.
+
+        A dense checkpoint with `--quantization permllm`; weights of a local directory that are not
+        in whole safetensors files of its own. What a hub name stands for may not be there yet.
+        """
         if self._checkpoint is None:
             raise CheckpointError(_dense_checkpoint_message(model_name))
+        if (directory := Path(model_name)).is_dir():
+            require_safetensors(directory)
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Rename listed modules as vLLM's model class does.

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from benchmarks.packages import cache_dir
 from permllm_vllm import compat
@@ -20,6 +21,15 @@ from tests.quantization.vllm_sources import VllmSources
 BASE_CONFIG = "vllm.model_executor.layers.quantization.base_config"
 LINEAR = "vllm.model_executor.layers.linear"
 MAPPER = "vllm.model_executor.models.utils"
+MOE = "vllm.model_executor.layers.fused_moe"
+PARAMETER = "vllm.model_executor.parameter"
+LAYERS = [
+    "ReplicatedLinear",
+    "ColumnParallelLinear",
+    "MergedColumnParallelLinear",
+    "QKVParallelLinear",
+    "RowParallelLinear",
+]
 #: What vLLM calls, by the class that says how.
 OVERRIDDEN = [
     (PermLLMConfig, BASE_CONFIG, "QuantizationConfig", "get_name"),
@@ -34,6 +44,23 @@ OVERRIDDEN = [
     (PermLLMLinearMethod, LINEAR, "LinearMethodBase", "apply"),
     (PermLLMLinearMethod, BASE_CONFIG, "QuantizeMethodBase", "process_weights_after_loading"),
 ]
+#: What we read off vLLM's objects, or put there for vLLM to read.
+ATTRIBUTES = [
+    (BASE_CONFIG, "QuantizationConfig", "packed_modules_mapping"),
+    ("vllm.config", "VllmConfig", "lora_config"),
+    (LINEAR, "QKVParallelLinear", "num_kv_heads"),
+    (LINEAR, "QKVParallelLinear", "num_kv_head_replicas"),
+    (LINEAR, "QKVParallelLinear", "v_head_size"),
+    *((LINEAR, layer, "weight_loader") for layer in LAYERS),
+    *((LINEAR, layer, "bias") for layer in LAYERS),
+    *((MAPPER, "WeightsMapper", f"orig_to_new_{part}") for part in ("prefix", "suffix", "substr")),
+    (MOE, "RoutedExperts", "moe_config"),
+    (PARAMETER, "ModelWeightParameter", "input_dim"),
+    (PARAMETER, "ModelWeightParameter", "output_dim"),
+    (PARAMETER, "ChannelQuantScaleParameter", "output_dim"),
+]
+#: What else than None and indices vLLM calls the parts of a fused layer.
+SHARD_IDS = [("QKVParallelLinear", {"q", "k", "v"})]
 
 
 def installed() -> Path:
@@ -45,8 +72,12 @@ def installed() -> Path:
 
 def others() -> list[Path]:
     named = os.environ.get("PERMLLM_VLLM_SOURCES")
-    wheels = sorted((cache_dir() / "wheels").glob("vllm-*.whl"))
+    wheels = sorted((cache_dir() / "wheels").glob("vllm-*.whl"), key=wheel_version)
     return [*([Path(named)] if named else []), *wheels[-1:]]
+
+
+def wheel_version(wheel: Path) -> Version:
+    return Version(wheel.name.split("-")[1])
 
 
 @pytest.fixture(params=["installed", "other"], scope="module")
@@ -76,6 +107,26 @@ def test_functions_that_vllm_calls(
         assert set(functions[function]) - {"self", "cls"} <= set(accepted)
 
 
+@pytest.mark.parametrize(("module", "class_name", "attribute"), ATTRIBUTES)
+def test_attributes(sources: VllmSources, module: str, class_name: str, attribute: str) -> None:
+    assert attribute in sources.attributes(module, class_name)
+
+
+@pytest.mark.parametrize(("class_name", "names"), SHARD_IDS)
+def test_parts_of_fused_layers(sources: VllmSources, class_name: str, names: set[str]) -> None:
+    assert names <= sources.constants(LINEAR, class_name)
+
+
+def test_the_version(sources: VllmSources) -> None:
+    assert sources.defines("vllm.version", "__version__")
+
+
+def test_the_newest_wheel_is_the_one_of_the_highest_version() -> None:
+    names = ["vllm-0.9.2-cp38-abi3-linux_x86_64.whl", "vllm-0.33.0-cp38-abi3-linux_x86_64.whl"]
+    newest = max(map(Path, names), key=wheel_version)
+    assert newest.name == names[1]
+
+
 def test_names_are_mapped_with(sources: VllmSources) -> None:
     assert {"apply_list", "get_rename_mapper"} <= sources.functions(MAPPER, "WeightsMapper").keys()
 
@@ -84,3 +135,6 @@ def test_what_is_not_there(sources: VllmSources) -> None:
     assert not sources.defines(LINEAR, "NoSuchLinear")
     assert not sources.defines("vllm.no_such_module", "LinearBase")
     assert sources.functions(LINEAR, "NoSuchLinear") == {}
+    assert sources.attributes(LINEAR, "NoSuchLinear") == set()
+    assert "no_such_attribute" not in sources.attributes(LINEAR, "QKVParallelLinear")
+    assert "qkv" not in sources.constants(LINEAR, "QKVParallelLinear")

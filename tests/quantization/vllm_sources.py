@@ -25,22 +25,49 @@ class VllmSources:
 
     def functions(self, module: str, class_name: str) -> dict[str, list[str]]:
         """The functions in a class body and the names of their parameters; empty without it."""
-        tree = self._tree(module)
-        classes = [] if tree is None else [n for n in tree.body if isinstance(n, ast.ClassDef)]
+        _, found = self._class(module, class_name)
         return {
             function.name: [a.arg for a in (*function.args.args, *function.args.kwonlyargs)]
-            for found in classes
-            if found.name == class_name
-            for function in found.body
+            for function in (found.body if found else [])
             if isinstance(function, ast.FunctionDef)
         }
 
+    def attributes(self, module: str, class_name: str) -> set[str]:
+        """What instances of a class have: by its body, by `self.NAME = `, and by its bases."""
+        home, found = self._class(module, class_name)
+        if found is None:
+            return set()
+        names = {name for statement in found.body for name in _bound(statement)}
+        names |= {
+            node.attr
+            for node in ast.walk(found)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "self"
+        }
+        bases = [base.id for base in found.bases if isinstance(base, ast.Name)]
+        return names.union(*(self.attributes(home, base) for base in bases))
+
+    def constants(self, module: str, class_name: str) -> set[object]:
+        """The strings, numbers and such that are written in a class."""
+        _, found = self._class(module, class_name)
+        nodes = ast.walk(found) if found else ()
+        return {node.value for node in nodes if isinstance(node, ast.Constant)}
+
+    def _class(self, module: str, name: str) -> tuple[str, ast.ClassDef | None]:
+        """A class and the module that defines it, followed through re-exports."""
+        tree = self._tree(module)
+        for node in [] if tree is None else _statements(tree):
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                return module, node
+            if isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    if (alias.asname or alias.name) == name:
+                        return self._class(self._absolute(node, module), alias.name)
+        return module, None
+
     def _binds(self, node: ast.stmt, module: str, name: str) -> bool:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            return node.name == name
-        if isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            return any(isinstance(t, ast.Name) and t.id == name for t in targets)
         if isinstance(node, ast.ImportFrom):
             source = self._absolute(node, module)
             return any(
@@ -48,7 +75,7 @@ class VllmSources:
                 and (not source.startswith("vllm") or self.defines(source, alias.name))
                 for alias in node.names
             )
-        return False
+        return name in _bound(node)
 
     def _absolute(self, node: ast.ImportFrom, module: str) -> str:
         """The module that `from ... import` in `module` means."""
@@ -67,6 +94,15 @@ class VllmSources:
     def _parse(self, module: str) -> ast.Module | None:
         file = self._file(module)
         return ast.parse(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _bound(node: ast.stmt) -> list[str]:
+    """The names that a definition or an assignment binds."""
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
+    return [target.id for target in targets if isinstance(target, ast.Name)]
 
 
 def _statements(node: ast.Module | ast.If | ast.Try) -> Iterator[ast.stmt]:
