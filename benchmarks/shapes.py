@@ -1,9 +1,7 @@
-"""Shapes and random sparse layers, shared by the kernel benchmark and the kernel tests."""
+"""Shapes and random sparse layers, shared by the kernel benchmarks and the kernel tests."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -88,53 +86,3 @@ def to_int8(layer: Layer) -> Layer:
     weights = replace(layer.weights, values=quantized, scale=scale)
     dense = (layer.dense.float() / scale.unsqueeze(1)).round() * scale.unsqueeze(1)
     return Layer(weights, dense, layer.bias)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One shape of the kernel tests."""
-
-    n: int
-    k: int
-    pattern: str
-    block_size: int
-    permuted: bool
-    bias: bool
-    zeros: bool
-
-    def layer(self) -> Layer:
-        return random_layer(
-            self.n,
-            self.k,
-            self.pattern,
-            self.block_size,
-            permuted=self.permuted,
-            bias=self.bias,
-            zeros=self.zeros,
-            seed=self.n * 1000 + self.k,
-        )
-
-    def __str__(self) -> str:
-        marks = [f"{self.n}x{self.k}", self.pattern.replace(":", "of"), f"block{self.block_size}"]
-        marks += [name for name in ("permuted", "bias", "zeros") if getattr(self, name)]
-        return "-".join(marks)
-
-
-def cases() -> Iterator[Case]:
-    """Cases that reach every corner: ragged rows and inputs, all blocks, both patterns."""
-    corners = itertools.cycle(itertools.product((False, True), (True, False)))
-    for pattern in ("2:4", "4:8"):
-        for n, k in ((1, 8), (8, 64), (13, 72), (33, 520), (40, 1096), (129, 200), (140, 2056)):
-            bias, zeros = next(corners)
-            yield Case(n, k, pattern, 64, permuted=False, bias=bias, zeros=zeros)
-        for n, k, block_size in (
-            (7, 96, 32),
-            (48, 544, 32),
-            (16, 64, 64),
-            (50, 1088, 64),
-            (300, 576, 64),
-            (24, 128, 128),
-            (72, 1152, 128),
-        ):
-            bias, zeros = next(corners)
-            yield Case(n, k, pattern, block_size, permuted=True, bias=bias, zeros=zeros)

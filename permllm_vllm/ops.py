@@ -64,8 +64,8 @@ def _load_library(file: Path, tools: str, options: str = "") -> str:
     """Loads compiled kernels; returns why they are missing, or an empty string."""
     if not file.exists():
         return (
-            f"{file.name} was not built: install {tools}, then reinstall with {options}pip install "
-            "--no-deps --no-build-isolation --force-reinstall permllm-vllm (or -e .)"
+            f"{file.name} was not built: install {tools}, then, in the source repository: "
+            f"{options}pip install --no-deps --no-build-isolation --force-reinstall ."
         )
     try:
         torch.ops.load_library(file)

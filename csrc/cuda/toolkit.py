@@ -1,4 +1,4 @@
-"""Finds nvcc, the CUDA headers and CUTLASS on this machine; standard library only."""
+"""Finds nvcc, its libraries and CUTLASS on this machine; standard library only."""
 
 from __future__ import annotations
 
@@ -41,19 +41,6 @@ def library_directories() -> list[Path]:
         return []
     directories = [toolkit / "lib64", toolkit / "lib", *toolkit.glob("targets/*-linux/lib")]
     return [path for path in directories if (path / "libcudart_static.a").exists()]
-
-
-def header_directories() -> list[Path]:
-    """Include directories of the CUDA runtime: the toolkit's, else those of NVIDIA's wheels."""
-    toolkit = home()
-    includes = [toolkit / "include"] if toolkit else []
-    spec = importlib.util.find_spec("nvidia")
-    for root in (spec.submodule_search_locations or []) if spec else []:
-        includes += sorted(Path(root).glob("*/include"))
-    for include in includes:
-        if (include / "cuda_fp16.h").exists() and (include / "cuda_runtime_api.h").exists():
-            return [path for path in (include, include / "cccl") if path.exists()]
-    return []
 
 
 def cutlass() -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from permllm_offline.errors import OfflineError
+from permllm_offline.errors import OfflineError, first_line
 
 
 def check_push(repository: str) -> None:
@@ -21,7 +21,7 @@ def check_push(repository: str) -> None:
         HfApi().whoami()
     except Exception as error:  # the hub client raises too many kinds to list
         raise OfflineError(
-            f"--push-to-hub {repository!r} cannot work ({_first_line(error)}). Give owner/name, "
+            f"--push-to-hub {repository!r} cannot work ({first_line(error)}). Give owner/name, "
             "unset HF_HUB_OFFLINE, and log in with `hf auth login`."
         ) from error
 
@@ -52,11 +52,6 @@ def push(directory: Path, repository: str) -> str:
     except Exception as error:  # the hub client raises too many kinds to list
         raise OfflineError(
             f"the checkpoint is complete in {directory}, but was not uploaded to {repository!r} "
-            f"({_first_line(error)}). Upload it with `hf upload {repository} {directory}`."
+            f"({first_line(error)}). Upload it with `hf upload {repository} {directory}`."
         ) from error
     return str(commit.commit_url)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

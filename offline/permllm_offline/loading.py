@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from permllm_offline.errors import OfflineError
+from permllm_offline.errors import OfflineError, first_line
 from permllm_vllm.checkpoint.reader import CheckpointReader
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -47,7 +47,7 @@ def open_source(model: str) -> Source:
         config = AutoConfig.from_pretrained(directory, **_TRUST_NOTHING)
     except Exception as error:  # transformers raises too many kinds to list
         raise OfflineError(
-            f"{model!r} has no readable config.json ({_first_line(error)}). Give a folder that "
+            f"{model!r} has no readable config.json ({first_line(error)}). Give a folder that "
             "holds a Hugging Face checkpoint, or a hub name."
         ) from error
     return Source(model, directory, config)
@@ -61,7 +61,7 @@ def load_tokenizer(source: Source) -> Any:
         return AutoTokenizer.from_pretrained(source.directory, **_TRUST_NOTHING)
     except Exception as error:  # transformers raises too many kinds to list
         raise OfflineError(
-            f"{source.name!r} has no readable tokenizer ({_first_line(error)}). Copy the "
+            f"{source.name!r} has no readable tokenizer ({first_line(error)}). Copy the "
             "tokenizer files of the base model into the folder."
         ) from error
 
@@ -93,7 +93,7 @@ def load_errors_named(source: Source) -> Iterator[None]:
     except OfflineError:
         raise
     except Exception as error:  # transformers and safetensors raise too many kinds to list
-        raise OfflineError(f"cannot load {source.name!r}: {_first_line(error)}.") from error
+        raise OfflineError(f"cannot load {source.name!r}: {first_line(error)}.") from error
 
 
 def _decompress(source: Source, dtype: torch.dtype) -> Any:
@@ -140,7 +140,7 @@ def parse_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise OfflineError(
-            f"device {name!r} cannot be used ({_first_line(error)}). Give cpu, or a device that "
+            f"device {name!r} cannot be used ({first_line(error)}). Give cpu, or a device that "
             "this build of torch supports."
         ) from error
     return device
@@ -166,10 +166,5 @@ def _local_directory(model: str) -> Path:
     except Exception as error:  # the hub client raises too many kinds to list
         raise OfflineError(
             f"{model!r} is neither a local folder nor could it be fetched from the Hugging Face "
-            f"hub ({_first_line(error)}). Check the name, or give a folder."
+            f"hub ({first_line(error)}). Check the name, or give a folder."
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from permllm_offline.errors import OfflineError
+from permllm_offline.errors import OfflineError, first_line
 
 MISSING = "the tasks are those of lm-eval, which is not installed: pip install 'lm-eval>=0.4.13'"
 
@@ -80,10 +80,9 @@ class Tasks:
                 bootstrap_iters=1000,
             )
         except Exception as error:  # lm-eval and datasets raise too many kinds to list
-            lines = str(error).strip().splitlines() or [""]
             raise OfflineError(
-                f"lm-eval could not run {', '.join(self.names)} ({type(error).__name__}: "
-                f"{lines[0][:300]}). Tasks fetch their data from the Hugging Face hub unless their "
+                f"lm-eval could not run {', '.join(self.names)} ({first_line(error)}). "
+                "Tasks fetch their data from the Hugging Face hub unless their "
                 "description names local files: check the network, or give such tasks with "
                 "--tasks-path."
             ) from error

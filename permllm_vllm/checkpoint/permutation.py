@@ -55,11 +55,6 @@ def inverse(local: Tensor, block_size: int) -> Tensor:
     return _blocks(local, block_size).argsort(dim=1).to(local.dtype).flatten()
 
 
-def compose(first: Tensor, second: Tensor, block_size: int) -> Tensor:
-    """Return the one permutation that equals applying `first`, then `second`: uint8 [in]."""
-    return _blocks(first, block_size).gather(1, _blocks(second, block_size).long()).flatten()
-
-
 def canonical(local: Tensor, block_size: int, pattern: Pattern) -> Tensor:
     """Return the canonical form: the same partition of channels into groups, in one fixed order.
 

@@ -126,7 +126,7 @@ def config_problems(entries: object) -> list[Problem]:
                 "`permllm-offline prune`",
             )
         ]
-    install = f"install a newer release: pip install --upgrade {DISTRIBUTION}"
+    install = f"install a newer {DISTRIBUTION} from its source repository"
     if found_version != FORMAT_VERSION or isinstance(found_version, bool):
         newer = isinstance(found_version, int) and found_version > FORMAT_VERSION
         return [

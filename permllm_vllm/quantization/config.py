@@ -172,8 +172,9 @@ class PermLLMConfig(QuantizationConfig):
         if any(self._is_ignored(name) for name in names):
             return UnquantizedFusedMoEMethod(layer.moe_config)
         raise NotImplementedError(
-            f"PermLLM cannot serve sparse mixture-of-experts weights ({prefix}). Prune the model "
-            f"again with the experts left dense, e.g. `ignore` 're:.*\\.experts\\..*'."
+            f"PermLLM cannot serve sparse mixture-of-experts weights ({prefix}): experts must be "
+            "dense. permllm-offline prune supports no mixture-of-experts model yet; a checkpoint "
+            r"written by another tool must list its experts in `ignore`, e.g. 're:.*\.experts\..*'."
         )
 
 

@@ -1,6 +1,7 @@
 """Builds the host programs of this directory, once per session."""
 
 import ctypes
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -14,6 +15,19 @@ HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "csrc" / "cuda"
 
 
+def header_directories() -> list[Path]:
+    """Include directories of the CUDA runtime: the toolkit's, else those of NVIDIA's wheels."""
+    found = toolkit.home()
+    includes = [found / "include"] if found else []
+    spec = importlib.util.find_spec("nvidia")
+    for root in (spec.submodule_search_locations or []) if spec else []:
+        includes += sorted(Path(root).glob("*/include"))
+    for include in includes:
+        if (include / "cuda_fp16.h").exists() and (include / "cuda_runtime_api.h").exists():
+            return [path for path in (include, include / "cccl") if path.exists()]
+    return []
+
+
 @pytest.fixture(scope="session")
 def compile_for_host(tmp_path_factory):
     """Compiles a file of this directory with g++ to a shared library; skips without the tools."""
@@ -23,7 +37,7 @@ def compile_for_host(tmp_path_factory):
         compiler = os.environ.get("CXX") or shutil.which("g++")
         if compiler is None:
             pytest.skip("needs a C++ compiler: install g++")
-        headers = toolkit.header_directories()
+        headers = header_directories()
         if not headers:
             pytest.skip(
                 "needs the CUDA headers: a CUDA toolkit, or the packages nvidia-cuda-runtime, "

@@ -259,7 +259,7 @@ def test_a_layer_that_is_wholly_missing_is_refused(sparse_copy: Path) -> None:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"format_version": 2}, r"format_version: found 2.*pip install --upgrade permllm-vllm"),
+        ({"format_version": 2}, r"format_version: found 2.*install a newer permllm-vllm from"),
         ({"new_key": 1}, "does not know this key"),
         ({"pattern": "1:4"}, "pattern '1:4' is not supported"),
     ],

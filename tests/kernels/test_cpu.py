@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from benchmarks.shapes import Case, cases, random_layer
+from benchmarks.shapes import random_layer
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
+from tests.kernels.cases import Case, cases
 
 TOLERANCE = 3e-3  # relative Frobenius error: the rounding of y to bfloat16 alone gives 1.7e-3
 TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 40, 48, 64, 65, 100, 257, 300)

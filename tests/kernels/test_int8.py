@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from benchmarks.shapes import Case, cases, random_layer, to_int8
+from benchmarks.shapes import random_layer, to_int8
 from permllm_vllm import ops
 from permllm_vllm.backends import CheckpointWeights
 from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.backends.reference import ReferenceBackend
 from permllm_vllm.checkpoint.pattern import Pattern
+from tests.kernels.cases import Case, cases
 from tests.kernels.test_cpu import exact, run
 
 SPLIT_TOKENS = 2  # at least: W8A16 up to here in every kernel
