@@ -1,0 +1,36 @@
+"""The README lists every method, family, effort and page."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from permllm_offline.families import FAMILIES
+from permllm_offline.methods import METHODS
+from permllm_offline.recipe import EFFORTS
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SECTION = re.compile(r"^##+ (.+)\n((?:(?!##).*\n)*)", re.MULTILINE)
+SECTIONS = dict(SECTION.findall(README))
+
+
+def test_every_method_is_a_row() -> None:
+    first_cells = re.findall(r"^\|([^|]*)\|", SECTIONS["Methods"], re.MULTILINE)
+    listed = re.findall(r"`([^`]+)`", "".join(first_cells))
+    assert sorted(listed) == sorted([*METHODS, "--method"])
+
+
+def test_every_effort_is_named() -> None:
+    assert "--effort " + r"\|".join(EFFORTS) in SECTIONS["Methods"]
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_family_is_named(model_type: str) -> None:
+    letters = re.sub(r"[^a-z0-9]", "", SECTIONS["Families"].lower())
+    assert model_type.replace("_", "") in letters
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_every_page_is_linked(page: Path) -> None:
+    assert f"(docs/{page.name})" in SECTIONS["Documentation"]
