@@ -18,6 +18,7 @@ from permllm_vllm.checkpoint.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 _PARTIAL, _REPLACED = ".partial", ".replaced"
+_RANDOM_DIGITS = 8
 
 
 def check_destination(output: Path, source: Path, *, force: bool) -> None:
@@ -81,14 +82,15 @@ def replaced_at_the_end(output: Path) -> Iterator[Path]:
     """Give a new directory beside `output` that takes its name when the block succeeds.
 
     When the block raises, the new directory is removed and `output` is as it was. A process that
-    is killed leaves a hidden `.NAME.*.partial` directory and no half-written `output`.
+    is killed leaves a hidden `.NAME.*.partial` directory and no half-written `output`; one that is
+    killed while it replaces `output` may leave the old one as `.NAME.*.replaced`. Both are named
+    in a warning by the next write.
     """
     destination = output.resolve()
     with disk_errors_named(destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in destination.parent.glob(f".{glob.escape(destination.name)}.*{_PARTIAL}"):
-        logger.warning("%s is left from a write in progress or cut off; remove it", leftover)
-    stem = f".{destination.name}.{uuid.uuid4().hex[:8]}"
+    _warn_of_leftovers(destination)
+    stem = f".{destination.name}.{uuid.uuid4().hex[:_RANDOM_DIGITS]}"
     partial = destination.with_name(stem + _PARTIAL)
     with disk_errors_named(destination):
         partial.mkdir()
@@ -101,6 +103,24 @@ def replaced_at_the_end(output: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     _sync(destination.parent)
+
+
+def _warn_of_leftovers(destination: Path) -> None:
+    """Name what killed writes left, and what is to be done with it."""
+    stem = f".{glob.escape(destination.name)}.{'[0-9a-f]' * _RANDOM_DIGITS}"
+    for partial in destination.parent.glob(stem + _PARTIAL):
+        logger.warning("%s is left from a write in progress or cut off; remove it", partial)
+    for replaced in destination.parent.glob(stem + _REPLACED):
+        if destination.exists():
+            logger.warning(
+                "%s is left of what was replaced in %s; remove it", replaced, destination
+            )
+        else:
+            logger.warning(
+                "%s is what was in %s before a write with --force was cut off; rename it back",
+                replaced,
+                destination,
+            )
 
 
 def _swap(partial: Path, destination: Path, replaced: Path) -> None:

@@ -112,7 +112,22 @@ def test_leftovers_of_a_killed_write_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / ".out.0123abcd.partial").mkdir()
+    (tmp_path / ".out.more.0123abcd.partial").mkdir()  # of another output
     with replaced_at_the_end(tmp_path / "out"):
         pass
     assert ".out.0123abcd.partial" in caplog.text
+    assert ".out.more" not in caplog.text
     assert (tmp_path / "out").is_dir()
+
+
+def test_what_a_killed_replacement_left_is_renamed_back_or_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = tmp_path / ".out.0123abcd.replaced"
+    old.mkdir()
+    with replaced_at_the_end(tmp_path / "out"):
+        assert f"{old} is what was in" in caplog.text
+        assert caplog.text.rstrip().endswith("cut off; rename it back")
+    with replaced_at_the_end(tmp_path / "out"):
+        assert caplog.text.rstrip().endswith("was replaced in " + f"{tmp_path / 'out'}; remove it")
+    assert old.is_dir()

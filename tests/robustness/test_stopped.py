@@ -134,6 +134,36 @@ def test_a_killed_replacement_leaves_the_old_or_the_new(
     assert complete(output)
 
 
+@pytest.mark.parametrize("command", ["convert"], indirect=True)
+def test_a_replacement_killed_between_two_names_keeps_the_old_output(
+    command: tuple[list[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    line, output = command
+    assert main(line) == 0
+    assert child([*line, "--force"], stop_before_the_new_name) == -signal.SIGKILL
+    assert not output.exists()
+    (old,) = output.parent.glob(".out.*.replaced")
+    assert complete(old)
+    assert main(line) == 0
+    assert f"{old} is what was in {output} before" in caplog.text
+    assert "cut off; rename it back" in caplog.text
+    assert complete(old)  # whoever wants it can still have it
+    assert main([*line, "--force"]) == 0
+    assert f"{old} is left of what was replaced in {output}; remove it" in caplog.text
+
+
+def stop_before_the_new_name() -> None:
+    """Make this process kill itself when a finished output is about to get its name."""
+    rename = Path.rename
+
+    def stopping(path: Path, target: Path) -> Path:
+        if path.suffix == ".partial":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(path, target)
+
+    Path.rename = stopping  # type: ignore[method-assign, assignment]
+
+
 @COMMANDS
 @pytest.mark.parametrize(
     "stage", ["a shard is written", "companions are copied", "a file is written"]
