@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from permllm_vllm.checkpoint.contained import contained
+from permllm_vllm.checkpoint.contained import contained, is_plain_name
 from permllm_vllm.checkpoint.errors import CheckpointError, Problem
 from permllm_vllm.checkpoint.shard import FETCH_AGAIN
+from permllm_vllm.checkpoint.shards import read_text
 
 CHECKSUMS_NAME = "SHA256SUMS"
 _CHUNK_BYTES = 1 << 22
-_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\\\0]+\.safetensors)")
+_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
 
 def sha256(path: Path, count: Callable[[int], object] = lambda _: None) -> str:
@@ -38,13 +39,13 @@ def checksums_of(directory: Path) -> str:
 def read_checksums(directory: Path) -> dict[str, str] | None:
     """Map file names to their recorded SHA-256; None where nothing is recorded.
 
-    Raises `CheckpointError` when the file cannot be read or names anything but safetensors files
-    of the same directory.
+    Raises `CheckpointError` when the file cannot be read, names anything but safetensors files of
+    the same directory, or one of them twice.
     """
     path = directory / CHECKSUMS_NAME
-    rule = "lines of a SHA-256, two spaces and the plain name of a *.safetensors file"
+    rule = "lines of a SHA-256, two spaces and the plain name of a *.safetensors file, each once"
     try:
-        lines = contained(directory, CHECKSUMS_NAME).read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except FileNotFoundError:
         return None
     except CheckpointError:
@@ -52,10 +53,10 @@ def read_checksums(directory: Path) -> dict[str, str] | None:
     except (OSError, ValueError) as error:
         value = f"what cannot be read: {error}"
         raise Problem(str(path), value, rule, FETCH_AGAIN).as_error() from error
-    recorded = {}
+    recorded: dict[str, str] = {}
     for line in lines:
         match = _LINE.fullmatch(line)
-        if match is None:
+        if match is None or not is_plain_name(match[2]) or match[2] in recorded:
             raise Problem(CHECKSUMS_NAME, repr(line[:120]), rule, FETCH_AGAIN).as_error()
         recorded[match[2]] = match[1]
     return recorded
@@ -82,7 +83,10 @@ def checksum_problems(
             value, remedy = "no recorded SHA-256", "remove the file, or write the checkpoint again"
         else:
             try:
-                found = sha256(directory / file, count)
+                found = sha256(contained(directory, file), count)
+            except CheckpointError as error:
+                problems += error.problems
+                continue
             except OSError as error:
                 found = f"what cannot be read: {error}"
             if found == recorded[file]:

@@ -26,7 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     rule = "a checkpoint directory has this file, a JSON object"
     try:
-        content = json.loads(_read_text(path), object_pairs_hook=_unique_keys)
+        content = json.loads(read_text(path), object_pairs_hook=_unique_keys)
     except FileNotFoundError:
         remedy = "give the directory of a Hugging Face or permllm checkpoint"
         raise Problem(str(path), "nothing", rule, remedy).as_error() from None
@@ -41,7 +41,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Read a text file of a checkpoint directory.
+
+    Raises `OSError` or `ValueError` when it cannot be read or is too large, and `CheckpointError`
+    for a link out of the directory.
+    """
     size = contained(path.parent, path.name).stat().st_size
     if size > LARGEST_JSON:
         raise OSError(f"it has {size} bytes, and at most {LARGEST_JSON} are read")

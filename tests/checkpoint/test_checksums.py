@@ -1,10 +1,13 @@
+import os
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
+from permllm_vllm.checkpoint import shards
 from permllm_vllm.checkpoint.checksums import checksum_problems, read_checksums
 from permllm_vllm.checkpoint.errors import CheckpointError
 
@@ -60,6 +63,9 @@ def test_without_a_record_there_is_nothing_to_compare(checkpoint: Path) -> None:
     [
         "0" * 64 + "  ../outside.safetensors",
         "0" * 64 + "  /etc/passwd",
+        "0" * 64 + "  .hidden.safetensors",
+        "0" * 64 + "  \x1b[2J.safetensors",
+        "0" * 64 + "  a.safetensors\n" + "1" * 64 + "  a.safetensors",
         "0" * 63 + "  model.safetensors",
         "nonsense",
     ],
@@ -76,3 +82,21 @@ def test_binary_garbage_is_reported(checkpoint: Path) -> None:
     (checkpoint / "SHA256SUMS").write_bytes(b"\xff\xfe\x00")
     (problem,) = checksum_problems(checkpoint, names(checkpoint))
     assert "cannot be read" in str(problem)
+
+
+def test_a_record_of_any_size_is_not_read(checkpoint: Path) -> None:
+    with mock.patch.object(shards, "LARGEST_JSON", 100):
+        (problem,) = checksum_problems(checkpoint, names(checkpoint))
+    assert "at most 100 are read" in str(problem)
+
+
+def test_what_leads_elsewhere_is_not_read(checkpoint: Path, tmp_path: Path) -> None:
+    """A link out of the directory, and a pipe that would be waited for."""
+    outside, pipe, *_ = names(checkpoint)
+    shutil.move(checkpoint / outside, tmp_path / "outside")
+    os.symlink(tmp_path / "outside", checkpoint / outside)
+    (checkpoint / pipe).unlink()
+    os.mkfifo(checkpoint / pipe)
+    first, second = checksum_problems(checkpoint, names(checkpoint))
+    assert "a link to" in str(first)
+    assert "no regular file" in str(second)

@@ -277,9 +277,21 @@ def test_explicit_zeros_of_a_bitmask_stay_where_they_are(dense: Path, tmp_path: 
         ("compressed", lambda t: t[:, :-1].clone(), r"q_proj.compressed: found shape"),
         ("bitmask", lambda t: t.int(), r"q_proj.bitmask: found int32; rule: uint8"),
         ("shape", lambda t: torch.tensor([[128], [127]]), r"q_proj.shape: found \(128, 127\)"),
+        ("shape", lambda t: t.double(), r"q_proj.shape: found float64 of shape"),
+        ("shape", lambda t: t.flatten().repeat(9), r"q_proj.shape: found int64 of shape \[18"),
         ("bitmask", lambda t: t | 1 << 7, "q_proj keeps 5.* of its weights, more than 50%"),
     ],
-    ids=["no mask", "no shape", "short mask", "short values", "dtype", "odd shape", "bits"],
+    ids=[
+        "no mask",
+        "no shape",
+        "short mask",
+        "short values",
+        "dtype",
+        "odd shape",
+        "real shape",
+        "long shape",
+        "bits",
+    ],
 )
 def test_a_damaged_bitmask_is_refused(
     dense: Path, tmp_path: Path, kind: str, change: object, message: str
@@ -294,6 +306,15 @@ def test_a_damaged_bitmask_is_refused(
     with pytest.raises((CheckpointError, OfflineError), match=message):
         convert_to_sparse(str(source), tmp_path / "out", strict=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_matrix_that_is_there_twice_is_refused(dense: Path, tmp_path: Path) -> None:
+    source = write_bitmask(prune(dense, tmp_path / "plain", in_place), tmp_path / "bitmask")
+    tensors = load_file(source / "model.safetensors")
+    tensors[f"model.layers.0.{DOWN}.weight"] = torch.zeros(1)
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"down_proj.weight: found a second, dense weight"):
+        convert_to_sparse(str(source), tmp_path / "out")
 
 
 @pytest.mark.parametrize(

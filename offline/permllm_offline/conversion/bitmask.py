@@ -7,6 +7,7 @@ significant first) of byte `j / 8` set where channel `j` is kept; `L.shape`, the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -23,12 +24,14 @@ from permllm_vllm.checkpoint.shard import FETCH_AGAIN
 FORMAT = "sparse-24-bitmask"
 COMPRESSED, BITMASK, SHAPE = "compressed", "bitmask", "shape"
 _KINDS = (COMPRESSED, BITMASK, SHAPE)
+_WHOLE = ("int64", "int32")
 
 
 class BitmaskWeights:
     """The matrices of a bitmask checkpoint under their dense names, decompressed when asked for.
 
-    Raises `CheckpointError` where one of the three tensors is missing, or they do not fit.
+    Raises `CheckpointError` where one of the three tensors is missing, they do not fit, or the
+    matrix is there a second time as a dense one.
     """
 
     description = f"compressed-tensors {FORMAT}"
@@ -43,6 +46,9 @@ class BitmaskWeights:
                 if f"{module}.{kind}" not in self._stored:
                     rule = f"a compressed matrix has {', '.join(_KINDS)}"
                     raise Problem(f"{module}.{kind}", "nothing", rule, FETCH_AGAIN).as_error()
+            if f"{module}.weight" in self._stored:
+                value, rule = "a second, dense weight", f"the weight is in {COMPRESSED} alone"
+                raise Problem(f"{module}.weight", value, rule, FETCH_AGAIN).as_error()
 
     def names(self) -> list[str]:
         """Names of all tensors as a dense checkpoint has them."""
@@ -57,11 +63,8 @@ class BitmaskWeights:
         module = name.removesuffix(".weight")
         if module not in self._modules:
             return self._stored.header(name)
-        sizes = tuple(self._stored.tensor(f"{module}.{SHAPE}").flatten().tolist())
+        sizes = self._sizes(module)
         headers = {kind: self._stored.header(f"{module}.{kind}") for kind in (COMPRESSED, BITMASK)}
-        if len(sizes) != 2 or sizes[1] % 8 or min(sizes) < 1:
-            rule = "two sizes, the second a multiple of 8"
-            raise Problem(f"{module}.{SHAPE}", str(sizes), rule, FETCH_AGAIN).as_error()
         for kind, columns in ((COMPRESSED, sizes[1] // 2), (BITMASK, sizes[1] // 8)):
             if headers[kind].shape != (sizes[0], columns):
                 value = f"shape {list(headers[kind].shape)}"
@@ -92,6 +95,18 @@ class BitmaskWeights:
             return self._stored.tensor(name) != 0
         self.header(name)
         return unpack_mask(self._stored.tensor(f"{module}.{BITMASK}"))
+
+    def _sizes(self, module: str) -> tuple[int, int]:
+        """What `shape` says, which is read only where it is as small as it must be."""
+        name, rule = f"{module}.{SHAPE}", "two whole numbers, the second a multiple of 8"
+        header = self._stored.header(name)
+        if math.prod(header.shape) != 2 or header.dtype not in _WHOLE:
+            value = f"{header.dtype} of shape {list(header.shape)}"
+            raise Problem(name, value, rule, FETCH_AGAIN).as_error()
+        rows, columns = map(int, self._stored.tensor(name).flatten().tolist())
+        if columns % 8 or min(rows, columns) < 1:
+            raise Problem(name, str((rows, columns)), rule, FETCH_AGAIN).as_error()
+        return rows, columns
 
     def _dense_name(self, stored: str) -> str | None:
         module, _, kind = stored.rpartition(".")
