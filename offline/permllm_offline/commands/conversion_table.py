@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 
 from rich.table import Table
+from rich.text import Text
 
 from permllm_offline.conversion.report import ConversionReport
 
@@ -15,7 +16,7 @@ _NUMBER = re.compile(r"\.(\d+)\.")
 def conversion_table(report: ConversionReport) -> Table:
     """Show which linears were found in which order."""
     title = f"{report.source_format} -> {report.target_format}, {report.pattern}"
-    table = Table(title=f"{title}, block size {report.block_size}")
+    table = Table(title=Text(f"{title}, block size {report.block_size}"))
     table.add_column("linear")
     table.add_column("layers")
     table.add_column("permutation")
@@ -29,7 +30,8 @@ def conversion_table(report: ConversionReport) -> Table:
         rows[key].append((int(number[1]) if number else 0, linear.density))
     for (name, permutation, reason), found in rows.items():
         density = sum(share for _, share in found) / len(found)
-        table.add_row(name, _ranges([n for n, _ in found]), permutation, f"{density:.3f}", reason)
+        layers = _ranges([number for number, _ in found])
+        table.add_row(Text(name), layers, permutation, f"{density:.3f}", Text(reason))
     return table
 
 

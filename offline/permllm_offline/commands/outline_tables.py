@@ -33,7 +33,7 @@ def outline_table(found: Outline) -> Table:
         before = sum(linear.bytes_before for linear in linears)
         after = sum(linear.bytes_after for linear in linears)
         table.add_row(
-            *(name, str(len(linears)), shape, permutation),
+            *(Text(name), str(len(linears)), shape, permutation),
             *(_megabytes(before), _megabytes(after), f"{after / before:.1%}"),
         )
     kept: dict[str, list[int]] = defaultdict(list)
@@ -41,7 +41,7 @@ def outline_table(found: Outline) -> Table:
         kept[_without_numbers(name)].append(size)
     for name, sizes in kept.items():
         size_text = _megabytes(sum(sizes))
-        table.add_row(name, str(len(sizes)), "", "left dense", size_text, size_text, "100.0%")
+        table.add_row(Text(name), str(len(sizes)), "", "left dense", size_text, size_text, "100.0%")
     return table
 
 
@@ -59,7 +59,7 @@ def speed_table(speed: Speed) -> RenderableType:
     for one in speed.shapes:
         ratios = [f"{'' if f.inside else '~'}{f.ratio:.2f}" for f in one.forecasts.values()]
         shape = one.shape
-        table.add_row(shape.linears, f"{shape.n} x {shape.k}", str(shape.count), *ratios)
+        table.add_row(Text(shape.linears), f"{shape.n} x {shape.k}", str(shape.count), *ratios)
     return table
 
 

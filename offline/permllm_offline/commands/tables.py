@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from permllm_offline.forecast import Forecast
 from permllm_offline.inspection import Inspection
@@ -31,7 +32,7 @@ def plan_table(recipe: Recipe, plan: Plan, expected: Forecast) -> Group:
         if linear.permuted:
             state = "folded" if linear.layout.folded else "run time"
         table.add_row(
-            linear.name,
+            Text(linear.name),
             f"{linear.out_features} x {linear.layout.in_features}",
             state,
             f"{linear.dense_bytes:,}",
@@ -79,7 +80,7 @@ def inspection_table(found: Inspection) -> Table:
     table.add_column("density", justify="right")
     for layer in found.layers:
         table.add_row(
-            layer.name,
+            Text(layer.name),
             f"{layer.out_features} x {layer.in_features}",
             layer.pattern,
             layer.permutation,
