@@ -41,7 +41,7 @@ def parts(inputs: int, seed: int) -> list[Part]:
     """The whole campaign, slow targets first."""
     found = []
     for target, (_, share) in TARGETS.items():
-        left, number = inputs * share // 1000, 0
+        left, number = -(-inputs * share // 1000), 0
         while left > 0:
             found.append(Part(target, min(left, INPUTS_PER_PROCESS), seed + number))
             left, number = left - INPUTS_PER_PROCESS, number + 1
@@ -54,15 +54,20 @@ def run(part: Part) -> Outcome:
     started = time.perf_counter()
     result = subprocess.run(command, capture_output=True, text=True, errors="replace")
     seconds = time.perf_counter() - started
-    executed = re.search(r"number_of_executed_units: (\d+)", result.stderr)
-    coverage = re.findall(r"cov: (\d+)", result.stderr)
-    error = ""
-    if result.returncode != 0 or executed is None:
-        error = f"{part} ended with {result.returncode}:\n{(result.stdout + result.stderr)[-4000:]}"
-    count = 0 if executed is None else int(executed[1])
-    outcome = Outcome(part.target, count, int(coverage[-1]) if coverage else 0, seconds, error)
-    print(f"{part.target}: {count} inputs in {seconds:.0f} s", flush=True)
+    outcome = judged(part, result.returncode, seconds, result.stdout + result.stderr)
+    print(f"{part.target}: {outcome.inputs} inputs in {seconds:.0f} s", flush=True)
     return outcome
+
+
+def judged(part: Part, status: int, seconds: float, report: str) -> Outcome:
+    """Read a worker's report: fewer inputs than were asked for are an error too."""
+    executed = re.search(r"number_of_executed_units: (\d+)", report)
+    coverage = re.findall(r"cov: (\d+)", report)
+    count = 0 if executed is None else int(executed[1])
+    error = ""
+    if status != 0 or count < part.inputs:
+        error = f"{part} ended with {status} after {count} inputs:\n{report[-4000:]}"
+    return Outcome(part.target, count, int(coverage[-1]) if coverage else 0, seconds, error)
 
 
 def main() -> int:
@@ -79,11 +84,14 @@ def main() -> int:
     counts = {
         target: sum(one.inputs for one in outcomes if one.target == target) for target in TARGETS
     }
+    total = sum(counts.values())
+    if total < options.inputs:
+        errors.append(f"{total} of {options.inputs} inputs were executed")
     if options.json is not None:
         payload = {
             "seed": options.seed,
             "seconds": round(time.perf_counter() - started, 1),
-            "inputs": sum(counts.values()),
+            "inputs": total,
             "findings": len(errors),
             "inputs_by_target": counts,
             "covered_edges_by_target": {
@@ -95,7 +103,7 @@ def main() -> int:
     for error in errors:
         print(error)
     by_target = ", ".join(f"{target} {count}" for target, count in counts.items())
-    print(f"fuzz: {sum(counts.values())} inputs ({by_target}), {len(errors)} findings")
+    print(f"fuzz: {total} inputs ({by_target}), {len(errors)} findings")
     return 1 if errors else 0
 
 

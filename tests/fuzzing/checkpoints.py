@@ -1,4 +1,4 @@
-"""Targets that read a checkpoint: its configuration, index, files and layers."""
+"""Targets that read a checkpoint: its configuration, index, checksums, files and layers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from permllm_vllm import ops
 from permllm_vllm.backends import Backend, CheckpointWeights
 from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
 from permllm_vllm.backends.reference import ReferenceBackend
+from permllm_vllm.checkpoint.checksums import CHECKSUMS_NAME, read_checksums
 from permllm_vllm.checkpoint.layer import SparseLayer
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
@@ -22,7 +23,7 @@ from permllm_vllm.checkpoint.shards import INDEX_NAME, read_json, read_weight_ma
 from permllm_vllm.checkpoint.validation import validate
 from tests.fuzzing import place, plain
 from tests.fuzzing.choices import Choices
-from tests.fuzzing.mutations import damaged_bytes, damaged_json, encoded
+from tests.fuzzing.mutations import ODD_VALUES, damaged_bytes, damaged_json, encoded
 from tests.fuzzing.outcome import Finding, Refused, refusing
 from tests.fuzzing.plain import Stored
 from tests.fuzzing.samples import DOWN, SAMPLES, UP, Sample
@@ -87,6 +88,36 @@ def index(data: bytes) -> None:
     for file in found.values():
         if "/" in file or "\\" in file or file.startswith(".") or not file.isprintable():
             raise Finding(f"{file!r} is no file of the checkpoint's directory")
+
+
+def checksums(data: bytes) -> None:
+    """SHA256SUMS: damaged lines, names and bytes."""
+    choices = Choices(data)
+    lines = [f"{i:064x}  model-{i}.safetensors" for i in range(choices.below(4))]
+    if lines and choices.once_in(2):
+        name = str(choices.pick(ODD_VALUES)).encode("utf-8", "replace").decode()
+        lines[choices.below(len(lines))] = f"{1:064x} {choices.pick((' ', '*', ''))}{name}"
+    content = damaged_bytes(choices, "\n".join(lines).encode(), choices.below(4))
+    directory = place.write(CHECKSUMS_NAME, content)
+    try:
+        expected = plain.read_checksums(text_of(content))
+    except (plain.Broken, UnicodeDecodeError):
+        expected = None
+    try:
+        found = refusing(lambda: read_checksums(directory))
+    except Refused:
+        if expected is not None:
+            raise Finding(f"refused, and it is valid: {expected}") from None
+        return
+    finally:
+        place.remove(CHECKSUMS_NAME)
+    if found != expected:
+        raise Finding(f"{expected} was read as {found}")
+
+
+def text_of(content: bytes) -> str:
+    """As a text file is read: every kind of line end is one."""
+    return content.decode().replace("\r\n", "\n").replace("\r", "\n")
 
 
 def file(data: bytes) -> None:

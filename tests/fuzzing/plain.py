@@ -197,6 +197,60 @@ def read_layer(
     return dense_rows(tensors, rows, columns, kept, group, place, scale)
 
 
+def read_bitmask(file: bytes) -> dict[str, Stored]:
+    """The dense tensors of a sparse-24-bitmask file that is known to be a safetensors file."""
+    stored = read_file(file)
+    parts = {name: name.rpartition(".") for name in stored}
+    modules = {part[0] for part in parts.values() if part[2] in ("compressed", "bitmask")}
+    dense = {
+        name: tensor
+        for name, tensor in stored.items()
+        if parts[name][0] not in modules or parts[name][2] not in ("compressed", "bitmask", "shape")
+    }
+    for module in modules:
+        require(all(f"{module}.{kind}" in stored for kind in ("compressed", "bitmask", "shape")))
+        require(f"{module}.weight" not in stored)
+        shape = stored[f"{module}.shape"]
+        require(shape.dtype in ("I64", "I32") and math.prod(shape.shape) == 2)
+        code = {"I64": "q", "I32": "i"}[shape.dtype]
+        rows, columns = struct.unpack(f"<2{code}", shape.content)
+        require(rows > 0 and columns > 0 and columns % 8 == 0)
+        values, mask = stored[f"{module}.compressed"], stored[f"{module}.bitmask"]
+        require(values.shape == [rows, columns // 2] and mask.shape == [rows, columns // 8])
+        require(mask.dtype == "U8")
+        dense[f"{module}.weight"] = Stored(
+            values.dtype, [rows, columns], bitmask_rows(values, mask, rows, columns)
+        )
+    return dense
+
+
+def bitmask_rows(values: Stored, mask: Stored, rows: int, columns: int) -> bytes:
+    """The bytes of a matrix; every row keeps half of its channels."""
+    size, at, found = BYTES[values.dtype], 0, b""
+    for row in range(rows):
+        bits = mask.content[row * columns // 8 : (row + 1) * columns // 8]
+        kept = [bits[j // 8] >> (j % 8) & 1 for j in range(columns)]
+        require(sum(kept) == columns // 2)
+        for bit in kept:
+            found += values.content[at : at + size] if bit else bytes(size)
+            at += size * bit
+    return found
+
+
+def read_checksums(text: str) -> dict[str, str]:
+    """What a SHA256SUMS records, every file once."""
+    recorded: dict[str, str] = {}
+    for line in text.splitlines():
+        digest, mark, name = line[:64], line[64:66], line[66:]
+        require(len(digest) == 64 and set(digest) <= set("0123456789abcdef"))
+        require(mark in ("  ", " *"))
+        require(name.endswith(".safetensors") and name.isprintable() and len(name) <= 1000)
+        require("/" not in name and "\\" not in name and not name.startswith("."))
+        require(name not in recorded)
+        recorded[name] = digest
+    return recorded
+
+
 def require_permutation(content: bytes, block: int, group: int) -> None:
     require(len(content) % block == 0)
     for start in range(0, len(content), block):

@@ -13,7 +13,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from permllm_vllm.checkpoint import layer, shards, validation
+from permllm_offline.conversion import bitmask, recovery
+from permllm_vllm.checkpoint import checksums, layer, shards, validation
 from permllm_vllm.checkpoint.packing import unpack
 
 
@@ -60,6 +61,11 @@ def any_name(file: object) -> bool:
     return isinstance(file, str)
 
 
+def rolled(local: Tensor, *_: object) -> Tensor:
+    """Every channel takes the place of the next one."""
+    return local.roll(1)
+
+
 _PACK = torch.ops.permllm.cpu_pack
 
 BUGS = {
@@ -75,4 +81,9 @@ BUGS = {
         "pack", ((torch.ops.permllm, "cpu_pack"),), unchecked_pack
     ),
     "file outside the directory accepted": Bug("index", ((shards, "is_plain_name"),), any_name),
+    "checksum of a file outside accepted": Bug(
+        "checksums", ((checksums, "is_plain_name"),), any_name
+    ),
+    "one value of a bitmask shifted": Bug("bitmask", ((bitmask, "unpack"),), shifted),
+    "recovered order misplaced": Bug("recovery", ((recovery, "canonical"),), rolled),
 }

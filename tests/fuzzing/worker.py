@@ -25,7 +25,8 @@ def main() -> None:
     import torch
 
     with atheris.instrument_imports(
-        include=["permllm_vllm.checkpoint", "permllm_vllm.backends"], enable_loader_override=False
+        include=["permllm_vllm.checkpoint", "permllm_vllm.backends", "permllm_offline.conversion"],
+        enable_loader_override=False,
     ):
         from tests.fuzzing.targets import TARGETS
     torch.set_num_threads(1)
