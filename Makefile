@@ -47,7 +47,7 @@ fuzz: $(STAMP) ## a million damaged inputs for all that reads a checkpoint, and 
 	$(BIN)/python -m tests.fuzzing --json build/fuzz.json
 
 sanitize: $(STAMP) ## the CPU kernels under the address, undefined-behaviour and thread sanitizers
-	$(BIN)/python -m tests.sanitizing
+	$(BIN)/python -m tests.sanitizing --json build/sanitize.json
 
 demo: $(STAMP) ## prune a real model, serve it with vLLM, compare with dense
 	$(TEST_ENV) $(BIN)/python -m benchmarks.demo

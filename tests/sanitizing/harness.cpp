@@ -144,7 +144,8 @@ int check(Isa isa, const Layer& layer, bool short_blob, std::mt19937& random) {
                                : static_cast<const void*>(layer.values.data());
   pack_arguments.type = layer.type;
   pack_arguments.mask = layer.mask.data();
-  pack_arguments.permutation = layer.permutation.empty() ? nullptr : layer.permutation.data();
+  const bool permuted = !layer.permutation.empty(), undone = undoes_permutation(isa);
+  pack_arguments.permutation = permuted && undone ? layer.permutation.data() : nullptr;
   pack_arguments.block_size = 64;
   pack_arguments.n = layer.n;
   pack_arguments.k = layer.k;
@@ -153,6 +154,10 @@ int check(Isa isa, const Layer& layer, bool short_blob, std::mt19937& random) {
   const int64_t given = short_blob ? block_bytes(isa, layer.type, layer.n, layer.k) / 2 : bytes;
   Aligned blob(given);
   std::memcpy(blob.data, packed.data, given);
+  std::vector<int32_t> places(layer.k);  // of the permuted channels, for kernels that do not undo
+  for (int64_t j = 0; permuted && j < layer.k; ++j) {
+    places[j] = static_cast<int32_t>(j / 64 * 64 + layer.permutation[j]);
+  }
   int calls = 0;
   for (const int64_t m : kTokens) {
     std::normal_distribution<float> normal;
@@ -173,9 +178,10 @@ int check(Isa isa, const Layer& layer, bool short_blob, std::mt19937& random) {
       arguments.value_sums = reinterpret_cast<const int32_t*>(
           static_cast<const char*>(blob.data) + block_bytes(isa, layer.type, layer.n, layer.k));
     }
-    linear(isa, layer.type, arguments, nullptr);
+    linear(isa, layer.type, arguments, permuted && !undone ? places.data() : nullptr);
     if (error_of(layer, x, y.data(), m) > (int8 ? 0.02 : 0.005)) {
-      std::printf("wrong answer: %s, %ld x %ld, %ld tokens\n", name(isa), layer.n, layer.k, m);
+      std::printf("wrong answer: %s, %s, %ld x %ld, %ld tokens, off by %g\n", name(isa),
+                  int8 ? "int8" : "bfloat16", layer.n, layer.k, m, error_of(layer, x, y.data(), m));
       std::exit(1);
     }
     std::vector<int32_t> gather(layer.k);

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sanitizing.build import MEMORY, build_harness, setup_module
+from tests.sanitizing.build import MEMORY, build_harness, compile_kernels, setup_module
 
 REASON = setup_module().reason_not_to_build()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "built")
@@ -13,7 +13,9 @@ pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "built")
 
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_harness(MEMORY, tmp_path_factory.mktemp("harness") / "harness", "portable")
+    folder = tmp_path_factory.mktemp("harness")
+    kernels = compile_kernels(MEMORY, folder / "kernels", "portable")
+    return build_harness(MEMORY, kernels, folder / "harness", "portable")
 
 
 def run(harness: Path, *plant: str) -> subprocess.CompletedProcess[str]:
