@@ -53,7 +53,7 @@ WHICH_LIBRARY = """
 import permllm_vllm, permllm_vllm.ops
 assert not permllm_vllm.ops.missing_reason, permllm_vllm.ops.missing_reason
 print(permllm_vllm.__file__)
-print(*{line.split()[-1] for line in open("/proc/self/maps") if "_C" in line}, sep="\\n")
+print(*{line.split()[-1] for line in open("/proc/self/maps") if "/permllm_vllm/_C.so" in line})
 """
 
 
