@@ -50,10 +50,11 @@ def shifted(values: Tensor, packed_mask: Tensor) -> Tensor:
 
 
 def unchecked_pack(*arguments: Any) -> Any:
-    """Entries out of range are wrapped instead of refused."""
+    """A permutation with entries out of range is replaced by none instead of refused."""
     values, mask, local, block, isa = arguments
     if isinstance(local, Tensor) and local.dtype == torch.uint8 and block in (32, 64):
-        local = local % block
+        if bool((local >= block).any()):
+            local = (torch.arange(local.numel()) % block).to(torch.uint8)
     return _PACK(values, mask, local, block, isa)
 
 
