@@ -52,9 +52,9 @@ def shifted(values: Tensor, packed_mask: Tensor) -> Tensor:
 def unchecked_pack(*arguments: Any) -> Any:
     """A permutation with entries out of range is replaced by none instead of refused."""
     values, mask, local, block, isa = arguments
-    if isinstance(local, Tensor) and local.dtype == torch.uint8 and block in (32, 64):
-        if bool((local >= block).any()):
-            local = (torch.arange(local.numel()) % block).to(torch.uint8)
+    known = isinstance(local, Tensor) and local.dtype == torch.uint8 and block in (32, 64)
+    if known and bool((local >= block).any()):
+        local = (torch.arange(local.numel()) % block).to(torch.uint8)
     return _PACK(values, mask, local, block, isa)
 
 
