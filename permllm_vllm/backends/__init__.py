@@ -32,6 +32,7 @@ def fallback_reason(device: torch.device, dtype: torch.dtype) -> str:
     if dtype != torch.bfloat16:
         return (
             f"the CPU kernels compute in bfloat16, the model is {str(dtype).removeprefix('torch.')}"
+            "; load it in bfloat16 (vLLM: --dtype bfloat16) to use them"
         )
     return ops.missing_reason
 

@@ -57,3 +57,4 @@ def test_a_fallback_is_warned_about_once(
     build_and_load(torch.float16, lines)
     warned = [record for record in caplog.records if "reference backend" in record.message]
     assert len(warned) == 1
+    assert "--dtype bfloat16" in warned[0].message
