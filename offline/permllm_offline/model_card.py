@@ -8,6 +8,7 @@ import yaml
 
 from permllm_offline.loading import Source
 from permllm_offline.methods import parse_method
+from permllm_offline.recipe import Recipe
 from permllm_offline.report import Report
 
 _UNKNOWN = "unknown"
@@ -55,7 +56,7 @@ PermLLM for vLLM (`permllm-vllm` {report.tool_version}).
 | pruned linear layers | {len(report.layers)} ({permuted["run time"]} permuted at run time, \
 {permuted["folded"]} folded, {permuted["none"]} unpermuted) |
 | bytes of the pruned layers | {report.byte_ratio:.1%} of dense |
-| calibration | {_calibration(report)} |
+| calibration | {calibration_text(recipe)} |
 | perplexity, dense | {_perplexity(report.perplexity_before)} |
 | perplexity, this checkpoint | {_perplexity(report.perplexity_after)} |
 
@@ -71,7 +72,8 @@ pip install --no-build-isolation ./permllm-vllm
 vllm serve {output_name}
 ```
 
-`recipe.yaml` holds every choice behind this checkpoint, `report.json` what happened to each layer.
+`recipe.yaml` holds every choice behind this checkpoint, `report.json` what happened to each layer,
+`costs.json` the time and memory that it took; `report.html` shows all of it.
 """
 
 
@@ -102,8 +104,8 @@ def _values(report: Report) -> str:
     return f"int8, one scale per row; expected error of a layer's output {max(errors):.2%} at most"
 
 
-def _calibration(report: Report) -> str:
-    recipe = report.recipe
+def calibration_text(recipe: Recipe) -> str:
+    """Say what a recipe calibrates on, files by their names alone."""
     if not recipe.datasets:
         return "none"
     names = ", ".join(

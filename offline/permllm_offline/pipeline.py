@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from permllm_offline.bake import bake_layer
+from permllm_offline.costs import costs_json
 from permllm_offline.decisions import LayerDecision
 from permllm_offline.errors import OfflineError
 from permllm_offline.loading import dtype_name, open_source
@@ -19,6 +20,7 @@ from permllm_offline.pruning import PrunedModel, prune_model
 from permllm_offline.recipe import Recipe
 from permllm_offline.reconstructions import find_reconstruction
 from permllm_offline.report import Report
+from permllm_offline.report_page import report_page
 from permllm_offline.resume import work_folder
 from permllm_offline.streamed_pruning import PrunedLayers, can_stream, prune_streamed
 from permllm_vllm.checkpoint.output import check_destination, check_disk
@@ -87,6 +89,7 @@ def prune(recipe: Recipe, output: Path, *, force: bool = False, resume: bool = F
         pruned = prune_streamed(recipe, prepared, work)
     else:
         pruned = prune_model(recipe, prepared, work)
+    name = output.resolve().name
     write_checkpoint(
         output,
         _tensors(recipe, prepared, pruned),
@@ -96,9 +99,11 @@ def prune(recipe: Recipe, output: Path, *, force: bool = False, resume: bool = F
         total_bytes=prepared.plan.total_bytes,
         config_updates={"dtype": dtype_name(prepared.dtype)},
         extra_files={
-            "README.md": model_card(pruned.report, prepared.source, output.resolve().name),
+            "README.md": model_card(pruned.report, prepared.source, name),
             "recipe.yaml": recipe.to_yaml(),
             "report.json": pruned.report.to_json(),
+            "costs.json": costs_json(work.costs),
+            "report.html": report_page(pruned.report, work.costs, prepared.source, name),
         },
     )
     work.remove()

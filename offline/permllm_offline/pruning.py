@@ -23,7 +23,9 @@ from permllm_offline.kept_steps import kept_number, kept_permutations, kept_stat
 from permllm_offline.layerwise import LayerError, reconstruct_layers
 from permllm_offline.layout import GroupLayout
 from permllm_offline.loading import load_model
+from permllm_offline.mask_example import example_layer, unpermuted_corner
 from permllm_offline.modules import decoder_layers, linear_of
+from permllm_offline.output_errors import kept_outputs, output_errors
 from permllm_offline.permutations import PERMUTATIONS, PermutationKind
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe import Recipe
@@ -63,20 +65,27 @@ def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) ->
         "dense-perplexity",
         lambda: _held_out_perplexity(model, prepared, "dense perplexity"),
     )
+    family, held_out = prepared.plan.family, _held_out(prepared)
+    dense_outputs = [] if held_out is None else kept_outputs(work, model, family, held_out)
     calibrated = _calibrate(recipe, prepared, model, work)
     decisions, curve = _decide(calibrated)
+    unpermuted = _unpermuted(calibrated)
     decisions, errors, reconstruction_curve = _prune_weights(calibrated, decisions)
     rounded = _round_values(calibrated, decisions) if recipe.values == "int8" else []
+    with work.measured("sparse-perplexity"):
+        sparse_perplexity = _held_out_perplexity(model, prepared, "sparse perplexity")
     report = Report.build(
         recipe,
         prepared.plan,
         decisions,
         curve,
         dense_perplexity,
-        _held_out_perplexity(model, prepared, "sparse perplexity"),
+        sparse_perplexity,
         errors,
         reconstruction_curve,
         [layer.errors for layer in rounded],
+        [] if held_out is None else output_errors(model, family, held_out, dense_outputs),
+        unpermuted,
     )
     return PrunedModel(model, decisions, report, [layer.scales for layer in rounded] or None)
 
@@ -184,10 +193,19 @@ def _prune_weights(
     for layer, decision in zip(layers, decisions, strict=True):
         apply_masks(layer, decision)
     if reconstruction.model is not None:
-        curve = reconstruction.model(calibrated, decisions)
+        with calibrated.work.measured("distillation"):
+            curve = reconstruction.model(calibrated, decisions)
         for layer, decision in zip(layers, decisions, strict=True):
             apply_masks(layer, decision)
     return decisions, errors, curve
+
+
+def _unpermuted(calibrated: Calibrated) -> list[str]:
+    """What ``mask_example`` compares with, while the weights are still dense."""
+    index = example_layer(calibrated.plan.layers)
+    layout = calibrated.plan.layers[index][0]
+    pattern = calibrated.recipe.parsed_pattern()
+    return unpermuted_corner(layout, calibrated.score(index, layout), pattern)
 
 
 def _round_values(calibrated: Calibrated, decisions: Sequence[LayerDecision]) -> list[RoundedLayer]:
@@ -201,7 +219,12 @@ def _round_values(calibrated: Calibrated, decisions: Sequence[LayerDecision]) ->
     ]
 
 
-def _held_out_perplexity(model: Any, prepared: Prepared, description: str) -> float | None:
+def _held_out(prepared: Prepared) -> Tensor | None:
     if prepared.windows is None or len(prepared.windows.held_out) == 0:
         return None
-    return perplexity(model, prepared.windows.held_out, description)
+    return prepared.windows.held_out
+
+
+def _held_out_perplexity(model: Any, prepared: Prepared, description: str) -> float | None:
+    windows = _held_out(prepared)
+    return None if windows is None else perplexity(model, windows, description)

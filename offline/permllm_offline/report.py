@@ -1,4 +1,4 @@
-"""The report of a prune, ``report.json``, and the model card made from it."""
+"""The report of a prune, ``report.json``: everything that the recipe, model and data decide."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from permllm_offline.decisions import GroupDecision, LayerDecision
 from permllm_offline.layerwise import LayerError
+from permllm_offline.mask_example import MaskExample, example_layer, mask_example
 from permllm_offline.plan import Plan
 from permllm_offline.recipe import Recipe
 from permllm_vllm.checkpoint.permutation import identity
@@ -39,7 +40,11 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What a prune did; perplexities are over windows that calibration never saw, or None."""
+    """What a prune did.
+
+    Perplexities, and ``output_errors`` of each decoder layer, are over windows that calibration
+    never saw; None, and empty, without such windows.
+    """
 
     recipe: Recipe
     tool_version: str
@@ -49,6 +54,8 @@ class Report:
     reconstruction: Sequence[LayerError]
     reconstruction_curve: Sequence[dict[str, float]]
     layers: Sequence[LayerReport]
+    output_errors: Sequence[float] = ()
+    mask_example: MaskExample | None = None
 
     @classmethod
     def build(
@@ -62,6 +69,8 @@ class Report:
         reconstruction: Sequence[LayerError] = (),
         reconstruction_curve: Sequence[dict[str, float]] = (),
         int8_errors: Sequence[Mapping[str, float]] = (),
+        output_errors: Sequence[float] = (),
+        unpermuted: Sequence[str] = (),
     ) -> Report:
         """Collect the report from the plan and the decisions."""
         groups = [
@@ -84,6 +93,7 @@ class Report:
             )
             for planned, (group, linear), error in zip(plan.linears, groups, rounding, strict=True)
         ]
+        shown = example_layer(decisions)
         return cls(
             recipe,
             installed_version(),
@@ -93,6 +103,8 @@ class Report:
             reconstruction,
             reconstruction_curve,
             layers,
+            output_errors,
+            mask_example(plan.family.layer_name(shown), decisions[shown], unpermuted),
         )
 
     @property
@@ -111,6 +123,8 @@ class Report:
             "learning_curve": list(self.learning_curve),
             "reconstruction": [asdict(error) for error in self.reconstruction],
             "reconstruction_curve": list(self.reconstruction_curve),
+            "output_errors": list(self.output_errors),
+            "mask_example": None if self.mask_example is None else asdict(self.mask_example),
             "layers": [asdict(layer) for layer in self.layers],
         }
         return json.dumps(entries, indent=2) + "\n"

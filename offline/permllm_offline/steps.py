@@ -12,8 +12,8 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from permllm_offline.costs import Cost, measured
 from permllm_offline.errors import OfflineError
 from permllm_vllm.checkpoint.output import disk_errors_named
 
 logger = logging.getLogger(__name__)
 
-_IDENTITY, _FACTS = "identity", "facts"
+_IDENTITY, _FACTS, _COST = "identity", "facts", "cost"
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,23 @@ class Step:
 
 
 class Work:
-    """Steps that are computed and not kept."""
+    """Steps that are computed and not kept; ``costs`` says what each took, in order."""
+
+    def __init__(self) -> None:
+        self.costs: list[Cost] = []
 
     def step(self, name: str, compute: Callable[[], Step]) -> Step:
         """Return the result of a step."""
-        return compute()
+        with self.measured(name):
+            return compute()
+
+    def measured(self, name: str) -> AbstractContextManager[None]:
+        """Count what is done in the context as a step that is never kept."""
+        return measured(name, self.costs)
 
 
 class WorkFolder(Work):
-    """Steps that are kept in a folder until the output is complete.
+    """Steps that are kept in a folder until the output is complete, and what they took.
 
     Args:
         directory: of the steps; it comes into being with the first one.
@@ -58,6 +67,7 @@ class WorkFolder(Work):
     """
 
     def __init__(self, directory: Path, identity: str, *, resume: bool) -> None:
+        super().__init__()
         self.directory = directory
         self.identity = identity
         if not directory.exists():
@@ -80,9 +90,14 @@ class WorkFolder(Work):
         """Return the result of a step, from disk where it is there, else computed and kept."""
         path = self._path(name)
         if path.exists():
+            self.costs += _costs(path)
             return _read(path)
-        done = compute()
-        metadata = {_IDENTITY: self.identity, _FACTS: json.dumps(done.facts)}
+        done = super().step(name, compute)
+        metadata = {
+            _IDENTITY: self.identity,
+            _FACTS: json.dumps(done.facts),
+            _COST: json.dumps(asdict(self.costs[-1])),
+        }
         partial = path.with_suffix(".partial")
         with disk_errors_named(path):
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -114,6 +129,11 @@ def _read(path: Path) -> Step:
     with _opened(path) as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return Step(tensors, json.loads((file.metadata() or {}).get(_FACTS, "{}")))
+
+
+def _costs(path: Path) -> list[Cost]:
+    found = _metadata(path).get(_COST)
+    return [] if found is None else [Cost(**json.loads(found))]
 
 
 def _metadata(path: Path) -> dict[str, str]:

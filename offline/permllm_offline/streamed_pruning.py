@@ -6,7 +6,7 @@ work folder, from where it is baked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,7 +28,9 @@ from permllm_offline.layerwise import (
     relative_error,
 )
 from permllm_offline.layout import GroupLayout
+from permllm_offline.mask_example import example_layer, unpermuted_corner
 from permllm_offline.modules import linear_of
+from permllm_offline.output_errors import WINDOWS
 from permllm_offline.permutations import PERMUTATIONS
 from permllm_offline.preparation import Prepared
 from permllm_offline.pruning import decide_group
@@ -85,6 +87,8 @@ def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> Prun
         held_out = Flow.into(streamed, windows.held_out)
     decisions: list[LayerDecision] = []
     errors: list[LayerError] = []
+    outputs: list[float] = []
+    unpermuted: list[str] = []
     for index, layouts in enumerate(tqdm(plan.layers, desc="pruning", unit="layer")):
         with streamed.resident(index) as layer:
             with summed_squares(layer, family) as squares:
@@ -92,7 +96,13 @@ def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> Prun
                     calibration.pass_dense(index, layer)
             if held_out is not None:
                 held_out.pass_dense(index, layer)
-            prune_layer = partial(_prune_layer, recipe, index, layouts, layer, squares, calibration)
+            importances = _importances(recipe, layer, squares, calibration)
+            if index == example_layer(plan.layers):
+                first = layouts[0]
+                unpermuted = unpermuted_corner(first, importances(first), recipe.parsed_pattern())
+            prune_layer = partial(
+                _prune_layer, recipe, index, layouts, layer, importances, calibration
+            )
             step = work.step(_name(index), prune_layer)
             load_step(layer, step)
             decisions.append(decision_of(layouts, step))
@@ -102,25 +112,36 @@ def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> Prun
                 errors.append(LayerError(family.layer_name(index), step.facts["before"], after))
             if held_out is not None:
                 held_out.pass_pruned(index, layer)
+                outputs.append(relative_error(held_out.pruned[:WINDOWS], held_out.dense[:WINDOWS]))
     before = after_all = None
     if held_out is not None and windows is not None:
         measure = partial(streamed.perplexity, windows.held_out)
-        before = measure(held_out.dense, "dense perplexity")
-        after_all = measure(held_out.pruned, "sparse perplexity")
-    report = Report.build(recipe, plan, decisions, [], before, after_all, errors)
+        with work.measured("dense-perplexity"):
+            before = measure(held_out.dense, "dense perplexity")
+        with work.measured("sparse-perplexity"):
+            after_all = measure(held_out.pruned, "sparse perplexity")
+    report = Report.build(
+        recipe,
+        plan,
+        decisions,
+        [],
+        before,
+        after_all,
+        errors,
+        output_errors=outputs,
+        unpermuted=unpermuted,
+    )
     return PrunedLayers(streamed, work, decisions, report)
 
 
-def _prune_layer(
-    recipe: Recipe,
-    index: int,
-    layouts: Sequence[GroupLayout],
-    layer: nn.Module,
-    squares: Mapping[str, Tensor],
-    calibration: Flow | None,
-) -> Step:
-    method, pattern = recipe.parsed_method(), recipe.parsed_pattern()
-    score, kind = IMPORTANCES[method.importance].score, PERMUTATIONS[method.permutation]
+Importances = Callable[[GroupLayout], Mapping[str, Tensor]]
+"""Gives linear -> float32 [out_features, in_features] for a group of the layer in memory."""
+
+
+def _importances(
+    recipe: Recipe, layer: nn.Module, squares: Mapping[str, Tensor], calibration: Flow | None
+) -> Importances:
+    score = IMPORTANCES[recipe.parsed_method().importance].score
     tokens = 0 if calibration is None else calibration.tokens
     norms = {group: (total / tokens).sqrt() for group, total in squares.items()}
 
@@ -131,6 +152,19 @@ def _prune_layer(
             for linear in layout.group.linears
         }
 
+    return importances
+
+
+def _prune_layer(
+    recipe: Recipe,
+    index: int,
+    layouts: Sequence[GroupLayout],
+    layer: nn.Module,
+    importances: Importances,
+    calibration: Flow | None,
+) -> Step:
+    method, pattern = recipe.parsed_method(), recipe.parsed_pattern()
+    kind = PERMUTATIONS[method.permutation]
     decision = [
         decide_group(kind, layout, importances(layout), None, pattern) for layout in layouts
     ]

@@ -52,6 +52,13 @@ def test_prune_eval_and_inspect(
     assert "vllm serve sparse" in card
     assert f"{report['perplexity_after']:.2f}" in card
     assert str(tiny_model_directory) not in card
+    page = (output / "report.html").read_text()
+    assert f"{report['perplexity_after']:.2f}" in page
+    assert str(tiny_model_directory) not in page
+    assert (report["mask_example"] is not None) == permuted
+    assert len(report["output_errors"]) == 2
+    costs = json.loads((output / "costs.json").read_text())
+    assert {"sparse-perplexity", "dense-perplexity"} < {step["name"] for step in costs["steps"]}
 
     result_file = tmp_path / "result.json"
     capsys.readouterr()

@@ -45,7 +45,7 @@ def kill_after(steps: int) -> Callable[..., Step]:
 
 
 @pytest.mark.parametrize(
-    ("steps", "method"), [(1, WHOLE), (2, WHOLE), (3, WHOLE), (4, WHOLE), (1, STREAMED)]
+    ("steps", "method"), [(1, WHOLE), (2, WHOLE), (3, WHOLE), (4, WHOLE), (5, WHOLE), (1, STREAMED)]
 )
 def test_resumes_to_the_same_bytes(
     steps: int,

@@ -1,0 +1,30 @@
+"""Against the hidden states that transformers itself gives."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+from permllm_offline.families import FAMILIES
+from permllm_offline.output_errors import WINDOWS, kept_outputs, output_errors
+from permllm_offline.steps import Work
+from tests.offline.tiny_models import tiny_llama
+
+
+def test_errors_are_those_of_the_hidden_states() -> None:
+    dense, family = tiny_llama(num_hidden_layers=3).requires_grad_(False), FAMILIES["llama"]
+    pruned = deepcopy(dense)
+    for layer in pruned.model.layers:
+        layer.mlp.up_proj.weight[:, ::2] = 0
+    windows = torch.randint(0, 64, (WINDOWS + 1, 16), generator=torch.Generator().manual_seed(0))
+    found = output_errors(pruned, family, windows, kept_outputs(Work(), dense, family, windows))
+    assert len(found) == 3
+    states = [
+        model.model(windows[:WINDOWS], output_hidden_states=True).hidden_states
+        for model in (dense, pruned)
+    ]
+    for index in (1, 2):  # the last one has passed the final norm
+        wanted, mine = (state[index].double() for state in states)
+        expected = float((mine - wanted).square().sum() / wanted.square().sum())
+        assert found[index - 1] == pytest.approx(expected, rel=1e-4)
+    assert found[2] > 0
