@@ -24,6 +24,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 Prompt = Sequence[int]
+PROMPTS: list[Prompt] = [range(5, 105), range(300, 340)]
+"""For the random models, which have 512 tokens."""
 
 
 class Answer(NamedTuple):
@@ -66,11 +68,12 @@ class Run(NamedTuple):
 
 
 class Engines:
-    """The process, as a context manager."""
+    """The process, as a context manager. What was run before is remembered, not run again."""
 
     def __init__(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._process = ProcessPoolExecutor(1, mp_context=context, initializer=_set_environment)
+        self._runs: dict[str, Run] = {}
 
     def __enter__(self) -> "Engines":
         return self
@@ -91,10 +94,14 @@ class Engines:
 
         `arguments` are vLLM's; what it raises is raised here.
         """
-        arguments = {"dtype": "float32", "enforce_eager": True, **arguments}
-        return self._process.submit(
-            _run, model, batches, tokens, adapter, score_prompts, arguments
-        ).result()
+        asked = (model, batches, tokens, adapter, score_prompts, arguments)
+        if repr(asked) not in self._runs:
+            self._runs[repr(asked)] = self._process.submit(_run, *asked).result()
+        return self._runs[repr(asked)]
+
+    def refusal(self, model: Path, **arguments: Any) -> str:
+        """What vLLM says while an engine fails to start; "" when it starts."""
+        return self._process.submit(_refusal, model, arguments).result()
 
 
 def _set_environment() -> None:
@@ -109,21 +116,11 @@ def _run(
     score_prompts: bool,
     arguments: dict[str, Any],
 ) -> Run:
-    from vllm import LLM, SamplingParams
+    from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
     from vllm.lora.request import LoRARequest
 
-    torch.compiler.reset()  # forget the graphs of the last engine
-    engine = LLM(
-        str(model),
-        **{
-            "max_model_len": 512,
-            "max_num_seqs": 4,
-            "skip_tokenizer_init": True,
-            "disable_log_stats": False,
-            **arguments,
-        },
-    )
+    engine = _start(model, arguments)
     try:
         parameters = SamplingParams(
             temperature=0,
@@ -150,6 +147,30 @@ def _run(
         engine.llm_engine.engine_core.shutdown()
         del engine
         gc.collect()
+
+
+def _refusal(model: Path, arguments: dict[str, Any]) -> str:
+    try:
+        engine = _start(model, arguments)
+    except Exception as error:
+        return str(error)
+    engine.llm_engine.engine_core.shutdown()
+    return ""
+
+
+def _start(model: Path, arguments: dict[str, Any]) -> Any:
+    from vllm import LLM
+
+    torch.compiler.reset()  # forget the graphs of the last engine
+    chosen = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 512,
+        "max_num_seqs": 4,
+        "skip_tokenizer_init": True,
+        "disable_log_stats": False,
+    }
+    return LLM(str(model), **{**chosen, **arguments})
 
 
 def _answer(output: Any) -> Answer:

@@ -1,29 +1,19 @@
 """What a server says about a fixed text: log-probabilities of its tokens, and greedy tokens."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from benchmarks.server import Server, serve
+from benchmarks.server import Server
 
 LICENSE = Path(__file__).parents[2] / "LICENSE"  # English text that does not change
-ARGUMENTS = ("--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "4")
-
-
-def start(stack: ExitStack, *servers: tuple[Path, Sequence[str]]) -> list[Server]:
-    """Start servers at the same time, each a model and arguments; the stack stops them."""
-    with ThreadPoolExecutor(len(servers)) as pool:
-        contexts = [serve(model, *ARGUMENTS, *arguments) for model, arguments in servers]
-        started = [pool.submit(context.__enter__) for context in contexts]
-        for context, future in zip(contexts, started, strict=True):
-            if future.exception() is None:
-                stack.push(context.__exit__)
-        return [future.result() for future in started]
+ARGUMENTS = (
+    *("--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "4"),
+    *("--num-gpu-blocks-override", "64"),
+)
 
 
 def text_tokens(model: Path, count: int) -> list[int]:
@@ -46,9 +36,3 @@ def prompt_log_probabilities(server: Server, prompt: Sequence[int]) -> Tensor:
     entries = answer.choices[0].prompt_logprobs  # type: ignore[attr-defined]
     pairs = zip(prompt[1:], entries[1:], strict=True)
     return torch.tensor([entry[str(token)]["logprob"] for token, entry in pairs])
-
-
-def windowed_log_probabilities(server: Server, tokens: Sequence[int], window: int) -> Tensor:
-    """The same for every window of the text by itself: a step has `window` tokens."""
-    starts = range(0, len(tokens), window)
-    return torch.cat([prompt_log_probabilities(server, tokens[s : s + window]) for s in starts])

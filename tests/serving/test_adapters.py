@@ -7,12 +7,11 @@ import pytest
 
 from tests.serving.adapters import RANK, random_adapter
 from tests.serving.checkpoints import Twins
-from tests.serving.engine import Engines
+from tests.serving.engine import PROMPTS, Engines
 
 pytestmark = pytest.mark.serving
 
 TOLERANCE = 1e-4
-PROMPTS = [list(range(5, 105)), list(range(300, 340))]
 ENABLED: dict[str, Any] = {
     "enable_lora": True,
     "max_lora_rank": 2 * RANK,

@@ -1,15 +1,14 @@
-"""`torch.compile` around the operator: the same answers as a dense model compiled the same way."""
+"""`torch.compile` around the operator: the answers of a dense model that is not compiled."""
 
 import pytest
 
 from tests.serving.checkpoints import Twins
-from tests.serving.engine import Engines
+from tests.serving.engine import PROMPTS, Engines
 
 pytestmark = pytest.mark.serving
 
 FLOAT32_TOLERANCE = 1e-4  # measured 2e-6
-BFLOAT16_TOLERANCE = 0.02  # mean over the prompt's tokens
-PROMPTS = [list(range(5, 105)), list(range(300, 340)), [7], list(range(400, 433))]
+BFLOAT16_TOLERANCE = 0.02  # mean over the prompt's tokens; measured 4e-3, uncompiled 1e-6
 
 
 def test_float32(engines: Engines, tiny: Twins) -> None:
@@ -20,8 +19,6 @@ def test_float32(engines: Engines, tiny: Twins) -> None:
 
 
 def test_bfloat16(engines: Engines, tiny: Twins) -> None:
-    dense, sparse = (
-        engines.run(model, PROMPTS, dtype="bfloat16", enforce_eager=False)
-        for model in (tiny.dense, tiny.sparse)
-    )
-    assert sparse.mean_prompt_difference(dense) < BFLOAT16_TOLERANCE
+    eager = engines.run(tiny.dense, PROMPTS, dtype="bfloat16")
+    compiled = engines.run(tiny.sparse, PROMPTS, dtype="bfloat16", enforce_eager=False)
+    assert compiled.mean_prompt_difference(eager) < BFLOAT16_TOLERANCE

@@ -3,12 +3,11 @@
 import pytest
 
 from tests.serving.checkpoints import Twins
-from tests.serving.engine import Engines
+from tests.serving.engine import PROMPTS, Engines
 
 pytestmark = pytest.mark.serving
 
 TOLERANCE = 0.003  # mean over the prompt's tokens; measured 2e-4
-PROMPTS = [list(range(5, 105)), list(range(300, 340))]
 
 
 def test_float16(engines: Engines, tiny: Twins) -> None:

@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 
 from tests.serving.checkpoints import Twins, prune, random_mixtral
-from tests.serving.engine import Engines
+from tests.serving.engine import PROMPTS, Engines
 
 pytestmark = pytest.mark.serving
 
 TOLERANCE = 1e-4
-PROMPTS = [list(range(5, 105)), list(range(300, 340))]
 EXPERTS, ROUTER = r"re:.*\.experts(\..*)?", r"re:.*\.gate"
 
 

@@ -1,22 +1,29 @@
 """Real processes that share a model: tensor and pipeline parallel, against one process."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
-from tests.serving.checkpoints import Twins
-from tests.serving.engine import Engines, Prompt
+from tests.serving.checkpoints import Twins, corrupt
+from tests.serving.engine import PROMPTS, Engines, Prompt
 from tests.serving.scoring import text_tokens
 
 pytestmark = pytest.mark.serving
 
 TOLERANCE = 1e-3  # float32: measured 8e-5 for SmolLM2, 2e-6 for the random Llama
-# bfloat16, mean over the prompt's tokens, because every rank rounds its part of a sum. Measured for
-# SmolLM2: sparse 0.098; the dense twin in plain vLLM, three ranks against one, 0.090 (the control);
-# dense, one rank, against float32 0.080. For the random Llama: sparse 0.006.
+# bfloat16, mean over the prompt's tokens, because every rank rounds its part of a sum. Measured:
+#                                                           SmolLM2   random Llama
+#   sparse, several ranks / one                               0.098          0.006
+#   dense in plain vLLM, three ranks / one (control)          0.090
+#   dense bfloat16 / dense float32, one rank (control)        0.080
+#   sparse, one packed block of 8 x 64 damaged / whole        0.185          0.148
+#   sparse, one block of 64 inputs in all rows damaged        0.821          0.744
+# The limits lie between what rounding does and the least damage; a wrong slice does the last.
 SMOLLM2_TOLERANCE = 0.15
 TINY_TOLERANCE = 0.02
-RANDOM_PROMPTS = [list(range(5, 105)), list(range(300, 340))]
+BLOCK_ROWS = 8
+OUTPUT = "model.layers.0.self_attn.o_proj.weight_packed"
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +34,8 @@ def text(half: Twins) -> list[Prompt]:
 
 def test_three_ranks(engines: Engines, half: Twins, text: Sequence[Prompt]) -> None:
     """9 query and 3 KV heads: every rank has one KV head and 3 of the 9 blocks of `o`'s input."""
-    one = engines.run(half.sparse, text, tokens=8)
-    three = engines.run(half.sparse, text, tokens=8, tensor_parallel_size=3)
+    one = engines.run(half.sparse, text, tokens=4)
+    three = engines.run(half.sparse, text, tokens=4, tensor_parallel_size=3)
     assert three.tokens() == one.tokens()
     assert three.difference(one) < TOLERANCE
 
@@ -41,11 +48,22 @@ def test_three_ranks_of_the_compiled_kernel(
     assert three.mean_prompt_difference(one) < SMOLLM2_TOLERANCE
 
 
+def test_one_damaged_block_is_noticed(
+    engines: Engines, half: Twins, text: Sequence[Prompt], tmp_path: Path
+) -> None:
+    """The negative control of the limit above, on one rank."""
+    damaged = corrupt(half.sparse, tmp_path / "damaged", OUTPUT, BLOCK_ROWS)
+    one, other = (
+        engines.run(model, text, tokens=1, dtype="bfloat16") for model in (half.sparse, damaged)
+    )
+    assert other.mean_prompt_difference(one) > SMOLLM2_TOLERANCE
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_two_ranks_of_one_kv_head(engines: Engines, tiny: Twins, dtype: str) -> None:
     """Both ranks hold a copy of the only KV head."""
-    one = engines.run(tiny.sparse, RANDOM_PROMPTS, dtype=dtype)
-    two = engines.run(tiny.sparse, RANDOM_PROMPTS, dtype=dtype, tensor_parallel_size=2)
+    one = engines.run(tiny.sparse, PROMPTS, dtype=dtype)
+    two = engines.run(tiny.sparse, PROMPTS, dtype=dtype, tensor_parallel_size=2)
     if dtype == "bfloat16":
         assert two.mean_prompt_difference(one) < TINY_TOLERANCE
     else:
@@ -53,9 +71,17 @@ def test_two_ranks_of_one_kv_head(engines: Engines, tiny: Twins, dtype: str) -> 
         assert two.difference(one) < TOLERANCE
 
 
+def test_one_damaged_block_of_the_random_model_is_noticed(
+    engines: Engines, tiny: Twins, tmp_path: Path
+) -> None:
+    damaged = corrupt(tiny.sparse, tmp_path / "damaged", OUTPUT, BLOCK_ROWS)
+    one, other = (engines.run(model, PROMPTS, dtype="bfloat16") for model in (tiny.sparse, damaged))
+    assert other.mean_prompt_difference(one) > TINY_TOLERANCE
+
+
 def test_two_pipeline_stages(engines: Engines, tiny: Twins) -> None:
     """Compiled, because vLLM 0.32 on the CPU cannot serve stages eagerly, dense models neither."""
-    one = engines.run(tiny.dense, RANDOM_PROMPTS)
-    two = engines.run(tiny.sparse, RANDOM_PROMPTS, pipeline_parallel_size=2, enforce_eager=False)
+    one = engines.run(tiny.dense, PROMPTS)
+    two = engines.run(tiny.sparse, PROMPTS, pipeline_parallel_size=2, enforce_eager=False)
     assert two.tokens() == one.tokens()
     assert two.difference(one) < TOLERANCE

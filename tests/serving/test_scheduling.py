@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 
 from tests.serving.checkpoints import Twins
-from tests.serving.engine import Engines, Run
+from tests.serving.engine import PROMPTS, Engines, Run
 
 pytestmark = pytest.mark.serving
 
 TOLERANCE = 1e-4  # float32: measured 2e-6
-PROMPTS = [list(range(5, 105)), list(range(300, 340))]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def test_prefix_caching(engines: Engines, tiny: Twins, dense: Run) -> None:
 def test_a_sparse_model_drafts(engines: Engines, tiny: Twins, target: str) -> None:
     """For the model it was pruned from, and for its dense twin, which agrees with every token."""
     model: Path = getattr(tiny, target)
-    alone = engines.run(model, PROMPTS, score_prompts=False)
+    alone = engines.run(model, PROMPTS)
     speculating = engines.run(
         model,
         PROMPTS,
