@@ -24,9 +24,10 @@ from tests.sanitizing.build import (
     ROOT,
     THREADS,
     build_harness,
-    build_library,
     compile_kernels,
+    compile_operators,
     compile_with_overflow,
+    link_library,
     runtime,
     setup_module,
 )
@@ -79,14 +80,14 @@ def require_report(program: Path, plant: str, report: str) -> None:
     print(f"planted {plant}: reported", flush=True)
 
 
-def mirror(kernels: Sequence[Path], name: str) -> Path:
+def mirror(objects: Sequence[Path], name: str) -> Path:
     """A copy of the tree whose package has a sanitized library in the place of its own."""
     tree = FOLDER / name
     tree.mkdir(parents=True)
     for linked in LINKED:
         (tree / linked).symlink_to(ROOT / linked)
     shutil.copytree(ROOT / "permllm_vllm", tree / "permllm_vllm", ignore=_libraries)
-    build_library(MEMORY, kernels, tree / "permllm_vllm" / "_C.so")
+    link_library(MEMORY, objects, tree / "permllm_vllm" / "_C.so")
     require_library(tree)
     return tree
 
@@ -167,11 +168,12 @@ def main() -> None:
     calls = sum(harness_calls(program) for program in programs.values())
     for plant, (sanitizer, report) in REPORTS.items():
         require_report(programs[sanitizer], plant, report)
-    broken = compile_with_overflow(MEMORY, kernels, FOLDER / "planted")
+    objects = [*compile_operators(MEMORY, FOLDER / "operators"), *kernels]
+    broken = compile_with_overflow(MEMORY, FOLDER / "planted")
     require_failure(
-        mirror([broken if path.stem == "pack" else path for path in kernels], "planted-tree")
+        mirror([broken if path.stem == broken.stem else path for path in objects], "planted-tree")
     )
-    passed = passed_tests(mirror(kernels, "tree"))
+    passed = passed_tests(mirror(objects, "tree"))
     planted = len(REPORTS) + 1
     if options.json is not None:
         payload = {

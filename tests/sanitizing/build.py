@@ -76,25 +76,27 @@ def build_harness(
     return target
 
 
-def build_library(sanitizer: Sequence[str], kernels: Sequence[Path], target: Path) -> Path:
+def compile_operators(sanitizer: Sequence[str], objects: Path) -> list[Path]:
+    """The rest of the library that torch loads."""
+    every = sources(setup_module())
+    return compile_all(sanitizer, [s for s in every if Path(s).name in NOT_IN_HARNESS], objects)
+
+
+def link_library(sanitizer: Sequence[str], objects: Sequence[Path], target: Path) -> Path:
     """The library that torch loads, under a sanitizer."""
-    setup = setup_module()
-    lib = setup.torch_directory() / "lib"
-    rest = [source for source in sources(setup) if Path(source).name in NOT_IN_HARNESS]
-    objects = [*compile_all(sanitizer, rest, target.parent / "library-objects"), *kernels]
+    lib = setup_module().torch_directory() / "lib"
     link(objects, sanitizer, target, ["-shared", f"-L{lib}", "-ltorch_cpu", "-lc10"])
     return target
 
 
-def compile_with_overflow(sanitizer: Sequence[str], kernels: Sequence[Path], folder: Path) -> Path:
+def compile_with_overflow(sanitizer: Sequence[str], folder: Path) -> Path:
     """Compile pack.cpp so that it asks for less memory than it writes; returns the object."""
-    (place,) = (path for path in kernels if path.stem == "pack")
     text = (ROOT / "csrc" / "cpu" / "pack.cpp").read_text()
     right, wrong = "sums * sizeof(int32_t) + kTailBytes;", "sums * sizeof(int32_t);"
     if text.count(right) != 1:
         raise RuntimeError(f"pack.cpp has {right!r} {text.count(right)} times; plant another bug")
     folder.mkdir(parents=True, exist_ok=True)
-    source = folder / place.with_suffix(".cpp").name
+    source = folder / "pack.cpp"
     source.write_text(text.replace(right, wrong))
     return compile_all(sanitizer, [str(source)], folder)[0]
 
