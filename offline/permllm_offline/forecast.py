@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,9 @@ import torch
 from permllm_offline.permutations import PERMUTATIONS
 from permllm_offline.plan import PlannedLinear
 from permllm_offline.preparation import Prepared
-from permllm_offline.recipe import Recipe
+from permllm_offline.recipe import BlockwiseRecipe, DistillationRecipe, LearningRecipe, Recipe
 from permllm_offline.reconstructions import RECONSTRUCTIONS
+from permllm_offline.sampled_text import PIECES_AT_ONCE
 from permllm_offline.streamed_pruning import can_stream, reads_activations
 
 PASSES_TO_EACH_GROUP = 1.8
@@ -21,25 +22,31 @@ PASSES_TO_EACH_GROUP = 1.8
 BACKWARD = 3
 """A forward and a backward pass, in forward passes."""
 
+DIVERGENCE = 3
+"""Products with the head for a token of distillation: student's, teacher's, and the gradient."""
+
+TUNED_BYTES = 4 + 8 + 4
+"""For each weight that is tuned: a float32 copy, the states of Adam, and a float32 gradient."""
+
 TIMED_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Estimates: seconds of each decoder layer, those of whole-model learning, peak bytes.
+    """Estimates: seconds of each decoder layer, those of each whole-model stage, peak bytes.
 
     They count the products of linear layers at the speed measured for one, so a busy machine, long
     sequences (attention grows with their square) and slow disks take longer.
     """
 
     layer_seconds: Sequence[float]
-    learning_seconds: float
+    stage_seconds: Mapping[str, float]
     peak_bytes: int
 
     @property
     def seconds(self) -> float:
         """Of the whole prune."""
-        return sum(self.layer_seconds) + self.learning_seconds
+        return sum(self.layer_seconds) + sum(self.stage_seconds.values())
 
 
 def forecast(recipe: Recipe, prepared: Prepared, speed: float | None = None) -> Forecast:
@@ -56,31 +63,70 @@ def forecast(recipe: Recipe, prepared: Prepared, speed: float | None = None) -> 
     held_out = 0 if windows is None else windows.held_out.numel()
     if not reads_activations(recipe):
         read = 0
+    updated = read  # tokens that a layer's reconstruction reads
+    if reconstruction.model is not None:
+        read += recipe.distillation.self_windows * recipe.sequence_length
+        updated = min(read, recipe.distillation.layer_windows * recipe.sequence_length)
+    # A sampled token is one product of each matrix with a row for each piece.
+    sampling_speed = speed or measured_speed(prepared, plan.linears[0], PIECES_AT_ONCE)
     speed = speed or measured_speed(prepared, plan.linears[0])
     per_layer = len(plan.linears) // len(plan.layers)
     layers = [plan.linears[i : i + per_layer] for i in range(0, len(plan.linears), per_layer)]
+    parts = recipe.parsed_method().reconstruction.split("+")
     seconds = []
     for linears in layers:
         passes = float(read + 2 * held_out)
         operations = 0.0
         if reconstruction.layer is not None:
-            passes += (1 + PASSES_TO_EACH_GROUP) * read
-            operations = sum(_update_operations(linear, read) for linear in linears)
+            passes += updated
+        if "obs" in parts or "sparsegpt" in parts:
+            passes += PASSES_TO_EACH_GROUP * updated
+            operations += sum(_update_operations(linear, updated) for linear in linears)
+        if "blockwise" in parts:
+            steps, validation = _windows(recipe.blockwise)
+            passes += (BACKWARD * steps + validation) * recipe.sequence_length
         operations += 2 * passes * sum(_weights(linear) for linear in linears)
         seconds.append(operations / speed)
-    steps = 0
+    stages = _stage_seconds(recipe, prepared, speed, sampling_speed)
+    return Forecast(seconds, stages, _peak_bytes(recipe, prepared, layers, read + held_out))
+
+
+def _stage_seconds(
+    recipe: Recipe, prepared: Prepared, speed: float, sampling_speed: float
+) -> dict[str, float]:
+    """Seconds of what runs the whole model: text that it writes, learning, distillation."""
+    plan = prepared.plan
+    model = sum(map(_weights, plan.linears))
+    head = prepared.source.config.get_text_config().vocab_size * plan.layers[0][0].in_features
+    stages: dict[str, float] = {}
     if PERMUTATIONS[recipe.parsed_method().permutation].learn is not None:
-        steps += recipe.learning.steps * recipe.learning.windows_per_step
-    if reconstruction.model is not None:
-        steps += recipe.distillation.steps * recipe.distillation.windows_per_step
-    tokens = steps * recipe.sequence_length * BACKWARD
-    learning = 2 * tokens * sum(map(_weights, plan.linears)) / speed
-    return Forecast(seconds, learning, _peak_bytes(recipe, prepared, layers, read + held_out))
+        steps, validation = _windows(recipe.learning)
+        tokens = (BACKWARD * steps + validation) * recipe.sequence_length
+        stages["learning"] = 2 * tokens * model / speed
+    if RECONSTRUCTIONS[recipe.parsed_method().reconstruction].model is not None:
+        tokens = recipe.distillation.self_windows * recipe.sequence_length
+        stages["sampling text"] = 2 * tokens * (model + head) / sampling_speed
+        steps, validation = _windows(recipe.distillation)
+        products = (BACKWARD * steps + validation) * model + DIVERGENCE * (
+            steps + validation
+        ) * head
+        stages["distillation"] = 2 * products * recipe.sequence_length / speed
+    return stages
 
 
-def measured_speed(prepared: Prepared, linear: PlannedLinear) -> float:
-    """Operations per second of one linear layer over one window, timed for a moment."""
-    tokens = 512 if prepared.windows is None else prepared.windows.calibration.shape[1]
+def _windows(constants: LearningRecipe | BlockwiseRecipe | DistillationRecipe) -> tuple[int, int]:
+    """Windows that all steps of a training loop take, and those of all its validations."""
+    validations = 1 + -(-constants.steps // constants.validation_interval)
+    return constants.steps * constants.windows_per_step, validations * constants.validation_windows
+
+
+def measured_speed(prepared: Prepared, linear: PlannedLinear, tokens: int | None = None) -> float:
+    """Operations per second of one linear layer over one window, timed for a moment.
+
+    ``tokens`` are those of the product in place of a window's.
+    """
+    if tokens is None:
+        tokens = 512 if prepared.windows is None else prepared.windows.calibration.shape[1]
     dtype, device, channels = prepared.dtype, prepared.device, linear.layout.in_features
     inputs = torch.zeros((tokens, channels), dtype=dtype, device=device)
     weight = torch.zeros((linear.out_features, channels), dtype=dtype, device=device)
@@ -108,7 +154,7 @@ def _update_operations(linear: PlannedLinear, tokens: int) -> float:
 def _peak_bytes(
     recipe: Recipe, prepared: Prepared, layers: Sequence[Sequence[PlannedLinear]], tokens: int
 ) -> int:
-    """Weights and states that are in memory together."""
+    """Weights, states of training and hidden states that are in memory together."""
     plan, item = prepared.plan, prepared.dtype.itemsize
     pruned_bytes = sum(linear.dense_bytes for linear in plan.linears)
     rest = plan.total_bytes - sum(linear.sparse_bytes for linear in plan.linears)
@@ -116,9 +162,16 @@ def _peak_bytes(
     widest = max(linear.layout.in_features for linear in plan.linears)
     scores = 4 * max(map(_weights, plan.linears)) * 4  # float32 importance, ranks and masks
     states = 3 * tokens * plan.layers[0][0].in_features * item  # dense, pruned, and the next
+    tuned = (TUNED_BYTES + 2 * item) // item  # two snapshots; times the bytes of the weights
+    parts = recipe.parsed_method().reconstruction.split("+")
+    training = 0
+    if "distillation" in parts:
+        training = tuned * pruned_bytes
+    elif "blockwise" in parts:
+        training = tuned * layer_bytes
     if not can_stream(recipe):
-        return rest + pruned_bytes + scores + states
+        return rest + pruned_bytes + scores + states + training
     moment = 0
-    if RECONSTRUCTIONS[recipe.parsed_method().reconstruction].layer is not None:
+    if "obs" in parts or "sparsegpt" in parts:
         moment = widest**2 * (4 + 3 * 8)
-    return rest + 2 * layer_bytes + scores + states + moment
+    return rest + 2 * layer_bytes + scores + states + max(moment, training)

@@ -26,7 +26,7 @@ def expect(tiny_model_directory: Path, text_file: Path) -> Any:
 def test_one_pass_of_the_calibration_text(expect: Any) -> None:
     found = expect(method="wanda")
     assert found.layer_seconds == pytest.approx([2 * 200 * WEIGHTS / 1e6] * 2)
-    assert found.learning_seconds == 0
+    assert found.stage_seconds == {}
     assert expect(method="magnitude").seconds == 0
 
 
@@ -35,14 +35,51 @@ def test_held_out_windows_pass_dense_and_pruned(expect: Any) -> None:
     assert more.layer_seconds == pytest.approx([2 * 2 * 100 * WEIGHTS / 1e6] * 2)
 
 
-def test_updates_and_learning_take_longer(expect: Any) -> None:
+def test_updates_of_layers_take_longer(expect: Any) -> None:
     wanda = expect(method="wanda")
     assert expect(method="sparsegpt").seconds > 3 * wanda.seconds
-    short, long = (expect(method="permllm-wanda", learning={"steps": steps}) for steps in (10, 20))
-    assert long.learning_seconds == pytest.approx(2 * short.learning_seconds)
-    assert short.layer_seconds == wanda.layer_seconds
-    best = expect(method="permllm-best", num_samples=10, learning={"steps": 10})
-    assert best.learning_seconds > short.learning_seconds
+    obs = expect(method="wanda", reconstruction="obs")
+    limited = {"layer_windows": 4, "self_windows": 0}
+    first = expect(method="wanda", reconstruction="obs+distillation", distillation=limited)
+    assert sum(first.layer_seconds) < sum(obs.layer_seconds)
+
+
+def test_tuning_layer_by_layer(expect: Any) -> None:
+    constants = {"steps": 7, "windows_per_step": 2, "validation_windows": 3}
+    tuned = expect(
+        method="wanda", reconstruction="blockwise", blockwise=constants | {"validation_interval": 5}
+    )
+    # A dense and a pruned pass; 14 windows forward and backward; 3 validations of 3 windows.
+    tokens = 200 + 200 + (3 * 14 + 3 * 3) * 20
+    assert tuned.layer_seconds == pytest.approx([2 * tokens * WEIGHTS / 1e6] * 2)
+    assert tuned.stage_seconds == {}
+    both = expect(method="wanda", reconstruction="obs+blockwise", blockwise=constants)
+    assert both.seconds > tuned.seconds
+    assert tuned.peak_bytes > expect(method="wanda").peak_bytes
+
+
+def test_learning_the_permutations(expect: Any) -> None:
+    constants = {"steps": 10, "windows_per_step": 2, "validation_windows": 3}
+    found = expect(method="permllm-wanda", learning=constants | {"validation_interval": 4})
+    tokens = (3 * 20 + 4 * 3) * 20
+    expected = 2 * tokens * 2 * WEIGHTS / 1e6
+    assert found.stage_seconds == {"learning": pytest.approx(expected)}
+    assert found.layer_seconds == expect(method="wanda").layer_seconds
+
+
+def test_distillation_samples_text_and_runs_the_head(expect: Any) -> None:
+    constants = {"steps": 8, "validation_windows": 2, "validation_interval": 8, "self_windows": 5}
+    found = expect(method="wanda", reconstruction="distillation", distillation=constants)
+    head = 64 * 128
+    sampled = 2 * 5 * 20 * (2 * WEIGHTS + head) / 1e6
+    steps = 2 * 20 * ((3 * 8 + 4) * 2 * WEIGHTS + 3 * (8 + 4) * head) / 1e6
+    assert found.stage_seconds == {
+        "sampling text": pytest.approx(sampled),
+        "distillation": pytest.approx(steps),
+    }
+    # The sampled windows are calibrated on too.
+    assert found.layer_seconds == pytest.approx([2 * 300 * WEIGHTS / 1e6] * 2)
+    assert found.seconds == pytest.approx(sampled + steps + sum(found.layer_seconds))
 
 
 def test_streamed_layers_need_less_memory(expect: Any) -> None:
@@ -68,5 +105,5 @@ def test_a_dry_run_says_it(
         main(["prune", str(tiny_model_directory), "--output", str(tmp_path / "o"), *options]) == 0
     )
     shown = capsys.readouterr().out
-    assert "for each decoder layer" in shown
+    assert "for each decoder layer; peak" in shown
     assert "peak memory about 0.00 GB" in shown

@@ -39,10 +39,13 @@ def plan_table(recipe: Recipe, plan: Plan, expected: Forecast) -> Group:
             f"{linear.sparse_bytes:,}",
         )
     total = f"output: about {plan.total_bytes / 1e6:,.1f} MB of tensors, dense ones included"
+    stages = "".join(
+        f", {_duration(seconds)} for {stage}" for stage, seconds in expected.stage_seconds.items()
+    )
     cost = (
         f"about {_duration(expected.seconds)}: {_duration(max(expected.layer_seconds))} for each "
-        f"decoder layer and {_duration(expected.learning_seconds)} of learning; peak memory about "
-        f"{expected.peak_bytes / 1e9:,.2f} GB (estimates from one product timed on this machine)"
+        f"decoder layer{stages}; peak memory about {expected.peak_bytes / 1e9:,.2f} GB (estimates "
+        "from products timed on this machine)"
     )
     return Group(table, total, cost)
 
