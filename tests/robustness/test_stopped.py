@@ -6,7 +6,7 @@ import resource
 import shutil
 import signal
 import socket
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,8 @@ from permllm_offline.cli import main
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
 from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
-from tests.robustness.stages import stop_at
+from tests.robustness.children import child
+from tests.robustness.stages import stop_at, stop_before_the_new_name
 
 KILLED_AT = [
     "the directory is made",
@@ -87,22 +88,6 @@ def left_beside(output: Path) -> list[str]:
     return [path.name for path in output.parent.iterdir() if path.name != f".{output.name}.work"]
 
 
-def child(command: list[str], prepare: Callable[[], None]) -> int:
-    """Run a command in a child that has imported everything already; its status, or -signal."""
-    identity = os.fork()
-    if identity == 0:
-        status = 99
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            prepare()
-            status = main(command)
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(identity, 0)
-    return os.waitstatus_to_exitcode(status)
-
-
 COMMANDS = pytest.mark.parametrize("command", ["prune", "convert", "to dense"], indirect=True)
 
 
@@ -113,7 +98,7 @@ def test_a_killed_command_leaves_no_half_of_an_output(
 ) -> None:
     line, output = command
     name, _, passes = stage.partition(":")
-    status = child(line, lambda: stop_at(name, int(passes or 0), signal.SIGKILL))
+    status = child(line, partial(stop_at, name, int(passes or 0), signal.SIGKILL))
     if status == 0:
         pytest.skip(f"this command does not come to {stage!r}")
     assert status == -signal.SIGKILL
@@ -129,7 +114,7 @@ def test_a_killed_replacement_leaves_the_old_or_the_new(
 ) -> None:
     line, output = command
     assert main(line) == 0
-    status = child([*line, "--force"], lambda: stop_at(stage, 0, signal.SIGKILL))
+    status = child([*line, "--force"], partial(stop_at, stage, 0, signal.SIGKILL))
     assert status == -signal.SIGKILL
     assert complete(output)
 
@@ -152,25 +137,13 @@ def test_a_replacement_killed_between_two_names_keeps_the_old_output(
     assert f"{old} is left of what was replaced in {output}; remove it" in caplog.text
 
 
-def stop_before_the_new_name() -> None:
-    """Make this process kill itself when a finished output is about to get its name."""
-    rename = Path.rename
-
-    def stopping(path: Path, target: Path) -> Path:
-        if path.suffix == ".partial":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return rename(path, target)
-
-    Path.rename = stopping  # type: ignore[method-assign, assignment]
-
-
 @COMMANDS
 @pytest.mark.parametrize(
     "stage", ["a shard is written", "companions are copied", "a file is written"]
 )
 def test_an_interrupted_command_leaves_nothing(command: tuple[list[str], Path], stage: str) -> None:
     line, output = command
-    assert child(line, lambda: stop_at(stage, 0, signal.SIGINT)) == 130
+    assert child(line, partial(stop_at, stage, 0, signal.SIGINT)) == 130
     assert left_beside(output) == []
     assert main(line) == 0
     assert [path.name for path in output.parent.iterdir()] == [output.name]
@@ -181,7 +154,7 @@ def test_an_interrupted_command_leaves_nothing(command: tuple[list[str], Path], 
 def test_a_disk_that_fills_up_leaves_nothing(command: tuple[list[str], Path]) -> None:
     line, output = command
     limit = (50_000, 50_000)  # bytes of the largest file
-    assert child(line, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)) == 2
+    assert child(line, partial(resource.setrlimit, resource.RLIMIT_FSIZE, limit)) == 2
     assert left_beside(output) == []
 
 
