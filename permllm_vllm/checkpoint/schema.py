@@ -127,7 +127,7 @@ def config_problems(entries: object) -> list[Problem]:
             )
         ]
     install = f"install a newer {DISTRIBUTION} from its source repository"
-    if found_version != FORMAT_VERSION or isinstance(found_version, bool):
+    if type(found_version) is not int or found_version != FORMAT_VERSION:  # nor True, nor 1.0
         newer = isinstance(found_version, int) and found_version > FORMAT_VERSION
         return [
             Problem(

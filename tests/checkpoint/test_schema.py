@@ -53,6 +53,7 @@ def test_ignore_takes_names_and_full_regexes() -> None:
         ({"format_version": 0}, r"format_version: found 0.*write the checkpoint again"),
         ({"format_version": "1"}, r"format_version: found '1'"),
         ({"format_version": True}, r"format_version: found True"),
+        ({"format_version": 1.0}, r"format_version: found 1.0"),
         (
             {"sparsity_config": {}},
             r"sparsity_config.*does not know.*install a newer permllm-",
