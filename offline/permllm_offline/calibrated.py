@@ -21,6 +21,21 @@ LearningCurve = list[dict[str, float]]
 
 
 @dataclass(frozen=True)
+class LearnedPermutations:
+    """Permutations of a model, and how they were learned.
+
+    ``layers`` are the numbers of the decoder layers that learned theirs; the others have the
+    heuristic reallocation. ``sensitivities`` holds a number for each decoder layer where they
+    chose ``layers``, or is None.
+    """
+
+    permutations: Permutations
+    curve: LearningCurve
+    layers: Sequence[int]
+    sensitivities: Sequence[float] | None = None
+
+
+@dataclass(frozen=True)
 class Calibrated:
     """A dense model and its statistics.
 

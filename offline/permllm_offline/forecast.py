@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from permllm_offline.learned_layers import trained_share
 from permllm_offline.permutations import PERMUTATIONS
 from permllm_offline.plan import PlannedLinear
 from permllm_offline.preparation import Prepared
@@ -101,7 +102,8 @@ def _stage_seconds(
     stages: dict[str, float] = {}
     if PERMUTATIONS[recipe.parsed_method().permutation].learn is not None:
         steps, validation = _windows(recipe.learning)
-        tokens = (BACKWARD * steps + validation) * recipe.sequence_length
+        share = trained_share(recipe.learning, len(plan.layers))
+        tokens = share * (BACKWARD * steps + validation) * recipe.sequence_length
         stages["learning"] = 2 * tokens * model / speed
     if RECONSTRUCTIONS[recipe.parsed_method().reconstruction].model is not None:
         tokens = recipe.distillation.self_windows * recipe.sequence_length

@@ -1,4 +1,4 @@
-"""What is measured and learned on the dense model, as steps that a resumed run finds again."""
+"""What is measured on the dense model, as steps that a resumed run finds again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from torch import Tensor
 
 from permllm_offline.activations import DenseStatistics
-from permllm_offline.calibrated import LearningCurve, Permutations
 from permllm_offline.steps import Step, Work
 
 _HIDDEN = "hidden_states"
@@ -31,24 +30,6 @@ def kept_statistics(work: Work, measure: Callable[[], DenseStatistics]) -> Dense
     tensors = dict(step.tensors)
     hidden_states = tensors.pop(_HIDDEN, None)
     return DenseStatistics(_by_layer(tensors, step.facts["layers"]), hidden_states)
-
-
-def kept_permutations(
-    work: Work, learn: Callable[[], tuple[Permutations, LearningCurve]]
-) -> tuple[Permutations, LearningCurve]:
-    """Learned permutations and their learning curve, learned once."""
-
-    def compute() -> Step:
-        found, curve = learn()
-        tensors = {
-            f"{layer}.{group}": permutation
-            for layer, groups in enumerate(found)
-            for group, permutation in groups.items()
-        }
-        return Step(tensors, {"layers": len(found), "curve": curve})
-
-    step = work.step("permutations", compute)
-    return _by_layer(dict(step.tensors), step.facts["layers"]), step.facts["curve"]
 
 
 def kept_number(work: Work, name: str, compute: Callable[[], float | None]) -> float | None:

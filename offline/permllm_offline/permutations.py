@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from permllm_offline.calibrated import Calibrated, LearningCurve, Permutations
+from permllm_offline.calibrated import Calibrated, LearnedPermutations
 from permllm_offline.channel_permutation import allocate_group
 from permllm_offline.layout import GroupLayout
 from permllm_offline.learning import learn_permutations
@@ -20,8 +20,8 @@ Allocation = Callable[[GroupLayout, Mapping[str, Tensor], Pattern], Tensor]
 Returns int64 [independent permutations, block_size]: position -> channel.
 """
 
-Learning = Callable[[Calibrated], tuple[Permutations, LearningCurve]]
-"""Finds the permutations of a whole model, and returns them with the learning curve."""
+Learning = Callable[[Calibrated], LearnedPermutations]
+"""Finds the permutations of a whole model."""
 
 
 @dataclass(frozen=True)
@@ -60,5 +60,5 @@ PERMUTATIONS: Mapping[str, PermutationKind] = {
         allocate=assign_group,
         across_blocks=True,
     ),
-    "learned": PermutationKind("learned end to end within each block", learn=learn_permutations),
+    "learned": PermutationKind("learned within each block", learn=learn_permutations),
 }

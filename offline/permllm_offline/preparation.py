@@ -10,6 +10,7 @@ import torch
 from permllm_offline.calibration import CalibrationWindows, sample_windows
 from permllm_offline.errors import OfflineError
 from permllm_offline.importance import IMPORTANCES
+from permllm_offline.learned_layers import parse_layers
 from permllm_offline.loading import Source, load_tokenizer, open_source, parse_device, parse_dtype
 from permllm_offline.own_text import own_text
 from permllm_offline.permutations import PERMUTATIONS
@@ -53,6 +54,8 @@ def prepare(recipe: Recipe) -> Prepared:
         dtype=dtype,
         int8=recipe.values == "int8",
     )
+    if permutation.learn is not None:
+        parse_layers(recipe.learning.layers, len(plan.layers))
     windows = None
     if recipe.datasets:
         windows = sample_windows(

@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from permllm_offline.activations import collect
 from permllm_offline.bake import apply_masks
-from permllm_offline.calibrated import Calibrated, LearningCurve, Permutations
+from permllm_offline.calibrated import Calibrated, LearnedPermutations, LearningCurve
 from permllm_offline.decisions import GroupDecision, LayerDecision, decide
 from permllm_offline.evaluation import perplexity
 from permllm_offline.families import family_of
 from permllm_offline.importance import IMPORTANCES
 from permllm_offline.int8_values import RoundedLayer, round_layer
-from permllm_offline.kept_steps import kept_number, kept_permutations, kept_statistics
+from permllm_offline.kept_steps import kept_number, kept_statistics
 from permllm_offline.layerwise import LayerError, reconstruct_layers
 from permllm_offline.layout import GroupLayout
 from permllm_offline.loading import load_model
@@ -68,7 +68,7 @@ def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) ->
     family, held_out = prepared.plan.family, _held_out(prepared)
     dense_outputs = [] if held_out is None else kept_outputs(work, model, family, held_out)
     calibrated = _calibrate(recipe, prepared, model, work)
-    decisions, curve = _decide(calibrated)
+    decisions, learned = _decide(calibrated)
     unpermuted = _unpermuted(calibrated)
     decisions, errors, reconstruction_curve = _prune_weights(calibrated, decisions)
     rounded = _round_values(calibrated, decisions) if recipe.values == "int8" else []
@@ -78,7 +78,7 @@ def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) ->
         recipe,
         prepared.plan,
         decisions,
-        curve,
+        learned,
         dense_perplexity,
         sparse_perplexity,
         errors,
@@ -144,24 +144,25 @@ def _with_own_text(recipe: Recipe, model: Any, windows: Tensor, work: Work) -> T
     return mixed[torch.randperm(len(mixed), generator=generator)]
 
 
-def _decide(calibrated: Calibrated) -> tuple[list[LayerDecision], LearningCurve]:
+def _decide(
+    calibrated: Calibrated,
+) -> tuple[list[LayerDecision], LearnedPermutations | None]:
     recipe = calibrated.recipe
     kind = PERMUTATIONS[recipe.parsed_method().permutation]
-    learned: Permutations | None = None
-    curve: LearningCurve = []
-    if kind.learn is not None:
-        learned, curve = kept_permutations(calibrated.work, partial(kind.learn, calibrated))
+    learned = None if kind.learn is None else kind.learn(calibrated)
     pattern = recipe.parsed_pattern()
 
     def decide_one(index: int, layout: GroupLayout) -> GroupDecision:
-        permutation = None if learned is None else learned[index].get(layout.group.name)
+        permutation = None
+        if learned is not None:
+            permutation = learned.permutations[index].get(layout.group.name)
         return decide_group(kind, layout, calibrated.score(index, layout), permutation, pattern)
 
     decisions: list[LayerDecision] = [
         [decide_one(index, layout) for layout in layouts]
         for index, layouts in enumerate(calibrated.plan.layers)
     ]
-    return decisions, curve
+    return decisions, learned
 
 
 def decide_group(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from permllm_offline.calibration import Sampling
 from permllm_offline.errors import OfflineError
 from permllm_offline.methods import Method, parse_method
+from permllm_offline.presets import preset
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import BLOCK_SIZES
 
@@ -20,24 +21,34 @@ from permllm_vllm.checkpoint.schema import BLOCK_SIZES
 class LearningRecipe(BaseModel):
     """Constants of the learned permutation; the defaults suit minutes on a CPU.
 
-    Learning starts from the heuristic reallocation with ``initial_logit`` in its favour, and with
-    a learning rate far above the paper's 1e-3: tens of steps do what takes the paper hundreds.
-    A backward pass holds ``windows_at_once`` of the ``windows_per_step`` in memory.
+    Learning starts from the heuristic reallocation (``initial``: ``cp``, or ``random``) with
+    ``initial_logit`` in its favour, and with a learning rate far above the paper's 1e-3: tens of
+    steps do what takes the paper hundreds. A backward pass holds ``windows_at_once`` of the
+    ``windows_per_step`` in memory, and with ``gradient_checkpointing`` only what passes between
+    decoder layers. The decoder ``layers`` learn end to end (``scope``: ``model``), or ``window``
+    layers at a time, ``steps`` steps for each. Learning ends after ``patience`` validations
+    without improvement; 0 never ends it early.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    layers: str = "all"
+    scope: Literal["model", "window"] = "model"
+    window: int = Field(default=2, ge=1)
     steps: int = Field(default=50, ge=1)
     windows_per_step: int = Field(default=2, ge=1)
     learning_rate: float = Field(default=0.1, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
+    initial: Literal["cp", "random"] = "cp"
     initial_logit: float = Field(default=0.5, gt=0)
     windows_at_once: int = Field(default=2, ge=1)
     temperature_start: float = Field(default=1.0, gt=0)
     temperature_end: float = Field(default=0.1, gt=0)
     sinkhorn_iterations: int = Field(default=5, ge=0)
+    gradient_checkpointing: Literal["auto", "always", "never"] = "auto"
     validation_windows: int = Field(default=4, ge=1)
     validation_interval: int = Field(default=10, ge=1)
+    patience: int = Field(default=0, ge=0)
 
 
 class DistillationRecipe(BaseModel):
@@ -164,19 +175,34 @@ EFFORTS: Mapping[str, Mapping[str, Any]] = {
 
 
 def _method(entries: Mapping[str, Any]) -> str:
-    return str(entries.get("method", Recipe.model_fields["method"].default))
+    return str(entries.get("method") or Recipe.model_fields["method"].default)
 
 
-def make_recipe(entries: Mapping[str, Any], effort: str = "default") -> Recipe:
+def _option(location: Sequence[str | int]) -> str:
+    """The option for an entry of the recipe, or the entry where there is no option."""
+    if location[0] == "distillation":
+        return ".".join(map(str, location))
+    name = str(location[-1]).replace("_", "-")
+    learns = location[0] == "learning" and name in ("layers", "scope", "window")
+    return f"--learn-{name}" if learns else f"--{name}"
+
+
+def make_recipe(
+    entries: Mapping[str, Any], effort: str = "default", preset_name: str | None = None
+) -> Recipe:
     """Build a recipe from user input.
 
     Args:
         entries: of the recipe; None stands for the default.
         effort: key of ``EFFORTS``; matters to methods that distil.
+        preset_name: of ``presets.PRESETS``, where the entries say nothing.
 
     Raises:
-        OfflineError: unknown method, pattern, block size or effort, or a number out of range.
+        OfflineError: unknown method, pattern, block size, effort or preset, or a number out of
+            range.
     """
+    if preset_name is not None:
+        entries = overridden(preset(preset_name, _method(entries)), entries)
     entries = {name: value for name, value in entries.items() if value is not None}
     kind = entries.get("reconstruction") or parse_method(_method(entries)).reconstruction
     if effort not in EFFORTS:
@@ -189,8 +215,9 @@ def make_recipe(entries: Mapping[str, Any], effort: str = "default") -> Recipe:
         recipe = Recipe.model_validate(entries)
     except ValidationError as error:
         first = error.errors()[0]
-        option = "--" + str(first["loc"][-1]).replace("_", "-")
-        raise OfflineError(f"{option} {first['input']!r}: {first['msg']}.") from error
+        raise OfflineError(
+            f"{_option(first['loc'])} {first['input']!r}: {first['msg']}."
+        ) from error
     try:
         recipe.parsed_pattern()
     except ValueError as error:

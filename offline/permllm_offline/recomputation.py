@@ -29,9 +29,15 @@ def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
             layer.__dict__.pop("forward", None)
 
 
-def activations_are_large(calibrated: Calibrated, windows: int) -> bool:
-    """Whether a backward pass over so many windows at once should recompute activations."""
-    return activation_bytes(calibrated, windows) > RECOMPUTE_ABOVE_BYTES
+def activations_are_large(calibrated: Calibrated, windows: int, share: float = 1.0) -> bool:
+    """Whether a backward pass over so many windows at once should recompute activations.
+
+    Args:
+        calibrated: the model and its plan.
+        windows: in the pass.
+        share: of the decoder layers that the pass goes through.
+    """
+    return share * activation_bytes(calibrated, windows) > RECOMPUTE_ABOVE_BYTES
 
 
 def activation_bytes(calibrated: Calibrated, windows: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from permllm_offline.calibrated import LearnedPermutations
 from permllm_offline.decisions import GroupDecision, LayerDecision
 from permllm_offline.layerwise import LayerError
 from permllm_offline.mask_example import MaskExample, example_layer, mask_example
@@ -51,6 +52,10 @@ class Report:
     perplexity_before: float | None
     perplexity_after: float | None
     learning_curve: Sequence[dict[str, float]]
+    learned_layers: Sequence[int]
+    """Decoder layers that learned their permutations; the others have the reallocation."""
+    sensitivities: Sequence[float] | None
+    """Of each decoder layer, where they chose ``learned_layers``."""
     reconstruction: Sequence[LayerError]
     reconstruction_curve: Sequence[dict[str, float]]
     layers: Sequence[LayerReport]
@@ -63,7 +68,7 @@ class Report:
         recipe: Recipe,
         plan: Plan,
         decisions: Sequence[LayerDecision],
-        learning_curve: Sequence[dict[str, float]],
+        learned: LearnedPermutations | None,
         perplexity_before: float | None,
         perplexity_after: float | None,
         reconstruction: Sequence[LayerError] = (),
@@ -99,7 +104,9 @@ class Report:
             installed_version(),
             perplexity_before,
             perplexity_after,
-            learning_curve,
+            [] if learned is None else learned.curve,
+            [] if learned is None else list(learned.layers),
+            None if learned is None else learned.sensitivities,
             reconstruction,
             reconstruction_curve,
             layers,
@@ -121,6 +128,8 @@ class Report:
             "byte_ratio": self.byte_ratio,
             "recipe": self.recipe.model_dump(),
             "learning_curve": list(self.learning_curve),
+            "learned_layers": list(self.learned_layers),
+            "sensitivities": self.sensitivities,
             "reconstruction": [asdict(error) for error in self.reconstruction],
             "reconstruction_curve": list(self.reconstruction_curve),
             "output_errors": list(self.output_errors),

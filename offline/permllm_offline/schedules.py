@@ -32,3 +32,8 @@ def warmed_cosine(step: int, steps: int, warmup_share: float) -> float:
     if step <= warmup:
         return step / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup + 1)))
+
+
+def cosine(step: int, steps: int) -> float:
+    """Share of the initial learning rate at a step, 1..steps: 1 at first, almost 0 at the last."""
+    return 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))

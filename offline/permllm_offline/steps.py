@@ -2,7 +2,8 @@
 
 A step is one safetensors file in a folder beside the output. It appears under its name only when it
 is complete, and holds exactly what the step computed: a resumed run writes the same bytes as one
-that was never interrupted.
+that was never interrupted. A long step keeps its state now and then, in a file of its own that goes
+when the step is finished.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from permllm_vllm.checkpoint.output import disk_errors_named
 logger = logging.getLogger(__name__)
 
 _IDENTITY, _FACTS, _COST = "identity", "facts", "cost"
+_INTERVAL = "-interval"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,13 @@ class Work:
     def measured(self, name: str) -> AbstractContextManager[None]:
         """Count what is done in the context as a step that is never kept."""
         return measured(name, self.costs)
+
+    def interval(self, name: str) -> Step | None:
+        """Return the state in which the step of that name was last kept, or None."""
+        return None
+
+    def keep_interval(self, name: str, state: Callable[[], Step]) -> None:
+        """Keep the state of an unfinished step, in place of the last one."""
 
 
 class WorkFolder(Work):
@@ -93,11 +102,21 @@ class WorkFolder(Work):
             self.costs += _costs(path)
             return _read(path)
         done = super().step(name, compute)
-        metadata = {
-            _IDENTITY: self.identity,
-            _FACTS: json.dumps(done.facts),
-            _COST: json.dumps(asdict(self.costs[-1])),
-        }
+        self._write(path, done, {_COST: json.dumps(asdict(self.costs[-1]))})
+        self._path(name + _INTERVAL).unlink(missing_ok=True)
+        return done
+
+    def interval(self, name: str) -> Step | None:
+        """Return the state in which the step of that name was last kept, or None."""
+        path = self._path(name + _INTERVAL)
+        return _read(path) if path.exists() else None
+
+    def keep_interval(self, name: str, state: Callable[[], Step]) -> None:
+        """Keep the state of an unfinished step, in place of the last one."""
+        self._write(self._path(name + _INTERVAL), state(), {})
+
+    def _write(self, path: Path, done: Step, more: Mapping[str, str]) -> None:
+        metadata = {_IDENTITY: self.identity, _FACTS: json.dumps(done.facts), **more}
         partial = path.with_suffix(".partial")
         with disk_errors_named(path):
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -108,7 +127,6 @@ class WorkFolder(Work):
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
-        return done
 
     def read(self, name: str) -> Step:
         """Return the result of a finished step."""

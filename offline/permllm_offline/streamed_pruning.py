@@ -124,7 +124,7 @@ def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> Prun
         recipe,
         plan,
         decisions,
-        [],
+        None,
         before,
         after_all,
         errors,

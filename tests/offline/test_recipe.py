@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ import yaml
 
 from permllm_offline.cli import main
 from permllm_offline.errors import OfflineError
+from permllm_offline.learned_layers import most_sensitive, parse_layers
 from permllm_offline.recipe import Recipe, make_recipe, overridden, read_recipe
 
 
@@ -65,3 +67,66 @@ def test_several_sources_are_named_on_the_card(
     arguments = ["prune", str(tiny_model_directory), "--output", str(output), *data, *sizes]
     assert main([*arguments, "--sampling", "document"]) == 0
     assert "`calibration.txt`, `other.txt`" in (output / "README.md").read_text()
+
+
+def test_options_come_before_the_recipe_and_the_recipe_before_the_preset(
+    tmp_path: Path, tiny_model_directory: Path, text_file: Path
+) -> None:
+    entries = {"sequence_length": 16, "num_samples": 6, "learning": {"steps": 2, "patience": 9}}
+    entries["learning"] |= {"windows_per_step": 2, "validation_windows": 2}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(entries), encoding="utf-8")
+    options = ("--preset", "paper", "--recipe", str(tmp_path / "mine.yaml"))
+    options += ("--dataset", str(text_file), "--steps", "3", "--learn-layers", "last:1")
+    output = tmp_path / "o"
+    assert main(["prune", str(tiny_model_directory), "--output", str(output), *options]) == 0
+    used = Recipe.model_validate(yaml.safe_load((output / "recipe.yaml").read_text()))
+    assert (used.learning.steps, used.learning.patience, used.sequence_length) == (3, 9, 16)
+    assert (used.learning.initial, used.learning.layers) == ("random", "last:1")
+    assert used.sampling == "document"
+    report = json.loads((output / "report.json").read_text())
+    assert report["learned_layers"] == [1]
+    assert report["sensitivities"] is None
+
+
+def test_the_rate_of_the_paper_depends_on_the_importance() -> None:
+    rates = {
+        method: make_recipe(
+            {"model": "m", "method": method}, preset_name="paper"
+        ).learning.learning_rate
+        for method in ("permllm-wanda", "permllm-ria")
+    }
+    assert rates == pytest.approx({"permllm-wanda": 0.008, "permllm-ria": 0.04})
+    with pytest.raises(OfflineError, match=r"preset 'other' is not known: give one of paper"):
+        make_recipe({"model": "m"}, preset_name="other")
+
+
+@pytest.mark.parametrize(
+    ("learning", "option"),
+    [
+        ({"scope": "layer"}, "--learn-scope 'layer'"),
+        ({"window": 0}, "--learn-window 0"),
+        ({"patience": -1}, "--patience -1"),
+    ],
+)
+def test_a_wrong_constant_is_named_by_its_option(learning: dict[str, object], option: str) -> None:
+    with pytest.raises(OfflineError, match=f"^{option}"):
+        make_recipe({"model": "m", "learning": learning})
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [("all", [0, 1, 2, 3]), ("last:3", [1, 2, 3]), ("3,0,1-2", [0, 1, 2, 3]), ("2", [2])],
+)
+def test_layers_that_learn(text: str, layers: list[int]) -> None:
+    assert list(parse_layers(text, 4).layers) == layers
+
+
+def test_layers_that_are_measured() -> None:
+    assert parse_layers("auto:2", 4).most_sensitive == 2
+    assert most_sensitive([0.1, 0.4, 0.2, 0.4], 2) == [1, 3]
+
+
+@pytest.mark.parametrize("text", ["last:5", "auto:0", "4", "2-1", "0-4", "first", "", "1,,2"])
+def test_layers_that_cannot_learn_are_refused(text: str) -> None:
+    with pytest.raises(OfflineError, match=r"--learn-layers.*(4 decoder|all, last:N|0 to 3)"):
+        parse_layers(text, 4)

@@ -119,3 +119,64 @@ def test_a_real_kill_leaves_what_resume_needs(
     assert (tmp_path / ".sparse.work" / "layer-0000.safetensors").exists()
     assert main([*command, "--resume"]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["sparse"]
+
+
+LEARNED = ("--method", "permllm-wanda", "--learn-scope", "window", "--learn-window", "1")
+DISTILLED = ("--method", "permllm-best")
+
+
+def kill_at_interval(number: int) -> Callable[..., None]:
+    """A method that keeps a number of intervals and ends the run at the next."""
+    original, done = WorkFolder.keep_interval, []
+
+    def keep_interval(self: WorkFolder, name: str, state: Callable[[], Step]) -> None:
+        if len(done) == number:
+            raise Killed
+        done.append(name)
+        original(self, name, state)
+
+    return keep_interval
+
+
+@pytest.mark.parametrize(
+    ("intervals", "method"), [(1, LEARNED), (2, LEARNED), (3, LEARNED), (1, DISTILLED)]
+)
+def test_resumes_inside_a_long_step_to_the_same_bytes(
+    intervals: int,
+    method: tuple[str, ...],
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = tmp_path / "short.yaml"
+    distillation = {"steps": 4, "validation_interval": 2, "self_windows": 2, "learning_rate": 0.01}
+    recipe.write_text(json.dumps({"distillation": distillation}), encoding="utf-8")
+    short = ("--recipe", str(recipe), "--validation-interval", "2", "--steps", "4")
+    more = (*method, *short, "--learning-rate", "0.3")
+    for name in ("whole", "resumed"):
+        (tmp_path / name).mkdir()
+    whole, resumed = tmp_path / "whole" / "sparse", tmp_path / "resumed" / "sparse"
+    assert main(arguments(tiny_model_directory, text_file, whole, *more)) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(WorkFolder, "keep_interval", kill_at_interval(intervals))
+        with pytest.raises(Killed):
+            main(arguments(tiny_model_directory, text_file, resumed, *more))
+    kept = list(resumed.parent.glob(".sparse.work/*-interval.safetensors"))
+    assert len(kept) == intervals % 2  # one that ended a window of layers is gone
+    assert main(arguments(tiny_model_directory, text_file, resumed, *more, "--resume")) == 0
+    for file in FILES:
+        assert (whole / file).read_bytes() == (resumed / file).read_bytes(), file
+
+
+def test_an_interval_takes_the_place_of_the_last_and_goes_with_its_step(tmp_path: Path) -> None:
+    work = WorkFolder(tmp_path / "work", "a", resume=False)
+    assert work.interval("one") is None
+    for number in (1, 2):
+        work.keep_interval("one", lambda number=number: Step(facts={"step": number}))
+    again = WorkFolder(tmp_path / "work", "a", resume=True)
+    kept = again.interval("one")
+    assert kept is not None
+    assert kept.facts == {"step": 2}
+    again.step("one", Step)
+    assert again.interval("one") is None

@@ -1,12 +1,11 @@
-from itertools import permutations
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from permllm_offline.sinkhorn import harden, sinkhorn
+from permllm_offline.hardening import harden
+from permllm_offline.sinkhorn import sinkhorn
 
 
 def plain_sinkhorn(logits: np.ndarray, temperature: float, iterations: int) -> np.ndarray:
@@ -40,32 +39,19 @@ def test_becomes_doubly_stochastic() -> None:
     torch.testing.assert_close(soft.sum(-2), torch.ones(4, 16))
 
 
-@pytest.mark.parametrize("size", [1e4, 1e-4])
-def test_extreme_logits_give_no_nan(size: float) -> None:
-    logits = (torch.randn(4, 64, 64) * size).requires_grad_()
-    soft = sinkhorn(logits, 0.1, 5)
-    (soft * torch.randn_like(soft)).sum().backward()
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 2**31), st.floats(0, 4), st.sampled_from([0.1, 1.0]), st.sampled_from([0, 1, 5])
+)
+def test_large_logits_give_no_nan(
+    seed: int, exponent: float, temperature: float, iterations: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = (2 * torch.rand(2, 16, 16, generator=generator) - 1) * 10**exponent
+    logits.requires_grad_()
+    soft = sinkhorn(logits, temperature, iterations)
+    (soft * torch.randn(soft.shape, generator=generator)).sum().backward()
     assert soft.isfinite().all()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
-
-
-@settings(max_examples=40)
-@given(st.integers(0, 2**31), st.sampled_from([2, 4, 5]))
-def test_hard_permutation_is_the_best_one(seed: int, size: int) -> None:
-    soft = torch.rand(2, size, size, generator=torch.Generator().manual_seed(seed))
-    order = harden(soft)
-    for block in range(2):
-        best = max(
-            sum(float(soft[block, channel, j]) for j, channel in enumerate(candidate))
-            for candidate in permutations(range(size))
-        )
-        assert sorted(order[block].tolist()) == list(range(size))
-        found = sum(float(soft[block, channel, j]) for j, channel in enumerate(order[block]))
-        assert found == pytest.approx(best)
-
-
-def test_hardening_a_permutation_returns_it() -> None:
-    order = torch.stack([torch.randperm(32) for _ in range(5)])
-    matrix = torch.nn.functional.one_hot(order).transpose(1, 2).float()
-    assert torch.equal(harden(matrix), order)
+    assert torch.equal(harden(soft).sort(dim=1).values, torch.arange(16).expand(2, -1))

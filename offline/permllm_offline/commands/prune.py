@@ -6,11 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from permllm_offline.commands.learning_options import add_learning_options, given_learning
 from permllm_offline.commands.tables import plan_table, report_table, show
 from permllm_offline.forecast import forecast
 from permllm_offline.hub import check_push, push
 from permllm_offline.methods import METHODS
 from permllm_offline.pipeline import prepare_checkpoint, prune
+from permllm_offline.presets import PRESETS
 from permllm_offline.recipe import EFFORTS, Recipe, make_recipe, overridden, read_recipe
 from permllm_offline.reconstructions import RECONSTRUCTIONS
 from permllm_offline.texts import NAMED
@@ -97,7 +99,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
             for name, entries in EFFORTS.items()
         ),
     )
-    parser.add_argument("--steps", type=int, metavar="N", help="learning steps")
+    parser.add_argument(
+        "--preset",
+        metavar="|".join(PRESETS),
+        help="paper: the constants of arXiv 2510.10136, which take GPU hours; --recipe and the "
+        "options of the command line come before them",
+    )
+    add_learning_options(parser)
     parser.add_argument("--device", help=f"torch device (default {default['device'].default})")
     parser.add_argument("--dtype", help="auto (the model's own), bfloat16, float16 or float32")
     parser.add_argument(
@@ -124,10 +132,10 @@ def run(options: argparse.Namespace) -> None:
     changes = {name: getattr(options, name) for name in names}
     if options.dataset is not None and len(options.dataset) == 1:
         changes["dataset"] = options.dataset[0]
-    if options.steps is not None:
-        changes["learning"] = {"steps": options.steps}
+    changes["learning"] = given_learning(options)
     given = {} if options.recipe is None else read_recipe(options.recipe)
-    recipe = make_recipe(overridden(given, changes), options.effort)
+    entries = overridden(given, changes)
+    recipe = make_recipe(entries, options.effort, options.preset)
     if options.push_to_hub is not None:
         check_push(options.push_to_hub)
     if options.dry_run:

@@ -12,6 +12,9 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -27,8 +30,11 @@ from permllm_offline.reconstruction.divergence import divergence
 from permllm_offline.reconstruction.head_inputs import head_input, head_inputs_of
 from permllm_offline.reconstruction.kept_weights import KeptWeights
 from permllm_offline.schedules import shuffled_batches, warmed_cosine
+from permllm_offline.steps import Step, Work
 
 logger = logging.getLogger(__name__)
+
+_NAME, _BEST = "distillation", "best."
 
 
 def distil(calibrated: Calibrated, decisions: Sequence[LayerDecision]) -> LearningCurve:
@@ -104,10 +110,16 @@ def _optimise(
     validation: tuple[Tensor, Tensor],
 ) -> LearningCurve:
     constants, seed = calibrated.recipe.distillation, calibrated.recipe.seed
-    batches = shuffled_batches(len(training[0]), constants.windows_per_step, seed)
-    best, best_loss = kept.snapshot(), _validate(pupil, validation)
-    curve: LearningCurve = [{"step": 0, "validation_loss": best_loss}]
-    progress = tqdm(range(1, constants.steps + 1), desc="distillation", unit="step")
+    state = _kept_state(calibrated.work, kept)
+    if state is None:
+        before = _validate(pupil, validation)
+        state = _State(kept.snapshot(), before, [{"step": 0, "validation_loss": before}])
+    done, curve = len(state.curve) - 1, state.curve
+    batches = islice(
+        shuffled_batches(len(training[0]), constants.windows_per_step, seed), done, None
+    )
+    steps = range(done + 1, constants.steps + 1)
+    progress = tqdm(steps, desc="distillation", unit="step", initial=done, total=constants.steps)
     for step in progress:
         total, tokens = 0.0, 0
         for index in next(batches).tolist():
@@ -126,12 +138,40 @@ def _optimise(
         curve.append({"step": step, "loss": total / tokens})
         if step % constants.validation_interval == 0 or step == constants.steps:
             value = curve[-1]["validation_loss"] = _validate(pupil, validation)
-            if value < best_loss:
-                best, best_loss = kept.snapshot(), value
-        progress.set_postfix(loss=f"{total / tokens:.3f}", best=f"{best_loss:.3f}")
-    kept.load(best)
-    logger.info("divergence %.3f -> %.3f nats", curve[0]["validation_loss"], best_loss)
+            if value < state.best_loss:
+                state.best, state.best_loss = kept.snapshot(), value
+            calibrated.work.keep_interval(_NAME, partial(state.step, kept))
+        progress.set_postfix(loss=f"{total / tokens:.3f}", best=f"{state.best_loss:.3f}")
+    kept.load(state.best)
+    logger.info("divergence %.3f -> %.3f nats", curve[0]["validation_loss"], state.best_loss)
     return curve
+
+
+@dataclass
+class _State:
+    """What a run that was cut off needs beside the weights: the best ones and the curve."""
+
+    best: list[Tensor]
+    best_loss: float
+    curve: LearningCurve
+
+    def step(self, kept: KeptWeights) -> Step:
+        """All of it, with the weights, for the work folder."""
+        tensors = kept.state()
+        tensors |= {f"{_BEST}{index}": weight for index, weight in enumerate(self.best)}
+        return Step(tensors, {"best_loss": self.best_loss, "curve": self.curve})
+
+
+def _kept_state(work: Work, kept: KeptWeights) -> _State | None:
+    """Give the weights their state of an unfinished run, if there is one, and return the rest."""
+    step = work.interval(_NAME)
+    if step is None:
+        return None
+    tensors = dict(step.tensors)
+    names = [name for name in tensors if name.startswith(_BEST)]
+    best = [tensors.pop(f"{_BEST}{index}") for index in range(len(names))]
+    kept.load_state(tensors)
+    return _State(best, step.facts["best_loss"], list(step.facts["curve"]))
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 import torch
@@ -67,6 +67,29 @@ class KeptWeights:
         self._optimizer.step()
         self._optimizer.zero_grad()
         for linear, master in zip(self._linears, self._masters, strict=True):
+            linear.weight.data.copy_(master)
+
+    def state(self) -> dict[str, Tensor]:
+        """What the next step depends on, for ``load_state``."""
+        moments = [self._optimizer.state[master] for master in self._masters]
+        return {f"{index}.weight": master for index, master in enumerate(self._masters)} | {
+            f"{index}.{key}": tensor
+            for index, moment in enumerate(moments)
+            for key, tensor in moment.items()
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state, the model's weights included."""
+        for index, (linear, master) in enumerate(zip(self._linears, self._masters, strict=True)):
+            prefix, device = f"{index}.", master.device
+            master.copy_(state[prefix + "weight"])
+            moments = {
+                key.removeprefix(prefix): tensor.to(device)
+                for key, tensor in state.items()
+                if key.startswith(prefix) and key != prefix + "weight"
+            }
+            if moments:  # a linear that the loss does not reach has none
+                self._optimizer.state[master] = moments
             linear.weight.data.copy_(master)
 
     def snapshot(self) -> list[Tensor]:
