@@ -15,6 +15,7 @@ from permllm_offline.errors import OfflineError
 from permllm_offline.loading import dtype_name, open_source
 from permllm_offline.model_card import model_card
 from permllm_offline.permutations import PERMUTATIONS
+from permllm_offline.plan import PlannedLinear
 from permllm_offline.preparation import Prepared, prepare
 from permllm_offline.pruning import PrunedModel, prune_model
 from permllm_offline.recipe import Recipe
@@ -29,6 +30,9 @@ from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.writer import write_checkpoint
 
 logger = logging.getLogger(__name__)
+
+INTERVAL_BYTES = 3 * 4 + 4
+"""Per weight in the kept state of a distillation: float32 weight, two moments, and the best one."""
 
 
 def check_writable(recipe: Recipe) -> None:
@@ -57,8 +61,14 @@ def prepare_checkpoint(recipe: Recipe, output: Path, *, force: bool = False) -> 
     reconstruction = find_reconstruction(recipe.parsed_method().reconstruction)
     if can_stream(recipe) or reconstruction.layer is not None:
         needed += sum(linear.dense_bytes for linear in prepared.plan.linears)  # finished layers
+    if reconstruction.model is not None:
+        needed += INTERVAL_BYTES * sum(map(_weights, prepared.plan.linears))
     check_disk(output, needed)
     return prepared
+
+
+def _weights(linear: PlannedLinear) -> int:
+    return linear.out_features * linear.layout.in_features
 
 
 def _check_names(prepared: Prepared) -> None:

@@ -180,7 +180,7 @@ def _method(entries: Mapping[str, Any]) -> str:
 
 def _option(location: Sequence[str | int]) -> str:
     """The option for an entry of the recipe, or the entry where there is no option."""
-    if location[0] == "distillation":
+    if len(location) > 1 and location[0] != "learning":
         return ".".join(map(str, location))
     name = str(location[-1]).replace("_", "-")
     learns = location[0] == "learning" and name in ("layers", "scope", "window")

@@ -1,0 +1,173 @@
+"""What learning permutations costs: the paper's dense loop against this project's.
+
+    python -m benchmarks.offline_cost --json OUT            # one layer, a step at each width
+    python -m benchmarks.offline_cost --quality --json OUT  # time to equal quality on SmolLM2-135M
+    python -m benchmarks.offline_cost --quick [--quality] --json OUT
+
+The first measures one square linear layer: seconds of a learning step, and the growth of the peak
+resident memory, each loop in a process of its own. The second lets the dense loop learn for some
+steps, and this project's until its perplexity on held-out text, in and out of domain, is no worse.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.nn import functional
+
+from permllm_offline.hardening import Hardener
+from permllm_offline.masked_linear import PermutedMaskedLinear, StepPermutation
+from permllm_offline.sinkhorn import sinkhorn
+from permllm_vllm.checkpoint.pattern import Pattern
+
+from .dense_permutations import (
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    DenseMaskedLinear,
+    DensePermutation,
+    SharedMatrix,
+)
+from .machine import write_json
+from .quality_time import QualityTime
+
+PATTERN, BLOCK = Pattern(2, 4), 64
+WIDTHS, QUICK_WIDTHS = (576, 2048, 4096), (128,)
+TOKENS, STEPS = 512, 3
+LOOPS = ("dense", "ours")
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Median seconds of a learning step of one layer; growth of the peak resident memory."""
+
+    loop: str
+    width: int
+    seconds: float
+    peak_mib: float
+    assignments: int
+
+
+class LayerStep:
+    """One learning step of one square layer against random inputs, by either loop."""
+
+    def __init__(self, loop: str, width: int, tokens: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        linear = nn.Linear(width, width, bias=False).requires_grad_(False)
+        linear = linear.to(torch.bfloat16)
+        self._inputs = torch.randn((tokens, width), generator=generator).to(torch.bfloat16)
+        self._target = self._inputs @ linear.weight.t()
+        importance = linear.weight.float().abs()
+        self.assignments = 0
+        if loop == "dense":
+            self._shared = SharedMatrix(DensePermutation(width, BLOCK, generator))
+            self._module: nn.Module = DenseMaskedLinear(linear, importance, PATTERN, self._shared)
+            parameters = list(self._shared.permutation.parameters())
+            self.take: Callable[[], None] = self._dense
+        else:
+            blocks = width // BLOCK
+            noise = torch.rand((blocks, BLOCK, BLOCK), generator=generator)
+            self._logits = nn.Parameter(noise)
+            self._permutation = StepPermutation(torch.empty(0), torch.arange(blocks))
+            self._module = PermutedMaskedLinear(linear, importance, PATTERN, self._permutation)
+            self._hardener = Hardener()
+            parameters = [self._logits]
+            self.take = self._ours
+        self._optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+
+    def _dense(self) -> None:
+        self._shared.forget()
+        self._backward()
+        self.assignments += len(self._shared.permutation.weight)
+        self._move()
+
+    def _ours(self) -> None:
+        soft = sinkhorn(self._logits, 1.0, 5)
+        starts = torch.arange(len(self._logits))[:, None] * BLOCK
+        self._permutation.order = (self._hardener(soft) + starts).flatten()
+        self._permutation.soft = soft.detach().requires_grad_()
+        self._backward()
+        soft.backward(self._permutation.soft.grad)
+        self.assignments = self._hardener.solved
+        self._move()
+
+    def _backward(self) -> None:
+        output = self._module(self._inputs).float()
+        (1 - functional.cosine_similarity(output, self._target.float(), dim=-1).mean()).backward()
+
+    def _move(self) -> None:
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+
+def measure_step(loop: str, width: int, tokens: int, steps: int) -> StepCost:
+    """Time steps of one loop at one width, in this process."""
+    step = LayerStep(loop, width, tokens)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        step.take()
+        seconds.append(time.perf_counter() - start)
+    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return StepCost(loop, width, sorted(seconds)[steps // 2], growth, step.assignments)
+
+
+def step_costs(widths: tuple[int, ...], tokens: int, steps: int) -> list[StepCost]:
+    """Every loop at every width, each in a fresh process, one after the other."""
+    context = multiprocessing.get_context("spawn")
+    costs = []
+    for width in widths:
+        for loop in LOOPS:
+            with context.Pool(1) as pool:
+                costs.append(pool.apply(measure_step, (loop, width, tokens, steps)))
+    return costs
+
+
+def show_steps(costs: list[StepCost]) -> None:
+    """Print the costs as a table."""
+    table = Table(title=f"a learning step of one layer, {torch.get_num_threads()} threads")
+    for column in ("channels", "loop", "seconds", "peak MiB above start", "assignments solved"):
+        table.add_column(column, justify="right")
+    for cost in costs:
+        cells = (f"{cost.seconds:.3f}", f"{cost.peak_mib:.0f}", str(cost.assignments))
+        table.add_row(str(cost.width), cost.loop, *cells)
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quality", action="store_true", help="time to equal quality, instead")
+    parser.add_argument("--steps", type=int, default=40, help="of the dense loop with --quality")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="only whether it runs")
+    parser.add_argument("--json", type=Path, required=True, help="where the result is written")
+    options = parser.parse_args()
+    if options.quality:
+        steps = 1 if options.quick else options.steps
+        quality = QualityTime(options.seed, steps, quick=options.quick)
+        result: dict[str, Any] = quality.measure()
+        write_json(options.json, {"model": "SmolLM2-135M-Instruct", **result})
+        Console().print_json(json.dumps(result))
+        return
+    widths, tokens = (QUICK_WIDTHS, 64) if options.quick else (WIDTHS, TOKENS)
+    costs = step_costs(widths, tokens, STEPS)
+    threads = torch.get_num_threads()
+    facts = {"tokens": tokens, "block_size": BLOCK, "threads": threads}
+    write_json(options.json, facts | {"steps": [asdict(cost) for cost in costs]})
+    show_steps(costs)
+
+
+if __name__ == "__main__":
+    main()

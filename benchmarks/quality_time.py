@@ -1,0 +1,187 @@
+"""Time to equal quality on SmolLM2-135M: the paper's dense loop, then this project's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from permllm_offline.activations import collect, last_hidden_state
+from permllm_offline.evaluation import evaluation_windows, perplexity
+from permllm_offline.importance import wanda
+from permllm_offline.learned_span import cosine_distance
+from permllm_offline.loading import load_model, load_tokenizer
+from permllm_offline.modules import decoder_layers, linear_of
+from permllm_offline.preparation import Prepared, prepare
+from permllm_offline.pruning import prune_model
+from permllm_offline.recipe import Recipe, make_recipe
+from permllm_offline.schedules import cosine, shuffled_batches
+from permllm_vllm.checkpoint.pattern import Pattern
+
+from .dense_permutations import (
+    LEARNING_RATE,
+    TEMPERATURES,
+    WEIGHT_DECAY,
+    DenseMaskedLinear,
+    DensePermutation,
+    SharedMatrix,
+)
+from .models import smollm2
+from .texts import austen, sotu
+
+PATTERN = Pattern(2, 4)
+SAMPLES, SEQUENCE_LENGTH, BATCH = 32, 512, 8
+OUR_STEPS = (5, 10, 20, 40, 80)
+EVALUATED = 64
+
+
+@dataclass(frozen=True)
+class Learned:
+    """One run: its loop, steps, seconds of calibration and learning, and perplexities."""
+
+    loop: str
+    steps: int
+    seconds: float
+    perplexity: Mapping[str, float]
+
+
+class QualityTime:
+    """Both loops on the same windows of the same text.
+
+    Args:
+        seed: of the windows and of learning.
+        steps: of the dense loop, of 8 windows each.
+        quick: a few short windows, only to see that it runs.
+    """
+
+    def __init__(self, seed: int, steps: int, *, quick: bool) -> None:
+        self._seed, self._steps = seed, steps
+        self._batch = 1 if quick else BATCH
+        self._our_steps = OUR_STEPS[:1] if quick else OUR_STEPS
+        self._samples, self._length = (6, 32) if quick else (SAMPLES, SEQUENCE_LENGTH)
+        self._prepared = prepare(self._recipe(steps))
+        tokenizer = load_tokenizer(self._prepared.source)
+        count = 2 if quick else EVALUATED
+        self._texts = {
+            domain: evaluation_windows(str(text), tokenizer, self._length, count)
+            for domain, text in (("in domain", sotu().held_out), ("novels", austen()))
+        }
+
+    def measure(self) -> dict[str, Any]:
+        """Run the dense loop, then ours with more and more steps until it is no worse."""
+        dense = self._dense_loop()
+        ours: list[Learned] = []
+        for steps in self._our_steps:
+            ours.append(self._ours(steps))
+            if all(ours[-1].perplexity[d] <= dense.perplexity[d] for d in self._texts):
+                break
+        reached = all(ours[-1].perplexity[d] <= dense.perplexity[d] for d in self._texts)
+        return {
+            "seed": self._seed,
+            "threads": torch.get_num_threads(),
+            "baseline": asdict(dense),
+            "ours": [asdict(run) for run in ours],
+            "reached": reached,
+            "share_of_time": ours[-1].seconds / dense.seconds if reached else None,
+        }
+
+    def _recipe(self, steps: int) -> Recipe:
+        learning = {"steps": steps}
+        if self._samples < SAMPLES:
+            learning |= {"windows_per_step": 1, "validation_windows": 1}
+        return make_recipe(
+            {
+                "model": str(smollm2()),
+                "method": "permllm-wanda",
+                "dataset": str(sotu().calibration),
+                "num_samples": self._samples,
+                "sequence_length": self._length,
+                "evaluation_windows": 0,
+                "seed": self._seed,
+                "learning": learning,
+            }
+        )
+
+    def _ours(self, steps: int) -> Learned:
+        start = time.perf_counter()
+        model = prune_model(self._recipe(steps), self._prepared).model
+        return self._row("ours", steps, time.perf_counter() - start, model)
+
+    def _dense_loop(self) -> Learned:
+        start = time.perf_counter()
+        model = learn_densely(self._prepared, self._seed, self._steps, self._batch)
+        return self._row("dense", self._steps, time.perf_counter() - start, model)
+
+    def _row(self, loop: str, steps: int, seconds: float, model: Any) -> Learned:
+        found = {domain: perplexity(model, windows) for domain, windows in self._texts.items()}
+        return Learned(loop, steps, seconds, found)
+
+
+def learn_densely(prepared: Prepared, seed: int, steps: int, batch: int) -> Any:
+    """Learn by dense matrices, end to end, and return the model under its last masks."""
+    assert prepared.windows is not None
+    windows, plan = prepared.windows.calibration, prepared.plan
+    model = load_model(prepared.source, prepared.dtype, prepared.device)
+    found = collect(model, plan.family, windows, hidden_states=True)
+    assert found.hidden_states is not None
+    generator = torch.Generator().manual_seed(seed)
+    shared: list[SharedMatrix] = []
+    for index, layer in enumerate(decoder_layers(model, plan.family.layers)):
+        for layout in plan.layers[index]:
+            norm = found.norms[index][layout.group.name]
+            matrix = SharedMatrix(
+                DensePermutation(layout.in_features, layout.block_size, generator)
+            )
+            shared.append(matrix)
+            for name in layout.group.linears:
+                linear = linear_of(layer, name)
+                score = wanda(linear.weight.detach(), norm)
+                layer.set_submodule(name, DenseMaskedLinear(linear, score, PATTERN, matrix))
+    state = partial(last_hidden_state, model, plan.family)
+    _take_steps(shared, state, windows, found.hidden_states, seed, steps, batch)
+    _freeze(model, shared)
+    return model
+
+
+def _take_steps(
+    shared: Sequence[SharedMatrix],
+    state: Callable[[Tensor], Tensor],
+    windows: Tensor,
+    targets: Tensor,
+    seed: int,
+    steps: int,
+    batch: int,
+) -> None:
+    parameters = [p for matrix in shared for p in matrix.permutation.parameters()]
+    optimizer = torch.optim.AdamW(parameters, weight_decay=WEIGHT_DECAY)
+    batches = shuffled_batches(len(windows), batch, seed)
+    for step in tqdm(range(1, steps + 1), desc="dense loop", unit="step"):
+        share = (step - 1) / max(1, steps - 1)
+        for matrix in shared:
+            matrix.permutation.temperature = TEMPERATURES[0] + share * (
+                TEMPERATURES[1] - TEMPERATURES[0]
+            )
+            matrix.forget()
+        chosen = next(batches)
+        cosine_distance(state(windows[chosen]), targets[chosen]).backward()
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * cosine(step, steps)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@torch.no_grad()
+def _freeze(model: Any, shared: Sequence[SharedMatrix]) -> None:
+    """Put linears with the masks of the last logits in the place of the learning ones."""
+    for matrix in shared:
+        matrix.forget()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, DenseMaskedLinear):
+            module.linear.weight.mul_(module.mask())
+            model.set_submodule(name, module.linear)
