@@ -52,15 +52,15 @@ class Report:
     perplexity_before: float | None
     perplexity_after: float | None
     learning_curve: Sequence[dict[str, float]]
-    learned_layers: Sequence[int]
-    """Decoder layers that learned their permutations; the others have the reallocation."""
-    sensitivities: Sequence[float] | None
-    """Of each decoder layer, where they chose ``learned_layers``."""
     reconstruction: Sequence[LayerError]
     reconstruction_curve: Sequence[dict[str, float]]
     layers: Sequence[LayerReport]
     output_errors: Sequence[float] = ()
     mask_example: MaskExample | None = None
+    learned_layers: Sequence[int] = ()
+    """Decoder layers that learned their permutations; the others have the reallocation."""
+    sensitivities: Sequence[float] | None = None
+    """Of each decoder layer, where they chose ``learned_layers``."""
 
     @classmethod
     def build(
@@ -105,13 +105,13 @@ class Report:
             perplexity_before,
             perplexity_after,
             [] if learned is None else learned.curve,
-            [] if learned is None else list(learned.layers),
-            None if learned is None else learned.sensitivities,
             reconstruction,
             reconstruction_curve,
             layers,
             output_errors,
             mask_example(plan.family.layer_name(shown), decisions[shown], unpermuted),
+            [] if learned is None else list(learned.layers),
+            None if learned is None else learned.sensitivities,
         )
 
     @property
