@@ -32,7 +32,7 @@ VARIANTS: Mapping[str, Callable[[Path], Path]] = {
     "vLLM int8 (W8A8)": quantized_peers.int8,
     "vLLM int4 (GPTQ)": quantized_peers.int4,
 }
-CELLS = ((1, 32), (8, 32), (32, 32), (1, 512), (8, 512))
+CELLS = ((1, 32), (8, 32), (32, 32), (1, 512))
 """Batch and prompt tokens of the default run."""
 OUTPUT_TOKENS = 32
 
