@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import venv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,22 +47,32 @@ def build(kind: str, sources: Path, output: Path, **environment: str) -> Path:
     return archive
 
 
-def install(wheel: Path, target: Path) -> None:
-    """Install a wheel into an empty directory, with no compiler in reach."""
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-    environment = {**os.environ, "PATH": "", "PYTHONPATH": ""}
-    subprocess.run([*pip, "--target", str(target), str(wheel)], env=environment, check=True)
+def install(wheel: Path, environment: Path) -> None:
+    """Install a wheel into a new virtual environment, with no compiler in reach.
+
+    What it depends on comes from the environment of the tests, by a path file: path files of that
+    one, and so its editable installation of this project, are not read again.
+    """
+    venv.create(environment, with_pip=False)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    pip = [sys.executable, "-m", "pip", "--python", str(environment / "bin" / "python")]
+    subprocess.run(
+        [*pip, "install", "--quiet", "--no-index", "--no-deps", str(wheel)],
+        env={**os.environ, "PATH": "", "PYTHONPATH": ""},
+        check=True,
+    )
 
 
 def run_installed(
-    target: Path, *command: str | Path, cwd: Path
+    environment: Path, *command: str | Path, cwd: Path
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python with what is installed in `target` first on its path, and no compiler."""
+    """Run the Python of an environment, with no compiler in reach."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PERMLLM")}
     return subprocess.run(
-        [sys.executable, *map(str, command)],
+        [str(environment / "bin" / "python"), *map(str, command)],
         cwd=cwd,
-        env={**kept, "PATH": "", "PYTHONPATH": str(target)},
+        env={**kept, "PATH": "", "PYTHONPATH": ""},
         check=True,
         capture_output=True,
         text=True,

@@ -34,9 +34,9 @@ print(float((found.double() - expected).norm() / expected.norm()))
 
 @pytest.fixture(scope="module")
 def installed(distributions: Distributions, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("installed") / "target"
-    install(distributions.wheel, target)
-    return target
+    environment = tmp_path_factory.mktemp("installed") / "environment"
+    install(distributions.wheel, environment)
+    return environment
 
 
 def names(wheel: Path) -> set[str]:
@@ -120,10 +120,10 @@ def test_without_a_compiler_the_wheel_is_pure(distributions: Distributions, tmp_
     wheel = build("wheel", distributions.sources, output, PERMLLM_BUILD_CPU="0")
     assert wheel.name.endswith("-py3-none-any.whl")
     assert not [name for name in names(wheel) if name.endswith(".so")]
-    install(wheel, tmp_path / "target")
+    install(wheel, tmp_path / "environment")
     script = (
         "import torch; from permllm_vllm.backends import select_backend\n"
         "print(select_backend(torch.device('cpu'), torch.bfloat16).name)"
     )
-    done = run_installed(tmp_path / "target", "-c", script, cwd=tmp_path)
+    done = run_installed(tmp_path / "environment", "-c", script, cwd=tmp_path)
     assert done.stdout.strip() == "reference"
