@@ -1,4 +1,4 @@
-"""SmolLM2-135M, permuted back to the original order of channels as PermLLM's authors save it."""
+"""SmolLM2-135M, as each tool whose checkpoints are converted would have saved it."""
 
 from pathlib import Path
 
@@ -11,13 +11,14 @@ from permllm_offline.cli import main
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import canonical
 from permllm_vllm.checkpoint.validation import validate
-from tests.conversion.sparse_models import same_weights
+from tests.conversion.sparse_models import in_place, same_weights, write_bitmask
+from tests.conversion.sparse_models import prune as prune_without_order
 from tests.serving.checkpoints import prune
 
 pytestmark = pytest.mark.model
 
 
-def test_the_permutations_are_found_and_undone(tmp_path: Path) -> None:
+def test_permutations_of_the_authors_are_found_and_undone(tmp_path: Path) -> None:
     twins = prune(smollm2(), tmp_path)
     sparse, dense = tmp_path / "converted", tmp_path / "back"
     assert main(["convert", str(twins.dense), "--output", str(sparse), "--strict"]) == 0
@@ -30,3 +31,18 @@ def test_the_permutations_are_found_and_undone(tmp_path: Path) -> None:
         assert torch.equal(found[name], canonical(made[name], 64, Pattern(2, 4)))
     assert main(["convert", str(sparse), "--to", "dense", "--output", str(dense)]) == 0
     assert same_weights(twins.dense, dense)
+
+
+def test_zeros_in_place_and_bitmasks_go_there_and_back(tmp_path: Path) -> None:
+    masked = prune_without_order(smollm2(), tmp_path / "masked", in_place)
+    bitmask = write_bitmask(masked, tmp_path / "bitmask")
+    made = []
+    for source in (masked, bitmask):
+        sparse, dense = (source.with_name(f"{source.name}-{kind}") for kind in ("2to4", "back"))
+        assert main(["convert", str(source), "--output", str(sparse), "--strict"]) == 0
+        assert validate(sparse) == []
+        assert main(["convert", str(sparse), "--to", "dense", "--output", str(dense)]) == 0
+        assert same_weights(masked, dense)
+        made.append(load_file(sparse / "model.safetensors"))
+    assert sum(name.endswith("weight_packed") for name in made[0]) == 210
+    assert made[0].keys() == made[1].keys()
