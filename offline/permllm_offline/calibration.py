@@ -177,3 +177,16 @@ def _sample(
     order = torch.randperm(len(windows), generator=generator)
     chosen, rest = order[:num_samples], order[num_samples : num_samples + num_held_out]
     return CalibrationWindows(windows[chosen], windows[rest])
+
+
+def require_windows(count: int, per_step: int, held_out: int, purpose: str, chosen: str) -> None:
+    """Check that `count` calibration windows suffice for a step and for those held out from it.
+
+    Raises:
+        OfflineError: they do not; `purpose` and what the held-out ones choose are named.
+    """
+    if count < held_out + per_step:
+        raise OfflineError(
+            f"{count} calibration windows are too few to {purpose}: a step takes {per_step} and "
+            f"{held_out} are held out to choose the best {chosen}. Raise --num-samples."
+        )

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from permllm_offline.calibrated import Calibrated, LearnedPermutations, LearningCurve
+from permllm_offline.calibration import require_windows
 from permllm_offline.decoder_calls import record_calls, run_windows
-from permllm_offline.errors import OfflineError
 from permllm_offline.learned_layers import most_sensitive, parse_layers, sensitivities, spans
 from permllm_offline.learned_span import LearnedSpan, learned_span
 from permllm_offline.modules import decoder_layers
@@ -41,12 +41,7 @@ def learn_permutations(calibrated: Calibrated) -> LearnedPermutations:
     assert windows is not None
     assert hidden_states is not None
     held_out = constants.validation_windows
-    if len(windows) < held_out + constants.windows_per_step:
-        raise OfflineError(
-            f"{len(windows)} calibration windows are too few to learn from: a step takes "
-            f"{constants.windows_per_step} and {held_out} are held out to choose the best step. "
-            "Raise --num-samples."
-        )
+    require_windows(len(windows), constants.windows_per_step, held_out, "learn from", "step")
     model, family = calibrated.model, calibrated.plan.family
     calls = record_calls(model, family, windows)
     layers = decoder_layers(model, family.layers)

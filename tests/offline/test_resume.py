@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,17 +32,17 @@ class Killed(BaseException):
     """Stands for a signal that cannot be caught."""
 
 
-def kill_after(steps: int) -> Callable[..., Step]:
-    """A step method that ends the run when a number of steps is finished."""
-    original, done = WorkFolder.step, []
+def kill_after(method: str, calls: int) -> Callable[..., Any]:
+    """A method of the work folder that ends the run when it was called a number of times."""
+    original, done = getattr(WorkFolder, method), []
 
-    def step(self: WorkFolder, name: str, compute: Callable[[], Step]) -> Step:
-        if len(done) == steps:
+    def stopping(self: WorkFolder, name: str, compute: Callable[[], Step]) -> Any:
+        if len(done) == calls:
             raise Killed
         done.append(name)
         return original(self, name, compute)
 
-    return step
+    return stopping
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_resumes_to_the_same_bytes(
     whole, resumed = tmp_path / "whole" / "sparse", tmp_path / "resumed" / "sparse"
     assert main(arguments(tiny_model_directory, text_file, whole, *method)) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(WorkFolder, "step", kill_after(steps))
+        patch.setattr(WorkFolder, "step", kill_after("step", steps))
         with pytest.raises(Killed):
             main(arguments(tiny_model_directory, text_file, resumed, *method))
     assert not resumed.exists()
@@ -125,19 +126,6 @@ LEARNED = ("--method", "permllm-wanda", "--learn-scope", "window", "--learn-wind
 DISTILLED = ("--method", "permllm-best")
 
 
-def kill_at_interval(number: int) -> Callable[..., None]:
-    """A method that keeps a number of intervals and ends the run at the next."""
-    original, done = WorkFolder.keep_interval, []
-
-    def keep_interval(self: WorkFolder, name: str, state: Callable[[], Step]) -> None:
-        if len(done) == number:
-            raise Killed
-        done.append(name)
-        original(self, name, state)
-
-    return keep_interval
-
-
 @pytest.mark.parametrize(
     ("intervals", "method"), [(1, LEARNED), (2, LEARNED), (3, LEARNED), (1, DISTILLED)]
 )
@@ -159,7 +147,7 @@ def test_resumes_inside_a_long_step_to_the_same_bytes(
     whole, resumed = tmp_path / "whole" / "sparse", tmp_path / "resumed" / "sparse"
     assert main(arguments(tiny_model_directory, text_file, whole, *more)) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(WorkFolder, "keep_interval", kill_at_interval(intervals))
+        patch.setattr(WorkFolder, "keep_interval", kill_after("keep_interval", intervals))
         with pytest.raises(Killed):
             main(arguments(tiny_model_directory, text_file, resumed, *more))
     kept = list(resumed.parent.glob(".sparse.work/*-interval.safetensors"))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from permllm_offline.bake import apply_masks
+from permllm_offline.calibration import require_windows
 from permllm_offline.decisions import LayerDecision
 from permllm_offline.errors import OfflineError
 from permllm_offline.modules import linear_of
@@ -45,12 +46,9 @@ def tune_kept_weights(work: LayerWork) -> LayerDecision:
     """
     constants = work.recipe.blockwise
     held_out = constants.validation_windows
-    if len(work.inputs) < held_out + constants.windows_per_step:
-        raise OfflineError(
-            f"{len(work.inputs)} calibration windows are too few to tune a layer on: a step takes "
-            f"{constants.windows_per_step} and {held_out} are held out to choose the best weights. "
-            "Raise --num-samples."
-        )
+    require_windows(
+        len(work.inputs), constants.windows_per_step, held_out, "tune a layer on", "weights"
+    )
     apply_masks(work.layer, work.decision)
     named = [(name, group.mask(name)) for group in work.decision for name in group.masks]
     linears = [linear_of(work.layer, name) for name, _ in named]

@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from permllm_offline.calibrated import Calibrated, LearningCurve
+from permllm_offline.calibration import require_windows
 from permllm_offline.decisions import LayerDecision
 from permllm_offline.errors import OfflineError
 from permllm_offline.modules import decoder_layers, linear_of
@@ -54,12 +55,7 @@ def distil(calibrated: Calibrated, decisions: Sequence[LayerDecision]) -> Learni
     assert windows is not None
     assert targets is not None
     held_out = constants.validation_windows
-    if len(windows) < held_out + constants.windows_per_step:
-        raise OfflineError(
-            f"{len(windows)} calibration windows are too few to distil from: a step takes "
-            f"{constants.windows_per_step} and {held_out} are held out to choose the best weights. "
-            "Raise --num-samples."
-        )
+    require_windows(len(windows), constants.windows_per_step, held_out, "distil from", "weights")
     model, family = calibrated.model, calibrated.plan.family
     layers = decoder_layers(model, family.layers)
     linears = [
