@@ -69,14 +69,25 @@ def test_blocks_whose_columns_agree_are_never_solved() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([1e-4, 1e-2, 1e-1]))
-def test_small_steps_end_at_the_best_permutation_with_few_solutions(seed: int, step: float) -> None:
+def test_every_step_ends_at_the_best_permutation(seed: int, step: float) -> None:
     soft, hardener = soft_blocks(seed), Hardener()
     generator = torch.Generator().manual_seed(seed)
     for _ in range(5):
         assert total(soft, hardener(soft)).tolist() == pytest.approx(best_total(soft), rel=1e-5)
         soft = soft + step * torch.randn(soft.shape, generator=generator)
-    if step == 1e-4:
-        assert hardener.solved < 3 * len(soft)
+
+
+def test_small_steps_need_few_solutions() -> None:
+    # A single run can meet several near ties; on average few blocks are solved a second time.
+    solved, steps, runs, blocks = 0, 5, 20, len(soft_blocks(0))
+    for seed in range(runs):
+        soft, hardener = soft_blocks(seed), Hardener()
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(steps):
+            hardener(soft)
+            soft = soft + 1e-4 * torch.randn(soft.shape, generator=generator)
+        solved += hardener.solved
+    assert solved < 2 * runs * blocks < steps * runs * blocks
 
 
 def test_nothing_but_the_best_is_proven() -> None:

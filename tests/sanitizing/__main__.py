@@ -21,6 +21,7 @@ from pathlib import Path
 from benchmarks.machine import write_json
 from tests.sanitizing.build import (
     MEMORY,
+    OPTIONS,
     ROOT,
     THREADS,
     build_harness,
@@ -28,6 +29,7 @@ from tests.sanitizing.build import (
     compile_operators,
     compile_with_overflow,
     link_library,
+    run_harness,
     runtime,
     setup_module,
 )
@@ -44,11 +46,6 @@ KERNEL_TESTS = ("tests/kernels/test_cpu.py", "tests/kernels/test_border.py")
 FUZZED = "test_no_input_is_answered_wrongly and (linear or pack or contents)"
 SELECTIONS = (KERNEL_TESTS, ("tests/fuzzing/test_targets.py", "-k", FUZZED))
 LINKED = ("tests", "benchmarks", "offline", "csrc", "pyproject.toml", "setup.py")
-OPTIONS = {
-    "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
-    "UBSAN_OPTIONS": "print_stacktrace=1",
-    "TSAN_OPTIONS": "halt_on_error=1",
-}
 SECONDS = 900  # for one run of tests, on a busy machine
 WHICH_LIBRARY = """
 import permllm_vllm, permllm_vllm.ops
@@ -60,9 +57,7 @@ print(*{line.split()[-1] for line in open("/proc/self/maps") if "/permllm_vllm/_
 
 def harness_calls(program: Path) -> int:
     """Run the harness; raises SystemExit with the sanitizer's report."""
-    result = subprocess.run(
-        [program], capture_output=True, text=True, env={**os.environ, **OPTIONS}
-    )
+    result = run_harness(program)
     found = re.search(r"harness: (\d+) calls", result.stdout)
     if result.returncode != 0 or found is None or int(found[1]) == 0:
         raise SystemExit(f"{program.name} failed:\n{result.stdout}{result.stderr[-8000:]}")
@@ -72,9 +67,7 @@ def harness_calls(program: Path) -> int:
 
 def require_report(program: Path, plant: str, report: str) -> None:
     """Raise SystemExit unless the sanitizer reports a planted bug of the harness."""
-    result = subprocess.run(
-        [program, plant], capture_output=True, text=True, env={**os.environ, **OPTIONS}
-    )
+    result = run_harness(program, plant)
     if result.returncode == 0 or re.search(report, result.stderr) is None:
         raise SystemExit(f"the planted {plant} was not reported:\n{result.stderr[-4000:]}")
     print(f"planted {plant}: reported", flush=True)

@@ -17,6 +17,11 @@ HARNESS = ROOT / "tests" / "sanitizing" / "harness.cpp"
 NOT_IN_HARNESS = ("bindings.cpp", "threads.cpp")  # need torch, and its threads
 MEMORY = ("address,undefined", "-fno-sanitize-recover=all")
 THREADS = ("thread",)
+OPTIONS = {
+    "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=1",
+}
 
 
 def setup_module() -> ModuleType:
@@ -74,6 +79,16 @@ def build_harness(
     objects = [*kernels, *compile_all(sanitizer, [str(HARNESS)], folder, wanted)]
     link(objects, sanitizer, target, ["-pthread"])
     return target
+
+
+def run_harness(program: Path, *plant: str) -> subprocess.CompletedProcess[str]:
+    """Run the stand-alone program, with a planted bug if one is named.
+
+    What the caller preloads (vLLM preloads an allocator) would come before the sanitizer's own.
+    """
+    environment = {**os.environ, **OPTIONS}
+    environment.pop("LD_PRELOAD", None)
+    return subprocess.run([program, *plant], capture_output=True, text=True, env=environment)
 
 
 def compile_operators(sanitizer: Sequence[str], objects: Path) -> list[Path]:

@@ -1,11 +1,10 @@
 """The quick form of `make sanitize`: the portable kernel alone, in a program of its own."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.sanitizing.build import MEMORY, build_harness, compile_kernels, setup_module
+from tests.sanitizing.build import MEMORY, build_harness, compile_kernels, run_harness, setup_module
 
 REASON = setup_module().reason_not_to_build()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "built")
@@ -18,12 +17,8 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_harness(MEMORY, kernels, folder / "harness", "portable")
 
 
-def run(harness: Path, *plant: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([harness, *plant], capture_output=True, text=True)
-
-
 def test_the_portable_kernel_is_clean(harness: Path) -> None:
-    result = run(harness)
+    result = run_harness(harness)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "calls, 1 instruction sets (portable)" in result.stdout
 
@@ -33,6 +28,6 @@ def test_the_portable_kernel_is_clean(harness: Path) -> None:
     [("overflow", "heap-buffer-overflow"), ("undefined", "runtime error: shift exponent")],
 )
 def test_a_planted_bug_is_reported(harness: Path, plant: str, report: str) -> None:
-    result = run(harness, plant)
+    result = run_harness(harness, plant)
     assert result.returncode != 0
     assert report in result.stderr
