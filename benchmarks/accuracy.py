@@ -2,12 +2,13 @@
 
     python -m benchmarks.accuracy --json OUT
     python -m benchmarks.accuracy --methods wanda+cp permllm-wanda/obs --patterns 4:8 --json OUT
+    python -m benchmarks.accuracy --methods permllm-best --values int8 --json OUT
     python -m benchmarks.accuracy --quick --json OUT
 
 METHOD/RECONSTRUCTION replaces the reconstruction of a method. Calibrated on State of the Union
 addresses; evaluated on held-out ones (in domain) and on six novels (another domain). Rows that
 depend on a seed beyond the choice of windows are repeated with every seed. The result is written
-after each row.
+after each row, and rows that OUT already has are not made again.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -30,13 +32,16 @@ from permllm_offline.pruning import prune_model
 from permllm_offline.recipe import EFFORTS, Recipe, make_recipe
 from permllm_offline.reconstructions import RECONSTRUCTIONS
 
-from .machine import write_json
 from .models import smollm2
 from .offline import evaluate, permllm_offline
+from .rows import Rows
 from .texts import austen, sotu
 
 PATTERNS = ("2:4", "4:8")
 SEQUENCE_LENGTH = 512
+VALUES = ("bfloat16", "int8")
+KEY = ("method", "pattern", "seed", "values")
+DENSE = ("dense", None, None, "bfloat16")
 QUICK = {"methods": ["wanda", "wanda+cp", "permllm-best"], "patterns": ["2:4"], "windows": 16}
 
 
@@ -47,9 +52,11 @@ class Row:
     method: str
     pattern: str | None
     seed: int | None
+    values: str
     perplexity: Mapping[str, float]
     ratio: Mapping[str, float]
     prune_seconds: float
+    threads: int
     servable: bool = True
 
 
@@ -66,50 +73,56 @@ class Accuracy:
         self._model, self._calibration = smollm2(), sotu().calibration
         self._texts = {"in domain": sotu().held_out, "novels": austen()}
         self._directory, self._windows, self._effort = directory, windows, effort
-        self._dense = self._perplexities(self._model)
 
     def dense(self) -> Row:
         """The model before pruning."""
-        return self._row("dense", None, None, self._dense, 0.0)
+        found = self._perplexities(self._model)
+        ones = dict.fromkeys(found, 1.0)
+        return Row(*DENSE, found, ones, 0.0, torch.get_num_threads())
 
-    def pruned(self, name: str, pattern: str, seed: int) -> Row:
-        """One row; ``name`` is METHOD or METHOD/RECONSTRUCTION."""
+    def pruned(
+        self, name: str, pattern: str, seed: int, values: str, dense: Mapping[str, float]
+    ) -> Row:
+        """One row; ``name`` is METHOD or METHOD/RECONSTRUCTION, ``dense`` perplexity by text."""
         method, _, reconstruction = name.partition("/")
         start = time.perf_counter()
-        if PERMUTATIONS[METHODS[method].permutation].across_blocks:
-            recipe = make_recipe(
-                {
-                    "model": str(self._model),
-                    "method": method,
-                    "reconstruction": reconstruction or None,
-                    "pattern": pattern,
-                    "seed": seed,
-                    "dataset": str(self._calibration),
-                    "sequence_length": SEQUENCE_LENGTH,
-                },
-                self._effort,
-            )
-            return self._in_memory(name, recipe, start)
-        checkpoint = self._directory / "checkpoint"
+        if servable(name):
+            self._bake(method, reconstruction, pattern, seed, values)
+            seconds = time.perf_counter() - start
+            found = self._perplexities(self._directory / "checkpoint")
+        else:
+            model, recipe = self._in_memory(method, reconstruction, pattern, seed)
+            seconds = time.perf_counter() - start
+            found = self._perplexities_in_memory(model, recipe)
+        ratio = {domain: value / dense[domain] for domain, value in found.items()}
+        threads = torch.get_num_threads()
+        return Row(
+            name, pattern, seed, values, found, ratio, round(seconds, 1), threads, servable(name)
+        )
+
+    def _bake(self, method: str, reconstruction: str, pattern: str, seed: int, values: str) -> None:
         permllm_offline(
-            *("prune", self._model, "--output", checkpoint, "--force"),
-            *("--method", method, "--pattern", pattern, "--seed", str(seed)),
+            *("prune", self._model, "--output", self._directory / "checkpoint", "--force"),
+            *("--method", method, "--pattern", pattern, "--seed", str(seed), "--values", values),
             *(("--reconstruction", reconstruction) if reconstruction else ()),
             *("--dataset", self._calibration, "--effort", self._effort),
             *("--sequence-length", str(SEQUENCE_LENGTH)),
         )
-        seconds = time.perf_counter() - start
-        return self._row(name, pattern, seed, self._perplexities(checkpoint), seconds)
 
-    def _in_memory(self, name: str, recipe: Recipe, start: float) -> Row:
-        model = prune_model(recipe, prepare(recipe)).model
-        seconds = time.perf_counter() - start
-        tokenizer = load_tokenizer(open_source(recipe.model))
-        found = {}
-        for domain, text in self._texts.items():
-            windows = evaluation_windows(str(text), tokenizer, SEQUENCE_LENGTH, self._windows)
-            found[domain] = perplexity(model, windows)
-        return self._row(name, recipe.pattern, recipe.seed, found, seconds, servable=False)
+    def _in_memory(
+        self, method: str, reconstruction: str, pattern: str, seed: int
+    ) -> tuple[Any, Recipe]:
+        options = {
+            "model": str(self._model),
+            "method": method,
+            "reconstruction": reconstruction or None,
+            "pattern": pattern,
+            "seed": seed,
+            "dataset": str(self._calibration),
+            "sequence_length": SEQUENCE_LENGTH,
+        }
+        recipe = make_recipe(options, self._effort)
+        return prune_model(recipe, prepare(recipe)).model, recipe
 
     def _perplexities(self, checkpoint: Path) -> dict[str, float]:
         record = self._directory / "eval.json"
@@ -118,18 +131,14 @@ class Accuracy:
             for domain, text in self._texts.items()
         }
 
-    def _row(
-        self,
-        name: str,
-        pattern: str | None,
-        seed: int | None,
-        found: Mapping[str, float],
-        seconds: float,
-        *,
-        servable: bool = True,
-    ) -> Row:
-        ratio = {domain: value / self._dense[domain] for domain, value in found.items()}
-        return Row(name, pattern, seed, found, ratio, round(seconds, 1), servable)
+    def _perplexities_in_memory(self, model: Any, recipe: Recipe) -> dict[str, float]:
+        tokenizer = load_tokenizer(open_source(recipe.model))
+        return {
+            domain: perplexity(
+                model, evaluation_windows(str(text), tokenizer, SEQUENCE_LENGTH, self._windows)
+            )
+            for domain, text in self._texts.items()
+        }
 
 
 def seeds_of(name: str, seeds: Sequence[int]) -> Sequence[int]:
@@ -142,28 +151,48 @@ def seeds_of(name: str, seeds: Sequence[int]) -> Sequence[int]:
 
 
 def combinations(
-    methods: Sequence[str], patterns: Sequence[str], seeds: Sequence[int]
-) -> Iterator[tuple[str, str, int]]:
-    """Name, pattern and seed of each row, in the order of the table."""
+    methods: Sequence[str],
+    patterns: Sequence[str],
+    seeds: Sequence[int],
+    values: Sequence[str],
+) -> Iterator[tuple[str, str, int, str]]:
+    """Name, pattern, seed and values of each row, in the order of the table."""
     for pattern in patterns:
         for name in methods:
             for seed in seeds_of(name, seeds):
-                yield name, pattern, seed
+                for value_dtype in values:
+                    if value_dtype == "bfloat16" or servable(name):
+                        yield name, pattern, seed, value_dtype
 
 
-def show(rows: Sequence[Row]) -> None:
+def servable(name: str) -> bool:
+    """Whether a checkpoint can hold the method's permutation."""
+    return not PERMUTATIONS[METHODS[name.partition("/")[0]].permutation].across_blocks
+
+
+def place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Of a row in the table: dense first, then by pattern, method, values and seed."""
+    if row["pattern"] is None:
+        return ()
+    method, _, reconstruction = row["method"].partition("/")
+    number = list(METHODS).index(method)
+    return row["pattern"], number, reconstruction, row["values"], row["seed"]
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the rows as a table."""
     table = Table(title="SmolLM2-135M-Instruct: perplexity, and its ratio to the dense model's")
-    for column in ("method", "pattern", "seed"):
+    for column in ("method", "pattern", "seed", "values"):
         table.add_column(column)
     for column in ("in domain", "x dense", "novels", "x dense", "prune s"):
         table.add_column(column, justify="right")
     for row in rows:
-        cells = [row.method if row.servable else f"{row.method} (accuracy only)"]
-        cells += [row.pattern or "-", "-" if row.seed is None else str(row.seed)]
-        for domain, value in row.perplexity.items():
-            cells += [f"{value:.1f}", f"{row.ratio[domain]:.2f}"]
-        table.add_row(*cells, f"{row.prune_seconds:.0f}")
+        cells = [row["method"] if row["servable"] else f"{row['method']} (accuracy only)"]
+        cells += [row["pattern"] or "-", "-" if row["seed"] is None else str(row["seed"])]
+        cells.append(row["values"])
+        for domain, value in row["perplexity"].items():
+            cells += [f"{value:.1f}", f"{row['ratio'][domain]:.2f}"]
+        table.add_row(*cells, f"{row['prune_seconds']:.0f}")
     Console().print(table)
 
 
@@ -186,6 +215,9 @@ def main() -> None:
     parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=list(PATTERNS))
     parser.add_argument("--windows", type=int, default=64, help="of 512 tokens, of each text")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument(
+        "--values", nargs="+", choices=VALUES, default=["bfloat16"], help="of the sparse weights"
+    )
     parser.add_argument("--effort", choices=list(EFFORTS), default="default")
     parser.add_argument("--quick", action="store_true", help=f"in place of the above: {QUICK}")
     parser.add_argument("--json", type=Path, required=True, help="where the result is written")
@@ -198,13 +230,21 @@ def main() -> None:
         "windows": options.windows,
         "effort": options.effort,
     }
+    try:
+        rows = Rows(options.json, facts, KEY)
+    except ValueError as error:
+        parser.error(str(error))
+    wanted = combinations(options.methods, options.patterns, options.seeds, options.values)
     with tempfile.TemporaryDirectory(prefix="permllm-accuracy-") as directory:
         accuracy = Accuracy(Path(directory), options.windows, options.effort)
-        rows = [accuracy.dense()]
-        for name, pattern, seed in combinations(options.methods, options.patterns, options.seeds):
-            rows.append(accuracy.pruned(name, pattern, seed))
-            write_json(options.json, facts | {"rows": [asdict(row) for row in rows]})
-    show(rows)
+        if DENSE not in rows:
+            rows.add(asdict(accuracy.dense()))
+        for combination in wanted:
+            if combination not in rows:
+                dense = rows[DENSE]["perplexity"]
+                rows.add(asdict(accuracy.pruned(*combination, dense)))
+                rows.sort(place)
+    show(rows.all())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,64 @@
+"""Rows of a long benchmark, kept in its result file: a run goes on where another was stopped."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .machine import machine, write_json
+
+
+class Rows:
+    """The rows of a result file; each is written as soon as it is there.
+
+    Args:
+        path: of the result, with the rows of earlier runs or none.
+        facts: settings that all rows share, written in front of them.
+        key: fields that tell one row from another.
+
+    Raises:
+        ValueError: the file's rows were measured with other settings, or on another CPU.
+    """
+
+    def __init__(self, path: Path, facts: Mapping[str, Any], key: Sequence[str]) -> None:
+        self._path, self._facts, self._key = path, dict(facts), tuple(key)
+        self._rows: list[dict[str, Any]] = []
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            here = {"machine": machine()["instruction_sets"], **self._facts}
+            there = {"machine": found["machine"]["instruction_sets"], **found}
+            for name, value in here.items():
+                if there.get(name) != value:
+                    raise ValueError(
+                        f"{path}: its rows have {name} {there.get(name)!r}, this run has "
+                        f"{value!r}: rows of one file must be comparable; give another file"
+                    )
+            self._rows = found["rows"]
+
+    def __contains__(self, values: Sequence[Any]) -> bool:
+        """Whether a row with these values of the key's fields is there."""
+        return any(self._values(row) == tuple(values) for row in self._rows)
+
+    def __getitem__(self, values: Sequence[Any]) -> dict[str, Any]:
+        """The row with these values of the key's fields; raises KeyError without one."""
+        for row in self._rows:
+            if self._values(row) == tuple(values):
+                return row
+        raise KeyError(values)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a row, and write the file."""
+        self._rows.append(dict(row))
+        write_json(self._path, {**self._facts, "rows": self._rows})
+
+    def sort(self, place: Callable[[Mapping[str, Any]], Any]) -> None:
+        """Order the rows by what `place` makes of each, and write the file."""
+        self._rows.sort(key=place)
+        write_json(self._path, {**self._facts, "rows": self._rows})
+
+    def all(self) -> list[dict[str, Any]]:
+        """Every row, in the order of the file."""
+        return list(self._rows)
+
+    def _values(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(row.get(name) for name in self._key)

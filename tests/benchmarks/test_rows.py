@@ -1,0 +1,41 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.rows import Rows
+
+FACTS = {"windows": 2}
+
+
+def test_rows_of_an_earlier_run_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    first = Rows(path, FACTS, ["name", "seed"])
+    first.add({"name": "b", "seed": 0, "value": 1.5})
+    second = Rows(path, FACTS, ["name", "seed"])
+    assert ("b", 0) in second
+    assert ("b", 1) not in second
+    assert second["b", 0]["value"] == 1.5
+    second.add({"name": "a", "seed": 0, "value": 2.5})
+    second.sort(lambda row: row["name"])
+    result = json.loads(path.read_text())
+    assert [row["name"] for row in result["rows"]] == ["a", "b"]
+    assert result["windows"] == 2
+    assert Rows(path, FACTS, ["name"]).all() == result["rows"]
+
+
+def test_other_settings_and_other_machines_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    Rows(path, FACTS, ["name"]).add({"name": "a"})
+    with pytest.raises(ValueError, match="windows 2, this run has 3"):
+        Rows(path, {"windows": 3}, ["name"])
+    result = json.loads(path.read_text())
+    result["machine"]["instruction_sets"] = ["abacus"]
+    path.write_text(json.dumps(result))
+    with pytest.raises(ValueError, match="its rows have machine .'abacus'"):
+        Rows(path, FACTS, ["name"])
+
+
+def test_a_missing_row_is_no_row(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        Rows(tmp_path / "result.json", FACTS, ["name"])["a",]
