@@ -103,7 +103,8 @@ class Accuracy:
     def _bake(self, method: str, reconstruction: str, pattern: str, seed: int, values: str) -> None:
         permllm_offline(
             *("prune", self._model, "--output", self._directory / "checkpoint", "--force"),
-            *("--method", method, "--pattern", pattern, "--seed", str(seed), "--values", values),
+            *("--method", method, "--pattern", pattern, "--seed", str(seed)),
+            *(("--values", values) if values == "int8" else ()),
             *(("--reconstruction", reconstruction) if reconstruction else ()),
             *("--dataset", self._calibration, "--effort", self._effort),
             *("--sequence-length", str(SEQUENCE_LENGTH)),

@@ -26,7 +26,7 @@ class Rows:
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
             here = {"machine": machine()["instruction_sets"], **self._facts}
-            there = {"machine": found["machine"]["instruction_sets"], **found}
+            there = {**found, "machine": found["machine"]["instruction_sets"]}
             for name, value in here.items():
                 if there.get(name) != value:
                     raise ValueError(

@@ -32,7 +32,7 @@ def test_other_settings_and_other_machines_are_refused(tmp_path: Path) -> None:
     result = json.loads(path.read_text())
     result["machine"]["instruction_sets"] = ["abacus"]
     path.write_text(json.dumps(result))
-    with pytest.raises(ValueError, match="its rows have machine .'abacus'"):
+    with pytest.raises(ValueError, match="its rows have machine"):
         Rows(path, FACTS, ["name"])
 
 
