@@ -148,6 +148,7 @@ class PermLLMLinearMethod(LinearMethodBase):
         )
         for name in LOADED:
             delattr(layer, name)
+        del loaded, tensors, values
         _register(layer, schema.WEIGHT_PACKED, packed.packed)
         _register(layer, WEIGHT_METADATA, packed.metadata)
         _register(layer, schema.INPUT_PERMUTATION, packed.permutation)

@@ -1,4 +1,4 @@
-"""The one log line that says what serves the sparse layers of a model."""
+"""What serves the sparse layers of a model: one backend, and one log line when all are packed."""
 
 from collections import Counter
 
@@ -8,6 +8,7 @@ import permllm_vllm
 from permllm_vllm.backends import Backend, select_backend
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.compat import init_logger
+from permllm_vllm.quantization.freed_memory import release_freed_memory
 
 logger = init_logger("vllm.permllm.serving")
 
@@ -32,10 +33,14 @@ class ServedLayers:
         self._created += 1
 
     def packed(self, backend: Backend, pattern: Pattern, dtype: torch.dtype) -> None:
-        """A layer is ready. The last one logs the line; a reload of the weights logs it again."""
+        """A layer is ready, its checkpoint's tensors are dropped.
+
+        The last one gives their memory back and logs the line; a reload of the weights does again.
+        """
         self._packed[(backend.name, backend.instruction_set)] += 1
         if self._packed.total() < self._created:
             return
+        release_freed_memory()
         shares = ", ".join(
             f"backend {name} ({instruction_set}) serves {layers} sparse linear layers"
             for (name, instruction_set), layers in sorted(self._packed.items())
