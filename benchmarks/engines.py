@@ -61,7 +61,9 @@ class Engine:
     def close(self) -> None:
         """Stop the processes, so that the next engine has the memory."""
         self._llm.llm_engine.engine_core.shutdown()
-        psutil.wait_procs(self._processes, timeout=30)
+        _, alive = psutil.wait_procs(self._processes, timeout=10)
+        for process in alive:
+            process.kill()
 
 
 def alternate(

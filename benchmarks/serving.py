@@ -44,26 +44,25 @@ def compare(
     eager: bool = True,
     repeats: int = 5,
     one_at_a_time: bool = False,
+    record: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
 ) -> list[dict[str, Any]]:
     """Serve variants, the first of them dense; one row per cell and variant, with ratios to it.
 
     `one_at_a_time` is for models that do not fit into memory together: no turns are taken then.
+    `record` is given the rows so far whenever there are more.
     """
     rows: list[dict[str, Any]] = []
-    if one_at_a_time:
-        for name, path in models.items():
-            engine = Engine(path, eager=eager)
-            for batch, prompt in cells:
-                rows += alternate({name: engine}, batch, prompt, OUTPUT_TOKENS, repeats)
-            engine.close()
-        rows.sort(key=lambda row: cells.index((row["batch"], row["prompt_tokens"])))
-    else:
-        engines = {name: Engine(path, eager=eager) for name, path in models.items()}
+    groups = [{name: path} for name, path in models.items()] if one_at_a_time else [dict(models)]
+    dense = next(iter(models))
+    for group in groups:
+        engines = {name: Engine(path, eager=eager) for name, path in group.items()}
         for batch, prompt in cells:
             rows += alternate(engines, batch, prompt, OUTPUT_TOKENS, repeats)
+            rows.sort(key=lambda row: cells.index((row["batch"], row["prompt_tokens"])))
+            record(_with_ratios(rows, dense))
         for engine in engines.values():
             engine.close()
-    return _with_ratios(rows, next(iter(models)))
+    return rows
 
 
 def _with_ratios(rows: Sequence[dict[str, Any]], dense: str) -> list[dict[str, Any]]:
@@ -188,16 +187,22 @@ def main() -> None:
         for batch, prompt in CELLS
         if batch in (arguments.batch or [batch]) and prompt in (arguments.prompt or [prompt])
     ]
+    result: dict[str, Any] = {
+        "model": dense.name,
+        "eager": eager,
+        "in_turn": not arguments.one_at_a_time,
+    }
     rows = compare(
         models,
         cells,
         eager=eager,
         repeats=arguments.repeats,
         one_at_a_time=arguments.one_at_a_time,
+        record=lambda rows: write_json(arguments.json, {**result, "rows": rows}),
     )
+    result["rows"] = rows
     title = f"{dense.name} on {machine_class()}, {'eager' if eager else 'compiled'}"
     show(rows, title)
-    result: dict[str, Any] = {"model": dense.name, "eager": eager, "rows": rows}
     if arguments.bench:
         result["vllm_bench"] = bench(models, word_tokenizer(dense), eager=eager)
         show_bench(result["vllm_bench"])
