@@ -75,6 +75,10 @@ _MOE = "vllm.model_executor.layers.fused_moe"
 RoutedExperts = _symbol(_MOE, "RoutedExperts")
 UnquantizedFusedMoEMethod = _symbol(_MOE, "UnquantizedFusedMoEMethod")
 
+_LOADER = "vllm.model_executor.model_loader"
+MODEL_LOADERS = _symbol(_LOADER, "_LOAD_FORMAT_TO_MODEL_LOADER")
+DefaultModelLoader = _symbol(_LOADER, "DefaultModelLoader")
+
 _PARAMETER = "vllm.model_executor.parameter"
 BasevLLMParameter = _symbol(_PARAMETER, "BasevLLMParameter")
 ChannelQuantScaleParameter = _symbol(_PARAMETER, "ChannelQuantScaleParameter")

@@ -17,7 +17,10 @@ def register() -> None:
     who serves a PermLLM checkpoint is told the reason. Calling it again does nothing.
     """
     try:
-        from permllm_vllm.quantization import config  # noqa: F401  (registers on import)
+        from permllm_vllm.quantization import config, model_loader  # noqa: F401
+        # The first registers the method when it is imported.
+
+        model_loader.install()
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         logging.getLogger("vllm.permllm").warning(

@@ -14,10 +14,10 @@ from permllm_vllm.compat import (
     QuantizeMethodBase,
     RoutedExperts,
     UnquantizedFusedMoEMethod,
-    UnquantizedLinearMethod,
     get_current_vllm_config_or_none,
     register_quantization_config,
 )
+from permllm_vllm.quantization.dense import DenseLinearMethod
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from permllm_vllm.quantization.names import checkpoint_name, original_names
 from permllm_vllm.quantization.served import ServedLayers
@@ -132,7 +132,7 @@ class PermLLMConfig(QuantizationConfig):
         if self._unfolding is not None:
             self._unfolding.add(prefix, layer, folded=folded)
         if ignored:
-            return UnquantizedLinearMethod()
+            return DenseLinearMethod(self.checkpoint, prefix, modules)
         return PermLLMLinearMethod(
             self.checkpoint,
             self.served,

@@ -18,6 +18,12 @@ ShardId = str | int | tuple[int, ...] | None
 
 _QKV = {"q": 0, "k": 1, "v": 2}
 
+NEEDED = (
+    "the layer is not in the `ignore` list of its quantization_config, so it needs every tensor of "
+    "the format"
+)
+"""Why a sparse layer cannot do without."""
+
 
 @dataclass(frozen=True)
 class CheckpointLayer:
@@ -87,13 +93,12 @@ class TensorSource:
             )
         self.loaded.update(parts)
 
-    def require_complete(self) -> None:
-        """Raise CheckpointError with the names of the tensors that never came."""
+    def require_complete(self, rule: str = NEEDED) -> None:
+        """Raise CheckpointError with the names of the tensors that never came, and the rule."""
         missing = [part for part in range(len(self.layer.output_sizes)) if part not in self.loaded]
         if missing:
             names = dict.fromkeys(self.name((part,)) for part in missing)
             raise CheckpointError(
-                f"the checkpoint has no {', '.join(names)}, but the layer is not in the `ignore` "
-                "list of its quantization_config, so it needs every tensor of the format. The "
-                "checkpoint is incomplete: copy it again, or run `permllm-offline prune` again."
+                f"the checkpoint has no {', '.join(names)}, but {rule}. The checkpoint is "
+                "incomplete: copy it again, or run `permllm-offline prune` again."
             )

@@ -15,11 +15,14 @@ from packaging.version import Version
 from benchmarks.packages import cache_dir
 from permllm_vllm import compat
 from permllm_vllm.quantization.config import PermLLMConfig
+from permllm_vllm.quantization.dense import DenseLinearMethod
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
+from permllm_vllm.quantization.model_loader import CompleteModelLoader
 from tests.quantization.vllm_sources import VllmSources
 
 BASE_CONFIG = "vllm.model_executor.layers.quantization.base_config"
 LINEAR = "vllm.model_executor.layers.linear"
+LOADER = "vllm.model_executor.model_loader.default_loader"
 MAPPER = "vllm.model_executor.models.utils"
 MOE = "vllm.model_executor.layers.fused_moe"
 PARAMETER = "vllm.model_executor.parameter"
@@ -41,6 +44,11 @@ OVERRIDDEN = [
     (PermLLMConfig, BASE_CONFIG, "QuantizationConfig", "apply_vllm_mapper"),
     (PermLLMConfig, BASE_CONFIG, "QuantizationConfig", "maybe_update_config"),
     (PermLLMLinearMethod, LINEAR, "LinearMethodBase", "create_weights"),
+    (DenseLinearMethod, LINEAR, "UnquantizedLinearMethod", "create_weights"),
+    (DenseLinearMethod, LINEAR, "UnquantizedLinearMethod", "process_weights_after_loading"),
+    (CompleteModelLoader, LOADER, "DefaultModelLoader", "load_weights"),
+    (CompleteModelLoader, LOADER, "DefaultModelLoader", "get_all_weights"),
+    (CompleteModelLoader, LOADER, "DefaultModelLoader", "track_weights_loading"),
     (PermLLMLinearMethod, LINEAR, "LinearMethodBase", "apply"),
     (PermLLMLinearMethod, BASE_CONFIG, "QuantizeMethodBase", "process_weights_after_loading"),
 ]
@@ -48,6 +56,7 @@ OVERRIDDEN = [
 ATTRIBUTES = [
     (BASE_CONFIG, "QuantizationConfig", "packed_modules_mapping"),
     ("vllm.config", "VllmConfig", "lora_config"),
+    (LOADER, "DefaultModelLoader", "enable_weights_track"),
     (LINEAR, "QKVParallelLinear", "num_kv_heads"),
     (LINEAR, "QKVParallelLinear", "num_kv_head_replicas"),
     (LINEAR, "QKVParallelLinear", "v_head_size"),

@@ -160,6 +160,7 @@ def _refusal(model: Path, arguments: dict[str, Any]) -> str:
 
 def _start(model: Path, arguments: dict[str, Any]) -> Any:
     from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
 
     torch.compiler.reset()  # forget the graphs of the last engine
     chosen = {
@@ -170,7 +171,11 @@ def _start(model: Path, arguments: dict[str, Any]) -> Any:
         "skip_tokenizer_init": True,
         "disable_log_stats": False,
     }
-    return LLM(str(model), **{**chosen, **arguments})
+    try:
+        return LLM(str(model), **{**chosen, **arguments})
+    except Exception:
+        cleanup_dist_env_and_memory()  # else the next engine would be built on half of this one
+        raise
 
 
 def _answer(output: Any) -> Answer:

@@ -1,0 +1,100 @@
+"""vLLM's loader of weight files, held to fill every parameter of a PermLLM checkpoint's model.
+
+vLLM asks for that in dense models alone: a sparse one would serve without a norm or an embedding,
+with whatever was in memory.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+
+from permllm_vllm.checkpoint import schema
+from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.compat import MODEL_LOADERS, DefaultModelLoader
+from permllm_vllm.quantization.dense import DenseLinearMethod
+from permllm_vllm.quantization.linear import PermLLMLinearMethod
+from permllm_vllm.quantization.names import original_names
+
+
+class CompleteModelLoader(DefaultModelLoader):
+    """vLLM's default loader; other models are loaded as by that.
+
+    Raises CheckpointError with the names of parameters that nothing was loaded into, and of biases
+    that have no place, unless vLLM's own option `enable_weights_track` says not to look.
+    """
+
+    def load_weights(self, model: Module, model_config: Any) -> None:
+        """Load, and let vLLM hand over what it loaded."""
+        self.enable_weights_track: bool | None
+        self.is_sparse = model_config.quantization == schema.QUANT_METHOD
+        self.names: set[str] = set()
+        if self.is_sparse and self.enable_weights_track is None:
+            self.enable_weights_track = True
+        super().load_weights(model, model_config)
+
+    def get_all_weights(self, model_config: Any, model: Module) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of the checkpoint; their names are remembered."""
+        for name, tensor in super().get_all_weights(model_config, model):
+            self.names.add(name)
+            yield name, tensor
+
+    def track_weights_loading(
+        self, model: Module, loaded_weights: set[str] | None, **options: Any
+    ) -> None:
+        """Hold a sparse model's parameters against the names of what was loaded, and of what is."""
+        if not self.is_sparse:
+            super().track_weights_loading(model, loaded_weights, **options)
+            return
+        missing = [] if loaded_weights is None else list(_unfilled(model, loaded_weights))
+        if missing:
+            raise CheckpointError(
+                f"the checkpoint has no {', '.join(missing)}, but a model of its config.json needs "
+                "all of its dense tensors too. The checkpoint is incomplete: copy it again, or run "
+                "`permllm-offline prune` again."
+            )
+        if unexpected := list(_unexpected_biases(model, self.names)):
+            raise CheckpointError(
+                f"{', '.join(unexpected)} is in the checkpoint, but a model of its config.json has "
+                "no such bias. config.json and the tensors do not belong together: copy the "
+                "checkpoint again, or run `permllm-offline prune` again."
+            )
+
+
+def install() -> None:
+    """Take the place of vLLM's default loader for every format that it reads."""
+    for load_format, loader in MODEL_LOADERS.items():
+        if loader is DefaultModelLoader:
+            MODEL_LOADERS[load_format] = CompleteModelLoader
+
+
+def _unfilled(model: Module, loaded: set[str]) -> Iterator[str]:
+    """Names of the dense parameters that are none of `loaded`, under no name that they have.
+
+    Sparse layers count their tensors themselves, by part. Online quantization makes parameters
+    that no checkpoint holds.
+    """
+    every = model.named_parameters(remove_duplicate=False)  # tied weights have several names
+    filled = {id(parameter) for name, parameter in every if name in loaded}
+    for prefix, module in model.named_modules():
+        method = getattr(module, "quant_method", None)
+        if isinstance(method, PermLLMLinearMethod) or getattr(method, "uses_meta_device", False):
+            continue
+        names = method.modules if isinstance(method, DenseLinearMethod) else [prefix]
+        for kind, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in filled and parameter.numel():
+                filled.add(id(parameter))
+                yield from (f"{name}.{kind}" if name else kind for name in names)
+
+
+def _unexpected_biases(model: Module, names: set[str]) -> Iterator[str]:
+    """Those of `names` that are biases of sparse layers which have none; vLLM drops them."""
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    mappers = [] if mapper is None else [mapper.get_rename_mapper()]
+    for layer in model.modules():
+        method = getattr(layer, "quant_method", None)
+        if isinstance(method, PermLLMLinearMethod) and layer.bias is None:
+            for module in method.modules:
+                biases = [f"{name}.{schema.BIAS}" for name in original_names(module, mappers)]
+                yield from (bias for bias in biases if bias in names)

@@ -1,0 +1,167 @@
+"""A model of a sparse checkpoint is never served with a parameter that nothing was loaded into."""
+
+from collections.abc import Iterable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from vllm.config import LoadConfig, VllmConfig
+from vllm.model_executor.layers.layernorm import RMSNorm
+from vllm.model_executor.layers.linear import (
+    QKVParallelLinear,
+    ReplicatedLinear,
+    UnquantizedLinearMethod,
+)
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
+from vllm.model_executor.model_loader import DefaultModelLoader, get_model_loader
+from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
+
+from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.quantization import model_loader
+from tests.quantization.sparse_modules import config, sparse_module
+
+CHANNELS, WORDS = 128, 64
+QKV = ["attention.q_proj", "attention.k_proj", "attention.v_proj"]
+ROWS = (32, 16, 16)
+
+
+class Attention(torch.nn.Module):
+    def __init__(self, quantization: Any) -> None:
+        super().__init__()
+        self.qkv_proj = QKVParallelLinear(
+            CHANNELS, 16, 2, 1, True, quant_config=quantization, prefix="attention.qkv_proj"
+        )
+
+
+class Model(torch.nn.Module):
+    """One of each: an embedding, tied to the head or not, a norm, a dense and a sparse linear."""
+
+    def __init__(self, quantization: Any, *, tied: bool) -> None:
+        super().__init__()
+        self.embed = VocabParallelEmbedding(WORDS, CHANNELS)
+        self.norm = RMSNorm(CHANNELS)
+        self.attention = Attention(quantization)
+        self.out = ReplicatedLinear(
+            CHANNELS, 16, bias=False, quant_config=quantization, prefix="out"
+        )
+        self.lm_head = ParallelLMHead(WORDS, CHANNELS)
+        if tied:
+            self.lm_head = self.lm_head.tie_weights(self.embed)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        parts = {f".{part}_proj": (".qkv_proj", part) for part in "qkv"}
+        mapper = WeightsMapper(orig_to_new_stacked=parts)
+        return AutoWeightsLoader(self).load_weights(weights, mapper=mapper)
+
+
+@pytest.fixture(autouse=True)
+def one_rank(vllm_config: VllmConfig, monkeypatch: pytest.MonkeyPatch, on_rank: Any) -> None:
+    embedding = "vllm.model_executor.layers.vocab_parallel_embedding"
+    monkeypatch.setattr(f"{embedding}.get_tensor_model_parallel_rank", lambda: 0)
+    monkeypatch.setattr(f"{embedding}.get_tensor_model_parallel_world_size", lambda: 1)
+    model_loader.install()
+
+
+def tensors() -> dict[str, Tensor]:
+    found = {f"{name}.weight": torch.ones(n, CHANNELS) for name, n in zip(QKV, ROWS, strict=True)}
+    found |= {f"{name}.bias": torch.ones(n) for name, n in zip(QKV, ROWS, strict=True)}
+    found |= {f"out.{kind}": tensor for kind, tensor in sparse_module(16, CHANNELS).tensors.items()}
+    found["norm.weight"] = torch.ones(CHANNELS)
+    found["embed.weight"] = found["lm_head.weight"] = torch.ones(WORDS, CHANNELS)
+    return found
+
+
+def load(
+    checkpoint: dict[str, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    tied: bool = False,
+    quantization: str | None = "permllm",
+    **options: Any,
+) -> None:
+    """What vLLM does between building a model and serving it."""
+    sparse = config(ignore=QKV) if quantization else None
+    model = Model(sparse, tied=tied)
+    loader = get_model_loader(LoadConfig(model_loader_extra_config=options))
+
+    def weights(*_: object) -> Iterator[tuple[str, Tensor]]:
+        yield from checkpoint.items()
+
+    monkeypatch.setattr(DefaultModelLoader, "get_all_weights", weights)
+    described = SimpleNamespace(quantization=quantization, is_moe=False, multimodal_config=None)
+    loader.load_weights(model, described)
+    for layer in (model.attention.qkv_proj, model.out):
+        layer.quant_method.process_weights_after_loading(layer)
+
+
+def refusal(checkpoint: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, **options: Any) -> str:
+    with pytest.raises(CheckpointError) as error:
+        load(checkpoint, monkeypatch, **options)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_whole_checkpoint_is_loaded(monkeypatch: pytest.MonkeyPatch, tied: bool) -> None:
+    checkpoint = tensors()
+    load(checkpoint, monkeypatch, tied=tied)
+    if tied:
+        del checkpoint["lm_head.weight"]
+        load(checkpoint, monkeypatch, tied=tied)
+
+
+@pytest.mark.parametrize("name", sorted(tensors()))
+def test_every_tensor_is_needed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    checkpoint = tensors()
+    del checkpoint[name]
+    message = refusal(checkpoint, monkeypatch)
+    assert message.startswith(f"the checkpoint has no {name}, but ")
+    assert "copy it again, or run `permllm-offline prune` again" in message
+
+
+def test_the_names_of_a_whole_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM knows one weight, the checkpoint three."""
+    weights = [f"{name}.weight" for name in QKV]
+    checkpoint = {name: tensor for name, tensor in tensors().items() if name not in weights}
+    assert f"has no {', '.join(weights)}, but" in refusal(checkpoint, monkeypatch)
+
+
+def test_a_tied_head_needs_the_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = tensors()
+    del checkpoint["embed.weight"], checkpoint["lm_head.weight"]
+    assert "has no embed.weight, but" in refusal(checkpoint, monkeypatch, tied=True)
+
+
+def test_a_bias_that_the_model_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM would drop it without a word."""
+    message = refusal({**tensors(), "out.bias": torch.ones(16)}, monkeypatch)
+    assert message.startswith("out.bias is in the checkpoint, but ")
+
+
+def test_vllms_option_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = tensors()
+    del checkpoint["norm.weight"]
+    load(checkpoint, monkeypatch, enable_weights_track=False)
+
+
+def test_a_dense_model_is_loaded_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UnquantizedLinearMethod, "process_weights_after_loading", lambda *_: None)
+    checkpoint = {n: t for n, t in tensors().items() if not n.startswith("out.")}
+    checkpoint["out.weight"] = torch.ones(16, CHANNELS)
+    load(checkpoint, monkeypatch, quantization=None)
+    del checkpoint["norm.weight"]
+    with pytest.raises(ValueError, match="not initialized from checkpoint") as error:
+        load(checkpoint, monkeypatch, quantization=None)
+    assert not isinstance(error.value, CheckpointError)
+
+
+def test_other_loaders_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    dummy = get_model_loader(LoadConfig(load_format="dummy"))
+    assert type(dummy).__module__.startswith("vllm.")
+    for load_format in ("auto", "hf", "safetensors"):
+        loader = get_model_loader(LoadConfig(load_format=load_format))
+        assert type(loader) is model_loader.CompleteModelLoader
