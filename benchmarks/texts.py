@@ -5,10 +5,14 @@ Presidency Project, UC Santa Barbara). After 1946, every fifth address is held o
 
 Six novels of Jane Austen (Debian `r-cran-janeaustenr`, MIT; public-domain text), to see what
 calibration on one kind of text costs on another: nothing is ever calibrated or chosen on them.
+
+Python's language reference, as the `help` of this Python shows it: technical text to calibrate on
+where a study compares sources.
 """
 
 import argparse
 import gzip
+import sys
 import zlib
 from collections.abc import Iterator
 from itertools import groupby
@@ -65,6 +69,18 @@ def austen() -> Path:
             excerpts.append(novel[start : start + AUSTEN_CHARACTERS])
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n\n".join(excerpts) + "\n", encoding="utf-8")
+    return path
+
+
+def python_manual() -> Path:
+    """Write the topics of Python's `help` once and return the file."""
+    from pydoc_data.topics import topics
+
+    name = f"python-{sys.version_info.major}.{sys.version_info.minor}"
+    path = cache_dir() / name / "manual.txt"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n\n".join(topics.values()) + "\n", encoding="utf-8")
     return path
 
 

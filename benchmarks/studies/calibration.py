@@ -1,0 +1,149 @@
+"""How much calibration text, and which: addresses, technical text, text of the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.studies.cells import Cells, Row
+from benchmarks.studies.study import Study
+from benchmarks.studies.subject import SharedStatistics, Subject
+from permllm_offline.activations import DenseStatistics, collect
+from permllm_offline.calibration import CalibrationWindows, sample_windows
+from permllm_offline.loading import load_tokenizer
+from permllm_offline.own_text import own_text
+from permllm_offline.preparation import prepare
+from permllm_offline.pruning import prune_model
+
+CHEAP, SECOND, UPDATED = "wanda+cp", "ria", "wanda+cp/obs"
+SHARES = (0.25, 1, 4, 8)
+"""Of the windows that other studies calibrate on; the model writes none of the last amount."""
+
+OWN, ALL = "the model itself", "all three"
+
+Squares = list[dict[str, Tensor]]
+"""Per decoder layer, group -> squares of each input channel, summed over windows."""
+
+
+class Calibrations:
+    """Windows of each source, and what the dense model makes of the first ones of them.
+
+    Windows are half as long as elsewhere: the question is how many and of what.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.length = subject.sizes.sequence_length // 2
+        few, usual, many, most = (
+            round(share * subject.sizes.calibration_windows) for share in SHARES
+        )
+        self.counts: Mapping[str, Sequence[int]] = {
+            **dict.fromkeys(subject.sources, (few, usual, many, most)),
+            OWN: (few, usual, many),
+        }
+        self._windows: dict[str, Tensor] = {}
+        self._squares: dict[tuple[str, int], Squares] = {}
+
+    def cells(self) -> Sequence[tuple[str, str, int]]:
+        """Method, source and windows of each measurement, the most telling ones first."""
+        first, usual = next(iter(self.counts)), self.counts[OWN][1]
+        found = [(CHEAP, source, n) for source, counts in self.counts.items() for n in counts]
+        found.append((CHEAP, ALL, len(self.counts) * usual))
+        for source, counts in self.counts.items():
+            found += [(SECOND, source, counts[0]), (SECOND, source, counts[-1])]
+        found += [(UPDATED, first, self.counts[OWN][0]), (UPDATED, first, usual)]
+        return [*found, (UPDATED, OWN, usual)]
+
+    def windows(self, source: str, count: int) -> Tensor:
+        """The first windows of a source: int64 [count, length]."""
+        if source == ALL:
+            each = count // len(self.counts)
+            return torch.cat([self.windows(one, each) for one in self.counts])
+        if source not in self._windows:
+            self._windows[source] = self._read(source, self.counts[source][-1])
+        return self._windows[source][:count]
+
+    def _read(self, source: str, count: int) -> Tensor:
+        model = self.subject.source
+        if source == OWN:
+            return own_text(model, model.dtype, torch.device("cpu"), self.length, 0, count)
+        return sample_windows(
+            [str(self.subject.sources[source])],
+            load_tokenizer(model),
+            num_samples=count,
+            sequence_length=self.length,
+            seed=0,
+        ).calibration
+
+    def norms(self, source: str, count: int) -> list[dict[str, Tensor]]:
+        """Norms over the first windows of a source."""
+        if source == ALL:
+            each = count // len(self.counts)
+            total = self._sum([self.squares(one, each) for one in self.counts])
+        else:
+            total = self.squares(source, count)
+        return [{g: (square / count).sqrt() for g, square in layer.items()} for layer in total]
+
+    def squares(self, source: str, count: int) -> Squares:
+        """Squares over the first windows of a source; each window is run once for all counts."""
+        if (source, count) not in self._squares:
+            before = max((n for s, n in self._squares if s == source and n < count), default=0)
+            more = self.windows(source, count)[before:]
+            found = collect(self._dense, self.subject.family, more, hidden_states=False).norms
+            squares = [{g: n.square() * len(more) for g, n in layer.items()} for layer in found]
+            earlier = [self._squares[source, before]] if before else []
+            self._squares[source, count] = self._sum([*earlier, squares])
+        return self._squares[source, count]
+
+    @staticmethod
+    def _sum(parts: Sequence[Squares]) -> Squares:
+        return [
+            {group: torch.stack([one[group] for one in layer]).sum(0) for group in layer[0]}
+            for layer in zip(*parts, strict=True)
+        ]
+
+    @cached_property
+    def _dense(self) -> Any:
+        return self.subject.load()
+
+    def measured(self, method: str, source: str, count: int) -> dict[str, Any]:
+        """Prune by these windows, and measure the perplexity."""
+        name, _, reconstruction = method.partition("/")
+        recipe = self.subject.recipe(name, reconstruction=reconstruction or None)
+        windows = self.windows(source, count)
+        prepared = replace(prepare(recipe), windows=CalibrationWindows(windows, windows[:0]))
+        work = SharedStatistics(DenseStatistics(self.norms(source, count), None))
+        return {"perplexity": self.subject.perplexity(prune_model(recipe, prepared, work).model)}
+
+
+def measure(subject: Subject, cells: Cells) -> None:
+    """Prune by more and more windows of each source."""
+    cells.row({"method": "dense"}, subject.dense)
+    calibrations = Calibrations(subject)
+    for method, source, count in calibrations.cells():
+        key = {"method": method, "source": source, "calibration_windows": count}
+        cells.row(key, partial(calibrations.measured, method, source, count))
+
+
+def draw(rows: Sequence[Row], axes: Any) -> None:
+    """Perplexity of the cheap method by windows, a line for each source and text."""
+    kept = [row for row in rows if row["method"] == CHEAP and row["source"] != ALL]
+    for number, source in enumerate(dict.fromkeys(row["source"] for row in kept)):
+        mine = [row for row in kept if row["source"] == source]
+        counts = [row["calibration_windows"] for row in mine]
+        for domain, style in zip(kept[0]["perplexity"], ("o-", "s--"), strict=True):
+            values = [row["perplexity"][domain] for row in mine]
+            label = f"{source}: {domain}"
+            axes.plot(counts, values, style, color=f"C{number}", label=label, markersize=4)
+    axes.set(xscale="log", xlabel="calibration windows", ylabel=f"perplexity, {CHEAP}")
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+
+
+STUDY = Study("how much calibration text, and of which source", measure, draw)

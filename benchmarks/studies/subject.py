@@ -1,0 +1,187 @@
+"""The model that a study prunes, the text that it reads, and how much of both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.studies.memory import remembered
+from permllm_offline.activations import DenseStatistics, collect
+from permllm_offline.evaluation import evaluation_windows, perplexity
+from permllm_offline.families import Family, family_of
+from permllm_offline.kept_steps import kept_statistics
+from permllm_offline.loading import Source, load_model, load_tokenizer, open_source
+from permllm_offline.preparation import prepare
+from permllm_offline.pruning import PrunedModel, prune_model
+from permllm_offline.recipe import Recipe, make_recipe
+from permllm_offline.steps import Step, Work
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much a study reads and does; part of its result.
+
+    ``windows`` are evaluated of each text; ``steps`` of ``windows_per_step`` windows learn.
+    """
+
+    calibration_windows: int
+    windows: int
+    sequence_length: int
+    steps: int
+    windows_per_step: int
+
+
+FULL = Sizes(64, 16, 256, 15, 4)
+QUICK = Sizes(8, 2, 32, 2, 1)
+
+
+class SharedStatistics(Work):
+    """Gives every prune the same statistics of the dense model."""
+
+    def __init__(self, statistics: DenseStatistics) -> None:
+        super().__init__()
+        self._kept: Step | None = None
+        kept_statistics(self, lambda: statistics)
+
+    def step(self, name: str, compute: Callable[[], Step]) -> Step:
+        """Return the result of a step: of ``statistics`` always the first one."""
+        if name != "statistics":
+            return super().step(name, compute)
+        if self._kept is None:
+            self._kept = super().step(name, compute)
+        return self._kept
+
+
+class Subject:
+    """A dense model with its texts.
+
+    Args:
+        name: in the result.
+        directory: of the model.
+        calibration: text to calibrate on.
+        evaluation: domain -> text that nothing is calibrated on.
+        sizes: of everything.
+        sources: name -> text, where a study compares what to calibrate on; ``calibration`` first.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        calibration: Path,
+        evaluation: Mapping[str, Path],
+        sizes: Sizes,
+        sources: Mapping[str, Path],
+    ) -> None:
+        self.name, self.directory, self.calibration = name, directory, calibration
+        self.sizes, self._evaluation, self.sources = sizes, evaluation, sources
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What every measurement depends on."""
+        return {"model": self.name, **asdict(self.sizes), "threads": torch.get_num_threads()}
+
+    @cached_property
+    def source(self) -> Source:
+        """Folder and configuration of the model."""
+        return open_source(str(self.directory))
+
+    @property
+    def family(self) -> Family:
+        """Names of its modules."""
+        return family_of(self.source.config)
+
+    @property
+    def layers(self) -> int:
+        """How many decoder layers it has."""
+        return int(self.source.config.num_hidden_layers)
+
+    def load(self) -> Any:
+        """The dense model."""
+        return load_model(self.source, self.source.dtype, torch.device("cpu"))
+
+    def recipe(self, method: str, **entries: Any) -> Recipe:
+        """A 2:4 recipe of these sizes; ``entries`` go before."""
+        sizes = self.sizes
+        learning = {
+            "steps": sizes.steps,
+            "windows_per_step": sizes.windows_per_step,
+            "windows_at_once": sizes.windows_per_step,
+            "validation_interval": 5,
+        }
+        return make_recipe(
+            {
+                "model": str(self.directory),
+                "method": method,
+                "dataset": str(self.calibration),
+                "num_samples": sizes.calibration_windows,
+                "sequence_length": sizes.sequence_length,
+                "evaluation_windows": 0,
+                **entries,
+                "learning": learning | entries.get("learning", {}),
+            }
+        )
+
+    @cached_property
+    def windows(self) -> Tensor:
+        """The calibration windows: int64 [windows, sequence_length]."""
+        prepared = prepare(self.recipe("wanda"))
+        assert prepared.windows is not None
+        return prepared.windows.calibration
+
+    @cached_property
+    def statistics(self) -> DenseStatistics:
+        """What calibration reads from the dense model, its last hidden states too."""
+        return collect(self.load(), self.family, self.windows, hidden_states=True)
+
+    def prune(self, recipe: Recipe) -> PrunedModel:
+        """Prune as the command does; calibration is done once for all calls."""
+        return prune_model(recipe, prepare(recipe), SharedStatistics(self.statistics))
+
+    @cached_property
+    def unseen(self) -> Mapping[str, Tensor]:
+        """Windows of each text: int64 [windows, sequence_length]."""
+        tokenizer, sizes = load_tokenizer(self.source), self.sizes
+        return {
+            domain: evaluation_windows(str(text), tokenizer, sizes.sequence_length, sizes.windows)
+            for domain, text in self._evaluation.items()
+        }
+
+    def perplexity(self, model: Any) -> dict[str, float]:
+        """Perplexity of a model on each text."""
+        return {
+            domain: perplexity(model, windows, domain) for domain, windows in self.unseen.items()
+        }
+
+    def dense(self) -> dict[str, Any]:
+        """The measurements of the model before pruning."""
+        return remembered(
+            {"dense": str(self.directory), **self.facts},
+            lambda: {"perplexity": self.perplexity(self.load())},
+        )
+
+    def pruned(self, recipe: Recipe) -> dict[str, Any]:
+        """The measurements of the model after pruning.
+
+        ``seconds`` are of the processor, all its threads together, after calibration.
+        """
+        return remembered({**recipe.model_dump(), **self.facts}, lambda: self._pruned(recipe))
+
+    def _pruned(self, recipe: Recipe) -> dict[str, Any]:
+        assert self.statistics is not None  # measured before the clock starts
+        start = time.process_time()
+        pruned = self.prune(recipe)
+        found: dict[str, Any] = {"seconds": round(time.process_time() - start, 1)}
+        report = pruned.report
+        if report.learning_curve:
+            losses = [e["validation_loss"] for e in report.learning_curve if "validation_loss" in e]
+            found |= {"loss_before": losses[0], "loss_after": min(losses)}
+            found["learned"] = list(report.learned_layers)
+        return found | {"perplexity": self.perplexity(pruned.model)}

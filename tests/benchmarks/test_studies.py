@@ -1,0 +1,80 @@
+"""Every study runs on a tiny model, goes on where it was cut off, and draws what it measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.studies.__main__ import STUDIES, run
+from benchmarks.studies.cells import Cells
+from benchmarks.studies.subject import QUICK, Subject
+from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERMLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    directory = tmp_path_factory.mktemp("study")
+    model = tiny_llama(intermediate_size=256, max_position_embeddings=64)
+    model.save_pretrained(directory / "model")
+    save_tokenizer(directory / "model")
+    texts = {name: directory / f"{name}.txt" for name in ("calibration", "other", "near", "far")}
+    for seed, path in enumerate(texts.values()):
+        path.write_text(random_text(5000, seed), encoding="utf-8")
+    evaluation = {"in domain": texts["near"], "novels": texts["far"]}
+    sources = {"addresses": texts["calibration"], "manual": texts["other"]}
+    return Subject("tiny", directory / "model", texts["calibration"], evaluation, QUICK, sources)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_measures_every_cell_once(name: str, subject: Subject, tmp_path: Path) -> None:
+    output, plot = tmp_path / "study.json", tmp_path / "study.svg"
+    run(name, subject, output, plot)
+    written = output.read_bytes()
+    result = json.loads(written)
+    assert result["study"] == name
+    assert result["model"] == "tiny"
+    assert {"date", "machine", "versions"} < set(result)
+    assert plot.read_text(encoding="utf-8").startswith("<?xml")
+    first = plot.read_bytes()
+    run(name, subject, output, plot)
+    assert output.read_bytes() == written
+    assert plot.read_bytes() == first
+
+
+def test_cells_are_kept_with_the_same_facts_alone(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    measured = []
+
+    def measure(value: int) -> dict[str, int]:
+        measured.append(value)
+        return {"value": value}
+
+    first = Cells(path, {"windows": 3})
+    assert first.row({"method": "a"}, lambda: measure(1)) == {"method": "a", "value": 1}
+    assert first.row({"method": "a", "size": 2}, lambda: measure(2))["value"] == 2
+    again = Cells(path, {"windows": 3})
+    assert again.row({"method": "a"}, lambda: measure(3))["value"] == 1
+    assert again.row({"method": "a", "size": 2}, lambda: measure(4))["value"] == 2
+    assert again.row({"method": "b"}, lambda: measure(5))["value"] == 5
+    other = Cells(path, {"windows": 4})
+    assert other.row({"method": "a"}, lambda: measure(6))["value"] == 6
+    assert measured == [1, 2, 5, 6]
+
+
+def test_an_unfinished_cell_leaves_the_finished_ones(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    cells = Cells(path, {})
+    cells.row({"method": "a"}, lambda: {"value": 1})
+    with pytest.raises(KeyboardInterrupt):
+        cells.row({"method": "b"}, _interrupted)
+    assert [row["method"] for row in Cells(path, {}).rows] == ["a"]
+
+
+def _interrupted() -> dict[str, int]:
+    raise KeyboardInterrupt
