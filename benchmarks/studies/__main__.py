@@ -42,7 +42,7 @@ STUDIES: Mapping[str, Study] = {
 def run(name: str, subject: Subject, output: Path, plot: Path | None) -> None:
     """Measure what is missing in a result, and draw it."""
     study = STUDIES[name]
-    cells = Cells(output, {"study": name, **subject.facts})
+    cells = Cells(output, {"study": name, **subject.facts}, study.key)
     study.measure(subject, cells)
     if plot is not None:
         save(study.draw, cells.rows, plot)

@@ -54,4 +54,6 @@ def draw(rows: Sequence[Row], axes: Any) -> None:
     perplexity_bars(axes, pruned, labels)
 
 
-STUDY = Study("block size and Sinkhorn iterations", measure, draw)
+STUDY = Study(
+    "block size and Sinkhorn iterations", ("method", "block_size", "sinkhorn"), measure, draw
+)

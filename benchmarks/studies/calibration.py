@@ -146,4 +146,9 @@ def draw(rows: Sequence[Row], axes: Any) -> None:
     axes.legend(fontsize="small")
 
 
-STUDY = Study("how much calibration text, and of which source", measure, draw)
+STUDY = Study(
+    "how much calibration text, and of which source",
+    ("method", "source", "calibration_windows"),
+    measure,
+    draw,
+)

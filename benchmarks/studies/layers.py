@@ -46,4 +46,4 @@ def draw(rows: Sequence[Row], axes: Any) -> None:
     perplexity_bars(axes, pruned, [row["layers"] for row in pruned])
 
 
-STUDY = Study("which decoder layers to learn", measure, draw)
+STUDY = Study("which decoder layers to learn", ("layers",), measure, draw)

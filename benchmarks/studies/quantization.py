@@ -211,4 +211,9 @@ def draw(rows: Sequence[Row], axes: Any) -> None:
     perplexity_bars(axes, kept, labels)
 
 
-STUDY = Study("permutations for group-wise int4, alone and with 2:4", measure, draw)
+STUDY = Study(
+    "permutations for group-wise int4, alone and with 2:4",
+    ("values", "group", "permutation"),
+    measure,
+    draw,
+)

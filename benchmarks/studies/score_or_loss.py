@@ -170,4 +170,4 @@ def draw(rows: Sequence[Row], axes: Any) -> None:
     axes.set_xlabel("share")
 
 
-STUDY = Study("permutations for the most score or the least loss", measure, draw)
+STUDY = Study("permutations for the most score or the least loss", ("permutation",), measure, draw)

@@ -12,8 +12,12 @@ from benchmarks.studies.subject import Subject
 
 @dataclass(frozen=True)
 class Study:
-    """One question. ``draw`` gets the rows and empty axes of matplotlib."""
+    """One question. ``draw`` gets the rows and empty axes of matplotlib.
+
+    ``key`` names the fields that tell one row from another.
+    """
 
     summary: str
+    key: Sequence[str]
     measure: Callable[[Subject, Cells], None]
     draw: Callable[[Sequence[Row], Any], None]

@@ -27,4 +27,4 @@ def draw(rows: Sequence[Row], axes: Any) -> None:
     perplexity_bars(axes, pruned, [row["method"] for row in pruned])
 
 
-STUDY = Study("the defaults on another model", measure, draw)
+STUDY = Study("the defaults on another model", ("method",), measure, draw)

@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.studies.__main__ import STUDIES, run
 from benchmarks.studies.cells import Cells
+from benchmarks.studies.memory import remembered
 from benchmarks.studies.subject import QUICK, Subject
 from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
 
@@ -47,33 +48,37 @@ def test_a_study_measures_every_cell_once(name: str, subject: Subject, tmp_path:
     assert plot.read_bytes() == first
 
 
-def test_cells_are_kept_with_the_same_facts_alone(tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
+def test_a_cell_is_measured_once(tmp_path: Path) -> None:
+    path, key = tmp_path / "result.json", ("method", "size")
     measured = []
 
     def measure(value: int) -> dict[str, int]:
         measured.append(value)
         return {"value": value}
 
-    first = Cells(path, {"windows": 3})
+    first = Cells(path, {}, key)
     assert first.row({"method": "a"}, lambda: measure(1)) == {"method": "a", "value": 1}
     assert first.row({"method": "a", "size": 2}, lambda: measure(2))["value"] == 2
-    again = Cells(path, {"windows": 3})
+    again = Cells(path, {}, key)
     assert again.row({"method": "a"}, lambda: measure(3))["value"] == 1
     assert again.row({"method": "a", "size": 2}, lambda: measure(4))["value"] == 2
     assert again.row({"method": "b"}, lambda: measure(5))["value"] == 5
-    other = Cells(path, {"windows": 4})
-    assert other.row({"method": "a"}, lambda: measure(6))["value"] == 6
-    assert measured == [1, 2, 5, 6]
+    assert measured == [1, 2, 5]
 
 
 def test_an_unfinished_cell_leaves_the_finished_ones(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    cells = Cells(path, {})
+    cells = Cells(path, {}, ["method"])
     cells.row({"method": "a"}, lambda: {"value": 1})
     with pytest.raises(KeyboardInterrupt):
         cells.row({"method": "b"}, _interrupted)
-    assert [row["method"] for row in Cells(path, {}).rows] == ["a"]
+    assert [row["method"] for row in Cells(path, {}, ["method"]).rows] == ["a"]
+
+
+def test_a_measurement_is_remembered_for_its_key(tmp_path: Path) -> None:
+    assert remembered({"method": "a"}, lambda: {"value": 1}) == {"value": 1}
+    assert remembered({"method": "a"}, _interrupted) == {"value": 1}
+    assert remembered({"method": "b"}, lambda: {"value": 2}) == {"value": 2}
 
 
 def _interrupted() -> dict[str, int]:
