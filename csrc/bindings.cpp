@@ -201,14 +201,52 @@ void check_gather(const Tensor& permutation, int64_t k) {
                   ", outside 0..", k - 1, ".");
 }
 
+// Multiplies with checked arguments; bias and y have the type of x.
+template <class Real>
+void multiply(const PackedWeight& weight, const Tensor& x, const Tensor& packed,
+              const OptionalTensor& permutation, const OptionalTensor& scale,
+              const OptionalTensor& bias, Tensor& y) {
+  const bool strided_rows = x.dim() == 2 && x.stride(1) == 1;
+  const Tensor rows = strided_rows ? x : torch::stable::contiguous(x);
+  cpu::LinearOf<Real> arguments{};
+  arguments.x = data<Real>(rows);
+  arguments.x_stride = strided_rows ? x.stride(0) : weight.k;
+  arguments.m = x.numel() / weight.k;
+  arguments.packed = packed.const_data_ptr();
+  arguments.n = weight.n;
+  arguments.k = weight.k;
+  arguments.bias = bias.has_value() ? data<Real>(*bias) : nullptr;
+  arguments.y = static_cast<Real*>(y.mutable_data_ptr());
+  if (scale.has_value()) {
+    const int64_t sums = cpu::block_bytes(weight.isa, weight.type, weight.n, weight.k);
+    arguments.scale = data<float>(*scale);
+    arguments.value_sums = reinterpret_cast<const int32_t*>(data<uint8_t>(packed) + sums);
+  }
+  cpu::linear(weight.isa, weight.type, arguments,
+              permutation.has_value() ? data<int32_t>(*permutation) : nullptr);
+}
+
+void check_activations(const Tensor& x, const PackedWeight& weight) {
+  const ScalarType dtype = x.scalar_type();
+  STD_TORCH_CHECK(x.is_cpu() && (dtype == ScalarType::BFloat16 || dtype == ScalarType::Half ||
+                                 dtype == ScalarType::Float),
+                  "x of shape ", shape(x),
+                  " is not a CPU tensor of the right dtype: it must be bfloat16, float16 or "
+                  "float32.");
+  STD_TORCH_CHECK(dtype == ScalarType::BFloat16 || cpu::takes_every_type(weight.isa),
+                  "x is not bfloat16, packed was written for instruction set ",
+                  cpu::name(weight.isa),
+                  ", whose kernels take nothing else: pack for avx512, avx2 or portable.");
+  STD_TORCH_CHECK(x.dim() >= 1 && x.size(-1) == weight.k, "x of shape ", shape(x), " does not fit ",
+                  weight.k, " inputs: its last dimension must be ", weight.k, ".");
+}
+
 Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalTensor permutation,
                      OptionalTensor scale, OptionalTensor bias, int64_t out_features,
                      std::string /*pattern*/) {
   if (packed.scalar_type() != ScalarType::Byte) return dense_linear(x, packed, bias);
   const PackedWeight weight = check_packed(packed, metadata, out_features);
-  check_dtype(x, ScalarType::BFloat16, "x", "bfloat16");
-  STD_TORCH_CHECK(x.dim() >= 1 && x.size(-1) == weight.k, "x of shape ", shape(x), " does not fit ",
-                  weight.k, " inputs: its last dimension must be ", weight.k, ".");
+  check_activations(x, weight);
   const bool int8 = weight.type == cpu::ValueType::kInt8;
   STD_TORCH_CHECK(
       scale.has_value() == int8, "scale is ", int8 ? "missing" : "given",
@@ -220,7 +258,7 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
     scale = torch::stable::contiguous(*scale);
   }
   if (bias.has_value()) {
-    check_dtype(*bias, ScalarType::BFloat16, "bias", "bfloat16 [out]");
+    check_dtype(*bias, x.scalar_type(), "bias", "[out] in the dtype of x");
     STD_TORCH_CHECK(bias->numel() == weight.n, "bias of shape ", shape(*bias), " does not fit ",
                     weight.n, " outputs.");
     bias = torch::stable::contiguous(*bias);
@@ -229,28 +267,12 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
 
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = weight.n;
-  Tensor y = torch::stable::empty(sizes, ScalarType::BFloat16);
-  const int64_t m = x.numel() / weight.k;
-  if (m == 0) return y;
-
-  const bool strided_rows = x.dim() == 2 && x.stride(1) == 1;
-  if (!strided_rows) x = torch::stable::contiguous(x);
-  cpu::LinearArguments arguments{};
-  arguments.x = data<cpu::bf16>(x);
-  arguments.x_stride = strided_rows ? x.stride(0) : weight.k;
-  arguments.m = m;
-  arguments.packed = packed.const_data_ptr();
-  arguments.n = weight.n;
-  arguments.k = weight.k;
-  arguments.bias = bias.has_value() ? data<cpu::bf16>(*bias) : nullptr;
-  arguments.y = static_cast<cpu::bf16*>(y.mutable_data_ptr());
-  if (int8) {
-    const int64_t sums = cpu::block_bytes(weight.isa, weight.type, weight.n, weight.k);
-    arguments.scale = data<float>(*scale);
-    arguments.value_sums = reinterpret_cast<const int32_t*>(data<uint8_t>(packed) + sums);
-  }
-  cpu::linear(weight.isa, weight.type, arguments,
-              permutation.has_value() ? data<int32_t>(*permutation) : nullptr);
+  Tensor y = torch::stable::empty(sizes, x.scalar_type());
+  if (x.numel() == 0) return y;
+  const auto run = x.scalar_type() == ScalarType::BFloat16 ? multiply<cpu::bf16>
+                   : x.scalar_type() == ScalarType::Half   ? multiply<cpu::fp16>
+                                                           : multiply<float>;
+  run(weight, x, packed, permutation, scale, bias, y);
   return y;
 }
 

@@ -67,6 +67,8 @@ struct Avx2 {
 
 }  // namespace
 
-void avx2_float32(const LinearArguments& arguments) { float32_linear<Avx2>(arguments); }
+void avx2_float32(const LinearOf<bf16>& arguments) { float32_linear<Avx2>(arguments); }
+void avx2_float32(const LinearOf<fp16>& arguments) { float32_linear<Avx2>(arguments); }
+void avx2_float32(const LinearOf<float>& arguments) { float32_linear<Avx2>(arguments); }
 
 }  // namespace permllm::cpu

@@ -38,6 +38,8 @@ struct Avx512 {
 
 }  // namespace
 
-void avx512_float32(const LinearArguments& arguments) { float32_linear<Avx512>(arguments); }
+void avx512_float32(const LinearOf<bf16>& arguments) { float32_linear<Avx512>(arguments); }
+void avx512_float32(const LinearOf<fp16>& arguments) { float32_linear<Avx512>(arguments); }
+void avx512_float32(const LinearOf<float>& arguments) { float32_linear<Avx512>(arguments); }
 
 }  // namespace permllm::cpu

@@ -1,5 +1,6 @@
-// What the float32 kernels share. They serve instruction sets that have no bfloat16 products:
-// values and x are widened to float32, exactly, so that int8 values meet x as it is.
+// What the float32 kernels share. They serve instruction sets that have no bfloat16 products,
+// and activations of float16 and float32: values and x are widened to float32, exactly, so that
+// int8 values meet x as it is.
 //
 // The kernels are templates over an instruction set, a struct with
 //   Vector    kLanes floats, a type of GCC's vector extension
@@ -30,12 +31,51 @@ inline float to_float(bf16 value) {
 
 inline float to_float(int8_t value) { return value; }
 
+// Exponent and fraction move to their places in a float32, which is 2^112 too small then.
+inline float to_float(fp16 value) {
+  uint32_t bits = (value.bits & 0x7fffu) << 13;
+  const bool finite = bits < 0x7c00u << 13;
+  if (!finite) bits |= 0x7f800000;
+  float magnitude;
+  __builtin_memcpy(&magnitude, &bits, sizeof(magnitude));
+  if (finite) magnitude *= 0x1p112f;
+  return (value.bits & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
+inline float to_float(float value) { return value; }
+
+inline void round_to(float& target, float value) { target = value; }
+
+inline void round_to(fp16& target, float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  const uint32_t sign = bits >> 16 & 0x8000;
+  const uint32_t magnitude = bits & 0x7fffffff;
+  uint32_t rounded;
+  if (magnitude > 0x7f800000) {
+    rounded = 0x7e00;  // a quiet NaN
+  } else if (magnitude >= 0x477ff000) {
+    rounded = 0x7c00;  // from 65520 on infinity is nearest
+  } else if (magnitude >= 0x38800000) {
+    rounded = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+  } else {  // below 2^-14: in units of 2^-24, which the addition rounds to
+    float units;
+    __builtin_memcpy(&units, &magnitude, sizeof(units));
+    units = units * 0x1p24f + 0x1p23f;
+    __builtin_memcpy(&rounded, &units, sizeof(rounded));
+    rounded &= 0x7fffff;
+  }
+  target.bits = static_cast<uint16_t>(sign | rounded);
+}
+
 inline bf16 to_bf16(float value) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, sizeof(bits));
   if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<bf16>(bits >> 16 | 0x40);  // a quiet NaN
   return static_cast<bf16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
+
+inline void round_to(bf16& target, float value) { target = to_bf16(value); }
 
 template <class Vector>
 inline Vector load(const float* aligned) {
@@ -68,19 +108,27 @@ inline void decode_row(const Block<kRows, Value>& block, int row, float* dense) 
 }
 
 // What turns the sums of one row group into outputs.
+template <class Real>
 struct Outputs {
-  Outputs(const LinearArguments& a, int64_t group, float unit)
-      : row(group * kRows), rows(static_cast<int>(smaller(kRows, a.n - row))) {
+  Outputs(const LinearOf<Real>& a, int64_t group, float unit)
+      : row(group * kRows),
+        rows(static_cast<int>(smaller(kRows, a.n - row))),
+        y(a.y + row),
+        stride(a.n) {
     for (int r = 0; r < rows; ++r) {
       factor[r] = a.scale != nullptr ? a.scale[row + r] * unit : unit;
       bias[r] = a.bias != nullptr ? to_float(a.bias[row + r]) : 0.0f;
     }
   }
 
-  bf16 value(int r, float sum) const { return to_bf16(sum * factor[r] + bias[r]); }
+  void write(int64_t token, int r, float sum) const {
+    round_to(y[token * stride + r], sum * factor[r] + bias[r]);
+  }
 
   int64_t row;
   int rows;
+  Real* y;
+  int64_t stride;
   float factor[kRows];
   float bias[kRows];
 };

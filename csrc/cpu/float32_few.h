@@ -16,7 +16,8 @@ namespace {
 template <class Isa, class Value, int Tokens>
 class FewTokens {
  public:
-  static void run(const LinearArguments& a) {
+  template <class Real>
+  static void run(const LinearOf<Real>& a) {
     const int64_t blocks = ceil_div(a.k, kBlockInputs);
     auto* x = static_cast<float*>(
         thread_scratch(Scratch::kActivations, Tokens * blocks * kBlockInputs * sizeof(float)));
@@ -39,11 +40,12 @@ class FewTokens {
   static constexpr int kIntoL2 = 2;            // as __builtin_prefetch counts
 
   // x as [input block][vector][token][kLanes], zeros past k.
-  static void pack_activations(const LinearArguments& a, float* packed) {
+  template <class Real>
+  static void pack_activations(const LinearOf<Real>& a, float* packed) {
     for (int64_t first = 0; first < ceil_div(a.k, kBlockInputs) * kBlockInputs; first += kLanes) {
       const int64_t inputs = smaller(a.k - first, kLanes);
       for (int t = 0; t < Tokens; ++t, packed += kLanes) {
-        const bf16* source = a.x + t * a.x_stride + first;
+        const Real* source = a.x + t * a.x_stride + first;
         for (int lane = 0; lane < kLanes; ++lane) {
           packed[lane] = lane < inputs ? to_float(source[lane]) : 0.0f;
         }
@@ -96,7 +98,8 @@ class FewTokens {
     return lanes[0];
   }
 
-  static void multiply_group(const LinearArguments& a, int64_t blocks, const float* x,
+  template <class Real>
+  static void multiply_group(const LinearOf<Real>& a, int64_t blocks, const float* x,
                              int64_t group) {
     const Blocks* block = static_cast<const Blocks*>(a.packed) + group * blocks;
     Sums sums = {};
@@ -107,11 +110,9 @@ class FewTokens {
         multiply(block + b, count, first, x + b * Tokens * kBlockInputs, sums);
       }
     }
-    const Outputs out(a, group, Isa::template kUnit<Value>);
+    const Outputs<Real> out(a, group, Isa::template kUnit<Value>);
     for (int t = 0; t < Tokens; ++t) {
-      for (int r = 0; r < out.rows; ++r) {
-        a.y[t * a.n + out.row + r] = out.value(r, add_lanes(sums[r][t]));
-      }
+      for (int r = 0; r < out.rows; ++r) out.write(t, r, add_lanes(sums[r][t]));
     }
   }
 };

@@ -7,21 +7,21 @@
 namespace permllm::cpu {
 namespace {
 
-template <class Isa, class Value, int Tokens = Isa::kFewTokens>
-void float32_linear(const LinearArguments& a) {
+template <class Isa, class Value, int Tokens = Isa::kFewTokens, class Real>
+void float32_few(const LinearOf<Real>& a) {
   if (a.m == Tokens) {
     FewTokens<Isa, Value, Tokens>::run(a);
   } else if constexpr (Tokens > 1) {
-    float32_linear<Isa, Value, Tokens - 1>(a);
+    float32_few<Isa, Value, Tokens - 1>(a);
   }
 }
 
 // y = x @ W^T + bias for any number of tokens; a scale says that the values are int8.
-template <class Isa>
-void float32_linear(const LinearArguments& a) {
+template <class Isa, class Real>
+void float32_linear(const LinearOf<Real>& a) {
   const bool int8 = a.scale != nullptr;
   if (a.m <= Isa::kFewTokens) {
-    int8 ? float32_linear<Isa, int8_t>(a) : float32_linear<Isa, bf16>(a);
+    int8 ? float32_few<Isa, int8_t>(a) : float32_few<Isa, bf16>(a);
   } else {
     int8 ? ManyTokens<Isa, int8_t>::run(a) : ManyTokens<Isa, bf16>::run(a);
   }

@@ -16,16 +16,17 @@ namespace {
 template <class Isa, class Value>
 class ManyTokens {
  public:
-  static void run(const LinearArguments& arguments) {
+  template <class Real>
+  static void run(const LinearOf<Real>& arguments) {
     for (int64_t first = 0; first < arguments.m; first += kMostTokens) {
-      LinearArguments a = arguments;
+      LinearOf<Real> a = arguments;
       a.x += first * a.x_stride;
       a.y += first * a.n;
       a.m = smaller(kMostTokens, arguments.m - first);
-      ManyTokens many(a);
-      many.pack_activations();
+      const ManyTokens many(a.k, a.m);
+      many.pack_activations(a);
       parallel_for(ceil_div(ceil_div(a.n, kRows), kPanelGroups),
-                   [&](int64_t begin, int64_t end) { many.multiply_panels(begin, end); });
+                   [&](int64_t begin, int64_t end) { many.multiply_panels(a, begin, end); });
     }
   }
 
@@ -44,10 +45,9 @@ class ManyTokens {
     return Isa::kSums / vectors >= kRows ? kRows : 4;
   }
 
-  explicit ManyTokens(const LinearArguments& arguments)
-      : a_(arguments),
-        blocks_(ceil_div(arguments.k, kBlockInputs)),
-        vectors_(ceil_div(arguments.m, kLanes)),
+  ManyTokens(int64_t inputs, int64_t tokens)
+      : blocks_(ceil_div(inputs, kBlockInputs)),
+        vectors_(ceil_div(tokens, kLanes)),
         x_(static_cast<float*>(thread_scratch(
             Scratch::kActivations, blocks_ * kBlockInputs * vectors_ * kLanes * sizeof(float)))) {}
 
@@ -59,26 +59,28 @@ class ManyTokens {
   }
 
   // x as [chunk of inputs][vector of tokens][input][kLanes], zeros where there is none.
-  void pack_activations() {
-    const auto pack = [this](int64_t begin, int64_t end) {
+  template <class Real>
+  void pack_activations(const LinearOf<Real>& a) const {
+    const auto pack = [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
-        for (int64_t vector = 0; vector < vectors_; ++vector) pack_block(block, vector);
+        for (int64_t vector = 0; vector < vectors_; ++vector) pack_block(a, block, vector);
       }
     };
-    if (a_.m * a_.k <= kSerialElements) return pack(0, blocks_);
+    if (a.m * a.k <= kSerialElements) return pack(0, blocks_);
     parallel_for(blocks_, pack);
   }
 
-  void pack_block(int64_t block, int64_t vector) {
+  template <class Real>
+  void pack_block(const LinearOf<Real>& a, int64_t block, int64_t vector) const {
     float* target = packed_block(block, vector);
     const int64_t first = block * kBlockInputs;
-    const int64_t inputs = smaller(kBlockInputs, a_.k - first);
-    const int64_t tokens = smaller(kLanes, a_.m - vector * kLanes);
+    const int64_t inputs = smaller(kBlockInputs, a.k - first);
+    const int64_t tokens = smaller(kLanes, a.m - vector * kLanes);
     if (inputs < kBlockInputs || tokens < kLanes) {
       __builtin_memset(target, 0, kBlockInputs * kLanes * sizeof(float));
     }
     for (int64_t t = 0; t < tokens; ++t) {
-      const bf16* source = a_.x + (vector * kLanes + t) * a_.x_stride + first;
+      const Real* source = a.x + (vector * kLanes + t) * a.x_stride + first;
       for (int64_t i = 0; i < inputs; ++i) target[i * kLanes + t] = to_float(source[i]);
     }
   }
@@ -140,13 +142,14 @@ class ManyTokens {
   }
 
   // Panels of kPanelGroups row groups: all inputs, then out.
-  void multiply_panels(int64_t begin, int64_t end) const {
+  template <class Real>
+  void multiply_panels(const LinearOf<Real>& a, int64_t begin, int64_t end) const {
     const int64_t stride = (vectors_ + 1) * kLanes;  // no power of two: rows share no cache set
     const int64_t sums_bytes = kPanelGroups * kRows * stride * sizeof(float);
     auto* sums = static_cast<float*>(thread_scratch(Scratch::kSums, sums_bytes));
     auto* panel =
         static_cast<float*>(thread_scratch(Scratch::kPanel, kRows * kChunkInputs * sizeof(float)));
-    const int64_t all_groups = ceil_div(a_.n, kRows);
+    const int64_t all_groups = ceil_div(a.n, kRows);
     for (int64_t start = begin * kPanelGroups; start < smaller(end * kPanelGroups, all_groups);
          start += kPanelGroups) {
       const int64_t groups = smaller(kPanelGroups, all_groups - start);
@@ -154,25 +157,23 @@ class ManyTokens {
       for (int64_t block = 0; block < blocks_; block += kChunkBlocks) {
         const int64_t count = smaller(kChunkBlocks, blocks_ - block);
         for (int64_t g = 0; g < groups; ++g) {
-          decode_panel(static_cast<const Blocks*>(a_.packed) + (start + g) * blocks_ + block, count,
+          decode_panel(static_cast<const Blocks*>(a.packed) + (start + g) * blocks_ + block, count,
                        panel);
           multiply_all(panel, block, count * kBlockInputs, sums + g * kRows * stride, stride);
         }
       }
-      for (int64_t g = 0; g < groups; ++g) write(start + g, sums + g * kRows * stride, stride);
+      for (int64_t g = 0; g < groups; ++g) write(a, start + g, sums + g * kRows * stride, stride);
     }
   }
 
-  void write(int64_t group, const float* sums, int64_t stride) const {
-    const Outputs out(a_, group, Isa::template kUnit<Value>);
-    for (int64_t t = 0; t < a_.m; ++t) {
-      for (int r = 0; r < out.rows; ++r) {
-        a_.y[t * a_.n + out.row + r] = out.value(r, sums[r * stride + t]);
-      }
+  template <class Real>
+  static void write(const LinearOf<Real>& a, int64_t group, const float* sums, int64_t stride) {
+    const Outputs<Real> out(a, group, Isa::template kUnit<Value>);
+    for (int64_t t = 0; t < a.m; ++t) {
+      for (int r = 0; r < out.rows; ++r) out.write(t, r, sums[r * stride + t]);
     }
   }
 
-  const LinearArguments& a_;
   const int64_t blocks_;
   const int64_t vectors_;
   float* const x_;

@@ -10,20 +10,24 @@
 
 namespace permllm::cpu {
 
-struct LinearArguments {
-  const bf16* x;  // [m, k], rows x_stride elements apart
+// `Real` is the type of what goes in and out: bf16, fp16 or float.
+template <class Real>
+struct LinearOf {
+  const Real* x;  // [m, k], rows x_stride elements apart
   int64_t x_stride;
   int64_t m;           // >= 1
   const void* packed;  // blocks, 64-byte aligned
   int64_t n;           // logical rows; row groups are ceil(n / Rows)
   int64_t k;           // logical inputs; input blocks are ceil(k / 64)
-  const bf16* bias;    // [n] or null
-  bf16* y;             // [m, n] contiguous
+  const Real* bias;    // [n] or null
+  Real* y;             // [m, n] contiguous
 
   // For int8 values, else null.
   const float* scale = nullptr;         // [n]
   const int32_t* value_sums = nullptr;  // [row groups * Rows], in `packed`
 };
+
+using LinearArguments = LinearOf<bf16>;
 
 // Up to here a row is best expanded in registers.
 constexpr int kAvx512FewTokens = 6;
@@ -43,9 +47,15 @@ void avx512_int8_few_tokens(const LinearArguments&);
 void avx512_int8_several_tokens(const LinearArguments&);
 void avx512_int8_many_tokens(const LinearArguments&);
 
-// Any m, values of both types: products with x as it is.
-void avx512_float32(const LinearArguments&);
-void avx2_float32(const LinearArguments&);
-void portable(const LinearArguments&);
+// Any m, values of both types, x of every type: products with x as it is.
+void avx512_float32(const LinearOf<bf16>&);
+void avx512_float32(const LinearOf<fp16>&);
+void avx512_float32(const LinearOf<float>&);
+void avx2_float32(const LinearOf<bf16>&);
+void avx2_float32(const LinearOf<fp16>&);
+void avx2_float32(const LinearOf<float>&);
+void portable(const LinearOf<bf16>&);
+void portable(const LinearOf<fp16>&);
+void portable(const LinearOf<float>&);
 
 }  // namespace permllm::cpu

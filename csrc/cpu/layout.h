@@ -23,6 +23,11 @@ namespace permllm::cpu {
 
 using bf16 = uint16_t;  // the bits of a bfloat16
 
+// The bits of a float16; a type of its own, so that none is taken for a bfloat16.
+struct fp16 {
+  uint16_t bits;
+};
+
 constexpr int kBlockInputs = 64;
 constexpr int kBlockValues = 32;
 

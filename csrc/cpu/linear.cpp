@@ -1,6 +1,7 @@
 #include "linear.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "scratch.h"
 #include "threads.h"
@@ -14,10 +15,13 @@ constexpr int64_t kAmxFewTokens = 32;    // from here on expanding once for many
 constexpr int64_t kAvx512Apart = 12;  // tokens that take less time than 16, the weight read again
 constexpr int64_t kAvx512Lanes = 16;  // tokens per vector of the many-token kernel
 
-using Kernel = void (*)(const LinearArguments&);
+template <class Real>
+using KernelOf = void (*)(const LinearOf<Real>&);
+using Kernel = KernelOf<bf16>;
 
-LinearArguments tokens(const LinearArguments& a, int64_t first, int64_t count) {
-  LinearArguments part = a;
+template <class Real>
+LinearOf<Real> tokens(const LinearOf<Real>& a, int64_t first, int64_t count) {
+  LinearOf<Real> part = a;
   part.x += first * a.x_stride;
   part.y += first * a.n;
   part.m = count;
@@ -49,8 +53,31 @@ void amx_int8(const LinearArguments& a) {
 }
 #endif
 
-// What multiplies any number of tokens, or null where nothing does.
-Kernel kernel(Isa isa, ValueType type) {
+// What multiplies any number of tokens in float32, or null where nothing does.
+template <class Real>
+KernelOf<Real> float32_kernel(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx512:
+#if defined(PERMLLM_AVX512_FLOAT32)
+      return avx512_float32;
+#else
+      return nullptr;
+#endif
+    case Isa::kAvx2:
+#if defined(PERMLLM_AVX2)
+      return avx2_float32;
+#else
+      return nullptr;
+#endif
+    case Isa::kPortable:
+      return portable;
+    default:
+      return nullptr;
+  }
+}
+
+// The same, in bfloat16 or int8 where the instruction set multiplies those.
+Kernel bfloat16_kernel(Isa isa, ValueType type) {
   const bool bfloat16 = type == ValueType::kBfloat16;
   switch (isa) {
     case Isa::kAmx:
@@ -67,28 +94,25 @@ Kernel kernel(Isa isa, ValueType type) {
 #else
       return nullptr;
 #endif
-    case Isa::kAvx512:
-#if defined(PERMLLM_AVX512_FLOAT32)
-      return avx512_float32;
-#else
-      return nullptr;
-#endif
-    case Isa::kAvx2:
-#if defined(PERMLLM_AVX2)
-      return avx2_float32;
-#else
-      return nullptr;
-#endif
-    case Isa::kPortable:
-      return portable;
+    default:
+      return float32_kernel<bf16>(isa);
   }
-  return nullptr;
 }
 
-void gather_inputs(const LinearArguments& a, const int32_t* gather, bf16* target) {
+template <class Real>
+KernelOf<Real> kernel(Isa isa, ValueType type) {
+  if constexpr (std::is_same_v<Real, bf16>) {
+    return bfloat16_kernel(isa, type);
+  } else {
+    return float32_kernel<Real>(isa);
+  }
+}
+
+template <class Real>
+void gather_inputs(const LinearOf<Real>& a, const int32_t* gather, Real* target) {
   parallel_for(a.m, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      const bf16* source = a.x + t * a.x_stride;
+      const Real* source = a.x + t * a.x_stride;
       for (int64_t i = 0; i < a.k; ++i) target[t * a.k + i] = source[gather[i]];
     }
   });
@@ -96,20 +120,27 @@ void gather_inputs(const LinearArguments& a, const int32_t* gather, bf16* target
 
 }  // namespace
 
-bool has_kernel(Isa isa, ValueType type) { return kernel(isa, type) != nullptr; }
+bool has_kernel(Isa isa, ValueType type) { return bfloat16_kernel(isa, type) != nullptr; }
 
-void linear(Isa isa, ValueType type, LinearArguments arguments, const int32_t* gather) {
-  const Kernel multiply = kernel(isa, type);
+bool takes_every_type(Isa isa) { return float32_kernel<float>(isa) != nullptr; }
+
+template <class Real>
+void linear(Isa isa, ValueType type, const LinearOf<Real>& arguments, const int32_t* gather) {
+  const KernelOf<Real> multiply = kernel<Real>(isa, type);
   if (gather == nullptr) return multiply(arguments);
   for (int64_t first = 0; first < arguments.m; first += kTokenBlock) {
-    LinearArguments part = tokens(arguments, first, std::min(kTokenBlock, arguments.m - first));
+    LinearOf<Real> part = tokens(arguments, first, std::min(kTokenBlock, arguments.m - first));
     auto* gathered =
-        static_cast<bf16*>(thread_scratch(Scratch::kGathered, part.m * part.k * sizeof(bf16)));
+        static_cast<Real*>(thread_scratch(Scratch::kGathered, part.m * part.k * sizeof(Real)));
     gather_inputs(part, gather, gathered);
     part.x = gathered;
     part.x_stride = part.k;
     multiply(part);
   }
 }
+
+template void linear(Isa, ValueType, const LinearOf<bf16>&, const int32_t*);
+template void linear(Isa, ValueType, const LinearOf<fp16>&, const int32_t*);
+template void linear(Isa, ValueType, const LinearOf<float>&, const int32_t*);
 
 }  // namespace permllm::cpu

@@ -90,8 +90,8 @@ struct FourTokens {
   Vector sums[4] = {};
 };
 
-template <class Sums, class Value>
-void multiply_group(const LinearArguments& a, const float* x, int64_t group) {
+template <class Sums, class Value, class Real>
+void multiply_group(const LinearOf<Real>& a, const float* x, int64_t group) {
   const int64_t blocks = ceil_div(a.k, kBlockInputs);
   const auto* block = static_cast<const Block<kRows, Value>*>(a.packed) + group * blocks;
   Sums rows[kRows];
@@ -106,14 +106,14 @@ void multiply_group(const LinearArguments& a, const float* x, int64_t group) {
       rows[r] = row;
     }
   }
-  const Outputs out(a, group, 1.0f);
+  const Outputs<Real> out(a, group, 1.0f);
   for (int r = 0; r < out.rows; ++r) {
-    for (int64_t t = 0; t < a.m; ++t) a.y[t * a.n + out.row + r] = out.value(r, rows[r].total(t));
+    for (int64_t t = 0; t < a.m; ++t) out.write(t, r, rows[r].total(t));
   }
 }
 
-template <class Sums, class Value>
-void few_tokens(const LinearArguments& a) {
+template <class Sums, class Value, class Real>
+void few_tokens(const LinearOf<Real>& a) {
   const size_t bytes = ceil_div(a.k, kBlockInputs) * kBlockInputs * Sums::kTokens * sizeof(float);
   auto* x = static_cast<float*>(thread_scratch(Scratch::kActivations, bytes));
   __builtin_memset(x, 0, bytes);  // inputs past k
@@ -125,17 +125,22 @@ void few_tokens(const LinearArguments& a) {
   });
 }
 
-template <class Value>
-void linear(const LinearArguments& a) {
+template <class Value, class Real>
+void linear(const LinearOf<Real>& a) {
   a.m == 1                     ? few_tokens<OneToken, Value>(a)
   : a.m <= FourTokens::kTokens ? few_tokens<FourTokens, Value>(a)
                                : ManyTokens<Portable, Value>::run(a);
 }
 
-}  // namespace
-
-void portable(const LinearArguments& a) {
+template <class Real>
+void either(const LinearOf<Real>& a) {
   a.scale != nullptr ? linear<int8_t>(a) : linear<bf16>(a);
 }
+
+}  // namespace
+
+void portable(const LinearOf<bf16>& arguments) { either(arguments); }
+void portable(const LinearOf<fp16>& arguments) { either(arguments); }
+void portable(const LinearOf<float>& arguments) { either(arguments); }
 
 }  // namespace permllm::cpu

@@ -22,34 +22,68 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+#: What the CPU kernels multiply.
+ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 
-def fallback_reason(device: torch.device, dtype: torch.dtype) -> str:
-    """Why layers of this dtype and device run on the reference backend; empty if they do not."""
+
+def fallback_reason(
+    device: torch.device, dtype: torch.dtype, values: torch.dtype = torch.bfloat16
+) -> str:
+    """Why layers of this dtype and device run on the reference backend; empty if they do not.
+
+    Args:
+        device: where the model is.
+        dtype: of the activations.
+        values: dtype of the sparse values in the checkpoint.
+    """
     if device.type == "cuda":
         return unsupported_reason(device, dtype)
     if device.type != "cpu":
         return f"there is no kernel for {device.type} yet"
-    if dtype != torch.bfloat16:
+    if dtype not in ACTIVATIONS:
+        return f"the CPU kernels take no {_name(dtype)} activations; load the model in bfloat16"
+    if dtype == torch.float32 and values == torch.float32:
         return (
-            f"the CPU kernels compute in bfloat16, the model is {str(dtype).removeprefix('torch.')}"
-            "; load it in bfloat16 (vLLM: --dtype bfloat16) to use them"
+            "the CPU kernels hold values of bfloat16 or int8, the model and its checkpoint are "
+            "float32; load it in bfloat16 (vLLM: --dtype bfloat16) to round and use them"
         )
     return ops.missing_reason
 
 
-def select_backend(device: torch.device, dtype: torch.dtype) -> Backend:
+def select_backend(
+    device: torch.device, dtype: torch.dtype, values: torch.dtype = torch.bfloat16
+) -> Backend:
     """Picks the backend for layers with activations of `dtype` on `device`.
 
     Falls back to the reference backend where no kernel exists, with `fallback_reason` as a warning.
+    Beside float16 activations the CPU kernels round float16 values to bfloat16; a warning says so.
+
+    Args:
+        device: where the model is.
+        dtype: of the activations.
+        values: dtype of the sparse values in the checkpoint.
 
     Raises:
         RuntimeError: PERMLLM_CPU_ISA names an instruction set that cannot run here.
     """
-    reason = fallback_reason(device, dtype)
+    reason = fallback_reason(device, dtype, values)
+    if not reason and device.type == "cuda":
+        return CudaBackend(dtype)
     if not reason:
-        return CudaBackend(dtype) if device.type == "cuda" else CpuBackend()
+        if torch.bfloat16 not in (dtype, values) and values.is_floating_point:
+            logger.warning(
+                "the CPU kernels hold bfloat16: the %s values of sparse layers are rounded, as "
+                "with --dtype bfloat16; their %s activations are not",
+                _name(values),
+                _name(dtype),
+            )
+        return CpuBackend(dtype=dtype)
     logger.warning(
         "sparse layers run on the reference backend, as slow and as large as dense ones: %s",
         reason,
     )
     return ReferenceBackend(dtype)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -10,8 +10,8 @@ from permllm_vllm.checkpoint import permutation as permutations
 
 #: Largest block whose permutation disappears inside the kernel's blocks of 64 inputs.
 LARGEST_UNDONE_BLOCK = 64
-#: Instruction sets whose kernels take any 32 of 64 inputs, so that it can.
-UNDO_PERMUTATION = ("amx", "avx512_bf16")
+#: Instruction sets whose kernels take any 32 of 64 inputs, so that it can, and bfloat16 alone.
+BFLOAT16_ONLY = ("amx", "avx512_bf16")
 #: Beyond, sums of products of int8 values leave an int32 (csrc/cpu/layout.h).
 MOST_INT8_INPUTS = 1 << 17
 
@@ -22,6 +22,8 @@ class CpuBackend:
     Args:
         instruction_set: "amx", "avx512_bf16", "avx512", "avx2" or "portable"; empty for the fastest
             that this CPU runs, or the one in the environment variable PERMLLM_CPU_ISA.
+        dtype: of the activations. Those of float16 and float32 are multiplied in float32, by the
+            kernels of the next instruction set that do so.
 
     Raises:
         RuntimeError: the instruction set is unknown, or this CPU or build cannot run it.
@@ -29,16 +31,19 @@ class CpuBackend:
 
     name = "cpu"
 
-    def __init__(self, instruction_set: str = ""):
+    def __init__(self, instruction_set: str = "", dtype: torch.dtype = torch.bfloat16):
         if ops.missing_reason:
             raise RuntimeError(f"the compiled CPU kernels are missing: {ops.missing_reason}")
-        self.instruction_set = instruction_set or torch.ops.permllm.cpu_instruction_set()
+        chosen = instruction_set or torch.ops.permllm.cpu_instruction_set()
+        if dtype != torch.bfloat16 and chosen in BFLOAT16_ONLY:
+            chosen = next(isa for isa in instruction_sets() if isa not in BFLOAT16_ONLY)
+        self.instruction_set = chosen
 
     def pack(self, weights: CheckpointWeights) -> PackedWeights:
         """Packs one layer.
 
         int8 values stay int8 where a kernel of this instruction set multiplies them, and the scale
-        goes along; elsewhere they are scaled and rounded to bfloat16.
+        goes along; elsewhere they are scaled and rounded to bfloat16, as float16 and float32 are.
 
         On amx and avx512_bf16 the permutation of blocks of 32 and 64 is undone here and costs
         nothing at run time. That of blocks of 128, and any on the others, is kept as int32 indices
@@ -62,7 +67,7 @@ class CpuBackend:
 
     def _undoes(self, block_size: int) -> bool:
         """Whether packing undoes a permutation of blocks of this size."""
-        return self.instruction_set in UNDO_PERMUTATION and block_size <= LARGEST_UNDONE_BLOCK
+        return self.instruction_set in BFLOAT16_ONLY and block_size <= LARGEST_UNDONE_BLOCK
 
     def _packs_int8(self, inputs: int) -> bool:
         """Whether a kernel multiplies int8 values of this many inputs."""

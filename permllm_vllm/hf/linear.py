@@ -21,13 +21,13 @@ class Backends:
     """The backends of one model: chosen once, so that a fallback is warned about once."""
 
     def __init__(self) -> None:
-        self._chosen: dict[tuple[torch.device, torch.dtype], Backend] = {}
+        self._chosen: dict[tuple[torch.device, torch.dtype, torch.dtype], Backend] = {}
 
-    def __call__(self, device: torch.device, dtype: torch.dtype) -> Backend:
-        """Return what packs and multiplies for activations of this device and dtype."""
-        key = (device, dtype)
+    def __call__(self, device: torch.device, dtype: torch.dtype, values: torch.dtype) -> Backend:
+        """Return what packs and multiplies for activations of `dtype` on this device."""
+        key = (device, dtype, values)
         if key not in self._chosen:
-            self._chosen[key] = select_backend(device, dtype)
+            self._chosen[key] = select_backend(*key)
         return self._chosen[key]
 
 
@@ -151,7 +151,7 @@ class SparseLinear(nn.Module):
         text = f"in_features={self.in_features}, out_features={self.out_features}"
         text += f", bias={self.bias is not None}, pattern={self.pattern}"
         if self._packed is not None:
-            text += f", backend={self._backends(self._packed.device, self._packed.dtype).name}"
+            text += f", backend={self._backend(self._packed.device, self._packed.dtype).name}"
         return text
 
     def _packed_for(self, device: torch.device, dtype: torch.dtype) -> PackedWeights:
@@ -162,8 +162,7 @@ class SparseLinear(nn.Module):
 
     def _pack(self, device: torch.device, dtype: torch.dtype) -> PackedWeights:
         raise_if_any(self.content_problems())
-        backend = self._backends(device, dtype)
-        return backend.pack(
+        return self._backend(device, dtype).pack(
             CheckpointWeights(
                 values=self.weight_packed,
                 mask=self.weight_mask,
@@ -189,3 +188,6 @@ class SparseLinear(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._packed = None
+
+    def _backend(self, device: torch.device, dtype: torch.dtype) -> Backend:
+        return self._backends(device, dtype, self.weight_packed.dtype)

@@ -88,7 +88,7 @@ class PermLLMLinearMethod(LinearMethodBase):
             return torch.empty(schema.tensor_shape(kind, rows, columns, self.pattern), dtype=dtype)
 
         nothing = torch.empty(0, dtype=torch.uint8)
-        value_dtype = torch.int8 if self._is_int8 else params_dtype
+        value_dtype = schema.VALUE_DTYPES[self.checkpoint.value_dtype]
         expected: dict[str, tuple[type, Tensor]] = {
             schema.WEIGHT_PACKED: (SparseWeightParameter, empty(schema.WEIGHT_PACKED, value_dtype)),
             schema.WEIGHT_MASK: (SparseWeightParameter, empty(schema.WEIGHT_MASK, torch.uint8)),
@@ -135,7 +135,7 @@ class PermLLMLinearMethod(LinearMethodBase):
         tensors = {name: parameter.data for name, parameter in loaded.items()}
         self._unfold(layer, tensors)
         values = tensors[schema.WEIGHT_PACKED]
-        backend = self.served.backend(values.device, self.dtype)
+        backend = self.served.backend(values.device, self.dtype, values.dtype)
         packed = backend.pack(
             CheckpointWeights(
                 values=values,

@@ -19,13 +19,13 @@ class ServedLayers:
     def __init__(self) -> None:
         self._created = 0
         self._packed: Counter[tuple[str, str]] = Counter()
-        self._backends: dict[tuple[torch.device, torch.dtype], Backend] = {}
+        self._backends: dict[tuple[torch.device, torch.dtype, torch.dtype], Backend] = {}
 
-    def backend(self, device: torch.device, dtype: torch.dtype) -> Backend:
+    def backend(self, device: torch.device, dtype: torch.dtype, values: torch.dtype) -> Backend:
         """What packs and multiplies; chosen once, so that a fallback is warned about once."""
-        key = (device, dtype)
+        key = (device, dtype, values)
         if key not in self._backends:
-            self._backends[key] = select_backend(device, dtype)
+            self._backends[key] = select_backend(*key)
         return self._backends[key]
 
     def created(self) -> None:

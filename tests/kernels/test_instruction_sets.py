@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.shapes import random_layer, to_int8
 from permllm_vllm import ops
-from permllm_vllm.backends.cpu import UNDO_PERMUTATION, CpuBackend, instruction_sets
+from permllm_vllm.backends.cpu import BFLOAT16_ONLY, CpuBackend, instruction_sets
 from tests.kernels.conftest import EVERY_INSTRUCTION_SET
 from tests.kernels.test_cpu import exact, run
 
@@ -16,7 +16,7 @@ ROWS, BLOCK_INPUTS = 8, 64
 @pytest.fixture
 def float32_isa(isa: str) -> str:
     """Instruction sets without bfloat16 products."""
-    if isa in UNDO_PERMUTATION:
+    if isa in BFLOAT16_ONLY:
         pytest.skip(f"{isa} has bfloat16 products")
     return isa
 

@@ -91,13 +91,17 @@ def test_selection(caplog):
     if ops.missing_reason:
         assert backend.name == "reference"
     else:
-        assert backend.name == "cpu"
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            for values in (torch.bfloat16, torch.int8):
+                assert select_backend(CPU, dtype, values).name == "cpu"
         assert not caplog.records
-    for dtype in (torch.float32, torch.float16):
-        backend = select_backend(CPU, dtype)
-        assert (backend.name, backend.instruction_set) == ("reference", "pytorch")
-        assert str(dtype).removeprefix("torch.") in fallback_reason(CPU, dtype)
-        assert "reference backend" in caplog.text
+        assert select_backend(CPU, torch.float16, torch.float16).name == "cpu"
+        assert "float16 values of sparse layers are rounded" in caplog.text
+    backend = select_backend(CPU, torch.float32, torch.float32)
+    assert (backend.name, backend.instruction_set) == ("reference", "pytorch")
+    assert "reference backend" in caplog.text
+    assert "float32" in fallback_reason(CPU, torch.float32, torch.float32)
+    assert "float64" in fallback_reason(CPU, torch.float64)
     assert "cuda" in fallback_reason(torch.device("cuda"), torch.bfloat16)
 
 

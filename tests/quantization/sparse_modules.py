@@ -95,6 +95,8 @@ def load(layer: torch.nn.Module, module: SparseModule, shard_id: str | int | Non
 
 
 def packed_dense(layer: torch.nn.Module) -> Tensor:
-    """Finish loading a float32 layer; the reference backend then holds the dense weight."""
+    """Finish loading a float32 layer, and read its dense weight by unit inputs."""
     layer.quant_method.process_weights_after_loading(layer)
-    return layer.weight_packed.data
+    inputs = getattr(layer, "input_size_per_partition", layer.input_size)
+    output: Tensor = layer.quant_method.apply(layer, torch.eye(inputs))
+    return output.t()

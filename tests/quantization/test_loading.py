@@ -182,16 +182,17 @@ def test_apply_multiplies(on_rank: OnRank, dtype: torch.dtype) -> None:
         32,
         bias=True,
         params_dtype=dtype,
-        quant_config=config(["model.fc1"]),
+        quant_config=config(["model.fc1"], value_dtype="bfloat16"),
         prefix="model.fc1",
     )
-    load(layer, module)
+    values = module.tensors["weight_packed"].bfloat16()
+    load(layer, SparseModule({**module.tensors, "weight_packed": values}, module.dense))
     layer.bias.weight_loader(layer.bias, torch.linspace(-1, 1, 32))
     layer.quant_method.process_weights_after_loading(layer)
     x = torch.randn(3, 5, HIDDEN, generator=torch.Generator().manual_seed(1)).to(dtype)
     output, _ = layer(x)
     expected = torch.nn.functional.linear(
-        x.double(), module.dense.to(dtype).double(), layer.bias.double()
+        x.double(), module.dense.bfloat16().double(), layer.bias.double()
     )
     assert output.dtype == dtype
     tolerance = 4 * torch.finfo(dtype).eps
