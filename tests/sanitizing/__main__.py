@@ -42,7 +42,7 @@ REPORTS = {
     "undefined": (MEMORY, "runtime error: shift exponent"),
     "race": (THREADS, "ThreadSanitizer: data race"),
 }
-KERNEL_TESTS = ("tests/kernels/test_cpu.py", "tests/kernels/test_border.py")
+KERNEL_TESTS = tuple(f"tests/kernels/test_{name}.py" for name in ("cpu", "border", "activations"))
 FUZZED = "test_no_input_is_answered_wrongly and (linear or pack or contents)"
 SELECTIONS = (KERNEL_TESTS, ("tests/fuzzing/test_targets.py", "-k", FUZZED))
 LINKED = ("tests", "benchmarks", "offline", "csrc", "pyproject.toml", "setup.py")

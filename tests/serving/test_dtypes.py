@@ -1,4 +1,4 @@
-"""`--dtype float16`: the values are bfloat16 in the checkpoint and converted when they load."""
+"""`--dtype float16`: the kernel multiplies activations of float16 with values of bfloat16."""
 
 import pytest
 

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from benchmarks.server import Server, serve
+from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
 from tests.serving.checkpoints import Twins
 from tests.serving.scoring import ARGUMENTS
 from tests.serving.traffic import mixed_traffic
@@ -24,7 +26,8 @@ def test_traffic_changes_no_answer(server: Server) -> None:
     assert tally.compared == tally.completed > 0
 
 
-def test_the_log_says_that_no_kernel_serves(server: Server) -> None:
-    line = server.backend_line()
-    assert "backend reference (pytorch) serves 60 sparse linear layers" in line
-    assert server.log().count("sparse layers run on the reference backend") == 1
+@pytest.mark.skipif(not instruction_sets(), reason="the CPU kernels were not built")
+def test_the_log_says_that_a_float32_kernel_serves(server: Server) -> None:
+    name = CpuBackend(dtype=torch.float32).instruction_set
+    assert f"backend cpu ({name}) serves 60 sparse linear layers" in server.backend_line()
+    assert "reference backend" not in server.log()
