@@ -26,6 +26,8 @@ FACTS = {
     "windows": "evaluation windows",
     "sequence_length": "tokens in a window",
     "effort": "effort",
+    "steps": "learning steps",
+    "windows_per_step": "windows in a step",
     "load_average": "load average",
 }
 """Further entries of a result that are shown with its tables."""
@@ -188,6 +190,41 @@ def _by_domain(row: Mapping[str, Any], key: str = "perplexity") -> Mapping[str, 
     return row[key] if isinstance(row[key], Mapping) else {"in domain": row[key]}
 
 
+# Studies
+
+
+def study(result: Result) -> str:
+    """A line per cell, a column per field that holds text or a number; perplexity by text.
+
+    Cells that were refused are left out: the page says why.
+    """
+    rows = [row for row in result["rows"] if "refused" not in row]
+    domains = list(rows[0]["perplexity"])
+    dense = rows[0]["perplexity"]
+    fields = [
+        field
+        for field in dict.fromkeys(field for row in rows for field in row)
+        if not any(isinstance(row.get(field), list | Mapping) for row in rows)
+    ]
+    lines = []
+    for row in rows:
+        line = [_shown(row.get(field)) for field in fields]
+        for domain in domains:
+            value = row["perplexity"][domain]
+            line += [f"{value:.1f}", f"{value / dense[domain]:.2f}"]
+        lines.append(line)
+    header = ["processor seconds" if f == "seconds" else f.replace("_", " ") for f in fields]
+    for domain in domains:
+        header += [f"perplexity, {domain}", "x dense"]
+    return markdown(header, lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.0f}" if value >= 10 else f"{value:.3f}"
+    return "" if value is None else str(value)
+
+
 def _number(row: Mapping[str, Any] | None, key: str, digits: int) -> str:
     return "" if row is None or key not in row else f"{row[key]:.{digits}f}"
 
@@ -201,6 +238,7 @@ VIEWS: Mapping[str, Callable[[Result], str]] = {
     "first-token": lambda result: serving(result, first_token_speed, memory=False),
     "accuracy-2:4": lambda result: accuracy(result, ["2:4"]),
     "accuracy": lambda result: accuracy(result, ["2:4", "4:8"]),
+    "study": study,
 }
 
 

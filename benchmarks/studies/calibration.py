@@ -54,10 +54,9 @@ class Calibrations:
         first, usual = next(iter(self.counts)), self.counts[OWN][1]
         found = [(CHEAP, source, n) for source, counts in self.counts.items() for n in counts]
         found.append((CHEAP, ALL, len(self.counts) * usual))
-        for source, counts in self.counts.items():
-            found += [(SECOND, source, counts[0]), (SECOND, source, counts[-1])]
-        found += [(UPDATED, first, self.counts[OWN][0]), (UPDATED, first, usual)]
-        return [*found, (UPDATED, OWN, usual)]
+        found += [(UPDATED, first, usual), (UPDATED, OWN, usual)]
+        found += [(SECOND, first, n) for n in (self.counts[first][0], self.counts[first][-1])]
+        return [*found, (SECOND, OWN, self.counts[OWN][-1]), (UPDATED, first, self.counts[OWN][0])]
 
     def windows(self, source: str, count: int) -> Tensor:
         """The first windows of a source: int64 [count, length]."""
@@ -126,7 +125,7 @@ def measure(subject: Subject, cells: Cells) -> None:
     cells.row({"method": "dense"}, subject.dense)
     calibrations = Calibrations(subject)
     for method, source, count in calibrations.cells():
-        key = {"method": method, "source": source, "calibration_windows": count}
+        key = {"method": method, "source": source, "samples": count}
         cells.row(key, partial(calibrations.measured, method, source, count))
 
 
@@ -135,12 +134,12 @@ def draw(rows: Sequence[Row], axes: Any) -> None:
     kept = [row for row in rows if row["method"] == CHEAP and row["source"] != ALL]
     for number, source in enumerate(dict.fromkeys(row["source"] for row in kept)):
         mine = [row for row in kept if row["source"] == source]
-        counts = [row["calibration_windows"] for row in mine]
+        counts = [row["samples"] for row in mine]
         for domain, style in zip(kept[0]["perplexity"], ("o-", "s--"), strict=True):
             values = [row["perplexity"][domain] for row in mine]
             label = f"{source}: {domain}"
             axes.plot(counts, values, style, color=f"C{number}", label=label, markersize=4)
-    axes.set(xscale="log", xlabel="calibration windows", ylabel=f"perplexity, {CHEAP}")
+    axes.set(xscale="log", xlabel="calibration samples", ylabel=f"perplexity, {CHEAP}")
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
@@ -148,7 +147,7 @@ def draw(rows: Sequence[Row], axes: Any) -> None:
 
 STUDY = Study(
     "how much calibration text, and of which source",
-    ("method", "source", "calibration_windows"),
+    ("method", "source", "samples"),
     measure,
     draw,
 )

@@ -164,6 +164,26 @@ def test_accuracy_is_the_mean_over_seeds() -> None:
     )
 
 
+def test_a_study_shows_every_cell_but_the_refused_ones() -> None:
+    def texts(domain: float, novels: float) -> dict[str, float]:
+        return {"in domain": domain, "novels": novels}
+
+    rows = [
+        {"method": "dense", "perplexity": texts(20, 40)},
+        {"method": "a", "block_size": 128, "refused": "because"},
+        {"method": "a", "block_size": 64, "seconds": 12.4, "perplexity": texts(30, 50)},
+        {"method": "b", "loss": 0.12345, "learned": [1, 2], "perplexity": texts(25, 44)},
+    ]
+    assert tables.VIEWS["study"]({"rows": rows}).splitlines() == [
+        "| method | block size | processor seconds | loss | perplexity, in domain | x dense "
+        "| perplexity, novels | x dense |",
+        "|---|---|---|---|---|---|---|---|",
+        "| dense |  |  |  | 20.0 | 1.00 | 40.0 | 1.00 |",
+        "| a | 64 | 12 |  | 30.0 | 1.50 | 50.0 | 1.25 |",
+        "| b |  |  | 0.123 | 25.0 | 1.25 | 44.0 | 1.10 |",
+    ]
+
+
 def test_a_page_is_rewritten_between_its_markers(tmp_path: Path) -> None:
     record = RECORD | {"load_average": 0.5} | KERNELS
     (tmp_path / "results").mkdir()
