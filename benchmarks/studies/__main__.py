@@ -26,7 +26,7 @@ from benchmarks.studies import (
 from benchmarks.studies.cells import Cells
 from benchmarks.studies.drawing import save
 from benchmarks.studies.study import Study
-from benchmarks.studies.subject import FULL, QUICK, Subject
+from benchmarks.studies.subject import QUICK, Subject
 from benchmarks.texts import austen, python_manual, sotu
 
 STUDIES: Mapping[str, Study] = {
@@ -64,7 +64,7 @@ def main() -> None:
         smollm2(),
         sotu().calibration,
         {"in domain": sotu().held_out, "novels": austen()},
-        QUICK if options.quick else FULL,
+        QUICK if options.quick else STUDIES[options.name].sizes,
         {"addresses": sotu().calibration, "Python's manual": python_manual()},
     )
     run(options.name, subject, options.json, options.plot)

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from benchmarks.studies.cells import Cells, Row
 from benchmarks.studies.study import Study
-from benchmarks.studies.subject import SharedStatistics, Subject
+from benchmarks.studies.subject import MANY_CELLS, SharedStatistics, Subject
 from permllm_offline.activations import DenseStatistics, collect
 from permllm_offline.calibration import CalibrationWindows, sample_windows
 from permllm_offline.loading import load_tokenizer
 from permllm_offline.own_text import own_text
-from permllm_offline.preparation import prepare
 from permllm_offline.pruning import prune_model
 
 CHEAP, SECOND, UPDATED = "wanda+cp", "ria", "wanda+cp/obs"
@@ -115,7 +114,9 @@ class Calibrations:
         name, _, reconstruction = method.partition("/")
         recipe = self.subject.recipe(name, reconstruction=reconstruction or None)
         windows = self.windows(source, count)
-        prepared = replace(prepare(recipe), windows=CalibrationWindows(windows, windows[:0]))
+        prepared = replace(
+            self.subject.prepared(recipe), windows=CalibrationWindows(windows, windows[:0])
+        )
         work = SharedStatistics(DenseStatistics(self.norms(source, count), None))
         return {"perplexity": self.subject.perplexity(prune_model(recipe, prepared, work).model)}
 
@@ -150,4 +151,5 @@ STUDY = Study(
     ("method", "source", "samples"),
     measure,
     draw,
+    MANY_CELLS,
 )

@@ -21,7 +21,7 @@ from benchmarks.studies.cells import Cells, Row
 from benchmarks.studies.drawing import perplexity_bars
 from benchmarks.studies.rounding import by_range, rounded
 from benchmarks.studies.study import Study
-from benchmarks.studies.subject import SharedStatistics, Subject
+from benchmarks.studies.subject import MANY_CELLS, SharedStatistics, Subject
 from permllm_offline.channel_permutation import allocate_group
 from permllm_offline.importance import wanda
 from permllm_offline.layout import GroupLayout
@@ -52,7 +52,7 @@ class Rounding:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self.plan = prepare(subject.recipe("wanda+cp")).plan
+        self.plan = subject.prepared(subject.recipe("wanda+cp")).plan
 
     def measured(self, order: Order, group: int | None, *, sparse: bool) -> dict[str, Any]:
         """Perplexity, and the error of each decoder layer's output, errors before included."""
@@ -216,4 +216,5 @@ STUDY = Study(
     ("values", "group", "permutation"),
     measure,
     draw,
+    MANY_CELLS,
 )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmarks.studies.cells import Cells, Row
 from benchmarks.studies.drawing import bars
 from benchmarks.studies.study import Study
-from benchmarks.studies.subject import Subject
+from benchmarks.studies.subject import MANY_CELLS, Subject
 from benchmarks.studies.swapping import Block
 from permllm_offline.activations import last_hidden_state
 from permllm_offline.channel_permutation import allocate_group
@@ -28,7 +28,6 @@ from permllm_offline.layout import GroupLayout
 from permllm_offline.linear_assignment import assign_group
 from permllm_offline.mask import choose_mask
 from permllm_offline.modules import decoder_layers, linear_of
-from permllm_offline.preparation import prepare
 from permllm_vllm.checkpoint.pattern import Pattern
 
 PATTERN = Pattern(2, 4)
@@ -68,7 +67,7 @@ class PrunedLayer:
     def __init__(self, subject: Subject) -> None:
         self.subject, self.index = subject, subject.layers // 2
         model = subject.load()
-        self.layouts = prepare(subject.recipe("wanda+cp")).plan.layers[self.index]
+        self.layouts = subject.prepared(subject.recipe("wanda+cp")).plan.layers[self.index]
         self.seen = input_moments(subject, model, self.index, subject.windows)
         unseen = subject.unseen["in domain"]
         self.unseen = input_moments(subject, model, self.index, unseen)
@@ -170,4 +169,6 @@ def draw(rows: Sequence[Row], axes: Any) -> None:
     axes.set_xlabel("share")
 
 
-STUDY = Study("permutations for the most score or the least loss", ("permutation",), measure, draw)
+STUDY = Study(
+    "permutations for the most score or the least loss", ("permutation",), measure, draw, MANY_CELLS
+)

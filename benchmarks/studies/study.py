@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.studies.cells import Cells, Row
-from benchmarks.studies.subject import Subject
+from benchmarks.studies.subject import LEARNING, Sizes, Subject
 
 
 @dataclass(frozen=True)
@@ -21,3 +21,4 @@ class Study:
     key: Sequence[str]
     measure: Callable[[Subject, Cells], None]
     draw: Callable[[Sequence[Row], Any], None]
+    sizes: Sizes = LEARNING

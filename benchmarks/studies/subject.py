@@ -18,7 +18,7 @@ from permllm_offline.evaluation import evaluation_windows, perplexity
 from permllm_offline.families import Family, family_of
 from permllm_offline.kept_steps import kept_statistics
 from permllm_offline.loading import Source, load_model, load_tokenizer, open_source
-from permllm_offline.preparation import prepare
+from permllm_offline.preparation import Prepared, prepare
 from permllm_offline.pruning import PrunedModel, prune_model
 from permllm_offline.recipe import Recipe, make_recipe
 from permllm_offline.steps import Step, Work
@@ -38,7 +38,10 @@ class Sizes:
     windows_per_step: int
 
 
-FULL = Sizes(64, 16, 256, 15, 4)
+LEARNING = Sizes(64, 16, 256, 15, 4)
+MANY_CELLS = Sizes(64, 8, 256, 15, 4)
+"""For studies of many cells whose models are alike: fewer windows tell them apart."""
+
 QUICK = Sizes(8, 2, 32, 2, 1)
 
 
@@ -82,6 +85,7 @@ class Subject:
     ) -> None:
         self.name, self.directory, self.calibration = name, directory, calibration
         self.sizes, self._evaluation, self.sources = sizes, evaluation, sources
+        self._prepared: dict[Recipe, Prepared] = {}
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -132,7 +136,7 @@ class Subject:
     @cached_property
     def windows(self) -> Tensor:
         """The calibration windows: int64 [windows, sequence_length]."""
-        prepared = prepare(self.recipe("wanda"))
+        prepared = self.prepared(self.recipe("wanda+cp"))
         assert prepared.windows is not None
         return prepared.windows.calibration
 
@@ -141,9 +145,15 @@ class Subject:
         """What calibration reads from the dense model, its last hidden states too."""
         return collect(self.load(), self.family, self.windows, hidden_states=True)
 
+    def prepared(self, recipe: Recipe) -> Prepared:
+        """What is checked before a prune; text is read once for each recipe."""
+        if recipe not in self._prepared:
+            self._prepared[recipe] = prepare(recipe)
+        return self._prepared[recipe]
+
     def prune(self, recipe: Recipe) -> PrunedModel:
         """Prune as the command does; calibration is done once for all calls."""
-        return prune_model(recipe, prepare(recipe), SharedStatistics(self.statistics))
+        return prune_model(recipe, self.prepared(recipe), SharedStatistics(self.statistics))
 
     @cached_property
     def unseen(self) -> Mapping[str, Tensor]:
