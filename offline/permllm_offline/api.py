@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
@@ -11,7 +12,9 @@ from typing import Any, Literal
 from permllm_offline import pipeline
 from permllm_offline.calibration import Sampling
 from permllm_offline.errors import OfflineError
-from permllm_offline.evaluation import evaluation_windows, perplexity
+from permllm_offline.evaluation import evaluation_windows as cut_windows
+from permllm_offline.evaluation import perplexity
+from permllm_offline.hub import check_push, push
 from permllm_offline.loading import (
     load_model,
     load_tokenizer,
@@ -19,56 +22,72 @@ from permllm_offline.loading import (
     parse_device,
     parse_dtype,
 )
-from permllm_offline.recipe import Recipe, make_recipe
+from permllm_offline.processes import first
+from permllm_offline.recipe import make_recipe, overridden, read_recipe
 from permllm_offline.report import Report
+from permllm_offline.zero_shot import Tasks
 
-_DEFAULT = {name: field.default for name, field in Recipe.model_fields.items()}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Perplexity of a checkpoint over ``windows`` windows of ``sequence_length`` tokens."""
+    """What was measured on a checkpoint.
 
-    perplexity: float
+    ``perplexity`` is that over ``windows`` windows of ``sequence_length`` tokens, or None without
+    a data set; ``tasks`` is task -> metric -> value.
+    """
+
+    perplexity: float | None
     windows: int
     sequence_length: int
+    tasks: Mapping[str, Mapping[str, float]]
 
 
 def prune(
     model: str | PathLike[str],
     output: str | PathLike[str],
     *,
-    method: str = _DEFAULT["method"],
+    recipe: str | PathLike[str] | None = None,
+    preset: Literal["paper"] | None = None,
+    method: str | None = None,
     reconstruction: str | None = None,
-    pattern: Literal["2:4", "4:8"] = _DEFAULT["pattern"],
-    block_size: Literal[32, 64, 128] = _DEFAULT["block_size"],
-    dataset: str | PathLike[str] | Sequence[str] | None = None,
+    pattern: Literal["2:4", "4:8"] | None = None,
+    block_size: Literal[32, 64, 128] | None = None,
+    dataset: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     num_samples: int | None = None,
-    sampling: Sampling = _DEFAULT["sampling"],
-    sequence_length: int = _DEFAULT["sequence_length"],
-    evaluation_windows: int = _DEFAULT["evaluation_windows"],
-    seed: int = _DEFAULT["seed"],
-    device: str = _DEFAULT["device"],
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = _DEFAULT["dtype"],
-    values: Literal["auto", "int8"] = _DEFAULT["values"],
+    sampling: Sampling | None = None,
+    sequence_length: int | None = None,
+    evaluation_windows: int | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None,
+    values: Literal["auto", "int8"] | None = None,
     learning: Mapping[str, Any] | None = None,
     blockwise: Mapping[str, Any] | None = None,
     distillation: Mapping[str, Any] | None = None,
     effort: Literal["low", "default", "high"] = "default",
+    push_to_hub: str | None = None,
     force: bool = False,
     resume: bool = False,
 ) -> Report:
     """Prune a model and write a permllm checkpoint, like ``permllm-offline prune``.
 
+    An argument that is None is taken from the recipe file, then from the preset, then from the
+    defaults of ``recipe.Recipe``.
+
     Args:
         model: folder or hub name of the dense model.
         output: folder to write; it is complete or absent.
-        method: key of ``methods.METHODS``.
+        recipe: YAML file of options, such as the ``recipe.yaml`` of a checkpoint.
+        preset: ``paper`` for the constants of arXiv 2510.10136, which take GPU hours.
+        method: key of ``methods.METHODS``; by default the best one that fits this machine's
+            memory, see ``memory.fitted``.
         reconstruction: key of ``reconstructions.RECONSTRUCTIONS`` in place of the method's own.
         pattern: N:M.
         block_size: channels per permutation block.
         dataset: calibration text: a file, a folder or a hub name, or several of them.
-        num_samples: calibration windows, or None for the default.
+        num_samples: calibration windows.
         sampling: ``stream`` or ``document``; see ``calibration.sample_windows``.
         sequence_length: tokens per window.
         evaluation_windows: held-out windows on which the report's perplexities are measured.
@@ -80,6 +99,7 @@ def prune(
         blockwise: constants of tuning layer by layer, fields of ``recipe.BlockwiseRecipe``.
         distillation: constants of the distillation, fields of ``recipe.DistillationRecipe``.
         effort: calibration text and steps of a method that distils, where not given otherwise.
+        push_to_hub: ``owner/name`` of a repository to upload the finished checkpoint to.
         force: replace a non-empty output folder.
         resume: go on from the finished steps of a run that was cut off.
 
@@ -87,9 +107,9 @@ def prune(
         The report, which is also written to ``report.json``.
 
     Raises:
-        OfflineError, CheckpointError: bad input, or an output that cannot be written.
+        OfflineError, CheckpointError: bad input, or an output that cannot be written or uploaded.
     """
-    entries = {
+    changes = {
         "model": fspath(model),
         "method": method,
         "reconstruction": reconstruction,
@@ -108,51 +128,86 @@ def prune(
         "blockwise": blockwise,
         "distillation": distillation,
     }
-    recipe = make_recipe(entries, effort)
-    return pipeline.prune(recipe, Path(output), force=force, resume=resume)
+    given = {} if recipe is None else read_recipe(Path(recipe))
+    made = make_recipe(overridden(given, changes), effort, preset)
+    if push_to_hub is not None:
+        check_push(push_to_hub)
+    report = pipeline.prune(made, Path(output), force=force, resume=resume)
+    if push_to_hub is not None and first():
+        logger.info("uploaded: %s", push(Path(output), push_to_hub))
+    return report
 
 
 def evaluate(
     model: str | PathLike[str],
-    dataset: str | PathLike[str],
+    dataset: str | PathLike[str] | None = None,
     *,
     sequence_length: int = 512,
     max_windows: int | None = None,
+    tasks: Sequence[str] | None = None,
+    tasks_path: str | PathLike[str] | None = None,
+    few_shot: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
     device: str = "cpu",
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
 ) -> Evaluation:
-    """Measure the perplexity of a dense or permllm checkpoint, like ``permllm-offline eval``.
+    """Measure perplexity and tasks of a dense or permllm checkpoint, like ``permllm-offline eval``.
 
     Args:
         model: folder or hub name.
-        dataset: text to evaluate on: a file, a folder or a hub name.
+        dataset: text to measure perplexity on: a file, a folder or a hub name.
         sequence_length: tokens per window; windows do not overlap.
         max_windows: windows at most, or None for the whole text.
+        tasks: of lm-eval.
+        tasks_path: folder of more tasks; see ``zero_shot.Tasks``.
+        few_shot: examples before each question of a task, or None for what it says.
+        limit: questions of each task, or None for all.
+        batch_size: of the tasks.
         device: torch device.
         dtype: of the weights; ``auto`` is the model's own.
 
     Raises:
         OfflineError, CheckpointError: bad input.
     """
+    if dataset is None and tasks is None:
+        raise OfflineError("nothing to measure: give --dataset, --tasks, or both.")
     if sequence_length < 2 or (max_windows is not None and max_windows < 1):
         raise OfflineError(
             f"sequence length {sequence_length} and {max_windows} windows cannot be evaluated: "
             "--sequence-length must be at least 2 and --max-windows at least 1."
         )
+    if batch_size < 1 or (few_shot or 0) < 0 or (limit is not None and limit < 1):
+        raise OfflineError("--batch-size and --limit must be at least 1, --few-shot at least 0.")
+    if tasks is None and tasks_path is not None:
+        raise OfflineError("--tasks-path says where tasks are: give their names with --tasks.")
     torch_device, source = parse_device(device), open_source(fspath(model))
     torch_dtype = parse_dtype(dtype) or source.dtype
-    windows = evaluation_windows(
-        fspath(dataset), load_tokenizer(source), sequence_length, max_windows
+    tokenizer = load_tokenizer(source)
+    found = None
+    if tasks is not None:
+        found = Tasks(tasks, None if tasks_path is None else Path(tasks_path))
+    windows = None
+    if dataset is not None:
+        windows = cut_windows(fspath(dataset), tokenizer, sequence_length, max_windows)
+    loaded = load_model(source, torch_dtype, torch_device)
+    return Evaluation(
+        None if windows is None else perplexity(loaded, windows),
+        0 if windows is None else len(windows),
+        sequence_length,
+        {}
+        if found is None
+        else found.evaluate(
+            loaded, tokenizer, few_shot=few_shot, limit=limit, batch_size=batch_size
+        ),
     )
-    found = perplexity(load_model(source, torch_dtype, torch_device), windows)
-    return Evaluation(found, len(windows), sequence_length)
 
 
 def _datasets(
-    dataset: str | PathLike[str] | Sequence[str] | None,
+    dataset: str | PathLike[str] | Sequence[str | PathLike[str]] | None,
 ) -> str | tuple[str, ...] | None:
-    if dataset is None:
-        return None
-    if isinstance(dataset, str | PathLike):
+    if dataset is None or isinstance(dataset, str):
+        return dataset
+    if isinstance(dataset, PathLike):
         return fspath(dataset)
-    return tuple(dataset)
+    return tuple(fspath(one) for one in dataset)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from permllm_offline.learned_layers import trained_share
+from permllm_offline.learned_layers import largest_span, trained_share
 from permllm_offline.permutations import PERMUTATIONS
 from permllm_offline.plan import PlannedLinear
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe import BlockwiseRecipe, DistillationRecipe, LearningRecipe, Recipe
+from permllm_offline.recomputation import held_activation_bytes
 from permllm_offline.reconstructions import RECONSTRUCTIONS
 from permllm_offline.sampled_text import PIECES_AT_ONCE
 from permllm_offline.streamed_pruning import can_stream, reads_activations
@@ -28,6 +29,9 @@ DIVERGENCE = 3
 
 TUNED_BYTES = 4 + 8 + 4
 """For each weight that is tuned: a float32 copy, the states of Adam, and a float32 gradient."""
+
+LEARNED_BYTES = 4 + 1
+"""For each weight whose mask is learned: its importance, and the mask of the forward pass."""
 
 TIMED_SECONDS = 0.1
 
@@ -60,13 +64,9 @@ def forecast(recipe: Recipe, prepared: Prepared, speed: float | None = None) -> 
     """
     plan, windows = prepared.plan, prepared.windows
     reconstruction = RECONSTRUCTIONS[recipe.parsed_method().reconstruction]
-    read = 0 if windows is None else windows.calibration.numel()
     held_out = 0 if windows is None else windows.held_out.numel()
-    if not reads_activations(recipe):
-        read = 0
-    updated = read  # tokens that a layer's reconstruction reads
-    if reconstruction.model is not None:
-        read += recipe.distillation.self_windows * recipe.sequence_length
+    read = updated = _read_tokens(recipe, prepared)
+    if reconstruction.model is not None:  # a layer's reconstruction reads fewer
         updated = min(read, recipe.distillation.layer_windows * recipe.sequence_length)
     # A sampled token is one product of each matrix with a row for each piece.
     sampling_speed = speed or measured_speed(prepared, plan.linears[0], PIECES_AT_ONCE)
@@ -89,7 +89,7 @@ def forecast(recipe: Recipe, prepared: Prepared, speed: float | None = None) -> 
         operations += 2 * passes * sum(_weights(linear) for linear in linears)
         seconds.append(operations / speed)
     stages = _stage_seconds(recipe, prepared, speed, sampling_speed)
-    return Forecast(seconds, stages, _peak_bytes(recipe, prepared, layers, read + held_out))
+    return Forecast(seconds, stages, peak_bytes(recipe, prepared))
 
 
 def _stage_seconds(
@@ -153,27 +153,51 @@ def _update_operations(linear: PlannedLinear, tokens: int) -> float:
     return moment + linear.out_features * channels**2
 
 
-def _peak_bytes(
-    recipe: Recipe, prepared: Prepared, layers: Sequence[Sequence[PlannedLinear]], tokens: int
-) -> int:
-    """Weights, states of training and hidden states that are in memory together."""
+def peak_bytes(recipe: Recipe, prepared: Prepared) -> int:
+    """Weights, states of training, activations and hidden states that are in memory together."""
     plan, item = prepared.plan, prepared.dtype.itemsize
     pruned_bytes = sum(linear.dense_bytes for linear in plan.linears)
     rest = plan.total_bytes - sum(linear.sparse_bytes for linear in plan.linears)
-    layer_bytes = max(sum(linear.dense_bytes for linear in linears) for linears in layers)
+    per_layer = len(plan.linears) // len(plan.layers)
+    layer_bytes = max(
+        sum(linear.dense_bytes for linear in plan.linears[start : start + per_layer])
+        for start in range(0, len(plan.linears), per_layer)
+    )
     widest = max(linear.layout.in_features for linear in plan.linears)
     scores = 4 * max(map(_weights, plan.linears)) * 4  # float32 importance, ranks and masks
-    states = 3 * tokens * plan.layers[0][0].in_features * item  # dense, pruned, and the next
+    states = 3 * _state_tokens(recipe, prepared) * plan.layers[0][0].in_features * item
     tuned = (TUNED_BYTES + 2 * item) // item  # two snapshots; times the bytes of the weights
     parts = recipe.parsed_method().reconstruction.split("+")
-    training = 0
+    training, length = 0, recipe.sequence_length
+    if PERMUTATIONS[recipe.parsed_method().permutation].learn is not None:
+        share = largest_span(recipe.learning, len(plan.layers))
+        sparse = LEARNED_BYTES * sum(map(_weights, plan.linears)) + pruned_bytes
+        tokens = recipe.learning.windows_at_once * length
+        training = round(share * sparse) + held_activation_bytes(plan, tokens, item, share)
     if "distillation" in parts:
-        training = tuned * pruned_bytes
+        training = max(training, tuned * pruned_bytes + held_activation_bytes(plan, length, item))
     elif "blockwise" in parts:
-        training = tuned * layer_bytes
+        training = max(training, tuned * layer_bytes)
     if not can_stream(recipe):
         return rest + pruned_bytes + scores + states + training
     moment = 0
     if "obs" in parts or "sparsegpt" in parts:
         moment = widest**2 * (4 + 3 * 8)
     return rest + 2 * layer_bytes + scores + states + max(moment, training)
+
+
+def _state_tokens(recipe: Recipe, prepared: Prepared) -> int:
+    """Tokens whose hidden states are kept: dense, pruned, and the next layer's."""
+    return _read_tokens(recipe, prepared) + (
+        0 if prepared.windows is None else prepared.windows.held_out.numel()
+    )
+
+
+def _read_tokens(recipe: Recipe, prepared: Prepared) -> int:
+    """Tokens that pass through the dense model, those that it writes itself included."""
+    if prepared.windows is None or not reads_activations(recipe):
+        return 0
+    read = prepared.windows.calibration.numel()
+    if RECONSTRUCTIONS[recipe.parsed_method().reconstruction].model is not None:
+        read += recipe.distillation.self_windows * recipe.sequence_length
+    return read

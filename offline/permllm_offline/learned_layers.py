@@ -88,10 +88,18 @@ def spans(constants: LearningRecipe, learned: Collection[int], count: int) -> li
 
 def trained_share(constants: LearningRecipe, count: int) -> float:
     """Passes through decoder layers in one learning step of every span, over ``count``."""
+    return sum(map(len, _trained(constants, count))) / count
+
+
+def largest_span(constants: LearningRecipe, count: int) -> float:
+    """Decoder layers that the backward pass of one step holds at most, over ``count``."""
+    return max(map(len, _trained(constants, count))) / count
+
+
+def _trained(constants: LearningRecipe, count: int) -> list[range]:
     choice = parse_layers(constants.layers, count)
     learned = choice.layers or range(count)
-    trained = [span for span in spans(constants, learned, count) if set(span) & set(learned)]
-    return sum(map(len, trained)) / count
+    return [span for span in spans(constants, learned, count) if set(span) & set(learned)]
 
 
 @torch.no_grad()

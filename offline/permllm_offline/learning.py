@@ -95,7 +95,7 @@ def _learned(
         order, curve = learn_span(calibrated, learned, name, states, targets, share)
         return Step({"order": order}, {"curve": curve})
 
-    step = calibrated.work.step(name, compute)
+    step = calibrated.work.common_step(name, compute)
     return step.tensors["order"], step.facts["curve"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -13,14 +14,16 @@ from permllm_offline.costs import costs_json
 from permllm_offline.decisions import LayerDecision
 from permllm_offline.errors import OfflineError
 from permllm_offline.loading import dtype_name, open_source
+from permllm_offline.memory import Fitted, fitted
 from permllm_offline.model_card import model_card
 from permllm_offline.permutations import PERMUTATIONS
 from permllm_offline.plan import PlannedLinear
 from permllm_offline.preparation import Prepared, prepare
+from permllm_offline.processes import SharedWork, count, first, joined
 from permllm_offline.pruning import PrunedModel, prune_model
 from permllm_offline.recipe import Recipe
 from permllm_offline.reconstructions import find_reconstruction
-from permllm_offline.report import Report
+from permllm_offline.report import CalibrationRecord, Report
 from permllm_offline.report_page import report_page
 from permllm_offline.resume import work_folder
 from permllm_offline.streamed_pruning import PrunedLayers, can_stream, prune_streamed
@@ -46,8 +49,13 @@ def check_writable(recipe: Recipe) -> None:
         )
 
 
-def prepare_checkpoint(recipe: Recipe, output: Path, *, force: bool = False) -> Prepared:
-    """Check a recipe against the model, the data and the output, reading no weight.
+def prepare_checkpoint(
+    recipe: Recipe, output: Path, *, force: bool = False
+) -> tuple[Fitted, Prepared]:
+    """Check a recipe against the model, the data, the memory and the output, reading no weight.
+
+    Returns:
+        The recipe that this machine has memory for, and what was checked.
 
     Raises:
         OfflineError, CheckpointError: the first thing that would make the prune fail.
@@ -57,6 +65,8 @@ def prepare_checkpoint(recipe: Recipe, output: Path, *, force: bool = False) -> 
     check_destination(output, open_source(recipe.model).directory, force=force)
     prepared = prepare(recipe)
     _check_names(prepared)
+    fit = fitted(recipe, prepared)
+    recipe = fit.recipe
     needed = prepared.plan.total_bytes
     reconstruction = find_reconstruction(recipe.parsed_method().reconstruction)
     if can_stream(recipe) or reconstruction.layer is not None:
@@ -64,7 +74,30 @@ def prepare_checkpoint(recipe: Recipe, output: Path, *, force: bool = False) -> 
     if reconstruction.model is not None:
         needed += INTERVAL_BYTES * sum(map(_weights, prepared.plan.linears))
     check_disk(output, needed)
-    return prepared
+    return fit, prepared
+
+
+def check_processes(recipe: Recipe) -> None:
+    """Raise OfflineError where the processes of ``torchrun`` cannot share the steps evenly."""
+    if count() == 1:
+        return
+    if can_stream(recipe):
+        raise OfflineError(
+            f"{count()} processes, but {recipe.method!r} without learning or distillation goes "
+            "through the model layer by layer in one: start it without torchrun."
+        )
+    method = recipe.parsed_method()
+    loops = {
+        "learning": PERMUTATIONS[method.permutation].learn and recipe.learning,
+        "distillation": find_reconstruction(method.reconstruction).model and recipe.distillation,
+    }
+    for name, constants in loops.items():
+        if constants and constants.windows_per_step % count():
+            raise OfflineError(
+                f"{count()} processes cannot share {constants.windows_per_step} windows of a step "
+                f"of {name} evenly: give the recipe a {name}.windows_per_step that is a multiple "
+                f"of {count()}."
+            )
 
 
 def _weights(linear: PlannedLinear) -> int:
@@ -87,18 +120,31 @@ def prune(recipe: Recipe, output: Path, *, force: bool = False, resume: bool = F
     """Prune a model and write the checkpoint; the output folder is complete or absent.
 
     Finished steps lie in a work folder beside the output until it is complete; with ``resume`` a
-    run that was cut off goes on from them.
+    run that was cut off goes on from them. Of the processes that ``torchrun`` starts, the first one
+    writes.
 
     Raises:
         OfflineError, CheckpointError: bad input, or an output that cannot be written.
     """
-    prepared = prepare_checkpoint(recipe, output, force=force)
-    work = work_folder(recipe, prepared, output, resume=resume)
+    with joined():
+        return _prune(recipe, output, force=force, resume=resume)
+
+
+def _prune(recipe: Recipe, output: Path, *, force: bool, resume: bool) -> Report:
+    fit, prepared = prepare_checkpoint(recipe, output, force=force)
+    recipe = fit.recipe
+    check_processes(recipe)
     pruned: PrunedModel | PrunedLayers
+    if not first():
+        return prune_model(recipe, prepared, SharedWork(None)).report
+    work = work_folder(recipe, prepared, output, resume=resume)
     if can_stream(recipe):
         pruned = prune_streamed(recipe, prepared, work)
     else:
-        pruned = prune_model(recipe, prepared, work)
+        pruned = prune_model(recipe, prepared, work if count() == 1 else SharedWork(work))
+    windows = prepared.windows
+    calibration = None if windows is None else CalibrationRecord.of(windows)
+    report = replace(pruned.report, note=fit.note, calibration=calibration)
     name = output.resolve().name
     write_checkpoint(
         output,
@@ -109,16 +155,16 @@ def prune(recipe: Recipe, output: Path, *, force: bool = False, resume: bool = F
         total_bytes=prepared.plan.total_bytes,
         config_updates={"dtype": dtype_name(prepared.dtype)},
         extra_files={
-            "README.md": model_card(pruned.report, prepared.source, name),
+            "README.md": model_card(report, prepared.source, name),
             "recipe.yaml": recipe.to_yaml(),
-            "report.json": pruned.report.to_json(),
+            "report.json": report.to_json(),
             "costs.json": costs_json(work.costs),
-            "report.html": report_page(pruned.report, work.costs, prepared.source, name),
+            "report.html": report_page(report, work.costs, prepared.source, name),
         },
     )
     work.remove()
     logger.info("wrote %s", output)
-    return pruned.report
+    return report
 
 
 def _tensors(

@@ -15,6 +15,7 @@ from permllm_offline.loading import Source, load_tokenizer, open_source, parse_d
 from permllm_offline.own_text import own_text
 from permllm_offline.permutations import PERMUTATIONS
 from permllm_offline.plan import Plan, make_plan
+from permllm_offline.processes import from_first
 from permllm_offline.recipe import Recipe
 from permllm_offline.reconstructions import find_reconstruction
 
@@ -58,7 +59,8 @@ def prepare(recipe: Recipe) -> Prepared:
         parse_layers(recipe.learning.layers, len(plan.layers))
     windows = None
     if recipe.datasets:
-        windows = sample_windows(
+        draw = partial(
+            sample_windows,
             recipe.datasets,
             load_tokenizer(source),
             num_samples=recipe.num_samples,
@@ -68,6 +70,7 @@ def prepare(recipe: Recipe) -> Prepared:
             sampling=recipe.sampling,
             own_text=partial(own_text, source, dtype, device, recipe.sequence_length, recipe.seed),
         )
+        windows = from_first(draw)
     elif IMPORTANCES[method.importance].needs_activations or reconstruction.needs_windows:
         raise OfflineError(
             f"method {recipe.method!r} needs calibration text: give --dataset a file, a folder or "

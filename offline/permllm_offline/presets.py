@@ -15,7 +15,11 @@ _PAPER_SCALE = 8.0
 PRESETS = ("paper",)
 
 
-def preset(name: str, method: str) -> Mapping[str, Any]:
+PAPER_METHOD = "permllm-wanda"
+"""The paper's own, with the importance of most of its tables."""
+
+
+def preset(name: str, method: str | None) -> Mapping[str, Any]:
     """Entries of a recipe that a preset gives.
 
     ``paper`` gives the constants of arXiv 2510.10136 (Appendix A), and those of its authors' code
@@ -25,15 +29,17 @@ def preset(name: str, method: str) -> Mapping[str, Any]:
 
     Args:
         name: of ``PRESETS``.
-        method: of the recipe; the rate depends on its importance.
+        method: of the recipe, or None for the paper's; the rate depends on its importance.
 
     Raises:
         OfflineError: unknown preset, or method.
     """
     if name not in PRESETS:
         raise OfflineError(f"preset {name!r} is not known: give one of {', '.join(PRESETS)}.")
+    method = method or PAPER_METHOD
     rate = _PAPER_RATES.get(parse_method(method).importance, _PAPER_RATES["wanda"])
     return {
+        "method": method,
         "block_size": 64,
         "dataset": "c4",
         "sampling": "document",

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from permllm_offline.calibration import Sampling
 from permllm_offline.errors import OfflineError
-from permllm_offline.methods import Method, parse_method
+from permllm_offline.methods import BEST, Method, parse_method
 from permllm_offline.presets import preset
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import BLOCK_SIZES
@@ -90,7 +90,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
-    method: str = "permllm-wanda"
+    method: str = BEST
     reconstruction: str | None = None
     """Kind of reconstruction in place of the method's own."""
     pattern: str = "2:4"
@@ -202,7 +202,7 @@ def make_recipe(
             range.
     """
     if preset_name is not None:
-        entries = overridden(preset(preset_name, _method(entries)), entries)
+        entries = overridden(preset(preset_name, entries.get("method")), entries)
     entries = {name: value for name, value in entries.items() if value is not None}
     kind = entries.get("reconstruction") or parse_method(_method(entries)).reconstruction
     if effort not in EFFORTS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from permllm_offline.calibrated import LearnedPermutations
+from permllm_offline.calibration import CalibrationWindows
 from permllm_offline.decisions import GroupDecision, LayerDecision
 from permllm_offline.layerwise import LayerError
 from permllm_offline.mask_example import MaskExample, example_layer, mask_example
@@ -40,6 +42,27 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class CalibrationRecord:
+    """The windows of a data set: to calibrate on, held out, and the SHA-256 of all their tokens.
+
+    Equal digests are equal tokens in equal order; a text that changed under its name gives
+    another.
+    """
+
+    windows: int
+    held_out: int
+    tokens_sha256: str
+
+    @classmethod
+    def of(cls, windows: CalibrationWindows) -> CalibrationRecord:
+        """Describe windows."""
+        digest = hashlib.sha256()
+        for part in (windows.calibration, windows.held_out):
+            digest.update(part.numpy().astype("<i8").tobytes())
+        return cls(len(windows.calibration), len(windows.held_out), digest.hexdigest())
+
+
+@dataclass(frozen=True)
 class Report:
     """What a prune did.
 
@@ -61,6 +84,9 @@ class Report:
     """Decoder layers that learned their permutations; the others have the reallocation."""
     sensitivities: Sequence[float] | None = None
     """Of each decoder layer, where they chose ``learned_layers``."""
+    note: str | None = None
+    """Why the recipe is not the default one, where nobody asked for another."""
+    calibration: CalibrationRecord | None = None
 
     @classmethod
     def build(
@@ -127,6 +153,8 @@ class Report:
             "perplexity_after": self.perplexity_after,
             "byte_ratio": self.byte_ratio,
             "recipe": self.recipe.model_dump(),
+            "note": self.note,
+            "calibration": None if self.calibration is None else asdict(self.calibration),
             "learning_curve": list(self.learning_curve),
             "learned_layers": list(self.learned_layers),
             "sensitivities": self.sensitivities,

@@ -21,6 +21,7 @@ from permllm_offline.calibrated import Calibrated, LearningCurve
 from permllm_offline.errors import OfflineError
 from permllm_offline.hardening import Hardener
 from permllm_offline.learned_span import LearnedSpan
+from permllm_offline.processes import share, summed, total
 from permllm_offline.recipe import LearningRecipe
 from permllm_offline.recomputation import activations_are_large, recomputed
 from permllm_offline.schedules import cosine, shuffled_batches
@@ -130,16 +131,17 @@ class _Learner:
         soft, order = self._soften(self._step)
         self._learned.use(order, soft)
         loss = 0.0
-        for part in batch.split(constants.windows_at_once):
+        for part in share(batch).split(constants.windows_at_once):
             distance = self._learned.loss(self._training[0][part], self._training[1][part])
             (distance * (len(part) / len(batch))).backward()
             loss += distance.item() * len(part) / len(batch)
+        loss = summed(loss)
         if not math.isfinite(loss):
             raise OfflineError(
                 f"the learning loss of step {self._step} is {loss}: activations overflow under "
                 "these masks. Give --dtype bfloat16 or float32."
             )
-        soft.backward(self._learned.gradient())
+        soft.backward(total(self._learned.gradient()))
         for group in self._optimizer.param_groups:
             group["lr"] = constants.learning_rate * cosine(self._step, constants.steps)
         self._optimizer.step()
@@ -168,11 +170,12 @@ class _Learner:
     @torch.no_grad()
     def _validate(self, order: Tensor) -> float:
         self._learned.use(order)
+        states, targets = self._validation
         losses = [
-            self._learned.loss(window[None], target[None]).item()
-            for window, target in zip(*self._validation, strict=True)
+            self._learned.loss(states[index : index + 1], targets[index : index + 1]).item()
+            for index in share(torch.arange(len(states))).tolist()
         ]
-        return sum(losses) / len(losses)
+        return summed(sum(losses)) / len(states)
 
     def _state(self) -> Step:
         moments = self._optimizer.state[self._logits]

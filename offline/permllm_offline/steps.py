@@ -51,6 +51,14 @@ class Work:
         with self.measured(name):
             return compute()
 
+    def common_step(self, name: str, compute: Callable[[], Step]) -> Step:
+        """Return the result of a step in which the processes of a prune work together."""
+        return self.step(name, compute)
+
+    def finished(self, name: str) -> bool:
+        """Whether the result of a step is kept."""
+        return False
+
     def measured(self, name: str) -> AbstractContextManager[None]:
         """Count what is done in the context as a step that is never kept."""
         return measured(name, self.costs)
@@ -105,6 +113,10 @@ class WorkFolder(Work):
         self._write(path, done, {_COST: json.dumps(asdict(self.costs[-1]))})
         self._path(name + _INTERVAL).unlink(missing_ok=True)
         return done
+
+    def finished(self, name: str) -> bool:
+        """Whether the result of a step is kept."""
+        return self._path(name).exists()
 
     def interval(self, name: str) -> Step | None:
         """Return the state in which the step of that name was last kept, or None."""

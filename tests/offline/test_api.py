@@ -4,11 +4,13 @@ import inspect
 import re
 import subprocess
 import sys
+from argparse import _SubParsersAction
 from pathlib import Path
 
 import pytest
 
 import permllm_offline
+from permllm_offline.cli import build_parser
 from permllm_offline.errors import OfflineError
 from permllm_offline.recipe import Recipe
 from tests.offline.tiny_models import random_text
@@ -37,12 +39,48 @@ def test_the_documented_example_runs(
     assert re.search(r"perplexity [\d.]+ over 4 windows", shown)
 
 
-def test_the_arguments_are_the_recipe() -> None:
+def options_of(command: str) -> set[str]:
+    """The options of a sub-command, those of the learned permutation as one."""
+    (commands,) = (a for a in build_parser()._actions if isinstance(a, _SubParsersAction))
+    found = {action.dest.partition(".")[0] for action in commands.choices[command]._actions}
+    return found - {"help", "verbose"}
+
+
+def test_the_arguments_of_prune_are_the_recipe_and_the_options_of_the_command() -> None:
     parameters = inspect.signature(permllm_offline.prune).parameters
     assert set(Recipe.model_fields) <= set(parameters)
-    for name, field in Recipe.model_fields.items():
-        if parameters[name].default not in (None, inspect.Parameter.empty):
-            assert parameters[name].default == field.default, name
+    # A dry run shows a table; `forecast` and `prepare` are its functions.
+    assert options_of("prune") - {"dry_run"} == set(parameters) - {"blockwise", "distillation"}
+    # None leaves the choice to the recipe file, so nothing else may be a default.
+    assert all(
+        parameters[name].default in (None, inspect.Parameter.empty) for name in Recipe.model_fields
+    )
+
+
+def test_the_arguments_of_evaluate_are_the_options_of_the_command() -> None:
+    assert options_of("eval") - {"json"} == set(
+        inspect.signature(permllm_offline.evaluate).parameters
+    )
+
+
+def test_arguments_come_before_the_recipe_file_and_it_before_the_preset(
+    tmp_path: Path, tiny_model_directory: Path, text_file: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("pattern: '4:8'\nsequence_length: 16\nlearning: {steps: 1, patience: 9}\n")
+    report = permllm_offline.prune(
+        tiny_model_directory,
+        tmp_path / "sparse",
+        recipe=file,
+        preset="paper",
+        dataset=text_file,
+        num_samples=5,
+        learning={"steps": 2, "windows_per_step": 1, "validation_windows": 1},
+    )
+    used = report.recipe
+    assert (used.method, used.pattern, used.sequence_length) == ("permllm-wanda", "4:8", 16)
+    assert (used.learning.steps, used.learning.patience, used.num_samples) == (2, 9, 5)
+    assert (used.learning.initial, used.sampling) == ("random", "document")
 
 
 def test_bad_arguments_are_refused(tiny_model_directory: Path, text_file: Path) -> None:

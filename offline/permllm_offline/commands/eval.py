@@ -7,16 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from permllm_offline.errors import OfflineError
-from permllm_offline.evaluation import evaluation_windows, perplexity
-from permllm_offline.loading import (
-    load_model,
-    load_tokenizer,
-    open_source,
-    parse_device,
-    parse_dtype,
-)
-from permllm_offline.zero_shot import Tasks
+from permllm_offline.api import evaluate
 
 _EXAMPLES = """examples:
   permllm-offline eval ./sparse --dataset held-out.txt
@@ -54,48 +45,33 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Evaluate and report."""
-    _check(options)
-    device, source = parse_device(options.device), open_source(options.model)
-    dtype = parse_dtype(options.dtype) or source.dtype
-    tokenizer = load_tokenizer(source)
     tasks = None
     if options.tasks is not None:
-        names = [name.strip() for name in options.tasks.split(",") if name.strip()]
-        tasks = Tasks(names, options.tasks_path)
-    windows = None
-    if options.dataset is not None:
-        windows = evaluation_windows(
-            options.dataset, tokenizer, options.sequence_length, options.max_windows
-        )
-    model = load_model(source, dtype, device)
+        tasks = [name.strip() for name in options.tasks.split(",") if name.strip()]
+    found = evaluate(
+        options.model,
+        options.dataset,
+        sequence_length=options.sequence_length,
+        max_windows=options.max_windows,
+        tasks=tasks,
+        tasks_path=options.tasks_path,
+        few_shot=options.few_shot,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        device=options.device,
+        dtype=options.dtype,
+    )
     result: dict[str, Any] = {"model": options.model}
-    if windows is not None:
+    if options.dataset is not None:
         result |= {
-            "perplexity": perplexity(model, windows),
-            "windows": len(windows),
-            "sequence_length": options.sequence_length,
+            "perplexity": found.perplexity,
+            "windows": found.windows,
+            "sequence_length": found.sequence_length,
             "dataset": options.dataset,
         }
     if tasks is not None:
-        result["tasks"] = tasks.evaluate(
-            model,
-            tokenizer,
-            few_shot=options.few_shot,
-            limit=options.limit,
-            batch_size=options.batch_size,
-        )
+        result["tasks"] = found.tasks
     text = json.dumps(result, indent=2)
     if options.json is not None:
         options.json.write_text(text + "\n", encoding="utf-8")
     print(text)  # noqa: T201 - the command's result
-
-
-def _check(options: argparse.Namespace) -> None:
-    if options.dataset is None and options.tasks is None:
-        raise OfflineError("nothing to measure: give --dataset, --tasks, or both.")
-    if options.sequence_length < 2 or (options.max_windows or 1) < 1:
-        raise OfflineError("--sequence-length must be at least 2 and --max-windows at least 1.")
-    if options.batch_size < 1 or (options.few_shot or 0) < 0 or (options.limit or 1) < 1:
-        raise OfflineError("--batch-size and --limit must be at least 1, --few-shot at least 0.")
-    if options.tasks is None and options.tasks_path is not None:
-        raise OfflineError("--tasks-path says where tasks are: give their names with --tasks.")

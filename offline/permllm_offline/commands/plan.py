@@ -37,7 +37,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="folder or hub name of the dense model")
-    parser.add_argument("--method", default="permllm-wanda", help="as for prune")
+    parser.add_argument("--method", default=default["method"].default, help="as for prune")
     parser.add_argument(
         "--pattern", default=default["pattern"].default, help=f"one of {', '.join(SUPPORTED)}"
     )

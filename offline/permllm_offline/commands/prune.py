@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,18 @@ from permllm_offline.commands.learning_options import add_learning_options, give
 from permllm_offline.commands.tables import plan_table, report_table, show
 from permllm_offline.forecast import forecast
 from permllm_offline.hub import check_push, push
+from permllm_offline.memory import SMALLER
 from permllm_offline.methods import METHODS
+from permllm_offline.permutations import PERMUTATIONS
 from permllm_offline.pipeline import prepare_checkpoint, prune
 from permllm_offline.presets import PRESETS
+from permllm_offline.processes import first
 from permllm_offline.recipe import EFFORTS, Recipe, make_recipe, overridden, read_recipe
 from permllm_offline.reconstructions import RECONSTRUCTIONS
 from permllm_offline.texts import NAMED
 from permllm_vllm.checkpoint.pattern import SUPPORTED
+
+logger = logging.getLogger(__name__)
 
 _EXAMPLES = """examples:
   permllm-offline prune ./SmolLM2-135M --output ./sparse --dataset calibration.txt
@@ -24,6 +30,11 @@ _EXAMPLES = """examples:
       --method wanda+cp --pattern 4:8 --dataset Salesforce/wikitext:wikitext-2-raw-v1
   permllm-offline prune ./model --output ./sparse --dataset texts/ --dataset c4 --dry-run
   permllm-offline prune ./other-model --output ./other --recipe ./sparse/recipe.yaml
+  torchrun --nproc-per-node 2 -m permllm_offline prune ./model --output ./sparse \\
+      --dataset texts/ --method permllm-wanda --windows-per-step 4
+
+Processes of torchrun share the windows of each step of learning and of distillation, and give what
+one process gives; each holds the whole model.
 """
 
 
@@ -51,7 +62,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--pattern",
         help=f"one of {', '.join(SUPPORTED)} (default {default['pattern'].default})",
     )
-    parser.add_argument("--method", help=f"{methods} (default {default['method'].default})")
+    smaller = " ".join(f"--{name} {value}" for name, value in SMALLER.items())
+    parser.add_argument(
+        "--method",
+        help=f"{methods} (default {default['method'].default}; where the machine has too little "
+        f"memory for it, {smaller})",
+    )
     parser.add_argument(
         "--reconstruction",
         metavar="KIND",
@@ -75,6 +91,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         ("sequence_length", "tokens per window"),
         ("seed", "of sampling and learning"),
         ("block_size", "channels per permutation block: 32, 64 or 128"),
+        ("evaluation_windows", "held-out windows for the perplexities of the report"),
     ):
         parser.add_argument(
             f"--{name.replace('_', '-')}",
@@ -136,12 +153,18 @@ def run(options: argparse.Namespace) -> None:
     given = {} if options.recipe is None else read_recipe(options.recipe)
     entries = overridden(given, changes)
     recipe = make_recipe(entries, options.effort, options.preset)
+    if changes["learning"] and PERMUTATIONS[recipe.parsed_method().permutation].learn is None:
+        given_names = ", ".join(changes["learning"])
+        logger.warning("%s learns no permutation: %s is of no use", recipe.method, given_names)
     if options.push_to_hub is not None:
         check_push(options.push_to_hub)
     if options.dry_run:
-        prepared = prepare_checkpoint(recipe, options.output, force=options.force)
-        show(plan_table(recipe, prepared.plan, forecast(recipe, prepared)))
+        fit, prepared = prepare_checkpoint(recipe, options.output, force=options.force)
+        show(plan_table(fit.recipe, prepared.plan, forecast(fit.recipe, prepared)))
         return
-    show(report_table(prune(recipe, options.output, force=options.force, resume=options.resume)))
+    report = prune(recipe, options.output, force=options.force, resume=options.resume)
+    if not first():
+        return
+    show(report_table(report))
     if options.push_to_hub is not None:
         show(f"uploaded: {push(options.output, options.push_to_hub)}")

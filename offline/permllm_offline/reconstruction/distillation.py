@@ -26,6 +26,7 @@ from permllm_offline.calibration import require_windows
 from permllm_offline.decisions import LayerDecision
 from permllm_offline.errors import OfflineError
 from permllm_offline.modules import decoder_layers, linear_of
+from permllm_offline.processes import share, sum_gradients, summed
 from permllm_offline.recomputation import activations_are_large, recomputed
 from permllm_offline.reconstruction.divergence import divergence
 from permllm_offline.reconstruction.head_inputs import head_input, head_inputs_of
@@ -117,20 +118,23 @@ def _optimise(
     steps = range(done + 1, constants.steps + 1)
     progress = tqdm(steps, desc="distillation", unit="step", initial=done, total=constants.steps)
     for step in progress:
-        total, tokens = 0.0, 0
-        for index in next(batches).tolist():
+        batch, total = next(batches), 0.0
+        for index in share(batch).tolist():
             loss = pupil.loss(training[0][index], training[1][index])
             loss.backward()
             total += loss.item()
-            tokens += training[0].shape[1]
+        total, tokens = summed(total), len(batch) * training[0].shape[1]
         if not math.isfinite(total):
             raise OfflineError(
                 f"the distillation loss of step {step} is {total}: the steps are too large, or the "
                 "dtype too narrow. Lower the learning rate of the recipe's distillation, or give "
                 "--dtype bfloat16."
             )
-        share = warmed_cosine(step, constants.steps, constants.warmup_share)
-        kept.step(share * constants.learning_rate)
+        sum_gradients(kept.weights)
+        rate = constants.learning_rate * warmed_cosine(
+            step, constants.steps, constants.warmup_share
+        )
+        kept.step(rate)
         curve.append({"step": step, "loss": total / tokens})
         if step % constants.validation_interval == 0 or step == constants.steps:
             value = curve[-1]["validation_loss"] = _validate(pupil, validation)
@@ -172,5 +176,9 @@ def _kept_state(work: Work, kept: KeptWeights) -> _State | None:
 
 @torch.no_grad()
 def _validate(pupil: Pupil, validation: tuple[Tensor, Tensor]) -> float:
-    total = sum(pupil.loss(*example).item() for example in zip(*validation, strict=True))
-    return total / validation[0].numel()
+    windows, targets = validation
+    losses = [
+        pupil.loss(windows[index], targets[index]).item()
+        for index in share(torch.arange(len(windows))).tolist()
+    ]
+    return summed(sum(losses)) / windows.numel()

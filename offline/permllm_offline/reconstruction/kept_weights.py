@@ -55,6 +55,11 @@ class KeptWeights:
             linear.weight.requires_grad_(False)
             linear.weight.grad = None
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """The weights as the model holds them, with their gradients."""
+        return [linear.weight for linear in self._linears]
+
     def step(self, learning_rate: float) -> None:
         """Move along the gradients that the weights hold, and drop these."""
         for linear, master, mask in zip(self._linears, self._masters, self._masks, strict=True):

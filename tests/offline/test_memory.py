@@ -1,0 +1,100 @@
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from permllm_offline import memory
+from permllm_offline.api import prune
+from permllm_offline.forecast import peak_bytes
+from permllm_offline.memory import PROGRAM_BYTES, SMALLER, Fitted, fitted, memory_bytes
+from permllm_offline.preparation import prepare
+from permllm_offline.recipe import make_recipe
+
+SIZES: dict[str, Any] = {"num_samples": 10, "sequence_length": 20, "evaluation_windows": 0}
+
+
+@pytest.fixture
+def fit(tiny_model_directory: Path, text_file: Path) -> Any:
+    """Fit a recipe into the memory that it needs, or a byte less."""
+
+    def fit(*, less: int = 0, **options: Any) -> Fitted:
+        entries = {"model": str(tiny_model_directory), "dataset": str(text_file)} | SIZES
+        recipe = make_recipe(entries | options)
+        prepared = prepare(recipe)
+        return fitted(recipe, prepared, PROGRAM_BYTES + peak_bytes(recipe, prepared) - less)
+
+    return fit
+
+
+def test_what_fits_stays(fit: Any, caplog: pytest.LogCaptureFixture) -> None:
+    found = fit()
+    assert (found.recipe.method, found.recipe.reconstruction, found.note) == (
+        "permllm-best",
+        None,
+        None,
+    )
+    assert caplog.messages == []
+
+
+def test_a_default_that_does_not_fit_is_replaced(
+    fit: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = fit(less=1)
+    assert found.recipe.model_dump(include=set(SMALLER)) == SMALLER
+    assert caplog.messages == [found.note]
+    assert "permllm-best needs about" in found.note
+    assert "--method wanda+cp --reconstruction obs+blockwise takes its place" in found.note
+
+
+@pytest.mark.parametrize(
+    "asked", [{"method": "permllm-best"}, {"reconstruction": "distillation"}, {"method": "wanda"}]
+)
+def test_what_is_asked_for_is_never_replaced(
+    asked: dict[str, str], fit: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = fit(less=1, **asked)
+    assert found.recipe.model_dump(include=set(asked)) == asked
+    assert found.note is None
+    (message,) = caplog.messages
+    assert "it may be killed" in message
+    remedy = "fewer --num-samples" if asked == {"method": "wanda"} else "--method wanda+cp"
+    assert f"The remedy is {remedy}" in message
+
+
+def test_the_report_and_the_recipe_say_what_was_replaced(
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(memory, "memory_bytes", lambda device: 1)
+    output = tmp_path / "sparse"
+    constants = {"steps": 1, "windows_per_step": 1, "validation_windows": 1}
+    with caplog.at_level(logging.WARNING):
+        report = prune(
+            tiny_model_directory, output, dataset=text_file, blockwise=constants, **SIZES
+        )
+    assert report.note is not None
+    assert report.note in caplog.messages
+    for file in ("report.json", "report.html"):
+        assert "takes its place" in (output / file).read_text()
+    assert (
+        "method: wanda+cp\nreconstruction: obs+blockwise\n" in (output / "recipe.yaml").read_text()
+    )
+
+
+def test_the_memory_of_a_container_is_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = memory_bytes(torch.device("cpu"))
+    assert whole is not None
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "_LIMITS", (str(tmp_path / "absent"), str(limit)))
+    for text, expected in (("123456", 123456), ("max", None), (str(2**62), None)):
+        limit.write_text(f"{text}\n", encoding="ascii")
+        found = memory_bytes(torch.device("cpu"))
+        assert found is not None
+        assert found == expected if expected else found >= whole
