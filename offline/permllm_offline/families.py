@@ -178,6 +178,18 @@ def family_of(config: Any) -> Family:
     return FAMILIES[model_type]
 
 
+def begin_token(config: Any) -> int | None:
+    """Return the token that every text must begin with, or None.
+
+    Gemma answers nonsense without its token for the beginning of a sequence, so every window gets
+    it, as in lm-eval. Other models go without, so that perplexities are those of the literature.
+    """
+    if not str(getattr(config, "model_type", None)).startswith("gemma"):
+        return None
+    token: int | None = config.bos_token_id
+    return token
+
+
 def heads_of(config: Any) -> Heads:
     """Return the attention geometry of a transformers configuration."""
     query = int(config.num_attention_heads)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from permllm_offline.errors import OfflineError, first_line
+from permllm_offline.families import begin_token
 from permllm_vllm.checkpoint.reader import CheckpointReader
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -54,16 +55,21 @@ def open_source(model: str) -> Source:
 
 
 def load_tokenizer(source: Source) -> Any:
-    """Load the tokenizer beside a model; raises OfflineError where there is none."""
+    """Load the tokenizer beside a model; raises OfflineError where there is none.
+
+    Its attribute ``window_begin`` is ``families.begin_token`` of the model.
+    """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source.directory, **_TRUST_NOTHING)
+        tokenizer = AutoTokenizer.from_pretrained(source.directory, **_TRUST_NOTHING)
     except Exception as error:  # transformers raises too many kinds to list
         raise OfflineError(
             f"{source.name!r} has no readable tokenizer ({first_line(error)}). Copy the "
             "tokenizer files of the base model into the folder."
         ) from error
+    tokenizer.window_begin = begin_token(source.config)
+    return tokenizer
 
 
 def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:

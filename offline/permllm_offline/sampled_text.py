@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from permllm_offline.families import begin_token
+
 PIECE = 256
 """Tokens of one piece of text, where a window is not shorter. Attention over longer ones costs more
 than it adds; a window holds several, as windows cut from joined documents do."""
@@ -21,7 +23,7 @@ def sample_text(model: Any, num_windows: int, sequence_length: int, seed: int) -
 
     Each piece begins with a token drawn uniformly from the vocabulary, so that pieces differ in
     subject and kind, and goes on with the model's own distribution (as LLM-QAT does for its
-    calibration, arXiv 2305.17888).
+    calibration, arXiv 2305.17888). ``families.begin_token`` comes before.
 
     Args:
         model: causal language model of transformers.
@@ -40,7 +42,10 @@ def sample_text(model: Any, num_windows: int, sequence_length: int, seed: int) -
             count = min(PIECES_AT_ONCE, -(-missing // length))
             pieces.append(_pieces(model, count, length, generator, progress).cpu())
     stream = torch.cat([piece.flatten() for piece in pieces])[:tokens]
-    return stream.reshape(num_windows, sequence_length)
+    windows, begin = stream.reshape(num_windows, sequence_length), begin_token(model.config)
+    if begin is not None:
+        windows[:, 0] = begin
+    return windows
 
 
 def _pieces(
@@ -50,7 +55,12 @@ def _pieces(
     shape, device = (count, 1), model.device
     token = torch.randint(vocabulary, shape, generator=generator, device=device)
     tokens, cache = [token], None
-    for _ in range(length - 1):
+    begin = begin_token(model.config)
+    if begin is not None:
+        tokens.insert(0, torch.full_like(token, begin))
+        token = torch.cat(tokens, dim=1)
+        progress.update(count)
+    for _ in range(length - len(tokens)):
         output = model(token, past_key_values=cache, use_cache=True)
         cache = output.past_key_values
         # The largest of p / Exponential(1) is a draw from p.

@@ -180,3 +180,21 @@ def test_too_little_text_is_refused(tiny_model_directory: Path, text_file: Path)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_directory)
     with pytest.raises(OfflineError, match=r"gives 125 windows of 16 tokens.*asks for 1000"):
         sample_windows([str(text_file)], tokenizer, num_samples=1000, sequence_length=16, seed=0)
+
+
+class Beginning:
+    """A tokenizer of a model whose every text begins with token 7."""
+
+    window_begin = 7
+
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) for letter in text]}
+
+
+def test_every_window_begins_with_the_token_that_the_model_needs() -> None:
+    windows = token_windows(["abcd", "efgh"], Beginning(), 4, None)
+    assert windows.tolist() == [[7, *map(ord, part)] for part in ("abc", "d\n\n", "efg", "h\n\n")]
+    assert token_windows(["abcdefgh"], Beginning(), 4, 2).shape == (2, 4)
+    drawn, _ = document_windows(["abcdefgh", "abc"], Beginning(), 4, 5, seed=0)
+    assert drawn[:, 0].tolist() == [7] * 5
+    assert (drawn[:, 2] - drawn[:, 1]).tolist() == [1] * 5

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, MistralConfig
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.families import FAMILIES, Fold, Heads, family_of, heads_of
+from permllm_offline.families import FAMILIES, Fold, Heads, begin_token, family_of, heads_of
 from permllm_offline.layout import GroupLayout
 from permllm_offline.row_parts import (
     every_row,
@@ -59,3 +59,10 @@ def test_parts_of_fused_linears() -> None:
     assert values_last(10, heads).tolist() == [8, 9]
     heads = Heads(query=2, key_value=2, size=2)
     assert values_of_each_head(12, heads).tolist() == [4, 5, 10, 11]
+
+
+def test_only_gemma_needs_a_token_before_every_text() -> None:
+    needs = {
+        name for name in FAMILIES if begin_token(SimpleNamespace(model_type=name, bos_token_id=2))
+    }
+    assert needs == {"gemma2", "gemma3_text"}

@@ -4,7 +4,7 @@ from torch.nn import functional
 
 from permllm_offline import sampled_text
 from permllm_offline.sampled_text import sample_text
-from tests.offline.tiny_models import tiny_llama
+from tests.offline.tiny_models import tiny_llama, tiny_model
 
 
 def test_windows_have_their_shape_and_follow_the_seed(
@@ -39,3 +39,11 @@ def test_tokens_follow_the_distribution_of_the_model() -> None:
 def test_pieces_begin_with_any_token() -> None:
     first = sample_text(tiny_llama(), 64 * 8, 1, seed=0).flatten()
     assert len(first.unique()) > 55
+
+
+def test_pieces_and_windows_of_gemma_begin_with_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampled_text, "PIECE", 10)
+    model = tiny_model("gemma3_text", bos_token_id=5)
+    windows = sample_text(model, 2, 15, seed=1)
+    assert windows[:, 0].tolist() == [5, 5]
+    assert windows[0, 10] == 5
