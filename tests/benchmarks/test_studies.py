@@ -4,11 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.studies.__main__ import STUDIES, run
+from benchmarks.studies.calibration import Calibrations
 from benchmarks.studies.cells import Cells
+from benchmarks.studies.layers import choices
 from benchmarks.studies.memory import remembered
+from benchmarks.studies.quantization import Rounding, sorted_by_range
 from benchmarks.studies.subject import QUICK, Subject
+from permllm_offline.activations import collect
 from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
 
 
@@ -46,6 +51,46 @@ def test_a_study_measures_every_cell_once(name: str, subject: Subject, tmp_path:
     run(name, subject, output, plot)
     assert output.read_bytes() == written
     assert plot.read_bytes() == first
+
+
+def test_norms_of_more_windows_are_those_of_one_pass(subject: Subject) -> None:
+    calibrations = Calibrations(subject)
+    few, many = (calibrations.counts["addresses"][index] for index in (0, 2))
+    calibrations.norms("addresses", few)
+    windows = calibrations.windows("addresses", many)
+    expected = collect(subject.load(), subject.family, windows, hidden_states=False).norms
+    for found, norms in zip(calibrations.norms("addresses", many), expected, strict=True):
+        torch.testing.assert_close(found, norms)
+
+
+@pytest.mark.parametrize("across_blocks", [False, True])
+def test_sorting_fours_changes_no_mask(across_blocks: bool, subject: Subject) -> None:
+    rounding = Rounding(subject)
+    for layout in rounding.plan.layers[0]:
+        shape = (8, layout.in_features)
+        weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        weights = dict.fromkeys(layout.group.linears, weight)
+        order = rounding.reallocated(0, layout, weights)
+        found = sorted_by_range(rounding.reallocated, 4, across_blocks=across_blocks)(
+            0, layout, weights
+        )
+        assert not torch.equal(found, order)
+        fours = {frozenset(four) for four in order.reshape(-1, 4).tolist()}
+        assert {frozenset(four) for four in found.reshape(-1, 4).tolist()} == fours
+        blocks = found.reshape(layout.num_blocks, -1) // layout.block_size
+        inside = bool((blocks == torch.arange(layout.num_blocks)[:, None]).all())
+        assert inside or across_blocks
+        if layout.group.name == "o" and not across_blocks:
+            first, second = (found % layout.block_size).reshape(2, -1)
+            assert torch.equal(first, second)
+
+
+def test_every_choice_has_the_same_number_of_layers() -> None:
+    found = choices(30)
+    drawn = [found[f"random 6, draw {number}"] for number in (1, 2)]
+    assert all(len(set(draw.split(","))) == 6 for draw in drawn)
+    assert drawn[0] != drawn[1]
+    assert {"all", "last:6", "auto:6"} < set(found)
 
 
 def test_a_cell_is_measured_once(tmp_path: Path) -> None:
