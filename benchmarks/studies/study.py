@@ -14,7 +14,8 @@ from benchmarks.studies.subject import LEARNING, Sizes, Subject
 class Study:
     """One question. ``draw`` gets the rows and empty axes of matplotlib.
 
-    ``key`` names the fields that tell one row from another.
+    ``key`` names the fields that tell one row from another; ``sizes`` and ``model`` are those of a
+    run that says nothing else.
     """
 
     summary: str
@@ -22,3 +23,4 @@ class Study:
     measure: Callable[[Subject, Cells], None]
     draw: Callable[[Sequence[Row], Any], None]
     sizes: Sizes = LEARNING
+    model: str = "smollm2"

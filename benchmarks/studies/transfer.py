@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.studies.cells import Cells, Row
 from benchmarks.studies.drawing import perplexity_bars
 from benchmarks.studies.study import Study
-from benchmarks.studies.subject import Subject
+from benchmarks.studies.subject import MANY_CELLS, Subject
 
 METHODS = ("wanda", "wanda+cp", "permllm-wanda")
 
@@ -27,4 +27,4 @@ def draw(rows: Sequence[Row], axes: Any) -> None:
     perplexity_bars(axes, pruned, [row["method"] for row in pruned])
 
 
-STUDY = Study("the defaults on another model", ("method",), measure, draw)
+STUDY = Study("the defaults on another model", ("method",), measure, draw, MANY_CELLS, "gemma3")
