@@ -72,6 +72,8 @@ def test_the_notebook_runs(
         "HELD_OUT": str(texts[1]),
         "OUTPUT": str(tmp_path / "sparse"),
         "SIZES": " ".join(SIZES),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # vLLM is imported once
+        "TORCHDYNAMO_DISABLE": "1",  # and compiles none of its helpers
     }
     for name, value in (environment() | settings).items():
         monkeypatch.setenv(name, value)

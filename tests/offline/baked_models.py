@@ -57,9 +57,11 @@ def bake(
         for linear in group.masks
     }
 
+    tied = model.all_tied_weights_keys  # not in the files that Transformers writes, either
+
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in model.state_dict().items():
-            if name.rpartition(".")[0] not in names:
+            if name.rpartition(".")[0] not in names and name not in tied:
                 yield name, tensor
         for index, layer in enumerate(decoder_layers(model, family.layers)):
             scale = None if scales is None else scales[index]

@@ -163,16 +163,21 @@ def _start(model: Path, arguments: dict[str, Any]) -> Any:
     from vllm.distributed import cleanup_dist_env_and_memory
 
     torch.compiler.reset()  # forget the graphs of the last engine
+    gc.freeze()  # vLLM collects garbage nine times for an engine, through all that it has imported
     chosen = {
         "dtype": "float32",
         "enforce_eager": True,
         "max_model_len": 512,
         "max_num_seqs": 4,
+        "num_gpu_blocks_override": 64,
         "skip_tokenizer_init": True,
         "disable_log_stats": False,
+        **arguments,
     }
+    # vLLM's own helpers are compiled with a C++ compiler otherwise, even in an eager engine.
+    torch._dynamo.config.disable = chosen["enforce_eager"]
     try:
-        return LLM(str(model), **{**chosen, **arguments})
+        return LLM(str(model), **chosen)
     except Exception:
         cleanup_dist_env_and_memory()  # else the next engine would be built on half of this one
         raise
