@@ -25,11 +25,16 @@ class CompleteModelLoader(DefaultModelLoader):
     that have no place, unless vLLM's own option `enable_weights_track` says not to look.
     """
 
+    def __init__(self, load_config: Any) -> None:
+        super().__init__(load_config)
+        self.enable_weights_track: bool | None
+        self.is_sparse = False
+        self.names: set[str] = set()
+
     def load_weights(self, model: Module, model_config: Any) -> None:
         """Load, and let vLLM hand over what it loaded."""
-        self.enable_weights_track: bool | None
         self.is_sparse = model_config.quantization == schema.QUANT_METHOD
-        self.names: set[str] = set()
+        self.names.clear()
         if self.is_sparse and self.enable_weights_track is None:
             self.enable_weights_track = True
         super().load_weights(model, model_config)

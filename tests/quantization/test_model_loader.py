@@ -159,6 +159,13 @@ def test_a_dense_model_is_loaded_as_ever(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not isinstance(error.value, CheckpointError)
 
 
+def test_tensors_are_read_without_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As vLLM does to load new weights into a running model."""
+    monkeypatch.setattr(DefaultModelLoader, "get_all_weights", lambda *_: iter(tensors().items()))
+    loader: Any = get_model_loader(LoadConfig())
+    assert dict(loader.get_all_weights(None, None)).keys() == tensors().keys()
+
+
 def test_other_loaders_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     dummy = get_model_loader(LoadConfig(load_format="dummy"))
     assert type(dummy).__module__.startswith("vllm.")
