@@ -184,6 +184,22 @@ def test_a_study_shows_every_cell_but_the_refused_ones() -> None:
     ]
 
 
+def test_learning_costs() -> None:
+    steps = [
+        {"width": 64, "loop": "dense", "seconds": 0.5, "peak_mib": 20.4, "assignments": 1},
+        {"width": 64, "loop": "ours", "seconds": 0.25, "peak_mib": 10.0, "assignments": 1},
+    ]
+    table = tables.VIEWS["learning-steps"]({"steps": steps})
+    assert table.splitlines()[2:] == ["| 64 | 0.500 | 0.250 | 2.0x | 20 | 10 |"]
+    baseline = {"steps": 40, "seconds": 100.0, "perplexity": {"in domain": 80.0}}
+    ours = {"steps": 10, "seconds": 25.0, "perplexity": {"in domain": 79.0}}
+    table = tables.VIEWS["time-to-quality"]({"baseline": baseline, "ours": [ours]})
+    assert table.splitlines()[2:] == [
+        "| the paper's dense loop | 40 | 100 | 1.00 | 80.0 |",
+        "| ours | 10 | 25 | 0.25 | 79.0 |",
+    ]
+
+
 def test_a_page_is_rewritten_between_its_markers(tmp_path: Path) -> None:
     record = RECORD | {"load_average": 0.5} | KERNELS
     (tmp_path / "results").mkdir()
