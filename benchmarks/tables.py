@@ -256,7 +256,7 @@ def study(result: Result) -> str:
 
 def _shown(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.0f}" if value >= 10 else f"{value:.3f}"
+        return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
     return "" if value is None else str(value)
 
 

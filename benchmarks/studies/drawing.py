@@ -38,7 +38,7 @@ def bars(axes: Any, labels: Sequence[str], series: Mapping[str, Sequence[float]]
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.figure.legend(loc="outside upper center", ncols=len(series), fontsize="small")
 
 
 def perplexity_bars(axes: Any, rows: Sequence[Row], labels: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Which layers to learn: the most sensitive, the last, random ones, all, or none."""
+"""Which layers to learn: the most sensitive, the last, random or spread ones, all, or none."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def choices(layers: int) -> Mapping[str, str]:
     for draw in range(DRAWS):
         chosen = random.Random(draw).sample(range(layers), number)
         found[f"random {number}, draw {draw + 1}"] = ",".join(map(str, sorted(chosen)))
-    return found
+    spread = [(2 * place + 1) * layers // (2 * number) for place in range(number)]
+    return found | {f"spread {number}": ",".join(map(str, spread))}
 
 
 def measure(subject: Subject, cells: Cells) -> None:

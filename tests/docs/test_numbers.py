@@ -172,7 +172,13 @@ def test_a_study_shows_every_cell_but_the_refused_ones() -> None:
         {"method": "dense", "perplexity": texts(20, 40)},
         {"method": "a", "block_size": 128, "refused": "because"},
         {"method": "a", "block_size": 64, "seconds": 12.4, "perplexity": texts(30, 50)},
-        {"method": "b", "loss": 0.12345, "learned": [1, 2], "perplexity": texts(25, 44)},
+        {
+            "method": "b",
+            "seconds": 6.94,
+            "loss": 0.12345,
+            "learned": [1, 2],
+            "perplexity": texts(25, 44),
+        },
     ]
     assert tables.VIEWS["study"]({"rows": rows}).splitlines() == [
         "| method | block size | processor seconds | loss | perplexity, in domain | x dense "
@@ -180,7 +186,7 @@ def test_a_study_shows_every_cell_but_the_refused_ones() -> None:
         "|---|---|---|---|---|---|---|---|",
         "| dense |  |  |  | 20.0 | 1.00 | 40.0 | 1.00 |",
         "| a | 64 | 12 |  | 30.0 | 1.50 | 50.0 | 1.25 |",
-        "| b |  |  | 0.123 | 25.0 | 1.25 | 44.0 | 1.10 |",
+        "| b |  | 6.9 | 0.123 | 25.0 | 1.25 | 44.0 | 1.10 |",
     ]
 
 
