@@ -64,6 +64,7 @@ ATTRIBUTES = [
     *((LINEAR, layer, "bias") for layer in LAYERS),
     *((MAPPER, "WeightsMapper", f"orig_to_new_{part}") for part in ("prefix", "suffix", "substr")),
     (MOE, "RoutedExperts", "moe_config"),
+    ("vllm.model_executor.models.interfaces", "SupportsQuant", "hf_to_vllm_mapper"),
     (PARAMETER, "ModelWeightParameter", "input_dim"),
     (PARAMETER, "ModelWeightParameter", "output_dim"),
     (PARAMETER, "ChannelQuantScaleParameter", "output_dim"),
