@@ -74,6 +74,7 @@ class PermLLMQuantizer(HfQuantizer):
                 device=linear.weight.device,
             )
             model.set_submodule(path, layer)
+        problems += _missing_vectors(model, headers)
         problems += [
             Problem(
                 f"{name}.{schema.WEIGHT_PACKED}",
@@ -144,11 +145,32 @@ def _absence(
     Transformers would fill it with random numbers and a warning, which is right only for a new
     head; heads are outside the numbered stack.
     """
-    in_stack = any(part.isdecimal() for part in name.split("."))
-    if not in_stack or f"{name}.weight" in headers or checkpoint.is_ignored(name):
+    if not _in_stack(name) or f"{name}.weight" in headers or checkpoint.is_ignored(name):
         return []
     rule = "every linear of the decoder has a sparse or a dense weight"
     return [Problem(f"{name}.{schema.WEIGHT_PACKED}", "nothing", rule, FETCH_AGAIN)]
+
+
+def _missing_vectors(model: nn.Module, headers: Mapping[str, TensorHeader]) -> list[Problem]:
+    """Report a norm or a bias of the decoder stack that is not stored, for the same reason."""
+    prefix = getattr(model, "base_model_prefix", "")
+    names = [
+        f"{path}.{kind}"
+        for path, module in model.named_modules()
+        if _in_stack(path) and not isinstance(module, SparseLinear)
+        for kind, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 1
+    ]
+    rule = f"{type(model).__name__} has it in every decoder layer"
+    return [
+        Problem(name, "nothing", rule, FETCH_AGAIN)
+        for name in names
+        if name not in headers and f"{prefix}.{name}" not in headers
+    ]
+
+
+def _in_stack(name: str) -> bool:
+    return any(part.isdecimal() for part in name.split("."))
 
 
 def _size_problems(

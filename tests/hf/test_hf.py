@@ -256,6 +256,18 @@ def test_a_layer_that_is_wholly_missing_is_refused(sparse_copy: Path) -> None:
         load(sparse_copy)
 
 
+def test_a_missing_norm_is_refused(sparse_copy: Path) -> None:
+    """Transformers would put ones in its place."""
+    file, name = sparse_copy / "model.safetensors", "model.layers.1.input_layernorm.weight"
+    tensors = {n: t for n, t in load_file(file).items() if n != name}
+    save_file(tensors, file, metadata={"format": "pt"})
+    for model_class in (AutoModelForCausalLM, AutoModel):
+        with pytest.raises(
+            CheckpointError, match=r"layers\.1\.input_layernorm\.weight: found noth"
+        ):
+            model_class.from_pretrained(sparse_copy)
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
