@@ -12,6 +12,7 @@ after each row, and rows that OUT already has are not made again.
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +48,10 @@ QUICK = {"methods": ["wanda", "wanda+cp", "permllm-best"], "patterns": ["2:4"], 
 
 @dataclass(frozen=True)
 class Row:
-    """One pruned model; ``servable`` is false where no checkpoint can hold the permutation."""
+    """One pruned model; ``servable`` is false where no checkpoint can hold the permutation.
+
+    ``processor_seconds`` is the time of all threads: other work on the machine does not add to it.
+    """
 
     method: str
     pattern: str | None
@@ -56,6 +60,7 @@ class Row:
     perplexity: Mapping[str, float]
     ratio: Mapping[str, float]
     prune_seconds: float
+    processor_seconds: float
     threads: int
     servable: bool = True
 
@@ -78,27 +83,26 @@ class Accuracy:
         """The model before pruning."""
         found = self._perplexities(self._model)
         ones = dict.fromkeys(found, 1.0)
-        return Row(*DENSE, found, ones, 0.0, torch.get_num_threads())
+        return Row(*DENSE, found, ones, 0.0, 0.0, torch.get_num_threads())
 
     def pruned(
         self, name: str, pattern: str, seed: int, values: str, dense: Mapping[str, float]
     ) -> Row:
         """One row; ``name`` is METHOD or METHOD/RECONSTRUCTION, ``dense`` perplexity by text."""
         method, _, reconstruction = name.partition("/")
-        start = time.perf_counter()
+        start = time.perf_counter(), processor_time()
         if servable(name):
             self._bake(method, reconstruction, pattern, seed, values)
-            seconds = time.perf_counter() - start
+            stop = time.perf_counter(), processor_time()
             found = self._perplexities(self._directory / "checkpoint")
         else:
             model, recipe = self._in_memory(method, reconstruction, pattern, seed)
-            seconds = time.perf_counter() - start
+            stop = time.perf_counter(), processor_time()
             found = self._perplexities_in_memory(model, recipe)
         ratio = {domain: value / dense[domain] for domain, value in found.items()}
-        threads = torch.get_num_threads()
-        return Row(
-            name, pattern, seed, values, found, ratio, round(seconds, 1), threads, servable(name)
-        )
+        wall, processor = (round(b - a, 1) for a, b in zip(start, stop, strict=True))
+        times = (wall, processor, torch.get_num_threads())
+        return Row(name, pattern, seed, values, found, ratio, *times, servable(name))
 
     def _bake(self, method: str, reconstruction: str, pattern: str, seed: int, values: str) -> None:
         permllm_offline(
@@ -140,6 +144,11 @@ class Accuracy:
             )
             for domain, text in self._texts.items()
         }
+
+
+def processor_time() -> float:
+    """Seconds that the threads of this process and of those that it waited for have run."""
+    return sum(os.times()[:4])
 
 
 def seeds_of(name: str, seeds: Sequence[int]) -> Sequence[int]:

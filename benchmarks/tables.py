@@ -163,16 +163,27 @@ def first_token_speed(row: Mapping[str, Any]) -> str:
 # Accuracy
 
 
+ACCURACY_TIMES = {"prune_seconds": "minutes", "processor_seconds": "processor minutes"}
+
+
 def accuracy(result: Result, patterns: Sequence[str]) -> str:
     """Perplexity and its ratio to dense by method and text; the mean over seeds."""
-    kept: dict[tuple[Any, Any], list[Mapping[str, Any]]] = {}
+    kept: dict[tuple[Any, Any, Any], list[Mapping[str, Any]]] = {}
     for row in result["rows"]:
         if row["pattern"] is None or row["pattern"] in patterns:
-            kept.setdefault((row["method"], row["pattern"]), []).append(row)
+            key = row["method"], row["pattern"], row.get("values", "bfloat16")
+            kept.setdefault(key, []).append(row)
     domains = list(dict.fromkeys(d for rows in kept.values() for d in _by_domain(rows[0])))
+    times = {
+        key: name
+        for key, name in ACCURACY_TIMES.items()
+        if any(row.get(key) for row in result["rows"])
+    }
     rows = []
-    for (method, pattern), seeds in kept.items():
+    for (method, pattern, values), seeds in kept.items():
         cells = [method if method == "dense" else f"`{method}`"]
+        if values == "int8":
+            cells[0] += ", int8 values"
         if not seeds[0].get("servable", True):
             cells[0] += " (no checkpoint)"
         if len(patterns) > 1:
@@ -182,12 +193,12 @@ def accuracy(result: Result, patterns: Sequence[str]) -> str:
             ratios = [_by_domain(row, "ratio")[domain] for row in seeds]
             spread = f" ({min(ratios):.2f}-{max(ratios):.2f})" if len(seeds) > 1 else ""
             cells.append(f"{mean(ratios):.2f}{spread}")
-        minutes = mean(row["prune_seconds"] for row in seeds) / 60
-        rows.append([*cells, f"{minutes:.1f}" if minutes else ""])
+        minutes = [mean(row.get(key, 0.0) for row in seeds) / 60 for key in times]
+        rows.append([*cells, *(f"{value:.1f}" if value else "" for value in minutes)])
     header = ["method", *(["pattern"] if len(patterns) > 1 else [])]
     for domain in domains:
         header += [f"perplexity, {domain}", "x dense"]
-    return markdown([*header, "minutes"], rows)
+    return markdown([*header, *times.values()], rows)
 
 
 def _by_domain(row: Mapping[str, Any], key: str = "perplexity") -> Mapping[str, float]:

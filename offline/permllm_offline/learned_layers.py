@@ -18,7 +18,7 @@ from permllm_offline.learned_span import cosine_distance, learned_span
 from permllm_offline.modules import decoder_layers
 from permllm_offline.recipe import LearningRecipe
 
-_COUNTED = re.compile(r"(last|auto):(\d+)")
+_COUNTED = re.compile(r"(last|auto|spread):(\d+)")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 
 
@@ -31,7 +31,9 @@ class LayerChoice:
 
 
 def parse_layers(text: str, count: int) -> LayerChoice:
-    """Read ``all``, ``last:N``, ``auto:N``, or a list of numbers and ranges such as ``0,3,10-12``.
+    """Read ``all``, ``spread:N``, ``last:N``, ``auto:N``, or a list such as ``0,3,10-12``.
+
+    ``spread:N`` takes the middle one of each of N equal parts of the model.
 
     Args:
         text: of ``--learn-layers``.
@@ -52,14 +54,16 @@ def parse_layers(text: str, count: int) -> LayerChoice:
             )
         if counted[1] == "auto":
             return LayerChoice((), most_sensitive=number)
+        if counted[1] == "spread":
+            return LayerChoice([(2 * part + 1) * count // (2 * number) for part in range(number)])
         return LayerChoice(range(count - number, count))
     chosen: set[int] = set()
     for part in text.split(","):
         found = _RANGE.fullmatch(part.strip())
         if found is None:
             raise OfflineError(
-                f"--learn-layers {text!r} is not understood: give all, last:N, auto:N, or a list "
-                "of numbers and ranges such as 0,3,10-12."
+                f"--learn-layers {text!r} is not understood: give all, spread:N, last:N, auto:N, "
+                "or a list of numbers and ranges such as 0,3,10-12."
             )
         first, last = int(found[1]), int(found[2] or found[1])
         if not first <= last < count:

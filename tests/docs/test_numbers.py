@@ -164,6 +164,16 @@ def test_accuracy_is_the_mean_over_seeds() -> None:
     )
 
 
+def test_accuracy_of_int8_values_and_processor_time() -> None:
+    timed = accuracy_row("wanda", "2:4", 20, 30) | {"processor_seconds": 30.0, "values": "int8"}
+    rows = [accuracy_row("wanda", "2:4", 20, 30), timed]
+    table = tables.VIEWS["accuracy-2:4"]({"rows": rows}).splitlines()
+    assert table[0].endswith("| minutes | processor minutes |")
+    assert table[2].endswith("| 1.5 |  |")
+    assert table[3].startswith("| `wanda`, int8 values | 20.0")
+    assert table[3].endswith("| 1.5 | 0.5 |")
+
+
 def test_a_study_shows_every_cell_but_the_refused_ones() -> None:
     def texts(domain: float, novels: float) -> dict[str, float]:
         return {"in domain": domain, "novels": novels}

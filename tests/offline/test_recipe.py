@@ -115,10 +115,22 @@ def test_a_wrong_constant_is_named_by_its_option(learning: dict[str, object], op
 
 @pytest.mark.parametrize(
     ("text", "layers"),
-    [("all", [0, 1, 2, 3]), ("last:3", [1, 2, 3]), ("3,0,1-2", [0, 1, 2, 3]), ("2", [2])],
+    [
+        ("all", [0, 1, 2, 3]),
+        ("last:3", [1, 2, 3]),
+        ("spread:1", [2]),
+        ("spread:2", [1, 3]),
+        ("spread:4", [0, 1, 2, 3]),
+        ("3,0,1-2", [0, 1, 2, 3]),
+        ("2", [2]),
+    ],
 )
 def test_layers_that_learn(text: str, layers: list[int]) -> None:
     assert list(parse_layers(text, 4).layers) == layers
+
+
+def test_layers_lie_spread_over_the_model() -> None:
+    assert list(parse_layers("spread:6", 30).layers) == [2, 7, 12, 17, 22, 27]
 
 
 def test_layers_that_are_measured() -> None:
@@ -126,7 +138,9 @@ def test_layers_that_are_measured() -> None:
     assert most_sensitive([0.1, 0.4, 0.2, 0.4], 2) == [1, 3]
 
 
-@pytest.mark.parametrize("text", ["last:5", "auto:0", "4", "2-1", "0-4", "first", "", "1,,2"])
+@pytest.mark.parametrize(
+    "text", ["last:5", "auto:0", "spread:5", "4", "2-1", "0-4", "first", "", "1,,2"]
+)
 def test_layers_that_cannot_learn_are_refused(text: str) -> None:
-    with pytest.raises(OfflineError, match=r"--learn-layers.*(4 decoder|all, last:N|0 to 3)"):
+    with pytest.raises(OfflineError, match=r"--learn-layers.*(4 decoder|all, spread:N|0 to 3)"):
         parse_layers(text, 4)

@@ -12,9 +12,9 @@ _OPTIONS: tuple[tuple[str, str, Any, str, str], ...] = (
         "learn-layers",
         "layers",
         str,
-        "all|last:N|auto:N|LIST",
-        "decoder layers that learn, the others by cp; auto:N measures which N lose most when each "
-        "alone is pruned; LIST: numbers and ranges such as 0,3,10-12",
+        "all|spread:N|last:N|auto:N|LIST",
+        "decoder layers that learn, the others by cp; spread:N are N at equal distances, auto:N "
+        "those that lose most when each alone is pruned; LIST: numbers and ranges: 0,3,10-12",
     ),
     (
         "learn-scope",
