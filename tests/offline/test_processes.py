@@ -1,9 +1,10 @@
 """Two processes give what one gives."""
 
 import json
+import multiprocessing
 import os
 import socket
-import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,26 +28,35 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def run_two(target: Any) -> None:
-    """Run a function in two processes that know each other as torchrun's do."""
+# Children of this process itself would wait for threads of OpenMP that they do not have.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["permllm_offline.pipeline"])
+
+
+def run_two(target: Callable[..., object], *arguments: object) -> None:
+    """Run a function that can be pickled in two processes that know each other as torchrun's do."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = []
-    for rank in range(2):
-        child = os.fork()
-        if child == 0:
-            known = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
-            os.environ |= {name: str(value) for name, value in known.items()}
-            os.environ["MASTER_ADDR"] = "127.0.0.1"
-            try:
-                target()
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        started.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in started] == [0, 0]
+    started = [CONTEXT.Process(target=as_rank, args=(r, port, target, arguments)) for r in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    assert [process.exitcode for process in started] == [0, 0]
+
+
+def as_rank(
+    rank: int, port: int, target: Callable[..., object], arguments: Sequence[object]
+) -> None:
+    known = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in known.items()}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    target(*arguments)
+
+
+def prune_to(output: Path, model: Path, text: Path) -> Any:
+    return prune(model, output, dataset=text, **OPTIONS)
 
 
 def test_two_processes_give_what_one_gives(
@@ -55,12 +65,9 @@ def test_two_processes_give_what_one_gives(
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
 
-    def prune_to(output: Path) -> Any:
-        return prune(tiny_model_directory, output, dataset=text_file, **OPTIONS)
-
     one, two = tmp_path / "one" / "sparse", tmp_path / "two" / "sparse"
-    run_two(lambda: prune_to(two))
-    report = prune_to(one)
+    run_two(prune_to, two, tiny_model_directory, text_file)
+    report = prune_to(one, tiny_model_directory, text_file)
     assert len(report.learning_curve) == len(report.reconstruction_curve) == 4
     assert [path.name for path in two.parent.iterdir()] == ["sparse"]
     # A step adds the gradients of two windows, in one process or over two: the same sum.
@@ -91,20 +98,21 @@ def test_processes_that_cannot_share_are_refused(
     assert not (tmp_path / "sparse").exists()
 
 
-def test_gradients_are_summed_where_one_process_has_none() -> None:
-    def add() -> None:
-        with processes.joined():
-            whole, half = torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16)
-            if processes.first():
-                whole.grad = torch.tensor([1.0, 2.0])
-            half.grad = torch.full((2,), 1.5, dtype=torch.bfloat16)
-            processes.sum_gradients([whole, half])
-            assert whole.grad is not None
-            assert whole.grad.tolist() == [1, 2]
-            assert half.grad.tolist() == [3, 3]
-            assert processes.summed(2.5) == 5
-            parts = processes.share(torch.arange(5)).tolist()
-            assert parts == ([0, 2, 4] if processes.first() else [1, 3])
-            assert processes.from_first(lambda: os.getpid()) == os.getpid() or not processes.first()
+def add() -> None:
+    with processes.joined():
+        whole, half = torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16)
+        if processes.first():
+            whole.grad = torch.tensor([1.0, 2.0])
+        half.grad = torch.full((2,), 1.5, dtype=torch.bfloat16)
+        processes.sum_gradients([whole, half])
+        assert whole.grad is not None
+        assert whole.grad.tolist() == [1, 2]
+        assert half.grad.tolist() == [3, 3]
+        assert processes.summed(2.5) == 5
+        parts = processes.share(torch.arange(5)).tolist()
+        assert parts == ([0, 2, 4] if processes.first() else [1, 3])
+        assert processes.from_first(lambda: os.getpid()) == os.getpid() or not processes.first()
 
+
+def test_gradients_are_summed_where_one_process_has_none() -> None:
     run_two(add)
