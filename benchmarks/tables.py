@@ -177,7 +177,7 @@ def accuracy(result: Result, patterns: Sequence[str]) -> str:
     times = {
         key: name
         for key, name in ACCURACY_TIMES.items()
-        if any(row.get(key) for row in result["rows"])
+        if any(row.get(key) for seeds in kept.values() for row in seeds)
     }
     rows = []
     for (method, pattern, values), seeds in kept.items():
