@@ -28,7 +28,8 @@ def test_reloading(on_rank: Callable[[int, int], None]) -> None:
 
     for shard, module in modules(1).items():
         load(layer, module, shard)
-    storage = packed_dense(layer).data_ptr()
+    packed_dense(layer)
+    storage = layer.weight_packed.data_ptr()
 
     second = modules(2)
     initialize_layerwise_reload(layer)
