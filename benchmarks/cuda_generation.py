@@ -71,7 +71,8 @@ def dense_linear(layer: Pruned) -> Linear:
 
 def sparse_linear(layer: Pruned) -> Linear:
     rows = layer.dense.shape[0]
-    packed = select_backend(layer.dense.device, layer.dense.dtype).pack(layer.weights)
+    backend = select_backend(layer.dense.device, layer.dense.dtype)
+    packed = backend.pack(layer.weights)
     return lambda x: ops.sparse_linear(
         x, packed.packed, packed.metadata, packed.permutation, packed.scale, None, rows, "2:4"
     )

@@ -27,14 +27,14 @@ ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def fallback_reason(
-    device: torch.device, dtype: torch.dtype, values: torch.dtype = torch.bfloat16
+    device: torch.device, dtype: torch.dtype, values: torch.dtype | None = None
 ) -> str:
     """Why layers of this dtype and device run on the reference backend; empty if they do not.
 
     Args:
         device: where the model is.
         dtype: of the activations.
-        values: dtype of the sparse values in the checkpoint.
+        values: dtype of the sparse values in the checkpoint; that of the activations by default.
     """
     if device.type == "cuda":
         return unsupported_reason(device, dtype)
@@ -42,7 +42,7 @@ def fallback_reason(
         return f"there is no kernel for {device.type} yet"
     if dtype not in ACTIVATIONS:
         return f"the CPU kernels take no {_name(dtype)} activations; load the model in bfloat16"
-    if dtype == torch.float32 and values == torch.float32:
+    if dtype == torch.float32 and values in (None, torch.float32):
         return (
             "the CPU kernels hold values of bfloat16 or int8, the model and its checkpoint are "
             "float32; load it in bfloat16 (vLLM: --dtype bfloat16) to round and use them"
@@ -51,7 +51,7 @@ def fallback_reason(
 
 
 def select_backend(
-    device: torch.device, dtype: torch.dtype, values: torch.dtype = torch.bfloat16
+    device: torch.device, dtype: torch.dtype, values: torch.dtype | None = None
 ) -> Backend:
     """Picks the backend for layers with activations of `dtype` on `device`.
 
@@ -61,11 +61,12 @@ def select_backend(
     Args:
         device: where the model is.
         dtype: of the activations.
-        values: dtype of the sparse values in the checkpoint.
+        values: dtype of the sparse values in the checkpoint; that of the activations by default.
 
     Raises:
         RuntimeError: PERMLLM_CPU_ISA names an instruction set that cannot run here.
     """
+    values = values or dtype
     reason = fallback_reason(device, dtype, values)
     if not reason and device.type == "cuda":
         return CudaBackend(dtype)

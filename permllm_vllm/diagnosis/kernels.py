@@ -100,12 +100,12 @@ def services() -> list[Service]:
 
 
 def service(device: torch.device, dtype: torch.dtype) -> Service:
-    """Which backend would serve on `device` in `dtype`."""
-    name, reason = str(dtype).removeprefix("torch."), fallback_reason(device, dtype)
+    """Which backend would serve a bfloat16 checkpoint on `device` in `dtype`."""
+    name, reason = str(dtype).removeprefix("torch."), fallback_reason(device, dtype, torch.bfloat16)
     if reason:
         return Service(device.type, name, "reference", "pytorch", reason)
     try:
-        backend = select_backend(device, dtype)
+        backend = select_backend(device, dtype, torch.bfloat16)
     except RuntimeError as error:
         return Service(device.type, name, "none", "none", str(error).splitlines()[0])
     return Service(device.type, name, backend.name, backend.instruction_set, "")
