@@ -160,6 +160,16 @@ def first_token_speed(row: Mapping[str, Any]) -> str:
     return f"{row['first_token_ratio']:.2f}x"
 
 
+def profile(result: Result) -> str:
+    """Milliseconds of one decoded token by part."""
+    total = sum(row["milliseconds"] for row in result["rows"])
+    rows = [
+        [row["part"], f"{row['milliseconds']:.1f}", f"{row['milliseconds'] / total:.0%}"]
+        for row in result["rows"]
+    ]
+    return markdown(["part", "ms", "share"], [*rows, ["together", f"{total:.1f}", "100%"]])
+
+
 # Accuracy
 
 
@@ -282,6 +292,7 @@ VIEWS: Mapping[str, Callable[[Result], str]] = {
     "instruction-sets": instruction_set_ratios,
     "decode": lambda result: serving(result, decode_speed, memory=True),
     "first-token": lambda result: serving(result, first_token_speed, memory=False),
+    "profile": profile,
     "accuracy-2:4": lambda result: accuracy(result, ["2:4"]),
     "accuracy": lambda result: accuracy(result, ["2:4", "4:8"]),
     "learning-steps": learning_steps,

@@ -216,6 +216,15 @@ def test_learning_costs() -> None:
     ]
 
 
+def test_a_profile_adds_up() -> None:
+    rows = [{"part": "head", "milliseconds": 1.0}, {"part": "rest", "milliseconds": 3.0}]
+    assert tables.VIEWS["profile"]({"rows": rows}).splitlines()[2:] == [
+        "| head | 1.0 | 25% |",
+        "| rest | 3.0 | 75% |",
+        "| together | 4.0 | 100% |",
+    ]
+
+
 def test_a_page_is_rewritten_between_its_markers(tmp_path: Path) -> None:
     record = RECORD | {"load_average": 0.5} | KERNELS
     (tmp_path / "results").mkdir()
