@@ -202,7 +202,8 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
         cells.append(row["values"])
         for domain, value in row["perplexity"].items():
             cells += [f"{value:.1f}", f"{row['ratio'][domain]:.2f}"]
-        table.add_row(*cells, f"{row['prune_seconds']:.0f}")
+        seconds = row.get("prune_seconds")  # absent where other work would have been measured
+        table.add_row(*cells, "" if seconds is None else f"{seconds:.0f}")
     Console().print(table)
 
 

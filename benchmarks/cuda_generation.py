@@ -71,8 +71,7 @@ def dense_linear(layer: Pruned) -> Linear:
 
 def sparse_linear(layer: Pruned) -> Linear:
     rows = layer.dense.shape[0]
-    backend = select_backend(layer.dense.device, layer.dense.dtype)
-    packed = backend.pack(layer.weights)
+    packed = select_backend(layer.dense.device, layer.dense.dtype).pack(layer.weights)
     return lambda x: ops.sparse_linear(
         x, packed.packed, packed.metadata, packed.permutation, packed.scale, None, rows, "2:4"
     )

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .engines import ENVIRONMENT
+from .engines import ENGINE_OPTIONS, ENVIRONMENT
 from .machine import write_json
 from .models import LLAMA_SHAPES, random_llama
 from .offline import magnitude_pruned
@@ -39,15 +39,7 @@ def profile(model: Path) -> dict[str, float]:
     os.environ.update(ENVIRONMENT, VLLM_ENABLE_V1_MULTIPROCESSING="0")
     from vllm import LLM, SamplingParams, TokensPrompt
 
-    engine = LLM(
-        model=str(model),
-        dtype="bfloat16",
-        enforce_eager=True,
-        max_model_len=1024,
-        skip_tokenizer_init=True,
-        enable_prefix_caching=False,
-        disable_log_stats=True,
-    )
+    engine = LLM(model=str(model), enforce_eager=True, **ENGINE_OPTIONS)
     prompt = TokensPrompt(prompt_token_ids=[3 + 13 * j for j in range(PROMPT_TOKENS)])
 
     def answer(tokens: int) -> Mapping[str, float]:

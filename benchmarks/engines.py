@@ -15,6 +15,13 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+ENGINE_OPTIONS: Mapping[str, Any] = {
+    "dtype": "bfloat16",
+    "max_model_len": 1024,
+    "skip_tokenizer_init": True,
+    "enable_prefix_caching": False,
+    "disable_log_stats": True,
+}
 
 
 class Engine:
@@ -26,15 +33,7 @@ class Engine:
 
         others = set(_descendants())
         start = time.perf_counter()
-        self._llm = LLM(
-            model=str(model),
-            dtype="bfloat16",
-            enforce_eager=eager,
-            max_model_len=1024,
-            skip_tokenizer_init=True,
-            enable_prefix_caching=False,
-            disable_log_stats=True,
-        )
+        self._llm = LLM(model=str(model), enforce_eager=eager, **ENGINE_OPTIONS)
         self.load_seconds = time.perf_counter() - start
         self._processes = [process for process in _descendants() if process not in others]
 

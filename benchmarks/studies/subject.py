@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.studies.memory import remembered
+from benchmarks.studies.remembered import remembered
 from permllm_offline.activations import DenseStatistics, collect
 from permllm_offline.evaluation import evaluation_windows, perplexity
 from permllm_offline.families import Family, family_of

@@ -68,14 +68,12 @@ inline void round_to(fp16& target, float value) {
   target.bits = static_cast<uint16_t>(sign | rounded);
 }
 
-inline bf16 to_bf16(float value) {
+inline void round_to(bf16& target, float value) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, sizeof(bits));
-  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<bf16>(bits >> 16 | 0x40);  // a quiet NaN
-  return static_cast<bf16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  const bool number = (bits & 0x7fffffff) <= 0x7f800000;  // else a NaN, made quiet
+  target = static_cast<bf16>(number ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40);
 }
-
-inline void round_to(bf16& target, float value) { target = to_bf16(value); }
 
 template <class Vector>
 inline Vector load(const float* aligned) {

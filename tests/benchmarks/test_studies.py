@@ -10,8 +10,8 @@ from benchmarks.studies.__main__ import STUDIES, run
 from benchmarks.studies.calibration import Calibrations
 from benchmarks.studies.cells import Cells
 from benchmarks.studies.layers import choices
-from benchmarks.studies.memory import remembered
 from benchmarks.studies.quantization import Rounding, sorted_by_range
+from benchmarks.studies.remembered import remembered
 from benchmarks.studies.subject import QUICK, Subject
 from permllm_offline.activations import collect
 from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama

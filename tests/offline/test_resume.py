@@ -45,6 +45,13 @@ def kill_after(method: str, calls: int) -> Callable[..., Any]:
     return stopping
 
 
+def outputs(directory: Path) -> tuple[Path, Path]:
+    """Of the run that is not stopped, and of the one that is; each in a folder of its own."""
+    for name in ("whole", "resumed"):
+        (directory / name).mkdir()
+    return directory / "whole" / "sparse", directory / "resumed" / "sparse"
+
+
 @pytest.mark.parametrize(
     ("steps", "method"), [(1, WHOLE), (2, WHOLE), (3, WHOLE), (4, WHOLE), (5, WHOLE), (1, STREAMED)]
 )
@@ -56,9 +63,7 @@ def test_resumes_to_the_same_bytes(
     text_file: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("whole", "resumed"):
-        (tmp_path / name).mkdir()
-    whole, resumed = tmp_path / "whole" / "sparse", tmp_path / "resumed" / "sparse"
+    whole, resumed = outputs(tmp_path)
     assert main(arguments(tiny_model_directory, text_file, whole, *method)) == 0
     with monkeypatch.context() as patch:
         patch.setattr(WorkFolder, "step", kill_after("step", steps))
@@ -142,9 +147,7 @@ def test_resumes_inside_a_long_step_to_the_same_bytes(
     recipe.write_text(json.dumps({"distillation": distillation}), encoding="utf-8")
     short = ("--recipe", str(recipe), "--validation-interval", "2", "--steps", "4")
     more = (*method, *short, "--learning-rate", "0.3")
-    for name in ("whole", "resumed"):
-        (tmp_path / name).mkdir()
-    whole, resumed = tmp_path / "whole" / "sparse", tmp_path / "resumed" / "sparse"
+    whole, resumed = outputs(tmp_path)
     assert main(arguments(tiny_model_directory, text_file, whole, *more)) == 0
     with monkeypatch.context() as patch:
         patch.setattr(WorkFolder, "keep_interval", kill_after("keep_interval", intervals))
