@@ -17,6 +17,7 @@ from permllm_vllm.checkpoint.shard import FETCH_AGAIN
 from permllm_vllm.checkpoint.shards import read_headers
 from permllm_vllm.hf.config import PermLLMConfig
 from permllm_vllm.hf.linear import Backends, SparseLinear
+from permllm_vllm.hf.missing import missing_parameters
 
 
 @register_quantizer(schema.QUANT_METHOD)
@@ -59,7 +60,6 @@ class PermLLMQuantizer(HfQuantizer):
         for path, linear in list(_linears(model)):
             name = _stored_name(path, model, headers)
             if name not in sparse:
-                problems += _absence(name, headers, self.checkpoint)
                 continue
             sparse.remove(name)
             problems += _size_problems(name, linear, headers)
@@ -74,7 +74,7 @@ class PermLLMQuantizer(HfQuantizer):
                 device=linear.weight.device,
             )
             model.set_submodule(path, layer)
-        problems += _missing_vectors(model, headers)
+        problems += missing_parameters(model, headers.keys())
         problems += [
             Problem(
                 f"{name}.{schema.WEIGHT_PACKED}",
@@ -135,42 +135,6 @@ def _stored_name(path: str, model: nn.Module, headers: Mapping[str, TensorHeader
     prefixed = f"{getattr(model, 'base_model_prefix', '')}.{path}"
     kinds = (schema.WEIGHT_PACKED, schema.WEIGHT_MASK, "weight")
     return prefixed if any(f"{prefixed}.{kind}" in headers for kind in kinds) else path
-
-
-def _absence(
-    name: str, headers: Mapping[str, TensorHeader], checkpoint: schema.QuantizationConfig
-) -> list[Problem]:
-    """Report a layer of the decoder stack that has no weight at all.
-
-    Transformers would fill it with random numbers and a warning, which is right only for a new
-    head; heads are outside the numbered stack.
-    """
-    if not _in_stack(name) or f"{name}.weight" in headers or checkpoint.is_ignored(name):
-        return []
-    rule = "every linear of the decoder has a sparse or a dense weight"
-    return [Problem(f"{name}.{schema.WEIGHT_PACKED}", "nothing", rule, FETCH_AGAIN)]
-
-
-def _missing_vectors(model: nn.Module, headers: Mapping[str, TensorHeader]) -> list[Problem]:
-    """Report a norm or a bias of the decoder stack that is not stored, for the same reason."""
-    prefix = getattr(model, "base_model_prefix", "")
-    names = [
-        f"{path}.{kind}"
-        for path, module in model.named_modules()
-        if _in_stack(path) and not isinstance(module, SparseLinear)
-        for kind, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() == 1
-    ]
-    rule = f"{type(model).__name__} has it in every decoder layer"
-    return [
-        Problem(name, "nothing", rule, FETCH_AGAIN)
-        for name in names
-        if name not in headers and f"{prefix}.{name}" not in headers
-    ]
-
-
-def _in_stack(name: str) -> bool:
-    return any(part.isdecimal() for part in name.split("."))
 
 
 def _size_problems(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from copy import deepcopy
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import permllm_vllm.hf  # noqa: F401  (registers the method)
 from permllm_vllm import ops
@@ -252,20 +253,39 @@ def test_a_layer_that_is_wholly_missing_is_refused(sparse_copy: Path) -> None:
         for key in ("runtime_permuted", "folded")
     }
     set_config(sparse_copy, **first)
-    with pytest.raises(CheckpointError, match=r"layers\.1\.\S+: found nothing; rule: every linear"):
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight: found nothing"):
         load(sparse_copy)
 
 
-def test_a_missing_norm_is_refused(sparse_copy: Path) -> None:
-    """Transformers would put ones in its place."""
-    file, name = sparse_copy / "model.safetensors", "model.layers.1.input_layernorm.weight"
-    tensors = {n: t for n, t in load_file(file).items() if n != name}
+def drop(directory: Path, name: str) -> None:
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    del tensors[name]
     save_file(tensors, file, metadata={"format": "pt"})
-    for model_class in (AutoModelForCausalLM, AutoModel):
-        with pytest.raises(
-            CheckpointError, match=r"layers\.1\.input_layernorm\.weight: found noth"
-        ):
+
+
+@pytest.mark.parametrize(
+    "name", ["embed_tokens.weight", "layers.1.input_layernorm.weight", "norm.weight"]
+)
+def test_a_missing_dense_tensor_is_refused(sparse_copy: Path, name: str) -> None:
+    """Transformers would put ones or random numbers in its place; the head is tied to the first."""
+    drop(sparse_copy, f"model.{name}")
+    for model_class in (AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModel):
+        with pytest.raises(CheckpointError, match=rf"{re.escape(name)}: found nothing"):
             model_class.from_pretrained(sparse_copy)
+
+
+def test_a_missing_head_that_is_not_tied_is_refused(sparse_copy: Path) -> None:
+    config = json.loads((sparse_copy / "config.json").read_text())
+    (sparse_copy / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight: found nothing"):
+        load(sparse_copy)
+
+
+def test_a_head_that_the_checkpoint_cannot_have_is_new(sparse_copy: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(sparse_copy)
+    assert sparse_layers(model)
+    assert model.score.weight.isfinite().all()
 
 
 @pytest.mark.parametrize(

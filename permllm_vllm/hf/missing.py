@@ -1,0 +1,46 @@
+"""Dense parameters of a model that neither its checkpoint nor a tie would fill."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Set
+from typing import Any
+
+from torch import nn
+
+from permllm_vllm.checkpoint.errors import Problem
+from permllm_vllm.checkpoint.shard import FETCH_AGAIN
+from permllm_vllm.hf.linear import SparseLinear
+
+
+def missing_parameters(model: Any, stored: Set[str]) -> Iterator[Problem]:
+    """Report what Transformers would fill with ones or random numbers, and only warn about.
+
+    A class that config.json does not name may bring a head of its own, new on purpose; whatever is
+    inside the base model is never new.
+
+    Args:
+        model: with its sparse layers in place; their tensors are checked elsewhere.
+        stored: names of the checkpoint's tensors.
+    """
+    prefix = getattr(model, "base_model_prefix", "")
+    whole = model.base_model is model or type(model).__name__ in (model.config.architectures or ())
+    ties = getattr(model, "all_tied_weights_keys", None) or {}
+    new = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]
+    for name in _dense_parameters(model):
+        if not (whole or name.startswith(f"{prefix}.")):
+            continue
+        if any(pattern.search(name) for pattern in new):
+            continue
+        source = ties.get(name, name)
+        names = {name, source, *(other for other, its in ties.items() if its == source)}
+        if names.isdisjoint(stored) and stored.isdisjoint(f"{prefix}.{n}" for n in names):
+            rule = f"{type(model).__name__} has it, and config.json ties it to nothing stored"
+            yield Problem(name, "nothing", rule, FETCH_AGAIN)
+
+
+def _dense_parameters(model: nn.Module) -> Iterator[str]:
+    for path, module in model.named_modules():
+        if not isinstance(module, SparseLinear):
+            for kind, _ in module.named_parameters(recurse=False):
+                yield f"{path}.{kind}" if path else kind
