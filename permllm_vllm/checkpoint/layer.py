@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from permllm_vllm.checkpoint.errors import Problem, raise_if_any
+from permllm_vllm.checkpoint.numbers import number_problems, scale_problems
 from permllm_vllm.checkpoint.packing import count_violations, first_violation, unpack
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import is_bijective, unpermute_columns
 from permllm_vllm.checkpoint.schema import (
+    BIAS,
     FOLDED_PERMUTATION,
     INPUT_PERMUTATION,
     WEIGHT_MASK,
@@ -83,16 +84,11 @@ class SparseLayer:
                 value = f"no bijection in {_first_bad_block(permutation, block_size)}"
                 rule = f"every block holds each of 0 .. {block_size - 1} once"
                 problems.append(Problem(f"{self.name}.{kind}", value, rule, _REMEDY))
-        if self.scale is not None and not bool((self.scale.isfinite() & (self.scale > 0)).all()):
-            value = f"{float(self.scale[~(self.scale.isfinite() & (self.scale > 0))][0])}"
-            problems.append(
-                Problem(f"{self.name}.{WEIGHT_SCALE}", value, "finite and above 0", _REMEDY)
-            )
-        for kind, tensor in ((WEIGHT_PACKED, self.values), ("bias", self.bias)):
-            if tensor is not None and not bool(torch.isfinite(tensor).all()):
-                problems.append(
-                    Problem(f"{self.name}.{kind}", "inf or nan", "finite numbers", _REMEDY)
-                )
+        if self.scale is not None:
+            problems += scale_problems(f"{self.name}.{WEIGHT_SCALE}", self.scale)
+        for kind, numbers in ((WEIGHT_PACKED, self.values), (BIAS, self.bias)):
+            if numbers is not None:
+                problems += number_problems(f"{self.name}.{kind}", numbers)
         return problems
 
 

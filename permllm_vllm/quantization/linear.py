@@ -1,6 +1,6 @@
 """The linear method: loads a sparse layer's tensors, packs them once, multiplies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch.nn import Module, Parameter
 import permllm_vllm.ops  # noqa: F401  (defines torch.ops.permllm)
 from permllm_vllm.backends import CheckpointWeights
 from permllm_vllm.checkpoint import schema
-from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.checkpoint.errors import CheckpointError, raise_if_any
+from permllm_vllm.checkpoint.numbers import number_problems, scale_problems
 from permllm_vllm.checkpoint.packing import first_violation
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.compat import (
@@ -131,6 +132,7 @@ class PermLLMLinearMethod(LinearMethodBase):
         for source in sources:
             source.loaded.clear()  # vLLM may reload into copies that share the source
         self._check_mask(loaded[schema.WEIGHT_MASK])
+        self._check_numbers(layer, loaded)
         permutation = loaded[self._permutation_kind].shared() if self._permutation_kind else None
         tensors = {name: parameter.data for name, parameter in loaded.items()}
         self._unfold(layer, tensors)
@@ -206,6 +208,20 @@ class PermLLMLinearMethod(LinearMethodBase):
                     f"{self.pattern.kept}. The checkpoint is damaged: copy it again, or run "
                     "`permllm-offline prune` again."
                 )
+
+    def _check_numbers(self, layer: Module, loaded: Mapping[str, CheckedParameter]) -> None:
+        """Raise CheckpointError for values or biases that are not finite, and for bad scales."""
+        rules = {schema.WEIGHT_PACKED: number_problems, schema.WEIGHT_SCALE: scale_problems}
+        checks = [(p.source, p.data, rules[kind]) for kind, p in loaded.items() if kind in rules]
+        if layer.bias is not None:
+            checks.append((self.bias, layer.bias.data, number_problems))
+        problems = [
+            problem
+            for source, tensor, problems_of in checks
+            for part, rows in enumerate(tensor.split(self.output_sizes))
+            for problem in problems_of(source.name((part,)), rows)
+        ]
+        raise_if_any(list(dict.fromkeys(problems)))  # parts may be one tensor of the checkpoint
 
 
 def _checkpoint_rows(layer: Module, partitions: list[int], output_size: int) -> list[int]:

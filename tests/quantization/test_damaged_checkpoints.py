@@ -1,5 +1,6 @@
 """What is wrong with a checkpoint is said with the tensor's own name, and never served."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -60,7 +61,7 @@ def changed(module: SparseModule, kind: str, change: Callable[[Tensor], Tensor])
     return SparseModule({**module.tensors, kind: tensor}, module.dense)
 
 
-def first_is(value: int) -> Callable[[Tensor], Tensor]:
+def first_is(value: float) -> Callable[[Tensor], Tensor]:
     def change(tensor: Tensor) -> Tensor:
         tensor.view(-1)[0] = value
         return tensor
@@ -205,6 +206,78 @@ def test_a_mask_with_a_wrong_bit_count(qkv: LinearBase, byte: int, kept: int) ->
         CheckpointError, match=rf"v_proj\.weight_mask keeps {kept} weights in group 0 of row 0"
     ):
         packed_dense(qkv)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_no_numbers(qkv: LinearBase, value: float) -> None:
+    for shard, module in modules().items():
+        damaged = changed(module, "weight_packed", first_is(value))
+        load(qkv, damaged if shard == "k" else module, shard)
+    with pytest.raises(
+        CheckpointError,
+        match=rf"^{ATTENTION}\.k_proj\.weight_packed: found inf or nan; rule: .*; remedy: ",
+    ):
+        packed_dense(qkv)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_last_value_that_is_no_number(on_rank: OnRank, dtype: torch.dtype, value: float) -> None:
+    """Of any dtype, wherever it is, in a slice of odd size."""
+    on_rank(1, 2)
+    quantization = config(value_dtype=str(dtype).removeprefix("torch."))
+    layer = RowParallelLinear(144, 3, bias=False, quant_config=quantization, prefix=FC1)
+    module = sparse_module(3, 144)
+    values = module.tensors["weight_packed"].to(dtype)
+    values[-1, -1] = value
+    load(layer, SparseModule({**module.tensors, "weight_packed": values}, module.dense))
+    with pytest.raises(CheckpointError, match=r"fc1\.weight_packed: found inf or nan"):
+        packed_dense(layer)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias_that_is_no_number(biased: LinearBase, dtype: torch.dtype, value: float) -> None:
+    for shard, rows in {"q": 32, "k": 16, "v": 16}.items():
+        bias = torch.ones(rows, dtype=dtype)
+        bias[-1] = value if shard == "v" else 1
+        biased.bias.weight_loader(biased.bias, bias, shard)
+    with pytest.raises(CheckpointError, match=rf"^{ATTENTION}\.v_proj\.bias: found inf or nan"):
+        packed_dense(biased)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
+def test_a_scale_that_is_none(on_rank: OnRank, scale: float) -> None:
+    layer = MergedColumnParallelLinear(
+        CHANNELS,
+        [16, 16],
+        bias=False,
+        quant_config=config(value_dtype="int8"),
+        prefix="model.gate_up_proj",
+    )
+    for shard in (0, 1):
+        module = sparse_module(16, CHANNELS)
+        values = module.tensors["weight_packed"].to(torch.int8)
+        scales = torch.ones(16)
+        scales[5] = scale if shard else 1
+        tensors = {**module.tensors, "weight_packed": values, "weight_scale": scales}
+        load(layer, SparseModule(tensors, module.dense), shard)
+    with pytest.raises(
+        CheckpointError,
+        match=rf"^model\.up\.weight_scale: found {scale}; rule: finite and above 0; remedy: ",
+    ):
+        packed_dense(layer)
+
+
+def test_a_tensor_for_all_parts_is_named_once(on_rank: OnRank) -> None:
+    layer = MergedColumnParallelLinear(
+        CHANNELS, [16, 16], bias=False, quant_config=config(), prefix="model.fused"
+    )
+    module = sparse_module(32, CHANNELS)
+    module.tensors["weight_packed"][[0, 31]] = math.nan
+    load(layer, module)
+    with pytest.raises(CheckpointError, match=r"^model\.fused\.weight_packed: found inf or nan"):
+        packed_dense(layer)
 
 
 @pytest.mark.parametrize(
