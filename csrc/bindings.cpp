@@ -7,15 +7,14 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "cpu/huge_pages.h"
 #include "cpu/linear.h"
 #include "cpu/pack.h"
-#include "cpu/scratch.h"
 
 namespace permllm {
 namespace {
@@ -111,10 +110,10 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
 
   const int64_t bytes = cpu::packed_bytes(isa, type, n, k);
   const std::array<int64_t, 1> sizes{bytes}, strides{1};
-  Tensor packed =
-      torch::stable::from_blob(cpu::allocate_huge(bytes), sizes, strides,
-                               torch::stable::Device(torch::headeronly::DeviceType::CPU),
-                               ScalarType::Byte, [](void* memory) { std::free(memory); });
+  Tensor packed = torch::stable::from_blob(
+      cpu::allocate_huge(bytes), sizes, strides,
+      torch::stable::Device(torch::headeronly::DeviceType::CPU), ScalarType::Byte,
+      [bytes](void* memory) { cpu::release_huge(memory, bytes); });
   const cpu::BadMask bad = cpu::pack(isa, arguments, packed.mutable_data_ptr());
   STD_TORCH_CHECK(bad.row < 0, "mask of row ", bad.row, " keeps ", bad.kept, " of the inputs ",
                   bad.input, "..", bad.input + 7,

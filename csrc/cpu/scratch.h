@@ -15,8 +15,4 @@ constexpr int kScratchKinds = 5;
 // buffer while its owner waits for them. Throws std::bad_alloc.
 void* thread_scratch(Scratch kind, size_t bytes);
 
-// `bytes` bytes of memory, 64-byte aligned and in 2 MiB pages from 2 MiB on where the system grants
-// them. Give it back with free(). Throws std::bad_alloc.
-void* allocate_huge(size_t bytes);
-
 }  // namespace permllm::cpu

@@ -2,8 +2,10 @@
 
 import ctypes
 import mmap
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
 
 PAGE = mmap.PAGESIZE
+HUGE_PAGE = 2 << 20
 
 
 def before_a_guard(tensor: torch.Tensor) -> torch.Tensor:
@@ -59,8 +62,64 @@ def test_reads_stay_inside(isa: str) -> None:
 @pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
 def test_large_blobs_are_aligned_to_huge_pages() -> None:
     packed = CpuBackend().pack(random_layer(2048, 2048).weights).packed
-    assert packed.numel() > 2 << 20
-    assert packed.data_ptr() % (2 << 20) == 0
+    assert packed.numel() > HUGE_PAGE
+    assert packed.data_ptr() % HUGE_PAGE == 0
+
+
+def mapped(address: int, size: int) -> dict[str, int]:
+    """KiB of every kind in the mappings that these bytes touch, by the names in smaps."""
+    found: dict[str, int] = {}
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            begin, end = (int(bound, 16) for bound in bounds.groups())
+            inside = begin < address + size and address < end
+        elif inside and (kind := re.match(r"(\w+): +(\d+) kB", line)):
+            found[kind[1]] = found.get(kind[1], 0) + int(kind[2])
+    return found
+
+
+def in_huge_pages(address: int, size: int) -> int:
+    """How many of these bytes lie in huge pages, where their mapping holds nothing else."""
+    return mapped(address, size).get("AnonHugePages", 0) << 10
+
+
+def grants_huge_pages(count: int) -> bool:
+    """Whether the system gives so many to memory that asks for them."""
+    with mmap.mmap(-1, (count + 1) * HUGE_PAGE, flags=mmap.MAP_PRIVATE) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        memory.write(bytes(len(memory)))
+        view = ctypes.c_char.from_buffer(memory)
+        found = in_huge_pages(ctypes.addressof(view), len(memory))
+        del view  # or the mapping could not be closed
+    return found >= count * HUGE_PAGE
+
+
+@pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
+def test_large_blobs_lie_in_huge_pages_whatever_was_freed_before() -> None:
+    """Tensors of a checkpoint are freed before the next layer is packed: their memory is touched.
+
+    Nothing is wasted: what follows the last whole huge page lies in small ones.
+    """
+    weights = random_layer(2048, 4096).weights
+    for _ in range(3):
+        freed = [torch.zeros(16 << 20, dtype=torch.uint8) for _ in range(3)]
+        del freed
+        packed = CpuBackend().pack(weights).packed
+        whole = packed.numel() // HUGE_PAGE
+        if not grants_huge_pages(whole):
+            pytest.skip("transparent huge pages are off here, or none is free")
+        assert in_huge_pages(packed.data_ptr(), packed.numel()) == whole * HUGE_PAGE
+
+
+@pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
+def test_memory_of_freed_blobs_is_given_back() -> None:
+    packed = CpuBackend().pack(random_layer(2048, 2048).weights).packed
+    place = packed.data_ptr(), packed.numel()
+    resident = mapped(*place)["Rss"] << 10
+    assert packed.numel() <= resident <= packed.numel() + HUGE_PAGE // 8
+    del packed
+    assert not mapped(*place)
 
 
 @pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")

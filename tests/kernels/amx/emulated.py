@@ -65,8 +65,9 @@ class Emulation:
 def compile_emulation(path: Path) -> Emulation:
     """Builds the library at `path`."""
     sources = [
-        HERE / "emulation.cpp", *(CPU / f"{kernel}.cpp" for kernel in KERNELS), CPU / "scratch.cpp",
-    ]  # fmt: skip
+        HERE / "emulation.cpp",
+        *(CPU / f"{name}.cpp" for name in (*KERNELS, "scratch", "huge_pages")),
+    ]
     options = ["-shared", "-fPIC", "-pthread", "-DPERMLLM_EMULATE_AMX", f"-I{CPU}", f"-I{HERE}"]
     subprocess.run([*COMPILE, *options, *map(str, sources), "-o", str(path)], check=True)
     return Emulation(path)
