@@ -84,17 +84,14 @@ def activations(m: int, k: int) -> Tensor:
     return torch.randn(m, k, generator=torch.Generator().manual_seed(m)).to(torch.bfloat16)
 
 
-def dense_makers() -> dict[str, Make]:
-    """Dense peers in bfloat16 by name; vLLM's only where it is installed."""
+def peer_makers(*, int8: bool) -> dict[str, Make]:
+    """Dense peers by name, in bfloat16 and, if asked for, vLLM's W8A8; vLLM's where it is there."""
     found: dict[str, Make] = {"torch": _torch_linear}
     if _has_vllm():
         found["vllm"] = _vllm_linear
+        if int8:
+            found[VLLM_INT8] = _vllm_int8_linear
     return found
-
-
-def int8_makers() -> dict[str, Make]:
-    """vLLM's dense W8A8, where it is installed."""
-    return {VLLM_INT8: _vllm_int8_linear} if _has_vllm() else {}
 
 
 def sparse_linear(layer: Layer, backend: CpuBackend) -> Call:

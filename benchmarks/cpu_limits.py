@@ -16,17 +16,16 @@ import torch
 from benchmarks.cpu_contestants import (
     activations,
     dense_contestants,
-    dense_makers,
     median_times,
+    peer_makers,
     rounds_of,
 )
+from benchmarks.kernel_rows import PeerTimes
 from benchmarks.shapes import random_layer
 
 STREAM_BYTES = 256 << 20
 HUGE_PAGE = 2 << 20
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}  # PyTorch's allocator then asks for them
-#: Microseconds by (outputs, inputs, tokens, peer).
-PeerTimes = dict[tuple[int, int, int, str], float]
 
 
 def stream_rate(threads: int) -> float:
@@ -46,36 +45,32 @@ def stream_rate(threads: int) -> float:
 
 
 def times_with_huge_pages(
-    shapes: list[tuple[int, int]], tokens: list[int], threads: int, quick: bool
+    shape: tuple[int, int], tokens: list[int], peers: list[str], threads: int
 ) -> PeerTimes:
-    """Times the dense peers in a process of its own, whose allocator asks for huge pages."""
+    """Times dense peers in a process of its own, whose allocator asks for huge pages."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "times.json")
-        task = {"shapes": shapes, "tokens": tokens, "threads": threads, "quick": quick}
+        task = {"shape": shape, "tokens": tokens, "peers": peers, "threads": threads}
         subprocess.run(
             [sys.executable, "-m", "benchmarks.cpu_limits", json.dumps(task), str(file)],
             env={**os.environ, **HUGE_PAGES},
             check=True,
         )
-        return {
-            (n, k, m, peer): microseconds
-            for n, k, m, peer, microseconds in json.loads(file.read_text())
-        }
+        return {(*shape, m, peer): time for m, peer, time in json.loads(file.read_text())}
 
 
 def _main() -> None:
     task, file = json.loads(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(task["threads"])
-    times: list[tuple[int, int, int, str, float]] = []
+    (n, k), threads = task["shape"], task["threads"]
+    makers = peer_makers(int8=True)
+    times: list[tuple[int, str, float]] = []
     with torch.inference_mode():
-        for n, k in task["shapes"]:
-            dense = random_layer(n, k, "2:4", permuted=False).dense
-            contestants = dense_contestants(dense_makers(), dense)
-            for m in task["tokens"]:
-                found = median_times(
-                    contestants, activations(m, k), task["threads"], rounds_of(m, task["quick"])
-                )
-                times += [(n, k, m, name, microseconds) for name, microseconds in found.items()]
+        dense = random_layer(n, k, "2:4", permuted=False).dense
+        contestants = dense_contestants({name: makers[name] for name in task["peers"]}, dense)
+        for m in task["tokens"]:
+            found = median_times(contestants, activations(m, k), threads, rounds_of(m, quick=True))
+            times += [(m, name, microseconds) for name, microseconds in found.items()]
     Path(file).write_text(json.dumps(times))
 
 

@@ -1,11 +1,14 @@
 """Times the sparse kernels against the dense paths of PyTorch and vLLM.
 
     python -m benchmarks.kernels --device cpu --threads 1 --json results.json
+    python -m benchmarks.kernels --patterns 4:8 --tokens 1 4 16 17 24 32 48 --json results.json
     python -m benchmarks.kernels --device cuda --json results.json    # benchmarks/cuda_kernels.py
 
 Every contestant runs in this process, call by call in turn, over enough copies of its weight that
 none of them is in the cache; the peers with huge pages run in a second process. One thread is timed
 in thread-CPU time, more of them in wall time; numbers are medians.
+
+The result is written after each number of tokens, and what it holds already is not measured again.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -27,51 +31,19 @@ from benchmarks.cpu_contestants import (
     Contestant,
     activations,
     dense_contestants,
-    dense_makers,
-    int8_makers,
     median_times,
+    peer_makers,
     rounds_of,
     sparse_linear,
 )
-from benchmarks.cpu_limits import PeerTimes, stream_rate, times_with_huge_pages
-from benchmarks.machine import write_json
+from benchmarks.cpu_limits import stream_rate, times_with_huge_pages
+from benchmarks.kernel_rows import KEY, Row, complete
+from benchmarks.rows import Rows
 from benchmarks.shapes import LLAMA_2_7B, TOKENS, random_layer, to_int8
 from permllm_vllm.backends.cpu import CpuBackend
 
 VALUES = ("bfloat16", "int8")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison with one peer; times are medians in microseconds, `ratio` is peer / ours.
-
-    Attributes:
-        peer_values: dtype of the peer's weight; the ratios that count are those to bfloat16.
-        peer_huge_pages_us: the peer in huge pages, in another process; None if not measured.
-        stream_floor_us: reading our packed bytes at the rate of memory.
-        ideal_dense_us: a dense bfloat16 kernel that reads at the rate of memory, or multiplies at
-            the best rate of any dense peer in this run, whichever takes longer (computed).
-        relative_error: Frobenius, against float64 with the weight that was packed.
-    """
-
-    n: int
-    k: int
-    m: int
-    pattern: str
-    value_dtype: str
-    isa: str
-    threads: int
-    peer: str
-    peer_values: str
-    peer_us: float
-    peer_huge_pages_us: float | None
-    ours_us: float
-    ratio: float
-    packed_bytes: int
-    stream_floor_us: float
-    ideal_dense_us: float
-    ours_gflops: float
-    relative_error: float
+PATTERNS = ("2:4", "4:8")
 
 
 def relative_error(y: Tensor, x: Tensor, dense: Tensor) -> float:
@@ -93,16 +65,19 @@ class Plan:
     quick: bool
 
 
-def measure(shape: tuple[int, int], pattern: str, plan: Plan) -> Iterator[Row]:
-    """Compares one weight shape with every peer, for every number of tokens.
+def measure(
+    shape: tuple[int, int], pattern: str, tokens: Sequence[int], plan: Plan
+) -> Iterator[list[Row]]:
+    """Compare one weight shape with every peer; yields the rows of one number of tokens at a time.
 
-    What only a whole run knows is left empty in the rows.
+    Bounds are those of these rows alone; `complete` gives those of a whole result.
     """
     n, k = shape
     backend = CpuBackend()
+    plain = stream_rate(plan.threads)
     drawn = random_layer(n, k, pattern, 64 if k % 64 == 0 else 32, permuted=k % 32 == 0)
     layers = {"bfloat16": drawn, "int8": to_int8(drawn)}
-    makers = dense_makers() | (int8_makers() if "int8" in plan.values else {})
+    makers = peer_makers(int8="int8" in plan.values)
     contestants = dense_contestants(makers, drawn.dense)
     packed_bytes = {}
     for values in plan.values:
@@ -111,9 +86,10 @@ def measure(shape: tuple[int, int], pattern: str, plan: Plan) -> Iterator[Row]:
         ours = Contestant(packed_bytes[values], lambda layer=layer: sparse_linear(layer, backend))  # type: ignore[misc]
         ours.warm(torch.zeros(1, k, dtype=torch.bfloat16))
         contestants[_ours(values)] = ours
-    for m in plan.tokens:
+    for m in tokens:
         x = activations(m, k)
         times = median_times(contestants, x, plan.threads, rounds_of(m, plan.quick))
+        rows = []
         for values in plan.values:
             ours_us = times[_ours(values)]
             y = contestants[_ours(values)].result(x)
@@ -121,51 +97,35 @@ def measure(shape: tuple[int, int], pattern: str, plan: Plan) -> Iterator[Row]:
             for peer in makers:
                 if values != "int8" and peer == VLLM_INT8:
                     continue
-                yield Row(
-                    n=n,
-                    k=k,
-                    m=m,
-                    pattern=pattern,
-                    value_dtype=values,
-                    isa=backend.instruction_set,
-                    threads=plan.threads,
-                    peer=peer,
-                    peer_values="int8" if peer == VLLM_INT8 else "bfloat16",
-                    peer_us=round(times[peer], 1),
-                    peer_huge_pages_us=None,
-                    ours_us=round(ours_us, 1),
-                    ratio=round(times[peer] / ours_us, 3),
-                    packed_bytes=packed_bytes[values],
-                    stream_floor_us=0.0,
-                    ideal_dense_us=0.0,
-                    ours_gflops=round(2 * m * n * k / ours_us / 1e3, 1),
-                    relative_error=float(f"{error:.2e}"),
+                rows.append(
+                    Row(
+                        n=n,
+                        k=k,
+                        m=m,
+                        pattern=pattern,
+                        value_dtype=values,
+                        isa=backend.instruction_set,
+                        threads=plan.threads,
+                        peer=peer,
+                        peer_values="int8" if peer == VLLM_INT8 else "bfloat16",
+                        peer_us=round(times[peer], 1),
+                        peer_huge_pages_us=None,
+                        ours_us=round(ours_us, 1),
+                        ratio=round(times[peer] / ours_us, 3),
+                        packed_bytes=packed_bytes[values],
+                        plain_reading_us=round(packed_bytes[values] / plain, 1),
+                        stream_floor_us=0.0,
+                        ideal_dense_us=0.0,
+                        ours_gflops=round(2 * m * n * k / ours_us / 1e3, 1),
+                        relative_error=float(f"{error:.2e}"),
+                        load_average=round(os.getloadavg()[1], 1),
+                    )
                 )
+        yield complete(rows)
 
 
 def _ours(values: str) -> str:
     return f"permllm {values}"
-
-
-def complete(rows: list[Row], stream: float, huge_pages: PeerTimes) -> list[Row]:
-    """Fills in the bounds, from the best rates of the run, and the peers in huge pages.
-
-    `stream` is in bytes per microsecond.
-    """
-    best = max(r.m * r.n * r.k / r.peer_us for r in rows if r.peer_values == "bfloat16")
-    return [
-        replace(
-            row,
-            stream_floor_us=round(row.packed_bytes / stream, 1),
-            ideal_dense_us=round(row.n * row.k * max(2 / stream, row.m / best), 1),
-            peer_huge_pages_us=_rounded(huge_pages.get((row.n, row.k, row.m, row.peer))),
-        )
-        for row in rows
-    ]
-
-
-def _rounded(microseconds: float | None) -> float | None:
-    return None if microseconds is None else round(microseconds, 1)
 
 
 def table(rows: list[Row], values: str) -> Table:
@@ -197,19 +157,41 @@ def table(rows: list[Row], values: str) -> Table:
     return result
 
 
-def run(plan: Plan, huge_pages: bool) -> list[Row]:
-    """Every row of the plan."""
+def run(plan: Plan, result: Rows, huge_pages: bool) -> list[Row]:
+    """Measure what the result lacks of the plan; returns all rows of the result."""
     torch.set_num_threads(plan.threads)
-    rows: list[Row] = []
-    rates = [stream_rate(plan.threads)]
     with torch.inference_mode():
         for shape, pattern in itertools.product(plan.shapes, plan.patterns):
-            rows += measure(shape, pattern, plan)
-            rates.append(stream_rate(plan.threads))
-    times: PeerTimes = {}
+            there = {(row.n, row.k, row.pattern, row.m, row.value_dtype) for row in _rows(result)}
+            tokens = [
+                m
+                for m in plan.tokens
+                if any((*shape, pattern, m, values) not in there for values in plan.values)
+            ]
+            if tokens:
+                for rows in measure(shape, pattern, tokens, plan):
+                    result.update(asdict(row) for row in rows)
+                    result.update(asdict(row) for row in complete(_rows(result)))
     if huge_pages:
-        times = times_with_huge_pages(plan.shapes, plan.tokens, plan.threads, quick=True)
-    return complete(rows, max(rates), times)
+        for shape in dict.fromkeys((row.n, row.k) for row in _rows(result)):
+            without = [
+                row
+                for row in _rows(result)
+                if (row.n, row.k) == shape and row.peer_huge_pages_us is None
+            ]
+            if without:
+                times = times_with_huge_pages(
+                    shape,
+                    sorted({row.m for row in without}),
+                    sorted({row.peer for row in without}),
+                    plan.threads,
+                )
+                result.update(asdict(row) for row in complete(_rows(result), times))
+    return _rows(result)
+
+
+def _rows(result: Rows) -> list[Row]:
+    return [Row(**row) for row in result.all()]
 
 
 def _shape(text: str) -> tuple[int, int]:
@@ -218,18 +200,24 @@ def _shape(text: str) -> tuple[int, int]:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kernels",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--shapes", type=_shape, nargs="+", metavar="NxK")
-    parser.add_argument("--m", type=int, nargs="+", metavar="TOKENS")
-    parser.add_argument("--pattern", nargs="+", choices=["2:4", "4:8"], default=["2:4"])
+    parser.add_argument("--tokens", "--m", type=int, nargs="+", metavar="M")
+    parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=["2:4"])
     parser.add_argument("--values", nargs="+", choices=VALUES, default=list(VALUES))
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument(
         "--no-huge-pages", action="store_true", help="leave out the peers in huge pages"
     )
-    parser.add_argument("--json", metavar="FILE", help="also write the rows there")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="where the rows are kept, of one thread count"
+    )
     return parser.parse_args()
 
 
@@ -237,22 +225,21 @@ def main() -> None:
     """Measures, prints tables, writes JSON."""
     arguments = _parse()
     if arguments.device == "cuda":
-        return cuda_kernels.run(arguments.shapes, arguments.m, json_file=arguments.json)
+        return cuda_kernels.run(arguments.shapes, arguments.tokens, json_file=arguments.json)
     plan = Plan(
         shapes=arguments.shapes or list(LLAMA_2_7B),
-        tokens=arguments.m or list(TOKENS),
-        patterns=arguments.pattern,
+        tokens=arguments.tokens or list(TOKENS),
+        patterns=arguments.patterns,
         values=arguments.values,
         threads=arguments.threads,
         quick=arguments.quick,
     )
+    facts = {"isa": CpuBackend().instruction_set, "threads": plan.threads}
+    result = Rows(arguments.json, facts, KEY)
+    rows = run(plan, result, huge_pages=not arguments.no_huge_pages)
     console = Console()
-    rows = run(plan, huge_pages=not arguments.no_huge_pages)
-    for values in plan.values:
+    for values in dict.fromkeys(row.value_dtype for row in rows):
         console.print(table(rows, values))
-    if arguments.json:
-        load = round(os.getloadavg()[1], 1)  # of five minutes: other work slows both sides
-        write_json(arguments.json, {"load_average": load, "rows": [asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

@@ -74,4 +74,6 @@ def write_json(path: Path | str, payload: dict[str, Any]) -> None:
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(path)  # at once: a run that is stopped here loses nothing

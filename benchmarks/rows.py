@@ -1,7 +1,7 @@
 """Rows of a long benchmark, kept in its result file: a run goes on where another was stopped."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ class Rows:
     """The rows of a result file; each is written as soon as it is there.
 
     Args:
-        path: of the result, with the rows of earlier runs or none.
+        path: of the result, with the rows of earlier runs or none; None keeps them in memory only.
         facts: settings that all rows share, written in front of them.
         key: fields that tell one row from another.
 
@@ -20,10 +20,10 @@ class Rows:
         ValueError: the file's rows were measured with other settings, or on another CPU.
     """
 
-    def __init__(self, path: Path, facts: Mapping[str, Any], key: Sequence[str]) -> None:
+    def __init__(self, path: Path | None, facts: Mapping[str, Any], key: Sequence[str]) -> None:
         self._path, self._facts, self._key = path, dict(facts), tuple(key)
         self._rows: list[dict[str, Any]] = []
-        if path.exists():
+        if path is not None and path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
             here = {"machine": machine()["instruction_sets"], **self._facts}
             there = {**found, "machine": found["machine"]["instruction_sets"]}
@@ -47,18 +47,31 @@ class Rows:
         raise KeyError(values)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row, and write the file."""
-        self._rows.append(dict(row))
-        write_json(self._path, {**self._facts, "rows": self._rows})
+        """Append a row, or put it in the place of the one with its key, and write the file."""
+        self.update([row])
+
+    def update(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add several rows, and write the file once."""
+        for row in rows:
+            places = (
+                i for i, old in enumerate(self._rows) if self._values(old) == self._values(row)
+            )
+            place = next(places, len(self._rows))
+            self._rows[place : place + 1] = [dict(row)]
+        self._write()
 
     def sort(self, place: Callable[[Mapping[str, Any]], Any]) -> None:
         """Order the rows by what `place` makes of each, and write the file."""
         self._rows.sort(key=place)
-        write_json(self._path, {**self._facts, "rows": self._rows})
+        self._write()
 
     def all(self) -> list[dict[str, Any]]:
         """Every row, in the order of the file."""
         return list(self._rows)
+
+    def _write(self) -> None:
+        if self._path is not None:
+            write_json(self._path, {**self._facts, "rows": self._rows})
 
     def _values(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(row.get(name) for name in self._key)

@@ -13,10 +13,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from benchmarks import kernel_tables, serving_tables
+from benchmarks.markdown import Result, markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -28,19 +31,13 @@ FACTS = {
     "effort": "effort",
     "steps": "learning steps",
     "windows_per_step": "windows in a step",
+    "mode": "mode",
+    "reserved_cores": "cores reserved",
     "load_average": "load average",
     "threads": "threads",
+    "repeats": "repeats",
 }
-"""Further entries of a result that are shown with its tables."""
-
-Result = Mapping[str, Any]
-Rows = Iterable[Mapping[str, Any]]
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; its last line has no newline."""
-    lines = [f"| {' | '.join(cells)} |" for cells in [header, *rows]]
-    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
+"""Further entries of a result, or of all of its rows, that are shown with its tables."""
 
 
 def measured_on(result: Result) -> str:
@@ -49,125 +46,20 @@ def measured_on(result: Result) -> str:
     facts = [str(result["date"]), f"{machine['cpu']} (family/model {machine['family']})"]
     facts.append(f"{machine['cores']} cores")
     facts += [f"{name} {versions[name]}" for name in ("torch", "vllm") if name in versions]
-    facts += [f"{text} {result[key]}" for key, text in FACTS.items() if _is_plain(result.get(key))]
+    found = ((text, _fact(result, key)) for key, text in FACTS.items())
+    facts += [f"{text} {value}" for text, value in found if value]
     return ", ".join(facts)
 
 
-def _is_plain(value: Any) -> bool:
-    return value is not None and not isinstance(value, list | Mapping)
-
-
-# Kernels
-
-
-def fastest_peer(rows: Rows, peer_values: str = "bfloat16") -> dict[tuple[Any, ...], Any]:
-    """The row of the fastest peer, by (n, k), value dtype and m; of 2:4 alone."""
-    found: dict[tuple[Any, ...], Any] = {}
-    for row in rows:
-        key = (row["n"], row["k"]), row["value_dtype"], row["m"]
-        if row["pattern"] != "2:4" or row["peer_values"] != peer_values:
-            continue
-        if key not in found or row["peer_us"] < found[key]["peer_us"]:
-            found[key] = row
-    return found
-
-
-def kernel_ratios(result: Result, *, int8_peer: bool) -> str:
-    """Dense time over sparse time: a line per shape and value dtype, a column per token count."""
-    peers = fastest_peer(result["rows"])
-    lines = [(peers, values, values) for values in ("bfloat16", "int8")]
-    if int8_peer:
-        to_int8 = fastest_peer(result["rows"], "int8")
-        lines.append((to_int8, "int8", "int8, to vLLM's dense int8"))
-    tokens = list(dict.fromkeys(m for _, _, m in peers))
-    rows = [
-        [f"{shape[0]} x {shape[1]}", label]
-        + [_number(found.get((shape, values, m)), "ratio", 2) for m in tokens]
-        for shape in dict.fromkeys(shape for shape, _, _ in peers)
-        for found, values, label in lines
-        if any((shape, values, m) in found for m in tokens)
-    ]
-    return markdown(["N x K", "values", *(f"M = {m}" for m in tokens)], rows)
-
-
-def kernel_bandwidth(result: Result) -> str:
-    """GB/s at M = 1: the dense bytes over the peer's time, the packed ones over ours."""
-    peers = fastest_peer(result["rows"])
-    rows = []
-    for shape in dict.fromkeys(shape for shape, _, _ in peers):
-        ours = [peers[shape, values, 1] for values in ("bfloat16", "int8")]
-        dense = 2 * shape[0] * shape[1] / ours[0]["peer_us"]
-        read = [dense, *(row["packed_bytes"] / row["ours_us"] for row in ours)]
-        read.append(ours[0]["packed_bytes"] / ours[0]["stream_floor_us"])
-        rows.append([f"{shape[0]} x {shape[1]}", *(f"{rate / 1e3:.1f}" for rate in read)])
-    header = ["N x K", "dense bfloat16", "2:4 bfloat16", "2:4 int8", "plain reading"]
-    return markdown(header, rows)
-
-
-def instruction_set_ratios(result: Result) -> str:
-    """Dense time over sparse time by instruction set, to dense bfloat16 and to dense float32."""
-    found = {(row["isa"], row["value_dtype"], row["m"]): row for row in result["rows"]}
-    tokens = list(dict.fromkeys(m for _, _, m in found))
-    lines: list[tuple[str, str, Callable[[Mapping[str, Any]], float]]] = [
-        ("bfloat16", "bfloat16", lambda row: row["ratio"]),
-        ("int8", "int8", lambda row: row["ratio"]),
-        ("bfloat16", "bfloat16, to dense float32", lambda r: r["float32_us"] / r["ours_us"]),
-    ]
-    rows = [
-        [f"`{isa}`", label]
-        + [
-            f"{ratio(found[isa, values, m]):.2f}" if (isa, values, m) in found else ""
-            for m in tokens
-        ]
-        for isa in dict.fromkeys(isa for isa, _, _ in found)
-        for values, label, ratio in lines
-    ]
-    return markdown(["instruction set", "values", *(f"M = {m}" for m in tokens)], rows)
-
-
-# Serving
-
-
-def serving(result: Result, value: Callable[[Mapping[str, Any]], str], *, memory: bool) -> str:
-    """A line per variant, a column per batch and prompt length.
-
-    `memory` adds the most that the engine's processes had to themselves.
-    """
-    found = {(row["variant"], row["batch"], row["prompt_tokens"]): row for row in result["rows"]}
-    cells = list(dict.fromkeys((batch, prompt) for _, batch, prompt in found))
-    resident: dict[str, float] = {}
-    for (variant, *_), row in found.items():
-        if memory and "resident_mib" in row:
-            resident[variant] = max(row["resident_mib"], resident.get(variant, 0.0))
-    lines = []
-    for variant in dict.fromkeys(variant for variant, _, _ in found):
-        rows = [found.get((variant, *cell)) for cell in cells]
-        line = [variant, *("" if row is None else value(row) for row in rows)]
-        if resident:
-            line.append(f"{resident[variant]:.0f}" if variant in resident else "")
-        lines.append(line)
-    header = ["variant", *(f"batch {batch}, prompt {prompt}" for batch, prompt in cells)]
-    return markdown([*header, *(["resident MiB"] if resident else [])], lines)
-
-
-def decode_speed(row: Mapping[str, Any]) -> str:
-    """Decoded tokens per second, and how many times dense's that is."""
-    return f"{row['decode_tokens_per_second']:.1f} ({row['decode_ratio']:.2f}x)"
-
-
-def first_token_speed(row: Mapping[str, Any]) -> str:
-    """How many times as early as dense's the first token comes."""
-    return f"{row['first_token_ratio']:.2f}x"
-
-
-def profile(result: Result) -> str:
-    """Milliseconds of one decoded token by part."""
-    total = sum(row["milliseconds"] for row in result["rows"])
-    rows = [
-        [row["part"], f"{row['milliseconds']:.1f}", f"{row['milliseconds'] / total:.0%}"]
-        for row in result["rows"]
-    ]
-    return markdown(["part", "ms", "share"], [*rows, ["together", f"{total:.1f}", "100%"]])
+def _fact(result: Result, key: str) -> str:
+    """An entry of a result, or the range of it in the rows; empty where some lack it."""
+    rows = result.get("rows", [])
+    values = [result[key]] if key in result else [row.get(key) for row in rows]
+    if not values or any(value is None or isinstance(value, list | Mapping) for value in values):
+        return ""
+    if len(set(values)) > 1:
+        return f"{min(values)}-{max(values)}"
+    return str(values[0])
 
 
 # Accuracy
@@ -281,18 +173,15 @@ def _shown(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _number(row: Mapping[str, Any] | None, key: str, digits: int) -> str:
-    return "" if row is None or key not in row else f"{row[key]:.{digits}f}"
-
-
 VIEWS: Mapping[str, Callable[[Result], str]] = {
-    "kernels": lambda result: kernel_ratios(result, int8_peer=False),
-    "kernels-and-int8-peer": lambda result: kernel_ratios(result, int8_peer=True),
-    "bandwidth": kernel_bandwidth,
-    "instruction-sets": instruction_set_ratios,
-    "decode": lambda result: serving(result, decode_speed, memory=True),
-    "first-token": lambda result: serving(result, first_token_speed, memory=False),
-    "profile": profile,
+    "kernels": lambda result: kernel_tables.ratios(result, int8_peer=False),
+    "kernels-and-int8-peer": lambda result: kernel_tables.ratios(result, int8_peer=True),
+    "bounds": kernel_tables.bounds,
+    "bandwidth": kernel_tables.bandwidth,
+    "instruction-sets": kernel_tables.instruction_sets,
+    "decode": serving_tables.decode,
+    "first-token": serving_tables.first_token,
+    "profile": serving_tables.profile,
     "accuracy-2:4": lambda result: accuracy(result, ["2:4"]),
     "accuracy": lambda result: accuracy(result, ["2:4", "4:8"]),
     "learning-steps": learning_steps,

@@ -24,6 +24,22 @@ def test_rows_of_an_earlier_run_are_kept(tmp_path: Path) -> None:
     assert Rows(path, FACTS, ["name"]).all() == result["rows"]
 
 
+def test_a_row_takes_the_place_of_the_one_with_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    rows = Rows(path, FACTS, ["name"])
+    rows.update([{"name": "a", "value": 1}, {"name": "b", "value": 2}])
+    rows.update([{"name": "c", "value": 3}, {"name": "a", "value": 4}])
+    expected = [{"name": "a", "value": 4}, {"name": "b", "value": 2}, {"name": "c", "value": 3}]
+    assert rows.all() == json.loads(path.read_text())["rows"] == expected
+
+
+def test_rows_can_be_kept_in_memory(tmp_path: Path) -> None:
+    rows = Rows(None, FACTS, ["name"])
+    rows.add({"name": "a"})
+    assert ("a",) in rows
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_settings_and_other_machines_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     Rows(path, FACTS, ["name"]).add({"name": "a"})

@@ -50,7 +50,10 @@ def kernel_row(k: int, values: str, m: int, peer: str, peer_us: float) -> dict[s
         "ours_us": 2.0,
         "ratio": peer_us / 2,
         "packed_bytes": 9000 if values == "bfloat16" else 5000,
+        "peer_huge_pages_us": None,
+        "plain_reading_us": 2.25,
         "stream_floor_us": 1.8 if values == "bfloat16" else 1.0,
+        "ideal_dense_us": 3.2,
     }
 
 
@@ -63,7 +66,6 @@ KERNELS = {
         kernel_row(8, "int8", 1, "vllm int8", 2.5),
         kernel_row(8, "bfloat16", 16, "torch", 2.01),
         kernel_row(8, "bfloat16", 16, "vllm", 4.0),
-        kernel_row(8, "bfloat16", 16, "vllm", 0.1) | {"pattern": "4:8"},
     ]
 }
 RATIOS = """\
@@ -79,11 +81,50 @@ def test_kernels_are_held_against_the_fastest_dense_peer() -> None:
     assert tables.VIEWS["kernels-and-int8-peer"](KERNELS) == longer
 
 
+def test_patterns_have_lines_of_their_own() -> None:
+    rows = [row for row in KERNELS["rows"] if row["value_dtype"] == "bfloat16"]
+    other = [kernel_row(8, "bfloat16", 4, "vllm", 3.0) | {"pattern": "4:8"}]
+    assert tables.VIEWS["kernels"]({"rows": rows + other}).splitlines() == [
+        "| N x K | values | M = 1 | M = 4 | M = 16 |",
+        "|---|---|---|---|---|",
+        "| 1000 x 8, 2:4 | bfloat16 | 2.50 |  | 1.00 |",
+        "| 1000 x 8, 4:8 | bfloat16 |  | 1.50 |  |",
+    ]
+    alone = tables.VIEWS["kernels"]({"rows": other})
+    assert alone.splitlines()[2:] == ["| 1000 x 8 | bfloat16 | 1.50 |"]
+
+
+def test_bounds_are_those_of_the_fastest_peer_of_each_kind() -> None:
+    huge = {("bfloat16", "torch"): 4.0, ("bfloat16", "vllm"): 4.5, ("int8", "vllm int8"): 2.2}
+    rows = [
+        row | {"peer_huge_pages_us": huge.get((row["value_dtype"], row["peer"]))}
+        for row in KERNELS["rows"]
+        if row["m"] == 1
+    ]
+    assert tables.VIEWS["bounds"]({"rows": rows}).splitlines() == [
+        "| N x K | values | to | M = 1 |",
+        "|---|---|---|---|",
+        "| 1000 x 8 | bfloat16 | dense bfloat16 in huge pages | 2.00 |",
+        "| 1000 x 8 | bfloat16 | ideal dense bfloat16 | 1.60 |",
+        "| 1000 x 8 | bfloat16 | the floor | 0.90 |",
+        "| 1000 x 8 | int8 | vLLM's dense int8 in huge pages | 1.10 |",
+        "| 1000 x 8 | int8 | ideal dense bfloat16 | 1.60 |",
+        "| 1000 x 8 | int8 | the floor | 0.50 |",
+    ]
+
+
 def test_bandwidth_is_bytes_over_time() -> None:
-    # 16 000 bytes in 5 us; 9000 and 5000 in 2; 9000 in 1.8
-    assert (
-        tables.VIEWS["bandwidth"](KERNELS).splitlines()[2] == "| 1000 x 8 | 3.2 | 4.5 | 2.5 | 5.0 |"
-    )
+    # 16 000 bytes in 5 us; 9000 and 5000 in 2; 9000 in 2.25 and in 1.8
+    found = tables.VIEWS["bandwidth"](KERNELS).splitlines()[2]
+    assert found == "| 1000 x 8 | 3.2 | 4.5 | 2.5 | 4.0 | 5.0 |"
+
+
+def test_what_differs_between_rows_is_shown_as_a_range() -> None:
+    rows = [{"load_average": 0.5, "threads": 2}, {"load_average": 1.2, "threads": 2}]
+    shown = tables.measured_on(RECORD | {"rows": rows, "mode": "eager"})
+    assert shown.endswith("torch 9.8, mode eager, load average 0.5-1.2, threads 2")
+    shown = tables.measured_on(RECORD | {"rows": [*rows, {"load_average": None}], "mode": None})
+    assert shown.endswith("torch 9.8")
 
 
 def test_instruction_sets_have_two_peers() -> None:

@@ -1,0 +1,105 @@
+"""What `benchmarks.kernels` records, and the bounds that the best rates of a run set.
+
+    python -m benchmarks.kernel_rows RESULT    # bounds of RESULT anew, from its own times, in place
+
+Measures nothing: date, machine and times of the result stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+VALUE_BYTES = {"bfloat16": 2, "int8": 1}
+#: Microseconds by (outputs, inputs, tokens, peer).
+PeerTimes = dict[tuple[int, int, int, str], float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison with one peer; times are medians in microseconds, `ratio` is peer / ours.
+
+    Attributes:
+        peer_values: dtype of the peer's weight; the ratios that count are those to bfloat16.
+        peer_huge_pages_us: the peer in huge pages, in another process; None if not measured.
+        plain_reading_us: reading our packed bytes as fast as a plain sum over memory reads.
+        stream_floor_us: reading them at the best rate at which anything in the result read: the
+            plain sum, a peer its weight, or a sparse kernel its packed one (computed).
+        ideal_dense_us: a dense bfloat16 kernel that reads at that best rate, or multiplies at the
+            best rate of any dense peer, whichever takes longer (computed).
+        relative_error: Frobenius, against float64 with the weight that was packed.
+        load_average: of the machine, over the five minutes before: other work slows both sides.
+    """
+
+    n: int
+    k: int
+    m: int
+    pattern: str
+    value_dtype: str
+    isa: str
+    threads: int
+    peer: str
+    peer_values: str
+    peer_us: float
+    peer_huge_pages_us: float | None
+    ours_us: float
+    ratio: float
+    packed_bytes: int
+    plain_reading_us: float
+    stream_floor_us: float
+    ideal_dense_us: float
+    ours_gflops: float
+    relative_error: float
+    load_average: float
+
+
+KEY = ("n", "k", "m", "pattern", "value_dtype", "peer")
+
+
+def complete(rows: Sequence[Row], huge_pages: PeerTimes | None = None) -> list[Row]:
+    """Fill in the peers in huge pages where they are given, and the bounds of all rows."""
+    rows = [
+        replace(row, peer_huge_pages_us=round(given, 1)) if given is not None else row
+        for row, given in ((r, (huge_pages or {}).get((r.n, r.k, r.m, r.peer))) for r in rows)
+    ]
+    reading = max(rate for row in rows for rate in reading_rates(row))
+    products = max(r.m * r.n * r.k / r.peer_us for r in rows if r.peer_values == "bfloat16")
+    return [
+        replace(
+            row,
+            stream_floor_us=round(row.packed_bytes / reading, 1),
+            ideal_dense_us=round(
+                row.n * row.k * max(VALUE_BYTES["bfloat16"] / reading, row.m / products), 1
+            ),
+        )
+        for row in rows
+    ]
+
+
+def reading_rates(row: Row) -> list[float]:
+    """Bytes per microsecond at which a row shows that memory can be read."""
+    dense = row.n * row.k * VALUE_BYTES[row.peer_values]
+    rates = [row.packed_bytes / row.plain_reading_us, row.packed_bytes / row.ours_us]
+    rates.append(dense / row.peer_us)
+    if row.peer_huge_pages_us is not None:
+        rates.append(dense / row.peer_huge_pages_us)
+    return rates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("result", type=Path, help="of benchmarks.kernels; rewritten")
+    path: Path = parser.parse_args().result
+    result = json.loads(path.read_text(encoding="utf-8"))
+    rows = complete([Row(**row) for row in result["rows"]])
+    result["rows"] = [asdict(row) for row in rows]
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Tables of the documentation on the kernels."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.markdown import Result, Rows, markdown
+
+Row = Mapping[str, Any]
+ByShape = Mapping[tuple[Any, ...], Row]
+"""Rows by (outputs, inputs, pattern), value dtype and number of tokens."""
+
+
+def fastest_peer(rows: Rows, peer_values: str, time: str = "peer_us") -> ByShape:
+    """The row of the fastest peer, among those that have such a time."""
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        key = (row["n"], row["k"], row["pattern"]), row["value_dtype"], row["m"]
+        if row["peer_values"] != peer_values or row[time] is None:
+            continue
+        if key not in found or row[time] < found[key][time]:
+            found[key] = row
+    return found
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a line of a table shows of the rows of one value dtype, after the cells of its label."""
+
+    rows: ByShape
+    values: str
+    label: Sequence[str]
+    shown: Callable[[Row], float]
+
+
+def by_tokens(header: Sequence[str], quantities: Sequence[Quantity]) -> str:
+    """A line per shape and quantity, a column per number of tokens."""
+    keys = list(dict.fromkeys(key for quantity in quantities for key in quantity.rows))
+    tokens = sorted({m for _, _, m in keys})
+    several = len({pattern for (_, _, pattern), _, _ in keys}) > 1
+    lines = []
+    for n, k, pattern in dict.fromkeys(shape for shape, _, _ in keys):
+        first = f"{n} x {k}, {pattern}" if several else f"{n} x {k}"
+        for quantity in quantities:
+            rows = [quantity.rows.get(((n, k, pattern), quantity.values, m)) for m in tokens]
+            if any(rows):
+                shown = ("" if row is None else f"{quantity.shown(row):.2f}" for row in rows)
+                lines.append([first, *quantity.label, *shown])
+    return markdown(["N x K", *header, *(f"M = {m}" for m in tokens)], lines)
+
+
+def ratios(result: Result, *, int8_peer: bool) -> str:
+    """Dense time over sparse time."""
+    dense = fastest_peer(result["rows"], "bfloat16")
+    lines = [Quantity(dense, v, [v], lambda row: row["ratio"]) for v in ("bfloat16", "int8")]
+    if int8_peer:
+        int8 = fastest_peer(result["rows"], "int8")
+        label = "int8, to vLLM's dense int8"
+        lines.append(Quantity(int8, "int8", [label], lambda row: row["ratio"]))
+    return by_tokens(["values"], lines)
+
+
+def bounds(result: Result) -> str:
+    """Times as fast as peers in huge pages and as an ideal dense kernel, and share of the floor."""
+    return by_tokens(["values", "to"], [*_bounds(result["rows"])])
+
+
+def _bounds(rows: Rows) -> Iterator[Quantity]:
+    def to(time: str) -> Callable[[Row], float]:
+        return lambda row: row[time] / row["ours_us"]
+
+    huge = "peer_huge_pages_us"
+    for values in ("bfloat16", "int8"):
+        dense = fastest_peer(rows, "bfloat16", huge)
+        yield Quantity(dense, values, [values, "dense bfloat16 in huge pages"], to(huge))
+        if values == "int8":
+            int8 = fastest_peer(rows, "int8", huge)
+            yield Quantity(int8, values, [values, "vLLM's dense int8 in huge pages"], to(huge))
+        dense = fastest_peer(rows, "bfloat16")
+        yield Quantity(dense, values, [values, "ideal dense bfloat16"], to("ideal_dense_us"))
+        yield Quantity(dense, values, [values, "the floor"], to("stream_floor_us"))
+
+
+def bandwidth(result: Result) -> str:
+    """GB/s at M = 1: the dense bytes over the peer's time, the packed ones over ours."""
+    peers = fastest_peer(result["rows"], "bfloat16")
+    rows = []
+    for shape in dict.fromkeys(shape for shape, _, _ in peers):
+        ours = [peers[shape, values, 1] for values in ("bfloat16", "int8")]
+        dense = 2 * shape[0] * shape[1] / ours[0]["peer_us"]
+        read = [dense, *(row["packed_bytes"] / row["ours_us"] for row in ours)]
+        bounds = (ours[0]["plain_reading_us"], ours[0]["stream_floor_us"])
+        read += [ours[0]["packed_bytes"] / microseconds for microseconds in bounds]
+        rows.append([f"{shape[0]} x {shape[1]}", *(f"{rate / 1e3:.1f}" for rate in read)])
+    header = ["N x K", "dense bfloat16", "2:4 bfloat16", "2:4 int8", "plain sum", "floor"]
+    return markdown(header, rows)
+
+
+def instruction_sets(result: Result) -> str:
+    """Dense time over sparse time by instruction set, to dense bfloat16 and to dense float32."""
+    found = {(row["isa"], row["value_dtype"], row["m"]): row for row in result["rows"]}
+    tokens = list(dict.fromkeys(m for _, _, m in found))
+    lines: list[tuple[str, str, Callable[[Row], float]]] = [
+        ("bfloat16", "bfloat16", lambda row: row["ratio"]),
+        ("int8", "int8", lambda row: row["ratio"]),
+        ("bfloat16", "bfloat16, to dense float32", lambda r: r["float32_us"] / r["ours_us"]),
+    ]
+    rows = [
+        [f"`{isa}`", label]
+        + [
+            f"{ratio(found[isa, values, m]):.2f}" if (isa, values, m) in found else ""
+            for m in tokens
+        ]
+        for isa in dict.fromkeys(isa for isa, _, _ in found)
+        for values, label, ratio in lines
+    ]
+    return markdown(["instruction set", "values", *(f"M = {m}" for m in tokens)], rows)
