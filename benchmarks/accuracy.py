@@ -3,12 +3,14 @@
     python -m benchmarks.accuracy --json OUT
     python -m benchmarks.accuracy --methods wanda+cp permllm-wanda/obs --patterns 4:8 --json OUT
     python -m benchmarks.accuracy --methods permllm-best --values int8 --json OUT
+    python -m benchmarks.accuracy --checkpoints DIR --json OUT
     python -m benchmarks.accuracy --quick --json OUT
 
 METHOD/RECONSTRUCTION replaces the reconstruction of a method. Calibrated on State of the Union
-addresses; evaluated on held-out ones (in domain) and on six novels (another domain). Rows that
+addresses; evaluated on held-out ones (in domain), on six novels, and on Python's manual. Rows that
 depend on a seed beyond the choice of windows are repeated with every seed. The result is written
-after each row, and rows that OUT already has are not made again.
+after each row; what OUT already has is not measured again, and of a row that lacks a text that text
+alone. Checkpoints in DIR are used as they are.
 """
 
 import argparse
@@ -36,87 +38,101 @@ from permllm_offline.reconstructions import RECONSTRUCTIONS
 from .models import smollm2
 from .offline import evaluate, permllm_offline
 from .rows import Rows
-from .texts import austen, sotu
+from .texts import austen, python_manual, sotu
 
 PATTERNS = ("2:4", "4:8")
 SEQUENCE_LENGTH = 512
 VALUES = ("bfloat16", "int8")
 KEY = ("method", "pattern", "seed", "values")
-DENSE = ("dense", None, None, "bfloat16")
+Key = tuple[str, str | None, int | None, str]
+"""Values of ``KEY``."""
+DENSE: Key = ("dense", None, None, "bfloat16")
 QUICK = {"methods": ["wanda", "wanda+cp", "permllm-best"], "patterns": ["2:4"], "windows": 16}
 
 
 @dataclass(frozen=True)
-class Row:
-    """One pruned model; ``servable`` is false where no checkpoint can hold the permutation.
+class Times:
+    """Of a prune; ``processor_seconds`` counts all threads: other work does not add to it."""
 
-    ``processor_seconds`` is the time of all threads: other work on the machine does not add to it.
-    """
-
-    method: str
-    pattern: str | None
-    seed: int | None
-    values: str
-    perplexity: Mapping[str, float]
-    ratio: Mapping[str, float]
     prune_seconds: float
     processor_seconds: float
     threads: int
-    servable: bool = True
 
 
 class Accuracy:
-    """Prunes and evaluates in a folder of its own.
+    """Prunes and evaluates.
 
     Args:
-        directory: for checkpoints and records, overwritten from row to row.
+        checkpoints: folder for them; what it has is not made again.
         windows: evaluation windows of each text.
         effort: of methods that distil.
     """
 
-    def __init__(self, directory: Path, windows: int, effort: str) -> None:
+    def __init__(self, checkpoints: Path, windows: int, effort: str) -> None:
         self._model, self._calibration = smollm2(), sotu().calibration
-        self._texts = {"in domain": sotu().held_out, "novels": austen()}
-        self._directory, self._windows, self._effort = directory, windows, effort
+        self._texts = {
+            "in domain": sotu().held_out,
+            "novels": austen(),
+            "manual": python_manual(),
+        }
+        self._checkpoints, self._windows, self._effort = checkpoints, windows, effort
 
-    def dense(self) -> Row:
-        """The model before pruning."""
-        found = self._perplexities(self._model)
-        ones = dict.fromkeys(found, 1.0)
-        return Row(*DENSE, found, ones, 0.0, 0.0, torch.get_num_threads())
+    def missing(self, row: Mapping[str, Any]) -> list[str]:
+        """Texts that a row, or the empty mapping, has no perplexity of."""
+        return [text for text in self._texts if text not in row.get("perplexity", {})]
 
-    def pruned(
-        self, name: str, pattern: str, seed: int, values: str, dense: Mapping[str, float]
-    ) -> Row:
-        """One row; ``name`` is METHOD or METHOD/RECONSTRUCTION, ``dense`` perplexity by text."""
-        method, _, reconstruction = name.partition("/")
+    def completed(
+        self, key: Key, row: Mapping[str, Any], dense: Mapping[str, float] | None
+    ) -> dict[str, Any]:
+        """The row of a key with all texts.
+
+        Args:
+            key: values of ``KEY``.
+            row: what is known of it, or the empty mapping.
+            dense: perplexity of the dense model by text, or None where this is its row.
+        """
+        found, times = self._measured(key, self.missing(row))
+        perplexity = {**row.get("perplexity", {}), **found}
+        ratio = {text: value / (dense or perplexity)[text] for text, value in perplexity.items()}
+        return {
+            **dict(zip(KEY, key, strict=True)),
+            "servable": key == DENSE or servable(key[0]),
+            **(asdict(times) if times else {}),
+            **row,
+            "perplexity": perplexity,
+            "ratio": ratio,
+        }
+
+    def _measured(self, key: Key, texts: Sequence[str]) -> tuple[dict[str, float], Times | None]:
+        if key == DENSE:
+            return self._perplexities(self._model, texts), None
         start = time.perf_counter(), processor_time()
-        if servable(name):
-            self._bake(method, reconstruction, pattern, seed, values)
-            stop = time.perf_counter(), processor_time()
-            found = self._perplexities(self._directory / "checkpoint")
-        else:
-            model, recipe = self._in_memory(method, reconstruction, pattern, seed)
-            stop = time.perf_counter(), processor_time()
-            found = self._perplexities_in_memory(model, recipe)
-        ratio = {domain: value / dense[domain] for domain, value in found.items()}
-        wall, processor = (round(b - a, 1) for a, b in zip(start, stop, strict=True))
-        times = (wall, processor, torch.get_num_threads())
-        return Row(name, pattern, seed, values, found, ratio, *times, servable(name))
+        if not servable(key[0]):
+            model, recipe = self._in_memory(key)
+            times = times_since(*start)
+            return self._perplexities_in_memory(model, recipe, texts), times
+        name = "_".join(map(str, key)).translate(str.maketrans("/:", "--"))
+        checkpoint = self._checkpoints / name
+        made = not checkpoint.exists()
+        if made:
+            self._bake(key, checkpoint)
+        return self._perplexities(checkpoint, texts), times_since(*start) if made else None
 
-    def _bake(self, method: str, reconstruction: str, pattern: str, seed: int, values: str) -> None:
+    def _bake(self, key: Key, checkpoint: Path) -> None:
+        name, pattern, seed, values = key
+        method, _, reconstruction = name.partition("/")
         permllm_offline(
-            *("prune", self._model, "--output", self._directory / "checkpoint", "--force"),
-            *("--method", method, "--pattern", pattern, "--seed", str(seed)),
+            *("prune", self._model, "--output", checkpoint),
+            *("--method", method, "--pattern", str(pattern), "--seed", str(seed)),
             *(("--values", values) if values == "int8" else ()),
             *(("--reconstruction", reconstruction) if reconstruction else ()),
             *("--dataset", self._calibration, "--effort", self._effort),
             *("--sequence-length", str(SEQUENCE_LENGTH)),
         )
 
-    def _in_memory(
-        self, method: str, reconstruction: str, pattern: str, seed: int
-    ) -> tuple[Any, Recipe]:
+    def _in_memory(self, key: Key) -> tuple[Any, Recipe]:
+        name, pattern, seed, _ = key
+        method, _, reconstruction = name.partition("/")
         options = {
             "model": str(self._model),
             "method": method,
@@ -129,26 +145,38 @@ class Accuracy:
         recipe = make_recipe(options, self._effort)
         return prune_model(recipe, prepare(recipe)).model, recipe
 
-    def _perplexities(self, checkpoint: Path) -> dict[str, float]:
-        record = self._directory / "eval.json"
-        return {
-            domain: evaluate(checkpoint, text, record, windows=self._windows)
-            for domain, text in self._texts.items()
-        }
+    def _perplexities(self, checkpoint: Path, texts: Sequence[str]) -> dict[str, float]:
+        with tempfile.TemporaryDirectory(prefix="permllm-accuracy-") as directory:
+            record = Path(directory) / "eval.json"
+            return {
+                text: evaluate(checkpoint, self._texts[text], record, windows=self._windows)
+                for text in texts
+            }
 
-    def _perplexities_in_memory(self, model: Any, recipe: Recipe) -> dict[str, float]:
+    def _perplexities_in_memory(
+        self, model: Any, recipe: Recipe, texts: Sequence[str]
+    ) -> dict[str, float]:
         tokenizer = load_tokenizer(open_source(recipe.model))
         return {
-            domain: perplexity(
-                model, evaluation_windows(str(text), tokenizer, SEQUENCE_LENGTH, self._windows)
+            text: perplexity(
+                model,
+                evaluation_windows(
+                    str(self._texts[text]), tokenizer, SEQUENCE_LENGTH, self._windows
+                ),
             )
-            for domain, text in self._texts.items()
+            for text in texts
         }
 
 
 def processor_time() -> float:
     """Seconds that the threads of this process and of those that it waited for have run."""
     return sum(os.times()[:4])
+
+
+def times_since(wall: float, processor: float) -> Times:
+    """What went by since `time.perf_counter` and `processor_time` gave these."""
+    seconds = round(time.perf_counter() - wall, 1), round(processor_time() - processor, 1)
+    return Times(*seconds, torch.get_num_threads())
 
 
 def seeds_of(name: str, seeds: Sequence[int]) -> Sequence[int]:
@@ -165,8 +193,8 @@ def combinations(
     patterns: Sequence[str],
     seeds: Sequence[int],
     values: Sequence[str],
-) -> Iterator[tuple[str, str, int, str]]:
-    """Name, pattern, seed and values of each row, in the order of the table."""
+) -> Iterator[Key]:
+    """The key of each row, in the order of the table."""
     for pattern in patterns:
         for name in methods:
             for seed in seeds_of(name, seeds):
@@ -194,14 +222,17 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table(title="SmolLM2-135M-Instruct: perplexity, and its ratio to the dense model's")
     for column in ("method", "pattern", "seed", "values"):
         table.add_column(column)
-    for column in ("in domain", "x dense", "novels", "x dense", "prune s"):
+    texts = list(dict.fromkeys(text for row in rows for text in row["perplexity"]))
+    for column in (*(name for text in texts for name in (text, "x dense")), "prune s"):
         table.add_column(column, justify="right")
     for row in rows:
         cells = [row["method"] if row["servable"] else f"{row['method']} (accuracy only)"]
         cells += [row["pattern"] or "-", "-" if row["seed"] is None else str(row["seed"])]
         cells.append(row["values"])
-        for domain, value in row["perplexity"].items():
-            cells += [f"{value:.1f}", f"{row['ratio'][domain]:.2f}"]
+        for text in texts:
+            known = text in row["perplexity"]
+            cells.append(f"{row['perplexity'][text]:.1f}" if known else "")
+            cells.append(f"{row['ratio'][text]:.2f}" if known else "")
         seconds = row.get("prune_seconds")  # absent where other work would have been measured
         table.add_row(*cells, "" if seconds is None else f"{seconds:.0f}")
     Console().print(table)
@@ -225,7 +256,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", type=known_method, default=list(METHODS))
     parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=list(PATTERNS))
     parser.add_argument("--windows", type=int, default=64, help="of 512 tokens, of each text")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="of what is learned"
+    )
+    parser.add_argument("--checkpoints", type=Path, metavar="DIR", help="keep them there")
     parser.add_argument(
         "--values", nargs="+", choices=VALUES, default=["bfloat16"], help="of the sparse weights"
     )
@@ -247,13 +281,13 @@ def main() -> None:
         parser.error(str(error))
     wanted = combinations(options.methods, options.patterns, options.seeds, options.values)
     with tempfile.TemporaryDirectory(prefix="permllm-accuracy-") as directory:
-        accuracy = Accuracy(Path(directory), options.windows, options.effort)
-        if DENSE not in rows:
-            rows.add(asdict(accuracy.dense()))
-        for combination in wanted:
-            if combination not in rows:
-                dense = rows[DENSE]["perplexity"]
-                rows.add(asdict(accuracy.pruned(*combination, dense)))
+        checkpoints = options.checkpoints or Path(directory)
+        accuracy = Accuracy(checkpoints, options.windows, options.effort)
+        for key in (DENSE, *wanted):
+            row = rows.get(key) or {}
+            if accuracy.missing(row):
+                dense = None if key == DENSE else rows[DENSE]["perplexity"]
+                rows.add(accuracy.completed(key, row, dense))
                 rows.sort(place)
     show(rows.all())
 

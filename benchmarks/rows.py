@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .machine import machine, write_json
+from .machine import machine, versions, write_json
 
 
 class Rows:
@@ -17,7 +17,8 @@ class Rows:
         key: fields that tell one row from another.
 
     Raises:
-        ValueError: the file's rows were measured with other settings, or on another CPU.
+        ValueError: the file's rows were measured with other settings, on another CPU, or with other
+            versions.
     """
 
     def __init__(self, path: Path | None, facts: Mapping[str, Any], key: Sequence[str]) -> None:
@@ -25,8 +26,8 @@ class Rows:
         self._rows: list[dict[str, Any]] = []
         if path is not None and path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
-            here = {"machine": machine()["instruction_sets"], **self._facts}
-            there = {**found, "machine": found["machine"]["instruction_sets"]}
+            here = {"cpu": _cpu(machine()), "versions": versions(), **self._facts}
+            there = {**found, "cpu": _cpu(found["machine"])}
             for name, value in here.items():
                 if there.get(name) != value:
                     raise ValueError(
@@ -37,14 +38,18 @@ class Rows:
 
     def __contains__(self, values: Sequence[Any]) -> bool:
         """Whether a row with these values of the key's fields is there."""
-        return any(self._values(row) == tuple(values) for row in self._rows)
+        return self.get(values) is not None
 
     def __getitem__(self, values: Sequence[Any]) -> dict[str, Any]:
         """The row with these values of the key's fields; raises KeyError without one."""
-        for row in self._rows:
-            if self._values(row) == tuple(values):
-                return row
-        raise KeyError(values)
+        row = self.get(values)
+        if row is None:
+            raise KeyError(values)
+        return row
+
+    def get(self, values: Sequence[Any]) -> dict[str, Any] | None:
+        """The row with these values of the key's fields, or None."""
+        return next((row for row in self._rows if self._values(row) == tuple(values)), None)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row, or put it in the place of the one with its key, and write the file."""
@@ -53,10 +58,9 @@ class Rows:
     def update(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add several rows, and write the file once."""
         for row in rows:
-            places = (
-                i for i, old in enumerate(self._rows) if self._values(old) == self._values(row)
-            )
-            place = next(places, len(self._rows))
+            keys = [self._values(old) for old in self._rows]
+            key = self._values(row)
+            place = keys.index(key) if key in keys else len(keys)
             self._rows[place : place + 1] = [dict(row)]
         self._write()
 
@@ -75,3 +79,7 @@ class Rows:
 
     def _values(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(row.get(name) for name in self._key)
+
+
+def _cpu(machine: Mapping[str, Any]) -> tuple[str, ...]:
+    return machine["cpu"], machine["family"], *machine["instruction_sets"]

@@ -46,10 +46,21 @@ def test_other_settings_and_other_machines_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="windows 2, this run has 3"):
         Rows(path, {"windows": 3}, ["name"])
     result = json.loads(path.read_text())
-    result["machine"]["instruction_sets"] = ["abacus"]
-    path.write_text(json.dumps(result))
-    with pytest.raises(ValueError, match="its rows have machine"):
-        Rows(path, FACTS, ["name"])
+    for part, field, word in (
+        ("machine", "instruction_sets", "cpu"),
+        ("versions", "torch", "versions"),
+    ):
+        other = {**result, part: {**result[part], field: ["abacus"]}}
+        path.write_text(json.dumps(other))
+        with pytest.raises(ValueError, match=f"its rows have {word}"):
+            Rows(path, FACTS, ["name"])
+
+
+def test_a_row_of_the_same_key_is_replaced(tmp_path: Path) -> None:
+    rows = Rows(tmp_path / "result.json", FACTS, ["name"])
+    for row in ({"name": "a"}, {"name": "b"}, {"name": "a", "value": 1}):
+        rows.add(row)
+    assert rows.all() == [{"name": "a", "value": 1}, {"name": "b"}]
 
 
 def test_a_missing_row_is_no_row(tmp_path: Path) -> None:
