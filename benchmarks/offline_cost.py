@@ -1,21 +1,27 @@
-"""What learning permutations costs: the paper's dense loop against this project's.
+"""What learning permutations costs against the paper's dense loop, and what a whole prune costs.
 
-    python -m benchmarks.offline_cost --json OUT            # one layer, a step at each width
-    python -m benchmarks.offline_cost --quality --json OUT  # time to equal quality on SmolLM2-135M
-    python -m benchmarks.offline_cost --quick [--quality] --json OUT
+    python -m benchmarks.offline_cost --json OUT             # one layer, a step at each width
+    python -m benchmarks.offline_cost --quality --json OUT   # time to equal quality on SmolLM2-135M
+    python -m benchmarks.offline_cost --pipeline --json OUT  # whole prunes of SmolLM2-135M
+    python -m benchmarks.offline_cost --quick [--quality|--pipeline] --json OUT
+    python -m benchmarks.offline_cost --from RESULT --plot OUT.svg    # draw, measure nothing
 
 The first measures one square linear layer: seconds of a learning step, and the growth of the peak
 resident memory, each loop in a process of its own. The second lets the dense loop learn for some
 steps, and this project's until its perplexity on held-out text, in and out of domain, is no worse.
+The third prunes by one method after the other, each in a process of its own, and splits the time by
+the steps that the prune itself writes down; rows that OUT already has are not made again.
 """
 
 import argparse
 import json
 import multiprocessing
 import resource
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +36,8 @@ from permllm_offline.masked_linear import PermutedMaskedLinear, StepPermutation
 from permllm_offline.sinkhorn import sinkhorn
 from permllm_vllm.checkpoint.pattern import Pattern
 
+from .cost_plots import draw_pipeline, draw_quality, draw_steps
+from .cost_tables import pipeline
 from .dense_permutations import (
     LEARNING_RATE,
     WEIGHT_DECAY,
@@ -37,8 +45,11 @@ from .dense_permutations import (
     DensePermutation,
     SharedMatrix,
 )
+from .drawing import save
 from .machine import write_json
+from .pipeline_cost import METHODS, QUICK_METHODS, PipelineCost, facts
 from .quality_time import QualityTime
+from .studies.cells import Cells
 
 PATTERN, BLOCK = Pattern(2, 4), 64
 WIDTHS, QUICK_WIDTHS = (576, 2048, 4096), (128,)
@@ -144,29 +155,71 @@ def show_steps(costs: list[StepCost]) -> None:
     Console().print(table)
 
 
+def measure_steps(output: Path, *, quick: bool) -> None:
+    """One layer at each width."""
+    widths, tokens = (QUICK_WIDTHS, 64) if quick else (WIDTHS, TOKENS)
+    costs = step_costs(widths, tokens, STEPS)
+    shared = {"tokens": tokens, "block_size": BLOCK, "threads": torch.get_num_threads()}
+    write_json(output, shared | {"steps": [asdict(cost) for cost in costs]})
+    show_steps(costs)
+
+
+def measure_quality(output: Path, seed: int, steps: int, *, quick: bool) -> None:
+    """Time to equal quality."""
+    result: dict[str, Any] = QualityTime(seed, 1 if quick else steps, quick=quick).measure()
+    write_json(output, {"model": "SmolLM2-135M-Instruct", **result})
+    Console().print_json(json.dumps(result))
+
+
+def measure_pipeline(output: Path, *, quick: bool) -> None:
+    """Whole prunes, those that the result lacks."""
+    shared = {**facts(quick=quick), "threads": torch.get_num_threads()}
+    cells = Cells(output, shared, ("method",))
+    with tempfile.TemporaryDirectory(prefix="permllm-pipeline-") as directory:
+        cost = PipelineCost(Path(directory), quick=quick)
+        for name in QUICK_METHODS if quick else METHODS:
+            cells.row({"method": name}, partial(cost.measure, name))
+    Console().print(pipeline({"rows": cells.rows}), soft_wrap=True)
+
+
+def draw(result: Path, output: Path) -> None:
+    """Draw a result of any of the three kinds."""
+    found = json.loads(result.read_text(encoding="utf-8"))
+    if "baseline" in found:
+        save(draw_quality, found, output)
+    elif "steps" in found:
+        save(draw_steps, found, output)
+    else:
+        save(draw_pipeline, found["rows"], output)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quality", action="store_true", help="time to equal quality, instead")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--quality", action="store_true", help="time to equal quality, instead")
+    kind.add_argument("--pipeline", action="store_true", help="whole prunes, instead")
     parser.add_argument("--steps", type=int, default=40, help="of the dense loop with --quality")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="only whether it runs")
-    parser.add_argument("--json", type=Path, required=True, help="where the result is written")
+    output = parser.add_mutually_exclusive_group(required=True)
+    output.add_argument("--json", type=Path, help="where the result is written")
+    output.add_argument("--from", type=Path, dest="found", help="an earlier result, to draw")
+    parser.add_argument("--plot", type=Path, help="where the SVG is written")
     options = parser.parse_args()
-    if options.quality:
-        steps = 1 if options.quick else options.steps
-        quality = QualityTime(options.seed, steps, quick=options.quick)
-        result: dict[str, Any] = quality.measure()
-        write_json(options.json, {"model": "SmolLM2-135M-Instruct", **result})
-        Console().print_json(json.dumps(result))
-        return
-    widths, tokens = (QUICK_WIDTHS, 64) if options.quick else (WIDTHS, TOKENS)
-    costs = step_costs(widths, tokens, STEPS)
-    threads = torch.get_num_threads()
-    facts = {"tokens": tokens, "block_size": BLOCK, "threads": threads}
-    write_json(options.json, facts | {"steps": [asdict(cost) for cost in costs]})
-    show_steps(costs)
+    if options.found is None:
+        if options.quality:
+            measure_quality(options.json, options.seed, options.steps, quick=options.quick)
+        elif options.pipeline:
+            try:
+                measure_pipeline(options.json, quick=options.quick)
+            except ValueError as error:
+                parser.error(str(error))
+        else:
+            measure_steps(options.json, quick=options.quick)
+    if options.plot is not None:
+        draw(options.found or options.json, options.plot)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks import kernel_tables, serving_tables
+from benchmarks import cost_tables, kernel_tables, serving_tables
 from benchmarks.markdown import Result, markdown
 
 ROOT = Path(__file__).parents[1]
@@ -108,36 +108,6 @@ def _by_domain(row: Mapping[str, Any], key: str = "perplexity") -> Mapping[str, 
     return row[key] if isinstance(row[key], Mapping) else {"in domain": row[key]}
 
 
-# What learning costs
-
-
-def learning_steps(result: Result) -> str:
-    """Seconds and memory of a learning step of one layer: the paper's dense loop, and ours."""
-    by_width: dict[int, dict[str, Mapping[str, Any]]] = {}
-    for step in result["steps"]:
-        by_width.setdefault(step["width"], {})[step["loop"]] = step
-    rows = []
-    for width, loops in by_width.items():
-        dense, ours = loops["dense"], loops["ours"]
-        ratio = dense["seconds"] / ours["seconds"]
-        rows.append([f"{width}", f"{dense['seconds']:.3f}", f"{ours['seconds']:.3f}"])
-        rows[-1] += [f"{ratio:.1f}x", f"{dense['peak_mib']:.0f}", f"{ours['peak_mib']:.0f}"]
-    header = ["channels", "dense loop, s", "ours, s", "times as fast"]
-    return markdown([*header, "dense loop, MiB", "ours, MiB"], rows)
-
-
-def time_to_quality(result: Result) -> str:
-    """Seconds and perplexities of the dense loop, and of ours with more and more steps."""
-    baseline = result["baseline"]
-    rows = []
-    for run in (baseline, *result["ours"]):
-        row = ["the paper's dense loop" if run is baseline else "ours", str(run["steps"])]
-        row += [f"{run['seconds']:.0f}", f"{run['seconds'] / baseline['seconds']:.2f}"]
-        rows.append([*row, *(f"{value:.1f}" for value in run["perplexity"].values())])
-    domains = [f"perplexity, {domain}" for domain in baseline["perplexity"]]
-    return markdown(["loop", "steps", "seconds", "share of time", *domains], rows)
-
-
 # Studies
 
 
@@ -184,8 +154,9 @@ VIEWS: Mapping[str, Callable[[Result], str]] = {
     "profile": serving_tables.profile,
     "accuracy-2:4": lambda result: accuracy(result, ["2:4"]),
     "accuracy": lambda result: accuracy(result, ["2:4", "4:8"]),
-    "learning-steps": learning_steps,
-    "time-to-quality": time_to_quality,
+    "learning-steps": cost_tables.learning_steps,
+    "time-to-quality": cost_tables.time_to_quality,
+    "pipeline": cost_tables.pipeline,
     "study": study,
 }
 

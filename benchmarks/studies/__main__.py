@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.drawing import save
 from benchmarks.models import gemma3, smollm2
 from benchmarks.studies import (
     blocks,
@@ -24,7 +25,6 @@ from benchmarks.studies import (
     transfer,
 )
 from benchmarks.studies.cells import Cells
-from benchmarks.studies.drawing import save
 from benchmarks.studies.study import Study
 from benchmarks.studies.subject import QUICK, Subject
 from benchmarks.texts import austen, python_manual, sotu

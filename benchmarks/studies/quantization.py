@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.drawing import perplexity_bars
 from benchmarks.studies.cells import Cells, Row
-from benchmarks.studies.drawing import perplexity_bars
 from benchmarks.studies.rounding import by_range, rounded
 from benchmarks.studies.study import Study
 from benchmarks.studies.subject import MANY_CELLS, SharedStatistics, Subject

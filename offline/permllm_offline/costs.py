@@ -17,19 +17,30 @@ class Cost:
     """Of one step: seconds, and the most bytes that the process ever held until its end.
 
     The memory is that of host and GPU together, or None where the system does not tell it.
+    ``processor_seconds`` are those of all threads: other work on the machine does not add to them.
     """
 
     name: str
     seconds: float
     peak_bytes: int | None
+    processor_seconds: float = 0.0
 
 
 @contextmanager
 def measured(name: str, costs: list[Cost]) -> Iterator[None]:
-    """Append the cost of what is done in the context."""
-    start = time.perf_counter()
+    """Append the cost of what is done in the context, or add it to the one of that name.
+
+    So what is done again for every decoder layer is one entry.
+    """
+    start, processor = time.perf_counter(), time.process_time()
     yield
-    costs.append(Cost(name, time.perf_counter() - start, peak_bytes()))
+    seconds, processor = time.perf_counter() - start, time.process_time() - processor
+    for index, cost in enumerate(costs):
+        if cost.name == name:
+            seconds, processor = seconds + cost.seconds, processor + cost.processor_seconds
+            costs[index] = Cost(name, seconds, peak_bytes(), processor)
+            return
+    costs.append(Cost(name, seconds, peak_bytes(), processor))
 
 
 def peak_bytes() -> int | None:
@@ -48,6 +59,7 @@ def costs_json(costs: Sequence[Cost]) -> str:
     """Text of ``costs.json``: what differs from run to run, and so is not in ``report.json``."""
     entries = {
         "seconds": sum(cost.seconds for cost in costs),
+        "processor_seconds": sum(cost.processor_seconds for cost in costs),
         "peak_bytes": max((cost.peak_bytes or 0 for cost in costs), default=0) or None,
         "steps": [asdict(cost) for cost in costs],
     }

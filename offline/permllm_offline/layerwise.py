@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 _MASK, _PERMUTATION = "mask:", "permutation:"
 
+PASSES = "passes"
+"""Name of the cost of running windows through the decoder layers, one by one, dense and pruned."""
+
 MEASURED_WINDOWS = 8
 """Windows on which the error before reconstruction is measured: it only informs."""
 
@@ -63,12 +66,14 @@ def reconstruct_layers(
     layers = decoder_layers(model, family.layers)
     for index, layer in enumerate(tqdm(layers, desc="reconstruction", unit="layer")):
         keywords = calls.keywords[index]
-        dense = run_windows(layer, dense, keywords)
+        with calibrated.work.measured(PASSES):
+            dense = run_windows(layer, dense, keywords)
         work = LayerWork(index, layer, keywords, decisions[index], sparse, dense, calibrated.recipe)
         step = calibrated.work.step(f"layer-{index:04d}", partial(finish_layer, work, reconstruct))
         load_step(layer, step)
         final.append(decision_of(calibrated.plan.layers[index], step))
-        sparse = run_windows(layer, sparse, keywords)
+        with calibrated.work.measured(PASSES):
+            sparse = run_windows(layer, sparse, keywords)
         after = relative_error(sparse, dense)
         errors.append(LayerError(family.layer_name(index), step.facts["before"], after))
         logger.info("%s: relative error %.4f -> %.4f", *astuple(errors[-1]))

@@ -8,7 +8,6 @@ import yaml
 
 from permllm_offline.loading import Source
 from permllm_offline.methods import parse_method
-from permllm_offline.recipe import Recipe
 from permllm_offline.report import Report
 
 _UNKNOWN = "unknown"
@@ -56,7 +55,7 @@ PermLLM for vLLM (`permllm-vllm` {report.tool_version}).
 | pruned linear layers | {len(report.layers)} ({permuted["run time"]} permuted at run time, \
 {permuted["folded"]} folded, {permuted["none"]} unpermuted) |
 | bytes of the pruned layers | {report.byte_ratio:.1%} of dense |
-| calibration | {calibration_text(recipe)} |
+| calibration | {calibration_text(report)} |
 | perplexity, dense | {_perplexity(report.perplexity_before)} |
 | perplexity, this checkpoint | {_perplexity(report.perplexity_after)} |
 
@@ -104,14 +103,18 @@ def _values(report: Report) -> str:
     return f"int8, one scale per row; expected error of a layer's output {max(errors):.2%} at most"
 
 
-def calibration_text(recipe: Recipe) -> str:
-    """Say what a recipe calibrates on, files by their names alone."""
+def calibration_text(report: Report) -> str:
+    """Say what a prune was calibrated on, files by their names alone."""
+    recipe, record = report.recipe, report.calibration
     if not recipe.datasets:
         return "none"
     names = ", ".join(
         f"`{Path(name).name if Path(name).exists() else name}`" for name in recipe.datasets
     )
-    return f"{recipe.num_samples} windows of {recipe.sequence_length} tokens from {names}"
+    text = f"{recipe.num_samples} windows of {recipe.sequence_length} tokens from {names}"
+    if record is not None and record.own_windows:
+        text += f", and {record.own_windows} that the base model wrote itself"
+    return text
 
 
 def _perplexity(value: float | None) -> str:

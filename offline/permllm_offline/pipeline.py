@@ -143,7 +143,7 @@ def _prune(recipe: Recipe, output: Path, *, force: bool, resume: bool) -> Report
     else:
         pruned = prune_model(recipe, prepared, work if count() == 1 else SharedWork(work))
     windows = prepared.windows
-    calibration = None if windows is None else CalibrationRecord.of(windows)
+    calibration = None if windows is None else CalibrationRecord.of(windows, pruned.own_text)
     report = replace(pruned.report, note=fit.note, calibration=calibration)
     name = output.resolve().name
     write_checkpoint(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -45,6 +45,8 @@ class PrunedModel:
     report: Report
     scales: Sequence[Mapping[str, Tensor]] | None = None
     """Per decoder layer, linear -> float32 [out_features] when the values are int8."""
+    own_text: Tensor | None = None
+    """Windows that the dense model wrote for its distillation: int64 [windows, sequence_length]."""
 
     def layers(self) -> Iterator[nn.Module]:
         """Each decoder layer in turn."""
@@ -67,10 +69,19 @@ def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) ->
     )
     family, held_out = prepared.plan.family, _held_out(prepared)
     dense_outputs = [] if held_out is None else kept_outputs(work, model, family, held_out)
-    calibrated = _calibrate(recipe, prepared, model, work)
+
+    def measured_errors() -> list[float]:
+        if held_out is None:
+            return []
+        with work.measured("output-errors"):
+            return output_errors(model, family, held_out, dense_outputs)
+
+    own = _own_text(recipe, prepared, model, work)
+    calibrated = _calibrate(recipe, prepared, model, own, work)
     decisions, learned = _decide(calibrated)
     unpermuted = _unpermuted(calibrated)
-    decisions, errors, reconstruction_curve = _prune_weights(calibrated, decisions)
+    weights = _prune_weights(calibrated, decisions, measured_errors)
+    decisions = weights.decisions
     rounded = _round_values(calibrated, decisions) if recipe.values == "int8" else []
     with work.measured("sparse-perplexity"):
         sparse_perplexity = _held_out_perplexity(model, prepared, "sparse perplexity")
@@ -81,16 +92,19 @@ def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) ->
         learned,
         dense_perplexity,
         sparse_perplexity,
-        errors,
-        reconstruction_curve,
+        weights.errors,
+        weights.curve,
         [layer.errors for layer in rounded],
-        [] if held_out is None else output_errors(model, family, held_out, dense_outputs),
+        measured_errors(),
         unpermuted,
+        weights.masked_errors,
     )
-    return PrunedModel(model, decisions, report, [layer.scales for layer in rounded] or None)
+    return PrunedModel(model, decisions, report, [layer.scales for layer in rounded] or None, own)
 
 
-def _calibrate(recipe: Recipe, prepared: Prepared, model: Any, work: Work) -> Calibrated:
+def _calibrate(
+    recipe: Recipe, prepared: Prepared, model: Any, own: Tensor | None, work: Work
+) -> Calibrated:
     method, plan = recipe.parsed_method(), prepared.plan
     importance = IMPORTANCES[method.importance]
     hidden_states = (
@@ -98,8 +112,8 @@ def _calibrate(recipe: Recipe, prepared: Prepared, model: Any, work: Work) -> Ca
         or RECONSTRUCTIONS[method.reconstruction].needs_hidden_states
     )
     windows = None if prepared.windows is None else prepared.windows.calibration
-    if windows is not None and RECONSTRUCTIONS[method.reconstruction].model is not None:
-        windows = _with_own_text(recipe, model, windows, work)
+    if windows is not None and own is not None:
+        windows = _mixed(windows, own, recipe.seed)
     statistics = None
     needs_norms = importance.needs_activations or recipe.values == "int8"
     if windows is not None and (needs_norms or hidden_states):
@@ -130,18 +144,22 @@ def _calibrate(recipe: Recipe, prepared: Prepared, model: Any, work: Work) -> Ca
     )
 
 
-def _with_own_text(recipe: Recipe, model: Any, windows: Tensor, work: Work) -> Tensor:
-    """Mix windows that the dense model writes itself into those of the data set."""
+def _own_text(recipe: Recipe, prepared: Prepared, model: Any, work: Work) -> Tensor | None:
+    """Windows that the dense model writes itself, for those of the data set: where it distils."""
     count = recipe.distillation.self_windows
-    if count == 0:
-        return windows
+    distils = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].model is not None
+    if prepared.windows is None or not distils or count == 0:
+        return None
 
     def sample() -> Step:
         return Step({"windows": sample_text(model, count, recipe.sequence_length, recipe.seed)})
 
-    mixed = torch.cat([windows, work.step("own-text", sample).tensors["windows"]])
-    generator = torch.Generator().manual_seed(recipe.seed)
-    return mixed[torch.randperm(len(mixed), generator=generator)]
+    return work.step("own-text", sample).tensors["windows"]
+
+
+def _mixed(windows: Tensor, own: Tensor, seed: int) -> Tensor:
+    mixed = torch.cat([windows, own])
+    return mixed[torch.randperm(len(mixed), generator=torch.Generator().manual_seed(seed))]
 
 
 def _decide(
@@ -158,10 +176,11 @@ def _decide(
             permutation = learned.permutations[index].get(layout.group.name)
         return decide_group(kind, layout, calibrated.score(index, layout), permutation, pattern)
 
-    decisions: list[LayerDecision] = [
-        [decide_one(index, layout) for layout in layouts]
-        for index, layouts in enumerate(calibrated.plan.layers)
-    ]
+    with calibrated.work.measured("masks"):
+        decisions: list[LayerDecision] = [
+            [decide_one(index, layout) for layout in layouts]
+            for index, layouts in enumerate(calibrated.plan.layers)
+        ]
     return decisions, learned
 
 
@@ -178,13 +197,24 @@ def decide_group(
     return decide(layout, importances, learned, pattern)
 
 
+@dataclass(frozen=True)
+class _PrunedWeights:
+    """The final masks, and what reconstruction measured."""
+
+    decisions: list[LayerDecision]
+    errors: list[LayerError]
+    curve: LearningCurve
+    masked_errors: list[float]
+
+
 def _prune_weights(
-    calibrated: Calibrated, decisions: list[LayerDecision]
-) -> tuple[list[LayerDecision], list[LayerError], LearningCurve]:
+    calibrated: Calibrated, decisions: list[LayerDecision], measure: Callable[[], list[float]]
+) -> _PrunedWeights:
     reconstruction = RECONSTRUCTIONS[calibrated.recipe.parsed_method().reconstruction]
     layers = decoder_layers(calibrated.model, calibrated.plan.family.layers)
     errors: list[LayerError] = []
     curve: LearningCurve = []
+    masked_errors: list[float] = []
     if reconstruction.layer is not None:
         read = calibrated
         if reconstruction.model is not None and calibrated.windows is not None:
@@ -194,11 +224,12 @@ def _prune_weights(
     for layer, decision in zip(layers, decisions, strict=True):
         apply_masks(layer, decision)
     if reconstruction.model is not None:
+        masked_errors = measure()
         with calibrated.work.measured("distillation"):
             curve = reconstruction.model(calibrated, decisions)
         for layer, decision in zip(layers, decisions, strict=True):
             apply_masks(layer, decision)
-    return decisions, errors, curve
+    return _PrunedWeights(decisions, errors, curve, masked_errors)
 
 
 def _unpermuted(calibrated: Calibrated) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from permllm_offline.calibrated import LearnedPermutations
 from permllm_offline.calibration import CalibrationWindows
@@ -45,21 +46,33 @@ class LayerReport:
 class CalibrationRecord:
     """The windows of a data set: to calibrate on, held out, and the SHA-256 of all their tokens.
 
-    Equal digests are equal tokens in equal order; a text that changed under its name gives
-    another.
+    ``own_windows`` are those that the dense model wrote itself, with a digest of their own. Equal
+    digests are equal tokens in equal order; a text that changed under its name gives another.
     """
 
     windows: int
     held_out: int
     tokens_sha256: str
+    own_windows: int = 0
+    own_tokens_sha256: str | None = None
 
     @classmethod
-    def of(cls, windows: CalibrationWindows) -> CalibrationRecord:
-        """Describe windows."""
-        digest = hashlib.sha256()
-        for part in (windows.calibration, windows.held_out):
-            digest.update(part.numpy().astype("<i8").tobytes())
-        return cls(len(windows.calibration), len(windows.held_out), digest.hexdigest())
+    def of(cls, windows: CalibrationWindows, own: Tensor | None = None) -> CalibrationRecord:
+        """Describe the windows of a data set, and those that the model wrote."""
+        return cls(
+            len(windows.calibration),
+            len(windows.held_out),
+            _digest(windows.calibration, windows.held_out),
+            0 if own is None else len(own),
+            None if own is None else _digest(own),
+        )
+
+
+def _digest(*parts: Tensor) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,8 @@ class Report:
     """What a prune did.
 
     Perplexities, and ``output_errors`` of each decoder layer, are over windows that calibration
-    never saw; None, and empty, without such windows.
+    never saw; None, and empty, without such windows. ``masked_errors`` are what the latter were
+    before all kept weights were tuned together; empty where they were not.
     """
 
     recipe: Recipe
@@ -87,6 +101,7 @@ class Report:
     note: str | None = None
     """Why the recipe is not the default one, where nobody asked for another."""
     calibration: CalibrationRecord | None = None
+    masked_errors: Sequence[float] = ()
 
     @classmethod
     def build(
@@ -102,6 +117,7 @@ class Report:
         int8_errors: Sequence[Mapping[str, float]] = (),
         output_errors: Sequence[float] = (),
         unpermuted: Sequence[str] = (),
+        masked_errors: Sequence[float] = (),
     ) -> Report:
         """Collect the report from the plan and the decisions."""
         groups = [
@@ -138,6 +154,7 @@ class Report:
             mask_example(plan.family.layer_name(shown), decisions[shown], unpermuted),
             [] if learned is None else list(learned.layers),
             None if learned is None else learned.sensitivities,
+            masked_errors=masked_errors,
         )
 
     @property
@@ -160,6 +177,7 @@ class Report:
             "sensitivities": self.sensitivities,
             "reconstruction": [asdict(error) for error in self.reconstruction],
             "reconstruction_curve": list(self.reconstruction_curve),
+            "masked_errors": list(self.masked_errors),
             "output_errors": list(self.output_errors),
             "mask_example": None if self.mask_example is None else asdict(self.mask_example),
             "layers": [asdict(layer) for layer in self.layers],

@@ -49,7 +49,7 @@ def report_page(report: Report, costs: Sequence[Cost], source: Source, output_na
         recipe=report.recipe,
         reconstruction=report.recipe.parsed_method().reconstruction,
         summary=parse_method(report.recipe.method).summary,
-        calibration=calibration_text(report.recipe).replace("`", ""),
+        calibration=calibration_text(report).replace("`", ""),
         base=base_name(source),
         name=output_name,
         plots=_plots(report),

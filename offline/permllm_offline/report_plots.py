@@ -36,6 +36,9 @@ def error_plot(report: Report) -> str:
         after = [error.after for error in report.reconstruction]
         axes.plot(before, "o--", label="masks alone, calibration windows", markersize=4)
         axes.plot(after, "o-", label="reconstructed, calibration windows", markersize=4)
+    if report.masked_errors:
+        label = "before distillation, held-out windows"
+        axes.plot(report.masked_errors, "^-", label=label, markersize=4)
     if report.output_errors:
         axes.plot(report.output_errors, "s-", label="at the end, held-out windows", markersize=4)
     axes.set(xlabel="decoder layer", ylabel="relative squared error")

@@ -20,6 +20,7 @@ from permllm_offline.decisions import LayerDecision
 from permllm_offline.flow import Flow
 from permllm_offline.importance import IMPORTANCES
 from permllm_offline.layerwise import (
+    PASSES,
     LayerError,
     decision_of,
     finish_layer,
@@ -51,6 +52,7 @@ class PrunedLayers:
     decisions: Sequence[LayerDecision]
     report: Report
     scales: None = None
+    own_text: None = None
 
     def layers(self) -> Iterator[nn.Module]:
         """Each decoder layer in turn, in memory until the next."""
@@ -91,11 +93,12 @@ def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> Prun
     unpermuted: list[str] = []
     for index, layouts in enumerate(tqdm(plan.layers, desc="pruning", unit="layer")):
         with streamed.resident(index) as layer:
-            with summed_squares(layer, family) as squares:
-                if calibration is not None:
-                    calibration.pass_dense(index, layer)
-            if held_out is not None:
-                held_out.pass_dense(index, layer)
+            with work.measured(PASSES):
+                with summed_squares(layer, family) as squares:
+                    if calibration is not None:
+                        calibration.pass_dense(index, layer)
+                if held_out is not None:
+                    held_out.pass_dense(index, layer)
             importances = _importances(recipe, layer, squares, calibration)
             if index == example_layer(plan.layers):
                 first = layouts[0]
@@ -106,13 +109,15 @@ def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> Prun
             step = work.step(_name(index), prune_layer)
             load_step(layer, step)
             decisions.append(decision_of(layouts, step))
-            if calibration is not None and reconstruct is not None:
-                calibration.pass_pruned(index, layer)
-                after = relative_error(calibration.pruned, calibration.dense)
-                errors.append(LayerError(family.layer_name(index), step.facts["before"], after))
-            if held_out is not None:
-                held_out.pass_pruned(index, layer)
-                outputs.append(relative_error(held_out.pruned[:WINDOWS], held_out.dense[:WINDOWS]))
+            with work.measured(PASSES):
+                if calibration is not None and reconstruct is not None:
+                    calibration.pass_pruned(index, layer)
+                    after = relative_error(calibration.pruned, calibration.dense)
+                    errors.append(LayerError(family.layer_name(index), step.facts["before"], after))
+                if held_out is not None:
+                    held_out.pass_pruned(index, layer)
+                    measured = held_out.pruned[:WINDOWS], held_out.dense[:WINDOWS]
+                    outputs.append(relative_error(*measured))
     before = after_all = None
     if held_out is not None and windows is not None:
         measure = partial(streamed.perplexity, windows.held_out)

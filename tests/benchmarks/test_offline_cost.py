@@ -1,12 +1,22 @@
-"""The dense peer computes what this project's loop computes, and both take steps."""
+"""The dense peer computes what this project's loop computes, both take steps; prunes add up."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from benchmarks import offline_cost, pipeline_cost
 from benchmarks.dense_permutations import DenseMaskedLinear, DensePermutation, SharedMatrix
-from benchmarks.offline_cost import LOOPS, PATTERN, measure_step
+from benchmarks.offline_cost import LOOPS, PATTERN, draw, measure_step
+from benchmarks.prune_parts import PARTS, REST, parts, with_rest
+from benchmarks.texts import Texts
+from permllm_offline.cli import main
 from permllm_offline.masked_linear import PermutedMaskedLinear, StepPermutation
+from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
 
 
 def test_both_loops_mask_alike_under_one_permutation() -> None:
@@ -28,3 +38,82 @@ def test_a_step_of_each_loop_is_measured(loop: str) -> None:
     cost = measure_step(loop, 128, 16, 2)
     assert cost.seconds > 0
     assert 0 < cost.assignments <= 4
+
+
+def step(name: str, seconds: float, peak_bytes: int | None) -> dict[str, Any]:
+    processor = 2 * seconds
+    return {
+        "name": name,
+        "seconds": seconds,
+        "processor_seconds": processor,
+        "peak_bytes": peak_bytes,
+    }
+
+
+def test_steps_of_a_prune_add_up_to_parts() -> None:
+    steps = [
+        step("statistics", 4.0, 100),
+        step("learned-0000", 1.5, 300),
+        step("learned-0001", 2.0, 200),
+        step("sparse-perplexity", 1.0, None),
+    ]
+    found = parts(steps, {"learning_curve": [{}] * 11, "reconstruction_curve": []})
+    assert found == {
+        "calibration": {"seconds": 4.0, "processor_seconds": 8.0, "peak_bytes": 100},
+        "learning": {"seconds": 3.5, "processor_seconds": 7.0, "peak_bytes": 300, "steps": 10},
+        "evaluation": {"seconds": 1.0, "processor_seconds": 2.0, "peak_bytes": 0},
+    }
+    row = {"processor_seconds": 20.0, "parts": found}
+    assert with_rest(row) == {REST: 3.0, "calibration": 8.0, "learning": 7.0, "evaluation": 2.0}
+    with pytest.raises(KeyError, match="other"):
+        parts([step("other-0001", 1.0, None)], {})
+
+
+def test_whole_prunes_are_measured_once_and_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_llama(max_position_embeddings=64).save_pretrained(tmp_path / "model")
+    save_tokenizer(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(random_text(2000, seed=1), encoding="utf-8")
+    texts = Texts(tmp_path / "text.txt", tmp_path / "none.txt")
+    pruned: list[str] = []
+
+    def here(*arguments: Any) -> None:
+        words = [str(argument) for argument in arguments]
+        pruned.append(words[words.index("--method") + 1])
+        assert main(words) == 0
+
+    monkeypatch.setattr(pipeline_cost, "permllm_offline", here)
+    monkeypatch.setattr(pipeline_cost, "smollm2", lambda: tmp_path / "model")
+    monkeypatch.setattr(pipeline_cost, "sotu", lambda: texts)
+    monkeypatch.setattr(offline_cost, "QUICK_METHODS", ("ria+cp", "wanda+cp/obs+distillation"))
+    result, plot = tmp_path / "result.json", tmp_path / "plot.svg"
+    command = ["offline_cost", "--pipeline", "--quick", "--json", str(result), "--plot", str(plot)]
+    monkeypatch.setattr(sys, "argv", command)
+    for _ in range(2):
+        offline_cost.main()
+        assert pruned == ["ria+cp", "wanda+cp"]
+    first, second = json.loads(result.read_text())["rows"]
+    assert list(first["parts"]) == ["calibration", "masks and updates", "evaluation"]
+    assert list(second["parts"]) == [part for part in PARTS if part != "learning"]
+    assert second["parts"]["distillation"]["steps"] == 1
+    for row in (first, second):
+        assert 0 < sum(part["seconds"] for part in row["parts"].values()) < row["seconds"]
+        assert row["peak_bytes"] >= max(part["peak_bytes"] for part in row["parts"].values())
+    drawn = plot.read_text(encoding="utf-8")
+    assert "wanda+cp/obs+distillation" in drawn
+    assert "text of its own" in drawn
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("offline-steps-zen4", ["channels", "4096", "the paper"]),
+        ("offline-quality-zen4", ["perplexity", "ours: novels"]),
+    ],
+)
+def test_figures_are_drawn_from_the_results(name: str, words: list[str], tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    draw(root / "benchmarks" / "results" / f"{name}.json", tmp_path / "plot.svg")
+    text = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+    assert all(word in text for word in words)

@@ -257,6 +257,25 @@ def test_learning_costs() -> None:
     ]
 
 
+def test_whole_prunes_are_split_into_their_parts() -> None:
+    def part(seconds: float, **more: int) -> dict[str, float]:
+        return {"seconds": 9.0, "processor_seconds": seconds, "peak_bytes": 1 << 20, **more}
+
+    row = {"seconds": 90.0, "processor_seconds": 60.0, "peak_bytes": 3 << 20}
+    learned = {"calibration": part(10), "learning": part(150.4, steps=100)}
+    rows = [
+        row | {"method": "permllm-wanda", "processor_seconds": 240.0, "parts": learned},
+        row | {"method": "ria+cp", "parts": {"calibration": part(20), "evaluation": part(4)}},
+    ]
+    assert tables.VIEWS["pipeline"]({"rows": rows}).splitlines() == [
+        "| method | minutes | processor minutes | x `ria+cp` | peak MiB "
+        "| start, reading, writing, s | calibration, s | learning, s | evaluation, s | a step, s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        "| `permllm-wanda` | 1.5 | 4.0 | 4.0 | 3 | 80 | 10 | 150 |  | 1.50 |",
+        "| `ria+cp` | 1.5 | 1.0 | 1.0 | 3 | 36 | 20 |  | 4 |  |",
+    ]
+
+
 def test_a_profile_adds_up() -> None:
     rows = [{"part": "head", "milliseconds": 1.0}, {"part": "rest", "milliseconds": 3.0}]
     assert tables.VIEWS["profile"]({"rows": rows}).splitlines()[2:] == [

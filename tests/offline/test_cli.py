@@ -57,6 +57,11 @@ def test_prune_eval_and_inspect(
     assert str(tiny_model_directory) not in page
     assert (report["mask_example"] is not None) == permuted
     assert len(report["output_errors"]) == 2
+    distils = method == "permllm-best"
+    assert len(report["masked_errors"]) == (2 if distils else 0)
+    if report["calibration"] is not None:
+        assert report["calibration"]["own_windows"] == (64 if distils else 0)
+    assert ("64 that the base model wrote itself" in card) == distils
     costs = json.loads((output / "costs.json").read_text())
     assert {"sparse-perplexity", "dense-perplexity"} < {step["name"] for step in costs["steps"]}
 

@@ -18,6 +18,18 @@ def test_steps_are_timed_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(cost.name, cost.seconds) for cost in work.costs] == [("one", 2.5), ("two", 1.0)]
 
 
+def test_what_is_done_again_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, processor = iter([0.0, 1.0, 2.0, 6.0, 10.0, 11.5]), iter([0.0, 2.0, 5.0, 6.0, 7.0, 7.5])
+    monkeypatch.setattr("permllm_offline.costs.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("permllm_offline.costs.time.process_time", lambda: next(processor))
+    work = Work()
+    for name in ("passes", "layer-0000", "passes"):
+        with work.measured(name):
+            pass
+    found = [(cost.name, cost.seconds, cost.processor_seconds) for cost in work.costs]
+    assert found == [("passes", 2.5, 2.5), ("layer-0000", 4.0, 1.0)]
+
+
 def test_a_resumed_step_costs_what_it_cost(tmp_path: Path) -> None:
     first = WorkFolder(tmp_path / "work", "a", resume=False)
     first.step("one", Step)
@@ -40,13 +52,15 @@ def test_memory_grows_with_what_is_held() -> None:
 
 
 def test_json() -> None:
-    costs = [Cost("one", 1.5, 100), Cost("two", 2.0, None)]
+    costs = [Cost("one", 1.5, 100, 3.0), Cost("two", 2.0, None, 0.5)]
     assert json.loads(costs_json(costs)) == {
         "seconds": 3.5,
+        "processor_seconds": 3.5,
         "peak_bytes": 100,
         "steps": [
-            {"name": "one", "seconds": 1.5, "peak_bytes": 100},
-            {"name": "two", "seconds": 2.0, "peak_bytes": None},
+            {"name": "one", "seconds": 1.5, "peak_bytes": 100, "processor_seconds": 3.0},
+            {"name": "two", "seconds": 2.0, "peak_bytes": None, "processor_seconds": 0.5},
         ],
     }
-    assert json.loads(costs_json([])) == {"seconds": 0, "peak_bytes": None, "steps": []}
+    nothing = {"seconds": 0, "processor_seconds": 0, "peak_bytes": None, "steps": []}
+    assert json.loads(costs_json([])) == nothing

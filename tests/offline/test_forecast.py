@@ -105,5 +105,10 @@ def test_a_dry_run_says_it(
         main(["prune", str(tiny_model_directory), "--output", str(tmp_path / "o"), *options]) == 0
     )
     shown = capsys.readouterr().out
-    assert "for each decoder layer; peak" in shown
+    assert "for decoder layers one by one; peak" in shown
+    assert "decoder layer takes" in shown
+    rows = [line.split("│")[1:-1] for line in shown.splitlines() if "_proj" in line]
+    timed = ["q_proj" in row[0] for row in rows]
+    assert [row[-1].strip().endswith(" s") for row in rows] == timed
+    assert sum(timed) == 2
     assert "peak memory about 0.00 GB" in shown

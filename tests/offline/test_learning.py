@@ -1,15 +1,16 @@
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from permllm_offline.calibrated import Calibrated, Permutations
 from permllm_offline.channel_permutation import allocate_group
+from permllm_offline.cli import main
 from permllm_offline.decoder_calls import record_calls
 from permllm_offline.errors import OfflineError
 from permllm_offline.hardening import harden
@@ -139,6 +140,31 @@ def test_checkpointing_changes_no_gradient(tiny_model_directory: Path) -> None:
             gradients.append(span.gradient())
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize(("given", "layers"), [("always", 2), ("never", 0), (None, 0)])
+def test_checkpointing_reaches_the_learner(
+    given: str | None,
+    layers: int,
+    tiny_model_directory: Path,
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[int] = []
+
+    def noted(layers: Sequence[nn.Module]) -> AbstractContextManager[None]:
+        seen.append(len(layers))
+        return recomputed(layers)
+
+    monkeypatch.setattr("permllm_offline.span_learning.recomputed", noted)
+    options = ["--dataset", str(text_file), "--method", "permllm-wanda", "--steps", "1"]
+    options += ["--num-samples", "6", "--sequence-length", "16", "--evaluation-windows", "0"]
+    if given is not None:
+        options += ["--gradient-checkpointing", given]
+    output = tmp_path / "sparse"
+    assert main(["prune", str(tiny_model_directory), "--output", str(output), *options]) == 0
+    assert seen == [layers] * bool(layers)
 
 
 @pytest.mark.parametrize("height", [0.2, 1e4])

@@ -88,6 +88,45 @@ def test_options_come_before_the_recipe_and_the_recipe_before_the_preset(
     assert report["sensitivities"] is None
 
 
+def test_constants_of_the_paper() -> None:
+    recipe = make_recipe({"model": "m"}, preset_name="paper")
+    assert recipe.model_dump(exclude={"blockwise", "distillation", "learning"}) == {
+        "model": "m",
+        "method": "permllm-wanda",
+        "reconstruction": None,
+        "pattern": "2:4",
+        "block_size": 64,
+        "dataset": "c4",
+        "num_samples": 128 + 4,
+        "sampling": "document",
+        "sequence_length": 1024,
+        "evaluation_windows": 8,
+        "seed": 0,
+        "device": "cpu",
+        "dtype": "auto",
+        "values": "auto",
+    }
+    assert recipe.learning.model_dump() == {
+        "layers": "all",
+        "scope": "model",
+        "window": 2,
+        "steps": 50 * 128 // 16,
+        "windows_per_step": 16,
+        "learning_rate": 1e-3 * 64**0.5,
+        "weight_decay": 0.1 / 64**0.5,
+        "initial": "random",
+        "initial_logit": 1.0,
+        "windows_at_once": 2,
+        "temperature_start": 1.0,
+        "temperature_end": 0.1,
+        "sinkhorn_iterations": 5,
+        "gradient_checkpointing": "auto",
+        "validation_windows": 4,
+        "validation_interval": 10,
+        "patience": 0,
+    }
+
+
 def test_the_rate_of_the_paper_depends_on_the_importance() -> None:
     rates = {
         method: make_recipe(

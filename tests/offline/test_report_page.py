@@ -1,6 +1,7 @@
 """The page shows what report.json and costs.json hold, and needs nothing but itself."""
 
 import base64
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -9,16 +10,18 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
+from permllm_offline.calibration import CalibrationWindows
 from permllm_offline.costs import Cost
 from permllm_offline.layerwise import LayerError
 from permllm_offline.loading import Source
 from permllm_offline.mask_example import MaskExample
 from permllm_offline.recipe import make_recipe
-from permllm_offline.report import LayerReport, Report
+from permllm_offline.report import CalibrationRecord, LayerReport, Report
 from permllm_offline.report_page import report_page
 
-COSTS = [Cost("dense-perplexity", 1.254, 3_000_000_000), Cost("layer-0000", 20.5, None)]
+COSTS = [Cost("dense-perplexity", 1.254, 3_000_000_000, 2.5), Cost("layer-0000", 20.5, None)]
 NAMES = ("model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj")
 CURVE = [
     {"step": 0, "validation_loss": 0.5},
@@ -115,9 +118,35 @@ def test_numbers_are_those_of_the_report(report: Report, tmp_path: Path) -> None
         numbers = (error["before"], error["after"], known["output_errors"][index])
         assert row == [str(index), *(f"{number:.4g}" for number in numbers)]
     assert page.tables["costs"][1:] == [
-        ["dense-perplexity", "1.25", "3.00 GB"],
-        ["layer-0000", "20.50", ""],
+        ["dense-perplexity", "1.25", "2.50", "3.00 GB"],
+        ["layer-0000", "20.50", "0.00", ""],
     ]
+
+
+def test_errors_before_distillation_have_a_column(report: Report, tmp_path: Path) -> None:
+    distilled = replace(report, reconstruction=[], masked_errors=[0.5, 0.75])
+    rows = Page(page_of(distilled, tmp_path)).tables["decoder-layers"]
+    assert rows == [
+        ["decoder layer", "before distillation", "at the end"],
+        ["0", "0.5", "0.09876"],
+        ["1", "0.75", "0.28"],
+    ]
+
+
+def test_text_of_the_model_itself_is_named(report: Report, tmp_path: Path) -> None:
+    windows = CalibrationWindows(torch.tensor([[1, 2]]), torch.tensor([[3, 4]]))
+    own = torch.tensor([[5, 6], [7, 8], [9, 10]])
+    plain, mixed = CalibrationRecord.of(windows), CalibrationRecord.of(windows, own)
+    assert plain.tokens_sha256 == mixed.tokens_sha256
+    tokens = b"".join(token.to_bytes(8, "little") for token in range(5, 11))
+    assert mixed.own_tokens_sha256 == hashlib.sha256(tokens).hexdigest()
+    summary = dict(Page(page_of(replace(report, calibration=mixed), tmp_path)).tables["summary"])
+    assert summary["calibration"].endswith(", and 3 that the base model wrote itself")
+    assert summary["SHA-256 of the data set's tokens"] == plain.tokens_sha256
+    assert summary["SHA-256 of the tokens that the model wrote"] == mixed.own_tokens_sha256
+    summary = dict(Page(page_of(replace(report, calibration=plain), tmp_path)).tables["summary"])
+    assert "itself" not in summary["calibration"]
+    assert not any("the model wrote" in name for name in summary)
 
 
 def test_nothing_outside_is_needed_or_named(report: Report, tmp_path: Path) -> None:

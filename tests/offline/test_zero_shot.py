@@ -30,6 +30,8 @@ metric_list:
   - metric: acc
 """
 QUESTIONS = 40
+PAPER = "hellaswag,arc_easy,arc_challenge,openbookqa,rte"
+"""Tasks of the paper's tables, which lm-eval knows under these names."""
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +126,7 @@ def test_lm_eval_loads_a_permllm_checkpoint_itself(
     ("options", "message"),
     [
         ((), "nothing to measure"),
-        (("--tasks", "no_such_task"), "knows no task 'no_such_task'"),
+        (("--tasks", f"{PAPER},no_such_task"), "knows no task 'no_such_task': see"),
         (("--tasks", ","), "knows no task of no name"),
         (("--tasks", "tiny_choice", "--tasks-path", "nowhere"), "is not a folder"),
         (("--dataset", "x.txt", "--tasks-path", "nowhere"), "give their names with --tasks"),

@@ -25,9 +25,12 @@ def show(*parts: RenderableType) -> None:
 def plan_table(recipe: Recipe, plan: Plan, expected: Forecast) -> Group:
     """Show what a prune would do."""
     table = Table(title=f"{recipe.method}, {recipe.pattern}: nothing written (--dry-run)")
-    for column in ("layer", "shape", "permutation", "dense bytes", "sparse bytes"):
-        table.add_column(column, justify="left" if column == "layer" else "right")
-    for linear in plan.linears:
+    table.add_column("layer")
+    for column in ("shape", "permutation", "dense bytes", "sparse bytes", "decoder layer takes"):
+        table.add_column(column, justify="right")
+    per_layer = len(plan.linears) // len(plan.layers)
+    for number, linear in enumerate(plan.linears):
+        index, within = divmod(number, per_layer)
         state = "none"
         if linear.permuted:
             state = "folded" if linear.layout.folded else "run time"
@@ -37,15 +40,17 @@ def plan_table(recipe: Recipe, plan: Plan, expected: Forecast) -> Group:
             state,
             f"{linear.dense_bytes:,}",
             f"{linear.sparse_bytes:,}",
+            _duration(expected.layer_seconds[index]) if within == 0 else "",
+            end_section=within == per_layer - 1,
         )
     total = f"output: about {plan.total_bytes / 1e6:,.1f} MB of tensors, dense ones included"
     stages = "".join(
         f", {_duration(seconds)} for {stage}" for stage, seconds in expected.stage_seconds.items()
     )
     cost = (
-        f"about {_duration(expected.seconds)}: {_duration(max(expected.layer_seconds))} for each "
-        f"decoder layer{stages}; peak memory about {expected.peak_bytes / 1e9:,.2f} GB (estimates "
-        "from products timed on this machine)"
+        f"about {_duration(expected.seconds)}: {_duration(sum(expected.layer_seconds))} for "
+        f"decoder layers one by one{stages}; peak memory about {expected.peak_bytes / 1e9:,.2f} GB "
+        "(estimates from products timed on this machine)"
     )
     return Group(table, total, cost)
 

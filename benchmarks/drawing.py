@@ -1,22 +1,23 @@
-"""Plots of studies: SVG files that are the same for the same rows."""
+"""Plots of results: SVG files that are the same for the same numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from benchmarks.studies.cells import Row
+Row = Mapping[str, Any]
+Drawn = TypeVar("Drawn")
 
 
-def save(draw: Callable[[Sequence[Row], Any], None], rows: Sequence[Row], output: Path) -> None:
-    """Draw rows into a file."""
+def save(draw: Callable[[Drawn, Any], None], drawn: Drawn, output: Path) -> None:
+    """Draw rows, or a whole result, into a file; ``draw`` gets them and empty axes."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.0, 3.6), layout="constrained")
     axes = figure.subplots()
-    draw(rows, axes)
+    draw(drawn, axes)
     output.parent.mkdir(parents=True, exist_ok=True)
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with rc_context({"svg.hashsalt": "permllm", "svg.fonttype": "none"}):

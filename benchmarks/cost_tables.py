@@ -1,0 +1,54 @@
+"""Tables of the documentation on what learning and whole prunes cost."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.markdown import Result, markdown
+from benchmarks.prune_parts import PARTS, REFERENCE, REST, with_rest
+
+
+def learning_steps(result: Result) -> str:
+    """Seconds and memory of a learning step of one layer: the paper's dense loop, and ours."""
+    by_width: dict[int, dict[str, Mapping[str, Any]]] = {}
+    for step in result["steps"]:
+        by_width.setdefault(step["width"], {})[step["loop"]] = step
+    rows = []
+    for width, loops in by_width.items():
+        dense, ours = loops["dense"], loops["ours"]
+        ratio = dense["seconds"] / ours["seconds"]
+        rows.append([f"{width}", f"{dense['seconds']:.3f}", f"{ours['seconds']:.3f}"])
+        rows[-1] += [f"{ratio:.1f}x", f"{dense['peak_mib']:.0f}", f"{ours['peak_mib']:.0f}"]
+    header = ["channels", "dense loop, s", "ours, s", "times as fast"]
+    return markdown([*header, "dense loop, MiB", "ours, MiB"], rows)
+
+
+def time_to_quality(result: Result) -> str:
+    """Seconds and perplexities of the dense loop, and of ours with more and more steps."""
+    baseline = result["baseline"]
+    rows = []
+    for run in (baseline, *result["ours"]):
+        row = ["the paper's dense loop" if run is baseline else "ours", str(run["steps"])]
+        row += [f"{run['seconds']:.0f}", f"{run['seconds'] / baseline['seconds']:.2f}"]
+        rows.append([*row, *(f"{value:.1f}" for value in run["perplexity"].values())])
+    domains = [f"perplexity, {domain}" for domain in baseline["perplexity"]]
+    return markdown(["loop", "steps", "seconds", "share of time", *domains], rows)
+
+
+def pipeline(result: Result) -> str:
+    """A whole prune by method: minutes, memory, and the processor seconds of its parts."""
+    rows = result["rows"]
+    parts = [REST, *(part for part in PARTS if any(part in row["parts"] for row in rows))]
+    reference = next(row for row in rows if row["method"] == REFERENCE)["processor_seconds"]
+    lines = []
+    for row in rows:
+        line = [f"`{row['method']}`", f"{row['seconds'] / 60:.1f}"]
+        line.append(f"{row['processor_seconds'] / 60:.1f}")
+        line.append(f"{row['processor_seconds'] / reference:.1f}")
+        line.append(f"{row['peak_bytes'] / 2**20:.0f}")
+        seconds = with_rest(row)
+        line += [f"{seconds[part]:.0f}" if part in seconds else "" for part in parts]
+        loops = [part for part in row["parts"].values() if "steps" in part]
+        line.append(", ".join(f"{part['processor_seconds'] / part['steps']:.2f}" for part in loops))
+        lines.append(line)
+    header = ["method", "minutes", "processor minutes", f"x `{REFERENCE}`", "peak MiB"]
+    return markdown([*header, *(f"{part}, s" for part in parts), "a step, s"], lines)
