@@ -4,6 +4,7 @@
 `pip download --no-deps vllm` gets the newest wheel.
 """
 
+import ast
 import inspect
 import os
 from importlib.util import find_spec
@@ -57,6 +58,9 @@ ATTRIBUTES = [
     (BASE_CONFIG, "QuantizationConfig", "packed_modules_mapping"),
     ("vllm.config", "VllmConfig", "lora_config"),
     (LOADER, "DefaultModelLoader", "enable_weights_track"),
+    ("vllm.config", "ModelConfig", "quantization"),
+    (BASE_CONFIG, "QuantizeMethodBase", "uses_meta_device"),
+    (LINEAR, "LinearBase", "quant_method"),
     (LINEAR, "QKVParallelLinear", "num_kv_heads"),
     (LINEAR, "QKVParallelLinear", "num_kv_head_replicas"),
     (LINEAR, "QKVParallelLinear", "v_head_size"),
@@ -65,12 +69,16 @@ ATTRIBUTES = [
     *((MAPPER, "WeightsMapper", f"orig_to_new_{part}") for part in ("prefix", "suffix", "substr")),
     (MOE, "RoutedExperts", "moe_config"),
     ("vllm.model_executor.models.interfaces", "SupportsQuant", "hf_to_vllm_mapper"),
+    (PARAMETER, "BasevLLMParameter", "tp_rank"),
     (PARAMETER, "ModelWeightParameter", "input_dim"),
     (PARAMETER, "ModelWeightParameter", "output_dim"),
     (PARAMETER, "ChannelQuantScaleParameter", "output_dim"),
 ]
 #: What else than None and indices vLLM calls the parts of a fused layer.
 SHARD_IDS = [("QKVParallelLinear", {"q", "k", "v"})]
+PACKAGE = Path(compat.__file__).parent
+#: The second looks vLLM up by itself when the first cannot be imported.
+MAY_IMPORT_VLLM = {"compat.py", "plugin.py"}
 
 
 def installed() -> Path:
@@ -103,6 +111,50 @@ def test_symbols(sources: VllmSources) -> None:
     assert len(compat.SYMBOLS) > 10
     missing = [f"{m}.{name}" for m, name in compat.SYMBOLS if not sources.defines(m, name)]
     assert not missing
+
+
+def vllm_imports(source: str) -> list[int]:
+    """Lines that import vLLM, or by a computed name what may be vLLM."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            (name,) = node.args
+            names = [name.value if isinstance(name, ast.Constant) else "vllm"]
+        else:
+            continue
+        lines += [node.lineno for name in names if name.split(".")[0] == "vllm"]
+    return lines
+
+
+def test_all_symbols_are_looked_up_in_one_module() -> None:
+    importers = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if vllm_imports(path.read_text(encoding="utf-8"))
+    }
+    assert importers == MAY_IMPORT_VLLM
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("import vllm", True),
+        ("import os, vllm.config as config", True),
+        ("def f():\n    from vllm.config import VllmConfig", True),
+        ("importlib.import_module('vllm.config')", True),
+        ("import_module(module)", True),
+        ("import_module('torch')", False),
+        ("from permllm_vllm import compat", False),
+        ("from permllm_vllm.diagnosis.serving import vllm", False),
+        ("init_logger('vllm.permllm')", False),
+    ],
+)
+def test_what_imports_vllm(line: str, found: bool) -> None:
+    assert bool(vllm_imports(line)) is found
 
 
 @pytest.mark.parametrize(("ours", "module", "base", "function"), OVERRIDDEN)
