@@ -42,8 +42,8 @@ class Outcome(NamedTuple):
 def parts(inputs: int, seed: int) -> list[Part]:
     """The whole campaign, slow targets first."""
     found = []
-    for target, (_, share) in TARGETS.items():
-        left, number = -(-inputs * share // 1000), 0
+    for target, how in TARGETS.items():
+        left, number = -(-inputs * how.share // 1000), 0
         most = INPUTS_OF_SEARCHES.get(target, INPUTS_PER_PROCESS)
         while left > 0:
             found.append(Part(target, min(left, most), seed + number))

@@ -49,7 +49,10 @@ def config(data: bytes) -> None:
         return
     if raw:
         return  # expressions may differ from Python's
-    expected = plain.read_config(json.loads(text))
+    try:
+        expected = plain.read_config(json.loads(text))
+    except plain.Broken:
+        raise Finding(f"a broken configuration was accepted: {found.to_dict()}") from None
     if found.to_dict() != expected:
         raise Finding(f"{expected} was read as {found.to_dict()}")
     for name in ("lm_head", "model.layers.0.mlp.gate", "model.norm"):
@@ -219,10 +222,7 @@ def as_layer(module: str, stored: dict[str, Stored]) -> SparseLayer:
     """The tensors without a file between."""
 
     def tensor(kind: str) -> torch.Tensor | None:
-        if kind not in stored:
-            return None
-        one = stored[kind]
-        return torch.frombuffer(bytearray(one.content), dtype=DTYPES[one.dtype]).view(one.shape)
+        return as_tensor(stored[kind]) if kind in stored else None
 
     values, mask = tensor("weight_packed"), tensor("weight_mask")
     assert values is not None
@@ -231,6 +231,13 @@ def as_layer(module: str, stored: dict[str, Stored]) -> SparseLayer:
         values, mask, tensor("input_permutation"), tensor("folded_permutation"),
         tensor("weight_scale"), tensor("bias"), module,
     )  # fmt: skip
+
+
+def as_tensor(stored: Stored) -> torch.Tensor:
+    dtype = DTYPES[stored.dtype]
+    if not stored.content:
+        return torch.empty(stored.shape, dtype=dtype)
+    return torch.frombuffer(bytearray(stored.content), dtype=dtype).view(stored.shape)
 
 
 @cache
@@ -243,8 +250,6 @@ def served(
     layer: SparseLayer, pattern: Pattern, block: int, dense: torch.Tensor, backend: Backend
 ) -> None:
     """What kernels make of a layer: unit inputs read its weight back."""
-    if not bool((dense.abs() < 1e30).all()) or bool((dense[dense != 0].abs() < 1e-30).any()):
-        return  # products overflow, or kernels flush what is denormal
     values = layer.values if layer.scale is not None else layer.values.bfloat16()
     weights = CheckpointWeights(
         values, layer.mask, layer.input_permutation, layer.scale, pattern, block
@@ -256,11 +261,19 @@ def served(
         inputs, packed.packed, packed.metadata, packed.permutation, packed.scale, None, rows,
         str(pattern),
     )  # fmt: skip
-    right = torch.equal(y.t(), dense.bfloat16())
-    if packed.scale is not None:  # the kernel rounds the activations to int8 too
-        right = torch.allclose(y.t().float(), dense, rtol=2**-6)
-    if not right:
+    if not right_weight(y.t(), dense, torch.bfloat16, packed.scale):
         raise Finding(f"{layer.name} is served as another weight by {backend.instruction_set}")
+
+
+def right_weight(
+    found: torch.Tensor, dense: torch.Tensor, held: torch.dtype, scale: torch.Tensor | None
+) -> bool:
+    """Whether a weight that was read back by unit inputs is `dense`, as a kernel holds it."""
+    if not bool((dense.abs() < 1e30).all()) or bool((dense[dense != 0].abs() < 1e-30).any()):
+        return True  # products overflow, or kernels flush what is denormal
+    if scale is not None:  # the kernel rounds the activations to int8 too
+        return torch.allclose(found.float(), dense.float(), rtol=2**-6)
+    return torch.equal(found.float(), dense.to(held).float())
 
 
 def damaged_sample(choices: Choices, sample: Sample) -> Sample:

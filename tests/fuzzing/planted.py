@@ -5,7 +5,7 @@ Every bug replaces a function of the package in the running process, and nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 from unittest import mock
@@ -13,24 +13,25 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from permllm_offline.conversion import bitmask, recovery
-from permllm_vllm.checkpoint import checksums, layer, shards, validation
+from permllm_vllm import ops
 from permllm_vllm.checkpoint.packing import unpack
+from permllm_vllm.checkpoint.schema import QuantizationConfig
+from permllm_vllm.checkpoint.shard import Shard
 
 
 class Bug(NamedTuple):
-    """The target that must find it, and what to replace by what."""
+    """The target that must find it, and what to replace by what; places may import vLLM."""
 
     target: str
-    places: tuple[tuple[Any, str], ...]
+    places: tuple[str, ...]
     replacement: Callable[..., Any]
 
     @contextmanager
     def planted(self) -> Iterator[None]:
         """A context in which the package has the bug."""
         with ExitStack() as stack:
-            for owner, name in self.places:
-                stack.enter_context(mock.patch.object(owner, name, self.replacement))
+            for place in self.places:
+                stack.enter_context(mock.patch(place, self.replacement))
             yield
 
 
@@ -67,24 +68,82 @@ def rolled(local: Tensor, *_: object) -> Tensor:
     return local.roll(1)
 
 
-_PACK = torch.ops.permllm.cpu_pack
+def unknown_keys_dropped(entries: Any) -> QuantizationConfig:
+    """What is not known is not looked at."""
+    if isinstance(entries, Mapping):
+        entries = {key: entries[key] for key in QuantizationConfig.model_fields if key in entries}
+    return _FROM_DICT(entries)
 
+
+def one_element_late(shard: Shard, name: str) -> Tensor:
+    tensor = _TENSOR(shard, name)
+    return tensor.reshape(-1).roll(-1).view(tensor.shape)
+
+
+def without_bias(*arguments: Any, **named: Any) -> Tensor:
+    return _SPARSE_LINEAR(*arguments, **(named | {"bias": None}))
+
+
+def nothing_wrong(*_: object) -> list[object]:
+    return []
+
+
+def counted_again(source: Any, parts: Sequence[int]) -> None:
+    """A part may come twice; the later one stays."""
+    source.loaded.update(parts)
+
+
+def first_channels(parameter: Any, loaded_weight: Tensor, shard_id: Any) -> None:
+    """Every rank takes the first rank's channels of a run-time permutation."""
+    for part in parameter.source.layer.parts(shard_id):
+        parameter.data[part].copy_(loaded_weight[: parameter.data.shape[1]])
+
+
+_PACK = torch.ops.permllm.cpu_pack
+_FROM_DICT = QuantizationConfig.from_dict
+_TENSOR = Shard.tensor
+_SPARSE_LINEAR = ops.sparse_linear
+
+_CHECKPOINT = "permllm_vllm.checkpoint"
+_CONVERSION = "permllm_offline.conversion"
 BUGS = {
     "out-of-range permutation accepted": Bug(
-        "contents", ((layer, "is_bijective"),), any_permutation
+        "contents", (f"{_CHECKPOINT}.layer.is_bijective",), any_permutation
     ),
     "broken permutation found valid": Bug(
-        "layers", ((layer, "is_bijective"), (validation, "is_bijective")), any_permutation
+        "layers",
+        (f"{_CHECKPOINT}.layer.is_bijective", f"{_CHECKPOINT}.validation.is_bijective"),
+        any_permutation,
     ),
-    "wrong bit count accepted": Bug("contents", ((layer, "first_violation"),), no_violation),
-    "one value shifted": Bug("contents", ((layer, "unpack"),), shifted),
-    "out-of-range permutation packed": Bug(
-        "pack", ((torch.ops.permllm, "cpu_pack"),), unchecked_pack
+    "wrong bit count accepted": Bug(
+        "contents", (f"{_CHECKPOINT}.layer.first_violation",), no_violation
     ),
-    "file outside the directory accepted": Bug("index", ((shards, "is_plain_name"),), any_name),
+    "one value shifted": Bug("contents", (f"{_CHECKPOINT}.layer.unpack",), shifted),
+    "out-of-range permutation packed": Bug("pack", ("torch.ops.permllm.cpu_pack",), unchecked_pack),
+    "unknown key accepted": Bug(
+        "config", (f"{_CHECKPOINT}.schema.QuantizationConfig.from_dict",), unknown_keys_dropped
+    ),
+    "file outside the directory accepted": Bug(
+        "index", (f"{_CHECKPOINT}.shards.is_plain_name",), any_name
+    ),
     "checksum of a file outside accepted": Bug(
-        "checksums", ((checksums, "is_plain_name"),), any_name
+        "checksums", (f"{_CHECKPOINT}.checksums.is_plain_name",), any_name
     ),
-    "one value of a bitmask shifted": Bug("bitmask", ((bitmask, "unpack"),), shifted),
-    "recovered order misplaced": Bug("recovery", ((recovery, "canonical"),), rolled),
+    "tensor read one element late": Bug(
+        "file", (f"{_CHECKPOINT}.shard.Shard.tensor",), one_element_late
+    ),
+    "bias dropped": Bug("linear", ("permllm_vllm.ops.sparse_linear",), without_bias),
+    "infinite value served": Bug(
+        "vllm", ("permllm_vllm.quantization.linear.number_problems",), nothing_wrong
+    ),
+    "doubled tensor served": Bug(
+        "vllm", ("permllm_vllm.quantization.sources.TensorSource.count",), counted_again
+    ),
+    "first rank's permutation served by all": Bug(
+        "vllm",
+        ("permllm_vllm.quantization.parameters.InputPermutationParameter.place",),
+        first_channels,
+    ),
+    "one value of a bitmask shifted": Bug("bitmask", (f"{_CONVERSION}.bitmask.unpack",), shifted),
+    "recovered order misplaced": Bug("recovery", (f"{_CONVERSION}.recovery.canonical",), rolled),
 }

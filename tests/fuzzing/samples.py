@@ -46,39 +46,61 @@ def sample(
     shuffle = random.Random(seed)
     modules = [name.format(i) for i in range(layers) for name in (UP, DOWN)]
     permuted = columns % block == 0
+    runtime, folded = (modules[::2], modules[1::2]) if permuted else ([], [])
     config = {
         "model_type": "llama",
-        "quantization_config": {
-            "quant_method": "permllm",
-            "format_version": 1,
-            "pattern": pattern,
-            "block_size": block,
-            "value_dtype": value_dtype,
-            "ignore": ["lm_head", r"re:.*\.gate"],
-            "runtime_permuted": modules[::2] if permuted else [],
-            "folded": modules[1::2] if permuted else [],
-            "tool_version": "0",
-        },
+        "quantization_config": entries(pattern, value_dtype, block, runtime, folded),
     }
-    kept, group = map(int, pattern.split(":"))
     tensors = {"model.norm.weight": Stored("F32", [2], struct.pack("<2f", 1, 2))}
     for number, module in enumerate(modules):
         rows = shuffle.randint(1, 3)
-        tensors[f"{module}.weight_packed"] = values(
-            [rows, columns * kept // group], VALUE_DTYPES[value_dtype], shuffle
-        )
-        masks = bytes(mask_byte(kept, group, shuffle) for _ in range(rows * columns // 8))
-        tensors[f"{module}.weight_mask"] = Stored("U8", [rows, columns // 8], masks)
+        tensors |= weights(module, rows, columns, pattern, value_dtype, shuffle)
         if permuted:
-            entries = b"".join(canonical(block, group, shuffle) for _ in range(columns // block))
             kind = "folded_permutation" if number % 2 else "input_permutation"
-            tensors[f"{module}.{kind}"] = Stored("U8", [columns], entries)
-        if value_dtype == "int8":
-            scale = struct.pack(f"<{rows}f", *(shuffle.uniform(0.1, 1) for _ in range(rows)))
-            tensors[f"{module}.weight_scale"] = Stored("F32", [rows], scale)
+            tensors[f"{module}.{kind}"] = permutation(columns, block, pattern, shuffle)
         if number % 2:
             tensors[f"{module}.bias"] = values([rows], "F32", shuffle)
     return Sample(config, tensors)
+
+
+def entries(
+    pattern: str, value_dtype: str, block: int, runtime_permuted: list[str], folded: list[str]
+) -> dict[str, Any]:
+    """A quantization_config."""
+    return {
+        "quant_method": "permllm",
+        "format_version": 1,
+        "pattern": pattern,
+        "block_size": block,
+        "value_dtype": value_dtype,
+        "ignore": ["lm_head", r"re:.*\.gate"],
+        "runtime_permuted": runtime_permuted,
+        "folded": folded,
+        "tool_version": "0",
+    }
+
+
+def weights(
+    module: str, rows: int, columns: int, pattern: str, value_dtype: str, shuffle: random.Random
+) -> dict[str, Stored]:
+    """Values, mask and, for int8, scale of a layer."""
+    kept, group = map(int, pattern.split(":"))
+    dtype = VALUE_DTYPES[value_dtype]
+    masks = bytes(mask_byte(kept, group, shuffle) for _ in range(rows * columns // 8))
+    tensors = {
+        f"{module}.weight_packed": values([rows, columns * kept // group], dtype, shuffle),
+        f"{module}.weight_mask": Stored("U8", [rows, columns // 8], masks),
+    }
+    if value_dtype == "int8":
+        scale = struct.pack(f"<{rows}f", *(shuffle.uniform(0.1, 1) for _ in range(rows)))
+        tensors[f"{module}.weight_scale"] = Stored("F32", [rows], scale)
+    return tensors
+
+
+def permutation(columns: int, block: int, pattern: str, shuffle: random.Random) -> Stored:
+    group = int(pattern.partition(":")[2])
+    content = b"".join(canonical(block, group, shuffle) for _ in range(columns // block))
+    return Stored("U8", [columns], content)
 
 
 def values(shape: list[int], dtype: str, shuffle: random.Random) -> Stored:

@@ -1,34 +1,47 @@
 """What is fuzzed, and how many of a campaign's inputs each target gets.
 
-Covered elsewhere, because an engine must run for it: what vLLM makes of a damaged checkpoint
-(tests/quantization/test_damaged_checkpoints.py) and what Transformers makes of one
-(tests/hf/test_hf.py). Both read it through the readers that are fuzzed here.
+The readers and the layers of vLLM are fuzzed with inputs that reach new Python code. The operators,
+`linear` and `pack`, are compiled without coverage: their arguments are generated, and nothing
+guides them (`make sanitize` runs the same kernels under sanitizers).
+
+Covered elsewhere, because a whole model must be loaded for it: what vLLM makes of damaged dense
+tensors (tests/quantization/test_model_loader.py), and what Transformers, which reads through the
+readers that are fuzzed here, makes of a damaged checkpoint (tests/hf/test_hf.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import NamedTuple
-
-from tests.fuzzing import checkpoints, conversions, operators
 
 
 class Target(NamedTuple):
-    """`run` takes one input and raises for a bug; `share` is in parts per thousand."""
+    """A function of a module of this package, and its share in parts per thousand."""
 
-    run: Callable[[bytes], None]
+    module: str
+    function: str
     share: int
+
+    @property
+    def run(self) -> Callable[[bytes], None]:
+        """Takes one input and raises for a bug; its module is imported for it alone."""
+        found: Callable[[bytes], None] = getattr(
+            import_module(f"tests.fuzzing.{self.module}"), self.function
+        )
+        return found
 
 
 TARGETS = {
-    "config": Target(checkpoints.config, 220),
-    "index": Target(checkpoints.index, 230),
-    "checksums": Target(checkpoints.checksums, 100),
-    "file": Target(checkpoints.file, 220),
-    "layers": Target(checkpoints.layers, 20),
-    "contents": Target(checkpoints.contents, 80),
-    "bitmask": Target(conversions.bitmask, 24),
-    "recovery": Target(conversions.recovery, 1),
-    "linear": Target(operators.linear, 80),
-    "pack": Target(operators.pack, 25),
+    "config": Target("checkpoints", "config", 210),
+    "index": Target("checkpoints", "index", 220),
+    "checksums": Target("checkpoints", "checksums", 100),
+    "file": Target("checkpoints", "file", 210),
+    "layers": Target("checkpoints", "layers", 20),
+    "contents": Target("checkpoints", "contents", 80),
+    "vllm": Target("vllm_layers", "layers", 30),
+    "bitmask": Target("conversions", "bitmask", 24),
+    "recovery": Target("conversions", "recovery", 1),
+    "linear": Target("operators", "linear", 80),
+    "pack": Target("operators", "pack", 25),
 }

@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,13 +13,20 @@ from tests.fuzzing.planted import BUGS
 from tests.fuzzing.targets import TARGETS
 
 INPUTS = {"config": 1000, "index": 1000, "checksums": 1000, "file": 1000, "layers": 300,
-          "contents": 1000, "bitmask": 300, "recovery": 30, "linear": 1000,
+          "contents": 1000, "vllm": 300, "bitmask": 300, "recovery": 30, "linear": 1000,
           "pack": 500}  # fmt: skip
 pytestmark = pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
 
 
+def runnable(target: str) -> Callable[[bytes], None]:
+    if target == "vllm":
+        pytest.importorskip("vllm", reason="vLLM is not installed")
+    return TARGETS[target].run
+
+
 def fuzz(target: str, inputs: int, seed: int) -> None:
     """Run a target on random inputs; a finding carries the input."""
+    run = runnable(target)
     shuffle = random.Random(seed)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -26,7 +34,7 @@ def fuzz(target: str, inputs: int, seed: int) -> None:
         for _ in range(inputs):
             data = shuffle.randbytes(shuffle.randint(0, 64))
             try:
-                TARGETS[target].run(data)
+                run(data)
             except BaseException as error:
                 error.add_note(f"TARGETS[{target!r}].run(bytes.fromhex({data.hex()!r}))")
                 raise
@@ -42,11 +50,12 @@ def test_no_input_is_answered_wrongly(target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_plain_input_is_good(target: str) -> None:
     """An empty input damages nothing: the target then expects the right answer."""
-    TARGETS[target].run(b"")
+    runnable(target)(b"")
 
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_found(bug: str) -> None:
+    runnable(BUGS[bug].target)
     with BUGS[bug].planted(), pytest.raises(AssertionError) as finding:
         fuzz(BUGS[bug].target, 2000, seed=1)
     assert type(finding.value).__name__ == "Finding"

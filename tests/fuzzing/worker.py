@@ -1,7 +1,8 @@
 """One process of a campaign: `python -m tests.fuzzing.worker TARGET INPUTS SEED [BUG]`.
 
-atheris runs the target on inputs that reach new code; it ends the process with status 77 and the
-input's bytes at a finding, and likewise at a crash, a hang or more memory than allowed.
+atheris runs the target on inputs that reach new Python code, the only code that it sees; it ends
+the process with status 77 and the input's bytes at a finding, and likewise at a crash, a hang or
+more memory than allowed.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ LONGEST_INPUT = 256
 SECONDS_PER_INPUT = 60  # as much as a busy machine may need; usually less than 0.01
 MEGABYTES = 3000
 SEEDS = 64
+INSTRUMENTED = [
+    "permllm_vllm.checkpoint", "permllm_vllm.backends", "permllm_vllm.quantization",
+    "permllm_offline.conversion",
+]  # fmt: skip
 
 
 def main() -> None:
     target, inputs, seed, *bugs = sys.argv[1:]
     import torch
 
-    with atheris.instrument_imports(
-        include=["permllm_vllm.checkpoint", "permllm_vllm.backends", "permllm_offline.conversion"],
-        enable_loader_override=False,
-    ):
-        from tests.fuzzing.targets import TARGETS
+    from tests.fuzzing.targets import TARGETS
+
+    with atheris.instrument_imports(include=INSTRUMENTED, enable_loader_override=False):
+        run = TARGETS[target].run
     torch.set_num_threads(1)
-    run = TARGETS[target].run
     with ExitStack() as stack, tempfile.TemporaryDirectory() as corpus:
         for name in bugs:
             from tests.fuzzing.planted import BUGS
