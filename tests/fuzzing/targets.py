@@ -33,13 +33,13 @@ class Target(NamedTuple):
 
 
 TARGETS = {
-    "config": Target("checkpoints", "config", 210),
-    "index": Target("checkpoints", "index", 220),
+    "config": Target("checkpoints", "config", 200),
+    "index": Target("checkpoints", "index", 215),
     "checksums": Target("checkpoints", "checksums", 100),
-    "file": Target("checkpoints", "file", 210),
+    "file": Target("checkpoints", "file", 205),
     "layers": Target("checkpoints", "layers", 20),
     "contents": Target("checkpoints", "contents", 80),
-    "vllm": Target("vllm_layers", "layers", 30),
+    "vllm": Target("vllm_layers", "layers", 50),
     "bitmask": Target("conversions", "bitmask", 24),
     "recovery": Target("conversions", "recovery", 1),
     "linear": Target("operators", "linear", 80),
