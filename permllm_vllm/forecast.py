@@ -115,9 +115,9 @@ def packaged(isa: str) -> Measurement | None:
 
 
 def instruction_set(cpuinfo: Path = _CPUINFO) -> str:
-    """The fastest instruction set of the kernels that has measurements and that this CPU runs.
+    """The fastest instruction set of the kernels that this CPU runs, of those worth measuring.
 
-    An empty string where there is none; what an override or the operating system forbids does not
+    An empty string where it runs none; what an override or the operating system forbids does not
     count.
     """
     if not cpuinfo.exists():

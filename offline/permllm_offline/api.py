@@ -178,7 +178,10 @@ def evaluate(
             "--sequence-length must be at least 2 and --max-windows at least 1."
         )
     if batch_size < 1 or (few_shot or 0) < 0 or (limit is not None and limit < 1):
-        raise OfflineError("--batch-size and --limit must be at least 1, --few-shot at least 0.")
+        raise OfflineError(
+            f"batch size {batch_size}, few-shot {few_shot} and limit {limit} cannot be evaluated: "
+            "--batch-size and --limit must be at least 1, --few-shot at least 0."
+        )
     if tasks is None and tasks_path is not None:
         raise OfflineError("--tasks-path says where tasks are: give their names with --tasks.")
     torch_device, source = parse_device(device), open_source(fspath(model))

@@ -8,7 +8,9 @@ from permllm_offline.errors import OfflineError, first_line
 
 
 def check_push(repository: str) -> None:
-    """Ask the hub whether ``repository`` can be written, before hours of work.
+    """Ask the hub whether somebody is logged in, and check the name, before hours of work.
+
+    Whether they may write to ``repository`` shows only when they do.
 
     Raises:
         OfflineError: the name is none, or nobody is logged in, or the hub cannot be reached.

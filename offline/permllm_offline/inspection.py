@@ -68,8 +68,14 @@ def inspect(directory: Path) -> Inspection:
         raise OfflineError(
             f"{directory} holds a dense model: make a sparse one with `permllm-offline prune`."
         )
+    names = reader.sparse_layers()
+    if not names:
+        raise OfflineError(
+            f"{directory} has the config.json of a sparse model, but no sparse layer: its weights "
+            "are of another checkpoint. `permllm-offline inspect --verify` says what is missing."
+        )
     layers = []
-    for name in reader.sparse_layers():
+    for name in names:
         layer = reader.layer(name)
         permutation = "none"
         if layer.input_permutation is not None:

@@ -152,6 +152,13 @@ def parse_device(name: str) -> torch.device:
     return device
 
 
+_PATTERNS = (
+    *("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"),
+    *("README.md", "LICENSE*", "LICENCE*", "NOTICE*"),
+)
+"""Files of a model on the hub that are fetched: what is read, and what its licence says."""
+
+
 def _local_directory(model: str) -> Path:
     directory = Path(model).expanduser()
     if directory.is_dir():
@@ -164,11 +171,7 @@ def _local_directory(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(
-                model, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-            )
-        )
+        return Path(snapshot_download(model, allow_patterns=_PATTERNS))
     except Exception as error:  # the hub client raises too many kinds to list
         raise OfflineError(
             f"{model!r} is neither a local folder nor could it be fetched from the Hugging Face "

@@ -11,6 +11,7 @@ import torch
 
 from permllm_offline.forecast import peak_bytes
 from permllm_offline.preparation import Prepared
+from permllm_offline.processes import local_count
 from permllm_offline.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def fitted(recipe: Recipe, prepared: Prepared, memory: int | None = None) -> Fit
 
 
 def memory_bytes(device: torch.device) -> int | None:
-    """Bytes of memory of a device; of the host, what the container leaves of them.
+    """Bytes of memory of a device; of the host, the share of this process in what it may use.
 
     None where the system does not tell.
     """
@@ -78,7 +79,8 @@ def memory_bytes(device: torch.device) -> int | None:
         host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
-    return min([host, *(limit for file in _LIMITS if (limit := _limit(Path(file))) is not None)])
+    limits = [limit for file in _LIMITS if (limit := _limit(Path(file))) is not None]
+    return min([host, *limits]) // local_count()
 
 
 def _limit(file: Path) -> int | None:

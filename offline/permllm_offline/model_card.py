@@ -76,9 +76,32 @@ vllm serve {output_name}
 """
 
 
+def dense_card(source: Source, output_name: str) -> str:
+    """Write the model card of a checkpoint whose pruned weights are zeros.
+
+    Args:
+        source: the sparse checkpoint; its own card names the licence.
+        output_name: folder name of the dense one.
+    """
+    license_name = base_license(source.directory)
+    header = {"library_name": "transformers", "tags": ["sparse"]}
+    if license_name != _UNKNOWN:
+        header["license"] = license_name
+    return f"""---
+{yaml.safe_dump(header, sort_keys=False).strip()}
+---
+
+# {output_name}
+
+{base_name(source)} as a plain Hugging Face checkpoint: pruned weights are zeros, all channels are
+in their original order. Written by `permllm-offline convert --to dense`.
+"""
+
+
 def base_name(source: Source) -> str:
     """Name of the base model that is not a path of this machine."""
-    return source.name if not Path(source.name).is_dir() else source.directory.resolve().name
+    is_folder = Path(source.name).expanduser().is_dir()
+    return source.directory.resolve().name if is_folder else source.name
 
 
 def base_license(directory: Path) -> str:
@@ -108,8 +131,10 @@ def calibration_text(report: Report) -> str:
     recipe, record = report.recipe, report.calibration
     if not recipe.datasets:
         return "none"
+    paths = [Path(name).expanduser() for name in recipe.datasets]
     names = ", ".join(
-        f"`{Path(name).name if Path(name).exists() else name}`" for name in recipe.datasets
+        f"`{path.name if path.exists() else name}`"
+        for name, path in zip(recipe.datasets, paths, strict=True)
     )
     text = f"{recipe.num_samples} windows of {recipe.sequence_length} tokens from {names}"
     if record is not None and record.own_windows:

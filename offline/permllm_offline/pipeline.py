@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from permllm_offline import papers
 from permllm_offline.bake import bake_layer
 from permllm_offline.costs import costs_json
 from permllm_offline.decisions import LayerDecision
@@ -27,10 +28,12 @@ from permllm_offline.report import CalibrationRecord, Report
 from permllm_offline.report_page import report_page
 from permllm_offline.resume import work_folder
 from permllm_offline.streamed_pruning import PrunedLayers, can_stream, prune_streamed
+from permllm_vllm.checkpoint.contained import contained
 from permllm_vllm.checkpoint.output import check_destination, check_disk
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.schema import QuantizationConfig
-from permllm_vllm.checkpoint.writer import write_checkpoint
+from permllm_vllm.checkpoint.shards import read_weight_map
+from permllm_vllm.checkpoint.writer import companion_files, write_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,9 @@ def check_writable(recipe: Recipe) -> None:
 def prepare_checkpoint(
     recipe: Recipe, output: Path, *, force: bool = False
 ) -> tuple[Fitted, Prepared]:
-    """Check a recipe against the model, the data, the memory and the output, reading no weight.
+    """Check a recipe against the model, the data, the memory and the output.
+
+    No weight is read, but where the model writes calibration text itself.
 
     Returns:
         The recipe that this machine has memory for, and what was checked.
@@ -62,7 +67,9 @@ def prepare_checkpoint(
     """
     check_writable(recipe)
     # First: preparing reads all calibration text.
-    check_destination(output, open_source(recipe.model).directory, force=force)
+    source = open_source(recipe.model).directory
+    check_destination(output, source, force=force)
+    _check_files(source)
     prepared = prepare(recipe)
     _check_names(prepared)
     fit = fitted(recipe, prepared)
@@ -102,6 +109,13 @@ def check_processes(recipe: Recipe) -> None:
 
 def _weights(linear: PlannedLinear) -> int:
     return linear.out_features * linear.layout.in_features
+
+
+def _check_files(directory: Path) -> None:
+    """Raise CheckpointError for a file that would not be read or copied in the end: a link out."""
+    files = map(str, companion_files(directory))
+    for name in (*sorted(set(read_weight_map(directory).values())), *files):
+        contained(directory, name)
 
 
 def _check_names(prepared: Prepared) -> None:
@@ -155,11 +169,11 @@ def _prune(recipe: Recipe, output: Path, *, force: bool, resume: bool) -> Report
         total_bytes=prepared.plan.total_bytes,
         config_updates={"dtype": dtype_name(prepared.dtype)},
         extra_files={
-            "README.md": model_card(report, prepared.source, name),
-            "recipe.yaml": recipe.to_yaml(),
-            "report.json": report.to_json(),
-            "costs.json": costs_json(work.costs),
-            "report.html": report_page(report, work.costs, prepared.source, name),
+            papers.CARD: model_card(report, prepared.source, name),
+            papers.RECIPE: recipe.to_yaml(),
+            papers.REPORT: report.to_json(),
+            papers.COSTS: costs_json(work.costs),
+            papers.PAGE: report_page(report, work.costs, prepared.source, name),
         },
     )
     work.remove()

@@ -32,7 +32,9 @@ class Prepared:
 
 
 def prepare(recipe: Recipe) -> Prepared:
-    """Check a recipe against the model and the data, reading no weight.
+    """Check a recipe against the model and the data.
+
+    No weight is read, but where the model writes calibration text itself.
 
     Raises:
         OfflineError, CheckpointError: the first thing that would make the prune fail.

@@ -28,6 +28,11 @@ def first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def local_count() -> int:
+    """Processes that share the memory of this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def count() -> int:
     """Processes that work together."""
     return distributed.get_world_size() if distributed.is_initialized() else 1

@@ -204,13 +204,11 @@ def make_recipe(
     if preset_name is not None:
         entries = overridden(preset(preset_name, entries.get("method")), entries)
     entries = {name: value for name, value in entries.items() if value is not None}
-    kind = entries.get("reconstruction") or parse_method(_method(entries)).reconstruction
+    kind = str(entries.get("reconstruction") or parse_method(_method(entries)).reconstruction)
     if effort not in EFFORTS:
         raise OfflineError(f"effort {effort!r} is not known: give one of {', '.join(EFFORTS)}.")
     if "distillation" in kind:
-        constants = EFFORTS[effort]
-        distillation = constants["distillation"] | entries.get("distillation", {})
-        entries = {**constants, **entries, "distillation": distillation}
+        entries = overridden(EFFORTS[effort], entries)
     try:
         recipe = Recipe.model_validate(entries)
     except ValidationError as error:

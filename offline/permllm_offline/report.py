@@ -18,7 +18,6 @@ from permllm_offline.layerwise import LayerError
 from permllm_offline.mask_example import MaskExample, example_layer, mask_example
 from permllm_offline.plan import Plan
 from permllm_offline.recipe import Recipe
-from permllm_vllm.checkpoint.permutation import identity
 from permllm_vllm.checkpoint.schema import installed_version
 
 
@@ -195,5 +194,6 @@ def permutation_state(group: GroupDecision) -> str:
 def _moved(group: GroupDecision) -> float:
     if group.permutation is None:
         return 0.0
-    still = identity(group.layout.in_features, group.layout.block_size)
+    block_size = group.layout.block_size
+    still = torch.arange(group.layout.in_features) % block_size
     return float(torch.mean((group.permutation != still).float()))

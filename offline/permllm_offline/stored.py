@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from permllm_offline.errors import OfflineError
+from permllm_offline.errors import OfflineError, first_line
 from permllm_offline.loading import Source, open_source
 from permllm_vllm.checkpoint.headers import TensorHeader
 from permllm_vllm.checkpoint.shard import header_of
@@ -60,14 +60,12 @@ def _read_hub(model: str) -> tuple[Source, list[dict[str, TensorHeader]]]:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         files = HfApi().get_safetensors_metadata(model).files_metadata.values()
     except Exception as error:  # transformers and the hub client raise too many kinds to list
-        lines = str(error).strip().splitlines() or [""]
         raise OfflineError(
             f"{model!r} is neither a local folder nor could its headers be fetched from the "
-            f"Hugging Face hub ({type(error).__name__}: {lines[0][:300]}). Check the name, or give "
-            "a folder."
+            f"Hugging Face hub ({first_line(error)}). Check the name, or give a folder."
         ) from error
     headers = [
         {name: header_of(info.shape, info.dtype) for name, info in file.tensors.items()}

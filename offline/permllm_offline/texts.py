@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from permllm_offline.errors import OfflineError
+from permllm_offline.errors import OfflineError, first_line
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".parquet")
 TEXT_FIELD = "text"
@@ -119,6 +119,6 @@ def _hub_documents(dataset: str, split: str) -> Iterator[str]:
     except Exception as error:  # the hub client raises too many kinds to list
         raise OfflineError(
             f"data set {dataset!r} is neither a local file or folder, nor could it be read from "
-            f"the Hugging Face hub ({type(error).__name__}: {str(error).splitlines()[0][:200]}). "
+            f"the Hugging Face hub ({first_line(error)}). "
             "Check the name, or give --dataset a local .txt, .jsonl or .parquet file or a folder."
         ) from error

@@ -56,7 +56,7 @@ def select_backend(
     """Picks the backend for layers with activations of `dtype` on `device`.
 
     Falls back to the reference backend where no kernel exists, with `fallback_reason` as a warning.
-    Beside float16 activations the CPU kernels round float16 values to bfloat16; a warning says so.
+    The CPU kernels round values of float16 and float32 to bfloat16; a warning says so.
 
     Args:
         device: where the model is.

@@ -26,7 +26,8 @@ class CpuBackend:
             kernels of the next instruction set that do so.
 
     Raises:
-        RuntimeError: the instruction set is unknown, or this CPU or build cannot run it.
+        RuntimeError: the kernels are missing. An instruction set that is unknown, or that this CPU
+            or build cannot run, is refused by `pack`.
     """
 
     name = "cpu"

@@ -14,12 +14,6 @@ from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.pattern import Pattern
 
 
-def identity(in_features: int, block_size: int) -> Tensor:
-    """Return the permutation that moves nothing: uint8 [in_features]."""
-    _check_whole_blocks(in_features, block_size)
-    return torch.arange(block_size, dtype=torch.uint8).repeat(in_features // block_size)
-
-
 def is_bijective(local: Tensor, block_size: int) -> bool:
     """Tell whether every block holds each of 0 .. block_size - 1 once."""
     if local.dim() != 1 or local.numel() % block_size:

@@ -55,7 +55,7 @@ def write_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     total_bytes: int | None = None,
     config_updates: Mapping[str, Any] = _NOTHING,
-    extra_files: Mapping[str, str | bytes] = _NOTHING,
+    extra_files: Mapping[str, str | bytes | None] = _NOTHING,
 ) -> None:
     """Write `tensors`, and everything of `source` but its weights, to the directory `output`.
 
@@ -63,7 +63,8 @@ def write_checkpoint(
     `max_shard_bytes` (or one single larger tensor) is held in memory. `quantization` None writes a
     dense checkpoint. `total_bytes` is what the tensors will take, for the check of free disk; by
     default the size of the weights of `source`. `config_updates` are merged into `config.json`,
-    `extra_files` (relative name -> content) written beside it, replacing copies from `source`.
+    `extra_files` (relative name -> content) written beside it, replacing copies from `source`; None
+    leaves the copy out.
 
     The directory appears under its name only when it is complete; `SHA256SUMS` in it records every
     weight file. Raises `CheckpointError`, leaving what was there as it was, when `output` is not
@@ -88,7 +89,10 @@ def write_checkpoint(
             _copy_companions(source, directory)
             _write_file(directory / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
             for name, content in extra_files.items():
-                _write_file(directory / name, content)
+                if content is None:
+                    (directory / name).unlink(missing_ok=True)
+                else:
+                    _write_file(directory / name, content)
             _write_file(directory / CHECKSUMS_NAME, checksums_of(directory))
 
 
@@ -157,8 +161,11 @@ def _owned(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def _copy_companions(source: Path, directory: Path) -> None:
-    """Copy tokenizer, chat templates, generation config, licence: all but weights and config."""
+def companion_files(source: Path) -> Iterator[Path]:
+    """Yield tokenizer, chat templates, generation config, licence: all but weights and config.
+
+    Names are relative to `source`. Raises `CheckpointError` for a link that leads out of it.
+    """
     folders = [source / name for name in _COPIED_DIRECTORIES if not (source / name).is_symlink()]
     for folder in [source, *filter(Path.is_dir, folders)]:
         for path in sorted(folder.iterdir()):
@@ -166,16 +173,22 @@ def _copy_companions(source: Path, directory: Path) -> None:
                 continue
             if not path.name.endswith(_WEIGHT_SUFFIXES):
                 name = path.relative_to(source)
-                target = directory / name
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(contained(source, str(name)), target)
+                contained(source, str(name))
+                yield name
+
+
+def _copy_companions(source: Path, directory: Path) -> None:
+    for name in companion_files(source):
+        target = directory / name
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, target)
 
 
 def _weight_bytes(source: Path) -> int:
     return sum(path.stat().st_size for path in source.glob("*.safetensors"))
 
 
-def _check_extra_files(extra_files: Mapping[str, str | bytes]) -> None:
+def _check_extra_files(extra_files: Iterable[str]) -> None:
     for name in extra_files:
         path = Path(name)
         reserved = name in (CONFIG_NAME, CHECKSUMS_NAME) or name.endswith(_WEIGHT_SUFFIXES)

@@ -89,7 +89,7 @@ def cuda_kernels() -> Iterator[Finding]:
         yield Finding(f"GPU {index}", f"{name}, compute capability {capability}")
     reason = fallback_reason(torch.device("cuda"), torch.bfloat16)
     verdict = Verdict.PROBLEM if reason else Verdict.GOOD
-    remedy = f"PERMLLM_BUILD_CUDA=1 builds them; {INSTALL}" if reason else ""
+    remedy = f"PERMLLM_BUILD_CUDA=1 builds them; {INSTALL}" if ops.cuda_missing_reason else ""
     yield Finding("CUDA kernels", reason or "loaded", verdict, remedy)
 
 

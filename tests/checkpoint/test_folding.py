@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.folding import fold_rows, unfold_rows
 from permllm_vllm.checkpoint.packing import pack_mask
-from permllm_vllm.checkpoint.permutation import identity, permute_columns
+from permllm_vllm.checkpoint.permutation import permute_columns
 
 
 def random_permutation(block: int, blocks: int, seed: int) -> torch.Tensor:
@@ -52,4 +52,4 @@ def test_folding_down_into_gate_and_up_changes_nothing() -> None:
 
 def test_sizes_must_agree() -> None:
     with pytest.raises(CheckpointError, match=r"has 64 channels in dimension 0.*128"):
-        fold_rows(torch.zeros(64, 8), identity(128, 64), 64)
+        fold_rows(torch.zeros(64, 8), torch.arange(128, dtype=torch.uint8) % 64, 64)

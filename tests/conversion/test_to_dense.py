@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.errors import OfflineError
+from permllm_offline.papers import CARD, PAPERS
 from permllm_vllm.checkpoint.errors import CheckpointError
 from tests.conversion.sparse_models import (
     DOWN,
@@ -58,6 +59,18 @@ def test_transformers_loads_it_and_no_trace_is_left(sparse: Path, tmp_path: Path
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "back")
     assert type(model.model.layers[0].mlp.up_proj) is torch.nn.Linear
     assert "quantization_config" not in json.loads((tmp_path / "back/config.json").read_text())
+
+
+def test_papers_of_the_sparse_model_stay_behind(sparse: Path, tmp_path: Path) -> None:
+    (sparse / "LICENSE").write_text("kept")
+    for name in PAPERS:
+        (sparse / name).write_text("---\nlicense: mit\n---\nof the sparse model")
+    convert_to_dense(str(sparse), tmp_path / "back")
+    left = {path.name for path in (tmp_path / "back").iterdir()}
+    assert left & {"LICENSE", *PAPERS} == {"LICENSE", CARD}
+    card = (tmp_path / "back" / CARD).read_text()
+    assert "license: mit" in card
+    assert "sparse as a plain Hugging Face checkpoint" in card
 
 
 def test_int8_values_are_scaled_and_rounded_once(sparse: Path, tmp_path: Path) -> None:

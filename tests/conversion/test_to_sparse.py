@@ -219,6 +219,15 @@ def test_a_missing_linear_is_named(dense: Path, tmp_path: Path) -> None:
         convert_to_sparse(str(source), tmp_path / "out")
 
 
+def test_a_model_saved_under_other_names_is_refused(dense: Path, tmp_path: Path) -> None:
+    source = prune(dense, tmp_path / "source", in_place)
+    tensors = load_file(source / "model.safetensors")
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_file(bare, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(OfflineError, match="no decoder layer under the names of its architecture"):
+        convert_to_sparse(str(source), tmp_path / "out")
+
+
 def test_shards_in_and_out(dense: Path, tmp_path: Path) -> None:
     source = prune(dense, tmp_path / "source", block_orders())
     report = convert_to_sparse(str(source), tmp_path / "out", max_shard_bytes=50_000)

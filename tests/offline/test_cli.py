@@ -7,6 +7,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from permllm_offline import pipeline
 from permllm_offline.cli import build_parser, main
 from permllm_offline.methods import METHODS
 from permllm_vllm.checkpoint.reader import CheckpointReader
@@ -240,6 +241,18 @@ def damage_family(model: Path) -> None:
     (model / "config.json").write_text(json.dumps(config | {"model_type": "bloom"}))
 
 
+def link_weights(model: Path) -> None:
+    elsewhere = model.with_name("elsewhere.safetensors")
+    (model / "model.safetensors").rename(elsewhere)
+    (model / "model.safetensors").symlink_to(elsewhere)
+
+
+def link_tokenizer(model: Path) -> None:
+    elsewhere = model.with_name("tokenizer.json")
+    (model / "tokenizer.json").rename(elsewhere)
+    (model / "tokenizer.json").symlink_to(elsewhere)
+
+
 def damage_tokenizer(model: Path) -> None:
     for file in model.glob("tokenizer*"):
         file.unlink()
@@ -254,6 +267,8 @@ def damage_tokenizer(model: Path) -> None:
         (rename_weights, "stores no model.layers.0.self_attn.q_proj.weight"),
         (damage_family, "'bloom' is not supported; supported are gemma2, gemma3_text"),
         (damage_tokenizer, "no readable tokenizer"),
+        (link_weights, "model.safetensors: found a link to"),
+        (link_tokenizer, "tokenizer.json: found a link to"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -267,6 +282,7 @@ def test_bad_models_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(pipeline, "work_folder", lambda *_, **__: pytest.fail("work has begun"))
     model = tmp_path / "model"
     shutil.copytree(tiny_model_directory, model)
     damage(model)
@@ -308,6 +324,15 @@ def test_the_source_is_never_replaced(
     assert prune(tiny_model_directory, tiny_model_directory, text_file, "--force") == 2
     assert "output and source are both" in capsys.readouterr().err
     assert (tiny_model_directory / "model.safetensors").exists()
+
+
+def test_inspecting_other_weights_is_refused(
+    tmp_path: Path, tiny_model_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prune(tiny_model_directory, tmp_path / "a", None, "--method", "magnitude") == 0
+    shutil.copy(tiny_model_directory / "model.safetensors", tmp_path / "a")
+    assert main(["inspect", str(tmp_path / "a")]) == 2
+    assert "but no sparse layer: its weights are of another checkpoint" in capsys.readouterr().err
 
 
 def test_inspecting_a_dense_model_is_refused(

@@ -98,3 +98,10 @@ def test_the_memory_of_a_container_is_its_limit(
         found = memory_bytes(torch.device("cpu"))
         assert found is not None
         assert found == expected if expected else found >= whole
+
+
+def test_processes_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = memory_bytes(torch.device("cpu"))
+    assert whole is not None
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert memory_bytes(torch.device("cpu")) == whole // 4

@@ -153,6 +153,20 @@ def test_a_wrong_constant_is_named_by_its_option(learning: dict[str, object], op
 
 
 @pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"distillation": "fast"}, "--distillation 'fast'"),
+        ({"reconstruction": 5, "method": "wanda"}, "--reconstruction 5"),
+        ({"learning": 5, "method": "wanda"}, "--learning 5"),
+        ({"method": ["wanda"]}, "method .*wanda.* is not known"),
+    ],
+)
+def test_entries_of_a_wrong_type_are_named(entries: dict[str, object], message: str) -> None:
+    with pytest.raises(OfflineError, match=message):
+        make_recipe({"model": "m", **entries})
+
+
+@pytest.mark.parametrize(
     ("text", "layers"),
     [
         ("all", [0, 1, 2, 3]),

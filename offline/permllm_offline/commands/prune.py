@@ -138,7 +138,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the finished steps of a run cut off"
     )
-    parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, write no checkpoint"
+    )
     parser.add_argument("--force", action="store_true", help="replace a non-empty output folder")
     return parser
 
@@ -149,12 +151,14 @@ def run(options: argparse.Namespace) -> None:
     changes = {name: getattr(options, name) for name in names}
     if options.dataset is not None and len(options.dataset) == 1:
         changes["dataset"] = options.dataset[0]
-    changes["learning"] = given_learning(options)
+    learning = given_learning(options)
+    if learning:
+        changes["learning"] = learning
     given = {} if options.recipe is None else read_recipe(options.recipe)
     entries = overridden(given, changes)
     recipe = make_recipe(entries, options.effort, options.preset)
-    if changes["learning"] and PERMUTATIONS[recipe.parsed_method().permutation].learn is None:
-        given_names = ", ".join(changes["learning"])
+    if learning and PERMUTATIONS[recipe.parsed_method().permutation].learn is None:
+        given_names = ", ".join(learning)
         logger.warning("%s learns no permutation: %s is of no use", recipe.method, given_names)
     if options.push_to_hub is not None:
         check_push(options.push_to_hub)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from permllm_offline import papers
 from permllm_offline.bake import row_permutations
 from permllm_offline.conversion.folds import agrees
 from permllm_offline.conversion.report import NONE, UNDONE, ConversionReport, ConvertedLinear
@@ -18,6 +19,7 @@ from permllm_offline.errors import OfflineError
 from permllm_offline.families import Family, Heads, family_of, heads_of
 from permllm_offline.layout import GroupLayout
 from permllm_offline.loading import Source, open_source
+from permllm_offline.model_card import dense_card
 from permllm_vllm.checkpoint.errors import Problem, raise_if_any
 from permllm_vllm.checkpoint.folding import unfold_rows
 from permllm_vllm.checkpoint.layer import SparseLayer
@@ -50,8 +52,8 @@ def convert_to_dense(
         CheckpointError: it is damaged, or the output cannot be written.
     """
     source = open_source(model)
-    reader = CheckpointReader(source.directory) if _is_permllm(source) else None
-    if reader is None or reader.quantization is None:
+    reader = CheckpointReader(source.directory)
+    if reader.quantization is None:
         raise OfflineError(f"{model!r} is no permllm checkpoint: only those become dense.")
     family, heads = family_of(source.config), heads_of(source.config)
     _check_modules(reader, family)
@@ -64,6 +66,7 @@ def convert_to_dense(
         force=force,
         max_shard_bytes=max_shard_bytes,
         total_bytes=_dense_bytes(reader, dtype),
+        extra_files=_papers(source, output.resolve().name),
     )
     quantization = reader.quantization
     permuted = {*quantization.runtime_permuted, *quantization.folded}
@@ -182,8 +185,11 @@ def _check_modules(reader: CheckpointReader, family: Family) -> None:
                 raise Problem(f"{name}.{kind}", "an unknown linear", rule, remedy).as_error()
 
 
-def _is_permllm(source: Source) -> bool:
-    return getattr(source.config, "quantization_config", None) is not None
+def _papers(source: Source, name: str) -> dict[str, str | None]:
+    """What stands beside the weights: nothing that ``prune`` said of the sparse model."""
+    if not (source.directory / papers.RECIPE).is_file():
+        return {}
+    return {**dict.fromkeys(papers.PAPERS), papers.CARD: dense_card(source, name)}
 
 
 def _dense_bytes(reader: CheckpointReader, dtype: torch.dtype | None) -> int:

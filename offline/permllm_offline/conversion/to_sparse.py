@@ -117,6 +117,12 @@ def _report(model: str, judged: Judged) -> ConversionReport:
 
 def _check(report: ConversionReport, *, strict: bool) -> None:
     dense = report.left_dense
+    if not report.linears:
+        raise OfflineError(
+            f"{report.source!r} stores no decoder layer under the names of its architecture: "
+            "it was saved from a bare model, or is of another one. Load it with the class that its "
+            "config.json names, and `save_pretrained` it."
+        )
     if len(dense) == len(report.linears):
         reasons = dict.fromkeys(linear.reason for linear in dense)
         raise OfflineError(
