@@ -10,7 +10,6 @@
 #include <optional>
 #include <string>
 #include <tuple>
-#include <vector>
 
 #include "cpu/huge_pages.h"
 #include "cpu/linear.h"
@@ -24,6 +23,7 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kLargestSize = int64_t{1} << 31;  // of n and k: byte counts then fit 64 bits
+constexpr int64_t kMostDimensions = 64;             // of x, as of many operators of PyTorch
 
 std::string shape(const Tensor& tensor) {
   std::string text = "[";
@@ -36,6 +36,12 @@ std::string shape(const Tensor& tensor) {
 template <class T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+// The tensor, or a contiguous copy. To ask PyTorch is nine allocations where there is nothing to
+// do.
+Tensor in_one_piece(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
 void check_dtype(const Tensor& tensor, ScalarType dtype, const char* what, const char* rule) {
@@ -92,8 +98,8 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
                   "block size ", block_size, " on ", cpu::name(isa),
                   ": the permutation cannot be undone inside blocks of 64 inputs: pack without it "
                   "and give it to sparse_linear.");
-  const Tensor contiguous_values = torch::stable::contiguous(values);
-  const Tensor contiguous_mask = torch::stable::contiguous(mask);
+  const Tensor contiguous_values = in_one_piece(values);
+  const Tensor contiguous_mask = in_one_piece(mask);
   Tensor contiguous_permutation;
   cpu::PackArguments arguments{contiguous_values.const_data_ptr(),
                                type,
@@ -103,7 +109,7 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
                                n,
                                k};
   if (permutation.has_value()) {
-    contiguous_permutation = torch::stable::contiguous(*permutation);
+    contiguous_permutation = in_one_piece(*permutation);
     check_permutation(contiguous_permutation, k, block_size);
     arguments.permutation = data<uint8_t>(contiguous_permutation);
   }
@@ -206,7 +212,7 @@ void multiply(const PackedWeight& weight, const Tensor& x, const Tensor& packed,
               const OptionalTensor& permutation, const OptionalTensor& scale,
               const OptionalTensor& bias, Tensor& y) {
   const bool strided_rows = x.dim() == 2 && x.stride(1) == 1;
-  const Tensor rows = strided_rows ? x : torch::stable::contiguous(x);
+  const Tensor rows = strided_rows ? x : in_one_piece(x);
   cpu::LinearOf<Real> arguments{};
   arguments.x = data<Real>(rows);
   arguments.x_stride = strided_rows ? x.stride(0) : weight.k;
@@ -238,6 +244,26 @@ void check_activations(const Tensor& x, const PackedWeight& weight) {
                   ", whose kernels take nothing else: pack for avx512, avx2 or portable.");
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(-1) == weight.k, "x of shape ", shape(x), " does not fit ",
                   weight.k, " inputs: its last dimension must be ", weight.k, ".");
+  STD_TORCH_CHECK(x.dim() <= kMostDimensions, "x has ", x.dim(), " dimensions, at most ",
+                  kMostDimensions, " are taken: flatten all but the last.");
+}
+
+// What x @ W^T goes to: as x, but n to a row. By the C function, because torch::stable::empty boxes
+// its arguments for the dispatcher, seven allocations more.
+Tensor empty_result(const Tensor& x, int64_t n) {
+  std::array<int64_t, kMostDimensions> sizes, strides;
+  int64_t stride = 1;
+  for (int64_t i = x.dim() - 1; i >= 0; --i) {
+    sizes[i] = i == x.dim() - 1 ? n : x.size(i);
+    strides[i] = stride;
+    stride *= std::max<int64_t>(sizes[i], 1);
+  }
+  const StableIValue dtype = torch::stable::detail::from(x.scalar_type());
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(x.dim(), sizes.data(), strides.data(),
+                                                  torch::stable::detail::to<int32_t>(dtype),
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalTensor permutation,
@@ -254,19 +280,17 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
     check_dtype(*scale, ScalarType::Float, "scale", "float32 [out]");
     STD_TORCH_CHECK(scale->numel() == weight.n, "scale of shape ", shape(*scale), " does not fit ",
                     weight.n, " outputs.");
-    scale = torch::stable::contiguous(*scale);
+    scale = in_one_piece(*scale);
   }
   if (bias.has_value()) {
     check_dtype(*bias, x.scalar_type(), "bias", "[out] in the dtype of x");
     STD_TORCH_CHECK(bias->numel() == weight.n, "bias of shape ", shape(*bias), " does not fit ",
                     weight.n, " outputs.");
-    bias = torch::stable::contiguous(*bias);
+    bias = in_one_piece(*bias);
   }
   if (permutation.has_value()) check_gather(*permutation, weight.k);
 
-  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
-  sizes.back() = weight.n;
-  Tensor y = torch::stable::empty(sizes, x.scalar_type());
+  Tensor y = empty_result(x, weight.n);
   if (x.numel() == 0) return y;
   const auto run = x.scalar_type() == ScalarType::BFloat16 ? multiply<cpu::bf16>
                    : x.scalar_type() == ScalarType::Half   ? multiply<cpu::fp16>

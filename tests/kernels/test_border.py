@@ -203,3 +203,10 @@ def test_override_of_the_instruction_set(layer, monkeypatch):
         RuntimeError, match="PERMLLM_CPU_ISA=sse9 names no instruction set: it must be one of"
     ):
         CpuBackend()
+
+
+def test_too_many_dimensions(packed):
+    x = torch.ones(*[1] * 63, K).bfloat16()
+    assert call(packed, x).shape == (*[1] * 63, N)
+    with pytest.raises(RuntimeError, match="65 dimensions, at most 64 are taken: flatten"):
+        call(packed, x.unsqueeze(0))
