@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.shapes import random_layer, to_int8
 from permllm_vllm import ops
-from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
+from permllm_vllm.backends.cpu import CpuBackend
 
 CALLS = {1: 100, 2: 10}  # of every kind, 28 kinds, by threads
 N, K = 264, 128  # a result has 528 bytes and more: allocations.c counts it as large
@@ -61,7 +61,8 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[str
     subprocess.run([COMPILER, "-shared", "-fPIC", "-O1", source, "-o", counter], check=True)
     code = (
         "import json, torch\n"
-        "from tests.kernels.test_allocations import CALLS, count, instruction_sets\n"
+        "from permllm_vllm.backends.cpu import instruction_sets\n"
+        "from tests.kernels.test_allocations import CALLS, count\n"
         "found = {}\n"
         "for threads, calls in CALLS.items():\n"
         "    torch.set_num_threads(threads)\n"
