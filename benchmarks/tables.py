@@ -65,42 +65,51 @@ def _fact(result: Result, key: str) -> str:
 # Accuracy
 
 
-ACCURACY_TIMES = {"prune_seconds": "minutes", "processor_seconds": "processor minutes"}
+PROCESSOR_SECONDS = "processor_seconds"
 
 
 def accuracy(result: Result, patterns: Sequence[str]) -> str:
-    """Perplexity and its ratio to dense by method and text; the mean over seeds."""
+    """Perplexity and its ratio to dense by method and text; the mean over seeds.
+
+    A text that not every seed of a row has been evaluated on is left out of the row.
+    """
     kept: dict[tuple[Any, Any, Any], list[Mapping[str, Any]]] = {}
     for row in result["rows"]:
         if row["pattern"] is None or row["pattern"] in patterns:
             key = row["method"], row["pattern"], row.get("values", "bfloat16")
             kept.setdefault(key, []).append(row)
-    domains = list(dict.fromkeys(d for rows in kept.values() for d in _by_domain(rows[0])))
-    times = {
-        key: name
-        for key, name in ACCURACY_TIMES.items()
-        if any(row.get(key) for seeds in kept.values() for row in seeds)
-    }
+    domains = list(dict.fromkeys(d for seeds in kept.values() for d in _by_domain(seeds[0])))
     rows = []
     for (method, pattern, values), seeds in kept.items():
-        cells = [method if method == "dense" else f"`{method}`"]
+        cells = [_method(method, seeds[0].get("servable", True))]
         if values == "int8":
             cells[0] += ", int8 values"
-        if not seeds[0].get("servable", True):
-            cells[0] += " (no checkpoint)"
         if len(patterns) > 1:
             cells.append(pattern or "")
-        for domain in domains:
-            cells.append(f"{mean(_by_domain(row)[domain] for row in seeds):.1f}")
-            ratios = [_by_domain(row, "ratio")[domain] for row in seeds]
-            spread = f" ({min(ratios):.2f}-{max(ratios):.2f})" if len(seeds) > 1 else ""
-            cells.append(f"{mean(ratios):.2f}{spread}")
-        minutes = [mean(row.get(key, 0.0) for row in seeds) / 60 for key in times]
-        rows.append([*cells, *(f"{value:.1f}" if value else "" for value in minutes)])
-    header = ["method", *(["pattern"] if len(patterns) > 1 else [])]
-    for domain in domains:
-        header += [f"perplexity, {domain}", "x dense"]
-    return markdown([*header, *times.values()], rows)
+        cells += [_perplexities(seeds, domain) for domain in domains]
+        cells.append("" if len(seeds) == 1 and pattern is None else str(len(seeds)))
+        times = [row[PROCESSOR_SECONDS] for row in seeds if row.get(PROCESSOR_SECONDS)]
+        rows.append([*cells, f"{mean(times) / 60:.1f}" if times else ""])
+    header = ["method", *(["pattern"] if len(patterns) > 1 else []), *domains]
+    return markdown([*header, "seeds", "processor minutes"], rows)
+
+
+def _method(name: str, servable: bool) -> str:
+    """Name of a method in a table; one with a heuristic permutation says how far it reaches."""
+    if name == "dense":
+        return name
+    if not servable:
+        return f"`{name}` (through the whole layer, no checkpoint)"
+    return f"`{name}` (in blocks)" if "+cp" in name else f"`{name}`"
+
+
+def _perplexities(seeds: Sequence[Mapping[str, Any]], domain: str) -> str:
+    if any(domain not in _by_domain(row) for row in seeds):
+        return ""
+    ratios = [_by_domain(row, "ratio")[domain] for row in seeds]
+    spread = f", {min(ratios):.2f}-{max(ratios):.2f}" if len(seeds) > 1 else ""
+    value = mean(_by_domain(row)[domain] for row in seeds)
+    return f"{value:.1f} ({mean(ratios):.2f}x{spread})"
 
 
 def _by_domain(row: Mapping[str, Any], key: str = "perplexity") -> Mapping[str, float]:

@@ -182,7 +182,7 @@ def accuracy_row(method: str, pattern: str | None, domain: float, novels: float)
         "pattern": pattern,
         "perplexity": {"in domain": domain, "novels": novels},
         "ratio": {"in domain": domain / 10, "novels": novels / 10},
-        "prune_seconds": 90.0 if pattern else 0.0,
+        "processor_seconds": 90.0 if pattern else None,
         "servable": "global" not in method,
     }
 
@@ -195,24 +195,26 @@ def test_accuracy_is_the_mean_over_seeds() -> None:
         accuracy_row("cp-global", "4:8", 15, 16),
     ]
     assert tables.VIEWS["accuracy-2:4"]({"rows": rows}).splitlines() == [
-        "| method | perplexity, in domain | x dense | perplexity, novels | x dense | minutes |",
-        "|---|---|---|---|---|---|",
-        "| dense | 10.0 | 1.00 | 10.0 | 1.00 |  |",
-        "| `learned` | 21.0 | 2.10 (2.00-2.20) | 30.0 | 3.00 (3.00-3.00) | 1.5 |",
+        "| method | in domain | novels | seeds | processor minutes |",
+        "|---|---|---|---|---|",
+        "| dense | 10.0 (1.00x) | 10.0 (1.00x) |  |  |",
+        "| `learned` | 21.0 (2.10x, 2.00-2.20) | 30.0 (3.00x, 3.00-3.00) | 2 | 1.5 |",
     ]
     assert tables.VIEWS["accuracy"]({"rows": rows}).splitlines()[-1] == (
-        "| `cp-global` (no checkpoint) | 4:8 | 15.0 | 1.50 | 16.0 | 1.60 | 1.5 |"
+        "| `cp-global` (through the whole layer, no checkpoint) | 4:8 | 15.0 (1.50x) "
+        "| 16.0 (1.60x) | 1 | 1.5 |"
     )
 
 
-def test_accuracy_of_int8_values_and_processor_time() -> None:
-    timed = accuracy_row("wanda", "2:4", 20, 30) | {"processor_seconds": 30.0, "values": "int8"}
-    rows = [accuracy_row("wanda", "2:4", 20, 30), timed]
-    table = tables.VIEWS["accuracy-2:4"]({"rows": rows}).splitlines()
-    assert table[0].endswith("| minutes | processor minutes |")
-    assert table[2].endswith("| 1.5 |  |")
-    assert table[3].startswith("| `wanda`, int8 values | 20.0")
-    assert table[3].endswith("| 1.5 | 0.5 |")
+def test_accuracy_of_int8_values_and_of_texts_that_came_later() -> None:
+    old = accuracy_row("wanda+cp", "2:4", 20, 30) | {"processor_seconds": None}
+    more = accuracy_row("wanda+cp", "2:4", 20, 30) | {"values": "int8"}
+    more["perplexity"]["manual"], more["ratio"]["manual"] = 50, 5
+    table = tables.VIEWS["accuracy-2:4"]({"rows": [more, old]}).splitlines()
+    assert table[0] == "| method | in domain | novels | manual | seeds | processor minutes |"
+    assert table[2].startswith("| `wanda+cp` (in blocks), int8 values | 20.0 (2.00x) | ")
+    assert table[2].endswith("| 50.0 (5.00x) | 1 | 1.5 |")
+    assert table[3].endswith("|  | 1 |  |")
 
 
 def test_a_study_shows_every_cell_but_the_refused_ones() -> None:
