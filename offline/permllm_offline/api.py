@@ -17,6 +17,7 @@ from permllm_offline.evaluation import perplexity
 from permllm_offline.hub import check_push, push
 from permllm_offline.loading import (
     load_model,
+    load_served,
     load_tokenizer,
     open_source,
     parse_device,
@@ -154,6 +155,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure perplexity and tasks of a dense or permllm checkpoint, like ``permllm-offline eval``.
 
+    Perplexity is that of the weights, whatever will multiply them. Tasks are answered as vLLM would
+    answer on this device and in this dtype: the kernels multiply, and round what they round.
+
     Args:
         model: folder or hub name.
         dataset: text to measure perplexity on: a file, a folder or a hub name.
@@ -193,17 +197,15 @@ def evaluate(
     windows = None
     if dataset is not None:
         windows = cut_windows(fspath(dataset), tokenizer, sequence_length, max_windows)
-    loaded = load_model(source, torch_dtype, torch_device)
-    return Evaluation(
-        None if windows is None else perplexity(loaded, windows),
-        0 if windows is None else len(windows),
-        sequence_length,
-        {}
-        if found is None
-        else found.evaluate(
-            loaded, tokenizer, few_shot=few_shot, limit=limit, batch_size=batch_size
-        ),
-    )
+    measured, scores = None, {}
+    if windows is not None:
+        measured = perplexity(load_model(source, torch_dtype, torch_device), windows)
+    if found is not None:
+        served = load_served(source, torch_dtype, torch_device)
+        scores = found.evaluate(
+            served, tokenizer, few_shot=few_shot, limit=limit, batch_size=batch_size
+        )
+    return Evaluation(measured, 0 if windows is None else len(windows), sequence_length, scores)
 
 
 def _datasets(

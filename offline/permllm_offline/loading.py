@@ -78,15 +78,25 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
     A permllm checkpoint is decompressed with its zeros in place; rows that a fold moved stay
     moved, which is the same function.
     """
-    from transformers import AutoModelForCausalLM
-
     with load_errors_named(source):
         if getattr(source.config, "quantization_config", None) is None:
-            model = AutoModelForCausalLM.from_pretrained(
-                source.directory, dtype=dtype, use_safetensors=True, **_TRUST_NOTHING
-            )
+            model = _from_pretrained(source, dtype)
         else:
             model = _decompress(source, dtype)
+    model.requires_grad_(False)
+    return model.to(device).eval()
+
+
+def load_served(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load a causal language model for inference, its sparse layers multiplied as vLLM would.
+
+    Beside a bfloat16 model of int8 values, kernels may round activations to 8 bits, which the
+    weights of ``load_model`` do not show.
+    """
+    import permllm_vllm.hf  # noqa: F401  (loads permllm checkpoints in transformers)
+
+    with load_errors_named(source):
+        model = _from_pretrained(source, dtype)
     model.requires_grad_(False)
     return model.to(device).eval()
 
@@ -100,6 +110,14 @@ def load_errors_named(source: Source) -> Iterator[None]:
         raise
     except Exception as error:  # transformers and safetensors raise too many kinds to list
         raise OfflineError(f"cannot load {source.name!r}: {first_line(error)}.") from error
+
+
+def _from_pretrained(source: Source, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        source.directory, dtype=dtype, use_safetensors=True, **_TRUST_NOTHING
+    )
 
 
 def _decompress(source: Source, dtype: torch.dtype) -> Any:

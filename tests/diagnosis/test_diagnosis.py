@@ -1,6 +1,11 @@
-"""Every look finds what is wrong, and names the remedy; vLLM and the libraries are pretended."""
+"""Every look finds what is wrong, and names the remedy; vLLM and the libraries are pretended.
+
+But for one test, of the whole command in the environment of the tests.
+"""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -219,3 +224,21 @@ def test_the_command_shows_and_writes_it(
         "remedy": "",
     }
     assert [row["dtype"] for row in record["services"][:3]] == ["bfloat16", "float16", "float32"]
+
+
+@pytest.mark.skipif(bool(ops.missing_reason), reason="the CPU kernels are not built")
+def test_the_command_finds_no_problem_here(tmp_path: Path) -> None:
+    """Nothing is pretended: vLLM is imported, and the kernels multiply."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    report = tmp_path / "doctor.json"
+    command = Path(sys.executable).with_name("permllm-offline")
+    done = subprocess.run(
+        [command, "doctor", "--json", report], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads(report.read_text())
+    assert record["problems"] == 0
+    findings = {one["subject"]: one["found"] for one in record["findings"]}
+    assert findings["plugin"].startswith("registered, and loads in vLLM: ")
+    served = {one["dtype"]: one["backend"] for one in record["services"] if one["device"] == "cpu"}
+    assert served["bfloat16"] == "cpu"

@@ -2,18 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from permllm_offline import evaluate
 from permllm_offline.cli import main
+from permllm_offline.zero_shot import Tasks
 from tests.offline.tiny_models import random_text
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
-import permllm_vllm.hf  # noqa: F401  (loads permllm checkpoints in transformers)
+from permllm_vllm.hf import SparseLinear
 
 TASK = """task: tiny_choice
 dataset_path: json
@@ -104,6 +107,24 @@ def test_dense_and_sparse_checkpoints_alike(
         assert measured["perplexity"] > 1
         found.append(accuracy)
     assert found[0] != found[1]
+
+
+def test_what_would_be_served_answers(
+    sparse: Path, tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not the weights alone: kernels may round activations."""
+    asked = []
+
+    def record(tasks: Tasks, model: Any, *_: object, **options: object) -> dict[str, object]:
+        asked.append(model)
+        return {}
+
+    monkeypatch.setattr(Tasks, "evaluate", record)
+    evaluate(sparse, tasks=["tiny_choice"], tasks_path=tasks)
+    (model,) = asked
+    linears = [layer for name, layer in model.named_modules() if name.endswith("_proj")]
+    assert linears
+    assert all(isinstance(layer, SparseLinear) for layer in linears)
 
 
 def test_lm_eval_loads_a_permllm_checkpoint_itself(

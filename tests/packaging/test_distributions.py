@@ -1,5 +1,6 @@
 import configparser
 import tarfile
+from importlib.util import find_spec
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -29,6 +30,15 @@ expected = x.double() @ layer.dense.double().T
 print(permllm_vllm.__file__)
 print(backend.name)
 print(float((found.double() - expected).norm() / expected.norm()))
+"""
+
+FIND_PLUGIN = """
+import sys
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+from vllm.model_executor.layers.quantization import get_quantization_config
+config = get_quantization_config("permllm")
+print(config.__name__, sys.modules[config.__module__].__file__)
 """
 
 
@@ -113,6 +123,14 @@ def test_the_command_runs_without_a_compiler(
     )
     done = run_installed(installed, command, "inspect", sparse, "--verify", cwd=tmp_path)
     assert "valid, checksums agree" in done.stdout
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
+def test_vllm_finds_the_installed_plugin(installed: Path, tmp_path: Path) -> None:
+    lines = run_installed(installed, "-c", FIND_PLUGIN, cwd=tmp_path).stdout.splitlines()
+    name, file = lines[-1].split()
+    assert name == "PermLLMConfig"
+    assert Path(file).is_relative_to(installed)
 
 
 def test_without_a_compiler_the_wheel_is_pure(distributions: Distributions, tmp_path: Path) -> None:

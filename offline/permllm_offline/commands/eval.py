@@ -22,7 +22,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         "eval",
         help="measure perplexity and tasks of a dense or permllm checkpoint",
-        description="Measure perplexity over non-overlapping windows, and tasks through lm-eval.",
+        description="Measure perplexity over non-overlapping windows, and tasks through lm-eval. "
+        "Perplexity is that of the weights; tasks are answered by the kernels that would serve a "
+        "permllm checkpoint on this device and in this dtype.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
