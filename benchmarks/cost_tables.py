@@ -23,15 +23,30 @@ def learning_steps(result: Result) -> str:
 
 
 def time_to_quality(result: Result) -> str:
-    """Seconds and perplexities of the dense loop, and of ours with more and more steps."""
-    baseline = result["baseline"]
-    rows = []
+    """Seconds and perplexities of the dense loop, and of ours with more and more steps.
+
+    The dense model and Wanda stand in front where the result has them, and ratios to the former.
+    """
+    baseline, references = result["baseline"], result.get("references", {})
+    names = {"dense": "dense model", "wanda": "Wanda, nothing learned"}
+    rows = [[names[key], "", "", "", *_qualities(references[key], result)] for key in references]
     for run in (baseline, *result["ours"]):
         row = ["the paper's dense loop" if run is baseline else "ours", str(run["steps"])]
         row += [f"{run['seconds']:.0f}", f"{run['seconds'] / baseline['seconds']:.2f}"]
-        rows.append([*row, *(f"{value:.1f}" for value in run["perplexity"].values())])
-    domains = [f"perplexity, {domain}" for domain in baseline["perplexity"]]
-    return markdown(["loop", "steps", "seconds", "share of time", *domains], rows)
+        rows.append([*row, *_qualities(run["perplexity"], result)])
+    header = ["loop", "steps", "seconds", "share of time"]
+    for domain in baseline["perplexity"]:
+        header += [f"perplexity, {domain}", *(["x dense"] if references else [])]
+    return markdown(header, rows)
+
+
+def _qualities(perplexity: Mapping[str, float], result: Result) -> list[str]:
+    cells = []
+    for domain, value in perplexity.items():
+        cells.append(f"{value:.1f}")
+        if "references" in result:
+            cells.append(f"{value / result['references']['dense'][domain]:.2f}")
+    return cells
 
 
 def pipeline(result: Result) -> str:

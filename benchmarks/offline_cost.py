@@ -8,7 +8,8 @@
 
 The first measures one square linear layer: seconds of a learning step, and the growth of the peak
 resident memory, each loop in a process of its own. The second lets the dense loop learn for some
-steps, and this project's until its perplexity on held-out text, in and out of domain, is no worse.
+steps, and this project's until its perplexity on held-out text, in and out of domain, is no worse;
+beside them stand the dense model and Wanda. What OUT has of it already is kept.
 The third prunes by one method after the other, each in a process of its own, and splits the time by
 the steps that the prune itself writes down; rows that OUT already has are not made again.
 """
@@ -165,10 +166,31 @@ def measure_steps(output: Path, *, quick: bool) -> None:
 
 
 def measure_quality(output: Path, seed: int, steps: int, *, quick: bool) -> None:
-    """Time to equal quality."""
-    result: dict[str, Any] = QualityTime(seed, 1 if quick else steps, quick=quick).measure()
-    write_json(output, {"model": "SmolLM2-135M-Instruct", **result})
-    Console().print_json(json.dumps(result))
+    """Time to equal quality, and what both loops stand between: what OUT lacks of it.
+
+    Raises:
+        ValueError: OUT has the quality of another seed, another number of steps, or threads.
+    """
+    found: dict[str, Any] = {}
+    steps = 1 if quick else steps
+    if output.exists():
+        found = json.loads(output.read_text(encoding="utf-8"))
+        there = found["seed"], found["threads"], found["baseline"]["steps"]
+        here = seed, torch.get_num_threads(), steps
+        if there != here:
+            raise ValueError(
+                f"{output} has seed, threads and steps {there}, this run has {here}: give another "
+                "file"
+            )
+    quality = QualityTime(seed, steps, quick=quick)
+    if "baseline" not in found:
+        found = {"model": "SmolLM2-135M-Instruct", **quality.measure()}
+        write_json(output, found)
+    if "references" not in found:
+        found["references"] = quality.references()
+        # The machine, versions and date of the times stay.
+        output.write_text(json.dumps(json.loads(output.read_text()) | found, indent=1) + "\n")
+    Console().print_json(json.dumps(found))
 
 
 def measure_pipeline(output: Path, *, quick: bool) -> None:
@@ -209,15 +231,15 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="where the SVG is written")
     options = parser.parse_args()
     if options.found is None:
-        if options.quality:
-            measure_quality(options.json, options.seed, options.steps, quick=options.quick)
-        elif options.pipeline:
-            try:
+        try:
+            if options.quality:
+                measure_quality(options.json, options.seed, options.steps, quick=options.quick)
+            elif options.pipeline:
                 measure_pipeline(options.json, quick=options.quick)
-            except ValueError as error:
-                parser.error(str(error))
-        else:
-            measure_steps(options.json, quick=options.quick)
+            else:
+                measure_steps(options.json, quick=options.quick)
+        except ValueError as error:
+            parser.error(str(error))
     if options.plot is not None:
         draw(options.found or options.json, options.plot)
 

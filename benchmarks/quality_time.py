@@ -91,22 +91,31 @@ class QualityTime:
             "share_of_time": ours[-1].seconds / dense.seconds if reached else None,
         }
 
+    def references(self) -> dict[str, dict[str, float]]:
+        """Perplexities of the dense model, and of Wanda with these calibration windows."""
+        source = self._prepared.source
+        dense = load_model(source, self._prepared.dtype, self._prepared.device)
+        wanda = make_recipe(self._entries() | {"method": "wanda"})
+        return {
+            "dense": self._perplexities(dense),
+            "wanda": self._perplexities(prune_model(wanda, prepare(wanda)).model),
+        }
+
+    def _entries(self) -> dict[str, Any]:
+        return {
+            "model": str(smollm2()),
+            "dataset": str(sotu().calibration),
+            "num_samples": self._samples,
+            "sequence_length": self._length,
+            "evaluation_windows": 0,
+            "seed": self._seed,
+        }
+
     def _recipe(self, steps: int) -> Recipe:
         learning = {"steps": steps}
         if self._samples < SAMPLES:
             learning |= {"windows_per_step": 1, "validation_windows": 1}
-        return make_recipe(
-            {
-                "model": str(smollm2()),
-                "method": "permllm-wanda",
-                "dataset": str(sotu().calibration),
-                "num_samples": self._samples,
-                "sequence_length": self._length,
-                "evaluation_windows": 0,
-                "seed": self._seed,
-                "learning": learning,
-            }
-        )
+        return make_recipe(self._entries() | {"method": "permllm-wanda", "learning": learning})
 
     def _ours(self, steps: int) -> Learned:
         start = time.perf_counter()
@@ -119,8 +128,10 @@ class QualityTime:
         return self._row("dense", self._steps, time.perf_counter() - start, model)
 
     def _row(self, loop: str, steps: int, seconds: float, model: Any) -> Learned:
-        found = {domain: perplexity(model, windows) for domain, windows in self._texts.items()}
-        return Learned(loop, steps, seconds, found)
+        return Learned(loop, steps, seconds, self._perplexities(model))
+
+    def _perplexities(self, model: Any) -> dict[str, float]:
+        return {domain: perplexity(model, windows) for domain, windows in self._texts.items()}
 
 
 def learn_densely(prepared: Prepared, seed: int, steps: int, batch: int) -> Any:

@@ -19,9 +19,15 @@ from permllm_offline.loading import load_tokenizer
 from permllm_offline.own_text import own_text
 from permllm_offline.pruning import prune_model
 
-CHEAP, SECOND, UPDATED = "wanda+cp", "ria", "wanda+cp/obs"
+CHEAP, SECOND, UPDATED, LEARNED = "wanda+cp", "ria", "wanda+cp/obs", "permllm-wanda"
+"""Methods whose masks follow from norms of the inputs alone, and one that learns, which takes as
+many steps whatever there is to read."""
+
 SHARES = (0.25, 1, 4, 8)
 """Of the windows that other studies calibrate on; the model writes none of the last amount."""
+
+HELD_OUT = 4
+"""Windows on which the best learned permutations are chosen, of a fourth of all at most."""
 
 OWN, ALL = "the model itself", "all three"
 
@@ -55,7 +61,9 @@ class Calibrations:
         found.append((CHEAP, ALL, len(self.counts) * usual))
         found += [(UPDATED, first, usual), (UPDATED, OWN, usual)]
         found += [(SECOND, first, n) for n in (self.counts[first][0], self.counts[first][-1])]
-        return [*found, (SECOND, OWN, self.counts[OWN][-1]), (UPDATED, first, self.counts[OWN][0])]
+        found += [(SECOND, OWN, self.counts[OWN][-1]), (UPDATED, first, self.counts[OWN][0])]
+        found += [(LEARNED, first, n) for n in (self.counts[OWN][0], usual)]
+        return [*found, (LEARNED, OWN, usual)]
 
     def windows(self, source: str, count: int) -> Tensor:
         """The first windows of a source: int64 [count, length]."""
@@ -112,12 +120,17 @@ class Calibrations:
     def measured(self, method: str, source: str, count: int) -> dict[str, Any]:
         """Prune by these windows, and measure the perplexity."""
         name, _, reconstruction = method.partition("/")
-        recipe = self.subject.recipe(name, reconstruction=reconstruction or None)
         windows = self.windows(source, count)
+        learning = {"validation_windows": max(1, min(HELD_OUT, count // 4))}
+        recipe = self.subject.recipe(name, reconstruction=reconstruction or None, learning=learning)
+        states = None
+        if method == LEARNED:
+            family = self.subject.family
+            states = collect(self._dense, family, windows, hidden_states=True).hidden_states
         prepared = replace(
             self.subject.prepared(recipe), windows=CalibrationWindows(windows, windows[:0])
         )
-        work = SharedStatistics(DenseStatistics(self.norms(source, count), None))
+        work = SharedStatistics(DenseStatistics(self.norms(source, count), states))
         return {"perplexity": self.subject.perplexity(prune_model(recipe, prepared, work).model)}
 
 

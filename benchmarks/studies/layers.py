@@ -17,6 +17,9 @@ SHARE = 5
 
 DRAWS = 2
 
+NEAR = 0.1
+"""Choices whose seconds differ by less than this share cost the same."""
+
 
 def choices(layers: int) -> Mapping[str, str]:
     """Name of a choice -> its ``--learn-layers``."""
@@ -29,21 +32,47 @@ def choices(layers: int) -> Mapping[str, str]:
 
 
 def measure(subject: Subject, cells: Cells) -> None:
-    """Learn with each choice; every one takes the same number of steps."""
+    """Learn with each choice: with the same number of steps, then for the same seconds.
+
+    These seconds are those of spread layers.
+    """
     cells.row({"layers": "dense"}, subject.dense)
-    cells.row({"layers": "none (CP)"}, lambda: subject.pruned(subject.recipe("wanda+cp")))
+    start = cells.row({"layers": "none (CP)"}, lambda: subject.pruned(subject.recipe("wanda+cp")))
+    usual = subject.sizes.steps
+    found = {
+        name: cells.row({"layers": name}, partial(_learned, subject, chosen, usual))["seconds"]
+        for name, chosen in choices(subject.layers).items()
+    }
+    budget = next(seconds for name, seconds in found.items() if name.startswith("spread"))
     for name, chosen in choices(subject.layers).items():
-        cells.row({"layers": name}, partial(_learned, subject, chosen))
+        steps = steps_within(budget, found[name], start["seconds"], usual)
+        if steps != usual:
+            key = {"layers": name, "steps": steps}
+            cells.row(key, partial(_learned, subject, chosen, steps))
 
 
-def _learned(subject: Subject, chosen: str) -> dict[str, Any]:
-    return subject.pruned(subject.recipe("permllm-wanda", learning={"layers": chosen}))
+def steps_within(budget: float, seconds: float, start: float, steps: int) -> int:
+    """Steps that take a budget, where ``steps`` took ``seconds`` of which the start took some.
+
+    The same number where that is near to the budget.
+    """
+    if abs(seconds - budget) <= NEAR * budget or seconds <= start:
+        return steps
+    return max(1, round(steps * (budget - start) / (seconds - start)))
+
+
+def _learned(subject: Subject, chosen: str, steps: int) -> dict[str, Any]:
+    learning = {"layers": chosen, "steps": steps}
+    return subject.pruned(subject.recipe("permllm-wanda", learning=learning))
 
 
 def draw(rows: Sequence[Row], axes: Any) -> None:
     """Perplexity of each choice."""
     pruned = [row for row in rows if row["layers"] != "dense"]
-    perplexity_bars(axes, pruned, [row["layers"] for row in pruned])
+    labels = [
+        row["layers"] + (f", {row['steps']} steps" if "steps" in row else "") for row in pruned
+    ]
+    perplexity_bars(axes, pruned, labels)
 
 
-STUDY = Study("which decoder layers to learn", ("layers",), measure, draw)
+STUDY = Study("which decoder layers to learn", ("layers", "steps"), measure, draw)

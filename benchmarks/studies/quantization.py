@@ -19,9 +19,11 @@ from torch import Tensor
 
 from benchmarks.drawing import perplexity_bars
 from benchmarks.studies.cells import Cells, Row
+from benchmarks.studies.int4_learning import learn_with_int4
 from benchmarks.studies.rounding import by_range, rounded
 from benchmarks.studies.study import Study
 from benchmarks.studies.subject import MANY_CELLS, SharedStatistics, Subject
+from permllm_offline.calibrated import Permutations
 from permllm_offline.channel_permutation import allocate_group
 from permllm_offline.importance import wanda
 from permllm_offline.layout import GroupLayout
@@ -37,8 +39,8 @@ from permllm_vllm.checkpoint.permutation import absolute
 PATTERN = Pattern(2, 4)
 GROUPS = (32, 128)
 LEARNED_GROUP = 64
-"""Channels of a group while learning sees int4 values: a block, so that what a group holds does
-not depend on the permutation that is learned."""
+"""Channels of a group while weights that were rounded before learning are learned on: a block, so
+that what a group holds does not depend on the permutation that is learned."""
 
 Weights = Mapping[str, Tensor]
 """Linear -> [out_features, in_features], of one shared-input group."""
@@ -96,9 +98,17 @@ class Rounding:
         """Learned for 2:4 on the weights as they are."""
         return self._learned[index][layout.group.name]
 
+    def learned_under_int4(self, index: int, layout: GroupLayout, weights: Weights) -> Tensor:
+        """Learned for 2:4 on weights that were rounded before, whatever their order."""
+        return self._learned_under_int4[index][layout.group.name]
+
     def learned_for_int4(self, index: int, layout: GroupLayout, weights: Weights) -> Tensor:
-        """Learned for 2:4 while the loss sees int4 values."""
+        """Learned for int4 values in groups of 32 that the permutation forms."""
         return self._learned_for_int4[index][layout.group.name]
+
+    def learned_for_both(self, index: int, layout: GroupLayout, weights: Weights) -> Tensor:
+        """Learned for 2:4 and for int4 values in groups of 32 that the permutation forms."""
+        return self._learned_for_both[index][layout.group.name]
 
     @cached_property
     def _learned(self) -> Sequence[Mapping[str, Tensor]]:
@@ -106,6 +116,14 @@ class Rounding:
 
     @cached_property
     def _learned_for_int4(self) -> Sequence[Mapping[str, Tensor]]:
+        return self._absolute(learn_with_int4(self.subject, GROUPS[0], sparse=False))
+
+    @cached_property
+    def _learned_for_both(self) -> Sequence[Mapping[str, Tensor]]:
+        return self._absolute(learn_with_int4(self.subject, GROUPS[0], sparse=True))
+
+    @cached_property
+    def _learned_under_int4(self) -> Sequence[Mapping[str, Tensor]]:
         model = self.subject.load()
         for index, layer in enumerate(decoder_layers(model, self.subject.family.layers)):
             for layout in self.plan.layers[index]:
@@ -121,15 +139,18 @@ class Rounding:
     def _permutations(self, directory: Path) -> Sequence[Mapping[str, Tensor]]:
         recipe = self.subject.recipe("permllm-wanda", model=str(directory))
         work = SharedStatistics(self.subject.statistics)
-        decisions = prune_model(recipe, prepare(recipe), work).decisions
         found: list[dict[str, Tensor]] = []
-        for layer in decisions:
+        for layer in prune_model(recipe, prepare(recipe), work).decisions:
             found.append({})
             for group in layer:
                 assert group.permutation is not None
-                local = group.permutation
-                found[-1][group.layout.group.name] = absolute(local, group.layout.block_size)
-        return found
+                found[-1][group.layout.group.name] = group.permutation
+        return self._absolute(found)
+
+    def _absolute(self, permutations: Permutations) -> Sequence[Mapping[str, Tensor]]:
+        """Orders of whole layers from block-local permutations."""
+        size = self.subject.recipe("wanda+cp").block_size
+        return [{name: absolute(p, size) for name, p in layer.items()} for layer in permutations]
 
 
 def sorted_by_range(order: Order, unit: int, *, across_blocks: bool) -> Order:
@@ -162,6 +183,7 @@ def orders(rounding: Rounding) -> Mapping[str, Mapping[str, Order]]:
             "sorted by range, in blocks": sorted_by_range(plain, 1, across_blocks=False),
             "sorted by range, whole layer": sorted_by_range(plain, 1, across_blocks=True),
             "CP": reallocated,
+            "learned for int4": rounding.learned_for_int4,
         },
         "2:4 + int4": {
             "none": plain,
@@ -170,7 +192,8 @@ def orders(rounding: Rounding) -> Mapping[str, Mapping[str, Order]]:
             "CP, fours sorted, whole layer": sorted_by_range(reallocated, 4, across_blocks=True),
             "learned": learned,
             "learned, fours sorted, in blocks": sorted_by_range(learned, 4, across_blocks=False),
-            "learned under int4": rounding.learned_for_int4,
+            "learned under int4": rounding.learned_under_int4,
+            "learned for both": rounding.learned_for_both,
         },
     }
 

@@ -10,15 +10,24 @@ from benchmarks.drawing import perplexity_bars
 from benchmarks.studies.cells import Cells, Row
 from benchmarks.studies.study import Study
 from benchmarks.studies.subject import MANY_CELLS, Subject
+from permllm_offline.methods import BEST
 
-METHODS = ("wanda", "wanda+cp", "permllm-wanda")
+METHODS = ("wanda", "wanda+cp", "permllm-wanda", BEST)
+
+STEPS_OF_LEARNING = 3
+"""Steps of distillation, of one window each, for each step of learning, of several windows."""
 
 
 def measure(subject: Subject, cells: Cells) -> None:
-    """Each method with the defaults."""
+    """Each method with the defaults, but few steps."""
     cells.row({"method": "dense"}, subject.dense)
     for method in METHODS:
-        cells.row({"method": method}, partial(subject.pruned, subject.recipe(method)))
+        entries = {}
+        if method == BEST:  # on the windows of the others, without text of its own
+            steps = STEPS_OF_LEARNING * subject.sizes.steps
+            entries = {"distillation": {"steps": steps, "self_windows": 0}}
+        recipe = subject.recipe(method, **entries)
+        cells.row({"method": method}, partial(subject.pruned, recipe))
 
 
 def draw(rows: Sequence[Row], axes: Any) -> None:

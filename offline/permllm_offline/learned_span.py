@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,11 @@ from permllm_offline.layout import GroupLayout
 from permllm_offline.mask import choose_mask
 from permllm_offline.masked_linear import PermutedMaskedLinear, StepPermutation
 from permllm_offline.modules import decoder_layers, linear_of
+from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import absolute
+
+StandIn = Callable[[nn.Linear, Tensor, Pattern, StepPermutation], nn.Module]
+"""Makes what takes the place of a linear: from it, its importance, N and M, and the permutation."""
 
 
 @dataclass
@@ -43,6 +47,7 @@ class LearnedSpan:
         span: numbers of the decoder layers.
         learned: numbers of those that learn.
         keywords: of each decoder layer's call, the whole model's.
+        stand_in: takes the place of each linear whose permutation is learned.
     """
 
     def __init__(
@@ -51,7 +56,9 @@ class LearnedSpan:
         span: range,
         learned: Container[int],
         keywords: Sequence[Mapping[str, Any]],
+        stand_in: StandIn = PermutedMaskedLinear,
     ) -> None:
+        self._stand_in = stand_in
         self.device = calibrated.model.device
         layers = decoder_layers(calibrated.model, calibrated.plan.family.layers)
         self.layers = [layers[index] for index in span]
@@ -90,7 +97,7 @@ class LearnedSpan:
         permutation = StepPermutation(torch.empty(0), layout.ties().to(self.device))
         for name, importance in importances.items():
             linear = self._original(layer, name)
-            masked = PermutedMaskedLinear(linear, importance, self._pattern, permutation)
+            masked = self._stand_in(linear, importance, self._pattern, permutation)
             layer.set_submodule(name, masked)
         return _Slot(layout, start, stop, permutation)
 
@@ -198,9 +205,10 @@ def learned_span(
     span: range,
     learned: Container[int],
     keywords: Sequence[Mapping[str, Any]],
+    stand_in: StandIn = PermutedMaskedLinear,
 ) -> Iterator[LearnedSpan]:
     """Mask a span of decoder layers for the length of the context."""
-    found = LearnedSpan(calibrated, span, learned, keywords)
+    found = LearnedSpan(calibrated, span, learned, keywords, stand_in)
     try:
         yield found
     finally:

@@ -108,11 +108,11 @@ class _MaskedProduct(torch.autograd.Function):
             return input_gradient, None, None, None, None, None
         mask_gradient = inputs.flatten(0, -2).t() @ gradient.flatten(0, -2)
         mask_gradient *= weight
-        matrix_gradient = _matrix_gradient(mask_gradient, importance, mask, order, pattern, shape)
-        return input_gradient, matrix_gradient, None, None, None, None
+        found = matrix_gradient(mask_gradient, importance, mask, order, pattern, shape)
+        return input_gradient, found, None, None, None, None
 
 
-def _matrix_gradient(
+def matrix_gradient(
     mask_gradient: Tensor,
     importance: Tensor,
     mask: Tensor,
@@ -121,6 +121,10 @@ def _matrix_gradient(
     shape: torch.Size,
 ) -> Tensor:
     """Gradient of the block-diagonal permutation matrix, through scores and through the mask.
+
+    Rows are input channels: ``mask_gradient`` and ``importance`` [in_features, out_features] in the
+    original order, ``mask`` in that of the positions; ``shape`` is that of the matrices of all
+    blocks.
 
     With S the importance, P the matrix and M = softmax(S P) P^T the mask in the original order
     (Eq. 8-9), dP = S^T d(S P) + dM^T softmax(S P), the latter hardened.

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -103,6 +103,41 @@ def test_whole_prunes_are_measured_once_and_drawn(
     drawn = plot.read_text(encoding="utf-8")
     assert "wanda+cp/obs+distillation" in drawn
     assert "text of its own" in drawn
+
+
+class PretendedQuality:
+    """Stands for the loops, which take minutes; counts what it is asked."""
+
+    asked: ClassVar[list[str]] = []
+
+    def __init__(self, seed: int, steps: int, *, quick: bool) -> None:
+        self._steps = steps
+
+    def measure(self) -> dict[str, Any]:
+        self.asked.append("loops")
+        return {"seed": 0, "threads": torch.get_num_threads(), "baseline": {"steps": self._steps}}
+
+    def references(self) -> dict[str, Any]:
+        self.asked.append("references")
+        return {"dense": {"in domain": 20.0}}
+
+
+def test_what_a_quality_result_has_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offline_cost, "QualityTime", PretendedQuality)
+    output = tmp_path / "quality.json"
+    offline_cost.measure_quality(output, 0, 40, quick=False)
+    written = output.read_bytes()
+    whole = json.loads(written)
+    assert {"date", "machine", "versions", "model", "baseline", "references"} <= set(whole)
+    offline_cost.measure_quality(output, 0, 40, quick=False)
+    assert output.read_bytes() == written
+    del whole["references"]
+    output.write_text(json.dumps(whole | {"date": "2030-01-02"}))
+    offline_cost.measure_quality(output, 0, 40, quick=False)
+    assert json.loads(output.read_text())["date"] == "2030-01-02"
+    assert PretendedQuality.asked == ["loops", "references", "references"]
+    with pytest.raises(ValueError, match="give another file"):
+        offline_cost.measure_quality(output, 0, 41, quick=False)
 
 
 @pytest.mark.parametrize(

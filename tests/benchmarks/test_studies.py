@@ -9,7 +9,7 @@ import torch
 from benchmarks.studies.__main__ import STUDIES, run
 from benchmarks.studies.calibration import Calibrations
 from benchmarks.studies.cells import Cells
-from benchmarks.studies.layers import choices
+from benchmarks.studies.layers import choices, steps_within
 from benchmarks.studies.quantization import Rounding, sorted_by_range
 from benchmarks.studies.remembered import remembered
 from benchmarks.studies.subject import QUICK, Subject
@@ -91,6 +91,14 @@ def test_every_choice_has_the_same_number_of_layers() -> None:
     assert all(len(set(draw.split(","))) == 6 for draw in drawn)
     assert drawn[0] != drawn[1]
     assert {"all", "last:6", "auto:6", "spread:6"} < set(found)
+
+
+def test_steps_for_the_same_seconds() -> None:
+    assert steps_within(83.0, 88.0, 7.0, 15) == 15  # near enough
+    assert steps_within(83.0, 140.0, 7.0, 15) == 9
+    assert steps_within(83.0, 58.0, 7.0, 15) == 22
+    assert steps_within(10.0, 2000.0, 7.0, 15) == 1
+    assert steps_within(10.0, 5.0, 5.0, 15) == 15  # nothing to go by
 
 
 def test_a_cell_is_measured_once(tmp_path: Path) -> None:

@@ -257,6 +257,16 @@ def test_learning_costs() -> None:
         "| the paper's dense loop | 40 | 100 | 1.00 | 80.0 |",
         "| ours | 10 | 25 | 0.25 | 79.0 |",
     ]
+    references = {"dense": {"in domain": 20.0}, "wanda": {"in domain": 150.0}}
+    known = {"baseline": baseline, "ours": [ours], "references": references}
+    assert tables.VIEWS["time-to-quality"](known).splitlines() == [
+        "| loop | steps | seconds | share of time | perplexity, in domain | x dense |",
+        "|---|---|---|---|---|---|",
+        "| dense model |  |  |  | 20.0 | 1.00 |",
+        "| Wanda, nothing learned |  |  |  | 150.0 | 7.50 |",
+        "| the paper's dense loop | 40 | 100 | 1.00 | 80.0 | 4.00 |",
+        "| ours | 10 | 25 | 0.25 | 79.0 | 3.95 |",
+    ]
 
 
 def test_whole_prunes_are_split_into_their_parts() -> None:

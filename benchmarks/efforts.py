@@ -1,0 +1,110 @@
+"""Quality against time of a method that distils, from a result of `benchmarks.accuracy` per effort.
+
+    python -m benchmarks.efforts LOW.json DEFAULT.json HIGH.json --json OUT [--plot OUT.svg]
+
+Nothing is measured: the rows of one method and pattern are collected, seeds as their mean. The
+table of OUT is that of a study (`<!-- table: OUT study -->`).
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from .drawing import Row, save
+
+SHARED = ("model", "sequence_length", "windows")
+TIMES = {"processor_minutes": "processor_seconds", "minutes": "prune_seconds"}
+"""Field -> that of the results, in the order in which a plot prefers them."""
+
+
+def curve(results: Sequence[Mapping[str, Any]], method: str, pattern: str) -> dict[str, Any]:
+    """The result that shows one point for each effort, the dense model in front.
+
+    Raises:
+        ValueError: results that differ in more than the effort, or that lack the method or a time.
+    """
+    first = results[0]
+    for other in results:
+        for name in SHARED:
+            if other[name] != first[name]:
+                raise ValueError(
+                    f"{name} is {first[name]!r} and {other[name]!r}: points of one curve must be "
+                    "comparable; give results with the same settings"
+                )
+        if other["machine"]["cpu"] != first["machine"]["cpu"]:
+            raise ValueError("the results are of different CPUs, so their times say nothing")
+    points = [_point(result, method, pattern) for result in results]
+    points.sort(key=lambda row: next(row[time] for time in TIMES if time in row))
+    dense = next(row for row in first["rows"] if row["method"] == "dense")
+    rows = [{"effort": "dense", "perplexity": dense["perplexity"]}, *points]
+    texts = [text for text in dense["perplexity"] if all(text in r["perplexity"] for r in rows)]
+    for row in rows:
+        row["perplexity"] = {text: row["perplexity"][text] for text in texts}
+    kept = {name: first[name] for name in ("machine", "versions", *SHARED)}
+    date = max(result["date"] for result in results)
+    return {"date": date, **kept, "method": method, "pattern": pattern, "rows": rows}
+
+
+def _point(result: Mapping[str, Any], method: str, pattern: str) -> dict[str, Any]:
+    key, effort = (method, pattern, "bfloat16"), result["effort"]
+    rows = [
+        row
+        for row in result["rows"]
+        if (row["method"], row["pattern"], row.get("values", "bfloat16")) == key
+    ]
+    if not rows:
+        raise ValueError(f"the result of effort {effort} has no row of {method} at {pattern}")
+    times = {
+        field: round(mean(row[name] for row in rows) / 60, 1)
+        for field, name in TIMES.items()
+        if all(row.get(name) for row in rows)
+    }
+    if not times:
+        raise ValueError(f"the rows of effort {effort} have no time: measure them again")
+    texts = [text for text in rows[0]["perplexity"] if all(text in r["perplexity"] for r in rows)]
+    found = {text: mean(row["perplexity"][text] for row in rows) for text in texts}
+    return {"effort": effort, "seeds": len(rows), **times, "perplexity": found}
+
+
+def draw(rows: Sequence[Row], axes: Any) -> None:
+    """Ratio to the dense model over time, a line for each text."""
+    dense, *points = rows
+    time = next(field for field in TIMES if all(field in row for row in points))
+    minutes = [row[time] for row in points]
+    for text, best in dense["perplexity"].items():
+        axes.plot(minutes, [row["perplexity"][text] / best for row in points], "o-", label=text)
+    places = [f"{row['effort']}\n{value:.0f}" for row, value in zip(points, minutes, strict=True)]
+    axes.set(xscale="log", xlabel=time.replace("_", " "), ylabel="perplexity, times dense")
+    axes.set_xticks(minutes, places)
+    axes.minorticks_off()
+    axes.set_ylim(bottom=1)
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", nargs="+", type=Path, help="of benchmarks.accuracy, one each")
+    parser.add_argument("--method", default="permllm-best")
+    parser.add_argument("--pattern", default="2:4")
+    parser.add_argument("--json", type=Path, required=True, help="where the curve is written")
+    parser.add_argument("--plot", type=Path, help="where the SVG is written")
+    options = parser.parse_args()
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in options.results]
+    try:
+        result = curve(found, options.method, options.pattern)
+    except ValueError as error:
+        parser.error(str(error))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if options.plot is not None:
+        save(draw, result["rows"], options.plot)
+
+
+if __name__ == "__main__":
+    main()

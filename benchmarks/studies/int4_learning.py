@@ -1,0 +1,55 @@
+"""Permutations that are learned while the loss sees int4 values in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from benchmarks.studies.rounded_linear import RoundedLinear
+from benchmarks.studies.subject import Subject
+from permllm_offline.calibrated import Calibrated, Permutations
+from permllm_offline.decoder_calls import record_calls
+from permllm_offline.importance import wanda
+from permllm_offline.layout import GroupLayout
+from permllm_offline.learned_span import learned_span
+from permllm_offline.modules import decoder_layers, linear_of
+from permllm_offline.span_learning import learn_span
+
+
+def learn_with_int4(subject: Subject, group: int, *, sparse: bool) -> Permutations:
+    """Learn the permutations of all decoder layers, end to end, as ``permllm-wanda`` does.
+
+    Args:
+        subject: its recipe's constants, windows and dense model.
+        group: channels of a grid.
+        sparse: learn for 2:4 values in int4, from the reallocation; else for int4 values alone,
+            from the channels where they are.
+
+    Returns:
+        Per decoder layer, group -> block-local uint8 [in_features].
+    """
+    recipe = subject.recipe("permllm-wanda")
+    plan, statistics = subject.prepared(recipe).plan, subject.statistics
+    model, windows = subject.load(), subject.windows
+    layers = decoder_layers(model, plan.family.layers)
+
+    def score(index: int, layout: GroupLayout) -> Mapping[str, Tensor]:
+        norm = statistics.norms[index][layout.group.name]
+        return {
+            name: wanda(linear_of(layers[index], name).weight.detach(), norm)
+            for name in layout.group.linears
+        }
+
+    calibrated = Calibrated(model, plan, recipe, windows, statistics.hidden_states, score)
+    calls, every = record_calls(model, plan.family, windows), range(len(layers))
+    stand_in = partial(RoundedLinear, group=group, sparse=sparse)
+    assert statistics.hidden_states is not None
+    with learned_span(calibrated, every, every, calls.keywords, stand_in) as span:
+        if not sparse:
+            span.initial = torch.arange(recipe.block_size).repeat(len(span.initial), 1)
+        name = "learned for both" if sparse else "learned for int4"
+        order, _ = learn_span(calibrated, span, name, calls.states, statistics.hidden_states)
+        return span.permutations(order)
