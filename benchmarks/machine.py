@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def machine() -> dict[str, Any]:
 
 
 def machine_class() -> str:
-    """Name the class that results are filed under: `amx`, `avx512`, or `other`."""
+    """Name the class of this CPU: `amx`, `avx512`, or `other`."""
     sets = machine()["instruction_sets"]
     if "amx_bf16" in sets:
         return "amx"
@@ -64,10 +65,23 @@ def versions() -> dict[str, str]:
     return found
 
 
+def commit() -> str | None:
+    """The commit that the sources are at, uncommitted changes left out; None outside git."""
+    command = ["git", "rev-parse", "--short=12", "HEAD"]
+    try:
+        found = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
 def write_json(path: Path | str, payload: dict[str, Any]) -> None:
-    """Write a result with the machine, the versions and the date in front."""
+    """Write a result with the date, the commit, the machine and the versions in front."""
     result = {
         "date": datetime.date.today().isoformat(),
+        "commit": commit(),
         "machine": machine(),
         "versions": versions(),
         **payload,

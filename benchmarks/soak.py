@@ -205,6 +205,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, required=True, help="where the result is written")
     options = parser.parse_args()
     model = checkpoint()
+    start = time.monotonic()
     records = []
     for dtype in DTYPES:
         print(f"{dtype}: vllm serve {model.name}", flush=True)
@@ -213,7 +214,12 @@ def main() -> int:
         for failure in records[-1].failures():
             print(failure[:600], flush=True)
     rows = [record.to_dict() for record in records]
-    write_json(options.json, {"model": model.name, "clients": options.clients, "phases": rows})
+    facts = {
+        "model": model.name,
+        "clients": options.clients,
+        "seconds": round(time.monotonic() - start),
+    }
+    write_json(options.json, {**facts, "phases": rows})
     print(summary(records))
     return 1 if any(record.failures() for record in records) else 0
 
