@@ -113,10 +113,11 @@ class Accuracy:
             return self._perplexities_in_memory(model, recipe, texts), times
         name = "_".join(map(str, key)).translate(str.maketrans("/:", "--"))
         checkpoint = self._checkpoints / name
-        made = not checkpoint.exists()
-        if made:
+        times = None
+        if not checkpoint.exists():
             self._bake(key, checkpoint)
-        return self._perplexities(checkpoint, texts), times_since(*start) if made else None
+            times = times_since(*start)
+        return self._perplexities(checkpoint, texts), times
 
     def _bake(self, key: Key, checkpoint: Path) -> None:
         name, pattern, seed, values = key
