@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from permllm_offline.errors import OfflineError, first_line
 from permllm_offline.families import begin_token
+from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.reader import CheckpointReader
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -77,12 +80,14 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
 
     A permllm checkpoint is decompressed with its zeros in place; rows that a fold moved stay
     moved, which is the same function.
+
+    Raises:
+        OfflineError, CheckpointError: a checkpoint that cannot be loaded.
     """
-    with load_errors_named(source):
-        if getattr(source.config, "quantization_config", None) is None:
-            model = _from_pretrained(source, dtype)
-        else:
-            model = _decompress(source, dtype)
+    reader = CheckpointReader(source.directory)
+    model, unexpected = model_from(source, source.config, reader.dense_state_dict(dtype), dtype)
+    if unexpected and reader.quantization is not None:
+        raise _other_tensors(source, unexpected=unexpected)
     model.requires_grad_(False)
     return model.to(device).eval()
 
@@ -91,56 +96,87 @@ def load_served(source: Source, dtype: torch.dtype, device: torch.device) -> Any
     """Load a causal language model for inference, its sparse layers multiplied as vLLM would.
 
     Beside a bfloat16 model of int8 values, kernels may round activations to 8 bits, which the
-    weights of ``load_model`` do not show.
+    weights of ``load_model`` do not show. Transformers maps the files of a permllm checkpoint into
+    memory here.
     """
+    if getattr(source.config, "quantization_config", None) is None:
+        return load_model(source, dtype, device)
+    from transformers import AutoModelForCausalLM
+
     import permllm_vllm.hf  # noqa: F401  (loads permllm checkpoints in transformers)
 
-    with load_errors_named(source):
-        model = _from_pretrained(source, dtype)
+    with _load_errors_named(source):
+        model = AutoModelForCausalLM.from_pretrained(
+            source.directory, dtype=dtype, use_safetensors=True, **_TRUST_NOTHING
+        )
     model.requires_grad_(False)
     return model.to(device).eval()
 
 
+def model_from(
+    source: Source, config: Any, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype
+) -> tuple[Any, list[str]]:
+    """Build a causal language model of a configuration around tensors that were read.
+
+    Transformers would map the files into memory, where one that shrinks ends the process. The
+    tensors become the model's own, without a copy.
+
+    Args:
+        source: for its name and its generation config.
+        config: of transformers; its quantization is left out.
+        tensors: of the dense model, floating ones in ``dtype``.
+        dtype: of the model.
+
+    Returns:
+        The model on the CPU, and the names that it has no place for.
+
+    Raises:
+        OfflineError, CheckpointError: tensors that are missing or do not fit.
+    """
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    config = deepcopy(config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with _load_errors_named(source):
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model, found = type(empty).from_pretrained(
+            None,
+            config=empty.config,
+            state_dict=dict(tensors),
+            dtype=dtype,
+            output_loading_info=True,
+            **_TRUST_NOTHING,
+        )
+        if found["missing_keys"]:
+            raise _other_tensors(source, missing=sorted(found["missing_keys"]))
+        if (source.directory / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(
+                source.directory, local_files_only=True
+            )
+    return model, sorted(found["unexpected_keys"])
+
+
 @contextmanager
-def load_errors_named(source: Source) -> Iterator[None]:
+def _load_errors_named(source: Source) -> Iterator[None]:
     """Turn a failure to load a model into an OfflineError."""
     try:
         yield
-    except OfflineError:
+    except (OfflineError, CheckpointError):
         raise
-    except Exception as error:  # transformers and safetensors raise too many kinds to list
+    except Exception as error:  # transformers raises too many kinds to list
         raise OfflineError(f"cannot load {source.name!r}: {first_line(error)}.") from error
 
 
-def _from_pretrained(source: Source, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(
-        source.directory, dtype=dtype, use_safetensors=True, **_TRUST_NOTHING
+def _other_tensors(
+    source: Source, missing: Sequence[str] = (), unexpected: Sequence[str] = ()
+) -> OfflineError:
+    return OfflineError(
+        f"{source.name!r} does not hold the tensors of its architecture (missing: "
+        f"{list(missing[:3])}, unexpected: {list(unexpected[:3])}). Fetch it again, or write it "
+        "again with `save_pretrained` or `permllm-offline prune`."
     )
-
-
-def _decompress(source: Source, dtype: torch.dtype) -> Any:
-    from copy import deepcopy
-
-    from transformers import AutoModelForCausalLM
-
-    reader = CheckpointReader(source.directory)
-    config = deepcopy(source.config)
-    del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    state = dict(reader.dense_state_dict(dtype))
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    model.tie_weights()
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    missing = [name for name in missing if name not in tied]
-    if missing or unexpected:
-        raise OfflineError(
-            f"{source.name!r} does not hold the tensors of its architecture (missing: "
-            f"{missing[:3]}, unexpected: {unexpected[:3]}). Write it again with "
-            "`permllm-offline prune`."
-        )
-    return model
 
 
 def parse_dtype(name: str) -> torch.dtype | None:

@@ -8,11 +8,12 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from permllm_offline.loading import Source, load_model
 from permllm_offline.sampled_text import sample_text
+from permllm_vllm.checkpoint.shard import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def own_text(
     cached = cache_directory() / f"{digest.hexdigest()[:32]}.safetensors"
     if cached.is_file():
         logger.info("text of %s from %s", source.name, cached)
-        return load_file(cached)["windows"]
+        return Shard(cached).tensor("windows")
     model = load_model(source, dtype, device)
     windows = sample_text(model, num_windows, sequence_length, seed)
     cached.parent.mkdir(parents=True, exist_ok=True)

@@ -18,13 +18,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from permllm_offline.costs import Cost, measured
 from permllm_offline.errors import OfflineError
+from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.output import disk_errors_named
+from permllm_vllm.checkpoint.shard import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -156,9 +157,10 @@ class WorkFolder(Work):
 
 
 def _read(path: Path) -> Step:
-    with _opened(path) as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return Step(tensors, json.loads((file.metadata() or {}).get(_FACTS, "{}")))
+    with _damage_named(path):
+        shard = Shard(path)
+        tensors = {name: shard.tensor(name) for name in shard.headers}
+        return Step(tensors, json.loads(shard.metadata.get(_FACTS, "{}")))
 
 
 def _costs(path: Path) -> list[Cost]:
@@ -167,16 +169,15 @@ def _costs(path: Path) -> list[Cost]:
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    with _opened(path) as file:
-        return {_IDENTITY: ""} | (file.metadata() or {})
+    with _damage_named(path):
+        return {_IDENTITY: ""} | Shard(path).metadata
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _damage_named(path: Path) -> Iterator[None]:
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
+        yield
+    except CheckpointError as error:
         raise OfflineError(
             f"{path} is no finished step ({error}): the disk or another program damaged it. Leave "
             "--resume out to start anew."

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from permllm_offline.evaluation import perplexity
 from permllm_offline.families import Family
-from permllm_offline.loading import Source, load_errors_named
+from permllm_offline.loading import Source, model_from
 from permllm_offline.modules import decoder_layers
 from permllm_vllm.checkpoint.reader import CheckpointReader
 
@@ -21,7 +21,7 @@ class StreamedModel:
     """A causal language model whose decoder layers have no memory except inside ``resident``.
 
     Raises:
-        OfflineError: a checkpoint that cannot be loaded.
+        OfflineError, CheckpointError: a checkpoint that cannot be loaded.
     """
 
     def __init__(
@@ -29,8 +29,7 @@ class StreamedModel:
     ) -> None:
         self.family, self.device = family, device
         self._reader = CheckpointReader(source.directory)
-        with load_errors_named(source):
-            self.model = _with_empty_layers(source, family, dtype, device)
+        self.model = _with_empty_layers(source, self._reader, family, dtype, device)
         self.model.requires_grad_(False)
         self.layers = decoder_layers(self.model, family.layers)
 
@@ -73,23 +72,33 @@ class StreamedModel:
 
 
 def _with_empty_layers(
-    source: Source, family: Family, dtype: torch.dtype, device: torch.device
+    source: Source,
+    reader: CheckpointReader,
+    family: Family,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Any:
     """Load everything but the decoder layers, which are on the meta device."""
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(deepcopy(source.config), dtype=dtype)
     config = deepcopy(source.config)
     config.num_hidden_layers = 0
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it reports every tensor of a decoder layer as unexpected
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source.directory, config=config, dtype=dtype)
-    finally:
-        logging.set_verbosity(verbosity)
+    model, _ = model_from(source, config, _outside(reader, family, dtype), dtype)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(
+            deepcopy(source.config), dtype=dtype, trust_remote_code=False
+        )
     model.to(device).eval()
     model.config.num_hidden_layers = source.config.num_hidden_layers
     model.set_submodule(family.layers, skeleton.get_submodule(family.layers).eval())
     return model
+
+
+def _outside(
+    reader: CheckpointReader, family: Family, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """Read the tensors that belong to no decoder layer."""
+    for name in reader.names():
+        if not name.startswith(f"{family.layers}."):
+            tensor = reader.tensor(name)
+            yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -40,6 +40,8 @@ DTYPES = {
 class Shard:
     """An open file; `headers` maps the names of its tensors to shape and dtype.
 
+    `metadata` is what the file says of itself.
+
     Tensors are read, not mapped: were the file cut short meanwhile, touching a map would end the
     process. Raises `CheckpointError` when it is no whole safetensors file, or a link that leaves
     its directory.
@@ -48,14 +50,14 @@ class Shard:
     def __init__(self, path: Path) -> None:
         self.path = contained(path.parent, path.name)
         try:
-            with safe_open(self.path, framework="pt"):
-                pass  # checks header, offsets and length
             self._descriptor = os.open(self.path, os.O_RDONLY)
             weakref.finalize(self, os.close, self._descriptor)
+            with safe_open(self.path, framework="pt"):
+                pass  # checks header, offsets and length
             length = int.from_bytes(os.pread(self._descriptor, 8, 0), "little")
             self._start = 8 + length
             entries = json.loads(os.pread(self._descriptor, length, 8))
-            entries.pop("__metadata__", None)
+            self.metadata: dict[str, str] = entries.pop("__metadata__", None) or {}
             self._entries: dict[str, dict[str, Any]] = entries
             self.headers = {
                 name: header_of(entry["shape"], entry["dtype"]) for name, entry in entries.items()

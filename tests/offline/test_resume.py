@@ -1,80 +1,153 @@
-"""A run that was killed after any step goes on from there to the same bytes."""
+"""A run that was killed at any moment goes on from there to the same bytes."""
 
 import json
-import os
-import subprocess
-import sys
+import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pytest
 import torch
 
+from permllm_offline import span_learning
 from permllm_offline.cli import main
 from permllm_offline.errors import OfflineError
+from permllm_offline.reconstruction import distillation
 from permllm_offline.steps import Step, WorkFolder
+from tests.robustness.children import child
+from tests.robustness.stages import stop_at
 
 FILES = ("model.safetensors", "config.json", "recipe.yaml", "report.json")
-SIZES = ("--num-samples", "12", "--sequence-length", "24", "--steps", "3")
+SIZES = ("--num-samples", "12", "--sequence-length", "24")
+SHORT = {
+    "learning": {"steps": 4, "validation_interval": 2, "learning_rate": 0.3},
+    "distillation": {
+        "steps": 4,
+        "validation_interval": 2,
+        "self_windows": 2,
+        "learning_rate": 0.01,
+    },
+}
+METHODS = {
+    "in memory": ("--method", "permllm-wanda", "--reconstruction", "sparsegpt"),
+    "layer by layer": ("--method", "sparsegpt"),
+    "in windows": ("--method", "permllm-wanda", "--learn-scope", "window", "--learn-window", "1"),
+    "best": ("--method", "permllm-best"),
+}
+Arguments = Callable[[str, Path], list[str]]
 
 
-def arguments(model: Path, text: Path, output: Path, *more: str) -> list[str]:
-    data = ("--dataset", str(text), "--output", str(output))
-    return ["prune", str(model), *data, *SIZES, *more]
+@pytest.fixture(scope="module")
+def arguments(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model_directory: Path, text_file: Path
+) -> Arguments:
+    """The command line of a method and an output."""
+    recipe = tmp_path_factory.mktemp("recipes") / "short.yaml"
+    recipe.write_text(json.dumps(SHORT), encoding="utf-8")
+    data = ("--dataset", str(text_file), "--recipe", str(recipe), *SIZES)
+
+    def arguments(method: str, output: Path) -> list[str]:
+        output_options = ("--output", str(output))
+        return ["prune", str(tiny_model_directory), *data, *METHODS[method], *output_options]
+
+    return arguments
 
 
-WHOLE = ("--method", "permllm-wanda", "--reconstruction", "sparsegpt")
-STREAMED = ("--method", "sparsegpt")
+@pytest.fixture(scope="module")
+def whole(arguments: Arguments, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The output of a method's run that nothing stops, made once."""
+    found: dict[str, Path] = {}
+
+    def whole(method: str) -> Path:
+        if method not in found:
+            # As all outputs here: the model card and the report name the folder.
+            output = tmp_path_factory.mktemp("whole") / "sparse"
+            assert main(arguments(method, output)) == 0
+            found[method] = output
+        return found[method]
+
+    return whole
 
 
-class Killed(BaseException):
-    """Stands for a signal that cannot be caught."""
+KILLED_AT = [
+    # Perplexity and outputs of the dense model, statistics; two intervals and what was learned; two
+    # layers.
+    ("in memory", "a finished step gets its name", 0),
+    ("in memory", "a finished step is written:1", 1),
+    ("in memory", "a finished step gets its name:2", 2),
+    ("in memory", "learning takes a step:1", 3),
+    ("in memory", "a finished step gets its name:3", 3),
+    ("in memory", "learning takes a step:3", 4),
+    ("in memory", "a finished step is written:5", 4),
+    ("in memory", "a finished step gets its name:6", 4),
+    ("in memory", "a finished step is written:7", 5),
+    # Two layers.
+    ("layer by layer", "a finished step is written", 0),
+    ("layer by layer", "a finished step is written:1", 1),
+    ("layer by layer", "a finished step gets its name:1", 1),
+    ("layer by layer", "a shard is written", 2),
+    # Each layer learns on its own.
+    ("in windows", "learning takes a step:3", 4),
+    ("in windows", "learning takes a step:7", 5),
+    # Then two intervals of the distillation.
+    ("best", "distillation takes a step:1", 4),
+    ("best", "a finished step gets its name:4", 4),
+    ("best", "distillation takes a step:3", 5),
+    ("best", "a finished step is written:5", 5),
+    ("best", "a shard is written", 5),
+]
 
 
-def kill_after(method: str, calls: int) -> Callable[..., Any]:
-    """A method of the work folder that ends the run when it was called a number of times."""
-    original, done = getattr(WorkFolder, method), []
-
-    def stopping(self: WorkFolder, name: str, compute: Callable[[], Step]) -> Any:
-        if len(done) == calls:
-            raise Killed
-        done.append(name)
-        return original(self, name, compute)
-
-    return stopping
-
-
-def outputs(directory: Path) -> tuple[Path, Path]:
-    """Of the run that is not stopped, and of the one that is; each in a folder of its own."""
-    for name in ("whole", "resumed"):
-        (directory / name).mkdir()
-    return directory / "whole" / "sparse", directory / "resumed" / "sparse"
+@pytest.mark.parametrize(("method", "stage", "kept"), KILLED_AT)
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    method: str,
+    stage: str,
+    kept: int,
+    arguments: Arguments,
+    whole: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "sparse"
+    line = arguments(method, output)
+    ended = child(line, partial(stop_at, stage, signal.SIGKILL))
+    assert ended.status == -signal.SIGKILL, ended.errors
+    assert not output.exists()
+    work = tmp_path / ".sparse.work"
+    assert len(list(work.glob("*.safetensors"))) == kept
+    assert main([*line, "--resume"]) == 0
+    for file in FILES:
+        assert (whole(method) / file).read_bytes() == (output / file).read_bytes(), file
+    assert not work.exists()
 
 
 @pytest.mark.parametrize(
-    ("steps", "method"), [(1, WHOLE), (2, WHOLE), (3, WHOLE), (4, WHOLE), (5, WHOLE), (1, STREAMED)]
+    ("method", "module", "schedule", "stage"),
+    [
+        ("in memory", span_learning, "cosine", "learning takes a step:3"),
+        ("best", distillation, "warmed_cosine", "distillation takes a step:3"),
+    ],
 )
-def test_resumes_to_the_same_bytes(
-    steps: int,
-    method: tuple[str, ...],
+def test_steps_before_the_last_interval_are_not_taken_again(
+    method: str,
+    module: ModuleType,
+    schedule: str,
+    stage: str,
+    arguments: Arguments,
     tmp_path: Path,
-    tiny_model_directory: Path,
-    text_file: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole, resumed = outputs(tmp_path)
-    assert main(arguments(tiny_model_directory, text_file, whole, *method)) == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(WorkFolder, "step", kill_after("step", steps))
-        with pytest.raises(Killed):
-            main(arguments(tiny_model_directory, text_file, resumed, *method))
-    assert not resumed.exists()
-    assert len(list(resumed.parent.glob(".sparse.work/*.safetensors"))) == steps
-    assert main(arguments(tiny_model_directory, text_file, resumed, *method, "--resume")) == 0
-    for file in FILES:
-        assert (whole / file).read_bytes() == (resumed / file).read_bytes(), file
-    assert [path.name for path in resumed.parent.iterdir()] == ["sparse"]
+    line = arguments(method, tmp_path / "sparse")
+    assert child(line, partial(stop_at, stage, signal.SIGKILL)).status == -signal.SIGKILL
+    original, taken = getattr(module, schedule), []
+
+    def recording(step: int, *more: float) -> float:
+        taken.append(step)
+        return float(original(step, *more))
+
+    monkeypatch.setattr(module, schedule, recording)
+    assert main([*line, "--resume"]) == 0
+    assert taken == [3, 4]
 
 
 def test_finished_steps_are_not_computed_again(tmp_path: Path) -> None:
@@ -102,62 +175,6 @@ def test_a_damaged_step_is_named(tmp_path: Path) -> None:
     (tmp_path / "work" / "one.safetensors").write_bytes(b"nothing")
     with pytest.raises(OfflineError, match=r"one\.safetensors is no finished step"):
         WorkFolder(tmp_path / "work", "a", resume=True)
-
-
-def test_a_real_kill_leaves_what_resume_needs(
-    tmp_path: Path, tiny_model_directory: Path, text_file: Path
-) -> None:
-    command = arguments(tiny_model_directory, text_file, tmp_path / "sparse", *STREAMED)
-    program = (
-        "import os, signal\n"
-        "from permllm_offline.cli import main\n"
-        "from permllm_offline.steps import WorkFolder\n"
-        "original = WorkFolder.step\n"
-        "def step(self, name, compute):\n"
-        "    if name == 'layer-0001':\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return original(self, name, compute)\n"
-        "WorkFolder.step = step\n"
-        f"main({json.dumps(command)})\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", program], env=os.environ, check=False)
-    assert ended.returncode == -9
-    assert (tmp_path / ".sparse.work" / "layer-0000.safetensors").exists()
-    assert main([*command, "--resume"]) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["sparse"]
-
-
-LEARNED = ("--method", "permllm-wanda", "--learn-scope", "window", "--learn-window", "1")
-DISTILLED = ("--method", "permllm-best")
-
-
-@pytest.mark.parametrize(
-    ("intervals", "method"), [(1, LEARNED), (2, LEARNED), (3, LEARNED), (1, DISTILLED)]
-)
-def test_resumes_inside_a_long_step_to_the_same_bytes(
-    intervals: int,
-    method: tuple[str, ...],
-    tmp_path: Path,
-    tiny_model_directory: Path,
-    text_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    recipe = tmp_path / "short.yaml"
-    distillation = {"steps": 4, "validation_interval": 2, "self_windows": 2, "learning_rate": 0.01}
-    recipe.write_text(json.dumps({"distillation": distillation}), encoding="utf-8")
-    short = ("--recipe", str(recipe), "--validation-interval", "2", "--steps", "4")
-    more = (*method, *short, "--learning-rate", "0.3")
-    whole, resumed = outputs(tmp_path)
-    assert main(arguments(tiny_model_directory, text_file, whole, *more)) == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(WorkFolder, "keep_interval", kill_after("keep_interval", intervals))
-        with pytest.raises(Killed):
-            main(arguments(tiny_model_directory, text_file, resumed, *more))
-    kept = list(resumed.parent.glob(".sparse.work/*-interval.safetensors"))
-    assert len(kept) == intervals % 2  # one that ended a window of layers is gone
-    assert main(arguments(tiny_model_directory, text_file, resumed, *more, "--resume")) == 0
-    for file in FILES:
-        assert (whole / file).read_bytes() == (resumed / file).read_bytes(), file
 
 
 def test_an_interval_takes_the_place_of_the_last_and_goes_with_its_step(tmp_path: Path) -> None:

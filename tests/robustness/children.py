@@ -7,27 +7,47 @@ of OpenMP that it does not have.
 import multiprocessing
 import os
 import signal
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from permllm_offline.cli import main
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["permllm_offline.pipeline", "tests.robustness.stages", __name__])
+_CONTEXT.set_forkserver_preload(
+    [
+        "permllm_offline.pipeline",
+        "tests.robustness.stages",
+        "tests.offline.tiny_models",  # and the classes of transformers that a child would load
+        "matplotlib.figure",
+        "matplotlib.backends.backend_svg",
+        __name__,
+    ]
+)
 
 
-def child(command: list[str], prepare: Callable[[], object]) -> int:
-    """Run a command in a child after `prepare`, which can be pickled; its status, or -signal."""
-    process = _CONTEXT.Process(target=_run, args=(command, prepare))
-    process.start()
-    process.join()
-    assert process.exitcode is not None
-    return process.exitcode
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended: its status, or -signal, and what it wrote to standard error."""
+
+    status: int
+    errors: str
 
 
-def _run(command: list[str], prepare: Callable[[], object]) -> None:
+def child(command: list[str], prepare: Callable[[], object]) -> Ended:
+    """Run a command in a child after `prepare`, which can be pickled."""
+    with tempfile.NamedTemporaryFile() as errors:
+        process = _CONTEXT.Process(target=_run, args=(command, prepare, errors.name))
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        return Ended(process.exitcode, errors.read().decode(errors="replace"))
+
+
+def _run(command: list[str], prepare: Callable[[], object], errors: str) -> None:
     status = 99
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os.dup2(os.open(errors, os.O_WRONLY), 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         prepare()
         status = main(command)

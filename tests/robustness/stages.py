@@ -1,7 +1,8 @@
-"""The stages of a command that writes a checkpoint, and a way to stop at one of them."""
+"""The stages of a command, ways to stop at one of them, and other trouble on the way."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -9,9 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from permllm_offline import span_learning, steps
+from permllm_offline.reconstruction import distillation
 from permllm_vllm.checkpoint import output, writer
+from permllm_vllm.checkpoint.shard import Shard
 
 STAGES: dict[str, tuple[Any, str]] = {
+    "learning takes a step": (span_learning, "cosine"),
+    "distillation takes a step": (distillation, "warmed_cosine"),
+    "a finished step is written": (steps, "save_file"),
+    "a finished step gets its name": (Path, "replace"),
     "the directory is made": (Path, "mkdir"),
     "a shard is written": (writer, "save_file"),
     "a shard gets its name": (Path, "rename"),
@@ -23,17 +33,21 @@ STAGES: dict[str, tuple[Any, str]] = {
 }
 
 
-def stop_at(stage: str, passes: int, number: int) -> None:
-    """Make this process send itself the signal when the stage has begun `passes` times before."""
+def stop_at(stage: str, number: int) -> None:
+    """Make this process send itself the signal at `STAGE`, or at `STAGE:N` when it comes again.
+
+    N is how often the stage has begun before.
+    """
+    stage, _, passes = stage.partition(":")
     owner, name = STAGES[stage]
     original: Callable[..., Any] = getattr(owner, name)
-    seen = 0
+    left = int(passes or 0)
 
     def stopping(*arguments: Any, **options: Any) -> Any:
-        nonlocal seen
-        seen += 1
-        if seen > passes:
+        nonlocal left
+        if left == 0:
             os.kill(os.getpid(), number)
+        left -= 1
         return original(*arguments, **options)
 
     setattr(owner, name, stopping)
@@ -49,3 +63,39 @@ def stop_before_the_new_name() -> None:
         return rename(path, target)
 
     Path.rename = stopping  # type: ignore[method-assign, assignment]
+
+
+def cut_short(file: Path, reads: int) -> None:
+    """Make a file lose its second half when `reads` tensors of it have been read."""
+    original = Shard.tensor
+    left = reads
+
+    def cutting(shard: Shard, name: str) -> Tensor:
+        nonlocal left
+        if left == 0:
+            os.truncate(file, file.stat().st_size // 2)
+        left -= 1
+        return original(shard, name)
+
+    Shard.tensor = cutting  # type: ignore[method-assign]
+
+
+def obey_permissions() -> None:
+    """Take from this process what lets an administrator read and write against permissions.
+
+    Files stay its own, so that it finds the interpreter wherever that is. A process of anybody else
+    loses nothing.
+    """
+    system = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable; 32 bits, then the rest
+    if system.capget(header, sets) != 0:
+        raise OSError(ctypes.get_errno(), "capget")
+    for index in range(3):
+        sets[index] &= ~_AGAINST_PERMISSIONS
+    if system.capset(header, sets) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+_CAPABILITY_VERSION = 0x20080522
+_AGAINST_PERMISSIONS = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH of Linux

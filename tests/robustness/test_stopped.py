@@ -17,17 +17,28 @@ from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
 from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
 from tests.robustness.children import child
-from tests.robustness.stages import stop_at, stop_before_the_new_name
+from tests.robustness.stages import (
+    cut_short,
+    obey_permissions,
+    stop_at,
+    stop_before_the_new_name,
+)
 
-KILLED_AT = [
+WRITING = [
     "the directory is made",
     "a shard is written",
     "a shard gets its name",
     "companions are copied",
     "a file is written",
-    "a file is written:2",
-    "files are synchronized",
+    "a file is written:1",
+    "files are synchronized:1",
     "the output gets its name",
+]
+PRUNING = ["a finished step is written", "a finished step gets its name", "a file is written:5"]
+KILLED_AT = [
+    *(("prune", stage) for stage in [*PRUNING, *WRITING]),
+    *(("convert", stage) for stage in WRITING),
+    *(("to dense", stage) for stage in WRITING),
 ]
 
 
@@ -64,15 +75,21 @@ def masked(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def command(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[str], Path]:
-    """A command line without its output, by name, and the output."""
+    """A command line by name, and the output of those that write one."""
     output = tmp_path / "work" / "out"
     output.parent.mkdir()
     lines = {
         "prune": lambda: ["prune", str(request.getfixturevalue("model")), "--method", "magnitude"],
         "convert": lambda: ["convert", str(request.getfixturevalue("masked"))],
         "to dense": lambda: ["convert", str(request.getfixturevalue("sparse")), "--to", "dense"],
+        "eval": lambda: ["eval", str(request.getfixturevalue("model"))],
+        "eval sparse": lambda: ["eval", str(request.getfixturevalue("sparse"))],
     }
-    return [*lines[request.param](), "--output", str(output)], output
+    line = lines[request.param]()
+    if line[0] != "eval":
+        return [*line, "--output", str(output)], output
+    text = request.getfixturevalue("model") / "text.txt"
+    return [*line, "--dataset", str(text), "--sequence-length", "32"], output
 
 
 def complete(output: Path) -> bool:
@@ -91,20 +108,30 @@ def left_beside(output: Path) -> list[str]:
 COMMANDS = pytest.mark.parametrize("command", ["prune", "convert", "to dense"], indirect=True)
 
 
-@COMMANDS
-@pytest.mark.parametrize("stage", KILLED_AT)
+@pytest.mark.parametrize(("command", "stage"), KILLED_AT, indirect=["command"])
 def test_a_killed_command_leaves_no_half_of_an_output(
     command: tuple[list[str], Path], stage: str
 ) -> None:
     line, output = command
-    name, _, passes = stage.partition(":")
-    status = child(line, partial(stop_at, name, int(passes or 0), signal.SIGKILL))
-    if status == 0:
-        pytest.skip(f"this command does not come to {stage!r}")
-    assert status == -signal.SIGKILL
+    assert child(line, partial(stop_at, stage, signal.SIGKILL)).status == -signal.SIGKILL
     assert not output.exists()
     assert main(line) == 0  # the leftovers of the killed one are in nobody's way
     assert complete(output)
+
+
+@pytest.mark.parametrize("command", ["convert"], indirect=True)
+@pytest.mark.parametrize("stage", ["a shard is written:2", "a shard gets its name:2"])
+def test_a_conversion_killed_between_two_shards(
+    command: tuple[list[str], Path], stage: str
+) -> None:
+    line, output = command
+    line += ["--max-shard-bytes", "50000"]
+    assert child(line, partial(stop_at, stage, signal.SIGKILL)).status == -signal.SIGKILL
+    (partial_output,) = output.parent.iterdir()
+    assert partial_output.suffix == ".partial"
+    assert main(line) == 0
+    assert complete(output)
+    assert len(list(output.glob("model-*.safetensors"))) > 3
 
 
 @COMMANDS
@@ -114,8 +141,8 @@ def test_a_killed_replacement_leaves_the_old_or_the_new(
 ) -> None:
     line, output = command
     assert main(line) == 0
-    status = child([*line, "--force"], partial(stop_at, stage, 0, signal.SIGKILL))
-    assert status == -signal.SIGKILL
+    ended = child([*line, "--force"], partial(stop_at, stage, signal.SIGKILL))
+    assert ended.status == -signal.SIGKILL
     assert complete(output)
 
 
@@ -125,7 +152,7 @@ def test_a_replacement_killed_between_two_names_keeps_the_old_output(
 ) -> None:
     line, output = command
     assert main(line) == 0
-    assert child([*line, "--force"], stop_before_the_new_name) == -signal.SIGKILL
+    assert child([*line, "--force"], stop_before_the_new_name).status == -signal.SIGKILL
     assert not output.exists()
     (old,) = output.parent.glob(".out.*.replaced")
     assert complete(old)
@@ -143,7 +170,7 @@ def test_a_replacement_killed_between_two_names_keeps_the_old_output(
 )
 def test_an_interrupted_command_leaves_nothing(command: tuple[list[str], Path], stage: str) -> None:
     line, output = command
-    assert child(line, partial(stop_at, stage, 0, signal.SIGINT)) == 130
+    assert child(line, partial(stop_at, stage, signal.SIGINT)).status == 130
     assert left_beside(output) == []
     assert main(line) == 0
     assert [path.name for path in output.parent.iterdir()] == [output.name]
@@ -154,19 +181,35 @@ def test_an_interrupted_command_leaves_nothing(command: tuple[list[str], Path], 
 def test_a_disk_that_fills_up_leaves_nothing(command: tuple[list[str], Path]) -> None:
     line, output = command
     limit = (50_000, 50_000)  # bytes of the largest file
-    assert child(line, partial(resource.setrlimit, resource.RLIMIT_FSIZE, limit)) == 2
+    ended = child(line, partial(resource.setrlimit, resource.RLIMIT_FSIZE, limit))
+    assert ended.status == 2
+    assert "File too large" in ended.errors
+    assert "remedy: free some space or choose another output directory" in ended.errors
     assert left_beside(output) == []
 
 
 @COMMANDS
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC], ids=os.strerror)
+def test_a_directory_without_permission_is_named(command: tuple[list[str], Path]) -> None:
+    line, output = command
+    output.parent.chmod(0o555)
+    ended = child(line, obey_permissions)
+    output.parent.chmod(0o755)
+    assert ended.status == 2
+    assert "Permission denied" in ended.errors
+    assert "rule: the place is writable" in ended.errors
+    assert str(output.parent) in ended.errors
+    assert left_beside(output) == []
+
+
+@COMMANDS
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC], ids=os.strerror)
 def test_a_directory_that_cannot_be_written_is_named(
     command: tuple[list[str], Path],
     number: int,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The error of the system call is made here: permissions do not bind an administrator."""
+    """A file system that is full or read-only needs an administrator: its errors are made here."""
     line, output = command
 
     def refuse(path: Path, *_: object, **__: object) -> None:
@@ -177,6 +220,46 @@ def test_a_directory_that_cannot_be_written_is_named(
     error = capsys.readouterr().err
     assert os.strerror(number) in error
     assert "remedy: free some space or choose another output directory" in error
+    assert left_beside(output) == []
+
+
+READING = pytest.mark.parametrize(
+    "command", ["prune", "convert", "to dense", "eval", "eval sparse"], indirect=True
+)
+
+
+@pytest.fixture
+def own_source(command: tuple[list[str], Path], tmp_path: Path) -> Path:
+    """The weights of a copy of the model, which the command reads in its place."""
+    source = shutil.copytree(command[0][1], tmp_path / "source")
+    command[0][1] = str(source)
+    return source / "model.safetensors"
+
+
+@READING
+def test_weights_without_permission_are_named(
+    command: tuple[list[str], Path], own_source: Path
+) -> None:
+    line, output = command
+    own_source.chmod(0)
+    ended = child(line, obey_permissions)
+    assert ended.status == 2
+    assert f"{own_source}: found what cannot be opened" in ended.errors
+    assert "Permission denied" in ended.errors
+    assert list(output.parent.iterdir()) == []
+
+
+@READING
+@pytest.mark.parametrize("reads", [0, 5])
+def test_weights_that_shrink_while_they_are_read_are_named(
+    command: tuple[list[str], Path], own_source: Path, reads: int
+) -> None:
+    """A disk that is unplugged does the same to what maps a file: the process ends."""
+    line, output = command
+    ended = child(line, partial(cut_short, own_source, reads))
+    assert ended.status == 2
+    assert f"{own_source}: found a file that ends" in ended.errors
+    assert "it was cut short while it was read" in ended.errors
     assert left_beside(output) == []
 
 
