@@ -52,7 +52,7 @@ sanitize: $(STAMP) ## the CPU kernels under the address, undefined-behaviour and
 demo: $(STAMP) ## prune a real model, serve it with vLLM, compare with dense
 	$(TEST_ENV) $(BIN)/python -m benchmarks.demo
 
-benchmark: $(STAMP) ## kernel and serving benchmarks of this machine
+benchmark: $(STAMP) ## kernel and serving benchmarks of this machine: hours; goes on where it was
 	$(BIN)/python -m benchmarks.kernels --device cpu --threads 1 --json build/kernels.json
 	$(TEST_ENV) $(BIN)/python -m benchmarks.serving --json build/serving.json
 

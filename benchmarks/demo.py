@@ -15,6 +15,7 @@ from rich.table import Table
 
 from permllm_offline.inspection import inspect
 
+from .engines import Engine
 from .machine import machine, write_json
 from .models import random_llama, smollm2
 from .offline import evaluate, magnitude_pruned, permllm_offline
@@ -110,7 +111,10 @@ def main() -> None:
     print("\nDecode speed on TinyLlama's shape, random weights, dense and sparse in turn:")
     dense = random_llama("tinyllama")
     models = {"dense": dense, "sparse": magnitude_pruned(dense)}
-    rows = compare(models, [(1, 32)], repeats=5)
+    rows = compare(list(models), [(1, 32)], lambda name: Engine(models[name], eager=True))
+    for row in rows:
+        if "refused" in row:
+            raise SystemExit(f"vLLM does not serve the {row['variant']} model: {row['refused']}")
 
     console = Console()
     console.print(f"\n[bold]{QUESTION}[/bold]\n{answer}\n")

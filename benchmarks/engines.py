@@ -1,13 +1,18 @@
 """vLLM engines that take turns: whatever else the machine does falls on all of them."""
 
 import os
+import re
 import statistics
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 import psutil
+import torch
 
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
@@ -15,6 +20,10 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+ASKED = {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+"""Lets functions be sent to an engine's own processes, to ask them what they hold."""
+RESERVED_CORES = "VLLM_CPU_NUM_OF_RESERVED_CPU"
+"""vLLM's variable: cores that it leaves to its scheduler, one by default."""
 ENGINE_OPTIONS: Mapping[str, Any] = {
     "dtype": "bfloat16",
     "max_model_len": 1024,
@@ -22,78 +31,267 @@ ENGINE_OPTIONS: Mapping[str, Any] = {
     "enable_prefix_caching": False,
     "disable_log_stats": True,
 }
+WARM_UP_PROMPT = 32
+RAISED = re.compile(r"^.*?\b((?:\w+\.)*\w*(?:Error|Exception|Exit)): (.+)$", re.MULTILINE)
+NO_REASON = ("Engine core initialization failed", "WorkerProc initialization failed")
+"""What vLLM says where the reason stands above."""
+REASON_LENGTH = 400
+
+
+class EngineError(RuntimeError):
+    """An engine did not start, or ended; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What has come back at some time: the tokens of each sequence, and whether one has ended."""
+
+    seconds: float
+    tokens: Mapping[str, int]
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Times of a batch.
+
+    Attributes:
+        first_token_seconds: until every sequence had its first token.
+        decode_tokens_per_second: of all sequences together, from then on until one ended, so that
+            no prompt was read and none was missing.
+    """
+
+    first_token_seconds: float
+    decode_tokens_per_second: float
+
+    @classmethod
+    def of(cls, steps: Iterable[Step], batch: int) -> "Answers":
+        """Read the times off the steps.
+
+        Raises:
+            EngineError: a sequence ended before the last one had its first token.
+        """
+        first = last = None
+        for step in steps:
+            if first is None:
+                first = step if len(step.tokens) == batch else None
+            else:
+                last = step
+            if step.ended:
+                break
+        if first is None or last is None:
+            raise EngineError(
+                f"a sequence of {batch} ended before all of them decoded: take a smaller batch or "
+                "shorter prompts, or a KV cache that holds all (VLLM_CPU_KVCACHE_SPACE)"
+            )
+        decoded = sum(last.tokens.values()) - sum(first.tokens.values())
+        return cls(first.seconds, decoded / (last.seconds - first.seconds))
+
+
+class Running(Protocol):
+    """What takes turns."""
+
+    def answers(self, batch: int, prompt: int, output: int) -> Answers:
+        """Times of a batch of answers; raises EngineError."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What a row says of the engine itself."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
 
 
 class Engine:
-    """A vLLM engine in processes of its own that answers with a fixed number of tokens."""
+    """A vLLM engine in processes of its own that answers with a fixed number of tokens.
+
+    Raises:
+        EngineError: it does not start.
+    """
 
     def __init__(self, model: Path, *, eager: bool) -> None:
-        os.environ.update(ENVIRONMENT)
+        os.environ.update(ENVIRONMENT | ASKED)
         from vllm import LLM
 
+        self._model = model
         others = set(_descendants())
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the processes that write)
         start = time.perf_counter()
-        self._llm = LLM(model=str(model), enforce_eager=eager, **ENGINE_OPTIONS)
-        self.load_seconds = time.perf_counter() - start
+        try:
+            with _output_to(self._log):
+                self._llm = LLM(model=str(model), enforce_eager=eager, **ENGINE_OPTIONS)
+        except Exception as error:
+            _end([process for process in _descendants() if process not in others])
+            raise EngineError(self._reason(error)) from error
+        self._load_seconds = time.perf_counter() - start
         self._processes = [process for process in _descendants() if process not in others]
+        (self._threads,) = self._llm.collective_rpc(threads)
+        ((self._packed, self._dense),) = self._llm.apply_model(sparse_bytes)
 
-    def seconds(self, batch: int, prompt: int, output: int) -> float:
-        """Wall time of `batch` answers of exactly `output` tokens to prompts of `prompt` tokens."""
+    def answers(self, batch: int, prompt: int, output: int) -> Answers:
+        """Times of `batch` answers of exactly `output` tokens to prompts of `prompt` tokens.
+
+        Raises:
+            EngineError: the engine has ended, or cannot decode so many sequences together.
+        """
+        try:
+            steps = self._steps(batch, prompt, output)
+        except Exception as error:
+            raise EngineError(self._reason(error)) from error
+        return Answers.of(steps, batch)
+
+    def _steps(self, batch: int, prompt: int, output: int) -> list[Step]:
         from vllm import SamplingParams, TokensPrompt
 
-        prompts = [
-            TokensPrompt(prompt_token_ids=[3 + (7 * i + 13 * j) % 30000 for j in range(prompt)])
-            for i in range(batch)
-        ]
         sampling = SamplingParams(
             temperature=0.0, max_tokens=output, ignore_eos=True, detokenize=False
         )
+        engine = self._llm.llm_engine
+        steps: list[Step] = []
+        tokens: dict[str, int] = {}
         start = time.perf_counter()
-        self._llm.generate(prompts, sampling, use_tqdm=False)
-        return time.perf_counter() - start
+        for i in range(batch):
+            words = [3 + (7 * i + 13 * j) % 30000 for j in range(prompt)]
+            engine.add_request(str(i), TokensPrompt(prompt_token_ids=words), sampling)
+        while engine.has_unfinished_requests():
+            found = engine.step()
+            tokens |= {one.request_id: len(one.outputs[0].token_ids) for one in found}
+            ended = any(one.finished for one in found)
+            steps.append(Step(time.perf_counter() - start, dict(tokens), ended))
+        return steps
 
-    def resident_mib(self) -> float:
-        """Memory that the engine's processes have to themselves: weights, KV cache, run time."""
-        total = sum(process.memory_full_info().uss for process in self._processes)
-        return float(total / 2**20)
+    def facts(self) -> dict[str, Any]:
+        """Load time, kernel threads, memory; bytes of the sparse linear layers if there are any.
+
+        `resident_mib` is what the engine's processes have to themselves: weights, KV cache, run
+        time; `packed_bytes` and `dense_bytes` are those of the sparse linear layers, as the backend
+        holds them and in bfloat16.
+        """
+        used = sum(process.memory_full_info().uss for process in self._processes)
+        facts = {
+            "load_seconds": self._load_seconds,
+            "threads": self._threads,
+            "resident_mib": used / 2**20,
+        }
+        if self._dense:
+            facts |= {"packed_bytes": self._packed, "dense_bytes": self._dense}
+            facts["packed_ratio"] = self._packed / self._dense
+        return facts
 
     def close(self) -> None:
         """Stop the processes, so that the next engine has the memory."""
         self._llm.llm_engine.engine_core.shutdown()
-        _, alive = psutil.wait_procs(self._processes, timeout=10)
-        for process in alive:
-            process.kill()
+        _end(self._processes)
+        self._log.close()
+
+    def _reason(self, error: Exception) -> str:
+        self._log.seek(0)
+        found = reason(self._log.read().decode(errors="replace"), error)
+        return found.replace(f"{self._model.parent}/", "")  # where models lie is no news
+
+
+class NoEngine:
+    """In the place of an engine that did not start: its turns raise the reason."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def answers(self, batch: int, prompt: int, output: int) -> Answers:
+        """Raise EngineError."""
+        raise EngineError(self._reason)
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing is known."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing is there to be ended."""
+
+
+def threads(worker: Any) -> int:
+    """Kernel threads of the worker process in which this runs: its OMP_NUM_THREADS."""
+    return torch.get_num_threads()
+
+
+def sparse_bytes(model: torch.nn.Module) -> tuple[int, int]:
+    """Bytes of a model's sparse linear layers: as the backend packed them, and as bfloat16."""
+    from permllm_vllm.quantization.linear import PermLLMLinearMethod
+
+    packed = dense = 0
+    layer: Any
+    for layer in model.modules():
+        if isinstance(getattr(layer, "quant_method", None), PermLLMLinearMethod):
+            parts = layer.named_parameters(recurse=False)
+            packed += sum(part.nbytes for name, part in parts if name != "bias")
+            dense += 2 * layer.input_size * layer.output_size
+    return packed, dense
+
+
+def reason(log: str, error: Exception) -> str:
+    """The last error in a log of vLLM that says why, else the one that reached this process."""
+    raised = [f"{kind.rpartition('.')[2]}: {text.strip()}" for kind, text in RAISED.findall(log)]
+    telling = [line for line in raised if not any(words in line for words in NO_REASON)]
+    text = telling[-1] if telling else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:REASON_LENGTH]
 
 
 def alternate(
-    engines: Mapping[str, Engine], batch: int, prompt: int, output: int, repeats: int
+    engines: Mapping[str, Running], batch: int, prompt: int, output: int, repeats: int
 ) -> Iterator[dict[str, Any]]:
-    """Measure every engine in turn, `repeats` times after one warm-up; yield a row for each.
+    """Measure every engine in turn, `repeats` times after warming up; yield a row of medians each.
 
-    Decode speed is (output - 1) tokens over the time that is left when the time of a one-token
-    answer is taken off.
+    An engine that ends has a row with the reason under `refused`.
     """
-    first: dict[str, list[float]] = {name: [] for name in engines}
-    whole: dict[str, list[float]] = {name: [] for name in engines}
+    found: dict[str, list[Answers]] = {name: [] for name in engines}
+    refused: dict[str, str] = {}
     for repeat in range(repeats + 1):
         for name, engine in engines.items():
-            times = engine.seconds(batch, prompt, 1), engine.seconds(batch, prompt, output)
-            if repeat:
-                first[name].append(times[0])
-                whole[name].append(times[1])
+            if name in refused:
+                continue
+            try:
+                if repeat == 0:
+                    engine.answers(batch, min(prompt, WARM_UP_PROMPT), output)
+                else:
+                    found[name].append(engine.answers(batch, prompt, output))
+            except EngineError as error:
+                refused[name] = str(error)
     for name, engine in engines.items():
-        decode = [w - f for w, f in zip(whole[name], first[name], strict=True)]
+        row = {"variant": name, "batch": batch, "prompt_tokens": prompt, "output_tokens": output}
+        if name in refused:
+            yield {**row, "refused": refused[name]}
+            continue
+        speed = statistics.median(one.decode_tokens_per_second for one in found[name])
+        first = statistics.median(one.first_token_seconds for one in found[name])
         yield {
-            "variant": name,
-            "batch": batch,
-            "prompt_tokens": prompt,
-            "output_tokens": output,
+            **row,
             "repeats": repeats,
-            "decode_tokens_per_second": batch * (output - 1) / statistics.median(decode),
-            "time_to_first_token_ms": 1e3 * statistics.median(first[name]),
-            "load_seconds": engine.load_seconds,
-            "resident_mib": engine.resident_mib(),
+            "decode_tokens_per_second": speed,
+            "time_to_first_token_ms": 1e3 * first,
+            **engine.facts(),
+            "load_average": round(os.getloadavg()[1], 1),  # of five minutes
         }
+
+
+@contextmanager
+def _output_to(file: IO[bytes]) -> Iterator[None]:
+    """Send what this process and those that it starts write to the terminal to a file instead."""
+    kept = [os.dup(descriptor) for descriptor in (1, 2)]
+    try:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+        yield
+    finally:
+        for descriptor, old in zip((1, 2), kept, strict=True):
+            os.dup2(old, descriptor)
+            os.close(old)
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    for process in alive:
+        process.kill()
 
 
 def _descendants() -> list[psutil.Process]:

@@ -1,28 +1,37 @@
 """Decode and prefill speed in vLLM: dense, 2:4 sparse, and vLLM's own int8 and int4.
 
 All engines are up at the same time and take turns, call by call; medians are reported, and ratios
-to dense in the same run. `--bench` adds vLLM's own `vllm bench latency`, `throughput` and `serve`,
-variant after variant.
+to dense in the same run. vLLM's own `vllm bench latency`, `throughput` and `serve` follow, each
+for every variant in turn, as many rounds as `--bench` says.
 
     python -m benchmarks.serving --json OUT
     python -m benchmarks.serving --model llama-3.2-1b --compiled --json OUT --plot OUT.svg
     python -m benchmarks.serving --model llama-2-7b --one-at-a-time --batch 1 --json OUT
-    python -m benchmarks.serving --dense DIR --sparse DIR --batch 1 8 --json OUT
+    python -m benchmarks.serving --dense DIR --sparse DIR --batch 1 8 --reserved-cores 0 --json OUT
+
+The result is written after each cell, and what it holds already is not measured again. A variant
+that does not start or that ends has rows that say why under `refused`, and the rest goes on; it is
+tried again when those rows are taken out of the file.
 """
 
 import argparse
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from . import quantized_peers, vllm_bench
-from .engines import Engine, alternate
-from .machine import machine_class, write_json
+from .drawing import save
+from .engines import RESERVED_CORES, Engine, NoEngine, Running, alternate
+from .machine import machine_class
 from .models import LLAMA_SHAPES, random_llama, smollm2, word_tokenizer
 from .offline import magnitude_pruned
+from .rows import Rows
+from .serving_report import draw, show
+from .serving_rows import DECODE, KEY, repeats_of, with_ratios
+from .weight_bytes import DecodedWeights, of_checkpoint
 
 DENSE = "dense bfloat16"
 VARIANTS: Mapping[str, Callable[[Path], Path]] = {
@@ -32,127 +41,70 @@ VARIANTS: Mapping[str, Callable[[Path], Path]] = {
     "vLLM int8 (W8A8)": quantized_peers.int8,
     "vLLM int4 (GPTQ)": quantized_peers.int4,
 }
-CELLS = ((1, 32), (8, 32), (32, 32), (1, 512))
-"""Batch and prompt tokens of the default run."""
+BATCHES, PROMPTS = (1, 8, 32), (32, 512)
 OUTPUT_TOKENS = 32
+SHAPE = (
+    *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "tie_word_embeddings"),
+)
+"""What a result says of its model, from the configuration."""
 
 
 def compare(
-    models: Mapping[str, Path],
+    variants: Sequence[str],
     cells: Sequence[tuple[int, int]],
+    start: Callable[[str], Running],
+    rows: Rows | None = None,
     *,
-    eager: bool = True,
-    repeats: int = 5,
+    weights: DecodedWeights | None = None,
+    repeats: int | None = None,
     one_at_a_time: bool = False,
-    record: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
 ) -> list[dict[str, Any]]:
-    """Serve variants, the first of them dense; one row per cell and variant, with ratios to it.
+    """Serve variants; one row per cell and variant, with ratios to dense.
 
-    `one_at_a_time` is for models that do not fit into memory together: no turns are taken then.
-    `record` is given the rows so far whenever there are more.
+    Args:
+        variants: names, the first of them dense.
+        cells: batch and prompt tokens.
+        start: gives the engine of a variant; whatever it raises is why the variant is refused.
+        rows: those that are there are kept, the others added after each cell.
+        weights: of the dense model, for what its bytes alone explain.
+        repeats: of each cell; None for as many as its size allows.
+        one_at_a_time: for models that do not fit into memory together: no turns are taken then.
     """
-    rows: list[dict[str, Any]] = []
-    groups = [{name: path} for name, path in models.items()] if one_at_a_time else [dict(models)]
-    dense = next(iter(models))
-    for group in groups:
-        engines = {name: Engine(path, eager=eager) for name, path in group.items()}
-        for batch, prompt in cells:
-            rows += alternate(engines, batch, prompt, OUTPUT_TOKENS, repeats)
-            rows.sort(key=lambda row: cells.index((row["batch"], row["prompt_tokens"])))
-            record(_with_ratios(rows, dense))
-        for engine in engines.values():
-            engine.close()
-    return rows
-
-
-def _with_ratios(rows: Sequence[dict[str, Any]], dense: str) -> list[dict[str, Any]]:
-    """Add how many times as fast as dense a row is, and its share of dense's memory."""
-    base = {(row["batch"], row["prompt_tokens"]): row for row in rows if row["variant"] == dense}
-    for row in rows:
-        other = base[row["batch"], row["prompt_tokens"]]
-        speed, wait = "decode_tokens_per_second", "time_to_first_token_ms"
-        row["decode_ratio"] = row[speed] / other[speed]
-        row["first_token_ratio"] = other[wait] / row[wait]
-        row["resident_ratio"] = row["resident_mib"] / other["resident_mib"]
-    return list(rows)
-
-
-def bench(models: Mapping[str, Path], tokenizer: Path, *, eager: bool) -> list[dict[str, Any]]:
-    """Run vLLM's own benchmarks on every variant, one after the other."""
-    return [
-        {
-            "variant": name,
-            "latency": vllm_bench.latency(path, eager=eager),
-            "throughput": vllm_bench.throughput(path, eager=eager, tokenizer=tokenizer),
-            "serve": vllm_bench.online(path, eager=eager, tokenizer=tokenizer),
+    rows = Rows(None, {}, KEY) if rows is None else rows
+    dense = variants[0]
+    for group in [[name] for name in variants] if one_at_a_time else [list(variants)]:
+        lacking = {
+            cell: [name for name in group if (DECODE, name, *cell, None) not in rows]
+            for cell in cells
         }
-        for name, path in models.items()
-    ]
+        needed = {name for names in lacking.values() for name in (*names, dense) if names}
+        engines = {name: _engine(start, name) for name in group if name in needed}
+        try:
+            for cell, names in lacking.items():
+                turns = {name: e for name, e in engines.items() if name in names or name == dense}
+                if names:
+                    times = repeats or repeats_of(*cell)
+                    found = {
+                        row["variant"]: {"benchmark": DECODE, **row}
+                        for row in alternate(turns, *cell, OUTPUT_TOKENS, times)
+                    }
+                    base = found.get(dense) or rows.get((DECODE, dense, *cell, None))
+                    rows.update(with_ratios(found[name], base, weights) for name in names)
+        finally:
+            for engine in engines.values():
+                engine.close()
+    return rows.all()
 
 
-def show(rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Print the rows as a table."""
-    table = Table(title=title)
-    for column in (
-        *("variant", "batch", "prompt", "decode tokens/s", "x dense", "first token ms", "x dense"),
-        *("resident MiB", "load s"),
-    ):
-        table.add_column(column, justify="left" if column == "variant" else "right")
-    for row in rows:
-        table.add_row(
-            row["variant"],
-            str(row["batch"]),
-            str(row["prompt_tokens"]),
-            f"{row['decode_tokens_per_second']:.1f}",
-            f"{row['decode_ratio']:.2f}",
-            f"{row['time_to_first_token_ms']:.0f}",
-            f"{row['first_token_ratio']:.2f}",
-            f"{row['resident_mib']:.0f}",
-            f"{row['load_seconds']:.0f}",
-        )
-    Console(width=120).print(table)
+def _engine(start: Callable[[str], Running], name: str) -> Running:
+    try:
+        return start(name)
+    except Exception as error:  # a checkpoint that cannot be made, too
+        return NoEngine(str(error) or type(error).__name__)
 
 
-def show_bench(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print what vLLM's own benchmarks found."""
-    table = Table(title="vllm bench")
-    for column in ("variant", "latency s", "throughput tokens/s", "serve tokens/s", "TTFT", "TPOT"):
-        table.add_column(column, justify="left" if column == "variant" else "right")
-    for row in rows:
-        table.add_row(
-            row["variant"],
-            f"{row['latency']['seconds']:.2f}",
-            f"{row['throughput']['tokens_per_second']:.1f}",
-            f"{row['serve']['tokens_per_second']:.1f}",
-            f"{row['serve']['median_ttft_ms']:.0f} ms",
-            f"{row['serve']['median_tpot_ms']:.0f} ms",
-        )
-    Console(width=120).print(table)
-
-
-def plot(rows: Sequence[Mapping[str, Any]], title: str, output: Path) -> None:
-    """Draw decode speed against dense, a group of bars per cell."""
-    from matplotlib.figure import Figure
-
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
-    cells = list(dict.fromkeys((row["batch"], row["prompt_tokens"]) for row in rows))
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots()
-    width = 0.8 / len(variants)
-    for number, variant in enumerate(variants):
-        ratios = [row["decode_ratio"] for row in rows if row["variant"] == variant]
-        places = [cell + (number - (len(variants) - 1) / 2) * width for cell in range(len(cells))]
-        axes.bar(places, ratios, width, label=variant)
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(cells)), [f"batch {batch}\nprompt {n}" for batch, n in cells])
-    axes.set_ylabel("decode tokens/s, times dense")
-    axes.set_title(title)
-    axes.legend()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output)
-
-
-def main() -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -163,52 +115,81 @@ def main() -> None:
         "--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME",
         help=f"of {', '.join(map(repr, VARIANTS))} (default: all); dense comes first",
     )  # fmt: skip
-    parser.add_argument("--batch", type=int, nargs="+", help="batches to measure (default: 1 8 32)")
-    parser.add_argument("--prompt", type=int, nargs="+", help="prompt tokens (default: 32 512)")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--prompt", type=int, nargs="+", default=PROMPTS, help="prompt tokens")
+    parser.add_argument("--repeats", type=int, help="of each cell (default: by its size, 5 to 1)")
     parser.add_argument("--compiled", action="store_true", help="torch.compile instead of eager")
+    parser.add_argument(
+        "--reserved-cores", type=int, metavar="N",
+        help=f"cores that vLLM leaves to its scheduler, {RESERVED_CORES} (default: vLLM's, 1)",
+    )  # fmt: skip
     parser.add_argument("--one-at-a-time", action="store_true", help="for models that fill memory")
-    parser.add_argument("--bench", action="store_true", help="run vLLM's own benchmarks too")
+    parser.add_argument(
+        "--bench", type=int, default=1, metavar="ROUNDS", help="of vLLM's own (default: 1; 0: none)"
+    )
     parser.add_argument("--json", type=Path, required=True, help="where the result is written")
-    parser.add_argument("--plot", type=Path, help="where a plot is written: .svg, .png or .pdf")
+    parser.add_argument("--plot", type=Path, help="where a plot is written, an SVG")
+    return parser
+
+
+def main() -> None:
+    parser = _parser()
     arguments = parser.parse_args()
     if (arguments.dense is None) != (arguments.sparse is None):
         parser.error("--dense and --sparse go together: give both, or neither")
-    eager = not arguments.compiled
+    if arguments.reserved_cores is not None:
+        os.environ[RESERVED_CORES] = str(arguments.reserved_cores)
     if arguments.dense is not None:
         dense = arguments.dense
-        models = {DENSE: dense, "2:4": arguments.sparse}
+        makers = {DENSE: VARIANTS[DENSE], "2:4": lambda dense: arguments.sparse}
     else:
         dense = smollm2() if arguments.model == "smollm2" else random_llama(arguments.model)
-        names = [DENSE, *(name for name in arguments.variants if name != DENSE)]
-        models = {name: VARIANTS[name](dense) for name in names}
-    cells = [
-        (batch, prompt)
-        for batch, prompt in CELLS
-        if batch in (arguments.batch or [batch]) and prompt in (arguments.prompt or [prompt])
-    ]
-    result: dict[str, Any] = {
+        makers = {name: VARIANTS[name] for name in (DENSE, *arguments.variants)}
+    eager = not arguments.compiled
+    facts = {
         "model": dense.name,
-        "eager": eager,
+        "shape": _shape(dense),
+        "mode": "eager" if eager else "compiled",
+        "reserved_cores": os.environ.get(RESERVED_CORES, "by default"),
         "in_turn": not arguments.one_at_a_time,
     }
-    rows = compare(
-        models,
-        cells,
-        eager=eager,
+    rows = Rows(arguments.json, facts, KEY)
+    model = cache(lambda name: makers[name](dense))
+    compare(
+        list(makers),
+        [(batch, prompt) for prompt in arguments.prompt for batch in arguments.batch],
+        lambda name: Engine(model(name), eager=eager),
+        rows,
+        weights=of_checkpoint(dense),
         repeats=arguments.repeats,
         one_at_a_time=arguments.one_at_a_time,
-        record=lambda rows: write_json(arguments.json, {**result, "rows": rows}),
     )
-    result["rows"] = rows
-    title = f"{dense.name} on {machine_class()}, {'eager' if eager else 'compiled'}"
-    show(rows, title)
-    if arguments.bench:
-        result["vllm_bench"] = bench(models, word_tokenizer(dense), eager=eager)
-        show_bench(result["vllm_bench"])
-    write_json(arguments.json, result)
+    words = cache(partial(word_tokenizer, dense))
+    vllm_bench.alternate(
+        list(makers),
+        rows,
+        lambda benchmark, name: vllm_bench.measured(benchmark, model(name), words(), eager=eager),
+        arguments.bench,
+    )
+    order = [*makers]
+    rows.sort(lambda row: _place(row, order))
+    title = f"{dense.name} on {machine_class()}, {facts['mode']}"
+    show(rows.all(), title)
     if arguments.plot is not None:
-        plot(rows, title, arguments.plot)
+        save(partial(draw, title=title), rows.all(), arguments.plot)
+
+
+def _shape(model: Path) -> dict[str, Any]:
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    return {name: config[name] for name in SHAPE if name in config}
+
+
+def _place(row: Mapping[str, Any], variants: Sequence[str]) -> tuple[Any, ...]:
+    """vLLM's own benchmarks last; cells by prompt and batch, variants in their order."""
+    names = [*variants, row["variant"]]
+    benchmark = [DECODE, *vllm_bench.BENCHMARKS].index(row["benchmark"])
+    sizes = (row.get("prompt_tokens", 0), row.get("batch", 0), row.get("round", 0))
+    return benchmark, *sizes, names.index(row["variant"])
 
 
 if __name__ == "__main__":

@@ -1,51 +1,114 @@
 """Tables of the documentation on serving."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from benchmarks.markdown import Result, markdown
+from benchmarks.serving_rows import DECODE
+
+Row = Mapping[str, Any]
+Shown = Callable[[Row], str]
+Together = Callable[[Sequence[Row]], str]
 
 
-def serving(result: Result, value: Callable[[Mapping[str, Any]], str], *, memory: bool) -> str:
-    """A line per variant, a column per batch and prompt length.
+def by_cell(result: Result, shown: Shown, columns: Mapping[str, Together]) -> str:
+    """A line per variant, a column per batch and prompt length, and further ones.
 
-    `memory` adds the most that the engine's processes had to themselves.
+    Args:
+        result: of `benchmarks.serving`.
+        shown: what stands in a cell.
+        columns: what the rows of a variant say together; left out where none says anything.
     """
-    found = {(row["variant"], row["batch"], row["prompt_tokens"]): row for row in result["rows"]}
+    rows = [row for row in result["rows"] if row.get("benchmark", DECODE) == DECODE]
+    found = {(row["variant"], row["batch"], row["prompt_tokens"]): row for row in rows}
     cells = list(dict.fromkeys((batch, prompt) for _, batch, prompt in found))
-    resident: dict[str, float] = {}
-    for (variant, *_), row in found.items():
-        if memory and "resident_mib" in row:
-            resident[variant] = max(row["resident_mib"], resident.get(variant, 0.0))
-    lines = []
-    for variant in dict.fromkeys(variant for variant, _, _ in found):
-        rows = [found.get((variant, *cell)) for cell in cells]
-        line = [variant, *("" if row is None else value(row) for row in rows)]
-        if resident:
-            line.append(f"{resident[variant]:.0f}" if variant in resident else "")
-        lines.append(line)
+    variants = list(dict.fromkeys(variant for variant, _, _ in found))
+    lines = {}
+    for variant in variants:
+        line = [found.get((variant, *cell)) for cell in cells]
+        lines[variant] = [variant, *("" if row is None else _cell(row, shown) for row in line)]
     header = ["variant", *(f"batch {batch}, prompt {prompt}" for batch, prompt in cells)]
-    return markdown([*header, *(["resident MiB"] if resident else [])], lines)
+    for name, column in columns.items():
+        values = [column([row for row in rows if row["variant"] == variant]) for variant in lines]
+        if any(values):
+            header.append(name)
+            for line, value in zip(lines.values(), values, strict=True):
+                line.append(value)
+    return markdown(header, lines.values())
+
+
+def _cell(row: Row, shown: Shown) -> str:
+    return "refused" if "refused" in row else shown(row)
 
 
 def decode(result: Result) -> str:
-    """Decoded tokens per second, and memory."""
-    return serving(result, decode_speed, memory=True)
+    """Decoded tokens per second and times dense's; memory, bytes of the pruned layers, loading."""
+    columns: dict[str, Together] = {
+        "by bytes": lambda rows: _largest(rows, "byte_ratio", "{:.2f}x"),
+        "pruned linears": lambda rows: _largest(rows, "packed_ratio", "{:.3f}x"),
+        "resident MiB": lambda rows: _largest(rows, "resident_mib", "{:.0f}"),
+        "load": _loading,
+    }
+    return by_cell(result, decode_speed, columns)
 
 
 def first_token(result: Result) -> str:
-    """How early the first token comes."""
-    return serving(result, first_token_speed, memory=False)
-
-
-def decode_speed(row: Mapping[str, Any]) -> str:
-    """Decoded tokens per second, and how many times dense's that is."""
-    return f"{row['decode_tokens_per_second']:.1f} ({row['decode_ratio']:.2f}x)"
-
-
-def first_token_speed(row: Mapping[str, Any]) -> str:
     """How many times as early as dense's the first token comes."""
-    return f"{row['first_token_ratio']:.2f}x"
+    return by_cell(result, lambda row: _times(row, "first_token_ratio"), {})
+
+
+def bench(result: Result) -> str:
+    """What vLLM's own benchmarks say, a line per variant, medians over rounds."""
+    rows = [row for row in result["rows"] if row.get("benchmark", DECODE) != DECODE]
+    lines = []
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        line = [variant]
+        for benchmark, _, field, ratio, form in BENCH:
+            own = [r for r in rows if r["variant"] == variant and r["benchmark"] == benchmark]
+            line.append(_medians(own, field, ratio, form))
+        lines.append(line)
+    return markdown(["variant", *(name for _, name, *_ in BENCH)], lines)
+
+
+BENCH = (
+    ("latency", "latency, batch 1", "seconds", "seconds_ratio", "{:.2f} s"),
+    ("throughput", "throughput, tokens/s", "tokens_per_second", "tokens_ratio", "{:.1f}"),
+    ("serve", "serve, tokens/s", "tokens_per_second", "tokens_ratio", "{:.1f}"),
+    ("serve", "serve, first token", "median_ttft_ms", "ttft_ratio", "{:.0f} ms"),
+    ("serve", "serve, each further", "median_tpot_ms", "tpot_ratio", "{:.0f} ms"),
+)
+"""Benchmark; name of a column; field of a row, its ratio to dense, and how it is written."""
+
+
+def _medians(rows: Sequence[Row], field: str, ratio: str, form: str) -> str:
+    measured = [row for row in rows if field in row]
+    if not measured:
+        return "refused" if any("refused" in row for row in rows) else ""
+    shown = form.format(median(row[field] for row in measured))
+    ratios = [row[ratio] for row in measured if ratio in row]
+    return f"{shown} ({median(ratios):.2f}x)" if ratios else shown
+
+
+def decode_speed(row: Row) -> str:
+    """Decoded tokens per second, and how many times dense's that is."""
+    return f"{row['decode_tokens_per_second']:.1f}{_times(row, 'decode_ratio', ' ({})')}"
+
+
+def _times(row: Row, field: str, form: str = "{}") -> str:
+    return form.format(f"{row[field]:.2f}x") if field in row else ""
+
+
+def _largest(rows: Sequence[Row], field: str, form: str) -> str:
+    values = [row[field] for row in rows if field in row]
+    return form.format(max(values)) if values else ""
+
+
+def _loading(rows: Sequence[Row]) -> str:
+    timed = [row for row in rows if "load_seconds" in row and "load_ratio" in row]
+    if not timed:
+        return ""
+    return f"{timed[0]['load_seconds']:.0f} s{_times(timed[0], 'load_ratio', ' ({})')}"
 
 
 def profile(result: Result) -> str:

@@ -160,6 +160,7 @@ VIEWS: Mapping[str, Callable[[Result], str]] = {
     "instruction-sets": kernel_tables.instruction_sets,
     "decode": serving_tables.decode,
     "first-token": serving_tables.first_token,
+    "vllm-bench": serving_tables.bench,
     "profile": serving_tables.profile,
     "accuracy-2:4": lambda result: accuracy(result, ["2:4"]),
     "accuracy": lambda result: accuracy(result, ["2:4", "4:8"]),

@@ -1,18 +1,63 @@
 """vLLM's own benchmarks, `vllm bench latency | throughput | serve`, run as a user runs them."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .engines import ENVIRONMENT
+from .engines import ENVIRONMENT, reason
+from .rows import Rows
 from .server import serve
+from .serving_rows import with_ratios
 
 VLLM = str(Path(sys.executable).with_name("vllm"))
 PROMPTS = 16
+BENCHMARKS = ("latency", "throughput", "serve")
+
+
+def alternate(
+    variants: Sequence[str],
+    rows: Rows,
+    measure: Callable[[str, str], Mapping[str, float]],
+    rounds: int,
+) -> None:
+    """Add what `rows` lack: one of each benchmark, variant and round, variants in turn.
+
+    Args:
+        variants: the first of them dense, to which the ratios of a round are.
+        rows: with the fields of `serving_rows.KEY`; a variant that was refused there is not tried.
+        measure: gives what a benchmark says of a variant; a RuntimeError is why it does not run.
+        rounds: how often everything is measured.
+    """
+    for turn, benchmark, variant in itertools.product(range(rounds), BENCHMARKS, variants):
+        if (benchmark, variant, None, None, turn) in rows:
+            continue
+        row: dict[str, Any] = {"benchmark": benchmark, "variant": variant, "round": turn}
+        refused = {row["variant"]: row["refused"] for row in rows.all() if "refused" in row}
+        if variant in refused:
+            row["refused"] = refused[variant]
+        else:
+            try:
+                row |= measure(benchmark, variant)
+            except RuntimeError as error:
+                row["refused"] = reason(str(error), error)
+        row["load_average"] = round(os.getloadavg()[1], 1)
+        dense = rows.get((benchmark, variants[0], None, None, turn))
+        rows.add(with_ratios(row, row if variant == variants[0] else dense))
+
+
+def measured(benchmark: str, model: Path, tokenizer: Path, *, eager: bool) -> dict[str, float]:
+    """What one of `BENCHMARKS` says; raises RuntimeError with its last lines where it fails."""
+    if benchmark == "latency":
+        return latency(model, eager=eager)
+    if benchmark == "throughput":
+        return throughput(model, eager=eager, tokenizer=tokenizer)
+    return online(model, eager=eager, tokenizer=tokenizer)
 
 
 def latency(model: Path, *, eager: bool, batch: int = 1) -> dict[str, float]:

@@ -175,6 +175,44 @@ def test_serving_shows_what_was_measured() -> None:
     assert "MiB" not in without
 
 
+def test_serving_shows_bytes_loading_and_what_was_refused() -> None:
+    loaded = {"resident_mib": 90.0, "load_seconds": 20.2, "load_ratio": 0.5, "packed_ratio": 0.5625}
+    refused = {"variant": "int4", "batch": 1, "prompt_tokens": 32, "refused": "because"}
+    bench = {"benchmark": "latency", "variant": "2:4", "seconds": 1.0}
+    rows = [serving_row("2:4", 1, 32, 25, byte_ratio=1.69, **loaded), refused, bench]
+    assert tables.VIEWS["decode"]({"rows": rows}).splitlines() == [
+        "| variant | batch 1, prompt 32 | by bytes | pruned linears | resident MiB | load |",
+        "|---|---|---|---|---|---|",
+        "| 2:4 | 25.0 (2.50x) | 1.69x | 0.562x | 90 | 20 s (0.50x) |",
+        "| int4 | refused |  |  |  |  |",
+    ]
+    alone = {name: value for name, value in rows[0].items() if not name.endswith("_ratio")}
+    assert "| 2:4 | 25.0 | 90 |" in tables.VIEWS["decode"]({"rows": [alone]})
+
+
+def test_own_benchmarks_of_vllm_are_medians_over_rounds() -> None:
+    def row(benchmark: str, variant: str, turn: int, **found: Any) -> dict[str, Any]:
+        return {"benchmark": benchmark, "variant": variant, "round": turn, **found}
+
+    rows = [
+        serving_row("dense", 1, 32, 10) | {"benchmark": "decode"},
+        *(
+            row("latency", "dense", i, seconds=s, seconds_ratio=1.0)
+            for i, s in enumerate((2, 4, 9))
+        ),
+        row("latency", "2:4", 0, seconds=2.0, seconds_ratio=1.5),
+        row("serve", "2:4", 0, tokens_per_second=8.0, median_ttft_ms=100.4, ttft_ratio=3.0),
+        row("latency", "int4", 0, refused="because"),
+    ]
+    table = tables.VIEWS["vllm-bench"]({"rows": rows}).splitlines()
+    assert table[0].startswith("| variant | latency, batch 1 | throughput, tokens/s | serve")
+    assert table[2:] == [
+        "| dense | 4.00 s (1.00x) |  |  |  |  |",
+        "| 2:4 | 2.00 s (1.50x) |  | 8.0 | 100 ms (3.00x) |  |",
+        "| int4 | refused |  |  |  |  |",
+    ]
+
+
 def accuracy_row(method: str, pattern: str | None, domain: float, novels: float) -> dict[str, Any]:
     """A row of `benchmarks.accuracy`; the dense model has a perplexity of 10 on both texts."""
     return {

@@ -63,6 +63,15 @@ def test_each_output_is_its_own_product(isa: str, m: int) -> None:
     ).all()
 
 
+@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+def test_packed_bytes(isa: str, pattern: str) -> None:
+    """Resident bytes are at most 0.6 of the dense bfloat16 weight, and no weight is left out."""
+    packed = CpuBackend(isa).pack(random_layer(512, 1024, pattern).weights)
+    parts = (packed.packed, packed.metadata, packed.permutation, packed.scale)
+    total = sum(part.nbytes for part in parts if part is not None)
+    assert 9 / 16 <= total / (512 * 1024 * 2) <= 0.6
+
+
 def test_negative_zero_is_a_value(isa: str) -> None:
     """Kept zeros of either sign occupy their place, whatever follows them."""
     layer = random_layer(16, 128, zeros=True)

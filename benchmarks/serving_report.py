@@ -1,0 +1,90 @@
+"""A serving result on the terminal, and as a plot."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .serving_rows import DECODE
+
+Row = Mapping[str, Any]
+Column = tuple[str, Callable[[Row], str]]
+
+
+def number(field: str, digits: int = 2, scale: float = 1) -> Callable[[Row], str]:
+    """What shows a field of a row, or nothing where the row lacks it."""
+    return lambda row: f"{row[field] * scale:.{digits}f}" if row.get(field) is not None else ""
+
+
+TURNS: Sequence[Column] = (
+    ("variant", lambda row: row["variant"]),
+    ("batch", number("batch", 0)),
+    ("prompt", number("prompt_tokens", 0)),
+    ("decode tokens/s", number("decode_tokens_per_second", 1)),
+    ("x dense", number("decode_ratio")),
+    ("by bytes", number("byte_ratio")),
+    ("first token ms", number("time_to_first_token_ms", 0)),
+    ("x dense", number("first_token_ratio")),
+    ("load s", number("load_seconds", 0)),
+    ("x dense", number("load_ratio")),
+    ("resident MiB", number("resident_mib", 0)),
+    ("of dense", number("resident_ratio")),
+    ("pruned linears", number("packed_ratio", 3)),
+    ("threads", number("threads", 0)),
+    ("load", number("load_average", 1)),
+)
+BENCH: Sequence[Column] = (
+    ("benchmark", lambda row: row["benchmark"]),
+    ("variant", lambda row: row["variant"]),
+    ("round", number("round", 0)),
+    ("latency s", number("seconds")),
+    ("x dense", number("seconds_ratio")),
+    ("tokens/s", number("tokens_per_second", 1)),
+    ("x dense", number("tokens_ratio")),
+    ("TTFT ms", number("median_ttft_ms", 0)),
+    ("x dense", number("ttft_ratio")),
+    ("TPOT ms", number("median_tpot_ms", 0)),
+    ("x dense", number("tpot_ratio")),
+)
+
+
+def show(rows: Sequence[Row], title: str) -> None:
+    """Print the rows as tables, and why variants were refused."""
+    console = Console(width=160)
+    turns = [row for row in rows if row["benchmark"] == DECODE]
+    bench = [row for row in rows if row["benchmark"] != DECODE]
+    for name, columns, found in ((title, TURNS, turns), ("vllm bench", BENCH, bench)):
+        if found:
+            table = Table(title=name)
+            for header, _ in columns:
+                table.add_column(header, justify="left" if header == "variant" else "right")
+            for row in found:
+                table.add_row(*(shown(row) for _, shown in columns))
+            console.print(table)
+    for variant, why in {
+        row["variant"]: row["refused"] for row in rows if "refused" in row
+    }.items():
+        console.print(f"{variant} was refused: {why}", markup=False)
+
+
+def draw(rows: Sequence[Row], axes: Any, title: str) -> None:
+    """Draw decode speed against dense, a group of bars per cell."""
+    rows = [row for row in rows if "decode_ratio" in row]
+    cells = list(dict.fromkeys((row["batch"], row["prompt_tokens"]) for row in rows))
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
+    for number, variant in enumerate(variants):
+        width = 0.8 / len(variants)
+        offset = (number - (len(variants) - 1) / 2) * width
+        bars = {
+            cells.index((row["batch"], row["prompt_tokens"])) + offset: row["decode_ratio"]
+            for row in rows
+            if row["variant"] == variant
+        }
+        axes.bar(list(bars), list(bars.values()), width, label=variant)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(cells)), [f"batch {batch}\nprompt {n}" for batch, n in cells])
+    axes.set_ylabel("decode tokens/s, times dense")
+    axes.set_title(title)
+    if variants:
+        axes.legend()

@@ -1,0 +1,57 @@
+"""Rows of a serving result: those of one cell, and their ratios to dense in the same run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .weight_bytes import DecodedWeights
+
+Row = Mapping[str, Any]
+
+KEY = ("benchmark", "variant", "batch", "prompt_tokens", "round")
+DECODE = "decode"
+"""The benchmark of engines that take turns; the others are vLLM's own."""
+
+TIMES = {
+    "time_to_first_token_ms": "first_token_ratio",
+    "load_seconds": "load_ratio",
+    "seconds": "seconds_ratio",
+    "median_ttft_ms": "ttft_ratio",
+    "median_tpot_ms": "tpot_ratio",
+}
+SPEEDS = {
+    "decode_tokens_per_second": "decode_ratio",
+    "tokens_per_second": "tokens_ratio",
+}
+"""Quantities of a row, and the field that says how many times as fast as dense that is."""
+
+SHARES = {"vLLM int8 (W8A8)": 1 / 2, "vLLM int4 (GPTQ)": (4 + 20 / 128) / 16}
+"""Of dense bfloat16: the bytes of linear layers of which the engine does not tell them.
+
+int4 has a scale of 16 bits and a zero of 4 bits for every 128 values.
+"""
+
+
+def with_ratios(row: Row, dense: Row | None, weights: DecodedWeights | None = None) -> Row:
+    """Add how many times as fast as dense a row is, and its share of dense's memory.
+
+    Args:
+        row: measured, or refused: those are returned as they are.
+        dense: the row of dense in the same run; without it, or if it was refused, nothing is added.
+        weights: of the model, for what its bytes alone explain at batch 1.
+    """
+    if dense is None or "refused" in dense or "refused" in row:
+        return row
+    ratios = {ratio: dense[name] / row[name] for name, ratio in TIMES.items() if name in row}
+    ratios |= {ratio: row[name] / dense[name] for name, ratio in SPEEDS.items() if name in row}
+    if "resident_mib" in row:
+        ratios["resident_ratio"] = row["resident_mib"] / dense["resident_mib"]
+    share = row.get("packed_ratio", SHARES.get(row["variant"]))
+    if weights is not None and share is not None and row.get("batch") == 1:
+        ratios["byte_ratio"] = weights.byte_ratio(share)
+    return {**row, **ratios}
+
+
+def repeats_of(batch: int, prompt: int) -> int:
+    """How often to measure a cell: long prompts take minutes, and are steadier."""
+    tokens = batch * prompt
+    return 5 if tokens <= 256 else 3 if tokens <= 1024 else 2 if tokens <= 4096 else 1

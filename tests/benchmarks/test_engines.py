@@ -1,0 +1,82 @@
+"""What is read off a vLLM engine."""
+
+import os
+import tempfile
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.engines import Answers, EngineError, Step, _output_to, reason, sparse_bytes
+from permllm_vllm.quantization.linear import PermLLMLinearMethod
+
+
+def test_decoding_is_timed_while_all_sequences_decode() -> None:
+    steps = [
+        Step(1.0, {"a": 1}, False),
+        Step(2.0, {"a": 2, "b": 1}, False),
+        Step(2.5, {"a": 3, "b": 2}, False),
+        Step(3.0, {"a": 4, "b": 3}, True),
+        Step(9.0, {"a": 4, "b": 4}, True),
+    ]
+    found = Answers.of(steps, 2)
+    assert (found.first_token_seconds, found.decode_tokens_per_second) == (2.0, 4.0)
+    alone = Answers.of([Step(1.0, {"a": 1}, False), Step(1.5, {"a": 2}, True)], 1)
+    assert (alone.first_token_seconds, alone.decode_tokens_per_second) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [],
+        [Step(1.0, {"a": 1}, False), Step(2.0, {"a": 2}, True), Step(3.0, {"a": 2, "b": 1}, False)],
+        [Step(1.0, {"a": 1, "b": 1}, True)],
+    ],
+    ids=["none", "queued", "one token"],
+)
+def test_sequences_that_do_not_decode_together_are_refused(steps: list[Step]) -> None:
+    with pytest.raises(EngineError, match="ended before all of them decoded"):
+        Answers.of(steps, 2)
+
+
+LOG = """\
+(EngineCore pid=7) ERROR 11-25 23:01:02 [core.py:1] EngineCore failed to start.
+(Worker pid=8) ERROR 11-25 [x.py:2] ValueError: no kernel: weights of 4 bits
+(EngineCore pid=7) Exception: WorkerProc initialization failed due to an exception
+RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
+"""
+
+
+def test_the_reason_is_the_last_error_that_says_why() -> None:
+    error = RuntimeError("Engine core initialization failed. See root cause above.")
+    assert reason(LOG, error) == "ValueError: no kernel: weights of 4 bits"
+    assert reason("torch.OutOfMemoryError: 2 GiB\n", error) == "OutOfMemoryError: 2 GiB"
+    assert len(reason(f"ValueError: {'x ' * 1000}", error)) == 400
+    assert reason("all is well", error) == f"RuntimeError: {error}"
+
+
+def test_sparse_layers_are_counted() -> None:
+    def layer(method: type, **tensors: torch.Tensor) -> Any:
+        made: Any = torch.nn.Module()
+        made.quant_method = object.__new__(method)
+        made.input_size, made.output_size = 8, 6
+        for name, tensor in tensors.items():
+            made.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=False))
+        return made
+
+    packed = torch.zeros(50, dtype=torch.uint8)
+    sparse = layer(
+        PermLLMLinearMethod, weight_packed=packed, weight_scale=torch.zeros(6), bias=torch.zeros(6)
+    )
+    dense = layer(object, weight=torch.zeros(6, 8))
+    model = torch.nn.Sequential(sparse, dense, layer(PermLLMLinearMethod, weight_packed=packed))
+    assert sparse_bytes(model) == (50 + 24 + 50, 2 * 2 * 6 * 8)
+    assert sparse_bytes(dense) == (0, 0)
+
+
+def test_what_processes_write_goes_to_the_log() -> None:
+    with tempfile.TemporaryFile() as log:
+        with _output_to(log):
+            os.system("echo out; echo err >&2")
+        log.seek(0)
+        assert sorted(log.read().split()) == [b"err", b"out"]

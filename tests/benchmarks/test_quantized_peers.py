@@ -1,0 +1,66 @@
+"""vLLM's own int8 and int4: what is written is the dense weight, rounded."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.quantized_peers import int4, int8
+
+LINEAR = "model.layers.0.mlp.down_proj"
+
+
+@pytest.fixture
+def dense(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"hidden_size": 64, "vocab_size": 8}))
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        f"{LINEAR}.weight": torch.randn((16, 64), generator=generator).bfloat16(),
+        "lm_head.weight": torch.randn((8, 64), generator=generator).bfloat16(),
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def rewritten(dense: Path, twin: Path) -> tuple[torch.Tensor, dict[str, torch.Tensor], dict]:
+    before = load_file(dense / "model.safetensors")
+    after = load_file(twin / "model.safetensors")
+    assert torch.equal(after["lm_head.weight"], before["lm_head.weight"])
+    config = json.loads((twin / "config.json").read_text())
+    assert config["hidden_size"] == 64
+    return before[f"{LINEAR}.weight"].float(), after, config["quantization_config"]
+
+
+def test_int8_has_a_scale_for_every_row(dense: Path) -> None:
+    weight, after, config = rewritten(dense, int8(dense))
+    values, scale = after[f"{LINEAR}.weight"], after[f"{LINEAR}.weight_scale"]
+    assert values.dtype == torch.int8
+    assert values.abs().amax(1).tolist() == [127] * 16
+    assert ((values * scale - weight).abs() <= scale * 0.501).all()
+    assert config["ignore"] == ["lm_head"]
+
+
+def test_int4_packs_eight_inputs_in_a_number(dense: Path) -> None:
+    weight, after, config = rewritten(dense, int4(dense))
+    assert (config["bits"], config["group_size"]) == (4, 64)
+    packed, scales = after[f"{LINEAR}.qweight"], after[f"{LINEAR}.scales"].float()
+    assert (packed.shape, scales.shape) == ((8, 16), (1, 16))
+    for column in range(64):
+        for row in range(16):
+            code = (int(packed[column // 8, row]) >> (4 * (column % 8))) & 15
+            found = (code - 8) * float(scales[0, row])
+            assert abs(found - float(weight[row, column])) <= float(scales[0, row]) * 0.55
+    # GPTQ stores zeros less one
+    assert after[f"{LINEAR}.qzeros"].flatten().tolist() == [0x77777777] * 2
+    assert after[f"{LINEAR}.g_idx"].tolist() == [0] * 64
+
+
+def test_a_twin_is_made_once(dense: Path) -> None:
+    twin = int8(dense)
+    (twin / "mark").touch()
+    assert int8(dense) == twin
+    assert (twin / "mark").exists()

@@ -1,0 +1,208 @@
+"""What the serving benchmark makes of engines: cells, turns, ratios, and what was refused."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import serving, vllm_bench
+from benchmarks.engines import Answers, EngineError
+from benchmarks.rows import Rows
+from benchmarks.serving import compare
+from benchmarks.serving_rows import KEY, repeats_of, with_ratios
+from benchmarks.weight_bytes import DecodedWeights
+
+SPEEDS = {"dense": 10.0, "sparse": 25.0, "int8": 40.0}
+
+
+class FakeEngine:
+    """Decodes at a fixed speed, and ends in a batch of 13."""
+
+    def __init__(self, name: str, log: list[Any]) -> None:
+        if name == "broken":
+            raise RuntimeError("no kernel")
+        self.name, self.log = name, log
+        log.append(("start", name))
+
+    def answers(self, batch: int, prompt: int, output: int) -> Answers:
+        if batch == 13 and self.name == "sparse":
+            raise EngineError("out of memory")
+        self.log.append((self.name, batch, prompt))
+        return Answers(prompt / SPEEDS[self.name], batch * SPEEDS[self.name])
+
+    def facts(self) -> dict[str, Any]:
+        memory = {"dense": 1000.0, "sparse": 600.0, "int8": 400.0}[self.name]
+        facts: dict[str, Any] = {"load_seconds": memory / 100, "threads": 2, "resident_mib": memory}
+        return facts | ({} if self.name == "dense" else {"packed_ratio": 0.5})
+
+    def close(self) -> None:
+        self.log.append(("close", self.name))
+
+
+@pytest.fixture
+def log() -> list[Any]:
+    return []
+
+
+@pytest.fixture
+def start(log: list[Any]) -> Any:
+    return lambda name: FakeEngine(name, log)
+
+
+def test_variants_take_turns_and_are_held_against_dense(start: Any, log: list[Any]) -> None:
+    weights = DecodedWeights(linears=3000, head=1000)
+    variants = ["dense", "sparse"]
+    rows = compare(variants, [(1, 64), (8, 64)], start, repeats=2, weights=weights)
+    assert [(row["variant"], row["batch"]) for row in rows] == [
+        ("dense", 1), ("sparse", 1), ("dense", 8), ("sparse", 8)
+    ]  # fmt: skip
+    turn = [("dense", 1, 32), ("sparse", 1, 32), *[("dense", 1, 64), ("sparse", 1, 64)] * 2]
+    assert log[2:8] == turn  # warmed up with a short prompt
+    sparse = rows[1]
+    assert sparse["decode_tokens_per_second"] == 25
+    assert sparse["time_to_first_token_ms"] == pytest.approx(2560)
+    assert (sparse["decode_ratio"], sparse["first_token_ratio"]) == (2.5, 2.5)
+    assert sparse["resident_ratio"] == 0.6
+    assert sparse["load_ratio"] == pytest.approx(10 / 6)
+    assert sparse["byte_ratio"] == pytest.approx(4000 / 2500)
+    assert (sparse["threads"], sparse["repeats"]) == (2, 2)
+    assert "load_average" in sparse
+    assert "byte_ratio" not in rows[3]  # more than one sequence
+    assert [row["decode_ratio"] for row in rows[::2]] == [1.0, 1.0]
+    assert log[-2:] == [("close", "dense"), ("close", "sparse")]
+
+
+def test_a_variant_that_does_not_start_or_ends_is_refused(start: Any) -> None:
+    rows = compare(["dense", "broken", "sparse"], [(13, 32), (1, 32)], start, repeats=1)
+    by_place = {(row["variant"], row["batch"]): row for row in rows}
+    assert by_place["broken", 13]["refused"] == by_place["broken", 1]["refused"] == "no kernel"
+    assert by_place["sparse", 13]["refused"] == "out of memory"
+    assert by_place["sparse", 1]["decode_ratio"] == 2.5
+    assert "decode_ratio" not in by_place["sparse", 13]
+
+
+def test_without_dense_there_are_no_ratios(start: Any) -> None:
+    rows = compare(["broken", "sparse"], [(1, 32)], start, repeats=1)
+    assert "refused" in rows[0]
+    assert rows[1]["decode_tokens_per_second"] == 25
+    assert not any(name.endswith("_ratio") for name in rows[1] if name != "packed_ratio")
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["in turn", "one at a time"])
+def test_a_run_measures_what_its_result_lacks(
+    alone: bool, start: Any, log: list[Any], tmp_path: Path
+) -> None:
+    def run(variants: list[str], cells: list[tuple[int, int]]) -> list[dict[str, Any]]:
+        log.clear()
+        rows = Rows(tmp_path / "result.json", {"model": "m"}, KEY)
+        return compare(variants, cells, start, rows, repeats=1, one_at_a_time=alone)
+
+    first = run(["dense", "sparse"], [(1, 32)])
+    assert run(["dense", "sparse"], [(1, 32)]) == first
+    assert log == []
+    run(["dense", "sparse"], [(1, 32), (8, 32)])
+    assert {entry[1] for entry in log if entry[0] in SPEEDS} == {8}
+    rows = run(["dense", "int8"], [(1, 32)])
+    assert [row for row in rows if row["variant"] == "dense" and row["batch"] == 1] == first[:1]
+    assert rows[-1]["decode_ratio"] == 4.0
+    # In turn, dense runs beside what is new; alone, it is the row that is there.
+    assert (("start", "dense") in log) is not alone
+    assert ("start", "sparse") not in log
+    assert json.loads((tmp_path / "result.json").read_text())["rows"] == rows
+
+
+def test_engines_are_closed_when_a_run_is_stopped(log: list[Any]) -> None:
+    class Stopped(FakeEngine):
+        def answers(self, batch: int, prompt: int, output: int) -> Answers:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(["dense"], [(1, 32)], lambda name: Stopped(name, log))
+    assert log == [("start", "dense"), ("close", "dense")]
+
+
+def test_long_prompts_are_measured_less_often() -> None:
+    cells = [(1, 32), (8, 32), (32, 32), (1, 512), (8, 512), (32, 512)]
+    assert [repeats_of(*cell) for cell in cells] == [5, 5, 3, 3, 2, 1]
+
+
+def test_times_and_speeds_are_turned_into_times_as_fast() -> None:
+    dense = {"variant": "d", "seconds": 4.0, "tokens_per_second": 5.0, "median_ttft_ms": 30.0}
+    row = {"variant": "s", "seconds": 2.0, "tokens_per_second": 15.0, "median_ttft_ms": 10.0}
+    found = with_ratios(row, dense)
+    assert (found["seconds_ratio"], found["tokens_ratio"], found["ttft_ratio"]) == (2, 3, 3)
+    assert with_ratios(row, None) == row
+    assert with_ratios(row, {"refused": "x"}) == row
+    assert with_ratios({"refused": "x"}, dense) == {"refused": "x"}
+
+
+def test_peers_have_the_bytes_of_their_format() -> None:
+    weights = DecodedWeights(linears=100, head=0)
+    dense = {"variant": "dense", "batch": 1}
+    for variant, ratio in {"vLLM int8 (W8A8)": 2.0, "vLLM int4 (GPTQ)": 3.85}.items():
+        row = with_ratios({"variant": variant, "batch": 1}, dense, weights)
+        assert row["byte_ratio"] == pytest.approx(ratio, abs=0.01)
+
+
+def test_own_benchmarks_of_vllm_take_turns_too(tmp_path: Path) -> None:
+    calls = []
+
+    def measure(benchmark: str, variant: str) -> dict[str, float]:
+        calls.append((benchmark, variant))
+        if (benchmark, variant) == ("serve", "sparse"):
+            raise RuntimeError("vllm bench serve failed:\n  ValueError: no tokens\nbye")
+        return {"seconds": SPEEDS[variant]}
+
+    variants = ["dense", "sparse", "int8"]
+    rows = Rows(tmp_path / "result.json", {}, KEY)
+    rows.add({"benchmark": "decode", "variant": "int8", "batch": 1, "refused": "broken"})
+    vllm_bench.alternate(variants, rows, measure, rounds=1)
+    kinds = ["latency", "throughput", "serve"]
+    assert calls == [(kind, name) for kind in kinds for name in ("dense", "sparse")]
+    latency = rows["latency", "sparse", None, None, 0]
+    assert latency["seconds_ratio"] == 0.4
+    assert rows["serve", "sparse", None, None, 0]["refused"] == "ValueError: no tokens"
+    assert rows["throughput", "int8", None, None, 0]["refused"] == "broken"
+    calls.clear()
+    vllm_bench.alternate(variants, Rows(tmp_path / "result.json", {}, KEY), measure, rounds=1)
+    assert calls == []
+    vllm_bench.alternate(variants, rows, measure, rounds=2)
+    # Whatever was refused once is not tried again.
+    assert calls == [(kind, "dense") for kind in kinds]
+
+
+def test_the_command_measures_every_batch_with_every_prompt(
+    tmp_path: Path, start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = tmp_path / "model"
+    dense.mkdir()
+    (dense / "config.json").write_text(json.dumps({"model_type": "x", "hidden_size": 8}))
+    names = {dense: "dense", tmp_path / "other": "sparse"}
+    monkeypatch.setattr(serving, "Engine", lambda path, *, eager: start(names[path]))
+    monkeypatch.setenv(serving.RESERVED_CORES, "1")
+    output = tmp_path / "result.json"
+    command = [
+        *("serving", "--dense", str(dense), "--sparse", str(tmp_path / "other"), "--bench", "0"),
+        *("--batch", "4", "2", "--prompt", "512", "32", "--repeats", "1", "--reserved-cores", "0"),
+        *("--json", str(output), "--plot", str(tmp_path / "plot.svg")),
+    ]
+    monkeypatch.setattr(sys, "argv", command)
+    serving.main()
+    result = json.loads(output.read_text())
+    assert [(row["prompt_tokens"], row["batch"], row["variant"]) for row in result["rows"]] == [
+        (prompt, batch, name)
+        for prompt in (32, 512)
+        for batch in (2, 4)
+        for name in ("dense bfloat16", "2:4")
+    ]
+    facts = {name: result[name] for name in ("model", "shape", "mode", "reserved_cores", "in_turn")}
+    assert facts == {
+        "model": "model", "shape": {"model_type": "x", "hidden_size": 8}, "mode": "eager",
+        "reserved_cores": "0", "in_turn": True,
+    }  # fmt: skip
+    assert "batch 4" in (tmp_path / "plot.svg").read_text()
+    monkeypatch.setattr(sys, "argv", [*command, "--compiled"])
+    with pytest.raises(ValueError, match="its rows have mode 'eager'"):
+        serving.main()
