@@ -7,15 +7,16 @@
 //
 // A template over the products, a class with the types Block and Tiles (a block, expanded),
 // kTokenTiles (tiles of 16 tokens, at most), and
+//   measures, measure  tokens to look at before any is packed, and how
 //   pack            64 inputs of up to 16 tokens to two B tiles
 //   multiply_block  of two row groups
 //   write           the sums of two row groups to y
 #pragma once
 
-#include "amx_queue.h"
 #include "kernels.h"
 #include "scratch.h"
 #include "threads.h"
+#include "work_queue.h"
 
 // Must follow the headers above.
 #include "amx_target.h"
@@ -41,11 +42,13 @@ class FewTokens {
       : arguments_(arguments),
         products_(products),
         packed_x_(packed_x),
+        measures_(products.measures(), workers),
         packs_(token_tiles_ * packs_per_tile_, workers),
         pairs_(ceil_div(groups_, 2), workers) {}
 
   void work(int64_t worker) {
-    pack(worker);
+    measures_.work(worker, [&](int64_t token) { products_.measure(token); });
+    packs_.work(worker, [&](int64_t item) { pack(item); });
     if (Products::kTokenTiles == 1 || token_tiles_ == 1) {
       multiply<1>(worker);
     } else {
@@ -76,17 +79,14 @@ class FewTokens {
     return packed_x_ + tile * input_blocks_ * block_bytes(kTileColumns);
   }
 
-  void pack(int64_t worker) {
-    for (int64_t item; (item = packs_.claim(worker)) >= 0; packs_.finish()) {
-      const int64_t tile = item / packs_per_tile_;
-      const int64_t begin = item % packs_per_tile_ * FewTokensTuning::pack_blocks;
-      const int64_t end = smaller(begin + FewTokensTuning::pack_blocks, input_blocks_);
-      for (int64_t block = begin; block < end; ++block) {
-        products_.pack(tile * kTileColumns, tokens(tile), block * kBlockInputs, columns(tile),
-                       packed_tile(tile) + block * block_bytes(columns(tile)));
-      }
+  void pack(int64_t item) {
+    const int64_t tile = item / packs_per_tile_;
+    const int64_t begin = item % packs_per_tile_ * FewTokensTuning::pack_blocks;
+    const int64_t end = smaller(begin + FewTokensTuning::pack_blocks, input_blocks_);
+    for (int64_t block = begin; block < end; ++block) {
+      products_.pack(tile * kTileColumns, tokens(tile), block * kBlockInputs, columns(tile),
+                     packed_tile(tile) + block * block_bytes(columns(tile)));
     }
-    packs_.wait();
   }
 
   Pair claim_pair(int64_t worker) {
@@ -149,6 +149,7 @@ class FewTokens {
   const int64_t groups_ = ceil_div(arguments_.n, kAmxRows);
   const int64_t token_tiles_ = ceil_div(arguments_.m, kTileColumns);
   const int64_t packs_per_tile_ = ceil_div(input_blocks_, FewTokensTuning::pack_blocks);
+  WorkQueue measures_;
   WorkQueue packs_;
   WorkQueue pairs_;
 };

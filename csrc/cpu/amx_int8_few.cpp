@@ -16,6 +16,9 @@ struct Int8SplitProducts {
 
   QuantizedTokens<32767> x;
 
+  int64_t measures() const { return x.measures(); }
+  void measure(int64_t token) const { x.measure(token); }
+
   void pack(int64_t token, int64_t tokens, int64_t input, int columns, char* tiles) const {
     __m512i upper[16], lower[16];
     for (int64_t t = 0; t < 16; ++t) {

@@ -12,6 +12,9 @@ struct Int8Products {
 
   explicit Int8Products(const LinearArguments& arguments) : x(arguments) {}
 
+  int64_t measures() const { return x.measures(); }
+  void measure(int64_t token) const { x.measure(token); }
+
   void pack(int64_t token, int64_t tokens, int64_t input, int columns, char* tile) const {
     __m512i bytes[16];
     for (int64_t t = 0; t < 16; ++t) {

@@ -9,16 +9,17 @@
 //
 // A template over the products, a class with the types Block and Tiles (a block, expanded), and
 //   kParts        tiles of a block, of the weights and of the activations
+//   measures, measure  tokens to look at before any is packed, and how
 //   pack          64 inputs of up to 16 tokens to kParts B tiles
 //   part          an A tile
 //   multiply_add
 //   write         sums of two row groups and one token tile to y
 #pragma once
 
-#include "amx_queue.h"
 #include "kernels.h"
 #include "scratch.h"
 #include "threads.h"
+#include "work_queue.h"
 
 // Must follow the headers above.
 #include "amx_target.h"
@@ -98,16 +99,15 @@ class ManyTokens {
         products_(products),
         cut_(cut),
         packed_x_(packed_x),
+        measures_(products.measures(), workers),
         packs_(cut.tiles * cut.chunks, workers),
         tasks_(cut.spans * cut.panels, workers) {}
 
   void work(int64_t worker) {
     auto* sums = static_cast<SumTile*>(
         thread_scratch(Scratch::kSums, cut_.panel_groups * cut_.span_tiles * sizeof(SumTile)));
-    for (int64_t item; (item = packs_.claim(worker)) >= 0; packs_.finish()) {
-      pack(item / cut_.chunks, item % cut_.chunks);
-    }
-    packs_.wait();
+    measures_.work(worker, [&](int64_t token) { products_.measure(token); });
+    packs_.work(worker, [&](int64_t item) { pack(item / cut_.chunks, item % cut_.chunks); });
     int64_t task = tasks_.claim(worker);
     if (task < 0) return;
     const TileSession session(kTileColumns, kTileColumns);
@@ -269,6 +269,7 @@ class ManyTokens {
   const Products& products_;
   const Cut cut_;
   char* const packed_x_;  // [chunk][token tile][block][B tile]
+  WorkQueue measures_;
   WorkQueue packs_;
   WorkQueue tasks_;
 };

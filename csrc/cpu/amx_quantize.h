@@ -18,7 +18,10 @@ namespace {
 // Below it a token counts as zero: its inverse scale would leave float32.
 constexpr float kSmallestMagnitude = 0x1p-100f;
 
-// The scales of all tokens of a call. Largest is 127 for 8 bits, 32767 for 16.
+constexpr int64_t kMeasuredAlone = 16 << 10;  // elements of x
+
+// The scales of all tokens of a call, each measured before it is quantized. Largest is 127
+// for 8 bits, 32767 for 16.
 template <int Largest>
 class QuantizedTokens {
  public:
@@ -27,11 +30,20 @@ class QuantizedTokens {
         scales_(
             static_cast<float*>(thread_scratch(Scratch::kTokenScales, size() * 2 * sizeof(float)))),
         inverses_(scales_ + size()) {
-    for (int64_t token = 0; token < size(); ++token) {
-      const float largest = token < a.m ? largest_magnitude(a.x + token * a.x_stride, a.k) : 0.0f;
-      scales_[token] = largest / Largest;
-      inverses_[token] = largest < kSmallestMagnitude ? 0.0f : Largest / largest;
+    for (int64_t token = a.m; token < size(); ++token) scales_[token] = 0.0f;
+    if (alone()) {
+      for (int64_t token = 0; token < a.m; ++token) measure(token);
     }
+  }
+
+  // Tokens that are still to be measured: all or none.
+  int64_t measures() const { return alone() ? 0 : a_.m; }
+
+  // Finds the scale of a token.
+  void measure(int64_t token) const {
+    const float largest = largest_magnitude(a_.x + token * a_.x_stride, a_.k);
+    scales_[token] = largest / Largest;
+    inverses_[token] = largest < kSmallestMagnitude ? 0.0f : Largest / largest;
   }
 
   // 64 inputs of a token from `input` on as 32-bit integers, 16 to a vector; zeros past k. What
@@ -67,6 +79,9 @@ class QuantizedTokens {
   }
 
  private:
+  // What is measured before threads start: they would wait for each other as long as it takes.
+  bool alone() const { return a_.m * a_.k <= kMeasuredAlone; }
+
   int64_t size() const { return ceil_div(a_.m, kTileColumns) * kTileColumns; }
 
   // An infinity or NaN if there is one. Bits of magnitudes are ordered as integers.

@@ -21,6 +21,7 @@ constexpr int kFewAhead = 13824;              // bytes, where one pass takes all
 constexpr int kFewAheadPasses = 18432;        // and where several passes take some rows each
 constexpr int64_t kFewChunkBytes = 20 << 10;  // x and blocks that those passes share, in L1
 constexpr int kSplitTokens = 2;               // int8: W8A16 up to here, W8A8 beyond
+constexpr int64_t kPackBlocks = 16;           // of up to 16 tokens, that a thread packs at a time
 
 // Several tokens.
 constexpr int64_t kSeveralChunkBytes = 512;  // of a row, expanded at a time, beside x in L1
@@ -33,9 +34,6 @@ constexpr int kManyAhead = 2;          // steps of one row group and one chunk o
 constexpr int64_t kChunkBytes = 2048;  // of a row, expanded at a time: 8 rows are half of L1
 constexpr int64_t kPanelGroups = 16;   // row groups whose sums wait in L2 for the next chunk
 constexpr int64_t kTokenVectors = 16;  // of 16 tokens: what one expansion serves at most
-// Packing x alone takes 6 * threads / n of the call.
-constexpr int64_t kSerialPackRows = 512;           // per thread: then it takes 1 % of the call
-constexpr int64_t kSerialPackElements = 64 << 10;  // and these take 4 us
 }  // namespace tuning
 
 constexpr int kRows = kAvx512Rows;

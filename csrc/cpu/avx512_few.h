@@ -11,16 +11,18 @@
 //   add(a, b)                      of sums
 //   rows_per_pass(tokens)          whose sums fit the registers beside their weights
 //   kFetchTokens                   from so many on, blocks further on are fetched
-//   Inputs                         constructed from the arguments; load(token, block, vectors)
-//                                  gives a token's 64 inputs, zeros past k
+//   Inputs                         constructed from the arguments; measures(),
+//                                  measure(token) for as many before any
+//                                  load(token, block, vectors), which gives a token's 64 inputs,
+//                                  zeros past k
 //   Outputs                        constructed from the arguments and the Inputs;
 //                                  convert(sums of 8 rows, row, mask of those that exist, token) as
 //                                  floats
 #pragma once
 
 #include "kernels.h"
+#include "region.h"
 #include "scratch.h"
-#include "threads.h"
 // The vector code comes last.
 #include "avx512.h"
 
@@ -80,9 +82,20 @@ class FewTokens {
         x_(static_cast<__m512i*>(
             thread_scratch(Scratch::kActivations, blocks_ * kStepVectors * sizeof(__m512i)))),
         inputs_(a),
-        outputs_(a, inputs_) {
-    // [block][vector][token]
-    for (int64_t b = 0; b < blocks_; ++b) {
+        outputs_(a, inputs_) {}
+
+  int64_t elements() const { return Tokens * arguments_.k; }
+  int64_t measures() const { return inputs_.measures(); }
+  void measure(int64_t token) const { inputs_.measure(token); }
+  int64_t packs() const { return ceil_div(blocks_, tuning::kPackBlocks); }
+  int64_t groups() const { return ceil_div(arguments_.n, kRows); }
+
+  // Packed x is [block][vector][token].
+  void pack(int64_t item) const {
+    const int64_t first = item * tuning::kPackBlocks;
+    const int64_t end =
+        blocks_ - first < tuning::kPackBlocks ? blocks_ : first + tuning::kPackBlocks;
+    for (int64_t b = first; b < end; ++b) {
       for (int t = 0; t < Tokens; ++t) {
         __m512i vectors[kInputs];
         inputs_.load(t, b, vectors);
@@ -202,8 +215,7 @@ class FewTokens {
 
 template <class Products, int Tokens>
 void multiply_tokens(const LinearArguments& a) {
-  const FewTokens<Products, Tokens> tokens(a);
-  parallel_for(ceil_div(a.n, kRows), [&](int64_t begin, int64_t end) { tokens.run(begin, end); });
+  run_in_one_region(FewTokens<Products, Tokens>(a));
 }
 
 // 1..Most tokens.

@@ -38,12 +38,14 @@ struct Int8Products {
         : a(arguments),
           scales(
               static_cast<float*>(thread_scratch(Scratch::kTokenScales, 2 * a.m * sizeof(float)))),
-          inverses(scales + a.m) {
-      for (int64_t t = 0; t < a.m; ++t) {
-        const TokenScale token(a.x + t * a.x_stride, a.k, kLargest);
-        scales[t] = token.scale;
-        inverses[t] = token.inverse;
-      }
+          inverses(scales + a.m) {}
+
+    int64_t measures() const { return a.m; }
+
+    void measure(int64_t t) const {
+      const TokenScale token(a.x + t * a.x_stride, a.k, kLargest);
+      scales[t] = token.scale;
+      inverses[t] = token.inverse;
     }
 
     // With two bytes, the upper ones first.

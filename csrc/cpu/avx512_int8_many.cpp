@@ -18,19 +18,23 @@ struct Int8Products {
   }
 
   struct Inputs {
-    static constexpr int64_t kSerialRows = 4 * tuning::kSerialPackRows;
-
     explicit Inputs(const LinearArguments& arguments)
         : a(arguments),
           scales(static_cast<float*>(thread_scratch(
               Scratch::kTokenScales, 2 * ceil_div(a.m, kLanes) * kLanes * sizeof(float)))),
-          inverses(scales + ceil_div(a.m, kLanes) * kLanes) {
-      for (int64_t t = 0; t < a.m; ++t) {
-        const TokenScale token(a.x + t * a.x_stride, a.k, kLargest8);
-        scales[t] = token.scale;
-        inverses[t] = token.inverse;
+          inverses(scales + measures()) {}
+
+    // Those that fill the last vector included.
+    int64_t measures() const { return ceil_div(a.m, kLanes) * kLanes; }
+
+    void measure(int64_t t) const {
+      if (t >= a.m) {
+        scales[t] = 0.0f;
+        return;
       }
-      for (int64_t t = a.m; t % kLanes != 0; ++t) scales[t] = 0.0f;
+      const TokenScale token(a.x + t * a.x_stride, a.k, kLargest8);
+      scales[t] = token.scale;
+      inverses[t] = token.inverse;
     }
 
     __m512i load(int64_t token, int64_t first) const {

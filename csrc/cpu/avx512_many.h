@@ -10,15 +10,16 @@
 //   Value, Element                 of the blocks; of a panel and of packed x, 2 bytes or 1
 //   expand(block, row, target)     64 inputs of a row, zeros where pruned
 //   multiply(sum, tokens, weights) one instruction, 16 sums of 32 bits
-//   Inputs                         x as Elements: constructed from the arguments,
-//                                  load(token, first input) gives 64 bytes, zeros past k
+//   Inputs                         x as Elements: constructed from the arguments; measures(),
+//                                  measure(token) for as many before any
+//                                  load(token, first input), which gives 64 bytes, zeros past k
 //   Outputs                        sums as floats: constructed from the arguments and the Inputs,
 //                                  convert(sums, row, token vector)
 #pragma once
 
 #include "kernels.h"
+#include "region.h"
 #include "scratch.h"
-#include "threads.h"
 // The vector code comes last.
 #include "avx512.h"
 
@@ -98,8 +99,22 @@ class ManyTokens {
             thread_scratch(Scratch::kActivations,
                            vectors_ * kLanes * input_blocks_ * kBlockInputs * sizeof(Element)))),
         inputs_(a),
-        outputs_(a, inputs_) {
-    pack_activations();
+        outputs_(a, inputs_) {}
+
+  int64_t elements() const { return arguments_.m * arguments_.k; }
+  int64_t measures() const { return inputs_.measures(); }
+  void measure(int64_t token) const { inputs_.measure(token); }
+  int64_t packs() const { return ceil_div(input_blocks_, kChunkBlocks) * vectors_; }
+  int64_t groups() const { return ceil_div(arguments_.n, kRows); }
+
+  // Packed x is [chunk][token vector][step][16 tokens][inputs of a step].
+  void pack(int64_t item) const {
+    const int64_t first = item / vectors_ * kChunkBlocks, vector = item % vectors_;
+    const int64_t inputs = smaller(kChunkBlocks, input_blocks_ - first) * kBlockInputs;
+    Element* target = chunk(first) + vector * inputs * kLanes;
+    for (int64_t i = 0; i < inputs; i += 16 * kStepInputs, target += 16 * kStepElements) {
+      pack_steps(vector, first * kBlockInputs + i, target);
+    }
   }
 
   // Row groups begin..end-1, some at a time: all inputs, then out.
@@ -147,32 +162,6 @@ class ManyTokens {
 
   Element* chunk(int64_t first_block) const {
     return x_ + first_block * kBlockInputs * token_stride();
-  }
-
-  // Packed x is [chunk][token vector][step][16 tokens][inputs of a step].
-  void pack_activations() const {
-    const auto pack = [&](int64_t begin, int64_t end) {
-      for (int64_t c = begin; c < end; ++c) {
-        const int64_t first = c * kChunkBlocks;
-        const int64_t blocks = smaller(kChunkBlocks, input_blocks_ - first);
-        Element* target = chunk(first);
-        for (int64_t vector = 0; vector < vectors_; ++vector) {
-          const int64_t inputs = blocks * kBlockInputs;
-          for (int64_t i = 0; i < inputs; i += 16 * kStepInputs, target += 16 * kStepElements) {
-            pack_steps(vector, first * kBlockInputs + i, target);
-          }
-        }
-      }
-    };
-    // A second parallel region costs more than packing where that is a small part of the call: on
-    // a busy machine every region waits for its last thread.
-    const int64_t chunks = ceil_div(input_blocks_, kChunkBlocks);
-    const LinearArguments& a = arguments_;
-    if (a.n >= Inputs::kSerialRows * thread_count() || a.m * a.k <= tuning::kSerialPackElements) {
-      pack(0, chunks);
-    } else {
-      parallel_for(chunks, pack);
-    }
   }
 
   // 16 steps of 16 tokens, or of the fewer that are left.
@@ -339,8 +328,7 @@ void multiply_many_tokens(const LinearArguments& arguments) {
     a.x += first * a.x_stride;
     a.y += first * a.n;
     a.m = smaller(kTokens, arguments.m - first);
-    const ManyTokens<Products> tokens(a);
-    parallel_for(ceil_div(a.n, kRows), [&](int64_t begin, int64_t end) { tokens.run(begin, end); });
+    run_in_one_region(ManyTokens<Products>(a));
   }
 }
 

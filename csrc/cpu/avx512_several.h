@@ -48,8 +48,19 @@ class SeveralTokens {
         x_(static_cast<__m512i*>(
             thread_scratch(Scratch::kActivations, blocks_ * kPieces * Vectors * sizeof(__m512i)))),
         inputs_(a),
-        outputs_(a, inputs_) {
-    for (int64_t b = 0; b < blocks_; ++b) {
+        outputs_(a, inputs_) {}
+
+  int64_t elements() const { return arguments_.m * arguments_.k; }
+  int64_t measures() const { return inputs_.measures(); }
+  void measure(int64_t token) const { inputs_.measure(token); }
+  int64_t packs() const { return ceil_div(blocks_, tuning::kPackBlocks); }
+  int64_t groups() const { return ceil_div(arguments_.n, kRows); }
+
+  void pack(int64_t item) const {
+    const int64_t first = item * tuning::kPackBlocks;
+    const int64_t end =
+        blocks_ - first < tuning::kPackBlocks ? blocks_ : first + tuning::kPackBlocks;
+    for (int64_t b = first; b < end; ++b) {
       for (int v = 0; v < Vectors; ++v) pack_block(b, v);
     }
   }
@@ -90,7 +101,7 @@ class SeveralTokens {
   }
 
   // Packed x is [block][piece][vector][4 tokens][16 bytes].
-  void pack_block(int64_t block, int vector) {
+  void pack_block(int64_t block, int vector) const {
     __m512i tokens[kVectorTokens][Products::kInputs];
     for (int t = 0; t < kVectorTokens; ++t) {
       const int64_t token = vector * kVectorTokens + t;
@@ -209,8 +220,7 @@ class SeveralTokens {
 
 template <class Products, int Vectors>
 void multiply_vectors(const LinearArguments& a) {
-  const SeveralTokens<Products, Vectors> tokens(a);
-  parallel_for(ceil_div(a.n, kRows), [&](int64_t begin, int64_t end) { tokens.run(begin, end); });
+  run_in_one_region(SeveralTokens<Products, Vectors>(a));
 }
 
 // 1..16 tokens.

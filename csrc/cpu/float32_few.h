@@ -4,8 +4,8 @@
 // partial sums, which are added up once per output.
 #pragma once
 
+#include "region.h"
 #include "scratch.h"
-#include "threads.h"
 
 // The vector code comes last.
 #include "float32.h"
@@ -13,18 +13,38 @@
 namespace permllm::cpu {
 namespace {
 
-template <class Isa, class Value, int Tokens>
+template <class Isa, class Value, int Tokens, class Real>
 class FewTokens {
  public:
-  template <class Real>
-  static void run(const LinearOf<Real>& a) {
-    const int64_t blocks = ceil_div(a.k, kBlockInputs);
-    auto* x = static_cast<float*>(
-        thread_scratch(Scratch::kActivations, Tokens * blocks * kBlockInputs * sizeof(float)));
-    pack_activations(a, x);
-    parallel_for(ceil_div(a.n, kRows), [&](int64_t begin, int64_t end) {
-      for (int64_t group = begin; group < end; ++group) multiply_group(a, blocks, x, group);
-    });
+  explicit FewTokens(const LinearOf<Real>& a)
+      : a_(a),
+        blocks_(ceil_div(a.k, kBlockInputs)),
+        x_(static_cast<float*>(thread_scratch(Scratch::kActivations,
+                                              Tokens * blocks_ * kBlockInputs * sizeof(float)))) {}
+
+  int64_t elements() const { return Tokens * a_.k; }
+  static int64_t measures() { return 0; }
+  static void measure(int64_t) {}
+  int64_t packs() const { return blocks_; }
+  int64_t groups() const { return ceil_div(a_.n, kRows); }
+
+  // x as [input block][vector][token][kLanes], zeros past k.
+  void pack(int64_t block) const {
+    float* packed = x_ + block * Tokens * kBlockInputs;
+    for (int64_t first = block * kBlockInputs; first < (block + 1) * kBlockInputs;
+         first += kLanes) {
+      const int64_t inputs = smaller(a_.k - first, kLanes);
+      for (int t = 0; t < Tokens; ++t, packed += kLanes) {
+        const Real* source = a_.x + t * a_.x_stride + first;
+        for (int lane = 0; lane < kLanes; ++lane) {
+          packed[lane] = lane < inputs ? to_float(source[lane]) : 0.0f;
+        }
+      }
+    }
+  }
+
+  void run(int64_t begin, int64_t end) const {
+    for (int64_t group = begin; group < end; ++group) multiply_group(group);
   }
 
  private:
@@ -38,20 +58,6 @@ class FewTokens {
   static constexpr int64_t kChunkBlocks = 8;
   static constexpr int64_t kAheadBlocks = 16;  // fetched so many blocks before they are used
   static constexpr int kIntoL2 = 2;            // as __builtin_prefetch counts
-
-  // x as [input block][vector][token][kLanes], zeros past k.
-  template <class Real>
-  static void pack_activations(const LinearOf<Real>& a, float* packed) {
-    for (int64_t first = 0; first < ceil_div(a.k, kBlockInputs) * kBlockInputs; first += kLanes) {
-      const int64_t inputs = smaller(a.k - first, kLanes);
-      for (int t = 0; t < Tokens; ++t, packed += kLanes) {
-        const Real* source = a.x + t * a.x_stride + first;
-        for (int lane = 0; lane < kLanes; ++lane) {
-          packed[lane] = lane < inputs ? to_float(source[lane]) : 0.0f;
-        }
-      }
-    }
-  }
 
   // Adds the products of rows first..first+kRowsAtOnce-1 of `count` blocks.
   static inline void multiply(const Blocks* block, int64_t count, int first, const float* x,
@@ -98,23 +104,25 @@ class FewTokens {
     return lanes[0];
   }
 
-  template <class Real>
-  static void multiply_group(const LinearOf<Real>& a, int64_t blocks, const float* x,
-                             int64_t group) {
-    const Blocks* block = static_cast<const Blocks*>(a.packed) + group * blocks;
+  void multiply_group(int64_t group) const {
+    const Blocks* block = static_cast<const Blocks*>(a_.packed) + group * blocks_;
     Sums sums = {};
-    for (int64_t b = 0; b < blocks; b += kChunkBlocks) {
-      const int64_t count = smaller(kChunkBlocks, blocks - b);
+    for (int64_t b = 0; b < blocks_; b += kChunkBlocks) {
+      const int64_t count = smaller(kChunkBlocks, blocks_ - b);
       PERMLLM_UNROLL
       for (int first = 0; first < kRows; first += kRowsAtOnce) {
-        multiply(block + b, count, first, x + b * Tokens * kBlockInputs, sums);
+        multiply(block + b, count, first, x_ + b * Tokens * kBlockInputs, sums);
       }
     }
-    const Outputs<Real> out(a, group, Isa::template kUnit<Value>);
+    const Outputs<Real> out(a_, group, Isa::template kUnit<Value>);
     for (int t = 0; t < Tokens; ++t) {
       for (int r = 0; r < out.rows; ++r) out.write(t, r, add_lanes(sums[r][t]));
     }
   }
+
+  const LinearOf<Real>& a_;
+  const int64_t blocks_;
+  float* const x_;
 };
 
 }  // namespace

@@ -10,7 +10,7 @@ namespace {
 template <class Isa, class Value, int Tokens = Isa::kFewTokens, class Real>
 void float32_few(const LinearOf<Real>& a) {
   if (a.m == Tokens) {
-    FewTokens<Isa, Value, Tokens>::run(a);
+    run_in_one_region(FewTokens<Isa, Value, Tokens, Real>(a));
   } else if constexpr (Tokens > 1) {
     float32_few<Isa, Value, Tokens - 1>(a);
   }
@@ -23,7 +23,7 @@ void float32_linear(const LinearOf<Real>& a) {
   if (a.m <= Isa::kFewTokens) {
     int8 ? float32_few<Isa, int8_t>(a) : float32_few<Isa, bf16>(a);
   } else {
-    int8 ? ManyTokens<Isa, int8_t>::run(a) : ManyTokens<Isa, bf16>::run(a);
+    int8 ? float32_many<Isa, int8_t>(a) : float32_many<Isa, bf16>(a);
   }
 }
 

@@ -4,8 +4,8 @@
 // A lane is a token: weights are read from the row-major panel and broadcast.
 #pragma once
 
+#include "region.h"
 #include "scratch.h"
-#include "threads.h"
 
 // The vector code comes last.
 #include "float32.h"
@@ -13,20 +13,48 @@
 namespace permllm::cpu {
 namespace {
 
-template <class Isa, class Value>
+template <class Isa, class Value, class Real>
 class ManyTokens {
  public:
-  template <class Real>
-  static void run(const LinearOf<Real>& arguments) {
-    for (int64_t first = 0; first < arguments.m; first += kMostTokens) {
-      LinearOf<Real> a = arguments;
-      a.x += first * a.x_stride;
-      a.y += first * a.n;
-      a.m = smaller(kMostTokens, arguments.m - first);
-      const ManyTokens many(a.k, a.m);
-      many.pack_activations(a);
-      parallel_for(ceil_div(ceil_div(a.n, kRows), kPanelGroups),
-                   [&](int64_t begin, int64_t end) { many.multiply_panels(a, begin, end); });
+  static constexpr int64_t kMostTokens = 256;  // that one decoding serves
+
+  explicit ManyTokens(const LinearOf<Real>& a)
+      : a_(a),
+        blocks_(ceil_div(a.k, kBlockInputs)),
+        vectors_(ceil_div(a.m, kLanes)),
+        x_(static_cast<float*>(thread_scratch(
+            Scratch::kActivations, blocks_ * kBlockInputs * vectors_ * kLanes * sizeof(float)))) {}
+
+  int64_t elements() const { return a_.m * a_.k; }
+  static int64_t measures() { return 0; }
+  static void measure(int64_t) {}
+  int64_t packs() const { return blocks_; }
+  int64_t groups() const { return ceil_div(a_.n, kRows); }
+
+  // x as [chunk of inputs][vector of tokens][input][kLanes], zeros where there is none.
+  void pack(int64_t block) const {
+    for (int64_t vector = 0; vector < vectors_; ++vector) pack_block(block, vector);
+  }
+
+  // Row groups begin..end-1, kPanelGroups at a time: all inputs, then out.
+  void run(int64_t begin, int64_t end) const {
+    const int64_t stride = (vectors_ + 1) * kLanes;  // no power of two: rows share no cache set
+    const int64_t sums_bytes = kPanelGroups * kRows * stride * sizeof(float);
+    auto* sums = static_cast<float*>(thread_scratch(Scratch::kSums, sums_bytes));
+    auto* panel =
+        static_cast<float*>(thread_scratch(Scratch::kPanel, kRows * kChunkInputs * sizeof(float)));
+    for (int64_t start = begin; start < end; start += kPanelGroups) {
+      const int64_t groups = smaller(kPanelGroups, end - start);
+      __builtin_memset(sums, 0, sums_bytes);
+      for (int64_t block = 0; block < blocks_; block += kChunkBlocks) {
+        const int64_t count = smaller(kChunkBlocks, blocks_ - block);
+        for (int64_t g = 0; g < groups; ++g) {
+          decode_panel(static_cast<const Blocks*>(a_.packed) + (start + g) * blocks_ + block, count,
+                       panel);
+          multiply_all(panel, block, count * kBlockInputs, sums + g * kRows * stride, stride);
+        }
+      }
+      for (int64_t g = 0; g < groups; ++g) write(start + g, sums + g * kRows * stride, stride);
     }
   }
 
@@ -35,21 +63,13 @@ class ManyTokens {
   using Blocks = Block<kRows, Value>;
 
   static constexpr int kLanes = Isa::kLanes;
-  static constexpr int64_t kMostTokens = 256;  // that one decoding serves
-  static constexpr int64_t kChunkBlocks = 4;   // decoded at a time: 8 rows are 8 KiB
+  static constexpr int64_t kChunkBlocks = 4;  // decoded at a time: 8 rows are 8 KiB
   static constexpr int64_t kChunkInputs = kChunkBlocks * kBlockInputs;
-  static constexpr int64_t kPanelGroups = 8;            // row groups whose sums wait in L2
-  static constexpr int64_t kSerialElements = 64 << 10;  // of x: packing them takes 60 us
+  static constexpr int64_t kPanelGroups = 8;  // row groups whose sums wait in L2
 
   static constexpr int rows_at_once(int vectors) {
     return Isa::kSums / vectors >= kRows ? kRows : 4;
   }
-
-  ManyTokens(int64_t inputs, int64_t tokens)
-      : blocks_(ceil_div(inputs, kBlockInputs)),
-        vectors_(ceil_div(tokens, kLanes)),
-        x_(static_cast<float*>(thread_scratch(
-            Scratch::kActivations, blocks_ * kBlockInputs * vectors_ * kLanes * sizeof(float)))) {}
 
   float* packed_block(int64_t block, int64_t vector) const {
     const int64_t chunk = block / kChunkBlocks;
@@ -58,29 +78,16 @@ class ManyTokens {
                     kBlockInputs * kLanes;
   }
 
-  // x as [chunk of inputs][vector of tokens][input][kLanes], zeros where there is none.
-  template <class Real>
-  void pack_activations(const LinearOf<Real>& a) const {
-    const auto pack = [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) {
-        for (int64_t vector = 0; vector < vectors_; ++vector) pack_block(a, block, vector);
-      }
-    };
-    if (a.m * a.k <= kSerialElements) return pack(0, blocks_);
-    parallel_for(blocks_, pack);
-  }
-
-  template <class Real>
-  void pack_block(const LinearOf<Real>& a, int64_t block, int64_t vector) const {
+  void pack_block(int64_t block, int64_t vector) const {
     float* target = packed_block(block, vector);
     const int64_t first = block * kBlockInputs;
-    const int64_t inputs = smaller(kBlockInputs, a.k - first);
-    const int64_t tokens = smaller(kLanes, a.m - vector * kLanes);
+    const int64_t inputs = smaller(kBlockInputs, a_.k - first);
+    const int64_t tokens = smaller(kLanes, a_.m - vector * kLanes);
     if (inputs < kBlockInputs || tokens < kLanes) {
       __builtin_memset(target, 0, kBlockInputs * kLanes * sizeof(float));
     }
     for (int64_t t = 0; t < tokens; ++t) {
-      const Real* source = a.x + (vector * kLanes + t) * a.x_stride + first;
+      const Real* source = a_.x + (vector * kLanes + t) * a_.x_stride + first;
       for (int64_t i = 0; i < inputs; ++i) target[i * kLanes + t] = to_float(source[i]);
     }
   }
@@ -141,43 +148,31 @@ class ManyTokens {
     }
   }
 
-  // Panels of kPanelGroups row groups: all inputs, then out.
-  template <class Real>
-  void multiply_panels(const LinearOf<Real>& a, int64_t begin, int64_t end) const {
-    const int64_t stride = (vectors_ + 1) * kLanes;  // no power of two: rows share no cache set
-    const int64_t sums_bytes = kPanelGroups * kRows * stride * sizeof(float);
-    auto* sums = static_cast<float*>(thread_scratch(Scratch::kSums, sums_bytes));
-    auto* panel =
-        static_cast<float*>(thread_scratch(Scratch::kPanel, kRows * kChunkInputs * sizeof(float)));
-    const int64_t all_groups = ceil_div(a.n, kRows);
-    for (int64_t start = begin * kPanelGroups; start < smaller(end * kPanelGroups, all_groups);
-         start += kPanelGroups) {
-      const int64_t groups = smaller(kPanelGroups, all_groups - start);
-      __builtin_memset(sums, 0, sums_bytes);
-      for (int64_t block = 0; block < blocks_; block += kChunkBlocks) {
-        const int64_t count = smaller(kChunkBlocks, blocks_ - block);
-        for (int64_t g = 0; g < groups; ++g) {
-          decode_panel(static_cast<const Blocks*>(a.packed) + (start + g) * blocks_ + block, count,
-                       panel);
-          multiply_all(panel, block, count * kBlockInputs, sums + g * kRows * stride, stride);
-        }
-      }
-      for (int64_t g = 0; g < groups; ++g) write(a, start + g, sums + g * kRows * stride, stride);
-    }
-  }
-
-  template <class Real>
-  static void write(const LinearOf<Real>& a, int64_t group, const float* sums, int64_t stride) {
-    const Outputs<Real> out(a, group, Isa::template kUnit<Value>);
-    for (int64_t t = 0; t < a.m; ++t) {
+  void write(int64_t group, const float* sums, int64_t stride) const {
+    const Outputs<Real> out(a_, group, Isa::template kUnit<Value>);
+    for (int64_t t = 0; t < a_.m; ++t) {
       for (int r = 0; r < out.rows; ++r) out.write(t, r, sums[r * stride + t]);
     }
   }
 
+  const LinearOf<Real>& a_;
   const int64_t blocks_;
   const int64_t vectors_;
   float* const x_;
 };
+
+// Any number of tokens, as many at a time as one decoding serves.
+template <class Isa, class Value, class Real>
+void float32_many(const LinearOf<Real>& arguments) {
+  constexpr int64_t kMostTokens = ManyTokens<Isa, Value, Real>::kMostTokens;
+  for (int64_t first = 0; first < arguments.m; first += kMostTokens) {
+    LinearOf<Real> a = arguments;
+    a.x += first * a.x_stride;
+    a.y += first * a.n;
+    a.m = smaller(kMostTokens, arguments.m - first);
+    run_in_one_region(ManyTokens<Isa, Value, Real>(a));
+  }
+}
 
 }  // namespace
 }  // namespace permllm::cpu

@@ -2,8 +2,10 @@
 //
 // Accumulation is in float32; y is rounded once, to nearest even, after the bias is added. Kernels
 // for int8 values round x to integers with one scale per token, the largest magnitude of the token
-// becoming 32767 (W8A16) or 127 (W8A8); their products are summed exactly, in int32. A kernel
-// runs one parallel region over row groups and, for many tokens of few rows, one that packs x.
+// becoming 32767 (W8A16) or 127 (W8A8); their products are summed exactly, in int32.
+//
+// A kernel runs one parallel region for every 256 tokens (1024 on AMX), in which x is packed, and
+// then row groups are multiplied.
 #pragma once
 
 #include "layout.h"

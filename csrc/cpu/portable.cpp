@@ -129,7 +129,7 @@ template <class Value, class Real>
 void linear(const LinearOf<Real>& a) {
   a.m == 1                     ? few_tokens<OneToken, Value>(a)
   : a.m <= FourTokens::kTokens ? few_tokens<FourTokens, Value>(a)
-                               : ManyTokens<Portable, Value>::run(a);
+                               : float32_many<Portable, Value>(a);
 }
 
 template <class Real>

@@ -143,9 +143,10 @@ def test_deterministic(isa: str) -> None:
 
 
 def test_threads_do_not_change_the_result(isa: str) -> None:
-    layer = random_layer(300, 576)
-    for m in (1, 20, 70):
-        x = torch.randn(m, 576).bfloat16()
+    """Neither where the caller prepares x alone nor, from 16384 elements on, where threads do."""
+    layer = random_layer(72, 2752)
+    for m in (1, 6, 12, 20, 70, 270):
+        x = torch.randn(m, 2752).bfloat16()
         expected = run(layer, isa, x)
         for threads in (2, 3):
             torch.set_num_threads(threads)

@@ -122,9 +122,9 @@ def test_tokens_have_their_own_scale(int8_isa, m):
 
 
 def test_deterministic_with_any_number_of_threads(int8_isa):
-    layer = to_int8(random_layer(300, 576))
-    for m in (1, 4, 20, 70):
-        x = torch.randn(m, 576).bfloat16()
+    layer = to_int8(random_layer(72, 2752))
+    for m in (1, 6, 12, 20, 70, 270):
+        x = torch.randn(m, 2752).bfloat16()
         expected = run(layer, int8_isa, x)
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)

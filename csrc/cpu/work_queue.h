@@ -37,6 +37,13 @@ class WorkQueue {
     return -1;
   }
 
+  // Works on items until none is left, then waits until all are finished.
+  template <class Body>
+  void work(int64_t worker, Body body) {
+    for (int64_t item; (item = claim(worker)) >= 0; finish()) body(item);
+    wait();
+  }
+
   void finish() { finished_.fetch_add(1, std::memory_order_release); }
 
   // Call when `claim` gave -1: returns when every item is finished, and its results are visible.
@@ -44,7 +51,9 @@ class WorkQueue {
     constexpr int kSpins = 1000;  // then the CPU is offered to the thread that holds the item
     for (int spin = 0; finished_.load(std::memory_order_acquire) < size_; ++spin) {
       if (spin < kSpins) {
+#if defined(__x86_64__)
         __builtin_ia32_pause();
+#endif
       } else {
         sched_yield();
       }
