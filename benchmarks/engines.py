@@ -32,6 +32,8 @@ ENGINE_OPTIONS: Mapping[str, Any] = {
     "disable_log_stats": True,
 }
 WARM_UP_PROMPT = 32
+SETTLING_SECONDS = 1.5
+"""vLLM's processes wait for work in a loop for a second, on the cores of all, before they sleep."""
 RAISED = re.compile(r"^.*?\b((?:\w+\.)*\w*(?:Error|Exception|Exit)): (.+)$", re.MULTILINE)
 NO_REASON = ("Engine core initialization failed", "WorkerProc initialization failed")
 """What vLLM says where the reason stands above."""
@@ -133,9 +135,12 @@ class Engine:
     def answers(self, batch: int, prompt: int, output: int) -> Answers:
         """Times of `batch` answers of exactly `output` tokens to prompts of `prompt` tokens.
 
+        Begins when the engine that ran before has come to rest.
+
         Raises:
             EngineError: the engine has ended, or cannot decode so many sequences together.
         """
+        time.sleep(SETTLING_SECONDS)
         try:
             steps = self._steps(batch, prompt, output)
         except Exception as error:

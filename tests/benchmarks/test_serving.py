@@ -1,5 +1,6 @@
 """What the serving benchmark makes of engines: cells, turns, ratios, and what was refused."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from benchmarks.serving import compare
 from benchmarks.serving_rows import KEY, repeats_of, with_ratios
 from benchmarks.weight_bytes import DecodedWeights
 
+MEASUREMENTS = itertools.count()
 SPEEDS = {"dense": 10.0, "sparse": 25.0, "int8": 40.0}
 
 
@@ -35,6 +37,7 @@ class FakeEngine:
     def facts(self) -> dict[str, Any]:
         memory = {"dense": 1000.0, "sparse": 600.0, "int8": 400.0}[self.name]
         facts: dict[str, Any] = {"load_seconds": memory / 100, "threads": 2, "resident_mib": memory}
+        facts["measurement"] = next(MEASUREMENTS)
         return facts | ({} if self.name == "dense" else {"packed_ratio": 0.5})
 
     def close(self) -> None:
