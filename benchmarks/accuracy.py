@@ -113,7 +113,7 @@ class Accuracy:
             return self._perplexities_in_memory(model, recipe, texts), times
         name = "_".join(map(str, key)).translate(str.maketrans("/:", "--"))
         checkpoint = self._checkpoints / name
-        times = None
+        times: Times | None = None
         if not checkpoint.exists():
             self._bake(key, checkpoint)
             times = times_since(*start)
