@@ -106,14 +106,13 @@ class Accuracy:
     def _measured(self, key: Key, texts: Sequence[str]) -> tuple[dict[str, float], Times | None]:
         if key == DENSE:
             return self._perplexities(self._model, texts), None
-        start = time.perf_counter(), processor_time()
+        start, times = (time.perf_counter(), processor_time()), None
         if not servable(key[0]):
             model, recipe = self._in_memory(key)
             times = times_since(*start)
             return self._perplexities_in_memory(model, recipe, texts), times
         name = "_".join(map(str, key)).translate(str.maketrans("/:", "--"))
         checkpoint = self._checkpoints / name
-        times: Times | None = None
         if not checkpoint.exists():
             self._bake(key, checkpoint)
             times = times_since(*start)
