@@ -45,4 +45,9 @@ struct Device {
   int shared_bytes_per_processor;
 };
 
+// Blocks of a launch. Each kernel's own stands beside its body.
+struct Grid {
+  unsigned x = 1, y = 1, z = 1;
+};
+
 }  // namespace permllm::cuda

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "kernel_choice.h"
 #include "kernels.h"
 
 namespace permllm::cuda {
@@ -28,6 +29,11 @@ using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kLargestSize = int64_t{1} << 30;  // of tokens, rows and inputs
 constexpr int kLeastCapability = 80;
+#ifdef PERMLLM_SM90
+constexpr bool kHasSm90 = true;
+#else
+constexpr bool kHasSm90 = false;
+#endif
 
 std::string shape(const Tensor& tensor) {
   std::string text = "[";
@@ -190,14 +196,15 @@ Tensor readable_rows(const Tensor& x, int64_t& stride) {
   return aligned(contiguous) ? contiguous : torch::stable::clone(contiguous);
 }
 
-int many_tokens(const LinearArguments& arguments, const Device& device, int index, void* stream) {
-#ifdef PERMLLM_SM90
-  if (device.capability == 90 && !arguments.int8 && arguments.rows % 8 == 0) {
-    return arguments.element == ElementType::kFloat16
-               ? many_tokens_sm90_float16(arguments, device, index, stream)
-               : many_tokens_sm90_bfloat16(arguments, device, index, stream);
+int many_tokens(LinearKernel kernel, const LinearArguments& arguments, const Device& device,
+                int index, void* stream) {
+  if constexpr (kHasSm90) {
+    if (kernel == LinearKernel::kManyTokensSm90) {
+      return arguments.element == ElementType::kFloat16
+                 ? many_tokens_sm90_float16(arguments, device, index, stream)
+                 : many_tokens_sm90_bfloat16(arguments, device, index, stream);
+    }
   }
-#endif
   return many_tokens_mma(arguments, device, stream);
 }
 
@@ -222,7 +229,8 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
   arguments.x = rows.const_data_ptr();
   arguments.y = y.mutable_data_ptr();
 
-  if (arguments.tokens <= kFewTokens) {
+  const LinearKernel kernel = choose_kernel(arguments, device, kHasSm90);
+  if (kernel == LinearKernel::kFewTokens) {
     const FewTokensPlan plan = plan_few_tokens(arguments, device);
     OptionalTensor partial;
     if (plan.splits > 1) {
@@ -243,7 +251,7 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
     arguments.x = rows.const_data_ptr();
     arguments.x_stride = arguments.inputs;
   }
-  check(many_tokens(arguments, device, index, stream), "the kernel for many tokens");
+  check(many_tokens(kernel, arguments, device, index, stream), "the kernel for many tokens");
   return y;
 }
 

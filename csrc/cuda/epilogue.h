@@ -61,6 +61,12 @@ PERMLLM_DEVICE void write_tile(const LinearArguments& arguments, const float* ti
 // result does not depend on which block was first. A thread per 8 rows of a token.
 constexpr int kReduceThreads = 128;
 
+inline Grid reduce_grid(const LinearArguments& arguments) {
+  constexpr int kPerBlock = kReduceThreads * 8;
+  return {static_cast<unsigned>((arguments.padded_rows + kPerBlock - 1) / kPerBlock),
+          static_cast<unsigned>(arguments.tokens)};
+}
+
 template <class Element>
 PERMLLM_DEVICE void reduce_body(const LinearArguments& arguments, const float* partial,
                                 int splits) {

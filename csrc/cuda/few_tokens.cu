@@ -37,16 +37,11 @@ int run(const LinearArguments& arguments, const FewTokensPlan& plan, float* part
         const Device& device, void* stream) {
   const auto kernel = arguments.int8 ? kernel_of<Element, int8_t>(plan.token_tiles)
                                      : kernel_of<Element, uint16_t>(plan.token_tiles);
-  const int tokens = plan.token_tiles * 8;
-  const dim3 grid(arguments.padded_rows / kStepRows, plan.splits,
-                  (arguments.tokens + tokens - 1) / tokens);
-  const int error = launch(kernel, grid, kFewThreads, plan.shared_bytes, device, stream, arguments,
-                           plan, partial);
+  const int error = launch(kernel, few_tokens_grid(arguments, plan), kFewThreads, plan.shared_bytes,
+                           device, stream, arguments, plan, partial);
   if (error != cudaSuccess || plan.splits == 1) return error;
-  const int per_block = kReduceThreads * 8;
-  const dim3 reduce_grid((arguments.padded_rows + per_block - 1) / per_block, arguments.tokens);
-  return launch(reduce_kernel<Element>, reduce_grid, kReduceThreads, 0, device, stream, arguments,
-                partial, plan.splits);
+  return launch(reduce_kernel<Element>, reduce_grid(arguments), kReduceThreads, 0, device, stream,
+                arguments, partial, plan.splits);
 }
 
 }  // namespace

@@ -12,6 +12,13 @@
 
 namespace permllm::cuda {
 
+inline Grid few_tokens_grid(const LinearArguments& arguments, const FewTokensPlan& plan) {
+  const int tokens = plan.token_tiles * 8;
+  return {static_cast<unsigned>(arguments.padded_rows / kStepRows),
+          static_cast<unsigned>(plan.splits),
+          static_cast<unsigned>((arguments.tokens + tokens - 1) / tokens)};
+}
+
 // Elements between tokens of the panel: 16 bytes more than a multiple of 128, so that the eight
 // rows that ldmatrix reads lie in different banks.
 PERMLLM_HOST_DEVICE constexpr int panel_pitch(int panel_inputs) { return panel_inputs + 8; }
@@ -97,8 +104,7 @@ PERMLLM_DEVICE void few_tokens_body(const LinearArguments& arguments, const FewT
     }
   }
 
-  wait_copies<0>();
-  sync_block();  // the stages are free
+  sync_block();  // the stages are free: the copies of every step have arrived
   auto* sums = reinterpret_cast<float*>(shared);
   tile.store(sums, kTilePitch, first_row, 0, lane);
   sync_block();

@@ -19,7 +19,7 @@ constexpr bool waits_for_previous_kernel() {
 }
 
 template <class... Parameters, class... Values>
-int launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes,
+int launch(void (*kernel)(Parameters...), Grid grid, int threads, int shared_bytes,
            const Device& device, void* stream, const Values&... values) {
   constexpr int kAlwaysAllowed = 48 << 10;
   if (shared_bytes > kAlwaysAllowed) {
@@ -31,7 +31,7 @@ int launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_byt
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t configuration{};
-  configuration.gridDim = grid;
+  configuration.gridDim = dim3(grid.x, grid.y, grid.z);
   configuration.blockDim = dim3(threads);
   configuration.dynamicSmemBytes = shared_bytes;
   configuration.stream = static_cast<cudaStream_t>(stream);

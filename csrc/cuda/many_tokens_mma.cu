@@ -14,18 +14,16 @@ __global__ void __launch_bounds__(kManyThreads<kTokens>)
 
 template <class Element, class Value, int kTokens>
 int run_tile(const LinearArguments& arguments, const Device& device, void* stream) {
-  const dim3 grid((arguments.tokens + kTokens - 1) / kTokens, arguments.padded_rows / kStepRows);
-  return launch(many_tokens_kernel<Element, Value, kTokens>, grid, kManyThreads<kTokens>,
-                many_tokens_shared_bytes<Value, kTokens>(), device, stream, arguments);
+  return launch(many_tokens_kernel<Element, Value, kTokens>, many_tokens_grid<kTokens>(arguments),
+                kManyThreads<kTokens>, many_tokens_shared_bytes<Value, kTokens>(), device, stream,
+                arguments);
 }
 
-// The larger tile where the shared memory of a block holds it.
 template <class Element, class Value>
 int run(const LinearArguments& arguments, const Device& device, void* stream) {
-  if (many_tokens_shared_bytes<Value, 128>() <= device.shared_bytes_per_block) {
-    return run_tile<Element, Value, 128>(arguments, device, stream);
-  }
-  return run_tile<Element, Value, 64>(arguments, device, stream);
+  return many_tokens_tile<Value>(device) == 128
+             ? run_tile<Element, Value, 128>(arguments, device, stream)
+             : run_tile<Element, Value, 64>(arguments, device, stream);
 }
 
 }  // namespace

@@ -54,6 +54,18 @@ PERMLLM_HOST_DEVICE constexpr int many_tokens_shared_bytes() {
   return kStageBytes > kTileBytes ? kStageBytes : kTileBytes;
 }
 
+// Tokens of a block: the larger tile where the shared memory of a block holds it.
+template <class Value>
+int many_tokens_tile(const Device& device) {
+  return many_tokens_shared_bytes<Value, 128>() <= device.shared_bytes_per_block ? 128 : 64;
+}
+
+template <int kTokens>
+Grid many_tokens_grid(const LinearArguments& arguments) {
+  return {static_cast<unsigned>((arguments.tokens + kTokens - 1) / kTokens),
+          static_cast<unsigned>(arguments.padded_rows / kStepRows)};
+}
+
 template <class Element, class Value, int kTokens>
 PERMLLM_DEVICE void many_tokens_body(const LinearArguments& arguments, unsigned char* shared) {
   using Weights = WeightStage<Value>;
@@ -104,8 +116,7 @@ PERMLLM_DEVICE void many_tokens_body(const LinearArguments& arguments, unsigned 
     });
   }
 
-  wait_copies<0>();
-  sync_block();  // the stages are free
+  sync_block();  // the stages are free: the copies of every step have arrived
   auto* sums = reinterpret_cast<float*>(shared);
   tile.store(sums, kTilePitch, first_row, first_token, lane);
   sync_block();

@@ -19,7 +19,7 @@
 #include "cutlass/gemm/kernel/gemm_universal.hpp"
 // clang-format on
 
-#include "arguments.h"
+#include "kernel_choice.h"
 
 // Without it, kernels that are launched to overlap with the previous one do not wait for it.
 #ifndef CUTLASS_ENABLE_GDC_FOR_SM90
@@ -102,6 +102,7 @@ struct Configuration {
   }
 };
 
+// The tiles and clusters of kernel_choice.h.
 using Pingpong = cutlass::gemm::KernelTmaWarpSpecializedPingpong;
 using Cooperative = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
 using PingpongEpilogue = cutlass::epilogue::TmaWarpSpecialized;
@@ -117,15 +118,16 @@ template <class T>
 using Large = Configuration<T, cute::Shape<_128, _256, _128>, cute::Shape<_2, _1, _1>, Cooperative,
                             CooperativeEpilogue>;
 
-// The largest tile of which there are enough to fill the GPU.
 template <class T>
 int run(const LinearArguments& arguments, const Device& device, int index, void* stream) {
-  const auto tiles = [&](int tokens) {
-    return int64_t{arguments.padded_rows / 128} * ((arguments.tokens + tokens - 1) / tokens);
-  };
-  if (tiles(256) >= device.processors) return Large<T>::run(arguments, device, index, stream);
-  if (tiles(128) >= device.processors) return Medium<T>::run(arguments, device, index, stream);
-  return Small<T>::run(arguments, device, index, stream);
+  switch (sm90_tile_tokens(arguments, device)) {
+    case 256:
+      return Large<T>::run(arguments, device, index, stream);
+    case 128:
+      return Medium<T>::run(arguments, device, index, stream);
+    default:
+      return Small<T>::run(arguments, device, index, stream);
+  }
 }
 
 }  // namespace permllm::cuda::sm90

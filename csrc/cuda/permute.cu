@@ -18,10 +18,8 @@ int permute(const PermuteArguments& arguments, int element_bytes, const Device& 
   const auto kernel = element_bytes == 1   ? permute_kernel<uint8_t>
                       : element_bytes == 2 ? permute_kernel<uint16_t>
                                            : permute_kernel<uint32_t>;
-  const int64_t lanes = arguments.columns * element_bytes / 16;
-  const dim3 grid((arguments.tokens + kPermuteTokens - 1) / kPermuteTokens,
-                  (lanes + kPermuteThreads - 1) / kPermuteThreads);
-  return launch(kernel, grid, kPermuteThreads, 0, device, stream, arguments);
+  return launch(kernel, permute_grid(arguments, element_bytes), kPermuteThreads, 0, device, stream,
+                arguments);
 }
 
 }  // namespace permllm::cuda

@@ -14,6 +14,12 @@ constexpr int kPermuteThreads = 256;
 constexpr int kPermuteTokens = 4;  // of a block: their loads are in flight together
 constexpr int kPermuteSharedBytes = kPermuteThreads * kPermuteTokens * 16;
 
+inline Grid permute_grid(const PermuteArguments& arguments, int element_bytes) {
+  const int64_t lanes = arguments.columns * element_bytes / 16;
+  return {static_cast<unsigned>((arguments.tokens + kPermuteTokens - 1) / kPermuteTokens),
+          static_cast<unsigned>((lanes + kPermuteThreads - 1) / kPermuteThreads)};
+}
+
 template <class Bits>
 PERMLLM_DEVICE void permute_body(const PermuteArguments& arguments, unsigned char* shared) {
   constexpr int kPerLane = 16 / sizeof(Bits);
@@ -25,13 +31,13 @@ PERMLLM_DEVICE void permute_body(const PermuteArguments& arguments, unsigned cha
   const int64_t first_token = static_cast<int64_t>(blockIdx.x) * kPermuteTokens;
   auto* staged = reinterpret_cast<Bits*>(shared + warp * 32 * kPermuteTokens * 16);
 
-  uint8_t places[kPerLane] = {};
+  wait_for_previous_kernel();
+  allow_next_kernel();
+  uint8_t places[kPerLane] = {};  // after the wait: the caller may have written them just before
   PERMLLM_UNROLL
   for (int j = 0; j < kPerLane; ++j) {
     if (valid) places[j] = arguments.permutation[column + j] % kPermutationBlock;
   }
-  wait_for_previous_kernel();
-  allow_next_kernel();
   PERMLLM_UNROLL
   for (int t = 0; t < kPermuteTokens; ++t) {
     uint4 value{};

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from csrc.cuda import toolkit
+from tests.cuda.emulated import Emulator
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "csrc" / "cuda"
@@ -55,6 +56,12 @@ def compile_for_host(tmp_path_factory):
         return ctypes.CDLL(str(library))
 
     return compile_library
+
+
+@pytest.fixture(scope="session")
+def emulator(compile_for_host):
+    """The kernels on the emulator."""
+    return Emulator(compile_for_host("emulated_kernels.cpp", "-O1", "-Wall"))
 
 
 @pytest.fixture(scope="session")

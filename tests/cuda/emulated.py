@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from permllm_vllm.backends import PackedWeights
 
 ELEMENTS = {torch.bfloat16: 0, torch.float16: 1}
+KERNELS = ("few_tokens", "many_tokens_mma", "many_tokens_sm90")  # LinearKernel
 
 
 class _Layer(ctypes.Structure):
@@ -59,11 +62,17 @@ class Plan:
     shared_bytes: int
 
 
+class EmulatorError(RuntimeError):
+    """A kernel did what a GPU would not forgive."""
+
+
 class Emulator:
     """The compiled emulator."""
 
     def __init__(self, library: ctypes.CDLL):
         self._library = library
+        for function in (library.emulate_linear, library.emulate_permute, library.site):
+            function.restype = ctypes.c_char_p
 
     def linear(
         self,
@@ -95,12 +104,14 @@ class Emulator:
             *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
         )
         device = gpu.as_struct()
-        self._library.emulate_linear(ctypes.byref(layer), kernel, ctypes.byref(device), seed)
+        _raise(
+            self._library.emulate_linear(ctypes.byref(layer), kernel, ctypes.byref(device), seed)
+        )
         return y
 
     def permute(self, x: Tensor, permutation: Tensor, seed: int = 0) -> Tensor:
         y = torch.empty_like(x)
-        self._library.emulate_permute(
+        error = self._library.emulate_permute(
             ctypes.c_void_p(x.data_ptr()),
             ctypes.c_void_p(permutation.data_ptr()),
             ctypes.c_void_p(y.data_ptr()),
@@ -109,6 +120,7 @@ class Emulator:
             x.element_size(),
             seed,
         )
+        _raise(error)
         return y
 
     def plan(self, rows: int, inputs: int, tokens: int, *, int8: bool, gpu: Gpu) -> Plan:
@@ -116,3 +128,32 @@ class Emulator:
         device = gpu.as_struct()
         self._library.plan(rows, inputs, tokens, int8, ctypes.byref(device), result)
         return Plan(*result)
+
+    def choice(
+        self, rows: int, inputs: int, tokens: int, *, int8: bool, gpu: Gpu, has_sm90: bool
+    ) -> tuple[str, int]:
+        """The kernel that the operator takes and its tile of tokens, 0 for few tokens."""
+        tile = ctypes.c_int()
+        device = gpu.as_struct()
+        kernel = self._library.choose(
+            rows, inputs, tokens, int8, ctypes.byref(device), has_sm90, ctypes.byref(tile)
+        )
+        return KERNELS[kernel], tile.value
+
+    def sites(self) -> list[str]:
+        """The barriers and waits that kernels have come to, as `file:line name`."""
+        return [self._library.site(i).decode() for i in range(self._library.sites())]
+
+    @contextmanager
+    def without(self, site: int) -> Iterator[None]:
+        """Leaves out one of `sites`."""
+        self._library.leave_out(site)
+        try:
+            yield
+        finally:
+            self._library.leave_out(-1)
+
+
+def _raise(error: bytes | None) -> None:
+    if error is not None:
+        raise EmulatorError(error.decode())

@@ -2,35 +2,37 @@
 //
 // It is hard on the code where hardware may be: warps drift apart between barriers and threads run
 // in a random order, an asynchronous copy poisons its target at once and arrives only when its
-// thread waits for it, all shared memory starts poisoned, and activations are poisoned until a
-// thread has waited for the previous kernel. Code that synchronises too little gives NaN or wrong
-// numbers.
+// thread waits for it, and all shared memory starts poisoned. The previous kernel ends as late as
+// it can, when every thread waits for it or for another that does; until then what it may write is
+// poison, and what it may read must not be written. Code that synchronises too little gives NaN,
+// wrong numbers or an error.
+//
+// Every barrier and wait knows its line, so that a test can leave one out (`left_out`).
 #pragma once
 
 #include <ucontext.h>
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <functional>
 #include <memory>
 #include <random>
+#include <source_location>
+#include <stdexcept>
+#include <string>
 #include <vector>
+
+#include "arguments.h"
 
 struct Index {
   unsigned x, y, z;
 };
-inline Index threadIdx, blockIdx;  // of the fibre that runs
+// Not inline: a loader would share inline variables among the libraries of one process.
+static Index threadIdx, blockIdx;  // of the fibre that runs
 
 namespace permllm::cuda::emulator {
-
-[[noreturn]] inline void fail(const char* message) {
-  std::fprintf(stderr, "emulator: %s\n", message);
-  std::abort();
-}
 
 struct Copy {
   unsigned char* target;
@@ -42,7 +44,8 @@ using WarpOperation = void (*)(void* const* lanes);
 struct Fibre {
   ucontext_t context;
   std::vector<unsigned char> stack = std::vector<unsigned char>(256 << 10);
-  enum { kReady, kAtBlock, kAtWarp, kDone } state = kReady;
+  enum { kReady, kAtBlock, kAtWarp, kAtPreviousKernel, kDone } state = kReady;
+  bool has_waited = false;  // for the previous kernel
   WarpOperation operation = nullptr;
   void* operands = nullptr;
   std::vector<Copy> open;
@@ -54,12 +57,13 @@ struct Block {
   ucontext_t scheduler;
   Fibre* current = nullptr;
   std::function<void()> body;
-  std::function<void()> previous_kernel_ends;
+  std::function<void()> previous_kernel_ends;  // empty once it has ended
   std::mt19937 random;
+  std::string error;
 
   void run(Index index);
 };
-inline Block* block;
+static Block* block;
 
 inline void leave(decltype(Fibre::kReady) state) {
   Fibre* fibre = block->current;
@@ -67,9 +71,36 @@ inline void leave(decltype(Fibre::kReady) state) {
   swapcontext(&fibre->context, &block->scheduler);
 }
 
+// Ends the launch. A fibre cannot throw through the scheduler: it leaves for good.
+[[noreturn]] inline void fail(const char* message) {
+  if (block == nullptr || block->current == nullptr) throw std::runtime_error(message);
+  block->error = message;
+  for (;;) leave(Fibre::kDone);
+}
+
+// A barrier or a wait in the kernels' source, in the order in which they were first come to.
+struct Site {
+  const char* name;
+  std::string file;
+  unsigned line;
+};
+static std::vector<Site> sites;
+static size_t left_out = SIZE_MAX;  // of `sites`
+
+inline bool leaves_out(const char* name, const std::source_location& where) {
+  size_t site = 0;
+  while (site < sites.size() &&
+         (sites[site].line != where.line() || sites[site].file != where.file_name())) {
+    ++site;
+  }
+  if (site == sites.size()) sites.push_back({name, where.file_name(), where.line()});
+  return site == left_out;
+}
+
 inline void entry() {
   block->body();
   if (!block->current->open.empty()) fail("copies were never committed");
+  if (!block->current->has_waited) fail("a thread never waited for the previous kernel");
   leave(Fibre::kDone);
 }
 
@@ -112,6 +143,21 @@ inline bool release(Block& b) {
   return progress;
 }
 
+// Lets the previous kernel end where threads wait for it.
+inline bool end_previous_kernel(Block& b) {
+  bool waiting = false;
+  for (auto& fibre : b.fibres) {
+    if (fibre->state != Fibre::kAtPreviousKernel) continue;
+    fibre->state = Fibre::kReady;
+    waiting = true;
+  }
+  if (waiting) {
+    b.previous_kernel_ends();
+    b.previous_kernel_ends = nullptr;
+  }
+  return waiting;
+}
+
 // Runs all threads to their ends. A warp mostly goes on for as long as it can, so that warps drift
 // as far apart as barriers let them.
 inline void Block::run(Index index) {
@@ -140,14 +186,16 @@ inline void Block::run(Index index) {
       blockIdx = index;
       current = fibres[t].get();
       swapcontext(&scheduler, &current->context);
+      current = nullptr;
+      if (!error.empty()) throw std::runtime_error(error);
     }
-    if (!release(*this) && threads.empty()) return;
+    if (!release(*this) && threads.empty() && !end_previous_kernel(*this)) return;
   }
 }
 
 // Runs `body` once for each thread of each block. `begin` runs before each block and
-// `previous_kernel_ends` when its first thread has waited for the previous kernel.
-inline void launch(Index grid, unsigned threads, unsigned seed, const std::function<void()>& begin,
+// `previous_kernel_ends` when none of its threads can go on before. Throws what `fail` is told.
+inline void launch(Grid grid, unsigned threads, unsigned seed, const std::function<void()>& begin,
                    const std::function<void()>& previous_kernel_ends,
                    const std::function<void()>& body) {
   for (unsigned z = 0; z < grid.z; ++z) {
@@ -155,6 +203,8 @@ inline void launch(Index grid, unsigned threads, unsigned seed, const std::funct
       for (unsigned x = 0; x < grid.x; ++x) {
         Block b;
         block = &b;
+        const std::unique_ptr<Block, void (*)(Block*)> in_place(&b,
+                                                                [](Block*) { block = nullptr; });
         b.random.seed(seed++);
         b.body = body;
         b.previous_kernel_ends = previous_kernel_ends;
@@ -181,13 +231,30 @@ inline void launch(Index grid, unsigned threads, unsigned seed, const std::funct
 
 namespace permllm::cuda {
 
-inline void sync_block() { emulator::leave(emulator::Fibre::kAtBlock); }
-inline void sync_warp() { emulator::at_warp(nullptr, nullptr); }
-inline void allow_next_kernel() {}
-inline void wait_for_previous_kernel() {
-  if (!emulator::block->previous_kernel_ends) return;
-  emulator::block->previous_kernel_ends();
-  emulator::block->previous_kernel_ends = nullptr;
+using Where = std::source_location;
+
+inline void sync_block(const Where& where = Where::current()) {
+  if (emulator::leaves_out("sync_block", where)) return;
+  emulator::leave(emulator::Fibre::kAtBlock);
+}
+
+inline void sync_warp(const Where& where = Where::current()) {
+  if (emulator::leaves_out("sync_warp", where)) return;
+  emulator::at_warp(nullptr, nullptr);
+}
+
+inline void wait_for_previous_kernel(const Where& where = Where::current()) {
+  if (emulator::leaves_out("wait_for_previous_kernel", where)) return;
+  if (emulator::block->previous_kernel_ends) {
+    emulator::leave(emulator::Fibre::kAtPreviousKernel);
+  }
+  emulator::block->current->has_waited = true;
+}
+
+inline void allow_next_kernel() {
+  if (!emulator::block->current->has_waited) {
+    emulator::fail("the next kernel was allowed before the previous one was waited for");
+  }
 }
 
 inline void copy_async_16(void* shared, const void* global, bool valid = true) {
@@ -207,7 +274,8 @@ inline void commit_copies() {
 }
 
 template <int kPending>
-inline void wait_copies() {
+inline void wait_copies(const Where& where = Where::current()) {
+  if (emulator::leaves_out("wait_copies", where)) return;
   auto& committed = emulator::block->current->committed;
   for (; committed.size() > kPending; committed.pop_front()) {
     for (const emulator::Copy& copy : committed.front()) {

@@ -7,16 +7,11 @@ from hypothesis import strategies as st
 
 from benchmarks.shapes import LLAMA_2_7B, random_layer
 from permllm_vllm.backends.cuda import CudaBackend
-from tests.cuda.emulated import A100, H100, L4, SMALL, Emulator
+from tests.cuda.emulated import A100, H100, L4, SMALL
 from tests.cuda.layers import int8_layer
 
 TOLERANCE = {torch.bfloat16: 3e-3, torch.float16: 6e-4}  # the rounding of y gives most of it
 DTYPES = (torch.bfloat16, torch.float16)
-
-
-@pytest.fixture(scope="module")
-def emulator(compile_for_host):
-    return Emulator(compile_for_host("emulated_kernels.cpp", "-O1", "-Wall"))
 
 
 def check(emulator, layer, tokens, dtype, *, kernel=0, gpu=SMALL, seed=0):

@@ -1,0 +1,77 @@
+// Memory of a kernel on the emulator, and what the previous kernel may do with it.
+#pragma once
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "emulator.h"
+
+namespace permllm::cuda {
+
+// Bytes that end where accessible memory ends: reading or writing past them is a fault.
+class Guarded {
+ public:
+  explicit Guarded(size_t bytes) {
+    const size_t page = sysconf(_SC_PAGESIZE);
+    bytes_ = bytes;
+    mapped_ = (bytes + page - 1) / page * page + page;
+    base_ = static_cast<unsigned char*>(
+        mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (base_ == MAP_FAILED) emulator::fail("out of memory");
+    mprotect(base_ + mapped_ - page, page, PROT_NONE);
+    data = base_ + mapped_ - page - bytes;
+    poison();
+  }
+  Guarded(const void* source, size_t bytes) : Guarded(bytes) {
+    if (bytes > 0) std::memcpy(data, source, bytes);
+  }
+  ~Guarded() { munmap(base_, mapped_); }
+  Guarded(const Guarded&) = delete;
+  Guarded& operator=(const Guarded&) = delete;
+
+  void poison() { std::memset(data, 0xff, bytes_); }
+  void keep() { kept_.assign(data, data + bytes_); }
+  void bring_back() { std::copy(kept_.begin(), kept_.end(), data); }
+  bool is_as_kept() const { return std::equal(kept_.begin(), kept_.end(), data); }
+
+  unsigned char* data;
+
+ private:
+  unsigned char* base_;
+  size_t bytes_;
+  size_t mapped_;
+  std::vector<unsigned char> kept_;
+};
+
+// Runs a kernel. Until the previous one ends, it may write any of `inputs` and read `output`.
+inline void launch_after_another(Grid grid, unsigned threads, unsigned seed, Guarded& shared,
+                                 const std::vector<Guarded*>& inputs, Guarded& output,
+                                 const std::function<void()>& body) {
+  for (Guarded* input : inputs) input->keep();
+  emulator::launch(
+      grid, threads, seed,
+      [&] {
+        shared.poison();
+        output.keep();
+        for (Guarded* input : inputs) input->poison();
+      },
+      [&] {
+        if (!output.is_as_kept()) emulator::fail("written before the previous kernel had ended");
+        for (Guarded* input : inputs) input->bring_back();
+      },
+      body);
+}
+
+// What `run` throws, null if nothing.
+inline const char* error_of(const std::function<void()>& run) {
+  static std::string message;
+  try {
+    run();
+    return nullptr;
+  } catch (const std::exception& error) {
+    message = error.what();
+    return message.c_str();
+  }
+}
+
+}  // namespace permllm::cuda
