@@ -73,10 +73,8 @@ def torch_directory() -> Path | None:
     return Path(torch.__file__).parent
 
 
-def reason_not_to_build() -> str | None:
-    """Why the CPU kernels cannot or must not be built here."""
-    if os.environ.get("PERMLLM_BUILD_CPU", "1") == "0":
-        return "PERMLLM_BUILD_CPU=0 is set; unset it"
+def missing_tools() -> str | None:
+    """What every library needs and is not here."""
     if sys.platform != "linux":
         return f"{sys.platform} is not Linux; build on Linux"
     if compiler() is None:
@@ -225,16 +223,25 @@ def cuda_build() -> ModuleType:
 
 
 def extensions() -> list[Extension]:
-    """The libraries, or fewer and a warning that says how to get them."""
-    reason = reason_not_to_build()
-    if reason is not None:
+    """The libraries, or fewer and a warning that says how to get them.
+
+    Raises:
+        RuntimeError: PERMLLM_BUILD_CUDA=1 and something is missing.
+    """
+    libraries = []
+    missing = missing_tools()
+    cpu_reason = missing
+    if os.environ.get("PERMLLM_BUILD_CPU", "1") == "0":
+        cpu_reason = "PERMLLM_BUILD_CPU=0 is set; unset it"
+    if cpu_reason is None:
+        libraries.append(Extension("permllm_vllm._C", sources()))
+    else:
         sys.stderr.write(
-            f"WARNING: permllm-vllm is installed without its kernels: {reason}, and install again. "
-            "Until then sparse layers run as dense PyTorch: no faster and no smaller than dense.\n"
+            "WARNING: permllm-vllm is installed without its CPU kernels: "
+            f"{cpu_reason}, and install again. Until then sparse layers run as dense PyTorch on "
+            "CPUs: no faster and no smaller than dense.\n"
         )
-        return []
-    libraries = [Extension("permllm_vllm._C", sources())]
-    cuda_reason = cuda_build().reason_not_to_build()
+    cuda_reason = cuda_build().reason_not_to_build(missing)
     if cuda_reason is None:
         libraries.append(Extension(CUDA_LIBRARY, []))
     else:

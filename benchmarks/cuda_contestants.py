@@ -59,18 +59,40 @@ def permuted_dense(layer: Layer) -> tuple[Tensor, Tensor]:
     return dense.to(CUDA), places.to(CUDA, torch.uint8)
 
 
+class FastestAlgorithm:
+    """cuSPARSELt's fastest algorithm, searched once for every shape and number of tokens.
+
+    The search measures: a shape must have been called once before it is captured in a graph.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, ...], int] = {}
+
+    def __call__(self, n: int, compressed: Tensor, x: Tensor) -> int:
+        """For `x [tokens, inputs]` and a compressed weight of `n` outputs."""
+        key = (n, *x.shape)
+        if key not in self._found:
+            self._found[key] = torch._cslt_sparse_mm_search(
+                compressed, x.t(), transpose_result=True
+            )
+        return self._found[key]
+
+
+_fastest_algorithm = FastestAlgorithm()
+
+
 def _cusparselt(layer: Layer) -> Call:
-    """cuSPARSELt with its fastest algorithm for 16 tokens, after our permutation kernel."""
+    """cuSPARSELt with its fastest algorithm, after our permutation kernel."""
     dense, places = permuted_dense(layer)
+    n = dense.shape[0]
     compressed = torch._cslt_compress(dense)
-    probe = torch.zeros(16, dense.shape[1], dtype=dense.dtype, device=CUDA)
-    algorithm = torch._cslt_sparse_mm_search(compressed, probe.t())
 
     def call(x: Tensor) -> Tensor:
         permuted = torch.ops.permllm.permute_inputs(x, places)
         padding = -x.shape[0] % 8  # its tokens come in eights
         if padding:
             permuted = torch.nn.functional.pad(permuted, (0, 0, 0, padding))
+        algorithm = _fastest_algorithm(n, compressed, permuted)
         y = torch._cslt_sparse_mm(compressed, permuted.t(), alg_id=algorithm, transpose_result=True)
         return y[: x.shape[0]]
 
@@ -79,11 +101,11 @@ def _cusparselt(layer: Layer) -> Call:
 
 def _semi_structured(layer: Layer) -> Call:
     """PyTorch's own CUTLASS path (sm_80), after our permutation kernel."""
-    from torch.sparse import SparseSemiStructuredTensorCUTLASS, to_sparse_semi_structured
+    from torch.sparse import SparseSemiStructuredTensorCUTLASS
 
     dense, places = permuted_dense(layer)
-    SparseSemiStructuredTensorCUTLASS._FORCE_CUTLASS = True
-    weight = to_sparse_semi_structured(dense)
+    # Not to_sparse_semi_structured, which takes cuSPARSELt wherever it is.
+    weight = SparseSemiStructuredTensorCUTLASS.from_dense(dense)
     return lambda x: torch.nn.functional.linear(torch.ops.permllm.permute_inputs(x, places), weight)
 
 

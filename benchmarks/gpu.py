@@ -2,15 +2,19 @@
 
     python -m benchmarks.gpu
 
-Needs PyTorch and pytest, and to build nvcc and CUTLASS (docs/cuda.md); no network. Results are
-written to build/gpu, a table is printed last. The exit status is that of the tests.
+Needs PyTorch and pytest, and to build nvcc and CUTLASS (docs/cuda.md); no network. The library is
+built anew where it can be, else the one that is there is used. Results are written to build/gpu, a
+table of what ran is printed last. The exit status is 0 where every step ran and passed. Everything
+ends within ten minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,73 +22,149 @@ from pathlib import Path
 
 import torch
 
+from csrc.cuda import build, toolkit
+
 ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = ROOT / "permllm_vllm" / "_C_cuda.so"
+SECONDS = 600.0
 SANITIZED = "every_weight or permute_inputs or strided"
+TIMED_OUT = 124
+#: Fails where PyTorch would multiply instead of the kernels: the tests would all be skipped.
+RUNS_HERE = """
+import sys, torch
+from permllm_vllm.backends import fallback_reason
+sys.exit(fallback_reason(torch.device("cuda"), torch.bfloat16) or None)
+"""
 
 
-def run(command: list[str], limit: int, **environment: str) -> int:
-    """Runs a command for at most `limit` seconds; its exit status, or 124."""
-    print("+", " ".join(command), flush=True)
-    start = time.monotonic()
+@dataclasses.dataclass
+class Step:
+    """What ran, for the closing table."""
+
+    name: str
+    outcome: str
+    seconds: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        return not self.outcome.startswith(("passed", "skipped"))
+
+
+class Steps:
+    """Runs commands until a common deadline and remembers how they ended."""
+
+    def __init__(self, seconds: float):
+        self._end = time.monotonic() + seconds
+        self.done: list[Step] = []
+
+    def left(self) -> float:
+        """Seconds to the deadline."""
+        return self._end - time.monotonic()
+
+    def run(self, name: str, command: list[str], limit: float, **environment: str) -> bool:
+        """Runs a command for `limit` seconds at most, and not past the deadline; True if passed."""
+        limit = min(limit, self.left())
+        if limit < 1:
+            self.done.append(Step(name, "not run: no time was left"))
+            return False
+        print("+", " ".join(command), flush=True)
+        start = time.monotonic()
+        status = run(command, limit, environment)
+        outcome = {0: "passed", TIMED_OUT: f"stopped after {limit:.0f} s"}.get(
+            status, f"failed: exit status {status}"
+        )
+        self.done.append(Step(name, outcome, time.monotonic() - start))
+        return status == 0
+
+    def skip(self, name: str, reason: str) -> None:
+        """Notes a step that cannot run here, and need not."""
+        self.done.append(Step(name, f"skipped: {reason}"))
+
+    def table(self) -> str:
+        width = max(len(step.name) for step in self.done)
+        return "\n".join(
+            f"{step.name:<{width}}  {step.seconds:>5.0f} s  {step.outcome}" for step in self.done
+        )
+
+
+def run(command: list[str], limit: float, environment: dict[str, str]) -> int:
+    """The exit status of a command, or 124 where it and what it started were stopped."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, **environment}, start_new_session=True
+    )
     try:
-        status = subprocess.run(
-            command, cwd=ROOT, timeout=limit, env={**os.environ, **environment}
-        ).returncode
+        return process.wait(timeout=limit)
     except subprocess.TimeoutExpired:
-        status = 124
-    print(f"  exit status {status} after {time.monotonic() - start:.0f} s", flush=True)
-    return status
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return TIMED_OUT
 
 
-def build() -> int:
-    """Builds the libraries in place for the GPU of this machine."""
+def compute_sanitizer() -> str | None:
+    """Where compute-sanitizer is: on the PATH, or beside nvcc."""
+    nvcc = toolkit.nvcc()
+    beside = str(Path(nvcc).resolve().parent) if nvcc else None
+    return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=beside)
+
+
+def provide_library(steps: Steps, builds: bool) -> bool:
+    """Builds for this GPU where that can be, and asks the library whether it runs; False if not."""
     major, minor = torch.cuda.get_device_capability()
-    return run(
-        [sys.executable, "setup.py", "build_ext", "--inplace"],
-        900,
-        PERMLLM_BUILD_CUDA="1",
-        PERMLLM_CUDA_ARCHS=os.environ.get("PERMLLM_CUDA_ARCHS", f"{major}{minor}"),
-    )
+    os.environ.setdefault("PERMLLM_CUDA_ARCHS", f"{major}{minor}")
+    missing = build.missing_toolkit() if builds else "--no-build"
+    if missing is None:
+        command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+        if not steps.run("build", command, 420, PERMLLM_BUILD_CUDA="1", PERMLLM_BUILD_CPU="0"):
+            return False
+    elif LIBRARY.exists():
+        steps.skip("build", f"{missing}; {LIBRARY.name} is used as it is")
+    else:
+        steps.done.append(Step("build", f"failed: {missing}"))
+        return False
+    return steps.run("the kernels run here", [sys.executable, "-c", RUNS_HERE], 60)
 
 
-def test() -> int:
-    """Runs the GPU tests, then a part of them under compute-sanitizer."""
+def measure(steps: Steps, output: Path, model: str | None, tests: bool) -> None:
+    """Tests, generates and times; each whatever became of the one before."""
     pytest = [sys.executable, "-m", "pytest", "-q", "tests/cuda/test_gpu.py"]
-    status = run(pytest, 240)
-    sanitizer = shutil.which("compute-sanitizer")
+    if tests:
+        steps.run("tests", pytest, 240)
+    name = torch.cuda.get_device_name().lower().replace(" ", "-")
+    generation = [
+        sys.executable, "-m", "benchmarks.cuda_generation",
+        "--json", str(output / f"generation-{name}.json"),
+        *(("--model", model) if model else ()),
+    ]  # fmt: skip
+    steps.run("generation", generation, 180)
+    sanitizer = compute_sanitizer()
     if sanitizer is None:
-        print("compute-sanitizer is not on the PATH: nothing was run under it")
-        return status
-    checked = run(
-        [sanitizer, "--error-exitcode", "1", *pytest, "-k", SANITIZED],
-        180,
-        PYTORCH_NO_CUDA_MEMORY_CACHING="1",
-    )
-    return status or checked
+        steps.skip("compute-sanitizer", "it is neither on the PATH nor beside nvcc")
+    elif tests:
+        command = [sanitizer, "--error-exitcode", "1", *pytest, "-k", SANITIZED]
+        steps.run("compute-sanitizer", command, 120, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    kernels = [
+        sys.executable, "-m", "benchmarks.cuda_kernels",
+        "--json", str(output / f"kernels-{name}.json"),
+        "--seconds", str(max(0, int(steps.left() - 60))),  # no shape begins in the last minute
+    ]  # fmt: skip
+    steps.run("kernels", kernels, SECONDS)
 
 
 def main() -> None:
-    """Runs everything; fails with the build or the tests."""
+    """Runs everything; fails with any step."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--build", action="store_true", help="build even where a library is there")
+    parser.add_argument("--no-build", action="store_true", help="use the library that is there")
     parser.add_argument("--no-tests", action="store_true")
     parser.add_argument("--model", help="directory of a Llama; else random weights")
     parser.add_argument("--output", type=Path, default=Path("build/gpu"))
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("PyTorch sees no GPU: check nvidia-smi, and that PyTorch is one for CUDA")
-    missing = not (ROOT / "permllm_vllm" / "_C_cuda.so").exists()
-    if (missing or arguments.build) and build() != 0:
-        raise SystemExit("the CUDA kernels do not build, see above")
-    status = 0 if arguments.no_tests else test()
-    name = torch.cuda.get_device_name().lower().replace(" ", "-")
-    result = arguments.output / f"kernels-{name}.json"
-    generation = arguments.output / f"generation-{name}.json"
-    command = [sys.executable, "-m", "benchmarks.cuda_generation", "--json", str(generation)]
-    run([*command, *(("--model", arguments.model) if arguments.model else ())], 180)
-    command = [sys.executable, "-m", "benchmarks.cuda_kernels", "--json", str(result)]
-    run([*command, "--seconds", "240"], 420)
-    sys.exit(status)
+    steps = Steps(SECONDS)
+    if provide_library(steps, builds=not arguments.no_build):
+        measure(steps, arguments.output, arguments.model, tests=not arguments.no_tests)
+    print(steps.table())
+    sys.exit(any(step.failed for step in steps.done))
 
 
 if __name__ == "__main__":

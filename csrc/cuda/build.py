@@ -51,8 +51,11 @@ def architectures() -> list[str]:
     return sorted(unique, key=lambda name: int(name.rstrip("af")))
 
 
-def reason_not_to_build() -> str | None:
+def reason_not_to_build(missing: str | None = None) -> str | None:
     """Why the CUDA kernels are not built here, None where they are.
+
+    Args:
+        missing: what else is not here, and what to do about it.
 
     Raises:
         RuntimeError: PERMLLM_BUILD_CUDA=1 and something is missing.
@@ -60,19 +63,24 @@ def reason_not_to_build() -> str | None:
     wish = os.environ.get("PERMLLM_BUILD_CUDA", "")
     if wish == "0":
         return "PERMLLM_BUILD_CUDA=0 is set; unset it"
-    missing = None
-    if toolkit.nvcc() is None:
-        missing = "nvcc was not found; install the CUDA toolkit 12.8 or later, or set CUDA_HOME"
-    elif not toolkit.library_directories():
-        missing = "libcudart_static.a was not found beside nvcc; set CUDA_HOME to the CUDA toolkit"
-    elif HOPPER in architectures() and toolkit.cutlass() is None:
-        missing = toolkit.cutlass_missing()
+    missing = missing or missing_toolkit()
     if missing and wish == "1":
         raise RuntimeError(f"PERMLLM_BUILD_CUDA=1 is set, but {missing}")
     if missing:
         return missing
     if wish != "1" and not (os.environ.get("PERMLLM_CUDA_ARCHS") or gpu_is_visible()):
         return "no GPU is visible here; to build for another machine, set PERMLLM_BUILD_CUDA=1"
+    return None
+
+
+def missing_toolkit() -> str | None:
+    """What the toolkit or CUTLASS lacks here, and what to do about it."""
+    if toolkit.nvcc() is None:
+        return "nvcc was not found; install the CUDA toolkit 12.8 or later, or set CUDA_HOME"
+    if not toolkit.library_directories():
+        return "libcudart_static.a was not found beside nvcc; set CUDA_HOME to the CUDA toolkit"
+    if HOPPER in architectures() and toolkit.cutlass() is None:
+        return toolkit.cutlass_missing()
     return None
 
 
@@ -107,7 +115,9 @@ def build(
         heavy = []
 
     def target(source: Path) -> Path:
-        return objects / (source.stem + ".o")
+        # By architectures: a build for a few of them keeps the objects of the others.
+        built = HOPPER if source in heavy else "-".join(names)
+        return objects / f"{source.stem}.{built}.o"
 
     def compile_cuda(source: Path) -> None:
         line = [toolkit.nvcc() or "nvcc", *NVCC_FLAGS]

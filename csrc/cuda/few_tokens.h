@@ -2,7 +2,8 @@
 //
 // A block multiplies 128 rows by all inputs of its split. Weights stream through shared memory,
 // each byte read once. The activations of the block lie in a panel, permuted while they are written
-// to it: the main loop knows nothing of the permutation. Weights do not depend on the previous
+// to it, whole or, where they are too many, part by part: multiplying knows nothing of the
+// permutation. Weights do not depend on the previous
 // kernel, so their first stages are requested before it ends.
 #pragma once
 

@@ -28,7 +28,10 @@ INT8_GROUP_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 def unsupported_reason(device: torch.device, dtype: torch.dtype) -> str:
     """Why no CUDA kernel computes in `dtype` on `device`; empty where one does."""
     if dtype not in DTYPES:
-        return f"the CUDA kernels compute in bfloat16 or float16, the model is {_name(dtype)}"
+        return (
+            f"the CUDA kernels compute in bfloat16 or float16, the model is {_name(dtype)}: load it "
+            "in bfloat16 (vLLM: --dtype bfloat16)"
+        )
     if ops.cuda_missing_reason:
         return ops.cuda_missing_reason
     if not torch.cuda.is_available():
@@ -42,22 +45,35 @@ def unsupported_reason(device: torch.device, dtype: torch.dtype) -> str:
 def missing_architecture(capability: tuple[int, int], built: list[str]) -> str:
     """Why a GPU of this compute capability cannot run the `built` architectures; empty if it can.
 
-    Machine code runs on its major version, from its minor version on. Of the last architecture
-    there is PTX too, which later GPUs compile when they load it.
+    Machine code runs on its major version, from its minor version on; with the suffix a it runs on
+    its own version alone. Of the last architecture, where it has no suffix, there is PTX too, which
+    later GPUs compile when they load it.
     """
     version = ".".join(map(str, capability))
     if capability < LEAST_CAPABILITY:
-        return f"the GPU has compute capability {version}, sparse tensor cores need 8.0 or later"
-    exact = [divmod(int(name.rstrip("af")), 10) for name in built]
-    if any(major == capability[0] and minor <= capability[1] for major, minor in exact):
+        return (
+            f"the GPU has compute capability {version}, sparse tensor cores need 8.0 or later: serve "
+            "the dense model on it"
+        )
+    if any(_runs(name, capability) for name in built):
         return ""
-    if built[-1].isdigit() and exact[-1] <= capability:
+    if built[-1].isdigit() and _version(built[-1]) <= capability:
         return ""
     return (
         f"the GPU has compute capability {version} and the kernels were built for "
         f"{', '.join(built)}: install again with PERMLLM_CUDA_ARCHS="
         f"{capability[0]}{capability[1]}"
     )
+
+
+def _version(architecture: str) -> tuple[int, int]:
+    return divmod(int(architecture.rstrip("af")), 10)
+
+
+def _runs(architecture: str, capability: tuple[int, int]) -> bool:
+    if architecture.endswith("a"):
+        return _version(architecture) == capability
+    return (capability[0], 0) <= _version(architecture) <= capability
 
 
 class CudaBackend:

@@ -1,8 +1,15 @@
 """When and for what the CUDA library is built."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from csrc.cuda import build, toolkit
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +82,33 @@ def test_missing_tools_are_errors_only_where_a_build_is_demanded(monkeypatch):
     monkeypatch.setattr(toolkit, "nvcc", lambda: None)
     with pytest.raises(RuntimeError, match="nvcc was not found"):
         build.reason_not_to_build()
+
+
+@pytest.mark.usefixtures("tools")
+def test_what_every_library_needs_is_missing(monkeypatch):
+    assert build.reason_not_to_build("no compiler; install one") == "no compiler; install one"
+    monkeypatch.setenv("PERMLLM_BUILD_CUDA", "1")
+    with pytest.raises(RuntimeError, match="PERMLLM_BUILD_CUDA=1 is set, but no compiler"):
+        build.reason_not_to_build("no compiler; install one")
+
+
+def test_a_demanded_build_fails_where_there_is_no_compiler(tmp_path):
+    """In setup.py itself: without the demand it warns, and the package is pure Python."""
+    environment = {name: value for name, value in os.environ.items() if name != "CXX"}
+    environment["PATH"] = str(tmp_path)
+    command = [sys.executable, "setup.py", "--name"]
+
+    def configure(**changes):
+        return subprocess.run(
+            command, cwd=ROOT, env=environment | changes, capture_output=True, text=True
+        )
+
+    warned = configure()
+    assert warned.returncode == 0, warned.stderr
+    assert "without its CPU kernels: no C++ compiler was found" in warned.stderr
+    demanded = configure(PERMLLM_BUILD_CUDA="1")
+    assert demanded.returncode != 0
+    assert "PERMLLM_BUILD_CUDA=1 is set, but no C++ compiler was found" in demanded.stderr
 
 
 def test_cutlass_is_checked_for_its_version(monkeypatch, tmp_path):

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from benchmarks.cuda_generation import dense_linear, prune_layers, sparse_linear
+from benchmarks.cuda_generation import (
+    TOLERANCE,
+    Outcome,
+    compare,
+    dense_linear,
+    prune_layers,
+    require_equal,
+    sparse_linear,
+)
 from benchmarks.llama import Llama, RandomWeights, Shape, load
 
 SMALL = Shape(
@@ -74,3 +82,21 @@ def test_random_weights_have_the_shapes():
     ]
     assert weights["model.norm.weight"].shape == (128,)
     assert weights["lm_head.weight"].shape == (64, 128)
+
+
+@pytest.mark.parametrize(
+    ("change", "far"), [(0.0, False), (TOLERANCE / 2, False), (0.5, True), (float("nan"), True)]
+)
+def test_models_that_differ_are_a_failure(change, far):
+    logits = torch.randn(5, 2, 64, generator=torch.Generator().manual_seed(0))
+    dense = Outcome(torch.zeros(2, 3, dtype=torch.int64), logits.log_softmax(-1), 20.0)
+    other = dense.log_probabilities.clone()
+    other[3, 1, other[3, 1].argmax()] += change
+    row = compare(2, dense, Outcome(dense.tokens, other, 10.0))
+    assert row["speedup"] == 2
+    assert row["same_tokens"] == 1
+    if far:
+        with pytest.raises(SystemExit, match="differ by more than"):
+            require_equal([row])
+    else:
+        require_equal([row])

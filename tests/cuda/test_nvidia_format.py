@@ -94,44 +94,64 @@ def test_the_whole_buffer_is_that_of_the_compressor(sm90):
     assert torch.equal(packed.metadata.flatten(), metadata)
 
 
-def test_int8_values_are_those_of_the_compressor(sm90):
+def places_of_8_bits(metadata, m, k, padded_rows):
+    """CUTLASS' order for 8-bit types: rows of 128 inputs, 64 rows, 128 inputs by 128 inputs."""
+    element = k % 128 + 128 * (m % 64) + 8192 * (m // 64) + padded_rows * 128 * (k // 128)
+    nibble = int(metadata[element // 8]) >> (4 if element % 8 else 0) & 15
+    return nibble & 3, nibble >> 2
+
+
+@pytest.mark.parametrize(("n", "k"), [(192, 1024), (100, 416), (96, 160)])
+def test_int8_values_are_those_of_the_compressor(sm90, n, k):
     """Values before we interleave them, and for each group the same places."""
-    n, k = 192, 1024
     weights = layer_without_zeros(n, k, torch.int8)
     packed = CudaBackend(torch.bfloat16).pack(weights)
     values, metadata = compress(sm90, permuted_dense(weights))
-    assert torch.equal(packed.packed[:n], interleave_int8(values.view(n, k // 2)))
+    theirs = values[: n * k // 2].view(n, k // 2)
+    assert torch.equal(weights.values, theirs)
+    assert torch.equal(packed.packed[:n, : k // 2], interleave_int8(theirs))
     for m in range(n):
         for group in range(0, k, 4):
-            # The order of 8-bit types: rows of 128 inputs, 64 rows, 128 inputs by 128 inputs.
-            element = group % 128 + 128 * (m % 64) + 8192 * (m // 64) + n * 128 * (group // 128)
-            nibble = int(metadata[element // 8]) >> (4 if element % 8 else 0) & 15
-            assert (nibble & 3, nibble >> 2) == places(packed.metadata, m, group, 256)
+            expected = places_of_8_bits(metadata, m, group, round_up(n, 64))
+            assert places(packed.metadata, m, group, packed.packed.shape[0]) == expected
 
 
-@pytest.mark.parametrize(("n", "k"), [(100, 176), (128, 256)])
-def test_zeros_decompress_to_the_same_weight(sm90, n, k):
+def layer_with_zeros(n, k, dtype):
+    weights = random_layer(n, k, permuted=False, zeros=True).weights
+    if dtype != torch.int8:
+        return replace(weights, values=weights.values.to(dtype))
+    values = (weights.values.float() * k**0.5 * 40).round().clamp(-128, 127).to(dtype)
+    return replace(weights, values=values, scale=torch.ones(n))
+
+
+@pytest.mark.parametrize("dtype", NAMES)
+@pytest.mark.parametrize(("n", "k"), [(100, 416), (64, 256)])
+def test_zeros_decompress_to_the_same_weight(sm90, n, k, dtype):
     """With explicit zeros and empty groups the compressor may name other places; ours ascend.
 
     -0.0 among pruned weights corrupted vLLM's former kernels; here masks decide, not values.
     """
-    weights = random_layer(n, k, permuted=False, zeros=True).weights
+    weights = layer_with_zeros(n, k, dtype)
     dense = permuted_dense(weights)
-    dense[:, ::5] = torch.where(dense[:, ::5] == 0, -0.0, dense[:, ::5])
-    packed = CudaBackend(torch.bfloat16).pack(weights)
+    if dtype != torch.int8:
+        dense[:, ::5] = torch.where(dense[:, ::5] == 0, -0.0, dense[:, ::5])
+    packed = CudaBackend(torch.float16 if dtype == torch.float16 else torch.bfloat16).pack(weights)
+    ordered = weights.values if dtype == torch.int8 else packed.packed
+    theirs_at = places_of_8_bits if dtype == torch.int8 else places
     values, metadata = compress(sm90, dense)
     differ = 0
     for m in range(n):
         for group in range(k // 4):
             first, second = places(packed.metadata, m, group * 4, 128)
             assert first < second
-            ours, theirs = torch.zeros(4), torch.zeros(4)
-            ours[first], ours[second] = packed.packed[m, 2 * group : 2 * group + 2].float()
-            where = places(metadata, m, group * 4, round_up(n, 64))
-            for place, value in zip(where, values[m * k // 2 + 2 * group :][:2], strict=True):
-                theirs[place] += value.float()
+            ours, theirs = [0.0] * 4, [0.0] * 4
+            ours[first], ours[second] = ordered[m, 2 * group : 2 * group + 2].tolist()
+            where = theirs_at(metadata, m, group * 4, round_up(n, 64))
+            pair = values[m * k // 2 + 2 * group :][:2].tolist()
+            for place, value in zip(where, pair, strict=True):
+                theirs[place] += value
             differ += where != (first, second)
-            assert torch.equal(ours, theirs)
+            assert ours == theirs
     assert differ > 0, "the test drew no group on which the two differ"
 
 

@@ -120,13 +120,14 @@ def test_refuses_float32_models():
 
 
 def test_a_model_in_float32_is_no_case_for_the_kernels():
-    assert "the model is float32" in unsupported_reason(torch.device("cuda"), torch.float32)
+    reason = unsupported_reason(torch.device("cuda"), torch.float32)
+    assert "the model is float32: load it in bfloat16" in reason
 
 
 @pytest.mark.parametrize(
     ("capability", "built", "message"),
     [
-        ((7, 5), "80 90a", "7.5, sparse tensor cores need 8.0"),
+        ((7, 5), "80 90a", "7.5, sparse tensor cores need 8.0 or later: serve the dense model"),
         ((8, 0), "80 90a", ""),
         ((8, 9), "80 90a", ""),
         ((9, 0), "80 90a", ""),
@@ -135,6 +136,13 @@ def test_a_model_in_float32_is_no_case_for_the_kernels():
         ((12, 1), "80 100 120", ""),
         ((9, 0), "80", ""),
         ((13, 0), "80 120", ""),
+        ((10, 3), "80 100", ""),
+        ((10, 0), "80 103", "PERMLLM_CUDA_ARCHS=100"),
+        ((10, 0), "80 100a", ""),
+        ((10, 3), "80 100a", "PERMLLM_CUDA_ARCHS=103"),  # a: for 10.0 alone
+        ((10, 3), "80 100f", ""),  # f: for its family
+        ((11, 0), "80 100f", "PERMLLM_CUDA_ARCHS=110"),
+        ((12, 1), "80 90a 120a", "PERMLLM_CUDA_ARCHS=121"),
     ],
 )
 def test_architectures(capability, built, message):

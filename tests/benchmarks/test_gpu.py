@@ -1,0 +1,126 @@
+"""What `make gpu` runs and how it fails, with commands that are only pretended."""
+
+import sys
+import time
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from csrc.cuda import build
+
+MODULES = {
+    "setup.py": "build",
+    "-c": "check",
+    "pytest": "tests",
+    "benchmarks.cuda_generation": "generation",
+    "benchmarks.cuda_kernels": "kernels",
+}
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    """A machine with a GPU, nvcc and a library; returns the commands that ran, in short."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    monkeypatch.setattr(build, "missing_toolkit", lambda: None)
+    monkeypatch.setattr(gpu, "compute_sanitizer", lambda: "/opt/cuda/bin/compute-sanitizer")
+    monkeypatch.setattr(gpu, "LIBRARY", tmp_path / "_C_cuda.so")
+    monkeypatch.setenv("PERMLLM_CUDA_ARCHS", "90a")
+    gpu.LIBRARY.touch()
+    return monkeypatch
+
+
+def short(command):
+    if command[0].endswith("compute-sanitizer"):
+        return "compute-sanitizer"
+    return next(MODULES[word] for word in command if word in MODULES)
+
+
+def main(monkeypatch, statuses=None, options=()):
+    """Runs `make gpu` with these exit statuses, 0 for others; its own, and what it ran."""
+    ran = []
+
+    def run(command, limit, environment):
+        assert 0 < limit <= gpu.SECONDS
+        ran.append(short(command))
+        return (statuses or {}).get(ran[-1], 0)
+
+    monkeypatch.setattr(gpu, "run", run)
+    monkeypatch.setattr(sys, "argv", ["gpu", *options])
+    with pytest.raises(SystemExit) as exit_:
+        gpu.main()
+    return exit_.value.code, ran
+
+
+EVERYTHING = ["build", "check", "tests", "generation", "compute-sanitizer", "kernels"]
+
+
+def test_runs_everything_and_prints_a_table_last(machine, capsys):
+    assert main(machine) == (False, EVERYTHING)
+    table = capsys.readouterr().out.splitlines()[-len(EVERYTHING) :]
+    assert [line.split("  ")[0] for line in table] == [
+        "build", "the kernels run here", "tests", "generation", "compute-sanitizer", "kernels",
+    ]  # fmt: skip
+    assert all(line.endswith("passed") for line in table)
+
+
+@pytest.mark.parametrize("step", EVERYTHING)
+def test_fails_with_any_step(machine, capsys, step):
+    code, ran = main(machine, {step: 3})
+    assert code
+    assert "failed: exit status 3" in capsys.readouterr().out
+    fatal = step in ("build", "check")  # nothing that follows would be about the kernels
+    assert ran == (EVERYTHING[: EVERYTHING.index(step) + 1] if fatal else EVERYTHING)
+
+
+def test_a_library_that_does_not_load_is_a_failure(machine):
+    """Not an evening of skipped tests: the library is asked before they are run."""
+    code, ran = main(machine, {"check": 1}, ["--no-build"])
+    assert code
+    assert ran == ["check"]
+
+
+def test_without_a_toolkit_the_library_that_is_there_is_used(machine, capsys):
+    machine.setattr(build, "missing_toolkit", lambda: "nvcc was not found")
+    code, ran = main(machine)
+    assert not code
+    assert ran == EVERYTHING[1:]
+    assert "skipped: nvcc was not found; _C_cuda.so is used as it is" in capsys.readouterr().out
+    gpu.LIBRARY.unlink()
+    assert main(machine) == (True, [])
+    assert "failed: nvcc was not found" in capsys.readouterr().out
+
+
+def test_without_the_sanitizer_nothing_fails(machine, capsys):
+    machine.setattr(gpu, "compute_sanitizer", lambda: None)
+    code, ran = main(machine)
+    assert not code
+    assert "compute-sanitizer" not in ran
+    assert "neither on the PATH nor beside nvcc" in capsys.readouterr().out
+
+
+def test_what_no_time_is_left_for_is_a_failure(machine, capsys):
+    clock = iter([0.0, *[gpu.SECONDS] * 50])
+    machine.setattr(time, "monotonic", lambda: next(clock))
+    code, ran = main(machine)
+    assert code
+    assert ran == []
+    assert "not run: no time was left" in capsys.readouterr().out
+
+
+def test_stops_a_command_and_what_it_started():
+    nested = [sys.executable, "-c", "import subprocess; subprocess.run(['sleep', '60'])"]
+    assert gpu.run(nested, 0.5, {}) == gpu.TIMED_OUT
+    assert gpu.run([sys.executable, "-c", "import sys; sys.exit(7)"], 60, {}) == 7
+
+
+def test_the_sanitizer_is_looked_for_beside_nvcc(monkeypatch, tmp_path):
+    for name in ("nvcc", "compute-sanitizer"):
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setattr(gpu.toolkit, "nvcc", lambda: str(tmp_path / "nvcc"))
+    monkeypatch.setenv("PATH", "")
+    assert gpu.compute_sanitizer() == str(tmp_path / "compute-sanitizer")
+    (tmp_path / "compute-sanitizer").unlink()
+    assert gpu.compute_sanitizer() is None

@@ -1,0 +1,164 @@
+"""The whole library, built from its sources for two architectures, without a GPU or a driver.
+
+Objects are kept in build/, so that only the first run in a tree takes its minutes.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from csrc.cuda import build, toolkit
+
+ROOT = Path(__file__).parents[2]
+OUTPUT = ROOT / "build" / "cuda-test"
+#: One with the kernels of our own alone, and the one that CUTLASS is for.
+ARCHITECTURES = "80 90a"
+LARGEST_SPILL = 16  # bytes of a thread
+SHIMS = ("stable/c/shim.h", "inductor/aoti_torch/c/shim.h")  # what is stable in libtorch
+LIBRARIES = {"libtorch_cpu.so", "libc10.so", "libstdc++.so", "libgcc_s.so", "libm.so", "libc.so",
+             "ld-linux-x86-64.so"}  # fmt: skip
+
+pytestmark = pytest.mark.timeout(1800)
+
+SERVE = """
+import torch
+from benchmarks.shapes import random_layer
+from permllm_vllm import ops
+from permllm_vllm.backends import fallback_reason, select_backend
+assert not ops.cuda_missing_reason, ops.cuda_missing_reason
+layer = random_layer(48, 128)
+backend = select_backend(torch.device("cpu"), torch.bfloat16)
+packed = backend.pack(layer.weights)
+x = torch.randn(5, 128).bfloat16()
+y = ops.sparse_linear(
+    x, packed.packed, packed.metadata, packed.permutation, packed.scale, None, 48, "2:4"
+)
+exact = x.double() @ layer.dense.double().T
+print(ops.__file__)
+print(backend.name, float((y.double() - exact).norm() / exact.norm()))
+print(torch.ops.permllm.cuda_architectures())
+print(fallback_reason(torch.device("cuda"), torch.bfloat16))
+"""
+
+
+@dataclass(frozen=True)
+class Library:
+    path: Path
+    log: str
+    """What the compilers said when they last ran."""
+
+
+@pytest.fixture(scope="session")
+def library(request) -> Library:
+    """Builds, and reports minutes and memory; skips without the tools."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PERMLLM_CUDA_ARCHS", ARCHITECTURES)
+        missing = build.missing_toolkit()
+    if missing or not (shutil.which("c++") or os.environ.get("CXX")):
+        pytest.skip(missing or "no C++ compiler was found; install g++")
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    log = OUTPUT / "build.log"
+    environment = {
+        "PERMLLM_BUILD_CUDA": "1",
+        "PERMLLM_BUILD_CPU": "0",
+        "PERMLLM_CUDA_ARCHS": ARCHITECTURES,
+        "NVCC_APPEND_FLAGS": "-Xptxas -v",
+    }
+    start = time.monotonic()
+    with (OUTPUT / "output").open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "setup.py", "build_ext", "--build-lib", str(OUTPUT)],
+            cwd=ROOT, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    said = Path(output.name).read_text()
+    assert process.returncode == 0, said[-4000:]
+    if "ptxas info" in said:
+        log.write_text(said)
+        record = {
+            "architectures": ARCHITECTURES,
+            "minutes": round((time.monotonic() - start) / 60, 1),
+            "processor_minutes": round((usage.ru_utime + usage.ru_stime) / 60, 1),
+            "peak_gib": round(usage.ru_maxrss / 2**20, 1),  # of the largest process
+        }
+        (OUTPUT / "build.json").write_text(json.dumps(record, indent=1) + "\n")
+        reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter:
+            reporter.write_line(f"\nCUDA library: {json.dumps(record)}")
+    return Library(OUTPUT / "permllm_vllm" / "_C_cuda.so", log.read_text() if log.exists() else "")
+
+
+def test_compilers_warn_of_nothing_and_spill_little(library):
+    if "ptxas info" not in library.log:
+        pytest.skip(f"the objects are from a build without {OUTPUT}: remove build/objects/cuda")
+    warnings = [line for line in library.log.splitlines() if re.search(r"\bwarning\b", line)]
+    assert not warnings
+    spills = [int(number) for number in re.findall(r"(\d+) bytes spill stores", library.log)]
+    assert spills
+    assert max(spills) <= LARGEST_SPILL
+
+
+def test_needs_the_stable_shim_alone(library):
+    """One library then serves every PyTorch from 2.11 on, and one without CUDA."""
+    headers = Path(torch.__file__).parent / "include" / "torch" / "csrc"
+    stable = set(re.findall(r"\w+", "".join((headers / name).read_text() for name in SHIMS)))
+    table = subprocess.run(
+        ["nm", "-D", "--undefined-only", str(library.path)],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    kinds_and_names = [line.split() for line in table.splitlines()]
+    # With a version, after an @, they are of the C and C++ runtimes; weak ones may be missing.
+    needed = {name for kind, name in kinds_and_names if kind == "U" and "@" not in name}
+    assert needed
+    assert needed <= stable
+
+
+def test_links_no_library_of_cuda(library):
+    dynamic = subprocess.run(
+        ["readelf", "-d", str(library.path)], check=True, capture_output=True, text=True
+    ).stdout
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*\.so)[.\d]*\]", dynamic))
+    assert "libtorch_cpu.so" in needed
+    assert needed <= LIBRARIES
+
+
+def test_serves_on_the_cpu_beside_it(library, tmp_path):
+    """In a process of its own, in a package that holds both libraries."""
+    package = tmp_path / "permllm_vllm"
+    package.mkdir()
+    for entry in (ROOT / "permllm_vllm").iterdir():
+        (package / entry.name).symlink_to(entry)
+    (package / library.path.name).unlink(missing_ok=True)
+    (package / library.path.name).symlink_to(library.path)
+    result = subprocess.run(
+        [sys.executable, "-c", SERVE],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    file, product, architectures, reason = result.stdout.splitlines()
+    assert Path(file).parent == package
+    backend, error = product.split()
+    assert backend == ("cpu" if (package / "_C.so").exists() else "reference")
+    assert float(error) < 5e-3
+    assert architectures == ARCHITECTURES
+    if not torch.cuda.is_available():
+        assert "torch.cuda.is_available() is false" in reason
+
+
+def test_the_toolkit_of_this_build_is_found():
+    """So that a skip above is not for a reason that nobody reads."""
+    if toolkit.nvcc() is None:
+        pytest.skip("needs nvcc: install the CUDA toolkit")
+    assert toolkit.library_directories()
