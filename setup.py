@@ -84,6 +84,13 @@ def missing_tools() -> str | None:
     return None
 
 
+def reason_not_to_build() -> str | None:
+    """Why the CPU kernels cannot or must not be built here."""
+    if os.environ.get("PERMLLM_BUILD_CPU", "1") == "0":
+        return "PERMLLM_BUILD_CPU=0 is set; unset it"
+    return missing_tools()
+
+
 def x86() -> bool:
     """True where the x86-64 instruction sets can exist."""
     return platform.machine() in ("x86_64", "AMD64")
@@ -229,10 +236,7 @@ def extensions() -> list[Extension]:
         RuntimeError: PERMLLM_BUILD_CUDA=1 and something is missing.
     """
     libraries = []
-    missing = missing_tools()
-    cpu_reason = missing
-    if os.environ.get("PERMLLM_BUILD_CPU", "1") == "0":
-        cpu_reason = "PERMLLM_BUILD_CPU=0 is set; unset it"
+    cpu_reason = reason_not_to_build()
     if cpu_reason is None:
         libraries.append(Extension("permllm_vllm._C", sources()))
     else:
@@ -241,7 +245,7 @@ def extensions() -> list[Extension]:
             f"{cpu_reason}, and install again. Until then sparse layers run as dense PyTorch on "
             "CPUs: no faster and no smaller than dense.\n"
         )
-    cuda_reason = cuda_build().reason_not_to_build(missing)
+    cuda_reason = cuda_build().reason_not_to_build(missing_tools())
     if cuda_reason is None:
         libraries.append(Extension(CUDA_LIBRARY, []))
     else:

@@ -29,8 +29,8 @@ def unsupported_reason(device: torch.device, dtype: torch.dtype) -> str:
     """Why no CUDA kernel computes in `dtype` on `device`; empty where one does."""
     if dtype not in DTYPES:
         return (
-            f"the CUDA kernels compute in bfloat16 or float16, the model is {_name(dtype)}: load it "
-            "in bfloat16 (vLLM: --dtype bfloat16)"
+            f"the CUDA kernels compute in bfloat16 or float16, the model is {_name(dtype)}: load "
+            "it in bfloat16 (vLLM: --dtype bfloat16)"
         )
     if ops.cuda_missing_reason:
         return ops.cuda_missing_reason
@@ -52,8 +52,8 @@ def missing_architecture(capability: tuple[int, int], built: list[str]) -> str:
     version = ".".join(map(str, capability))
     if capability < LEAST_CAPABILITY:
         return (
-            f"the GPU has compute capability {version}, sparse tensor cores need 8.0 or later: serve "
-            "the dense model on it"
+            f"the GPU has compute capability {version}, sparse tensor cores need 8.0 or later: "
+            "serve the dense model on it"
         )
     if any(_runs(name, capability) for name in built):
         return ""
