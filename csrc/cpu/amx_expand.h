@@ -4,10 +4,12 @@
 #include <immintrin.h>
 
 #include "layout.h"
+#include "tuning.h"
 
 namespace permllm::cpu {
 namespace {
 
+using Tuning = AmxTuning;
 using AmxBlock = Block<kAmxRows>;
 using AmxInt8Block = Block<kAmxRows, int8_t>;
 
@@ -21,12 +23,9 @@ struct alignas(64) Int8WeightTile {
   int8_t rows[kAmxRows][kBlockInputs];
 };
 
-inline void prefetch_near(const void* line) {
-  _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T0);
-}
-
-inline void prefetch_far(const void* line) {
-  _mm_prefetch(static_cast<const char*>(line), _MM_HINT_T1);
+template <int Hint>
+inline void prefetch(const void* line) {
+  __builtin_prefetch(line, 0, Hint);
 }
 
 // The mask is read as two words, because shifting a mask register takes the execution port that the
@@ -62,11 +61,11 @@ inline void expand(const Block& block, Tiles& tiles) {
 template <class Block, class Tiles>
 inline void expand(const Block& block, Tiles& tiles, const Block* ahead) {
   constexpr int kRowsPerLine = 64 / static_cast<int>(sizeof(ahead->values[0]));
-  prefetch_near(ahead->mask);
-  prefetch_near(ahead->mask + kAmxRows / 2);
+  prefetch<Tuning::kFewHint>(ahead->mask);
+  prefetch<Tuning::kFewHint>(ahead->mask + kAmxRows / 2);
 #pragma GCC unroll 16
   for (int row = 0; row < kAmxRows; ++row) {
-    if (row % kRowsPerLine == 0) prefetch_near(ahead->values[row]);
+    if (row % kRowsPerLine == 0) prefetch<Tuning::kFewHint>(ahead->values[row]);
     expand_row(block, row, tiles);
     asm volatile("");
   }

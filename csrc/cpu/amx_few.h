@@ -29,11 +29,6 @@
 namespace permllm::cpu {
 namespace {
 
-struct FewTokensTuning {
-  static constexpr int64_t prefetch_blocks = 1;  // fetched so many blocks before it is expanded
-  static constexpr int64_t pack_blocks = 16;     // blocks of x that a worker packs at a time
-};
-
 template <class Products>
 class FewTokens {
  public:
@@ -81,8 +76,8 @@ class FewTokens {
 
   void pack(int64_t item) {
     const int64_t tile = item / packs_per_tile_;
-    const int64_t begin = item % packs_per_tile_ * FewTokensTuning::pack_blocks;
-    const int64_t end = smaller(begin + FewTokensTuning::pack_blocks, input_blocks_);
+    const int64_t begin = item % packs_per_tile_ * Tuning::kPackBlocks;
+    const int64_t end = smaller(begin + Tuning::kPackBlocks, input_blocks_);
     for (int64_t block = begin; block < end; ++block) {
       products_.pack(tile * kTileColumns, tokens(tile), block * kBlockInputs, columns(tile),
                      packed_tile(tile) + block * block_bytes(columns(tile)));
@@ -99,7 +94,7 @@ class FewTokens {
 
   template <int TokenTiles>
   void multiply(int64_t worker) {
-    constexpr int64_t kAhead = 1 + FewTokensTuning::prefetch_blocks;
+    constexpr int64_t kAhead = 1 + Tuning::kFewAheadBlocks;
     Pair pair = claim_pair(worker);
     if (pair.none()) return;
     const int64_t input_blocks = input_blocks_;
@@ -148,7 +143,7 @@ class FewTokens {
   const int64_t input_blocks_ = ceil_div(arguments_.k, kBlockInputs);
   const int64_t groups_ = ceil_div(arguments_.n, kAmxRows);
   const int64_t token_tiles_ = ceil_div(arguments_.m, kTileColumns);
-  const int64_t packs_per_tile_ = ceil_div(input_blocks_, FewTokensTuning::pack_blocks);
+  const int64_t packs_per_tile_ = ceil_div(input_blocks_, Tuning::kPackBlocks);
   WorkQueue measures_;
   WorkQueue packs_;
   WorkQueue pairs_;

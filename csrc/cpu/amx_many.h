@@ -32,16 +32,6 @@
 namespace permllm::cpu {
 namespace {
 
-struct ManyTokensTuning {
-  static constexpr int64_t chunk_blocks = 4;        // 256 inputs
-  static constexpr int64_t panel_groups = 32;       // 512 rows: sums of 512 KiB with a full span
-  static constexpr int64_t short_panel_groups = 8;  // for at most short_tokens
-  static constexpr int64_t short_tokens = 64;
-  static constexpr int64_t span_tiles = 16;       // 256 tokens
-  static constexpr int64_t region_tiles = 64;     // 1024 tokens are packed and multiplied at once
-  static constexpr int64_t tasks_per_thread = 2;  // panels are made smaller to get so many
-};
-
 // Cache lines to fetch into L2, some at every step of a loop.
 class LineStream {
  public:
@@ -53,7 +43,7 @@ class LineStream {
 
   void step() {
     const char* until = next_ + step_ < end_ ? next_ + step_ : end_;
-    for (; next_ < until; next_ += kLine) prefetch_far(next_);
+    for (; next_ < until; next_ += kLine) prefetch<Tuning::kManyHint>(next_);
   }
 
  private:
@@ -65,24 +55,22 @@ class LineStream {
 
 // How rows, tokens and inputs are cut. Units: row groups, token tiles, 64-input blocks.
 struct Cut {
-  using Tuning = ManyTokensTuning;
-
   Cut(const LinearArguments& a, int64_t threads)
       : blocks(ceil_div(a.k, kBlockInputs)),
         groups(ceil_div(a.n, kAmxRows)),
         tiles(ceil_div(a.m, kTileColumns)),
-        chunks(ceil_div(blocks, Tuning::chunk_blocks)) {
-    const int64_t least_spans = ceil_div(tiles, Tuning::span_tiles);
+        chunks(ceil_div(blocks, Tuning::kChunkBlocks)) {
+    const int64_t least_spans = ceil_div(tiles, Tuning::kSpanTiles);
     span_tiles = ceil_div(ceil_div(tiles, least_spans), 2) * 2;
     spans = ceil_div(tiles, span_tiles);
-    panel_groups = a.m <= Tuning::short_tokens ? Tuning::short_panel_groups : Tuning::panel_groups;
-    const int64_t wanted = threads > 1 ? threads * Tuning::tasks_per_thread : 1;
+    panel_groups = a.m <= Tuning::kShortTokens ? Tuning::kShortPanelGroups : Tuning::kPanelGroups;
+    const int64_t wanted = threads > 1 ? threads * Tuning::kTasksPerThread : 1;
     while (panel_groups > 2 && spans * ceil_div(groups, panel_groups) < wanted) panel_groups /= 2;
     panels = ceil_div(groups, panel_groups);
   }
 
   int64_t chunk_blocks(int64_t chunk) const {
-    return smaller(Tuning::chunk_blocks, blocks - chunk * Tuning::chunk_blocks);
+    return smaller(Tuning::kChunkBlocks, blocks - chunk * Tuning::kChunkBlocks);
   }
 
   int64_t blocks, groups, tiles, chunks;
@@ -119,7 +107,7 @@ class ManyTokens {
  private:
   using Block = typename Products::Block;
   using Tiles = typename Products::Tiles;
-  static constexpr int64_t kChunkBlocks = ManyTokensTuning::chunk_blocks;
+  static constexpr int64_t kChunkBlocks = Tuning::kChunkBlocks;
   static constexpr int64_t kTileBytes = tile_bytes(kTileColumns);
   static constexpr int64_t kBlockSize = Products::kParts * kTileBytes;  // of x
 
@@ -289,7 +277,7 @@ void multiply_region(const LinearArguments& arguments, const Products& products)
 template <class Products>
 void multiply_many_tokens(const LinearArguments& arguments) {
   const int64_t tiles = ceil_div(arguments.m, kTileColumns);
-  const int64_t regions = ceil_div(tiles, ManyTokensTuning::region_tiles);
+  const int64_t regions = ceil_div(tiles, Tuning::kRegionTiles);
   const int64_t region_tokens = ceil_div(tiles, regions) * kTileColumns;
   for (int64_t first = 0; first < arguments.m; first += region_tokens) {
     LinearArguments region = arguments;

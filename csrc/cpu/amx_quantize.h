@@ -18,8 +18,6 @@ namespace {
 // Below it a token counts as zero: its inverse scale would leave float32.
 constexpr float kSmallestMagnitude = 0x1p-100f;
 
-constexpr int64_t kMeasuredAlone = 16 << 10;  // elements of x
-
 // The scales of all tokens of a call, each measured before it is quantized. Largest is 127
 // for 8 bits, 32767 for 16.
 template <int Largest>
@@ -80,7 +78,7 @@ class QuantizedTokens {
 
  private:
   // What is measured before threads start: they would wait for each other as long as it takes.
-  bool alone() const { return a_.m * a_.k <= kMeasuredAlone; }
+  bool alone() const { return a_.m * a_.k <= Tuning::kPreparedAlone; }
 
   int64_t size() const { return ceil_div(a_.m, kTileColumns) * kTileColumns; }
 

@@ -37,9 +37,8 @@ constexpr Places<Value> kPlaces;
 
 struct Avx2 {
   using Vector = __m256;
+  using Tuning = Avx2Tuning;
   static constexpr int kLanes = 8;
-  static constexpr int kSums = 12;
-  static constexpr int kFewTokens = 6;
 
   template <class Value>
   static constexpr float kUnit = sizeof(Value) == 1 ? 0x1p-24f : 1.0f;

@@ -1,43 +1,20 @@
-// What the AVX-512 kernels share: the tuning constants of this instruction set, and vector pieces.
+// What the AVX-512 kernels share: vector pieces.
 // Include after every other header, in files that are compiled for AVX-512 only.
 #pragma once
 
 #include <immintrin.h>
 
 #include "layout.h"
+#include "tuning.h"
 
 namespace permllm::cpu {
 namespace {
 
-// Measured on Zen 4 (1 MiB of L2 per core, 26-30 GB/s of stream for one core).
-namespace tuning {
-constexpr int kIntoL1 = 3, kIntoL2 = 2;  // prefetcht0, prefetcht1, as __builtin_prefetch counts
-
-// Few tokens. Prefetching overlaps with the arithmetic only where it stops in L2.
-constexpr int kFewHint = kIntoL2;
-constexpr int kFewFetchTokens = 2;            // one is fetched as fast by the hardware alone
-constexpr int kFewFetchTokensInt8 = 1;        // but not where its bytes are fewer
-constexpr int kFewAhead = 13824;              // bytes, where one pass takes all rows
-constexpr int kFewAheadPasses = 18432;        // and where several passes take some rows each
-constexpr int64_t kFewChunkBytes = 20 << 10;  // x and blocks that those passes share, in L1
-constexpr int kSplitTokens = 2;               // int8: W8A16 up to here, W8A8 beyond
-constexpr int64_t kPackBlocks = 16;           // of up to 16 tokens, that a thread packs at a time
-
-// Several tokens.
-constexpr int64_t kSeveralChunkBytes = 512;  // of a row, expanded at a time, beside x in L1
-constexpr int kSeveralAhead = 9216;          // bytes
-
-// Many tokens. The blocks of the next steps fit L1 and are wanted there.
-constexpr int kManyHint = kIntoL1;
-constexpr int kManyHintX = kIntoL2;    // those of x fit L2
-constexpr int kManyAhead = 2;          // steps of one row group and one chunk of inputs
-constexpr int64_t kChunkBytes = 2048;  // of a row, expanded at a time: 8 rows are half of L1
-constexpr int64_t kPanelGroups = 16;   // row groups whose sums wait in L2 for the next chunk
-constexpr int64_t kTokenVectors = 16;  // of 16 tokens: what one expansion serves at most
-}  // namespace tuning
+using Tuning = Avx512Bf16Tuning;
 
 constexpr int kRows = kAvx512Rows;
 constexpr int kLanes = 16;  // 32-bit lanes: pairs of inputs, or tokens
+static_assert(Tuning::kSeveralTokens == kLanes);
 using Rows8 = Block<kRows>;
 using Int8Rows8 = Block<kRows, int8_t>;
 

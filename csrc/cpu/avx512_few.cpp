@@ -9,7 +9,7 @@ namespace {
 struct Bfloat16Products {
   using Value = bf16;
   static constexpr int kWeights = 2, kInputs = 2, kSums = 1;
-  static constexpr int kFetchTokens = tuning::kFewFetchTokens;
+  static constexpr int kFetchTokens = Tuning::kFewFetchTokens;
 
   static constexpr int rows_per_pass(int tokens) { return tokens <= 3 ? 8 : 4; }
 
@@ -63,7 +63,7 @@ void avx512_several_tokens(const LinearArguments& a) {
 }
 
 void avx512_few_tokens(const LinearArguments& a) {
-  multiply_few_tokens<Bfloat16Products, kAvx512FewTokens>(a);
+  multiply_few_tokens<Bfloat16Products, Tuning::kFewTokens>(a);
 }
 
 }  // namespace permllm::cpu

@@ -87,14 +87,14 @@ class FewTokens {
   int64_t elements() const { return Tokens * arguments_.k; }
   int64_t measures() const { return inputs_.measures(); }
   void measure(int64_t token) const { inputs_.measure(token); }
-  int64_t packs() const { return ceil_div(blocks_, tuning::kPackBlocks); }
+  int64_t packs() const { return ceil_div(blocks_, Tuning::kPackBlocks); }
   int64_t groups() const { return ceil_div(arguments_.n, kRows); }
 
   // Packed x is [block][vector][token].
   void pack(int64_t item) const {
-    const int64_t first = item * tuning::kPackBlocks;
+    const int64_t first = item * Tuning::kPackBlocks;
     const int64_t end =
-        blocks_ - first < tuning::kPackBlocks ? blocks_ : first + tuning::kPackBlocks;
+        blocks_ - first < Tuning::kPackBlocks ? blocks_ : first + Tuning::kPackBlocks;
     for (int64_t b = first; b < end; ++b) {
       for (int t = 0; t < Tokens; ++t) {
         __m512i vectors[kInputs];
@@ -107,7 +107,7 @@ class FewTokens {
   void run(int64_t begin, int64_t end) const {
     constexpr int64_t kStepBytes = sizeof(BlockOf8) + kStepVectors * sizeof(__m512i);
     // Where there are several passes, they find what they read in L1.
-    const int64_t chunk = kPass == kRows ? blocks_ : tuning::kFewChunkBytes / kStepBytes;
+    const int64_t chunk = kPass == kRows ? blocks_ : Tuning::kFewChunkBytes / kStepBytes;
     const auto* packed = static_cast<const BlockOf8*>(arguments_.packed);
     for (int64_t group = begin; group < end; ++group) {
       Sums sums;
@@ -137,7 +137,7 @@ class FewTokens {
   static void multiply(const BlockOf8* block, int64_t blocks, int first, const __m512i* x,
                        Sums& sums) {
     constexpr int kShare = sizeof(BlockOf8) * kPass / kRows;  // bytes to fetch per block
-    constexpr int kAhead = kPass == kRows ? tuning::kFewAhead : tuning::kFewAheadPasses;
+    constexpr int kAhead = kPass == kRows ? Tuning::kFewAhead : Tuning::kFewAheadPasses;
     const char* ahead =
         reinterpret_cast<const char*>(block) + kAhead + blocks * kShare * (first / kPass);
     __m512i sum[kPass][Tokens][kSums];
@@ -150,7 +150,7 @@ class FewTokens {
       }
     }
     for (const BlockOf8* end = block + blocks; block != end; ++block, x += kStepVectors) {
-      if (Tokens >= Products::kFetchTokens) prefetch<tuning::kFewHint, kShare>(ahead);
+      if (Tokens >= Products::kFetchTokens) prefetch<Tuning::kFewHint, kShare>(ahead);
       ahead += kShare;
       PERMLLM_UNROLL
       for (int r = 0; r < kPass; ++r) {

@@ -8,9 +8,8 @@ namespace {
 
 struct Avx512 {
   using Vector = __m512;
+  using Tuning = Avx512Tuning;
   static constexpr int kLanes = 16;
-  static constexpr int kSums = 24;
-  static constexpr int kFewTokens = 12;
 
   template <class Value>
   static constexpr float kUnit = 1.0f;

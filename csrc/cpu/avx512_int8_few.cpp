@@ -13,7 +13,7 @@ template <int Bytes>
 struct Int8Products {
   using Value = int8_t;
   static constexpr int kWeights = 1, kInputs = Bytes, kSums = Bytes;
-  static constexpr int kFetchTokens = tuning::kFewFetchTokensInt8;
+  static constexpr int kFetchTokens = Tuning::kFewFetchTokensInt8;
   static constexpr int kLargest = Bytes == 2 ? kLargest16 : kLargest8;
   static constexpr int kShift = Bytes == 2 ? kShift16 : kShift8;
 
@@ -98,8 +98,8 @@ void avx512_int8_several_tokens(const LinearArguments& a) {
 }
 
 void avx512_int8_few_tokens(const LinearArguments& a) {
-  a.m <= tuning::kSplitTokens ? multiply_few_tokens<Int8Products<2>, tuning::kSplitTokens>(a)
-                              : multiply_few_tokens<Int8Products<1>, kAvx512FewTokens>(a);
+  a.m <= Tuning::kSplitTokens ? multiply_few_tokens<Int8Products<2>, Tuning::kSplitTokens>(a)
+                              : multiply_few_tokens<Int8Products<1>, Tuning::kFewTokens>(a);
 }
 
 }  // namespace permllm::cpu

@@ -40,14 +40,14 @@ class ManyTokens {
   static constexpr int kBlockSteps = kBlockInputs / kStepInputs;
   static constexpr int kStepElements = kStepInputs * kLanes;  // 64 bytes
   static constexpr int64_t kChunkBlocks =
-      tuning::kChunkBytes / (kBlockInputs * static_cast<int64_t>(sizeof(Element)));
+      Tuning::kChunkBytes / (kBlockInputs * static_cast<int64_t>(sizeof(Element)));
   static constexpr int kChunkInputs = kChunkBlocks * kBlockInputs;
   static constexpr int kPanelElements = kRows * kChunkInputs;
-  static constexpr int64_t kSumRows = tuning::kPanelGroups * kRows;
+  static constexpr int64_t kSumRows = Tuning::kPanelGroups * kRows;
   // Bytes of the next chunk of x to fetch with every block of a call that multiplies up to three
   // vectors: all of a chunk's steps together fetch it into L2.
   static constexpr int kFetchedX =
-      3 * kChunkInputs * kLanes * sizeof(Element) / (tuning::kPanelGroups * kChunkBlocks);
+      3 * kChunkInputs * kLanes * sizeof(Element) / (Tuning::kPanelGroups * kChunkBlocks);
 
   // `count` blocks of one row group, to be expanded to a panel.
   struct Source {
@@ -70,7 +70,7 @@ class ManyTokens {
     int64_t input_blocks;
     int64_t end;  // of the row groups
 
-    int64_t groups(int64_t start) const { return smaller(tuning::kPanelGroups, end - start); }
+    int64_t groups(int64_t start) const { return smaller(Tuning::kPanelGroups, end - start); }
 
     int64_t steps(int64_t start) const {
       return groups(start) * ceil_div(input_blocks, kChunkBlocks);
@@ -81,7 +81,7 @@ class ManyTokens {
     Source blocks(int64_t start, int64_t step) const {
       if (step >= steps(start)) {
         step -= steps(start);
-        start += tuning::kPanelGroups;
+        start += Tuning::kPanelGroups;
         if (start >= end || step >= steps(start)) return {};
       }
       const int64_t group = start + step % groups(start);
@@ -128,7 +128,7 @@ class ManyTokens {
     Source source = walk.blocks(begin, 0);
     source.panel = panels;
     expand(source, 0);
-    for (int64_t start = begin; start < end; start += tuning::kPanelGroups) {
+    for (int64_t start = begin; start < end; start += Tuning::kPanelGroups) {
       const int64_t groups = walk.groups(start);
       for (int64_t step = 0; step < walk.steps(start); ++step) {
         const int64_t first_block = step / groups * kChunkBlocks;
@@ -137,7 +137,7 @@ class ManyTokens {
         Source next = walk.blocks(start, step + 1);
         parity ^= 1;
         next.panel = panels + parity * kPanelElements;
-        const Beside beside{next, walk.blocks(start, step + tuning::kManyAhead).blocks,
+        const Beside beside{next, walk.blocks(start, step + Tuning::kManyAhead).blocks,
                             reinterpret_cast<const char*>(chunk(next_block)) +
                                 step % groups * token_stride() * kChunkInputs *
                                     static_cast<int64_t>(sizeof(Element)) / groups};
@@ -223,10 +223,10 @@ class ManyTokens {
     };
     for (int64_t b = 0; b < source.count; ++b) {
       if (beside.later != nullptr) {
-        prefetch<tuning::kManyHint, sizeof(*beside.later)>(
+        prefetch<Tuning::kManyHint, sizeof(*beside.later)>(
             reinterpret_cast<const char*>(beside.later + b));
       }
-      prefetch<tuning::kManyHintX, kFetchedX>(beside.x);
+      prefetch<Tuning::kManyHintX, kFetchedX>(beside.x);
       beside.x += kFetchedX;
       if (b < beside.next.count) {
         for (int r = 0; r < kRows; ++r) {
@@ -322,7 +322,7 @@ class ManyTokens {
 // Any number of tokens, as many at a time as one expansion serves.
 template <class Products>
 void multiply_many_tokens(const LinearArguments& arguments) {
-  constexpr int64_t kTokens = tuning::kTokenVectors * kLanes;
+  constexpr int64_t kTokens = Tuning::kTokenVectors * kLanes;
   for (int64_t first = 0; first < arguments.m; first += kTokens) {
     LinearArguments a = arguments;
     a.x += first * a.x_stride;

@@ -26,7 +26,7 @@ class SeveralTokens {
   static constexpr int kBlockBytes = Products::kInputs * sizeof(__m512i);  // of an expanded row
   static constexpr int kPieces = kBlockBytes / kPieceBytes;
   static constexpr int kPass = Vectors <= 3 ? 8 : 4;  // rows whose sums fit the registers
-  static constexpr int64_t kChunkBlocks = tuning::kSeveralChunkBytes / kBlockBytes;
+  static constexpr int64_t kChunkBlocks = Tuning::kSeveralChunkBytes / kBlockBytes;
   static constexpr int64_t kPanelRowBytes = kChunkBlocks * kBlockBytes;
   static constexpr int64_t kPanelBytes = kRows * kPanelRowBytes;
 
@@ -53,13 +53,13 @@ class SeveralTokens {
   int64_t elements() const { return arguments_.m * arguments_.k; }
   int64_t measures() const { return inputs_.measures(); }
   void measure(int64_t token) const { inputs_.measure(token); }
-  int64_t packs() const { return ceil_div(blocks_, tuning::kPackBlocks); }
+  int64_t packs() const { return ceil_div(blocks_, Tuning::kPackBlocks); }
   int64_t groups() const { return ceil_div(arguments_.n, kRows); }
 
   void pack(int64_t item) const {
-    const int64_t first = item * tuning::kPackBlocks;
+    const int64_t first = item * Tuning::kPackBlocks;
     const int64_t end =
-        blocks_ - first < tuning::kPackBlocks ? blocks_ : first + tuning::kPackBlocks;
+        blocks_ - first < Tuning::kPackBlocks ? blocks_ : first + Tuning::kPackBlocks;
     for (int64_t b = first; b < end; ++b) {
       for (int v = 0; v < Vectors; ++v) pack_block(b, v);
     }
@@ -146,7 +146,7 @@ class SeveralTokens {
   static void multiply(const Panel& panel, int first, const __m512i* x, Sums& sums,
                        const Panel& next) {
     constexpr int kShare = sizeof(BlockOf8) * kPass / kRows;
-    const char* ahead = reinterpret_cast<const char*>(panel.blocks) + tuning::kSeveralAhead +
+    const char* ahead = reinterpret_cast<const char*>(panel.blocks) + Tuning::kSeveralAhead +
                         panel.count * kShare * (first / kPass);
     const char* weights = panel.bytes + first * kPanelRowBytes;
     __m512i sum[kPass][Vectors];
@@ -167,7 +167,7 @@ class SeveralTokens {
       x += Vectors;
     };
     for (int64_t b = 0; b < panel.count; ++b) {
-      prefetch<tuning::kFewHint, kShare>(ahead);
+      prefetch<Tuning::kFewHint, kShare>(ahead);
       ahead += kShare;
       if (b < next.count) {
         PERMLLM_UNROLL

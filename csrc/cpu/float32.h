@@ -4,7 +4,7 @@
 //
 // The kernels are templates over an instruction set, a struct with
 //   Vector    kLanes floats, a type of GCC's vector extension
-//   kSums     vectors that the registers hold beside the operands of their products
+//   Tuning    its constants (tuning.h)
 //   decode    kLanes inputs of a row, zeros where pruned, in units of kUnit<Value>
 // A row keeps four of every eight inputs, so the place of its values follows from that of its mask.
 //
@@ -12,6 +12,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "tuning.h"
 
 namespace permllm::cpu {
 namespace {

@@ -49,15 +49,14 @@ class FewTokens {
 
  private:
   using Vector = typename Isa::Vector;
+  using Tuning = typename Isa::Tuning;
   using Blocks = Block<kRows, Value>;
   using Sums = Vector[kRows][Tokens];
 
   static constexpr int kLanes = Isa::kLanes;
   // Rows that are decoded side by side; the others of the chunk follow, from the L1 cache.
-  static constexpr int kRowsAtOnce = 4 * Tokens <= Isa::kSums ? 4 : 2;
-  static constexpr int64_t kChunkBlocks = 8;
-  static constexpr int64_t kAheadBlocks = 16;  // fetched so many blocks before they are used
-  static constexpr int kIntoL2 = 2;            // as __builtin_prefetch counts
+  static constexpr int kRowsAtOnce = 4 * Tokens <= Tuning::kSums ? 4 : 2;
+  static constexpr int64_t kChunkBlocks = Tuning::kFewChunkBlocks;
 
   // Adds the products of rows first..first+kRowsAtOnce-1 of `count` blocks.
   static inline void multiply(const Blocks* block, int64_t count, int first, const float* x,
@@ -70,10 +69,10 @@ class FewTokens {
     }
     for (const Blocks* end = block + count; block != end; ++block) {
       if (first == 0) {
-        const char* ahead = reinterpret_cast<const char*>(block + kAheadBlocks);
+        const char* ahead = reinterpret_cast<const char*>(block + Tuning::kFewAheadBlocks);
         PERMLLM_UNROLL
         for (size_t line = 0; line < sizeof(Blocks); line += 64) {
-          __builtin_prefetch(ahead + line, 0, kIntoL2);
+          __builtin_prefetch(ahead + line, 0, Tuning::kFewHint);
         }
       }
       PERMLLM_UNROLL

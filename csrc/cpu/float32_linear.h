@@ -7,7 +7,7 @@
 namespace permllm::cpu {
 namespace {
 
-template <class Isa, class Value, int Tokens = Isa::kFewTokens, class Real>
+template <class Isa, class Value, int Tokens = Isa::Tuning::kFewTokens, class Real>
 void float32_few(const LinearOf<Real>& a) {
   if (a.m == Tokens) {
     run_in_one_region(FewTokens<Isa, Value, Tokens, Real>(a));
@@ -20,7 +20,7 @@ void float32_few(const LinearOf<Real>& a) {
 template <class Isa, class Real>
 void float32_linear(const LinearOf<Real>& a) {
   const bool int8 = a.scale != nullptr;
-  if (a.m <= Isa::kFewTokens) {
+  if (a.m <= Isa::Tuning::kFewTokens) {
     int8 ? float32_few<Isa, int8_t>(a) : float32_few<Isa, bf16>(a);
   } else {
     int8 ? float32_many<Isa, int8_t>(a) : float32_many<Isa, bf16>(a);

@@ -16,8 +16,6 @@ namespace {
 template <class Isa, class Value, class Real>
 class ManyTokens {
  public:
-  static constexpr int64_t kMostTokens = 256;  // that one decoding serves
-
   explicit ManyTokens(const LinearOf<Real>& a)
       : a_(a),
         blocks_(ceil_div(a.k, kBlockInputs)),
@@ -60,15 +58,16 @@ class ManyTokens {
 
  private:
   using Vector = typename Isa::Vector;
+  using Tuning = typename Isa::Tuning;
   using Blocks = Block<kRows, Value>;
 
   static constexpr int kLanes = Isa::kLanes;
-  static constexpr int64_t kChunkBlocks = 4;  // decoded at a time: 8 rows are 8 KiB
+  static constexpr int64_t kChunkBlocks = Tuning::kManyChunkBlocks;
   static constexpr int64_t kChunkInputs = kChunkBlocks * kBlockInputs;
-  static constexpr int64_t kPanelGroups = 8;  // row groups whose sums wait in L2
+  static constexpr int64_t kPanelGroups = Tuning::kPanelGroups;
 
   static constexpr int rows_at_once(int vectors) {
-    return Isa::kSums / vectors >= kRows ? kRows : 4;
+    return Tuning::kSums / vectors >= kRows ? kRows : 4;
   }
 
   float* packed_block(int64_t block, int64_t vector) const {
@@ -164,12 +163,12 @@ class ManyTokens {
 // Any number of tokens, as many at a time as one decoding serves.
 template <class Isa, class Value, class Real>
 void float32_many(const LinearOf<Real>& arguments) {
-  constexpr int64_t kMostTokens = ManyTokens<Isa, Value, Real>::kMostTokens;
-  for (int64_t first = 0; first < arguments.m; first += kMostTokens) {
+  constexpr int64_t kTokens = Isa::Tuning::kManyTokens;
+  for (int64_t first = 0; first < arguments.m; first += kTokens) {
     LinearOf<Real> a = arguments;
     a.x += first * a.x_stride;
     a.y += first * a.n;
-    a.m = smaller(kMostTokens, arguments.m - first);
+    a.m = smaller(kTokens, arguments.m - first);
     run_in_one_region(ManyTokens<Isa, Value, Real>(a));
   }
 }

@@ -31,14 +31,10 @@ struct LinearOf {
 
 using LinearArguments = LinearOf<bf16>;
 
-// Up to here a row is best expanded in registers.
-constexpr int kAvx512FewTokens = 6;
-constexpr int kAvx512SeveralTokens = 16;
-
 void amx_few_tokens(const LinearArguments&);         // m <= 32
 void amx_many_tokens(const LinearArguments&);        // any m
-void avx512_few_tokens(const LinearArguments&);      // m <= kAvx512FewTokens
-void avx512_several_tokens(const LinearArguments&);  // m <= kAvx512SeveralTokens
+void avx512_few_tokens(const LinearArguments&);      // m <= Avx512Bf16Tuning::kFewTokens
+void avx512_several_tokens(const LinearArguments&);  // m <= Avx512Bf16Tuning::kSeveralTokens
 void avx512_many_tokens(const LinearArguments&);     // any m
 
 void amx_int8_few_tokens(const LinearArguments&);   // m <= 16, W8A16

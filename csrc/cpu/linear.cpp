@@ -5,15 +5,10 @@
 
 #include "scratch.h"
 #include "threads.h"
+#include "tuning.h"
 
 namespace permllm::cpu {
 namespace {
-
-constexpr int64_t kTokenBlock = 256;     // gathered at a time, so that the copy stays in the cache
-constexpr int64_t kAmxSplitTokens = 16;  // int8: W8A16 up to here costs no more than W8A8
-constexpr int64_t kAmxFewTokens = 32;    // from here on expanding once for many tokens wins
-constexpr int64_t kAvx512Apart = 12;  // tokens that take less time than 16, the weight read again
-constexpr int64_t kAvx512Lanes = 16;  // tokens per vector of the many-token kernel
 
 template <class Real>
 using KernelOf = void (*)(const LinearOf<Real>&);
@@ -31,25 +26,26 @@ LinearOf<Real> tokens(const LinearOf<Real>& a, int64_t first, int64_t count) {
 #if defined(PERMLLM_AVX512)
 template <Kernel Few, Kernel Several, Kernel Many>
 void avx512(const LinearArguments& a) {
+  using Tuning = Avx512Bf16Tuning;
+  constexpr int64_t kVector = Tuning::kSeveralTokens;
   const auto up_to_16 = [](const LinearArguments& part) {
-    part.m <= kAvx512FewTokens ? Few(part) : Several(part);
+    part.m <= Tuning::kFewTokens ? Few(part) : Several(part);
   };
-  static_assert(kAvx512SeveralTokens == kAvx512Lanes);
-  if (a.m <= kAvx512Lanes) return up_to_16(a);
-  const int64_t rest = a.m % kAvx512Lanes;
-  const int64_t whole = rest <= kAvx512Apart ? a.m - rest : a.m;
-  whole == kAvx512Lanes ? Several(tokens(a, 0, whole)) : Many(tokens(a, 0, whole));
+  if (a.m <= kVector) return up_to_16(a);
+  const int64_t rest = a.m % kVector;
+  const int64_t whole = rest <= Tuning::kRestTokens ? a.m - rest : a.m;
+  whole == kVector ? Several(tokens(a, 0, whole)) : Many(tokens(a, 0, whole));
   if (whole < a.m) up_to_16(tokens(a, whole, a.m - whole));
 }
 #endif
 
 #if defined(PERMLLM_AMX)
 void amx(const LinearArguments& a) {
-  a.m <= kAmxFewTokens ? amx_few_tokens(a) : amx_many_tokens(a);
+  a.m <= AmxTuning::kFewTokens ? amx_few_tokens(a) : amx_many_tokens(a);
 }
 
 void amx_int8(const LinearArguments& a) {
-  a.m <= kAmxSplitTokens ? amx_int8_few_tokens(a) : amx_int8_many_tokens(a);
+  a.m <= AmxTuning::kSplitTokens ? amx_int8_few_tokens(a) : amx_int8_many_tokens(a);
 }
 #endif
 
@@ -128,8 +124,9 @@ template <class Real>
 void linear(Isa isa, ValueType type, const LinearOf<Real>& arguments, const int32_t* gather) {
   const KernelOf<Real> multiply = kernel<Real>(isa, type);
   if (gather == nullptr) return multiply(arguments);
-  for (int64_t first = 0; first < arguments.m; first += kTokenBlock) {
-    LinearOf<Real> part = tokens(arguments, first, std::min(kTokenBlock, arguments.m - first));
+  constexpr int64_t kTokens = CommonTuning::kGatheredTokens;
+  for (int64_t first = 0; first < arguments.m; first += kTokens) {
+    LinearOf<Real> part = tokens(arguments, first, std::min(kTokens, arguments.m - first));
     auto* gathered =
         static_cast<Real*>(thread_scratch(Scratch::kGathered, part.m * part.k * sizeof(Real)));
     gather_inputs(part, gather, gathered);

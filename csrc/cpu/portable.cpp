@@ -25,8 +25,8 @@ constexpr Kept kKept;
 
 struct Portable {
   typedef float Vector __attribute__((vector_size(16), may_alias));
+  using Tuning = PortableTuning;
   static constexpr int kLanes = 4;
-  static constexpr int kSums = 12;
 
   template <class Value>
   static constexpr float kUnit = 1.0f;
@@ -125,11 +125,13 @@ void few_tokens(const LinearOf<Real>& a) {
   });
 }
 
+static_assert(PortableTuning::kFewTokens <= FourTokens::kTokens);
+
 template <class Value, class Real>
 void linear(const LinearOf<Real>& a) {
-  a.m == 1                     ? few_tokens<OneToken, Value>(a)
-  : a.m <= FourTokens::kTokens ? few_tokens<FourTokens, Value>(a)
-                               : float32_many<Portable, Value>(a);
+  a.m == 1                            ? few_tokens<OneToken, Value>(a)
+  : a.m <= PortableTuning::kFewTokens ? few_tokens<FourTokens, Value>(a)
+                                      : float32_many<Portable, Value>(a);
 }
 
 template <class Real>

@@ -3,14 +3,11 @@
 
 #include "layout.h"
 #include "threads.h"
+#include "tuning.h"
 #include "work_queue.h"
 
 namespace permllm::cpu {
 namespace {
-
-// So many elements of x, the caller prepares alone: that takes 5 to 8 us on Zen 4, about as long as
-// threads wait for each other.
-constexpr int64_t kPreparedAlone = 16 << 10;
 
 // Runs a kernel, a class with
 //   elements()                 of x
@@ -23,7 +20,7 @@ void run_in_one_region(const Kernel& kernel) {
   const int64_t measures = kernel.measures(), packs = kernel.packs(), groups = kernel.groups();
   const int64_t threads = thread_count();
   const int64_t workers = threads < groups ? threads : groups;
-  const bool alone = workers == 1 || kernel.elements() <= kPreparedAlone;
+  const bool alone = workers == 1 || kernel.elements() <= CommonTuning::kPreparedAlone;
   if (alone) {
     for (int64_t item = 0; item < measures; ++item) kernel.measure(item);
     for (int64_t item = 0; item < packs; ++item) kernel.pack(item);

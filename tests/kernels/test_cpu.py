@@ -151,18 +151,3 @@ def test_threads_do_not_change_the_result(isa: str) -> None:
         for threads in (2, 3):
             torch.set_num_threads(threads)
             assert torch.equal(run(layer, isa, x), expected)
-
-
-def test_batch_invariance_within_a_path(isa: str) -> None:
-    """A token's result depends on the path that its position in the batch takes, not on the others.
-
-    Paths differ in the order of summation: few tokens are summed over inputs in lanes, many tokens
-    have a lane each. Within one path a token gives the same bits alone and in company.
-    """
-    layer = random_layer(96, 1088)
-    x = torch.randn(300, 1088).bfloat16()
-    few = run(layer, isa, x[:1])
-    assert torch.equal(run(layer, isa, x[:3])[:1], few)
-    many = run(layer, isa, x[:48])
-    assert torch.equal(run(layer, isa, x[:96])[:48], many)
-    assert torch.equal(run(layer, isa, x[:288])[:48], many)

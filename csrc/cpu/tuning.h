@@ -1,0 +1,95 @@
+// What was measured, not derived: a table of constants for every instruction set.
+//
+// "Few" and "many" are tokens. A hint is the cache that a prefetch stops in, and "ahead" how far
+// before its use a block is fetched. Inputs are counted in blocks of 64, rows in row groups
+// (layout.h).
+#pragma once
+
+#include <cstdint>
+
+namespace permllm::cpu {
+
+constexpr int kIntoL1 = 3, kIntoL2 = 2;  // prefetcht0, prefetcht1, as __builtin_prefetch counts
+
+struct CommonTuning {
+  // So many elements of x, the caller prepares alone: that takes 5 to 8 us on Zen 4, about as long
+  // as threads wait for each other.
+  static constexpr int64_t kPreparedAlone = 16 << 10;
+  static constexpr int64_t kGatheredTokens = 256;  // at a time, so that the copy stays in the cache
+};
+
+// Sapphire Rapids, 19 GB/s of stream for one core; measured with a prototype.
+struct AmxTuning : CommonTuning {
+  static constexpr int64_t kFewTokens = 32;    // beyond, expanding once for many tokens wins
+  static constexpr int64_t kSplitTokens = 16;  // int8: W8A16 up to here costs no more than W8A8
+
+  static constexpr int kFewHint = kIntoL1;
+  static constexpr int64_t kFewAheadBlocks = 1;  // before it is expanded
+  static constexpr int64_t kPackBlocks = 16;     // of x, that a thread packs at a time
+
+  static constexpr int kManyHint = kIntoL2;
+  static constexpr int64_t kChunkBlocks = 4;       // expanded at a time: 256 inputs
+  static constexpr int64_t kPanelGroups = 32;      // 512 rows: sums of 512 KiB with a full span
+  static constexpr int64_t kShortPanelGroups = 8;  // for at most kShortTokens
+  static constexpr int64_t kShortTokens = 64;
+  static constexpr int64_t kSpanTiles = 16;      // 256 tokens
+  static constexpr int64_t kRegionTiles = 64;    // 1024 tokens are packed and multiplied at once
+  static constexpr int64_t kTasksPerThread = 2;  // panels are made smaller to get so many
+};
+
+// Zen 4: 1 MiB of L2 per core, 26-30 GB/s of stream for one core.
+struct Avx512Bf16Tuning : CommonTuning {
+  static constexpr int kFewTokens = 6;        // beyond, a row is better expanded to the L1 cache
+  static constexpr int kSeveralTokens = 16;   // as many as a vector of the kernel for many has
+  static constexpr int64_t kRestTokens = 12;  // beyond whole vectors: take less time apart, the
+                                              // weight read again, than as a vector of 16
+  static constexpr int kSplitTokens = 2;      // int8: W8A16 up to here, W8A8 beyond
+  static constexpr int64_t kPackBlocks = 16;  // of x, that a thread packs at a time
+
+  // Few tokens. Prefetching overlaps with the arithmetic only where it stops in L2.
+  static constexpr int kFewHint = kIntoL2;
+  static constexpr int kFewFetchTokens = 2;      // one is fetched as fast by the hardware alone
+  static constexpr int kFewFetchTokensInt8 = 1;  // but not where its bytes are fewer
+  static constexpr int kFewAhead = 13824;        // bytes, where one pass takes all rows
+  static constexpr int kFewAheadPasses = 18432;  // and where several passes take some rows each
+  static constexpr int64_t kFewChunkBytes = 20 << 10;  // of x and blocks, that these share in L1
+
+  // Several tokens.
+  static constexpr int64_t kSeveralChunkBytes = 512;  // of a row, expanded at a time
+  static constexpr int kSeveralAhead = 9216;          // bytes
+
+  // Many tokens. The blocks of the next steps fit L1 and are wanted there.
+  static constexpr int kManyHint = kIntoL1;
+  static constexpr int kManyHintX = kIntoL2;    // those of x fit L2
+  static constexpr int kManyAhead = 2;          // steps of one row group and one chunk of inputs
+  static constexpr int64_t kChunkBytes = 2048;  // of a row, expanded at a time: 8 are half of L1
+  static constexpr int64_t kPanelGroups = 16;   // whose sums wait in L2 for the next chunk
+  static constexpr int64_t kTokenVectors = 16;  // of 16 tokens: what one expansion serves at most
+};
+
+// The float32 kernels, measured on Zen 4.
+struct Float32Tuning : CommonTuning {
+  static constexpr int kFewHint = kIntoL2;
+  static constexpr int64_t kFewAheadBlocks = 16;
+  static constexpr int64_t kFewChunkBlocks = 8;   // that the passes over a row group share, in L1
+  static constexpr int64_t kManyTokens = 256;     // that one decoding serves
+  static constexpr int64_t kManyChunkBlocks = 4;  // decoded at a time: 8 rows are 8 KiB
+  static constexpr int64_t kPanelGroups = 8;      // whose sums wait in L2
+};
+
+struct Avx512Tuning : Float32Tuning {
+  static constexpr int kFewTokens = 12;
+  static constexpr int kSums = 24;  // vectors that the registers hold beside operands
+};
+
+struct Avx2Tuning : Float32Tuning {
+  static constexpr int kFewTokens = 6;
+  static constexpr int kSums = 12;
+};
+
+struct PortableTuning : Float32Tuning {
+  static constexpr int kFewTokens = 4;
+  static constexpr int kSums = 12;
+};
+
+}  // namespace permllm::cpu
