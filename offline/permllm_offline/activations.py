@@ -21,7 +21,8 @@ class DenseStatistics:
 
     ``norms[layer][group]`` is float32 [in_features]: the root mean square of each input channel
     over all tokens, i.e. the norm of Wanda up to one common factor. ``hidden_states`` is
-    [windows, sequence_length, hidden] in the model's dtype, or None when not asked for.
+    [windows, sequence_length, hidden] in the model's dtype, or None when not asked for. All are on
+    the CPU.
     """
 
     norms: list[dict[str, Tensor]]
@@ -40,7 +41,9 @@ def collect(model: Any, family: Family, windows: Tensor, *, hidden_states: bool)
             if hidden_states:
                 kept.append(state.cpu())
     tokens = windows.numel()
-    norms = [{name: (total / tokens).sqrt() for name, total in layer.items()} for layer in sums]
+    norms = [
+        {name: (total / tokens).sqrt().cpu() for name, total in layer.items()} for layer in sums
+    ]
     return DenseStatistics(norms, torch.cat(kept) if kept else None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from permllm_vllm.checkpoint.permutation import canonical
 
 @dataclass(frozen=True)
 class GroupDecision:
-    """Decision for one shared-input group.
+    """Decision for one shared-input group; its tensors are on the CPU.
 
     ``permutation`` is block-local uint8 [in_features] (int64 across blocks) in canonical form, or
     None. ``masks`` holds each linear's kept set in the *original* channel order, packed to bits:
@@ -38,6 +38,11 @@ class GroupDecision:
 LayerDecision = Sequence[GroupDecision]
 
 
+def without_masks(decision: LayerDecision) -> LayerDecision:
+    """The decision of a decoder layer whose masks are kept elsewhere."""
+    return [replace(group, masks={}) for group in decision]
+
+
 def decide(
     layout: GroupLayout,
     importances: Mapping[str, Tensor],
@@ -48,7 +53,8 @@ def decide(
 
     Args:
         layout: of the group.
-        importances: linear -> float32 [out_features, in_features], original channel order.
+        importances: linear -> float32 [out_features, in_features], original channel order, on any
+            device.
         permutation: block-local uint8 [in_features], or None.
         pattern: N and M.
 
@@ -56,7 +62,7 @@ def decide(
         OfflineError: an importance is NaN or infinite.
     """
     if permutation is not None:
-        permutation = canonical(permutation, layout.block_size, pattern)
+        permutation = canonical(permutation, layout.block_size, pattern).cpu()
     masks, retained = {}, {}
     for linear, importance in importances.items():
         if not importance.isfinite().all():
@@ -67,5 +73,5 @@ def decide(
         mask = choose_mask(importance, pattern, permutation, layout.block_size)
         total = importance.double().sum().clamp_min(1e-300)
         retained[linear] = float(importance[mask].double().sum() / total)
-        masks[linear] = pack_mask(mask)
+        masks[linear] = pack_mask(mask).cpu()
     return GroupDecision(layout, permutation, masks, retained)

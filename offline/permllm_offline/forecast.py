@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from permllm_offline.calibration import SELF
 from permllm_offline.learned_layers import largest_span, trained_share
 from permllm_offline.permutations import PERMUTATIONS
 from permllm_offline.plan import PlannedLinear
@@ -17,6 +18,7 @@ from permllm_offline.recomputation import held_activation_bytes
 from permllm_offline.reconstructions import RECONSTRUCTIONS
 from permllm_offline.sampled_text import PIECES_AT_ONCE
 from permllm_offline.streamed_pruning import can_stream, reads_activations
+from permllm_vllm.checkpoint.writer import MAX_SHARD_BYTES
 
 PASSES_TO_EACH_GROUP = 1.8
 """Forward passes that reach the four groups of a decoder layer in turn, each stopped there."""
@@ -154,7 +156,10 @@ def _update_operations(linear: PlannedLinear, tokens: int) -> float:
 
 
 def peak_bytes(recipe: Recipe, prepared: Prepared) -> int:
-    """Weights, states of training, activations and hidden states that are in memory together."""
+    """Weights, states of training, activations and hidden states that are in memory together.
+
+    Or, where that is more, the model that writes text of its own, or one file of the output.
+    """
     plan, item = prepared.plan, prepared.dtype.itemsize
     pruned_bytes = sum(linear.dense_bytes for linear in plan.linears)
     rest = plan.total_bytes - sum(linear.sparse_bytes for linear in plan.linears)
@@ -178,12 +183,16 @@ def peak_bytes(recipe: Recipe, prepared: Prepared) -> int:
         training = max(training, tuned * pruned_bytes + held_activation_bytes(plan, length, item))
     elif "blockwise" in parts:
         training = max(training, tuned * layer_bytes)
+    writing = min(MAX_SHARD_BYTES, plan.total_bytes)
     if not can_stream(recipe):
-        return rest + pruned_bytes + scores + states + training
+        masks = sum(map(_weights, plan.linears)) // 8
+        return rest + pruned_bytes + masks + max(scores + states + training, writing)
     moment = 0
     if "obs" in parts or "sparsegpt" in parts:
         moment = widest**2 * (4 + 3 * 8)
-    return rest + 2 * layer_bytes + scores + states + max(moment, training)
+    pruning = 2 * layer_bytes + scores + states + max(moment, training)
+    sampling = pruned_bytes if SELF in recipe.datasets else 0
+    return rest + max(pruning, sampling, 2 * layer_bytes + writing)
 
 
 def _state_tokens(recipe: Recipe, prepared: Prepared) -> int:

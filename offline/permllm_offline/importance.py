@@ -28,15 +28,15 @@ def wanda(weight: Tensor, activation_norm: Tensor | None) -> Tensor:
 
     Args:
         weight: [out_features, in_features], any floating dtype.
-        activation_norm: [in_features], the norm of each input channel over the calibration
-            tokens; a common factor changes nothing, since a mask compares within a row.
+        activation_norm: [in_features] on any device, the norm of each input channel over the
+            calibration tokens; a common factor changes nothing, since a mask compares within a row.
 
     Returns:
         float32 [out_features, in_features].
     """
     if activation_norm is None:
         raise ValueError("wanda needs the activation norms of the calibration forward pass")
-    return weight.float().abs() * activation_norm.float()
+    return weight.float().abs() * activation_norm.to(weight.device).float()
 
 
 RIA_EXPONENT = 0.5
@@ -62,7 +62,8 @@ def ria(weight: Tensor, activation_norm: Tensor | None) -> Tensor:
     smallest = torch.finfo(size.dtype).tiny
     column = size.sum(0, keepdim=True).clamp_min(smallest)
     row = size.sum(1, keepdim=True).clamp_min(smallest)
-    return (size / column + size / row) * activation_norm.float() ** RIA_EXPONENT
+    norm = activation_norm.to(weight.device).float()
+    return (size / column + size / row) * norm**RIA_EXPONENT
 
 
 @dataclass(frozen=True)

@@ -194,9 +194,7 @@ def _tensors(
             yield name, tensor.to(prepared.dtype) if tensor.is_floating_point() else tensor
     pattern = recipe.parsed_pattern()
     scales: Sequence[Mapping[str, Tensor] | None] = pruned.scales or [None] * len(pruned.decisions)
-    for index, (layer, decision, scale) in enumerate(
-        zip(pruned.layers(), pruned.decisions, scales, strict=True)
-    ):
+    for index, ((layer, decision), scale) in enumerate(zip(pruned.layers(), scales, strict=True)):
         yield from bake_layer(family.layer_name(index), layer, decision, pattern, scale)
 
 
@@ -210,7 +208,8 @@ def _quantization(
         for group in decision:
             if group.permutation is not None:
                 modules = folded if group.layout.folded else runtime
-                modules += [f"{family.layer_name(index)}.{linear}" for linear in group.masks]
+                linears = group.layout.group.linears
+                modules += [f"{family.layer_name(index)}.{linear}" for linear in linears]
     return QuantizationConfig.model_validate(
         {
             "pattern": recipe.pattern,

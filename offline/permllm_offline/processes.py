@@ -106,7 +106,7 @@ class SharedWork(Work):
 
     def step(self, name: str, compute: Callable[[], Step]) -> Step:
         """Return the result of a step that the first process alone computes."""
-        return from_first(lambda: self._kept.step(name, compute))
+        return from_first(lambda: self._kept.step(name, compute).on_cpu())
 
     def common_step(self, name: str, compute: Callable[[], Step]) -> Step:
         """Return the result of a step that all processes compute together."""

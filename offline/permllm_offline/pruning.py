@@ -48,9 +48,10 @@ class PrunedModel:
     own_text: Tensor | None = None
     """Windows that the dense model wrote for its distillation: int64 [windows, sequence_length]."""
 
-    def layers(self) -> Iterator[nn.Module]:
-        """Each decoder layer in turn."""
-        yield from decoder_layers(self.model, family_of(self.model.config).layers)
+    def layers(self) -> Iterator[tuple[nn.Module, LayerDecision]]:
+        """Each decoder layer in turn, with its decision."""
+        layers = decoder_layers(self.model, family_of(self.model.config).layers)
+        yield from zip(layers, self.decisions, strict=True)
 
 
 def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) -> PrunedModel:

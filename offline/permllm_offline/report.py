@@ -118,9 +118,12 @@ class Report:
         unpermuted: Sequence[str] = (),
         masked_errors: Sequence[float] = (),
     ) -> Report:
-        """Collect the report from the plan and the decisions."""
+        """Collect the report from the plan and the decisions; one layer is shown with its masks."""
         groups = [
-            (group, linear) for layer in decisions for group in layer for linear in group.masks
+            (group, linear)
+            for layer in decisions
+            for group in layer
+            for linear in group.layout.group.linears
         ]
         rounding: list[float | None] = [None] * len(groups)
         if int8_errors:

@@ -40,6 +40,11 @@ class Step:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    def on_cpu(self) -> Step:
+        """The same step with its tensors on the CPU, for a file or another process."""
+        tensors = {name: tensor.detach().cpu() for name, tensor in self.tensors.items()}
+        return Step(tensors, self.facts)
+
 
 class Work:
     """Steps that are computed and not kept; ``costs`` says what each took, in order."""
@@ -133,9 +138,7 @@ class WorkFolder(Work):
         partial = path.with_suffix(".partial")
         with disk_errors_named(path):
             self.directory.mkdir(parents=True, exist_ok=True)
-            tensors = {
-                key: tensor.detach().cpu().contiguous() for key, tensor in done.tensors.items()
-            }
+            tensors = {key: tensor.contiguous() for key, tensor in done.on_cpu().tensors.items()}
             save_file(tensors, partial, metadata=metadata)
             with partial.open("rb") as file:
                 os.fsync(file.fileno())

@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from permllm_offline.activations import summed_squares
 from permllm_offline.bake import apply_masks
-from permllm_offline.decisions import LayerDecision
+from permllm_offline.decisions import LayerDecision, without_masks
 from permllm_offline.flow import Flow
 from permllm_offline.importance import IMPORTANCES
+from permllm_offline.int8_values import RoundedLayer, round_layer
 from permllm_offline.layerwise import (
     PASSES,
     LayerError,
@@ -45,21 +46,26 @@ from permllm_offline.streaming import StreamedModel
 
 @dataclass(frozen=True)
 class PrunedLayers:
-    """What was decided for a streamed model; its pruned layers lie in the work folder."""
+    """What was decided for a streamed model; its pruned layers lie in the work folder.
+
+    So do their masks, which ``decisions`` lack. ``scales`` holds, per decoder layer, linear ->
+    float32 [out_features] when the values are int8.
+    """
 
     streamed: StreamedModel
     work: WorkFolder
     decisions: Sequence[LayerDecision]
     report: Report
-    scales: None = None
+    scales: Sequence[Mapping[str, Tensor]] | None = None
     own_text: None = None
 
-    def layers(self) -> Iterator[nn.Module]:
-        """Each decoder layer in turn, in memory until the next."""
-        for index in range(len(self.decisions)):
+    def layers(self) -> Iterator[tuple[nn.Module, LayerDecision]]:
+        """Each decoder layer in turn with its decision, in memory until the next."""
+        for index, decision in enumerate(self.decisions):
             with self.streamed.resident(index) as layer:
-                load_step(layer, self.work.read(_name(index)))
-                yield layer
+                step = self.work.read(_name(index))
+                load_step(layer, step)
+                yield layer, decision_of([group.layout for group in decision], step)
 
 
 def can_stream(recipe: Recipe) -> bool:
@@ -68,7 +74,6 @@ def can_stream(recipe: Recipe) -> bool:
     return (
         PERMUTATIONS[method.permutation].learn is None
         and RECONSTRUCTIONS[method.reconstruction].model is None
-        and recipe.values == "auto"
     )
 
 
@@ -91,6 +96,8 @@ def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> Prun
     errors: list[LayerError] = []
     outputs: list[float] = []
     unpermuted: list[str] = []
+    rounded: list[RoundedLayer] = []
+    shown = example_layer(plan.layers)
     for index, layouts in enumerate(tqdm(plan.layers, desc="pruning", unit="layer")):
         with streamed.resident(index) as layer:
             with work.measured(PASSES):
@@ -99,8 +106,9 @@ def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> Prun
                         calibration.pass_dense(index, layer)
                 if held_out is not None:
                     held_out.pass_dense(index, layer)
-            importances = _importances(recipe, layer, squares, calibration)
-            if index == example_layer(plan.layers):
+            norms = None if calibration is None else _norms(squares, calibration.tokens)
+            importances = _importances(recipe, layer, norms)
+            if index == shown:
                 first = layouts[0]
                 unpermuted = unpermuted_corner(first, importances(first), recipe.parsed_pattern())
             prune_layer = partial(
@@ -108,12 +116,16 @@ def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> Prun
             )
             step = work.step(_name(index), prune_layer)
             load_step(layer, step)
-            decisions.append(decision_of(layouts, step))
+            decision = decision_of(layouts, step)
+            decisions.append(decision if index == shown else without_masks(decision))
             with work.measured(PASSES):
                 if calibration is not None and reconstruct is not None:
                     calibration.pass_pruned(index, layer)
                     after = relative_error(calibration.pruned, calibration.dense)
                     errors.append(LayerError(family.layer_name(index), step.facts["before"], after))
+            if recipe.values == "int8":
+                rounded.append(round_layer(layer, decision, _energies(norms)))
+            with work.measured(PASSES):
                 if held_out is not None:
                     held_out.pass_pruned(index, layer)
                     measured = held_out.pruned[:WINDOWS], held_out.dense[:WINDOWS]
@@ -133,25 +145,35 @@ def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> Prun
         before,
         after_all,
         errors,
+        int8_errors=[layer.errors for layer in rounded],
         output_errors=outputs,
         unpermuted=unpermuted,
     )
-    return PrunedLayers(streamed, work, decisions, report)
+    scales = [layer.scales for layer in rounded] or None
+    return PrunedLayers(streamed, work, decisions, report, scales)
 
 
 Importances = Callable[[GroupLayout], Mapping[str, Tensor]]
 """Gives linear -> float32 [out_features, in_features] for a group of the layer in memory."""
 
 
+def _norms(squares: Mapping[str, Tensor], tokens: int) -> dict[str, Tensor]:
+    """Group -> float32 [in_features] as in ``DenseStatistics``, from sums of squares."""
+    return {group: (total / tokens).sqrt().cpu() for group, total in squares.items()}
+
+
+def _energies(norms: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """Group -> mean square of each input channel, as in ``Calibrated``."""
+    return None if norms is None else {group: norm.square() for group, norm in norms.items()}
+
+
 def _importances(
-    recipe: Recipe, layer: nn.Module, squares: Mapping[str, Tensor], calibration: Flow | None
+    recipe: Recipe, layer: nn.Module, norms: Mapping[str, Tensor] | None
 ) -> Importances:
     score = IMPORTANCES[recipe.parsed_method().importance].score
-    tokens = 0 if calibration is None else calibration.tokens
-    norms = {group: (total / tokens).sqrt() for group, total in squares.items()}
 
     def importances(layout: GroupLayout) -> Mapping[str, Tensor]:
-        norm = norms.get(layout.group.name)
+        norm = None if norms is None else norms[layout.group.name]
         return {
             linear: score(linear_of(layer, linear).weight.detach(), norm)
             for linear in layout.group.linears
@@ -185,11 +207,12 @@ def _prune_layer(
 
 
 def reads_activations(recipe: Recipe) -> bool:
-    """Whether calibration text runs through the decoder layers."""
+    """Whether calibration text, where there is any, runs through the decoder layers."""
     method = recipe.parsed_method()
     return (
         IMPORTANCES[method.importance].needs_activations
         or RECONSTRUCTIONS[method.reconstruction].needs_windows
+        or recipe.values == "int8"
     )
 
 

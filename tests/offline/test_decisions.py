@@ -22,6 +22,23 @@ def test_the_canonical_form_is_kept_and_changes_no_mask() -> None:
     assert torch.equal(first.mask("a"), second.mask("a"))
 
 
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+        ),
+    ],
+)
+def test_a_decision_is_on_the_cpu(device: str) -> None:
+    importance = torch.rand(6, 32, device=device)
+    permutation = torch.randperm(32, device=device).to(torch.uint8)
+    decision = decide(LAYOUT, {"a": importance}, permutation, Pattern(2, 4))
+    assert decision.permutation is not None
+    assert decision.permutation.device == decision.masks["a"].device == torch.device("cpu")
+
+
 def test_retained_importance_is_a_share_of_all() -> None:
     importance = torch.tensor([[4.0, 3, 2, 1] * 8])
     decision = decide(LAYOUT, {"a": importance}, None, Pattern(2, 4))

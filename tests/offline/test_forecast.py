@@ -85,8 +85,16 @@ def test_distillation_samples_text_and_runs_the_head(expect: Any) -> None:
 def test_streamed_layers_need_less_memory(expect: Any) -> None:
     # With two layers the difference is in what is not streamed; more text needs more memory.
     assert expect(method="wanda").peak_bytes <= expect(method="permllm-wanda").peak_bytes
-    few = expect(method="wanda", num_samples=5)
-    assert expect(method="wanda").peak_bytes - few.peak_bytes == 3 * 5 * 20 * 128 * 4
+    few, many = (expect(method="wanda", num_samples=count).peak_bytes for count in (20, 25))
+    assert many - few == 3 * 5 * 20 * 128 * 4
+
+
+def test_a_file_of_the_output_is_in_memory(expect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = expect(method="magnitude").peak_bytes
+    monkeypatch.setattr("permllm_offline.forecast.MAX_SHARD_BYTES", 500_000)
+    large = expect(method="magnitude").peak_bytes
+    monkeypatch.setattr("permllm_offline.forecast.MAX_SHARD_BYTES", 400_000)
+    assert whole > large == expect(method="magnitude").peak_bytes + 100_000
 
 
 def test_the_speed_is_measured(tiny_model_directory: Path) -> None:

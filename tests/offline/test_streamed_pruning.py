@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from permllm_offline.cli import main
 from permllm_offline.families import FAMILIES
 from permllm_offline.loading import open_source
 from permllm_offline.recipe import make_recipe
-from permllm_offline.streamed_pruning import can_stream
+from permllm_offline.streamed_pruning import PrunedLayers, can_stream
 from permllm_offline.streaming import StreamedModel
 from tests.offline.tiny_models import save_tokenizer, tiny_model
 
@@ -47,6 +48,8 @@ def assert_equal_ways(
         ("--method", "sparsegpt"),
         ("--method", "wanda+cp", "--reconstruction", "obs"),
         ("--method", "wanda+cp", "--reconstruction", "obs+blockwise"),
+        ("--method", "magnitude", "--values", "int8", "--dtype", "bfloat16"),
+        ("--method", "wanda+cp", "--reconstruction", "obs", "--values", "int8"),
     ],
     ids=lambda options: "-".join(options[1::2]),
 )
@@ -72,8 +75,14 @@ def test_families(
     assert_equal_ways(tmp_path, model, text_file, monkeypatch, *options)
 
 
+@pytest.mark.parametrize(("method", "values"), [("sparsegpt", "auto"), ("magnitude", "int8")])
 def test_no_two_layers_are_in_memory(
-    tmp_path: Path, tiny_model_directory: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+    method: str,
+    values: str,
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     original = StreamedModel.resident
     seen: list[int] = []
@@ -87,15 +96,26 @@ def test_no_two_layers_are_in_memory(
             yield layer
         assert all(next(layer.parameters()).is_meta for layer in self.layers)
 
+    pruned: list[PrunedLayers] = []
+
+    def prune_streamed(*arguments: Any) -> PrunedLayers:
+        pruned.append(original_prune(*arguments))
+        return pruned[0]
+
+    original_prune = pipeline.prune_streamed
+    monkeypatch.setattr(pipeline, "prune_streamed", prune_streamed)
     monkeypatch.setattr(StreamedModel, "resident", resident)
-    prune(tiny_model_directory, tmp_path / "sparse", text_file, "--method", "sparsegpt")
+    options = ("--method", method, "--values", values)
+    prune(tiny_model_directory, tmp_path / "sparse", text_file, *options)
     assert seen == [0, 1, 0, 1]
+    with_masks = [all(group.masks for group in layer) for layer in pruned[0].decisions]
+    assert with_masks == [False, True]  # the report shows the one in the middle
     assert len(load_file(tmp_path / "sparse" / "model.safetensors")) > 0
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [({"method": "ria+cp"}, True), ({"method": "permllm-ria"}, False), ({"values": "int8"}, False)],
+    [({"method": "ria+cp"}, True), ({"method": "permllm-ria"}, False), ({"values": "int8"}, True)],
 )
 def test_what_needs_the_whole_model_is_not_streamed(
     options: dict[str, str], expected: bool, tiny_model_directory: Path

@@ -79,8 +79,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         metavar="FILE|DIR|HUB",
         action="append",
         help="calibration text: .txt, .jsonl or .parquet file, a folder of them, a hub name, or "
-        f"one of {', '.join(NAMED)}, or self: text that the dense model writes, sampled once and "
-        "kept in the user's cache; given several times, they share the windows equally",
+        f"one of {', '.join(NAMED)}, or self: text that the dense model, whole in memory, writes "
+        "once, kept in the user's cache; given several times, they share the windows equally",
     )
     parser.add_argument(
         "--sampling",
