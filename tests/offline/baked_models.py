@@ -10,7 +10,9 @@ import torch
 from permllm_offline.bake import apply_masks, bake_layer
 from permllm_offline.decisions import LayerDecision, decide
 from permllm_offline.families import family_of, heads_of
+from permllm_offline.int8_values import round_layer
 from permllm_offline.layout import GroupLayout
+from permllm_offline.loading import dtype_name
 from permllm_offline.modules import decoder_layers
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import QuantizationConfig
@@ -71,12 +73,22 @@ def bake(
     config = QuantizationConfig(
         pattern=str(pattern),
         block_size=block,
-        value_dtype="float32" if scales is None else "int8",
+        value_dtype=dtype_name(model.dtype) if scales is None else "int8",
         ignore=list(family.ignore),
         runtime_permuted=[name for name in names if not folded[name]],
         folded=[name for name in names if folded[name]],
     )
     write_checkpoint(at, tensors(), config, source)
+
+
+def int8_scales(model: Any, decisions: list[LayerDecision]) -> list[Mapping[str, torch.Tensor]]:
+    """Prune a model and round what is kept to int8, in place; the scales of every layer's rows."""
+    scales: list[Mapping[str, torch.Tensor]] = []
+    layers = decoder_layers(model, family_of(model.config).layers)
+    for layer, decision in zip(layers, decisions, strict=True):
+        apply_masks(layer, decision)
+        scales.append(round_layer(layer, decision, None).scales)
+    return scales
 
 
 def dense_twin(model: Any, decisions: list[LayerDecision]) -> Any:

@@ -37,11 +37,12 @@ def sparse_module(
     local: Tensor | None = None,
     kind: str = "input_permutation",
     seed: int = 0,
+    dtype: torch.dtype = torch.float32,
 ) -> SparseModule:
     """A random module; `local` permutes its input at run time, or was folded, as `kind` says."""
     generator = torch.Generator().manual_seed(seed)
-    permuted = torch.zeros(rows, channels)
-    values = torch.empty(rows, channels * kept // group)
+    permuted = torch.zeros(rows, channels, dtype=dtype)
+    values = torch.empty(rows, channels * kept // group, dtype=dtype)
     mask = torch.zeros(rows, channels // 8, dtype=torch.uint8)
     for row in range(rows):
         filled = 0
@@ -95,8 +96,9 @@ def load(layer: torch.nn.Module, module: SparseModule, shard_id: str | int | Non
 
 
 def packed_dense(layer: torch.nn.Module) -> Tensor:
-    """Finish loading a float32 layer, and read its dense weight by unit inputs."""
+    """Finish loading a layer, and read its dense weight by unit inputs."""
     layer.quant_method.process_weights_after_loading(layer)
     inputs = getattr(layer, "input_size_per_partition", layer.input_size)
-    output: Tensor = layer.quant_method.apply(layer, torch.eye(inputs))
+    unit = torch.eye(inputs, dtype=layer.params_dtype)
+    output: Tensor = layer.quant_method.apply(layer, unit)
     return output.t()

@@ -140,18 +140,31 @@ def test_plain_layers(on_rank: OnRank, layer_class: type) -> None:
     assert_equal(packed_dense(layer), module.dense if whole else rows_of(module.dense, 1, 2))
 
 
-def test_folded_llama_down_on_eight_ranks(on_rank: OnRank) -> None:
-    """Llama-2-7B's `down` leaves 1376 channels to each of 8 ranks: 21.5 blocks of 64."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_folded_llama_down_on_eight_ranks(on_rank: OnRank, dtype: torch.dtype) -> None:
+    """Llama-2-7B's `down` leaves 1376 channels to each of 8 ranks: 21.5 blocks of 64.
+
+    In bfloat16 the kernel pads them; products with unit inputs are exact.
+    """
     channels, name = 11008, f"{MLP}.down_proj"
-    module = sparse_module(2, channels, local=permutation(channels), kind="folded_permutation")
+    module = sparse_module(
+        2, channels, local=permutation(channels), kind="folded_permutation", dtype=dtype
+    )
+    value_dtype = str(dtype).removeprefix("torch.")
     for rank in (0, 1, 7):
         on_rank(rank, 8)
         layer = RowParallelLinear(
-            channels, 2, bias=False, quant_config=config(folded=[name]), prefix=name
+            channels,
+            2,
+            bias=False,
+            params_dtype=dtype,
+            quant_config=config(folded=[name], value_dtype=value_dtype),
+            prefix=name,
         )
         load(layer, module)
         assert_equal(packed_dense(layer), module.dense.chunk(8, dim=1)[rank])
         assert not hasattr(layer, "folded_permutation")
+        assert layer.weight_packed.is_floating_point() == (dtype == torch.float32)
 
 
 def test_int8_values_are_scaled(on_rank: OnRank) -> None:

@@ -7,13 +7,15 @@ vLLM takes longer than a tiny model needs to answer: so one process, started onc
 import gc
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -24,6 +26,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 Prompt = Sequence[int]
+Result = TypeVar("Result")
 PROMPTS: list[Prompt] = [range(5, 105), range(300, 340)]
 """For the random models, which have 512 tokens."""
 
@@ -42,10 +45,15 @@ class Answer(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What an engine answered, in the order of the prompts, and its counters."""
+    """What an engine answered, in the order of the prompts, its counters, and what multiplied.
+
+    `backends` counts the sparse layers of all ranks by backend: `reference`, or `cpu` and the
+    dtype of the values that its kernel reads.
+    """
 
     answers: list[Answer]
     counters: dict[str, float]
+    backends: Counter[str]
 
     def tokens(self) -> list[list[int]]:
         """The greedy continuations."""
@@ -99,6 +107,13 @@ class Engines:
             self._runs[repr(asked)] = self._process.submit(_run, *asked).result()
         return self._runs[repr(asked)]
 
+    def call(self, function: Callable[[], Result]) -> Result:
+        """What a function of a module returns in the process: that of vLLM's worker, of one rank.
+
+        A model must have run there for what vLLM does to a process to be done.
+        """
+        return self._process.submit(function).result()
+
     def refusal(self, model: Path, **arguments: Any) -> str:
         """What vLLM says while an engine fails to start; "" when it starts."""
         return self._process.submit(_refusal, model, arguments).result()
@@ -142,7 +157,8 @@ def _run(
             )
         ]
         metrics = [metric for metric in engine.get_metrics() if hasattr(metric, "value")]
-        return Run(answers, {metric.name: metric.value for metric in metrics})
+        counters = {metric.name: metric.value for metric in metrics}
+        return Run(answers, counters, sum(engine.apply_model(_backends), Counter()))
     finally:
         engine.llm_engine.engine_core.shutdown()
         del engine
@@ -181,6 +197,29 @@ def _start(model: Path, arguments: dict[str, Any]) -> Any:
     except Exception:
         cleanup_dist_env_and_memory()  # else the next engine would be built on half of this one
         raise
+
+
+def _backends(model: Module) -> Counter[str]:
+    """Count the sparse layers of one rank by what packed them: see `Run`.
+
+    The reference backend leaves floating-point numbers, kernels read bytes; a scale is kept beside
+    integers alone.
+    """
+    from vllm.model_executor.layers.linear import LinearBase
+
+    from permllm_vllm.quantization.linear import PermLLMLinearMethod
+
+    found: Counter[str] = Counter()
+    for layer in model.modules():
+        if not isinstance(layer, LinearBase):
+            continue  # what wraps a layer for adapters shows the attributes of the layer
+        if not isinstance(layer.quant_method, PermLLMLinearMethod):
+            continue
+        if layer.weight_packed.is_floating_point():
+            found["reference"] += 1
+        else:
+            found["cpu bfloat16" if layer.weight_scale is None else "cpu int8"] += 1
+    return found
 
 
 def _answer(output: Any) -> Answer:

@@ -24,6 +24,7 @@ def test_the_adapter_of_the_dense_model(engines: Engines, tiny: Twins, tmp_path:
     adapter = random_adapter(tiny.dense, tmp_path / "adapter")
     dense = engines.run(tiny.dense, PROMPTS, adapter=adapter, **ENABLED)
     sparse = engines.run(tiny.sparse, PROMPTS, adapter=adapter, **ENABLED)
+    assert sparse.backends == {"cpu bfloat16": 8}
     assert sparse.tokens() == dense.tokens()
     assert sparse.difference(dense) < TOLERANCE
     unadapted = engines.run(tiny.dense, PROMPTS)

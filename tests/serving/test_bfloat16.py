@@ -70,6 +70,7 @@ class Scores(NamedTuple):
     def of_engine(cls, engines: Engines, model: Path, text: list[int]) -> "Scores":
         batches = [[text], *([window] for window in windows(text))]
         run = engines.run(model, *batches, tokens=1, dtype="bfloat16")
+        assert "reference" not in run.backends
         whole, *parts = (answer.prompt_log_probabilities for answer in run.answers)
         return cls(whole, torch.cat(parts))
 

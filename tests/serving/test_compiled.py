@@ -14,6 +14,7 @@ BFLOAT16_TOLERANCE = 0.02  # mean over the prompt's tokens; measured 4e-3, uncom
 def test_float32(engines: Engines, tiny: Twins) -> None:
     eager = engines.run(tiny.dense, PROMPTS)
     compiled = engines.run(tiny.sparse, PROMPTS, enforce_eager=False)
+    assert compiled.backends == {"cpu bfloat16": 8}
     assert compiled.tokens() == eager.tokens()
     assert compiled.difference(eager) < FLOAT32_TOLERANCE
 
@@ -21,4 +22,5 @@ def test_float32(engines: Engines, tiny: Twins) -> None:
 def test_bfloat16(engines: Engines, tiny: Twins) -> None:
     eager = engines.run(tiny.dense, PROMPTS, dtype="bfloat16")
     compiled = engines.run(tiny.sparse, PROMPTS, dtype="bfloat16", enforce_eager=False)
+    assert compiled.backends == {"cpu bfloat16": 8}
     assert compiled.mean_prompt_difference(eager) < BFLOAT16_TOLERANCE

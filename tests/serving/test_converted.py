@@ -1,11 +1,10 @@
 """Converted checkpoints serve the same tokens as the checkpoints that they were made from.
 
-A tiny random model, in float32. What vLLM no longer reads (a bitmask) is compared to the same
-weights in a plain checkpoint.
+A tiny random model of bfloat16 values, which a kernel multiplies with float32 exactly. What vLLM
+no longer reads (a bitmask) is compared to the same weights in a plain checkpoint.
 """
 
 import pytest
-import torch
 
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
@@ -27,7 +26,7 @@ TOKENS = 16
 @pytest.fixture(scope="module")
 def answers(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     place = tmp_path_factory.mktemp("converted")
-    dense = save_dense(place / "dense", torch.float32)
+    dense = save_dense(place / "dense")
     folders = {
         "in place": prune(dense, place / "in-place", in_place),
         "permuted back": prune(dense, place / "permuted-back", block_orders()),
@@ -42,6 +41,11 @@ def answers(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> dict[
         name: engines.run(folder, PROMPTS, tokens=TOKENS, max_model_len=128)
         for name, folder in folders.items()
     }
+
+
+def test_a_kernel_serves_what_was_converted_to_sparse(answers: dict[str, Run]) -> None:
+    served = {name: run.backends for name, run in answers.items() if run.backends}
+    assert served == {name: {"cpu bfloat16": 8} for name in ("from bitmask", "recovered")}
 
 
 @pytest.mark.parametrize(

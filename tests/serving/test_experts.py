@@ -27,6 +27,7 @@ def twins(parent: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Twins
 def test_ignored_experts_are_served(engines: Engines, twins: Twins) -> None:
     dense = engines.run(twins.dense, PROMPTS)
     sparse = engines.run(twins.sparse, PROMPTS)
+    assert sparse.backends == {"cpu bfloat16": 4}
     assert sparse.tokens() == dense.tokens()
     assert sparse.difference(dense) < TOLERANCE
 

@@ -1,45 +1,80 @@
 """Every family: vLLM answers as Transformers does with the same weights set to zero.
 
-Tiny random models with permutations at random, in float32. Each has its own names, fused layers,
-biases and norms, and vLLM its own model class for it.
+Tiny random models with permutations at random, of bfloat16 or int8 values, which a kernel
+multiplies with float32 exactly. Each has its own names, fused layers, biases and norms, and vLLM
+its own model class for it.
 """
 
+from copy import deepcopy
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from permllm_offline.families import FAMILIES
 from permllm_vllm.checkpoint.pattern import Pattern
-from tests.offline.baked_models import bake, decisions_of, dense_twin
+from tests.offline.baked_models import bake, decisions_of, dense_twin, int8_scales
 from tests.offline.tiny_models import tiny_model
 from tests.serving.engine import Engines
 
 pytestmark = pytest.mark.serving
 
-BLOCK, PATTERN = 64, Pattern(2, 4)
+
+class Format(NamedTuple):
+    """Of a checkpoint."""
+
+    pattern: Pattern = Pattern(2, 4)
+    block_size: int = 64
+    values: str = "bfloat16"
+
+
+USUAL = Format()
+OTHERS = {
+    "mistral": Format(pattern=Pattern(4, 8)),
+    "qwen3": Format(values="int8"),
+    "llama": Format(block_size=128),
+}
+"""So that an engine serves each; nothing of these families depends on it."""
+SIZES = {"llama": {"intermediate_size": 256}}  # whole blocks
 PROMPT = range(2, 42)  # longer than the window of Gemma's local attention
 TOKENS = 8
 TOLERANCE = 1e-4  # measured 1e-5
 TIED = ("gemma2", "gemma3_text")  # as all published ones are; vLLM's Gemma 2 knows no other
 
 
+def cast(model: Any, dtype: torch.dtype) -> Any:
+    """A copy with parameters of a dtype; `model.to` would round the angles of positions as well."""
+    copy = deepcopy(model)
+    for parameter in copy.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return copy
+
+
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_answers(engines: Engines, tmp_path: Path, model_type: str) -> None:
-    model = tiny_model(model_type, tie_word_embeddings=model_type in TIED)
-    decisions = decisions_of(model, PATTERN, BLOCK)
-    bake(model, decisions, PATTERN, BLOCK, tmp_path / "sparse")
+    pattern, block_size, values = OTHERS.get(model_type, USUAL)
+    sizes = SIZES.get(model_type, {})
+    model = tiny_model(model_type, tie_word_embeddings=model_type in TIED, **sizes)
+    model.set_attn_implementation("eager")  # the others leave out the cap of Gemma 2's attention
+    unpruned = cast(model, torch.bfloat16 if values == "bfloat16" else torch.float32)
+    pruned = deepcopy(unpruned)
+    decisions = decisions_of(pruned, pattern, block_size)
+    scales = int8_scales(pruned, decisions) if values == "int8" else None
+    bake(pruned, decisions, pattern, block_size, tmp_path / "sparse", scales)
     served = engines.run(tmp_path / "sparse", [PROMPT], tokens=TOKENS, max_model_len=64)
+    assert set(served.backends) == {f"cpu {values}"}
     (answer,) = served.answers
 
-    model.set_attn_implementation("eager")  # the others leave out the cap of Gemma 2's attention
     tokens = torch.tensor([[*PROMPT, *answer.tokens]])
     with torch.no_grad():
-        expected = dense_twin(model, decisions)(tokens).logits[0, :-1].log_softmax(-1)
-        unpruned = model(tokens).logits[0, :-1].log_softmax(-1)
+        expected, other = (
+            cast(one, torch.float32)(tokens).logits[0, :-1].log_softmax(-1)
+            for one in (dense_twin(pruned, decisions), unpruned)
+        )
     start = len(PROMPT) - 1
     assert answer.tokens == expected[start:].argmax(-1).tolist()
     found = torch.cat([answer.prompt_log_probabilities, answer.log_probabilities])
     chosen = tokens[0, 1:, None]
     assert (found - expected.gather(1, chosen)[:, 0]).abs().max() < TOLERANCE
-    assert (found - unpruned.gather(1, chosen)[:, 0]).abs().max() > 100 * TOLERANCE
+    assert (found - other.gather(1, chosen)[:, 0]).abs().max() > 100 * TOLERANCE

@@ -32,6 +32,7 @@ def test_tokens_and_log_probabilities_are_equal(
     run: Callable[[Path], Run], half: Twins, dense: Run
 ) -> None:
     sparse = run(half.sparse)
+    assert (sparse.backends, dense.backends) == ({"cpu bfloat16": 60}, {})
     assert sparse.tokens() == dense.tokens()
     assert sparse.difference(dense) < TOLERANCE
 

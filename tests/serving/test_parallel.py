@@ -23,6 +23,8 @@ TOLERANCE = 1e-3  # float32: measured 8e-5 for SmolLM2, 2e-6 for the random Llam
 SMOLLM2_TOLERANCE = 0.15
 TINY_TOLERANCE = 0.02
 BLOCK_ROWS = 8
+KERNEL = "cpu bfloat16"
+TRACED = {"mode": "DYNAMO_TRACE_ONCE", "backend": "eager"}
 OUTPUT = "model.layers.0.self_attn.o_proj.weight_packed"
 
 
@@ -36,15 +38,15 @@ def test_three_ranks(engines: Engines, half: Twins, text: Sequence[Prompt]) -> N
     """9 query and 3 KV heads: every rank has one KV head and 3 of the 9 blocks of `o`'s input."""
     one = engines.run(half.sparse, text, tokens=4)
     three = engines.run(half.sparse, text, tokens=4, tensor_parallel_size=3)
+    assert (one.backends, three.backends) == ({KERNEL: 60}, {KERNEL: 3 * 60})
     assert three.tokens() == one.tokens()
     assert three.difference(one) < TOLERANCE
 
 
-def test_three_ranks_of_the_compiled_kernel(
-    engines: Engines, half: Twins, text: Sequence[Prompt]
-) -> None:
+def test_three_ranks_in_bfloat16(engines: Engines, half: Twins, text: Sequence[Prompt]) -> None:
     one = engines.run(half.sparse, text, tokens=1, dtype="bfloat16")
     three = engines.run(half.sparse, text, tokens=1, dtype="bfloat16", tensor_parallel_size=3)
+    assert (one.backends, three.backends) == ({KERNEL: 60}, {KERNEL: 3 * 60})
     assert three.mean_prompt_difference(one) < SMOLLM2_TOLERANCE
 
 
@@ -64,6 +66,7 @@ def test_two_ranks_of_one_kv_head(engines: Engines, tiny: Twins, dtype: str) -> 
     """Both ranks hold a copy of the only KV head."""
     one = engines.run(tiny.sparse, PROMPTS, dtype=dtype)
     two = engines.run(tiny.sparse, PROMPTS, dtype=dtype, tensor_parallel_size=2)
+    assert (one.backends, two.backends) == ({KERNEL: 8}, {KERNEL: 2 * 8})
     if dtype == "bfloat16":
         assert two.mean_prompt_difference(one) < TINY_TOLERANCE
     else:
@@ -80,8 +83,15 @@ def test_one_damaged_block_of_the_random_model_is_noticed(
 
 
 def test_two_pipeline_stages(engines: Engines, tiny: Twins) -> None:
-    """Compiled, because vLLM 0.32 on the CPU cannot serve stages eagerly, dense models neither."""
+    """Traced, because vLLM 0.32 on the CPU cannot serve stages eagerly, dense models neither."""
     one = engines.run(tiny.dense, PROMPTS)
-    two = engines.run(tiny.sparse, PROMPTS, pipeline_parallel_size=2, enforce_eager=False)
+    two = engines.run(
+        tiny.sparse,
+        PROMPTS,
+        pipeline_parallel_size=2,
+        enforce_eager=False,
+        compilation_config=TRACED,
+    )
+    assert two.backends == {KERNEL: 8}
     assert two.tokens() == one.tokens()
     assert two.difference(one) < TOLERANCE

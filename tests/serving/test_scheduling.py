@@ -20,6 +20,7 @@ def dense(engines: Engines, tiny: Twins) -> Run:
 def test_chunked_prefill(engines: Engines, tiny: Twins, dense: Run) -> None:
     """140 prompt tokens in steps of 32 at most."""
     chunked = engines.run(tiny.sparse, PROMPTS, max_num_batched_tokens=32)
+    assert chunked.backends == {"cpu bfloat16": 8}
     assert chunked.tokens() == dense.tokens()
     assert chunked.difference(dense) < TOLERANCE
 
@@ -27,6 +28,7 @@ def test_chunked_prefill(engines: Engines, tiny: Twins, dense: Run) -> None:
 def test_prefix_caching(engines: Engines, tiny: Twins, dense: Run) -> None:
     """The second batch finds its prompts in the cache, in blocks of 32 tokens."""
     run = engines.run(tiny.sparse, PROMPTS, PROMPTS, score_prompts=False, block_size=32)
+    assert run.backends == {"cpu bfloat16": 8}
     assert [answer.cached for answer in run.answers] == [0, 0, 96, 32]
     assert run.tokens() == 2 * dense.tokens()
 

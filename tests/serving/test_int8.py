@@ -1,0 +1,77 @@
+"""int8 values in bfloat16: log-probabilities against a dense model of the dequantised weights.
+
+Transformers computes those in float32. The tolerance is what the kernel promises of a layer's
+result (`docs/cpu.md`: rounding activations to 8 bits costs 1.2e-2 at most) for as many sparse
+layers as follow one another, whose errors are independent, relative to the spread of the logits.
+"""
+
+import math
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+
+from permllm_vllm.checkpoint.pattern import Pattern
+from tests.offline.baked_models import bake, decisions_of, int8_scales
+from tests.offline.tiny_models import tiny_llama
+from tests.serving.engine import PROMPTS, Engines, Run
+
+pytestmark = pytest.mark.serving
+
+BLOCK, PATTERN = 64, Pattern(2, 4)
+SPARSE_LAYERS = 8  # one after the other: q/k/v, o, gate/up and down, twice
+TOLERANCE = 1.2e-2 * math.sqrt(SPARSE_LAYERS)  # 0.034
+# Measured:
+#   int8 in bfloat16 / dense float32                          0.022
+#   dense bfloat16 / dense float32 (control)                  0.009
+#   int8 in bfloat16 / one block of 8 x 64 damaged            0.166
+TOKENS = 8
+BLOCK_ROWS = 8  # of the smallest packed block
+
+
+@pytest.fixture(scope="module")
+def twin() -> Any:
+    """A dense model, in which pruned weights are zero and the others are on their int8 grids."""
+    return tiny_llama(
+        hidden_size=256,
+        intermediate_size=512,
+        num_attention_heads=4,
+        vocab_size=512,
+        max_position_embeddings=512,
+        initializer_range=0.05,  # with larger weights attention, all but hard, amplifies errors
+    )
+
+
+@pytest.fixture(scope="module")
+def served(engines: Engines, twin: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    directory = tmp_path_factory.mktemp("int8") / "sparse"
+    decisions = decisions_of(twin, PATTERN, BLOCK)
+    bake(twin, decisions, PATTERN, BLOCK, directory, int8_scales(twin, decisions))
+    return engines.run(directory, PROMPTS, tokens=TOKENS, dtype="bfloat16")
+
+
+def mean_error(served: Run, model: Any) -> float:
+    """Of the log-probabilities of prompts and answers, in units of the spread of the logits."""
+    errors = []
+    for prompt, answer in zip(PROMPTS, served.answers, strict=True):
+        tokens = torch.tensor([[*prompt, *answer.tokens]])
+        with torch.no_grad():
+            logits = model(tokens).logits[0, :-1]
+        expected = logits.log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
+        found = torch.cat([answer.prompt_log_probabilities, answer.log_probabilities])
+        errors.append((found - expected).abs() / logits.std())
+    return float(torch.cat(errors).mean())
+
+
+def test_log_probabilities_agree(served: Run, twin: Any) -> None:
+    assert served.backends == {"cpu int8": SPARSE_LAYERS}
+    assert mean_error(served, twin) < TOLERANCE
+
+
+def test_one_damaged_block_is_noticed(served: Run, twin: Any) -> None:
+    """The negative control: served is what it was, and the twin is not."""
+    damaged = deepcopy(twin)
+    with torch.no_grad():
+        damaged.model.layers[0].self_attn.o_proj.weight[:BLOCK_ROWS, :BLOCK] *= -1
+    assert mean_error(served, damaged) > TOLERANCE
