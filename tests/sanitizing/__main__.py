@@ -1,9 +1,11 @@
 """`make sanitize`: csrc/cpu under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer.
 
 The harness runs under all of them. The operators run under the first two, driven by the kernel
-tests and the quick fuzzing of the operators; not under the third, because the OpenMP runtime of
+tests and the quick fuzzing of the operators, and so do the AMX kernels on the emulated tile unit,
+driven by their tests; not under the third, because the OpenMP runtime of
 torch is not instrumented and would be reported as one race after the other. Bugs are planted in the
-harness and in the library: each must be reported.
+harness and in the library: each must be reported. The CUDA kernels are not watched: their emulator
+switches stacks, which these sanitizers do not follow.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.machine import write_json
+from tests.kernels.amx.emulated import INSTRUCTION_SETS, compile_emulation, cpu_flags
 from tests.sanitizing.build import (
     MEMORY,
     OPTIONS,
@@ -35,6 +38,8 @@ from tests.sanitizing.build import (
 )
 
 FOLDER = ROOT / "build" / "sanitized"
+EMULATION = FOLDER / "libemulation.so"
+INSTRUMENTED = (b"__asan_report_load", b"__ubsan_handle")
 # A wide access that begins inside is called unknown-crash in the report's first line.
 OVERFLOW = r"AddressSanitizer: (?s:.*) bytes after \d+-byte region"
 REPORTS = {
@@ -42,9 +47,12 @@ REPORTS = {
     "undefined": (MEMORY, "runtime error: shift exponent"),
     "race": (THREADS, "ThreadSanitizer: data race"),
 }
-KERNEL_TESTS = tuple(f"tests/kernels/test_{name}.py" for name in ("cpu", "border", "activations"))
+KERNELS = ("cpu", "int8", "border", "activations")
+KERNEL_TESTS = tuple(f"tests/kernels/test_{name}.py" for name in KERNELS)
 FUZZED = "test_no_input_is_answered_wrongly and (linear or pack or contents)"
-SELECTIONS = (KERNEL_TESTS, ("tests/fuzzing/test_targets.py", "-k", FUZZED))
+# One compiles anew, the other takes minutes at this speed and reaches no other line.
+AMX_TESTS = ("tests/kernels/amx", "-k", "not compiles_for_the_hardware and not largest_sums")
+SELECTIONS = (KERNEL_TESTS, AMX_TESTS, ("tests/fuzzing/test_targets.py", "-k", FUZZED))
 LINKED = ("tests", "benchmarks", "offline", "csrc", "pyproject.toml", "setup.py")
 SECONDS = 900  # for one run of tests, on a busy machine
 WHICH_LIBRARY = """
@@ -89,6 +97,19 @@ def _libraries(_: str, names: list[str]) -> list[str]:
     return [name for name in names if name.endswith(".so") or name == "__pycache__"]
 
 
+def emulated() -> bool:
+    """Whether this machine runs the AMX kernels on the emulated tile unit."""
+    return shutil.which("g++") is not None and cpu_flags() >= INSTRUCTION_SETS
+
+
+def build_emulation() -> None:
+    """Compile them with their emulation; raises SystemExit unless they are watched."""
+    compile_emulation(EMULATION, [f"-fsanitize={MEMORY[0]}", *MEMORY[1:], "-g1"])
+    content = EMULATION.read_bytes()
+    if not all(name in content for name in INSTRUMENTED):
+        raise SystemExit(f"{EMULATION} lacks one of {INSTRUMENTED}: it is not watched")
+
+
 def python(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Python in a mirrored tree, the sanitizers' libraries loaded before its own."""
     environment = {
@@ -97,6 +118,7 @@ def python(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libubsan.so')}",
         "PYTHONPATH": f"{tree}:{tree / 'offline'}",
         "OMP_NUM_THREADS": "2",
+        "PERMLLM_AMX_EMULATION": str(EMULATION),
     }
     return subprocess.run(
         [sys.executable, *arguments], cwd=tree, env=environment, capture_output=True, text=True
@@ -123,6 +145,9 @@ def passed_tests(tree: Path) -> int:
     """Run the operators' tests; raises SystemExit with the report."""
     passed = 0
     for selection in SELECTIONS:
+        if selection == AMX_TESTS and not emulated():
+            print("AMX: the emulation needs g++, and AVX-512 with BF16 and VBMI2", flush=True)
+            continue
         result = run_tests(tree, selection)
         found = re.search(r"(\d+) passed", result.stdout)
         if result.returncode != 0 or found is None or "Sanitizer" in result.stderr:
@@ -166,6 +191,8 @@ def main() -> None:
     require_failure(
         mirror([broken if path.stem == broken.stem else path for path in objects], "planted-tree")
     )
+    if emulated():
+        build_emulation()
     passed = passed_tests(mirror(objects, "tree"))
     planted = len(REPORTS) + 1
     if options.json is not None:

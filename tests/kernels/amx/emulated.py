@@ -1,8 +1,10 @@
 """The AMX kernels compiled for an emulated tile unit, and memory that ends at a guard page."""
 
 import ctypes
+import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,15 +64,21 @@ class Emulation:
         return (self.library.take_violation() or b"").decode()
 
 
-def compile_emulation(path: Path) -> Emulation:
+def emulation_at(path: Path) -> Emulation:
+    """The library that PERMLLM_AMX_EMULATION names, or one that is built at `path`."""
+    built = os.environ.get("PERMLLM_AMX_EMULATION")
+    return Emulation(Path(built) if built else compile_emulation(path))
+
+
+def compile_emulation(path: Path, flags: Sequence[str] = ()) -> Path:
     """Builds the library at `path`."""
     sources = [
         HERE / "emulation.cpp",
         *(CPU / f"{name}.cpp" for name in (*KERNELS, "scratch", "huge_pages")),
     ]
     options = ["-shared", "-fPIC", "-pthread", "-DPERMLLM_EMULATE_AMX", f"-I{CPU}", f"-I{HERE}"]
-    subprocess.run([*COMPILE, *options, *map(str, sources), "-o", str(path)], check=True)
-    return Emulation(path)
+    subprocess.run([*COMPILE, *options, *flags, *map(str, sources), "-o", str(path)], check=True)
+    return path
 
 
 LIBC = ctypes.CDLL(None)
