@@ -95,9 +95,11 @@ def run(command: list[str], limit: float, environment: dict[str, str]) -> int:
     try:
         return process.wait(timeout=limit)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
         return TIMED_OUT
+    finally:  # after an interruption too, which does not reach a session of its own
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def compute_sanitizer() -> str | None:

@@ -92,7 +92,7 @@ PERMLLM_DEVICE void wait_for_previous_kernel() {
 }
 
 // Lets the next kernel begin. Only after wait_for_previous_kernel: then a kernel overlaps with the
-// one before it and with no earlier one, whose results it may read before it waits.
+// one before it and with no earlier one.
 PERMLLM_DEVICE void allow_next_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
