@@ -26,14 +26,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from permllm_offline.evaluation import evaluation_windows, perplexity
-from permllm_offline.loading import load_tokenizer, open_source
 from permllm_offline.methods import METHODS
-from permllm_offline.permutations import PERMUTATIONS
+from permllm_offline.model.loading import load_tokenizer, open_source
+from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.preparation import prepare
 from permllm_offline.pruning import prune_model
 from permllm_offline.recipe import EFFORTS, Recipe, make_recipe
-from permllm_offline.reconstructions import RECONSTRUCTIONS
+from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
+from permllm_offline.text.evaluation import evaluation_windows, perplexity
 
 from .models import smollm2
 from .offline import evaluate, permllm_offline

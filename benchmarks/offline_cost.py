@@ -32,9 +32,9 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional
 
-from permllm_offline.hardening import Hardener
-from permllm_offline.masked_linear import PermutedMaskedLinear, StepPermutation
-from permllm_offline.sinkhorn import sinkhorn
+from permllm_offline.permutation.hardening import Hardener
+from permllm_offline.permutation.masked_linear import PermutedMaskedLinear, StepPermutation
+from permllm_offline.permutation.sinkhorn import sinkhorn
 from permllm_vllm.checkpoint.pattern import Pattern
 
 from .cost_plots import draw_pipeline, draw_quality, draw_steps

@@ -13,15 +13,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from permllm_offline.activations import collect, last_hidden_state
-from permllm_offline.evaluation import evaluation_windows, perplexity
 from permllm_offline.importance import wanda
-from permllm_offline.learned_span import cosine_distance
-from permllm_offline.loading import load_model, load_tokenizer
-from permllm_offline.modules import decoder_layers, linear_of
+from permllm_offline.model.loading import load_model, load_tokenizer
+from permllm_offline.model.modules import decoder_layers, linear_of
+from permllm_offline.permutation.learned_span import cosine_distance
 from permllm_offline.preparation import Prepared, prepare
 from permllm_offline.pruning import prune_model
 from permllm_offline.recipe import Recipe, make_recipe
 from permllm_offline.schedules import cosine, shuffled_batches
+from permllm_offline.text.evaluation import evaluation_windows, perplexity
 from permllm_vllm.checkpoint.pattern import Pattern
 
 from .dense_permutations import (

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from benchmarks.studies.remembered import remembered
 from permllm_offline.activations import DenseStatistics, collect
-from permllm_offline.evaluation import evaluation_windows, perplexity
-from permllm_offline.families import Family, family_of
 from permllm_offline.kept_steps import kept_statistics
-from permllm_offline.loading import Source, load_model, load_tokenizer, open_source
+from permllm_offline.model.families import Family, family_of
+from permllm_offline.model.loading import Source, load_model, load_tokenizer, open_source
 from permllm_offline.preparation import Prepared, prepare
 from permllm_offline.pruning import PrunedModel, prune_model
 from permllm_offline.recipe import Recipe, make_recipe
-from permllm_offline.steps import Step, Work
+from permllm_offline.run.steps import Step, Work
+from permllm_offline.text.evaluation import evaluation_windows, perplexity
 
 
 @dataclass(frozen=True)

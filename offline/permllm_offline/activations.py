@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from permllm_offline.families import Family
-from permllm_offline.modules import decoder_layers, linear_of
+from permllm_offline.model.families import Family
+from permllm_offline.model.modules import decoder_layers, linear_of
 
 
 @dataclass(frozen=True)

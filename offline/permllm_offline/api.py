@@ -10,12 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from permllm_offline import pipeline
-from permllm_offline.calibration import Sampling
 from permllm_offline.errors import OfflineError
-from permllm_offline.evaluation import evaluation_windows as cut_windows
-from permllm_offline.evaluation import perplexity
 from permllm_offline.hub import check_push, push
-from permllm_offline.loading import (
+from permllm_offline.model.loading import (
     load_model,
     load_served,
     load_tokenizer,
@@ -23,10 +20,13 @@ from permllm_offline.loading import (
     parse_device,
     parse_dtype,
 )
-from permllm_offline.processes import first
 from permllm_offline.recipe import make_recipe, overridden, read_recipe
-from permllm_offline.report import Report
-from permllm_offline.zero_shot import Tasks
+from permllm_offline.report.report import Report
+from permllm_offline.run.processes import first
+from permllm_offline.text.calibration import Sampling
+from permllm_offline.text.evaluation import evaluation_windows as cut_windows
+from permllm_offline.text.evaluation import perplexity
+from permllm_offline.text.zero_shot import Tasks
 
 logger = logging.getLogger(__name__)
 

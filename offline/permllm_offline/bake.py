@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from permllm_offline.decisions import GroupDecision, LayerDecision
 from permllm_offline.int8_values import round_to_int8
-from permllm_offline.modules import linear_of
+from permllm_offline.model.modules import linear_of
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.folding import fold_rows
 from permllm_vllm.checkpoint.packing import pack_mask, pack_values

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from permllm_offline.layout import GroupLayout
-from permllm_offline.plan import Plan
+from permllm_offline.model.layout import GroupLayout
+from permllm_offline.model.plan import Plan
 from permllm_offline.recipe import Recipe
-from permllm_offline.steps import Work
+from permllm_offline.run.steps import Work
 
 Permutations = Sequence[Mapping[str, Tensor]]
 """Per decoder layer, group name -> block-local uint8 [in_features]; absent where not permuted."""

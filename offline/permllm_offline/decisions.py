@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.layout import GroupLayout
 from permllm_offline.mask import choose_mask
+from permllm_offline.model.layout import GroupLayout
 from permllm_vllm.checkpoint.packing import pack_mask, unpack_mask
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import canonical

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from permllm_offline.decoder_calls import DecoderCalls, record_calls, run_windows
+from permllm_offline.model.decoder_calls import DecoderCalls, record_calls, run_windows
 from permllm_offline.streaming import StreamedModel
 
 

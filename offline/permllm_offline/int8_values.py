@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from permllm_offline.decisions import LayerDecision
-from permllm_offline.modules import linear_of
+from permllm_offline.model.modules import linear_of
 
 LARGEST = 127
 CLIPS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from permllm_offline.activations import DenseStatistics
-from permllm_offline.steps import Step, Work
+from permllm_offline.run.steps import Step, Work
 
 _HIDDEN = "hidden_states"
 

@@ -14,11 +14,11 @@ from tqdm import tqdm
 from permllm_offline.bake import apply_masks
 from permllm_offline.calibrated import Calibrated
 from permllm_offline.decisions import GroupDecision, LayerDecision
-from permllm_offline.decoder_calls import record_calls, run_windows
-from permllm_offline.layout import GroupLayout
-from permllm_offline.modules import decoder_layers, linear_of
+from permllm_offline.model.decoder_calls import record_calls, run_windows
+from permllm_offline.model.layout import GroupLayout
+from permllm_offline.model.modules import decoder_layers, linear_of
 from permllm_offline.reconstruction.layer_work import LayerReconstruction, LayerWork
-from permllm_offline.steps import Step
+from permllm_offline.run.steps import Step
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from permllm_offline.forecast import peak_bytes
 from permllm_offline.preparation import Prepared
-from permllm_offline.processes import local_count
+from permllm_offline.prune_forecast import peak_bytes
 from permllm_offline.recipe import Recipe
+from permllm_offline.run.processes import local_count
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.plan import Plan, PlannedLinear, make_plan
-from permllm_offline.stored import StoredModel, header_bytes
+from permllm_offline.model.plan import Plan, PlannedLinear, make_plan
+from permllm_offline.model.stored import StoredModel, header_bytes
 from permllm_vllm.checkpoint.headers import TensorHeader
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import (

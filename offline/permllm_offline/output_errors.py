@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from permllm_offline.decoder_calls import record_calls, run_windows
-from permllm_offline.families import Family
 from permllm_offline.layerwise import relative_error
-from permllm_offline.modules import decoder_layers
-from permllm_offline.steps import Step, Work
+from permllm_offline.model.decoder_calls import record_calls, run_windows
+from permllm_offline.model.families import Family
+from permllm_offline.model.modules import decoder_layers
+from permllm_offline.run.steps import Step, Work
 
 WINDOWS = 2
 """Held-out windows on which the errors are measured: the dense model's states of all layers are

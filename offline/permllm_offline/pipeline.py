@@ -9,24 +9,24 @@ from pathlib import Path
 
 from torch import Tensor
 
-from permllm_offline import papers
 from permllm_offline.bake import bake_layer
-from permllm_offline.costs import costs_json
 from permllm_offline.decisions import LayerDecision
 from permllm_offline.errors import OfflineError
-from permllm_offline.loading import dtype_name, open_source
 from permllm_offline.memory import Fitted, fitted
-from permllm_offline.model_card import model_card
-from permllm_offline.permutations import PERMUTATIONS
-from permllm_offline.plan import PlannedLinear
+from permllm_offline.model.loading import dtype_name, open_source
+from permllm_offline.model.plan import PlannedLinear
+from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.preparation import Prepared, prepare
-from permllm_offline.processes import SharedWork, count, first, joined
 from permllm_offline.pruning import PrunedModel, prune_model
 from permllm_offline.recipe import Recipe
-from permllm_offline.reconstructions import find_reconstruction
-from permllm_offline.report import CalibrationRecord, Report
-from permllm_offline.report_page import report_page
+from permllm_offline.reconstruction.kinds import find_reconstruction
+from permllm_offline.report import papers
+from permllm_offline.report.model_card import model_card
+from permllm_offline.report.page import report_page
+from permllm_offline.report.report import CalibrationRecord, Report
 from permllm_offline.resume import work_folder
+from permllm_offline.run.costs import costs_json
+from permllm_offline.run.processes import SharedWork, count, first, joined
 from permllm_offline.streamed_pruning import PrunedLayers, can_stream, prune_streamed
 from permllm_vllm.checkpoint.contained import contained
 from permllm_vllm.checkpoint.output import check_destination, check_disk

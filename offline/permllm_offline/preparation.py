@@ -7,17 +7,23 @@ from functools import partial
 
 import torch
 
-from permllm_offline.calibration import CalibrationWindows, sample_windows
 from permllm_offline.errors import OfflineError
 from permllm_offline.importance import IMPORTANCES
-from permllm_offline.learned_layers import parse_layers
-from permllm_offline.loading import Source, load_tokenizer, open_source, parse_device, parse_dtype
-from permllm_offline.own_text import own_text
-from permllm_offline.permutations import PERMUTATIONS
-from permllm_offline.plan import Plan, make_plan
-from permllm_offline.processes import from_first
+from permllm_offline.model.loading import (
+    Source,
+    load_tokenizer,
+    open_source,
+    parse_device,
+    parse_dtype,
+)
+from permllm_offline.model.plan import Plan, make_plan
+from permllm_offline.permutation.kinds import PERMUTATIONS
+from permllm_offline.permutation.learned_layers import parse_layers
 from permllm_offline.recipe import Recipe
-from permllm_offline.reconstructions import find_reconstruction
+from permllm_offline.reconstruction.kinds import find_reconstruction
+from permllm_offline.run.processes import from_first
+from permllm_offline.text.calibration import CalibrationWindows, sample_windows
+from permllm_offline.text.own_text import own_text
 
 
 @dataclass(frozen=True)

@@ -15,24 +15,24 @@ from permllm_offline.activations import collect
 from permllm_offline.bake import apply_masks
 from permllm_offline.calibrated import Calibrated, LearnedPermutations, LearningCurve
 from permllm_offline.decisions import GroupDecision, LayerDecision, decide
-from permllm_offline.evaluation import perplexity
-from permllm_offline.families import family_of
 from permllm_offline.importance import IMPORTANCES
 from permllm_offline.int8_values import RoundedLayer, round_layer
 from permllm_offline.kept_steps import kept_number, kept_statistics
 from permllm_offline.layerwise import LayerError, reconstruct_layers
-from permllm_offline.layout import GroupLayout
-from permllm_offline.loading import load_model
-from permllm_offline.mask_example import example_layer, unpermuted_corner
-from permllm_offline.modules import decoder_layers, linear_of
+from permllm_offline.model.families import family_of
+from permllm_offline.model.layout import GroupLayout
+from permllm_offline.model.loading import load_model
+from permllm_offline.model.modules import decoder_layers, linear_of
 from permllm_offline.output_errors import kept_outputs, output_errors
-from permllm_offline.permutations import PERMUTATIONS, PermutationKind
+from permllm_offline.permutation.kinds import PERMUTATIONS, PermutationKind
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe import Recipe
-from permllm_offline.reconstructions import RECONSTRUCTIONS
-from permllm_offline.report import Report
-from permllm_offline.sampled_text import sample_text
-from permllm_offline.steps import Step, Work
+from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
+from permllm_offline.report.mask_example import example_layer, unpermuted_corner
+from permllm_offline.report.report import Report
+from permllm_offline.run.steps import Step, Work
+from permllm_offline.text.evaluation import perplexity
+from permllm_offline.text.sampled_text import sample_text
 from permllm_vllm.checkpoint.pattern import Pattern
 
 

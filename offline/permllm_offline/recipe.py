@@ -10,10 +10,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from permllm_offline.calibration import Sampling
 from permllm_offline.errors import OfflineError
 from permllm_offline.methods import BEST, Method, parse_method
 from permllm_offline.presets import preset
+from permllm_offline.text.calibration import Sampling
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import BLOCK_SIZES
 

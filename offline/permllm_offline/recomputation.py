@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from permllm_offline.calibrated import Calibrated
-from permllm_offline.plan import Plan
+from permllm_offline.model.plan import Plan
 
 RECOMPUTE_ABOVE_BYTES = 8 << 30
 """Activations of one backward pass above which those inside decoder layers are not kept."""

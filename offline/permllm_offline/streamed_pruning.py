@@ -29,18 +29,18 @@ from permllm_offline.layerwise import (
     pruned_layer,
     relative_error,
 )
-from permllm_offline.layout import GroupLayout
-from permllm_offline.mask_example import example_layer, unpermuted_corner
-from permllm_offline.modules import linear_of
+from permllm_offline.model.layout import GroupLayout
+from permllm_offline.model.modules import linear_of
 from permllm_offline.output_errors import WINDOWS
-from permllm_offline.permutations import PERMUTATIONS
+from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.preparation import Prepared
 from permllm_offline.pruning import decide_group
 from permllm_offline.recipe import Recipe
+from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.reconstruction.layer_work import LayerWork
-from permllm_offline.reconstructions import RECONSTRUCTIONS
-from permllm_offline.report import Report
-from permllm_offline.steps import Step, WorkFolder
+from permllm_offline.report.mask_example import example_layer, unpermuted_corner
+from permllm_offline.report.report import Report
+from permllm_offline.run.steps import Step, WorkFolder
 from permllm_offline.streaming import StreamedModel
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from permllm_offline.evaluation import perplexity
-from permllm_offline.families import Family
-from permllm_offline.loading import Source, model_from
-from permllm_offline.modules import decoder_layers
+from permllm_offline.model.families import Family
+from permllm_offline.model.loading import Source, model_from
+from permllm_offline.model.modules import decoder_layers
+from permllm_offline.text.evaluation import perplexity
 from permllm_vllm.checkpoint.reader import CheckpointReader
 
 

@@ -15,7 +15,7 @@ from benchmarks.offline_cost import LOOPS, PATTERN, draw, measure_step
 from benchmarks.prune_parts import PARTS, REST, parts, with_rest
 from benchmarks.texts import Texts
 from permllm_offline.cli import main
-from permllm_offline.masked_linear import PermutedMaskedLinear, StepPermutation
+from permllm_offline.permutation.masked_linear import PermutedMaskedLinear, StepPermutation
 from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
 
 

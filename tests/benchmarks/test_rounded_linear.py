@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from benchmarks.studies.rounded_linear import RoundedLinear
 from benchmarks.studies.rounding import rounded
-from permllm_offline.masked_linear import StepPermutation
+from permllm_offline.permutation.masked_linear import StepPermutation
 from permllm_vllm.checkpoint.pattern import Pattern
 
 PATTERN, BLOCK, CHANNELS, ROWS, GROUP = Pattern(2, 4), 16, 32, 6, 8

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.errors import OfflineError
-from permllm_offline.papers import CARD, PAPERS
+from permllm_offline.report.papers import CARD, PAPERS
 from permllm_vllm.checkpoint.errors import CheckpointError
 from tests.conversion.sparse_models import (
     DOWN,

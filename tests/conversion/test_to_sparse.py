@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.errors import OfflineError
-from permllm_offline.loading import load_model, open_source
+from permllm_offline.model.loading import load_model, open_source
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.packing import unpack_mask
 from permllm_vllm.checkpoint.pattern import Pattern

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from permllm_offline.families import FAMILIES
 from permllm_offline.methods import METHODS
+from permllm_offline.model.families import FAMILIES
 from permllm_offline.recipe import EFFORTS
 
 ROOT = Path(__file__).parents[2]

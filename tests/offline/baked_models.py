@@ -9,11 +9,11 @@ import torch
 
 from permllm_offline.bake import apply_masks, bake_layer
 from permllm_offline.decisions import LayerDecision, decide
-from permllm_offline.families import family_of, heads_of
 from permllm_offline.int8_values import round_layer
-from permllm_offline.layout import GroupLayout
-from permllm_offline.loading import dtype_name
-from permllm_offline.modules import decoder_layers
+from permllm_offline.model.families import family_of, heads_of
+from permllm_offline.model.layout import GroupLayout
+from permllm_offline.model.loading import dtype_name
+from permllm_offline.model.modules import decoder_layers
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.writer import write_checkpoint

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from permllm_offline.loading import load_model, open_source
+from permllm_offline.model.loading import load_model, open_source
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate

@@ -3,8 +3,8 @@ import torch
 
 from permllm_offline.decisions import decide
 from permllm_offline.errors import OfflineError
-from permllm_offline.families import Heads, SharedInputGroup
-from permllm_offline.layout import GroupLayout
+from permllm_offline.model.families import Heads, SharedInputGroup
+from permllm_offline.model.layout import GroupLayout
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import canonical
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from permllm_offline.activations import last_hidden_state
-from permllm_offline.decoder_calls import record_calls, run_windows
-from permllm_offline.families import FAMILIES, family_of
-from permllm_offline.loading import load_model, open_source
-from permllm_offline.modules import decoder_layers
+from permllm_offline.model.decoder_calls import record_calls, run_windows
+from permllm_offline.model.families import FAMILIES, family_of
+from permllm_offline.model.loading import load_model, open_source
+from permllm_offline.model.modules import decoder_layers
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.validation import validate
 from tests.offline.baked_models import bake, decisions_of, dense_twin

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from permllm_offline.activations import collect, last_hidden_state
-from permllm_offline.families import FAMILIES
 from permllm_offline.importance import magnitude, ria, wanda
+from permllm_offline.model.families import FAMILIES
 from tests.offline.tiny_models import tiny_llama
 
 Score = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]

@@ -8,11 +8,11 @@ import torch
 from permllm_offline.bake import apply_masks
 from permllm_offline.calibrated import Calibrated
 from permllm_offline.decisions import LayerDecision, decide
-from permllm_offline.decoder_calls import record_calls, run_windows
-from permllm_offline.families import FAMILIES, heads_of
 from permllm_offline.layerwise import reconstruct_layers, relative_error
-from permllm_offline.layout import GroupLayout
-from permllm_offline.plan import Plan
+from permllm_offline.model.decoder_calls import record_calls, run_windows
+from permllm_offline.model.families import FAMILIES, heads_of
+from permllm_offline.model.layout import GroupLayout
+from permllm_offline.model.plan import Plan
 from permllm_offline.recipe import Recipe
 from permllm_offline.reconstruction.layer_work import LayerWork
 from permllm_vllm.checkpoint.pattern import Pattern

@@ -5,9 +5,9 @@ from copy import deepcopy
 import pytest
 import torch
 
-from permllm_offline.families import FAMILIES
+from permllm_offline.model.families import FAMILIES
 from permllm_offline.output_errors import WINDOWS, kept_outputs, output_errors
-from permllm_offline.steps import Work
+from permllm_offline.run.steps import Work
 from tests.offline.tiny_models import tiny_llama
 
 

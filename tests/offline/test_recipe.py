@@ -6,7 +6,7 @@ import yaml
 
 from permllm_offline.cli import main
 from permllm_offline.errors import OfflineError
-from permllm_offline.learned_layers import most_sensitive, parse_layers
+from permllm_offline.permutation.learned_layers import most_sensitive, parse_layers
 from permllm_offline.recipe import Recipe, make_recipe, overridden, read_recipe
 
 

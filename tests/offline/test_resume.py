@@ -10,11 +10,11 @@ from types import ModuleType
 import pytest
 import torch
 
-from permllm_offline import span_learning
 from permllm_offline.cli import main
 from permllm_offline.errors import OfflineError
+from permllm_offline.permutation import span_learning
 from permllm_offline.reconstruction import distillation
-from permllm_offline.steps import Step, WorkFolder
+from permllm_offline.run.steps import Step, WorkFolder
 from tests.robustness.children import child
 from tests.robustness.stages import stop_at
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from permllm_offline import pipeline
 from permllm_offline.cli import main
-from permllm_offline.families import FAMILIES
-from permllm_offline.loading import open_source
+from permllm_offline.model.families import FAMILIES
+from permllm_offline.model.loading import open_source
 from permllm_offline.recipe import make_recipe
 from permllm_offline.streamed_pruning import PrunedLayers, can_stream
 from permllm_offline.streaming import StreamedModel

@@ -4,7 +4,7 @@ from importlib import import_module
 
 import pytest
 
-from permllm_offline.families import FAMILIES
+from permllm_offline.model.families import FAMILIES
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 

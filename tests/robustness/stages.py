@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from permllm_offline import span_learning, steps
+from permllm_offline.permutation import span_learning
 from permllm_offline.reconstruction import distillation
+from permllm_offline.run import steps
 from permllm_vllm.checkpoint import output, writer
 from permllm_vllm.checkpoint.shard import Shard
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from permllm_offline.families import FAMILIES
+from permllm_offline.model.families import FAMILIES
 from permllm_vllm.checkpoint.pattern import Pattern
 from tests.offline.baked_models import bake, decisions_of, dense_twin, int8_scales
 from tests.offline.tiny_models import tiny_model

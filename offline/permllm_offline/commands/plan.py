@@ -9,12 +9,12 @@ from typing import Any
 
 from permllm_offline.commands.outline_tables import outline_table, speed_table
 from permllm_offline.commands.tables import show
+from permllm_offline.model.stored import read_stored
 from permllm_offline.outline import outline
-from permllm_offline.permutations import PERMUTATIONS
+from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.pipeline import check_writable
 from permllm_offline.recipe import Recipe, make_recipe
 from permllm_offline.speed import expected_speed
-from permllm_offline.stored import read_stored
 from permllm_vllm.checkpoint.pattern import SUPPORTED
 
 _EXAMPLES = """examples:

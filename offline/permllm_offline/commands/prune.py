@@ -9,17 +9,17 @@ from typing import Any
 
 from permllm_offline.commands.learning_options import add_learning_options, given_learning
 from permllm_offline.commands.tables import plan_table, report_table, show
-from permllm_offline.forecast import forecast
 from permllm_offline.hub import check_push, push
 from permllm_offline.memory import SMALLER
 from permllm_offline.methods import METHODS
-from permllm_offline.permutations import PERMUTATIONS
+from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.pipeline import prepare_checkpoint, prune
 from permllm_offline.presets import PRESETS
-from permllm_offline.processes import first
+from permllm_offline.prune_forecast import forecast
 from permllm_offline.recipe import EFFORTS, Recipe, make_recipe, overridden, read_recipe
-from permllm_offline.reconstructions import RECONSTRUCTIONS
-from permllm_offline.texts import NAMED
+from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
+from permllm_offline.run.processes import first
+from permllm_offline.text.texts import NAMED
 from permllm_vllm.checkpoint.pattern import SUPPORTED
 
 logger = logging.getLogger(__name__)

@@ -6,11 +6,11 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from permllm_offline.forecast import Forecast
 from permllm_offline.inspection import Inspection
-from permllm_offline.plan import Plan
+from permllm_offline.model.plan import Plan
+from permllm_offline.prune_forecast import Forecast
 from permllm_offline.recipe import Recipe
-from permllm_offline.report import Report
+from permllm_offline.report.report import Report
 
 MINIMUM_WIDTH = 120
 """Columns below which a table would cut its words; a narrower terminal wraps lines instead."""

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from permllm_offline.families import Fold
-from permllm_offline.layout import GroupLayout
+from permllm_offline.model.families import Fold
+from permllm_offline.model.layout import GroupLayout
 
 
 def agrees(layout: GroupLayout, permutation: Tensor) -> bool:

@@ -9,7 +9,7 @@ from permllm_offline.conversion.bitmask import FORMAT, BitmaskWeights
 from permllm_offline.conversion.plain import PlainWeights
 from permllm_offline.conversion.sources import WeightSource
 from permllm_offline.errors import OfflineError
-from permllm_offline.loading import Source
+from permllm_offline.model.loading import Source
 from permllm_vllm.checkpoint.schema import QUANT_METHOD
 from permllm_vllm.checkpoint.shards import CONFIG_NAME, read_json
 

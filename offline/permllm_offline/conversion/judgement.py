@@ -12,8 +12,8 @@ from permllm_offline.conversion.reach import Reach
 from permllm_offline.conversion.sources import WeightSource
 from permllm_offline.conversion.verdicts import GroupVerdict, Judge
 from permllm_offline.errors import OfflineError
-from permllm_offline.families import Family, Heads
-from permllm_offline.loading import DTYPES
+from permllm_offline.model.families import Family, Heads
+from permllm_offline.model.loading import DTYPES
 from permllm_vllm.checkpoint.pattern import SUPPORTED, Pattern
 
 _BLOCK_SIZES_BY_PREFERENCE = (64, 128, 32)

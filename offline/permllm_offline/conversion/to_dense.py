@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from permllm_offline import papers
 from permllm_offline.bake import row_permutations
 from permllm_offline.conversion.folds import agrees
 from permllm_offline.conversion.report import NONE, UNDONE, ConversionReport, ConvertedLinear
 from permllm_offline.decisions import GroupDecision
 from permllm_offline.errors import OfflineError
-from permllm_offline.families import Family, Heads, family_of, heads_of
-from permllm_offline.layout import GroupLayout
-from permllm_offline.loading import Source, open_source
-from permllm_offline.model_card import dense_card
+from permllm_offline.model.families import Family, Heads, family_of, heads_of
+from permllm_offline.model.layout import GroupLayout
+from permllm_offline.model.loading import Source, open_source
+from permllm_offline.report import papers
+from permllm_offline.report.model_card import dense_card
 from permllm_vllm.checkpoint.errors import Problem, raise_if_any
 from permllm_vllm.checkpoint.folding import unfold_rows
 from permllm_vllm.checkpoint.layer import SparseLayer

@@ -24,8 +24,8 @@ from permllm_offline.conversion.report import (
 from permllm_offline.conversion.sources import WeightSource
 from permllm_offline.decisions import decide
 from permllm_offline.errors import OfflineError
-from permllm_offline.families import family_of, heads_of
-from permllm_offline.loading import open_source
+from permllm_offline.model.families import family_of, heads_of
+from permllm_offline.model.loading import open_source
 from permllm_vllm.checkpoint.output import check_destination
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import QuantizationConfig

@@ -13,8 +13,8 @@ from permllm_offline.conversion.reach import Reach
 from permllm_offline.conversion.recovery import obeys, recover_permutation
 from permllm_offline.conversion.sources import WeightSource
 from permllm_offline.errors import OfflineError
-from permllm_offline.families import Family, Fold, Heads
-from permllm_offline.layout import GroupLayout
+from permllm_offline.model.families import Family, Fold, Heads
+from permllm_offline.model.layout import GroupLayout
 from permllm_vllm.checkpoint.pattern import Pattern
 
 

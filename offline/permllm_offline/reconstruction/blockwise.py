@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from permllm_offline.bake import apply_masks
-from permllm_offline.calibration import require_windows
 from permllm_offline.decisions import LayerDecision
 from permllm_offline.errors import OfflineError
-from permllm_offline.modules import linear_of
+from permllm_offline.model.modules import linear_of
 from permllm_offline.reconstruction.kept_weights import KeptWeights
 from permllm_offline.reconstruction.layer_work import LayerWork
 from permllm_offline.reconstruction.obs import update_kept_weights
 from permllm_offline.schedules import shuffled_batches, warmed_cosine
+from permllm_offline.text.calibration import require_windows
 
 logger = logging.getLogger(__name__)
 

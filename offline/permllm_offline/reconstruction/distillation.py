@@ -22,17 +22,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from permllm_offline.calibrated import Calibrated, LearningCurve
-from permllm_offline.calibration import require_windows
 from permllm_offline.decisions import LayerDecision
 from permllm_offline.errors import OfflineError
-from permllm_offline.modules import decoder_layers, linear_of
-from permllm_offline.processes import share, sum_gradients, summed
+from permllm_offline.model.modules import decoder_layers, linear_of
 from permllm_offline.recomputation import activations_are_large, recomputed
 from permllm_offline.reconstruction.divergence import divergence
 from permllm_offline.reconstruction.head_inputs import head_input, head_inputs_of
 from permllm_offline.reconstruction.kept_weights import KeptWeights
+from permllm_offline.run.processes import share, sum_gradients, summed
+from permllm_offline.run.steps import Step, Work
 from permllm_offline.schedules import shuffled_batches, warmed_cosine
-from permllm_offline.steps import Step, Work
+from permllm_offline.text.calibration import require_windows
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from permllm_offline.modules import linear_of
+from permllm_offline.model.modules import linear_of
 from permllm_offline.reconstruction.layer_work import LayerWork
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from permllm_offline.families import Family
-from permllm_offline.modules import decoder_layers
+from permllm_offline.model.families import Family
+from permllm_offline.model.modules import decoder_layers
 
 
 def head_input(model: Any, window: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from permllm_offline.calibrated import Calibrated, LearningCurve
 from permllm_offline.decisions import LayerDecision
-from permllm_offline.decoder_calls import run_layer
+from permllm_offline.model.decoder_calls import run_layer
 from permllm_offline.recipe import Recipe
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from permllm_offline.decisions import GroupDecision, LayerDecision
 from permllm_offline.errors import OfflineError
 from permllm_offline.mask import keep_channels
-from permllm_offline.modules import linear_of
+from permllm_offline.model.modules import linear_of
 from permllm_offline.reconstruction.group_inputs import group_inputs, second_moment
 from permllm_offline.reconstruction.layer_work import LayerWork
 from permllm_vllm.checkpoint.packing import pack_mask

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from permllm_offline.bake import apply_masks
-from permllm_offline.decoder_calls import record_calls, run_windows
 from permllm_offline.errors import OfflineError
-from permllm_offline.families import FAMILIES
 from permllm_offline.layerwise import relative_error
+from permllm_offline.model.decoder_calls import record_calls, run_windows
+from permllm_offline.model.families import FAMILIES
 from permllm_offline.recipe import make_recipe
 from permllm_offline.reconstruction.blockwise import (
     squared_error,

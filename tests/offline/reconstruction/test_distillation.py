@@ -12,9 +12,9 @@ from permllm_offline.calibrated import Calibrated
 from permllm_offline.decisions import LayerDecision, decide
 from permllm_offline.errors import OfflineError
 from permllm_offline.importance import magnitude
-from permllm_offline.layout import GroupLayout
-from permllm_offline.loading import open_source
-from permllm_offline.plan import make_plan
+from permllm_offline.model.layout import GroupLayout
+from permllm_offline.model.loading import open_source
+from permllm_offline.model.plan import make_plan
 from permllm_offline.recipe import make_recipe
 from permllm_offline.reconstruction.distillation import distil
 from permllm_offline.reconstruction.head_inputs import head_input, head_inputs_of

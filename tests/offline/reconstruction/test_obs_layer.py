@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from permllm_offline.bake import apply_masks
-from permllm_offline.decoder_calls import record_calls, run_windows
-from permllm_offline.families import FAMILIES
 from permllm_offline.layerwise import relative_error
 from permllm_offline.mask import choose_mask
+from permllm_offline.model.decoder_calls import record_calls, run_windows
+from permllm_offline.model.families import FAMILIES
 from permllm_offline.recipe import Recipe
 from permllm_offline.reconstruction.layer_work import LayerReconstruction, LayerWork
 from permllm_offline.reconstruction.obs import DAMPING, choose_and_update, update_kept_weights

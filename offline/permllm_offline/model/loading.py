@@ -1,0 +1,233 @@
+"""Load models and tokenizers: a dense Hugging Face checkpoint or a permllm one, local or hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from permllm_offline.errors import OfflineError, first_line
+from permllm_offline.model.families import begin_token
+from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.checkpoint.reader import CheckpointReader
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_TRUST_NOTHING: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+"""Of a folder: no code of the model's own, no download of what it names."""
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on disk: the name the user gave, its folder and its transformers configuration."""
+
+    name: str
+    directory: Path
+    config: Any
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the checkpoint declares (float32 where it declares none)."""
+        return getattr(self.config, "dtype", None) or torch.float32
+
+
+def open_source(model: str) -> Source:
+    """Find a model: a local folder, or a hub name (downloaded to the hub's cache).
+
+    Raises:
+        OfflineError: no such folder, unreachable hub, or no readable ``config.json``.
+    """
+    from transformers import AutoConfig
+
+    directory = _local_directory(model)
+    try:
+        config = AutoConfig.from_pretrained(directory, **_TRUST_NOTHING)
+    except Exception as error:  # transformers raises too many kinds to list
+        raise OfflineError(
+            f"{model!r} has no readable config.json ({first_line(error)}). Give a folder that "
+            "holds a Hugging Face checkpoint, or a hub name."
+        ) from error
+    return Source(model, directory, config)
+
+
+def load_tokenizer(source: Source) -> Any:
+    """Load the tokenizer beside a model; raises OfflineError where there is none.
+
+    Its attribute ``window_begin`` is ``families.begin_token`` of the model.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.directory, **_TRUST_NOTHING)
+    except Exception as error:  # transformers raises too many kinds to list
+        raise OfflineError(
+            f"{source.name!r} has no readable tokenizer ({first_line(error)}). Copy the "
+            "tokenizer files of the base model into the folder."
+        ) from error
+    tokenizer.window_begin = begin_token(source.config)
+    return tokenizer
+
+
+def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load a causal language model for inference, dense whatever the checkpoint holds.
+
+    A permllm checkpoint is decompressed with its zeros in place; rows that a fold moved stay
+    moved, which is the same function.
+
+    Raises:
+        OfflineError, CheckpointError: a checkpoint that cannot be loaded.
+    """
+    reader = CheckpointReader(source.directory)
+    model, unexpected = model_from(source, source.config, reader.dense_state_dict(dtype), dtype)
+    if unexpected and reader.quantization is not None:
+        raise _other_tensors(source, unexpected=unexpected)
+    model.requires_grad_(False)
+    return model.to(device).eval()
+
+
+def load_served(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load a causal language model for inference, its sparse layers multiplied as vLLM would.
+
+    Beside a bfloat16 model of int8 values, kernels may round activations to 8 bits, which the
+    weights of ``load_model`` do not show. Transformers maps the files of a permllm checkpoint into
+    memory here.
+    """
+    if getattr(source.config, "quantization_config", None) is None:
+        return load_model(source, dtype, device)
+    from transformers import AutoModelForCausalLM
+
+    import permllm_vllm.hf  # noqa: F401  (loads permllm checkpoints in transformers)
+
+    with _load_errors_named(source):
+        model = AutoModelForCausalLM.from_pretrained(
+            source.directory, dtype=dtype, use_safetensors=True, **_TRUST_NOTHING
+        )
+    model.requires_grad_(False)
+    return model.to(device).eval()
+
+
+def model_from(
+    source: Source, config: Any, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype
+) -> tuple[Any, list[str]]:
+    """Build a causal language model of a configuration around tensors that were read.
+
+    Transformers would map the files into memory, where one that shrinks ends the process. The
+    tensors become the model's own, without a copy.
+
+    Args:
+        source: for its name and its generation config.
+        config: of transformers; its quantization is left out.
+        tensors: of the dense model, floating ones in ``dtype``.
+        dtype: of the model.
+
+    Returns:
+        The model on the CPU, and the names that it has no place for.
+
+    Raises:
+        OfflineError, CheckpointError: tensors that are missing or do not fit.
+    """
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    config = deepcopy(config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with _load_errors_named(source):
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model, found = type(empty).from_pretrained(
+            None,
+            config=empty.config,
+            state_dict=dict(tensors),
+            dtype=dtype,
+            output_loading_info=True,
+            **_TRUST_NOTHING,
+        )
+        if found["missing_keys"]:
+            raise _other_tensors(source, missing=sorted(found["missing_keys"]))
+        if (source.directory / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(
+                source.directory, local_files_only=True
+            )
+    return model, sorted(found["unexpected_keys"])
+
+
+@contextmanager
+def _load_errors_named(source: Source) -> Iterator[None]:
+    """Turn a failure to load a model into an OfflineError."""
+    try:
+        yield
+    except (OfflineError, CheckpointError):
+        raise
+    except Exception as error:  # transformers raises too many kinds to list
+        raise OfflineError(f"cannot load {source.name!r}: {first_line(error)}.") from error
+
+
+def _other_tensors(
+    source: Source, missing: Sequence[str] = (), unexpected: Sequence[str] = ()
+) -> OfflineError:
+    return OfflineError(
+        f"{source.name!r} does not hold the tensors of its architecture (missing: "
+        f"{list(missing[:3])}, unexpected: {list(unexpected[:3])}). Fetch it again, or write it "
+        "again with `save_pretrained` or `permllm-offline prune`."
+    )
+
+
+def parse_dtype(name: str) -> torch.dtype | None:
+    """Return the dtype of ``--dtype``; None for ``auto``, i.e. what the checkpoint declares."""
+    if name == "auto":
+        return None
+    if name not in DTYPES:
+        raise OfflineError(f"dtype {name!r} is not supported: give auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype as checkpoints write it: ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def parse_device(name: str) -> torch.device:
+    """Return the device of ``--device``; raises OfflineError where it cannot hold a tensor."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise OfflineError(
+            f"device {name!r} cannot be used ({first_line(error)}). Give cpu, or a device that "
+            "this build of torch supports."
+        ) from error
+    return device
+
+
+_PATTERNS = (
+    *("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"),
+    *("README.md", "LICENSE*", "LICENCE*", "NOTICE*"),
+)
+"""Files of a model on the hub that are fetched: what is read, and what its licence says."""
+
+
+def _local_directory(model: str) -> Path:
+    directory = Path(model).expanduser()
+    if directory.is_dir():
+        return directory
+    if directory.exists() or not _HUB_NAME.fullmatch(model):
+        raise OfflineError(
+            f"{model!r} is not a folder. Give a folder that holds a Hugging Face checkpoint, or a "
+            "hub name like owner/name."
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=_PATTERNS))
+    except Exception as error:  # the hub client raises too many kinds to list
+        raise OfflineError(
+            f"{model!r} is neither a local folder nor could it be fetched from the Hugging Face "
+            f"hub ({first_line(error)}). Check the name, or give a folder."
+        ) from error

@@ -1,0 +1,74 @@
+"""What a model stores, told by its headers alone: a local folder, or a repository of the hub."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from permllm_offline.errors import OfflineError, first_line
+from permllm_offline.model.loading import Source, open_source
+from permllm_vllm.checkpoint.headers import TensorHeader
+from permllm_vllm.checkpoint.shard import header_of
+from permllm_vllm.checkpoint.shards import read_headers, read_weight_map
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model's configuration and the headers of its tensors, by name."""
+
+    source: Source
+    tensors: Mapping[str, TensorHeader]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(map(header_bytes, self.tensors.values()))
+
+
+def read_stored(model: str) -> StoredModel:
+    """Read configuration and headers of a model; no weight is read or fetched.
+
+    Args:
+        model: a folder, or a hub name: then ``config.json`` and the first bytes of every
+            safetensors file are fetched.
+
+    Raises:
+        OfflineError: no such model, or a hub that cannot be reached.
+        CheckpointError: no whole safetensors files.
+    """
+    if Path(model).expanduser().exists():
+        source = open_source(model)
+        files = set(read_weight_map(source.directory).values())
+        headers = [read_headers(source.directory / file) for file in sorted(files)]
+    else:
+        source, headers = _read_hub(model)
+    return StoredModel(source, {name: one for file in headers for name, one in file.items()})
+
+
+def header_bytes(header: TensorHeader) -> int:
+    """Bytes of a tensor; dtypes that torch does not know by the same name are of 8 bits."""
+    dtype = getattr(torch, header.dtype, None)
+    return math.prod(header.shape) * (1 if dtype is None else dtype.itemsize)
+
+
+def _read_hub(model: str) -> tuple[Source, list[dict[str, TensorHeader]]]:
+    from huggingface_hub import HfApi
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        files = HfApi().get_safetensors_metadata(model).files_metadata.values()
+    except Exception as error:  # transformers and the hub client raise too many kinds to list
+        raise OfflineError(
+            f"{model!r} is neither a local folder nor could its headers be fetched from the "
+            f"Hugging Face hub ({first_line(error)}). Check the name, or give a folder."
+        ) from error
+    headers = [
+        {name: header_of(info.shape, info.dtype) for name, info in file.tensors.items()}
+        for file in files
+    ]
+    return Source(model, Path(model), config), headers

@@ -1,0 +1,1 @@
+"""Which input channel goes where: dealt, assigned or learned."""

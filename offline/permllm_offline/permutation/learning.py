@@ -1,0 +1,110 @@
+"""Learn the permutations of a model (PermLLM, arXiv 2510.10136): they move, weights do not.
+
+Every shared-input group of a decoder layer that learns has its own logits. They move span by span
+of decoder layers: in the scope of a model all in one, end to end; in that of a window a few layers
+at a time, fed by the pruned layers before them and compared with the dense ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from permllm_offline.calibrated import Calibrated, LearnedPermutations, LearningCurve
+from permllm_offline.model.decoder_calls import record_calls, run_windows
+from permllm_offline.model.modules import decoder_layers
+from permllm_offline.permutation.learned_layers import (
+    most_sensitive,
+    parse_layers,
+    sensitivities,
+    spans,
+)
+from permllm_offline.permutation.learned_span import LearnedSpan, learned_span
+from permllm_offline.permutation.span_learning import learn_span
+from permllm_offline.run.steps import Step
+from permllm_offline.text.calibration import require_windows
+
+SENSITIVITY_WINDOWS = 4
+"""Windows on which the sensitivity of each decoder layer is measured."""
+
+
+def learn_permutations(calibrated: Calibrated) -> LearnedPermutations:
+    """Learn the permutations of a model, or of some of its decoder layers.
+
+    The permutations of each span are those with the lowest loss on calibration windows held out
+    from learning, those at the start included. What is learned of a span is a step that
+    ``calibrated.work`` keeps.
+
+    Raises:
+        OfflineError: too few calibration windows to hold some out, or a loss that is not finite.
+    """
+    constants = calibrated.recipe.learning
+    windows, hidden_states = calibrated.windows, calibrated.hidden_states
+    assert windows is not None
+    assert hidden_states is not None
+    held_out = constants.validation_windows
+    require_windows(len(windows), constants.windows_per_step, held_out, "learn from", "step")
+    model, family = calibrated.model, calibrated.plan.family
+    calls = record_calls(model, family, windows)
+    layers = decoder_layers(model, family.layers)
+    chosen, measured = _choose(calibrated, calls.keywords, calls.states, hidden_states)
+    pruned = dense = calls.states
+    permutations: list[Mapping[str, Tensor]] = []
+    curve: LearningCurve = []
+    for span in spans(constants, chosen, len(layers)):
+        learns = bool(set(span) & set(chosen))
+        targets = hidden_states
+        if constants.scope == "window":
+            for index in span:
+                dense = run_windows(layers[index], dense, calls.keywords[index])
+            targets = dense
+        with learned_span(calibrated, span, chosen, calls.keywords) as learned:
+            order = learned.initial
+            if learns:
+                order, more = _learned(calibrated, learned, span, pruned, targets)
+                curve += _numbered(more, curve)
+            permutations += learned.permutations(order)
+            if span.stop <= max(chosen):
+                pruned = learned.run(order, pruned)
+    return LearnedPermutations(permutations, curve, chosen, measured)
+
+
+def _choose(
+    calibrated: Calibrated,
+    keywords: Sequence[Mapping[str, Any]],
+    states: Tensor,
+    hidden_states: Tensor,
+) -> tuple[list[int], list[float] | None]:
+    """The layers that learn, and the sensitivities where these decided."""
+    choice = parse_layers(calibrated.recipe.learning.layers, len(calibrated.plan.layers))
+    if choice.most_sensitive is None:
+        return list(choice.layers), None
+    few = slice(SENSITIVITY_WINDOWS)
+    measure = partial(sensitivities, calibrated, keywords, states[few], hidden_states[few])
+    step = calibrated.work.step("sensitivities", lambda: Step(facts={"values": measure()}))
+    found = step.facts["values"]
+    return most_sensitive(found, choice.most_sensitive), found
+
+
+def _learned(
+    calibrated: Calibrated, learned: LearnedSpan, span: range, states: Tensor, targets: Tensor
+) -> tuple[Tensor, LearningCurve]:
+    """Order and curve of one span, learned once."""
+    name = f"learned-{span.start:04d}"
+    share = len(span) / len(calibrated.plan.layers)
+
+    def compute() -> Step:
+        order, curve = learn_span(calibrated, learned, name, states, targets, share)
+        return Step({"order": order}, {"curve": curve})
+
+    step = calibrated.work.common_step(name, compute)
+    return step.tensors["order"], step.facts["curve"]
+
+
+def _numbered(curve: LearningCurve, before: LearningCurve) -> LearningCurve:
+    """Count the steps of a span on from those of the spans before it."""
+    first = before[-1]["step"] + 1 if before else 0
+    return [entry | {"step": first + entry["step"]} for entry in curve]

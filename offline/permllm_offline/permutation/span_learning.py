@@ -1,0 +1,231 @@
+"""Learn the permutations of one span of decoder layers.
+
+A step softens the logits (Sinkhorn), hardens them (assignment), runs the span under the masks that
+follow, and moves the logits along the straight-through gradient of the cosine distance to what the
+dense model gives there (Eq. 10 of arXiv 2510.10136).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import nullcontext
+from itertools import islice
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from permllm_offline.calibrated import Calibrated, LearningCurve
+from permllm_offline.errors import OfflineError
+from permllm_offline.permutation.hardening import Hardener
+from permllm_offline.permutation.learned_span import LearnedSpan
+from permllm_offline.permutation.sinkhorn import sinkhorn
+from permllm_offline.recipe import LearningRecipe
+from permllm_offline.recomputation import activations_are_large, recomputed
+from permllm_offline.run.processes import share, summed, total
+from permllm_offline.run.steps import Step
+from permllm_offline.schedules import cosine, shuffled_batches
+
+logger = logging.getLogger(__name__)
+
+BETAS = (0.9, 0.95)
+"""Of AdamW: with tens of steps the second moment has no time for a longer memory."""
+
+
+def learn_span(
+    calibrated: Calibrated,
+    learned: LearnedSpan,
+    name: str,
+    states: Tensor,
+    targets: Tensor,
+    share: float = 1.0,
+) -> tuple[Tensor, LearningCurve]:
+    """Learn the permutations of one span, with all its masks in place.
+
+    Args:
+        calibrated: its recipe, and where unfinished work is kept.
+        learned: the span.
+        name: under which it is kept.
+        states: [windows, sequence_length, hidden], what enters the span.
+        targets: [windows, sequence_length, hidden], what leaves it in the dense model.
+        share: of the model's decoder layers in the span.
+
+    Returns:
+        int64 [independent permutations, block_size], position -> channel: those with the lowest
+        loss on the windows held out, and the learning curve.
+
+    Raises:
+        OfflineError: a loss that is not finite.
+    """
+    constants = calibrated.recipe.learning
+    recompute = constants.gradient_checkpointing == "always" or (
+        constants.gradient_checkpointing == "auto"
+        and activations_are_large(calibrated, constants.windows_at_once, share)
+    )
+    with recomputed(learned.layers) if recompute else nullcontext():
+        return _Learner(calibrated, learned, name, states, targets).run()
+
+
+class _Learner:
+    """The state between two steps, which a run that was cut off finds again."""
+
+    def __init__(
+        self,
+        calibrated: Calibrated,
+        learned: LearnedSpan,
+        name: str,
+        states: Tensor,
+        targets: Tensor,
+    ) -> None:
+        self._constants, self._seed = calibrated.recipe.learning, calibrated.recipe.seed
+        self._work, self._name = calibrated.work, name
+        self._learned = learned
+        held_out = self._constants.validation_windows
+        self._training = states[held_out:], targets[held_out:]
+        self._validation = states[:held_out], targets[:held_out]
+        self._hardener = Hardener()
+        self._logits = initial_logits(learned.initial, self._constants, self._seed)
+        self._logits = self._logits.to(learned.device).requires_grad_()
+        self._optimizer = torch.optim.AdamW(
+            [self._logits], betas=BETAS, weight_decay=self._constants.weight_decay
+        )
+        self._step = 0
+        self._stale = 0
+        self._curve: LearningCurve = []
+
+    def run(self) -> tuple[Tensor, LearningCurve]:
+        """Take the steps that are left."""
+        constants = self._constants
+        if not self._load():
+            self._best = self._soften(1)[1]
+            self._best_loss = self._validate(self._best)
+            self._curve.append({"step": 0, "validation_loss": self._best_loss})
+        all_batches = shuffled_batches(
+            len(self._training[0]), constants.windows_per_step, self._seed
+        )
+        batches = islice(all_batches, self._step, None)
+        progress = tqdm(
+            total=constants.steps, initial=self._step, desc=self._name, unit="step", leave=False
+        )
+        with progress:
+            while self._step < constants.steps and not self._ended():
+                loss = self._take_step(next(batches))
+                self._curve.append({"step": self._step, "loss": loss})
+                last = self._step == constants.steps
+                if last or self._step % constants.validation_interval == 0:
+                    self._choose_best()
+                    self._work.keep_interval(self._name, self._state)
+                progress.update()
+                progress.set_postfix(loss=f"{loss:.4f}", best=f"{self._best_loss:.4f}")
+        logger.info(
+            "%s: loss %.4f -> %.4f in %d steps, %d assignments solved",
+            *(self._name, self._curve[0]["validation_loss"], self._best_loss, self._step),
+            self._hardener.solved,
+        )
+        return self._best, self._curve
+
+    def _take_step(self, batch: Tensor) -> float:
+        constants, self._step = self._constants, self._step + 1
+        soft, order = self._soften(self._step)
+        self._learned.use(order, soft)
+        loss = 0.0
+        for part in share(batch).split(constants.windows_at_once):
+            distance = self._learned.loss(self._training[0][part], self._training[1][part])
+            (distance * (len(part) / len(batch))).backward()
+            loss += distance.item() * len(part) / len(batch)
+        loss = summed(loss)
+        if not math.isfinite(loss):
+            raise OfflineError(
+                f"the learning loss of step {self._step} is {loss}: activations overflow under "
+                "these masks. Give --dtype bfloat16 or float32."
+            )
+        soft.backward(total(self._learned.gradient()))
+        for group in self._optimizer.param_groups:
+            group["lr"] = constants.learning_rate * cosine(self._step, constants.steps)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return loss
+
+    def _soften(self, step: int) -> tuple[Tensor, Tensor]:
+        """The soft permutations of a step, and the hard ones."""
+        constants = self._constants
+        soft = sinkhorn(self._logits, temperature(constants, step), constants.sinkhorn_iterations)
+        return soft, self._hardener(soft)
+
+    def _choose_best(self) -> None:
+        with torch.no_grad():
+            order = self._soften(self._step)[1]
+        value = self._curve[-1]["validation_loss"] = self._validate(order)
+        if value < self._best_loss:
+            self._best, self._best_loss, self._stale = order, value, 0
+        else:
+            self._stale += 1
+
+    def _ended(self) -> bool:
+        """Whether validation has not improved for as long as the recipe waits."""
+        return 0 < self._constants.patience <= self._stale
+
+    @torch.no_grad()
+    def _validate(self, order: Tensor) -> float:
+        self._learned.use(order)
+        states, targets = self._validation
+        losses = [
+            self._learned.loss(states[index : index + 1], targets[index : index + 1]).item()
+            for index in share(torch.arange(len(states))).tolist()
+        ]
+        return summed(sum(losses)) / len(states)
+
+    def _state(self) -> Step:
+        moments = self._optimizer.state[self._logits]
+        tensors = {"logits": self._logits, "best": self._best}
+        tensors |= {f"adam.{key}": tensor for key, tensor in moments.items()}
+        tensors |= {f"hardener.{key}": tensor for key, tensor in self._hardener.state().items()}
+        facts = {"step": self._step, "stale": self._stale, "best_loss": self._best_loss}
+        return Step(tensors, facts | {"curve": self._curve, "solved": self._hardener.solved})
+
+    def _load(self) -> bool:
+        """Go on from the state that was kept, if there is one."""
+        kept = self._work.interval(self._name)
+        if kept is None:
+            return False
+        tensors, device = kept.tensors, self._logits.device
+        self._logits.data.copy_(tensors["logits"])
+        self._best = tensors["best"]
+        self._optimizer.state[self._logits] = {
+            key: tensors[f"adam.{key}"].to("cpu" if key == "step" else device)
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        }
+        self._hardener.load({k: tensors[f"hardener.{k}"] for k in ("order", "potentials")})
+        self._step, self._stale = kept.facts["step"], kept.facts["stale"]
+        self._best_loss, self._curve = kept.facts["best_loss"], list(kept.facts["curve"])
+        self._hardener.solved = kept.facts["solved"]
+        return True
+
+
+def initial_logits(order: Tensor, constants: LearningRecipe, seed: int) -> Tensor:
+    """Logits that learning starts from.
+
+    Args:
+        order: int64 [blocks, block_size], position -> channel: the heuristic reallocation.
+        constants: ``initial`` is ``cp``: ``initial_logit`` where ``order`` has a channel and 0
+            elsewhere; or ``random``: uniform within ``initial_logit`` of 0.
+        seed: of the random ones.
+
+    Returns:
+        float32 [blocks, block_size, block_size], rows are channels and columns positions.
+    """
+    if constants.initial == "cp":
+        return functional.one_hot(order).transpose(1, 2).float() * constants.initial_logit
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand((*order.shape, order.shape[1]), generator=generator)
+    return (2 * uniform - 1) * constants.initial_logit
+
+
+def temperature(constants: LearningRecipe, step: int) -> float:
+    """Temperature of a step, 1..steps: linear from start to end."""
+    done = (step - 1) / max(1, constants.steps - 1)
+    return constants.temperature_start + done * (
+        constants.temperature_end - constants.temperature_start
+    )

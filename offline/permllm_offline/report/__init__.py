@@ -1,0 +1,1 @@
+"""What a prune says of itself: numbers, page, plots and model card."""

@@ -1,0 +1,123 @@
+"""The processes of one prune, as ``torchrun`` starts them: each takes a share of every step.
+
+All hold the whole model. What is computed without gradients is computed by the first process alone
+and given to the others, so that all decide alike to the last bit; only the first one writes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from permllm_offline.run.steps import Step, Work
+
+Result = TypeVar("Result")
+
+PATIENCE = timedelta(days=2)
+"""For which the others wait while the first process measures the dense model."""
+
+
+def first() -> bool:
+    """Whether this is the process that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def local_count() -> int:
+    """Processes that share the memory of this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def count() -> int:
+    """Processes that work together."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Work with the other processes that ``torchrun`` has started, if it did, in the context.
+
+    A process group that is there already is used, and left as it is.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    distributed.init_process_group(timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def from_first(compute: Callable[[], Result]) -> Result:
+    """Return on every process what ``compute`` returns on the first."""
+    if count() == 1:
+        return compute()
+    found = [compute() if first() else None]
+    distributed.broadcast_object_list(found)
+    return found[0]  # type: ignore[return-value]
+
+
+def share(batch: Tensor) -> Tensor:
+    """The part of a batch that this process takes; the parts of all are the batch."""
+    return batch[distributed.get_rank() :: count()] if count() > 1 else batch
+
+
+def summed(value: float) -> float:
+    """Sum of a number over all processes."""
+    return value if count() == 1 else float(total(torch.tensor(value, dtype=torch.float64)))
+
+
+def total(tensor: Tensor) -> Tensor:
+    """Sum of a tensor over all processes, in place."""
+    if count() > 1:
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace the gradients of parameters by their sums over all processes."""
+    if count() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        total(parameter.grad)
+
+
+class SharedWork(Work):
+    """The steps of several processes: the first keeps them, and all have what it has.
+
+    Args:
+        kept: the work of the first process; None on the others.
+    """
+
+    def __init__(self, kept: Work | None) -> None:
+        super().__init__()
+        self._kept = kept or Work()
+        self.costs = self._kept.costs
+
+    def step(self, name: str, compute: Callable[[], Step]) -> Step:
+        """Return the result of a step that the first process alone computes."""
+        return from_first(lambda: self._kept.step(name, compute).on_cpu())
+
+    def common_step(self, name: str, compute: Callable[[], Step]) -> Step:
+        """Return the result of a step that all processes compute together."""
+        if from_first(lambda: self._kept.finished(name)):
+            return self.step(name, compute)
+        return self._kept.step(name, compute)
+
+    def interval(self, name: str) -> Step | None:
+        """Return the state in which the first process last kept the step of that name, or None."""
+        return from_first(lambda: self._kept.interval(name))
+
+    def keep_interval(self, name: str, state: Callable[[], Step]) -> None:
+        """Keep the state of an unfinished step on the first process."""
+        self._kept.keep_interval(name, state)

@@ -1,0 +1,202 @@
+"""Windows of tokens, cut from the documents of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from permllm_offline.errors import OfflineError
+from permllm_offline.text.texts import documents
+
+Sampling = Literal["stream", "document"]
+
+SELF = "self"
+"""The data set that the dense model writes itself."""
+
+SEPARATOR = "\n\n"
+MAX_TOKENS = 8_000_000
+"""Tokens read at most: enough to sample from, little enough to hold in memory."""
+
+
+@dataclass(frozen=True)
+class CalibrationWindows:
+    """Windows to calibrate on, and further ones of the same data that calibration never sees."""
+
+    calibration: Tensor
+    held_out: Tensor
+
+
+def token_windows(
+    texts: Iterable[str], tokenizer: Any, sequence_length: int, max_windows: int | None
+) -> Tensor:
+    """Cut the joined documents into non-overlapping windows; the ragged end is dropped.
+
+    Returns:
+        int64 [windows, sequence_length], the tokenizer's ``window_begin`` included.
+    """
+    begin = _begin(tokenizer)
+    length = sequence_length - len(begin)
+    limit = MAX_TOKENS if max_windows is None else max_windows * length
+    stream: list[int] = []
+    for tokens in _tokens(texts, tokenizer):
+        stream.extend(tokens)
+        if len(stream) >= limit:
+            break
+    count = min(len(stream), limit) // length
+    windows = torch.tensor(stream[: count * length], dtype=torch.long).reshape(count, length)
+    return torch.cat([begin.expand(count, -1), windows], dim=1)
+
+
+def _begin(tokenizer: Any) -> Tensor:
+    """What every window begins with: int64 [0] or [1]."""
+    token = getattr(tokenizer, "window_begin", None)
+    return torch.tensor([] if token is None else [token], dtype=torch.long)
+
+
+def _tokens(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
+    for text in texts:
+        # verbose=False: a document longer than the context is cut into windows right after.
+        yield tokenizer(text + SEPARATOR, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def document_windows(
+    texts: Iterable[str], tokenizer: Any, sequence_length: int, count: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Cut one window at a random place of each of ``count`` random documents.
+
+    This is how SparseGPT, Wanda and the PermLLM paper sample: documents that are shorter than a
+    window are passed over, and a document can be drawn again.
+
+    Returns:
+        int64 [count, sequence_length] (of no rows where no document is long enough), and the
+        number of the document that each is from.
+    """
+    begin = _begin(tokenizer)
+    length = sequence_length - len(begin)
+    long: list[list[int]] = []
+    total = 0
+    for tokens in _tokens(texts, tokenizer):
+        if len(tokens) > length:
+            long.append(tokens)
+        total += len(tokens)
+        if total >= MAX_TOKENS:
+            break
+    if not long:
+        return torch.empty((0, sequence_length), dtype=torch.long), torch.empty(0)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(long), (count,), generator=generator)
+    windows = []
+    for document in chosen.tolist():
+        last = len(long[document]) - length
+        start = int(torch.randint(last + 1, (1,), generator=generator))
+        windows.append(long[document][start : start + length])
+    cut = torch.tensor(windows, dtype=torch.long)
+    return torch.cat([begin.expand(count, -1), cut], dim=1), chosen
+
+
+def sample_windows(
+    datasets: Sequence[str],
+    tokenizer: Any,
+    *,
+    num_samples: int,
+    sequence_length: int,
+    seed: int,
+    num_held_out: int = 0,
+    sampling: Sampling = "stream",
+    own_text: Callable[[int], Tensor] | None = None,
+) -> CalibrationWindows:
+    """Draw calibration windows at random from data sets, an equal share from each.
+
+    Args:
+        datasets: what ``texts.documents`` reads.
+        tokenizer: of the model, transformers API.
+        num_samples: calibration windows.
+        sequence_length: tokens per window.
+        seed: of the draw; the same seed gives the same windows.
+        num_held_out: further windows, as many of these as the data allow.
+        sampling: ``stream`` joins the documents and never draws a token twice; ``document`` is
+            ``document_windows``.
+        own_text: samples a number of windows from the dense model, for the data set ``self``.
+
+    Raises:
+        OfflineError: too few windows in a data set.
+    """
+    parts = [
+        _sample(
+            dataset,
+            tokenizer,
+            _share(num_samples, len(datasets), index),
+            sequence_length,
+            seed,
+            _share(num_held_out, len(datasets), index),
+            sampling,
+            own_text,
+        )
+        for index, dataset in enumerate(datasets)
+    ]
+    calibration = torch.cat([part.calibration for part in parts])
+    if len(parts) > 1:  # a step of learning should see all sources
+        generator = torch.Generator().manual_seed(seed)
+        calibration = calibration[torch.randperm(len(calibration), generator=generator)]
+    return CalibrationWindows(calibration, torch.cat([part.held_out for part in parts]))
+
+
+def _share(total: int, parts: int, index: int) -> int:
+    return total // parts + (index < total % parts)
+
+
+def _sample(
+    dataset: str,
+    tokenizer: Any,
+    num_samples: int,
+    sequence_length: int,
+    seed: int,
+    num_held_out: int,
+    sampling: Sampling,
+    own_text: Callable[[int], Tensor] | None,
+) -> CalibrationWindows:
+    if dataset == SELF and own_text is not None and not Path(SELF).exists():
+        sampled = own_text(num_samples + num_held_out)
+        return CalibrationWindows(sampled[:num_samples], sampled[num_samples:])
+    if sampling == "document":
+        count = num_samples + num_held_out
+        drawn, origin = document_windows(
+            documents(dataset), tokenizer, sequence_length, count, seed
+        )
+        if len(drawn) == 0:
+            raise OfflineError(
+                f"data set {dataset!r} has no document of more than {sequence_length} tokens: "
+                "give --sampling stream, longer documents, or a lower --sequence-length."
+            )
+        calibration, rest = drawn[:num_samples], drawn[num_samples:]
+        unseen = ~torch.isin(origin[num_samples:], origin[:num_samples])
+        return CalibrationWindows(calibration, rest[unseen])
+    windows = token_windows(documents(dataset), tokenizer, sequence_length, None)
+    if len(windows) < num_samples:
+        raise OfflineError(
+            f"data set {dataset!r} is too short: it gives {len(windows)} windows of "
+            f"{sequence_length} tokens, --num-samples asks for {num_samples}. Give more text, or "
+            "lower --num-samples or --sequence-length."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(windows), generator=generator)
+    chosen, rest = order[:num_samples], order[num_samples : num_samples + num_held_out]
+    return CalibrationWindows(windows[chosen], windows[rest])
+
+
+def require_windows(count: int, per_step: int, held_out: int, purpose: str, chosen: str) -> None:
+    """Check that `count` calibration windows suffice for a step and for those held out from it.
+
+    Raises:
+        OfflineError: they do not; `purpose` and what the held-out ones choose are named.
+    """
+    if count < held_out + per_step:
+        raise OfflineError(
+            f"{count} calibration windows are too few to {purpose}: a step takes {per_step} and "
+            f"{held_out} are held out to choose the best {chosen}. Raise --num-samples."
+        )

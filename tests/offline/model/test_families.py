@@ -1,0 +1,68 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import LlamaConfig, MistralConfig
+
+from permllm_offline.errors import OfflineError
+from permllm_offline.model.families import FAMILIES, Fold, Heads, begin_token, family_of, heads_of
+from permllm_offline.model.layout import GroupLayout
+from permllm_offline.model.row_parts import (
+    every_row,
+    first_half,
+    second_half,
+    values_last,
+    values_of_each_head,
+)
+
+
+def test_an_unsupported_family_is_told_what_is_supported() -> None:
+    with pytest.raises(OfflineError, match=r"'bloom' is not supported.*llama, mistral.*FAMILIES"):
+        family_of(SimpleNamespace(model_type="bloom"))
+
+
+def test_mistral_has_the_same_layout() -> None:
+    assert family_of(MistralConfig()) == family_of(LlamaConfig())
+
+
+def test_folds_name_linears_of_the_family() -> None:
+    for family in FAMILIES.values():
+        for group in family.groups:
+            assert {part.linear for part in group.fold_into} <= set(family.linears)
+            assert (group.fold is Fold.NONE) == (not group.fold_into)
+
+
+def test_heads_fall_back_to_hidden_size() -> None:
+    config = SimpleNamespace(num_attention_heads=4, hidden_size=320)
+    assert heads_of(config) == Heads(4, 4, 80)
+
+
+def test_rows_of_a_value_fold_are_those_of_the_first_query_head() -> None:
+    group = next(g for g in FAMILIES["llama"].groups if g.fold is Fold.VALUE_HEADS)
+    layout = GroupLayout(group, 4 * 64, 64, Heads(4, 2, 64))
+    order = torch.stack([torch.randperm(64), torch.randperm(64)])
+    rows = layout.rows(layout.expand(order))
+    assert torch.equal(rows.reshape(2, 64).long(), order)
+
+
+def test_channels_must_fill_blocks() -> None:
+    layout = GroupLayout(FAMILIES["llama"].groups[0], 100, 64, Heads(1, 1, 100))
+    with pytest.raises(OfflineError, match=r"100 input channels.*block size 64"):
+        layout.check_blocks("model.layers.0.self_attn.q_proj")
+
+
+def test_parts_of_fused_linears() -> None:
+    heads = Heads(query=3, key_value=1, size=2)
+    assert every_row(4, heads).tolist() == [0, 1, 2, 3]
+    assert first_half(4, heads).tolist() == [0, 1]
+    assert second_half(4, heads).tolist() == [2, 3]
+    assert values_last(10, heads).tolist() == [8, 9]
+    heads = Heads(query=2, key_value=2, size=2)
+    assert values_of_each_head(12, heads).tolist() == [4, 5, 10, 11]
+
+
+def test_only_gemma_needs_a_token_before_every_text() -> None:
+    needs = {
+        name for name in FAMILIES if begin_token(SimpleNamespace(model_type=name, bos_token_id=2))
+    }
+    assert needs == {"gemma2", "gemma3_text"}

@@ -1,0 +1,62 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from permllm_offline.permutation.masked_linear import PermutedMaskedLinear, StepPermutation
+from permllm_vllm.checkpoint.pattern import Pattern
+
+BLOCK, BLOCKS = 16, 3
+
+
+def dense_oracle(
+    inputs: Tensor, weight: Tensor, importance: Tensor, matrix: Tensor, pattern: Pattern
+) -> Tensor:
+    """The paper with a dense C x C matrix and plain autograd: W * (mask(S P) P^T)."""
+    dense = torch.block_diag(*matrix)
+    scores = importance @ dense
+    groups = scores.unflatten(1, (-1, pattern.group))
+    soft = groups.softmax(dim=2)
+    kept = groups.topk(pattern.kept, dim=2).indices
+    hard = torch.zeros_like(soft).scatter(2, kept, 1.0)
+    mask = ((hard - soft).detach() + soft).flatten(1)
+    return inputs @ (weight * (mask @ dense.t())).t()
+
+
+@pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(4, 8)], ids=str)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_value_and_gradients_equal_the_dense_matrix(pattern: Pattern, with_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    channels = BLOCK * BLOCKS
+    linear = nn.Linear(channels, 24, bias=with_bias).double().requires_grad_(False)
+    weight = linear.weight.detach().clone()
+    importance = torch.rand(24, channels, generator=generator, dtype=torch.double)
+    order = torch.stack([torch.randperm(BLOCK, generator=generator) for _ in range(BLOCKS)])
+    matrix = nn.functional.one_hot(order).transpose(1, 2).double()
+    starts = torch.arange(BLOCKS)[:, None] * BLOCK
+    inputs = torch.randn(2, 5, channels, generator=generator, dtype=torch.double)
+
+    ours_inputs, ours_matrix = inputs.clone().requires_grad_(), matrix.clone().requires_grad_()
+    step = StepPermutation((order + starts).flatten(), torch.arange(BLOCKS), ours_matrix)
+    module = PermutedMaskedLinear(linear, importance, pattern, step)
+    ours = module(ours_inputs)
+
+    their_inputs, their_matrix = inputs.clone().requires_grad_(), matrix.clone().requires_grad_()
+    normalised = importance / importance.mean()
+    theirs = dense_oracle(their_inputs, weight, normalised, their_matrix, pattern)
+    if with_bias:
+        theirs = theirs + linear.bias
+    torch.testing.assert_close(ours, theirs)
+
+    upstream = torch.randn(ours.shape, generator=generator, dtype=torch.double)
+    ours.backward(upstream)
+    theirs.backward(upstream)
+    torch.testing.assert_close(ours_inputs.grad, their_inputs.grad)
+    torch.testing.assert_close(ours_matrix.grad, their_matrix.grad, check_dtype=False)
+
+
+def test_the_original_layer_keeps_its_weight() -> None:
+    linear = nn.Linear(16, 8).requires_grad_(False)
+    before = linear.weight.clone()
+    step = StepPermutation(torch.arange(16), torch.zeros(1).long())
+    PermutedMaskedLinear(linear, torch.rand(8, 16), Pattern(2, 4), step)
+    assert torch.equal(linear.weight, before)

@@ -1,0 +1,66 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from permllm_offline.run.costs import Cost, costs_json, peak_bytes
+from permllm_offline.run.steps import Step, Work, WorkFolder
+
+
+def test_steps_are_timed_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 12.5, 20.0, 21.0])
+    monkeypatch.setattr("permllm_offline.run.costs.time.perf_counter", lambda: next(clock))
+    work = Work()
+    work.step("one", Step)
+    with work.measured("two"):
+        pass
+    assert [(cost.name, cost.seconds) for cost in work.costs] == [("one", 2.5), ("two", 1.0)]
+
+
+def test_what_is_done_again_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, processor = iter([0.0, 1.0, 2.0, 6.0, 10.0, 11.5]), iter([0.0, 2.0, 5.0, 6.0, 7.0, 7.5])
+    monkeypatch.setattr("permllm_offline.run.costs.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("permllm_offline.run.costs.time.process_time", lambda: next(processor))
+    work = Work()
+    for name in ("passes", "layer-0000", "passes"):
+        with work.measured(name):
+            pass
+    found = [(cost.name, cost.seconds, cost.processor_seconds) for cost in work.costs]
+    assert found == [("passes", 2.5, 2.5), ("layer-0000", 4.0, 1.0)]
+
+
+def test_a_resumed_step_costs_what_it_cost(tmp_path: Path) -> None:
+    first = WorkFolder(tmp_path / "work", "a", resume=False)
+    first.step("one", Step)
+    first.step("two", Step)
+    again = WorkFolder(tmp_path / "work", "a", resume=True)
+    again.step("one", Step)
+    again.step("two", Step)
+    assert again.costs == first.costs
+    assert len(first.costs) == 2
+
+
+def test_memory_grows_with_what_is_held() -> None:
+    before = peak_bytes()
+    assert before is not None
+    assert 1 << 24 < before < 1 << 40
+    held = torch.ones(1 << 20)
+    after = peak_bytes()
+    assert after is not None
+    assert after >= max(before, held.nbytes)
+
+
+def test_json() -> None:
+    costs = [Cost("one", 1.5, 100, 3.0), Cost("two", 2.0, None, 0.5)]
+    assert json.loads(costs_json(costs)) == {
+        "seconds": 3.5,
+        "processor_seconds": 3.5,
+        "peak_bytes": 100,
+        "steps": [
+            {"name": "one", "seconds": 1.5, "peak_bytes": 100, "processor_seconds": 3.0},
+            {"name": "two", "seconds": 2.0, "peak_bytes": None, "processor_seconds": 0.5},
+        ],
+    }
+    nothing = {"seconds": 0, "processor_seconds": 0, "peak_bytes": None, "steps": []}
+    assert json.loads(costs_json([])) == nothing

@@ -1,0 +1,118 @@
+"""Two processes give what one gives."""
+
+import json
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from permllm_offline.api import prune
+from permllm_offline.errors import OfflineError
+from permllm_offline.run import processes
+
+LEARNING = {"steps": 3, "windows_per_step": 2, "windows_at_once": 1, "validation_interval": 2}
+DISTILLATION = {"steps": 3, "windows_per_step": 2, "self_windows": 2, "validation_interval": 2}
+OPTIONS: dict[str, Any] = {
+    "method": "permllm-wanda",
+    "reconstruction": "obs+distillation",
+    "num_samples": 10,
+    "sequence_length": 20,
+    "evaluation_windows": 2,
+    "learning": LEARNING,
+    "distillation": DISTILLATION,
+}
+
+
+# Children of this process itself would wait for threads of OpenMP that they do not have.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["permllm_offline.pipeline"])
+
+
+def run_two(target: Callable[..., object], *arguments: object) -> None:
+    """Run a function that can be pickled in two processes that know each other as torchrun's do."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [CONTEXT.Process(target=as_rank, args=(r, port, target, arguments)) for r in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    assert [process.exitcode for process in started] == [0, 0]
+
+
+def as_rank(
+    rank: int, port: int, target: Callable[..., object], arguments: Sequence[object]
+) -> None:
+    known = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in known.items()}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    target(*arguments)
+
+
+def prune_to(output: Path, model: Path, text: Path) -> Any:
+    return prune(model, output, dataset=text, **OPTIONS)
+
+
+def test_two_processes_give_what_one_gives(
+    tmp_path: Path, tiny_model_directory: Path, text_file: Path
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+
+    one, two = tmp_path / "one" / "sparse", tmp_path / "two" / "sparse"
+    run_two(prune_to, two, tiny_model_directory, text_file)
+    report = prune_to(one, tiny_model_directory, text_file)
+    assert len(report.learning_curve) == len(report.reconstruction_curve) == 4
+    assert [path.name for path in two.parent.iterdir()] == ["sparse"]
+    # A step adds the gradients of two windows, in one process or over two: the same sum.
+    for file in ("model.safetensors", "recipe.yaml"):
+        assert (one / file).read_bytes() == (two / file).read_bytes(), file
+    mine, theirs = (json.loads((folder / "report.json").read_text()) for folder in (one, two))
+    for curve in ("learning_curve", "reconstruction_curve"):
+        # Validation adds its windows in another order.
+        for entry, other in zip(mine.pop(curve), theirs.pop(curve), strict=True):
+            assert entry == pytest.approx(other, rel=1e-12)
+    assert mine == theirs
+
+
+def test_processes_that_cannot_share_are_refused(
+    tmp_path: Path, tiny_model_directory: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("permllm_offline.pipeline.count", lambda: 3)
+
+    def prune_by(**options: Any) -> None:
+        prune(tiny_model_directory, tmp_path / "sparse", dataset=text_file, **OPTIONS | options)
+
+    with pytest.raises(OfflineError, match=r"3 processes cannot share 2 windows .* of learning"):
+        prune_by()
+    with pytest.raises(OfflineError, match=r"give the recipe a distillation\.windows_per_step"):
+        prune_by(method="wanda")
+    with pytest.raises(OfflineError, match="start it without torchrun"):
+        prune_by(method="wanda", reconstruction="obs")
+    assert not (tmp_path / "sparse").exists()
+
+
+def add() -> None:
+    with processes.joined():
+        whole, half = torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16)
+        if processes.first():
+            whole.grad = torch.tensor([1.0, 2.0])
+        half.grad = torch.full((2,), 1.5, dtype=torch.bfloat16)
+        processes.sum_gradients([whole, half])
+        assert whole.grad is not None
+        assert whole.grad.tolist() == [1, 2]
+        assert half.grad.tolist() == [3, 3]
+        assert processes.summed(2.5) == 5
+        parts = processes.share(torch.arange(5)).tolist()
+        assert parts == ([0, 2, 4] if processes.first() else [1, 3])
+        assert processes.from_first(lambda: os.getpid()) == os.getpid() or not processes.first()
+
+
+def test_gradients_are_summed_where_one_process_has_none() -> None:
+    run_two(add)

@@ -1,0 +1,122 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from permllm_offline.cli import main
+from permllm_offline.preparation import prepare
+from permllm_offline.prune_forecast import Forecast, forecast, measured_speed
+from permllm_offline.recipe import make_recipe
+
+WEIGHTS = 128 * 128 * 2 + 64 * 128 * 2 + 128 * 192 * 3
+"""Of one decoder layer of the tiny model: q and o, k and v, gate and up and down."""
+
+
+@pytest.fixture
+def expect(tiny_model_directory: Path, text_file: Path) -> Any:
+    def expect(**options: Any) -> Forecast:
+        entries = {"dataset": str(text_file), "num_samples": 10, "sequence_length": 20}
+        entries |= {"model": str(tiny_model_directory), "evaluation_windows": 0}
+        recipe = make_recipe(entries | options)
+        return forecast(recipe, prepare(recipe), speed=1e6)
+
+    return expect
+
+
+def test_one_pass_of_the_calibration_text(expect: Any) -> None:
+    found = expect(method="wanda")
+    assert found.layer_seconds == pytest.approx([2 * 200 * WEIGHTS / 1e6] * 2)
+    assert found.stage_seconds == {}
+    assert expect(method="magnitude").seconds == 0
+
+
+def test_held_out_windows_pass_dense_and_pruned(expect: Any) -> None:
+    more = expect(method="magnitude", evaluation_windows=5)
+    assert more.layer_seconds == pytest.approx([2 * 2 * 100 * WEIGHTS / 1e6] * 2)
+
+
+def test_updates_of_layers_take_longer(expect: Any) -> None:
+    wanda = expect(method="wanda")
+    assert expect(method="sparsegpt").seconds > 3 * wanda.seconds
+    obs = expect(method="wanda", reconstruction="obs")
+    limited = {"layer_windows": 4, "self_windows": 0}
+    first = expect(method="wanda", reconstruction="obs+distillation", distillation=limited)
+    assert sum(first.layer_seconds) < sum(obs.layer_seconds)
+
+
+def test_tuning_layer_by_layer(expect: Any) -> None:
+    constants = {"steps": 7, "windows_per_step": 2, "validation_windows": 3}
+    tuned = expect(
+        method="wanda", reconstruction="blockwise", blockwise=constants | {"validation_interval": 5}
+    )
+    # A dense and a pruned pass; 14 windows forward and backward; 3 validations of 3 windows.
+    tokens = 200 + 200 + (3 * 14 + 3 * 3) * 20
+    assert tuned.layer_seconds == pytest.approx([2 * tokens * WEIGHTS / 1e6] * 2)
+    assert tuned.stage_seconds == {}
+    both = expect(method="wanda", reconstruction="obs+blockwise", blockwise=constants)
+    assert both.seconds > tuned.seconds
+    assert tuned.peak_bytes > expect(method="wanda").peak_bytes
+
+
+def test_learning_the_permutations(expect: Any) -> None:
+    constants = {"steps": 10, "windows_per_step": 2, "validation_windows": 3}
+    found = expect(method="permllm-wanda", learning=constants | {"validation_interval": 4})
+    tokens = (3 * 20 + 4 * 3) * 20
+    expected = 2 * tokens * 2 * WEIGHTS / 1e6
+    assert found.stage_seconds == {"learning": pytest.approx(expected)}
+    assert found.layer_seconds == expect(method="wanda").layer_seconds
+
+
+def test_distillation_samples_text_and_runs_the_head(expect: Any) -> None:
+    constants = {"steps": 8, "validation_windows": 2, "validation_interval": 8, "self_windows": 5}
+    found = expect(method="wanda", reconstruction="distillation", distillation=constants)
+    head = 64 * 128
+    sampled = 2 * 5 * 20 * (2 * WEIGHTS + head) / 1e6
+    steps = 2 * 20 * ((3 * 8 + 4) * 2 * WEIGHTS + 3 * (8 + 4) * head) / 1e6
+    assert found.stage_seconds == {
+        "sampling text": pytest.approx(sampled),
+        "distillation": pytest.approx(steps),
+    }
+    # The sampled windows are calibrated on too.
+    assert found.layer_seconds == pytest.approx([2 * 300 * WEIGHTS / 1e6] * 2)
+    assert found.seconds == pytest.approx(sampled + steps + sum(found.layer_seconds))
+
+
+def test_streamed_layers_need_less_memory(expect: Any) -> None:
+    # With two layers the difference is in what is not streamed; more text needs more memory.
+    assert expect(method="wanda").peak_bytes <= expect(method="permllm-wanda").peak_bytes
+    few, many = (expect(method="wanda", num_samples=count).peak_bytes for count in (20, 25))
+    assert many - few == 3 * 5 * 20 * 128 * 4
+
+
+def test_a_file_of_the_output_is_in_memory(expect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = expect(method="magnitude").peak_bytes
+    monkeypatch.setattr("permllm_offline.prune_forecast.MAX_SHARD_BYTES", 500_000)
+    large = expect(method="magnitude").peak_bytes
+    monkeypatch.setattr("permllm_offline.prune_forecast.MAX_SHARD_BYTES", 400_000)
+    assert whole > large == expect(method="magnitude").peak_bytes + 100_000
+
+
+def test_the_speed_is_measured(tiny_model_directory: Path) -> None:
+    recipe = make_recipe({"model": str(tiny_model_directory), "method": "magnitude"})
+    prepared = prepare(recipe)
+    assert measured_speed(prepared, prepared.plan.linears[0]) > 0
+
+
+def test_a_dry_run_says_it(
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ("--method", "magnitude", "--dry-run")
+    assert (
+        main(["prune", str(tiny_model_directory), "--output", str(tmp_path / "o"), *options]) == 0
+    )
+    shown = capsys.readouterr().out
+    assert "for decoder layers one by one; peak" in shown
+    assert "decoder layer takes" in shown
+    rows = [line.split("│")[1:-1] for line in shown.splitlines() if "_proj" in line]
+    timed = ["q_proj" in row[0] for row in rows]
+    assert [row[-1].strip().endswith(" s") for row in rows] == timed
+    assert sum(timed) == 2
+    assert "peak memory about 0.00 GB" in shown

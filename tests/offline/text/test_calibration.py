@@ -1,0 +1,200 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from permllm_offline.errors import OfflineError
+from permllm_offline.text.calibration import document_windows, sample_windows, token_windows
+from permllm_offline.text.texts import documents
+
+
+def test_reads_text_json_lines_parquet_and_folders(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "a.txt").write_text("first", encoding="utf-8")
+    lines = [json.dumps({"text": "second"}), "", json.dumps({"text": "third", "id": 3})]
+    (tmp_path / "b.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    pq.write_table(pa.table({"text": ["fourth"]}), tmp_path / "c.parquet")
+    (tmp_path / "ignored.bin").write_bytes(b"\x00")
+    assert list(documents(str(tmp_path))) == ["first", "second", "third", "fourth"]
+    assert list(documents(str(tmp_path / "c.parquet"))) == ["fourth"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", b'{"text": "a"}\n{oops', "line 2: not JSON"),
+        ("x.jsonl", b'{"body": "a"}', 'without a string field "text" .found: body'),
+        ("x.txt", b"\xff\xfe\x00", "cannot read"),
+        ("x.parquet", b"nothing", "as parquet"),
+    ],
+)
+def test_bad_files_say_what_is_wrong(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(OfflineError, match=message):
+        list(documents(str(tmp_path / name)))
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OfflineError, match="holds no text"):
+        list(documents(str(tmp_path)))
+
+
+def test_an_unreachable_hub_name_suggests_local_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise ConnectionError("no route\nmore")
+
+    monkeypatch.setattr("datasets.load_dataset", offline)
+    with pytest.raises(OfflineError, match=r"ConnectionError: no route\).*local \.txt"):
+        list(documents("someone/corpus"))
+
+
+def test_hub_names_may_carry_config_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def load(name: str, config: str | None, split: str, streaming: bool) -> list[dict[str, str]]:
+        asked.append((name, config, split, streaming))
+        return [{"text": "hello"}]
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    assert list(documents("a/b:c:validation")) == ["hello"]
+    list(documents("a/b", split="test"))
+    assert asked == [("a/b", "c", "validation", True), ("a/b", None, "test", True)]
+
+
+def test_short_names_stand_for_hub_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def load(name: str, config: str | None, split: str, streaming: bool) -> list[dict[str, str]]:
+        asked.append((name, config, split))
+        return [{"text": "hello"}]
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    list(documents("c4"))
+    list(documents("c4", split="test"))
+    list(documents("pile"))
+    assert asked == [
+        ("allenai/c4", "en", "train"),
+        ("allenai/c4", "en", "validation"),
+        ("monology/pile-uncopyrighted", None, "train"),
+    ]
+
+
+def test_a_file_wins_over_a_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "c4").write_text("mine", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert list(documents("c4")) == ["mine"]
+
+
+def test_document_windows_lie_inside_one_document(tiny_model_directory: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_directory)
+    texts = ["w0 w1 w2 w3 w4 w5 w6 w7", "w9", "w20 w21 w22 w23 w24"]
+    windows, origin = document_windows(texts, tokenizer, 4, 40, seed=0)
+    assert windows.shape == (40, 4)
+    assert (windows[:, 1:] - windows[:, :-1] == 1).all()
+    starts = {document: set(windows[origin == document, 0].tolist()) for document in (0, 1)}
+    assert starts == {0: {2, 3, 4, 5, 6}, 1: {22, 23}}
+
+
+def test_held_out_windows_are_of_other_documents(
+    tmp_path: Path, tiny_model_directory: Path
+) -> None:
+    lines = [json.dumps({"text": f"w{i} " * 6}) for i in range(12)]
+    (tmp_path / "many.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    drawn = sample_windows(
+        [str(tmp_path / "many.jsonl")],
+        AutoTokenizer.from_pretrained(tiny_model_directory),
+        num_samples=6,
+        sequence_length=4,
+        seed=0,
+        num_held_out=30,
+        sampling="document",
+    )
+    assert len(drawn.calibration) == 6
+    assert len(drawn.held_out) > 0
+    assert not set(drawn.calibration.flatten().tolist()) & set(drawn.held_out.flatten().tolist())
+
+
+def test_documents_that_are_all_short_are_refused(
+    text_file: Path, tiny_model_directory: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_directory)
+    options = {"num_samples": 1, "sequence_length": 5000, "seed": 0, "sampling": "document"}
+    with pytest.raises(OfflineError, match=r"no document of more than 5000 tokens.*stream"):
+        sample_windows([str(text_file)], tokenizer, **options)
+
+
+def test_sources_share_the_windows(tmp_path: Path, tiny_model_directory: Path) -> None:
+    for name, word in (("a", "w1"), ("b", "w2")):
+        (tmp_path / f"{name}.txt").write_text(f"{word} " * 200, encoding="utf-8")
+    drawn = sample_windows(
+        [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")],
+        AutoTokenizer.from_pretrained(tiny_model_directory),
+        num_samples=5,
+        sequence_length=8,
+        seed=0,
+        num_held_out=4,
+    )
+    assert sorted(drawn.calibration[:, 0].tolist()) == [3, 3, 3, 4, 4]
+    assert sorted(drawn.held_out[:, 0].tolist()) == [3, 3, 4, 4]
+
+
+def test_windows_do_not_overlap(tiny_model_directory: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_directory)
+    windows = token_windows(["w0 w1 w2", "w3 w4 w5 w6"], tokenizer, 3, None)
+    assert windows.tolist() == [[2, 3, 4], [5, 6, 7]]
+    assert token_windows(["w0 w1 w2", "w3 w4 w5"], tokenizer, 3, 1).tolist() == [[2, 3, 4]]
+
+
+def test_sampling_follows_the_seed_and_held_out_windows_are_others(
+    tiny_model_directory: Path, text_file: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_directory)
+
+    def draw(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn = sample_windows(
+            [str(text_file)],
+            tokenizer,
+            num_samples=8,
+            sequence_length=16,
+            seed=seed,
+            num_held_out=4,
+        )
+        return drawn.calibration, drawn.held_out
+
+    calibration, held_out = draw(0)
+    assert torch.equal(calibration, draw(0)[0])
+    assert not torch.equal(calibration, draw(1)[0])
+    assert calibration.shape == (8, 16)
+    assert held_out.shape == (4, 16)
+    used = {tuple(window) for window in calibration.tolist()}
+    assert not used & {tuple(window) for window in held_out.tolist()}
+
+
+def test_too_little_text_is_refused(tiny_model_directory: Path, text_file: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_directory)
+    with pytest.raises(OfflineError, match=r"gives 125 windows of 16 tokens.*asks for 1000"):
+        sample_windows([str(text_file)], tokenizer, num_samples=1000, sequence_length=16, seed=0)
+
+
+class Beginning:
+    """A tokenizer of a model whose every text begins with token 7."""
+
+    window_begin = 7
+
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) for letter in text]}
+
+
+def test_every_window_begins_with_the_token_that_the_model_needs() -> None:
+    windows = token_windows(["abcd", "efgh"], Beginning(), 4, None)
+    assert windows.tolist() == [[7, *map(ord, part)] for part in ("abc", "d\n\n", "efg", "h\n\n")]
+    assert token_windows(["abcdefgh"], Beginning(), 4, 2).shape == (2, 4)
+    drawn, _ = document_windows(["abcdefgh", "abc"], Beginning(), 4, 5, seed=0)
+    assert drawn[:, 0].tolist() == [7] * 5
+    assert (drawn[:, 2] - drawn[:, 1]).tolist() == [1] * 5
