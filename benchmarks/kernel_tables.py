@@ -115,3 +115,22 @@ def instruction_sets(result: Result) -> str:
         for values, label, ratio in lines
     ]
     return markdown(["instruction set", "values", *(f"M = {m}" for m in tokens)], rows)
+
+
+def packing(result: Result) -> str:
+    """Packing all layers, and the largest of them: a line per value dtype."""
+    header = ["values", "seconds", "CPU seconds", "packed, GiB", "largest layer, MiB",
+              "its tensors, MiB", "peak, MiB"]  # fmt: skip
+    lines = []
+    for values in dict.fromkeys(row["value_dtype"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["value_dtype"] == values]
+        largest = max(rows, key=lambda row: row["packed_bytes"])
+        sums = [sum(row[name] for row in rows) for name in ("seconds", "cpu_seconds")]
+        packed = sum(row["packed_bytes"] * row["layers"] for row in rows)
+        peak = largest["peak_bytes"]
+        of_one = [largest["packed_bytes"], largest["tensor_bytes"], peak]
+        lines.append([
+            values, *(f"{seconds:.1f}" for seconds in sums), f"{packed / 2**30:.2f}",
+            *("" if size is None else f"{size / 2**20:.1f}" for size in of_one),
+        ])  # fmt: skip
+    return markdown(header, lines)

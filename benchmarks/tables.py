@@ -158,6 +158,7 @@ VIEWS: Mapping[str, Callable[[Result], str]] = {
     "bounds": kernel_tables.bounds,
     "bandwidth": kernel_tables.bandwidth,
     "instruction-sets": kernel_tables.instruction_sets,
+    "packing": kernel_tables.packing,
     "decode": serving_tables.decode,
     "first-token": serving_tables.first_token,
     "vllm-bench": serving_tables.bench,
