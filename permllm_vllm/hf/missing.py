@@ -7,6 +7,7 @@ from collections.abc import Iterator, Set
 from typing import Any
 
 from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 from permllm_vllm.checkpoint.errors import Problem
 from permllm_vllm.checkpoint.shard import FETCH_AGAIN
@@ -23,6 +24,7 @@ def missing_parameters(model: Any, stored: Set[str]) -> Iterator[Problem]:
         model: with its sparse layers in place; their tensors are checked elsewhere.
         stored: names of the checkpoint's tensors.
     """
+    stored = stored | _loaded_names(model, stored)
     prefix = getattr(model, "base_model_prefix", "")
     whole = model.base_model is model or type(model).__name__ in (model.config.architectures or ())
     ties = getattr(model, "all_tied_weights_keys", None) or {}
@@ -37,6 +39,21 @@ def missing_parameters(model: Any, stored: Set[str]) -> Iterator[Problem]:
         if names.isdisjoint(stored) and stored.isdisjoint(f"{prefix}.{n}" for n in names):
             rule = f"{type(model).__name__} has it, and config.json ties it to nothing stored"
             yield Problem(name, "nothing", rule, FETCH_AGAIN)
+
+
+def _loaded_names(model: Any, stored: Set[str]) -> Set[str]:
+    """What Transformers renames, merges or splits stored tensors to, such as those of experts."""
+    transforms = get_model_conversion_mapping(model)
+    found = set()
+    for name in stored:
+        for transform in transforms:
+            renamed, matched = transform.rename_source_key(name)
+            if matched is not None:  # what is split is named after the first part
+                first, *others = transform.target_patterns
+                found |= {renamed.replace(first, other) for other in others}
+            name = renamed
+        found.add(name)
+    return found
 
 
 def _dense_parameters(model: nn.Module) -> Iterator[str]:

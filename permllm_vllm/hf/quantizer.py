@@ -90,12 +90,15 @@ class PermLLMQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         """Check the contents of what is in memory; what waits on disk is checked when it comes.
 
-        Transformers leaves the tensors of a bare `AutoModel`, whose names it had to change, in the
-        checkpoint's dtype: they get the one that was asked for.
+        Transformers leaves tensors whose names it had to change, such as those of experts and all
+        of a bare `AutoModel`, in the checkpoint's dtype: they get the one that was asked for.
         """
-        if any(path != layer.name for path, layer in _sparse_layers(model)):
-            for parameter in model.parameters():
-                parameter.data = parameter.data.to(self._dtype)
+        for path, module in model.named_modules():
+            if isinstance(module, SparseLinear) and path == module.name:
+                continue
+            for kind, parameter in module.named_parameters(recurse=False):
+                if not _stays_float32(model, f"{path}.{kind}"):
+                    parameter.data = parameter.data.to(self._dtype)
         raise_if_any([p for _, layer in _sparse_layers(model) for p in layer.content_problems()])
         return model
 
@@ -108,6 +111,12 @@ class PermLLMQuantizer(HfQuantizer):
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     return ((path, m) for path, m in model.named_modules() if isinstance(m, nn.Linear))
+
+
+def _stays_float32(model: Any, name: str) -> bool:
+    """Whether the model's class keeps a parameter in float32, whatever dtype was asked for."""
+    kept = [*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())]
+    return any(part in name for part in kept)
 
 
 def _sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLinear]]:

@@ -16,7 +16,7 @@ import permllm_vllm.hf  # noqa: F401  (registers the method)
 from permllm_vllm import ops
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.hf import SparseLinear
-from tests.serving.checkpoints import Twins
+from tests.serving.checkpoints import Twins, prune, random_mixtral
 
 UP = "model.layers.1.mlp.up_proj"
 
@@ -273,6 +273,21 @@ def test_a_missing_dense_tensor_is_refused(sparse_copy: Path, name: str) -> None
     for model_class in (AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModel):
         with pytest.raises(CheckpointError, match=rf"{re.escape(name)}: found nothing"):
             model_class.from_pretrained(sparse_copy)
+
+
+def test_experts_that_transformers_merges_are_there(tmp_path: Path) -> None:
+    """And their names in the checkpoint are not those in the model."""
+    parent = random_mixtral(tmp_path / "parent")
+    ignore = ["lm_head", r"re:.*\.experts(\..*)?", r"re:.*\.gate"]
+    twins = prune(parent, tmp_path, ignore=ignore)
+    tokens = torch.arange(12)[None]
+    dense = load(twins.dense)
+    sparse = load(twins.sparse)
+    assert len(sparse_layers(sparse)) == 8
+    torch.testing.assert_close(logits(sparse, tokens), logits(dense, tokens))
+    drop(twins.sparse, "model.layers.1.block_sparse_moe.gate.weight")
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.gate\.weight: found nothing"):
+        load(twins.sparse)
 
 
 def test_a_missing_head_that_is_not_tied_is_refused(sparse_copy: Path) -> None:

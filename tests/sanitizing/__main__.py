@@ -141,6 +141,12 @@ def run_tests(tree: Path, selection: Sequence[str]) -> subprocess.CompletedProce
     return python(tree, "-m", "pytest", *options, *selection)
 
 
+def report(result: subprocess.CompletedProcess[str]) -> str:
+    """What a sanitizer says first, or the end of what pytest says."""
+    found = re.search(r"[^\n]*(Sanitizer|runtime error:)(?s:.*)", result.stderr)
+    return result.stdout[-6000:] + (result.stderr[-6000:] if found is None else found[0][:6000])
+
+
 def passed_tests(tree: Path) -> int:
     """Run the operators' tests; raises SystemExit with the report."""
     passed = 0
@@ -151,8 +157,7 @@ def passed_tests(tree: Path) -> int:
         result = run_tests(tree, selection)
         found = re.search(r"(\d+) passed", result.stdout)
         if result.returncode != 0 or found is None or "Sanitizer" in result.stderr:
-            report = (result.stdout + result.stderr)[-12000:]
-            raise SystemExit(f"{' '.join(selection)} failed:\n{report}")
+            raise SystemExit(f"{' '.join(selection)} failed:\n{report(result)}")
         print(f"{' '.join(selection)}: {found[0]}", flush=True)
         passed += int(found[1])
     return passed

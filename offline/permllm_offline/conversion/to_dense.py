@@ -187,7 +187,7 @@ def _check_modules(reader: CheckpointReader, family: Family) -> None:
 
 def _papers(source: Source, name: str) -> dict[str, str | None]:
     """What stands beside the weights: nothing that ``prune`` said of the sparse model."""
-    if not (source.directory / papers.RECIPE).is_file():
+    if not (source.directory / papers.REPORT).is_file():
         return {}
     return {**dict.fromkeys(papers.PAPERS), papers.CARD: dense_card(source, name)}
 
