@@ -268,6 +268,17 @@ def test_permute_inputs(columns, dtype, seed):
         assert torch.equal(y.view(bits).view(tokens, columns, -1), whole[:, absolute])
 
 
+def test_permute_inputs_waits_for_its_permutation(seed):
+    """Each call's permutation is what the call in front of it has just written."""
+    step = torch.randperm(128).to(CUDA, torch.uint8)
+    for _ in range(10):
+        places, expected = step, step
+        for _ in range(100):
+            places = torch.ops.permllm.permute_inputs(step, places)
+            expected = step[expected.long()]
+        assert torch.equal(places, expected)
+
+
 def test_selection():
     backend = select_backend(CUDA, torch.bfloat16)
     assert backend.name == "cuda"
