@@ -37,7 +37,12 @@ def curve(results: Sequence[Mapping[str, Any]], method: str, pattern: str) -> di
         if other["machine"]["cpu"] != first["machine"]["cpu"]:
             raise ValueError("the results are of different CPUs, so their times say nothing")
     points = [_point(result, method, pattern) for result in results]
-    points.sort(key=lambda row: next(row[time] for time in TIMES if time in row))
+    shared = [time for time in TIMES if all(time in row for row in points)]
+    if not shared:
+        raise ValueError(
+            f"the results have none of {', '.join(TIMES)} in common: measure them again"
+        )
+    points.sort(key=lambda row: row[shared[0]])
     dense = next(row for row in first["rows"] if row["method"] == "dense")
     rows = [{"effort": "dense", "perplexity": dense["perplexity"]}, *points]
     texts = [text for text in dense["perplexity"] if all(text in r["perplexity"] for r in rows)]
@@ -62,8 +67,6 @@ def _point(result: Mapping[str, Any], method: str, pattern: str) -> dict[str, An
         for field, name in TIMES.items()
         if all(row.get(name) for row in rows)
     }
-    if not times:
-        raise ValueError(f"the rows of effort {effort} have no time: measure them again")
     texts = [text for text in rows[0]["perplexity"] if all(text in r["perplexity"] for r in rows)]
     found = {text: mean(row["perplexity"][text] for row in rows) for text in texts}
     return {"effort": effort, "seeds": len(rows), **times, "perplexity": found}

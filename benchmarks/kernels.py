@@ -8,7 +8,8 @@ Every contestant runs in this process, call by call in turn, over enough copies 
 none of them is in the cache; the peers with huge pages run in a second process. One thread is timed
 in thread-CPU time, more of them in wall time; numbers are medians.
 
-The result is written after each number of tokens, and what it holds already is not measured again.
+The result is written after each number of tokens; one that it holds for all values is not measured
+again.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def commit() -> str | None:
 
 
 def write_json(path: Path | str, payload: dict[str, Any]) -> None:
-    """Write a result with the date, the commit, the machine and the versions in front."""
+    """Write a result with the date, the commit, the machine and the versions of now in front."""
     result = {
         "date": datetime.date.today().isoformat(),
         "commit": commit(),

@@ -65,9 +65,11 @@ class Rows:
         self._write()
 
     def sort(self, place: Callable[[Mapping[str, Any]], Any]) -> None:
-        """Order the rows by what `place` makes of each, and write the file."""
-        self._rows.sort(key=place)
-        self._write()
+        """Order the rows by what `place` makes of each, and write the file if that moves any."""
+        ordered = sorted(self._rows, key=place)
+        if ordered != self._rows:
+            self._rows = ordered
+            self._write()
 
     def all(self) -> list[dict[str, Any]]:
         """Every row, in the order of the file."""

@@ -57,9 +57,10 @@ struct Int8Products {
         : a(arguments), scales(inputs.scales) {}
 
     __m512 convert(__m512i sums, int64_t row, int64_t vector) const {
-      const bool exists = row < a.n;  // nobody wrote the sums of rows that fill the last group
-      const __m512i shifted = _mm512_set1_epi32(exists ? kShift8 * a.value_sums[row] : 0);
-      const __m512 scale = _mm512_set1_ps(exists ? a.scale[row] : 0.0f);
+      // By lanes, since they wrap: `packed` may hold anything.
+      const __m512i shifted =
+          _mm512_mullo_epi32(_mm512_set1_epi32(a.value_sums[row]), _mm512_set1_epi32(kShift8));
+      const __m512 scale = _mm512_set1_ps(row < a.n ? a.scale[row] : 0.0f);
       const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, shifted));
       return _mm512_mul_ps(_mm512_mul_ps(sum, scale), _mm512_load_ps(scales + vector * kLanes));
     }

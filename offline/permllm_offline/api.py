@@ -84,12 +84,12 @@ def prune(
         preset: ``paper`` for the constants of arXiv 2510.10136, which take GPU hours.
         method: key of ``methods.METHODS``; by default the best one that fits this machine's
             memory, see ``memory.fitted``.
-        reconstruction: key of ``reconstructions.RECONSTRUCTIONS`` in place of the method's own.
+        reconstruction: key of ``reconstruction.kinds.RECONSTRUCTIONS``, not the method's own.
         pattern: N:M.
         block_size: channels per permutation block.
         dataset: calibration text: a file, a folder or a hub name, or several of them.
         num_samples: calibration windows.
-        sampling: ``stream`` or ``document``; see ``calibration.sample_windows``.
+        sampling: ``stream`` or ``document``; see ``text.calibration.sample_windows``.
         sequence_length: tokens per window.
         evaluation_windows: held-out windows on which the report's perplexities are measured.
         seed: of sampling and learning.
@@ -164,7 +164,7 @@ def evaluate(
         sequence_length: tokens per window; windows do not overlap.
         max_windows: windows at most, or None for the whole text.
         tasks: of lm-eval.
-        tasks_path: folder of more tasks; see ``zero_shot.Tasks``.
+        tasks_path: folder of more tasks; see ``text.zero_shot.Tasks``.
         few_shot: examples before each question of a task, or None for what it says.
         limit: questions of each task, or None for all.
         batch_size: of the tasks.

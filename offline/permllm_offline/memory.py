@@ -52,8 +52,11 @@ def fitted(recipe: Recipe, prepared: Prepared, memory: int | None = None) -> Fit
         return Fitted(recipe)
     smaller = recipe.model_copy(update=SMALLER)
     enough = PROGRAM_BYTES + peak_bytes(smaller, prepared)
-    found = f"{recipe.method} needs about {_gigabytes(needed)} of memory here, and this machine has"
-    found = f"{found} {_gigabytes(memory)}"
+    machine = "this machine" if local_count() == 1 else f"each of {local_count()} processes here"
+    found = (
+        f"{recipe.method} needs about {_gigabytes(needed)} of memory here, and {machine} has "
+        f"{_gigabytes(memory)}"
+    )
     if "method" not in recipe.model_fields_set and recipe.reconstruction is None:
         note = (
             f"{found}: {_options(SMALLER)} takes its place, which needs about "

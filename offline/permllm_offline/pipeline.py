@@ -113,9 +113,9 @@ def _weights(linear: PlannedLinear) -> int:
 
 def _check_files(directory: Path) -> None:
     """Raise CheckpointError for a file that would not be read or copied in the end: a link out."""
-    files = map(str, companion_files(directory))
-    for name in (*sorted(set(read_weight_map(directory).values())), *files):
+    for name in sorted(set(read_weight_map(directory).values())):
         contained(directory, name)
+    list(companion_files(directory))
 
 
 def _check_names(prepared: Prepared) -> None:

@@ -56,13 +56,6 @@ def test_other_settings_and_other_machines_are_refused(tmp_path: Path) -> None:
             Rows(path, FACTS, ["name"])
 
 
-def test_a_row_of_the_same_key_is_replaced(tmp_path: Path) -> None:
-    rows = Rows(tmp_path / "result.json", FACTS, ["name"])
-    for row in ({"name": "a"}, {"name": "b"}, {"name": "a", "value": 1}):
-        rows.add(row)
-    assert rows.all() == [{"name": "a", "value": 1}, {"name": "b"}]
-
-
 def test_a_missing_row_is_no_row(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         Rows(tmp_path / "result.json", FACTS, ["name"])["a",]

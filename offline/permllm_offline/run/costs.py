@@ -8,8 +8,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
+
+_STATUS = Path("/proc/self/status")
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,26 @@ def measured(name: str, costs: list[Cost]) -> Iterator[None]:
 
 
 def peak_bytes() -> int | None:
-    """Bytes that this process has held at most, on the host and on the GPU."""
-    if sys.platform == "win32":
+    """Bytes that this process has held at most, on the host and on the GPU.
+
+    None where the system does not tell.
+    """
+    host = _host_peak_bytes()
+    device = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
+    return None if host is None else host + device
+
+
+def _host_peak_bytes() -> int | None:
+    """From Linux itself: what `getrusage` says there counts the process that started this one."""
+    if _STATUS.exists():
+        lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+        peaks = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+        return int(peaks[0]) * 1024 if peaks else None
+    if sys.platform != "darwin":
         return None
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    device = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
-    return host + device
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def costs_json(costs: Sequence[Cost]) -> str:

@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from permllm_offline.errors import OfflineError
 from permllm_offline.model.loading import Source, load_model
 from permllm_offline.text.sampled_text import sample_text
+from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.shard import Shard
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ def own_text(
         int64 [num_windows, sequence_length].
 
     Raises:
-        OfflineError: the model cannot be loaded.
+        OfflineError, CheckpointError: the model cannot be loaded.
     """
     digest = hashlib.sha256(f"{dtype} {device} {sequence_length} {seed} {num_windows}".encode())
     for file in sorted(source.directory.glob("*.safetensors")):
@@ -43,7 +45,7 @@ def own_text(
     cached = cache_directory() / f"{digest.hexdigest()[:32]}.safetensors"
     if cached.is_file():
         logger.info("text of %s from %s", source.name, cached)
-        return Shard(cached).tensor("windows")
+        return _read(cached)
     model = load_model(source, dtype, device)
     windows = sample_text(model, num_windows, sequence_length, seed)
     cached.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +53,15 @@ def own_text(
     save_file({"windows": windows.contiguous()}, partial)
     partial.replace(cached)
     return windows
+
+
+def _read(cached: Path) -> Tensor:
+    try:
+        return Shard(cached).tensor("windows")
+    except CheckpointError as error:
+        raise OfflineError(
+            f"the kept text {cached} is damaged: delete it, and it is sampled again."
+        ) from error
 
 
 def cache_directory() -> Path:

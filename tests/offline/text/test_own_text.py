@@ -12,7 +12,10 @@ from permllm_offline.text.calibration import sample_windows
 
 
 def test_a_prune_on_own_text(
-    tmp_path: Path, tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     sampled: list[int] = []
@@ -33,6 +36,11 @@ def test_a_prune_on_own_text(
         assert "from `self`" in (tmp_path / name / "README.md").read_text()
     assert sampled == [5 + 8]  # calibration and held-out windows, in one go, once
     assert perplexities[0] == perplexities[1]
+
+    (kept,) = (tmp_path / "cache").rglob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:-3])
+    assert main([*arguments, *options, "--sequence-length", "12", "--force"]) == 2
+    assert f"the kept text {kept} is damaged: delete it" in capsys.readouterr().err
 
 
 def test_own_text_shares_the_windows_with_other_sources(
