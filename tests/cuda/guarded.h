@@ -4,7 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "emulator.h"
+#include "emulated_block.h"
 
 namespace permllm::cuda {
 
