@@ -72,6 +72,27 @@ def test_the_test_can_fail() -> None:
     assert not is_written("remedy: … found …; rule:")
 
 
+def raised() -> list[str]:
+    """What the command line tells its user: the first argument of every OfflineError."""
+    found: list[str] = []
+    for path in sorted((ROOT / "offline").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or getattr(node.func, "id", "") != "OfflineError":
+                continue
+            texts = list(python_literals(ast.unparse(node.args[0]))) if node.args else []
+            if texts:
+                found.append(max(texts, key=len))
+    return found
+
+
+@pytest.mark.parametrize("message", raised())
+def test_every_message_of_the_command_has_a_row(message: str) -> None:
+    parts = [[re.escape(p.strip()) for p in row.split(VARIES) if p.strip()] for row in quoted()]
+    rows = [re.compile(".*".join(row), re.DOTALL) for row in parts]
+    only_quotes = not message.replace(GAP, "").strip(" :.;,")
+    assert only_quotes or any(row.search(message) for row in rows)
+
+
 @pytest.mark.parametrize("message", OF_VLLM)
 def test_a_message_of_vllm_is_still_written(message: str) -> None:
     specification = importlib.util.find_spec("vllm")
