@@ -130,12 +130,13 @@ def build(
             [*line, "-MMD", "-c", str(source), "-o", str(target(source))], target(source)
         )
 
+    def compile_each(some: Sequence[Path]) -> None:
+        for source in some:
+            compile_cuda(source)
+
     bindings = SOURCES / "bindings.cpp"
     with ThreadPoolExecutor(1 if os.environ.get("MAX_JOBS") == "1" else 2) as pool:
-        jobs = [
-            pool.submit(lambda: [compile_cuda(source) for source in heavy]),
-            pool.submit(lambda: [compile_cuda(source) for source in light]),
-        ]
+        jobs = [pool.submit(compile_each, some) for some in (heavy, light)]
         compile_source(
             [*compiler, *flags, *defines, "-MMD", "-c", str(bindings), "-o", str(target(bindings))],
             target(bindings),
