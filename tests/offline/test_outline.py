@@ -183,7 +183,12 @@ def test_of_a_hub_model_only_headers_are_fetched(
         for name, header in local.tensors.items()
     }
     metadata = SimpleNamespace(files_metadata={"a": SimpleNamespace(tensors=info)})
-    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda name: local.source.config)
+
+    def config(name: str, *, trust_remote_code: bool) -> object:
+        assert not trust_remote_code
+        return local.source.config
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", config)
     monkeypatch.setattr(
         huggingface_hub.HfApi, "get_safetensors_metadata", lambda self, name: metadata
     )
