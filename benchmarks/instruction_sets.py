@@ -33,7 +33,7 @@ from benchmarks.cpu_contestants import (
     sparse_linear,
 )
 from benchmarks.machine import write_json
-from benchmarks.shapes import TOKENS, random_layer, to_int8
+from benchmarks.shapes import TOKENS, VALUES, parse_shape, random_layer, to_int8
 from permllm_vllm.backends.cpu import CpuBackend
 
 #: What holds a peer to the instruction set: for oneDNN, and for PyTorch's own loops.
@@ -42,7 +42,6 @@ LIMITS = {
     "avx2": ("AVX2", "avx2"),
     "portable": ("SSE41", "default"),
 }
-VALUES = ("bfloat16", "int8")
 
 
 @dataclass(frozen=True)
@@ -148,11 +147,6 @@ def table(rows: list[Row]) -> Table:
     return result
 
 
-def _shape(text: str) -> tuple[int, int]:
-    n, _, k = text.partition("x")
-    return int(n), int(k)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.instruction_sets",
@@ -160,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--isa", nargs="+", choices=LIMITS, default=list(LIMITS))
-    parser.add_argument("--shape", type=_shape, default=(4096, 4096), metavar="NxK")
+    parser.add_argument("--shape", type=parse_shape, default=(4096, 4096), metavar="NxK")
     parser.add_argument("--m", type=int, nargs="+", default=list(TOKENS), metavar="TOKENS")
     parser.add_argument("--pattern", choices=["2:4", "4:8"], default="2:4")
     parser.add_argument("--json", metavar="FILE", help="also write the rows there")

@@ -40,10 +40,9 @@ from benchmarks.cpu_contestants import (
 from benchmarks.cpu_limits import stream_rate, times_with_huge_pages
 from benchmarks.kernel_rows import KEY, Row, complete
 from benchmarks.rows import Rows
-from benchmarks.shapes import LLAMA_2_7B, TOKENS, random_layer, to_int8
+from benchmarks.shapes import LLAMA_2_7B, TOKENS, VALUES, parse_shape, random_layer, to_int8
 from permllm_vllm.backends.cpu import CpuBackend
 
-VALUES = ("bfloat16", "int8")
 PATTERNS = ("2:4", "4:8")
 
 
@@ -195,11 +194,6 @@ def _rows(result: Rows) -> list[Row]:
     return [Row(**row) for row in result.all()]
 
 
-def _shape(text: str) -> tuple[int, int]:
-    n, _, k = text.partition("x")
-    return int(n), int(k)
-
-
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.kernels",
@@ -208,7 +202,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--shapes", type=_shape, nargs="+", metavar="NxK")
+    parser.add_argument("--shapes", type=parse_shape, nargs="+", metavar="NxK")
     parser.add_argument("--tokens", "--m", type=int, nargs="+", metavar="M")
     parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=["2:4"])
     parser.add_argument("--values", nargs="+", choices=VALUES, default=list(VALUES))

@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.machine import write_json
-from benchmarks.shapes import LLAMA_2_7B
+from benchmarks.shapes import LLAMA_2_7B, VALUES, parse_shape
 from permllm_vllm.backends import CheckpointWeights
 from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -33,7 +33,6 @@ from permllm_vllm.quantization.freed_memory import release_freed_memory
 DECODER_LAYERS = 32
 BLOCK = 64
 KEPT = torch.tensor([0b0011, 0b0101, 0b0110, 0b1001, 0b1010, 0b1100], dtype=torch.uint8)
-VALUES = ("bfloat16", "int8")
 PEAK_OF_PROCESS = "VmHWM:"
 
 
@@ -151,11 +150,6 @@ def table(rows: Sequence[Row]) -> Table:
     return shown
 
 
-def _shape(text: str) -> tuple[int, int]:
-    n, _, k = text.partition("x")
-    return int(n), int(k)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.packing",
@@ -163,7 +157,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--shapes", type=_shape, nargs="+", metavar="NxK", default=LLAMA_2_7B)
+    parser.add_argument("--shapes", type=parse_shape, nargs="+", metavar="NxK", default=LLAMA_2_7B)
     parser.add_argument("--decoder-layers", type=int, default=DECODER_LAYERS)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows to a file")
     options = parser.parse_args()

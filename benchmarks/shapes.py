@@ -14,6 +14,14 @@ from permllm_vllm.checkpoint.pattern import Pattern
 #: (outputs, inputs) of Llama-2-7B's linear layers as vLLM fuses them: qkv, o, gate_up, down.
 LLAMA_2_7B = ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008))
 TOKENS = (1, 4, 16, 64, 256)
+VALUES = ("bfloat16", "int8")
+"""Dtypes of the kept values."""
+
+
+def parse_shape(text: str) -> tuple[int, int]:
+    """Argument type: NxK."""
+    n, _, k = text.partition("x")
+    return int(n), int(k)
 
 
 @dataclass(frozen=True)

@@ -73,11 +73,9 @@ def forecast(recipe: Recipe, prepared: Prepared, speed: float | None = None) -> 
     # A sampled token is one product of each matrix with a row for each piece.
     sampling_speed = speed or measured_speed(prepared, plan.linears[0], PIECES_AT_ONCE)
     speed = speed or measured_speed(prepared, plan.linears[0])
-    per_layer = len(plan.linears) // len(plan.layers)
-    layers = [plan.linears[i : i + per_layer] for i in range(0, len(plan.linears), per_layer)]
     parts = recipe.parsed_method().reconstruction.split("+")
     seconds = []
-    for linears in layers:
+    for linears in plan.linears_by_layer():
         passes = float(read + 2 * held_out)
         operations = 0.0
         if reconstruction.layer is not None:
@@ -163,10 +161,8 @@ def peak_bytes(recipe: Recipe, prepared: Prepared) -> int:
     plan, item = prepared.plan, prepared.dtype.itemsize
     pruned_bytes = sum(linear.dense_bytes for linear in plan.linears)
     rest = plan.total_bytes - sum(linear.sparse_bytes for linear in plan.linears)
-    per_layer = len(plan.linears) // len(plan.layers)
     layer_bytes = max(
-        sum(linear.dense_bytes for linear in plan.linears[start : start + per_layer])
-        for start in range(0, len(plan.linears), per_layer)
+        sum(linear.dense_bytes for linear in linears) for linears in plan.linears_by_layer()
     )
     widest = max(linear.layout.in_features for linear in plan.linears)
     scores = 4 * max(map(_weights, plan.linears)) * 4  # float32 importance, ranks and masks

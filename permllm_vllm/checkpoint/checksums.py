@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from permllm_vllm.checkpoint.contained import contained, is_plain_name
-from permllm_vllm.checkpoint.errors import CheckpointError, Problem
-from permllm_vllm.checkpoint.shard import FETCH_AGAIN
+from permllm_vllm.checkpoint.errors import FETCH_AGAIN, CheckpointError, Problem
 from permllm_vllm.checkpoint.shards import read_text
 
 CHECKSUMS_NAME = "SHA256SUMS"

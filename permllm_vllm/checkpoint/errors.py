@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+FETCH_AGAIN = "fetch or write the checkpoint again"
+"""The remedy where what is stored is damaged."""
+
 _SHOWN = 20
 _LONGEST = 300  # characters of one part of a message: what a checkpoint holds may be any length
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from permllm_vllm.checkpoint.errors import Problem, raise_if_any
+from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem, raise_if_any
 from permllm_vllm.checkpoint.numbers import number_problems, scale_problems
 from permllm_vllm.checkpoint.packing import count_violations, first_violation, unpack
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -19,8 +19,6 @@ from permllm_vllm.checkpoint.schema import (
     WEIGHT_PACKED,
     WEIGHT_SCALE,
 )
-
-_REMEDY = "fetch or write the checkpoint again"
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class SparseLayer:
                 f"({count_violations(self.mask, pattern)} such groups)"
             )
             rule = f"every group keeps exactly {pattern.kept} of {pattern.group}"
-            problems.append(Problem(f"{self.name}.{WEIGHT_MASK}", value, rule, _REMEDY))
+            problems.append(Problem(f"{self.name}.{WEIGHT_MASK}", value, rule, FETCH_AGAIN))
         for kind, permutation in (
             (INPUT_PERMUTATION, self.input_permutation),
             (FOLDED_PERMUTATION, self.folded_permutation),
@@ -83,7 +81,7 @@ class SparseLayer:
             if permutation is not None and not is_bijective(permutation, block_size):
                 value = f"no bijection in {_first_bad_block(permutation, block_size)}"
                 rule = f"every block holds each of 0 .. {block_size - 1} once"
-                problems.append(Problem(f"{self.name}.{kind}", value, rule, _REMEDY))
+                problems.append(Problem(f"{self.name}.{kind}", value, rule, FETCH_AGAIN))
         if self.scale is not None:
             problems += scale_problems(f"{self.name}.{WEIGHT_SCALE}", self.scale)
         for kind, numbers in ((WEIGHT_PACKED, self.values), (BIAS, self.bias)):

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from permllm_vllm.checkpoint.errors import Problem
-
-_REMEDY = "fetch or write the checkpoint again"
+from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem
 
 
 def number_problems(name: str, numbers: Tensor) -> list[Problem]:
@@ -17,7 +15,7 @@ def number_problems(name: str, numbers: Tensor) -> list[Problem]:
     """
     if _all_finite(numbers):
         return []
-    return [Problem(name, "inf or nan", "finite numbers", _REMEDY)]
+    return [Problem(name, "inf or nan", "finite numbers", FETCH_AGAIN)]
 
 
 def scale_problems(name: str, scale: Tensor) -> list[Problem]:
@@ -25,7 +23,7 @@ def scale_problems(name: str, scale: Tensor) -> list[Problem]:
     good = scale.isfinite() & (scale > 0)
     if bool(good.all()):
         return []
-    return [Problem(name, f"{float(scale[~good][0])}", "finite and above 0", _REMEDY)]
+    return [Problem(name, f"{float(scale[~good][0])}", "finite and above 0", FETCH_AGAIN)]
 
 
 def _all_finite(numbers: Tensor) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from permllm_vllm.checkpoint.errors import Problem, raise_if_any
+from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem, raise_if_any
 from permllm_vllm.checkpoint.headers import (
     TensorHeader,
     layer_problems,
@@ -28,7 +28,7 @@ from permllm_vllm.checkpoint.schema import (
     WEIGHT_SCALE,
     QuantizationConfig,
 )
-from permllm_vllm.checkpoint.shard import FETCH_AGAIN, Shard
+from permllm_vllm.checkpoint.shard import Shard
 from permllm_vllm.checkpoint.shards import CONFIG_NAME, read_json, read_weight_map
 
 __all__ = ["CheckpointReader", "SparseLayer"]

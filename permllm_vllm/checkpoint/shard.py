@@ -15,10 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from permllm_vllm.checkpoint.contained import checked_name, contained
-from permllm_vllm.checkpoint.errors import Problem
+from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem
 from permllm_vllm.checkpoint.headers import TensorHeader
-
-FETCH_AGAIN = "fetch or write the checkpoint again"
 
 _LARGEST_PRODUCT = 2**48  # of dimensions: beyond any memory, and within 64 bits
 DTYPES = {

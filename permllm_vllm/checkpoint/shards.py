@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from permllm_vllm.checkpoint.contained import checked_name, contained, is_plain_name
-from permllm_vllm.checkpoint.errors import CheckpointError, Problem
+from permllm_vllm.checkpoint.errors import FETCH_AGAIN, CheckpointError, Problem
 from permllm_vllm.checkpoint.headers import TensorHeader
-from permllm_vllm.checkpoint.shard import FETCH_AGAIN, Shard
+from permllm_vllm.checkpoint.shard import Shard
 
 CONFIG_NAME = "config.json"
 SINGLE_NAME = "model.safetensors"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from permllm_vllm.checkpoint.errors import CheckpointError, Problem
+from permllm_vllm.checkpoint.errors import FETCH_AGAIN, CheckpointError, Problem
 from permllm_vllm.checkpoint.headers import WRITE_AGAIN, TensorHeader, checkpoint_problems
 from permllm_vllm.checkpoint.layer import SparseLayer
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -21,7 +21,6 @@ from permllm_vllm.checkpoint.schema import (
 )
 from permllm_vllm.checkpoint.shards import (
     CONFIG_NAME,
-    FETCH_AGAIN,
     INDEX_NAME,
     read_headers,
     read_json,

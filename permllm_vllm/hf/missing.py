@@ -9,8 +9,7 @@ from typing import Any
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from permllm_vllm.checkpoint.errors import Problem
-from permllm_vllm.checkpoint.shard import FETCH_AGAIN
+from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem
 from permllm_vllm.hf.linear import SparseLinear
 
 

@@ -11,9 +11,8 @@ from torch import nn
 from transformers.quantizers import HfQuantizer, register_quantizer
 
 from permllm_vllm.checkpoint import schema
-from permllm_vllm.checkpoint.errors import Problem, raise_if_any
+from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem, raise_if_any
 from permllm_vllm.checkpoint.headers import TensorHeader, checkpoint_problems, sparse_modules
-from permllm_vllm.checkpoint.shard import FETCH_AGAIN
 from permllm_vllm.checkpoint.shards import read_headers
 from permllm_vllm.hf.config import PermLLMConfig
 from permllm_vllm.hf.linear import Backends, SparseLinear

@@ -28,21 +28,20 @@ def plan_table(recipe: Recipe, plan: Plan, expected: Forecast) -> Group:
     table.add_column("layer")
     for column in ("shape", "permutation", "dense bytes", "sparse bytes", "decoder layer takes"):
         table.add_column(column, justify="right")
-    per_layer = len(plan.linears) // len(plan.layers)
-    for number, linear in enumerate(plan.linears):
-        index, within = divmod(number, per_layer)
-        state = "none"
-        if linear.permuted:
-            state = "folded" if linear.layout.folded else "run time"
-        table.add_row(
-            Text(linear.name),
-            f"{linear.out_features} x {linear.layout.in_features}",
-            state,
-            f"{linear.dense_bytes:,}",
-            f"{linear.sparse_bytes:,}",
-            _duration(expected.layer_seconds[index]) if within == 0 else "",
-            end_section=within == per_layer - 1,
-        )
+    for linears, seconds in zip(plan.linears_by_layer(), expected.layer_seconds, strict=True):
+        for linear in linears:
+            state = "none"
+            if linear.permuted:
+                state = "folded" if linear.layout.folded else "run time"
+            table.add_row(
+                Text(linear.name),
+                f"{linear.out_features} x {linear.layout.in_features}",
+                state,
+                f"{linear.dense_bytes:,}",
+                f"{linear.sparse_bytes:,}",
+                _duration(seconds) if linear is linears[0] else "",
+            )
+        table.add_section()
     total = f"output: about {plan.total_bytes / 1e6:,.1f} MB of tensors, dense ones included"
     stages = "".join(
         f", {_duration(seconds)} for {stage}" for stage, seconds in expected.stage_seconds.items()

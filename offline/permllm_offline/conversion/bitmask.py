@@ -16,10 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from permllm_offline.conversion.sources import StoredTensors
-from permllm_vllm.checkpoint.errors import Problem
+from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem
 from permllm_vllm.checkpoint.headers import TensorHeader, natural_order
 from permllm_vllm.checkpoint.packing import unpack, unpack_mask
-from permllm_vllm.checkpoint.shard import FETCH_AGAIN
 
 FORMAT = "sparse-24-bitmask"
 COMPRESSED, BITMASK, SHAPE = "compressed", "bitmask", "shape"

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from permllm_vllm.checkpoint.errors import Problem
+from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem
 from permllm_vllm.checkpoint.headers import TensorHeader, natural_order
-from permllm_vllm.checkpoint.shard import FETCH_AGAIN, Shard
+from permllm_vllm.checkpoint.shard import Shard
 from permllm_vllm.checkpoint.shards import read_weight_map
 
 

@@ -20,7 +20,7 @@ from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import Source, open_source
 from permllm_offline.report import papers
 from permllm_offline.report.model_card import dense_card
-from permllm_vllm.checkpoint.errors import Problem, raise_if_any
+from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem, raise_if_any
 from permllm_vllm.checkpoint.folding import unfold_rows
 from permllm_vllm.checkpoint.layer import SparseLayer
 from permllm_vllm.checkpoint.packing import unpack
@@ -163,7 +163,7 @@ def _folds(
                 f"{prefix}.{group.linears[0]}.{FOLDED_PERMUTATION}",
                 "a permutation that cannot have been folded into the preceding layer",
                 "blocks stay inside a head, and those that one value head feeds are equal",
-                "fetch or write the checkpoint again",
+                FETCH_AGAIN,
             ).as_error()
         decisions.append(GroupDecision(layout, permutation, {}, {}))
     return row_permutations(decisions, sizes)

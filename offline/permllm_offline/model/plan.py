@@ -39,6 +39,11 @@ class Plan:
     total_bytes: int
     """Bytes of the checkpoint's tensors, those left dense included."""
 
+    def linears_by_layer(self) -> list[Sequence[PlannedLinear]]:
+        """The linears of each decoder layer: all layers have equally many."""
+        count = len(self.linears) // len(self.layers)
+        return [self.linears[i : i + count] for i in range(0, len(self.linears), count)]
+
 
 def make_plan(
     source: Source,
