@@ -14,15 +14,13 @@ alone. Checkpoints in DIR are used as they are.
 """
 
 import argparse
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -35,47 +33,37 @@ from permllm_offline.recipe import EFFORTS, Recipe, make_recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.text.evaluation import evaluation_windows, perplexity
 
+from .checkpoints import KEY, SEQUENCE_LENGTH, Checkpoints, Key, Times, processor_time, times_since
 from .models import smollm2
-from .offline import evaluate, permllm_offline
+from .offline import evaluate
 from .rows import Rows
 from .texts import austen, python_manual, sotu
 
 PATTERNS = ("2:4", "4:8")
-SEQUENCE_LENGTH = 512
 VALUES = ("bfloat16", "int8")
-KEY = ("method", "pattern", "seed", "values")
-Key = tuple[str, str | None, int | None, str]
-"""Values of ``KEY``."""
 DENSE: Key = ("dense", None, None, "bfloat16")
 QUICK = {"methods": ["wanda", "wanda+cp", "permllm-best"], "patterns": ["2:4"], "windows": 16}
-
-
-@dataclass(frozen=True)
-class Times:
-    """Of a prune; ``processor_seconds`` counts all threads: other work does not add to it."""
-
-    prune_seconds: float
-    processor_seconds: float
-    threads: int
 
 
 class Accuracy:
     """Prunes and evaluates.
 
     Args:
-        checkpoints: folder for them; what it has is not made again.
+        checkpoints: folder for them, by effort; what it has is not made again.
         windows: evaluation windows of each text.
         effort: of methods that distil.
     """
 
     def __init__(self, checkpoints: Path, windows: int, effort: str) -> None:
         self._model, self._calibration = smollm2(), sotu().calibration
+        length = ("--sequence-length", str(SEQUENCE_LENGTH))
+        self._checkpoints = Checkpoints(checkpoints / effort, (*length, "--effort", effort))
         self._texts = {
             "in domain": sotu().held_out,
             "novels": austen(),
             "manual": python_manual(),
         }
-        self._checkpoints, self._windows, self._effort = checkpoints, windows, effort
+        self._windows, self._effort = windows, effort
 
     def missing(self, row: Mapping[str, Any]) -> list[str]:
         """Texts that a row, or the empty mapping, has no perplexity of."""
@@ -106,29 +94,13 @@ class Accuracy:
     def _measured(self, key: Key, texts: Sequence[str]) -> tuple[dict[str, float], Times | None]:
         if key == DENSE:
             return self._perplexities(self._model, texts), None
-        start, times = (time.perf_counter(), processor_time()), None
-        if not servable(key[0]):
-            model, recipe = self._in_memory(key)
-            times = times_since(*start)
-            return self._perplexities_in_memory(model, recipe, texts), times
-        name = "_".join(map(str, key)).translate(str.maketrans("/:", "--"))
-        checkpoint = self._checkpoints / name
-        if not checkpoint.exists():
-            self._bake(key, checkpoint)
-            times = times_since(*start)
-        return self._perplexities(checkpoint, texts), times
-
-    def _bake(self, key: Key, checkpoint: Path) -> None:
-        name, pattern, seed, values = key
-        method, _, reconstruction = name.partition("/")
-        permllm_offline(
-            *("prune", self._model, "--output", checkpoint),
-            *("--method", method, "--pattern", str(pattern), "--seed", str(seed)),
-            *(("--values", values) if values == "int8" else ()),
-            *(("--reconstruction", reconstruction) if reconstruction else ()),
-            *("--dataset", self._calibration, "--effort", self._effort),
-            *("--sequence-length", str(SEQUENCE_LENGTH)),
-        )
+        if servable(key[0]):
+            checkpoint, times = self._checkpoints.baked(key)
+            return self._perplexities(checkpoint, texts), times
+        start = time.perf_counter(), processor_time()
+        model, recipe = self._in_memory(key)
+        times = times_since(*start)
+        return self._perplexities_in_memory(model, recipe, texts), times
 
     def _in_memory(self, key: Key) -> tuple[Any, Recipe]:
         name, pattern, seed, _ = key
@@ -166,17 +138,6 @@ class Accuracy:
             )
             for text in texts
         }
-
-
-def processor_time() -> float:
-    """Seconds that the threads of this process and of those that it waited for have run."""
-    return sum(os.times()[:4])
-
-
-def times_since(wall: float, processor: float) -> Times:
-    """What went by since `time.perf_counter` and `processor_time` gave these."""
-    seconds = round(time.perf_counter() - wall, 1), round(processor_time() - processor, 1)
-    return Times(*seconds, torch.get_num_threads())
 
 
 def seeds_of(name: str, seeds: Sequence[int]) -> Sequence[int]:

@@ -11,7 +11,8 @@ resident memory, each loop in a process of its own. The second lets the dense lo
 steps, and this project's until its perplexity on held-out text, in and out of domain, is no worse;
 beside them stand the dense model and Wanda. What OUT has of it already is kept.
 The third prunes by one method after the other, each in a process of its own, and splits the time by
-the steps that the prune itself writes down; rows that OUT already has are not made again.
+the steps that the prune itself writes down; rows that OUT already has are not made again. The
+checkpoints can be kept with --checkpoints DIR, and `benchmarks.accuracy` evaluates them there.
 """
 
 import argparse
@@ -193,12 +194,12 @@ def measure_quality(output: Path, seed: int, steps: int, *, quick: bool) -> None
     Console().print_json(json.dumps(found))
 
 
-def measure_pipeline(output: Path, *, quick: bool) -> None:
-    """Whole prunes, those that the result lacks."""
+def measure_pipeline(output: Path, checkpoints: Path | None, *, quick: bool) -> None:
+    """Whole prunes, those that the result lacks; a folder for checkpoints keeps them."""
     shared = {**facts(quick=quick), "threads": torch.get_num_threads()}
     cells = Cells(output, shared, ("method",))
     with tempfile.TemporaryDirectory(prefix="permllm-pipeline-") as directory:
-        cost = PipelineCost(Path(directory), quick=quick)
+        cost = PipelineCost(checkpoints or Path(directory), quick=quick)
         for name in QUICK_METHODS if quick else METHODS:
             cells.row({"method": name}, partial(cost.measure, name))
     Console().print(pipeline({"rows": cells.rows}), soft_wrap=True)
@@ -224,6 +225,9 @@ def main() -> None:
     kind.add_argument("--pipeline", action="store_true", help="whole prunes, instead")
     parser.add_argument("--steps", type=int, default=40, help="of the dense loop with --quality")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--checkpoints", type=Path, metavar="DIR", help="keep those of --pipeline there"
+    )
     parser.add_argument("--quick", action="store_true", help="only whether it runs")
     output = parser.add_mutually_exclusive_group(required=True)
     output.add_argument("--json", type=Path, help="where the result is written")
@@ -235,7 +239,7 @@ def main() -> None:
             if options.quality:
                 measure_quality(options.json, options.seed, options.steps, quick=options.quick)
             elif options.pipeline:
-                measure_pipeline(options.json, quick=options.quick)
+                measure_pipeline(options.json, options.checkpoints, quick=options.quick)
             else:
                 measure_steps(options.json, quick=options.quick)
         except ValueError as error:

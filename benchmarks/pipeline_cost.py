@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
-import time
 from pathlib import Path
 from typing import Any
 
-from .accuracy import processor_time
-from .models import smollm2
-from .offline import permllm_offline
+from .checkpoints import SEQUENCE_LENGTH, Checkpoints
 from .prune_parts import REFERENCE, parts
-from .texts import sotu
 
 METHODS = (
     REFERENCE,
@@ -36,41 +31,40 @@ QUICK = {
 }
 """Recipe entries of a run that only shows whether it runs."""
 
-SEQUENCE_LENGTH = 512
-
 
 class PipelineCost:
-    """Prunes in a folder of its own, each method in a process of its own, as a user does.
+    """Prunes each method in a process of its own, as a user does.
 
     Args:
-        directory: for checkpoints, overwritten from method to method.
+        directory: for the checkpoints; where and how ``benchmarks.accuracy`` looks for them.
         quick: few and short windows and steps.
+
+    Raises:
+        ValueError: by ``measure``, of a checkpoint of which nobody knows what it took.
     """
 
     def __init__(self, directory: Path, *, quick: bool) -> None:
-        self._directory = directory
+        directory = directory / ("quick" if quick else "default")
+        directory.mkdir(parents=True, exist_ok=True)
         entries = QUICK if quick else {"sequence_length": SEQUENCE_LENGTH}
-        self._recipe = directory / "recipe.yaml"
+        recipe = directory / "recipe.yaml"
         # Every JSON document is YAML.
-        self._recipe.write_text(json.dumps(entries), encoding="utf-8")
+        recipe.write_text(json.dumps(entries), encoding="utf-8")
+        self._checkpoints = Checkpoints(directory, ("--recipe", recipe))
 
     def measure(self, name: str) -> dict[str, Any]:
-        """Prune by METHOD or METHOD/RECONSTRUCTION: what it took, and its parts."""
-        method, _, reconstruction = name.partition("/")
-        output = self._directory / "checkpoint"
-        start, processor = time.perf_counter(), processor_time()
-        permllm_offline(
-            *("prune", smollm2(), "--output", output, "--recipe", self._recipe),
-            *("--method", method, "--dataset", sotu().calibration),
-            *(("--reconstruction", reconstruction) if reconstruction else ()),
-        )
-        seconds, processor = time.perf_counter() - start, processor_time() - processor
-        costs = json.loads((output / "costs.json").read_text(encoding="utf-8"))
-        report = json.loads((output / "report.json").read_text(encoding="utf-8"))
-        shutil.rmtree(output)
+        """Prune by METHOD or METHOD/RECONSTRUCTION at 2:4: what it took, and its parts."""
+        checkpoint, times = self._checkpoints.baked((name, "2:4", 0, "bfloat16"))
+        if times is None:
+            raise ValueError(
+                f"{checkpoint} has no record of what it took beside it: remove it, or give another "
+                "folder for checkpoints"
+            )
+        costs = json.loads((checkpoint / "costs.json").read_text(encoding="utf-8"))
+        report = json.loads((checkpoint / "report.json").read_text(encoding="utf-8"))
         return {
-            "seconds": round(seconds, 1),
-            "processor_seconds": round(processor, 1),
+            "seconds": times.prune_seconds,
+            "processor_seconds": times.processor_seconds,
             "peak_bytes": costs["peak_bytes"],
             "parts": parts(costs["steps"], report),
         }

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import offline_cost, pipeline_cost
+from benchmarks import checkpoints, offline_cost
 from benchmarks.dense_permutations import DenseMaskedLinear, DensePermutation, SharedMatrix
 from benchmarks.offline_cost import LOOPS, PATTERN, draw, measure_step
 from benchmarks.prune_parts import PARTS, REST, parts, with_rest
@@ -83,9 +83,9 @@ def test_whole_prunes_are_measured_once_and_drawn(
         pruned.append(words[words.index("--method") + 1])
         assert main(words) == 0
 
-    monkeypatch.setattr(pipeline_cost, "permllm_offline", here)
-    monkeypatch.setattr(pipeline_cost, "smollm2", lambda: tmp_path / "model")
-    monkeypatch.setattr(pipeline_cost, "sotu", lambda: texts)
+    monkeypatch.setattr(checkpoints, "permllm_offline", here)
+    monkeypatch.setattr(checkpoints, "smollm2", lambda: tmp_path / "model")
+    monkeypatch.setattr(checkpoints, "sotu", lambda: texts)
     monkeypatch.setattr(offline_cost, "QUICK_METHODS", ("ria+cp", "wanda+cp/obs+distillation"))
     result, plot = tmp_path / "result.json", tmp_path / "plot.svg"
     command = ["offline_cost", "--pipeline", "--quick", "--json", str(result), "--plot", str(plot)]

@@ -1,0 +1,82 @@
+"""Pruned checkpoints of SmolLM2-135M in a folder: each is baked once, for whoever measures it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from .models import smollm2
+from .offline import permllm_offline
+from .texts import sotu
+
+SEQUENCE_LENGTH = 512
+
+KEY = ("method", "pattern", "seed", "values")
+"""What tells one checkpoint from another; METHOD/RECONSTRUCTION is a method too."""
+
+Key = tuple[str, str | None, int | None, str]
+"""Values of ``KEY``."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of a prune; ``processor_seconds`` counts all threads: other work does not add to it."""
+
+    prune_seconds: float
+    processor_seconds: float
+    threads: int
+
+
+class Checkpoints:
+    """Bakes what the folder lacks, each in a process of its own, as a user does.
+
+    What a checkpoint took is kept beside it.
+
+    Args:
+        directory: made where it is missing.
+        options: of every prune, beside those that follow from its key.
+    """
+
+    def __init__(self, directory: Path, options: Sequence[str | Path] = ()) -> None:
+        self._directory, self._options = directory, options
+
+    def baked(self, key: Key) -> tuple[Path, Times | None]:
+        """The checkpoint of a key, and what it took where that is known."""
+        checkpoint = self._directory / "_".join(map(str, key)).translate(str.maketrans("/:", "--"))
+        record = checkpoint.with_name(f"{checkpoint.name}.times.json")
+        if not checkpoint.exists():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            start = time.perf_counter(), processor_time()
+            self._bake(key, checkpoint)
+            record.write_text(json.dumps(asdict(times_since(*start))) + "\n", encoding="utf-8")
+        if not record.exists():
+            return checkpoint, None
+        return checkpoint, Times(**json.loads(record.read_text(encoding="utf-8")))
+
+    def _bake(self, key: Key, checkpoint: Path) -> None:
+        name, pattern, seed, values = key
+        method, _, reconstruction = name.partition("/")
+        permllm_offline(
+            *("prune", smollm2(), "--output", checkpoint, "--dataset", sotu().calibration),
+            *("--method", method, "--pattern", str(pattern), "--seed", str(seed)),
+            *(("--values", values) if values == "int8" else ()),
+            *(("--reconstruction", reconstruction) if reconstruction else ()),
+            *self._options,
+        )
+
+
+def processor_time() -> float:
+    """Seconds that the threads of this process and of those that it waited for have run."""
+    return sum(os.times()[:4])
+
+
+def times_since(wall: float, processor: float) -> Times:
+    """What went by since `time.perf_counter` and `processor_time` gave these."""
+    seconds = round(time.perf_counter() - wall, 1), round(processor_time() - processor, 1)
+    return Times(*seconds, torch.get_num_threads())
