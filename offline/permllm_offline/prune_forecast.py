@@ -15,6 +15,7 @@ from permllm_offline.preparation import Prepared
 from permllm_offline.recipe import BlockwiseRecipe, DistillationRecipe, LearningRecipe, Recipe
 from permllm_offline.recomputation import held_activation_bytes
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
+from permllm_offline.run.processes import count
 from permllm_offline.streamed_pruning import can_stream, reads_activations
 from permllm_offline.text.calibration import SELF
 from permllm_offline.text.sampled_text import PIECES_AT_ONCE
@@ -156,7 +157,9 @@ def _update_operations(linear: PlannedLinear, tokens: int) -> float:
 def peak_bytes(recipe: Recipe, prepared: Prepared) -> int:
     """Weights, states of training, activations and hidden states that are in memory together.
 
-    Or, where that is more, the model that writes text of its own, or one file of the output.
+    Or, where that is more, the model that writes text of its own, or one file of the output. A GPU
+    has neither hidden states nor files in its memory. What several processes share out counts as
+    the part of one.
     """
     plan, item = prepared.plan, prepared.dtype.itemsize
     pruned_bytes = sum(linear.dense_bytes for linear in plan.linears)
@@ -167,7 +170,9 @@ def peak_bytes(recipe: Recipe, prepared: Prepared) -> int:
     widest = max(linear.layout.in_features for linear in plan.linears)
     scores = 4 * max(map(_weights, plan.linears)) * 4  # float32 importance, ranks and masks
     states = 3 * _state_tokens(recipe, prepared) * plan.layers[0][0].in_features * item
-    tuned = (TUNED_BYTES + 2 * item) // item  # two snapshots; times the bytes of the weights
+    writing = min(MAX_SHARD_BYTES, plan.total_bytes)
+    if prepared.device.type != "cpu":
+        states = writing = 0
     parts = recipe.parsed_method().reconstruction.split("+")
     training, length = 0, recipe.sequence_length
     if PERMUTATIONS[recipe.parsed_method().permutation].learn is not None:
@@ -176,10 +181,10 @@ def peak_bytes(recipe: Recipe, prepared: Prepared) -> int:
         tokens = recipe.learning.windows_at_once * length
         training = round(share * sparse) + held_activation_bytes(plan, tokens, item, share)
     if "distillation" in parts:
-        training = max(training, tuned * pruned_bytes + held_activation_bytes(plan, length, item))
+        tuned = _tuned_bytes(pruned_bytes // item, item, count())
+        training = max(training, tuned + held_activation_bytes(plan, length, item))
     elif "blockwise" in parts:
-        training = max(training, tuned * layer_bytes)
-    writing = min(MAX_SHARD_BYTES, plan.total_bytes)
+        training = max(training, _tuned_bytes(layer_bytes // item, item))
     if not can_stream(recipe):
         masks = sum(map(_weights, plan.linears)) // 8
         return rest + pruned_bytes + masks + max(scores + states + training, writing)
@@ -189,6 +194,11 @@ def peak_bytes(recipe: Recipe, prepared: Prepared) -> int:
     pruning = 2 * layer_bytes + scores + states + max(moment, training)
     sampling = pruned_bytes if SELF in recipe.datasets else 0
     return rest + max(pruning, sampling, 2 * layer_bytes + writing)
+
+
+def _tuned_bytes(weights: int, item: int, processes: int = 1) -> int:
+    """For weights that are tuned: states, a snapshot and masks, shared out; and their gradients."""
+    return weights * (TUNED_BYTES + item + 1) // processes + weights * item
 
 
 def _state_tokens(recipe: Recipe, prepared: Prepared) -> int:

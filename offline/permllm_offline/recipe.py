@@ -169,7 +169,7 @@ def overridden(entries: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[s
 EFFORTS: Mapping[str, Mapping[str, Any]] = {
     "low": {"num_samples": 96, "distillation": {"steps": 150, "self_windows": 32}},
     "default": {"num_samples": 192, "distillation": {"steps": 300, "self_windows": 64}},
-    "high": {"num_samples": 1024, "distillation": {"steps": 2400, "self_windows": 256}},
+    "high": {"num_samples": 768, "distillation": {"steps": 1200, "self_windows": 256}},
 }
 """What each effort gives a recipe that distils, wherever the user gives nothing."""
 

@@ -89,6 +89,16 @@ def test_streamed_layers_need_less_memory(expect: Any) -> None:
     assert many - few == 3 * 5 * 20 * 128 * 4
 
 
+def test_processes_share_what_distillation_holds(
+    expect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = expect(method="wanda", reconstruction="distillation").peak_bytes
+    monkeypatch.setattr("permllm_offline.prune_forecast.count", lambda: 3)
+    shared = expect(method="wanda", reconstruction="distillation").peak_bytes
+    # A float32 copy, Adam's two states, a gradient, a snapshot in float32, and a mask.
+    assert alone - shared == 2 * WEIGHTS * 21 * 2 // 3
+
+
 def test_a_file_of_the_output_is_in_memory(expect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = expect(method="magnitude").peak_bytes
     monkeypatch.setattr("permllm_offline.prune_forecast.MAX_SHARD_BYTES", 500_000)

@@ -181,7 +181,7 @@ def test_an_interval_takes_the_place_of_the_last_and_goes_with_its_step(tmp_path
     work = WorkFolder(tmp_path / "work", "a", resume=False)
     assert work.interval("one") is None
     for number in (1, 2):
-        work.keep_interval("one", lambda number=number: Step(facts={"step": number}))
+        work.keep_interval("one", Step(facts={"step": number}))
     again = WorkFolder(tmp_path / "work", "a", resume=True)
     kept = again.interval("one")
     assert kept is not None

@@ -116,7 +116,7 @@ class _Learner:
                 last = self._step == constants.steps
                 if last or self._step % constants.validation_interval == 0:
                     self._choose_best()
-                    self._work.keep_interval(self._name, self._state)
+                    self._work.keep_interval(self._name, self._state())
                 progress.update()
                 progress.set_postfix(loss=f"{loss:.4f}", best=f"{self._best_loss:.4f}")
         logger.info(

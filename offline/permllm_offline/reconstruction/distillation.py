@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -29,7 +28,7 @@ from permllm_offline.recomputation import activations_are_large, recomputed
 from permllm_offline.reconstruction.divergence import divergence
 from permllm_offline.reconstruction.head_inputs import head_input, head_inputs_of
 from permllm_offline.reconstruction.kept_weights import KeptWeights
-from permllm_offline.run.processes import share, sum_gradients, summed
+from permllm_offline.run.processes import collected, share, sum_gradients, summed
 from permllm_offline.run.steps import Step, Work
 from permllm_offline.schedules import shuffled_batches, warmed_cosine
 from permllm_offline.text.calibration import require_windows
@@ -65,11 +64,12 @@ def distil(calibrated: Calibrated, decisions: Sequence[LayerDecision]) -> Learni
         for group in decision
         for name in group.masks
     ]
+    masks = [mask for _, mask in linears]
     targets = head_inputs_of(model, family, targets)
     pupil = Pupil(model)
     large = activations_are_large(calibrated, windows=1)
     with (
-        KeptWeights([linear for linear, _ in linears], [mask for _, mask in linears]) as kept,
+        KeptWeights([linear for linear, _ in linears], masks, shared=True) as kept,
         recomputed(layers) if large else nullcontext(),
     ):
         return _optimise(
@@ -140,7 +140,7 @@ def _optimise(
             value = curve[-1]["validation_loss"] = _validate(pupil, validation)
             if value < state.best_loss:
                 state.best, state.best_loss = kept.snapshot(), value
-            calibrated.work.keep_interval(_NAME, partial(state.step, kept))
+            calibrated.work.keep_interval(_NAME, state.step(kept))
         progress.set_postfix(loss=f"{total / tokens:.3f}", best=f"{state.best_loss:.3f}")
     kept.load(state.best)
     logger.info("divergence %.3f -> %.3f nats", curve[0]["validation_loss"], state.best_loss)
@@ -151,15 +151,16 @@ def _optimise(
 class _State:
     """What a run that was cut off needs beside the weights: the best ones and the curve."""
 
-    best: list[Tensor]
+    best: Mapping[int, Tensor]
     best_loss: float
     curve: LearningCurve
 
     def step(self, kept: KeptWeights) -> Step:
-        """All of it, with the weights, for the work folder."""
-        tensors = kept.state()
-        tensors |= {f"{_BEST}{index}": weight for index, weight in enumerate(self.best)}
-        return Step(tensors, {"best_loss": self.best_loss, "curve": self.curve})
+        """All of it, with the weights, for the work folder of the first process."""
+        best = {f"{_BEST}{index}": weight for index, weight in self.best.items()}
+        return Step(
+            collected(kept.state() | best), {"best_loss": self.best_loss, "curve": self.curve}
+        )
 
 
 def _kept_state(work: Work, kept: KeptWeights) -> _State | None:
@@ -167,10 +168,8 @@ def _kept_state(work: Work, kept: KeptWeights) -> _State | None:
     step = work.interval(_NAME)
     if step is None:
         return None
-    tensors = dict(step.tensors)
-    names = [name for name in tensors if name.startswith(_BEST)]
-    best = [tensors.pop(f"{_BEST}{index}") for index in range(len(names))]
-    kept.load_state(tensors)
+    kept.load_state(step.tensors)
+    best = {index: step.tensors[f"{_BEST}{index}"] for index in kept.mine}
     return _State(best, step.facts["best_loss"], list(step.facts["curve"]))
 
 

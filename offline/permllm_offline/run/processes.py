@@ -1,13 +1,14 @@
 """The processes of one prune, as ``torchrun`` starts them: each takes a share of every step.
 
-All hold the whole model. What is computed without gradients is computed by the first process alone
-and given to the others, so that all decide alike to the last bit; only the first one writes.
+All hold the whole model; what the optimiser of distillation holds is shared out. What is computed
+without gradients is computed by the first process alone and given to the others, so that all decide
+alike to the last bit; only the first one writes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -67,7 +68,48 @@ def from_first(compute: Callable[[], Result]) -> Result:
 
 def share(batch: Tensor) -> Tensor:
     """The part of a batch that this process takes; the parts of all are the batch."""
-    return batch[distributed.get_rank() :: count()] if count() > 1 else batch
+    return batch[rank() :: count()]
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return distributed.get_rank() if count() > 1 else 0
+
+
+def owners(sizes: Sequence[int]) -> list[int]:
+    """The process that takes each of some things, so that all have about as much.
+
+    Args:
+        sizes: of each, bytes say.
+    """
+    result = [0] * len(sizes)
+    for turn, index in enumerate(sorted(range(len(sizes)), key=lambda i: -sizes[i])):
+        result[index] = turn % count()
+    return result
+
+
+def spread(tensor: Tensor, owner: int) -> None:
+    """Give every process the contents that one process has, in place."""
+    if count() > 1:
+        distributed.broadcast(tensor, owner)
+
+
+def collected(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the first process the tensors of all, whose names differ; on the others none."""
+    if count() == 1:
+        return dict(tensors)
+    known: list[dict[str, tuple[torch.Size, torch.dtype]]] = [{}] * count()
+    distributed.all_gather_object(known, {k: (t.shape, t.dtype) for k, t in tensors.items()})
+    if not first():
+        for tensor in tensors.values():
+            distributed.send(tensor.detach().cpu().contiguous(), 0)
+        return {}
+    found = dict(tensors)
+    for sender, theirs in enumerate(known[1:], start=1):
+        for name, (shape, dtype) in theirs.items():
+            found[name] = torch.empty(shape, dtype=dtype)
+            distributed.recv(found[name], sender)
+    return found
 
 
 def summed(value: float) -> float:
@@ -118,6 +160,6 @@ class SharedWork(Work):
         """Return the state in which the first process last kept the step of that name, or None."""
         return from_first(lambda: self._kept.interval(name))
 
-    def keep_interval(self, name: str, state: Callable[[], Step]) -> None:
+    def keep_interval(self, name: str, state: Step) -> None:
         """Keep the state of an unfinished step on the first process."""
         self._kept.keep_interval(name, state)

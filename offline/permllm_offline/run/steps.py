@@ -73,7 +73,7 @@ class Work:
         """Return the state in which the step of that name was last kept, or None."""
         return None
 
-    def keep_interval(self, name: str, state: Callable[[], Step]) -> None:
+    def keep_interval(self, name: str, state: Step) -> None:
         """Keep the state of an unfinished step, in place of the last one."""
 
 
@@ -129,9 +129,9 @@ class WorkFolder(Work):
         path = self._path(name + _INTERVAL)
         return _read(path) if path.exists() else None
 
-    def keep_interval(self, name: str, state: Callable[[], Step]) -> None:
+    def keep_interval(self, name: str, state: Step) -> None:
         """Keep the state of an unfinished step, in place of the last one."""
-        self._write(self._path(name + _INTERVAL), state(), {})
+        self._write(self._path(name + _INTERVAL), state, {})
 
     def _write(self, path: Path, done: Step, more: Mapping[str, str]) -> None:
         metadata = {_IDENTITY: self.identity, _FACTS: json.dumps(done.facts), **more}

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from permllm_offline.api import prune
 from permllm_offline.errors import OfflineError
+from permllm_offline.reconstruction.kept_weights import KeptWeights
 from permllm_offline.run import processes
 
 LEARNING = {"steps": 3, "windows_per_step": 2, "windows_at_once": 1, "validation_interval": 2}
@@ -96,6 +98,59 @@ def test_processes_that_cannot_share_are_refused(
     with pytest.raises(OfflineError, match="start it without torchrun"):
         prune_by(method="wanda", reconstruction="obs")
     assert not (tmp_path / "sparse").exists()
+
+
+def prune_and_stop(output: Path, model: Path, text: Path) -> None:
+    """Prune until the first state of distillation is kept, then lose the process, killed."""
+    kept = processes.SharedWork.keep_interval
+
+    def killed(self: processes.SharedWork, name: str, state: Any) -> None:
+        kept(self, name, state)
+        if name == "distillation":
+            os._exit(0)
+
+    processes.SharedWork.keep_interval = killed  # type: ignore[method-assign]
+    prune_to(output, model, text)
+
+
+def test_a_shared_distillation_is_resumed_by_one_process(
+    tmp_path: Path, tiny_model_directory: Path, text_file: Path
+) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run_two(prune_and_stop, resumed, tiny_model_directory, text_file)
+    assert not resumed.exists()
+    prune_to(whole, tiny_model_directory, text_file)
+    prune(tiny_model_directory, resumed, dataset=text_file, resume=True, **OPTIONS)
+    for file in ("model.safetensors", "recipe.yaml"):
+        assert (whole / file).read_bytes() == (resumed / file).read_bytes(), file
+
+
+def share_out() -> None:
+    with processes.joined():
+        torch.manual_seed(0)
+        linears = [nn.Linear(8, rows, bias=False).requires_grad_(False) for rows in (2, 9, 5, 4)]
+        masks = [torch.ones(linear.weight.shape, dtype=torch.bool) for linear in linears]
+        with KeptWeights(linears, masks, shared=True) as kept:
+            # The largest of all and the third, the second and the smallest.
+            assert kept.mine == ([1, 3] if processes.first() else [0, 2])
+            before = kept.snapshot()
+            assert sorted(before) == kept.mine
+            for linear in linears:
+                linear.weight.grad = torch.ones_like(linear.weight)
+            kept.step(0.5)
+            moved = [linear.weight.clone() for linear in linears]
+            state = {k: t.clone() for k, t in processes.collected(kept.state()).items()}
+            assert len(state) == (16 if processes.first() else 0)
+            kept.load(before)
+            for linear, weight in zip(linears, moved, strict=True):
+                torch.testing.assert_close(linear.weight, weight + 0.5)
+            kept.load_state(processes.from_first(lambda: state))
+            for linear, weight in zip(linears, moved, strict=True):
+                assert torch.equal(linear.weight, weight)
+
+
+def test_each_process_moves_its_own_weights_and_has_those_of_all() -> None:
+    run_two(share_out)
 
 
 def add() -> None:
