@@ -33,10 +33,18 @@ from permllm_offline.recipe import EFFORTS, Recipe, make_recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.text.evaluation import evaluation_windows, perplexity
 
-from .checkpoints import KEY, SEQUENCE_LENGTH, Checkpoints, Key, Times, processor_time, times_since
 from .models import smollm2
-from .offline import evaluate
-from .rows import Rows
+from .pruning.checkpoints import (
+    KEY,
+    SEQUENCE_LENGTH,
+    Checkpoints,
+    Key,
+    Times,
+    processor_time,
+    times_since,
+)
+from .pruning.commands import evaluate
+from .records.rows import Rows
 from .texts import austen, python_manual, sotu
 
 PATTERNS = ("2:4", "4:8")

@@ -19,10 +19,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from .engines import ENGINE_OPTIONS, ENVIRONMENT
-from .machine import write_json
+from .engines.engine import ENGINE_OPTIONS, ENVIRONMENT
 from .models import LLAMA_SHAPES, random_llama
-from .offline import magnitude_pruned
+from .pruning.commands import magnitude_pruned
+from .records.machine import write_json
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 32, 65
 PARTS: Mapping[str, tuple[str, ...]] = {

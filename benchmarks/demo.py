@@ -15,11 +15,11 @@ from rich.table import Table
 
 from permllm_offline.inspection import inspect
 
-from .engines import Engine
-from .machine import machine, write_json
+from .engines.engine import Engine
+from .engines.server import serve
 from .models import random_llama, smollm2
-from .offline import evaluate, magnitude_pruned, permllm_offline
-from .server import serve
+from .pruning.commands import evaluate, magnitude_pruned, permllm_offline
+from .records.machine import machine, write_json
 from .serving import compare
 from .texts import sotu
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from .drawing import Row, save
+from .records.drawing import Row, save
 
 SHARED = ("model", "sequence_length", "windows")
 TIMES = {"processor_minutes": "processor_seconds", "minutes": "prune_seconds"}

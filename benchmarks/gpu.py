@@ -133,7 +133,7 @@ def measure(steps: Steps, output: Path, model: str | None, tests: bool) -> None:
         steps.run("tests", pytest, 240)
     name = torch.cuda.get_device_name().lower().replace(" ", "-")
     generation = [
-        sys.executable, "-m", "benchmarks.cuda_generation",
+        sys.executable, "-m", "benchmarks.cuda.generation",
         "--json", str(output / f"generation-{name}.json"),
         *(("--model", model) if model else ()),
     ]  # fmt: skip
@@ -145,7 +145,7 @@ def measure(steps: Steps, output: Path, model: str | None, tests: bool) -> None:
         command = [sanitizer, "--error-exitcode", "1", *pytest, "-k", SANITIZED]
         steps.run("compute-sanitizer", command, 120, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     kernels = [
-        sys.executable, "-m", "benchmarks.cuda_kernels",
+        sys.executable, "-m", "benchmarks.cuda.kernels",
         "--json", str(output / f"kernels-{name}.json"),
         "--seconds", str(max(0, int(steps.left() - 60))),  # no shape begins in the last minute
     ]  # fmt: skip

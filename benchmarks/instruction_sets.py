@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import linear
 
-from benchmarks.cpu_contestants import (
+from benchmarks.cpu.contestants import (
     Call,
     Contestant,
     Make,
@@ -32,7 +32,7 @@ from benchmarks.cpu_contestants import (
     rounds_of,
     sparse_linear,
 )
-from benchmarks.machine import write_json
+from benchmarks.records.machine import write_json
 from benchmarks.shapes import TOKENS, VALUES, parse_shape, random_layer, to_int8
 from permllm_vllm.backends.cpu import CpuBackend
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.kernels --device cpu --threads 1 --json results.json
     python -m benchmarks.kernels --patterns 4:8 --tokens 1 4 16 17 24 32 48 --json results.json
-    python -m benchmarks.kernels --device cuda --json results.json    # benchmarks/cuda_kernels.py
+    python -m benchmarks.kernels --device cuda --json results.json    # benchmarks/cuda/kernels.py
 
 Every contestant runs in this process, call by call in turn, over enough copies of its weight that
 none of them is in the cache; the peers with huge pages run in a second process. One thread is timed
@@ -26,8 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks import cuda_kernels
-from benchmarks.cpu_contestants import (
+from benchmarks.cpu.contestants import (
     VLLM_INT8,
     Contestant,
     activations,
@@ -37,9 +36,10 @@ from benchmarks.cpu_contestants import (
     rounds_of,
     sparse_linear,
 )
-from benchmarks.cpu_limits import stream_rate, times_with_huge_pages
-from benchmarks.kernel_rows import KEY, Row, complete
-from benchmarks.rows import Rows
+from benchmarks.cpu.kernel_rows import KEY, Row, complete
+from benchmarks.cpu.limits import stream_rate, times_with_huge_pages
+from benchmarks.cuda import kernels as cuda_kernels
+from benchmarks.records.rows import Rows
 from benchmarks.shapes import LLAMA_2_7B, TOKENS, VALUES, parse_shape, random_layer, to_int8
 from permllm_vllm.backends.cpu import CpuBackend
 

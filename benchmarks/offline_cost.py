@@ -38,19 +38,19 @@ from permllm_offline.permutation.masked_linear import PermutedMaskedLinear, Step
 from permllm_offline.permutation.sinkhorn import sinkhorn
 from permllm_vllm.checkpoint.pattern import Pattern
 
-from .cost_plots import draw_pipeline, draw_quality, draw_steps
-from .cost_tables import pipeline
-from .dense_permutations import (
+from .pruning.cost_plots import draw_pipeline, draw_quality, draw_steps
+from .pruning.cost_tables import pipeline
+from .pruning.dense_permutations import (
     LEARNING_RATE,
     WEIGHT_DECAY,
     DenseMaskedLinear,
     DensePermutation,
     SharedMatrix,
 )
-from .drawing import save
-from .machine import write_json
-from .pipeline_cost import METHODS, QUICK_METHODS, PipelineCost, facts
-from .quality_time import QualityTime
+from .pruning.pipeline_cost import METHODS, QUICK_METHODS, PipelineCost, facts
+from .pruning.quality_time import QualityTime
+from .records.drawing import save
+from .records.machine import write_json
 from .studies.cells import Cells
 
 PATTERN, BLOCK = Pattern(2, 4), 64

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.machine import write_json
+from benchmarks.records.machine import write_json
 from benchmarks.shapes import LLAMA_2_7B, VALUES, parse_shape
 from permllm_vllm.backends import CheckpointWeights
 from permllm_vllm.backends.cpu import CpuBackend

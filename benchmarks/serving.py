@@ -22,16 +22,16 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from . import quantized_peers, vllm_bench
-from .drawing import save
-from .engines import RESERVED_CORES, Engine, NoEngine, Running, alternate
-from .machine import machine_class
+from .engines import quantized_peers, vllm_bench
+from .engines.engine import RESERVED_CORES, Engine, NoEngine, Running, alternate
+from .engines.serving_report import draw, show
+from .engines.serving_rows import DECODE, KEY, repeats_of, with_ratios
+from .engines.weight_bytes import DecodedWeights, of_checkpoint
 from .models import LLAMA_SHAPES, random_llama, smollm2, word_tokenizer
-from .offline import magnitude_pruned
-from .rows import Rows
-from .serving_report import draw, show
-from .serving_rows import DECODE, KEY, repeats_of, with_ratios
-from .weight_bytes import DecodedWeights, of_checkpoint
+from .pruning.commands import magnitude_pruned
+from .records.drawing import save
+from .records.machine import machine_class
+from .records.rows import Rows
 
 DENSE = "dense bfloat16"
 VARIANTS: Mapping[str, Callable[[Path], Path]] = {

@@ -20,13 +20,13 @@ from typing import Any
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from .machine import write_json
-from .memory import Memory, watched
+from .engines.memory import Memory, watched
+from .engines.server import Server, serve
+from .engines.traffic import Question, Tally, Traffic
 from .models import smollm2
-from .offline import permllm_offline
-from .server import Server, serve
+from .pruning.commands import permllm_offline
+from .records.machine import write_json
 from .texts import sotu
-from .traffic import Question, Tally, Traffic
 
 DTYPES = ("bfloat16", "float32")
 CONTEXT = 1024

@@ -18,8 +18,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks import cost_tables, kernel_tables, serving_tables
-from benchmarks.markdown import Result, markdown
+from benchmarks.cpu import kernel_tables
+from benchmarks.engines import serving_tables
+from benchmarks.pruning import cost_tables
+from benchmarks.records.markdown import Result, markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

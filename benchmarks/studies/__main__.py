@@ -14,8 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.drawing import save
 from benchmarks.models import gemma3, smollm2
+from benchmarks.records.drawing import save
 from benchmarks.studies import (
     blocks,
     calibration,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import Rows
+from benchmarks.records.rows import Rows
 
 Row = dict[str, Any]
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.drawing import perplexity_bars
+from benchmarks.records.drawing import perplexity_bars
 from benchmarks.studies.cells import Cells, Row
 from benchmarks.studies.int4_learning import learn_with_int4
 from benchmarks.studies.rounding import by_range, rounded

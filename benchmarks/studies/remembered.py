@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from benchmarks.machine import machine, versions
 from benchmarks.packages import cache_dir
+from benchmarks.records.machine import machine, versions
 
 
 def remembered(key: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.drawing import bars
+from benchmarks.records.drawing import bars
 from benchmarks.studies.cells import Cells, Row
 from benchmarks.studies.study import Study
 from benchmarks.studies.subject import MANY_CELLS, Subject

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.drawing import perplexity_bars
+from benchmarks.records.drawing import perplexity_bars
 from benchmarks.studies.cells import Cells, Row
 from benchmarks.studies.study import Study
 from benchmarks.studies.subject import MANY_CELLS, Subject

@@ -13,8 +13,8 @@ MODULES = {
     "setup.py": "build",
     "-c": "check",
     "pytest": "tests",
-    "benchmarks.cuda_generation": "generation",
-    "benchmarks.cuda_kernels": "kernels",
+    "benchmarks.cuda.generation": "generation",
+    "benchmarks.cuda.kernels": "kernels",
 }
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import checkpoints, offline_cost
-from benchmarks.dense_permutations import DenseMaskedLinear, DensePermutation, SharedMatrix
+from benchmarks import offline_cost
 from benchmarks.offline_cost import LOOPS, PATTERN, draw, measure_step
-from benchmarks.prune_parts import PARTS, REST, parts, with_rest
+from benchmarks.pruning import checkpoints
+from benchmarks.pruning.dense_permutations import DenseMaskedLinear, DensePermutation, SharedMatrix
+from benchmarks.pruning.prune_parts import PARTS, REST, parts, with_rest
 from benchmarks.texts import Texts
 from permllm_offline.cli import main
 from permllm_offline.permutation.masked_linear import PermutedMaskedLinear, StepPermutation

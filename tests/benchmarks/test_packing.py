@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from benchmarks.kernel_tables import packing as shown
+from benchmarks.cpu.kernel_tables import packing as shown
 from benchmarks.packing import Row, measure, random_weights
 from permllm_vllm import ops
 from permllm_vllm.backends.reference import ReferenceBackend

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks import serving, vllm_bench
-from benchmarks.engines import Answers, EngineError
-from benchmarks.rows import Rows
+from benchmarks import serving
+from benchmarks.engines import vllm_bench
+from benchmarks.engines.engine import Answers, EngineError
+from benchmarks.engines.serving_rows import KEY, repeats_of, with_ratios
+from benchmarks.engines.weight_bytes import DecodedWeights
+from benchmarks.records.rows import Rows
 from benchmarks.serving import compare
-from benchmarks.serving_rows import KEY, repeats_of, with_ratios
-from benchmarks.weight_bytes import DecodedWeights
 
 MEASUREMENTS = itertools.count()
 SPEEDS = {"dense": 10.0, "sparse": 25.0, "int8": 40.0}

@@ -6,10 +6,10 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from benchmarks import memory as memory_module
-from benchmarks.memory import Memory
+from benchmarks.engines import memory as memory_module
+from benchmarks.engines.memory import Memory
+from benchmarks.engines.traffic import Tally
 from benchmarks.soak import IDLE, LARGEST_GROWTH_MIB, Soaked, percentiles, summary
-from benchmarks.traffic import Tally
 
 
 def good() -> Soaked:

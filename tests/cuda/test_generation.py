@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.cuda_generation import (
+from benchmarks.cuda.generation import (
     TOLERANCE,
     Outcome,
     compare,
@@ -12,7 +12,7 @@ from benchmarks.cuda_generation import (
     require_equal,
     sparse_linear,
 )
-from benchmarks.llama import Llama, RandomWeights, Shape, load
+from benchmarks.cuda.llama import Llama, RandomWeights, Shape, load
 
 SMALL = Shape(
     hidden_size=128,

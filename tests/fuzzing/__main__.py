@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.machine import write_json
+from benchmarks.records.machine import write_json
 from tests.fuzzing.targets import TARGETS
 
 INPUTS_PER_PROCESS = 150_000  # so that both processors are busy to the end

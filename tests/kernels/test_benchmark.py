@@ -5,10 +5,11 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from benchmarks import kernel_rows, kernels
-from benchmarks.kernel_rows import KEY, Row, complete
+from benchmarks import kernels
+from benchmarks.cpu import kernel_rows
+from benchmarks.cpu.kernel_rows import KEY, Row, complete
 from benchmarks.kernels import Plan, table
-from benchmarks.rows import Rows
+from benchmarks.records.rows import Rows
 
 
 def row(m, peer, peer_us, ours_us, **changes):

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.machine import write_json
+from benchmarks.records.machine import write_json
 from tests.kernels.amx.emulated import INSTRUCTION_SETS, compile_emulation, cpu_flags
 from tests.sanitizing.build import (
     MEMORY,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from benchmarks.server import Server
+from benchmarks.engines.server import Server
 
 LICENSE = Path(__file__).parents[2] / "LICENSE"  # English text that does not change
 ARGUMENTS = (

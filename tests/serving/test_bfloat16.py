@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.server import Server, serve
+from benchmarks.engines.server import Server, serve
 from permllm_vllm.backends.cpu import CpuBackend
 from tests.serving.checkpoints import Twins, corrupt
 from tests.serving.engine import Engines

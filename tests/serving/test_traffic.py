@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks.server import Server, serve
+from benchmarks.engines.server import Server, serve
 from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
 from tests.serving.checkpoints import Twins
 from tests.serving.scoring import ARGUMENTS

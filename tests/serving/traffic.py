@@ -2,9 +2,9 @@
 
 import asyncio
 
-from benchmarks.server import Server
+from benchmarks.engines.server import Server
+from benchmarks.engines.traffic import Question, Tally, Traffic
 from benchmarks.soak import IDLE, settled_metrics
-from benchmarks.traffic import Question, Tally, Traffic
 from tests.serving.scoring import text_tokens
 
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import SEQUENCE_LENGTH, Checkpoints
-from .prune_parts import REFERENCE, parts
+from benchmarks.pruning.checkpoints import SEQUENCE_LENGTH, Checkpoints
+from benchmarks.pruning.prune_parts import REFERENCE, parts
 
 METHODS = (
     REFERENCE,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .drawing import Row
-from .prune_parts import PARTS, REST, with_rest
+from benchmarks.pruning.prune_parts import PARTS, REST, with_rest
+from benchmarks.records.drawing import Row
 
 Result = Mapping[str, Any]
 

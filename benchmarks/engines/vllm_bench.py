@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .engines import ENVIRONMENT, reason
-from .rows import Rows
-from .server import serve
-from .serving_rows import with_ratios
+from benchmarks.engines.engine import ENVIRONMENT, reason
+from benchmarks.engines.server import serve
+from benchmarks.engines.serving_rows import with_ratios
+from benchmarks.records.rows import Rows
 
 VLLM = str(Path(sys.executable).with_name("vllm"))
 PROMPTS = 16

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.markdown import Result, markdown
-from benchmarks.serving_rows import DECODE
+from benchmarks.engines.serving_rows import DECODE
+from benchmarks.records.markdown import Result, markdown
 
 Row = Mapping[str, Any]
 Shown = Callable[[Row], str]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .weight_bytes import DecodedWeights
+from benchmarks.engines.weight_bytes import DecodedWeights
 
 Row = Mapping[str, Any]
 

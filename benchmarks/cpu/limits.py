@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cpu_contestants import (
+from benchmarks.cpu.contestants import (
     activations,
     dense_contestants,
     median_times,
     peer_makers,
     rounds_of,
 )
-from benchmarks.kernel_rows import PeerTimes
+from benchmarks.cpu.kernel_rows import PeerTimes
 from benchmarks.shapes import random_layer
 
 STREAM_BYTES = 256 << 20
@@ -52,7 +52,7 @@ def times_with_huge_pages(
         file = Path(folder, "times.json")
         task = {"shape": shape, "tokens": tokens, "peers": peers, "threads": threads}
         subprocess.run(
-            [sys.executable, "-m", "benchmarks.cpu_limits", json.dumps(task), str(file)],
+            [sys.executable, "-m", "benchmarks.cpu.limits", json.dumps(task), str(file)],
             env={**os.environ, **HUGE_PAGES},
             check=True,
         )

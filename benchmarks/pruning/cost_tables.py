@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.markdown import Result, markdown
-from benchmarks.prune_parts import PARTS, REFERENCE, REST, with_rest
+from benchmarks.pruning.prune_parts import PARTS, REFERENCE, REST, with_rest
+from benchmarks.records.markdown import Result, markdown
 
 
 def learning_steps(result: Result) -> str:

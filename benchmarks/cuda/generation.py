@@ -1,6 +1,6 @@
 """Generates tokens with a Llama, dense and sparse with the same weights, under CUDA graphs.
 
-    python -m benchmarks.cuda_generation [--model DIRECTORY] [--json FILE]
+    python -m benchmarks.cuda.generation [--model DIRECTORY] [--json FILE]
 
 The weights are those of a checkpoint of transformers, or random in Llama-2-7B's shapes. They are
 pruned 2:4 by magnitude, in a random permutation where the layer reads a norm. The dense model
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.cuda_contestants import CUDA
-from benchmarks.llama import Linear, Llama, RandomWeights, Shape, load
-from benchmarks.machine import write_json
+from benchmarks.cuda.contestants import CUDA
+from benchmarks.cuda.llama import Linear, Llama, RandomWeights, Shape, load
+from benchmarks.records.machine import write_json
 from permllm_vllm import ops
 from permllm_vllm.backends import CheckpointWeights, fallback_reason, select_backend
 from permllm_vllm.checkpoint import packing, permutation
@@ -163,7 +163,7 @@ def require_equal(rows: list[dict[str, float]]) -> None:
 def main() -> None:
     """Generates with both models, compares, prints, writes JSON; fails where they differ."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cuda_generation", description=__doc__
+        prog="python -m benchmarks.cuda.generation", description=__doc__
     )
     parser.add_argument("--model", type=Path, metavar="DIRECTORY")
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 16, 64])

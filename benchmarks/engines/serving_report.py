@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .serving_rows import DECODE
+from benchmarks.engines.serving_rows import DECODE
 
 Row = Mapping[str, Any]
 Column = tuple[str, Callable[[Row], str]]

@@ -1,6 +1,6 @@
 """What `benchmarks.kernels` records, and the bounds that the best rates of a run set.
 
-    python -m benchmarks.kernel_rows RESULT    # bounds of RESULT anew, from its own times, in place
+    python -m benchmarks.cpu.kernel_rows RESULT    # its bounds anew, from its own times
 
 Measures nothing: date, machine and times of the result stay as they are.
 """

@@ -3,8 +3,8 @@
 Round-to-nearest, in the formats that vLLM's CPU backend runs: enough for speed and memory, which do
 not depend on how well the values were chosen.
 
-    python -m benchmarks.quantized_peers int8 DENSE
-    python -m benchmarks.quantized_peers int4 DENSE
+    python -m benchmarks.engines.quantized_peers int8 DENSE
+    python -m benchmarks.engines.quantized_peers int4 DENSE
 """
 
 import argparse

@@ -12,6 +12,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.models import smollm2
+from benchmarks.pruning.dense_permutations import (
+    LEARNING_RATE,
+    TEMPERATURES,
+    WEIGHT_DECAY,
+    DenseMaskedLinear,
+    DensePermutation,
+    SharedMatrix,
+)
+from benchmarks.texts import austen, sotu
 from permllm_offline.activations import collect, last_hidden_state
 from permllm_offline.importance import wanda
 from permllm_offline.model.loading import load_model, load_tokenizer
@@ -23,17 +33,6 @@ from permllm_offline.recipe import Recipe, make_recipe
 from permllm_offline.schedules import cosine, shuffled_batches
 from permllm_offline.text.evaluation import evaluation_windows, perplexity
 from permllm_vllm.checkpoint.pattern import Pattern
-
-from .dense_permutations import (
-    LEARNING_RATE,
-    TEMPERATURES,
-    WEIGHT_DECAY,
-    DenseMaskedLinear,
-    DensePermutation,
-    SharedMatrix,
-)
-from .models import smollm2
-from .texts import austen, sotu
 
 PATTERN = Pattern(2, 4)
 SAMPLES, SEQUENCE_LENGTH, BATCH = 32, 512, 8

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.markdown import Result, Rows, markdown
+from benchmarks.records.markdown import Result, Rows, markdown
 
 Row = Mapping[str, Any]
 ByShape = Mapping[tuple[Any, ...], Row]

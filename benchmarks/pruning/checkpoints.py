@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from .models import smollm2
-from .offline import permllm_offline
-from .texts import sotu
+from benchmarks.models import smollm2
+from benchmarks.pruning.commands import permllm_offline
+from benchmarks.texts import sotu
 
 SEQUENCE_LENGTH = 512
 

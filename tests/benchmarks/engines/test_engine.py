@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.engines import Answers, EngineError, Step, _output_to, reason, sparse_bytes
+from benchmarks.engines.engine import Answers, EngineError, Step, _output_to, reason, sparse_bytes
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.quantized_peers import int4, int8
+from benchmarks.engines.quantized_peers import int4, int8
 
 LINEAR = "model.layers.0.mlp.down_proj"
 

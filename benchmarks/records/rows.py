@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .machine import machine, versions, write_json
+from benchmarks.records.machine import machine, versions, write_json
 
 
 class Rows:

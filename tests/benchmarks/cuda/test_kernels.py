@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from benchmarks import cuda_contestants, cuda_kernels
-from benchmarks.cuda_contestants import CONTESTANTS, DENSE, OURS, FastestAlgorithm
-from benchmarks.cuda_kernels import Row, slower_than_dense, table
+from benchmarks.cuda import contestants as cuda_contestants
+from benchmarks.cuda import kernels as cuda_kernels
+from benchmarks.cuda.contestants import CONTESTANTS, DENSE, OURS, FastestAlgorithm
+from benchmarks.cuda.kernels import Row, slower_than_dense, table
 from benchmarks.shapes import random_layer
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.rows import Rows
+from benchmarks.records.rows import Rows
 
 FACTS = {"windows": 2}
 

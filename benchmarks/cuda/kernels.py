@@ -1,6 +1,6 @@
 """Times the kernels on a GPU against the dense and sparse paths of PyTorch.
 
-    python -m benchmarks.cuda_kernels --json results.json
+    python -m benchmarks.cuda.kernels --json results.json
 
 Every contestant is captured in a CUDA graph that calls it in turn with copies of its weight, so
 many that none of them is in the second-level cache when its turn comes again. Numbers are medians
@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.cuda_contestants import (
+from benchmarks.cuda.contestants import (
     CONTESTANTS,
     CUDA,
     DENSE,
@@ -31,7 +31,7 @@ from benchmarks.cuda_contestants import (
     Call,
     permuted_dense,
 )
-from benchmarks.machine import write_json
+from benchmarks.records.machine import write_json
 from benchmarks.shapes import LLAMA_2_7B, random_layer
 from permllm_vllm.backends import fallback_reason
 from permllm_vllm.checkpoint import permutation as permutations
@@ -247,7 +247,7 @@ def run(
 
 def main() -> None:
     """Reads the command line and runs."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda_kernels", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda.kernels", description=__doc__)
     parser.add_argument("--shapes", type=shape, nargs="+", metavar="NxK")
     parser.add_argument("--m", type=int, nargs="+", metavar="TOKENS")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS)

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.engines.weight_bytes import DecodedWeights, decoded_weights, of_checkpoint
 from benchmarks.models import LLAMA_SHAPES
-from benchmarks.weight_bytes import DecodedWeights, decoded_weights, of_checkpoint
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
-from benchmarks.traffic import BrokenStreamError, Question, Tally, Traffic, stream
+from benchmarks.engines.traffic import BrokenStreamError, Question, Tally, Traffic, stream
 
 QUESTION = Question((5, 6, 7), 4)
 TOKENS = (11, 12, 13, 14)

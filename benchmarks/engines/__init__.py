@@ -1,0 +1,1 @@
+"""vLLM under measurement: engines, servers, peers, traffic, and what is written of them."""

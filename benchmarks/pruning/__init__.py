@@ -1,0 +1,1 @@
+"""Prunes under measurement: checkpoints, their costs, and the dense loop of the paper."""

@@ -1,0 +1,1 @@
+"""What every result file has: machine and versions, rows, tables, drawings."""
