@@ -21,7 +21,8 @@
 //              Permutation blocks of 32, 64 and 128 inputs are all written this way.
 // scale     float32 [rows], for 8-bit values: weight = value * scale.
 //
-// CUTLASS itself pads rows to 64. A plane of 128 inputs of ours starts with the bytes of theirs.
+// CUTLASS itself pads rows to 64 for sm_90: a plane of 128 inputs of ours starts with the bytes of
+// theirs. For sm_100 it has the same order and pads to 128 as we do.
 #pragma once
 
 #include <cstdint>
