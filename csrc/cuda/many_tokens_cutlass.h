@@ -1,0 +1,127 @@
+// The kernels for many tokens of CUTLASS 3: what its sparse GEMMs for sm_90 and sm_100 share.
+//
+// y^T [rows][tokens] = W [rows][inputs] x^T [inputs][tokens]: only the first operand of a sparse
+// product may be sparse, and y^T in columns is y in rows. The bias has an entry per row of y^T. The
+// activations are permuted already (permute.h).
+//
+// Included by one file for each architecture and type: a configuration takes nvcc most of a minute.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+// clang-format off
+#include "cutlass/cutlass.h"
+#include "cute/tensor.hpp"
+#include "cutlass/arch/grid_dependency_control.h"
+#include "cutlass/epilogue/collective/collective_builder.hpp"
+#include "cutlass/epilogue/fusion/sm90_callbacks_tma_warpspecialized.hpp"
+#include "cutlass/gemm/collective/collective_builder.hpp"
+#include "cutlass/gemm/device/gemm_universal_adapter.h"
+#include "cutlass/gemm/kernel/gemm_universal.hpp"
+// clang-format on
+
+#include "kernel_choice.h"
+
+namespace permllm::cuda {
+
+// Otherwise kernels that are launched to overlap with the previous one would not wait for it.
+#ifdef __CUDA_ARCH__
+static_assert(cutlass::arch::IsGdcGloballyEnabled,
+              "CUTLASS compiles griddepcontrol away here: compile for sm_90a with "
+              "-DCUTLASS_ENABLE_GDC_FOR_SM90=1, for sm_100a or sm_100f with "
+              "-DCUTLASS_ENABLE_GDC_FOR_SM100=1");
+#endif
+
+// Whether a configuration of CUTLASS places values and metadata as format.h does, at 16 bits. All
+// sizes within are powers of two, so that places add up over the binary digits of row and input.
+template <class SparseConfig>
+constexpr bool reads_our_format() {
+  constexpr int kRows = 2 * kRowMultiple;
+  constexpr int kInputs = 2 * kInputMultiple;
+  const auto size = cute::make_shape(kRows, 1, kInputs, 1);
+  const auto values = SparseConfig::fill_layoutA(size);
+  const auto metadata = SparseConfig::fill_layoutE(size);
+  const auto same = [&](int m, int k) {
+    const auto place = cute::make_coord(m, k, 0);
+    return values(place) == int64_t{m} * kInputs + k &&  // with the inputs that are not kept
+           metadata(place) == 8 * metadata_byte(m, k, kRows);
+  };
+  for (int m = 1; m < kRows; m *= 2) {
+    if (!same(m, 0)) return false;
+  }
+  for (int k = 8; k < kInputs; k *= 2) {
+    if (!same(0, k)) return false;
+  }
+  return same(kRows - 1, kInputs - 8);
+}
+
+// The bias of each row of y^T, in the epilogue of tiles of this shape; zero where there is none.
+template <class T, class Tile>
+using RowBias =
+    cutlass::epilogue::fusion::Sm90ColBroadcast<0, Tile, T, float,
+                                                cute::Stride<cute::_1, cute::_0, int64_t>>;
+
+template <class Architecture, class T, class Tile, class Cluster, class MainloopSchedule,
+          class EpilogueSchedule, class Bias>
+struct SparseGemm {
+  static constexpr int kAligned = 128 / cutlass::sizeof_bits<T>::value;
+  using Columns = cutlass::layout::ColumnMajor;
+  using AddBias = cutlass::epilogue::fusion::Sm90EVT<
+      cutlass::epilogue::fusion::Sm90Compute<cutlass::plus, T, float,
+                                             cutlass::FloatRoundStyle::round_to_nearest>,
+      cutlass::epilogue::fusion::Sm90AccFetch, Bias>;
+  using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
+      Architecture, cutlass::arch::OpClassSparseTensorOp, Tile, Cluster,
+      cutlass::epilogue::collective::EpilogueTileAuto, float, float, void, Columns, kAligned, T,
+      Columns, kAligned, EpilogueSchedule, AddBias>::CollectiveOp;
+  using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
+      Architecture, cutlass::arch::OpClassSparseTensorOp, T, cutlass::layout::RowMajor,
+      2 * kAligned, T, Columns, kAligned, float, Tile, Cluster,
+      cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
+          sizeof(typename Epilogue::SharedStorage))>,
+      MainloopSchedule>::CollectiveOp;
+  using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop,
+                                                      Epilogue, void>;
+  using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
+  using SparseConfig = typename Mainloop::SparseConfig;
+  static_assert(reads_our_format<SparseConfig>());
+
+  // Returns a cudaError_t.
+  static int run(const LinearArguments& arguments, const Device& device, int index, void* stream) {
+    const typename Kernel::ProblemShape problem{arguments.rows, arguments.tokens, arguments.inputs,
+                                                1};
+    // The weight is stored with padding, which CUTLASS never reads into a result: rows past the
+    // last are not stored, and inputs past the last are zeros in x.
+    const typename Kernel::ProblemShape stored{arguments.padded_rows, arguments.tokens,
+                                               arguments.padded_inputs, 1};
+    const cute::Stride<int64_t, cute::_1, int64_t> x_stride{arguments.x_stride, {}, 0};
+    const cute::Stride<cute::_1, int64_t, int64_t> y_stride{{}, arguments.rows, 0};
+    cutlass::KernelHardwareInfo hardware;
+    hardware.device_id = index;
+    hardware.sm_count = device.processors;
+    const typename Gemm::Arguments gemm_arguments{
+        cutlass::gemm::GemmUniversalMode::kGemm,
+        problem,
+        {static_cast<const T*>(arguments.values), SparseConfig::fill_layoutA(stored),
+         static_cast<const T*>(arguments.x), x_stride, arguments.metadata,
+         SparseConfig::fill_layoutE(stored)},
+        {{{}, {static_cast<const T*>(arguments.bias), T(0), {}}, {}},
+         nullptr,
+         y_stride,
+         static_cast<T*>(arguments.y),
+         y_stride},
+        hardware};
+    if (Gemm::get_workspace_size(gemm_arguments) != 0) return cudaErrorInvalidConfiguration;
+    Gemm gemm;
+    auto* cuda_stream = static_cast<cudaStream_t>(stream);
+    if (gemm.initialize(gemm_arguments, nullptr, cuda_stream) != cutlass::Status::kSuccess) {
+      return cudaErrorInvalidConfiguration;
+    }
+    const auto status = gemm.run(cuda_stream, nullptr, /*launch_with_pdl=*/true);
+    if (status == cutlass::Status::kSuccess) return cudaSuccess;
+    const cudaError_t error = cudaGetLastError();
+    return error == cudaSuccess ? cudaErrorLaunchFailure : error;
+  }
+};
+
+}  // namespace permllm::cuda
