@@ -19,6 +19,7 @@
 
 #include "kernel_choice.h"
 #include "kernels.h"
+#include "many_tokens.h"
 
 namespace permllm::cuda {
 namespace {
@@ -29,11 +30,6 @@ using OptionalTensor = std::optional<Tensor>;
 
 constexpr int64_t kLargestSize = int64_t{1} << 30;  // of tokens, rows and inputs
 constexpr int kLeastCapability = 80;
-#ifdef PERMLLM_SM90
-constexpr bool kHasSm90 = true;
-#else
-constexpr bool kHasSm90 = false;
-#endif
 
 std::string shape(const Tensor& tensor) {
   std::string text = "[";
@@ -196,18 +192,6 @@ Tensor readable_rows(const Tensor& x, int64_t& stride) {
   return aligned(contiguous) ? contiguous : torch::stable::clone(contiguous);
 }
 
-int many_tokens(LinearKernel kernel, const LinearArguments& arguments, const Device& device,
-                int index, void* stream) {
-  if constexpr (kHasSm90) {
-    if (kernel == LinearKernel::kManyTokensSm90) {
-      return arguments.element == ElementType::kFloat16
-                 ? many_tokens_sm90_float16(arguments, device, index, stream)
-                 : many_tokens_sm90_bfloat16(arguments, device, index, stream);
-    }
-  }
-  return many_tokens_mma(arguments, device, stream);
-}
-
 Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalTensor permutation,
                      OptionalTensor scale, OptionalTensor bias, int64_t out_features,
                      std::string pattern) {
@@ -229,7 +213,7 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
   arguments.x = rows.const_data_ptr();
   arguments.y = y.mutable_data_ptr();
 
-  const LinearKernel kernel = choose_kernel(arguments, device, kHasSm90);
+  const LinearKernel kernel = choose_kernel(arguments, device, kBuilt);
   if (kernel == LinearKernel::kFewTokens) {
     const FewTokensPlan plan = plan_few_tokens(arguments, device);
     OptionalTensor partial;

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,14 +21,15 @@ from csrc.cuda import toolkit
 SOURCES = Path("csrc/cuda")
 #: 8.9 runs what was compiled for 8.0; the last one also as PTX, for GPUs of the future.
 ARCHITECTURES = ("80", "90a", "100", "120")
-HOPPER = "90a"
-CUTLASS_PREFIX = "many_tokens_sm90_"
 NVCC_FLAGS = [
     "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-DNDEBUG",
     "-Xcompiler", "-fPIC,-fvisibility=hidden",
 ]  # fmt: skip
 # Without GDC, CUTLASS would launch its kernels early and never wait for the one before.
-CUTLASS_FLAGS = ["-DCUTLASS_ENABLE_GDC_FOR_SM90=1"]
+CUTLASS_FLAGS = ["-DCUTLASS_ENABLE_GDC_FOR_SM90=1", "-DCUTLASS_ENABLE_GDC_FOR_SM100=1"]
+#: The kernels of CUTLASS, and the architectures that have their instructions. One is enough, the
+#: first that a build names: 100f runs on 10.0 and 10.3, 100a on 10.0 alone.
+CUTLASS_KERNELS = {"sm90": ("90a",), "sm100": ("100f", "100a")}
 
 Compile = Callable[[list[str], Path], None]
 
@@ -47,8 +48,8 @@ def architectures() -> list[str]:
                 f"PERMLLM_CUDA_ARCHS names {name!r}: architectures are numbers from 80 on as nvcc "
                 f"names them; use some of {' '.join(ARCHITECTURES)}"
             )
-    unique = {HOPPER if name == "90" else name for name in names}
-    return sorted(unique, key=lambda name: int(name.rstrip("af")))
+    unique = {"90a" if name == "90" else name for name in names}
+    return sorted(unique, key=lambda name: (int(name.rstrip("af")), name))
 
 
 def reason_not_to_build(missing: str | None = None) -> str | None:
@@ -79,9 +80,37 @@ def missing_toolkit() -> str | None:
         return "nvcc was not found; install the CUDA toolkit 12.8 or later, or set CUDA_HOME"
     if not toolkit.library_directories():
         return "libcudart_static.a was not found beside nvcc; set CUDA_HOME to the CUDA toolkit"
-    if HOPPER in architectures() and toolkit.cutlass() is None:
+    if cutlass_kernels(architectures()) and toolkit.cutlass() is None:
         return toolkit.cutlass_missing()
     return None
+
+
+def cutlass_kernels(names: Sequence[str]) -> dict[str, str]:
+    """The kernels of CUTLASS in a build for `names`, and the architecture each is compiled for."""
+    return {
+        kernel: next(name for name in able if name in names)
+        for kernel, able in CUTLASS_KERNELS.items()
+        if not set(able).isdisjoint(names)
+    }
+
+
+def definitions(names: Sequence[str]) -> list[str]:
+    """What tells the bindings which kernels a build for `names` has."""
+    kernels = [f"-DPERMLLM_{kernel.upper()}" for kernel in cutlass_kernels(names)]
+    family = ["-DPERMLLM_SM103"] if "100f" in names else []
+    return [f'-DPERMLLM_CUDA_ARCHITECTURES="{" ".join(names)}"', *kernels, *family]
+
+
+def sources(names: Sequence[str]) -> tuple[dict[Path, str], list[Path]]:
+    """What a build for `names` compiles: with CUTLASS, for one architecture each, and for all."""
+    of_cutlass = {
+        source: kernel
+        for kernel in CUTLASS_KERNELS
+        for source in sorted(SOURCES.glob(f"many_tokens_{kernel}_*.cu"))
+    }
+    built = cutlass_kernels(names)
+    heavy = {source: built[kernel] for source, kernel in of_cutlass.items() if kernel in built}
+    return heavy, [path for path in sorted(SOURCES.glob("*.cu")) if path not in of_cutlass]
 
 
 def gpu_is_visible() -> bool:
@@ -105,42 +134,32 @@ def build(
     CUTLASS, which takes up to 9 GB.
     """
     names = architectures()
-    defines = [f'-DPERMLLM_CUDA_ARCHITECTURES="{" ".join(names)}"']
-    if HOPPER in names:
-        defines.append("-DPERMLLM_SM90")
-    sources = sorted(SOURCES.glob("*.cu"))
-    heavy = [path for path in sources if path.name.startswith(CUTLASS_PREFIX)]
-    light = [path for path in sources if path not in heavy]
-    if HOPPER not in names:
-        heavy = []
+    heavy, light = sources(names)
 
     def target(source: Path) -> Path:
         # By architectures: a build for a few of them keeps the objects of the others.
-        built = HOPPER if source in heavy else "-".join(names)
-        return objects / f"{source.stem}.{built}.o"
+        return objects / f"{source.stem}.{heavy.get(source, '-'.join(names))}.o"
 
     def compile_cuda(source: Path) -> None:
         line = [toolkit.nvcc() or "nvcc", *NVCC_FLAGS]
         if source in heavy:
             line += [*CUTLASS_FLAGS, "-isystem", str((toolkit.cutlass() or Path()) / "include")]
-            line += ["-gencode", f"arch=compute_{HOPPER},code=sm_{HOPPER}"]
+            line += code_generation([heavy[source]])
         else:
             line += code_generation(names)
         compile_source(
             [*line, "-MMD", "-c", str(source), "-o", str(target(source))], target(source)
         )
 
-    def compile_each(some: Sequence[Path]) -> None:
+    def compile_each(some: Iterable[Path]) -> None:
         for source in some:
             compile_cuda(source)
 
     bindings = SOURCES / "bindings.cpp"
+    cpp = [*compiler, *flags, *definitions(names), "-MMD", "-c", str(bindings)]
     with ThreadPoolExecutor(1 if os.environ.get("MAX_JOBS") == "1" else 2) as pool:
         jobs = [pool.submit(compile_each, some) for some in (heavy, light)]
-        compile_source(
-            [*compiler, *flags, *defines, "-MMD", "-c", str(bindings), "-o", str(target(bindings))],
-            target(bindings),
-        )
+        compile_source([*cpp, "-o", str(target(bindings))], target(bindings))
         for job in jobs:
             job.result()
     link(

@@ -1,6 +1,6 @@
-// The kernel for many tokens where CUTLASS has no fitting sparse kernel: sm_80 to sm_89, sm_120,
-// and 8-bit weights everywhere. Activations are permuted already (permute.h) and stream as weights
-// do.
+// The kernel for many tokens where there is none of CUTLASS: sm_80 to sm_89, sm_120, builds without
+// it, and 8-bit weights everywhere. Activations are permuted already (permute.h) and stream as
+// weights do.
 //
 // A block multiplies 128 rows by kTokens tokens, a warp 64 rows by 32 tokens.
 #pragma once

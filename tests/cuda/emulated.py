@@ -13,7 +13,8 @@ from torch import Tensor
 from permllm_vllm.backends import PackedWeights
 
 ELEMENTS = {torch.bfloat16: 0, torch.float16: 1}
-KERNELS = ("few_tokens", "many_tokens_mma", "many_tokens_sm90")  # LinearKernel
+KERNELS = ("few_tokens", "many_tokens_mma", "many_tokens_sm90", "many_tokens_sm100")  # LinearKernel
+CUTLASS_KERNELS = ("sm90", "sm100", "sm103")
 
 
 class _Layer(ctypes.Structure):
@@ -130,13 +131,19 @@ class Emulator:
         return Plan(*result)
 
     def choice(
-        self, rows: int, inputs: int, tokens: int, *, int8: bool, gpu: Gpu, has_sm90: bool
+        self, rows: int, inputs: int, tokens: int, *, gpu: Gpu, built: str, int8: bool = False
     ) -> tuple[str, int]:
-        """The kernel that the operator takes and its tile of tokens, 0 for few tokens."""
+        """The kernel that the operator takes and its tile of tokens, 0 for few tokens.
+
+        `built` names those of CUTLASS_KERNELS that the build has, separated by blanks.
+        """
         tile = ctypes.c_int()
         device = gpu.as_struct()
+        names = built.split()
+        assert set(names) <= set(CUTLASS_KERNELS)
+        has = (ctypes.c_bool * len(CUTLASS_KERNELS))(*(name in names for name in CUTLASS_KERNELS))
         kernel = self._library.choose(
-            rows, inputs, tokens, int8, ctypes.byref(device), has_sm90, ctypes.byref(tile)
+            rows, inputs, tokens, int8, ctypes.byref(device), has, ctypes.byref(tile)
         )
         return KERNELS[kernel], tile.value
 

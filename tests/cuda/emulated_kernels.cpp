@@ -148,14 +148,15 @@ void plan(int rows, int inputs, int tokens, int int8, const Device* device, int*
 }
 
 // The kernel that the operator takes, with its tile: of tokens, 0 for few tokens.
-int choose(int rows, int inputs, int tokens, int int8, const Device* device, int has_sm90,
-           int* tile) {
+int choose(int rows, int inputs, int tokens, int int8, const Device* device,
+           const CutlassKernels* built, int* tile) {
   const LinearArguments a = sizes(rows, inputs, tokens, int8);
-  const LinearKernel kernel = choose_kernel(a, *device, has_sm90);
-  *tile = kernel == LinearKernel::kFewTokens        ? 0
-          : kernel == LinearKernel::kManyTokensSm90 ? sm90_tile_tokens(a, *device)
-          : a.int8                                  ? many_tokens_tile<int8_t>(*device)
-                                                    : many_tokens_tile<uint16_t>(*device);
+  const LinearKernel kernel = choose_kernel(a, *device, *built);
+  *tile = kernel == LinearKernel::kFewTokens         ? 0
+          : kernel == LinearKernel::kManyTokensSm90  ? sm90_tile_tokens(a, *device)
+          : kernel == LinearKernel::kManyTokensSm100 ? sm100_tile_tokens(a, *device)
+          : a.int8                                   ? many_tokens_tile<int8_t>(*device)
+                                                     : many_tokens_tile<uint16_t>(*device);
   return static_cast<int>(kernel);
 }
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,8 @@ def tools(monkeypatch, tmp_path):
         ("90", ["90a"]),
         ("120, 9.0 80", ["80", "90a", "120"]),
         ("90a;90", ["90a"]),
+        ("100a 100", ["100", "100a"]),
+        ("10.0f,8.0", ["80", "100f"]),
     ],
 )
 def test_architectures(monkeypatch, chosen, names):
@@ -51,6 +54,55 @@ def test_unknown_architectures(monkeypatch, chosen):
 def test_the_last_architecture_is_ptx_where_it_can_be():
     assert build.code_generation(["80", "90a"])[-1] == "arch=compute_90a,code=sm_90a"
     assert build.code_generation(["80", "120"])[-1] == "arch=compute_120,code=compute_120"
+
+
+@pytest.mark.parametrize(
+    ("names", "kernels", "defined"),
+    [
+        (["80", "90a", "100", "120"], {"sm90": "90a"}, {"SM90"}),  # by default
+        (["80", "100"], {}, set()),
+        (["80", "90a", "100a"], {"sm90": "90a", "sm100": "100a"}, {"SM90", "SM100"}),
+        (["80", "100a", "100f"], {"sm100": "100f"}, {"SM100", "SM103"}),
+        (["103a"], {}, set()),
+    ],
+)
+def test_kernels_of_cutlass(monkeypatch, names, kernels, defined):
+    monkeypatch.chdir(ROOT)
+    assert build.cutlass_kernels(names) == kernels
+    flags = build.definitions(names)
+    assert flags[0] == f'-DPERMLLM_CUDA_ARCHITECTURES="{" ".join(names)}"'
+    assert set(flags[1:]) == {f"-DPERMLLM_{name}" for name in defined}
+    heavy, light = build.sources(names)
+    stems = {
+        f"many_tokens_{kernel}_{dtype}": architecture
+        for kernel, architecture in kernels.items()
+        for dtype in ("bfloat16", "float16")
+    }
+    assert {source.stem: architecture for source, architecture in heavy.items()} == stems
+    assert {path.stem for path in light} == {"device", "few_tokens", "many_tokens_mma", "permute"}
+
+
+@pytest.mark.parametrize(("names", "most"), [("80 90a 100a", 1), ("80", 0)])
+def test_one_nvcc_at_a_time_works_on_cutlass(monkeypatch, tmp_path, names, most):
+    """Each takes up to 9 GB; and each is told to wait for the kernel before."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PERMLLM_CUDA_ARCHS", names)
+    monkeypatch.setattr(toolkit, "cutlass", lambda: tmp_path)
+    running, seen = set(), []
+
+    def compile_source(line, target):
+        if f"{tmp_path}/include" in line:
+            assert "-DCUTLASS_ENABLE_GDC_FOR_SM90=1" in line
+            assert "-DCUTLASS_ENABLE_GDC_FOR_SM100=1" in line
+            running.add(target)
+            time.sleep(0.01)
+            seen.append(len(running))
+            running.remove(target)
+
+    linked = []
+    build.build(compile_source, linked.append, ["c++"], [], tmp_path, tmp_path, tmp_path / "all.so")
+    assert max(seen, default=0) == most
+    assert sum(argument.endswith(".o") for argument in linked[0]) == 5 + len(seen)
 
 
 @pytest.mark.usefixtures("tools")
@@ -74,7 +126,10 @@ def test_missing_tools_are_errors_only_where_a_build_is_demanded(monkeypatch):
     monkeypatch.setenv("PERMLLM_BUILD_CUDA", "1")
     with pytest.raises(RuntimeError, match="PERMLLM_BUILD_CUDA=1 is set, but the CUTLASS headers"):
         build.reason_not_to_build()
-    monkeypatch.setenv("PERMLLM_CUDA_ARCHS", "80")  # needs no CUTLASS
+    monkeypatch.setenv("PERMLLM_CUDA_ARCHS", "100a")
+    with pytest.raises(RuntimeError, match="PERMLLM_BUILD_CUDA=1 is set, but the CUTLASS headers"):
+        build.reason_not_to_build()
+    monkeypatch.setenv("PERMLLM_CUDA_ARCHS", "80 100")  # needs no CUTLASS
     assert build.reason_not_to_build() is None
     monkeypatch.setattr(toolkit, "library_directories", list)
     with pytest.raises(RuntimeError, match=r"libcudart_static\.a was not found"):

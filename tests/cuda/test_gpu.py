@@ -207,6 +207,17 @@ def test_waits_for_the_kernel_before(tokens, seed):
         assert torch.equal(chain(False), expected)
 
 
+@pytest.mark.parametrize("tokens", [1, 200])
+def test_waits_for_its_bias(tokens, seed):
+    """The kernel in front writes it, and lets the next one start before it has."""
+    producer = OnGpu(random_layer(256, 8192, seed=seed), torch.bfloat16)
+    layer = OnGpu(random_layer(256, 256, permuted=False, seed=seed), torch.bfloat16)
+    x = torch.zeros(tokens, 256, device=CUDA).bfloat16()
+    for _ in range(50):
+        layer.bias = producer(torch.randn(1, 8192, device=CUDA).bfloat16())[0]
+        assert torch.equal(layer(x), layer.bias.expand(tokens, 256))
+
+
 def test_runs_on_the_current_stream(seed):
     layer = OnGpu(random_layer(256, 512), torch.bfloat16)
     x = torch.randn(16, 512, device=CUDA).bfloat16()

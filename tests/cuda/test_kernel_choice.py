@@ -6,62 +6,83 @@ from benchmarks.shapes import LLAMA_2_7B
 from tests.cuda.emulated import A100, H100, L4, Gpu
 
 B200 = Gpu(100, 148, 227 << 10, 228 << 10)
+B300 = Gpu(103, 148, 227 << 10, 228 << 10)
+RTX_5090 = Gpu(120, 170, 99 << 10, 100 << 10)
 QKV, OUT, GATE_UP, DOWN = LLAMA_2_7B
+TOKENS = (65, 128, 129, 200, 256, 512, 1024, 4096)
+ALL = "sm90 sm100 sm103"
 
 
 @pytest.mark.parametrize(
-    ("gpu", "rows", "tokens", "int8", "has_sm90", "kernel", "tile"),
+    ("gpu", "rows", "tokens", "int8", "built", "kernel", "tile"),
     [
-        (H100, 4096, 1, False, True, "few_tokens", 0),
-        (H100, 4096, 64, False, True, "few_tokens", 0),
-        (H100, 4096, 65, False, True, "many_tokens_sm90", 64),
-        (H100, 4096, 65, True, True, "many_tokens_mma", 128),  # CUTLASS has no such product
-        (H100, 4100, 65, False, True, "many_tokens_mma", 128),  # rows of y that TMA cannot write
-        (H100, 4096, 65, False, False, "many_tokens_mma", 128),  # built without 90a
-        (A100, 4096, 65, False, True, "many_tokens_mma", 128),
-        (A100, 4096, 64, True, True, "few_tokens", 0),
-        (B200, 4096, 4096, False, True, "many_tokens_mma", 128),  # sm_90a code runs on 9.0 alone
-        (L4, 4096, 4096, False, True, "many_tokens_mma", 64),  # less shared memory
-        (L4, 4096, 4096, True, True, "many_tokens_mma", 128),
+        (H100, 4096, 1, False, ALL, "few_tokens", 0),
+        (H100, 4096, 64, False, ALL, "few_tokens", 0),
+        (H100, 4096, 65, False, ALL, "many_tokens_sm90", 64),
+        (H100, 4096, 65, True, ALL, "many_tokens_mma", 128),  # CUTLASS has no such product
+        (H100, 4100, 65, False, ALL, "many_tokens_mma", 128),  # rows of y that TMA cannot write
+        (H100, 4096, 65, False, "", "many_tokens_mma", 128),  # built without 90a
+        (H100, 4096, 65, False, "sm100 sm103", "many_tokens_mma", 128),
+        (A100, 4096, 65, False, ALL, "many_tokens_mma", 128),
+        (A100, 4096, 64, True, ALL, "few_tokens", 0),
+        (L4, 4096, 4096, False, ALL, "many_tokens_mma", 64),  # less shared memory
+        (L4, 4096, 4096, True, ALL, "many_tokens_mma", 128),
+        (B200, 4096, 64, False, ALL, "few_tokens", 0),
+        (B200, 4096, 4096, False, "sm90 sm100", "many_tokens_sm100", 256),
+        (B200, 4096, 4096, True, ALL, "many_tokens_mma", 128),
+        (B200, 4100, 4096, False, ALL, "many_tokens_mma", 128),
+        (B200, 4096, 4096, False, "sm90", "many_tokens_mma", 128),  # the default build
+        (B300, 4096, 4096, False, "sm90 sm100", "many_tokens_mma", 128),  # 100a runs on 10.0 alone
+        (B300, 4096, 4096, False, ALL, "many_tokens_sm100", 256),  # 100f
+        (RTX_5090, 4096, 4096, False, ALL, "many_tokens_mma", 64),  # no tensor memory
     ],
 )
-def test_kernel(emulator, gpu, rows, tokens, int8, has_sm90, kernel, tile):
-    choice = emulator.choice(rows, 4096, tokens, int8=int8, gpu=gpu, has_sm90=has_sm90)
+def test_kernel(emulator, gpu, rows, tokens, int8, built, kernel, tile):
+    choice = emulator.choice(rows, 4096, tokens, int8=int8, gpu=gpu, built=built)
     assert choice == (kernel, tile)
 
 
 @pytest.mark.parametrize(
-    ("shape", "tiles"),
+    ("gpu", "shape", "tiles"),
     [
-        # tokens: 65, 128, 129, 200, 256, 512, 1024, 4096
-        (QKV, (128, 128, 256, 256, 256, 256, 256, 256)),
-        (OUT, (64, 64, 64, 128, 128, 128, 256, 256)),
-        (GATE_UP, (128, 128, 256, 256, 256, 256, 256, 256)),
-        (DOWN, (64, 64, 64, 128, 128, 128, 256, 256)),
+        (H100, QKV, (128, 128, 256, 256, 256, 256, 256, 256)),
+        (H100, OUT, (64, 64, 64, 128, 128, 128, 256, 256)),
+        (H100, GATE_UP, (128, 128, 256, 256, 256, 256, 256, 256)),
+        (H100, DOWN, (64, 64, 64, 128, 128, 128, 256, 256)),
+        (B200, QKV, (128, 128, 256, 256, 256, 256, 256, 256)),
+        (B200, OUT, (64, 64, 128, 128, 128, 256, 256, 256)),
+        (B200, GATE_UP, (128, 128, 256, 256, 256, 256, 256, 256)),
+        (B200, DOWN, (64, 64, 128, 128, 128, 256, 256, 256)),
     ],
-    ids=["qkv", "o", "gate_up", "down"],
 )
-def test_tiles_of_sm90(emulator, shape, tiles):
-    tokens = (65, 128, 129, 200, 256, 512, 1024, 4096)
-    found = [emulator.choice(*shape, t, int8=False, gpu=H100, has_sm90=True)[1] for t in tokens]
+def test_tiles(emulator, gpu, shape, tiles):
+    found = [emulator.choice(*shape, tokens, gpu=gpu, built=ALL)[1] for tokens in TOKENS]
     assert tuple(found) == tiles
 
 
-def clocks(rows, tokens, tile):
-    """The model of kernel_choice.h, written down once more: clocks for 128 inputs."""
-    cluster, shared = {256: (2, 1824), 128: (2, 1056), 64: (1, 672)}[tile]
+def clocks(gpu, rows, tokens, tile):
+    """The model of kernel_choice.h, written down once more: clocks for 128 inputs.
+
+    Shared memory moves 128 bytes a clock: what TMA writes, and what products read of it. wgmma
+    reads activations for every 64 rows; on sm_100 each of two processors holds half of them.
+    """
+    cluster = 1 if gpu is H100 and tile == 64 else 2
+    weight, places, activations = 128 * 128, 128 * 16, 128 * 2 * tile
+    if gpu is H100:
+        shared = weight + places + activations + weight + places + 2 * activations
+    else:
+        shared = 2 * (weight + places + activations // 2)
     row_tiles = -(-rows // 128)
     tiles = -(-row_tiles // cluster) * cluster * -(-tokens // tile)
-    rounds = -(-tiles // H100.processors)
+    rounds = -(-tiles // gpu.processors)
     bytes_of_tile = 128 * 128 * 9 // 8 + 2 * 128 * tile // cluster
-    return max(rounds * shared, tiles * bytes_of_tile // (H100.processors * 24))
+    return max(rounds * shared // 128, tiles * bytes_of_tile // (gpu.processors * 24))
 
 
-def test_no_tile_of_sm90_takes_fewer_clocks(emulator):
-    shapes = [*LLAMA_2_7B, (8, 128), (1000, 1000), (128256, 4096)]
-    for rows, inputs in shapes:
+@pytest.mark.parametrize("gpu", [H100, B200], ids=["sm90", "sm100"])
+def test_no_tile_takes_fewer_clocks(emulator, gpu):
+    for rows, inputs in [*LLAMA_2_7B, (8, 128), (1000, 1000), (128256, 4096)]:
         for tokens in (65, 100, 129, 300, 1000, 3000, 8192):
-            gpu = {"gpu": H100, "has_sm90": True, "int8": False}
-            tile = emulator.choice(rows, inputs, tokens, **gpu)[1]
-            best = min(clocks(rows, tokens, other) for other in (64, 128, 256))
-            assert clocks(rows, tokens, tile) == best, (rows, inputs, tokens)
+            tile = emulator.choice(rows, inputs, tokens, gpu=gpu, built=ALL)[1]
+            best = min(clocks(gpu, rows, tokens, other) for other in (64, 128, 256))
+            assert clocks(gpu, rows, tokens, tile) == best, (rows, inputs, tokens)

@@ -1,4 +1,4 @@
-"""The whole library, built from its sources for two architectures, without a GPU or a driver.
+"""The whole library, built from its sources for three architectures, without a GPU or a driver.
 
 Objects are kept in build/, so that only the first run in a tree takes its minutes.
 """
@@ -20,8 +20,13 @@ from csrc.cuda import build, toolkit
 
 ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "build" / "cuda-test"
-#: One with the kernels of our own alone, and the one that CUTLASS is for.
-ARCHITECTURES = "80 90a"
+#: One with the kernels of our own alone, and those that CUTLASS is for.
+ARCHITECTURES = "80 90a 100a"
+#: What the names of CUTLASS' kernels say of them, by architecture, and how many there are.
+CUTLASS_KERNELS = {
+    "90a": ("MainloopSm90TmaGmmaWarpSpecializedSparse", 6),
+    "100a": ("MainloopSm100TmaUmmaWarpSpecializedSparse", 6),
+}
 LARGEST_SPILL = 16  # bytes of a thread
 SHIMS = ("stable/c/shim.h", "inductor/aoti_torch/c/shim.h")  # what is stable in libtorch
 LIBRARIES = {"libtorch_cpu.so", "libc10.so", "libstdc++.so", "libgcc_s.so", "libm.so", "libc.so",
@@ -106,6 +111,17 @@ def test_compilers_warn_of_nothing_and_spill_little(library):
     spills = [int(number) for number in re.findall(r"(\d+) bytes spill stores", library.log)]
     assert spills
     assert max(spills) <= LARGEST_SPILL
+
+
+@pytest.mark.parametrize("architecture", CUTLASS_KERNELS)
+def test_holds_the_kernels_of_cutlass(library, architecture):
+    """Three tiles of two types, for the architecture whose instructions they are made of."""
+    if "ptxas info" not in library.log:
+        pytest.skip(f"the objects are from a build without {OUTPUT}: remove build/objects/cuda")
+    name, count = CUTLASS_KERNELS[architecture]
+    compiled = re.findall(r"Compiling entry function '(\w+)' for '(\w+)'", library.log)
+    assert len({entry for entry, target in compiled
+                if name in entry and target == f"sm_{architecture}"}) == count  # fmt: skip
 
 
 def test_needs_the_stable_shim_alone(library):

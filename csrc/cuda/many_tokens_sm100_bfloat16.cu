@@ -1,0 +1,11 @@
+#include "kernels.h"
+#include "many_tokens_sm100.h"
+
+namespace permllm::cuda {
+
+int many_tokens_sm100_bfloat16(const LinearArguments& arguments, const Device& device, int index,
+                               void* stream) {
+  return sm100::run<cutlass::bfloat16_t>(arguments, device, index, stream);
+}
+
+}  // namespace permllm::cuda
