@@ -25,7 +25,7 @@ from .serving import compare
 from .texts import sotu
 
 METHODS: Mapping[str, Sequence[str]] = {"wanda": (), "permllm-best": ("--effort", "low")}
-"""With their options: what prunes in seconds, and the default in half of its time."""
+"""With their options: a mask alone, and the default in half of its time."""
 
 EVALUATION_WINDOWS = 64
 QUESTION = "What is the capital of France? Answer in one sentence."

@@ -38,9 +38,6 @@ class PipelineCost:
     Args:
         directory: for the checkpoints; where and how ``benchmarks.accuracy`` looks for them.
         quick: few and short windows and steps.
-
-    Raises:
-        ValueError: by ``measure``, of a checkpoint of which nobody knows what it took.
     """
 
     def __init__(self, directory: Path, *, quick: bool) -> None:
@@ -53,7 +50,11 @@ class PipelineCost:
         self._checkpoints = Checkpoints(directory, ("--recipe", recipe))
 
     def measure(self, name: str) -> dict[str, Any]:
-        """Prune by METHOD or METHOD/RECONSTRUCTION at 2:4: what it took, and its parts."""
+        """Prune by METHOD or METHOD/RECONSTRUCTION at 2:4: what it took, and its parts.
+
+        Raises:
+            ValueError: a checkpoint that was there already, and nothing says what it took.
+        """
         checkpoint, times = self._checkpoints.baked((name, "2:4", 0, "bfloat16"))
         if times is None:
             raise ValueError(
