@@ -61,12 +61,18 @@ def runs():
     yield lambda emulator, seed: product(emulator, 128, 66, seed)
 
 
+NOT_EMULATED = {
+    "device.h": "defines them",
+    "many_tokens_sm100.h": "inside CUTLASS' kernel: test_gpu.py waits for a previous kernel there",
+}
+
+
 def calls_in_sources():
-    """The barriers and waits in the kernels, as the emulator names them."""
+    """The barriers and waits in the kernels that are emulated, as the emulator names them."""
     return {
         f"{path.name}:{number} {call.group().partition('(')[0].partition('<')[0]}"
         for path in SOURCES.glob("*.h")
-        if path.name != "device.h"
+        if path.name not in NOT_EMULATED
         for number, line in enumerate(path.read_text().splitlines(), start=1)
         for call in CALL.finditer(line)
     }
