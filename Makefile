@@ -1,4 +1,4 @@
-# Daily commands. `make install` is idempotent; everything else calls it.
+# Daily commands. `make install` is idempotent; all but `gpu`, `clean` and `help` call it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -63,4 +63,4 @@ gpu: ## on a machine with an NVIDIA GPU: build the CUDA kernels, test and time t
 	$(PYTHON) -m benchmarks.gpu
 
 clean: ## remove what was built (not .venv)
-	rm -rf build dist *.egg-info permllm_vllm/*.so
+	rm -rf build dist *.egg-info permllm_vllm/*.so $(STAMP)

@@ -30,7 +30,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="DIR", help="folder or hub name")
     parser.add_argument("--dataset", metavar="FILE|DIR|HUB", help="text to measure perplexity on")
-    parser.add_argument("--sequence-length", type=int, default=512, metavar="N")
+    parser.add_argument(
+        "--sequence-length",
+        type=int,
+        default=512,
+        metavar="N",
+        help="tokens in a window of the perplexity (default %(default)s)",
+    )
     parser.add_argument("--max-windows", type=int, metavar="N", help="default: the whole text")
     parser.add_argument("--tasks", metavar="A,B", help="tasks of lm-eval, separated by commas")
     parser.add_argument(
@@ -38,7 +44,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--few-shot", type=int, metavar="N", help="default: what each task says")
     parser.add_argument("--limit", type=int, metavar="N", help="questions per task; default: all")
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="of the tasks")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="of the tasks (default %(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the result to a file")
     parser.add_argument("--device", default="cpu", help="torch device (default %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, bfloat16, float16 or float32")

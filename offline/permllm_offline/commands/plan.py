@@ -39,7 +39,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="MODEL", help="folder or hub name of the dense model")
     parser.add_argument("--method", default=default["method"].default, help="as for prune")
     parser.add_argument(
-        "--pattern", default=default["pattern"].default, help=f"one of {', '.join(SUPPORTED)}"
+        "--pattern",
+        default=default["pattern"].default,
+        help=f"one of {', '.join(SUPPORTED)} (default %(default)s)",
     )
     parser.add_argument(
         "--block-size",
@@ -49,7 +51,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="channels per permutation block: 32, 64 or 128 (default %(default)s)",
     )
     parser.add_argument(
-        "--values", choices=VALUES, default="bfloat16", help="dtype of the kept weights"
+        "--values",
+        choices=VALUES,
+        default="bfloat16",
+        help="dtype of the kept weights (default %(default)s)",
     )
     parser.add_argument(
         "--measured",

@@ -139,7 +139,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--resume", action="store_true", help="go on from the finished steps of a run cut off"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, write no checkpoint"
+        "--dry-run",
+        action="store_true",
+        help="check everything and forecast time and memory; write no checkpoint",
     )
     parser.add_argument("--force", action="store_true", help="replace a non-empty output folder")
     return parser
