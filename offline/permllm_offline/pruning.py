@@ -31,9 +31,13 @@ from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.report.mask_example import example_layer, unpermuted_corner
 from permllm_offline.report.report import Report
 from permllm_offline.run.steps import Step, Work
+from permllm_offline.text.calibration import SELF
 from permllm_offline.text.evaluation import perplexity
 from permllm_offline.text.sampled_text import sample_text
 from permllm_vllm.checkpoint.pattern import Pattern
+
+_FURTHER = 1 << 32
+"""Seed of the windows that the model writes beside those of a data set which it writes too."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +156,11 @@ def _own_text(recipe: Recipe, prepared: Prepared, model: Any, work: Work) -> Ten
     if prepared.windows is None or not distils or count == 0:
         return None
 
+    # The windows of `--dataset self` are those of the seed itself.
+    seed = recipe.seed + (_FURTHER if SELF in recipe.datasets else 0)
+
     def sample() -> Step:
-        return Step({"windows": sample_text(model, count, recipe.sequence_length, recipe.seed)})
+        return Step({"windows": sample_text(model, count, recipe.sequence_length, seed)})
 
     return work.step("own-text", sample).tensors["windows"]
 

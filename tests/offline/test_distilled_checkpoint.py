@@ -7,6 +7,8 @@ import torch
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.pipeline import prune
+from permllm_offline.preparation import prepare
+from permllm_offline.pruning import prune_model
 from permllm_offline.recipe import EFFORTS, make_recipe
 from permllm_vllm.checkpoint.packing import count_violations
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -39,6 +41,30 @@ def test_the_pattern_holds_exactly_and_all_else_is_the_dense_model(
     assert kept
     for name in kept:
         assert torch.equal(reader.tensor(name), dense.tensor(name)), name
+
+
+def test_text_of_its_own_is_never_the_calibration_text_again(
+    tiny_model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    recipe = make_recipe(
+        {
+            "model": str(tiny_model_directory),
+            "method": "permllm-best",
+            "dataset": "self",
+            "num_samples": 10,
+            "sequence_length": 24,
+            "distillation": {"steps": 1, "self_windows": 6},
+        }
+    )
+    prepared = prepare(recipe)
+    own = prune_model(recipe, prepared).own_text
+    assert own is not None
+    assert prepared.windows is not None
+    drawn = {tuple(window.tolist()) for window in prepared.windows.calibration}
+    drawn |= {tuple(window.tolist()) for window in prepared.windows.held_out}
+    assert len(own) == 6
+    assert not drawn & {tuple(window.tolist()) for window in own}
 
 
 def test_an_effort_fills_what_the_user_left_open() -> None:

@@ -16,21 +16,26 @@ class Reach:
     """Looks at one group of linears, the first that nothing else explains: it costs a lot."""
 
     def __init__(self) -> None:
-        self._parts: list[list[int]] | None = None
+        self._looked_at: str | None = None
+        self._parts: list[list[int]] = []
 
-    def smallest_block(self, kept: Tensor, pattern: Pattern) -> int | None:
+    def smallest_block(self, name: str, kept: Tensor, pattern: Pattern) -> int | None:
         """Find the smallest blocks that hold whole groups: a block size of the format, or `in`.
 
         Args:
-            kept: bool [rows, in]; looked at in the first call only.
+            name: of the group in its model.
+            kept: bool [rows, in], the same in every call with one name.
             pattern: N and M.
 
         Returns:
             None where the channels do not fall into groups of M of which every row keeps half,
-            and where that cannot be told: fewer rows than that needs, or too many channels.
+            and where that cannot be told: another group was looked at, fewer rows than that
+            needs, or too many channels.
         """
-        if self._parts is None:
-            self._parts = _parts_of(kept)
+        if self._looked_at is None:
+            self._looked_at, self._parts = name, _parts_of(kept)
+        if name != self._looked_at:
+            return None
         if not self._parts or any(len(part) > pattern.group for part in self._parts):
             return None
         channels = sum(map(len, self._parts))

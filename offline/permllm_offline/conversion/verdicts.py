@@ -77,10 +77,12 @@ class Judge:
                 linear: self.source.kept(name)
                 for linear, name in zip(group.linears, names, strict=True)
             }
-            verdicts.append(self._group(layout, kept))
+            verdicts.append(self._group(names[0], layout, kept))
         return settle_folds(verdicts)
 
-    def _group(self, layout: GroupLayout, kept: Mapping[str, Tensor]) -> GroupVerdict:
+    def _group(
+        self, name: str, layout: GroupLayout, kept: Mapping[str, Tensor]
+    ) -> GroupVerdict:
         density = {linear: float(one.float().mean()) for linear, one in kept.items()}
         if layout.in_features % 8:
             reason = f"{layout.in_features} input channels, which is no multiple of 8"
@@ -100,7 +102,7 @@ class Judge:
             )
             return GroupVerdict(layout, None, reason, density)
         permutation = self._recover(layout, rows)
-        reason = "" if permutation is not None else self._explain(layout, kept, rows)
+        reason = "" if permutation is not None else self._explain(name, layout, kept, rows)
         return GroupVerdict(layout, permutation, reason, density)
 
     def _recover(self, layout: GroupLayout, rows: Tensor) -> Tensor | None:
@@ -111,7 +113,9 @@ class Judge:
                 return tied
         return recover_permutation(rows, self.pattern, self.block_size)
 
-    def _explain(self, layout: GroupLayout, kept: Mapping[str, Tensor], rows: Tensor) -> str:
+    def _explain(
+        self, name: str, layout: GroupLayout, kept: Mapping[str, Tensor], rows: Tensor
+    ) -> str:
         """Say what the zeros look like instead, as far as it can be told."""
         if len(kept) > 1 and all(self._recover(layout, one) is not None for one in kept.values()):
             return (
@@ -119,7 +123,7 @@ class Judge:
                 "that read one input share one order in this format"
             )
         nothing = f"not {self.pattern} in any order inside blocks of {self.block_size} channels"
-        block = self.reach.smallest_block(rows, self.pattern)
+        block = self.reach.smallest_block(name, rows, self.pattern)
         if block is None:
             return nothing
         if block < layout.in_features:

@@ -33,6 +33,10 @@ logger = logging.getLogger(__name__)
 BETAS = (0.9, 0.95)
 """Of AdamW: with tens of steps the second moment has no time for a longer memory."""
 
+LOSS_SCALE = 2.0**14
+"""Of the backward pass. The loss is a mean over tokens of an angle, whose gradient in the states would
+underflow in float16; a power of two changes nothing in wider dtypes."""
+
 
 def learn_span(
     calibrated: Calibrated,
@@ -133,7 +137,7 @@ class _Learner:
         loss = 0.0
         for part in share(batch).split(constants.windows_at_once):
             distance = self._learned.loss(self._training[0][part], self._training[1][part])
-            (distance * (len(part) / len(batch))).backward()
+            (distance * (LOSS_SCALE * len(part) / len(batch))).backward()
             loss += distance.item() * len(part) / len(batch)
         loss = summed(loss)
         if not math.isfinite(loss):
@@ -141,7 +145,7 @@ class _Learner:
                 f"the learning loss of step {self._step} is {loss}: activations overflow under "
                 "these masks. Give --dtype bfloat16 or float32."
             )
-        soft.backward(total(self._learned.gradient()))
+        soft.backward(total(self._learned.gradient()) / LOSS_SCALE)
         for group in self._optimizer.param_groups:
             group["lr"] = constants.learning_rate * cosine(self._step, constants.steps)
         self._optimizer.step()

@@ -87,6 +87,8 @@ class Pupil:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._head = model.get_output_embeddings().weight
+        text = model.config.get_text_config()
+        self._softcap = getattr(text, "final_logit_softcapping", None)
 
     def loss(self, window: Tensor, target: Tensor) -> Tensor:
         """Sum over tokens of the divergence from the dense model, in nats.
@@ -96,7 +98,7 @@ class Pupil:
             target: [sequence_length, hidden], what the head of the dense model reads.
         """
         target = target.to(self._head.device, self._head.dtype)
-        return divergence(head_input(self._model, window), target, self._head)
+        return divergence(head_input(self._model, window), target, self._head, self._softcap)
 
 
 def _optimise(

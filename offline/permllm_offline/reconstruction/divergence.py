@@ -15,35 +15,45 @@ from torch.autograd.function import once_differentiable
 TOKENS_AT_ONCE = 64
 
 
-def divergence(student: Tensor, teacher: Tensor, head: Tensor) -> Tensor:
+def divergence(
+    student: Tensor, teacher: Tensor, head: Tensor, softcap: float | None = None
+) -> Tensor:
     """Sum over tokens of KL(softmax(teacher head^T) || softmax(student head^T)), in nats.
 
     A sum, not a mean: Adam does not care, and its gradient does not underflow in half precision.
+    With a softcap c, logits z are c tanh(z / c), as in Gemma 2.
 
     Args:
         student: [tokens, hidden], what the head reads; the only input that gets a gradient.
         teacher: [tokens, hidden], the same of the dense model.
         head: [vocabulary, hidden], of both.
+        softcap: of the logits, or None.
 
     Returns:
         float32 scalar.
     """
-    total: Tensor = _Divergence.apply(student, teacher, head)
+    total: Tensor = _Divergence.apply(student, teacher, head, softcap)
     return total
 
 
 class _Divergence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, head: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, head: Tensor, softcap: float | None
+    ) -> Tensor:
         gradient = torch.empty_like(student)
         total = torch.zeros((), dtype=torch.float32, device=student.device)
         for start in range(0, len(student), TOKENS_AT_ONCE):
             part = slice(start, start + TOKENS_AT_ONCE)
-            mine = (student[part] @ head.t()).float().log_softmax(-1)
-            theirs = (teacher[part] @ head.t()).float().log_softmax(-1)
+            logits = _capped((student[part] @ head.t()).float(), softcap)
+            mine = logits.log_softmax(-1)
+            theirs = _capped((teacher[part] @ head.t()).float(), softcap).log_softmax(-1)
             wanted = theirs.exp()
             total += torch.dot(wanted.flatten(), theirs.sub_(mine).flatten())
-            gradient[part] = mine.exp_().sub_(wanted).to(head.dtype) @ head
+            difference = mine.exp_().sub_(wanted)
+            if softcap is not None:
+                difference *= 1 - (logits / softcap).square()
+            gradient[part] = difference.to(head.dtype) @ head
         ctx.save_for_backward(gradient)
         return total
 
@@ -51,4 +61,8 @@ class _Divergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * scale.to(gradient.dtype), None, None
+        return gradient * scale.to(gradient.dtype), None, None, None
+
+
+def _capped(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)

@@ -35,8 +35,8 @@ DAMPING_LIMIT = 10.0
 COLUMNS_AT_ONCE = 128
 """Columns between two updates of all columns after them."""
 
-Chooser = Callable[[Tensor, Tensor], Tensor]
-"""Masks a group: weights [out, M] and the factor's diagonal [M] -> bool [out, M]."""
+Chooser = Callable[[Tensor, slice], Tensor]
+"""Masks a group: its updated weights [out, M], and which columns they are -> bool [out, M]."""
 
 
 def inverse_factor(moment: Tensor, damping: float = DAMPING) -> Tensor:
@@ -105,10 +105,8 @@ def update_columns(
         errors = torch.zeros_like(block)
         for column in range(stop - start):
             if choose is not None and column % group == 0:
-                members = slice(column, column + group)
-                chosen[:, start + column : start + column + group] = choose(
-                    block[:, members], local.diagonal()[members]
-                )
+                members = slice(start + column, start + column + group)
+                chosen[:, members] = choose(block[:, column : column + group], members)
             value = block[:, column]
             kept = chosen[:, start + column]
             errors[:, column] = value.masked_fill(kept, 0) / local[column, column]
@@ -118,11 +116,23 @@ def update_columns(
     return weight, chosen
 
 
-def least_damage(pattern: Pattern) -> Chooser:
+def removal_damage(weight: Tensor, factor: Tensor, moment: Tensor) -> Tensor:
+    """What the removal of each weight costs: (w / U_cc)^2, and nothing where the input is always 0.
+
+    Args:
+        weight: float32 [out, channels].
+        factor: of ``inverse_factor``, [channels, channels].
+        moment: what it was made from.
+    """
+    damage = (weight / factor.diagonal()).square()
+    return damage.masked_fill_(moment.diagonal() == 0, 0)
+
+
+def least_damage(pattern: Pattern, factor: Tensor, moment: Tensor) -> Chooser:
     """SparseGPT's choice: keep the N weights of a group whose removal would cost most."""
 
-    def choose(weights: Tensor, diagonal: Tensor) -> Tensor:
-        damage = (weights / diagonal).square()
+    def choose(weights: Tensor, columns: slice) -> Tensor:
+        damage = removal_damage(weights, factor[columns, columns], moment[columns, columns])
         return keep_channels(damage.t().contiguous(), pattern).t()
 
     return choose
@@ -131,18 +141,17 @@ def least_damage(pattern: Pattern) -> Chooser:
 def update_kept_weights(work: LayerWork) -> LayerDecision:
     """Update the kept weights of a decoder layer under its masks, group by group."""
     for group in work.decision:
-        _update_group(work, group, None)
+        _update_group(work, group, choose=False)
     return work.decision
 
 
 def choose_and_update(work: LayerWork) -> LayerDecision:
     """Choose the masks of a decoder layer anew while its weights are updated (SparseGPT)."""
-    choose = least_damage(work.recipe.parsed_pattern())
-    return [_update_group(work, group, choose) for group in work.decision]
+    return [_update_group(work, group, choose=True) for group in work.decision]
 
 
-def _update_group(work: LayerWork, group: GroupDecision, choose: Chooser | None) -> GroupDecision:
-    names = list(group.masks)
+def _update_group(work: LayerWork, group: GroupDecision, *, choose: bool) -> GroupDecision:
+    pattern, names = work.recipe.parsed_pattern(), list(group.masks)
     first = linear_of(work.layer, names[0]).weight
     moment = second_moment(group_inputs(work, names[0]), first.shape[1], first.device)
     order = torch.arange(first.shape[1])
@@ -150,17 +159,19 @@ def _update_group(work: LayerWork, group: GroupDecision, choose: Chooser | None)
         order = absolute(group.permutation, group.layout.block_size)
     order = order.to(first.device)
     back = order.argsort()
-    factor = inverse_factor(moment[order][:, order])
+    moment = moment[order][:, order]
+    factor = inverse_factor(moment)
+    chooser = least_damage(pattern, factor, moment) if choose else None
     masks, retained = dict(group.masks), dict(group.retained)
     for name in names:
         data = linear_of(work.layer, name).weight.data
         dense = data.float()[:, order]
         mask = None if choose else group.mask(name).to(data.device)[:, order]
-        size = work.recipe.parsed_pattern().group
-        weight, mask = update_columns(dense, mask, factor, choose, size)
+        weight, mask = update_columns(dense, mask, factor, chooser, pattern.group)
         data.copy_(weight[:, back])
-        if choose is not None:
-            damage = (dense / factor.diagonal()).square()
-            retained[name] = float(damage[mask].double().sum() / damage.double().sum())
+        if choose:
+            damage = removal_damage(dense, factor, moment)
+            total = damage.double().sum().clamp_min(torch.finfo(torch.float64).tiny)
+            retained[name] = float(damage[mask].double().sum() / total)
             masks[name] = pack_mask(mask[:, back].cpu())
     return replace(group, masks=masks, retained=retained)

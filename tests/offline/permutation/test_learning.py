@@ -22,7 +22,7 @@ from permllm_offline.permutation.hardening import harden
 from permllm_offline.permutation.learned_span import learned_span
 from permllm_offline.permutation.learning import learn_permutations
 from permllm_offline.permutation.sinkhorn import sinkhorn
-from permllm_offline.permutation.span_learning import initial_logits, temperature
+from permllm_offline.permutation.span_learning import _Learner, initial_logits, temperature
 from permllm_offline.recipe import LearningRecipe, make_recipe
 from permllm_offline.recomputation import recomputed
 from permllm_vllm.checkpoint.permutation import is_bijective
@@ -91,6 +91,25 @@ def test_learning_lowers_the_held_out_loss_it_reports(tiny_model_directory: Path
             permutation = layer[layout.group.name]
             assert permutation.shape == (layout.in_features,)
             assert is_bijective(permutation, 64)
+
+
+def test_float16_learns_what_float32_does(tiny_model_directory: Path) -> None:
+    """States so large that the gradient of a mean over all tokens would underflow in float16."""
+    states = 10000 * torch.randn((8, 24, 128), generator=torch.Generator().manual_seed(0))
+    moved = []
+    for dtype in (torch.float32, torch.float16):
+        calibrated = calibrated_tiny(
+            tiny_model_directory, steps=1, windows_per_step=4, windows_at_once=4
+        )
+        calibrated.model.to(dtype)
+        calls = record_calls(calibrated.model, calibrated.plan.family, calibrated.windows[:8])
+        with learned_span(calibrated, range(2), range(2), calls.keywords) as span:
+            learner = _Learner(calibrated, span, "test", states.to(dtype), 2 * states.flip(2))
+            before = learner._logits.detach().clone()
+            learner._take_step(torch.arange(4))
+        moved.append((learner._logits.detach() - before).sign())
+    assert moved[0].any()
+    assert float((moved[0] == moved[1]).float().mean()) > 0.9
 
 
 def test_query_heads_of_a_value_head_stay_tied(tiny_model_directory: Path) -> None:

@@ -5,15 +5,20 @@ from torch.nn import functional
 from permllm_offline.reconstruction.divergence import TOKENS_AT_ONCE, divergence
 
 
+@pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("tokens", [1, TOKENS_AT_ONCE, 2 * TOKENS_AT_ONCE + 3])
-def test_value_and_gradient_are_those_of_whole_logits(tokens: int) -> None:
+def test_value_and_gradient_are_those_of_whole_logits(tokens: int, softcap: float | None) -> None:
+    def logits(state: torch.Tensor) -> torch.Tensor:
+        whole = state @ head.t()
+        return whole if softcap is None else softcap * torch.tanh(whole / softcap)
+
     torch.manual_seed(0)
     student = torch.randn(tokens, 8, requires_grad=True)
     teacher, head = torch.randn(tokens, 8), torch.randn(50, 8)
-    loss = divergence(student, teacher, head)
+    loss = divergence(student, teacher, head, softcap)
     (gradient,) = torch.autograd.grad(3 * loss, student)
     expected = functional.kl_div(
-        (student @ head.t()).log_softmax(-1), (teacher @ head.t()).softmax(-1), reduction="sum"
+        logits(student).log_softmax(-1), logits(teacher).softmax(-1), reduction="sum"
     )
     (expected_gradient,) = torch.autograd.grad(3 * expected, student)
     torch.testing.assert_close(loss, expected)

@@ -117,7 +117,8 @@ def test_is_least_squares_where_pruned_columns_come_first() -> None:
 def test_its_own_masks_prune_what_costs_least(pattern: Pattern) -> None:
     dense, moment = layer()
     factor = inverse_factor(moment, damping=0.0)
-    updated, mask = update_columns(dense, None, factor, least_damage(pattern), pattern.group)
+    choose = least_damage(pattern, factor, moment)
+    updated, mask = update_columns(dense, None, factor, choose, pattern.group)
     expected, expected_mask = choosing_surgeon(dense, moment, pattern)
     assert torch.equal(mask, expected_mask)
     torch.testing.assert_close(updated.double(), expected, rtol=1e-3, atol=1e-4)
@@ -128,7 +129,8 @@ def test_its_own_masks_keep_n_of_m_and_lose_less(pattern: Pattern) -> None:
     dense, moment = layer(rows=16, channels=64, tokens=400)
     factor = inverse_factor(moment)
     fixed, _ = update_columns(dense, half(dense, pattern), factor, None, pattern.group)
-    own, mask = update_columns(dense, None, factor, least_damage(pattern), pattern.group)
+    choose = least_damage(pattern, factor, moment)
+    own, mask = update_columns(dense, None, factor, choose, pattern.group)
     assert (mask.unflatten(1, (-1, pattern.group)).sum(2) == pattern.kept).all()
     assert not own[~mask].any()
     assert loss(own, dense, moment).sum() < loss(fixed, dense, moment).sum()
@@ -141,6 +143,23 @@ def test_a_dead_channel_disturbs_nothing() -> None:
     updated, _ = update_columns(dense, mask, inverse_factor(moment), None, 4)
     assert updated.isfinite().all()
     assert torch.equal(updated[:, 3], dense[:, 3] * mask[:, 3])
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_a_dead_channel_is_pruned_before_live_ones(pattern: Pattern) -> None:
+    """Though one channel is so loud that the mean energy is far above that of the others."""
+    dense, _ = layer(rows=64)
+    inputs = torch.randn(500, 32, generator=torch.Generator().manual_seed(1))
+    inputs[:, ::8], inputs[:, 1::8] = 0, 0
+    inputs[:, 7] *= 30
+    moment = inputs.t() @ inputs
+    factor = inverse_factor(moment)
+    updated, mask = update_columns(
+        dense, None, factor, least_damage(pattern, factor, moment), pattern.group
+    )
+    assert not mask[:, ::8].any()
+    assert not mask[:, 1::8].any()
+    assert updated.isfinite().all()
 
 
 def test_a_singular_moment_is_damped_more(caplog: pytest.LogCaptureFixture) -> None:
