@@ -1,11 +1,11 @@
 """The linear method of a layer that is left dense: vLLM's own, which takes no half of a layer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Module
 
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.compat import (
@@ -47,7 +47,7 @@ class DenseLinearMethod(UnquantizedLinearMethod):
         tensors = CheckpointLayer(self.modules, output_partition_sizes, input_size, self.checkpoint)
         self.sources = [TensorSource(tensors, WEIGHT), TensorSource(tensors, schema.BIAS)]
         weight, bias = self.sources
-        loader = extra_weight_attrs.pop("weight_loader")
+        extra_weight_attrs["layer_loader"] = extra_weight_attrs.pop("weight_loader")
         super().create_weights(
             layer,
             input_size_per_partition,
@@ -55,10 +55,11 @@ class DenseLinearMethod(UnquantizedLinearMethod):
             input_size,
             output_size,
             params_dtype,
-            weight_loader=_PartsLoader(weight, loader),
+            weight_loader=_load_weight,
+            source=weight,
             **extra_weight_attrs,
         )
-        layer.weight_loader = _PartsLoader(bias, layer.weight_loader)
+        _watch_bias(layer, bias)
 
     def process_weights_after_loading(self, layer: Module) -> None:
         """Refuse what came in part; what did not come at all is the model loader's to notice.
@@ -74,16 +75,27 @@ class DenseLinearMethod(UnquantizedLinearMethod):
         super().process_weights_after_loading(layer)
 
 
-class _PartsLoader:
-    """Remember which parts came, hand everything on."""
+def _load_weight(param: Any, loaded_weight: Tensor, *arguments: Any, **keywords: Any) -> None:
+    """Remember which parts came, hand everything on.
 
-    def __init__(self, source: TensorSource, layer_loader: Callable[..., None]) -> None:
-        self._source = source
-        self._layer_loader = layer_loader
+    A plain function that takes everything from `param`: vLLM's weight reloading asks for its name,
+    and keeps a parameter's attributes beyond the layer, which it must not refer to otherwise.
+    """
+    _remember(param.source, *arguments, **keywords)
+    param.layer_loader(param, loaded_weight, *arguments, **keywords)
 
-    def __call__(
-        self, param: Parameter, loaded_weight: Tensor, *arguments: Any, **keywords: Any
-    ) -> None:
-        (shard_id, *_) = (*arguments, *keywords.values(), None)
-        self._source.loaded.update(self._source.layer.parts(shard_id))
-        self._layer_loader(param, loaded_weight, *arguments, **keywords)
+
+def _watch_bias(layer: Any, source: TensorSource) -> None:
+    """As for the weight; the layer creates its bias later, with `layer.weight_loader`."""
+    layer_loader = layer.weight_loader
+
+    def load_bias(param: Any, loaded_weight: Tensor, *arguments: Any, **keywords: Any) -> None:
+        _remember(source, *arguments, **keywords)
+        layer_loader(param, loaded_weight, *arguments, **keywords)
+
+    layer.weight_loader = load_bias
+
+
+def _remember(source: TensorSource, *arguments: Any, **keywords: Any) -> None:
+    (shard_id, *_) = (*arguments, *keywords.values(), None)
+    source.loaded.update(source.layer.parts(shard_id))

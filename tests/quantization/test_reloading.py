@@ -1,10 +1,13 @@
 """vLLM can load new weights into a running model: the layer takes them like the first ones."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
-from vllm.model_executor.layers.linear import QKVParallelLinear
+from torch.nn import functional
+from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
 from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
@@ -39,3 +42,58 @@ def test_reloading(on_rank: Callable[[int, int], None]) -> None:
     expected = torch.cat([second[shard].dense for shard in "qkv"])
     torch.testing.assert_close(layer.weight_packed.data, expected, rtol=0, atol=0)
     assert layer.weight_packed.data_ptr() == storage  # captured graphs keep their addresses
+
+
+def test_reloading_with_a_bias(on_rank: Callable[[int, int], None]) -> None:
+    layer = QKVParallelLinear(
+        128, 16, 1, 1, True, quant_config=config(), prefix="model.layers.0.self_attn.qkv_proj"
+    )
+    record_metadata_for_reloading(layer)
+    for seed in (1, 2):
+        modules = {s: sparse_module(16, 128, seed=seed + ord(s)) for s in "qkv"}
+        biases = {s: torch.full((16,), float(seed + ord(s))) for s in "qkv"}
+        if seed == 2:
+            initialize_layerwise_reload(layer)
+        for shard, module in modules.items():
+            load(layer, module, shard)
+            layer.bias.weight_loader(layer.bias, biases[shard], shard)
+        if seed == 1:
+            packed_dense(layer)
+            continue
+        finalize_layerwise_reload(layer, SimpleNamespace(dtype=torch.float32))
+        expected = torch.cat([modules[shard].dense for shard in "qkv"])
+        torch.testing.assert_close(layer.weight_packed.data, expected, rtol=0, atol=0)
+        torch.testing.assert_close(layer.bias.data, torch.cat(list(biases.values())))
+
+
+def test_reloading_a_dense_layer(on_rank: Callable[[int, int], None]) -> None:
+    name = "model.layers.0.self_attn.o_proj"
+    layer = RowParallelLinear(64, 32, True, quant_config=config(ignore=[name]), prefix=name)
+    record_metadata_for_reloading(layer)
+    x = torch.randn(3, 64)
+    for seed in (1, 2):
+        weight = torch.randn((32, 64), generator=torch.Generator().manual_seed(seed))
+        bias = torch.full((32,), float(seed))
+        if seed == 2:
+            initialize_layerwise_reload(layer)
+        layer.weight.weight_loader(layer.weight, weight)
+        layer.bias.weight_loader(layer.bias, bias)
+        if seed == 1:
+            layer.quant_method.process_weights_after_loading(layer)
+        else:
+            finalize_layerwise_reload(layer, SimpleNamespace(dtype=torch.float32))
+        torch.testing.assert_close(layer(x)[0], functional.linear(x, weight, bias))
+
+
+def test_what_reloading_keeps_holds_no_layer(on_rank: Callable[[int, int], None]) -> None:
+    name = "model.layers.0.self_attn.o_proj"
+    layers = [
+        RowParallelLinear(64, 32, False, quant_config=config(ignore=ignored), prefix=name)
+        for ignored in ([], [name])
+    ]
+    for layer in layers:
+        record_metadata_for_reloading(layer)
+    references = [weakref.ref(layer) for layer in layers]
+    del layer, layers
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]
