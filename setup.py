@@ -88,6 +88,8 @@ def reason_not_to_build() -> str | None:
     """Why the CPU kernels cannot or must not be built here."""
     if os.environ.get("PERMLLM_BUILD_CPU", "1") == "0":
         return "PERMLLM_BUILD_CPU=0 is set; unset it"
+    if sys.byteorder != "little":
+        return "this processor is big-endian, and the kernels read masks as little-endian words"
     return missing_tools()
 
 

@@ -1,6 +1,7 @@
 """Every vLLM symbol that the plugin uses, and the vLLM versions it was tested with.
 
-No other module imports vLLM, so a new vLLM release is checked here alone. A version outside the
+Nothing else but `plugin`, which must be able to say that this module failed, imports vLLM, so a
+new vLLM release is checked here alone. A version outside the
 tested range is worth a warning; only a symbol that is really missing is an error.
 """
 

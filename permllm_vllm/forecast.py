@@ -132,7 +132,7 @@ def _distance(a: tuple[int, int], b: tuple[int, int]) -> float:
 
 
 def _interpolate(m: int, times: dict[int, float]) -> float:
-    """Logarithm of the time at `m`; proportional to the nearest end outside of what is known."""
+    """Logarithm of the time at `m`; above what is known proportional to it, below it constant."""
     known = sorted(times)
     after = next((count for count in known if count >= m), None)
     if after == m:

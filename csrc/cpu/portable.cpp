@@ -2,10 +2,14 @@
 //
 // Few tokens: the products of the pruned inputs are skipped, one kept value meets all tokens. Many:
 // the float32 kernel with vectors of four.
+#include <bit>
+
 #include "float32_many.h"
 
 namespace permllm::cpu {
 namespace {
+
+static_assert(std::endian::native == std::endian::little, "masks are read byte by byte");
 
 // For every mask of eight inputs, the four that it keeps.
 struct Kept {

@@ -141,14 +141,14 @@ def build(
         return objects / f"{source.stem}.{heavy.get(source, '-'.join(names))}.o"
 
     def compile_cuda(source: Path) -> None:
-        line = [toolkit.nvcc() or "nvcc", *NVCC_FLAGS]
+        line = [toolkit.nvcc() or "nvcc", *NVCC_FLAGS, *host_compiler(compiler)]
         if source in heavy:
             line += [*CUTLASS_FLAGS, "-isystem", str((toolkit.cutlass() or Path()) / "include")]
             line += code_generation([heavy[source]])
         else:
             line += code_generation(names)
         compile_source(
-            [*line, "-MMD", "-c", str(source), "-o", str(target(source))], target(source)
+            [*line, "-MD", "-c", str(source), "-o", str(target(source))], target(source)
         )
 
     def compile_each(some: Iterable[Path]) -> None:
@@ -156,7 +156,7 @@ def build(
             compile_cuda(source)
 
     bindings = SOURCES / "bindings.cpp"
-    cpp = [*compiler, *flags, *definitions(names), "-MMD", "-c", str(bindings)]
+    cpp = [*compiler, *flags, *definitions(names), "-MD", "-c", str(bindings)]
     with ThreadPoolExecutor(1 if os.environ.get("MAX_JOBS") == "1" else 2) as pool:
         jobs = [pool.submit(compile_each, some) for some in (heavy, light)]
         compile_source([*cpp, "-o", str(target(bindings))], target(bindings))
@@ -172,6 +172,11 @@ def build(
             "-Wl,--exclude-libs,ALL",
         ]
     )  # fmt: skip
+
+
+def host_compiler(compiler: Sequence[str]) -> list[str]:
+    """nvcc's option for the compiler that CXX names; its own choice where that is not set."""
+    return ["-ccbin", compiler[-1]] if os.environ.get("CXX") else []
 
 
 def code_generation(names: Sequence[str]) -> list[str]:

@@ -7,16 +7,18 @@ import logging
 import torch
 
 from permllm_vllm import ops
+from permllm_vllm.backends import cuda
 from permllm_vllm.backends.cpu import CpuBackend
-from permllm_vllm.backends.cuda import CudaBackend, unsupported_reason
 from permllm_vllm.backends.reference import ReferenceBackend
 from permllm_vllm.backends.weights import Backend, CheckpointWeights, PackedWeights
+from permllm_vllm.checkpoint.pattern import Pattern
 
 __all__ = [
     "Backend",
     "CheckpointWeights",
     "PackedWeights",
     "fallback_reason",
+    "require_pattern",
     "select_backend",
 ]
 
@@ -37,7 +39,7 @@ def fallback_reason(
         values: dtype of the sparse values in the checkpoint; that of the activations by default.
     """
     if device.type == "cuda":
-        return unsupported_reason(device, dtype)
+        return cuda.unsupported_reason(device, dtype)
     if device.type != "cpu":
         return f"there is no kernel for {device.type} yet"
     if dtype not in ACTIVATIONS:
@@ -48,6 +50,12 @@ def fallback_reason(
             "float32; load it in bfloat16 (vLLM: --dtype bfloat16) to round and use them"
         )
     return ops.missing_reason
+
+
+def require_pattern(device: torch.device, pattern: Pattern) -> None:
+    """Raises RuntimeError where no backend serves this pattern on `device`: 4:8 on a GPU."""
+    if device.type == "cuda":
+        cuda.require_pattern(pattern)
 
 
 def select_backend(
@@ -69,7 +77,7 @@ def select_backend(
     values = values or dtype
     reason = fallback_reason(device, dtype, values)
     if not reason and device.type == "cuda":
-        return CudaBackend(dtype)
+        return cuda.CudaBackend(dtype)
     if not reason:
         if torch.bfloat16 not in (dtype, values) and values.is_floating_point:
             logger.warning(

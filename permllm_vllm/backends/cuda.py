@@ -27,6 +27,8 @@ INT8_GROUP_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 
 def unsupported_reason(device: torch.device, dtype: torch.dtype) -> str:
     """Why no CUDA kernel computes in `dtype` on `device`; empty where one does."""
+    if torch.version.hip is not None:  # PyTorch calls AMD's GPUs cuda too
+        return "there is no kernel for AMD GPUs yet"
     if dtype not in DTYPES:
         return (
             f"the CUDA kernels compute in bfloat16 or float16, the model is {_name(dtype)}: load "
@@ -186,14 +188,19 @@ def _pack_permutation(weights: CheckpointWeights) -> Tensor | None:
     return (places % INPUT_MULTIPLE).to(torch.uint8)
 
 
-def _check(weights: CheckpointWeights) -> None:
-    values, mask = weights.values, weights.mask
-    if weights.pattern != PATTERN:
+def require_pattern(pattern: Pattern) -> None:
+    """Raises RuntimeError where a GPU cannot serve this pattern, with kernels or without."""
+    if pattern != PATTERN:
         raise RuntimeError(
-            f"pattern {weights.pattern} has no CUDA kernel: sparse tensor cores multiply 2:4 at 16 "
+            f"pattern {pattern} has no CUDA kernel: sparse tensor cores multiply 2:4 at 16 "
             "bits. Prune with the pattern 2:4, serve this checkpoint on the CPU, or serve the "
             "dense model"
         )
+
+
+def _check(weights: CheckpointWeights) -> None:
+    values, mask = weights.values, weights.mask
+    require_pattern(weights.pattern)
     if values.dim() != 2 or mask.dim() != 2 or mask.shape[0] != values.shape[0]:
         raise RuntimeError(
             f"values {tuple(values.shape)} and mask {tuple(mask.shape)} do not fit: they are "

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from permllm_vllm import ops
-from permllm_vllm.backends import Backend, CheckpointWeights, PackedWeights, select_backend
+from permllm_vllm.backends import (
+    Backend,
+    CheckpointWeights,
+    PackedWeights,
+    require_pattern,
+    select_backend,
+)
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.errors import Problem, raise_if_any
 from permllm_vllm.checkpoint.layer import SparseLayer
@@ -100,7 +106,16 @@ class SparseLinear(nn.Module):
             self.bias = nn.Parameter(empty, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply activations `[..., in]`, in the original channel order, to `[..., out]`."""
+        """Multiply activations `[..., in]`, in the original channel order, to `[..., out]`.
+
+        Raises:
+            RuntimeError: activations of another width, or a pattern that the device cannot serve.
+        """
+        if x.shape[-1] != self.in_features:
+            raise RuntimeError(
+                f"{self.name} got activations of {x.shape[-1]} channels; it multiplies "
+                f"{self.in_features}"
+            )
         packed = self._packed_for(x.device, x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return ops.sparse_linear(
@@ -161,6 +176,7 @@ class SparseLinear(nn.Module):
         return packed.weights
 
     def _pack(self, device: torch.device, dtype: torch.dtype) -> PackedWeights:
+        require_pattern(device, self.pattern)
         raise_if_any(self.content_problems())
         return self._backend(device, dtype).pack(
             CheckpointWeights(

@@ -1,5 +1,6 @@
 """`quant_method: permllm` of a checkpoint's config.json, and which method each layer gets."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ from permllm_vllm.compat import (
     RoutedExperts,
     UnquantizedFusedMoEMethod,
     get_current_vllm_config_or_none,
+    init_logger,
     register_quantization_config,
 )
 from permllm_vllm.quantization.dense import DenseLinearMethod
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from permllm_vllm.quantization.names import checkpoint_name, original_names
-from permllm_vllm.quantization.served import ServedLayers
+from permllm_vllm.quantization.served import ServedLayers, kernels
 from permllm_vllm.quantization.unfolding import Unfolding
 from permllm_vllm.quantization.weight_files import require_safetensors
+
+logger = init_logger("vllm.permllm.config")
 
 
 @register_quantization_config(schema.QUANT_METHOD)
@@ -57,7 +61,7 @@ class PermLLMConfig(QuantizationConfig):
 
     @classmethod
     def get_supported_act_dtypes(cls) -> list[torch.dtype]:
-        """Activation dtypes: float16 and float32 may go through the reference backend."""
+        """Activation dtypes; float32 with float32 values goes through the reference backend."""
         return [torch.bfloat16, torch.float16, torch.float32]
 
     @classmethod
@@ -82,11 +86,21 @@ class PermLLMConfig(QuantizationConfig):
 
         A dense checkpoint with `--quantization permllm`; weights of a local directory that are not
         in whole safetensors files of its own. What a hub name stands for may not be there yet.
+
+        vLLM finds compiled graphs again by its configuration, the model's included. Which operands
+        a layer has depends on the kernels too, so they are written there.
         """
         if self._checkpoint is None:
             raise CheckpointError(_dense_checkpoint_message(model_name))
         if (directory := Path(model_name)).is_dir():
             require_safetensors(directory)
+        if os.environ.get("VLLM_BATCH_INVARIANT", "0") != "0":
+            logger.warning(
+                "VLLM_BATCH_INVARIANT does not reach sparse layers: the kernel, and with it the "
+                "rounding, depends on the number of tokens in a batch"
+            )
+        if hf_config is not None:
+            hf_config.permllm_kernels = kernels()
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Rename listed modules as vLLM's model class does.

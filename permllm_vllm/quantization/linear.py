@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 import permllm_vllm.ops  # noqa: F401  (defines torch.ops.permllm)
-from permllm_vllm.backends import CheckpointWeights
+from permllm_vllm.backends import CheckpointWeights, require_pattern
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.errors import CheckpointError, raise_if_any
 from permllm_vllm.checkpoint.numbers import number_problems, scale_problems
@@ -16,6 +16,7 @@ from permllm_vllm.checkpoint.packing import first_violation
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.compat import (
     LinearMethodBase,
+    get_current_vllm_config_or_none,
     register_weight_loader_v2_supported_method,
 )
 from permllm_vllm.quantization.bias import watch_bias
@@ -31,6 +32,8 @@ from permllm_vllm.quantization.partition import require_divisible
 from permllm_vllm.quantization.served import ServedLayers
 from permllm_vllm.quantization.sources import CheckpointLayer, TensorSource
 from permllm_vllm.quantization.unfolding import Unfolding
+
+_sparse_linear = torch.ops.permllm.sparse_linear.default
 
 WEIGHT_METADATA = "weight_metadata"
 LOADED = (*schema.SPARSE_KINDS, "weight")
@@ -78,10 +81,18 @@ class PermLLMLinearMethod(LinearMethodBase):
         params_dtype: torch.dtype,
         **extra_weight_attrs: Any,
     ) -> None:
-        """Register the tensors of the checkpoint format, cut to this tensor-parallel rank."""
+        """Register the tensors of the checkpoint format, cut to this tensor-parallel rank.
+
+        Raises:
+            CheckpointError: vLLM is to make weights up (`--load-format dummy`).
+            RuntimeError: the device cannot serve the pattern.
+        """
+        _refuse_dummy_weights()
+        require_pattern(torch.empty(0).device, self.pattern)
         block_size = self.checkpoint.block_size if self._permutation_kind else None
         require_divisible(self.modules, input_size, input_size_per_partition, block_size)
         self.output_sizes = list(output_partition_sizes)
+        self.out_features = sum(output_partition_sizes)
         self.dtype = params_dtype
         rows, columns = sum(output_partition_sizes), input_size_per_partition
 
@@ -159,14 +170,14 @@ class PermLLMLinearMethod(LinearMethodBase):
 
     def apply(self, layer: Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x [..., in]` times the sparse weight: `[..., out]`, in x's dtype."""
-        return torch.ops.permllm.sparse_linear(
+        return _sparse_linear(
             x,
             layer.weight_packed,
             layer.weight_metadata,
             layer.input_permutation,
             layer.weight_scale,
             bias,
-            sum(self.output_sizes),
+            self.out_features,
             self.checkpoint.pattern,
         )
 
@@ -222,6 +233,16 @@ class PermLLMLinearMethod(LinearMethodBase):
             for problem in problems_of(source.name((part,)), rows)
         ]
         raise_if_any(list(dict.fromkeys(problems)))  # parts may be one tensor of the checkpoint
+
+
+def _refuse_dummy_weights() -> None:
+    load_config = getattr(get_current_vllm_config_or_none(), "load_config", None)
+    if getattr(load_config, "load_format", None) == "dummy":
+        raise CheckpointError(
+            "--load-format dummy fills weights with random numbers, but masks and permutations of "
+            "sparse layers must obey the format. Load the checkpoint's own weights, or make random "
+            "ones of the same shape with `python -m benchmarks.models`."
+        )
 
 
 def _checkpoint_rows(layer: Module, partitions: list[int], output_size: int) -> list[int]:

@@ -5,12 +5,20 @@ from collections import Counter
 import torch
 
 import permllm_vllm
+from permllm_vllm import ops
 from permllm_vllm.backends import Backend, select_backend
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.compat import init_logger
 from permllm_vllm.quantization.freed_memory import release_freed_memory
 
 logger = init_logger("vllm.permllm.serving")
+
+
+def kernels() -> str:
+    """What decides which operands the layers of a checkpoint have: version, libraries, CPU."""
+    cpu = "none" if ops.missing_reason else torch.ops.permllm.cpu_instruction_set()
+    cuda = "none" if ops.cuda_missing_reason else torch.ops.permllm.cuda_architectures()
+    return f"permllm-vllm {permllm_vllm.__version__}, cpu {cpu}, cuda {cuda}"
 
 
 class ServedLayers:

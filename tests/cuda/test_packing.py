@@ -114,6 +114,11 @@ def test_refuses_4_of_8_with_the_remedy():
         CudaBackend(torch.bfloat16).pack(layer.weights)
 
 
+def test_gpus_of_amd_have_no_kernel(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert "no kernel for AMD" in unsupported_reason(torch.device("cuda"), torch.bfloat16)
+
+
 def test_refuses_float32_models():
     with pytest.raises(ValueError, match=r"not in float32.*bfloat16"):
         CudaBackend(torch.float32)

@@ -133,6 +133,12 @@ def test_layers_on_disk_come_when_they_are_needed(
         assert torch.equal(logits(model, tokens), logits(load(twins.sparse), tokens))
 
 
+def test_activations_of_another_width_are_refused(twins: Twins) -> None:
+    layer = load(twins.sparse).get_submodule(UP)
+    with pytest.raises(RuntimeError, match=rf"{UP} got activations of 24 channels; it multiplies"):
+        layer(torch.zeros(2, 24))
+
+
 def test_damage_that_comes_after_loading_is_refused(twins: Twins, tokens: Tensor) -> None:
     model = load(twins.sparse)
     state = {k: v.clone() for k, v in model.state_dict().items()}

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import LlamaConfig
 from vllm.config import VllmConfig
+from vllm.config.utils import normalize_value
 from vllm.model_executor.layers.fused_moe import RoutedExperts, UnquantizedFusedMoEMethod
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import get_quantization_config
@@ -12,6 +14,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.models.utils import WeightsMapper
 
 from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.quantization import config as config_module
 from permllm_vllm.quantization.config import PermLLMConfig
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from tests.quantization.sparse_modules import config
@@ -84,9 +87,35 @@ def test_ignored_experts_are_dense(ignore: str, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_dense_checkpoint_is_refused() -> None:
     with pytest.raises(CheckpointError, match="some/model is not a PermLLM checkpoint") as error:
-        PermLLMConfig().maybe_update_config("some/model", hf_config=object())
+        PermLLMConfig().maybe_update_config("some/model", hf_config=SimpleNamespace())
     assert "permllm-offline prune MODEL --output DIRECTORY" in str(error.value)
-    config().maybe_update_config("some/model", hf_config=object())
+    config().maybe_update_config("some/model", hf_config=SimpleNamespace())
+    config().maybe_update_config("some/model")
+
+
+def test_batch_invariance_that_is_not_there_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages: list[str] = []
+    monkeypatch.setattr(config_module.logger, "warning", messages.append)
+    config().maybe_update_config("some/model")
+    assert not messages
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    config().maybe_update_config("some/model")
+    assert "VLLM_BATCH_INVARIANT does not reach sparse layers" in messages[0]
+
+
+def test_compiled_graphs_are_not_shared_between_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM keys them by its configurations, into which that of the model goes as JSON."""
+
+    def key() -> object:
+        model = LlamaConfig(num_hidden_layers=1)
+        config().maybe_update_config("some/model", hf_config=model)
+        return normalize_value(model)
+
+    before = key()
+    assert before == key()
+    assert "permllm-vllm" in str(before)
+    monkeypatch.setattr(config_module, "kernels", lambda: "others")
+    assert before != key()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Real vLLM layers load the format: every slice exact, on every rank, for every kind of layer."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,10 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 
+from permllm_vllm.backends import require_pattern
+from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.quantization import linear
 from tests.quantization.sparse_modules import (
     BLOCK,
     SparseModule,
@@ -223,3 +228,23 @@ def test_the_loaded_tensors_are_dropped(on_rank: OnRank) -> None:
     assert [name for name, _ in layer.named_parameters()] == ["weight_packed"]
     assert type(layer.weight_packed) is torch.nn.Parameter
     assert not layer.weight_packed.requires_grad
+
+
+def test_dummy_weights_are_refused(on_rank: OnRank, monkeypatch: pytest.MonkeyPatch) -> None:
+    current = SimpleNamespace(load_config=SimpleNamespace(load_format="dummy"))
+    monkeypatch.setattr(linear, "get_current_vllm_config_or_none", lambda: current)
+    with pytest.raises(CheckpointError, match=r"--load-format dummy .*masks and permutations"):
+        RowParallelLinear(128, 16, bias=False, quant_config=config(), prefix="model.o_proj")
+
+
+def test_a_pattern_that_the_device_cannot_serve_is_refused_before_loading(
+    on_rank: OnRank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_gpu(device: torch.device, pattern: Pattern) -> None:
+        require_pattern(torch.device("cuda"), pattern)
+
+    monkeypatch.setattr(linear, "require_pattern", on_gpu)
+    eight = config(pattern="4:8")
+    with pytest.raises(RuntimeError, match="pattern 4:8 has no CUDA kernel"):
+        RowParallelLinear(128, 16, bias=False, quant_config=eight, prefix="model.o_proj")
+    RowParallelLinear(128, 16, bias=False, quant_config=config(), prefix="model.o_proj")

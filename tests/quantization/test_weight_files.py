@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def pickled(path: Path) -> Path:
 
 def about_to_load(directory: Path) -> None:
     """What vLLM calls when it has read the configuration."""
-    config().maybe_update_config(str(directory), hf_config=object())
+    config().maybe_update_config(str(directory), hf_config=SimpleNamespace())
 
 
 def refusal(directory: Path) -> str:
@@ -115,4 +116,4 @@ def test_a_truncated_shard(directory: Path, lost: int) -> None:
 
 
 def test_a_hub_name_is_left_to_vllm() -> None:
-    config().maybe_update_config("some/model", hf_config=object())
+    config().maybe_update_config("some/model", hf_config=SimpleNamespace())
