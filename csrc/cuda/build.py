@@ -147,9 +147,7 @@ def build(
             line += code_generation([heavy[source]])
         else:
             line += code_generation(names)
-        compile_source(
-            [*line, "-MD", "-c", str(source), "-o", str(target(source))], target(source)
-        )
+        compile_source([*line, "-MD", "-c", str(source), "-o", str(target(source))], target(source))
 
     def compile_each(some: Iterable[Path]) -> None:
         for source in some:

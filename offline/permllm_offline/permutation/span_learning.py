@@ -34,8 +34,8 @@ BETAS = (0.9, 0.95)
 """Of AdamW: with tens of steps the second moment has no time for a longer memory."""
 
 LOSS_SCALE = 2.0**14
-"""Of the backward pass. The loss is a mean over tokens of an angle, whose gradient in the states would
-underflow in float16; a power of two changes nothing in wider dtypes."""
+"""Of the backward pass. The loss is a mean over tokens of an angle, whose gradient in the states
+would underflow in float16; a power of two changes nothing in wider dtypes."""
 
 
 def learn_span(
