@@ -17,6 +17,7 @@ from permllm_offline.errors import OfflineError, first_line
 from permllm_offline.model.families import begin_token
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.reader import CheckpointReader
+from permllm_vllm.checkpoint.shards import INDEX_NAME, SINGLE_NAME, read_weight_map
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _TRUST_NOTHING: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
@@ -37,12 +38,18 @@ class Source:
         """The dtype that the checkpoint declares (float32 where it declares none)."""
         return getattr(self.config, "dtype", None) or torch.float32
 
+    def weight_files(self) -> list[Path]:
+        """List the files that the weights are read from; raises CheckpointError without any."""
+        files = set(read_weight_map(self.directory).values())
+        return sorted(self.directory / file for file in files)
+
 
 def open_source(model: str) -> Source:
     """Find a model: a local folder, or a hub name (downloaded to the hub's cache).
 
     Raises:
         OfflineError: no such folder, unreachable hub, or no readable ``config.json``.
+        CheckpointError: a model of the hub with a damaged index of its weights.
     """
     from transformers import AutoConfig
 
@@ -60,7 +67,8 @@ def open_source(model: str) -> Source:
 def load_tokenizer(source: Source) -> Any:
     """Load the tokenizer beside a model; raises OfflineError where there is none.
 
-    Its attribute ``window_begin`` is ``families.begin_token`` of the model.
+    Its attribute ``window_begin`` is ``families.begin_token`` of the model, and ``positions`` the
+    tokens that the model has positions for, or None where its configuration does not say.
     """
     from transformers import AutoTokenizer
 
@@ -72,6 +80,8 @@ def load_tokenizer(source: Source) -> Any:
             "tokenizer files of the base model into the folder."
         ) from error
     tokenizer.window_begin = begin_token(source.config)
+    text_config = source.config.get_text_config()
+    tokenizer.positions = getattr(text_config, "max_position_embeddings", None)
     return tokenizer
 
 
@@ -206,11 +216,12 @@ def parse_device(name: str) -> torch.device:
     return device
 
 
-_PATTERNS = (
-    *("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"),
+_BESIDE_WEIGHTS = (
+    *("*.json", "*.jinja", "*.model", "*.txt"),
     *("README.md", "LICENSE*", "LICENCE*", "NOTICE*"),
 )
-"""Files of a model on the hub that are fetched: what is read, and what its licence says."""
+"""Files of a model on the hub that are fetched first: what is read beside the weights, and what its
+licence says."""
 
 
 def _local_directory(model: str) -> Path:
@@ -222,10 +233,20 @@ def _local_directory(model: str) -> Path:
             f"{model!r} is not a folder. Give a folder that holds a Hugging Face checkpoint, or a "
             "hub name like owner/name."
         )
+    directory = _fetch(model, _BESIDE_WEIGHTS)
+    weights = {SINGLE_NAME}
+    if (directory / INDEX_NAME).exists():
+        weights = set(read_weight_map(directory).values())
+    # The folder is named by the commit: the weights are of the same one.
+    return _fetch(model, sorted(weights), revision=directory.name)
+
+
+def _fetch(model: str, files: Sequence[str], revision: str | None = None) -> Path:
+    """Fetch files of a model on the hub by their names, or patterns of these."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(model, allow_patterns=list(files), revision=revision))
     except Exception as error:  # the hub client raises too many kinds to list
         raise OfflineError(
             f"{model!r} is neither a local folder nor could it be fetched from the Hugging Face "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -165,7 +166,7 @@ class Report:
         return sum(r.sparse_bytes for r in self.layers) / sum(r.dense_bytes for r in self.layers)
 
     def to_json(self) -> str:
-        """Text of ``report.json``."""
+        """Text of ``report.json``; a number that is not finite, which JSON has not, is null."""
         entries: dict[str, Any] = {
             "tool_version": self.tool_version,
             "perplexity_before": self.perplexity_before,
@@ -184,7 +185,17 @@ class Report:
             "mask_example": None if self.mask_example is None else asdict(self.mask_example),
             "layers": [asdict(layer) for layer in self.layers],
         }
-        return json.dumps(entries, indent=2) + "\n"
+        return json.dumps(_finite(entries), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
 
 
 def permutation_state(group: GroupDecision) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.text.texts import documents
+
+logger = logging.getLogger(__name__)
 
 Sampling = Literal["stream", "document"]
 
@@ -21,6 +25,9 @@ SELF = "self"
 SEPARATOR = "\n\n"
 MAX_TOKENS = 8_000_000
 """Tokens read at most: enough to sample from, little enough to hold in memory."""
+
+QUIET_SECONDS = 5.0
+"""A progress bar is shown where reading tokens takes longer."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,8 @@ def token_windows(
 ) -> Tensor:
     """Cut the joined documents into non-overlapping windows; the ragged end is dropped.
 
+    Without ``max_windows``, what follows ``MAX_TOKENS`` is left out, with a warning.
+
     Returns:
         int64 [windows, sequence_length], the tokenizer's ``window_begin`` included.
     """
@@ -43,10 +52,13 @@ def token_windows(
     length = sequence_length - len(begin)
     limit = MAX_TOKENS if max_windows is None else max_windows * length
     stream: list[int] = []
-    for tokens in _tokens(texts, tokenizer):
+    remaining = iter(texts)
+    for tokens in _tokens(remaining, tokenizer):
         stream.extend(tokens)
         if len(stream) >= limit:
             break
+    if max_windows is None and (len(stream) > limit or _is_cut(len(stream), remaining)):
+        _warn_of_limit()
     count = min(len(stream), limit) // length
     windows = torch.tensor(stream[: count * length], dtype=torch.long).reshape(count, length)
     return torch.cat([begin.expand(count, -1), windows], dim=1)
@@ -58,10 +70,38 @@ def _begin(tokenizer: Any) -> Tensor:
     return torch.tensor([] if token is None else [token], dtype=torch.long)
 
 
+def check_length(tokenizer: Any, sequence_length: int) -> None:
+    """Check that the model has positions for a window; the tokenizer's ``positions`` says how many.
+
+    Raises:
+        OfflineError: it has not.
+    """
+    positions = getattr(tokenizer, "positions", None)
+    if positions is not None and sequence_length > positions:
+        raise OfflineError(
+            f"windows of {sequence_length} tokens are longer than the {positions} positions of the "
+            "model (max_position_embeddings in its config.json). Give --sequence-length "
+            f"{positions} or less."
+        )
+
+
 def _tokens(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
-    for text in texts:
-        # verbose=False: a document longer than the context is cut into windows right after.
-        yield tokenizer(text + SEPARATOR, add_special_tokens=False, verbose=False)["input_ids"]
+    with tqdm(desc="tokens", unit="token", unit_scale=True, delay=QUIET_SECONDS) as progress:
+        for text in texts:
+            # verbose=False: a document longer than the context is cut into windows right after.
+            encoded = tokenizer(text + SEPARATOR, add_special_tokens=False, verbose=False)
+            tokens: list[int] = encoded["input_ids"]
+            progress.update(len(tokens))
+            yield tokens
+
+
+def _is_cut(tokens: int, remaining: Iterator[str]) -> bool:
+    """Whether the limit was reached before the last document."""
+    return tokens >= MAX_TOKENS and next(remaining, None) is not None
+
+
+def _warn_of_limit() -> None:
+    logger.warning("only the first %s tokens of the text are read", f"{MAX_TOKENS:,}")
 
 
 def document_windows(
@@ -70,7 +110,8 @@ def document_windows(
     """Cut one window at a random place of each of ``count`` random documents.
 
     This is how SparseGPT, Wanda and the PermLLM paper sample: documents that are shorter than a
-    window are passed over, and a document can be drawn again.
+    window are passed over, and a document can be drawn again. Documents after the one that reaches
+    ``MAX_TOKENS`` are left out, with a warning.
 
     Returns:
         int64 [count, sequence_length] (of no rows where no document is long enough), and the
@@ -80,12 +121,15 @@ def document_windows(
     length = sequence_length - len(begin)
     long: list[list[int]] = []
     total = 0
-    for tokens in _tokens(texts, tokenizer):
+    remaining = iter(texts)
+    for tokens in _tokens(remaining, tokenizer):
         if len(tokens) > length:
             long.append(tokens)
         total += len(tokens)
         if total >= MAX_TOKENS:
             break
+    if _is_cut(total, remaining):
+        _warn_of_limit()
     if not long:
         return torch.empty((0, sequence_length), dtype=torch.long), torch.empty(0)
     generator = torch.Generator().manual_seed(seed)
@@ -114,7 +158,7 @@ def sample_windows(
 
     Args:
         datasets: what ``texts.documents`` reads.
-        tokenizer: of the model, transformers API.
+        tokenizer: of the model, from ``loading.load_tokenizer``.
         num_samples: calibration windows.
         sequence_length: tokens per window.
         seed: of the draw; the same seed gives the same windows.
@@ -124,8 +168,9 @@ def sample_windows(
         own_text: samples a number of windows from the dense model, for the data set ``self``.
 
     Raises:
-        OfflineError: too few windows in a data set.
+        OfflineError: too few windows in a data set, or windows that the model has no positions for.
     """
+    check_length(tokenizer, sequence_length)
     parts = [
         _sample(
             dataset,

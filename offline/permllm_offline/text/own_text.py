@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -30,7 +32,8 @@ def own_text(
 ) -> Tensor:
     """Sample windows from a model, or read those that were sampled for the same arguments.
 
-    Sampling needs the whole model in memory.
+    Sampling needs the whole model in memory. Windows that cannot be kept are returned all the same,
+    with a warning.
 
     Returns:
         int64 [num_windows, sequence_length].
@@ -39,20 +42,39 @@ def own_text(
         OfflineError, CheckpointError: the model cannot be loaded.
     """
     digest = hashlib.sha256(f"{dtype} {device} {sequence_length} {seed} {num_windows}".encode())
-    for file in sorted(source.directory.glob("*.safetensors")):
+    for file in source.weight_files():
         state = file.stat()
         digest.update(f"{file.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
     cached = cache_directory() / f"{digest.hexdigest()[:32]}.safetensors"
-    if cached.is_file():
+    if _is_kept(cached):
         logger.info("text of %s from %s", source.name, cached)
         return _read(cached)
     model = load_model(source, dtype, device)
     windows = sample_text(model, num_windows, sequence_length, seed)
+    try:
+        _keep(windows, cached)
+    except (OSError, SafetensorError) as error:
+        logger.warning("the sampled text cannot be kept in %s: %s", cached.parent, error)
+    return windows
+
+
+def _is_kept(cached: Path) -> bool:
+    try:
+        return cached.is_file()
+    except OSError:  # a home that may not be looked into
+        return False
+
+
+def _keep(windows: Tensor, cached: Path) -> None:
     cached.parent.mkdir(parents=True, exist_ok=True)
     partial = cached.with_suffix(f".{os.getpid()}.partial")
-    save_file({"windows": windows.contiguous()}, partial)
-    partial.replace(cached)
-    return windows
+    try:
+        save_file({"windows": windows.contiguous()}, partial)
+        partial.replace(cached)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def _read(cached: Path) -> Tensor:

@@ -60,7 +60,7 @@ def _file_documents(file: Path) -> Iterator[str]:
         yield from _text_of(_parquet_rows(file), str(file))
         return
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise OfflineError(f"cannot read {file}: {error}. Give UTF-8 text.") from error
     if suffix in (".jsonl", ".json"):
@@ -70,7 +70,8 @@ def _file_documents(file: Path) -> Iterator[str]:
 
 
 def _json_rows(text: str, file: Path) -> Iterator[object]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines: it also splits at U+2028 and its like, which may stand in a JSON string.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield json.loads(line)

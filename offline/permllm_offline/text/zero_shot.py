@@ -61,7 +61,8 @@ class Tasks:
             batch_size: sequences at a time.
 
         Returns:
-            task -> metric -> value, standard errors as ``METRIC_stderr``.
+            task -> metric -> value, standard errors as ``METRIC_stderr``. A metric that lm-eval
+            takes of filtered answers is ``METRIC,FILTER``.
 
         Raises:
             OfflineError: the data of a task cannot be had, or it cannot be run on this model.
@@ -101,9 +102,9 @@ def _task_manager(names: Sequence[str], folder: Path | None) -> Any:
 
 
 def _metrics(entries: dict[str, Any]) -> dict[str, float]:
-    """Keep the numbers of one task; lm-eval writes a metric as ``acc,none``."""
+    """Keep the numbers of one task; lm-eval writes a metric as ``acc,none``, or with a filter."""
     return {
-        name.partition(",")[0]: float(value)
+        name.removesuffix(",none"): float(value)
         for name, value in entries.items()
         if isinstance(value, int | float) and "," in name and math.isfinite(value)
     }

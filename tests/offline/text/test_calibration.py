@@ -6,6 +6,8 @@ import torch
 from transformers import AutoTokenizer
 
 from permllm_offline.errors import OfflineError
+from permllm_offline.model.loading import load_tokenizer, open_source
+from permllm_offline.text import calibration
 from permllm_offline.text.calibration import document_windows, sample_windows, token_windows
 from permllm_offline.text.texts import documents
 
@@ -21,6 +23,21 @@ def test_reads_text_json_lines_parquet_and_folders(tmp_path: Path) -> None:
     (tmp_path / "ignored.bin").write_bytes(b"\x00")
     assert list(documents(str(tmp_path))) == ["first", "second", "third", "fourth"]
     assert list(documents(str(tmp_path / "c.parquet"))) == ["fourth"]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_json_lines_end_at_newlines_alone(tmp_path: Path, newline: str) -> None:
+    texts = ["a\u2028b", "c\u2029d", "e\x85f"]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "x.jsonl").write_bytes(newline.join([*lines, ""]).encode())
+    assert list(documents(str(tmp_path / "x.jsonl"))) == texts
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "x.jsonl").write_bytes(mark + b'{"text": "first"}')
+    (tmp_path / "x.txt").write_bytes(mark + b"second")
+    assert list(documents(str(tmp_path))) == ["first", "second"]
 
 
 @pytest.mark.parametrize(
@@ -198,3 +215,64 @@ def test_every_window_begins_with_the_token_that_the_model_needs() -> None:
     drawn, _ = document_windows(["abcdefgh", "abc"], Beginning(), 4, 5, seed=0)
     assert drawn[:, 0].tolist() == [7] * 5
     assert (drawn[:, 2] - drawn[:, 1]).tolist() == [1] * 5
+
+
+def never(*_: object, **__: object) -> None:
+    raise AssertionError("text was tokenised")
+
+
+def test_windows_beyond_the_positions_of_the_model_are_refused(
+    text_file: Path, tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(open_source(str(tiny_model_directory)))
+    assert len(sample_windows([str(text_file)], tokenizer, **_one_window(128)).calibration) == 1
+    monkeypatch.setattr(type(tokenizer), "__call__", never)
+    with pytest.raises(OfflineError, match=r"129 tokens.* 128 positions.*--sequence-length 128 or"):
+        sample_windows([str(text_file)], tokenizer, **_one_window(129))
+
+
+def _one_window(sequence_length: int) -> dict[str, int]:
+    return {"num_samples": 1, "sequence_length": sequence_length, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("texts", "warned"),
+    [
+        (["abcdefgh"], False),  # ten tokens with their separator
+        (["abcdefghi"], True),
+        (["ab", "cdef"], False),
+        (["ab", "cdef", "g"], True),
+    ],
+)
+def test_text_beyond_the_limit_is_warned_of(
+    texts: list[str],
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(calibration, "MAX_TOKENS", 10)
+    assert token_windows(texts, Beginning(), 6, None).shape == (2, 6)
+    assert ("only the first 10 tokens of the text are read" in caplog.text) == warned
+    caplog.clear()
+    token_windows(texts, Beginning(), 6, 2)
+    assert not caplog.text
+
+
+def test_documents_beyond_the_limit_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(calibration, "MAX_TOKENS", 10)
+    document_windows(["abcdefghi"], Beginning(), 4, 1, seed=0)
+    assert not caplog.text
+    document_windows(["abcdefghi", "j"], Beginning(), 4, 1, seed=0)
+    assert "only the first 10 tokens" in caplog.text
+
+
+def test_progress_is_shown_where_tokens_take_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    token_windows(["abcd", "efgh"], Beginning(), 4, None)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(calibration, "QUIET_SECONDS", 0.0)
+    token_windows(["abcd", "efgh"], Beginning(), 4, None)
+    assert "tokens: 12.0token" in capsys.readouterr().err

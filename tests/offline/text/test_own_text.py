@@ -1,12 +1,17 @@
 """Text that the dense model writes itself is calibration text like any other, made once."""
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from permllm_offline.cli import main
+from permllm_offline.model.loading import open_source
 from permllm_offline.text import own_text
 from permllm_offline.text.calibration import sample_windows
 
@@ -60,3 +65,62 @@ def test_own_text_shares_the_windows_with_other_sources(
     )
     assert int((drawn.calibration == 63).all(1).sum()) == 2
     assert int((drawn.held_out == 63).all(1).sum()) == 1
+
+
+def sampled(model: Path) -> torch.Tensor:
+    return own_text.own_text(
+        open_source(str(model)), torch.float32, torch.device("cpu"), 12, seed=3, num_windows=2
+    )
+
+
+def fail_to_save(*_: object) -> None:
+    raise SafetensorError("No space left on device")
+
+
+@pytest.mark.parametrize("place", ["no folder", "full disk"])
+def test_text_that_cannot_be_kept_is_used_all_the_same(
+    place: str,
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    if place == "no folder":
+        cache.write_text("a file where the folder should be")
+    else:
+        monkeypatch.setattr(own_text, "save_file", fail_to_save)
+    assert sampled(tiny_model_directory).shape == (2, 12)
+    assert f"cannot be kept in {cache / 'permllm' / 'sampled'}" in caplog.text
+
+
+def test_what_was_half_kept_is_removed(
+    tmp_path: Path, tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(tensors: dict[str, torch.Tensor], file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError("full")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(own_text, "save_file", half)
+    sampled(tiny_model_directory)
+    assert list((tmp_path / "permllm" / "sampled").iterdir()) == []
+
+
+def test_only_files_that_are_read_name_the_kept_text(
+    tmp_path: Path, tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one file the name is what it always was, so that what was kept is found."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    model = shutil.copytree(tiny_model_directory, tmp_path / "model")
+    weights = model / "model.safetensors"
+    state: Any = weights.stat()
+    text = f"torch.float32 cpu 12 3 2{weights.resolve()} {state.st_size} {state.st_mtime_ns}"
+    name = f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+    first = sampled(model)
+    assert [file.name for file in cache.rglob("*.safetensors")] == [name]
+    shutil.copy(weights, model / "consolidated.safetensors")
+    monkeypatch.delattr(own_text, "sample_text")
+    assert torch.equal(sampled(model), first)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from permllm_offline import evaluate
 from permllm_offline.cli import main
-from permllm_offline.text.zero_shot import Tasks
+from permllm_offline.text.zero_shot import Tasks, _metrics
 from tests.offline.tiny_models import random_text
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
@@ -107,6 +107,25 @@ def test_dense_and_sparse_checkpoints_alike(
         assert measured["perplexity"] > 1
         found.append(accuracy)
     assert found[0] != found[1]
+
+
+def test_filters_of_one_metric_stay_apart() -> None:
+    found = {
+        "alias": "gsm8k",
+        "acc,none": 0.25,
+        "acc_stderr,none": 0.01,
+        "exact_match,strict-match": 0.5,
+        "exact_match_stderr,strict-match": 0.02,
+        "exact_match,flexible-extract": 0.75,
+        "exact_match_stderr,flexible-extract": "N/A",
+    }
+    assert _metrics(found) == {
+        "acc": 0.25,
+        "acc_stderr": 0.01,
+        "exact_match,strict-match": 0.5,
+        "exact_match_stderr,strict-match": 0.02,
+        "exact_match,flexible-extract": 0.75,
+    }
 
 
 def test_what_would_be_served_answers(

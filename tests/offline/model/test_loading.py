@@ -1,0 +1,85 @@
+"""A model of the hub: what is fetched of it."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+import torch
+
+from permllm_offline.model.loading import load_model, load_tokenizer, open_source
+from permllm_vllm.checkpoint.errors import CheckpointError
+from tests.offline.tiny_models import save_tokenizer, tiny_llama, tiny_model
+
+COMMIT = "0123456789" * 4
+
+
+class PretendedHub:
+    """A repository, of which `snapshot_download` copies what its patterns match."""
+
+    def __init__(self, repository: Path, cache: Path) -> None:
+        self.repository, self.snapshot = repository, cache / "snapshots" / COMMIT
+        self.revisions: list[str | None] = []
+
+    def download(self, name: str, *, allow_patterns: Sequence[str], revision: str | None) -> str:
+        assert name == "someone/tiny"
+        self.revisions.append(revision)
+        for file in self.repository.rglob("*"):
+            path = str(file.relative_to(self.repository))
+            if file.is_file() and any(fnmatch(path, pattern) for pattern in allow_patterns):
+                (self.snapshot / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, self.snapshot / path)
+        return str(self.snapshot)
+
+    def fetched(self) -> set[str]:
+        files = self.snapshot.rglob("*.safetensors")
+        return {str(file.relative_to(self.snapshot)) for file in files}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PretendedHub:
+    hub = PretendedHub(tmp_path / "repository", tmp_path / "cache")
+    (hub.repository / "original").mkdir(parents=True)
+    for name in ("consolidated.safetensors", "original/model.safetensors"):
+        (hub.repository / name).write_bytes(b"gigabytes that nobody reads")
+    save_tokenizer(hub.repository)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub.download)
+    return hub
+
+
+def test_of_one_weight_file_no_other_is_fetched(hub: PretendedHub) -> None:
+    tiny_llama().save_pretrained(hub.repository)
+    source = open_source("someone/tiny")
+    assert hub.fetched() == {"model.safetensors"}
+    assert hub.revisions == [None, COMMIT]
+    load_tokenizer(source)
+    load_model(source, torch.float32, torch.device("cpu"))
+
+
+def test_of_shards_those_of_the_index_are_fetched(hub: PretendedHub) -> None:
+    tiny_llama().save_pretrained(hub.repository, max_shard_size="500KB")
+    index = json.loads((hub.repository / "model.safetensors.index.json").read_text())
+    shards = set(index["weight_map"].values())
+    assert len(shards) > 1
+    source = open_source("someone/tiny")
+    assert hub.fetched() == shards
+    assert {file.name for file in source.weight_files()} == shards
+    load_model(source, torch.float32, torch.device("cpu"))
+
+
+def test_an_index_that_names_files_elsewhere_is_refused(hub: PretendedHub) -> None:
+    tiny_llama().save_pretrained(hub.repository)
+    index = {"weight_map": {"lm_head.weight": "../other/model.safetensors"}}
+    (hub.repository / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="plain name"):
+        open_source("someone/tiny")
+    assert hub.fetched() == set()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "opt", "gemma3_text"])
+def test_a_tokenizer_knows_the_positions_of_its_model(model_type: str, tmp_path: Path) -> None:
+    tiny_model(model_type, max_position_embeddings=24).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    assert load_tokenizer(open_source(str(tmp_path))).positions == 24
