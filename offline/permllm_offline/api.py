@@ -20,7 +20,9 @@ from permllm_offline.model.loading import (
     parse_device,
     parse_dtype,
 )
-from permllm_offline.recipe import make_recipe, overridden, read_recipe
+from permllm_offline.permutation.kinds import PERMUTATIONS
+from permllm_offline.recipe import Recipe, make_recipe, read_recipe
+from permllm_offline.reconstruction.kinds import find_reconstruction
 from permllm_offline.report.report import Report
 from permllm_offline.run.processes import first
 from permllm_offline.text.calibration import Sampling
@@ -67,15 +69,15 @@ def prune(
     learning: Mapping[str, Any] | None = None,
     blockwise: Mapping[str, Any] | None = None,
     distillation: Mapping[str, Any] | None = None,
-    effort: Literal["low", "default", "high"] = "default",
+    effort: Literal["low", "default", "high"] | None = None,
     push_to_hub: str | None = None,
     force: bool = False,
     resume: bool = False,
 ) -> Report:
     """Prune a model and write a permllm checkpoint, like ``permllm-offline prune``.
 
-    An argument that is None is taken from the recipe file, then from the preset, then from the
-    defaults of ``recipe.Recipe``.
+    An argument that is None is taken from the effort where one is given, then from the recipe file,
+    then from the preset, then from the default effort and the defaults of ``recipe.Recipe``.
 
     Args:
         model: folder or hub name of the dense model.
@@ -99,7 +101,7 @@ def prune(
         learning: constants of the learned permutation, fields of ``recipe.LearningRecipe``.
         blockwise: constants of tuning layer by layer, fields of ``recipe.BlockwiseRecipe``.
         distillation: constants of the distillation, fields of ``recipe.DistillationRecipe``.
-        effort: calibration text and steps of a method that distils, where not given otherwise.
+        effort: calibration text and steps of a method that distils.
         push_to_hub: ``owner/name`` of a repository to upload the finished checkpoint to.
         force: replace a non-empty output folder.
         resume: go on from the finished steps of a run that was cut off.
@@ -129,14 +131,44 @@ def prune(
         "blockwise": blockwise,
         "distillation": distillation,
     }
-    given = {} if recipe is None else read_recipe(Path(recipe))
-    made = make_recipe(overridden(given, changes), effort, preset)
-    if push_to_hub is not None:
-        check_push(push_to_hub)
+    made = asked_recipe(changes, recipe, effort=effort, preset=preset, push_to_hub=push_to_hub)
     report = pipeline.prune(made, Path(output), force=force, resume=resume)
     if push_to_hub is not None and first():
         logger.info("uploaded: %s", push(Path(output), push_to_hub))
     return report
+
+
+def asked_recipe(
+    changes: Mapping[str, Any],
+    file: str | PathLike[str] | None = None,
+    *,
+    effort: str | None = None,
+    preset: str | None = None,
+    push_to_hub: str | None = None,
+) -> Recipe:
+    """The recipe that a user asks for; what is of no use to its method is named in a warning.
+
+    Args:
+        changes: entries that come before those of the file; None says nothing.
+        file: YAML file of options.
+        effort: as for ``recipe.make_recipe``.
+        preset: as for ``recipe.make_recipe``.
+        push_to_hub: repository to which the checkpoint is to go.
+
+    Raises:
+        OfflineError: bad input, or a repository that cannot be written.
+    """
+    made = make_recipe(changes, effort, preset, None if file is None else read_recipe(Path(file)))
+    method = made.parsed_method()
+    learning = changes.get("learning")
+    if learning and PERMUTATIONS[method.permutation].learn is None:
+        names = ", ".join(learning)
+        logger.warning("%s learns no permutation: %s is of no use", made.method, names)
+    if effort is not None and find_reconstruction(method.reconstruction).model is None:
+        logger.warning("%s distils nothing: --effort %s is of no use", made.method, effort)
+    if push_to_hub is not None:
+        check_push(push_to_hub)
+    return made
 
 
 def evaluate(
@@ -162,7 +194,8 @@ def evaluate(
         model: folder or hub name.
         dataset: text to measure perplexity on: a file, a folder or a hub name.
         sequence_length: tokens per window; windows do not overlap.
-        max_windows: windows at most, or None for the whole text.
+        max_windows: windows at most, or None for the whole text, as far as
+            ``text.calibration.MAX_TOKENS`` go.
         tasks: of lm-eval.
         tasks_path: folder of more tasks; see ``text.zero_shot.Tasks``.
         few_shot: examples before each question of a task, or None for what it says.

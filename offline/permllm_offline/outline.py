@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.plan import Plan, PlannedLinear, make_plan
 from permllm_offline.model.stored import StoredModel, header_bytes
@@ -100,7 +98,8 @@ def outline(
     name = stored.source.name
     if getattr(stored.source.config, "quantization_config", None) is not None:
         raise OfflineError(f"{name!r} is already quantized or pruned: plan its dense original.")
-    plan = make_plan(stored.source, pattern, block_size, permuted=permuted, dtype=torch.bfloat16)
+    dtype = stored.source.dtype
+    plan = make_plan(stored.source, pattern, block_size, permuted=permuted, dtype=dtype)
     dense = {tensor: header_bytes(header) for tensor, header in stored.tensors.items()}
     linears = []
     for planned in plan.linears:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from permllm_offline.bake import bake_layer
@@ -16,7 +17,7 @@ from permllm_offline.memory import Fitted, fitted
 from permllm_offline.model.loading import dtype_name, open_source
 from permllm_offline.model.plan import PlannedLinear
 from permllm_offline.permutation.kinds import PERMUTATIONS
-from permllm_offline.preparation import Prepared, prepare
+from permllm_offline.preparation import Prepared, prepare_model, with_text
 from permllm_offline.pruning import PrunedModel, prune_model
 from permllm_offline.recipe import Recipe
 from permllm_offline.reconstruction.kinds import find_reconstruction
@@ -27,7 +28,9 @@ from permllm_offline.report.report import CalibrationRecord, Report
 from permllm_offline.resume import work_folder
 from permllm_offline.run.costs import costs_json
 from permllm_offline.run.processes import SharedWork, count, first, joined
+from permllm_offline.run.steps import WorkFolder
 from permllm_offline.streamed_pruning import PrunedLayers, can_stream, prune_streamed
+from permllm_offline.text.calibration import CalibrationWindows
 from permllm_vllm.checkpoint.contained import contained
 from permllm_vllm.checkpoint.output import check_destination, check_disk
 from permllm_vllm.checkpoint.reader import CheckpointReader
@@ -39,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_BYTES = 3 * 4 + 4
 """Per weight in the kept state of a distillation: float32 weight, two moments, and the best one."""
+
+INTERVAL_FILES = 2
+"""Kept states of a distillation while one takes the place of the last."""
 
 
 def check_writable(recipe: Recipe) -> None:
@@ -52,10 +58,8 @@ def check_writable(recipe: Recipe) -> None:
         )
 
 
-def prepare_checkpoint(
-    recipe: Recipe, output: Path, *, force: bool = False
-) -> tuple[Fitted, Prepared]:
-    """Check a recipe against the model, the data, the memory and the output.
+def rehearse(recipe: Recipe, output: Path, *, force: bool = False) -> tuple[Fitted, Prepared]:
+    """Check a recipe against the model, the machine, the output and the data; nothing is written.
 
     No weight is read, but where the model writes calibration text itself.
 
@@ -65,23 +69,83 @@ def prepare_checkpoint(
     Raises:
         OfflineError, CheckpointError: the first thing that would make the prune fail.
     """
+    fit, checked = check_checkpoint(recipe, output, force=force)
+    return fit, with_text(fit.recipe, checked)
+
+
+def check_checkpoint(
+    recipe: Recipe, output: Path, *, force: bool = False
+) -> tuple[Fitted, Prepared]:
+    """Check everything that needs neither weights nor calibration text, which take long.
+
+    Returns:
+        The recipe that this machine has memory for, with what its processes decide, and what was
+        checked.
+
+    Raises:
+        OfflineError, CheckpointError: the first thing that would make the prune fail.
+    """
     check_writable(recipe)
-    # First: preparing reads all calibration text.
+    check_processes(shared_out(recipe))
     source = open_source(recipe.model).directory
     check_destination(output, source, force=force)
     _check_files(source)
-    prepared = prepare(recipe)
+    prepared = prepare_model(recipe)
     _check_names(prepared)
-    fit = fitted(recipe, prepared)
-    recipe = fit.recipe
-    needed = prepared.plan.total_bytes
-    reconstruction = find_reconstruction(recipe.parsed_method().reconstruction)
+    fit = fitted(recipe, replace(prepared, windows=_windows_to_come(recipe)))
+    recipe = shared_out(fit.recipe)
+    check_processes(recipe)
+    if first() and recipe != fit.recipe:
+        logger.warning(
+            "a step of distillation takes %d windows, one in each process: give the recipe "
+            "distillation.windows_per_step for another number",
+            recipe.distillation.windows_per_step,
+        )
+    check_disk(output, disk_bytes(recipe, prepared))
+    return replace(fit, recipe=recipe), prepared
+
+
+def shared_out(recipe: Recipe) -> Recipe:
+    """The recipe with one window of distillation for each process, where it does not say.
+
+    What one process does is as it was.
+    """
+    distils = find_reconstruction(recipe.parsed_method().reconstruction).model is not None
+    given = "windows_per_step" in recipe.distillation.model_fields_set
+    if count() == 1 or given or not distils:
+        return recipe
+    constants = recipe.distillation.model_copy(update={"windows_per_step": count()})
+    return recipe.model_copy(update={"distillation": constants})
+
+
+def disk_bytes(recipe: Recipe, prepared: Prepared) -> int:
+    """Bytes of the output, and of the finished steps beside it."""
+    plan, method = prepared.plan, recipe.parsed_method()
+    reconstruction = find_reconstruction(method.reconstruction)
+    needed = plan.total_bytes
     if can_stream(recipe) or reconstruction.layer is not None:
-        needed += sum(linear.dense_bytes for linear in prepared.plan.linears)  # finished layers
+        # Finished layers, a byte for each element of their masks.
+        needed += sum(linear.dense_bytes + _weights(linear) for linear in plan.linears)
     if reconstruction.model is not None:
-        needed += INTERVAL_BYTES * sum(map(_weights, prepared.plan.linears))
-    check_disk(output, needed)
-    return fit, prepared
+        needed += INTERVAL_FILES * INTERVAL_BYTES * sum(map(_weights, plan.linears))
+    if PERMUTATIONS[method.permutation].needs_hidden_states or reconstruction.needs_hidden_states:
+        windows = recipe.num_samples
+        if reconstruction.model is not None:
+            windows += recipe.distillation.self_windows
+        hidden = plan.layers[0][0].in_features
+        needed += windows * recipe.sequence_length * hidden * prepared.dtype.itemsize
+    return needed
+
+
+def _windows_to_come(recipe: Recipe) -> CalibrationWindows | None:
+    """As many windows as the calibration text will have at most, without contents."""
+    if not recipe.datasets:
+        return None
+    calibration, held_out = (
+        torch.empty((windows, recipe.sequence_length), dtype=torch.long, device="meta")
+        for windows in (recipe.num_samples, recipe.evaluation_windows)
+    )
+    return CalibrationWindows(calibration, held_out)
 
 
 def check_processes(recipe: Recipe) -> None:
@@ -140,23 +204,38 @@ def prune(recipe: Recipe, output: Path, *, force: bool = False, resume: bool = F
     Raises:
         OfflineError, CheckpointError: bad input, or an output that cannot be written.
     """
-    with joined():
+    with joined(recipe.device):
         return _prune(recipe, output, force=force, resume=resume)
 
 
 def _prune(recipe: Recipe, output: Path, *, force: bool, resume: bool) -> Report:
-    fit, prepared = prepare_checkpoint(recipe, output, force=force)
+    fit, checked = check_checkpoint(recipe, output, force=force)
     recipe = fit.recipe
-    check_processes(recipe)
-    pruned: PrunedModel | PrunedLayers
     if not first():
-        return prune_model(recipe, prepared, SharedWork(None)).report
-    work = work_folder(recipe, prepared, output, resume=resume)
+        return prune_model(recipe, with_text(recipe, checked), SharedWork(None)).report
+    with work_folder(recipe, checked, output, resume=resume) as work:
+        prepared = with_text(recipe, checked)
+        windows = prepared.windows
+        work.begin("" if windows is None else CalibrationRecord.of(windows).tokens_sha256)
+        report = _write(fit, prepared, output, work, force=force)
+        try:
+            work.remove()
+        except OfflineError as error:
+            logger.warning("%s", error)  # the checkpoint is complete
+    logger.info("wrote %s", output)
+    return report
+
+
+def _write(
+    fit: Fitted, prepared: Prepared, output: Path, work: WorkFolder, *, force: bool
+) -> Report:
+    """Prune what was prepared, and write the checkpoint."""
+    recipe, windows = fit.recipe, prepared.windows
+    pruned: PrunedModel | PrunedLayers
     if can_stream(recipe):
         pruned = prune_streamed(recipe, prepared, work)
     else:
         pruned = prune_model(recipe, prepared, work if count() == 1 else SharedWork(work))
-    windows = prepared.windows
     calibration = None if windows is None else CalibrationRecord.of(windows, pruned.own_text)
     report = replace(pruned.report, note=fit.note, calibration=calibration)
     name = output.resolve().name
@@ -176,8 +255,6 @@ def _prune(recipe: Recipe, output: Path, *, force: bool, resume: bool) -> Report
             papers.PAGE: report_page(report, work.costs, prepared.source, name),
         },
     )
-    work.remove()
-    logger.info("wrote %s", output)
     return report
 
 

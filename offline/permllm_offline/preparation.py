@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -35,12 +36,23 @@ class Prepared:
     device: torch.device
     plan: Plan
     windows: CalibrationWindows | None
+    tokenizer: Any = None
+    """Of the model, where the recipe names calibration text."""
 
 
 def prepare(recipe: Recipe) -> Prepared:
     """Check a recipe against the model and the data.
 
     No weight is read, but where the model writes calibration text itself.
+
+    Raises:
+        OfflineError, CheckpointError: the first thing that would make the prune fail.
+    """
+    return with_text(recipe, prepare_model(recipe))
+
+
+def prepare_model(recipe: Recipe) -> Prepared:
+    """Check what a recipe says, and its model; no calibration text is read yet.
 
     Raises:
         OfflineError, CheckpointError: the first thing that would make the prune fail.
@@ -65,23 +77,35 @@ def prepare(recipe: Recipe) -> Prepared:
     )
     if permutation.learn is not None:
         parse_layers(recipe.learning.layers, len(plan.layers))
-    windows = None
+    tokenizer = None
     if recipe.datasets:
-        draw = partial(
-            sample_windows,
-            recipe.datasets,
-            load_tokenizer(source),
-            num_samples=recipe.num_samples,
-            sequence_length=recipe.sequence_length,
-            seed=recipe.seed,
-            num_held_out=recipe.evaluation_windows,
-            sampling=recipe.sampling,
-            own_text=partial(own_text, source, dtype, device, recipe.sequence_length, recipe.seed),
-        )
-        windows = from_first(draw)
+        tokenizer = load_tokenizer(source)
     elif IMPORTANCES[method.importance].needs_activations or reconstruction.needs_windows:
         raise OfflineError(
             f"method {recipe.method!r} needs calibration text: give --dataset a file, a folder or "
             "a hub name."
         )
-    return Prepared(source, dtype, device, plan, windows)
+    return Prepared(source, dtype, device, plan, None, tokenizer)
+
+
+def with_text(recipe: Recipe, prepared: Prepared) -> Prepared:
+    """Draw the calibration text of a recipe, or have the model write it.
+
+    Raises:
+        OfflineError, CheckpointError: text or weights that cannot be used.
+    """
+    if not recipe.datasets:
+        return prepared
+    source, dtype, device = prepared.source, prepared.dtype, prepared.device
+    draw = partial(
+        sample_windows,
+        recipe.datasets,
+        prepared.tokenizer,
+        num_samples=recipe.num_samples,
+        sequence_length=recipe.sequence_length,
+        seed=recipe.seed,
+        num_held_out=recipe.evaluation_windows,
+        sampling=recipe.sampling,
+        own_text=partial(own_text, source, dtype, device, recipe.sequence_length, recipe.seed),
+    )
+    return replace(prepared, windows=from_first(draw))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,8 @@ class DistillationRecipe(BaseModel):
 
     ``self_windows`` windows that the dense model writes itself join those of the data set, so that
     the pruned model stays close to it on other text too. Layer-wise updates before the
-    distillation, where there are any, read ``layer_windows`` of all.
+    distillation, where there are any, read ``layer_windows`` of all. Several processes take one
+    window each in a step where ``windows_per_step`` is not given.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -132,14 +134,37 @@ class Recipe(BaseModel):
         return yaml.safe_dump(self.model_dump(), sort_keys=False)
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without numbers to the base 60: ``2:4`` is a pattern, not 124."""
+
+
+def _without_base_60(
+    resolvers: Mapping[str, Sequence[tuple[str, re.Pattern[str]]]],
+) -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    """Resolvers that take nothing with a colon for a number."""
+    numbers = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    return {
+        first: [
+            (tag, re.compile(rf"(?![^:]*:)(?:{pattern.pattern})", pattern.flags))
+            if tag in numbers
+            else (tag, pattern)
+            for tag, pattern in found
+        ]
+        for first, found in resolvers.items()
+    }
+
+
+_Loader.yaml_implicit_resolvers = _without_base_60(yaml.SafeLoader.yaml_implicit_resolvers)
+
+
 def read_recipe(file: Path) -> dict[str, Any]:
-    """Read the entries of a recipe file, YAML as ``to_yaml`` writes it.
+    """Read the entries of a recipe file, YAML as ``to_yaml`` writes it or as a person does.
 
     Raises:
         OfflineError: no readable file, or no mapping in it.
     """
     try:
-        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+        entries = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         first = str(error).strip().splitlines()[0]
         raise OfflineError(
@@ -174,8 +199,15 @@ EFFORTS: Mapping[str, Mapping[str, Any]] = {
 """What each effort gives a recipe that distils, wherever the user gives nothing."""
 
 
-def _method(entries: Mapping[str, Any]) -> str:
-    return str(entries.get("method") or Recipe.model_fields["method"].default)
+def _said(entries: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entries.items() if value is not None}
+
+
+def _distils(entries: Mapping[str, Any]) -> bool:
+    method = str(entries.get("method") or Recipe.model_fields["method"].default)
+    return "distillation" in str(
+        entries.get("reconstruction") or parse_method(method).reconstruction
+    )
 
 
 def _option(location: Sequence[str | int]) -> str:
@@ -188,27 +220,37 @@ def _option(location: Sequence[str | int]) -> str:
 
 
 def make_recipe(
-    entries: Mapping[str, Any], effort: str = "default", preset_name: str | None = None
+    entries: Mapping[str, Any],
+    effort: str | None = None,
+    preset_name: str | None = None,
+    recorded: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Build a recipe from user input.
 
     Args:
-        entries: of the recipe; None stands for the default.
-        effort: key of ``EFFORTS``; matters to methods that distil.
-        preset_name: of ``presets.PRESETS``, where the entries say nothing.
+        entries: of the recipe; None stands for what comes after them.
+        effort: key of ``EFFORTS``, of use to methods that distil: it comes before what is
+            recorded. None is the default effort, which comes last.
+        preset_name: of ``presets.PRESETS``, where neither entries nor record say anything.
+        recorded: entries of a recipe file, where ``entries`` say nothing.
 
     Raises:
         OfflineError: unknown method, pattern, block size, effort or preset, or a number out of
             range.
     """
-    if preset_name is not None:
-        entries = overridden(preset(preset_name, entries.get("method")), entries)
-    entries = {name: value for name, value in entries.items() if value is not None}
-    kind = str(entries.get("reconstruction") or parse_method(_method(entries)).reconstruction)
-    if effort not in EFFORTS:
+    if effort is not None and effort not in EFFORTS:
         raise OfflineError(f"effort {effort!r} is not known: give one of {', '.join(EFFORTS)}.")
-    if "distillation" in kind:
-        entries = overridden(EFFORTS[effort], entries)
+    given, recorded = _said(entries), _said(recorded or {})
+    if preset_name is not None:
+        method = given.get("method") or recorded.get("method")
+        recorded = overridden(preset(preset_name, method), recorded)
+    entries = overridden(recorded, given)
+    if _distils(entries):
+        constants = EFFORTS[effort or "default"]
+        if effort is None:
+            entries = overridden(constants, entries)
+        else:
+            entries = overridden(overridden(recorded, constants), given)
     try:
         recipe = Recipe.model_validate(entries)
     except ValidationError as error:

@@ -26,7 +26,7 @@ def _identity(recipe: Recipe, prepared: Prepared) -> str:
     """Digest of everything that decides the result; weights by the size and time of their files."""
     digest = hashlib.sha256(installed_version().encode())
     digest.update(recipe.to_yaml().encode())
-    for file in sorted(prepared.source.directory.glob("*.safetensors")):
+    for file in prepared.source.weight_files():
         state = file.stat()
         digest.update(f"{file.name} {state.st_size} {state.st_mtime_ns}".encode())
     if prepared.windows is not None:

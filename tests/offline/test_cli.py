@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from permllm_offline import pipeline
 from permllm_offline.cli import build_parser, main
 from permllm_offline.methods import METHODS
+from permllm_offline.preparation import prepare_model
+from permllm_offline.recipe import make_recipe
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
 from tests.offline.tiny_models import save_tokenizer, tiny_llama
@@ -300,6 +304,8 @@ def test_a_full_disk_leaves_nothing(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    drawn = "permllm_offline.preparation.sample_windows"
+    monkeypatch.setattr(drawn, lambda *_, **__: pytest.fail("text is drawn"))
     usage = shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     assert prune(tiny_model_directory, tmp_path / "out", text_file, "--method", "wanda") == 2
@@ -347,3 +353,63 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit, match="0"):
             build_parser().parse_args([command, "--help"])
         assert "examples:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["doctor", "plan", "eval", "inspect", "convert"])
+def test_a_json_file_that_cannot_be_written_is_named_before_any_work(
+    command: str,
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = [command, *([] if command == "doctor" else [str(tmp_path / "no-model")])]
+    line += ["--output", str(tmp_path / "out")] if command == "convert" else []
+    for file in (tmp_path / "nowhere" / "result.json", tmp_path, text_file / "result.json"):
+        assert main([*line, "--json", str(file)]) == 2
+        shown = capsys.readouterr()
+        assert f"--json {file} cannot be written" in shown.err
+        assert shown.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_is_shown_before_it_is_written(
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    arguments = ("--dataset", str(text_file), "--sequence-length", "24", "--max-windows", "2")
+    result = ("--json", str(tmp_path / "result.json"))
+    assert main(["eval", str(tiny_model_directory), *arguments, *result]) == 2
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["windows"] == 2
+    assert "No space left" in shown.err
+
+
+def test_the_disk_holds_two_states_of_a_distillation_and_its_targets(
+    tiny_model_directory: Path, text_file: Path
+) -> None:
+    sizes = {"num_samples": 10, "sequence_length": 24, "distillation": {"self_windows": 6}}
+    entries = {"model": str(tiny_model_directory), "dataset": str(text_file)} | sizes
+
+    def needed(**options: str) -> tuple[int, int]:
+        recipe = make_recipe(entries | options)
+        prepared = prepare_model(recipe)
+        weights = sum(
+            linear.out_features * linear.layout.in_features for linear in prepared.plan.linears
+        )
+        return pipeline.disk_bytes(recipe, prepared) - prepared.plan.total_bytes, weights
+
+    states = (10 + 6) * 24 * 128 * 4
+    found, weights = needed(method="wanda", reconstruction="distillation")
+    assert found == 2 * (3 * 4 + 4) * weights + states
+    found, _ = needed(method="permllm-wanda")
+    assert found == 10 * 24 * 128 * 4
+    found, weights = needed(method="wanda")
+    assert found == (4 + 1) * weights

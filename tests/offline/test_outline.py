@@ -59,6 +59,24 @@ def test_the_plan_is_what_prune_writes(
     assert set(found["dense"]) == set(stored) & set(written)
 
 
+def test_by_default_the_values_are_of_the_dtype_that_prune_writes(
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = plan(tiny_model_directory, tmp_path / "plan.json")
+    assert found["value_dtype"] == "float32"
+    assert found["speed"]["shapes"] == []
+    assert "speed: not measured for float32 values" in capsys.readouterr().out
+    sparse = tmp_path / "sparse"
+    magnitude = ("--method", "magnitude")
+    assert main(["prune", str(tiny_model_directory), "--output", str(sparse), *magnitude]) == 0
+    written = load_file(sparse / "model.safetensors")
+    for values in ("auto", "float32"):
+        found = plan(tiny_model_directory, tmp_path / "plan.json", *magnitude, "--values", values)
+        assert found["bytes_after"] == sum(tensor.nbytes for tensor in written.values())
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family_is_planned(family: str, tmp_path: Path) -> None:
     tiny_model(family).save_pretrained(tmp_path / "model")

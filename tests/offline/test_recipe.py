@@ -1,13 +1,16 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from permllm_offline.api import asked_recipe
 from permllm_offline.cli import main
 from permllm_offline.errors import OfflineError
 from permllm_offline.permutation.learned_layers import most_sensitive, parse_layers
 from permllm_offline.recipe import Recipe, make_recipe, overridden, read_recipe
+from permllm_vllm.checkpoint.pattern import Pattern
 
 
 def test_a_recipe_file_gives_the_recipe_back(tmp_path: Path) -> None:
@@ -40,6 +43,70 @@ def test_files_that_are_no_recipe_are_refused(
         file.write_text(content, encoding="utf-8")
     with pytest.raises(OfflineError, match=message):
         read_recipe(file)
+
+
+def test_a_pattern_written_by_hand_is_no_number_to_the_base_60(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "model: m\npattern: 4:8\nseed: 12\nlearning: {weight_decay: 0.25, steps: 0x10}\n"
+    )
+    entries = read_recipe(file)
+    assert entries["pattern"] == "4:8"
+    assert entries["learning"] == {"weight_decay": 0.25, "steps": 16}
+    assert make_recipe(entries).parsed_pattern() == Pattern(4, 8)
+    assert yaml.safe_load(file.read_text())["pattern"] == 248
+
+
+RECORDED = make_recipe({"model": "m", "distillation": {"learning_rate": 0.5}}).model_dump()
+
+
+@pytest.mark.parametrize(
+    ("entries", "effort", "expected"),
+    [
+        ({}, None, (192, 300, 64)),
+        ({}, "low", (96, 150, 32)),
+        ({"num_samples": 7}, "low", (7, 150, 32)),
+        ({"distillation": {"steps": 5, "self_windows": None}}, "high", (768, 5, 256)),
+    ],
+)
+def test_an_effort_comes_between_the_options_and_the_recipe_file(
+    entries: dict[str, Any], effort: str | None, expected: tuple[int, int, int]
+) -> None:
+    recipe = make_recipe(entries, effort, recorded=RECORDED)
+    constants = recipe.distillation
+    assert (recipe.num_samples, constants.steps, constants.self_windows) == expected
+    assert constants.learning_rate == 0.5
+
+
+def test_a_recipe_file_comes_before_the_default_effort() -> None:
+    recorded = {"model": "m", "num_samples": 7, "distillation": {"steps": 9}}
+    recipe = make_recipe({}, recorded=recorded)
+    assert (recipe.num_samples, recipe.distillation.steps) == (7, 9)
+    assert recipe.distillation.self_windows == 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "effort", "messages"),
+    [
+        ({"method": "wanda"}, "low", ["wanda distils nothing: --effort low is of no use"]),
+        ({"method": "wanda", "reconstruction": "distillation"}, "low", []),
+        ({"method": "permllm-best"}, "low", []),
+        ({"method": "wanda"}, None, []),
+        (
+            {"method": "wanda", "learning": {"steps": 3}},
+            None,
+            ["wanda learns no permutation: steps is of no use"],
+        ),
+    ],
+)
+def test_what_is_of_no_use_is_named(
+    changes: dict[str, Any],
+    effort: str | None,
+    messages: list[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked_recipe({"model": "m"} | changes, effort=effort)
+    assert caplog.messages == messages
 
 
 def test_options_of_the_command_come_before_those_of_the_file(

@@ -1,6 +1,8 @@
 """A run that was killed at any moment goes on from there to the same bytes."""
 
+import errno
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -157,6 +159,7 @@ def test_finished_steps_are_not_computed_again(tmp_path: Path) -> None:
     first = WorkFolder(tmp_path / "work", "a", resume=False)
     tensors = {"x": torch.arange(6.0).reshape(2, 3).t()}
     first.step("one", lambda: Step(tensors, {"loss": 0.1}))
+    first.release()
     again = WorkFolder(tmp_path / "work", "a", resume=True).step("one", fail)
     assert torch.equal(again.tensors["x"], tensors["x"])
     assert again.facts == {"loss": 0.1}
@@ -166,7 +169,9 @@ def test_steps_of_another_run_are_refused_or_removed(tmp_path: Path) -> None:
     WorkFolder(tmp_path / "work", "a", resume=False).step("one", Step)
     with pytest.raises(OfflineError, match="another recipe, model, data set or version"):
         WorkFolder(tmp_path / "work", "b", resume=True)
-    WorkFolder(tmp_path / "work", "b", resume=False)
+    with WorkFolder(tmp_path / "work", "b", resume=False) as work:
+        work.begin()
+        assert not work.finished("one")
     assert not (tmp_path / "work").exists()
 
 
@@ -182,9 +187,104 @@ def test_an_interval_takes_the_place_of_the_last_and_goes_with_its_step(tmp_path
     assert work.interval("one") is None
     for number in (1, 2):
         work.keep_interval("one", Step(facts={"step": number}))
+    work.release()
     again = WorkFolder(tmp_path / "work", "a", resume=True)
     kept = again.interval("one")
     assert kept is not None
     assert kept.facts == {"step": 2}
     again.step("one", Step)
     assert again.interval("one") is None
+
+
+def test_one_run_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
+    with WorkFolder(tmp_path / "work", "a", resume=False) as work:
+        work.step("one", Step)
+        for resume in (False, True):
+            with pytest.raises(OfflineError, match="another prune to the same output is at work"):
+                WorkFolder(tmp_path / "work", "a", resume=resume)
+        assert work.finished("one")
+    with WorkFolder(tmp_path / "work", "a", resume=True) as again:
+        assert again.finished("one")
+
+
+def test_a_second_prune_leaves_the_steps_of_the_first(
+    arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = arguments("layer by layer", tmp_path / "sparse")
+    with WorkFolder(tmp_path / ".sparse.work", "a", resume=False) as work:
+        work.step("one", Step)
+        assert main(line) == 2
+        assert "another prune to the same output" in capsys.readouterr().err
+        assert work.finished("one")
+
+
+def test_steps_of_another_identity_are_never_read(tmp_path: Path) -> None:
+    with WorkFolder(tmp_path / "other", "b", resume=False) as other:
+        other.step("one", Step)
+        other.keep_interval("two", Step())
+    with WorkFolder(tmp_path / "work", "a", resume=False) as work:
+        for file in other.directory.glob("*.safetensors"):
+            shutil.copy(file, work.directory)
+        readings: list[Callable[[], object]] = [
+            lambda: work.step("one", Step),
+            lambda: work.read("one"),
+            lambda: work.interval("two"),
+        ]
+        for reading in readings:
+            with pytest.raises(OfflineError, match="another recipe, model, data set or version"):
+                reading()
+
+
+def test_steps_of_another_text_are_refused_before_work_begins(tmp_path: Path) -> None:
+    with WorkFolder(tmp_path / "work", "a", resume=False) as work:
+        work.begin("text")
+        work.step("one", Step)
+    with (
+        WorkFolder(tmp_path / "work", "a", resume=True) as again,
+        pytest.raises(OfflineError, match="another recipe, model, data set or version"),
+    ):
+        again.begin("other text")
+    with WorkFolder(tmp_path / "work", "a", resume=True) as again:
+        again.begin("text")
+        assert again.finished("one")
+
+
+def test_leftovers_that_cannot_be_removed_are_not_taken_for_this_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with WorkFolder(tmp_path / "work", "a", resume=False) as work:
+        work.step("one", Step)
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with WorkFolder(tmp_path / "work", "a", resume=False) as work:
+        monkeypatch.setattr(Path, "unlink", refuse)
+        for removal in (work.begin, work.remove):
+            with pytest.raises(OfflineError, match=r"one\.safetensors .* cannot be removed \(Perm"):
+                removal()
+
+
+def test_text_that_cannot_be_drawn_costs_no_steps(
+    arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = arguments("layer by layer", tmp_path / "sparse")
+    with WorkFolder(tmp_path / ".sparse.work", "a", resume=False) as work:
+        work.step("one", Step)
+    assert main([*line, "--num-samples", "5000"]) == 2
+    assert "is too short" in capsys.readouterr().err
+    assert work.finished("one")
+
+
+def test_another_recipe_is_refused_before_text_is_drawn(
+    arguments: Arguments,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with WorkFolder(tmp_path / ".sparse.work", "a", resume=False) as work:
+        work.step("one", Step)
+    drawn = "permllm_offline.preparation.sample_windows"
+    monkeypatch.setattr(drawn, lambda *_, **__: pytest.fail("text is drawn"))
+    assert main([*arguments("layer by layer", tmp_path / "sparse"), "--resume"]) == 2
+    assert "holds steps of another recipe" in capsys.readouterr().err

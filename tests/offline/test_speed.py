@@ -66,7 +66,7 @@ def test_the_command_shows_and_writes_the_forecast(
 ) -> None:
     measured = write_measurement(tmp_path / "m.json")
     written = tmp_path / "plan.json"
-    options = ("--measured", str(measured), "--json", str(written))
+    options = ("--values", "bfloat16", "--measured", str(measured), "--json", str(written))
     assert main(["plan", str(tiny_model_directory), *options]) == 0
     shown = capsys.readouterr().out
     assert "M = 256" in shown

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from permllm_offline.commands.conversion_table import conversion_table
+from permllm_offline.commands.json_file import add_json_option, check_json, write_json
 from permllm_offline.commands.tables import show
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
@@ -63,12 +63,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-shard-bytes", type=int, default=MAX_SHARD_BYTES, metavar="N", help="per file"
     )
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the report to a file")
+    add_json_option(parser, "the report")
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
     """Convert and show what was found."""
+    check_json(options.json)
     if options.max_shard_bytes < 1:
         raise OfflineError(f"--max-shard-bytes {options.max_shard_bytes}: give at least 1.")
     writing = {"force": options.force, "max_shard_bytes": options.max_shard_bytes}
@@ -88,6 +89,5 @@ def run(options: argparse.Namespace) -> None:
             strict=options.strict,
             **writing,
         )
-    if options.json is not None:
-        options.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     show(conversion_table(report))
+    write_json(options.json, report.to_dict())

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from permllm_offline.commands.json_file import add_json_option, check_json, write_json
 from permllm_offline.commands.tables import show
 from permllm_vllm.diagnosis import Finding, Service, Verdict, diagnose, services
 
@@ -31,22 +30,22 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the findings to a file")
+    add_json_option(parser, "the findings")
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
     """Show the findings, and write them where asked."""
+    check_json(options.json)
     findings, served = diagnose(), services()
     problems = sum(finding.verdict is Verdict.PROBLEM for finding in findings)
-    if options.json is not None:
-        record = {
-            "findings": [asdict(one) | {"verdict": one.verdict.value} for one in findings],
-            "services": [asdict(one) for one in served],
-            "problems": problems,
-        }
-        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     show(_findings_table(findings), _services_table(served), f"{problems} problems")
+    record = {
+        "findings": [asdict(one) | {"verdict": one.verdict.value} for one in findings],
+        "services": [asdict(one) for one in served],
+        "problems": problems,
+    }
+    write_json(options.json, record)
     return 1 if problems else 0
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from permllm_offline.api import evaluate
+from permllm_offline.commands.json_file import add_json_option, check_json, write_json
 
 _EXAMPLES = """examples:
   permllm-offline eval ./sparse --dataset held-out.txt
@@ -37,7 +39,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         metavar="N",
         help="tokens in a window of the perplexity (default %(default)s)",
     )
-    parser.add_argument("--max-windows", type=int, metavar="N", help="default: the whole text")
+    parser.add_argument(
+        "--max-windows", type=int, metavar="N", help="default: the text, up to 8 million tokens"
+    )
     parser.add_argument("--tasks", metavar="A,B", help="tasks of lm-eval, separated by commas")
     parser.add_argument(
         "--tasks-path", type=Path, metavar="DIR", help="folder of more tasks (YAML of lm-eval)"
@@ -47,7 +51,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="of the tasks (default %(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the result to a file")
+    add_json_option(parser, "the result")
     parser.add_argument("--device", default="cpu", help="torch device (default %(default)s)")
     parser.add_argument("--dtype", default="auto", help="auto, bfloat16, float16 or float32")
     return parser
@@ -55,6 +59,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Evaluate and report."""
+    check_json(options.json)
     tasks = None
     if options.tasks is not None:
         tasks = [name.strip() for name in options.tasks.split(",") if name.strip()]
@@ -74,14 +79,13 @@ def run(options: argparse.Namespace) -> None:
     result: dict[str, Any] = {"model": options.model}
     if options.dataset is not None:
         result |= {
-            "perplexity": found.perplexity,
+            # Beyond the range of a float it is infinite, which JSON has not.
+            "perplexity": found.perplexity if math.isfinite(found.perplexity or 0) else None,
             "windows": found.windows,
             "sequence_length": found.sequence_length,
             "dataset": options.dataset,
         }
     if tasks is not None:
         result["tasks"] = found.tasks
-    text = json.dumps(result, indent=2)
-    if options.json is not None:
-        options.json.write_text(text + "\n", encoding="utf-8")
-    print(text)  # noqa: T201 - the command's result
+    print(json.dumps(result, indent=2, allow_nan=False))  # noqa: T201 - the command's result
+    write_json(options.json, result)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from permllm_offline.commands.json_file import add_json_option, check_json, write_json
 from permllm_offline.commands.tables import inspection_table, show
 from permllm_offline.inspection import Inspection, inspect
 from permllm_offline.verification import verify
@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="folder of the checkpoint")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the table to a file")
+    add_json_option(parser, "the table")
     parser.add_argument(
         "--verify", action="store_true", help="verify checksums and every rule of the format"
     )
@@ -38,12 +38,14 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> int:
     """Show the inspection or the verification, and write it where asked."""
+    check_json(options.json)
     found = verify(options.directory) if options.verify else inspect(options.directory)
-    if options.json is not None:
-        options.json.write_text(json.dumps(found.to_dict(), indent=2) + "\n", encoding="utf-8")
+    problems = False
     if isinstance(found, Inspection):
         show(inspection_table(found))
-        return 0
-    for line in found.lines():
-        print(line)  # noqa: T201 - the command's result
-    return 1 if found.problems else 0
+    else:
+        problems = bool(found.problems)
+        for line in found.lines():
+            print(line)  # noqa: T201 - the command's result
+    write_json(options.json, found.to_dict())
+    return 1 if problems else 0

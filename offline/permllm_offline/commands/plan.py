@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from permllm_offline.commands.json_file import add_json_option, check_json, write_json
 from permllm_offline.commands.outline_tables import outline_table, speed_table
 from permllm_offline.commands.tables import show
+from permllm_offline.model.loading import DTYPES, dtype_name, parse_dtype
 from permllm_offline.model.stored import read_stored
 from permllm_offline.outline import outline
 from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.pipeline import check_writable
 from permllm_offline.recipe import Recipe, make_recipe
-from permllm_offline.speed import expected_speed
+from permllm_offline.speed import Speed, expected_speed
 from permllm_vllm.checkpoint.pattern import SUPPORTED
 
 _EXAMPLES = """examples:
   permllm-offline plan ./SmolLM2-135M-Instruct
   permllm-offline plan HuggingFaceTB/SmolLM2-135M-Instruct --values int8 --json plan.json
 """
-VALUES = ("bfloat16", "int8")
+VALUES = ("auto", *DTYPES, "int8")
+MEASURED_VALUES = ("bfloat16", "int8")
+"""Dtypes that the kernels are measured with."""
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -53,8 +56,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--values",
         choices=VALUES,
-        default="bfloat16",
-        help="dtype of the kept weights (default %(default)s)",
+        default="auto",
+        help="dtype of the kept weights: auto (the model's own), or as after prune with --dtype or "
+        "--values (default %(default)s)",
     )
     parser.add_argument(
         "--measured",
@@ -63,12 +67,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="forecast from this result of `python -m benchmarks.kernels --device cpu --json FILE` "
         "(default: the packaged one for this CPU)",
     )
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the plan to a file")
+    add_json_option(parser, "the plan")
     return parser
 
 
 def run(options: argparse.Namespace) -> None:
     """Show the plan, and write it where asked."""
+    check_json(options.json)
     recipe = make_recipe(
         {
             "model": options.model,
@@ -79,15 +84,15 @@ def run(options: argparse.Namespace) -> None:
     )
     check_writable(recipe)
     permuted = PERMUTATIONS[recipe.parsed_method().permutation].permutes
-    found = outline(
-        read_stored(options.model),
-        recipe.parsed_pattern(),
-        recipe.block_size,
-        options.values,
-        permuted=permuted,
-    )
-    speed = expected_speed(found.shapes, options.values, options.measured)
-    if options.json is not None:
-        record = found.to_dict() | {"speed": speed.to_dict()}
-        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    stored = read_stored(options.model)
+    values = options.values
+    if values == "auto":
+        values = dtype_name(stored.source.dtype)
+        parse_dtype(values)
+    found = outline(stored, recipe.parsed_pattern(), recipe.block_size, values, permuted=permuted)
+    if values in MEASURED_VALUES or options.measured is not None:
+        speed = expected_speed(found.shapes, values, options.measured)
+    else:
+        speed = Speed("", [], f"not measured for {values} values")
     show(outline_table(found), speed_table(speed))
+    write_json(options.json, found.to_dict() | {"speed": speed.to_dict()})

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 from typing import Any
 
+from permllm_offline.api import asked_recipe
 from permllm_offline.commands.learning_options import add_learning_options, given_learning
 from permllm_offline.commands.tables import plan_table, report_table, show
-from permllm_offline.hub import check_push, push
+from permllm_offline.hub import push
 from permllm_offline.memory import SMALLER
 from permllm_offline.methods import METHODS
-from permllm_offline.permutation.kinds import PERMUTATIONS
-from permllm_offline.pipeline import prepare_checkpoint, prune
+from permllm_offline.pipeline import prune, rehearse
 from permllm_offline.presets import PRESETS
 from permllm_offline.prune_forecast import forecast
-from permllm_offline.recipe import EFFORTS, Recipe, make_recipe, overridden, read_recipe
+from permllm_offline.recipe import EFFORTS, Recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
-from permllm_offline.run.processes import first
+from permllm_offline.run.processes import first, joined
 from permllm_offline.text.texts import NAMED
 from permllm_vllm.checkpoint.pattern import SUPPORTED
-
-logger = logging.getLogger(__name__)
 
 _EXAMPLES = """examples:
   permllm-offline prune ./SmolLM2-135M --output ./sparse --dataset calibration.txt
@@ -34,7 +31,8 @@ _EXAMPLES = """examples:
       --dataset texts/ --method permllm-wanda --windows-per-step 4
 
 Processes of torchrun share the windows of each step of learning and of distillation, and give what
-one process gives; each holds the whole model.
+one process gives with as many; each holds the whole model. Where the recipe gives no
+distillation.windows_per_step, each takes one window in a step.
 """
 
 
@@ -108,9 +106,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--effort",
-        default="default",
         metavar="|".join(EFFORTS),
-        help="how much calibration text and how many steps a method that distils takes: "
+        help="how much calibration text and how many steps a method that distils takes, whatever "
+        "--recipe says (default default, where neither says anything): "
         + "; ".join(
             f"{name}: {entries['num_samples']} windows, {entries['distillation']['steps']} steps"
             for name, entries in EFFORTS.items()
@@ -156,17 +154,18 @@ def run(options: argparse.Namespace) -> None:
     learning = given_learning(options)
     if learning:
         changes["learning"] = learning
-    given = {} if options.recipe is None else read_recipe(options.recipe)
-    entries = overridden(given, changes)
-    recipe = make_recipe(entries, options.effort, options.preset)
-    if learning and PERMUTATIONS[recipe.parsed_method().permutation].learn is None:
-        given_names = ", ".join(learning)
-        logger.warning("%s learns no permutation: %s is of no use", recipe.method, given_names)
-    if options.push_to_hub is not None:
-        check_push(options.push_to_hub)
+    recipe = asked_recipe(
+        changes,
+        options.recipe,
+        effort=options.effort,
+        preset=options.preset,
+        push_to_hub=options.push_to_hub,
+    )
     if options.dry_run:
-        fit, prepared = prepare_checkpoint(recipe, options.output, force=options.force)
-        show(plan_table(fit.recipe, prepared.plan, forecast(fit.recipe, prepared)))
+        with joined(recipe.device):
+            fit, prepared = rehearse(recipe, options.output, force=options.force)
+            if first():
+                show(plan_table(fit.recipe, prepared.plan, forecast(fit.recipe, prepared)))
         return
     report = prune(recipe, options.output, force=options.force, resume=options.resume)
     if not first():

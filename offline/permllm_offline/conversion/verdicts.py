@@ -80,9 +80,7 @@ class Judge:
             verdicts.append(self._group(names[0], layout, kept))
         return settle_folds(verdicts)
 
-    def _group(
-        self, name: str, layout: GroupLayout, kept: Mapping[str, Tensor]
-    ) -> GroupVerdict:
+    def _group(self, name: str, layout: GroupLayout, kept: Mapping[str, Tensor]) -> GroupVerdict:
         density = {linear: float(one.float().mean()) for linear, one in kept.items()}
         if layout.in_features % 8:
             reason = f"{layout.in_features} input channels, which is no multiple of 8"

@@ -34,6 +34,9 @@ RECONSTRUCTIONS: Mapping[str, Reconstruction] = {
     ),
 }
 
+SEEDED = frozenset({"blockwise", "obs+blockwise", "distillation", "obs+distillation"})
+"""Kinds whose steps take windows in an order that ``recipe.seed`` decides."""
+
 
 def find_reconstruction(name: str) -> Reconstruction:
     """Return a kind of reconstruction by name; raises OfflineError that lists the known ones."""

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
+from permllm_offline.errors import OfflineError
 from permllm_offline.run.steps import Step, Work
 
 Result = TypeVar("Result")
@@ -40,21 +41,45 @@ def count() -> int:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
+def joined(device: str = "cpu") -> Iterator[None]:
     """Work with the other processes that ``torchrun`` has started, if it did, in the context.
 
     A process group that is there already is used, and left as it is.
+
+    Args:
+        device: of each process; of ``cuda``, each takes a GPU of its own.
+
+    Raises:
+        OfflineError: one GPU for all, or more processes than GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    _take_device(device)
     distributed.init_process_group(timeout=PATIENCE)
     try:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def _take_device(device: str) -> None:
+    """Make ``cuda`` mean the GPU of this process."""
+    kind, _, index = device.partition(":")
+    if kind != "cuda":
+        return
+    if index:
+        raise OfflineError(
+            f"--device {device} is one GPU, and torchrun started several processes: give --device "
+            "cuda, with which each takes one of its own."
+        )
+    mine, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if mine >= gpus:
+        raise OfflineError(
+            f"process {mine} of this machine finds {gpus} GPUs, and each process takes one of its "
+            "own: start no more processes than GPUs, or give --device cpu."
+        )
+    torch.cuda.set_device(mine)
 
 
 def from_first(compute: Callable[[], Result]) -> Result:

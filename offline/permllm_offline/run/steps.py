@@ -4,6 +4,9 @@ A step is one safetensors file in a folder beside the output. It appears under i
 is complete, and holds exactly what the step computed: a resumed run writes the same bytes as one
 that was never interrupted. A long step keeps its state now and then, in a file of its own that goes
 when the step is finished.
+
+One run at a time works in a folder: it holds a lock that the system takes back from a process that
+is killed.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,7 +33,8 @@ from permllm_vllm.checkpoint.shard import Shard
 
 logger = logging.getLogger(__name__)
 
-_IDENTITY, _FACTS, _COST = "identity", "facts", "cost"
+_IDENTITY, _TEXT, _FACTS, _COST = "identity", "text", "facts", "cost"
+_LOCK = "lock"
 _INTERVAL = "-interval"
 
 
@@ -80,41 +85,64 @@ class Work:
 class WorkFolder(Work):
     """Steps that are kept in a folder until the output is complete, and what they took.
 
+    The folder is this run's alone until the end of the context, or ``release``.
+
     Args:
-        directory: of the steps; it comes into being with the first one.
-        identity: of recipe, model and data; steps of another identity are never used.
-        resume: whether steps that are there already are used, or removed.
+        directory: of the steps.
+        identity: of recipe and model; steps of another identity are never used.
+        resume: whether steps that are there already are used, or removed when work begins.
 
     Raises:
-        OfflineError: asked to resume what has another identity.
+        OfflineError: another run works in the folder, or asked to resume what has another
+            identity.
+        CheckpointError: the folder cannot be made.
     """
 
     def __init__(self, directory: Path, identity: str, *, resume: bool) -> None:
         super().__init__()
         self.directory = directory
         self.identity = identity
-        if not directory.exists():
+        self._text = ""
+        self._resume = resume
+        if resume and not directory.exists():
+            logger.warning("nothing to resume: %s is not there; starting anew", directory)
+        self._lock = _locked(directory)
+        try:
             if resume:
-                logger.warning("nothing to resume: %s is not there; starting anew", directory)
-            return
-        if not resume:
-            logger.warning("%s is left from a run that was cut off; removed", directory)
-            self.remove()
-            return
-        other = [path.name for path in self._steps() if _metadata(path)[_IDENTITY] != identity]
-        if other:
-            raise OfflineError(
-                f"{directory} holds steps of another recipe, model, data set or version (the "
-                f"first: {other[0]}): they cannot be resumed. Give the options of that run, or "
-                "leave --resume out to start anew."
-            )
+                self._check_steps()
+        except BaseException:
+            self.release()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def begin(self, text: str = "") -> None:
+        """Use the steps that are there, or remove them, before the first step of this run.
+
+        Args:
+            text: what the calibration text adds to the identity.
+
+        Raises:
+            OfflineError: asked to resume steps of another text, or steps that cannot be removed.
+        """
+        self._text = text
+        if self._resume:
+            self._check_steps()
+        elif self._others():
+            logger.warning("%s is left from a run that was cut off; removed", self.directory)
+            self._empty()
 
     def step(self, name: str, compute: Callable[[], Step]) -> Step:
         """Return the result of a step, from disk where it is there, else computed and kept."""
         path = self._path(name)
         if path.exists():
+            done = self._read(path)
             self.costs += _costs(path)
-            return _read(path)
+            return done
         done = super().step(name, compute)
         self._write(path, done, {_COST: json.dumps(asdict(self.costs[-1]))})
         self._path(name + _INTERVAL).unlink(missing_ok=True)
@@ -127,43 +155,112 @@ class WorkFolder(Work):
     def interval(self, name: str) -> Step | None:
         """Return the state in which the step of that name was last kept, or None."""
         path = self._path(name + _INTERVAL)
-        return _read(path) if path.exists() else None
+        return self._read(path) if path.exists() else None
 
     def keep_interval(self, name: str, state: Step) -> None:
         """Keep the state of an unfinished step, in place of the last one."""
         self._write(self._path(name + _INTERVAL), state, {})
 
+    def read(self, name: str) -> Step:
+        """Return the result of a finished step."""
+        return self._read(self._path(name))
+
+    def remove(self) -> None:
+        """Remove the folder: the output is complete.
+
+        Raises:
+            OfflineError: it cannot be removed.
+        """
+        self._empty()
+        self.release()
+        if self.directory.exists():
+            raise _stays(self.directory, self.directory, "not empty")
+
+    def release(self) -> None:
+        """Let other runs have the folder; one that holds no steps goes."""
+        if not self._lock.is_locked:
+            return
+        if not self._others():
+            shutil.rmtree(self.directory, ignore_errors=True)
+        self._lock.release()
+
     def _write(self, path: Path, done: Step, more: Mapping[str, str]) -> None:
-        metadata = {_IDENTITY: self.identity, _FACTS: json.dumps(done.facts), **more}
+        metadata = {
+            _IDENTITY: self.identity,
+            _TEXT: self._text,
+            _FACTS: json.dumps(done.facts),
+            **more,
+        }
         partial = path.with_suffix(".partial")
         with disk_errors_named(path):
-            self.directory.mkdir(parents=True, exist_ok=True)
             tensors = {key: tensor.contiguous() for key, tensor in done.on_cpu().tensors.items()}
             save_file(tensors, partial, metadata=metadata)
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
 
-    def read(self, name: str) -> Step:
-        """Return the result of a finished step."""
-        return _read(self._path(name))
+    def _read(self, path: Path) -> Step:
+        self._check(path)
+        with _damage_named(path):
+            shard = Shard(path)
+            tensors = {name: shard.tensor(name) for name in shard.headers}
+            return Step(tensors, json.loads(shard.metadata.get(_FACTS, "{}")))
 
-    def remove(self) -> None:
-        """Remove the folder: the output is complete."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+    def _check_steps(self) -> None:
+        for path in sorted(self.directory.glob("*.safetensors")):
+            self._check(path)
+
+    def _check(self, path: Path) -> None:
+        """Raise OfflineError for a step of another run; its text counts once work has begun."""
+        found = _metadata(path)
+        if found[_IDENTITY] != self.identity or (self._text and found[_TEXT] != self._text):
+            raise OfflineError(
+                f"{self.directory} holds steps of another recipe, model, data set or version (the "
+                f"first: {path.name}): they cannot be resumed. Give the options of that run, or "
+                "leave --resume out to start anew."
+            )
 
     def _path(self, name: str) -> Path:
         return self.directory / f"{name}.safetensors"
 
-    def _steps(self) -> list[Path]:
-        return sorted(self.directory.glob("*.safetensors"))
+    def _others(self) -> list[Path]:
+        """What the folder holds beside the lock."""
+        if not self.directory.exists():
+            return []
+        return sorted(path for path in self.directory.iterdir() if path.name != _LOCK)
+
+    def _empty(self) -> None:
+        """Remove what the folder holds beside the lock; raises OfflineError where that fails."""
+        for path in self._others():
+            try:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            except OSError as error:
+                raise _stays(path, self.directory, str(error.strerror)) from error
 
 
-def _read(path: Path) -> Step:
-    with _damage_named(path):
-        shard = Shard(path)
-        tensors = {name: shard.tensor(name) for name in shard.headers}
-        return Step(tensors, json.loads(shard.metadata.get(_FACTS, "{}")))
+def _stays(path: Path, directory: Path, reason: str) -> OfflineError:
+    return OfflineError(
+        f"{path} is of no more use and cannot be removed ({reason}): remove {directory} by hand, "
+        "or give another --output."
+    )
+
+
+def _locked(directory: Path) -> FileLock:
+    """Make a folder and take its lock, which ends with the process at the latest."""
+    with disk_errors_named(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / _LOCK)
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+    if not lock.is_locked:
+        raise OfflineError(
+            f"another prune to the same output is at work in {directory}: wait until it ends, or "
+            "give another --output."
+        )
+    return lock
 
 
 def _costs(path: Path) -> list[Cost]:
@@ -173,7 +270,7 @@ def _costs(path: Path) -> list[Cost]:
 
 def _metadata(path: Path) -> dict[str, str]:
     with _damage_named(path):
-        return {_IDENTITY: ""} | Shard(path).metadata
+        return {_IDENTITY: "", _TEXT: ""} | Shard(path).metadata
 
 
 @contextmanager

@@ -35,6 +35,7 @@ def test_a_resumed_step_costs_what_it_cost(tmp_path: Path) -> None:
     first = WorkFolder(tmp_path / "work", "a", resume=False)
     first.step("one", Step)
     first.step("two", Step)
+    first.release()
     again = WorkFolder(tmp_path / "work", "a", resume=True)
     again.step("one", Step)
     again.step("two", Step)

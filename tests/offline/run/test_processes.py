@@ -13,7 +13,10 @@ import torch
 from torch import nn
 
 from permllm_offline.api import prune
+from permllm_offline.cli import main
 from permllm_offline.errors import OfflineError
+from permllm_offline.pipeline import check_processes, shared_out
+from permllm_offline.recipe import make_recipe, read_recipe
 from permllm_offline.reconstruction.kept_weights import KeptWeights
 from permllm_offline.run import processes
 
@@ -171,3 +174,96 @@ def add() -> None:
 
 def test_gradients_are_summed_where_one_process_has_none() -> None:
     run_two(add)
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, count: int, local_rank: int) -> list[object]:
+    """Pretend to be one of two processes on a machine; returns what is set and initialised."""
+    done: list[object] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", done.append)
+    group = processes.distributed
+    monkeypatch.setattr(group, "init_process_group", lambda **_: done.append("joined"))
+    monkeypatch.setattr(group, "destroy_process_group", lambda: done.append("left"))
+    return done
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"), [("cuda", [1, "joined", "left"]), ("cpu", ["joined", "left"])]
+)
+def test_only_cuda_without_an_index_takes_the_gpu_of_the_process(
+    device: str, expected: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = gpus(monkeypatch, count=2, local_rank=1)
+    with processes.joined(device):
+        pass
+    assert done == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cuda:0", "--device cuda:0 is one GPU, and torchrun started several processes"),
+        ("cuda", "process 2 of this machine finds 2 GPUs"),
+    ],
+)
+def test_processes_without_a_gpu_of_their_own_are_refused(
+    device: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = gpus(monkeypatch, count=2, local_rank=2)
+    with pytest.raises(OfflineError, match=message), processes.joined(device):
+        pass
+    assert done == []
+
+
+def test_each_process_takes_one_window_of_distillation_where_none_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = make_recipe({"model": "m"})
+    assert shared_out(recipe) == recipe
+    monkeypatch.setattr("permllm_offline.pipeline.count", lambda: 3)
+    assert shared_out(recipe).distillation.windows_per_step == 3
+    check_processes(shared_out(recipe))
+    for entries in ({"distillation": {"windows_per_step": 1}}, {"method": "wanda"}):
+        given = make_recipe({"model": "m"} | entries)
+        assert shared_out(given) == given
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_processes_are_checked_before_the_model_is_opened(
+    more: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("permllm_offline.pipeline.count", lambda: 3)
+    line = ["prune", "nowhere", "--output", str(tmp_path / "sparse"), "--method", "wanda", *more]
+    assert main(line) == 2
+    assert "start it without torchrun" in capsys.readouterr().err
+
+
+def test_processes_are_checked_again_where_another_method_takes_the_place(
+    tmp_path: Path, tiny_model_directory: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("permllm_offline.pipeline.count", lambda: 3)
+    monkeypatch.setattr("permllm_offline.memory.memory_bytes", lambda _: 1)
+    drawn = "permllm_offline.preparation.sample_windows"
+    monkeypatch.setattr(drawn, lambda *_, **__: pytest.fail("text is drawn"))
+    with pytest.raises(OfflineError, match=r"'wanda\+cp' .* start it without torchrun"):
+        prune(tiny_model_directory, tmp_path / "sparse", dataset=text_file)
+
+
+def prune_best_to(output: Path, model: Path, text: Path) -> None:
+    constants = {name: OPTIONS["distillation"][name] for name in ("steps", "self_windows")}
+    sizes = {"num_samples": 10, "sequence_length": 20, "evaluation_windows": 2}
+    prune(model, output, dataset=text, method="permllm-best", distillation=constants, **sizes)
+
+
+def test_the_default_method_is_shared_and_the_recipe_says_how(
+    tmp_path: Path, tiny_model_directory: Path, text_file: Path
+) -> None:
+    run_two(prune_best_to, tmp_path / "sparse", tiny_model_directory, text_file)
+    recorded = read_recipe(tmp_path / "sparse" / "recipe.yaml")
+    assert recorded["distillation"]["windows_per_step"] == 2
