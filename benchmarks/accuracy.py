@@ -30,7 +30,7 @@ from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.preparation import prepare
 from permllm_offline.pruning import prune_model
 from permllm_offline.recipe import EFFORTS, Recipe, make_recipe
-from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
+from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS, SEEDED
 from permllm_offline.text.evaluation import evaluation_windows, perplexity
 
 from .models import smollm2
@@ -149,12 +149,11 @@ class Accuracy:
 
 
 def seeds_of(name: str, seeds: Sequence[int]) -> Sequence[int]:
-    """Every seed where something is learned, else the first."""
+    """Every seed where something is learned, or tuned in an order that it decides; else one."""
     method, _, reconstruction = name.partition("/")
     parts = METHODS[method]
-    kind = RECONSTRUCTIONS[reconstruction or parts.reconstruction]
-    learned = PERMUTATIONS[parts.permutation].learn is not None or kind.model is not None
-    return seeds if learned else seeds[:1]
+    learned = PERMUTATIONS[parts.permutation].learn is not None
+    return seeds if learned or (reconstruction or parts.reconstruction) in SEEDED else seeds[:1]
 
 
 def combinations(
@@ -226,7 +225,7 @@ def main() -> None:
     parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=list(PATTERNS))
     parser.add_argument("--windows", type=int, default=64, help="of 512 tokens, of each text")
     parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="of what is learned"
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], help="of what is learned or tuned"
     )
     parser.add_argument("--checkpoints", type=Path, metavar="DIR", help="keep them there")
     parser.add_argument(

@@ -16,6 +16,7 @@ from typing import Any
 from .records.drawing import Row, save
 
 SHARED = ("model", "sequence_length", "windows")
+SAME = (*SHARED, "versions")
 TIMES = {"processor_minutes": "processor_seconds", "minutes": "prune_seconds"}
 """Field -> that of the results, in the order in which a plot prefers them."""
 
@@ -28,7 +29,7 @@ def curve(results: Sequence[Mapping[str, Any]], method: str, pattern: str) -> di
     """
     first = results[0]
     for other in results:
-        for name in SHARED:
+        for name in SAME:
             if other[name] != first[name]:
                 raise ValueError(
                     f"{name} is {first[name]!r} and {other[name]!r}: points of one curve must be "
@@ -36,6 +37,17 @@ def curve(results: Sequence[Mapping[str, Any]], method: str, pattern: str) -> di
                 )
         if other["machine"]["cpu"] != first["machine"]["cpu"]:
             raise ValueError("the results are of different CPUs, so their times say nothing")
+    threads = {
+        row["threads"]
+        for result in results
+        for row in _rows(result, method, pattern)
+        if row.get("threads") is not None
+    }
+    if len(threads) > 1:
+        raise ValueError(
+            f"the prunes ran on {' and '.join(map(str, sorted(threads)))} threads: their times are "
+            "not comparable; give results of one number of threads"
+        )
     points = [_point(result, method, pattern) for result in results]
     shared = [time for time in TIMES if all(time in row for row in points)]
     if not shared:
@@ -53,13 +65,17 @@ def curve(results: Sequence[Mapping[str, Any]], method: str, pattern: str) -> di
     return {"date": date, **kept, "method": method, "pattern": pattern, "rows": rows}
 
 
-def _point(result: Mapping[str, Any], method: str, pattern: str) -> dict[str, Any]:
-    key, effort = (method, pattern, "bfloat16"), result["effort"]
-    rows = [
+def _rows(result: Mapping[str, Any], method: str, pattern: str) -> list[Mapping[str, Any]]:
+    key = method, pattern, "bfloat16"
+    return [
         row
         for row in result["rows"]
         if (row["method"], row["pattern"], row.get("values", "bfloat16")) == key
     ]
+
+
+def _point(result: Mapping[str, Any], method: str, pattern: str) -> dict[str, Any]:
+    rows, effort = _rows(result, method, pattern), result["effort"]
     if not rows:
         raise ValueError(f"the result of effort {effort} has no row of {method} at {pattern}")
     times = {

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.cuda import INCOMPLETE
 from csrc.cuda import build, toolkit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,9 +71,11 @@ class Steps:
         print("+", " ".join(command), flush=True)
         start = time.monotonic()
         status = run(command, limit, environment)
-        outcome = {0: "passed", TIMED_OUT: f"stopped after {limit:.0f} s"}.get(
-            status, f"failed: exit status {status}"
-        )
+        outcome = {
+            0: "passed",
+            TIMED_OUT: f"stopped after {limit:.0f} s",
+            INCOMPLETE: "failed: not all of it was measured, see what it printed",
+        }.get(status, f"failed: exit status {status}")
         self.done.append(Step(name, outcome, time.monotonic() - start))
         return status == 0
 

@@ -24,14 +24,14 @@ from torch.nn.functional import linear
 
 from benchmarks.cpu.contestants import (
     Call,
-    Contestant,
     Make,
-    activations,
     dense_contestants,
     median_times,
     rounds_of,
-    sparse_linear,
+    sparse_contestant,
+    vllm_primitive,
 )
+from benchmarks.cpu.products import activations
 from benchmarks.records.machine import write_json
 from benchmarks.shapes import TOKENS, VALUES, parse_shape, random_layer, to_int8
 from permllm_vllm.backends.cpu import CpuBackend
@@ -42,13 +42,19 @@ LIMITS = {
     "avx2": ("AVX2", "avx2"),
     "portable": ("SSE41", "default"),
 }
+TORCH, FLOAT32, VLLM = "torch", "torch float32", "vllm"
+"""The dense contestants."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One comparison; times are medians in microseconds, `ratio` is the bfloat16 peer / ours.
 
-    `float32_us` is a dense float32 weight, whose product (MKL's) knows no such limit on every CPU.
+    Attributes:
+        float32_us: a dense float32 weight, whose product (MKL's) knows no such limit on every CPU.
+        vllm_us: vLLM's dense bfloat16 layer; None where oneDNN has no primitive for it.
+        fastest: the dense contestant with the least time, `torch`, `torch float32` or `vllm`.
+        fastest_ratio: its time / ours.
     """
 
     n: int
@@ -63,6 +69,9 @@ class Row:
     float32_us: float
     ours_us: float
     ratio: float
+    vllm_us: float | None
+    fastest: str
+    fastest_ratio: float
 
 
 def _bfloat16_linear(dense: Tensor) -> Call:
@@ -80,15 +89,17 @@ def measure(shape: tuple[int, int], tokens: list[int], pattern: str) -> list[Row
     n, k = shape
     backend = CpuBackend()
     layer = random_layer(n, k, pattern)
-    makers: dict[str, Make] = {"bfloat16 peer": _bfloat16_linear, "float32 peer": _float32_linear}
+    makers: dict[str, Make] = {TORCH: _bfloat16_linear, FLOAT32: _float32_linear}
+    vllm = vllm_primitive(layer.dense)
+    if vllm is not None:
+        makers[VLLM] = vllm
     contestants = dense_contestants(makers, layer.dense)
     for values, drawn in zip(VALUES, (layer, to_int8(layer)), strict=True):
-        size = backend.pack(drawn.weights).packed.numel()
-        contestants[values] = Contestant(size, lambda drawn=drawn: sparse_linear(drawn, backend))  # type: ignore[misc]
-        contestants[values].warm(torch.zeros(1, k, dtype=torch.bfloat16))
+        contestants[values] = sparse_contestant(values, drawn, backend)
     rows = []
     for m in tokens:
         times = median_times(contestants, activations(m, k), 1, rounds_of(m, quick=True))
+        fastest = min(makers, key=lambda name: times[name])
         rows += [
             Row(
                 n=n,
@@ -98,11 +109,14 @@ def measure(shape: tuple[int, int], tokens: list[int], pattern: str) -> list[Row
                 value_dtype=values,
                 isa=backend.instruction_set,
                 threads=1,
-                peer="torch",
-                peer_us=round(times["bfloat16 peer"], 1),
-                float32_us=round(times["float32 peer"], 1),
+                peer=TORCH,
+                peer_us=round(times[TORCH], 1),
+                float32_us=round(times[FLOAT32], 1),
                 ours_us=round(times[values], 1),
-                ratio=round(times["bfloat16 peer"] / times[values], 3),
+                ratio=round(times[TORCH] / times[values], 3),
+                vllm_us=round(times[VLLM], 1) if VLLM in times else None,
+                fastest=fastest,
+                fastest_ratio=round(times[fastest] / times[values], 3),
             )
             for values in VALUES
         ]
@@ -135,15 +149,20 @@ def table(rows: list[Row]) -> Table:
         "M",
         "dense bf16",
         "dense f32",
+        "vLLM",
         "ours",
         "ratio",
+        "to the fastest",
     )
     for column in columns:
         result.add_column(column, justify="right")
     for row in rows:
-        times = (f"{time:.0f}" for time in (row.peer_us, row.float32_us, row.ours_us))
-        shape = f"{row.n}x{row.k}"
-        result.add_row(row.isa, row.value_dtype, shape, str(row.m), *times, f"{row.ratio:.2f}x")
+        times = (row.peer_us, row.float32_us, row.vllm_us, row.ours_us)
+        result.add_row(
+            *(row.isa, row.value_dtype, f"{row.n}x{row.k}", str(row.m)),
+            *("" if time is None else f"{time:.0f}" for time in times),
+            *(f"{row.ratio:.2f}x", f"{row.fastest_ratio:.2f}x"),
+        )
     return result
 
 

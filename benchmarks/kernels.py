@@ -18,39 +18,32 @@ import argparse
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from benchmarks.cpu.contestants import (
     VLLM_INT8,
-    Contestant,
-    activations,
     dense_contestants,
     median_times,
     peer_makers,
     rounds_of,
-    sparse_linear,
+    sparse_contestant,
 )
 from benchmarks.cpu.kernel_rows import KEY, Row, complete
 from benchmarks.cpu.limits import stream_rate, times_with_huge_pages
+from benchmarks.cpu.products import activations
 from benchmarks.cuda import kernels as cuda_kernels
 from benchmarks.records.rows import Rows
 from benchmarks.shapes import LLAMA_2_7B, TOKENS, VALUES, parse_shape, random_layer, to_int8
 from permllm_vllm.backends.cpu import CpuBackend
 
 PATTERNS = ("2:4", "4:8")
-
-
-def relative_error(y: Tensor, x: Tensor, dense: Tensor) -> float:
-    """Frobenius error against float64 over the first rows of the weight."""
-    rows = min(dense.shape[0], 512)
-    exact = x.double() @ dense[:rows].double().t()
-    return float((y[:, :rows].double() - exact).norm() / exact.norm())
+CPU_ALONE = ("threads", "patterns", "values", "quick", "no_huge_pages")
+"""Options that the CUDA benchmark has not."""
 
 
 @dataclass(frozen=True)
@@ -79,21 +72,15 @@ def measure(
     layers = {"bfloat16": drawn, "int8": to_int8(drawn)}
     makers = peer_makers(int8="int8" in plan.values)
     contestants = dense_contestants(makers, drawn.dense)
-    packed_bytes = {}
     for values in plan.values:
-        layer = layers[values]
-        packed_bytes[values] = backend.pack(layer.weights).packed.numel()
-        ours = Contestant(packed_bytes[values], lambda layer=layer: sparse_linear(layer, backend))  # type: ignore[misc]
-        ours.warm(torch.zeros(1, k, dtype=torch.bfloat16))
-        contestants[_ours(values)] = ours
+        contestants[_ours(values)] = sparse_contestant(_ours(values), layers[values], backend)
     for m in tokens:
         x = activations(m, k)
         times = median_times(contestants, x, plan.threads, rounds_of(m, plan.quick))
         rows = []
         for values in plan.values:
-            ours_us = times[_ours(values)]
-            y = contestants[_ours(values)].result(x)
-            error = relative_error(y, x, layers[values].dense)
+            ours, ours_us = contestants[_ours(values)], times[_ours(values)]
+            error = ours.checked(x)
             for peer in makers:
                 if values != "int8" and peer == VLLM_INT8:
                     continue
@@ -112,8 +99,8 @@ def measure(
                         peer_huge_pages_us=None,
                         ours_us=round(ours_us, 1),
                         ratio=round(times[peer] / ours_us, 3),
-                        packed_bytes=packed_bytes[values],
-                        plain_reading_us=round(packed_bytes[values] / plain, 1),
+                        packed_bytes=ours.weight_bytes,
+                        plain_reading_us=round(ours.weight_bytes / plain, 1),
                         stream_floor_us=0.0,
                         ideal_dense_us=0.0,
                         ours_gflops=round(2 * m * n * k / ours_us / 1e3, 1),
@@ -170,8 +157,8 @@ def run(plan: Plan, result: Rows, huge_pages: bool) -> list[Row]:
             ]
             if tokens:
                 for rows in measure(shape, pattern, tokens, plan):
-                    result.update(asdict(row) for row in rows)
-                    result.update(asdict(row) for row in complete(_rows(result)))
+                    result.update(row.written() for row in rows)
+                    result.amend(row.written() for row in complete(_rows(result)))
     if huge_pages:
         for shape in dict.fromkeys((row.n, row.k) for row in _rows(result)):
             without = [
@@ -185,13 +172,15 @@ def run(plan: Plan, result: Rows, huge_pages: bool) -> list[Row]:
                     sorted({row.m for row in without}),
                     sorted({row.peer for row in without}),
                     plan.threads,
+                    quick=plan.quick,
                 )
-                result.update(asdict(row) for row in complete(_rows(result), times))
+                found = complete(_rows(result), times)
+                result.amend((row.written() for row in found), measured=["peer_huge_pages_us"])
     return _rows(result)
 
 
 def _rows(result: Rows) -> list[Row]:
-    return [Row(**row) for row in result.all()]
+    return [Row.read(row) for row in result.all()]
 
 
 def _parse() -> argparse.Namespace:
@@ -201,19 +190,25 @@ def _parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="default: 1")
     parser.add_argument("--shapes", type=parse_shape, nargs="+", metavar="NxK")
     parser.add_argument("--tokens", "--m", type=int, nargs="+", metavar="M")
-    parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=["2:4"])
-    parser.add_argument("--values", nargs="+", choices=VALUES, default=list(VALUES))
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser.add_argument("--patterns", nargs="+", choices=PATTERNS, help="default: 2:4")
+    parser.add_argument("--values", nargs="+", choices=VALUES, help="default: both")
+    parser.add_argument("--quick", action="store_true", default=None, help="fewer repetitions")
     parser.add_argument(
-        "--no-huge-pages", action="store_true", help="leave out the peers in huge pages"
-    )
+        "--no-huge-pages", action="store_true", default=None,
+        help="leave out the peers in huge pages",
+    )  # fmt: skip
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="where the rows are kept, of one thread count"
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    given = [name for name in CPU_ALONE if getattr(arguments, name) is not None]
+    if arguments.device == "cuda" and given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        parser.error(f"{options}: not for --device cuda, only for the CPU; leave it out")
+    return arguments
 
 
 def main() -> None:
@@ -224,12 +219,16 @@ def main() -> None:
     plan = Plan(
         shapes=arguments.shapes or list(LLAMA_2_7B),
         tokens=arguments.tokens or list(TOKENS),
-        patterns=arguments.patterns,
-        values=arguments.values,
-        threads=arguments.threads,
-        quick=arguments.quick,
+        patterns=arguments.patterns or ["2:4"],
+        values=arguments.values or list(VALUES),
+        threads=1 if arguments.threads is None else arguments.threads,
+        quick=bool(arguments.quick),
     )
-    facts = {"isa": CpuBackend().instruction_set, "threads": plan.threads}
+    facts = {
+        "isa": CpuBackend().instruction_set,
+        "threads": plan.threads,
+        "rounds": {"few tokens": rounds_of(1, plan.quick), "many": rounds_of(256, plan.quick)},
+    }
     result = Rows(arguments.json, facts, KEY)
     rows = run(plan, result, huge_pages=not arguments.no_huge_pages)
     console = Console()

@@ -17,133 +17,29 @@ checkpoints can be kept with --checkpoints DIR, and `benchmarks.accuracy` evalua
 
 import argparse
 import json
-import multiprocessing
-import resource
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
-from torch.nn import functional
-
-from permllm_offline.permutation.hardening import Hardener
-from permllm_offline.permutation.masked_linear import PermutedMaskedLinear, StepPermutation
-from permllm_offline.permutation.sinkhorn import sinkhorn
-from permllm_vllm.checkpoint.pattern import Pattern
 
 from .pruning.cost_plots import draw_pipeline, draw_quality, draw_steps
 from .pruning.cost_tables import pipeline
-from .pruning.dense_permutations import (
-    LEARNING_RATE,
-    WEIGHT_DECAY,
-    DenseMaskedLinear,
-    DensePermutation,
-    SharedMatrix,
-)
+from .pruning.layer_step import BLOCK, StepCost, step_costs
 from .pruning.pipeline_cost import METHODS, QUICK_METHODS, PipelineCost, facts
+from .pruning.quality_result import known_quality
 from .pruning.quality_time import QualityTime
 from .records.drawing import save
 from .records.machine import write_json
 from .studies.cells import Cells
 
-PATTERN, BLOCK = Pattern(2, 4), 64
 WIDTHS, QUICK_WIDTHS = (576, 2048, 4096), (128,)
 TOKENS, STEPS = 512, 3
-LOOPS = ("dense", "ours")
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """Median seconds of a learning step of one layer; growth of the peak resident memory."""
-
-    loop: str
-    width: int
-    seconds: float
-    peak_mib: float
-    assignments: int
-
-
-class LayerStep:
-    """One learning step of one square layer against random inputs, by either loop."""
-
-    def __init__(self, loop: str, width: int, tokens: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        linear = nn.Linear(width, width, bias=False).requires_grad_(False)
-        linear = linear.to(torch.bfloat16)
-        self._inputs = torch.randn((tokens, width), generator=generator).to(torch.bfloat16)
-        self._target = self._inputs @ linear.weight.t()
-        importance = linear.weight.float().abs()
-        self.assignments = 0
-        if loop == "dense":
-            self._shared = SharedMatrix(DensePermutation(width, BLOCK, generator))
-            self._module: nn.Module = DenseMaskedLinear(linear, importance, PATTERN, self._shared)
-            parameters = list(self._shared.permutation.parameters())
-            self.take: Callable[[], None] = self._dense
-        else:
-            blocks = width // BLOCK
-            noise = torch.rand((blocks, BLOCK, BLOCK), generator=generator)
-            self._logits = nn.Parameter(noise)
-            self._permutation = StepPermutation(torch.empty(0), torch.arange(blocks))
-            self._module = PermutedMaskedLinear(linear, importance, PATTERN, self._permutation)
-            self._hardener = Hardener()
-            parameters = [self._logits]
-            self.take = self._ours
-        self._optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-
-    def _dense(self) -> None:
-        self._shared.forget()
-        self._backward()
-        self.assignments += len(self._shared.permutation.weight)
-        self._move()
-
-    def _ours(self) -> None:
-        soft = sinkhorn(self._logits, 1.0, 5)
-        starts = torch.arange(len(self._logits))[:, None] * BLOCK
-        self._permutation.order = (self._hardener(soft) + starts).flatten()
-        self._permutation.soft = soft.detach().requires_grad_()
-        self._backward()
-        soft.backward(self._permutation.soft.grad)
-        self.assignments = self._hardener.solved
-        self._move()
-
-    def _backward(self) -> None:
-        output = self._module(self._inputs).float()
-        (1 - functional.cosine_similarity(output, self._target.float(), dim=-1).mean()).backward()
-
-    def _move(self) -> None:
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-
-
-def measure_step(loop: str, width: int, tokens: int, steps: int) -> StepCost:
-    """Time steps of one loop at one width, in this process."""
-    step = LayerStep(loop, width, tokens)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
-    for _ in range(steps):
-        start = time.perf_counter()
-        step.take()
-        seconds.append(time.perf_counter() - start)
-    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return StepCost(loop, width, sorted(seconds)[steps // 2], growth, step.assignments)
-
-
-def step_costs(widths: tuple[int, ...], tokens: int, steps: int) -> list[StepCost]:
-    """Every loop at every width, each in a fresh process, one after the other."""
-    context = multiprocessing.get_context("spawn")
-    costs = []
-    for width in widths:
-        for loop in LOOPS:
-            with context.Pool(1) as pool:
-                costs.append(pool.apply(measure_step, (loop, width, tokens, steps)))
-    return costs
+DENSE_STEPS, QUICK_DENSE_STEPS = 40, 1
+"""Of the dense loop with --quality."""
 
 
 def show_steps(costs: list[StepCost]) -> None:
@@ -152,7 +48,8 @@ def show_steps(costs: list[StepCost]) -> None:
     for column in ("channels", "loop", "seconds", "peak MiB above start", "assignments solved"):
         table.add_column(column, justify="right")
     for cost in costs:
-        cells = (f"{cost.seconds:.3f}", f"{cost.peak_mib:.0f}", str(cost.assignments))
+        peak = "" if cost.peak_mib is None else f"{cost.peak_mib:.0f}"
+        cells = (f"{cost.seconds:.3f}", peak, str(cost.assignments))
         table.add_row(str(cost.width), cost.loop, *cells)
     Console().print(table)
 
@@ -170,22 +67,15 @@ def measure_quality(output: Path, seed: int, steps: int, *, quick: bool) -> None
     """Time to equal quality, and what both loops stand between: what OUT lacks of it.
 
     Raises:
-        ValueError: OUT has the quality of another seed, another number of steps, or threads.
+        ValueError: OUT is a result of another kind, or was measured with other settings, on another
+            CPU, or with other versions.
     """
-    found: dict[str, Any] = {}
-    steps = 1 if quick else steps
-    if output.exists():
-        found = json.loads(output.read_text(encoding="utf-8"))
-        there = found["seed"], found["threads"], found["baseline"]["steps"]
-        here = seed, torch.get_num_threads(), steps
-        if there != here:
-            raise ValueError(
-                f"{output} has seed, threads and steps {there}, this run has {here}: give another "
-                "file"
-            )
+    threads = torch.get_num_threads()
+    settings = {"seed": seed, "steps": steps, "quick": quick, "threads": threads}
+    found = known_quality(output, settings) if output.exists() else {}
     quality = QualityTime(seed, steps, quick=quick)
     if "baseline" not in found:
-        found = {"model": "SmolLM2-135M-Instruct", **quality.measure()}
+        found = {"model": "SmolLM2-135M-Instruct", **settings, **quality.measure()}
         write_json(output, found)
     if "references" not in found:
         found["references"] = quality.references()
@@ -216,15 +106,17 @@ def draw(result: Path, output: Path) -> None:
         save(draw_pipeline, found["rows"], output)
 
 
-def main() -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--quality", action="store_true", help="time to equal quality, instead")
     kind.add_argument("--pipeline", action="store_true", help="whole prunes, instead")
-    parser.add_argument("--steps", type=int, default=40, help="of the dense loop with --quality")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--steps", type=int, help=f"of the dense loop with --quality (default: {DENSE_STEPS})"
+    )
+    parser.add_argument("--seed", type=int, help="of --quality (default: 0)")
     parser.add_argument(
         "--checkpoints", type=Path, metavar="DIR", help="keep those of --pipeline there"
     )
@@ -233,15 +125,46 @@ def main() -> None:
     output.add_argument("--json", type=Path, help="where the result is written")
     output.add_argument("--from", type=Path, dest="found", help="an earlier result, to draw")
     parser.add_argument("--plot", type=Path, help="where the SVG is written")
+    return parser
+
+
+def _contradiction(options: argparse.Namespace) -> str | None:
+    """What is wrong with options that do not go together."""
+    if options.checkpoints is not None and not options.pipeline:
+        return "--checkpoints are those of --pipeline: give it too"
+    if not options.quality and (options.steps is not None or options.seed is not None):
+        return "--steps and --seed are those of --quality: give it too"
+    if options.quick and options.steps is not None:
+        return f"--quick takes {QUICK_DENSE_STEPS} step: leave out --steps"
+    if options.found is not None and (options.quality or options.pipeline or options.quick):
+        return "--from measures nothing: leave out --quality, --pipeline and --quick"
+    if options.found is not None and options.plot is None:
+        return "--from only draws: give --plot"
+    return None
+
+
+def _measure(options: argparse.Namespace) -> None:
+    """Raises ValueError where the result's file cannot go on."""
+    if options.quality:
+        steps = options.steps
+        if steps is None:
+            steps = QUICK_DENSE_STEPS if options.quick else DENSE_STEPS
+        measure_quality(options.json, options.seed or 0, steps, quick=options.quick)
+    elif options.pipeline:
+        measure_pipeline(options.json, options.checkpoints, quick=options.quick)
+    else:
+        measure_steps(options.json, quick=options.quick)
+
+
+def main() -> None:
+    parser = _parser()
     options = parser.parse_args()
+    contradiction = _contradiction(options)
+    if contradiction is not None:
+        parser.error(contradiction)
     if options.found is None:
         try:
-            if options.quality:
-                measure_quality(options.json, options.seed, options.steps, quick=options.quick)
-            elif options.pipeline:
-                measure_pipeline(options.json, options.checkpoints, quick=options.quick)
-            else:
-                measure_steps(options.json, quick=options.quick)
+            _measure(options)
         except ValueError as error:
             parser.error(str(error))
     if options.plot is not None:

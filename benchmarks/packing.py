@@ -17,23 +17,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from benchmarks.records.machine import write_json
+from benchmarks.resident_memory import ResidentGrowth
 from benchmarks.shapes import LLAMA_2_7B, VALUES, parse_shape
 from permllm_vllm.backends import CheckpointWeights
 from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.checkpoint.pattern import Pattern
-from permllm_vllm.quantization.freed_memory import release_freed_memory
 
 DECODER_LAYERS = 32
 BLOCK = 64
 KEPT = torch.tensor([0b0011, 0b0101, 0b0110, 0b1001, 0b1010, 0b1100], dtype=torch.uint8)
-PEAK_OF_PROCESS = "VmHWM:"
 
 
 @dataclass(frozen=True)
@@ -85,37 +83,21 @@ def _bytes(weights: CheckpointWeights) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _reset_peak() -> bool:
-    """Let the peak of the resident memory begin anew; False where that is not allowed."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _peak() -> int:
-    """Peak of the resident memory since it was reset, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(PEAK_OF_PROCESS)).split()[1]) << 10
-
-
 def measure(n: int, k: int, values: str, layers: int) -> Row:
     """Pack a layer of this shape as often as the model has one."""
-    backend, drawn, process = CpuBackend(), random_weights(n, k, values), psutil.Process()
+    backend, drawn = CpuBackend(), random_weights(n, k, values)
     seconds = cpu_seconds = 0.0
     packed_bytes = 0
     peaks: list[int] = []
     for _ in range(layers):
-        release_freed_memory()  # or tensors would lie where earlier ones did, and show no growth
-        before, watched = process.memory_info().rss, _reset_peak()
+        growth = ResidentGrowth()
         loaded = copy.deepcopy(drawn)
         started, cpu_started = time.perf_counter(), time.process_time()
         packed = backend.pack(loaded)
         seconds += time.perf_counter() - started
         cpu_seconds += time.process_time() - cpu_started
-        if watched:
-            peaks.append(_peak() - before)
+        if (peak := growth.peak_bytes()) is not None:
+            peaks.append(peak)
         packed_bytes = packed.packed.numel()
         del loaded, packed
     return Row(

@@ -24,8 +24,9 @@ from typing import Any
 
 from .engines import quantized_peers, vllm_bench
 from .engines.engine import RESERVED_CORES, Engine, NoEngine, Running, alternate
+from .engines.identity import identity
 from .engines.serving_report import draw, show
-from .engines.serving_rows import DECODE, KEY, repeats_of, with_ratios
+from .engines.serving_rows import DECODE, INT4, INT8, KEY, repeats_of, with_ratios
 from .engines.weight_bytes import DecodedWeights, of_checkpoint
 from .models import LLAMA_SHAPES, random_llama, smollm2, word_tokenizer
 from .pruning.commands import magnitude_pruned
@@ -38,9 +39,10 @@ VARIANTS: Mapping[str, Callable[[Path], Path]] = {
     DENSE: lambda dense: dense,
     "2:4 bfloat16": magnitude_pruned,
     "2:4 int8": lambda dense: magnitude_pruned(dense, values="int8"),
-    "vLLM int8 (W8A8)": quantized_peers.int8,
-    "vLLM int4 (GPTQ)": quantized_peers.int4,
+    INT8: quantized_peers.int8,
+    INT4: quantized_peers.int4,
 }
+DEFAULT_MODEL = "tinyllama"
 BATCHES, PROMPTS = (1, 8, 32), (32, 512)
 OUTPUT_TOKENS = 32
 SHAPE = (
@@ -59,6 +61,7 @@ def compare(
     weights: DecodedWeights | None = None,
     repeats: int | None = None,
     one_at_a_time: bool = False,
+    int4_group: int | None = None,
 ) -> list[dict[str, Any]]:
     """Serve variants; one row per cell and variant, with ratios to dense.
 
@@ -70,6 +73,7 @@ def compare(
         weights: of the dense model, for what its bytes alone explain.
         repeats: of each cell; None for as many as its size allows.
         one_at_a_time: for models that do not fit into memory together: no turns are taken then.
+        int4_group: values that share a scale in vLLM's int4, for what its bytes explain.
     """
     rows = Rows(None, {}, KEY) if rows is None else rows
     dense = variants[0]
@@ -90,7 +94,9 @@ def compare(
                         for row in alternate(turns, *cell, OUTPUT_TOKENS, times)
                     }
                     base = found.get(dense) or rows.get((DECODE, dense, *cell, None))
-                    rows.update(with_ratios(found[name], base, weights) for name in names)
+                    rows.update(
+                        with_ratios(found[name], base, weights, int4_group) for name in names
+                    )
         finally:
             for engine in engines.values():
                 engine.close()
@@ -108,11 +114,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=["smollm2", *LLAMA_SHAPES], default="tinyllama")
+    parser.add_argument(
+        "--model", choices=["smollm2", *LLAMA_SHAPES], help=f"default: {DEFAULT_MODEL}"
+    )
     parser.add_argument("--dense", type=Path, help="dense checkpoint, in place of --model")
     parser.add_argument("--sparse", type=Path, help="its permllm checkpoint, in place of variants")
     parser.add_argument(
-        "--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME",
+        "--variants", nargs="+", choices=list(VARIANTS), metavar="NAME",
         help=f"of {', '.join(map(repr, VARIANTS))} (default: all); dense comes first",
     )  # fmt: skip
     parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
@@ -137,18 +145,29 @@ def main() -> None:
     arguments = parser.parse_args()
     if (arguments.dense is None) != (arguments.sparse is None):
         parser.error("--dense and --sparse go together: give both, or neither")
+    if arguments.dense is not None and (arguments.model or arguments.variants):
+        parser.error(
+            "--dense and --sparse stand in place of --model and --variants: leave these out"
+        )
+    for folder in filter(None, (arguments.dense, arguments.sparse)):
+        if not (folder / "config.json").exists():
+            parser.error(f"{folder} is no checkpoint: it has no config.json")
     if arguments.reserved_cores is not None:
         os.environ[RESERVED_CORES] = str(arguments.reserved_cores)
     if arguments.dense is not None:
         dense = arguments.dense
         makers = {DENSE: VARIANTS[DENSE], "2:4": lambda dense: arguments.sparse}
+        given = {DENSE: dense, "2:4": arguments.sparse}
     else:
-        dense = smollm2() if arguments.model == "smollm2" else random_llama(arguments.model)
-        makers = {name: VARIANTS[name] for name in (DENSE, *arguments.variants)}
+        name = arguments.model or DEFAULT_MODEL
+        dense = smollm2() if name == "smollm2" else random_llama(name)
+        makers = {name: VARIANTS[name] for name in (DENSE, *(arguments.variants or VARIANTS))}
+        given = {DENSE: dense}  # the others are made of it
     eager = not arguments.compiled
     facts = {
         "model": dense.name,
         "shape": _shape(dense),
+        "checkpoints": {name: identity(folder) for name, folder in given.items()},
         "mode": "eager" if eager else "compiled",
         "reserved_cores": os.environ.get(RESERVED_CORES, "by default"),
         "in_turn": not arguments.one_at_a_time,
@@ -163,6 +182,7 @@ def main() -> None:
         weights=of_checkpoint(dense),
         repeats=arguments.repeats,
         one_at_a_time=arguments.one_at_a_time,
+        int4_group=quantized_peers.int4_group(dense),
     )
     words = cache(partial(word_tokenizer, dense))
     vllm_bench.alternate(

@@ -22,6 +22,7 @@ from benchmarks.cpu import kernel_tables
 from benchmarks.engines import serving_tables
 from benchmarks.pruning import cost_tables
 from benchmarks.records.markdown import Result, markdown
+from benchmarks.records.rows import STAMP
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -133,7 +134,8 @@ def study(result: Result) -> str:
     fields = [
         field
         for field in dict.fromkeys(field for row in rows for field in row)
-        if not any(isinstance(row.get(field), list | Mapping) for row in rows)
+        if field not in STAMP
+        and not any(isinstance(row.get(field), list | Mapping) for row in rows)
     ]
     lines = []
     for row in rows:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.cpu.products import LIMITS, Exact, activations
 from benchmarks.shapes import Layer
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
@@ -23,16 +24,34 @@ Make = Callable[[Tensor], Call]
 
 
 class Contestant:
-    """One way to multiply, with copies of the weight that are used in turn."""
+    """One way to multiply, with copies of the weight that are used in turn.
 
-    def __init__(self, weight_bytes: int, make: Callable[[], Call]):
+    Args:
+        name: for errors.
+        weight_bytes: of one copy.
+        make: makes a copy.
+        dense: what it stands for, `[out, in]`.
+        limit: of its relative error, from `products.LIMITS`.
+    """
+
+    def __init__(
+        self, name: str, weight_bytes: int, make: Callable[[], Call], dense: Tensor, limit: float
+    ):
+        self._name, self._dense, self._limit = name, dense, limit
+        self.weight_bytes = weight_bytes
         self._copies = max(2, math.ceil(POOL_BYTES / weight_bytes))
         self._calls = itertools.cycle([make() for _ in range(self._copies)])
 
-    def warm(self, x: Tensor) -> None:
-        """Reads every copy once: the first read after allocation is not what is measured."""
+    def warm(self) -> None:
+        """Reads every copy once: the first read after allocation is not what is measured.
+
+        Raises:
+            WrongProduct: the product of a copy is wrong.
+        """
+        x = activations(1, self._dense.shape[1])
+        exact = Exact(x, self._dense)
         for _ in range(self._copies):
-            next(self._calls)(x)
+            exact.require(self._name, next(self._calls)(x), self._limit)
 
     def time(self, x: Tensor, clock: Callable[[], float]) -> float:
         call = next(self._calls)
@@ -40,28 +59,51 @@ class Contestant:
         call(x)
         return clock() - start
 
-    def result(self, x: Tensor) -> Tensor:
-        return next(self._calls)(x)
+    def checked(self, x: Tensor) -> float:
+        """The relative error of the next copy; raises WrongProduct where it is above the limit."""
+        return Exact(x, self._dense).require(self._name, next(self._calls)(x), self._limit)
 
 
 def dense_contestants(makers: dict[str, Make], dense: Tensor) -> dict[str, Contestant]:
-    """Contestants by name for one dense weight `[out, in]`, ready to be timed."""
+    """Contestants by name for one dense weight `[out, in]`, ready to be timed.
+
+    Raises:
+        WrongProduct: one multiplies by something else.
+    """
     found = {
         name: Contestant(
+            name,
             dense.numel() * (1 if name == VLLM_INT8 else 2),
             lambda make=make: make(dense),  # type: ignore[misc]
+            dense,
+            LIMITS["int8" if name == VLLM_INT8 else "bfloat16"],
         )
         for name, make in makers.items()
     }
     for contestant in found.values():
-        contestant.warm(torch.zeros(1, dense.shape[1], dtype=torch.bfloat16))
+        contestant.warm()
+    return found
+
+
+def sparse_contestant(name: str, layer: Layer, backend: CpuBackend) -> Contestant:
+    """The sparse kernel on one layer, ready to be timed; raises WrongProduct as the dense ones."""
+    size, values = backend.pack(layer.weights).packed.numel(), layer.weights.values.dtype
+    limit = LIMITS["int8" if values == torch.int8 else "bfloat16"]
+    found = Contestant(name, size, lambda: sparse_linear(layer, backend), layer.dense, limit)
+    found.warm()
     return found
 
 
 def median_times(
     contestants: dict[str, Contestant], x: Tensor, threads: int, rounds: int
 ) -> dict[str, float]:
-    """Median microseconds by name, called in turn: thread-CPU time, or wall time of threads."""
+    """Median microseconds by name, called in turn: thread-CPU time, or wall time of threads.
+
+    Raises:
+        WrongProduct: the product of one with these inputs is wrong; nothing is timed then.
+    """
+    for contestant in contestants.values():
+        contestant.checked(x)
     clock = time.thread_time if threads == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 1):
@@ -77,11 +119,6 @@ def rounds_of(m: int, quick: bool) -> int:
     if m > 16:
         return 5 if quick else 9
     return 9 if quick else 25
-
-
-def activations(m: int, k: int) -> Tensor:
-    """The same random bfloat16 `[m, k]` in every process."""
-    return torch.randn(m, k, generator=torch.Generator().manual_seed(m)).to(torch.bfloat16)
 
 
 def peer_makers(*, int8: bool) -> dict[str, Make]:
@@ -120,18 +157,32 @@ def _torch_linear(dense: Tensor) -> Call:
     return lambda x: torch.nn.functional.linear(x, weight)
 
 
-def _vllm_linear(dense: Tensor) -> Call:
-    """vLLM's choice for a dense layer on this CPU (onednn_mm for all but small weights)."""
+def vllm_primitive(dense: Tensor) -> Make | None:
+    """Makes vLLM's dense contestant; None where vLLM is not there or has nothing but PyTorch's."""
+    return _vllm_linear if _has_vllm() and _vllm_layer(dense).weight.numel() == 0 else None
+
+
+def _vllm_layer(dense: Tensor) -> Any:
+    """A layer with `cpu_linear`, vLLM's choice; its weight is empty where that has packed it."""
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
     layer: Any = torch.nn.Module()
     layer.weight = torch.nn.Parameter(dense.clone(), requires_grad=False)
     dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
+    return layer
+
+
+def _vllm_linear(dense: Tensor) -> Call:
+    """vLLM's choice for a dense layer on this CPU (onednn_mm for all but small weights)."""
+    layer = _vllm_layer(dense)
     return lambda x: layer.cpu_linear(x, layer.weight, None)
 
 
 def _vllm_int8_linear(dense: Tensor) -> Call:
-    """vLLM's W8A8 with a scale per output channel and per token (onednn_scaled_mm)."""
+    """vLLM's W8A8 with a scale per output channel and per token (onednn_scaled_mm).
+
+    oneDNN copies the values and keeps only the address of the scale: whoever multiplies holds it.
+    """
     from vllm import _custom_ops
 
     scale = dense.float().abs().amax(dim=1, keepdim=True).clamp_min(1e-6) / 127
@@ -139,10 +190,11 @@ def _vllm_int8_linear(dense: Tensor) -> Call:
     handler = _custom_ops.create_onednn_scaled_mm(
         values.t(), scale, torch.bfloat16, True, False, 32
     )
+    held = handler, scale
 
     def call(x: Tensor) -> Tensor:
         quantized, x_scale, _ = _custom_ops.onednn_scaled_int8_quant(x)
         y = torch.empty(x.shape[0], dense.shape[0], dtype=x.dtype)
-        return _custom_ops.onednn_scaled_mm(handler, quantized, y, x_scale, None, None, None)
+        return _custom_ops.onednn_scaled_mm(held[0], quantized, y, x_scale, None, None, None)
 
     return call

@@ -9,13 +9,24 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 VALUE_BYTES = {"bfloat16": 2, "int8": 1}
-#: Microseconds by (outputs, inputs, tokens, peer).
-PeerTimes = dict[tuple[int, int, int, str], float]
+
+
+@dataclass(frozen=True)
+class InHugePages:
+    """A peer in huge pages: median microseconds, and how much of its weights lay in such pages."""
+
+    us: float
+    mib: float
+
+
+#: By (outputs, inputs, tokens, peer).
+PeerTimes = dict[tuple[int, int, int, str], InHugePages]
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,8 @@ class Row:
     Attributes:
         peer_values: dtype of the peer's weight; the ratios that count are those to bfloat16.
         peer_huge_pages_us: the peer in huge pages, in another process; None if not measured.
+        peer_huge_pages_mib: memory in huge pages that process gained with the copies of the peer's
+            weight; None if it was not looked at.
         plain_reading_us: reading our packed bytes as fast as a plain sum over memory reads.
         stream_floor_us: reading them at the best rate at which anything in the result read: the
             plain sum, a peer its weight, or a sparse kernel its packed one (computed).
@@ -54,6 +67,20 @@ class Row:
     ours_gflops: float
     relative_error: float
     load_average: float
+    peer_huge_pages_mib: float | None = None
+
+    @classmethod
+    def read(cls, row: Mapping[str, Any]) -> Row:
+        """The row of a result; what `records.rows` notes of its making is left out."""
+        return cls(**{field.name: row[field.name] for field in fields(cls) if field.name in row})
+
+    def written(self) -> dict[str, Any]:
+        """The row as a result holds it; what was not looked at is left out."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name != "peer_huge_pages_mib" or value is not None
+        }
 
 
 KEY = ("n", "k", "m", "pattern", "value_dtype", "peer")
@@ -62,7 +89,9 @@ KEY = ("n", "k", "m", "pattern", "value_dtype", "peer")
 def complete(rows: Sequence[Row], huge_pages: PeerTimes | None = None) -> list[Row]:
     """Fill in the peers in huge pages where they are given, and the bounds of all rows."""
     rows = [
-        replace(row, peer_huge_pages_us=round(given, 1)) if given is not None else row
+        replace(row, peer_huge_pages_us=round(given.us, 1), peer_huge_pages_mib=given.mib)
+        if given is not None
+        else row
         for row, given in ((r, (huge_pages or {}).get((r.n, r.k, r.m, r.peer))) for r in rows)
     ]
     reading = max(rate for row in rows for rate in reading_rates(row))
@@ -96,8 +125,9 @@ def main() -> None:
     parser.add_argument("result", type=Path, help="of benchmarks.kernels; rewritten")
     path: Path = parser.parse_args().result
     result = json.loads(path.read_text(encoding="utf-8"))
-    rows = complete([Row(**row) for row in result["rows"]])
-    result["rows"] = [asdict(row) for row in rows]
+    rows = complete([Row.read(row) for row in result["rows"]])
+    together = zip(result["rows"], rows, strict=True)
+    result["rows"] = [{**old, **row.written()} for old, row in together]
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

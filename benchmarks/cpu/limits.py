@@ -9,23 +9,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from benchmarks.cpu.contestants import (
-    activations,
+    Contestant,
     dense_contestants,
     median_times,
     peer_makers,
     rounds_of,
 )
-from benchmarks.cpu.kernel_rows import PeerTimes
+from benchmarks.cpu.kernel_rows import InHugePages, PeerTimes
+from benchmarks.cpu.products import activations
 from benchmarks.shapes import random_layer
 
 STREAM_BYTES = 256 << 20
 HUGE_PAGE = 2 << 20
-HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}  # PyTorch's allocator then asks for them
+TUNABLES = "GLIBC_TUNABLES"
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1", TUNABLES: "glibc.malloc.hugetlb=1"}
+"""What makes PyTorch's allocator ask for them, and malloc, from which oneDNN has its weights."""
 
 
 def stream_rate(threads: int) -> float:
@@ -45,18 +49,38 @@ def stream_rate(threads: int) -> float:
 
 
 def times_with_huge_pages(
-    shape: tuple[int, int], tokens: list[int], peers: list[str], threads: int
+    shape: tuple[int, int], tokens: list[int], peers: list[str], threads: int, *, quick: bool
 ) -> PeerTimes:
-    """Times dense peers in a process of its own, whose allocator asks for huge pages."""
+    """Times dense peers in a process of its own, whose allocators ask for huge pages."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "times.json")
         task = {"shape": shape, "tokens": tokens, "peers": peers, "threads": threads}
         subprocess.run(
-            [sys.executable, "-m", "benchmarks.cpu.limits", json.dumps(task), str(file)],
-            env={**os.environ, **HUGE_PAGES},
+            [
+                *(sys.executable, "-m", "benchmarks.cpu.limits"),
+                *(json.dumps({**task, "quick": quick}), str(file)),
+            ],
+            env=with_huge_pages(os.environ),
             check=True,
         )
-        return {(*shape, m, peer): time for m, peer, time in json.loads(file.read_text())}
+        found = json.loads(file.read_text())
+    return {(*shape, m, peer): InHugePages(time, mib) for m, peer, time, mib in found}
+
+
+def with_huge_pages(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process whose allocators ask for huge pages; other tunables stay."""
+    tunables = [environment[TUNABLES]] if environment.get(TUNABLES) else []
+    joined = ":".join([*tunables, HUGE_PAGES[TUNABLES]])
+    return {**environment, **HUGE_PAGES, TUNABLES: joined}
+
+
+def huge_pages_mib() -> float:
+    """Memory of this process that lies in transparent huge pages."""
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        name, _, size = line.partition(":")
+        if name == "AnonHugePages":
+            return int(size.split()[0]) / 1024
+    return 0.0
 
 
 def _main() -> None:
@@ -64,13 +88,19 @@ def _main() -> None:
     torch.set_num_threads(task["threads"])
     (n, k), threads = task["shape"], task["threads"]
     makers = peer_makers(int8=True)
-    times: list[tuple[int, str, float]] = []
+    contestants: dict[str, Contestant] = {}
+    mib: dict[str, float] = {}
+    times: list[tuple[int, str, float, float]] = []
     with torch.inference_mode():
         dense = random_layer(n, k, "2:4", permuted=False).dense
-        contestants = dense_contestants({name: makers[name] for name in task["peers"]}, dense)
+        for name in task["peers"]:
+            before = huge_pages_mib()
+            contestants |= dense_contestants({name: makers[name]}, dense)
+            mib[name] = round(huge_pages_mib() - before, 1)
         for m in task["tokens"]:
-            found = median_times(contestants, activations(m, k), threads, rounds_of(m, quick=True))
-            times += [(m, name, microseconds) for name, microseconds in found.items()]
+            rounds = rounds_of(m, task["quick"])
+            found = median_times(contestants, activations(m, k), threads, rounds)
+            times += [(m, name, time, mib[name]) for name, time in found.items()]
     Path(file).write_text(json.dumps(times))
 
 

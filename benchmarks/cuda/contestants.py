@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.shapes import Layer
+from benchmarks.shapes import Layer, to_int8
 from permllm_vllm import ops
-from permllm_vllm.backends import CheckpointWeights
 from permllm_vllm.backends.cuda import CudaBackend
 from permllm_vllm.checkpoint import permutation as permutations
 
 OURS = "permllm"
 UNPERMUTED = "permllm, no permutation"
 INT8 = "permllm, int8"
+OWN = (OURS, UNPERMUTED, INT8)
 DENSE = "cublas"
 WEIGHT_BYTES = {DENSE: 2.0, INT8: 0.625}  # per weight; of the others:
 SPARSE_BYTES = 1.125
@@ -30,14 +30,13 @@ def _dense(layer: Layer) -> Call:
     return lambda x: torch.nn.functional.linear(x, weight)
 
 
-def _quantized(weights: CheckpointWeights) -> CheckpointWeights:
-    scale = weights.values.float().abs().amax(dim=1) / 127
-    values = (weights.values.float() / scale[:, None]).round().to(torch.int8)
-    return dataclasses.replace(weights, values=values, scale=scale)
+def with_values_of(name: str, layer: Layer) -> Layer:
+    """The layer that a contestant is made from."""
+    return to_int8(layer) if name == INT8 else layer
 
 
-def _ours(layer: Layer, *, permuted: bool = True, int8: bool = False) -> Call:
-    weights = _quantized(layer.weights) if int8 else layer.weights
+def _ours(layer: Layer, *, permuted: bool = True) -> Call:
+    weights = layer.weights
     changes: dict[str, Any] = {
         name: value.to(CUDA) for name, value in vars(weights).items() if torch.is_tensor(value)
     }
@@ -57,6 +56,11 @@ def permuted_dense(layer: Layer) -> tuple[Tensor, Tensor]:
     dense = permutations.permute_columns(layer.dense, weights.permutation, weights.block_size)
     places = permutations.absolute(weights.permutation, weights.block_size) % 128
     return dense.to(CUDA), places.to(CUDA, torch.uint8)
+
+
+def multiplied(name: str, layer: Layer) -> Tensor:
+    """What a contestant made from this layer multiplies with, in the order of its inputs."""
+    return permuted_dense(layer)[0] if name == UNPERMUTED else layer.dense.to(CUDA)
 
 
 class FastestAlgorithm:
@@ -112,7 +116,7 @@ def _semi_structured(layer: Layer) -> Call:
 CONTESTANTS: dict[str, Callable[[Layer], Call]] = {
     OURS: _ours,
     UNPERMUTED: lambda layer: _ours(layer, permuted=False),
-    INT8: lambda layer: _ours(layer, int8=True),
+    INT8: _ours,
     DENSE: _dense,
     "permute + cusparselt": _cusparselt,
     "permute + pytorch cutlass": _semi_structured,

@@ -26,6 +26,12 @@ INT4_GROUPS = (128, 64, 32)
 Rewrite = Callable[[str, Tensor], Iterator[tuple[str, Tensor]]]
 
 
+def int4_group(dense: Path) -> int | None:
+    """How many values share a scale in the int4 twin; None where no size fits, so without one."""
+    hidden = json.loads((dense / "config.json").read_text(encoding="utf-8")).get("hidden_size", 0)
+    return next((size for size in INT4_GROUPS if hidden and hidden % size == 0), None)
+
+
 def int8(dense: Path) -> Path:
     """Return the W8A8 twin in compressed-tensors' format: int8 channels, dynamic int8 tokens."""
     common = {"num_bits": 8, "type": "int", "symmetric": True}
@@ -46,8 +52,9 @@ def int8(dense: Path) -> Path:
 
 def int4(dense: Path) -> Path:
     """Return the W4A16 twin in the format of GPTQ, symmetric, groups of 128 where they fit."""
-    hidden = json.loads((dense / "config.json").read_text())["hidden_size"]
-    size = next(size for size in INT4_GROUPS if hidden % size == 0)
+    size = int4_group(dense)
+    if size is None:
+        raise ValueError(f"{dense}: its hidden size is no multiple of {min(INT4_GROUPS)}")
     config = {
         "quant_method": "gptq",
         "bits": 4,

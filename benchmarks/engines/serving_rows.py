@@ -24,20 +24,34 @@ SPEEDS = {
 }
 """Quantities of a row, and the field that says how many times as fast as dense that is."""
 
-SHARES = {"vLLM int8 (W8A8)": 1 / 2, "vLLM int4 (GPTQ)": (4 + 20 / 128) / 16}
-"""Of dense bfloat16: the bytes of linear layers of which the engine does not tell them.
-
-int4 has a scale of 16 bits and a zero of 4 bits for every 128 values.
-"""
+INT8, INT4 = "vLLM int8 (W8A8)", "vLLM int4 (GPTQ)"
 
 
-def with_ratios(row: Row, dense: Row | None, weights: DecodedWeights | None = None) -> Row:
+def share(row: Row, int4_group: int | None) -> float | None:
+    """Of dense bfloat16: the bytes of a row's linear layers; None where nothing tells them.
+
+    int4 has a scale of 16 bits and a zero of 4 bits for every `int4_group` values.
+    """
+    if "packed_ratio" in row:
+        return float(row["packed_ratio"])
+    if row["variant"] == INT4 and int4_group is not None:
+        return (4 + 20 / int4_group) / 16
+    return 1 / 2 if row["variant"] == INT8 else None
+
+
+def with_ratios(
+    row: Row,
+    dense: Row | None,
+    weights: DecodedWeights | None = None,
+    int4_group: int | None = None,
+) -> Row:
     """Add how many times as fast as dense a row is, and its share of dense's memory.
 
     Args:
         row: measured, or refused: those are returned as they are.
         dense: the row of dense in the same run; without it, or if it was refused, nothing is added.
         weights: of the model, for what its bytes alone explain at batch 1.
+        int4_group: values that share a scale in vLLM's int4; see `quantized_peers`.
     """
     if dense is None or "refused" in dense or "refused" in row:
         return row
@@ -45,9 +59,9 @@ def with_ratios(row: Row, dense: Row | None, weights: DecodedWeights | None = No
     ratios |= {ratio: row[name] / dense[name] for name, ratio in SPEEDS.items() if name in row}
     if "resident_mib" in row:
         ratios["resident_ratio"] = row["resident_mib"] / dense["resident_mib"]
-    share = row.get("packed_ratio", SHARES.get(row["variant"]))
-    if weights is not None and share is not None and row.get("batch") == 1:
-        ratios["byte_ratio"] = weights.byte_ratio(share)
+    packed = share(row, int4_group)
+    if weights is not None and packed is not None and row.get("batch") == 1:
+        ratios["byte_ratio"] = weights.byte_ratio(packed)
     return {**row, **ratios}
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.models import smollm2
 from benchmarks.pruning.commands import permllm_offline
+from benchmarks.records.machine import comparable, machine, revision, versions
 from benchmarks.texts import sotu
 
 SEQUENCE_LENGTH = 512
@@ -36,28 +39,55 @@ class Times:
 class Checkpoints:
     """Bakes what the folder lacks, each in a process of its own, as a user does.
 
-    What a checkpoint took is kept beside it.
+    What a checkpoint took is kept beside it, with machine, versions, commit and options.
 
     Args:
         directory: made where it is missing.
-        options: of every prune, beside those that follow from its key.
+        options: of every prune, beside those that follow from its key; a path that is a file stands
+            for its content.
     """
 
     def __init__(self, directory: Path, options: Sequence[str | Path] = ()) -> None:
         self._directory, self._options = directory, options
 
     def baked(self, key: Key) -> tuple[Path, Times | None]:
-        """The checkpoint of a key, and what it took where that is known."""
+        """The checkpoint of a key, and what it took where that is known.
+
+        It is not known where the record is missing or of an older form, nor where the checkpoint
+        was made on another machine, with other versions or with other options.
+        """
         checkpoint = self._directory / "_".join(map(str, key)).translate(str.maketrans("/:", "--"))
         record = checkpoint.with_name(f"{checkpoint.name}.times.json")
         if not checkpoint.exists():
             self._directory.mkdir(parents=True, exist_ok=True)
-            start = time.perf_counter(), processor_time()
+            start, made_with = (time.perf_counter(), processor_time()), revision()
             self._bake(key, checkpoint)
-            record.write_text(json.dumps(asdict(times_since(*start))) + "\n", encoding="utf-8")
+            times = asdict(times_since(*start))
+            found = {**self._conditions(), "commit": made_with, "times": times}
+            record.write_text(json.dumps(found) + "\n", encoding="utf-8")
+        return checkpoint, self._known(record)
+
+    def _known(self, record: Path) -> Times | None:
         if not record.exists():
-            return checkpoint, None
-        return checkpoint, Times(**json.loads(record.read_text(encoding="utf-8")))
+            return None
+        found = json.loads(record.read_text(encoding="utf-8"))
+        if "times" not in found or self._compared(found) != self._compared(self._conditions()):
+            return None
+        return Times(**found["times"])
+
+    def _conditions(self) -> dict[str, Any]:
+        options = [
+            f"sha256:{hashlib.sha256(option.read_bytes()).hexdigest()}"
+            if isinstance(option, Path) and option.is_file()
+            else str(option)
+            for option in self._options
+        ]
+        return {"machine": machine(), "versions": versions(), "options": options}
+
+    @staticmethod
+    def _compared(conditions: Mapping[str, Any]) -> tuple[Any, ...]:
+        cpu = conditions["machine"]
+        return *comparable(cpu).values(), conditions["versions"], conditions["options"]
 
     def _bake(self, key: Key, checkpoint: Path) -> None:
         name, pattern, seed, values = key

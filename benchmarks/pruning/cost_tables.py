@@ -17,24 +17,31 @@ def learning_steps(result: Result) -> str:
         dense, ours = loops["dense"], loops["ours"]
         ratio = dense["seconds"] / ours["seconds"]
         rows.append([f"{width}", f"{dense['seconds']:.3f}", f"{ours['seconds']:.3f}"])
-        rows[-1] += [f"{ratio:.1f}x", f"{dense['peak_mib']:.0f}", f"{ours['peak_mib']:.0f}"]
+        peaks = (dense["peak_mib"], ours["peak_mib"])  # None where the system does not tell
+        rows[-1] += [f"{ratio:.1f}x", *("" if peak is None else f"{peak:.0f}" for peak in peaks)]
     header = ["channels", "dense loop, s", "ours, s", "times as fast"]
     return markdown([*header, "dense loop, MiB", "ours, MiB"], rows)
 
 
 def time_to_quality(result: Result) -> str:
-    """Seconds and perplexities of the dense loop, and of ours with more and more steps.
+    """Time and perplexities of the dense loop, and of ours with more and more steps.
 
-    The dense model and Wanda stand in front where the result has them, and ratios to the former.
+    Shares are of processor time where the result has it, else of the seconds that went by. The
+    dense model and Wanda stand in front where the result has them, and ratios to the former.
     """
     baseline, references = result["baseline"], result.get("references", {})
+    times = {"seconds": "seconds", "processor_seconds": "processor seconds"}
+    times = {key: title for key, title in times.items() if key in baseline}
+    shared = list(times)[-1]
     names = {"dense": "dense model", "wanda": "Wanda, nothing learned"}
-    rows = [[names[key], "", "", "", *_qualities(references[key], result)] for key in references]
+    blank = [""] * (2 + len(times))
+    rows = [[names[key], *blank, *_qualities(references[key], result)] for key in references]
     for run in (baseline, *result["ours"]):
         row = ["the paper's dense loop" if run is baseline else "ours", str(run["steps"])]
-        row += [f"{run['seconds']:.0f}", f"{run['seconds'] / baseline['seconds']:.2f}"]
+        row += [f"{run[key]:.0f}" for key in times]
+        row.append(f"{run[shared] / baseline[shared]:.2f}")
         rows.append([*row, *_qualities(run["perplexity"], result)])
-    header = ["loop", "steps", "seconds", "share of time"]
+    header = ["loop", "steps", *times.values(), "share of time"]
     for domain in baseline["perplexity"]:
         header += [f"perplexity, {domain}", *(["x dense"] if references else [])]
     return markdown(header, rows)

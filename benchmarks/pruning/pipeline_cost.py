@@ -53,13 +53,13 @@ class PipelineCost:
         """Prune by METHOD or METHOD/RECONSTRUCTION at 2:4: what it took, and its parts.
 
         Raises:
-            ValueError: a checkpoint that was there already, and nothing says what it took.
+            ValueError: a checkpoint that was there already, and nothing says what it takes here.
         """
         checkpoint, times = self._checkpoints.baked((name, "2:4", 0, "bfloat16"))
         if times is None:
             raise ValueError(
-                f"{checkpoint} has no record of what it took beside it: remove it, or give another "
-                "folder for checkpoints"
+                f"{checkpoint} has no record of what it took beside it, or one of another machine, "
+                "other versions or other options: remove it, or give another folder for checkpoints"
             )
         costs = json.loads((checkpoint / "costs.json").read_text(encoding="utf-8"))
         report = json.loads((checkpoint / "report.json").read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.models import smollm2
+from benchmarks.pruning.checkpoints import processor_time
 from benchmarks.pruning.dense_permutations import (
     LEARNING_RATE,
     TEMPERATURES,
@@ -42,11 +44,17 @@ EVALUATED = 64
 
 @dataclass(frozen=True)
 class Learned:
-    """One run: its loop, steps, seconds of calibration and learning, and perplexities."""
+    """One run of a loop: what calibration and learning took, and the perplexities that it reached.
+
+    ``processor_seconds`` counts all threads: other work does not add to them. ``load_average`` is
+    that of five minutes, at the end. Older results lack both.
+    """
 
     loop: str
     steps: int
     seconds: float
+    processor_seconds: float
+    load_average: float
     perplexity: Mapping[str, float]
 
 
@@ -73,7 +81,11 @@ class QualityTime:
         }
 
     def measure(self) -> dict[str, Any]:
-        """Run the dense loop, then ours with more and more steps until it is no worse."""
+        """Run the dense loop, then ours with more and more steps until it is no worse.
+
+        Each run is one sample. The model is read and run once before the first.
+        """
+        self._warm_up()
         dense = self._dense_loop()
         ours: list[Learned] = []
         for steps in self._our_steps:
@@ -88,7 +100,18 @@ class QualityTime:
             "ours": [asdict(run) for run in ours],
             "reached": reached,
             "share_of_time": ours[-1].seconds / dense.seconds if reached else None,
+            "share_of_processor_time": (
+                ours[-1].processor_seconds / dense.processor_seconds if reached else None
+            ),
         }
+
+    def _warm_up(self) -> None:
+        """Read the model and run it once, so that the first loop is no colder than the others."""
+        prepared = self._prepared
+        assert prepared.windows is not None
+        model = load_model(prepared.source, prepared.dtype, prepared.device)
+        with torch.no_grad():
+            last_hidden_state(model, prepared.plan.family, prepared.windows.calibration[:1])
 
     def references(self) -> dict[str, dict[str, float]]:
         """Perplexities of the dense model, and of Wanda with these calibration windows."""
@@ -117,17 +140,20 @@ class QualityTime:
         return make_recipe(self._entries() | {"method": "permllm-wanda", "learning": learning})
 
     def _ours(self, steps: int) -> Learned:
-        start = time.perf_counter()
-        model = prune_model(self._recipe(steps), self._prepared).model
-        return self._row("ours", steps, time.perf_counter() - start, model)
+        recipe = self._recipe(steps)
+        return self._run("ours", steps, lambda: prune_model(recipe, self._prepared).model)
 
     def _dense_loop(self) -> Learned:
-        start = time.perf_counter()
-        model = learn_densely(self._prepared, self._seed, self._steps, self._batch)
-        return self._row("dense", self._steps, time.perf_counter() - start, model)
+        steps = self._steps
+        learn = partial(learn_densely, self._prepared, self._seed, steps, self._batch)
+        return self._run("dense", steps, learn)
 
-    def _row(self, loop: str, steps: int, seconds: float, model: Any) -> Learned:
-        return Learned(loop, steps, seconds, self._perplexities(model))
+    def _run(self, loop: str, steps: int, learn: Callable[[], Any]) -> Learned:
+        start, processor = time.perf_counter(), processor_time()
+        model = learn()
+        seconds, processor = time.perf_counter() - start, processor_time() - processor
+        load = round(os.getloadavg()[1], 1)
+        return Learned(loop, steps, seconds, processor, load, self._perplexities(model))
 
     def _perplexities(self, model: Any) -> dict[str, float]:
         return {domain: perplexity(model, windows) for domain, windows in self._texts.items()}

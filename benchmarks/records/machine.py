@@ -5,10 +5,12 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+HERE = Path(__file__).parent
 INSTRUCTION_SETS = (
     "avx2",
     "avx512f",
@@ -19,6 +21,8 @@ INSTRUCTION_SETS = (
     "amx_bf16",
     "amx_int8",
 )
+SOURCES = ("csrc", "offline", "permllm_vllm", "benchmarks/*.py")
+"""What is measured and what measures, as paths for git."""
 DISTRIBUTIONS = ("permllm-vllm", "vllm", "torch", "transformers", "safetensors")
 
 
@@ -65,12 +69,29 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commit() -> str | None:
+def comparable(machine: Mapping[str, Any]) -> dict[str, Any]:
+    """What two machines must have in common for their times to be comparable."""
+    cpu = machine["cpu"], machine["family"], *machine["instruction_sets"]
+    return {"cpu": cpu, "cores": machine["cores"]}
+
+
+def commit(inside: Path = HERE) -> str | None:
     """The commit that the sources are at, uncommitted changes left out; None outside git."""
-    command = ["git", "rev-parse", "--short=12", "HEAD"]
+    return _git(inside, "rev-parse", "--short=12", "HEAD")
+
+
+def revision(inside: Path = HERE) -> str | None:
+    """The commit that the sources are at, `-dirty` where they differ from it; None outside git."""
+    found = commit(inside)
+    sources = (f":(top){path}" for path in SOURCES)
+    changes = _git(inside, "--no-optional-locks", "status", "--porcelain", "--", *sources)
+    return f"{found}-dirty" if found and changes else found
+
+
+def _git(inside: Path, *words: str) -> str | None:
     try:
         found = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            ["git", *words], cwd=inside, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -78,7 +99,10 @@ def commit() -> str | None:
 
 
 def write_json(path: Path | str, payload: dict[str, Any]) -> None:
-    """Write a result with the date, the commit, the machine and the versions of now in front."""
+    """Write a result with the date, the commit, the machine and the versions of now in front.
+
+    What the payload has of these stands in their place.
+    """
     result = {
         "date": datetime.date.today().isoformat(),
         "commit": commit(),

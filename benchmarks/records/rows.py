@@ -1,15 +1,22 @@
 """Rows of a long benchmark, kept in its result file: a run goes on where another was stopped."""
 
+import datetime
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records.machine import machine, versions, write_json
+from benchmarks.records.machine import commit, comparable, machine, revision, versions, write_json
+
+STAMP = ("date", "commit")
+"""What a row has of its making."""
 
 
 class Rows:
     """The rows of a result file; each is written as soon as it is there.
+
+    Each has the date and the commit of its making, so that a file may hold rows of several runs;
+    those of the file are the newest row's. Rows of older files have none.
 
     Args:
         path: of the result, with the rows of earlier runs or none; None keeps them in memory only.
@@ -24,10 +31,12 @@ class Rows:
     def __init__(self, path: Path | None, facts: Mapping[str, Any], key: Sequence[str]) -> None:
         self._path, self._facts, self._key = path, dict(facts), tuple(key)
         self._rows: list[dict[str, Any]] = []
+        self._header: dict[str, Any] = {}
+        self._begun = revision()
         if path is not None and path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
-            here = {"cpu": _cpu(machine()), "versions": versions(), **self._facts}
-            there = {**found, "cpu": _cpu(found["machine"])}
+            here = {**comparable(machine()), "versions": versions(), **self._facts}
+            there = {**found, **comparable(found["machine"])}
             for name, value in here.items():
                 if there.get(name) != value:
                     raise ValueError(
@@ -35,6 +44,7 @@ class Rows:
                         f"{value!r}: rows of one file must be comparable; give another file"
                     )
             self._rows = found["rows"]
+            self._header = {name: found.get(name) for name in STAMP}
 
     def __contains__(self, values: Sequence[Any]) -> bool:
         """Whether a row with these values of the key's fields is there."""
@@ -61,7 +71,25 @@ class Rows:
             keys = [self._values(old) for old in self._rows]
             key = self._values(row)
             place = keys.index(key) if key in keys else len(keys)
-            self._rows[place : place + 1] = [dict(row)]
+            self._rows[place : place + 1] = [self._stamped(row)]
+        self._write()
+
+    def amend(self, rows: Iterable[Mapping[str, Any]], measured: Collection[str] = ()) -> None:
+        """Replace fields of rows that are there, and write the file once.
+
+        Args:
+            rows: with the fields of the key, and those that replace others.
+            measured: the fields that are measured now where they change; others are computed, and
+                a row in which only these change keeps its date and its commit.
+
+        Raises:
+            KeyError: one of the rows is not there.
+        """
+        for row in rows:
+            old = self[self._values(row)]
+            new = {**old, **row}
+            changed = any(new.get(name) != old.get(name) for name in measured)
+            self._rows[self._rows.index(old)] = self._stamped(new) if changed else new
         self._write()
 
     def sort(self, place: Callable[[Mapping[str, Any]], Any]) -> None:
@@ -75,13 +103,20 @@ class Rows:
         """Every row, in the order of the file."""
         return list(self._rows)
 
+    def _stamped(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row with the date of today, and the commits from its first part or the run's start.
+
+        A row that has a commit was completed from an older one.
+        """
+        today, now = datetime.date.today().isoformat(), revision()
+        self._header = {"date": today, "commit": commit()}
+        first = str(row.get("commit") or self._begun or now).partition("..")[0]
+        span = now if now is None or first == now else f"{first}..{now}"
+        return {**row, "date": today, "commit": span}
+
     def _write(self) -> None:
         if self._path is not None:
-            write_json(self._path, {**self._facts, "rows": self._rows})
+            write_json(self._path, {**self._header, **self._facts, "rows": self._rows})
 
     def _values(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(row.get(name) for name in self._key)
-
-
-def _cpu(machine: Mapping[str, Any]) -> tuple[str, ...]:
-    return machine["cpu"], machine["family"], *machine["instruction_sets"]

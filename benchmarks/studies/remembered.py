@@ -9,16 +9,22 @@ from typing import Any
 
 from benchmarks.packages import cache_dir
 from benchmarks.records.machine import machine, versions
+from benchmarks.records.sources import sources_digest
 
 
 def remembered(key: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what was measured for a key with these versions on this processor, once.
+    """Return what was measured for a key with these sources and versions on this CPU, once.
 
     Args:
         key: everything that decides the measurement, as JSON can hold it.
         measure: gives what JSON can hold.
     """
-    everything = {"key": key, "versions": versions(), "cpu": machine()["cpu"]}
+    everything = {
+        "key": key,
+        "sources": sources_digest(),
+        "versions": versions(),
+        "cpu": machine()["cpu"],
+    }
     digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
     path = cache_dir() / "studies" / f"{digest[:32]}.json"
     if path.exists():

@@ -12,7 +12,8 @@ from benchmarks.accuracy import combinations, known_method, seeds_of, servable
     [
         ("wanda+cp", [4]),
         ("sparsegpt", [4]),
-        ("wanda/obs+blockwise", [4]),
+        ("wanda/obs+blockwise", [4, 5, 6]),
+        ("wanda+cp/obs", [4]),
         ("permllm-ria", [4, 5, 6]),
         ("permllm-wanda/obs", [4, 5, 6]),
         ("permllm-best", [4, 5, 6]),

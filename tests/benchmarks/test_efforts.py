@@ -31,7 +31,7 @@ def best(near: float, far: float | None = None, **more: Any) -> dict[str, Any]:
     return row | {"perplexity": perplexity, **more}
 
 
-LOW = result("low", best(16, 30), best(18, 40, seed=1, prune_seconds=1200.0))
+LOW = result("low", best(16, 30, threads=1), best(18, 40, seed=1, prune_seconds=1200.0))
 HIGH = result("high", best(12), best(99, 99, values="int8"), best(99, 99, pattern="4:8"))
 HIGH["rows"][1]["prune_seconds"] = 6000.0
 
@@ -66,6 +66,8 @@ def test_results_are_written_and_drawn(tmp_path: Path, monkeypatch: pytest.Monke
     [
         (HIGH | {"windows": 32}, "windows is 64 and 32"),
         (HIGH | {"machine": {"cpu": "Another"}}, "different CPUs"),
+        (HIGH | {"versions": {"torch": "8"}}, "versions is {'torch': '9'} and {'torch': '8'}"),
+        (result("high", best(12, threads=2)), "prunes ran on 1 and 2 threads"),
         (result("high"), "effort high has no row of permllm-best at 2:4"),
         (
             result("high", best(12, prune_seconds=None)),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from benchmarks.cuda import INCOMPLETE
 from csrc.cuda import build
 
 MODULES = {
@@ -73,6 +74,13 @@ def test_fails_with_any_step(machine, capsys, step):
     assert "failed: exit status 3" in capsys.readouterr().out
     fatal = step in ("build", "check")  # nothing that follows would be about the kernels
     assert ran == (EVERYTHING[: EVERYTHING.index(step) + 1] if fatal else EVERYTHING)
+
+
+def test_timing_that_leaves_something_out_is_a_failure(machine, capsys):
+    code, ran = main(machine, {"kernels": INCOMPLETE})
+    assert code
+    assert ran == EVERYTHING
+    assert "failed: not all of it was measured" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_a_library_that_does_not_load_is_a_failure(machine):

@@ -1,4 +1,4 @@
-"""The dense peer computes what this project's loop computes, both take steps; prunes add up."""
+"""Both loops take steps, prunes add up, results are kept, and options go together."""
 
 import json
 import sys
@@ -7,31 +7,17 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from torch import nn
 
 from benchmarks import offline_cost
-from benchmarks.offline_cost import LOOPS, PATTERN, draw, measure_step
+from benchmarks.offline_cost import draw
 from benchmarks.pruning import checkpoints
-from benchmarks.pruning.dense_permutations import DenseMaskedLinear, DensePermutation, SharedMatrix
+from benchmarks.pruning.layer_step import LOOPS, measure_step
 from benchmarks.pruning.prune_parts import PARTS, REST, parts, with_rest
 from benchmarks.texts import Texts
 from permllm_offline.cli import main
-from permllm_offline.permutation.masked_linear import PermutedMaskedLinear, StepPermutation
 from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
 
-
-def test_both_loops_mask_alike_under_one_permutation() -> None:
-    generator = torch.Generator().manual_seed(0)
-    permutation = DensePermutation(32, 16, generator)
-    matrix = permutation().detach()
-    assert torch.equal(matrix.round().sum(0), torch.ones(32))
-    assert not matrix[:16, 16:].any()
-    linear = nn.Linear(32, 8, bias=False).requires_grad_(False)
-    importance, inputs = linear.weight.abs(), torch.randn(3, 32, generator=generator)
-    dense = DenseMaskedLinear(linear, importance, PATTERN, SharedMatrix(permutation))(inputs)
-    step = StepPermutation(matrix.argmax(0), torch.arange(2))
-    ours = PermutedMaskedLinear(linear, importance, PATTERN, step)(inputs)
-    torch.testing.assert_close(dense, ours)
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -137,8 +123,79 @@ def test_what_a_quality_result_has_is_kept(tmp_path: Path, monkeypatch: pytest.M
     offline_cost.measure_quality(output, 0, 40, quick=False)
     assert json.loads(output.read_text())["date"] == "2030-01-02"
     assert PretendedQuality.asked == ["loops", "references", "references"]
-    with pytest.raises(ValueError, match="give another file"):
-        offline_cost.measure_quality(output, 0, 41, quick=False)
+
+
+def changed(result: dict[str, Any], part: str, field: str) -> dict[str, Any]:
+    return {**result, part: {**result[part], field: ["abacus"]}}
+
+
+def test_a_quality_result_goes_on_only_where_it_is_comparable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offline_cost, "QualityTime", PretendedQuality)
+    monkeypatch.setattr(PretendedQuality, "asked", [])
+    output = tmp_path / "quality.json"
+    offline_cost.measure_quality(output, 0, 40, quick=False)
+    whole = json.loads(output.read_text())
+    for seed, steps, quick, word in (
+        (1, 40, False, "seed 0, this run has 1"),
+        (0, 41, False, "steps 40, this run has 41"),
+        (0, 40, True, "quick False, this run has True"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            offline_cost.measure_quality(output, seed, steps, quick=quick)
+    for other, word in (
+        (changed(whole, "machine", "instruction_sets"), "its quality has cpu"),
+        (changed(whole, "versions", "torch"), "its quality has versions"),
+        ({**whole, "threads": 99}, "its quality has threads 99"),
+    ):
+        output.write_text(json.dumps(other))
+        with pytest.raises(ValueError, match=word):
+            offline_cost.measure_quality(output, 0, 40, quick=False)
+    older = {name: value for name, value in whole.items() if name not in ("steps", "quick")}
+    output.write_text(json.dumps(older))
+    offline_cost.measure_quality(output, 0, 40, quick=False)
+    assert PretendedQuality.asked == ["loops", "references"]
+
+
+def test_a_result_of_another_kind_is_no_quality(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = RESULTS / "offline-steps-zen4.json"
+    output = tmp_path / "steps.json"
+    output.write_bytes(steps.read_bytes())
+    command = ["offline_cost", "--quality", "--json", str(output)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as exit_:
+        offline_cost.main()
+    assert exit_.value.code == 2
+    assert "is no result of --quality: give another file" in capsys.readouterr().err
+    assert output.read_bytes() == steps.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("--json OUT --checkpoints DIR", "--checkpoints are those of --pipeline"),
+        ("--json OUT --quality --checkpoints DIR", "--checkpoints are those of --pipeline"),
+        ("--json OUT --steps 40", "--steps and --seed are those of --quality"),
+        ("--json OUT --pipeline --seed 0", "--steps and --seed are those of --quality"),
+        ("--json OUT --quality --quick --steps 2", "leave out --steps"),
+        ("--from OUT --plot SVG --quick", "--from measures nothing"),
+        ("--from OUT --plot SVG --quality", "--from measures nothing"),
+        ("--from OUT --plot SVG --seed 1", "--steps and --seed are those of --quality"),
+        ("--from OUT", "--from only draws"),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    words: str, error: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(offline_cost, "_measure", lambda _: pytest.fail("it measures"))
+    monkeypatch.setattr(sys, "argv", ["offline_cost", *words.split()])
+    with pytest.raises(SystemExit) as exit_:
+        offline_cost.main()
+    assert exit_.value.code == 2
+    assert error in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -149,7 +206,6 @@ def test_what_a_quality_result_has_is_kept(tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 def test_figures_are_drawn_from_the_results(name: str, words: list[str], tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    draw(root / "benchmarks" / "results" / f"{name}.json", tmp_path / "plot.svg")
+    draw(RESULTS / f"{name}.json", tmp_path / "plot.svg")
     text = (tmp_path / "plot.svg").read_text(encoding="utf-8")
     assert all(word in text for word in words)

@@ -145,9 +145,28 @@ def test_times_and_speeds_are_turned_into_times_as_fast() -> None:
 def test_peers_have_the_bytes_of_their_format() -> None:
     weights = DecodedWeights(linears=100, head=0)
     dense = {"variant": "dense", "batch": 1}
-    for variant, ratio in {"vLLM int8 (W8A8)": 2.0, "vLLM int4 (GPTQ)": 3.85}.items():
-        row = with_ratios({"variant": variant, "batch": 1}, dense, weights)
-        assert row["byte_ratio"] == pytest.approx(ratio, abs=0.01)
+    for variant, group, ratio in (
+        ("vLLM int8 (W8A8)", None, 2.0),
+        ("vLLM int4 (GPTQ)", 128, 3.85),
+        ("vLLM int4 (GPTQ)", 64, 16 / 4.3125),
+    ):
+        row = with_ratios({"variant": variant, "batch": 1}, dense, weights, group)
+        assert row["byte_ratio"] == pytest.approx(ratio, abs=0.001)
+    assert "byte_ratio" not in with_ratios(
+        {"variant": "vLLM int4 (GPTQ)", "batch": 1}, dense, weights
+    )
+
+
+def test_rows_of_int4_know_the_group_size(start: Any, log: list[Any]) -> None:
+    rows = compare(
+        ["dense", "vLLM int4 (GPTQ)"],
+        [(1, 32)],
+        lambda name: start("dense"),
+        weights=DecodedWeights(linears=100, head=0),
+        repeats=1,
+        int4_group=64,
+    )
+    assert rows[1]["byte_ratio"] == pytest.approx(16 / 4.3125)
 
 
 def test_own_benchmarks_of_vllm_take_turns_too(tmp_path: Path) -> None:
@@ -177,12 +196,16 @@ def test_own_benchmarks_of_vllm_take_turns_too(tmp_path: Path) -> None:
     assert calls == [(kind, "dense") for kind in kinds]
 
 
+def checkpoint(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "x", "hidden_size": 8}))
+    return folder
+
+
 def test_the_command_measures_every_batch_with_every_prompt(
     tmp_path: Path, start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dense = tmp_path / "model"
-    dense.mkdir()
-    (dense / "config.json").write_text(json.dumps({"model_type": "x", "hidden_size": 8}))
+    dense, _ = checkpoint(tmp_path / "model"), checkpoint(tmp_path / "other")
     names = {dense: "dense", tmp_path / "other": "sparse"}
     monkeypatch.setattr(serving, "Engine", lambda path, *, eager: start(names[path]))
     monkeypatch.setenv(serving.RESERVED_CORES, "1")

@@ -138,6 +138,12 @@ def test_instruction_sets_have_two_peers() -> None:
         "| `avx2` | int8 | 4.00 |",
         "| `avx2` | bfloat16, to dense float32 | 4.50 |",
     ]
+    newer = [row | {"fastest_ratio": 2.5 - number} for number, row in enumerate(rows)]
+    assert tables.VIEWS["instruction-sets"]({"rows": newer}).splitlines()[4:] == [
+        "| `avx2` | bfloat16, to dense float32 | 4.50 |",
+        "| `avx2` | bfloat16, to the fastest dense | 2.50 |",
+        "| `avx2` | int8, to the fastest dense | 1.50 |",
+    ]
 
 
 def serving_row(
@@ -260,7 +266,7 @@ def test_a_study_shows_every_cell_but_the_refused_ones() -> None:
         return {"in domain": domain, "novels": novels}
 
     rows = [
-        {"method": "dense", "perplexity": texts(20, 40)},
+        {"method": "dense", "perplexity": texts(20, 40), "date": "2030-01-02", "commit": "abc"},
         {"method": "a", "block_size": 128, "refused": "because"},
         {"method": "a", "block_size": 64, "seconds": 12.4, "perplexity": texts(30, 50)},
         {

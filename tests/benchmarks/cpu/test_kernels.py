@@ -1,13 +1,14 @@
 """What the kernel benchmark computes from its times."""
 
 import json
+import sys
 from dataclasses import asdict, replace
 
 import pytest
 
 from benchmarks import kernels
 from benchmarks.cpu import kernel_rows
-from benchmarks.cpu.kernel_rows import KEY, Row, complete
+from benchmarks.cpu.kernel_rows import KEY, InHugePages, Row, complete
 from benchmarks.kernels import Plan, table
 from benchmarks.records.rows import Rows
 
@@ -26,12 +27,14 @@ def row(m, peer, peer_us, ours_us, **changes):
 
 def test_bounds_come_from_the_best_rates():
     rows = [row(1, "a", 800.0, 400.0), row(100, "a", 6400.0, 6000.0), row(1, "b", 700.0, 400.0)]
-    few, many, other = complete(rows, {(100, 64, 1, "b"): 650.04})
+    few, many, other = complete(rows, {(100, 64, 1, "b"): InHugePages(650.04, 30.0)})
     assert few.stream_floor_us == 360.0  # the plain sum reads fastest
     assert few.ideal_dense_us == 640.0  # 12800 bytes at 20 a microsecond
     assert many.ideal_dense_us == 6400.0  # the peer itself has the best rate of the run
     assert few.peer_huge_pages_us is None
-    assert other.peer_huge_pages_us == 650.0
+    assert (other.peer_huge_pages_us, other.peer_huge_pages_mib) == (650.0, 30.0)
+    assert few.written() | {"peer_huge_pages_mib": None} == asdict(few)
+    assert other.written() == asdict(other)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +57,7 @@ def test_nothing_is_faster_than_the_floor(fastest, rate):
 def test_bounds_of_a_result_are_computed_anew(tmp_path, monkeypatch):
     path = tmp_path / "result.json"
     rows = Rows(path, {"threads": 1}, KEY)
-    rows.update(asdict(r) for r in (row(1, "a", 900.0, 300.0), row(100, "a", 6400.0, 6000.0)))
+    rows.update(r.written() for r in (row(1, "a", 900.0, 300.0), row(100, "a", 6400.0, 6000.0)))
     before = json.loads(path.read_text())
     monkeypatch.setattr("sys.argv", ["kernel_rows", str(path)])
     kernel_rows.main()
@@ -76,9 +79,10 @@ def test_a_run_measures_what_its_result_lacks(tmp_path, monkeypatch):
         for m in tokens:
             yield [row(m, peer, 900.0, 400.0, n=shape[0], pattern=pattern) for peer in "ab"]
 
-    def huge_pages(shape, tokens, peers, threads):
+    def huge_pages(shape, tokens, peers, threads, *, quick):
+        assert quick
         calls.append((shape, tokens, peers))
-        return {(*shape, m, peer): 800.0 for m in tokens for peer in peers}
+        return {(*shape, m, peer): InHugePages(800.0, 9.5) for m in tokens for peer in peers}
 
     monkeypatch.setattr(kernels, "measure", measure)
     monkeypatch.setattr(kernels, "times_with_huge_pages", huge_pages)
@@ -96,7 +100,7 @@ def test_a_run_measures_what_its_result_lacks(tmp_path, monkeypatch):
     assert calls[:2] == [((100, 64), "2:4", (8,)), ((100, 64), "4:8", (4, 8))]
     rows = run(plan, huge_pages=True)
     assert calls == [((100, 64), [1, 4, 8], ["a", "b"]), ((200, 64), [4, 8], ["a", "b"])]
-    assert {r.peer_huge_pages_us for r in rows} == {800.0}
+    assert {(r.peer_huge_pages_us, r.peer_huge_pages_mib) for r in rows} == {(800.0, 9.5)}
     assert run(more, huge_pages=True) == rows
     assert calls == []
 
@@ -110,3 +114,39 @@ def test_int8_peers_set_no_bound_and_no_ratio():
     assert completed[0].ideal_dense_us == pytest.approx(600.0)
     shown = table(completed, "int8")
     assert [list(column.cells) for column in shown.columns][6] == ["2.00x"]
+
+
+def test_quick_rows_do_not_stay_in_a_full_result(tmp_path, monkeypatch):
+    def measure(shape, pattern, tokens, plan):
+        for m in tokens:
+            yield [row(m, "a", 900.0, 400.0, n=shape[0], value_dtype=v) for v in plan.values]
+
+    monkeypatch.setattr(kernels, "measure", measure)
+    command = ["kernels", "--shapes", "100x64", "--no-huge-pages", "--json", str(tmp_path / "r")]
+    monkeypatch.setattr(sys, "argv", [*command, "--quick"])
+    kernels.main()
+    kernels.main()
+    quick = json.loads((tmp_path / "r").read_text())["rounds"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(ValueError, match="its rows have rounds"):
+        kernels.main()
+    (tmp_path / "r").unlink()
+    kernels.main()
+    full = json.loads((tmp_path / "r").read_text())["rounds"]
+    assert all(0 < quick[size] < full[size] for size in ("few tokens", "many"))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--threads", "1"], ["--patterns", "2:4"], ["--values", "int8"], ["--no-huge-pages"]],
+    ids=lambda option: option[0],
+)
+def test_options_of_the_cpu_are_refused_for_a_gpu(option, monkeypatch, capsys):
+    def run(*arguments, **options):
+        raise AssertionError("nothing may be measured")
+
+    monkeypatch.setattr(kernels.cuda_kernels, "run", run)
+    monkeypatch.setattr(sys, "argv", ["kernels", "--device", "cuda", *option])
+    with pytest.raises(SystemExit):
+        kernels.main()
+    assert f"{option[0]}: not for --device cuda" in capsys.readouterr().err

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from benchmarks.cuda import INCOMPLETE
 from benchmarks.cuda import contestants as cuda_contestants
 from benchmarks.cuda import kernels as cuda_kernels
-from benchmarks.cuda.contestants import CONTESTANTS, DENSE, OURS, FastestAlgorithm
-from benchmarks.cuda.kernels import Row, slower_than_dense, table
+from benchmarks.cuda.contestants import CONTESTANTS, DENSE, INT8, OURS, FastestAlgorithm
+from benchmarks.cuda.kernels import ERROR_LIMIT, measure
+from benchmarks.cuda.rows import Row, incomplete, slower_than_dense, table
+from benchmarks.cuda.turns import medians
 from benchmarks.shapes import random_layer
 
 
@@ -65,6 +68,138 @@ def test_copies_do_not_fit_the_cache(monkeypatch, tensor_bytes):
     copies = cuda_kernels.copies(tensor_bytes)
     assert copies >= 8
     assert copies * tensor_bytes >= 4 * Properties.L2_cache_size
+
+
+def test_contestants_take_turns_and_the_first_round_does_not_count():
+    log = []
+    times = {"a": [90.0, 3.0, 1.0, 8.0], "b": [80.0, 5.0, 6.0, 4.0]}
+
+    def turn(name):
+        def taken():
+            log.append(name)
+            return times[name].pop(0)
+
+        return taken
+
+    assert medians({name: turn(name) for name in times}, 3) == {"a": 3.0, "b": 5.0}
+    assert log == ["a", "b"] * 4
+
+
+@pytest.fixture
+def replays(monkeypatch):
+    """Contestants on the CPU that PyTorch multiplies for; returns the turns that were taken."""
+    log = []
+
+    def linear(change=lambda dense: dense):
+        def prepare(layer):
+            weight = change(layer.dense.float())
+            return lambda x: (x.float() @ weight.t()).bfloat16()
+
+        return prepare
+
+    def fails(layer):
+        raise RuntimeError("no such library\nand more")
+
+    def captured(calls, x):
+        name = next(name for name, call in made.items() if call is calls[0])
+
+        def turn():
+            log.append((name, len(x)))
+            return float(len(log))
+
+        return turn
+
+    contestants = {
+        OURS: linear(),
+        INT8: linear(),
+        DENSE: linear(),
+        "transposed": linear(lambda dense: dense.flip(0)),
+        "missing": fails,
+    }
+    made = {}
+
+    def kept(name, prepare):
+        def prepared(layer):
+            call = prepare(layer)
+            made.setdefault(name, call)
+            return call
+
+        return prepared
+
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(cuda_kernels, "CUDA", cpu)
+    monkeypatch.setattr(cuda_contestants, "CUDA", cpu)
+    monkeypatch.setattr(cuda_kernels, "copies", lambda _: 2)
+    monkeypatch.setattr(cuda_kernels, "captured", captured)
+    for name, prepare in contestants.items():
+        monkeypatch.setitem(CONTESTANTS, name, kept(name, prepare))
+    return log
+
+
+def test_a_shape_is_measured_in_turns(replays, capsys):
+    names = [OURS, DENSE, "missing", "transposed"]
+    rows = list(measure(64, 128, [4, 8], names, speed=1.0))
+    assert [(row.tokens, row.contestant) for row in rows] == [
+        (4, OURS), (4, DENSE), (8, OURS), (8, DENSE)
+    ]  # fmt: skip
+    assert replays == [(name, m) for m in (4, 8) for _ in range(16) for name in (OURS, DENSE)]
+    assert (rows[0].us, rows[1].us) == (17.0, 18.0)  # medians of 3, 5, .. 31 and of 4, 6, .. 32
+    printed = capsys.readouterr().out
+    assert "64 x 128: no missing: no such library\n" in printed
+    assert "64 x 128, 4 tokens: no transposed: its relative error is 1." in printed
+
+
+def test_int8_is_held_against_the_rounded_weight(replays, monkeypatch, capsys):
+    (row,) = measure(64, 128, [4], [INT8], speed=1.0)
+    assert row.relative_error < ERROR_LIMIT
+    exact = random_layer(64, 128).dense.float()
+    monkeypatch.setitem(CONTESTANTS, INT8, lambda _: lambda x: (x.float() @ exact.t()).bfloat16())
+    assert not list(measure(64, 128, [4], [INT8], speed=1.0))
+    assert f"no {INT8}: its relative error is" in capsys.readouterr().out
+
+
+def test_every_tile_and_place_is_looked_at(replays, monkeypatch):
+    """Kernels write tiles: what is wrong may be the last one, or one place in each."""
+
+    def spoiled(outputs, tokens):
+        def prepare(layer):
+            def call(x):
+                y = x.float() @ layer.dense.float().t()
+                y[tokens, outputs] = 0
+                return y.bfloat16()
+
+            return call
+
+        return prepare
+
+    whole, last, odd = slice(None), slice(-64, None), slice(1, None, 8)
+    for outputs, tokens in ((last, whole), (whole, last), (odd, whole), (whole, odd)):
+        monkeypatch.setitem(CONTESTANTS, DENSE, spoiled(outputs, tokens))
+        assert not list(measure(4096, 128, [512], [DENSE], speed=1.0))
+
+
+def test_only_peers_may_be_missing():
+    rows = [row(1, OURS, 1.0), row(1, DENSE, 1.0), row(8, OURS, 1.0)]
+    shapes, names = [(64, 128)], [OURS, DENSE, "peer"]
+    assert incomplete(rows, shapes, [1, 8], names) == []
+    assert incomplete(rows, shapes, [1, 8, 16], names) == shapes
+    assert incomplete(rows, [*shapes, (8, 128)], [1], names) == [(8, 128)]
+    assert incomplete(rows, shapes, [1, 8], [DENSE]) == shapes
+    assert incomplete(rows, shapes, [1], [OURS, INT8]) == shapes
+
+
+def test_a_run_that_leaves_a_shape_out_fails(replays, monkeypatch, capsys):
+    monkeypatch.setattr(cuda_kernels, "fallback_reason", lambda *_: None)
+    monkeypatch.setattr(cuda_kernels, "bandwidth", lambda: 1.0)
+    monkeypatch.setattr(cuda_kernels, "PERMUTED", ())
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    asked = [(64, 128)], [4], [OURS, DENSE, "missing"]
+    cuda_kernels.run(*asked)
+    assert "left out" not in capsys.readouterr().out
+    with pytest.raises(SystemExit) as exit_:
+        cuda_kernels.run(*asked, seconds=-1)
+    assert exit_.value.code == INCOMPLETE
+    assert "left out, in whole or in part: 64 x 128" in capsys.readouterr().out
 
 
 def test_the_papers_permutation_is_measured():

@@ -1,13 +1,27 @@
 """What is read off a vLLM engine."""
 
 import os
+import sys
 import tempfile
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks.engines.engine import Answers, EngineError, Step, _output_to, reason, sparse_bytes
+from benchmarks.engines import engine
+from benchmarks.engines.engine import (
+    ASKED,
+    ENVIRONMENT,
+    Answers,
+    Engine,
+    EngineError,
+    Step,
+    _output_to,
+    reason,
+    sparse_bytes,
+)
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 
 
@@ -72,6 +86,56 @@ def test_sparse_layers_are_counted() -> None:
     model = torch.nn.Sequential(sparse, dense, layer(PermLLMLinearMethod, weight_packed=packed))
     assert sparse_bytes(model) == (50 + 24 + 50, 2 * 2 * 6 * 8)
     assert sparse_bytes(dense) == (0, 0)
+
+
+events: list[tuple[str, str]] = []
+
+
+class PretendedLLM:
+    """In the place of vLLM's: loads nothing."""
+
+    def __init__(self, model: str, **options: Any) -> None:
+        events.append(("load", Path(model).name))
+
+    def collective_rpc(self, function: Any) -> list[int]:
+        return [2]
+
+    def apply_model(self, function: Any) -> list[tuple[int, int]]:
+        return [(9, 16)]
+
+
+def test_a_checkpoint_is_read_before_its_loading_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the first engine reads from a disk, and the later ones from memory."""
+    for name in ENVIRONMENT | ASKED:
+        monkeypatch.setenv(name, "")  # gives back what the engine sets
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=PretendedLLM))
+    (tmp_path / "nested").mkdir()
+    for path in ("config.json", "nested/model.safetensors"):
+        (tmp_path / path).write_bytes(bytes(3))
+    opened = Path.open
+
+    def logged(path: Path, *arguments: Any, **options: Any) -> Any:
+        events.append(("read", path.name))
+        return opened(path, *arguments, **options)
+
+    def clock() -> float:
+        events.append(("clock", ""))
+        return float(len(events))
+
+    monkeypatch.setattr(Path, "open", logged)
+    monkeypatch.setattr(engine.time, "perf_counter", clock)
+    events.clear()
+    started = Engine(tmp_path, eager=True)
+    assert events == [
+        ("read", "config.json"),
+        ("read", "model.safetensors"),
+        ("clock", ""),
+        ("load", tmp_path.name),
+        ("clock", ""),
+    ]
+    assert started.facts()["load_seconds"] == 2.0
 
 
 def test_what_processes_write_goes_to_the_log() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.engines.quantized_peers import int4, int8
+from benchmarks.engines.quantized_peers import int4, int4_group, int8
 
 LINEAR = "model.layers.0.mlp.down_proj"
 
@@ -64,3 +64,12 @@ def test_a_twin_is_made_once(dense: Path) -> None:
     (twin / "mark").touch()
     assert int8(dense) == twin
     assert (twin / "mark").exists()
+
+
+@pytest.mark.parametrize(("hidden", "group"), [(2048, 128), (576, 64), (96, 32), (40, None)])
+def test_the_group_is_the_largest_that_fits(dense: Path, hidden: int, group: int | None) -> None:
+    (dense / "config.json").write_text(json.dumps({"hidden_size": hidden}))
+    assert int4_group(dense) == group
+    if group is None:
+        with pytest.raises(ValueError, match="no multiple of 32"):
+            int4(dense)

@@ -1,5 +1,7 @@
 """Checkpoints are baked once, and what they took is known as long as its record is there."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ def test_a_checkpoint_is_baked_once_and_remembers_what_it_took(
     assert made == folder / "wanda+cp-obs_2-4_1_int8"
     assert times is not None
     assert 0 <= times.prune_seconds < 60
-    assert Checkpoints(folder).baked(KEY) == (made, times)
+    assert Checkpoints(folder, ("--effort", "low")).baked(KEY) == (made, times)
     (command,) = pruned
     for option, value in (
         ("--method", "wanda+cp"),
@@ -55,3 +57,41 @@ def test_a_checkpoint_from_elsewhere_has_no_times(tmp_path: Path, pruned: list[l
     made.with_name(f"{made.name}.times.json").unlink()
     assert Checkpoints(tmp_path).baked(KEY) == (made, None)
     assert len(pruned) == 1
+
+
+def test_times_are_those_of_this_machine_these_versions_and_options(
+    tmp_path: Path, pruned: list[list[str]]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("a: 1")
+    same = Checkpoints(tmp_path / "made", ("--recipe", recipe))
+    made, times = same.baked(KEY)
+    assert times is not None
+    record = made.with_name(f"{made.name}.times.json")
+    found = json.loads(record.read_text())
+    assert {"machine", "versions", "commit", "options"} <= set(found)
+    for options in ((), ("--recipe", recipe, "--effort", "low")):
+        assert Checkpoints(tmp_path / "made", options).baked(KEY) == (made, None)
+    recipe.write_text("a: 2")
+    assert same.baked(KEY) == (made, None)
+    recipe.write_text("a: 1")
+    assert same.baked(KEY) == (made, times)
+    for changed in (
+        {"machine": {**found["machine"], "cores": 99}},
+        {"machine": {**found["machine"], "cpu": "Another"}},
+        {"versions": {**found["versions"], "torch": "0"}},
+    ):
+        record.write_text(json.dumps({**found, **changed}))
+        assert same.baked(KEY) == (made, None)
+    record.write_text(json.dumps({**found, "commit": "another", "machine": found["machine"]}))
+    assert same.baked(KEY) == (made, times)
+    assert len(pruned) == 1
+
+
+def test_a_record_that_does_not_say_where_it_was_made_is_not_believed(
+    tmp_path: Path, pruned: list[list[str]]
+) -> None:
+    made, times = Checkpoints(tmp_path).baked(KEY)
+    assert times is not None
+    made.with_name(f"{made.name}.times.json").write_text(json.dumps(asdict(times)))
+    assert Checkpoints(tmp_path).baked(KEY) == (made, None)

@@ -110,7 +110,8 @@ def test_a_cell_is_measured_once(tmp_path: Path) -> None:
         return {"value": value}
 
     first = Cells(path, {}, key)
-    assert first.row({"method": "a"}, lambda: measure(1)) == {"method": "a", "value": 1}
+    row = first.row({"method": "a"}, lambda: measure(1))
+    assert (row["method"], row["value"]) == ("a", 1)
     assert first.row({"method": "a", "size": 2}, lambda: measure(2))["value"] == 2
     again = Cells(path, {}, key)
     assert again.row({"method": "a"}, lambda: measure(3))["value"] == 1
@@ -132,6 +133,13 @@ def test_a_measurement_is_remembered_for_its_key(tmp_path: Path) -> None:
     assert remembered({"method": "a"}, lambda: {"value": 1}) == {"value": 1}
     assert remembered({"method": "a"}, _interrupted) == {"value": 1}
     assert remembered({"method": "b"}, lambda: {"value": 2}) == {"value": 2}
+
+
+def test_a_measurement_of_other_sources_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert remembered({"method": "c"}, lambda: {"value": 1}) == {"value": 1}
+    monkeypatch.setattr("benchmarks.studies.remembered.sources_digest", lambda: "others")
+    assert remembered({"method": "c"}, lambda: {"value": 2}) == {"value": 2}
+    assert remembered({"method": "c"}, _interrupted) == {"value": 2}
 
 
 def _interrupted() -> dict[str, int]:

@@ -1,0 +1,112 @@
+"""Every contestant multiplies by its weight, and one that does not is not timed."""
+
+import gc
+
+import pytest
+import torch
+
+from benchmarks import instruction_sets
+from benchmarks.cpu import contestants
+from benchmarks.cpu.contestants import (
+    Contestant,
+    dense_contestants,
+    median_times,
+    peer_makers,
+    sparse_contestant,
+    vllm_primitive,
+)
+from benchmarks.cpu.products import WrongProduct, activations
+from benchmarks.shapes import random_layer, to_int8
+from permllm_vllm.backends.cpu import CpuBackend
+
+N, K = 192, 256
+OTHERS = {
+    "torch float32": instruction_sets._float32_linear,
+    "torch bfloat16": instruction_sets._bfloat16_linear,
+}
+LARGEST = {"vllm int8": 0.03}
+
+
+@pytest.fixture(autouse=True)
+def few_copies(monkeypatch):
+    monkeypatch.setattr(contestants, "POOL_BYTES", 4 * N * K)
+
+
+def plain_error(y, x, dense):
+    exact = x.double() @ dense.double().t()
+    return float((y.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("name", ["torch", "vllm", "vllm int8", *OTHERS])
+def test_dense_contestants_multiply_by_their_weight(name):
+    make = {**peer_makers(int8=True), **OTHERS}.get(name)
+    if make is None:
+        pytest.skip("vLLM is not installed")
+    dense = random_layer(N, K).dense
+    with torch.inference_mode():
+        calls = [make(dense) for _ in range(4)]
+        gc.collect()
+        # What was freed is written over.
+        filled = [torch.full((size,), torch.nan) for size in (N, N, N, N, N * K, N * K)]
+        for m in (1, 4, 40):
+            x = activations(m, K)
+            for call in calls:
+                assert plain_error(call(x), x, dense) < LARGEST.get(name, 0.004)
+        del filled
+        found = dense_contestants({name: make}, dense)
+        assert median_times(found, activations(4, K), threads=1, rounds=1)[name] > 0
+
+
+@pytest.mark.parametrize("values", ["bfloat16", "int8"])
+def test_sparse_contestants_multiply_by_their_weight(values):
+    drawn = random_layer(N, K)
+    layer = drawn if values == "bfloat16" else to_int8(drawn)
+    with torch.inference_mode():
+        contestant = sparse_contestant(values, layer, CpuBackend())
+        for m in (1, 4, 40):
+            x = activations(m, K)
+            assert contestant.checked(x) < 0.015
+            y = contestants.sparse_linear(layer, CpuBackend())(x)
+            assert plain_error(y, x, layer.dense) < 0.015
+
+
+@pytest.mark.parametrize("wrong", [1.02, torch.nan], ids=["other values", "no number"])
+@pytest.mark.parametrize("since", [1, 8], ids=["of one token", "of many tokens"])
+def test_a_contestant_that_multiplies_by_something_else_is_not_timed(wrong, since):
+    dense = random_layer(N, K).dense
+
+    def make(dense):
+        return lambda x: (x.float() @ dense.float().t()) * (wrong if len(x) >= since else 1)
+
+    def time_it():
+        found = dense_contestants({"crooked": make}, dense)
+        median_times(found, activations(8, K), threads=1, rounds=1)
+
+    said = "0.02" if wrong == 1.02 else "nan"
+    with pytest.raises(
+        WrongProduct, match=rf"crooked is not timed: .* {since} tokens is {said}.*0.01"
+    ):
+        time_it()
+
+
+def test_every_copy_is_looked_at():
+    dense = random_layer(N, K).dense
+    weights = iter([dense, dense, dense + 1, dense])
+
+    def make():
+        weight = next(weights)
+        return lambda x: x @ weight.t()
+
+    contestant = Contestant("copies", N * K, make, dense, limit=0.01)
+    with pytest.raises(WrongProduct, match="copies is not timed"):
+        contestant.warm()
+
+
+def test_vllm_is_a_peer_of_an_instruction_set_where_it_packs_the_weight(monkeypatch):
+    dense = random_layer(N, K).dense
+    for there, size, expected in ((True, 0, True), (True, 1, False), (False, 0, False)):
+        layer = torch.nn.Module()
+        layer.weight = torch.empty(size)
+        monkeypatch.setattr(contestants, "_has_vllm", lambda there=there: there)
+        monkeypatch.setattr(contestants, "_vllm_layer", lambda dense, layer=layer: layer)
+        assert (vllm_primitive(dense) is not None) is expected

@@ -1,0 +1,112 @@
+"""The paper's loop learns, and what both loops take is recorded, on a tiny model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.pruning import quality_time
+from benchmarks.pruning.cost_tables import time_to_quality
+from benchmarks.pruning.dense_permutations import DenseMaskedLinear
+from benchmarks.pruning.quality_time import QualityTime, learn_densely
+from benchmarks.texts import Texts
+from permllm_offline.activations import last_hidden_state
+from permllm_offline.model.loading import load_model
+from permllm_offline.preparation import prepare
+from permllm_offline.recipe import make_recipe
+from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_llama().save_pretrained(directory)
+    save_tokenizer(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("texts") / "text.txt"
+    file.write_text(random_text(2000, seed=1), encoding="utf-8")
+    return file
+
+
+def test_the_dense_loop_learns_masks(model: Path, text: Path) -> None:
+    recipe = make_recipe(
+        {
+            "model": str(model),
+            "method": "permllm-wanda",
+            "dataset": str(text),
+            "num_samples": 16,
+            "sequence_length": 16,
+            "evaluation_windows": 0,
+        }
+    )
+    prepared = prepare(recipe)
+    assert prepared.windows is not None
+    windows, family = prepared.windows.calibration, prepared.plan.family
+
+    @torch.no_grad()
+    def states(found: Any) -> torch.Tensor:
+        return last_hidden_state(found, family, windows).float()
+
+    targets = states(load_model(prepared.source, prepared.dtype, prepared.device))
+    losses = []
+    for steps in (0, 10):
+        learned = learn_densely(prepared, seed=0, steps=steps, batch=4)
+        assert not any(isinstance(part, DenseMaskedLinear) for part in learned.modules())
+        weight = learned.model.layers[1].mlp.gate_proj.weight
+        assert int((weight != 0).sum()) == weight.numel() // 2
+        similarity = torch.nn.functional.cosine_similarity(states(learned), targets, dim=-1)
+        losses.append(1 - float(similarity.mean()))
+    assert losses[1] < 0.98 * losses[0]  # steps against the gradient raise it
+
+
+def test_both_loops_start_warm_and_their_processor_time_is_recorded(
+    model: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def logged(name: str) -> Callable[..., Any]:
+        function = getattr(quality_time, name)
+
+        def call(*arguments: Any) -> Any:
+            calls.append(name)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(quality_time, "smollm2", lambda: model)
+    monkeypatch.setattr(quality_time, "sotu", lambda: Texts(text, text))
+    monkeypatch.setattr(quality_time, "austen", lambda: text)
+    for name in ("load_model", "last_hidden_state", "learn_densely", "prune_model"):
+        monkeypatch.setattr(quality_time, name, logged(name))
+    found = QualityTime(0, 1, quick=True).measure()
+    assert calls[:3] == ["load_model", "last_hidden_state", "learn_densely"]
+    assert calls[-1] == "prune_model"
+    for run in (found["baseline"], *found["ours"]):
+        assert run["processor_seconds"] > 0
+        assert run["load_average"] >= 0
+    assert (found["share_of_processor_time"] is not None) == found["reached"]
+
+
+def test_shares_are_of_processor_time_where_it_is_known() -> None:
+    baseline = {"steps": 40, "seconds": 100.0, "perplexity": {"in domain": 80.0}}
+    ours = {"steps": 10, "seconds": 50.0, "perplexity": {"in domain": 79.0}}
+    older = time_to_quality({"baseline": baseline, "ours": [ours]})
+    assert older.splitlines()[-1] == "| ours | 10 | 50 | 0.50 | 79.0 |"
+    baseline, ours = ({**baseline, "processor_seconds": 80.0}, {**ours, "processor_seconds": 20.0})
+    references = {"dense": {"in domain": 20.0}}
+    assert time_to_quality(
+        {"baseline": baseline, "ours": [ours], "references": references}
+    ).splitlines() == [
+        "| loop | steps | seconds | processor seconds | share of time | perplexity, in domain "
+        "| x dense |",
+        "|---|---|---|---|---|---|---|",
+        "| dense model |  |  |  |  | 20.0 | 1.00 |",
+        "| the paper's dense loop | 40 | 100 | 80 | 1.00 | 80.0 | 4.00 |",
+        "| ours | 10 | 50 | 20 | 0.25 | 79.0 | 3.95 |",
+    ]

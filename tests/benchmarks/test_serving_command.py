@@ -1,0 +1,72 @@
+"""Which checkpoints and options the serving benchmark accepts together."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import serving
+from benchmarks.records.rows import Rows
+
+
+def checkpoint(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "x", "hidden_size": 8}))
+    return folder
+
+
+def test_rows_of_one_checkpoint_are_not_those_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense, first, second = (checkpoint(tmp_path / name) for name in ("model", "B1", "B2"))
+
+    def compare(variants: Sequence[str], cells: Any, start: Any, rows: Rows, **_: Any) -> None:
+        rows.update({"benchmark": "decode", "variant": name} for name in variants)
+
+    monkeypatch.setattr(serving, "compare", compare)
+    monkeypatch.setattr(serving, "show", lambda rows, title: None)
+
+    def run(sparse: Path) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", [
+            *("serving", "--dense", str(dense), "--sparse", str(sparse), "--bench", "0"),
+            *("--json", str(tmp_path / "result.json")),
+        ])  # fmt: skip
+        serving.main()
+        found: dict[str, Any] = json.loads((tmp_path / "result.json").read_text())
+        return found
+
+    facts = run(first)["checkpoints"]
+    assert [one["name"] for one in facts.values()] == ["model", "B1"]
+    with pytest.raises(ValueError, match="its rows have checkpoints"):
+        run(second)
+    (first / "model.safetensors").write_bytes(b"1234")
+    with pytest.raises(ValueError, match="its rows have checkpoints"):
+        run(first)
+    (first / "model.safetensors").unlink()
+    assert run(first)["checkpoints"] == facts
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--variants", "2:4 int8"], "stand in place of --model and --variants"),
+        (["--model", "tinyllama"], "stand in place of --model and --variants"),
+        (["--sparse", "nowhere"], "nowhere is no checkpoint"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = str(checkpoint(tmp_path / "model"))
+    command = ["serving", "--dense", folder, "--sparse", folder, "--json", str(tmp_path / "r")]
+    monkeypatch.setattr(sys, "argv", [*command, *options])
+    with pytest.raises(SystemExit):
+        serving.main()
+    assert message in capsys.readouterr().err
