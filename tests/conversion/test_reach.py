@@ -1,28 +1,32 @@
+import pytest
 import torch
 from torch import Tensor
 
 from permllm_offline.conversion.reach import Reach
+from permllm_offline.conversion.recovery import recover_permutation
 from permllm_vllm.checkpoint.pattern import Pattern
-
-TWO_OF_FOUR = Pattern(2, 4)
-
-
-def sparse_rows(channels: int, spread: int) -> Tensor:
-    """Two of every four kept, the channels of a group ``spread`` apart."""
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.rand((2 * channels, channels), generator=generator)
-    groups = scores.unflatten(1, (-1, 4, spread)).transpose(2, 3)
-    kept = groups >= groups.topk(2, dim=-1).values.min(-1, keepdim=True).values
-    return kept.transpose(2, 3).flatten(1)
+from tests.conversion.test_recovery import PATTERNS, kept_of, random_order
 
 
-def test_finds_the_block_that_holds_whole_groups() -> None:
-    assert Reach().smallest_block("first", sparse_rows(256, 16), TWO_OF_FOUR) == 64
-    assert Reach().smallest_block("first", sparse_rows(256, 64), TWO_OF_FOUR) == 256
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_how_far_channels_were_moved(pattern: Pattern) -> None:
+    def blocks(size: int) -> Tensor:
+        return torch.cat([random_order(size, i) + i * size for i in range(256 // size)])
+
+    for size in (32, 64, 128, 256):
+        kept = kept_of(400, blocks(size), pattern)
+        assert Reach().smallest_block("qkv", kept, pattern) == size
+        if size > 64:
+            assert recover_permutation(kept, pattern, 64) is None
+    assert Reach().smallest_block("qkv", kept[:100], pattern) is None  # too few to tell
+    random = torch.rand(400, 256, generator=torch.Generator().manual_seed(0))
+    unstructured = random.argsort(dim=1).argsort(dim=1) < 128
+    assert Reach().smallest_block("qkv", unstructured, pattern) is None
 
 
 def test_says_nothing_of_a_group_that_it_has_not_looked_at() -> None:
-    reach = Reach()
-    assert reach.smallest_block("first", sparse_rows(256, 16), TWO_OF_FOUR) == 64
-    assert reach.smallest_block("second", torch.rand(256, 128) < 0.5, TWO_OF_FOUR) is None
-    assert reach.smallest_block("first", sparse_rows(256, 16), TWO_OF_FOUR) == 64
+    reach, pattern = Reach(), PATTERNS[0]
+    kept = kept_of(400, torch.arange(256), pattern)
+    assert reach.smallest_block("first", kept, pattern) == 32
+    assert reach.smallest_block("second", kept, pattern) is None
+    assert reach.smallest_block("first", kept, pattern) == 32

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from permllm_offline.conversion.reach import Reach
 from permllm_offline.conversion.recovery import obeys, recover_block, recover_permutation
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import canonical
@@ -139,19 +138,3 @@ def test_tied_blocks_get_one_permutation() -> None:
     other = torch.cat([kept_of(200, random_order(64, s), pattern, s) for s in (1, 2, 3)], dim=1)
     assert recover_permutation(other, pattern, 64, ties) is None
     assert recover_permutation(other, pattern, 64) is not None
-
-
-@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-def test_how_far_channels_were_moved(pattern: Pattern) -> None:
-    def blocks(size: int) -> Tensor:
-        return torch.cat([random_order(size, i) + i * size for i in range(256 // size)])
-
-    for size in (32, 64, 128, 256):
-        kept = kept_of(400, blocks(size), pattern)
-        assert Reach().smallest_block(kept, pattern) == size
-        if size > 64:
-            assert recover_permutation(kept, pattern, 64) is None
-    assert Reach().smallest_block(kept[:100], pattern) is None  # too few to tell
-    random = torch.rand(400, 256, generator=torch.Generator().manual_seed(0))
-    unstructured = random.argsort(dim=1).argsort(dim=1) < 128
-    assert Reach().smallest_block(unstructured, pattern) is None
