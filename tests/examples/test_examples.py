@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
+from tests.offline.tiny_models import random_text, save_tokenizer, tiny_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOK_SECONDS = 400
@@ -17,7 +17,7 @@ SIZES = ("--num-samples", "12", "--sequence-length", "24")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_llama().save_pretrained(directory)
+    tiny_model("llama", max_position_embeddings=512).save_pretrained(directory)
     save_tokenizer(directory)
     return directory
 
