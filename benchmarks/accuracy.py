@@ -30,7 +30,7 @@ from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.preparation import prepare
 from permllm_offline.pruning import prune_model
 from permllm_offline.recipe import EFFORTS, Recipe, make_recipe
-from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS, SEEDED
+from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.text.evaluation import evaluation_windows, perplexity
 
 from .models import smollm2
@@ -153,7 +153,8 @@ def seeds_of(name: str, seeds: Sequence[int]) -> Sequence[int]:
     method, _, reconstruction = name.partition("/")
     parts = METHODS[method]
     learned = PERMUTATIONS[parts.permutation].learn is not None
-    return seeds if learned or (reconstruction or parts.reconstruction) in SEEDED else seeds[:1]
+    tuned = RECONSTRUCTIONS[reconstruction or parts.reconstruction].seeded
+    return seeds if learned or tuned else seeds[:1]
 
 
 def combinations(

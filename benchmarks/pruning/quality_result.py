@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records.machine import comparable, machine, versions
+from benchmarks.records.machine import require_comparable
 
 
 def known_quality(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,12 +21,5 @@ def known_quality(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     if not {"baseline", "machine", "versions"} <= set(found):
         raise ValueError(f"{path} is no result of --quality: give another file")
     older = {"steps": found["baseline"]["steps"], "quick": False}  # did not say so themselves
-    there = {**older, **found, **comparable(found["machine"])}
-    here = {**comparable(machine()), "versions": versions(), **facts}
-    for name, value in here.items():
-        if there.get(name) != value:
-            raise ValueError(
-                f"{path}: its quality has {name} {there.get(name)!r}, this run has {value!r}: what "
-                "one file has must be comparable; give another file"
-            )
+    require_comparable({**older, **found}, facts, f"{path}: its quality has")
     return found

@@ -75,6 +75,27 @@ def comparable(machine: Mapping[str, Any]) -> dict[str, Any]:
     return {"cpu": cpu, "cores": machine["cores"]}
 
 
+def require_comparable(found: Mapping[str, Any], facts: Mapping[str, Any], what: str) -> None:
+    """Check that a result was measured as a run of here and now would be.
+
+    Args:
+        found: the result, with machine and versions.
+        facts: settings of the run.
+        what: beginning of the message: the file, its part and "have" or "has".
+
+    Raises:
+        ValueError: other settings, another CPU, or other versions.
+    """
+    here = {**comparable(machine()), "versions": versions(), **facts}
+    there = {**found, **comparable(found["machine"])}
+    for name, value in here.items():
+        if there.get(name) != value:
+            raise ValueError(
+                f"{what} {name} {there.get(name)!r}, this run has {value!r}: what one file "
+                "has must be comparable; give another file"
+            )
+
+
 def commit(inside: Path = HERE) -> str | None:
     """The commit that the sources are at, uncommitted changes left out; None outside git."""
     return _git(inside, "rev-parse", "--short=12", "HEAD")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records.machine import commit, comparable, machine, revision, versions, write_json
+from benchmarks.records.machine import commit, require_comparable, revision, write_json
 
 STAMP = ("date", "commit")
 """What a row has of its making."""
@@ -35,14 +35,7 @@ class Rows:
         self._begun = revision()
         if path is not None and path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
-            here = {**comparable(machine()), "versions": versions(), **self._facts}
-            there = {**found, **comparable(found["machine"])}
-            for name, value in here.items():
-                if there.get(name) != value:
-                    raise ValueError(
-                        f"{path}: its rows have {name} {there.get(name)!r}, this run has "
-                        f"{value!r}: rows of one file must be comparable; give another file"
-                    )
+            require_comparable(found, self._facts, f"{path}: its rows have")
             self._rows = found["rows"]
             self._header = {name: found.get(name) for name in STAMP}
 

@@ -23,13 +23,13 @@ def work_folder(recipe: Recipe, prepared: Prepared, output: Path, *, resume: boo
 
 
 def _identity(recipe: Recipe, prepared: Prepared) -> str:
-    """Digest of everything that decides the result; weights by the size and time of their files."""
+    """Digest of what decides the result beside the calibration text, which ``begin`` adds.
+
+    Weights are told by the size and time of their files.
+    """
     digest = hashlib.sha256(installed_version().encode())
     digest.update(recipe.to_yaml().encode())
     for file in prepared.source.weight_files():
         state = file.stat()
         digest.update(f"{file.name} {state.st_size} {state.st_mtime_ns}".encode())
-    if prepared.windows is not None:
-        digest.update(prepared.windows.calibration.numpy().tobytes())
-        digest.update(prepared.windows.held_out.numpy().tobytes())
     return digest.hexdigest()

@@ -19,23 +19,23 @@ RECONSTRUCTIONS: Mapping[str, Reconstruction] = {
     "blockwise": Reconstruction(
         "kept weights of each decoder layer tuned until it answers like the dense one",
         layer=tune_kept_weights,
+        seeded=True,
     ),
-    "obs+blockwise": Reconstruction("obs, then blockwise", layer=update_and_tune),
+    "obs+blockwise": Reconstruction("obs, then blockwise", layer=update_and_tune, seeded=True),
     "distillation": Reconstruction(
         "all kept weights tuned together until the model answers like the dense one",
         model=distil,
         needs_hidden_states=True,
+        seeded=True,
     ),
     "obs+distillation": Reconstruction(
         "obs, then distillation",
         layer=update_kept_weights,
         model=distil,
         needs_hidden_states=True,
+        seeded=True,
     ),
 }
-
-SEEDED = frozenset({"blockwise", "obs+blockwise", "distillation", "obs+distillation"})
-"""Kinds whose steps take windows in an order that ``recipe.seed`` decides."""
 
 
 def find_reconstruction(name: str) -> Reconstruction:

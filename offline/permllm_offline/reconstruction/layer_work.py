@@ -51,13 +51,15 @@ ModelReconstruction = Callable[[Calibrated, Sequence[LayerDecision]], LearningCu
 class Reconstruction:
     """A kind of reconstruction: of each decoder layer in turn, then of the whole model, or either.
 
-    ``needs_hidden_states`` asks for ``Calibrated.hidden_states``, the dense model's last ones.
+    ``needs_hidden_states`` asks for ``Calibrated.hidden_states``, the dense model's last ones;
+    ``seeded`` says that its steps take windows in an order that ``recipe.seed`` decides.
     """
 
     summary: str
     layer: LayerReconstruction | None = None
     model: ModelReconstruction | None = None
     needs_hidden_states: bool = False
+    seeded: bool = False
 
     @property
     def needs_windows(self) -> bool:

@@ -16,30 +16,14 @@ from permllm_offline.activations import last_hidden_state
 from permllm_offline.model.loading import load_model
 from permllm_offline.preparation import prepare
 from permllm_offline.recipe import make_recipe
-from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_llama().save_pretrained(directory)
-    save_tokenizer(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("texts") / "text.txt"
-    file.write_text(random_text(2000, seed=1), encoding="utf-8")
-    return file
-
-
-def test_the_dense_loop_learns_masks(model: Path, text: Path) -> None:
+def test_the_dense_loop_learns_masks(tiny_model_directory: Path, text_file: Path) -> None:
     recipe = make_recipe(
         {
-            "model": str(model),
+            "model": str(tiny_model_directory),
             "method": "permllm-wanda",
-            "dataset": str(text),
+            "dataset": str(text_file),
             "num_samples": 16,
             "sequence_length": 16,
             "evaluation_windows": 0,
@@ -66,7 +50,7 @@ def test_the_dense_loop_learns_masks(model: Path, text: Path) -> None:
 
 
 def test_both_loops_start_warm_and_their_processor_time_is_recorded(
-    model: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model_directory: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
 
@@ -79,9 +63,9 @@ def test_both_loops_start_warm_and_their_processor_time_is_recorded(
 
         return call
 
-    monkeypatch.setattr(quality_time, "smollm2", lambda: model)
-    monkeypatch.setattr(quality_time, "sotu", lambda: Texts(text, text))
-    monkeypatch.setattr(quality_time, "austen", lambda: text)
+    monkeypatch.setattr(quality_time, "smollm2", lambda: tiny_model_directory)
+    monkeypatch.setattr(quality_time, "sotu", lambda: Texts(text_file, text_file))
+    monkeypatch.setattr(quality_time, "austen", lambda: text_file)
     for name in ("load_model", "last_hidden_state", "learn_densely", "prune_model"):
         monkeypatch.setattr(quality_time, name, logged(name))
     found = QualityTime(0, 1, quick=True).measure()

@@ -8,7 +8,7 @@ import torch
 from permllm_offline.preparation import Prepared, prepare
 from permllm_offline.pruning import prune_model
 from permllm_offline.recipe import Recipe, make_recipe
-from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS, SEEDED
+from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 
 SHORT = {"steps": 2, "windows_per_step": 2, "validation_windows": 2}
 
@@ -37,4 +37,4 @@ def test_weights_depend_on_the_seed_where_that_is_said(
     prepared = prepare(recipe)
     first, second = (weights(recipe, prepared, seed) for seed in (0, 1))
     differ = any(not torch.equal(first[tensor], second[tensor]) for tensor in first)
-    assert differ == (name in SEEDED)
+    assert differ == RECONSTRUCTIONS[name].seeded
