@@ -51,18 +51,28 @@ def measured_on(result: Result) -> str:
     facts += [f"{name} {versions[name]}" for name in ("torch", "vllm") if name in versions]
     found = ((text, _fact(result, key)) for key, text in FACTS.items())
     facts += [f"{text} {value}" for text, value in found if value]
+    if _names_cp(result):
+        facts.append("CP inside blocks unless the whole layer is named")
     return ", ".join(facts)
 
 
+def _names_cp(result: Result) -> bool:
+    """Whether rows speak of a heuristic permutation, which the paper takes through whole layers."""
+    values = (value for row in result.get("rows", []) for value in row.values())
+    return any(re.search(r"\bCP\b", v, re.IGNORECASE) for v in values if isinstance(v, str))
+
+
 def _fact(result: Result, key: str) -> str:
-    """An entry of a result, or the range of it in the rows; empty where some lack it."""
+    """An entry of a result, or the range of a number in the rows; else empty: a column shows it."""
     rows = result.get("rows", [])
     values = [result[key]] if key in result else [row.get(key) for row in rows]
     if not values or any(value is None or isinstance(value, list | Mapping) for value in values):
         return ""
-    if len(set(values)) > 1:
+    if len(set(values)) == 1:
+        return str(values[0])
+    if all(isinstance(value, int | float) for value in values):
         return f"{min(values)}-{max(values)}"
-    return str(values[0])
+    return ""
 
 
 # Accuracy

@@ -226,9 +226,9 @@ def measure(subject: Subject, cells: Cells) -> None:
 
 def draw(rows: Sequence[Row], axes: Any) -> None:
     """Perplexity of 2:4 with int4, and of int4 alone, by order."""
-    kept = [row for row in rows if row.get("permutation") and row["values"] != "int4"]
+    kept = [row for row in rows if row.get("permutation")]
     labels = [
-        f"{row['permutation']}; " + (f"groups of {row['group']}" if "group" in row else "no int4")
+        f"{row['values']}: {row['permutation']}" + (f"; {row['group']}" if "group" in row else "")
         for row in kept
     ]
     perplexity_bars(axes, kept, labels)

@@ -23,8 +23,8 @@ _SCORES = {"wanda": "weight times norm of its input", "ria": "RIA's relative imp
 _PERMUTED = {
     "cp": "channels dealt over the groups of each block by importance",
     "cp-lsa": "cp refined by linear sum assignment, within each block",
-    "cp-global": "channels moved through the whole layer, as in the paper's CP: accuracy studies "
-    "only, no checkpoint",
+    "cp-global": "cp-lsa through the whole layer, as in the paper's CP: accuracy studies only, no "
+    "checkpoint",
 }
 
 BEST = "permllm-best"
