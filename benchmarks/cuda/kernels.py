@@ -3,9 +3,10 @@
     python -m benchmarks.cuda.kernels --json results.json
 
 Every contestant is captured in a CUDA graph that calls it in turn with copies of its weight, so
-many that none of them is in the second-level cache when its turn comes again. The graphs of all
-contestants are replayed in turns; numbers are medians over replays. A result that is wrong is not
-timed. Exits with a status of its own where a shape was left out. Needs PyTorch alone.
+many that none of them is in the second-level cache when its turn comes again; activations are
+copied as often. The graphs of all contestants are replayed in turns; numbers are medians over
+replays. A result that is wrong is not timed. Results are written after each number of tokens.
+Exits with a status of its own where a shape was left out. Needs PyTorch alone.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def bandwidth() -> float:
     """Bytes per microsecond of a copy of 1 GiB, reading and writing counted."""
     source = torch.zeros(1 << 30, dtype=torch.uint8, device=CUDA)
     target = torch.empty_like(source)
-    copy = captured([lambda x: target.copy_(x)] * 2, source)
+    copy = captured([lambda x: target.copy_(x)] * 2, [source])
     return 2 * source.numel() / medians({"copy": copy}, 10)["copy"]
 
 
@@ -100,8 +101,8 @@ def prepared(layer: Layer, name: str) -> Contestant:
 
 def measure(
     n: int, k: int, tokens: Sequence[int], names: Sequence[str], speed: float
-) -> Iterator[Row]:
-    """Times every contestant on one shape, in turns for each number of tokens.
+) -> Iterator[list[Row]]:
+    """Times every contestant on one shape, in turns for each number of tokens; yields their rows.
 
     One that cannot run, or whose result is wrong, is left out, with a line why.
     """
@@ -119,23 +120,30 @@ def measure(
         for name, contestant in contestants.items():
             try:
                 errors[name] = contestant.checked_error(x)
-                turns[name] = captured(contestant.calls, x)
+                inputs = [x.clone() for _ in contestant.calls]
+                turns[name] = captured(contestant.calls, inputs)
             except (RuntimeError, ValueError, NotImplementedError) as error:
                 print(f"{n} x {k}, {m} tokens: no {name}: {_first_line(error)}")
-        for name, us in medians(turns, 5 if m > 1024 else 15).items():
-            weight_bytes = n * k * WEIGHT_BYTES.get(name, SPARSE_BYTES)
-            yield Row(
+        yield [
+            Row(
                 n=n,
                 k=k,
                 tokens=m,
                 contestant=name,
                 us=round(us, 2),
-                floor_us=round((weight_bytes + 2 * m * (n + k)) / speed, 2),
+                floor_us=round(_bytes(name, n, k, m) / speed, 2),
                 relative_error=float(f"{errors[name]:.2e}"),
             )
-        del turns  # the memory of their graphs
+            for name, us in medians(turns, 5 if m > 1024 else 15).items()
+        ]
+        del turns  # the memory of their graphs and inputs
     del contestants
     torch.cuda.empty_cache()
+
+
+def _bytes(name: str, n: int, k: int, tokens: int) -> float:
+    """That a contestant must move at least: weight, activations and result."""
+    return n * k * WEIGHT_BYTES.get(name, SPARSE_BYTES) + 2 * tokens * (n + k)
 
 
 def measure_permutation(tokens: int, k: int) -> dict[str, float]:
@@ -148,10 +156,10 @@ def measure_permutation(tokens: int, k: int) -> dict[str, float]:
     absolute = permutations.absolute(layer.weights.permutation, 64).to(CUDA)
     places = (absolute % 128).to(torch.uint8)
     inputs = [torch.randn(tokens, k, device=CUDA).bfloat16() for _ in range(copies(2 * tokens * k))]
-    x = inputs[0]
-    ours = [lambda _, y=y: torch.ops.permllm.permute_inputs(y, places) for y in inputs]
-    theirs = [lambda _, y=y: y[:, absolute] for y in inputs]
-    result = medians({"permllm": captured(ours, x), "indexing": captured(theirs, x)}, 15)
+    ours = [lambda x: torch.ops.permllm.permute_inputs(x, places)] * len(inputs)
+    theirs = [lambda x: x[:, absolute]] * len(inputs)
+    turns = {"permllm": captured(ours, inputs), "indexing": captured(theirs, inputs)}
+    result = medians(turns, 15)
     return {"tokens": tokens, "k": k, **{name: round(us, 2) for name, us in result.items()}}
 
 
@@ -166,7 +174,7 @@ def run(
     json_file: str | None = None,
     seconds: float = 600,
 ) -> None:
-    """Measures, begins no further shape after `seconds`, prints tables, writes JSON.
+    """Measures, begins nothing further after `seconds`, prints tables, writes JSON.
 
     Exits with INCOMPLETE where a shape was left out, in whole or in part.
     """
@@ -182,11 +190,8 @@ def run(
     rows: list[Row] = []
     with torch.inference_mode():
         moves = [measure_permutation(m, k) for m, k in PERMUTED]
-        for n, k in shapes:
-            if time.monotonic() > end:
-                print(f"no time is left for {n} x {k}")
-                continue
-            rows += measure(n, k, tokens, contestants, speed)
+        for found in _until(end, shapes, tokens, contestants, speed):
+            rows += found
             if json_file:
                 result = {
                     "gpu": gpu,
@@ -210,13 +215,29 @@ def run(
         sys.exit(INCOMPLETE)
 
 
+def _until(
+    end: float,
+    shapes: Sequence[tuple[int, int]],
+    tokens: Sequence[int],
+    names: Sequence[str],
+    speed: float,
+) -> Iterator[list[Row]]:
+    """The rows of shape after shape; nothing is begun after `end`, a time of `time.monotonic`."""
+    for n, k in shapes:
+        if time.monotonic() < end:
+            for found in measure(n, k, tokens, names, speed):
+                yield found
+                if time.monotonic() > end:
+                    break
+
+
 def main() -> None:
     """Reads the command line and runs."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda.kernels", description=__doc__)
     parser.add_argument("--shapes", type=parse_shape, nargs="+", metavar="NxK")
     parser.add_argument("--m", type=int, nargs="+", metavar="TOKENS")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS)
-    parser.add_argument("--seconds", type=float, default=600, help="begin no shape after them")
+    parser.add_argument("--seconds", type=float, default=600, help="begin nothing after them")
     parser.add_argument("--json", metavar="FILE", help="also write the rows there")
     arguments = parser.parse_args()
     run(arguments.shapes, arguments.m, arguments.contestants, arguments.json, arguments.seconds)

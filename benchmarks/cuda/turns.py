@@ -25,18 +25,21 @@ def medians(turns: Mapping[str, Turn], repeats: int) -> dict[str, float]:
     return {name: statistics.median(times) for name, times in found.items()}
 
 
-def captured(calls: Sequence[Call], x: Tensor) -> Turn:
-    """A CUDA graph that makes each of `calls` once, in turn; its turn is one replay."""
+def captured(calls: Sequence[Call], inputs: Sequence[Tensor]) -> Turn:
+    """A CUDA graph that makes each of `calls` once, in turn; its turn is one replay.
+
+    The calls take their activations from `inputs`, one after the other and over again.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for call in calls[:2]:
-            call(x)
+            call(inputs[0])
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for call in calls:
-            call(x)
+        for index, call in enumerate(calls):
+            call(inputs[index % len(inputs)])
 
     def turn() -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

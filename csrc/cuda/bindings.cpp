@@ -50,8 +50,10 @@ bool aligned(const Tensor& tensor) {
 
 void check(int error, const char* what) {
   STD_TORCH_CHECK(error == 0, what, " failed: ", error_text(error),
-                  ". This build has kernels for the architectures " PERMLLM_CUDA_ARCHITECTURES
-                  "; where the GPU's is not among them, set PERMLLM_CUDA_ARCHS and install again.");
+                  built_for_others(error)
+                      ? ". This build has kernels for the architectures " PERMLLM_CUDA_ARCHITECTURES
+                        ": set PERMLLM_CUDA_ARCHS to that of this GPU, and install again."
+                      : ".");
 }
 
 const Device& device_of(int index) {
@@ -144,7 +146,8 @@ LinearArguments check_arguments(const Tensor& x, const Tensor& packed, const Ten
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(-1) > 0 && x.size(-1) % 8 == 0 &&
                       round_up(x.size(-1), kInputMultiple) == padded_inputs,
                   "x of shape ", shape(x), " does not fit packed ", shape(packed),
-                  ": its last dimension must be the inputs of the layer, a multiple of 8.");
+                  ": its last dimension must be the inputs of the layer, a multiple of 8: pass "
+                  "activations of the layer that packed was made from.");
   const int64_t tokens = x.numel() / x.size(-1);
   STD_TORCH_CHECK(tokens < kLargestSize, "x of shape ", shape(x), " has ", tokens,
                   " tokens: at most 2^30 at a time.");

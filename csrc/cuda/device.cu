@@ -24,4 +24,8 @@ int describe_device(int index, Device& device) {
 
 const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
+bool built_for_others(int error) {
+  return error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction;
+}
+
 }  // namespace permllm::cuda

@@ -31,18 +31,21 @@ PERMLLM_DEVICE void fill_panel(const LinearArguments& arguments, uint16_t* panel
                                int token0, int64_t first_input, int count) {
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  for (int token = warp; token < kTokens; token += kFewThreads / 32) {
-    const bool valid_token = token0 + token < arguments.tokens;
-    const uint16_t* x = static_cast<const uint16_t*>(arguments.x) +
-                        static_cast<int64_t>(token0 + token) * arguments.x_stride;
-    for (int i = lane * 8; i < count; i += 32 * 8) {
-      const int64_t input = first_input + i;
+  for (int i = lane * 8; i < count; i += 32 * 8) {
+    const int64_t input = first_input + i;
+    const bool valid_input = input < arguments.inputs;
+    uint2 places = {};
+    if (valid_input && arguments.permutation != nullptr) {
+      places = *reinterpret_cast<const uint2*>(arguments.permutation + input);
+    }
+    for (int token = warp; token < kTokens; token += kFewThreads / 32) {
+      const uint16_t* x = static_cast<const uint16_t*>(arguments.x) +
+                          static_cast<int64_t>(token0 + token) * arguments.x_stride;
       alignas(16) uint16_t values[8] = {};
-      if (valid_token && input < arguments.inputs) {
+      if (valid_input && token0 + token < arguments.tokens) {
         if (arguments.permutation == nullptr) {
           *reinterpret_cast<uint4*>(values) = *reinterpret_cast<const uint4*>(x + input);
         } else {
-          const uint2 places = *reinterpret_cast<const uint2*>(arguments.permutation + input);
           const uint16_t* block = x + input / kPermutationBlock * kPermutationBlock;
           PERMLLM_UNROLL
           for (int j = 0; j < 8; ++j) {

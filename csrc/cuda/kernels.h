@@ -11,6 +11,9 @@ namespace permllm::cuda {
 int describe_device(int index, Device& device);
 const char* error_text(int error);
 
+// Whether an error means that this build has no code for the GPU.
+bool built_for_others(int error);
+
 // Any number of tokens. `partial` is float32 [plan.splits][tokens][padded_rows], or null where
 // plan.splits is 1.
 int few_tokens(const LinearArguments& arguments, const FewTokensPlan& plan, float* partial,

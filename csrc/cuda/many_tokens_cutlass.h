@@ -118,9 +118,8 @@ struct SparseGemm {
       return cudaErrorInvalidConfiguration;
     }
     const auto status = gemm.run(cuda_stream, nullptr, /*launch_with_pdl=*/true);
-    if (status == cutlass::Status::kSuccess) return cudaSuccess;
-    const cudaError_t error = cudaGetLastError();
-    return error == cudaSuccess ? cudaErrorLaunchFailure : error;
+    // run() has taken CUDA's own error away: what it could be is a launch that was not accepted.
+    return status == cutlass::Status::kSuccess ? cudaSuccess : cudaErrorInvalidConfiguration;
   }
 };
 

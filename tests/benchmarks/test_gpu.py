@@ -1,5 +1,6 @@
 """What `make gpu` runs and how it fails, with commands that are only pretended."""
 
+import json
 import sys
 import time
 
@@ -40,7 +41,10 @@ def short(command):
 
 
 def main(monkeypatch, statuses=None, options=()):
-    """Runs `make gpu` with these exit statuses, 0 for others; its own, and what it ran."""
+    """Runs `make gpu` with these exit statuses, 0 for others; its own, and what it ran.
+
+    Its results are written beside the library.
+    """
     ran = []
 
     def run(command, limit, environment):
@@ -49,22 +53,25 @@ def main(monkeypatch, statuses=None, options=()):
         return (statuses or {}).get(ran[-1], 0)
 
     monkeypatch.setattr(gpu, "run", run)
-    monkeypatch.setattr(sys, "argv", ["gpu", *options])
+    output = gpu.LIBRARY.parent / "gpu"
+    monkeypatch.setattr(sys, "argv", ["gpu", "--output", str(output), *options])
     with pytest.raises(SystemExit) as exit_:
         gpu.main()
     return exit_.value.code, ran
 
 
-EVERYTHING = ["build", "check", "tests", "generation", "compute-sanitizer", "kernels"]
+EVERYTHING = ["build", "check", "tests", "generation", "kernels", "compute-sanitizer"]
 
 
 def test_runs_everything_and_prints_a_table_last(machine, capsys):
     assert main(machine) == (False, EVERYTHING)
     table = capsys.readouterr().out.splitlines()[-len(EVERYTHING) :]
     assert [line.split("  ")[0] for line in table] == [
-        "build", "the kernels run here", "tests", "generation", "compute-sanitizer", "kernels",
+        "build", "the kernels run here", "tests", "generation", "kernels", "compute-sanitizer",
     ]  # fmt: skip
     assert all(line.endswith("passed") for line in table)
+    written = json.loads((gpu.LIBRARY.parent / "gpu" / "steps.json").read_text())["steps"]
+    assert [step["outcome"] for step in written] == ["passed"] * len(EVERYTHING)
 
 
 @pytest.mark.parametrize("step", EVERYTHING)
@@ -80,7 +87,7 @@ def test_timing_that_leaves_something_out_is_a_failure(machine, capsys):
     code, ran = main(machine, {"kernels": INCOMPLETE})
     assert code
     assert ran == EVERYTHING
-    assert "failed: not all of it was measured" in capsys.readouterr().out.splitlines()[-1]
+    assert "failed: not all of it was measured" in capsys.readouterr().out.splitlines()[-2]
 
 
 def test_a_library_that_does_not_load_is_a_failure(machine):
@@ -116,6 +123,24 @@ def test_what_no_time_is_left_for_is_a_failure(machine, capsys):
     assert code
     assert ran == []
     assert "not run: no time was left" in capsys.readouterr().out
+
+
+def test_timing_leaves_time_for_the_sanitizer(machine):
+    limits = {}
+
+    def run(command, limit, environment):
+        limits[short(command)] = limit
+        if short(command) == "kernels":
+            begins = float(command[command.index("--seconds") + 1])
+            assert begins <= limit - gpu.LAST_ROWS
+        return 0
+
+    machine.setattr(gpu, "run", run)
+    steps = gpu.Steps(gpu.SECONDS)
+    gpu.measure(steps, gpu.LIBRARY.parent, None, tests=True)
+    assert limits["kernels"] <= gpu.SECONDS - gpu.SANITIZER_SECONDS
+    gpu.measure(steps, gpu.LIBRARY.parent, None, tests=False)
+    assert limits["kernels"] > gpu.SECONDS - gpu.SANITIZER_SECONDS
 
 
 def test_stops_a_command_and_what_it_started():

@@ -9,6 +9,26 @@ from benchmarks.shapes import Layer, random_layer
 from permllm_vllm.backends import CheckpointWeights, PackedWeights
 from permllm_vllm.backends.reference import ReferenceBackend
 
+WIDE = 6272
+"""Outputs that make many tokens worth the largest tile on an H100, and 49 tiles of 128 rows: an odd
+number, where clusters take two."""
+
+PRODUCTS = (
+    (1, 8, 0, False),
+    (128, 128, 64, True),
+    (100, 176, 0, True),
+    (136, 576, 64, False),
+    (72, 416, 32, True),
+    (129, 1152, 128, True),
+    (1024, 4096, 64, False),
+    (2048, 2056, 0, True),
+    (512, 11008, 64, True),
+    (WIDE, 256, 64, True),
+)
+"""Outputs, inputs, block size of the permutation or 0, and whether there is a bias."""
+
+TOKENS = (1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 64, 65, 100, 128, 129, 300, 1000)
+
 
 def int8_layer(n: int, k: int, **options) -> Layer:
     """A layer with int8 values, the smallest and the largest among them, and a scale; float64."""

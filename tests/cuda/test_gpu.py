@@ -14,7 +14,7 @@ from benchmarks.shapes import random_layer
 from permllm_vllm import ops
 from permllm_vllm.backends import fallback_reason, select_backend
 from permllm_vllm.backends.cuda import CudaBackend
-from tests.cuda.layers import int8_layer, replace
+from tests.cuda.layers import PRODUCTS, TOKENS, WIDE, int8_layer, replace
 
 CUDA = torch.device("cuda")
 REASON = fallback_reason(CUDA, torch.bfloat16)
@@ -22,10 +22,10 @@ pytestmark = pytest.mark.skipif(bool(REASON), reason=f"needs a GPU and the CUDA 
 
 TOLERANCE = {torch.bfloat16: 3e-3, torch.float16: 6e-4}  # the rounding of y gives most of it
 ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-11}  # half a unit in the last place
+ENOUGH = 64  # results over which roundings average out: of one alone, its own may be the error
 SUMS = 2**-14  # of sums in float32, of the sum of all magnitudes
 SMALLEST = 2**-24  # of float16
 DTYPES = (torch.bfloat16, torch.float16)
-TOKENS = (1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 64, 65, 100, 128, 129, 300, 1000)
 
 
 @contextlib.contextmanager
@@ -78,8 +78,9 @@ class OnGpu:
         assert y.dtype == x.dtype
         assert y.shape == exact.shape
         assert y.isfinite().all()
-        error = (y.double() - exact).norm() / exact.norm().clamp_min(1e-30)
-        assert error < TOLERANCE[x.dtype], f"relative Frobenius error {error:.2e}"
+        if y.numel() >= ENOUGH:
+            error = (y.double() - exact).norm() / exact.norm().clamp_min(1e-30)
+            assert error < TOLERANCE[x.dtype], f"relative Frobenius error {error:.2e}"
         size = x.double().abs() @ self.dense.abs().t()
         bound = ROUNDING[x.dtype] * exact.abs() + SUMS * size + SMALLEST
         assert ((y.double() - exact).abs() <= bound).all()
@@ -91,20 +92,7 @@ def test_memory_is_poisoned():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("n", "k", "block_size", "bias"),
-    [
-        (1, 8, 0, False),
-        (128, 128, 64, True),
-        (100, 176, 0, True),
-        (136, 576, 64, False),
-        (72, 416, 32, True),
-        (129, 1152, 128, True),
-        (1024, 4096, 64, False),
-        (2048, 2056, 0, True),
-        (512, 11008, 64, True),
-    ],
-)
+@pytest.mark.parametrize(("n", "k", "block_size", "bias"), PRODUCTS)
 def test_matches_float64(n, k, block_size, bias, dtype, seed):
     layer = OnGpu(
         random_layer(
@@ -171,8 +159,8 @@ def test_non_finite_inputs_stay_in_their_token(tokens, seed):
 
 @pytest.mark.parametrize("tokens", [1, 16, 64, 128, 1000])
 def test_replays_in_a_graph(tokens, seed):
-    first = OnGpu(random_layer(512, 1024, seed=seed), torch.bfloat16)
-    second = OnGpu(random_layer(256, 512, bias=True, seed=seed), torch.bfloat16)
+    first = OnGpu(random_layer(WIDE, 1024, seed=seed), torch.bfloat16)
+    second = OnGpu(random_layer(256, WIDE, bias=True, seed=seed), torch.bfloat16)
     x = torch.randn(tokens, 1024, device=CUDA).bfloat16()
     second(first(x))
     torch.cuda.synchronize()
@@ -185,19 +173,21 @@ def test_replays_in_a_graph(tokens, seed):
         assert torch.equal(y, second(first(x)))
 
 
-@pytest.mark.parametrize("tokens", [1, 33, 200])
-def test_waits_for_the_kernel_before(tokens, seed):
+@pytest.mark.parametrize("rows", [1024, WIDE])
+@pytest.mark.parametrize("tokens", [1, 33, 200, 300])
+def test_waits_for_the_kernel_before(tokens, rows, seed):
     """Each call reads what the kernel in front of it has just written, and nothing older."""
-    layer = OnGpu(random_layer(1024, 1024, seed=seed), torch.bfloat16)
+    up = OnGpu(random_layer(rows, 1024, seed=seed), torch.bfloat16)
+    down = OnGpu(random_layer(1024, rows, seed=seed + 1), torch.bfloat16)
     start = torch.randn(tokens, 1024, device=CUDA).bfloat16()
 
     def chain(synchronise):
         x = start
         for _ in range(40):
-            x = layer(torch.tanh(x))
+            x = up(torch.tanh(x))
             if synchronise:
                 torch.cuda.synchronize()
-            x = layer(x)
+            x = down(x)
             if synchronise:
                 torch.cuda.synchronize()
         return x

@@ -4,12 +4,13 @@ import pytest
 
 from benchmarks.shapes import LLAMA_2_7B
 from tests.cuda.emulated import A100, H100, L4, Gpu
+from tests.cuda.layers import PRODUCTS, TOKENS, WIDE
 
 B200 = Gpu(100, 148, 227 << 10, 228 << 10)
 B300 = Gpu(103, 148, 227 << 10, 228 << 10)
 RTX_5090 = Gpu(120, 170, 99 << 10, 100 << 10)
 QKV, OUT, GATE_UP, DOWN = LLAMA_2_7B
-TOKENS = (65, 128, 129, 200, 256, 512, 1024, 4096)
+MANY = (65, 128, 129, 200, 256, 512, 1024, 4096)
 ALL = "sm90 sm100 sm103"
 
 
@@ -56,8 +57,27 @@ def test_kernel(emulator, gpu, rows, tokens, int8, built, kernel, tile):
     ],
 )
 def test_tiles(emulator, gpu, shape, tiles):
-    found = [emulator.choice(*shape, tokens, gpu=gpu, built=ALL)[1] for tokens in TOKENS]
+    found = [emulator.choice(*shape, tokens, gpu=gpu, built=ALL)[1] for tokens in MANY]
     assert tuple(found) == tiles
+
+
+def test_the_tests_for_a_gpu_reach_every_kernel_and_tile(emulator):
+    """Which tile runs follows from shapes: those that happen to miss one would leave it untried."""
+    reached = {
+        (*emulator.choice(n, k, tokens, gpu=H100, built="sm90"), bias)
+        for n, k, _, bias in PRODUCTS
+        for tokens in TOKENS
+    }
+    for choice in (
+        ("few_tokens", 0),
+        ("many_tokens_mma", 128),
+        ("many_tokens_sm90", 64),
+        ("many_tokens_sm90", 128),
+        ("many_tokens_sm90", 256),
+    ):
+        assert (*choice, True) in reached
+    assert WIDE // 128 % 2 == 1
+    assert emulator.choice(WIDE, 1024, 300, gpu=H100, built="sm90")[1] == 256
 
 
 def clocks(gpu, rows, tokens, tile):

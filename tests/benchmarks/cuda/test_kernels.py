@@ -1,5 +1,8 @@
 """What the GPU benchmark compares with, and what it says; nothing is timed here."""
 
+import json
+from itertools import chain
+
 import pytest
 import torch
 
@@ -100,11 +103,12 @@ def replays(monkeypatch):
     def fails(layer):
         raise RuntimeError("no such library\nand more")
 
-    def captured(calls, x):
+    def captured(calls, inputs):
         name = next(name for name, call in made.items() if call is calls[0])
+        assert len({x.data_ptr() for x in inputs}) == len(calls)
 
         def turn():
-            log.append((name, len(x)))
+            log.append((name, len(inputs[0])))
             return float(len(log))
 
         return turn
@@ -138,7 +142,7 @@ def replays(monkeypatch):
 
 def test_a_shape_is_measured_in_turns(replays, capsys):
     names = [OURS, DENSE, "missing", "transposed"]
-    rows = list(measure(64, 128, [4, 8], names, speed=1.0))
+    rows = list(chain(*measure(64, 128, [4, 8], names, speed=1.0)))
     assert [(row.tokens, row.contestant) for row in rows] == [
         (4, OURS), (4, DENSE), (8, OURS), (8, DENSE)
     ]  # fmt: skip
@@ -150,11 +154,11 @@ def test_a_shape_is_measured_in_turns(replays, capsys):
 
 
 def test_int8_is_held_against_the_rounded_weight(replays, monkeypatch, capsys):
-    (row,) = measure(64, 128, [4], [INT8], speed=1.0)
+    ((row,),) = measure(64, 128, [4], [INT8], speed=1.0)
     assert row.relative_error < ERROR_LIMIT
     exact = random_layer(64, 128).dense.float()
     monkeypatch.setitem(CONTESTANTS, INT8, lambda _: lambda x: (x.float() @ exact.t()).bfloat16())
-    assert not list(measure(64, 128, [4], [INT8], speed=1.0))
+    assert list(measure(64, 128, [4], [INT8], speed=1.0)) == [[]]
     assert f"no {INT8}: its relative error is" in capsys.readouterr().out
 
 
@@ -175,7 +179,7 @@ def test_every_tile_and_place_is_looked_at(replays, monkeypatch):
     whole, last, odd = slice(None), slice(-64, None), slice(1, None, 8)
     for outputs, tokens in ((last, whole), (whole, last), (odd, whole), (whole, odd)):
         monkeypatch.setitem(CONTESTANTS, DENSE, spoiled(outputs, tokens))
-        assert not list(measure(4096, 128, [512], [DENSE], speed=1.0))
+        assert list(measure(4096, 128, [512], [DENSE], speed=1.0)) == [[]]
 
 
 def test_only_peers_may_be_missing():
@@ -188,17 +192,41 @@ def test_only_peers_may_be_missing():
     assert incomplete(rows, shapes, [1], [OURS, INT8]) == shapes
 
 
-def test_a_run_that_leaves_a_shape_out_fails(replays, monkeypatch, capsys):
+@pytest.fixture
+def pretended(replays, monkeypatch):
+    """What a run does with a GPU, without one."""
     monkeypatch.setattr(cuda_kernels, "fallback_reason", lambda *_: None)
     monkeypatch.setattr(cuda_kernels, "bandwidth", lambda: 1.0)
     monkeypatch.setattr(cuda_kernels, "PERMUTED", ())
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+
+
+def test_a_run_that_leaves_a_shape_out_fails(pretended, capsys):
     asked = [(64, 128)], [4], [OURS, DENSE, "missing"]
     cuda_kernels.run(*asked)
     assert "left out" not in capsys.readouterr().out
     with pytest.raises(SystemExit) as exit_:
         cuda_kernels.run(*asked, seconds=-1)
     assert exit_.value.code == INCOMPLETE
+    assert "left out, in whole or in part: 64 x 128" in capsys.readouterr().out
+
+
+def test_results_are_kept_after_each_number_of_tokens(pretended, monkeypatch, tmp_path, capsys):
+    """Also those of a shape for which the time did not last."""
+    file = tmp_path / "kernels.json"
+    seen = []
+
+    def relative_error(y, x, dense):
+        seen.append(len(json.loads(file.read_text())["rows"]) if file.exists() else 0)
+        return 0.0
+
+    clock = iter([0.0, 1.0, 2.0, 11.0])
+    monkeypatch.setattr(cuda_kernels, "relative_error", relative_error)
+    monkeypatch.setattr(cuda_kernels.time, "monotonic", lambda: next(clock))
+    with pytest.raises(SystemExit):
+        cuda_kernels.run([(64, 128)], [4, 8, 16], [OURS, DENSE], str(file), seconds=10)
+    assert seen == [0, 0, 2, 2]
+    assert [row["tokens"] for row in json.loads(file.read_text())["rows"]] == [4, 4, 8, 8]
     assert "left out, in whole or in part: 64 x 128" in capsys.readouterr().out
 
 
