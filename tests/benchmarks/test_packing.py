@@ -11,7 +11,7 @@ from permllm_vllm import ops
 from permllm_vllm.backends.reference import ReferenceBackend
 
 SLACK = 512 << 10
-"""Bytes that packing may need beside a layer's tensors and packed blocks: less than any of these."""
+"""Bytes that packing may need beside a layer's tensors and packed blocks, each of which is more."""
 built = pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
 
 
