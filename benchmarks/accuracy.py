@@ -11,7 +11,8 @@ addresses; evaluated on held-out ones (in domain), on six novels, and on Python'
 values through the kernels that would serve them, which round activations too, all else by its
 weights. Rows that depend on a seed beyond the choice of windows are repeated with every seed. The
 result is written after each row; what OUT already has is not measured again, and of a row that
-lacks a text that text alone. Checkpoints in DIR are used as they are.
+lacks a text that text alone. Checkpoints in DIR are used as they are, int8 values rounded from the
+bfloat16 ones that are there.
 """
 
 import argparse
