@@ -55,7 +55,7 @@ def short_of(found: Record) -> list[Any]:
         (pattern, shape, values, m)
         for pattern in {pattern for pattern, *_ in ratios}
         for shape in SHAPES
-        for values, targets in LEAST[found["isa"]].items()
+        for values, targets in LEAST.get(found["isa"], {}).items()
         for m, least in zip(TOKENS, targets, strict=True)
         if not ratios.get((pattern, shape, values, m), 0.0) >= least
     ]
