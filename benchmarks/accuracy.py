@@ -7,10 +7,12 @@
     python -m benchmarks.accuracy --quick --json OUT
 
 METHOD/RECONSTRUCTION replaces the reconstruction of a method. Calibrated on State of the Union
-addresses; evaluated on held-out ones (in domain), on six novels, and on Python's manual. Rows that
-depend on a seed beyond the choice of windows are repeated with every seed. The result is written
-after each row; what OUT already has is not measured again, and of a row that lacks a text that text
-alone. Checkpoints in DIR are used as they are.
+addresses; evaluated on held-out ones (in domain), on six novels, and on Python's manual: int8
+values through the kernels that would serve them, which round activations too, all else by its
+weights. Rows that depend on a seed beyond the choice of windows are repeated with every seed. The
+result is written after each row; what OUT already has is not measured again, and of a row that
+lacks a text that text alone. Checkpoints in DIR are used as they are, int8 values rounded from the
+bfloat16 ones that are there.
 """
 
 import argparse
@@ -21,17 +23,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from permllm_offline.methods import METHODS
-from permllm_offline.model.loading import load_tokenizer, open_source
+from permllm_offline.model.loading import load_served, load_tokenizer, open_source
 from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.preparation import prepare
 from permllm_offline.pruning import prune_model
-from permllm_offline.recipe import EFFORTS, Recipe, make_recipe
+from permllm_offline.recipe import EFFORTS, make_recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.text.evaluation import evaluation_windows, perplexity
+from permllm_vllm import ops
 
 from .models import smollm2
 from .pruning.checkpoints import (
@@ -49,6 +53,9 @@ from .texts import austen, python_manual, sotu
 
 PATTERNS = ("2:4", "4:8")
 VALUES = ("bfloat16", "int8")
+EVALUATED = {"bfloat16": "weights", "int8": "kernels"}
+"""What a row's perplexity is of: of int8 values not of the weights alone, since the kernels that
+serve them round activations."""
 DENSE: Key = ("dense", None, None, "bfloat16")
 QUICK = {"methods": ["wanda", "wanda+cp", "permllm-best"], "patterns": ["2:4"], "windows": 16}
 
@@ -74,8 +81,8 @@ class Accuracy:
         self._windows, self._effort = windows, effort
 
     def missing(self, row: Mapping[str, Any]) -> list[str]:
-        """Texts that a row, or the empty mapping, has no perplexity of."""
-        return [text for text in self._texts if text not in row.get("perplexity", {})]
+        """Texts that a row, or the empty mapping, has no perplexity of, as it is evaluated now."""
+        return [text for text in self._texts if text not in known(row)]
 
     def completed(
         self, key: Key, row: Mapping[str, Any], dense: Mapping[str, float] | None
@@ -88,13 +95,14 @@ class Accuracy:
             dense: perplexity of the dense model by text, or None where this is its row.
         """
         found, times = self._measured(key, self.missing(row))
-        perplexity = {**row.get("perplexity", {}), **found}
+        perplexity = {**known(row), **found}
         ratio = {text: value / (dense or perplexity)[text] for text, value in perplexity.items()}
         return {
             **dict(zip(KEY, key, strict=True)),
             "servable": key == DENSE or servable(key[0]),
             **(asdict(times) if times else {}),
             **row,
+            "evaluated": EVALUATED[key[-1]],
             "perplexity": perplexity,
             "ratio": ratio,
         }
@@ -104,13 +112,17 @@ class Accuracy:
             return self._perplexities(self._model, texts), None
         if servable(key[0]):
             checkpoint, times = self._checkpoints.baked(key)
-            return self._perplexities(checkpoint, texts), times
+            if EVALUATED[key[-1]] == "weights":
+                return self._perplexities(checkpoint, texts), times
+            source = open_source(str(checkpoint))
+            served = load_served(source, source.dtype, torch.device("cpu"))
+            return self._perplexities_in_memory(served, texts), times
         start = time.perf_counter(), processor_time()
-        model, recipe = self._in_memory(key)
+        model = self._in_memory(key)
         times = times_since(*start)
-        return self._perplexities_in_memory(model, recipe, texts), times
+        return self._perplexities_in_memory(model, texts), times
 
-    def _in_memory(self, key: Key) -> tuple[Any, Recipe]:
+    def _in_memory(self, key: Key) -> Any:
         name, pattern, seed, _ = key
         method, _, reconstruction = name.partition("/")
         options = {
@@ -123,7 +135,7 @@ class Accuracy:
             "sequence_length": SEQUENCE_LENGTH,
         }
         recipe = make_recipe(options, self._effort)
-        return prune_model(recipe, prepare(recipe)).model, recipe
+        return prune_model(recipe, prepare(recipe)).model
 
     def _perplexities(self, checkpoint: Path, texts: Sequence[str]) -> dict[str, float]:
         with tempfile.TemporaryDirectory(prefix="permllm-accuracy-") as directory:
@@ -133,10 +145,8 @@ class Accuracy:
                 for text in texts
             }
 
-    def _perplexities_in_memory(
-        self, model: Any, recipe: Recipe, texts: Sequence[str]
-    ) -> dict[str, float]:
-        tokenizer = load_tokenizer(open_source(recipe.model))
+    def _perplexities_in_memory(self, model: Any, texts: Sequence[str]) -> dict[str, float]:
+        tokenizer = load_tokenizer(open_source(str(self._model)))
         return {
             text: perplexity(
                 model,
@@ -146,6 +156,13 @@ class Accuracy:
             )
             for text in texts
         }
+
+
+def known(row: Mapping[str, Any]) -> Mapping[str, float]:
+    """Perplexities by text that still hold: of int8 values, not those of the weights alone."""
+    if row.get("values") == "int8" and row.get("evaluated") != EVALUATED["int8"]:
+        return {}
+    return row.get("perplexity", {})
 
 
 def seeds_of(name: str, seeds: Sequence[int]) -> Sequence[int]:
@@ -238,6 +255,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         vars(options).update(QUICK, effort="low", seeds=options.seeds[:1])
+    if "int8" in options.values and ops.missing_reason:
+        parser.error(f"int8 values are evaluated through the kernels: {ops.missing_reason}")
     facts: dict[str, Any] = {
         "model": "SmolLM2-135M-Instruct",
         "sequence_length": SEQUENCE_LENGTH,

@@ -2,9 +2,10 @@
 
     python -m benchmarks.instruction_sets --json results.json
 
-Each instruction set runs in a process of its own, because oneDNN and PyTorch read their limit once:
-PERMLLM_CPU_ISA for our kernels, ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY for the peers. One
-thread, in thread-CPU time, all contestants call by call in turn.
+Each instruction set runs in a process of its own, because libraries read their limit once:
+PERMLLM_CPU_ISA for our kernels, and for the peers ONEDNN_MAX_CPU_ISA, ATEN_CPU_CAPABILITY, and
+MKL_ENABLE_INSTRUCTIONS or MKL_CBWR. One thread, in thread-CPU time, all contestants call by call in
+turn.
 """
 
 from __future__ import annotations
@@ -36,11 +37,21 @@ from benchmarks.records.machine import write_json
 from benchmarks.shapes import TOKENS, VALUES, parse_shape, random_layer, to_int8
 from permllm_vllm.backends.cpu import CpuBackend
 
-#: What holds a peer to the instruction set: for oneDNN, and for PyTorch's own loops.
+#: What holds a peer to the instruction set: oneDNN, PyTorch's own loops, and MKL. COMPATIBLE, which
+#: is SSE2, holds MKL on every CPU. Above it MKL heeds a limit on Intel's CPUs alone, and chooses
+#: itself on others; MKL_CBWR's AVX2 would only add what reproducible sums cost.
 LIMITS = {
-    "avx512": ("AVX512_CORE", "avx512"),
-    "avx2": ("AVX2", "avx2"),
-    "portable": ("SSE41", "default"),
+    "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "ATEN_CPU_CAPABILITY": "avx512"},
+    "avx2": {
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    },
+    "portable": {
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_CBWR": "COMPATIBLE",
+    },
 }
 TORCH, FLOAT32, VLLM = "torch", "torch float32", "vllm"
 """The dense contestants."""
@@ -51,7 +62,7 @@ class Row:
     """One comparison; times are medians in microseconds, `ratio` is the bfloat16 peer / ours.
 
     Attributes:
-        float32_us: a dense float32 weight, whose product (MKL's) knows no such limit on every CPU.
+        float32_us: a dense float32 weight, whose product is MKL's.
         vllm_us: vLLM's dense bfloat16 layer; None where oneDNN has no primitive for it.
         fastest: the dense contestant with the least time, `torch`, `torch float32` or `vllm`.
         fastest_ratio: its time / ours.
@@ -123,19 +134,17 @@ def measure(shape: tuple[int, int], tokens: list[int], pattern: str) -> list[Row
     return rows
 
 
+def limited(isa: str) -> dict[str, str]:
+    """The environment of a process whose peers and kernels are held to `isa`."""
+    every = {name for limits in LIMITS.values() for name in limits}
+    own = {name: value for name, value in os.environ.items() if name not in every}
+    return {**own, **LIMITS[isa], "PERMLLM_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
+
+
 def run_limited(isa: str, arguments: list[str]) -> list[Row]:
     """Measures in a fresh process whose peers and kernels are held to `isa`."""
-    onednn, aten = LIMITS[isa]
-    limits = {
-        "PERMLLM_CPU_ISA": isa,
-        "ONEDNN_MAX_CPU_ISA": onednn,
-        "ATEN_CPU_CAPABILITY": aten,
-        "OMP_NUM_THREADS": "1",
-    }
     command = [sys.executable, "-m", "benchmarks.instruction_sets", "--here", *arguments]
-    found = subprocess.run(
-        command, env={**os.environ, **limits}, stdout=subprocess.PIPE, text=True, check=True
-    )
+    found = subprocess.run(command, env=limited(isa), stdout=subprocess.PIPE, text=True, check=True)
     return [Row(**row) for row in json.loads(found.stdout.splitlines()[-1])]
 
 
@@ -197,8 +206,11 @@ def main() -> None:
     rows = [row for isa in arguments.isa for row in run_limited(isa, passed)]
     console.print(table(rows))
     if arguments.json:
-        load = round(os.getloadavg()[1], 1)
-        write_json(arguments.json, {"load_average": load, "rows": [asdict(row) for row in rows]})
+        facts = {
+            "load_average": round(os.getloadavg()[1], 1),
+            "limits": {isa: LIMITS[isa] for isa in arguments.isa},
+        }
+        write_json(arguments.json, {**facts, "rows": [asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

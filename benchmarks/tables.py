@@ -96,7 +96,8 @@ def accuracy(result: Result, patterns: Sequence[str]) -> str:
     for (method, pattern, values), seeds in kept.items():
         cells = [_method(method, seeds[0].get("servable", True))]
         if values == "int8":
-            cells[0] += ", int8 values"
+            served = all(row.get("evaluated") == "kernels" for row in seeds)
+            cells[0] += ", int8 values, " + ("as served" if served else "weights alone")
         if len(patterns) > 1:
             cells.append(pattern or "")
         cells += [_perplexities(seeds, domain) for domain in domains]

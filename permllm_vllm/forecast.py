@@ -2,7 +2,7 @@
 
 Imports no kernel, no torch and no vLLM: `permllm-offline plan` calls it before any work. A
 measurement is a result of `python -m benchmarks.kernels --device cpu --json FILE`; the package
-carries one per instruction set, in permllm_vllm/measured.
+carries one per instruction set and pattern, in permllm_vllm/measured.
 """
 
 from __future__ import annotations
@@ -42,32 +42,42 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Times of dense and sparse layers on one machine, for both value dtypes."""
+    """Times of dense and sparse layers of one pattern on one machine, for both value dtypes."""
 
     source: str
+    pattern: str
     times: dict[str, dict[tuple[int, int], dict[int, tuple[float, float]]]]
 
     @classmethod
-    def read(cls, path: Path | str) -> Measurement:
-        """Reads a result of `benchmarks.kernels`, of one thread and the pattern 2:4.
+    def read(cls, path: Path | str, pattern: str) -> Measurement:
+        """Reads the rows of one thread of a result of `benchmarks.kernels`.
+
+        Where none has this pattern, those of another: `pattern` of the measurement says which.
 
         Raises:
-            ValueError: the file holds no such rows.
+            ValueError: the file holds no rows of one thread.
         """
         result = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows = [
+            row
+            for row in result.get("rows", [])
+            if row["threads"] == 1 and row["peer_values"] == "bfloat16"
+        ]
+        if not rows:
+            raise ValueError(
+                f"{path} holds no rows of one thread: write it with "
+                "python -m benchmarks.kernels --device cpu --threads 1 --json FILE"
+            )
+        patterns = [row["pattern"] for row in rows]
+        found = pattern if pattern in patterns else patterns[0]
         times: dict[str, dict[tuple[int, int], dict[int, tuple[float, float]]]] = {}
-        for row in result.get("rows", []):
-            if row["threads"] != 1 or row["pattern"] != "2:4" or row["peer_values"] != "bfloat16":
+        for row in rows:
+            if row["pattern"] != found:
                 continue
             shape = times.setdefault(row["value_dtype"], {}).setdefault((row["n"], row["k"]), {})
             dense, _ = shape.get(row["m"], (math.inf, 0.0))
             shape[row["m"]] = min(dense, row["peer_us"]), row["ours_us"]
-        if not times:
-            raise ValueError(
-                f"{path} holds no rows of one thread and the pattern 2:4: write it with "
-                "python -m benchmarks.kernels --device cpu --threads 1 --json FILE"
-            )
-        return cls(f"{result['machine']['cpu']}, {result['date']}", times)
+        return cls(f"{result['machine']['cpu']}, {result['date']}", found, times)
 
     def forecast(self, n: int, k: int, m: int, value_dtype: str) -> Forecast | None:
         """What to expect of a layer of `n` outputs and `k` inputs with `m` tokens.
@@ -99,19 +109,23 @@ class Measurement:
         return Forecast(dense, sparse, dense / sparse, inside, self.source)
 
 
-def forecast(n: int, k: int, m: int, value_dtype: str) -> Forecast | None:
-    """What to expect on this machine's instruction set; see `Measurement.forecast`.
+def forecast(n: int, k: int, m: int, value_dtype: str, pattern: str) -> Forecast | None:
+    """What to expect on this machine's instruction set; see `packaged`, `Measurement.forecast`.
 
     None where no measurement of it is packaged: `python -m benchmarks.kernels` makes one.
     """
-    measurement = packaged(instruction_set())
+    measurement = packaged(instruction_set(), pattern)
     return None if measurement is None else measurement.forecast(n, k, m, value_dtype)
 
 
-def packaged(isa: str) -> Measurement | None:
-    """The measurement of an instruction set that this package carries, or None."""
-    file = _MEASURED / f"{isa}.json"
-    return Measurement.read(file) if file.exists() else None
+def packaged(isa: str, pattern: str) -> Measurement | None:
+    """The measurement of an instruction set that this package carries, or None.
+
+    Where there is none of this pattern, that of another: its `pattern` says which.
+    """
+    wanted = _MEASURED / f"{isa}-{pattern.replace(':', 'to')}.json"
+    found = [file for file in (wanted, *sorted(_MEASURED.glob(f"{isa}-*.json"))) if file.exists()]
+    return Measurement.read(found[0], pattern) if found else None
 
 
 def instruction_set(cpuinfo: Path = _CPUINFO) -> str:

@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.models import smollm2
 from benchmarks.pruning.commands import permllm_offline
+from benchmarks.pruning.int8_checkpoint import write_int8
 from benchmarks.records.machine import comparable, machine, revision, versions
 from benchmarks.texts import sotu
 
@@ -39,6 +40,9 @@ class Times:
 class Checkpoints:
     """Bakes what the folder lacks, each in a process of its own, as a user does.
 
+    Where the folder has the bfloat16 values of a checkpoint, int8 ones are rounded from them, which
+    gives the same: nothing is learned again, and what a prune takes is not known.
+
     What a checkpoint took is kept beside it, with machine, versions, commit and options.
 
     Args:
@@ -56,16 +60,23 @@ class Checkpoints:
         It is not known where the record is missing or of an older form, nor where the checkpoint
         was made on another machine, with other versions or with other options.
         """
-        checkpoint = self._directory / "_".join(map(str, key)).translate(str.maketrans("/:", "--"))
+        checkpoint = self._path(key)
         record = checkpoint.with_name(f"{checkpoint.name}.times.json")
         if not checkpoint.exists():
             self._directory.mkdir(parents=True, exist_ok=True)
+            pruned = self._path((*key[:-1], "bfloat16"))
+            if key[-1] == "int8" and pruned.exists():
+                write_int8(pruned, checkpoint)
+                return checkpoint, None
             start, made_with = (time.perf_counter(), processor_time()), revision()
             self._bake(key, checkpoint)
             times = asdict(times_since(*start))
             found = {**self._conditions(), "commit": made_with, "times": times}
             record.write_text(json.dumps(found) + "\n", encoding="utf-8")
         return checkpoint, self._known(record)
+
+    def _path(self, key: Key) -> Path:
+        return self._directory / "_".join(map(str, key)).translate(str.maketrans("/:", "--"))
 
     def _known(self, record: Path) -> Times | None:
         if not record.exists():

@@ -81,8 +81,8 @@ def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) ->
         with work.measured("output-errors"):
             return output_errors(model, family, held_out, dense_outputs)
 
-    own = _own_text(recipe, prepared, model, work)
-    calibrated = _calibrate(recipe, prepared, model, own, work)
+    own = own_text(recipe, prepared, model, work)
+    calibrated = calibrate(recipe, prepared, model, own, work)
     decisions, learned = _decide(calibrated)
     unpermuted = _unpermuted(calibrated)
     weights = _prune_weights(calibrated, decisions, measured_errors)
@@ -107,9 +107,13 @@ def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) ->
     return PrunedModel(model, decisions, report, [layer.scales for layer in rounded] or None, own)
 
 
-def _calibrate(
+def calibrate(
     recipe: Recipe, prepared: Prepared, model: Any, own: Tensor | None, work: Work
 ) -> Calibrated:
+    """Measure on the dense model what the recipe needs: `Calibrated`, without what it does not.
+
+    ``own`` is the model's own text, int64 [windows, sequence_length], or None.
+    """
     method, plan = recipe.parsed_method(), prepared.plan
     importance = IMPORTANCES[method.importance]
     hidden_states = (
@@ -149,7 +153,7 @@ def _calibrate(
     )
 
 
-def _own_text(recipe: Recipe, prepared: Prepared, model: Any, work: Work) -> Tensor | None:
+def own_text(recipe: Recipe, prepared: Prepared, model: Any, work: Work) -> Tensor | None:
     """Windows that the dense model writes itself, for those of the data set: where it distils."""
     count = recipe.distillation.self_windows
     distils = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].model is not None

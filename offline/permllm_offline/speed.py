@@ -26,10 +26,14 @@ class ShapeSpeed:
 
 @dataclass(frozen=True)
 class Speed:
-    """Forecasts for the pruned matrices of a model; without any, ``reason`` says why."""
+    """Forecasts for the pruned matrices of a model; without any, ``reason`` says why.
+
+    ``pattern`` is what was measured: another than the model's where that has no record.
+    """
 
     source: str
     shapes: Sequence[ShapeSpeed]
+    pattern: str = ""
     reason: str = ""
 
     def whole(self) -> dict[int, float]:
@@ -48,30 +52,31 @@ class Speed:
 
 
 def expected_speed(
-    shapes: Sequence[ServedShape], value_dtype: str, measured: Path | None = None
+    shapes: Sequence[ServedShape], pattern: str, value_dtype: str, measured: Path | None = None
 ) -> Speed:
     """Forecast the pruned matrices of a model on one thread of this machine.
 
     Args:
         shapes: the matrices as an engine multiplies them.
+        pattern: of the kept values; where it was not measured, ``Speed.pattern`` is another.
         value_dtype: of the kept values.
         measured: a result of ``benchmarks.kernels``; without it, the one that the package carries
-            for this CPU's instruction set.
+            for this CPU's instruction set and the pattern.
 
     Raises:
         OfflineError: ``measured`` holds no usable rows.
     """
     if measured is not None:
         try:
-            measurement = Measurement.read(measured)
+            measurement = Measurement.read(measured, pattern)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise OfflineError(f"{measured} is no result of {BENCHMARK}: {error}") from error
     else:
         isa = forecast.instruction_set()
-        packaged = forecast.packaged(isa)
+        packaged = forecast.packaged(isa, pattern)
         if packaged is None:
             found = f"of {isa} is" if isa else "fits this CPU and is"
-            return Speed("", [], f"no measurement {found} packaged: {_remedy()}")
+            return Speed("", [], reason=f"no measurement {found} packaged: {_remedy()}")
         measurement = packaged
     speeds = []
     for shape in shapes:
@@ -79,9 +84,9 @@ def expected_speed(
         known = {m: one for m, one in forecasts.items() if one is not None}
         if len(known) < len(TOKENS):
             reason = f"{measurement.source} measured no {value_dtype} values: {_remedy()}"
-            return Speed(measurement.source, [], reason)
+            return Speed(measurement.source, [], measurement.pattern, reason)
         speeds.append(ShapeSpeed(shape, known))
-    return Speed(measurement.source, speeds)
+    return Speed(measurement.source, speeds, measurement.pattern)
 
 
 def _remedy() -> str:

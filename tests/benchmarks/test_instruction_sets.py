@@ -1,11 +1,17 @@
 """What lesser instruction sets are held against."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 from benchmarks import instruction_sets
 from benchmarks.cpu import contestants
-from benchmarks.instruction_sets import FLOAT32, TORCH, VLLM, measure, table
+from benchmarks.instruction_sets import FLOAT32, LIMITS, TORCH, VLLM, limited, measure, table
 
 
 @pytest.mark.parametrize("has_vllm", [False, True])
@@ -33,3 +39,35 @@ def test_the_ratio_that_counts_is_to_the_fastest_dense_contestant(
         assert (row.vllm_us is not None) is has_vllm
     last = list(table(rows).columns[-1].cells)
     assert last == [f"{best / 4:.2f}x", f"{best / 2:.2f}x"]
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="PyTorch is built without MKL")
+def test_portable_holds_the_float32_product_of_mkl_to_sse2(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MKL_VERBOSE", "1")
+    code = "import torch; torch.nn.functional.linear(torch.ones(64, 256), torch.ones(256, 256))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=limited("portable"), capture_output=True, text=True)
+    products = [line for line in done.stdout.splitlines() if "SGEMM(" in line]
+    assert products, done.stderr
+    assert all("CNR:COMPATIBLE" in line for line in products)
+
+
+def test_a_limit_of_the_caller_holds_no_other_instruction_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    assert "MKL_CBWR" not in limited("avx2")
+    assert limited("avx2")["MKL_ENABLE_INSTRUCTIONS"] == "AVX2"
+
+
+def test_the_result_says_what_held_the_peers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_limited(isa: str, _: list[str]) -> list[Any]:
+        return []
+
+    file = tmp_path / "result.json"
+    monkeypatch.setattr(instruction_sets, "run_limited", run_limited)
+    monkeypatch.setattr(sys, "argv", ["", "--isa", "portable", "--json", str(file)])
+    instruction_sets.main()
+    assert json.loads(file.read_text())["limits"] == {"portable": LIMITS["portable"]}

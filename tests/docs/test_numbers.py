@@ -256,9 +256,12 @@ def test_accuracy_of_int8_values_and_of_texts_that_came_later() -> None:
     more["perplexity"]["manual"], more["ratio"]["manual"] = 50, 5
     table = tables.VIEWS["accuracy-2:4"]({"rows": [more, old]}).splitlines()
     assert table[0] == "| method | in domain | novels | manual | seeds | processor minutes |"
-    assert table[2].startswith("| `wanda+cp` (in blocks), int8 values | 20.0 (2.00x) | ")
+    name = "| `wanda+cp` (in blocks), int8 values"
+    assert table[2].startswith(f"{name}, weights alone | 20.0 (2.00x) | ")
     assert table[2].endswith("| 50.0 (5.00x) | 1 | 1.5 |")
     assert table[3].endswith("|  | 1 |  |")
+    served = tables.VIEWS["accuracy-2:4"]({"rows": [more | {"evaluated": "kernels"}]})
+    assert f"{name}, as served | 20.0" in served
 
 
 def test_a_study_shows_every_cell_but_the_refused_ones() -> None:

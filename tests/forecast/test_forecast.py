@@ -1,12 +1,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from permllm_vllm.forecast import Measurement, instruction_set, packaged
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+PACKAGED = {"2:4": "kernels-cpu-zen4.json", "4:8": "kernels-cpu-zen4-4to8.json"}
 
 
 def row(n, k, m, peer_us, ours_us, **changes):
@@ -26,7 +30,7 @@ def measurement(tmp_path):
     rows += [row(1024, 1024, 1, 100.0, 20.0, value_dtype="int8")]
     file = tmp_path / "result.json"
     file.write_text(json.dumps({"date": "2026-01-02", "machine": {"cpu": "A chip"}, "rows": rows}))
-    return Measurement.read(file)
+    return Measurement.read(file, "2:4")
 
 
 def test_what_was_measured_comes_back(measurement):
@@ -48,7 +52,7 @@ def test_between_shapes_and_tokens(measurement):
 @given(st.integers(8, 1 << 16), st.integers(8, 1 << 16), st.integers(1, 5000))
 def test_ratios_stay_between_the_measured_ones(n, k, m):
     times = {"bfloat16": {(64, 64): {1: (3.0, 1.0), 64: (9.0, 8.0)}, (999, 7): {16: (5.0, 4.0)}}}
-    found = Measurement("", times).forecast(n, k, m, "bfloat16")
+    found = Measurement("", "2:4", times).forecast(n, k, m, "bfloat16")
     assert 9 / 8 - 1e-9 <= found.ratio <= 3 + 1e-9
     assert found.ratio == pytest.approx(found.dense_us / found.sparse_us)
 
@@ -67,17 +71,48 @@ def test_more_tokens_than_measured_take_proportionally_longer(measurement):
 
 def test_nothing_is_made_up(measurement, tmp_path):
     assert measurement.forecast(1024, 1024, 1, "float16") is None
-    assert packaged("abacus") is None
+    assert packaged("abacus", "2:4") is None
     file = tmp_path / "other.json"
     file.write_text(json.dumps({"rows": [row(8, 8, 1, 1.0, 1.0, threads=2)]}))
     with pytest.raises(ValueError, match=r"other\.json holds no rows of one thread"):
-        Measurement.read(file)
+        Measurement.read(file, "2:4")
 
 
-def test_packaged_measurement_is_read():
-    measured = packaged("avx512_bf16")
-    assert measured is not None
-    assert measured.forecast(4096, 4096, 1, "bfloat16").ratio > 1
+def test_each_pattern_has_its_own_times(tmp_path):
+    rows = [row(64, 64, 1, 9.0, 3.0), row(64, 64, 1, 8.0, 4.0, pattern="4:8")]
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps({"date": "2026-01-02", "machine": {"cpu": "A chip"}, "rows": rows}))
+    for pattern, ratio in (("2:4", 3), ("4:8", 2)):
+        found = Measurement.read(file, pattern)
+        assert found.pattern == pattern
+        assert found.forecast(64, 64, 1, "bfloat16").ratio == pytest.approx(ratio)
+
+
+def test_a_pattern_without_rows_has_those_of_another_which_says_so(tmp_path):
+    file = tmp_path / "result.json"
+    rows = [row(64, 64, 1, 9.0, 3.0)]
+    file.write_text(json.dumps({"date": "2026-01-02", "machine": {"cpu": "A chip"}, "rows": rows}))
+    found = Measurement.read(file, "4:8")
+    assert found.pattern == "2:4"
+    assert found.forecast(64, 64, 1, "bfloat16").ratio == pytest.approx(3)
+
+
+@pytest.mark.parametrize("pattern", PACKAGED)
+@pytest.mark.parametrize("values", ["bfloat16", "int8"])
+def test_what_is_packaged_is_the_record_of_the_pattern(pattern, values):
+    measured = packaged("avx512_bf16", pattern)
+    assert measured.pattern == pattern
+    record = json.loads((RESULTS / PACKAGED[pattern]).read_text())
+    for m in (1, 64):
+        ratios = [
+            found["peer_us"] / found["ours_us"]
+            for found in record["rows"]
+            if (found["n"], found["k"], found["m"]) == (12288, 4096, m)
+            and (found["value_dtype"], found["peer_values"]) == (values, "bfloat16")
+        ]
+        assert len(ratios) == 2
+        found = measured.forecast(12288, 4096, m, values)
+        assert found.ratio == pytest.approx(min(ratios), rel=1e-3)
 
 
 def test_instruction_set_of_a_processor(tmp_path):

@@ -12,14 +12,14 @@ from permllm_vllm import forecast
 SHAPES = [ServedShape("o_proj", 100, 50, 3), ServedShape("down_proj", 10, 20, 1)]
 
 
-def write_measurement(path: Path, value_dtype: str = "bfloat16") -> Path:
+def write_measurement(path: Path, value_dtype: str = "bfloat16", pattern: str = "2:4") -> Path:
     """Dense takes 4 times as long as sparse at (100, 50), and twice as long at (10, 20)."""
     rows = [
         {
             "n": n,
             "k": k,
             "m": m,
-            "pattern": "2:4",
+            "pattern": pattern,
             "value_dtype": value_dtype,
             "threads": 1,
             "peer_values": "bfloat16",
@@ -35,8 +35,8 @@ def write_measurement(path: Path, value_dtype: str = "bfloat16") -> Path:
 
 
 def test_measured_shapes_are_forecast_as_they_were_measured(tmp_path: Path) -> None:
-    speed = expected_speed(SHAPES, "bfloat16", write_measurement(tmp_path / "m.json"))
-    assert (speed.source, speed.reason) == ("a CPU, 2026-01-02", "")
+    speed = expected_speed(SHAPES, "2:4", "bfloat16", write_measurement(tmp_path / "m.json"))
+    assert (speed.source, speed.pattern, speed.reason) == ("a CPU, 2026-01-02", "2:4", "")
     for one, ratio in zip(speed.shapes, (4, 2), strict=True):
         for m in TOKENS:
             assert one.forecasts[m].ratio == pytest.approx(ratio, rel=1e-3)
@@ -45,7 +45,7 @@ def test_measured_shapes_are_forecast_as_they_were_measured(tmp_path: Path) -> N
 
 
 def test_a_dtype_that_was_not_measured_says_so(tmp_path: Path) -> None:
-    speed = expected_speed(SHAPES, "int8", write_measurement(tmp_path / "m.json"))
+    speed = expected_speed(SHAPES, "2:4", "int8", write_measurement(tmp_path / "m.json"))
     assert not speed.shapes
     assert speed.whole() == {}
     assert "measured no int8 values" in speed.reason
@@ -55,7 +55,7 @@ def test_a_dtype_that_was_not_measured_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("isa", ["", "amx_of_the_future"])
 def test_a_cpu_without_a_measurement_says_so(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forecast, "instruction_set", lambda: isa)
-    speed = expected_speed(SHAPES, "bfloat16")
+    speed = expected_speed(SHAPES, "2:4", "bfloat16")
     assert not speed.shapes
     assert re.search(rf"no measurement .*{isa}.* is packaged: measure this machine", speed.reason)
     assert "python -m benchmarks.kernels --device cpu" in speed.reason
@@ -75,6 +75,31 @@ def test_the_command_shows_and_writes_the_forecast(
     assert set(speed["whole"]) == {str(m) for m in TOKENS}
     assert all(2 < ratio < 4 for ratio in speed["whole"].values())
     assert len(speed["shapes"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("measured", "title"),
+    [("4:8", "speed of 4:8, x the"), ("2:4", "speed of 2:4 (4:8 was not measured), x the")],
+)
+def test_the_title_says_which_pattern_was_measured(
+    measured: str,
+    title: str,
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = write_measurement(tmp_path / "m.json", pattern=measured)
+    options = ("--values", "bfloat16", "--pattern", "4:8", "--measured", str(file))
+    assert main(["plan", str(tiny_model_directory), *options]) == 0
+    assert title in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+def test_a_packaged_measurement_is_that_of_the_pattern(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecast, "instruction_set", lambda: "avx512_bf16")
+    assert expected_speed(SHAPES, pattern, "int8").pattern == pattern
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "{", '{"rows": [{"n": 1}]}'])

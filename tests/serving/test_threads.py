@@ -1,7 +1,8 @@
-"""The kernels run on torch's threads in the process of a worker, as in plain Python.
+"""The kernels run on torch's threads in a process that serves with vLLM, as in plain Python.
 
-Other packages bring OpenMP runtimes of their own, which may be mapped there and stay idle: what is
-promised is that this library has none, and that its calls start no thread.
+The process is that of the engine, which runs its one worker itself. Other packages bring OpenMP
+runtimes of their own, which may be mapped there and stay idle: what is promised is that this
+library brings none, and that its calls start no thread.
 """
 
 import os
@@ -23,6 +24,10 @@ pytestmark = pytest.mark.serving
 THREADS = 2
 OPENMP = re.compile(rb"GOMP_|omp_get_|__kmpc_|lib[gi]?omp")
 """In a library's table of names, where it needs an OpenMP runtime."""
+RUNTIME = re.compile(r"/lib[gi]?omp[^/]*\.so")
+"""In the path of an OpenMP runtime."""
+OTHERS = {"scikit_learn.libs", "sentencepiece.libs"}
+"""Folders of the runtimes that other packages bring to what vLLM and Transformers import."""
 
 
 class Look(NamedTuple):
@@ -55,10 +60,13 @@ def threads() -> set[str]:
     return set(os.listdir("/proc/self/task"))
 
 
-def test_a_worker_runs_no_openmp_runtime_but_torch_s(engines: Engines, tiny: Twins) -> None:
+def test_an_engine_runs_no_openmp_runtime_but_torch_s(engines: Engines, tiny: Twins) -> None:
     assert engines.run(tiny.sparse, PROMPTS, dtype="bfloat16").backends == {"cpu bfloat16": 8}
     found = engines.call(look)
     (library,) = {file for file in found.files if file.endswith("permllm_vllm/_C.so")}
     assert OPENMP.search(Path(library).read_bytes()) is None
+    runtimes = {Path(file).parent for file in found.files if RUNTIME.search(file)}
+    torch_s = Path(torch.__file__).parent / "lib"
+    assert {folder for folder in runtimes if folder.name not in OTHERS} == {torch_s}
     assert found.dense > found.first
     assert found.sparse <= found.dense

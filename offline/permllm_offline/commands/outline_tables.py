@@ -45,11 +45,15 @@ def outline_table(found: Outline) -> Table:
     return table
 
 
-def speed_table(speed: Speed) -> RenderableType:
-    """Show how much faster each matrix may become, or why nobody knows."""
+def speed_table(speed: Speed, pattern: str) -> RenderableType:
+    """Show how much faster each matrix may become, or why nobody knows.
+
+    The title says where another pattern than the model's was measured.
+    """
     if not speed.shapes:
         return Text(f"speed: {speed.reason}")
-    title = f"expected speed, x the faster dense bfloat16, one thread, from {speed.source}"
+    of = pattern if speed.pattern == pattern else f"{speed.pattern} ({pattern} was not measured)"
+    title = f"expected speed of {of}, x the faster dense bfloat16, one thread, from {speed.source}"
     table = Table(title=Text(title), show_footer=True, caption="~ extrapolated")
     table.add_column("linears", footer="all pruned linears")
     table.add_column("N x K", justify="right")

@@ -91,8 +91,8 @@ def run(options: argparse.Namespace) -> None:
         parse_dtype(values)
     found = outline(stored, recipe.parsed_pattern(), recipe.block_size, values, permuted=permuted)
     if values in MEASURED_VALUES or options.measured is not None:
-        speed = expected_speed(found.shapes, values, options.measured)
+        speed = expected_speed(found.shapes, found.pattern, values, options.measured)
     else:
-        speed = Speed("", [], f"not measured for {values} values")
-    show(outline_table(found), speed_table(speed))
+        speed = Speed("", [], reason=f"not measured for {values} values")
+    show(outline_table(found), speed_table(speed, found.pattern))
     write_json(options.json, found.to_dict() | {"speed": speed.to_dict()})

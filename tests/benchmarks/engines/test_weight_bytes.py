@@ -8,18 +8,24 @@ from benchmarks.models import LLAMA_SHAPES
 
 
 @pytest.mark.parametrize(
-    ("name", "linears", "head", "ratios"),
+    ("name", "linears", "rows", "head", "ratios"),
     [
-        ("tinyllama", 968.9e6, 65.5e6, (1.69, 2.81, 15.78)),
-        ("llama-3.2-1b", 973.1e6, 262.7e6, (1.53, 2.18, 4.70)),
-        ("llama-2-7b", 6476.0e6, 131.1e6, (1.75, 3.07, 50.41)),
+        ("tinyllama", 968.9e6, 22 * 17920, 65.5e6, (1.69, 2.80, 15.78)),
+        ("llama-3.2-1b", 973.1e6, 16 * 23552, 262.7e6, (1.53, 2.17, 4.70)),
+        ("llama-2-7b", 6476.0e6, 32 * 42496, 131.1e6, (1.75, 3.06, 50.41)),
     ],
 )
-def test_known_models(name: str, linears: float, head: float, ratios: tuple[float, ...]) -> None:
-    """Llama-2-7B has 6738.4e6 weights, of which the embedding is as large as the head."""
+def test_known_models(
+    name: str, linears: float, rows: int, head: float, ratios: tuple[float, ...]
+) -> None:
+    """Llama-2-7B has 6738.4e6 weights, of which the embedding is as large as the head.
+
+    A row of int8 values has a scale and a sum, of 4 bytes each.
+    """
     weights = decoded_weights(LLAMA_SHAPES[name])
     assert (weights.linears, weights.head) == pytest.approx((linears, head), rel=1e-3)
-    found = [weights.byte_ratio(share) for share in (9 / 16, 5 / 16, 0)]
+    int8 = 5 / 16 + 8 * rows / (2 * linears)
+    found = [weights.byte_ratio(share) for share in (9 / 16, int8, 0)]
     assert found == pytest.approx(ratios, abs=0.005)
     assert weights.byte_ratio(1) == 1
 

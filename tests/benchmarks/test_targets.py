@@ -1,0 +1,133 @@
+"""The committed records reach what the kernels are to reach."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+TOKENS = (1, 4, 16, 64, 256)
+SHAPES = {(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)}
+"""Outputs and inputs of the fused linear layers of Llama-2-7B."""
+LEAST = {
+    "avx512_bf16": {"bfloat16": (2.4, 1.4, 1.0, 0.97, 0.97), "int8": (3.5, 2.2, 1.8, 1.8, 1.8)},
+    "amx": {"bfloat16": (2.2, 2.2, 2.0, 1.9, 1.7), "int8": (3.8, 3.6, 3.4, 2.5, 2.2)},
+}
+"""Times as fast as the fastest dense bfloat16 peer on one thread, at `TOKENS`."""
+NO_SLOWER = 0.97
+PACKING_SLACK = 1 << 20
+"""Bytes beside a layer and its packed blocks; the first layer of a process loads code too."""
+
+Record = Mapping[str, Any]
+
+
+def record(file: Path) -> Record:
+    return json.loads(file.read_text())
+
+
+def one_thread(pattern: str) -> list[Any]:
+    """Records that match, of which no row has more threads."""
+    files = sorted(RESULTS.glob(pattern))
+    return [
+        pytest.param(file, id=file.stem)
+        for file in files
+        if all(row["threads"] == 1 for row in record(file)["rows"])
+    ]
+
+
+def speedups(found: Record) -> dict[tuple[Any, ...], float]:
+    """Dense time over sparse by pattern, shape, values and tokens; the fastest bfloat16 peer's."""
+    ratios: dict[tuple[Any, ...], float] = {}
+    for row in found["rows"]:
+        if row["peer_values"] == "bfloat16":
+            key = row["pattern"], (row["n"], row["k"]), row["value_dtype"], row["m"]
+            ratio = row["peer_us"] / row["ours_us"]
+            ratios[key] = min(ratio, ratios.get(key, ratio))
+    return ratios
+
+
+def short_of(found: Record) -> list[Any]:
+    """Keys of `speedups` that are below their target, or that the record should have and lacks."""
+    ratios = speedups(found)
+    return [
+        (pattern, shape, values, m)
+        for pattern in {pattern for pattern, *_ in ratios}
+        for shape in SHAPES
+        for values, targets in LEAST.get(found["isa"], {}).items()
+        for m, least in zip(TOKENS, targets, strict=True)
+        if not ratios.get((pattern, shape, values, m), 0.0) >= least
+    ]
+
+
+def other_peers(row: Mapping[str, Any], limits: Mapping[str, str]) -> Iterator[float]:
+    """Times of the dense contestants that are held to a row's instruction set.
+
+    MKL's float32 product of a `portable` row is one where the record says that MKL was told.
+    """
+    yield row["peer_us"]
+    if row["vllm_us"] is not None:
+        yield row["vllm_us"]
+    if row["isa"] != "portable" or "MKL_CBWR" in limits:
+        yield row["float32_us"]
+
+
+def test_there_is_a_record_of_each_pattern() -> None:
+    files = [record(file.values[0]) for file in one_thread("kernels-cpu-*.json")]
+    avx512 = [found for found in files if found["isa"] == "avx512_bf16"]
+    assert {row["pattern"] for found in avx512 for row in found["rows"]} == {"2:4", "4:8"}
+
+
+@pytest.mark.parametrize("file", one_thread("kernels-cpu-*.json"))
+def test_kernels_are_as_fast_as_they_are_to_be(file: Path) -> None:
+    assert not short_of(record(file))
+
+
+@pytest.mark.parametrize("file", one_thread("kernels-cpu-*.json"))
+def test_no_kernel_is_slower_than_dense(file: Path) -> None:
+    ratios = speedups(record(file))
+    assert {key: ratio for key, ratio in ratios.items() if ratio < NO_SLOWER} == {}
+
+
+@pytest.mark.parametrize("file", one_thread("instruction-sets-*.json"))
+def test_no_instruction_set_is_slower_than_dense_held_to_it(file: Path) -> None:
+    found = record(file)
+    slower = []
+    for row in found["rows"]:
+        limits = found.get("limits", {}).get(row["isa"], {})
+        if min(other_peers(row, limits)) / row["ours_us"] < NO_SLOWER:
+            slower.append((row["isa"], row["value_dtype"], row["m"]))
+    assert not slower
+
+
+@pytest.mark.parametrize(
+    ("change", "missed"),
+    [
+        ({}, []),
+        ({"ours_us": 101.0}, [("2:4", (4096, 4096), "int8", 1)]),
+        ({"threads": 1, "m": 2}, [("2:4", (4096, 4096), "int8", 1)]),
+        ({"peer_values": "int8"}, [("2:4", (4096, 4096), "int8", 1)]),
+    ],
+)
+def test_a_row_below_its_target_is_found(change: Mapping[str, Any], missed: list[Any]) -> None:
+    rows = [
+        {
+            "pattern": "2:4", "n": n, "k": k, "m": m, "value_dtype": values,
+            "peer_values": "bfloat16", "peer_us": 350.0, "ours_us": 100.0,
+        }
+        for n, k in SHAPES for values in ("bfloat16", "int8") for m in TOKENS
+    ]  # fmt: skip
+    place = {"n": 4096, "k": 4096, "value_dtype": "int8", "m": 1}
+    (number,) = (i for i, row in enumerate(rows) if place.items() <= row.items())
+    rows[number] = {**rows[number], **change}
+    assert short_of({"isa": "avx512_bf16", "rows": rows}) == missed
+
+
+@pytest.mark.parametrize(
+    "file", [pytest.param(file, id=file.stem) for file in RESULTS.glob("packing-*.json")]
+)
+def test_packing_needs_no_more_than_the_layer_and_its_packed_blocks(file: Path) -> None:
+    for row in record(file)["rows"]:
+        expected = row["tensor_bytes"] + row["packed_bytes"]
+        assert row["peak_bytes"] == pytest.approx(expected, abs=PACKING_SLACK)
