@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 HERE = Path(__file__).parent
@@ -17,6 +18,7 @@ COMPILE = ["g++", "-std=c++20", "-O2", "-Wall", "-Wextra"]
 INSTRUCTION_SETS = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vbmi2"}
 
 KERNELS = ("amx_few", "amx_many", "amx_int8_few", "amx_int8_many")
+AROUND_KERNELS = ("pack", "linear", "isa", "scratch", "huge_pages")
 TAIL_BYTES = 128
 PAGE = 4096
 NAN = 0x7FC0
@@ -74,9 +76,11 @@ def compile_emulation(path: Path, flags: Sequence[str] = ()) -> Path:
     """Builds the library at `path`."""
     sources = [
         HERE / "emulation.cpp",
-        *(CPU / f"{name}.cpp" for name in (*KERNELS, "scratch", "huge_pages")),
+        HERE / "operators.cpp",
+        *(CPU / f"{name}.cpp" for name in (*KERNELS, *AROUND_KERNELS)),
     ]
-    options = ["-shared", "-fPIC", "-pthread", "-DPERMLLM_EMULATE_AMX", f"-I{CPU}", f"-I{HERE}"]
+    options = ["-shared", "-fPIC", "-pthread", "-DPERMLLM_EMULATE_AMX", "-DPERMLLM_AMX"]
+    options += [f"-I{CPU}", f"-I{HERE}", "-isystem", str(Path(torch.__file__).parent / "include")]
     subprocess.run([*COMPILE, *options, *flags, *map(str, sources), "-o", str(path)], check=True)
     return path
 
