@@ -37,7 +37,8 @@ struct alignas(64) Block {
   Value values[Rows][kBlockValues];
 };
 
-constexpr int kAmxRows = 16;    // 1152 bytes, int8 640: one tile of 16 rows
+// Part of the format, not tuned: a tile has 16 rows, and 8 rows of masks are a cache line.
+constexpr int kAmxRows = 16;    // 1152 bytes, int8 640
 constexpr int kAvx512Rows = 8;  // 576 bytes, int8 320
 constexpr int kPortableRows = 8;
 
