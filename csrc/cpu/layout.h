@@ -42,6 +42,10 @@ constexpr int kAmxRows = 16;    // 1152 bytes, int8 640
 constexpr int kAvx512Rows = 8;  // 576 bytes, int8 320
 constexpr int kPortableRows = 8;
 
+// Row groups that the AMX kernels multiply side by side: as many as the tile registers hold sums
+// of. Threads share out such pairs, when a weight is packed and when it is multiplied.
+constexpr int kAmxGroups = 2;
+
 // What the values are. The numbers are part of the metadata.
 enum class ValueType : int64_t { kBfloat16 = 0, kInt8 = 1 };
 

@@ -51,6 +51,11 @@ class Emulation:
         self.library.run.argtypes = [
             ctypes.c_bool, pointer, number, number, pointer, number, number, *[pointer] * 3,
         ]  # fmt: skip
+        self.library.reads_of_many.argtypes = [*[number] * 5, pointer]
+        self.library.reads_of_many.restype = number
+        self.library.reads_of_few.argtypes = [number, number, number, pointer]
+        self.library.reads_of_few.restype = number
+        self.library.count_regions.restype = number
         self.library.set_slow_page.argtypes = [pointer]
         self.library.take_violation.restype = ctypes.c_char_p
         self.library.take_multiply_adds.restype = number
@@ -75,8 +80,7 @@ def emulation_at(path: Path) -> Emulation:
 def compile_emulation(path: Path, flags: Sequence[str] = ()) -> Path:
     """Builds the library at `path`."""
     sources = [
-        HERE / "emulation.cpp",
-        HERE / "operators.cpp",
+        *(HERE / f"{name}.cpp" for name in ("emulation", "operators", "shares")),
         *(CPU / f"{name}.cpp" for name in (*KERNELS, *AROUND_KERNELS)),
     ]
     options = ["-shared", "-fPIC", "-pthread", "-DPERMLLM_EMULATE_AMX", "-DPERMLLM_AMX"]
