@@ -19,8 +19,9 @@ struct Bf16Products {
                      tiles);
   }
 
-  // With two token tiles, each has a B tile and its sums. With one, the halves of the block have,
-  // so that a sum waits for the one before it half as often.
+  // With two token tiles, each has a B tile and its sums, and adds in the order of amx_many.cpp.
+  // With one, the halves of the block have, so that a sum waits for the one before it half as
+  // often: the last bits of up to 16 tokens are others.
   template <int TokenTiles>
   static inline void multiply_block(const WeightTiles* weights, const char* x0, const char* x1,
                                     int columns0, int columns1) {

@@ -39,7 +39,7 @@ class FewTokens {
         packed_x_(packed_x),
         measures_(products.measures(), workers),
         packs_(token_tiles_ * packs_per_tile_, workers),
-        pairs_(ceil_div(groups_, 2), workers) {}
+        pairs_(ceil_div(groups_, kAmxGroups), workers) {}
 
   void work(int64_t worker) {
     measures_.work(worker, [&](int64_t token) { products_.measure(token); });
@@ -87,7 +87,7 @@ class FewTokens {
   Pair claim_pair(int64_t worker) {
     const int64_t item = pairs_.claim(worker);
     if (item < 0) return {nullptr, nullptr, 0};
-    const int64_t group = item * 2;
+    const int64_t group = item * kAmxGroups;
     const auto* blocks = static_cast<const Block*>(arguments_.packed) + group * input_blocks_;
     return {blocks, group + 1 < groups_ ? blocks + input_blocks_ : blocks, group * kAmxRows};
   }
@@ -151,7 +151,7 @@ class FewTokens {
 
 template <class Products>
 void multiply_few_tokens(const LinearArguments& arguments, const Products& products) {
-  const int64_t pairs = ceil_div(ceil_div(arguments.n, kAmxRows), 2);
+  const int64_t pairs = ceil_div(ceil_div(arguments.n, kAmxRows), kAmxGroups);
   const int64_t workers = smaller(thread_count(), pairs);
   const int64_t packed = ceil_div(arguments.m, kTileColumns) * ceil_div(arguments.k, kBlockInputs) *
                          2 * tile_bytes(kTileColumns);

@@ -25,6 +25,7 @@
 #include "amx_target.h"
 
 // Must follow amx_target.h.
+#include "amx_cut.h"
 #include "amx_expand.h"
 #include "amx_pack.h"
 #include "amx_tile.h"
@@ -53,31 +54,6 @@ class LineStream {
   int64_t step_ = 0;
 };
 
-// How rows, tokens and inputs are cut. Units: row groups, token tiles, 64-input blocks.
-struct Cut {
-  Cut(const LinearArguments& a, int64_t threads)
-      : blocks(ceil_div(a.k, kBlockInputs)),
-        groups(ceil_div(a.n, kAmxRows)),
-        tiles(ceil_div(a.m, kTileColumns)),
-        chunks(ceil_div(blocks, Tuning::kChunkBlocks)) {
-    const int64_t least_spans = ceil_div(tiles, Tuning::kSpanTiles);
-    span_tiles = ceil_div(ceil_div(tiles, least_spans), 2) * 2;
-    spans = ceil_div(tiles, span_tiles);
-    panel_groups = a.m <= Tuning::kShortTokens ? Tuning::kShortPanelGroups : Tuning::kPanelGroups;
-    const int64_t wanted = threads > 1 ? threads * Tuning::kTasksPerThread : 1;
-    while (panel_groups > 2 && spans * ceil_div(groups, panel_groups) < wanted) panel_groups /= 2;
-    panels = ceil_div(groups, panel_groups);
-  }
-
-  int64_t chunk_blocks(int64_t chunk) const {
-    return smaller(Tuning::kChunkBlocks, blocks - chunk * Tuning::kChunkBlocks);
-  }
-
-  int64_t blocks, groups, tiles, chunks;
-  int64_t span_tiles, spans;
-  int64_t panel_groups, panels;
-};
-
 template <class Products>
 class ManyTokens {
  public:
@@ -89,7 +65,7 @@ class ManyTokens {
         packed_x_(packed_x),
         measures_(products.measures(), workers),
         packs_(cut.tiles * cut.chunks, workers),
-        tasks_(cut.spans * cut.panels, workers) {}
+        tasks_(cut.tasks(), cut.shares) {}
 
   void work(int64_t worker) {
     auto* sums = static_cast<SumTile*>(
@@ -100,7 +76,7 @@ class ManyTokens {
     if (task < 0) return;
     const TileSession session(kTileColumns, kTileColumns);
     for (; task >= 0; task = tasks_.claim(worker)) {
-      multiply(task / cut_.panels, task % cut_.panels, sums);
+      multiply(cut_.task(task), sums);
     }
   }
 
@@ -141,22 +117,24 @@ class ManyTokens {
     }
   }
 
-  void multiply(int64_t span, int64_t panel, SumTile* sums) {
-    const int64_t first_tile = span * cut_.span_tiles;
-    const int64_t tiles = smaller(cut_.span_tiles, cut_.tiles - first_tile);
-    const int64_t first_group = panel * cut_.panel_groups;
-    const int64_t end_group = smaller(first_group + cut_.panel_groups, cut_.groups);
-    const int64_t pairs = ceil_div(end_group - first_group, 2);
+  void multiply(const Cut::Task& task, SumTile* sums) {
+    const int64_t first_group = task.first_group, end_group = task.end_group;
+    if (first_group >= end_group) return;
+    const int64_t first_tile = cut_.first_tile(task.span), tiles = cut_.span_size(task.span);
+    const int64_t pairs = ceil_div(end_group - first_group, kAmxGroups);
     for (int64_t chunk = 0; chunk < cut_.chunks; ++chunk) {
       const int64_t steps = ceil_div(tiles, 2) * cut_.chunk_blocks(chunk);
       Fetches fetches;
-      if (cut_.chunks > 1) {
-        const int64_t next = (chunk + 1) % cut_.chunks;  // after the last: the next panel starts
-        fetches.activations = LineStream(
-            packed(next, first_tile), tiles * cut_.chunk_blocks(next) * kBlockSize, steps * pairs);
+      if (cut_.chunks * cut_.spans > 1) {
+        const bool last = chunk + 1 == cut_.chunks;  // the next task starts, with the next span
+        const int64_t next = last ? 0 : chunk + 1;
+        const int64_t span = last ? (task.span + 1) % cut_.spans : task.span;
+        fetches.activations =
+            LineStream(packed(next, cut_.first_tile(span)),
+                       cut_.span_size(span) * cut_.chunk_blocks(next) * kBlockSize, steps * pairs);
       }
       for (int64_t pair = 0; pair < pairs; ++pair) {
-        const int64_t group = first_group + pair * 2;
+        const int64_t group = first_group + pair * kAmxGroups;
         const int64_t second = group + 1 < end_group ? group + 1 : group;
         fetch_weights_after(pair, chunk, first_group, end_group, steps, fetches);
         multiply_pair(group, second, chunk, first_tile, tiles, sums + pair * cut_.span_tiles * 2,
@@ -167,7 +145,7 @@ class ManyTokens {
 
   void fetch_weights_after(int64_t pair, int64_t chunk, int64_t first_group, int64_t end_group,
                            int64_t steps, Fetches& fetches) const {
-    int64_t group = first_group + (pair + 1) * 2;
+    int64_t group = first_group + (pair + 1) * kAmxGroups;
     if (group >= end_group) {
       group = first_group;
       chunk += 1;
@@ -265,7 +243,7 @@ class ManyTokens {
 template <class Products>
 void multiply_region(const LinearArguments& arguments, const Products& products) {
   const Cut cut(arguments, thread_count());
-  const int64_t workers = smaller(thread_count(), cut.spans * cut.panels);
+  const int64_t workers = smaller(thread_count(), cut.tasks());
   const int64_t bytes = cut.tiles * cut.blocks * Products::kParts * tile_bytes(kTileColumns);
   ManyTokens<Products> many(arguments, products, cut, workers,
                             static_cast<char*>(thread_scratch(Scratch::kActivations, bytes)));

@@ -4,18 +4,23 @@
 #include <immintrin.h>
 
 #include "layout.h"
+#include "tuning.h"
 
 namespace permllm::cpu {
 namespace {
 
-constexpr int kTileColumns = 16;  // tokens of a B or C tile, at most
+constexpr int kTileColumns = 16;  // tokens of a B or C tile, at most: that of the tile unit
 constexpr int kPairBytes = 4;     // two bfloat16 of B, or one float32 of C
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Columns of a B tile for up to 16 tokens: fewer make its load and its product cheaper.
-constexpr int tile_columns(int64_t tokens) { return tokens <= 4 ? 4 : tokens <= 8 ? 8 : 16; }
+// Columns of a B tile for up to 16 tokens.
+constexpr int tile_columns(int64_t tokens) {
+  return tokens <= AmxTuning::kNarrowColumns   ? AmxTuning::kNarrowColumns
+         : tokens <= AmxTuning::kMiddleColumns ? AmxTuning::kMiddleColumns
+                                               : kTileColumns;
+}
 
 // Of one B tile: 16 rows of two bfloat16 or four 8-bit inputs for every column.
 constexpr int64_t tile_bytes(int columns) { return int64_t{16} * columns * kPairBytes; }

@@ -11,7 +11,9 @@ struct Bfloat16Products {
   static constexpr int kWeights = 2, kInputs = 2, kSums = 1;
   static constexpr int kFetchTokens = Tuning::kFewFetchTokens;
 
-  static constexpr int rows_per_pass(int tokens) { return tokens <= 3 ? 8 : 4; }
+  static constexpr int rows_per_pass(int tokens) {
+    return kRows * tokens <= Tuning::kSums ? kRows : kRows / 2;
+  }
 
   static void expand(const Block<kRows>& block, int row, __m512i (&weights)[2]) {
     weights[0] = expand_low(block, row);

@@ -17,7 +17,9 @@ struct Int8Products {
   static constexpr int kLargest = Bytes == 2 ? kLargest16 : kLargest8;
   static constexpr int kShift = Bytes == 2 ? kShift16 : kShift8;
 
-  static constexpr int rows_per_pass(int tokens) { return tokens * Bytes <= 3 ? 8 : 4; }
+  static constexpr int rows_per_pass(int tokens) {
+    return kRows * tokens * Bytes <= Tuning::kSums ? kRows : kRows / 2;
+  }
 
   static void expand(const Int8Rows8& block, int row, __m512i (&weights)[1]) {
     weights[0] = expand_int8(block, row);

@@ -25,7 +25,8 @@ class SeveralTokens {
   static_assert(Products::kWeights == Products::kInputs && Products::kSums == 1);
   static constexpr int kBlockBytes = Products::kInputs * sizeof(__m512i);  // of an expanded row
   static constexpr int kPieces = kBlockBytes / kPieceBytes;
-  static constexpr int kPass = Vectors <= 3 ? 8 : 4;  // rows whose sums fit the registers
+  // Rows whose sums fit the registers.
+  static constexpr int kPass = kRows * Vectors <= Tuning::kSums ? kRows : kRows / 2;
   static constexpr int64_t kChunkBlocks = Tuning::kSeveralChunkBytes / kBlockBytes;
   static constexpr int64_t kPanelRowBytes = kChunkBlocks * kBlockBytes;
   static constexpr int64_t kPanelBytes = kRows * kPanelRowBytes;
@@ -167,7 +168,7 @@ class SeveralTokens {
       x += Vectors;
     };
     for (int64_t b = 0; b < panel.count; ++b) {
-      prefetch<Tuning::kFewHint, kShare>(ahead);
+      prefetch<Tuning::kSeveralHint, kShare>(ahead);
       ahead += kShare;
       if (b < next.count) {
         PERMLLM_UNROLL

@@ -55,7 +55,8 @@ class FewTokens {
 
   static constexpr int kLanes = Isa::kLanes;
   // Rows that are decoded side by side; the others of the chunk follow, from the L1 cache.
-  static constexpr int kRowsAtOnce = 4 * Tokens <= Tuning::kSums ? 4 : 2;
+  static constexpr int kRowsAtOnce =
+      Tuning::kFewRows * Tokens <= Tuning::kSums ? Tuning::kFewRows : Tuning::kFewRows / 2;
   static constexpr int64_t kChunkBlocks = Tuning::kFewChunkBlocks;
 
   // Adds the products of rows first..first+kRowsAtOnce-1 of `count` blocks.

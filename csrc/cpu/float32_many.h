@@ -67,7 +67,7 @@ class ManyTokens {
   static constexpr int64_t kPanelGroups = Tuning::kPanelGroups;
 
   static constexpr int rows_at_once(int vectors) {
-    return Tuning::kSums / vectors >= kRows ? kRows : 4;
+    return kRows * vectors <= Tuning::kSums ? kRows : kRows / 2;
   }
 
   float* packed_block(int64_t block, int64_t vector) const {

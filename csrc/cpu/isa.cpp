@@ -64,6 +64,20 @@ bool has_avx512_bf16() {
          bits(cpuid(7, 1).eax, {5});                        // AVX512_BF16
 }
 
+#else
+
+bool has_avx2() { return false; }
+bool has_avx512() { return false; }
+bool has_avx512_bf16() { return false; }
+
+#endif
+
+#if defined(PERMLLM_EMULATE_AMX)  // tiles in software: the build of a test alone
+
+bool has_amx() { return true; }
+
+#elif defined(PERMLLM_AVX2)
+
 bool has_amx() {
   constexpr uint64_t kTileState = uint64_t{3} << 17;
   if (!has_avx512_bf16() || !saves(kTileState)) return false;
@@ -74,9 +88,6 @@ bool has_amx() {
 
 #else
 
-bool has_avx2() { return false; }
-bool has_avx512() { return false; }
-bool has_avx512_bf16() { return false; }
 bool has_amx() { return false; }
 
 #endif

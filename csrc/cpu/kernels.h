@@ -31,13 +31,13 @@ struct LinearOf {
 
 using LinearArguments = LinearOf<bf16>;
 
-void amx_few_tokens(const LinearArguments&);         // m <= 32
+void amx_few_tokens(const LinearArguments&);         // m <= AmxTuning::kFewTokens
 void amx_many_tokens(const LinearArguments&);        // any m
 void avx512_few_tokens(const LinearArguments&);      // m <= Avx512Bf16Tuning::kFewTokens
 void avx512_several_tokens(const LinearArguments&);  // m <= Avx512Bf16Tuning::kSeveralTokens
 void avx512_many_tokens(const LinearArguments&);     // any m
 
-void amx_int8_few_tokens(const LinearArguments&);   // m <= 16, W8A16
+void amx_int8_few_tokens(const LinearArguments&);   // m <= AmxTuning::kSplitTokens, W8A16
 void amx_int8_many_tokens(const LinearArguments&);  // any m, W8A8
 
 // As those of bfloat16: W8A16 for m <= 2, and W8A8.

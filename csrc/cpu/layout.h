@@ -37,9 +37,14 @@ struct alignas(64) Block {
   Value values[Rows][kBlockValues];
 };
 
-constexpr int kAmxRows = 16;    // 1152 bytes, int8 640: one tile of 16 rows
+// Part of the format, not tuned: a tile has 16 rows, and 8 rows of masks are a cache line.
+constexpr int kAmxRows = 16;    // 1152 bytes, int8 640
 constexpr int kAvx512Rows = 8;  // 576 bytes, int8 320
 constexpr int kPortableRows = 8;
+
+// Row groups that the AMX kernels multiply side by side: as many as the tile registers hold sums
+// of. Threads share out such pairs, when a weight is packed and when it is multiplied.
+constexpr int kAmxGroups = 2;
 
 // What the values are. The numbers are part of the metadata.
 enum class ValueType : int64_t { kBfloat16 = 0, kInt8 = 1 };

@@ -106,8 +106,10 @@ BadMask pack_rows(const PackArguments& a, void* packed) {
   auto* sums = reinterpret_cast<int32_t*>(blocks + groups * input_blocks);
   BadMask first_bad;
   std::mutex guard;
-  parallel_for(groups, [&](int64_t begin, int64_t end) {
-    for (int64_t group = begin; group < end; ++group) {
+  constexpr int64_t kTogether = Rows == kAmxRows ? kAmxGroups : 1;
+  parallel_for(ceil_div(groups, kTogether), [&](int64_t begin, int64_t end) {
+    const int64_t last = std::min(end * kTogether, groups);
+    for (int64_t group = begin * kTogether; group < last; ++group) {
       auto* own = blocks + group * input_blocks;
       const BadMask bad = pack_row_group(a, group, own);
       sum_values(own, input_blocks, sums + group * Rows);

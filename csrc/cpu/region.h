@@ -20,7 +20,7 @@ void run_in_one_region(const Kernel& kernel) {
   const int64_t measures = kernel.measures(), packs = kernel.packs(), groups = kernel.groups();
   const int64_t threads = thread_count();
   const int64_t workers = threads < groups ? threads : groups;
-  const bool alone = workers == 1 || kernel.elements() <= CommonTuning::kPreparedAlone;
+  const bool alone = workers == 1 || kernel.elements() <= Zen4Tuning::kPreparedAlone;
   if (alone) {
     for (int64_t item = 0; item < measures; ++item) kernel.measure(item);
     for (int64_t item = 0; item < packs; ++item) kernel.pack(item);

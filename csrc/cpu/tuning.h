@@ -12,20 +12,29 @@ namespace permllm::cpu {
 constexpr int kIntoL1 = 3, kIntoL2 = 2;  // prefetcht0, prefetcht1, as __builtin_prefetch counts
 
 struct CommonTuning {
-  // So many elements of x, the caller prepares alone: that takes 5 to 8 us on Zen 4, about as long
-  // as threads wait for each other.
-  static constexpr int64_t kPreparedAlone = 16 << 10;
   static constexpr int64_t kGatheredTokens = 256;  // at a time, so that the copy stays in the cache
+  static constexpr int kSpins = 1000;  // of a waiting thread, before it offers its CPU to another
+};
+
+// What the kernels share that were measured on Zen 4 (region.h).
+struct Zen4Tuning : CommonTuning {
+  // So many elements of x, the caller prepares alone: that takes 5 to 8 us, about as long as
+  // threads wait for each other.
+  static constexpr int64_t kPreparedAlone = 16 << 10;
 };
 
 // Sapphire Rapids, 19 GB/s of stream for one core; measured with a prototype.
 struct AmxTuning : CommonTuning {
+  // So many elements of x have their scales found by the caller alone: the number of Zen 4.
+  static constexpr int64_t kPreparedAlone = 16 << 10;
   static constexpr int64_t kFewTokens = 32;    // beyond, expanding once for many tokens wins
   static constexpr int64_t kSplitTokens = 16;  // int8: W8A16 up to here costs no more than W8A8
 
   static constexpr int kFewHint = kIntoL1;
   static constexpr int64_t kFewAheadBlocks = 1;  // before it is expanded
   static constexpr int64_t kPackBlocks = 16;     // of x, that a thread packs at a time
+  // Columns of a B tile that few tokens fill at most: its load and its product become cheaper.
+  static constexpr int kNarrowColumns = 4, kMiddleColumns = 8;
 
   static constexpr int kManyHint = kIntoL2;
   static constexpr int64_t kChunkBlocks = 4;       // expanded at a time: 256 inputs
@@ -38,13 +47,14 @@ struct AmxTuning : CommonTuning {
 };
 
 // Zen 4: 1 MiB of L2 per core, 26-30 GB/s of stream for one core.
-struct Avx512Bf16Tuning : CommonTuning {
+struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int kFewTokens = 6;        // beyond, a row is better expanded to the L1 cache
   static constexpr int kSeveralTokens = 16;   // as many as a vector of the kernel for many has
   static constexpr int64_t kRestTokens = 12;  // beyond whole vectors: take less time apart, the
                                               // weight read again, than as a vector of 16
   static constexpr int kSplitTokens = 2;      // int8: W8A16 up to here, W8A8 beyond
   static constexpr int64_t kPackBlocks = 16;  // of x, that a thread packs at a time
+  static constexpr int kSums = 24;            // vectors that the registers hold beside operands
 
   // Few tokens. Prefetching overlaps with the arithmetic only where it stops in L2.
   static constexpr int kFewHint = kIntoL2;
@@ -55,6 +65,7 @@ struct Avx512Bf16Tuning : CommonTuning {
   static constexpr int64_t kFewChunkBytes = 20 << 10;  // of x and blocks, that these share in L1
 
   // Several tokens.
+  static constexpr int kSeveralHint = kIntoL2;
   static constexpr int64_t kSeveralChunkBytes = 512;  // of a row, expanded at a time
   static constexpr int kSeveralAhead = 9216;          // bytes
 
@@ -68,10 +79,11 @@ struct Avx512Bf16Tuning : CommonTuning {
 };
 
 // The float32 kernels, measured on Zen 4.
-struct Float32Tuning : CommonTuning {
+struct Float32Tuning : Zen4Tuning {
   static constexpr int kFewHint = kIntoL2;
   static constexpr int64_t kFewAheadBlocks = 16;
   static constexpr int64_t kFewChunkBlocks = 8;   // that the passes over a row group share, in L1
+  static constexpr int kFewRows = 4;              // decoded side by side, half where sums are many
   static constexpr int64_t kManyTokens = 256;     // that one decoding serves
   static constexpr int64_t kManyChunkBlocks = 4;  // decoded at a time: 8 rows are 8 KiB
   static constexpr int64_t kPanelGroups = 8;      // whose sums wait in L2

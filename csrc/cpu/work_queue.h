@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "layout.h"
+#include "tuning.h"
 
 namespace permllm::cpu {
 namespace {
@@ -48,9 +49,8 @@ class WorkQueue {
 
   // Call when `claim` gave -1: returns when every item is finished, and its results are visible.
   void wait() const {
-    constexpr int kSpins = 1000;  // then the CPU is offered to the thread that holds the item
     for (int spin = 0; finished_.load(std::memory_order_acquire) < size_; ++spin) {
-      if (spin < kSpins) {
+      if (spin < CommonTuning::kSpins) {
 #if defined(__x86_64__)
         __builtin_ia32_pause();
 #endif

@@ -43,7 +43,7 @@ def assert_close(y, reference):
     assert error <= limit, f"relative Frobenius error {error:.2e}"
 
 
-@pytest.mark.parametrize("case", cases(), ids=str)
+@pytest.mark.parametrize("case", list(cases()), ids=str)
 def test_matches_float64(case: Case, isa: str) -> None:
     layer = case.layer()
     for m in LARGE_TOKENS if case.n * case.k > 60_000 else TOKENS:

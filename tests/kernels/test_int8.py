@@ -12,10 +12,11 @@ from permllm_vllm.checkpoint.pattern import Pattern
 from tests.kernels.cases import Case, cases
 from tests.kernels.test_cpu import exact, run
 
-SPLIT_TOKENS = 2  # at least: W8A16 up to here in every kernel
+# Of the instruction sets that round x to integers: W8A16 up to here, W8A8 beyond.
+SPLIT_TOKENS = {"amx": 16, "avx512_bf16": 2}
 TOKENS = (1, 2, 3, 4, 5, 6, 8, 10, 11, 15, 16, 17, 31, 40, 64, 100, 257, 300)
 LARGE_TOKENS = (1, 2, 8, 33, 300)
-TOLERANCE_SPLIT, TOLERANCE = 3e-3, 1.2e-2  # relative Frobenius error, W8A16 and W8A8
+TOLERANCE_SPLIT, TOLERANCE = 3e-3, 1.2e-2  # relative Frobenius error, W8A16 or exact x, and W8A8
 
 
 @pytest.fixture
@@ -26,13 +27,18 @@ def int8_isa(isa):
     return isa
 
 
-def steps(x, m):
-    """The distance of neighbouring quantized activations: float64 [tokens, 1]."""
-    largest = 32767 if m <= SPLIT_TOKENS else 127
+def has_8_bits(isa: str, m: int) -> bool:
+    """Whether the activations of m tokens are rounded to 8 bits."""
+    return m > SPLIT_TOKENS.get(isa, m)
+
+
+def steps(isa, x):
+    """The distance of neighbouring quantized activations, at most: float64 [tokens, 1]."""
+    largest = 127 if has_8_bits(isa, len(x)) else 32767
     return x.double().abs().amax(dim=-1, keepdim=True) / largest
 
 
-@pytest.mark.parametrize("case", cases(), ids=str)
+@pytest.mark.parametrize("case", list(cases()), ids=str)
 def test_matches_float64(case: Case, int8_isa: str) -> None:
     layer = to_int8(case.layer())
     for m in LARGE_TOKENS if case.n * case.k > 60_000 else TOKENS:
@@ -42,16 +48,18 @@ def test_matches_float64(case: Case, int8_isa: str) -> None:
         assert y.shape == reference.shape
         if y.numel() >= 256 and case.k >= 64:
             error = (y.double() - reference).norm() / reference.norm()
-            assert error <= (TOLERANCE_SPLIT if m <= SPLIT_TOKENS else TOLERANCE)
+            assert error <= (TOLERANCE if has_8_bits(int8_isa, m) else TOLERANCE_SPLIT)
         # No activation is off by more than half a step, no output by more than its rounding.
         weights = layer.dense.double().abs().sum(dim=1)
-        bound = 0.501 * steps(x, m) * weights + 2**-8 * reference.abs() + 1e-6
+        bound = 0.501 * steps(int8_isa, x) * weights + 2**-8 * reference.abs() + 1e-6
         assert ((y.double() - reference).abs() <= bound).all()
 
 
 @pytest.mark.parametrize("m", [4, 10, 24, 64])
 def test_integer_activations_are_exact(int8_isa, m):
     """Integers up to 127 quantize to themselves: the sums are those of integer arithmetic."""
+    if m <= SPLIT_TOKENS.get(int8_isa, 0):
+        pytest.skip(f"{int8_isa} rounds {m} tokens to 16 bits, and 32767 / 127 is no integer")
     generator = torch.Generator().manual_seed(m)
     n, k = 43, 200
     layer = to_int8(random_layer(n, k, permuted=False))
@@ -129,6 +137,19 @@ def test_deterministic_with_any_number_of_threads(int8_isa):
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             assert torch.equal(run(layer, int8_isa, x), expected)
+
+
+@pytest.mark.parametrize(("n", "k"), [(8, 64), (13, 72), (35, 200)])
+def test_the_sums_of_rows_stand_behind_the_blocks(int8_isa, n, k):
+    """For kernels that shift x and subtract the shift times the sum."""
+    layer = to_int8(random_layer(n, k, permuted=k % 64 == 0))
+    packed = CpuBackend(int8_isa).pack(layer.weights).packed
+    rows = 16 if int8_isa == "amx" else 8
+    groups = -(-n // rows)
+    blocks = groups * -(-k // 64) * rows * (8 + 32)
+    sums = packed[blocks : blocks + groups * rows * 4].view(torch.int32)
+    assert torch.equal(sums[:n].long(), layer.weights.values.long().sum(dim=1))
+    assert not sums[n:].any()
 
 
 def test_packed_bytes(int8_isa):

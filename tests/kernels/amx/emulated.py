@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 HERE = Path(__file__).parent
@@ -17,6 +18,7 @@ COMPILE = ["g++", "-std=c++20", "-O2", "-Wall", "-Wextra"]
 INSTRUCTION_SETS = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vbmi2"}
 
 KERNELS = ("amx_few", "amx_many", "amx_int8_few", "amx_int8_many")
+AROUND_KERNELS = ("pack", "linear", "isa", "scratch", "huge_pages")
 TAIL_BYTES = 128
 PAGE = 4096
 NAN = 0x7FC0
@@ -49,6 +51,11 @@ class Emulation:
         self.library.run.argtypes = [
             ctypes.c_bool, pointer, number, number, pointer, number, number, *[pointer] * 3,
         ]  # fmt: skip
+        self.library.reads_of_many.argtypes = [*[number] * 5, pointer]
+        self.library.reads_of_many.restype = number
+        self.library.reads_of_few.argtypes = [number, number, number, pointer]
+        self.library.reads_of_few.restype = number
+        self.library.count_regions.restype = number
         self.library.set_slow_page.argtypes = [pointer]
         self.library.take_violation.restype = ctypes.c_char_p
         self.library.take_multiply_adds.restype = number
@@ -73,10 +80,11 @@ def emulation_at(path: Path) -> Emulation:
 def compile_emulation(path: Path, flags: Sequence[str] = ()) -> Path:
     """Builds the library at `path`."""
     sources = [
-        HERE / "emulation.cpp",
-        *(CPU / f"{name}.cpp" for name in (*KERNELS, "scratch", "huge_pages")),
+        *(HERE / f"{name}.cpp" for name in ("emulation", "operators", "shares")),
+        *(CPU / f"{name}.cpp" for name in (*KERNELS, *AROUND_KERNELS)),
     ]
-    options = ["-shared", "-fPIC", "-pthread", "-DPERMLLM_EMULATE_AMX", f"-I{CPU}", f"-I{HERE}"]
+    options = ["-shared", "-fPIC", "-pthread", "-DPERMLLM_EMULATE_AMX", "-DPERMLLM_AMX"]
+    options += [f"-I{CPU}", f"-I{HERE}", "-isystem", str(Path(torch.__file__).parent / "include")]
     subprocess.run([*COMPILE, *options, *flags, *map(str, sources), "-o", str(path)], check=True)
     return path
 

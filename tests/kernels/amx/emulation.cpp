@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <thread>
 #include <vector>
@@ -18,6 +19,8 @@ namespace {
 
 int64_t threads = 1;
 bool in_turn = false;  // a pool that runs one range after another on the calling thread
+std::atomic<int64_t> regions{0};
+void (*after_range)(int64_t) = nullptr;  // told which one has run in turn
 
 constexpr size_t kPage = 4096;
 char* slow_page = nullptr;
@@ -41,12 +44,14 @@ int64_t thread_count() { return threads; }
 
 void parallel_ranges(int64_t count, void (*body)(void* context, int64_t begin, int64_t end),
                      void* context) {
+  if (count > 1 && threads > 1) ++regions;
   const int64_t step = ceil_div(count, threads);
   std::vector<std::thread> running;
   for (int64_t begin = 0; begin < count; begin += step) {
     const int64_t end = std::min(begin + step, count);
     if (in_turn || threads == 1) {
       body(context, begin, end);
+      if (after_range != nullptr) after_range(begin / step);
     } else {
       running.emplace_back(body, context, begin, end);
     }
@@ -67,6 +72,11 @@ void set_threads(int64_t count, bool in_turn) {
   permllm::cpu::threads = count;
   permllm::cpu::in_turn = in_turn;
 }
+
+// Calls of parallel_ranges that could not run on the caller alone, as torch counts.
+int64_t count_regions() { return permllm::cpu::regions; }
+
+void set_after_range(void (*told)(int64_t)) { permllm::cpu::after_range = told; }
 
 void run(bool many, const bf16* x, int64_t x_stride, int64_t m, const void* packed, int64_t n,
          int64_t k, const bf16* bias, const float* scale, bf16* y) {

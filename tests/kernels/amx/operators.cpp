@@ -1,0 +1,51 @@
+// C interface for operators.py: what csrc/bindings.cpp does for amx, without its checks. Packing
+// and the choice of a kernel are those of csrc/cpu, where the emulation counts as supported.
+#include <cstdlib>
+
+#include "linear.h"
+#include "pack.h"
+
+namespace permllm::cpu {
+
+// linear.cpp names it; nothing is packed for it here.
+void portable(const LinearOf<bf16>&) { std::abort(); }
+void portable(const LinearOf<fp16>&) { std::abort(); }
+void portable(const LinearOf<float>&) { std::abort(); }
+
+namespace {
+
+ValueType type_of(bool int8) { return int8 ? ValueType::kInt8 : ValueType::kBfloat16; }
+
+}  // namespace
+}  // namespace permllm::cpu
+
+using namespace permllm::cpu;
+
+extern "C" {
+
+bool packs_int8() { return has_kernel(select("amx"), ValueType::kInt8); }
+
+int64_t packed_size(bool int8, int64_t n, int64_t k) {
+  return packed_bytes(select("amx"), type_of(int8), n, k);
+}
+
+// The first row with a bad mask, or -1.
+int64_t pack_weight(bool int8, const void* values, const uint8_t* mask, const uint8_t* permutation,
+                    int64_t block_size, int64_t n, int64_t k, void* packed) {
+  const PackArguments arguments{values, type_of(int8), mask, permutation, block_size, n, k};
+  return pack(select("amx"), arguments, packed).row;
+}
+
+void multiply_packed(bool int8, const bf16* x, int64_t x_stride, int64_t m, const void* packed,
+                     int64_t n, int64_t k, const bf16* bias, const float* scale,
+                     const int32_t* gather, bf16* y) {
+  const Isa isa = select("amx");
+  LinearArguments arguments{x, x_stride, m, packed, n, k, bias, y, scale};
+  if (int8) {
+    arguments.value_sums = reinterpret_cast<const int32_t*>(static_cast<const char*>(packed) +
+                                                            block_bytes(isa, type_of(int8), n, k));
+  }
+  linear(isa, type_of(int8), arguments, gather);
+}
+
+}  // extern "C"

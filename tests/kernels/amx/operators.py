@@ -1,0 +1,93 @@
+"""The operators of csrc/bindings.cpp for amx, on the emulated tile unit."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+from torch import Tensor
+
+from permllm_vllm import ops
+from tests.kernels.amx.emulated import Emulation
+
+ALIGNMENT = 64
+
+
+def address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+class EmulatedOperators:
+    """`cpu_pack` and `sparse_linear` of C++ packing, dispatch and kernels.
+
+    Arguments are those of the operators, and right: nothing is checked. Threads are as many as
+    torch has.
+    """
+
+    def __init__(self, emulation: Emulation) -> None:
+        self.emulation = emulation
+        self.library = emulation.library
+        pointer, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool
+        self.library.packs_int8.restype = flag
+        self.library.packed_size.argtypes = [flag, number, number]
+        self.library.packed_size.restype = number
+        self.library.pack_weight.argtypes = [
+            flag, *[pointer] * 3, number, number, number, pointer,
+        ]  # fmt: skip
+        self.library.pack_weight.restype = number
+        self.library.multiply_packed.argtypes = [
+            flag, pointer, number, number, pointer, number, number, *[pointer] * 4,
+        ]  # fmt: skip
+        self.library.multiply_packed.restype = None
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Serve CpuBackend("amx") and ops.sparse_linear."""
+        monkeypatch.setattr(ops, "missing_reason", "")
+        monkeypatch.setattr(torch.ops.permllm, "cpu_packs_int8", self.packs_int8, raising=False)
+        monkeypatch.setattr(torch.ops.permllm, "cpu_pack", self.pack, raising=False)
+        monkeypatch.setattr(ops, "sparse_linear", self.multiply)
+
+    def packs_int8(self, isa: str) -> bool:
+        assert isa == "amx"
+        return self.library.packs_int8()
+
+    def pack(
+        self, values: Tensor, mask: Tensor, permutation: Tensor | None, block_size: int, isa: str
+    ) -> tuple[Tensor, Tensor]:
+        """The packed bytes, and what `multiply` must know of them."""
+        assert isa == "amx"
+        int8, n, k = values.dtype == torch.int8, len(values), values.shape[1] * 2
+        held = [values.contiguous(), mask.contiguous()]
+        packed = torch.empty(self.library.packed_size(int8, n, k), dtype=torch.uint8)
+        assert packed.data_ptr() % ALIGNMENT == 0
+        self.emulation.set_threads(torch.get_num_threads())
+        bad = self.library.pack_weight(
+            int8, *map(address, (*held, permutation)), block_size, n, k, packed.data_ptr()
+        )
+        assert bad == -1
+        return packed, torch.tensor([int8, n, k])
+
+    def multiply(
+        self,
+        x: Tensor,
+        packed: Tensor,
+        metadata: Tensor,
+        permutation: Tensor | None,
+        scale: Tensor | None,
+        bias: Tensor | None,
+        out_features: int,
+        pattern: str,
+    ) -> Tensor:
+        int8, n, k = metadata.tolist()
+        rows = x if x.dim() == 2 and x.stride(1) == 1 else x.reshape(-1, k).contiguous()
+        y = torch.full((len(rows), n), torch.nan, dtype=torch.bfloat16)
+        self.emulation.set_threads(torch.get_num_threads())
+        if len(rows) > 0:
+            self.library.multiply_packed(
+                bool(int8), rows.data_ptr(), rows.stride(0), len(rows), packed.data_ptr(), n, k,
+                *map(address, (bias, scale, permutation)), y.data_ptr(),
+            )  # fmt: skip
+        assert self.emulation.violation() == ""
+        assert self.emulation.library.configured_units() == 0
+        return y.view(*x.shape[:-1], n)

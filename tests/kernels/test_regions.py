@@ -1,0 +1,111 @@
+"""How many parallel regions a call has: threads are started and waited for in each of them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.shapes import random_layer, to_int8
+from permllm_vllm import ops
+from permllm_vllm.backends.cpu import CpuBackend
+
+THREADS = 2
+N, K = 264, 128  # more row groups than threads, for every instruction set
+TOKENS = (1, 2, 4, 5, 6, 7, 12, 13, 16, 17, 28, 29, 32, 33, 48, 60, 64, 65,
+          256, 257, 268, 269, 288, 512, 513, 530, 1025)  # fmt: skip
+TOKENS_AT_ONCE = 256
+LAYERS = ("bfloat16", "int8", "gathered")
+COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), "")
+
+pytestmark = [
+    pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built"),
+    pytest.mark.skipif(not COMPILER, reason="no C compiler is installed"),
+]
+
+
+def parts(m: int, size: int) -> int:
+    return -(-m // size)
+
+
+def expected(isa: str, m: int) -> int:
+    """The rule of docs/cpu.md for a call that gathers nothing."""
+    if isa == "amx":
+        return parts(m, 1024)
+    rest = m % 16
+    if isa == "avx512_bf16" and m > 16 and 1 <= rest <= 12:
+        return parts(m - rest, TOKENS_AT_ONCE) + 1
+    return parts(m, TOKENS_AT_ONCE)
+
+
+def expected_gathered(isa: str, m: int) -> int:
+    """The same for each 256 tokens; a region more gathers them, unless it is one token."""
+    whole, rest = divmod(m, TOKENS_AT_ONCE)
+    sizes = [TOKENS_AT_ONCE] * whole + [rest] * (rest > 0)
+    return sum(expected(isa, size) + (size > 1) for size in sizes)
+
+
+def count(isa: str, regions: Callable[[], int]) -> dict[str, list[int]]:
+    """For every kind of layer, the regions of a call with each number of tokens.
+
+    `regions` gives how many there were so far.
+    """
+    plain = random_layer(N, K, permuted=False)
+    layers = (plain, to_int8(plain), random_layer(N, K, block_size=128))
+    found = {}
+    for name, layer in zip(LAYERS, layers, strict=True):
+        packed = CpuBackend(isa).pack(layer.weights)
+        found[name] = []
+        for m in TOKENS:
+            x = torch.randn(m, K).bfloat16()
+            before = regions()
+            ops.sparse_linear(
+                x, packed.packed, packed.metadata, packed.permutation, packed.scale, None, N, "2:4"
+            )
+            found[name].append(regions() - before)
+    return found
+
+
+def check(isa: str, found: dict[str, list[int]]) -> None:
+    rule = {"bfloat16": expected, "int8": expected, "gathered": expected_gathered}
+    for name in LAYERS:
+        assert found[name] == [rule[name](isa, m) for m in TOKENS], name
+
+
+@pytest.fixture(scope="module")
+def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[int]]]:
+    """Of a process that preloads the counter, by instruction set."""
+    counter = tmp_path_factory.mktemp("counter") / "regions.so"
+    source = Path(__file__).with_name("regions.c")
+    subprocess.run([COMPILER, "-shared", "-fPIC", "-O1", source, "-o", counter, "-ldl"], check=True)
+    code = (
+        "import ctypes, json, torch\n"
+        "from permllm_vllm.backends.cpu import instruction_sets\n"
+        "from tests.kernels.test_regions import THREADS, count\n"
+        "torch.set_num_threads(THREADS)\n"
+        "regions = ctypes.CDLL(None).count_regions\n"
+        "regions.restype = ctypes.c_long\n"
+        "torch.randn(1000, 1000) + 1\n"
+        "found = {'torch': regions()}\n"
+        "for isa in instruction_sets():\n"
+        "    found[isa] = count(isa, regions)\n"
+        "print(json.dumps(found))"
+    )
+    environment = {**os.environ, "LD_PRELOAD": str(counter), "GOMP_SPINCOUNT": "0"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = json.loads(result.stdout)
+    if found.pop("torch") == 0:
+        pytest.skip("torch has another OpenMP runtime than GCC's, and its regions are not seen")
+    return found
+
+
+def test_a_call_has_the_regions_of_the_rule(counts, isa: str) -> None:
+    check(isa, counts[isa])
