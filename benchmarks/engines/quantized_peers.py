@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
+from benchmarks.models import SHARD_BYTES
 from permllm_vllm.checkpoint.reader import CheckpointReader
+from permllm_vllm.checkpoint.writer import write_checkpoint
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 INT4_GROUPS = (128, 64, 32)
@@ -93,28 +94,31 @@ def _int4_tensors(name: str, weight: Tensor, size: int) -> Iterator[tuple[str, T
 
 
 def _rewritten(dense: Path, suffix: str, quantization: dict[str, Any], rewrite: Rewrite) -> Path:
-    """Return the twin beside its dense parent, made once."""
+    """Return the twin beside its dense parent, made once, one file's tensors in memory."""
     output = dense.with_name(f"{dense.name}-{suffix}")
     if (output / "config.json").exists():
         return output
-    tensors: dict[str, Tensor] = {}
-    reader = CheckpointReader(dense)
-    for name in reader.names():
-        module, _, kind = name.rpartition(".")
-        if kind == "weight" and module.rpartition(".")[2] in LINEARS:
-            tensors.update(rewrite(module, reader.tensor(name)))
-        else:
-            tensors[name] = reader.tensor(name)
-    partial = output.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(dense, partial, ignore=shutil.ignore_patterns("*.safetensors*"))
-    save_torch_state_dict(tensors, partial)
+    partial = output.with_name(f"{output.name}.partial")
+    write_checkpoint(
+        partial, _tensors(dense, rewrite), None, dense, force=True, max_shard_bytes=SHARD_BYTES
+    )
     config = json.loads((dense / "config.json").read_text())
     (partial / "config.json").write_text(
         json.dumps({**config, "quantization_config": quantization}, indent=1)
     )
+    shutil.rmtree(output, ignore_errors=True)
     partial.rename(output)
     return output
+
+
+def _tensors(dense: Path, rewrite: Rewrite) -> Iterator[tuple[str, Tensor]]:
+    reader = CheckpointReader(dense)
+    for name in reader.names():
+        module, _, kind = name.rpartition(".")
+        if kind == "weight" and module.rpartition(".")[2] in LINEARS:
+            yield from rewrite(module, reader.tensor(name))
+        else:
+            yield name, reader.tensor(name)
 
 
 def main() -> None:
