@@ -25,15 +25,19 @@ def alternate(
     rows: Rows,
     measure: Callable[[str, str], Mapping[str, float]],
     rounds: int,
+    *,
+    dense: str | None = None,
 ) -> None:
     """Add what `rows` lack: one of each benchmark, variant and round, variants in turn.
 
     Args:
-        variants: the first of them dense, to which the ratios of a round are.
+        variants: names.
         rows: with the fields of `serving_rows.KEY`; a variant that was refused there is not tried.
         measure: gives what a benchmark says of a variant; a RuntimeError is why it does not run.
         rounds: how often everything is measured.
+        dense: the variant to which the ratios of a round are, by default the first.
     """
+    dense = variants[0] if dense is None else dense
     for turn, benchmark, variant in itertools.product(range(rounds), BENCHMARKS, variants):
         if (benchmark, variant, None, None, turn) in rows:
             continue
@@ -47,8 +51,8 @@ def alternate(
             except RuntimeError as error:
                 row["refused"] = reason(str(error), error)
         row["load_average"] = round(os.getloadavg()[1], 1)
-        dense = rows.get((benchmark, variants[0], None, None, turn))
-        rows.add(with_ratios(row, row if variant == variants[0] else dense))
+        base = rows.get((benchmark, dense, None, None, turn))
+        rows.add(with_ratios(row, row if variant == dense else base))
 
 
 def measured(benchmark: str, model: Path, tokenizer: Path, *, eager: bool) -> dict[str, float]:

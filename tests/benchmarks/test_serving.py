@@ -78,6 +78,27 @@ def test_variants_take_turns_and_are_held_against_dense(start: Any, log: list[An
     assert log[-2:] == [("close", "dense"), ("close", "sparse")]
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["in turn", "one at a time"])
+def test_a_variant_alone_runs_without_dense(
+    alone: bool, start: Any, log: list[Any], tmp_path: Path
+) -> None:
+    def run(variants: list[str]) -> list[dict[str, Any]]:
+        rows = Rows(tmp_path / "result.json", {"model": "m"}, KEY)
+        options: dict[str, Any] = {"repeats": 1, "one_at_a_time": alone, "dense": "dense"}
+        return compare(variants, [(1, 32)], start, rows, **options)
+
+    (row,) = run(["sparse"])
+    assert [entry[1] for entry in log if entry[0] == "start"] == ["sparse"]
+    assert {"decode_tokens_per_second", "load_seconds", "resident_mib"} <= set(row)
+    assert [name for name in row if name.endswith("_ratio")] == ["packed_ratio"]
+    log.clear()
+    run(["dense"])
+    *_, later = run(["int8"])
+    assert ("start", "sparse") not in log
+    # Of another run is the dense row that is there: good enough only where no turns are taken.
+    assert later.get("decode_ratio") == (4.0 if alone else None)
+
+
 def test_a_variant_that_does_not_start_or_ends_is_refused(start: Any) -> None:
     rows = compare(["dense", "broken", "sparse"], [(13, 32), (1, 32)], start, repeats=1)
     by_place = {(row["variant"], row["batch"]): row for row in rows}
@@ -196,6 +217,13 @@ def test_own_benchmarks_of_vllm_take_turns_too(tmp_path: Path) -> None:
     assert calls == [(kind, "dense") for kind in kinds]
 
 
+def test_own_benchmarks_of_vllm_run_without_dense_too(tmp_path: Path) -> None:
+    rows = Rows(None, {}, KEY)
+    vllm_bench.alternate(["sparse"], rows, lambda *_: {"seconds": 1.0}, 1, dense="dense")
+    assert [row["seconds"] for row in rows.all()] == [1.0] * 3
+    assert not any("seconds_ratio" in row for row in rows.all())
+
+
 def checkpoint(folder: Path) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "x", "hidden_size": 8}))
@@ -203,7 +231,7 @@ def checkpoint(folder: Path) -> Path:
 
 
 def test_the_command_measures_every_batch_with_every_prompt(
-    tmp_path: Path, start: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, start: Any, log: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dense, _ = checkpoint(tmp_path / "model"), checkpoint(tmp_path / "other")
     names = {dense: "dense", tmp_path / "other": "sparse"}
@@ -212,7 +240,7 @@ def test_the_command_measures_every_batch_with_every_prompt(
     output = tmp_path / "result.json"
     command = [
         *("serving", "--dense", str(dense), "--sparse", str(tmp_path / "other"), "--bench", "0"),
-        *("--batch", "4", "2", "--prompt", "512", "32", "--repeats", "1", "--reserved-cores", "0"),
+        *("--cells", "4x512", "2x512", "4x32", "2x32", "--repeats", "1", "--reserved-cores", "0"),
         *("--json", str(output), "--plot", str(tmp_path / "plot.svg")),
     ]
     monkeypatch.setattr(sys, "argv", command)
@@ -230,6 +258,14 @@ def test_the_command_measures_every_batch_with_every_prompt(
         "reserved_cores": "0", "in_turn": True,
     }  # fmt: skip
     assert "batch 4" in (tmp_path / "plot.svg").read_text()
+    more = [*command[: command.index("--cells") + 1], "1x512", "--json", str(output)]
+    monkeypatch.setattr(sys, "argv", [*more, "--bench", "0", "--reserved-cores", "0"])
+    log.clear()
+    serving.main()
+    assert {entry[1:] for entry in log if entry[0] in SPEEDS} == {(1, 32), (1, 512)}
+    added = json.loads(output.read_text())["rows"]
+    assert [row for row in added if row["batch"] != 1] == result["rows"]
+    assert [(row["prompt_tokens"], row["batch"]) for row in added[4:6]] == [(512, 1)] * 2
     monkeypatch.setattr(sys, "argv", [*command, "--compiled"])
     with pytest.raises(ValueError, match="its rows have mode 'eager'"):
         serving.main()

@@ -49,12 +49,44 @@ def test_rows_of_one_checkpoint_are_not_those_of_another(
     assert run(first)["checkpoints"] == facts
 
 
+def test_only_variants_that_are_asked_for_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = checkpoint(tmp_path / "model")
+    made: list[Path] = []
+
+    def sparse(source: Path) -> Path:
+        made.append(source)
+        return source
+
+    def compare(
+        variants: Sequence[str], cells: Any, start: Any, rows: Rows, **options: Any
+    ) -> None:
+        assert (variants, cells, options["dense"]) == (["2:4 int8"], [(8, 512)], "dense bfloat16")
+        start(*variants)
+        rows.update({"benchmark": "decode", "variant": name} for name in variants)
+
+    monkeypatch.setattr(serving, "VARIANTS", {**serving.VARIANTS, "2:4 int8": sparse})
+    monkeypatch.setattr(serving, "random_llama", lambda name: dense)
+    monkeypatch.setattr(serving, "Engine", lambda path, **options: None)
+    monkeypatch.setattr(serving, "compare", compare)
+    monkeypatch.setattr(serving, "show", lambda rows, title: None)
+    monkeypatch.setattr(sys, "argv", [
+        *("serving", "--model", "llama-2-7b", "--variants", "2:4 int8", "--cells", "8x512"),
+        *("--bench", "0", "--json", str(tmp_path / "result.json")),
+    ])  # fmt: skip
+    serving.main()
+    assert made == [dense]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--variants", "2:4 int8"], "stand in place of --model and --variants"),
         (["--model", "tinyllama"], "stand in place of --model and --variants"),
         (["--sparse", "nowhere"], "nowhere is no checkpoint"),
+        (["--cells", "8"], "'8' is no cell: give sequences x tokens of each prompt"),
+        (["--cells", "0x32"], "'0x32' is no cell"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(
