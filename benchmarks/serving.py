@@ -27,6 +27,7 @@ from typing import Any
 from .engines import quantized_peers, vllm_bench
 from .engines.engine import RESERVED_CORES, Engine, NoEngine, Running, alternate
 from .engines.identity import identity
+from .engines.kv_cache import DEFAULT_GIB, KV_CACHE, kv_cache_gib
 from .engines.serving_report import draw, show
 from .engines.serving_rows import DECODE, INT4, INT8, KEY, repeats_of, with_ratios
 from .engines.weight_bytes import DecodedWeights, of_checkpoint
@@ -47,6 +48,8 @@ VARIANTS: Mapping[str, Callable[[Path], Path]] = {
 DEFAULT_MODEL = "tinyllama"
 CELLS = tuple((batch, prompt) for prompt in (32, 512) for batch in (1, 8, 32))
 OUTPUT_TOKENS = 32
+OLDER = {"kv_cache_gib": 1}
+"""Settings of results that do not say them."""
 SHAPE = (
     *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "tie_word_embeddings"),
@@ -139,6 +142,10 @@ def _parser() -> argparse.ArgumentParser:
         "--reserved-cores", type=int, metavar="N",
         help=f"cores that vLLM leaves to its scheduler, {RESERVED_CORES} (default: vLLM's, 1)",
     )  # fmt: skip
+    parser.add_argument(
+        "--kv-cache", type=int, metavar="GIB",
+        help=f"of each engine, a whole number (default: {KV_CACHE}, or {DEFAULT_GIB})",
+    )  # fmt: skip
     parser.add_argument("--one-at-a-time", action="store_true", help="for models that fill memory")
     parser.add_argument(
         "--bench", type=int, default=1, metavar="ROUNDS", help="of vLLM's own (default: 1; 0: none)"
@@ -172,6 +179,12 @@ def main() -> None:
             parser.error(f"{folder} is no checkpoint: it has no config.json")
     if arguments.reserved_cores is not None:
         os.environ[RESERVED_CORES] = str(arguments.reserved_cores)
+    if arguments.kv_cache is not None:
+        os.environ[KV_CACHE] = str(arguments.kv_cache)
+    try:
+        kv_cache = kv_cache_gib()
+    except ValueError as error:
+        parser.error(str(error))
     if arguments.dense is not None:
         dense = arguments.dense
         makers = {DENSE: VARIANTS[DENSE], "2:4": lambda dense: arguments.sparse}
@@ -190,8 +203,9 @@ def main() -> None:
         "mode": "eager" if eager else "compiled",
         "reserved_cores": os.environ.get(RESERVED_CORES, "by default"),
         "in_turn": not arguments.one_at_a_time,
+        "kv_cache_gib": kv_cache,
     }
-    rows = Rows(arguments.json, facts, KEY)
+    rows = Rows(arguments.json, facts, KEY, older=OLDER)
     model = cache(lambda name: makers[name](dense))
     compare(
         list(makers),

@@ -14,8 +14,9 @@ from typing import IO, Any, Protocol
 import psutil
 import torch
 
+from benchmarks.engines.kv_cache import KV_CACHE, kv_cache_environment, kv_cache_gib
+
 ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
@@ -84,8 +85,9 @@ class Answers:
                 break
         if first is None or last is None:
             raise EngineError(
-                f"a sequence of {batch} ended before all of them decoded: take a smaller batch or "
-                "shorter prompts, or a KV cache that holds all (VLLM_CPU_KVCACHE_SPACE)"
+                f"a sequence of {batch} ended before all of them decoded: take a smaller batch, "
+                f"shorter prompts, or a KV cache that holds all, of more than {kv_cache_gib()} GiB "
+                f"(--kv-cache, or {KV_CACHE})"
             )
         decoded = sum(last.tokens.values()) - sum(first.tokens.values())
         return cls(first.seconds, decoded / (last.seconds - first.seconds))
@@ -117,7 +119,7 @@ class Engine:
     """
 
     def __init__(self, model: Path, *, eager: bool) -> None:
-        os.environ.update(ENVIRONMENT | ASKED)
+        os.environ.update(ENVIRONMENT | ASKED | kv_cache_environment())
         from vllm import LLM
 
         self._model = model

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engines.engine import ENVIRONMENT, reason
+from benchmarks.engines.kv_cache import kv_cache_environment
 from benchmarks.engines.server import serve
 from benchmarks.engines.serving_rows import with_ratios
 from benchmarks.records.rows import Rows
@@ -118,7 +119,7 @@ def _bench(*arguments: str, output_option: str) -> dict[str, Any]:
         output = Path(directory) / "result.json"
         done = subprocess.run(
             [VLLM, "bench", *arguments, output_option, str(output)],
-            env={**os.environ, **ENVIRONMENT},
+            env={**os.environ, **ENVIRONMENT, **kv_cache_environment()},
             capture_output=True,
             text=True,
             check=False,
