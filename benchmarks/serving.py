@@ -6,7 +6,8 @@ for every variant in turn, as many rounds as `--bench` says.
 
     python -m benchmarks.serving --json OUT
     python -m benchmarks.serving --model llama-3.2-1b --compiled --json OUT --plot OUT.svg
-    python -m benchmarks.serving --model llama-2-7b --variants "2:4 int8" --cells 1x32 --json OUT
+    python -m benchmarks.serving --model llama-2-7b --variants "2:4 int8" --memory-limit 8 \\
+        --cells 1x32 1x512 --json OUT
     python -m benchmarks.serving --dense DIR --sparse DIR --cells 1x32 8x32 --json OUT
 
 Without the dense variant nothing loads it, and there are no ratios. The result is written after
@@ -146,6 +147,10 @@ def _parser() -> argparse.ArgumentParser:
         "--kv-cache", type=int, metavar="GIB",
         help=f"of each engine, a whole number (default: {KV_CACHE}, or {DEFAULT_GIB})",
     )  # fmt: skip
+    parser.add_argument(
+        "--memory-limit", type=float, metavar="GIB",
+        help="of each engine: beyond it, its processes are ended and it is refused",
+    )  # fmt: skip
     parser.add_argument("--one-at-a-time", action="store_true", help="for models that fill memory")
     parser.add_argument(
         "--bench", type=int, default=1, metavar="ROUNDS", help="of vLLM's own (default: 1; 0: none)"
@@ -177,6 +182,8 @@ def main() -> None:
     for folder in filter(None, (arguments.dense, arguments.sparse)):
         if not (folder / "config.json").exists():
             parser.error(f"{folder} is no checkpoint: it has no config.json")
+    if arguments.memory_limit is not None and arguments.memory_limit <= 0:
+        parser.error(f"--memory-limit {arguments.memory_limit:g}: give more than 0 GiB")
     if arguments.reserved_cores is not None:
         os.environ[RESERVED_CORES] = str(arguments.reserved_cores)
     if arguments.kv_cache is not None:
@@ -204,13 +211,14 @@ def main() -> None:
         "reserved_cores": os.environ.get(RESERVED_CORES, "by default"),
         "in_turn": not arguments.one_at_a_time,
         "kv_cache_gib": kv_cache,
+        "memory_limit_gib": arguments.memory_limit,
     }
     rows = Rows(arguments.json, facts, KEY, older=OLDER)
     model = cache(lambda name: makers[name](dense))
     compare(
         list(makers),
         arguments.cells,
-        lambda name: Engine(model(name), eager=eager),
+        lambda name: Engine(model(name), eager=eager, memory_limit=arguments.memory_limit),
         rows,
         dense=DENSE,
         weights=of_checkpoint(dense),
@@ -222,7 +230,9 @@ def main() -> None:
     vllm_bench.alternate(
         list(makers),
         rows,
-        lambda benchmark, name: vllm_bench.measured(benchmark, model(name), words(), eager=eager),
+        lambda benchmark, name: vllm_bench.measured(
+            benchmark, model(name), words(), eager=eager, memory_limit=arguments.memory_limit
+        ),
         arguments.bench,
         dense=DENSE,
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.engines.engine import ENVIRONMENT, reason
 from benchmarks.engines.kv_cache import kv_cache_environment
+from benchmarks.engines.memory_watch import MemoryWatch
 from benchmarks.engines.server import serve
 from benchmarks.engines.serving_rows import with_ratios
 from benchmarks.records.rows import Rows
@@ -56,8 +57,34 @@ def alternate(
         rows.add(with_ratios(row, row if variant == dense else base))
 
 
-def measured(benchmark: str, model: Path, tokenizer: Path, *, eager: bool) -> dict[str, float]:
-    """What one of `BENCHMARKS` says; raises RuntimeError with its last lines where it fails."""
+def measured(
+    benchmark: str,
+    model: Path,
+    tokenizer: Path,
+    *,
+    eager: bool,
+    memory_limit: float | None = None,
+) -> dict[str, float]:
+    """What one of `BENCHMARKS` says.
+
+    Args:
+        benchmark: its name.
+        model: the checkpoint.
+        tokenizer: the folder that has one.
+        eager: whether nothing is compiled.
+        memory_limit: GiB beyond which its processes are ended; see `MemoryWatch`.
+
+    Raises:
+        RuntimeError: it failed; with its last lines.
+    """
+    with MemoryWatch(memory_limit) as watch:
+        try:
+            return _measured(benchmark, model, tokenizer, eager)
+        except RuntimeError as error:
+            raise RuntimeError(watch.exceeded or str(error)) from error
+
+
+def _measured(benchmark: str, model: Path, tokenizer: Path, eager: bool) -> dict[str, float]:
     if benchmark == "latency":
         return latency(model, eager=eager)
     if benchmark == "throughput":

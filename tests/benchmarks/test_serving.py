@@ -17,11 +17,11 @@ from benchmarks.records.rows import Rows
 from benchmarks.serving import compare
 
 MEASUREMENTS = itertools.count()
-SPEEDS = {"dense": 10.0, "sparse": 25.0, "int8": 40.0}
+SPEEDS = {"dense": 10.0, "sparse": 25.0, "int8": 40.0, "dying": 1.0}
 
 
 class FakeEngine:
-    """Decodes at a fixed speed, and ends in a batch of 13."""
+    """Decodes at a fixed speed, and ends in a batch of 13; `dying` ends when it has answered."""
 
     def __init__(self, name: str, log: list[Any]) -> None:
         if name == "broken":
@@ -36,6 +36,8 @@ class FakeEngine:
         return Answers(prompt / SPEEDS[self.name], batch * SPEEDS[self.name])
 
     def facts(self) -> dict[str, Any]:
+        if self.name == "dying":
+            raise EngineError("held more than 8 GiB")
         memory = {"dense": 1000.0, "sparse": 600.0, "int8": 400.0}[self.name]
         facts: dict[str, Any] = {"load_seconds": memory / 100, "threads": 2, "resident_mib": memory}
         facts["measurement"] = next(MEASUREMENTS)
@@ -106,6 +108,12 @@ def test_a_variant_that_does_not_start_or_ends_is_refused(start: Any) -> None:
     assert by_place["sparse", 13]["refused"] == "out of memory"
     assert by_place["sparse", 1]["decode_ratio"] == 2.5
     assert "decode_ratio" not in by_place["sparse", 13]
+
+
+def test_a_variant_that_ends_after_its_answers_is_refused(start: Any) -> None:
+    rows = compare(["dense", "dying"], [(1, 32)], start, repeats=1)
+    assert rows[1]["refused"] == "held more than 8 GiB"
+    assert "decode_tokens_per_second" not in rows[1]
 
 
 def test_without_dense_there_are_no_ratios(start: Any) -> None:
@@ -235,13 +243,19 @@ def test_the_command_measures_every_batch_with_every_prompt(
 ) -> None:
     dense, _ = checkpoint(tmp_path / "model"), checkpoint(tmp_path / "other")
     names = {dense: "dense", tmp_path / "other": "sparse"}
-    monkeypatch.setattr(serving, "Engine", lambda path, *, eager: start(names[path]))
+    limits: set[float | None] = set()
+
+    def engine(path: Path, *, eager: bool, memory_limit: float | None) -> FakeEngine:
+        limits.add(memory_limit)
+        return start(names[path])
+
+    monkeypatch.setattr(serving, "Engine", engine)
     monkeypatch.setenv(serving.RESERVED_CORES, "1")
     output = tmp_path / "result.json"
     command = [
         *("serving", "--dense", str(dense), "--sparse", str(tmp_path / "other"), "--bench", "0"),
         *("--cells", "4x512", "2x512", "4x32", "2x32", "--repeats", "1", "--reserved-cores", "0"),
-        *("--json", str(output), "--plot", str(tmp_path / "plot.svg")),
+        *("--json", str(output), "--plot", str(tmp_path / "plot.svg"), "--memory-limit", "2.5"),
     ]
     monkeypatch.setattr(sys, "argv", command)
     serving.main()
@@ -252,14 +266,16 @@ def test_the_command_measures_every_batch_with_every_prompt(
         for batch in (2, 4)
         for name in ("dense bfloat16", "2:4")
     ]
-    facts = {name: result[name] for name in ("model", "shape", "mode", "reserved_cores", "in_turn")}
-    assert facts == {
+    named = ("model", "shape", "mode", "reserved_cores", "in_turn", "memory_limit_gib")
+    assert limits == {2.5}
+    assert {name: result[name] for name in named} == {
         "model": "model", "shape": {"model_type": "x", "hidden_size": 8}, "mode": "eager",
-        "reserved_cores": "0", "in_turn": True,
+        "reserved_cores": "0", "in_turn": True, "memory_limit_gib": 2.5,
     }  # fmt: skip
     assert "batch 4" in (tmp_path / "plot.svg").read_text()
     more = [*command[: command.index("--cells") + 1], "1x512", "--json", str(output)]
-    monkeypatch.setattr(sys, "argv", [*more, "--bench", "0", "--reserved-cores", "0"])
+    more += ["--bench", "0", "--reserved-cores", "0", "--memory-limit", "2.5"]
+    monkeypatch.setattr(sys, "argv", more)
     log.clear()
     serving.main()
     assert {entry[1:] for entry in log if entry[0] in SPEEDS} == {(1, 32), (1, 512)}

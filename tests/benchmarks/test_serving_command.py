@@ -118,6 +118,7 @@ def test_rows_with_one_kv_cache_are_not_those_with_another(
         (["--sparse", "nowhere"], "nowhere is no checkpoint"),
         (["--cells", "8"], "'8' is no cell: give sequences x tokens of each prompt"),
         (["--cells", "0x32"], "'0x32' is no cell"),
+        (["--memory-limit", "0"], "--memory-limit 0: give more than 0 GiB"),
         (["--kv-cache", "0"], "a KV cache of '0' GiB: give a whole number, at least 1"),
     ],
 )
