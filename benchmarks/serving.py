@@ -2,7 +2,7 @@
 
 All engines are up at the same time and take turns, call by call; medians are reported, and ratios
 to dense in the same run. vLLM's own `vllm bench latency`, `throughput` and `serve` follow, each
-for every variant in turn, as many rounds as `--bench` says.
+for every cell and variant in turn, as many rounds as `--bench` says.
 
     python -m benchmarks.serving --json OUT
     python -m benchmarks.serving --model llama-3.2-1b --compiled --json OUT --plot OUT.svg
@@ -29,8 +29,16 @@ from .engines import quantized_peers, vllm_bench
 from .engines.engine import RESERVED_CORES, Engine, NoEngine, Running, alternate
 from .engines.identity import identity
 from .engines.kv_cache import DEFAULT_GIB, KV_CACHE, kv_cache_gib
-from .engines.serving_report import draw, show
-from .engines.serving_rows import DECODE, INT4, INT8, KEY, repeats_of, with_ratios
+from .engines.serving_report import PANELS, draw, show
+from .engines.serving_rows import (
+    DECODE,
+    INT4,
+    INT8,
+    KEY,
+    OUTPUT_TOKENS,
+    repeats_of,
+    with_ratios,
+)
 from .engines.weight_bytes import DecodedWeights, of_checkpoint
 from .models import LLAMA_SHAPES, random_llama, smollm2, word_tokenizer
 from .pruning.commands import magnitude_pruned
@@ -48,7 +56,6 @@ VARIANTS: Mapping[str, Callable[[Path], Path]] = {
 }
 DEFAULT_MODEL = "tinyllama"
 CELLS = tuple((batch, prompt) for prompt in (32, 512) for batch in (1, 8, 32))
-OUTPUT_TOKENS = 32
 OLDER = {"kv_cache_gib": 1}
 """Settings of results that do not say them."""
 SHAPE = (
@@ -229,9 +236,10 @@ def main() -> None:
     words = cache(partial(word_tokenizer, dense))
     vllm_bench.alternate(
         list(makers),
+        arguments.cells,
         rows,
-        lambda benchmark, name: vllm_bench.measured(
-            benchmark, model(name), words(), eager=eager, memory_limit=arguments.memory_limit
+        lambda benchmark, name, cell: vllm_bench.measured(
+            benchmark, model(name), words(), cell, eager=eager, memory_limit=arguments.memory_limit
         ),
         arguments.bench,
         dense=DENSE,
@@ -241,7 +249,7 @@ def main() -> None:
     title = f"{dense.name} on {machine_class()}, {facts['mode']}"
     show(rows.all(), title)
     if arguments.plot is not None:
-        save(partial(draw, title=title), rows.all(), arguments.plot)
+        save(partial(draw, title=title), rows.all(), arguments.plot, panels=len(PANELS))
 
 
 def _shape(model: Path) -> dict[str, Any]:

@@ -201,33 +201,46 @@ def test_rows_of_int4_know_the_group_size(start: Any, log: list[Any]) -> None:
 def test_own_benchmarks_of_vllm_take_turns_too(tmp_path: Path) -> None:
     calls = []
 
-    def measure(benchmark: str, variant: str) -> dict[str, float]:
-        calls.append((benchmark, variant))
+    def measure(benchmark: str, variant: str, cell: tuple[int, int]) -> dict[str, float]:
+        calls.append((benchmark, variant, *cell))
         if (benchmark, variant) == ("serve", "sparse"):
             raise RuntimeError("vllm bench serve failed:\n  ValueError: no tokens\nbye")
-        return {"seconds": SPEEDS[variant]}
+        return {"seconds": SPEEDS[variant], "tokens_per_second": 7.0}
 
     variants = ["dense", "sparse", "int8"]
     rows = Rows(tmp_path / "result.json", {}, KEY)
-    rows.add({"benchmark": "decode", "variant": "int8", "batch": 1, "refused": "broken"})
-    vllm_bench.alternate(variants, rows, measure, rounds=1)
+    refused = {"variant": "int8", "batch": 1, "prompt_tokens": 32, "refused": "broken"}
+    rows.add({"benchmark": "decode", **refused})
+    cells = [(1, 32), (8, 512)]
+    vllm_bench.alternate(variants, cells, rows, measure, rounds=1)
     kinds = ["latency", "throughput", "serve"]
-    assert calls == [(kind, name) for kind in kinds for name in ("dense", "sparse")]
-    latency = rows["latency", "sparse", None, None, 0]
-    assert latency["seconds_ratio"] == 0.4
-    assert rows["serve", "sparse", None, None, 0]["refused"] == "ValueError: no tokens"
-    assert rows["throughput", "int8", None, None, 0]["refused"] == "broken"
+    assert calls == [
+        (kind, name, *cell)
+        for kind in kinds
+        for cell in cells
+        for name in (variants if cell == (8, 512) else ["dense", "sparse"])
+    ]
+    latency = rows["latency", "sparse", 8, 512, 0]
+    assert (latency["seconds_ratio"], latency["output_tokens"]) == (0.4, 32)
+    assert rows["serve", "sparse", 1, 32, 0]["refused"] == "ValueError: no tokens"
+    assert rows["throughput", "int8", 1, 32, 0]["refused"] == "broken"
+    assert rows["throughput", "int8", 8, 512, 0]["tokens_ratio"] == 1
     calls.clear()
-    vllm_bench.alternate(variants, Rows(tmp_path / "result.json", {}, KEY), measure, rounds=1)
+    again = Rows(tmp_path / "result.json", {}, KEY)
+    vllm_bench.alternate(variants, cells, again, measure, rounds=1)
     assert calls == []
-    vllm_bench.alternate(variants, rows, measure, rounds=2)
-    # Whatever was refused once is not tried again.
-    assert calls == [(kind, "dense") for kind in kinds]
+    vllm_bench.alternate(variants, cells[:1], rows, measure, rounds=2)
+    # Whatever was refused once in a cell is not tried again there.
+    assert calls == [(kind, "dense", 1, 32) for kind in kinds]
+    calls.clear()
+    vllm_bench.alternate(variants, [(8, 32)], rows, measure, rounds=1)
+    assert calls == [(kind, name, 8, 32) for kind in kinds for name in variants]
 
 
 def test_own_benchmarks_of_vllm_run_without_dense_too(tmp_path: Path) -> None:
     rows = Rows(None, {}, KEY)
-    vllm_bench.alternate(["sparse"], rows, lambda *_: {"seconds": 1.0}, 1, dense="dense")
+    measure = {"seconds": 1.0}
+    vllm_bench.alternate(["sparse"], [(1, 32)], rows, lambda *_: measure, 1, dense="dense")
     assert [row["seconds"] for row in rows.all()] == [1.0] * 3
     assert not any("seconds_ratio" in row for row in rows.all())
 
@@ -272,7 +285,10 @@ def test_the_command_measures_every_batch_with_every_prompt(
         "model": "model", "shape": {"model_type": "x", "hidden_size": 8}, "mode": "eager",
         "reserved_cores": "0", "in_turn": True, "memory_limit_gib": 2.5,
     }  # fmt: skip
-    assert "batch 4" in (tmp_path / "plot.svg").read_text()
+    plot = (tmp_path / "plot.svg").read_text()
+    assert all(plot.count(f">batch {batch}<") == 2 * 2 for batch in (2, 4))  # two panels
+    assert "decode tokens/s, times dense" in plot
+    assert "first token, times as early as dense's" in plot
     more = [*command[: command.index("--cells") + 1], "1x512", "--json", str(output)]
     more += ["--bench", "0", "--reserved-cores", "0", "--memory-limit", "2.5"]
     monkeypatch.setattr(sys, "argv", more)

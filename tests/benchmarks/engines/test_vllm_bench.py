@@ -19,4 +19,4 @@ def test_a_benchmark_beyond_the_memory_limit_says_so(
     vllm.chmod(0o755)
     monkeypatch.setattr(vllm_bench, "VLLM", str(vllm))
     with pytest.raises(RuntimeError, match=r"MiB, more than 0.0625 GiB"):
-        vllm_bench.measured("latency", tmp_path, tmp_path, eager=True, memory_limit=1 / 16)
+        vllm_bench.measured("latency", tmp_path, tmp_path, (1, 32), eager=True, memory_limit=1 / 16)
