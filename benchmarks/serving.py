@@ -51,8 +51,8 @@ VARIANTS: Mapping[str, Callable[[Path], Path]] = {
     DENSE: lambda dense: dense,
     "2:4 bfloat16": magnitude_pruned,
     "2:4 int8": lambda dense: magnitude_pruned(dense, values="int8"),
-    INT8: quantized_peers.int8,
-    INT4: quantized_peers.int4,
+    INT8: partial(quantized_peers.made_apart, "int8"),
+    INT4: partial(quantized_peers.made_apart, "int4"),
 }
 DEFAULT_MODEL = "tinyllama"
 CELLS = tuple((batch, prompt) for prompt in (32, 512) for batch in (1, 8, 32))

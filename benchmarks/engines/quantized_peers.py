@@ -10,6 +10,8 @@ not depend on how well the values were chosen.
 import argparse
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from permllm_vllm.checkpoint.writer import write_checkpoint
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 INT4_GROUPS = (128, 64, 32)
+SUFFIXES = {"int8": "w8a8", "int4": "int4"}
 
 Rewrite = Callable[[str, Tensor], Iterator[tuple[str, Tensor]]]
 
@@ -48,7 +51,7 @@ def int8(dense: Path) -> Path:
         "config_groups": {"group_0": group},
         "ignore": ["lm_head"],
     }
-    return _rewritten(dense, "w8a8", config, _int8_tensors)
+    return _rewritten(dense, SUFFIXES["int8"], config, _int8_tensors)
 
 
 def int4(dense: Path) -> Path:
@@ -64,10 +67,30 @@ def int4(dense: Path) -> Path:
         "sym": True,
         "lm_head": False,
     }
-    return _rewritten(dense, "int4", config, lambda name, weight: _int4_tensors(name, weight, size))
+    suffix = SUFFIXES["int4"]
+    return _rewritten(dense, suffix, config, lambda name, weight: _int4_tensors(name, weight, size))
 
 
 PEERS: dict[str, Callable[[Path], Path]] = {"int8": int8, "int4": int4}
+
+
+def made_apart(peer: str, dense: Path) -> Path:
+    """Return one of `PEERS`, made in a process of its own: engines that are up count this one.
+
+    Raises:
+        RuntimeError: it cannot be made; the message is the reason.
+    """
+    output = _twin(dense, SUFFIXES[peer])
+    if not (output / "config.json").exists():
+        command = [sys.executable, "-m", "benchmarks.engines.quantized_peers", peer, str(dense)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
+    return output
+
+
+def _twin(dense: Path, suffix: str) -> Path:
+    return dense.with_name(f"{dense.name}-{suffix}")
 
 
 def _int8_tensors(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -95,7 +118,7 @@ def _int4_tensors(name: str, weight: Tensor, size: int) -> Iterator[tuple[str, T
 
 def _rewritten(dense: Path, suffix: str, quantization: dict[str, Any], rewrite: Rewrite) -> Path:
     """Return the twin beside its dense parent, made once, one file's tensors in memory."""
-    output = dense.with_name(f"{dense.name}-{suffix}")
+    output = _twin(dense, suffix)
     if (output / "config.json").exists():
         return output
     partial = output.with_name(f"{output.name}.partial")
