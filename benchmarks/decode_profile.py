@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .engines.engine import ENGINE_OPTIONS, ENVIRONMENT
+from .engines.kv_cache import kv_cache_environment
 from .models import LLAMA_SHAPES, random_llama
 from .pruning.commands import magnitude_pruned
 from .records.machine import write_json
@@ -40,7 +41,7 @@ def profile(model: Path) -> dict[str, float]:
 
     An engine in this process has the threads of this process: vLLM reserves no core then.
     """
-    os.environ.update(ENVIRONMENT, VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    os.environ.update(ENVIRONMENT | kv_cache_environment(), VLLM_ENABLE_V1_MULTIPROCESSING="0")
     from vllm import LLM, SamplingParams, TokensPrompt
 
     engine = LLM(model=str(model), enforce_eager=True, **ENGINE_OPTIONS)

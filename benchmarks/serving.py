@@ -2,14 +2,16 @@
 
 All engines are up at the same time and take turns, call by call; medians are reported, and ratios
 to dense in the same run. vLLM's own `vllm bench latency`, `throughput` and `serve` follow, each
-for every variant in turn, as many rounds as `--bench` says.
+for every cell and variant in turn, as many rounds as `--bench` says.
 
     python -m benchmarks.serving --json OUT
     python -m benchmarks.serving --model llama-3.2-1b --compiled --json OUT --plot OUT.svg
-    python -m benchmarks.serving --model llama-2-7b --one-at-a-time --batch 1 --json OUT
-    python -m benchmarks.serving --dense DIR --sparse DIR --batch 1 8 --reserved-cores 0 --json OUT
+    python -m benchmarks.serving --model llama-2-7b --variants "2:4 int8" --memory-limit 8 \\
+        --cells 1x32 1x512 --json OUT
+    python -m benchmarks.serving --dense DIR --sparse DIR --cells 1x32 8x32 --json OUT
 
-The result is written after each cell, and what it holds already is not measured again. A variant
+Without the dense variant nothing loads it, and there are no ratios. The result is written after
+each cell, and what it holds already is not measured again: `--cells` adds to it. A variant
 that does not start or that ends has rows that say why under `refused`, and the rest goes on; it is
 tried again when those rows are taken out of the file.
 """
@@ -17,6 +19,7 @@ tried again when those rows are taken out of the file.
 import argparse
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -25,8 +28,17 @@ from typing import Any
 from .engines import quantized_peers, vllm_bench
 from .engines.engine import RESERVED_CORES, Engine, NoEngine, Running, alternate
 from .engines.identity import identity
-from .engines.serving_report import draw, show
-from .engines.serving_rows import DECODE, INT4, INT8, KEY, repeats_of, with_ratios
+from .engines.kv_cache import DEFAULT_GIB, KV_CACHE, kv_cache_gib
+from .engines.serving_report import PANELS, draw, show
+from .engines.serving_rows import (
+    DECODE,
+    INT4,
+    INT8,
+    KEY,
+    OUTPUT_TOKENS,
+    repeats_of,
+    with_ratios,
+)
 from .engines.weight_bytes import DecodedWeights, of_checkpoint
 from .models import LLAMA_SHAPES, random_llama, smollm2, word_tokenizer
 from .pruning.commands import magnitude_pruned
@@ -39,12 +51,13 @@ VARIANTS: Mapping[str, Callable[[Path], Path]] = {
     DENSE: lambda dense: dense,
     "2:4 bfloat16": magnitude_pruned,
     "2:4 int8": lambda dense: magnitude_pruned(dense, values="int8"),
-    INT8: quantized_peers.int8,
-    INT4: quantized_peers.int4,
+    INT8: partial(quantized_peers.made_apart, "int8"),
+    INT4: partial(quantized_peers.made_apart, "int4"),
 }
 DEFAULT_MODEL = "tinyllama"
-BATCHES, PROMPTS = (1, 8, 32), (32, 512)
-OUTPUT_TOKENS = 32
+CELLS = tuple((batch, prompt) for prompt in (32, 512) for batch in (1, 8, 32))
+OLDER = {"kv_cache_gib": 1}
+"""Settings of results that do not say them."""
 SHAPE = (
     *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "tie_word_embeddings"),
@@ -58,6 +71,7 @@ def compare(
     start: Callable[[str], Running],
     rows: Rows | None = None,
     *,
+    dense: str | None = None,
     weights: DecodedWeights | None = None,
     repeats: int | None = None,
     one_at_a_time: bool = False,
@@ -66,17 +80,19 @@ def compare(
     """Serve variants; one row per cell and variant, with ratios to dense.
 
     Args:
-        variants: names, the first of them dense.
+        variants: names.
         cells: batch and prompt tokens.
         start: gives the engine of a variant; whatever it raises is why the variant is refused.
         rows: those that are there are kept, the others added after each cell.
+        dense: the variant to which ratios are, by default the first; where it is not among
+            `variants` it does not run, and only `one_at_a_time` takes it from `rows`.
         weights: of the dense model, for what its bytes alone explain.
         repeats: of each cell; None for as many as its size allows.
         one_at_a_time: for models that do not fit into memory together: no turns are taken then.
         int4_group: values that share a scale in vLLM's int4, for what its bytes explain.
     """
     rows = Rows(None, {}, KEY) if rows is None else rows
-    dense = variants[0]
+    dense = variants[0] if dense is None else dense
     for group in [[name] for name in variants] if one_at_a_time else [list(variants)]:
         lacking = {
             cell: [name for name in group if (DECODE, name, *cell, None) not in rows]
@@ -93,7 +109,8 @@ def compare(
                         row["variant"]: {"benchmark": DECODE, **row}
                         for row in alternate(turns, *cell, OUTPUT_TOKENS, times)
                     }
-                    base = found.get(dense) or rows.get((DECODE, dense, *cell, None))
+                    kept = rows.get((DECODE, dense, *cell, None)) if one_at_a_time else None
+                    base = found.get(dense) or kept
                     rows.update(
                         with_ratios(found[name], base, weights, int4_group) for name in names
                     )
@@ -121,15 +138,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sparse", type=Path, help="its permllm checkpoint, in place of variants")
     parser.add_argument(
         "--variants", nargs="+", choices=list(VARIANTS), metavar="NAME",
-        help=f"of {', '.join(map(repr, VARIANTS))} (default: all); dense comes first",
+        help=f"of {', '.join(map(repr, VARIANTS))} (default: all)",
     )  # fmt: skip
-    parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
-    parser.add_argument("--prompt", type=int, nargs="+", default=PROMPTS, help="prompt tokens")
+    parser.add_argument(
+        "--cells", type=_cell, nargs="+", default=CELLS, metavar="BATCHxPROMPT",
+        help="sequences and tokens of each prompt (default: 1, 8 and 32 of 32 and of 512)",
+    )  # fmt: skip
     parser.add_argument("--repeats", type=int, help="of each cell (default: by its size, 5 to 1)")
     parser.add_argument("--compiled", action="store_true", help="torch.compile instead of eager")
     parser.add_argument(
         "--reserved-cores", type=int, metavar="N",
         help=f"cores that vLLM leaves to its scheduler, {RESERVED_CORES} (default: vLLM's, 1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--kv-cache", type=int, metavar="GIB",
+        help=f"of each engine, a whole number (default: {KV_CACHE}, or {DEFAULT_GIB})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--memory-limit", type=float, metavar="GIB",
+        help="of each engine: beyond it, its processes are ended and it is refused",
     )  # fmt: skip
     parser.add_argument("--one-at-a-time", action="store_true", help="for models that fill memory")
     parser.add_argument(
@@ -138,6 +165,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, required=True, help="where the result is written")
     parser.add_argument("--plot", type=Path, help="where a plot is written, an SVG")
     return parser
+
+
+def _cell(text: str) -> tuple[int, int]:
+    """Argument type: BATCHxPROMPT."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no cell: give sequences x tokens of each prompt, such as 8x512"
+        )
+    return int(found[1]), int(found[2])
 
 
 def main() -> None:
@@ -152,8 +189,16 @@ def main() -> None:
     for folder in filter(None, (arguments.dense, arguments.sparse)):
         if not (folder / "config.json").exists():
             parser.error(f"{folder} is no checkpoint: it has no config.json")
+    if arguments.memory_limit is not None and arguments.memory_limit <= 0:
+        parser.error(f"--memory-limit {arguments.memory_limit:g}: give more than 0 GiB")
     if arguments.reserved_cores is not None:
         os.environ[RESERVED_CORES] = str(arguments.reserved_cores)
+    if arguments.kv_cache is not None:
+        os.environ[KV_CACHE] = str(arguments.kv_cache)
+    try:
+        kv_cache = kv_cache_gib()
+    except ValueError as error:
+        parser.error(str(error))
     if arguments.dense is not None:
         dense = arguments.dense
         makers = {DENSE: VARIANTS[DENSE], "2:4": lambda dense: arguments.sparse}
@@ -161,7 +206,8 @@ def main() -> None:
     else:
         name = arguments.model or DEFAULT_MODEL
         dense = smollm2() if name == "smollm2" else random_llama(name)
-        makers = {name: VARIANTS[name] for name in (DENSE, *(arguments.variants or VARIANTS))}
+        asked = arguments.variants or VARIANTS
+        makers = {name: make for name, make in VARIANTS.items() if name in asked}
         given = {DENSE: dense}  # the others are made of it
     eager = not arguments.compiled
     facts = {
@@ -171,14 +217,17 @@ def main() -> None:
         "mode": "eager" if eager else "compiled",
         "reserved_cores": os.environ.get(RESERVED_CORES, "by default"),
         "in_turn": not arguments.one_at_a_time,
+        "kv_cache_gib": kv_cache,
+        "memory_limit_gib": arguments.memory_limit,
     }
-    rows = Rows(arguments.json, facts, KEY)
+    rows = Rows(arguments.json, facts, KEY, older=OLDER)
     model = cache(lambda name: makers[name](dense))
     compare(
         list(makers),
-        [(batch, prompt) for prompt in arguments.prompt for batch in arguments.batch],
-        lambda name: Engine(model(name), eager=eager),
+        arguments.cells,
+        lambda name: Engine(model(name), eager=eager, memory_limit=arguments.memory_limit),
         rows,
+        dense=DENSE,
         weights=of_checkpoint(dense),
         repeats=arguments.repeats,
         one_at_a_time=arguments.one_at_a_time,
@@ -187,16 +236,20 @@ def main() -> None:
     words = cache(partial(word_tokenizer, dense))
     vllm_bench.alternate(
         list(makers),
+        arguments.cells,
         rows,
-        lambda benchmark, name: vllm_bench.measured(benchmark, model(name), words(), eager=eager),
+        lambda benchmark, name, cell: vllm_bench.measured(
+            benchmark, model(name), words(), cell, eager=eager, memory_limit=arguments.memory_limit
+        ),
         arguments.bench,
+        dense=DENSE,
     )
-    order = [*makers]
+    order = [*VARIANTS, *makers]
     rows.sort(lambda row: _place(row, order))
     title = f"{dense.name} on {machine_class()}, {facts['mode']}"
     show(rows.all(), title)
     if arguments.plot is not None:
-        save(partial(draw, title=title), rows.all(), arguments.plot)
+        save(partial(draw, title=title), rows.all(), arguments.plot, panels=len(PANELS))
 
 
 def _shape(model: Path) -> dict[str, Any]:

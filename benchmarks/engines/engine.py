@@ -14,8 +14,10 @@ from typing import IO, Any, Protocol
 import psutil
 import torch
 
+from benchmarks.engines.kv_cache import KV_CACHE, kv_cache_environment, kv_cache_gib
+from benchmarks.engines.memory_watch import MemoryWatch
+
 ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
@@ -84,8 +86,9 @@ class Answers:
                 break
         if first is None or last is None:
             raise EngineError(
-                f"a sequence of {batch} ended before all of them decoded: take a smaller batch or "
-                "shorter prompts, or a KV cache that holds all (VLLM_CPU_KVCACHE_SPACE)"
+                f"a sequence of {batch} ended before all of them decoded: take a smaller batch, "
+                f"shorter prompts, or a KV cache that holds all, of more than {kv_cache_gib()} GiB "
+                f"(--kv-cache, or {KV_CACHE})"
             )
         decoded = sum(last.tokens.values()) - sum(first.tokens.values())
         return cls(first.seconds, decoded / (last.seconds - first.seconds))
@@ -99,7 +102,7 @@ class Running(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What a row says of the engine itself."""
+        """What a row says of the engine itself; raises EngineError."""
         ...
 
     def close(self) -> None:
@@ -112,27 +115,33 @@ class Engine:
 
     Its checkpoint is read once before, so that no engine's load time is that of a disk.
 
+    Args:
+        model: the checkpoint.
+        eager: whether nothing is compiled.
+        memory_limit: GiB beyond which its processes are ended; see `MemoryWatch`.
+
     Raises:
         EngineError: it does not start.
     """
 
-    def __init__(self, model: Path, *, eager: bool) -> None:
-        os.environ.update(ENVIRONMENT | ASKED)
+    def __init__(self, model: Path, *, eager: bool, memory_limit: float | None = None) -> None:
+        os.environ.update(ENVIRONMENT | ASKED | kv_cache_environment())
         from vllm import LLM
 
         self._model = model
         read_once(model)
-        others = set(_descendants())
+        self._watch = MemoryWatch(memory_limit, this_too=True)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the processes that write)
         start = time.perf_counter()
         try:
             with _output_to(self._log):
                 self._llm = LLM(model=str(model), enforce_eager=eager, **ENGINE_OPTIONS)
         except Exception as error:
-            _end([process for process in _descendants() if process not in others])
+            self._watch.close()
+            _end(self._watch.processes())
             raise EngineError(self._reason(error)) from error
         self._load_seconds = time.perf_counter() - start
-        self._processes = [process for process in _descendants() if process not in others]
+        self._watch.settle()
         (self._threads,) = self._llm.collective_rpc(threads)
         ((self._packed, self._dense),) = self._llm.apply_model(sparse_bytes)
 
@@ -179,14 +188,23 @@ class Engine:
         first engine of a run also pays for what its process does once.
 
         `resident_mib` is what the engine's processes have to themselves: weights, KV cache, run
-        time; `packed_bytes` and `dense_bytes` are those of the sparse linear layers, as the backend
-        holds them and in bfloat16.
+        time. `peak_mib` is the most that they and this process, their front end, have had together
+        since the engine began to start: see `MemoryWatch`. `packed_bytes` and `dense_bytes` are
+        those of the sparse linear layers, as the backend holds them and in bfloat16.
+
+        Raises:
+            EngineError: the engine has ended.
         """
-        used = sum(process.memory_full_info().uss for process in self._processes)
+        try:
+            used = sum(process.memory_full_info().uss for process in self._watch.processes())
+        except psutil.NoSuchProcess as error:
+            raise EngineError(self._reason(error)) from error
+        self._watch.sample()
         facts = {
             "load_seconds": self._load_seconds,
             "threads": self._threads,
             "resident_mib": used / 2**20,
+            "peak_mib": self._watch.peak_mib,
         }
         if self._dense:
             facts |= {"packed_bytes": self._packed, "dense_bytes": self._dense}
@@ -195,11 +213,14 @@ class Engine:
 
     def close(self) -> None:
         """Stop the processes, so that the next engine has the memory."""
+        self._watch.close()
         self._llm.llm_engine.engine_core.shutdown()
-        _end(self._processes)
+        _end(self._watch.processes())
         self._log.close()
 
     def _reason(self, error: Exception) -> str:
+        if self._watch.exceeded:
+            return self._watch.exceeded
         self._log.seek(0)
         found = reason(self._log.read().decode(errors="replace"), error)
         return found.replace(f"{self._model.parent}/", "")  # where models lie is no news
@@ -282,6 +303,11 @@ def alternate(
                 refused[name] = str(error)
     for name, engine in engines.items():
         row = {"variant": name, "batch": batch, "prompt_tokens": prompt, "output_tokens": output}
+        facts: dict[str, Any] = {}
+        try:
+            facts = engine.facts()
+        except EngineError as error:
+            refused.setdefault(name, str(error))
         if name in refused:
             yield {**row, "refused": refused[name]}
             continue
@@ -292,7 +318,7 @@ def alternate(
             "repeats": repeats,
             "decode_tokens_per_second": speed,
             "time_to_first_token_ms": 1e3 * first,
-            **engine.facts(),
+            **facts,
             "load_average": round(os.getloadavg()[1], 1),  # of five minutes
         }
 
@@ -315,7 +341,3 @@ def _end(processes: list[psutil.Process]) -> None:
     _, alive = psutil.wait_procs(processes, timeout=10)
     for process in alive:
         process.kill()
-
-
-def _descendants() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)

@@ -10,18 +10,22 @@ not depend on how well the values were chosen.
 import argparse
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
+from benchmarks.models import SHARD_BYTES
 from permllm_vllm.checkpoint.reader import CheckpointReader
+from permllm_vllm.checkpoint.writer import write_checkpoint
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 INT4_GROUPS = (128, 64, 32)
+SUFFIXES = {"int8": "w8a8", "int4": "int4"}
 
 Rewrite = Callable[[str, Tensor], Iterator[tuple[str, Tensor]]]
 
@@ -47,7 +51,7 @@ def int8(dense: Path) -> Path:
         "config_groups": {"group_0": group},
         "ignore": ["lm_head"],
     }
-    return _rewritten(dense, "w8a8", config, _int8_tensors)
+    return _rewritten(dense, SUFFIXES["int8"], config, _int8_tensors)
 
 
 def int4(dense: Path) -> Path:
@@ -63,10 +67,30 @@ def int4(dense: Path) -> Path:
         "sym": True,
         "lm_head": False,
     }
-    return _rewritten(dense, "int4", config, lambda name, weight: _int4_tensors(name, weight, size))
+    suffix = SUFFIXES["int4"]
+    return _rewritten(dense, suffix, config, lambda name, weight: _int4_tensors(name, weight, size))
 
 
 PEERS: dict[str, Callable[[Path], Path]] = {"int8": int8, "int4": int4}
+
+
+def made_apart(peer: str, dense: Path) -> Path:
+    """Return one of `PEERS`, made in a process of its own: engines that are up count this one.
+
+    Raises:
+        RuntimeError: it cannot be made; the message is the reason.
+    """
+    output = _twin(dense, SUFFIXES[peer])
+    if not (output / "config.json").exists():
+        command = [sys.executable, "-m", "benchmarks.engines.quantized_peers", peer, str(dense)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
+    return output
+
+
+def _twin(dense: Path, suffix: str) -> Path:
+    return dense.with_name(f"{dense.name}-{suffix}")
 
 
 def _int8_tensors(name: str, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -93,28 +117,31 @@ def _int4_tensors(name: str, weight: Tensor, size: int) -> Iterator[tuple[str, T
 
 
 def _rewritten(dense: Path, suffix: str, quantization: dict[str, Any], rewrite: Rewrite) -> Path:
-    """Return the twin beside its dense parent, made once."""
-    output = dense.with_name(f"{dense.name}-{suffix}")
+    """Return the twin beside its dense parent, made once, one file's tensors in memory."""
+    output = _twin(dense, suffix)
     if (output / "config.json").exists():
         return output
-    tensors: dict[str, Tensor] = {}
-    reader = CheckpointReader(dense)
-    for name in reader.names():
-        module, _, kind = name.rpartition(".")
-        if kind == "weight" and module.rpartition(".")[2] in LINEARS:
-            tensors.update(rewrite(module, reader.tensor(name)))
-        else:
-            tensors[name] = reader.tensor(name)
-    partial = output.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(dense, partial, ignore=shutil.ignore_patterns("*.safetensors*"))
-    save_torch_state_dict(tensors, partial)
+    partial = output.with_name(f"{output.name}.partial")
+    write_checkpoint(
+        partial, _tensors(dense, rewrite), None, dense, force=True, max_shard_bytes=SHARD_BYTES
+    )
     config = json.loads((dense / "config.json").read_text())
     (partial / "config.json").write_text(
         json.dumps({**config, "quantization_config": quantization}, indent=1)
     )
+    shutil.rmtree(output, ignore_errors=True)
     partial.rename(output)
     return output
+
+
+def _tensors(dense: Path, rewrite: Rewrite) -> Iterator[tuple[str, Tensor]]:
+    reader = CheckpointReader(dense)
+    for name in reader.names():
+        module, _, kind = name.rpartition(".")
+        if kind == "weight" and module.rpartition(".")[2] in LINEARS:
+            yield from rewrite(module, reader.tensor(name))
+        else:
+            yield name, reader.tensor(name)
 
 
 def main() -> None:

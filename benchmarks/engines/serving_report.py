@@ -30,6 +30,7 @@ TURNS: Sequence[Column] = (
     ("x dense", number("load_ratio")),
     ("resident MiB", number("resident_mib", 0)),
     ("of dense", number("resident_ratio")),
+    ("peak MiB", number("peak_mib", 0)),
     ("pruned linears", number("packed_ratio", 3)),
     ("threads", number("threads", 0)),
     ("load", number("load_average", 1)),
@@ -37,6 +38,8 @@ TURNS: Sequence[Column] = (
 BENCH: Sequence[Column] = (
     ("benchmark", lambda row: row["benchmark"]),
     ("variant", lambda row: row["variant"]),
+    ("batch", number("batch", 0)),
+    ("prompt", number("prompt_tokens", 0)),
     ("round", number("round", 0)),
     ("latency s", number("seconds")),
     ("x dense", number("seconds_ratio")),
@@ -68,23 +71,34 @@ def show(rows: Sequence[Row], title: str) -> None:
         console.print(f"{variant} was refused: {why}", markup=False)
 
 
-def draw(rows: Sequence[Row], axes: Any, title: str) -> None:
-    """Draw decode speed against dense, a group of bars per cell."""
-    rows = [row for row in rows if "decode_ratio" in row]
+PANELS = (
+    ("decode_ratio", "decode tokens/s, times dense"),
+    ("first_token_ratio", "first token, times as early as dense's"),
+)
+"""Field of a row, and what a panel says of it."""
+
+
+def draw(rows: Sequence[Row], axes: Sequence[Any], title: str) -> None:
+    """Draw each of `PANELS` into axes of its own, a group of bars per cell."""
+    for (field, label), panel in zip(PANELS, axes, strict=True):
+        _bars([row for row in rows if field in row], field, panel)
+        panel.set_ylabel(label)
+    axes[0].set_title(title)
+    if axes[0].patches:
+        axes[0].legend()
+
+
+def _bars(rows: Sequence[Row], field: str, axes: Any) -> None:
     cells = list(dict.fromkeys((row["batch"], row["prompt_tokens"]) for row in rows))
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     for number, variant in enumerate(variants):
         width = 0.8 / len(variants)
         offset = (number - (len(variants) - 1) / 2) * width
         bars = {
-            cells.index((row["batch"], row["prompt_tokens"])) + offset: row["decode_ratio"]
+            cells.index((row["batch"], row["prompt_tokens"])) + offset: row[field]
             for row in rows
             if row["variant"] == variant
         }
         axes.bar(list(bars), list(bars.values()), width, label=variant)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks(range(len(cells)), [f"batch {batch}\nprompt {n}" for batch, n in cells])
-    axes.set_ylabel("decode tokens/s, times dense")
-    axes.set_title(title)
-    if variants:
-        axes.legend()

@@ -24,6 +24,8 @@ SPEEDS = {
 }
 """Quantities of a row, and the field that says how many times as fast as dense that is."""
 
+OUTPUT_TOKENS = 32
+"""Of every answer."""
 INT8, INT4 = "vLLM int8 (W8A8)", "vLLM int4 (GPTQ)"
 
 

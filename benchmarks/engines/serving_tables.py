@@ -47,8 +47,9 @@ def decode(result: Result) -> str:
     columns: dict[str, Together] = {
         "by bytes": lambda rows: _largest(rows, "byte_ratio", "{:.2f}x"),
         "pruned linears": lambda rows: _largest(rows, "packed_ratio", "{:.3f}x"),
-        "resident MiB": lambda rows: _largest(rows, "resident_mib", "{:.0f}"),
-        "load": _loading,
+        "resident MiB": _resident,
+        "peak MiB": lambda rows: _largest(rows, "peak_mib", "{:.0f}"),
+        "load (median of starts)": _loading,
     }
     return by_cell(result, decode_speed, columns)
 
@@ -59,20 +60,25 @@ def first_token(result: Result) -> str:
 
 
 def bench(result: Result) -> str:
-    """What vLLM's own benchmarks say, a line per variant, medians over rounds."""
+    """What vLLM's own benchmarks say, a line per cell and variant, medians over rounds."""
     rows = [row for row in result["rows"] if row.get("benchmark", DECODE) != DECODE]
     lines = []
-    for variant in dict.fromkeys(row["variant"] for row in rows):
-        line = [variant]
+    for place in dict.fromkeys(map(_place, rows)):
+        batch, prompt, variant = place
+        line = [variant, str(batch), str(prompt)]
         for benchmark, _, field, ratio, form in BENCH:
-            own = [r for r in rows if r["variant"] == variant and r["benchmark"] == benchmark]
+            own = [row for row in rows if _place(row) == place and row["benchmark"] == benchmark]
             line.append(_medians(own, field, ratio, form))
         lines.append(line)
-    return markdown(["variant", *(name for _, name, *_ in BENCH)], lines)
+    return markdown(["variant", "batch", "prompt", *(name for _, name, *_ in BENCH)], lines)
+
+
+def _place(row: Row) -> tuple[Any, Any, str]:
+    return row.get("batch", ""), row.get("prompt_tokens", ""), row["variant"]
 
 
 BENCH = (
-    ("latency", "latency, batch 1", "seconds", "seconds_ratio", "{:.2f} s"),
+    ("latency", "latency", "seconds", "seconds_ratio", "{:.2f} s"),
     ("throughput", "throughput, tokens/s", "tokens_per_second", "tokens_ratio", "{:.1f}"),
     ("serve", "serve, tokens/s", "tokens_per_second", "tokens_ratio", "{:.1f}"),
     ("serve", "serve, first token", "median_ttft_ms", "ttft_ratio", "{:.0f} ms"),
@@ -104,11 +110,20 @@ def _largest(rows: Sequence[Row], field: str, form: str) -> str:
     return form.format(max(values)) if values else ""
 
 
-def _loading(rows: Sequence[Row]) -> str:
-    timed = [row for row in rows if "load_seconds" in row and "load_ratio" in row]
-    if not timed:
+def _resident(rows: Sequence[Row]) -> str:
+    """The most, and what that is of dense's in the same cell."""
+    held = [row for row in rows if "resident_mib" in row]
+    if not held:
         return ""
-    return f"{timed[0]['load_seconds']:.0f} s{_times(timed[0], 'load_ratio', ' ({})')}"
+    most = max(held, key=lambda row: row["resident_mib"])
+    return f"{most['resident_mib']:.0f}{_times(most, 'resident_ratio', ' ({})')}"
+
+
+def _loading(rows: Sequence[Row]) -> str:
+    """All cells that one start of an engine served have its time, and its ratio to dense's."""
+    timed = [row for row in rows if "load_seconds" in row]
+    starts = list({row["load_seconds"]: row for row in timed}.values())
+    return _medians(starts, "load_seconds", "load_ratio", "{:.0f} s")
 
 
 def profile(result: Result) -> str:

@@ -11,88 +11,142 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.engines.engine import ENVIRONMENT, reason
+from benchmarks.engines.kv_cache import kv_cache_environment
+from benchmarks.engines.memory_watch import MemoryWatch
 from benchmarks.engines.server import serve
-from benchmarks.engines.serving_rows import with_ratios
+from benchmarks.engines.serving_rows import OUTPUT_TOKENS, repeats_of, with_ratios
 from benchmarks.records.rows import Rows
 
 VLLM = str(Path(sys.executable).with_name("vllm"))
-PROMPTS = 16
 BENCHMARKS = ("latency", "throughput", "serve")
+Cell = tuple[int, int]
+"""Sequences at a time, and tokens of each prompt."""
 
 
 def alternate(
     variants: Sequence[str],
+    cells: Sequence[Cell],
     rows: Rows,
-    measure: Callable[[str, str], Mapping[str, float]],
+    measure: Callable[[str, str, Cell], Mapping[str, float]],
     rounds: int,
+    *,
+    dense: str | None = None,
 ) -> None:
-    """Add what `rows` lack: one of each benchmark, variant and round, variants in turn.
+    """Add what `rows` lack: one of each benchmark, cell, variant and round, variants in turn.
 
     Args:
-        variants: the first of them dense, to which the ratios of a round are.
-        rows: with the fields of `serving_rows.KEY`; a variant that was refused there is not tried.
-        measure: gives what a benchmark says of a variant; a RuntimeError is why it does not run.
+        variants: names.
+        cells: what is measured of each.
+        rows: with the fields of `serving_rows.KEY`; a variant that was refused there in a cell is
+            not tried in it.
+        measure: gives what a benchmark says of a variant and a cell; a RuntimeError is why it does
+            not run.
         rounds: how often everything is measured.
+        dense: the variant to which the ratios of a round are, by default the first.
     """
-    for turn, benchmark, variant in itertools.product(range(rounds), BENCHMARKS, variants):
-        if (benchmark, variant, None, None, turn) in rows:
+    dense = variants[0] if dense is None else dense
+    every = itertools.product(range(rounds), BENCHMARKS, cells, variants)
+    for turn, benchmark, cell, variant in every:
+        if (benchmark, variant, *cell, turn) in rows:
             continue
+        batch, prompt = cell
         row: dict[str, Any] = {"benchmark": benchmark, "variant": variant, "round": turn}
-        refused = {row["variant"]: row["refused"] for row in rows.all() if "refused" in row}
-        if variant in refused:
-            row["refused"] = refused[variant]
+        row |= {"batch": batch, "prompt_tokens": prompt, "output_tokens": OUTPUT_TOKENS}
+        refused = _refused(rows, variant, cell)
+        if refused is not None:
+            row["refused"] = refused
         else:
             try:
-                row |= measure(benchmark, variant)
+                row |= measure(benchmark, variant, cell)
             except RuntimeError as error:
                 row["refused"] = reason(str(error), error)
         row["load_average"] = round(os.getloadavg()[1], 1)
-        dense = rows.get((benchmark, variants[0], None, None, turn))
-        rows.add(with_ratios(row, row if variant == variants[0] else dense))
+        base = rows.get((benchmark, dense, *cell, turn))
+        rows.add(with_ratios(row, row if variant == dense else base))
 
 
-def measured(benchmark: str, model: Path, tokenizer: Path, *, eager: bool) -> dict[str, float]:
-    """What one of `BENCHMARKS` says; raises RuntimeError with its last lines where it fails."""
-    if benchmark == "latency":
-        return latency(model, eager=eager)
-    if benchmark == "throughput":
-        return throughput(model, eager=eager, tokenizer=tokenizer)
-    return online(model, eager=eager, tokenizer=tokenizer)
+def _refused(rows: Rows, variant: str, cell: Cell) -> str | None:
+    """Why a variant was refused in a cell before."""
+    place = variant, *cell
+    found = (row for row in rows.all() if "refused" in row)
+    return next(
+        (
+            row["refused"]
+            for row in found
+            if (row["variant"], row.get("batch"), row.get("prompt_tokens")) == place
+        ),
+        None,
+    )
 
 
-def latency(model: Path, *, eager: bool, batch: int = 1) -> dict[str, float]:
-    """Seconds of one batch of answers: prompts of 32 tokens, answers of 32."""
+def measured(
+    benchmark: str,
+    model: Path,
+    tokenizer: Path,
+    cell: Cell,
+    *,
+    eager: bool,
+    memory_limit: float | None = None,
+) -> dict[str, float]:
+    """What one of `BENCHMARKS` says.
+
+    Args:
+        benchmark: its name.
+        model: the checkpoint.
+        tokenizer: the folder that has one.
+        cell: what is measured.
+        eager: whether nothing is compiled.
+        memory_limit: GiB beyond which its processes are ended; see `MemoryWatch`.
+
+    Raises:
+        RuntimeError: it failed; with its last lines.
+    """
+    with MemoryWatch(memory_limit) as watch:
+        try:
+            if benchmark == "latency":
+                return latency(model, cell, eager=eager)
+            if benchmark == "throughput":
+                return throughput(model, cell, eager=eager, tokenizer=tokenizer)
+            return online(model, cell, eager=eager, tokenizer=tokenizer)
+        except RuntimeError as error:
+            raise RuntimeError(watch.exceeded or str(error)) from error
+
+
+def latency(model: Path, cell: Cell, *, eager: bool) -> dict[str, float]:
+    """Seconds of one batch of answers, the median."""
+    batch, prompt = cell
     result = _bench(
         *("latency", "--model", str(model), "--skip-tokenizer-init", *_engine_options(eager)),
-        *("--batch-size", str(batch), "--input-len", "32", "--output-len", "32"),
-        *("--num-iters-warmup", "1", "--num-iters", "5"),
+        *("--batch-size", str(batch), "--input-len", str(prompt)),
+        *("--output-len", str(OUTPUT_TOKENS)),
+        *("--num-iters-warmup", "1", "--num-iters", str(repeats_of(*cell))),
         output_option="--output-json",
     )
     return {"seconds": float(result["percentiles"]["50"])}
 
 
-def throughput(model: Path, *, eager: bool, tokenizer: Path) -> dict[str, float]:
-    """Tokens per second, prompts included, over 16 requests at once."""
+def throughput(model: Path, cell: Cell, *, eager: bool, tokenizer: Path) -> dict[str, float]:
+    """Tokens per second, prompts included, over requests of which a batch runs at a time."""
     result = _bench(
         *("throughput", "--model", str(model), "--tokenizer", str(tokenizer)),
-        *_engine_options(eager),
-        *("--dataset-name", "random", "--random-input-len", "32", "--random-output-len", "32"),
-        *("--num-prompts", str(PROMPTS)),
+        *(*_engine_options(eager), "--max-num-seqs", str(cell[0]), *_requests(cell)),
         output_option="--output-json",
     )
     return {"tokens_per_second": float(result["tokens_per_second"])}
 
 
-def online(model: Path, *, eager: bool, tokenizer: Path) -> dict[str, float]:
-    """Speed that 16 clients of a live `vllm serve` see: output tokens/s, medians of TTFT, TPOT."""
+def online(model: Path, cell: Cell, *, eager: bool, tokenizer: Path) -> dict[str, float]:
+    """What as many clients of a live `vllm serve` see as a batch has sequences.
+
+    Output tokens per second, and medians of the times to the first token and to each further one.
+    """
     options = (*_engine_options(eager), "--tokenizer", str(tokenizer))
     with serve(model, *options) as server:
         host, _, port = server.base_url.removeprefix("http://").removesuffix("/v1").partition(":")
         result = _bench(
             *("serve", "--backend", "vllm", "--host", host, "--port", port),
-            *("--model", str(model), "--tokenizer", str(tokenizer)),
-            *("--dataset-name", "random", "--random-input-len", "32", "--random-output-len", "32"),
-            *("--num-prompts", str(PROMPTS), "--request-rate", "inf", "--ignore-eos"),
+            *("--model", str(model), "--tokenizer", str(tokenizer), *_requests(cell)),
+            *("--max-concurrency", str(cell[0]), "--request-rate", "inf", "--ignore-eos"),
             "--save-result",
             output_option="--result-filename",
         )
@@ -101,6 +155,12 @@ def online(model: Path, *, eager: bool, tokenizer: Path) -> dict[str, float]:
         "median_ttft_ms": float(result["median_ttft_ms"]),
         "median_tpot_ms": float(result["median_tpot_ms"]),
     }
+
+
+def _requests(cell: Cell) -> tuple[str, ...]:
+    batch, prompt = cell
+    lengths = ("--random-input-len", str(prompt), "--random-output-len", str(OUTPUT_TOKENS))
+    return ("--dataset-name", "random", *lengths, "--num-prompts", str(batch * repeats_of(*cell)))
 
 
 def _engine_options(eager: bool) -> tuple[str, ...]:
@@ -114,7 +174,7 @@ def _bench(*arguments: str, output_option: str) -> dict[str, Any]:
         output = Path(directory) / "result.json"
         done = subprocess.run(
             [VLLM, "bench", *arguments, output_option, str(output)],
-            env={**os.environ, **ENVIRONMENT},
+            env={**os.environ, **ENVIRONMENT, **kv_cache_environment()},
             capture_output=True,
             text=True,
             check=False,

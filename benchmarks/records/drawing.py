@@ -10,13 +10,18 @@ Row = Mapping[str, Any]
 Drawn = TypeVar("Drawn")
 
 
-def save(draw: Callable[[Drawn, Any], None], drawn: Drawn, output: Path) -> None:
-    """Draw rows, or a whole result, into a file; ``draw`` gets them and empty axes."""
+def save(
+    draw: Callable[[Drawn, Any], None], drawn: Drawn, output: Path, *, panels: int = 1
+) -> None:
+    """Draw rows, or a whole result, into a file.
+
+    ``draw`` gets them and empty axes: an array of them, one below the other, for several panels.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.0, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(7.0, 3.6 * panels), layout="constrained")
+    axes = figure.subplots(panels)
     draw(drawn, axes)
     output.parent.mkdir(parents=True, exist_ok=True)
     no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -4,10 +4,12 @@ import datetime
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.records.machine import commit, require_comparable, revision, write_json
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 STAMP = ("date", "commit")
 """What a row has of its making."""
 
@@ -22,19 +24,26 @@ class Rows:
         path: of the result, with the rows of earlier runs or none; None keeps them in memory only.
         facts: settings that all rows share, written in front of them.
         key: fields that tell one row from another.
+        older: settings of all files that do not say them.
 
     Raises:
         ValueError: the file's rows were measured with other settings, on another CPU, or with other
             versions.
     """
 
-    def __init__(self, path: Path | None, facts: Mapping[str, Any], key: Sequence[str]) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        facts: Mapping[str, Any],
+        key: Sequence[str],
+        older: Mapping[str, Any] = NOTHING,
+    ) -> None:
         self._path, self._facts, self._key = path, dict(facts), tuple(key)
         self._rows: list[dict[str, Any]] = []
         self._header: dict[str, Any] = {}
         self._begun = revision()
         if path is not None and path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = {**older, **json.loads(path.read_text(encoding="utf-8"))}
             require_comparable(found, self._facts, f"{path}: its rows have")
             self._rows = found["rows"]
             self._header = {name: found.get(name) for name in STAMP}

@@ -17,11 +17,11 @@ from benchmarks.records.rows import Rows
 from benchmarks.serving import compare
 
 MEASUREMENTS = itertools.count()
-SPEEDS = {"dense": 10.0, "sparse": 25.0, "int8": 40.0}
+SPEEDS = {"dense": 10.0, "sparse": 25.0, "int8": 40.0, "dying": 1.0}
 
 
 class FakeEngine:
-    """Decodes at a fixed speed, and ends in a batch of 13."""
+    """Decodes at a fixed speed, and ends in a batch of 13; `dying` ends when it has answered."""
 
     def __init__(self, name: str, log: list[Any]) -> None:
         if name == "broken":
@@ -36,6 +36,8 @@ class FakeEngine:
         return Answers(prompt / SPEEDS[self.name], batch * SPEEDS[self.name])
 
     def facts(self) -> dict[str, Any]:
+        if self.name == "dying":
+            raise EngineError("held more than 8 GiB")
         memory = {"dense": 1000.0, "sparse": 600.0, "int8": 400.0}[self.name]
         facts: dict[str, Any] = {"load_seconds": memory / 100, "threads": 2, "resident_mib": memory}
         facts["measurement"] = next(MEASUREMENTS)
@@ -78,6 +80,27 @@ def test_variants_take_turns_and_are_held_against_dense(start: Any, log: list[An
     assert log[-2:] == [("close", "dense"), ("close", "sparse")]
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["in turn", "one at a time"])
+def test_a_variant_alone_runs_without_dense(
+    alone: bool, start: Any, log: list[Any], tmp_path: Path
+) -> None:
+    def run(variants: list[str]) -> list[dict[str, Any]]:
+        rows = Rows(tmp_path / "result.json", {"model": "m"}, KEY)
+        options: dict[str, Any] = {"repeats": 1, "one_at_a_time": alone, "dense": "dense"}
+        return compare(variants, [(1, 32)], start, rows, **options)
+
+    (row,) = run(["sparse"])
+    assert [entry[1] for entry in log if entry[0] == "start"] == ["sparse"]
+    assert {"decode_tokens_per_second", "load_seconds", "resident_mib"} <= set(row)
+    assert [name for name in row if name.endswith("_ratio")] == ["packed_ratio"]
+    log.clear()
+    run(["dense"])
+    *_, later = run(["int8"])
+    assert ("start", "sparse") not in log
+    # Of another run is the dense row that is there: good enough only where no turns are taken.
+    assert later.get("decode_ratio") == (4.0 if alone else None)
+
+
 def test_a_variant_that_does_not_start_or_ends_is_refused(start: Any) -> None:
     rows = compare(["dense", "broken", "sparse"], [(13, 32), (1, 32)], start, repeats=1)
     by_place = {(row["variant"], row["batch"]): row for row in rows}
@@ -85,6 +108,12 @@ def test_a_variant_that_does_not_start_or_ends_is_refused(start: Any) -> None:
     assert by_place["sparse", 13]["refused"] == "out of memory"
     assert by_place["sparse", 1]["decode_ratio"] == 2.5
     assert "decode_ratio" not in by_place["sparse", 13]
+
+
+def test_a_variant_that_ends_after_its_answers_is_refused(start: Any) -> None:
+    rows = compare(["dense", "dying"], [(1, 32)], start, repeats=1)
+    assert rows[1]["refused"] == "held more than 8 GiB"
+    assert "decode_tokens_per_second" not in rows[1]
 
 
 def test_without_dense_there_are_no_ratios(start: Any) -> None:
@@ -172,28 +201,48 @@ def test_rows_of_int4_know_the_group_size(start: Any, log: list[Any]) -> None:
 def test_own_benchmarks_of_vllm_take_turns_too(tmp_path: Path) -> None:
     calls = []
 
-    def measure(benchmark: str, variant: str) -> dict[str, float]:
-        calls.append((benchmark, variant))
+    def measure(benchmark: str, variant: str, cell: tuple[int, int]) -> dict[str, float]:
+        calls.append((benchmark, variant, *cell))
         if (benchmark, variant) == ("serve", "sparse"):
             raise RuntimeError("vllm bench serve failed:\n  ValueError: no tokens\nbye")
-        return {"seconds": SPEEDS[variant]}
+        return {"seconds": SPEEDS[variant], "tokens_per_second": 7.0}
 
     variants = ["dense", "sparse", "int8"]
     rows = Rows(tmp_path / "result.json", {}, KEY)
-    rows.add({"benchmark": "decode", "variant": "int8", "batch": 1, "refused": "broken"})
-    vllm_bench.alternate(variants, rows, measure, rounds=1)
+    refused = {"variant": "int8", "batch": 1, "prompt_tokens": 32, "refused": "broken"}
+    rows.add({"benchmark": "decode", **refused})
+    cells = [(1, 32), (8, 512)]
+    vllm_bench.alternate(variants, cells, rows, measure, rounds=1)
     kinds = ["latency", "throughput", "serve"]
-    assert calls == [(kind, name) for kind in kinds for name in ("dense", "sparse")]
-    latency = rows["latency", "sparse", None, None, 0]
-    assert latency["seconds_ratio"] == 0.4
-    assert rows["serve", "sparse", None, None, 0]["refused"] == "ValueError: no tokens"
-    assert rows["throughput", "int8", None, None, 0]["refused"] == "broken"
+    assert calls == [
+        (kind, name, *cell)
+        for kind in kinds
+        for cell in cells
+        for name in (variants if cell == (8, 512) else ["dense", "sparse"])
+    ]
+    latency = rows["latency", "sparse", 8, 512, 0]
+    assert (latency["seconds_ratio"], latency["output_tokens"]) == (0.4, 32)
+    assert rows["serve", "sparse", 1, 32, 0]["refused"] == "ValueError: no tokens"
+    assert rows["throughput", "int8", 1, 32, 0]["refused"] == "broken"
+    assert rows["throughput", "int8", 8, 512, 0]["tokens_ratio"] == 1
     calls.clear()
-    vllm_bench.alternate(variants, Rows(tmp_path / "result.json", {}, KEY), measure, rounds=1)
+    again = Rows(tmp_path / "result.json", {}, KEY)
+    vllm_bench.alternate(variants, cells, again, measure, rounds=1)
     assert calls == []
-    vllm_bench.alternate(variants, rows, measure, rounds=2)
-    # Whatever was refused once is not tried again.
-    assert calls == [(kind, "dense") for kind in kinds]
+    vllm_bench.alternate(variants, cells[:1], rows, measure, rounds=2)
+    # Whatever was refused once in a cell is not tried again there.
+    assert calls == [(kind, "dense", 1, 32) for kind in kinds]
+    calls.clear()
+    vllm_bench.alternate(variants, [(8, 32)], rows, measure, rounds=1)
+    assert calls == [(kind, name, 8, 32) for kind in kinds for name in variants]
+
+
+def test_own_benchmarks_of_vllm_run_without_dense_too(tmp_path: Path) -> None:
+    rows = Rows(None, {}, KEY)
+    measure = {"seconds": 1.0}
+    vllm_bench.alternate(["sparse"], [(1, 32)], rows, lambda *_: measure, 1, dense="dense")
+    assert [row["seconds"] for row in rows.all()] == [1.0] * 3
+    assert not any("seconds_ratio" in row for row in rows.all())
 
 
 def checkpoint(folder: Path) -> Path:
@@ -203,17 +252,23 @@ def checkpoint(folder: Path) -> Path:
 
 
 def test_the_command_measures_every_batch_with_every_prompt(
-    tmp_path: Path, start: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, start: Any, log: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dense, _ = checkpoint(tmp_path / "model"), checkpoint(tmp_path / "other")
     names = {dense: "dense", tmp_path / "other": "sparse"}
-    monkeypatch.setattr(serving, "Engine", lambda path, *, eager: start(names[path]))
+    limits: set[float | None] = set()
+
+    def engine(path: Path, *, eager: bool, memory_limit: float | None) -> FakeEngine:
+        limits.add(memory_limit)
+        return start(names[path])
+
+    monkeypatch.setattr(serving, "Engine", engine)
     monkeypatch.setenv(serving.RESERVED_CORES, "1")
     output = tmp_path / "result.json"
     command = [
         *("serving", "--dense", str(dense), "--sparse", str(tmp_path / "other"), "--bench", "0"),
-        *("--batch", "4", "2", "--prompt", "512", "32", "--repeats", "1", "--reserved-cores", "0"),
-        *("--json", str(output), "--plot", str(tmp_path / "plot.svg")),
+        *("--cells", "4x512", "2x512", "4x32", "2x32", "--repeats", "1", "--reserved-cores", "0"),
+        *("--json", str(output), "--plot", str(tmp_path / "plot.svg"), "--memory-limit", "2.5"),
     ]
     monkeypatch.setattr(sys, "argv", command)
     serving.main()
@@ -224,12 +279,25 @@ def test_the_command_measures_every_batch_with_every_prompt(
         for batch in (2, 4)
         for name in ("dense bfloat16", "2:4")
     ]
-    facts = {name: result[name] for name in ("model", "shape", "mode", "reserved_cores", "in_turn")}
-    assert facts == {
+    named = ("model", "shape", "mode", "reserved_cores", "in_turn", "memory_limit_gib")
+    assert limits == {2.5}
+    assert {name: result[name] for name in named} == {
         "model": "model", "shape": {"model_type": "x", "hidden_size": 8}, "mode": "eager",
-        "reserved_cores": "0", "in_turn": True,
+        "reserved_cores": "0", "in_turn": True, "memory_limit_gib": 2.5,
     }  # fmt: skip
-    assert "batch 4" in (tmp_path / "plot.svg").read_text()
+    plot = (tmp_path / "plot.svg").read_text()
+    assert all(plot.count(f">batch {batch}<") == 2 * 2 for batch in (2, 4))  # two panels
+    assert "decode tokens/s, times dense" in plot
+    assert "first token, times as early as dense's" in plot
+    more = [*command[: command.index("--cells") + 1], "1x512", "--json", str(output)]
+    more += ["--bench", "0", "--reserved-cores", "0", "--memory-limit", "2.5"]
+    monkeypatch.setattr(sys, "argv", more)
+    log.clear()
+    serving.main()
+    assert {entry[1:] for entry in log if entry[0] in SPEEDS} == {(1, 32), (1, 512)}
+    added = json.loads(output.read_text())["rows"]
+    assert [row for row in added if row["batch"] != 1] == result["rows"]
+    assert [(row["prompt_tokens"], row["batch"]) for row in added[4:6]] == [(512, 1)] * 2
     monkeypatch.setattr(sys, "argv", [*command, "--compiled"])
     with pytest.raises(ValueError, match="its rows have mode 'eager'"):
         serving.main()

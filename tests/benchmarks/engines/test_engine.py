@@ -22,6 +22,7 @@ from benchmarks.engines.engine import (
     reason,
     sparse_bytes,
 )
+from benchmarks.engines.kv_cache import KV_CACHE
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 
 
@@ -48,8 +49,11 @@ def test_decoding_is_timed_while_all_sequences_decode() -> None:
     ],
     ids=["none", "queued", "one token"],
 )
-def test_sequences_that_do_not_decode_together_are_refused(steps: list[Step]) -> None:
-    with pytest.raises(EngineError, match="ended before all of them decoded"):
+def test_sequences_that_do_not_decode_together_are_refused(
+    steps: list[Step], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KV_CACHE, "3")
+    with pytest.raises(EngineError, match=r"ended before all of them decoded.*more than 3 GiB"):
         Answers.of(steps, 2)
 
 
@@ -110,6 +114,7 @@ def test_a_checkpoint_is_read_before_its_loading_is_timed(
     """Else the first engine reads from a disk, and the later ones from memory."""
     for name in ENVIRONMENT | ASKED:
         monkeypatch.setenv(name, "")  # gives back what the engine sets
+    monkeypatch.setenv(KV_CACHE, "5")
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=PretendedLLM))
     (tmp_path / "nested").mkdir()
     for path in ("config.json", "nested/model.safetensors"):
@@ -136,6 +141,7 @@ def test_a_checkpoint_is_read_before_its_loading_is_timed(
         ("clock", ""),
     ]
     assert started.facts()["load_seconds"] == 2.0
+    assert os.environ[KV_CACHE] == "5"  # vLLM reads it: what a user asked for stands
 
 
 def test_what_processes_write_goes_to_the_log() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.engines.quantized_peers import int4, int4_group, int8
+from benchmarks.engines.quantized_peers import int4, int4_group, int8, made_apart
 
 LINEAR = "model.layers.0.mlp.down_proj"
 
@@ -64,6 +64,16 @@ def test_a_twin_is_made_once(dense: Path) -> None:
     (twin / "mark").touch()
     assert int8(dense) == twin
     assert (twin / "mark").exists()
+
+
+def test_a_twin_is_made_in_another_process(dense: Path) -> None:
+    twin = made_apart("int8", dense)
+    made = load_file(twin / "model.safetensors")
+    again = load_file(int8(dense.rename(dense.with_name("again"))) / "model.safetensors")
+    assert all(torch.equal(made[name], again[name]) for name in made.keys() | again.keys())
+    (dense.with_name("again") / "config.json").write_text(json.dumps({"hidden_size": 40}))
+    with pytest.raises(RuntimeError, match=r"ValueError: .*no multiple of 32"):
+        made_apart("int4", dense.with_name("again"))
 
 
 @pytest.mark.parametrize(("hidden", "group"), [(2048, 128), (576, 64), (96, 32), (40, None)])

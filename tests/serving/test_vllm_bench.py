@@ -1,0 +1,49 @@
+"""vLLM's own benchmarks say what is read of them, and an engine ends beyond its memory limit."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import models
+from benchmarks.engines.engine import Engine, EngineError
+from benchmarks.engines.vllm_bench import measured
+from benchmarks.models import random_llama, word_tokenizer
+
+pytestmark = pytest.mark.serving
+
+SHAPE = {
+    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 1,
+    "vocab_size": 10240,  # vLLM draws the tokens of its latency benchmark below 10000
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERMLLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(models, "LLAMA_SHAPES", {"tiny": SHAPE})
+        made = random_llama("tiny")
+        word_tokenizer(made).rename(made.parent / "words")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "fields"),
+    [
+        ("latency", {"seconds"}),
+        ("throughput", {"tokens_per_second"}),
+        ("serve", {"tokens_per_second", "median_ttft_ms", "median_tpot_ms"}),
+    ],
+)
+def test_a_benchmark_of_vllm_says_what_is_read(
+    benchmark: str, fields: set[str], model: Path
+) -> None:
+    found = measured(benchmark, model, model.parent / "words", (2, 48), eager=True)
+    assert set(found) == fields
+    assert all(value > 0 for value in found.values())
+
+
+def test_an_engine_ends_beyond_its_memory_limit(model: Path) -> None:
+    with pytest.raises(EngineError, match=r"MiB, more than 0.25 GiB: give a higher"):
+        Engine(model, eager=True, memory_limit=0.25)
