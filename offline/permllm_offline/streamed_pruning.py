@@ -132,7 +132,8 @@ def _pass_layers(
         with streamed.resident(index) as layer:
             decisions.append(_pass_layer(recipe, plan, work, index, layer, flows, passed))
         passed.count = index + 1
-        keep_passed(work, passed, flows)
+        with work.measured(PASSES):
+            keep_passed(work, passed, flows)
     if windows is not None and (held_out := flows.get(_HELD_OUT)) is not None:
         measure = partial(streamed.perplexity, windows.held_out)
         with work.measured("dense-perplexity"):

@@ -35,6 +35,9 @@ DAMPING_LIMIT = 10.0
 FACTOR_BYTES = 4 + 8 + 4
 """For each element of a second moment while it is factored: itself, float64, and the factor."""
 
+USED_FACTOR_BYTES = 4 + 4
+"""The same while columns are updated: itself, and the factor."""
+
 COLUMNS_AT_ONCE = 128
 """Columns between two updates of all columns after them."""
 
