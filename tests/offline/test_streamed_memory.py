@@ -24,7 +24,7 @@ SIZES = {
     "hidden_size": 768,
     "intermediate_size": 2048,
     "num_attention_heads": 12,
-    "num_hidden_layers": 10,
+    "num_hidden_layers": 6,
 }
 
 
@@ -54,16 +54,23 @@ def record_peak(file: Path) -> None:
     WorkFolder.remove = recording  # type: ignore[method-assign]
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of some size."""
+    directory = tmp_path_factory.mktemp("models") / "some"
+    tiny_model("llama", **SIZES).save_pretrained(directory)
+    save_tokenizer(directory)
+    return directory
+
+
 def measured(
-    directory: Path, tiny: Path, text: Path, patch: pytest.MonkeyPatch, options: dict[str, Any]
+    directory: Path, models: tuple[Path, Path], text: Path, options: dict[str, Any]
 ) -> Measured:
-    """Prune a model of some size, and a tiny one for what the program itself takes."""
-    tiny_model("llama", **SIZES).save_pretrained(directory / "model")
-    save_tokenizer(directory / "model")
+    """Prune a model, and before it a tiny one for what the program itself takes."""
     entries = {"dataset": str(text), "num_samples": 8, "sequence_length": 32} | options
     given = [f"--{key.replace('_', '-')}={value}" for key, value in entries.items()]
     peaks = []
-    for model in (tiny, directory / "model"):
+    for model in models:
         command = ["prune", str(model), "--output", str(directory / "sparse"), "--force", *given]
         ended = child(command, partial(record_peak, directory / "peak"))
         assert ended.status == 0, ended.errors
@@ -71,8 +78,7 @@ def measured(
     if "None" in peaks:
         pytest.skip("the system does not tell what a process held at most")
     assert len(list((directory / "sparse").glob("model-*.safetensors"))) > 2
-    patch.setattr(memory_forecast, "SMALLEST_SHARD_BYTES", 1)
-    recipe = make_recipe(entries | {"model": str(directory / "model")})
+    recipe = make_recipe(entries | {"model": str(models[1])})
     prepared = prepare(recipe)
     return Measured(
         int(peaks[1]) - int(peaks[0]),
@@ -85,11 +91,13 @@ def measured(
 def test_the_peak_is_the_forecast(
     reconstruction: str,
     tmp_path: Path,
+    model: Path,
     tiny_model_directory: Path,
     text_file: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = {"method": "wanda+cp", "reconstruction": reconstruction}
-    found = measured(tmp_path, tiny_model_directory, text_file, monkeypatch, options)
+    monkeypatch.setattr(memory_forecast, "SMALLEST_SHARD_BYTES", 1)
+    found = measured(tmp_path, (tiny_model_directory, model), text_file, options)
     assert 0.75 < found.taken / found.forecast < 1.2, found
     assert found.layers > 1.25 * found.forecast  # a model in memory would be seen
