@@ -51,7 +51,7 @@ class SharedStatistics(Work):
     def __init__(self, statistics: DenseStatistics) -> None:
         super().__init__()
         self._kept: Step | None = None
-        kept_statistics(self, lambda: statistics)
+        kept_statistics(self, lambda **_: statistics)
 
     def step(self, name: str, compute: Callable[[], Step]) -> Step:
         """Return the result of a step: of ``statistics`` always the first one."""

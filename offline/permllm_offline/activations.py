@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,10 @@ from tqdm import tqdm
 
 from permllm_offline.model.families import Family
 from permllm_offline.model.modules import decoder_layers, linear_of
+
+PARTS, SMALLEST_PART = 8, 16
+"""Into how many parts the windows are cut, after each of which sums are kept, and windows of a part
+at least."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +33,59 @@ class DenseStatistics:
     hidden_states: Tensor | None
 
 
+@dataclass(frozen=True)
+class PartialSums:
+    """What the first ``windows`` of the calibration windows gave.
+
+    ``sums[layer][group]`` is float32 [in_features], squares summed over the tokens, and
+    ``hidden_states`` as in ``DenseStatistics``.
+    """
+
+    windows: int
+    sums: Sequence[Mapping[str, Tensor]]
+    hidden_states: Tensor | None
+
+
 @torch.inference_mode()
-def collect(model: Any, family: Family, windows: Tensor, *, hidden_states: bool) -> DenseStatistics:
-    """Run the dense model over int64 [windows, sequence_length], one window at a time."""
+def collect(
+    model: Any,
+    family: Family,
+    windows: Tensor,
+    *,
+    hidden_states: bool,
+    begun: PartialSums | None = None,
+    keep: Callable[[PartialSums], None] | None = None,
+) -> DenseStatistics:
+    """Run the dense model over int64 [windows, sequence_length], one window at a time.
+
+    ``keep`` is given what there is up to ``PARTS`` times, from which a run that was cut off goes on
+    as ``begun``, to the same bits.
+    """
     layers = decoder_layers(model, family.layers)
+    first = 0 if begun is None else begun.windows
     kept: list[Tensor] = []
+    if begun is not None and begun.hidden_states is not None:
+        kept.append(begun.hidden_states)
+    interval = max(SMALLEST_PART, -(-len(windows) // PARTS))
     with ExitStack() as stack:
         sums = [stack.enter_context(summed_squares(layer, family)) for layer in layers]
-        for window in tqdm(windows, desc="dense forward", unit="window"):
-            state = last_hidden_state(model, family, window[None])
+        if begun is not None:
+            for layer, before in zip(sums, begun.sums, strict=True):
+                layer.update({name: total.to(model.device) for name, total in before.items()})
+        left = tqdm(
+            range(first, len(windows)),
+            desc="dense forward",
+            unit="window",
+            initial=first,
+            total=len(windows),
+        )
+        for index in left:
+            state = last_hidden_state(model, family, windows[index : index + 1])
             if hidden_states:
                 kept.append(state.cpu())
+            done = index + 1
+            if keep is not None and done % interval == 0 and done < len(windows):
+                keep(PartialSums(done, sums, torch.cat(kept) if kept else None))
     tokens = windows.numel()
     norms = [
         {name: (total / tokens).sqrt().cpu() for name, total in layer.items()} for layer in sums

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from permllm_offline.model.decoder_calls import DecoderCalls, record_calls, run_windows
+from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.streaming import StreamedModel
 
 
 @dataclass
 class Flow:
-    """States before the next decoder layer, [windows, sequence_length, hidden] on the CPU."""
+    """States before the next decoder layer, [windows, sequence_length, hidden] on the CPU.
 
-    calls: DecoderCalls
+    ``keywords`` are the other arguments of each layer's call. Where the flow is ``dense_only``,
+    nothing wants the pruned states, and they are the dense ones.
+    """
+
+    keywords: Sequence[Mapping[str, Any]]
     dense: Tensor
     pruned: Tensor
+    dense_only: bool = False
 
     @classmethod
-    def into(cls, streamed: StreamedModel, windows: Tensor) -> Flow:
+    def into(cls, streamed: StreamedModel, windows: Tensor, *, dense_only: bool = False) -> Flow:
         """Embed int64 [windows, sequence_length]."""
         calls = record_calls(streamed.model, streamed.family, windows)
-        return cls(calls, calls.states, calls.states)
+        return cls(calls.keywords, calls.states, calls.states, dense_only)
 
     @property
     def tokens(self) -> int:
@@ -31,8 +38,19 @@ class Flow:
 
     def pass_dense(self, index: int, layer: nn.Module) -> None:
         """Run the dense states through a decoder layer with its dense weights."""
-        self.dense = run_windows(layer, self.dense, self.calls.keywords[index])
+        self.dense = run_windows(layer, self.dense, self.keywords[index])
+        if self.dense_only:
+            self.pruned = self.dense
 
     def pass_pruned(self, index: int, layer: nn.Module) -> None:
         """Run the pruned states through a decoder layer with its pruned weights."""
-        self.pruned = run_windows(layer, self.pruned, self.calls.keywords[index])
+        self.pruned = run_windows(layer, self.pruned, self.keywords[index])
+
+    def states(self) -> dict[str, Tensor]:
+        """What the next decoder layer needs, for ``load``."""
+        return {"dense": self.dense} | ({} if self.dense_only else {"pruned": self.pruned})
+
+    def load(self, states: Mapping[str, Tensor]) -> None:
+        """Go on from states as ``states`` gives them."""
+        self.dense = states["dense"]
+        self.pruned = states.get("pruned", self.dense)

@@ -69,7 +69,9 @@ def reconstruct_layers(
         with calibrated.work.measured(PASSES):
             dense = run_windows(layer, dense, keywords)
         work = LayerWork(index, layer, keywords, decisions[index], sparse, dense, calibrated.recipe)
-        step = calibrated.work.step(f"layer-{index:04d}", partial(finish_layer, work, reconstruct))
+        step = calibrated.work.step(
+            layer_step_name(index), partial(finish_layer, work, reconstruct)
+        )
         load_step(layer, step)
         final.append(decision_of(calibrated.plan.layers[index], step))
         with calibrated.work.measured(PASSES):
@@ -78,6 +80,11 @@ def reconstruct_layers(
         errors.append(LayerError(family.layer_name(index), step.facts["before"], after))
         logger.info("%s: relative error %.4f -> %.4f", *astuple(errors[-1]))
     return final, errors
+
+
+def layer_step_name(index: int) -> str:
+    """Name under which the pruned weights of a decoder layer are kept."""
+    return f"layer-{index:04d}"
 
 
 def finish_layer(work: LayerWork, reconstruct: LayerReconstruction) -> Step:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from permllm_offline.memory_forecast import peak_bytes
 from permllm_offline.preparation import Prepared
-from permllm_offline.prune_forecast import peak_bytes
 from permllm_offline.recipe import Recipe
 from permllm_offline.run.processes import local_count
 

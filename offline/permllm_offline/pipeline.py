@@ -14,8 +14,8 @@ from permllm_offline.bake import bake_layer
 from permllm_offline.decisions import LayerDecision
 from permllm_offline.errors import OfflineError
 from permllm_offline.memory import Fitted, fitted
+from permllm_offline.memory_forecast import passed_bytes, shard_bytes
 from permllm_offline.model.loading import dtype_name, open_source
-from permllm_offline.model.plan import PlannedLinear
 from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.preparation import Prepared, prepare_model, with_text
 from permllm_offline.pruning import PrunedModel, prune_model
@@ -44,7 +44,7 @@ INTERVAL_BYTES = 3 * 4 + 4
 """Per weight in the kept state of a distillation: float32 weight, two moments, and the best one."""
 
 INTERVAL_FILES = 2
-"""Kept states of a distillation while one takes the place of the last."""
+"""Kept states of an unfinished step while one takes the place of the last."""
 
 
 def check_writable(recipe: Recipe) -> None:
@@ -125,15 +125,19 @@ def disk_bytes(recipe: Recipe, prepared: Prepared) -> int:
     needed = plan.total_bytes
     if can_stream(recipe) or reconstruction.layer is not None:
         # Finished layers, a byte for each element of their masks.
-        needed += sum(linear.dense_bytes + _weights(linear) for linear in plan.linears)
+        needed += sum(linear.dense_bytes + linear.weights for linear in plan.linears)
+    if can_stream(recipe):
+        to_come = replace(prepared, windows=_windows_to_come(recipe))
+        needed += INTERVAL_FILES * passed_bytes(recipe, to_come)
     if reconstruction.model is not None:
-        needed += INTERVAL_FILES * INTERVAL_BYTES * sum(map(_weights, plan.linears))
+        needed += INTERVAL_FILES * INTERVAL_BYTES * sum(linear.weights for linear in plan.linears)
     if PERMUTATIONS[method.permutation].needs_hidden_states or reconstruction.needs_hidden_states:
         windows = recipe.num_samples
         if reconstruction.model is not None:
             windows += recipe.distillation.self_windows
         hidden = plan.layers[0][0].in_features
-        needed += windows * recipe.sequence_length * hidden * prepared.dtype.itemsize
+        states = windows * recipe.sequence_length * hidden * prepared.dtype.itemsize
+        needed += INTERVAL_FILES * states
     return needed
 
 
@@ -169,10 +173,6 @@ def check_processes(recipe: Recipe) -> None:
                 f"of {name} evenly: give the recipe a {name}.windows_per_step that is a multiple "
                 f"of {count()}."
             )
-
-
-def _weights(linear: PlannedLinear) -> int:
-    return linear.out_features * linear.layout.in_features
 
 
 def _check_files(directory: Path) -> None:
@@ -245,6 +245,7 @@ def _write(
         _quantization(recipe, prepared, pruned.decisions),
         prepared.source.directory,
         force=force,
+        max_shard_bytes=shard_bytes(prepared.plan),
         total_bytes=prepared.plan.total_bytes,
         config_updates={"dtype": dtype_name(prepared.dtype)},
         extra_files={

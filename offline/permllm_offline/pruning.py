@@ -33,9 +33,10 @@ from permllm_offline.report.report import Report
 from permllm_offline.run.steps import Step, Work
 from permllm_offline.text.calibration import SELF
 from permllm_offline.text.evaluation import perplexity
-from permllm_offline.text.sampled_text import sample_text
+from permllm_offline.text.sampled_text import Unfinished, sample_text
 from permllm_vllm.checkpoint.pattern import Pattern
 
+_OWN_TEXT = "own-text"
 _FURTHER = 1 << 32
 """Seed of the windows that the model writes beside those of a data set which it writes too."""
 
@@ -163,10 +164,18 @@ def own_text(recipe: Recipe, prepared: Prepared, model: Any, work: Work) -> Tens
     # The windows of `--dataset self` are those of the seed itself.
     seed = recipe.seed + (_FURTHER if SELF in recipe.datasets else 0)
 
-    def sample() -> Step:
-        return Step({"windows": sample_text(model, count, recipe.sequence_length, seed)})
+    def read() -> Mapping[str, Tensor] | None:
+        kept = work.alone.interval(_OWN_TEXT)
+        return None if kept is None else kept.tensors
 
-    return work.step("own-text", sample).tensors["windows"]
+    def keep(tensors: Mapping[str, Tensor]) -> None:
+        work.alone.keep_interval(_OWN_TEXT, Step(tensors))
+
+    def sample() -> Step:
+        unfinished, length = Unfinished(read, keep), recipe.sequence_length
+        return Step({"windows": sample_text(model, count, length, seed, unfinished)})
+
+    return work.step(_OWN_TEXT, sample).tensors["windows"]
 
 
 def _mixed(windows: Tensor, own: Tensor, seed: int) -> Tensor:

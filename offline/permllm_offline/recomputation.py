@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from permllm_offline.calibrated import Calibrated
-from permllm_offline.model.plan import Plan
+from permllm_offline.model.plan import Plan, PlannedLinear
 
 RECOMPUTE_ABOVE_BYTES = 8 << 30
 """Activations of one backward pass above which those inside decoder layers are not kept."""
@@ -40,21 +40,21 @@ def activations_are_large(calibrated: Calibrated, windows: int, share: float = 1
     """
     tokens = windows * calibrated.recipe.sequence_length
     item = calibrated.model.dtype.itemsize
-    return share * activation_bytes(calibrated.plan, tokens, item) > RECOMPUTE_ABOVE_BYTES
+    return share * activation_bytes(calibrated.plan.linears, tokens, item) > RECOMPUTE_ABOVE_BYTES
 
 
-def activation_bytes(plan: Plan, tokens: int, item: int) -> int:
-    """Estimate what a backward pass over the whole model keeps of the forward pass.
+def activation_bytes(linears: Sequence[PlannedLinear], tokens: int, item: int) -> int:
+    """Estimate what a backward pass over these linears keeps of the forward pass.
 
     Each pruned linear keeps its input, and what lies between two linears about as much again.
     """
-    channels = sum(linear.layout.in_features + linear.out_features for linear in plan.linears)
+    channels = sum(linear.layout.in_features + linear.out_features for linear in linears)
     return 2 * channels * tokens * item
 
 
 def held_activation_bytes(plan: Plan, tokens: int, item: int, share: float = 1.0) -> int:
     """What is in memory of that where too large activations are recomputed, layer by layer."""
-    held = share * activation_bytes(plan, tokens, item)
+    held = share * activation_bytes(plan.linears, tokens, item)
     if held > RECOMPUTE_ABOVE_BYTES:
         between_layers = len(plan.layers) * tokens * plan.layers[0][0].in_features * item
         held = held / len(plan.layers) + share * between_layers

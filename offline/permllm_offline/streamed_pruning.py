@@ -19,19 +19,22 @@ from permllm_offline.bake import apply_masks
 from permllm_offline.decisions import LayerDecision, without_masks
 from permllm_offline.flow import Flow
 from permllm_offline.importance import IMPORTANCES
-from permllm_offline.int8_values import RoundedLayer, round_layer
+from permllm_offline.int8_values import round_layer
 from permllm_offline.layerwise import (
     PASSES,
     LayerError,
     decision_of,
     finish_layer,
+    layer_step_name,
     load_step,
     pruned_layer,
     relative_error,
 )
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.modules import linear_of
+from permllm_offline.model.plan import Plan
 from permllm_offline.output_errors import WINDOWS
+from permllm_offline.passed_layers import PassedLayers, go_on, keep_passed
 from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.preparation import Prepared
 from permllm_offline.pruning import decide_group
@@ -42,6 +45,8 @@ from permllm_offline.report.mask_example import example_layer, unpermuted_corner
 from permllm_offline.report.report import Report
 from permllm_offline.run.steps import Step, WorkFolder
 from permllm_offline.streaming import StreamedModel
+
+_CALIBRATION, _HELD_OUT = "calibration", "held-out"
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,11 @@ class PrunedLayers:
         """Each decoder layer in turn with its decision, in memory until the next."""
         for index, decision in enumerate(self.decisions):
             with self.streamed.resident(index) as layer:
-                step = self.work.read(_name(index))
+                step = self.work.read(layer_step_name(index))
                 load_step(layer, step)
-                yield layer, decision_of([group.layout for group in decision], step)
+                masked = decision_of([group.layout for group in decision], step)
+                del step  # a second copy of the layer
+                yield layer, masked
 
 
 def can_stream(recipe: Recipe) -> bool:
@@ -84,73 +91,110 @@ def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> Prun
         OfflineError: weights or calibration that cannot be used.
     """
     torch.manual_seed(recipe.seed)
-    plan, family, windows = prepared.plan, prepared.plan.family, prepared.windows
-    streamed = StreamedModel(prepared.source, family, prepared.dtype, prepared.device)
-    reconstruct = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].layer
-    calibration = held_out = None
-    if windows is not None and reads_activations(recipe):
-        calibration = Flow.into(streamed, windows.calibration)
-    if windows is not None and len(windows.held_out):
-        held_out = Flow.into(streamed, windows.held_out)
-    decisions: list[LayerDecision] = []
-    errors: list[LayerError] = []
-    outputs: list[float] = []
-    unpermuted: list[str] = []
-    rounded: list[RoundedLayer] = []
-    shown = example_layer(plan.layers)
-    for index, layouts in enumerate(tqdm(plan.layers, desc="pruning", unit="layer")):
-        with streamed.resident(index) as layer:
-            with work.measured(PASSES):
-                with summed_squares(layer, family) as squares:
-                    if calibration is not None:
-                        calibration.pass_dense(index, layer)
-                if held_out is not None:
-                    held_out.pass_dense(index, layer)
-            norms = None if calibration is None else _norms(squares, calibration.tokens)
-            importances = _importances(recipe, layer, norms)
-            if index == shown:
-                first = layouts[0]
-                unpermuted = unpermuted_corner(first, importances(first), recipe.parsed_pattern())
-            prune_layer = partial(
-                _prune_layer, recipe, index, layouts, layer, importances, calibration
-            )
-            step = work.step(_name(index), prune_layer)
-            load_step(layer, step)
-            decision = decision_of(layouts, step)
-            decisions.append(decision if index == shown else without_masks(decision))
-            with work.measured(PASSES):
-                if calibration is not None and reconstruct is not None:
-                    calibration.pass_pruned(index, layer)
-                    after = relative_error(calibration.pruned, calibration.dense)
-                    errors.append(LayerError(family.layer_name(index), step.facts["before"], after))
-            if recipe.values == "int8":
-                rounded.append(round_layer(layer, decision, _energies(norms)))
-            with work.measured(PASSES):
-                if held_out is not None:
-                    held_out.pass_pruned(index, layer)
-                    measured = held_out.pruned[:WINDOWS], held_out.dense[:WINDOWS]
-                    outputs.append(relative_error(*measured))
-    before = after_all = None
-    if held_out is not None and windows is not None:
-        measure = partial(streamed.perplexity, windows.held_out)
-        with work.measured("dense-perplexity"):
-            before = measure(held_out.dense, "dense perplexity")
-        with work.measured("sparse-perplexity"):
-            after_all = measure(held_out.pruned, "sparse perplexity")
+    plan = prepared.plan
+    streamed = StreamedModel(prepared.source, plan.family, prepared.dtype, prepared.device)
+    if work.finished(PASSES):
+        passed, decisions = PassedLayers(), _finished_decisions(plan, work, len(plan.layers))
+    else:
+        passed, decisions = _pass_layers(recipe, prepared, work, streamed)
+    passed = PassedLayers.of(work.step(PASSES, passed.step))
     report = Report.build(
         recipe,
         plan,
         decisions,
         None,
-        before,
-        after_all,
-        errors,
-        int8_errors=[layer.errors for layer in rounded],
-        output_errors=outputs,
-        unpermuted=unpermuted,
+        passed.dense_perplexity,
+        passed.sparse_perplexity,
+        passed.errors,
+        int8_errors=[layer.errors for layer in passed.rounded],
+        output_errors=passed.outputs,
+        unpermuted=passed.unpermuted,
     )
-    scales = [layer.scales for layer in rounded] or None
+    scales = [layer.scales for layer in passed.rounded] or None
     return PrunedLayers(streamed, work, decisions, report, scales)
+
+
+def _pass_layers(
+    recipe: Recipe, prepared: Prepared, work: WorkFolder, streamed: StreamedModel
+) -> tuple[PassedLayers, list[LayerDecision]]:
+    """Prune the decoder layers and run the text through them, from the first that is not passed."""
+    plan, windows = prepared.plan, prepared.windows
+    flows: dict[str, Flow] = {}
+    if windows is not None and reads_activations(recipe):
+        only = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].layer is None
+        flows[_CALIBRATION] = Flow.into(streamed, windows.calibration, dense_only=only)
+    if windows is not None and len(windows.held_out):
+        flows[_HELD_OUT] = Flow.into(streamed, windows.held_out)
+    passed, count = go_on(work, flows), len(plan.layers)
+    decisions = _finished_decisions(plan, work, passed.count)
+    left = range(passed.count, count)
+    for index in tqdm(left, desc="pruning", unit="layer", initial=passed.count, total=count):
+        with streamed.resident(index) as layer:
+            decisions.append(_pass_layer(recipe, plan, work, index, layer, flows, passed))
+        passed.count = index + 1
+        with work.measured(PASSES):
+            keep_passed(work, passed, flows)
+    if windows is not None and (held_out := flows.get(_HELD_OUT)) is not None:
+        measure = partial(streamed.perplexity, windows.held_out)
+        with work.measured("dense-perplexity"):
+            passed.dense_perplexity = measure(held_out.dense, "dense perplexity")
+        with work.measured("sparse-perplexity"):
+            passed.sparse_perplexity = measure(held_out.pruned, "sparse perplexity")
+    return passed, decisions
+
+
+def _pass_layer(
+    recipe: Recipe,
+    plan: Plan,
+    work: WorkFolder,
+    index: int,
+    layer: nn.Module,
+    flows: Mapping[str, Flow],
+    passed: PassedLayers,
+) -> LayerDecision:
+    """Prune one decoder layer, run the text through it, and add what it gave."""
+    calibration, held_out = flows.get(_CALIBRATION), flows.get(_HELD_OUT)
+    layouts = plan.layers[index]
+    with work.measured(PASSES):
+        with summed_squares(layer, plan.family) as squares:
+            if calibration is not None:
+                calibration.pass_dense(index, layer)
+        if held_out is not None:
+            held_out.pass_dense(index, layer)
+    norms = None if calibration is None else _norms(squares, calibration.tokens)
+    importances = _importances(recipe, layer, norms)
+    if index == example_layer(plan.layers):
+        first, pattern = layouts[0], recipe.parsed_pattern()
+        passed.unpermuted = unpermuted_corner(first, importances(first), pattern)
+    prune_layer = partial(_prune_layer, recipe, index, layouts, layer, importances, calibration)
+    step = work.step(layer_step_name(index), prune_layer)
+    load_step(layer, step)
+    with work.measured(PASSES):
+        if calibration is not None and not calibration.dense_only:
+            calibration.pass_pruned(index, layer)
+            after = relative_error(calibration.pruned, calibration.dense)
+            name = plan.family.layer_name(index)
+            passed.errors.append(LayerError(name, step.facts["before"], after))
+    if recipe.values == "int8":
+        passed.rounded.append(round_layer(layer, decision_of(layouts, step), _energies(norms)))
+    with work.measured(PASSES):
+        if held_out is not None:
+            held_out.pass_pruned(index, layer)
+            measured = held_out.pruned[:WINDOWS], held_out.dense[:WINDOWS]
+            passed.outputs.append(relative_error(*measured))
+    return _decision(plan, index, step)
+
+
+def _finished_decisions(plan: Plan, work: WorkFolder, count: int) -> list[LayerDecision]:
+    """The decisions of the first decoder layers, whose steps are finished."""
+    steps = (work.step(layer_step_name(index), Step) for index in range(count))
+    return [_decision(plan, index, step) for index, step in enumerate(steps)]
+
+
+def _decision(plan: Plan, index: int, step: Step) -> LayerDecision:
+    """The decision of a finished layer, with masks where the report shows them."""
+    decision = decision_of(plan.layers[index], step)
+    return decision if index == example_layer(plan.layers) else without_masks(decision)
 
 
 Importances = Callable[[GroupLayout], Mapping[str, Tensor]]
@@ -199,7 +243,7 @@ def _prune_layer(
     if reconstruct is None or calibration is None:
         apply_masks(layer, decision)
         return pruned_layer(layer, decision)
-    keywords = calibration.calls.keywords[index]
+    keywords = calibration.keywords[index]
     work = LayerWork(
         index, layer, keywords, decision, calibration.pruned, calibration.dense, recipe
     )
@@ -214,7 +258,3 @@ def reads_activations(recipe: Recipe) -> bool:
         or RECONSTRUCTIONS[method.reconstruction].needs_windows
         or recipe.values == "int8"
     )
-
-
-def _name(index: int) -> str:
-    return f"layer-{index:04d}"

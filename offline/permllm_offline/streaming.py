@@ -39,8 +39,8 @@ class StreamedModel:
         layer, prefix = self.layers[index], f"{self.family.layer_name(index)}."
         layer.to_empty(device=self.device)
         try:
-            names = layer.state_dict()
-            layer.load_state_dict({name: self._reader.tensor(prefix + name) for name in names})
+            for name in layer.state_dict():  # one by one: read all at once, they are a second layer
+                layer.load_state_dict({name: self._reader.tensor(prefix + name)}, strict=False)
             yield layer
         finally:
             layer.to("meta")

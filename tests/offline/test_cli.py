@@ -353,7 +353,7 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
         assert "examples:" in capsys.readouterr().out
 
 
-def test_the_disk_holds_two_states_of_a_distillation_and_its_targets(
+def test_the_disk_holds_two_states_of_what_is_unfinished(
     tiny_model_directory: Path, text_file: Path
 ) -> None:
     sizes = {"num_samples": 10, "sequence_length": 24, "distillation": {"self_windows": 6}}
@@ -369,8 +369,9 @@ def test_the_disk_holds_two_states_of_a_distillation_and_its_targets(
 
     states = (10 + 6) * 24 * 128 * 4
     found, weights = needed(method="wanda", reconstruction="distillation")
-    assert found == 2 * (3 * 4 + 4) * weights + states
+    assert found == 2 * (3 * 4 + 4) * weights + 2 * states
     found, _ = needed(method="permllm-wanda")
-    assert found == 10 * 24 * 128 * 4
+    assert found == 2 * 10 * 24 * 128 * 4
+    # Of a streamed model two files of hidden states: dense, and of held-out text pruned ones too.
     found, weights = needed(method="wanda")
-    assert found == (4 + 1) * weights
+    assert found == (4 + 1) * weights + 2 * (10 + 2 * 8) * 24 * 128 * 4

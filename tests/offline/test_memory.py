@@ -8,8 +8,8 @@ import torch
 from permllm_offline import memory
 from permllm_offline.api import prune
 from permllm_offline.memory import PROGRAM_BYTES, SMALLER, Fitted, fitted, memory_bytes
+from permllm_offline.memory_forecast import peak_bytes
 from permllm_offline.preparation import prepare
-from permllm_offline.prune_forecast import peak_bytes
 from permllm_offline.recipe import make_recipe
 
 SIZES: dict[str, Any] = {"num_samples": 10, "sequence_length": 20, "evaluation_windows": 0}

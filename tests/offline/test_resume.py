@@ -8,15 +8,18 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 
+from permllm_offline import flow
 from permllm_offline.cli import main
 from permllm_offline.errors import OfflineError
 from permllm_offline.permutation import span_learning
 from permllm_offline.reconstruction import distillation
 from permllm_offline.run.steps import Step, WorkFolder
+from permllm_offline.text import sampled_text
 from tests.robustness.children import child
 from tests.robustness.stages import stop_at
 
@@ -33,10 +36,16 @@ SHORT = {
 }
 METHODS = {
     "in memory": ("--method", "permllm-wanda", "--reconstruction", "sparsegpt"),
-    "layer by layer": ("--method", "sparsegpt"),
+    "layer by layer": ("--method", "sparsegpt", "--values", "int8"),
     "in windows": ("--method", "permllm-wanda", "--learn-scope", "window", "--learn-window", "1"),
     "best": ("--method", "permllm-best"),
 }
+
+
+class CutOff(BaseException):
+    """In place of a signal."""
+
+
 Arguments = Callable[[str, Path], list[str]]
 
 
@@ -84,11 +93,13 @@ KILLED_AT = [
     ("in memory", "a finished step is written:5", 4),
     ("in memory", "a finished step gets its name:6", 4),
     ("in memory", "a finished step is written:7", 5),
-    # Two layers.
+    # Two layers, each with the hidden states after it, and what all gave.
     ("layer by layer", "a finished step is written", 0),
     ("layer by layer", "a finished step is written:1", 1),
-    ("layer by layer", "a finished step gets its name:1", 1),
-    ("layer by layer", "a shard is written", 2),
+    ("layer by layer", "a finished step gets its name:2", 2),
+    ("layer by layer", "a finished step is written:3", 3),
+    ("layer by layer", "a finished step gets its name:4", 3),
+    ("layer by layer", "a shard is written", 3),
     # Each layer learns on its own.
     ("in windows", "learning takes a step:3", 4),
     ("in windows", "learning takes a step:7", 5),
@@ -150,6 +161,66 @@ def test_steps_before_the_last_interval_are_not_taken_again(
     monkeypatch.setattr(module, schedule, recording)
     assert main([*line, "--resume"]) == 0
     assert taken == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("stage", "passes"),
+    [
+        # Calibration and held-out text, dense and pruned, through the second layer alone.
+        ("a finished step is written:2", 4),
+        ("a shard is written", 0),
+    ],
+)
+def test_text_does_not_pass_finished_layers_again(
+    stage: str,
+    passes: int,
+    arguments: Arguments,
+    whole: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "sparse"
+    line = arguments("layer by layer", output)
+    assert child(line, partial(stop_at, stage, signal.SIGKILL)).status == -signal.SIGKILL
+    original, passed = flow.run_windows, []
+
+    def counting(layer: torch.nn.Module, *more: Any) -> torch.Tensor:
+        passed.append(layer)
+        return original(layer, *more)
+
+    monkeypatch.setattr(flow, "run_windows", counting)
+    assert main([*line, "--resume"]) == 0
+    assert len(passed) == passes
+    assert len(set(passed)) == bool(passes)
+    for file in FILES:
+        assert (whole("layer by layer") / file).read_bytes() == (output / file).read_bytes(), file
+
+
+def test_text_of_the_model_goes_on_from_the_last_batch(
+    arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampled_text, "PIECES_AT_ONCE", 1)
+    original, left = sampled_text._pieces, 1
+
+    def cut(*pieces: Any) -> torch.Tensor:
+        nonlocal left
+        if left == 0:
+            raise CutOff
+        left -= 1
+        return original(*pieces)
+
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    assert main(arguments("best", tmp_path / "whole" / "sparse")) == 0
+    line = arguments("best", tmp_path / "cut" / "sparse")
+    monkeypatch.setattr(sampled_text, "_pieces", cut)
+    with pytest.raises(CutOff):
+        main(line)
+    left = 1  # one of the two is there already
+    assert main([*line, "--resume"]) == 0
+    for file in FILES:
+        first, second = (tmp_path / name / "sparse" / file for name in ("whole", "cut"))
+        assert first.read_bytes() == second.read_bytes(), file
 
 
 def test_finished_steps_are_not_computed_again(tmp_path: Path) -> None:

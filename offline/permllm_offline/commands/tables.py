@@ -26,9 +26,15 @@ def plan_table(recipe: Recipe, plan: Plan, expected: Forecast) -> Group:
     """Show what a prune would do."""
     table = Table(title=f"{recipe.method}, {recipe.pattern}: nothing written (--dry-run)")
     table.add_column("layer")
-    for column in ("shape", "permutation", "dense bytes", "sparse bytes", "decoder layer takes"):
+    for column in ("shape", "permutation", "dense bytes", "sparse bytes"):
         table.add_column(column, justify="right")
-    for linears, seconds in zip(plan.linears_by_layer(), expected.layer_seconds, strict=True):
+    for column in ("decoder\nlayer takes", "and\nholds"):
+        table.add_column(column, justify="right")
+    layers = zip(
+        plan.linears_by_layer(), expected.layer_seconds, expected.memory.layers, strict=True
+    )
+    for linears, seconds, layer_bytes in layers:
+        both = _duration(seconds), f"{layer_bytes / 1e6:,.1f} MB"
         for linear in linears:
             state = "none"
             if linear.permuted:
@@ -39,7 +45,7 @@ def plan_table(recipe: Recipe, plan: Plan, expected: Forecast) -> Group:
                 state,
                 f"{linear.dense_bytes:,}",
                 f"{linear.sparse_bytes:,}",
-                _duration(seconds) if linear is linears[0] else "",
+                *(both if linear is linears[0] else ()),
             )
         table.add_section()
     total = f"output: about {plan.total_bytes / 1e6:,.1f} MB of tensors, dense ones included"
@@ -48,10 +54,15 @@ def plan_table(recipe: Recipe, plan: Plan, expected: Forecast) -> Group:
     )
     cost = (
         f"about {_duration(expected.seconds)}: {_duration(sum(expected.layer_seconds))} for "
-        f"decoder layers one by one{stages}; peak memory about {expected.peak_bytes / 1e9:,.2f} GB "
-        "(estimates from products timed on this machine)"
+        f"decoder layers one by one{stages} (estimates from products timed on this machine)"
     )
-    return Group(table, total, cost)
+    memory = expected.memory
+    held = (
+        f"peak memory about {memory.peak_bytes / 1e9:,.2f} GB beside the program: "
+        f"{memory.common / 1e9:,.2f} GB and what a decoder layer holds, or "
+        f"{memory.outside / 1e9:,.2f} GB outside of them"
+    )
+    return Group(table, total, cost, held)
 
 
 def _duration(seconds: float) -> str:

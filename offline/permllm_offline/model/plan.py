@@ -28,6 +28,11 @@ class PlannedLinear:
     dense_bytes: int
     sparse_bytes: int
 
+    @property
+    def weights(self) -> int:
+        """How many it has."""
+        return self.out_features * self.layout.in_features
+
 
 @dataclass(frozen=True)
 class Plan:

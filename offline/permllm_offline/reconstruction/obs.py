@@ -32,6 +32,12 @@ DAMPING = 0.01
 DAMPING_LIMIT = 10.0
 """Relative damping that no real second moment needs."""
 
+FACTOR_BYTES = 4 + 8 + 4
+"""For each element of a second moment while it is factored: itself, float64, and the factor."""
+
+USED_FACTOR_BYTES = 4 + 4
+"""The same while columns are updated: itself, and the factor."""
+
 COLUMNS_AT_ONCE = 128
 """Columns between two updates of all columns after them."""
 
@@ -60,25 +66,37 @@ def inverse_factor(moment: Tensor, damping: float = DAMPING) -> Tensor:
             "the inputs of a layer are not finite during reconstruction: the model's activations "
             "overflow. Try --dtype float32, or a method without reconstruction."
         )
-    matrix = moment.double()
-    diagonal = matrix.diagonal()
+    diagonal = moment.diagonal().double()
     alive = diagonal > 0
-    mean = diagonal[alive].mean() if alive.any() else torch.ones((), dtype=torch.float64)
-    diagonal[~alive] = mean.to(diagonal.device)
+    mean = diagonal[alive].mean() if alive.any() else diagonal.new_ones(())
+    diagonal[~alive] = mean
     while damping <= DAMPING_LIMIT:
-        damped = matrix + damping * mean * torch.eye(len(matrix), device=matrix.device)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            inverse = torch.cholesky_inverse(lower)
-            factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed:
-                return factor.float()
+        added = (damping * mean).float()  # in the precision of the moment itself
+        factor = _factor(moment, diagonal + added)
+        if factor is not None:
+            return factor
         logger.warning("the second moment of a layer's inputs is singular; damping x 10")
         damping *= 10
     raise OfflineError(
         f"the second moment of a layer's inputs is singular even with damping {DAMPING_LIMIT:g}: "
         "give more calibration text, or a method without reconstruction."
     )
+
+
+def _factor(moment: Tensor, diagonal: Tensor) -> Tensor | None:
+    """Factor a moment with another diagonal, in one float64 matrix that each step overwrites.
+
+    Returns None where the matrix is not positive definite.
+    """
+    matrix = moment.double().t()  # symmetric; LAPACK writes in place into columns
+    matrix.diagonal().copy_(diagonal)
+    failed = torch.empty((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(matrix, out=(matrix, failed))
+    if failed:
+        return None
+    torch.cholesky_inverse(matrix, out=matrix)
+    torch.linalg.cholesky_ex(matrix, upper=True, out=(matrix, failed))
+    return None if failed else matrix.float()
 
 
 def update_columns(

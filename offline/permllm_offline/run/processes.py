@@ -171,6 +171,11 @@ class SharedWork(Work):
         self._kept = kept or Work()
         self.costs = self._kept.costs
 
+    @property
+    def alone(self) -> Work:
+        """The work of this process, for what it does within a step that it computes for all."""
+        return self._kept
+
     def step(self, name: str, compute: Callable[[], Step]) -> Step:
         """Return the result of a step that the first process alone computes."""
         return from_first(lambda: self._kept.step(name, compute).on_cpu())

@@ -57,6 +57,11 @@ class Work:
     def __init__(self) -> None:
         self.costs: list[Cost] = []
 
+    @property
+    def alone(self) -> Work:
+        """The work of this process, for what it does within a step that it computes for all."""
+        return self
+
     def step(self, name: str, compute: Callable[[], Step]) -> Step:
         """Return the result of a step."""
         with self.measured(name):
@@ -144,7 +149,8 @@ class WorkFolder(Work):
             self.costs += _costs(path)
             return done
         done = super().step(name, compute)
-        self._write(path, done, {_COST: json.dumps(asdict(self.costs[-1]))})
+        cost = next(cost for cost in self.costs if cost.name == name)
+        self._write(path, done, {_COST: json.dumps(asdict(cost))})
         self._path(name + _INTERVAL).unlink(missing_ok=True)
         return done
 

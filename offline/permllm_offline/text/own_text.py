@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.loading import Source, load_model
-from permllm_offline.text.sampled_text import sample_text
+from permllm_offline.text.sampled_text import Unfinished, sample_text
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.shard import Shard
 
@@ -31,6 +32,8 @@ def own_text(
     num_windows: int,
 ) -> Tensor:
     """Sample windows from a model, or read those that were sampled for the same arguments.
+
+    A run that was cut off left what it had, and sampling goes on from there.
 
     Sampling needs the whole model in memory. Windows that cannot be kept are returned all the same,
     with a warning.
@@ -48,14 +51,27 @@ def own_text(
     cached = cache_directory() / f"{digest.hexdigest()[:32]}.safetensors"
     if _is_kept(cached):
         logger.info("text of %s from %s", source.name, cached)
-        return _read(cached)
+        return _read(cached)["windows"]
     model = load_model(source, dtype, device)
-    windows = sample_text(model, num_windows, sequence_length, seed)
+    part = cached.with_suffix(".unfinished")
+    windows = sample_text(model, num_windows, sequence_length, seed, _unfinished(part))
     try:
-        _keep(windows, cached)
+        _keep({"windows": windows.contiguous()}, cached)
     except (OSError, SafetensorError) as error:
         logger.warning("the sampled text cannot be kept in %s: %s", cached.parent, error)
+    with suppress(OSError):
+        part.unlink(missing_ok=True)
     return windows
+
+
+def _unfinished(part: Path) -> Unfinished:
+    """Unfinished text in a file; where it cannot be written, none is kept."""
+
+    def keep(tensors: Mapping[str, Tensor]) -> None:
+        with suppress(OSError, SafetensorError):  # the finished text will not be kept either
+            _keep(tensors, part)
+
+    return Unfinished(lambda: _read(part) if _is_kept(part) else None, keep)
 
 
 def _is_kept(cached: Path) -> bool:
@@ -65,11 +81,11 @@ def _is_kept(cached: Path) -> bool:
         return False
 
 
-def _keep(windows: Tensor, cached: Path) -> None:
+def _keep(tensors: Mapping[str, Tensor], cached: Path) -> None:
     cached.parent.mkdir(parents=True, exist_ok=True)
     partial = cached.with_suffix(f".{os.getpid()}.partial")
     try:
-        save_file({"windows": windows.contiguous()}, partial)
+        save_file(dict(tensors), partial)
         partial.replace(cached)
     except BaseException:
         with suppress(OSError):
@@ -77,9 +93,10 @@ def _keep(windows: Tensor, cached: Path) -> None:
         raise
 
 
-def _read(cached: Path) -> Tensor:
+def _read(cached: Path) -> dict[str, Tensor]:
     try:
-        return Shard(cached).tensor("windows")
+        shard = Shard(cached)
+        return {name: shard.tensor(name) for name in shard.headers}
     except CheckpointError as error:
         raise OfflineError(
             f"the kept text {cached} is damaged: delete it, and it is sampled again."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +19,25 @@ than it adds; a window holds several, as windows cut from joined documents do.""
 PIECES_AT_ONCE = 64
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """Where text is kept that is not finished yet.
+
+    ``read`` gives what ``keep`` was last given, also by a run before, or None.
+    """
+
+    read: Callable[[], Mapping[str, Tensor] | None]
+    keep: Callable[[Mapping[str, Tensor]], None]
+
+
 @torch.no_grad()
-def sample_text(model: Any, num_windows: int, sequence_length: int, seed: int) -> Tensor:
+def sample_text(
+    model: Any,
+    num_windows: int,
+    sequence_length: int,
+    seed: int,
+    unfinished: Unfinished | None = None,
+) -> Tensor:
     """Sample windows from a causal language model at temperature 1.
 
     Each piece begins with a token drawn uniformly from the vocabulary, so that pieces differ in
@@ -29,20 +48,30 @@ def sample_text(model: Any, num_windows: int, sequence_length: int, seed: int) -
         model: causal language model of transformers.
         num_windows: windows to return.
         sequence_length: tokens of each.
-        seed: the same seed gives the same windows on the same machine.
+        seed: the same seed gives the same windows on the same machine, whether or not a run goes on
+            from what another has kept.
+        unfinished: keeps what there is after every batch of pieces.
 
     Returns:
         int64 [num_windows, sequence_length] on the CPU.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
     tokens, length = num_windows * sequence_length, min(PIECE, sequence_length)
-    pieces: list[Tensor] = []
-    with tqdm(total=tokens, desc="sampled text", unit="token") as progress:
-        while (missing := tokens - sum(piece.numel() for piece in pieces)) > 0:
+    stream = torch.empty(0, dtype=torch.int64)
+    if unfinished is not None and (found := unfinished.read()) is not None:
+        stream = found["tokens"]
+        generator.set_state(found["generator"])
+    with tqdm(total=tokens, initial=len(stream), desc="sampled text", unit="token") as progress:
+        while (missing := tokens - len(stream)) > 0:
             count = min(PIECES_AT_ONCE, -(-missing // length))
-            pieces.append(_pieces(model, count, length, generator, progress).cpu())
-    stream = torch.cat([piece.flatten() for piece in pieces])[:tokens]
-    windows, begin = stream.reshape(num_windows, sequence_length), begin_token(model.config)
+            pieces = _pieces(model, count, length, generator, progress).cpu()
+            stream = torch.cat([stream, pieces.flatten()])
+            if unfinished is not None and len(stream) < tokens:
+                unfinished.keep({"tokens": stream, "generator": generator.get_state()})
+    windows, begin = (
+        stream[:tokens].reshape(num_windows, sequence_length),
+        begin_token(model.config),
+    )
     if begin is not None:
         windows[:, 0] = begin
     return windows

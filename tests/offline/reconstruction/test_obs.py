@@ -4,10 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.resident_memory import ResidentGrowth
 from permllm_offline.errors import OfflineError
 from permllm_offline.mask import keep_channels
 from permllm_offline.reconstruction import obs
-from permllm_offline.reconstruction.obs import inverse_factor, least_damage, update_columns
+from permllm_offline.reconstruction.obs import (
+    FACTOR_BYTES,
+    inverse_factor,
+    least_damage,
+    update_columns,
+)
 from permllm_vllm.checkpoint.pattern import Pattern
 
 PATTERNS = [Pattern(2, 4), Pattern(4, 8)]
@@ -76,6 +82,25 @@ def test_the_factor_squares_to_the_inverse() -> None:
         factor.t() @ factor, torch.linalg.inv(moment.double()), rtol=1e-4, atol=1e-7
     )
     assert torch.equal(factor, factor.triu())
+
+
+def test_the_factor_is_made_in_one_float64_matrix() -> None:
+    channels = 1536
+    moment = torch.eye(channels)
+    growth = ResidentGrowth()
+    inverse_factor(moment)
+    peak = growth.peak_bytes()
+    if peak is None:
+        pytest.skip("the system does not let a process reset its peak of memory")
+    assert peak / channels**2 == pytest.approx(FACTOR_BYTES - moment.itemsize, rel=0.15)
+
+
+def test_a_moment_stays_as_it_was() -> None:
+    _, moment = layer()
+    moment[3] = moment[:, 3] = 0
+    before = moment.clone()
+    inverse_factor(moment)
+    assert torch.equal(moment, before)
 
 
 @pytest.mark.parametrize("columns_at_once", [8, 32])

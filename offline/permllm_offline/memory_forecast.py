@@ -1,0 +1,193 @@
+"""What a prune holds in memory, from its recipe and the sizes of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from permllm_offline.model.plan import Plan, PlannedLinear
+from permllm_offline.permutation.kinds import PERMUTATIONS
+from permllm_offline.permutation.learned_layers import largest_span
+from permllm_offline.preparation import Prepared
+from permllm_offline.recipe import Recipe
+from permllm_offline.recomputation import activation_bytes, held_activation_bytes
+from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
+from permllm_offline.reconstruction.obs import FACTOR_BYTES, USED_FACTOR_BYTES
+from permllm_offline.run.processes import count
+from permllm_offline.streamed_pruning import can_stream, reads_activations
+from permllm_offline.text.calibration import SELF
+
+TUNED_BYTES = 4 + 8 + 4
+"""For each weight that is tuned: a float32 copy, the states of Adam, and a float32 gradient."""
+
+LEARNED_BYTES = 4 + 1
+"""For each weight whose mask is learned: its importance, and the mask of the forward pass."""
+
+SCORED_BYTES = 4 * 4
+"""For each weight of the linear that is masked, updated or baked: importance, ranks, copies."""
+
+SMALLEST_SHARD_BYTES = 500_000_000
+"""Of the output: a model that is not larger stays one file."""
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """Bytes that are in memory together.
+
+    ``common`` is there whichever decoder layer is at work, ``layers`` has what each adds to it, and
+    ``outside`` is the most before the first layer, between whole passes, or after the last.
+    """
+
+    common: int
+    layers: Sequence[int]
+    outside: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most at any time."""
+        return max(self.common + max(self.layers), self.outside)
+
+
+def shard_bytes(plan: Plan) -> int:
+    """Bytes of a file of the output at most: about one dense decoder layer, since it is in memory.
+
+    A tensor that is larger has a file of its own.
+    """
+    return max(SMALLEST_SHARD_BYTES, *map(_dense_bytes, plan.linears_by_layer()))
+
+
+def memory_forecast(recipe: Recipe, prepared: Prepared) -> MemoryForecast:
+    """Forecast weights, states of training, activations, hidden states and files of the output.
+
+    A GPU has neither hidden states nor files in its memory. What several processes share out counts
+    as the part of one.
+    """
+    plan, on_host = prepared.plan, prepared.device.type == "cpu"
+    rest = plan.total_bytes - sum(linear.sparse_bytes for linear in plan.linears)
+    states = _state_bytes(recipe, prepared) if on_host else 0
+    shard = min(shard_bytes(plan), plan.total_bytes) if on_host else 0
+    if can_stream(recipe):
+        return _streamed(recipe, prepared, rest, states, shard)
+    masks = sum(linear.weights for linear in plan.linears) // 8
+    held = rest + masks + sum(map(_dense_bytes, plan.linears_by_layer()))
+    scored = max(map(_scored, plan.linears_by_layer()))
+    whole = scored + max(states + _training_bytes(recipe, prepared), shard)
+    return MemoryForecast(held + states, _at_work(recipe, prepared), held + whole)
+
+
+def peak_bytes(recipe: Recipe, prepared: Prepared) -> int:
+    """The most bytes that a prune holds at any time."""
+    return memory_forecast(recipe, prepared).peak_bytes
+
+
+def _streamed(
+    recipe: Recipe, prepared: Prepared, rest: int, states: int, shard: int
+) -> MemoryForecast:
+    """A layer, and what it takes, or a copy while masks are tried or a finished one is read."""
+    plan, item = prepared.plan, prepared.dtype.itemsize
+    dense = [_dense_bytes(linears) for linears in plan.linears_by_layer()]
+    at_work = _at_work(recipe, prepared)
+    layers = [one + max(one, more) for one, more in zip(dense, at_work, strict=True)]
+    # Before the layers come the tensors left dense: one is read while others wait in their file.
+    head = min(rest, _head_weights(prepared) * item)
+    writing = max(2 * max(dense) + shard, max(shard, head) + head)
+    sampling = sum(dense) if SELF in recipe.datasets else 0
+    return MemoryForecast(rest + states, layers, rest + max(writing if shard else 0, sampling))
+
+
+def _training_bytes(recipe: Recipe, prepared: Prepared) -> int:
+    """States and activations of a loop that runs the whole model."""
+    plan, item, length = prepared.plan, prepared.dtype.itemsize, recipe.sequence_length
+    method = recipe.parsed_method()
+    weights, training = sum(linear.weights for linear in plan.linears), 0
+    if PERMUTATIONS[method.permutation].learn is not None:
+        share = largest_span(recipe.learning, len(plan.layers))
+        tokens = recipe.learning.windows_at_once * length
+        training = round(share * (LEARNED_BYTES + item) * weights)
+        training += held_activation_bytes(plan, tokens, item, share)
+    parts = method.reconstruction.split("+")
+    if "distillation" in parts:
+        tuned = _tuned_bytes(weights, item, count())
+        return max(training, tuned + held_activation_bytes(plan, length, item))
+    return training
+
+
+def _at_work(recipe: Recipe, prepared: Prepared) -> list[int]:
+    """What each decoder layer takes beside its weights while it is pruned."""
+    item = prepared.dtype.itemsize
+    return [
+        max(_scored(linears), _updated(recipe, linears), _tuned(recipe, linears, item))
+        for linears in prepared.plan.linears_by_layer()
+    ]
+
+
+def _tuned(recipe: Recipe, linears: Sequence[PlannedLinear], item: int) -> int:
+    """While the kept weights of one decoder layer are tuned: states, and a window's activations."""
+    if "blockwise" not in recipe.parsed_method().reconstruction.split("+"):
+        return 0
+    weights = sum(linear.weights for linear in linears)
+    return _tuned_bytes(weights, item) + activation_bytes(linears, recipe.sequence_length, item)
+
+
+def _tuned_bytes(weights: int, item: int, processes: int = 1) -> int:
+    """For weights that are tuned: states, a snapshot and masks, shared out; and their gradients."""
+    return weights * (TUNED_BYTES + item + 1) // processes + weights * item
+
+
+def _updated(recipe: Recipe, linears: Sequence[PlannedLinear]) -> int:
+    """While a decoder layer is updated column by column: a second moment is factored, then used."""
+    if not {"obs", "sparsegpt"} & set(recipe.parsed_method().reconstruction.split("+")):
+        return 0
+    return max(
+        max(FACTOR_BYTES * moment, USED_FACTOR_BYTES * moment + SCORED_BYTES * linear.weights)
+        for linear in linears
+        for moment in [linear.layout.in_features**2]
+    )
+
+
+def _scored(linears: Sequence[PlannedLinear]) -> int:
+    return SCORED_BYTES * max(linear.weights for linear in linears)
+
+
+def _dense_bytes(linears: Sequence[PlannedLinear]) -> int:
+    return sum(linear.dense_bytes for linear in linears)
+
+
+def _head_weights(prepared: Prepared) -> int:
+    """Weights of the head, or of the embeddings."""
+    vocabulary: int = prepared.source.config.get_text_config().vocab_size
+    return vocabulary * prepared.plan.layers[0][0].in_features
+
+
+def _state_bytes(recipe: Recipe, prepared: Prepared) -> int:
+    """Hidden states: those that are passed on, and the next layer's."""
+    held_out = 0 if prepared.windows is None else prepared.windows.held_out.numel()
+    read = read_tokens(recipe, prepared)
+    if can_stream(recipe):
+        return passed_bytes(recipe, prepared) + _hidden_bytes(prepared, read + held_out)
+    return _hidden_bytes(prepared, 3 * (read + held_out))
+
+
+def passed_bytes(recipe: Recipe, prepared: Prepared) -> int:
+    """Hidden states between two layers of a streamed model: dense and, where they are read, pruned.
+
+    A prune that is resumed goes on from them, so they lie in the work folder too.
+    """
+    held_out = 0 if prepared.windows is None else prepared.windows.held_out.numel()
+    reconstruction = RECONSTRUCTIONS[recipe.parsed_method().reconstruction]
+    kinds = 1 if reconstruction.layer is None else 2
+    return _hidden_bytes(prepared, kinds * read_tokens(recipe, prepared) + 2 * held_out)
+
+
+def _hidden_bytes(prepared: Prepared, tokens: int) -> int:
+    return tokens * prepared.plan.layers[0][0].in_features * prepared.dtype.itemsize
+
+
+def read_tokens(recipe: Recipe, prepared: Prepared) -> int:
+    """Tokens that pass through the dense model, those that it writes itself included."""
+    if prepared.windows is None or not reads_activations(recipe):
+        return 0
+    read = prepared.windows.calibration.numel()
+    if RECONSTRUCTIONS[recipe.parsed_method().reconstruction].model is not None:
+        read += recipe.distillation.self_windows * recipe.sequence_length
+    return read

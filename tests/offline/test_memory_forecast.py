@@ -1,0 +1,104 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from permllm_offline import memory_forecast
+from permllm_offline.cli import main
+from permllm_offline.memory_forecast import MemoryForecast, shard_bytes
+from permllm_offline.preparation import prepare
+from permllm_offline.recipe import make_recipe
+from tests.offline.test_prune_forecast import WEIGHTS
+
+Expect = Callable[..., MemoryForecast]
+LARGEST = 128 * 192
+"""Weights of the largest linear; the other sizes of its layer are in WEIGHTS."""
+
+
+@pytest.fixture
+def expect(tiny_model_directory: Path, text_file: Path) -> Expect:
+    def expect(**options: Any) -> MemoryForecast:
+        entries = {"dataset": str(text_file), "num_samples": 10, "sequence_length": 20}
+        entries |= {"model": str(tiny_model_directory), "evaluation_windows": 0}
+        recipe = make_recipe(entries | options)
+        return memory_forecast.memory_forecast(recipe, prepare(recipe))
+
+    return expect
+
+
+def test_the_peak_is_that_of_the_largest_layer_or_what_is_outside() -> None:
+    assert MemoryForecast(5, [1, 4, 2], 7).peak_bytes == 9
+    assert MemoryForecast(5, [1, 4, 2], 10).peak_bytes == 10
+
+
+def test_a_streamed_layer_and_its_copy(expect: Expect) -> None:
+    assert expect(method="wanda").layers == [2 * 4 * WEIGHTS] * 2
+
+
+def test_an_update_takes_a_moment_its_factor_and_copies(expect: Expect) -> None:
+    # The widest input has 192 channels.
+    assert expect(method="sparsegpt").layers == [4 * WEIGHTS + 8 * 192**2 + 16 * LARGEST] * 2
+
+
+def test_tuning_a_layer_takes_its_states_and_activations(expect: Expect) -> None:
+    tuned = expect(method="wanda", reconstruction="blockwise").layers[0]
+    # A float32 copy, Adam's two states, a gradient, one of the weight, a snapshot and a mask.
+    channels = 6 * 128 + 192 + (128 + 64 + 64 + 128 + 192 + 192 + 128)
+    states = 25 * WEIGHTS + 2 * channels * 20 * 4
+    assert tuned == 4 * WEIGHTS + states
+
+
+def test_what_is_not_streamed_holds_the_whole_model(expect: Expect) -> None:
+    streamed, learned = expect(method="wanda"), expect(method="permllm-wanda")
+    assert streamed.peak_bytes < learned.peak_bytes
+    assert learned.layers == [16 * LARGEST] * 2
+    assert learned.common - streamed.common == (
+        2 * 4 * WEIGHTS + 2 * WEIGHTS // 8 + 10 * 20 * 128 * 4
+    )
+
+
+@pytest.mark.parametrize(("method", "states"), [("wanda", 2), ("sparsegpt", 3)])
+def test_more_text_takes_more_memory(method: str, states: int, expect: Expect) -> None:
+    few, many = (expect(method=method, num_samples=count).common for count in (20, 25))
+    assert many - few == states * 5 * 20 * 128 * 4
+
+
+def test_processes_share_what_distillation_holds(
+    expect: Expect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = expect(method="wanda", reconstruction="distillation").peak_bytes
+    monkeypatch.setattr(memory_forecast, "count", lambda: 3)
+    shared = expect(method="wanda", reconstruction="distillation").peak_bytes
+    # A float32 copy, Adam's two states, a gradient, a snapshot in float32, and a mask.
+    assert alone - shared == 2 * WEIGHTS * 21 * 2 // 3
+
+
+def test_a_file_of_the_output_is_as_large_as_a_layer(
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    expect: Expect,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def prune(name: str) -> dict[str, torch.Tensor]:
+        command = ["prune", str(tiny_model_directory), "--method", "magnitude"]
+        assert main([*command, "--output", str(tmp_path / name)]) == 0
+        files = sorted((tmp_path / name).glob("*.safetensors"))
+        assert len(files) == (1 if name == "one" else 2)
+        return {key: tensor for file in files for key, tensor in load_file(file).items()}
+
+    whole, one = expect(method="magnitude"), prune("one")
+    monkeypatch.setattr(memory_forecast, "SMALLEST_SHARD_BYTES", 1)
+    assert whole.outside - expect(method="magnitude").outside == (
+        sum(tensor.nbytes for tensor in one.values()) - 4 * WEIGHTS
+    )
+    several = prune("several")
+    assert several.keys() == one.keys()
+    assert all(torch.equal(several[name], one[name]) for name in one)
+
+
+def test_a_small_model_stays_one_file(tiny_model_directory: Path) -> None:
+    recipe = make_recipe({"model": str(tiny_model_directory), "method": "magnitude"})
+    assert shard_bytes(prepare(recipe).plan) == 500_000_000

@@ -1,0 +1,103 @@
+"""What a streamed prune takes, files of the output included, is what the forecast says."""
+
+import ctypes
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from permllm_offline import memory_forecast
+from permllm_offline.preparation import prepare
+from permllm_offline.recipe import make_recipe
+from permllm_offline.run.costs import peak_bytes
+from permllm_offline.run.steps import WorkFolder
+from tests.offline.tiny_models import save_tokenizer, tiny_model
+from tests.robustness.children import child
+
+_MMAP_THRESHOLD = -3
+"""Of glibc's ``mallopt``."""
+
+SIZES = {
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 6,
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes that a prune took beside the program, those that were forecast, and of all layers."""
+
+    taken: int
+    forecast: int
+    layers: int
+
+
+def record_peak(file: Path) -> None:
+    """Make this process write into a file what it held at most until its checkpoint is complete.
+
+    Each tensor has memory of its own that goes back to the system, as those of large models have.
+    """
+    memory_forecast.SMALLEST_SHARD_BYTES = 1
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 16)
+    remove = WorkFolder.remove
+
+    def recording(work: WorkFolder) -> None:
+        file.write_text(str(peak_bytes()), encoding="ascii")
+        remove(work)
+
+    WorkFolder.remove = recording  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of some size."""
+    directory = tmp_path_factory.mktemp("models") / "some"
+    tiny_model("llama", **SIZES).save_pretrained(directory)
+    save_tokenizer(directory)
+    return directory
+
+
+def measured(
+    directory: Path, models: tuple[Path, Path], text: Path, options: dict[str, Any]
+) -> Measured:
+    """Prune a model, and before it a tiny one for what the program itself takes."""
+    entries = {"dataset": str(text), "num_samples": 8, "sequence_length": 32} | options
+    given = [f"--{key.replace('_', '-')}={value}" for key, value in entries.items()]
+    peaks = []
+    for model in models:
+        command = ["prune", str(model), "--output", str(directory / "sparse"), "--force", *given]
+        ended = child(command, partial(record_peak, directory / "peak"))
+        assert ended.status == 0, ended.errors
+        peaks.append((directory / "peak").read_text(encoding="ascii"))
+    if "None" in peaks:
+        pytest.skip("the system does not tell what a process held at most")
+    assert len(list((directory / "sparse").glob("model-*.safetensors"))) > 2
+    recipe = make_recipe(entries | {"model": str(models[1])})
+    prepared = prepare(recipe)
+    return Measured(
+        int(peaks[1]) - int(peaks[0]),
+        memory_forecast.peak_bytes(recipe, prepared),
+        sum(linear.dense_bytes for linear in prepared.plan.linears),
+    )
+
+
+@pytest.mark.parametrize("reconstruction", ["none", "obs"])
+def test_the_peak_is_the_forecast(
+    reconstruction: str,
+    tmp_path: Path,
+    model: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = {"method": "wanda+cp", "reconstruction": reconstruction}
+    monkeypatch.setattr(memory_forecast, "SMALLEST_SHARD_BYTES", 1)
+    found = measured(tmp_path, (tiny_model_directory, model), text_file, options)
+    assert 0.75 < found.taken / found.forecast < 1.2, found
+    assert found.layers > 1.25 * found.forecast  # a model in memory would be seen
