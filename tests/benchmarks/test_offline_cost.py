@@ -102,11 +102,14 @@ class PretendedQuality:
 
     def measure(self) -> dict[str, Any]:
         self.asked.append("loops")
-        return {"seed": 0, "threads": torch.get_num_threads(), "baseline": {"steps": self._steps}}
+        baseline = {"steps": self._steps, "perplexity": {"in domain": 80.0}}
+        ours = [{"steps": 5, "perplexity": {"in domain": 90.0}}]
+        threads = torch.get_num_threads()
+        return {"seed": 0, "threads": threads, "baseline": baseline, "ours": ours}
 
     def references(self) -> dict[str, Any]:
         self.asked.append("references")
-        return {"dense": {"in domain": 20.0}}
+        return {"dense": {"in domain": 20.0}, "wanda": {"in domain": 160.0}}
 
 
 def test_what_a_quality_result_has_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,8 +119,17 @@ def test_what_a_quality_result_has_is_kept(tmp_path: Path, monkeypatch: pytest.M
     written = output.read_bytes()
     whole = json.loads(written)
     assert {"date", "machine", "versions", "model", "baseline", "references"} <= set(whole)
+    assert whole["ratios"] == {
+        "wanda": {"x dense": {"in domain": 8.0}, "x wanda": {"in domain": 1.0}},
+        "baseline": {"x dense": {"in domain": 4.0}, "x wanda": {"in domain": 0.5}},
+        "ours": [{"x dense": {"in domain": 4.5}, "x wanda": {"in domain": 0.5625}}],
+    }
     offline_cost.measure_quality(output, 0, 40, quick=False)
     assert output.read_bytes() == written
+    ratios = whole.pop("ratios")
+    output.write_text(json.dumps(whole | {"date": "2030-01-02"}))
+    offline_cost.measure_quality(output, 0, 40, quick=False)
+    assert json.loads(output.read_text())["ratios"] == ratios
     del whole["references"]
     output.write_text(json.dumps(whole | {"date": "2030-01-02"}))
     offline_cost.measure_quality(output, 0, 40, quick=False)
