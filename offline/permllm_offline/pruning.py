@@ -23,7 +23,7 @@ from permllm_offline.model.families import family_of
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import load_model
 from permllm_offline.model.modules import decoder_layers, linear_of
-from permllm_offline.output_errors import kept_outputs, output_errors
+from permllm_offline.output_errors import kept_outputs, output_errors, reallocated_errors
 from permllm_offline.permutation.kinds import PERMUTATIONS, PermutationKind
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe import Recipe
@@ -85,6 +85,10 @@ def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) ->
     calibrated = _calibrate(recipe, prepared, model, own, work)
     decisions, learned = _decide(calibrated)
     unpermuted = _unpermuted(calibrated)
+    start_errors: list[float] = []
+    if learned is not None and held_out is not None:
+        with work.measured("output-errors"):
+            start_errors = reallocated_errors(calibrated, held_out, dense_outputs)
     weights = _prune_weights(calibrated, decisions, measured_errors)
     decisions = weights.decisions
     rounded = _round_values(calibrated, decisions) if recipe.values == "int8" else []
@@ -103,6 +107,7 @@ def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) ->
         measured_errors(),
         unpermuted,
         weights.masked_errors,
+        start_errors,
     )
     return PrunedModel(model, decisions, report, [layer.scales for layer in rounded] or None, own)
 

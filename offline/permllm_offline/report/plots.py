@@ -36,6 +36,9 @@ def error_plot(report: Report) -> str:
         after = [error.after for error in report.reconstruction]
         axes.plot(before, "o--", label="masks alone, calibration windows", markersize=4)
         axes.plot(after, "o-", label="reconstructed, calibration windows", markersize=4)
+    if report.reallocated_errors:
+        label = "reallocation, before learning, held-out windows"
+        axes.plot(report.reallocated_errors, "v--", label=label, markersize=4)
     if report.masked_errors:
         label = "before distillation, held-out windows"
         axes.plot(report.masked_errors, "^-", label=label, markersize=4)

@@ -17,6 +17,7 @@ from permllm_offline.model.loading import Source
 from permllm_offline.recipe import make_recipe
 from permllm_offline.report.mask_example import MaskExample
 from permllm_offline.report.page import report_page
+from permllm_offline.report.plots import error_plot
 from permllm_offline.report.report import CalibrationRecord, LayerReport, Report
 from permllm_offline.run.costs import Cost
 from permllm_offline.text.calibration import CalibrationWindows
@@ -131,6 +132,18 @@ def test_errors_before_distillation_have_a_column(report: Report, tmp_path: Path
         ["0", "0.5", "0.09876"],
         ["1", "0.75", "0.28"],
     ]
+
+
+def test_errors_before_learning_have_a_column(report: Report, tmp_path: Path) -> None:
+    learned = replace(report, reconstruction=[], reallocated_errors=[0.6, 0.87654])
+    rows = Page(page_of(learned, tmp_path)).tables["decoder-layers"]
+    assert rows == [
+        ["decoder layer", "before learning", "at the end"],
+        ["0", "0.6", "0.09876"],
+        ["1", "0.8765", "0.28"],
+    ]
+    assert "reallocation, before learning" in error_plot(learned)
+    assert "reallocation, before learning" not in error_plot(report)
 
 
 def test_text_of_the_model_itself_is_named(report: Report, tmp_path: Path) -> None:
