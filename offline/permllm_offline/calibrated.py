@@ -17,7 +17,10 @@ Permutations = Sequence[Mapping[str, Tensor]]
 """Per decoder layer, group name -> block-local uint8 [in_features]; absent where not permuted."""
 
 LearningCurve = list[dict[str, float]]
-"""Per step: its number, training loss and, where it was measured, validation loss."""
+"""Per step: its number, training loss and, where it was measured, validation loss.
+
+Where decoder layers learn span by span, ``first_layer`` and ``last_layer`` name those of the step.
+"""
 
 
 @dataclass(frozen=True)

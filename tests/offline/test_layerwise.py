@@ -81,6 +81,20 @@ def test_inputs_come_from_pruned_layers_and_targets_from_dense_ones() -> None:
         assert torch.equal(parameter, twin.get_parameter(name)), name
 
 
+def test_the_steps_of_a_reconstruction_are_in_the_error_of_its_layer() -> None:
+    calibrated, decisions = prepare()
+
+    def note(work: LayerWork) -> LayerDecision:
+        work.curve.append({"step": 0, "validation_loss": work.index + 0.5})
+        return work.decision
+
+    _, errors = reconstruct_layers(calibrated, decisions, note)
+    assert [error.curve for error in errors] == [
+        [{"step": 0, "validation_loss": 0.5}],
+        [{"step": 0, "validation_loss": 1.5}],
+    ]
+
+
 def test_what_a_reconstruction_writes_outside_the_masks_is_dropped() -> None:
     calibrated, decisions = prepare()
 

@@ -65,7 +65,7 @@ def learn_permutations(calibrated: Calibrated) -> LearnedPermutations:
             order = learned.initial
             if learns:
                 order, more = _learned(calibrated, learned, span, pruned, targets)
-                curve += _numbered(more, curve)
+                curve += _numbered(more, curve, span)
             permutations += learned.permutations(order)
             if span.stop <= max(chosen):
                 pruned = learned.run(order, pruned)
@@ -104,7 +104,8 @@ def _learned(
     return step.tensors["order"], step.facts["curve"]
 
 
-def _numbered(curve: LearningCurve, before: LearningCurve) -> LearningCurve:
-    """Count the steps of a span on from those of the spans before it."""
+def _numbered(curve: LearningCurve, before: LearningCurve, span: range) -> LearningCurve:
+    """Count the steps of a span on from those of the spans before it, and name its layers."""
     first = before[-1]["step"] + 1 if before else 0
-    return [entry | {"step": first + entry["step"]} for entry in curve]
+    layers = {"first_layer": span.start, "last_layer": span.stop - 1}
+    return [entry | {"step": first + entry["step"]} | layers for entry in curve]
