@@ -66,7 +66,8 @@ def pipeline(result: Result) -> str:
     reference = next(row for row in rows if row["method"] == REFERENCE)["processor_seconds"]
     lines = []
     for row in rows:
-        line = [f"`{row['method']}`", f"{row['seconds'] / 60:.1f}"]
+        note = "" if row.get("checkpoint", True) else " (no checkpoint)"
+        line = [f"`{row['method']}`{note}", f"{row['seconds'] / 60:.1f}"]
         line.append(f"{row['processor_seconds'] / 60:.1f}")
         line.append(f"{row['processor_seconds'] / reference:.1f}")
         line.append(f"{row['peak_bytes'] / 2**20:.0f}")
