@@ -11,9 +11,9 @@ resident memory, each loop in a process of its own. The second lets the dense lo
 steps, and this project's until its perplexity on held-out text, in and out of domain, is no worse;
 beside them stand the dense model and Wanda, and ratios to both. What OUT has of it already is kept.
 The third prunes by one method after the other, each in a process of its own, and splits the time by
-the steps that the prune itself writes down; rows that OUT already has are not made again, and a method
-that no checkpoint can hold ends in memory. The
-checkpoints can be kept with --checkpoints DIR, and `benchmarks.accuracy` evaluates them there.
+the steps that the prune itself writes down; rows that OUT already has are not made again, and a
+method that no checkpoint can hold ends in memory. The checkpoints can be kept with
+--checkpoints DIR, and `benchmarks.accuracy` evaluates them there.
 """
 
 import argparse

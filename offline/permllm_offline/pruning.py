@@ -25,6 +25,7 @@ from permllm_offline.model.loading import load_model
 from permllm_offline.model.modules import decoder_layers, linear_of
 from permllm_offline.output_errors import kept_outputs, output_errors, reallocated_errors
 from permllm_offline.permutation.kinds import PERMUTATIONS, PermutationKind
+from permllm_offline.permutation.learned_layers import reads_last_states
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe import Recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
@@ -117,9 +118,9 @@ def _calibrate(
 ) -> Calibrated:
     method, plan = recipe.parsed_method(), prepared.plan
     importance = IMPORTANCES[method.importance]
-    hidden_states = (
+    hidden_states = RECONSTRUCTIONS[method.reconstruction].needs_hidden_states or (
         PERMUTATIONS[method.permutation].needs_hidden_states
-        or RECONSTRUCTIONS[method.reconstruction].needs_hidden_states
+        and reads_last_states(recipe.learning, len(plan.layers))
     )
     windows = None if prepared.windows is None else prepared.windows.calibration
     if windows is not None and own is not None:

@@ -44,7 +44,6 @@ def learn_permutations(calibrated: Calibrated) -> LearnedPermutations:
     constants = calibrated.recipe.learning
     windows, hidden_states = calibrated.windows, calibrated.hidden_states
     assert windows is not None
-    assert hidden_states is not None
     held_out = constants.validation_windows
     require_windows(len(windows), constants.windows_per_step, held_out, "learn from", "step")
     model, family = calibrated.model, calibrated.plan.family
@@ -56,11 +55,13 @@ def learn_permutations(calibrated: Calibrated) -> LearnedPermutations:
     curve: LearningCurve = []
     for span in spans(constants, chosen, len(layers)):
         learns = bool(set(span) & set(chosen))
-        targets = hidden_states
         if constants.scope == "window":
             for index in span:
                 dense = run_windows(layers[index], dense, calls.keywords[index])
             targets = dense
+        else:
+            assert hidden_states is not None
+            targets = hidden_states
         with learned_span(calibrated, span, chosen, calls.keywords) as learned:
             order = learned.initial
             if learns:
@@ -76,12 +77,13 @@ def _choose(
     calibrated: Calibrated,
     keywords: Sequence[Mapping[str, Any]],
     states: Tensor,
-    hidden_states: Tensor,
+    hidden_states: Tensor | None,
 ) -> tuple[list[int], list[float] | None]:
     """The layers that learn, and the sensitivities where these decided."""
     choice = parse_layers(calibrated.recipe.learning.layers, len(calibrated.plan.layers))
     if choice.most_sensitive is None:
         return list(choice.layers), None
+    assert hidden_states is not None
     few = slice(SENSITIVITY_WINDOWS)
     measure = partial(sensitivities, calibrated, keywords, states[few], hidden_states[few])
     step = calibrated.work.step("sensitivities", lambda: Step(facts={"values": measure()}))
