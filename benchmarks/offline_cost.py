@@ -9,10 +9,11 @@
 The first measures one square linear layer: seconds of a learning step, and the growth of the peak
 resident memory, each loop in a process of its own. The second lets the dense loop learn for some
 steps, and this project's until its perplexity on held-out text, in and out of domain, is no worse;
-beside them stand the dense model and Wanda. What OUT has of it already is kept.
+beside them stand the dense model and Wanda, and ratios to both. What OUT has of it already is kept.
 The third prunes by one method after the other, each in a process of its own, and splits the time by
-the steps that the prune itself writes down; rows that OUT already has are not made again. The
-checkpoints can be kept with --checkpoints DIR, and `benchmarks.accuracy` evaluates them there.
+the steps that the prune itself writes down; rows that OUT already has are not made again, and a
+method that no checkpoint can hold ends in memory. The checkpoints can be kept with
+--checkpoints DIR, and `benchmarks.accuracy` evaluates them there.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from .pruning.cost_plots import draw_pipeline, draw_quality, draw_steps
 from .pruning.cost_tables import pipeline
 from .pruning.layer_step import BLOCK, StepCost, step_costs
 from .pruning.pipeline_cost import METHODS, QUICK_METHODS, PipelineCost, facts
-from .pruning.quality_result import known_quality
+from .pruning.quality_result import known_quality, ratios
 from .pruning.quality_time import QualityTime
 from .records.drawing import save
 from .records.machine import write_json
@@ -79,6 +80,8 @@ def measure_quality(output: Path, seed: int, steps: int, *, quick: bool) -> None
         write_json(output, found)
     if "references" not in found:
         found["references"] = quality.references()
+    if "ratios" not in found:
+        found["ratios"] = ratios(found)
         # The machine, versions and date of the times stay.
         output.write_text(json.dumps(json.loads(output.read_text()) | found, indent=1) + "\n")
     Console().print_json(json.dumps(found))

@@ -50,6 +50,7 @@ def draw_pipeline(rows: Sequence[Row], axes: Any) -> None:
         axes.barh(range(len(rows)), minutes, left=ends, label=part)
         ends = [end + more for end, more in zip(ends, minutes, strict=True)]
     axes.set_yticks(range(len(rows)), [row["method"] for row in rows])
+    axes.tick_params(axis="y", labelsize="small")
     axes.invert_yaxis()
     axes.set_xlabel("processor minutes")
     axes.grid(axis="x", alpha=0.3)

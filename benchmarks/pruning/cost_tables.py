@@ -27,7 +27,7 @@ def time_to_quality(result: Result) -> str:
     """Time and perplexities of the dense loop, and of ours with more and more steps.
 
     Shares are of processor time where the result has it, else of the seconds that went by. The
-    dense model and Wanda stand in front where the result has them, and ratios to the former.
+    dense model and Wanda stand in front where the result has them, and ratios to both.
     """
     baseline, references = result["baseline"], result.get("references", {})
     times = {"seconds": "seconds", "processor_seconds": "processor seconds"}
@@ -43,16 +43,19 @@ def time_to_quality(result: Result) -> str:
         rows.append([*row, *_qualities(run["perplexity"], result)])
     header = ["loop", "steps", *times.values(), "share of time"]
     for domain in baseline["perplexity"]:
-        header += [f"perplexity, {domain}", *(["x dense"] if references else [])]
+        header += [f"perplexity, {domain}", *(_RATIOS[name] for name in references)]
     return markdown(header, rows)
+
+
+_RATIOS = {"dense": "x dense", "wanda": "x Wanda"}
 
 
 def _qualities(perplexity: Mapping[str, float], result: Result) -> list[str]:
     cells = []
     for domain, value in perplexity.items():
         cells.append(f"{value:.1f}")
-        if "references" in result:
-            cells.append(f"{value / result['references']['dense'][domain]:.2f}")
+        references = result.get("references", {}).values()
+        cells += [f"{value / reference[domain]:.2f}" for reference in references]
     return cells
 
 
@@ -63,7 +66,8 @@ def pipeline(result: Result) -> str:
     reference = next(row for row in rows if row["method"] == REFERENCE)["processor_seconds"]
     lines = []
     for row in rows:
-        line = [f"`{row['method']}`", f"{row['seconds'] / 60:.1f}"]
+        note = "" if row.get("checkpoint", True) else " (no checkpoint)"
+        line = [f"`{row['method']}`{note}", f"{row['seconds'] / 60:.1f}"]
         line.append(f"{row['processor_seconds'] / 60:.1f}")
         line.append(f"{row['processor_seconds'] / reference:.1f}")
         line.append(f"{row['peak_bytes'] / 2**20:.0f}")

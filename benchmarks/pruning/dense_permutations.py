@@ -3,6 +3,12 @@
 Written from arXiv 2510.10136 and from what its authors' code is known to do; none of it is copied.
 Each step builds the C x C block-diagonal permutation matrix of every layer, multiplies scores and
 masks with it under plain autograd, and solves every block by scipy, one after the other.
+
+Where paper and code differ it follows the code: logits in the model's dtype, times a learned scale,
+clamped so that their gradient passes; a temperature by epoch; both factors of the un-permuted mask
+differentiated at the soft mask; the permutation of the last forward pass stays. What it does not
+follow: the loss is in float32, windows are shuffled and the rate falls from step to step, of which
+nothing is known there, and the hard mask goes back by a gather, which is no slower than a product.
 """
 
 from __future__ import annotations
@@ -19,6 +25,29 @@ from permllm_vllm.checkpoint.pattern import Pattern
 SINKHORN_ITERATIONS = 5
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
 TEMPERATURES = (1.0, 0.1)
+
+
+def epoch_temperature(epoch: int, epochs: int) -> float:
+    """Temperature in an epoch, 0..epochs-1: linear, and one epoch short of the second."""
+    first, last = TEMPERATURES
+    return first + epoch / epochs * (last - first)
+
+
+def sequence_norm(root_mean_square: Tensor, sequence_length: int) -> Tensor:
+    """Root of the squares of an input channel, summed over tokens and divided by sequences.
+
+    The softmax behind the mask depends on this scale, the mask itself does not.
+
+    Args:
+        root_mean_square: [in_features], over all tokens.
+        sequence_length: tokens of each sequence.
+    """
+    return root_mean_square * sequence_length**0.5
+
+
+def straight_through(value: Tensor, gradient: Tensor) -> Tensor:
+    """The value of one tensor with the gradient of another."""
+    return (value - gradient).detach() + gradient
 
 
 class DensePermutation(nn.Module):
@@ -41,7 +70,7 @@ class DensePermutation(nn.Module):
     def forward(self) -> Tensor:
         """The hard matrix [channels, channels], with the gradient of the soft one (Eq. 2-7)."""
         logits = self.weight * self.scale
-        logits = logits + (logits.clamp(-1, 1) - logits).detach()
+        logits = straight_through(logits.clamp(-1, 1), logits)
         soft = (logits / self.temperature).softmax(dim=-1)
         for _ in range(SINKHORN_ITERATIONS):
             soft = soft / soft.sum(-1, keepdim=True)
@@ -50,7 +79,7 @@ class DensePermutation(nn.Module):
         for block, scores in enumerate(soft.detach().float().cpu().numpy()):
             rows, columns = linear_sum_assignment(scores, maximize=True)
             hard[block, rows, columns] = 1.0
-        return torch.block_diag(*((hard - soft).detach() + soft))
+        return torch.block_diag(*straight_through(hard, soft))
 
 
 @dataclass
@@ -93,10 +122,14 @@ class DenseMaskedLinear(nn.Module):
         return functional.linear(inputs, self.linear.weight * self.mask(), self.linear.bias)
 
     def mask(self) -> Tensor:
-        """[out_features, in_features] in the original channel order, with its gradient."""
+        """[out_features, in_features] in the original channel order, with its gradient.
+
+        The value is that of the hard mask, the gradient that of ``softmax(S P) P^T``.
+        """
         matrix = self.shared.get(self.importance.dtype)
         groups = (self.importance @ matrix).unflatten(1, (-1, self.pattern.group))
         soft = groups.softmax(dim=-1)
         kept = groups.topk(self.pattern.kept, dim=-1).indices
-        hard = torch.zeros_like(soft).scatter(-1, kept, 1.0)
-        return ((hard - soft).detach() + soft).flatten(1) @ matrix.t()
+        hard = torch.zeros_like(soft).scatter(-1, kept, 1.0).flatten(1)
+        position = matrix.detach().argmax(dim=1)
+        return straight_through(hard.index_select(1, position), soft.flatten(1) @ matrix.t())

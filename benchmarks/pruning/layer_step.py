@@ -55,7 +55,8 @@ class LayerStep:
         importance = linear.weight.float().abs()
         self.assignments = 0
         if loop == "dense":
-            self._shared = SharedMatrix(DensePermutation(width, BLOCK, generator))
+            permutation = DensePermutation(width, BLOCK, generator).to(torch.bfloat16)
+            self._shared = SharedMatrix(permutation)
             self._module: nn.Module = DenseMaskedLinear(linear, importance, PATTERN, self._shared)
             parameters = list(self._shared.permutation.parameters())
             self.take: Callable[[], None] = self._dense

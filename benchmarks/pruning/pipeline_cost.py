@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import time
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pruning.checkpoints import SEQUENCE_LENGTH, Checkpoints
+from benchmarks.models import smollm2
+from benchmarks.pruning.checkpoints import (
+    SEQUENCE_LENGTH,
+    Checkpoints,
+    processor_time,
+    times_since,
+)
 from benchmarks.pruning.prune_parts import REFERENCE, parts
+from benchmarks.texts import sotu
+from permllm_offline.methods import METHODS as METHOD_PARTS
+from permllm_offline.permutation.kinds import PERMUTATIONS
+from permllm_offline.preparation import prepare
+from permllm_offline.pruning import prune_model
+from permllm_offline.recipe import make_recipe
+from permllm_offline.run.costs import peak_bytes
+from permllm_offline.run.steps import Work
 
 METHODS = (
     REFERENCE,
     "wanda+cp",
+    "magnitude",
+    "wanda",
+    "ria",
+    "wanda+cp-lsa",
+    "ria+cp-lsa",
+    "wanda+cp-global",
+    "ria+cp-global",
     "sparsegpt",
     "wanda+cp/obs+blockwise",
     "permllm-wanda",
+    "permllm-ria",
     "permllm-best",
 )
-"""METHOD or METHOD/RECONSTRUCTION, each with its defaults."""
+"""METHOD or METHOD/RECONSTRUCTION, each with its defaults; every one of ``methods.METHODS``."""
 
 QUICK_METHODS = (REFERENCE, "permllm-wanda", "permllm-best")
 
@@ -47,14 +74,19 @@ class PipelineCost:
         recipe = directory / "recipe.yaml"
         # Every JSON document is YAML.
         recipe.write_text(json.dumps(entries), encoding="utf-8")
+        self._entries = entries
         self._checkpoints = Checkpoints(directory, ("--recipe", recipe))
 
     def measure(self, name: str) -> dict[str, Any]:
         """Prune by METHOD or METHOD/RECONSTRUCTION at 2:4: what it took, and its parts.
 
+        A method that no checkpoint can hold ends in memory; its row says so.
+
         Raises:
             ValueError: a checkpoint that was there already, and nothing says what it takes here.
         """
+        if PERMUTATIONS[METHOD_PARTS[name.partition("/")[0]].permutation].across_blocks:
+            return in_memory(self._entries | {"method": name})
         checkpoint, times = self._checkpoints.baked((name, "2:4", 0, "bfloat16"))
         if times is None:
             raise ValueError(
@@ -69,6 +101,27 @@ class PipelineCost:
             "peak_bytes": costs["peak_bytes"],
             "parts": parts(costs["steps"], report),
         }
+
+
+def in_memory(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Prune in a process of its own by a recipe without model and text, and write nothing."""
+    entries = {"model": str(smollm2()), "dataset": str(sotu().calibration), **entries}
+    start = time.perf_counter(), processor_time()
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(_pruned, entries).result()
+    times = times_since(*start)
+    return {
+        "seconds": times.prune_seconds,
+        "processor_seconds": times.processor_seconds,
+        "checkpoint": False,
+        **found,
+    }
+
+
+def _pruned(entries: Mapping[str, Any]) -> dict[str, Any]:
+    recipe, work = make_recipe(entries), Work()
+    report = json.loads(prune_model(recipe, prepare(recipe), work).report.to_json())
+    return {"peak_bytes": peak_bytes(), "parts": parts([asdict(c) for c in work.costs], report)}
 
 
 def facts(*, quick: bool) -> dict[str, Any]:

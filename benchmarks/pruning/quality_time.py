@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +18,12 @@ from benchmarks.models import smollm2
 from benchmarks.pruning.checkpoints import processor_time
 from benchmarks.pruning.dense_permutations import (
     LEARNING_RATE,
-    TEMPERATURES,
     WEIGHT_DECAY,
     DenseMaskedLinear,
     DensePermutation,
     SharedMatrix,
+    epoch_temperature,
+    sequence_norm,
 )
 from benchmarks.texts import austen, sotu
 from permllm_offline.activations import collect, last_hidden_state
@@ -170,10 +172,9 @@ def learn_densely(prepared: Prepared, seed: int, steps: int, batch: int) -> Any:
     shared: list[SharedMatrix] = []
     for index, layer in enumerate(decoder_layers(model, plan.family.layers)):
         for layout in plan.layers[index]:
-            norm = found.norms[index][layout.group.name]
-            matrix = SharedMatrix(
-                DensePermutation(layout.in_features, layout.block_size, generator)
-            )
+            norm = sequence_norm(found.norms[index][layout.group.name], windows.shape[1])
+            permutation = DensePermutation(layout.in_features, layout.block_size, generator)
+            matrix = SharedMatrix(permutation.to(prepared.dtype))
             shared.append(matrix)
             for name in layout.group.linears:
                 linear = linear_of(layer, name)
@@ -181,7 +182,7 @@ def learn_densely(prepared: Prepared, seed: int, steps: int, batch: int) -> Any:
                 layer.set_submodule(name, DenseMaskedLinear(linear, score, PATTERN, matrix))
     state = partial(last_hidden_state, model, plan.family)
     _take_steps(shared, state, windows, found.hidden_states, seed, steps, batch)
-    _freeze(model, shared)
+    _freeze(model)
     return model
 
 
@@ -197,12 +198,12 @@ def _take_steps(
     parameters = [p for matrix in shared for p in matrix.permutation.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=WEIGHT_DECAY)
     batches = shuffled_batches(len(windows), batch, seed)
+    epoch_steps = len(windows) // batch
+    epochs = math.ceil(steps / epoch_steps)
     for step in tqdm(range(1, steps + 1), desc="dense loop", unit="step"):
-        share = (step - 1) / max(1, steps - 1)
+        temperature = epoch_temperature((step - 1) // epoch_steps, epochs)
         for matrix in shared:
-            matrix.permutation.temperature = TEMPERATURES[0] + share * (
-                TEMPERATURES[1] - TEMPERATURES[0]
-            )
+            matrix.permutation.temperature = temperature
             matrix.forget()
         chosen = next(batches)
         cosine_distance(state(windows[chosen]), targets[chosen]).backward()
@@ -213,10 +214,8 @@ def _take_steps(
 
 
 @torch.no_grad()
-def _freeze(model: Any, shared: Sequence[SharedMatrix]) -> None:
-    """Put linears with the masks of the last logits in the place of the learning ones."""
-    for matrix in shared:
-        matrix.forget()
+def _freeze(model: Any) -> None:
+    """Put linears with the masks of the last forward pass in the place of the learning ones."""
     for name, module in list(model.named_modules()):
         if isinstance(module, DenseMaskedLinear):
             module.linear.weight.mul_(module.mask())

@@ -22,6 +22,11 @@ from permllm_offline.model.loading import (
 )
 from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.recipe import Recipe, make_recipe, read_recipe
+from permllm_offline.recipe_entries import (
+    BlockwiseEntries,
+    DistillationEntries,
+    LearningEntries,
+)
 from permllm_offline.reconstruction.kinds import find_reconstruction
 from permllm_offline.report.report import Report
 from permllm_offline.run.processes import first
@@ -66,9 +71,9 @@ def prune(
     device: str | None = None,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None,
     values: Literal["auto", "int8"] | None = None,
-    learning: Mapping[str, Any] | None = None,
-    blockwise: Mapping[str, Any] | None = None,
-    distillation: Mapping[str, Any] | None = None,
+    learning: LearningEntries | None = None,
+    blockwise: BlockwiseEntries | None = None,
+    distillation: DistillationEntries | None = None,
     effort: Literal["low", "default", "high"] | None = None,
     push_to_hub: str | None = None,
     force: bool = False,
@@ -98,9 +103,9 @@ def prune(
         device: torch device.
         dtype: of the weights; ``auto`` is the model's own.
         values: ``int8`` stores kept weights with a scale per output row.
-        learning: constants of the learned permutation, fields of ``recipe.LearningRecipe``.
-        blockwise: constants of tuning layer by layer, fields of ``recipe.BlockwiseRecipe``.
-        distillation: constants of the distillation, fields of ``recipe.DistillationRecipe``.
+        learning: constants of the learned permutation, some fields of ``recipe.LearningRecipe``.
+        blockwise: constants of tuning layer by layer, some fields of ``recipe.BlockwiseRecipe``.
+        distillation: constants of the distillation, some fields of ``recipe.DistillationRecipe``.
         effort: calibration text and steps of a method that distils.
         push_to_hub: ``owner/name`` of a repository to upload the finished checkpoint to.
         force: replace a non-empty output folder.

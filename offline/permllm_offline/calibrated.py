@@ -17,7 +17,10 @@ Permutations = Sequence[Mapping[str, Tensor]]
 """Per decoder layer, group name -> block-local uint8 [in_features]; absent where not permuted."""
 
 LearningCurve = list[dict[str, float]]
-"""Per step: its number, training loss and, where it was measured, validation loss."""
+"""Per step: its number, training loss and, where it was measured, validation loss.
+
+Where decoder layers learn span by span, ``first_layer`` and ``last_layer`` name those of the step.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,9 @@ class Calibrated:
     ``score(layer, layout)`` gives, for each linear of the group, its importance: float32
     [out_features, in_features]. ``windows`` is int64 [windows, sequence_length];
     ``hidden_states`` is the dense model's last hidden state for each,
-    [windows, sequence_length, hidden]; ``energies[layer][group]`` the mean square of each input
-    channel, float32 [in_features]. ``work`` keeps the steps that are finished.
+    [windows, sequence_length, hidden], or None where nothing reads it; ``energies[layer][group]``
+    the mean square of each input channel, float32 [in_features]. ``work`` keeps the steps that are
+    finished.
     """
 
     model: Any

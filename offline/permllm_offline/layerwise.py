@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from permllm_offline.bake import apply_masks
-from permllm_offline.calibrated import Calibrated
+from permllm_offline.calibrated import Calibrated, LearningCurve
 from permllm_offline.decisions import GroupDecision, LayerDecision
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.layout import GroupLayout
@@ -36,12 +36,14 @@ class LayerError:
     """Relative squared error of a decoder layer's output against the dense model's.
 
     ``before`` is that of the masks alone, ``after`` that of the reconstructed weights; both have
-    the pruned layers before it as input, so they grow with depth.
+    the pruned layers before it as input, so they grow with depth. ``curve`` has the steps of a
+    reconstruction that takes some.
     """
 
     name: str
     before: float
     after: float
+    curve: LearningCurve = field(default_factory=list)
 
 
 def reconstruct_layers(
@@ -77,8 +79,9 @@ def reconstruct_layers(
         with calibrated.work.measured(PASSES):
             sparse = run_windows(layer, sparse, keywords)
         after = relative_error(sparse, dense)
-        errors.append(LayerError(family.layer_name(index), step.facts["before"], after))
-        logger.info("%s: relative error %.4f -> %.4f", *astuple(errors[-1]))
+        error = LayerError(family.layer_name(index), step.facts["before"], after)
+        errors.append(error)
+        logger.info("%s: relative error %.4f -> %.4f", error.name, error.before, error.after)
     return final, errors
 
 
@@ -92,11 +95,12 @@ def finish_layer(work: LayerWork, reconstruct: LayerReconstruction) -> Step:
     before = _masked_error(work)
     decision = reconstruct(work)
     apply_masks(work.layer, decision)
-    return pruned_layer(work.layer, decision, before)
+    step = pruned_layer(work.layer, decision)
+    return Step(step.tensors, {**step.facts, "before": before, "curve": work.curve})
 
 
-def pruned_layer(layer: nn.Module, decision: LayerDecision, before: float | None = None) -> Step:
-    """Weights of a pruned decoder layer, its decision, and the error of its masks alone."""
+def pruned_layer(layer: nn.Module, decision: LayerDecision) -> Step:
+    """Weights of a pruned decoder layer, and its decision."""
     tensors = dict(layer.state_dict())
     retained: dict[str, float] = {}
     for group in decision:
@@ -104,7 +108,7 @@ def pruned_layer(layer: nn.Module, decision: LayerDecision, before: float | None
         retained |= group.retained
         if group.permutation is not None:
             tensors[_PERMUTATION + group.layout.group.name] = group.permutation
-    return Step(tensors, {"before": before, "retained": retained})
+    return Step(tensors, {"retained": retained})
 
 
 def load_step(layer: nn.Module, step: Step) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from permllm_offline.calibrated import Calibrated
 from permllm_offline.layerwise import relative_error
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.families import Family
 from permllm_offline.model.modules import decoder_layers
+from permllm_offline.permutation.learned_span import learned_span
 from permllm_offline.run.steps import Step, Work
 
 WINDOWS = 2
@@ -50,3 +52,23 @@ def output_errors(
     """
     outputs = layer_outputs(model, family, windows[:WINDOWS])
     return [relative_error(mine, other) for mine, other in zip(outputs, dense, strict=True)]
+
+
+@torch.no_grad()
+def reallocated_errors(
+    calibrated: Calibrated, windows: Tensor, dense: Sequence[Tensor]
+) -> list[float]:
+    """What ``output_errors`` would be with the heuristic reallocation of every decoder layer.
+
+    Args:
+        calibrated: the dense model, which stays dense, and its scores.
+        windows: int64 [windows, sequence_length], of which the first are run.
+        dense: of ``kept_outputs``.
+    """
+    calls = record_calls(calibrated.model, calibrated.plan.family, windows[:WINDOWS])
+    states, errors = calls.states, []
+    for index, target in enumerate(dense):
+        with learned_span(calibrated, range(index, index + 1), (), calls.keywords) as span:
+            states = span.run(span.initial, states)
+        errors.append(relative_error(states, target))
+    return errors

@@ -23,8 +23,9 @@ from permllm_offline.model.families import family_of
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import load_model
 from permllm_offline.model.modules import decoder_layers, linear_of
-from permllm_offline.output_errors import kept_outputs, output_errors
+from permllm_offline.output_errors import kept_outputs, output_errors, reallocated_errors
 from permllm_offline.permutation.kinds import PERMUTATIONS, PermutationKind
+from permllm_offline.permutation.learned_layers import reads_last_states
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe import Recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
@@ -86,6 +87,10 @@ def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) ->
     calibrated = calibrate(recipe, prepared, model, own, work)
     decisions, learned = _decide(calibrated)
     unpermuted = _unpermuted(calibrated)
+    start_errors: list[float] = []
+    if learned is not None and held_out is not None:
+        with work.measured("output-errors"):
+            start_errors = reallocated_errors(calibrated, held_out, dense_outputs)
     weights = _prune_weights(calibrated, decisions, measured_errors)
     decisions = weights.decisions
     rounded = _round_values(calibrated, decisions) if recipe.values == "int8" else []
@@ -104,6 +109,7 @@ def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) ->
         measured_errors(),
         unpermuted,
         weights.masked_errors,
+        start_errors,
     )
     return PrunedModel(model, decisions, report, [layer.scales for layer in rounded] or None, own)
 
@@ -117,9 +123,9 @@ def calibrate(
     """
     method, plan = recipe.parsed_method(), prepared.plan
     importance = IMPORTANCES[method.importance]
-    hidden_states = (
+    hidden_states = RECONSTRUCTIONS[method.reconstruction].needs_hidden_states or (
         PERMUTATIONS[method.permutation].needs_hidden_states
-        or RECONSTRUCTIONS[method.reconstruction].needs_hidden_states
+        and reads_last_states(recipe.learning, len(plan.layers))
     )
     windows = None if prepared.windows is None else prepared.windows.calibration
     if windows is not None and own is not None:

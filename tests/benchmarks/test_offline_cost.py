@@ -10,10 +10,13 @@ import torch
 
 from benchmarks import offline_cost
 from benchmarks.offline_cost import draw
-from benchmarks.pruning import checkpoints
+from benchmarks.pruning import checkpoints, pipeline_cost
+from benchmarks.pruning.cost_tables import pipeline
 from benchmarks.pruning.layer_step import LOOPS, measure_step
+from benchmarks.pruning.pipeline_cost import METHODS
 from benchmarks.pruning.prune_parts import PARTS, REST, parts, with_rest
 from benchmarks.texts import Texts
+from permllm_offline import methods as known
 from permllm_offline.cli import main
 from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
 
@@ -73,23 +76,35 @@ def test_whole_prunes_are_measured_once_and_drawn(
     monkeypatch.setattr(checkpoints, "permllm_offline", here)
     monkeypatch.setattr(checkpoints, "smollm2", lambda: tmp_path / "model")
     monkeypatch.setattr(checkpoints, "sotu", lambda: texts)
-    monkeypatch.setattr(offline_cost, "QUICK_METHODS", ("ria+cp", "wanda+cp/obs+distillation"))
+    monkeypatch.setattr(pipeline_cost, "smollm2", lambda: tmp_path / "model")
+    monkeypatch.setattr(pipeline_cost, "sotu", lambda: texts)
+    methods = ("ria+cp", "wanda+cp/obs+distillation", "wanda+cp-global")
+    monkeypatch.setattr(offline_cost, "QUICK_METHODS", methods)
     result, plot = tmp_path / "result.json", tmp_path / "plot.svg"
     command = ["offline_cost", "--pipeline", "--quick", "--json", str(result), "--plot", str(plot)]
     monkeypatch.setattr(sys, "argv", command)
     for _ in range(2):
         offline_cost.main()
         assert pruned == ["ria+cp", "wanda+cp"]
-    first, second = json.loads(result.read_text())["rows"]
+    first, second, third = json.loads(result.read_text())["rows"]
     assert list(first["parts"]) == ["calibration", "masks and updates", "evaluation"]
     assert list(second["parts"]) == [part for part in PARTS if part != "learning"]
     assert second["parts"]["distillation"]["steps"] == 1
-    for row in (first, second):
+    assert list(third["parts"]) == ["calibration", "masks and updates", "evaluation"]
+    assert [row.get("checkpoint") for row in (first, second, third)] == [None, None, False]
+    for row in (first, second, third):
         assert 0 < sum(part["seconds"] for part in row["parts"].values()) < row["seconds"]
         assert row["peak_bytes"] >= max(part["peak_bytes"] for part in row["parts"].values())
     drawn = plot.read_text(encoding="utf-8")
     assert "wanda+cp/obs+distillation" in drawn
     assert "text of its own" in drawn
+    table = pipeline({"rows": [first, third]})
+    assert "| `ria+cp` |" in table
+    assert "| `wanda+cp-global` (no checkpoint) |" in table
+
+
+def test_every_method_has_its_cost() -> None:
+    assert {name.partition("/")[0] for name in METHODS} == set(known.METHODS)
 
 
 class PretendedQuality:
@@ -102,11 +117,14 @@ class PretendedQuality:
 
     def measure(self) -> dict[str, Any]:
         self.asked.append("loops")
-        return {"seed": 0, "threads": torch.get_num_threads(), "baseline": {"steps": self._steps}}
+        baseline = {"steps": self._steps, "perplexity": {"in domain": 80.0}}
+        ours = [{"steps": 5, "perplexity": {"in domain": 90.0}}]
+        threads = torch.get_num_threads()
+        return {"seed": 0, "threads": threads, "baseline": baseline, "ours": ours}
 
     def references(self) -> dict[str, Any]:
         self.asked.append("references")
-        return {"dense": {"in domain": 20.0}}
+        return {"dense": {"in domain": 20.0}, "wanda": {"in domain": 160.0}}
 
 
 def test_what_a_quality_result_has_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,8 +134,17 @@ def test_what_a_quality_result_has_is_kept(tmp_path: Path, monkeypatch: pytest.M
     written = output.read_bytes()
     whole = json.loads(written)
     assert {"date", "machine", "versions", "model", "baseline", "references"} <= set(whole)
+    assert whole["ratios"] == {
+        "wanda": {"x dense": {"in domain": 8.0}, "x wanda": {"in domain": 1.0}},
+        "baseline": {"x dense": {"in domain": 4.0}, "x wanda": {"in domain": 0.5}},
+        "ours": [{"x dense": {"in domain": 4.5}, "x wanda": {"in domain": 0.5625}}],
+    }
     offline_cost.measure_quality(output, 0, 40, quick=False)
     assert output.read_bytes() == written
+    ratios = whole.pop("ratios")
+    output.write_text(json.dumps(whole | {"date": "2030-01-02"}))
+    offline_cost.measure_quality(output, 0, 40, quick=False)
+    assert json.loads(output.read_text())["ratios"] == ratios
     del whole["references"]
     output.write_text(json.dumps(whole | {"date": "2030-01-02"}))
     offline_cost.measure_quality(output, 0, 40, quick=False)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from argparse import _SubParsersAction
 from pathlib import Path
+from typing import get_args, get_type_hints, is_typeddict
 
 import pytest
 
@@ -55,6 +56,18 @@ def test_the_arguments_of_prune_are_the_recipe_and_the_options_of_the_command() 
     assert all(
         parameters[name].default in (None, inspect.Parameter.empty) for name in Recipe.model_fields
     )
+
+
+@pytest.mark.parametrize("name", ["learning", "blockwise", "distillation"])
+def test_the_constants_are_typed_as_the_recipe_has_them(name: str) -> None:
+    constants = Recipe.model_fields[name].annotation
+    assert constants is not None
+    expected = {field: info.annotation for field, info in constants.model_fields.items()}
+    entries, nothing = get_args(get_type_hints(permllm_offline.prune)[name])
+    assert nothing is type(None)
+    assert is_typeddict(entries)
+    assert get_type_hints(entries) == expected
+    assert entries.__required_keys__ == frozenset()
 
 
 def test_the_arguments_of_evaluate_are_the_options_of_the_command() -> None:

@@ -61,6 +61,8 @@ def test_prune_eval_and_inspect(
     assert (report["mask_example"] is not None) == permuted
     assert len(report["output_errors"]) == 2
     distils = method == "permllm-best"
+    learns = method in ("permllm-wanda", "permllm-ria")
+    assert len(report["reallocated_errors"]) == (2 if learns else 0)
     assert len(report["masked_errors"]) == (2 if distils else 0)
     if report["calibration"] is not None:
         assert report["calibration"]["own_windows"] == (64 if distils else 0)

@@ -1,9 +1,12 @@
-"""Pruning in memory, for methods whose result no checkpoint can hold."""
+"""Pruning in memory, for methods whose result no checkpoint can hold, and for those that learn."""
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
+from permllm_offline import pruning
 from permllm_offline.preparation import prepare
 from permllm_offline.pruning import prune_model
 from permllm_offline.recipe import make_recipe
@@ -33,3 +36,46 @@ def test_a_permutation_across_blocks_is_evaluated_in_memory(
     assert retained["wanda"].mean() < retained["wanda+cp-lsa"].mean()
     # In the widest layer the channels have most places to go.
     assert retained["wanda+cp-lsa"][6] < retained["wanda+cp-global"][6]
+
+
+@pytest.mark.parametrize(
+    ("learning", "reconstruction", "kept"),
+    [
+        ({"scope": "window"}, "none", False),
+        ({"scope": "window"}, "distillation", True),
+        ({"scope": "window", "layers": "auto:1"}, "none", True),
+        ({"scope": "model"}, "none", True),
+    ],
+)
+def test_last_hidden_states_are_kept_only_where_something_reads_them(
+    learning: dict[str, Any],
+    reconstruction: str,
+    kept: bool,
+    tiny_model_directory: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bool] = []
+    collect = pruning.collect
+
+    def noted(*arguments: Any, hidden_states: bool) -> Any:
+        asked.append(hidden_states)
+        return collect(*arguments, hidden_states=hidden_states)
+
+    monkeypatch.setattr(pruning, "collect", noted)
+    recipe = make_recipe(
+        {
+            "model": str(tiny_model_directory),
+            "method": "permllm-wanda",
+            "reconstruction": reconstruction,
+            "dataset": str(text_file),
+            "num_samples": 8,
+            "sequence_length": 16,
+            "evaluation_windows": 0,
+            "learning": {"steps": 1, **learning},
+            "distillation": {"steps": 1, "self_windows": 0},
+        }
+    )
+    report = prune_model(recipe, prepare(recipe)).report
+    assert asked == [kept]
+    assert report.learning_curve

@@ -43,7 +43,10 @@ class PermutationKind:
 
     @property
     def needs_hidden_states(self) -> bool:
-        """Whether it reads the dense model's last hidden states."""
+        """Whether it reads the dense model's last hidden states, unless the recipe spares them.
+
+        Which it does where ``learned_layers.reads_last_states`` says no.
+        """
         return self.learn is not None
 
 

@@ -90,6 +90,19 @@ def spans(constants: LearningRecipe, learned: Collection[int], count: int) -> li
     return [span for span in (range(first), range(first, count)) if span]
 
 
+def reads_last_states(constants: LearningRecipe, count: int) -> bool:
+    """Whether learning reads the dense model's last hidden states.
+
+    It does end to end, and where sensitivities choose the layers; a window has targets of its own.
+
+    Args:
+        constants: of the recipe.
+        count: decoder layers of the model.
+    """
+    chosen_by_loss = parse_layers(constants.layers, count).most_sensitive is not None
+    return constants.scope == "model" or chosen_by_loss
+
+
 def trained_share(constants: LearningRecipe, count: int) -> float:
     """Passes through decoder layers in one learning step of every span, over ``count``."""
     return sum(map(len, _trained(constants, count))) / count

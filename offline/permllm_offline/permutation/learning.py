@@ -44,7 +44,6 @@ def learn_permutations(calibrated: Calibrated) -> LearnedPermutations:
     constants = calibrated.recipe.learning
     windows, hidden_states = calibrated.windows, calibrated.hidden_states
     assert windows is not None
-    assert hidden_states is not None
     held_out = constants.validation_windows
     require_windows(len(windows), constants.windows_per_step, held_out, "learn from", "step")
     model, family = calibrated.model, calibrated.plan.family
@@ -56,16 +55,18 @@ def learn_permutations(calibrated: Calibrated) -> LearnedPermutations:
     curve: LearningCurve = []
     for span in spans(constants, chosen, len(layers)):
         learns = bool(set(span) & set(chosen))
-        targets = hidden_states
         if constants.scope == "window":
             for index in span:
                 dense = run_windows(layers[index], dense, calls.keywords[index])
             targets = dense
+        else:
+            assert hidden_states is not None
+            targets = hidden_states
         with learned_span(calibrated, span, chosen, calls.keywords) as learned:
             order = learned.initial
             if learns:
                 order, more = _learned(calibrated, learned, span, pruned, targets)
-                curve += _numbered(more, curve)
+                curve += _numbered(more, curve, span)
             permutations += learned.permutations(order)
             if span.stop <= max(chosen):
                 pruned = learned.run(order, pruned)
@@ -76,12 +77,13 @@ def _choose(
     calibrated: Calibrated,
     keywords: Sequence[Mapping[str, Any]],
     states: Tensor,
-    hidden_states: Tensor,
+    hidden_states: Tensor | None,
 ) -> tuple[list[int], list[float] | None]:
     """The layers that learn, and the sensitivities where these decided."""
     choice = parse_layers(calibrated.recipe.learning.layers, len(calibrated.plan.layers))
     if choice.most_sensitive is None:
         return list(choice.layers), None
+    assert hidden_states is not None
     few = slice(SENSITIVITY_WINDOWS)
     measure = partial(sensitivities, calibrated, keywords, states[few], hidden_states[few])
     step = calibrated.work.step("sensitivities", lambda: Step(facts={"values": measure()}))
@@ -104,7 +106,8 @@ def _learned(
     return step.tensors["order"], step.facts["curve"]
 
 
-def _numbered(curve: LearningCurve, before: LearningCurve) -> LearningCurve:
-    """Count the steps of a span on from those of the spans before it."""
+def _numbered(curve: LearningCurve, before: LearningCurve, span: range) -> LearningCurve:
+    """Count the steps of a span on from those of the spans before it, and name its layers."""
     first = before[-1]["step"] + 1 if before else 0
-    return [entry | {"step": first + entry["step"]} for entry in curve]
+    layers = {"first_layer": span.start, "last_layer": span.stop - 1}
+    return [entry | {"step": first + entry["step"]} | layers for entry in curve]

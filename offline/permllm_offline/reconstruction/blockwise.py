@@ -7,7 +7,6 @@ memory.
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import replace
 
@@ -24,8 +23,6 @@ from permllm_offline.reconstruction.obs import update_kept_weights
 from permllm_offline.schedules import shuffled_batches, warmed_cosine
 from permllm_offline.text.calibration import require_windows
 
-logger = logging.getLogger(__name__)
-
 
 def squared_error(output: Tensor, target: Tensor) -> Tensor:
     """Sum of squared differences, in float32 and differentiable in ``output``.
@@ -38,6 +35,7 @@ def squared_error(output: Tensor, target: Tensor) -> Tensor:
 def tune_kept_weights(work: LayerWork) -> LayerDecision:
     """Tune the kept weights of a decoder layer in place; its pruned weights become zero.
 
+    ``work.curve`` gets the squared error of each step, of one window in the mean.
     The weights with the lowest error on calibration windows held out from tuning stay, those at the
     start included. A step takes windows that ``recipe.seed`` and the layer's number decide.
 
@@ -67,7 +65,8 @@ def _optimise(work: LayerWork, kept: KeptWeights) -> None:
     held_out = constants.validation_windows
     seed = work.recipe.seed + work.index
     batches = shuffled_batches(len(work.inputs) - held_out, constants.windows_per_step, seed)
-    first = best_error = _validate(work, held_out)
+    best_error = _validate(work, held_out)
+    work.curve.append({"step": 0, "validation_loss": best_error})
     best = kept.snapshot()
     for step in range(1, constants.steps + 1):
         total = 0.0
@@ -83,12 +82,12 @@ def _optimise(work: LayerWork, kept: KeptWeights) -> None:
             )
         share = warmed_cosine(step, constants.steps, constants.warmup_share)
         kept.step(share * constants.learning_rate)
+        work.curve.append({"step": step, "loss": total / constants.windows_per_step})
         if step % constants.validation_interval == 0 or step == constants.steps:
-            value = _validate(work, held_out)
+            value = work.curve[-1]["validation_loss"] = _validate(work, held_out)
             if value < best_error:
                 best, best_error = kept.snapshot(), value
     kept.load(best)
-    logger.debug("decoder layer %d: squared error %.4g -> %.4g", work.index, first, best_error)
 
 
 def _window_error(work: LayerWork, index: int) -> Tensor:
@@ -99,5 +98,5 @@ def _window_error(work: LayerWork, index: int) -> Tensor:
 
 @torch.no_grad()
 def _validate(work: LayerWork, count: int) -> float:
-    """Squared error on the first windows, which tuning never sees."""
-    return sum(_window_error(work, index).item() for index in range(count))
+    """Mean squared error of the first windows, which tuning never sees."""
+    return sum(_window_error(work, index).item() for index in range(count)) / count

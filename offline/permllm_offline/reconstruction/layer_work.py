@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class LayerWork:
 
     ``inputs`` come from the pruned and reconstructed layers before it, ``targets`` from the dense
     model: both [windows, sequence_length, hidden] in the model's dtype, on the CPU. ``keywords``
-    are the other arguments of the layer's call.
+    are the other arguments of the layer's call. A reconstruction in steps adds them to ``curve``.
     """
 
     index: int
@@ -30,6 +30,7 @@ class LayerWork:
     inputs: Tensor
     targets: Tensor
     recipe: Recipe
+    curve: LearningCurve = field(default_factory=list)
 
     def forward(self, states: Tensor) -> Tensor:
         """Run the layer as it is: [batch, sequence_length, hidden] -> the same, differentiable."""

@@ -12,7 +12,13 @@ from jinja2 import Environment, StrictUndefined
 from permllm_offline.methods import parse_method
 from permllm_offline.model.loading import Source
 from permllm_offline.report.model_card import base_name, calibration_text
-from permllm_offline.report.plots import curve_plot, error_plot, mask_plot, retained_plot
+from permllm_offline.report.plots import (
+    curve_plot,
+    error_plot,
+    mask_plot,
+    retained_plot,
+    tuning_plot,
+)
 from permllm_offline.report.report import Report
 from permllm_offline.run.costs import Cost
 
@@ -61,11 +67,7 @@ def _plots(report: Report) -> list[Plot]:
     plots = []
     if report.learning_curve:
         svg = curve_plot(report.learning_curve, "cosine distance")
-        caption = (
-            "Distance of the last hidden state from the dense model's. The permutations of the "
-            "lowest validation loss are those of the checkpoint."
-        )
-        plots.append(_plot("Learning the permutations", caption, svg))
+        plots.append(_plot("Learning the permutations", _learning_caption(report), svg))
     if report.reconstruction_curve:
         svg = curve_plot(report.reconstruction_curve, "divergence, nats per token")
         caption = (
@@ -73,6 +75,13 @@ def _plots(report: Report) -> list[Plot]:
             "validation loss are those of the checkpoint."
         )
         plots.append(_plot("Distilling the kept weights", caption, svg))
+    if any(error.curve for error in report.reconstruction):
+        caption = (
+            "Squared error of the output of each decoder layer while it is tuned, on calibration "
+            "windows held out from tuning. The weights of the lowest are those that stay."
+        )
+        svg = tuning_plot(report.reconstruction)
+        plots.append(_plot("Tuning the kept weights of each decoder layer", caption, svg))
     if report.output_errors or report.reconstruction:
         caption = (
             "Squared difference from the dense model's output, relative to it. The input is that "
@@ -89,6 +98,19 @@ def _plots(report: Report) -> list[Plot]:
         )
         plots.append(_plot("The mask, before and after", caption, mask_plot(example)))
     return plots
+
+
+def _learning_caption(report: Report) -> str:
+    if report.recipe.learning.scope == "model":
+        return (
+            "Distance of the last hidden state from the dense model's. The permutations of the "
+            "lowest validation loss are those of the checkpoint."
+        )
+    return (
+        "Distance of the hidden state after some decoder layers from the dense model's; dots are "
+        "validation windows. The layers learn one after the other, each with the permutations of "
+        "its own lowest validation loss, which are those of the checkpoint."
+    )
 
 
 def _plot(title: str, caption: str, svg: str) -> Plot:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from permllm_offline.layerwise import LayerError
 from permllm_offline.report.mask_example import MaskExample
 from permllm_offline.report.report import Report
 
@@ -14,17 +15,50 @@ _PRUNED, _ONLY_UNPERMUTED, _ONLY_PRUNED, _BOTH = "#f4f4f4", "#d95f02", "#1b9e77"
 
 
 def curve_plot(curve: Sequence[Mapping[str, float]], quantity: str) -> str:
-    """Draw the loss of each step and, where it was measured, that of validation windows."""
+    """Draw the loss of each step and, where it was measured, that of validation windows.
+
+    Each span of decoder layers in the curve has lines of its own.
+    """
     figure, axes = _figure()
-    for key, label, style in (
-        ("loss", "calibration windows", "-"),
-        ("validation_loss", "validation windows", "o-"),
-    ):
-        points = [(entry["step"], entry[key]) for entry in curve if key in entry]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    spans: dict[str, list[Mapping[str, float]]] = {}
+    for entry in curve:
+        spans.setdefault(_span_label(entry), []).append(entry)
+    for number, (name, entries) in enumerate(spans.items()):
+        for key, label, style in (
+            ("loss", "calibration windows", "-"),
+            ("validation_loss", "validation windows", "o-"),
+        ):
+            points = [(entry["step"], entry[key]) for entry in entries if key in entry]
+            if not points:
+                continue
+            if len(spans) == 1:
+                axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+            else:
+                shown = name if key == "validation_loss" else "_"  # a legend without it
+                color = f"C{number % 10}"
+                axes.plot(*zip(*points, strict=True), style, color=color, label=shown, markersize=3)
     axes.set(xlabel="step", ylabel=quantity)
-    axes.legend()
+    axes.legend(**({} if len(spans) == 1 else {"fontsize": "small", "ncols": 4}))
+    return _svg(figure)
+
+
+def _span_label(entry: Mapping[str, float]) -> str:
+    first, last = entry.get("first_layer"), entry.get("last_layer")
+    return f"layer {first}" if first == last else f"layers {first}-{last}"
+
+
+def tuning_plot(errors: Sequence[LayerError]) -> str:
+    """Draw the held-out error of each decoder layer while it is tuned, relative to its start."""
+    figure, axes = _figure()
+    for index, error in enumerate(errors):
+        measured = [entry for entry in error.curve if "validation_loss" in entry]
+        start = measured[0]["validation_loss"] or 1.0
+        points = [(entry["step"], entry["validation_loss"] / start) for entry in measured]
+        # Dark layers are the first ones.
+        color = (0.1, 0.2 + 0.6 * index / len(errors), 0.5)
+        axes.plot(*zip(*points, strict=True), "o-", color=color, label=f"{index}", markersize=3)
+    axes.set(xlabel="step", ylabel="squared error, of that at the start")
+    axes.legend(title="decoder layer", fontsize="xx-small", ncols=6)
     return _svg(figure)
 
 
@@ -36,6 +70,9 @@ def error_plot(report: Report) -> str:
         after = [error.after for error in report.reconstruction]
         axes.plot(before, "o--", label="masks alone, calibration windows", markersize=4)
         axes.plot(after, "o-", label="reconstructed, calibration windows", markersize=4)
+    if report.reallocated_errors:
+        label = "reallocation, before learning, held-out windows"
+        axes.plot(report.reallocated_errors, "v--", label=label, markersize=4)
     if report.masked_errors:
         label = "before distillation, held-out windows"
         axes.plot(report.masked_errors, "^-", label=label, markersize=4)

@@ -81,7 +81,8 @@ class Report:
 
     Perplexities, and ``output_errors`` of each decoder layer, are over windows that calibration
     never saw; None, and empty, without such windows. ``masked_errors`` are what the latter were
-    before all kept weights were tuned together; empty where they were not.
+    before all kept weights were tuned together, ``reallocated_errors`` what they are with the
+    heuristic reallocation in place of learned permutations; empty where there is no such step.
     """
 
     recipe: Recipe
@@ -102,6 +103,7 @@ class Report:
     """Why the recipe is not the default one, where nobody asked for another."""
     calibration: CalibrationRecord | None = None
     masked_errors: Sequence[float] = ()
+    reallocated_errors: Sequence[float] = ()
 
     @classmethod
     def build(
@@ -118,6 +120,7 @@ class Report:
         output_errors: Sequence[float] = (),
         unpermuted: Sequence[str] = (),
         masked_errors: Sequence[float] = (),
+        reallocated_errors: Sequence[float] = (),
     ) -> Report:
         """Collect the report from the plan and the decisions; one layer is shown with its masks."""
         groups = [
@@ -158,6 +161,7 @@ class Report:
             [] if learned is None else list(learned.layers),
             None if learned is None else learned.sensitivities,
             masked_errors=masked_errors,
+            reallocated_errors=reallocated_errors,
         )
 
     @property
@@ -180,6 +184,7 @@ class Report:
             "sensitivities": self.sensitivities,
             "reconstruction": [asdict(error) for error in self.reconstruction],
             "reconstruction_curve": list(self.reconstruction_curve),
+            "reallocated_errors": list(self.reallocated_errors),
             "masked_errors": list(self.masked_errors),
             "output_errors": list(self.output_errors),
             "mask_example": None if self.mask_example is None else asdict(self.mask_example),

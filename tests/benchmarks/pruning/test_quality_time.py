@@ -9,19 +9,25 @@ import torch
 
 from benchmarks.pruning import quality_time
 from benchmarks.pruning.cost_tables import time_to_quality
-from benchmarks.pruning.dense_permutations import DenseMaskedLinear
+from benchmarks.pruning.dense_permutations import DenseMaskedLinear, DensePermutation
 from benchmarks.pruning.quality_time import QualityTime, learn_densely
 from benchmarks.texts import Texts
 from permllm_offline.activations import last_hidden_state
 from permllm_offline.model.loading import load_model
-from permllm_offline.preparation import prepare
+from permllm_offline.preparation import Prepared, prepare
 from permllm_offline.recipe import make_recipe
+from tests.offline.tiny_models import save_tokenizer, tiny_llama
 
 
-def test_the_dense_loop_learns_masks(tiny_model_directory: Path, text_file: Path) -> None:
+@pytest.fixture
+def prepared(tmp_path: Path, text_file: Path) -> Prepared:
+    """A model with weights of the size of trained ones: the softmax of scores depends on it."""
+    tiny_llama(initializer_range=0.1).save_pretrained(tmp_path / "model")
+    save_tokenizer(tmp_path / "model")
     recipe = make_recipe(
         {
-            "model": str(tiny_model_directory),
+            "model": str(tmp_path / "model"),
+            "dtype": "bfloat16",
             "method": "permllm-wanda",
             "dataset": str(text_file),
             "num_samples": 16,
@@ -29,7 +35,10 @@ def test_the_dense_loop_learns_masks(tiny_model_directory: Path, text_file: Path
             "evaluation_windows": 0,
         }
     )
-    prepared = prepare(recipe)
+    return prepare(recipe)
+
+
+def test_the_dense_loop_learns_masks(prepared: Prepared) -> None:
     assert prepared.windows is not None
     windows, family = prepared.windows.calibration, prepared.plan.family
 
@@ -47,6 +56,45 @@ def test_the_dense_loop_learns_masks(tiny_model_directory: Path, text_file: Path
         similarity = torch.nn.functional.cosine_similarity(states(learned), targets, dim=-1)
         losses.append(1 - float(similarity.mean()))
     assert losses[1] < 0.98 * losses[0]  # steps against the gradient raise it
+
+
+def test_the_dense_loop_scores_and_cools_as_the_authors_do(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prepared.windows is not None
+    windows = prepared.windows.calibration
+    layers: list[DenseMaskedLinear] = []
+    temperatures: list[float] = []
+    dtypes = set()
+
+    class Noted(DenseMaskedLinear):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            layers.append(self)
+
+    class Cooled(DensePermutation):
+        def forward(self) -> torch.Tensor:
+            if self.weight is layers[0].shared.permutation.weight:
+                temperatures.append(self.temperature)
+            dtypes.add(self.weight.dtype)
+            return super().forward()
+
+    monkeypatch.setattr(quality_time, "DenseMaskedLinear", Noted)
+    monkeypatch.setattr(quality_time, "DensePermutation", Cooled)
+    learn_densely(prepared, seed=0, steps=6, batch=len(windows) // 2)
+    assert temperatures == pytest.approx([1.0, 1.0, 0.7, 0.7, 0.4, 0.4])
+    assert dtypes == {torch.bfloat16}
+
+    dense = load_model(prepared.source, prepared.dtype, prepared.device)
+    entered: list[torch.Tensor] = []
+    query = dense.model.layers[0].self_attn.q_proj
+    query.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0].float()))
+    with torch.no_grad():
+        dense(windows)
+    squares = sum(sequence.square().sum(0) for sequence in entered[0])
+    expected = query.weight.float().abs() * (squares / len(windows)).sqrt()
+    assert layers[0].linear.weight.shape == query.weight.shape
+    torch.testing.assert_close(layers[0].importance, expected.bfloat16())
 
 
 def test_both_loops_start_warm_and_their_processor_time_is_recorded(
@@ -83,14 +131,15 @@ def test_shares_are_of_processor_time_where_it_is_known() -> None:
     older = time_to_quality({"baseline": baseline, "ours": [ours]})
     assert older.splitlines()[-1] == "| ours | 10 | 50 | 0.50 | 79.0 |"
     baseline, ours = ({**baseline, "processor_seconds": 80.0}, {**ours, "processor_seconds": 20.0})
-    references = {"dense": {"in domain": 20.0}}
+    references = {"dense": {"in domain": 20.0}, "wanda": {"in domain": 160.0}}
     assert time_to_quality(
         {"baseline": baseline, "ours": [ours], "references": references}
     ).splitlines() == [
         "| loop | steps | seconds | processor seconds | share of time | perplexity, in domain "
-        "| x dense |",
-        "|---|---|---|---|---|---|---|",
-        "| dense model |  |  |  |  | 20.0 | 1.00 |",
-        "| the paper's dense loop | 40 | 100 | 80 | 1.00 | 80.0 | 4.00 |",
-        "| ours | 10 | 50 | 20 | 0.25 | 79.0 | 3.95 |",
+        "| x dense | x Wanda |",
+        "|---|---|---|---|---|---|---|---|",
+        "| dense model |  |  |  |  | 20.0 | 1.00 | 0.12 |",
+        "| Wanda, nothing learned |  |  |  |  | 160.0 | 8.00 | 1.00 |",
+        "| the paper's dense loop | 40 | 100 | 80 | 1.00 | 80.0 | 4.00 | 0.50 |",
+        "| ours | 10 | 50 | 20 | 0.25 | 79.0 | 3.95 | 0.49 |",
     ]

@@ -253,6 +253,9 @@ def test_the_layers_that_do_not_learn_are_reallocated(
     assert moved(calibrated, learned.permutations) == [index in expected for index in range(2)]
     spans = len(expected) if scope == "window" else 1
     assert [entry["step"] for entry in learned.curve] == list(range(21 * spans))
+    named = [(index, index) for index in expected] if scope == "window" else [(min(expected), 1)]
+    found = [(entry["first_layer"], entry["last_layer"]) for entry in learned.curve]
+    assert found == [layers for layers in named for _ in range(21)]
     if scope == "model" or layers == "last:1":
         measured = [e["validation_loss"] for e in learned.curve if "validation_loss" in e]
         assert masked_loss(calibrated, learned.permutations) == pytest.approx(

@@ -72,6 +72,20 @@ def test_the_layer_comes_closer_and_pruned_weights_stay_zero(
     assert not any(p.requires_grad or p.grad is not None for p in after.layer.parameters())
 
 
+def test_the_curve_has_the_errors_of_the_steps() -> None:
+    work, masked = layer_work(), layer_work()
+    apply_masks(masked.layer, masked.decision)
+    tune_kept_weights(work)
+    assert [entry["step"] for entry in work.curve] == list(range(21))
+    assert all("loss" in entry for entry in work.curve[1:])
+    measured = {e["step"]: e["validation_loss"] for e in work.curve if "validation_loss" in e}
+    assert list(measured) == [0, 5, 10, 15, 20]
+    for value, layer in ((measured[0], masked), (min(measured.values()), work)):
+        output = run_windows(layer.layer, layer.inputs[:3], layer.keywords)
+        expected = float((output - layer.targets[:3]).square().sum()) / 3
+        assert value == pytest.approx(expected, rel=1e-4)
+
+
 def test_weights_that_get_worse_are_not_kept() -> None:
     masked, tuned = layer_work(), layer_work(learning_rate=10.0)
     apply_masks(masked.layer, masked.decision)

@@ -17,6 +17,7 @@ from permllm_offline.model.loading import Source
 from permllm_offline.recipe import make_recipe
 from permllm_offline.report.mask_example import MaskExample
 from permllm_offline.report.page import report_page
+from permllm_offline.report.plots import curve_plot, error_plot, tuning_plot
 from permllm_offline.report.report import CalibrationRecord, LayerReport, Report
 from permllm_offline.run.costs import Cost
 from permllm_offline.text.calibration import CalibrationWindows
@@ -133,6 +134,18 @@ def test_errors_before_distillation_have_a_column(report: Report, tmp_path: Path
     ]
 
 
+def test_errors_before_learning_have_a_column(report: Report, tmp_path: Path) -> None:
+    learned = replace(report, reconstruction=[], reallocated_errors=[0.6, 0.87654])
+    rows = Page(page_of(learned, tmp_path)).tables["decoder-layers"]
+    assert rows == [
+        ["decoder layer", "before learning", "at the end"],
+        ["0", "0.6", "0.09876"],
+        ["1", "0.8765", "0.28"],
+    ]
+    assert "reallocation, before learning" in error_plot(learned)
+    assert "reallocation, before learning" not in error_plot(report)
+
+
 def test_text_of_the_model_itself_is_named(report: Report, tmp_path: Path) -> None:
     windows = CalibrationWindows(torch.tensor([[1, 2]]), torch.tensor([[3, 4]]))
     own = torch.tensor([[5, 6], [7, 8], [9, 10]])
@@ -199,6 +212,46 @@ def test_plots_show_what_there_is(report: Report, tmp_path: Path) -> None:
     page = Page(page_of(bare, tmp_path, []))
     assert page.titles == ["Summary", "Retained importance", "Linear layers"]
     assert not any("perplexity" in row[0] for row in page.tables["summary"])
+
+
+def captions(page: str) -> str:
+    return " ".join(re.findall(r"<figcaption>(.*?)</figcaption>", page, re.DOTALL))
+
+
+def test_spans_that_learn_have_lines_of_their_own(report: Report, tmp_path: Path) -> None:
+    assert "Distance of the last hidden state" in captions(page_of(report, tmp_path))
+    assert "validation windows" in curve_plot(CURVE, "cosine distance")
+    spans = ((0, 1), (2, 2))
+    joined = [
+        entry | {"step": 3 * number + entry["step"], "first_layer": first, "last_layer": last}
+        for number, (first, last) in enumerate(spans)
+        for entry in CURVE
+    ]
+    drawn = curve_plot(joined, "cosine distance")
+    assert "layers 0-1" in drawn
+    assert "layer 2<" in drawn
+    lines = re.findall(r'<path d="M[^"]*" clip-path', drawn)
+    assert max(line.count("L") for line in lines) == 1  # two points each: none joins the spans
+    recipe = make_recipe(
+        {"model": str(tmp_path), "method": "permllm-wanda", "learning": {"scope": "window"}}
+    )
+    text = captions(page_of(replace(report, recipe=recipe, learning_curve=joined), tmp_path))
+    assert "last hidden state" not in text
+    assert "its own lowest validation loss" in text
+
+
+def test_layers_that_were_tuned_show_their_steps(report: Report, tmp_path: Path) -> None:
+    errors = [replace(error, curve=CURVE) for error in report.reconstruction]
+    tuned = replace(report, reconstruction=errors)
+    title = "Tuning the kept weights of each decoder layer"
+    assert title in Page(page_of(tuned, tmp_path)).titles
+    assert title not in Page(page_of(report, tmp_path)).titles
+    assert json.loads(tuned.to_json())["reconstruction"][1]["curve"] == CURVE
+    drawn = tuning_plot(errors)
+    ticks = [float(tick) for tick in re.findall(r">(\d\.\d+)</text>", drawn)]
+    assert min(ticks) == 0.7  # 0.35 of 0.5
+    assert max(ticks) == 1.0
+    assert "decoder layer" in drawn
 
 
 def test_the_same_report_gives_the_same_page(report: Report, tmp_path: Path) -> None:
