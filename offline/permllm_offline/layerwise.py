@@ -79,7 +79,7 @@ def reconstruct_layers(
         with calibrated.work.measured(PASSES):
             sparse = run_windows(layer, sparse, keywords)
         after = relative_error(sparse, dense)
-        error = LayerError(family.layer_name(index), step.facts["before"], after)
+        error = layer_error(family.layer_name(index), step, after)
         errors.append(error)
         logger.info("%s: relative error %.4f -> %.4f", error.name, error.before, error.after)
     return final, errors
@@ -97,6 +97,11 @@ def finish_layer(work: LayerWork, reconstruct: LayerReconstruction) -> Step:
     apply_masks(work.layer, decision)
     step = pruned_layer(work.layer, decision)
     return Step(step.tensors, {**step.facts, "before": before, "curve": work.curve})
+
+
+def layer_error(name: str, step: Step, after: float) -> LayerError:
+    """The error of a decoder layer that ``finish_layer`` finished."""
+    return LayerError(name, step.facts["before"], after, step.facts["curve"])
 
 
 def pruned_layer(layer: nn.Module, decision: LayerDecision) -> Step:

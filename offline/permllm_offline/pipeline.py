@@ -18,7 +18,7 @@ from permllm_offline.memory_forecast import passed_bytes, shard_bytes
 from permllm_offline.model.loading import dtype_name, open_source
 from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.preparation import Prepared, prepare_model, with_text
-from permllm_offline.pruning import PrunedModel, prune_model
+from permllm_offline.pruning import PrunedModel, needs_hidden_states, prune_model
 from permllm_offline.recipe import Recipe
 from permllm_offline.reconstruction.kinds import find_reconstruction
 from permllm_offline.report import papers
@@ -120,8 +120,8 @@ def shared_out(recipe: Recipe) -> Recipe:
 
 def disk_bytes(recipe: Recipe, prepared: Prepared) -> int:
     """Bytes of the output, and of the finished steps beside it."""
-    plan, method = prepared.plan, recipe.parsed_method()
-    reconstruction = find_reconstruction(method.reconstruction)
+    plan = prepared.plan
+    reconstruction = find_reconstruction(recipe.parsed_method().reconstruction)
     needed = plan.total_bytes
     if can_stream(recipe) or reconstruction.layer is not None:
         # Finished layers, a byte for each element of their masks.
@@ -131,7 +131,7 @@ def disk_bytes(recipe: Recipe, prepared: Prepared) -> int:
         needed += INTERVAL_FILES * passed_bytes(recipe, to_come)
     if reconstruction.model is not None:
         needed += INTERVAL_FILES * INTERVAL_BYTES * sum(linear.weights for linear in plan.linears)
-    if PERMUTATIONS[method.permutation].needs_hidden_states or reconstruction.needs_hidden_states:
+    if needs_hidden_states(recipe, len(plan.layers)):
         windows = recipe.num_samples
         if reconstruction.model is not None:
             windows += recipe.distillation.self_windows

@@ -114,6 +114,15 @@ def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) ->
     return PrunedModel(model, decisions, report, [layer.scales for layer in rounded] or None, own)
 
 
+def needs_hidden_states(recipe: Recipe, layers: int) -> bool:
+    """Whether anything reads the last hidden states of a dense model of so many decoder layers."""
+    method = recipe.parsed_method()
+    learns = PERMUTATIONS[method.permutation].learn is not None
+    return RECONSTRUCTIONS[method.reconstruction].needs_hidden_states or (
+        learns and reads_last_states(recipe.learning, layers)
+    )
+
+
 def calibrate(
     recipe: Recipe, prepared: Prepared, model: Any, own: Tensor | None, work: Work
 ) -> Calibrated:
@@ -123,10 +132,7 @@ def calibrate(
     """
     method, plan = recipe.parsed_method(), prepared.plan
     importance = IMPORTANCES[method.importance]
-    hidden_states = RECONSTRUCTIONS[method.reconstruction].needs_hidden_states or (
-        PERMUTATIONS[method.permutation].needs_hidden_states
-        and reads_last_states(recipe.learning, len(plan.layers))
-    )
+    hidden_states = needs_hidden_states(recipe, len(plan.layers))
     windows = None if prepared.windows is None else prepared.windows.calibration
     if windows is not None and own is not None:
         windows = _mixed(windows, own, recipe.seed)

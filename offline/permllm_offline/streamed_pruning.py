@@ -22,9 +22,9 @@ from permllm_offline.importance import IMPORTANCES
 from permllm_offline.int8_values import round_layer
 from permllm_offline.layerwise import (
     PASSES,
-    LayerError,
     decision_of,
     finish_layer,
+    layer_error,
     layer_step_name,
     load_step,
     pruned_layer,
@@ -174,7 +174,7 @@ def _pass_layer(
             calibration.pass_pruned(index, layer)
             after = relative_error(calibration.pruned, calibration.dense)
             name = plan.family.layer_name(index)
-            passed.errors.append(LayerError(name, step.facts["before"], after))
+            passed.errors.append(layer_error(name, step, after))
     if recipe.values == "int8":
         passed.rounded.append(round_layer(layer, decision_of(layouts, step), _energies(norms)))
     with work.measured(PASSES):

@@ -361,7 +361,7 @@ def test_the_disk_holds_two_states_of_what_is_unfinished(
     sizes = {"num_samples": 10, "sequence_length": 24, "distillation": {"self_windows": 6}}
     entries = {"model": str(tiny_model_directory), "dataset": str(text_file)} | sizes
 
-    def needed(**options: str) -> tuple[int, int]:
+    def needed(**options: object) -> tuple[int, int]:
         recipe = make_recipe(entries | options)
         prepared = prepare_model(recipe)
         weights = sum(
@@ -374,6 +374,8 @@ def test_the_disk_holds_two_states_of_what_is_unfinished(
     assert found == 2 * (3 * 4 + 4) * weights + 2 * states
     found, _ = needed(method="permllm-wanda")
     assert found == 2 * 10 * 24 * 128 * 4
+    found, _ = needed(method="permllm-wanda", learning={"scope": "window"})
+    assert found == 0
     # Of a streamed model two files of hidden states: dense, and of held-out text pruned ones too.
     found, weights = needed(method="wanda")
     assert found == (4 + 1) * weights + 2 * (10 + 2 * 8) * 24 * 128 * 4

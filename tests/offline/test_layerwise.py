@@ -1,8 +1,6 @@
 """Layers are handed over in order, fed by the pruned ones before them."""
 
-from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +15,6 @@ from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.plan import Plan
 from permllm_offline.recipe import Recipe
 from permllm_offline.reconstruction.layer_work import LayerWork
-from permllm_offline.run.steps import Step, Work
 from permllm_vllm.checkpoint.pattern import Pattern
 from tests.offline.tiny_models import tiny_llama
 
@@ -84,21 +81,15 @@ def test_inputs_come_from_pruned_layers_and_targets_from_dense_ones() -> None:
         assert torch.equal(parameter, twin.get_parameter(name)), name
 
 
-def test_the_steps_of_a_reconstruction_are_kept_with_its_layer() -> None:
+def test_the_steps_of_a_reconstruction_are_in_the_error_of_its_layer() -> None:
     calibrated, decisions = prepare()
-    kept: list[Step] = []
-
-    class Noting(Work):
-        def step(self, name: str, compute: Callable[[], Step]) -> Step:
-            kept.append(super().step(name, compute))
-            return kept[-1]
 
     def note(work: LayerWork) -> LayerDecision:
         work.curve.append({"step": 0, "validation_loss": work.index + 0.5})
         return work.decision
 
-    reconstruct_layers(replace(calibrated, work=Noting()), decisions, note)
-    assert [step.facts["curve"] for step in kept] == [
+    _, errors = reconstruct_layers(calibrated, decisions, note)
+    assert [error.curve for error in errors] == [
         [{"step": 0, "validation_loss": 0.5}],
         [{"step": 0, "validation_loss": 1.5}],
     ]

@@ -41,14 +41,6 @@ class PermutationKind:
         """Whether it moves channels."""
         return self.allocate is not None or self.learn is not None
 
-    @property
-    def needs_hidden_states(self) -> bool:
-        """Whether it reads the dense model's last hidden states, unless the recipe spares them.
-
-        Which it does where ``learned_layers.reads_last_states`` says no.
-        """
-        return self.learn is not None
-
 
 PERMUTATIONS: Mapping[str, PermutationKind] = {
     "none": PermutationKind("every channel stays where it is"),
