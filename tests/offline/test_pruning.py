@@ -58,9 +58,9 @@ def test_last_hidden_states_are_kept_only_where_something_reads_them(
     asked: list[bool] = []
     collect = pruning.collect
 
-    def noted(*arguments: Any, hidden_states: bool) -> Any:
-        asked.append(hidden_states)
-        return collect(*arguments, hidden_states=hidden_states)
+    def noted(*arguments: Any, **options: Any) -> Any:
+        asked.append(options["hidden_states"])
+        return collect(*arguments, **options)
 
     monkeypatch.setattr(pruning, "collect", noted)
     recipe = make_recipe(
