@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from benchmarks.shapes import LLAMA_2_7B, random_layer
 from permllm_vllm.backends.cuda import CudaBackend
 from tests.cuda.emulated import A100, H100, L4, SMALL
-from tests.cuda.layers import int8_layer
+from tests.cuda.layers import PRODUCTS, int8_layer
 
 TOLERANCE = {torch.bfloat16: 3e-3, torch.float16: 6e-4}  # the rounding of y gives most of it
 DTYPES = (torch.bfloat16, torch.float16)
@@ -34,15 +34,7 @@ def check(emulator, layer, tokens, dtype, *, kernel=0, gpu=SMALL, seed=0):
     return y
 
 
-SHAPES = [
-    # n, k, block size (0: not permuted), bias
-    (1, 8, 0, False),
-    (128, 128, 64, False),
-    (100, 176, 0, True),
-    (136, 576, 64, True),
-    (72, 416, 32, False),
-    (129, 1152, 128, True),
-]
+SHAPES = PRODUCTS[:6]  # the small ones
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 13, 32, 33, 64])

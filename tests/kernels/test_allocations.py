@@ -1,12 +1,7 @@
 """In the steady state a call allocates its result and the handles of its tensors, no more."""
 
 import ctypes
-import json
-import os
 import platform
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +10,11 @@ import torch
 from benchmarks.shapes import random_layer, to_int8
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
+from tests.kernels.preloaded import COMPILER, preloaded
 
 CALLS = {1: 100, 2: 10}  # of every kind, 28 kinds, by threads
 N, K = 264, 128  # a result has 528 bytes and more: allocations.c counts it as large
 TOKENS = (1, 2, 7, 16, 17, 40, 300)  # every kernel, a remainder, more than are packed at once
-COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), "")
 
 pytestmark = [
     pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built"),
@@ -56,9 +51,6 @@ def count(isa: str, calls: int) -> list[tuple[str, int, int, int]]:
 @pytest.fixture(scope="module")
 def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[str, int, int, int]]]:
     """Of a process that preloads the counter, by instruction set and threads."""
-    counter = tmp_path_factory.mktemp("counter") / "allocations.so"
-    source = Path(__file__).with_name("allocations.c")
-    subprocess.run([COMPILER, "-shared", "-fPIC", "-O1", source, "-o", counter], check=True)
     code = (
         "import json, torch\n"
         "from permllm_vllm.backends.cpu import instruction_sets\n"
@@ -70,13 +62,9 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[str
         "        found[f'{isa} {threads}'] = count(isa, calls)\n"
         "print(json.dumps(found))"
     )
-    # Threads that do not spin take no time from each other on a busy machine.
-    environment = {**os.environ, "LD_PRELOAD": str(counter), "GOMP_SPINCOUNT": "0"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    return preloaded(
+        Path(__file__).with_name("allocations.c"), tmp_path_factory.mktemp("counter"), code
     )
-    assert result.returncode == 0, result.stderr[-2000:]
-    return json.loads(result.stdout)
 
 
 @pytest.mark.parametrize("threads", list(CALLS))

@@ -1,10 +1,5 @@
 """How many parallel regions a call has: threads are started and waited for in each of them."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +9,7 @@ import torch
 from benchmarks.shapes import random_layer, to_int8
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
+from tests.kernels.preloaded import COMPILER, preloaded
 
 THREADS = 2
 N, K = 264, 128  # more row groups than threads, for every instruction set
@@ -21,7 +17,6 @@ TOKENS = (1, 2, 4, 5, 6, 7, 12, 13, 16, 17, 28, 29, 32, 33, 48, 60, 64, 65,
           256, 257, 268, 269, 288, 512, 513, 530, 1025)  # fmt: skip
 TOKENS_AT_ONCE = 256
 LAYERS = ("bfloat16", "int8", "gathered")
-COMPILER = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), "")
 
 pytestmark = [
     pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built"),
@@ -80,9 +75,6 @@ def check(isa: str, found: dict[str, list[int]]) -> None:
 @pytest.fixture(scope="module")
 def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[int]]]:
     """Of a process that preloads the counter, by instruction set."""
-    counter = tmp_path_factory.mktemp("counter") / "regions.so"
-    source = Path(__file__).with_name("regions.c")
-    subprocess.run([COMPILER, "-shared", "-fPIC", "-O1", source, "-o", counter, "-ldl"], check=True)
     code = (
         "import ctypes, json, torch\n"
         "from permllm_vllm.backends.cpu import instruction_sets\n"
@@ -96,12 +88,9 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list
         "    found[isa] = count(isa, regions)\n"
         "print(json.dumps(found))"
     )
-    environment = {**os.environ, "LD_PRELOAD": str(counter), "GOMP_SPINCOUNT": "0"}
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    found = preloaded(
+        Path(__file__).with_name("regions.c"), tmp_path_factory.mktemp("counter"), code
     )
-    assert result.returncode == 0, result.stderr[-2000:]
-    found = json.loads(result.stdout)
     if found.pop("torch") == 0:
         pytest.skip("torch has another OpenMP runtime than GCC's, and its regions are not seen")
     return found
