@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Collection
 from contextlib import suppress
-from types import TracebackType
 
 import psutil
 
@@ -31,17 +30,6 @@ class MemoryWatch:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> "MemoryWatch":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def processes(self) -> list[psutil.Process]:
         """What was started since the watch began."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def measured(
     Raises:
         RuntimeError: it failed; with its last lines.
     """
-    with MemoryWatch(memory_limit) as watch:
+    with closing(MemoryWatch(memory_limit)) as watch:
         try:
             if benchmark == "latency":
                 return latency(model, cell, eager=eager)

@@ -6,6 +6,8 @@ from typing import Any
 from benchmarks.pruning.prune_parts import PARTS, REFERENCE, REST, with_rest
 from benchmarks.records.markdown import Result, markdown
 
+_RATIOS = {"dense": "x dense", "wanda": "x Wanda"}
+
 
 def learning_steps(result: Result) -> str:
     """Seconds and memory of a learning step of one layer: the paper's dense loop, and ours."""
@@ -45,9 +47,6 @@ def time_to_quality(result: Result) -> str:
     for domain in baseline["perplexity"]:
         header += [f"perplexity, {domain}", *(_RATIOS[name] for name in references)]
     return markdown(header, rows)
-
-
-_RATIOS = {"dense": "x dense", "wanda": "x Wanda"}
 
 
 def _qualities(perplexity: Mapping[str, float], result: Result) -> list[str]:

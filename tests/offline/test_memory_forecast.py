@@ -11,7 +11,7 @@ from permllm_offline.cli import main
 from permllm_offline.memory_forecast import MemoryForecast, shard_bytes
 from permllm_offline.preparation import prepare
 from permllm_offline.recipe import make_recipe
-from tests.offline.test_prune_forecast import WEIGHTS
+from tests.offline.test_prune_forecast import WEIGHTS, small_recipe
 
 Expect = Callable[..., MemoryForecast]
 LARGEST = 128 * 192
@@ -21,9 +21,7 @@ LARGEST = 128 * 192
 @pytest.fixture
 def expect(tiny_model_directory: Path, text_file: Path) -> Expect:
     def expect(**options: Any) -> MemoryForecast:
-        entries = {"dataset": str(text_file), "num_samples": 10, "sequence_length": 20}
-        entries |= {"model": str(tiny_model_directory), "evaluation_windows": 0}
-        recipe = make_recipe(entries | options)
+        recipe = small_recipe(tiny_model_directory, text_file, **options)
         return memory_forecast.memory_forecast(recipe, prepare(recipe))
 
     return expect

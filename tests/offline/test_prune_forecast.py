@@ -6,18 +6,22 @@ import pytest
 from permllm_offline.cli import main
 from permllm_offline.preparation import prepare
 from permllm_offline.prune_forecast import Forecast, forecast, measured_speed
-from permllm_offline.recipe import make_recipe
+from permllm_offline.recipe import Recipe, make_recipe
 
 WEIGHTS = 128 * 128 * 2 + 64 * 128 * 2 + 128 * 192 * 3
 """Of one decoder layer of the tiny model: q and o, k and v, gate and up and down."""
 
 
+def small_recipe(model: Path, text: Path, **options: Any) -> Recipe:
+    """A recipe that reads 200 tokens; ``options`` go before."""
+    entries = {"dataset": str(text), "num_samples": 10, "sequence_length": 20}
+    return make_recipe(entries | {"model": str(model), "evaluation_windows": 0} | options)
+
+
 @pytest.fixture
 def expect(tiny_model_directory: Path, text_file: Path) -> Any:
     def expect(**options: Any) -> Forecast:
-        entries = {"dataset": str(text_file), "num_samples": 10, "sequence_length": 20}
-        entries |= {"model": str(tiny_model_directory), "evaluation_windows": 0}
-        recipe = make_recipe(entries | options)
+        recipe = small_recipe(tiny_model_directory, text_file, **options)
         return forecast(recipe, prepare(recipe), speed=1e6)
 
     return expect

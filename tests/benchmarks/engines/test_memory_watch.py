@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import psutil
 import torch
@@ -40,7 +40,7 @@ def said(process: "subprocess.Popen[str]", word: str) -> None:
 
 
 def test_the_peak_stays_when_memory_is_freed() -> None:
-    with MemoryWatch() as watch, holding(96) as process:
+    with closing(MemoryWatch()) as watch, holding(96) as process:
         watch.sample()
         assert process.stdin is not None
         process.stdin.write("\n")
@@ -51,7 +51,7 @@ def test_the_peak_stays_when_memory_is_freed() -> None:
 
 
 def test_only_what_was_started_since_counts() -> None:
-    with holding(64), MemoryWatch() as watch:
+    with holding(64), closing(MemoryWatch()) as watch:
         watch.sample()
         assert watch.processes() == []
         assert watch.peak_mib == 0
@@ -63,7 +63,7 @@ def test_only_what_was_started_since_counts() -> None:
 
 
 def test_this_process_counts_where_it_is_the_front_end() -> None:
-    with MemoryWatch() as without, MemoryWatch(this_too=True) as watch:
+    with closing(MemoryWatch()) as without, closing(MemoryWatch(this_too=True)) as watch:
         before = private_mib([psutil.Process()])
         held = torch.ones(64 << 20, dtype=torch.uint8)
         watch.sample()
@@ -74,7 +74,7 @@ def test_this_process_counts_where_it_is_the_front_end() -> None:
 
 
 def test_processes_end_beyond_the_limit() -> None:
-    with holding(8) as other, MemoryWatch(1 / 16) as watch:
+    with holding(8) as other, closing(MemoryWatch(1 / 16)) as watch:
         command = [sys.executable, "-c", HOLDING, "96"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             assert process.wait(60) == -signal.SIGKILL  # the watch looks by itself
@@ -85,7 +85,7 @@ def test_processes_end_beyond_the_limit() -> None:
 
 
 def test_within_the_limit_nothing_ends() -> None:
-    with MemoryWatch(1) as watch, holding(32) as process:
+    with closing(MemoryWatch(1)) as watch, holding(32) as process:
         watch.sample()
         assert watch.exceeded is None
         assert process.poll() is None
