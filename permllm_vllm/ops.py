@@ -1,7 +1,8 @@
 """The operator that multiplies with a packed weight, `torch.ops.permllm.sparse_linear`.
 
 Defined here with its shape function and its plain PyTorch implementation; the compiled libraries,
-where they were built, add those for the CPU and for CUDA. What `packed` and `metadata` hold is the
+where they were built, add those for the CPU and for CUDA. So is `permute_inputs`, which only the
+one for CUDA implements. What `packed` and `metadata` hold is the
 business of the backend that packed (`permllm_vllm.backends`).
 """
 
@@ -22,6 +23,9 @@ _library.define(
     "sparse_linear(Tensor x, Tensor packed, Tensor? metadata, Tensor? permutation, Tensor? scale, "
     "Tensor? bias, SymInt out_features, str pattern) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "permute_inputs(Tensor x, Tensor permutation) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
 )
 
 
@@ -56,8 +60,13 @@ def _fake_linear(
     return x.new_empty((*x.shape[:-1], out_features))
 
 
+def _fake_permute(x: Tensor, permutation: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
 _library.impl("sparse_linear", _reference_linear, "CompositeExplicitAutograd")
 torch.library.register_fake("permllm::sparse_linear", _fake_linear, lib=_library)
+torch.library.register_fake("permllm::permute_inputs", _fake_permute, lib=_library)
 
 
 def _load_library(file: Path, tools: str, options: str = "") -> str:

@@ -262,7 +262,7 @@ Tensor permute_inputs(Tensor x, Tensor permutation) {
   const Device& device = device_of(index);
   Tensor rows = torch::stable::contiguous(x);
   if (!aligned(rows)) rows = torch::stable::clone(rows);
-  Tensor y = torch::stable::empty_like(rows);
+  Tensor y = empty_on(x, std::vector<int64_t>(x.sizes().begin(), x.sizes().end()), x.scalar_type());
   const PermuteArguments arguments{rows.const_data_ptr(),      columns,
                                    data<uint8_t>(permutation), y.mutable_data_ptr(),
                                    x.numel() / columns,        columns};
@@ -278,11 +278,8 @@ std::string cuda_architectures() { return PERMLLM_CUDA_ARCHITECTURES; }
 }  // namespace
 }  // namespace permllm::cuda
 
-// permllm::sparse_linear itself is defined in permllm_vllm/ops.py.
-STABLE_TORCH_LIBRARY_FRAGMENT(permllm, m) {
-  m.def("permute_inputs(Tensor x, Tensor permutation) -> Tensor");
-  m.def("cuda_architectures() -> str");
-}
+// permllm::sparse_linear and permute_inputs themselves are defined in permllm_vllm/ops.py.
+STABLE_TORCH_LIBRARY_FRAGMENT(permllm, m) { m.def("cuda_architectures() -> str"); }
 
 STABLE_TORCH_LIBRARY_IMPL(permllm, CUDA, m) {
   m.impl("sparse_linear", TORCH_BOX(&permllm::cuda::sparse_linear));

@@ -269,6 +269,13 @@ def test_permute_inputs(columns, dtype, seed):
         assert torch.equal(y.view(bits).view(tokens, columns, -1), whole[:, absolute])
 
 
+def test_opcheck_permute_inputs():
+    places = torch.randperm(128).to(CUDA, torch.uint8)
+    x = torch.randn(2, 3, 128, device=CUDA)
+    for inputs in (x, x.transpose(0, 1)):
+        torch.library.opcheck(torch.ops.permllm.permute_inputs.default, (inputs, places))
+
+
 def test_permute_inputs_waits_for_its_permutation(seed):
     """Each call's permutation is what the call in front of it has just written."""
     step = torch.randperm(128).to(CUDA, torch.uint8)

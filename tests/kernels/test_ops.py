@@ -65,6 +65,21 @@ def test_fake_gives_shape_and_dtype_only():
     assert y.dtype == torch.bfloat16
 
 
+def test_the_permutation_is_traced_without_a_gpu():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def model(x, places):
+        return torch.ops.permllm.permute_inputs(x.transpose(0, 1), places)
+
+    inputs = torch.empty(6, 2, 128, dtype=torch.float16), torch.empty(128, dtype=torch.uint8)
+    graph = make_fx(model, tracing_mode="symbolic")(*inputs).graph
+    (call,) = graph.find_nodes(op="call_function", target=torch.ops.permllm.permute_inputs.default)
+    y = call.meta["val"]
+    assert tuple(map(int, y.shape)) == (2, 6, 128)
+    assert y.dtype == torch.float16
+    assert y.is_contiguous()  # whatever the strides of x are
+
+
 def test_reference_backend_is_exact():
     for pattern, block_size in (("2:4", 32), ("4:8", 64), ("2:4", 128)):
         layer = random_layer(24, 256, pattern, block_size, bias=True)
