@@ -43,6 +43,7 @@ struct Device {
   int processors;
   int shared_bytes_per_block;
   int shared_bytes_per_processor;
+  int index;  // of CUDA, no plan depends on it
 };
 
 // Blocks of a launch. Each kernel's own stands beside its body.

@@ -238,7 +238,7 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
     arguments.x = rows.const_data_ptr();
     arguments.x_stride = arguments.inputs;
   }
-  check(many_tokens(kernel, arguments, device, index, stream), "the kernel for many tokens");
+  check(many_tokens(kernel, arguments, device, stream), "the kernel for many tokens");
   return y;
 }
 

@@ -19,6 +19,7 @@ int describe_device(int index, Device& device) {
     error = read(device.shared_bytes_per_processor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   }
   device.capability = 10 * major + minor;
+  device.index = index;
   return error;
 }
 

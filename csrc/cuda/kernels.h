@@ -22,15 +22,12 @@ int few_tokens(const LinearArguments& arguments, const FewTokensPlan& plan, floa
 // Any number of tokens; x is permuted already, arguments.permutation ignored.
 int many_tokens_mma(const LinearArguments& arguments, const Device& device, void* stream);
 
-// The same on sm_90 and sm_100, for 16-bit values and rows % 8 == 0, with `index` the device's.
-int many_tokens_sm90_bfloat16(const LinearArguments& arguments, const Device& device, int index,
-                              void* stream);
-int many_tokens_sm90_float16(const LinearArguments& arguments, const Device& device, int index,
-                             void* stream);
-int many_tokens_sm100_bfloat16(const LinearArguments& arguments, const Device& device, int index,
+// The same on sm_90 and sm_100, for 16-bit values and rows % 8 == 0.
+int many_tokens_sm90_bfloat16(const LinearArguments& arguments, const Device& device, void* stream);
+int many_tokens_sm90_float16(const LinearArguments& arguments, const Device& device, void* stream);
+int many_tokens_sm100_bfloat16(const LinearArguments& arguments, const Device& device,
                                void* stream);
-int many_tokens_sm100_float16(const LinearArguments& arguments, const Device& device, int index,
-                              void* stream);
+int many_tokens_sm100_float16(const LinearArguments& arguments, const Device& device, void* stream);
 
 int permute(const PermuteArguments& arguments, int element_bytes, const Device& device,
             void* stream);

@@ -6,6 +6,7 @@
 #include <initializer_list>
 
 #include "arguments.h"
+#include "once_per_kernel.h"
 
 namespace permllm::cuda {
 
@@ -18,15 +19,24 @@ constexpr bool waits_for_previous_kernel() {
   return false;
 }
 
+// Allows a kernel as much shared memory as a block of the GPU can have, so that whichever plan
+// comes next needs no call of its own. A no-op but for the first call that needs it.
+template <class... Parameters>
+int allow_shared_memory(void (*kernel)(Parameters...), int shared_bytes, const Device& device) {
+  constexpr int kAlwaysAllowed = 48 << 10;
+  if (shared_bytes <= kAlwaysAllowed) return cudaSuccess;
+  static OncePerKernel allowed;
+  return allowed(reinterpret_cast<const void*>(kernel), device.index, [&]() -> int {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                device.shared_bytes_per_block);
+  });
+}
+
 template <class... Parameters, class... Values>
 int launch(void (*kernel)(Parameters...), Grid grid, int threads, int shared_bytes,
            const Device& device, void* stream, const Values&... values) {
-  constexpr int kAlwaysAllowed = 48 << 10;
-  if (shared_bytes > kAlwaysAllowed) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (error != cudaSuccess) return error;
-  }
+  const int error = allow_shared_memory(kernel, shared_bytes, device);
+  if (error != cudaSuccess) return error;
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;

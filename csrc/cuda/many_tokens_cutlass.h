@@ -21,6 +21,7 @@
 // clang-format on
 
 #include "kernel_choice.h"
+#include "launch.h"
 
 namespace permllm::cuda {
 
@@ -87,7 +88,7 @@ struct SparseGemm {
   static_assert(reads_our_format<SparseConfig>());
 
   // Returns a cudaError_t.
-  static int run(const LinearArguments& arguments, const Device& device, int index, void* stream) {
+  static int run(const LinearArguments& arguments, const Device& device, void* stream) {
     const typename Kernel::ProblemShape problem{arguments.rows, arguments.tokens, arguments.inputs,
                                                 1};
     // The weight is stored with padding, which CUTLASS never reads into a result: rows past the
@@ -97,7 +98,7 @@ struct SparseGemm {
     const cute::Stride<int64_t, cute::_1, int64_t> x_stride{arguments.x_stride, {}, 0};
     const cute::Stride<cute::_1, int64_t, int64_t> y_stride{{}, arguments.rows, 0};
     cutlass::KernelHardwareInfo hardware;
-    hardware.device_id = index;
+    hardware.device_id = device.index;
     hardware.sm_count = device.processors;
     const typename Gemm::Arguments gemm_arguments{
         cutlass::gemm::GemmUniversalMode::kGemm,
@@ -112,12 +113,14 @@ struct SparseGemm {
          y_stride},
         hardware};
     if (Gemm::get_workspace_size(gemm_arguments) != 0) return cudaErrorInvalidConfiguration;
-    Gemm gemm;
-    auto* cuda_stream = static_cast<cudaStream_t>(stream);
-    if (gemm.initialize(gemm_arguments, nullptr, cuda_stream) != cutlass::Status::kSuccess) {
-      return cudaErrorInvalidConfiguration;
-    }
-    const auto status = gemm.run(cuda_stream, nullptr, /*launch_with_pdl=*/true);
+    const int error =
+        allow_shared_memory(cutlass::device_kernel<Kernel>, Kernel::SharedStorageSize, device);
+    if (error != cudaSuccess) return error;
+    // Not initialize(), which would do that again for every product, and else only clears the
+    // workspace that there is not.
+    typename Kernel::Params params = Kernel::to_underlying_arguments(gemm_arguments, nullptr);
+    const auto status =
+        Gemm::run(params, static_cast<cudaStream_t>(stream), nullptr, /*launch_with_pdl=*/true);
     // run() has taken CUDA's own error away: what it could be is a launch that was not accepted.
     return status == cutlass::Status::kSuccess ? cudaSuccess : cudaErrorInvalidConfiguration;
   }

@@ -37,14 +37,14 @@ using Gemm =
                BiasAfterWait<RowBias<T, cute::Shape<_128, Tokens, _128>>>>;
 
 template <class T>
-int run(const LinearArguments& arguments, const Device& device, int index, void* stream) {
+int run(const LinearArguments& arguments, const Device& device, void* stream) {
   switch (sm100_tile_tokens(arguments, device)) {
     case 256:
-      return Gemm<T, _256>::run(arguments, device, index, stream);
+      return Gemm<T, _256>::run(arguments, device, stream);
     case 128:
-      return Gemm<T, _128>::run(arguments, device, index, stream);
+      return Gemm<T, _128>::run(arguments, device, stream);
     default:
-      return Gemm<T, _64>::run(arguments, device, index, stream);
+      return Gemm<T, _64>::run(arguments, device, stream);
   }
 }
 

@@ -3,9 +3,9 @@
 
 namespace permllm::cuda {
 
-int many_tokens_sm100_float16(const LinearArguments& arguments, const Device& device, int index,
+int many_tokens_sm100_float16(const LinearArguments& arguments, const Device& device,
                               void* stream) {
-  return sm100::run<cutlass::half_t>(arguments, device, index, stream);
+  return sm100::run<cutlass::half_t>(arguments, device, stream);
 }
 
 }  // namespace permllm::cuda

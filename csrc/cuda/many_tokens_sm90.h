@@ -32,14 +32,14 @@ using Large = Gemm<T, cute::Shape<_128, _256, _128>, cute::Shape<_2, _1, _1>, Co
                    CooperativeEpilogue>;
 
 template <class T>
-int run(const LinearArguments& arguments, const Device& device, int index, void* stream) {
+int run(const LinearArguments& arguments, const Device& device, void* stream) {
   switch (sm90_tile_tokens(arguments, device)) {
     case 256:
-      return Large<T>::run(arguments, device, index, stream);
+      return Large<T>::run(arguments, device, stream);
     case 128:
-      return Medium<T>::run(arguments, device, index, stream);
+      return Medium<T>::run(arguments, device, stream);
     default:
-      return Small<T>::run(arguments, device, index, stream);
+      return Small<T>::run(arguments, device, stream);
   }
 }
 

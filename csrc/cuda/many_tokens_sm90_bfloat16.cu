@@ -3,9 +3,9 @@
 
 namespace permllm::cuda {
 
-int many_tokens_sm90_bfloat16(const LinearArguments& arguments, const Device& device, int index,
+int many_tokens_sm90_bfloat16(const LinearArguments& arguments, const Device& device,
                               void* stream) {
-  return sm90::run<cutlass::bfloat16_t>(arguments, device, index, stream);
+  return sm90::run<cutlass::bfloat16_t>(arguments, device, stream);
 }
 
 }  // namespace permllm::cuda

@@ -3,9 +3,8 @@
 
 namespace permllm::cuda {
 
-int many_tokens_sm90_float16(const LinearArguments& arguments, const Device& device, int index,
-                             void* stream) {
-  return sm90::run<cutlass::half_t>(arguments, device, index, stream);
+int many_tokens_sm90_float16(const LinearArguments& arguments, const Device& device, void* stream) {
+  return sm90::run<cutlass::half_t>(arguments, device, stream);
 }
 
 }  // namespace permllm::cuda

@@ -31,7 +31,8 @@ class _Layer(ctypes.Structure):
 
 class _Device(ctypes.Structure):
     _fields_ = [
-        (name, ctypes.c_int) for name in ("capability", "processors", "per_block", "per_processor")
+        (name, ctypes.c_int)
+        for name in ("capability", "processors", "per_block", "per_processor", "index")
     ]
 
 
