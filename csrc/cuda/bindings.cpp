@@ -228,7 +228,7 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
     check(few_tokens(arguments, plan, sums, device, stream), "the kernel for few tokens");
     return y;
   }
-  if (arguments.permutation != nullptr) {
+  if (arguments.permutation != nullptr && !permutes_itself(kernel)) {
     Tensor permuted = empty_on(x, {arguments.tokens, arguments.inputs}, x.scalar_type());
     const PermuteArguments permute_arguments{rows.const_data_ptr(), arguments.x_stride,
                                              arguments.permutation, permuted.mutable_data_ptr(),

@@ -99,6 +99,19 @@ PERMLLM_DEVICE void allow_next_kernel() {
 #endif
 }
 
+// Writes what tensor cores will read: see show_tensor_cores.
+PERMLLM_DEVICE void store_shared(void* shared, uint32_t value) {
+  *static_cast<uint32_t*>(shared) = value;
+}
+
+// wgmma reads shared memory by another way than threads write it. What this thread has stored is
+// there for a wgmma that begins after a barrier behind this.
+PERMLLM_DEVICE void show_tensor_cores() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
 PERMLLM_DEVICE void sync_block() { __syncthreads(); }
 PERMLLM_DEVICE void sync_warp() { __syncwarp(); }
 

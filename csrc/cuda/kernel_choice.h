@@ -10,7 +10,18 @@
 
 namespace permllm::cuda {
 
-enum class LinearKernel { kFewTokens, kManyTokensMma, kManyTokensSm90, kManyTokensSm100 };
+enum class LinearKernel {
+  kFewTokens,
+  kManyTokensMma,
+  kManyTokensSm90,
+  kManyTokensSm90Permuting,
+  kManyTokensSm100
+};
+
+// Others take permuted activations.
+constexpr bool permutes_itself(LinearKernel kernel) {
+  return kernel == LinearKernel::kFewTokens || kernel == LinearKernel::kManyTokensSm90Permuting;
+}
 
 // The kernels of CUTLASS that a build has, by the GPUs that they run on.
 struct CutlassKernels {
@@ -19,69 +30,96 @@ struct CutlassKernels {
   bool sm103;  // the one of sm_100, compiled for its family
 };
 
-// All but kFewTokens take permuted activations.
+// A tile of CUTLASS' kernels: 128 rows by `tokens`. Of a cluster, tiles above each other share the
+// activations that they load, and tiles beside each other the weights.
+struct CutlassTile {
+  int tokens;
+  int row_cluster;
+  int token_cluster;
+  int shared_clocks;  // that shared memory takes for 128 inputs
+};
+
+// Shared memory binds before the tensor cores do (docs/cuda.md, a model: 128 bytes a clock): reads
+// of products and writes of TMA.
+constexpr CutlassTile kSm90Tiles[] = {
+    {256, 2, 1, 1168 + 656}, {128, 2, 1, 656 + 400}, {64, 1, 1, 400 + 272}};
+// Reads of 2 bytes a lane and writes of 4 bytes besides, which permute.
+constexpr CutlassTile kSm90PermutingTiles[] = {{64, 1, 2, 400 + 272 + 256 + 128},
+                                               {32, 1, 2, 272 + 208 + 128 + 64}};
+// Two processors multiply together: each reads its own rows, and half of the activations.
+constexpr CutlassTile kSm100Tiles[] = {
+    {256, 2, 1, 400 + 400}, {128, 2, 1, 272 + 272}, {64, 2, 1, 208 + 208}};
+// Of the second-level cache, for each processor when all read: 5.5 TB/s at 1.75 GHz of an H100.
+// Taken to be the same on sm_100.
+constexpr int kCacheBytesPerClock = 24;
+// What another kernel in front takes at least, in whatever it overlaps: 1 us of an H100, a guess.
+constexpr int kPassClocks = 1750;
+
+struct TileChoice {
+  int tokens;
+  int64_t clocks;  // for 128 inputs
+};
+
+// The tile that takes the fewest clocks: rounds over the processors times the length of a tile, or
+// the bytes that all tiles read from the cache. A tile that is partly empty costs as much as a full
+// one. Of equals the first, which is larger: it reads the weight less often.
+template <int kTiles>
+TileChoice fastest_tile(const CutlassTile (&choices)[kTiles], const LinearArguments& arguments,
+                        const Device& device) {
+  TileChoice best{0, INT64_MAX};
+  for (const CutlassTile& tile : choices) {
+    const int64_t rows = round_up(arguments.padded_rows / kRowMultiple, tile.row_cluster);
+    const int64_t columns =
+        round_up((arguments.tokens + tile.tokens - 1) / tile.tokens, tile.token_cluster);
+    const int64_t tiles = rows * columns;
+    const int64_t rounds = (tiles + device.processors - 1) / device.processors;
+    const int64_t bytes = kRowMultiple * kInputMultiple * 9 / 8 / tile.token_cluster +
+                          2 * kInputMultiple * tile.tokens / tile.row_cluster;
+    const int64_t clocks =
+        std::max(rounds * tile.shared_clocks,
+                 tiles * bytes / (int64_t{device.processors} * kCacheBytesPerClock));
+    if (clocks < best.clocks) best = {tile.tokens, clocks};
+  }
+  return best;
+}
+
+inline int sm90_tile_tokens(const LinearArguments& arguments, const Device& device) {
+  return fastest_tile(kSm90Tiles, arguments, device).tokens;
+}
+
+inline int sm90_permuting_tile_tokens(const LinearArguments& arguments, const Device& device) {
+  return fastest_tile(kSm90PermutingTiles, arguments, device).tokens;
+}
+
+inline int sm100_tile_tokens(const LinearArguments& arguments, const Device& device) {
+  return fastest_tile(kSm100Tiles, arguments, device).tokens;
+}
+
+// Whether permuting within the product takes fewer clocks than a pass in front of it, which reads
+// and writes the activations once more.
+inline bool sm90_permutes_itself(const LinearArguments& arguments, const Device& device) {
+  if (arguments.permutation == nullptr) return false;
+  const int64_t steps = arguments.padded_inputs / kInputMultiple;
+  const int64_t pass = kPassClocks + int64_t{4} * arguments.tokens * arguments.inputs /
+                                         (device.processors * kCacheBytesPerClock);
+  return steps * fastest_tile(kSm90PermutingTiles, arguments, device).clocks <
+         steps * fastest_tile(kSm90Tiles, arguments, device).clocks + pass;
+}
+
 inline LinearKernel choose_kernel(const LinearArguments& arguments, const Device& device,
                                   const CutlassKernels& built) {
   if (arguments.tokens <= kFewTokens) return LinearKernel::kFewTokens;
   // TMA writes y 16 bytes at a time; CUTLASS has no product of int8 weights and 16-bit activations.
   if (arguments.int8 || arguments.rows % 8 != 0) return LinearKernel::kManyTokensMma;
   const int capability = device.capability;
-  if (built.sm90 && capability == 90) return LinearKernel::kManyTokensSm90;
+  if (built.sm90 && capability == 90) {
+    return sm90_permutes_itself(arguments, device) ? LinearKernel::kManyTokensSm90Permuting
+                                                   : LinearKernel::kManyTokensSm90;
+  }
   if ((built.sm100 && capability == 100) || (built.sm103 && capability == 103)) {
     return LinearKernel::kManyTokensSm100;
   }
   return LinearKernel::kManyTokensMma;
-}
-
-// A tile of CUTLASS' kernels: 128 rows by `tokens`, `cluster` of them above each other sharing the
-// activations that they load.
-struct CutlassTile {
-  int tokens;
-  int cluster;
-  int shared_clocks;  // that shared memory takes for 128 inputs: reads of products, writes of TMA
-};
-
-// Shared memory binds before the tensor cores do (docs/cuda.md, a model: 128 bytes a clock).
-constexpr CutlassTile kSm90Tiles[] = {
-    {256, 2, 1168 + 656}, {128, 2, 656 + 400}, {64, 1, 400 + 272}};
-// Two processors multiply together: each reads its own rows, and half of the activations.
-constexpr CutlassTile kSm100Tiles[] = {
-    {256, 2, 400 + 400}, {128, 2, 272 + 272}, {64, 2, 208 + 208}};
-// Of the second-level cache, for each processor when all read: 5.5 TB/s at 1.75 GHz of an H100.
-// Taken to be the same on sm_100.
-constexpr int kCacheBytesPerClock = 24;
-
-// The tokens of the tile that takes the fewest clocks: rounds over the processors times the length
-// of a tile, or the bytes that all tiles read from the cache. A tile that is partly empty costs as
-// much as a full one. Of equals the first, which is larger: it reads the weight less often.
-template <int kTiles>
-int fastest_tile(const CutlassTile (&choices)[kTiles], const LinearArguments& arguments,
-                 const Device& device) {
-  int64_t fewest = INT64_MAX;
-  int best = 0;
-  for (const CutlassTile& tile : choices) {
-    const int64_t rows = round_up(arguments.padded_rows / kRowMultiple, tile.cluster);
-    const int64_t tiles = rows * ((arguments.tokens + tile.tokens - 1) / tile.tokens);
-    const int64_t rounds = (tiles + device.processors - 1) / device.processors;
-    const int64_t weight_bytes = kRowMultiple * kInputMultiple * 9 / 8;
-    const int64_t bytes = weight_bytes + 2 * kInputMultiple * tile.tokens / tile.cluster;
-    const int64_t clocks =
-        std::max(rounds * tile.shared_clocks,
-                 tiles * bytes / (int64_t{device.processors} * kCacheBytesPerClock));
-    if (clocks < fewest) {
-      fewest = clocks;
-      best = tile.tokens;
-    }
-  }
-  return best;
-}
-
-inline int sm90_tile_tokens(const LinearArguments& arguments, const Device& device) {
-  return fastest_tile(kSm90Tiles, arguments, device);
-}
-
-inline int sm100_tile_tokens(const LinearArguments& arguments, const Device& device) {
-  return fastest_tile(kSm100Tiles, arguments, device);
 }
 
 }  // namespace permllm::cuda

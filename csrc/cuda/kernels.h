@@ -25,6 +25,11 @@ int many_tokens_mma(const LinearArguments& arguments, const Device& device, void
 // The same on sm_90 and sm_100, for 16-bit values and rows % 8 == 0.
 int many_tokens_sm90_bfloat16(const LinearArguments& arguments, const Device& device, void* stream);
 int many_tokens_sm90_float16(const LinearArguments& arguments, const Device& device, void* stream);
+// These permute x by arguments.permutation, which is there.
+int many_tokens_sm90_permuting_bfloat16(const LinearArguments& arguments, const Device& device,
+                                        void* stream);
+int many_tokens_sm90_permuting_float16(const LinearArguments& arguments, const Device& device,
+                                       void* stream);
 int many_tokens_sm100_bfloat16(const LinearArguments& arguments, const Device& device,
                                void* stream);
 int many_tokens_sm100_float16(const LinearArguments& arguments, const Device& device, void* stream);

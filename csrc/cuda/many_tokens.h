@@ -30,6 +30,10 @@ inline int many_tokens(LinearKernel kernel, const LinearArguments& arguments, co
       return float16 ? many_tokens_sm90_float16(arguments, device, stream)
                      : many_tokens_sm90_bfloat16(arguments, device, stream);
     }
+    if (kernel == LinearKernel::kManyTokensSm90Permuting) {
+      return float16 ? many_tokens_sm90_permuting_float16(arguments, device, stream)
+                     : many_tokens_sm90_permuting_bfloat16(arguments, device, stream);
+    }
   }
   if constexpr (kBuilt.sm100) {
     if (kernel == LinearKernel::kManyTokensSm100) {

@@ -2,12 +2,14 @@
 //
 // y^T [rows][tokens] = W [rows][inputs] x^T [inputs][tokens]: only the first operand of a sparse
 // product may be sparse, and y^T in columns is y in rows. The bias has an entry per row of y^T. The
-// activations are permuted already (permute.h).
+// activations are permuted already (permute.h), or by the mainloop.
 //
 // Included by one file for each architecture and type: a configuration takes nvcc most of a minute.
 #pragma once
 
 #include <cuda_runtime_api.h>
+
+#include <type_traits>
 
 // clang-format off
 #include "cutlass/cutlass.h"
@@ -62,8 +64,12 @@ using RowBias =
     cutlass::epilogue::fusion::Sm90ColBroadcast<0, Tile, T, float,
                                                 cute::Stride<cute::_1, cute::_0, int64_t>>;
 
+template <class Mainloop>
+using AsItIs = Mainloop;
+
+// `Adapt` makes of CUTLASS' mainloop the one that runs.
 template <class Architecture, class T, class Tile, class Cluster, class MainloopSchedule,
-          class EpilogueSchedule, class Bias>
+          class EpilogueSchedule, class Bias, template <class> class Adapt = AsItIs>
 struct SparseGemm {
   static constexpr int kAligned = 128 / cutlass::sizeof_bits<T>::value;
   using Columns = cutlass::layout::ColumnMajor;
@@ -75,17 +81,28 @@ struct SparseGemm {
       Architecture, cutlass::arch::OpClassSparseTensorOp, Tile, Cluster,
       cutlass::epilogue::collective::EpilogueTileAuto, float, float, void, Columns, kAligned, T,
       Columns, kAligned, EpilogueSchedule, AddBias>::CollectiveOp;
-  using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
+  using PlainMainloop = typename cutlass::gemm::collective::CollectiveBuilder<
       Architecture, cutlass::arch::OpClassSparseTensorOp, T, cutlass::layout::RowMajor,
       2 * kAligned, T, Columns, kAligned, float, Tile, Cluster,
       cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
           sizeof(typename Epilogue::SharedStorage))>,
       MainloopSchedule>::CollectiveOp;
+  using Mainloop = Adapt<PlainMainloop>;
   using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop,
                                                       Epilogue, void>;
   using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
   using SparseConfig = typename Mainloop::SparseConfig;
   static_assert(reads_our_format<SparseConfig>());
+
+  // What the mainloop that runs is given.
+  static typename Mainloop::Arguments with_permutation(
+      const typename PlainMainloop::Arguments& operands, const LinearArguments& arguments) {
+    if constexpr (std::is_same_v<Mainloop, PlainMainloop>) {
+      return operands;
+    } else {
+      return {operands, arguments.permutation};
+    }
+  }
 
   // Returns a cudaError_t.
   static int run(const LinearArguments& arguments, const Device& device, void* stream) {
@@ -100,12 +117,16 @@ struct SparseGemm {
     cutlass::KernelHardwareInfo hardware;
     hardware.device_id = device.index;
     hardware.sm_count = device.processors;
+    const typename PlainMainloop::Arguments operands{static_cast<const T*>(arguments.values),
+                                                     SparseConfig::fill_layoutA(stored),
+                                                     static_cast<const T*>(arguments.x),
+                                                     x_stride,
+                                                     arguments.metadata,
+                                                     SparseConfig::fill_layoutE(stored)};
     const typename Gemm::Arguments gemm_arguments{
         cutlass::gemm::GemmUniversalMode::kGemm,
         problem,
-        {static_cast<const T*>(arguments.values), SparseConfig::fill_layoutA(stored),
-         static_cast<const T*>(arguments.x), x_stride, arguments.metadata,
-         SparseConfig::fill_layoutE(stored)},
+        with_permutation(operands, arguments),
         {{{}, {static_cast<const T*>(arguments.bias), T(0), {}}, {}},
          nullptr,
          y_stride,

@@ -11,9 +11,10 @@ using cute::_2;
 using cute::_256;
 using cute::_64;
 
-template <class T, class Tile, class Cluster, class MainloopSchedule, class EpilogueSchedule>
+template <class T, class Tile, class Cluster, class MainloopSchedule, class EpilogueSchedule,
+          template <class> class Adapt = AsItIs>
 using Gemm = SparseGemm<cutlass::arch::Sm90, T, Tile, Cluster, MainloopSchedule, EpilogueSchedule,
-                        RowBias<T, Tile>>;
+                        RowBias<T, Tile>, Adapt>;
 
 // The tiles and clusters of kernel_choice.h.
 using Pingpong = cutlass::gemm::KernelTmaWarpSpecializedPingpong;

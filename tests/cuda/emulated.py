@@ -13,7 +13,13 @@ from torch import Tensor
 from permllm_vllm.backends import PackedWeights
 
 ELEMENTS = {torch.bfloat16: 0, torch.float16: 1}
-KERNELS = ("few_tokens", "many_tokens_mma", "many_tokens_sm90", "many_tokens_sm100")  # LinearKernel
+KERNELS = (  # LinearKernel
+    "few_tokens",
+    "many_tokens_mma",
+    "many_tokens_sm90",
+    "many_tokens_sm90_permuting",
+    "many_tokens_sm100",
+)
 CUTLASS_KERNELS = ("sm90", "sm100", "sm103")
 
 
@@ -73,7 +79,12 @@ class Emulator:
 
     def __init__(self, library: ctypes.CDLL):
         self._library = library
-        for function in (library.emulate_linear, library.emulate_permute, library.site):
+        for function in (
+            library.emulate_linear,
+            library.emulate_permute,
+            library.emulate_stages,
+            library.site,
+        ):
             function.restype = ctypes.c_char_p
 
     def linear(
@@ -125,6 +136,22 @@ class Emulator:
         _raise(error)
         return y
 
+    def permute_stages(self, x: Tensor, permutation: Tensor, tile: int, seed: int = 0) -> Tensor:
+        """Stages of `tile` tokens x 128 inputs `[stages, tile, 128]`, as their bytes lie."""
+        assert x.shape[1:] == (tile, 128)
+        assert permutation.numel() == x.shape[0] * 128
+        y = torch.empty_like(x)
+        error = self._library.emulate_stages(
+            ctypes.c_void_p(x.data_ptr()),
+            ctypes.c_void_p(permutation.data_ptr()),
+            ctypes.c_void_p(y.data_ptr()),
+            tile,
+            len(x),
+            seed,
+        )
+        _raise(error)
+        return y
+
     def plan(self, rows: int, inputs: int, tokens: int, *, int8: bool, gpu: Gpu) -> Plan:
         result = (ctypes.c_int * 5)()
         device = gpu.as_struct()
@@ -132,7 +159,15 @@ class Emulator:
         return Plan(*result)
 
     def choice(
-        self, rows: int, inputs: int, tokens: int, *, gpu: Gpu, built: str, int8: bool = False
+        self,
+        rows: int,
+        inputs: int,
+        tokens: int,
+        *,
+        gpu: Gpu,
+        built: str,
+        int8: bool = False,
+        permuted: bool = False,
     ) -> tuple[str, int]:
         """The kernel that the operator takes and its tile of tokens, 0 for few tokens.
 
@@ -144,7 +179,7 @@ class Emulator:
         assert set(names) <= set(CUTLASS_KERNELS)
         has = (ctypes.c_bool * len(CUTLASS_KERNELS))(*(name in names for name in CUTLASS_KERNELS))
         kernel = self._library.choose(
-            rows, inputs, tokens, int8, ctypes.byref(device), has, ctypes.byref(tile)
+            rows, inputs, tokens, int8, permuted, ctypes.byref(device), has, ctypes.byref(tile)
         )
         return KERNELS[kernel], tile.value
 

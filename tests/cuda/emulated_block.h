@@ -46,6 +46,7 @@ struct Fibre {
   std::vector<unsigned char> stack = std::vector<unsigned char>(256 << 10);
   enum { kReady, kAtBlock, kAtWarp, kAtPreviousKernel, kDone } state = kReady;
   bool has_waited = false;  // for the previous kernel
+  size_t hidden = 0;        // stores that the tensor cores do not see yet
   WarpOperation operation = nullptr;
   void* operands = nullptr;
   std::vector<Copy> open;
@@ -78,6 +79,8 @@ inline void leave(decltype(Fibre::kReady) state) {
   for (;;) leave(Fibre::kDone);
 }
 
+static std::vector<unsigned char*> stored;  // where store_shared wrote four bytes
+
 // A barrier or a wait in the kernels' source, in the order in which they were first come to.
 struct Site {
   const char* name;
@@ -100,6 +103,7 @@ inline bool leaves_out(const char* name, const std::source_location& where) {
 inline void entry() {
   block->body();
   if (!block->current->open.empty()) fail("copies were never committed");
+  if (block->current->hidden > 0) fail("stores were never shown to the tensor cores");
   if (!block->current->has_waited) fail("a thread never waited for the previous kernel");
   leave(Fibre::kDone);
 }

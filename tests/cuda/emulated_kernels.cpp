@@ -1,6 +1,7 @@
 // The kernels of csrc/cuda on the emulator, behind a C interface for the tests.
 #include <algorithm>
 
+#include "emulated_stage.h"
 #include "few_tokens.h"
 #include "guarded.h"
 #include "kernel_choice.h"
@@ -141,6 +142,15 @@ const char* emulate_permute(const void* x, const uint8_t* permutation, void* y, 
   return error;
 }
 
+// x [stages][kStageBytes] as it lies in shared memory, permuted to y. `tile` is 32 or 64.
+const char* emulate_stages(const void* x, const uint8_t* permutation, void* y, int tile, int count,
+                           unsigned seed) {
+  const size_t bytes = size_t(count) * (tile == 32 ? kStageBytes<32> : kStageBytes<64>);
+  Guarded stages(x, bytes), places(permutation, size_t(count) * kPermutationBlock);
+  const auto permute = tile == 32 ? permute_stages<32> : permute_stages<64>;
+  return error_of([&] { permute(stages, places, count, static_cast<unsigned char*>(y), seed); });
+}
+
 void plan(int rows, int inputs, int tokens, int int8, const Device* device, int* result) {
   const FewTokensPlan p = plan_few_tokens(sizes(rows, inputs, tokens, int8), *device);
   const int values[] = {p.token_tiles, p.steps_per_split, p.splits, p.panel_steps, p.shared_bytes};
@@ -148,12 +158,16 @@ void plan(int rows, int inputs, int tokens, int int8, const Device* device, int*
 }
 
 // The kernel that the operator takes, with its tile: of tokens, 0 for few tokens.
-int choose(int rows, int inputs, int tokens, int int8, const Device* device,
+int choose(int rows, int inputs, int tokens, int int8, int permuted, const Device* device,
            const CutlassKernels* built, int* tile) {
-  const LinearArguments a = sizes(rows, inputs, tokens, int8);
+  LinearArguments a = sizes(rows, inputs, tokens, int8);
+  const uint8_t permutation{};
+  a.permutation = permuted ? &permutation : nullptr;
   const LinearKernel kernel = choose_kernel(a, *device, *built);
-  *tile = kernel == LinearKernel::kFewTokens         ? 0
-          : kernel == LinearKernel::kManyTokensSm90  ? sm90_tile_tokens(a, *device)
+  *tile = kernel == LinearKernel::kFewTokens        ? 0
+          : kernel == LinearKernel::kManyTokensSm90 ? sm90_tile_tokens(a, *device)
+          : kernel == LinearKernel::kManyTokensSm90Permuting
+              ? sm90_permuting_tile_tokens(a, *device)
           : kernel == LinearKernel::kManyTokensSm100 ? sm100_tile_tokens(a, *device)
           : a.int8                                   ? many_tokens_tile<int8_t>(*device)
                                                      : many_tokens_tile<uint16_t>(*device);

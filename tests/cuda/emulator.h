@@ -62,6 +62,25 @@ inline void wait_copies(const Where& where = Where::current()) {
   }
 }
 
+inline void store_shared(void* shared, uint32_t value) {
+  if (reinterpret_cast<uintptr_t>(shared) % 4) emulator::fail("unaligned store");
+  std::memcpy(shared, &value, 4);
+  emulator::stored.push_back(static_cast<unsigned char*>(shared));
+  ++emulator::block->current->hidden;
+}
+
+inline void show_tensor_cores(const Where& where = Where::current()) {
+  if (emulator::leaves_out("show_tensor_cores", where)) return;
+  emulator::block->current->hidden = 0;
+}
+
+// Stands for a wgmma, which reads what all threads of the block have stored.
+inline void tensor_cores_read() {
+  for (const auto& fibre : emulator::block->fibres) {
+    if (fibre->hidden > 0) emulator::fail("the tensor cores read what they do not see");
+  }
+}
+
 struct MatrixOperands {
   uint32_t* result;
   const void* row;

@@ -12,7 +12,8 @@ from tests.cuda.conftest import SOURCES
 from tests.cuda.emulated import EmulatorError
 
 CALL = re.compile(
-    r"\b(?:sync_block|sync_warp|wait_copies<[^;]*>|wait_for_previous_kernel)\(\)(?=;)"
+    r"\b(?:sync_block|sync_warp|wait_copies<[^;]*>|wait_for_previous_kernel|show_tensor_cores)\(\)"
+    r"(?=;)"
 )
 
 
@@ -59,10 +60,13 @@ def runs():
     yield lambda emulator, seed: product(emulator, 0, 40, seed)
     yield lambda emulator, seed: product(emulator, 64, 66, seed)
     yield lambda emulator, seed: product(emulator, 128, 66, seed)
+    stages = torch.randn(9, 32, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
+    yield lambda emulator, seed: emulator.permute_stages(stages, packed.permutation, 32, seed)
 
 
 NOT_EMULATED = {
     "device.h": "defines them",
+    "permuted_mainloop_sm90.h": "inside CUTLASS' kernel: permute_stage.h is what it waits for",
     "many_tokens_sm100.h": "inside CUTLASS' kernel: test_gpu.py waits for a previous kernel there",
 }
 

@@ -5,6 +5,8 @@ float64, all memory that the operator is given, for its result and between, is f
 """
 
 import contextlib
+import copy
+import dataclasses
 import random
 
 import pytest
@@ -206,6 +208,22 @@ def test_waits_for_its_bias(tokens, seed):
     for _ in range(50):
         layer.bias = producer(torch.randn(1, 8192, device=CUDA).bfloat16())[0]
         assert torch.equal(layer(x), layer.bias.expand(tokens, 256))
+
+
+@pytest.mark.parametrize("tokens", [16, 128])
+def test_waits_for_its_permutation(tokens, seed):
+    """The kernel in front writes it; activations are unit vectors, so that results are exact."""
+    layer = OnGpu(random_layer(256, 128, seed=seed), torch.bfloat16)
+    plain = copy.copy(layer)
+    plain.packed = dataclasses.replace(layer.packed, permutation=None)
+    x = torch.eye(128, device=CUDA).bfloat16()[:tokens]
+    step = torch.randperm(128).to(CUDA, torch.uint8)
+    places = step
+    for _ in range(50):
+        places = torch.ops.permllm.permute_inputs(step, places)
+        layer.packed = dataclasses.replace(layer.packed, permutation=places)
+        y = layer(x)
+        assert torch.equal(y, plain(x[:, places.long()]))
 
 
 def test_runs_on_the_current_stream(seed):

@@ -10,6 +10,7 @@ B200 = Gpu(100, 148, 227 << 10, 228 << 10)
 B300 = Gpu(103, 148, 227 << 10, 228 << 10)
 RTX_5090 = Gpu(120, 170, 99 << 10, 100 << 10)
 QKV, OUT, GATE_UP, DOWN = LLAMA_2_7B
+QKV_8B = (6144, 4096)  # of Llama-3-8B
 MANY = (65, 128, 129, 200, 256, 512, 1024, 4096)
 ALL = "sm90 sm100 sm103"
 
@@ -61,11 +62,51 @@ def test_tiles(emulator, gpu, shape, tiles):
     assert tuple(found) == tiles
 
 
+@pytest.mark.parametrize(
+    ("shape", "choices"),
+    [
+        (QKV, "pass 128, pass 128, pass 256, pass 256, pass 256"),
+        (QKV_8B, "64, 64, pass 128, pass 128, pass 256"),
+        (OUT, "32, 32, 64, 64, pass 128"),
+        (GATE_UP, "pass 128, pass 128, pass 256, pass 256, pass 256"),
+        (DOWN, "32, 32, 64, 64, pass 128"),
+        ((2048, 2048), "32, 32, 32, 32, 64"),
+    ],
+)
+def test_permutes_itself_where_that_takes_less_than_a_pass(emulator, shape, choices):
+    """Narrow layers, whose tiles would leave processors without work otherwise."""
+    found = []
+    for tokens in (65, 128, 129, 256, 512):
+        kernel, tile = emulator.choice(*shape, tokens, gpu=H100, built=ALL, permuted=True)
+        assert kernel in ("many_tokens_sm90", "many_tokens_sm90_permuting")
+        found.append(f"{'' if kernel.endswith('permuting') else 'pass '}{tile}")
+        unpermuted = emulator.choice(*shape, tokens, gpu=H100, built=ALL)
+        assert unpermuted[0] == "many_tokens_sm90"
+        assert "permuting" in kernel or unpermuted[1] == tile
+    assert ", ".join(found) == choices
+
+
+@pytest.mark.parametrize(
+    ("gpu", "rows", "tokens", "int8", "built", "kernel"),
+    [
+        (H100, 4096, 64, False, ALL, "few_tokens"),
+        (H100, 4096, 65, True, ALL, "many_tokens_mma"),
+        (H100, 4100, 65, False, ALL, "many_tokens_mma"),
+        (H100, 4096, 65, False, "sm100", "many_tokens_mma"),
+        (A100, 4096, 65, False, ALL, "many_tokens_mma"),
+        (B200, 4096, 65, False, ALL, "many_tokens_sm100"),
+    ],
+)
+def test_only_sm90_has_a_kernel_that_permutes(emulator, gpu, rows, tokens, int8, built, kernel):
+    choice = emulator.choice(rows, 4096, tokens, int8=int8, gpu=gpu, built=built, permuted=True)
+    assert choice[0] == kernel
+
+
 def test_the_tests_for_a_gpu_reach_every_kernel_and_tile(emulator):
     """Which tile runs follows from shapes: those that happen to miss one would leave it untried."""
     reached = {
-        (*emulator.choice(n, k, tokens, gpu=H100, built="sm90"), bias)
-        for n, k, _, bias in PRODUCTS
+        (*emulator.choice(n, k, tokens, gpu=H100, built="sm90", permuted=block > 0), bias)
+        for n, k, block, bias in PRODUCTS
         for tokens in TOKENS
     }
     for choice in (
@@ -74,35 +115,71 @@ def test_the_tests_for_a_gpu_reach_every_kernel_and_tile(emulator):
         ("many_tokens_sm90", 64),
         ("many_tokens_sm90", 128),
         ("many_tokens_sm90", 256),
+        ("many_tokens_sm90_permuting", 32),
+        ("many_tokens_sm90_permuting", 64),
     ):
         assert (*choice, True) in reached
     assert WIDE // 128 % 2 == 1
-    assert emulator.choice(WIDE, 1024, 300, gpu=H100, built="sm90")[1] == 256
+    assert choice_of(emulator, WIDE, 1024, 300) == ("many_tokens_sm90", 256)
+    # Chains and graphs, whose kernels wait for each other.
+    assert choice_of(emulator, 1024, 1024, 200) == ("many_tokens_sm90_permuting", 32)
+    assert choice_of(emulator, 1024, WIDE, 300) == ("many_tokens_sm90_permuting", 32)
 
 
-def clocks(gpu, rows, tokens, tile):
+def choice_of(emulator, rows, inputs, tokens):
+    return emulator.choice(rows, inputs, tokens, gpu=H100, built="sm90", permuted=True)
+
+
+def clocks(gpu, rows, tokens, tile, *, permuting=False):
     """The model of kernel_choice.h, written down once more: clocks for 128 inputs.
 
     Shared memory moves 128 bytes a clock: what TMA writes, and what products read of it. wgmma
     reads activations for every 64 rows; on sm_100 each of two processors holds half of them.
+    Permuting reads 2 bytes a lane and writes 4.
     """
-    cluster = 1 if gpu is H100 and tile == 64 else 2
+    row_cluster = 1 if permuting or (gpu is H100 and tile == 64) else 2
+    token_cluster = 2 if permuting else 1
     weight, places, activations = 128 * 128, 128 * 16, 128 * 2 * tile
     if gpu is H100:
         shared = weight + places + activations + weight + places + 2 * activations
+        shared += 3 * activations if permuting else 0
     else:
         shared = 2 * (weight + places + activations // 2)
     row_tiles = -(-rows // 128)
-    tiles = -(-row_tiles // cluster) * cluster * -(-tokens // tile)
+    token_tiles = -(-tokens // tile)
+    tiles = -(-row_tiles // row_cluster) * row_cluster
+    tiles *= -(-token_tiles // token_cluster) * token_cluster
     rounds = -(-tiles // gpu.processors)
-    bytes_of_tile = 128 * 128 * 9 // 8 + 2 * 128 * tile // cluster
+    bytes_of_tile = 128 * 128 * 9 // 8 // token_cluster + 2 * 128 * tile // row_cluster
     return max(rounds * shared // 128, tiles * bytes_of_tile // (gpu.processors * 24))
+
+
+LAYERS = [*LLAMA_2_7B, QKV_8B, (8, 128), (1000, 1000), (1152, 896), (128256, 4096)]
+SOME = (65, 100, 129, 300, 1000, 3000, 8192)
 
 
 @pytest.mark.parametrize("gpu", [H100, B200], ids=["sm90", "sm100"])
 def test_no_tile_takes_fewer_clocks(emulator, gpu):
-    for rows, inputs in [*LLAMA_2_7B, (8, 128), (1000, 1000), (128256, 4096)]:
-        for tokens in (65, 100, 129, 300, 1000, 3000, 8192):
+    for rows, inputs in LAYERS:
+        for tokens in SOME:
             tile = emulator.choice(rows, inputs, tokens, gpu=gpu, built=ALL)[1]
             best = min(clocks(gpu, rows, tokens, other) for other in (64, 128, 256))
             assert clocks(gpu, rows, tokens, tile) == best, (rows, inputs, tokens)
+
+
+def test_the_pass_is_taken_where_it_takes_no_more_clocks(emulator):
+    """A microsecond, and activations read and written once more."""
+    chosen = set()
+    for rows, inputs in LAYERS:
+        for tokens in SOME:
+            steps = -(-inputs // 128)
+            own = {t: steps * clocks(H100, rows, tokens, t, permuting=True) for t in (32, 64)}
+            plain = {t: steps * clocks(H100, rows, tokens, t) for t in (64, 128, 256)}
+            passes = 1750 + 2 * 2 * tokens * inputs // (132 * 24)
+            kernel, tile = choice_of(emulator, rows, inputs, tokens)
+            chosen.add(kernel)
+            if kernel.endswith("permuting"):
+                assert own[tile] == min(own.values()) < min(plain.values()) + passes
+            else:
+                assert plain[tile] == min(plain.values()) <= min(own.values()) - passes
+    assert len(chosen) == 2

@@ -22,11 +22,12 @@ ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "build" / "cuda-test"
 #: One with the kernels of our own alone, and those that CUTLASS is for.
 ARCHITECTURES = "80 90a 100a"
-#: What the names of CUTLASS' kernels say of them, by architecture, and how many there are.
-CUTLASS_KERNELS = {
-    "90a": ("MainloopSm90TmaGmmaWarpSpecializedSparse", 6),
-    "100a": ("MainloopSm100TmaUmmaWarpSpecializedSparse", 6),
-}
+#: What the names of CUTLASS' kernels say of them, for which architecture, and how many there are.
+CUTLASS_KERNELS = (
+    ("MainloopSm90TmaGmmaWarpSpecializedSparse", "90a", 6 + 4),
+    ("PermutedMainloop", "90a", 4),
+    ("MainloopSm100TmaUmmaWarpSpecializedSparse", "100a", 6),
+)
 LARGEST_SPILL = 16  # bytes of a thread
 SHIMS = ("stable/c/shim.h", "inductor/aoti_torch/c/shim.h")  # what is stable in libtorch
 LIBRARIES = {"libtorch_cpu.so", "libc10.so", "libstdc++.so", "libgcc_s.so", "libm.so", "libc.so",
@@ -113,12 +114,11 @@ def test_compilers_warn_of_nothing_and_spill_little(library):
     assert max(spills) <= LARGEST_SPILL
 
 
-@pytest.mark.parametrize("architecture", CUTLASS_KERNELS)
-def test_holds_the_kernels_of_cutlass(library, architecture):
-    """Three tiles of two types, for the architecture whose instructions they are made of."""
+@pytest.mark.parametrize(("name", "architecture", "count"), CUTLASS_KERNELS)
+def test_holds_the_kernels_of_cutlass(library, name, architecture, count):
+    """Their tiles, of two types, for the architecture whose instructions they are made of."""
     if "ptxas info" not in library.log:
         pytest.skip(f"the objects are from a build without {OUTPUT}: remove build/objects/cuda")
-    name, count = CUTLASS_KERNELS[architecture]
     compiled = re.findall(r"Compiling entry function '(\w+)' for '(\w+)'", library.log)
     assert len({entry for entry, target in compiled
                 if name in entry and target == f"sm_{architecture}"}) == count  # fmt: skip

@@ -1,0 +1,11 @@
+#include "kernels.h"
+#include "many_tokens_sm90_permuting.h"
+
+namespace permllm::cuda {
+
+int many_tokens_sm90_permuting_float16(const LinearArguments& arguments, const Device& device,
+                                       void* stream) {
+  return sm90::run_permuting<cutlass::half_t>(arguments, device, stream);
+}
+
+}  // namespace permllm::cuda
