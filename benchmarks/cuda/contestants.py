@@ -16,8 +16,9 @@ from permllm_vllm.checkpoint import permutation as permutations
 
 OURS = "permllm"
 UNPERMUTED = "permllm, no permutation"
+PASS = "permute + permllm"
 INT8 = "permllm, int8"
-OWN = (OURS, UNPERMUTED, INT8)
+OWN = (OURS, UNPERMUTED, PASS, INT8)
 DENSE = "cublas"
 WEIGHT_BYTES = {DENSE: 2.0, INT8: 0.625}  # per weight; of the others:
 SPARSE_BYTES = 1.125
@@ -47,6 +48,12 @@ def _ours(layer: Layer, *, permuted: bool = True) -> Call:
     return lambda x: ops.sparse_linear(
         x, packed.packed, packed.metadata, packed.permutation, packed.scale, None, n, "2:4"
     )
+
+
+def _after_pass(layer: Layer) -> Call:
+    """Our product after our permutation kernel, also where the operator would not use that."""
+    multiply, places = _ours(layer, permuted=False), permuted_dense(layer)[1]
+    return lambda x: multiply(torch.ops.permllm.permute_inputs(x, places))
 
 
 def permuted_dense(layer: Layer) -> tuple[Tensor, Tensor]:
@@ -116,6 +123,7 @@ def _semi_structured(layer: Layer) -> Call:
 CONTESTANTS: dict[str, Callable[[Layer], Call]] = {
     OURS: _ours,
     UNPERMUTED: lambda layer: _ours(layer, permuted=False),
+    PASS: _after_pass,
     INT8: _ours,
     DENSE: _dense,
     "permute + cusparselt": _cusparselt,

@@ -9,11 +9,12 @@ import torch
 from benchmarks.cuda import INCOMPLETE
 from benchmarks.cuda import contestants as cuda_contestants
 from benchmarks.cuda import kernels as cuda_kernels
-from benchmarks.cuda.contestants import CONTESTANTS, DENSE, INT8, OURS, FastestAlgorithm
+from benchmarks.cuda.contestants import CONTESTANTS, DENSE, INT8, OURS, PASS, FastestAlgorithm
 from benchmarks.cuda.kernels import ERROR_LIMIT, measure
 from benchmarks.cuda.rows import Row, incomplete, slower_than_dense, table
 from benchmarks.cuda.turns import medians
 from benchmarks.shapes import random_layer
+from permllm_vllm.checkpoint import permutation as permutations
 
 
 def row(tokens, contestant, us):
@@ -60,6 +61,24 @@ def test_pytorchs_cutlass_is_not_cusparselt(monkeypatch):
     )
     CONTESTANTS["permute + pytorch cutlass"](random_layer(64, 128))
     assert asked == [(64, 128)]
+
+
+def test_the_pass_comes_before_a_product_without_permutation(monkeypatch):
+    """Also where the operator would permute itself, which it is then compared with."""
+    layer = random_layer(24, 128)
+    absolute = permutations.absolute(layer.weights.permutation, 64)
+
+    def multiply(x, packed, metadata, permutation, scale, bias, rows, pattern):
+        assert permutation is None
+        return x
+
+    monkeypatch.setattr(cuda_contestants, "CUDA", torch.device("cpu"))
+    monkeypatch.setattr(
+        torch.ops.permllm, "permute_inputs", lambda x, places: x[:, places.long()], raising=False
+    )
+    monkeypatch.setattr(cuda_contestants.ops, "sparse_linear", multiply)
+    x = torch.randn(3, 128).bfloat16()
+    assert torch.equal(CONTESTANTS[PASS](layer)(x), x[:, absolute])
 
 
 @pytest.mark.parametrize("tensor_bytes", [1 << 10, 16 << 20, 1 << 30])
