@@ -9,7 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from permllm_offline.model.decoder_calls import record_calls, run_windows
+from permllm_offline.run.steps import Step
 from permllm_offline.streaming import StreamedModel
+
+_STATES = "states:"
 
 
 @dataclass
@@ -54,3 +57,32 @@ class Flow:
         """Go on from states as ``states`` gives them."""
         self.dense = states["dense"]
         self.pruned = states.get("pruned", self.dense)
+
+
+def with_states(step: Step, flows: Mapping[str, Flow]) -> Step:
+    """A step that holds the states of some flows too, for ``load_states``."""
+    states = {
+        f"{_STATES}{name}:{kind}": tensor
+        for name, flow in flows.items()
+        for kind, tensor in flow.states().items()
+    }
+    return Step({**step.tensors, **states}, step.facts)
+
+
+def load_states(step: Step, flows: Mapping[str, Flow]) -> None:
+    """Let flows go on from the states that ``with_states`` gave a step of the same flows."""
+    for name, flow in flows.items():
+        prefix = f"{_STATES}{name}:"
+        flow.load(
+            {
+                key.removeprefix(prefix): tensor
+                for key, tensor in step.tensors.items()
+                if key.startswith(prefix)
+            }
+        )
+
+
+def without_states(step: Step) -> Step:
+    """What ``with_states`` was given."""
+    own = {key: found for key, found in step.tensors.items() if not key.startswith(_STATES)}
+    return Step(own, step.facts)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from permllm_offline.model.plan import Plan, PlannedLinear
 from permllm_offline.permutation.kinds import PERMUTATIONS
-from permllm_offline.permutation.learned_layers import largest_span
+from permllm_offline.permutation.learned_layers import largest_span, parse_layers, spans
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe import Recipe
 from permllm_offline.recomputation import activation_bytes, held_activation_bytes
@@ -22,6 +22,10 @@ TUNED_BYTES = 4 + 8 + 4
 
 LEARNED_BYTES = 4 + 1
 """For each weight whose mask is learned: its importance, and the mask of the forward pass."""
+
+MASK_GRADIENT_COPIES = 6
+"""Of the largest linear whose permutation is learned, in the model's dtype: the gradient of its
+mask, and what leads from there to that of the permutation."""
 
 SCORED_BYTES = 4 * 4
 """For each weight of the linear that is masked, updated or baked: importance, ranks, copies."""
@@ -88,6 +92,7 @@ def _streamed(
     dense = [_dense_bytes(linears) for linears in plan.linears_by_layer()]
     at_work = _at_work(recipe, prepared)
     layers = [one + max(one, more) for one, more in zip(dense, at_work, strict=True)]
+    layers = list(map(max, layers, _learned_in_spans(recipe, prepared, dense)))
     # Before the layers come the tensors left dense: one is read while others wait in their file.
     head = min(rest, _head_weights(prepared) * item)
     writing = max(2 * max(dense) + shard, max(shard, head) + head)
@@ -95,21 +100,42 @@ def _streamed(
     return MemoryForecast(rest + states, layers, rest + max(writing if shard else 0, sampling))
 
 
+def _learned_in_spans(recipe: Recipe, prepared: Prepared, dense: Sequence[int]) -> list[int]:
+    """For each decoder layer, those that learn together with it and what that takes beside them."""
+    if not _learns(recipe):
+        return [0] * len(dense)
+    learned = parse_layers(recipe.learning.layers, len(dense)).layers
+    training = _learning_bytes(recipe, prepared)
+    return [
+        sum(dense[span.start : span.stop]) + training
+        for span in spans(recipe.learning, learned, len(dense))
+        for _ in span
+    ]
+
+
 def _training_bytes(recipe: Recipe, prepared: Prepared) -> int:
     """States and activations of a loop that runs the whole model."""
     plan, item, length = prepared.plan, prepared.dtype.itemsize, recipe.sequence_length
-    method = recipe.parsed_method()
-    weights, training = sum(linear.weights for linear in plan.linears), 0
-    if PERMUTATIONS[method.permutation].learn is not None:
-        share = largest_span(recipe.learning, len(plan.layers))
-        tokens = recipe.learning.windows_at_once * length
-        training = round(share * (LEARNED_BYTES + item) * weights)
-        training += held_activation_bytes(plan, tokens, item, share)
-    parts = method.reconstruction.split("+")
-    if "distillation" in parts:
-        tuned = _tuned_bytes(weights, item, count())
+    training = _learning_bytes(recipe, prepared) if _learns(recipe) else 0
+    if "distillation" in recipe.parsed_method().reconstruction.split("+"):
+        tuned = _tuned_bytes(sum(linear.weights for linear in plan.linears), item, count())
         return max(training, tuned + held_activation_bytes(plan, length, item))
     return training
+
+
+def _learns(recipe: Recipe) -> bool:
+    return PERMUTATIONS[recipe.parsed_method().permutation].learn is not None
+
+
+def _learning_bytes(recipe: Recipe, prepared: Prepared) -> int:
+    """What the decoder layers that learn together take beside their weights."""
+    plan, item = prepared.plan, prepared.dtype.itemsize
+    share = largest_span(recipe.learning, len(plan.layers))
+    weights = share * sum(linear.weights for linear in plan.linears)
+    tokens = recipe.learning.windows_at_once * recipe.sequence_length
+    gradient = MASK_GRADIENT_COPIES * item * max(linear.weights for linear in plan.linears)
+    held = round((LEARNED_BYTES + item) * weights)
+    return held + gradient + held_activation_bytes(plan, tokens, item, share)
 
 
 def _at_work(recipe: Recipe, prepared: Prepared) -> list[int]:
@@ -175,7 +201,7 @@ def passed_bytes(recipe: Recipe, prepared: Prepared) -> int:
     """
     held_out = 0 if prepared.windows is None else prepared.windows.held_out.numel()
     reconstruction = RECONSTRUCTIONS[recipe.parsed_method().reconstruction]
-    kinds = 1 if reconstruction.layer is None else 2
+    kinds = 2 if _learns(recipe) or reconstruction.layer is not None else 1
     return _hidden_bytes(prepared, kinds * read_tokens(recipe, prepared) + 2 * held_out)
 
 

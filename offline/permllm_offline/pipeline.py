@@ -131,7 +131,7 @@ def disk_bytes(recipe: Recipe, prepared: Prepared) -> int:
         needed += INTERVAL_FILES * passed_bytes(recipe, to_come)
     if reconstruction.model is not None:
         needed += INTERVAL_FILES * INTERVAL_BYTES * sum(linear.weights for linear in plan.linears)
-    if needs_hidden_states(recipe, len(plan.layers)):
+    if needs_hidden_states(recipe):
         windows = recipe.num_samples
         if reconstruction.model is not None:
             windows += recipe.distillation.self_windows

@@ -58,6 +58,21 @@ def test_what_is_not_streamed_holds_the_whole_model(expect: Expect) -> None:
     )
 
 
+def test_layers_that_learn_together_are_in_memory_together(expect: Expect) -> None:
+    def learning(window: int) -> MemoryForecast:
+        return expect(method="permllm-wanda", learning={"scope": "window", "window": window})
+
+    one, two = learning(1), learning(2)
+    # Weights; importance, a mask in bytes and the masked weights; activations of a step's windows.
+    channels = 6 * 128 + 192 + (128 + 64 + 64 + 128 + 192 + 192 + 128)
+    tokens = 20 * make_recipe({"model": "m"}).learning.windows_at_once
+    layer, gradient = (4 + 5 + 4) * WEIGHTS + 2 * channels * tokens * 4, 6 * 4 * LARGEST
+    assert one.layers == [layer + gradient] * 2
+    assert two.layers == [2 * layer + gradient] * 2
+    assert two.common == one.common
+    assert one.common - expect(method="wanda").common == 200 * 128 * 4
+
+
 @pytest.mark.parametrize(("method", "states"), [("wanda", 2), ("sparsegpt", 3)])
 def test_more_text_takes_more_memory(method: str, states: int, expect: Expect) -> None:
     few, many = (expect(method=method, num_samples=count).common for count in (20, 25))

@@ -90,17 +90,13 @@ def spans(constants: LearningRecipe, learned: Collection[int], count: int) -> li
     return [span for span in (range(first), range(first, count)) if span]
 
 
-def reads_last_states(constants: LearningRecipe, count: int) -> bool:
+def reads_last_states(constants: LearningRecipe) -> bool:
     """Whether learning reads the dense model's last hidden states.
 
     It does end to end, and where sensitivities choose the layers; a window has targets of its own.
-
-    Args:
-        constants: of the recipe.
-        count: decoder layers of the model.
     """
-    chosen_by_loss = parse_layers(constants.layers, count).most_sensitive is not None
-    return constants.scope == "model" or chosen_by_loss
+    counted = _COUNTED.fullmatch(constants.layers)
+    return constants.scope == "model" or (counted is not None and counted[1] == "auto")
 
 
 def trained_share(constants: LearningRecipe, count: int) -> float:
