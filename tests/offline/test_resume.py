@@ -40,6 +40,7 @@ METHODS = {
     "in memory": ("--method", "permllm-wanda", "--reconstruction", "sparsegpt"),
     "layer by layer": ("--method", "sparsegpt", "--values", "int8"),
     "in windows": ("--method", "permllm-wanda", "--learn-scope", "window", "--learn-window", "1"),
+    "most sensitive": ("--method", "permllm-wanda", "--learn-layers", "auto:1"),
     "best": ("--method", "permllm-best"),
 }
 
@@ -109,6 +110,8 @@ KILLED_AT = [
     ("in windows", "a finished step gets its name:8", 3),
     ("in windows", "a finished step is written:9", 3),
     ("in windows", "a shard is written", 6),
+    # Perplexity and outputs of the dense model, statistics; what was measured of the first layer.
+    ("most sensitive", "a finished step is written:4", 4),
     # Then two intervals of the distillation.
     ("best", "distillation takes a step:1", 4),
     ("best", "a finished step gets its name:4", 4),

@@ -17,6 +17,7 @@ from permllm_offline.calibrated import Calibrated, LearnedPermutations, Learning
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.modules import decoder_layers
 from permllm_offline.permutation.learned_layers import (
+    SENSITIVITIES,
     most_sensitive,
     parse_layers,
     sensitivities,
@@ -86,7 +87,7 @@ def _choose(
     assert hidden_states is not None
     few = slice(SENSITIVITY_WINDOWS)
     measure = partial(sensitivities, calibrated, keywords, states[few], hidden_states[few])
-    step = calibrated.work.step("sensitivities", lambda: Step(facts={"values": measure()}))
+    step = calibrated.work.step(SENSITIVITIES, lambda: Step(facts={"values": measure()}))
     found = step.facts["values"]
     return most_sensitive(found, choice.most_sensitive), found
 
