@@ -15,7 +15,7 @@ from permllm_offline.activations import collect
 from permllm_offline.bake import apply_masks
 from permllm_offline.calibrated import Calibrated, LearnedPermutations, LearningCurve
 from permllm_offline.decisions import GroupDecision, LayerDecision, decide
-from permllm_offline.importance import IMPORTANCES
+from permllm_offline.importance import IMPORTANCES, Scores
 from permllm_offline.int8_values import RoundedLayer, round_layer
 from permllm_offline.kept_steps import kept_number, kept_statistics
 from permllm_offline.layerwise import LayerError, reconstruct_layers
@@ -146,7 +146,7 @@ def calibrate(
     def score(layer: int, layout: GroupLayout) -> Mapping[str, Tensor]:
         norm = None if statistics is None else statistics.norms[layer][layout.group.name]
         return {
-            linear: importance.score(linear_of(layers[layer], linear).weight.detach(), norm)
+            linear: importance.score(linear_of(layers[layer], linear).weight.detach(), norm)[:]
             for linear in layout.group.linears
         }
 
@@ -220,7 +220,7 @@ def _decide(
 def decide_group(
     kind: PermutationKind,
     layout: GroupLayout,
-    importances: Mapping[str, Tensor],
+    importances: Mapping[str, Scores],
     learned: Tensor | None,
     pattern: Pattern,
 ) -> GroupDecision:

@@ -18,7 +18,7 @@ from permllm_offline.activations import summed_squares
 from permllm_offline.bake import apply_masks
 from permllm_offline.decisions import LayerDecision, without_masks
 from permllm_offline.flow import Flow
-from permllm_offline.importance import IMPORTANCES
+from permllm_offline.importance import IMPORTANCES, Scores
 from permllm_offline.int8_values import round_layer
 from permllm_offline.layerwise import (
     PASSES,
@@ -197,8 +197,8 @@ def _decision(plan: Plan, index: int, step: Step) -> LayerDecision:
     return decision if index == example_layer(plan.layers) else without_masks(decision)
 
 
-Importances = Callable[[GroupLayout], Mapping[str, Tensor]]
-"""Gives linear -> float32 [out_features, in_features] for a group of the layer in memory."""
+Importances = Callable[[GroupLayout], Mapping[str, Scores]]
+"""Gives linear -> scores of its weights for a group of the layer in memory."""
 
 
 def _norms(squares: Mapping[str, Tensor], tokens: int) -> dict[str, Tensor]:
@@ -216,7 +216,7 @@ def _importances(
 ) -> Importances:
     score = IMPORTANCES[recipe.parsed_method().importance].score
 
-    def importances(layout: GroupLayout) -> Mapping[str, Tensor]:
+    def importances(layout: GroupLayout) -> Mapping[str, Scores]:
         norm = None if norms is None else norms[layout.group.name]
         return {
             linear: score(linear_of(layer, linear).weight.detach(), norm)
