@@ -28,7 +28,8 @@ class Flow:
     @classmethod
     def into(cls, streamed: StreamedModel, windows: Tensor, *, dense_only: bool = False) -> Flow:
         """Embed int64 [windows, sequence_length]."""
-        calls = record_calls(streamed.model, streamed.family, windows)
+        with streamed.embedding():
+            calls = record_calls(streamed.model, streamed.family, windows)
         return cls(calls.keywords, calls.states, calls.states, dense_only)
 
     @property
