@@ -272,8 +272,8 @@ def _tensors(
             yield name, tensor.to(prepared.dtype) if tensor.is_floating_point() else tensor
     pattern = recipe.parsed_pattern()
     scales: Sequence[Mapping[str, Tensor] | None] = pruned.scales or [None] * len(pruned.decisions)
-    for index, ((layer, decision), scale) in enumerate(zip(pruned.layers(), scales, strict=True)):
-        yield from bake_layer(family.layer_name(index), layer, decision, pattern, scale)
+    for index, ((weights, decision), scale) in enumerate(zip(pruned.layers(), scales, strict=True)):
+        yield from bake_layer(family.layer_name(index), weights, decision, pattern, scale)
 
 
 def _quantization(

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from permllm_offline.activations import collect
@@ -54,10 +54,10 @@ class PrunedModel:
     own_text: Tensor | None = None
     """Windows that the dense model wrote for its distillation: int64 [windows, sequence_length]."""
 
-    def layers(self) -> Iterator[tuple[nn.Module, LayerDecision]]:
-        """Each decoder layer in turn, with its decision."""
+    def layers(self) -> Iterator[tuple[Mapping[str, Tensor], LayerDecision]]:
+        """Weights of each decoder layer in turn, with its decision."""
         layers = decoder_layers(self.model, family_of(self.model.config).layers)
-        yield from zip(layers, self.decisions, strict=True)
+        yield from zip((layer.state_dict() for layer in layers), self.decisions, strict=True)
 
 
 def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) -> PrunedModel:

@@ -57,22 +57,17 @@ class PrunedLayers:
     float32 [out_features] when the values are int8.
     """
 
-    streamed: StreamedModel
     work: WorkFolder
     decisions: Sequence[LayerDecision]
     report: Report
     scales: Sequence[Mapping[str, Tensor]] | None = None
     own_text: None = None
 
-    def layers(self) -> Iterator[tuple[nn.Module, LayerDecision]]:
-        """Each decoder layer in turn with its decision, in memory until the next."""
+    def layers(self) -> Iterator[tuple[Mapping[str, Tensor], LayerDecision]]:
+        """Weights of each decoder layer in turn, each read when it is asked for; its decision."""
         for index, decision in enumerate(self.decisions):
-            with self.streamed.resident(index) as layer:
-                step = self.work.read(layer_step_name(index))
-                load_step(layer, step)
-                masked = decision_of([group.layout for group in decision], step)
-                del step  # a second copy of the layer
-                yield layer, masked
+            step = self.work.read(layer_step_name(index))
+            yield step.tensors, decision_of([group.layout for group in decision], step)
 
 
 def can_stream(recipe: Recipe) -> bool:
@@ -111,7 +106,7 @@ def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> Prun
         unpermuted=passed.unpermuted,
     )
     scales = [layer.scales for layer in passed.rounded] or None
-    return PrunedLayers(streamed, work, decisions, report, scales)
+    return PrunedLayers(work, decisions, report, scales)
 
 
 def _pass_layers(

@@ -65,7 +65,7 @@ class StreamedModel:
 
     @contextmanager
     def _outside(self, absent: nn.Module, present: nn.Module) -> Iterator[None]:
-        """Load all parameters outside but those of one module, where another does not share them."""
+        """Load all parameters outside but those of one module that another does not share."""
         shared = {id(parameter) for parameter in present.parameters()}
         left = {id(parameter) for parameter in absent.parameters()} - shared
         loaded = [
