@@ -27,8 +27,8 @@ LEARNED_BYTES = 4 + 1
 SCORED_BYTES = 4 * 4
 """For each weight of the linear that is masked, updated or baked: importance, ranks, copies."""
 
-CHUNK_BYTES = 24 * CHUNK_ELEMENTS
-"""While some rows of a linear are scored, compared and summed: float32, float64 and copies."""
+CHUNK_BYTES = 4 + 8 + 3 * 4
+"""For each weight of the rows that are scored, compared and summed at once: copies and ranks."""
 
 ASSIGNED_BYTES = 32
 """For each row and channel of a block whose channels are assigned: scores, copies, the best."""
@@ -106,7 +106,7 @@ def _streamed(
 
 def _layer_bytes(recipe: Recipe, prepared: Prepared, linears: Sequence[PlannedLinear]) -> int:
     """A decoder layer with its packed masks, and the most of what comes one after the other."""
-    item = prepared.dtype.itemsize
+    item, windows = prepared.dtype.itemsize, prepared.windows
     dense, masks = _dense_bytes(linears), sum(linear.weights for linear in linears) // 8
     copied = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].layer is not None
     return (
@@ -114,8 +114,9 @@ def _layer_bytes(recipe: Recipe, prepared: Prepared, linears: Sequence[PlannedLi
         + masks
         + max(
             max(linear.dense_bytes for linear in linears),  # read while the layer is there
-            CHUNK_BYTES + _assigned(recipe, linears),
-            _window_bytes(linears, recipe.sequence_length, item),
+            CHUNK_BYTES * min(CHUNK_ELEMENTS, max(linear.weights for linear in linears)),
+            _assigned(recipe, linears),
+            _window_bytes(linears, 0 if windows is None else recipe.sequence_length, item),
             dense if copied else 0,  # while masks are tried
             _updated(recipe, linears),
             _tuned(recipe, linears, item),
