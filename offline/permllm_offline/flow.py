@@ -31,7 +31,8 @@ class Flow:
     @classmethod
     def into(cls, streamed: StreamedModel, windows: Tensor, *, dense_only: bool = False) -> Flow:
         """Embed int64 [windows, sequence_length]."""
-        calls = record_calls(streamed.model, streamed.family, windows)
+        with streamed.embedding():
+            calls = record_calls(streamed.model, streamed.family, windows)
         return cls(calls.keywords, calls.states, calls.states, dense_only)
 
     @property
@@ -75,8 +76,8 @@ def load_states(step: Step, flows: Mapping[str, Flow]) -> None:
         prefix = f"{_STATES}{name}:"
         flow.load(
             {
-                key.removeprefix(prefix): tensor
-                for key, tensor in step.tensors.items()
+                key.removeprefix(prefix): step.tensors[key]
+                for key in step.tensors
                 if key.startswith(prefix)
             }
         )
@@ -84,5 +85,5 @@ def load_states(step: Step, flows: Mapping[str, Flow]) -> None:
 
 def without_states(step: Step) -> Step:
     """What ``with_states`` was given."""
-    own = {key: found for key, found in step.tensors.items() if not key.startswith(_STATES)}
+    own = {key: step.tensors[key] for key in step.tensors if not key.startswith(_STATES)}
     return Step(own, step.facts)

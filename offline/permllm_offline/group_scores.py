@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from permllm_offline.importance import Importance
+from permllm_offline.importance import Importance, Scores
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.modules import linear_of
 
@@ -16,8 +16,8 @@ def group_scores(
     layer: nn.Module,
     layout: GroupLayout,
     norms: Mapping[str, Tensor] | None,
-) -> dict[str, Tensor]:
-    """Score every weight of a group.
+) -> dict[str, Scores]:
+    """Scores of every weight of a group, computed where they are asked for.
 
     Args:
         importance: the entry of the table.
@@ -27,10 +27,15 @@ def group_scores(
             measured.
 
     Returns:
-        linear -> float32 [out_features, in_features].
+        linear -> scores [out_features, in_features].
     """
     norm = None if norms is None else norms[layout.group.name]
     return {
         linear: importance.score(linear_of(layer, linear).weight.detach(), norm)
         for linear in layout.group.linears
     }
+
+
+def computed(scores: Mapping[str, Scores]) -> dict[str, Tensor]:
+    """All scores of a group at once: linear -> float32 [out_features, in_features]."""
+    return {linear: found[:] for linear, found in scores.items()}

@@ -49,10 +49,10 @@ class PassedLayers:
     def of(cls, step: Step) -> PassedLayers:
         """Read what ``step`` gave."""
         scales: list[dict[str, Tensor]] = [{} for _ in step.facts["rounded"]]
-        for name, tensor in step.tensors.items():
+        for name in step.tensors:
             if name.startswith(_SCALE):
                 index, _, linear = name.removeprefix(_SCALE).partition(":")
-                scales[int(index)][linear] = tensor
+                scales[int(index)][linear] = step.tensors[name]
         found = cls(**step.facts)
         found.errors = [LayerError(*error) for error in step.facts["errors"]]
         found.rounded = [

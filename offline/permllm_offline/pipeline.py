@@ -268,12 +268,15 @@ def _tensors(
     baked = {linear.name for linear in prepared.plan.linears}
     for name in reader.names():
         if name.rpartition(".")[0] not in baked:
-            tensor = reader.tensor(name)
-            yield name, tensor.to(prepared.dtype) if tensor.is_floating_point() else tensor
+            yield name, _converted(reader.tensor(name), prepared.dtype)
     pattern = recipe.parsed_pattern()
     scales: Sequence[Mapping[str, Tensor] | None] = pruned.scales or [None] * len(pruned.decisions)
-    for index, ((layer, decision), scale) in enumerate(zip(pruned.layers(), scales, strict=True)):
-        yield from bake_layer(family.layer_name(index), layer, decision, pattern, scale)
+    for index, ((weights, decision), scale) in enumerate(zip(pruned.layers(), scales, strict=True)):
+        yield from bake_layer(family.layer_name(index), weights, decision, pattern, scale)
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _quantization(

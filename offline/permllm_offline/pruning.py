@@ -8,15 +8,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from permllm_offline.activations import collect
 from permllm_offline.bake import apply_masks
 from permllm_offline.calibrated import Calibrated, LearnedPermutations, LearningCurve
 from permllm_offline.decisions import GroupDecision, LayerDecision, decide
-from permllm_offline.group_scores import group_scores
-from permllm_offline.importance import IMPORTANCES
+from permllm_offline.group_scores import computed, group_scores
+from permllm_offline.importance import IMPORTANCES, Scores
 from permllm_offline.int8_values import RoundedLayer, round_layer
 from permllm_offline.kept_steps import kept_number, kept_statistics
 from permllm_offline.layerwise import LayerError, reconstruct_layers
@@ -55,10 +55,10 @@ class PrunedModel:
     own_text: Tensor | None = None
     """Windows that the dense model wrote for its distillation: int64 [windows, sequence_length]."""
 
-    def layers(self) -> Iterator[tuple[nn.Module, LayerDecision]]:
-        """Each decoder layer in turn, with its decision."""
+    def layers(self) -> Iterator[tuple[Mapping[str, Tensor], LayerDecision]]:
+        """Weights of each decoder layer in turn, with its decision."""
         layers = decoder_layers(self.model, family_of(self.model.config).layers)
-        yield from zip(layers, self.decisions, strict=True)
+        yield from zip((layer.state_dict() for layer in layers), self.decisions, strict=True)
 
 
 def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) -> PrunedModel:
@@ -146,7 +146,7 @@ def calibrate(
 
     def score(index: int, layout: GroupLayout) -> Mapping[str, Tensor]:
         norms = None if statistics is None else statistics.norms[index]
-        return group_scores(importance, layers[index], layout, norms)
+        return computed(group_scores(importance, layers[index], layout, norms))
 
     return Calibrated(
         model=model,
@@ -218,7 +218,7 @@ def _decide(
 def decide_group(
     kind: PermutationKind,
     layout: GroupLayout,
-    importances: Mapping[str, Tensor],
+    importances: Mapping[str, Scores],
     learned: Tensor | None,
     pattern: Pattern,
 ) -> GroupDecision:

@@ -21,7 +21,7 @@ from permllm_offline.calibrated import LearnedPermutations
 from permllm_offline.decisions import LayerDecision, without_masks
 from permllm_offline.flow import Flow
 from permllm_offline.group_scores import group_scores
-from permllm_offline.importance import IMPORTANCES
+from permllm_offline.importance import IMPORTANCES, Scores
 from permllm_offline.int8_values import round_layer
 from permllm_offline.layerwise import (
     PASSES,
@@ -62,22 +62,17 @@ class PrunedLayers:
     float32 [out_features] when the values are int8.
     """
 
-    streamed: StreamedModel
     work: WorkFolder
     decisions: Sequence[LayerDecision]
     report: Report
     scales: Sequence[Mapping[str, Tensor]] | None = None
     own_text: None = None
 
-    def layers(self) -> Iterator[tuple[nn.Module, LayerDecision]]:
-        """Each decoder layer in turn with its decision, in memory until the next."""
+    def layers(self) -> Iterator[tuple[Mapping[str, Tensor], LayerDecision]]:
+        """Weights of each decoder layer in turn, each read when it is asked for; its decision."""
         for index, decision in enumerate(self.decisions):
-            with self.streamed.resident(index) as layer:
-                step = self.work.read(layer_step_name(index))
-                load_step(layer, step)
-                masked = decision_of([group.layout for group in decision], step)
-                del step  # a second copy of the layer
-                yield layer, masked
+            step = self.work.read(layer_step_name(index))
+            yield step.tensors, decision_of([group.layout for group in decision], step)
 
 
 def can_stream(recipe: Recipe) -> bool:
@@ -122,7 +117,7 @@ def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> Prun
         reallocated_errors=start_errors,
     )
     scales = [layer.scales for layer in passed.rounded] or None
-    return PrunedLayers(streamed, work, decisions, report, scales)
+    return PrunedLayers(work, decisions, report, scales)
 
 
 def _pass_layers(
@@ -183,7 +178,7 @@ def _pass_layer(
     method, pattern = recipe.parsed_method(), recipe.parsed_pattern()
     importance, kind = IMPORTANCES[method.importance], PERMUTATIONS[method.permutation]
 
-    def importances(layout: GroupLayout) -> Mapping[str, Tensor]:
+    def importances(layout: GroupLayout) -> Mapping[str, Scores]:
         return group_scores(importance, layer, layout, norms)
 
     if index == example_layer(plan.layers):

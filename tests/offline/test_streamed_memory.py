@@ -26,7 +26,17 @@ SIZES = {
     "intermediate_size": 2048,
     "num_attention_heads": 12,
     "num_hidden_layers": 6,
+    "vocab_size": 8192,
 }
+LAYER = 4 * (4 * 768**2 + 3 * 768 * 2048)
+"""Bytes of a decoder layer in float32; embeddings and head take 25 MB each."""
+
+WINDOWS, LENGTH = 8, 32
+HIDDEN = 2 * WINDOWS * LENGTH * 768 * 4
+"""Bytes of hidden states before a decoder layer and after it."""
+
+WINDOW = 2 * (768 + 2 * 2048) * LENGTH * 4
+"""Bytes of what gate and up read and give for one window, and as much in between."""
 
 LEARNING = {"scope": "window", "window": 2, "steps": 2, "windows_per_step": 2, "windows_at_once": 2}
 
@@ -61,7 +71,9 @@ def record_peak(file: Path) -> None:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of some size."""
     directory = tmp_path_factory.mktemp("models") / "some"
-    tiny_model("llama", **SIZES).save_pretrained(directory)
+    whole = tiny_model("llama", num_key_value_heads=12, **SIZES)
+    assert LAYER <= sum(one.nbytes for one in whole.model.layers[0].parameters()) < 1.01 * LAYER
+    whole.save_pretrained(directory)
     save_tokenizer(directory)
     return directory
 
@@ -70,7 +82,7 @@ def measured(
     directory: Path, models: tuple[Path, Path], text: Path, options: dict[str, Any]
 ) -> Measured:
     """Prune a model, and before it a tiny one for what the program itself takes."""
-    entries = {"dataset": str(text), "num_samples": 8, "sequence_length": 32} | options
+    entries = {"dataset": str(text), "num_samples": WINDOWS, "sequence_length": LENGTH} | options
     (directory / "recipe.yaml").write_text(json.dumps(entries), encoding="utf-8")
     given = ["--recipe", str(directory / "recipe.yaml")]
     peaks = []
@@ -112,3 +124,5 @@ def test_the_peak_is_the_forecast(
     found = measured(tmp_path, (tiny_model_directory, model), text_file, options)
     assert 0.75 < found.taken / found.forecast < 1.2, found
     assert found.whole > 1.5 * found.forecast  # a model in memory would be seen
+    if options == {"method": "wanda+cp"}:
+        assert found.taken <= 2 * LAYER + HIDDEN + WINDOW, found

@@ -49,7 +49,9 @@ def calibrated_tiny(directory: Path, **learning: object) -> Calibrated:
 
     def score(layer: int, layout: GroupLayout) -> Mapping[str, Tensor]:
         prefix = plan.family.layer_name(layer)
-        return {n: magnitude(weights[f"{prefix}.{n}.weight"], None) for n in layout.group.linears}
+        return {
+            n: magnitude(weights[f"{prefix}.{n}.weight"], None)[:] for n in layout.group.linears
+        }
 
     windows = torch.randint(0, 64, (12, 24), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
