@@ -178,7 +178,7 @@ def learn_densely(prepared: Prepared, seed: int, steps: int, batch: int) -> Any:
             shared.append(matrix)
             for name in layout.group.linears:
                 linear = linear_of(layer, name)
-                score = wanda(linear.weight.detach(), norm)
+                score = wanda(linear.weight.detach(), norm)[:]
                 layer.set_submodule(name, DenseMaskedLinear(linear, score, PATTERN, matrix))
     state = partial(last_hidden_state, model, plan.family)
     _take_steps(shared, state, windows, found.hidden_states, seed, steps, batch)

@@ -39,7 +39,7 @@ def learn_with_int4(subject: Subject, group: int, *, sparse: bool) -> Permutatio
     def score(index: int, layout: GroupLayout) -> Mapping[str, Tensor]:
         norm = statistics.norms[index][layout.group.name]
         return {
-            name: wanda(linear_of(layers[index], name).weight.detach(), norm)
+            name: wanda(linear_of(layers[index], name).weight.detach(), norm)[:]
             for name in layout.group.linears
         }
 

@@ -1,4 +1,7 @@
-"""Which layers to learn: the most sensitive, the last, random or spread ones, all, or none."""
+"""Which layers to learn: the most sensitive, the last, random or spread ones, all, or none.
+
+All of them end to end, or a few at a time.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,9 @@ SHARE = 5
 """One in so many layers learns: six of thirty, as in the paper's partial PermLLM of 7B models."""
 
 DRAWS = 2
+
+WINDOWS = (1, 2, 5)
+"""Decoder layers that learn together, where not all do."""
 
 NEAR = 0.1
 """Choices whose seconds differ by less than this share cost the same."""
@@ -49,6 +55,10 @@ def measure(subject: Subject, cells: Cells) -> None:
         if steps != usual:
             key = {"layers": name, "steps": steps}
             cells.row(key, partial(_learned, subject, chosen, steps))
+    for layers in WINDOWS:
+        cells.row(
+            {"layers": f"all, {layers} at a time"}, partial(_learned_in_windows, subject, layers)
+        )
 
 
 def steps_within(budget: float, seconds: float, start: float, steps: int) -> int:
@@ -64,6 +74,13 @@ def steps_within(budget: float, seconds: float, start: float, steps: int) -> int
 def _learned(subject: Subject, chosen: str, steps: int) -> dict[str, Any]:
     learning = {"layers": chosen, "steps": steps}
     return subject.pruned(subject.recipe("permllm-wanda", learning=learning))
+
+
+def _learned_in_windows(subject: Subject, layers: int) -> dict[str, Any]:
+    """Without the losses, which are those of each window's own end."""
+    learning = {"scope": "window", "window": layers}
+    found = subject.pruned(subject.recipe("permllm-wanda", learning=learning))
+    return {name: found[name] for name in found if not name.startswith("loss")}
 
 
 def draw(rows: Sequence[Row], axes: Any) -> None:

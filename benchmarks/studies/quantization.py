@@ -82,7 +82,7 @@ class Rounding:
         return choose_mask(score, PATTERN, None, layout.block_size)[:, order.argsort()]
 
     def _score(self, index: int, layout: GroupLayout, weight: Tensor) -> Tensor:
-        return wanda(weight, self.subject.statistics.norms[index][layout.group.name])
+        return wanda(weight, self.subject.statistics.norms[index][layout.group.name])[:]
 
     def plain(self, index: int, layout: GroupLayout, weights: Weights) -> Tensor:
         """Channels where they are."""

@@ -84,7 +84,7 @@ class PrunedLayer:
             linears = [linear_of(layer, linear) for linear in layout.group.linears]
             norm = (self.seen[name].diagonal() / self.tokens).sqrt()
             scores = {
-                linear: wanda(linear_of(layer, linear).weight.data, norm)
+                linear: wanda(linear_of(layer, linear).weight.data, norm)[:]
                 for linear in layout.group.linears
             }
             order = self._order(kind, layout, linears, scores)

@@ -59,12 +59,25 @@ inline Vector widen(const bf16* values) {
   return reinterpret_cast<Vector>(__builtin_convertvector(four, Wide) << 16);
 }
 
+#if defined(__clang__)
+#define PERMLLM_SHUFFLE(Type, vector, ...) __builtin_shufflevector(vector, vector, __VA_ARGS__)
+#else  // GCC has the other one from 12 on
+#define PERMLLM_SHUFFLE(Type, vector, ...) __builtin_shuffle(vector, Type{__VA_ARGS__})
+#endif
+
+// A byte goes to the top of its lane, from where a shift brings it down with its sign. (Of a vector
+// of four bytes compilers make scalars.)
 inline Vector widen(const int8_t* values) {
-  typedef int8_t Narrow __attribute__((vector_size(4)));
+  typedef int8_t Bytes __attribute__((vector_size(16)));
+  typedef int16_t Pairs __attribute__((vector_size(16)));
   typedef int32_t Wide __attribute__((vector_size(16)));
-  Narrow four;
+  int32_t four;
   __builtin_memcpy(&four, values, sizeof(four));
-  return __builtin_convertvector(__builtin_convertvector(four, Wide), Vector);
+  const auto bytes = reinterpret_cast<Bytes>(Wide{four});
+  const auto twice = PERMLLM_SHUFFLE(Bytes, bytes, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  const auto pairs = reinterpret_cast<Pairs>(twice);
+  const auto lanes = reinterpret_cast<Wide>(PERMLLM_SHUFFLE(Pairs, pairs, 0, 0, 1, 1, 2, 2, 3, 3));
+  return __builtin_convertvector(lanes >> 24, Vector);
 }
 
 // The sums of one row. `add` takes x of eight inputs, which four of them a row keeps, and the

@@ -86,11 +86,13 @@ def collect(
             done = index + 1
             if keep is not None and done % interval == 0 and done < len(windows):
                 keep(PartialSums(done, sums, torch.cat(kept) if kept else None))
-    tokens = windows.numel()
-    norms = [
-        {name: (total / tokens).sqrt().cpu() for name, total in layer.items()} for layer in sums
-    ]
+    norms = [mean_norms(layer, windows.numel()) for layer in sums]
     return DenseStatistics(norms, torch.cat(kept) if kept else None)
+
+
+def mean_norms(squares: Mapping[str, Tensor], tokens: int) -> dict[str, Tensor]:
+    """Group -> float32 [in_features] as in ``DenseStatistics``, from squares summed over tokens."""
+    return {group: (total / tokens).sqrt().cpu() for group, total in squares.items()}
 
 
 @contextmanager

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from permllm_offline.decisions import GroupDecision, LayerDecision
+from permllm_offline.importance import row_chunks
 from permllm_offline.int8_values import round_to_int8
 from permllm_offline.model.modules import linear_of
 from permllm_vllm.checkpoint import schema
-from permllm_vllm.checkpoint.folding import fold_rows
-from permllm_vllm.checkpoint.packing import pack_mask, pack_values
+from permllm_vllm.checkpoint.packing import pack_mask, pack_values, unpack_mask
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import absolute, permute_columns
 
 
 def bake_layer(
     name: str,
-    layer: nn.Module,
+    weights: Mapping[str, Tensor],
     decision: LayerDecision,
     pattern: Pattern,
     scales: Mapping[str, Tensor] | None = None,
@@ -28,7 +28,8 @@ def bake_layer(
 
     Args:
         name: module name of the decoder layer.
-        layer: the decoder layer, weights in original order.
+        weights: ``<linear>.weight`` and ``.bias`` of the layer in original order, each asked for
+            when its linear is baked.
         decision: of each of its shared-input groups.
         pattern: N and M.
         scales: linear -> float32 [out_features] in original row order: write int8 values.
@@ -40,9 +41,8 @@ def bake_layer(
     folds = row_permutations(decision, sizes)
     for group in decision:
         for linear in group.masks:
-            module = linear_of(layer, linear)
             scale = None if scales is None else scales[linear]
-            tensors = _bake_linear(module, group, linear, folds.get(linear), pattern, scale)
+            tensors = _bake_linear(weights, group, linear, folds.get(linear), pattern, scale)
             for kind, tensor in tensors:
                 yield f"{name}.{linear}.{kind}", tensor
 
@@ -69,39 +69,46 @@ def row_permutations(
 
 
 def _bake_linear(
-    module: nn.Linear,
+    weights: Mapping[str, Tensor],
     group: GroupDecision,
     linear: str,
-    rows: tuple[Tensor, int] | None,
+    moved: tuple[Tensor, int] | None,
     pattern: Pattern,
     scale: Tensor | None,
 ) -> Iterator[tuple[str, Tensor]]:
-    weight: Tensor = module.weight.detach().cpu()
-    if scale is not None:
-        weight = round_to_int8(weight, scale)
-    bias: Tensor | None = module.bias
-    mask = group.mask(linear)
-    if rows is not None:
-        weight, mask = fold_rows(weight, *rows), fold_rows(mask, *rows)
+    weight = weights[f"{linear}.weight"].detach().cpu()
+    order = torch.arange(len(weight)) if moved is None else moved[0]
     permutation, block_size = group.permutation, group.layout.block_size
-    if permutation is not None:
-        weight = permute_columns(weight, permutation, block_size)
-        mask = permute_columns(mask, permutation, block_size)
-    yield schema.WEIGHT_PACKED, pack_values(weight.contiguous(), mask, pattern)
-    yield schema.WEIGHT_MASK, pack_mask(mask)
+    values, masks = [], []
+    for part in row_chunks(weight.shape):
+        rows = order[part]
+        some, mask = weight[rows], unpack_mask(group.masks[linear][rows])
+        if scale is not None:
+            some = round_to_int8(some, scale[rows])
+        if permutation is not None:
+            some = permute_columns(some, permutation, block_size)
+            mask = permute_columns(mask, permutation, block_size)
+        values.append(pack_values(some, mask, pattern))
+        masks.append(pack_mask(mask))
+    del weight  # what is yielded is written, or copied, while this waits
+    yield schema.WEIGHT_PACKED, torch.cat(values)
+    values.clear()
+    yield schema.WEIGHT_MASK, torch.cat(masks)
     if scale is not None:
-        yield schema.WEIGHT_SCALE, scale if rows is None else fold_rows(scale, *rows)
+        yield schema.WEIGHT_SCALE, scale[order]
     if permutation is not None:
         folded = group.layout.folded
         yield (schema.FOLDED_PERMUTATION if folded else schema.INPUT_PERMUTATION), permutation
+    bias = weights.get(f"{linear}.bias")
     if bias is not None:
-        bias = bias.detach().cpu()
-        yield schema.BIAS, bias if rows is None else fold_rows(bias, *rows)
+        yield schema.BIAS, bias.detach().cpu()[order]
 
 
 def apply_masks(layer: nn.Module, decision: LayerDecision) -> None:
     """Zero the pruned weights of a decoder layer in place: the dense twin of what is baked."""
     for group in decision:
         for linear in group.masks:
-            weight = linear_of(layer, linear).weight
-            weight.data.masked_fill_(~group.mask(linear).to(weight.device), 0)
+            weight = linear_of(layer, linear).weight.data
+            for rows in row_chunks(weight.shape):
+                mask = unpack_mask(group.masks[linear][rows]).to(weight.device)
+                weight[rows].masked_fill_(~mask, 0)

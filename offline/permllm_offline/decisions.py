@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from permllm_offline.errors import OfflineError
+from permllm_offline.importance import Scores, row_chunks
 from permllm_offline.mask import choose_mask
 from permllm_offline.model.layout import GroupLayout
 from permllm_vllm.checkpoint.packing import pack_mask, unpack_mask
@@ -45,11 +48,11 @@ def without_masks(decision: LayerDecision) -> LayerDecision:
 
 def decide(
     layout: GroupLayout,
-    importances: Mapping[str, Tensor],
+    importances: Mapping[str, Scores],
     permutation: Tensor | None,
     pattern: Pattern,
 ) -> GroupDecision:
-    """Turn importances and a permutation of one group into masks.
+    """Turn importances and a permutation of one group into masks, some rows at a time.
 
     Args:
         layout: of the group.
@@ -65,13 +68,40 @@ def decide(
         permutation = canonical(permutation, layout.block_size, pattern).cpu()
     masks, retained = {}, {}
     for linear, importance in importances.items():
-        if not importance.isfinite().all():
+        packed, sums = [], RetainedSums()
+        for rows in row_chunks(importance.shape):
+            part = importance[rows]
+            mask = choose_mask(part, pattern, permutation, layout.block_size)
+            packed.append(pack_mask(mask).cpu())
+            sums.add(part, mask)
+        masks[linear], retained[linear] = torch.cat(packed), sums.share
+        if not math.isfinite(retained[linear]):
             raise OfflineError(
                 f"the importance of {linear} is not finite: the model's weights or its activations "
                 "overflow. Try --dtype float32, and check the model with `permllm-offline eval`."
             )
-        mask = choose_mask(importance, pattern, permutation, layout.block_size)
-        total = importance.double().sum().clamp_min(1e-300)
-        retained[linear] = float(importance[mask].double().sum() / total)
-        masks[linear] = pack_mask(mask).cpu()
     return GroupDecision(layout, permutation, masks, retained)
+
+
+class RetainedSums:
+    """The share of the importance of a matrix that its mask keeps, from parts of its rows.
+
+    Each row is added up in float64 on its own, so that neither parts nor threads change a bit.
+    """
+
+    def __init__(self) -> None:
+        self._totals: list[Tensor] = []
+        self._kept: list[Tensor] = []
+
+    def add(self, importance: Tensor, mask: Tensor) -> None:
+        """Count further rows: floating [rows, in_features], bool [rows, in_features]."""
+        precise = importance.double()
+        self._totals.append(precise.sum(1))
+        self._kept.append(precise.masked_fill_(~mask, 0).sum(1))
+
+    @property
+    def share(self) -> float:
+        """Of all rows: 0..1, 0 where nothing is important, NaN where something is not finite."""
+        total = torch.cat(self._totals).sum()
+        share = torch.cat(self._kept).sum() / total.clamp_min(1e-300)
+        return float(share) if total.isfinite() else math.nan

@@ -9,7 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from permllm_offline.model.decoder_calls import record_calls, run_windows
+from permllm_offline.run.steps import Step
 from permllm_offline.streaming import StreamedModel
+
+_STATES = "states:"
 
 
 @dataclass
@@ -28,7 +31,8 @@ class Flow:
     @classmethod
     def into(cls, streamed: StreamedModel, windows: Tensor, *, dense_only: bool = False) -> Flow:
         """Embed int64 [windows, sequence_length]."""
-        calls = record_calls(streamed.model, streamed.family, windows)
+        with streamed.embedding():
+            calls = record_calls(streamed.model, streamed.family, windows)
         return cls(calls.keywords, calls.states, calls.states, dense_only)
 
     @property
@@ -54,3 +58,32 @@ class Flow:
         """Go on from states as ``states`` gives them."""
         self.dense = states["dense"]
         self.pruned = states.get("pruned", self.dense)
+
+
+def with_states(step: Step, flows: Mapping[str, Flow]) -> Step:
+    """A step that holds the states of some flows too, for ``load_states``."""
+    states = {
+        f"{_STATES}{name}:{kind}": tensor
+        for name, flow in flows.items()
+        for kind, tensor in flow.states().items()
+    }
+    return Step({**step.tensors, **states}, step.facts)
+
+
+def load_states(step: Step, flows: Mapping[str, Flow]) -> None:
+    """Let flows go on from the states that ``with_states`` gave a step of the same flows."""
+    for name, flow in flows.items():
+        prefix = f"{_STATES}{name}:"
+        flow.load(
+            {
+                key.removeprefix(prefix): step.tensors[key]
+                for key in step.tensors
+                if key.startswith(prefix)
+            }
+        )
+
+
+def without_states(step: Step) -> Step:
+    """What ``with_states`` was given."""
+    own = {key: step.tensors[key] for key in step.tensors if not key.startswith(_STATES)}
+    return Step(own, step.facts)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from permllm_offline.decisions import LayerDecision
+from permllm_offline.importance import row_chunks
 from permllm_offline.model.modules import linear_of
 
 LARGEST = 127
@@ -62,9 +63,13 @@ def round_to_int8(weight: Tensor, scale: Tensor) -> Tensor:
 
 def relative_error(weight: Tensor, channel_energy: Tensor, scale: Tensor) -> float:
     """Return the expected root-mean-square error of the output, relative to the output."""
-    weight, energy = weight.float(), channel_energy.float()
-    output = (weight.square() @ energy).sum()
-    return float((_row_error(weight, energy, scale).sum() / output.clamp_min(1e-30)).sqrt())
+    energy, outputs, errors = channel_energy.float(), [], []
+    for rows in row_chunks(weight.shape):
+        part = weight[rows].float()
+        outputs.append(part.square() @ energy)
+        errors.append(_row_error(part, energy, scale[rows]))
+    output, error = torch.cat(outputs).sum(), torch.cat(errors).sum()
+    return float((error / output.clamp_min(1e-30)).sqrt())
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,9 @@ def round_layer(
                 energy = energies[group.layout.group.name].to(weight.device)
             scale = choose_scale(weight.data, energy)
             errors[linear] = relative_error(weight.data, energy, scale)
-            weight.data.copy_(round_to_int8(weight.data, scale).float() * scale[:, None])
+            for rows in row_chunks(weight.shape):
+                own = scale[rows]
+                weight.data[rows] = round_to_int8(weight.data[rows], own).float() * own[:, None]
             scales[linear] = scale.cpu()
     return RoundedLayer(scales, errors)
 

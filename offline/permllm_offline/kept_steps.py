@@ -43,11 +43,7 @@ def _step(
     layers: Sequence[Mapping[str, Tensor]], hidden_states: Tensor | None, facts: Mapping[str, Any]
 ) -> Step:
     """A vector of each group of each layer, and hidden states, as a step that can be kept."""
-    tensors = {
-        f"{layer}.{group}": vector
-        for layer, vectors in enumerate(layers)
-        for group, vector in vectors.items()
-    }
+    tensors = named_by_layer(layers)
     if hidden_states is not None:
         tensors[_HIDDEN] = hidden_states
     return Step(tensors, {"layers": len(layers), **facts})
@@ -57,7 +53,7 @@ def _parts(step: Step) -> tuple[list[dict[str, Tensor]], Tensor | None]:
     """Undo ``_step``."""
     tensors = dict(step.tensors)
     hidden_states = tensors.pop(_HIDDEN, None)
-    return _by_layer(tensors, step.facts["layers"]), hidden_states
+    return by_layer(tensors, step.facts["layers"]), hidden_states
 
 
 def kept_number(work: Work, name: str, compute: Callable[[], float | None]) -> float | None:
@@ -66,7 +62,17 @@ def kept_number(work: Work, name: str, compute: Callable[[], float | None]) -> f
     return number
 
 
-def _by_layer(tensors: dict[str, Tensor], layers: int) -> list[dict[str, Tensor]]:
+def named_by_layer(layers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """A vector of each group of each decoder layer, under names for a file."""
+    return {
+        f"{layer}.{group}": vector
+        for layer, vectors in enumerate(layers)
+        for group, vector in vectors.items()
+    }
+
+
+def by_layer(tensors: Mapping[str, Tensor], layers: int) -> list[dict[str, Tensor]]:
+    """Undo ``named_by_layer`` for so many decoder layers."""
     found: list[dict[str, Tensor]] = [{} for _ in range(layers)]
     for key, tensor in tensors.items():
         layer, _, group = key.partition(".")

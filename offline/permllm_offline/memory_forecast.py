@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from permllm_offline.importance import CHUNK_ELEMENTS
 from permllm_offline.model.plan import Plan, PlannedLinear
 from permllm_offline.permutation.kinds import PERMUTATIONS
-from permllm_offline.permutation.learned_layers import largest_span
+from permllm_offline.permutation.learned_layers import largest_span, parse_layers, spans
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe import Recipe
 from permllm_offline.recomputation import activation_bytes, held_activation_bytes
@@ -23,8 +24,18 @@ TUNED_BYTES = 4 + 8 + 4
 LEARNED_BYTES = 4 + 1
 """For each weight whose mask is learned: its importance, and the mask of the forward pass."""
 
+MASK_GRADIENT_COPIES = 6
+"""Of the largest linear whose permutation is learned, in the model's dtype: the gradient of its
+mask, and what leads from there to that of the permutation."""
+
 SCORED_BYTES = 4 * 4
 """For each weight of the linear that is masked, updated or baked: importance, ranks, copies."""
+
+CHUNK_BYTES = 4 + 8 + 3 * 4
+"""For each weight of the rows that are scored, compared and summed at once: copies and ranks."""
+
+ASSIGNED_BYTES = 32
+"""For each row and channel of a block whose channels are assigned: scores, copies, the best."""
 
 SMALLEST_SHARD_BYTES = 500_000_000
 """Of the output: a model that is not larger stays one file."""
@@ -83,33 +94,122 @@ def peak_bytes(recipe: Recipe, prepared: Prepared) -> int:
 def _streamed(
     recipe: Recipe, prepared: Prepared, rest: int, states: int, shard: int
 ) -> MemoryForecast:
-    """A layer, and what it takes, or a copy while masks are tried or a finished one is read."""
+    """A layer with its masks and what it takes; embeddings, or the head, before it and after."""
     plan, item = prepared.plan, prepared.dtype.itemsize
-    dense = [_dense_bytes(linears) for linears in plan.linears_by_layer()]
-    at_work = _at_work(recipe, prepared)
-    layers = [one + max(one, more) for one, more in zip(dense, at_work, strict=True)]
-    # Before the layers come the tensors left dense: one is read while others wait in their file.
+    by_layer = plan.linears_by_layer()
+    dense = [_dense_bytes(linears) for linears in by_layer]
+    layers = [_layer_bytes(recipe, prepared, linears) for linears in by_layer]
+    layers = list(map(max, layers, _learned_in_spans(recipe, prepared, dense)))
     head = min(rest, _head_weights(prepared) * item)
-    writing = max(2 * max(dense) + shard, max(shard, head) + head)
-    sampling = sum(dense) if SELF in recipe.datasets else 0
-    return MemoryForecast(rest + states, layers, rest + max(writing if shard else 0, sampling))
+    tied = rest < 2 * head
+    at_the_ends = states + (rest if tied else rest - head) + _logit_bytes(prepared)
+    # Before the layers come the tensors left dense: one is read while others wait in their file.
+    writing = max(shard + max(map(_baked, by_layer)), max(shard, head) + head)
+    sampling = rest + sum(dense) if SELF in recipe.datasets else 0
+    return MemoryForecast(states, layers, max(at_the_ends, writing if shard else 0, sampling))
+
+
+def _layer_bytes(recipe: Recipe, prepared: Prepared, linears: Sequence[PlannedLinear]) -> int:
+    """A decoder layer with its packed masks, and the most of what comes one after the other."""
+    item, windows = prepared.dtype.itemsize, prepared.windows
+    dense, masks = _dense_bytes(linears), sum(linear.weights for linear in linears) // 8
+    copied = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].layer is not None
+    return (
+        dense
+        + masks
+        + max(
+            max(linear.dense_bytes for linear in linears),  # read while the layer is there
+            CHUNK_BYTES * min(CHUNK_ELEMENTS, max(linear.weights for linear in linears)),
+            _assigned(recipe, linears),
+            _window_bytes(linears, 0 if windows is None else recipe.sequence_length, item),
+            dense if copied else 0,  # while masks are tried
+            _updated(recipe, linears),
+            _tuned(recipe, linears, item),
+        )
+    )
+
+
+def _by_group(linears: Sequence[PlannedLinear]) -> list[list[PlannedLinear]]:
+    """The linears of a decoder layer that read the same tensor."""
+    groups: dict[str, list[PlannedLinear]] = {}
+    for linear in linears:
+        groups.setdefault(linear.layout.group.name, []).append(linear)
+    return list(groups.values())
+
+
+def _assigned(recipe: Recipe, linears: Sequence[PlannedLinear]) -> int:
+    """While the channels of a block are assigned to groups: what all its rows score."""
+    if not recipe.parsed_method().permutation.startswith("cp-"):
+        return 0
+    return max(
+        ASSIGNED_BYTES
+        * sum(linear.out_features for linear in group)
+        * int(group[0].layout.ties().bincount().max())
+        * group[0].layout.block_size
+        for group in _by_group(linears)
+    )
+
+
+def _window_bytes(linears: Sequence[PlannedLinear], tokens: int, item: int) -> int:
+    """Activations of a forward pass: a group's input and outputs, and as much in between."""
+    channels = max(
+        group[0].layout.in_features + sum(linear.out_features for linear in group)
+        for group in _by_group(linears)
+    )
+    return 2 * channels * tokens * item
+
+
+def _baked(linears: Sequence[PlannedLinear]) -> int:
+    """While a layer is baked: masks, a dense matrix, and its kept values."""
+    masks = sum(linear.weights for linear in linears) // 8
+    return masks + max(linear.dense_bytes * 3 // 2 for linear in linears)
+
+
+def _logit_bytes(prepared: Prepared) -> int:
+    """Of one held-out window: as the head gives them, in float32, and their logarithms."""
+    if prepared.windows is None or not len(prepared.windows.held_out):
+        return 0
+    vocabulary: int = prepared.source.config.get_text_config().vocab_size
+    tokens = prepared.windows.held_out.shape[1]
+    return tokens * vocabulary * (prepared.dtype.itemsize + 4 + 4)
+
+
+def _learned_in_spans(recipe: Recipe, prepared: Prepared, dense: Sequence[int]) -> list[int]:
+    """For each decoder layer, those that learn together with it and what that takes beside them."""
+    if not _learns(recipe):
+        return [0] * len(dense)
+    learned = parse_layers(recipe.learning.layers, len(dense)).layers
+    training = _learning_bytes(recipe, prepared)
+    return [
+        sum(dense[span.start : span.stop]) + training
+        for span in spans(recipe.learning, learned, len(dense))
+        for _ in span
+    ]
 
 
 def _training_bytes(recipe: Recipe, prepared: Prepared) -> int:
     """States and activations of a loop that runs the whole model."""
     plan, item, length = prepared.plan, prepared.dtype.itemsize, recipe.sequence_length
-    method = recipe.parsed_method()
-    weights, training = sum(linear.weights for linear in plan.linears), 0
-    if PERMUTATIONS[method.permutation].learn is not None:
-        share = largest_span(recipe.learning, len(plan.layers))
-        tokens = recipe.learning.windows_at_once * length
-        training = round(share * (LEARNED_BYTES + item) * weights)
-        training += held_activation_bytes(plan, tokens, item, share)
-    parts = method.reconstruction.split("+")
-    if "distillation" in parts:
-        tuned = _tuned_bytes(weights, item, count())
+    training = _learning_bytes(recipe, prepared) if _learns(recipe) else 0
+    if "distillation" in recipe.parsed_method().reconstruction.split("+"):
+        tuned = _tuned_bytes(sum(linear.weights for linear in plan.linears), item, count())
         return max(training, tuned + held_activation_bytes(plan, length, item))
     return training
+
+
+def _learns(recipe: Recipe) -> bool:
+    return PERMUTATIONS[recipe.parsed_method().permutation].learn is not None
+
+
+def _learning_bytes(recipe: Recipe, prepared: Prepared) -> int:
+    """What the decoder layers that learn together take beside their weights."""
+    plan, item = prepared.plan, prepared.dtype.itemsize
+    share = largest_span(recipe.learning, len(plan.layers))
+    weights = share * sum(linear.weights for linear in plan.linears)
+    tokens = recipe.learning.windows_at_once * recipe.sequence_length
+    gradient = MASK_GRADIENT_COPIES * item * max(linear.weights for linear in plan.linears)
+    held = round((LEARNED_BYTES + item) * weights)
+    return held + gradient + held_activation_bytes(plan, tokens, item, share)
 
 
 def _at_work(recipe: Recipe, prepared: Prepared) -> list[int]:
@@ -175,7 +275,7 @@ def passed_bytes(recipe: Recipe, prepared: Prepared) -> int:
     """
     held_out = 0 if prepared.windows is None else prepared.windows.held_out.numel()
     reconstruction = RECONSTRUCTIONS[recipe.parsed_method().reconstruction]
-    kinds = 1 if reconstruction.layer is None else 2
+    kinds = 2 if _learns(recipe) or reconstruction.layer is not None else 1
     return _hidden_bytes(prepared, kinds * read_tokens(recipe, prepared) + 2 * held_out)
 
 

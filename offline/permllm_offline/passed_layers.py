@@ -7,12 +7,12 @@ from dataclasses import asdict, astuple, dataclass, field
 
 from torch import Tensor
 
-from permllm_offline.flow import Flow
+from permllm_offline.flow import Flow, load_states, with_states
 from permllm_offline.int8_values import RoundedLayer
 from permllm_offline.layerwise import PASSES, LayerError, layer_step_name
 from permllm_offline.run.steps import Step, Work
 
-_SCALE, _STATES = "scale:", "states:"
+_SCALE = "scale:"
 
 
 @dataclass
@@ -49,10 +49,10 @@ class PassedLayers:
     def of(cls, step: Step) -> PassedLayers:
         """Read what ``step`` gave."""
         scales: list[dict[str, Tensor]] = [{} for _ in step.facts["rounded"]]
-        for name, tensor in step.tensors.items():
+        for name in step.tensors:
             if name.startswith(_SCALE):
                 index, _, linear = name.removeprefix(_SCALE).partition(":")
-                scales[int(index)][linear] = tensor
+                scales[int(index)][linear] = step.tensors[name]
         found = cls(**step.facts)
         found.errors = [LayerError(*error) for error in step.facts["errors"]]
         found.rounded = [
@@ -64,13 +64,7 @@ class PassedLayers:
 
 def keep_passed(work: Work, passed: PassedLayers, flows: Mapping[str, Flow]) -> None:
     """Keep results and hidden states until the next decoder layer is passed."""
-    states = {
-        f"{_STATES}{name}:{kind}": tensor
-        for name, flow in flows.items()
-        for kind, tensor in flow.states().items()
-    }
-    step = passed.step()
-    work.keep_interval(PASSES, Step({**step.tensors, **states}, step.facts))
+    work.keep_interval(PASSES, with_states(passed.step(), flows))
 
 
 def go_on(work: Work, flows: Mapping[str, Flow]) -> PassedLayers:
@@ -84,13 +78,5 @@ def go_on(work: Work, flows: Mapping[str, Flow]) -> PassedLayers:
     passed = PassedLayers.of(kept)
     if not all(work.finished(layer_step_name(index)) for index in range(passed.count)):
         return PassedLayers()
-    for name, flow in flows.items():
-        prefix = f"{_STATES}{name}:"
-        flow.load(
-            {
-                key.removeprefix(prefix): tensor
-                for key, tensor in kept.tensors.items()
-                if key.startswith(prefix)
-            }
-        )
+    load_states(kept, flows)
     return passed

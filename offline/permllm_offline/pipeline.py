@@ -131,7 +131,7 @@ def disk_bytes(recipe: Recipe, prepared: Prepared) -> int:
         needed += INTERVAL_FILES * passed_bytes(recipe, to_come)
     if reconstruction.model is not None:
         needed += INTERVAL_FILES * INTERVAL_BYTES * sum(linear.weights for linear in plan.linears)
-    if needs_hidden_states(recipe, len(plan.layers)):
+    if needs_hidden_states(recipe):
         windows = recipe.num_samples
         if reconstruction.model is not None:
             windows += recipe.distillation.self_windows
@@ -268,12 +268,15 @@ def _tensors(
     baked = {linear.name for linear in prepared.plan.linears}
     for name in reader.names():
         if name.rpartition(".")[0] not in baked:
-            tensor = reader.tensor(name)
-            yield name, tensor.to(prepared.dtype) if tensor.is_floating_point() else tensor
+            yield name, _converted(reader.tensor(name), prepared.dtype)
     pattern = recipe.parsed_pattern()
     scales: Sequence[Mapping[str, Tensor] | None] = pruned.scales or [None] * len(pruned.decisions)
-    for index, ((layer, decision), scale) in enumerate(zip(pruned.layers(), scales, strict=True)):
-        yield from bake_layer(family.layer_name(index), layer, decision, pattern, scale)
+    for index, ((weights, decision), scale) in enumerate(zip(pruned.layers(), scales, strict=True)):
+        yield from bake_layer(family.layer_name(index), weights, decision, pattern, scale)
+
+
+def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _quantization(

@@ -65,10 +65,14 @@ def forecast(recipe: Recipe, prepared: Prepared, speed: float | None = None) -> 
     sampling_speed = speed or measured_speed(prepared, plan.linears[0], PIECES_AT_ONCE)
     speed = speed or measured_speed(prepared, plan.linears[0])
     parts = recipe.parsed_method().reconstruction.split("+")
+    learns = PERMUTATIONS[recipe.parsed_method().permutation].learn is not None
+    learned_in_windows = learns and recipe.learning.scope == "window"
     seconds = []
     for linears in plan.linears_by_layer():
         passes = float(read + 2 * held_out)
         operations = 0.0
+        if learned_in_windows:  # densely once more, and pruned
+            passes += 2 * read
         if reconstruction.layer is not None:
             passes += updated
         if "obs" in parts or "sparsegpt" in parts:

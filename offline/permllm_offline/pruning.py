@@ -8,21 +8,22 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from permllm_offline.activations import collect
 from permllm_offline.bake import apply_masks
 from permllm_offline.calibrated import Calibrated, LearnedPermutations, LearningCurve
 from permllm_offline.decisions import GroupDecision, LayerDecision, decide
-from permllm_offline.importance import IMPORTANCES
+from permllm_offline.group_scores import computed, group_scores
+from permllm_offline.importance import IMPORTANCES, Scores
 from permllm_offline.int8_values import RoundedLayer, round_layer
 from permllm_offline.kept_steps import kept_number, kept_statistics
 from permllm_offline.layerwise import LayerError, reconstruct_layers
 from permllm_offline.model.families import family_of
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import load_model
-from permllm_offline.model.modules import decoder_layers, linear_of
+from permllm_offline.model.modules import decoder_layers
 from permllm_offline.output_errors import kept_outputs, output_errors, reallocated_errors
 from permllm_offline.permutation.kinds import PERMUTATIONS, PermutationKind
 from permllm_offline.permutation.learned_layers import reads_last_states
@@ -54,10 +55,10 @@ class PrunedModel:
     own_text: Tensor | None = None
     """Windows that the dense model wrote for its distillation: int64 [windows, sequence_length]."""
 
-    def layers(self) -> Iterator[tuple[nn.Module, LayerDecision]]:
-        """Each decoder layer in turn, with its decision."""
+    def layers(self) -> Iterator[tuple[Mapping[str, Tensor], LayerDecision]]:
+        """Weights of each decoder layer in turn, with its decision."""
         layers = decoder_layers(self.model, family_of(self.model.config).layers)
-        yield from zip(layers, self.decisions, strict=True)
+        yield from zip((layer.state_dict() for layer in layers), self.decisions, strict=True)
 
 
 def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) -> PrunedModel:
@@ -114,12 +115,12 @@ def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) ->
     return PrunedModel(model, decisions, report, [layer.scales for layer in rounded] or None, own)
 
 
-def needs_hidden_states(recipe: Recipe, layers: int) -> bool:
-    """Whether anything reads the last hidden states of a dense model of so many decoder layers."""
+def needs_hidden_states(recipe: Recipe) -> bool:
+    """Whether anything reads the last hidden states of the dense model."""
     method = recipe.parsed_method()
     learns = PERMUTATIONS[method.permutation].learn is not None
     return RECONSTRUCTIONS[method.reconstruction].needs_hidden_states or (
-        learns and reads_last_states(recipe.learning, layers)
+        learns and reads_last_states(recipe.learning)
     )
 
 
@@ -132,7 +133,7 @@ def calibrate(
     """
     method, plan = recipe.parsed_method(), prepared.plan
     importance = IMPORTANCES[method.importance]
-    hidden_states = needs_hidden_states(recipe, len(plan.layers))
+    hidden_states = needs_hidden_states(recipe)
     windows = None if prepared.windows is None else prepared.windows.calibration
     if windows is not None and own is not None:
         windows = _mixed(windows, own, recipe.seed)
@@ -143,12 +144,9 @@ def calibrate(
         statistics = kept_statistics(work, collect_once)
     layers = decoder_layers(model, plan.family.layers)
 
-    def score(layer: int, layout: GroupLayout) -> Mapping[str, Tensor]:
-        norm = None if statistics is None else statistics.norms[layer][layout.group.name]
-        return {
-            linear: importance.score(linear_of(layers[layer], linear).weight.detach(), norm)
-            for linear in layout.group.linears
-        }
+    def score(index: int, layout: GroupLayout) -> Mapping[str, Tensor]:
+        norms = None if statistics is None else statistics.norms[index]
+        return computed(group_scores(importance, layers[index], layout, norms))
 
     return Calibrated(
         model=model,
@@ -220,7 +218,7 @@ def _decide(
 def decide_group(
     kind: PermutationKind,
     layout: GroupLayout,
-    importances: Mapping[str, Tensor],
+    importances: Mapping[str, Scores],
     learned: Tensor | None,
     pattern: Pattern,
 ) -> GroupDecision:

@@ -1,12 +1,13 @@
 """Prune a model of which one decoder layer at a time is in memory.
 
-Serves every method that needs no gradient through the whole model. Each finished layer goes to the
-work folder, from where it is baked.
+Serves every method that needs no gradient through the whole model; of one that learns its
+permutations a few layers at a time, these are in memory while they learn. Each finished layer goes
+to the work folder, from where it is baked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from permllm_offline.activations import summed_squares
+from permllm_offline.activations import mean_norms, summed_squares
 from permllm_offline.bake import apply_masks
+from permllm_offline.calibrated import LearnedPermutations
 from permllm_offline.decisions import LayerDecision, without_masks
 from permllm_offline.flow import Flow
-from permllm_offline.importance import IMPORTANCES
+from permllm_offline.group_scores import group_scores
+from permllm_offline.importance import IMPORTANCES, Scores
 from permllm_offline.int8_values import round_layer
 from permllm_offline.layerwise import (
     PASSES,
@@ -31,11 +34,11 @@ from permllm_offline.layerwise import (
     relative_error,
 )
 from permllm_offline.model.layout import GroupLayout
-from permllm_offline.model.modules import linear_of
 from permllm_offline.model.plan import Plan
 from permllm_offline.output_errors import WINDOWS
 from permllm_offline.passed_layers import PassedLayers, go_on, keep_passed
 from permllm_offline.permutation.kinds import PERMUTATIONS
+from permllm_offline.permutation.learned_layers import reads_last_states
 from permllm_offline.preparation import Prepared
 from permllm_offline.pruning import decide_group
 from permllm_offline.recipe import Recipe
@@ -43,7 +46,9 @@ from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.reconstruction.layer_work import LayerWork
 from permllm_offline.report.mask_example import example_layer, unpermuted_corner
 from permllm_offline.report.report import Report
+from permllm_offline.run.processes import count as processes
 from permllm_offline.run.steps import Step, WorkFolder
+from permllm_offline.streamed_learning import learn_streamed
 from permllm_offline.streaming import StreamedModel
 
 _CALIBRATION, _HELD_OUT = "calibration", "held-out"
@@ -57,31 +62,27 @@ class PrunedLayers:
     float32 [out_features] when the values are int8.
     """
 
-    streamed: StreamedModel
     work: WorkFolder
     decisions: Sequence[LayerDecision]
     report: Report
     scales: Sequence[Mapping[str, Tensor]] | None = None
     own_text: None = None
 
-    def layers(self) -> Iterator[tuple[nn.Module, LayerDecision]]:
-        """Each decoder layer in turn with its decision, in memory until the next."""
+    def layers(self) -> Iterator[tuple[Mapping[str, Tensor], LayerDecision]]:
+        """Weights of each decoder layer in turn, each read when it is asked for; its decision."""
         for index, decision in enumerate(self.decisions):
-            with self.streamed.resident(index) as layer:
-                step = self.work.read(layer_step_name(index))
-                load_step(layer, step)
-                masked = decision_of([group.layout for group in decision], step)
-                del step  # a second copy of the layer
-                yield layer, masked
+            step = self.work.read(layer_step_name(index))
+            yield step.tensors, decision_of([group.layout for group in decision], step)
 
 
 def can_stream(recipe: Recipe) -> bool:
     """Whether a recipe never needs the whole model at once."""
     method = recipe.parsed_method()
-    return (
-        PERMUTATIONS[method.permutation].learn is None
-        and RECONSTRUCTIONS[method.reconstruction].model is None
-    )
+    if RECONSTRUCTIONS[method.reconstruction].model is not None:
+        return False
+    # Several processes share the windows of a step, which is worth it for a model in memory.
+    alone = not reads_last_states(recipe.learning) and processes() == 1
+    return PERMUTATIONS[method.permutation].learn is None or alone
 
 
 def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> PrunedLayers:
@@ -93,29 +94,38 @@ def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> Prun
     torch.manual_seed(recipe.seed)
     plan = prepared.plan
     streamed = StreamedModel(prepared.source, plan.family, prepared.dtype, prepared.device)
+    learned: LearnedPermutations | None = None
+    start_errors: list[float] = []
+    if PERMUTATIONS[recipe.parsed_method().permutation].learn is not None:
+        learned, start_errors = learn_streamed(recipe, prepared, work, streamed)
     if work.finished(PASSES):
         passed, decisions = PassedLayers(), _finished_decisions(plan, work, len(plan.layers))
     else:
-        passed, decisions = _pass_layers(recipe, prepared, work, streamed)
+        passed, decisions = _pass_layers(recipe, prepared, work, streamed, learned)
     passed = PassedLayers.of(work.step(PASSES, passed.step))
     report = Report.build(
         recipe,
         plan,
         decisions,
-        None,
+        learned,
         passed.dense_perplexity,
         passed.sparse_perplexity,
         passed.errors,
         int8_errors=[layer.errors for layer in passed.rounded],
         output_errors=passed.outputs,
         unpermuted=passed.unpermuted,
+        reallocated_errors=start_errors,
     )
     scales = [layer.scales for layer in passed.rounded] or None
-    return PrunedLayers(streamed, work, decisions, report, scales)
+    return PrunedLayers(work, decisions, report, scales)
 
 
 def _pass_layers(
-    recipe: Recipe, prepared: Prepared, work: WorkFolder, streamed: StreamedModel
+    recipe: Recipe,
+    prepared: Prepared,
+    work: WorkFolder,
+    streamed: StreamedModel,
+    learned: LearnedPermutations | None,
 ) -> tuple[PassedLayers, list[LayerDecision]]:
     """Prune the decoder layers and run the text through them, from the first that is not passed."""
     plan, windows = prepared.plan, prepared.windows
@@ -129,8 +139,10 @@ def _pass_layers(
     decisions = _finished_decisions(plan, work, passed.count)
     left = range(passed.count, count)
     for index in tqdm(left, desc="pruning", unit="layer", initial=passed.count, total=count):
+        permutations = {} if learned is None else learned.permutations[index]
         with streamed.resident(index) as layer:
-            decisions.append(_pass_layer(recipe, plan, work, index, layer, flows, passed))
+            decision = _pass_layer(recipe, plan, work, index, layer, permutations, flows, passed)
+        decisions.append(decision)
         passed.count = index + 1
         with work.measured(PASSES):
             keep_passed(work, passed, flows)
@@ -149,6 +161,7 @@ def _pass_layer(
     work: WorkFolder,
     index: int,
     layer: nn.Module,
+    permutations: Mapping[str, Tensor],
     flows: Mapping[str, Flow],
     passed: PassedLayers,
 ) -> LayerDecision:
@@ -161,12 +174,26 @@ def _pass_layer(
                 calibration.pass_dense(index, layer)
         if held_out is not None:
             held_out.pass_dense(index, layer)
-    norms = None if calibration is None else _norms(squares, calibration.tokens)
-    importances = _importances(recipe, layer, norms)
+    norms = None if calibration is None else mean_norms(squares, calibration.tokens)
+    method, pattern = recipe.parsed_method(), recipe.parsed_pattern()
+    importance, kind = IMPORTANCES[method.importance], PERMUTATIONS[method.permutation]
+
+    def importances(layout: GroupLayout) -> Mapping[str, Scores]:
+        return group_scores(importance, layer, layout, norms)
+
     if index == example_layer(plan.layers):
-        first, pattern = layouts[0], recipe.parsed_pattern()
-        passed.unpermuted = unpermuted_corner(first, importances(first), pattern)
-    prune_layer = partial(_prune_layer, recipe, index, layouts, layer, importances, calibration)
+        first = importances(layouts[0])
+        passed.unpermuted = unpermuted_corner(layouts[0], first, pattern)
+
+    def prune_layer() -> Step:
+        decision = [
+            decide_group(
+                kind, layout, importances(layout), permutations.get(layout.group.name), pattern
+            )
+            for layout in layouts
+        ]
+        return _pruned(recipe, index, layer, decision, calibration)
+
     step = work.step(layer_step_name(index), prune_layer)
     load_step(layer, step)
     with work.measured(PASSES):
@@ -197,49 +224,16 @@ def _decision(plan: Plan, index: int, step: Step) -> LayerDecision:
     return decision if index == example_layer(plan.layers) else without_masks(decision)
 
 
-Importances = Callable[[GroupLayout], Mapping[str, Tensor]]
-"""Gives linear -> float32 [out_features, in_features] for a group of the layer in memory."""
-
-
-def _norms(squares: Mapping[str, Tensor], tokens: int) -> dict[str, Tensor]:
-    """Group -> float32 [in_features] as in ``DenseStatistics``, from sums of squares."""
-    return {group: (total / tokens).sqrt().cpu() for group, total in squares.items()}
-
-
 def _energies(norms: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
     """Group -> mean square of each input channel, as in ``Calibrated``."""
     return None if norms is None else {group: norm.square() for group, norm in norms.items()}
 
 
-def _importances(
-    recipe: Recipe, layer: nn.Module, norms: Mapping[str, Tensor] | None
-) -> Importances:
-    score = IMPORTANCES[recipe.parsed_method().importance].score
-
-    def importances(layout: GroupLayout) -> Mapping[str, Tensor]:
-        norm = None if norms is None else norms[layout.group.name]
-        return {
-            linear: score(linear_of(layer, linear).weight.detach(), norm)
-            for linear in layout.group.linears
-        }
-
-    return importances
-
-
-def _prune_layer(
-    recipe: Recipe,
-    index: int,
-    layouts: Sequence[GroupLayout],
-    layer: nn.Module,
-    importances: Importances,
-    calibration: Flow | None,
+def _pruned(
+    recipe: Recipe, index: int, layer: nn.Module, decision: LayerDecision, calibration: Flow | None
 ) -> Step:
-    method, pattern = recipe.parsed_method(), recipe.parsed_pattern()
-    kind = PERMUTATIONS[method.permutation]
-    decision = [
-        decide_group(kind, layout, importances(layout), None, pattern) for layout in layouts
-    ]
-    reconstruct = RECONSTRUCTIONS[method.reconstruction].layer
+    """Prune a decoder layer in place as was decided, and reconstruct it where the method does."""
+    reconstruct = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].layer
     if reconstruct is None or calibration is None:
         apply_masks(layer, decision)
         return pruned_layer(layer, decision)
@@ -255,6 +249,7 @@ def reads_activations(recipe: Recipe) -> bool:
     method = recipe.parsed_method()
     return (
         IMPORTANCES[method.importance].needs_activations
+        or PERMUTATIONS[method.permutation].learn is not None
         or RECONSTRUCTIONS[method.reconstruction].needs_windows
         or recipe.values == "int8"
     )

@@ -1,8 +1,8 @@
-"""A model whose decoder layers lie in the checkpoint and come into memory one at a time."""
+"""A model whose weights lie in the checkpoint and come into memory when they are at work."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from permllm_offline.errors import OfflineError
 from permllm_offline.model.families import Family
 from permllm_offline.model.loading import Source, model_from
 from permllm_offline.model.modules import decoder_layers
@@ -18,7 +19,11 @@ from permllm_vllm.checkpoint.reader import CheckpointReader
 
 
 class StreamedModel:
-    """A causal language model whose decoder layers have no memory except inside ``resident``.
+    """A causal language model whose parameters have memory only inside a context.
+
+    Inside ``resident`` a decoder layer has its weights, inside ``embedding`` and ``head`` the model
+    has what comes before the decoder layers and after them. Buffers that follow from the
+    configuration (rotary frequencies, scales of embeddings) stay.
 
     Raises:
         OfflineError, CheckpointError: a checkpoint that cannot be loaded.
@@ -28,8 +33,9 @@ class StreamedModel:
         self, source: Source, family: Family, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.family, self.device = family, device
+        self._dtype = dtype
         self._reader = CheckpointReader(source.directory)
-        self.model = _with_empty_layers(source, self._reader, family, dtype, device)
+        self.model, self._stored = _without_weights(source, self._reader, family, dtype, device)
         self.model.requires_grad_(False)
         self.layers = decoder_layers(self.model, family.layers)
 
@@ -44,6 +50,36 @@ class StreamedModel:
             yield layer
         finally:
             layer.to("meta")
+
+    @contextmanager
+    def embedding(self) -> Iterator[None]:
+        """Load what is outside the decoder layers, without the head, while text is embedded."""
+        with self._outside(self.model.get_output_embeddings(), self.model.get_input_embeddings()):
+            yield
+
+    @contextmanager
+    def head(self) -> Iterator[None]:
+        """Load what is outside the decoder layers, without the embeddings: these give zeros."""
+        with self._outside(self.model.get_input_embeddings(), self.model.get_output_embeddings()):
+            yield
+
+    @contextmanager
+    def _outside(self, absent: nn.Module, present: nn.Module) -> Iterator[None]:
+        """Load all parameters outside but those of one module that another does not share."""
+        shared = {id(parameter) for parameter in present.parameters()}
+        left = {id(parameter) for parameter in absent.parameters()} - shared
+        loaded = [
+            (parameter, name)
+            for parameter, name in self._stored.values()
+            if id(parameter) not in left
+        ]
+        try:
+            for parameter, name in loaded:
+                parameter.data = self._reader.tensor(name).to(self._dtype).to(self.device)
+            yield
+        finally:
+            for parameter, _ in loaded:
+                parameter.data = _placeholder(parameter.shape, self._dtype, self.device)
 
     def perplexity(self, windows: Tensor, states: Tensor, description: str) -> float:
         """Perplexity from what the last decoder layer gave.
@@ -65,40 +101,62 @@ class StreamedModel:
             for layer in self.layers:
                 layer.forward = skip
             self.layers[-1].forward = answer
-            return perplexity(self.model, windows, description)
+            with self.head():
+                return perplexity(self.model, windows, description)
         finally:
             for layer in self.layers:
                 layer.__dict__.pop("forward", None)
 
 
-def _with_empty_layers(
+def _placeholder(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros of any shape in the memory of one."""
+    return torch.zeros((), dtype=dtype, device=device).expand(shape)
+
+
+def _without_weights(
     source: Source,
     reader: CheckpointReader,
     family: Family,
     dtype: torch.dtype,
     device: torch.device,
-) -> Any:
-    """Load everything but the decoder layers, which are on the meta device."""
+) -> tuple[Any, Mapping[str, tuple[nn.Parameter, str]]]:
+    """Build a model without the memory of its parameters.
+
+    Its decoder layers are on the meta device, the other parameters placeholders.
+
+    Returns:
+        The model, and parameters outside the decoder layers by name, each with that of its stored
+        tensor.
+    """
     from transformers import AutoModelForCausalLM
 
     config = deepcopy(source.config)
     config.num_hidden_layers = 0
-    model, _ = model_from(source, config, _outside(reader, family, dtype), dtype)
+    placeholders: dict[str, Tensor] = {}
+    for name in reader.names():
+        if not name.startswith(f"{family.layers}."):
+            shape = torch.Size(reader.header(name).shape)
+            placeholders[name] = _placeholder(shape, dtype, torch.device("cpu"))
+    model, _ = model_from(source, config, placeholders.items(), dtype)
+    # Transformers may call a parameter otherwise than its tensor: they are told by their memory.
+    names = {tensor.data_ptr(): name for name, tensor in placeholders.items()}
+    stored = {}
+    for name, parameter in model.named_parameters():
+        if parameter.data_ptr() not in names:
+            raise OfflineError(
+                f"{source.name!r} stores {name} in another form than it is loaded in, so it cannot "
+                "be read layer by layer. Load it with transformers, `save_pretrained` it, and "
+                "prune that."
+            )
+        stored[name] = (parameter, names[parameter.data_ptr()])
+        parameter.data = _placeholder(parameter.shape, dtype, device)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(
             deepcopy(source.config), dtype=dtype, trust_remote_code=False
         )
-    model.to(device).eval()
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
     model.config.num_hidden_layers = source.config.num_hidden_layers
-    model.set_submodule(family.layers, skeleton.get_submodule(family.layers).eval())
-    return model
-
-
-def _outside(
-    reader: CheckpointReader, family: Family, dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    """Read the tensors that belong to no decoder layer."""
-    for name in reader.names():
-        if not name.startswith(f"{family.layers}."):
-            tensor = reader.tensor(name)
-            yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
+    model.set_submodule(family.layers, skeleton.get_submodule(family.layers))
+    return model.eval(), stored

@@ -145,6 +145,7 @@ def _shards(
             shard, size = {}, 0
         shard[name] = _owned(tensor)
         size += tensor.nbytes
+        del tensor  # freed before the next one is made
     if shard:
         yield shard
 

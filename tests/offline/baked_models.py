@@ -68,7 +68,7 @@ def bake(
         for index, layer in enumerate(decoder_layers(model, family.layers)):
             scale = None if scales is None else scales[index]
             name = family.layer_name(index)
-            yield from bake_layer(name, layer, decisions[index], pattern, scale)
+            yield from bake_layer(name, layer.state_dict(), decisions[index], pattern, scale)
 
     config = QuantizationConfig(
         pattern=str(pattern),

@@ -1,8 +1,13 @@
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
+from permllm_offline import decisions, importance
 from permllm_offline.decisions import decide
 from permllm_offline.errors import OfflineError
+from permllm_offline.mask import choose_mask
 from permllm_offline.model.families import Heads, SharedInputGroup
 from permllm_offline.model.layout import GroupLayout
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -52,6 +57,29 @@ def test_an_importance_that_is_not_finite_is_refused(value: float) -> None:
     importance[1, 3] = value
     with pytest.raises(OfflineError, match="importance of a is not finite"):
         decide(LAYOUT, {"a": importance}, None, Pattern(2, 4))
+
+
+@pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(4, 8)], ids=str)
+def test_rows_are_decided_alike_in_any_parts(
+    pattern: Pattern, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = torch.rand(50, 32, generator=torch.Generator().manual_seed(0))
+    permutation = torch.randperm(32, generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    expected = choose_mask(scores, pattern, canonical(permutation, 32, pattern), 32)
+    seen: list[int] = []
+
+    def watched(part: Tensor, *arguments: Any) -> Tensor:
+        seen.append(len(part))
+        return choose_mask(part, *arguments)
+
+    monkeypatch.setattr(decisions, "choose_mask", watched)
+    found = []
+    for elements in (32, 7 * 32, 50 * 32):
+        monkeypatch.setattr(importance, "CHUNK_ELEMENTS", elements)
+        found.append(decide(LAYOUT, {"a": scores}, permutation, pattern))
+        assert torch.equal(found[-1].mask("a"), expected)
+    assert seen == [1] * 50 + [7] * 7 + [1] + [50]
+    assert found[0].retained == found[1].retained == found[2].retained
 
 
 def test_a_layer_of_zeros_is_pruned_too() -> None:

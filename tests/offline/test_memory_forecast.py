@@ -17,6 +17,9 @@ Expect = Callable[..., MemoryForecast]
 LARGEST = 128 * 192
 """Weights of the largest linear; the other sizes of its layer are in WEIGHTS."""
 
+MASKED = 4 * WEIGHTS + WEIGHTS // 8
+"""Bytes of a decoder layer in float32, and of its packed masks."""
+
 
 @pytest.fixture
 def expect(tiny_model_directory: Path, text_file: Path) -> Expect:
@@ -32,13 +35,38 @@ def test_the_peak_is_that_of_the_largest_layer_or_what_is_outside() -> None:
     assert MemoryForecast(5, [1, 4, 2], 10).peak_bytes == 10
 
 
-def test_a_streamed_layer_and_its_copy(expect: Expect) -> None:
-    assert expect(method="wanda").layers == [2 * 4 * WEIGHTS] * 2
+def test_a_streamed_layer_its_masks_and_some_of_its_rows(expect: Expect) -> None:
+    # All rows of these small linears are scored at once.
+    assert expect(method="wanda").layers == [MASKED + 24 * LARGEST] * 2
+    assert expect(method="wanda").layers == expect(method="magnitude", values="int8").layers
+
+
+def test_channels_are_assigned_over_all_rows_of_a_block(expect: Expect) -> None:
+    # Gate and up have 384 rows, o 128 in the one block of each of two query heads.
+    assert expect(method="wanda+cp-lsa").layers == [MASKED + 32 * 384 * 64] * 2
+
+
+def test_masks_that_are_tried_take_a_copy(expect: Expect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_forecast, "SCORED_BYTES", 0)
+    assert expect(method="sparsegpt").layers == [MASKED + max(4 * WEIGHTS, 16 * 192**2)] * 2
+
+
+def test_one_end_of_the_model_is_there_at_a_time(
+    expect: Expect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_forecast, "_baked", lambda linears: 0)
+    monkeypatch.setattr(memory_forecast, "shard_bytes", lambda plan: 1)
+    # Head and logits of a window are more than embeddings and their copy in the output.
+    held_out = {"method": "magnitude", "evaluation_windows": 3, "sequence_length": 120}
+    found = expect(**held_out)
+    ends, norms, logits = 4 * 64 * 128, 4 * 5 * 128, 120 * 64 * (4 + 4 + 4)
+    assert found.common == 3 * 3 * 120 * 128 * 4  # dense and pruned, and those after a layer
+    assert found.outside == found.common + ends + norms + logits
 
 
 def test_an_update_takes_a_moment_its_factor_and_copies(expect: Expect) -> None:
     # The widest input has 192 channels.
-    assert expect(method="sparsegpt").layers == [4 * WEIGHTS + 8 * 192**2 + 16 * LARGEST] * 2
+    assert expect(method="sparsegpt").layers == [MASKED + 8 * 192**2 + 16 * LARGEST] * 2
 
 
 def test_tuning_a_layer_takes_its_states_and_activations(expect: Expect) -> None:
@@ -46,7 +74,7 @@ def test_tuning_a_layer_takes_its_states_and_activations(expect: Expect) -> None
     # A float32 copy, Adam's two states, a gradient, one of the weight, a snapshot and a mask.
     channels = 6 * 128 + 192 + (128 + 64 + 64 + 128 + 192 + 192 + 128)
     states = 25 * WEIGHTS + 2 * channels * 20 * 4
-    assert tuned == 4 * WEIGHTS + states
+    assert tuned == MASKED + states
 
 
 def test_what_is_not_streamed_holds_the_whole_model(expect: Expect) -> None:
@@ -54,8 +82,23 @@ def test_what_is_not_streamed_holds_the_whole_model(expect: Expect) -> None:
     assert streamed.peak_bytes < learned.peak_bytes
     assert learned.layers == [16 * LARGEST] * 2
     assert learned.common - streamed.common == (
-        2 * 4 * WEIGHTS + 2 * WEIGHTS // 8 + 10 * 20 * 128 * 4
+        2 * MASKED + 4 * (2 * 64 * 128 + 5 * 128) + 10 * 20 * 128 * 4
     )
+
+
+def test_layers_that_learn_together_are_in_memory_together(expect: Expect) -> None:
+    def learning(window: int) -> MemoryForecast:
+        return expect(method="permllm-wanda", learning={"scope": "window", "window": window})
+
+    one, two = learning(1), learning(2)
+    # Weights; importance, a mask in bytes and the masked weights; activations of a step's windows.
+    channels = 6 * 128 + 192 + (128 + 64 + 64 + 128 + 192 + 192 + 128)
+    tokens = 20 * make_recipe({"model": "m"}).learning.windows_at_once
+    layer, gradient = (4 + 5 + 4) * WEIGHTS + 2 * channels * tokens * 4, 6 * 4 * LARGEST
+    assert one.layers == [layer + gradient] * 2
+    assert two.layers == [2 * layer + gradient] * 2
+    assert two.common == one.common
+    assert one.common - expect(method="wanda").common == 200 * 128 * 4
 
 
 @pytest.mark.parametrize(("method", "states"), [("wanda", 2), ("sparsegpt", 3)])

@@ -4,7 +4,8 @@ import errno
 import json
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ from permllm_offline.errors import OfflineError
 from permllm_offline.permutation import span_learning
 from permllm_offline.reconstruction import distillation
 from permllm_offline.run.steps import Step, WorkFolder
+from permllm_offline.streaming import StreamedModel
 from permllm_offline.text import sampled_text
 from tests.robustness.children import child
 from tests.robustness.stages import stop_at
@@ -38,6 +40,7 @@ METHODS = {
     "in memory": ("--method", "permllm-wanda", "--reconstruction", "sparsegpt"),
     "layer by layer": ("--method", "sparsegpt", "--values", "int8"),
     "in windows": ("--method", "permllm-wanda", "--learn-scope", "window", "--learn-window", "1"),
+    "most sensitive": ("--method", "permllm-wanda", "--learn-layers", "auto:1"),
     "best": ("--method", "permllm-best"),
 }
 
@@ -100,9 +103,15 @@ KILLED_AT = [
     ("layer by layer", "a finished step is written:3", 3),
     ("layer by layer", "a finished step gets its name:4", 3),
     ("layer by layer", "a shard is written", 3),
-    # Each layer learns on its own.
-    ("in windows", "learning takes a step:3", 4),
-    ("in windows", "learning takes a step:7", 5),
+    # Each layer learns on its own: two intervals, what was learned, hidden states behind it.
+    ("in windows", "learning takes a step:3", 1),
+    ("in windows", "a finished step gets its name:3", 1),
+    ("in windows", "learning takes a step:7", 3),
+    ("in windows", "a finished step gets its name:8", 3),
+    ("in windows", "a finished step is written:9", 3),
+    ("in windows", "a shard is written", 6),
+    # Perplexity and outputs of the dense model, statistics; what was measured of the first layer.
+    ("most sensitive", "a finished step is written:4", 4),
     # Then two intervals of the distillation.
     ("best", "distillation takes a step:1", 4),
     ("best", "a finished step gets its name:4", 4),
@@ -164,36 +173,48 @@ def test_steps_before_the_last_interval_are_not_taken_again(
 
 
 @pytest.mark.parametrize(
-    ("stage", "passes"),
+    ("method", "stage", "passes"),
     [
         # Calibration and held-out text, dense and pruned, through the second layer alone.
-        ("a finished step is written:2", 4),
-        ("a shard is written", 0),
+        ("layer by layer", "a finished step is written:2", [1, 1, 1, 1]),
+        ("layer by layer", "a shard is written", []),
+        # Dense through the second layer, which learns; then one layer after the other is pruned.
+        ("in windows", "learning takes a step:7", [1, 1, 0, 0, 0, 1, 1, 1]),
+        ("in windows", "a shard is written", []),
     ],
 )
 def test_text_does_not_pass_finished_layers_again(
+    method: str,
     stage: str,
-    passes: int,
+    passes: list[int],
     arguments: Arguments,
     whole: Callable[[str], Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output = tmp_path / "sparse"
-    line = arguments("layer by layer", output)
+    line = arguments(method, output)
     assert child(line, partial(stop_at, stage, signal.SIGKILL)).status == -signal.SIGKILL
-    original, passed = flow.run_windows, []
+    resident, run_windows = StreamedModel.resident, flow.run_windows
+    numbers: dict[torch.nn.Module, int] = {}
+    passed = []
+
+    @contextmanager
+    def numbering(self: StreamedModel, index: int) -> Iterator[torch.nn.Module]:
+        with resident(self, index) as layer:
+            numbers[layer] = index
+            yield layer
 
     def counting(layer: torch.nn.Module, *more: Any) -> torch.Tensor:
-        passed.append(layer)
-        return original(layer, *more)
+        passed.append(numbers[layer])
+        return run_windows(layer, *more)
 
+    monkeypatch.setattr(StreamedModel, "resident", numbering)
     monkeypatch.setattr(flow, "run_windows", counting)
     assert main([*line, "--resume"]) == 0
-    assert len(passed) == passes
-    assert len(set(passed)) == bool(passes)
+    assert passed == passes
     for file in FILES:
-        assert (whole("layer by layer") / file).read_bytes() == (output / file).read_bytes(), file
+        assert (whole(method) / file).read_bytes() == (output / file).read_bytes(), file
 
 
 def test_text_of_the_model_goes_on_from_the_last_batch(

@@ -19,6 +19,7 @@ from permllm_offline.streaming import StreamedModel
 from tests.offline.tiny_models import save_tokenizer, tiny_model
 
 FILES = ("model.safetensors", "config.json", "recipe.yaml", "report.json")
+WINDOWS = ("--steps=6", "--learning-rate=0.3", "--validation-interval=3", "--learn-scope=window")
 
 
 def prune(model: Path, output: Path, text: Path, *options: str) -> None:
@@ -50,8 +51,11 @@ def assert_equal_ways(
         ("--method", "wanda+cp", "--reconstruction", "obs+blockwise"),
         ("--method", "magnitude", "--values", "int8", "--dtype", "bfloat16"),
         ("--method", "wanda+cp", "--reconstruction", "obs", "--values", "int8"),
+        ("--method", "permllm-ria", *WINDOWS, "--learn-window=1", "--learn-layers=0"),
+        ("--method", "permllm-wanda", *WINDOWS, "--learn-window=1", "--values=int8"),
+        ("--method", "permllm-wanda", *WINDOWS, "--learn-window=2", "--reconstruction=obs"),
     ],
-    ids=lambda options: "-".join(options[1::2]),
+    ids=lambda options: "-".join(word.partition("=")[2] or word for word in options[1:]),
 )
 def test_methods(
     options: tuple[str, ...],
@@ -107,18 +111,53 @@ def test_no_two_layers_are_in_memory(
     monkeypatch.setattr(StreamedModel, "resident", resident)
     options = ("--method", method, "--values", values)
     prune(tiny_model_directory, tmp_path / "sparse", text_file, *options)
-    assert seen == [0, 1, 0, 1]
+    assert seen == [0, 1]
     with_masks = [all(group.masks for group in layer) for layer in pruned[0].decisions]
     assert with_masks == [False, True]  # the report shows the one in the middle
     assert len(load_file(tmp_path / "sparse" / "model.safetensors")) > 0
 
 
+@pytest.mark.parametrize(("window", "together"), [("1", 1), ("2", 2)])
+def test_layers_that_learn_together_are_in_memory_together(
+    window: str,
+    together: int,
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original, seen = StreamedModel.resident, []
+
+    @contextmanager
+    def resident(self: StreamedModel, index: int) -> Iterator[torch.nn.Module]:
+        with original(self, index) as layer:
+            seen.append(sum(not next(layer.parameters()).is_meta for layer in self.layers))
+            yield layer
+
+    monkeypatch.setattr(StreamedModel, "resident", resident)
+    options = ("--method", "permllm-wanda", *WINDOWS, f"--learn-window={window}")
+    prune(tiny_model_directory, tmp_path / "sparse", text_file, *options)
+    # While learning; then to prune each layer.
+    assert seen == [1, together, 1, 1]
+
+
+IN_WINDOWS = {"scope": "window"}
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [({"method": "ria+cp"}, True), ({"method": "permllm-ria"}, False), ({"values": "int8"}, True)],
+    [
+        ({"method": "ria+cp"}, True),
+        ({"values": "int8"}, True),
+        ({"method": "permllm-ria"}, False),
+        ({"method": "permllm-ria", "learning": IN_WINDOWS}, True),
+        # What chooses the layers runs the whole model.
+        ({"method": "permllm-ria", "learning": IN_WINDOWS | {"layers": "auto:1"}}, False),
+        ({"method": "permllm-best", "learning": IN_WINDOWS}, False),
+    ],
 )
 def test_what_needs_the_whole_model_is_not_streamed(
-    options: dict[str, str], expected: bool, tiny_model_directory: Path
+    options: dict[str, Any], expected: bool, tiny_model_directory: Path
 ) -> None:
     model = open_source(str(tiny_model_directory)).name
     assert can_stream(make_recipe({"model": model, "method": "wanda"} | options)) is expected

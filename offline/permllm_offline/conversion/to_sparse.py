@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from permllm_offline.bake import bake_layer
@@ -21,7 +21,6 @@ from permllm_offline.conversion.report import (
     ConversionReport,
     ConvertedLinear,
 )
-from permllm_offline.conversion.sources import WeightSource
 from permllm_offline.decisions import decide
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.families import family_of, heads_of
@@ -176,26 +175,7 @@ def _tensors(judged: Judged) -> Iterator[tuple[str, Tensor]]:
             for verdict in verdicts
             if verdict.holds
         ]
-        layer = _module_of(source, prefix, sparse)
-        yield from bake_layer(prefix.removesuffix("."), layer, decision, judged.pattern)
-
-
-def _module_of(source: WeightSource, prefix: str, linears: Iterable[str]) -> nn.Module:
-    """Build a decoder layer of nothing but these linears."""
-    layer, names = nn.Module(), set(source.names())
-    for linear in linears:
-        weight = source.tensor(f"{prefix}{linear}.weight")
-        has_bias = f"{prefix}{linear}.bias" in names
-        module = nn.Linear(weight.shape[1], weight.shape[0], bias=has_bias, device="meta")
-        module.weight = nn.Parameter(weight, requires_grad=False)
-        if has_bias:
-            bias = source.tensor(f"{prefix}{linear}.bias")
-            module.bias = nn.Parameter(bias, requires_grad=False)
-        parent = layer
-        *path, leaf = linear.split(".")
-        for part in path:
-            if not hasattr(parent, part):
-                parent.add_module(part, nn.Module())
-            parent = parent.get_submodule(part)
-        parent.add_module(leaf, module)
-    return layer
+        weights = {
+            name.removeprefix(prefix): source.tensor(name) for name in names if name in replaced
+        }
+        yield from bake_layer(prefix.removesuffix("."), weights, decision, judged.pattern)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from permllm_offline.importance import Scores, column_sums
 from permllm_offline.model.layout import GroupLayout
 from permllm_vllm.checkpoint.pattern import Pattern
 
@@ -35,7 +36,7 @@ def allocate_channels(channel_importance: Tensor, pattern: Pattern) -> Tensor:
 
 
 def allocate_group(
-    layout: GroupLayout, importances: Mapping[str, Tensor], pattern: Pattern
+    layout: GroupLayout, importances: Mapping[str, Scores], pattern: Pattern
 ) -> Tensor:
     """Allocate the channels of a shared-input group by the importance summed over its linears.
 
@@ -47,7 +48,7 @@ def allocate_group(
     Returns:
         int64 [independent permutations, block_size] on the CPU: position -> channel.
     """
-    channels = torch.stack([importance.sum(0) for importance in importances.values()]).sum(0)
+    channels = torch.stack([column_sums(importance) for importance in importances.values()]).sum(0)
     blocks = block_importance(channels.cpu(), layout.ties(), layout.block_size)
     return allocate_channels(blocks, pattern)
 

@@ -17,6 +17,10 @@ from permllm_offline.model.decoder_calls import run_windows
 from permllm_offline.model.modules import decoder_layers
 from permllm_offline.permutation.learned_span import cosine_distance, learned_span
 from permllm_offline.recipe import LearningRecipe
+from permllm_offline.run.steps import Step
+
+SENSITIVITIES = "sensitivities"
+"""Name under which the sensitivities of decoder layers are kept."""
 
 _COUNTED = re.compile(r"(last|auto|spread):(\d+)")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
@@ -90,17 +94,13 @@ def spans(constants: LearningRecipe, learned: Collection[int], count: int) -> li
     return [span for span in (range(first), range(first, count)) if span]
 
 
-def reads_last_states(constants: LearningRecipe, count: int) -> bool:
+def reads_last_states(constants: LearningRecipe) -> bool:
     """Whether learning reads the dense model's last hidden states.
 
     It does end to end, and where sensitivities choose the layers; a window has targets of its own.
-
-    Args:
-        constants: of the recipe.
-        count: decoder layers of the model.
     """
-    chosen_by_loss = parse_layers(constants.layers, count).most_sensitive is not None
-    return constants.scope == "model" or chosen_by_loss
+    counted = _COUNTED.fullmatch(constants.layers)
+    return constants.scope == "model" or (counted is not None and counted[1] == "auto")
 
 
 def trained_share(constants: LearningRecipe, count: int) -> float:
@@ -125,7 +125,8 @@ def sensitivities(
 ) -> list[float]:
     """Measure, for each decoder layer, the loss of a dense model in which it alone is pruned.
 
-    Pruned by the heuristic reallocation; the loss is that of learning, Eq. 10.
+    Pruned by the heuristic reallocation; the loss is that of learning, Eq. 10. What is measured of
+    each layer is kept, and a run that was cut off goes on behind the last one.
 
     Args:
         calibrated: the dense model and its scores.
@@ -133,15 +134,19 @@ def sensitivities(
         states: [windows, sequence_length, hidden], what enters the first decoder layer.
         targets: [windows, sequence_length, hidden], what leaves the last one.
     """
-    layers = decoder_layers(calibrated.model, calibrated.plan.family.layers)
-    found = []
-    for index, layer in enumerate(tqdm(layers, desc="sensitivity", unit="layer")):
+    layers, work = decoder_layers(calibrated.model, calibrated.plan.family.layers), calibrated.work
+    kept, found = work.alone.interval(SENSITIVITIES), []
+    if kept is not None:
+        states, found = kept.tensors["states"], list(kept.facts["values"])
+    left = range(len(found), len(layers))
+    for index in tqdm(left, "sensitivity", unit="layer", initial=left.start, total=left.stop):
         with learned_span(calibrated, range(index, index + 1), (), keywords) as span:
             pruned = span.run(span.initial, states)
         for later in range(index + 1, len(layers)):
             pruned = run_windows(layers[later], pruned, keywords[later])
         found.append(float(cosine_distance(pruned, targets)))
-        states = run_windows(layer, states, keywords[index])
+        states = run_windows(layers[index], states, keywords[index])
+        work.alone.keep_interval(SENSITIVITIES, Step({"states": states}, {"values": found}))
     return found
 
 

@@ -59,9 +59,9 @@ class LearnedSpan:
         stand_in: StandIn = PermutedMaskedLinear,
     ) -> None:
         self._stand_in = stand_in
-        self.device = calibrated.model.device
         layers = decoder_layers(calibrated.model, calibrated.plan.family.layers)
         self.layers = [layers[index] for index in span]
+        self.device = next(self.layers[0].parameters()).device
         self._keywords = [keywords[index] for index in span]
         self._block_size = calibrated.recipe.block_size
         self._pattern = calibrated.recipe.parsed_pattern()

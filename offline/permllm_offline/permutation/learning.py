@@ -17,6 +17,7 @@ from permllm_offline.calibrated import Calibrated, LearnedPermutations, Learning
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.modules import decoder_layers
 from permllm_offline.permutation.learned_layers import (
+    SENSITIVITIES,
     most_sensitive,
     parse_layers,
     sensitivities,
@@ -65,8 +66,8 @@ def learn_permutations(calibrated: Calibrated) -> LearnedPermutations:
         with learned_span(calibrated, span, chosen, calls.keywords) as learned:
             order = learned.initial
             if learns:
-                order, more = _learned(calibrated, learned, span, pruned, targets)
-                curve += _numbered(more, curve, span)
+                order, more = learned_once(calibrated, learned, span, pruned, targets)
+                curve += numbered(more, curve, span)
             permutations += learned.permutations(order)
             if span.stop <= max(chosen):
                 pruned = learned.run(order, pruned)
@@ -86,15 +87,15 @@ def _choose(
     assert hidden_states is not None
     few = slice(SENSITIVITY_WINDOWS)
     measure = partial(sensitivities, calibrated, keywords, states[few], hidden_states[few])
-    step = calibrated.work.step("sensitivities", lambda: Step(facts={"values": measure()}))
+    step = calibrated.work.step(SENSITIVITIES, lambda: Step(facts={"values": measure()}))
     found = step.facts["values"]
     return most_sensitive(found, choice.most_sensitive), found
 
 
-def _learned(
+def learned_once(
     calibrated: Calibrated, learned: LearnedSpan, span: range, states: Tensor, targets: Tensor
 ) -> tuple[Tensor, LearningCurve]:
-    """Order and curve of one span, learned once."""
+    """What ``learn_span`` gives, as a step that ``calibrated.work`` keeps."""
     name = f"learned-{span.start:04d}"
     share = len(span) / len(calibrated.plan.layers)
 
@@ -106,7 +107,7 @@ def _learned(
     return step.tensors["order"], step.facts["curve"]
 
 
-def _numbered(curve: LearningCurve, before: LearningCurve, span: range) -> LearningCurve:
+def numbered(curve: LearningCurve, before: LearningCurve, span: range) -> LearningCurve:
     """Count the steps of a span on from those of the spans before it, and name its layers."""
     first = before[-1]["step"] + 1 if before else 0
     layers = {"first_layer": span.start, "last_layer": span.stop - 1}

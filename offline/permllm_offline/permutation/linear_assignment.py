@@ -13,6 +13,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from permllm_offline.importance import Scores
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.permutation.channel_permutation import allocate_group
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -25,7 +26,7 @@ CHUNK_ELEMENTS = 1 << 24
 
 
 def assign_group(
-    layout: GroupLayout, importances: Mapping[str, Tensor], pattern: Pattern
+    layout: GroupLayout, importances: Mapping[str, Scores], pattern: Pattern
 ) -> Tensor:
     """Allocate the channels of a shared-input group heuristically, then refine.
 
@@ -38,12 +39,16 @@ def assign_group(
         int64 [independent permutations, block_size] on the CPU: position -> channel.
     """
     order = allocate_group(layout, importances, pattern)
-    rows = torch.cat(list(importances.values())).unflatten(1, (-1, layout.block_size))
-    ties = layout.ties()
+    size, ties = layout.block_size, layout.ties()
+
+    def rows(block: int) -> Tensor:
+        columns = slice(block * size, (block + 1) * size)
+        return torch.cat([importance[:, columns] for importance in importances.values()])
+
     for independent in range(len(order)):
         # Rows of tied blocks are further rows of the one permutation that they share.
-        blocks = (ties == independent).nonzero().flatten().to(rows.device)
-        stacked = rows.index_select(1, blocks).flatten(0, 1)
+        tied = (ties == independent).nonzero().flatten().tolist()
+        stacked = torch.stack([rows(block) for block in tied], 1).flatten(0, 1)
         order[independent] = refine(stacked, order[independent], pattern)
     return order
 

@@ -14,8 +14,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from permllm_offline.decisions import GroupDecision, LayerDecision
+from permllm_offline.decisions import GroupDecision, LayerDecision, RetainedSums
 from permllm_offline.errors import OfflineError
+from permllm_offline.importance import row_chunks
 from permllm_offline.mask import keep_channels
 from permllm_offline.model.modules import linear_of
 from permllm_offline.reconstruction.group_inputs import group_inputs, second_moment
@@ -188,8 +189,9 @@ def _update_group(work: LayerWork, group: GroupDecision, *, choose: bool) -> Gro
         weight, mask = update_columns(dense, mask, factor, chooser, pattern.group)
         data.copy_(weight[:, back])
         if choose:
-            damage = removal_damage(dense, factor, moment)
-            total = damage.double().sum().clamp_min(torch.finfo(torch.float64).tiny)
-            retained[name] = float(damage[mask].double().sum() / total)
+            sums = RetainedSums()
+            for rows in row_chunks(dense.shape):
+                sums.add(removal_damage(dense[rows], factor, moment), mask[rows])
+            retained[name] = sums.share
             masks[name] = pack_mask(mask[:, back].cpu())
     return replace(group, masks=masks, retained=retained)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from permllm_offline.decisions import LayerDecision
+from permllm_offline.importance import Scores
 from permllm_offline.mask import choose_mask
 from permllm_offline.model.layout import GroupLayout
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -35,10 +36,10 @@ def example_layer(layers: Sequence[object]) -> int:
 
 
 def unpermuted_corner(
-    layout: GroupLayout, importances: Mapping[str, Tensor], pattern: Pattern
+    layout: GroupLayout, importances: Mapping[str, Scores], pattern: Pattern
 ) -> list[str]:
     """Corner of the mask that the first linear of a group would have without a permutation."""
-    importance = importances[layout.group.linears[0]]
+    importance = importances[layout.group.linears[0]][:SIZE]
     return corner(choose_mask(importance, pattern, None, layout.block_size))
 
 

@@ -209,8 +209,7 @@ class WorkFolder(Work):
         self._check(path)
         with _damage_named(path):
             shard = Shard(path)
-            tensors = {name: shard.tensor(name) for name in shard.headers}
-            return Step(tensors, json.loads(shard.metadata.get(_FACTS, "{}")))
+            return Step(_KeptTensors(shard), json.loads(shard.metadata.get(_FACTS, "{}")))
 
     def _check_steps(self) -> None:
         for path in sorted(self.directory.glob("*.safetensors")):
@@ -245,6 +244,25 @@ class WorkFolder(Work):
                     path.unlink()
             except OSError as error:
                 raise _stays(path, self.directory, str(error.strerror)) from error
+
+
+class _KeptTensors(Mapping[str, Tensor]):
+    """Tensors of a step on disk, each read whenever it is asked for."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._shard.headers:
+            raise KeyError(name)
+        with _damage_named(self._shard.path):
+            return self._shard.tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shard.headers)
+
+    def __len__(self) -> int:
+        return len(self._shard.headers)
 
 
 def _stays(path: Path, directory: Path, reason: str) -> OfflineError:

@@ -2,6 +2,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,14 +18,16 @@ from permllm_offline.model.decoder_calls import record_calls
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import open_source
 from permllm_offline.model.plan import make_plan
+from permllm_offline.permutation import learned_layers
 from permllm_offline.permutation.channel_permutation import allocate_group
 from permllm_offline.permutation.hardening import harden
-from permllm_offline.permutation.learned_span import learned_span
+from permllm_offline.permutation.learned_span import LearnedSpan, learned_span
 from permllm_offline.permutation.learning import learn_permutations
 from permllm_offline.permutation.sinkhorn import sinkhorn
 from permllm_offline.permutation.span_learning import _Learner, initial_logits, temperature
 from permllm_offline.recipe import LearningRecipe, make_recipe
 from permllm_offline.recomputation import recomputed
+from permllm_offline.run.steps import WorkFolder
 from permllm_vllm.checkpoint.permutation import is_bijective
 from tests.offline.tiny_models import tiny_llama
 
@@ -46,7 +49,9 @@ def calibrated_tiny(directory: Path, **learning: object) -> Calibrated:
 
     def score(layer: int, layout: GroupLayout) -> Mapping[str, Tensor]:
         prefix = plan.family.layer_name(layer)
-        return {n: magnitude(weights[f"{prefix}.{n}.weight"], None) for n in layout.group.linears}
+        return {
+            n: magnitude(weights[f"{prefix}.{n}.weight"], None)[:] for n in layout.group.linears
+        }
 
     windows = torch.randint(0, 64, (12, 24), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -294,6 +299,29 @@ def test_auto_learns_the_layers_that_lose_most(tiny_model_directory: Path) -> No
         losses.append(float(1 - cosine.mean()))
     assert learned.sensitivities == pytest.approx(losses, rel=1e-4)
     assert learned.layers == [losses.index(max(losses))]
+
+
+def test_sensitivities_that_were_measured_are_not_measured_again(
+    tiny_model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrated = calibrated_tiny(tiny_model_directory, layers="auto:1", steps=1)
+    whole = learn_permutations(calibrated).sensitivities
+    original, measured, stop = learned_layers.learned_span, [], True
+
+    def recording(*arguments: Any) -> AbstractContextManager[LearnedSpan]:
+        if stop and measured:
+            raise KeyboardInterrupt
+        measured.append(arguments[1])
+        return original(*arguments)
+
+    monkeypatch.setattr(learned_layers, "learned_span", recording)
+    with WorkFolder(tmp_path / "work", "a", resume=False) as work:
+        calibrated = replace(calibrated, work=work)
+        with pytest.raises(KeyboardInterrupt):
+            learn_permutations(calibrated)
+        stop = False
+        assert learn_permutations(calibrated).sensitivities == whole
+    assert measured == [range(1), range(1, 2)]
 
 
 def test_patience_ends_learning_early(tiny_model_directory: Path) -> None:

@@ -44,7 +44,7 @@ def pruned(directory: Path, **distillation: object) -> tuple[Calibrated, list[La
 
     def score(layer: int, layout: GroupLayout) -> Mapping[str, Tensor]:
         module = model.model.layers[layer]
-        return {n: magnitude(module.get_submodule(n).weight, None) for n in layout.group.linears}
+        return {n: magnitude(module.get_submodule(n).weight, None)[:] for n in layout.group.linears}
 
     states = collect(model, plan.family, WINDOWS, hidden_states=True).hidden_states
     decisions = [
