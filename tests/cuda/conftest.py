@@ -11,9 +11,28 @@ import pytest
 
 from csrc.cuda import toolkit
 from tests.cuda.emulated import Emulator
+from tests.cuda.library_build import LIBRARY_BUILD, LibraryBuild, missing
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "csrc" / "cuda"
+
+
+def pytest_collection_modifyitems(items):
+    """What needs the whole library comes last: it takes minutes to build."""
+    items.sort(key=lambda item: "library" in getattr(item, "fixturenames", ()))
+
+
+def pytest_collection_finish(session):
+    """Begin to build it, if any test needs it."""
+    needed = any("library" in getattr(item, "fixturenames", ()) for item in session.items)
+    if needed and not session.config.option.collectonly and not missing():
+        session.config.stash[LIBRARY_BUILD] = LibraryBuild()
+
+
+def pytest_unconfigure(config):
+    """End a build that no test has waited for."""
+    if LIBRARY_BUILD in config.stash:
+        config.stash[LIBRARY_BUILD].stop()
 
 
 def header_directories() -> list[Path]:

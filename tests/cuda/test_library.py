@@ -1,27 +1,24 @@
-"""The whole library, built from its sources for three architectures, without a GPU or a driver.
+"""The whole library, built from its sources for three architectures, without a GPU or a driver."""
 
-Objects are kept in build/, so that only the first run in a tree takes its minutes.
-"""
-
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from csrc.cuda import build, toolkit
+from csrc.cuda import toolkit
+from tests.cuda.library_build import (
+    ARCHITECTURES,
+    LIBRARY_BUILD,
+    OUTPUT,
+    ROOT,
+    Library,
+    missing,
+)
 
-ROOT = Path(__file__).parents[2]
-OUTPUT = ROOT / "build" / "cuda-test"
-#: One with the kernels of our own alone, and those that CUTLASS is for.
-ARCHITECTURES = "80 90a 100a"
 #: What the names of CUTLASS' kernels say of them, for which architecture, and how many there are.
 CUTLASS_KERNELS = (
     ("MainloopSm90TmaGmmaWarpSpecializedSparse", "90a", 6 + 4),
@@ -56,52 +53,16 @@ print(fallback_reason(torch.device("cuda"), torch.bfloat16))
 """
 
 
-@dataclass(frozen=True)
-class Library:
-    path: Path
-    log: str
-    """What the compilers said when they last ran."""
-
-
 @pytest.fixture(scope="session")
 def library(request) -> Library:
-    """Builds, and reports minutes and memory; skips without the tools."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PERMLLM_CUDA_ARCHS", ARCHITECTURES)
-        missing = build.missing_toolkit()
-    if missing or not (shutil.which("c++") or os.environ.get("CXX")):
-        pytest.skip(missing or "no C++ compiler was found; install g++")
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    log = OUTPUT / "build.log"
-    environment = {
-        "PERMLLM_BUILD_CUDA": "1",
-        "PERMLLM_BUILD_CPU": "0",
-        "PERMLLM_CUDA_ARCHS": ARCHITECTURES,
-        "NVCC_APPEND_FLAGS": "-Xptxas -v",
-    }
-    start = time.monotonic()
-    with (OUTPUT / "output").open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "setup.py", "build_ext", "--build-lib", str(OUTPUT)],
-            cwd=ROOT, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    said = Path(output.name).read_text()
-    assert process.returncode == 0, said[-4000:]
-    if "ptxas info" in said:
-        log.write_text(said)
-        record = {
-            "architectures": ARCHITECTURES,
-            "minutes": round((time.monotonic() - start) / 60, 1),
-            "processor_minutes": round((usage.ru_utime + usage.ru_stime) / 60, 1),
-            "peak_gib": round(usage.ru_maxrss / 2**20, 1),  # of the largest process
-        }
-        (OUTPUT / "build.json").write_text(json.dumps(record, indent=1) + "\n")
-        reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-        if reporter:
-            reporter.write_line(f"\nCUDA library: {json.dumps(record)}")
-    return Library(OUTPUT / "permllm_vllm" / "_C_cuda.so", log.read_text() if log.exists() else "")
+    """The one that was begun when the tests were; skips without the tools."""
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    return request.config.stash[LIBRARY_BUILD].library(
+        reporter.write_line if reporter else lambda line: None
+    )
 
 
 def test_compilers_warn_of_nothing_and_spill_little(library):

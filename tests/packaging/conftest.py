@@ -94,7 +94,9 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
     sources = directory / sdist.name.removesuffix(".tar.gz")
     objects = ROOT / "build" / "objects"
     if objects.is_dir():
-        shutil.copytree(objects, sources / "build" / "objects")
+        # Not those of CUDA, which another test may be building.
+        copied = shutil.ignore_patterns("cuda")
+        shutil.copytree(objects, sources / "build" / "objects", ignore=copied)
     plant_stale(sources)
     return Distributions(sdist, sources, build("wheel", sources, directory / "wheel"))
 
