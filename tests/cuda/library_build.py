@@ -5,6 +5,7 @@ Objects are kept in build/, so that only the first run in a tree takes its minut
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,12 @@ def missing() -> str:
     if reason or shutil.which("c++") or os.environ.get("CXX"):
         return reason or ""
     return "no C++ compiler was found; install g++"
+
+
+def complaints(said: str) -> str:
+    """The end of what compilers said, without what ptxas tells of each kernel."""
+    lines = [line for line in said.splitlines() if not re.match(r"ptxas info|    ", line)]
+    return "\n".join(lines)[-4000:]
 
 
 class LibraryBuild:
@@ -85,7 +92,7 @@ class LibraryBuild:
         """Wait for the end; what a build took that compiled something is reported and kept."""
         self._waiting.join()
         said = self._said.read_text()
-        assert self._process.returncode == 0, said[-4000:]
+        assert self._process.returncode == 0, complaints(said)
         if "ptxas info" in said:
             self._log.write_text(said)
             (OUTPUT / "build.json").write_text(json.dumps(self._record, indent=1) + "\n")
