@@ -25,17 +25,21 @@ class MemoryWatch:
         self.peak_mib = 0.0
         self.exceeded: str | None = None
         self._limit_gib, self._this_too = limit_gib, this_too
-        self._others = frozenset(descendants())
+        self._others = frozenset(psutil.Process().children())
         self._settled: list[psutil.Process] | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def processes(self) -> list[psutil.Process]:
-        """What was started since the watch began."""
+        """What was started since the watch began, by this process and so on down.
+
+        Not what children from before start: a build beside the tests goes on when an engine ends.
+        """
         if self._settled is not None:
             return self._settled
-        return [process for process in descendants() if process not in self._others]
+        started = [one for one in psutil.Process().children() if one not in self._others]
+        return [one for child in started for one in (child, *descendants(child))]
 
     def settle(self) -> None:
         """Look for no further processes: that would take time from those that are measured."""
@@ -75,6 +79,8 @@ def private_mib(processes: Collection[psutil.Process]) -> float:
     return total / 2**20
 
 
-def descendants() -> list[psutil.Process]:
-    """All processes below this one."""
-    return psutil.Process().children(recursive=True)
+def descendants(process: psutil.Process) -> list[psutil.Process]:
+    """All processes below one, none of one that has ended."""
+    with suppress(psutil.NoSuchProcess):
+        return process.children(recursive=True)
+    return []

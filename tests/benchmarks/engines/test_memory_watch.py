@@ -62,6 +62,41 @@ def test_only_what_was_started_since_counts() -> None:
                 assert [process.pid for process in watch.processes()] == [later.pid]
 
 
+STARTING = """
+import subprocess, sys
+sys.stdin.readline()
+child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=sys.stdin)
+print("started", flush=True)
+child.wait()
+"""
+
+
+@contextmanager
+def starting() -> Iterator["subprocess.Popen[str]"]:
+    """A process that starts another at a word; both end when its input does."""
+    command = [sys.executable, "-c", STARTING]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        yield process
+
+
+def start(process: "subprocess.Popen[str]") -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    said(process, "started")
+
+
+def test_what_an_older_process_starts_does_not_count() -> None:
+    with starting() as older, closing(MemoryWatch(1)) as watch:
+        start(older)
+        assert watch.processes() == []
+        with starting() as later:
+            start(later)
+            assert len(watch.processes()) == 2
+            assert watch.processes()[0].pid == later.pid
+
+
 def test_this_process_counts_where_it_is_the_front_end() -> None:
     with closing(MemoryWatch()) as without, closing(MemoryWatch(this_too=True)) as watch:
         before = private_mib([psutil.Process()])
