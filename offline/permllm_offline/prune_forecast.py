@@ -15,6 +15,8 @@ from permllm_offline.permutation.learned_layers import trained_share
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe import BlockwiseRecipe, DistillationRecipe, LearningRecipe, Recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
+from permllm_offline.text.calibration import own_shares
+from permllm_offline.text.own_text import is_kept, kept_file
 from permllm_offline.text.sampled_text import PIECES_AT_ONCE
 
 PASSES_TO_EACH_GROUP = 1.8
@@ -95,20 +97,30 @@ def _stage_seconds(
     model = sum(linear.weights for linear in plan.linears)
     head = prepared.source.config.get_text_config().vocab_size * plan.layers[0][0].in_features
     stages: dict[str, float] = {}
+    if sampled := _sampled_windows(recipe, prepared):
+        tokens = sampled * recipe.sequence_length
+        stages["sampling text"] = 2 * tokens * (model + head) / sampling_speed
     if PERMUTATIONS[recipe.parsed_method().permutation].learn is not None:
         steps, validation = _windows(recipe.learning)
         share = trained_share(recipe.learning, len(plan.layers))
         tokens = share * (BACKWARD * steps + validation) * recipe.sequence_length
         stages["learning"] = 2 * tokens * model / speed
     if RECONSTRUCTIONS[recipe.parsed_method().reconstruction].model is not None:
-        tokens = recipe.distillation.self_windows * recipe.sequence_length
-        stages["sampling text"] = 2 * tokens * (model + head) / sampling_speed
         steps, validation = _windows(recipe.distillation)
         products = (BACKWARD * steps + validation) * model + DIVERGENCE * (
             steps + validation
         ) * head
         stages["distillation"] = 2 * products * recipe.sequence_length / speed
     return stages
+
+
+def _sampled_windows(recipe: Recipe, prepared: Prepared) -> int:
+    """Windows that the dense model has yet to write: of a data set, and for a distillation."""
+    asked = prepared.source, prepared.dtype, prepared.device, recipe.sequence_length, recipe.seed
+    shares = own_shares(recipe.datasets, recipe.num_samples, recipe.evaluation_windows)
+    unwritten = sum(windows for windows in shares if not is_kept(kept_file(*asked, windows)))
+    distils = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].model is not None
+    return unwritten + (recipe.distillation.self_windows if distils else 0)
 
 
 def _windows(constants: LearningRecipe | BlockwiseRecipe | DistillationRecipe) -> tuple[int, int]:
