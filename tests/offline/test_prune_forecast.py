@@ -1,13 +1,15 @@
+import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from permllm_offline.cli import main
+from permllm_offline.permutation.learned_layers import trained_share
 from permllm_offline.pipeline import rehearse
 from permllm_offline.preparation import prepare
 from permllm_offline.prune_forecast import Forecast, forecast, measured_speed
-from permllm_offline.recipe import Recipe, make_recipe
+from permllm_offline.recipe import LearningRecipe, Recipe, make_recipe
 from permllm_offline.text import own_text
 
 WEIGHTS = 128 * 128 * 2 + 64 * 128 * 2 + 128 * 192 * 3
@@ -70,6 +72,50 @@ def test_learning_the_permutations(expect: Any) -> None:
     expected = 2 * tokens * 2 * WEIGHTS / 1e6
     assert found.stage_seconds == {"learning": pytest.approx(expected)}
     assert found.layer_seconds == expect(method="wanda").layer_seconds
+
+
+@pytest.mark.parametrize(
+    ("layers", "scope", "share"),
+    [("auto:1", "model", 3 / 4), ("auto:2", "model", 1), ("auto:1", "window", 1 / 2)],
+)
+def test_layers_chosen_by_their_sensitivity(
+    expect: Any, layers: str, scope: str, share: float
+) -> None:
+    constants = {"layers": layers, "scope": scope, "window": 1, "validation_windows": 3}
+    found = expect(method="permllm-wanda", learning=constants)
+    # Each of the two layers alone, those behind it, and the dense one: 3 + 2 passes of 4 windows.
+    measured = 2 * 4 * 20 * (3 + 2) * WEIGHTS / 1e6
+    learning = expect(method="permllm-wanda", learning={"validation_windows": 3}).stage_seconds
+    assert found.stage_seconds == {
+        "sensitivity": pytest.approx(measured),
+        "learning": pytest.approx(share * learning["learning"]),
+    }
+
+
+@pytest.mark.parametrize(("number", "scope"), [(1, "model"), (3, "model"), (2, "window")])
+def test_a_mean_over_all_choices_of_layers(number: int, scope: Literal["model", "window"]) -> None:
+    chosen = [
+        ",".join(map(str, layers)) for layers in itertools.combinations(range(7), number)
+    ]  # of seven layers
+    shares = [trained_share(LearningRecipe(layers=one, scope=scope), 7) for one in chosen]
+    mean = sum(shares) / len(shares)
+    auto = LearningRecipe(layers=f"auto:{number}", scope=scope)
+    assert trained_share(auto, 7) == pytest.approx(mean)
+
+
+def test_a_dry_run_says_what_cannot_be_known(
+    tmp_path: Path, tiny_model_directory: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--method", "permllm-wanda", "--sequence-length", "20", "--num-samples", "8"]
+    arguments += ["--dataset", str(text_file), "--output", str(tmp_path / "o"), "--dry-run"]
+    said = []
+    for layers in ("auto:1", "last:1"):
+        options = ["prune", str(tiny_model_directory), *arguments, "--learn-layers", layers]
+        assert main(options) == 0
+        said.append(" ".join(capsys.readouterr().out.split()))
+    assert "s for sensitivity, " in said[0]
+    assert "which layers auto:1 takes is known after sensitivity" in said[0]
+    assert "sensitivity" not in said[1]
 
 
 def test_distillation_samples_text_and_runs_the_head(expect: Any) -> None:
