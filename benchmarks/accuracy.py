@@ -1,4 +1,4 @@
-"""Perplexity of every method and pattern on SmolLM2-135M, on text that no calibration saw.
+"""Perplexity of every method and pattern on SmolLM2-135M, on text that calibrates none of them.
 
     python -m benchmarks.accuracy --json OUT
     python -m benchmarks.accuracy --methods wanda+cp permllm-wanda/obs --patterns 4:8 --json OUT

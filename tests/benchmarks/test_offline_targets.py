@@ -76,8 +76,9 @@ def order_is_the_papers(found: Record) -> bool:
 
 
 def larger_groups_are_better(found: Record) -> bool:
-    """4:8 than 2:4, in domain and on the novels, for every method that has a row of 4:8."""
-    methods = {row["method"] for row in found["rows"] if row["pattern"] == "4:8"}
+    """4:8 than 2:4, in domain and on the novels, for every method that has both."""
+    both = ({r["method"] for r in found["rows"] if r["pattern"] == p} for p in ("2:4", "4:8"))
+    methods = set.intersection(*both)
     return methods >= {"wanda", "ria", "wanda+cp", "ria+cp", *MINUTES} and all(
         ratio(found, method, text, "4:8") < ratio(found, method, text)
         for method in methods
