@@ -1,18 +1,23 @@
-"""Perplexity of every method and pattern on SmolLM2-135M, on text that no calibration saw.
+"""Perplexity of every method and pattern on SmolLM2-135M, on text that calibrates none of them.
 
     python -m benchmarks.accuracy --json OUT
     python -m benchmarks.accuracy --methods wanda+cp permllm-wanda/obs --patterns 4:8 --json OUT
     python -m benchmarks.accuracy --methods permllm-best --values int8 --json OUT
+    python -m benchmarks.accuracy --methods permllm-wanda@last:6 permllm-best@no-self-windows \\
+        --patterns 2:4 --json OUT
     python -m benchmarks.accuracy --checkpoints DIR --json OUT
     python -m benchmarks.accuracy --quick --json OUT
 
-METHOD/RECONSTRUCTION replaces the reconstruction of a method. Calibrated on State of the Union
-addresses; evaluated on held-out ones (in domain), on six novels, and on Python's manual: int8
-values through the kernels that would serve them, which round activations too, all else by its
-weights. Rows that depend on a seed beyond the choice of windows are repeated with every seed. The
-result is written after each row; what OUT already has is not measured again, and of a row that
-lacks a text that text alone. Checkpoints in DIR are used as they are, int8 values rounded from the
-bfloat16 ones that are there.
+METHOD/RECONSTRUCTION replaces the reconstruction of a method, and @VARIANT behind either changes
+its recipe: `last:6` learns the permutations of the last six decoder layers alone, the others are
+those of `cp`; `no-self-windows` distils without windows that the dense model writes.
+
+Calibrated on State of the Union addresses; evaluated on held-out ones (in domain), on six novels,
+and on Python's manual: int8 values through the kernels that would serve them, which round
+activations too, all else by its weights. Rows that depend on a seed beyond the choice of windows
+are repeated with every seed. The result is written after each row; what OUT already has is not
+measured again, and of a row that lacks a text that text alone. Checkpoints in DIR are used as they
+are, int8 values rounded from the bfloat16 ones that are there.
 """
 
 import argparse
@@ -29,11 +34,9 @@ from rich.table import Table
 
 from permllm_offline.methods import METHODS
 from permllm_offline.model.loading import load_served, load_tokenizer, open_source
-from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.preparation import prepare
 from permllm_offline.pruning import prune_model
 from permllm_offline.recipe import EFFORTS, make_recipe
-from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.text.evaluation import evaluation_windows, perplexity
 from permllm_vllm import ops
 
@@ -48,6 +51,7 @@ from .pruning.checkpoints import (
     times_since,
 )
 from .pruning.commands import evaluate
+from .pruning.named_method import NamedMethod
 from .records.rows import Rows
 from .texts import austen, python_manual, sotu
 
@@ -72,7 +76,7 @@ class Accuracy:
     def __init__(self, checkpoints: Path, windows: int, effort: str) -> None:
         self._model, self._calibration = smollm2(), sotu().calibration
         length = ("--sequence-length", str(SEQUENCE_LENGTH))
-        self._checkpoints = Checkpoints(checkpoints / effort, (*length, "--effort", effort))
+        self._checkpoints = Checkpoints(checkpoints / effort, length, effort)
         self._texts = {
             "in domain": sotu().held_out,
             "novels": austen(),
@@ -124,11 +128,9 @@ class Accuracy:
 
     def _in_memory(self, key: Key) -> Any:
         name, pattern, seed, _ = key
-        method, _, reconstruction = name.partition("/")
         options = {
             "model": str(self._model),
-            "method": method,
-            "reconstruction": reconstruction or None,
+            **NamedMethod.parse(name).entries(),
             "pattern": pattern,
             "seed": seed,
             "dataset": str(self._calibration),
@@ -167,11 +169,7 @@ def known(row: Mapping[str, Any]) -> Mapping[str, float]:
 
 def seeds_of(name: str, seeds: Sequence[int]) -> Sequence[int]:
     """Every seed where something is learned, or tuned in an order that it decides; else one."""
-    method, _, reconstruction = name.partition("/")
-    parts = METHODS[method]
-    learned = PERMUTATIONS[parts.permutation].learn is not None
-    tuned = RECONSTRUCTIONS[reconstruction or parts.reconstruction].seeded
-    return seeds if learned or tuned else seeds[:1]
+    return seeds if NamedMethod.parse(name).seeded else seeds[:1]
 
 
 def combinations(
@@ -191,16 +189,16 @@ def combinations(
 
 def servable(name: str) -> bool:
     """Whether a checkpoint can hold the method's permutation."""
-    return not PERMUTATIONS[METHODS[name.partition("/")[0]].permutation].across_blocks
+    return NamedMethod.parse(name).servable
 
 
 def place(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Of a row in the table: dense first, then by pattern, method, values and seed."""
     if row["pattern"] is None:
         return ()
-    method, _, reconstruction = row["method"].partition("/")
-    number = list(METHODS).index(method)
-    return row["pattern"], number, reconstruction, row["values"], row["seed"]
+    named = NamedMethod.parse(row["method"])
+    order = list(METHODS).index(named.method), named.reconstruction or "", named.variant or ""
+    return row["pattern"], *order, row["values"], row["seed"]
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -225,13 +223,11 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def known_method(text: str) -> str:
-    """Argument type: METHOD or METHOD/RECONSTRUCTION."""
-    method, slash, reconstruction = text.partition("/")
-    if method not in METHODS or (slash and reconstruction not in RECONSTRUCTIONS):
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: give METHOD or METHOD/RECONSTRUCTION, with a method of "
-            f"{', '.join(METHODS)} and a reconstruction of {', '.join(RECONSTRUCTIONS)}"
-        )
+    """Argument type: the name of a `NamedMethod`."""
+    try:
+        NamedMethod.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return text
 
 

@@ -16,13 +16,15 @@ import torch
 from benchmarks.models import smollm2
 from benchmarks.pruning.commands import permllm_offline
 from benchmarks.pruning.int8_checkpoint import write_int8
+from benchmarks.pruning.named_method import NamedMethod
 from benchmarks.records.machine import comparable, machine, revision, versions
 from benchmarks.texts import sotu
+from permllm_offline.recipe import make_recipe
 
 SEQUENCE_LENGTH = 512
 
 KEY = ("method", "pattern", "seed", "values")
-"""What tells one checkpoint from another; METHOD/RECONSTRUCTION is a method too."""
+"""What tells one checkpoint from another; a method is that of `NamedMethod`."""
 
 Key = tuple[str, str | None, int | None, str]
 """Values of ``KEY``."""
@@ -49,10 +51,13 @@ class Checkpoints:
         directory: made where it is missing.
         options: of every prune, beside those that follow from its key; a path that is a file stands
             for its content.
+        effort: of every prune; None is the default one.
     """
 
-    def __init__(self, directory: Path, options: Sequence[str | Path] = ()) -> None:
-        self._directory, self._options = directory, options
+    def __init__(
+        self, directory: Path, options: Sequence[str | Path] = (), effort: str | None = None
+    ) -> None:
+        self._directory, self._options, self._effort = directory, options, effort
 
     def baked(self, key: Key) -> tuple[Path, Times | None]:
         """The checkpoint of a key, and what it took where that is known.
@@ -91,7 +96,7 @@ class Checkpoints:
             f"sha256:{hashlib.sha256(option.read_bytes()).hexdigest()}"
             if isinstance(option, Path) and option.is_file()
             else str(option)
-            for option in self._options
+            for option in (*self._options, *self._effort_option())
         ]
         return {"machine": machine(), "versions": versions(), "options": options}
 
@@ -102,14 +107,26 @@ class Checkpoints:
 
     def _bake(self, key: Key, checkpoint: Path) -> None:
         name, pattern, seed, values = key
-        method, _, reconstruction = name.partition("/")
+        named = NamedMethod.parse(name)
+        varied = self._varied(named, checkpoint) if named.variant else self._effort_option()
         permllm_offline(
             *("prune", smollm2(), "--output", checkpoint, "--dataset", sotu().calibration),
-            *("--method", method, "--pattern", str(pattern), "--seed", str(seed)),
+            *("--method", named.method, "--pattern", str(pattern), "--seed", str(seed)),
             *(("--values", values) if values == "int8" else ()),
-            *(("--reconstruction", reconstruction) if reconstruction else ()),
+            *(("--reconstruction", named.reconstruction) if named.reconstruction else ()),
             *self._options,
+            *varied,
         )
+
+    def _effort_option(self) -> tuple[str, ...]:
+        return ("--effort", self._effort) if self._effort else ()
+
+    def _varied(self, named: NamedMethod, checkpoint: Path) -> tuple[str, Path]:
+        """A recipe file with the variant in it, and the effort, which would come before a file."""
+        recipe = make_recipe({"model": str(smollm2()), **named.entries()}, self._effort)
+        file = checkpoint.with_name(f"{checkpoint.name}.recipe.yaml")
+        file.write_text(recipe.to_yaml(), encoding="utf-8")
+        return "--recipe", file
 
 
 def processor_time() -> float:

@@ -18,10 +18,9 @@ from benchmarks.pruning.checkpoints import (
     processor_time,
     times_since,
 )
+from benchmarks.pruning.named_method import NamedMethod
 from benchmarks.pruning.prune_parts import REFERENCE, parts
 from benchmarks.texts import sotu
-from permllm_offline.methods import METHODS as METHOD_PARTS
-from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.preparation import prepare
 from permllm_offline.pruning import prune_model
 from permllm_offline.recipe import make_recipe
@@ -85,8 +84,9 @@ class PipelineCost:
         Raises:
             ValueError: a checkpoint that was there already, and nothing says what it takes here.
         """
-        if PERMUTATIONS[METHOD_PARTS[name.partition("/")[0]].permutation].across_blocks:
-            return in_memory(self._entries | {"method": name})
+        named = NamedMethod.parse(name)
+        if not named.servable:
+            return in_memory({**self._entries, **named.entries()})
         checkpoint, times = self._checkpoints.baked((name, "2:4", 0, "bfloat16"))
         if times is None:
             raise ValueError(

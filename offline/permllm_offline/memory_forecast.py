@@ -16,7 +16,7 @@ from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.reconstruction.obs import FACTOR_BYTES, USED_FACTOR_BYTES
 from permllm_offline.run.processes import count
 from permllm_offline.streamed_pruning import can_stream, reads_activations
-from permllm_offline.text.calibration import SELF
+from permllm_offline.text.calibration import writes_itself
 
 TUNED_BYTES = 4 + 8 + 4
 """For each weight that is tuned: a float32 copy, the states of Adam, and a float32 gradient."""
@@ -105,7 +105,7 @@ def _streamed(
     at_the_ends = states + (rest if tied else rest - head) + _logit_bytes(prepared)
     # Before the layers come the tensors left dense: one is read while others wait in their file.
     writing = max(shard + max(map(_baked, by_layer)), max(shard, head) + head)
-    sampling = rest + sum(dense) if SELF in recipe.datasets else 0
+    sampling = rest + sum(dense) if any(map(writes_itself, recipe.datasets)) else 0
     return MemoryForecast(states, layers, max(at_the_ends, writing if shard else 0, sampling))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -61,7 +62,7 @@ def check_writable(recipe: Recipe) -> None:
 def rehearse(recipe: Recipe, output: Path, *, force: bool = False) -> tuple[Fitted, Prepared]:
     """Check a recipe against the model, the machine, the output and the data; nothing is written.
 
-    No weight is read, but where the model writes calibration text itself.
+    No weight is read: text that the model would write itself has windows without contents.
 
     Returns:
         The recipe that this machine has memory for, and what was checked.
@@ -70,7 +71,7 @@ def rehearse(recipe: Recipe, output: Path, *, force: bool = False) -> tuple[Fitt
         OfflineError, CheckpointError: the first thing that would make the prune fail.
     """
     fit, checked = check_checkpoint(recipe, output, force=force)
-    return fit, with_text(fit.recipe, checked)
+    return fit, with_text(fit.recipe, checked, partial(_without_contents, fit.recipe, "cpu"))
 
 
 def check_checkpoint(
@@ -145,11 +146,12 @@ def _windows_to_come(recipe: Recipe) -> CalibrationWindows | None:
     """As many windows as the calibration text will have at most, without contents."""
     if not recipe.datasets:
         return None
-    calibration, held_out = (
-        torch.empty((windows, recipe.sequence_length), dtype=torch.long, device="meta")
-        for windows in (recipe.num_samples, recipe.evaluation_windows)
-    )
-    return CalibrationWindows(calibration, held_out)
+    counts = recipe.num_samples, recipe.evaluation_windows
+    return CalibrationWindows(*(_without_contents(recipe, "meta", count) for count in counts))
+
+
+def _without_contents(recipe: Recipe, device: str, windows: int) -> Tensor:
+    return torch.empty((windows, recipe.sequence_length), dtype=torch.long, device=device)
 
 
 def check_processes(recipe: Recipe) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.importance import IMPORTANCES
@@ -88,8 +90,15 @@ def prepare_model(recipe: Recipe) -> Prepared:
     return Prepared(source, dtype, device, plan, None, tokenizer)
 
 
-def with_text(recipe: Recipe, prepared: Prepared) -> Prepared:
+def with_text(
+    recipe: Recipe, prepared: Prepared, own: Callable[[int], Tensor] | None = None
+) -> Prepared:
     """Draw the calibration text of a recipe, or have the model write it.
+
+    Args:
+        recipe: of the prune.
+        prepared: its model.
+        own: gives so many windows of the data set ``self`` in place of the model.
 
     Raises:
         OfflineError, CheckpointError: text or weights that cannot be used.
@@ -97,6 +106,7 @@ def with_text(recipe: Recipe, prepared: Prepared) -> Prepared:
     if not recipe.datasets:
         return prepared
     source, dtype, device = prepared.source, prepared.dtype, prepared.device
+    written = partial(own_text, source, dtype, device, recipe.sequence_length, recipe.seed)
     draw = partial(
         sample_windows,
         recipe.datasets,
@@ -106,6 +116,6 @@ def with_text(recipe: Recipe, prepared: Prepared) -> Prepared:
         seed=recipe.seed,
         num_held_out=recipe.evaluation_windows,
         sampling=recipe.sampling,
-        own_text=partial(own_text, source, dtype, device, recipe.sequence_length, recipe.seed),
+        own_text=own or written,
     )
     return replace(prepared, windows=from_first(draw))

@@ -11,10 +11,17 @@ import torch
 from permllm_offline.memory_forecast import MemoryForecast, memory_forecast, read_tokens
 from permllm_offline.model.plan import PlannedLinear
 from permllm_offline.permutation.kinds import PERMUTATIONS
-from permllm_offline.permutation.learned_layers import trained_share
+from permllm_offline.permutation.learned_layers import (
+    parse_layers,
+    sensitivity_passes,
+    trained_share,
+)
+from permllm_offline.permutation.learning import SENSITIVITY_WINDOWS
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe import BlockwiseRecipe, DistillationRecipe, LearningRecipe, Recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
+from permllm_offline.text.calibration import own_shares
+from permllm_offline.text.own_text import is_kept, kept_file
 from permllm_offline.text.sampled_text import PIECES_AT_ONCE
 
 PASSES_TO_EACH_GROUP = 1.8
@@ -25,6 +32,9 @@ BACKWARD = 3
 
 DIVERGENCE = 3
 """Products with the head for a token of distillation: student's, teacher's, and the gradient."""
+
+SENSITIVITY = "sensitivity"
+"""The stage in which the layers that learn are chosen; what these take is a mean before."""
 
 TIMED_SECONDS = 0.1
 
@@ -95,20 +105,40 @@ def _stage_seconds(
     model = sum(linear.weights for linear in plan.linears)
     head = prepared.source.config.get_text_config().vocab_size * plan.layers[0][0].in_features
     stages: dict[str, float] = {}
+    if sampled := _sampled_windows(recipe, prepared):
+        products = sampled * recipe.sequence_length * (model + head)
+        stages["sampling text"] = 2 * products / sampling_speed
     if PERMUTATIONS[recipe.parsed_method().permutation].learn is not None:
+        if measured := _sensitivity_windows(recipe, prepared):
+            passes = measured * sensitivity_passes(len(plan.layers)) / len(plan.layers)
+            stages[SENSITIVITY] = 2 * passes * recipe.sequence_length * model / speed
         steps, validation = _windows(recipe.learning)
         share = trained_share(recipe.learning, len(plan.layers))
         tokens = share * (BACKWARD * steps + validation) * recipe.sequence_length
         stages["learning"] = 2 * tokens * model / speed
     if RECONSTRUCTIONS[recipe.parsed_method().reconstruction].model is not None:
-        tokens = recipe.distillation.self_windows * recipe.sequence_length
-        stages["sampling text"] = 2 * tokens * (model + head) / sampling_speed
         steps, validation = _windows(recipe.distillation)
         products = (BACKWARD * steps + validation) * model + DIVERGENCE * (
             steps + validation
         ) * head
         stages["distillation"] = 2 * products * recipe.sequence_length / speed
     return stages
+
+
+def _sampled_windows(recipe: Recipe, prepared: Prepared) -> int:
+    """Windows that the dense model has yet to write: of a data set, and for a distillation."""
+    asked = prepared.source, prepared.dtype, prepared.device, recipe.sequence_length, recipe.seed
+    shares = own_shares(recipe.datasets, recipe.num_samples, recipe.evaluation_windows)
+    unwritten = sum(windows for windows in shares if not is_kept(kept_file(*asked, windows)))
+    distils = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].model is not None
+    return unwritten + (recipe.distillation.self_windows if distils else 0)
+
+
+def _sensitivity_windows(recipe: Recipe, prepared: Prepared) -> int:
+    """Windows on which ``--learn-layers auto:N`` measures every decoder layer."""
+    if parse_layers(recipe.learning.layers, len(prepared.plan.layers)).most_sensitive is None:
+        return 0
+    return min(SENSITIVITY_WINDOWS, read_tokens(recipe, prepared) // recipe.sequence_length)
 
 
 def _windows(constants: LearningRecipe | BlockwiseRecipe | DistillationRecipe) -> tuple[int, int]:

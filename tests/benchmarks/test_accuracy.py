@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from benchmarks import accuracy
-from benchmarks.accuracy import DENSE, Accuracy, combinations, known_method, seeds_of, servable
+from benchmarks.accuracy import (
+    DENSE,
+    Accuracy,
+    combinations,
+    known_method,
+    place,
+    seeds_of,
+    servable,
+)
 from benchmarks.pruning import checkpoints
 from benchmarks.pruning.checkpoints import Checkpoints, Key
 from benchmarks.texts import Texts
@@ -98,6 +106,9 @@ def test_the_dense_model_is_evaluated_by_its_weights(
         ("permllm-best", [4, 5, 6]),
         ("permllm-best/obs", [4]),
         ("wanda/distillation", [4, 5, 6]),
+        ("wanda+cp/obs+distillation", [4, 5, 6]),
+        ("permllm-wanda@last:6", [4, 5, 6]),
+        ("permllm-best@no-self-windows", [4, 5, 6]),
     ],
 )
 def test_what_learns_has_every_seed(name: str, seeds: list[int]) -> None:
@@ -127,7 +138,35 @@ def test_rows_come_in_the_order_of_the_table() -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["other", "wanda/other", "wanda/", ""])
+def test_a_variant_stands_behind_its_method() -> None:
+    names = ["permllm-best", "permllm-wanda/obs", "permllm-wanda@last:6", "permllm-wanda"]
+    rows = [{"method": n, "pattern": "2:4", "values": "bfloat16", "seed": 0} for n in names]
+    rows.append({"method": "dense", "pattern": None})
+    found = [row["method"] for row in sorted(rows, key=place)]
+    assert found == ["dense", *reversed(names)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "other",
+        "wanda/other",
+        "wanda/",
+        "",
+        "permllm-wanda@",
+        "permllm-wanda@last:7",
+        "dense@last:6",
+    ],
+)
 def test_unknown_methods_are_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="give METHOD or METHOD/RECONSTRUCTION"):
+        known_method(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["wanda+cp@last:6", "permllm-best@last:6", "permllm-best/obs@no-self-windows"],
+)
+def test_a_variant_of_what_a_method_does_not_read_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="does not read the entries of @"):
         known_method(text)

@@ -351,7 +351,8 @@ def test_whole_prunes_are_split_into_their_parts() -> None:
     ]
     assert tables.VIEWS["pipeline"]({"rows": rows}).splitlines() == [
         "| method | minutes | processor minutes | x `ria+cp` | peak MiB "
-        "| start, reading, writing, s | calibration, s | learning, s | evaluation, s | a step, s |",
+        "| start, reading, writing, processor s | calibration, processor s | learning, processor s "
+        "| evaluation, processor s | a step, processor s |",
         "|---|---|---|---|---|---|---|---|---|---|",
         "| `permllm-wanda` | 1.5 | 4.0 | 4.0 | 3 | 80 | 10 | 150 |  | 1.50 |",
         "| `ria+cp` | 1.5 | 1.0 | 1.0 | 3 | 36 | 20 |  | 4 |  |",

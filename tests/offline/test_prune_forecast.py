@@ -1,12 +1,16 @@
+import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from permllm_offline.cli import main
+from permllm_offline.permutation.learned_layers import trained_share
+from permllm_offline.pipeline import rehearse
 from permllm_offline.preparation import prepare
 from permllm_offline.prune_forecast import Forecast, forecast, measured_speed
-from permllm_offline.recipe import Recipe, make_recipe
+from permllm_offline.recipe import LearningRecipe, Recipe, make_recipe
+from permllm_offline.text import own_text
 
 WEIGHTS = 128 * 128 * 2 + 64 * 128 * 2 + 128 * 192 * 3
 """Of one decoder layer of the tiny model: q and o, k and v, gate and up and down."""
@@ -70,6 +74,50 @@ def test_learning_the_permutations(expect: Any) -> None:
     assert found.layer_seconds == expect(method="wanda").layer_seconds
 
 
+@pytest.mark.parametrize(
+    ("layers", "scope", "share"),
+    [("auto:1", "model", 3 / 4), ("auto:2", "model", 1), ("auto:1", "window", 1 / 2)],
+)
+def test_layers_chosen_by_their_sensitivity(
+    expect: Any, layers: str, scope: str, share: float
+) -> None:
+    constants = {"layers": layers, "scope": scope, "window": 1, "validation_windows": 3}
+    found = expect(method="permllm-wanda", learning=constants)
+    # Each of the two layers alone, those behind it, and the dense one: 3 + 2 passes of 4 windows.
+    measured = 2 * 4 * 20 * (3 + 2) * WEIGHTS / 1e6
+    learning = expect(method="permllm-wanda", learning={"validation_windows": 3}).stage_seconds
+    assert found.stage_seconds == {
+        "sensitivity": pytest.approx(measured),
+        "learning": pytest.approx(share * learning["learning"]),
+    }
+
+
+@pytest.mark.parametrize(("number", "scope"), [(1, "model"), (3, "model"), (2, "window")])
+def test_a_mean_over_all_choices_of_layers(number: int, scope: Literal["model", "window"]) -> None:
+    chosen = [
+        ",".join(map(str, layers)) for layers in itertools.combinations(range(7), number)
+    ]  # of seven layers
+    shares = [trained_share(LearningRecipe(layers=one, scope=scope), 7) for one in chosen]
+    mean = sum(shares) / len(shares)
+    auto = LearningRecipe(layers=f"auto:{number}", scope=scope)
+    assert trained_share(auto, 7) == pytest.approx(mean)
+
+
+def test_a_dry_run_says_what_cannot_be_known(
+    tmp_path: Path, tiny_model_directory: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--method", "permllm-wanda", "--sequence-length", "20", "--num-samples", "8"]
+    arguments += ["--dataset", str(text_file), "--output", str(tmp_path / "o"), "--dry-run"]
+    said = []
+    for layers in ("auto:1", "last:1"):
+        options = ["prune", str(tiny_model_directory), *arguments, "--learn-layers", layers]
+        assert main(options) == 0
+        said.append(" ".join(capsys.readouterr().out.split()))
+    assert "s for sensitivity, " in said[0]
+    assert "which layers auto:1 takes is known after sensitivity" in said[0]
+    assert "sensitivity" not in said[1]
+
+
 def test_distillation_samples_text_and_runs_the_head(expect: Any) -> None:
     constants = {"steps": 8, "validation_windows": 2, "validation_interval": 8, "self_windows": 5}
     found = expect(method="wanda", reconstruction="distillation", distillation=constants)
@@ -85,10 +133,62 @@ def test_distillation_samples_text_and_runs_the_head(expect: Any) -> None:
     assert found.seconds == pytest.approx(sampled + steps + sum(found.layer_seconds))
 
 
+def sampling_seconds(windows: int) -> Any:
+    """Of windows of 20 tokens."""
+    return pytest.approx(2 * windows * 20 * (2 * WEIGHTS + 64 * 128) / 1e6)
+
+
+def test_text_of_the_model_itself_is_sampled_once(
+    tmp_path: Path, tiny_model_directory: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    own: dict[str, Any] = {"dataset": "self", "method": "wanda", "evaluation_windows": 3}
+    recipe = small_recipe(tiny_model_directory, text_file, **own)
+    _, prepared = rehearse(recipe, tmp_path / "output")
+    assert prepared.windows is not None
+    assert prepared.windows.calibration.shape == (10, 20)
+    assert prepared.windows.held_out.shape == (3, 20)
+    to_come = forecast(recipe, prepared, speed=1e6)
+    assert to_come.stage_seconds == {"sampling text": sampling_seconds(13)}
+    written = forecast(recipe, prepare(recipe), speed=1e6)
+    assert written.stage_seconds == {}
+    assert written.layer_seconds == to_come.layer_seconds
+    distils = {"reconstruction": "distillation", "distillation": {"self_windows": 4}}
+    half = {"dataset": ("self", str(text_file)), "num_samples": 11, "evaluation_windows": 3}
+    shared = small_recipe(tiny_model_directory, text_file, **own | distils | half)
+    _, prepared = rehearse(shared, tmp_path / "output")
+    found = forecast(shared, prepared, speed=1e6).stage_seconds
+    assert found["sampling text"] == sampling_seconds(6 + 2 + 4)
+
+
+def test_nothing_is_sampled_without_windows_of_its_own(expect: Any) -> None:
+    found = expect(method="permllm-best", distillation={"self_windows": 0})
+    assert list(found.stage_seconds) == ["distillation"]
+
+
 def test_the_speed_is_measured(tiny_model_directory: Path) -> None:
     recipe = make_recipe({"model": str(tiny_model_directory), "method": "magnitude"})
     prepared = prepare(recipe)
     assert measured_speed(prepared, prepared.plan.linears[0]) > 0
+
+
+def test_a_dry_run_samples_no_text_and_reads_no_weight(
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delattr(own_text, "load_model")
+    monkeypatch.delattr(own_text, "sample_text")
+    options = ("--method", "wanda", "--dataset", "self", "--sequence-length", "20", "--dry-run")
+    assert (
+        main(["prune", str(tiny_model_directory), "--output", str(tmp_path / "o"), *options]) == 0
+    )
+    assert "for sampling text" in capsys.readouterr().out
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_dry_run_says_it(

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from permllm_offline.inspection import Inspection
 from permllm_offline.model.plan import Plan
-from permllm_offline.prune_forecast import Forecast
+from permllm_offline.prune_forecast import SENSITIVITY, Forecast
 from permllm_offline.recipe import Recipe
 from permllm_offline.report.report import Report
 
@@ -56,6 +56,11 @@ def plan_table(recipe: Recipe, plan: Plan, expected: Forecast) -> Group:
         f"about {_duration(expected.seconds)}: {_duration(sum(expected.layer_seconds))} for "
         f"decoder layers one by one{stages} (estimates from products timed on this machine)"
     )
+    if SENSITIVITY in expected.stage_seconds:
+        cost += (
+            f"; which layers {recipe.learning.layers} takes is known after {SENSITIVITY}: learning "
+            "is the mean over all choices"
+        )
     memory = expected.memory
     held = (
         f"peak memory about {memory.peak_bytes / 1e9:,.2f} GB beside the program: "

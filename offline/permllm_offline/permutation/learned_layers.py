@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,8 +105,24 @@ def reads_last_states(constants: LearningRecipe) -> bool:
 
 
 def trained_share(constants: LearningRecipe, count: int) -> float:
-    """Passes through decoder layers in one learning step of every span, over ``count``."""
-    return sum(map(len, _trained(constants, count))) / count
+    """Passes through decoder layers in one learning step of every span, over ``count``.
+
+    Which layers ``auto:N`` takes is known only when their sensitivities are: it is the mean over
+    all choices of N layers.
+    """
+    number = parse_layers(constants.layers, count).most_sensitive
+    if number is None:
+        return sum(map(len, _trained(constants, count))) / count
+    if constants.scope == "model":  # from the first of them on
+        return (count - (count - number) / (number + 1)) / count
+    every = math.comb(count, number)
+    return (
+        sum(
+            len(span) * (1 - math.comb(count - len(span), number) / every)
+            for span in spans(constants, (), count)
+        )
+        / count
+    )
 
 
 def largest_span(constants: LearningRecipe, count: int) -> float:
@@ -148,6 +165,15 @@ def sensitivities(
         states = run_windows(layers[index], states, keywords[index])
         work.alone.keep_interval(SENSITIVITIES, Step({"states": states}, {"values": found}))
     return found
+
+
+def sensitivity_passes(count: int) -> int:
+    """Passes of a window through decoder layers in ``sensitivities``: of those behind each, too.
+
+    Args:
+        count: decoder layers of the model.
+    """
+    return sum(1 + (count - index) for index in range(count))
 
 
 def most_sensitive(found: Sequence[float], number: int) -> list[int]:

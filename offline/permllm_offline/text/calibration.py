@@ -191,6 +191,21 @@ def sample_windows(
     return CalibrationWindows(calibration, torch.cat([part.held_out for part in parts]))
 
 
+def writes_itself(dataset: str) -> bool:
+    """Whether a data set is text of the dense model; a file or folder of that name comes first."""
+    return dataset == SELF and not Path(SELF).exists()
+
+
+def own_shares(datasets: Sequence[str], num_samples: int, num_held_out: int) -> list[int]:
+    """Windows that the dense model writes, held-out ones included, for each data set ``self``."""
+    parts = len(datasets)
+    return [
+        _share(num_samples, parts, index) + _share(num_held_out, parts, index)
+        for index, dataset in enumerate(datasets)
+        if writes_itself(dataset)
+    ]
+
+
 def _share(total: int, parts: int, index: int) -> int:
     return total // parts + (index < total % parts)
 
@@ -205,7 +220,7 @@ def _sample(
     sampling: Sampling,
     own_text: Callable[[int], Tensor] | None,
 ) -> CalibrationWindows:
-    if dataset == SELF and own_text is not None and not Path(SELF).exists():
+    if own_text is not None and writes_itself(dataset):
         sampled = own_text(num_samples + num_held_out)
         return CalibrationWindows(sampled[:num_samples], sampled[num_samples:])
     if sampling == "document":

@@ -44,12 +44,8 @@ def own_text(
     Raises:
         OfflineError, CheckpointError: the model cannot be loaded.
     """
-    digest = hashlib.sha256(f"{dtype} {device} {sequence_length} {seed} {num_windows}".encode())
-    for file in source.weight_files():
-        state = file.stat()
-        digest.update(f"{file.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
-    cached = cache_directory() / f"{digest.hexdigest()[:32]}.safetensors"
-    if _is_kept(cached):
+    cached = kept_file(source, dtype, device, sequence_length, seed, num_windows)
+    if is_kept(cached):
         logger.info("text of %s from %s", source.name, cached)
         return _read(cached)["windows"]
     model = load_model(source, dtype, device)
@@ -64,6 +60,22 @@ def own_text(
     return windows
 
 
+def kept_file(
+    source: Source,
+    dtype: torch.dtype,
+    device: torch.device,
+    sequence_length: int,
+    seed: int,
+    num_windows: int,
+) -> Path:
+    """Where ``own_text`` keeps the windows of the same arguments."""
+    digest = hashlib.sha256(f"{dtype} {device} {sequence_length} {seed} {num_windows}".encode())
+    for file in source.weight_files():
+        state = file.stat()
+        digest.update(f"{file.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
+    return cache_directory() / f"{digest.hexdigest()[:32]}.safetensors"
+
+
 def _unfinished(part: Path) -> Unfinished:
     """Unfinished text in a file; where it cannot be written, none is kept."""
 
@@ -71,13 +83,14 @@ def _unfinished(part: Path) -> Unfinished:
         with suppress(OSError, SafetensorError):  # the finished text will not be kept either
             _keep(tensors, part)
 
-    return Unfinished(lambda: _read(part) if _is_kept(part) else None, keep)
+    return Unfinished(lambda: _read(part) if is_kept(part) else None, keep)
 
 
-def _is_kept(cached: Path) -> bool:
+def is_kept(cached: Path) -> bool:
+    """Whether a file is there; one in a folder that may not be looked into is not."""
     try:
         return cached.is_file()
-    except OSError:  # a home that may not be looked into
+    except OSError:
         return False
 
 

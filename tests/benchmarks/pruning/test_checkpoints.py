@@ -10,6 +10,7 @@ import pytest
 from benchmarks.pruning import checkpoints
 from benchmarks.pruning.checkpoints import Checkpoints, Key
 from benchmarks.texts import Texts
+from permllm_offline.recipe import make_recipe, read_recipe
 
 KEY: Key = ("wanda+cp/obs", "2:4", 1, "int8")
 
@@ -34,11 +35,11 @@ def test_a_checkpoint_is_baked_once_and_remembers_what_it_took(
     tmp_path: Path, pruned: list[list[str]]
 ) -> None:
     folder = tmp_path / "new" / "folder"
-    made, times = Checkpoints(folder, ("--effort", "low")).baked(KEY)
+    made, times = Checkpoints(folder, effort="low").baked(KEY)
     assert made == folder / "wanda+cp-obs_2-4_1_int8"
     assert times is not None
     assert 0 <= times.prune_seconds < 60
-    assert Checkpoints(folder, ("--effort", "low")).baked(KEY) == (made, times)
+    assert Checkpoints(folder, effort="low").baked(KEY) == (made, times)
     (command,) = pruned
     for option, value in (
         ("--method", "wanda+cp"),
@@ -50,6 +51,46 @@ def test_a_checkpoint_is_baked_once_and_remembers_what_it_took(
         ("--dataset", str(tmp_path / "text.txt")),
     ):
         assert command[command.index(option) + 1] == value
+
+
+@pytest.mark.parametrize(
+    ("method", "layers", "windows", "own"),
+    [
+        ("permllm-wanda@last:6", "last:6", 128, None),
+        ("permllm-best@no-self-windows", "all", 96, 0),
+        ("permllm-wanda/obs+distillation@last:6", "last:6", 96, 32),
+    ],
+)
+def test_a_variant_is_pruned_by_its_recipe_at_the_same_effort(
+    tmp_path: Path,
+    pruned: list[list[str]],
+    method: str,
+    layers: str,
+    windows: int,
+    own: int | None,
+) -> None:
+    made, _ = Checkpoints(tmp_path, ("--num-samples", "7"), "low").baked((method, "2:4", 1, "int8"))
+    (command,) = pruned
+    recorded = read_recipe(Path(command[command.index("--recipe") + 1]))
+    assert "--effort" not in command  # it would come before the file
+    assert command[command.index("--method") + 1] == method.partition("@")[0].partition("/")[0]
+    assert command[command.index("--num-samples") + 1] == "7"
+    assert made.parent == tmp_path
+    recipe = make_recipe({}, recorded=recorded)
+    assert recipe.learning.layers == layers
+    assert recipe.num_samples == windows
+    if own is not None:
+        assert recipe.distillation.self_windows == own
+        assert recipe.distillation.steps == 150
+
+
+def test_the_times_of_an_effort_are_those_of_its_option(
+    tmp_path: Path, pruned: list[list[str]]
+) -> None:
+    made, times = Checkpoints(tmp_path, ("--sequence-length", "512"), "low").baked(KEY)
+    same = ("--sequence-length", "512", "--effort", "low")
+    assert Checkpoints(tmp_path, same).baked(KEY) == (made, times)
+    assert Checkpoints(tmp_path, same[:2], "high").baked(KEY) == (made, None)
 
 
 def test_a_checkpoint_from_elsewhere_has_no_times(tmp_path: Path, pruned: list[list[str]]) -> None:

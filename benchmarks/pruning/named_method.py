@@ -1,0 +1,79 @@
+"""The method of a row by its name: METHOD[/RECONSTRUCTION][@VARIANT]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from permllm_offline.methods import METHODS
+from permllm_offline.permutation.kinds import PERMUTATIONS
+from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
+
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "last:6": {"learning": {"layers": "last:6"}},
+    "no-self-windows": {"distillation": {"self_windows": 0}},
+}
+"""Entries of the recipe that differ from the method's defaults."""
+
+
+@dataclass(frozen=True)
+class NamedMethod:
+    """A method, with a reconstruction in place of its own and a variant, or with neither."""
+
+    method: str
+    reconstruction: str | None
+    variant: str | None
+
+    @classmethod
+    def parse(cls, name: str) -> NamedMethod:
+        """Take a name apart.
+
+        Raises:
+            ValueError: something in it is not known, or its method does not read the variant.
+        """
+        rest, at, variant = name.partition("@")
+        method, slash, reconstruction = rest.partition("/")
+        known = method in METHODS and (not slash or reconstruction in RECONSTRUCTIONS)
+        if not known or (at and variant not in VARIANTS):
+            raise ValueError(
+                f"{name!r}: give METHOD or METHOD/RECONSTRUCTION, either with or without @VARIANT, "
+                f"with a method of {', '.join(METHODS)}, a reconstruction of "
+                f"{', '.join(RECONSTRUCTIONS)} and a variant of {', '.join(VARIANTS)}"
+            )
+        found = cls(method, reconstruction or None, variant or None)
+        if at and not set(VARIANTS[variant]) <= found._read():
+            raise ValueError(
+                f"{name!r}: {rest} does not read the entries of @{variant}, {VARIANTS[variant]}; "
+                "give a method that learns its permutation, or distils, as they need it"
+            )
+        return found
+
+    @property
+    def learned(self) -> bool:
+        """Whether the permutation is learned."""
+        return PERMUTATIONS[METHODS[self.method].permutation].learn is not None
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the result depends on the seed beyond the choice of windows."""
+        return self.learned or RECONSTRUCTIONS[self._reconstruction].seeded
+
+    @property
+    def servable(self) -> bool:
+        """Whether a checkpoint can hold the method's permutation."""
+        return not PERMUTATIONS[METHODS[self.method].permutation].across_blocks
+
+    def entries(self) -> dict[str, Any]:
+        """Entries of the recipe."""
+        variant = VARIANTS[self.variant] if self.variant else {}
+        return {"method": self.method, "reconstruction": self.reconstruction, **variant}
+
+    @property
+    def _reconstruction(self) -> str:
+        return self.reconstruction or METHODS[self.method].reconstruction
+
+    def _read(self) -> set[str]:
+        distils = RECONSTRUCTIONS[self._reconstruction].model is not None
+        reads = {"learning": self.learned, "distillation": distils}
+        return {entries for entries, read in reads.items() if read}
