@@ -39,6 +39,7 @@ FACTS = {
     "load_average": "load average",
     "threads": "threads",
     "repeats": "repeats",
+    "unwatched_ms": "ms a token without the stopwatch",
 }
 """Further entries of a result, or of all of its rows, that are shown with its tables."""
 
