@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import re
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -42,7 +43,7 @@ from .engines.serving_rows import (
 )
 from .engines.weight_bytes import DecodedWeights, of_checkpoint
 from .models import LLAMA_SHAPES, random_llama, smollm2, word_tokenizer
-from .pruning.commands import magnitude_pruned
+from .pruning.commands import ended, magnitude_pruned
 from .records.machine import machine_class
 from .records.rows import Rows
 
@@ -123,7 +124,9 @@ def compare(
 def _engine(start: Callable[[str], Running], name: str) -> Running:
     try:
         return start(name)
-    except Exception as error:  # a checkpoint that cannot be made, too
+    except subprocess.CalledProcessError as error:  # its message would be the whole command
+        return NoEngine(ended("making its checkpoint", error.returncode))
+    except Exception as error:
         return NoEngine(str(error) or type(error).__name__)
 
 

@@ -229,7 +229,9 @@ class Engine:
             return self._watch.exceeded
         self._log.seek(0)
         found = reason(self._log.read().decode(errors="replace"), error)
-        return found.replace(f"{self._model.parent}/", "")  # where models lie is no news
+        found = found.replace(f"{self._model.parent}/", "")  # where models lie is no news
+        full = self._watch.full()
+        return f"{found} ({full})" if full else found
 
 
 class NoEngine:

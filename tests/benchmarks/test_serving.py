@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,20 @@ def test_a_variant_that_does_not_start_or_ends_is_refused(start: Any) -> None:
     assert by_place["sparse", 13]["refused"] == "out of memory"
     assert by_place["sparse", 1]["decode_ratio"] == 2.5
     assert "decode_ratio" not in by_place["sparse", 13]
+
+
+def test_a_checkpoint_that_cannot_be_made_is_why(start: Any) -> None:
+    def failing(name: str) -> Any:
+        if name == "dense":
+            return start(name)
+        raise subprocess.CalledProcessError(2 if name == "sparse" else -9, ["/some/where/python"])
+
+    rows = compare(["dense", "sparse", "int8"], [(1, 32)], failing, repeats=1)
+    assert [row.get("refused") for row in rows] == [
+        None,
+        "making its checkpoint ended with status 2",
+        "making its checkpoint was killed by SIGKILL: is there enough memory?",
+    ]
 
 
 def test_a_refused_variant_is_in_the_record_and_in_the_tables(start: Any, tmp_path: Path) -> None:
