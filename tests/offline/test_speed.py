@@ -95,7 +95,7 @@ def test_the_total_of_extrapolated_rows_is_marked(
     assert any("~ extrapolated" in line for line in lines["one outside"])
     assert not any("~" in line for line in lines["inside"])
     for shown in lines.values():
-        assert "layers left dense, attention and the output head are not in it" in " ".join(shown)
+        assert "without layers left dense, attention and the output head" in " ".join(shown)
 
 
 def test_the_command_shows_and_writes_the_forecast(

@@ -12,12 +12,8 @@ from rich.text import Text
 from permllm_offline.outline import Outline, OutlinedLinear
 from permllm_offline.speed import Speed
 
-EXTRAPOLATED = (
-    "~ extrapolated: no shape of about this size was measured, or not with as many tokens"
-)
-OUTSIDE = (
-    "layers left dense, attention and the output head are not in it: a served model gains less"
-)
+EXTRAPOLATED = "~ extrapolated: no such size, or no such number of tokens, was measured"
+OUTSIDE = "without layers left dense, attention and the output head: a served model gains less"
 
 
 def outline_table(found: Outline) -> Table:
