@@ -26,8 +26,8 @@ def by_cell(result: Result, shown: Shown, columns: Mapping[str, Together]) -> st
     variants = list(dict.fromkeys(variant for variant, _, _ in found))
     lines = {}
     for variant in variants:
-        line = [found.get((variant, *cell)) for cell in cells]
-        lines[variant] = [variant, *("" if row is None else _cell(row, shown) for row in line)]
+        places = [found.get((variant, *cell)) for cell in cells]
+        lines[variant] = [variant, *("" if row is None else _cell(row, shown) for row in places)]
     header = ["variant", *(f"batch {batch}, prompt {prompt}" for batch, prompt in cells)]
     for name, column in columns.items():
         values = [column([row for row in rows if row["variant"] == variant]) for variant in lines]
