@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import re
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -29,7 +30,8 @@ from .engines import quantized_peers, vllm_bench
 from .engines.engine import RESERVED_CORES, Engine, NoEngine, Running, alternate
 from .engines.identity import identity
 from .engines.kv_cache import DEFAULT_GIB, KV_CACHE, kv_cache_gib
-from .engines.serving_report import PANELS, draw, show
+from .engines.serving_plots import save_figure
+from .engines.serving_report import show
 from .engines.serving_rows import (
     DECODE,
     INT4,
@@ -41,8 +43,7 @@ from .engines.serving_rows import (
 )
 from .engines.weight_bytes import DecodedWeights, of_checkpoint
 from .models import LLAMA_SHAPES, random_llama, smollm2, word_tokenizer
-from .pruning.commands import magnitude_pruned
-from .records.drawing import save
+from .pruning.commands import ended, magnitude_pruned
 from .records.machine import machine_class
 from .records.rows import Rows
 
@@ -123,7 +124,9 @@ def compare(
 def _engine(start: Callable[[str], Running], name: str) -> Running:
     try:
         return start(name)
-    except Exception as error:  # a checkpoint that cannot be made, too
+    except subprocess.CalledProcessError as error:  # its message would be the whole command
+        return NoEngine(ended("making its checkpoint", error.returncode))
+    except Exception as error:
         return NoEngine(str(error) or type(error).__name__)
 
 
@@ -249,7 +252,7 @@ def main() -> None:
     title = f"{dense.name} on {machine_class()}, {facts['mode']}"
     show(rows.all(), title)
     if arguments.plot is not None:
-        save(partial(draw, title=title), rows.all(), arguments.plot, panels=len(PANELS))
+        save_figure({"rows": rows.all()}, arguments.plot, title)
 
 
 def _shape(model: Path) -> dict[str, Any]:

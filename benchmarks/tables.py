@@ -5,7 +5,7 @@
 
 A table stands between `<!-- table: RESULT VIEW -->` and `<!-- end -->`, where RESULT is a file of
 `benchmarks/results` and VIEW one of the functions in `VIEWS`. Below it stands what it was measured
-on. A value or a row that a result lacks is left out.
+on. A value or a row that a result lacks is left out; nothing stands there where a view has no rows.
 """
 
 import argparse
@@ -39,6 +39,7 @@ FACTS = {
     "load_average": "load average",
     "threads": "threads",
     "repeats": "repeats",
+    "unwatched_ms": "ms a token without the stopwatch",
 }
 """Further entries of a result, or of all of its rows, that are shown with its tables."""
 
@@ -198,7 +199,9 @@ def block(name: str, view: str, folder: Path, results: Path = RESULTS) -> str:
     result = json.loads(file.read_text(encoding="utf-8"))
     link = f"[{file.name}]({os.path.relpath(file, folder)})"
     origin = f"<sub>{link}: {measured_on(result)}</sub>"
-    return f"<!-- table: {name} {view} -->\n\n{VIEWS[view](result)}\n\n{origin}\n<!-- end -->"
+    table = VIEWS[view](result)
+    shown = f"\n{table}\n\n{origin}\n" if table else ""
+    return f"<!-- table: {name} {view} -->\n{shown}<!-- end -->"
 
 
 def updated(page: Path, results: Path = RESULTS) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 _MEASURED = Path(__file__).with_name("measured")
 _CPUINFO = Path("/proc/cpuinfo")
+OVERRIDE = "PERMLLM_CPU_ISA"
 
 #: Flags in /proc/cpuinfo that an instruction set of the kernels needs, fastest first.
 _FLAGS = {
@@ -30,7 +32,7 @@ class Forecast:
         dense_us, sparse_us: microseconds on one thread, dense with the faster of PyTorch and vLLM.
         ratio: dense_us / sparse_us, above 1 where sparse is faster.
         inside: False where the shape or token count is outside of what was measured.
-        source: the processor and the date of the measurement.
+        source: the processor, the instruction set and the date of the measurement.
     """
 
     dense_us: float
@@ -77,7 +79,8 @@ class Measurement:
             shape = times.setdefault(row["value_dtype"], {}).setdefault((row["n"], row["k"]), {})
             dense, _ = shape.get(row["m"], (math.inf, 0.0))
             shape[row["m"]] = min(dense, row["peer_us"]), row["ours_us"]
-        return cls(f"{result['machine']['cpu']}, {result['date']}", found, times)
+        made = (result["machine"]["cpu"], result.get("isa"), result["date"])
+        return cls(", ".join(part for part in made if part), found, times)
 
     def forecast(self, n: int, k: int, m: int, value_dtype: str) -> Forecast | None:
         """What to expect of a layer of `n` outputs and `k` inputs with `m` tokens.
@@ -114,7 +117,7 @@ def forecast(n: int, k: int, m: int, value_dtype: str, pattern: str) -> Forecast
 
     None where no measurement of it is packaged: `python -m benchmarks.kernels` makes one.
     """
-    measurement = packaged(instruction_set(), pattern)
+    measurement = packaged(served_instruction_set(), pattern)
     return None if measurement is None else measurement.forecast(n, k, m, value_dtype)
 
 
@@ -126,6 +129,11 @@ def packaged(isa: str, pattern: str) -> Measurement | None:
     wanted = _MEASURED / f"{isa}-{pattern.replace(':', 'to')}.json"
     found = [file for file in (wanted, *sorted(_MEASURED.glob(f"{isa}-*.json"))) if file.exists()]
     return Measurement.read(found[0], pattern) if found else None
+
+
+def served_instruction_set() -> str:
+    """What `PERMLLM_CPU_ISA` names, as the kernels read it; without it, `instruction_set`."""
+    return os.environ.get(OVERRIDE) or instruction_set()
 
 
 def instruction_set(cpuinfo: Path = _CPUINFO) -> str:

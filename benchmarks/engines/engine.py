@@ -5,11 +5,11 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar, cast
 
 import psutil
 import torch
@@ -41,6 +41,7 @@ RAISED = re.compile(r"^.*?\b((?:\w+\.)*\w*(?:Error|Exception|Exit)): (.+)$", re.
 NO_REASON = ("Engine core initialization failed", "WorkerProc initialization failed")
 """What vLLM says where the reason stands above."""
 REASON_LENGTH = 400
+Answer = TypeVar("Answer")
 
 
 class EngineError(RuntimeError):
@@ -142,7 +143,7 @@ class Engine:
             raise EngineError(self._reason(error)) from error
         self._load_seconds = time.perf_counter() - start
         self._watch.settle()
-        (self._threads,) = self._llm.collective_rpc(threads)
+        self._threads = self.of_worker(threads)
         ((self._packed, self._dense),) = self._llm.apply_model(sparse_bytes)
 
     def answers(self, batch: int, prompt: int, output: int) -> Answers:
@@ -211,6 +212,11 @@ class Engine:
             facts["packed_ratio"] = self._packed / self._dense
         return facts
 
+    def of_worker(self, function: Callable[[Any], Answer]) -> Answer:
+        """What a module's function returns, called with the one worker in its process."""
+        (answer,) = self._llm.collective_rpc(function)
+        return cast("Answer", answer)
+
     def close(self) -> None:
         """Stop the processes, so that the next engine has the memory."""
         self._watch.close()
@@ -223,7 +229,9 @@ class Engine:
             return self._watch.exceeded
         self._log.seek(0)
         found = reason(self._log.read().decode(errors="replace"), error)
-        return found.replace(f"{self._model.parent}/", "")  # where models lie is no news
+        found = found.replace(f"{self._model.parent}/", "")  # where models lie is no news
+        full = self._watch.full()
+        return f"{found} ({full})" if full else found
 
 
 class NoEngine:

@@ -1,5 +1,6 @@
 """The most memory that processes hold while an engine starts and runs, and a limit of it."""
 
+import math
 import threading
 from collections.abc import Collection
 from contextlib import suppress
@@ -7,6 +8,8 @@ from contextlib import suppress
 import psutil
 
 SAMPLE_SECONDS = 0.25
+FULL_MIB = 512
+"""What is left for all others when the system begins to kill, a fraction of a second later."""
 
 
 class MemoryWatch:
@@ -23,6 +26,7 @@ class MemoryWatch:
 
     def __init__(self, limit_gib: float | None = None, *, this_too: bool = False) -> None:
         self.peak_mib = 0.0
+        self.least_left_mib = math.inf
         self.exceeded: str | None = None
         self._limit_gib, self._this_too = limit_gib, this_too
         self._others = frozenset(psutil.Process().children())
@@ -45,11 +49,19 @@ class MemoryWatch:
         """Look for no further processes: that would take time from those that are measured."""
         self._settled = self.processes()
 
+    def full(self) -> str:
+        """That the machine had hardly any memory left, after which the system kills; else empty."""
+        if self.least_left_mib >= FULL_MIB:
+            return ""
+        return f"the machine had {self.least_left_mib:.0f} MiB of memory left"
+
     def sample(self) -> None:
         """Look now, too."""
         started = self.processes()
         used = private_mib([psutil.Process(), *started] if self._this_too else started)
         self.peak_mib = max(self.peak_mib, used)
+        left = psutil.virtual_memory().available / 2**20
+        self.least_left_mib = min(self.least_left_mib, left)
         if self._limit_gib is not None and used > 1024 * self._limit_gib:
             self.exceeded = (
                 f"its processes held {used:.0f} MiB, more than {self._limit_gib:g} GiB: give a "

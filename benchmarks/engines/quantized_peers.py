@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.models import SHARD_BYTES
+from benchmarks.pruning.commands import ended
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.writer import write_checkpoint
 
@@ -58,7 +59,7 @@ def int4(dense: Path) -> Path:
     """Return the W4A16 twin in the format of GPTQ, symmetric, groups of 128 where they fit."""
     size = int4_group(dense)
     if size is None:
-        raise ValueError(f"{dense}: its hidden size is no multiple of {min(INT4_GROUPS)}")
+        raise ValueError(f"{dense.name}: its hidden size is no multiple of {min(INT4_GROUPS)}")
     config = {
         "quant_method": "gptq",
         "bits": 4,
@@ -85,7 +86,8 @@ def made_apart(peer: str, dense: Path) -> Path:
         command = [sys.executable, "-m", "benchmarks.engines.quantized_peers", peer, str(dense)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
+            said = done.stderr.strip().rpartition("\n")[2]
+            raise RuntimeError(said or ended(f"making {output.name}", done.returncode))
     return output
 
 

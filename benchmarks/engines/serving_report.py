@@ -1,4 +1,4 @@
-"""A serving result on the terminal, and as a plot."""
+"""A serving result on the terminal."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -69,36 +69,3 @@ def show(rows: Sequence[Row], title: str) -> None:
         row["variant"]: row["refused"] for row in rows if "refused" in row
     }.items():
         console.print(f"{variant} was refused: {why}", markup=False)
-
-
-PANELS = (
-    ("decode_ratio", "decode tokens/s, times dense"),
-    ("first_token_ratio", "first token, times as early as dense's"),
-)
-"""Field of a row, and what a panel says of it."""
-
-
-def draw(rows: Sequence[Row], axes: Sequence[Any], title: str) -> None:
-    """Draw each of `PANELS` into axes of its own, a group of bars per cell."""
-    for (field, label), panel in zip(PANELS, axes, strict=True):
-        _bars([row for row in rows if field in row], field, panel)
-        panel.set_ylabel(label)
-    axes[0].set_title(title)
-    if axes[0].patches:
-        axes[0].legend()
-
-
-def _bars(rows: Sequence[Row], field: str, axes: Any) -> None:
-    cells = list(dict.fromkeys((row["batch"], row["prompt_tokens"]) for row in rows))
-    variants = list(dict.fromkeys(row["variant"] for row in rows))
-    for number, variant in enumerate(variants):
-        width = 0.8 / len(variants)
-        offset = (number - (len(variants) - 1) / 2) * width
-        bars = {
-            cells.index((row["batch"], row["prompt_tokens"])) + offset: row[field]
-            for row in rows
-            if row["variant"] == variant
-        }
-        axes.bar(list(bars), list(bars.values()), width, label=variant)
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(cells)), [f"batch {batch}\nprompt {n}" for batch, n in cells])

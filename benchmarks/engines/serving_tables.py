@@ -1,6 +1,6 @@
 """Tables of the documentation on serving."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -20,14 +20,14 @@ def by_cell(result: Result, shown: Shown, columns: Mapping[str, Together]) -> st
         shown: what stands in a cell.
         columns: what the rows of a variant say together; left out where none says anything.
     """
-    rows = [row for row in result["rows"] if row.get("benchmark", DECODE) == DECODE]
+    rows = _of_engines(result)
     found = {(row["variant"], row["batch"], row["prompt_tokens"]): row for row in rows}
     cells = list(dict.fromkeys((batch, prompt) for _, batch, prompt in found))
     variants = list(dict.fromkeys(variant for variant, _, _ in found))
     lines = {}
     for variant in variants:
-        line = [found.get((variant, *cell)) for cell in cells]
-        lines[variant] = [variant, *("" if row is None else _cell(row, shown) for row in line)]
+        places = [found.get((variant, *cell)) for cell in cells]
+        lines[variant] = [variant, *("" if row is None else _cell(row, shown) for row in places)]
     header = ["variant", *(f"batch {batch}, prompt {prompt}" for batch, prompt in cells)]
     for name, column in columns.items():
         values = [column([row for row in rows if row["variant"] == variant]) for variant in lines]
@@ -36,6 +36,23 @@ def by_cell(result: Result, shown: Shown, columns: Mapping[str, Together]) -> st
             for line, value in zip(lines.values(), values, strict=True):
                 line.append(value)
     return markdown(header, lines.values())
+
+
+def _of_engines(result: Result) -> list[Row]:
+    """Rows of the engines that take turns; the others are those of vLLM's own benchmarks."""
+    return [row for row in result["rows"] if row.get("benchmark", DECODE) == DECODE]
+
+
+def _refusals(rows: Iterable[Row]) -> list[tuple[str, str]]:
+    """Variants that were refused, and why: each reason once."""
+    refused = [(row["variant"], row["refused"]) for row in rows if "refused" in row]
+    return list(dict.fromkeys(refused))
+
+
+def _reasons(refusals: Iterable[tuple[str, str]]) -> str:
+    """Paragraphs that follow a table."""
+    quoted = [(variant, why.replace("`", "'")) for variant, why in refusals]
+    return "".join(f"\n\n{variant} was refused: `{why}`" for variant, why in quoted)
 
 
 def _cell(row: Row, shown: Shown) -> str:
@@ -51,17 +68,22 @@ def decode(result: Result) -> str:
         "peak MiB": lambda rows: _largest(rows, "peak_mib", "{:.0f}"),
         "load (median of starts)": _loading,
     }
-    return by_cell(result, decode_speed, columns)
+    return by_cell(result, decode_speed, columns) + _reasons(_refusals(_of_engines(result)))
 
 
 def first_token(result: Result) -> str:
-    """How many times as early as dense's the first token comes."""
-    return by_cell(result, lambda row: _times(row, "first_token_ratio"), {})
+    """Milliseconds until all sequences have their first token, and times as early as dense's."""
+    return by_cell(result, first_token_time, {})
 
 
 def bench(result: Result) -> str:
-    """What vLLM's own benchmarks say, a line per cell and variant, medians over rounds."""
+    """What vLLM's own benchmarks say, a line per cell and variant, medians over rounds.
+
+    Nothing where a result has no rows of them.
+    """
     rows = [row for row in result["rows"] if row.get("benchmark", DECODE) != DECODE]
+    if not rows:
+        return ""
     lines = []
     for place in dict.fromkeys(map(_place, rows)):
         batch, prompt, variant = place
@@ -70,7 +92,9 @@ def bench(result: Result) -> str:
             own = [row for row in rows if _place(row) == place and row["benchmark"] == benchmark]
             line.append(_medians(own, field, ratio, form))
         lines.append(line)
-    return markdown(["variant", "batch", "prompt", *(name for _, name, *_ in BENCH)], lines)
+    header = ["variant", "batch", "prompt", *(name for _, name, *_ in BENCH)]
+    said = _refusals(_of_engines(result))  # stands below the table of decoding
+    return markdown(header, lines) + _reasons(one for one in _refusals(rows) if one not in said)
 
 
 def _place(row: Row) -> tuple[Any, Any, str]:
@@ -99,6 +123,11 @@ def _medians(rows: Sequence[Row], field: str, ratio: str, form: str) -> str:
 def decode_speed(row: Row) -> str:
     """Decoded tokens per second, and how many times dense's that is."""
     return f"{row['decode_tokens_per_second']:.1f}{_times(row, 'decode_ratio', ' ({})')}"
+
+
+def first_token_time(row: Row) -> str:
+    """Milliseconds until the first token of all sequences, and how many times as early as dense."""
+    return f"{row['time_to_first_token_ms']:.0f} ms{_times(row, 'first_token_ratio', ' ({})')}"
 
 
 def _times(row: Row, field: str, form: str = "{}") -> str:

@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,13 @@ def permllm_offline(*arguments: str | Path) -> None:
     words = [str(argument) for argument in arguments]
     print(f"\n$ permllm-offline {shlex.join(words)}", flush=True)
     subprocess.run([sys.executable, "-m", "permllm_offline", *words], check=True)
+
+
+def ended(what: str, status: int) -> str:
+    """Say how something ended, by its exit status, negative for a signal."""
+    if status < 0:
+        return f"{what} was killed by {signal.Signals(-status).name}: is there enough memory?"
+    return f"{what} ended with status {status}"
 
 
 def evaluate(model: Path, dataset: Path, output: Path, *, windows: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,9 +47,15 @@ class Speed:
             for m in TOKENS
         }
 
+    def whole_inside(self) -> dict[int, bool]:
+        """Whether no part of `whole` is extrapolated, by tokens."""
+        if not self.shapes:
+            return {}
+        return {m: all(one.forecasts[m].inside for one in self.shapes) for m in TOKENS}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, for JSON."""
-        return asdict(self) | {"whole": self.whole()}
+        return asdict(self) | {"whole": self.whole(), "whole_inside": self.whole_inside()}
 
 
 def expected_speed(
@@ -61,7 +68,7 @@ def expected_speed(
         pattern: of the kept values; where it was not measured, ``Speed.pattern`` is another.
         value_dtype: of the kept values.
         measured: a result of ``benchmarks.kernels``; without it, the one that the package carries
-            for this CPU's instruction set and the pattern.
+            for the pattern and the instruction set that would serve here, `PERMLLM_CPU_ISA` first.
 
     Raises:
         OfflineError: ``measured`` holds no usable rows.
@@ -72,10 +79,13 @@ def expected_speed(
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise OfflineError(f"{measured} is no result of {BENCHMARK}: {error}") from error
     else:
-        isa = forecast.instruction_set()
+        isa = forecast.served_instruction_set()
         packaged = forecast.packaged(isa, pattern)
         if packaged is None:
-            found = f"of {isa} is" if isa else "fits this CPU and is"
+            named = (
+                f", which {forecast.OVERRIDE} names," if os.environ.get(forecast.OVERRIDE) else ""
+            )
+            found = f"of {isa}{named} is" if isa else "fits this CPU and is"
             return Speed("", [], reason=f"no measurement {found} packaged: {_remedy()}")
         measurement = packaged
     speeds = []

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import serving
-from benchmarks.engines import vllm_bench
+from benchmarks.engines import serving_tables, vllm_bench
 from benchmarks.engines.engine import Answers, EngineError
 from benchmarks.engines.serving_rows import KEY, repeats_of, with_ratios
 from benchmarks.engines.weight_bytes import DecodedWeights
@@ -108,6 +109,30 @@ def test_a_variant_that_does_not_start_or_ends_is_refused(start: Any) -> None:
     assert by_place["sparse", 13]["refused"] == "out of memory"
     assert by_place["sparse", 1]["decode_ratio"] == 2.5
     assert "decode_ratio" not in by_place["sparse", 13]
+
+
+def test_a_checkpoint_that_cannot_be_made_is_why(start: Any) -> None:
+    def failing(name: str) -> Any:
+        if name == "dense":
+            return start(name)
+        raise subprocess.CalledProcessError(2 if name == "sparse" else -9, ["/some/where/python"])
+
+    rows = compare(["dense", "sparse", "int8"], [(1, 32)], failing, repeats=1)
+    assert [row.get("refused") for row in rows] == [
+        None,
+        "making its checkpoint ended with status 2",
+        "making its checkpoint was killed by SIGKILL: is there enough memory?",
+    ]
+
+
+def test_a_refused_variant_is_in_the_record_and_in_the_tables(start: Any, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    compare(["dense", "broken"], [(1, 32)], start, Rows(file, {}, KEY), repeats=1)
+    record = json.loads(file.read_text())
+    assert record["rows"][1]["refused"] == "no kernel"
+    for view in (serving_tables.decode, serving_tables.first_token):
+        assert "\n| broken | refused |" in view(record)
+    assert serving_tables.decode(record).endswith("\n\nbroken was refused: `no kernel`")
 
 
 def test_a_variant_that_ends_after_its_answers_is_refused(start: Any) -> None:
@@ -287,8 +312,6 @@ def test_the_command_measures_every_batch_with_every_prompt(
     }  # fmt: skip
     plot = (tmp_path / "plot.svg").read_text()
     assert all(plot.count(f">batch {batch}<") == 2 * 2 for batch in (2, 4))  # two panels
-    assert "decode tokens/s, times dense" in plot
-    assert "first token, times as early as dense's" in plot
     more = [*command[: command.index("--cells") + 1], "1x512", "--json", str(output)]
     more += ["--bench", "0", "--reserved-cores", "0", "--memory-limit", "2.5"]
     monkeypatch.setattr(sys, "argv", more)

@@ -1,11 +1,15 @@
-"""The committed records reach what the kernels are to reach."""
+"""The committed records reach what the kernels, and models served with them, are to reach."""
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from benchmarks.engines.serving_rows import INT8
+from benchmarks.serving import DENSE
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 TOKENS = (1, 4, 16, 64, 256)
@@ -17,6 +21,14 @@ LEAST = {
 }
 """Times as fast as the fastest dense bfloat16 peer on one thread, at `TOKENS`."""
 NO_SLOWER = 0.97
+LEAST_SERVED = {
+    ("2:4 bfloat16", DENSE): 1.8,
+    ("2:4 int8", DENSE): 2.4,
+    ("2:4 int8", INT8): 1.4,
+}
+"""Decoded tokens per second of a variant, times those of another, one sequence."""
+MOST_BYTES = {"2:4 bfloat16": 0.6, "2:4 int8": 0.35}
+"""Of the bytes of the pruned layers in dense bfloat16, as the engine holds them."""
 PACKING_SLACK = 1 << 20
 """Bytes beside a layer and its packed blocks; the first layer of a process loads code too."""
 
@@ -84,10 +96,80 @@ def test_kernels_are_as_fast_as_they_are_to_be(file: Path) -> None:
     assert not short_of(record(file))
 
 
-@pytest.mark.parametrize("file", one_thread("kernels-cpu-*.json"))
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(file, id=file.stem) for file in sorted(RESULTS.glob("kernels-cpu-*.json"))],
+)
 def test_no_kernel_is_slower_than_dense(file: Path) -> None:
+    """With any number of threads; huge pages for the peers are another comparison."""
     ratios = speedups(record(file))
+    kinds = {(shape, values, m) for _, shape, values, m in ratios}
+    assert kinds == set(itertools.product(SHAPES, ("bfloat16", "int8"), TOKENS))
     assert {key: ratio for key, ratio in ratios.items() if ratio < NO_SLOWER} == {}
+
+
+def test_there_is_a_record_of_two_threads() -> None:
+    rows = record(RESULTS / "kernels-cpu-zen4-two-threads.json")["rows"]
+    assert {row["threads"] for row in rows} == {2}
+
+
+def short_of_served(found: Record, prompt: int) -> list[str]:
+    """What a serving record misses of its targets, or lacks, with one prompt of so many tokens."""
+    rows = {
+        row["variant"]: row
+        for row in found["rows"]
+        if (row["benchmark"], row["batch"], row["prompt_tokens"]) == ("decode", 1, prompt)
+    }
+    missed = []
+    for (variant, peer), least in LEAST_SERVED.items():
+        speeds = [rows.get(name, {}).get("decode_tokens_per_second") for name in (variant, peer)]
+        if None in speeds or not speeds[0] >= least * speeds[1]:
+            missed.append(f"{variant} to {peer}")
+    for variant, most in MOST_BYTES.items():
+        packed, dense = (rows.get(variant, {}).get(f"{kind}_bytes") for kind in ("packed", "dense"))
+        if packed is None or not packed <= most * dense:
+            missed.append(f"bytes of {variant}")
+    return missed
+
+
+@pytest.mark.parametrize("prompt", [32, 512])
+def test_serving_is_as_fast_and_as_small_as_it_is_to_be(prompt: int) -> None:
+    found = record(RESULTS / "serving-cpu-zen4.json")
+    shape = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22}
+    assert shape.items() <= found["shape"].items()
+    assert short_of_served(found, prompt) == []
+
+
+@pytest.mark.parametrize(
+    ("variant", "change", "missed"),
+    [
+        ("2:4 int8", {}, []),
+        ("2:4 bfloat16", {"decode_tokens_per_second": 17.9}, ["2:4 bfloat16 to dense bfloat16"]),
+        (
+            "2:4 int8",
+            {"decode_tokens_per_second": 23.9},
+            ["2:4 int8 to dense bfloat16", "2:4 int8 to vLLM int8 (W8A8)"],
+        ),
+        ("vLLM int8 (W8A8)", {"batch": 8}, ["2:4 int8 to vLLM int8 (W8A8)"]),
+        ("2:4 bfloat16", {"packed_bytes": 61}, ["bytes of 2:4 bfloat16"]),
+        ("2:4 int8", {"packed_bytes": None}, ["bytes of 2:4 int8"]),
+    ],
+)
+def test_a_served_variant_below_its_target_is_found(
+    variant: str, change: Mapping[str, Any], missed: list[str]
+) -> None:
+    speeds = {DENSE: 10.0, "2:4 bfloat16": 18.0, "2:4 int8": 24.5, INT8: 17.5}
+    packed = {"2:4 bfloat16": 60, "2:4 int8": 35}
+    rows = {
+        name: {
+            "benchmark": "decode", "variant": name, "batch": 1, "prompt_tokens": 32,
+            "decode_tokens_per_second": speed,
+            "packed_bytes": packed.get(name), "dense_bytes": 100,
+        }
+        for name, speed in speeds.items()
+    }  # fmt: skip
+    rows[variant] |= change
+    assert short_of_served({"rows": list(rows.values())}, 32) == missed
 
 
 @pytest.mark.parametrize("file", one_thread("instruction-sets-*.json"))

@@ -156,6 +156,7 @@ def serving_row(
         "prompt_tokens": prompt,
         "decode_tokens_per_second": speed,
         "decode_ratio": speed / 10,
+        "time_to_first_token_ms": 123.6,
         "first_token_ratio": 1.5,
         **more,
     }
@@ -177,7 +178,7 @@ def test_serving_shows_what_was_measured() -> None:
     ]
     assert tables.VIEWS["first-token"]({"rows": rows[:3]}).splitlines()[::3] == [
         "| variant | batch 1, prompt 32 | batch 8, prompt 512 |",
-        "| 2:4 | 1.50x |  |",
+        "| 2:4 | 124 ms (1.50x) |  |",
     ]
     without = tables.VIEWS["decode"]({"rows": [serving_row("2:4", 1, 32, 25)]})
     assert "MiB" not in without
@@ -185,7 +186,7 @@ def test_serving_shows_what_was_measured() -> None:
 
 def test_serving_shows_bytes_loading_and_what_was_refused() -> None:
     loaded = {"resident_mib": 90.0, "load_seconds": 20.2, "load_ratio": 0.5, "packed_ratio": 0.5625}
-    refused = {"variant": "int4", "batch": 1, "prompt_tokens": 32, "refused": "because"}
+    refused = {"variant": "int4", "batch": 1, "prompt_tokens": 32, "refused": "because of `x`"}
     bench = {"benchmark": "latency", "variant": "2:4", "seconds": 1.0}
     rows = [serving_row("2:4", 1, 32, 25, byte_ratio=1.69, **loaded), refused, bench]
     assert tables.VIEWS["decode"]({"rows": rows}).splitlines() == [
@@ -194,9 +195,12 @@ def test_serving_shows_bytes_loading_and_what_was_refused() -> None:
         "|---|---|---|---|---|---|",
         "| 2:4 | 25.0 (2.50x) | 1.69x | 0.562x | 90 | 20 s (0.50x) |",
         "| int4 | refused |  |  |  |  |",
+        "",
+        "int4 was refused: `because of 'x'`",
     ]
     alone = {name: value for name, value in rows[0].items() if not name.endswith("_ratio")}
     assert "| 2:4 | 25.0 | 90 | 20 s |" in tables.VIEWS["decode"]({"rows": [alone]})
+    assert "| 2:4 | 124 ms |" in tables.VIEWS["first-token"]({"rows": [alone]})
 
 
 def test_loading_is_the_median_of_starts_however_many_cells_each_served() -> None:
@@ -228,6 +232,8 @@ def test_own_benchmarks_of_vllm_are_medians_over_rounds() -> None:
         row("latency", "2:4", 0, seconds=2.0, seconds_ratio=1.5),
         row("serve", "2:4", 0, tokens_per_second=8.0, median_ttft_ms=100.4, ttft_ratio=3.0),
         row("latency", "int4", 0, refused="because"),
+        row("serve", "int8", 0, refused="never came up"),
+        {"variant": "int4", "batch": 1, "prompt_tokens": 32, "refused": "because"},
         row("latency", "dense", 0, seconds=80.0, batch=8, prompt_tokens=512),
     ]
     table = tables.VIEWS["vllm-bench"]({"rows": rows}).splitlines()
@@ -238,7 +244,10 @@ def test_own_benchmarks_of_vllm_are_medians_over_rounds() -> None:
         "| dense | 1 | 32 | 4.00 s (1.00x) |  |  |  |  |",
         "| 2:4 | 1 | 32 | 2.00 s (1.50x) |  | 8.0 | 100 ms (3.00x) |  |",
         "| int4 | 1 | 32 | refused |  |  |  |  |",
+        "| int8 | 1 | 32 |  |  | refused | refused | refused |",
         "| dense | 8 | 512 | 80.00 s |  |  |  |  |",
+        "",
+        "int8 was refused: `never came up`",  # why int4 was stands below the table of decoding
     ]
 
 
@@ -384,3 +393,28 @@ def test_a_page_is_rewritten_between_its_markers(tmp_path: Path) -> None:
     assert tables.updated(page, tmp_path / "results") == expected
     page.write_text(expected)
     assert tables.updated(page, tmp_path / "results") == expected
+
+
+def test_a_table_appears_when_its_rows_are_recorded(tmp_path: Path) -> None:
+    page, record = tmp_path / "page.md", tmp_path / "new.json"
+    empty = "<!-- table: new vllm-bench -->\n<!-- end -->\nafter\n"
+    rows = [serving_row("dense", 1, 32, 10)]
+    record.write_text(json.dumps(RECORD | {"rows": rows}))
+    page.write_text(empty)
+    assert tables.updated(page, tmp_path) == empty
+    bench = {"benchmark": "latency", "variant": "dense", "batch": 1, "prompt_tokens": 32}
+    record.write_text(json.dumps(RECORD | {"rows": [*rows, bench | {"seconds": 2.5}]}))
+    full = tables.updated(page, tmp_path)
+    assert "\n| dense | 1 | 32 | 2.50 s |  |  |  |  |\n\n<sub>[new.json]" in full
+    page.write_text(full)
+    record.write_text(json.dumps(RECORD | {"rows": rows}))
+    assert tables.updated(page, tmp_path) == empty
+
+
+@pytest.mark.parametrize("file", tables.RESULTS.glob("serving-*.json"), ids=lambda file: file.stem)
+def test_every_serving_record_is_shown_as_a_whole(file: Path) -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in tables.pages())
+    for view in ("decode", "first-token", "vllm-bench"):
+        assert f"<!-- table: {file.stem} {view} -->" in pages
+    assert f"figures/{file.stem}.svg)" in pages
+    assert (ROOT / "docs" / "figures" / f"{file.stem}.svg").exists()

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from permllm_offline.cli import main
+from permllm_offline.commands.outline_tables import speed_table
+from permllm_offline.commands.tables import show
 from permllm_offline.outline import ServedShape
 from permllm_offline.speed import TOKENS, expected_speed
 from permllm_vllm import forecast
@@ -40,6 +42,7 @@ def test_measured_shapes_are_forecast_as_they_were_measured(tmp_path: Path) -> N
     for one, ratio in zip(speed.shapes, (4, 2), strict=True):
         for m in TOKENS:
             assert one.forecasts[m].ratio == pytest.approx(ratio, rel=1e-3)
+    assert speed.whole_inside() == dict.fromkeys(TOKENS, True)
     whole = (3 * 400 + 60) / (3 * 100 + 30)
     assert speed.whole() == pytest.approx(dict.fromkeys(TOKENS, whole), rel=1e-3)
 
@@ -47,18 +50,52 @@ def test_measured_shapes_are_forecast_as_they_were_measured(tmp_path: Path) -> N
 def test_a_dtype_that_was_not_measured_says_so(tmp_path: Path) -> None:
     speed = expected_speed(SHAPES, "2:4", "int8", write_measurement(tmp_path / "m.json"))
     assert not speed.shapes
-    assert speed.whole() == {}
+    assert speed.whole() == speed.whole_inside() == {}
     assert "measured no int8 values" in speed.reason
     assert "python -m benchmarks.kernels --device cpu" in speed.reason
 
 
 @pytest.mark.parametrize("isa", ["", "amx_of_the_future"])
 def test_a_cpu_without_a_measurement_says_so(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PERMLLM_CPU_ISA", raising=False)
     monkeypatch.setattr(forecast, "instruction_set", lambda: isa)
     speed = expected_speed(SHAPES, "2:4", "bfloat16")
     assert not speed.shapes
     assert re.search(rf"no measurement .*{isa}.* is packaged: measure this machine", speed.reason)
     assert "python -m benchmarks.kernels --device cpu" in speed.reason
+
+
+def test_a_cpu_that_is_told_to_serve_with_another_instruction_set_is_forecast_with_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(forecast, "instruction_set", lambda: "avx512_bf16")
+    monkeypatch.setenv("PERMLLM_CPU_ISA", "avx2")
+    speed = expected_speed(SHAPES, "2:4", "bfloat16")
+    assert not speed.shapes
+    assert "no measurement of avx2, which PERMLLM_CPU_ISA names, is packaged" in speed.reason
+    monkeypatch.setenv("PERMLLM_CPU_ISA", "avx512_bf16")
+    assert ", avx512_bf16, " in expected_speed(SHAPES, "2:4", "bfloat16").source
+    monkeypatch.setenv("PERMLLM_CPU_ISA", "")  # as unset, for the kernels too
+    assert expected_speed(SHAPES, "2:4", "bfloat16").shapes
+
+
+def test_the_total_of_extrapolated_rows_is_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = write_measurement(tmp_path / "m.json")
+    lines = {}
+    for name, size in (("inside", 100), ("one outside", 4000)):
+        shapes = [ServedShape("o_proj", 100, 50, 1), ServedShape("down_proj", size, 50, 1)]
+        speed = expected_speed(shapes, "2:4", "bfloat16", measured)
+        assert speed.to_dict()["whole_inside"] == dict.fromkeys(TOKENS, size == 100)
+        show(speed_table(speed, "2:4"))
+        lines[name] = capsys.readouterr().out.splitlines()
+    (total,) = (line for line in lines["one outside"] if "all pruned linears" in line)
+    assert total.count("~") == len(TOKENS)
+    assert any("~ extrapolated" in line for line in lines["one outside"])
+    assert not any("~" in line for line in lines["inside"])
+    for shown in lines.values():
+        assert "without layers left dense, attention and the output head" in " ".join(shown)
 
 
 def test_the_command_shows_and_writes_the_forecast(
@@ -98,7 +135,7 @@ def test_the_title_says_which_pattern_was_measured(
 def test_a_packaged_measurement_is_that_of_the_pattern(
     pattern: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forecast, "instruction_set", lambda: "avx512_bf16")
+    monkeypatch.setenv("PERMLLM_CPU_ISA", "avx512_bf16")
     assert expected_speed(SHAPES, pattern, "int8").pattern == pattern
 
 

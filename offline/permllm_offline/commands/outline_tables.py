@@ -12,6 +12,9 @@ from rich.text import Text
 from permllm_offline.outline import Outline, OutlinedLinear
 from permllm_offline.speed import Speed
 
+EXTRAPOLATED = "~ extrapolated: no such size, or no such number of tokens, was measured"
+OUTSIDE = "without layers left dense, attention and the output head: a served model gains less"
+
 
 def outline_table(found: Outline) -> Table:
     """Show what is pruned and what stays dense, equal linears of all layers in one row."""
@@ -54,17 +57,23 @@ def speed_table(speed: Speed, pattern: str) -> RenderableType:
         return Text(f"speed: {speed.reason}")
     of = pattern if speed.pattern == pattern else f"{speed.pattern} ({pattern} was not measured)"
     title = f"expected speed of {of}, x the faster dense bfloat16, one thread, from {speed.source}"
-    table = Table(title=Text(title), show_footer=True, caption="~ extrapolated")
+    inside = speed.whole_inside()
+    notes = [OUTSIDE] if all(inside.values()) else [EXTRAPOLATED, OUTSIDE]
+    table = Table(title=Text(title), show_footer=True, caption="\n".join(notes))
     table.add_column("linears", footer="all pruned linears")
     table.add_column("N x K", justify="right")
     table.add_column("count", justify="right")
     for m, ratio in speed.whole().items():
-        table.add_column(f"M = {m}", justify="right", footer=f"{ratio:.2f}")
+        table.add_column(f"M = {m}", justify="right", footer=_times(ratio, inside[m]))
     for one in speed.shapes:
-        ratios = [f"{'' if f.inside else '~'}{f.ratio:.2f}" for f in one.forecasts.values()]
+        ratios = [_times(found.ratio, found.inside) for found in one.forecasts.values()]
         shape = one.shape
         table.add_row(Text(shape.linears), f"{shape.n} x {shape.k}", str(shape.count), *ratios)
     return table
+
+
+def _times(ratio: float, inside: bool) -> str:
+    return f"{'' if inside else '~'}{ratio:.2f}"
 
 
 def _without_numbers(name: str) -> str:

@@ -141,6 +141,11 @@ def test_a_checkpoint_is_read_before_its_loading_is_timed(
         ("clock", ""),
     ]
     assert started.facts()["load_seconds"] == 2.0
+    monkeypatch.setattr(started._watch, "least_left_mib", 4096.0)
+    assert started._reason(ValueError("gone")) == "ValueError: gone"
+    monkeypatch.setattr(started._watch, "least_left_mib", 30.0)
+    reason = "ValueError: gone (the machine had 30 MiB of memory left)"
+    assert started._reason(ValueError("gone")) == reason
     assert os.environ[KV_CACHE] == "5"  # vLLM reads it: what a user asked for stands
 
 

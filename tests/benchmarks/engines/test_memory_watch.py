@@ -1,12 +1,15 @@
 """What processes hold at most, and that they end beyond a limit."""
 
+import itertools
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from types import SimpleNamespace
 
 import psutil
+import pytest
 import torch
 
 from benchmarks.engines.memory_watch import MemoryWatch, private_mib
@@ -130,3 +133,17 @@ def test_a_process_that_has_ended_has_none() -> None:
     with holding(1) as process:
         found = psutil.Process(process.pid)
     assert private_mib([found]) == 0
+
+
+def test_a_machine_without_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = itertools.chain([8 << 30, 100 << 20], itertools.repeat(4 << 30))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=next(left)))
+    with closing(MemoryWatch()) as watch:
+        watch.close()  # it looks no more by itself
+        watch.sample()
+        watch.sample()
+        watch.sample()
+        assert watch.full() == "the machine had 100 MiB of memory left"
+    with closing(MemoryWatch()) as watch:
+        watch.sample()
+        assert watch.full() == ""

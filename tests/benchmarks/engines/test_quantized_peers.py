@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.engines import quantized_peers
 from benchmarks.engines.quantized_peers import int4, int4_group, int8, made_apart
 
 LINEAR = "model.layers.0.mlp.down_proj"
@@ -74,6 +76,15 @@ def test_a_twin_is_made_in_another_process(dense: Path) -> None:
     (dense.with_name("again") / "config.json").write_text(json.dumps({"hidden_size": 40}))
     with pytest.raises(RuntimeError, match=r"ValueError: .*no multiple of 32"):
         made_apart("int4", dense.with_name("again"))
+
+
+def test_a_twin_whose_process_is_killed_says_so(
+    dense: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = SimpleNamespace(returncode=-9, stderr="")
+    monkeypatch.setattr(quantized_peers.subprocess, "run", lambda *_, **__: killed)
+    with pytest.raises(RuntimeError, match=r"making model-w8a8 was killed by SIGKILL: is there"):
+        made_apart("int8", dense)
 
 
 @pytest.mark.parametrize(("hidden", "group"), [(2048, 128), (576, 64), (96, 32), (40, None)])
