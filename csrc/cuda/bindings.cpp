@@ -217,6 +217,17 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
   arguments.y = y.mutable_data_ptr();
 
   const LinearKernel kernel = choose_kernel(arguments, device, kBuilt);
+  if (takes_a_pass(kernel, arguments, device)) {
+    Tensor permuted = empty_on(x, {arguments.tokens, arguments.inputs}, x.scalar_type());
+    const PermuteArguments permute_arguments{rows.const_data_ptr(), arguments.x_stride,
+                                             arguments.permutation, permuted.mutable_data_ptr(),
+                                             arguments.tokens,      arguments.inputs};
+    check(permute(permute_arguments, 2, device, stream), "the permutation kernel");
+    rows = permuted;
+    arguments.x = rows.const_data_ptr();
+    arguments.x_stride = arguments.inputs;
+    arguments.permutation = nullptr;
+  }
   if (kernel == LinearKernel::kFewTokens) {
     const FewTokensPlan plan = plan_few_tokens(arguments, device);
     OptionalTensor partial;
@@ -227,16 +238,6 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
     float* sums = partial ? static_cast<float*>(partial->mutable_data_ptr()) : nullptr;
     check(few_tokens(arguments, plan, sums, device, stream), "the kernel for few tokens");
     return y;
-  }
-  if (arguments.permutation != nullptr && !permutes_itself(kernel)) {
-    Tensor permuted = empty_on(x, {arguments.tokens, arguments.inputs}, x.scalar_type());
-    const PermuteArguments permute_arguments{rows.const_data_ptr(), arguments.x_stride,
-                                             arguments.permutation, permuted.mutable_data_ptr(),
-                                             arguments.tokens,      arguments.inputs};
-    check(permute(permute_arguments, 2, device, stream), "the permutation kernel");
-    rows = permuted;
-    arguments.x = rows.const_data_ptr();
-    arguments.x_stride = arguments.inputs;
   }
   check(many_tokens(kernel, arguments, device, stream), "the kernel for many tokens");
   return y;

@@ -153,17 +153,19 @@ const char* emulate_stages(const void* x, const uint8_t* permutation, void* y, i
 
 void plan(int rows, int inputs, int tokens, int int8, const Device* device, int* result) {
   const FewTokensPlan p = plan_few_tokens(sizes(rows, inputs, tokens, int8), *device);
-  const int values[] = {p.token_tiles, p.steps_per_split, p.splits, p.panel_steps, p.shared_bytes};
-  std::copy_n(values, 5, result);
+  const int values[] = {p.token_tiles, p.steps_per_split, p.splits, p.shared_bytes};
+  std::copy_n(values, 4, result);
 }
 
-// The kernel that the operator takes, with its tile: of tokens, 0 for few tokens.
+// The kernel that the operator takes, with its tile: of tokens, 0 for few tokens; and whether a
+// pass in front of it permutes.
 int choose(int rows, int inputs, int tokens, int int8, int permuted, const Device* device,
-           const CutlassKernels* built, int* tile) {
+           const CutlassKernels* built, int* tile, bool* passes) {
   LinearArguments a = sizes(rows, inputs, tokens, int8);
   const uint8_t permutation{};
   a.permutation = permuted ? &permutation : nullptr;
   const LinearKernel kernel = choose_kernel(a, *device, *built);
+  *passes = takes_a_pass(kernel, a, *device);
   *tile = kernel == LinearKernel::kFewTokens        ? 0
           : kernel == LinearKernel::kManyTokensSm90 ? sm90_tile_tokens(a, *device)
           : kernel == LinearKernel::kManyTokensSm90Permuting
