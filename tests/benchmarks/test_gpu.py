@@ -48,8 +48,8 @@ def main(monkeypatch, statuses=None, options=()):
     ran = []
 
     def run(command, limit, environment):
-        assert 0 < limit <= gpu.SECONDS
         ran.append(short(command))
+        assert 0 < limit <= (gpu.BUILD_SECONDS if ran[-1] == "build" else gpu.SECONDS)
         return (statuses or {}).get(ran[-1], 0)
 
     monkeypatch.setattr(gpu, "run", run)
@@ -117,12 +117,38 @@ def test_without_the_sanitizer_nothing_fails(machine, capsys):
 
 
 def test_what_no_time_is_left_for_is_a_failure(machine, capsys):
-    clock = iter([0.0, *[gpu.SECONDS] * 50])
+    clock = iter([0.0, *[gpu.BUILD_SECONDS] * 50])
+    machine.setattr(build, "missing_toolkit", lambda: None)
     machine.setattr(time, "monotonic", lambda: next(clock))
     code, ran = main(machine)
     assert code
-    assert ran == []
+    assert ran == []  # the build
     assert "not run: no time was left" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("build_seconds", [0, 400, 1100])
+def test_a_build_takes_no_time_from_what_follows(machine, build_seconds):
+    """On a clock that every command moves on by as much as it is said to take here."""
+    now, left = 0.0, {}
+    seconds = {"build": build_seconds, "check": 20, "tests": 230, "generation": 100}
+
+    def run(command, limit, environment):
+        nonlocal now
+        name = short(command)
+        left[name] = limit
+        assert seconds.get(name, 0) <= limit, name
+        now += seconds.get(name, 0)
+        return 0
+
+    machine.setattr(time, "monotonic", lambda: now)
+    machine.setattr(gpu, "run", run)
+    machine.setattr(sys, "argv", ["gpu", "--output", str(gpu.LIBRARY.parent / "gpu")])
+    with pytest.raises(SystemExit) as exit_:
+        gpu.main()
+    assert exit_.value.code is False
+    assert list(left) == EVERYTHING
+    assert left["kernels"] == gpu.SECONDS - 20 - 230 - 100 - gpu.SANITIZER_SECONDS
+    assert left["kernels"] > gpu.LAST_ROWS
 
 
 def test_timing_leaves_time_for_the_sanitizer(machine):
