@@ -194,6 +194,12 @@ class Emulator:
         )  # fmt: skip
         return KERNELS[kernel], tile.value, passes.value
 
+    def largest_grids(self) -> list[int]:
+        """Blocks in the second and third dimension of launches for the largest sizes."""
+        result = (ctypes.c_int * 10)()
+        self._library.largest_grids(result)
+        return list(result)
+
     def sites(self) -> list[str]:
         """The barriers and waits that kernels have come to, as `file:line name`."""
         return [self._library.site(i).decode() for i in range(self._library.sites())]

@@ -176,6 +176,23 @@ int choose(int rows, int inputs, int tokens, int int8, int permuted, const Devic
   return static_cast<int>(kernel);
 }
 
+// Blocks in the second and third dimension of every launch for the largest sizes that the operator
+// takes; `result` has room for 10.
+void largest_grids(int* result) {
+  const int rows = static_cast<int>(kMostRows);
+  const int columns = static_cast<int>(kMostRowBytes / 4);
+  const LinearArguments many = sizes(rows, 128, 1 << 30, false);
+  const LinearArguments few = sizes(rows, 128, kFewTokens, false);
+  const PermuteArguments permuted{nullptr, 0, nullptr, nullptr, 1 << 30, columns};
+  const Device device{90, 132, 227 << 10, 228 << 10, 0};
+  for (const Grid& grid : {many_tokens_grid<64>(many), many_tokens_grid<128>(many),
+                           few_tokens_grid(few, plan_few_tokens(few, device)), reduce_grid(few),
+                           permute_grid(permuted, 4)}) {
+    *result++ = static_cast<int>(grid.y);
+    *result++ = static_cast<int>(grid.z);
+  }
+}
+
 // Barriers and waits that have been come to: how many, and where they are.
 int sites() { return static_cast<int>(emulator::sites.size()); }
 const char* site(int index) {
