@@ -119,6 +119,12 @@ def test_the_tests_for_a_gpu_reach_every_kernel_and_tile(emulator):
         ("many_tokens_sm90_permuting", 64),
     ):
         assert (*choice, True) in reached
+    assert {
+        emulator.takes_a_pass(n, k, tokens, gpu=H100)
+        for n, k, block, _ in PRODUCTS
+        for tokens in TOKENS
+        if block > 0 and tokens <= 64
+    } == {True, False}
     assert WIDE // 128 % 2 == 1
     assert choice_of(emulator, WIDE, 1024, 300) == ("many_tokens_sm90", 256)
     # Chains and graphs, whose kernels wait for each other.
