@@ -10,14 +10,7 @@ import pytest
 import torch
 
 from csrc.cuda import toolkit
-from tests.cuda.library_build import (
-    ARCHITECTURES,
-    LIBRARY_BUILD,
-    OUTPUT,
-    ROOT,
-    Library,
-    missing,
-)
+from tests.cuda.library_build import ARCHITECTURES, OUTPUT, ROOT
 
 #: What the names of CUTLASS' kernels say of them, for which architecture, and how many there are.
 CUTLASS_KERNELS = (
@@ -55,18 +48,6 @@ print(backend.name, float((y.double() - exact).norm() / exact.norm()))
 print(torch.ops.permllm.cuda_architectures())
 print(fallback_reason(torch.device("cuda"), torch.bfloat16))
 """
-
-
-@pytest.fixture(scope="session")
-def library(request) -> Library:
-    """The one that was begun when the tests were; skips without the tools."""
-    reason = missing()
-    if reason:
-        pytest.skip(reason)
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    return request.config.stash[LIBRARY_BUILD].library(
-        reporter.write_line if reporter else lambda line: None
-    )
 
 
 def test_compilers_warn_of_nothing_and_spill_little(library):
