@@ -21,11 +21,14 @@ inline Grid few_tokens_grid(const LinearArguments& arguments, const FewTokensPla
           static_cast<unsigned>((arguments.tokens + tokens - 1) / tokens)};
 }
 
-// Where a thread brings activations from and to: the same 8 inputs of one token in every eight. Of
-// the tokens that its own warp permutes, so that no other has to wait for them.
+// What a thread brings of the activations of a step: the same 8 inputs of one token in every eight.
+// Of the tokens that its own warp permutes, so that no other has to wait for them. Inputs past the
+// last are zeros; what lies in a stage for tokens past the last goes into no result.
 template <int kTokens>
 struct ActivationCopies {
-  const uint16_t* x;  // of its first token, at the first input of the layer
+  static constexpr int kRowBytes = kSwizzleTokens * kSwizzledBytes;  // from one to the next
+
+  const uint16_t* x;  // of the first token, at the first input of the layer
   int64_t row_stride;
   int inputs;       // of the layer
   int first_token;  // of the block's
@@ -41,46 +44,50 @@ struct ActivationCopies {
     x = static_cast<const uint16_t*>(arguments.x) + (token + first_token) * arguments.x_stride;
   }
 
-  // Calls copy(target, source, valid) for each. Tokens past the last become zeros where the stage
-  // `is_new`, and stay so.
-  template <class Copy>
-  PERMLLM_DEVICE void each(unsigned char* stage, int64_t input, bool is_new,
-                           const Copy& copy) const {
-    const int64_t column = input + first_input;
+  PERMLLM_DEVICE bool is_valid(int64_t input) const { return input + first_input < inputs; }
+  PERMLLM_DEVICE unsigned char* target(unsigned char* stage) const {
+    return stage + activation_byte<kTokens>(first_token, first_input);
+  }
+
+  // Starts the copies of the step that begins at `input`. A loop, for the sake of registers.
+  PERMLLM_DEVICE void start(unsigned char* stage, int64_t input) const {
+    const bool valid = is_valid(input);
+    const uint16_t* source = valid ? x + input + first_input : x;
+    unsigned char* row = target(stage);
+    PERMLLM_LOOP
+    for (int token = first_token; token < tokens; token += kSwizzleTokens) {
+      copy_async_16(row, source, valid);
+      source += row_stride;
+      row += kRowBytes;
+    }
+  }
+
+  // Brings `kSteps` steps through registers: all their loads are on their way together.
+  template <int kSteps, class Stage, class Input>
+  PERMLLM_DEVICE void load(const Stage& stage_of, const Input& input_of) const {
+    constexpr int kRows = kTokens / kSwizzleTokens;
+    const auto is_there = [&](int r) { return first_token + r * kSwizzleTokens < tokens; };
+    uint4 units[kSteps][kRows] = {};
     PERMLLM_UNROLL
-    for (int r = 0; r < kTokens / kSwizzleTokens; ++r) {
-      const bool is_there = first_token + r * kSwizzleTokens < tokens;
-      if (!is_there && !is_new) continue;
-      const bool valid = is_there && column < inputs;
-      copy(stage + activation_byte<kTokens>(first_token + r * kSwizzleTokens, first_input),
-           valid ? x + r * row_stride + column : nullptr, valid);
+    for (int step = 0; step < kSteps; ++step) {
+      const uint16_t* source = x + input_of(step) + first_input;
+      PERMLLM_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        if (is_there(r) && is_valid(input_of(step))) {
+          units[step][r] = *reinterpret_cast<const uint4*>(source + r * row_stride);
+        }
+      }
+    }
+    PERMLLM_UNROLL
+    for (int step = 0; step < kSteps; ++step) {
+      PERMLLM_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        if (!is_there(r)) continue;
+        *reinterpret_cast<uint4*>(target(stage_of(step)) + r * kRowBytes) = units[step][r];
+      }
     }
   }
 };
-
-// Brings the activations of the first `kSteps` steps through registers: all their loads are on
-// their way together.
-template <int kTokens, int kSteps, class Stage, class Input>
-PERMLLM_DEVICE void load_first(const ActivationCopies<kTokens>& copies, const Stage& stage_of,
-                               const Input& input_of) {
-  uint4 units[kSteps * kTokens / kSwizzleTokens];
-  int i = 0;
-  PERMLLM_UNROLL
-  for (int step = 0; step < kSteps; ++step) {
-    copies.each(stage_of(step), input_of(step), true,
-                [&](unsigned char*, const uint16_t* source, bool valid) {
-                  units[i++] = valid ? *reinterpret_cast<const uint4*>(source) : uint4{};
-                });
-  }
-  i = 0;
-  PERMLLM_UNROLL
-  for (int step = 0; step < kSteps; ++step) {
-    copies.each(stage_of(step), input_of(step), true,
-                [&](unsigned char* target, const uint16_t*, bool) {
-                  *reinterpret_cast<uint4*>(target) = units[i++];
-                });
-  }
-}
 
 template <class Element, class Value, int kTokenTiles>
 PERMLLM_DEVICE void few_tokens_body(const LinearArguments& arguments, const FewTokensPlan& plan,
@@ -129,10 +136,10 @@ PERMLLM_DEVICE void few_tokens_body(const LinearArguments& arguments, const FewT
   }
   wait_for_previous_kernel();
   allow_next_kernel();
-  const ActivationCopies<kTokens> copies(arguments, token);
+  const ActivationCopies<kTokens> activations(arguments, token);
   const bool permuted = arguments.permutation != nullptr;
   uint32_t places = permuted ? load_places(arguments.permutation, first_step, lane) : 0;
-  load_first<kTokens, kInputStages - 1>(copies, inputs_of, input_of);
+  activations.template load<kInputStages - 1>(inputs_of, input_of);
 
   WarpTile<Element, Value, kRowTiles, kTokenTiles / kRowTiles> tile;
   tile.clear();
@@ -140,17 +147,14 @@ PERMLLM_DEVICE void few_tokens_body(const LinearArguments& arguments, const FewT
     wait_copies<2 * kInputStages - 3>();
     if (permuted) {
       sync_warp();  // the tokens of this warp have arrived
-      permute_tokens<kTokens>(inputs_of(step), places, threadIdx.x, copies.tokens,
+      permute_tokens<kTokens>(inputs_of(step), places, threadIdx.x, activations.tokens,
                               [](unsigned char* target, uint32_t word) {
                                 *reinterpret_cast<uint32_t*>(target) = word;
                               });
     }
     sync_block();  // stages of this step are written; those of the step before were read
     if (const int next = step + kInputStages - 1; next < steps) {
-      copies.each(inputs_of(next), input_of(next), next < kInputStages,
-                  [&](unsigned char* target, const uint16_t* source, bool valid) {
-                    copy_async_16(target, valid ? source : arguments.x, valid);
-                  });
+      activations.start(inputs_of(next), input_of(next));
     }
     commit_copies();
     fetch_weights(step + kStages - 1);
