@@ -3,9 +3,10 @@
     python -m benchmarks.cuda.generation [--model DIRECTORY] [--json FILE]
 
 The weights are those of a checkpoint of transformers, or random in Llama-2-7B's shapes. They are
-pruned 2:4 by magnitude, in a random permutation where the layer reads a norm. The dense model
-multiplies the pruned weights too: both must say the same, as far as bfloat16 allows, or the run
-fails. Needs PyTorch, and safetensors for `--model`.
+pruned 2:4 by magnitude, in a random permutation where the layer reads a norm. Those of a sparse
+checkpoint are taken as they are. The dense model multiplies the pruned weights too: both must say
+the same, as far as bfloat16 allows, or the run fails. Needs PyTorch, safetensors for `--model`, and
+pydantic where that is sparse.
 """
 
 from __future__ import annotations
@@ -19,84 +20,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from benchmarks.cuda.contestants import CUDA
-from benchmarks.cuda.llama import Linear, Llama, RandomWeights, Shape, load
+from benchmarks.cuda.llama import Llama, RandomWeights, Shape, load
+from benchmarks.cuda.pruned import dense_linear, is_sparse, prune_layers, read, sparse_linear
 from benchmarks.records.machine import write_json
-from permllm_vllm import ops
-from permllm_vllm.backends import CheckpointWeights, fallback_reason, select_backend
-from permllm_vllm.checkpoint import packing, permutation
-from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.backends import fallback_reason
 
-PATTERN = Pattern(2, 4)
-BLOCK = 64
 #: Of log-probabilities of the likeliest token, over a prompt that both models read alike. Noise of
 #: half a unit in the last place in every linear layer of 32 random ones moves them by 0.10 at most;
 #: the inputs of a single layer in a wrong order, by 1.5.
 TOLERANCE = 0.25
-
-
-@dataclasses.dataclass(frozen=True)
-class Pruned:
-    """One linear layer: packed as a checkpoint holds it, and dense in the original order."""
-
-    weights: CheckpointWeights
-    dense: Tensor
-
-
-def prune(weight: Tensor, *, permuted: bool) -> Pruned:
-    """Keeps the two largest of every four, in a random permutation where `permuted`."""
-    local = None
-    if permuted:
-        blocks = torch.rand(weight.shape[1] // BLOCK, BLOCK, device=weight.device)
-        local = blocks.argsort(dim=1).flatten().to(torch.uint8)
-        weight = permutation.permute_columns(weight, local, BLOCK)
-    groups = weight.abs().unflatten(1, (-1, PATTERN.group))
-    kept = groups.topk(PATTERN.kept, dim=-1).indices
-    mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, kept, True).flatten(1)
-    dense = weight * mask
-    if local is not None:
-        dense = permutation.unpermute_columns(dense, local, BLOCK)
-    packed = CheckpointWeights(
-        packing.pack_values(weight, mask, PATTERN),
-        packing.pack_mask(mask),
-        local,
-        None,
-        PATTERN,
-        BLOCK,
-    )
-    return Pruned(packed, dense)
-
-
-def dense_linear(layer: Pruned) -> Linear:
-    return lambda x: functional.linear(x, layer.dense)
-
-
-def sparse_linear(layer: Pruned) -> Linear:
-    rows = layer.dense.shape[0]
-    packed = select_backend(layer.dense.device, layer.dense.dtype).pack(layer.weights)
-    return lambda x: ops.sparse_linear(
-        x, packed.packed, packed.metadata, packed.permutation, packed.scale, None, rows, "2:4"
-    )
-
-
-def prune_layers(shape: Shape, weights: Mapping[str, Tensor]) -> list[dict[str, Pruned]]:
-    """Merges q, k, v and gate, up as vLLM does, and prunes."""
-
-    def merged(i: int, room: str, names: tuple[str, ...]) -> Tensor:
-        parts = [weights[f"model.layers.{i}.{room}.{name}_proj.weight"] for name in names]
-        return torch.cat(parts)
-
-    return [
-        {
-            "qkv": prune(merged(i, "self_attn", ("q", "k", "v")), permuted=True),
-            "o": prune(merged(i, "self_attn", ("o",)), permuted=False),
-            "gate_up": prune(merged(i, "mlp", ("gate", "up")), permuted=True),
-            "down": prune(merged(i, "mlp", ("down",)), permuted=False),
-        }
-        for i in range(shape.num_hidden_layers)
-    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +99,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cuda.generation", description=__doc__
     )
-    parser.add_argument("--model", type=Path, metavar="DIRECTORY")
+    parser.add_argument(
+        "--model", type=Path, metavar="DIRECTORY", help="of a Llama, dense or sparse"
+    )
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--json", metavar="FILE")
@@ -177,11 +113,14 @@ def main() -> None:
     torch.manual_seed(0)
     shape = Shape()
     weights: Mapping[str, Tensor] = RandomWeights(shape, dtype, CUDA)
-    if arguments.model:
-        shape, weights = load(arguments.model, dtype, CUDA)
     results = []
     with torch.inference_mode():
-        layers = prune_layers(shape, weights)
+        if arguments.model and is_sparse(arguments.model):
+            shape, weights, layers = read(arguments.model, dtype, CUDA)
+        else:
+            if arguments.model:
+                shape, weights = load(arguments.model, dtype, CUDA)
+            layers = prune_layers(shape, weights)
         fixed = {
             name: weights[name]
             for name in (

@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,18 +72,27 @@ def load(
     """Reads a Llama that transformers wrote."""
     from safetensors.torch import load_file
 
-    config = json.loads((directory / "config.json").read_text())
-    if config["model_type"] not in ("llama", "mistral"):
-        raise SystemExit(f"{directory} holds a {config['model_type']}, this reads only Llamas")
-    config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
-    config["rope_theta"] = (config.get("rope_parameters") or config).get("rope_theta", 10000.0)
-    names = [field.name for field in dataclasses.fields(Shape)]
-    shape = Shape(**{name: config[name] for name in names})
+    shape = shape_of(json.loads((directory / "config.json").read_text()), directory)
     weights: dict[str, Tensor] = {}
     for file in sorted(directory.glob("*.safetensors")):
         weights.update({n: t.to(device, dtype) for n, t in load_file(file).items()})
     weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
     return shape, weights
+
+
+def shape_of(config: Mapping[str, Any], directory: Path) -> Shape:
+    """The sizes in a configuration of transformers.
+
+    Raises:
+        SystemExit: it is of no Llama.
+    """
+    config = dict(config)
+    if config["model_type"] not in ("llama", "mistral"):
+        raise SystemExit(f"{directory} holds a {config['model_type']}, this reads only Llamas")
+    config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    config["rope_theta"] = (config.get("rope_parameters") or config).get("rope_theta", 10000.0)
+    names = [field.name for field in dataclasses.fields(Shape)]
+    return Shape(**{name: config[name] for name in names})
 
 
 class Llama:

@@ -46,6 +46,12 @@ struct Device {
   int index;  // of CUDA, no plan depends on it
 };
 
+// A launch has at most 65535 blocks in its second dimension: one for every 128 rows, and in the
+// permutation kernel one for every 4096 bytes of a row.
+constexpr int kMostBlocks = 65535;
+constexpr int64_t kMostRows = int64_t{kMostBlocks} * 128;
+constexpr int64_t kMostRowBytes = int64_t{kMostBlocks} * 4096;
+
 // Blocks of a launch. Each kernel's own stands beside its body.
 struct Grid {
   unsigned x = 1, y = 1, z = 1;

@@ -28,7 +28,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-constexpr int64_t kLargestSize = int64_t{1} << 30;  // of tokens, rows and inputs
+constexpr int64_t kMostTokens = int64_t{1} << 30;
 constexpr int kLeastCapability = 80;
 
 std::string shape(const Tensor& tensor) {
@@ -133,14 +133,17 @@ LinearArguments check_arguments(const Tensor& x, const Tensor& packed, const Ten
   arguments.element = element_of(x);
   STD_TORCH_CHECK(pattern == "2:4", "pattern ", pattern,
                   " has no CUDA kernel, 2:4 has: prune with it, or serve on the CPU.");
-  STD_TORCH_CHECK(packed.dim() == 2 && packed.size(0) < kLargestSize && packed.size(0) > 0 &&
-                      packed.size(0) % kRowMultiple == 0 && packed.size(1) < kLargestSize &&
+  STD_TORCH_CHECK(packed.dim() == 2 && packed.size(0) > 0 && packed.size(0) % kRowMultiple == 0 &&
                       packed.size(1) > 0 && packed.size(1) % (kInputMultiple / 2) == 0,
                   "packed of shape ", shape(packed),
                   " must be [out, in / 2], padded to multiples of 128 and 64: use what the CUDA "
                   "backend packed.");
   const int64_t padded_rows = packed.size(0);
   const int64_t padded_inputs = packed.size(1) * 2;
+  STD_TORCH_CHECK(padded_rows <= kMostRows && padded_inputs * 2 <= kMostRowBytes,
+                  "packed of shape ", shape(packed), " has more than ", kMostRows,
+                  " outputs or more than ", kMostRowBytes / 2,
+                  " inputs, the most that the CUDA kernels multiply: split the layer.");
   STD_TORCH_CHECK(rows > 0 && round_up(rows, kRowMultiple) == padded_rows, "out_features is ", rows,
                   ", packed has ", padded_rows, " padded outputs: they must agree.");
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(-1) > 0 && x.size(-1) % 8 == 0 &&
@@ -149,8 +152,8 @@ LinearArguments check_arguments(const Tensor& x, const Tensor& packed, const Ten
                   ": its last dimension must be the inputs of the layer, a multiple of 8: pass "
                   "activations of the layer that packed was made from.");
   const int64_t tokens = x.numel() / x.size(-1);
-  STD_TORCH_CHECK(tokens < kLargestSize, "x of shape ", shape(x), " has ", tokens,
-                  " tokens: at most 2^30 at a time.");
+  STD_TORCH_CHECK(tokens < kMostTokens, "x of shape ", shape(x), " has ", tokens,
+                  " tokens: less than 2^30 at a time.");
   arguments.int8 = packed.scalar_type() == ScalarType::Char;
   check_part(packed, x, arguments.int8 ? ScalarType::Char : x.scalar_type(),
              padded_rows * padded_inputs / 2, "packed", "values of the dtype of x, or int8,");
@@ -217,6 +220,17 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
   arguments.y = y.mutable_data_ptr();
 
   const LinearKernel kernel = choose_kernel(arguments, device, kBuilt);
+  if (takes_a_pass(kernel, arguments, device)) {
+    Tensor permuted = empty_on(x, {arguments.tokens, arguments.inputs}, x.scalar_type());
+    const PermuteArguments permute_arguments{rows.const_data_ptr(), arguments.x_stride,
+                                             arguments.permutation, permuted.mutable_data_ptr(),
+                                             arguments.tokens,      arguments.inputs};
+    check(permute(permute_arguments, 2, device, stream), "the permutation kernel");
+    rows = permuted;
+    arguments.x = rows.const_data_ptr();
+    arguments.x_stride = arguments.inputs;
+    arguments.permutation = nullptr;
+  }
   if (kernel == LinearKernel::kFewTokens) {
     const FewTokensPlan plan = plan_few_tokens(arguments, device);
     OptionalTensor partial;
@@ -227,16 +241,6 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
     float* sums = partial ? static_cast<float*>(partial->mutable_data_ptr()) : nullptr;
     check(few_tokens(arguments, plan, sums, device, stream), "the kernel for few tokens");
     return y;
-  }
-  if (arguments.permutation != nullptr && !permutes_itself(kernel)) {
-    Tensor permuted = empty_on(x, {arguments.tokens, arguments.inputs}, x.scalar_type());
-    const PermuteArguments permute_arguments{rows.const_data_ptr(), arguments.x_stride,
-                                             arguments.permutation, permuted.mutable_data_ptr(),
-                                             arguments.tokens,      arguments.inputs};
-    check(permute(permute_arguments, 2, device, stream), "the permutation kernel");
-    rows = permuted;
-    arguments.x = rows.const_data_ptr();
-    arguments.x_stride = arguments.inputs;
   }
   check(many_tokens(kernel, arguments, device, stream), "the kernel for many tokens");
   return y;
@@ -252,6 +256,9 @@ Tensor permute_inputs(Tensor x, Tensor permutation) {
                   " bytes per element: it must be on a GPU, with elements of 1, 2 or 4 bytes and "
                   "rows of a multiple of 16 bytes.");
   const int64_t columns = x.size(-1);
+  STD_TORCH_CHECK(columns * element_bytes <= kMostRowBytes, "x of shape ", shape(x),
+                  " has rows of ", columns * element_bytes, " bytes: at most ", kMostRowBytes,
+                  " at a time; split them.");
   STD_TORCH_CHECK(permutation.is_cuda() && permutation.get_device_index() == x.get_device_index() &&
                       permutation.scalar_type() == ScalarType::Byte &&
                       permutation.numel() >= columns && permutation.is_contiguous(),

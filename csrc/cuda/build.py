@@ -5,18 +5,20 @@ Environment variables:
         found and either a GPU is visible or PERMLLM_CUDA_ARCHS is set.
     PERMLLM_CUDA_ARCHS: architectures as nvcc names them, separated by blanks or commas.
     PERMLLM_CUTLASS_DIR: where CUTLASS is (csrc/cuda/toolkit.py).
-    MAX_JOBS: 1 to run one nvcc at a time; there are never more than two.
+    MAX_JOBS: compilers at a time at most (csrc/cuda/jobs.py).
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 from csrc.cuda import toolkit
+from csrc.cuda.jobs import Jobs, jobs
 
 SOURCES = Path("csrc/cuda")
 #: 8.9 runs what was compiled for 8.0; the last one also as PTX, for GPUs of the future.
@@ -32,6 +34,7 @@ CUTLASS_FLAGS = ["-DCUTLASS_ENABLE_GDC_FOR_SM90=1", "-DCUTLASS_ENABLE_GDC_FOR_SM
 CUTLASS_KERNELS = {"sm90": ("90a",), "sm100": ("100f", "100a")}
 
 Compile = Callable[[list[str], Path], None]
+Task = Callable[[], None]
 
 
 def architectures() -> list[str]:
@@ -130,8 +133,7 @@ def build(
     """Compiles every source and links `library`.
 
     `compile_source` runs a command that writes an object, where it is out of date; `flags` are
-    those of C++ sources that include libtorch. At most two nvcc run at a time, and only one on
-    CUTLASS, which takes up to 9 GB.
+    those of C++ sources that include libtorch. How many run at a time is in csrc/cuda/jobs.py.
     """
     names = architectures()
     heavy, light = sources(names)
@@ -149,17 +151,16 @@ def build(
             line += code_generation(names)
         compile_source([*line, "-MD", "-c", str(source), "-o", str(target(source))], target(source))
 
-    def compile_each(some: Iterable[Path]) -> None:
-        for source in some:
-            compile_cuda(source)
+    def compile_bindings(source: Path) -> None:
+        cpp = [*compiler, *flags, *definitions(names), "-MD", "-c", str(source)]
+        compile_source([*cpp, "-o", str(target(source))], target(source))
 
     bindings = SOURCES / "bindings.cpp"
-    cpp = [*compiler, *flags, *definitions(names), "-MD", "-c", str(bindings)]
-    with ThreadPoolExecutor(1 if os.environ.get("MAX_JOBS") == "1" else 2) as pool:
-        jobs = [pool.submit(compile_each, some) for some in (heavy, light)]
-        compile_source([*cpp, "-o", str(target(bindings))], target(bindings))
-        for job in jobs:
-            job.result()
+    run_all(
+        [partial(compile_cuda, source) for source in heavy],
+        [partial(compile_bindings, bindings), *(partial(compile_cuda, path) for path in light)],
+        jobs(),
+    )
     link(
         [
             *compiler, "-shared", "-o", str(library),
@@ -170,6 +171,23 @@ def build(
             "-Wl,--exclude-libs,ALL",
         ]
     )  # fmt: skip
+
+
+def run_all(heavy: Sequence[Task], light: Sequence[Task], at_a_time: Jobs) -> None:
+    """Runs every task, those of CUTLASS beside the others; what fails ends it."""
+    with (
+        ThreadPoolExecutor(at_a_time.cutlass) as first,
+        ThreadPoolExecutor(at_a_time.others or 1) as second,
+    ):
+        beside = second if at_a_time.others else first
+        started = [first.submit(task) for task in heavy] + [beside.submit(task) for task in light]
+        try:
+            for task in as_completed(started):
+                task.result()
+        except BaseException:
+            for task in started:
+                task.cancel()
+            raise
 
 
 def host_compiler(compiler: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 #include <cuda_runtime.h>
 
 #include "kernels.h"
+#include "launch.h"
 
 namespace permllm::cuda {
 
@@ -20,7 +21,7 @@ int describe_device(int index, Device& device) {
   }
   device.capability = 10 * major + minor;
   device.index = index;
-  return error;
+  return told(error);
 }
 
 const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

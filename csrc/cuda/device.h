@@ -13,6 +13,7 @@
 
 #define PERMLLM_DEVICE __device__ __forceinline__
 #define PERMLLM_UNROLL _Pragma("unroll")
+#define PERMLLM_LOOP _Pragma("unroll 1")
 
 namespace permllm::cuda {
 
@@ -121,6 +122,7 @@ PERMLLM_DEVICE void sync_warp() { __syncwarp(); }
 
 #define PERMLLM_DEVICE inline
 #define PERMLLM_UNROLL
+#define PERMLLM_LOOP
 
 #include "emulator.h"
 

@@ -8,7 +8,7 @@ namespace {
 template <class Element, class Value, int kTokenTiles>
 __global__ void __launch_bounds__(kFewThreads)
     few_tokens_kernel(LinearArguments arguments, FewTokensPlan plan, float* partial) {
-  extern __shared__ __align__(128) unsigned char shared[];
+  extern __shared__ __align__(1024) unsigned char shared[];
   few_tokens_body<Element, Value, kTokenTiles>(arguments, plan, partial, shared);
 }
 

@@ -1,14 +1,15 @@
 // The kernel for few tokens: bound by the bytes of the weight.
 //
-// A block multiplies 128 rows by all inputs of its split. Weights stream through shared memory,
-// each byte read once. The activations of the block lie in a panel, permuted while they are written
-// to it, whole or, where they are too many, part by part: multiplying knows nothing of the
-// permutation. Weights do not depend on the previous
-// kernel, so their first stages are requested before it ends.
+// A block multiplies 128 rows by all inputs of its split, 128 inputs a step. Weights stream through
+// a ring of stages in shared memory, each byte read once. Activations stream through a ring of
+// their own, a stage shorter, and are permuted in their stage once they have arrived: multiplying
+// knows nothing of the permutation. Weights do not depend on the previous kernel, so their first
+// stages are requested before it ends.
 #pragma once
 
 #include "epilogue.h"
 #include "few_tokens_plan.h"
+#include "permute_stage.h"
 #include "warp_tile.h"
 
 namespace permllm::cuda {
@@ -20,52 +21,90 @@ inline Grid few_tokens_grid(const LinearArguments& arguments, const FewTokensPla
           static_cast<unsigned>((arguments.tokens + tokens - 1) / tokens)};
 }
 
-// Elements between tokens of the panel: 16 bytes more than a multiple of 128, so that the eight
-// rows that ldmatrix reads lie in different banks.
-PERMLLM_HOST_DEVICE constexpr int panel_pitch(int panel_inputs) { return panel_inputs + 8; }
-
-// Writes panel[token][input] = x[token0 + token][permuted input], zeros past the last token or
-// input.
+// What a thread brings of the activations of a step: the same 8 inputs of one token in every eight.
+// Of the tokens that its own warp permutes, so that no other has to wait for them. Inputs past the
+// last are zeros; what lies in a stage for tokens past the last goes into no result.
 template <int kTokens>
-PERMLLM_DEVICE void fill_panel(const LinearArguments& arguments, uint16_t* panel, int pitch,
-                               int token0, int64_t first_input, int count) {
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  for (int i = lane * 8; i < count; i += 32 * 8) {
-    const int64_t input = first_input + i;
-    const bool valid_input = input < arguments.inputs;
-    uint2 places = {};
-    if (valid_input && arguments.permutation != nullptr) {
-      places = *reinterpret_cast<const uint2*>(arguments.permutation + input);
-    }
-    for (int token = warp; token < kTokens; token += kFewThreads / 32) {
-      const uint16_t* x = static_cast<const uint16_t*>(arguments.x) +
-                          static_cast<int64_t>(token0 + token) * arguments.x_stride;
-      alignas(16) uint16_t values[8] = {};
-      if (valid_input && token0 + token < arguments.tokens) {
-        if (arguments.permutation == nullptr) {
-          *reinterpret_cast<uint4*>(values) = *reinterpret_cast<const uint4*>(x + input);
-        } else {
-          const uint16_t* block = x + input / kPermutationBlock * kPermutationBlock;
-          PERMLLM_UNROLL
-          for (int j = 0; j < 8; ++j) {
-            const uint32_t four = j < 4 ? places.x : places.y;
-            values[j] = block[four >> (8 * (j % 4)) & (kPermutationBlock - 1)];
-          }
-        }
-      }
-      *reinterpret_cast<uint4*>(panel + token * pitch + i) = *reinterpret_cast<uint4*>(values);
+struct ActivationCopies {
+  static constexpr int kRowBytes = kSwizzleTokens * kSwizzledBytes;  // from one to the next
+
+  const uint16_t* x;  // of the first token, at the first input of the layer
+  int64_t row_stride;
+  int inputs;       // of the layer
+  int first_token;  // of the block's
+  int tokens;       // of the block, at most kTokens
+  int first_input;  // of the 128 of a step
+
+  PERMLLM_DEVICE ActivationCopies(const LinearArguments& arguments, int token)
+      : row_stride(kSwizzleTokens * arguments.x_stride), inputs(arguments.inputs) {
+    const int lane = threadIdx.x % 32;
+    first_token = static_cast<int>(threadIdx.x) / 32 * 2 + lane / 16;
+    first_input = lane % 16 * 8;
+    tokens = arguments.tokens - token < kTokens ? arguments.tokens - token : kTokens;
+    x = static_cast<const uint16_t*>(arguments.x) + (token + first_token) * arguments.x_stride;
+  }
+
+  PERMLLM_DEVICE bool is_valid(int64_t input) const { return input + first_input < inputs; }
+  PERMLLM_DEVICE unsigned char* target(unsigned char* stage) const {
+    return stage + activation_byte<kTokens>(first_token, first_input);
+  }
+
+  // Starts the copies of the step that begins at `input`. A loop, for the sake of registers.
+  PERMLLM_DEVICE void start(unsigned char* stage, int64_t input) const {
+    const bool valid = is_valid(input);
+    const uint16_t* source = valid ? x + input + first_input : x;
+    unsigned char* row = target(stage);
+    PERMLLM_LOOP
+    for (int token = first_token; token < tokens; token += kSwizzleTokens) {
+      copy_async_16(row, source, valid);
+      source += row_stride;
+      row += kRowBytes;
     }
   }
-}
+
+  // Brings `kSteps` steps through registers: all their loads are on their way together.
+  template <int kSteps, class Stage, class Input>
+  PERMLLM_DEVICE void load(const Stage& stage_of, const Input& input_of) const {
+    constexpr int kRows = kTokens / kSwizzleTokens;
+    const auto is_there = [&](int r) { return first_token + r * kSwizzleTokens < tokens; };
+    uint4 units[kSteps][kRows] = {};
+    PERMLLM_UNROLL
+    for (int step = 0; step < kSteps; ++step) {
+      const uint16_t* source = x + input_of(step) + first_input;
+      PERMLLM_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        if (is_there(r) && is_valid(input_of(step))) {
+          units[step][r] = *reinterpret_cast<const uint4*>(source + r * row_stride);
+        }
+      }
+    }
+    PERMLLM_UNROLL
+    for (int step = 0; step < kSteps; ++step) {
+      PERMLLM_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        if (!is_there(r)) continue;
+        *reinterpret_cast<uint4*>(target(stage_of(step)) + r * kRowBytes) = units[step][r];
+      }
+    }
+  }
+};
 
 template <class Element, class Value, int kTokenTiles>
 PERMLLM_DEVICE void few_tokens_body(const LinearArguments& arguments, const FewTokensPlan& plan,
                                     float* partial, unsigned char* shared) {
   using Stage = WeightStage<Value>;
   constexpr int kTokens = 8 * kTokenTiles;
+  constexpr int kStages = few_tokens_stages(kTokenTiles);
+  constexpr int kInputStages = kStages - 1;
+  // With many tokens a warp multiplies half of the rows by half of the tokens: shared memory then
+  // delivers the activations to two warps in place of four.
+  constexpr int kRowTiles = few_tokens_row_tiles(kTokenTiles);
+  constexpr int kWarpsOfRows = kStepRows / kWarpRows / kRowTiles;
+  static_assert(kFewThreads == kPermutingThreads);
   const int lane = threadIdx.x % 32;
-  const int first_row = static_cast<int>(threadIdx.x) / 32 * kWarpRows;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int first_row = warp % kWarpsOfRows * kRowTiles * kWarpRows;
+  const int first_token = warp / kWarpsOfRows * (kTokens / kRowTiles);
   const int row = blockIdx.x * kStepRows;
   const int split = blockIdx.y;
   const int token = blockIdx.z * kTokens;
@@ -73,44 +112,64 @@ PERMLLM_DEVICE void few_tokens_body(const LinearArguments& arguments, const FewT
   const int all_steps = arguments.padded_inputs / kStepInputs;
   const int steps =
       all_steps - first_step < plan.steps_per_split ? all_steps - first_step : plan.steps_per_split;
+  unsigned char* const weights = shared + kInputStages * kStageBytes<kTokens>;
 
-  auto fetch = [&](int step) {
+  const auto input_of = [&](int step) { return int64_t{first_step + step} * kStepInputs; };
+  const auto inputs_of = [&](int step) {
+    return shared + step % kInputStages * kStageBytes<kTokens>;
+  };
+  const auto fetch_weights = [&](int step) {
     if (step < steps) {
-      Stage::template copy<kFewThreads>(shared + step % kFewStages * Stage::kBytes,
-                                        arguments.values, arguments.metadata, arguments.padded_rows,
-                                        arguments.padded_inputs, row,
-                                        int64_t{first_step + step} * kStepInputs);
+      Stage::template copy<kFewThreads>(weights + step % kStages * Stage::kBytes, arguments.values,
+                                        arguments.metadata, arguments.padded_rows,
+                                        arguments.padded_inputs, row, input_of(step));
     }
     commit_copies();
   };
+  // Groups of copies arrive in order: weights of a step, activations of that step, weights of the
+  // next. The first activations do not come by copies, which would be behind all weights that are
+  // requested before them: their groups are empty.
   PERMLLM_UNROLL
-  for (int step = 0; step < kFewStages - 1; ++step) fetch(step);
+  for (int step = 0; step < kStages - 1; ++step) {
+    if (step > 0) commit_copies();
+    fetch_weights(step);
+  }
   wait_for_previous_kernel();
   allow_next_kernel();
+  const ActivationCopies<kTokens> activations(arguments, token);
+  const bool permuted = arguments.permutation != nullptr;
+  uint32_t places = permuted ? load_places(arguments.permutation, first_step, lane) : 0;
+  activations.template load<kInputStages - 1>(inputs_of, input_of);
 
-  auto* panel = reinterpret_cast<uint16_t*>(shared + kFewStages * Stage::kBytes);
-  const int pitch = panel_pitch(plan.panel_steps * kStepInputs);
-  WarpTile<Element, Value, 1, kTokenTiles> tile;
+  WarpTile<Element, Value, kRowTiles, kTokenTiles / kRowTiles> tile;
   tile.clear();
-  for (int panel_step = 0; panel_step < steps; panel_step += plan.panel_steps) {
-    const int count = steps - panel_step < plan.panel_steps ? steps - panel_step : plan.panel_steps;
-    if (panel_step > 0) sync_block();  // every warp has read the previous panel
-    fill_panel<kTokens>(arguments, panel, pitch, token,
-                        int64_t{first_step + panel_step} * kStepInputs, count * kStepInputs);
-    for (int i = 0; i < count; ++i) {
-      const int step = panel_step + i;
-      wait_copies<kFewStages - 2>();
-      sync_block();  // the stage and the panel are written; the stage before was read
-      fetch(step + kFewStages - 1);
-      const uint16_t* inputs = panel + i * kStepInputs;
-      tile.add_step(shared + step % kFewStages * Stage::kBytes, first_row, lane,
-                    [&](int t, int unit) { return inputs + t * pitch + unit * 8; });
+  for (int step = 0; step < steps; ++step) {
+    wait_copies<2 * kInputStages - 3>();
+    if (permuted) {
+      sync_warp();  // the tokens of this warp have arrived
+      permute_tokens<kTokens>(inputs_of(step), places, threadIdx.x, activations.tokens,
+                              [](unsigned char* target, uint32_t word) {
+                                *reinterpret_cast<uint32_t*>(target) = word;
+                              });
     }
+    sync_block();  // stages of this step are written; those of the step before were read
+    if (const int next = step + kInputStages - 1; next < steps) {
+      activations.start(inputs_of(next), input_of(next));
+    }
+    commit_copies();
+    fetch_weights(step + kStages - 1);
+    if (permuted && step + 1 < steps) {
+      places = load_places(arguments.permutation, first_step + step + 1, lane);
+    }
+    const unsigned char* inputs = inputs_of(step);
+    tile.add_step(weights + step % kStages * Stage::kBytes, first_row, lane, [&](int t, int unit) {
+      return inputs + activation_byte<kTokens>(first_token + t, unit * 8);
+    });
   }
 
   sync_block();  // the stages are free: the copies of every step have arrived
   auto* sums = reinterpret_cast<float*>(shared);
-  tile.store(sums, kTilePitch, first_row, 0, lane);
+  tile.store(sums, kTilePitch, first_row, first_token, lane);
   sync_block();
   const int64_t plane = int64_t{arguments.tokens} * arguments.padded_rows;
   write_tile<Element, kTokens, kFewThreads>(

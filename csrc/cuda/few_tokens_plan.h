@@ -9,9 +9,8 @@
 namespace permllm::cuda {
 
 constexpr int kFewThreads = 128;
-constexpr int kFewStages = 4;
-constexpr int kFewTokens = 64;         // most tokens of a block
-constexpr int kPanelBytes = 34 << 10;  // aimed at: two blocks then share a processor of sm_90
+constexpr int kFewTokens = 64;    // most tokens of a block
+constexpr int kMostResident = 2;  // blocks on a processor that are counted on
 constexpr int kLargestSplits = 16;
 constexpr int kLeastStepsPerSplit = 4;  // 512 inputs
 
@@ -19,11 +18,26 @@ struct FewTokensPlan {
   int token_tiles;      // of 8 tokens, per block: 1, 2, 4 or 8
   int steps_per_split;  // of 128 inputs
   int splits;
-  int panel_steps;  // activations of so many steps lie in shared memory at a time
   int shared_bytes;
 };
 
-inline int stage_bytes(bool int8) { return kRowMultiple * ((int8 ? 64 : 128) + 16); }
+// Stages of weights in flight; of activations there is one less. 64 tokens get fewer, so that two
+// blocks share a processor of sm_90, and one fits a processor of sm_89 and sm_120.
+PERMLLM_HOST_DEVICE constexpr int few_tokens_stages(int token_tiles) {
+  return token_tiles == 8 ? 3 : 4;
+}
+
+// Of 32 rows, that a warp multiplies: 64 tokens are halved between the warps instead.
+PERMLLM_HOST_DEVICE constexpr int few_tokens_row_tiles(int token_tiles) {
+  return token_tiles == 8 ? 2 : 1;
+}
+
+constexpr int weight_stage_bytes(bool int8) { return kRowMultiple * ((int8 ? 64 : 128) + 16); }
+
+constexpr int few_tokens_shared_bytes(int token_tiles, bool int8) {
+  const int stages = few_tokens_stages(token_tiles);
+  return stages * weight_stage_bytes(int8) + (stages - 1) * token_tiles * 8 * kInputMultiple * 2;
+}
 
 // Fills the GPU once with blocks of equal length where the inputs allow it.
 inline FewTokensPlan plan_few_tokens(const LinearArguments& arguments, const Device& device) {
@@ -34,17 +48,9 @@ inline FewTokensPlan plan_few_tokens(const LinearArguments& arguments, const Dev
   }
   const int tokens = plan.token_tiles * 8;
   const int steps = arguments.padded_inputs / kInputMultiple;
-  const int stages = kFewStages * stage_bytes(arguments.int8);
-  const int panel = std::min(kPanelBytes, device.shared_bytes_per_block - stages);
-  const int panel_steps = std::max(1, (panel / (2 * tokens) - 8) / kInputMultiple);
-
-  const auto shared_bytes = [&](int steps_of_panel) {
-    const int panel_bytes = 2 * tokens * (steps_of_panel * kInputMultiple + 8);
-    const int tile_bytes = tokens * (kRowMultiple + 4) * 4;  // of sums, in the place of the stages
-    return std::max(stages + panel_bytes, tile_bytes);
-  };
-  const int estimate = shared_bytes(std::min(panel_steps, steps));
-  const int resident = std::clamp(device.shared_bytes_per_processor / (estimate + (1 << 10)), 1, 4);
+  plan.shared_bytes = few_tokens_shared_bytes(plan.token_tiles, arguments.int8);
+  const int resident = std::clamp(
+      device.shared_bytes_per_processor / (plan.shared_bytes + (1 << 10)), 1, kMostResident);
   const int slots = device.processors * resident;
   const int blocks =
       arguments.padded_rows / kRowMultiple * ((arguments.tokens + tokens - 1) / tokens);
@@ -64,8 +70,6 @@ inline FewTokensPlan plan_few_tokens(const LinearArguments& arguments, const Dev
       plan.steps_per_split = per_split;
     }
   }
-  plan.panel_steps = std::min(panel_steps, plan.steps_per_split);
-  plan.shared_bytes = shared_bytes(plan.panel_steps);
   return plan;
 }
 

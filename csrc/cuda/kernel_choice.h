@@ -18,11 +18,6 @@ enum class LinearKernel {
   kManyTokensSm100
 };
 
-// Others take permuted activations.
-constexpr bool permutes_itself(LinearKernel kernel) {
-  return kernel == LinearKernel::kFewTokens || kernel == LinearKernel::kManyTokensSm90Permuting;
-}
-
 // The kernels of CUTLASS that a build has, by the GPUs that they run on.
 struct CutlassKernels {
   bool sm90;
@@ -95,15 +90,52 @@ inline int sm100_tile_tokens(const LinearArguments& arguments, const Device& dev
   return fastest_tile(kSm100Tiles, arguments, device).tokens;
 }
 
-// Whether permuting within the product takes fewer clocks than a pass in front of it, which reads
-// and writes the activations once more.
+// Of a pass in front of the product, which reads and writes the activations once more.
+inline int64_t pass_clocks(const LinearArguments& arguments, const Device& device) {
+  return kPassClocks + int64_t{4} * arguments.tokens * arguments.inputs /
+                           (device.processors * kCacheBytesPerClock);
+}
+
+// Whether permuting within the product takes fewer clocks than a pass in front of it.
 inline bool sm90_permutes_itself(const LinearArguments& arguments, const Device& device) {
   if (arguments.permutation == nullptr) return false;
   const int64_t steps = arguments.padded_inputs / kInputMultiple;
-  const int64_t pass = kPassClocks + int64_t{4} * arguments.tokens * arguments.inputs /
-                                         (device.processors * kCacheBytesPerClock);
   return steps * fastest_tile(kSm90PermutingTiles, arguments, device).clocks <
-         steps * fastest_tile(kSm90Tiles, arguments, device).clocks + pass;
+         steps * fastest_tile(kSm90Tiles, arguments, device).clocks +
+             pass_clocks(arguments, device);
+}
+
+// Of memory, for each processor: 3.35 TB/s at 1.75 GHz of an H100, which an A100 comes near to.
+// Twice that on sm_100. Others, whose memory is no HBM, have 2.5 (L4) to 4.4 (RTX 5090).
+constexpr int memory_bytes_per_clock(int capability) {
+  if (capability == 80 || capability == 90) return 14;
+  return capability == 100 || capability == 103 ? 28 : 4;
+}
+
+// What the kernel for few tokens takes: the bytes of the weight from memory, or shared memory (128
+// bytes a clock) of the processor that has most blocks, whichever is more. A step writes weights
+// and activations of the tokens that there are, and reads both for the product, activations of the
+// whole tile; permuting reads 2 bytes a lane, and writes once more.
+inline int64_t few_tokens_clocks(const LinearArguments& arguments, const Device& device,
+                                 bool permuting) {
+  const FewTokensPlan plan = plan_few_tokens(arguments, device);
+  const int row_tiles = few_tokens_row_tiles(plan.token_tiles);
+  const int stage = weight_stage_bytes(arguments.int8);
+  const int token_clocks = 2 * kInputMultiple / 128;
+  const int step = stage / 128 * (1 + row_tiles) +
+                   plan.token_tiles * 8 * token_clocks * (kRowMultiple / 32 / row_tiles) +
+                   arguments.tokens * token_clocks * (permuting ? 1 + 2 + 1 : 1);
+  const int64_t row_steps = arguments.padded_rows / kRowMultiple;
+  const int64_t blocks = (row_steps * plan.splits + device.processors - 1) / device.processors;
+  const int64_t bytes = row_steps * (arguments.padded_inputs / kInputMultiple) * stage;
+  return std::max(blocks * plan.steps_per_split * step,
+                  bytes / (device.processors * memory_bytes_per_clock(device.capability)));
+}
+
+// Up to 64 tokens. With few of them permuting hides behind the bytes of the weight.
+inline bool few_tokens_permute_themselves(const LinearArguments& arguments, const Device& device) {
+  return few_tokens_clocks(arguments, device, true) <=
+         few_tokens_clocks(arguments, device, false) + pass_clocks(arguments, device);
 }
 
 inline LinearKernel choose_kernel(const LinearArguments& arguments, const Device& device,
@@ -120,6 +152,14 @@ inline LinearKernel choose_kernel(const LinearArguments& arguments, const Device
     return LinearKernel::kManyTokensSm100;
   }
   return LinearKernel::kManyTokensMma;
+}
+
+// Whether the kernel is given activations that a pass in front of it has permuted.
+inline bool takes_a_pass(LinearKernel kernel, const LinearArguments& arguments,
+                         const Device& device) {
+  if (arguments.permutation == nullptr) return false;
+  if (kernel == LinearKernel::kFewTokens) return !few_tokens_permute_themselves(arguments, device);
+  return kernel != LinearKernel::kManyTokensSm90Permuting;
 }
 
 }  // namespace permllm::cuda

@@ -19,6 +19,14 @@ constexpr bool waits_for_previous_kernel() {
   return false;
 }
 
+// An error also stays behind as CUDA's last one, where the next that asks for it, CUTLASS among
+// them, would take it for its own. Takes it away, as its caller has been told. That of a kernel
+// that has failed stays: nothing runs on this GPU any more.
+inline int told(int error) {
+  if (error != cudaSuccess) static_cast<void>(cudaGetLastError());
+  return error;
+}
+
 // Allows a kernel as much shared memory as a block of the GPU can have, so that whichever plan
 // comes next needs no call of its own. A no-op but for the first call that needs it.
 template <class... Parameters>
@@ -26,9 +34,10 @@ int allow_shared_memory(void (*kernel)(Parameters...), int shared_bytes, const D
   constexpr int kAlwaysAllowed = 48 << 10;
   if (shared_bytes <= kAlwaysAllowed) return cudaSuccess;
   static OncePerKernel allowed;
-  return allowed(reinterpret_cast<const void*>(kernel), device.index, [&]() -> int {
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                device.shared_bytes_per_block);
+  const auto* function = reinterpret_cast<const void*>(kernel);
+  return allowed(function, device.index, [&]() -> int {
+    return told(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                     device.shared_bytes_per_block));
   });
 }
 
@@ -47,7 +56,17 @@ int launch(void (*kernel)(Parameters...), Grid grid, int threads, int shared_byt
   configuration.stream = static_cast<cudaStream_t>(stream);
   configuration.attrs = &overlap;
   configuration.numAttrs = device.capability >= 90 && waits_for_previous_kernel() ? 1 : 0;
-  return cudaLaunchKernelEx(&configuration, kernel, Parameters(values)...);
+  return told(cudaLaunchKernelEx(&configuration, kernel, Parameters(values)...));
+}
+
+// For CUTLASS, which launches, takes CUDA's last error away and tells only whether there was one:
+// `run` returns true where there was none. Returns a cudaError_t.
+template <class Run>
+int launch_by_cutlass(const Run& run) {
+  static_cast<void>(cudaGetLastError());  // of another's call, which has returned it
+  if (run()) return cudaSuccess;
+  const int error = cudaGetLastError();  // still there: of a kernel that has failed before
+  return error != cudaSuccess ? error : cudaErrorInvalidConfiguration;
 }
 
 }  // namespace permllm::cuda

@@ -140,10 +140,10 @@ struct SparseGemm {
     // Not initialize(), which would do that again for every product, and else only clears the
     // workspace that there is not.
     typename Kernel::Params params = Kernel::to_underlying_arguments(gemm_arguments, nullptr);
-    const auto status =
-        Gemm::run(params, static_cast<cudaStream_t>(stream), nullptr, /*launch_with_pdl=*/true);
-    // run() has taken CUDA's own error away: what it could be is a launch that was not accepted.
-    return status == cutlass::Status::kSuccess ? cudaSuccess : cudaErrorInvalidConfiguration;
+    return launch_by_cutlass([&] {
+      return Gemm::run(params, static_cast<cudaStream_t>(stream), nullptr,
+                       /*launch_with_pdl=*/true) == cutlass::Status::kSuccess;
+    });
   }
 };
 

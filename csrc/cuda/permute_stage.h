@@ -1,4 +1,5 @@
-// Permutes activations in shared memory, where TMA has put them and wgmma will read them.
+// Permutes activations in shared memory, where they were copied to and tensor cores will read them:
+// between TMA and wgmma (permuted_mainloop_sm90.h), and between cp.async and mma.sp (few_tokens.h).
 //
 // A stage holds tokens x 128 inputs of 16 bits: first inputs 0..63 of every token, 128 bytes each,
 // then inputs 64..127. Of each 128 bytes the eight units of 16 lie in another order, unit ^ r with
@@ -12,7 +13,7 @@
 
 namespace permllm::cuda {
 
-constexpr int kPermutingThreads = 128;  // a warp group
+constexpr int kPermutingThreads = 128;  // a warp group, or the block for few tokens
 constexpr int kSwizzledBytes = 128;     // 64 inputs of a token
 constexpr int kSwizzleTokens = 8;       // after which the order of units is the same again
 
@@ -34,10 +35,12 @@ PERMLLM_DEVICE uint32_t load_places(const uint8_t* permutation, int step, int la
   return pairs[lane] | uint32_t{pairs[lane + 32]} << 16;
 }
 
-// Called by the 128 threads of a warp group, with the places of their lanes. Tensor cores may read
-// the stage once all of them have met after it.
-template <int kTokens>
-PERMLLM_DEVICE void permute_stage(unsigned char* stage, uint32_t places, int thread) {
+// Called by 128 threads with the places of their lanes, for the first `tokens` of a stage: warp w
+// permutes tokens 2 w and 2 w + 1 of every eight, which its lanes see. `store(target, word)` writes
+// four bytes.
+template <int kTokens, class Store>
+PERMLLM_DEVICE void permute_tokens(unsigned char* stage, uint32_t places, int thread, int tokens,
+                                   const Store& store) {
   static_assert(kTokens % kSwizzleTokens == 0);
   constexpr int kHalfBytes = kTokens * kSwizzledBytes;
   constexpr int kRows = kTokens / kSwizzleTokens;
@@ -56,9 +59,11 @@ PERMLLM_DEVICE void permute_stage(unsigned char* stage, uint32_t places, int thr
           row + place / 64 * kHalfBytes + ((place % 64 / 8) ^ swizzle) * 16 + place % 8 * 2;
     }
     unsigned char* target = row + ((lane / 4) ^ swizzle) * 16 + lane % 4 * 4;
+    const auto is_there = [&](int r) { return r * kSwizzleTokens + 2 * warp + j < tokens; };
     uint32_t words[kRows][2];
     PERMLLM_UNROLL
     for (int r = 0; r < kRows; ++r) {
+      if (!is_there(r)) continue;
       PERMLLM_UNROLL
       for (int half = 0; half < 2; ++half) {
         const auto at = [&](int i) {
@@ -70,12 +75,20 @@ PERMLLM_DEVICE void permute_stage(unsigned char* stage, uint32_t places, int thr
     sync_warp();  // before it writes them, every lane has read these tokens
     PERMLLM_UNROLL
     for (int r = 0; r < kRows; ++r) {
+      if (!is_there(r)) continue;
       PERMLLM_UNROLL
       for (int half = 0; half < 2; ++half) {
-        store_shared(target + half * kHalfBytes + r * kRowBytes, words[r][half]);
+        store(target + half * kHalfBytes + r * kRowBytes, words[r][half]);
       }
     }
   }
+}
+
+// The whole stage. wgmma may read it once all threads have met after it.
+template <int kTokens>
+PERMLLM_DEVICE void permute_stage(unsigned char* stage, uint32_t places, int thread) {
+  permute_tokens<kTokens>(stage, places, thread, kTokens,
+                          [](unsigned char* target, uint32_t word) { store_shared(target, word); });
   show_tensor_cores();
 }
 

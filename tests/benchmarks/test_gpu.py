@@ -1,6 +1,8 @@
 """What `make gpu` runs and how it fails, with commands that are only pretended."""
 
 import json
+import os
+import subprocess
 import sys
 import time
 
@@ -36,7 +38,8 @@ def machine(monkeypatch, tmp_path):
 
 def short(command):
     if command[0].endswith("compute-sanitizer"):
-        return "compute-sanitizer"
+        tool = command[command.index("--tool") + 1] if "--tool" in command else None
+        return tool or "compute-sanitizer"
     return next(MODULES[word] for word in command if word in MODULES)
 
 
@@ -48,8 +51,8 @@ def main(monkeypatch, statuses=None, options=()):
     ran = []
 
     def run(command, limit, environment):
-        assert 0 < limit <= gpu.SECONDS
         ran.append(short(command))
+        assert 0 < limit <= (gpu.BUILD_SECONDS if ran[-1] == "build" else gpu.SECONDS)
         return (statuses or {}).get(ran[-1], 0)
 
     monkeypatch.setattr(gpu, "run", run)
@@ -60,7 +63,8 @@ def main(monkeypatch, statuses=None, options=()):
     return exit_.value.code, ran
 
 
-EVERYTHING = ["build", "check", "tests", "generation", "kernels", "compute-sanitizer"]
+SANITIZERS = ["compute-sanitizer", "synccheck", "racecheck"]
+EVERYTHING = ["build", "check", "tests", "generation", "kernels", *SANITIZERS]
 
 
 def test_runs_everything_and_prints_a_table_last(machine, capsys):
@@ -68,6 +72,7 @@ def test_runs_everything_and_prints_a_table_last(machine, capsys):
     table = capsys.readouterr().out.splitlines()[-len(EVERYTHING) :]
     assert [line.split("  ")[0] for line in table] == [
         "build", "the kernels run here", "tests", "generation", "kernels", "compute-sanitizer",
+        "compute-sanitizer, synccheck", "compute-sanitizer, racecheck",
     ]  # fmt: skip
     assert all(line.endswith("passed") for line in table)
     written = json.loads((gpu.LIBRARY.parent / "gpu" / "steps.json").read_text())["steps"]
@@ -87,7 +92,8 @@ def test_timing_that_leaves_something_out_is_a_failure(machine, capsys):
     code, ran = main(machine, {"kernels": INCOMPLETE})
     assert code
     assert ran == EVERYTHING
-    assert "failed: not all of it was measured" in capsys.readouterr().out.splitlines()[-2]
+    row = capsys.readouterr().out.splitlines()[-len(SANITIZERS) - 1]
+    assert "failed: not all of it was measured" in row
 
 
 def test_a_library_that_does_not_load_is_a_failure(machine):
@@ -112,17 +118,43 @@ def test_without_the_sanitizer_nothing_fails(machine, capsys):
     machine.setattr(gpu, "compute_sanitizer", lambda: None)
     code, ran = main(machine)
     assert not code
-    assert "compute-sanitizer" not in ran
+    assert not {*SANITIZERS} & {*ran}
     assert "neither on the PATH nor beside nvcc" in capsys.readouterr().out
 
 
 def test_what_no_time_is_left_for_is_a_failure(machine, capsys):
-    clock = iter([0.0, *[gpu.SECONDS] * 50])
+    clock = iter([0.0, *[gpu.BUILD_SECONDS] * 50])
+    machine.setattr(build, "missing_toolkit", lambda: None)
     machine.setattr(time, "monotonic", lambda: next(clock))
     code, ran = main(machine)
     assert code
-    assert ran == []
+    assert ran == []  # the build
     assert "not run: no time was left" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("build_seconds", [0, 400, 1100])
+def test_a_build_takes_no_time_from_what_follows(machine, build_seconds):
+    """On a clock that every command moves on by as much as it is said to take here."""
+    now, left = 0.0, {}
+    seconds = {"build": build_seconds, "check": 20, "tests": 230, "generation": 100}
+
+    def run(command, limit, environment):
+        nonlocal now
+        name = short(command)
+        left[name] = limit
+        assert seconds.get(name, 0) <= limit, name
+        now += seconds.get(name, 0)
+        return 0
+
+    machine.setattr(time, "monotonic", lambda: now)
+    machine.setattr(gpu, "run", run)
+    machine.setattr(sys, "argv", ["gpu", "--output", str(gpu.LIBRARY.parent / "gpu")])
+    with pytest.raises(SystemExit) as exit_:
+        gpu.main()
+    assert exit_.value.code is False
+    assert list(left) == EVERYTHING
+    assert left["kernels"] == gpu.SECONDS - 20 - 230 - 100 - gpu.SANITIZER_SECONDS
+    assert left["kernels"] > gpu.LAST_ROWS
 
 
 def test_timing_leaves_time_for_the_sanitizer(machine):
@@ -141,6 +173,60 @@ def test_timing_leaves_time_for_the_sanitizer(machine):
     assert limits["kernels"] <= gpu.SECONDS - gpu.SANITIZER_SECONDS
     gpu.measure(steps, gpu.LIBRARY.parent, None, tests=False)
     assert limits["kernels"] > gpu.SECONDS - gpu.SANITIZER_SECONDS
+
+
+@pytest.mark.parametrize("memcheck", [20, 149])
+def test_barriers_are_checked_in_what_time_is_left(machine, memcheck, capsys):
+    """And if that is none, or not enough, nothing fails."""
+    now, ran = 0.0, []
+    seconds = {"kernels": gpu.SECONDS - gpu.SANITIZER_SECONDS, "compute-sanitizer": memcheck}
+
+    def run(command, limit, environment):
+        nonlocal now
+        name = short(command)
+        ran.append(name)
+        now += min(limit, seconds.get(name, 0 if name not in SANITIZERS else 1000))
+        return gpu.TIMED_OUT if seconds.get(name, name in SANITIZERS and 1000) > limit else 0
+
+    machine.setattr(time, "monotonic", lambda: now)
+    machine.setattr(gpu, "run", run)
+    steps = gpu.Steps(gpu.SECONDS)
+    gpu.measure(steps, gpu.LIBRARY.parent, None, tests=True)
+    assert not any(step.failed for step in steps.done)
+    assert ran[-2:] == SANITIZERS[1:] if memcheck == 20 else ran[-1] == SANITIZERS[1]
+    assert "skipped: stopped after" in steps.table()
+    assert ("skipped: no time was left" in steps.table()) == (memcheck == 149)
+
+
+BARE = ("vllm", "pydantic", "transformers", "safetensors", "rich")
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1:]:
+            raise ModuleNotFoundError(f"{name} is not on the machine", name=name)
+
+sys.meta_path.insert(0, Blocked())
+import benchmarks.cuda
+names = [module.name for module in pkgutil.iter_modules(benchmarks.cuda.__path__)]
+assert {"kernels", "generation", "pruned"} <= set(names)
+for name in ("benchmarks.gpu", *(f"benchmarks.cuda.{name}" for name in names),
+             "tests.conftest", "tests.cuda.conftest", "tests.cuda.test_gpu"):
+    importlib.import_module(name)
+print(*sorted(set(sys.argv[1:]) & set(sys.modules)))
+"""
+
+
+def test_everything_imports_on_a_bare_machine():
+    """PyTorch, pytest and hypothesis are all that what `make gpu` runs may ask for at once."""
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, *BARE],
+        cwd=gpu.ROOT, env={**os.environ, "PYTHONPATH": str(gpu.ROOT)}, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == ""
 
 
 def test_stops_a_command_and_what_it_started():

@@ -11,7 +11,7 @@ import pytest
 
 from csrc.cuda import toolkit
 from tests.cuda.emulated import Emulator
-from tests.cuda.library_build import LIBRARY_BUILD, LibraryBuild, missing
+from tests.cuda.library_build import LIBRARY_BUILD, Library, LibraryBuild, missing
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "csrc" / "cuda"
@@ -33,6 +33,18 @@ def pytest_unconfigure(config):
     """End a build that no test has waited for."""
     if LIBRARY_BUILD in config.stash:
         config.stash[LIBRARY_BUILD].stop()
+
+
+@pytest.fixture(scope="session")
+def library(request) -> Library:
+    """The one that was begun when the tests were; skips without the tools."""
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    return request.config.stash[LIBRARY_BUILD].library(
+        reporter.write_line if reporter else lambda line: None
+    )
 
 
 def header_directories() -> list[Path]:

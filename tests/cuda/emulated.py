@@ -66,7 +66,6 @@ class Plan:
     token_tiles: int
     steps_per_split: int
     splits: int
-    panel_steps: int
     shared_bytes: int
 
 
@@ -153,7 +152,7 @@ class Emulator:
         return y
 
     def plan(self, rows: int, inputs: int, tokens: int, *, int8: bool, gpu: Gpu) -> Plan:
-        result = (ctypes.c_int * 5)()
+        result = (ctypes.c_int * 4)()
         device = gpu.as_struct()
         self._library.plan(rows, inputs, tokens, int8, ctypes.byref(device), result)
         return Plan(*result)
@@ -173,15 +172,33 @@ class Emulator:
 
         `built` names those of CUTLASS_KERNELS that the build has, separated by blanks.
         """
-        tile = ctypes.c_int()
+        return self._choose(rows, inputs, tokens, int8, permuted, gpu, built)[:2]
+
+    def takes_a_pass(
+        self, rows: int, inputs: int, tokens: int, *, gpu: Gpu, built: str = "", int8: bool = False
+    ) -> bool:
+        """Whether activations are permuted in front of the product."""
+        return self._choose(rows, inputs, tokens, int8, True, gpu, built)[2]
+
+    def _choose(
+        self, rows: int, inputs: int, tokens: int, int8: bool, permuted: bool, gpu: Gpu, built: str
+    ) -> tuple[str, int, bool]:
+        tile, passes = ctypes.c_int(), ctypes.c_bool()
         device = gpu.as_struct()
         names = built.split()
         assert set(names) <= set(CUTLASS_KERNELS)
         has = (ctypes.c_bool * len(CUTLASS_KERNELS))(*(name in names for name in CUTLASS_KERNELS))
         kernel = self._library.choose(
-            rows, inputs, tokens, int8, permuted, ctypes.byref(device), has, ctypes.byref(tile)
-        )
-        return KERNELS[kernel], tile.value
+            rows, inputs, tokens, int8, permuted, ctypes.byref(device), has, ctypes.byref(tile),
+            ctypes.byref(passes),
+        )  # fmt: skip
+        return KERNELS[kernel], tile.value, passes.value
+
+    def largest_grids(self) -> list[int]:
+        """Blocks in the second and third dimension of launches for the largest sizes."""
+        result = (ctypes.c_int * 10)()
+        self._library.largest_grids(result)
+        return list(result)
 
     def sites(self) -> list[str]:
         """The barriers and waits that kernels have come to, as `file:line name`."""

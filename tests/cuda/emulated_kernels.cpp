@@ -153,17 +153,19 @@ const char* emulate_stages(const void* x, const uint8_t* permutation, void* y, i
 
 void plan(int rows, int inputs, int tokens, int int8, const Device* device, int* result) {
   const FewTokensPlan p = plan_few_tokens(sizes(rows, inputs, tokens, int8), *device);
-  const int values[] = {p.token_tiles, p.steps_per_split, p.splits, p.panel_steps, p.shared_bytes};
-  std::copy_n(values, 5, result);
+  const int values[] = {p.token_tiles, p.steps_per_split, p.splits, p.shared_bytes};
+  std::copy_n(values, 4, result);
 }
 
-// The kernel that the operator takes, with its tile: of tokens, 0 for few tokens.
+// The kernel that the operator takes, with its tile: of tokens, 0 for few tokens; and whether a
+// pass in front of it permutes.
 int choose(int rows, int inputs, int tokens, int int8, int permuted, const Device* device,
-           const CutlassKernels* built, int* tile) {
+           const CutlassKernels* built, int* tile, bool* passes) {
   LinearArguments a = sizes(rows, inputs, tokens, int8);
   const uint8_t permutation{};
   a.permutation = permuted ? &permutation : nullptr;
   const LinearKernel kernel = choose_kernel(a, *device, *built);
+  *passes = takes_a_pass(kernel, a, *device);
   *tile = kernel == LinearKernel::kFewTokens        ? 0
           : kernel == LinearKernel::kManyTokensSm90 ? sm90_tile_tokens(a, *device)
           : kernel == LinearKernel::kManyTokensSm90Permuting
@@ -172,6 +174,23 @@ int choose(int rows, int inputs, int tokens, int int8, int permuted, const Devic
           : a.int8                                   ? many_tokens_tile<int8_t>(*device)
                                                      : many_tokens_tile<uint16_t>(*device);
   return static_cast<int>(kernel);
+}
+
+// Blocks in the second and third dimension of every launch for the largest sizes that the operator
+// takes; `result` has room for 10.
+void largest_grids(int* result) {
+  const int rows = static_cast<int>(kMostRows);
+  const int columns = static_cast<int>(kMostRowBytes / 4);
+  const LinearArguments many = sizes(rows, 128, 1 << 30, false);
+  const LinearArguments few = sizes(rows, 128, kFewTokens, false);
+  const PermuteArguments permuted{nullptr, 0, nullptr, nullptr, 1 << 30, columns};
+  const Device device{90, 132, 227 << 10, 228 << 10, 0};
+  for (const Grid& grid : {many_tokens_grid<64>(many), many_tokens_grid<128>(many),
+                           few_tokens_grid(few, plan_few_tokens(few, device)), reduce_grid(few),
+                           permute_grid(permuted, 4)}) {
+    *result++ = static_cast<int>(grid.y);
+    *result++ = static_cast<int>(grid.z);
+  }
 }
 
 // Barriers and waits that have been come to: how many, and where they are.

@@ -13,6 +13,10 @@ WIDE = 6272
 """Outputs that make many tokens worth the largest tile on an H100, and 49 tiles of 128 rows: an odd
 number, where clusters take two."""
 
+WIDER = 17024
+"""133 tiles of 128 rows, one more than an H100 has processors: one of them permutes for two tiles,
+and up to 64 tokens are worth a pass."""
+
 PRODUCTS = (
     (1, 8, 0, False),
     (128, 128, 64, True),
@@ -24,6 +28,7 @@ PRODUCTS = (
     (2048, 2056, 0, True),
     (512, 11008, 64, True),
     (WIDE, 256, 64, True),
+    (WIDER, 1024, 64, True),
 )
 """Outputs, inputs, block size of the permutation or 0, and whether there is a bias."""
 

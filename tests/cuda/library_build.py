@@ -21,8 +21,8 @@ from csrc.cuda import build
 
 ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "build" / "cuda-test"
-#: One with the kernels of our own alone, and those that CUTLASS is for.
-ARCHITECTURES = "80 90a 100a"
+#: The first and the last with the kernels of our own alone, and those that CUTLASS is for.
+ARCHITECTURES = "80 90a 100a 120"
 NICENESS = 10
 
 

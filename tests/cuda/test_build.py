@@ -3,19 +3,20 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from csrc.cuda import build, toolkit
+from csrc.cuda import build, jobs, toolkit
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch):
-    for name in ("PERMLLM_BUILD_CUDA", "PERMLLM_CUDA_ARCHS", "PERMLLM_CUTLASS_DIR"):
+    for name in ("PERMLLM_BUILD_CUDA", "PERMLLM_CUDA_ARCHS", "PERMLLM_CUTLASS_DIR", "MAX_JOBS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -83,27 +84,102 @@ def test_kernels_of_cutlass(monkeypatch, names, kernels, defined):
     assert {path.stem for path in light} == {"device", "few_tokens", "many_tokens_mma", "permute"}
 
 
-@pytest.mark.parametrize(("names", "most"), [("80 90a 100a", 1), ("80", 0)])
-def test_one_nvcc_at_a_time_works_on_cutlass(monkeypatch, tmp_path, names, most):
-    """Each takes up to 9 GB; and each is told to wait for the kernel before."""
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("processors", "gib", "most", "expected"),
+    [
+        (2, 16, "", (1, 1)),
+        (2, 512, "", (1, 1)),  # never more than two compilers
+        (16, 8, "", (1, 1)),  # nor 12 GB
+        (16, 20, "", (2, 2)),
+        (16, 120, "", (8, 8)),
+        (4, 120, "", (2, 2)),
+        (16, 120, "1", (1, 0)),
+        (16, 120, "2", (1, 1)),
+        (16, 120, "5", (4, 1)),
+        (2, 16, "8", (1, 1)),
+        (16, 0, "", (1, 1)),  # unknown
+    ],
+)
+def test_compilers_at_a_time(monkeypatch, processors, gib, most, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
+    monkeypatch.setattr(jobs, "available_bytes", lambda: gib * GIB)
+    monkeypatch.setenv("MAX_JOBS", most)
+    assert jobs.jobs() == expected
+
+
+@pytest.mark.parametrize("most", ["0", "-2", "many"])
+def test_max_jobs_is_a_number(monkeypatch, most):
+    monkeypatch.setenv("MAX_JOBS", most)
+    with pytest.raises(ValueError, match=f"MAX_JOBS is '{most}': it must be a positive number"):
+        jobs.jobs()
+
+
+def test_memory_is_what_the_control_group_leaves(monkeypatch, tmp_path):
+    """Of the machine, or of what the group may have; nothing is known where neither tells."""
+    meminfo, limit, used = (tmp_path / name for name in ("meminfo", "limit", "used"))
+    monkeypatch.setattr(jobs, "MEMINFO", meminfo)
+    monkeypatch.setattr(jobs, "CONTROL_GROUPS", ((limit, used),))
+    assert jobs.available_bytes() == 0
+    meminfo.write_text(f"MemTotal: 999 kB\nMemAvailable:   {30 * GIB >> 10} kB\n")
+    assert jobs.available_bytes() == 30 * GIB
+    limit.write_text("max\n")
+    used.write_text(f"{2 * GIB}\n")
+    assert jobs.available_bytes() == 30 * GIB
+    limit.write_text(f"{12 * GIB}\n")
+    assert jobs.available_bytes() == 10 * GIB
+    limit.write_text(f"{1 * GIB}\n")
+    assert jobs.available_bytes() == 0
+
+
+@pytest.mark.parametrize("at_a_time", [jobs.Jobs(1, 0), jobs.Jobs(1, 1), jobs.Jobs(4, 2)])
+@pytest.mark.parametrize(("names", "heavy"), [("80 90a 100a", 6), ("80", 0)])
+def test_sources_are_compiled_beside_each_other(monkeypatch, tmp_path, names, heavy, at_a_time):
+    """Of CUTLASS no more than there is memory for; each is told to wait for the kernel before."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PERMLLM_CUDA_ARCHS", names)
     monkeypatch.setattr(toolkit, "cutlass", lambda: tmp_path)
-    running, seen = set(), []
+    monkeypatch.setattr(build, "jobs", lambda: at_a_time)
+    running, of_cutlass, most = set(), set(), [0, 0]
+    lock = threading.Lock()
+    # All that may run together meet, or fail after a second.
+    together = threading.Barrier(min(heavy, at_a_time.cutlass) or 1)
 
     def compile_source(line, target):
-        if f"{tmp_path}/include" in line:
+        with_cutlass = f"{tmp_path}/include" in line
+        if with_cutlass:
             assert "-DCUTLASS_ENABLE_GDC_FOR_SM90=1" in line
             assert "-DCUTLASS_ENABLE_GDC_FOR_SM100=1" in line
+        with lock:
             running.add(target)
-            time.sleep(0.01)
-            seen.append(len(running))
+            most[0] = max(most[0], len(running))
+            if with_cutlass:
+                of_cutlass.add(target)
+                most[1] = max(most[1], len(running & of_cutlass))
+        if with_cutlass and len(of_cutlass) <= at_a_time.cutlass:
+            together.wait(timeout=60)
+        time.sleep(0.01)
+        with lock:
             running.remove(target)
 
     linked = []
     build.build(compile_source, linked.append, ["c++"], [], tmp_path, tmp_path, tmp_path / "all.so")
-    assert max(seen, default=0) == most
-    assert sum(argument.endswith(".o") for argument in linked[0]) == 5 + len(seen)
+    assert most[1] == min(heavy, at_a_time.cutlass)
+    assert most[0] <= sum(at_a_time)
+    assert sum(argument.endswith(".o") for argument in linked[0]) == 5 + heavy
+
+
+def test_a_source_that_fails_ends_the_build():
+    begun = []
+
+    def fail():
+        raise RuntimeError("it fails")
+
+    with pytest.raises(RuntimeError, match="it fails"):
+        build.run_all([fail, *[lambda: begun.append(time.sleep(0.05))] * 100], [], jobs.Jobs(1, 0))
+    assert len(begun) < 50
 
 
 @pytest.mark.usefixtures("tools")

@@ -1,18 +1,22 @@
 """The decoder that measures generation on a GPU, on the CPU against transformers."""
 
+import dataclasses
+import sys
+
 import pytest
 import torch
 
-from benchmarks.cuda.generation import (
-    TOLERANCE,
-    Outcome,
-    compare,
+from benchmarks.cuda.generation import TOLERANCE, Outcome, compare, require_equal
+from benchmarks.cuda.llama import Llama, RandomWeights, Shape, load
+from benchmarks.cuda.pruned import (
+    MERGED,
     dense_linear,
+    is_sparse,
+    merge,
     prune_layers,
-    require_equal,
+    read,
     sparse_linear,
 )
-from benchmarks.cuda.llama import Llama, RandomWeights, Shape, load
 
 SMALL = Shape(
     hidden_size=128,
@@ -26,7 +30,7 @@ SMALL = Shape(
 CPU = torch.device("cpu")
 
 
-def read(shape, weights, layers, linear, prompt):
+def read_prompt(shape, weights, layers, linear, prompt):
     linears = [{name: linear(layer) for name, layer in each.items()} for each in layers]
     model = Llama(shape, weights, linears, len(prompt), 16)
     logits = []
@@ -51,8 +55,8 @@ def test_says_what_transformers_says(tmp_path):
     layers = prune_layers(shape, weights)
     prompt = torch.randint(64, (3, 9))
     with torch.inference_mode():
-        ours = read(shape, weights, layers, dense_linear, prompt)
-        sparse = read(shape, weights, layers, sparse_linear, prompt)
+        ours = read_prompt(shape, weights, layers, dense_linear, prompt)
+        sparse = read_prompt(shape, weights, layers, sparse_linear, prompt)
         theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
         for layer, pruned in zip(theirs.model.layers, layers, strict=True):
             attention, mlp = layer.self_attn, layer.mlp
@@ -69,6 +73,79 @@ def test_says_what_transformers_says(tmp_path):
         expected = theirs(prompt).logits
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(sparse, expected, rtol=1e-3, atol=1e-4)
+
+
+def write_sparse(directory, shape, layers, dtype=torch.float32):
+    """A checkpoint as the exporter bakes it, of what was pruned for the GPU."""
+    from permllm_vllm.checkpoint.schema import QuantizationConfig
+    from permllm_vllm.checkpoint.writer import write_checkpoint
+
+    transformers = pytest.importorskip("transformers")
+    names = [field.name for field in dataclasses.fields(Shape) if field.name != "rope_theta"]
+    config = transformers.LlamaConfig(**{name: getattr(shape, name) for name in names})
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(directory / "dense")
+    _, dense = load(directory / "dense", torch.float32, CPU)
+    tensors = {name: tensor for name, tensor in dense.items() if "_proj" not in name}
+    permuted = []
+    rows = {"q_proj": 128, "k_proj": 64, "v_proj": 64, "gate_proj": 192, "up_proj": 192}
+    for i, layer in enumerate(layers):
+        for merged, parts in MERGED.items():
+            weights, start = layer[merged].weights, 0
+            for name in parts:
+                module = f"model.layers.{i}.{name}"
+                count = rows.get(name.rpartition(".")[2], 128)
+                some = slice(start, start := start + count)
+                tensors[f"{module}.weight_packed"] = weights.values[some].clone()
+                tensors[f"{module}.weight_mask"] = weights.mask[some].clone()
+                if weights.permutation is not None:
+                    tensors[f"{module}.input_permutation"] = weights.permutation.clone()
+                    permuted.append(module)
+    quantization = QuantizationConfig(
+        pattern="2:4", block_size=64, value_dtype="float32", runtime_permuted=permuted,
+        ignore=["lm_head"],
+    )  # fmt: skip
+    write_checkpoint(directory / "sparse", tensors.items(), quantization, directory / "dense")
+    return directory / "sparse", tensors
+
+
+def test_reads_a_sparse_checkpoint(tmp_path):
+    """The same layers as were pruned, and what transformers says of them."""
+    layers = prune_layers(SMALL, RandomWeights(SMALL, torch.float32, CPU))
+    directory, tensors = write_sparse(tmp_path, SMALL, layers)
+    assert is_sparse(directory)
+    assert not is_sparse(tmp_path / "dense")
+    shape, weights, found = read(directory, torch.float32, CPU)
+    assert shape == SMALL
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, tensors[name])
+    for layer, expected in zip(found, layers, strict=True):
+        for name in MERGED:
+            assert torch.equal(layer[name].dense, expected[name].dense)
+            assert torch.equal(layer[name].weights.values, expected[name].weights.values)
+            assert torch.equal(layer[name].weights.mask, expected[name].weights.mask)
+    prompt = torch.randint(64, (3, 9))
+    with torch.inference_mode():
+        dense = read_prompt(shape, weights, found, dense_linear, prompt)
+        sparse = read_prompt(shape, weights, found, sparse_linear, prompt)
+    torch.testing.assert_close(sparse, dense, rtol=1e-3, atol=1e-4)
+
+
+def test_projections_in_different_permutations_are_not_merged():
+    first, second = (
+        prune_layers(SMALL, RandomWeights(SMALL, torch.float32, CPU))[0]["qkv"] for _ in range(2)
+    )
+    assert merge([first, first], "qkv").dense.shape == (512, 128)
+    with pytest.raises(SystemExit, match=r"layer 3 qkv: .* in the same permutation"):
+        merge([first, second], "layer 3 qkv")
+    with pytest.raises(SystemExit, match="must all be sparse"):
+        merge([first, dataclasses.replace(first, weights=None)], "layer 3 qkv")
+
+
+def test_a_sparse_checkpoint_needs_pydantic(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "permllm_vllm.checkpoint.reader", None)
+    with pytest.raises(SystemExit, match="reading one needs"):
+        read(tmp_path, torch.float32, CPU)
 
 
 def test_random_weights_have_the_shapes():

@@ -7,7 +7,9 @@ float64, all memory that the operator is given, for its result and between, is f
 import contextlib
 import copy
 import dataclasses
+import os
 import random
+import shutil
 
 import pytest
 import torch
@@ -76,6 +78,9 @@ class OnGpu:
     def check(self, x):
         with poisoned_memory():
             y = self(x)
+        self.compare(x, y)
+
+    def compare(self, x, y):
         exact = self.exact(x)
         assert y.dtype == x.dtype
         assert y.shape == exact.shape
@@ -113,6 +118,40 @@ def test_int8(n, k, dtype, seed):
     layer = OnGpu(int8_layer(n, k, bias=True, seed=seed), dtype)
     for tokens in TOKENS:
         layer.check(torch.randn(tokens, k, device=CUDA).to(dtype))
+
+
+def require_memory(needed):
+    free, _ = torch.cuda.mem_get_info()
+    if free < needed:
+        pytest.skip(f"needs {needed >> 30} GiB of free memory of the GPU, which has {free >> 30}")
+
+
+@pytest.mark.parametrize("rows", [1 << 16, (1 << 16) - 4])  # the latter none of CUTLASS
+def test_more_results_than_32_bits_count(rows, seed):
+    """y has more than 2^31 elements: the tokens around that one, and the last, are compared."""
+    border = 2**31 // rows
+    tokens = border + 70
+    require_memory(3 * 2 * rows * tokens)
+    layer = OnGpu(random_layer(rows, 128, seed=seed), torch.bfloat16)
+    x = torch.randn(tokens, 128, device=CUDA).bfloat16()
+    with poisoned_memory():
+        y = layer(x)
+    assert y.numel() > 2**31
+    for first in (0, border - 3, tokens - 5):
+        layer.compare(x[first : first + 5], y[first : first + 5])
+    for part in y.split(1 << 12):
+        assert part.isfinite().all()
+
+
+def test_permutes_more_elements_than_32_bits_count(seed):
+    columns, tokens = 1 << 16, (1 << 15) + 7
+    require_memory(3 * columns * tokens)
+    places = torch.cat([torch.randperm(128) for _ in range(columns // 128)]).to(CUDA)
+    absolute = places + torch.arange(columns, device=CUDA) // 128 * 128
+    x = torch.randint(0, 255, (tokens, columns), device=CUDA, dtype=torch.uint8)
+    y = torch.ops.permllm.permute_inputs(x, places.to(torch.uint8))
+    for some in (slice(0, 4), slice(tokens - 10, tokens)):
+        assert torch.equal(y[some], x[some][:, absolute])
 
 
 @pytest.mark.parametrize("tokens", [1, 64, 200])
@@ -240,8 +279,13 @@ def test_runs_on_the_current_stream(seed):
     assert torch.equal(y, expected)
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_without_graph_breaks(dynamic, seed):
+def test_compiles_without_graph_breaks(dynamic, backend, seed):
+    if backend == "inductor":
+        pytest.importorskip("triton", reason="Inductor needs triton, which is not installed")
+        if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")):
+            pytest.skip("triton needs a C compiler: install gcc")
     layer = OnGpu(random_layer(64, 128, bias=True), torch.bfloat16)
     packed = layer.packed
 
@@ -252,10 +296,11 @@ def test_compiles_without_graph_breaks(dynamic, seed):
         )  # fmt: skip
         return torch.relu(y) + 1
 
-    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend=backend)
     for tokens in (1, 5, 100):
         x = torch.randn(tokens, 128, device=CUDA).bfloat16()
-        torch.testing.assert_close(compiled(x), model(x))
+        # Inductor keeps float32 between what it fuses, and rounds once.
+        torch.testing.assert_close(compiled(x), model(x), rtol=2**-6, atol=2**-6)
 
 
 def test_opcheck():
@@ -337,6 +382,11 @@ def test_refuses_what_does_not_fit():
         ({"bias": torch.ones(64, device=CUDA)}, "bias of shape"),
         ({"out_features": 200}, "out_features is 200"),
         ({"pattern": "4:8"}, "has no CUDA kernel"),
+        # More rows than a launch has blocks for; refused before anything is read.
+        (
+            {"packed": packed.packed[:1, :1].expand(65536 * 128, 64), "out_features": 65536 * 128},
+            "more than 8388480 outputs",
+        ),
     ):
         with pytest.raises(RuntimeError, match=message):
             ops.sparse_linear(**{**good, **changes})

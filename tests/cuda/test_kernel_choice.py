@@ -119,6 +119,12 @@ def test_the_tests_for_a_gpu_reach_every_kernel_and_tile(emulator):
         ("many_tokens_sm90_permuting", 64),
     ):
         assert (*choice, True) in reached
+    assert {
+        emulator.takes_a_pass(n, k, tokens, gpu=H100)
+        for n, k, block, _ in PRODUCTS
+        for tokens in TOKENS
+        if block > 0 and tokens <= 64
+    } == {True, False}
     assert WIDE // 128 % 2 == 1
     assert choice_of(emulator, WIDE, 1024, 300) == ("many_tokens_sm90", 256)
     # Chains and graphs, whose kernels wait for each other.
@@ -183,3 +189,67 @@ def test_the_pass_is_taken_where_it_takes_no_more_clocks(emulator):
             else:
                 assert plain[tile] == min(plain.values()) <= min(own.values()) - passes
     assert len(chosen) == 2
+
+
+@pytest.mark.parametrize(
+    ("gpu", "shape", "int8", "first"),
+    [  # the fewest tokens that a pass permutes, of 1 to 64
+        (H100, QKV, False, 42),
+        (H100, QKV_8B, False, None),
+        (H100, OUT, False, None),
+        (H100, GATE_UP, False, 33),
+        (H100, DOWN, False, None),
+        (H100, GATE_UP, True, 17),
+        (A100, GATE_UP, False, 50),
+        (B200, GATE_UP, False, 8),
+        (L4, GATE_UP, False, None),  # permuting hides behind bytes that take longer
+        (RTX_5090, GATE_UP, True, None),
+    ],
+)
+def test_a_pass_permutes_for_the_kernel_for_few_tokens(emulator, gpu, shape, int8, first):
+    """Where a product has so many tokens that shared memory binds it, from some number on."""
+    passes = [emulator.takes_a_pass(*shape, t, gpu=gpu, int8=int8) for t in range(1, 65)]
+    assert passes == sorted(passes)
+    assert passes.count(False) == (64 if first is None else first - 1)
+
+
+MEMORY = {90: 14, 80: 14, 100: 28, 89: 4, 120: 4}
+"""Bytes a clock of each processor."""
+
+
+def few_tokens_clocks(emulator, gpu, shape, tokens, *, permuting, int8=False):
+    """The model of kernel_choice.h, written down once more."""
+    rows, inputs = (-(-size // 128) for size in shape)
+    plan = emulator.plan(*shape, tokens, int8=int8, gpu=gpu)
+    weight = 128 * (64 if int8 else 128) + 128 * 16
+    activations = 256 * tokens  # bytes of a step
+    tile = 256 * 8 * plan.token_tiles
+    halves = plan.token_tiles == 8  # of the tokens, that read the weights, which two warps share
+    shared = weight + activations + weight * (1 + halves) + tile * (2 if halves else 4)
+    if permuting:
+        shared += 2 * activations + activations  # reads of 2 bytes a lane, and writes
+    blocks = -(-rows * plan.splits // gpu.processors)
+    return max(
+        blocks * plan.steps_per_split * shared // 128,
+        rows * inputs * weight // (gpu.processors * MEMORY[gpu.capability]),
+    )
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("gpu", [A100, H100, L4, B200, RTX_5090])
+def test_few_tokens_take_what_takes_no_more_clocks(emulator, gpu, int8):
+    for shape in LAYERS:
+        for tokens in (1, 8, 9, 16, 30, 32, 33, 50, 64):
+            own, plain = (
+                few_tokens_clocks(emulator, gpu, shape, tokens, permuting=permuting, int8=int8)
+                for permuting in (True, False)
+            )
+            passes = 1750 + 2 * 2 * tokens * shape[1] // (gpu.processors * 24)
+            taken = emulator.takes_a_pass(*shape, tokens, gpu=gpu, int8=int8)
+            assert taken == (own > plain + passes), (shape, tokens)
+
+
+def test_a_pass_is_in_front_of_every_other_kernel_that_does_not_permute(emulator):
+    assert emulator.takes_a_pass(*QKV, 65, gpu=H100, built=ALL)
+    assert emulator.takes_a_pass(*QKV, 65, gpu=A100)
+    assert not emulator.takes_a_pass(*OUT, 65, gpu=H100, built=ALL)  # the mainloop permutes

@@ -26,6 +26,48 @@ def test_once_per_kernel_and_gpu_in_any_number_of_threads(once, failures):
     assert ran == failures + 3 * 2
 
 
+INVALID_CONFIGURATION, NO_MEMORY, ILLEGAL_ADDRESS = 9, 2, 700
+
+
+@pytest.fixture(scope="module")
+def runtime(compile_for_host):
+    return compile_for_host("launch_errors.cpp", "-O1", "-Wall", "-Wl,-Bsymbolic")
+
+
+@pytest.mark.parametrize("shared_bytes", [0, 64 << 10])  # more has to be allowed first
+def test_a_launch_that_fails_leaves_no_error_behind(runtime, shared_bytes):
+    """CUTLASS would take it for one of the next product."""
+    runtime.begin(0, 0, NO_MEMORY)
+    assert runtime.launch_ours(shared_bytes) == NO_MEMORY
+    assert runtime.left() == 0
+    assert runtime.launch_cutlass() == 0
+    assert runtime.launch_ours(shared_bytes) == 0
+
+
+def test_an_error_of_another_call_is_none_of_cutlass(runtime):
+    runtime.begin(NO_MEMORY, 0, 0)
+    assert runtime.launch_cutlass() == 0
+
+
+def test_a_launch_of_cutlass_that_is_not_accepted(runtime):
+    runtime.begin(0, 0, NO_MEMORY)  # which it does not tell
+    assert runtime.launch_cutlass() == INVALID_CONFIGURATION
+    assert runtime.launch_cutlass() == 0
+
+
+def test_an_error_of_a_kernel_is_told_by_every_launch(runtime):
+    runtime.begin(ILLEGAL_ADDRESS, 1, 0)
+    for _ in range(2):
+        assert runtime.launch_cutlass() == ILLEGAL_ADDRESS
+        assert runtime.launch_ours(0) == ILLEGAL_ADDRESS
+
+
+def test_the_largest_sizes_fit_a_launch(emulator):
+    grids = emulator.largest_grids()
+    assert max(grids) == 65535
+    assert min(grids) >= 1
+
+
 def test_attributes_of_kernels_are_set_nowhere_else():
     """Nor by CUTLASS' adapter: its `initialize` and its `run` of arguments would, every time."""
     calls = []

@@ -1,4 +1,4 @@
-"""The whole library, built from its sources for three architectures, without a GPU or a driver."""
+"""The whole library, built from its sources for four architectures, without a GPU or a driver."""
 
 import os
 import re
@@ -10,14 +10,7 @@ import pytest
 import torch
 
 from csrc.cuda import toolkit
-from tests.cuda.library_build import (
-    ARCHITECTURES,
-    LIBRARY_BUILD,
-    OUTPUT,
-    ROOT,
-    Library,
-    missing,
-)
+from tests.cuda.library_build import ARCHITECTURES, OUTPUT, ROOT
 
 #: What the names of CUTLASS' kernels say of them, for which architecture, and how many there are.
 CUTLASS_KERNELS = (
@@ -25,7 +18,11 @@ CUTLASS_KERNELS = (
     ("PermutedMainloop", "90a", 4),
     ("MainloopSm100TmaUmmaWarpSpecializedSparse", "100a", 6),
 )
+#: Our own, that every architecture has: 4 tiles or 2 for both types and both widths of values.
+OUR_KERNELS = (("few_tokens_kernel", 16), ("many_tokens_kernel", 8), ("permute_kernel", 3))
 LARGEST_SPILL = 16  # bytes of a thread
+#: What ptxas says of wgmma that waits for each other is no warning to it.
+REMARK = re.compile(r"\bwarning\b|Potential Performance Loss")
 SHIMS = ("stable/c/shim.h", "inductor/aoti_torch/c/shim.h")  # what is stable in libtorch
 LIBRARIES = {"libtorch_cpu.so", "libc10.so", "libstdc++.so", "libgcc_s.so", "libm.so", "libc.so",
              "ld-linux-x86-64.so"}  # fmt: skip
@@ -53,26 +50,39 @@ print(fallback_reason(torch.device("cuda"), torch.bfloat16))
 """
 
 
-@pytest.fixture(scope="session")
-def library(request) -> Library:
-    """The one that was begun when the tests were; skips without the tools."""
-    reason = missing()
-    if reason:
-        pytest.skip(reason)
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    return request.config.stash[LIBRARY_BUILD].library(
-        reporter.write_line if reporter else lambda line: None
-    )
-
-
 def test_compilers_warn_of_nothing_and_spill_little(library):
     if "ptxas info" not in library.log:
         pytest.skip(f"the objects are from a build without {OUTPUT}: remove build/objects/cuda")
-    warnings = [line for line in library.log.splitlines() if re.search(r"\bwarning\b", line)]
-    assert not warnings
+    assert not remarks(library.log)
     spills = [int(number) for number in re.findall(r"(\d+) bytes spill stores", library.log)]
     assert spills
     assert max(spills) <= LARGEST_SPILL
+
+
+def remarks(log):
+    return [line for line in log.splitlines() if REMARK.search(line)]
+
+
+def test_serialized_products_are_a_remark():
+    """In the words of ptxas, among lines that say nothing of the kind."""
+    serialized = (
+        "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are "
+        "serialized due to non wgmma instructions defining accumulator registers of a wgmma "
+        "between start and end of the pipeline stage in the function 'f'"
+    )
+    warning = "csrc/cuda/a.h(3): warning #177-D: variable was declared but never referenced"
+    plain = "ptxas info    : Used 168 registers, used 1 barriers"
+    assert remarks("\n".join([plain, serialized, plain, warning])) == [serialized, warning]
+
+
+@pytest.mark.parametrize(("name", "count"), OUR_KERNELS)
+def test_holds_our_kernels_for_every_architecture(library, name, count):
+    if "ptxas info" not in library.log:
+        pytest.skip(f"the objects are from a build without {OUTPUT}: remove build/objects/cuda")
+    compiled = re.findall(r"Compiling entry function '(\w+)' for 'sm_(\w+)'", library.log)
+    for architecture in ARCHITECTURES.split():
+        assert len({entry for entry, target in compiled
+                    if name in entry and target == architecture}) == count  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "architecture", "count"), CUTLASS_KERNELS)

@@ -1,0 +1,61 @@
+// launch.h with a CUDA runtime that is only pretended: what launches return, and what they leave.
+#define __CUDA_ARCH_LIST__ 800, 900
+#include "launch.h"
+
+namespace {
+
+int last = 0;         // the runtime's last error
+bool sticky = false;  // a kernel has failed: every call does from then on
+int next = 0;         // what the next call fails with
+int launches = 0;
+
+int call() {
+  const int error = sticky ? last : next;
+  next = 0;
+  if (error != 0) last = error;
+  return error;
+}
+
+void kernel(int) {}
+
+constexpr permllm::cuda::Device kDevice{90, 132, 227 << 10, 228 << 10, 0};
+
+}  // namespace
+
+extern "C" {
+
+cudaError_t cudaGetLastError() {
+  const int error = last;
+  if (!sticky) last = 0;
+  return static_cast<cudaError_t>(error);
+}
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t*, const void*, void**) {
+  ++launches;
+  return static_cast<cudaError_t>(call());
+}
+cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) {
+  return static_cast<cudaError_t>(call());
+}
+
+// Sets what has happened before: an error that is still there, of a kernel or of a call.
+void begin(int error, int of_kernel, int next_error) {
+  last = error;
+  sticky = of_kernel != 0;
+  next = next_error;
+}
+int left() { return last; }
+int launched() { return launches; }
+
+int launch_ours(int shared_bytes) {
+  return permllm::cuda::launch(kernel, {1}, 32, shared_bytes, kDevice, nullptr, 0);
+}
+
+// As CUTLASS does: it launches, takes the last error away and says whether there was none.
+int launch_cutlass() {
+  return permllm::cuda::launch_by_cutlass([] {
+    ++launches;
+    const int error = call();
+    return cudaGetLastError() == cudaSuccess && error == 0;
+  });
+}
+}
