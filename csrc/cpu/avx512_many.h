@@ -18,7 +18,7 @@
 #pragma once
 
 #include "kernels.h"
-#include "region.h"
+#include "phases.h"
 #include "scratch.h"
 // The vector code comes last.
 #include "avx512.h"
@@ -91,13 +91,14 @@ class ManyTokens {
   };
 
  public:
+  static constexpr int64_t kPreparedAlone = Tuning::kPreparedAlone;
+  static constexpr int64_t kPackedTokens = Tuning::kPackedTokens;
+
   explicit ManyTokens(const LinearArguments& a)
       : arguments_(a),
         vectors_(ceil_div(a.m, kLanes)),
         input_blocks_(ceil_div(a.k, kBlockInputs)),
-        x_(static_cast<Element*>(
-            thread_scratch(Scratch::kActivations,
-                           vectors_ * kLanes * input_blocks_ * kBlockInputs * sizeof(Element)))),
+        x_(static_cast<Element*>(a.packed_x)),
         inputs_(a),
         outputs_(a, inputs_) {}
 
@@ -318,19 +319,6 @@ class ManyTokens {
   Inputs inputs_;
   Outputs outputs_;
 };
-
-// Any number of tokens, as many at a time as one expansion serves.
-template <class Products>
-void multiply_many_tokens(const LinearArguments& arguments) {
-  constexpr int64_t kTokens = Tuning::kTokenVectors * kLanes;
-  for (int64_t first = 0; first < arguments.m; first += kTokens) {
-    LinearArguments a = arguments;
-    a.x += first * a.x_stride;
-    a.y += first * a.n;
-    a.m = smaller(kTokens, arguments.m - first);
-    run_in_one_region(ManyTokens<Products>(a));
-  }
-}
 
 }  // namespace
 }  // namespace permllm::cpu

@@ -4,7 +4,7 @@
 // A lane is a token: weights are read from the row-major panel and broadcast.
 #pragma once
 
-#include "region.h"
+#include "phases.h"
 #include "scratch.h"
 
 // The vector code comes last.
@@ -16,12 +16,14 @@ namespace {
 template <class Isa, class Value, class Real>
 class ManyTokens {
  public:
+  static constexpr int64_t kPreparedAlone = Isa::Tuning::kPreparedAlone;
+  static constexpr int64_t kPackedTokens = Isa::Tuning::kPackedTokens;
+
   explicit ManyTokens(const LinearOf<Real>& a)
       : a_(a),
         blocks_(ceil_div(a.k, kBlockInputs)),
         vectors_(ceil_div(a.m, kLanes)),
-        x_(static_cast<float*>(thread_scratch(
-            Scratch::kActivations, blocks_ * kBlockInputs * vectors_ * kLanes * sizeof(float)))) {}
+        x_(static_cast<float*>(a.packed_x)) {}
 
   int64_t elements() const { return a_.m * a_.k; }
   static int64_t measures() { return 0; }
@@ -159,19 +161,6 @@ class ManyTokens {
   const int64_t vectors_;
   float* const x_;
 };
-
-// Any number of tokens, as many at a time as one decoding serves.
-template <class Isa, class Value, class Real>
-void float32_many(const LinearOf<Real>& arguments) {
-  constexpr int64_t kTokens = Isa::Tuning::kManyTokens;
-  for (int64_t first = 0; first < arguments.m; first += kTokens) {
-    LinearOf<Real> a = arguments;
-    a.x += first * a.x_stride;
-    a.y += first * a.n;
-    a.m = smaller(kTokens, arguments.m - first);
-    run_in_one_region(ManyTokens<Isa, Value, Real>(a));
-  }
-}
 
 }  // namespace
 }  // namespace permllm::cpu
