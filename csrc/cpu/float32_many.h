@@ -6,6 +6,7 @@
 
 #include "phases.h"
 #include "scratch.h"
+#include "token_blocks.h"
 
 // The vector code comes last.
 #include "float32.h"
@@ -135,18 +136,13 @@ class ManyTokens {
     }
   }
 
-  // All vectors of tokens, three at a time and the rest by twos.
+  // All vectors of tokens, some at a time.
   void multiply_all(const float* panel, int64_t first_block, int64_t inputs, float* sums,
                     int64_t stride) const {
-    for (int64_t vector = 0; vector < vectors_;) {
-      const int64_t left = vectors_ - vector;
-      const int64_t take = left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
-      (take == 1   ? multiply<1>
-       : take == 2 ? multiply<2>
-                   : multiply<3>)(panel, packed_block(first_block, vector), inputs,
-                                  sums + vector * kLanes, stride);
-      vector += take;
-    }
+    for_each_block<Tuning::kVectors>(vectors_, [&](int64_t vector, auto count) {
+      multiply<count>(panel, packed_block(first_block, vector), inputs, sums + vector * kLanes,
+                      stride);
+    });
   }
 
   void write(int64_t group, const float* sums, int64_t stride) const {

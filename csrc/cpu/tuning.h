@@ -77,6 +77,7 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int64_t kChunkBytes = 2048;   // of a row, expanded at a time: 8 are half of L1
   static constexpr int64_t kPanelGroups = 16;    // whose sums wait in L2 for the next chunk
   static constexpr int64_t kPackedTokens = 256;  // at a time: what one expansion serves at most
+  static constexpr int kVectors = 3;  // of 16 tokens that 8 rows meet at a time: 24 accumulators
 };
 
 // The float32 kernels, measured on Zen 4.
@@ -86,6 +87,7 @@ struct Float32Tuning : Zen4Tuning {
   static constexpr int64_t kFewChunkBlocks = 8;   // that the passes over a row group share, in L1
   static constexpr int kFewRows = 4;              // decoded side by side, half where sums are many
   static constexpr int64_t kPackedTokens = 256;   // at a time: what one decoding serves at most
+  static constexpr int kVectors = 3;              // of tokens that rows meet at a time
   static constexpr int64_t kManyChunkBlocks = 4;  // decoded at a time: 8 rows are 8 KiB
   static constexpr int64_t kPanelGroups = 8;      // whose sums wait in L2
 };
