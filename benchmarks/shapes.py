@@ -30,7 +30,7 @@ def parse_shape(text: str) -> tuple[int, int]:
     found = SHAPE.fullmatch(text)
     if found is None:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no shape: give outputs x inputs, two numbers from 1 on, such as 4096x11008"
+            f"{text!r} is no shape: give outputs x inputs, each at least 1, such as 4096x11008"
         )
     return int(found[1]), int(found[2])
 

@@ -44,6 +44,8 @@ def kernel_row(k: int, values: str, m: int, peer: str, peer_us: float) -> dict[s
         "m": m,
         "pattern": "2:4",
         "value_dtype": values,
+        "isa": "avx512_bf16",
+        "threads": 2,  # of which no aim is known
         "peer": peer,
         "peer_values": "int8" if peer == "vllm int8" else "bfloat16",
         "peer_us": peer_us,
