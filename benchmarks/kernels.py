@@ -34,8 +34,9 @@ from benchmarks.cpu.contestants import (
     sparse_contestant,
 )
 from benchmarks.cpu.kernel_rows import KEY, Row, complete
-from benchmarks.cpu.limits import stream_rate, times_with_huge_pages
+from benchmarks.cpu.limits import times_with_huge_pages
 from benchmarks.cpu.products import activations
+from benchmarks.cpu.stream import stream_rate
 from benchmarks.cuda import kernels as cuda_kernels
 from benchmarks.records.rows import Rows
 from benchmarks.shapes import LLAMA_2_7B, TOKENS, VALUES, parse_shape, random_layer, to_int8
@@ -67,7 +68,7 @@ def measure(
     """
     n, k = shape
     backend = CpuBackend()
-    plain = stream_rate(plan.threads)
+    reading = stream_rate(plan.threads)
     drawn = random_layer(n, k, pattern, 64 if k % 64 == 0 else 32, permuted=k % 32 == 0)
     layers = {"bfloat16": drawn, "int8": to_int8(drawn)}
     makers = peer_makers(int8="int8" in plan.values)
@@ -100,7 +101,7 @@ def measure(
                         ours_us=round(ours_us, 1),
                         ratio=round(times[peer] / ours_us, 3),
                         packed_bytes=ours.weight_bytes,
-                        plain_reading_us=round(ours.weight_bytes / plain, 1),
+                        plain_reading_us=round(ours.weight_bytes / reading, 1),
                         stream_floor_us=0.0,
                         ideal_dense_us=0.0,
                         ours_gflops=round(2 * m * n * k / ours_us / 1e3, 1),

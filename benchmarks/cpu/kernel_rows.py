@@ -38,9 +38,10 @@ class Row:
         peer_huge_pages_us: the peer in huge pages, in another process; None if not measured.
         peer_huge_pages_mib: memory in huge pages that process gained with the copies of the peer's
             weight; None if it was not looked at.
-        plain_reading_us: reading our packed bytes as fast as a plain sum over memory reads.
-        stream_floor_us: reading them at the best rate at which anything in the result read: the
-            plain sum, a peer its weight, or a sparse kernel its packed one (computed).
+        plain_reading_us: reading our packed bytes as fast as what does nothing else
+            (`benchmarks.cpu.stream`).
+        stream_floor_us: reading them at the best rate at which anything but our kernels read in the
+            result: the same, or a peer its weight (computed).
         ideal_dense_us: a dense bfloat16 kernel that reads at that best rate, or multiplies at the
             best rate of any dense peer, whichever takes longer (computed).
         relative_error: Frobenius, against float64 with the weight that was packed.
@@ -109,10 +110,9 @@ def complete(rows: Sequence[Row], huge_pages: PeerTimes | None = None) -> list[R
 
 
 def reading_rates(row: Row) -> list[float]:
-    """Bytes per microsecond at which a row shows that memory can be read."""
+    """Bytes per microsecond at which a row shows that others than our kernels read memory."""
     dense = row.n * row.k * VALUE_BYTES[row.peer_values]
-    rates = [row.packed_bytes / row.plain_reading_us, row.packed_bytes / row.ours_us]
-    rates.append(dense / row.peer_us)
+    rates = [row.packed_bytes / row.plain_reading_us, dense / row.peer_us]
     if row.peer_huge_pages_us is not None:
         rates.append(dense / row.peer_huge_pages_us)
     return rates

@@ -127,7 +127,7 @@ def bandwidth(result: Result) -> str:
         bounds = (ours[0]["plain_reading_us"], ours[0]["stream_floor_us"])
         read += [ours[0]["packed_bytes"] / microseconds for microseconds in bounds]
         rows.append([f"{shape[0]} x {shape[1]}", *(f"{rate / 1e3:.1f}" for rate in read)])
-    header = ["N x K", "dense bfloat16", "2:4 bfloat16", "2:4 int8", "plain sum", "floor"]
+    header = ["N x K", "dense bfloat16", "2:4 bfloat16", "2:4 int8", "reading alone", "floor"]
     return markdown(header, rows)
 
 

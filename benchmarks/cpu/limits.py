@@ -1,14 +1,12 @@
-"""What bounds any kernel on this CPU: how fast memory streams, and what huge pages give others."""
+"""What huge pages give to dense peers."""
 
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,27 +23,9 @@ from benchmarks.cpu.kernel_rows import InHugePages, PeerTimes
 from benchmarks.cpu.products import activations
 from benchmarks.shapes import random_layer
 
-STREAM_BYTES = 256 << 20
-HUGE_PAGE = 2 << 20
 TUNABLES = "GLIBC_TUNABLES"
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1", TUNABLES: "glibc.malloc.hugetlb=1"}
 """What makes PyTorch's allocator ask for them, and malloc, from which oneDNN has its weights."""
-
-
-def stream_rate(threads: int) -> float:
-    """Bytes per microsecond that these threads read from memory in huge pages, the best of some."""
-    memory = mmap.mmap(-1, STREAM_BYTES + HUGE_PAGE)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    everything = torch.frombuffer(memory, dtype=torch.uint8)
-    start = -everything.data_ptr() % HUGE_PAGE
-    numbers = everything[start : start + STREAM_BYTES].view(torch.float32).zero_()
-    clock = time.thread_time if threads == 1 else time.perf_counter
-    best = float("inf")
-    for _ in range(9):
-        begin = clock()
-        numbers.sum()
-        best = min(best, clock() - begin)
-    return STREAM_BYTES / best / 1e6
 
 
 def times_with_huge_pages(

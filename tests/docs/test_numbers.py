@@ -379,7 +379,7 @@ def test_a_page_is_rewritten_between_its_markers(tmp_path: Path) -> None:
     page.write_text(empty.format("| 9.99 |\n"))
     origin = (
         "<sub>[new.json](../results/new.json): 2030-01-02, Some CPU (family/model 1/2), 3 cores, "
-        "torch 9.8, load average 0.5</sub>"
+        "torch 9.8, load average 0.5, threads 2</sub>"
     )
     expected = empty.format(f"\n{RATIOS}\n\n{origin}\n")
     assert tables.updated(page, tmp_path / "results") == expected
