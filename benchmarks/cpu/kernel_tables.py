@@ -134,10 +134,12 @@ def bandwidth(result: Result) -> str:
 def instruction_sets(result: Result) -> str:
     """Dense time over sparse time by instruction set, to PyTorch's bfloat16 and to its float32.
 
-    And to the fastest dense contestant, where the result says what that is.
+    And to the fastest dense contestant, where the result says what that is. A result of several
+    shapes or patterns has a table's lines for each.
     """
-    found = {(row["isa"], row["value_dtype"], row["m"]): row for row in result["rows"]}
-    tokens = list(dict.fromkeys(m for _, _, m in found))
+    found = {(_layer(row), row["isa"], row["value_dtype"], row["m"]): row for row in result["rows"]}
+    layers = list(dict.fromkeys(layer for layer, *_ in found))
+    tokens = list(dict.fromkeys(m for *_, m in found))
     lines: list[tuple[str, str, Callable[[Row], float]]] = [
         ("bfloat16", "bfloat16", lambda row: row["ratio"]),
         ("int8", "int8", lambda row: row["ratio"]),
@@ -149,15 +151,21 @@ def instruction_sets(result: Result) -> str:
             for values in ("bfloat16", "int8")
         ]
     rows = [
-        [f"`{isa}`", label]
+        [*([layer] if len(layers) > 1 else []), f"`{isa}`", label]
         + [
-            f"{ratio(found[isa, values, m]):.2f}" if (isa, values, m) in found else ""
+            f"{ratio(found[layer, isa, values, m]):.2f}" if (layer, isa, values, m) in found else ""
             for m in tokens
         ]
-        for isa in dict.fromkeys(isa for isa, _, _ in found)
+        for layer in layers
+        for isa in dict.fromkeys(isa for _, isa, *_ in found)
         for values, label, ratio in lines
     ]
-    return markdown(["instruction set", "values", *(f"M = {m}" for m in tokens)], rows)
+    header = [*(["N x K"] if len(layers) > 1 else []), "instruction set", "values"]
+    return markdown([*header, *(f"M = {m}" for m in tokens)], rows)
+
+
+def _layer(row: Row) -> str:
+    return f"{row['n']} x {row['k']}, {row['pattern']}"
 
 
 def packing(result: Result) -> str:

@@ -130,7 +130,8 @@ def test_what_differs_between_rows_is_shown_as_a_range() -> None:
 
 
 def test_instruction_sets_have_two_peers() -> None:
-    row = {"isa": "avx2", "m": 4, "float32_us": 9.0, "ours_us": 2.0}
+    row: dict[str, Any] = {"n": 64, "k": 8, "pattern": "2:4", "isa": "avx2", "m": 4}
+    row |= {"float32_us": 9.0, "ours_us": 2.0}
     rows = [
         row | {"value_dtype": "bfloat16", "ratio": 3.0},
         row | {"value_dtype": "int8", "ratio": 4},
@@ -145,6 +146,12 @@ def test_instruction_sets_have_two_peers() -> None:
         "| `avx2` | bfloat16, to dense float32 | 4.50 |",
         "| `avx2` | bfloat16, to the fastest dense | 2.50 |",
         "| `avx2` | int8, to the fastest dense | 1.50 |",
+    ]
+    other = rows + [row | {"pattern": "4:8", "ratio": 5} for row in rows]
+    assert tables.VIEWS["instruction-sets"]({"rows": other}).splitlines()[4:7] == [
+        "| 64 x 8, 2:4 | `avx2` | bfloat16, to dense float32 | 4.50 |",
+        "| 64 x 8, 4:8 | `avx2` | bfloat16 | 5.00 |",
+        "| 64 x 8, 4:8 | `avx2` | int8 | 5.00 |",
     ]
 
 
