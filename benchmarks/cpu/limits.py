@@ -29,12 +29,24 @@ HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1", TUNABLES: "glibc.malloc.hugetlb=1"}
 
 
 def times_with_huge_pages(
-    shape: tuple[int, int], tokens: list[int], peers: list[str], threads: int, *, quick: bool
+    shape: tuple[int, int],
+    tokens: list[int],
+    peers: list[str],
+    threads: int,
+    *,
+    quick: bool,
+    dtype: str = "bfloat16",
 ) -> PeerTimes:
     """Times dense peers in a process of its own, whose allocators ask for huge pages."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "times.json")
-        task = {"shape": shape, "tokens": tokens, "peers": peers, "threads": threads}
+        task: dict[str, object] = {
+            "shape": shape,
+            "tokens": tokens,
+            "peers": peers,
+            "threads": threads,
+        }
+        task["dtype"] = dtype
         subprocess.run(
             [
                 *(sys.executable, "-m", "benchmarks.cpu.limits"),
@@ -72,14 +84,15 @@ def _main() -> None:
     mib: dict[str, float] = {}
     times: list[tuple[int, str, float, float]] = []
     with torch.inference_mode():
-        dense = random_layer(n, k, "2:4", permuted=False).dense
+        dtype = getattr(torch, task["dtype"])
+        dense = random_layer(n, k, "2:4", permuted=False).dense.to(dtype)
         for name in task["peers"]:
             before = huge_pages_mib()
             contestants |= dense_contestants({name: makers[name]}, dense)
             mib[name] = round(huge_pages_mib() - before, 1)
         for m in task["tokens"]:
             rounds = rounds_of(m, task["quick"])
-            found = median_times(contestants, activations(m, k), threads, rounds)
+            found = median_times(contestants, activations(m, k, dtype), threads, rounds)
             times += [(m, name, time, mib[name]) for name, time in found.items()]
     Path(file).write_text(json.dumps(times))
 

@@ -7,10 +7,11 @@ from dataclasses import asdict, replace
 import pytest
 
 from benchmarks import kernels
-from benchmarks.cpu import kernel_rows
+from benchmarks.cpu import contestants, kernel_rows
 from benchmarks.cpu.kernel_rows import KEY, InHugePages, Row, complete
 from benchmarks.kernels import Plan, table
 from benchmarks.records.rows import Rows
+from permllm_vllm import ops
 
 
 def row(m, peer, peer_us, ours_us, **changes):
@@ -79,7 +80,7 @@ def test_a_run_measures_what_its_result_lacks(tmp_path, monkeypatch):
         for m in tokens:
             yield [row(m, peer, 900.0, 400.0, n=shape[0], pattern=pattern) for peer in "ab"]
 
-    def huge_pages(shape, tokens, peers, threads, *, quick):
+    def huge_pages(shape, tokens, peers, threads, *, quick, dtype):
         assert quick
         calls.append((shape, tokens, peers))
         return {(*shape, m, peer): InHugePages(800.0, 9.5) for m in tokens for peer in peers}
@@ -138,7 +139,14 @@ def test_quick_rows_do_not_stay_in_a_full_result(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "option",
-    [["--threads", "1"], ["--patterns", "2:4"], ["--values", "int8"], ["--no-huge-pages"]],
+    [
+        ["--threads", "1"],
+        ["--patterns", "2:4"],
+        ["--values", "int8"],
+        ["--no-huge-pages"],
+        ["--dtype", "float16"],
+        ["--block-size", "128"],
+    ],
     ids=lambda option: option[0],
 )
 def test_options_of_the_cpu_are_refused_for_a_gpu(option, monkeypatch, capsys):
@@ -150,3 +158,22 @@ def test_options_of_the_cpu_are_refused_for_a_gpu(option, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         kernels.main()
     assert f"{option[0]}: not for --device cuda" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_peers_multiply_in_the_dtype_of_the_activations(dtype, tmp_path, monkeypatch):
+    file = tmp_path / "result.json"
+    monkeypatch.setattr(contestants, "POOL_BYTES", 1)
+    monkeypatch.setattr(kernels, "stream_rate", lambda threads: 1000.0)
+    command = ["kernels", "--shapes", "64x128", "--tokens", "3", "--no-huge-pages", "--quick"]
+    options = ["--dtype", dtype, "--block-size", "128", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", [*command, *options])
+    kernels.main()
+    found = json.loads(file.read_text())
+    assert (found["dtype"], found["block_size"]) == (dtype, 128)
+    assert {row["peer_values"] for row in found["rows"]} == {dtype}
+    assert {row["value_dtype"] for row in found["rows"]} == {"bfloat16", "int8"}
+    monkeypatch.setattr(sys, "argv", [*command, "--json", str(file)])
+    with pytest.raises(ValueError, match="its rows have"):
+        kernels.main()
