@@ -1,6 +1,7 @@
 """Times the kernels of lesser instruction sets against dense peers that are held to the same.
 
     python -m benchmarks.instruction_sets --json results.json
+    python -m benchmarks.instruction_sets --shapes 4096x4096 4096x11008 --patterns 2:4 4:8
 
 Each instruction set runs in a process of its own, because libraries read their limit once:
 PERMLLM_CPU_ISA for our kernels, and for the peers ONEDNN_MAX_CPU_ISA, ATEN_CPU_CAPABILITY, and
@@ -11,6 +12,7 @@ turn.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -149,12 +151,13 @@ def run_limited(isa: str, arguments: list[str]) -> list[Row]:
 
 
 def table(rows: list[Row]) -> Table:
-    """One line per instruction set, values, shape and token count."""
+    """One line per instruction set, values, shape, pattern and token count."""
     result = Table(title="one thread, microseconds; the peers are held to the instruction set")
     columns = (
         "instruction set",
         "values",
         "N x K",
+        "pattern",
         "M",
         "dense bf16",
         "dense f32",
@@ -168,7 +171,7 @@ def table(rows: list[Row]) -> Table:
     for row in rows:
         times = (row.peer_us, row.float32_us, row.vllm_us, row.ours_us)
         result.add_row(
-            *(row.isa, row.value_dtype, f"{row.n}x{row.k}", str(row.m)),
+            *(row.isa, row.value_dtype, f"{row.n}x{row.k}", row.pattern, str(row.m)),
             *("" if time is None else f"{time:.0f}" for time in times),
             *(f"{row.ratio:.2f}x", f"{row.fastest_ratio:.2f}x"),
         )
@@ -182,9 +185,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--isa", nargs="+", choices=LIMITS, default=list(LIMITS))
-    parser.add_argument("--shape", type=parse_shape, default=(4096, 4096), metavar="NxK")
+    parser.add_argument(
+        "--shapes", type=parse_shape, nargs="+", default=[(4096, 4096)], metavar="NxK"
+    )
     parser.add_argument("--m", type=int, nargs="+", default=list(TOKENS), metavar="TOKENS")
-    parser.add_argument("--pattern", choices=["2:4", "4:8"], default="2:4")
+    parser.add_argument("--patterns", nargs="+", choices=["2:4", "4:8"], default=["2:4"])
     parser.add_argument("--json", metavar="FILE", help="also write the rows there")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -197,12 +202,15 @@ def main() -> None:
     if arguments.here:
         torch.set_num_threads(1)
         with torch.inference_mode():
-            rows = measure(arguments.shape, arguments.m, arguments.pattern)
+            rows = [
+                row
+                for shape, pattern in itertools.product(arguments.shapes, arguments.patterns)
+                for row in measure(shape, arguments.m, pattern)
+            ]
         print(json.dumps([asdict(row) for row in rows]))
         return
-    n, k = arguments.shape
-    passed = ["--shape", f"{n}x{k}", "--pattern", arguments.pattern]
-    passed += ["--m", *map(str, arguments.m)]
+    passed = ["--shapes", *(f"{n}x{k}" for n, k in arguments.shapes)]
+    passed += ["--patterns", *arguments.patterns, "--m", *map(str, arguments.m)]
     rows = [row for isa in arguments.isa for row in run_limited(isa, passed)]
     console.print(table(rows))
     if arguments.json:

@@ -2,6 +2,8 @@
 
     python -m benchmarks.kernels --device cpu --threads 1 --json results.json
     python -m benchmarks.kernels --patterns 4:8 --tokens 1 4 16 17 24 32 48 --json results.json
+    python -m benchmarks.kernels --dtype float16 --json float16.json
+    python -m benchmarks.kernels --block-size 128 --json gathered.json
     python -m benchmarks.kernels --device cuda --json results.json    # benchmarks/cuda/kernels.py
 
 Every contestant runs in this process, call by call in turn, over enough copies of its weight that
@@ -34,21 +36,31 @@ from benchmarks.cpu.contestants import (
     sparse_contestant,
 )
 from benchmarks.cpu.kernel_rows import KEY, Row, complete
-from benchmarks.cpu.limits import stream_rate, times_with_huge_pages
+from benchmarks.cpu.limits import times_with_huge_pages
 from benchmarks.cpu.products import activations
+from benchmarks.cpu.stream import stream_rate
 from benchmarks.cuda import kernels as cuda_kernels
 from benchmarks.records.rows import Rows
 from benchmarks.shapes import LLAMA_2_7B, TOKENS, VALUES, parse_shape, random_layer, to_int8
 from permllm_vllm.backends.cpu import CpuBackend
 
 PATTERNS = ("2:4", "4:8")
-CPU_ALONE = ("threads", "patterns", "values", "quick", "no_huge_pages")
+DTYPES = ("bfloat16", "float16", "float32")
+BLOCK_SIZES = (32, 64, 128)
+OLDER = {"dtype": "bfloat16", "block_size": 64}
+"""What results were measured with that do not say it."""
+CPU_ALONE = ("threads", "patterns", "values", "quick", "no_huge_pages", "dtype", "block_size")
 """Options that the CUDA benchmark has not."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure."""
+    """What to measure.
+
+    Attributes:
+        dtype: of the activations and of the dense peers' weights.
+        block_size: inputs of a permutation's block; of 128 and more, activations are gathered.
+    """
 
     shapes: list[tuple[int, int]]
     tokens: list[int]
@@ -56,6 +68,12 @@ class Plan:
     values: list[str]
     threads: int
     quick: bool
+    dtype: str = "bfloat16"
+    block_size: int = 64
+
+    def backend(self) -> CpuBackend:
+        """What packs for these activations here."""
+        return CpuBackend(dtype=getattr(torch, self.dtype))
 
 
 def measure(
@@ -66,16 +84,18 @@ def measure(
     Bounds are those of these rows alone; `complete` gives those of a whole result.
     """
     n, k = shape
-    backend = CpuBackend()
-    plain = stream_rate(plan.threads)
-    drawn = random_layer(n, k, pattern, 64 if k % 64 == 0 else 32, permuted=k % 32 == 0)
+    backend, dtype = plan.backend(), getattr(torch, plan.dtype)
+    reading = stream_rate(plan.threads)
+    block = plan.block_size if k % plan.block_size == 0 else 32
+    drawn = random_layer(n, k, pattern, block, permuted=k % block == 0)
     layers = {"bfloat16": drawn, "int8": to_int8(drawn)}
-    makers = peer_makers(int8="int8" in plan.values)
-    contestants = dense_contestants(makers, drawn.dense)
+    makers = peer_makers(int8="int8" in plan.values and plan.dtype == "bfloat16")
+    contestants = dense_contestants(makers, drawn.dense.to(dtype))
     for values in plan.values:
-        contestants[_ours(values)] = sparse_contestant(_ours(values), layers[values], backend)
+        name = _ours(values)
+        contestants[name] = sparse_contestant(name, layers[values], backend, dtype)
     for m in tokens:
-        x = activations(m, k)
+        x = activations(m, k, dtype)
         times = median_times(contestants, x, plan.threads, rounds_of(m, plan.quick))
         rows = []
         for values in plan.values:
@@ -94,13 +114,13 @@ def measure(
                         isa=backend.instruction_set,
                         threads=plan.threads,
                         peer=peer,
-                        peer_values="int8" if peer == VLLM_INT8 else "bfloat16",
+                        peer_values="int8" if peer == VLLM_INT8 else plan.dtype,
                         peer_us=round(times[peer], 1),
                         peer_huge_pages_us=None,
                         ours_us=round(ours_us, 1),
                         ratio=round(times[peer] / ours_us, 3),
                         packed_bytes=ours.weight_bytes,
-                        plain_reading_us=round(ours.weight_bytes / plain, 1),
+                        plain_reading_us=round(ours.weight_bytes / reading, 1),
                         stream_floor_us=0.0,
                         ideal_dense_us=0.0,
                         ours_gflops=round(2 * m * n * k / ours_us / 1e3, 1),
@@ -122,8 +142,8 @@ def table(rows: list[Row], values: str) -> Table:
     names = list(dict.fromkeys(row.peer for row in rows))
     result = Table(
         title=f"{first.isa}, {values} values, {first.threads} thread(s), times in microseconds",
-        caption="ratios to the fastest dense bfloat16 peer, to it in huge pages, to an ideal dense "
-        "kernel; share of the memory's rate",
+        caption="ratios to the fastest dense peer of the same dtype, to it in huge pages, to an "
+        "ideal dense kernel; share of the memory's rate",
     )
     columns = ("N x K", "pattern", "M", *names, "permllm", "ratio", "huge pages", "ideal", "memory")
     for column in columns:
@@ -133,7 +153,7 @@ def table(rows: list[Row], values: str) -> Table:
         groups.setdefault((row.n, row.k, row.pattern, row.m), []).append(row)
     for (n, k, pattern, m), group in groups.items():
         ours = group[0].ours_us
-        dense = [row for row in group if row.peer_values == "bfloat16"]
+        dense = [row for row in group if row.peer_values != "int8"]
         huge = [row.peer_huge_pages_us for row in dense if row.peer_huge_pages_us is not None]
         result.add_row(
             *(f"{n}x{k}", pattern, str(m), *(f"{row.peer_us:.0f}" for row in group)),
@@ -173,6 +193,7 @@ def run(plan: Plan, result: Rows, huge_pages: bool) -> list[Row]:
                     sorted({row.peer for row in without}),
                     plan.threads,
                     quick=plan.quick,
+                    dtype=plan.dtype,
                 )
                 found = complete(_rows(result), times)
                 result.amend((row.written() for row in found), measured=["peer_huge_pages_us"])
@@ -195,13 +216,20 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--tokens", "--m", type=int, nargs="+", metavar="M")
     parser.add_argument("--patterns", nargs="+", choices=PATTERNS, help="default: 2:4")
     parser.add_argument("--values", nargs="+", choices=VALUES, help="default: both")
+    parser.add_argument("--dtype", choices=DTYPES, help="of activations and dense peers")
+    parser.add_argument(
+        "--block-size", type=int, choices=BLOCK_SIZES, help="of permutations, default: 64"
+    )
     parser.add_argument("--quick", action="store_true", default=None, help="fewer repetitions")
     parser.add_argument(
         "--no-huge-pages", action="store_true", default=None,
         help="leave out the peers in huge pages",
     )  # fmt: skip
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="where the rows are kept, of one thread count"
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="where the rows are kept, of one thread count, dtype and block size",
     )
     arguments = parser.parse_args()
     given = [name for name in CPU_ALONE if getattr(arguments, name) is not None]
@@ -223,13 +251,17 @@ def main() -> None:
         values=arguments.values or list(VALUES),
         threads=1 if arguments.threads is None else arguments.threads,
         quick=bool(arguments.quick),
+        dtype=arguments.dtype or "bfloat16",
+        block_size=arguments.block_size or 64,
     )
     facts = {
-        "isa": CpuBackend().instruction_set,
+        "isa": plan.backend().instruction_set,
+        "dtype": plan.dtype,
+        "block_size": plan.block_size,
         "threads": plan.threads,
         "rounds": {"few tokens": rounds_of(1, plan.quick), "many": rounds_of(256, plan.quick)},
     }
-    result = Rows(arguments.json, facts, KEY)
+    result = Rows(arguments.json, facts, KEY, OLDER)
     rows = run(plan, result, huge_pages=not arguments.no_huge_pages)
     console = Console()
     for values in dict.fromkeys(row.value_dtype for row in rows):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,14 +16,23 @@ from permllm_vllm.checkpoint.pattern import Pattern
 #: (outputs, inputs) of Llama-2-7B's linear layers as vLLM fuses them: qkv, o, gate_up, down.
 LLAMA_2_7B = ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008))
 TOKENS = (1, 4, 16, 64, 256)
+SHAPE = re.compile(r"([1-9]\d*)x([1-9]\d*)", re.ASCII)
 VALUES = ("bfloat16", "int8")
 """Dtypes of the kept values."""
 
 
 def parse_shape(text: str) -> tuple[int, int]:
-    """Argument type: NxK."""
-    n, _, k = text.partition("x")
-    return int(n), int(k)
+    """Argument type: NxK, outputs and inputs.
+
+    Raises:
+        ArgumentTypeError: it is something else.
+    """
+    found = SHAPE.fullmatch(text)
+    if found is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no shape: give outputs x inputs, each at least 1, such as 4096x11008"
+        )
+    return int(found[1]), int(found[2])
 
 
 @dataclass(frozen=True)

@@ -169,8 +169,8 @@ def _shown(value: Any) -> str:
 
 
 VIEWS: Mapping[str, Callable[[Result], str]] = {
-    "kernels": lambda result: kernel_tables.ratios(result, int8_peer=False),
-    "kernels-and-int8-peer": lambda result: kernel_tables.ratios(result, int8_peer=True),
+    "kernels": kernel_tables.ratios,
+    "kernels-and-int8-peer": kernel_tables.ratios_and_aims,
     "bounds": kernel_tables.bounds,
     "bandwidth": kernel_tables.bandwidth,
     "instruction-sets": kernel_tables.instruction_sets,

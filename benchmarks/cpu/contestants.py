@@ -32,12 +32,19 @@ class Contestant:
         make: makes a copy.
         dense: what it stands for, `[out, in]`.
         limit: of its relative error, from `products.LIMITS`.
+        dtype: of the activations that it takes.
     """
 
     def __init__(
-        self, name: str, weight_bytes: int, make: Callable[[], Call], dense: Tensor, limit: float
+        self,
+        name: str,
+        weight_bytes: int,
+        make: Callable[[], Call],
+        dense: Tensor,
+        limit: float,
+        dtype: torch.dtype = torch.bfloat16,
     ):
-        self._name, self._dense, self._limit = name, dense, limit
+        self._name, self._dense, self._limit, self._dtype = name, dense, limit, dtype
         self.weight_bytes = weight_bytes
         self._copies = max(2, math.ceil(POOL_BYTES / weight_bytes))
         self._calls = itertools.cycle([make() for _ in range(self._copies)])
@@ -48,7 +55,7 @@ class Contestant:
         Raises:
             WrongProduct: the product of a copy is wrong.
         """
-        x = activations(1, self._dense.shape[1])
+        x = activations(1, self._dense.shape[1], self._dtype)
         exact = Exact(x, self._dense)
         for _ in range(self._copies):
             exact.require(self._name, next(self._calls)(x), self._limit)
@@ -67,16 +74,19 @@ class Contestant:
 def dense_contestants(makers: dict[str, Make], dense: Tensor) -> dict[str, Contestant]:
     """Contestants by name for one dense weight `[out, in]`, ready to be timed.
 
+    They take activations of its dtype.
+
     Raises:
         WrongProduct: one multiplies by something else.
     """
     found = {
         name: Contestant(
             name,
-            dense.numel() * (1 if name == VLLM_INT8 else 2),
+            dense.numel() * (1 if name == VLLM_INT8 else dense.element_size()),
             lambda make=make: make(dense),  # type: ignore[misc]
             dense,
             LIMITS["int8" if name == VLLM_INT8 else "bfloat16"],
+            dense.dtype,
         )
         for name, make in makers.items()
     }
@@ -85,11 +95,13 @@ def dense_contestants(makers: dict[str, Make], dense: Tensor) -> dict[str, Conte
     return found
 
 
-def sparse_contestant(name: str, layer: Layer, backend: CpuBackend) -> Contestant:
+def sparse_contestant(
+    name: str, layer: Layer, backend: CpuBackend, dtype: torch.dtype = torch.bfloat16
+) -> Contestant:
     """The sparse kernel on one layer, ready to be timed; raises WrongProduct as the dense ones."""
     size, values = backend.pack(layer.weights).packed.numel(), layer.weights.values.dtype
     limit = LIMITS["int8" if values == torch.int8 else "bfloat16"]
-    found = Contestant(name, size, lambda: sparse_linear(layer, backend), layer.dense, limit)
+    found = Contestant(name, size, lambda: sparse_linear(layer, backend), layer.dense, limit, dtype)
     found.warm()
     return found
 

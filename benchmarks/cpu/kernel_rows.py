@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-VALUE_BYTES = {"bfloat16": 2, "int8": 1}
+VALUE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,17 @@ class Row:
     """One comparison with one peer; times are medians in microseconds, `ratio` is peer / ours.
 
     Attributes:
-        peer_values: dtype of the peer's weight; the ratios that count are those to bfloat16.
+        peer_values: dtype of the peer's weight, int8 or that of the activations; the ratios that
+            count are those to the latter.
         peer_huge_pages_us: the peer in huge pages, in another process; None if not measured.
         peer_huge_pages_mib: memory in huge pages that process gained with the copies of the peer's
             weight; None if it was not looked at.
-        plain_reading_us: reading our packed bytes as fast as a plain sum over memory reads.
-        stream_floor_us: reading them at the best rate at which anything in the result read: the
-            plain sum, a peer its weight, or a sparse kernel its packed one (computed).
-        ideal_dense_us: a dense bfloat16 kernel that reads at that best rate, or multiplies at the
-            best rate of any dense peer, whichever takes longer (computed).
+        plain_reading_us: reading our packed bytes as fast as what does nothing else
+            (`benchmarks.cpu.stream`).
+        stream_floor_us: reading them at the best rate at which anything but our kernels read in the
+            result: the same, or a peer its weight (computed).
+        ideal_dense_us: a dense kernel of the activations' dtype that reads at that best rate, or
+            multiplies at the best rate of any dense peer, whichever takes longer (computed).
         relative_error: Frobenius, against float64 with the weight that was packed.
         load_average: of the machine, over the five minutes before: other work slows both sides.
     """
@@ -95,24 +97,23 @@ def complete(rows: Sequence[Row], huge_pages: PeerTimes | None = None) -> list[R
         for row, given in ((r, (huge_pages or {}).get((r.n, r.k, r.m, r.peer))) for r in rows)
     ]
     reading = max(rate for row in rows for rate in reading_rates(row))
-    products = max(r.m * r.n * r.k / r.peer_us for r in rows if r.peer_values == "bfloat16")
+    dense = [row for row in rows if row.peer_values != "int8"]
+    products = max(r.m * r.n * r.k / r.peer_us for r in dense)
+    value_bytes = VALUE_BYTES[dense[0].peer_values]
     return [
         replace(
             row,
             stream_floor_us=round(row.packed_bytes / reading, 1),
-            ideal_dense_us=round(
-                row.n * row.k * max(VALUE_BYTES["bfloat16"] / reading, row.m / products), 1
-            ),
+            ideal_dense_us=round(row.n * row.k * max(value_bytes / reading, row.m / products), 1),
         )
         for row in rows
     ]
 
 
 def reading_rates(row: Row) -> list[float]:
-    """Bytes per microsecond at which a row shows that memory can be read."""
+    """Bytes per microsecond at which a row shows that others than our kernels read memory."""
     dense = row.n * row.k * VALUE_BYTES[row.peer_values]
-    rates = [row.packed_bytes / row.plain_reading_us, row.packed_bytes / row.ours_us]
-    rates.append(dense / row.peer_us)
+    rates = [row.packed_bytes / row.plain_reading_us, dense / row.peer_us]
     if row.peer_huge_pages_us is not None:
         rates.append(dense / row.peer_huge_pages_us)
     return rates

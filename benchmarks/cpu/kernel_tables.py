@@ -1,14 +1,20 @@
 """Tables of the documentation on the kernels."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.records.markdown import Result, Rows, markdown
+from benchmarks.shapes import TOKENS
 
 Row = Mapping[str, Any]
 ByShape = Mapping[tuple[Any, ...], Row]
 """Rows by (outputs, inputs, pattern), value dtype and number of tokens."""
+AIMS = {
+    "avx512_bf16": {"bfloat16": (4.0, 1.7, 1.15, 1.05, 1.02), "int8": (6.0, 2.6, 2.3, 2.1, 2.05)},
+    "amx": {"bfloat16": (2.6, 2.6, 2.5, 2.5, 2.4), "int8": (4.5, 4.2, 4.0, 3.5, 3.0)},
+}
+"""Times as fast as dense bfloat16 that one thread is to reach at `TOKENS`, by instruction set."""
 
 
 def fastest_peer(rows: Rows, peer_values: str, time: str = "peer_us") -> ByShape:
@@ -31,6 +37,8 @@ class Quantity:
     values: str
     label: Sequence[str]
     shown: Callable[[Row], float]
+    missed: Callable[[Row], float | None] = lambda row: None
+    """The aim that a row misses, which stands beside what is shown."""
 
 
 def by_tokens(header: Sequence[str], quantities: Sequence[Quantity]) -> str:
@@ -44,20 +52,47 @@ def by_tokens(header: Sequence[str], quantities: Sequence[Quantity]) -> str:
         for quantity in quantities:
             rows = [quantity.rows.get(((n, k, pattern), quantity.values, m)) for m in tokens]
             if any(rows):
-                shown = ("" if row is None else f"{quantity.shown(row):.2f}" for row in rows)
-                lines.append([first, *quantity.label, *shown])
+                lines.append([first, *quantity.label, *(_cell(quantity, row) for row in rows)])
     return markdown(["N x K", *header, *(f"M = {m}" for m in tokens)], lines)
 
 
-def ratios(result: Result, *, int8_peer: bool) -> str:
+def _cell(quantity: Quantity, row: Row | None) -> str:
+    if row is None:
+        return ""
+    aim = quantity.missed(row)
+    return f"{quantity.shown(row):.2f}" + ("" if aim is None else f" ({aim:g})")
+
+
+def missed_aim(row: Row) -> float | None:
+    """The aim that a row with a dense bfloat16 peer misses; None where there is none."""
+    if row["threads"] != 1 or row["m"] not in TOKENS or row["isa"] not in AIMS:
+        return None
+    aim = AIMS[row["isa"]][row["value_dtype"]][TOKENS.index(row["m"])]
+    return aim if row["ratio"] < aim else None
+
+
+def ratios(result: Result) -> str:
     """Dense time over sparse time."""
-    dense = fastest_peer(result["rows"], "bfloat16")
-    lines = [Quantity(dense, v, [v], lambda row: row["ratio"]) for v in ("bfloat16", "int8")]
-    if int8_peer:
-        int8 = fastest_peer(result["rows"], "int8")
-        label = "int8, to vLLM's dense int8"
-        lines.append(Quantity(int8, "int8", [label], lambda row: row["ratio"]))
-    return by_tokens(["values"], lines)
+    return by_tokens(["values"], _ratios(result["rows"]))
+
+
+def ratios_and_aims(result: Result) -> str:
+    """The same, also to vLLM's dense int8, with the aims that are missed and their number."""
+    rows = result["rows"]
+    dense, int8 = (fastest_peer(rows, values) for values in ("bfloat16", "int8"))
+    lines = [replace(quantity, missed=missed_aim) for quantity in _ratios(rows)]
+    label = "int8, to vLLM's dense int8"
+    lines.append(Quantity(int8, "int8", [label], lambda row: row["ratio"]))
+    table = by_tokens(["values"], lines)
+    missed = sum(missed_aim(row) is not None for row in dense.values())
+    if all(row["threads"] != 1 for row in dense.values()):
+        return table
+    return f"{table}\n\nIn brackets the aim, where it is missed: in {missed} of {len(dense)} cells."
+
+
+def _ratios(rows: Rows) -> list[Quantity]:
+    dense = fastest_peer(rows, "bfloat16")
+    return [Quantity(dense, v, [v], lambda row: row["ratio"]) for v in ("bfloat16", "int8")]
 
 
 def bounds(result: Result) -> str:
@@ -92,17 +127,19 @@ def bandwidth(result: Result) -> str:
         bounds = (ours[0]["plain_reading_us"], ours[0]["stream_floor_us"])
         read += [ours[0]["packed_bytes"] / microseconds for microseconds in bounds]
         rows.append([f"{shape[0]} x {shape[1]}", *(f"{rate / 1e3:.1f}" for rate in read)])
-    header = ["N x K", "dense bfloat16", "2:4 bfloat16", "2:4 int8", "plain sum", "floor"]
+    header = ["N x K", "dense bfloat16", "2:4 bfloat16", "2:4 int8", "reading alone", "floor"]
     return markdown(header, rows)
 
 
 def instruction_sets(result: Result) -> str:
     """Dense time over sparse time by instruction set, to PyTorch's bfloat16 and to its float32.
 
-    And to the fastest dense contestant, where the result says what that is.
+    And to the fastest dense contestant, where the result says what that is. A result of several
+    shapes or patterns has a table's lines for each.
     """
-    found = {(row["isa"], row["value_dtype"], row["m"]): row for row in result["rows"]}
-    tokens = list(dict.fromkeys(m for _, _, m in found))
+    found = {(_layer(row), row["isa"], row["value_dtype"], row["m"]): row for row in result["rows"]}
+    layers = list(dict.fromkeys(layer for layer, *_ in found))
+    tokens = list(dict.fromkeys(m for *_, m in found))
     lines: list[tuple[str, str, Callable[[Row], float]]] = [
         ("bfloat16", "bfloat16", lambda row: row["ratio"]),
         ("int8", "int8", lambda row: row["ratio"]),
@@ -114,15 +151,21 @@ def instruction_sets(result: Result) -> str:
             for values in ("bfloat16", "int8")
         ]
     rows = [
-        [f"`{isa}`", label]
+        [*([layer] if len(layers) > 1 else []), f"`{isa}`", label]
         + [
-            f"{ratio(found[isa, values, m]):.2f}" if (isa, values, m) in found else ""
+            f"{ratio(found[layer, isa, values, m]):.2f}" if (layer, isa, values, m) in found else ""
             for m in tokens
         ]
-        for isa in dict.fromkeys(isa for isa, _, _ in found)
+        for layer in layers
+        for isa in dict.fromkeys(isa for _, isa, *_ in found)
         for values, label, ratio in lines
     ]
-    return markdown(["instruction set", "values", *(f"M = {m}" for m in tokens)], rows)
+    header = [*(["N x K"] if len(layers) > 1 else []), "instruction set", "values"]
+    return markdown([*header, *(f"M = {m}" for m in tokens)], rows)
+
+
+def _layer(row: Row) -> str:
+    return f"{row['n']} x {row['k']}, {row['pattern']}"
 
 
 def packing(result: Result) -> str:

@@ -1,14 +1,12 @@
-"""What bounds any kernel on this CPU: how fast memory streams, and what huge pages give others."""
+"""What huge pages give to dense peers."""
 
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,36 +23,30 @@ from benchmarks.cpu.kernel_rows import InHugePages, PeerTimes
 from benchmarks.cpu.products import activations
 from benchmarks.shapes import random_layer
 
-STREAM_BYTES = 256 << 20
-HUGE_PAGE = 2 << 20
 TUNABLES = "GLIBC_TUNABLES"
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1", TUNABLES: "glibc.malloc.hugetlb=1"}
 """What makes PyTorch's allocator ask for them, and malloc, from which oneDNN has its weights."""
 
 
-def stream_rate(threads: int) -> float:
-    """Bytes per microsecond that these threads read from memory in huge pages, the best of some."""
-    memory = mmap.mmap(-1, STREAM_BYTES + HUGE_PAGE)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    everything = torch.frombuffer(memory, dtype=torch.uint8)
-    start = -everything.data_ptr() % HUGE_PAGE
-    numbers = everything[start : start + STREAM_BYTES].view(torch.float32).zero_()
-    clock = time.thread_time if threads == 1 else time.perf_counter
-    best = float("inf")
-    for _ in range(9):
-        begin = clock()
-        numbers.sum()
-        best = min(best, clock() - begin)
-    return STREAM_BYTES / best / 1e6
-
-
 def times_with_huge_pages(
-    shape: tuple[int, int], tokens: list[int], peers: list[str], threads: int, *, quick: bool
+    shape: tuple[int, int],
+    tokens: list[int],
+    peers: list[str],
+    threads: int,
+    *,
+    quick: bool,
+    dtype: str = "bfloat16",
 ) -> PeerTimes:
     """Times dense peers in a process of its own, whose allocators ask for huge pages."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "times.json")
-        task = {"shape": shape, "tokens": tokens, "peers": peers, "threads": threads}
+        task: dict[str, object] = {
+            "shape": shape,
+            "tokens": tokens,
+            "peers": peers,
+            "threads": threads,
+        }
+        task["dtype"] = dtype
         subprocess.run(
             [
                 *(sys.executable, "-m", "benchmarks.cpu.limits"),
@@ -92,14 +84,15 @@ def _main() -> None:
     mib: dict[str, float] = {}
     times: list[tuple[int, str, float, float]] = []
     with torch.inference_mode():
-        dense = random_layer(n, k, "2:4", permuted=False).dense
+        dtype = getattr(torch, task["dtype"])
+        dense = random_layer(n, k, "2:4", permuted=False).dense.to(dtype)
         for name in task["peers"]:
             before = huge_pages_mib()
             contestants |= dense_contestants({name: makers[name]}, dense)
             mib[name] = round(huge_pages_mib() - before, 1)
         for m in task["tokens"]:
             rounds = rounds_of(m, task["quick"])
-            found = median_times(contestants, activations(m, k), threads, rounds)
+            found = median_times(contestants, activations(m, k, dtype), threads, rounds)
             times += [(m, name, time, mib[name]) for name, time in found.items()]
     Path(file).write_text(json.dumps(times))
 

@@ -16,9 +16,9 @@ class WrongProduct(ValueError):
     """A contestant is further from the exact product than its limit."""
 
 
-def activations(m: int, k: int) -> Tensor:
-    """The same random bfloat16 `[m, k]` in every process."""
-    return torch.randn(m, k, generator=torch.Generator().manual_seed(m)).to(torch.bfloat16)
+def activations(m: int, k: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """The same random `[m, k]` in every process."""
+    return torch.randn(m, k, generator=torch.Generator().manual_seed(m)).to(dtype)
 
 
 class Exact:

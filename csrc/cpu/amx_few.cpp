@@ -11,8 +11,7 @@ struct Bf16Products {
 
   const LinearArguments& a;
 
-  int64_t measures() const { return 0; }
-  void measure(int64_t) const {}
+  static void measure(Worker&) {}
 
   void pack(int64_t token, int64_t tokens, int64_t input, int columns, char* tiles) const {
     pack_activations(a.x + token * a.x_stride + input, a.x_stride, tokens, a.k - input, columns,
@@ -73,6 +72,8 @@ struct Bf16Products {
 
 }  // namespace
 
-void amx_few_tokens(const LinearArguments& a) { multiply_few_tokens(a, Bf16Products{a}); }
+void amx_few_tokens(const LinearArguments& a, Worker& worker) {
+  multiply_few_tokens(a, Bf16Products{a}, worker);
+}
 
 }  // namespace permllm::cpu

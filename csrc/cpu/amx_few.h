@@ -7,16 +7,14 @@
 //
 // A template over the products, a class with the types Block and Tiles (a block, expanded),
 // kTokenTiles (tiles of 16 tokens, at most), and
-//   measures, measure  tokens to look at before any is packed, and how
+//   measure         a phase, before any token is packed
 //   pack            64 inputs of up to 16 tokens to two B tiles
 //   multiply_block  of two row groups
 //   write           the sums of two row groups to y
 #pragma once
 
 #include "kernels.h"
-#include "scratch.h"
-#include "threads.h"
-#include "work_queue.h"
+#include "team.h"
 
 // Must follow the headers above.
 #include "amx_target.h"
@@ -32,18 +30,12 @@ namespace {
 template <class Products>
 class FewTokens {
  public:
-  FewTokens(const LinearArguments& arguments, const Products& products, int64_t workers,
-            char* packed_x)
-      : arguments_(arguments),
-        products_(products),
-        packed_x_(packed_x),
-        measures_(products.measures(), workers),
-        packs_(token_tiles_ * packs_per_tile_, workers),
-        pairs_(ceil_div(groups_, kAmxGroups), workers) {}
+  FewTokens(const LinearArguments& arguments, const Products& products)
+      : arguments_(arguments), products_(products) {}
 
-  void work(int64_t worker) {
-    measures_.work(worker, [&](int64_t token) { products_.measure(token); });
-    packs_.work(worker, [&](int64_t item) { pack(item); });
+  void work(Worker& worker) {
+    products_.measure(worker);
+    worker.each(token_tiles_ * packs_per_tile_, [&](int64_t item) { pack(item); });
     if (Products::kTokenTiles == 1 || token_tiles_ == 1) {
       multiply<1>(worker);
     } else {
@@ -74,7 +66,7 @@ class FewTokens {
     return packed_x_ + tile * input_blocks_ * block_bytes(kTileColumns);
   }
 
-  void pack(int64_t item) {
+  void pack(int64_t item) const {
     const int64_t tile = item / packs_per_tile_;
     const int64_t begin = item % packs_per_tile_ * Tuning::kPackBlocks;
     const int64_t end = smaller(begin + Tuning::kPackBlocks, input_blocks_);
@@ -84,8 +76,8 @@ class FewTokens {
     }
   }
 
-  Pair claim_pair(int64_t worker) {
-    const int64_t item = pairs_.claim(worker);
+  Pair claim_pair(Worker& worker) const {
+    const int64_t item = worker.claim();
     if (item < 0) return {nullptr, nullptr, 0};
     const int64_t group = item * kAmxGroups;
     const auto* blocks = static_cast<const Block*>(arguments_.packed) + group * input_blocks_;
@@ -93,8 +85,9 @@ class FewTokens {
   }
 
   template <int TokenTiles>
-  void multiply(int64_t worker) {
+  void multiply(Worker& worker) const {
     constexpr int64_t kAhead = 1 + Tuning::kFewAheadBlocks;
+    worker.begin(ceil_div(groups_, kAmxGroups), worker.count());
     Pair pair = claim_pair(worker);
     if (pair.none()) return;
     const int64_t input_blocks = input_blocks_;
@@ -139,27 +132,16 @@ class FewTokens {
 
   const LinearArguments& arguments_;
   const Products& products_;
-  char* const packed_x_;  // [token tile][block][B tile]
+  char* const packed_x_ = static_cast<char*>(arguments_.packed_x);  // [token tile][block][B tile]
   const int64_t input_blocks_ = ceil_div(arguments_.k, kBlockInputs);
   const int64_t groups_ = ceil_div(arguments_.n, kAmxRows);
   const int64_t token_tiles_ = ceil_div(arguments_.m, kTileColumns);
   const int64_t packs_per_tile_ = ceil_div(input_blocks_, Tuning::kPackBlocks);
-  WorkQueue measures_;
-  WorkQueue packs_;
-  WorkQueue pairs_;
 };
 
 template <class Products>
-void multiply_few_tokens(const LinearArguments& arguments, const Products& products) {
-  const int64_t pairs = ceil_div(ceil_div(arguments.n, kAmxRows), kAmxGroups);
-  const int64_t workers = smaller(thread_count(), pairs);
-  const int64_t packed = ceil_div(arguments.m, kTileColumns) * ceil_div(arguments.k, kBlockInputs) *
-                         2 * tile_bytes(kTileColumns);
-  FewTokens<Products> few(arguments, products, workers,
-                          static_cast<char*>(thread_scratch(Scratch::kActivations, packed)));
-  parallel_for(workers, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) few.work(worker);
-  });
+void multiply_few_tokens(const LinearArguments& a, const Products& products, Worker& worker) {
+  FewTokens<Products>(a, products).work(worker);
 }
 
 }  // namespace

@@ -16,8 +16,7 @@ struct Int8SplitProducts {
 
   QuantizedTokens<32767> x;
 
-  int64_t measures() const { return x.measures(); }
-  void measure(int64_t token) const { x.measure(token); }
+  void measure(Worker& worker) const { x.measure(worker); }
 
   void pack(int64_t token, int64_t tokens, int64_t input, int columns, char* tiles) const {
     __m512i upper[16], lower[16];
@@ -63,8 +62,8 @@ struct Int8SplitProducts {
 
 }  // namespace
 
-void amx_int8_few_tokens(const LinearArguments& a) {
-  multiply_few_tokens(a, Int8SplitProducts{QuantizedTokens<32767>(a)});
+void amx_int8_few_tokens(const LinearArguments& a, Worker& worker) {
+  multiply_few_tokens(a, Int8SplitProducts{QuantizedTokens<32767>(a)}, worker);
 }
 
 }  // namespace permllm::cpu

@@ -12,8 +12,7 @@ struct Int8Products {
 
   explicit Int8Products(const LinearArguments& arguments) : x(arguments) {}
 
-  int64_t measures() const { return x.measures(); }
-  void measure(int64_t token) const { x.measure(token); }
+  void measure(Worker& worker) const { x.measure(worker); }
 
   void pack(int64_t token, int64_t tokens, int64_t input, int columns, char* tile) const {
     __m512i bytes[16];
@@ -44,6 +43,8 @@ struct Int8Products {
 
 }  // namespace
 
-void amx_int8_many_tokens(const LinearArguments& a) { multiply_many_tokens<Int8Products>(a); }
+void amx_int8_many_tokens(const LinearArguments& a, Worker& worker) {
+  multiply_many_tokens<Int8Products>(a, worker);
+}
 
 }  // namespace permllm::cpu

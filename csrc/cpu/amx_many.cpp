@@ -11,8 +11,7 @@ struct Bf16Products {
 
   explicit Bf16Products(const LinearArguments& arguments) : a(arguments) {}
 
-  int64_t measures() const { return 0; }
-  void measure(int64_t) const {}
+  static void measure(Worker&) {}
 
   void pack(int64_t token, int64_t tokens, int64_t input, int columns, char* tiles) const {
     pack_activations(a.x + token * a.x_stride + input, a.x_stride, tokens, a.k - input, columns,
@@ -36,6 +35,8 @@ struct Bf16Products {
 
 }  // namespace
 
-void amx_many_tokens(const LinearArguments& a) { multiply_many_tokens<Bf16Products>(a); }
+void amx_many_tokens(const LinearArguments& a, Worker& worker) {
+  multiply_many_tokens<Bf16Products>(a, worker);
+}
 
 }  // namespace permllm::cpu

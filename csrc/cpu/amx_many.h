@@ -9,7 +9,7 @@
 //
 // A template over the products, a class with the types Block and Tiles (a block, expanded), and
 //   kParts        tiles of a block, of the weights and of the activations
-//   measures, measure  tokens to look at before any is packed, and how
+//   measure       a phase, before any token is packed
 //   pack          64 inputs of up to 16 tokens to kParts B tiles
 //   part          an A tile
 //   multiply_add
@@ -18,8 +18,7 @@
 
 #include "kernels.h"
 #include "scratch.h"
-#include "threads.h"
-#include "work_queue.h"
+#include "team.h"
 
 // Must follow the headers above.
 #include "amx_target.h"
@@ -57,27 +56,20 @@ class LineStream {
 template <class Products>
 class ManyTokens {
  public:
-  ManyTokens(const LinearArguments& arguments, const Products& products, const Cut& cut,
-             int64_t workers, char* packed_x)
-      : arguments_(arguments),
-        products_(products),
-        cut_(cut),
-        packed_x_(packed_x),
-        measures_(products.measures(), workers),
-        packs_(cut.tiles * cut.chunks, workers),
-        tasks_(cut.tasks(), cut.shares) {}
+  ManyTokens(const LinearArguments& arguments, const Products& products, const Cut& cut)
+      : arguments_(arguments), products_(products), cut_(cut) {}
 
-  void work(int64_t worker) {
+  void work(Worker& worker) const {
     auto* sums = static_cast<SumTile*>(
         thread_scratch(Scratch::kSums, cut_.panel_groups * cut_.span_tiles * sizeof(SumTile)));
-    measures_.work(worker, [&](int64_t token) { products_.measure(token); });
-    packs_.work(worker, [&](int64_t item) { pack(item / cut_.chunks, item % cut_.chunks); });
-    int64_t task = tasks_.claim(worker);
+    products_.measure(worker);
+    worker.each(cut_.tiles * cut_.chunks,
+                [&](int64_t item) { pack(item / cut_.chunks, item % cut_.chunks); });
+    worker.begin(cut_.tasks(), cut_.shares);
+    int64_t task = worker.claim();
     if (task < 0) return;
     const TileSession session(kTileColumns, kTileColumns);
-    for (; task >= 0; task = tasks_.claim(worker)) {
-      multiply(cut_.task(task), sums);
-    }
+    for (; task >= 0; task = worker.claim()) multiply(cut_.task(task), sums);
   }
 
  private:
@@ -109,7 +101,7 @@ class ManyTokens {
     return smaller(arguments_.m - tile * kTileColumns, kTileColumns);
   }
 
-  void pack(int64_t tile, int64_t chunk) {
+  void pack(int64_t tile, int64_t chunk) const {
     char* target = packed(chunk, tile);
     for (int64_t block = 0; block < cut_.chunk_blocks(chunk); ++block, target += kBlockSize) {
       const int64_t input = (chunk * kChunkBlocks + block) * kBlockInputs;
@@ -117,7 +109,7 @@ class ManyTokens {
     }
   }
 
-  void multiply(const Cut::Task& task, SumTile* sums) {
+  void multiply(const Cut::Task& task, SumTile* sums) const {
     const int64_t first_group = task.first_group, end_group = task.end_group;
     if (first_group >= end_group) return;
     const int64_t first_tile = cut_.first_tile(task.span), tiles = cut_.span_size(task.span);
@@ -160,7 +152,7 @@ class ManyTokens {
   }
 
   void multiply_pair(int64_t group, int64_t second, int64_t chunk, int64_t first_tile,
-                     int64_t tiles, SumTile* sums, Fetches& shared_fetches) {
+                     int64_t tiles, SumTile* sums, Fetches& shared_fetches) const {
     const int64_t blocks = cut_.chunk_blocks(chunk);
     const Block* source0 = weights(group, chunk);
     const Block* source1 = weights(second, chunk);
@@ -234,35 +226,19 @@ class ManyTokens {
   const LinearArguments& arguments_;
   const Products& products_;
   const Cut cut_;
-  char* const packed_x_;  // [chunk][token tile][block][B tile]
-  WorkQueue measures_;
-  WorkQueue packs_;
-  WorkQueue tasks_;
+  char* const packed_x_ =
+      static_cast<char*>(arguments_.packed_x);  // [chunk][token tile][block][B tile]
 };
 
 template <class Products>
-void multiply_region(const LinearArguments& arguments, const Products& products) {
-  const Cut cut(arguments, thread_count());
-  const int64_t workers = smaller(thread_count(), cut.tasks());
-  const int64_t bytes = cut.tiles * cut.blocks * Products::kParts * tile_bytes(kTileColumns);
-  ManyTokens<Products> many(arguments, products, cut, workers,
-                            static_cast<char*>(thread_scratch(Scratch::kActivations, bytes)));
-  parallel_for(workers, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) many.work(worker);
-  });
-}
-
-template <class Products>
-void multiply_many_tokens(const LinearArguments& arguments) {
-  const int64_t tiles = ceil_div(arguments.m, kTileColumns);
-  const int64_t regions = ceil_div(tiles, Tuning::kRegionTiles);
-  const int64_t region_tokens = ceil_div(tiles, regions) * kTileColumns;
-  for (int64_t first = 0; first < arguments.m; first += region_tokens) {
-    LinearArguments region = arguments;
-    region.x += first * arguments.x_stride;
-    region.y += first * arguments.n;
-    region.m = smaller(region_tokens, arguments.m - first);
-    multiply_region(region, Products(region));
+void multiply_many_tokens(const LinearArguments& a, Worker& worker) {
+  const int64_t tiles = ceil_div(a.m, kTileColumns);
+  const int64_t parts = ceil_div(tiles, Tuning::kPackedTokens / kTileColumns);
+  const int64_t tokens = ceil_div(tiles, parts) * kTileColumns;
+  for (int64_t first = 0; first < a.m; first += tokens) {
+    const LinearArguments part = part_of(a, first, smaller(tokens, a.m - first));
+    const Products products(part);
+    ManyTokens<Products>(part, products, Cut(part, worker.count())).work(worker);
   }
 }
 

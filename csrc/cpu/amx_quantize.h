@@ -10,7 +10,6 @@
 #include "amx_expand.h"
 #include "amx_pack.h"
 #include "kernels.h"
-#include "scratch.h"
 
 namespace permllm::cpu {
 namespace {
@@ -24,24 +23,17 @@ template <int Largest>
 class QuantizedTokens {
  public:
   explicit QuantizedTokens(const LinearArguments& a)
-      : a_(a),
-        scales_(
-            static_cast<float*>(thread_scratch(Scratch::kTokenScales, size() * 2 * sizeof(float)))),
-        inverses_(scales_ + size()) {
-    for (int64_t token = a.m; token < size(); ++token) scales_[token] = 0.0f;
-    if (alone()) {
-      for (int64_t token = 0; token < a.m; ++token) measure(token);
+      : a_(a), scales_(a.token_scales), inverses_(scales_ + size()) {}
+
+  // A phase: finds the scales of all tokens.
+  void measure(Worker& worker) const {
+    if (a_.m * a_.k <= Tuning::kPreparedAlone) {
+      worker.alone([&] {
+        for (int64_t token = 0; token < size(); ++token) measure(token);
+      });
+    } else {
+      worker.each(size(), [&](int64_t token) { measure(token); });
     }
-  }
-
-  // Tokens that are still to be measured: all or none.
-  int64_t measures() const { return alone() ? 0 : a_.m; }
-
-  // Finds the scale of a token.
-  void measure(int64_t token) const {
-    const float largest = largest_magnitude(a_.x + token * a_.x_stride, a_.k);
-    scales_[token] = largest / Largest;
-    inverses_[token] = largest < kSmallestMagnitude ? 0.0f : Largest / largest;
   }
 
   // 64 inputs of a token from `input` on as 32-bit integers, 16 to a vector; zeros past k. What
@@ -77,8 +69,16 @@ class QuantizedTokens {
   }
 
  private:
-  // What is measured before threads start: they would wait for each other as long as it takes.
-  bool alone() const { return a_.m * a_.k <= Tuning::kPreparedAlone; }
+  // Those that fill the last tile have no scale.
+  void measure(int64_t token) const {
+    if (token >= a_.m) {
+      scales_[token] = 0.0f;
+      return;
+    }
+    const float largest = largest_magnitude(a_.x + token * a_.x_stride, a_.k);
+    scales_[token] = largest / Largest;
+    inverses_[token] = largest < kSmallestMagnitude ? 0.0f : Largest / largest;
+  }
 
   int64_t size() const { return ceil_div(a_.m, kTileColumns) * kTileColumns; }
 

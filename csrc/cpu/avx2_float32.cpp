@@ -66,8 +66,8 @@ struct Avx2 {
 
 }  // namespace
 
-void avx2_float32(const LinearOf<bf16>& arguments) { float32_linear<Avx2>(arguments); }
-void avx2_float32(const LinearOf<fp16>& arguments) { float32_linear<Avx2>(arguments); }
-void avx2_float32(const LinearOf<float>& arguments) { float32_linear<Avx2>(arguments); }
+void avx2_float32(const LinearOf<bf16>& a, Worker& worker) { float32_linear<Avx2>(a, worker); }
+void avx2_float32(const LinearOf<fp16>& a, Worker& worker) { float32_linear<Avx2>(a, worker); }
+void avx2_float32(const LinearOf<float>& a, Worker& worker) { float32_linear<Avx2>(a, worker); }
 
 }  // namespace permllm::cpu

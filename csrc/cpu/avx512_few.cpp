@@ -60,12 +60,12 @@ struct Bfloat16Products {
 
 }  // namespace
 
-void avx512_several_tokens(const LinearArguments& a) {
-  multiply_several_tokens<Bfloat16Products>(a);
+void avx512_several_tokens(const LinearArguments& a, Worker& worker) {
+  multiply_several_tokens<Bfloat16Products>(a, worker);
 }
 
-void avx512_few_tokens(const LinearArguments& a) {
-  multiply_few_tokens<Bfloat16Products, Tuning::kFewTokens>(a);
+void avx512_few_tokens(const LinearArguments& a, Worker& worker) {
+  multiply_few_tokens<Bfloat16Products, Tuning::kFewTokens>(a, worker);
 }
 
 }  // namespace permllm::cpu

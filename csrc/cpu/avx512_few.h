@@ -21,8 +21,7 @@
 #pragma once
 
 #include "kernels.h"
-#include "region.h"
-#include "scratch.h"
+#include "phases.h"
 // The vector code comes last.
 #include "avx512.h"
 
@@ -76,11 +75,12 @@ class FewTokens {
   };
 
  public:
+  static constexpr int64_t kPreparedAlone = Tuning::kPreparedAlone;
+
   explicit FewTokens(const LinearArguments& a)
       : arguments_(a),
         blocks_(ceil_div(a.k, kBlockInputs)),
-        x_(static_cast<__m512i*>(
-            thread_scratch(Scratch::kActivations, blocks_ * kStepVectors * sizeof(__m512i)))),
+        x_(static_cast<__m512i*>(a.packed_x)),
         inputs_(a),
         outputs_(a, inputs_) {}
 
@@ -213,18 +213,13 @@ class FewTokens {
   Outputs outputs_;
 };
 
-template <class Products, int Tokens>
-void multiply_tokens(const LinearArguments& a) {
-  run_in_one_region(FewTokens<Products, Tokens>(a));
-}
-
 // 1..Most tokens.
 template <class Products, int Most>
-void multiply_few_tokens(const LinearArguments& a) {
+void multiply_few_tokens(const LinearArguments& a, Worker& worker) {
   if constexpr (Most > 1) {
-    if (a.m < Most) return multiply_few_tokens<Products, Most - 1>(a);
+    if (a.m < Most) return multiply_few_tokens<Products, Most - 1>(a, worker);
   }
-  multiply_tokens<Products, Most>(a);
+  go_through(FewTokens<Products, Most>(a), a.last, worker);
 }
 
 }  // namespace

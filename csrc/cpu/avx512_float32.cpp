@@ -37,8 +37,8 @@ struct Avx512 {
 
 }  // namespace
 
-void avx512_float32(const LinearOf<bf16>& arguments) { float32_linear<Avx512>(arguments); }
-void avx512_float32(const LinearOf<fp16>& arguments) { float32_linear<Avx512>(arguments); }
-void avx512_float32(const LinearOf<float>& arguments) { float32_linear<Avx512>(arguments); }
+void avx512_float32(const LinearOf<bf16>& a, Worker& worker) { float32_linear<Avx512>(a, worker); }
+void avx512_float32(const LinearOf<fp16>& a, Worker& worker) { float32_linear<Avx512>(a, worker); }
+void avx512_float32(const LinearOf<float>& a, Worker& worker) { float32_linear<Avx512>(a, worker); }
 
 }  // namespace permllm::cpu

@@ -37,10 +37,7 @@ struct Int8Products {
 
   struct Inputs {
     explicit Inputs(const LinearArguments& arguments)
-        : a(arguments),
-          scales(
-              static_cast<float*>(thread_scratch(Scratch::kTokenScales, 2 * a.m * sizeof(float)))),
-          inverses(scales + a.m) {}
+        : a(arguments), scales(a.token_scales), inverses(scales + a.m) {}
 
     int64_t measures() const { return a.m; }
 
@@ -95,13 +92,14 @@ struct Int8Products {
 
 }  // namespace
 
-void avx512_int8_several_tokens(const LinearArguments& a) {
-  multiply_several_tokens<Int8Products<1>>(a);
+void avx512_int8_several_tokens(const LinearArguments& a, Worker& worker) {
+  multiply_several_tokens<Int8Products<1>>(a, worker);
 }
 
-void avx512_int8_few_tokens(const LinearArguments& a) {
-  a.m <= Tuning::kSplitTokens ? multiply_few_tokens<Int8Products<2>, Tuning::kSplitTokens>(a)
-                              : multiply_few_tokens<Int8Products<1>, Tuning::kFewTokens>(a);
+void avx512_int8_few_tokens(const LinearArguments& a, Worker& worker) {
+  a.m <= Tuning::kSplitTokens
+      ? multiply_few_tokens<Int8Products<2>, Tuning::kSplitTokens>(a, worker)
+      : multiply_few_tokens<Int8Products<1>, Tuning::kFewTokens>(a, worker);
 }
 
 }  // namespace permllm::cpu

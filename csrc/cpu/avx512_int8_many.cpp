@@ -19,10 +19,7 @@ struct Int8Products {
 
   struct Inputs {
     explicit Inputs(const LinearArguments& arguments)
-        : a(arguments),
-          scales(static_cast<float*>(thread_scratch(
-              Scratch::kTokenScales, 2 * ceil_div(a.m, kLanes) * kLanes * sizeof(float)))),
-          inverses(scales + measures()) {}
+        : a(arguments), scales(a.token_scales), inverses(scales + measures()) {}
 
     // Those that fill the last vector included.
     int64_t measures() const { return ceil_div(a.m, kLanes) * kLanes; }
@@ -72,6 +69,8 @@ struct Int8Products {
 
 }  // namespace
 
-void avx512_int8_many_tokens(const LinearArguments& a) { multiply_many_tokens<Int8Products>(a); }
+void avx512_int8_many_tokens(const LinearArguments& a, Worker& worker) {
+  go_through_parts<ManyTokens<Int8Products>>(a, worker);
+}
 
 }  // namespace permllm::cpu

@@ -39,6 +39,8 @@ struct Bfloat16Products {
 
 }  // namespace
 
-void avx512_many_tokens(const LinearArguments& a) { multiply_many_tokens<Bfloat16Products>(a); }
+void avx512_many_tokens(const LinearArguments& a, Worker& worker) {
+  go_through_parts<ManyTokens<Bfloat16Products>>(a, worker);
+}
 
 }  // namespace permllm::cpu

@@ -18,8 +18,9 @@
 #pragma once
 
 #include "kernels.h"
-#include "region.h"
+#include "phases.h"
 #include "scratch.h"
+#include "token_blocks.h"
 // The vector code comes last.
 #include "avx512.h"
 
@@ -44,10 +45,10 @@ class ManyTokens {
   static constexpr int kChunkInputs = kChunkBlocks * kBlockInputs;
   static constexpr int kPanelElements = kRows * kChunkInputs;
   static constexpr int64_t kSumRows = Tuning::kPanelGroups * kRows;
-  // Bytes of the next chunk of x to fetch with every block of a call that multiplies up to three
-  // vectors: all of a chunk's steps together fetch it into L2.
-  static constexpr int kFetchedX =
-      3 * kChunkInputs * kLanes * sizeof(Element) / (Tuning::kPanelGroups * kChunkBlocks);
+  // Bytes of the next chunk of x to fetch with every block of a call that multiplies up to
+  // kVectors: all of a chunk's steps together fetch it into L2.
+  static constexpr int kFetchedX = Tuning::kVectors * kChunkInputs * kLanes * sizeof(Element) /
+                                   (Tuning::kPanelGroups * kChunkBlocks);
 
   // `count` blocks of one row group, to be expanded to a panel.
   struct Source {
@@ -91,13 +92,14 @@ class ManyTokens {
   };
 
  public:
+  static constexpr int64_t kPreparedAlone = Tuning::kPreparedAlone;
+  static constexpr int64_t kPackedTokens = Tuning::kPackedTokens;
+
   explicit ManyTokens(const LinearArguments& a)
       : arguments_(a),
         vectors_(ceil_div(a.m, kLanes)),
         input_blocks_(ceil_div(a.k, kBlockInputs)),
-        x_(static_cast<Element*>(
-            thread_scratch(Scratch::kActivations,
-                           vectors_ * kLanes * input_blocks_ * kBlockInputs * sizeof(Element)))),
+        x_(static_cast<Element*>(a.packed_x)),
         inputs_(a),
         outputs_(a, inputs_) {}
 
@@ -250,24 +252,15 @@ class ManyTokens {
     return _mm512_set1_epi32(*reinterpret_cast<const int __attribute__((may_alias))*>(step));
   }
 
-  // All token vectors, three at a time and the rest by twos: 24 or 16 accumulators.
+  // All token vectors, some at a time.
   void multiply_all(const Source& source, const Element* x, int32_t* sums, bool first,
                     Beside beside) const {
-    for (int64_t left = vectors_; left > 0;) {
-      const int64_t take = left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
-      if (take == 1) {
-        multiply<1>(source, x, sums, first, beside);
-      } else if (take == 2) {
-        multiply<2>(source, x, sums, first, beside);
-      } else {
-        multiply<3>(source, x, sums, first, beside);
-      }
+    for_each_block<Tuning::kVectors>(vectors_, [&](int64_t vector, auto count) {
+      multiply<count>(source, x + vector * source.count * kBlockSteps * kStepElements,
+                      sums + vector * kLanes, first, beside);
       beside.next.count = 0;
       beside.later = nullptr;
-      x += take * source.count * kBlockSteps * kStepElements;
-      sums += take * kLanes;
-      left -= take;
-    }
+    });
   }
 
   // 32 rows x 16 tokens of sums to y, a cache line per token. `rows` of them exist.
@@ -318,19 +311,6 @@ class ManyTokens {
   Inputs inputs_;
   Outputs outputs_;
 };
-
-// Any number of tokens, as many at a time as one expansion serves.
-template <class Products>
-void multiply_many_tokens(const LinearArguments& arguments) {
-  constexpr int64_t kTokens = Tuning::kTokenVectors * kLanes;
-  for (int64_t first = 0; first < arguments.m; first += kTokens) {
-    LinearArguments a = arguments;
-    a.x += first * a.x_stride;
-    a.y += first * a.n;
-    a.m = smaller(kTokens, arguments.m - first);
-    run_in_one_region(ManyTokens<Products>(a));
-  }
-}
 
 }  // namespace
 }  // namespace permllm::cpu

@@ -8,6 +8,8 @@
 // `Products` are those of avx512_few.h with as many vectors of weights as of inputs, and one sum.
 #pragma once
 
+#include "scratch.h"
+// The vector code comes last.
 #include "avx512_few.h"
 
 namespace permllm::cpu {
@@ -43,11 +45,12 @@ class SeveralTokens {
   };
 
  public:
+  static constexpr int64_t kPreparedAlone = Tuning::kPreparedAlone;
+
   explicit SeveralTokens(const LinearArguments& a)
       : arguments_(a),
         blocks_(ceil_div(a.k, kBlockInputs)),
-        x_(static_cast<__m512i*>(
-            thread_scratch(Scratch::kActivations, blocks_ * kPieces * Vectors * sizeof(__m512i)))),
+        x_(static_cast<__m512i*>(a.packed_x)),
         inputs_(a),
         outputs_(a, inputs_) {}
 
@@ -220,18 +223,18 @@ class SeveralTokens {
 };
 
 template <class Products, int Vectors>
-void multiply_vectors(const LinearArguments& a) {
-  run_in_one_region(SeveralTokens<Products, Vectors>(a));
+void multiply_vectors(const LinearArguments& a, Worker& worker) {
+  go_through(SeveralTokens<Products, Vectors>(a), a.last, worker);
 }
 
 // 1..16 tokens.
 template <class Products>
-void multiply_several_tokens(const LinearArguments& a) {
+void multiply_several_tokens(const LinearArguments& a, Worker& worker) {
   const int64_t vectors = ceil_div(a.m, kVectorTokens);
   (vectors == 1   ? multiply_vectors<Products, 1>
    : vectors == 2 ? multiply_vectors<Products, 2>
    : vectors == 3 ? multiply_vectors<Products, 3>
-                  : multiply_vectors<Products, 4>)(a);
+                  : multiply_vectors<Products, 4>)(a, worker);
 }
 
 }  // namespace

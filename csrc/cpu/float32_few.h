@@ -4,8 +4,7 @@
 // partial sums, which are added up once per output.
 #pragma once
 
-#include "region.h"
-#include "scratch.h"
+#include "phases.h"
 
 // The vector code comes last.
 #include "float32.h"
@@ -16,11 +15,10 @@ namespace {
 template <class Isa, class Value, int Tokens, class Real>
 class FewTokens {
  public:
+  static constexpr int64_t kPreparedAlone = Isa::Tuning::kPreparedAlone;
+
   explicit FewTokens(const LinearOf<Real>& a)
-      : a_(a),
-        blocks_(ceil_div(a.k, kBlockInputs)),
-        x_(static_cast<float*>(thread_scratch(Scratch::kActivations,
-                                              Tokens * blocks_ * kBlockInputs * sizeof(float)))) {}
+      : a_(a), blocks_(ceil_div(a.k, kBlockInputs)), x_(static_cast<float*>(a.packed_x)) {}
 
   int64_t elements() const { return Tokens * a_.k; }
   static int64_t measures() { return 0; }

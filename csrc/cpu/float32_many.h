@@ -4,8 +4,9 @@
 // A lane is a token: weights are read from the row-major panel and broadcast.
 #pragma once
 
-#include "region.h"
+#include "phases.h"
 #include "scratch.h"
+#include "token_blocks.h"
 
 // The vector code comes last.
 #include "float32.h"
@@ -16,12 +17,14 @@ namespace {
 template <class Isa, class Value, class Real>
 class ManyTokens {
  public:
+  static constexpr int64_t kPreparedAlone = Isa::Tuning::kPreparedAlone;
+  static constexpr int64_t kPackedTokens = Isa::Tuning::kPackedTokens;
+
   explicit ManyTokens(const LinearOf<Real>& a)
       : a_(a),
         blocks_(ceil_div(a.k, kBlockInputs)),
         vectors_(ceil_div(a.m, kLanes)),
-        x_(static_cast<float*>(thread_scratch(
-            Scratch::kActivations, blocks_ * kBlockInputs * vectors_ * kLanes * sizeof(float)))) {}
+        x_(static_cast<float*>(a.packed_x)) {}
 
   int64_t elements() const { return a_.m * a_.k; }
   static int64_t measures() { return 0; }
@@ -133,18 +136,13 @@ class ManyTokens {
     }
   }
 
-  // All vectors of tokens, three at a time and the rest by twos.
+  // All vectors of tokens, some at a time.
   void multiply_all(const float* panel, int64_t first_block, int64_t inputs, float* sums,
                     int64_t stride) const {
-    for (int64_t vector = 0; vector < vectors_;) {
-      const int64_t left = vectors_ - vector;
-      const int64_t take = left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
-      (take == 1   ? multiply<1>
-       : take == 2 ? multiply<2>
-                   : multiply<3>)(panel, packed_block(first_block, vector), inputs,
-                                  sums + vector * kLanes, stride);
-      vector += take;
-    }
+    for_each_block<Tuning::kVectors>(vectors_, [&](int64_t vector, auto count) {
+      multiply<count>(panel, packed_block(first_block, vector), inputs, sums + vector * kLanes,
+                      stride);
+    });
   }
 
   void write(int64_t group, const float* sums, int64_t stride) const {
@@ -159,19 +157,6 @@ class ManyTokens {
   const int64_t vectors_;
   float* const x_;
 };
-
-// Any number of tokens, as many at a time as one decoding serves.
-template <class Isa, class Value, class Real>
-void float32_many(const LinearOf<Real>& arguments) {
-  constexpr int64_t kTokens = Isa::Tuning::kManyTokens;
-  for (int64_t first = 0; first < arguments.m; first += kTokens) {
-    LinearOf<Real> a = arguments;
-    a.x += first * a.x_stride;
-    a.y += first * a.n;
-    a.m = smaller(kTokens, arguments.m - first);
-    run_in_one_region(ManyTokens<Isa, Value, Real>(a));
-  }
-}
 
 }  // namespace
 }  // namespace permllm::cpu

@@ -4,11 +4,12 @@
 // for int8 values round x to integers with one scale per token, the largest magnitude of the token
 // becoming 32767 (W8A16) or 127 (W8A8); their products are summed exactly, in int32.
 //
-// A kernel runs one parallel region for every 256 tokens (1024 on AMX), in which x is packed, and
-// then row groups are multiplied.
+// The workers of one parallel region run a kernel together (region.h): for every kPackedTokens of
+// its tokens they pack x, and then multiply row groups.
 #pragma once
 
 #include "layout.h"
+#include "team.h"
 
 namespace permllm::cpu {
 
@@ -27,33 +28,52 @@ struct LinearOf {
   // For int8 values, else null.
   const float* scale = nullptr;         // [n]
   const int32_t* value_sums = nullptr;  // [row groups * Rows], in `packed`
+
+  // What the workers share, 64-byte aligned, for up to kPackedTokens tokens.
+  void* packed_x = nullptr;       // tokens and inputs in an order of the kernel's, each padded to a
+                                  // multiple of 16 and of 64
+  float* token_scales = nullptr;  // two for each of the padded tokens
+
+  bool last = true;  // no other tokens of the call follow
 };
 
 using LinearArguments = LinearOf<bf16>;
 
-void amx_few_tokens(const LinearArguments&);         // m <= AmxTuning::kFewTokens
-void amx_many_tokens(const LinearArguments&);        // any m
-void avx512_few_tokens(const LinearArguments&);      // m <= Avx512Bf16Tuning::kFewTokens
-void avx512_several_tokens(const LinearArguments&);  // m <= Avx512Bf16Tuning::kSeveralTokens
-void avx512_many_tokens(const LinearArguments&);     // any m
+// Tokens first..first+count-1 of a call, or of some of its tokens.
+template <class Real>
+static LinearOf<Real> part_of(const LinearOf<Real>& a, int64_t first, int64_t count) {
+  LinearOf<Real> part = a;
+  part.x += first * a.x_stride;
+  part.y += first * a.n;
+  part.m = count;
+  part.last = a.last && first + count == a.m;
+  return part;
+}
 
-void amx_int8_few_tokens(const LinearArguments&);   // m <= AmxTuning::kSplitTokens, W8A16
-void amx_int8_many_tokens(const LinearArguments&);  // any m, W8A8
+void amx_few_tokens(const LinearArguments&, Worker&);     // m <= AmxTuning::kFewTokens
+void amx_many_tokens(const LinearArguments&, Worker&);    // any m
+void avx512_few_tokens(const LinearArguments&, Worker&);  // m <= Avx512Bf16Tuning::kFewTokens
+void avx512_several_tokens(const LinearArguments&,
+                           Worker&);                       // m <= Avx512Bf16Tuning::kSeveralTokens
+void avx512_many_tokens(const LinearArguments&, Worker&);  // any m
+
+void amx_int8_few_tokens(const LinearArguments&, Worker&);   // m <= AmxTuning::kSplitTokens, W8A16
+void amx_int8_many_tokens(const LinearArguments&, Worker&);  // any m, W8A8
 
 // As those of bfloat16: W8A16 for m <= 2, and W8A8.
-void avx512_int8_few_tokens(const LinearArguments&);
-void avx512_int8_several_tokens(const LinearArguments&);
-void avx512_int8_many_tokens(const LinearArguments&);
+void avx512_int8_few_tokens(const LinearArguments&, Worker&);
+void avx512_int8_several_tokens(const LinearArguments&, Worker&);
+void avx512_int8_many_tokens(const LinearArguments&, Worker&);
 
 // Any m, values of both types, x of every type: products with x as it is.
-void avx512_float32(const LinearOf<bf16>&);
-void avx512_float32(const LinearOf<fp16>&);
-void avx512_float32(const LinearOf<float>&);
-void avx2_float32(const LinearOf<bf16>&);
-void avx2_float32(const LinearOf<fp16>&);
-void avx2_float32(const LinearOf<float>&);
-void portable(const LinearOf<bf16>&);
-void portable(const LinearOf<fp16>&);
-void portable(const LinearOf<float>&);
+void avx512_float32(const LinearOf<bf16>&, Worker&);
+void avx512_float32(const LinearOf<fp16>&, Worker&);
+void avx512_float32(const LinearOf<float>&, Worker&);
+void avx2_float32(const LinearOf<bf16>&, Worker&);
+void avx2_float32(const LinearOf<fp16>&, Worker&);
+void avx2_float32(const LinearOf<float>&, Worker&);
+void portable(const LinearOf<bf16>&, Worker&);
+void portable(const LinearOf<fp16>&, Worker&);
+void portable(const LinearOf<float>&, Worker&);
 
 }  // namespace permllm::cpu

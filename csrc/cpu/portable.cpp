@@ -107,59 +107,87 @@ struct FourTokens {
   Vector sums[4] = {};
 };
 
+// One token, or up to four.
 template <class Sums, class Value, class Real>
-void multiply_group(const LinearOf<Real>& a, const float* x, int64_t group) {
-  const int64_t blocks = ceil_div(a.k, kBlockInputs);
-  const auto* block = static_cast<const Block<kRows, Value>*>(a.packed) + group * blocks;
-  Sums rows[kRows];
-  for (int64_t b = 0; b < blocks; ++b, ++block, x += kBlockInputs * Sums::kTokens) {
-    for (int r = 0; r < kRows; ++r) {
-      const auto* masks = reinterpret_cast<const uint8_t*>(&block->mask[r]);
-      Sums row = rows[r];
-      PERMLLM_UNROLL
-      for (int i = 0; i < kBlockInputs / 8; ++i) {
-        row.add(x + 8 * i * Sums::kTokens, kKept.inputs[masks[i]], widen(block->values[r] + 4 * i));
-      }
-      rows[r] = row;
+class FewTokens {
+ public:
+  static constexpr int64_t kPreparedAlone = PortableTuning::kPreparedAlone;
+
+  explicit FewTokens(const LinearOf<Real>& a)
+      : a_(a), blocks_(ceil_div(a.k, kBlockInputs)), x_(static_cast<float*>(a.packed_x)) {}
+
+  int64_t elements() const { return a_.m * a_.k; }
+  static int64_t measures() { return 0; }
+  static void measure(int64_t) {}
+  int64_t packs() const { return blocks_; }
+  int64_t groups() const { return ceil_div(a_.n, kRows); }
+
+  // x as [input][token], zeros where there is none.
+  void pack(int64_t block) const {
+    const int64_t first = block * kBlockInputs;
+    const int64_t inputs = smaller(kBlockInputs, a_.k - first);
+    float* target = x_ + first * Sums::kTokens;
+    __builtin_memset(target, 0, kBlockInputs * Sums::kTokens * sizeof(float));
+    for (int64_t t = 0; t < a_.m; ++t) {
+      const Real* source = a_.x + t * a_.x_stride + first;
+      for (int64_t i = 0; i < inputs; ++i) target[i * Sums::kTokens + t] = to_float(source[i]);
     }
   }
-  const Outputs<Real> out(a, group, 1.0f);
-  for (int r = 0; r < out.rows; ++r) {
-    for (int64_t t = 0; t < a.m; ++t) out.write(t, r, rows[r].total(t));
-  }
-}
 
-template <class Sums, class Value, class Real>
-void few_tokens(const LinearOf<Real>& a) {
-  const size_t bytes = ceil_div(a.k, kBlockInputs) * kBlockInputs * Sums::kTokens * sizeof(float);
-  auto* x = static_cast<float*>(thread_scratch(Scratch::kActivations, bytes));
-  __builtin_memset(x, 0, bytes);  // inputs past k
-  for (int64_t t = 0; t < a.m; ++t) {
-    for (int64_t i = 0; i < a.k; ++i) x[i * Sums::kTokens + t] = to_float(a.x[t * a.x_stride + i]);
+  void run(int64_t begin, int64_t end) const {
+    for (int64_t group = begin; group < end; ++group) multiply_group(group);
   }
-  parallel_for(ceil_div(a.n, kRows), [&](int64_t begin, int64_t end) {
-    for (int64_t group = begin; group < end; ++group) multiply_group<Sums, Value>(a, x, group);
-  });
-}
+
+ private:
+  void multiply_group(int64_t group) const {
+    const auto* block = static_cast<const Block<kRows, Value>*>(a_.packed) + group * blocks_;
+    const float* x = x_;
+    Sums rows[kRows];
+    for (int64_t b = 0; b < blocks_; ++b, ++block, x += kBlockInputs * Sums::kTokens) {
+      for (int r = 0; r < kRows; ++r) {
+        const auto* masks = reinterpret_cast<const uint8_t*>(&block->mask[r]);
+        Sums row = rows[r];
+        PERMLLM_UNROLL
+        for (int i = 0; i < kBlockInputs / 8; ++i) {
+          row.add(x + 8 * i * Sums::kTokens, kKept.inputs[masks[i]],
+                  widen(block->values[r] + 4 * i));
+        }
+        rows[r] = row;
+      }
+    }
+    const Outputs<Real> out(a_, group, 1.0f);
+    for (int r = 0; r < out.rows; ++r) {
+      for (int64_t t = 0; t < a_.m; ++t) out.write(t, r, rows[r].total(t));
+    }
+  }
+
+  const LinearOf<Real>& a_;
+  const int64_t blocks_;
+  float* const x_;
+};
 
 static_assert(PortableTuning::kFewTokens <= FourTokens::kTokens);
 
 template <class Value, class Real>
-void linear(const LinearOf<Real>& a) {
-  a.m == 1                            ? few_tokens<OneToken, Value>(a)
-  : a.m <= PortableTuning::kFewTokens ? few_tokens<FourTokens, Value>(a)
-                                      : float32_many<Portable, Value>(a);
+void linear(const LinearOf<Real>& a, Worker& worker) {
+  if (a.m == 1) {
+    go_through(FewTokens<OneToken, Value, Real>(a), a.last, worker);
+  } else if (a.m <= PortableTuning::kFewTokens) {
+    go_through(FewTokens<FourTokens, Value, Real>(a), a.last, worker);
+  } else {
+    go_through_parts<ManyTokens<Portable, Value, Real>>(a, worker);
+  }
 }
 
 template <class Real>
-void either(const LinearOf<Real>& a) {
-  a.scale != nullptr ? linear<int8_t>(a) : linear<bf16>(a);
+void either(const LinearOf<Real>& a, Worker& worker) {
+  a.scale != nullptr ? linear<int8_t>(a, worker) : linear<bf16>(a, worker);
 }
 
 }  // namespace
 
-void portable(const LinearOf<bf16>& arguments) { either(arguments); }
-void portable(const LinearOf<fp16>& arguments) { either(arguments); }
-void portable(const LinearOf<float>& arguments) { either(arguments); }
+void portable(const LinearOf<bf16>& a, Worker& worker) { either(a, worker); }
+void portable(const LinearOf<fp16>& a, Worker& worker) { either(a, worker); }
+void portable(const LinearOf<float>& a, Worker& worker) { either(a, worker); }
 
 }  // namespace permllm::cpu

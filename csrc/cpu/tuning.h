@@ -14,18 +14,19 @@ constexpr int kIntoL1 = 3, kIntoL2 = 2;  // prefetcht0, prefetcht1, as __builtin
 struct CommonTuning {
   static constexpr int64_t kGatheredTokens = 256;  // at a time, so that the copy stays in the cache
   static constexpr int kSpins = 1000;  // of a waiting thread, before it offers its CPU to another
+  static constexpr int64_t kMostRanges = 256;  // of a phase; more threads than that share them
 };
 
-// What the kernels share that were measured on Zen 4 (region.h).
+// What the kernels share that were measured on Zen 4.
 struct Zen4Tuning : CommonTuning {
-  // So many elements of x, the caller prepares alone: that takes 5 to 8 us, about as long as
+  // So many elements of x, one thread prepares alone: that takes 5 to 8 us, about as long as
   // threads wait for each other.
   static constexpr int64_t kPreparedAlone = 16 << 10;
 };
 
 // Sapphire Rapids, 19 GB/s of stream for one core; measured with a prototype.
 struct AmxTuning : CommonTuning {
-  // So many elements of x have their scales found by the caller alone: the number of Zen 4.
+  // So many elements of x have their scales found by one thread alone: the number of Zen 4.
   static constexpr int64_t kPreparedAlone = 16 << 10;
   static constexpr int64_t kFewTokens = 32;    // beyond, expanding once for many tokens wins
   static constexpr int64_t kSplitTokens = 16;  // int8: W8A16 up to here costs no more than W8A8
@@ -41,9 +42,9 @@ struct AmxTuning : CommonTuning {
   static constexpr int64_t kPanelGroups = 32;      // 512 rows: sums of 512 KiB with a full span
   static constexpr int64_t kShortPanelGroups = 8;  // for at most kShortTokens
   static constexpr int64_t kShortTokens = 64;
-  static constexpr int64_t kSpanTiles = 16;      // 256 tokens
-  static constexpr int64_t kRegionTiles = 64;    // 1024 tokens are packed and multiplied at once
-  static constexpr int64_t kTasksPerThread = 2;  // panels are made smaller to get so many
+  static constexpr int64_t kSpanTiles = 16;       // 256 tokens
+  static constexpr int64_t kPackedTokens = 1024;  // that are packed at a time
+  static constexpr int64_t kTasksPerThread = 2;   // panels are made smaller to get so many
 };
 
 // Zen 4: 1 MiB of L2 per core, 26-30 GB/s of stream for one core.
@@ -71,11 +72,12 @@ struct Avx512Bf16Tuning : Zen4Tuning {
 
   // Many tokens. The blocks of the next steps fit L1 and are wanted there.
   static constexpr int kManyHint = kIntoL1;
-  static constexpr int kManyHintX = kIntoL2;    // those of x fit L2
-  static constexpr int kManyAhead = 2;          // steps of one row group and one chunk of inputs
-  static constexpr int64_t kChunkBytes = 2048;  // of a row, expanded at a time: 8 are half of L1
-  static constexpr int64_t kPanelGroups = 16;   // whose sums wait in L2 for the next chunk
-  static constexpr int64_t kTokenVectors = 16;  // of 16 tokens: what one expansion serves at most
+  static constexpr int kManyHintX = kIntoL2;     // those of x fit L2
+  static constexpr int kManyAhead = 2;           // steps of one row group and one chunk of inputs
+  static constexpr int64_t kChunkBytes = 2048;   // of a row, expanded at a time: 8 are half of L1
+  static constexpr int64_t kPanelGroups = 16;    // whose sums wait in L2 for the next chunk
+  static constexpr int64_t kPackedTokens = 256;  // at a time: what one expansion serves at most
+  static constexpr int kVectors = 3;  // of 16 tokens that 8 rows meet at a time: 24 accumulators
 };
 
 // The float32 kernels, measured on Zen 4.
@@ -84,7 +86,8 @@ struct Float32Tuning : Zen4Tuning {
   static constexpr int64_t kFewAheadBlocks = 16;
   static constexpr int64_t kFewChunkBlocks = 8;   // that the passes over a row group share, in L1
   static constexpr int kFewRows = 4;              // decoded side by side, half where sums are many
-  static constexpr int64_t kManyTokens = 256;     // that one decoding serves
+  static constexpr int64_t kPackedTokens = 256;   // at a time: what one decoding serves at most
+  static constexpr int kVectors = 3;              // of tokens that rows meet at a time
   static constexpr int64_t kManyChunkBlocks = 4;  // decoded at a time: 8 rows are 8 KiB
   static constexpr int64_t kPanelGroups = 8;      // whose sums wait in L2
 };

@@ -71,3 +71,33 @@ def test_the_result_says_what_held_the_peers(
     monkeypatch.setattr(sys, "argv", ["", "--isa", "portable", "--json", str(file)])
     instruction_sets.main()
     assert json.loads(file.read_text())["limits"] == {"portable": LIMITS["portable"]}
+
+
+def test_every_shape_is_measured_with_every_pattern(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def measure(shape: tuple[int, int], tokens: list[int], pattern: str) -> list[Any]:
+        asked.append((shape, tokens, pattern))
+        return []
+
+    options = ["--shapes", "8x64", "16x64", "--patterns", "2:4", "4:8", "--m", "1"]
+    passed = []
+
+    def run_limited(isa: str, arguments: list[str]) -> list[Any]:
+        passed.append(arguments)
+        monkeypatch.setattr(sys, "argv", ["", "--here", *arguments])
+        instruction_sets.main()
+        return json.loads(capsys.readouterr().out)
+
+    monkeypatch.setattr(instruction_sets, "measure", measure)
+    monkeypatch.setattr(instruction_sets, "run_limited", run_limited)
+    monkeypatch.setattr(sys, "argv", ["", "--isa", "avx2", *options])
+    threads = torch.get_num_threads()
+    instruction_sets.main()
+    torch.set_num_threads(threads)
+    assert passed == [options]
+    assert asked == [
+        (shape, [1], pattern) for shape in ((8, 64), (16, 64)) for pattern in ("2:4", "4:8")
+    ]

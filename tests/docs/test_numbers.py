@@ -44,6 +44,8 @@ def kernel_row(k: int, values: str, m: int, peer: str, peer_us: float) -> dict[s
         "m": m,
         "pattern": "2:4",
         "value_dtype": values,
+        "isa": "avx512_bf16",
+        "threads": 2,  # of which no aim is known
         "peer": peer,
         "peer_values": "int8" if peer == "vllm int8" else "bfloat16",
         "peer_us": peer_us,
@@ -128,7 +130,8 @@ def test_what_differs_between_rows_is_shown_as_a_range() -> None:
 
 
 def test_instruction_sets_have_two_peers() -> None:
-    row = {"isa": "avx2", "m": 4, "float32_us": 9.0, "ours_us": 2.0}
+    row: dict[str, Any] = {"n": 64, "k": 8, "pattern": "2:4", "isa": "avx2", "m": 4}
+    row |= {"float32_us": 9.0, "ours_us": 2.0}
     rows = [
         row | {"value_dtype": "bfloat16", "ratio": 3.0},
         row | {"value_dtype": "int8", "ratio": 4},
@@ -143,6 +146,12 @@ def test_instruction_sets_have_two_peers() -> None:
         "| `avx2` | bfloat16, to dense float32 | 4.50 |",
         "| `avx2` | bfloat16, to the fastest dense | 2.50 |",
         "| `avx2` | int8, to the fastest dense | 1.50 |",
+    ]
+    other = rows + [row | {"pattern": "4:8", "ratio": 5} for row in rows]
+    assert tables.VIEWS["instruction-sets"]({"rows": other}).splitlines()[4:7] == [
+        "| 64 x 8, 2:4 | `avx2` | bfloat16, to dense float32 | 4.50 |",
+        "| 64 x 8, 4:8 | `avx2` | bfloat16 | 5.00 |",
+        "| 64 x 8, 4:8 | `avx2` | int8 | 5.00 |",
     ]
 
 
@@ -387,7 +396,7 @@ def test_a_page_is_rewritten_between_its_markers(tmp_path: Path) -> None:
     page.write_text(empty.format("| 9.99 |\n"))
     origin = (
         "<sub>[new.json](../results/new.json): 2030-01-02, Some CPU (family/model 1/2), 3 cores, "
-        "torch 9.8, load average 0.5</sub>"
+        "torch 9.8, load average 0.5, threads 2</sub>"
     )
     expected = empty.format(f"\n{RATIOS}\n\n{origin}\n")
     assert tables.updated(page, tmp_path / "results") == expected

@@ -160,16 +160,6 @@ def test_packed_bytes(int8_isa):
     assert bytes_packed <= 0.35 * 512 * 1024 * 2
 
 
-def test_scaled_to_bfloat16_without_a_kernel(isa):
-    if torch.ops.permllm.cpu_packs_int8(isa):
-        pytest.skip(f"{isa} multiplies int8 values as they are")
-    layer = to_int8(random_layer(20, 64))
-    packed = CpuBackend(isa).pack(layer.weights)
-    assert packed.scale is None
-    y = run(layer, isa, torch.eye(64).bfloat16())
-    assert torch.equal(y, ReferenceBackend(torch.bfloat16).pack(layer.weights).packed.t())
-
-
 def test_wrong_scales(int8_isa):
     layer = to_int8(random_layer(24, 128))
     packed = CpuBackend(int8_isa).pack(layer.weights)

@@ -47,7 +47,7 @@ using namespace permllm::cpu;
 // In the last, threads share the packing of x.
 constexpr int64_t kShapes[][2] = {{1, 8},    {5, 72},    {16, 64},  {33, 200},
                                   {70, 576}, {129, 136}, {24, 3328}};
-constexpr int64_t kTokens[] = {1, 2, 5, 9, 12, 13, 16, 17, 31, 33, 40, 65};
+constexpr int64_t kTokens[] = {1, 2, 5, 9, 12, 13, 16, 17, 31, 33, 40, 65, 273};
 
 bf16 rounded(float value) {
   uint32_t bits;

@@ -7,10 +7,11 @@ from dataclasses import asdict, replace
 import pytest
 
 from benchmarks import kernels
-from benchmarks.cpu import kernel_rows
+from benchmarks.cpu import contestants, kernel_rows
 from benchmarks.cpu.kernel_rows import KEY, InHugePages, Row, complete
 from benchmarks.kernels import Plan, table
 from benchmarks.records.rows import Rows
+from permllm_vllm import ops
 
 
 def row(m, peer, peer_us, ours_us, **changes):
@@ -28,7 +29,7 @@ def row(m, peer, peer_us, ours_us, **changes):
 def test_bounds_come_from_the_best_rates():
     rows = [row(1, "a", 800.0, 400.0), row(100, "a", 6400.0, 6000.0), row(1, "b", 700.0, 400.0)]
     few, many, other = complete(rows, {(100, 64, 1, "b"): InHugePages(650.04, 30.0)})
-    assert few.stream_floor_us == 360.0  # the plain sum reads fastest
+    assert few.stream_floor_us == 360.0  # what does nothing else reads fastest
     assert few.ideal_dense_us == 640.0  # 12800 bytes at 20 a microsecond
     assert many.ideal_dense_us == 6400.0  # the peer itself has the best rate of the run
     assert few.peer_huge_pages_us is None
@@ -40,14 +41,14 @@ def test_bounds_come_from_the_best_rates():
 @pytest.mark.parametrize(
     ("fastest", "rate"),
     [
-        (row(1, "a", 900.0, 300.0), 24.0),
+        (row(1, "a", 900.0, 300.0), 20.0),  # ours is no bound of itself
         (row(1, "a", 400.0, 500.0), 32.0),
         (row(1, "a", 400.0, 500.0, peer_values="int8"), 20.0),
         (row(1, "a", 900.0, 500.0, peer_huge_pages_us=320.0), 40.0),
     ],
     ids=["ours", "peer", "int8 peer", "huge pages"],
 )
-def test_nothing_is_faster_than_the_floor(fastest, rate):
+def test_nothing_but_ours_is_faster_than_the_floor(fastest, rate):
     completed = complete([row(1, "a", 900.0, 500.0), fastest, row(100, "a", 6400.0, 6000.0)])
     assert [r.stream_floor_us for r in completed] == [7200 / rate] * 3
     assert [r.ideal_dense_us for r in completed] == [round(12800 / rate, 1)] * 2 + [6400.0]
@@ -62,8 +63,8 @@ def test_bounds_of_a_result_are_computed_anew(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["kernel_rows", str(path)])
     kernel_rows.main()
     after = json.loads(path.read_text())
-    assert after["rows"][0].pop("stream_floor_us") == 300.0
-    assert after["rows"][0].pop("ideal_dense_us") == 533.3
+    assert after["rows"][0].pop("stream_floor_us") == 360.0
+    assert after["rows"][0].pop("ideal_dense_us") == 640.0
     for computed in ("stream_floor_us", "ideal_dense_us"):
         before["rows"][0].pop(computed)
         before["rows"][1].pop(computed)
@@ -79,7 +80,7 @@ def test_a_run_measures_what_its_result_lacks(tmp_path, monkeypatch):
         for m in tokens:
             yield [row(m, peer, 900.0, 400.0, n=shape[0], pattern=pattern) for peer in "ab"]
 
-    def huge_pages(shape, tokens, peers, threads, *, quick):
+    def huge_pages(shape, tokens, peers, threads, *, quick, dtype):
         assert quick
         calls.append((shape, tokens, peers))
         return {(*shape, m, peer): InHugePages(800.0, 9.5) for m in tokens for peer in peers}
@@ -138,7 +139,14 @@ def test_quick_rows_do_not_stay_in_a_full_result(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "option",
-    [["--threads", "1"], ["--patterns", "2:4"], ["--values", "int8"], ["--no-huge-pages"]],
+    [
+        ["--threads", "1"],
+        ["--patterns", "2:4"],
+        ["--values", "int8"],
+        ["--no-huge-pages"],
+        ["--dtype", "float16"],
+        ["--block-size", "128"],
+    ],
     ids=lambda option: option[0],
 )
 def test_options_of_the_cpu_are_refused_for_a_gpu(option, monkeypatch, capsys):
@@ -150,3 +158,22 @@ def test_options_of_the_cpu_are_refused_for_a_gpu(option, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         kernels.main()
     assert f"{option[0]}: not for --device cuda" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_peers_multiply_in_the_dtype_of_the_activations(dtype, tmp_path, monkeypatch):
+    file = tmp_path / "result.json"
+    monkeypatch.setattr(contestants, "POOL_BYTES", 1)
+    monkeypatch.setattr(kernels, "stream_rate", lambda threads: 1000.0)
+    command = ["kernels", "--shapes", "64x128", "--tokens", "3", "--no-huge-pages", "--quick"]
+    options = ["--dtype", dtype, "--block-size", "128", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", [*command, *options])
+    kernels.main()
+    found = json.loads(file.read_text())
+    assert (found["dtype"], found["block_size"]) == (dtype, 128)
+    assert {row["peer_values"] for row in found["rows"]} == {dtype}
+    assert {row["value_dtype"] for row in found["rows"]} == {"bfloat16", "int8"}
+    monkeypatch.setattr(sys, "argv", [*command, "--json", str(file)])
+    with pytest.raises(ValueError, match="its rows have"):
+        kernels.main()

@@ -18,7 +18,7 @@ COMPILE = ["g++", "-std=c++20", "-O2", "-Wall", "-Wextra"]
 INSTRUCTION_SETS = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vbmi2"}
 
 KERNELS = ("amx_few", "amx_many", "amx_int8_few", "amx_int8_many")
-AROUND_KERNELS = ("pack", "linear", "isa", "scratch", "huge_pages")
+AROUND_KERNELS = ("pack", "linear", "region", "team", "isa", "scratch", "huge_pages")
 TAIL_BYTES = 128
 PAGE = 4096
 NAN = 0x7FC0

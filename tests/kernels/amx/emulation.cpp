@@ -11,8 +11,9 @@
 #include <vector>
 
 #include "amx_tile.h"
-#include "kernels.h"
+#include "region.h"
 #include "threads.h"
+#include "tuning.h"
 
 namespace permllm::cpu {
 namespace {
@@ -82,11 +83,10 @@ void run(bool many, const bf16* x, int64_t x_stride, int64_t m, const void* pack
          int64_t k, const bf16* bias, const float* scale, bf16* y) {
   using namespace permllm::cpu;
   const LinearArguments arguments{x, x_stride, m, packed, n, k, bias, y, scale};
-  if (scale == nullptr) {
-    many ? amx_many_tokens(arguments) : amx_few_tokens(arguments);
-  } else {
-    many ? amx_int8_many_tokens(arguments) : amx_int8_few_tokens(arguments);
-  }
+  const auto few = scale == nullptr ? amx_few_tokens : amx_int8_few_tokens;
+  const auto all = scale == nullptr ? amx_many_tokens : amx_int8_many_tokens;
+  const KernelOf<bf16> kernel{many ? all : few, AmxTuning::kPackedTokens, sizeof(bf16)};
+  run_in_region(kernel, arguments, nullptr);
 }
 
 // Makes the next thread that reads `page` late, as if it had lost its CPU. End with null.

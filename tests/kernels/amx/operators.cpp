@@ -8,9 +8,9 @@
 namespace permllm::cpu {
 
 // linear.cpp names it; nothing is packed for it here.
-void portable(const LinearOf<bf16>&) { std::abort(); }
-void portable(const LinearOf<fp16>&) { std::abort(); }
-void portable(const LinearOf<float>&) { std::abort(); }
+void portable(const LinearOf<bf16>&, Worker&) { std::abort(); }
+void portable(const LinearOf<fp16>&, Worker&) { std::abort(); }
+void portable(const LinearOf<float>&, Worker&) { std::abort(); }
 
 namespace {
 

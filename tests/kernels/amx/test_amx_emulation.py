@@ -206,4 +206,5 @@ def test_compiles_for_the_hardware_and_exports_only_the_kernel(tmp_path: Path, s
         check=True, capture_output=True, text=True,
     ).stdout.splitlines()  # fmt: skip
     code = [line.split(maxsplit=2)[2] for line in symbols if line.split()[1] in "TWuU"]
-    assert code == [f"permllm::cpu::{source}_tokens(permllm::cpu::LinearOf<unsigned short> const&)"]
+    arguments = "permllm::cpu::LinearOf<unsigned short> const&, permllm::cpu::Worker&"
+    assert code == [f"permllm::cpu::{source}_tokens({arguments})"]

@@ -1,0 +1,19 @@
+"""Shapes on the command line."""
+
+import argparse
+
+import pytest
+
+from benchmarks.shapes import parse_shape
+
+
+def test_a_shape_is_outputs_x_inputs() -> None:
+    assert parse_shape("4096x11008") == (4096, 11008)
+
+
+@pytest.mark.parametrize(
+    "text", ["3y4", "4096", "4096x", "0x64", "-1x64", "1.5x64", "64x64x64", ""]
+)
+def test_another_form_is_named_with_an_example(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"'.*' is no shape: .* as 4096x11008"):
+        parse_shape(text)
