@@ -18,7 +18,8 @@ NOT_IN_HARNESS = ("bindings.cpp", "threads.cpp")  # need torch, and its threads
 MEMORY = ("address,undefined", "-fno-sanitize-recover=all")
 THREADS = ("thread",)
 OPTIONS = {
-    "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+    # Frames of the fake stack are not aligned for vectors of 64 bytes: GCC's bug 110027.
+    "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:detect_stack_use_after_return=0",
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TSAN_OPTIONS": "halt_on_error=1",
 }
