@@ -39,6 +39,10 @@ HIDDEN = 2 * WINDOWS * LENGTH * 768 * 4
 WINDOW = 2 * (768 + 2 * 2048) * LENGTH * 4
 """Bytes of what gate and up read and give for one window, and as much in between."""
 
+NOISE = 4 << 20
+"""Of the program itself, whose heaps and pages of libraries differ from run to run: a seventh of a
+decoder layer."""
+
 LEARNING = {"scope": "window", "window": 2, "steps": 2, "windows_per_step": 2, "windows_at_once": 2}
 
 
@@ -130,4 +134,4 @@ def test_the_peak_is_the_forecast(
     assert 0.75 < found.taken / found.forecast < 1.2, found
     assert found.whole > 1.5 * found.forecast  # a model in memory would be seen
     if options.keys() == {"method"}:  # masks alone
-        assert found.taken <= 2 * LAYER + HIDDEN + WINDOW, found
+        assert found.taken <= 2 * LAYER + HIDDEN + WINDOW + NOISE, found

@@ -29,5 +29,6 @@ def test_traffic_changes_no_answer(server: Server) -> None:
 @pytest.mark.skipif(not instruction_sets(), reason="the CPU kernels were not built")
 def test_the_log_says_that_a_float32_kernel_serves(server: Server) -> None:
     name = CpuBackend(dtype=torch.float32).instruction_set
-    assert f"backend cpu ({name}) serves 60 sparse linear layers" in server.backend_line()
+    said = f"backend cpu ({name}) serves 60 sparse linear layers"
+    assert said in server.backend_line(), server.log()[-8000:]
     assert "reference backend" not in server.log()
