@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar, cast
+from unittest.mock import patch
 
 import psutil
 import torch
@@ -126,8 +127,8 @@ class Engine:
     """
 
     def __init__(self, model: Path, *, eager: bool, memory_limit: float | None = None) -> None:
-        os.environ.update(ENVIRONMENT | ASKED | kv_cache_environment())
-        from vllm import LLM
+        with _environment():
+            from vllm import LLM
 
         self._model = model
         read_once(model)
@@ -135,7 +136,7 @@ class Engine:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the processes that write)
         start = time.perf_counter()
         try:
-            with _output_to(self._log):
+            with _environment(), _output_to(self._log):
                 self._llm = LLM(model=str(model), enforce_eager=eager, **ENGINE_OPTIONS)
         except Exception as error:
             self._watch.close()
@@ -144,7 +145,8 @@ class Engine:
         self._load_seconds = time.perf_counter() - start
         self._watch.settle()
         self._threads = self.of_worker(threads)
-        ((self._packed, self._dense),) = self._llm.apply_model(sparse_bytes)
+        with _environment():
+            ((self._packed, self._dense),) = self._llm.apply_model(sparse_bytes)
 
     def answers(self, batch: int, prompt: int, output: int) -> Answers:
         """Times of `batch` answers of exactly `output` tokens to prompts of `prompt` tokens.
@@ -214,7 +216,8 @@ class Engine:
 
     def of_worker(self, function: Callable[[Any], Answer]) -> Answer:
         """What a module's function returns, called with the one worker in its process."""
-        (answer,) = self._llm.collective_rpc(function)
+        with _environment():
+            (answer,) = self._llm.collective_rpc(function)
         return cast("Answer", answer)
 
     def close(self) -> None:
@@ -329,6 +332,13 @@ def alternate(
             **facts,
             "load_average": round(os.getloadavg()[1], 1),  # of five minutes
         }
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Set what vLLM reads for as long as a `with` block lasts: the next server logs as it likes."""
+    with patch.dict(os.environ, ENVIRONMENT | ASKED | kv_cache_environment()):
+        yield
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from benchmarks.engines.engine import (
     _output_to,
     reason,
     sparse_bytes,
+    threads,
 )
 from benchmarks.engines.kv_cache import KV_CACHE
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
@@ -93,6 +94,7 @@ def test_sparse_layers_are_counted() -> None:
 
 
 events: list[tuple[str, str]] = []
+started_with: dict[str, str] = {}
 
 
 class PretendedLLM:
@@ -100,6 +102,7 @@ class PretendedLLM:
 
     def __init__(self, model: str, **options: Any) -> None:
         events.append(("load", Path(model).name))
+        started_with.update(os.environ)
 
     def collective_rpc(self, function: Any) -> list[int]:
         return [2]
@@ -112,8 +115,6 @@ def test_a_checkpoint_is_read_before_its_loading_is_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the first engine reads from a disk, and the later ones from memory."""
-    for name in ENVIRONMENT | ASKED:
-        monkeypatch.setenv(name, "")  # gives back what the engine sets
     monkeypatch.setenv(KV_CACHE, "5")
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=PretendedLLM))
     (tmp_path / "nested").mkdir()
@@ -147,6 +148,18 @@ def test_a_checkpoint_is_read_before_its_loading_is_timed(
     reason = "ValueError: gone (the machine had 30 MiB of memory left)"
     assert started._reason(ValueError("gone")) == reason
     assert os.environ[KV_CACHE] == "5"  # vLLM reads it: what a user asked for stands
+
+
+def test_an_engine_leaves_the_environment_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a server that is started later inherits that its log is silent."""
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=PretendedLLM))
+    before = dict(os.environ)
+    started = Engine(tmp_path, eager=True)
+    started.of_worker(threads)
+    assert dict(os.environ) == before
+    assert started_with.items() >= (ENVIRONMENT | ASKED).items()
 
 
 def test_what_processes_write_goes_to_the_log() -> None:
