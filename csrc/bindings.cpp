@@ -1,53 +1,18 @@
 // The operators that Python sees. Every check of caller's input is here; the kernels check nothing.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
-#include <algorithm>
-#include <array>
-#include <optional>
 #include <string>
 #include <tuple>
 
 #include "cpu/huge_pages.h"
 #include "cpu/linear.h"
 #include "cpu/pack.h"
+#include "tensors.h"
 
 namespace permllm {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
 constexpr int64_t kLargestSize = int64_t{1} << 31;  // of n and k: byte counts then fit 64 bits
-constexpr int64_t kMostDimensions = 64;             // of x, as of many operators of PyTorch
-
-std::string shape(const Tensor& tensor) {
-  std::string text = "[";
-  for (int64_t i = 0; i < tensor.dim(); ++i) {
-    text += (i > 0 ? ", " : "") + std::to_string(tensor.size(i));
-  }
-  return text + "]";
-}
-
-template <class T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-// The tensor, or a contiguous copy. To ask PyTorch is nine allocations where there is nothing to
-// do.
-Tensor in_one_piece(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
-void check_dtype(const Tensor& tensor, ScalarType dtype, const char* what, const char* rule) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == dtype, what, " of shape ",
-                  shape(tensor), " is not a CPU tensor of the right dtype: it must be ", rule, ".");
-}
 
 // ----------------------------------------------------------------------------------------------
 // pack
@@ -115,11 +80,7 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
   }
 
   const int64_t bytes = cpu::packed_bytes(isa, type, n, k);
-  const std::array<int64_t, 1> sizes{bytes}, strides{1};
-  Tensor packed = torch::stable::from_blob(
-      cpu::allocate_huge(bytes), sizes, strides,
-      torch::stable::Device(torch::headeronly::DeviceType::CPU), ScalarType::Byte,
-      [bytes](void* memory) { cpu::release_huge(memory, bytes); });
+  Tensor packed = huge_bytes(bytes);
   const cpu::BadMask bad = cpu::pack(isa, arguments, packed.mutable_data_ptr());
   STD_TORCH_CHECK(bad.row < 0, "mask of row ", bad.row, " keeps ", bad.kept, " of the inputs ",
                   bad.input, "..", bad.input + 7,
@@ -139,16 +100,6 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
 
 // ---------------------------------------------------------------------------------------------
 // linear
-
-// The reference backend's op: `packed` is a dense weight.
-Tensor dense_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(x),
-                                    torch::stable::detail::from(weight),
-                                    torch::stable::detail::from(bias)};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
 
 struct PackedWeight {
   cpu::Isa isa;
@@ -248,28 +199,11 @@ void check_activations(const Tensor& x, const PackedWeight& weight) {
                   kMostDimensions, " are taken: flatten all but the last.");
 }
 
-// What x @ W^T goes to: as x, but n to a row. By the C function, because torch::stable::empty boxes
-// its arguments for the dispatcher, seven allocations more.
-Tensor empty_result(const Tensor& x, int64_t n) {
-  std::array<int64_t, kMostDimensions> sizes, strides;
-  int64_t stride = 1;
-  for (int64_t i = x.dim() - 1; i >= 0; --i) {
-    sizes[i] = i == x.dim() - 1 ? n : x.size(i);
-    strides[i] = stride;
-    stride *= std::max<int64_t>(sizes[i], 1);
-  }
-  const StableIValue dtype = torch::stable::detail::from(x.scalar_type());
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(x.dim(), sizes.data(), strides.data(),
-                                                  torch::stable::detail::to<int32_t>(dtype),
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
-
 Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalTensor permutation,
                      OptionalTensor scale, OptionalTensor bias, int64_t out_features,
                      std::string /*pattern*/) {
-  if (packed.scalar_type() != ScalarType::Byte) return dense_linear(x, packed, bias);
+  if (packed.scalar_type() != ScalarType::Byte)
+    return dense_product(x, packed, bias);  // the reference backend's
   const PackedWeight weight = check_packed(packed, metadata, out_features);
   check_activations(x, weight);
   const bool int8 = weight.type == cpu::ValueType::kInt8;

@@ -72,6 +72,10 @@ register_weight_loader_v2_supported_method = _symbol(
     _LINEAR, "register_weight_loader_v2_supported_method"
 )
 
+_EMBEDDING = "vllm.model_executor.layers.vocab_parallel_embedding"
+UnquantizedEmbeddingMethod = _symbol(_EMBEDDING, "UnquantizedEmbeddingMethod")
+VocabParallelEmbedding = _symbol(_EMBEDDING, "VocabParallelEmbedding")
+
 _MOE = "vllm.model_executor.layers.fused_moe"
 RoutedExperts = _symbol(_MOE, "RoutedExperts")
 UnquantizedFusedMoEMethod = _symbol(_MOE, "UnquantizedFusedMoEMethod")

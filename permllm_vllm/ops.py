@@ -64,6 +64,17 @@ def _fake_permute(x: Tensor, permutation: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
+_library.define(
+    "head_linear(Tensor x, Tensor weight) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+)
+
+
+def _fake_head(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+_library.impl("head_linear", torch.nn.functional.linear, "CompositeExplicitAutograd")
+torch.library.register_fake("permllm::head_linear", _fake_head, lib=_library)
 _library.impl("sparse_linear", _reference_linear, "CompositeExplicitAutograd")
 torch.library.register_fake("permllm::sparse_linear", _fake_linear, lib=_library)
 torch.library.register_fake("permllm::permute_inputs", _fake_permute, lib=_library)

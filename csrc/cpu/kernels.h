@@ -56,6 +56,7 @@ void avx512_few_tokens(const LinearArguments&, Worker&);  // m <= Avx512Bf16Tuni
 void avx512_several_tokens(const LinearArguments&,
                            Worker&);                       // m <= Avx512Bf16Tuning::kSeveralTokens
 void avx512_many_tokens(const LinearArguments&, Worker&);  // any m
+void avx512_dense(const LinearArguments&, Worker&);        // as dense.h says
 
 void amx_int8_few_tokens(const LinearArguments&, Worker&);   // m <= AmxTuning::kSplitTokens, W8A16
 void amx_int8_many_tokens(const LinearArguments&, Worker&);  // any m, W8A8

@@ -15,11 +15,13 @@ from permllm_vllm.compat import (
     QuantizeMethodBase,
     RoutedExperts,
     UnquantizedFusedMoEMethod,
+    VocabParallelEmbedding,
     get_current_vllm_config_or_none,
     init_logger,
     register_quantization_config,
 )
 from permllm_vllm.quantization.dense import DenseLinearMethod
+from permllm_vllm.quantization.head import HeadMethod
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from permllm_vllm.quantization.names import checkpoint_name, original_names
 from permllm_vllm.quantization.served import ServedLayers, kernels
@@ -122,9 +124,11 @@ class PermLLMConfig(QuantizationConfig):
         )
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        """Sparse method for a linear layer, the dense one where ignored, None for anything else."""
+        """Sparse method for a linear layer, the dense one where ignored; None is vLLM's own."""
         if isinstance(layer, RoutedExperts):
             return self._experts_method(layer, prefix)
+        if isinstance(layer, VocabParallelEmbedding):
+            return HeadMethod()
         if not isinstance(layer, LinearBase):
             return None
         modules = self._modules(prefix)

@@ -8,7 +8,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor import parameter
-from vllm.model_executor.layers import linear
+from vllm.model_executor.layers import linear, vocab_parallel_embedding
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def on_rank(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     """Make layers believe that they are built on a rank of a tensor-parallel group."""
 
     def set_rank(rank: int, size: int) -> None:
-        for module in (linear, parameter):
+        for module in (linear, parameter, vocab_parallel_embedding):
             monkeypatch.setattr(module, "get_tensor_model_parallel_rank", lambda: rank)
             monkeypatch.setattr(module, "get_tensor_model_parallel_world_size", lambda: size)
 

@@ -10,12 +10,16 @@ from vllm.config.utils import normalize_value
 from vllm.model_executor.layers.fused_moe import RoutedExperts, UnquantizedFusedMoEMethod
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import get_quantization_config
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
 from vllm.model_executor.models.utils import WeightsMapper
 
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.quantization import config as config_module
 from permllm_vllm.quantization.config import PermLLMConfig
+from permllm_vllm.quantization.head import HeadMethod
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from tests.quantization.sparse_modules import config
 
@@ -49,8 +53,12 @@ def test_linear_layers_are_sparse() -> None:
     assert not output.permuted
 
 
+def test_embeddings_and_the_output_head_stay_dense() -> None:
+    for layer_class in (ParallelLMHead, VocabParallelEmbedding):
+        assert type(config().get_quant_method(layer_of(layer_class), "lm_head")) is HeadMethod
+
+
 def test_other_layers_are_left_to_vllm() -> None:
-    assert config().get_quant_method(layer_of(ParallelLMHead), "lm_head") is None
     assert config().get_quant_method(torch.nn.Module(), "model.layers.0.self_attn.attn") is None
 
 

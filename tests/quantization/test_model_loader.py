@@ -43,13 +43,13 @@ class Model(torch.nn.Module):
 
     def __init__(self, quantization: Any, *, tied: bool) -> None:
         super().__init__()
-        self.embed = VocabParallelEmbedding(WORDS, CHANNELS)
+        self.embed = VocabParallelEmbedding(WORDS, CHANNELS, quant_config=quantization)
         self.norm = RMSNorm(CHANNELS)
         self.attention = Attention(quantization)
         self.out = ReplicatedLinear(
             CHANNELS, 16, bias=False, quant_config=quantization, prefix="out"
         )
-        self.lm_head = ParallelLMHead(WORDS, CHANNELS)
+        self.lm_head = ParallelLMHead(WORDS, CHANNELS, quant_config=quantization)
         if tied:
             self.lm_head = self.lm_head.tie_weights(self.embed)
 
@@ -60,10 +60,7 @@ class Model(torch.nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def one_rank(vllm_config: VllmConfig, monkeypatch: pytest.MonkeyPatch, on_rank: Any) -> None:
-    embedding = "vllm.model_executor.layers.vocab_parallel_embedding"
-    monkeypatch.setattr(f"{embedding}.get_tensor_model_parallel_rank", lambda: 0)
-    monkeypatch.setattr(f"{embedding}.get_tensor_model_parallel_world_size", lambda: 1)
+def one_rank(vllm_config: VllmConfig, on_rank: Any) -> None:
     model_loader.install()
 
 

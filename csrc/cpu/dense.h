@@ -1,0 +1,19 @@
+// y = x @ W^T for a dense W whose rows stand as in the checkpoint: the output head.
+//
+// vLLM packs a copy of it, which a few tokens read at a half to three quarters of memory's rate.
+#pragma once
+
+#include "kernels.h"
+
+namespace permllm::cpu {
+
+// How many tokens a kernel takes at most here, 0 where there is none. Beyond, others are faster.
+int64_t dense_tokens();
+
+// Multiplies m <= dense_tokens() tokens. `packed` are the rows, [n, k], 64-byte aligned, and k is a
+// multiple of kDenseInputs.
+void dense_linear(const LinearArguments& arguments);
+
+constexpr int64_t kDenseInputs = 32;
+
+}  // namespace permllm::cpu

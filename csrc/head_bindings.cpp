@@ -1,0 +1,65 @@
+// The operators of the output head, which stays dense.
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/dense.h"
+#include "tensors.h"
+
+namespace permllm {
+namespace {
+
+// x @ W^T. A few tokens meet the rows where they stand; more are PyTorch's.
+Tensor head_linear(Tensor x, Tensor weight) {
+  STD_TORCH_CHECK(weight.dim() == 2 && x.dim() >= 1 && x.dim() <= kMostDimensions &&
+                      x.size(-1) == weight.size(1),
+                  "x of shape ", shape(x), " does not fit a weight of shape ", shape(weight),
+                  ": the last dimension of both must be the inputs, and x has at most ",
+                  kMostDimensions, " dimensions.");
+  const int64_t n = weight.size(0), k = weight.size(1);
+  const int64_t m = k > 0 ? x.numel() / k : 0;
+  const bool bfloat16 = x.is_cpu() && weight.is_cpu() && x.scalar_type() == ScalarType::BFloat16 &&
+                        weight.scalar_type() == ScalarType::BFloat16;
+  const bool in_place = weight.is_contiguous() && k % cpu::kDenseInputs == 0 &&
+                        reinterpret_cast<uintptr_t>(weight.const_data_ptr()) % 64 == 0;
+  if (!bfloat16 || !in_place || m == 0 || m > cpu::dense_tokens()) {
+    return dense_product(x, weight, std::nullopt);
+  }
+  const Tensor rows = in_one_piece(x);
+  Tensor y = empty_result(x, n);
+  cpu::LinearArguments arguments{};
+  arguments.x = data<cpu::bf16>(rows);
+  arguments.x_stride = k;
+  arguments.m = m;
+  arguments.packed = weight.const_data_ptr();
+  arguments.n = n;
+  arguments.k = k;
+  arguments.y = static_cast<cpu::bf16*>(y.mutable_data_ptr());
+  cpu::dense_linear(arguments);
+  return y;
+}
+
+// How many tokens head_linear multiplies itself at most, 0 where it has no kernel.
+int64_t cpu_head_tokens() { return cpu::dense_tokens(); }
+
+// `bytes` bytes in huge pages, the content undefined.
+Tensor cpu_huge_bytes(int64_t bytes) {
+  STD_TORCH_CHECK(bytes > 0, bytes, " bytes asked for: there must be at least one.");
+  return huge_bytes(bytes);
+}
+
+}  // namespace
+}  // namespace permllm
+
+// permllm::head_linear itself is defined in permllm_vllm/ops.py, with or without this library.
+STABLE_TORCH_LIBRARY_FRAGMENT(permllm, m) {
+  m.def("cpu_head_tokens() -> int");
+  m.def("cpu_huge_bytes(int bytes) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(permllm, CPU, m) {
+  m.impl("head_linear", TORCH_BOX(&permllm::head_linear));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(permllm, CompositeExplicitAutograd, m) {
+  m.impl("cpu_head_tokens", TORCH_BOX(&permllm::cpu_head_tokens));
+  m.impl("cpu_huge_bytes", TORCH_BOX(&permllm::cpu_huge_bytes));
+}

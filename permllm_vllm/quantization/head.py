@@ -1,0 +1,79 @@
+"""The method of embeddings and the output head, which stay dense."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from permllm_vllm import ops
+from permllm_vllm.compat import UnquantizedEmbeddingMethod
+
+_head_linear = torch.ops.permllm.head_linear.default
+PACKED = "cpu_linear"
+"""Where vLLM keeps the product with its packed copy of a weight."""
+
+
+def head_tokens(dtype: torch.dtype) -> int:
+    """Tokens that the compiled kernel multiplies with a dense head at most, 0 where there is none.
+
+    There is one for bfloat16 on CPUs with AVX-512 BF16.
+    """
+    on_cpu = torch.empty(0).device.type == "cpu"  # vLLM sets the device of what it loads
+    if ops.missing_reason or not on_cpu or dtype != torch.bfloat16:
+        return 0
+    return int(torch.ops.permllm.cpu_head_tokens())
+
+
+class HeadMethod(UnquantizedEmbeddingMethod):
+    """vLLM's method of dense embeddings, with weights in huge pages and a kernel for few tokens.
+
+    vLLM packs a second copy of every embedding, the ones that no output head uses among them. Here
+    that is made when more tokens than the kernel takes come for the first time, as they do while
+    vLLM warms up.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = 0
+
+    def create_weights(
+        self,
+        layer: Any,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs: Any,
+    ) -> None:
+        """Let vLLM register its weight, in huge pages where the kernel will read it."""
+        super().create_weights(
+            layer,
+            input_size_per_partition,
+            output_partition_sizes,
+            input_size,
+            output_size,
+            params_dtype,
+            **extra_weight_attrs,
+        )
+        self.tokens = head_tokens(params_dtype)
+        if self.tokens:
+            weight = layer.weight.data
+            memory = torch.ops.permllm.cpu_huge_bytes(weight.nbytes)
+            layer.weight.data = memory.view(weight.dtype).view(weight.shape)
+
+    def process_weights_after_loading(self, layer: Module) -> None:
+        """Forget what was packed of other weights; let vLLM pack where there is no kernel."""
+        if self.tokens:
+            layer.__dict__.pop(PACKED, None)
+        else:
+            super().process_weights_after_loading(layer)
+
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x [..., in]` times the weight: `[..., out]`, in x's dtype."""
+        if bias is None and x.numel() <= self.tokens * x.shape[-1]:
+            return _head_linear(x, layer.weight)
+        if self.tokens and PACKED not in layer.__dict__:
+            super().process_weights_after_loading(layer)
+        return super().apply(layer, x, bias)

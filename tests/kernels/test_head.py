@@ -1,0 +1,115 @@
+"""The dense output head: few tokens against float64, in place, on any number of threads."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from permllm_vllm import ops
+
+pytestmark = pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
+head_linear = torch.ops.permllm.head_linear
+MOST = 0 if ops.missing_reason else torch.ops.permllm.cpu_head_tokens()
+needs_kernel = pytest.mark.skipif(not MOST, reason="this CPU has no kernel for a dense head")
+GROUP = 48  # rows that are rounded together
+
+
+def drawn(rows: int, inputs: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, inputs, generator=generator).bfloat16()
+
+
+def assert_right(found: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Off by one rounding to bfloat16, and those of float32 sums."""
+    exact = x.double() @ weight.double().T
+    magnitude = x.double().abs() @ weight.double().abs().T
+    assert ((found.double() - exact).abs() <= exact.abs() / 256 + magnitude * 1e-6).all()
+
+
+@given(
+    tokens=st.integers(1, 10),
+    outputs=st.integers(1, 3 * GROUP + 1),
+    vectors=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape(tokens: int, outputs: int, vectors: int, seed: int) -> None:
+    x, weight = drawn(tokens, 32 * vectors, seed), drawn(outputs, 32 * vectors, seed + 1)
+    assert_right(head_linear(x, weight), x, weight)
+
+
+@pytest.mark.parametrize("inputs", [8, 33, 100])
+def test_inputs_that_fill_no_vector_are_pytorchs(inputs: int) -> None:
+    x, weight = drawn(2, inputs, 0), drawn(50, inputs, 1)
+    assert torch.equal(head_linear(x, weight), torch.nn.functional.linear(x, weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_other_types_are_pytorchs(dtype: torch.dtype) -> None:
+    x, weight = drawn(2, 64, 0).to(dtype), drawn(50, 64, 1).to(dtype)
+    assert torch.equal(head_linear(x, weight), torch.nn.functional.linear(x, weight))
+
+
+@needs_kernel
+def test_strides_and_dimensions() -> None:
+    weight = drawn(100, 64, 1)
+    x = drawn(6, 128, 0)[::2, ::2].reshape(3, 1, 64)
+    found = head_linear(x, weight)
+    assert found.shape == (3, 1, 100)
+    assert torch.equal(found, head_linear(x.contiguous(), weight))
+    rows = drawn(200, 64, 1)[::2]  # is no weight that can be read in place
+    assert_right(head_linear(x[:, 0], rows), x[:, 0], rows)
+
+
+@needs_kernel
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_change_no_bit(threads: int) -> None:
+    weight = drawn(1000, 576, 1)
+    for tokens in range(1, MOST + 1):
+        x = drawn(tokens, 576, tokens)
+        torch.set_num_threads(1)
+        alone = head_linear(x, weight)
+        torch.set_num_threads(threads)
+        assert torch.equal(head_linear(x, weight), alone)
+
+
+@needs_kernel
+def test_a_token_does_not_depend_on_the_others() -> None:
+    """Its bits are those of every call with as many tokens, rounded up to 1, 2, 4 or 8."""
+    weight, x = drawn(500, 320, 1), drawn(MOST, 320, 2)
+    for tokens, padded in ((3, 4), (5, 8), (7, 8)):
+        some = x.clone()
+        some[1:] = drawn(MOST - 1, 320, 3)
+        one = head_linear(x[:tokens], weight)[0]
+        assert torch.equal(one, head_linear(some[:padded], weight)[0])
+
+
+@needs_kernel
+def test_another_instruction_set_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERMLLM_CPU_ISA", "portable")
+    assert torch.ops.permllm.cpu_head_tokens() == 0
+    x, weight = drawn(2, 64, 0), drawn(50, 64, 1)
+    assert torch.equal(head_linear(x, weight), torch.nn.functional.linear(x, weight))
+
+
+def test_no_tokens() -> None:
+    assert head_linear(drawn(0, 64, 0), drawn(50, 64, 1)).shape == (0, 50)
+
+
+@pytest.mark.parametrize("inputs", [32, 128])
+def test_a_wrong_number_of_inputs(inputs: int) -> None:
+    with pytest.raises(RuntimeError, match=r"does not fit a weight of shape \[50, 64\]"):
+        head_linear(drawn(1, inputs, 0), drawn(50, 64, 1))
+
+
+def test_huge_bytes() -> None:
+    memory = torch.ops.permllm.cpu_huge_bytes(3 << 20)
+    assert (memory.dtype, memory.shape) == (torch.uint8, (3 << 20,))
+    assert memory.data_ptr() % (2 << 20) == 0
+    with pytest.raises(RuntimeError, match="at least one"):
+        torch.ops.permllm.cpu_huge_bytes(0)
+
+
+def test_shapes_need_no_data() -> None:
+    x, weight = torch.empty(5, 64, device="meta"), torch.empty(50, 64, device="meta")
+    assert head_linear(x, weight).shape == (5, 50)

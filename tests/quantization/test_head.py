@@ -1,0 +1,154 @@
+"""Embeddings and the output head in vLLM's own layers: who multiplies, and what is kept."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+    record_metadata_for_reloading,
+)
+
+from permllm_vllm.quantization import head
+from permllm_vllm.quantization.head import PACKED, head_tokens
+from tests.quantization.sparse_modules import config
+
+WORDS, CHANNELS = 8192, 128  # 2 MiB of bfloat16
+HUGE_PAGE = 2 << 20
+MOST = head_tokens(torch.bfloat16)
+needs_kernel = pytest.mark.skipif(not MOST, reason="this CPU has no kernel for a dense head")
+
+
+@pytest.fixture(autouse=True)
+def one_rank(on_rank: Callable[[int, int], None]) -> None:
+    pass
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of every call that the kernel took."""
+    found: list[int] = []
+    kernel = head._head_linear
+
+    def noting(x: Tensor, weight: Tensor) -> Tensor:
+        found.append(len(x))
+        return kernel(x, weight)
+
+    monkeypatch.setattr(head, "_head_linear", noting)
+    return found
+
+
+def weights(seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.randn(WORDS, CHANNELS, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def built(layer_class: type, dtype: torch.dtype = torch.bfloat16) -> Any:
+    with torch.device("cpu"):
+        return layer_class(
+            WORDS, CHANNELS, params_dtype=dtype, quant_config=config(), prefix="lm_head"
+        )
+
+
+def load(layer: Any, tensor: Tensor) -> None:
+    layer.weight.weight_loader(layer.weight, tensor)
+    layer.quant_method.process_weights_after_loading(layer)
+
+
+def logits(layer: Any, tokens: int, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor]:
+    """What the layer answers, and what it should."""
+    x = torch.randn(tokens, CHANNELS, generator=torch.Generator().manual_seed(1)).to(dtype)
+    return layer.quant_method.apply(layer, x), x.double() @ layer.weight.double().T
+
+
+def assert_right(found: tuple[Tensor, Tensor]) -> None:
+    answer, expected = found
+    torch.testing.assert_close(answer.double(), expected, rtol=1e-2, atol=1e-2)
+
+
+@needs_kernel
+def test_few_tokens_take_the_kernel_and_more_are_packed_for(calls: list[int]) -> None:
+    layer = built(ParallelLMHead)
+    load(layer, weights())
+    assert layer.weight.data_ptr() % HUGE_PAGE == 0
+    assert_right(logits(layer, 1))
+    assert_right(logits(layer, MOST))
+    assert calls == [1, MOST]
+    assert PACKED not in layer.__dict__
+    assert_right(logits(layer, MOST + 1))
+    assert calls == [1, MOST]
+    packed = layer.__dict__[PACKED]
+    assert_right(logits(layer, MOST + 2))
+    assert layer.__dict__[PACKED] is packed
+
+
+@needs_kernel
+def test_an_embedding_that_is_no_head_is_never_packed() -> None:
+    layer = built(VocabParallelEmbedding)
+    load(layer, weights())
+    assert torch.equal(layer(torch.tensor([3, 0, 8191])), weights()[[3, 0, 8191]])
+    assert PACKED not in layer.__dict__
+
+
+@needs_kernel
+def test_a_tied_head_reads_the_embedding(calls: list[int]) -> None:
+    embedding = built(VocabParallelEmbedding)
+    tied = built(ParallelLMHead).tie_weights(embedding)
+    load(embedding, weights())
+    tied.quant_method.process_weights_after_loading(tied)
+    assert tied.weight.data_ptr() == embedding.weight.data_ptr()
+    assert_right(logits(tied, 2))
+    assert torch.equal(tied.weight.data, weights())
+    assert calls == [2]
+
+
+@needs_kernel
+def test_a_bias_is_left_to_vllm(calls: list[int]) -> None:
+    layer = built(ParallelLMHead)
+    load(layer, weights())
+    x = torch.ones(1, CHANNELS).bfloat16()
+    with_bias = layer.quant_method.apply(layer, x, torch.ones(WORDS).bfloat16())
+    without = layer.quant_method.apply(layer, x)
+    torch.testing.assert_close(with_bias, without + 1, rtol=1e-2, atol=1e-1)
+    assert calls == [1]
+
+
+@needs_kernel
+def test_new_weights_are_packed_anew() -> None:
+    layer = built(ParallelLMHead)
+    record_metadata_for_reloading(layer)
+    load(layer, weights())
+    logits(layer, MOST + 1)
+    address = layer.weight.data_ptr()
+    initialize_layerwise_reload(layer)
+    layer.weight.weight_loader(layer.weight, weights(seed=5))
+    finalize_layerwise_reload(layer, SimpleNamespace(dtype=torch.bfloat16))
+    assert torch.equal(layer.weight.data, weights(seed=5))
+    assert layer.weight.data_ptr() == address
+    for tokens in (1, MOST + 1):
+        assert_right(logits(layer, tokens))
+
+
+def test_other_types_are_left_to_vllm(calls: list[int]) -> None:
+    layer = built(ParallelLMHead, torch.float32)
+    load(layer, weights(dtype=torch.float32))
+    assert PACKED in layer.__dict__
+    assert_right(logits(layer, 1, torch.float32))
+    assert calls == []
+
+
+def test_without_a_kernel_vllm_packs(monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:
+    monkeypatch.setenv("PERMLLM_CPU_ISA", "portable")
+    assert head_tokens(torch.bfloat16) == 0
+    layer = built(ParallelLMHead)
+    load(layer, weights())
+    assert PACKED in layer.__dict__
+    assert_right(logits(layer, 1))
+    assert calls == []
