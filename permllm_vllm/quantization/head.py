@@ -11,13 +11,13 @@ from permllm_vllm.compat import UnquantizedEmbeddingMethod
 
 _head_linear = torch.ops.permllm.head_linear.default
 PACKED = "cpu_linear"
-"""Where vLLM keeps the product with its packed copy of a weight."""
+"""Attribute of a layer by which vLLM multiplies with its packed copy of the weight."""
 
 
 def head_tokens(dtype: torch.dtype) -> int:
-    """Tokens that the compiled kernel multiplies with a dense head at most, 0 where there is none.
+    """Tokens that the compiled kernel multiplies with a dense head at most; 0 where there is none.
 
-    There is one for bfloat16 on CPUs with AVX-512 BF16.
+    There is one for bfloat16 on CPUs with AVX-512 BF16. `dtype` is that of the weight.
     """
     on_cpu = torch.empty(0).device.type == "cpu"  # vLLM sets the device of what it loads
     if ops.missing_reason or not on_cpu or dtype != torch.bfloat16:
@@ -28,9 +28,12 @@ def head_tokens(dtype: torch.dtype) -> int:
 class HeadMethod(UnquantizedEmbeddingMethod):
     """vLLM's method of dense embeddings, with weights in huge pages and a kernel for few tokens.
 
-    vLLM packs a second copy of every embedding, the ones that no output head uses among them. Here
-    that is made when more tokens than the kernel takes come for the first time, as they do while
-    vLLM warms up.
+    vLLM packs a second copy of every embedding, of those too that no output head uses. Here that is
+    made when more tokens than the kernel takes come for the first time: while vLLM warms up or, as
+    it does not warm up an eager model, in the first such step.
+
+    Attributes:
+        tokens: that the kernel takes at most with this weight, 0 where there is none.
     """
 
     def __init__(self) -> None:
