@@ -1,10 +1,11 @@
-"""Shapes on the command line."""
+"""Shapes on the command line, and those of models."""
 
 import argparse
 
 import pytest
 
-from benchmarks.shapes import parse_shape
+from benchmarks.models import LLAMA_SHAPES
+from benchmarks.shapes import HEADS, parse_shape
 
 
 def test_a_shape_is_outputs_x_inputs() -> None:
@@ -17,3 +18,10 @@ def test_a_shape_is_outputs_x_inputs() -> None:
 def test_another_form_is_named_with_an_example(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=r"'.*' is no shape: .* as 4096x11008"):
         parse_shape(text)
+
+
+def test_heads_are_those_of_the_models() -> None:
+    heads = {name.lower(): shape for name, shape in HEADS.items()}
+    for name, config in LLAMA_SHAPES.items():
+        (head,) = (shape for model, shape in heads.items() if model.startswith(name))
+        assert head == (config["vocab_size"], config["hidden_size"])

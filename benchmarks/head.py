@@ -1,0 +1,194 @@
+"""Times the kernel of the dense output head against vLLM's own path and PyTorch's.
+
+    python -m benchmarks.head --threads 1 --json results.json
+    python -m benchmarks.head --shapes 32000x2048 --tokens 1 8 --quick    # something small
+
+Shapes are vocabulary x inputs, by default those of four models. Tokens are those that the kernel
+takes: more are multiplied by vLLM's path with the plugin too. Weights are bfloat16, ours in huge
+pages as the plugin creates them, the peers' as theirs come; contestants are called in turn, over
+copies of the weight that no cache holds. One thread is timed in thread-CPU time, more of them in
+wall time; numbers are medians.
+
+The result is written after each number of tokens; one that it holds is not measured again.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.cpu.contestants import (
+    Call,
+    dense_contestants,
+    median_times,
+    peer_makers,
+    rounds_of,
+)
+from benchmarks.cpu.products import activations
+from benchmarks.records.rows import Rows
+from benchmarks.shapes import HEADS, parse_shape
+from permllm_vllm import ops
+from permllm_vllm.backends.cpu import CpuBackend
+
+TOKENS = (1, 2, 3, 4, 5, 8)
+"""The kernel multiplies 1, 2, 4 or 8; 3 and 5 are those that it fills up with the most zeros."""
+INPUTS = 32
+"""The kernel takes multiples of so many; other weights are PyTorch's."""
+OURS = "permllm"
+KEY = ("n", "k", "m", "peer")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison with one peer; times are medians in microseconds, `ratio` is peer / ours.
+
+    Attributes:
+        gigabytes_per_second: at which our kernel reads the weight, in units of 1e9 bytes.
+        relative_error: of our kernel; Frobenius, against float64.
+        load_average: of the machine, over the five minutes before: other work slows both sides.
+    """
+
+    n: int
+    k: int
+    m: int
+    isa: str
+    threads: int
+    peer: str
+    peer_us: float
+    ours_us: float
+    ratio: float
+    gigabytes_per_second: float
+    relative_error: float
+    load_average: float
+
+
+def most_tokens() -> int:
+    """Tokens that the kernel takes; ends the program where there is none."""
+    if ops.missing_reason:
+        sys.exit(f"benchmarks.head: the compiled kernels are missing: {ops.missing_reason}")
+    most = int(torch.ops.permllm.cpu_head_tokens())
+    if not most:
+        sys.exit(
+            f"benchmarks.head: {CpuBackend().instruction_set} has no kernel for a dense head, so "
+            "vLLM's own path serves and there is nothing to compare: measure on a CPU with "
+            "AVX-512 BF16, without PERMLLM_CPU_ISA"
+        )
+    return most
+
+
+def head_linear(dense: Tensor) -> Call:
+    """Our kernel on one copy of the weight, in huge pages."""
+    memory = torch.ops.permllm.cpu_huge_bytes(dense.nbytes)
+    weight = memory.view(dense.dtype).view(dense.shape).copy_(dense)
+    return lambda x: torch.ops.permllm.head_linear(x, weight)
+
+
+def random_head(n: int, k: int) -> Tensor:
+    """A bfloat16 weight `[n, k]`."""
+    generator = torch.Generator().manual_seed(n + k)
+    return torch.randn(n, k, generator=generator).mul_(k**-0.5).bfloat16()
+
+
+def measure(
+    shape: tuple[int, int], tokens: Sequence[int], threads: int, quick: bool
+) -> Iterator[list[Row]]:
+    """Compare one head with every peer; yields the rows of one number of tokens at a time.
+
+    Raises:
+        WrongProduct: a contestant multiplies by something else.
+    """
+    (n, k), dense = shape, random_head(*shape)
+    peers = peer_makers(int8=False)
+    contestants = dense_contestants({**peers, OURS: head_linear}, dense)
+    for m in tokens:
+        x = activations(m, k)
+        times = median_times(contestants, x, threads, rounds_of(m, quick))
+        ours, error = times[OURS], contestants[OURS].checked(x)
+        yield [
+            Row(
+                n=n,
+                k=k,
+                m=m,
+                isa=CpuBackend().instruction_set,
+                threads=threads,
+                peer=peer,
+                peer_us=round(times[peer], 1),
+                ours_us=round(ours, 1),
+                ratio=round(times[peer] / ours, 3),
+                gigabytes_per_second=round(dense.nbytes / ours / 1e3, 1),
+                relative_error=float(f"{error:.2e}"),
+                load_average=round(os.getloadavg()[1], 1),
+            )
+            for peer in peers
+        ]
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """One line per shape, number of tokens and peer."""
+    result = Table(title=f"{rows[0].isa}, {rows[0].threads} thread(s), times in microseconds")
+    for column in ("N x K", "M", "peer", "peer's", "permllm", "ratio", "GB/s"):
+        result.add_column(column, justify="right")
+    for row in rows:
+        result.add_row(
+            *(f"{row.n}x{row.k}", str(row.m), row.peer, f"{row.peer_us:.0f}"),
+            *(f"{row.ours_us:.0f}", f"{row.ratio:.2f}x", f"{row.gigabytes_per_second:.1f}"),
+        )
+    return result
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.head",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--threads", type=int, default=1, help="default: 1")
+    parser.add_argument(
+        "--shapes", type=parse_shape, nargs="+", metavar="NxK", default=list(HEADS.values())
+    )
+    parser.add_argument("--tokens", type=int, nargs="+", metavar="M", default=list(TOKENS))
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="where the rows are kept, of one thread count"
+    )
+    arguments = parser.parse_args()
+    most = most_tokens()
+    for m in arguments.tokens:
+        if not 1 <= m <= most:
+            parser.error(f"--tokens {m}: the kernel takes 1 to {most}, vLLM's path all others")
+    for n, k in arguments.shapes:
+        if k % INPUTS:
+            parser.error(f"--shapes {n}x{k}: the kernel takes a multiple of {INPUTS} inputs")
+    return arguments
+
+
+def main() -> None:
+    """Measures what the result lacks, prints a table, writes JSON."""
+    arguments = _parse()
+    torch.set_num_threads(arguments.threads)
+    facts = {
+        "isa": CpuBackend().instruction_set,
+        "threads": arguments.threads,
+        "rounds": rounds_of(1, arguments.quick),
+    }
+    result = Rows(arguments.json, facts, KEY)
+    with torch.inference_mode():
+        for shape in arguments.shapes:
+            there = {(row["n"], row["k"], row["m"]) for row in result.all()}
+            tokens = [m for m in arguments.tokens if (*shape, m) not in there]
+            if tokens:
+                for rows in measure(shape, tokens, arguments.threads, arguments.quick):
+                    result.update(asdict(row) for row in rows)
+    columns = Row.__dataclass_fields__
+    Console().print(table([Row(**{c: row[c] for c in columns}) for row in result.all()]))
+
+
+if __name__ == "__main__":
+    main()
