@@ -74,7 +74,7 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int kDenseTokens = 8;  // 1, 2, 4 or 8: beyond, oneDNN's packed weight is faster
   static constexpr int kDenseRows = 3;    // at a time, with more than one token
   static constexpr int kDenseHint = kIntoL2;
-  static constexpr int kDenseAhead = 16384;    // bytes
+  static constexpr int kDenseAhead = 32768;    // bytes
   static constexpr int64_t kPackVectors = 32;  // of x, that a thread packs at a time
 
   // Many tokens. The blocks of the next steps fit L1 and are wanted there.
