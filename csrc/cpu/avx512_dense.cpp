@@ -13,7 +13,9 @@ namespace {
 // `Tokens` are those of the call, or more, which are zeros.
 template <int Tokens>
 class DenseTokens {
-  static constexpr int kPass = Tokens == 1 ? 1 : Tuning::kDenseRows;
+  static constexpr int kPass = Tokens == 1   ? 1
+                               : Tokens == 6 ? Tuning::kDenseRowsOf6
+                                             : Tuning::kDenseRows;
   static constexpr int kInputs = 32;                          // of a vector
   static constexpr int kGroup = kLanes * Tuning::kDenseRows;  // rows that are rounded together
 
@@ -103,15 +105,17 @@ class DenseTokens {
 
 template <int Tokens>
 void multiply_dense(const LinearArguments& a, Worker& worker) {
-  if constexpr (Tokens > 1) {
-    if (a.m <= Tokens / 2) return multiply_dense<Tokens / 2>(a, worker);
-  }
   go_through(DenseTokens<Tokens>(a), a.last, worker);
 }
 
 }  // namespace
 
 void avx512_dense(const LinearArguments& a, Worker& worker) {
+  const int64_t token_bytes = a.k * sizeof(bf16);
+  if (a.m == 1) return multiply_dense<1>(a, worker);
+  if (a.m == 2) return multiply_dense<2>(a, worker);
+  if (a.m <= 4) return multiply_dense<4>(a, worker);
+  if (a.m <= 6 && 6 * token_bytes <= Tuning::kDenseCacheBytes) return multiply_dense<6>(a, worker);
   multiply_dense<Tuning::kDenseTokens>(a, worker);
 }
 

@@ -71,8 +71,10 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int kSeveralAhead = 9216;          // bytes
 
   // Few tokens and dense rows.
-  static constexpr int kDenseTokens = 8;  // 1, 2, 4 or 8: beyond, oneDNN's packed weight is faster
+  static constexpr int kDenseTokens = 8;  // beyond, oneDNN's packed weight is faster
   static constexpr int kDenseRows = 3;    // at a time, with more than one token
+  static constexpr int kDenseRowsOf6 = 2;
+  static constexpr int64_t kDenseCacheBytes = 24 << 10;  // where 6 tokens take more, 8 are faster
   static constexpr int kDenseHint = kIntoL2;
   static constexpr int kDenseAhead = 32768;    // bytes
   static constexpr int64_t kPackVectors = 32;  // of x, that a thread packs at a time
