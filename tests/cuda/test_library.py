@@ -18,8 +18,8 @@ CUTLASS_KERNELS = (
     ("PermutedMainloop", "90a", 4),
     ("MainloopSm100TmaUmmaWarpSpecializedSparse", "100a", 6),
 )
-#: Our own, that every architecture has: 4 tiles or 2 for both types and both widths of values.
-OUR_KERNELS = (("few_tokens_kernel", 16), ("many_tokens_kernel", 8), ("permute_kernel", 3))
+#: Our own, that every architecture has: 6 tiles or 2 for both types and both widths of values.
+OUR_KERNELS = (("few_tokens_kernel", 24), ("many_tokens_kernel", 8), ("permute_kernel", 3))
 LARGEST_SPILL = 16  # bytes of a thread
 #: What ptxas says of wgmma that waits for each other is no warning to it.
 REMARK = re.compile(r"\bwarning\b|Potential Performance Loss")
