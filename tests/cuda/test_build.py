@@ -299,6 +299,7 @@ def test_a_build_is_announced(monkeypatch, wish, names, capabilities, said):
 
 def test_setup_announces_the_build(monkeypatch, capsys, tmp_path):
     setup = setup_module()
+    capsys.readouterr()  # what it lacks here
     order = []
     pretended = SimpleNamespace(
         announcement=lambda: order.append("announced") or "compiling the CUDA kernels",
