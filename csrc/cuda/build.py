@@ -2,8 +2,8 @@
 
 Environment variables:
     PERMLLM_BUILD_CUDA: 1 builds or fails, 0 never builds. Unset, the library is built where nvcc is
-        found and either a GPU is visible or PERMLLM_CUDA_ARCHS is set.
-    PERMLLM_CUDA_ARCHS: architectures as nvcc names them, separated by blanks or commas.
+        found, without CUTLASS' kernels where the headers of CUTLASS are not.
+    PERMLLM_CUDA_ARCHS: for which GPUs (csrc/cuda/architectures.py).
     PERMLLM_CUTLASS_DIR: where CUTLASS is (csrc/cuda/toolkit.py).
     MAX_JOBS: compilers at a time at most (csrc/cuda/jobs.py).
 """
@@ -11,18 +11,16 @@ Environment variables:
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 
 from csrc.cuda import toolkit
+from csrc.cuda.architectures import architectures, chosen, of_gpus_here
 from csrc.cuda.jobs import Jobs, jobs
 
 SOURCES = Path("csrc/cuda")
-#: 8.9 runs what was compiled for 8.0; the last one also as PTX, for GPUs of the future.
-ARCHITECTURES = ("80", "90a", "100", "120")
 NVCC_FLAGS = [
     "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-DNDEBUG",
     "-Xcompiler", "-fPIC,-fvisibility=hidden",
@@ -37,24 +35,6 @@ Compile = Callable[[list[str], Path], None]
 Task = Callable[[], None]
 
 
-def architectures() -> list[str]:
-    """PERMLLM_CUDA_ARCHS in ascending order, or every supported architecture.
-
-    Raises:
-        ValueError: an entry that is no architecture from 80 on.
-    """
-    chosen = re.split(r"[\s,;]+", os.environ.get("PERMLLM_CUDA_ARCHS", "").strip())
-    names = [name.replace(".", "") for name in chosen if name] or list(ARCHITECTURES)
-    for name in names:
-        if not re.fullmatch(r"\d+[af]?", name) or int(name.rstrip("af")) < 80:
-            raise ValueError(
-                f"PERMLLM_CUDA_ARCHS names {name!r}: architectures are numbers from 80 on as nvcc "
-                f"names them; use some of {' '.join(ARCHITECTURES)}"
-            )
-    unique = {"90a" if name == "90" else name for name in names}
-    return sorted(unique, key=lambda name: (int(name.rstrip("af")), name))
-
-
 def reason_not_to_build(missing: str | None = None) -> str | None:
     """Why the CUDA kernels are not built here, None where they are.
 
@@ -67,29 +47,55 @@ def reason_not_to_build(missing: str | None = None) -> str | None:
     wish = os.environ.get("PERMLLM_BUILD_CUDA", "")
     if wish == "0":
         return "PERMLLM_BUILD_CUDA=0 is set; unset it"
-    missing = missing or missing_toolkit()
+    missing = missing or (missing_toolkit() if wish == "1" else missing_compiler())
     if missing and wish == "1":
         raise RuntimeError(f"PERMLLM_BUILD_CUDA=1 is set, but {missing}")
-    if missing:
-        return missing
-    if wish != "1" and not (os.environ.get("PERMLLM_CUDA_ARCHS") or gpu_is_visible()):
-        return "no GPU is visible here; to build for another machine, set PERMLLM_BUILD_CUDA=1"
+    return missing
+
+
+def missing_compiler() -> str | None:
+    """What of nvcc and its libraries is not here, and what to do about it."""
+    compiler = toolkit.nvcc()
+    if compiler is None:
+        return "nvcc was not found; install the CUDA toolkit 12.8 or later, or set CUDA_HOME"
+    if toolkit.nvcc_version() < toolkit.LEAST_NVCC:
+        return f"{compiler} is older than CUDA 12.8; install a newer toolkit, or set CUDA_HOME"
+    if not toolkit.library_directories():
+        return "libcudart_static.a was not found beside nvcc; set CUDA_HOME to the CUDA toolkit"
     return None
 
 
 def missing_toolkit() -> str | None:
-    """What the toolkit or CUTLASS lacks here, and what to do about it."""
-    if toolkit.nvcc() is None:
-        return "nvcc was not found; install the CUDA toolkit 12.8 or later, or set CUDA_HOME"
-    if not toolkit.library_directories():
-        return "libcudart_static.a was not found beside nvcc; set CUDA_HOME to the CUDA toolkit"
+    """What is not here of all that a whole build takes, and what to do about it."""
+    return missing_compiler() or missing_cutlass()
+
+
+def missing_cutlass() -> str | None:
+    """Why the kernels of CUTLASS cannot be built, where the architectures have any."""
     if cutlass_kernels(architectures()) and toolkit.cutlass() is None:
         return toolkit.cutlass_missing()
     return None
 
 
+def announcement() -> str:
+    """What is going to be compiled, why, and how to do without: it takes minutes."""
+    demanded = os.environ.get("PERMLLM_BUILD_CUDA") == "1"
+    wish = "PERMLLM_BUILD_CUDA=1 is set" if demanded else "it was found"
+    if chosen():
+        choice = "PERMLLM_CUDA_ARCHS is set"
+    else:
+        choice = "what the GPUs here run" if of_gpus_here() else "no such GPU is here: all"
+    cutlass = missing_cutlass()
+    return (
+        f"permllm-vllm: compiling the CUDA kernels with {toolkit.nvcc()} ({wish}), for "
+        f"{' '.join(architectures())} ({choice}). This takes minutes: PERMLLM_BUILD_CUDA=0 leaves "
+        "them out, PERMLLM_CUDA_ARCHS names other architectures."
+        + (f" CUTLASS' GEMMs for many tokens are left out: {cutlass}." if cutlass else "")
+    )
+
+
 def cutlass_kernels(names: Sequence[str]) -> dict[str, str]:
-    """The kernels of CUTLASS in a build for `names`, and the architecture each is compiled for."""
+    """The kernels of CUTLASS that `names` can have, and the architecture each is compiled for."""
     return {
         kernel: next(name for name in able if name in names)
         for kernel, able in CUTLASS_KERNELS.items()
@@ -97,10 +103,16 @@ def cutlass_kernels(names: Sequence[str]) -> dict[str, str]:
     }
 
 
+def built_cutlass_kernels(names: Sequence[str]) -> dict[str, str]:
+    """Those of them in a build on this machine: none without the headers."""
+    return cutlass_kernels(names) if toolkit.cutlass() else {}
+
+
 def definitions(names: Sequence[str]) -> list[str]:
     """What tells the bindings which kernels a build for `names` has."""
-    kernels = [f"-DPERMLLM_{kernel.upper()}" for kernel in cutlass_kernels(names)]
-    family = ["-DPERMLLM_SM103"] if "100f" in names else []
+    built = built_cutlass_kernels(names)
+    kernels = [f"-DPERMLLM_{kernel.upper()}" for kernel in built]
+    family = ["-DPERMLLM_SM103"] if built.get("sm100") == "100f" else []
     return [f'-DPERMLLM_CUDA_ARCHITECTURES="{" ".join(names)}"', *kernels, *family]
 
 
@@ -111,14 +123,9 @@ def sources(names: Sequence[str]) -> tuple[dict[Path, str], list[Path]]:
         for kernel in CUTLASS_KERNELS
         for source in sorted(SOURCES.glob(f"many_tokens_{kernel}_*.cu"))
     }
-    built = cutlass_kernels(names)
+    built = built_cutlass_kernels(names)
     heavy = {source: built[kernel] for source, kernel in of_cutlass.items() if kernel in built}
     return heavy, [path for path in sorted(SOURCES.glob("*.cu")) if path not in of_cutlass]
-
-
-def gpu_is_visible() -> bool:
-    """True where an NVIDIA driver has put a GPU."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
 
 
 def build(

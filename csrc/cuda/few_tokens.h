@@ -1,6 +1,6 @@
 // The kernel for few tokens: bound by the bytes of the weight.
 //
-// A block multiplies 128 rows by all inputs of its split, 128 inputs a step. Weights stream through
+// A block multiplies its rows by all inputs of its split, 128 inputs a step. Weights stream through
 // a ring of stages in shared memory, each byte read once. Activations stream through a ring of
 // their own, a stage shorter, and are permuted in their stage once they have arrived: multiplying
 // knows nothing of the permutation. Weights do not depend on the previous kernel, so their first
@@ -16,7 +16,7 @@ namespace permllm::cuda {
 
 inline Grid few_tokens_grid(const LinearArguments& arguments, const FewTokensPlan& plan) {
   const int tokens = plan.token_tiles * 8;
-  return {static_cast<unsigned>(arguments.padded_rows / kStepRows),
+  return {static_cast<unsigned>((arguments.padded_rows + plan.rows - 1) / plan.rows),
           static_cast<unsigned>(plan.splits),
           static_cast<unsigned>((arguments.tokens + tokens - 1) / tokens)};
 }
@@ -89,23 +89,30 @@ struct ActivationCopies {
   }
 };
 
-template <class Element, class Value, int kTokenTiles>
+// Called by few_tokens_threads(kRows) threads. Of the rows of the last block, some may not be
+// there.
+template <class Element, class Value, int kTokenTiles, int kRows = kRowMultiple>
 PERMLLM_DEVICE void few_tokens_body(const LinearArguments& arguments, const FewTokensPlan& plan,
                                     float* partial, unsigned char* shared) {
-  using Stage = WeightStage<Value>;
+  using Stage = WeightStage<Value, kRows>;
+  constexpr int kThreads = few_tokens_threads(kRows);
   constexpr int kTokens = 8 * kTokenTiles;
   constexpr int kStages = few_tokens_stages(kTokenTiles);
   constexpr int kInputStages = kStages - 1;
   // With many tokens a warp multiplies half of the rows by half of the tokens: shared memory then
   // delivers the activations to two warps in place of four.
   constexpr int kRowTiles = few_tokens_row_tiles(kTokenTiles);
-  constexpr int kWarpsOfRows = kStepRows / kWarpRows / kRowTiles;
-  static_assert(kFewThreads == kPermutingThreads);
+  constexpr int kWarpsOfRows = kRows / kWarpRows / kRowTiles;
+  static_assert(kThreads / 32 == kWarpsOfRows * kRowTiles && kThreads >= kPermutingThreads);
   const int lane = threadIdx.x % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int first_row = warp % kWarpsOfRows * kRowTiles * kWarpRows;
   const int first_token = warp / kWarpsOfRows * (kTokens / kRowTiles);
-  const int row = blockIdx.x * kStepRows;
+  const int row = blockIdx.x * kRows;
+  const bool has_rows =
+      kRowMultiple % kRows == 0 || row + first_row < arguments.padded_rows;  // this warp
+  // Four warps bring and permute activations, of as many as there are.
+  const bool brings = kThreads == kPermutingThreads || warp < kPermutingThreads / 32;
   const int split = blockIdx.y;
   const int token = blockIdx.z * kTokens;
   const int first_step = split * plan.steps_per_split;
@@ -120,9 +127,9 @@ PERMLLM_DEVICE void few_tokens_body(const LinearArguments& arguments, const FewT
   };
   const auto fetch_weights = [&](int step) {
     if (step < steps) {
-      Stage::template copy<kFewThreads>(weights + step % kStages * Stage::kBytes, arguments.values,
-                                        arguments.metadata, arguments.padded_rows,
-                                        arguments.padded_inputs, row, input_of(step));
+      Stage::template copy<kThreads>(weights + step % kStages * Stage::kBytes, arguments.values,
+                                     arguments.metadata, arguments.padded_rows,
+                                     arguments.padded_inputs, row, input_of(step));
     }
     commit_copies();
   };
@@ -137,15 +144,15 @@ PERMLLM_DEVICE void few_tokens_body(const LinearArguments& arguments, const FewT
   wait_for_previous_kernel();
   allow_next_kernel();
   const ActivationCopies<kTokens> activations(arguments, token);
-  const bool permuted = arguments.permutation != nullptr;
-  uint32_t places = permuted ? load_places(arguments.permutation, first_step, lane) : 0;
-  activations.template load<kInputStages - 1>(inputs_of, input_of);
+  const bool permutes = brings && arguments.permutation != nullptr;
+  uint32_t places = permutes ? load_places(arguments.permutation, first_step, lane) : 0;
+  if (brings) activations.template load<kInputStages - 1>(inputs_of, input_of);
 
-  WarpTile<Element, Value, kRowTiles, kTokenTiles / kRowTiles> tile;
+  WarpTile<Element, Value, kRowTiles, kTokenTiles / kRowTiles, kRows> tile;
   tile.clear();
   for (int step = 0; step < steps; ++step) {
     wait_copies<2 * kInputStages - 3>();
-    if (permuted) {
+    if (permutes) {
       sync_warp();  // the tokens of this warp have arrived
       permute_tokens<kTokens>(inputs_of(step), places, threadIdx.x, activations.tokens,
                               [](unsigned char* target, uint32_t word) {
@@ -153,14 +160,15 @@ PERMLLM_DEVICE void few_tokens_body(const LinearArguments& arguments, const FewT
                               });
     }
     sync_block();  // stages of this step are written; those of the step before were read
-    if (const int next = step + kInputStages - 1; next < steps) {
+    if (const int next = step + kInputStages - 1; brings && next < steps) {
       activations.start(inputs_of(next), input_of(next));
     }
     commit_copies();
     fetch_weights(step + kStages - 1);
-    if (permuted && step + 1 < steps) {
+    if (permutes && step + 1 < steps) {
       places = load_places(arguments.permutation, first_step + step + 1, lane);
     }
+    if (!has_rows) continue;
     const unsigned char* inputs = inputs_of(step);
     tile.add_step(weights + step % kStages * Stage::kBytes, first_row, lane, [&](int t, int unit) {
       return inputs + activation_byte<kTokens>(first_token + t, unit * 8);
@@ -169,10 +177,10 @@ PERMLLM_DEVICE void few_tokens_body(const LinearArguments& arguments, const FewT
 
   sync_block();  // the stages are free: the copies of every step have arrived
   auto* sums = reinterpret_cast<float*>(shared);
-  tile.store(sums, kTilePitch, first_row, first_token, lane);
+  tile.store(sums, kTilePitch<kRows>, first_row, first_token, lane);
   sync_block();
   const int64_t plane = int64_t{arguments.tokens} * arguments.padded_rows;
-  write_tile<Element, kTokens, kFewThreads>(
+  write_tile<Element, kTokens, kThreads, kRows>(
       arguments, sums, partial == nullptr ? nullptr : partial + split * plane, row, token);
 }
 

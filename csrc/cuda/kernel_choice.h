@@ -7,6 +7,7 @@
 #include "arguments.h"
 #include "few_tokens_plan.h"
 #include "format.h"
+#include "throughput.h"
 
 namespace permllm::cuda {
 
@@ -44,11 +45,6 @@ constexpr CutlassTile kSm90PermutingTiles[] = {{64, 1, 2, 400 + 272 + 256 + 128}
 // Two processors multiply together: each reads its own rows, and half of the activations.
 constexpr CutlassTile kSm100Tiles[] = {
     {256, 2, 1, 400 + 400}, {128, 2, 1, 272 + 272}, {64, 2, 1, 208 + 208}};
-// Of the second-level cache, for each processor when all read: 5.5 TB/s at 1.75 GHz of an H100.
-// Taken to be the same on sm_100.
-constexpr int kCacheBytesPerClock = 24;
-// What another kernel in front takes at least, in whatever it overlaps: 1 us of an H100, a guess.
-constexpr int kPassClocks = 1750;
 
 struct TileChoice {
   int tokens;
@@ -105,37 +101,14 @@ inline bool sm90_permutes_itself(const LinearArguments& arguments, const Device&
              pass_clocks(arguments, device);
 }
 
-// Of memory, for each processor: 3.35 TB/s at 1.75 GHz of an H100, which an A100 comes near to.
-// Twice that on sm_100. Others, whose memory is no HBM, have 2.5 (L4) to 4.4 (RTX 5090).
-constexpr int memory_bytes_per_clock(int capability) {
-  if (capability == 80 || capability == 90) return 14;
-  return capability == 100 || capability == 103 ? 28 : 4;
-}
-
-// What the kernel for few tokens takes: the bytes of the weight from memory, or shared memory (128
-// bytes a clock) of the processor that has most blocks, whichever is more. A step writes weights
-// and activations of the tokens that there are, and reads both for the product, activations of the
-// whole tile; permuting reads 2 bytes a lane, and writes once more.
-inline int64_t few_tokens_clocks(const LinearArguments& arguments, const Device& device,
-                                 bool permuting) {
-  const FewTokensPlan plan = plan_few_tokens(arguments, device);
-  const int row_tiles = few_tokens_row_tiles(plan.token_tiles);
-  const int stage = weight_stage_bytes(arguments.int8);
-  const int token_clocks = 2 * kInputMultiple / 128;
-  const int step = stage / 128 * (1 + row_tiles) +
-                   plan.token_tiles * 8 * token_clocks * (kRowMultiple / 32 / row_tiles) +
-                   arguments.tokens * token_clocks * (permuting ? 1 + 2 + 1 : 1);
-  const int64_t row_steps = arguments.padded_rows / kRowMultiple;
-  const int64_t blocks = (row_steps * plan.splits + device.processors - 1) / device.processors;
-  const int64_t bytes = row_steps * (arguments.padded_inputs / kInputMultiple) * stage;
-  return std::max(blocks * plan.steps_per_split * step,
-                  bytes / (device.processors * memory_bytes_per_clock(device.capability)));
-}
-
 // Up to 64 tokens. With few of them permuting hides behind the bytes of the weight.
 inline bool few_tokens_permute_themselves(const LinearArguments& arguments, const Device& device) {
-  return few_tokens_clocks(arguments, device, true) <=
-         few_tokens_clocks(arguments, device, false) + pass_clocks(arguments, device);
+  LinearArguments permuted = arguments;
+  permuted.permutation = nullptr;
+  const auto clocks = [&](const LinearArguments& of) {
+    return few_tokens_clocks(of, device, plan_few_tokens(of, device));
+  };
+  return clocks(arguments) <= clocks(permuted) + pass_clocks(arguments, device);
 }
 
 inline LinearKernel choose_kernel(const LinearArguments& arguments, const Device& device,

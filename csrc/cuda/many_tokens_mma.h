@@ -50,7 +50,7 @@ PERMLLM_HOST_DEVICE constexpr int many_tokens_shared_bytes() {
   constexpr int kStages = kManyStages<Value, kTokens>;
   constexpr int kStageBytes =
       kStages * (WeightStage<Value>::kBytes + ActivationStage<kTokens>::kBytes);
-  constexpr int kTileBytes = kTokens * kTilePitch * static_cast<int>(sizeof(float));
+  constexpr int kTileBytes = kTokens * kTilePitch<> * static_cast<int>(sizeof(float));
   return kStageBytes > kTileBytes ? kStageBytes : kTileBytes;
 }
 
@@ -118,7 +118,7 @@ PERMLLM_DEVICE void many_tokens_body(const LinearArguments& arguments, unsigned 
 
   sync_block();  // the stages are free: the copies of every step have arrived
   auto* sums = reinterpret_cast<float*>(shared);
-  tile.store(sums, kTilePitch, first_row, first_token, lane);
+  tile.store(sums, kTilePitch<>, first_row, first_token, lane);
   sync_block();
   write_tile<Element, kTokens, kManyThreads<kTokens>>(arguments, sums, nullptr, row, token);
 }

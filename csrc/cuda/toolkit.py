@@ -6,8 +6,11 @@ import importlib.util
 import os
 import re
 import shutil
+import subprocess
+from functools import cache
 from pathlib import Path
 
+LEAST_NVCC = (12, 8)
 LEAST_CUTLASS = (4, 2)
 
 
@@ -22,6 +25,11 @@ def nvcc() -> str | None:
     found += [path for path in (shutil.which("nvcc"),) if path]
     found += [str(path) for path in candidates[len(homes) :] if path.exists()]
     return found[0] if found else None
+
+
+def nvcc_version() -> tuple[int, int]:
+    """What `nvcc` says of its release; that it is new enough where it says nothing of the kind."""
+    return _release(nvcc() or "nvcc")
 
 
 def home() -> Path | None:
@@ -72,6 +80,16 @@ def cutlass_missing() -> str:
         "the CUTLASS headers were not found: pip install --no-deps nvidia-cutlass==4.2.0.0, or set "
         "PERMLLM_CUTLASS_DIR to a CUTLASS checkout of version 4.2 or later"
     )
+
+
+@cache
+def _release(compiler: str) -> tuple[int, int]:
+    try:
+        told = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+    except OSError:
+        return LEAST_NVCC
+    found = re.search(r"release (\d+)\.(\d+)", told)
+    return (int(found[1]), int(found[2])) if found else LEAST_NVCC
 
 
 def _version(directory: Path) -> tuple[int, int]:

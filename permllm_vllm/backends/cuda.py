@@ -68,6 +68,20 @@ def missing_architecture(capability: tuple[int, int], built: list[str]) -> str:
     )
 
 
+def missing_gemm(capability: tuple[int, int], built: list[str]) -> str:
+    """Why many tokens take longer than they could on a GPU; empty where they do not.
+
+    `built` are the architectures whose own GEMM of CUTLASS the library has. That of 10.0 is not
+    expected of it: nobody has run it.
+    """
+    if capability != (9, 0) or "90" in built:
+        return ""
+    return (
+        "built without CUTLASS' sparse GEMM for 9.0: more than 64 tokens are multiplied by "
+        "mma.sp, which is slower"
+    )
+
+
 def _version(architecture: str) -> tuple[int, int]:
     return divmod(int(architecture.rstrip("af")), 10)
 

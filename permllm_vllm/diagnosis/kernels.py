@@ -12,6 +12,7 @@ import torch
 from permllm_vllm import ops
 from permllm_vllm.backends import CheckpointWeights, fallback_reason, select_backend
 from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
+from permllm_vllm.backends.cuda import missing_gemm
 from permllm_vllm.checkpoint.packing import pack_mask, pack_values
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.diagnosis.finding import INSTALL, Finding, Verdict
@@ -91,6 +92,17 @@ def cuda_kernels() -> Iterator[Finding]:
     verdict = Verdict.PROBLEM if reason else Verdict.GOOD
     remedy = f"PERMLLM_BUILD_CUDA=1 builds them; {INSTALL}" if ops.cuda_missing_reason else ""
     yield Finding("CUDA kernels", reason or "loaded", verdict, remedy)
+    if not reason:
+        yield from cutlass_gemm()
+
+
+def cutlass_gemm() -> Iterator[Finding]:
+    """What the loaded CUDA library lacks for many tokens on the first GPU, if anything."""
+    built = torch.ops.permllm.cutlass_architectures().split()
+    slow = missing_gemm(torch.cuda.get_device_capability(0), built)
+    if slow:
+        remedy = f"pip install --no-deps nvidia-cutlass==4.2.0.0, and {INSTALL}"
+        yield Finding("CUDA kernels for many tokens", slow, Verdict.PROBLEM, remedy)
 
 
 def services() -> list[Service]:

@@ -63,6 +63,7 @@ SMALL = Gpu(90, 4, 227 << 10, 228 << 10)
 
 @dataclass(frozen=True)
 class Plan:
+    rows: int
     token_tiles: int
     steps_per_split: int
     splits: int
@@ -94,10 +95,14 @@ class Emulator:
         rows: int,
         *,
         kernel: int = 0,
+        block_rows: int = 0,
         gpu: Gpu = SMALL,
         seed: int = 0,
     ) -> Tensor:
-        """`kernel` is 0 for few tokens, or the token tile of the many-token kernel: 64 or 128."""
+        """`kernel` is 0 for few tokens, or the token tile of the many-token kernel: 64 or 128.
+
+        `block_rows` are those of the blocks for few tokens, 0 as they are planned.
+        """
         y = torch.empty(x.shape[0], rows, dtype=x.dtype)
         tensors = [
             x, packed.packed, packed.metadata, packed.permutation, packed.scale, bias, y,
@@ -117,7 +122,9 @@ class Emulator:
         )
         device = gpu.as_struct()
         _raise(
-            self._library.emulate_linear(ctypes.byref(layer), kernel, ctypes.byref(device), seed)
+            self._library.emulate_linear(
+                ctypes.byref(layer), kernel, block_rows, ctypes.byref(device), seed
+            )
         )
         return y
 
@@ -151,10 +158,23 @@ class Emulator:
         _raise(error)
         return y
 
-    def plan(self, rows: int, inputs: int, tokens: int, *, int8: bool, gpu: Gpu) -> Plan:
-        result = (ctypes.c_int * 4)()
+    def plan(
+        self,
+        rows: int,
+        inputs: int,
+        tokens: int,
+        *,
+        int8: bool,
+        gpu: Gpu,
+        permuted: bool = False,
+        block_rows: int = 0,
+    ) -> Plan:
+        """How the kernel for few tokens cuts its work, in blocks of `block_rows` if not 0."""
+        result = (ctypes.c_int * 5)()
         device = gpu.as_struct()
-        self._library.plan(rows, inputs, tokens, int8, ctypes.byref(device), result)
+        self._library.plan(
+            rows, inputs, tokens, int8, permuted, block_rows, ctypes.byref(device), result
+        )
         return Plan(*result)
 
     def choice(

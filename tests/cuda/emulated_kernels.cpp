@@ -21,8 +21,14 @@ void few_tokens(const LinearArguments& a, const FewTokensPlan& plan, float* part
       return few_tokens_body<Element, Value, 2>(a, plan, partial, shared);
     case 4:
       return few_tokens_body<Element, Value, 4>(a, plan, partial, shared);
+  }
+  switch (plan.rows) {
+    case 192:
+      return few_tokens_body<Element, Value, 8, 192>(a, plan, partial, shared);
+    case 256:
+      return few_tokens_body<Element, Value, 8, 256>(a, plan, partial, shared);
     default:
-      return few_tokens_body<Element, Value, 8>(a, plan, partial, shared);
+      return few_tokens_body<Element, Value, 8, 128>(a, plan, partial, shared);
   }
 }
 
@@ -33,14 +39,16 @@ struct Memory {
 };
 
 template <class Element, class Value>
-void run_few(const LinearArguments& a, const Device& device, unsigned seed, Memory memory) {
-  const FewTokensPlan plan = plan_few_tokens(a, device);
+void run_few(const LinearArguments& a, const Device& device, int block_rows, unsigned seed,
+             Memory memory) {
+  const FewTokensPlan plan =
+      block_rows == 0 ? plan_few_tokens(a, device) : plan_few_tokens(a, device, block_rows);
   if (plan.shared_bytes > device.shared_bytes_per_block) emulator::fail("too much shared memory");
   Guarded shared(plan.shared_bytes);
   Guarded partial(plan.splits * size_t(a.tokens) * a.padded_rows * 4);
   auto* sums = plan.splits > 1 ? reinterpret_cast<float*>(partial.data) : nullptr;
-  launch_after_another(few_tokens_grid(a, plan), kFewThreads, seed, shared, memory.inputs,
-                       sums == nullptr ? memory.y : partial,
+  launch_after_another(few_tokens_grid(a, plan), few_tokens_threads(plan.rows), seed, shared,
+                       memory.inputs, sums == nullptr ? memory.y : partial,
                        [&] { few_tokens<Element, Value>(a, plan, sums, shared.data); });
   if (sums == nullptr) return;
   memory.inputs.push_back(&partial);
@@ -80,8 +88,10 @@ struct Layer {
   void* y;
 };
 
-// kernel: 0 few tokens, else the token tile of the many-token kernel. Returns an error or null.
-const char* emulate_linear(const Layer* layer, int kernel, const Device* device, unsigned seed) {
+// kernel: 0 few tokens, in blocks of `block_rows` or 0 as planned, else the token tile of the
+// many-token kernel. Returns an error or null.
+const char* emulate_linear(const Layer* layer, int kernel, int block_rows, const Device* device,
+                           unsigned seed) {
   const Layer& l = *layer;
   const size_t value_bytes = l.int8 ? 1 : 2;
   Guarded x(l.x, (size_t(l.tokens - 1) * l.x_stride + l.inputs) * 2);
@@ -108,7 +118,7 @@ const char* emulate_linear(const Layer* layer, int kernel, const Device* device,
                           l.padded_inputs};
   const Memory memory{{&x, &permutation, &scale, &bias}, y};
   const auto run = [&]<class Element, class Value>() {
-    if (kernel == 0) return run_few<Element, Value>(a, *device, seed, memory);
+    if (kernel == 0) return run_few<Element, Value>(a, *device, block_rows, seed, memory);
     if (kernel == 64) return run_many_tile<Element, Value, 64>(a, seed, memory);
     return run_many_tile<Element, Value, 128>(a, seed, memory);
   };
@@ -151,10 +161,15 @@ const char* emulate_stages(const void* x, const uint8_t* permutation, void* y, i
   return error_of([&] { permute(stages, places, count, static_cast<unsigned char*>(y), seed); });
 }
 
-void plan(int rows, int inputs, int tokens, int int8, const Device* device, int* result) {
-  const FewTokensPlan p = plan_few_tokens(sizes(rows, inputs, tokens, int8), *device);
-  const int values[] = {p.token_tiles, p.steps_per_split, p.splits, p.shared_bytes};
-  std::copy_n(values, 4, result);
+void plan(int rows, int inputs, int tokens, int int8, int permuted, int block_rows,
+          const Device* device, int* result) {
+  LinearArguments a = sizes(rows, inputs, tokens, int8);
+  const uint8_t permutation{};
+  a.permutation = permuted ? &permutation : nullptr;
+  const FewTokensPlan p =
+      block_rows == 0 ? plan_few_tokens(a, *device) : plan_few_tokens(a, *device, block_rows);
+  const int values[] = {p.rows, p.token_tiles, p.steps_per_split, p.splits, p.shared_bytes};
+  std::copy_n(values, 5, result);
 }
 
 // The kernel that the operator takes, with its tile: of tokens, 0 for few tokens; and whether a

@@ -14,8 +14,11 @@ WIDE = 6272
 number, where clusters take two."""
 
 WIDER = 17024
-"""133 tiles of 128 rows, one more than an H100 has processors: one of them permutes for two tiles,
-and up to 64 tokens are worth a pass."""
+"""133 tiles of 128 rows, one more than an H100 has processors: 64 tokens are better multiplied in
+blocks of 192 rows, the last of which has 128."""
+
+WIDEST = 27000
+"""Outputs that are better multiplied in blocks of 256 rows there, the last of which has 128."""
 
 PRODUCTS = (
     (1, 8, 0, False),
@@ -29,6 +32,7 @@ PRODUCTS = (
     (512, 11008, 64, True),
     (WIDE, 256, 64, True),
     (WIDER, 1024, 64, True),
+    (WIDEST, 256, 64, True),
 )
 """Outputs, inputs, block size of the permutation or 0, and whether there is a bias."""
 

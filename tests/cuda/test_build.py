@@ -1,15 +1,19 @@
 """When and for what the CUDA library is built."""
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from setuptools import Distribution
 
-from csrc.cuda import build, jobs, toolkit
+from csrc.cuda import architectures, build, jobs, toolkit
+from tests.sanitizing.build import setup_module
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,14 +22,15 @@ ROOT = Path(__file__).parents[2]
 def _no_environment(monkeypatch):
     for name in ("PERMLLM_BUILD_CUDA", "PERMLLM_CUDA_ARCHS", "PERMLLM_CUTLASS_DIR", "MAX_JOBS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(architectures, "capabilities", list)
 
 
 @pytest.fixture
 def tools(monkeypatch, tmp_path):
     monkeypatch.setattr(toolkit, "nvcc", lambda: "/opt/cuda/bin/nvcc")
+    monkeypatch.setattr(toolkit, "nvcc_version", lambda: (13, 0))
     monkeypatch.setattr(toolkit, "library_directories", lambda: [tmp_path])
     monkeypatch.setattr(toolkit, "cutlass", lambda: tmp_path)
-    monkeypatch.setattr(build, "gpu_is_visible", lambda: True)
 
 
 @pytest.mark.parametrize(
@@ -42,14 +47,58 @@ def tools(monkeypatch, tmp_path):
 )
 def test_architectures(monkeypatch, chosen, names):
     monkeypatch.setenv("PERMLLM_CUDA_ARCHS", chosen)
-    assert build.architectures() == names
+    assert architectures.architectures() == names
 
 
 @pytest.mark.parametrize("chosen", ["75", "sm_80", "hopper"])
 def test_unknown_architectures(monkeypatch, chosen):
     monkeypatch.setenv("PERMLLM_CUDA_ARCHS", chosen)
     with pytest.raises(ValueError, match=f"names '{chosen}'.*80 90a 100 120"):
-        build.architectures()
+        architectures.architectures()
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "names"),
+    [
+        ("9.0 9.0", ["90a"]),
+        ("8.9", ["80"]),
+        ("12.0 8.6", ["80", "120"]),
+        ("10.3", ["100"]),
+        ("11.0", ["110"]),  # no other runs there
+        ("7.5 8.0", ["80"]),
+        ("7.5", ["80", "90a", "100", "120"]),  # runs none: as where there is no GPU
+        ("", ["80", "90a", "100", "120"]),
+    ],
+)
+def test_architectures_of_the_gpus_here(monkeypatch, capabilities, names):
+    monkeypatch.setattr(architectures, "capabilities", capabilities.split)
+    assert architectures.architectures() == names
+    monkeypatch.setenv("PERMLLM_CUDA_ARCHS", "100f")
+    assert architectures.architectures() == ["100f"]
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("echo 9.0; echo 8.9; echo 9.0", ["8.9", "9.0"]),
+        ("echo '[N/A]'", []),
+        ("echo NVIDIA-SMI has failed; exit 9", []),
+        (None, []),
+    ],
+)
+def test_gpus_are_asked_of_nvidia_smi(monkeypatch, tmp_path, said, found):
+    monkeypatch.undo()  # of _no_environment
+    if said is not None:
+        program = tmp_path / "nvidia-smi"
+        query = "--query-gpu=compute_cap --format=csv,noheader"
+        program.write_text(f'#!/bin/sh\n[ "$*" = "{query}" ] || exit 2\n{said}\n')
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    architectures.capabilities.cache_clear()
+    try:
+        assert architectures.capabilities() == found
+    finally:
+        architectures.capabilities.cache_clear()
 
 
 def test_the_last_architecture_is_ptx_where_it_can_be():
@@ -67,8 +116,9 @@ def test_the_last_architecture_is_ptx_where_it_can_be():
         (["103a"], {}, set()),
     ],
 )
-def test_kernels_of_cutlass(monkeypatch, names, kernels, defined):
+def test_kernels_of_cutlass(monkeypatch, tmp_path, names, kernels, defined):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(toolkit, "cutlass", lambda: tmp_path)
     assert build.cutlass_kernels(names) == kernels
     flags = build.definitions(names)
     assert flags[0] == f'-DPERMLLM_CUDA_ARCHITECTURES="{" ".join(names)}"'
@@ -82,6 +132,9 @@ def test_kernels_of_cutlass(monkeypatch, names, kernels, defined):
     }
     assert {source.stem: architecture for source, architecture in heavy.items()} == stems
     assert {path.stem for path in light} == {"device", "few_tokens", "many_tokens_mma", "permute"}
+    monkeypatch.setattr(toolkit, "cutlass", lambda: None)  # then the others alone
+    assert build.sources(names) == ({}, light)
+    assert build.definitions(names) == flags[:1]
 
 
 GIB = 1 << 30
@@ -183,14 +236,12 @@ def test_a_source_that_fails_ends_the_build():
 
 
 @pytest.mark.usefixtures("tools")
-def test_builds_where_there_is_a_gpu(monkeypatch):
-    assert build.reason_not_to_build() is None
-    monkeypatch.setattr(build, "gpu_is_visible", lambda: False)
-    assert "no GPU is visible" in build.reason_not_to_build()
-    monkeypatch.setenv("PERMLLM_CUDA_ARCHS", "80")
-    assert build.reason_not_to_build() is None
-    monkeypatch.delenv("PERMLLM_CUDA_ARCHS")
-    monkeypatch.setenv("PERMLLM_BUILD_CUDA", "1")
+@pytest.mark.parametrize("wish", ["", "1"])
+@pytest.mark.parametrize("capabilities", [[], ["9.0"]])
+def test_builds_where_nvcc_is(monkeypatch, wish, capabilities):
+    """With a GPU and without, as on the node of a cluster where software is installed."""
+    monkeypatch.setattr(architectures, "capabilities", lambda: capabilities)
+    monkeypatch.setenv("PERMLLM_BUILD_CUDA", wish)
     assert build.reason_not_to_build() is None
     monkeypatch.setenv("PERMLLM_BUILD_CUDA", "0")
     assert "unset it" in build.reason_not_to_build()
@@ -198,22 +249,109 @@ def test_builds_where_there_is_a_gpu(monkeypatch):
 
 @pytest.mark.usefixtures("tools")
 def test_missing_tools_are_errors_only_where_a_build_is_demanded(monkeypatch):
+    for tool, answer, said in (
+        ("library_directories", [], "libcudart_static.a was not found"),
+        ("nvcc_version", (12, 4), "/opt/cuda/bin/nvcc is older than CUDA 12.8"),
+        ("nvcc", None, "nvcc was not found"),
+    ):
+        monkeypatch.delenv("PERMLLM_BUILD_CUDA", raising=False)
+        monkeypatch.setattr(toolkit, tool, lambda answer=answer: answer)
+        assert build.reason_not_to_build().startswith(said)
+        monkeypatch.setenv("PERMLLM_BUILD_CUDA", "1")
+        with pytest.raises(RuntimeError, match=f"PERMLLM_BUILD_CUDA=1 is set, but {said}"):
+            build.reason_not_to_build()
+
+
+@pytest.mark.usefixtures("tools")
+def test_without_cutlass_the_other_kernels_are_built_unless_all_are_demanded(monkeypatch):
     monkeypatch.setattr(toolkit, "cutlass", lambda: None)
-    assert "nvidia-cutlass" in build.reason_not_to_build()
+    assert build.reason_not_to_build() is None
+    assert "GEMMs for many tokens are left out: the CUTLASS headers" in build.announcement()
     monkeypatch.setenv("PERMLLM_BUILD_CUDA", "1")
-    with pytest.raises(RuntimeError, match="PERMLLM_BUILD_CUDA=1 is set, but the CUTLASS headers"):
-        build.reason_not_to_build()
-    monkeypatch.setenv("PERMLLM_CUDA_ARCHS", "100a")
-    with pytest.raises(RuntimeError, match="PERMLLM_BUILD_CUDA=1 is set, but the CUTLASS headers"):
-        build.reason_not_to_build()
+    for names in ("", "100a"):
+        monkeypatch.setenv("PERMLLM_CUDA_ARCHS", names)
+        with pytest.raises(RuntimeError, match="is set, but the CUTLASS headers were not found"):
+            build.reason_not_to_build()
     monkeypatch.setenv("PERMLLM_CUDA_ARCHS", "80 100")  # needs no CUTLASS
     assert build.reason_not_to_build() is None
-    monkeypatch.setattr(toolkit, "library_directories", list)
-    with pytest.raises(RuntimeError, match=r"libcudart_static\.a was not found"):
-        build.reason_not_to_build()
-    monkeypatch.setattr(toolkit, "nvcc", lambda: None)
-    with pytest.raises(RuntimeError, match="nvcc was not found"):
-        build.reason_not_to_build()
+    assert "CUTLASS" not in build.announcement()
+
+
+@pytest.mark.usefixtures("tools")
+@pytest.mark.parametrize(
+    ("wish", "names", "capabilities", "said"),
+    [
+        ("", "", [], "nvcc (it was found), for 80 90a 100 120 (no such GPU is here: all)"),
+        ("", "", ["9.0"], "nvcc (it was found), for 90a (what the GPUs here run)"),
+        ("1", "80", [], "(PERMLLM_BUILD_CUDA=1 is set), for 80 (PERMLLM_CUDA_ARCHS is set)"),
+    ],
+)
+def test_a_build_is_announced(monkeypatch, wish, names, capabilities, said):
+    """What, why, that it takes a while, and how to do without."""
+    monkeypatch.setattr(architectures, "capabilities", lambda: capabilities)
+    monkeypatch.setenv("PERMLLM_BUILD_CUDA", wish)
+    monkeypatch.setenv("PERMLLM_CUDA_ARCHS", names)
+    line = build.announcement()
+    assert said in line
+    assert "This takes minutes: PERMLLM_BUILD_CUDA=0 leaves them out" in line
+    assert "\n" not in line
+
+
+def test_setup_announces_the_build(monkeypatch, capsys, tmp_path):
+    setup = setup_module()
+    capsys.readouterr()  # what it lacks here
+    order = []
+    pretended = SimpleNamespace(
+        announcement=lambda: order.append("announced") or "compiling the CUDA kernels",
+        build=lambda **_: order.append("built"),
+    )
+    monkeypatch.setattr(setup, "cuda_build", lambda: pretended)
+    monkeypatch.setattr(setup, "compiler", lambda: ["c++"])
+    setup.BuildLibrary(Distribution()).build_cuda(tmp_path / "_C_cuda.so")
+    assert capsys.readouterr().err == "compiling the CUDA kernels\n"
+    assert order == ["announced", "built"]
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [
+        ("Cuda compilation tools, release 12.4, V12.4.131", (12, 4)),
+        ("Cuda compilation tools, release 13.0, V13.0.88", (13, 0)),
+        ("something else", (12, 8)),  # not known: the build will tell
+    ],
+)
+def test_the_version_of_nvcc(monkeypatch, tmp_path, said, version):
+    compiler = tmp_path / "nvcc"
+    compiler.write_text(f"#!/bin/sh\necho '{said}'\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(toolkit, "nvcc", lambda: str(compiler))
+    assert toolkit.nvcc_version() == version
+
+
+def test_nvcc_of_a_python_package_is_not_looked_for(monkeypatch, tmp_path):
+    """Tests may need its headers: that is no wish to build. CUDA_HOME says where it is."""
+    package = tmp_path / "site-packages" / "nvidia" / "cu13"
+    (package / "bin").mkdir(parents=True)
+    (package / "bin" / "nvcc").touch()
+    for name in ("CUDA_HOME", "CUDA_PATH", "PATH"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    assert toolkit.nvcc() in (None, "/usr/local/cuda/bin/nvcc")
+    monkeypatch.setenv("CUDA_HOME", str(package))
+    assert toolkit.nvcc() == str(package / "bin" / "nvcc")
+
+
+def test_make_install_compiles_no_cuda(tmp_path):
+    """Its vLLM is the one for the CPU, and nvcc may be there for the tests."""
+    make = shutil.which("make")
+    if make is None:
+        pytest.skip("needs make")
+
+    command = [make, "--dry-run", "--always-make", "install", f"VENV={tmp_path}"]
+    planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    install = planned.stdout.splitlines()[-2]
+    assert "pip install" in install
+    assert install.startswith("PERMLLM_BUILD_CUDA=${PERMLLM_BUILD_CUDA:-0} ")
 
 
 @pytest.mark.usefixtures("tools")

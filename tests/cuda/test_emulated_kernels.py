@@ -1,5 +1,7 @@
 """The kernels' own code on an emulated GPU, against float64 products with the dense weight."""
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +16,7 @@ TOLERANCE = {torch.bfloat16: 3e-3, torch.float16: 6e-4}  # the rounding of y giv
 DTYPES = (torch.bfloat16, torch.float16)
 
 
-def check(emulator, layer, tokens, dtype, *, kernel=0, gpu=SMALL, seed=0):
+def check(emulator, layer, tokens, dtype, *, kernel=0, block_rows=0, gpu=SMALL, seed=0):
     n, k = layer.dense.shape
     packed = CudaBackend(dtype).pack(layer.weights)
     x = torch.randn(tokens, k, generator=torch.Generator().manual_seed(seed)).to(dtype)
@@ -22,7 +24,9 @@ def check(emulator, layer, tokens, dtype, *, kernel=0, gpu=SMALL, seed=0):
     inputs = x
     if kernel and packed.permutation is not None:  # that kernel takes permuted activations
         inputs = emulator.permute(x, packed.permutation[:k].contiguous(), seed)
-    y = emulator.linear(inputs, packed, bias, n, kernel=kernel, gpu=gpu, seed=seed)
+    y = emulator.linear(
+        inputs, packed, bias, n, kernel=kernel, block_rows=block_rows, gpu=gpu, seed=seed
+    )
     exact = x.double() @ layer.dense.to(dtype).double().t()
     if layer.weights.scale is not None:
         exact = x.double() @ layer.dense.t()
@@ -46,6 +50,25 @@ def test_few_tokens(emulator, n, k, block_size, bias, tokens):
     check(emulator, layer, tokens, DTYPES[tokens % 2], seed=tokens)
 
 
+WIDE = (192, 256)
+
+
+@pytest.mark.parametrize("block_rows", WIDE)
+@pytest.mark.parametrize(
+    ("n", "k", "tokens"),
+    [(1, 8, 33), (128, 128, 64), (200, 640, 47), (384, 1152, 64), (700, 2112, 50)],
+)
+def test_few_tokens_in_wide_blocks(emulator, n, k, tokens, block_rows):
+    """The last block is whole, or has 64 or 128 rows; with splits and without."""
+    layer = random_layer(n, k, permuted=k % 64 == 0, bias=n > 1, zeros=n > 1)
+    check(emulator, layer, tokens, DTYPES[n % 2], block_rows=block_rows, seed=tokens)
+
+
+@pytest.mark.parametrize("block_rows", WIDE)
+def test_few_tokens_in_wide_blocks_int8(emulator, block_rows):
+    check(emulator, int8_layer(329, 704, bias=True), 50, torch.bfloat16, block_rows=block_rows)
+
+
 @settings(max_examples=25)
 @given(
     n=st.integers(1, 300),
@@ -54,10 +77,13 @@ def test_few_tokens(emulator, n, k, block_size, bias, tokens):
     block_size=st.sampled_from([32, 64, 128]),
     gpu=st.sampled_from([A100, H100, L4, SMALL]),
     dtype=st.sampled_from(DTYPES),
+    block_rows=st.sampled_from([0, *WIDE]),
 )
-def test_few_tokens_of_any_shape(emulator, n, k, tokens, block_size, gpu, dtype):
+def test_few_tokens_of_any_shape(emulator, n, k, tokens, block_size, gpu, dtype, block_rows):
     layer = random_layer(n, k, block_size=block_size, permuted=k % block_size == 0, bias=True)
-    check(emulator, layer, tokens, dtype, gpu=gpu, seed=n + k)
+    if tokens <= 32 or gpu is L4:  # where no blocks are wide
+        block_rows = 0
+    check(emulator, layer, tokens, dtype, gpu=gpu, block_rows=block_rows, seed=n + k)
 
 
 @pytest.mark.parametrize("kernel", [0, 64])
@@ -102,12 +128,15 @@ def test_the_order_of_threads_does_not_matter(emulator):
     """Each seed runs the threads in other orders: bytes must not change, splits included."""
     layer = random_layer(64, 1152, bias=True)
     packed = CudaBackend(torch.bfloat16).pack(layer.weights)
-    x = torch.randn(9, 1152).bfloat16()
-    for kernel in (0, 64):
-        first = emulator.linear(x, packed, layer.bias, 64, kernel=kernel)
-        for seed in range(1, 5):
-            again = emulator.linear(x, packed, layer.bias, 64, kernel=kernel, seed=seed * 1000)
-            assert torch.equal(first, again)
+    for kernel, block_rows, tokens in ((0, 0, 9), (64, 0, 9), (0, 192, 40)):
+        x = torch.randn(tokens, 1152).bfloat16()
+        first, *others = (
+            emulator.linear(
+                x, packed, layer.bias, 64, kernel=kernel, block_rows=block_rows, seed=seed * 1000
+            )
+            for seed in range(5)
+        )
+        assert all(torch.equal(first, other) for other in others)
 
 
 def test_a_token_does_not_depend_on_its_neighbours(emulator):
@@ -153,8 +182,9 @@ def test_plans_fit(emulator, gpu, int8):
     shapes = [*LLAMA_2_7B, (1, 8), (128, 128), (1000, 1000), (128256, 4096), (4096, 28672)]
     for rows, inputs in shapes:
         steps = -(-inputs // 128)
-        for tokens in (1, 8, 9, 16, 17, 33, 64):
-            plan = emulator.plan(rows, inputs, tokens, int8=int8, gpu=gpu)
+        for tokens, permuted in product((1, 8, 9, 16, 17, 33, 64), (False, True)):
+            plan = emulator.plan(rows, inputs, tokens, int8=int8, gpu=gpu, permuted=permuted)
+            assert plan.rows == 128 or tokens > 32
             assert plan.token_tiles * 8 >= tokens
             assert plan.shared_bytes <= gpu.per_block
             assert (plan.splits - 1) * plan.steps_per_split < steps

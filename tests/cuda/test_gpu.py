@@ -18,7 +18,7 @@ from benchmarks.shapes import random_layer
 from permllm_vllm import ops
 from permllm_vllm.backends import fallback_reason, select_backend
 from permllm_vllm.backends.cuda import CudaBackend
-from tests.cuda.layers import PRODUCTS, TOKENS, WIDE, int8_layer, replace
+from tests.cuda.layers import PRODUCTS, TOKENS, WIDE, WIDER, int8_layer, replace
 
 CUDA = torch.device("cuda")
 REASON = fallback_reason(CUDA, torch.bfloat16)
@@ -113,7 +113,7 @@ def test_matches_float64(n, k, block_size, bias, dtype, seed):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "k"), [(75, 704), (512, 4096)])
+@pytest.mark.parametrize(("n", "k"), [(75, 704), (512, 4096), (WIDER, 256)])
 def test_int8(n, k, dtype, seed):
     layer = OnGpu(int8_layer(n, k, bias=True, seed=seed), dtype)
     for tokens in TOKENS:

@@ -18,8 +18,8 @@ CUTLASS_KERNELS = (
     ("PermutedMainloop", "90a", 4),
     ("MainloopSm100TmaUmmaWarpSpecializedSparse", "100a", 6),
 )
-#: Our own, that every architecture has: 4 tiles or 2 for both types and both widths of values.
-OUR_KERNELS = (("few_tokens_kernel", 16), ("many_tokens_kernel", 8), ("permute_kernel", 3))
+#: Our own, that every architecture has: 6 tiles or 2 for both types and both widths of values.
+OUR_KERNELS = (("few_tokens_kernel", 24), ("many_tokens_kernel", 8), ("permute_kernel", 3))
 LARGEST_SPILL = 16  # bytes of a thread
 #: What ptxas says of wgmma that waits for each other is no warning to it.
 REMARK = re.compile(r"\bwarning\b|Potential Performance Loss")
@@ -46,6 +46,7 @@ exact = x.double() @ layer.dense.double().T
 print(ops.__file__)
 print(backend.name, float((y.double() - exact).norm() / exact.norm()))
 print(torch.ops.permllm.cuda_architectures())
+print(torch.ops.permllm.cutlass_architectures())
 print(fallback_reason(torch.device("cuda"), torch.bfloat16))
 """
 
@@ -134,12 +135,13 @@ def test_serves_on_the_cpu_beside_it(library, tmp_path):
         capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    file, product, architectures, reason = result.stdout.splitlines()
+    file, product, architectures, of_cutlass, reason = result.stdout.splitlines()
     assert Path(file).parent == package
     backend, error = product.split()
     assert backend == ("cpu" if (package / "_C.so").exists() else "reference")
     assert float(error) < 5e-3
     assert architectures == ARCHITECTURES
+    assert of_cutlass == "90 100"
     if not torch.cuda.is_available():
         assert "torch.cuda.is_available() is false" in reason
 

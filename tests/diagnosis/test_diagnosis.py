@@ -135,6 +135,18 @@ def test_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [one.device for one in services()] == ["cpu"] * 3 + ["cuda"] * 3
 
 
+def test_a_gpu_whose_kernels_lack_the_gemm_for_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    library = SimpleNamespace(cutlass_architectures=lambda: "90")
+    monkeypatch.setattr(torch.ops, "permllm", library)
+    assert not list(kernels.cutlass_gemm())
+    library.cutlass_architectures = lambda: ""
+    finding = only(kernels.cutlass_gemm())
+    assert finding.verdict is Verdict.PROBLEM
+    assert "more than 64 tokens" in finding.found
+    assert "nvidia-cutlass" in finding.remedy
+
+
 @pytest.mark.parametrize(
     ("versions", "verdict", "text"),
     [
