@@ -7,7 +7,7 @@
 #include "cpu/huge_pages.h"
 #include "cpu/linear.h"
 #include "cpu/pack.h"
-#include "tensors.h"
+#include "cpu_tensors.h"
 
 namespace permllm {
 namespace {

@@ -2,7 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/dense.h"
-#include "tensors.h"
+#include "cpu_tensors.h"
 
 namespace permllm {
 namespace {

@@ -1,17 +1,11 @@
-// What the operators ask of their tensors, and make of them.
+// What all operators ask of their tensors.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
-#include <algorithm>
-#include <array>
 #include <optional>
 #include <string>
-
-#include "cpu/huge_pages.h"
 
 namespace permllm {
 namespace {
@@ -19,8 +13,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-
-constexpr int64_t kMostDimensions = 64;  // of x, as of many operators of PyTorch
 
 inline std::string shape(const Tensor& tensor) {
   std::string text = "[";
@@ -33,55 +25,6 @@ inline std::string shape(const Tensor& tensor) {
 template <class T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-// The tensor, or a contiguous copy. To ask PyTorch is nine allocations where there is nothing to
-// do.
-inline Tensor in_one_piece(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
-inline void check_dtype(const Tensor& tensor, ScalarType dtype, const char* what,
-                        const char* rule) {
-  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == dtype, what, " of shape ",
-                  shape(tensor), " is not a CPU tensor of the right dtype: it must be ", rule, ".");
-}
-
-// Bytes of huge_pages.h.
-inline Tensor huge_bytes(int64_t bytes) {
-  const std::array<int64_t, 1> sizes{bytes}, strides{1};
-  return torch::stable::from_blob(cpu::allocate_huge(bytes), sizes, strides,
-                                  torch::stable::Device(torch::headeronly::DeviceType::CPU),
-                                  ScalarType::Byte,
-                                  [bytes](void* memory) { cpu::release_huge(memory, bytes); });
-}
-
-// PyTorch's own product with a dense weight.
-inline Tensor dense_product(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(x),
-                                    torch::stable::detail::from(weight),
-                                    torch::stable::detail::from(bias)};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-// What x @ W^T goes to: as x, but n to a row. By the C function, because torch::stable::empty boxes
-// its arguments for the dispatcher, seven allocations more.
-inline Tensor empty_result(const Tensor& x, int64_t n) {
-  std::array<int64_t, kMostDimensions> sizes, strides;
-  int64_t stride = 1;
-  for (int64_t i = x.dim() - 1; i >= 0; --i) {
-    sizes[i] = i == x.dim() - 1 ? n : x.size(i);
-    strides[i] = stride;
-    stride *= std::max<int64_t>(sizes[i], 1);
-  }
-  const StableIValue dtype = torch::stable::detail::from(x.scalar_type());
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(x.dim(), sizes.data(), strides.data(),
-                                                  torch::stable::detail::to<int32_t>(dtype),
-                                                  aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
 }
 
 }  // namespace

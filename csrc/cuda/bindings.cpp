@@ -6,17 +6,14 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include <array>
 #include <map>
 #include <mutex>
-#include <optional>
-#include <string>
 #include <vector>
 
+#include "../tensors.h"
 #include "kernel_choice.h"
 #include "kernels.h"
 #include "many_tokens.h"
@@ -24,25 +21,8 @@
 namespace permllm::cuda {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-
 constexpr int64_t kMostTokens = int64_t{1} << 30;
 constexpr int kLeastCapability = 80;
-
-std::string shape(const Tensor& tensor) {
-  std::string text = "[";
-  for (int64_t i = 0; i < tensor.dim(); ++i) {
-    text += (i > 0 ? ", " : "") + std::to_string(tensor.size(i));
-  }
-  return text + "]";
-}
-
-template <class T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
 
 bool aligned(const Tensor& tensor) {
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
