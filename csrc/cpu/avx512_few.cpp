@@ -9,15 +9,14 @@ namespace {
 struct Bfloat16Products {
   using Value = bf16;
   static constexpr int kWeights = 2, kInputs = 2, kSums = 1;
-  static constexpr int kFetchTokens = Tuning::kFewFetchTokens;
+  static constexpr int kOneTokenFetch = Tuning::kOneTokenFetch;
 
   static constexpr int rows_per_pass(int tokens) {
     return kRows * tokens <= Tuning::kSums ? kRows : kRows / 2;
   }
 
   static void expand(const Block<kRows>& block, int row, __m512i (&weights)[2]) {
-    weights[0] = expand_low(block, row);
-    weights[1] = expand_high(block, row);
+    expand_row(block, row, weights);
   }
 
   static void multiply(__m512i (&sums)[1], const __m512i (&weights)[2], int half, __m512i x) {

@@ -10,7 +10,7 @@
 //   multiply(sums, weights, input, x)  adds the products with vector `input` of a token
 //   add(a, b)                      of sums
 //   rows_per_pass(tokens)          whose sums fit the registers beside their weights
-//   kFetchTokens                   from so many on, blocks further on are fetched
+//   kOneTokenFetch                 bytes of a block that are fetched ahead with one token
 //   Inputs                         constructed from the arguments; measures(),
 //                                  measure(token) for as many before any
 //                                  load(token, block, vectors), which gives a token's 64 inputs,
@@ -28,8 +28,9 @@
 namespace permllm::cpu {
 namespace {
 
-// Where the sums of one row group go.
-template <class Products>
+// Where the sums of one row group go. `Plain`: with plain stores wherever all rows exist. The reads
+// that the hardware fetches ahead stop at a masked store; those that the kernel fetches do not.
+template <class Products, bool Plain = false>
 class RowOutputs {
  public:
   RowOutputs(const LinearArguments& a, const typename Products::Outputs& outputs, int64_t row)
@@ -45,8 +46,13 @@ class RowOutputs {
 
   void store(const __m256i (&sums)[Products::kSums], int64_t token) const {
     const __m256 y = _mm256_add_ps(outputs_.convert(sums, row_, mask_, token), bias_);
-    _mm_mask_storeu_epi16(arguments_.y + token * arguments_.n + row_, mask_,
-                          reinterpret_cast<__m128i>(_mm256_cvtneps_pbh(y)));
+    const auto bits = reinterpret_cast<__m128i>(_mm256_cvtneps_pbh(y));
+    bf16* target = arguments_.y + token * arguments_.n + row_;
+    if (Plain && mask_ == 0xff) {
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(target), bits);
+    } else {
+      _mm_mask_storeu_epi16(target, mask_, bits);
+    }
   }
 
  private:
@@ -137,7 +143,10 @@ class FewTokens {
   static void multiply(const BlockOf8* block, int64_t blocks, int first, const __m512i* x,
                        Sums& sums) {
     constexpr int kShare = sizeof(BlockOf8) * kPass / kRows;  // bytes to fetch per block
-    constexpr int kAhead = kPass == kRows ? Tuning::kFewAhead : Tuning::kFewAheadPasses;
+    constexpr int kFetched = Tokens == 1 ? Products::kOneTokenFetch : kShare;
+    constexpr int kAhead = Tokens == 1      ? Tuning::kOneTokenAhead
+                           : kPass == kRows ? Tuning::kFewAhead
+                                            : Tuning::kFewAheadPasses;
     const char* ahead =
         reinterpret_cast<const char*>(block) + kAhead + blocks * kShare * (first / kPass);
     __m512i sum[kPass][Tokens][kSums];
@@ -150,7 +159,7 @@ class FewTokens {
       }
     }
     for (const BlockOf8* end = block + blocks; block != end; ++block, x += kStepVectors) {
-      if (Tokens >= Products::kFetchTokens) prefetch<Tuning::kFewHint, kShare>(ahead);
+      prefetch<Tuning::kFewHint, kFetched>(ahead);
       ahead += kShare;
       PERMLLM_UNROLL
       for (int r = 0; r < kPass; ++r) {
@@ -197,7 +206,7 @@ class FewTokens {
   }
 
   void store(int64_t row, const Sums& sums) const {
-    const RowOutputs<Products> rows(arguments_, outputs_, row);
+    const RowOutputs<Products, Tokens == 1> rows(arguments_, outputs_, row);
     for (int t = 0; t < Tokens; ++t) {
       __m256i totals[kSums];
       PERMLLM_UNROLL

@@ -13,7 +13,7 @@ template <int Bytes>
 struct Int8Products {
   using Value = int8_t;
   static constexpr int kWeights = 1, kInputs = Bytes, kSums = Bytes;
-  static constexpr int kFetchTokens = Tuning::kFewFetchTokensInt8;
+  static constexpr int kOneTokenFetch = Tuning::kOneTokenFetchInt8;
   static constexpr int kLargest = Bytes == 2 ? kLargest16 : kLargest8;
   static constexpr int kShift = Bytes == 2 ? kShift16 : kShift8;
 

@@ -9,8 +9,10 @@ struct Bfloat16Products {
   using Element = bf16;
 
   static void expand(const Block<kRows>& block, int row, bf16* target) {
-    _mm512_store_si512(target, expand_low(block, row));
-    _mm512_store_si512(target + 32, expand_high(block, row));
+    __m512i weights[2];
+    expand_row(block, row, weights);
+    _mm512_store_si512(target, weights[0]);
+    _mm512_store_si512(target + 32, weights[1]);
   }
 
   static __m512i multiply(__m512i sum, __m512i tokens, __m512i weights) {

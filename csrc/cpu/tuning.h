@@ -59,10 +59,11 @@ struct Avx512Bf16Tuning : Zen4Tuning {
 
   // Few tokens. Prefetching overlaps with the arithmetic only where it stops in L2.
   static constexpr int kFewHint = kIntoL2;
-  static constexpr int kFewFetchTokens = 2;      // one is fetched as fast by the hardware alone
-  static constexpr int kFewFetchTokensInt8 = 1;  // but not where its bytes are fewer
-  static constexpr int kFewAhead = 13824;        // bytes, where one pass takes all rows
-  static constexpr int kFewAheadPasses = 18432;  // and where several passes take some rows each
+  static constexpr int kOneTokenFetch = 64;       // bytes of a block; the hardware fetches the rest
+  static constexpr int kOneTokenFetchInt8 = 320;  // all of it: a part made some shapes slower
+  static constexpr int kOneTokenAhead = 9216;     // bytes
+  static constexpr int kFewAhead = 13824;         // bytes, where one pass takes all rows
+  static constexpr int kFewAheadPasses = 18432;   // and where several passes take some rows each
   static constexpr int64_t kFewChunkBytes = 20 << 10;  // of x and blocks, that these share in L1
 
   // Several tokens.
