@@ -68,7 +68,7 @@ struct Avx512Bf16Tuning : Zen4Tuning {
 
   // Several tokens.
   static constexpr int kSeveralHint = kIntoL2;
-  static constexpr int64_t kSeveralChunkBytes = 512;  // of a row, expanded at a time
+  static constexpr int64_t kSeveralChunkBytes = 256;  // of a row, expanded at a time
   static constexpr int kSeveralAhead = 9216;          // bytes
 
   // Few tokens and dense rows.
