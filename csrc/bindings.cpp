@@ -4,7 +4,6 @@
 #include <string>
 #include <tuple>
 
-#include "cpu/huge_pages.h"
 #include "cpu/linear.h"
 #include "cpu/pack.h"
 #include "cpu_tensors.h"

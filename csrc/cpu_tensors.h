@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <array>
 
-#include "cpu/huge_pages.h"
+#include "cpu/weight_memory.h"
 #include "tensors.h"
 
 namespace permllm {
@@ -27,13 +27,13 @@ inline void check_dtype(const Tensor& tensor, ScalarType dtype, const char* what
                   shape(tensor), " is not a CPU tensor of the right dtype: it must be ", rule, ".");
 }
 
-// Bytes of huge_pages.h.
+// Bytes of weight_memory.h.
 inline Tensor huge_bytes(int64_t bytes) {
   const std::array<int64_t, 1> sizes{bytes}, strides{1};
-  return torch::stable::from_blob(cpu::allocate_huge(bytes), sizes, strides,
+  return torch::stable::from_blob(cpu::allocate_weight(bytes), sizes, strides,
                                   torch::stable::Device(torch::headeronly::DeviceType::CPU),
                                   ScalarType::Byte,
-                                  [bytes](void* memory) { cpu::release_huge(memory, bytes); });
+                                  [bytes](void* memory) { cpu::release_weight(memory, bytes); });
 }
 
 // PyTorch's own product with a dense weight.

@@ -5,6 +5,8 @@
 
 namespace permllm::cpu {
 
+constexpr size_t kHugePage = size_t{2} << 20;
+
 // `bytes` bytes of memory, 64-byte aligned, the content undefined. Throws std::bad_alloc.
 //
 // From 2 MiB on they are mapped for the caller alone, beginning at a multiple of 2 MiB: every whole

@@ -9,7 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, MOST_PAGES = 1 << 14, HUGE_PAGE = 2 << 20 };
+enum { PAGE = 4096, MOST_PAGES = 1 << 17, HUGE_PAGE = 2 << 20 };
 
 static int watching;
 static char *first_page, *end_page;
@@ -37,7 +37,7 @@ void watch_pages(char *first, size_t bytes) {
   mprotect(first, bytes, PROT_NONE);
 }
 
-// The next mapping as large as one of a packed weight.
+// The next mapping as large as those that packed weights share.
 void watch_mapping(void) {
   sigaction(SIGSEGV, &(struct sigaction){.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO}, 0);
   watching = 1;

@@ -20,7 +20,6 @@ from tests.kernels.preloaded import COMPILER, preloaded
 THREADS = (1, 2, 3)
 TOKENS = (1, 3, 6, 7, 16, 48, 256)  # every kernel; one part, in which no thread helps another
 ROWS = {"bfloat16": 512, "int8": 1024}
-"""A packed weight is mapped from 2 MiB on."""
 GROUP_ROWS, K, PAGE = 8, 4096, 4096
 GROUP_PAGES = {"bfloat16": 9, "int8": 5}
 """Whole pages, with so many inputs."""

@@ -1,6 +1,7 @@
 """Kernels read nothing outside their arguments: these end where a page without access begins."""
 
 import ctypes
+import itertools
 import mmap
 import re
 import subprocess
@@ -59,13 +60,6 @@ def test_reads_stay_inside(isa: str) -> None:
     assert result.returncode == 0, result.stderr[-2000:] or f"signal {-result.returncode}"
 
 
-@pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
-def test_large_blobs_are_aligned_to_huge_pages() -> None:
-    packed = CpuBackend().pack(random_layer(2048, 2048).weights).packed
-    assert packed.numel() > HUGE_PAGE
-    assert packed.data_ptr() % HUGE_PAGE == 0
-
-
 def mapped(address: int, size: int) -> dict[str, int]:
     """KiB of every kind in the mappings that these bytes touch, by the names in smaps."""
     found: dict[str, int] = {}
@@ -95,31 +89,62 @@ def grants_huge_pages(count: int) -> bool:
     return found >= count * HUGE_PAGE
 
 
-@pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
-def test_large_blobs_lie_in_huge_pages_whatever_was_freed_before() -> None:
-    """Tensors of a checkpoint are freed before the next layer is packed: their memory is touched.
+def pack_models() -> None:
+    """Packs and frees weights of several sizes, and checks where they lie.
 
-    Nothing is wasted: what follows the last whole huge page lies in small ones.
+    Tensors of a checkpoint are freed before the next layer is packed: their memory is touched.
     """
-    weights = random_layer(2048, 4096).weights
-    for _ in range(3):
-        freed = [torch.zeros(16 << 20, dtype=torch.uint8) for _ in range(3)]
-        del freed
-        packed = CpuBackend().pack(weights).packed
-        whole = packed.numel() // HUGE_PAGE
-        if not grants_huge_pages(whole):
-            pytest.skip("transparent huge pages are off here, or none is free")
-        assert in_huge_pages(packed.data_ptr(), packed.numel()) == whole * HUGE_PAGE
+    shapes = ((576, 1536), (2048, 4096), (576, 576), (2560, 2048))
+    layers = [random_layer(*shape).weights for shape in shapes]
+    for _ in range(2):
+        blobs = []
+        for weights in layers * 3:
+            freed = [torch.zeros(16 << 20, dtype=torch.uint8) for _ in range(3)]
+            del freed
+            blobs.append(CpuBackend().pack(weights).packed)
+        first, size = blobs[0].data_ptr(), sum(blob.numel() for blob in blobs)
+        ends = [(blob.data_ptr(), blob.data_ptr() + blob.numel()) for blob in blobs]
+        assert all(begin % 64 == 0 for begin, _ in ends)
+        assert all(0 <= begin - end < 64 for (_, end), (begin, _) in itertools.pairwise(ends))
+        whole = -(-size // HUGE_PAGE) * HUGE_PAGE
+        assert size <= mapped(first, size)["Rss"] << 10 <= whole + HUGE_PAGE
+        if grants_huge_pages(whole // HUGE_PAGE):
+            assert in_huge_pages(first, size) >= size // HUGE_PAGE * HUGE_PAGE
+
+        expected = blobs[1].clone()
+        del blobs[2:]
+        rest = ends[1][1] - first
+        assert rest <= mapped(first, rest)["Rss"] << 10 <= rest + 2 * HUGE_PAGE
+        assert torch.equal(blobs[1], expected)
+        blobs.append(CpuBackend().pack(layers[1]).packed)
+        assert torch.equal(blobs[1], blobs[2])
+        blobs.clear()
+        assert not mapped(first, size)
 
 
 @pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
-def test_memory_of_freed_blobs_is_given_back() -> None:
-    packed = CpuBackend().pack(random_layer(2048, 2048).weights).packed
-    place = packed.data_ptr(), packed.numel()
-    resident = mapped(*place)["Rss"] << 10
-    assert packed.numel() <= resident <= packed.numel() + HUGE_PAGE // 8
-    del packed
-    assert not mapped(*place)
+def test_blobs_share_huge_pages_and_give_them_back() -> None:
+    """In a process of its own, where nothing else is packed."""
+    code = "from tests.kernels.test_memory import pack_models; pack_models()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
+def test_blobs_are_packed_where_few_addresses_can_be_mapped() -> None:
+    code = (
+        "import resource, torch\n"
+        "from benchmarks.shapes import random_layer\n"
+        "from permllm_vllm.backends.cpu import CpuBackend\n"
+        "weights = random_layer(576, 1536).weights\n"
+        "CpuBackend().pack(weights)\n"
+        "used = 1024 * int(open('/proc/self/statm').read().split()[0]) * 4\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)\n"
+        "blobs = [CpuBackend().pack(weights).packed for _ in range(3)]\n"
+        "assert all(torch.equal(blob, blobs[0]) for blob in blobs)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 @pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
