@@ -14,7 +14,7 @@ from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
 HARNESS = ROOT / "tests" / "sanitizing" / "harness.cpp"
-NOT_IN_HARNESS = ("bindings.cpp", "threads.cpp")  # need torch, and its threads
+NOT_IN_HARNESS = ("bindings.cpp", "head_bindings.cpp", "threads.cpp")  # need torch, its threads
 MEMORY = ("address,undefined", "-fno-sanitize-recover=all")
 THREADS = ("thread",)
 OPTIONS = {
