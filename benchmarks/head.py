@@ -38,7 +38,7 @@ from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
 
 TOKENS = (1, 2, 3, 4, 5, 8)
-"""The kernel multiplies 1, 2, 4 or 8; 3 and 5 are those that it fills up with the most zeros."""
+"""The kernel multiplies 1, 2, 4, 6 or 8; 3 and 5 are those that it fills up with the most zeros."""
 INPUTS = 32
 """The kernel takes multiples of so many; other weights are PyTorch's."""
 OURS = "permllm"
