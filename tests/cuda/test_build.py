@@ -346,10 +346,8 @@ def test_make_install_compiles_no_cuda(tmp_path):
     make = shutil.which("make")
     if make is None:
         pytest.skip("needs make")
-
     command = [make, "--dry-run", "--always-make", "install", f"VENV={tmp_path}"]
     planned = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    # Within `make test`, make says more than the commands.
     (install,) = [line for line in planned.stdout.splitlines() if "--editable" in line]
     assert install.startswith("PERMLLM_BUILD_CUDA=${PERMLLM_BUILD_CUDA:-0} ")
 
