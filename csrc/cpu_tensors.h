@@ -36,16 +36,6 @@ inline Tensor huge_bytes(int64_t bytes) {
                                   [bytes](void* memory) { cpu::release_weight(memory, bytes); });
 }
 
-// PyTorch's own product with a dense weight.
-inline Tensor dense_product(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(x),
-                                    torch::stable::detail::from(weight),
-                                    torch::stable::detail::from(bias)};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 // What x @ W^T goes to: as x, but n to a row. By the C function, because torch::stable::empty boxes
 // its arguments for the dispatcher, seven allocations more.
 inline Tensor empty_result(const Tensor& x, int64_t n) {

@@ -2,7 +2,7 @@
 //
 // A vector holds 32 inputs of one row; accumulators per row and token keep 16 partial sums. Sums of
 // 48 rows wait for each other and are rounded together.
-#include "kernels.h"
+#include "dense.h"
 #include "phases.h"
 // The vector code comes last.
 #include "avx512.h"
@@ -16,14 +16,13 @@ class DenseTokens {
   static constexpr int kPass = Tokens == 1   ? 1
                                : Tokens == 6 ? Tuning::kDenseRowsOf6
                                              : Tuning::kDenseRows;
-  static constexpr int kInputs = 32;                          // of a vector
   static constexpr int kGroup = kLanes * Tuning::kDenseRows;  // rows that are rounded together
 
  public:
   static constexpr int64_t kPreparedAlone = Tuning::kPreparedAlone;
 
   explicit DenseTokens(const LinearArguments& a)
-      : arguments_(a), vectors_(a.k / kInputs), x_(static_cast<__m512i*>(a.packed_x)) {}
+      : arguments_(a), vectors_(a.k / kDenseInputs), x_(static_cast<__m512i*>(a.packed_x)) {}
 
   int64_t elements() const { return Tokens * arguments_.k; }
   static int64_t measures() { return 0; }
@@ -38,7 +37,7 @@ class DenseTokens {
       for (int64_t t = 0; t < Tokens; ++t) {
         x_[v * Tokens + t] =
             t < arguments_.m
-                ? _mm512_loadu_si512(arguments_.x + t * arguments_.x_stride + v * kInputs)
+                ? _mm512_loadu_si512(arguments_.x + t * arguments_.x_stride + v * kDenseInputs)
                 : _mm512_setzero_si512();
       }
     }
@@ -70,7 +69,7 @@ class DenseTokens {
       for (__m512& sum : of_row) sum = _mm512_setzero_ps();
     }
     const __m512i* x = x_;
-    for (int64_t v = 0; v < vectors_; ++v, x += Tokens, weights += kInputs) {
+    for (int64_t v = 0; v < vectors_; ++v, x += Tokens, weights += kDenseInputs) {
       // Of several rows the hardware fetches none in time; it does of one.
       if (Pass > 1) prefetch<Tuning::kDenseHint, 64 * Pass>(ahead + v * 64 * Pass);
       PERMLLM_UNROLL

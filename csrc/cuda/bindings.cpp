@@ -5,8 +5,6 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <array>
 #include <map>
@@ -74,16 +72,6 @@ void* current_stream(int device_index) {
 
 Tensor empty_on(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
   return torch::stable::empty(sizes, dtype, std::nullopt, like.device());
-}
-
-// The reference backend's op: `packed` is a dense weight.
-Tensor dense_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(x),
-                                    torch::stable::detail::from(weight),
-                                    torch::stable::detail::from(bias)};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 void check_part(const Tensor& tensor, const Tensor& x, ScalarType dtype, int64_t elements,
@@ -181,7 +169,7 @@ Tensor readable_rows(const Tensor& x, int64_t& stride) {
 Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalTensor permutation,
                      OptionalTensor scale, OptionalTensor bias, int64_t out_features,
                      std::string pattern) {
-  if (!metadata.has_value()) return dense_linear(x, packed, bias);
+  if (!metadata.has_value()) return dense_product(x, packed, bias);
   STD_TORCH_CHECK(x.is_cuda(), "x of shape ", shape(x),
                   " is not on a GPU, packed is: move it there.");
   if (bias.has_value() && !aligned(*bias)) bias = torch::stable::clone(*bias);

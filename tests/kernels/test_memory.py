@@ -122,12 +122,15 @@ def pack_models() -> None:
         assert not mapped(first, size)
 
 
-@pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
-def test_blobs_share_huge_pages_and_give_them_back() -> None:
-    """In a process of its own, where nothing else is packed."""
-    code = "from tests.kernels.test_memory import pack_models; pack_models()"
+def run_alone(code: str) -> None:
+    """Run code in a process of its own, where nothing else is packed; it must succeed."""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
+def test_blobs_share_huge_pages_and_give_them_back() -> None:
+    run_alone("from tests.kernels.test_memory import pack_models; pack_models()")
 
 
 @pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
@@ -143,8 +146,7 @@ def test_blobs_are_packed_where_few_addresses_can_be_mapped() -> None:
         "blobs = [CpuBackend().pack(weights).packed for _ in range(3)]\n"
         "assert all(torch.equal(blob, blobs[0]) for blob in blobs)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
+    run_alone(code)
 
 
 @pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
