@@ -32,7 +32,7 @@ struct AmxTuning : CommonTuning {
   static constexpr int64_t kSplitTokens = 16;  // int8: W8A16 up to here costs no more than W8A8
 
   static constexpr int kFewHint = kIntoL1;
-  static constexpr int64_t kFewAheadBlocks = 1;  // before it is expanded
+  static constexpr int64_t kFewAheadBlocks = 2;  // before it is expanded
   static constexpr int64_t kPackBlocks = 16;     // of x, that a thread packs at a time
   // Columns of a B tile that few tokens fill at most: its load and its product become cheaper.
   static constexpr int kNarrowColumns = 4, kMiddleColumns = 8;
