@@ -10,7 +10,7 @@
 //   measure         a phase, before any token is packed
 //   pack            64 inputs of up to 16 tokens to two B tiles
 //   multiply_block  of two row groups
-//   write           the sums of two row groups to y
+//   write           the sums of two row groups to a panel of outputs
 #pragma once
 
 #include "kernels.h"
@@ -22,6 +22,7 @@
 // Must follow amx_target.h.
 #include "amx_expand.h"
 #include "amx_pack.h"
+#include "amx_panel.h"
 #include "amx_tile.h"
 
 namespace permllm::cpu {
@@ -96,6 +97,7 @@ class FewTokens {
     const TileSession session(columns0, columns1);
     Tiles buffers[2][2];  // [multiplied, expanded][row group]
     Tiles *multiplied = buffers[0], *expanded = buffers[1];
+    OutputPanel panel(arguments_);
     expand(*pair.blocks0, multiplied[0]);
     expand(*pair.blocks1, multiplied[1]);
     while (!pair.none()) {
@@ -122,7 +124,7 @@ class FewTokens {
         multiplied = expanded;
         expanded = reused;
       }
-      products_.template write<TokenTiles>(pair.first_row);
+      products_.template write<TokenTiles>(pair.first_row, panel);
       pair = next;
     }
   }

@@ -10,7 +10,7 @@ struct Int8Products {
   using Tiles = Int8WeightTile;
   static constexpr int kParts = 1;
 
-  explicit Int8Products(const LinearArguments& arguments) : x(arguments) {}
+  explicit Int8Products(const LinearArguments& arguments) : a(arguments), x(arguments) {}
 
   void measure(Worker& worker) const { x.measure(worker); }
 
@@ -34,10 +34,11 @@ struct Int8Products {
   }
 
   void write(const SumTile& sums0, const SumTile& sums1, int64_t row, int64_t token) const {
-    x.write(row, token,
+    x.write(OutputColumns(a, row), row, token,
             [&](int tile, int r) { return to_float(tile == 0 ? sums0.rows[r] : sums1.rows[r]); });
   }
 
+  const LinearArguments& a;
   QuantizedTokens<127> x;
 };
 

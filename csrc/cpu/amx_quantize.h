@@ -50,10 +50,10 @@ class QuantizedTokens {
     }
   }
 
-  // Two C tiles of int32 sums, of `row` and 16 rows further on, to y. `convert(tile, r)` gives a
-  // row of them as float32.
+  // Two C tiles of int32 sums, of `row` and 16 rows further on. `convert(tile, r)` gives a row of
+  // them as float32.
   template <class Convert>
-  void write(int64_t row, int64_t token, Convert convert) const {
+  void write(const OutputColumns& out, int64_t row, int64_t token, Convert convert) const {
     SumTile sums[2];
     const __m512 scales = _mm512_loadu_ps(scales_ + token);
     for (int tile = 0; tile < 2; ++tile) {
@@ -64,7 +64,6 @@ class QuantizedTokens {
                         _mm512_mul_ps(_mm512_mul_ps(convert(tile, r), scale), scales));
       }
     }
-    const OutputColumns out(a_.y, a_.n, row, a_.bias);
     store_outputs(sums[0], sums[1], token, smaller(a_.m - token, kTileColumns), out);
   }
 
