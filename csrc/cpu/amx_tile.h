@@ -90,8 +90,8 @@ constexpr int kTokens0 = 6, kTokens1 = 7;    // B: 16 input pairs or quads x col
 constexpr int kSum00 = 0, kSum01 = 1;        // C of row group 0, by B tile
 constexpr int kSum10 = 2, kSum11 = 3;        // C of row group 1
 
-// Owns this thread's tile unit. `columns0` and `columns1` are the columns of the two B tiles, `rows`
-// those of A and of the sums.
+// Owns this thread's tile unit. `columns0` and `columns1` are the columns of the two B tiles,
+// `rows` those of A and of the sums.
 class TileSession {
  public:
   TileSession(int columns0, int columns1, int rows = kTileRows) {
