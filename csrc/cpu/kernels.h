@@ -52,6 +52,7 @@ static LinearOf<Real> part_of(const LinearOf<Real>& a, int64_t first, int64_t co
 
 void amx_few_tokens(const LinearArguments&, Worker&);     // m <= AmxTuning::kFewTokens
 void amx_many_tokens(const LinearArguments&, Worker&);    // any m
+void amx_dense(const LinearArguments&, Worker&);          // as dense.h says
 void avx512_few_tokens(const LinearArguments&, Worker&);  // m <= Avx512Bf16Tuning::kFewTokens
 void avx512_several_tokens(const LinearArguments&,
                            Worker&);                       // m <= Avx512Bf16Tuning::kSeveralTokens

@@ -46,6 +46,12 @@ struct AmxTuning : CommonTuning {
   static constexpr int64_t kSpanTiles = 16;       // 256 tokens
   static constexpr int64_t kPackedTokens = 1024;  // that are packed at a time
   static constexpr int64_t kTasksPerThread = 2;   // panels are made smaller to get so many
+
+  // Dense rows.
+  static constexpr int64_t kDenseTokens = 64;  // four tiles: as many sums as have registers
+  static constexpr int kDenseRowsApart = 16;   // neighbours of a tile: next to each other is slower
+  static constexpr int kDenseHint = kIntoL1;
+  static constexpr int64_t kDenseAhead = 512;  // bytes of each row; 256 are too late
 };
 
 // Zen 4: 1 MiB of L2 per core, 26-30 GB/s of stream for one core.

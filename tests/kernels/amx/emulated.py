@@ -17,7 +17,7 @@ CPU = HERE.parents[2] / "csrc" / "cpu"
 COMPILE = ["g++", "-std=c++20", "-O2", "-Wall", "-Wextra"]
 INSTRUCTION_SETS = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vbmi2"}
 
-KERNELS = ("amx_few", "amx_many", "amx_int8_few", "amx_int8_many")
+KERNELS = ("amx_few", "amx_many", "amx_int8_few", "amx_int8_many", "amx_dense")
 AROUND_KERNELS = ("pack", "linear", "region", "team", "isa", "scratch", "huge_pages")
 TAIL_BYTES = 128
 PAGE = 4096
@@ -51,6 +51,7 @@ class Emulation:
         self.library.run.argtypes = [
             ctypes.c_bool, pointer, number, number, pointer, number, number, *[pointer] * 3,
         ]  # fmt: skip
+        self.library.run_dense.argtypes = [pointer, *[number] * 2, pointer, *[number] * 2, pointer]
         self.library.reads_of_many.argtypes = [*[number] * 5, pointer]
         self.library.reads_of_many.restype = number
         self.library.reads_of_few.argtypes = [number, number, number, pointer]

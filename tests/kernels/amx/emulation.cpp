@@ -1,4 +1,4 @@
-// C interface for test_amx_emulation.py to the AMX kernels, run on the emulated tile unit and on
+// C interface for the tests of this folder to the AMX kernels, run on the emulated tile unit and on
 // threads of its own instead of torch's.
 #include <signal.h>
 #include <sys/mman.h>
@@ -86,6 +86,14 @@ void run(bool many, const bf16* x, int64_t x_stride, int64_t m, const void* pack
   const auto few = scale == nullptr ? amx_few_tokens : amx_int8_few_tokens;
   const auto all = scale == nullptr ? amx_many_tokens : amx_int8_many_tokens;
   const KernelOf<bf16> kernel{many ? all : few, AmxTuning::kPackedTokens, sizeof(bf16)};
+  run_in_region(kernel, arguments, nullptr);
+}
+
+void run_dense(const bf16* x, int64_t x_stride, int64_t m, const bf16* rows, int64_t n, int64_t k,
+               bf16* y) {
+  using namespace permllm::cpu;
+  const LinearArguments arguments{x, x_stride, m, rows, n, k, nullptr, y};
+  const KernelOf<bf16> kernel{amx_dense, AmxTuning::kDenseTokens, sizeof(bf16)};
   run_in_region(kernel, arguments, nullptr);
 }
 
