@@ -60,7 +60,7 @@ class AmxDense {
       if (apart > 0) multiply(first, kTileRows, apart, sums);
       if (rest > 0) multiply(first + rows - rest, static_cast<int>(rest), 1, sums + apart);
       for (int64_t row = 0; row < rows; row += 2 * kTileRows) {
-        const OutputColumns out(arguments_.y, arguments_.n, first + row, nullptr);
+        const OutputColumns out(arguments_, first + row);
         for (int tile = 0; tile < TokenTiles; ++tile) {
           const int64_t token = tile * kTileColumns;
           const SumTile* of_tile = sums + tile * Tuning::kDenseRowsApart + row / kTileRows;
