@@ -8,6 +8,7 @@ struct Bf16Products {
   using Block = AmxBlock;
   using Tiles = WeightTiles;
   static constexpr int kTokenTiles = 2;
+  static constexpr int kBlockTiles = 2;
 
   const LinearArguments& a;
 

@@ -6,9 +6,10 @@
 // the one after that from memory, across the end of its row groups into the next ones.
 //
 // A template over the products, a class with the types Block and Tiles (a block, expanded),
-// kTokenTiles (tiles of 16 tokens, at most), and
+// kTokenTiles (tiles of 16 tokens, at most), kBlockTiles (B tiles of a block and so many tokens),
+// and
 //   measure         a phase, before any token is packed
-//   pack            64 inputs of up to 16 tokens to two B tiles
+//   pack            64 inputs of up to 16 tokens to their B tiles
 //   multiply_block  of two row groups
 //   write           the sums of two row groups to a panel of outputs
 #pragma once
@@ -129,8 +130,10 @@ class FewTokens {
     }
   }
 
-  // Of the two B tiles of one block.
-  static constexpr int64_t block_bytes(int columns) { return 2 * tile_bytes(columns); }
+  // Of the B tiles of one block.
+  static constexpr int64_t block_bytes(int columns) {
+    return Products::kBlockTiles * tile_bytes(columns);
+  }
 
   const LinearArguments& arguments_;
   const Products& products_;

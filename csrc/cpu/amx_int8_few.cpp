@@ -13,6 +13,7 @@ struct Int8SplitProducts {
   using Block = AmxInt8Block;
   using Tiles = Int8WeightTile;
   static constexpr int kTokenTiles = 1;
+  static constexpr int kBlockTiles = 2;
 
   QuantizedTokens<32767> x;
 

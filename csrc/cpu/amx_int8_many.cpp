@@ -15,15 +15,7 @@ struct Int8Products {
   void measure(Worker& worker) const { x.measure(worker); }
 
   void pack(int64_t token, int64_t tokens, int64_t input, int columns, char* tile) const {
-    __m512i bytes[16];
-    for (int64_t t = 0; t < 16; ++t) {
-      bytes[t] = _mm512_setzero_si512();
-      if (t >= tokens) continue;
-      __m512i integers[4];
-      x.quantize(token + t, input, integers);
-      bytes[t] = to_bytes(integers, 0);
-    }
-    store_tile(bytes, columns, tile);
+    x.pack_bytes(token, tokens, input, columns, tile);
   }
 
   static const void* part(const Int8WeightTile& weights, int) { return weights.rows; }
