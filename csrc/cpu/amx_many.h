@@ -59,8 +59,7 @@ class ManyTokens {
   using Pass = cpu::Pass<Products>;
   using Block = typename Pass::Block;
   using Source = typename Pass::Source;
-  static constexpr int64_t kMostChunkBlocks =
-      larger(Tuning::kChunkTiles, Tuning::kShortChunkTiles) / Products::kParts;
+  static constexpr int64_t kMostChunkBlocks = Tuning::kChunkTiles / Products::kParts;
 
   // A pair of row groups and a chunk of inputs.
   struct Place {
@@ -100,6 +99,7 @@ class ManyTokens {
   // All pairs of a panel, then the next chunk; then the task that this thread will most likely
   // take.
   Place after(Place place) const {
+    if (place.task >= cut_.tasks()) return place;
     const Cut::Task task = cut_.task(place.task);
     place.group += kAmxGroups;
     if (place.group < task.end_group) return place;
@@ -134,7 +134,7 @@ class ManyTokens {
     while (place.task == item) {
       const Place next = after(place);
       const int64_t steps = ceil_div(tiles, 2) * chunk_blocks(place.chunk);
-      const Source fetched = source(next);
+      const Source fetched = source(after(next));  // `next` is expanded meanwhile
       for (int group = 0; group < kAmxGroups; ++group) {
         const int64_t lines = ceil_div(fetched.blocks * sizeof(Block), LineStream::kLine);
         fetches.weights[group] = LineStream(fetched.groups[group], lines, steps);
@@ -142,7 +142,7 @@ class ManyTokens {
       if (place.group == task.first_group) {
         fetches.activations = activations_after(place.chunk, task.span, steps * pairs);
       }
-      multiply_chunk(place, next.task == item ? fetched : Source{}, task.span, weights,
+      multiply_chunk(place, next.task == item ? source(next) : Source{}, task.span, weights,
                      sums + (place.group - task.first_group) * cut_.span_tiles, fetches);
       place = next;
     }

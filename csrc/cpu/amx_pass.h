@@ -41,8 +41,8 @@ class LineStream {
   int64_t left_ = 0, at_once_ = 0;
 };
 
-// What a pass fetches: weights that are expanded after those of the next chunk's, the activations
-// of the next chunk, and the lines of y where this pass completes sums.
+// What passes fetch: the weights that come after those which are being expanded, the activations of
+// the next chunk, and the lines of y where a pass completes sums.
 struct Fetches {
   LineStream weights[kAmxGroups], activations, outputs;
 
