@@ -8,7 +8,7 @@
 // comes next into L2.
 //
 // Lines that go through the L1 cache once would drive the expanded weights out of it: B tiles are
-// loaded past it. So a chunk can be long, and sums, whose way to L2 and back takes as long as three
+// loaded past it. So a chunk can be long, and sums, whose way to L2 and back takes as long as four
 // products of each tile, are loaded and stored less often.
 //
 // A template over the products, a class with the types Block and Tiles (a block, expanded), and
