@@ -24,7 +24,7 @@ struct Zen4Tuning : CommonTuning {
   static constexpr int64_t kPreparedAlone = 16 << 10;
 };
 
-// Sapphire Rapids, 19 GB/s of stream for one core; measured with a prototype.
+// Sapphire Rapids and its successors: 2 MiB of L2 and 17-20 GB/s of stream for one core.
 struct AmxTuning : CommonTuning {
   // So many elements of x have their scales found by one thread alone: the number of Zen 4.
   static constexpr int64_t kPreparedAlone = 16 << 10;
@@ -39,11 +39,14 @@ struct AmxTuning : CommonTuning {
   static constexpr int kNarrowColumns = 4, kMiddleColumns = 8;
 
   static constexpr int kManyHint = kIntoL2;
-  static constexpr int64_t kChunkBlocks = 4;       // expanded at a time: 256 inputs
+  // A tiles of a row group, expanded at a time, with as many as half of L1 for a pair; fewer for at
+  // most kShortTokens, and where two token tiles, one pass, are all.
+  static constexpr int64_t kChunkTiles = 12, kShortChunkTiles = 8, kOnePassChunkTiles = 4;
   static constexpr int64_t kPanelGroups = 32;      // 512 rows: sums of 512 KiB with a full span
   static constexpr int64_t kShortPanelGroups = 8;  // for at most kShortTokens
-  static constexpr int64_t kShortTokens = 64;
+  static constexpr int64_t kShortTokens = 112;
   static constexpr int64_t kSpanTiles = 16;       // 256 tokens
+  static constexpr int64_t kKeptBytes = 1 << 20;  // of packed x, that L2 keeps beside the rest
   static constexpr int64_t kPackedTokens = 1024;  // that are packed at a time
   static constexpr int64_t kTasksPerThread = 2;   // panels are made smaller to get so many
 
