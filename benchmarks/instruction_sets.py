@@ -43,6 +43,7 @@ from permllm_vllm.backends.cpu import CpuBackend
 #: is SSE2, holds MKL on every CPU. Above it MKL heeds a limit on Intel's CPUs alone, and chooses
 #: itself on others; MKL_CBWR's AVX2 would only add what reproducible sums cost.
 LIMITS = {
+    "avx512_bf16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "ATEN_CPU_CAPABILITY": "avx512"},
     "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "ATEN_CPU_CAPABILITY": "avx512"},
     "avx2": {
         "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -136,6 +137,12 @@ def measure(shape: tuple[int, int], tokens: list[int], pattern: str) -> list[Row
     return rows
 
 
+def lesser() -> list[str]:
+    """The instruction sets that this CPU has beside its fastest one, fastest first."""
+    every: str = torch.ops.permllm.cpu_instruction_sets()
+    return every.split(",")[1:]
+
+
 def limited(isa: str) -> dict[str, str]:
     """The environment of a process whose peers and kernels are held to `isa`."""
     every = {name for limits in LIMITS.values() for name in limits}
@@ -184,7 +191,9 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--isa", nargs="+", choices=LIMITS, default=list(LIMITS))
+    parser.add_argument(
+        "--isa", nargs="+", choices=LIMITS, help="default: all of this CPU but its fastest one"
+    )
     parser.add_argument(
         "--shapes", type=parse_shape, nargs="+", default=[(4096, 4096)], metavar="NxK"
     )
@@ -198,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Measures every instruction set, prints a table, writes JSON."""
     arguments = _parser().parse_args()
+    arguments.isa = arguments.isa or lesser()
     console = Console()
     if arguments.here:
         torch.set_num_threads(1)

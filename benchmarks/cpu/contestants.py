@@ -17,7 +17,9 @@ from benchmarks.shapes import Layer
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
 
-POOL_BYTES = 256 << 20  # of one contestant's weights: many times the cache
+POOL_BYTES = 256 << 20
+"""Of one contestant's weights: many times the cache. Where the system names one of 480 MiB, shared
+with others, 512 and 1024 MiB give the same times, and 64 would be served by it."""
 VLLM_INT8 = "vllm int8"
 Call = Callable[[Tensor], Tensor]
 Make = Callable[[Tensor], Call]

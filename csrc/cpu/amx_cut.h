@@ -22,15 +22,17 @@ struct Cut {
   Cut(const LinearArguments& a, int64_t threads)
       : blocks(ceil_div(a.k, kBlockInputs)),
         groups(ceil_div(a.n, kAmxRows)),
-        tiles(ceil_div(a.m, kTileColumns)),
-        chunks(ceil_div(blocks, AmxTuning::kChunkBlocks)) {
+        tiles(ceil_div(a.m, kTileColumns)) {
     const int64_t least_spans = ceil_div(tiles, AmxTuning::kSpanTiles);
     span_tiles = ceil_div(ceil_div(tiles, least_spans), 2) * 2;
     spans = ceil_div(tiles, span_tiles);
     share_groups = ceil_div(ceil_div(groups, kAmxGroups), threads) * kAmxGroups;
     shares = ceil_div(groups, share_groups);
-    panel_groups =
-        a.m <= AmxTuning::kShortTokens ? AmxTuning::kShortPanelGroups : AmxTuning::kPanelGroups;
+    const bool few = a.m <= AmxTuning::kShortTokens;
+    panel_groups = few ? AmxTuning::kShortPanelGroups : AmxTuning::kPanelGroups;
+    chunk_tiles = tiles <= 2 ? AmxTuning::kOnePassChunkTiles
+                  : few      ? AmxTuning::kShortChunkTiles
+                             : AmxTuning::kChunkTiles;
     const int64_t wanted = threads > 1 ? threads * AmxTuning::kTasksPerThread : 1;
     while (panel_groups > kAmxGroups && tasks() < wanted) panel_groups /= 2;
   }
@@ -50,14 +52,11 @@ struct Cut {
   int64_t first_tile(int64_t span) const { return span * span_tiles; }
   int64_t span_size(int64_t span) const { return smaller(span_tiles, tiles - first_tile(span)); }
 
-  int64_t chunk_blocks(int64_t chunk) const {
-    return smaller(AmxTuning::kChunkBlocks, blocks - chunk * AmxTuning::kChunkBlocks);
-  }
-
-  int64_t blocks, groups, tiles, chunks;
+  int64_t blocks, groups, tiles;
   int64_t span_tiles, spans;
   int64_t share_groups, shares;
   int64_t panel_groups;
+  int64_t chunk_tiles;  // A tiles of a row group that are expanded at a time
 };
 
 }  // namespace

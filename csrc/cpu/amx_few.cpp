@@ -8,6 +8,7 @@ struct Bf16Products {
   using Block = AmxBlock;
   using Tiles = WeightTiles;
   static constexpr int kTokenTiles = 2;
+  static constexpr int kBlockTiles = 2;
 
   const LinearArguments& a;
 
@@ -52,7 +53,7 @@ struct Bf16Products {
   }
 
   template <int TokenTiles>
-  void write(int64_t first_row) const {
+  void write(int64_t first_row, OutputPanel& panel) const {
     SumTile sums[2][2];  // [row group][token tile, or half of the block]
     tile::store<kSum00>(sums[0][0].rows, kTileRowBytes);
     tile::store<kSum01>(sums[0][1].rows, kTileRowBytes);
@@ -62,7 +63,7 @@ struct Bf16Products {
       add(sums[0][0], sums[0][1]);
       add(sums[1][0], sums[1][1]);
     }
-    const OutputColumns out(a.y, a.n, first_row, a.bias);
+    const OutputColumns out = panel.columns(first_row);
     for (int64_t tile = 0; tile < TokenTiles; ++tile) {
       const int64_t first = tile * kTileColumns;
       store_outputs(sums[0][tile], sums[1][tile], first, smaller(a.m - first, kTileColumns), out);

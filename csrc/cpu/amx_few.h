@@ -6,11 +6,12 @@
 // the one after that from memory, across the end of its row groups into the next ones.
 //
 // A template over the products, a class with the types Block and Tiles (a block, expanded),
-// kTokenTiles (tiles of 16 tokens, at most), and
+// kTokenTiles (tiles of 16 tokens, at most), kBlockTiles (B tiles of a block and so many tokens),
+// and
 //   measure         a phase, before any token is packed
-//   pack            64 inputs of up to 16 tokens to two B tiles
+//   pack            64 inputs of up to 16 tokens to their B tiles
 //   multiply_block  of two row groups
-//   write           the sums of two row groups to y
+//   write           the sums of two row groups to a panel of outputs
 #pragma once
 
 #include "kernels.h"
@@ -22,6 +23,7 @@
 // Must follow amx_target.h.
 #include "amx_expand.h"
 #include "amx_pack.h"
+#include "amx_panel.h"
 #include "amx_tile.h"
 
 namespace permllm::cpu {
@@ -96,6 +98,7 @@ class FewTokens {
     const TileSession session(columns0, columns1);
     Tiles buffers[2][2];  // [multiplied, expanded][row group]
     Tiles *multiplied = buffers[0], *expanded = buffers[1];
+    OutputPanel panel(arguments_);
     expand(*pair.blocks0, multiplied[0]);
     expand(*pair.blocks1, multiplied[1]);
     while (!pair.none()) {
@@ -122,13 +125,15 @@ class FewTokens {
         multiplied = expanded;
         expanded = reused;
       }
-      products_.template write<TokenTiles>(pair.first_row);
+      products_.template write<TokenTiles>(pair.first_row, panel);
       pair = next;
     }
   }
 
-  // Of the two B tiles of one block.
-  static constexpr int64_t block_bytes(int columns) { return 2 * tile_bytes(columns); }
+  // Of the B tiles of one block.
+  static constexpr int64_t block_bytes(int columns) {
+    return Products::kBlockTiles * tile_bytes(columns);
+  }
 
   const LinearArguments& arguments_;
   const Products& products_;

@@ -13,6 +13,7 @@ struct Int8SplitProducts {
   using Block = AmxInt8Block;
   using Tiles = Int8WeightTile;
   static constexpr int kTokenTiles = 1;
+  static constexpr int kBlockTiles = 2;
 
   QuantizedTokens<32767> x;
 
@@ -47,13 +48,13 @@ struct Int8SplitProducts {
   }
 
   template <int TokenTiles>
-  void write(int64_t row) const {
+  void write(int64_t row, OutputPanel& panel) const {
     SumTile sums[2][2];  // [row group][upper, lower bytes]
     tile::store<kSum00>(sums[0][0].rows, kTileRowBytes);
     tile::store<kSum01>(sums[0][1].rows, kTileRowBytes);
     tile::store<kSum10>(sums[1][0].rows, kTileRowBytes);
     tile::store<kSum11>(sums[1][1].rows, kTileRowBytes);
-    x.write(row, 0, [&](int tile, int r) {
+    x.write(panel.columns(row), row, 0, [&](int tile, int r) {
       return _mm512_fmadd_ps(to_float(sums[tile][0].rows[r]), _mm512_set1_ps(256.0f),
                              to_float(sums[tile][1].rows[r]));
     });

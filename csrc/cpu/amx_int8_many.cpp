@@ -10,20 +10,12 @@ struct Int8Products {
   using Tiles = Int8WeightTile;
   static constexpr int kParts = 1;
 
-  explicit Int8Products(const LinearArguments& arguments) : x(arguments) {}
+  explicit Int8Products(const LinearArguments& arguments) : a(arguments), x(arguments) {}
 
   void measure(Worker& worker) const { x.measure(worker); }
 
   void pack(int64_t token, int64_t tokens, int64_t input, int columns, char* tile) const {
-    __m512i bytes[16];
-    for (int64_t t = 0; t < 16; ++t) {
-      bytes[t] = _mm512_setzero_si512();
-      if (t >= tokens) continue;
-      __m512i integers[4];
-      x.quantize(token + t, input, integers);
-      bytes[t] = to_bytes(integers, 0);
-    }
-    store_tile(bytes, columns, tile);
+    x.pack_bytes(token, tokens, input, columns, tile);
   }
 
   static const void* part(const Int8WeightTile& weights, int) { return weights.rows; }
@@ -34,10 +26,11 @@ struct Int8Products {
   }
 
   void write(const SumTile& sums0, const SumTile& sums1, int64_t row, int64_t token) const {
-    x.write(row, token,
+    x.write(OutputColumns(a, row), row, token,
             [&](int tile, int r) { return to_float(tile == 0 ? sums0.rows[r] : sums1.rows[r]); });
   }
 
+  const LinearArguments& a;
   QuantizedTokens<127> x;
 };
 

@@ -26,7 +26,7 @@ struct Bf16Products {
   }
 
   void write(const SumTile& sums0, const SumTile& sums1, int64_t row, int64_t token) const {
-    const OutputColumns out(a.y, a.n, row, a.bias);
+    const OutputColumns out(a, row);
     store_outputs(sums0, sums1, token, smaller(a.m - token, kTileColumns), out);
   }
 

@@ -2,10 +2,14 @@
 //
 // A task is a panel of rows and a span of tokens. It goes through the inputs in chunks: a pair of
 // row groups is expanded over one chunk into the L1 cache, and multiplied with every token tile of
-// the span, 2 x 2 tiles at a time. The sums of the whole panel stay in the L2 cache between chunks,
-// together with the chunk of packed activations that all pairs of the panel use. A B tile from the
-// L3 cache would take four times as long as one from L2, so the tile loop itself fetches what comes
-// next into L2: weights for the next expansion, and the activations of the next chunk.
+// the span, 2 x 2 tiles at a time (amx_pass.h). The sums of the whole panel stay in the L2 cache
+// between chunks, together with the chunk of packed activations that all pairs of the panel use. A
+// B tile from the L3 cache would take four times as long as one from L2, so the passes fetch what
+// comes next into L2.
+//
+// Lines that go through the L1 cache once would drive the expanded weights out of it: B tiles are
+// loaded past it. So a chunk can be long, and sums, whose way to L2 and back takes as long as four
+// products of each tile, are loaded and stored less often.
 //
 // A template over the products, a class with the types Block and Tiles (a block, expanded), and
 //   kParts        tiles of a block, of the weights and of the activations
@@ -27,31 +31,11 @@
 #include "amx_cut.h"
 #include "amx_expand.h"
 #include "amx_pack.h"
+#include "amx_pass.h"
 #include "amx_tile.h"
 
 namespace permllm::cpu {
 namespace {
-
-// Cache lines to fetch into L2, some at every step of a loop.
-class LineStream {
- public:
-  LineStream() = default;
-  LineStream(const void* first, int64_t bytes, int64_t steps)
-      : next_(static_cast<const char*>(first)),
-        end_(next_ + bytes),
-        step_(ceil_div(ceil_div(bytes, kLine), steps) * kLine) {}
-
-  void step() {
-    const char* until = next_ + step_ < end_ ? next_ + step_ : end_;
-    for (; next_ < until; next_ += kLine) prefetch<Tuning::kManyHint>(next_);
-  }
-
- private:
-  static constexpr int64_t kLine = 64;
-  const char* next_ = nullptr;
-  const char* end_ = nullptr;
-  int64_t step_ = 0;
-};
 
 template <class Products>
 class ManyTokens {
@@ -63,39 +47,31 @@ class ManyTokens {
     auto* sums = static_cast<SumTile*>(
         thread_scratch(Scratch::kSums, cut_.panel_groups * cut_.span_tiles * sizeof(SumTile)));
     products_.measure(worker);
-    worker.each(cut_.tiles * cut_.chunks,
-                [&](int64_t item) { pack(item / cut_.chunks, item % cut_.chunks); });
+    worker.each(cut_.tiles * chunks_, [&](int64_t item) { pack(item / chunks_, item % chunks_); });
     worker.begin(cut_.tasks(), cut_.shares);
     int64_t task = worker.claim();
     if (task < 0) return;
     const TileSession session(kTileColumns, kTileColumns);
-    for (; task >= 0; task = worker.claim()) multiply(cut_.task(task), sums);
+    for (; task >= 0; task = worker.claim()) multiply(task, sums);
   }
 
  private:
-  using Block = typename Products::Block;
-  using Tiles = typename Products::Tiles;
-  static constexpr int64_t kChunkBlocks = Tuning::kChunkBlocks;
-  static constexpr int64_t kTileBytes = tile_bytes(kTileColumns);
-  static constexpr int64_t kBlockSize = Products::kParts * kTileBytes;  // of x
+  using Pass = cpu::Pass<Products>;
+  using Block = typename Pass::Block;
+  using Source = typename Pass::Source;
+  static constexpr int64_t kMostChunkBlocks = Tuning::kChunkTiles / Products::kParts;
 
-  // What the tile loop fetches: the next pair's weights and the next chunk's activations.
-  struct Fetches {
-    LineStream weights0, weights1, activations;
-    void step() {
-      weights0.step();
-      weights1.step();
-      activations.step();
-    }
+  // A pair of row groups and a chunk of inputs.
+  struct Place {
+    int64_t task, group, chunk;
   };
 
+  int64_t chunk_blocks(int64_t chunk) const {
+    return smaller(full_chunk_, cut_.blocks - chunk * full_chunk_);
+  }
   char* packed(int64_t chunk, int64_t tile) const {
     return packed_x_ +
-           (chunk * kChunkBlocks * cut_.tiles + tile * cut_.chunk_blocks(chunk)) * kBlockSize;
-  }
-  const Block* weights(int64_t group, int64_t chunk) const {
-    return static_cast<const Block*>(arguments_.packed) + group * cut_.blocks +
-           chunk * kChunkBlocks;
+           (chunk * full_chunk_ * cut_.tiles + tile * chunk_blocks(chunk)) * Pass::kBlockBytes;
   }
   int64_t tokens(int64_t tile) const {
     return smaller(arguments_.m - tile * kTileColumns, kTileColumns);
@@ -103,118 +79,123 @@ class ManyTokens {
 
   void pack(int64_t tile, int64_t chunk) const {
     char* target = packed(chunk, tile);
-    for (int64_t block = 0; block < cut_.chunk_blocks(chunk); ++block, target += kBlockSize) {
-      const int64_t input = (chunk * kChunkBlocks + block) * kBlockInputs;
+    for (int64_t block = 0; block < chunk_blocks(chunk); ++block, target += Pass::kBlockBytes) {
+      const int64_t input = (chunk * full_chunk_ + block) * kBlockInputs;
       products_.pack(tile * kTileColumns, tokens(tile), input, kTileColumns, target);
     }
   }
 
-  void multiply(const Cut::Task& task, SumTile* sums) const {
-    const int64_t first_group = task.first_group, end_group = task.end_group;
-    if (first_group >= end_group) return;
-    const int64_t first_tile = cut_.first_tile(task.span), tiles = cut_.span_size(task.span);
-    const int64_t pairs = ceil_div(end_group - first_group, kAmxGroups);
-    for (int64_t chunk = 0; chunk < cut_.chunks; ++chunk) {
-      const int64_t steps = ceil_div(tiles, 2) * cut_.chunk_blocks(chunk);
-      Fetches fetches;
-      if (cut_.chunks * cut_.spans > 1) {
-        const bool last = chunk + 1 == cut_.chunks;  // the next task starts, with the next span
-        const int64_t next = last ? 0 : chunk + 1;
-        const int64_t span = last ? (task.span + 1) % cut_.spans : task.span;
-        fetches.activations =
-            LineStream(packed(next, cut_.first_tile(span)),
-                       cut_.span_size(span) * cut_.chunk_blocks(next) * kBlockSize, steps * pairs);
-      }
-      for (int64_t pair = 0; pair < pairs; ++pair) {
-        const int64_t group = first_group + pair * kAmxGroups;
-        const int64_t second = group + 1 < end_group ? group + 1 : group;
-        fetch_weights_after(pair, chunk, first_group, end_group, steps, fetches);
-        multiply_pair(group, second, chunk, first_tile, tiles, sums + pair * cut_.span_tiles * 2,
-                      fetches);
-      }
-    }
+  // Of a place; nothing behind the last task.
+  Source source(const Place& place) const {
+    if (place.task >= cut_.tasks()) return {};
+    const int64_t end = cut_.task(place.task).end_group;
+    if (place.group >= end) return {};
+    const auto* first = static_cast<const Block*>(arguments_.packed) + place.group * cut_.blocks +
+                        place.chunk * full_chunk_;
+    return {{first, place.group + 1 < end ? first + cut_.blocks : first},
+            chunk_blocks(place.chunk)};
   }
 
-  void fetch_weights_after(int64_t pair, int64_t chunk, int64_t first_group, int64_t end_group,
-                           int64_t steps, Fetches& fetches) const {
-    int64_t group = first_group + (pair + 1) * kAmxGroups;
-    if (group >= end_group) {
-      group = first_group;
-      chunk += 1;
-    }
-    fetches.weights0 = fetches.weights1 = LineStream();
-    if (chunk == cut_.chunks) return;
-    const int64_t bytes = cut_.chunk_blocks(chunk) * sizeof(Block);
-    fetches.weights0 = LineStream(weights(group, chunk), bytes, steps);
-    if (group + 1 < end_group) {
-      fetches.weights1 = LineStream(weights(group + 1, chunk), bytes, steps);
-    }
+  // All pairs of a panel, then the next chunk; then the task that this thread will most likely
+  // take.
+  Place after(Place place) const {
+    if (place.task >= cut_.tasks()) return place;
+    const Cut::Task task = cut_.task(place.task);
+    place.group += kAmxGroups;
+    if (place.group < task.end_group) return place;
+    if (++place.chunk < chunks_) return {place.task, task.first_group, place.chunk};
+    const int64_t next = place.task + 1;
+    return {next, next < cut_.tasks() ? cut_.task(next).first_group : 0, 0};
   }
 
-  void multiply_pair(int64_t group, int64_t second, int64_t chunk, int64_t first_tile,
-                     int64_t tiles, SumTile* sums, Fetches& shared_fetches) const {
-    const int64_t blocks = cut_.chunk_blocks(chunk);
-    const Block* source0 = weights(group, chunk);
-    const Block* source1 = weights(second, chunk);
-    Tiles weights0[kChunkBlocks], weights1[kChunkBlocks];
-    for (int64_t block = 0; block < blocks; ++block) {
-      expand(source0[block], weights0[block]);
-      expand(source1[block], weights1[block]);
+  // The activations of the chunk after this one, or of the first one of the next span; nothing
+  // where all of them stay in L2.
+  LineStream activations_after(int64_t chunk, int64_t span, int64_t steps) const {
+    if (cut_.tiles * cut_.blocks * Pass::kBlockBytes <= Tuning::kKeptBytes) return {};
+    const bool last = chunk + 1 == chunks_;
+    const int64_t next = last ? 0 : chunk + 1;
+    const int64_t next_span = last ? (span + 1) % cut_.spans : span;
+    const int64_t bytes = cut_.span_size(next_span) * chunk_blocks(next) * Pass::kBlockBytes;
+    return {packed(next, cut_.first_tile(next_span)), bytes / LineStream::kLine, steps};
+  }
+
+  void multiply(int64_t item, SumTile* sums) const {
+    const Cut::Task task = cut_.task(item);
+    if (task.first_group >= task.end_group) return;
+    const int64_t tiles = cut_.span_size(task.span);
+    const int64_t pairs = ceil_div(task.end_group - task.first_group, kAmxGroups);
+    typename Pass::Weights weights[kMostChunkBlocks];
+    Fetches fetches;
+    Place place{item, task.first_group, 0};
+    const Source first = source(place);
+    for (int64_t block = 0; block < first.blocks; ++block) {
+      Pass::expand_block(first, block, weights[block]);
     }
-    Fetches fetches = shared_fetches;
-    const char* x = packed(chunk, first_tile);
-    const int64_t x_step = blocks * kBlockSize;
-    for (int64_t tile = 0; tile < tiles; tile += 2, x += 2 * x_step, sums += 4) {
-      const bool two = tile + 1 < tiles;
-      if (two) {
-        multiply_tiles<2>(weights0, weights1, x, x + x_step, blocks, chunk == 0, sums, fetches);
-      } else {
-        multiply_tiles<1>(weights0, weights1, x, x, blocks, chunk == 0, sums, fetches);
+    while (place.task == item) {
+      const Place next = after(place);
+      const int64_t steps = ceil_div(tiles, 2) * chunk_blocks(place.chunk);
+      const Source fetched = source(after(next));  // `next` is expanded meanwhile
+      for (int group = 0; group < kAmxGroups; ++group) {
+        const int64_t lines = ceil_div(fetched.blocks * sizeof(Block), LineStream::kLine);
+        fetches.weights[group] = LineStream(fetched.groups[group], lines, steps);
       }
-      if (chunk + 1 < cut_.chunks) continue;
-      for (int64_t t = 0; t <= (two ? 1 : 0); ++t) {
-        const int64_t token_tile = first_tile + tile + t;
-        products_.write(sums[2 * t], sums[2 * t + 1], group * kAmxRows, token_tile * kTileColumns);
+      if (place.group == task.first_group) {
+        fetches.activations = activations_after(place.chunk, task.span, steps * pairs);
       }
+      multiply_chunk(place, next.task == item ? source(next) : Source{}, task.span, weights,
+                     sums + (place.group - task.first_group) * cut_.span_tiles, fetches);
+      place = next;
     }
-    shared_fetches = fetches;
   }
 
   // `sums` are [token tile][row group].
+  void multiply_chunk(const Place& place, const Source& next, int64_t span,
+                      typename Pass::Weights* weights, SumTile* sums, Fetches& fetches) const {
+    const int64_t first_tile = cut_.first_tile(span), tiles = cut_.span_size(span);
+    const int64_t blocks = chunk_blocks(place.chunk), row = place.group * kAmxRows;
+    const bool complete = place.chunk + 1 == chunks_;
+    for (int64_t tile = 0; tile < tiles; tile += 2, sums += 2 * kAmxGroups) {
+      const int64_t token = (first_tile + tile) * kTileColumns;
+      if (complete) {
+        fetches.outputs = LineStream(arguments_.y + token * arguments_.n + row,
+                                     smaller(2 * kTileColumns, arguments_.m - token), blocks,
+                                     arguments_.n * static_cast<int64_t>(sizeof(bf16)));
+      }
+      const char* x = packed(place.chunk, first_tile + tile);
+      const bool start = place.chunk == 0;
+      if (tile + 2 < tiles) {
+        load_sums<2>(sums, start);
+        Pass::template multiply<2>(weights, x, blocks, fetches);
+        store_sums<2>(sums);
+      } else if (tile + 2 == tiles) {
+        load_sums<2>(sums, start);
+        Pass::template multiply<2>(weights, x, blocks, next, fetches);
+        store_sums<2>(sums);
+      } else {
+        load_sums<1>(sums, start);
+        Pass::template multiply<1>(weights, x, blocks, next, fetches);
+        store_sums<1>(sums);
+      }
+      if (!complete) continue;
+      for (int64_t t = 0; t < smaller(2, tiles - tile); ++t) {
+        products_.write(sums[2 * t], sums[2 * t + 1], row, token + t * kTileColumns);
+      }
+    }
+  }
+
   template <int TokenTiles>
-  static inline void multiply_tiles(const Tiles* weights0, const Tiles* weights1, const char* x0,
-                                    const char* x1, int64_t blocks, bool first, SumTile* sums,
-                                    Fetches& fetches) {
-    if (first) {
-      zero_sums();
-    } else {
-      tile::load<kSum00>(sums[0].rows, kTileRowBytes);
-      tile::load<kSum10>(sums[1].rows, kTileRowBytes);
-      if constexpr (TokenTiles == 2) {
-        tile::load<kSum01>(sums[2].rows, kTileRowBytes);
-        tile::load<kSum11>(sums[3].rows, kTileRowBytes);
-      }
+  static void load_sums(const SumTile* sums, bool start) {
+    if (start) return zero_sums();
+    tile::load<kSum00>(sums[0].rows, kTileRowBytes);
+    tile::load<kSum10>(sums[1].rows, kTileRowBytes);
+    if constexpr (TokenTiles == 2) {
+      tile::load<kSum01>(sums[2].rows, kTileRowBytes);
+      tile::load<kSum11>(sums[3].rows, kTileRowBytes);
     }
-    for (int64_t block = 0; block < blocks; ++block) {
-#pragma GCC unroll 2
-      for (int part = 0; part < Products::kParts; ++part) {
-        tile::load<kWeights0>(Products::part(weights0[block], part), kTileRowBytes);
-        tile::load<kTokens0>(x0, kTileRowBytes);
-        Products::template multiply_add<kSum00, kWeights0, kTokens0>();
-        if constexpr (TokenTiles == 2) {
-          tile::load<kTokens1>(x1, kTileRowBytes);
-          Products::template multiply_add<kSum01, kWeights0, kTokens1>();
-        }
-        tile::load<kWeights1>(Products::part(weights1[block], part), kTileRowBytes);
-        Products::template multiply_add<kSum10, kWeights1, kTokens0>();
-        if constexpr (TokenTiles == 2) {
-          Products::template multiply_add<kSum11, kWeights1, kTokens1>();
-        }
-        x0 += kTileBytes;
-        x1 += kTileBytes;
-      }
-      fetches.step();
-    }
+  }
+
+  template <int TokenTiles>
+  static void store_sums(SumTile* sums) {
     tile::store<kSum00>(sums[0].rows, kTileRowBytes);
     tile::store<kSum10>(sums[1].rows, kTileRowBytes);
     if constexpr (TokenTiles == 2) {
@@ -226,6 +207,8 @@ class ManyTokens {
   const LinearArguments& arguments_;
   const Products& products_;
   const Cut cut_;
+  const int64_t full_chunk_ = cut_.chunk_tiles / Products::kParts;  // blocks
+  const int64_t chunks_ = ceil_div(cut_.blocks, full_chunk_);
   char* const packed_x_ =
       static_cast<char*>(arguments_.packed_x);  // [chunk][token tile][block][B tile]
 };

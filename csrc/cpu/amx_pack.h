@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "layout.h"
+#include "kernels.h"
 #include "tuning.h"
 
 namespace permllm::cpu {
@@ -104,10 +104,15 @@ inline void add(SumTile& sums, const SumTile& others) {
 // Up to 32 consecutive outputs: where they go and what is added to them.
 class OutputColumns {
  public:
-  OutputColumns(bf16* y, int64_t n, int64_t first, const bf16* bias)
-      : y_(y + first), stride_(n), valid_(first_lanes(n - first)) {
+  // To y.
+  OutputColumns(const LinearArguments& a, int64_t first)
+      : OutputColumns(a, first, a.y + first, a.n) {}
+
+  // To rows that are `stride` apart, a row for each token.
+  OutputColumns(const LinearArguments& a, int64_t first, bf16* target, int64_t stride)
+      : target_(target), stride_(stride), valid_(first_lanes(a.n - first)) {
     __m512i bits = _mm512_setzero_si512();
-    if (bias != nullptr) bits = _mm512_maskz_loadu_epi16(valid_, bias + first);
+    if (a.bias != nullptr) bits = _mm512_maskz_loadu_epi16(valid_, a.bias + first);
     bias0_ = widen(_mm512_castsi512_si256(bits));
     bias1_ = widen(_mm512_extracti64x4_epi64(bits, 1));
   }
@@ -116,7 +121,8 @@ class OutputColumns {
   void store(int64_t token, __m512i sums0, __m512i sums1) const {
     const __m512 low = _mm512_add_ps(_mm512_castsi512_ps(sums0), bias0_);
     const __m512 high = _mm512_add_ps(_mm512_castsi512_ps(sums1), bias1_);
-    _mm512_mask_storeu_epi16(y_ + token * stride_, valid_, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    _mm512_mask_storeu_epi16(target_ + token * stride_, valid_,
+                             (__m512i)_mm512_cvtne2ps_pbh(high, low));
   }
 
  private:
@@ -124,13 +130,13 @@ class OutputColumns {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
   }
 
-  bf16* y_;
+  bf16* target_;
   int64_t stride_;
   __mmask32 valid_;
   __m512 bias0_, bias1_;
 };
 
-// The sums of outputs 0..15 and 16..31 to rows first_token.. of y.
+// The sums of outputs 0..15 and 16..31 to rows first_token..
 inline void store_outputs(const SumTile& sums0, const SumTile& sums1, int64_t first_token,
                           int64_t tokens, const OutputColumns& out) {
   __m512i low[16], high[16];

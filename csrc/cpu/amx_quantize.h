@@ -17,6 +17,15 @@ namespace {
 // Below it a token counts as zero: its inverse scale would leave float32.
 constexpr float kSmallestMagnitude = 0x1p-100f;
 
+// 64 integers as bytes, in order: bits first..first+7 of each.
+inline __m512i to_bytes(const __m512i (&integers)[4], int first) {
+  __m512i bytes = _mm512_setzero_si512();
+  bytes = _mm512_inserti32x4(bytes, _mm512_cvtepi32_epi8(_mm512_srli_epi32(integers[0], first)), 0);
+  bytes = _mm512_inserti32x4(bytes, _mm512_cvtepi32_epi8(_mm512_srli_epi32(integers[1], first)), 1);
+  bytes = _mm512_inserti32x4(bytes, _mm512_cvtepi32_epi8(_mm512_srli_epi32(integers[2], first)), 2);
+  return _mm512_inserti32x4(bytes, _mm512_cvtepi32_epi8(_mm512_srli_epi32(integers[3], first)), 3);
+}
+
 // The scales of all tokens of a call, each measured before it is quantized. Largest is 127
 // for 8 bits, 32767 for 16.
 template <int Largest>
@@ -50,10 +59,24 @@ class QuantizedTokens {
     }
   }
 
-  // Two C tiles of int32 sums, of `row` and 16 rows further on, to y. `convert(tile, r)` gives a
-  // row of them as float32.
+  // 64 inputs of up to 16 tokens, as integers of 8 bits, to a B tile.
+  void pack_bytes(int64_t token, int64_t tokens, int64_t input, int columns, char* tile) const {
+    static_assert(Largest <= 127);
+    __m512i bytes[16];
+    for (int64_t t = 0; t < 16; ++t) {
+      bytes[t] = _mm512_setzero_si512();
+      if (t >= tokens) continue;
+      __m512i integers[4];
+      quantize(token + t, input, integers);
+      bytes[t] = to_bytes(integers, 0);
+    }
+    store_tile(bytes, columns, tile);
+  }
+
+  // Two C tiles of int32 sums, of `row` and 16 rows further on. `convert(tile, r)` gives a row of
+  // them as float32.
   template <class Convert>
-  void write(int64_t row, int64_t token, Convert convert) const {
+  void write(const OutputColumns& out, int64_t row, int64_t token, Convert convert) const {
     SumTile sums[2];
     const __m512 scales = _mm512_loadu_ps(scales_ + token);
     for (int tile = 0; tile < 2; ++tile) {
@@ -64,7 +87,6 @@ class QuantizedTokens {
                         _mm512_mul_ps(_mm512_mul_ps(convert(tile, r), scale), scales));
       }
     }
-    const OutputColumns out(a_.y, a_.n, row, a_.bias);
     store_outputs(sums[0], sums[1], token, smaller(a_.m - token, kTileColumns), out);
   }
 
@@ -101,15 +123,6 @@ class QuantizedTokens {
   float* const scales_;
   float* const inverses_;
 };
-
-// 64 integers as bytes, in order: bits first..first+7 of each.
-inline __m512i to_bytes(const __m512i (&integers)[4], int first) {
-  __m512i bytes = _mm512_setzero_si512();
-  bytes = _mm512_inserti32x4(bytes, _mm512_cvtepi32_epi8(_mm512_srli_epi32(integers[0], first)), 0);
-  bytes = _mm512_inserti32x4(bytes, _mm512_cvtepi32_epi8(_mm512_srli_epi32(integers[1], first)), 1);
-  bytes = _mm512_inserti32x4(bytes, _mm512_cvtepi32_epi8(_mm512_srli_epi32(integers[2], first)), 2);
-  return _mm512_inserti32x4(bytes, _mm512_cvtepi32_epi8(_mm512_srli_epi32(integers[3], first)), 3);
-}
 
 // A row of int32 sums as float32.
 inline __m512 to_float(const float (&sums)[kTileColumns]) {

@@ -33,6 +33,12 @@ inline void load(const void* rows, int64_t stride) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(rows), "r"(stride), "i"(Tile) : "memory");
 }
 
+// The same for what no product soon needs again: it leaves to others their place in L1.
+template <int Tile>
+inline void load_once(const void* rows, int64_t stride) {
+  asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" : : "r"(rows), "r"(stride), "i"(Tile) : "memory");
+}
+
 template <int Tile>
 inline void store(void* rows, int64_t stride) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(rows), "r"(stride), "i"(Tile) : "memory");
@@ -90,20 +96,21 @@ constexpr int kTokens0 = 6, kTokens1 = 7;    // B: 16 input pairs or quads x col
 constexpr int kSum00 = 0, kSum01 = 1;        // C of row group 0, by B tile
 constexpr int kSum10 = 2, kSum11 = 3;        // C of row group 1
 
-// Owns this thread's tile unit. `columns0` and `columns1` are the columns of the two B tiles.
+// Owns this thread's tile unit. `columns0` and `columns1` are the columns of the two B tiles,
+// `rows` those of A and of the sums.
 class TileSession {
  public:
-  TileSession(int columns0, int columns1) {
+  TileSession(int columns0, int columns1, int rows = kTileRows) {
     constexpr int kPairBytes = 4;
     TileConfig config;
-    config.set(kWeights0, kTileRows, kTileRowBytes);
-    config.set(kWeights1, kTileRows, kTileRowBytes);
+    config.set(kWeights0, rows, kTileRowBytes);
+    config.set(kWeights1, rows, kTileRowBytes);
     config.set(kTokens0, kTileRows, columns0 * kPairBytes);
-    config.set(kSum00, kTileRows, columns0 * kPairBytes);
-    config.set(kSum10, kTileRows, columns0 * kPairBytes);
+    config.set(kSum00, rows, columns0 * kPairBytes);
+    config.set(kSum10, rows, columns0 * kPairBytes);
     config.set(kTokens1, kTileRows, columns1 * kPairBytes);
-    config.set(kSum01, kTileRows, columns1 * kPairBytes);
-    config.set(kSum11, kTileRows, columns1 * kPairBytes);
+    config.set(kSum01, rows, columns1 * kPairBytes);
+    config.set(kSum11, rows, columns1 * kPairBytes);
     tile::configure(&config);
   }
   ~TileSession() { tile::release(); }

@@ -4,20 +4,30 @@
 #include "region.h"
 
 namespace permllm::cpu {
+namespace {
 
-int64_t dense_tokens() {
-#if defined(PERMLLM_AVX512)
-  const Isa isa = select("");
-  if (isa == Isa::kAvx512Bf16 || isa == Isa::kAmx) return Avx512Bf16Tuning::kDenseTokens;
+// Nothing where the instruction set has no kernel.
+KernelOf<bf16> dense_kernel() {
+  switch (select("")) {
+#if defined(PERMLLM_AMX)
+    case Isa::kAmx:
+      return {amx_dense, AmxTuning::kDenseTokens, sizeof(bf16)};
 #endif
-  return 0;
+#if defined(PERMLLM_AVX512)
+    case Isa::kAvx512Bf16:
+      return {avx512_dense, Avx512Bf16Tuning::kDenseTokens, sizeof(bf16)};
+#endif
+    default:
+      return {};
+  }
 }
 
-void dense_linear([[maybe_unused]] const LinearArguments& arguments) {
-#if defined(PERMLLM_AVX512)
-  run_in_region<bf16>({avx512_dense, Avx512Bf16Tuning::kDenseTokens, sizeof(bf16)}, arguments,
-                      nullptr);
-#endif
+}  // namespace
+
+int64_t dense_tokens() { return dense_kernel().packed_tokens; }
+
+void dense_linear(const LinearArguments& arguments) {
+  run_in_region(dense_kernel(), arguments, nullptr);
 }
 
 }  // namespace permllm::cpu

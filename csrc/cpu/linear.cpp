@@ -32,7 +32,9 @@ void amx(const LinearArguments& a, Worker& worker) {
 }
 
 void amx_int8(const LinearArguments& a, Worker& worker) {
-  a.m <= AmxTuning::kSplitTokens ? amx_int8_few_tokens(a, worker) : amx_int8_many_tokens(a, worker);
+  if (a.m <= AmxTuning::kSplitTokens) return amx_int8_few_tokens(a, worker);
+  a.m <= AmxTuning::kFewTokens ? amx_int8_several_tokens(a, worker)
+                               : amx_int8_many_tokens(a, worker);
 }
 #endif
 

@@ -24,7 +24,7 @@ struct Zen4Tuning : CommonTuning {
   static constexpr int64_t kPreparedAlone = 16 << 10;
 };
 
-// Sapphire Rapids, 19 GB/s of stream for one core; measured with a prototype.
+// Sapphire Rapids and its successors: 2 MiB of L2 and 17-20 GB/s of stream for one core.
 struct AmxTuning : CommonTuning {
   // So many elements of x have their scales found by one thread alone: the number of Zen 4.
   static constexpr int64_t kPreparedAlone = 16 << 10;
@@ -34,17 +34,27 @@ struct AmxTuning : CommonTuning {
   static constexpr int kFewHint = kIntoL1;
   static constexpr int64_t kFewAheadBlocks = 2;  // before it is expanded
   static constexpr int64_t kPackBlocks = 16;     // of x, that a thread packs at a time
+  static constexpr int64_t kWrittenPairs = 8;    // of row groups, whose outputs are written at once
   // Columns of a B tile that few tokens fill at most: its load and its product become cheaper.
   static constexpr int kNarrowColumns = 4, kMiddleColumns = 8;
 
   static constexpr int kManyHint = kIntoL2;
-  static constexpr int64_t kChunkBlocks = 4;       // expanded at a time: 256 inputs
+  // A tiles of a row group, expanded at a time, with as many as half of L1 for a pair; fewer for at
+  // most kShortTokens, and where two token tiles, one pass, are all.
+  static constexpr int64_t kChunkTiles = 12, kShortChunkTiles = 8, kOnePassChunkTiles = 4;
   static constexpr int64_t kPanelGroups = 32;      // 512 rows: sums of 512 KiB with a full span
   static constexpr int64_t kShortPanelGroups = 8;  // for at most kShortTokens
-  static constexpr int64_t kShortTokens = 64;
+  static constexpr int64_t kShortTokens = 112;
   static constexpr int64_t kSpanTiles = 16;       // 256 tokens
+  static constexpr int64_t kKeptBytes = 1 << 20;  // of packed x, that L2 keeps beside the rest
   static constexpr int64_t kPackedTokens = 1024;  // that are packed at a time
   static constexpr int64_t kTasksPerThread = 2;   // panels are made smaller to get so many
+
+  // Dense rows.
+  static constexpr int64_t kDenseTokens = 64;  // four tiles: as many sums as have registers
+  static constexpr int kDenseRowsApart = 16;   // neighbours of a tile: next to each other is slower
+  static constexpr int kDenseHint = kIntoL1;
+  static constexpr int64_t kDenseAhead = 512;  // bytes of each row; 256 are too late
 };
 
 // Zen 4: 1 MiB of L2 per core, 26-30 GB/s of stream for one core.

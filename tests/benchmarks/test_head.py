@@ -40,7 +40,7 @@ def command(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
 @needs_kernel
 def test_all_tokens_of_the_kernel_can_be_measured() -> None:
     assert min(TOKENS) == 1
-    assert max(TOKENS) == MOST
+    assert MOST in TOKENS
 
 
 @needs_kernel

@@ -12,6 +12,7 @@ import torch
 from benchmarks import instruction_sets
 from benchmarks.cpu import contestants
 from benchmarks.instruction_sets import FLOAT32, LIMITS, TORCH, VLLM, limited, measure, table
+from permllm_vllm import ops
 
 
 @pytest.mark.parametrize("has_vllm", [False, True])
@@ -58,6 +59,23 @@ def test_a_limit_of_the_caller_holds_no_other_instruction_set(
     monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
     assert "MKL_CBWR" not in limited("avx2")
     assert limited("avx2")["MKL_ENABLE_INSTRUCTIONS"] == "AVX2"
+
+
+def test_by_default_all_but_the_fastest_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    have = torch.ops.permllm.cpu_instruction_sets().split(",") if not ops.missing_reason else []
+    if len(have) < 2:
+        pytest.skip("portable is all that there is here")
+    asked = []
+
+    def run_limited(isa: str, _: list[str]) -> list[Any]:
+        asked.append(isa)
+        return []
+
+    monkeypatch.setattr(instruction_sets, "run_limited", run_limited)
+    monkeypatch.setattr(sys, "argv", [""])
+    instruction_sets.main()
+    assert asked == have[1:]
+    assert set(asked) <= set(LIMITS)
 
 
 def test_the_result_says_what_held_the_peers(

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.cpu import stream
 from benchmarks.cpu.limits import huge_pages_mib
-from benchmarks.cpu.stream import AHEAD, prefetching_library, read, readers, stream_rate
+from benchmarks.cpu.stream import WAYS, prefetching_library, read, readers, stream_rate
 
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -20,10 +20,10 @@ def test_the_prefetching_reader_reads_every_byte_once(threads: int) -> None:
     memory = stream.huge_pages(5 * 512 * 3)
     memory.copy_(torch.randint(0, 256, memory.shape, dtype=torch.uint8))
     words = memory.view(torch.int64).sum().item() % 2**64
-    assert {read(library, memory, *how, threads) for how in AHEAD} == {words}
+    assert {read(library, memory, way, threads) for way in WAYS} == {words}
     for place in range(0, len(memory), 64):
         memory[place] ^= 1
-        assert read(library, memory, *AHEAD[-1], threads) != words
+        assert read(library, memory, WAYS[-1], threads) != words
         memory[place] ^= 1
 
 

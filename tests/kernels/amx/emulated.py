@@ -17,7 +17,9 @@ CPU = HERE.parents[2] / "csrc" / "cpu"
 COMPILE = ["g++", "-std=c++20", "-O2", "-Wall", "-Wextra"]
 INSTRUCTION_SETS = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vbmi2"}
 
-KERNELS = ("amx_few", "amx_many", "amx_int8_few", "amx_int8_many")
+KERNELS = ("amx_few", "amx_many", "amx_int8_few", "amx_int8_several", "amx_int8_many", "amx_dense")
+ORDER = ("few", "several", "many")
+"""Of the kernels, as `run` in emulation.cpp numbers them; several are for int8 values alone."""
 AROUND_KERNELS = ("pack", "linear", "region", "team", "isa", "scratch", "huge_pages")
 TAIL_BYTES = 128
 PAGE = 4096
@@ -49,8 +51,9 @@ class Emulation:
         pointer, number = ctypes.c_void_p, ctypes.c_int64
         self.library.set_threads.argtypes = [number, ctypes.c_bool]
         self.library.run.argtypes = [
-            ctypes.c_bool, pointer, number, number, pointer, number, number, *[pointer] * 3,
+            number, pointer, number, number, pointer, number, number, *[pointer] * 3,
         ]  # fmt: skip
+        self.library.run_dense.argtypes = [pointer, *[number] * 2, pointer, *[number] * 2, pointer]
         self.library.reads_of_many.argtypes = [*[number] * 5, pointer]
         self.library.reads_of_many.restype = number
         self.library.reads_of_few.argtypes = [number, number, number, pointer]
@@ -204,7 +207,7 @@ def run(
         if slow:
             emulation.library.set_slow_page(x_address // PAGE * PAGE)
         emulation.library.run(
-            kernel == "many", x_address, k + gap, m, packed_address, n, k,
+            ORDER.index(kernel), x_address, k + gap, m, packed_address, n, k,
             None if bias is None else bias_address, None if scale is None else scale_address,
             y[64:].ctypes.data,
         )  # fmt: skip
@@ -213,7 +216,7 @@ def run(
     assert emulation.violation() == ""
     assert emulation.library.configured_units() == 0
     # bfloat16 inputs fill two tiles of a block; int8 fill one, met by both bytes of few tokens.
-    products = 1 if scale is not None and kernel == "many" else 2
+    products = 1 if scale is not None and kernel != "few" else 2
     row_groups = 2 * -(-n // 32)
     expected = row_groups * -(-k // 64) * products * -(-m // 16)
     assert emulation.library.take_multiply_adds() == expected

@@ -1,4 +1,4 @@
-// C interface for test_amx_emulation.py to the AMX kernels, run on the emulated tile unit and on
+// C interface for the tests of this folder to the AMX kernels, run on the emulated tile unit and on
 // threads of its own instead of torch's.
 #include <signal.h>
 #include <sys/mman.h>
@@ -79,13 +79,23 @@ int64_t count_regions() { return permllm::cpu::regions; }
 
 void set_after_range(void (*told)(int64_t)) { permllm::cpu::after_range = told; }
 
-void run(bool many, const bf16* x, int64_t x_stride, int64_t m, const void* packed, int64_t n,
+// `kernel` is one of 0 few, 1 several, 2 many.
+void run(int64_t kernel, const bf16* x, int64_t x_stride, int64_t m, const void* packed, int64_t n,
          int64_t k, const bf16* bias, const float* scale, bf16* y) {
   using namespace permllm::cpu;
   const LinearArguments arguments{x, x_stride, m, packed, n, k, bias, y, scale};
-  const auto few = scale == nullptr ? amx_few_tokens : amx_int8_few_tokens;
-  const auto all = scale == nullptr ? amx_many_tokens : amx_int8_many_tokens;
-  const KernelOf<bf16> kernel{many ? all : few, AmxTuning::kPackedTokens, sizeof(bf16)};
+  constexpr decltype(&amx_few_tokens) kBf16[] = {amx_few_tokens, nullptr, amx_many_tokens};
+  constexpr decltype(&amx_few_tokens) kInt8[] = {amx_int8_few_tokens, amx_int8_several_tokens,
+                                                 amx_int8_many_tokens};
+  const auto chosen = (scale == nullptr ? kBf16 : kInt8)[kernel];
+  run_in_region<bf16>({chosen, AmxTuning::kPackedTokens, sizeof(bf16)}, arguments, nullptr);
+}
+
+void run_dense(const bf16* x, int64_t x_stride, int64_t m, const bf16* rows, int64_t n, int64_t k,
+               bf16* y) {
+  using namespace permllm::cpu;
+  const LinearArguments arguments{x, x_stride, m, rows, n, k, nullptr, y};
+  const KernelOf<bf16> kernel{amx_dense, AmxTuning::kDenseTokens, sizeof(bf16)};
   run_in_region(kernel, arguments, nullptr);
 }
 

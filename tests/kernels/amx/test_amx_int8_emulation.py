@@ -19,8 +19,9 @@ pytestmark = NEEDS
 SHAPES = [(16, 8), (24, 72), (40, 64), (40, 1376), (272, 200), (272, 512)]
 FEW_TOKENS = [1, 3, 4, 5, 8, 9, 15, 16]
 MANY_TOKENS = [1, 5, 16, 17, 32, 48, 100, 300]
-CASES = [("few", m) for m in FEW_TOKENS] + [("many", m) for m in MANY_TOKENS]
-LARGEST = {"few": 32767, "many": 127}  # W8A16, W8A8
+TOKENS = {"few": FEW_TOKENS, "several": [1, 9, 16, 17, 20, 25, 32], "many": MANY_TOKENS}
+CASES = [(kernel, m) for kernel, tokens in TOKENS.items() for m in tokens]
+LARGEST = {"few": 32767, "several": 127, "many": 127}  # W8A16, W8A8
 
 
 def expected(
@@ -78,7 +79,7 @@ def test_equals_integer_sums(emulation, kernel: str, m: int) -> None:
 @pytest.mark.parametrize("in_turn", [False, True])
 def test_equals_integer_sums_on_many_threads(emulation, in_turn: bool) -> None:
     emulation.set_threads(3, in_turn)
-    for kernel, m in [("few", 1), ("few", 16), ("many", 48), ("many", 300)]:
+    for kernel, m in [("few", 1), ("few", 16), ("several", 17), ("many", 48), ("many", 300)]:
         check(emulation, kernel, m, 272, 1376, bias=True, gap=8)
 
 
@@ -87,7 +88,7 @@ def test_more_tokens_than_are_packed_at_once(emulation) -> None:
     check(emulation, "many", 1100, 24, 72, bias=True, gap=8)
 
 
-@pytest.mark.parametrize("kernel", ["few", "many"])
+@pytest.mark.parametrize("kernel", TOKENS)
 def test_tokens_of_zeros_and_of_no_number_disturb_no_other(emulation, kernel: str) -> None:
     emulation.set_threads(1)
     rng = np.random.default_rng(0)
@@ -103,7 +104,7 @@ def test_tokens_of_zeros_and_of_no_number_disturb_no_other(emulation, kernel: st
     np.testing.assert_array_equal(got[[0, 1, 2, 5]], want[[0, 1, 2, 5]])
 
 
-@pytest.mark.parametrize("kernel", ["few", "many"])
+@pytest.mark.parametrize("kernel", TOKENS)
 def test_largest_sums_fit(emulation, kernel: str) -> None:
     """Every value and every activation at its extreme, for the most inputs that are packed."""
     emulation.set_threads(1)

@@ -204,6 +204,11 @@ inline void load(const void* rows, int64_t stride) {
 }
 
 template <int Tile>
+inline void load_once(const void* rows, int64_t stride) {
+  tile_emulation::load(Tile, rows, stride);
+}
+
+template <int Tile>
 inline void store(void* rows, int64_t stride) {
   tile_emulation::store(Tile, rows, stride);
 }

@@ -1,0 +1,58 @@
+// AMX, int8 values, at most 32 tokens: W8A8. A block of 64 inputs is one B tile of 16 tokens.
+#include "amx_few.h"
+#include "amx_quantize.h"
+
+namespace permllm::cpu {
+namespace {
+
+struct Int8Products {
+  using Block = AmxInt8Block;
+  using Tiles = Int8WeightTile;
+  static constexpr int kTokenTiles = 2;
+  static constexpr int kBlockTiles = 1;
+
+  QuantizedTokens<127> x;
+
+  void measure(Worker& worker) const { x.measure(worker); }
+
+  void pack(int64_t token, int64_t tokens, int64_t input, int columns, char* tile) const {
+    x.pack_bytes(token, tokens, input, columns, tile);
+  }
+
+  template <int TokenTiles>
+  static inline void multiply_block(const Int8WeightTile* weights, const char* x0, const char* x1,
+                                    int columns0, int columns1) {
+    tile::load<kTokens0>(x0, columns0 * kPairBytes);
+    tile::load<kWeights0>(weights[0].rows, kTileRowBytes);
+    tile::multiply_add_int8<kSum00, kWeights0, kTokens0>();
+    tile::load<kWeights1>(weights[1].rows, kTileRowBytes);
+    tile::multiply_add_int8<kSum10, kWeights1, kTokens0>();
+    if constexpr (TokenTiles == 2) {
+      tile::load<kTokens1>(x1, columns1 * kPairBytes);
+      tile::multiply_add_int8<kSum01, kWeights0, kTokens1>();
+      tile::multiply_add_int8<kSum11, kWeights1, kTokens1>();
+    }
+  }
+
+  template <int TokenTiles>
+  void write(int64_t row, OutputPanel& panel) const {
+    SumTile sums[2][2];  // [row group][token tile]
+    tile::store<kSum00>(sums[0][0].rows, kTileRowBytes);
+    tile::store<kSum01>(sums[0][1].rows, kTileRowBytes);
+    tile::store<kSum10>(sums[1][0].rows, kTileRowBytes);
+    tile::store<kSum11>(sums[1][1].rows, kTileRowBytes);
+    const OutputColumns out = panel.columns(row);
+    for (int tile = 0; tile < TokenTiles; ++tile) {
+      x.write(out, row, tile * kTileColumns,
+              [&](int group, int r) { return to_float(sums[group][tile].rows[r]); });
+    }
+  }
+};
+
+}  // namespace
+
+void amx_int8_several_tokens(const LinearArguments& a, Worker& worker) {
+  multiply_few_tokens(a, Int8Products{QuantizedTokens<127>(a)}, worker);
+}
+
+}  // namespace permllm::cpu
