@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from permllm_vllm.forecast import Measurement, instruction_set, packaged
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-PACKAGED = {"2:4": "kernels-cpu-zen4.json", "4:8": "kernels-cpu-zen4-4to8.json"}
+PACKAGED = {
+    ("avx512_bf16", "2:4"): "kernels-cpu-zen4.json",
+    ("avx512_bf16", "4:8"): "kernels-cpu-zen4-4to8.json",
+    ("amx", "2:4"): "kernels-cpu-amx.json",
+    ("amx", "4:8"): "kernels-cpu-amx-4to8.json",
+}
 
 
 def row(n, k, m, peer_us, ours_us, **changes):
@@ -97,12 +102,13 @@ def test_a_pattern_without_rows_has_those_of_another_which_says_so(tmp_path):
     assert found.forecast(64, 64, 1, "bfloat16").ratio == pytest.approx(3)
 
 
-@pytest.mark.parametrize("pattern", PACKAGED)
+@pytest.mark.parametrize(("isa", "pattern"), PACKAGED)
 @pytest.mark.parametrize("values", ["bfloat16", "int8"])
-def test_what_is_packaged_is_the_record_of_the_pattern(pattern, values):
-    measured = packaged("avx512_bf16", pattern)
+def test_what_is_packaged_is_the_record_of_the_pattern(isa, pattern, values):
+    measured = packaged(isa, pattern)
     assert measured.pattern == pattern
-    record = json.loads((RESULTS / PACKAGED[pattern]).read_text())
+    record = json.loads((RESULTS / PACKAGED[isa, pattern]).read_text())
+    assert record["isa"] == isa
     for m in (1, 64):
         ratios = [
             found["peer_us"] / found["ours_us"]
