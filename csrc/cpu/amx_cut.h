@@ -30,9 +30,7 @@ struct Cut {
     shares = ceil_div(groups, share_groups);
     const bool few = a.m <= AmxTuning::kShortTokens;
     panel_groups = few ? AmxTuning::kShortPanelGroups : AmxTuning::kPanelGroups;
-    chunk_tiles = tiles <= 2 ? AmxTuning::kOnePassChunkTiles
-                  : few      ? AmxTuning::kShortChunkTiles
-                             : AmxTuning::kChunkTiles;
+    chunk_tiles = few ? AmxTuning::kShortChunkTiles : AmxTuning::kChunkTiles;
     const int64_t wanted = threads > 1 ? threads * AmxTuning::kTasksPerThread : 1;
     while (panel_groups > kAmxGroups && tasks() < wanted) panel_groups /= 2;
   }

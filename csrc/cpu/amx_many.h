@@ -9,7 +9,8 @@
 //
 // Lines that go through the L1 cache once would drive the expanded weights out of it: B tiles are
 // loaded past it. So a chunk can be long, and sums, whose way to L2 and back takes as long as four
-// products of each tile, are loaded and stored less often.
+// products of each tile, are loaded and stored less often. Every pass fetches those of the next one
+// into L1: a tile that is loaded from L2 between the last and the first product delays both.
 //
 // A template over the products, a class with the types Block and Tiles (a block, expanded), and
 //   kParts        tiles of a block, of the weights and of the activations
@@ -142,15 +143,20 @@ class ManyTokens {
       if (place.group == task.first_group) {
         fetches.activations = activations_after(place.chunk, task.span, steps * pairs);
       }
-      multiply_chunk(place, next.task == item ? source(next) : Source{}, task.span, weights,
-                     sums + (place.group - task.first_group) * cut_.span_tiles, fetches);
+      const bool more = next.task == item;
+      const auto sums_of = [&](int64_t group) {
+        return sums + (group - task.first_group) * cut_.span_tiles;
+      };
+      multiply_chunk(place, more ? source(next) : Source{}, task.span, weights,
+                     sums_of(place.group), more ? sums_of(next.group) : sums, fetches);
       place = next;
     }
   }
 
-  // `sums` are [token tile][row group].
+  // `sums` are [token tile][row group], `next_sums` those of the place after this one.
   void multiply_chunk(const Place& place, const Source& next, int64_t span,
-                      typename Pass::Weights* weights, SumTile* sums, Fetches& fetches) const {
+                      typename Pass::Weights* weights, SumTile* sums, const SumTile* next_sums,
+                      Fetches& fetches) const {
     const int64_t first_tile = cut_.first_tile(span), tiles = cut_.span_size(span);
     const int64_t blocks = chunk_blocks(place.chunk), row = place.group * kAmxRows;
     const bool complete = place.chunk + 1 == chunks_;
@@ -163,6 +169,11 @@ class ManyTokens {
       }
       const char* x = packed(place.chunk, first_tile + tile);
       const bool start = place.chunk == 0;
+      const int64_t left = tiles - tile - 2;
+      if (arguments_.m > Tuning::kShortTokens) {  // the sums of a short panel are near L1 anyway
+        fetches.sums = SumStream(left > 0 ? sums + 2 * kAmxGroups : next_sums,
+                                 smaller(2, left > 0 ? left : tiles) * kAmxGroups);
+      }
       if (tile + 2 < tiles) {
         load_sums<2>(sums, start);
         Pass::template multiply<2>(weights, x, blocks, fetches);

@@ -41,10 +41,40 @@ class LineStream {
   int64_t left_ = 0, at_once_ = 0;
 };
 
+// The sums of the next pass, on their way into L1: loaded from L2, they would keep the tile unit
+// waiting. Some lines follow every product.
+class SumStream {
+ public:
+  SumStream() = default;
+  SumStream(const SumTile* first, int64_t tiles)
+      : next_(reinterpret_cast<const char*>(first)), left_(tiles * kTileLines) {}
+
+  void fetch(int product) const {
+    if (left_ <= 0) return;
+    const char* line = next_ + product * kLinesAtOnce * LineStream::kLine;
+#pragma GCC unroll 2
+    for (int i = 0; i < kLinesAtOnce; ++i) prefetch<kIntoL1>(line + i * LineStream::kLine);
+  }
+
+  // Behind so many products.
+  void step(int products) {
+    left_ -= products * kLinesAtOnce;
+    next_ += products * kLinesAtOnce * LineStream::kLine;
+  }
+
+ private:
+  static constexpr int kLinesAtOnce = 2;
+  static constexpr int64_t kTileLines = sizeof(SumTile) / LineStream::kLine;
+
+  const char* next_ = nullptr;
+  int64_t left_ = 0;
+};
+
 // What passes fetch: the weights that come after those which are being expanded, the activations of
-// the next chunk, and the lines of y where a pass completes sums.
+// the next chunk, the lines of y where a pass completes sums, and the sums of the next pass.
 struct Fetches {
   LineStream weights[kAmxGroups], activations, outputs;
+  SumStream sums;
 
   void step() {
     for (LineStream& stream : weights) stream.step();
@@ -60,6 +90,9 @@ class Pass {
   using Tiles = typename Products::Tiles;
   static constexpr int64_t kTileBytes = tile_bytes(kTileColumns);
   static constexpr int64_t kBlockBytes = Products::kParts * kTileBytes;  // of one token tile
+
+  template <int TokenTiles>
+  static constexpr int kProducts = Products::kParts * kAmxGroups * TokenTiles;  // of a block
 
   // A block of both row groups, expanded.
   struct Weights {
@@ -85,10 +118,12 @@ class Pass {
     Fetches local = fetches;  // in registers
     const char* x1 = x + blocks * kBlockBytes;
     for (int64_t block = 0; block < blocks; ++block) {
-      multiply_block<TokenTiles>(weights[block], x, x1, [](int) {});
+      multiply_block<TokenTiles>(weights[block], x, x1,
+                                 [&](int product) { local.sums.fetch(product); });
       x += kBlockBytes;
       x1 += kBlockBytes;
       local.step();
+      local.sums.step(kProducts<TokenTiles>);
     }
     fetches = local;
   }
@@ -97,7 +132,7 @@ class Pass {
   template <int TokenTiles>
   static void multiply(Weights* weights, const char* x, int64_t blocks, const Source& next,
                        Fetches& fetches) {
-    constexpr int kRows = kAmxGroups * kAmxRows / (Products::kParts * kAmxGroups * TokenTiles);
+    constexpr int kRows = kAmxGroups * kAmxRows / kProducts<TokenTiles>;
     Fetches local = fetches;
     const char* x1 = x + blocks * kBlockBytes;
     int64_t replaced = 0;
@@ -112,13 +147,16 @@ class Pass {
             const bool second = r >= kAmxRows;
             expand_row(second ? source1 : source0, r % kAmxRows, target.groups[second]);
           }
+          local.sums.fetch(product);
         });
       } else {
-        multiply_block<TokenTiles>(weights[block], x, x1, [](int) {});
+        multiply_block<TokenTiles>(weights[block], x, x1,
+                                   [&](int product) { local.sums.fetch(product); });
       }
       x += kBlockBytes;
       x1 += kBlockBytes;
       local.step();
+      local.sums.step(kProducts<TokenTiles>);
     }
     for (; replaced < next.blocks; ++replaced) expand_block(next, replaced, weights[replaced]);
     fetches = local;

@@ -39,9 +39,8 @@ struct AmxTuning : CommonTuning {
   static constexpr int kNarrowColumns = 4, kMiddleColumns = 8;
 
   static constexpr int kManyHint = kIntoL2;
-  // A tiles of a row group, expanded at a time, with as many as half of L1 for a pair; fewer for at
-  // most kShortTokens, and where two token tiles, one pass, are all.
-  static constexpr int64_t kChunkTiles = 12, kShortChunkTiles = 8, kOnePassChunkTiles = 4;
+  // A tiles of a row group, expanded at a time: for a pair half of L1. Fewer for kShortTokens.
+  static constexpr int64_t kChunkTiles = 12, kShortChunkTiles = 8;
   static constexpr int64_t kPanelGroups = 32;      // 512 rows: sums of 512 KiB with a full span
   static constexpr int64_t kShortPanelGroups = 8;  // for at most kShortTokens
   static constexpr int64_t kShortTokens = 112;
