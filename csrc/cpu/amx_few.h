@@ -3,7 +3,7 @@
 // The weights are the A operand, so an expanded row is a tile row and needs no shuffle. A worker
 // walks two row groups at once, which share the B tiles of the tokens. While it multiplies one
 // block, it expands the block after it into the other half of a buffer in the L1 cache and fetches
-// the one after that from memory, across the end of its row groups into the next ones.
+// one further on from memory, across the end of its row groups into the next ones.
 //
 // A template over the products, a class with the types Block and Tiles (a block, expanded),
 // kTokenTiles (tiles of 16 tokens, at most), kBlockTiles (B tiles of a block and so many tokens),
