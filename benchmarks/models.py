@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from permllm_vllm.checkpoint.writer import write_checkpoint
@@ -160,9 +161,15 @@ def smollm2_as_qwen2() -> Path:
 
 
 def _dequantised(packaged: PackagedModel) -> Path:
+    """The model in the cache, made by the first process that asks for it."""
     output = cache_dir() / packaged.name
-    if (output / "config.json").exists():
-        return output
+    with FileLock(output.with_suffix(".lock")):
+        if not (output / "config.json").exists():
+            _dequantise(packaged, output)
+    return output
+
+
+def _dequantise(packaged: PackagedModel, output: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     partial = output.with_suffix(".partial")
@@ -186,7 +193,6 @@ def _dequantised(packaged: PackagedModel) -> Path:
     tokenizer.save_pretrained(partial)
     (partial / "README.md").write_text(CARD.format(**_facts(packaged)))
     partial.rename(output)
-    return output
 
 
 def _facts(packaged: PackagedModel) -> dict[str, str]:
