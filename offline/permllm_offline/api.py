@@ -71,6 +71,7 @@ def prune(
     device: str | None = None,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None,
     values: Literal["auto", "int8"] | None = None,
+    scratch: Literal["memory", "disk"] | None = None,
     learning: LearningEntries | None = None,
     blockwise: BlockwiseEntries | None = None,
     distillation: DistillationEntries | None = None,
@@ -103,6 +104,8 @@ def prune(
         device: torch device.
         dtype: of the weights; ``auto`` is the model's own.
         values: ``int8`` stores kept weights with a scale per output row.
+        scratch: ``disk`` puts the states of tuning, and second moments, into files beside the
+            output; by default only where the default method does not fit into memory otherwise.
         learning: constants of the learned permutation, some fields of ``recipe.LearningRecipe``.
         blockwise: constants of tuning layer by layer, some fields of ``recipe.BlockwiseRecipe``.
         distillation: constants of the distillation, some fields of ``recipe.DistillationRecipe``.
@@ -132,6 +135,7 @@ def prune(
         "device": device,
         "dtype": dtype,
         "values": values,
+        "scratch": scratch,
         "learning": learning,
         "blockwise": blockwise,
         "distillation": distillation,

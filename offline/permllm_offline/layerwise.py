@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,11 +15,13 @@ from tqdm import tqdm
 from permllm_offline.bake import apply_masks
 from permllm_offline.calibrated import Calibrated, LearningCurve
 from permllm_offline.decisions import GroupDecision, LayerDecision
+from permllm_offline.importance import row_chunks
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.modules import decoder_layers, linear_of
 from permllm_offline.reconstruction.layer_work import LayerReconstruction, LayerWork
 from permllm_offline.run.steps import Step
+from permllm_vllm.checkpoint.packing import unpack_mask
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +69,14 @@ def reconstruct_layers(
     final: list[LayerDecision] = []
     errors: list[LayerError] = []
     layers = decoder_layers(model, family.layers)
+    scratch = calibrated.work.scratch(calibrated.recipe.scratch)
     for index, layer in enumerate(tqdm(layers, desc="reconstruction", unit="layer")):
         keywords = calls.keywords[index]
         with calibrated.work.measured(PASSES):
             dense = run_windows(layer, dense, keywords)
-        work = LayerWork(index, layer, keywords, decisions[index], sparse, dense, calibrated.recipe)
+        work = LayerWork(
+            index, layer, keywords, decisions[index], sparse, dense, calibrated.recipe, scratch
+        )
         step = calibrated.work.step(
             layer_step_name(index), partial(finish_layer, work, reconstruct)
         )
@@ -137,21 +143,27 @@ def decision_of(layouts: Sequence[GroupLayout], step: Step) -> LayerDecision:
 
 def _masked_error(work: LayerWork) -> float:
     """Error with the masks alone, on a few windows; the weights are as before."""
-    linears = [linear_of(work.layer, name) for group in work.decision for name in group.masks]
-    weights = [linear.weight.data for linear in linears]
-    try:
-        for linear in linears:
-            linear.weight.data = linear.weight.data.clone()
-        apply_masks(work.layer, work.decision)
+    with _masked(work.layer, work.decision):
         output = run_windows(work.layer, work.inputs[:MEASURED_WINDOWS], work.keywords)
-    finally:
-        _restore(linears, weights)
     return relative_error(output, work.targets[:MEASURED_WINDOWS])
 
 
-def _restore(linears: Sequence[nn.Linear], weights: Sequence[Tensor]) -> None:
-    for linear, weight in zip(linears, weights, strict=True):
-        linear.weight.data = weight
+@contextmanager
+def _masked(layer: nn.Module, decision: LayerDecision) -> Iterator[None]:
+    """Zero the pruned weights of a decoder layer in the context; they are kept aside, no others."""
+    parts = [
+        (linear_of(layer, name).weight.data[rows], mask[rows])
+        for group in decision
+        for name, mask in group.masks.items()
+        for rows in row_chunks(linear_of(layer, name).weight.shape)
+    ]
+    pruned = [weight[~unpack_mask(mask).to(weight.device)] for weight, mask in parts]
+    try:
+        apply_masks(layer, decision)
+        yield
+    finally:
+        for (weight, mask), values in zip(parts, pruned, strict=True):
+            weight.masked_scatter_(~unpack_mask(mask).to(weight.device), values)
 
 
 def relative_error(output: Tensor, target: Tensor) -> float:

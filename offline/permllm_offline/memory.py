@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from permllm_offline.memory_forecast import peak_bytes
+from permllm_offline.memory_forecast import peak_bytes, scratch_bytes
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe import Recipe
 from permllm_offline.run.processes import local_count
@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 SMALLER = {"method": "wanda+cp", "reconstruction": "obs+blockwise"}
 """The best that holds one decoder layer in memory at a time."""
+
+ON_DISK = {"scratch": "disk"}
 
 PROGRAM_BYTES = 1 << 30
 """Python with its libraries, and a little for the system."""
@@ -35,11 +37,11 @@ class Fitted:
 
 
 def fitted(recipe: Recipe, prepared: Prepared, memory: int | None = None) -> Fitted:
-    """Replace the default method where this machine has too little memory for it.
+    """Make a recipe fit: the default method may be replaced, and scratch may move to the disk.
 
-    A method, or a reconstruction, that the recipe names is never replaced: a warning says what it
-    needs. The machine's memory decides, not what other programs leave of it, so that a run that
-    was cut off is resumed as what it was.
+    A method, or a reconstruction, that the recipe names is never replaced, nor a place of scratch:
+    where nothing helps, a warning says what it needs. The machine's memory decides, not what other
+    programs leave of it, so that a run that was cut off is resumed as what it was.
 
     Args:
         recipe: of the prune.
@@ -47,28 +49,51 @@ def fitted(recipe: Recipe, prepared: Prepared, memory: int | None = None) -> Fit
         memory: bytes; None reads those of the machine, or of the GPU that the recipe names.
     """
     memory = memory_bytes(prepared.device) if memory is None else memory
-    needed = PROGRAM_BYTES + peak_bytes(recipe, prepared)
-    if memory is None or needed <= memory:
+
+    def needed(candidate: Recipe) -> int:
+        return PROGRAM_BYTES + peak_bytes(candidate, prepared)
+
+    if memory is None or needed(recipe) <= memory:
         return Fitted(recipe)
-    smaller = recipe.model_copy(update=SMALLER)
-    enough = PROGRAM_BYTES + peak_bytes(smaller, prepared)
     machine = "this machine" if local_count() == 1 else f"each of {local_count()} processes here"
     found = (
-        f"{recipe.method} needs about {_gigabytes(needed)} of memory here, and {machine} has "
-        f"{_gigabytes(memory)}"
+        f"{recipe.method} needs about {_gigabytes(needed(recipe))} of memory here, and {machine} "
+        f"has {_gigabytes(memory)}"
     )
-    if "method" not in recipe.model_fields_set and recipe.reconstruction is None:
-        note = (
-            f"{found}: {_options(SMALLER)} takes its place, which needs about "
-            f"{_gigabytes(enough)}. Give --method {recipe.method} to have it all the same."
-        )
+    is_default = "method" not in recipe.model_fields_set and recipe.reconstruction is None
+    smaller = recipe.model_copy(update=SMALLER)
+    candidates = [smaller, *_on_disk(smaller, prepared)] if is_default else []
+    candidates = candidates or _on_disk(recipe, prepared)
+    fitting = [candidate for candidate in candidates if needed(candidate) <= memory]
+    if is_default or fitting:
+        taken = fitting[0] if fitting else candidates[-1]
+        note = f"{found}: {_instead(recipe, taken, prepared, needed(taken))}"
         logger.warning("%s", note)
-        return Fitted(smaller, note)
+        return Fitted(taken, note)
     remedy = "fewer --num-samples, a shorter --sequence-length, or a larger machine"
-    if enough < needed:
+    if (enough := needed(smaller)) < needed(recipe):
         remedy = f"{_options(SMALLER)}, which needs about {_gigabytes(enough)}"
     logger.warning("%s: it may be killed. The remedy is %s.", found, remedy)
     return Fitted(recipe)
+
+
+def _on_disk(recipe: Recipe, prepared: Prepared) -> list[Recipe]:
+    """The recipe with its scratch on disk, if it has any and does not say where it lies."""
+    on_disk = recipe.model_copy(update=ON_DISK)
+    given = "scratch" in recipe.model_fields_set
+    return [] if given or not scratch_bytes(on_disk, prepared) else [on_disk]
+
+
+def _instead(recipe: Recipe, taken: Recipe, prepared: Prepared, needed: int) -> str:
+    """Say what takes the place of a recipe."""
+    files = scratch_bytes(taken, prepared)
+    beside = f", with {_gigabytes(files)} in files beside the output" if files else ""
+    needs = f"which needs about {_gigabytes(needed)}{beside}"
+    if taken.method == recipe.method:
+        return f"{_options(ON_DISK)} is taken, {needs}. The result is the same."
+    options = _options(SMALLER | (ON_DISK if files else {}))
+    remedy = f"Give --method {recipe.method} to have it all the same."
+    return f"{options} takes its place, {needs}. {remedy}"
 
 
 def memory_bytes(device: torch.device) -> int | None:

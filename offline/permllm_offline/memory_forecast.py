@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from permllm_offline.importance import CHUNK_ELEMENTS
 from permllm_offline.model.plan import Plan, PlannedLinear
@@ -13,13 +13,10 @@ from permllm_offline.preparation import Prepared
 from permllm_offline.recipe import Recipe
 from permllm_offline.recomputation import activation_bytes, held_activation_bytes
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
-from permllm_offline.reconstruction.obs import FACTOR_BYTES, USED_FACTOR_BYTES
 from permllm_offline.run.processes import count
+from permllm_offline.state_bytes import StateBytes, tuning, updating
 from permllm_offline.streamed_pruning import can_stream, reads_activations
 from permllm_offline.text.calibration import writes_itself
-
-TUNED_BYTES = 4 + 8 + 4
-"""For each weight that is tuned: a float32 copy, the states of Adam, and a float32 gradient."""
 
 LEARNED_BYTES = 4 + 1
 """For each weight whose mask is learned: its importance, and the mask of the forward pass."""
@@ -113,7 +110,7 @@ def _layer_bytes(recipe: Recipe, prepared: Prepared, linears: Sequence[PlannedLi
     """A decoder layer with its packed masks, and the most of what comes one after the other."""
     item, windows = prepared.dtype.itemsize, prepared.windows
     dense, masks = _dense_bytes(linears), sum(linear.weights for linear in linears) // 8
-    copied = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].layer is not None
+    tried = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].layer is not None
     return (
         dense
         + masks
@@ -122,9 +119,8 @@ def _layer_bytes(recipe: Recipe, prepared: Prepared, linears: Sequence[PlannedLi
             CHUNK_BYTES * min(CHUNK_ELEMENTS, max(linear.weights for linear in linears)),
             _assigned(recipe, linears),
             _window_bytes(linears, 0 if windows is None else recipe.sequence_length, item),
-            dense if copied else 0,  # while masks are tried
-            _updated(recipe, linears),
-            _tuned(recipe, linears, item),
+            dense // 2 if tried else 0,  # pruned weights, while masks are tried
+            _reconstructing(recipe, linears, item),
         )
     )
 
@@ -191,8 +187,8 @@ def _training_bytes(recipe: Recipe, prepared: Prepared) -> int:
     """States and activations of a loop that runs the whole model."""
     plan, item, length = prepared.plan, prepared.dtype.itemsize, recipe.sequence_length
     training = _learning_bytes(recipe, prepared) if _learns(recipe) else 0
-    if "distillation" in recipe.parsed_method().reconstruction.split("+"):
-        tuned = _tuned_bytes(sum(linear.weights for linear in plan.linears), item, count())
+    if "distillation" in _reconstruction_parts(recipe):
+        tuned = tuning(plan.linears, item, count()).in_memory(recipe.scratch)
         return max(training, tuned + held_activation_bytes(plan, length, item))
     return training
 
@@ -216,33 +212,43 @@ def _at_work(recipe: Recipe, prepared: Prepared) -> list[int]:
     """What each decoder layer takes beside its weights while it is pruned."""
     item = prepared.dtype.itemsize
     return [
-        max(_scored(linears), _updated(recipe, linears), _tuned(recipe, linears, item))
+        max(_scored(linears), _reconstructing(recipe, linears, item))
         for linears in prepared.plan.linears_by_layer()
     ]
 
 
-def _tuned(recipe: Recipe, linears: Sequence[PlannedLinear], item: int) -> int:
-    """While the kept weights of one decoder layer are tuned: states, and a window's activations."""
-    if "blockwise" not in recipe.parsed_method().reconstruction.split("+"):
+def _reconstructing(recipe: Recipe, linears: Sequence[PlannedLinear], item: int) -> int:
+    """The most while one decoder layer is updated and tuned; the latter with its activations."""
+    states = _layer_states(recipe, linears, item)
+    return max((one.in_memory(recipe.scratch) for one in states), default=0)
+
+
+def _layer_states(recipe: Recipe, linears: Sequence[PlannedLinear], item: int) -> list[StateBytes]:
+    """What comes one after the other while a decoder layer is reconstructed."""
+    parts = _reconstruction_parts(recipe)
+    states = updating(linears) if parts & {"obs", "sparsegpt"} else []
+    if "blockwise" in parts:
+        tuned = tuning(linears, item)
+        activations = activation_bytes(linears, recipe.sequence_length, item)
+        states.append(replace(tuned, beside=tuned.beside + activations))
+    return states
+
+
+def _reconstruction_parts(recipe: Recipe) -> set[str]:
+    return set(recipe.parsed_method().reconstruction.split("+"))
+
+
+def scratch_bytes(recipe: Recipe, prepared: Prepared) -> int:
+    """The most that lies in scratch files of this process; 0 where scratch is memory."""
+    if recipe.scratch == "memory":
         return 0
-    weights = sum(linear.weights for linear in linears)
-    return _tuned_bytes(weights, item) + activation_bytes(linears, recipe.sequence_length, item)
-
-
-def _tuned_bytes(weights: int, item: int, processes: int = 1) -> int:
-    """For weights that are tuned: states, a snapshot and masks, shared out; and their gradients."""
-    return weights * (TUNED_BYTES + item + 1) // processes + weights * item
-
-
-def _updated(recipe: Recipe, linears: Sequence[PlannedLinear]) -> int:
-    """While a decoder layer is updated column by column: a second moment is factored, then used."""
-    if not {"obs", "sparsegpt"} & set(recipe.parsed_method().reconstruction.split("+")):
-        return 0
-    return max(
-        max(FACTOR_BYTES * moment, USED_FACTOR_BYTES * moment + SCORED_BYTES * linear.weights)
-        for linear in linears
-        for moment in [linear.layout.in_features**2]
-    )
+    plan, item = prepared.plan, prepared.dtype.itemsize
+    states = [
+        one for linears in plan.linears_by_layer() for one in _layer_states(recipe, linears, item)
+    ]
+    if "distillation" in _reconstruction_parts(recipe):
+        states.append(tuning(plan.linears, item, count()))
+    return max((one.scratch for one in states), default=0)
 
 
 def _scored(linears: Sequence[PlannedLinear]) -> int:

@@ -15,7 +15,7 @@ from permllm_offline.bake import bake_layer
 from permllm_offline.decisions import LayerDecision
 from permllm_offline.errors import OfflineError
 from permllm_offline.memory import Fitted, fitted
-from permllm_offline.memory_forecast import passed_bytes, shard_bytes
+from permllm_offline.memory_forecast import passed_bytes, scratch_bytes, shard_bytes
 from permllm_offline.model.loading import dtype_name, open_source
 from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.preparation import Prepared, prepare_model, with_text
@@ -42,7 +42,7 @@ from permllm_vllm.checkpoint.writer import companion_files, write_checkpoint
 logger = logging.getLogger(__name__)
 
 INTERVAL_BYTES = 3 * 4 + 4
-"""Per weight in the kept state of a distillation: float32 weight, two moments, and the best one."""
+"""Per kept weight in the state of a distillation: float32 weight, two moments, and the best one."""
 
 INTERVAL_FILES = 2
 """Kept states of an unfinished step while one takes the place of the last."""
@@ -120,10 +120,10 @@ def shared_out(recipe: Recipe) -> Recipe:
 
 
 def disk_bytes(recipe: Recipe, prepared: Prepared) -> int:
-    """Bytes of the output, and of the finished steps beside it."""
+    """Bytes of the output, and of the finished steps and scratch files beside it."""
     plan = prepared.plan
     reconstruction = find_reconstruction(recipe.parsed_method().reconstruction)
-    needed = plan.total_bytes
+    needed = plan.total_bytes + scratch_bytes(recipe, prepared)
     if can_stream(recipe) or reconstruction.layer is not None:
         # Finished layers, a byte for each element of their masks.
         needed += sum(linear.dense_bytes + linear.weights for linear in plan.linears)
@@ -131,7 +131,8 @@ def disk_bytes(recipe: Recipe, prepared: Prepared) -> int:
         to_come = replace(prepared, windows=_windows_to_come(recipe))
         needed += INTERVAL_FILES * passed_bytes(recipe, to_come)
     if reconstruction.model is not None:
-        needed += INTERVAL_FILES * INTERVAL_BYTES * sum(linear.weights for linear in plan.linears)
+        kept = sum(linear.weights for linear in plan.linears) // 2
+        needed += INTERVAL_FILES * INTERVAL_BYTES * kept
     if needs_hidden_states(recipe):
         windows = recipe.num_samples
         if reconstruction.model is not None:

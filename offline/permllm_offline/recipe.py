@@ -107,6 +107,8 @@ class Recipe(BaseModel):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     values: Literal["auto", "int8"] = "auto"
     """Dtype of the kept weights in the checkpoint; ``auto``: that of the model."""
+    scratch: Literal["memory", "disk"] = "memory"
+    """Where the states of tuning, and second moments, lie; no result depends on it."""
     learning: LearningRecipe = LearningRecipe()
     blockwise: BlockwiseRecipe = BlockwiseRecipe()
     distillation: DistillationRecipe = DistillationRecipe()

@@ -192,7 +192,7 @@ def _pass_layer(
             )
             for layout in layouts
         ]
-        return _pruned(recipe, index, layer, decision, calibration)
+        return _pruned(recipe, work, index, layer, decision, calibration)
 
     step = work.step(layer_step_name(index), prune_layer)
     load_step(layer, step)
@@ -230,18 +230,29 @@ def _energies(norms: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
 
 
 def _pruned(
-    recipe: Recipe, index: int, layer: nn.Module, decision: LayerDecision, calibration: Flow | None
+    recipe: Recipe,
+    work: WorkFolder,
+    index: int,
+    layer: nn.Module,
+    decision: LayerDecision,
+    calibration: Flow | None,
 ) -> Step:
     """Prune a decoder layer in place as was decided, and reconstruct it where the method does."""
     reconstruct = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].layer
     if reconstruct is None or calibration is None:
         apply_masks(layer, decision)
         return pruned_layer(layer, decision)
-    keywords = calibration.keywords[index]
-    work = LayerWork(
-        index, layer, keywords, decision, calibration.pruned, calibration.dense, recipe
+    layer_work = LayerWork(
+        index,
+        layer,
+        calibration.keywords[index],
+        decision,
+        calibration.pruned,
+        calibration.dense,
+        recipe,
+        work.scratch(recipe.scratch),
     )
-    return finish_layer(work, reconstruct)
+    return finish_layer(layer_work, reconstruct)
 
 
 def reads_activations(recipe: Recipe) -> bool:

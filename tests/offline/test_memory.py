@@ -28,6 +28,20 @@ def fit(tiny_model_directory: Path, text_file: Path) -> Any:
     return fit
 
 
+@pytest.fixture
+def expect_fit(tiny_model_directory: Path, text_file: Path) -> Any:
+    """Fit the default recipe into a byte less than another recipe needs."""
+
+    def fit(other: dict[str, Any]) -> Fitted:
+        entries = {"model": str(tiny_model_directory), "dataset": str(text_file)} | SIZES
+        recipe = make_recipe(entries)
+        prepared = prepare(recipe)
+        needed = peak_bytes(make_recipe(entries | other), prepared)
+        return fitted(recipe, prepared, PROGRAM_BYTES + needed - 1)
+
+    return fit
+
+
 def test_what_fits_stays(fit: Any, caplog: pytest.LogCaptureFixture) -> None:
     found = fit()
     assert (found.recipe.method, found.recipe.reconstruction, found.note) == (
@@ -54,13 +68,37 @@ def test_a_default_that_does_not_fit_is_replaced(
 def test_what_is_asked_for_is_never_replaced(
     asked: dict[str, str], fit: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = fit(less=1, **asked)
+    found = fit(less=1, scratch="memory", **asked)
     assert found.recipe.model_dump(include=set(asked)) == asked
+    assert found.recipe.scratch == "memory"
     assert found.note is None
     (message,) = caplog.messages
     assert "it may be killed" in message
     remedy = "fewer --num-samples" if asked == {"method": "wanda"} else "--method wanda+cp"
     assert f"The remedy is {remedy}" in message
+
+
+@pytest.mark.parametrize("asked", [{"method": "permllm-best"}, {"reconstruction": "blockwise"}])
+def test_what_is_asked_for_fits_with_files(
+    asked: dict[str, str], fit: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = fit(less=1, **asked)
+    assert found.recipe.model_dump(include=set(asked)) == asked
+    assert found.recipe.scratch == "disk"
+    assert caplog.messages == [found.note]
+    assert "--scratch disk is taken" in found.note
+    assert "The result is the same." in found.note
+
+
+def test_what_replaces_the_default_takes_files_where_it_must(
+    expect_fit: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    smaller = {**SMALLER, "scratch": "memory"}
+    found = expect_fit(smaller)
+    assert found.recipe.model_dump(include={*SMALLER, "scratch"}) == {**SMALLER, "scratch": "disk"}
+    assert caplog.messages == [found.note]
+    assert "--reconstruction obs+blockwise --scratch disk takes its place" in found.note
+    assert "in files beside the output" in found.note
 
 
 def test_the_report_and_the_recipe_say_what_was_replaced(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from permllm_offline import memory_forecast
+from permllm_offline import memory_forecast, state_bytes
 from permllm_offline.cli import main
 from permllm_offline.memory_forecast import MemoryForecast, shard_bytes
 from permllm_offline.preparation import prepare
@@ -48,7 +48,12 @@ def test_channels_are_assigned_over_all_rows_of_a_block(expect: Expect) -> None:
 
 def test_masks_that_are_tried_take_a_copy(expect: Expect, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_forecast, "SCORED_BYTES", 0)
-    assert expect(method="sparsegpt").layers == [MASKED + max(4 * WEIGHTS, 16 * 192**2)] * 2
+    monkeypatch.setattr(state_bytes, "FACTOR_BYTES", 0)
+    monkeypatch.setattr(state_bytes, "USED_FACTOR_BYTES", 0)
+    monkeypatch.setattr(state_bytes, "ROW_BYTES", 0)
+    monkeypatch.setattr(memory_forecast, "CHUNK_BYTES", 0)
+    # Half of the weights in float32: those that are pruned.
+    assert expect(method="sparsegpt").layers == [MASKED + 2 * WEIGHTS] * 2
 
 
 def test_one_end_of_the_model_is_there_at_a_time(
@@ -64,17 +69,52 @@ def test_one_end_of_the_model_is_there_at_a_time(
     assert found.outside == found.common + ends + norms + logits
 
 
-def test_an_update_takes_a_moment_its_factor_and_copies(expect: Expect) -> None:
-    # The widest input has 192 channels.
-    assert expect(method="sparsegpt").layers == [MASKED + 8 * 192**2 + 16 * LARGEST] * 2
+def test_an_update_takes_a_moment_its_factor_and_copies(
+    expect: Expect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_forecast, "CHUNK_BYTES", 0)
+    # The widest input has 192 channels; 128 rows read it.
+    assert expect(method="sparsegpt").layers == [MASKED + 4 * 192**2 + 16 * LARGEST] * 2
+    # Of many rows, some after the others.
+    monkeypatch.setattr(state_bytes, "ROWS_AT_ONCE", 96)
+    assert expect(method="sparsegpt").layers == [MASKED + 4 * 192**2 + 16 * 96 * 192] * 2
+    monkeypatch.setattr(state_bytes, "USED_FACTOR_BYTES", 0)
+    assert expect(method="sparsegpt").layers == [MASKED + 12 * 192**2] * 2
+    files = expect(method="sparsegpt", scratch="disk")
+    assert files.layers == [MASKED + max(2 * WEIGHTS, 16 * 96 * 192)] * 2
 
 
-def test_tuning_a_layer_takes_its_states_and_activations(expect: Expect) -> None:
+def test_tuning_a_layer_takes_its_states_and_activations(
+    expect: Expect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_forecast, "CHUNK_BYTES", 0)
     tuned = expect(method="wanda", reconstruction="blockwise").layers[0]
-    # A float32 copy, Adam's two states, a gradient, one of the weight, a snapshot and a mask.
+    # Of half of the weights: a float32 copy, Adam's two states, a gradient, the best value and the
+    # number of the channel. Of the largest matrix, the whole gradient.
     channels = 6 * 128 + 192 + (128 + 64 + 64 + 128 + 192 + 192 + 128)
-    states = 25 * WEIGHTS + 2 * channels * 20 * 4
-    assert tuned == MASKED + states
+    states, activations = (4 + 8 + 4 + 4 + 2) * WEIGHTS // 2, 2 * channels * 20 * 4
+    assert tuned == MASKED + states + 4 * LARGEST + activations
+    files = expect(method="wanda", reconstruction="blockwise", scratch="disk").layers[0]
+    assert files == MASKED + 4 * LARGEST + activations
+
+
+def test_files_hold_what_memory_does_not(
+    tiny_model_directory: Path, text_file: Path, expect: Expect
+) -> None:
+    def scratch(**options: Any) -> int:
+        recipe = small_recipe(tiny_model_directory, text_file, **options)
+        return memory_forecast.scratch_bytes(recipe, prepare(recipe))
+
+    for kind, size in (("obs", 12 * 192**2), ("blockwise", 11 * WEIGHTS), ("obs+blockwise", None)):
+        options = {"method": "wanda", "reconstruction": kind}
+        assert scratch(**options) == 0
+        found = scratch(**options, scratch="disk")
+        assert found == (max(12 * 192**2, 11 * WEIGHTS) if size is None else size)
+    distilled = {"method": "wanda", "reconstruction": "distillation"}
+    assert scratch(**distilled, scratch="disk") == 2 * 11 * WEIGHTS
+    memory, files = expect(**distilled).peak_bytes, expect(**distilled, scratch="disk").peak_bytes
+    assert memory - files == 2 * 11 * WEIGHTS
+    assert scratch(method="wanda", scratch="disk") == 0
 
 
 def test_what_is_not_streamed_holds_the_whole_model(expect: Expect) -> None:
@@ -113,8 +153,8 @@ def test_processes_share_what_distillation_holds(
     alone = expect(method="wanda", reconstruction="distillation").peak_bytes
     monkeypatch.setattr(memory_forecast, "count", lambda: 3)
     shared = expect(method="wanda", reconstruction="distillation").peak_bytes
-    # A float32 copy, Adam's two states, a gradient, a snapshot in float32, and a mask.
-    assert alone - shared == 2 * WEIGHTS * 21 * 2 // 3
+    # Of half of the weights: a float32 copy, Adam's two states, and the best value.
+    assert alone - shared == 2 * WEIGHTS * (4 + 8 + 4) // 2 * 2 // 3
 
 
 def test_a_file_of_the_output_is_as_large_as_a_layer(

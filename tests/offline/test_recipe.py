@@ -172,6 +172,7 @@ def test_constants_of_the_paper() -> None:
         "device": "cpu",
         "dtype": "auto",
         "values": "auto",
+        "scratch": "memory",
     }
     assert recipe.learning.model_dump() == {
         "layers": "all",

@@ -4,9 +4,10 @@ import errno
 import json
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +24,7 @@ from permllm_offline.run.steps import Step, WorkFolder
 from permllm_offline.streaming import StreamedModel
 from permllm_offline.text import sampled_text
 from tests.robustness.children import child
-from tests.robustness.stages import stop_at
+from tests.robustness.stages import kill_after, stop_at
 
 FILES = ("model.safetensors", "config.json", "recipe.yaml", "report.json")
 SIZES = ("--num-samples", "12", "--sequence-length", "24")
@@ -35,6 +36,7 @@ SHORT = {
         "self_windows": 2,
         "learning_rate": 0.01,
     },
+    "blockwise": {"steps": 4, "validation_interval": 2, "learning_rate": 0.01},
 }
 METHODS = {
     "in memory": ("--method", "permllm-wanda", "--reconstruction", "sparsegpt"),
@@ -42,6 +44,10 @@ METHODS = {
     "in windows": ("--method", "permllm-wanda", "--learn-scope", "window", "--learn-window", "1"),
     "most sensitive": ("--method", "permllm-wanda", "--learn-layers", "auto:1"),
     "best": ("--method", "permllm-best"),
+    "tuned": (
+        *("--method", "wanda+cp", "--reconstruction", "obs+blockwise"),
+        *("--scratch", "disk"),
+    ),
 }
 
 
@@ -84,6 +90,22 @@ def whole(arguments: Arguments, tmp_path_factory: pytest.TempPathFactory) -> Cal
     return whole
 
 
+@pytest.fixture(scope="module")
+def seconds(
+    arguments: Arguments, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], float]:
+    """What a method's run takes in a child, measured once."""
+
+    @cache
+    def measured(method: str) -> float:
+        line = arguments(method, tmp_path_factory.mktemp("timed") / "sparse")
+        start = time.perf_counter()
+        assert child(line, partial(kill_after, 600)).status == 0
+        return time.perf_counter() - start
+
+    return measured
+
+
 KILLED_AT = [
     # Perplexity and outputs of the dense model, statistics; two intervals and what was learned; two
     # layers.
@@ -118,6 +140,10 @@ KILLED_AT = [
     ("best", "distillation takes a step:3", 5),
     ("best", "a finished step is written:5", 5),
     ("best", "a shard is written", 5),
+    # Each layer is tuned: it, and the hidden states after it.
+    ("tuned", "tuning takes a step:3", 0),
+    ("tuned", "tuning takes a step:5", 2),
+    ("tuned", "a finished step gets its name:2", 2),
 ]
 
 
@@ -141,6 +167,28 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     for file in FILES:
         assert (whole(method) / file).read_bytes() == (output / file).read_bytes(), file
     assert not work.exists()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("method", ["best", "tuned"])
+def test_the_moment_does_not_matter(
+    method: str,
+    share: float,
+    arguments: Arguments,
+    whole: Callable[[str], Path],
+    seconds: Callable[[str], float],
+    tmp_path: Path,
+) -> None:
+    """After a share of the time that another run took: it ends anywhere, or is finished."""
+    output = tmp_path / "sparse"
+    line = arguments(method, output)
+    ended = child(line, partial(kill_after, share * seconds(method)))
+    assert ended.status in (-signal.SIGKILL, 0), ended.errors
+    if ended.status:
+        assert main([*line, "--resume"]) == 0
+    for file in FILES:
+        assert (whole(method) / file).read_bytes() == (output / file).read_bytes(), file
+    assert not (tmp_path / ".sparse.work").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 
 import ctypes
 import json
+import os
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -43,6 +46,7 @@ NOISE = 4 << 20
 """Of the program itself, whose heaps and pages of libraries differ from run to run: a seventh of a
 decoder layer."""
 
+BLOCKWISE = {"blockwise": {"steps": 2, "validation_windows": 2}}
 LEARNING = {"scope": "window", "window": 2, "steps": 2, "windows_per_step": 2, "windows_at_once": 2}
 
 
@@ -55,8 +59,25 @@ class Measured:
     whole: int
 
 
-def record_peak(file: Path) -> None:
+class AnonymousPeak(Thread):
+    """The most memory, as seen every half millisecond, that no file stands for."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.bytes = 0
+
+    def run(self) -> None:
+        page = os.sysconf("SC_PAGE_SIZE")
+        while True:
+            _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+            self.bytes = max(self.bytes, (resident - shared) * page)
+            time.sleep(0.0005)
+
+
+def record_peak(file: Path, *, anonymous: bool) -> None:
     """Make this process write into a file what it held at most until its checkpoint is complete.
+
+    ``anonymous`` leaves out the pages of files, scratch ones too.
 
     Each tensor has memory of its own that goes back to the system, as those of large models have,
     and buffers that the library of products keeps for large ones are there for the tiny model too.
@@ -66,9 +87,12 @@ def record_peak(file: Path) -> None:
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 16)
     torch.nn.functional.linear(torch.ones(WINDOWS * LENGTH, 768), torch.ones(2048, 768))
     remove = WorkFolder.remove
+    sampled = AnonymousPeak()
+    if anonymous:
+        sampled.start()
 
     def recording(work: WorkFolder) -> None:
-        file.write_text(str(peak_bytes()), encoding="ascii")
+        file.write_text(str(sampled.bytes if anonymous else peak_bytes()), encoding="ascii")
         remove(work)
 
     WorkFolder.remove = recording  # type: ignore[method-assign]
@@ -89,25 +113,42 @@ def measured(
     directory: Path, models: tuple[Path, Path], text: Path, options: dict[str, Any]
 ) -> Measured:
     """Prune a model, and before it a tiny one for what the program itself takes."""
-    entries = {"dataset": str(text), "num_samples": WINDOWS, "sequence_length": LENGTH} | options
-    (directory / "recipe.yaml").write_text(json.dumps(entries), encoding="utf-8")
-    given = ["--recipe", str(directory / "recipe.yaml")]
+    recipe = directory / "recipe.yaml"
+    recipe.write_text(json.dumps(given(text, options)), encoding="utf-8")
     peaks = []
     for model in models:
-        command = ["prune", str(model), "--output", str(directory / "sparse"), "--force", *given]
-        ended = child(command, partial(record_peak, directory / "peak"))
+        command = [
+            "prune",
+            str(model),
+            "--output",
+            str(directory / "sparse"),
+            "--force",
+            "--recipe",
+            str(recipe),
+        ]
+        anonymous = options.get("scratch") == "disk"
+        ended = child(command, partial(record_peak, directory / "peak", anonymous=anonymous))
         assert ended.status == 0, ended.errors
         peaks.append((directory / "peak").read_text(encoding="ascii"))
     if "None" in peaks:
         pytest.skip("the system does not tell what a process held at most")
     assert len(list((directory / "sparse").glob("model-*.safetensors"))) > 2
-    recipe = make_recipe(entries | {"model": str(models[1])})
-    prepared = prepare(recipe)
-    streamed = memory_forecast.peak_bytes(recipe, prepared)
+    streamed = forecast(models[1], text, options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory_forecast, "can_stream", lambda recipe: False)
-        whole = memory_forecast.peak_bytes(recipe, prepared)
+        whole = forecast(models[1], text, options)
     return Measured(int(peaks[1]) - int(peaks[0]), streamed, whole)
+
+
+def forecast(model: Path, text: Path, options: dict[str, Any]) -> int:
+    """The most bytes that a prune will hold."""
+    recipe = make_recipe(given(text, options) | {"model": str(model)})
+    return memory_forecast.peak_bytes(recipe, prepare(recipe))
+
+
+def given(text: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Entries of the recipe of every prune here."""
+    return {"dataset": str(text), "num_samples": WINDOWS, "sequence_length": LENGTH} | options
 
 
 @pytest.mark.parametrize(
@@ -117,9 +158,10 @@ def measured(
         {"method": "ria"},
         {"method": "wanda+cp-lsa"},
         {"method": "wanda+cp", "reconstruction": "obs"},
+        {"method": "wanda+cp", "reconstruction": "blockwise"} | BLOCKWISE,
         {"method": "permllm-wanda", "learning": LEARNING},
     ],
-    ids=["masks", "relative", "assigned", "update", "learning"],
+    ids=["masks", "relative", "assigned", "update", "tuning", "learning"],
 )
 def test_the_peak_is_the_forecast(
     options: dict[str, Any],
@@ -135,3 +177,22 @@ def test_the_peak_is_the_forecast(
     assert found.whole > 1.5 * found.forecast  # a model in memory would be seen
     if options.keys() == {"method"}:  # masks alone
         assert found.taken <= 2 * LAYER + HIDDEN + WINDOW + NOISE, found
+
+
+def test_two_decoder_layers_are_enough_with_scratch_on_disk(
+    tmp_path: Path,
+    model: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("the system does not tell which memory no file stands for")
+    monkeypatch.setattr(memory_forecast, "SMALLEST_SHARD_BYTES", 1)
+    options = {"method": "wanda+cp", "reconstruction": "obs+blockwise"} | BLOCKWISE
+    enough = 2 * LAYER + HIDDEN + WINDOW + NOISE
+    on_disk = options | {"scratch": "disk"}
+    found = measured(tmp_path, (tiny_model_directory, model), text_file, on_disk)
+    assert found.taken <= enough, found
+    assert found.taken < 1.2 * found.forecast, found
+    assert forecast(model, text_file, options) > 1.2 * enough  # in memory it would be seen

@@ -6,6 +6,7 @@ import ctypes
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from permllm_offline.permutation import span_learning
-from permllm_offline.reconstruction import distillation
+from permllm_offline.reconstruction import blockwise, distillation
 from permllm_offline.run import steps
 from permllm_vllm.checkpoint import output, writer
 from permllm_vllm.checkpoint.shard import Shard
@@ -21,6 +22,7 @@ from permllm_vllm.checkpoint.shard import Shard
 STAGES: dict[str, tuple[Any, str]] = {
     "learning takes a step": (span_learning, "cosine"),
     "distillation takes a step": (distillation, "warmed_cosine"),
+    "tuning takes a step": (blockwise, "warmed_cosine"),
     "a finished step is written": (steps, "save_file"),
     "a finished step gets its name": (Path, "replace"),
     "the directory is made": (Path, "mkdir"),
@@ -52,6 +54,13 @@ def stop_at(stage: str, number: int) -> None:
         return original(*arguments, **options)
 
     setattr(owner, name, stopping)
+
+
+def kill_after(seconds: float) -> None:
+    """Make this process kill itself after so many seconds, wherever it is then."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL))
+    timer.daemon = True
+    timer.start()
 
 
 def stop_before_the_new_name() -> None:

@@ -128,6 +128,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="dtype of the kept weights: auto (the model's own) or int8, a scale per row",
     )
     parser.add_argument(
+        "--scratch",
+        metavar="memory|disk",
+        help="where the states of tuning, and second moments, lie: memory, or files beside the "
+        f"output, of which memory holds what it has room for (default {default['scratch'].default};"
+        " disk where the default method fits only so)",
+    )
+    parser.add_argument(
         "--push-to-hub",
         metavar="OWNER/NAME",
         help="upload the finished checkpoint to the Hugging Face hub; a new repository is private "

@@ -2,7 +2,7 @@
 
 Masks and permutations stay. The input is that of the pruned model, so that a layer also makes up
 for what the layers before it got wrong; only this layer's weights, gradients and Adam states are in
-memory.
+memory, or in files.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def tune_kept_weights(work: LayerWork) -> LayerDecision:
         len(work.inputs), constants.windows_per_step, held_out, "tune a layer on", "weights"
     )
     apply_masks(work.layer, work.decision)
-    named = [(name, group.mask(name)) for group in work.decision for name in group.masks]
-    linears = [linear_of(work.layer, name) for name, _ in named]
-    with KeptWeights(linears, [mask for _, mask in named]) as kept:
+    masks = {name: mask for group in work.decision for name, mask in group.masks.items()}
+    linears = [linear_of(work.layer, name) for name in masks]
+    with KeptWeights(linears, list(masks.values()), scratch=work.scratch) as kept:
         _optimise(work, kept)
     return work.decision
 
@@ -67,7 +67,7 @@ def _optimise(work: LayerWork, kept: KeptWeights) -> None:
     batches = shuffled_batches(len(work.inputs) - held_out, constants.windows_per_step, seed)
     best_error = _validate(work, held_out)
     work.curve.append({"step": 0, "validation_loss": best_error})
-    best = kept.snapshot()
+    kept.remember()
     for step in range(1, constants.steps + 1):
         total = 0.0
         for index in (next(batches) + held_out).tolist():
@@ -86,8 +86,9 @@ def _optimise(work: LayerWork, kept: KeptWeights) -> None:
         if step % constants.validation_interval == 0 or step == constants.steps:
             value = work.curve[-1]["validation_loss"] = _validate(work, held_out)
             if value < best_error:
-                best, best_error = kept.snapshot(), value
-    kept.load(best)
+                best_error = value
+                kept.remember()
+    kept.recall()
 
 
 def _window_error(work: LayerWork, index: int) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -28,14 +28,14 @@ from permllm_offline.recomputation import activations_are_large, recomputed
 from permllm_offline.reconstruction.divergence import divergence
 from permllm_offline.reconstruction.head_inputs import head_input, head_inputs_of
 from permllm_offline.reconstruction.kept_weights import KeptWeights
-from permllm_offline.run.processes import collected, share, sum_gradients, summed
+from permllm_offline.run.processes import collected, share, summed
 from permllm_offline.run.steps import Step, Work
 from permllm_offline.schedules import shuffled_batches, warmed_cosine
 from permllm_offline.text.calibration import require_windows
 
 logger = logging.getLogger(__name__)
 
-_NAME, _BEST = "distillation", "best."
+_NAME = "distillation"
 
 
 def distil(calibrated: Calibrated, decisions: Sequence[LayerDecision]) -> LearningCurve:
@@ -59,17 +59,17 @@ def distil(calibrated: Calibrated, decisions: Sequence[LayerDecision]) -> Learni
     model, family = calibrated.model, calibrated.plan.family
     layers = decoder_layers(model, family.layers)
     linears = [
-        (linear_of(layer, name), group.mask(name))
+        (linear_of(layer, name), group.masks[name])
         for layer, decision in zip(layers, decisions, strict=True)
         for group in decision
         for name in group.masks
     ]
-    masks = [mask for _, mask in linears]
     targets = head_inputs_of(model, family, targets)
     pupil = Pupil(model)
     large = activations_are_large(calibrated, windows=1)
+    scratch = calibrated.work.scratch(calibrated.recipe.scratch)
     with (
-        KeptWeights([linear for linear, _ in linears], masks, shared=True) as kept,
+        KeptWeights(*zip(*linears, strict=True), shared=True, scratch=scratch) as kept,
         recomputed(layers) if large else nullcontext(),
     ):
         return _optimise(
@@ -112,7 +112,8 @@ def _optimise(
     state = _kept_state(calibrated.work, kept)
     if state is None:
         before = _validate(pupil, validation)
-        state = _State(kept.snapshot(), before, [{"step": 0, "validation_loss": before}])
+        kept.remember()
+        state = _State(before, [{"step": 0, "validation_loss": before}])
     done, curve = len(state.curve) - 1, state.curve
     batches = islice(
         shuffled_batches(len(training[0]), constants.windows_per_step, seed), done, None
@@ -132,7 +133,6 @@ def _optimise(
                 "dtype too narrow. Lower the learning rate of the recipe's distillation, or give "
                 "--dtype bfloat16."
             )
-        sum_gradients(kept.weights)
         rate = constants.learning_rate * warmed_cosine(
             step, constants.steps, constants.warmup_share
         )
@@ -141,28 +141,26 @@ def _optimise(
         if step % constants.validation_interval == 0 or step == constants.steps:
             value = curve[-1]["validation_loss"] = _validate(pupil, validation)
             if value < state.best_loss:
-                state.best, state.best_loss = kept.snapshot(), value
+                state.best_loss = value
+                kept.remember()
             calibrated.work.keep_interval(_NAME, state.step(kept))
         progress.set_postfix(loss=f"{total / tokens:.3f}", best=f"{state.best_loss:.3f}")
-    kept.load(state.best)
+    kept.recall()
     logger.info("divergence %.3f -> %.3f nats", curve[0]["validation_loss"], state.best_loss)
     return curve
 
 
 @dataclass
 class _State:
-    """What a run that was cut off needs beside the weights: the best ones and the curve."""
+    """What a run that was cut off needs beside the weights."""
 
-    best: Mapping[int, Tensor]
     best_loss: float
     curve: LearningCurve
 
     def step(self, kept: KeptWeights) -> Step:
         """All of it, with the weights, for the work folder of the first process."""
-        best = {f"{_BEST}{index}": weight for index, weight in self.best.items()}
-        return Step(
-            collected(kept.state() | best), {"best_loss": self.best_loss, "curve": self.curve}
-        )
+        facts = {"best_loss": self.best_loss, "curve": self.curve}
+        return Step(collected(kept.state()), facts)
 
 
 def _kept_state(work: Work, kept: KeptWeights) -> _State | None:
@@ -171,8 +169,7 @@ def _kept_state(work: Work, kept: KeptWeights) -> _State | None:
     if step is None:
         return None
     kept.load_state(step.tensors)
-    best = {index: step.tensors[f"{_BEST}{index}"] for index in kept.mine}
-    return _State(best, step.facts["best_loss"], list(step.facts["curve"]))
+    return _State(step.facts["best_loss"], list(step.facts["curve"]))
 
 
 @torch.no_grad()

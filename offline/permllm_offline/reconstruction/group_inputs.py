@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -41,13 +41,15 @@ def _stop(module: nn.Module, inputs: Sequence[Any]) -> NoReturn:
     raise _Reached(inputs[0])
 
 
-def second_moment(inputs: Iterator[Tensor], channels: int, device: torch.device) -> Tensor:
-    """Sum of x x^T over all tokens: float32 [channels, channels].
+def add_second_moment(moment: Tensor, inputs: Iterable[Tensor], order: Tensor) -> None:
+    """Add x x^T of all tokens: half of the Hessian of every row's squared output error.
 
-    Half of the Hessian of every row's squared output error.
+    Args:
+        moment: float32 [channels, channels].
+        inputs: [tokens, channels] each, any dtype and device.
+        order: int64 [channels], which channel comes where in the moment.
     """
-    moment = torch.zeros((channels, channels), dtype=torch.float32, device=device)
+    order = order.to(moment.device)
     for tokens in inputs:
-        tokens = tokens.float()
-        moment.addmm_(tokens.t(), tokens)
-    return moment
+        ordered = tokens.to(moment.device).float()[:, order]
+        moment.addmm_(ordered.t(), ordered)

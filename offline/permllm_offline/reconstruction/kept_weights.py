@@ -1,14 +1,17 @@
-"""Adam on the kept weights of pruned linears; pruned ones stay zero."""
+"""Adam on the kept weights of pruned linears; nothing is held for pruned ones, which stay zero."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from permllm_offline.run.processes import owners, rank, spread
+from permllm_offline.kept_values import add_kept, gather_kept, kept_channels, scatter_kept
+from permllm_offline.run.processes import count, owners, rank, spread, total
+from permllm_offline.run.scratch import MEMORY, Scratch
 
 BETAS = (0.9, 0.95)
 """Of Adam: with hundreds of steps the second moment has no time for a longer memory."""
@@ -18,40 +21,58 @@ EPSILON = 1e-12
 
 _FUSED_DEVICES = ("cpu", "cuda")
 
+_WEIGHT, _BEST = "weight", "best"
+
 
 class KeptWeights:
     """The kept weights of some linears while they are tuned.
 
     A float32 copy takes the steps and the model holds its rounding, so that steps far below the
-    spacing of bfloat16 add up. Inside the context, the weights want gradients.
+    spacing of bfloat16 add up. Inside the context, the weights want gradients; a backward pass adds
+    those of the kept ones up here, and leaves none in the model.
 
-    Where several processes share them, each holds copies, states of Adam, masks and snapshots of
-    its own linears alone (the first stage of ZeRO, arXiv 1910.02054); all take the same steps.
+    Where several processes share them, each holds copies, states of Adam and best weights of its
+    own linears alone (the first stage of ZeRO, arXiv 1910.02054); all take the same steps.
 
     Args:
         linears: with pruned weights already zero.
-        masks: bool [out_features, in_features] of each, original channel order.
+        masks: packed bits, uint8 [out_features, in_features / 8] of each, original channel order.
         shared: whether the processes of the prune share them.
+        scratch: where gradients, copies and states lie.
     """
 
     def __init__(
-        self, linears: Sequence[nn.Linear], masks: Sequence[Tensor], *, shared: bool = False
+        self,
+        linears: Sequence[nn.Linear],
+        masks: Sequence[Tensor],
+        *,
+        shared: bool = False,
+        scratch: Scratch = MEMORY,
     ) -> None:
-        self._linears, sizes = linears, [linear.weight.numel() for linear in linears]
+        self._linears, self._shared = linears, shared
+        self._channels = [
+            kept_channels(mask, linear.weight.device, scratch)
+            for linear, mask in zip(linears, masks, strict=True)
+        ]
+        self._gradients = [
+            scratch.zeros(channels.shape, linear.weight.dtype, channels.device)
+            for linear, channels in zip(linears, self._channels, strict=True)
+        ]
+        self._reached = [False] * len(linears)  # whether a backward pass left a gradient
+        sizes = [linear.weight.numel() for linear in linears]
         self._owners = owners(sizes) if shared else [rank()] * len(linears)
-        self._shared = shared
         mine = [index for index, owner in enumerate(self._owners) if owner == rank()]
-        self._masks = {index: masks[index].to(linears[index].weight.device) for index in mine}
-        self._masters = {index: linears[index].weight.detach().float() for index in mine}
-        fused = all(linear.weight.device.type in _FUSED_DEVICES for linear in linears)
-        # A rate of its own is given at every step.
-        self._optimizer = torch.optim.Adam(
-            list(self._masters.values()), lr=0.0, betas=BETAS, eps=EPSILON, fused=fused
-        )
+        self._trained = {
+            index: _Trained(linears[index].weight.data, self._channels[index], scratch)
+            for index in mine
+        }
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> KeptWeights:
-        for linear in self._linears:
+        for index, linear in enumerate(self._linears):
             linear.weight.requires_grad_(True)
+            hook = self._taking_gradient_of(index)
+            self._handles.append(linear.weight.register_post_accumulate_grad_hook(hook))
         return self
 
     def __exit__(
@@ -60,65 +81,105 @@ class KeptWeights:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
         for linear in self._linears:
             linear.weight.requires_grad_(False)
-            linear.weight.grad = None
-
-    @property
-    def weights(self) -> list[Tensor]:
-        """The weights as the model holds them, with their gradients."""
-        return [linear.weight for linear in self._linears]
 
     @property
     def mine(self) -> list[int]:
         """Numbers of the linears that this process moves: all of them where it is the only one."""
-        return list(self._masters)
+        return list(self._trained)
 
     def step(self, learning_rate: float) -> None:
-        """Move along the gradients that the weights hold, and drop these."""
-        for index, master in self._masters.items():
-            gradient = self._linears[index].weight.grad
-            # A linear that the loss does not reach has none.
-            master.grad = None if gradient is None else gradient.float().mul_(self._masks[index])
-        for linear in self._linears:
-            linear.weight.grad = None
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        self.load(self._masters)
+        """Move along the gradients of the backward passes since the last step, and drop these."""
+        for index, gradient in enumerate(self._gradients):
+            if self._shared and count() > 1:
+                if not self._reached[index]:
+                    gradient.zero_()
+                self._reached[index] = True
+                total(gradient)
+            if self._reached[index] and index in self._trained:
+                self._trained[index].step(gradient, learning_rate)
+            self._reached[index] = False
+        self._load(lambda trained: trained.weight)
+
+    def remember(self) -> None:
+        """Keep the weights as the model has them now, in place of those kept before."""
+        for index, trained in self._trained.items():
+            gather_kept(self._linears[index].weight.data, self._channels[index], trained.best)
+
+    def recall(self) -> None:
+        """Give the model the weights that ``remember`` kept; tuning does not go on from them."""
+        self._load(lambda trained: trained.best)
 
     def state(self) -> dict[str, Tensor]:
-        """What the next step depends on, for ``load_state``; of this process' linears."""
-        moments = {index: self._optimizer.state[master] for index, master in self._masters.items()}
-        return {f"{index}.weight": master for index, master in self._masters.items()} | {
+        """What ``load_state`` needs to go on as if nothing had happened; of this process' linears.
+
+        Taken between two steps.
+        """
+        return {
             f"{index}.{key}": tensor
-            for index, moment in moments.items()
-            for key, tensor in moment.items()
+            for index, trained in self._trained.items()
+            for key, tensor in trained.state().items()
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state of all linears, the model's weights included."""
-        for index, master in self._masters.items():
-            prefix, device = f"{index}.", master.device
-            master.copy_(state[prefix + "weight"])
-            moments = {
-                key.removeprefix(prefix): tensor.to(device)
-                for key, tensor in state.items()
-                if key.startswith(prefix) and key != prefix + "weight"
-            }
-            if moments:  # a linear that the loss does not reach has none
-                self._optimizer.state[master] = moments
-        self.load(self._masters)
+        for index, trained in self._trained.items():
+            for key, tensor in trained.state().items():
+                tensor.copy_(state[f"{index}.{key}"])
+        self._load(lambda trained: trained.weight)
 
-    def snapshot(self) -> dict[int, Tensor]:
-        """Copies of this process' weights, as the model holds them now, by number of the linear."""
-        return {index: self._linears[index].weight.detach().clone() for index in self._masters}
+    def _taking_gradient_of(self, index: int) -> Callable[[Tensor], None]:
+        """A hook that adds the gradient of a linear's kept weights to those of earlier windows."""
 
-    def load(self, weights: Mapping[int, Tensor]) -> None:
-        """Give the model weights as ``snapshot`` returns them; tuning does not go on from them."""
+        def take(weight: Tensor) -> None:
+            assert weight.grad is not None
+            add = add_kept if self._reached[index] else gather_kept
+            add(weight.grad, self._channels[index], self._gradients[index])
+            self._reached[index], weight.grad = True, None
+
+        return take
+
+    def _load(self, weights: Callable[[_Trained], Tensor]) -> None:
+        """Give the model some weights of each linear, those of other processes too."""
         for index, (linear, owner) in enumerate(zip(self._linears, self._owners, strict=True)):
-            if index in weights:
-                linear.weight.data.copy_(weights[index])
+            weight = linear.weight.data
+            if index in self._trained:
+                scatter_kept(weights(self._trained[index]), self._channels[index], weight)
             if self._shared:
-                spread(linear.weight.data, owner)
+                spread(weight, owner)
+
+
+class _Trained:
+    """Float32 copy, states of Adam and best weights of the kept weights of one linear."""
+
+    def __init__(self, weight: Tensor, channels: Tensor, scratch: Scratch) -> None:
+        shape, device = channels.shape, weight.device
+        self.weight = scratch.zeros(shape, torch.float32, device)
+        fused = self.weight.device.type in _FUSED_DEVICES
+        self.best = scratch.zeros(shape, weight.dtype, device)
+        gather_kept(weight, channels, self.weight)
+        # A rate of its own is given at every step.
+        self._optimizer = torch.optim.Adam(
+            [self.weight], lr=0.0, betas=BETAS, eps=EPSILON, fused=fused
+        )
+        self._optimizer.state[self.weight] = {
+            "step": torch.zeros((), device=self.weight.device),
+            "exp_avg": scratch.zeros(shape, torch.float32, device),
+            "exp_avg_sq": scratch.zeros(shape, torch.float32, device),
+        }
+
+    def step(self, gradient: Tensor, learning_rate: float) -> None:
+        """Take one step of Adam."""
+        self.weight.grad = gradient.float()
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors themselves, by name."""
+        return {_WEIGHT: self.weight, _BEST: self.best, **self._optimizer.state[self.weight]}

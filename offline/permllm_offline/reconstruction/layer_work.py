@@ -12,6 +12,7 @@ from permllm_offline.calibrated import Calibrated, LearningCurve
 from permllm_offline.decisions import LayerDecision
 from permllm_offline.model.decoder_calls import run_layer
 from permllm_offline.recipe import Recipe
+from permllm_offline.run.scratch import MEMORY, Scratch
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class LayerWork:
 
     ``inputs`` come from the pruned and reconstructed layers before it, ``targets`` from the dense
     model: both [windows, sequence_length, hidden] in the model's dtype, on the CPU. ``keywords``
-    are the other arguments of the layer's call. A reconstruction in steps adds them to ``curve``.
+    are the other arguments of the layer's call. A reconstruction in steps adds them to ``curve``;
+    its large arrays lie in ``scratch``.
     """
 
     index: int
@@ -30,6 +32,7 @@ class LayerWork:
     inputs: Tensor
     targets: Tensor
     recipe: Recipe
+    scratch: Scratch = MEMORY
     curve: LearningCurve = field(default_factory=list)
 
     def forward(self, states: Tensor) -> Tensor:

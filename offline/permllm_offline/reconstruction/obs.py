@@ -16,12 +16,12 @@ from torch import Tensor
 
 from permllm_offline.decisions import GroupDecision, LayerDecision, RetainedSums
 from permllm_offline.errors import OfflineError
-from permllm_offline.importance import row_chunks
 from permllm_offline.mask import keep_channels
 from permllm_offline.model.modules import linear_of
-from permllm_offline.reconstruction.group_inputs import group_inputs, second_moment
+from permllm_offline.reconstruction.group_inputs import add_second_moment, group_inputs
 from permllm_offline.reconstruction.layer_work import LayerWork
-from permllm_vllm.checkpoint.packing import pack_mask
+from permllm_offline.run.scratch import MEMORY, Scratch
+from permllm_vllm.checkpoint.packing import pack_mask, unpack_mask
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import absolute
 
@@ -33,11 +33,17 @@ DAMPING = 0.01
 DAMPING_LIMIT = 10.0
 """Relative damping that no real second moment needs."""
 
-FACTOR_BYTES = 4 + 8 + 4
-"""For each element of a second moment while it is factored: itself, float64, and the factor."""
+FACTOR_BYTES = 4 + 8
+"""For each element of a second moment while it is factored: itself, and float64."""
 
-USED_FACTOR_BYTES = 4 + 4
-"""The same while columns are updated: itself, and the factor."""
+USED_FACTOR_BYTES = 4
+"""The same while columns are updated: the factor, in the place of the moment."""
+
+ROWS_AT_ONCE = 512
+"""Rows whose columns are updated at once: none depends on another."""
+
+ROW_BYTES = 4 * 4
+"""For each weight of these rows: copies in float32, errors, masks."""
 
 COLUMNS_AT_ONCE = 128
 """Columns between two updates of all columns after them."""
@@ -46,23 +52,21 @@ Chooser = Callable[[Tensor, slice], Tensor]
 """Masks a group: its updated weights [out, M], and which columns they are -> bool [out, M]."""
 
 
-def inverse_factor(moment: Tensor, damping: float = DAMPING) -> Tensor:
-    """Upper triangular U with U^T U = (moment + damping)^-1, computed in float64.
+def inverse_factor_(moment: Tensor, damping: float = DAMPING, scratch: Scratch = MEMORY) -> None:
+    """Replace a moment by the upper triangular U with U^T U = (moment + damping)^-1.
 
-    A channel that was always zero is treated as independent of the others. Damping grows tenfold
-    as long as the matrix is not positive definite.
+    Computed in float64. A channel that was always zero is treated as independent of the others.
+    Damping grows tenfold as long as the matrix is not positive definite.
 
     Args:
-        moment: [channels, channels], symmetric.
+        moment: float32 [channels, channels], symmetric; as it was where this raises.
         damping: relative to the mean of the diagonal.
-
-    Returns:
-        float32 [channels, channels].
+        scratch: where the float64 matrix lies.
 
     Raises:
         OfflineError: the moment is not finite, or no damping up to ``DAMPING_LIMIT`` helps.
     """
-    if not moment.isfinite().all():
+    if not moment.diagonal().isfinite().all():  # no other element is larger
         raise OfflineError(
             "the inputs of a layer are not finite during reconstruction: the model's activations "
             "overflow. Try --dtype float32, or a method without reconstruction."
@@ -71,11 +75,13 @@ def inverse_factor(moment: Tensor, damping: float = DAMPING) -> Tensor:
     alive = diagonal > 0
     mean = diagonal[alive].mean() if alive.any() else diagonal.new_ones(())
     diagonal[~alive] = mean
+    matrix = scratch.zeros(moment.shape, torch.float64, moment.device).t()  # LAPACK's own order
     while damping <= DAMPING_LIMIT:
-        added = (damping * mean).float()  # in the precision of the moment itself
-        factor = _factor(moment, diagonal + added)
-        if factor is not None:
-            return factor
+        matrix.copy_(moment)
+        matrix.diagonal().copy_(diagonal + (damping * mean).float())  # in the moment's precision
+        if _factor_(matrix):
+            moment.copy_(matrix)
+            return
         logger.warning("the second moment of a layer's inputs is singular; damping x 10")
         damping *= 10
     raise OfflineError(
@@ -84,20 +90,18 @@ def inverse_factor(moment: Tensor, damping: float = DAMPING) -> Tensor:
     )
 
 
-def _factor(moment: Tensor, diagonal: Tensor) -> Tensor | None:
-    """Factor a moment with another diagonal, in one float64 matrix that each step overwrites.
+def _factor_(matrix: Tensor) -> bool:
+    """Replace a symmetric matrix by the upper factor of its inverse, each step in place.
 
-    Returns None where the matrix is not positive definite.
+    Returns whether it is positive definite; where it is not, the matrix is lost.
     """
-    matrix = moment.double().t()  # symmetric; LAPACK writes in place into columns
-    matrix.diagonal().copy_(diagonal)
     failed = torch.empty((), dtype=torch.int32, device=matrix.device)
     torch.linalg.cholesky_ex(matrix, out=(matrix, failed))
     if failed:
-        return None
+        return False
     torch.cholesky_inverse(matrix, out=matrix)
     torch.linalg.cholesky_ex(matrix, upper=True, out=(matrix, failed))
-    return None if failed else matrix.float()
+    return not failed
 
 
 def update_columns(
@@ -108,7 +112,7 @@ def update_columns(
     Args:
         weight: float32 [out, channels], in the order in which columns are visited.
         mask: bool [out, channels], or None where ``choose`` makes it.
-        factor: of ``inverse_factor``, in the same order.
+        factor: of ``inverse_factor_``, in the same order.
         choose: masks a group from its updated weights, or None for the given mask.
         group: columns per group; divides ``COLUMNS_AT_ONCE``.
 
@@ -135,23 +139,23 @@ def update_columns(
     return weight, chosen
 
 
-def removal_damage(weight: Tensor, factor: Tensor, moment: Tensor) -> Tensor:
+def removal_damage(weight: Tensor, factor: Tensor, dead: Tensor) -> Tensor:
     """What the removal of each weight costs: (w / U_cc)^2, and nothing where the input is always 0.
 
     Args:
         weight: float32 [out, channels].
-        factor: of ``inverse_factor``, [channels, channels].
-        moment: what it was made from.
+        factor: of ``inverse_factor_``, [channels, channels].
+        dead: bool [channels], inputs that are always 0.
     """
     damage = (weight / factor.diagonal()).square()
-    return damage.masked_fill_(moment.diagonal() == 0, 0)
+    return damage.masked_fill_(dead, 0)
 
 
-def least_damage(pattern: Pattern, factor: Tensor, moment: Tensor) -> Chooser:
+def least_damage(pattern: Pattern, factor: Tensor, dead: Tensor) -> Chooser:
     """SparseGPT's choice: keep the N weights of a group whose removal would cost most."""
 
     def choose(weights: Tensor, columns: slice) -> Tensor:
-        damage = removal_damage(weights, factor[columns, columns], moment[columns, columns])
+        damage = removal_damage(weights, factor[columns, columns], dead[columns])
         return keep_channels(damage.t().contiguous(), pattern).t()
 
     return choose
@@ -171,27 +175,32 @@ def choose_and_update(work: LayerWork) -> LayerDecision:
 
 def _update_group(work: LayerWork, group: GroupDecision, *, choose: bool) -> GroupDecision:
     pattern, names = work.recipe.parsed_pattern(), list(group.masks)
-    first = linear_of(work.layer, names[0]).weight
-    moment = second_moment(group_inputs(work, names[0]), first.shape[1], first.device)
-    order = torch.arange(first.shape[1])
+    channels = linear_of(work.layer, names[0]).weight.shape[1]
+    order = torch.arange(channels)
     if group.permutation is not None:
         order = absolute(group.permutation, group.layout.block_size)
-    order = order.to(first.device)
-    back = order.argsort()
-    moment = moment[order][:, order]
-    factor = inverse_factor(moment)
-    chooser = least_damage(pattern, factor, moment) if choose else None
+    device = linear_of(work.layer, names[0]).weight.device
+    moment = work.scratch.zeros((channels, channels), torch.float32, device)
+    add_second_moment(moment, group_inputs(work, names[0]), order)
+    dead = moment.diagonal() == 0
+    inverse_factor_(moment, scratch=work.scratch)
+    factor, order, back = moment, order.to(device), order.argsort().to(device)
+    chooser = least_damage(pattern, factor, dead) if choose else None
     masks, retained = dict(group.masks), dict(group.retained)
     for name in names:
         data = linear_of(work.layer, name).weight.data
-        dense = data.float()[:, order]
-        mask = None if choose else group.mask(name).to(data.device)[:, order]
-        weight, mask = update_columns(dense, mask, factor, chooser, pattern.group)
-        data.copy_(weight[:, back])
+        sums, packed = RetainedSums(), []
+        for first in range(0, len(data), ROWS_AT_ONCE):
+            rows = slice(first, first + ROWS_AT_ONCE)
+            dense = data[rows].float()[:, order]
+            mask = None
+            if not choose:
+                mask = unpack_mask(group.masks[name][rows]).to(device)[:, order]
+            weight, mask = update_columns(dense, mask, factor, chooser, pattern.group)
+            data[rows] = weight[:, back]
+            if choose:
+                sums.add(removal_damage(dense, factor, dead), mask)
+                packed.append(pack_mask(mask[:, back].cpu()))
         if choose:
-            sums = RetainedSums()
-            for rows in row_chunks(dense.shape):
-                sums.add(removal_damage(dense[rows], factor, moment), mask[rows])
-            retained[name] = sums.share
-            masks[name] = pack_mask(mask[:, back].cpu())
+            masks[name], retained[name] = torch.cat(packed), sums.share
     return replace(group, masks=masks, retained=retained)

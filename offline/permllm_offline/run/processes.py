@@ -8,7 +8,7 @@ alike to the last bit; only the first one writes.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, distributed
 
 from permllm_offline.errors import OfflineError
+from permllm_offline.run.scratch import Scratch
 from permllm_offline.run.steps import Step, Work
 
 Result = TypeVar("Result")
@@ -149,16 +150,6 @@ def total(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace the gradients of parameters by their sums over all processes."""
-    if count() == 1:
-        return
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        total(parameter.grad)
-
-
 class SharedWork(Work):
     """The steps of several processes: the first keeps them, and all have what it has.
 
@@ -185,6 +176,10 @@ class SharedWork(Work):
         if from_first(lambda: self._kept.finished(name)):
             return self.step(name, compute)
         return self._kept.step(name, compute)
+
+    def scratch(self, place: str) -> Scratch:
+        """Room of this process alone: the first one has that of its own work."""
+        return self._kept.scratch(place)
 
     def interval(self, name: str) -> Step | None:
         """Return the state in which the first process last kept the step of that name, or None."""

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.run.costs import Cost, measured
+from permllm_offline.run.scratch import MEMORY, Scratch
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.output import disk_errors_named
 from permllm_vllm.checkpoint.shard import Shard
@@ -78,6 +80,10 @@ class Work:
     def measured(self, name: str) -> AbstractContextManager[None]:
         """Count what is done in the context as a step that is never kept."""
         return measured(name, self.costs)
+
+    def scratch(self, place: str) -> Scratch:
+        """Room for large arrays in ``memory``, or on ``disk``: in files of a temporary folder."""
+        return MEMORY if place == "memory" else Scratch(Path(tempfile.gettempdir()))
 
     def interval(self, name: str) -> Step | None:
         """Return the state in which the step of that name was last kept, or None."""
@@ -157,6 +163,10 @@ class WorkFolder(Work):
     def finished(self, name: str) -> bool:
         """Whether the result of a step is kept."""
         return self._path(name).exists()
+
+    def scratch(self, place: str) -> Scratch:
+        """Room for large arrays in ``memory``, or on ``disk``: in files of this folder."""
+        return MEMORY if place == "memory" else Scratch(self.directory)
 
     def interval(self, name: str) -> Step | None:
         """Return the state in which the step of that name was last kept, or None."""

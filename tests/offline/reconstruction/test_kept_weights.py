@@ -1,24 +1,39 @@
+from pathlib import Path
+
+import pytest
 import torch
 from torch import Tensor, nn
 
+from permllm_offline.mask import keep_channels
 from permllm_offline.reconstruction.kept_weights import BETAS, EPSILON, KeptWeights
+from permllm_offline.run.scratch import MEMORY, Scratch
+from permllm_vllm.checkpoint.packing import pack_mask
+from permllm_vllm.checkpoint.pattern import Pattern
 
 
 def pruned_linear(dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, Tensor]:
+    """A linear with 2:4 zeros, and its mask."""
     torch.manual_seed(0)
-    linear = nn.Linear(8, 6, bias=False, dtype=dtype).requires_grad_(False)
-    mask = torch.rand(6, 8) < 0.5
+    linear = nn.Linear(16, 6, bias=False, dtype=dtype).requires_grad_(False)
+    mask = keep_channels(torch.rand(16, 6), Pattern(2, 4)).t().contiguous()
     linear.weight.mul_(mask)
     return linear, mask
 
 
-def test_steps_are_those_of_adam_and_pruned_weights_stay_zero() -> None:
+@pytest.fixture(params=["memory", "disk"])
+def scratch(request: pytest.FixtureRequest, tmp_path: Path) -> Scratch:
+    return MEMORY if request.param == "memory" else Scratch(tmp_path)
+
+
+def test_steps_are_those_of_adam_and_pruned_weights_stay_zero(scratch: Scratch) -> None:
     linear, mask = pruned_linear()
-    weight, inputs = linear.weight.clone(), torch.randn(10, 8)
-    first = second = torch.zeros(6, 8)
-    with KeptWeights([linear], [mask]) as kept:
+    weight, inputs = linear.weight.clone(), torch.randn(10, 16)
+    first = second = torch.zeros(6, 16)
+    with KeptWeights([linear], [pack_mask(mask)], scratch=scratch) as kept:
         for step in range(1, 5):
-            linear(inputs).square().sum().backward()
+            for window in (inputs[:3], inputs[3:]):  # their gradients add up
+                linear(window).square().sum().backward()
+                assert linear.weight.grad is None
             gradient = (2 * (inputs @ weight.t()).t() @ inputs) * mask
             first = BETAS[0] * first + (1 - BETAS[0]) * gradient
             second = BETAS[1] * second + (1 - BETAS[1]) * gradient**2
@@ -26,7 +41,6 @@ def test_steps_are_those_of_adam_and_pruned_weights_stay_zero() -> None:
             scaled = scaled / ((second / (1 - BETAS[1] ** step)).sqrt() + EPSILON)
             weight = weight - 0.01 * step * scaled
             kept.step(0.01 * step)
-            assert linear.weight.grad is None
             torch.testing.assert_close(linear.weight.detach(), weight, rtol=1e-4, atol=1e-6)
             assert not linear.weight[~mask].any()
     assert not linear.weight.requires_grad
@@ -35,7 +49,7 @@ def test_steps_are_those_of_adam_and_pruned_weights_stay_zero() -> None:
 def test_steps_below_the_spacing_of_bfloat16_add_up() -> None:
     linear, mask = pruned_linear(torch.bfloat16)
     before = linear.weight.clone()
-    with KeptWeights([linear], [mask]) as kept:
+    with KeptWeights([linear], [pack_mask(mask)]) as kept:
         for _ in range(200):
             linear.weight.sum().backward()
             kept.step(1e-4)
@@ -46,23 +60,57 @@ def test_steps_below_the_spacing_of_bfloat16_add_up() -> None:
 def test_a_linear_without_gradient_stays() -> None:
     (used, mask), (unused, other) = pruned_linear(), pruned_linear()
     before = unused.weight.clone()
-    with KeptWeights([used, unused], [mask, other]) as kept:
+    with KeptWeights([used, unused], [pack_mask(mask), pack_mask(other)]) as kept:
         used.weight.sum().backward()
         kept.step(0.1)
     assert torch.equal(unused.weight, before)
     assert not torch.equal(used.weight, before)
 
 
-def test_a_snapshot_comes_back_and_nothing_is_left_to_train() -> None:
+def test_a_gradient_is_used_once() -> None:
     linear, mask = pruned_linear()
+    with KeptWeights([linear], [pack_mask(mask)]) as kept:
+        linear.weight.sum().backward()
+        kept.step(0.1)
+        moved = linear.weight.clone()
+        kept.step(0.1)
+    assert torch.equal(linear.weight, moved)
+
+
+def test_what_is_remembered_comes_back_and_nothing_is_left_to_train(scratch: Scratch) -> None:
+    linear, mask = pruned_linear(torch.bfloat16)
     before = linear.weight.clone()
-    with KeptWeights([linear], [mask]) as kept:
-        saved = kept.snapshot()
+    with KeptWeights([linear], [pack_mask(mask)], scratch=scratch) as kept:
+        kept.remember()
         linear.weight.sum().backward()
         kept.step(0.1)
         assert not torch.equal(linear.weight, before)
-        kept.load(saved)
+        kept.recall()
         assert torch.equal(linear.weight, before)
         linear.weight.sum().backward()
     assert not linear.weight.requires_grad
     assert linear.weight.grad is None
+    assert linear(torch.ones(16, dtype=torch.bfloat16)).grad_fn is None
+
+
+def test_a_state_goes_on_as_if_nothing_had_happened(scratch: Scratch) -> None:
+    inputs = torch.randn(10, 16)
+
+    def tune(kept: KeptWeights, linear: nn.Linear, steps: int) -> None:
+        for _ in range(steps):
+            linear(inputs).square().sum().backward()
+            kept.step(0.01)
+
+    (whole, mask), (resumed, _) = pruned_linear(), pruned_linear()
+    with KeptWeights([whole], [pack_mask(mask)]) as kept:
+        tune(kept, whole, 2)
+        kept.remember()
+        state = {name: tensor.clone() for name, tensor in kept.state().items()}
+        best = whole.weight.clone()
+        tune(kept, whole, 2)
+    with KeptWeights([resumed], [pack_mask(mask)], scratch=scratch) as kept:
+        kept.load_state(state)
+        tune(kept, resumed, 2)
+        assert torch.equal(whole.weight, resumed.weight)
+        kept.recall()
+        assert torch.equal(resumed.weight, best)

@@ -132,21 +132,25 @@ def share_out() -> None:
     with processes.joined():
         torch.manual_seed(0)
         linears = [nn.Linear(8, rows, bias=False).requires_grad_(False) for rows in (2, 9, 5, 4)]
-        masks = [torch.ones(linear.weight.shape, dtype=torch.bool) for linear in linears]
+        masks = [
+            torch.full((linear.out_features, 1), 0b00110101, dtype=torch.uint8)
+            for linear in linears
+        ]
+        kept_channels = torch.tensor([1, 0, 1, 0, 1, 1, 0, 0])
         with KeptWeights(linears, masks, shared=True) as kept:
             # The largest of all and the third, the second and the smallest.
             assert kept.mine == ([1, 3] if processes.first() else [0, 2])
-            before = kept.snapshot()
-            assert sorted(before) == kept.mine
-            for linear in linears:
-                linear.weight.grad = torch.ones_like(linear.weight)
+            kept.remember()
+            for index, linear in enumerate(linears):
+                if index > 0 or not processes.first():  # the other process reaches it
+                    linear.weight.sum().backward()
             kept.step(0.5)
             moved = [linear.weight.clone() for linear in linears]
             state = {k: t.clone() for k, t in processes.collected(kept.state()).items()}
-            assert len(state) == (16 if processes.first() else 0)
-            kept.load(before)
+            assert len(state) == (20 if processes.first() else 0)
+            kept.recall()
             for linear, weight in zip(linears, moved, strict=True):
-                torch.testing.assert_close(linear.weight, weight + 0.5)
+                torch.testing.assert_close(linear.weight, weight + 0.5 * kept_channels)
             kept.load_state(processes.from_first(lambda: state))
             for linear, weight in zip(linears, moved, strict=True):
                 assert torch.equal(linear.weight, weight)
@@ -158,21 +162,14 @@ def test_each_process_moves_its_own_weights_and_has_those_of_all() -> None:
 
 def add() -> None:
     with processes.joined():
-        whole, half = torch.zeros(2), torch.zeros(2, dtype=torch.bfloat16)
-        if processes.first():
-            whole.grad = torch.tensor([1.0, 2.0])
-        half.grad = torch.full((2,), 1.5, dtype=torch.bfloat16)
-        processes.sum_gradients([whole, half])
-        assert whole.grad is not None
-        assert whole.grad.tolist() == [1, 2]
-        assert half.grad.tolist() == [3, 3]
+        assert processes.total(torch.full((2,), 1.5, dtype=torch.bfloat16)).tolist() == [3, 3]
         assert processes.summed(2.5) == 5
         parts = processes.share(torch.arange(5)).tolist()
         assert parts == ([0, 2, 4] if processes.first() else [1, 3])
         assert processes.from_first(lambda: os.getpid()) == os.getpid() or not processes.first()
 
 
-def test_gradients_are_summed_where_one_process_has_none() -> None:
+def test_sums_and_parts_of_two_processes() -> None:
     run_two(add)
 
 

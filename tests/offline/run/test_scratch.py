@@ -1,0 +1,55 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from permllm_offline.run.scratch import MEMORY, Scratch
+from permllm_vllm.checkpoint.errors import CheckpointError
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_an_array_in_a_file_is_one_like_any_other(dtype: torch.dtype, tmp_path: Path) -> None:
+    array, in_memory = Scratch(tmp_path).zeros((3, 5), dtype), MEMORY.zeros((3, 5), dtype)
+    assert torch.equal(array, in_memory)
+    assert array.dtype == dtype
+    array += torch.arange(15).view(3, 5)
+    assert array.sum() == 105
+
+
+def test_a_file_has_no_name_and_its_room_comes_back(tmp_path: Path) -> None:
+    size = 8 << 20
+    before = os.statvfs(tmp_path).f_bavail
+    array = Scratch(tmp_path).zeros((size,), torch.uint8)
+    assert list(tmp_path.iterdir()) == []
+    mapped = Path("/proc/self/maps")
+    if mapped.exists():
+        assert f"{tmp_path}/scratch-" in mapped.read_text()
+    del array
+    if mapped.exists():
+        assert f"{tmp_path}/scratch-" not in mapped.read_text()
+    assert before - os.statvfs(tmp_path).f_bavail < size // os.statvfs(tmp_path).f_frsize
+
+
+def test_arrays_have_no_bytes_in_common(tmp_path: Path) -> None:
+    scratch = Scratch(tmp_path)
+    one, other = scratch.zeros((4,), torch.float32), scratch.zeros((4,), torch.float32)
+    one += 1
+    assert not other.any()
+
+
+def test_nothing_needs_no_file(tmp_path: Path) -> None:
+    assert Scratch(tmp_path / "absent").zeros((0, 4), torch.float32).shape == (0, 4)
+
+
+def test_a_full_disk_is_an_error_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        Scratch(tmp_path).zeros((4,), torch.float32)
+    assert list(tmp_path.iterdir()) == []
