@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -24,7 +24,7 @@ CHEAP, SECOND, UPDATED, LEARNED = "wanda+cp", "ria", "wanda+cp/obs", "permllm-wa
 many steps whatever there is to read."""
 
 SHARES = (0.25, 1, 4, 8)
-"""Of the windows that other studies calibrate on; the model writes none of the last amount."""
+"""Of the windows that other studies calibrate on."""
 
 HELD_OUT = 4
 """Windows on which the best learned permutations are chosen, of a fourth of all at most."""
@@ -44,34 +44,29 @@ class Calibrations:
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.length = subject.sizes.sequence_length // 2
-        few, usual, many, most = (
-            round(share * subject.sizes.calibration_windows) for share in SHARES
-        )
-        self.counts: Mapping[str, Sequence[int]] = {
-            **dict.fromkeys(subject.sources, (few, usual, many, most)),
-            OWN: (few, usual, many),
-        }
+        self.counts = [round(share * subject.sizes.calibration_windows) for share in SHARES]
+        self.sources = [*subject.sources, OWN]
         self._windows: dict[str, Tensor] = {}
         self._squares: dict[tuple[str, int], Squares] = {}
 
     def cells(self) -> Sequence[tuple[str, str, int]]:
         """Method, source and windows of each measurement, the most telling ones first."""
-        first, usual = next(iter(self.counts)), self.counts[OWN][1]
-        found = [(CHEAP, source, n) for source, counts in self.counts.items() for n in counts]
-        found.append((CHEAP, ALL, len(self.counts) * usual))
+        first, (few, usual, many, most) = self.sources[0], self.counts
+        found = [(CHEAP, source, n) for source in self.sources for n in self.counts]
+        found.append((CHEAP, ALL, len(self.sources) * usual))
         found += [(UPDATED, first, usual), (UPDATED, OWN, usual)]
-        found += [(SECOND, first, n) for n in (self.counts[first][0], self.counts[first][-1])]
-        found += [(SECOND, OWN, self.counts[OWN][-1]), (UPDATED, first, self.counts[OWN][0])]
-        found += [(LEARNED, first, n) for n in (self.counts[OWN][0], usual)]
+        found += [(SECOND, first, n) for n in (few, most)]
+        found += [(SECOND, OWN, many), (UPDATED, first, few)]
+        found += [(LEARNED, first, n) for n in self.counts]
         return [*found, (LEARNED, OWN, usual)]
 
     def windows(self, source: str, count: int) -> Tensor:
         """The first windows of a source: int64 [count, length]."""
         if source == ALL:
-            each = count // len(self.counts)
-            return torch.cat([self.windows(one, each) for one in self.counts])
+            each = count // len(self.sources)
+            return torch.cat([self.windows(one, each) for one in self.sources])
         if source not in self._windows:
-            self._windows[source] = self._read(source, self.counts[source][-1])
+            self._windows[source] = self._read(source, self.counts[-1])
         return self._windows[source][:count]
 
     def _read(self, source: str, count: int) -> Tensor:
@@ -89,8 +84,8 @@ class Calibrations:
     def norms(self, source: str, count: int) -> list[dict[str, Tensor]]:
         """Norms over the first windows of a source."""
         if source == ALL:
-            each = count // len(self.counts)
-            total = self._sum([self.squares(one, each) for one in self.counts])
+            each = count // len(self.sources)
+            total = self._sum([self.squares(one, each) for one in self.sources])
         else:
             total = self.squares(source, count)
         return [{g: (square / count).sqrt() for g, square in layer.items()} for layer in total]
