@@ -105,7 +105,7 @@ def prune(
         dtype: of the weights; ``auto`` is the model's own.
         values: ``int8`` stores kept weights with a scale per output row.
         scratch: ``disk`` puts the states of tuning, and second moments, into files beside the
-            output; by default only where the default method does not fit into memory otherwise.
+            output; by default only where what is asked for fits into memory only so.
         learning: constants of the learned permutation, some fields of ``recipe.LearningRecipe``.
         blockwise: constants of tuning layer by layer, some fields of ``recipe.BlockwiseRecipe``.
         distillation: constants of the distillation, some fields of ``recipe.DistillationRecipe``.

@@ -44,11 +44,13 @@ class MemoryForecast:
 
     ``common`` is there whichever decoder layer is at work, ``layers`` has what each adds to it, and
     ``outside`` is the most before the first layer, between whole passes, or after the last.
+    ``scratch`` lies in files in place of memory.
     """
 
     common: int
     layers: Sequence[int]
     outside: int
+    scratch: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -74,13 +76,14 @@ def memory_forecast(recipe: Recipe, prepared: Prepared) -> MemoryForecast:
     rest = plan.total_bytes - sum(linear.sparse_bytes for linear in plan.linears)
     states = _state_bytes(recipe, prepared) if on_host else 0
     shard = min(shard_bytes(plan), plan.total_bytes) if on_host else 0
+    scratch = scratch_bytes(recipe, prepared)
     if can_stream(recipe):
-        return _streamed(recipe, prepared, rest, states, shard)
+        return replace(_streamed(recipe, prepared, rest, states, shard), scratch=scratch)
     masks = sum(linear.weights for linear in plan.linears) // 8
     held = rest + masks + sum(map(_dense_bytes, plan.linears_by_layer()))
     scored = max(map(_scored, plan.linears_by_layer()))
     whole = scored + max(states + _training_bytes(recipe, prepared), shard)
-    return MemoryForecast(held + states, _at_work(recipe, prepared), held + whole)
+    return MemoryForecast(held + states, _at_work(recipe, prepared), held + whole, scratch)
 
 
 def peak_bytes(recipe: Recipe, prepared: Prepared) -> int:

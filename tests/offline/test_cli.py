@@ -171,6 +171,10 @@ def test_dry_run_writes_nothing(
     shown = capsys.readouterr().out
     assert "folded" in shown
     assert "nothing written" in shown
+    assert "scratch" not in shown
+    options = ("--reconstruction", "blockwise", "--scratch", "disk", "--dry-run")
+    assert prune(tiny_model_directory, tmp_path / "out", text_file, *options) == 0
+    assert "GB in scratch files beside the output" in " ".join(capsys.readouterr().out.split())
 
 
 def test_force_replaces_and_its_absence_refuses(
@@ -198,6 +202,7 @@ def test_force_replaces_and_its_absence_refuses(
         (("--reconstruction", "best"), "reconstruction 'best' is not known: give one of none"),
         (("--pattern", "1:4"), "pattern '1:4' is not supported"),
         (("--block-size", "48"), "block size 48 is not supported"),
+        (("--scratch", "tape"), "--scratch 'tape': Input should be 'memory' or 'disk'"),
         (("--block-size", "128"), "192 input channels, which is not a multiple of the block"),
         (("--num-samples", "0"), "--num-samples 0"),
         (("--num-samples", "5000"), "is too short: it gives"),

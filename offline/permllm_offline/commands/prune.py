@@ -132,7 +132,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         metavar="memory|disk",
         help="where the states of tuning, and second moments, lie: memory, or files beside the "
         f"output, of which memory holds what it has room for (default {default['scratch'].default};"
-        " disk where the default method fits only so)",
+        " disk where what is asked for fits only so)",
     )
     parser.add_argument(
         "--push-to-hub",

@@ -67,6 +67,8 @@ def plan_table(recipe: Recipe, plan: Plan, expected: Forecast) -> Group:
         f"{memory.common / 1e9:,.2f} GB and what a decoder layer holds, or "
         f"{memory.outside / 1e9:,.2f} GB outside of them"
     )
+    if memory.scratch:
+        held += f"; {memory.scratch / 1e9:,.2f} GB in scratch files beside the output"
     return Group(table, total, cost, held)
 
 
