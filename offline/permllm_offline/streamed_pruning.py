@@ -136,13 +136,12 @@ def _pass_layers(
     if windows is not None and len(windows.held_out):
         flows[_HELD_OUT] = Flow.into(streamed, windows.held_out)
     passed, count = go_on(work, flows), len(plan.layers)
+    passing = _Passing(recipe, plan, work, learned, flows, passed)
     decisions = _finished_decisions(plan, work, passed.count)
     left = range(passed.count, count)
     for index in tqdm(left, desc="pruning", unit="layer", initial=passed.count, total=count):
-        permutations = {} if learned is None else learned.permutations[index]
         with streamed.resident(index) as layer:
-            decision = _pass_layer(recipe, plan, work, index, layer, permutations, flows, passed)
-        decisions.append(decision)
+            decisions.append(passing.prune(index, layer))
         passed.count = index + 1
         with work.measured(PASSES):
             keep_passed(work, passed, flows)
@@ -155,61 +154,95 @@ def _pass_layers(
     return passed, decisions
 
 
-def _pass_layer(
-    recipe: Recipe,
-    plan: Plan,
-    work: WorkFolder,
-    index: int,
-    layer: nn.Module,
-    permutations: Mapping[str, Tensor],
-    flows: Mapping[str, Flow],
-    passed: PassedLayers,
-) -> LayerDecision:
-    """Prune one decoder layer, run the text through it, and add what it gave."""
-    calibration, held_out = flows.get(_CALIBRATION), flows.get(_HELD_OUT)
-    layouts = plan.layers[index]
-    with work.measured(PASSES):
-        with summed_squares(layer, plan.family) as squares:
-            if calibration is not None:
-                calibration.pass_dense(index, layer)
-        if held_out is not None:
-            held_out.pass_dense(index, layer)
-    norms = None if calibration is None else mean_norms(squares, calibration.tokens)
-    method, pattern = recipe.parsed_method(), recipe.parsed_pattern()
-    importance, kind = IMPORTANCES[method.importance], PERMUTATIONS[method.permutation]
+@dataclass(frozen=True)
+class _Passing:
+    """One decoder layer after the other: what decides, the text on its way, and what it gave."""
 
-    def importances(layout: GroupLayout) -> Mapping[str, Scores]:
+    recipe: Recipe
+    plan: Plan
+    work: WorkFolder
+    learned: LearnedPermutations | None
+    flows: Mapping[str, Flow]
+    passed: PassedLayers
+
+    def prune(self, index: int, layer: nn.Module) -> LayerDecision:
+        """Prune one decoder layer, run the text through it, and add what it gave."""
+        calibration, held_out = self.flows.get(_CALIBRATION), self.flows.get(_HELD_OUT)
+        norms = self._norms(index, layer)
+        layouts = self.plan.layers[index]
+        if index == example_layer(self.plan.layers):
+            pattern = self.recipe.parsed_pattern()
+            first = self._importances(layer, layouts[0], norms)
+            self.passed.unpermuted = unpermuted_corner(layouts[0], first, pattern)
+        step = self.work.step(
+            layer_step_name(index), partial(self._pruned_layer, index, layer, norms)
+        )
+        load_step(layer, step)
+        with self.work.measured(PASSES):
+            if calibration is not None and not calibration.dense_only:
+                calibration.pass_pruned(index, layer)
+                after = relative_error(calibration.pruned, calibration.dense)
+                name = self.plan.family.layer_name(index)
+                self.passed.errors.append(layer_error(name, step, after))
+        if self.recipe.values == "int8":
+            decision = decision_of(layouts, step)
+            self.passed.rounded.append(round_layer(layer, decision, _energies(norms)))
+        with self.work.measured(PASSES):
+            if held_out is not None:
+                held_out.pass_pruned(index, layer)
+                measured = held_out.pruned[:WINDOWS], held_out.dense[:WINDOWS]
+                self.passed.outputs.append(relative_error(*measured))
+        return _decision(self.plan, index, step)
+
+    def _norms(self, index: int, layer: nn.Module) -> Mapping[str, Tensor] | None:
+        """Run the text through the dense layer: norms of calibration text, if there is any."""
+        calibration, held_out = self.flows.get(_CALIBRATION), self.flows.get(_HELD_OUT)
+        with self.work.measured(PASSES):
+            with summed_squares(layer, self.plan.family) as squares:
+                if calibration is not None:
+                    calibration.pass_dense(index, layer)
+            if held_out is not None:
+                held_out.pass_dense(index, layer)
+        return None if calibration is None else mean_norms(squares, calibration.tokens)
+
+    def _importances(
+        self, layer: nn.Module, layout: GroupLayout, norms: Mapping[str, Tensor] | None
+    ) -> Mapping[str, Scores]:
+        importance = IMPORTANCES[self.recipe.parsed_method().importance]
         return group_scores(importance, layer, layout, norms)
 
-    if index == example_layer(plan.layers):
-        first = importances(layouts[0])
-        passed.unpermuted = unpermuted_corner(layouts[0], first, pattern)
-
-    def prune_layer() -> Step:
+    def _pruned_layer(
+        self, index: int, layer: nn.Module, norms: Mapping[str, Tensor] | None
+    ) -> Step:
+        """Decide, prune the layer in place, and reconstruct it where the method does."""
+        kind = PERMUTATIONS[self.recipe.parsed_method().permutation]
+        permutations = {} if self.learned is None else self.learned.permutations[index]
         decision = [
             decide_group(
-                kind, layout, importances(layout), permutations.get(layout.group.name), pattern
+                kind,
+                layout,
+                self._importances(layer, layout, norms),
+                permutations.get(layout.group.name),
+                self.recipe.parsed_pattern(),
             )
-            for layout in layouts
+            for layout in self.plan.layers[index]
         ]
-        return _pruned(recipe, work, index, layer, decision, calibration)
-
-    step = work.step(layer_step_name(index), prune_layer)
-    load_step(layer, step)
-    with work.measured(PASSES):
-        if calibration is not None and not calibration.dense_only:
-            calibration.pass_pruned(index, layer)
-            after = relative_error(calibration.pruned, calibration.dense)
-            name = plan.family.layer_name(index)
-            passed.errors.append(layer_error(name, step, after))
-    if recipe.values == "int8":
-        passed.rounded.append(round_layer(layer, decision_of(layouts, step), _energies(norms)))
-    with work.measured(PASSES):
-        if held_out is not None:
-            held_out.pass_pruned(index, layer)
-            measured = held_out.pruned[:WINDOWS], held_out.dense[:WINDOWS]
-            passed.outputs.append(relative_error(*measured))
-    return _decision(plan, index, step)
+        calibration = self.flows.get(_CALIBRATION)
+        reconstruct = RECONSTRUCTIONS[self.recipe.parsed_method().reconstruction].layer
+        if reconstruct is None or calibration is None:
+            apply_masks(layer, decision)
+            return pruned_layer(layer, decision)
+        work = LayerWork(
+            index,
+            layer,
+            calibration.keywords[index],
+            decision,
+            calibration.pruned,
+            calibration.dense,
+            self.recipe,
+            self.work.scratch(self.recipe.scratch),
+        )
+        return finish_layer(work, reconstruct)
 
 
 def _finished_decisions(plan: Plan, work: WorkFolder, count: int) -> list[LayerDecision]:
@@ -227,32 +260,6 @@ def _decision(plan: Plan, index: int, step: Step) -> LayerDecision:
 def _energies(norms: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
     """Group -> mean square of each input channel, as in ``Calibrated``."""
     return None if norms is None else {group: norm.square() for group, norm in norms.items()}
-
-
-def _pruned(
-    recipe: Recipe,
-    work: WorkFolder,
-    index: int,
-    layer: nn.Module,
-    decision: LayerDecision,
-    calibration: Flow | None,
-) -> Step:
-    """Prune a decoder layer in place as was decided, and reconstruct it where the method does."""
-    reconstruct = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].layer
-    if reconstruct is None or calibration is None:
-        apply_masks(layer, decision)
-        return pruned_layer(layer, decision)
-    layer_work = LayerWork(
-        index,
-        layer,
-        calibration.keywords[index],
-        decision,
-        calibration.pruned,
-        calibration.dense,
-        recipe,
-        work.scratch(recipe.scratch),
-    )
-    return finish_layer(layer_work, reconstruct)
 
 
 def reads_activations(recipe: Recipe) -> bool:
