@@ -17,7 +17,7 @@ from permllm_offline.activations import DenseStatistics, collect
 from permllm_offline.model.loading import load_tokenizer
 from permllm_offline.pruning import prune_model
 from permllm_offline.text.calibration import CalibrationWindows, sample_windows
-from permllm_offline.text.own_text import own_text
+from permllm_offline.text.own_text import OwnText
 
 CHEAP, SECOND, UPDATED, LEARNED = "wanda+cp", "ria", "wanda+cp/obs", "permllm-wanda"
 """Methods whose masks follow from norms of the inputs alone, and one that learns, which takes as
@@ -72,7 +72,8 @@ class Calibrations:
     def _read(self, source: str, count: int) -> Tensor:
         model = self.subject.source
         if source == OWN:
-            return own_text(model, model.dtype, torch.device("cpu"), self.length, 0, count)
+            own = OwnText(model, model.dtype, torch.device("cpu"), self.length, seed=0)
+            return own.windows(count)
         return sample_windows(
             [str(self.subject.sources[source])],
             load_tokenizer(model),

@@ -26,7 +26,7 @@ from permllm_offline.recipe import Recipe
 from permllm_offline.reconstruction.kinds import find_reconstruction
 from permllm_offline.run.processes import from_first
 from permllm_offline.text.calibration import CalibrationWindows, sample_windows
-from permllm_offline.text.own_text import own_text
+from permllm_offline.text.own_text import OwnText
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,6 @@ def with_text(
     """
     if not recipe.datasets:
         return prepared
-    source, dtype, device = prepared.source, prepared.dtype, prepared.device
-    written = partial(own_text, source, dtype, device, recipe.sequence_length, recipe.seed)
     draw = partial(
         sample_windows,
         recipe.datasets,
@@ -116,6 +114,12 @@ def with_text(
         seed=recipe.seed,
         num_held_out=recipe.evaluation_windows,
         sampling=recipe.sampling,
-        own_text=own or written,
+        own_text=own or own_text(recipe, prepared).windows,
     )
     return replace(prepared, windows=from_first(draw))
+
+
+def own_text(recipe: Recipe, prepared: Prepared) -> OwnText:
+    """The text of the data set ``self``."""
+    source, dtype, device = prepared.source, prepared.dtype, prepared.device
+    return OwnText(source, dtype, device, recipe.sequence_length, recipe.seed)

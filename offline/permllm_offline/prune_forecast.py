@@ -17,11 +17,10 @@ from permllm_offline.permutation.learned_layers import (
     trained_share,
 )
 from permllm_offline.permutation.learning import SENSITIVITY_WINDOWS
-from permllm_offline.preparation import Prepared
+from permllm_offline.preparation import Prepared, own_text
 from permllm_offline.recipe import BlockwiseRecipe, DistillationRecipe, LearningRecipe, Recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.text.calibration import own_shares
-from permllm_offline.text.own_text import is_kept, kept_file
 from permllm_offline.text.sampled_text import PIECES_AT_ONCE
 
 PASSES_TO_EACH_GROUP = 1.8
@@ -127,9 +126,9 @@ def _stage_seconds(
 
 def _sampled_windows(recipe: Recipe, prepared: Prepared) -> int:
     """Windows that the dense model has yet to write: of a data set, and for a distillation."""
-    asked = prepared.source, prepared.dtype, prepared.device, recipe.sequence_length, recipe.seed
+    own = own_text(recipe, prepared)
     shares = own_shares(recipe.datasets, recipe.num_samples, recipe.evaluation_windows)
-    unwritten = sum(windows for windows in shares if not is_kept(kept_file(*asked, windows)))
+    unwritten = sum(windows for windows in shares if not own.is_kept(windows))
     distils = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].model is not None
     return unwritten + (recipe.distillation.self_windows if distils else 0)
 

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,57 +24,56 @@ from permllm_vllm.checkpoint.shard import Shard
 logger = logging.getLogger(__name__)
 
 
-def own_text(
-    source: Source,
-    dtype: torch.dtype,
-    device: torch.device,
-    sequence_length: int,
-    seed: int,
-    num_windows: int,
-) -> Tensor:
-    """Sample windows from a model, or read those that were sampled for the same arguments.
+@dataclass(frozen=True)
+class OwnText:
+    """Text that a model writes, in windows of one length, and where it is kept."""
 
-    A run that was cut off left what it had, and sampling goes on from there.
+    source: Source
+    dtype: torch.dtype
+    device: torch.device
+    sequence_length: int
+    seed: int
 
-    Sampling needs the whole model in memory. Windows that cannot be kept are returned all the same,
-    with a warning.
+    def windows(self, count: int) -> Tensor:
+        """Sample windows from the model, or read those that were sampled before.
 
-    Returns:
-        int64 [num_windows, sequence_length].
+        A run that was cut off left what it had, and sampling goes on from there.
 
-    Raises:
-        OfflineError, CheckpointError: the model cannot be loaded.
-    """
-    cached = kept_file(source, dtype, device, sequence_length, seed, num_windows)
-    if is_kept(cached):
-        logger.info("text of %s from %s", source.name, cached)
-        return _read(cached)["windows"]
-    model = load_model(source, dtype, device)
-    part = cached.with_suffix(".unfinished")
-    windows = sample_text(model, num_windows, sequence_length, seed, _unfinished(part))
-    try:
-        _keep({"windows": windows.contiguous()}, cached)
-    except (OSError, SafetensorError) as error:
-        logger.warning("the sampled text cannot be kept in %s: %s", cached.parent, error)
-    with suppress(OSError):
-        part.unlink(missing_ok=True)
-    return windows
+        Sampling needs the whole model in memory. Windows that cannot be kept are returned all the
+        same, with a warning.
 
+        Returns:
+            int64 [count, sequence_length].
 
-def kept_file(
-    source: Source,
-    dtype: torch.dtype,
-    device: torch.device,
-    sequence_length: int,
-    seed: int,
-    num_windows: int,
-) -> Path:
-    """Where ``own_text`` keeps the windows of the same arguments."""
-    digest = hashlib.sha256(f"{dtype} {device} {sequence_length} {seed} {num_windows}".encode())
-    for file in source.weight_files():
-        state = file.stat()
-        digest.update(f"{file.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
-    return cache_directory() / f"{digest.hexdigest()[:32]}.safetensors"
+        Raises:
+            OfflineError, CheckpointError: the model cannot be loaded.
+        """
+        cached = self._file(count)
+        if self.is_kept(count):
+            logger.info("text of %s from %s", self.source.name, cached)
+            return _read(cached)["windows"]
+        model = load_model(self.source, self.dtype, self.device)
+        part = cached.with_suffix(".unfinished")
+        windows = sample_text(model, count, self.sequence_length, self.seed, _unfinished(part))
+        try:
+            _keep({"windows": windows.contiguous()}, cached)
+        except (OSError, SafetensorError) as error:
+            logger.warning("the sampled text cannot be kept in %s: %s", cached.parent, error)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        return windows
+
+    def is_kept(self, count: int) -> bool:
+        """Whether so many windows were sampled before."""
+        return _is_there(self._file(count))
+
+    def _file(self, count: int) -> Path:
+        asked = f"{self.dtype} {self.device} {self.sequence_length} {self.seed} {count}"
+        digest = hashlib.sha256(asked.encode())
+        for file in self.source.weight_files():
+            state = file.stat()
+            digest.update(f"{file.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
+        return cache_directory() / f"{digest.hexdigest()[:32]}.safetensors"
 
 
 def _unfinished(part: Path) -> Unfinished:
@@ -83,13 +83,13 @@ def _unfinished(part: Path) -> Unfinished:
         with suppress(OSError, SafetensorError):  # the finished text will not be kept either
             _keep(tensors, part)
 
-    return Unfinished(lambda: _read(part) if is_kept(part) else None, keep)
+    return Unfinished(lambda: _read(part) if _is_there(part) else None, keep)
 
 
-def is_kept(cached: Path) -> bool:
+def _is_there(file: Path) -> bool:
     """Whether a file is there; one in a folder that may not be looked into is not."""
     try:
-        return cached.is_file()
+        return file.is_file()
     except OSError:
         return False
 

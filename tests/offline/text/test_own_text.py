@@ -68,9 +68,8 @@ def test_own_text_shares_the_windows_with_other_sources(
 
 
 def sampled(model: Path) -> torch.Tensor:
-    return own_text.own_text(
-        open_source(str(model)), torch.float32, torch.device("cpu"), 12, seed=3, num_windows=2
-    )
+    source, device = open_source(str(model)), torch.device("cpu")
+    return own_text.OwnText(source, torch.float32, device, 12, seed=3).windows(2)
 
 
 class CutOff(Exception):
