@@ -30,6 +30,7 @@ from permllm_offline.recipe_entries import (
 from permllm_offline.reconstruction.kinds import find_reconstruction
 from permllm_offline.report.report import Report
 from permllm_offline.run.processes import first
+from permllm_offline.run.scratch import Place
 from permllm_offline.text.calibration import Sampling
 from permllm_offline.text.evaluation import evaluation_windows as cut_windows
 from permllm_offline.text.evaluation import perplexity
@@ -71,7 +72,7 @@ def prune(
     device: str | None = None,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None,
     values: Literal["auto", "int8"] | None = None,
-    scratch: Literal["memory", "disk"] | None = None,
+    scratch: Place | None = None,
     learning: LearningEntries | None = None,
     blockwise: BlockwiseEntries | None = None,
     distillation: DistillationEntries | None = None,

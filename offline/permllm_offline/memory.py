@@ -19,8 +19,6 @@ logger = logging.getLogger(__name__)
 SMALLER = {"method": "wanda+cp", "reconstruction": "obs+blockwise"}
 """The best that holds one decoder layer in memory at a time."""
 
-ON_DISK = {"scratch": "disk"}
-
 PROGRAM_BYTES = 1 << 30
 """Python with its libraries, and a little for the system."""
 
@@ -40,7 +38,7 @@ def fitted(recipe: Recipe, prepared: Prepared, memory: int | None = None) -> Fit
     """Make a recipe fit: the default method may be replaced, and scratch may move to the disk.
 
     A method, or a reconstruction, that the recipe names is never replaced, nor a place of scratch:
-    where nothing helps, a warning says what it needs. The machine's memory decides, not what other
+    where nothing helps, a warning says what would. The machine's memory decides, not what other
     programs leave of it, so that a run that was cut off is resumed as what it was.
 
     Args:
@@ -49,51 +47,66 @@ def fitted(recipe: Recipe, prepared: Prepared, memory: int | None = None) -> Fit
         memory: bytes; None reads those of the machine, or of the GPU that the recipe names.
     """
     memory = memory_bytes(prepared.device) if memory is None else memory
-
-    def needed(candidate: Recipe) -> int:
-        return PROGRAM_BYTES + peak_bytes(candidate, prepared)
-
-    if memory is None or needed(recipe) <= memory:
+    needed = _needed(recipe, prepared)
+    if memory is None or needed <= memory:
         return Fitted(recipe)
     machine = "this machine" if local_count() == 1 else f"each of {local_count()} processes here"
     found = (
-        f"{recipe.method} needs about {_gigabytes(needed(recipe))} of memory here, and {machine} "
-        f"has {_gigabytes(memory)}"
+        f"{recipe.method} needs about {_gigabytes(needed)} of memory here, and {machine} has "
+        f"{_gigabytes(memory)}"
     )
-    is_default = "method" not in recipe.model_fields_set and recipe.reconstruction is None
     smaller = recipe.model_copy(update=SMALLER)
-    candidates = [smaller, *_on_disk(smaller, prepared)] if is_default else []
-    candidates = candidates or _on_disk(recipe, prepared)
-    fitting = [candidate for candidate in candidates if needed(candidate) <= memory]
-    if is_default or fitting:
-        taken = fitting[0] if fitting else candidates[-1]
-        note = f"{found}: {_instead(recipe, taken, prepared, needed(taken))}"
-        logger.warning("%s", note)
-        return Fitted(taken, note)
-    remedy = "fewer --num-samples, a shorter --sequence-length, or a larger machine"
-    if (enough := needed(smaller)) < needed(recipe):
-        remedy = f"{_options(SMALLER)}, which needs about {_gigabytes(enough)}"
-    logger.warning("%s: it may be killed. The remedy is %s.", found, remedy)
-    return Fitted(recipe)
+    is_default = "method" not in recipe.model_fields_set and recipe.reconstruction is None
+    allowed = [smaller] if is_default else []
+    if "scratch" not in recipe.model_fields_set:
+        allowed += _on_disk(smaller if is_default else recipe, prepared)
+    fitting = [other for other in allowed if _needed(other, prepared) <= memory]
+    if not fitting and not is_default:
+        remedy = _remedy(recipe, prepared, memory)
+        logger.warning("%s: it may be killed. The remedy is %s.", found, remedy)
+        return Fitted(recipe)
+    taken = (fitting or allowed)[0]
+    if is_default:
+        means = f"takes its place, {_needs(taken, prepared)}"
+        means += f". Give --method {recipe.method} to have it all the same"
+    else:
+        means = f"is taken, {_needs(taken, prepared)}. The result is the same"
+    note = f"{found}: {_options(recipe, taken)} {means}{'' if fitting else '. It may be killed'}."
+    logger.warning("%s", note)
+    return Fitted(taken, note)
+
+
+def _remedy(recipe: Recipe, prepared: Prepared, memory: int) -> str:
+    """What may replace a recipe: the same method if it fits so, else what needs least."""
+    smaller = recipe.model_copy(update=SMALLER)
+    others = [*_on_disk(recipe, prepared), smaller, *_on_disk(smaller, prepared)]
+    others.sort(key=lambda other: max(memory, _needed(other, prepared)))
+    if _needed(others[0], prepared) >= _needed(recipe, prepared):
+        return "fewer --num-samples, a shorter --sequence-length, or a larger machine"
+    return f"{_options(recipe, others[0])}, {_needs(others[0], prepared)}"
 
 
 def _on_disk(recipe: Recipe, prepared: Prepared) -> list[Recipe]:
-    """The recipe with its scratch on disk, if it has any and does not say where it lies."""
-    on_disk = recipe.model_copy(update=ON_DISK)
-    given = "scratch" in recipe.model_fields_set
-    return [] if given or not scratch_bytes(on_disk, prepared) else [on_disk]
+    """The recipe with its scratch on disk, if it has any that can lie there."""
+    on_disk = recipe.model_copy(update={"scratch": "disk"})
+    useful = prepared.device.type == "cpu" and scratch_bytes(on_disk, prepared) > 0
+    return [on_disk] if useful and recipe.scratch == "memory" else []
 
 
-def _instead(recipe: Recipe, taken: Recipe, prepared: Prepared, needed: int) -> str:
-    """Say what takes the place of a recipe."""
-    files = scratch_bytes(taken, prepared)
+def _needed(recipe: Recipe, prepared: Prepared) -> int:
+    return PROGRAM_BYTES + peak_bytes(recipe, prepared)
+
+
+def _needs(recipe: Recipe, prepared: Prepared) -> str:
+    files = scratch_bytes(recipe, prepared)
     beside = f", with {_gigabytes(files)} in files beside the output" if files else ""
-    needs = f"which needs about {_gigabytes(needed)}{beside}"
-    if taken.method == recipe.method:
-        return f"{_options(ON_DISK)} is taken, {needs}. The result is the same."
-    options = _options(SMALLER | (ON_DISK if files else {}))
-    remedy = f"Give --method {recipe.method} to have it all the same."
-    return f"{options} takes its place, {needs}. {remedy}"
+    return f"which needs about {_gigabytes(_needed(recipe, prepared))}{beside}"
+
+
+def _options(recipe: Recipe, other: Recipe) -> str:
+    """The options that make one recipe of another."""
+    before, after = (one.model_dump(include={*SMALLER, "scratch"}) for one in (recipe, other))
+    return " ".join(f"--{name} {after[name]}" for name in after if after[name] != before[name])
 
 
 def memory_bytes(device: torch.device) -> int | None:
@@ -117,10 +130,6 @@ def _limit(file: Path) -> int | None:
         return int(file.read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
-
-
-def _options(names: dict[str, str]) -> str:
-    return " ".join(f"--{name} {value}" for name, value in names.items())
 
 
 def _gigabytes(size: int) -> str:

@@ -28,7 +28,7 @@ from permllm_offline.report.page import report_page
 from permllm_offline.report.report import CalibrationRecord, Report
 from permllm_offline.resume import work_folder
 from permllm_offline.run.costs import costs_json
-from permllm_offline.run.processes import SharedWork, count, first, joined
+from permllm_offline.run.processes import SharedWork, count, first, joined, local_count
 from permllm_offline.run.steps import WorkFolder
 from permllm_offline.streamed_pruning import PrunedLayers, can_stream, prune_streamed
 from permllm_offline.text.calibration import CalibrationWindows
@@ -56,6 +56,15 @@ def check_writable(recipe: Recipe) -> None:
             "holds permutations inside blocks only, since no kernel applies others for free. It "
             "is there to compare accuracy (`permllm_offline.pruning`); for a checkpoint, give "
             f"{recipe.method.replace('cp-global', 'cp-lsa')!r}."
+        )
+
+
+def check_scratch(recipe: Recipe) -> None:
+    """Raise OfflineError for scratch files of a GPU."""
+    if recipe.scratch == "disk" and not recipe.device.startswith("cpu"):
+        raise OfflineError(
+            f"--scratch disk with --device {recipe.device}: files stand in for the memory of the "
+            "processor that computes. Give --device cpu, or --scratch memory."
         )
 
 
@@ -87,6 +96,7 @@ def check_checkpoint(
         OfflineError, CheckpointError: the first thing that would make the prune fail.
     """
     check_writable(recipe)
+    check_scratch(recipe)
     check_processes(shared_out(recipe))
     source = open_source(recipe.model).directory
     check_destination(output, source, force=force)
@@ -123,7 +133,7 @@ def disk_bytes(recipe: Recipe, prepared: Prepared) -> int:
     """Bytes of the output, and of the finished steps and scratch files beside it."""
     plan = prepared.plan
     reconstruction = find_reconstruction(recipe.parsed_method().reconstruction)
-    needed = plan.total_bytes + scratch_bytes(recipe, prepared)
+    needed = plan.total_bytes + local_count() * scratch_bytes(recipe, prepared)
     if can_stream(recipe) or reconstruction.layer is not None:
         # Finished layers, a byte for each element of their masks.
         needed += sum(linear.dense_bytes + linear.weights for linear in plan.linears)
@@ -215,7 +225,8 @@ def _prune(recipe: Recipe, output: Path, *, force: bool, resume: bool) -> Report
     fit, checked = check_checkpoint(recipe, output, force=force)
     recipe = fit.recipe
     if not first():
-        return prune_model(recipe, with_text(recipe, checked), SharedWork(None)).report
+        shared = SharedWork(None, beside=output.resolve().parent)
+        return prune_model(recipe, with_text(recipe, checked), shared).report
     with work_folder(recipe, checked, output, resume=resume) as work:
         prepared = with_text(recipe, checked)
         windows = prepared.windows

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from permllm_offline.errors import OfflineError
 from permllm_offline.methods import BEST, Method, parse_method
 from permllm_offline.presets import preset
+from permllm_offline.run.scratch import Place
 from permllm_offline.text.calibration import Sampling
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import BLOCK_SIZES
@@ -107,8 +108,8 @@ class Recipe(BaseModel):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     values: Literal["auto", "int8"] = "auto"
     """Dtype of the kept weights in the checkpoint; ``auto``: that of the model."""
-    scratch: Literal["memory", "disk"] = "memory"
-    """Where the states of tuning, and second moments, lie; no result depends on it."""
+    scratch: Place = "memory"
+    """Where the states of tuning, and second moments, lie: not part of what is written down."""
     learning: LearningRecipe = LearningRecipe()
     blockwise: BlockwiseRecipe = BlockwiseRecipe()
     distillation: DistillationRecipe = DistillationRecipe()
@@ -132,8 +133,12 @@ class Recipe(BaseModel):
         return Pattern.parse(self.pattern)
 
     def to_yaml(self) -> str:
-        """Text of ``recipe.yaml``."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False)
+        """Text of ``recipe.yaml``: what decides the result."""
+        return yaml.safe_dump(self.choices(), sort_keys=False)
+
+    def choices(self) -> dict[str, Any]:
+        """What decides the result, as JSON can hold it."""
+        return self.model_dump(exclude={"scratch"})
 
 
 class _Loader(yaml.SafeLoader):

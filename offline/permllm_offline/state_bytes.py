@@ -13,6 +13,7 @@ from permllm_offline.reconstruction.obs import (
     ROWS_AT_ONCE,
     USED_FACTOR_BYTES,
 )
+from permllm_offline.run.scratch import Place
 
 TRAINED_BYTES = 4 + 8
 """For each kept weight that is tuned: a float32 copy, and the states of Adam."""
@@ -25,8 +26,8 @@ class StateBytes:
     scratch: int
     beside: int
 
-    def in_memory(self, place: str) -> int:
-        """Bytes of memory where scratch is ``memory`` or ``disk``."""
+    def in_memory(self, place: Place) -> int:
+        """Bytes of memory where scratch lies there."""
         return self.beside + (self.scratch if place == "memory" else 0)
 
 
@@ -37,10 +38,15 @@ def tuning(linears: Sequence[PlannedLinear], item: int, processes: int = 1) -> S
     ``TRAINED_BYTES`` names; of the linear that is at work its whole gradient, or that of its kept
     weights in float32.
     """
-    kept = sum(linear.weights for linear in linears) // 2
+    kept = sum(map(_kept, linears))
     shared = kept * (TRAINED_BYTES + item) // processes
-    largest = max(linear.weights for linear in linears)
-    return StateBytes(shared + kept * (item + CHANNEL_BYTES), largest * max(item, 4 // 2))
+    at_work = max(max(linear.weights * item, _kept(linear) * 4) for linear in linears)
+    return StateBytes(shared + kept * (item + CHANNEL_BYTES), at_work)
+
+
+def _kept(linear: PlannedLinear) -> int:
+    """Weights that stay: every supported pattern keeps half."""
+    return linear.weights // 2
 
 
 def updating(linears: Sequence[PlannedLinear]) -> list[StateBytes]:

@@ -203,6 +203,7 @@ def test_force_replaces_and_its_absence_refuses(
         (("--pattern", "1:4"), "pattern '1:4' is not supported"),
         (("--block-size", "48"), "block size 48 is not supported"),
         (("--scratch", "tape"), "--scratch 'tape': Input should be 'memory' or 'disk'"),
+        (("--scratch", "disk", "--device", "cuda"), "--scratch disk with --device cuda: files"),
         (("--block-size", "128"), "192 input channels, which is not a multiple of the block"),
         (("--num-samples", "0"), "--num-samples 0"),
         (("--num-samples", "5000"), "is too short: it gives"),

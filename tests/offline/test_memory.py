@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +18,16 @@ SIZES: dict[str, Any] = {"num_samples": 10, "sequence_length": 20, "evaluation_w
 
 @pytest.fixture
 def fit(tiny_model_directory: Path, text_file: Path) -> Any:
-    """Fit a recipe into the memory that it needs, or a byte less."""
+    """Fit a recipe into the memory that it needs, or another does, or some bytes less."""
 
-    def fit(*, less: int = 0, **options: Any) -> Fitted:
+    def fit(
+        *, less: int = 0, into: dict[str, Any] | None = None, device: str = "cpu", **options: Any
+    ) -> Fitted:
         entries = {"model": str(tiny_model_directory), "dataset": str(text_file)} | SIZES
         recipe = make_recipe(entries | options)
-        prepared = prepare(recipe)
-        return fitted(recipe, prepared, PROGRAM_BYTES + peak_bytes(recipe, prepared) - less)
-
-    return fit
-
-
-@pytest.fixture
-def expect_fit(tiny_model_directory: Path, text_file: Path) -> Any:
-    """Fit the default recipe into a byte less than another recipe needs."""
-
-    def fit(other: dict[str, Any]) -> Fitted:
-        entries = {"model": str(tiny_model_directory), "dataset": str(text_file)} | SIZES
-        recipe = make_recipe(entries)
-        prepared = prepare(recipe)
-        needed = peak_bytes(make_recipe(entries | other), prepared)
-        return fitted(recipe, prepared, PROGRAM_BYTES + needed - 1)
+        prepared = replace(prepare(recipe), device=torch.device(device))
+        enough = recipe if into is None else make_recipe(entries | into)
+        return fitted(recipe, prepared, PROGRAM_BYTES + peak_bytes(enough, prepared) - less)
 
     return fit
 
@@ -63,18 +53,23 @@ def test_a_default_that_does_not_fit_is_replaced(
 
 
 @pytest.mark.parametrize(
-    "asked", [{"method": "permllm-best"}, {"reconstruction": "distillation"}, {"method": "wanda"}]
+    ("asked", "remedy"),
+    [
+        ({"method": "permllm-best"}, "--scratch disk, which needs"),
+        ({"reconstruction": "distillation"}, "--scratch disk, which needs"),
+        ({"method": "permllm-best", "scratch": "disk"}, "--method wanda+cp --reconstruction obs"),
+        ({"method": "wanda"}, "fewer --num-samples"),
+    ],
 )
 def test_what_is_asked_for_is_never_replaced(
-    asked: dict[str, str], fit: Any, caplog: pytest.LogCaptureFixture
+    asked: dict[str, str], remedy: str, fit: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = fit(less=1, scratch="memory", **asked)
+    asked = {"scratch": "memory"} | asked
+    found = fit(less=1, **asked)
     assert found.recipe.model_dump(include=set(asked)) == asked
-    assert found.recipe.scratch == "memory"
     assert found.note is None
     (message,) = caplog.messages
     assert "it may be killed" in message
-    remedy = "fewer --num-samples" if asked == {"method": "wanda"} else "--method wanda+cp"
     assert f"The remedy is {remedy}" in message
 
 
@@ -90,15 +85,36 @@ def test_what_is_asked_for_fits_with_files(
     assert "The result is the same." in found.note
 
 
-def test_what_replaces_the_default_takes_files_where_it_must(
-    expect_fit: Any, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("asked", [{"method": "permllm-best"}, {"reconstruction": "blockwise"}])
+def test_files_are_not_taken_where_they_do_not_suffice(
+    asked: dict[str, str], fit: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    smaller = {**SMALLER, "scratch": "memory"}
-    found = expect_fit(smaller)
-    assert found.recipe.model_dump(include={*SMALLER, "scratch"}) == {**SMALLER, "scratch": "disk"}
+    found = fit(less=1, into=asked | {"scratch": "disk"}, **asked)
+    assert found.recipe.scratch == "memory"
+    assert "it may be killed" in caplog.text
+
+
+@pytest.mark.parametrize("scratch", [None, "memory", "disk"])
+def test_what_replaces_the_default_takes_files_where_it_must(
+    scratch: str | None, fit: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = {} if scratch is None else {"scratch": scratch}
+    found = fit(less=1, into={**SMALLER, "scratch": "memory"}, **asked)
+    expected = {**SMALLER, "scratch": scratch or "disk"}
+    assert found.recipe.model_dump(include=set(expected)) == expected
     assert caplog.messages == [found.note]
-    assert "--reconstruction obs+blockwise --scratch disk takes its place" in found.note
-    assert "in files beside the output" in found.note
+    options = "--method wanda+cp --reconstruction obs+blockwise"
+    if scratch is None:
+        options += " --scratch disk"
+    assert f"{options} takes its place" in found.note
+    assert ("in files beside the output" in found.note) == (scratch != "memory")
+    assert ("It may be killed" in found.note) == (scratch == "memory")
+
+
+def test_a_gpu_has_no_files(fit: Any, caplog: pytest.LogCaptureFixture) -> None:
+    found = fit(less=1, method="permllm-best", device="cuda")
+    assert found.recipe.scratch == "memory"
+    assert "--scratch" not in caplog.text
 
 
 def test_the_report_and_the_recipe_say_what_was_replaced(

@@ -46,7 +46,9 @@ def test_channels_are_assigned_over_all_rows_of_a_block(expect: Expect) -> None:
     assert expect(method="wanda+cp-lsa").layers == [MASKED + 32 * 384 * 64] * 2
 
 
-def test_masks_that_are_tried_take_a_copy(expect: Expect, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_that_are_tried_take_the_pruned_half(
+    expect: Expect, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(memory_forecast, "SCORED_BYTES", 0)
     monkeypatch.setattr(state_bytes, "FACTOR_BYTES", 0)
     monkeypatch.setattr(state_bytes, "USED_FACTOR_BYTES", 0)

@@ -194,5 +194,5 @@ def test_two_decoder_layers_are_enough_with_scratch_on_disk(
     on_disk = options | {"scratch": "disk"}
     found = measured(tmp_path, (tiny_model_directory, model), text_file, on_disk)
     assert found.taken <= enough, found
-    assert found.taken < 1.2 * found.forecast, found
+    assert 0.75 < found.taken / found.forecast < 1.2, found
     assert forecast(model, text_file, options) > 1.2 * enough  # in memory it would be seen

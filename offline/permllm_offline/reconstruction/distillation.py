@@ -29,6 +29,7 @@ from permllm_offline.reconstruction.divergence import divergence
 from permllm_offline.reconstruction.head_inputs import head_input, head_inputs_of
 from permllm_offline.reconstruction.kept_weights import KeptWeights
 from permllm_offline.run.processes import collected, share, summed
+from permllm_offline.run.scratch import Scratch
 from permllm_offline.run.steps import Step, Work
 from permllm_offline.schedules import shuffled_batches, warmed_cosine
 from permllm_offline.text.calibration import require_windows
@@ -58,18 +59,20 @@ def distil(calibrated: Calibrated, decisions: Sequence[LayerDecision]) -> Learni
     require_windows(len(windows), constants.windows_per_step, held_out, "distil from", "weights")
     model, family = calibrated.model, calibrated.plan.family
     layers = decoder_layers(model, family.layers)
-    linears = [
-        (linear_of(layer, name), group.masks[name])
+    named = [
+        (layer, name, mask)
         for layer, decision in zip(layers, decisions, strict=True)
         for group in decision
-        for name in group.masks
+        for name, mask in group.masks.items()
     ]
+    linears = [linear_of(layer, name) for layer, name, _ in named]
+    masks = [mask for _, _, mask in named]
     targets = head_inputs_of(model, family, targets)
     pupil = Pupil(model)
     large = activations_are_large(calibrated, windows=1)
     scratch = calibrated.work.scratch(calibrated.recipe.scratch)
     with (
-        KeptWeights(*zip(*linears, strict=True), shared=True, scratch=scratch) as kept,
+        KeptWeights(linears, masks, shared=True, scratch=scratch) as kept,
         recomputed(layers) if large else nullcontext(),
     ):
         return _optimise(
@@ -143,7 +146,8 @@ def _optimise(
             if value < state.best_loss:
                 state.best_loss = value
                 kept.remember()
-            calibrated.work.keep_interval(_NAME, state.step(kept))
+            scratch = calibrated.work.scratch(calibrated.recipe.scratch)
+            calibrated.work.keep_interval(_NAME, state.step(kept, scratch))
         progress.set_postfix(loss=f"{total / tokens:.3f}", best=f"{state.best_loss:.3f}")
     kept.recall()
     logger.info("divergence %.3f -> %.3f nats", curve[0]["validation_loss"], state.best_loss)
@@ -157,10 +161,10 @@ class _State:
     best_loss: float
     curve: LearningCurve
 
-    def step(self, kept: KeptWeights) -> Step:
+    def step(self, kept: KeptWeights, scratch: Scratch) -> Step:
         """All of it, with the weights, for the work folder of the first process."""
         facts = {"best_loss": self.best_loss, "curve": self.curve}
-        return Step(collected(kept.state()), facts)
+        return Step(collected(kept.state(), scratch), facts)
 
 
 def _kept_state(work: Work, kept: KeptWeights) -> _State | None:

@@ -21,8 +21,6 @@ EPSILON = 1e-12
 
 _FUSED_DEVICES = ("cpu", "cuda")
 
-_WEIGHT, _BEST = "weight", "best"
-
 
 class KeptWeights:
     """The kept weights of some linears while they are tuned.
@@ -86,23 +84,16 @@ class KeptWeights:
         self._handles.clear()
         for linear in self._linears:
             linear.weight.requires_grad_(False)
-
-    @property
-    def mine(self) -> list[int]:
-        """Numbers of the linears that this process moves: all of them where it is the only one."""
-        return list(self._trained)
+            linear.weight.grad = None  # of a backward pass that failed
 
     def step(self, learning_rate: float) -> None:
         """Move along the gradients of the backward passes since the last step, and drop these."""
-        for index, gradient in enumerate(self._gradients):
-            if self._shared and count() > 1:
-                if not self._reached[index]:
-                    gradient.zero_()
-                self._reached[index] = True
-                total(gradient)
-            if self._reached[index] and index in self._trained:
-                self._trained[index].step(gradient, learning_rate)
-            self._reached[index] = False
+        if self._shared and count() > 1:
+            self._sum_over_processes()
+        for index, trained in self._trained.items():
+            if self._reached[index]:
+                trained.step(self._gradients[index], learning_rate)
+        self._reached = [False] * len(self._linears)
         self._load(lambda trained: trained.weight)
 
     def remember(self) -> None:
@@ -131,6 +122,13 @@ class KeptWeights:
             for key, tensor in trained.state().items():
                 tensor.copy_(state[f"{index}.{key}"])
         self._load(lambda trained: trained.weight)
+
+    def _sum_over_processes(self) -> None:
+        for index, gradient in enumerate(self._gradients):
+            if not self._reached[index]:
+                gradient.zero_()
+            total(gradient)
+        self._reached = [True] * len(self._linears)
 
     def _taking_gradient_of(self, index: int) -> Callable[[Tensor], None]:
         """A hook that adds the gradient of a linear's kept weights to those of earlier windows."""
@@ -182,4 +180,4 @@ class _Trained:
 
     def state(self) -> dict[str, Tensor]:
         """The tensors themselves, by name."""
-        return {_WEIGHT: self.weight, _BEST: self.best, **self._optimizer.state[self.weight]}
+        return {"weight": self.weight, "best": self.best, **self._optimizer.state[self.weight]}

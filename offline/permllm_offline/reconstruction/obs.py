@@ -16,6 +16,7 @@ from torch import Tensor
 
 from permllm_offline.decisions import GroupDecision, LayerDecision, RetainedSums
 from permllm_offline.errors import OfflineError
+from permllm_offline.importance import row_chunks
 from permllm_offline.mask import keep_channels
 from permllm_offline.model.modules import linear_of
 from permllm_offline.reconstruction.group_inputs import add_second_moment, group_inputs
@@ -184,7 +185,8 @@ def _update_group(work: LayerWork, group: GroupDecision, *, choose: bool) -> Gro
     add_second_moment(moment, group_inputs(work, names[0]), order)
     dead = moment.diagonal() == 0
     inverse_factor_(moment, scratch=work.scratch)
-    factor, order, back = moment, order.to(device), order.argsort().to(device)
+    factor = moment  # in its place
+    order, back = order.to(device), order.argsort().to(device)
     chooser = least_damage(pattern, factor, dead) if choose else None
     masks, retained = dict(group.masks), dict(group.retained)
     for name in names:
@@ -199,8 +201,10 @@ def _update_group(work: LayerWork, group: GroupDecision, *, choose: bool) -> Gro
             weight, mask = update_columns(dense, mask, factor, chooser, pattern.group)
             data[rows] = weight[:, back]
             if choose:
-                sums.add(removal_damage(dense, factor, dead), mask)
+                for part in row_chunks(dense.shape):
+                    sums.add(removal_damage(dense[part], factor, dead), mask[part])
                 packed.append(pack_mask(mask[:, back].cpu()))
+            del dense, weight, mask  # before the next ones are made
         if choose:
             masks[name], retained[name] = torch.cat(packed), sums.share
     return replace(group, masks=masks, retained=retained)

@@ -176,7 +176,7 @@ class Report:
             "perplexity_before": self.perplexity_before,
             "perplexity_after": self.perplexity_after,
             "byte_ratio": self.byte_ratio,
-            "recipe": self.recipe.model_dump(),
+            "recipe": self.recipe.choices(),
             "note": self.note,
             "calibration": None if self.calibration is None else asdict(self.calibration),
             "learning_curve": list(self.learning_curve),

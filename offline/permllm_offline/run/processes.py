@@ -11,13 +11,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.run.scratch import Scratch
+from permllm_offline.run.scratch import MEMORY, Place, Scratch
 from permllm_offline.run.steps import Step, Work
 
 Result = TypeVar("Result")
@@ -120,8 +121,11 @@ def spread(tensor: Tensor, owner: int) -> None:
         distributed.broadcast(tensor, owner)
 
 
-def collected(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the first process the tensors of all, whose names differ; on the others none."""
+def collected(tensors: Mapping[str, Tensor], scratch: Scratch = MEMORY) -> dict[str, Tensor]:
+    """On the first process the tensors of all, whose names differ; on the others none.
+
+    What comes from others lies in ``scratch``.
+    """
     if count() == 1:
         return dict(tensors)
     known: list[dict[str, tuple[torch.Size, torch.dtype]]] = [{}] * count()
@@ -133,7 +137,7 @@ def collected(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = dict(tensors)
     for sender, theirs in enumerate(known[1:], start=1):
         for name, (shape, dtype) in theirs.items():
-            found[name] = torch.empty(shape, dtype=dtype)
+            found[name] = scratch.zeros(shape, dtype)
             distributed.recv(found[name], sender)
     return found
 
@@ -155,11 +159,13 @@ class SharedWork(Work):
 
     Args:
         kept: the work of the first process; None on the others.
+        beside: folder for the scratch files of the others.
     """
 
-    def __init__(self, kept: Work | None) -> None:
+    def __init__(self, kept: Work | None, beside: Path | None = None) -> None:
         super().__init__()
         self._kept = kept or Work()
+        self._beside = beside
         self.costs = self._kept.costs
 
     @property
@@ -177,8 +183,10 @@ class SharedWork(Work):
             return self.step(name, compute)
         return self._kept.step(name, compute)
 
-    def scratch(self, place: str) -> Scratch:
+    def scratch(self, place: Place) -> Scratch:
         """Room of this process alone: the first one has that of its own work."""
+        if place == "disk" and self._beside is not None:
+            return Scratch(self._beside)
         return self._kept.scratch(place)
 
     def interval(self, name: str) -> Step | None:

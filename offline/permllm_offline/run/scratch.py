@@ -7,16 +7,20 @@ the rest back, so that a computation that does not fit goes on slowly instead of
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from permllm_vllm.checkpoint.output import disk_errors_named
+from permllm_offline.errors import OfflineError
+
+Place = Literal["memory", "disk"]
 
 
 @dataclass(frozen=True)
@@ -25,34 +29,40 @@ class Scratch:
 
     directory: Path | None = None
 
-    @property
-    def on_disk(self) -> bool:
-        """Whether arrays lie in files."""
-        return self.directory is not None
-
     def zeros(
         self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> Tensor:
         """An array of zeros, of ``device`` unless it lies in a file: then of the CPU.
 
-        A file has no name from the start, and goes with its array, or with the process.
+        A file loses its name before it takes room, and goes with its array, or with the process.
 
         Raises:
-            CheckpointError: the disk has no room for it.
+            OfflineError: the disk has no room for it, or it cannot be mapped.
         """
-        size = math.prod(shape)
+        size = math.prod(shape) * dtype.itemsize
         if self.directory is None or size == 0:
             return torch.zeros(shape, dtype=dtype, device=device)
-        with disk_errors_named(self.directory):
-            descriptor, name = tempfile.mkstemp(prefix="scratch-", dir=self.directory)
-            try:
-                # A page that the disk has no room for would end the process when it is written.
-                os.posix_fallocate(descriptor, 0, size * dtype.itemsize)
-                array = torch.from_file(name, shared=True, size=size, dtype=dtype)
-            finally:
-                os.close(descriptor)
-                Path(name).unlink()
-        return array.view(tuple(shape))
+        try:
+            return torch.frombuffer(_mapped_file(self.directory, size), dtype=dtype).view(*shape)
+        except OSError as error:
+            raise OfflineError(
+                f"a scratch file of {size / 1e9:.3g} GB in {self.directory} failed: {error}. Free "
+                "some space there, or give --scratch memory."
+            ) from error
+
+
+def _mapped_file(directory: Path, size: int) -> mmap.mmap:
+    descriptor, name = tempfile.mkstemp(prefix="scratch-", dir=directory)
+    try:
+        Path(name).unlink()
+        if hasattr(os, "posix_fallocate"):
+            # A page that the disk has no room for would end the process when it is written.
+            os.posix_fallocate(descriptor, 0, size)
+        else:
+            os.ftruncate(descriptor, size)
+        return mmap.mmap(descriptor, size)
+    finally:
+        os.close(descriptor)
 
 
 MEMORY = Scratch()

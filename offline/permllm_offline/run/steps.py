@@ -3,7 +3,7 @@
 A step is one safetensors file in a folder beside the output. It appears under its name only when it
 is complete, and holds exactly what the step computed: a resumed run writes the same bytes as one
 that was never interrupted. A long step keeps its state now and then, in a file of its own that goes
-when the step is finished.
+when the step is finished. Scratch files, which have no name, lie there too.
 
 One run at a time works in a folder: it holds a lock that the system takes back from a process that
 is killed.
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.run.costs import Cost, measured
-from permllm_offline.run.scratch import MEMORY, Scratch
+from permllm_offline.run.scratch import MEMORY, Place, Scratch
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.output import disk_errors_named
 from permllm_vllm.checkpoint.shard import Shard
@@ -81,8 +81,8 @@ class Work:
         """Count what is done in the context as a step that is never kept."""
         return measured(name, self.costs)
 
-    def scratch(self, place: str) -> Scratch:
-        """Room for large arrays in ``memory``, or on ``disk``: in files of a temporary folder."""
+    def scratch(self, place: Place) -> Scratch:
+        """Room for large arrays in memory, or on disk: in files of a temporary folder."""
         return MEMORY if place == "memory" else Scratch(Path(tempfile.gettempdir()))
 
     def interval(self, name: str) -> Step | None:
@@ -164,8 +164,8 @@ class WorkFolder(Work):
         """Whether the result of a step is kept."""
         return self._path(name).exists()
 
-    def scratch(self, place: str) -> Scratch:
-        """Room for large arrays in ``memory``, or on ``disk``: in files of this folder."""
+    def scratch(self, place: Place) -> Scratch:
+        """Room for large arrays in memory, or on disk: in files of this folder."""
         return MEMORY if place == "memory" else Scratch(self.directory)
 
     def interval(self, name: str) -> Step | None:

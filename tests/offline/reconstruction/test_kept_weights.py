@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from permllm_offline.mask import keep_channels
+from permllm_offline.reconstruction import kept_weights
 from permllm_offline.reconstruction.kept_weights import BETAS, EPSILON, KeptWeights
 from permllm_offline.run.scratch import MEMORY, Scratch
 from permllm_vllm.checkpoint.packing import pack_mask
@@ -65,6 +66,23 @@ def test_a_linear_without_gradient_stays() -> None:
         kept.step(0.1)
     assert torch.equal(unused.weight, before)
     assert not torch.equal(used.weight, before)
+
+
+def test_a_backward_pass_that_fails_leaves_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear, mask = pruned_linear()
+
+    def fail(*_: Tensor) -> None:
+        raise OSError("the disk is gone")
+
+    def tune() -> None:
+        with KeptWeights([linear], [pack_mask(mask)]):
+            monkeypatch.setattr(kept_weights, "gather_kept", fail)
+            linear.weight.sum().backward()
+
+    with pytest.raises(OSError, match="is gone"):
+        tune()
+    assert linear.weight.grad is None
+    assert not linear.weight.requires_grad
 
 
 def test_a_gradient_is_used_once() -> None:

@@ -10,6 +10,7 @@ from permllm_offline.mask import choose_mask
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.recipe import Recipe
+from permllm_offline.reconstruction import obs
 from permllm_offline.reconstruction.layer_work import LayerReconstruction, LayerWork
 from permllm_offline.reconstruction.obs import DAMPING, choose_and_update, update_kept_weights
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -76,3 +77,19 @@ def test_the_layer_comes_closer_and_keeps_the_pattern(reconstruct: LayerReconstr
             mask = group.mask(linear)
             assert torch.equal(choose_mask(mask.float(), PATTERN, group.permutation, 64), mask)
             assert 0.5 < group.retained[linear] < 1
+
+
+@pytest.mark.parametrize("reconstruct", [update_kept_weights, choose_and_update])
+def test_rows_do_not_depend_on_others(
+    reconstruct: LayerReconstruction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = layer_work(), layer_work()
+    expected = reconstruct(whole)
+    monkeypatch.setattr(obs, "ROWS_AT_ONCE", 24)  # of 64, 128 and 192
+    found = reconstruct(parts)
+    for before, after in zip(expected, found, strict=True):
+        for linear, mask in before.masks.items():
+            assert torch.equal(mask, after.masks[linear]), linear
+            assert after.retained[linear] == pytest.approx(before.retained[linear], rel=1e-6)
+            weights = (w.layer.get_submodule(linear).weight for w in (whole, parts))
+            torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)

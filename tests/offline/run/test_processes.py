@@ -19,6 +19,7 @@ from permllm_offline.pipeline import check_processes, shared_out
 from permllm_offline.recipe import make_recipe, read_recipe
 from permllm_offline.reconstruction.kept_weights import KeptWeights
 from permllm_offline.run import processes
+from permllm_offline.run.scratch import MEMORY, Scratch
 
 LEARNING = {"steps": 3, "windows_per_step": 2, "windows_at_once": 1, "validation_interval": 2}
 DISTILLATION = {"steps": 3, "windows_per_step": 2, "self_windows": 2, "validation_interval": 2}
@@ -128,7 +129,7 @@ def test_a_shared_distillation_is_resumed_by_one_process(
         assert (whole / file).read_bytes() == (resumed / file).read_bytes(), file
 
 
-def share_out() -> None:
+def share_out(scratch: Scratch) -> None:
     with processes.joined():
         torch.manual_seed(0)
         linears = [nn.Linear(8, rows, bias=False).requires_grad_(False) for rows in (2, 9, 5, 4)]
@@ -137,16 +138,17 @@ def share_out() -> None:
             for linear in linears
         ]
         kept_channels = torch.tensor([1, 0, 1, 0, 1, 1, 0, 0])
-        with KeptWeights(linears, masks, shared=True) as kept:
+        with KeptWeights(linears, masks, shared=True, scratch=scratch) as kept:
             # The largest of all and the third, the second and the smallest.
-            assert kept.mine == ([1, 3] if processes.first() else [0, 2])
+            mine = {int(name.partition(".")[0]) for name in kept.state()}
+            assert mine == ({1, 3} if processes.first() else {0, 2})
             kept.remember()
             for index, linear in enumerate(linears):
                 if index > 0 or not processes.first():  # the other process reaches it
                     linear.weight.sum().backward()
             kept.step(0.5)
             moved = [linear.weight.clone() for linear in linears]
-            state = {k: t.clone() for k, t in processes.collected(kept.state()).items()}
+            state = {k: t.clone() for k, t in processes.collected(kept.state(), scratch).items()}
             assert len(state) == (20 if processes.first() else 0)
             kept.recall()
             for linear, weight in zip(linears, moved, strict=True):
@@ -156,8 +158,9 @@ def share_out() -> None:
                 assert torch.equal(linear.weight, weight)
 
 
-def test_each_process_moves_its_own_weights_and_has_those_of_all() -> None:
-    run_two(share_out)
+def test_each_process_moves_its_own_weights_and_has_those_of_all(tmp_path: Path) -> None:
+    for scratch in (MEMORY, Scratch(tmp_path)):
+        run_two(share_out, scratch)
 
 
 def add() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from permllm_offline.errors import OfflineError
 from permllm_offline.run.scratch import MEMORY, Scratch
-from permllm_vllm.checkpoint.errors import CheckpointError
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -18,18 +18,26 @@ def test_an_array_in_a_file_is_one_like_any_other(dtype: torch.dtype, tmp_path: 
     assert array.sum() == 105
 
 
-def test_a_file_has_no_name_and_its_room_comes_back(tmp_path: Path) -> None:
-    size = 8 << 20
-    before = os.statvfs(tmp_path).f_bavail
-    array = Scratch(tmp_path).zeros((size,), torch.uint8)
-    assert list(tmp_path.iterdir()) == []
+def test_a_file_has_no_name_and_takes_its_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocated = []
+    original = os.posix_fallocate
+
+    def recording(descriptor: int, offset: int, size: int) -> None:
+        assert list(tmp_path.iterdir()) == []
+        original(descriptor, offset, size)
+        allocated.append((offset, size, os.fstat(descriptor).st_blocks * 512 >= size))
+
+    monkeypatch.setattr(os, "posix_fallocate", recording)
+    array = Scratch(tmp_path).zeros((1 << 18, 2), torch.float32)
+    assert allocated == [(0, 8 << 18, True)]
     mapped = Path("/proc/self/maps")
     if mapped.exists():
         assert f"{tmp_path}/scratch-" in mapped.read_text()
     del array
     if mapped.exists():
         assert f"{tmp_path}/scratch-" not in mapped.read_text()
-    assert before - os.statvfs(tmp_path).f_bavail < size // os.statvfs(tmp_path).f_frsize
 
 
 def test_arrays_have_no_bytes_in_common(tmp_path: Path) -> None:
@@ -50,6 +58,6 @@ def test_a_full_disk_is_an_error_before_anything_is_written(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(CheckpointError, match="No space left"):
+    with pytest.raises(OfflineError, match=r"No space left.*--scratch memory"):
         Scratch(tmp_path).zeros((4,), torch.float32)
     assert list(tmp_path.iterdir()) == []
