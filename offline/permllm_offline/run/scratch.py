@@ -43,12 +43,13 @@ class Scratch:
         if self.directory is None or size == 0:
             return torch.zeros(shape, dtype=dtype, device=device)
         try:
-            return torch.frombuffer(_mapped_file(self.directory, size), dtype=dtype).view(*shape)
+            mapped = _mapped_file(self.directory, size)
         except OSError as error:
             raise OfflineError(
                 f"a scratch file of {size / 1e9:.3g} GB in {self.directory} failed: {error}. Free "
                 "some space there, or give --scratch memory."
             ) from error
+        return torch.frombuffer(mapped, dtype=dtype).view(tuple(shape))
 
 
 def _mapped_file(directory: Path, size: int) -> mmap.mmap:

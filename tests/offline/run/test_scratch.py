@@ -47,6 +47,10 @@ def test_arrays_have_no_bytes_in_common(tmp_path: Path) -> None:
     assert not other.any()
 
 
+def test_a_number_is_an_array_too(tmp_path: Path) -> None:
+    assert Scratch(tmp_path).zeros((), torch.float32).shape == ()
+
+
 def test_nothing_needs_no_file(tmp_path: Path) -> None:
     assert Scratch(tmp_path / "absent").zeros((0, 4), torch.float32).shape == (0, 4)
 
