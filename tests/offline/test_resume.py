@@ -1,8 +1,6 @@
 """A run that was killed at any moment goes on from there to the same bytes."""
 
-import errno
 import json
-import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +15,6 @@ import torch
 
 from permllm_offline import flow
 from permllm_offline.cli import main
-from permllm_offline.errors import OfflineError
 from permllm_offline.permutation import span_learning
 from permllm_offline.reconstruction import distillation
 from permllm_offline.run.steps import Step, WorkFolder
@@ -314,61 +311,6 @@ def test_text_of_the_model_goes_on_from_the_last_batch(
         assert first.read_bytes() == second.read_bytes(), file
 
 
-def test_finished_steps_are_not_computed_again(tmp_path: Path) -> None:
-    def fail() -> Step:
-        raise AssertionError
-
-    first = WorkFolder(tmp_path / "work", "a", resume=False)
-    tensors = {"x": torch.arange(6.0).reshape(2, 3).t()}
-    first.step("one", lambda: Step(tensors, {"loss": 0.1}))
-    first.release()
-    again = WorkFolder(tmp_path / "work", "a", resume=True).step("one", fail)
-    assert torch.equal(again.tensors["x"], tensors["x"])
-    assert again.facts == {"loss": 0.1}
-
-
-def test_steps_of_another_run_are_refused_or_removed(tmp_path: Path) -> None:
-    WorkFolder(tmp_path / "work", "a", resume=False).step("one", Step)
-    with pytest.raises(OfflineError, match="another recipe, model, data set or version"):
-        WorkFolder(tmp_path / "work", "b", resume=True)
-    with WorkFolder(tmp_path / "work", "b", resume=False) as work:
-        work.begin()
-        assert not work.finished("one")
-    assert not (tmp_path / "work").exists()
-
-
-def test_a_damaged_step_is_named(tmp_path: Path) -> None:
-    WorkFolder(tmp_path / "work", "a", resume=False).step("one", Step)
-    (tmp_path / "work" / "one.safetensors").write_bytes(b"nothing")
-    with pytest.raises(OfflineError, match=r"one\.safetensors is no finished step"):
-        WorkFolder(tmp_path / "work", "a", resume=True)
-
-
-def test_an_interval_takes_the_place_of_the_last_and_goes_with_its_step(tmp_path: Path) -> None:
-    work = WorkFolder(tmp_path / "work", "a", resume=False)
-    assert work.interval("one") is None
-    for number in (1, 2):
-        work.keep_interval("one", Step(facts={"step": number}))
-    work.release()
-    again = WorkFolder(tmp_path / "work", "a", resume=True)
-    kept = again.interval("one")
-    assert kept is not None
-    assert kept.facts == {"step": 2}
-    again.step("one", Step)
-    assert again.interval("one") is None
-
-
-def test_one_run_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
-    with WorkFolder(tmp_path / "work", "a", resume=False) as work:
-        work.step("one", Step)
-        for resume in (False, True):
-            with pytest.raises(OfflineError, match="another prune to the same output is at work"):
-                WorkFolder(tmp_path / "work", "a", resume=resume)
-        assert work.finished("one")
-    with WorkFolder(tmp_path / "work", "a", resume=True) as again:
-        assert again.finished("one")
-
-
 def test_a_second_prune_leaves_the_steps_of_the_first(
     arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -378,53 +320,6 @@ def test_a_second_prune_leaves_the_steps_of_the_first(
         assert main(line) == 2
         assert "another prune to the same output" in capsys.readouterr().err
         assert work.finished("one")
-
-
-def test_steps_of_another_identity_are_never_read(tmp_path: Path) -> None:
-    with WorkFolder(tmp_path / "other", "b", resume=False) as other:
-        other.step("one", Step)
-        other.keep_interval("two", Step())
-    with WorkFolder(tmp_path / "work", "a", resume=False) as work:
-        for file in other.directory.glob("*.safetensors"):
-            shutil.copy(file, work.directory)
-        readings: list[Callable[[], object]] = [
-            lambda: work.step("one", Step),
-            lambda: work.read("one"),
-            lambda: work.interval("two"),
-        ]
-        for reading in readings:
-            with pytest.raises(OfflineError, match="another recipe, model, data set or version"):
-                reading()
-
-
-def test_steps_of_another_text_are_refused_before_work_begins(tmp_path: Path) -> None:
-    with WorkFolder(tmp_path / "work", "a", resume=False) as work:
-        work.begin("text")
-        work.step("one", Step)
-    with (
-        WorkFolder(tmp_path / "work", "a", resume=True) as again,
-        pytest.raises(OfflineError, match="another recipe, model, data set or version"),
-    ):
-        again.begin("other text")
-    with WorkFolder(tmp_path / "work", "a", resume=True) as again:
-        again.begin("text")
-        assert again.finished("one")
-
-
-def test_leftovers_that_cannot_be_removed_are_not_taken_for_this_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with WorkFolder(tmp_path / "work", "a", resume=False) as work:
-        work.step("one", Step)
-
-    def refuse(path: Path, *_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    with WorkFolder(tmp_path / "work", "a", resume=False) as work:
-        monkeypatch.setattr(Path, "unlink", refuse)
-        for removal in (work.begin, work.remove):
-            with pytest.raises(OfflineError, match=r"one\.safetensors .* cannot be removed \(Perm"):
-                removal()
 
 
 def test_text_that_cannot_be_drawn_costs_no_steps(
