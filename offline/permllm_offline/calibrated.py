@@ -11,6 +11,7 @@ from torch import Tensor
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.plan import Plan
 from permllm_offline.recipe import Recipe
+from permllm_offline.run.scratch import Scratch
 from permllm_offline.run.steps import Work
 
 Permutations = Sequence[Mapping[str, Tensor]]
@@ -58,3 +59,8 @@ class Calibrated:
     score: Callable[[int, GroupLayout], Mapping[str, Tensor]]
     energies: Sequence[Mapping[str, Tensor]] | None = None
     work: Work = field(default_factory=Work)
+
+    @property
+    def scratch(self) -> Scratch:
+        """Where large arrays lie."""
+        return self.work.scratch(self.recipe.scratch)

@@ -69,14 +69,12 @@ def reconstruct_layers(
     final: list[LayerDecision] = []
     errors: list[LayerError] = []
     layers = decoder_layers(model, family.layers)
-    scratch = calibrated.work.scratch(calibrated.recipe.scratch)
     for index, layer in enumerate(tqdm(layers, desc="reconstruction", unit="layer")):
         keywords = calls.keywords[index]
         with calibrated.work.measured(PASSES):
             dense = run_windows(layer, dense, keywords)
-        work = LayerWork(
-            index, layer, keywords, decisions[index], sparse, dense, calibrated.recipe, scratch
-        )
+        recipe, scratch = calibrated.recipe, calibrated.scratch
+        work = LayerWork(index, layer, keywords, decisions[index], sparse, dense, recipe, scratch)
         step = calibrated.work.step(
             layer_step_name(index), partial(finish_layer, work, reconstruct)
         )

@@ -55,25 +55,39 @@ def fitted(recipe: Recipe, prepared: Prepared, memory: int | None = None) -> Fit
         f"{recipe.method} needs about {_gigabytes(needed)} of memory here, and {machine} has "
         f"{_gigabytes(memory)}"
     )
-    smaller = recipe.model_copy(update=SMALLER)
-    is_default = "method" not in recipe.model_fields_set and recipe.reconstruction is None
-    allowed = [smaller] if is_default else []
-    if "scratch" not in recipe.model_fields_set:
-        allowed += _on_disk(smaller if is_default else recipe, prepared)
+    allowed = _allowed(recipe, prepared)
     fitting = [other for other in allowed if _needed(other, prepared) <= memory]
-    if not fitting and not is_default:
+    if not fitting and not _is_default(recipe):
         remedy = _remedy(recipe, prepared, memory)
         logger.warning("%s: it may be killed. The remedy is %s.", found, remedy)
         return Fitted(recipe)
     taken = (fitting or allowed)[0]
-    if is_default:
-        means = f"takes its place, {_needs(taken, prepared)}"
-        means += f". Give --method {recipe.method} to have it all the same"
-    else:
-        means = f"is taken, {_needs(taken, prepared)}. The result is the same"
-    note = f"{found}: {_options(recipe, taken)} {means}{'' if fitting else '. It may be killed'}."
+    note = f"{found}: {_instead(recipe, taken, prepared)}{'' if fitting else ' It may be killed.'}"
     logger.warning("%s", note)
     return Fitted(taken, note)
+
+
+def _is_default(recipe: Recipe) -> bool:
+    """Whether nobody asked for its method."""
+    return "method" not in recipe.model_fields_set and recipe.reconstruction is None
+
+
+def _allowed(recipe: Recipe, prepared: Prepared) -> list[Recipe]:
+    """What may take the place of a recipe unasked, the most welcome first."""
+    smaller = recipe.model_copy(update=SMALLER)
+    allowed = [smaller] if _is_default(recipe) else []
+    if "scratch" not in recipe.model_fields_set:
+        allowed += _on_disk(smaller if _is_default(recipe) else recipe, prepared)
+    return allowed
+
+
+def _instead(recipe: Recipe, taken: Recipe, prepared: Prepared) -> str:
+    """Say what takes the place of a recipe."""
+    options, needs = _options(recipe, taken), _needs(taken, prepared)
+    if _is_default(recipe):
+        remedy = f"Give --method {recipe.method} to have it all the same."
+        return f"{options} takes its place, {needs}. {remedy}"
+    return f"{options} is taken, {needs}. The result is the same."
 
 
 def _remedy(recipe: Recipe, prepared: Prepared, memory: int) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from permllm_offline.kept_values import CHANNEL_BYTES
 from permllm_offline.model.plan import PlannedLinear
+from permllm_offline.reconstruction.kept_values import CHANNEL_BYTES
 from permllm_offline.reconstruction.obs import (
     FACTOR_BYTES,
     ROW_BYTES,

@@ -48,6 +48,11 @@ METHODS = {
 }
 
 
+def assert_same_files(first: Path, second: Path) -> None:
+    for file in FILES:
+        assert (first / file).read_bytes() == (second / file).read_bytes(), file
+
+
 class CutOff(BaseException):
     """In place of a signal."""
 
@@ -97,7 +102,7 @@ def seconds(
     def measured(method: str) -> float:
         line = arguments(method, tmp_path_factory.mktemp("timed") / "sparse")
         start = time.perf_counter()
-        assert child(line, partial(kill_after, 600)).status == 0
+        assert child(line, partial(kill_after, 600)).status == 0  # not at all, that is
         return time.perf_counter() - start
 
     return measured
@@ -161,8 +166,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     work = tmp_path / ".sparse.work"
     assert len(list(work.glob("*.safetensors"))) == kept
     assert main([*line, "--resume"]) == 0
-    for file in FILES:
-        assert (whole(method) / file).read_bytes() == (output / file).read_bytes(), file
+    assert_same_files(whole(method), output)
     assert not work.exists()
 
 
@@ -185,8 +189,7 @@ def test_what_was_killed_goes_on_with_its_scratch_elsewhere(
     line = arguments(method, output)
     assert child(line, partial(stop_at, stage, signal.SIGKILL)).status == -signal.SIGKILL
     assert main([*line, "--scratch", place, "--resume"]) == 0
-    for file in FILES:
-        assert (whole(method) / file).read_bytes() == (output / file).read_bytes(), file
+    assert_same_files(whole(method), output)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
@@ -206,8 +209,7 @@ def test_the_moment_does_not_matter(
     assert ended.status in (-signal.SIGKILL, 0), ended.errors
     if not output.exists():
         assert main([*line, "--resume"]) == 0
-    for file in FILES:
-        assert (whole(method) / file).read_bytes() == (output / file).read_bytes(), file
+    assert_same_files(whole(method), output)
 
 
 @pytest.mark.parametrize(
@@ -280,8 +282,7 @@ def test_text_does_not_pass_finished_layers_again(
     monkeypatch.setattr(flow, "run_windows", counting)
     assert main([*line, "--resume"]) == 0
     assert passed == passes
-    for file in FILES:
-        assert (whole(method) / file).read_bytes() == (output / file).read_bytes(), file
+    assert_same_files(whole(method), output)
 
 
 def test_text_of_the_model_goes_on_from_the_last_batch(
@@ -306,9 +307,7 @@ def test_text_of_the_model_goes_on_from_the_last_batch(
         main(line)
     left = 1  # one of the two is there already
     assert main([*line, "--resume"]) == 0
-    for file in FILES:
-        first, second = (tmp_path / name / "sparse" / file for name in ("whole", "cut"))
-        assert first.read_bytes() == second.read_bytes(), file
+    assert_same_files(tmp_path / "whole" / "sparse", tmp_path / "cut" / "sparse")
 
 
 def test_a_second_prune_leaves_the_steps_of_the_first(

@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -140,6 +141,22 @@ def measured(
     return Measured(int(peaks[1]) - int(peaks[0]), streamed, whole)
 
 
+Pruned = Callable[[dict[str, Any]], Measured]
+
+
+@pytest.fixture
+def pruned(
+    tmp_path: Path,
+    model: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Pruned:
+    """What a prune by some options takes, in files of the output as small as can be."""
+    monkeypatch.setattr(memory_forecast, "SMALLEST_SHARD_BYTES", 1)
+    return partial(measured, tmp_path, (tiny_model_directory, model), text_file)
+
+
 def forecast(model: Path, text: Path, options: dict[str, Any]) -> int:
     """The most bytes that a prune will hold."""
     recipe = make_recipe(given(text, options) | {"model": str(model)})
@@ -163,16 +180,8 @@ def given(text: Path, options: dict[str, Any]) -> dict[str, Any]:
     ],
     ids=["masks", "relative", "assigned", "update", "tuning", "learning"],
 )
-def test_the_peak_is_the_forecast(
-    options: dict[str, Any],
-    tmp_path: Path,
-    model: Path,
-    tiny_model_directory: Path,
-    text_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(memory_forecast, "SMALLEST_SHARD_BYTES", 1)
-    found = measured(tmp_path, (tiny_model_directory, model), text_file, options)
+def test_the_peak_is_the_forecast(options: dict[str, Any], pruned: Pruned) -> None:
+    found = pruned(options)
     assert 0.75 < found.taken / found.forecast < 1.2, found
     assert found.whole > 1.5 * found.forecast  # a model in memory would be seen
     if options.keys() == {"method"}:  # masks alone
@@ -180,19 +189,13 @@ def test_the_peak_is_the_forecast(
 
 
 def test_two_decoder_layers_are_enough_with_scratch_on_disk(
-    tmp_path: Path,
-    model: Path,
-    tiny_model_directory: Path,
-    text_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    pruned: Pruned, model: Path, text_file: Path
 ) -> None:
     if not Path("/proc/self/statm").exists():
         pytest.skip("the system does not tell which memory no file stands for")
-    monkeypatch.setattr(memory_forecast, "SMALLEST_SHARD_BYTES", 1)
     options = {"method": "wanda+cp", "reconstruction": "obs+blockwise"} | BLOCKWISE
     enough = 2 * LAYER + HIDDEN + WINDOW + NOISE
-    on_disk = options | {"scratch": "disk"}
-    found = measured(tmp_path, (tiny_model_directory, model), text_file, on_disk)
+    found = pruned(options | {"scratch": "disk"})
     assert found.taken <= enough, found
     assert 0.75 < found.taken / found.forecast < 1.2, found
     assert forecast(model, text_file, options) > 1.2 * enough  # in memory it would be seen

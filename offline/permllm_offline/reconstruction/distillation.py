@@ -70,9 +70,8 @@ def distil(calibrated: Calibrated, decisions: Sequence[LayerDecision]) -> Learni
     targets = head_inputs_of(model, family, targets)
     pupil = Pupil(model)
     large = activations_are_large(calibrated, windows=1)
-    scratch = calibrated.work.scratch(calibrated.recipe.scratch)
     with (
-        KeptWeights(linears, masks, shared=True, scratch=scratch) as kept,
+        KeptWeights(linears, masks, shared=True, scratch=calibrated.scratch) as kept,
         recomputed(layers) if large else nullcontext(),
     ):
         return _optimise(
@@ -146,8 +145,7 @@ def _optimise(
             if value < state.best_loss:
                 state.best_loss = value
                 kept.remember()
-            scratch = calibrated.work.scratch(calibrated.recipe.scratch)
-            calibrated.work.keep_interval(_NAME, state.step(kept, scratch))
+            calibrated.work.keep_interval(_NAME, state.step(kept, calibrated.scratch))
         progress.set_postfix(loss=f"{total / tokens:.3f}", best=f"{state.best_loss:.3f}")
     kept.recall()
     logger.info("divergence %.3f -> %.3f nats", curve[0]["validation_loss"], state.best_loss)

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from permllm_offline.kept_values import add_kept, gather_kept, kept_channels, scatter_kept
+from permllm_offline.reconstruction.kept_values import (
+    add_kept,
+    gather_kept,
+    kept_channels,
+    scatter_kept,
+)
 from permllm_offline.run.processes import count, owners, rank, spread, total
 from permllm_offline.run.scratch import MEMORY, Scratch
 
