@@ -65,6 +65,10 @@ class Shard:
         for name in self.headers:
             checked_name(name, path)
 
+    def __getstate__(self) -> None:
+        """Raise `TypeError`: elsewhere the number of an open file means another file, or none."""
+        raise TypeError(f"{self.path} is open in this process alone: read what others need of it")
+
     def tensor(self, name: str) -> Tensor:
         """Read one tensor of `headers`; raises `CheckpointError` when its bytes are gone."""
         entry = self._entries[name]

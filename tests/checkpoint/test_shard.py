@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,12 @@ def test_a_file_that_is_removed_or_replaced_is_still_the_one_that_was_opened(
     assert shard.tensor("w").tolist() == [1, 1, 1]
     path.unlink()
     assert shard.tensor("w").tolist() == [1, 1, 1]
+
+
+def test_an_open_file_goes_to_no_other_process(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
+    with pytest.raises(TypeError, match="open in this process alone"):
+        pickle.dumps(Shard(tmp_path / "a.safetensors"))
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ class Pupil:
 
         Args:
             window: int64 [sequence_length].
-            target: [sequence_length, hidden], what the head of the dense model reads.
+            target: [sequence_length, width], what the head of the dense model reads.
         """
         target = target.to(self._head.device, self._head.dtype)
         return divergence(head_input(self._model, window), target, self._head, self._softcap)

@@ -24,9 +24,9 @@ def divergence(
     With a softcap c, logits z are c tanh(z / c), as in Gemma 2.
 
     Args:
-        student: [tokens, hidden], what the head reads; the only input that gets a gradient.
-        teacher: [tokens, hidden], the same of the dense model.
-        head: [vocabulary, hidden], of both.
+        student: [tokens, width], what the head reads; the only input that gets a gradient.
+        teacher: [tokens, width], the same of the dense model.
+        head: [vocabulary, width], of both.
         softcap: of the logits, or None.
 
     Returns:

@@ -14,7 +14,10 @@ from permllm_offline.model.modules import decoder_layers
 
 
 def head_input(model: Any, window: Tensor) -> Tensor:
-    """Run a model over int64 [sequence_length]: [sequence_length, hidden], differentiable."""
+    """Run a model over int64 [sequence_length]: [sequence_length, width], differentiable.
+
+    The width is that of the head, which OPT's ``project_out`` makes another than the layers'.
+    """
     output = model.base_model(window[None].to(model.device), use_cache=False)
     state: Tensor = output.last_hidden_state[0]
     return state
@@ -33,9 +36,10 @@ def head_inputs_of(model: Any, family: Family, states: Tensor) -> Tensor:
         states: [windows, sequence_length, hidden].
 
     Returns:
-        [windows, sequence_length, hidden] on the CPU.
+        [windows, sequence_length, width] on the CPU, as ``head_input`` gives it.
     """
-    found = torch.empty_like(states)
+    width = model.get_output_embeddings().weight.shape[1]
+    found = states.new_empty((*states.shape[:2], width))
     for index, state in enumerate(states):
         window = torch.zeros(len(state), dtype=torch.long)
         with _layers_return(model, family, state.to(model.device)):

@@ -191,7 +191,12 @@ class SharedWork(Work):
 
     def interval(self, name: str) -> Step | None:
         """Return the state in which the first process last kept the step of that name, or None."""
-        return from_first(lambda: self._kept.interval(name))
+
+        def read() -> Step | None:
+            kept = self._kept.interval(name)
+            return None if kept is None else kept.on_cpu()
+
+        return from_first(read)
 
     def keep_interval(self, name: str, state: Step) -> None:
         """Keep the state of an unfinished step on the first process."""

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -117,16 +118,25 @@ def prune_and_stop(output: Path, model: Path, text: Path) -> None:
     prune_to(output, model, text)
 
 
-def test_a_shared_distillation_is_resumed_by_one_process(
+def go_on(output: Path, model: Path, text: Path) -> Any:
+    return prune(model, output, dataset=text, resume=True, **OPTIONS)
+
+
+def test_a_shared_distillation_is_resumed_by_one_process_or_two(
     tmp_path: Path, tiny_model_directory: Path, text_file: Path
 ) -> None:
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    run_two(prune_and_stop, resumed, tiny_model_directory, text_file)
-    assert not resumed.exists()
+    whole, by_one, by_two = (tmp_path / name / "sparse" for name in ("whole", "one", "two"))
+    for output in (whole, by_one):
+        output.parent.mkdir()
+    run_two(prune_and_stop, by_one, tiny_model_directory, text_file)
+    assert not by_one.exists()
+    shutil.copytree(by_one.parent, by_two.parent)
     prune_to(whole, tiny_model_directory, text_file)
-    prune(tiny_model_directory, resumed, dataset=text_file, resume=True, **OPTIONS)
-    for file in ("model.safetensors", "recipe.yaml"):
-        assert (whole / file).read_bytes() == (resumed / file).read_bytes(), file
+    go_on(by_one, tiny_model_directory, text_file)
+    run_two(go_on, by_two, tiny_model_directory, text_file)
+    for resumed in (by_one, by_two):
+        for file in ("model.safetensors", "recipe.yaml"):
+            assert (whole / file).read_bytes() == (resumed / file).read_bytes(), file
 
 
 def share_out(scratch: Scratch) -> None:
