@@ -203,7 +203,10 @@ def place(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the rows as a table."""
-    table = Table(title="SmolLM2-135M-Instruct: perplexity, and its ratio to the dense model's")
+    table = Table(
+        title="SmolLM2-135M-Instruct: perplexity, and its ratio to the dense model's",
+        caption="CP inside blocks, but for -global",
+    )
     for column in ("method", "pattern", "seed", "values"):
         table.add_column(column)
     texts = list(dict.fromkeys(text for row in rows for text in row["perplexity"]))

@@ -2,13 +2,14 @@
 
     python -m benchmarks.efforts LOW.json DEFAULT.json HIGH.json --json OUT [--plot OUT.svg]
 
-Nothing is measured: the rows of one method and pattern are collected, seeds as their mean. The
-table of OUT is that of a study (`<!-- table: OUT study -->`).
+Nothing is measured: the rows of one method and pattern are collected, as the mean of the seeds that
+every result has, since a seed decides the text. The table of OUT is that of a study
+(`<!-- table: OUT study -->`).
 """
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,7 +26,8 @@ def curve(results: Sequence[Mapping[str, Any]], method: str, pattern: str) -> di
     """The result that shows one point for each effort, the dense model in front.
 
     Raises:
-        ValueError: results that differ in more than the effort, or that lack the method or a time.
+        ValueError: results that differ in more than the effort, that lack the method or a time, or
+            that share no seed.
     """
     first = results[0]
     for other in results:
@@ -48,7 +50,8 @@ def curve(results: Sequence[Mapping[str, Any]], method: str, pattern: str) -> di
             f"the prunes ran on {' and '.join(map(str, sorted(threads)))} threads: their times are "
             "not comparable; give results of one number of threads"
         )
-    points = [_point(result, method, pattern) for result in results]
+    seeds = _shared_seeds(results, method, pattern)
+    points = [_point(result, method, pattern, seeds) for result in results]
     shared = [time for time in TIMES if all(time in row for row in points)]
     if not shared:
         raise ValueError(
@@ -74,10 +77,23 @@ def _rows(result: Mapping[str, Any], method: str, pattern: str) -> list[Mapping[
     ]
 
 
-def _point(result: Mapping[str, Any], method: str, pattern: str) -> dict[str, Any]:
-    rows, effort = _rows(result, method, pattern), result["effort"]
-    if not rows:
-        raise ValueError(f"the result of effort {effort} has no row of {method} at {pattern}")
+def _shared_seeds(results: Sequence[Mapping[str, Any]], method: str, pattern: str) -> set[int]:
+    """The seeds that every result has."""
+    seeds = [{row["seed"] for row in _rows(result, method, pattern)} for result in results]
+    for result, found in zip(results, seeds, strict=True):
+        if not found:
+            effort = result["effort"]
+            raise ValueError(f"the result of effort {effort} has no row of {method} at {pattern}")
+    shared = set.intersection(*seeds)
+    if not shared:
+        raise ValueError(f"the results share no seed of {method} at {pattern}: measure one in all")
+    return shared
+
+
+def _point(
+    result: Mapping[str, Any], method: str, pattern: str, seeds: Collection[int]
+) -> dict[str, Any]:
+    rows = [row for row in _rows(result, method, pattern) if row["seed"] in seeds]
     times = {
         field: round(mean(row[name] for row in rows) / 60, 1)
         for field, name in TIMES.items()
@@ -85,7 +101,7 @@ def _point(result: Mapping[str, Any], method: str, pattern: str) -> dict[str, An
     }
     texts = [text for text in rows[0]["perplexity"] if all(text in r["perplexity"] for r in rows)]
     found = {text: mean(row["perplexity"][text] for row in rows) for text in texts}
-    return {"effort": effort, "seeds": len(rows), **times, "perplexity": found}
+    return {"effort": result["effort"], "seeds": len(rows), **times, "perplexity": found}
 
 
 def draw(rows: Sequence[Row], axes: Any) -> None:

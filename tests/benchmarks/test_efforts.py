@@ -32,19 +32,27 @@ def best(near: float, far: float | None = None, **more: Any) -> dict[str, Any]:
 
 
 LOW = result("low", best(16, 30, threads=1), best(18, 40, seed=1, prune_seconds=1200.0))
-HIGH = result("high", best(12), best(99, 99, values="int8"), best(99, 99, pattern="4:8"))
-HIGH["rows"][1]["prune_seconds"] = 6000.0
+HIGH = result(
+    "high",
+    best(12),
+    best(14, seed=1),
+    best(99, seed=2),
+    best(99, 99, values="int8"),
+    best(99, 99, pattern="4:8"),
+)
+for row in HIGH["rows"][1:3]:
+    row["prune_seconds"] = 6000.0
 
 
-def test_a_point_is_the_mean_over_seeds() -> None:
+def test_a_point_is_the_mean_over_the_seeds_that_all_have() -> None:
     found = efforts.curve([HIGH, LOW], "permllm-best", "2:4")
     assert found["rows"] == [
         {"effort": "dense", "perplexity": {"near": 10.0}},
         {"effort": "low", "seeds": 2, "minutes": 15.0, "perplexity": {"near": 17}},
-        {"effort": "high", "seeds": 1, "minutes": 100.0, "perplexity": {"near": 12}},
+        {"effort": "high", "seeds": 2, "minutes": 100.0, "perplexity": {"near": 13}},
     ]
     assert found["date"] == "2030-01-04"
-    assert VIEWS["study"](found).splitlines()[-1] == "| high | 1 | 100 | 12.0 | 1.20 |"
+    assert VIEWS["study"](found).splitlines()[-1] == "| high | 2 | 100 | 13.0 | 1.30 |"
 
 
 def test_results_are_written_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +77,7 @@ def test_results_are_written_and_drawn(tmp_path: Path, monkeypatch: pytest.Monke
         (HIGH | {"versions": {"torch": "8"}}, "versions is {'torch': '9'} and {'torch': '8'}"),
         (result("high", best(12, threads=2)), "prunes ran on 1 and 2 threads"),
         (result("high"), "effort high has no row of permllm-best at 2:4"),
+        (result("high", best(12, seed=2)), "share no seed of permllm-best at 2:4"),
         (
             result("high", best(12, prune_seconds=None)),
             "none of processor_minutes, minutes",
