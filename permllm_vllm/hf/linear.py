@@ -43,6 +43,22 @@ class _Packed(NamedTuple):
     weights: PackedWeights
 
 
+class _InferenceOnly(torch.autograd.Function):
+    """Gives an output that no gradient comes back through: left out, it would pass unnoticed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, output: Tensor, name: str) -> Tensor:
+        ctx.name = name
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            f"{ctx.name} is a sparse layer for inference and has no gradient: call "
+            "model.dequantize() before training"
+        )
+
+
 class SparseLinear(nn.Module):
     """An N:M sparse linear layer `[out, in]`, for inference.
 
@@ -116,6 +132,13 @@ class SparseLinear(nn.Module):
                 f"{self.name} got activations of {x.shape[-1]} channels; it multiplies "
                 f"{self.in_features}"
             )
+        output = self._multiply(x.detach())
+        if torch.is_grad_enabled() and x.requires_grad:
+            result: Tensor = _InferenceOnly.apply(x, output, self.name)
+            return result
+        return output
+
+    def _multiply(self, x: Tensor) -> Tensor:
         packed = self._packed_for(x.device, x.dtype)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return ops.sparse_linear(

@@ -148,6 +148,16 @@ def test_damage_that_comes_after_loading_is_refused(twins: Twins, tokens: Tensor
         model(tokens)
 
 
+def test_training_through_a_sparse_layer_is_refused(twins: Twins, tokens: Tensor) -> None:
+    model = load(twins.sparse)
+    assert model(tokens).logits.requires_grad  # a forward pass outside no_grad is fine
+    with pytest.raises(RuntimeError, match=r"has no gradient: call model\.dequantize\(\)"):
+        model(tokens, labels=tokens).loss.backward()
+    model.dequantize()
+    model(tokens, labels=tokens).loss.backward()
+    assert model.get_input_embeddings().weight.grad.norm() > 0
+
+
 def test_dequantize_gives_a_plain_model(twins: Twins, tokens: Tensor) -> None:
     model = load(twins.sparse).dequantize()
     assert sparse_layers(model) == []
