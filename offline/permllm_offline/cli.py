@@ -14,6 +14,7 @@ from permllm_offline.commands import inspect as inspect_command
 from permllm_offline.commands import plan as plan_command
 from permllm_offline.commands import prune as prune_command
 from permllm_offline.errors import OfflineError
+from permllm_vllm import __version__
 from permllm_vllm.checkpoint.errors import CheckpointError
 
 BAD_INPUT = 2
@@ -25,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="permllm-offline",
         description="Prune a language model to N:M sparsity with learned channel permutations.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (
         doctor_command,

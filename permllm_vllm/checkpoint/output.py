@@ -59,10 +59,14 @@ def check_disk(output: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise CheckpointError(
-            f"{place} has {free / 1e9:.2f} GB free and the checkpoint may take {needed / 1e9:.2f} "
-            "GB; rule: there is room before anything is written; remedy: free some space or choose "
-            "another output directory"
+            f"{place} has {_size(free)} free and the checkpoint may take {_size(needed)}; rule: "
+            "there is room before anything is written; remedy: free some space or choose another "
+            "output directory"
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 @contextmanager

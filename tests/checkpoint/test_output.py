@@ -75,6 +75,9 @@ def test_a_small_disk_is_refused_with_both_sizes(
     with pytest.raises(CheckpointError, match=r"1\.00 GB free.*may take 2\.50 GB.*free some space"):
         check_disk(tmp_path / "not" / "yet", 2_500_000_000)
     assert asked == [tmp_path, tmp_path]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1, 0, 0))
+    with pytest.raises(CheckpointError, match=r"0\.00 MB free.*may take 0\.25 MB"):
+        check_disk(tmp_path, 250_000)
 
 
 def test_the_output_appears_at_the_end(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from permllm_offline.cli import build_parser, main
 from permllm_offline.methods import METHODS
 from permllm_offline.preparation import prepare_model
 from permllm_offline.recipe import make_recipe
+from permllm_vllm import __version__
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
 from tests.offline.tiny_models import save_tokenizer, tiny_llama
@@ -22,6 +23,12 @@ SIZES = ("--num-samples", "12", "--sequence-length", "24", "--steps", "4", "--bl
 def prune(model: Path, output: Path, text: Path | None, *more: str) -> int:
     data = () if text is None else ("--dataset", str(text))
     return main(["prune", str(model), "--output", str(output), *SIZES, *data, *more])
+
+
+def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"permllm-offline {__version__}\n"
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.families import Fold, Heads, SharedInputGroup
+from permllm_vllm.checkpoint.schema import BLOCK_SIZES
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,12 @@ class GroupLayout:
 
     def check_blocks(self, module: str) -> None:
         """Raise OfflineError unless whole blocks cover the input channels of ``module``."""
-        if self.in_features % self.block_size:
-            raise OfflineError(
-                f"{module} has {self.in_features} input channels, which is not a multiple of the "
-                f"block size {self.block_size}: a permuted layer needs whole blocks. Give a "
-                "--block-size that divides it (32, 64 or 128), or a method without permutation."
-            )
+        if self.in_features % self.block_size == 0:
+            return
+        dividing = [str(size) for size in BLOCK_SIZES if self.in_features % size == 0]
+        sizes = f"--block-size {' or '.join(dividing)}, or " if dividing else ""
+        raise OfflineError(
+            f"{module} has {self.in_features} input channels, which is not a multiple of the "
+            f"block size {self.block_size}: a permuted layer needs whole blocks. Give {sizes}a "
+            "--method without permutation: wanda, ria, magnitude or sparsegpt."
+        )

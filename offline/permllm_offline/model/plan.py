@@ -94,13 +94,13 @@ def make_plan(
 
 
 def _check_sizes(name: str, layout: GroupLayout, permuted: bool) -> None:
-    if permuted:
-        layout.check_blocks(name)
     if layout.in_features % 8:
         raise OfflineError(
             f"{name} has {layout.in_features} input channels: the format packs masks by 8 channels "
             "and needs a multiple of 8. This model cannot be pruned."
         )
+    if permuted:
+        layout.check_blocks(name)
 
 
 def _plan_linear(

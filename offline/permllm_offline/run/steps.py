@@ -128,7 +128,13 @@ class WorkFolder(Work):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._others():
+            logger.warning(
+                "%s keeps the finished steps: the same command with --resume goes on from them, "
+                "and without it begins anew",
+                self.directory,
+            )
         self.release()
 
     def begin(self, text: str = "") -> None:

@@ -47,7 +47,10 @@ def test_rows_of_a_value_fold_are_those_of_the_first_query_head() -> None:
 
 def test_channels_must_fill_blocks() -> None:
     layout = GroupLayout(FAMILIES["llama"].groups[0], 100, 64, Heads(1, 1, 100))
-    with pytest.raises(OfflineError, match=r"100 input channels.*block size 64"):
+    with pytest.raises(OfflineError, match=r"100 input channels.*block size 64.*Give a --method"):
+        layout.check_blocks("model.layers.0.self_attn.q_proj")
+    layout = GroupLayout(FAMILIES["llama"].groups[0], 96, 64, Heads(1, 1, 96))
+    with pytest.raises(OfflineError, match=r"Give --block-size 32, or a --method"):
         layout.check_blocks("model.layers.0.self_attn.q_proj")
 
 

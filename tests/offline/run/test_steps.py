@@ -98,6 +98,23 @@ def test_steps_of_another_text_are_refused_before_work_begins(tmp_path: Path) ->
         assert again.finished("one")
 
 
+def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupted(name: str, steps: int) -> None:
+        with WorkFolder(tmp_path / name, "a", resume=False) as work:
+            for number in range(steps):
+                work.step(str(number), Step)
+            raise KeyboardInterrupt
+
+    for name, steps in (("kept", 1), ("empty", 0)):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(name, steps)
+    assert f"{tmp_path / 'kept'} keeps the finished steps: the same command with" in caplog.text
+    assert caplog.text.count("--resume") == 1
+    assert not (tmp_path / "empty").exists()
+
+
 def test_leftovers_that_cannot_be_removed_are_not_taken_for_this_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
