@@ -40,13 +40,17 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "-v", "--verbose", action="store_true", help="more log, and tracebacks of errors"
         )
-        sub.set_defaults(run=command.run)
+        sub.set_defaults(run=command.run, refuse=sub.error)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (2 for bad input, 1 for a bad finding)."""
-    options = build_parser().parse_args(arguments)
+    options, unknown = build_parser().parse_known_args(arguments)
+    if unknown:  # with the usage of the sub-command, which argparse itself does not show
+        options.refuse(
+            f"unrecognized arguments: {' '.join(unknown)} (a name with spaces wants quotes)"
+        )
     logging.basicConfig(
         level=logging.INFO if options.verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",

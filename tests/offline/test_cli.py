@@ -31,6 +31,16 @@ def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"permllm-offline {__version__}\n"
 
 
+def test_what_is_left_over_is_refused_with_the_usage_of_its_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["plan", "my", "model"])
+    error = capsys.readouterr().err
+    assert error.startswith("usage: permllm-offline plan ")
+    assert "unrecognized arguments: model (a name with spaces wants quotes)" in error
+
+
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
 @pytest.mark.parametrize("method", [name for name in METHODS if "global" not in name])
 def test_prune_eval_and_inspect(
