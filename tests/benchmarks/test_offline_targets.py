@@ -74,12 +74,15 @@ def learning_gains_enough(found: Record) -> bool:
 
 
 def order_is_the_papers(found: Record) -> bool:
-    return all(
-        ratio(found, score, IN_DOMAIN)
-        > ratio(found, f"{score}+cp", IN_DOMAIN)
-        > ratio(found, f"permllm-{score}", IN_DOMAIN)
-        for score in ("wanda", "ria")
-    )
+    """Mask alone, reallocation, learned permutation: each of the same seed."""
+    for score in ("wanda", "ria"):
+        names = (score, f"{score}+cp", f"permllm-{score}")
+        mask, dealt, learned = (by_seed(found, name, IN_DOMAIN) for name in names)
+        if not mask.keys() & dealt.keys() & learned.keys() >= SEEDS:
+            return False
+        if not all(mask[seed] > dealt[seed] > learned[seed] for seed in SEEDS):
+            return False
+    return True
 
 
 def the_last_layers_alone_are_in_between(found: Record) -> bool:
