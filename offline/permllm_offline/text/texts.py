@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from permllm_offline.errors import OfflineError, first_line
+from permllm_offline.local_path import local_path
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".parquet")
 TEXT_FIELD = "text"
@@ -37,7 +38,7 @@ def documents(dataset: str, split: str = "train") -> Iterator[str]:
     Raises:
         OfflineError: nothing readable there, no text field, or the hub cannot be reached.
     """
-    path = Path(dataset).expanduser()
+    path = local_path(dataset)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
         if not files:
