@@ -103,7 +103,12 @@ def _text_of(rows: Iterable[object], source: str) -> Iterator[str]:
                 f'{source} has a row without a string field "{TEXT_FIELD}" (found: {fields}). '
                 f'Rename the column that holds the text to "{TEXT_FIELD}".'
             )
-        yield text
+        yield _encodable(text)
+
+
+def _encodable(text: str) -> str:
+    """Replace surrogates without a partner, which JSON may hold but no tokenizer takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _hub_documents(dataset: str, split: str) -> Iterator[str]:

@@ -41,6 +41,25 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (r"w1 \ud83d w3", "w1 \ufffd w3"),
+        (r"w1 \ude00", "w1 \ufffd"),
+        (r"w1\ud83d", "w1\ufffd"),
+        (r"\ud83d\ude00 \ufeff", "\U0001f600 \ufeff"),
+    ],
+)
+def test_surrogates_without_a_partner_are_replaced(
+    written: str, read: str, tmp_path: Path, tiny_model_directory: Path
+) -> None:
+    (tmp_path / "x.jsonl").write_text(f'{{"text": "{written}"}}', encoding="utf-8")
+    texts = list(documents(str(tmp_path / "x.jsonl")))
+    assert texts == [read]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_directory)
+    assert len(token_windows(texts, tokenizer, 1, None)) == len(read.split())
+
+
+@pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("x.jsonl", b'{"text": "a"}\n{oops', "line 2: not JSON"),
