@@ -114,10 +114,14 @@ def test_short_names_stand_for_hub_names(monkeypatch: pytest.MonkeyPatch) -> Non
     list(documents("c4"))
     list(documents("c4", split="test"))
     list(documents("pile"))
+    list(documents("wikitext2"))
+    list(documents("wikitext2", split="test"))
     assert asked == [
         ("allenai/c4", "en", "train"),
         ("allenai/c4", "en", "validation"),
         ("monology/pile-uncopyrighted", None, "train"),
+        ("Salesforce/wikitext", "wikitext-2-raw-v1", "train"),
+        ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
     ]
 
 
