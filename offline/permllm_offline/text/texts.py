@@ -40,7 +40,7 @@ def documents(dataset: str, split: str = "train") -> Iterator[str]:
     """
     path = local_path(dataset)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        files = sorted(file for file in path.rglob("*") if _is_text(file))
         if not files:
             raise OfflineError(
                 f"folder {dataset!r} holds no text: expected files that end in "
@@ -53,6 +53,11 @@ def documents(dataset: str, split: str = "train") -> Iterator[str]:
         return
     for file in files:
         yield from _file_documents(file)
+
+
+def _is_text(path: Path) -> bool:
+    # Spark writes folders that are named like files. A link that leads nowhere is an error later.
+    return path.suffix.lower() in SUFFIXES and not path.is_dir()
 
 
 def _file_documents(file: Path) -> Iterator[str]:

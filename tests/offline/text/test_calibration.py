@@ -25,6 +25,15 @@ def test_reads_text_json_lines_parquet_and_folders(tmp_path: Path) -> None:
     assert list(documents(str(tmp_path / "c.parquet"))) == ["fourth"]
 
 
+def test_folders_may_be_named_like_files(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").mkdir()
+    (tmp_path / "x.jsonl" / "part-0.jsonl").write_text('{"text": "first"}', encoding="utf-8")
+    assert list(documents(str(tmp_path))) == ["first"]
+    (tmp_path / "lost.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OfflineError, match=r"cannot read .*lost\.txt"):
+        list(documents(str(tmp_path)))
+
+
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_json_lines_end_at_newlines_alone(tmp_path: Path, newline: str) -> None:
     texts = ["a\u2028b", "c\u2029d", "e\x85f"]
