@@ -9,7 +9,7 @@ from permllm_offline.errors import OfflineError
 from permllm_offline.model.loading import load_tokenizer, open_source
 from permllm_offline.text import calibration
 from permllm_offline.text.calibration import document_windows, sample_windows, token_windows
-from permllm_offline.text.texts import documents
+from permllm_offline.text.texts import MAX_CHARACTERS, documents
 
 
 def test_reads_text_json_lines_parquet_and_folders(tmp_path: Path) -> None:
@@ -236,7 +236,11 @@ class Beginning:
 
     window_begin = 7
 
+    def __init__(self) -> None:
+        self.tokenized = ""
+
     def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+        self.tokenized += text
         return {"input_ids": [ord(letter) for letter in text]}
 
 
@@ -268,26 +272,53 @@ def _one_window(sequence_length: int) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("texts", "warned"),
+    ("texts", "warned", "read"),
     [
-        (["abcdefgh"], False),  # ten tokens with their separator
-        (["abcdefghi"], True),
-        (["ab", "cdef"], False),
-        (["ab", "cdef", "g"], True),
+        (["abcdefgh"], False, 1),  # ten tokens with their separator
+        (["abcdefghi"], True, 1),
+        (["ab", "cdef"], False, 2),
+        (["ab", "cdef", "g", "h"], True, 2),
     ],
 )
 def test_text_beyond_the_limit_is_warned_of(
     texts: list[str],
     warned: bool,
+    read: int,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(calibration, "MAX_TOKENS", 10)
-    assert token_windows(texts, Beginning(), 6, None).shape == (2, 6)
+    tokenizer = Beginning()
+    assert token_windows(texts, tokenizer, 6, None).shape == (2, 6)
+    assert tokenizer.tokenized == "".join(f"{text}\n\n" for text in texts[:read])
     assert ("only the first 10 tokens of the text are read" in caplog.text) == warned
     caplog.clear()
     token_windows(texts, Beginning(), 6, 2)
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"), [("x.txt", "", ""), ("x.jsonl", '{"text": "', '"}')]
+)
+@pytest.mark.parametrize("more", ["", "i"])
+def test_only_the_beginning_of_a_huge_document_is_read(
+    name: str,
+    before: str,
+    after: str,
+    more: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert MAX_CHARACTERS == 16 * calibration.MAX_TOKENS
+    monkeypatch.setattr("permllm_offline.text.texts.MAX_CHARACTERS", 8)
+    file = tmp_path / name
+    file.write_text(f"{before}abcdefgh{more}{after}", encoding="utf-8")
+    tokenizer = Beginning()
+    token_windows(documents(str(file)), tokenizer, 6, None)
+    assert tokenizer.tokenized == "abcdefgh\n\n"
+    named = f"only the first 8 characters of a document of {file} are read"
+    assert (named in caplog.text) == bool(more)
 
 
 def test_documents_beyond_the_limit_are_warned_of(
