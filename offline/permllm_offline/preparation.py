@@ -25,7 +25,7 @@ from permllm_offline.permutation.learned_layers import parse_layers
 from permllm_offline.recipe import Recipe
 from permllm_offline.reconstruction.kinds import find_reconstruction
 from permllm_offline.run.processes import from_first
-from permllm_offline.text.calibration import CalibrationWindows, sample_windows
+from permllm_offline.text.calibration import CalibrationWindows, check_datasets, sample_windows
 from permllm_offline.text.own_text import OwnText
 
 
@@ -81,6 +81,7 @@ def prepare_model(recipe: Recipe) -> Prepared:
         parse_layers(recipe.learning.layers, len(plan.layers))
     tokenizer = None
     if recipe.datasets:
+        check_datasets(recipe.datasets, recipe.num_samples)
         tokenizer = load_tokenizer(source)
     elif IMPORTANCES[method.importance].needs_activations or reconstruction.needs_windows:
         raise OfflineError(

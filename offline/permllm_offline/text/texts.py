@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from permllm_offline.errors import OfflineError, first_line
@@ -47,21 +47,30 @@ def documents(dataset: str, split: str = "train") -> Iterator[str]:
     Raises:
         OfflineError: nothing readable there, no text field, or the hub cannot be reached.
     """
+    for origin in origins(dataset, split):
+        if isinstance(origin, Path):
+            yield from _file_documents(origin)
+        else:
+            yield from _hub_documents(origin, split)
+
+
+def origins(dataset: str, split: str = "train") -> Sequence[Path | str]:
+    """List what a data set is read from: files in a fixed order, or one name on the hub.
+
+    Raises:
+        OfflineError: a folder without text.
+    """
     path = local_path(dataset)
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if _is_text(file))
-        if not files:
-            raise OfflineError(
-                f"folder {dataset!r} holds no text: expected files that end in "
-                f"{', '.join(SUFFIXES)}."
-            )
-    elif path.is_file():
-        files = [path]
-    else:
-        yield from _hub_documents(NAMED.get(dataset, {}).get(split, dataset), split)
-        return
-    for file in files:
-        yield from _file_documents(file)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        return [NAMED.get(dataset, {}).get(split, dataset)]
+    files = sorted(file for file in path.rglob("*") if _is_text(file))
+    if not files:
+        raise OfflineError(
+            f"folder {dataset!r} holds no text: expected files that end in {', '.join(SUFFIXES)}."
+        )
+    return files
 
 
 def _is_text(path: Path) -> bool:

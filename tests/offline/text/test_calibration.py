@@ -8,7 +8,12 @@ from transformers import AutoTokenizer
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.loading import load_tokenizer, open_source
 from permllm_offline.text import calibration
-from permllm_offline.text.calibration import document_windows, sample_windows, token_windows
+from permllm_offline.text.calibration import (
+    check_datasets,
+    document_windows,
+    sample_windows,
+    token_windows,
+)
 from permllm_offline.text.texts import MAX_CHARACTERS, documents
 
 
@@ -191,6 +196,34 @@ def test_sources_share_the_windows(tmp_path: Path, tiny_model_directory: Path) -
     )
     assert sorted(drawn.calibration[:, 0].tolist()) == [3, 3, 3, 4, 4]
     assert sorted(drawn.held_out[:, 0].tolist()) == [3, 3, 4, 4]
+
+
+def test_every_data_set_has_a_share_of_the_windows(text_file: Path) -> None:
+    check_datasets([str(text_file), "c4"], 2)
+    with pytest.raises(OfflineError, match=r"^1 calibration windows .* 2 data .*--num-samples 2 "):
+        check_datasets([str(text_file), "c4"], 1)
+
+
+def test_no_text_is_read_for_two_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for name in ("a.txt", "b.txt", "ignored.csv"):
+        (texts / name).write_text("w1", encoding="utf-8")
+    (tmp_path / "link.txt").symlink_to(texts / "a.txt")
+    (texts / "link.txt").symlink_to(texts / "a.txt")  # a folder may repeat itself
+    monkeypatch.chdir(tmp_path)
+    check_datasets(["texts/a.txt", str(texts / "b.txt"), "texts/ignored.csv", "c4", "self"], 5)
+    check_datasets(["texts", "texts/ignored.csv", "c4", "pile"], 4)
+    for repeated in (
+        ["texts/a.txt", str(texts / "a.txt")],
+        ["b", "texts/a.txt", "link.txt"],
+        ["texts", "link.txt"],
+        ["texts/b.txt", "texts"],
+        ["c4", "b", "allenai/c4:en:train"],
+        ["self", "self"],
+    ):
+        with pytest.raises(OfflineError, match=r"^data sets '.*' and '.*' both read .* once"):
+            check_datasets(repeated, 9)
 
 
 def test_windows_do_not_overlap(tiny_model_directory: Path) -> None:
