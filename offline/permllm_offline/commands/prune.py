@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from permllm_offline.api import asked_recipe
 from permllm_offline.commands.learning_options import add_learning_options, given_learning
 from permllm_offline.commands.tables import plan_table, report_table, show
 from permllm_offline.hub import push
+from permllm_offline.local_path import local_path
 from permllm_offline.memory import SMALLER
 from permllm_offline.methods import METHODS
 from permllm_offline.pipeline import prune, rehearse
@@ -48,10 +48,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="folder or hub name of the dense model")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--output", required=True, type=local_path, metavar="DIR", help="folder to write"
+    )
     parser.add_argument(
         "--recipe",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="options from a YAML file, such as the recipe.yaml of a checkpoint; those on the "
         "command line come first",
