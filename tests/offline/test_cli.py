@@ -135,8 +135,11 @@ def test_same_seed_same_bytes(
 
 
 def test_magnitude_needs_no_data(tmp_path: Path, tiny_model_directory: Path) -> None:
-    assert prune(tiny_model_directory, tmp_path / "out", None, "--method", "magnitude") == 0
-    assert "not measured" in (tmp_path / "out" / "README.md").read_text()
+    output = tmp_path / "my model; 2:4"
+    assert prune(tiny_model_directory, output, None, "--method", "magnitude") == 0
+    card = (output / "README.md").read_text()
+    assert "not measured" in card
+    assert "vllm serve 'my model; 2:4'\n" in card  # to be pasted into a shell
 
 
 def test_dtype_is_written_everywhere(

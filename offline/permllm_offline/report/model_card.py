@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import yaml
@@ -69,7 +70,7 @@ directory, into the environment that has vLLM.
 
 ```bash
 pip install --no-build-isolation ./permllm-vllm
-vllm serve {output_name}
+vllm serve {shlex.quote(output_name)}
 ```
 
 `recipe.yaml` holds every choice behind this checkpoint, `report.json` what happened to each layer,
