@@ -112,7 +112,7 @@ def prune(
         distillation: constants of the distillation, some fields of ``recipe.DistillationRecipe``.
         effort: calibration text and steps of a method that distils.
         push_to_hub: ``owner/name`` of a repository to upload the finished checkpoint to.
-        force: replace a non-empty output folder.
+        force: replace a checkpoint in the output folder.
         resume: go on from the finished steps of a run that was cut off.
 
     Returns:
@@ -141,8 +141,10 @@ def prune(
         "blockwise": blockwise,
         "distillation": distillation,
     }
-    made = asked_recipe(changes, recipe, effort=effort, preset=preset, push_to_hub=push_to_hub)
     folder = local_path(output)
+    if recipe is not None:
+        pipeline.check_recipe_file(local_path(recipe), folder)
+    made = asked_recipe(changes, recipe, effort=effort, preset=preset, push_to_hub=push_to_hub)
     report = pipeline.prune(made, folder, force=force, resume=resume)
     if push_to_hub is not None and first():
         logger.info("uploaded: %s", push(folder, push_to_hub))

@@ -180,23 +180,6 @@ def test_dry_run_writes_nothing(
     assert "GB in scratch files beside the output" in " ".join(capsys.readouterr().out.split())
 
 
-def test_force_replaces_and_its_absence_refuses(
-    tmp_path: Path,
-    tiny_model_directory: Path,
-    text_file: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / "precious.txt").write_text("keep")
-    options = ("--method", "wanda")
-    assert prune(tiny_model_directory, output, text_file, *options) == 2
-    assert "not empty" in capsys.readouterr().err
-    assert [file.name for file in output.iterdir()] == ["precious.txt"]
-    assert prune(tiny_model_directory, output, text_file, *options, "--force") == 0
-    assert not (output / "precious.txt").exists()
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -331,14 +314,6 @@ def test_a_pruned_model_is_not_pruned_again(
     assert prune(tiny_model_directory, tmp_path / "a", text_file, "--method", "wanda") == 0
     assert prune(tmp_path / "a", tmp_path / "b", text_file, "--method", "wanda") == 2
     assert "prune its dense original" in capsys.readouterr().err
-
-
-def test_the_source_is_never_replaced(
-    tiny_model_directory: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert prune(tiny_model_directory, tiny_model_directory, text_file, "--force") == 2
-    assert "output and source are both" in capsys.readouterr().err
-    assert (tiny_model_directory / "model.safetensors").exists()
 
 
 def test_inspecting_other_weights_is_refused(

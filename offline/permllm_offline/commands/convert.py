@@ -61,7 +61,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--strict", action="store_true", help="fail where a linear would have to stay dense"
     )
-    parser.add_argument("--force", action="store_true", help="replace a non-empty output folder")
+    parser.add_argument("--force", action="store_true", help="replace a checkpoint in the output")
     parser.add_argument(
         "--max-shard-bytes", type=int, default=MAX_SHARD_BYTES, metavar="N", help="per file"
     )

@@ -12,7 +12,7 @@ from permllm_offline.hub import push
 from permllm_offline.local_path import local_path
 from permllm_offline.memory import SMALLER
 from permllm_offline.methods import METHODS
-from permllm_offline.pipeline import prune, rehearse
+from permllm_offline.pipeline import check_recipe_file, prune, rehearse
 from permllm_offline.presets import PRESETS
 from permllm_offline.prune_forecast import forecast
 from permllm_offline.recipe import EFFORTS, Recipe
@@ -150,7 +150,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         action="store_true",
         help="check everything and forecast time and memory; write no checkpoint",
     )
-    parser.add_argument("--force", action="store_true", help="replace a non-empty output folder")
+    parser.add_argument("--force", action="store_true", help="replace a checkpoint in the output")
     return parser
 
 
@@ -163,6 +163,8 @@ def run(options: argparse.Namespace) -> None:
     learning = given_learning(options)
     if learning:
         changes["learning"] = learning
+    if options.recipe is not None:
+        check_recipe_file(options.recipe, options.output)
     recipe = asked_recipe(
         changes,
         options.recipe,
