@@ -13,7 +13,9 @@ from torch import Tensor
 from permllm_offline.errors import OfflineError
 from permllm_offline.importance import IMPORTANCES
 from permllm_offline.model.loading import (
+    DTYPES,
     Source,
+    dtype_name,
     load_tokenizer,
     open_source,
     parse_device,
@@ -68,6 +70,11 @@ def prepare_model(recipe: Recipe) -> Prepared:
             f"{recipe.model!r} is already quantized or pruned: prune its dense original."
         )
     dtype = parse_dtype(recipe.dtype) or source.dtype
+    if dtype not in DTYPES.values():
+        raise OfflineError(
+            f"{recipe.model!r} is of dtype {dtype_name(dtype)} by its config.json, which no "
+            f"checkpoint holds: give --dtype {' or '.join(DTYPES)}."
+        )
     permutation = PERMUTATIONS[method.permutation]
     plan = make_plan(
         source,

@@ -154,6 +154,20 @@ def test_dtype_is_written_everywhere(
     assert floating == {torch.bfloat16}
 
 
+def test_a_dtype_that_no_checkpoint_holds_gives_way(
+    tmp_path: Path, tiny_model_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_directory, model)
+    widen(model)
+    options = ("--method", "magnitude")
+    assert prune(model, tmp_path / "out", None, *options, "--dry-run") == 2
+    assert "give --dtype bfloat16 or float16 or float32" in capsys.readouterr().err
+    options += ("--dtype", "float32")
+    assert prune(model, tmp_path / "out", None, *options) == 0
+    assert CheckpointReader(tmp_path / "out").quantization.value_dtype == "float32"
+
+
 def test_tied_embeddings_are_written_once(tmp_path: Path, text_file: Path) -> None:
     tiny_llama(tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
     save_tokenizer(tmp_path / "tied")
@@ -221,6 +235,11 @@ def damage_config(model: Path) -> None:
     (model / "config.json").write_text("{")
 
 
+def widen(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"dtype": "float64"}))
+
+
 def damage_weights(model: Path) -> None:
     data = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(data[: len(data) // 2])
@@ -260,6 +279,7 @@ def damage_tokenizer(model: Path) -> None:
         (remove, "is not a folder"),
         (damage_config, "no readable config.json"),
         (damage_weights, "cannot be opened"),
+        (widen, "is of dtype float64 by its config.json"),
         (rename_weights, "stores no model.layers.0.self_attn.q_proj.weight"),
         (damage_family, "'bloom' is not supported; supported are gemma2, gemma3_text"),
         (damage_tokenizer, "no readable tokenizer"),
