@@ -6,12 +6,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
-from pathlib import Path
 from typing import Any, Literal
 
 from permllm_offline import pipeline
 from permllm_offline.errors import OfflineError
 from permllm_offline.hub import check_push, push
+from permllm_offline.local_path import local_path
 from permllm_offline.model.loading import (
     load_model,
     load_served,
@@ -112,7 +112,7 @@ def prune(
         distillation: constants of the distillation, some fields of ``recipe.DistillationRecipe``.
         effort: calibration text and steps of a method that distils.
         push_to_hub: ``owner/name`` of a repository to upload the finished checkpoint to.
-        force: replace a non-empty output folder.
+        force: replace a checkpoint in the output folder.
         resume: go on from the finished steps of a run that was cut off.
 
     Returns:
@@ -141,10 +141,13 @@ def prune(
         "blockwise": blockwise,
         "distillation": distillation,
     }
+    folder = local_path(output)
+    if recipe is not None:
+        pipeline.check_recipe_file(local_path(recipe), folder)
     made = asked_recipe(changes, recipe, effort=effort, preset=preset, push_to_hub=push_to_hub)
-    report = pipeline.prune(made, Path(output), force=force, resume=resume)
+    report = pipeline.prune(made, folder, force=force, resume=resume)
     if push_to_hub is not None and first():
-        logger.info("uploaded: %s", push(Path(output), push_to_hub))
+        logger.info("uploaded: %s", push(folder, push_to_hub))
     return report
 
 
@@ -168,7 +171,8 @@ def asked_recipe(
     Raises:
         OfflineError: bad input, or a repository that cannot be written.
     """
-    made = make_recipe(changes, effort, preset, None if file is None else read_recipe(Path(file)))
+    recorded = None if file is None else read_recipe(local_path(file))
+    made = make_recipe(changes, effort, preset, recorded)
     method = made.parsed_method()
     learning = changes.get("learning")
     if learning and PERMUTATIONS[method.permutation].learn is None:
@@ -236,7 +240,7 @@ def evaluate(
     tokenizer = load_tokenizer(source)
     found = None
     if tasks is not None:
-        found = Tasks(tasks, None if tasks_path is None else Path(tasks_path))
+        found = Tasks(tasks, None if tasks_path is None else local_path(tasks_path))
     windows = None
     if dataset is not None:
         windows = cut_windows(fspath(dataset), tokenizer, sequence_length, max_windows)

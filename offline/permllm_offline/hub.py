@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from permllm_offline.errors import OfflineError, first_line
@@ -54,6 +55,7 @@ def push(directory: Path, repository: str) -> str:
     except Exception as error:  # the hub client raises too many kinds to list
         raise OfflineError(
             f"the checkpoint is complete in {directory}, but was not uploaded to {repository!r} "
-            f"({first_line(error)}). Upload it with `hf upload {repository} {directory}`."
+            f"({first_line(error)}). Upload it with "
+            f"`hf upload {repository} {shlex.quote(str(directory))}`."
         ) from error
     return str(commit.commit_url)

@@ -14,6 +14,7 @@ from torch import Tensor
 from permllm_offline.bake import bake_layer
 from permllm_offline.decisions import LayerDecision
 from permllm_offline.errors import OfflineError
+from permllm_offline.local_path import local_path
 from permllm_offline.memory import Fitted, fitted
 from permllm_offline.memory_forecast import passed_bytes, scratch_bytes, shard_bytes
 from permllm_offline.model.loading import dtype_name, open_source
@@ -33,7 +34,7 @@ from permllm_offline.run.steps import WorkFolder
 from permllm_offline.streamed_pruning import PrunedLayers, can_stream, prune_streamed
 from permllm_offline.text.calibration import CalibrationWindows
 from permllm_vllm.checkpoint.contained import contained
-from permllm_vllm.checkpoint.output import check_destination, check_disk
+from permllm_vllm.checkpoint.output import check_destination, check_disk, check_outside
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.shards import read_weight_map
@@ -68,6 +69,22 @@ def check_scratch(recipe: Recipe) -> None:
         )
 
 
+def check_recipe_file(file: Path, output: Path) -> None:
+    """Raise CheckpointError where the output would take away the file of its own recipe.
+
+    The ``recipe.yaml`` of a checkpoint that is replaced is read before, and written anew.
+    """
+    if file.resolve() != output.resolve() / papers.RECIPE:
+        check_outside(output, "recipe", file)
+
+
+def _check_datasets_outside(recipe: Recipe, output: Path) -> None:
+    """Raise CheckpointError where the output would take away the text of its own calibration."""
+    for path in map(local_path, recipe.datasets):
+        if path.exists():
+            check_outside(output, "data set", path)
+
+
 def rehearse(recipe: Recipe, output: Path, *, force: bool = False) -> tuple[Fitted, Prepared]:
     """Check a recipe against the model, the machine, the output and the data; nothing is written.
 
@@ -100,6 +117,7 @@ def check_checkpoint(
     check_processes(shared_out(recipe))
     source = open_source(recipe.model).directory
     check_destination(output, source, force=force)
+    _check_datasets_outside(recipe, output)
     _check_files(source)
     prepared = prepare_model(recipe)
     _check_names(prepared)

@@ -13,7 +13,9 @@ from torch import Tensor
 from permllm_offline.errors import OfflineError
 from permllm_offline.importance import IMPORTANCES
 from permllm_offline.model.loading import (
+    DTYPES,
     Source,
+    dtype_name,
     load_tokenizer,
     open_source,
     parse_device,
@@ -25,7 +27,7 @@ from permllm_offline.permutation.learned_layers import parse_layers
 from permllm_offline.recipe import Recipe
 from permllm_offline.reconstruction.kinds import find_reconstruction
 from permllm_offline.run.processes import from_first
-from permllm_offline.text.calibration import CalibrationWindows, sample_windows
+from permllm_offline.text.calibration import CalibrationWindows, check_datasets, sample_windows
 from permllm_offline.text.own_text import OwnText
 
 
@@ -68,6 +70,11 @@ def prepare_model(recipe: Recipe) -> Prepared:
             f"{recipe.model!r} is already quantized or pruned: prune its dense original."
         )
     dtype = parse_dtype(recipe.dtype) or source.dtype
+    if dtype not in DTYPES.values():
+        raise OfflineError(
+            f"{recipe.model!r} is of dtype {dtype_name(dtype)} by its config.json, which no "
+            f"checkpoint holds: give --dtype {' or '.join(DTYPES)}."
+        )
     permutation = PERMUTATIONS[method.permutation]
     plan = make_plan(
         source,
@@ -81,6 +88,7 @@ def prepare_model(recipe: Recipe) -> Prepared:
         parse_layers(recipe.learning.layers, len(plan.layers))
     tokenizer = None
     if recipe.datasets:
+        check_datasets(recipe.datasets, recipe.num_samples)
         tokenizer = load_tokenizer(source)
     elif IMPORTANCES[method.importance].needs_activations or reconstruction.needs_windows:
         raise OfflineError(

@@ -14,6 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.checkpoint.shards import CONFIG_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +42,24 @@ def check_destination(output: Path, source: Path, *, force: bool) -> None:
     if not force:
         raise CheckpointError(
             f"output {output} is not empty; rule: nothing is overwritten unasked; remedy: choose "
-            "another directory, or replace this one with --force"
+            "another directory, or replace a checkpoint there with --force"
         )
     for kind, path in (("source", source), ("current", Path.cwd()), ("home", Path.home())):
-        if path.resolve().is_relative_to(destination):
-            raise CheckpointError(
-                f"output {output} contains the {kind} directory {path}; rule: only a checkpoint is "
-                "replaced as a whole; remedy: choose another output directory"
-            )
+        check_outside(output, f"{kind} directory", path)
+    if not (destination / CONFIG_NAME).is_file():
+        raise CheckpointError(
+            f"output {output} is not empty and holds no {CONFIG_NAME}; rule: only a checkpoint is "
+            "replaced; remedy: choose another output directory, or empty this one"
+        )
+
+
+def check_outside(output: Path, kind: str, path: Path) -> None:
+    """Raise `CheckpointError` where `path`, of a kind that is named, would go with `output`."""
+    if path.resolve().is_relative_to(output.resolve()):
+        raise CheckpointError(
+            f"output {output} contains the {kind} {path}; rule: only a checkpoint is replaced as a "
+            "whole; remedy: choose another output directory"
+        )
 
 
 def check_disk(output: Path, needed: int) -> None:

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 
 from permllm_vllm.checkpoint.errors import CheckpointError
-from permllm_vllm.checkpoint.output import check_destination, check_disk, replaced_at_the_end
+from permllm_vllm.checkpoint.output import (
+    check_destination,
+    check_disk,
+    check_outside,
+    replaced_at_the_end,
+)
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -27,10 +32,27 @@ def test_absent_and_empty_outputs_are_free(tmp_path: Path, source: Path) -> None
 def test_a_filled_output_needs_force(tmp_path: Path, source: Path) -> None:
     output = tmp_path / "out"
     output.mkdir()
-    (output / "a").touch()
+    (output / "config.json").touch()
     with pytest.raises(CheckpointError, match=r"not empty.*--force"):
         check_destination(output, source, force=False)
     check_destination(output, source, force=True)
+
+
+def test_force_replaces_checkpoints_alone(tmp_path: Path, source: Path) -> None:
+    output = tmp_path / "out"
+    (output / "model" / "config.json").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"holds no config\.json; rule: only a checkpoint"):
+        check_destination(output, source, force=True)
+
+
+def test_what_is_read_lies_outside_the_output(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    check_outside(output, "data set", tmp_path / "out.txt")
+    (tmp_path / "link").symlink_to(output)
+    for path in (output / "a.txt", tmp_path / "link" / "a.txt", output):
+        with pytest.raises(CheckpointError, match=r"contains the data set .*choose another"):
+            check_outside(output, "data set", path)
 
 
 def test_a_file_is_no_output(tmp_path: Path, source: Path) -> None:

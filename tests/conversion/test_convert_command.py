@@ -38,7 +38,11 @@ def test_nothing_is_replaced_unasked(
     (tmp_path / "out" / "mine").write_text("mine")
     options = ("--output", str(tmp_path / "out"))
     assert main(["convert", str(source), *options]) == 2
-    assert "is not empty" in capsys.readouterr().err
+    assert "is not empty; rule" in capsys.readouterr().err
+    assert main(["convert", str(source), *options, "--force"]) == 2
+    assert "is not empty and holds no config.json" in capsys.readouterr().err
+    assert (tmp_path / "out" / "mine").exists()
+    (tmp_path / "out" / "config.json").write_text("{}")
     assert main(["convert", str(source), *options, "--force"]) == 0
     assert not (tmp_path / "out" / "mine").exists()
 

@@ -152,8 +152,11 @@ def test_same_seed_same_bytes(
 
 
 def test_magnitude_needs_no_data(tmp_path: Path, tiny_model_directory: Path) -> None:
-    assert prune(tiny_model_directory, tmp_path / "out", None, "--method", "magnitude") == 0
-    assert "not measured" in (tmp_path / "out" / "README.md").read_text()
+    output = tmp_path / "my model; 2:4"
+    assert prune(tiny_model_directory, output, None, "--method", "magnitude") == 0
+    card = (output / "README.md").read_text()
+    assert "not measured" in card
+    assert "vllm serve 'my model; 2:4'\n" in card  # to be pasted into a shell
 
 
 def test_dtype_is_written_everywhere(
@@ -166,6 +169,20 @@ def test_dtype_is_written_everywhere(
     assert config["dtype"] == config["quantization_config"]["value_dtype"] == "bfloat16"
     floating = {t.dtype for t in load_file(output / "model.safetensors").values()} - {torch.uint8}
     assert floating == {torch.bfloat16}
+
+
+def test_a_dtype_that_no_checkpoint_holds_gives_way(
+    tmp_path: Path, tiny_model_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_directory, model)
+    widen(model)
+    options = ("--method", "magnitude")
+    assert prune(model, tmp_path / "out", None, *options, "--dry-run") == 2
+    assert "give --dtype bfloat16 or float16 or float32" in capsys.readouterr().err
+    options += ("--dtype", "float32")
+    assert prune(model, tmp_path / "out", None, *options) == 0
+    assert CheckpointReader(tmp_path / "out").quantization.value_dtype == "float32"
 
 
 def test_tied_embeddings_are_written_once(tmp_path: Path, text_file: Path) -> None:
@@ -192,23 +209,6 @@ def test_dry_run_writes_nothing(
     options = ("--reconstruction", "blockwise", "--scratch", "disk", "--dry-run")
     assert prune(tiny_model_directory, tmp_path / "out", text_file, *options) == 0
     assert "GB in scratch files beside the output" in " ".join(capsys.readouterr().out.split())
-
-
-def test_force_replaces_and_its_absence_refuses(
-    tmp_path: Path,
-    tiny_model_directory: Path,
-    text_file: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / "precious.txt").write_text("keep")
-    options = ("--method", "wanda")
-    assert prune(tiny_model_directory, output, text_file, *options) == 2
-    assert "not empty" in capsys.readouterr().err
-    assert [file.name for file in output.iterdir()] == ["precious.txt"]
-    assert prune(tiny_model_directory, output, text_file, *options, "--force") == 0
-    assert not (output / "precious.txt").exists()
 
 
 @pytest.mark.parametrize(
@@ -252,6 +252,11 @@ def damage_config(model: Path) -> None:
     (model / "config.json").write_text("{")
 
 
+def widen(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"dtype": "float64"}))
+
+
 def damage_weights(model: Path) -> None:
     data = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(data[: len(data) // 2])
@@ -291,6 +296,7 @@ def damage_tokenizer(model: Path) -> None:
         (remove, "is not a folder"),
         (damage_config, "no readable config.json"),
         (damage_weights, "cannot be opened"),
+        (widen, "is of dtype float64 by its config.json"),
         (rename_weights, "stores no model.layers.0.self_attn.q_proj.weight"),
         (damage_family, "'bloom' is not supported; supported are gemma2, gemma3_text"),
         (damage_tokenizer, "no readable tokenizer"),
@@ -345,14 +351,6 @@ def test_a_pruned_model_is_not_pruned_again(
     assert prune(tiny_model_directory, tmp_path / "a", text_file, "--method", "wanda") == 0
     assert prune(tmp_path / "a", tmp_path / "b", text_file, "--method", "wanda") == 2
     assert "prune its dense original" in capsys.readouterr().err
-
-
-def test_the_source_is_never_replaced(
-    tiny_model_directory: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert prune(tiny_model_directory, tiny_model_directory, text_file, "--force") == 2
-    assert "output and source are both" in capsys.readouterr().err
-    assert (tiny_model_directory / "model.safetensors").exists()
 
 
 def test_inspecting_other_weights_is_refused(

@@ -116,9 +116,9 @@ def test_a_failed_upload_leaves_the_checkpoint(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pretend(monkeypatch, broken)
-    output = tmp_path / "out"
+    output = tmp_path / "my sparse model"
     assert prune(tiny_model_directory, output, "--push-to-hub", REPOSITORY) == 2
     error = capsys.readouterr().err
     assert f"no {broken} today" in error
-    assert f"hf upload {REPOSITORY} {output}" in error
+    assert f"`hf upload {REPOSITORY} '{output}'`" in error
     assert (output / "model.safetensors").exists()

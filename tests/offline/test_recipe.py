@@ -136,6 +136,27 @@ def test_several_sources_are_named_on_the_card(
     assert "`calibration.txt`, `other.txt`" in (output / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("other", "samples", "message"),
+    [("calibration.txt", "4", "both read"), ("self", "1", "cannot be shared by 2 data sets")],
+)
+def test_sources_that_cannot_share_the_windows_are_refused(
+    other: str,
+    samples: str,
+    message: str,
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(text_file.parent)
+    data = ("--dataset", str(text_file), "--dataset", other, "--num-samples", samples)
+    arguments = ["prune", str(tiny_model_directory), "--output", str(tmp_path / "sparse")]
+    assert main([*arguments, *data, "--method", "wanda", "--dry-run"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_options_come_before_the_recipe_and_the_recipe_before_the_preset(
     tmp_path: Path, tiny_model_directory: Path, text_file: Path
 ) -> None:

@@ -9,8 +9,8 @@ import permllm_offline
 
 ROOT = Path(permllm_offline.__file__).parent
 NEEDS = {
-    "model": {"errors"},
-    "text": {"errors", "model"},
+    "model": {"errors", "local_path"},
+    "text": {"errors", "local_path", "model"},
     "run": {"errors"},
 }
 """What the lowest folders may import beside themselves."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from permllm_offline.commands.conversion_table import conversion_table
@@ -12,6 +11,7 @@ from permllm_offline.commands.tables import show
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.errors import OfflineError
+from permllm_offline.local_path import local_path
 from permllm_vllm.checkpoint.pattern import SUPPORTED, Pattern
 from permllm_vllm.checkpoint.schema import BLOCK_SIZES
 from permllm_vllm.checkpoint.writer import MAX_SHARD_BYTES
@@ -40,7 +40,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="SOURCE", help="folder or hub name")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--output", required=True, type=local_path, metavar="DIR", help="folder to write"
+    )
     parser.add_argument(
         "--to", choices=("permllm", "dense"), default="permllm", help="(default %(default)s)"
     )
@@ -59,7 +61,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--strict", action="store_true", help="fail where a linear would have to stay dense"
     )
-    parser.add_argument("--force", action="store_true", help="replace a non-empty output folder")
+    parser.add_argument("--force", action="store_true", help="replace a checkpoint in the output")
     parser.add_argument(
         "--max-shard-bytes", type=int, default=MAX_SHARD_BYTES, metavar="N", help="per file"
     )

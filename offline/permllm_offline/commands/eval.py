@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 from permllm_offline.api import evaluate
 from permllm_offline.commands.json_file import add_json_option, check_json, write_json
+from permllm_offline.local_path import local_path
 
 _EXAMPLES = """examples:
   permllm-offline eval ./sparse --dataset held-out.txt
@@ -44,7 +44,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--tasks", metavar="A,B", help="tasks of lm-eval, separated by commas")
     parser.add_argument(
-        "--tasks-path", type=Path, metavar="DIR", help="folder of more tasks (YAML of lm-eval)"
+        "--tasks-path",
+        type=local_path,
+        metavar="DIR",
+        help="folder of more tasks (YAML of lm-eval)",
     )
     parser.add_argument("--few-shot", type=int, metavar="N", help="default: what each task says")
     parser.add_argument("--limit", type=int, metavar="N", help="questions per task; default: all")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from permllm_offline.commands.json_file import add_json_option, check_json, write_json
 from permllm_offline.commands.tables import inspection_table, show
 from permllm_offline.inspection import Inspection, inspect
+from permllm_offline.local_path import local_path
 from permllm_offline.verification import verify
 
 _EXAMPLES = """examples:
@@ -28,7 +28,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("directory", type=Path, metavar="DIR", help="folder of the checkpoint")
+    parser.add_argument(
+        "directory", type=local_path, metavar="DIR", help="folder of the checkpoint"
+    )
     add_json_option(parser, "the table")
     parser.add_argument(
         "--verify", action="store_true", help="verify checksums and every rule of the format"

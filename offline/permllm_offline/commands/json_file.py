@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from permllm_offline.errors import OfflineError
+from permllm_offline.local_path import local_path
 
 
 def add_json_option(parser: argparse.ArgumentParser, content: str) -> None:
     """Add the option; ``content`` is what the file will hold."""
-    parser.add_argument("--json", type=Path, metavar="OUT", help=f"write {content} to a file")
+    parser.add_argument("--json", type=local_path, metavar="OUT", help=f"write {content} to a file")
 
 
 def check_json(file: Path | None) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from permllm_offline.commands.json_file import add_json_option, check_json, write_json
 from permllm_offline.commands.outline_tables import outline_table, speed_table
 from permllm_offline.commands.tables import show
+from permllm_offline.local_path import local_path
 from permllm_offline.model.loading import DTYPES, dtype_name, parse_dtype
 from permllm_offline.model.stored import read_stored
 from permllm_offline.outline import outline
@@ -62,7 +62,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--measured",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="forecast from this result of `python -m benchmarks.kernels --device cpu --json FILE` "
         "(default: the packaged one for this CPU)",

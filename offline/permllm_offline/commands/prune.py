@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from permllm_offline.api import asked_recipe
 from permllm_offline.commands.learning_options import add_learning_options, given_learning
 from permllm_offline.commands.tables import plan_table, report_table, show
 from permllm_offline.hub import push
+from permllm_offline.local_path import local_path
 from permllm_offline.memory import SMALLER
 from permllm_offline.methods import METHODS
-from permllm_offline.pipeline import prune, rehearse
+from permllm_offline.pipeline import check_recipe_file, prune, rehearse
 from permllm_offline.presets import PRESETS
 from permllm_offline.prune_forecast import forecast
 from permllm_offline.recipe import EFFORTS, Recipe
@@ -48,10 +48,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="folder or hub name of the dense model")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--output", required=True, type=local_path, metavar="DIR", help="folder to write"
+    )
     parser.add_argument(
         "--recipe",
-        type=Path,
+        type=local_path,
         metavar="FILE",
         help="options from a YAML file, such as the recipe.yaml of a checkpoint; those on the "
         "command line come first",
@@ -148,7 +150,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         action="store_true",
         help="check everything and forecast time and memory; write no checkpoint",
     )
-    parser.add_argument("--force", action="store_true", help="replace a non-empty output folder")
+    parser.add_argument("--force", action="store_true", help="replace a checkpoint in the output")
     return parser
 
 
@@ -161,6 +163,8 @@ def run(options: argparse.Namespace) -> None:
     learning = given_learning(options)
     if learning:
         changes["learning"] = learning
+    if options.recipe is not None:
+        check_recipe_file(options.recipe, options.output)
     recipe = asked_recipe(
         changes,
         options.recipe,

@@ -58,7 +58,7 @@ def convert_to_sparse(
         block_size: channels per permutation block; by default the first of 64, 128 and 32 that
             explains the first sparse decoder layer.
         strict: raise instead of leaving a linear dense.
-        force: replace a non-empty output.
+        force: replace a checkpoint in the output.
         max_shard_bytes: bytes of a safetensors file.
 
     Raises:

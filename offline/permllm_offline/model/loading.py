@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from permllm_offline.errors import OfflineError, first_line
+from permllm_offline.local_path import local_path
 from permllm_offline.model.families import begin_token
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.reader import CheckpointReader
@@ -225,7 +226,7 @@ licence says."""
 
 
 def _local_directory(model: str) -> Path:
-    directory = Path(model).expanduser()
+    directory = local_path(model)
     if directory.is_dir():
         return directory
     if directory.exists() or not _HUB_NAME.fullmatch(model):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import yaml
 
+from permllm_offline.local_path import local_path
 from permllm_offline.methods import parse_method
 from permllm_offline.model.loading import Source
 from permllm_offline.report.report import Report
@@ -68,7 +70,7 @@ directory, into the environment that has vLLM.
 
 ```bash
 pip install --no-build-isolation ./permllm-vllm
-vllm serve {output_name}
+vllm serve {shlex.quote(output_name)}
 ```
 
 `recipe.yaml` holds every choice behind this checkpoint, `report.json` what happened to each layer,
@@ -100,7 +102,7 @@ in their original order. Written by `permllm-offline convert --to dense`.
 
 def base_name(source: Source) -> str:
     """Name of the base model that is not a path of this machine."""
-    is_folder = Path(source.name).expanduser().is_dir()
+    is_folder = local_path(source.name).is_dir()
     return source.directory.resolve().name if is_folder else source.name
 
 
@@ -131,7 +133,7 @@ def calibration_text(report: Report) -> str:
     recipe, record = report.recipe, report.calibration
     if not recipe.datasets:
         return "none"
-    paths = [Path(name).expanduser() for name in recipe.datasets]
+    paths = [local_path(name) for name in recipe.datasets]
     names = ", ".join(
         f"`{path.name if path.exists() else name}`"
         for name, path in zip(recipe.datasets, paths, strict=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.text.texts import documents
+from permllm_offline.text.texts import documents, origins
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,30 @@ def check_length(tokenizer: Any, sequence_length: int) -> None:
             "model (max_position_embeddings in its config.json). Give --sequence-length "
             f"{positions} or less."
         )
+
+
+def check_datasets(datasets: Sequence[str], num_samples: int) -> None:
+    """Check that every data set has a share of the windows, and that none is read twice.
+
+    Raises:
+        OfflineError: more data sets than windows, or two that read the same text: held-out windows
+            of one could be calibration windows of the other.
+    """
+    if num_samples < len(datasets):
+        raise OfflineError(
+            f"{num_samples} calibration windows cannot be shared by {len(datasets)} data sets: "
+            f"give --num-samples {len(datasets)} or more, or fewer data sets."
+        )
+    readers: dict[Path | str, int] = {}
+    for index, dataset in enumerate(datasets):
+        for origin in origins(dataset):
+            text = origin.resolve() if isinstance(origin, Path) else origin
+            other = readers.setdefault(text, index)
+            if other != index:
+                raise OfflineError(
+                    f"data sets {datasets[other]!r} and {dataset!r} both read {text}: windows "
+                    "would come twice, held-out ones among them. Give it once."
+                )
 
 
 def _tokens(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:

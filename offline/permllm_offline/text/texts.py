@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from permllm_offline.errors import OfflineError, first_line
+from permllm_offline.local_path import local_path
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".parquet")
 TEXT_FIELD = "text"
+
+MAX_CHARACTERS = 16 * 8_000_000
+"""Characters of one document that are read at most: sixteen for each token that ``calibration``
+reads, more than tokens have on average in any language."""
 
 NAMED: Mapping[str, Mapping[str, str]] = {
     "c4": {"train": "allenai/c4:en:train", "test": "allenai/c4:en:validation"},
@@ -28,6 +36,8 @@ NAMED: Mapping[str, Mapping[str, str]] = {
 def documents(dataset: str, split: str = "train") -> Iterator[str]:
     """Yield the documents of ``dataset`` in a fixed order.
 
+    What follows ``MAX_CHARACTERS`` of a document is left out, with a warning.
+
     Args:
         dataset: a file, a folder (searched for files of known suffixes), a key of ``NAMED``, or a
             name on the Hugging Face hub, written ``NAME``, ``NAME:CONFIG`` or
@@ -37,21 +47,35 @@ def documents(dataset: str, split: str = "train") -> Iterator[str]:
     Raises:
         OfflineError: nothing readable there, no text field, or the hub cannot be reached.
     """
-    path = Path(dataset).expanduser()
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        if not files:
-            raise OfflineError(
-                f"folder {dataset!r} holds no text: expected files that end in "
-                f"{', '.join(SUFFIXES)}."
-            )
-    elif path.is_file():
-        files = [path]
-    else:
-        yield from _hub_documents(NAMED.get(dataset, {}).get(split, dataset), split)
-        return
-    for file in files:
-        yield from _file_documents(file)
+    for origin in origins(dataset, split):
+        if isinstance(origin, Path):
+            yield from _file_documents(origin)
+        else:
+            yield from _hub_documents(origin, split)
+
+
+def origins(dataset: str, split: str = "train") -> Sequence[Path | str]:
+    """List what a data set is read from: files in a fixed order, or one name on the hub.
+
+    Raises:
+        OfflineError: a folder without text.
+    """
+    path = local_path(dataset)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        return [NAMED.get(dataset, {}).get(split, dataset)]
+    files = sorted(file for file in path.rglob("*") if _is_text(file))
+    if not files:
+        raise OfflineError(
+            f"folder {dataset!r} holds no text: expected files that end in {', '.join(SUFFIXES)}."
+        )
+    return files
+
+
+def _is_text(path: Path) -> bool:
+    # Spark writes folders that are named like files. A link that leads nowhere is an error later.
+    return path.suffix.lower() in SUFFIXES and not path.is_dir()
 
 
 def _file_documents(file: Path) -> Iterator[str]:
@@ -59,14 +83,16 @@ def _file_documents(file: Path) -> Iterator[str]:
     if suffix == ".parquet":
         yield from _text_of(_parquet_rows(file), str(file))
         return
+    is_json = suffix in (".jsonl", ".json")
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        with file.open(encoding="utf-8-sig") as opened:
+            text = opened.read() if is_json else opened.read(MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise OfflineError(f"cannot read {file}: {error}. Give UTF-8 text.") from error
-    if suffix in (".jsonl", ".json"):
+    if is_json:
         yield from _text_of(_json_rows(text, file), str(file))
     else:
-        yield text
+        yield _beginning(text, str(file))
 
 
 def _json_rows(text: str, file: Path) -> Iterator[object]:
@@ -102,7 +128,23 @@ def _text_of(rows: Iterable[object], source: str) -> Iterator[str]:
                 f'{source} has a row without a string field "{TEXT_FIELD}" (found: {fields}). '
                 f'Rename the column that holds the text to "{TEXT_FIELD}".'
             )
-        yield text
+        yield _encodable(_beginning(text, source))
+
+
+def _beginning(document: str, source: str) -> str:
+    """Return what is read of a document, with a warning where that is not the whole."""
+    if len(document) > MAX_CHARACTERS:
+        logger.warning(
+            "only the first %s characters of a document of %s are read",
+            f"{MAX_CHARACTERS:,}",
+            source,
+        )
+    return document[:MAX_CHARACTERS]
+
+
+def _encodable(text: str) -> str:
+    """Replace surrogates without a partner, which JSON may hold but no tokenizer takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _hub_documents(dataset: str, split: str) -> Iterator[str]:

@@ -8,8 +8,13 @@ from transformers import AutoTokenizer
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.loading import load_tokenizer, open_source
 from permllm_offline.text import calibration
-from permllm_offline.text.calibration import document_windows, sample_windows, token_windows
-from permllm_offline.text.texts import documents
+from permllm_offline.text.calibration import (
+    check_datasets,
+    document_windows,
+    sample_windows,
+    token_windows,
+)
+from permllm_offline.text.texts import MAX_CHARACTERS, documents
 
 
 def test_reads_text_json_lines_parquet_and_folders(tmp_path: Path) -> None:
@@ -25,6 +30,15 @@ def test_reads_text_json_lines_parquet_and_folders(tmp_path: Path) -> None:
     assert list(documents(str(tmp_path / "c.parquet"))) == ["fourth"]
 
 
+def test_folders_may_be_named_like_files(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").mkdir()
+    (tmp_path / "x.jsonl" / "part-0.jsonl").write_text('{"text": "first"}', encoding="utf-8")
+    assert list(documents(str(tmp_path))) == ["first"]
+    (tmp_path / "lost.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OfflineError, match=r"cannot read .*lost\.txt"):
+        list(documents(str(tmp_path)))
+
+
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_json_lines_end_at_newlines_alone(tmp_path: Path, newline: str) -> None:
     texts = ["a\u2028b", "c\u2029d", "e\x85f"]
@@ -38,6 +52,25 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_bytes(mark + b'{"text": "first"}')
     (tmp_path / "x.txt").write_bytes(mark + b"second")
     assert list(documents(str(tmp_path))) == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (r"w1 \ud83d w3", "w1 \ufffd w3"),
+        (r"w1 \ude00", "w1 \ufffd"),
+        (r"w1\ud83d", "w1\ufffd"),
+        (r"\ud83d\ude00 \ufeff", "\U0001f600 \ufeff"),
+    ],
+)
+def test_surrogates_without_a_partner_are_replaced(
+    written: str, read: str, tmp_path: Path, tiny_model_directory: Path
+) -> None:
+    (tmp_path / "x.jsonl").write_text(f'{{"text": "{written}"}}', encoding="utf-8")
+    texts = list(documents(str(tmp_path / "x.jsonl")))
+    assert texts == [read]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_directory)
+    assert len(token_windows(texts, tokenizer, 1, None)) == len(read.split())
 
 
 @pytest.mark.parametrize(
@@ -95,10 +128,14 @@ def test_short_names_stand_for_hub_names(monkeypatch: pytest.MonkeyPatch) -> Non
     list(documents("c4"))
     list(documents("c4", split="test"))
     list(documents("pile"))
+    list(documents("wikitext2"))
+    list(documents("wikitext2", split="test"))
     assert asked == [
         ("allenai/c4", "en", "train"),
         ("allenai/c4", "en", "validation"),
         ("monology/pile-uncopyrighted", None, "train"),
+        ("Salesforce/wikitext", "wikitext-2-raw-v1", "train"),
+        ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
     ]
 
 
@@ -161,6 +198,34 @@ def test_sources_share_the_windows(tmp_path: Path, tiny_model_directory: Path) -
     assert sorted(drawn.held_out[:, 0].tolist()) == [3, 3, 4, 4]
 
 
+def test_every_data_set_has_a_share_of_the_windows(text_file: Path) -> None:
+    check_datasets([str(text_file), "c4"], 2)
+    with pytest.raises(OfflineError, match=r"^1 calibration windows .* 2 data .*--num-samples 2 "):
+        check_datasets([str(text_file), "c4"], 1)
+
+
+def test_no_text_is_read_for_two_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for name in ("a.txt", "b.txt", "ignored.csv"):
+        (texts / name).write_text("w1", encoding="utf-8")
+    (tmp_path / "link.txt").symlink_to(texts / "a.txt")
+    (texts / "link.txt").symlink_to(texts / "a.txt")  # a folder may repeat itself
+    monkeypatch.chdir(tmp_path)
+    check_datasets(["texts/a.txt", str(texts / "b.txt"), "texts/ignored.csv", "c4", "self"], 5)
+    check_datasets(["texts", "texts/ignored.csv", "c4", "pile"], 4)
+    for repeated in (
+        ["texts/a.txt", str(texts / "a.txt")],
+        ["b", "texts/a.txt", "link.txt"],
+        ["texts", "link.txt"],
+        ["texts/b.txt", "texts"],
+        ["c4", "b", "allenai/c4:en:train"],
+        ["self", "self"],
+    ):
+        with pytest.raises(OfflineError, match=r"^data sets '.*' and '.*' both read .* once"):
+            check_datasets(repeated, 9)
+
+
 def test_windows_do_not_overlap(tiny_model_directory: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_directory)
     windows = token_windows(["w0 w1 w2", "w3 w4 w5 w6"], tokenizer, 3, None)
@@ -204,7 +269,11 @@ class Beginning:
 
     window_begin = 7
 
+    def __init__(self) -> None:
+        self.tokenized = ""
+
     def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+        self.tokenized += text
         return {"input_ids": [ord(letter) for letter in text]}
 
 
@@ -236,26 +305,53 @@ def _one_window(sequence_length: int) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("texts", "warned"),
+    ("texts", "warned", "read"),
     [
-        (["abcdefgh"], False),  # ten tokens with their separator
-        (["abcdefghi"], True),
-        (["ab", "cdef"], False),
-        (["ab", "cdef", "g"], True),
+        (["abcdefgh"], False, 1),  # ten tokens with their separator
+        (["abcdefghi"], True, 1),
+        (["ab", "cdef"], False, 2),
+        (["ab", "cdef", "g", "h"], True, 2),
     ],
 )
 def test_text_beyond_the_limit_is_warned_of(
     texts: list[str],
     warned: bool,
+    read: int,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(calibration, "MAX_TOKENS", 10)
-    assert token_windows(texts, Beginning(), 6, None).shape == (2, 6)
+    tokenizer = Beginning()
+    assert token_windows(texts, tokenizer, 6, None).shape == (2, 6)
+    assert tokenizer.tokenized == "".join(f"{text}\n\n" for text in texts[:read])
     assert ("only the first 10 tokens of the text are read" in caplog.text) == warned
     caplog.clear()
     token_windows(texts, Beginning(), 6, 2)
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"), [("x.txt", "", ""), ("x.jsonl", '{"text": "', '"}')]
+)
+@pytest.mark.parametrize("more", ["", "i"])
+def test_only_the_beginning_of_a_huge_document_is_read(
+    name: str,
+    before: str,
+    after: str,
+    more: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert MAX_CHARACTERS == 16 * calibration.MAX_TOKENS
+    monkeypatch.setattr("permllm_offline.text.texts.MAX_CHARACTERS", 8)
+    file = tmp_path / name
+    file.write_text(f"{before}abcdefgh{more}{after}", encoding="utf-8")
+    tokenizer = Beginning()
+    token_windows(documents(str(file)), tokenizer, 6, None)
+    assert tokenizer.tokenized == "abcdefgh\n\n"
+    named = f"only the first 8 characters of a document of {file} are read"
+    assert (named in caplog.text) == bool(more)
 
 
 def test_documents_beyond_the_limit_are_warned_of(
