@@ -20,6 +20,10 @@ from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import BLOCK_SIZES
 
 
+SEEDS = 1 << 32
+"""One more than the largest: what is added to a seed stays far below what torch takes."""
+
+
 class LearningRecipe(BaseModel):
     """Constants of the learned permutation; the defaults suit minutes on a CPU.
 
@@ -103,7 +107,7 @@ class Recipe(BaseModel):
     sampling: Sampling = "stream"
     sequence_length: int = Field(default=512, ge=2)
     evaluation_windows: int = Field(default=8, ge=0)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=SEEDS)
     device: str = "cpu"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     values: Literal["auto", "int8"] = "auto"

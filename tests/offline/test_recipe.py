@@ -220,6 +220,13 @@ def test_a_wrong_constant_is_named_by_its_option(learning: dict[str, object], op
         make_recipe({"model": "m", "learning": learning})
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**64])
+def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
+    with pytest.raises(OfflineError, match=f"^--seed {seed}"):
+        make_recipe({"model": "m", "seed": seed})
+    assert make_recipe({"model": "m", "seed": 2**32 - 1}).seed == 2**32 - 1
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
