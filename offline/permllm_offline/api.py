@@ -12,6 +12,7 @@ from typing import Any, Literal
 from permllm_offline import pipeline
 from permllm_offline.errors import OfflineError
 from permllm_offline.hub import check_push, push
+from permllm_offline.method_parts import parts_of
 from permllm_offline.model.loading import (
     load_model,
     load_served,
@@ -20,14 +21,12 @@ from permllm_offline.model.loading import (
     parse_device,
     parse_dtype,
 )
-from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.recipe import Recipe, make_recipe, read_recipe
 from permllm_offline.recipe_entries import (
     BlockwiseEntries,
     DistillationEntries,
     LearningEntries,
 )
-from permllm_offline.reconstruction.kinds import find_reconstruction
 from permllm_offline.report.report import Report
 from permllm_offline.run.processes import first
 from permllm_offline.run.scratch import Place
@@ -169,12 +168,11 @@ def asked_recipe(
         OfflineError: bad input, or a repository that cannot be written.
     """
     made = make_recipe(changes, effort, preset, None if file is None else read_recipe(Path(file)))
-    method = made.parsed_method()
-    learning = changes.get("learning")
-    if learning and PERMUTATIONS[method.permutation].learn is None:
+    parts, learning = parts_of(made), changes.get("learning")
+    if learning and not parts.permutation.learns:
         names = ", ".join(learning)
         logger.warning("%s learns no permutation: %s is of no use", made.method, names)
-    if effort is not None and find_reconstruction(method.reconstruction).model is None:
+    if effort is not None and not parts.reconstruction.distils:
         logger.warning("%s distils nothing: --effort %s is of no use", made.method, effort)
     if push_to_hub is not None:
         check_push(push_to_hub)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.importance import IMPORTANCES
+from permllm_offline.method_parts import parts_of
 from permllm_offline.model.loading import (
     Source,
     load_tokenizer,
@@ -20,10 +20,8 @@ from permllm_offline.model.loading import (
     parse_dtype,
 )
 from permllm_offline.model.plan import Plan, make_plan
-from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.permutation.learned_layers import parse_layers
 from permllm_offline.recipe import Recipe
-from permllm_offline.reconstruction.kinds import find_reconstruction
 from permllm_offline.run.processes import from_first
 from permllm_offline.text.calibration import CalibrationWindows, sample_windows
 from permllm_offline.text.own_text import OwnText
@@ -59,8 +57,7 @@ def prepare_model(recipe: Recipe) -> Prepared:
     Raises:
         OfflineError, CheckpointError: the first thing that would make the prune fail.
     """
-    method = recipe.parsed_method()
-    reconstruction = find_reconstruction(method.reconstruction)
+    parts = parts_of(recipe)
     device = parse_device(recipe.device)
     source = open_source(recipe.model)
     if getattr(source.config, "quantization_config", None) is not None:
@@ -68,21 +65,20 @@ def prepare_model(recipe: Recipe) -> Prepared:
             f"{recipe.model!r} is already quantized or pruned: prune its dense original."
         )
     dtype = parse_dtype(recipe.dtype) or source.dtype
-    permutation = PERMUTATIONS[method.permutation]
     plan = make_plan(
         source,
         recipe.parsed_pattern(),
-        None if permutation.across_blocks else recipe.block_size,
-        permuted=permutation.permutes,
+        None if parts.permutation.across_blocks else recipe.block_size,
+        permuted=parts.permutation.permutes,
         dtype=dtype,
         int8=recipe.values == "int8",
     )
-    if permutation.learn is not None:
+    if parts.permutation.learns:
         parse_layers(recipe.learning.layers, len(plan.layers))
     tokenizer = None
     if recipe.datasets:
         tokenizer = load_tokenizer(source)
-    elif IMPORTANCES[method.importance].needs_activations or reconstruction.needs_windows:
+    elif parts.reads_text:
         raise OfflineError(
             f"method {recipe.method!r} needs calibration text: give --dataset a file, a folder or "
             "a hub name."

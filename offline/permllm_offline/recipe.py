@@ -19,7 +19,6 @@ from permllm_offline.text.calibration import Sampling
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import BLOCK_SIZES
 
-
 SEEDS = 1 << 32
 """One more than the largest: what is added to a seed stays far below what torch takes."""
 
