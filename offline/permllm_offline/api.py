@@ -21,12 +21,13 @@ from permllm_offline.model.loading import (
     parse_device,
     parse_dtype,
 )
-from permllm_offline.recipe import Recipe, make_recipe, read_recipe
+from permllm_offline.recipe import make_recipe, read_recipe
 from permllm_offline.recipe_entries import (
     BlockwiseEntries,
     DistillationEntries,
     LearningEntries,
 )
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.report.report import Report
 from permllm_offline.run.processes import first
 from permllm_offline.run.scratch import Place
@@ -83,7 +84,7 @@ def prune(
     """Prune a model and write a permllm checkpoint, like ``permllm-offline prune``.
 
     An argument that is None is taken from the effort where one is given, then from the recipe file,
-    then from the preset, then from the default effort and the defaults of ``recipe.Recipe``.
+    then from the preset, then from the default effort and the defaults of ``recipe_schema.Recipe``.
 
     Args:
         model: folder or hub name of the dense model.
@@ -106,9 +107,9 @@ def prune(
         values: ``int8`` stores kept weights with a scale per output row.
         scratch: ``disk`` puts the states of tuning, and second moments, into files beside the
             output; by default only where what is asked for fits into memory only so.
-        learning: constants of the learned permutation, some fields of ``recipe.LearningRecipe``.
-        blockwise: constants of tuning layer by layer, some fields of ``recipe.BlockwiseRecipe``.
-        distillation: constants of the distillation, some fields of ``recipe.DistillationRecipe``.
+        learning: constants of the learned permutation, some fields of ``LearningRecipe``.
+        blockwise: constants of tuning layer by layer, some fields of ``BlockwiseRecipe``.
+        distillation: constants of the distillation, some fields of ``DistillationRecipe``.
         effort: calibration text and steps of a method that distils.
         push_to_hub: ``owner/name`` of a repository to upload the finished checkpoint to.
         force: replace a non-empty output folder.

@@ -10,7 +10,7 @@ from permllm_offline.method_parts import parts_of
 from permllm_offline.model.plan import Plan, PlannedLinear
 from permllm_offline.permutation.learned_layers import largest_span, parse_layers, spans
 from permllm_offline.preparation import Prepared
-from permllm_offline.recipe import Recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.recomputation import activation_bytes, held_activation_bytes
 from permllm_offline.run.processes import count
 from permllm_offline.state_bytes import StateBytes, tuning, updating

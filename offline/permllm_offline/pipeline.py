@@ -20,7 +20,7 @@ from permllm_offline.method_parts import parts_of
 from permllm_offline.model.loading import dtype_name, open_source
 from permllm_offline.preparation import Prepared, prepare_model, with_text
 from permllm_offline.pruning import PrunedModel, needs_hidden_states, prune_model
-from permllm_offline.recipe import Recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.report import papers
 from permllm_offline.report.model_card import model_card
 from permllm_offline.report.page import report_page

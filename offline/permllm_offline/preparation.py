@@ -21,7 +21,7 @@ from permllm_offline.model.loading import (
 )
 from permllm_offline.model.plan import Plan, make_plan
 from permllm_offline.permutation.learned_layers import parse_layers
-from permllm_offline.recipe import Recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.processes import from_first
 from permllm_offline.text.calibration import CalibrationWindows, sample_windows
 from permllm_offline.text.own_text import OwnText

@@ -18,7 +18,12 @@ from permllm_offline.permutation.learned_layers import (
 )
 from permllm_offline.permutation.learning import SENSITIVITY_WINDOWS
 from permllm_offline.preparation import Prepared, own_text
-from permllm_offline.recipe import BlockwiseRecipe, DistillationRecipe, LearningRecipe, Recipe
+from permllm_offline.recipe_schema import (
+    BlockwiseRecipe,
+    DistillationRecipe,
+    LearningRecipe,
+    Recipe,
+)
 from permllm_offline.text.calibration import own_shares
 from permllm_offline.text.sampled_text import PIECES_AT_ONCE
 

@@ -29,7 +29,7 @@ from permllm_offline.output_errors import kept_outputs, output_errors, reallocat
 from permllm_offline.permutation.kinds import PermutationKind
 from permllm_offline.permutation.learned_layers import reads_last_states
 from permllm_offline.preparation import Prepared
-from permllm_offline.recipe import Recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.report.mask_example import example_layer, unpermuted_corner
 from permllm_offline.report.report import Report
 from permllm_offline.run.steps import Step, Work

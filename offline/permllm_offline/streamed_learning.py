@@ -26,7 +26,7 @@ from permllm_offline.permutation.learned_layers import parse_layers, spans
 from permllm_offline.permutation.learned_span import learned_span
 from permllm_offline.permutation.learning import learned_once, numbered
 from permllm_offline.preparation import Prepared
-from permllm_offline.recipe import Recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.steps import Step, Work
 from permllm_offline.streaming import StreamedModel
 from permllm_offline.text.calibration import require_windows

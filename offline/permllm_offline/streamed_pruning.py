@@ -41,7 +41,7 @@ from permllm_offline.passed_layers import PassedLayers, go_on, keep_passed
 from permllm_offline.permutation.learned_layers import reads_last_states
 from permllm_offline.preparation import Prepared
 from permllm_offline.pruning import decide_group
-from permllm_offline.recipe import Recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.reconstruction.layer_work import LayerWork
 from permllm_offline.report.mask_example import example_layer, unpermuted_corner
 from permllm_offline.report.report import Report

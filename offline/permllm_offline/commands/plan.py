@@ -14,7 +14,8 @@ from permllm_offline.model.loading import DTYPES, dtype_name, parse_dtype
 from permllm_offline.model.stored import read_stored
 from permllm_offline.outline import outline
 from permllm_offline.pipeline import check_writable
-from permllm_offline.recipe import Recipe, make_recipe
+from permllm_offline.recipe import make_recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.speed import Speed, expected_speed
 from permllm_vllm.checkpoint.pattern import SUPPORTED
 

@@ -15,7 +15,8 @@ from permllm_offline.methods import METHODS
 from permllm_offline.pipeline import prune, rehearse
 from permllm_offline.presets import PRESETS
 from permllm_offline.prune_forecast import forecast
-from permllm_offline.recipe import EFFORTS, Recipe
+from permllm_offline.recipe import EFFORTS
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.run.processes import first, joined
 from permllm_offline.text.texts import NAMED

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from permllm_offline.calibrated import Calibrated, LearningCurve
 from permllm_offline.decisions import LayerDecision
 from permllm_offline.model.decoder_calls import run_layer
-from permllm_offline.recipe import Recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.scratch import MEMORY, Scratch
 
 

@@ -8,7 +8,8 @@ import torch
 
 from permllm_offline.preparation import Prepared, prepare
 from permllm_offline.pruning import prune_model
-from permllm_offline.recipe import Recipe, make_recipe
+from permllm_offline.recipe import make_recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.reconstruction import obs
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 
