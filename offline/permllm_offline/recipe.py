@@ -14,6 +14,7 @@ from permllm_offline.errors import OfflineError
 from permllm_offline.method_parts import find_parts
 from permllm_offline.methods import BEST
 from permllm_offline.presets import preset
+from permllm_offline.recipe_errors import refusal
 from permllm_offline.recipe_schema import Recipe
 from permllm_vllm.checkpoint.schema import BLOCK_SIZES
 
@@ -87,15 +88,6 @@ def _said(entries: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in entries.items() if value is not None}
 
 
-def _option(location: Sequence[str | int]) -> str:
-    """The option for an entry of the recipe, or the entry where there is no option."""
-    if len(location) > 1 and location[0] != "learning":
-        return ".".join(map(str, location))
-    name = str(location[-1]).replace("_", "-")
-    learns = location[0] == "learning" and name in ("layers", "scope", "window")
-    return f"--learn-{name}" if learns else f"--{name}"
-
-
 def make_recipe(
     entries: Mapping[str, Any],
     effort: str | None = None,
@@ -132,10 +124,7 @@ def make_recipe(
     try:
         recipe = Recipe.model_validate(entries)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise OfflineError(
-            f"{_option(first['loc'])} {first['input']!r}: {first['msg']}."
-        ) from error
+        raise refusal(error, given) from error
     try:
         recipe.parsed_pattern()
     except ValueError as error:
