@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.reconstruction.blockwise import tune_kept_weights, update_and_tune
+from permllm_offline.reconstruction.blockwise import (
+    choose_and_tune,
+    tune_kept_weights,
+    update_and_tune,
+)
 from permllm_offline.reconstruction.distillation import distil
 from permllm_offline.reconstruction.layer_work import Reconstruction
 from permllm_offline.reconstruction.obs import choose_and_update, update_kept_weights
@@ -28,6 +32,9 @@ RECONSTRUCTIONS: Mapping[str, Reconstruction] = {
     ),
     "obs+blockwise": Reconstruction(
         "obs, then blockwise", layer=update_and_tune, updates=True, tunes=True, seeded=True
+    ),
+    "sparsegpt+blockwise": Reconstruction(
+        "sparsegpt, then blockwise", layer=choose_and_tune, updates=True, tunes=True, seeded=True
     ),
     "distillation": Reconstruction(
         "all kept weights tuned together until the model answers like the dense one",
