@@ -98,7 +98,7 @@ def _streamed(
     by_layer = plan.linears_by_layer()
     dense = [_dense_bytes(linears) for linears in by_layer]
     layers = [_layer_bytes(recipe, prepared, linears) for linears in by_layer]
-    layers = list(map(max, layers, _learned_in_spans(recipe, prepared, dense)))
+    layers = list(map(max, layers, _learned_in_spans(recipe, prepared)))
     head = min(rest, _head_weights(prepared) * item)
     tied = rest < 2 * head
     at_the_ends = states + (rest if tied else rest - head) + _logit_bytes(prepared)
@@ -172,17 +172,23 @@ def _logit_bytes(prepared: Prepared) -> int:
     return tokens * vocabulary * (prepared.dtype.itemsize + 4 + 4)
 
 
-def _learned_in_spans(recipe: Recipe, prepared: Prepared, dense: Sequence[int]) -> list[int]:
-    """For each decoder layer, those that learn together with it and what that takes beside them."""
+def _learned_in_spans(recipe: Recipe, prepared: Prepared) -> list[int]:
+    """For each decoder layer, those that are there together with it, and what they take beside it.
+
+    Where none of them learns, they are only masked under the reallocation, in copies.
+    """
+    by_layer = prepared.plan.linears_by_layer()
     if not parts_of(recipe).permutation.learns:
-        return [0] * len(dense)
-    learned = parse_layers(recipe.learning.layers, len(dense)).layers
+        return [0] * len(by_layer)
+    learned = set(parse_layers(recipe.learning.layers, len(by_layer)).layers)
     training = _learning_bytes(recipe, prepared)
-    return [
-        sum(dense[span.start : span.stop]) + training
-        for span in spans(recipe.learning, learned, len(dense))
-        for _ in span
-    ]
+    found: list[int] = []
+    for span in spans(recipe.learning, learned, len(by_layer)):
+        together = by_layer[span.start : span.stop]
+        dense = sum(map(_dense_bytes, together))
+        masked = dense + max(map(_scored, together))
+        found += [dense + (masked if learned.isdisjoint(span) else training)] * len(span)
+    return found
 
 
 def _training_bytes(recipe: Recipe, prepared: Prepared) -> int:
