@@ -142,10 +142,34 @@ def prune(
         "distillation": distillation,
     }
     made = asked_recipe(changes, recipe, effort=effort, preset=preset, push_to_hub=push_to_hub)
-    report = pipeline.prune(made, Path(output), force=force, resume=resume)
-    if push_to_hub is not None and first():
-        logger.info("uploaded: %s", push(Path(output), push_to_hub))
+    report, _ = prune_and_push(
+        made, Path(output), push_to_hub=push_to_hub, force=force, resume=resume
+    )
     return report
+
+
+def prune_and_push(
+    recipe: Recipe,
+    output: Path,
+    *,
+    push_to_hub: str | None = None,
+    force: bool = False,
+    resume: bool = False,
+) -> tuple[Report, str | None]:
+    """Prune by a recipe, and upload the finished checkpoint where that is asked for.
+
+    Returns:
+        The report, and the address of what this process uploaded, or None.
+
+    Raises:
+        OfflineError, CheckpointError: bad input, or an output that cannot be written or uploaded.
+    """
+    report = pipeline.prune(recipe, output, force=force, resume=resume)
+    if push_to_hub is None or not first():
+        return report, None
+    address = push(output, push_to_hub)
+    logger.info("uploaded: %s", address)
+    return report, address
 
 
 def asked_recipe(
