@@ -16,7 +16,8 @@ from permllm_offline.int8_values import choose_scale, round_to_int8
 from permllm_offline.model.loading import load_model
 from permllm_offline.preparation import prepare
 from permllm_offline.pruning import calibrate, own_text
-from permllm_offline.recipe import Recipe, make_recipe, read_recipe
+from permllm_offline.recipe import make_recipe, read_recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.report import papers
 from permllm_offline.run.steps import Work
 from permllm_vllm.checkpoint.packing import unpack

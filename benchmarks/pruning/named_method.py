@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from permllm_offline.method_parts import MethodParts, find_parts
 from permllm_offline.methods import METHODS
-from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -52,17 +52,17 @@ class NamedMethod:
     @property
     def learned(self) -> bool:
         """Whether the permutation is learned."""
-        return PERMUTATIONS[METHODS[self.method].permutation].learn is not None
+        return self._parts.permutation.learns
 
     @property
     def seeded(self) -> bool:
         """Whether the result depends on the seed beyond the choice of windows."""
-        return self.learned or RECONSTRUCTIONS[self._reconstruction].seeded
+        return self.learned or self._parts.reconstruction.seeded
 
     @property
     def servable(self) -> bool:
         """Whether a checkpoint can hold the method's permutation."""
-        return not PERMUTATIONS[METHODS[self.method].permutation].across_blocks
+        return not self._parts.permutation.across_blocks
 
     def entries(self) -> dict[str, Any]:
         """Entries of the recipe."""
@@ -70,10 +70,9 @@ class NamedMethod:
         return {"method": self.method, "reconstruction": self.reconstruction, **variant}
 
     @property
-    def _reconstruction(self) -> str:
-        return self.reconstruction or METHODS[self.method].reconstruction
+    def _parts(self) -> MethodParts:
+        return find_parts(self.method, self.reconstruction)
 
     def _read(self) -> set[str]:
-        distils = RECONSTRUCTIONS[self._reconstruction].model is not None
-        reads = {"learning": self.learned, "distillation": distils}
+        reads = {"learning": self.learned, "distillation": self._parts.reconstruction.distils}
         return {entries for entries, read in reads.items() if read}

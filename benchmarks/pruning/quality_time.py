@@ -33,7 +33,8 @@ from permllm_offline.model.modules import decoder_layers, linear_of
 from permllm_offline.permutation.learned_span import cosine_distance
 from permllm_offline.preparation import Prepared, prepare
 from permllm_offline.pruning import prune_model
-from permllm_offline.recipe import Recipe, make_recipe
+from permllm_offline.recipe import make_recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.schedules import cosine, shuffled_batches
 from permllm_offline.text.evaluation import evaluation_windows, perplexity
 from permllm_vllm.checkpoint.pattern import Pattern

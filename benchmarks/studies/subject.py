@@ -19,7 +19,8 @@ from permllm_offline.model.families import Family, family_of
 from permllm_offline.model.loading import Source, load_model, load_tokenizer, open_source
 from permllm_offline.preparation import Prepared, prepare
 from permllm_offline.pruning import PrunedModel, prune_model
-from permllm_offline.recipe import Recipe, make_recipe
+from permllm_offline.recipe import make_recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.steps import Step, Work
 from permllm_offline.text.evaluation import evaluation_windows, perplexity
 

@@ -12,6 +12,7 @@ from permllm_offline import pipeline
 from permllm_offline.errors import OfflineError
 from permllm_offline.hub import check_push, push
 from permllm_offline.local_path import local_path
+from permllm_offline.method_parts import parts_of
 from permllm_offline.model.loading import (
     load_model,
     load_served,
@@ -20,14 +21,13 @@ from permllm_offline.model.loading import (
     parse_device,
     parse_dtype,
 )
-from permllm_offline.permutation.kinds import PERMUTATIONS
-from permllm_offline.recipe import Recipe, make_recipe, read_recipe
+from permllm_offline.recipe import make_recipe, read_recipe
 from permllm_offline.recipe_entries import (
     BlockwiseEntries,
     DistillationEntries,
     LearningEntries,
 )
-from permllm_offline.reconstruction.kinds import find_reconstruction
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.report.report import Report
 from permllm_offline.run.processes import first
 from permllm_offline.run.scratch import Place
@@ -84,7 +84,7 @@ def prune(
     """Prune a model and write a permllm checkpoint, like ``permllm-offline prune``.
 
     An argument that is None is taken from the effort where one is given, then from the recipe file,
-    then from the preset, then from the default effort and the defaults of ``recipe.Recipe``.
+    then from the preset, then from the default effort and the defaults of ``recipe_schema.Recipe``.
 
     Args:
         model: folder or hub name of the dense model.
@@ -107,9 +107,9 @@ def prune(
         values: ``int8`` stores kept weights with a scale per output row.
         scratch: ``disk`` puts the states of tuning, and second moments, into files beside the
             output; by default only where what is asked for fits into memory only so.
-        learning: constants of the learned permutation, some fields of ``recipe.LearningRecipe``.
-        blockwise: constants of tuning layer by layer, some fields of ``recipe.BlockwiseRecipe``.
-        distillation: constants of the distillation, some fields of ``recipe.DistillationRecipe``.
+        learning: constants of the learned permutation, some fields of ``LearningRecipe``.
+        blockwise: constants of tuning layer by layer, some fields of ``BlockwiseRecipe``.
+        distillation: constants of the distillation, some fields of ``DistillationRecipe``.
         effort: calibration text and steps of a method that distils.
         push_to_hub: ``owner/name`` of a repository to upload the finished checkpoint to.
         force: replace a checkpoint in the output folder.
@@ -145,10 +145,32 @@ def prune(
     if recipe is not None:
         pipeline.check_recipe_file(local_path(recipe), folder)
     made = asked_recipe(changes, recipe, effort=effort, preset=preset, push_to_hub=push_to_hub)
-    report = pipeline.prune(made, folder, force=force, resume=resume)
-    if push_to_hub is not None and first():
-        logger.info("uploaded: %s", push(folder, push_to_hub))
+    report, _ = prune_and_push(made, folder, push_to_hub=push_to_hub, force=force, resume=resume)
     return report
+
+
+def prune_and_push(
+    recipe: Recipe,
+    output: Path,
+    *,
+    push_to_hub: str | None = None,
+    force: bool = False,
+    resume: bool = False,
+) -> tuple[Report, str | None]:
+    """Prune by a recipe, and upload the finished checkpoint where that is asked for.
+
+    Returns:
+        The report, and the address of what this process uploaded, or None.
+
+    Raises:
+        OfflineError, CheckpointError: bad input, or an output that cannot be written or uploaded.
+    """
+    report = pipeline.prune(recipe, output, force=force, resume=resume)
+    if push_to_hub is None or not first():
+        return report, None
+    address = push(output, push_to_hub)
+    logger.info("uploaded: %s", address)
+    return report, address
 
 
 def asked_recipe(
@@ -173,12 +195,11 @@ def asked_recipe(
     """
     recorded = None if file is None else read_recipe(local_path(file))
     made = make_recipe(changes, effort, preset, recorded)
-    method = made.parsed_method()
-    learning = changes.get("learning")
-    if learning and PERMUTATIONS[method.permutation].learn is None:
+    parts, learning = parts_of(made), changes.get("learning")
+    if learning and not parts.permutation.learns:
         names = ", ".join(learning)
         logger.warning("%s learns no permutation: %s is of no use", made.method, names)
-    if effort is not None and find_reconstruction(method.reconstruction).model is None:
+    if effort is not None and not parts.reconstruction.distils:
         logger.warning("%s distils nothing: --effort %s is of no use", made.method, effort)
     if push_to_hub is not None:
         check_push(push_to_hub)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.plan import Plan
-from permllm_offline.recipe import Recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.scratch import Scratch
 from permllm_offline.run.steps import Work
 

@@ -11,7 +11,7 @@ import torch
 
 from permllm_offline.memory_forecast import peak_bytes, scratch_bytes
 from permllm_offline.preparation import Prepared
-from permllm_offline.recipe import Recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.processes import local_count
 
 logger = logging.getLogger(__name__)

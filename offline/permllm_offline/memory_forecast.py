@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from permllm_offline.importance import CHUNK_ELEMENTS
+from permllm_offline.method_parts import parts_of
 from permllm_offline.model.plan import Plan, PlannedLinear
-from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.permutation.learned_layers import largest_span, parse_layers, spans
 from permllm_offline.preparation import Prepared
-from permllm_offline.recipe import Recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.recomputation import activation_bytes, held_activation_bytes
-from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.run.processes import count
 from permllm_offline.state_bytes import StateBytes, tuning, updating
 from permllm_offline.streamed_pruning import can_stream, reads_activations
@@ -99,7 +98,7 @@ def _streamed(
     by_layer = plan.linears_by_layer()
     dense = [_dense_bytes(linears) for linears in by_layer]
     layers = [_layer_bytes(recipe, prepared, linears) for linears in by_layer]
-    layers = list(map(max, layers, _learned_in_spans(recipe, prepared, dense)))
+    layers = list(map(max, layers, _learned_in_spans(recipe, prepared)))
     head = min(rest, _head_weights(prepared) * item)
     tied = rest < 2 * head
     at_the_ends = states + (rest if tied else rest - head) + _logit_bytes(prepared)
@@ -113,7 +112,7 @@ def _layer_bytes(recipe: Recipe, prepared: Prepared, linears: Sequence[PlannedLi
     """A decoder layer with its packed masks, and the most of what comes one after the other."""
     item, windows = prepared.dtype.itemsize, prepared.windows
     dense, masks = _dense_bytes(linears), sum(linear.weights for linear in linears) // 8
-    tried = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].layer is not None
+    tried = parts_of(recipe).reconstruction.layer is not None
     return (
         dense
         + masks
@@ -138,7 +137,7 @@ def _by_group(linears: Sequence[PlannedLinear]) -> list[list[PlannedLinear]]:
 
 def _assigned(recipe: Recipe, linears: Sequence[PlannedLinear]) -> int:
     """While the channels of a block are assigned to groups: what all its rows score."""
-    if not recipe.parsed_method().permutation.startswith("cp-"):
+    if not parts_of(recipe).permutation.assigns:
         return 0
     return max(
         ASSIGNED_BYTES
@@ -173,31 +172,34 @@ def _logit_bytes(prepared: Prepared) -> int:
     return tokens * vocabulary * (prepared.dtype.itemsize + 4 + 4)
 
 
-def _learned_in_spans(recipe: Recipe, prepared: Prepared, dense: Sequence[int]) -> list[int]:
-    """For each decoder layer, those that learn together with it and what that takes beside them."""
-    if not _learns(recipe):
-        return [0] * len(dense)
-    learned = parse_layers(recipe.learning.layers, len(dense)).layers
+def _learned_in_spans(recipe: Recipe, prepared: Prepared) -> list[int]:
+    """For each decoder layer, those that are there together with it, and what they take beside it.
+
+    Where none of them learns, they are only masked under the reallocation, in copies.
+    """
+    by_layer = prepared.plan.linears_by_layer()
+    if not parts_of(recipe).permutation.learns:
+        return [0] * len(by_layer)
+    learned = set(parse_layers(recipe.learning.layers, len(by_layer)).layers)
     training = _learning_bytes(recipe, prepared)
-    return [
-        sum(dense[span.start : span.stop]) + training
-        for span in spans(recipe.learning, learned, len(dense))
-        for _ in span
-    ]
+    found: list[int] = []
+    for span in spans(recipe.learning, learned, len(by_layer)):
+        together = by_layer[span.start : span.stop]
+        dense = sum(map(_dense_bytes, together))
+        masked = dense + max(map(_scored, together))
+        found += [dense + (masked if learned.isdisjoint(span) else training)] * len(span)
+    return found
 
 
 def _training_bytes(recipe: Recipe, prepared: Prepared) -> int:
     """States and activations of a loop that runs the whole model."""
     plan, item, length = prepared.plan, prepared.dtype.itemsize, recipe.sequence_length
-    training = _learning_bytes(recipe, prepared) if _learns(recipe) else 0
-    if "distillation" in _reconstruction_parts(recipe):
+    parts = parts_of(recipe)
+    training = _learning_bytes(recipe, prepared) if parts.permutation.learns else 0
+    if parts.reconstruction.distils:
         tuned = tuning(plan.linears, item, count()).in_memory(recipe.scratch)
         return max(training, tuned + held_activation_bytes(plan, length, item))
     return training
-
-
-def _learns(recipe: Recipe) -> bool:
-    return PERMUTATIONS[recipe.parsed_method().permutation].learn is not None
 
 
 def _learning_bytes(recipe: Recipe, prepared: Prepared) -> int:
@@ -228,17 +230,13 @@ def _reconstructing(recipe: Recipe, linears: Sequence[PlannedLinear], item: int)
 
 def _layer_states(recipe: Recipe, linears: Sequence[PlannedLinear], item: int) -> list[StateBytes]:
     """What comes one after the other while a decoder layer is reconstructed."""
-    parts = _reconstruction_parts(recipe)
-    states = updating(linears) if parts & {"obs", "sparsegpt"} else []
-    if "blockwise" in parts:
+    reconstruction = parts_of(recipe).reconstruction
+    states = updating(linears) if reconstruction.updates else []
+    if reconstruction.tunes:
         tuned = tuning(linears, item)
         activations = activation_bytes(linears, recipe.sequence_length, item)
         states.append(replace(tuned, beside=tuned.beside + activations))
     return states
-
-
-def _reconstruction_parts(recipe: Recipe) -> set[str]:
-    return set(recipe.parsed_method().reconstruction.split("+"))
 
 
 def scratch_bytes(recipe: Recipe, prepared: Prepared) -> int:
@@ -249,7 +247,7 @@ def scratch_bytes(recipe: Recipe, prepared: Prepared) -> int:
     states = [
         one for linears in plan.linears_by_layer() for one in _layer_states(recipe, linears, item)
     ]
-    if "distillation" in _reconstruction_parts(recipe):
+    if parts_of(recipe).reconstruction.distils:
         states.append(tuning(plan.linears, item, count()))
     return max((one.scratch for one in states), default=0)
 
@@ -283,8 +281,8 @@ def passed_bytes(recipe: Recipe, prepared: Prepared) -> int:
     A prune that is resumed goes on from them, so they lie in the work folder too.
     """
     held_out = 0 if prepared.windows is None else prepared.windows.held_out.numel()
-    reconstruction = RECONSTRUCTIONS[recipe.parsed_method().reconstruction]
-    kinds = 2 if _learns(recipe) or reconstruction.layer is not None else 1
+    parts = parts_of(recipe)
+    kinds = 2 if parts.permutation.learns or parts.reconstruction.layer is not None else 1
     return _hidden_bytes(prepared, kinds * read_tokens(recipe, prepared) + 2 * held_out)
 
 
@@ -297,6 +295,6 @@ def read_tokens(recipe: Recipe, prepared: Prepared) -> int:
     if prepared.windows is None or not reads_activations(recipe):
         return 0
     read = prepared.windows.calibration.numel()
-    if RECONSTRUCTIONS[recipe.parsed_method().reconstruction].model is not None:
+    if parts_of(recipe).reconstruction.distils:
         read += recipe.distillation.self_windows * recipe.sequence_length
     return read

@@ -55,8 +55,8 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def parse_method(name: str) -> Method:
+def parse_method(name: object) -> Method:
     """Return a method by name; raises OfflineError that lists the known ones."""
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise OfflineError(f"method {name!r} is not known: give one of {', '.join(METHODS)}.")
     return METHODS[name]

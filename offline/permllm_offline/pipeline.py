@@ -17,12 +17,11 @@ from permllm_offline.errors import OfflineError
 from permllm_offline.local_path import local_path
 from permllm_offline.memory import Fitted, fitted
 from permllm_offline.memory_forecast import passed_bytes, scratch_bytes, shard_bytes
+from permllm_offline.method_parts import parts_of
 from permllm_offline.model.loading import dtype_name, open_source
-from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.preparation import Prepared, prepare_model, with_text
 from permllm_offline.pruning import PrunedModel, needs_hidden_states, prune_model
-from permllm_offline.recipe import Recipe
-from permllm_offline.reconstruction.kinds import find_reconstruction
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.report import papers
 from permllm_offline.report.model_card import model_card
 from permllm_offline.report.page import report_page
@@ -51,7 +50,7 @@ INTERVAL_FILES = 2
 
 def check_writable(recipe: Recipe) -> None:
     """Raise OfflineError for a method whose permutations no checkpoint can hold."""
-    if PERMUTATIONS[recipe.parsed_method().permutation].across_blocks:
+    if parts_of(recipe).permutation.across_blocks:
         raise OfflineError(
             f"method {recipe.method!r} moves channels through a whole layer, but a checkpoint "
             "holds permutations inside blocks only, since no kernel applies others for free. It "
@@ -139,7 +138,7 @@ def shared_out(recipe: Recipe) -> Recipe:
 
     What one process does is as it was.
     """
-    distils = find_reconstruction(recipe.parsed_method().reconstruction).model is not None
+    distils = parts_of(recipe).reconstruction.distils
     given = "windows_per_step" in recipe.distillation.model_fields_set
     if count() == 1 or given or not distils:
         return recipe
@@ -150,7 +149,7 @@ def shared_out(recipe: Recipe) -> Recipe:
 def disk_bytes(recipe: Recipe, prepared: Prepared) -> int:
     """Bytes of the output, and of the finished steps and scratch files beside it."""
     plan = prepared.plan
-    reconstruction = find_reconstruction(recipe.parsed_method().reconstruction)
+    reconstruction = parts_of(recipe).reconstruction
     needed = plan.total_bytes + local_count() * scratch_bytes(recipe, prepared)
     if can_stream(recipe) or reconstruction.layer is not None:
         # Finished layers, a byte for each element of their masks.
@@ -158,12 +157,12 @@ def disk_bytes(recipe: Recipe, prepared: Prepared) -> int:
     if can_stream(recipe):
         to_come = replace(prepared, windows=_windows_to_come(recipe))
         needed += INTERVAL_FILES * passed_bytes(recipe, to_come)
-    if reconstruction.model is not None:
+    if reconstruction.distils:
         kept = sum(linear.weights for linear in plan.linears) // 2
         needed += INTERVAL_FILES * INTERVAL_BYTES * kept
     if needs_hidden_states(recipe):
         windows = recipe.num_samples
-        if reconstruction.model is not None:
+        if reconstruction.distils:
             windows += recipe.distillation.self_windows
         hidden = plan.layers[0][0].in_features
         states = windows * recipe.sequence_length * hidden * prepared.dtype.itemsize
@@ -192,10 +191,10 @@ def check_processes(recipe: Recipe) -> None:
             f"{count()} processes, but {recipe.method!r} without learning or distillation goes "
             "through the model layer by layer in one: start it without torchrun."
         )
-    method = recipe.parsed_method()
+    parts = parts_of(recipe)
     loops = {
-        "learning": PERMUTATIONS[method.permutation].learn and recipe.learning,
-        "distillation": find_reconstruction(method.reconstruction).model and recipe.distillation,
+        "learning": parts.permutation.learns and recipe.learning,
+        "distillation": parts.reconstruction.distils and recipe.distillation,
     }
     for name, constants in loops.items():
         if constants and constants.windows_per_step % count():

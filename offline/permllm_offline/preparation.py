@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.importance import IMPORTANCES
+from permllm_offline.method_parts import parts_of
 from permllm_offline.model.loading import (
     DTYPES,
     Source,
@@ -22,10 +22,8 @@ from permllm_offline.model.loading import (
     parse_dtype,
 )
 from permllm_offline.model.plan import Plan, make_plan
-from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.permutation.learned_layers import parse_layers
-from permllm_offline.recipe import Recipe
-from permllm_offline.reconstruction.kinds import find_reconstruction
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.processes import from_first
 from permllm_offline.text.calibration import CalibrationWindows, check_datasets, sample_windows
 from permllm_offline.text.own_text import OwnText
@@ -61,8 +59,7 @@ def prepare_model(recipe: Recipe) -> Prepared:
     Raises:
         OfflineError, CheckpointError: the first thing that would make the prune fail.
     """
-    method = recipe.parsed_method()
-    reconstruction = find_reconstruction(method.reconstruction)
+    parts = parts_of(recipe)
     device = parse_device(recipe.device)
     source = open_source(recipe.model)
     if getattr(source.config, "quantization_config", None) is not None:
@@ -75,22 +72,21 @@ def prepare_model(recipe: Recipe) -> Prepared:
             f"{recipe.model!r} is of dtype {dtype_name(dtype)} by its config.json, which no "
             f"checkpoint holds: give --dtype {' or '.join(DTYPES)}."
         )
-    permutation = PERMUTATIONS[method.permutation]
     plan = make_plan(
         source,
         recipe.parsed_pattern(),
-        None if permutation.across_blocks else recipe.block_size,
-        permuted=permutation.permutes,
+        None if parts.permutation.across_blocks else recipe.block_size,
+        permuted=parts.permutation.permutes,
         dtype=dtype,
         int8=recipe.values == "int8",
     )
-    if permutation.learn is not None:
+    if parts.permutation.learns:
         parse_layers(recipe.learning.layers, len(plan.layers))
     tokenizer = None
     if recipe.datasets:
         check_datasets(recipe.datasets, recipe.num_samples)
         tokenizer = load_tokenizer(source)
-    elif IMPORTANCES[method.importance].needs_activations or reconstruction.needs_windows:
+    elif parts.reads_text:
         raise OfflineError(
             f"method {recipe.method!r} needs calibration text: give --dataset a file, a folder or "
             "a hub name."

@@ -19,7 +19,7 @@ PAPER_METHOD = "permllm-wanda"
 """The paper's own, with the importance of most of its tables."""
 
 
-def preset(name: str, method: str | None) -> Mapping[str, Any]:
+def preset(name: str, method: object) -> Mapping[str, Any]:
     """Entries of a recipe that a preset gives.
 
     ``paper`` gives the constants of arXiv 2510.10136 (Appendix A), and those of its authors' code
@@ -36,7 +36,7 @@ def preset(name: str, method: str | None) -> Mapping[str, Any]:
     """
     if name not in PRESETS:
         raise OfflineError(f"preset {name!r} is not known: give one of {', '.join(PRESETS)}.")
-    method = method or PAPER_METHOD
+    method = PAPER_METHOD if method is None else method
     rate = _PAPER_RATES.get(parse_method(method).importance, _PAPER_RATES["wanda"])
     return {
         "method": method,

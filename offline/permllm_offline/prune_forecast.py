@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from permllm_offline.memory_forecast import MemoryForecast, memory_forecast, read_tokens
+from permllm_offline.method_parts import parts_of
 from permllm_offline.model.plan import PlannedLinear
-from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.permutation.learned_layers import (
     parse_layers,
     sensitivity_passes,
@@ -18,8 +18,12 @@ from permllm_offline.permutation.learned_layers import (
 )
 from permllm_offline.permutation.learning import SENSITIVITY_WINDOWS
 from permllm_offline.preparation import Prepared, own_text
-from permllm_offline.recipe import BlockwiseRecipe, DistillationRecipe, LearningRecipe, Recipe
-from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
+from permllm_offline.recipe_schema import (
+    BlockwiseRecipe,
+    DistillationRecipe,
+    LearningRecipe,
+    Recipe,
+)
 from permllm_offline.text.calibration import own_shares
 from permllm_offline.text.sampled_text import PIECES_AT_ONCE
 
@@ -65,17 +69,16 @@ def forecast(recipe: Recipe, prepared: Prepared, speed: float | None = None) -> 
         speed: operations per second of a product; None measures it.
     """
     plan, windows = prepared.plan, prepared.windows
-    reconstruction = RECONSTRUCTIONS[recipe.parsed_method().reconstruction]
+    parts = parts_of(recipe)
+    reconstruction = parts.reconstruction
     held_out = 0 if windows is None else windows.held_out.numel()
     read = updated = read_tokens(recipe, prepared)
-    if reconstruction.model is not None:  # a layer's reconstruction reads fewer
+    if reconstruction.distils:  # a layer's reconstruction reads fewer
         updated = min(read, recipe.distillation.layer_windows * recipe.sequence_length)
     # A sampled token is one product of each matrix with a row for each piece.
     sampling_speed = speed or measured_speed(prepared, plan.linears[0], PIECES_AT_ONCE)
     speed = speed or measured_speed(prepared, plan.linears[0])
-    parts = recipe.parsed_method().reconstruction.split("+")
-    learns = PERMUTATIONS[recipe.parsed_method().permutation].learn is not None
-    learned_in_windows = learns and recipe.learning.scope == "window"
+    learned_in_windows = parts.permutation.learns and recipe.learning.scope == "window"
     seconds = []
     for linears in plan.linears_by_layer():
         passes = float(read + 2 * held_out)
@@ -84,10 +87,10 @@ def forecast(recipe: Recipe, prepared: Prepared, speed: float | None = None) -> 
             passes += 2 * read
         if reconstruction.layer is not None:
             passes += updated
-        if "obs" in parts or "sparsegpt" in parts:
+        if reconstruction.updates:
             passes += PASSES_TO_EACH_GROUP * updated
             operations += sum(_update_operations(linear, updated) for linear in linears)
-        if "blockwise" in parts:
+        if reconstruction.tunes:
             steps, validation = _windows(recipe.blockwise)
             passes += (BACKWARD * steps + validation) * recipe.sequence_length
         operations += 2 * passes * sum(linear.weights for linear in linears)
@@ -107,7 +110,7 @@ def _stage_seconds(
     if sampled := _sampled_windows(recipe, prepared):
         products = sampled * recipe.sequence_length * (model + head)
         stages["sampling text"] = 2 * products / sampling_speed
-    if PERMUTATIONS[recipe.parsed_method().permutation].learn is not None:
+    if parts_of(recipe).permutation.learns:
         if measured := _sensitivity_windows(recipe, prepared):
             passes = measured * sensitivity_passes(len(plan.layers)) / len(plan.layers)
             stages[SENSITIVITY] = 2 * passes * recipe.sequence_length * model / speed
@@ -115,7 +118,7 @@ def _stage_seconds(
         share = trained_share(recipe.learning, len(plan.layers))
         tokens = share * (BACKWARD * steps + validation) * recipe.sequence_length
         stages["learning"] = 2 * tokens * model / speed
-    if RECONSTRUCTIONS[recipe.parsed_method().reconstruction].model is not None:
+    if parts_of(recipe).reconstruction.distils:
         steps, validation = _windows(recipe.distillation)
         products = (BACKWARD * steps + validation) * model + DIVERGENCE * (
             steps + validation
@@ -129,7 +132,7 @@ def _sampled_windows(recipe: Recipe, prepared: Prepared) -> int:
     own = own_text(recipe, prepared)
     shares = own_shares(recipe.datasets, recipe.num_samples, recipe.evaluation_windows)
     unwritten = sum(windows for windows in shares if not own.is_kept(windows))
-    distils = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].model is not None
+    distils = parts_of(recipe).reconstruction.distils
     return unwritten + (recipe.distillation.self_windows if distils else 0)
 
 

@@ -16,20 +16,20 @@ from permllm_offline.bake import apply_masks
 from permllm_offline.calibrated import Calibrated, LearnedPermutations, LearningCurve
 from permllm_offline.decisions import GroupDecision, LayerDecision, decide
 from permllm_offline.group_scores import computed, group_scores
-from permllm_offline.importance import IMPORTANCES, Scores
+from permllm_offline.importance import Scores
 from permllm_offline.int8_values import RoundedLayer, round_layer
 from permllm_offline.kept_steps import kept_number, kept_statistics
 from permllm_offline.layerwise import LayerError, reconstruct_layers
+from permllm_offline.method_parts import parts_of
 from permllm_offline.model.families import family_of
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import load_model
 from permllm_offline.model.modules import decoder_layers
 from permllm_offline.output_errors import kept_outputs, output_errors, reallocated_errors
-from permllm_offline.permutation.kinds import PERMUTATIONS, PermutationKind
+from permllm_offline.permutation.kinds import PermutationKind
 from permllm_offline.permutation.learned_layers import reads_last_states
 from permllm_offline.preparation import Prepared
-from permllm_offline.recipe import Recipe
-from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.report.mask_example import example_layer, unpermuted_corner
 from permllm_offline.report.report import Report
 from permllm_offline.run.steps import Step, Work
@@ -117,10 +117,9 @@ def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) ->
 
 def needs_hidden_states(recipe: Recipe) -> bool:
     """Whether anything reads the last hidden states of the dense model."""
-    method = recipe.parsed_method()
-    learns = PERMUTATIONS[method.permutation].learn is not None
-    return RECONSTRUCTIONS[method.reconstruction].needs_hidden_states or (
-        learns and reads_last_states(recipe.learning)
+    parts = parts_of(recipe)
+    return parts.reconstruction.needs_hidden_states or (
+        parts.permutation.learns and reads_last_states(recipe.learning)
     )
 
 
@@ -131,8 +130,7 @@ def calibrate(
 
     ``own`` is the model's own text, int64 [windows, sequence_length], or None.
     """
-    method, plan = recipe.parsed_method(), prepared.plan
-    importance = IMPORTANCES[method.importance]
+    importance, plan = parts_of(recipe).importance, prepared.plan
     hidden_states = needs_hidden_states(recipe)
     windows = None if prepared.windows is None else prepared.windows.calibration
     if windows is not None and own is not None:
@@ -167,7 +165,7 @@ def calibrate(
 def own_text(recipe: Recipe, prepared: Prepared, model: Any, work: Work) -> Tensor | None:
     """Windows that the dense model writes itself, for those of the data set: where it distils."""
     count = recipe.distillation.self_windows
-    distils = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].model is not None
+    distils = parts_of(recipe).reconstruction.distils
     if prepared.windows is None or not distils or count == 0:
         return None
 
@@ -197,7 +195,7 @@ def _decide(
     calibrated: Calibrated,
 ) -> tuple[list[LayerDecision], LearnedPermutations | None]:
     recipe = calibrated.recipe
-    kind = PERMUTATIONS[recipe.parsed_method().permutation]
+    kind = parts_of(recipe).permutation
     learned = None if kind.learn is None else kind.learn(calibrated)
     pattern = recipe.parsed_pattern()
 
@@ -241,14 +239,14 @@ class _PrunedWeights:
 def _prune_weights(
     calibrated: Calibrated, decisions: list[LayerDecision], measure: Callable[[], list[float]]
 ) -> _PrunedWeights:
-    reconstruction = RECONSTRUCTIONS[calibrated.recipe.parsed_method().reconstruction]
+    reconstruction = parts_of(calibrated.recipe).reconstruction
     layers = decoder_layers(calibrated.model, calibrated.plan.family.layers)
     errors: list[LayerError] = []
     curve: LearningCurve = []
     masked_errors: list[float] = []
     if reconstruction.layer is not None:
         read = calibrated
-        if reconstruction.model is not None and calibrated.windows is not None:
+        if reconstruction.distils and calibrated.windows is not None:
             count = calibrated.recipe.distillation.layer_windows
             read = replace(calibrated, windows=calibrated.windows[:count])
         decisions, errors = reconstruct_layers(read, decisions, reconstruction.layer)

@@ -6,7 +6,7 @@ from typing import Literal, TypedDict
 
 
 class LearningEntries(TypedDict, total=False):
-    """Fields of ``recipe.LearningRecipe``."""
+    """Fields of ``recipe_schema.LearningRecipe``."""
 
     layers: str
     scope: Literal["model", "window"]
@@ -28,7 +28,7 @@ class LearningEntries(TypedDict, total=False):
 
 
 class BlockwiseEntries(TypedDict, total=False):
-    """Fields of ``recipe.BlockwiseRecipe``."""
+    """Fields of ``recipe_schema.BlockwiseRecipe``."""
 
     steps: int
     windows_per_step: int
@@ -39,7 +39,7 @@ class BlockwiseEntries(TypedDict, total=False):
 
 
 class DistillationEntries(TypedDict, total=False):
-    """Fields of ``recipe.DistillationRecipe``."""
+    """Fields of ``recipe_schema.DistillationRecipe``."""
 
     steps: int
     windows_per_step: int

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from permllm_offline.preparation import Prepared
-from permllm_offline.recipe import Recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.steps import WorkFolder
 from permllm_vllm.checkpoint.schema import installed_version
 

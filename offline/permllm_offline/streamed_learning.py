@@ -18,15 +18,15 @@ from permllm_offline.activations import mean_norms, summed_squares
 from permllm_offline.calibrated import Calibrated, LearnedPermutations, LearningCurve
 from permllm_offline.flow import Flow, load_states, with_states, without_states
 from permllm_offline.group_scores import computed, group_scores
-from permllm_offline.importance import IMPORTANCES
 from permllm_offline.kept_steps import by_layer, named_by_layer
 from permllm_offline.layerwise import PASSES, relative_error
+from permllm_offline.method_parts import parts_of
 from permllm_offline.output_errors import WINDOWS
 from permllm_offline.permutation.learned_layers import parse_layers, spans
 from permllm_offline.permutation.learned_span import learned_span
 from permllm_offline.permutation.learning import learned_once, numbered
 from permllm_offline.preparation import Prepared
-from permllm_offline.recipe import Recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.steps import Step, Work
 from permllm_offline.streaming import StreamedModel
 from permllm_offline.text.calibration import require_windows
@@ -97,7 +97,7 @@ def _pass_spans(
     if len(windows.held_out):
         flows[_HELD_OUT] = Flow.into(streamed, windows.held_out[:WINDOWS])
     found = _go_on(work, flows)
-    importance = IMPORTANCES[recipe.parsed_method().importance]
+    importance = parts_of(recipe).importance
     norms: dict[int, Mapping[str, Tensor]] = {}
     calibrated = Calibrated(
         streamed.model,

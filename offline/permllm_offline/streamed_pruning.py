@@ -21,7 +21,7 @@ from permllm_offline.calibrated import LearnedPermutations
 from permllm_offline.decisions import LayerDecision, without_masks
 from permllm_offline.flow import Flow
 from permllm_offline.group_scores import group_scores
-from permllm_offline.importance import IMPORTANCES, Scores
+from permllm_offline.importance import Scores
 from permllm_offline.int8_values import round_layer
 from permllm_offline.layerwise import (
     PASSES,
@@ -33,16 +33,15 @@ from permllm_offline.layerwise import (
     pruned_layer,
     relative_error,
 )
+from permllm_offline.method_parts import parts_of
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.plan import Plan
 from permllm_offline.output_errors import WINDOWS
 from permllm_offline.passed_layers import PassedLayers, go_on, keep_passed
-from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.permutation.learned_layers import reads_last_states
 from permllm_offline.preparation import Prepared
 from permllm_offline.pruning import decide_group
-from permllm_offline.recipe import Recipe
-from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.reconstruction.layer_work import LayerWork
 from permllm_offline.report.mask_example import example_layer, unpermuted_corner
 from permllm_offline.report.report import Report
@@ -77,12 +76,12 @@ class PrunedLayers:
 
 def can_stream(recipe: Recipe) -> bool:
     """Whether a recipe never needs the whole model at once."""
-    method = recipe.parsed_method()
-    if RECONSTRUCTIONS[method.reconstruction].model is not None:
+    parts = parts_of(recipe)
+    if parts.reconstruction.distils:
         return False
     # Several processes share the windows of a step, which is worth it for a model in memory.
     alone = not reads_last_states(recipe.learning) and processes() == 1
-    return PERMUTATIONS[method.permutation].learn is None or alone
+    return not parts.permutation.learns or alone
 
 
 def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> PrunedLayers:
@@ -96,7 +95,7 @@ def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> Prun
     streamed = StreamedModel(prepared.source, plan.family, prepared.dtype, prepared.device)
     learned: LearnedPermutations | None = None
     start_errors: list[float] = []
-    if PERMUTATIONS[recipe.parsed_method().permutation].learn is not None:
+    if parts_of(recipe).permutation.learns:
         learned, start_errors = learn_streamed(recipe, prepared, work, streamed)
     if work.finished(PASSES):
         passed, decisions = PassedLayers(), _finished_decisions(plan, work, len(plan.layers))
@@ -131,7 +130,7 @@ def _pass_layers(
     plan, windows = prepared.plan, prepared.windows
     flows: dict[str, Flow] = {}
     if windows is not None and reads_activations(recipe):
-        only = RECONSTRUCTIONS[recipe.parsed_method().reconstruction].layer is None
+        only = parts_of(recipe).reconstruction.layer is None
         flows[_CALIBRATION] = Flow.into(streamed, windows.calibration, dense_only=only)
     if windows is not None and len(windows.held_out):
         flows[_HELD_OUT] = Flow.into(streamed, windows.held_out)
@@ -208,18 +207,17 @@ class _Passing:
     def _importances(
         self, layer: nn.Module, layout: GroupLayout, norms: Mapping[str, Tensor] | None
     ) -> Mapping[str, Scores]:
-        importance = IMPORTANCES[self.recipe.parsed_method().importance]
-        return group_scores(importance, layer, layout, norms)
+        return group_scores(parts_of(self.recipe).importance, layer, layout, norms)
 
     def _pruned_layer(
         self, index: int, layer: nn.Module, norms: Mapping[str, Tensor] | None
     ) -> Step:
         """Decide, prune the layer in place, and reconstruct it where the method does."""
-        kind = PERMUTATIONS[self.recipe.parsed_method().permutation]
+        parts = parts_of(self.recipe)
         permutations = {} if self.learned is None else self.learned.permutations[index]
         decision = [
             decide_group(
-                kind,
+                parts.permutation,
                 layout,
                 self._importances(layer, layout, norms),
                 permutations.get(layout.group.name),
@@ -228,7 +226,7 @@ class _Passing:
             for layout in self.plan.layers[index]
         ]
         calibration = self.flows.get(_CALIBRATION)
-        reconstruct = RECONSTRUCTIONS[self.recipe.parsed_method().reconstruction].layer
+        reconstruct = parts.reconstruction.layer
         if reconstruct is None or calibration is None:
             apply_masks(layer, decision)
             return pruned_layer(layer, decision)
@@ -264,10 +262,4 @@ def _energies(norms: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
 
 def reads_activations(recipe: Recipe) -> bool:
     """Whether calibration text, where there is any, runs through the decoder layers."""
-    method = recipe.parsed_method()
-    return (
-        IMPORTANCES[method.importance].needs_activations
-        or PERMUTATIONS[method.permutation].learn is not None
-        or RECONSTRUCTIONS[method.reconstruction].needs_windows
-        or recipe.values == "int8"
-    )
+    return parts_of(recipe).reads_text or recipe.values == "int8"

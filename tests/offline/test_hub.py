@@ -8,7 +8,9 @@ from typing import Any
 import huggingface_hub
 import pytest
 
+from permllm_offline import api
 from permllm_offline.cli import main
+from permllm_offline.recipe import make_recipe
 
 REPOSITORY = "someone/tiny-2to4"
 URL = f"https://huggingface.co/{REPOSITORY}/commit/0"
@@ -65,6 +67,36 @@ def test_a_finished_checkpoint_is_uploaded(
     ]
     assert {"model.safetensors", "README.md", "SHA256SUMS"} <= set(written)
     assert URL in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_the_first_process_uploads_and_has_the_address(
+    is_first: bool,
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hub = pretend(monkeypatch)
+    monkeypatch.setattr(api, "first", lambda: is_first)
+    caplog.set_level("INFO", api.__name__)
+    recipe = make_recipe({"model": str(tiny_model_directory), "method": "magnitude"})
+    report, address = api.prune_and_push(recipe, tmp_path / "out", push_to_hub=REPOSITORY)
+    assert report.recipe.method == "magnitude"
+    assert address == (URL if is_first else None)
+    assert (URL in caplog.text) == is_first
+    uploads = [name for name, _ in hub.calls]
+    assert uploads == (["create_repo", "upload_folder"] if is_first else [])
+
+
+def test_the_function_uploads_as_the_command_does(
+    tmp_path: Path, tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_command, by_function = pretend(monkeypatch), PretendedHub()
+    assert prune(tiny_model_directory, tmp_path / "one", "--push-to-hub", REPOSITORY) == 0
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: by_function)
+    api.prune(tiny_model_directory, tmp_path / "two", method="magnitude", push_to_hub=REPOSITORY)
+    assert by_function.calls == by_command.calls
 
 
 def test_nothing_is_uploaded_unasked(

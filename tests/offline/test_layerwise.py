@@ -13,7 +13,7 @@ from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.families import FAMILIES, heads_of
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.plan import Plan
-from permllm_offline.recipe import Recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.reconstruction.layer_work import LayerWork
 from permllm_vllm.checkpoint.pattern import Pattern
 from tests.offline.tiny_models import tiny_llama

@@ -143,6 +143,18 @@ def test_layers_that_learn_together_are_in_memory_together(expect: Expect) -> No
     assert one.common - expect(method="wanda").common == 200 * 128 * 4
 
 
+def test_where_nothing_learns_there_are_no_states_of_learning(expect: Expect) -> None:
+    def learning(window: int, layers: str) -> MemoryForecast:
+        constants = {"scope": "window", "window": window, "layers": layers}
+        return expect(method="permllm-wanda", learning=constants)
+
+    every, last = learning(1, "all"), learning(1, "last:1")
+    # The first layer, and a masked copy; importance, ranks and copies of its largest linear.
+    assert last.layers == [2 * 4 * WEIGHTS + 16 * LARGEST, every.layers[1]]
+    assert last.layers[0] < every.layers[0]
+    assert learning(2, "last:1").layers == learning(2, "all").layers
+
+
 @pytest.mark.parametrize(("method", "states"), [("wanda", 2), ("sparsegpt", 3)])
 def test_more_text_takes_more_memory(method: str, states: int, expect: Expect) -> None:
     few, many = (expect(method=method, num_samples=count).common for count in (20, 25))

@@ -9,7 +9,9 @@ from permllm_offline.permutation.learned_layers import trained_share
 from permllm_offline.pipeline import rehearse
 from permllm_offline.preparation import prepare
 from permllm_offline.prune_forecast import Forecast, forecast, measured_speed
-from permllm_offline.recipe import LearningRecipe, Recipe, make_recipe
+from permllm_offline.recipe import make_recipe
+from permllm_offline.recipe_schema import LearningRecipe, Recipe
+from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.text import own_text
 
 WEIGHTS = 128 * 128 * 2 + 64 * 128 * 2 + 128 * 192 * 3
@@ -63,6 +65,15 @@ def test_tuning_layer_by_layer(expect: Any) -> None:
     assert tuned.stage_seconds == {}
     both = expect(method="wanda", reconstruction="obs+blockwise", blockwise=constants)
     assert both.seconds > tuned.seconds
+
+
+@pytest.mark.parametrize("name", RECONSTRUCTIONS)
+def test_a_reconstruction_is_forecast_by_what_it_does_not_by_its_name(
+    name: str, expect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECONSTRUCTIONS, "another", RECONSTRUCTIONS[name])
+    expected = expect(method="wanda", reconstruction=name)
+    assert expect(method="wanda", reconstruction="another") == expected
 
 
 def test_learning_the_permutations(expect: Any) -> None:

@@ -9,7 +9,9 @@ from permllm_offline.api import asked_recipe
 from permllm_offline.cli import main
 from permllm_offline.errors import OfflineError
 from permllm_offline.permutation.learned_layers import most_sensitive, parse_layers
-from permllm_offline.recipe import Recipe, make_recipe, overridden, read_recipe
+from permllm_offline.recipe import make_recipe, overridden, read_recipe
+from permllm_offline.recipe_schema import Recipe
+from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_vllm.checkpoint.pattern import Pattern
 
 
@@ -228,31 +230,39 @@ def test_the_rate_of_the_paper_depends_on_the_importance() -> None:
         make_recipe({"model": "m"}, preset_name="other")
 
 
-@pytest.mark.parametrize(
-    ("learning", "option"),
-    [
-        ({"scope": "layer"}, "--learn-scope 'layer'"),
-        ({"window": 0}, "--learn-window 0"),
-        ({"patience": -1}, "--patience -1"),
-    ],
-)
-def test_a_wrong_constant_is_named_by_its_option(learning: dict[str, object], option: str) -> None:
-    with pytest.raises(OfflineError, match=f"^{option}"):
-        make_recipe({"model": "m", "learning": learning})
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**64])
+def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
+    with pytest.raises(OfflineError, match=f"^--seed {seed}"):
+        make_recipe({"model": "m", "seed": seed})
+    assert make_recipe({"model": "m", "seed": 2**32 - 1}).seed == 2**32 - 1
 
 
+@pytest.mark.parametrize("preset_name", [None, "paper"])
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"distillation": "fast"}, "--distillation 'fast'"),
-        ({"reconstruction": 5, "method": "wanda"}, "--reconstruction 5"),
-        ({"learning": 5, "method": "wanda"}, "--learning 5"),
-        ({"method": ["wanda"]}, "method .*wanda.* is not known"),
+        ({"method": "best", "reconstruction": "none"}, "method 'best' is not known"),
+        ({"method": 5}, "method 5 is not known"),
+        ({"method": ["wanda"]}, r"method \['wanda'\] is not known"),
+        ({"method": "wanda", "reconstruction": "more"}, "reconstruction 'more' is not known"),
+        ({"reconstruction": ["obs"]}, r"reconstruction \['obs'\] is not known"),
     ],
 )
-def test_entries_of_a_wrong_type_are_named(entries: dict[str, object], message: str) -> None:
-    with pytest.raises(OfflineError, match=message):
-        make_recipe({"model": "m", **entries})
+def test_a_part_that_is_not_known_is_refused(
+    entries: dict[str, object], message: str, preset_name: str | None
+) -> None:
+    with pytest.raises(OfflineError, match=f"^{message}: give one of "):
+        make_recipe({"model": "m", **entries}, preset_name=preset_name)
+    with pytest.raises(OfflineError, match=f"^{message}: give one of "):
+        make_recipe({"model": "m"}, preset_name=preset_name, recorded=entries)
+
+
+def test_a_reconstruction_that_distils_has_the_effort_whatever_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(RECONSTRUCTIONS, "another", RECONSTRUCTIONS["obs+distillation"])
+    entries = {"model": "m", "method": "wanda", "reconstruction": "another"}
+    assert make_recipe(entries, "high").num_samples == 768
 
 
 @pytest.mark.parametrize(

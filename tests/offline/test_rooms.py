@@ -15,6 +15,7 @@ NEEDS = {
 }
 """What the lowest folders may import beside themselves."""
 HIGH = {"report", "pipeline", "pruning", "streamed_pruning", "commands", "api", "cli"}
+HIGH |= {"recipe", "method_parts"}
 """What the folders of the method must not know."""
 
 

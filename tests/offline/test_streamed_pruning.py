@@ -49,6 +49,7 @@ def assert_equal_ways(
         ("--method", "sparsegpt"),
         ("--method", "wanda+cp", "--reconstruction", "obs"),
         ("--method", "wanda+cp", "--reconstruction", "obs+blockwise"),
+        ("--method", "wanda+cp", "--reconstruction", "sparsegpt+blockwise"),
         ("--method", "magnitude", "--values", "int8", "--dtype", "bfloat16"),
         ("--method", "wanda+cp", "--reconstruction", "obs", "--values", "int8"),
         ("--method", "permllm-ria", *WINDOWS, "--learn-window=1", "--learn-layers=0"),

@@ -9,12 +9,13 @@ from permllm_offline.commands.json_file import add_json_option, check_json, writ
 from permllm_offline.commands.outline_tables import outline_table, speed_table
 from permllm_offline.commands.tables import show
 from permllm_offline.local_path import local_path
+from permllm_offline.method_parts import parts_of
 from permllm_offline.model.loading import DTYPES, dtype_name, parse_dtype
 from permllm_offline.model.stored import read_stored
 from permllm_offline.outline import outline
-from permllm_offline.permutation.kinds import PERMUTATIONS
 from permllm_offline.pipeline import check_writable
-from permllm_offline.recipe import Recipe, make_recipe
+from permllm_offline.recipe import make_recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.speed import Speed, expected_speed
 from permllm_vllm.checkpoint.pattern import SUPPORTED
 
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
         }
     )
     check_writable(recipe)
-    permuted = PERMUTATIONS[recipe.parsed_method().permutation].permutes
+    permuted = parts_of(recipe).permutation.permutes
     stored = read_stored(options.model)
     values = options.values
     if values == "auto":

@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from permllm_offline.api import asked_recipe
+from permllm_offline.api import asked_recipe, prune_and_push
 from permllm_offline.commands.learning_options import add_learning_options, given_learning
 from permllm_offline.commands.tables import plan_table, report_table, show
-from permllm_offline.hub import push
 from permllm_offline.local_path import local_path
 from permllm_offline.memory import SMALLER
 from permllm_offline.methods import METHODS
-from permllm_offline.pipeline import check_recipe_file, prune, rehearse
+from permllm_offline.pipeline import check_recipe_file, rehearse
 from permllm_offline.presets import PRESETS
 from permllm_offline.prune_forecast import forecast
-from permllm_offline.recipe import EFFORTS, Recipe
+from permllm_offline.recipe import EFFORTS
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.run.processes import first, joined
 from permllm_offline.text.texts import NAMED
@@ -178,9 +178,14 @@ def run(options: argparse.Namespace) -> None:
             if first():
                 show(plan_table(fit.recipe, prepared.plan, forecast(fit.recipe, prepared)))
         return
-    report = prune(recipe, options.output, force=options.force, resume=options.resume)
-    if not first():
-        return
-    show(report_table(report))
-    if options.push_to_hub is not None:
-        show(f"uploaded: {push(options.output, options.push_to_hub)}")
+    report, address = prune_and_push(
+        recipe,
+        options.output,
+        push_to_hub=options.push_to_hub,
+        force=options.force,
+        resume=options.resume,
+    )
+    if first():
+        show(report_table(report))
+    if address is not None:
+        show(f"uploaded: {address}")

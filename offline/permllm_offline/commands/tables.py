@@ -9,7 +9,7 @@ from rich.text import Text
 from permllm_offline.inspection import Inspection
 from permllm_offline.model.plan import Plan
 from permllm_offline.prune_forecast import SENSITIVITY, Forecast
-from permllm_offline.recipe import Recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.report.report import Report
 
 MINIMUM_WIDTH = 120

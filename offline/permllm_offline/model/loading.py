@@ -208,7 +208,7 @@ def parse_device(name: str) -> torch.device:
     """Return the device of ``--device``; raises OfflineError where it cannot hold a tensor."""
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # the device meta makes tensors that hold nothing
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise OfflineError(
             f"device {name!r} cannot be used ({first_line(error)}). Give cpu, or a device that "

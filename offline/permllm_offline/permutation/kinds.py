@@ -29,18 +29,26 @@ Learning = Callable[[Calibrated], LearnedPermutations]
 class PermutationKind:
     """An entry of the table: from one group alone, from the whole model, or neither.
 
-    ``across_blocks`` moves channels through a whole layer, which no checkpoint can hold.
+    ``across_blocks`` moves channels through a whole layer, which no checkpoint can hold;
+    ``assigns`` says that linear sum assignments of channels to groups find it, for which all rows
+    of a block are scored at once.
     """
 
     summary: str
     allocate: Allocation | None = None
     learn: Learning | None = None
     across_blocks: bool = False
+    assigns: bool = False
+
+    @property
+    def learns(self) -> bool:
+        """Whether it is found in steps that the whole model, or a part of it, takes."""
+        return self.learn is not None
 
     @property
     def permutes(self) -> bool:
         """Whether it moves channels."""
-        return self.allocate is not None or self.learn is not None
+        return self.allocate is not None or self.learns
 
 
 PERMUTATIONS: Mapping[str, PermutationKind] = {
@@ -49,12 +57,15 @@ PERMUTATIONS: Mapping[str, PermutationKind] = {
         "heuristic channel reallocation within each block", allocate=allocate_group
     ),
     "cp-lsa": PermutationKind(
-        "cp refined by linear sum assignment, within each block", allocate=assign_group
+        "cp refined by linear sum assignment, within each block",
+        allocate=assign_group,
+        assigns=True,
     ),
     "cp-global": PermutationKind(
         "cp-lsa over all channels of a layer, as the paper does it: for studies, not servable",
         allocate=assign_group,
         across_blocks=True,
+        assigns=True,
     ),
     "learned": PermutationKind("learned within each block", learn=learn_permutations),
 }

@@ -17,7 +17,7 @@ from permllm_offline.errors import OfflineError
 from permllm_offline.model.decoder_calls import run_windows
 from permllm_offline.model.modules import decoder_layers
 from permllm_offline.permutation.learned_span import cosine_distance, learned_span
-from permllm_offline.recipe import LearningRecipe
+from permllm_offline.recipe_schema import LearningRecipe
 from permllm_offline.run.steps import Step
 
 SENSITIVITIES = "sensitivities"

@@ -22,7 +22,7 @@ from permllm_offline.errors import OfflineError
 from permllm_offline.permutation.hardening import Hardener
 from permllm_offline.permutation.learned_span import LearnedSpan
 from permllm_offline.permutation.sinkhorn import sinkhorn
-from permllm_offline.recipe import LearningRecipe
+from permllm_offline.recipe_schema import LearningRecipe
 from permllm_offline.recomputation import activations_are_large, recomputed
 from permllm_offline.run.processes import share, summed, total
 from permllm_offline.run.steps import Step

@@ -1,8 +1,8 @@
 """Tune the kept weights of one decoder layer until it gives what the dense layer gave.
 
-Masks and permutations stay. The input is that of the pruned model, so that a layer also makes up
-for what the layers before it got wrong; only this layer's weights, gradients and Adam states are in
-memory, or in files.
+Tuning leaves masks and permutations as they are. The input is that of the pruned model, so that a
+layer also makes up for what the layers before it got wrong; only this layer's weights, gradients
+and Adam states are in memory, or in files.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from permllm_offline.decisions import LayerDecision
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.modules import linear_of
 from permllm_offline.reconstruction.kept_weights import KeptWeights
-from permllm_offline.reconstruction.layer_work import LayerWork
-from permllm_offline.reconstruction.obs import update_kept_weights
+from permllm_offline.reconstruction.layer_work import LayerReconstruction, LayerWork
+from permllm_offline.reconstruction.obs import choose_and_update, update_kept_weights
 from permllm_offline.schedules import shuffled_batches, warmed_cosine
 from permllm_offline.text.calibration import require_windows
 
@@ -57,7 +57,16 @@ def tune_kept_weights(work: LayerWork) -> LayerDecision:
 
 def update_and_tune(work: LayerWork) -> LayerDecision:
     """Update the kept weights of a decoder layer column by column, then tune them."""
-    return tune_kept_weights(replace(work, decision=update_kept_weights(work)))
+    return _tuned_after(update_kept_weights, work)
+
+
+def choose_and_tune(work: LayerWork) -> LayerDecision:
+    """Choose the masks of a decoder layer anew while its weights are updated, then tune these."""
+    return _tuned_after(choose_and_update, work)
+
+
+def _tuned_after(update: LayerReconstruction, work: LayerWork) -> LayerDecision:
+    return tune_kept_weights(replace(work, decision=update(work)))
 
 
 def _optimise(work: LayerWork, kept: KeptWeights) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from permllm_offline.calibrated import Calibrated, LearningCurve
 from permllm_offline.decisions import LayerDecision
 from permllm_offline.model.decoder_calls import run_layer
-from permllm_offline.recipe import Recipe
+from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.scratch import MEMORY, Scratch
 
 
@@ -55,17 +55,26 @@ ModelReconstruction = Callable[[Calibrated, Sequence[LayerDecision]], LearningCu
 class Reconstruction:
     """A kind of reconstruction: of each decoder layer in turn, then of the whole model, or either.
 
-    ``needs_hidden_states`` asks for ``Calibrated.hidden_states``, the dense model's last ones;
-    ``seeded`` says that its steps take windows in an order that ``recipe.seed`` decides.
+    Of a decoder layer it ``updates`` weights column by column, or ``tunes`` them in steps, or one
+    after the other: time and memory are forecast from that. ``needs_hidden_states`` asks for
+    ``Calibrated.hidden_states``, the dense model's last ones; ``seeded`` says that its steps take
+    windows in an order that ``recipe.seed`` decides.
     """
 
     summary: str
     layer: LayerReconstruction | None = None
     model: ModelReconstruction | None = None
+    updates: bool = False
+    tunes: bool = False
     needs_hidden_states: bool = False
     seeded: bool = False
 
     @property
+    def distils(self) -> bool:
+        """Whether it tunes the whole model together."""
+        return self.model is not None
+
+    @property
     def needs_windows(self) -> bool:
         """Whether it reads calibration text."""
-        return self.layer is not None or self.model is not None
+        return self.layer is not None or self.distils

@@ -1,4 +1,4 @@
-"""A model of the hub: what is fetched of it."""
+"""A model of the hub: what is fetched of it; a device: whether it can hold a tensor."""
 
 import json
 import shutil
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from permllm_offline.model.loading import load_model, load_tokenizer, open_source
+from permllm_offline.errors import OfflineError
+from permllm_offline.model.loading import load_model, load_tokenizer, open_source, parse_device
 from permllm_vllm.checkpoint.errors import CheckpointError
 from tests.offline.tiny_models import save_tokenizer, tiny_llama, tiny_model
 
@@ -83,3 +84,10 @@ def test_a_tokenizer_knows_the_positions_of_its_model(model_type: str, tmp_path:
     tiny_model(model_type, max_position_embeddings=24).save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
     assert load_tokenizer(open_source(str(tmp_path))).positions == 24
+
+
+@pytest.mark.parametrize("name", ["meta", "quantum", "cuda:99"])
+def test_a_device_that_holds_no_tensor_is_refused(name: str) -> None:
+    with pytest.raises(OfflineError, match=f"device '{name}' cannot be used .*Give cpu"):
+        parse_device(name)
+    assert parse_device("cpu") == torch.device("cpu")

@@ -25,7 +25,8 @@ from permllm_offline.permutation.learned_span import LearnedSpan, learned_span
 from permllm_offline.permutation.learning import learn_permutations
 from permllm_offline.permutation.sinkhorn import sinkhorn
 from permllm_offline.permutation.span_learning import _Learner, initial_logits, temperature
-from permllm_offline.recipe import LearningRecipe, make_recipe
+from permllm_offline.recipe import make_recipe
+from permllm_offline.recipe_schema import LearningRecipe
 from permllm_offline.recomputation import recomputed
 from permllm_offline.run.steps import WorkFolder
 from permllm_vllm.checkpoint.permutation import is_bijective

@@ -9,21 +9,24 @@ import torch
 from permllm_offline.bake import apply_masks
 from permllm_offline.errors import OfflineError
 from permllm_offline.layerwise import relative_error
+from permllm_offline.mask import choose_mask
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.recipe import make_recipe
 from permllm_offline.reconstruction.blockwise import (
+    choose_and_tune,
     squared_error,
     tune_kept_weights,
     update_and_tune,
 )
 from permllm_offline.reconstruction.layer_work import LayerReconstruction, LayerWork
-from permllm_offline.reconstruction.obs import update_kept_weights
+from permllm_offline.reconstruction.obs import choose_and_update, update_kept_weights
 from permllm_offline.schedules import warmed_cosine
 from permllm_vllm.checkpoint.pattern import Pattern
 from tests.offline.baked_models import decisions_of
 from tests.offline.tiny_models import tiny_llama
 
+PATTERN = Pattern(2, 4)
 CONSTANTS = {"steps": 20, "learning_rate": 3e-3, "validation_windows": 3, "validation_interval": 5}
 
 
@@ -36,7 +39,7 @@ def layer_work(dtype: torch.dtype = torch.float32, **constants: Any) -> LayerWor
     targets = run_windows(layer, calls.states, keywords)
     noise = torch.randn(calls.states.shape, generator=torch.Generator().manual_seed(1))
     inputs = calls.states + 0.1 * noise.to(dtype)
-    decision = decisions_of(model, Pattern(2, 4), 64)[1]
+    decision = decisions_of(model, PATTERN, 64)[1]
     recipe = make_recipe({"model": "tiny", "blockwise": CONSTANTS | constants})
     return LayerWork(1, layer, keywords, decision, inputs, targets, recipe)
 
@@ -70,6 +73,34 @@ def test_the_layer_comes_closer_and_pruned_weights_stay_zero(
     norm = "input_layernorm.weight"
     assert torch.equal(weights(after)[norm], weights(before)[norm])
     assert not any(p.requires_grad or p.grad is not None for p in after.layer.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chosen_masks_are_tuned_and_no_others(dtype: torch.dtype) -> None:
+    chosen, tuned = layer_work(dtype), layer_work(dtype)
+    expected, final = choose_and_update(chosen), choose_and_tune(tuned)
+    apply_masks(chosen.layer, expected)
+    assert first_windows(tuned, 3) < first_windows(chosen, 3)  # held out from tuning
+    assert first_windows(tuned) < 0.95 * first_windows(chosen)
+    differ = False
+    for group, same, given in zip(final, expected, tuned.decision, strict=True):
+        assert group.retained == same.retained
+        for name in group.masks:
+            mask, weight = group.mask(name), tuned.layer.get_submodule(name).weight
+            assert torch.equal(mask, same.mask(name)), name
+            assert torch.equal(choose_mask(mask.float(), PATTERN, group.permutation, 64), mask)
+            assert weight.dtype is dtype
+            assert not weight[~mask].any(), name
+            differ |= not torch.equal(mask, given.mask(name))
+    assert differ
+
+
+def test_chosen_masks_stay_where_tuning_makes_it_worse() -> None:
+    chosen, tuned = layer_work(), layer_work(learning_rate=10.0)
+    apply_masks(chosen.layer, choose_and_update(chosen))
+    choose_and_tune(tuned)
+    for name, weight in weights(chosen).items():
+        assert torch.equal(weights(tuned)[name], weight), name
 
 
 def test_the_curve_has_the_errors_of_the_steps() -> None:

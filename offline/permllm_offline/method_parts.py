@@ -1,0 +1,52 @@
+"""What the names in a method stand for: its importance, permutation and reconstruction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from permllm_offline.importance import IMPORTANCES, Importance
+from permllm_offline.methods import parse_method
+from permllm_offline.permutation.kinds import PERMUTATIONS, PermutationKind
+from permllm_offline.recipe_schema import Recipe
+from permllm_offline.reconstruction.kinds import find_reconstruction
+from permllm_offline.reconstruction.layer_work import Reconstruction
+
+
+@dataclass(frozen=True)
+class MethodParts:
+    """Entries of the tables that a method names."""
+
+    importance: Importance
+    permutation: PermutationKind
+    reconstruction: Reconstruction
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether calibration text decides anything."""
+        return (
+            self.importance.needs_activations
+            or self.permutation.learns
+            or self.reconstruction.needs_windows
+        )
+
+
+def find_parts(method: object, reconstruction: object = None) -> MethodParts:
+    """Look up the parts of a method.
+
+    Args:
+        method: key of ``methods.METHODS``.
+        reconstruction: key of ``RECONSTRUCTIONS`` in place of the method's own, or None.
+
+    Raises:
+        OfflineError: either is not known.
+    """
+    named = parse_method(method)
+    own = named.reconstruction if reconstruction is None else reconstruction
+    return MethodParts(
+        IMPORTANCES[named.importance], PERMUTATIONS[named.permutation], find_reconstruction(own)
+    )
+
+
+def parts_of(recipe: Recipe) -> MethodParts:
+    """Look up the parts of a recipe's method; raises OfflineError where one is not known."""
+    return find_parts(recipe.method, recipe.reconstruction)
