@@ -28,6 +28,7 @@ from permllm_offline.recipe_entries import (
     DistillationEntries,
     LearningEntries,
 )
+from permllm_offline.recipe_errors import option_of
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.report.report import Report
 from permllm_offline.run.processes import first
@@ -123,7 +124,7 @@ def prune(
         OfflineError, CheckpointError: bad input, or an output that cannot be written or uploaded.
     """
     changes = {
-        "model": fspath(model),
+        "model": _model_name(model),
         "method": method,
         "reconstruction": reconstruction,
         "pattern": pattern,
@@ -198,7 +199,7 @@ def asked_recipe(
     made = make_recipe(changes, effort, preset, recorded)
     parts, learning = parts_of(made), changes.get("learning")
     if learning and not parts.permutation.learns:
-        names = ", ".join(learning)
+        names = ", ".join(option_of(("learning", name)) or name for name in learning)
         logger.warning("%s learns no permutation: %s is of no use", made.method, names)
     if effort is not None and not parts.reconstruction.distils:
         logger.warning("%s distils nothing: --effort %s is of no use", made.method, effort)
@@ -213,7 +214,7 @@ def evaluate(
     *,
     sequence_length: int = 512,
     max_windows: int | None = None,
-    tasks: Sequence[str] | None = None,
+    tasks: str | Sequence[str] | None = None,
     tasks_path: str | PathLike[str] | None = None,
     few_shot: int | None = None,
     limit: int | None = None,
@@ -232,7 +233,7 @@ def evaluate(
         sequence_length: tokens per window; windows do not overlap.
         max_windows: windows at most, or None for the whole text, as far as
             ``text.calibration.MAX_TOKENS`` go.
-        tasks: of lm-eval.
+        tasks: of lm-eval; names, or one text with commas between them.
         tasks_path: folder of more tasks; see ``text.zero_shot.Tasks``.
         few_shot: examples before each question of a task, or None for what it says.
         limit: questions of each task, or None for all.
@@ -245,11 +246,10 @@ def evaluate(
     """
     if dataset is None and tasks is None:
         raise OfflineError("nothing to measure: give --dataset, --tasks, or both.")
-    if sequence_length < 2 or (max_windows is not None and max_windows < 1):
-        raise OfflineError(
-            f"sequence length {sequence_length} and {max_windows} windows cannot be evaluated: "
-            "--sequence-length must be at least 2 and --max-windows at least 1."
-        )
+    if sequence_length < 2:
+        raise OfflineError(f"--sequence-length {sequence_length}: a window has at least 2 tokens.")
+    if max_windows is not None and max_windows < 1:
+        raise OfflineError(f"--max-windows {max_windows}: give at least 1, or leave it out.")
     if batch_size < 1 or (few_shot or 0) < 0 or (limit is not None and limit < 1):
         raise OfflineError(
             f"batch size {batch_size}, few-shot {few_shot} and limit {limit} cannot be evaluated: "
@@ -257,7 +257,9 @@ def evaluate(
         )
     if tasks is None and tasks_path is not None:
         raise OfflineError("--tasks-path says where tasks are: give their names with --tasks.")
-    torch_device, source = parse_device(device), open_source(fspath(model))
+    if isinstance(tasks, str):
+        tasks = [name.strip() for name in tasks.split(",") if name.strip()]
+    torch_device, source = parse_device(device), open_source(_model_name(model))
     torch_dtype = parse_dtype(dtype) or source.dtype
     tokenizer = load_tokenizer(source)
     found = None
@@ -275,6 +277,15 @@ def evaluate(
             served, tokenizer, few_shot=few_shot, limit=limit, batch_size=batch_size
         )
     return Evaluation(measured, 0 if windows is None else len(windows), sequence_length, scores)
+
+
+def _model_name(model: str | PathLike[str]) -> str:
+    if not isinstance(model, str | PathLike):
+        raise OfflineError(
+            f"the model is a {type(model).__name__} in memory: give the folder or hub name that it "
+            "can be read from."
+        )
+    return fspath(model)
 
 
 def _datasets(

@@ -60,6 +60,8 @@ def inspect(directory: Path) -> Inspection:
         OfflineError: the folder holds no permllm checkpoint.
         CheckpointError: it does, and it is broken.
     """
+    if directory.exists() and not directory.is_dir():
+        raise OfflineError(f"{directory} is not a folder. Give the folder of a checkpoint.")
     if not (directory / "config.json").is_file():
         raise OfflineError(f"{directory} holds no config.json: give a folder with a checkpoint.")
     reader = CheckpointReader(directory)

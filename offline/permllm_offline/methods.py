@@ -50,7 +50,8 @@ METHODS: Mapping[str, Method] = {
         "wanda",
         "cp",
         "distillation",
-        "the best we know: wanda+cp, then all kept weights distilled from the dense model",
+        "the best we know: wanda+cp, in blocks, then all kept weights distilled from the dense "
+        "model",
     ),
 }
 

@@ -18,7 +18,7 @@ from permllm_offline.local_path import local_path
 from permllm_offline.memory import Fitted, fitted
 from permllm_offline.memory_forecast import passed_bytes, scratch_bytes, shard_bytes
 from permllm_offline.method_parts import parts_of
-from permllm_offline.model.loading import dtype_name, open_source
+from permllm_offline.model.loading import dtype_name, load_tokenizer, open_source
 from permllm_offline.preparation import Prepared, prepare_model, with_text
 from permllm_offline.pruning import PrunedModel, needs_hidden_states, prune_model
 from permllm_offline.recipe_schema import Recipe
@@ -244,6 +244,7 @@ def _prune(recipe: Recipe, output: Path, *, force: bool, resume: bool) -> Report
     if not first():
         shared = SharedWork(None, beside=output.resolve().parent)
         return prune_model(recipe, with_text(recipe, checked), shared).report
+    _warn_without_tokenizer(checked)
     with work_folder(recipe, checked, output, resume=resume) as work:
         prepared = with_text(recipe, checked)
         windows = prepared.windows
@@ -255,6 +256,19 @@ def _prune(recipe: Recipe, output: Path, *, force: bool, resume: bool) -> Report
             logger.warning("%s", error)  # the checkpoint is complete
     logger.info("wrote %s", output)
     return report
+
+
+def _warn_without_tokenizer(prepared: Prepared) -> None:
+    """Say of a model that is pruned without text what its checkpoint will lack."""
+    if prepared.tokenizer is not None:
+        return
+    try:
+        load_tokenizer(prepared.source)
+    except OfflineError:
+        logger.warning(
+            "%s has no tokenizer, so the checkpoint has none: vLLM and eval need one",
+            prepared.source.name,
+        )
 
 
 def _write(

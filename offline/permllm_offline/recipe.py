@@ -51,10 +51,9 @@ def read_recipe(file: Path) -> dict[str, Any]:
     try:
         entries = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        first = str(error).strip().splitlines()[0]
         raise OfflineError(
-            f"cannot read recipe {file}: {first}. Give a YAML file like the recipe.yaml beside a "
-            "checkpoint."
+            f"cannot read recipe {file}: {_reason(error)}. Give a YAML file like the recipe.yaml "
+            "beside a checkpoint."
         ) from error
     if not isinstance(entries, dict):
         raise OfflineError(
@@ -62,6 +61,13 @@ def read_recipe(file: Path) -> dict[str, Any]:
             "file like the recipe.yaml beside a checkpoint."
         )
     return entries
+
+
+def _reason(error: Exception) -> str:
+    """One line: of YAML that cannot be parsed, what is wrong and where."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return str(error).strip().splitlines()[0]
 
 
 def overridden(entries: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def test_arguments_come_before_the_recipe_file_and_it_before_the_preset(
 
 
 def test_bad_arguments_are_refused(tiny_model_directory: Path, text_file: Path) -> None:
-    with pytest.raises(OfflineError, match="sequence length 1"):
+    with pytest.raises(OfflineError, match="--sequence-length 1: a window has at least 2 tokens"):
         permllm_offline.evaluate(tiny_model_directory, text_file, sequence_length=1)
     with pytest.raises(OfflineError, match="method 'best' is not known"):
         permllm_offline.prune(tiny_model_directory, "nowhere", method="best")

@@ -35,7 +35,11 @@ def test_changes_reach_into_nested_entries_and_none_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot read recipe"), ("a: [", "cannot read recipe"), ("- a", "holds list, not")],
+    [
+        (None, "cannot read recipe"),
+        ("b: 1\na: [", r"cannot read recipe .*: line 2: expected the node content"),
+        ("- a", "holds list, not"),
+    ],
 )
 def test_files_that_are_no_recipe_are_refused(
     tmp_path: Path, content: str | None, message: str
@@ -97,7 +101,7 @@ def test_a_recipe_file_comes_before_the_default_effort() -> None:
         (
             {"method": "wanda", "learning": {"steps": 3}},
             None,
-            ["wanda learns no permutation: steps is of no use"],
+            ["wanda learns no permutation: --steps is of no use"],
         ),
     ],
 )

@@ -63,15 +63,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Evaluate and report."""
     check_json(options.json)
-    tasks = None
-    if options.tasks is not None:
-        tasks = [name.strip() for name in options.tasks.split(",") if name.strip()]
     found = evaluate(
         options.model,
         options.dataset,
         sequence_length=options.sequence_length,
         max_windows=options.max_windows,
-        tasks=tasks,
+        tasks=options.tasks,
         tasks_path=options.tasks_path,
         few_shot=options.few_shot,
         limit=options.limit,
@@ -88,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
             "sequence_length": found.sequence_length,
             "dataset": options.dataset,
         }
-    if tasks is not None:
+    if options.tasks is not None:
         result["tasks"] = found.tasks
     print(json.dumps(result, indent=2, allow_nan=False))  # noqa: T201 - the command's result
     write_json(options.json, result)

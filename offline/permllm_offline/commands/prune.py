@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from pathlib import Path
 from typing import Any
 
 from permllm_offline.api import asked_recipe, prune_and_push
@@ -17,6 +19,7 @@ from permllm_offline.prune_forecast import forecast
 from permllm_offline.recipe import EFFORTS
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
+from permllm_offline.report import papers
 from permllm_offline.run.processes import first, joined
 from permllm_offline.text.texts import NAMED
 from permllm_vllm.checkpoint.pattern import SUPPORTED
@@ -186,6 +189,16 @@ def run(options: argparse.Namespace) -> None:
         resume=options.resume,
     )
     if first():
-        show(report_table(report))
+        show(report_table(report), _what_next(options.output))
     if address is not None:
         show(f"uploaded: {address}")
+
+
+def _what_next(output: Path) -> str:
+    """Where the result is, and the commands that a user wants after a prune."""
+    folder = shlex.quote(str(output))
+    return (
+        f"wrote {output}; what happened to each layer: {output / papers.PAGE}\n"
+        f"evaluate it: permllm-offline eval {folder} --dataset TEXT\n"
+        f"serve it: vllm serve {folder}"
+    )

@@ -225,11 +225,16 @@ _BESIDE_WEIGHTS = (
 licence says."""
 
 
+def is_hub_name(model: str) -> bool:
+    """Whether a repository on the hub may have that name."""
+    return _HUB_NAME.fullmatch(model) is not None
+
+
 def _local_directory(model: str) -> Path:
     directory = local_path(model)
     if directory.is_dir():
         return directory
-    if directory.exists() or not _HUB_NAME.fullmatch(model):
+    if directory.exists() or not is_hub_name(model):
         raise OfflineError(
             f"{model!r} is not a folder. Give a folder that holds a Hugging Face checkpoint, or a "
             "hub name like owner/name."

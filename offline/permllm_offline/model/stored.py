@@ -11,7 +11,7 @@ import torch
 
 from permllm_offline.errors import OfflineError, first_line
 from permllm_offline.local_path import local_path
-from permllm_offline.model.loading import Source, open_source
+from permllm_offline.model.loading import Source, is_hub_name, open_source
 from permllm_vllm.checkpoint.headers import TensorHeader
 from permllm_vllm.checkpoint.shard import header_of
 from permllm_vllm.checkpoint.shards import read_headers, read_weight_map
@@ -41,7 +41,7 @@ def read_stored(model: str) -> StoredModel:
         OfflineError: no such model, or a hub that cannot be reached.
         CheckpointError: no whole safetensors files.
     """
-    if local_path(model).exists():
+    if local_path(model).exists() or not is_hub_name(model):
         source = open_source(model)
         files = set(read_weight_map(source.directory).values())
         headers = [read_headers(source.directory / file) for file in sorted(files)]

@@ -73,6 +73,9 @@ pip install --no-build-isolation ./permllm-vllm
 vllm serve {shlex.quote(output_name)}
 ```
 
+Transformers loads it after `import permllm_vllm.hf`; without that import it fills the pruned layers
+with random numbers.
+
 `recipe.yaml` holds every choice behind this checkpoint, `report.json` what happened to each layer,
 `costs.json` the time and memory that it took; `report.html` shows all of it.
 """

@@ -263,9 +263,10 @@ def _sample(
     windows = token_windows(documents(dataset), tokenizer, sequence_length, None)
     if len(windows) < num_samples:
         raise OfflineError(
-            f"data set {dataset!r} is too short: it gives {len(windows)} windows of "
-            f"{sequence_length} tokens, --num-samples asks for {num_samples}. Give more text, or "
-            "lower --num-samples or --sequence-length."
+            f"data set {dataset!r} is too short: it gives {len(windows)} of the {num_samples} "
+            f"windows of {sequence_length} tokens to calibrate on (none where the tokenizer reads "
+            "nothing in it). Give more text, --effort low where the method distils, or a lower "
+            "--num-samples or --sequence-length."
         )
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(windows), generator=generator)
