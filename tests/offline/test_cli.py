@@ -219,7 +219,7 @@ def test_dry_run_writes_nothing(
         (("--reconstruction", "best"), "reconstruction 'best' is not known: give one of none"),
         (("--pattern", "1:4"), "pattern '1:4' is not supported"),
         (("--block-size", "48"), "block size 48 is not supported"),
-        (("--scratch", "tape"), "--scratch 'tape': Input should be 'memory' or 'disk'"),
+        (("--scratch", "tape"), "--scratch 'tape' cannot be used: it should be 'memory' or 'disk'"),
         (("--scratch", "disk", "--device", "cuda"), "--scratch disk with --device cuda: files"),
         (("--block-size", "128"), "192 input channels, which is not a multiple of the block"),
         (("--num-samples", "0"), "--num-samples 0"),
