@@ -12,7 +12,6 @@ from permllm_offline.cli import build_parser, main
 from permllm_offline.methods import METHODS
 from permllm_offline.preparation import prepare_model
 from permllm_offline.recipe import make_recipe
-from permllm_vllm import __version__
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
 from tests.offline.tiny_models import save_tokenizer, tiny_llama
@@ -23,22 +22,6 @@ SIZES = ("--num-samples", "12", "--sequence-length", "24", "--steps", "4", "--bl
 def prune(model: Path, output: Path, text: Path | None, *more: str) -> int:
     data = () if text is None else ("--dataset", str(text))
     return main(["prune", str(model), "--output", str(output), *SIZES, *data, *more])
-
-
-def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
-        main(["--version"])
-    assert capsys.readouterr().out == f"permllm-offline {__version__}\n"
-
-
-def test_what_is_left_over_is_refused_with_the_usage_of_its_command(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main(["plan", "my", "model"])
-    error = capsys.readouterr().err
-    assert error.startswith("usage: permllm-offline plan ")
-    assert "unrecognized arguments: model (a name with spaces wants quotes)" in error
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])

@@ -139,7 +139,7 @@ def test_what_would_be_served_answers(
         return {}
 
     monkeypatch.setattr(Tasks, "evaluate", record)
-    evaluate(sparse, tasks=["tiny_choice"], tasks_path=tasks)
+    evaluate(sparse, tasks="tiny_choice,", tasks_path=tasks)
     (model,) = asked
     linears = [layer for name, layer in model.named_modules() if name.endswith("_proj")]
     assert linears
