@@ -264,11 +264,8 @@ def _warn_without_tokenizer(prepared: Prepared) -> None:
         return
     try:
         load_tokenizer(prepared.source)
-    except OfflineError:
-        logger.warning(
-            "%s has no tokenizer, so the checkpoint has none: vLLM and eval need one",
-            prepared.source.name,
-        )
+    except OfflineError as error:
+        logger.warning("%s vLLM and eval need the tokenizer of the checkpoint.", error)
 
 
 def _write(

@@ -45,9 +45,10 @@ def refusal(error: ValidationError, given: Mapping[str, Any]) -> OfflineError:
         name, place = option_of(entry) or name, ""
     kind, mapping = _MAPPING
     rule = mapping if first["type"] == kind else first["msg"].replace("Input", "it", 1)
+    required = len(entry) == 1 and Recipe.model_fields[entry[0]].is_required()
+    otherwise = "." if required else ", or leave it out."
     return OfflineError(
-        f"{name} {first['input']!r}{place} cannot be used: {rule}. Give such a value, or leave it "
-        "out."
+        f"{name} {first['input']!r}{place} cannot be used: {rule}. Give such a value{otherwise}"
     )
 
 

@@ -49,7 +49,8 @@ class _InferenceOnly(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, output: Tensor, name: str) -> Tensor:
         ctx.name = name
-        return output.view_as(output)
+        ctx.mark_dirty(output)  # returned as it is, so that it may be changed in place
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

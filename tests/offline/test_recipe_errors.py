@@ -33,13 +33,16 @@ def message(given: dict[str, Any], recorded: dict[Any, Any] | None = None) -> st
         ({"learning": 5}, f"learning 5 cannot be used: {MAPPING}. {REMEDY}"),
         ({"distillation": "fast"}, f"distillation 'fast' cannot be used: {MAPPING}. {REMEDY}"),
         ({"blockwise": {"steps": 0}}, "blockwise.steps 0 cannot be used"),
-        ({"model": 5}, f"model 5 cannot be used: {STRING}"),
         ({"dataset": 5}, f"--dataset 5 cannot be used: {STRING}. {REMEDY}"),
     ],
 )
 def test_an_option_or_an_argument(given: dict[str, Any], expected: str) -> None:
     assert message(given).startswith(expected)
     assert message(given).endswith(REMEDY)
+
+
+def test_what_must_be_there_cannot_be_left_out() -> None:
+    assert message({"model": 5}) == f"model 5 cannot be used: {STRING}. Give such a value."
 
 
 @pytest.mark.parametrize(

@@ -45,16 +45,16 @@ def test_after_a_prune_stands_where_it_is_and_what_comes_next(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    model, output = tmp_path / "model", tmp_path / "my model"
+    model, output = tmp_path / "model", tmp_path / "my [/b] model"
     shutil.copytree(tiny_model_directory, model, ignore=shutil.ignore_patterns("tokenizer*"))
     arguments = ("--output", str(output), "--method", "magnitude")
     assert main(["prune", str(model), *arguments]) == 0
-    shown = capsys.readouterr().out.replace("\n", "")
+    shown = capsys.readouterr().out.splitlines()
     assert (output / "report.html").is_file()
-    assert f"{output}/report.html" in shown
-    assert f"vllm serve '{output}'" in shown
-    assert f"permllm-offline eval '{output}' --dataset TEXT" in shown
-    assert f"{model} has no tokenizer, so the checkpoint has none" in caplog.text
+    assert f"wrote {output}; what happened to each layer: {output}/report.html" in shown
+    assert f"serve it: vllm serve '{output}'" in shown
+    assert f"evaluate it: permllm-offline eval '{output}' --dataset TEXT" in shown
+    assert "vLLM and eval need the tokenizer of the checkpoint" in caplog.text
 
 
 def test_a_model_in_memory_is_refused(tmp_path: Path) -> None:

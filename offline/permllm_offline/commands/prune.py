@@ -189,7 +189,8 @@ def run(options: argparse.Namespace) -> None:
         resume=options.resume,
     )
     if first():
-        show(report_table(report), _what_next(options.output))
+        show(report_table(report))
+        print(_what_next(options.output))  # noqa: T201 - folder names are no markup
     if address is not None:
         show(f"uploaded: {address}")
 

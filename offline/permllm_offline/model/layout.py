@@ -85,6 +85,6 @@ class GroupLayout:
         sizes = f"--block-size {' or '.join(dividing)}, or " if dividing else ""
         raise OfflineError(
             f"{module} has {self.in_features} input channels, which is not a multiple of the "
-            f"block size {self.block_size}: a permuted layer needs whole blocks. Give {sizes}a "
-            "--method without permutation: wanda, ria, magnitude or sparsegpt."
+            f"block size {self.block_size}: a permuted layer needs whole blocks. For this one give "
+            f"{sizes}a --method without permutation: magnitude, wanda, ria or sparsegpt."
         )

@@ -113,7 +113,7 @@ class WorkFolder(Work):
         super().__init__()
         self.directory = directory
         self.identity = identity
-        self._text = ""
+        self._text, self._begun = "", False
         self._resume = resume
         if resume and not directory.exists():
             logger.warning("nothing to resume: %s is not there; starting anew", directory)
@@ -129,7 +129,7 @@ class WorkFolder(Work):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and self._others():
+        if kind is not None and self._begun and self._others():
             logger.warning(
                 "%s keeps the finished steps: the same command with --resume goes on from them, "
                 "and without it begins anew",
@@ -152,6 +152,7 @@ class WorkFolder(Work):
         elif self._others():
             logger.warning("%s is left from a run that was cut off; removed", self.directory)
             self._empty()
+        self._begun = True  # from here on the steps are this run's
 
     def step(self, name: str, compute: Callable[[], Step]) -> Step:
         """Return the result of a step, from disk where it is there, else computed and kept."""

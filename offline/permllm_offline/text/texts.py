@@ -51,11 +51,11 @@ def documents(dataset: str, split: str = "train") -> Iterator[str]:
         if isinstance(origin, Path):
             yield from _file_documents(origin)
         else:
-            yield from _hub_documents(origin, split)
+            yield from _hub_documents(origin, dataset)
 
 
 def origins(dataset: str, split: str = "train") -> Sequence[Path | str]:
-    """List what a data set is read from: files in a fixed order, or one name on the hub.
+    """List what a data set is read from: files in a fixed order, or one ``NAME:CONFIG:SPLIT``.
 
     Raises:
         OfflineError: a folder without text.
@@ -64,7 +64,9 @@ def origins(dataset: str, split: str = "train") -> Sequence[Path | str]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        return [NAMED.get(dataset, {}).get(split, dataset)]
+        name, _, rest = NAMED.get(dataset, {}).get(split, dataset).partition(":")
+        config, _, own_split = rest.partition(":")
+        return [f"{name}:{config}:{own_split or split}"]
     files = sorted(file for file in path.rglob("*") if _is_text(file))
     if not files:
         raise OfflineError(
@@ -147,15 +149,12 @@ def _encodable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _hub_documents(dataset: str, split: str) -> Iterator[str]:
+def _hub_documents(origin: str, dataset: str) -> Iterator[str]:
     import datasets
 
-    name, _, rest = dataset.partition(":")
-    config, _, own_split = rest.partition(":")
+    name, config, split = origin.split(":", 2)
     try:
-        stream = datasets.load_dataset(
-            name, config or None, split=own_split or split, streaming=True
-        )
+        stream = datasets.load_dataset(name, config or None, split=split, streaming=True)
         yield from _text_of(iter(stream), dataset)
     except OfflineError:
         raise

@@ -1,3 +1,4 @@
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from transformers import LlamaConfig, MistralConfig
 
 from permllm_offline.errors import OfflineError
+from permllm_offline.methods import METHODS
 from permllm_offline.model.families import FAMILIES, Fold, Heads, begin_token, family_of, heads_of
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.row_parts import (
@@ -47,10 +49,15 @@ def test_rows_of_a_value_fold_are_those_of_the_first_query_head() -> None:
 
 def test_channels_must_fill_blocks() -> None:
     layout = GroupLayout(FAMILIES["llama"].groups[0], 100, 64, Heads(1, 1, 100))
-    with pytest.raises(OfflineError, match=r"100 input channels.*block size 64.*Give a --method"):
+    with pytest.raises(
+        OfflineError, match=r"100 input channels.*block size 64.*give a --"
+    ) as found:
         layout.check_blocks("model.layers.0.self_attn.q_proj")
+    named = re.split(r", | or ", str(found.value).rpartition(": ")[2].rstrip("."))
+    unpermuted = (name for name, method in METHODS.items() if method.permutation == "none")
+    assert set(named) == set(unpermuted)
     layout = GroupLayout(FAMILIES["llama"].groups[0], 96, 64, Heads(1, 1, 96))
-    with pytest.raises(OfflineError, match=r"Give --block-size 32, or a --method"):
+    with pytest.raises(OfflineError, match=r"give --block-size 32, or a --method"):
         layout.check_blocks("model.layers.0.self_attn.q_proj")
 
 

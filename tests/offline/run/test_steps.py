@@ -103,6 +103,7 @@ def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(
 ) -> None:
     def interrupted(name: str, steps: int) -> None:
         with WorkFolder(tmp_path / name, "a", resume=False) as work:
+            work.begin()
             for number in range(steps):
                 work.step(str(number), Step)
             raise KeyboardInterrupt
@@ -113,6 +114,10 @@ def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(
     assert f"{tmp_path / 'kept'} keeps the finished steps: the same command with" in caplog.text
     assert caplog.text.count("--resume") == 1
     assert not (tmp_path / "empty").exists()
+    caplog.clear()
+    with pytest.raises(ZeroDivisionError), WorkFolder(tmp_path / "kept", "b", resume=False):
+        raise ZeroDivisionError  # before work begins: the steps are of another run
+    assert not caplog.text
 
 
 def test_leftovers_that_cannot_be_removed_are_not_taken_for_this_run(

@@ -220,6 +220,8 @@ def test_no_text_is_read_for_two_data_sets(tmp_path: Path, monkeypatch: pytest.M
         ["texts", "link.txt"],
         ["texts/b.txt", "texts"],
         ["c4", "b", "allenai/c4:en:train"],
+        ["allenai/c4:en", "c4"],
+        ["a/b", "a/b::train"],
         ["self", "self"],
     ):
         with pytest.raises(OfflineError, match=r"^data sets '.*' and '.*' both read .* once"):
