@@ -13,13 +13,11 @@ from torch import Tensor
 from permllm_offline.errors import OfflineError
 from permllm_offline.method_parts import parts_of
 from permllm_offline.model.loading import (
-    DTYPES,
     Source,
-    dtype_name,
     load_tokenizer,
     open_source,
     parse_device,
-    parse_dtype,
+    written_dtype,
 )
 from permllm_offline.model.plan import Plan, make_plan
 from permllm_offline.permutation.learned_layers import parse_layers
@@ -66,12 +64,7 @@ def prepare_model(recipe: Recipe) -> Prepared:
         raise OfflineError(
             f"{recipe.model!r} is already quantized or pruned: prune its dense original."
         )
-    dtype = parse_dtype(recipe.dtype) or source.dtype
-    if dtype not in DTYPES.values():
-        raise OfflineError(
-            f"{recipe.model!r} is of dtype {dtype_name(dtype)} by its config.json, which no "
-            f"checkpoint holds: give --dtype {' or '.join(DTYPES)}."
-        )
+    dtype = written_dtype(source, recipe.dtype)
     plan = make_plan(
         source,
         recipe.parsed_pattern(),

@@ -44,7 +44,8 @@ def check_destination(output: Path, source: Path, *, force: bool) -> None:
             f"output {output} is not empty; rule: nothing is overwritten unasked; remedy: choose "
             "another directory, or replace a checkpoint there with --force"
         )
-    for kind, path in (("source", source), ("current", Path.cwd()), ("home", Path.home())):
+    home = Path(os.path.expanduser("~"))  # Path.home() raises where there is none
+    for kind, path in (("source", source), ("current", Path.cwd()), ("home", home)):
         check_outside(output, f"{kind} directory", path)
     if not (destination / CONFIG_NAME).is_file():
         raise CheckpointError(

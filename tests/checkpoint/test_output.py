@@ -81,6 +81,9 @@ def test_force_never_removes_more_than_a_checkpoint(
     (tmp_path / "homes" / "me").mkdir(parents=True)
     with pytest.raises(CheckpointError, match="contains the home directory"):
         check_destination(tmp_path / "homes", source, force=True)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # nobody's home
+    with pytest.raises(CheckpointError, match=r"holds no config\.json"):
+        check_destination(tmp_path / "homes", source, force=True)
 
 
 def test_a_small_disk_is_refused_with_both_sizes(

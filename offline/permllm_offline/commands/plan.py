@@ -10,7 +10,7 @@ from permllm_offline.commands.outline_tables import outline_table, speed_table
 from permllm_offline.commands.tables import show
 from permllm_offline.local_path import local_path
 from permllm_offline.method_parts import parts_of
-from permllm_offline.model.loading import DTYPES, dtype_name, parse_dtype
+from permllm_offline.model.loading import DTYPES, dtype_name, written_dtype
 from permllm_offline.model.stored import read_stored
 from permllm_offline.outline import outline
 from permllm_offline.pipeline import check_writable
@@ -88,8 +88,7 @@ def run(options: argparse.Namespace) -> None:
     stored = read_stored(options.model)
     values = options.values
     if values == "auto":
-        values = dtype_name(stored.source.dtype)
-        parse_dtype(values)
+        values = dtype_name(written_dtype(stored.source, "auto", "--values"))
     found = outline(stored, recipe.parsed_pattern(), recipe.block_size, values, permuted=permuted)
     if values in MEASURED_VALUES or options.measured is not None:
         speed = expected_speed(found.shapes, found.pattern, values, options.measured)

@@ -199,6 +199,26 @@ def parse_dtype(name: str) -> torch.dtype | None:
     return DTYPES[name]
 
 
+def written_dtype(source: Source, name: str, option: str = "--dtype") -> torch.dtype:
+    """Return the dtype in which a checkpoint of a model is written.
+
+    Args:
+        source: the model.
+        name: as for ``parse_dtype``; ``auto`` is the model's own.
+        option: by which the user names another one.
+
+    Raises:
+        OfflineError: an unknown name, or a model of a dtype that no checkpoint holds.
+    """
+    dtype = parse_dtype(name) or source.dtype
+    if dtype not in DTYPES.values():
+        raise OfflineError(
+            f"{source.name!r} is of dtype {dtype_name(dtype)} by its config.json, which no "
+            f"checkpoint holds: give {option} {' or '.join(DTYPES)}."
+        )
+    return dtype
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """Return the name of a dtype as checkpoints write it: ``bfloat16``."""
     return str(dtype).removeprefix("torch.")

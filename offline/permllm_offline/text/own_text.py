@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from permllm_offline.errors import OfflineError
+from permllm_offline.local_path import local_path
 from permllm_offline.model.loading import Source, load_model
 from permllm_offline.text.sampled_text import Unfinished, sample_text
 from permllm_vllm.checkpoint.errors import CheckpointError
@@ -118,5 +119,4 @@ def _read(cached: Path) -> dict[str, Tensor]:
 
 def cache_directory() -> Path:
     """Where sampled text is kept: ``permllm/sampled`` in the user's cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "permllm" / "sampled"
+    return local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "permllm" / "sampled"

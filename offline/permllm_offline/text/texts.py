@@ -117,7 +117,7 @@ def _parquet_rows(file: Path) -> Iterator[object]:
     try:
         for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
             yield from batch.to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise OfflineError(f"cannot read {file} as parquet: {error}.") from error
 
 
