@@ -42,7 +42,7 @@ format: $(STAMP) ## rewrite the sources in the project's style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-test: lint test-offline test-others ## lint, types and every test, the real-model and serving ones too; -j2 halves the time
+test: lint test-offline test-others ## lint, types and every test, the real-model and serving ones too; -j2: halves side by side
 
 # Both take about as long. The first has models that one thread is enough for.
 test-offline: $(STAMP)
