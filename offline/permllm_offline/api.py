@@ -144,9 +144,9 @@ def prune(
         "distillation": distillation,
     }
     folder = local_path(output)
-    if recipe is not None:
-        pipeline.check_recipe_file(local_path(recipe), folder)
-    made = asked_recipe(changes, recipe, effort=effort, preset=preset, push_to_hub=push_to_hub)
+    made = asked_recipe(
+        changes, recipe, output=folder, effort=effort, preset=preset, push_to_hub=push_to_hub
+    )
     report, _ = prune_and_push(made, folder, push_to_hub=push_to_hub, force=force, resume=resume)
     return report
 
@@ -179,6 +179,7 @@ def asked_recipe(
     changes: Mapping[str, Any],
     file: str | PathLike[str] | None = None,
     *,
+    output: Path | None = None,
     effort: str | None = None,
     preset: str | None = None,
     push_to_hub: str | None = None,
@@ -188,13 +189,17 @@ def asked_recipe(
     Args:
         changes: entries that come before those of the file; None says nothing.
         file: YAML file of options.
+        output: folder to write, which must not take the file away.
         effort: as for ``recipe.make_recipe``.
         preset: as for ``recipe.make_recipe``.
         push_to_hub: repository to which the checkpoint is to go.
 
     Raises:
         OfflineError: bad input, or a repository that cannot be written.
+        CheckpointError: the file lies in the output.
     """
+    if file is not None and output is not None:
+        pipeline.check_recipe_file(local_path(file), output)
     recorded = None if file is None else read_recipe(local_path(file))
     made = make_recipe(changes, effort, preset, recorded)
     parts, learning = parts_of(made), changes.get("learning")

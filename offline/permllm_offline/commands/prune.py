@@ -13,7 +13,7 @@ from permllm_offline.commands.tables import plan_table, report_table, show
 from permllm_offline.local_path import local_path
 from permllm_offline.memory import SMALLER
 from permllm_offline.methods import METHODS
-from permllm_offline.pipeline import check_recipe_file, rehearse
+from permllm_offline.pipeline import rehearse
 from permllm_offline.presets import PRESETS
 from permllm_offline.prune_forecast import forecast
 from permllm_offline.recipe import EFFORTS
@@ -166,11 +166,10 @@ def run(options: argparse.Namespace) -> None:
     learning = given_learning(options)
     if learning:
         changes["learning"] = learning
-    if options.recipe is not None:
-        check_recipe_file(options.recipe, options.output)
     recipe = asked_recipe(
         changes,
         options.recipe,
+        output=options.output,
         effort=options.effort,
         preset=options.preset,
         push_to_hub=options.push_to_hub,
