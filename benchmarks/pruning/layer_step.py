@@ -19,6 +19,7 @@ from benchmarks.pruning.dense_permutations import (
     SharedMatrix,
 )
 from benchmarks.resident_memory import ResidentGrowth
+from permllm_offline.importance import magnitude
 from permllm_offline.permutation.hardening import Hardener
 from permllm_offline.permutation.masked_linear import PermutedMaskedLinear, StepPermutation
 from permllm_offline.permutation.sinkhorn import sinkhorn
@@ -52,12 +53,12 @@ class LayerStep:
         linear = linear.to(torch.bfloat16)
         self._inputs = torch.randn((tokens, width), generator=generator).to(torch.bfloat16)
         self._target = self._inputs @ linear.weight.t()
-        importance = linear.weight.float().abs()
+        scores = magnitude(linear.weight, None)
         self.assignments = 0
         if loop == "dense":
             permutation = DensePermutation(width, BLOCK, generator).to(torch.bfloat16)
             self._shared = SharedMatrix(permutation)
-            self._module: nn.Module = DenseMaskedLinear(linear, importance, PATTERN, self._shared)
+            self._module: nn.Module = DenseMaskedLinear(linear, scores[:], PATTERN, self._shared)
             parameters = list(self._shared.permutation.parameters())
             self.take: Callable[[], None] = self._dense
         else:
@@ -65,7 +66,7 @@ class LayerStep:
             noise = torch.rand((blocks, BLOCK, BLOCK), generator=generator)
             self._logits = nn.Parameter(noise)
             self._permutation = StepPermutation(torch.empty(0), torch.arange(blocks))
-            self._module = PermutedMaskedLinear(linear, importance, PATTERN, self._permutation)
+            self._module = PermutedMaskedLinear(linear, scores, PATTERN, self._permutation)
             self._hardener = Hardener()
             parameters = [self._logits]
             self.take = self._ours

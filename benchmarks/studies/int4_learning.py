@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from benchmarks.studies.rounded_linear import RoundedLinear
 from benchmarks.studies.subject import Subject
 from permllm_offline.calibrated import Calibrated, Permutations
-from permllm_offline.importance import wanda
+from permllm_offline.importance import Scores, wanda
 from permllm_offline.model.decoder_calls import record_calls
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.modules import decoder_layers, linear_of
@@ -36,10 +35,10 @@ def learn_with_int4(subject: Subject, group: int, *, sparse: bool) -> Permutatio
     model, windows = subject.load(), subject.windows
     layers = decoder_layers(model, plan.family.layers)
 
-    def score(index: int, layout: GroupLayout) -> Mapping[str, Tensor]:
+    def score(index: int, layout: GroupLayout) -> Mapping[str, Scores]:
         norm = statistics.norms[index][layout.group.name]
         return {
-            name: wanda(linear_of(layers[index], name).weight.detach(), norm)[:]
+            name: wanda(linear_of(layers[index], name).weight, norm)
             for name in layout.group.linears
         }
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from benchmarks.studies.rounding import LARGEST_INT4
+from permllm_offline.importance import Scores
 from permllm_offline.mask import keep_channels
 from permllm_offline.permutation.masked_linear import (
     PermutedMaskedLinear,
@@ -28,7 +29,7 @@ class RoundedLinear(PermutedMaskedLinear):
 
     Args:
         linear: the frozen layer.
-        importance: [out_features, in_features].
+        scores: of the weight, [out_features, in_features].
         pattern: N and M.
         permutation: shared with the other linears of the group.
         group: channels of a grid; divides in_features.
@@ -38,14 +39,14 @@ class RoundedLinear(PermutedMaskedLinear):
     def __init__(
         self,
         linear: nn.Linear,
-        importance: Tensor,
+        scores: Scores,
         pattern: Pattern,
         permutation: StepPermutation,
         *,
         group: int,
         sparse: bool,
     ) -> None:
-        super().__init__(linear, importance, pattern, permutation)
+        super().__init__(linear, scores, pattern, permutation)
         self.group, self.sparse = group, sparse
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ class RoundedLinear(PermutedMaskedLinear):
             inputs,
             self.permutation.matrix(),
             self.weight,
-            self.importance if self.sparse else None,
+            self.importance() if self.sparse else None,
             self.permutation.order,
             self.pattern,
             self.group,
@@ -78,7 +79,7 @@ class _RoundedProduct(torch.autograd.Function):
     ) -> Tensor:
         permuted, mask = weight.index_select(0, order), None
         if importance is not None:
-            mask = keep_channels(importance.index_select(0, order), pattern).view(torch.int8)
+            mask = keep_channels(importance.index_select(0, order), pattern).view(torch.uint8)
             permuted = permuted * mask
         grouped = permuted.float().unflatten(0, (-1, group))
         step = grid_steps(grouped)
@@ -107,7 +108,7 @@ class _RoundedProduct(torch.autograd.Function):
             if mask is not None:
                 mask_gradient = weight_gradient * weight
                 matrix += matrix_gradient(
-                    mask_gradient, importance, mask, order, pattern, ctx.shape
+                    mask_gradient, importance, mask, order, pattern, ctx.shape[1]
                 )
         return input_gradient, matrix, None, None, None, None, None
 

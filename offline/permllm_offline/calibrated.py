@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from permllm_offline.importance import Scores
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.plan import Plan
 from permllm_offline.recipe_schema import Recipe
@@ -56,7 +57,7 @@ class Calibrated:
     recipe: Recipe
     windows: Tensor | None
     hidden_states: Tensor | None
-    score: Callable[[int, GroupLayout], Mapping[str, Tensor]]
+    score: Callable[[int, GroupLayout], Mapping[str, Scores]]
     energies: Sequence[Mapping[str, Tensor]] | None = None
     work: Work = field(default_factory=Work)
 

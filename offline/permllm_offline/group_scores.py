@@ -31,11 +31,6 @@ def group_scores(
     """
     norm = None if norms is None else norms[layout.group.name]
     return {
-        linear: importance.score(linear_of(layer, linear).weight.detach(), norm)
+        linear: importance.score(linear_of(layer, linear).weight, norm)
         for linear in layout.group.linears
     }
-
-
-def computed(scores: Mapping[str, Scores]) -> dict[str, Tensor]:
-    """All scores of a group at once: linear -> float32 [out_features, in_features]."""
-    return {linear: found[:] for linear, found in scores.items()}

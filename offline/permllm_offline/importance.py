@@ -32,8 +32,10 @@ class Scores(Protocol):
 class WeightScores:
     """Importance of a weight [out_features, in_features], computed where it is asked for.
 
-    ``score(size, rows, columns)`` takes the absolute values of a part, float32, and which part it
-    is.
+    A parameter stays one whose memory may be laid out anew in the meantime.
+
+    ``score(size, rows, columns)`` takes the absolute values of a part, float32, which it may
+    overwrite, and which part it is.
     """
 
     weight: Tensor
@@ -47,7 +49,8 @@ class WeightScores:
     def __getitem__(self, part: slice | tuple[slice, slice], /) -> Tensor:
         """Scores of rows, or of rows and columns: float32."""
         rows, columns = part if isinstance(part, tuple) else (part, slice(None))
-        return self.score(self.weight[rows, columns].float().abs(), rows, columns)
+        sizes = torch.abs(self.weight.detach()[rows, columns])
+        return self.score(sizes.float(), rows, columns)
 
 
 def row_chunks(shape: torch.Size) -> Iterator[slice]:
@@ -68,6 +71,14 @@ def column_sums(scores: Scores) -> Tensor:
 def row_sums(scores: Scores) -> Tensor:
     """Sum over the columns: float32 [out_features], to the bit what ``sum(1)`` of a tensor is."""
     return torch.cat([scores[rows].sum(1) for rows in row_chunks(scores.shape)])
+
+
+def mean_score(scores: Scores) -> Tensor:
+    """Mean of all: float32 scalar, to the bit what ``mean()`` of a tensor is."""
+    whole = torch.empty(scores.shape, dtype=scores[:1].dtype, device=scores[:1].device)
+    for rows in row_chunks(scores.shape):
+        whole[rows] = scores[rows]
+    return whole.mean()
 
 
 def magnitude(weight: Tensor, activation_norm: Tensor | None) -> WeightScores:
@@ -92,7 +103,7 @@ def wanda(weight: Tensor, activation_norm: Tensor | None) -> WeightScores:
     if activation_norm is None:
         raise ValueError("wanda needs the activation norms of the calibration forward pass")
     norm = activation_norm.to(weight.device).float()
-    return WeightScores(weight, lambda size, rows, columns: size * norm[columns])
+    return WeightScores(weight, lambda size, rows, columns: size.mul_(norm[columns]))
 
 
 RIA_EXPONENT = 0.5

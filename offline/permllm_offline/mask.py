@@ -33,6 +33,28 @@ def keep_channels(importance: Tensor, pattern: Pattern) -> Tensor:
     return (wins >= size - kept).transpose(0, 1).reshape(importance.shape)
 
 
+def pack_channels(mask: Tensor) -> Tensor:
+    """Pack a transposed mask, eight input channels in a byte, the first one lowest.
+
+    uint8 [in_features, out_features] of 0 and 1 -> uint8 [in_features / 8, out_features].
+    """
+    first, *others = mask.unflatten(0, (-1, 8)).unbind(1)
+    packed = first.clone()
+    for bit, channel in enumerate(others, 1):
+        packed |= channel << bit
+    return packed
+
+
+def unpack_channels(packed: Tensor) -> Tensor:
+    """Undo ``pack_channels``: uint8 [packed, out_features] -> [8 x packed, out_features]."""
+    channels = torch.empty(
+        (len(packed), 8, packed.shape[1]), dtype=torch.uint8, device=packed.device
+    )
+    for bit in range(8):
+        torch.bitwise_and(packed >> bit, 1, out=channels[:, bit])
+    return channels.flatten(0, 1)
+
+
 def choose_mask(
     importance: Tensor, pattern: Pattern, permutation: Tensor | None, block_size: int
 ) -> Tensor:

@@ -9,6 +9,7 @@ from permllm_offline.importance import CHUNK_ELEMENTS
 from permllm_offline.method_parts import parts_of
 from permllm_offline.model.plan import Plan, PlannedLinear
 from permllm_offline.permutation.learned_layers import largest_span, parse_layers, spans
+from permllm_offline.permutation.masked_linear import PART_ELEMENTS
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.recomputation import activation_bytes, held_activation_bytes
@@ -17,12 +18,13 @@ from permllm_offline.state_bytes import StateBytes, tuning, updating
 from permllm_offline.streamed_pruning import can_stream, reads_activations
 from permllm_offline.text.calibration import writes_itself
 
-LEARNED_BYTES = 4 + 1
-"""For each weight whose mask is learned: its importance, and the mask of the forward pass."""
+GRADIENT_COPIES, GRADIENT_BYTES = 8, 4 + 4 + 1 + 1
+"""For each weight of the blocks whose permutation gets its gradient at once: what leads there in
+the model's dtype, and importances and masks."""
 
-MASK_GRADIENT_COPIES = 6
-"""Of the largest linear whose permutation is learned, in the model's dtype: the gradient of its
-mask, and what leads from there to that of the permutation."""
+LOGIT_COPIES = 10
+"""Of the logits in float32, beside two for each Sinkhorn iteration: Adam's states, what is softened
+and hardened, and gradients."""
 
 SCORED_BYTES = 4 * 4
 """For each weight of the linear that is masked, updated or baked: importance, ranks, copies."""
@@ -206,11 +208,21 @@ def _learning_bytes(recipe: Recipe, prepared: Prepared) -> int:
     """What the decoder layers that learn together take beside their weights."""
     plan, item = prepared.plan, prepared.dtype.itemsize
     share = largest_span(recipe.learning, len(plan.layers))
-    weights = share * sum(linear.weights for linear in plan.linears)
+    masks = round(share * sum(linear.weights for linear in plan.linears) / 8)
     tokens = recipe.learning.windows_at_once * recipe.sequence_length
-    gradient = MASK_GRADIENT_COPIES * item * max(linear.weights for linear in plan.linears)
-    held = round((LEARNED_BYTES + item) * weights)
-    return held + gradient + held_activation_bytes(plan, tokens, item, share)
+    largest = max(linear.weights for linear in plan.linears)
+    at_once = (GRADIENT_COPIES * item + GRADIENT_BYTES) * min(PART_ELEMENTS, largest)
+    step = item * largest + at_once + held_activation_bytes(plan, tokens, item, share)
+    # Before the first step the mean of the scores is taken, while the weight is laid out anew.
+    return masks + _logit_state_bytes(recipe, prepared, share) + max(step, (4 + item) * largest)
+
+
+def _logit_state_bytes(recipe: Recipe, prepared: Prepared, share: float) -> int:
+    """Logits of the permutations that are learned together, and what follows from them."""
+    layouts = [layout for layer in prepared.plan.layers for layout in layer]
+    blocks = sum(int(layout.ties().max()) + 1 for layout in layouts)
+    copies = LOGIT_COPIES + 2 * recipe.learning.sinkhorn_iterations
+    return round(share * blocks) * recipe.block_size**2 * 4 * copies
 
 
 def _at_work(recipe: Recipe, prepared: Prepared) -> list[int]:

@@ -15,7 +15,7 @@ from permllm_offline.activations import collect
 from permllm_offline.bake import apply_masks
 from permllm_offline.calibrated import Calibrated, LearnedPermutations, LearningCurve
 from permllm_offline.decisions import GroupDecision, LayerDecision, decide
-from permllm_offline.group_scores import computed, group_scores
+from permllm_offline.group_scores import group_scores
 from permllm_offline.importance import Scores
 from permllm_offline.int8_values import RoundedLayer, round_layer
 from permllm_offline.kept_steps import kept_number, kept_statistics
@@ -142,9 +142,9 @@ def calibrate(
         statistics = kept_statistics(work, collect_once)
     layers = decoder_layers(model, plan.family.layers)
 
-    def score(index: int, layout: GroupLayout) -> Mapping[str, Tensor]:
+    def score(index: int, layout: GroupLayout) -> Mapping[str, Scores]:
         norms = None if statistics is None else statistics.norms[index]
-        return computed(group_scores(importance, layers[index], layout, norms))
+        return group_scores(importance, layers[index], layout, norms)
 
     return Calibrated(
         model=model,

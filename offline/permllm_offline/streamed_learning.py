@@ -17,7 +17,7 @@ from tqdm import tqdm
 from permllm_offline.activations import mean_norms, summed_squares
 from permllm_offline.calibrated import Calibrated, LearnedPermutations, LearningCurve
 from permllm_offline.flow import Flow, load_states, with_states, without_states
-from permllm_offline.group_scores import computed, group_scores
+from permllm_offline.group_scores import group_scores
 from permllm_offline.kept_steps import by_layer, named_by_layer
 from permllm_offline.layerwise import PASSES, relative_error
 from permllm_offline.method_parts import parts_of
@@ -105,8 +105,8 @@ def _pass_spans(
         recipe,
         windows.calibration,
         None,
-        lambda index, layout: computed(
-            group_scores(importance, streamed.layers[index], layout, norms[index])
+        lambda index, layout: group_scores(
+            importance, streamed.layers[index], layout, norms[index]
         ),
         work=work,
     )

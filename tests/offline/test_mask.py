@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from permllm_offline.mask import choose_mask, keep_channels
+from permllm_offline.mask import choose_mask, keep_channels, pack_channels, unpack_channels
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import absolute
 
@@ -51,3 +51,12 @@ def test_every_group_keeps_exactly_n_even_of_equal_scores(pattern: Pattern) -> N
     counts = mask.reshape(-1, pattern.group, 3).sum(1)
     assert (counts == pattern.kept).all()
     assert mask[: pattern.kept].all()
+
+
+def test_packed_channels_come_back() -> None:
+    generator = torch.Generator().manual_seed(5)
+    mask = torch.randint(0, 2, (32, 7), generator=generator, dtype=torch.uint8)
+    packed = pack_channels(mask)
+    assert packed.shape == (4, 7)
+    assert packed[1, 3] == sum(int(mask[8 + bit, 3]) << bit for bit in range(8))
+    assert torch.equal(unpack_channels(packed), mask)

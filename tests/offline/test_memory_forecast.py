@@ -133,10 +133,12 @@ def test_layers_that_learn_together_are_in_memory_together(expect: Expect) -> No
         return expect(method="permllm-wanda", learning={"scope": "window", "window": window})
 
     one, two = learning(1), learning(2)
-    # Weights; importance, a mask in bytes and the masked weights; activations of a step's windows.
+    # Weights and mask bits; activations of a step's windows; logits of eight blocks of 64, Adam's
+    # states, Sinkhorn's five iterations; of the largest linear what is masked and has gradients.
     channels = 6 * 128 + 192 + (128 + 64 + 64 + 128 + 192 + 192 + 128)
     tokens = 20 * make_recipe({"model": "m"}).learning.windows_at_once
-    layer, gradient = (4 + 5 + 4) * WEIGHTS + 2 * channels * tokens * 4, 6 * 4 * LARGEST
+    layer = 4 * WEIGHTS + WEIGHTS // 8 + 2 * channels * tokens * 4 + 8 * 64**2 * 4 * 20
+    gradient = (4 + 8 * 4 + 10) * LARGEST
     assert one.layers == [layer + gradient] * 2
     assert two.layers == [2 * layer + gradient] * 2
     assert two.common == one.common

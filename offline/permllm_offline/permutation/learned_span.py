@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from permllm_offline.calibrated import Calibrated, Permutations
+from permllm_offline.importance import Scores
 from permllm_offline.mask import choose_mask
 from permllm_offline.model.decoder_calls import run_layer, run_windows
 from permllm_offline.model.layout import GroupLayout
@@ -21,8 +22,8 @@ from permllm_offline.permutation.masked_linear import PermutedMaskedLinear, Step
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import absolute
 
-StandIn = Callable[[nn.Linear, Tensor, Pattern, StepPermutation], nn.Module]
-"""Makes what takes the place of a linear: from it, its importance, N and M, and the permutation."""
+StandIn = Callable[[nn.Linear, Scores, Pattern, StepPermutation], nn.Module]
+"""Makes what takes the place of a linear: from it, its scores, N and M, and the permutation."""
 
 
 @dataclass
@@ -90,7 +91,7 @@ class LearnedSpan:
         self,
         layer: nn.Module,
         layout: GroupLayout,
-        importances: Mapping[str, Tensor],
+        importances: Mapping[str, Scores],
         start: int,
         stop: int,
     ) -> _Slot:
@@ -105,12 +106,12 @@ class LearnedSpan:
         self,
         layer: nn.Module,
         layout: GroupLayout,
-        importances: Mapping[str, Tensor],
+        importances: Mapping[str, Scores],
         permutation: Tensor,
     ) -> None:
         for name, importance in importances.items():
             linear = self._original(layer, name)
-            mask = choose_mask(importance, self._pattern, permutation, layout.block_size)
+            mask = choose_mask(importance[:], self._pattern, permutation, layout.block_size)
             masked = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
             masked.weight = nn.Parameter(linear.weight.data * mask, requires_grad=False)
             masked.bias = linear.bias

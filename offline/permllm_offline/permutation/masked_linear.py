@@ -15,8 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from permllm_offline.mask import keep_channels
+from permllm_offline.importance import Scores, mean_score
+from permllm_offline.mask import keep_channels, pack_channels, unpack_channels
 from permllm_vllm.checkpoint.pattern import Pattern
+
+PART_ELEMENTS = 1 << 21
+"""Weights of the blocks that are scored, masked, or have their gradient computed at once."""
 
 
 @dataclass
@@ -41,9 +45,12 @@ class StepPermutation:
 class PermutedMaskedLinear(nn.Module):
     """Stands in for a frozen ``nn.Linear`` while its group's permutation is learned.
 
+    Beside the weight it holds the mask of the step, one bit for each weight. Importances, and all
+    that the gradient takes, are computed for some blocks at a time, and never kept.
+
     Args:
         linear: the frozen layer; its weight becomes a view of the transposed copy held here.
-        importance: [out_features, in_features], original channel order.
+        scores: of the weight, [out_features, in_features], original channel order.
         pattern: N and M.
         permutation: shared with the other linears of the group, changed between steps.
     """
@@ -51,30 +58,53 @@ class PermutedMaskedLinear(nn.Module):
     def __init__(
         self,
         linear: nn.Linear,
-        importance: Tensor,
+        scores: Scores,
         pattern: Pattern,
         permutation: StepPermutation,
     ) -> None:
         super().__init__()
+        self._scores, self._mean = scores, mean_score(scores).clamp_min(1e-30)
         self.weight = linear.weight.data.t().contiguous()
         linear.weight.data = self.weight.t()
         self.bias = linear.bias
-        # The softmax that stands for the mask in the backward pass (Eq. 9) wants scores near 1.
-        self.importance = (importance / importance.mean().clamp_min(1e-30)).t().contiguous()
         self.pattern = pattern
         self.permutation = permutation
+        self.block_size = linear.in_features // len(permutation.ties)
+        self._masked: tuple[Tensor, Tensor] | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., in_features] -> [..., out_features]."""
-        output = _MaskedProduct.apply(
-            inputs,
-            self.permutation.matrix(),
-            self.weight,
-            self.importance,
-            self.permutation.order,
-            self.pattern,
-        )
+        output = _MaskedProduct.apply(inputs, self.permutation.matrix(), self)
         return output if self.bias is None else output + self.bias
+
+    def importance(self, channels: slice = slice(None)) -> Tensor:
+        """Scores of input channels, divided by the mean of all: [channels, out_features].
+
+        The softmax that stands for the mask in the backward pass (Eq. 9) wants scores near 1.
+        """
+        return (self._scores[:, channels] / self._mean).t().contiguous()
+
+    def mask_bits(self) -> Tensor:
+        """The mask of this step, original channel order: as ``pack_channels`` gives it.
+
+        It is chosen once for each order that the permutation is given.
+        """
+        order = self.permutation.order
+        if self._masked is None or self._masked[0] is not order:
+            parts = [self._choose(channels) for channels in self.parts()]
+            self._masked = order, torch.cat(parts)
+        return self._masked[1]
+
+    def _choose(self, channels: slice) -> Tensor:
+        local = self.permutation.order[channels] - channels.start
+        mask = keep_channels(self.importance(channels).index_select(0, local), self.pattern)
+        return pack_channels(mask.view(torch.uint8).index_select(0, local.argsort()))
+
+    def parts(self) -> list[slice]:
+        """Cut the input channels into whole blocks, of about ``PART_ELEMENTS`` weights."""
+        channels, outputs = self.weight.shape
+        count = max(1, PART_ELEMENTS // (outputs * self.block_size)) * self.block_size
+        return [slice(first, min(first + count, channels)) for first in range(0, channels, count)]
 
 
 class _MaskedProduct(torch.autograd.Function):
@@ -82,34 +112,41 @@ class _MaskedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        inputs: Tensor,
-        matrix: Tensor | None,
-        weight: Tensor,
-        importance: Tensor,
-        order: Tensor,
-        pattern: Pattern,
+        ctx: Any, inputs: Tensor, matrix: Tensor | None, layer: PermutedMaskedLinear
     ) -> Tensor:
-        # Bytes, not booleans: they convert to floating point several times faster.
-        mask = keep_channels(importance.index_select(0, order), pattern).view(torch.int8)
-        # The mask goes back into the original order, so neither weight nor input is gathered.
-        sparse = weight * mask.index_select(0, order.argsort())
-        ctx.save_for_backward(inputs, sparse, mask)
-        ctx.constants = weight, importance, order, pattern, None if matrix is None else matrix.shape
-        return inputs @ sparse
+        ctx.save_for_backward(inputs)
+        ctx.layer, ctx.order, ctx.bits = layer, layer.permutation.order, layer.mask_bits()
+        return inputs @ (layer.weight * unpack_channels(ctx.bits))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, sparse, mask = ctx.saved_tensors
-        weight, importance, order, pattern, shape = ctx.constants
-        input_gradient = gradient @ sparse.t() if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1]:
-            return input_gradient, None, None, None, None, None
-        mask_gradient = inputs.flatten(0, -2).t() @ gradient.flatten(0, -2)
-        mask_gradient *= weight
-        found = matrix_gradient(mask_gradient, importance, mask, order, pattern, shape)
-        return input_gradient, found, None, None, None, None
+        (inputs,), layer = ctx.saved_tensors, ctx.layer
+        through_inputs, through_matrix = [], []
+        for channels in layer.parts():
+            weight = layer.weight[channels]
+            mask = unpack_channels(ctx.bits[channels.start // 8 : channels.stop // 8])
+            if ctx.needs_input_grad[0]:
+                through_inputs.append(gradient @ (weight * mask).t())
+            if ctx.needs_input_grad[1]:
+                part = inputs[..., channels].flatten(0, -2)
+                mask_gradient = part.t() @ gradient.flatten(0, -2)
+                mask_gradient *= weight
+                order = ctx.order[channels] - channels.start
+                found = matrix_gradient(
+                    mask_gradient,
+                    layer.importance(channels),
+                    mask.index_select(0, order),
+                    order,
+                    layer.pattern,
+                    layer.block_size,
+                )
+                through_matrix.append(found)
+        return _joined(through_inputs, -1), _joined(through_matrix, 0), None
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor | None:
+    return torch.cat(parts, dim) if parts else None
 
 
 def matrix_gradient(
@@ -118,18 +155,18 @@ def matrix_gradient(
     mask: Tensor,
     order: Tensor,
     pattern: Pattern,
-    shape: torch.Size,
+    block_size: int,
 ) -> Tensor:
     """Gradient of the block-diagonal permutation matrix, through scores and through the mask.
 
-    Rows are input channels: ``mask_gradient`` and ``importance`` [in_features, out_features] in the
-    original order, ``mask`` in that of the positions; ``shape`` is that of the matrices of all
-    blocks.
+    Rows are the input channels of whole blocks: ``mask_gradient`` and ``importance`` [channels,
+    out_features] in the original order, ``mask`` in that of the positions, ``order`` position ->
+    channel among them. [blocks, block_size, block_size] comes back.
 
     With S the importance, P the matrix and M = softmax(S P) P^T the mask in the original order
     (Eq. 8-9), dP = S^T d(S P) + dM^T softmax(S P), the latter hardened.
     """
-    blocks, block_size, _ = shape
+    blocks = len(mask_gradient) // block_size
     importance = importance.to(mask_gradient.dtype)
     groups = (-1, pattern.group)
     soft_mask = importance.index_select(0, order).unflatten(0, groups).softmax(dim=1)

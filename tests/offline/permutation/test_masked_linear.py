@@ -2,6 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from permllm_offline.importance import wanda
+from permllm_offline.permutation import masked_linear
 from permllm_offline.permutation.masked_linear import PermutedMaskedLinear, StepPermutation
 from permllm_vllm.checkpoint.pattern import Pattern
 
@@ -24,7 +26,11 @@ def dense_oracle(
 
 @pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(4, 8)], ids=str)
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_value_and_gradients_equal_the_dense_matrix(pattern: Pattern, with_bias: bool) -> None:
+@pytest.mark.parametrize("blocks_at_once", [BLOCKS, 2, 1])
+def test_value_and_gradients_equal_the_dense_matrix(
+    monkeypatch: pytest.MonkeyPatch, pattern: Pattern, with_bias: bool, blocks_at_once: int
+) -> None:
+    monkeypatch.setattr(masked_linear, "PART_ELEMENTS", blocks_at_once * BLOCK * 24)
     generator = torch.Generator().manual_seed(0)
     channels = BLOCK * BLOCKS
     linear = nn.Linear(channels, 24, bias=with_bias).double().requires_grad_(False)
@@ -60,3 +66,28 @@ def test_the_original_layer_keeps_its_weight() -> None:
     step = StepPermutation(torch.arange(16), torch.zeros(1).long())
     PermutedMaskedLinear(linear, torch.rand(8, 16), Pattern(2, 4), step)
     assert torch.equal(linear.weight, before)
+
+
+def test_nothing_but_weight_and_bits_is_kept() -> None:
+    linear = nn.Linear(64, 32, bias=False).requires_grad_(False)
+    step = StepPermutation(torch.arange(64), torch.arange(4))
+    module = PermutedMaskedLinear(linear, wanda(linear.weight, torch.rand(64)), Pattern(2, 4), step)
+    saved: list[Tensor] = []
+    inputs = torch.randn(3, 64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: None):
+        module(inputs)
+    assert [kept.shape for kept in saved] == [inputs.shape]
+    assert module.mask_bits().numel() == linear.weight.numel() // 8
+    assert linear.weight.data_ptr() == module.weight.data_ptr()
+
+
+def test_the_mask_is_chosen_once_for_an_order() -> None:
+    linear = nn.Linear(32, 8, bias=False).requires_grad_(False)
+    step = StepPermutation(torch.arange(32), torch.arange(2))
+    module = PermutedMaskedLinear(linear, wanda(linear.weight, torch.rand(32)), Pattern(2, 4), step)
+    inputs = torch.randn(2, 32)
+    first, bits = module(inputs), module.mask_bits()
+    assert torch.equal(module(inputs), first)
+    assert module.mask_bits() is bits
+    step.order = torch.cat([torch.randperm(16), 16 + torch.randperm(16)])
+    assert not torch.equal(module(inputs), first)
