@@ -36,6 +36,8 @@ def keep_channels(importance: Tensor, pattern: Pattern) -> Tensor:
 def pack_channels(mask: Tensor) -> Tensor:
     """Pack a transposed mask, eight input channels in a byte, the first one lowest.
 
+    The checkpoint's ``pack_mask`` for masks whose channels are rows: no transpose in between.
+
     uint8 [in_features, out_features] of 0 and 1 -> uint8 [in_features / 8, out_features].
     """
     first, *others = mask.unflatten(0, (-1, 8)).unbind(1)
