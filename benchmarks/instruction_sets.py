@@ -138,9 +138,14 @@ def measure(shape: tuple[int, int], tokens: list[int], pattern: str) -> list[Row
 
 
 def lesser() -> list[str]:
-    """The instruction sets that this CPU has beside its fastest one, fastest first."""
+    """The instruction sets that this CPU has beside its fastest one, fastest first.
+
+    `zen5` is `avx512_bf16` with other constants, and no set beside it.
+    """
     every: str = torch.ops.permllm.cpu_instruction_sets()
-    return every.split(",")[1:]
+    names = every.split(",")
+    same = {"zen5", "avx512_bf16"} if names[0] == "zen5" else {"zen5"}
+    return [isa for isa in names[1:] if isa not in same]
 
 
 def limited(isa: str) -> dict[str, str]:

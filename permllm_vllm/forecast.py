@@ -144,9 +144,14 @@ def instruction_set(cpuinfo: Path = _CPUINFO) -> str:
     """
     if not cpuinfo.exists():
         return ""
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-    flags = next((set(line.split()) for line in lines if line.startswith("flags")), set())
-    return next((name for name, needed in _FLAGS.items() if needed <= flags), "")
+    fields: dict[str, str] = {}
+    for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    flags = set(fields.get("flags", "").split())
+    found = next((name for name, needed in _FLAGS.items() if needed <= flags), "")
+    zen5 = fields.get("vendor_id") == "AuthenticAMD" and int(fields.get("cpu family", 0)) >= 26
+    return "zen5" if found == "avx512_bf16" and zen5 else found
 
 
 def _distance(a: tuple[int, int], b: tuple[int, int]) -> float:

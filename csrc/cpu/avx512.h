@@ -10,11 +10,8 @@
 namespace permllm::cpu {
 namespace {
 
-using Tuning = Avx512Bf16Tuning;
-
 constexpr int kRows = kAvx512Rows;
 constexpr int kLanes = 16;  // 32-bit lanes: pairs of inputs, or tokens
-static_assert(Tuning::kSeveralTokens == kLanes);
 using Rows8 = Block<kRows>;
 using Int8Rows8 = Block<kRows, int8_t>;
 
@@ -37,10 +34,22 @@ inline __m512i expand_values(__mmask32 mask, const bf16* values) {
 }
 
 // All 64 inputs of one row of a block, zeros where pruned. Reads up to 64 bytes past the row's
-// values: the allocation's tail allows it. The compiler is kept from loading the mask in two
-// halves, which takes longer where memory is waited for, and from moving its upper half to a mask
-// register as 64 bits, which takes twice the cycles of 32.
+// values: the allocation's tail allows it.
+template <class Tuning>
 inline void expand_row(const Rows8& block, int row, __m512i (&weights)[2]) {
+  if constexpr (Tuning::kMasksFromMemory) {
+    const auto* halves =
+        reinterpret_cast<const uint32_t __attribute__((may_alias))*>(block.mask + row);
+    __mmask32 low, high;
+    __asm__("kmovd %1, %0" : "=k"(low) : "m"(halves[0]));
+    __asm__("kmovd %1, %0" : "=k"(high) : "m"(halves[1]));
+    weights[0] = expand_values(low, block.values[row]);
+    weights[1] = expand_values(high, block.values[row] + __builtin_popcount(halves[0]));
+    return;
+  }
+  // The compiler is kept from loading the mask in two halves, which takes longer where memory is
+  // waited for, and from moving its upper half to a mask register as 64 bits, which takes twice the
+  // cycles of 32.
   uint64_t mask = block.mask[row];
   __asm__("" : "+r"(mask));
   const auto low = static_cast<uint32_t>(mask);

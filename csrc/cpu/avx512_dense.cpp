@@ -1,4 +1,4 @@
-// AVX-512 for 1..8 tokens and dense rows, which are read in place and in order.
+// AVX-512 for 1..kDenseTokens tokens and dense rows, which are read in place and in order.
 //
 // A vector holds 32 inputs of one row; accumulators per row and token keep 16 partial sums. Sums of
 // 48 rows wait for each other and are rounded together.
@@ -11,7 +11,7 @@ namespace permllm::cpu {
 namespace {
 
 // `Tokens` are those of the call, or more, which are zeros.
-template <int Tokens>
+template <class Tuning, int Tokens>
 class DenseTokens {
   static constexpr int kPass = Tokens == 1   ? 1
                                : Tokens == 6 ? Tuning::kDenseRowsOf6
@@ -70,8 +70,9 @@ class DenseTokens {
     }
     const __m512i* x = x_;
     for (int64_t v = 0; v < vectors_; ++v, x += Tokens, weights += kDenseInputs) {
-      // Of several rows the hardware fetches none in time; it does of one.
-      if (Pass > 1) prefetch<Tuning::kDenseHint, 64 * Pass>(ahead + v * 64 * Pass);
+      if (Pass >= Tuning::kDensePrefetchedRows) {
+        prefetch<Tuning::kDenseHint, 64 * Pass>(ahead + v * 64 * Pass);
+      }
       PERMLLM_UNROLL
       for (int r = 0; r < Pass; ++r) {
         const __m512i w = _mm512_load_si512(weights + r * arguments_.k);
@@ -102,20 +103,26 @@ class DenseTokens {
   __m512i* x_;
 };
 
-template <int Tokens>
+template <class Tuning, int Tokens>
 void multiply_dense(const LinearArguments& a, Worker& worker) {
-  go_through(DenseTokens<Tokens>(a), a.last, worker);
+  go_through(DenseTokens<Tuning, Tokens>(a), a.last, worker);
 }
 
 }  // namespace
 
+template <class Tuning>
 void avx512_dense(const LinearArguments& a, Worker& worker) {
-  const int64_t token_bytes = a.k * sizeof(bf16);
-  if (a.m == 1) return multiply_dense<1>(a, worker);
-  if (a.m == 2) return multiply_dense<2>(a, worker);
-  if (a.m <= 4) return multiply_dense<4>(a, worker);
-  if (a.m <= 6 && 6 * token_bytes <= Tuning::kDenseCacheBytes) return multiply_dense<6>(a, worker);
-  multiply_dense<Tuning::kDenseTokens>(a, worker);
+  if (a.m == 1) return multiply_dense<Tuning, 1>(a, worker);
+  if (a.m == 2) return multiply_dense<Tuning, 2>(a, worker);
+  if (a.m <= 4) return multiply_dense<Tuning, 4>(a, worker);
+  if constexpr (Tuning::kDenseTokens > 4) {
+    const int64_t bytes = 6 * a.k * static_cast<int64_t>(sizeof(bf16));
+    if (a.m <= 6 && bytes <= Tuning::kDenseCacheBytes) return multiply_dense<Tuning, 6>(a, worker);
+    multiply_dense<Tuning, Tuning::kDenseTokens>(a, worker);
+  }
 }
+
+template void avx512_dense<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
+template void avx512_dense<Zen5Tuning>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

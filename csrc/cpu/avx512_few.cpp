@@ -6,7 +6,9 @@
 namespace permllm::cpu {
 namespace {
 
+template <class CoreTuning>
 struct Bfloat16Products {
+  using Tuning = CoreTuning;
   using Value = bf16;
   static constexpr int kWeights = 2, kInputs = 2, kSums = 1;
   static constexpr int kOneTokenFetch = Tuning::kOneTokenFetch;
@@ -16,7 +18,7 @@ struct Bfloat16Products {
   }
 
   static void expand(const Block<kRows>& block, int row, __m512i (&weights)[2]) {
-    expand_row(block, row, weights);
+    expand_row<Tuning>(block, row, weights);
   }
 
   static void multiply(__m512i (&sums)[1], const __m512i (&weights)[2], int half, __m512i x) {
@@ -59,12 +61,20 @@ struct Bfloat16Products {
 
 }  // namespace
 
+template <class Tuning>
 void avx512_several_tokens(const LinearArguments& a, Worker& worker) {
-  multiply_several_tokens<Bfloat16Products>(a, worker);
+  multiply_several_tokens<Bfloat16Products<Tuning>>(a, worker);
 }
 
+template <class Tuning>
 void avx512_few_tokens(const LinearArguments& a, Worker& worker) {
-  multiply_few_tokens<Bfloat16Products, Tuning::kFewTokens>(a, worker);
+  multiply_few_tokens<Bfloat16Products<Tuning>, Tuning::kFewTokens>(a, worker);
 }
+
+template void avx512_several_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
+template void avx512_several_tokens<Zen5Tuning>(const LinearArguments&, Worker&);
+
+template void avx512_few_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
+template void avx512_few_tokens<Zen5Tuning>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

@@ -4,6 +4,7 @@
 // added up once per output. What is read from memory is the packed weight alone, in order.
 //
 // `Products` says what the values are and how they meet x:
+//   Tuning                         the table of constants
 //   Value                          of the blocks
 //   kWeights, kInputs, kSums       vectors that hold 64 inputs of a row, and of a token; sums
 //   expand(block, row, weights)    a row's 64 inputs, zeros where pruned
@@ -65,6 +66,7 @@ class RowOutputs {
 
 template <class Products, int Tokens>
 class FewTokens {
+  using Tuning = typename Products::Tuning;
   using BlockOf8 = Block<kRows, typename Products::Value>;
   using Inputs = typename Products::Inputs;
   using Outputs = typename Products::Outputs;

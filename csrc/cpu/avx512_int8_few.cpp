@@ -9,8 +9,9 @@
 namespace permllm::cpu {
 namespace {
 
-template <int Bytes>
+template <class CoreTuning, int Bytes>
 struct Int8Products {
+  using Tuning = CoreTuning;
   using Value = int8_t;
   static constexpr int kWeights = 1, kInputs = Bytes, kSums = Bytes;
   static constexpr int kOneTokenFetch = Tuning::kOneTokenFetchInt8;
@@ -92,14 +93,22 @@ struct Int8Products {
 
 }  // namespace
 
+template <class Tuning>
 void avx512_int8_several_tokens(const LinearArguments& a, Worker& worker) {
-  multiply_several_tokens<Int8Products<1>>(a, worker);
+  multiply_several_tokens<Int8Products<Tuning, 1>>(a, worker);
 }
 
+template <class Tuning>
 void avx512_int8_few_tokens(const LinearArguments& a, Worker& worker) {
   a.m <= Tuning::kSplitTokens
-      ? multiply_few_tokens<Int8Products<2>, Tuning::kSplitTokens>(a, worker)
-      : multiply_few_tokens<Int8Products<1>, Tuning::kFewTokens>(a, worker);
+      ? multiply_few_tokens<Int8Products<Tuning, 2>, Tuning::kSplitTokens>(a, worker)
+      : multiply_few_tokens<Int8Products<Tuning, 1>, Tuning::kFewTokens>(a, worker);
 }
+
+template void avx512_int8_several_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
+template void avx512_int8_several_tokens<Zen5Tuning>(const LinearArguments&, Worker&);
+
+template void avx512_int8_few_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
+template void avx512_int8_few_tokens<Zen5Tuning>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

@@ -5,7 +5,9 @@
 namespace permllm::cpu {
 namespace {
 
+template <class CoreTuning>
 struct Int8Products {
+  using Tuning = CoreTuning;
   using Value = int8_t;
   using Element = uint8_t;
 
@@ -69,8 +71,12 @@ struct Int8Products {
 
 }  // namespace
 
+template <class Tuning>
 void avx512_int8_many_tokens(const LinearArguments& a, Worker& worker) {
-  go_through_parts<ManyTokens<Int8Products>>(a, worker);
+  go_through_parts<ManyTokens<Int8Products<Tuning>>>(a, worker);
 }
+
+template void avx512_int8_many_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
+template void avx512_int8_many_tokens<Zen5Tuning>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

@@ -4,13 +4,15 @@
 namespace permllm::cpu {
 namespace {
 
+template <class CoreTuning>
 struct Bfloat16Products {
+  using Tuning = CoreTuning;
   using Value = bf16;
   using Element = bf16;
 
   static void expand(const Block<kRows>& block, int row, bf16* target) {
     __m512i weights[2];
-    expand_row(block, row, weights);
+    expand_row<Tuning>(block, row, weights);
     _mm512_store_si512(target, weights[0]);
     _mm512_store_si512(target + 32, weights[1]);
   }
@@ -41,8 +43,12 @@ struct Bfloat16Products {
 
 }  // namespace
 
+template <class Tuning>
 void avx512_many_tokens(const LinearArguments& a, Worker& worker) {
-  go_through_parts<ManyTokens<Bfloat16Products>>(a, worker);
+  go_through_parts<ManyTokens<Bfloat16Products<Tuning>>>(a, worker);
 }
+
+template void avx512_many_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
+template void avx512_many_tokens<Zen5Tuning>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

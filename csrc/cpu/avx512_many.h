@@ -7,6 +7,7 @@
 // While one panel is multiplied the next is expanded between the products.
 //
 // `Products` says what the values are and how they meet x:
+//   Tuning                         the table of constants
 //   Value, Element                 of the blocks; of a panel and of packed x, 2 bytes or 1
 //   expand(block, row, target)     64 inputs of a row, zeros where pruned
 //   multiply(sum, tokens, weights) one instruction, 16 sums of 32 bits
@@ -31,6 +32,7 @@ constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <class Products>
 class ManyTokens {
+  using Tuning = typename Products::Tuning;
   using Value = typename Products::Value;
   using Element = typename Products::Element;
   using Inputs = typename Products::Inputs;

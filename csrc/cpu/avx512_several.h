@@ -20,11 +20,13 @@ constexpr int kVectorTokens = sizeof(__m512i) / kPieceBytes;
 
 template <class Products, int Vectors>
 class SeveralTokens {
+  using Tuning = typename Products::Tuning;
   using BlockOf8 = Block<kRows, typename Products::Value>;
   using Inputs = typename Products::Inputs;
   using Outputs = typename Products::Outputs;
 
   static_assert(Products::kWeights == Products::kInputs && Products::kSums == 1);
+  static_assert(Tuning::kSeveralTokens == 4 * kVectorTokens);
   static constexpr int kBlockBytes = Products::kInputs * sizeof(__m512i);  // of an expanded row
   static constexpr int kPieces = kBlockBytes / kPieceBytes;
   // Rows whose sums fit the registers.

@@ -15,7 +15,9 @@ KernelOf<bf16> dense_kernel() {
 #endif
 #if defined(PERMLLM_AVX512)
     case Isa::kAvx512Bf16:
-      return {avx512_dense, Avx512Bf16Tuning::kDenseTokens, sizeof(bf16)};
+      return {avx512_dense<Avx512Bf16Tuning>, Avx512Bf16Tuning::kDenseTokens, sizeof(bf16)};
+    case Isa::kZen5:
+      return {avx512_dense<Zen5Tuning>, Zen5Tuning::kDenseTokens, sizeof(bf16)};
 #endif
     default:
       return {};

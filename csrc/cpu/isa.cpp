@@ -3,8 +3,10 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <initializer_list>
+#include <utility>
 
 #include "layout.h"
 
@@ -16,9 +18,6 @@
 
 namespace permllm::cpu {
 namespace {
-
-constexpr Isa kFastestFirst[] = {Isa::kAmx, Isa::kAvx512Bf16, Isa::kAvx512, Isa::kAvx2,
-                                 Isa::kPortable};
 
 #if defined(PERMLLM_AVX2)  // and with it every instruction set of x86-64
 
@@ -64,11 +63,19 @@ bool has_avx512_bf16() {
          bits(cpuid(7, 1).eax, {5});                        // AVX512_BF16
 }
 
+// AMD's family 26 and those after it.
+bool is_zen5() {
+  constexpr uint32_t kAuthenticAmd = 0x68747541;  // "Auth"
+  const uint32_t eax = cpuid(1, 0).eax;
+  return cpuid(0, 0).ebx == kAuthenticAmd && (eax >> 8 & 0xf) + (eax >> 20 & 0xff) >= 26;
+}
+
 #else
 
 bool has_avx2() { return false; }
 bool has_avx512() { return false; }
 bool has_avx512_bf16() { return false; }
+bool is_zen5() { return false; }
 
 #endif
 
@@ -92,6 +99,13 @@ bool has_amx() { return false; }
 
 #endif
 
+std::array<Isa, 6> fastest_first() {
+  std::array<Isa, 6> every = {Isa::kAmx,    Isa::kZen5, Isa::kAvx512Bf16,
+                              Isa::kAvx512, Isa::kAvx2, Isa::kPortable};
+  if (!is_zen5()) std::swap(every[1], every[2]);
+  return every;
+}
+
 }  // namespace
 
 const char* name(Isa isa) {
@@ -100,6 +114,8 @@ const char* name(Isa isa) {
       return "amx";
     case Isa::kAvx512Bf16:
       return "avx512_bf16";
+    case Isa::kZen5:
+      return "zen5";
     case Isa::kAvx512:
       return "avx512";
     case Isa::kAvx2:
@@ -115,6 +131,7 @@ int rows(Isa isa) {
     case Isa::kAmx:
       return kAmxRows;
     case Isa::kAvx512Bf16:
+    case Isa::kZen5:
       return kAvx512Rows;
     case Isa::kAvx512:
     case Isa::kAvx2:
@@ -124,7 +141,9 @@ int rows(Isa isa) {
   return 0;
 }
 
-bool undoes_permutation(Isa isa) { return isa == Isa::kAmx || isa == Isa::kAvx512Bf16; }
+bool undoes_permutation(Isa isa) {
+  return isa == Isa::kAmx || isa == Isa::kAvx512Bf16 || isa == Isa::kZen5;
+}
 
 bool supported(Isa isa) {
   switch (isa) {
@@ -132,7 +151,8 @@ bool supported(Isa isa) {
       static const bool amx = has_amx();
       return amx;
     }
-    case Isa::kAvx512Bf16: {
+    case Isa::kAvx512Bf16:
+    case Isa::kZen5: {
       static const bool avx512_bf16 = has_avx512_bf16();
       return avx512_bf16;
     }
@@ -152,7 +172,7 @@ bool supported(Isa isa) {
 
 std::string supported_names() {
   std::string names;
-  for (Isa isa : kFastestFirst) {
+  for (Isa isa : fastest_first()) {
     if (!supported(isa)) continue;
     if (!names.empty()) names += ",";
     names += name(isa);
@@ -168,7 +188,7 @@ Isa select(const std::string& requested) {
   const std::string remedy = overridden ? " Unset it to take the fastest of them."
                                         : " Name none to take the fastest of them.";
   std::string every;
-  for (Isa isa : kFastestFirst) {
+  for (Isa isa : fastest_first()) {
     if (wanted.empty() ? supported(isa) : wanted == name(isa)) {
       STD_TORCH_CHECK(supported(isa), source, wanted, " cannot run: this CPU or build has only ",
                       supported_names(), ".", remedy);

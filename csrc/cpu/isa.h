@@ -7,7 +7,14 @@
 namespace permllm::cpu {
 
 // The numbers are part of the packed layout's metadata.
-enum class Isa : int64_t { kPortable = 0, kAvx512Bf16 = 1, kAmx = 2, kAvx2 = 3, kAvx512 = 4 };
+enum class Isa : int64_t {
+  kPortable = 0,
+  kAvx512Bf16 = 1,
+  kAmx = 2,
+  kAvx2 = 3,
+  kAvx512 = 4,
+  kZen5 = 5,  // the kernels of kAvx512Bf16 with constants of their own
+};
 
 const char* name(Isa isa);
 

@@ -50,22 +50,30 @@ static LinearOf<Real> part_of(const LinearOf<Real>& a, int64_t first, int64_t co
   return part;
 }
 
-void amx_few_tokens(const LinearArguments&, Worker&);     // m <= AmxTuning::kFewTokens
-void amx_many_tokens(const LinearArguments&, Worker&);    // any m
-void amx_dense(const LinearArguments&, Worker&);          // as dense.h says
-void avx512_few_tokens(const LinearArguments&, Worker&);  // m <= Avx512Bf16Tuning::kFewTokens
-void avx512_several_tokens(const LinearArguments&,
-                           Worker&);                       // m <= Avx512Bf16Tuning::kSeveralTokens
-void avx512_many_tokens(const LinearArguments&, Worker&);  // any m
-void avx512_dense(const LinearArguments&, Worker&);        // as dense.h says
+void amx_few_tokens(const LinearArguments&, Worker&);   // m <= AmxTuning::kFewTokens
+void amx_many_tokens(const LinearArguments&, Worker&);  // any m
+void amx_dense(const LinearArguments&, Worker&);        // as dense.h says
 
 void amx_int8_few_tokens(const LinearArguments&, Worker&);  // m <= AmxTuning::kSplitTokens, W8A16
 void amx_int8_several_tokens(const LinearArguments&, Worker&);  // m <= kFewTokens, W8A8
 void amx_int8_many_tokens(const LinearArguments&, Worker&);     // any m, W8A8
 
-// As those of bfloat16: W8A16 for m <= 2, and W8A8.
-void avx512_int8_few_tokens(const LinearArguments&, Worker&);
+// With the constants of Avx512Bf16Tuning or Zen5Tuning.
+template <class Tuning>
+void avx512_few_tokens(const LinearArguments&, Worker&);  // m <= kFewTokens
+template <class Tuning>
+void avx512_several_tokens(const LinearArguments&, Worker&);  // m <= kSeveralTokens
+template <class Tuning>
+void avx512_many_tokens(const LinearArguments&, Worker&);  // any m
+template <class Tuning>
+void avx512_dense(const LinearArguments&, Worker&);  // as dense.h says
+
+// As those of bfloat16: W8A16 for m <= kSplitTokens, and W8A8.
+template <class Tuning>
+void avx512_int8_few_tokens(const LinearArguments&, Worker&);  // m <= kFewTokens
+template <class Tuning>
 void avx512_int8_several_tokens(const LinearArguments&, Worker&);
+template <class Tuning>
 void avx512_int8_many_tokens(const LinearArguments&, Worker&);
 
 // Any m, values of both types, x of every type: products with x as it is.

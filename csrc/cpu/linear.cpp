@@ -11,9 +11,8 @@ namespace {
 #if defined(PERMLLM_AVX512)
 using Run = void (*)(const LinearArguments&, Worker&);
 
-template <Run Few, Run Several, Run Many>
-void avx512(const LinearArguments& a, Worker& worker) {
-  using Tuning = Avx512Bf16Tuning;
+template <class Tuning, Run Few, Run Several, Run Many>
+void by_tokens(const LinearArguments& a, Worker& worker) {
   constexpr int64_t kVector = Tuning::kSeveralTokens;
   const auto up_to_16 = [&](const LinearArguments& part) {
     part.m <= Tuning::kFewTokens ? Few(part, worker) : Several(part, worker);
@@ -23,6 +22,17 @@ void avx512(const LinearArguments& a, Worker& worker) {
   const int64_t whole = rest <= Tuning::kRestTokens ? a.m - rest : a.m;
   (whole == kVector ? Several : Many)(part_of(a, 0, whole), worker);
   if (whole < a.m) up_to_16(part_of(a, whole, a.m - whole));
+}
+
+template <class Tuning>
+KernelOf<bf16> avx512(ValueType type) {
+  const Run run =
+      type == ValueType::kBfloat16
+          ? by_tokens<Tuning, avx512_few_tokens<Tuning>, avx512_several_tokens<Tuning>,
+                      avx512_many_tokens<Tuning>>
+          : by_tokens<Tuning, avx512_int8_few_tokens<Tuning>, avx512_int8_several_tokens<Tuning>,
+                      avx512_int8_many_tokens<Tuning>>;
+  return {run, Tuning::kPackedTokens, sizeof(bf16)};
 }
 #endif
 
@@ -76,11 +86,13 @@ KernelOf<bf16> bfloat16_kernel(Isa isa, ValueType type) {
 #endif
     case Isa::kAvx512Bf16:
 #if defined(PERMLLM_AVX512)
-      return {
-          bfloat16
-              ? avx512<avx512_few_tokens, avx512_several_tokens, avx512_many_tokens>
-              : avx512<avx512_int8_few_tokens, avx512_int8_several_tokens, avx512_int8_many_tokens>,
-          Avx512Bf16Tuning::kPackedTokens, kBytes};
+      return avx512<Avx512Bf16Tuning>(type);
+#else
+      return {};
+#endif
+    case Isa::kZen5:
+#if defined(PERMLLM_AVX512)
+      return avx512<Zen5Tuning>(type);
 #else
       return {};
 #endif

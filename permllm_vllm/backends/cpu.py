@@ -11,7 +11,7 @@ from permllm_vllm.checkpoint import permutation as permutations
 #: Largest block whose permutation disappears inside the kernel's blocks of 64 inputs.
 LARGEST_UNDONE_BLOCK = 64
 #: Instruction sets whose kernels take any 32 of 64 inputs, so that it can, and bfloat16 alone.
-BFLOAT16_ONLY = ("amx", "avx512_bf16")
+BFLOAT16_ONLY = ("amx", "zen5", "avx512_bf16")
 #: Beyond, sums of products of int8 values leave an int32 (csrc/cpu/layout.h).
 MOST_INT8_INPUTS = 1 << 17
 
@@ -20,8 +20,8 @@ class CpuBackend:
     """Packs to blocks of a few rows x 64 inputs with 64-bit masks (csrc/cpu/layout.h).
 
     Args:
-        instruction_set: "amx", "avx512_bf16", "avx512", "avx2" or "portable"; empty for the fastest
-            that this CPU runs, or the one in the environment variable PERMLLM_CPU_ISA.
+        instruction_set: "amx", "zen5", "avx512_bf16", "avx512", "avx2" or "portable"; empty for the
+            fastest that this CPU runs, or the one in the environment variable PERMLLM_CPU_ISA.
         dtype: of the activations. Those of float16 and float32 are multiplied in float32, by the
             kernels of the next instruction set that do so.
 
@@ -46,7 +46,7 @@ class CpuBackend:
         int8 values stay int8 where a kernel of this instruction set multiplies them, and the scale
         goes along; elsewhere they are scaled and rounded to bfloat16, as float16 and float32 are.
 
-        On amx and avx512_bf16 the permutation of blocks of 32 and 64 is undone here and costs
+        On amx, zen5 and avx512_bf16 the permutation of blocks of 32 and 64 is undone here and costs
         nothing at run time. That of blocks of 128, and any on the others, is kept as int32 indices
         into all inputs, and the activation is gathered.
         """

@@ -127,6 +127,11 @@ def test_instruction_set_of_a_processor(tmp_path):
     zen4 = "avx512_bf16 avx512_vnni avx512_vbmi2 avx512bw avx512vl avx2"
     file.write_text(f"processor : 0\nflags : fpu {zen4}\nflags : {zen4}\n")
     assert instruction_set(file) == "avx512_bf16"
+    amd = "vendor_id : AuthenticAMD\ncpu family : {}\nflags : " + zen4
+    file.write_text(amd.format(25))
+    assert instruction_set(file) == "avx512_bf16"
+    file.write_text(amd.format(26))
+    assert instruction_set(file) == "zen5"
     file.write_text(f"flags : {zen4} amx_tile amx_bf16 amx_int8\n")
     assert instruction_set(file) == "amx"
     file.write_text("flags : fpu avx2\n")

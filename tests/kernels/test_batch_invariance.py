@@ -18,8 +18,12 @@ KERNELS = {
     "avx2": {"few": 6},
     "portable": {"few": 4},
 }
-AVX512_BF16 = {"few": 6, "several": 16}
-AVX512_INT8 = {"split": 2, "few": 6, "several": 16}
+AVX512 = {
+    "avx512_bf16": {"few": 6, "several": 16},
+    "avx512_bf16 int8": {"split": 2, "few": 6, "several": 16},
+    "zen5": {"few": 5, "several": 16},
+    "zen5 int8": {"split": 2, "few": 5, "several": 16},
+}
 GATHERED = 256  # tokens at a time, where packing does not undo the permutation
 # So many tokens, the first of them being the one in question, take the kernel of this name.
 ALONE = {"split": 1, "few": 3, "several": 7, "two tiles": 17, "many": 48}
@@ -37,10 +41,10 @@ def kernels(isa: str, int8: bool, m: int) -> list[str]:
     """The kernel of each of m tokens of a permuted layer, whose blocks have 64 inputs."""
     if isa not in BFLOAT16_ONLY and m > GATHERED:
         return kernels(isa, int8, GATHERED) + kernels(isa, int8, m - GATHERED)
-    if isa != "avx512_bf16":
-        most = KERNELS[f"{isa} int8" if int8 and isa == "amx" else isa]
-        return [kernel(most, m)] * m
-    most = AVX512_INT8 if int8 else AVX512_BF16
+    name = f"{isa} int8" if int8 and isa in BFLOAT16_ONLY else isa
+    if name in KERNELS:
+        return [kernel(KERNELS[name], m)] * m
+    most = AVX512[name]
     rest = m % 16
     if m <= 16 or rest == 0 or rest > 12:
         return [kernel(most, m)] * m

@@ -13,7 +13,7 @@ from tests.kernels.cases import Case, cases
 from tests.kernels.test_cpu import exact, run
 
 # Of the instruction sets that round x to integers: W8A16 up to here, W8A8 beyond.
-SPLIT_TOKENS = {"amx": 16, "avx512_bf16": 2}
+SPLIT_TOKENS = {"amx": 16, "zen5": 2, "avx512_bf16": 2}
 TOKENS = (1, 2, 3, 4, 5, 6, 8, 10, 11, 15, 16, 17, 31, 40, 64, 100, 257, 300)
 LARGE_TOKENS = (1, 2, 8, 33, 300)
 TOLERANCE_SPLIT, TOLERANCE = 3e-3, 1.2e-2  # relative Frobenius error, W8A16 or exact x, and W8A8
