@@ -102,7 +102,8 @@ bool has_amx() { return false; }
 std::array<Isa, 6> fastest_first() {
   std::array<Isa, 6> every = {Isa::kAmx,    Isa::kZen5, Isa::kAvx512Bf16,
                               Isa::kAvx512, Isa::kAvx2, Isa::kPortable};
-  if (!is_zen5()) std::swap(every[1], every[2]);
+  static const bool zen5 = is_zen5();
+  if (!zen5) std::swap(every[1], every[2]);
   return every;
 }
 

@@ -85,14 +85,9 @@ KernelOf<bf16> bfloat16_kernel(Isa isa, ValueType type) {
       return {};
 #endif
     case Isa::kAvx512Bf16:
-#if defined(PERMLLM_AVX512)
-      return avx512<Avx512Bf16Tuning>(type);
-#else
-      return {};
-#endif
     case Isa::kZen5:
 #if defined(PERMLLM_AVX512)
-      return avx512<Zen5Tuning>(type);
+      return isa == Isa::kZen5 ? avx512<Zen5Tuning>(type) : avx512<Avx512Bf16Tuning>(type);
 #else
       return {};
 #endif

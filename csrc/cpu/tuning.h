@@ -9,7 +9,9 @@
 
 namespace permllm::cpu {
 
-constexpr int kIntoL1 = 3, kIntoL2 = 2;  // prefetcht0, prefetcht1, as __builtin_prefetch counts
+// prefetchnta, prefetcht0 and prefetcht1, as __builtin_prefetch counts. The first leaves no copy in
+// L2, which would go on to L3.
+constexpr int kPastL2 = 0, kIntoL1 = 3, kIntoL2 = 2;
 
 struct CommonTuning {
   static constexpr int64_t kGatheredTokens = 256;  // at a time, so that the copy stays in the cache
@@ -87,8 +89,8 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int kDenseRows = 3;    // at a time, with more than one token
   static constexpr int kDenseRowsOf6 = 2;
   static constexpr int64_t kDenseCacheBytes = 24 << 10;  // where 6 tokens take more, 8 are faster
-  static constexpr int kDensePrefetchedRows = 2;         // so many at a time at least: of one, the
-                                                         // hardware fetches in time
+  // At a time, from which on they are prefetched: the hardware fetches one row in time.
+  static constexpr int kDensePrefetchedRows = 2;
   static constexpr int kDenseHint = kIntoL2;
   static constexpr int kDenseAhead = 32768;    // bytes
   static constexpr int64_t kPackVectors = 32;  // of x, that a thread packs at a time
@@ -110,10 +112,10 @@ struct Zen5Tuning : Avx512Bf16Tuning {
   static constexpr int kFewTokens = 5;
   static constexpr bool kMasksFromMemory = true;
 
-  static constexpr int kFewHint = kIntoL1;
+  static constexpr int kFewHint = kPastL2;
   static constexpr int kOneTokenFetch = 576;  // all of a block
-  static constexpr int kOneTokenAhead = 8064;
-  static constexpr int kFewAhead = 8064;
+  static constexpr int kOneTokenAhead = 11520;
+  static constexpr int kFewAhead = 11520;
   static constexpr int kFewAheadPasses = 13824;
   static constexpr int64_t kFewChunkBytes = 6 << 10;
   static constexpr int kSeveralHint = kIntoL1;
