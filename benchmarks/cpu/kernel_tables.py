@@ -10,8 +10,10 @@ from benchmarks.shapes import TOKENS
 Row = Mapping[str, Any]
 ByShape = Mapping[tuple[Any, ...], Row]
 """Rows by (outputs, inputs, pattern), value dtype and number of tokens."""
+AVX512_AIMS = {"bfloat16": (4.0, 1.7, 1.15, 1.05, 1.02), "int8": (6.0, 2.6, 2.3, 2.1, 2.05)}
 AIMS = {
-    "avx512_bf16": {"bfloat16": (4.0, 1.7, 1.15, 1.05, 1.02), "int8": (6.0, 2.6, 2.3, 2.1, 2.05)},
+    "avx512_bf16": AVX512_AIMS,
+    "zen5": AVX512_AIMS,
     "amx": {"bfloat16": (2.6, 2.6, 2.5, 2.5, 2.4), "int8": (4.5, 4.2, 4.0, 3.5, 3.0)},
 }
 """Times as fast as dense bfloat16 that one thread is to reach at `TOKENS`, by instruction set."""

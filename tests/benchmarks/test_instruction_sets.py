@@ -12,7 +12,6 @@ import torch
 from benchmarks import instruction_sets
 from benchmarks.cpu import contestants
 from benchmarks.instruction_sets import FLOAT32, LIMITS, TORCH, VLLM, limited, measure, table
-from permllm_vllm import ops
 
 
 @pytest.mark.parametrize("has_vllm", [False, True])

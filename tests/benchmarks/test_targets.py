@@ -15,8 +15,10 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 TOKENS = (1, 4, 16, 64, 256)
 SHAPES = {(12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008)}
 """Outputs and inputs of the fused linear layers of Llama-2-7B."""
+AVX512 = {"bfloat16": (2.4, 1.4, 1.0, 0.97, 0.97), "int8": (3.5, 2.2, 1.8, 1.8, 1.8)}
 LEAST = {
-    "avx512_bf16": {"bfloat16": (2.4, 1.4, 1.0, 0.97, 0.97), "int8": (3.5, 2.2, 1.8, 1.8, 1.8)},
+    "avx512_bf16": AVX512,
+    "zen5": AVX512,
     "amx": {"bfloat16": (2.2, 2.2, 2.0, 1.9, 1.7), "int8": (3.8, 3.6, 3.4, 2.5, 2.2)},
 }
 """Times as fast as the fastest dense bfloat16 peer on one thread, at `TOKENS`."""
@@ -26,8 +28,11 @@ MISSED: Mapping[str, set[Any]] = {
         ("4:8", (4096, 11008), "bfloat16", 256),
         ("4:8", (4096, 4096), "bfloat16", 256),  # 1.699
     },
+    # With one token dense reads at 65 to 83 % of memory's rate there, on Zen 4 at half of it.
+    "kernels-cpu-zen5": {("2:4", *layer, 1) for layer in itertools.product(SHAPES, AVX512)},
+    "kernels-cpu-zen5-4to8": {("4:8", *layer, 1) for layer in itertools.product(SHAPES, AVX512)},
 }
-"""What records miss of `LEAST`, by file; docs/kernels-amx.md says by how much."""
+"""What records miss of `LEAST`, by file; the pages of the machines say by how much."""
 NO_SLOWER = 0.97
 SLOWER = {
     "instruction-sets-amx": {
@@ -43,6 +48,8 @@ LEAST_SERVED = {
     ("2:4 int8", INT8): 1.4,
 }
 """Decoded tokens per second of a variant, times those of another, one sequence."""
+MISSED_SERVED = {"zen5": {"2:4 bfloat16 to dense bfloat16"}}
+"""What served models miss of these, by machine; docs/serving-zen5.md says by how much, and why."""
 MOST_BYTES = {"2:4 bfloat16": 0.6, "2:4 int8": 0.35}
 """Of the bytes of the pruned layers in dense bfloat16, as the engine holds them."""
 PACKING_SLACK = (1 << 20) + (2 << 20)
@@ -126,7 +133,7 @@ def test_no_kernel_is_slower_than_dense(file: Path) -> None:
     assert {key: ratio for key, ratio in ratios.items() if ratio < NO_SLOWER} == {}
 
 
-@pytest.mark.parametrize("machine", ["zen4", "amx"])
+@pytest.mark.parametrize("machine", ["zen4", "zen5", "amx"])
 def test_there_is_a_record_of_two_threads(machine: str) -> None:
     rows = record(RESULTS / f"kernels-cpu-{machine}-two-threads.json")["rows"]
     assert {row["threads"] for row in rows} == {2}
@@ -151,13 +158,13 @@ def short_of_served(found: Record, prompt: int) -> list[str]:
     return missed
 
 
-@pytest.mark.parametrize("machine", ["zen4", "amx"])
+@pytest.mark.parametrize("machine", ["zen4", "zen5", "amx"])
 @pytest.mark.parametrize("prompt", [32, 512])
 def test_serving_is_as_fast_and_as_small_as_it_is_to_be(machine: str, prompt: int) -> None:
     found = record(RESULTS / f"serving-cpu-{machine}.json")
     shape = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22}
     assert shape.items() <= found["shape"].items()
-    assert short_of_served(found, prompt) == []
+    assert set(short_of_served(found, prompt)) <= MISSED_SERVED.get(machine, set())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 from benchmarks import tables
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("cpu", "kernels-amx", "kernels-zen4", "method", "serving-amx", "serving-zen4")
+MACHINES = ("amx", "zen4", "zen5")
+PAGES = ("cpu", "method", *(f"{what}-{m}" for what in ("kernels", "serving") for m in MACHINES))
 MEASURED = [ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in PAGES)]
 MACHINE = {"cpu": "Some CPU", "family": "1/2", "cores": 3}
 RECORD = {"date": "2030-01-02", "machine": MACHINE, "versions": {"torch": "9.8", "python": "4"}}

@@ -13,6 +13,8 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 PACKAGED = {
     ("avx512_bf16", "2:4"): "kernels-cpu-zen4.json",
     ("avx512_bf16", "4:8"): "kernels-cpu-zen4-4to8.json",
+    ("zen5", "2:4"): "kernels-cpu-zen5.json",
+    ("zen5", "4:8"): "kernels-cpu-zen5-4to8.json",
     ("amx", "2:4"): "kernels-cpu-amx.json",
     ("amx", "4:8"): "kernels-cpu-amx-4to8.json",
 }
