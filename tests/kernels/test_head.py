@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from permllm_vllm import ops
+from permllm_vllm.backends.cpu import BFLOAT16_ONLY, instruction_sets
 
 pytestmark = pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
 head_linear = torch.ops.permllm.head_linear
@@ -36,6 +37,23 @@ def assert_right(found: Tensor, x: Tensor, weight: Tensor) -> None:
 def test_any_shape(tokens: int, outputs: int, vectors: int, seed: int) -> None:
     x, weight = drawn(tokens, 32 * vectors, seed), drawn(outputs, 32 * vectors, seed + 1)
     assert_right(head_linear(x, weight), x, weight)
+
+
+@pytest.mark.parametrize("isa", BFLOAT16_ONLY)
+def test_every_kernel_of_this_cpu(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that serves here, and those that serve on other CPUs."""
+    if isa not in instruction_sets():
+        pytest.skip(f"this CPU has no {isa}")
+    monkeypatch.setenv("PERMLLM_CPU_ISA", isa)
+    most = torch.ops.permllm.cpu_head_tokens()
+    assert most >= 4
+    for outputs, inputs in ((1, 64), (75, 576), (50, 4096)):
+        weight = drawn(outputs, inputs, 1)
+        for tokens in range(1, most + 1):
+            x = drawn(tokens, inputs, tokens)
+            found = head_linear(x, weight)
+            assert_right(found, x, weight)
+            assert torch.equal(found[-1:], head_linear(x[-1:], weight))
 
 
 @pytest.mark.parametrize("inputs", [8, 33, 100])
