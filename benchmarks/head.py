@@ -70,11 +70,11 @@ class Row:
     load_average: float
 
 
-def most_tokens() -> int:
-    """Tokens that the kernel takes; ends the program where there is none."""
+def most_tokens(inputs: int) -> int:
+    """Tokens of so many inputs that the kernel takes; ends the program where there is none."""
     if ops.missing_reason:
         sys.exit(f"benchmarks.head: the compiled kernels are missing: {ops.missing_reason}")
-    most = int(torch.ops.permllm.cpu_head_tokens())
+    most = int(torch.ops.permllm.cpu_head_tokens(inputs))
     if not most:
         sys.exit(
             f"benchmarks.head: {CpuBackend().instruction_set} has no kernel for a dense head, so "
@@ -160,12 +160,13 @@ def _parse() -> argparse.Namespace:
         "--json", type=Path, metavar="FILE", help="where the rows are kept, of one thread count"
     )
     arguments = parser.parse_args()
-    most = most_tokens()
-    arguments.tokens = arguments.tokens or [m for m in TOKENS if m <= most]
-    for m in arguments.tokens:
-        if not 1 <= m <= most:
-            parser.error(f"--tokens {m}: the kernel takes 1 to {most}, vLLM's path all others")
     for n, k in arguments.shapes:
+        most = most_tokens(k)
+        for m in arguments.tokens or []:
+            if not 1 <= m <= most:
+                parser.error(
+                    f"--tokens {m}: the kernel takes 1 to {most} of {k} inputs, vLLM's path more"
+                )
         if k % INPUTS:
             parser.error(f"--shapes {n}x{k}: the kernel takes a multiple of {INPUTS} inputs")
     return arguments
@@ -184,7 +185,8 @@ def main() -> None:
     with torch.inference_mode():
         for shape in arguments.shapes:
             there = {(row["n"], row["k"], row["m"]) for row in result.all()}
-            tokens = [m for m in arguments.tokens if (*shape, m) not in there]
+            asked = arguments.tokens or [m for m in TOKENS if m <= most_tokens(shape[1])]
+            tokens = [m for m in asked if (*shape, m) not in there]
             if tokens:
                 for rows in measure(shape, tokens, arguments.threads, arguments.quick):
                     result.update(asdict(row) for row in rows)

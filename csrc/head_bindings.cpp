@@ -20,7 +20,7 @@ Tensor head_linear(Tensor x, Tensor weight) {
                         weight.scalar_type() == ScalarType::BFloat16;
   const bool in_place = weight.is_contiguous() && k % cpu::kDenseInputs == 0 &&
                         reinterpret_cast<uintptr_t>(weight.const_data_ptr()) % 64 == 0;
-  if (!bfloat16 || !in_place || m == 0 || m > cpu::dense_tokens()) {
+  if (!bfloat16 || !in_place || m == 0 || m > cpu::dense_tokens(k)) {
     return dense_product(x, weight, std::nullopt);
   }
   const Tensor rows = in_one_piece(x);
@@ -37,8 +37,9 @@ Tensor head_linear(Tensor x, Tensor weight) {
   return y;
 }
 
-// How many tokens head_linear multiplies itself at most, 0 where it has no kernel.
-int64_t cpu_head_tokens() { return cpu::dense_tokens(); }
+// How many tokens of so many inputs head_linear multiplies itself at most, 0 where it has no
+// kernel.
+int64_t cpu_head_tokens(int64_t inputs) { return cpu::dense_tokens(inputs); }
 
 // `bytes` bytes in huge pages, the content undefined.
 Tensor cpu_huge_bytes(int64_t bytes) {
@@ -51,7 +52,7 @@ Tensor cpu_huge_bytes(int64_t bytes) {
 
 // permllm::head_linear itself is defined in permllm_vllm/ops.py, with or without this library.
 STABLE_TORCH_LIBRARY_FRAGMENT(permllm, m) {
-  m.def("cpu_head_tokens() -> int");
+  m.def("cpu_head_tokens(int inputs) -> int");
   m.def("cpu_huge_bytes(int bytes) -> Tensor");
 }
 

@@ -15,6 +15,7 @@ template <class Tuning, int Tokens>
 class DenseTokens {
   static constexpr int kPass = Tokens == 1   ? 1
                                : Tokens == 6 ? Tuning::kDenseRowsOf6
+                               : Tokens == 8 ? Tuning::kDenseRowsOf8
                                              : Tuning::kDenseRows;
   static constexpr int kGroup = kLanes * Tuning::kDenseRows;  // rows that are rounded together
 
@@ -115,11 +116,11 @@ void avx512_dense(const LinearArguments& a, Worker& worker) {
   if (a.m == 1) return multiply_dense<Tuning, 1>(a, worker);
   if (a.m == 2) return multiply_dense<Tuning, 2>(a, worker);
   if (a.m <= 4) return multiply_dense<Tuning, 4>(a, worker);
-  if constexpr (Tuning::kDenseTokens > 4) {
-    const int64_t bytes = 6 * a.k * static_cast<int64_t>(sizeof(bf16));
-    if (a.m <= 6 && bytes <= Tuning::kDenseCacheBytes) return multiply_dense<Tuning, 6>(a, worker);
-    multiply_dense<Tuning, Tuning::kDenseTokens>(a, worker);
+  const int64_t token_bytes = a.k * sizeof(bf16);
+  if (a.m <= 6 && 6 * token_bytes <= Tuning::kDenseCacheBytes) {
+    return multiply_dense<Tuning, 6>(a, worker);
   }
+  multiply_dense<Tuning, Tuning::kDenseTokens>(a, worker);
 }
 
 template void avx512_dense<Avx512Bf16Tuning>(const LinearArguments&, Worker&);

@@ -9,11 +9,12 @@ namespace permllm::cpu {
 
 constexpr int64_t kDenseInputs = 32;  // of a vector
 
-// How many tokens a kernel takes at most here, 0 where there is none. Beyond, others are faster.
-int64_t dense_tokens();
+// How many tokens of k inputs a kernel takes at most here, 0 where there is none. Beyond, others
+// are faster.
+int64_t dense_tokens(int64_t k);
 
-// Multiplies m <= dense_tokens() tokens. `packed` are the rows, [n, k], 64-byte aligned, and k is a
-// multiple of kDenseInputs.
+// Multiplies m <= dense_tokens(k) tokens. `packed` are the rows, [n, k], 64-byte aligned, and k is
+// a multiple of kDenseInputs.
 void dense_linear(const LinearArguments& arguments);
 
 }  // namespace permllm::cpu

@@ -85,9 +85,11 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int kSeveralAhead = 9216;          // bytes
 
   // Few tokens and dense rows.
-  static constexpr int kDenseTokens = 8;  // beyond, oneDNN's packed weight is faster
-  static constexpr int kDenseRows = 3;    // at a time, with more than one token
-  static constexpr int kDenseRowsOf6 = 2;
+  static constexpr int kDenseTokens = 8;        // beyond, oneDNN's packed weight is faster
+  static constexpr int kDenseTokensPastL1 = 8;  // the same where x of so many takes more than
+  static constexpr int64_t kDenseL1Bytes = 32 << 10;
+  static constexpr int kDenseRows = 3;  // at a time, with more than one token
+  static constexpr int kDenseRowsOf6 = 2, kDenseRowsOf8 = 3;
   static constexpr int64_t kDenseCacheBytes = 24 << 10;  // where 6 tokens take more, 8 are faster
   // At a time, from which on they are prefetched: the hardware fetches one row in time.
   static constexpr int kDensePrefetchedRows = 2;
@@ -120,8 +122,9 @@ struct Zen5Tuning : Avx512Bf16Tuning {
   static constexpr int64_t kFewChunkBytes = 6 << 10;
   static constexpr int kSeveralHint = kIntoL1;
 
-  static constexpr int kDenseTokens = 4;
+  static constexpr int kDenseTokensPastL1 = 4;
   static constexpr int kDenseRows = 1;
+  static constexpr int kDenseRowsOf6 = 1, kDenseRowsOf8 = 2;
   static constexpr int kDensePrefetchedRows = 1;
   static constexpr int kDenseHint = kIntoL1;
   static constexpr int kDenseAhead = 8192;

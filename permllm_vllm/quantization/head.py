@@ -14,15 +14,15 @@ PACKED = "cpu_linear"
 """Attribute of a layer by which vLLM multiplies with its packed copy of the weight."""
 
 
-def head_tokens(dtype: torch.dtype) -> int:
+def head_tokens(dtype: torch.dtype, inputs: int) -> int:
     """Tokens that the compiled kernel multiplies with a dense head at most; 0 where there is none.
 
-    There is one for bfloat16 on CPUs with AVX-512 BF16. `dtype` is that of the weight.
+    There is one for bfloat16 on CPUs with AVX-512 BF16. `dtype` and `inputs` are the weight's.
     """
     on_cpu = torch.empty(0).device.type == "cpu"  # vLLM sets the device of what it loads
     if ops.missing_reason or not on_cpu or dtype != torch.bfloat16:
         return 0
-    return int(torch.ops.permllm.cpu_head_tokens())
+    return int(torch.ops.permllm.cpu_head_tokens(inputs))
 
 
 class HeadMethod(UnquantizedEmbeddingMethod):
@@ -60,7 +60,7 @@ class HeadMethod(UnquantizedEmbeddingMethod):
             params_dtype,
             **extra_weight_attrs,
         )
-        self.tokens = head_tokens(params_dtype)
+        self.tokens = head_tokens(params_dtype, input_size_per_partition)
         if self.tokens:
             weight = layer.weight.data
             memory = torch.ops.permllm.cpu_huge_bytes(weight.nbytes)

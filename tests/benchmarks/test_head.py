@@ -15,9 +15,9 @@ from benchmarks.cpu.products import WrongProduct
 from benchmarks.head import OURS, TOKENS, Row, head_linear, measure, random_head
 from permllm_vllm import ops
 
-MOST = 0 if ops.missing_reason else torch.ops.permllm.cpu_head_tokens()
-needs_kernel = pytest.mark.skipif(not MOST, reason="this CPU has no kernel for a dense head")
 N, K = 96, 64
+MOST = 0 if ops.missing_reason else torch.ops.permllm.cpu_head_tokens(K)
+needs_kernel = pytest.mark.skipif(not MOST, reason="this CPU has no kernel for a dense head")
 
 
 @pytest.fixture(autouse=True)
@@ -111,8 +111,11 @@ def test_a_run_measures_what_its_result_lacks(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--tokens", "1", str(MOST + 1)], f"--tokens {MOST + 1}: the kernel takes 1 to {MOST}"),
-        (["--tokens", "0"], f"--tokens 0: the kernel takes 1 to {MOST}"),
+        (
+            ["--shapes", f"{N}x{K}", "--tokens", "1", str(MOST + 1)],
+            f"--tokens {MOST + 1}: the kernel takes 1 to {MOST} of {K} inputs",
+        ),
+        (["--shapes", f"{N}x{K}", "--tokens", "0"], f"--tokens 0: the kernel takes 1 to {MOST}"),
         (["--shapes", "96x64", "96x48"], "--shapes 96x48: the kernel takes a multiple of 32"),
     ],
     ids=["more tokens", "no tokens", "inputs"],

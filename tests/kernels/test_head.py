@@ -11,7 +11,7 @@ from permllm_vllm.backends.cpu import BFLOAT16_ONLY, instruction_sets
 
 pytestmark = pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
 head_linear = torch.ops.permllm.head_linear
-MOST = 0 if ops.missing_reason else torch.ops.permllm.cpu_head_tokens()
+MOST = 0 if ops.missing_reason else torch.ops.permllm.cpu_head_tokens(64)
 needs_kernel = pytest.mark.skipif(not MOST, reason="this CPU has no kernel for a dense head")
 MOST_ROWS = 600  # more than a group, whose rows are rounded together
 
@@ -45,9 +45,9 @@ def test_every_kernel_of_this_cpu(isa: str, monkeypatch: pytest.MonkeyPatch) -> 
     if isa not in instruction_sets():
         pytest.skip(f"this CPU has no {isa}")
     monkeypatch.setenv("PERMLLM_CPU_ISA", isa)
-    most = torch.ops.permllm.cpu_head_tokens()
-    assert most >= 4
     for outputs, inputs in ((1, 64), (75, 576), (50, 4096)):
+        most = torch.ops.permllm.cpu_head_tokens(inputs)
+        assert most >= 4
         weight = drawn(outputs, inputs, 1)
         for tokens in range(1, most + 1):
             x = drawn(tokens, inputs, tokens)
@@ -95,10 +95,11 @@ def test_threads_change_no_bit(threads: int) -> None:
 @pytest.mark.parametrize("inputs", [32, 320, 4096])
 def test_a_token_does_not_depend_on_the_others(inputs: int) -> None:
     """Its bits are the same alone, in any place, and among any number of others."""
-    weight, x = drawn(500, inputs, 1), drawn(MOST, inputs, 2)
+    most = torch.ops.permllm.cpu_head_tokens(inputs)
+    weight, x = drawn(500, inputs, 1), drawn(most, inputs, 2)
     together = head_linear(x, weight)
-    for tokens in range(1, MOST):
-        for first in range(MOST - tokens + 1):
+    for tokens in range(1, most):
+        for first in range(most - tokens + 1):
             some = slice(first, first + tokens)
             assert torch.equal(head_linear(x[some], weight), together[some])
 
@@ -106,7 +107,7 @@ def test_a_token_does_not_depend_on_the_others(inputs: int) -> None:
 @needs_kernel
 def test_another_instruction_set_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERMLLM_CPU_ISA", "portable")
-    assert torch.ops.permllm.cpu_head_tokens() == 0
+    assert torch.ops.permllm.cpu_head_tokens(64) == 0
     x, weight = drawn(2, 64, 0), drawn(50, 64, 1)
     assert torch.equal(head_linear(x, weight), torch.nn.functional.linear(x, weight))
 

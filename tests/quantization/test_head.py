@@ -25,7 +25,7 @@ from tests.quantization.sparse_modules import config
 
 WORDS, CHANNELS = 8192, 128  # 2 MiB of bfloat16
 TRANSPARENT_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
-MOST = head_tokens(torch.bfloat16)
+MOST = head_tokens(torch.bfloat16, CHANNELS)
 needs_kernel = pytest.mark.skipif(not MOST, reason="this CPU has no kernel for a dense head")
 
 
@@ -159,7 +159,7 @@ def test_other_types_are_left_to_vllm(calls: list[int]) -> None:
 
 def test_without_a_kernel_vllm_packs(monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:
     monkeypatch.setenv("PERMLLM_CPU_ISA", "portable")
-    assert head_tokens(torch.bfloat16) == 0
+    assert head_tokens(torch.bfloat16, CHANNELS) == 0
     layer = built(ParallelLMHead)
     load(layer, weights())
     assert PACKED in layer.__dict__
