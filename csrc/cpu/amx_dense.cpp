@@ -44,9 +44,7 @@ class AmxDense {
     const int64_t tokens = smaller(arguments_.m - first_token, kTileColumns);
     const int64_t begin = item / TokenTiles * Tuning::kPackBlocks;
     for (int64_t block = begin; block < smaller(begin + Tuning::kPackBlocks, blocks_); ++block) {
-      const int64_t input = block * kBlockInputs;
-      pack_activations(arguments_.x + first_token * arguments_.x_stride + input,
-                       arguments_.x_stride, tokens, arguments_.k - input, columns_,
+      pack_activations(arguments_, first_token, tokens, block * kBlockInputs, columns_,
                        packed_tile(item % TokenTiles, 2 * block));
     }
   }

@@ -15,8 +15,7 @@ struct Bf16Products {
   static void measure(Worker&) {}
 
   void pack(int64_t token, int64_t tokens, int64_t input, int columns, char* tiles) const {
-    pack_activations(a.x + token * a.x_stride + input, a.x_stride, tokens, a.k - input, columns,
-                     tiles);
+    pack_activations(a, token, tokens, input, columns, tiles);
   }
 
   // With two token tiles, each has a B tile and its sums, and adds in the order of amx_many.cpp.

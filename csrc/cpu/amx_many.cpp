@@ -14,8 +14,7 @@ struct Bf16Products {
   static void measure(Worker&) {}
 
   void pack(int64_t token, int64_t tokens, int64_t input, int columns, char* tiles) const {
-    pack_activations(a.x + token * a.x_stride + input, a.x_stride, tokens, a.k - input, columns,
-                     tiles);
+    pack_activations(a, token, tokens, input, columns, tiles);
   }
 
   static const void* part(const WeightTiles& weights, int half) { return weights.half[half]; }

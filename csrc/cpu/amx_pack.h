@@ -5,6 +5,7 @@
 
 #include "kernels.h"
 #include "tuning.h"
+#include "words.h"
 
 namespace permllm::cpu {
 namespace {
@@ -70,19 +71,18 @@ inline void store_tile(__m512i (&tokens)[16], int columns, char* tile) {
   }
 }
 
-// `inputs` <= 64 of `tokens` <= 16 rows of x into two B tiles [input pair][column][2], zeros where
-// x has no token or no input; reads nothing else.
-inline void pack_activations(const bf16* x, int64_t x_stride, int64_t tokens, int64_t inputs,
-                             int columns, char* tiles) {
-  const __mmask32 low = first_lanes(inputs), high = first_lanes(inputs - 32);
+// 64 inputs from `input` on of `rows` <= 16 rows of x into two B tiles [input pair][column][2],
+// zeros where x has no row or no input; reads nothing else.
+inline void pack_activations(const LinearArguments& a, int64_t first_row, int64_t rows,
+                             int64_t input, int columns, char* tiles) {
+  const __mmask32 low = first_lanes(a.k - input), high = first_lanes(a.k - input - 32);
   __m512i first[16], second[16];
 #pragma GCC unroll 16
-  for (int token = 0; token < 16; ++token) {
-    first[token] = second[token] = _mm512_setzero_si512();
-    if (token < tokens) {
-      const bf16* row = x + token * x_stride;
-      first[token] = _mm512_maskz_loadu_epi16(low, row);
-      second[token] = _mm512_maskz_loadu_epi16(high, row + 32);
+  for (int row = 0; row < 16; ++row) {
+    first[row] = second[row] = _mm512_setzero_si512();
+    if (row < rows) {
+      first[row] = load_row(a, first_row + row, input, low);
+      second[row] = load_row(a, first_row + row, input + 32, high);
     }
   }
   store_tile(first, columns, tiles);
@@ -110,35 +110,38 @@ class OutputColumns {
 
   // To rows that are `stride` apart, a row for each token.
   OutputColumns(const LinearArguments& a, int64_t first, bf16* target, int64_t stride)
-      : target_(target), stride_(stride), valid_(first_lanes(a.n - first)) {
-    __m512i bits = _mm512_setzero_si512();
-    if (a.bias != nullptr) bits = _mm512_maskz_loadu_epi16(valid_, a.bias + first);
-    bias0_ = widen(_mm512_castsi512_si256(bits));
-    bias1_ = widen(_mm512_extracti64x4_epi64(bits, 1));
+      : target_(target),
+        stride_(stride),
+        valid_(first_lanes(a.n - first)),
+        half_(a.half),
+        parts_(a.parts) {
+    __m512i words = _mm512_setzero_si512();
+    if (a.bias != nullptr) words = _mm512_maskz_loadu_epi16(valid_, a.bias + first);
+    bias0_ = widen(low_words(words), half_);
+    bias1_ = widen(high_words(words), half_);
   }
 
-  // Rounds to nearest even; denormals become zero.
-  void store(int64_t token, __m512i sums0, __m512i sums1) const {
-    const __m512 low = _mm512_add_ps(_mm512_castsi512_ps(sums0), bias0_);
-    const __m512 high = _mm512_add_ps(_mm512_castsi512_ps(sums1), bias1_);
-    _mm512_mask_storeu_epi16(target_ + token * stride_, valid_,
-                             (__m512i)_mm512_cvtne2ps_pbh(high, low));
+  // The outputs of a token, whose sums are those of `parts()` rows of x.
+  void store(int64_t token, __m512 sums0, __m512 sums1) const {
+    _mm512_mask_storeu_epi16(
+        target_ + token * stride_, valid_,
+        round_words(_mm512_add_ps(sums0, bias0_), _mm512_add_ps(sums1, bias1_), half_));
   }
+
+  int parts() const { return parts_; }
 
  private:
-  static __m512 widen(__m256i bits) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-  }
-
   bf16* target_;
   int64_t stride_;
   __mmask32 valid_;
+  bool half_;
+  int parts_;
   __m512 bias0_, bias1_;
 };
 
-// The sums of outputs 0..15 and 16..31 to rows first_token..
-inline void store_outputs(const SumTile& sums0, const SumTile& sums1, int64_t first_token,
-                          int64_t tokens, const OutputColumns& out) {
+// The sums of outputs 0..15 and 16..31 for `rows` rows of x from `first_row` on.
+inline void store_outputs(const SumTile& sums0, const SumTile& sums1, int64_t first_row,
+                          int64_t rows, const OutputColumns& out) {
   __m512i low[16], high[16];
 #pragma GCC unroll 16
   for (int row = 0; row < 16; ++row) low[row] = _mm512_load_si512(sums0.rows[row]);
@@ -146,8 +149,14 @@ inline void store_outputs(const SumTile& sums0, const SumTile& sums1, int64_t fi
 #pragma GCC unroll 16
   for (int row = 0; row < 16; ++row) high[row] = _mm512_load_si512(sums1.rows[row]);
   transpose(high);
-  for (int64_t token = 0; token < tokens; ++token) {
-    out.store(first_token + token, low[token], high[token]);
+  const int parts = out.parts();
+  for (int64_t row = 0; row < rows; row += parts) {
+    __m512 y0 = _mm512_castsi512_ps(low[row]), y1 = _mm512_castsi512_ps(high[row]);
+    if (parts == 2) {
+      y0 = _mm512_add_ps(y0, _mm512_castsi512_ps(low[row + 1]));
+      y1 = _mm512_add_ps(y1, _mm512_castsi512_ps(high[row + 1]));
+    }
+    out.store((first_row + row) / parts, y0, y1);
   }
 }
 

@@ -33,7 +33,7 @@ class OutputPanel {
   static constexpr int64_t kRows = AmxTuning::kWrittenPairs * kPairRows;
 
   void write() {
-    for (int64_t token = 0; token < a_.m; ++token) {
+    for (int64_t token = 0; token < a_.token(a_.m); ++token) {
       bf16* y = a_.y + token * a_.n + first_;
       for (int64_t row = 0; row < collected_; row += kPairRows) {
         const __m512i outputs = _mm512_load_si512(rows_[token] + row);

@@ -10,6 +10,7 @@
 #include "amx_expand.h"
 #include "amx_pack.h"
 #include "kernels.h"
+#include "words.h"
 
 namespace permllm::cpu {
 namespace {
@@ -53,8 +54,7 @@ class QuantizedTokens {
 #pragma GCC unroll 4
     for (int part = 0; part < 4; ++part) {
       const auto valid = static_cast<__mmask16>(first_lanes(a_.k - input - part * 16));
-      const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(valid, x + part * 16));
-      const __m512 values = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+      const __m512 values = widen(_mm256_maskz_loadu_epi16(valid, x + part * 16), a_.half);
       integers[part] = _mm512_cvtps_epi32(_mm512_mul_ps(values, inverse));
     }
   }
@@ -97,27 +97,12 @@ class QuantizedTokens {
       scales_[token] = 0.0f;
       return;
     }
-    const float largest = largest_magnitude(a_.x + token * a_.x_stride, a_.k);
+    const float largest = largest_magnitude(a_, token);
     scales_[token] = largest / Largest;
     inverses_[token] = largest < kSmallestMagnitude ? 0.0f : Largest / largest;
   }
 
   int64_t size() const { return ceil_div(a_.m, kTileColumns) * kTileColumns; }
-
-  // An infinity or NaN if there is one. Bits of magnitudes are ordered as integers.
-  static float largest_magnitude(const bf16* x, int64_t k) {
-    __m512i largest = _mm512_setzero_si512();
-    for (int64_t i = 0; i < k; i += 32) {
-      const __m512i bits = _mm512_maskz_loadu_epi16(first_lanes(k - i), x + i);
-      largest = _mm512_max_epu16(largest, _mm512_and_si512(bits, _mm512_set1_epi16(0x7fff)));
-    }
-    const __m512i low = _mm512_and_si512(largest, _mm512_set1_epi32(0xffff));
-    const __m512i high = _mm512_srli_epi32(largest, 16);
-    const uint32_t bits = _mm512_reduce_max_epu32(_mm512_max_epu32(low, high)) << 16;
-    float magnitude;
-    __builtin_memcpy(&magnitude, &bits, sizeof(magnitude));
-    return magnitude;
-  }
 
   const LinearArguments& a_;
   float* const scales_;

@@ -42,8 +42,7 @@ struct Bfloat16Products {
     void load(int64_t token, int64_t block, __m512i (&vectors)[2]) const {
       for (int half = 0; half < 2; ++half) {
         const int64_t first = block * kBlockInputs + half * 32;
-        vectors[half] =
-            _mm512_maskz_loadu_epi16(first_lanes(a.k - first), a.x + token * a.x_stride + first);
+        vectors[half] = load_row(a, token, first, first_lanes(a.k - first));
       }
     }
 

@@ -25,12 +25,14 @@
 #include "phases.h"
 // The vector code comes last.
 #include "avx512.h"
+#include "words.h"
 
 namespace permllm::cpu {
 namespace {
 
-// Where the sums of one row group go. `Plain`: with plain stores wherever all rows exist. The reads
-// that the hardware fetches ahead stop at a masked store; those that the kernel fetches do not.
+// Where the sums of one row group go, those of the rows of x in order. `Plain`: with plain stores
+// wherever all rows exist. The reads that the hardware fetches ahead stop at a masked store; those
+// that the kernel fetches do not.
 template <class Products, bool Plain = false>
 class RowOutputs {
  public:
@@ -39,20 +41,29 @@ class RowOutputs {
         outputs_(outputs),
         row_(row),
         mask_(static_cast<__mmask8>(a.n - row >= kRows ? 0xff : (1 << (a.n - row)) - 1)),
-        bias_(_mm256_setzero_ps()) {
+        bias_(_mm256_setzero_ps()),
+        first_part_(_mm256_setzero_ps()) {
     if (a.bias == nullptr) return;
-    const __m256i bits = _mm256_cvtepu16_epi32(_mm_maskz_loadu_epi16(mask_, a.bias + row));
-    bias_ = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+    const __m128i bias = _mm_maskz_loadu_epi16(mask_, a.bias + row);
+    bias_ = _mm512_castps512_ps256(widen(_mm256_castsi128_si256(bias), a.half));
   }
 
-  void store(const __m256i (&sums)[Products::kSums], int64_t token) const {
-    const __m256 y = _mm256_add_ps(outputs_.convert(sums, row_, mask_, token), bias_);
-    const auto bits = reinterpret_cast<__m128i>(_mm256_cvtneps_pbh(y));
-    bf16* target = arguments_.y + token * arguments_.n + row_;
+  void store(const __m256i (&sums)[Products::kSums], int64_t row_of_x) {
+    __m256 y = outputs_.convert(sums, row_, mask_, row_of_x);
+    if (arguments_.parts == 2) {
+      if (row_of_x % 2 == 0) {
+        first_part_ = y;
+        return;
+      }
+      y = _mm256_add_ps(first_part_, y);
+    }
+    const __m512 rounded = _mm512_castps256_ps512(_mm256_add_ps(y, bias_));
+    const __m128i words = _mm512_castsi512_si128(round_words(rounded, rounded, arguments_.half));
+    bf16* target = arguments_.y + arguments_.token(row_of_x) * arguments_.n + row_;
     if (Plain && mask_ == 0xff) {
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(target), bits);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(target), words);
     } else {
-      _mm_mask_storeu_epi16(target, mask_, bits);
+      _mm_mask_storeu_epi16(target, mask_, words);
     }
   }
 
@@ -62,6 +73,7 @@ class RowOutputs {
   int64_t row_;
   __mmask8 mask_;
   __m256 bias_;
+  __m256 first_part_;
 };
 
 template <class Products, int Tokens>
@@ -208,7 +220,7 @@ class FewTokens {
   }
 
   void store(int64_t row, const Sums& sums) const {
-    const RowOutputs<Products, Tokens == 1> rows(arguments_, outputs_, row);
+    RowOutputs<Products, Tokens == 1> rows(arguments_, outputs_, row);
     for (int t = 0; t < Tokens; ++t) {
       __m256i totals[kSums];
       PERMLLM_UNROLL

@@ -43,17 +43,16 @@ struct Int8Products {
     int64_t measures() const { return a.m; }
 
     void measure(int64_t t) const {
-      const TokenScale token(a.x + t * a.x_stride, a.k, kLargest);
+      const TokenScale token(a, t, kLargest);
       scales[t] = token.scale;
       inverses[t] = token.inverse;
     }
 
     // With two bytes, the upper ones first.
     void load(int64_t token, int64_t block, __m512i (&vectors)[Bytes]) const {
-      const bf16* x = a.x + token * a.x_stride;
       const int64_t first = block * kBlockInputs;
-      const __m512i low = quantize_inputs(x, a.k, first, inverses[token], kShift);
-      const __m512i high = quantize_inputs(x, a.k, first + 32, inverses[token], kShift);
+      const __m512i low = quantize_inputs(a, token, first, inverses[token], kShift);
+      const __m512i high = quantize_inputs(a, token, first + 32, inverses[token], kShift);
       vectors[Bytes - 1] = join(_mm512_cvtepi16_epi8(low), _mm512_cvtepi16_epi8(high));
       if constexpr (Bytes == 2) {
         vectors[0] = join(_mm512_cvtepi16_epi8(_mm512_srli_epi16(low, 8)),

@@ -31,7 +31,7 @@ struct Int8Products {
         scales[t] = 0.0f;
         return;
       }
-      const TokenScale token(a.x + t * a.x_stride, a.k, kLargest8);
+      const TokenScale token(a, t, kLargest8);
       scales[t] = token.scale;
       inverses[t] = token.inverse;
     }
@@ -42,8 +42,7 @@ struct Int8Products {
     }
 
     __m256i bytes(int64_t token, int64_t first) const {
-      const bf16* x = a.x + token * a.x_stride;
-      return _mm512_cvtepi16_epi8(quantize_inputs(x, a.k, first, inverses[token], kShift8));
+      return _mm512_cvtepi16_epi8(quantize_inputs(a, token, first, inverses[token], kShift8));
     }
 
     const LinearArguments& a;

@@ -28,7 +28,7 @@ struct Bfloat16Products {
     static void measure(int64_t) {}
 
     __m512i load(int64_t token, int64_t first) const {
-      return _mm512_maskz_loadu_epi16(first_lanes(a.k - first), a.x + token * a.x_stride + first);
+      return load_row(a, token, first, first_lanes(a.k - first));
     }
 
     const LinearArguments& a;

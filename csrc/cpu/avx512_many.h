@@ -24,6 +24,7 @@
 #include "token_blocks.h"
 // The vector code comes last.
 #include "avx512.h"
+#include "words.h"
 
 namespace permllm::cpu {
 namespace {
@@ -292,18 +293,21 @@ class ManyTokens {
       bias_high = load_bias(arguments_.bias + row + 16, static_cast<__mmask16>(mask >> 16));
     }
     const int64_t count = smaller(kLanes, arguments_.m - vector * kLanes);
-    bf16* y = arguments_.y + vector * kLanes * arguments_.n + row;
-    for (int64_t t = 0; t < count; ++t, y += arguments_.n) {
-      const __m512bh both =
-          _mm512_cvtne2ps_pbh(_mm512_add_ps(_mm512_castsi512_ps(high[t]), bias_high),
-                              _mm512_add_ps(_mm512_castsi512_ps(low[t]), bias_low));
-      _mm512_mask_storeu_epi16(y, mask, reinterpret_cast<__m512i>(both));
+    bf16* y = arguments_.y + arguments_.token(vector * kLanes) * arguments_.n + row;
+    for (int64_t t = 0; t < count; t += arguments_.parts, y += arguments_.n) {
+      __m512 y_low = _mm512_castsi512_ps(low[t]), y_high = _mm512_castsi512_ps(high[t]);
+      if (arguments_.parts == 2) {
+        y_low = _mm512_add_ps(y_low, _mm512_castsi512_ps(low[t + 1]));
+        y_high = _mm512_add_ps(y_high, _mm512_castsi512_ps(high[t + 1]));
+      }
+      const __m512i words = round_words(_mm512_add_ps(y_low, bias_low),
+                                        _mm512_add_ps(y_high, bias_high), arguments_.half);
+      _mm512_mask_storeu_epi16(y, mask, words);
     }
   }
 
-  static __m512 load_bias(const bf16* bias, __mmask16 mask) {
-    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, bias));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+  __m512 load_bias(const bf16* bias, __mmask16 mask) const {
+    return widen(_mm256_maskz_loadu_epi16(mask, bias), arguments_.half);
   }
 
   LinearArguments arguments_;

@@ -205,7 +205,7 @@ class SeveralTokens {
   }
 
   void store(int64_t row, const Sums& sums) const {
-    const RowOutputs<Products> rows(arguments_, outputs_, row);
+    RowOutputs<Products> rows(arguments_, outputs_, row);
     for (int v = 0; v < Vectors; ++v) {
       alignas(64) __m128i low[kVectorTokens], high[kVectorTokens];
       _mm512_store_si512(low, add_lanes(sums, 0, v));

@@ -34,17 +34,24 @@ struct LinearOf {
                                   // multiple of 16 and of 64
   float* token_scales = nullptr;  // two for each of the padded tokens
 
+  // Of bf16 kernels alone.
+  bool half = false;  // x, bias and y hold float16 in their 16 bits
+  int parts = 1;  // rows of x that a token is: two where float16 meets bfloat16 values. m counts
+                  // them, x holds a token once
+
   bool last = true;  // no other tokens of the call follow
+
+  int64_t token(int64_t row) const { return parts == 2 ? row / 2 : row; }
 };
 
 using LinearArguments = LinearOf<bf16>;
 
-// Tokens first..first+count-1 of a call, or of some of its tokens.
+// Tokens first..first+count-1 of a call, or of some of its tokens; whole ones.
 template <class Real>
 static LinearOf<Real> part_of(const LinearOf<Real>& a, int64_t first, int64_t count) {
   LinearOf<Real> part = a;
-  part.x += first * a.x_stride;
-  part.y += first * a.n;
+  part.x += a.token(first) * a.x_stride;
+  part.y += a.token(first) * a.n;
   part.m = count;
   part.last = a.last && first + count == a.m;
   return part;

@@ -8,9 +8,9 @@
 namespace permllm::cpu {
 namespace {
 
-#if defined(PERMLLM_AVX512)
 using Run = void (*)(const LinearArguments&, Worker&);
 
+#if defined(PERMLLM_AVX512)
 template <class Tuning, Run Few, Run Several, Run Many>
 void by_tokens(const LinearArguments& a, Worker& worker) {
   constexpr int64_t kVector = Tuning::kSeveralTokens;
@@ -25,14 +25,15 @@ void by_tokens(const LinearArguments& a, Worker& worker) {
 }
 
 template <class Tuning>
-KernelOf<bf16> avx512(ValueType type) {
-  const Run run =
-      type == ValueType::kBfloat16
-          ? by_tokens<Tuning, avx512_few_tokens<Tuning>, avx512_several_tokens<Tuning>,
-                      avx512_many_tokens<Tuning>>
-          : by_tokens<Tuning, avx512_int8_few_tokens<Tuning>, avx512_int8_several_tokens<Tuning>,
-                      avx512_int8_many_tokens<Tuning>>;
-  return {run, Tuning::kPackedTokens, sizeof(bf16)};
+void avx512(const LinearArguments& a, Worker& worker) {
+  by_tokens<Tuning, avx512_few_tokens<Tuning>, avx512_several_tokens<Tuning>,
+            avx512_many_tokens<Tuning>>(a, worker);
+}
+
+template <class Tuning>
+void avx512_int8(const LinearArguments& a, Worker& worker) {
+  by_tokens<Tuning, avx512_int8_few_tokens<Tuning>, avx512_int8_several_tokens<Tuning>,
+            avx512_int8_many_tokens<Tuning>>(a, worker);
 }
 #endif
 
@@ -72,22 +73,44 @@ KernelOf<Real> float32_kernel(Isa isa) {
   }
 }
 
-// The same, in bfloat16 or int8 where the instruction set multiplies those. x of int8 values is an
-// integer of at most two bytes.
-KernelOf<bf16> bfloat16_kernel(Isa isa, ValueType type) {
-  [[maybe_unused]] constexpr int64_t kBytes = sizeof(bf16);
-  [[maybe_unused]] const bool bfloat16 = type == ValueType::kBfloat16;
+#if defined(PERMLLM_AVX512) || defined(PERMLLM_AMX)
+template <Run Multiply>
+void in_parts(const LinearArguments& a, Worker& worker) {
+  LinearArguments parts = a;
+  parts.parts = 2;
+  parts.m *= parts.parts;
+  Multiply(parts, worker);
+}
+
+// x of int8 values is an integer of at most two bytes, float16 that meets bfloat16 two bfloat16.
+template <class Tuning, Run Bfloat16, Run Int8>
+KernelOf<bf16> of_words(ValueType type, bool half) {
+  if (type == ValueType::kInt8) return {Int8, Tuning::kPackedTokens, sizeof(bf16)};
+  if (half) return {in_parts<Bfloat16>, Tuning::kPackedTokens / 2, 2 * sizeof(bf16)};
+  return {Bfloat16, Tuning::kPackedTokens, sizeof(bf16)};
+}
+#endif
+
+// The same for bfloat16, or with `half` for float16, in bfloat16 or int8 where the instruction set
+// multiplies those.
+KernelOf<bf16> words_kernel(Isa isa, [[maybe_unused]] ValueType type, [[maybe_unused]] bool half) {
   switch (isa) {
     case Isa::kAmx:
 #if defined(PERMLLM_AMX)
-      return {bfloat16 ? amx : amx_int8, AmxTuning::kPackedTokens, kBytes};
+      return of_words<AmxTuning, amx, amx_int8>(type, half);
 #else
       return {};
 #endif
     case Isa::kAvx512Bf16:
+#if defined(PERMLLM_AVX512)
+      return of_words<Avx512Bf16Tuning, avx512<Avx512Bf16Tuning>, avx512_int8<Avx512Bf16Tuning>>(
+          type, half);
+#else
+      return {};
+#endif
     case Isa::kZen5:
 #if defined(PERMLLM_AVX512)
-      return isa == Isa::kZen5 ? avx512<Zen5Tuning>(type) : avx512<Avx512Bf16Tuning>(type);
+      return of_words<Zen5Tuning, avx512<Zen5Tuning>, avx512_int8<Zen5Tuning>>(type, half);
 #else
       return {};
 #endif
@@ -96,24 +119,27 @@ KernelOf<bf16> bfloat16_kernel(Isa isa, ValueType type) {
   }
 }
 
-template <class Real>
-KernelOf<Real> kernel(Isa isa, ValueType type) {
-  if constexpr (std::is_same_v<Real, bf16>) {
-    return bfloat16_kernel(isa, type);
-  } else {
-    return float32_kernel<Real>(isa);
-  }
-}
-
 }  // namespace
 
-bool has_kernel(Isa isa, ValueType type) { return bfloat16_kernel(isa, type).run != nullptr; }
+bool has_kernel(Isa isa, ValueType type) { return words_kernel(isa, type, false).run != nullptr; }
 
-bool takes_every_type(Isa isa) { return float32_kernel<float>(isa).run != nullptr; }
+bool takes_float32(Isa isa) { return float32_kernel<float>(isa).run != nullptr; }
 
 template <class Real>
-void linear(Isa isa, ValueType type, const LinearOf<Real>& arguments, const int32_t* gather) {
-  run_in_region(kernel<Real>(isa, type), arguments, gather);
+void linear(Isa isa, ValueType type, const LinearOf<Real>& a, const int32_t* gather) {
+  if constexpr (std::is_same_v<Real, bf16>) {
+    return run_in_region(words_kernel(isa, type, a.half), a, gather);
+  } else {
+    if (takes_float32(isa)) return run_in_region(float32_kernel<Real>(isa), a, gather);
+    if constexpr (std::is_same_v<Real, fp16>) {
+      const auto words = [](auto* halves) { return reinterpret_cast<const bf16*>(halves); };
+      LinearArguments same{words(a.x), a.x_stride,  a.m,           a.packed,
+                           a.n,        a.k,         words(a.bias), reinterpret_cast<bf16*>(a.y),
+                           a.scale,    a.value_sums};
+      same.half = true;
+      linear(isa, type, same, gather);
+    }
+  }
 }
 
 template void linear(Isa, ValueType, const LinearOf<bf16>&, const int32_t*);

@@ -10,8 +10,9 @@ from permllm_vllm.checkpoint import permutation as permutations
 
 #: Largest block whose permutation disappears inside the kernel's blocks of 64 inputs.
 LARGEST_UNDONE_BLOCK = 64
-#: Instruction sets whose kernels take any 32 of 64 inputs, so that it can, and bfloat16 alone.
-BFLOAT16_ONLY = ("amx", "zen5", "avx512_bf16")
+#: Instruction sets whose kernels take any 32 of 64 inputs, so that it can, and activations of
+#: bfloat16 and float16 alone.
+SIXTEEN_BITS_ONLY = ("amx", "zen5", "avx512_bf16")
 #: Beyond, sums of products of int8 values leave an int32 (csrc/cpu/layout.h).
 MOST_INT8_INPUTS = 1 << 17
 
@@ -22,8 +23,8 @@ class CpuBackend:
     Args:
         instruction_set: "amx", "zen5", "avx512_bf16", "avx512", "avx2" or "portable"; empty for the
             fastest that this CPU runs, or the one in the environment variable PERMLLM_CPU_ISA.
-        dtype: of the activations. Those of float16 and float32 are multiplied in float32, by the
-            kernels of the next instruction set that do so.
+        dtype: of the activations. Those of float32 are multiplied in float32, by the kernels of the
+            next instruction set that do so.
 
     Raises:
         RuntimeError: the kernels are missing. An instruction set that is unknown, or that this CPU
@@ -36,8 +37,8 @@ class CpuBackend:
         if ops.missing_reason:
             raise RuntimeError(f"the compiled CPU kernels are missing: {ops.missing_reason}")
         chosen = instruction_set or torch.ops.permllm.cpu_instruction_set()
-        if dtype != torch.bfloat16 and chosen in BFLOAT16_ONLY:
-            chosen = next(isa for isa in instruction_sets() if isa not in BFLOAT16_ONLY)
+        if dtype == torch.float32 and chosen in SIXTEEN_BITS_ONLY:
+            chosen = next(isa for isa in instruction_sets() if isa not in SIXTEEN_BITS_ONLY)
         self.instruction_set = chosen
 
     def pack(self, weights: CheckpointWeights) -> PackedWeights:
@@ -68,7 +69,7 @@ class CpuBackend:
 
     def _undoes(self, block_size: int) -> bool:
         """Whether packing undoes a permutation of blocks of this size."""
-        return self.instruction_set in BFLOAT16_ONLY and block_size <= LARGEST_UNDONE_BLOCK
+        return self.instruction_set in SIXTEEN_BITS_ONLY and block_size <= LARGEST_UNDONE_BLOCK
 
     def _packs_int8(self, inputs: int) -> bool:
         """Whether a kernel multiplies int8 values of this many inputs."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.shapes import Layer, random_layer
 from permllm_vllm import ops
 from permllm_vllm.backends import CheckpointWeights, PackedWeights
-from permllm_vllm.backends.cpu import BFLOAT16_ONLY, CpuBackend, instruction_sets
+from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY, CpuBackend, instruction_sets
 from tests.fuzzing.choices import Choices
 from tests.fuzzing.outcome import Finding, Refused, refusing
 
@@ -189,7 +189,7 @@ def pack(data: bytes) -> None:
     layer, isa = choices.pick(layers()), choices.pick(instruction_sets())
     weights = layer.weights
     block = weights.block_size
-    undone = block <= 64 and isa in BFLOAT16_ONLY
+    undone = block <= 64 and isa in SIXTEEN_BITS_ONLY
     arguments = [weights.values, weights.mask, weights.permutation if undone else None, block, isa]
     exact = True
     for _ in range(choices.below(3)):
@@ -255,7 +255,7 @@ def damage_pack_argument(choices: Choices, arguments: list[object]) -> bool:
     elif how == 5:
         isa = choices.pick(("", "mmx", "amx", "portable", "avx2", "\0"))
         arguments[4] = isa
-        if arguments[2] is not None and (isa or instruction_sets()[0]) not in BFLOAT16_ONLY:
+        if arguments[2] is not None and (isa or instruction_sets()[0]) not in SIXTEEN_BITS_ONLY:
             return False
         return isa in ("", "portable")
     elif isinstance(given, Tensor):

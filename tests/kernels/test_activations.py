@@ -1,4 +1,4 @@
-"""Activations of float16 and float32: products in float32, rounded once."""
+"""Activations of float16 and float32: exact products, summed in float32, rounded once."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from benchmarks.shapes import random_layer
 from permllm_vllm import ops
 from permllm_vllm.backends import select_backend
-from permllm_vllm.backends.cpu import BFLOAT16_ONLY, CpuBackend, instruction_sets
+from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY, CpuBackend, instruction_sets
 from permllm_vllm.checkpoint.pattern import Pattern
 from tests.kernels.cases import Case, cases
 
@@ -16,12 +16,17 @@ ROUNDING = {torch.float16: 2**-11, torch.float32: 1e-6}
 REAL = tuple(ROUNDING)
 
 
-@pytest.fixture
-def float32_isa(isa: str) -> str:
-    """Every path that multiplies in float32."""
-    if isa in BFLOAT16_ONLY:
-        pytest.skip(f"{isa} multiplies bfloat16 activations alone")
-    return isa
+def serves(isa: str, dtype: torch.dtype) -> bool:
+    """Whether the kernels of an instruction set take such activations."""
+    return dtype != torch.float32 or isa not in SIXTEEN_BITS_ONLY
+
+
+@pytest.fixture(params=REAL, ids=str)
+def path(isa: str, request: pytest.FixtureRequest) -> tuple[str, torch.dtype]:
+    """Every instruction set and dtype of activations that it multiplies."""
+    if not serves(isa, request.param):
+        pytest.skip(f"{isa} multiplies activations of 16 bits alone")
+    return isa, request.param
 
 
 def run(layer, packed, x):
@@ -32,11 +37,11 @@ def run(layer, packed, x):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", REAL, ids=str)
 @pytest.mark.parametrize("case", [c for c in cases() if c.n * c.k < 60_000], ids=str)
-def test_matches_float64(case: Case, float32_isa: str, dtype: torch.dtype) -> None:
+def test_matches_float64(case: Case, path: tuple[str, torch.dtype]) -> None:
+    isa, dtype = path
     layer = case.layer()
-    packed = CpuBackend(float32_isa, dtype).pack(layer.weights)
+    packed = CpuBackend(isa, dtype).pack(layer.weights)
     for m in TOKENS:
         x = torch.randn(m, case.k, generator=torch.Generator().manual_seed(m)).to(dtype)
         y = run(layer, packed, x)
@@ -51,14 +56,16 @@ def test_matches_float64(case: Case, float32_isa: str, dtype: torch.dtype) -> No
         assert ((y.double() - exact).abs() <= limit).all()
 
 
-@pytest.mark.parametrize("dtype", REAL, ids=str)
-def test_int8_values_meet_them_as_they_are(float32_isa: str, dtype: torch.dtype) -> None:
+def test_int8_values_meet_them_as_they_are(path: tuple[str, torch.dtype]) -> None:
+    isa, dtype = path
+    if isa in SIXTEEN_BITS_ONLY:
+        pytest.skip(f"{isa} rounds them to integers: test_int8.py")
     layer = random_layer(40, 256)
     values = (layer.weights.values.float() * 500).round().clamp(-127, 127).to(torch.int8)
     scale = torch.rand(40) + 0.5
     weights = type(layer.weights)(**{**vars(layer.weights), "values": values, "scale": scale})
     dense = select_backend(CPU, torch.float32, torch.float32).pack(weights).packed
-    packed = CpuBackend(float32_isa, dtype).pack(weights)
+    packed = CpuBackend(isa, dtype).pack(weights)
     for m in (1, 3, 20):
         x = torch.randn(m, 256).to(dtype)
         exact = x.double() @ dense.double().t()
@@ -67,7 +74,7 @@ def test_int8_values_meet_them_as_they_are(float32_isa: str, dtype: torch.dtype)
         assert ((run(layer, packed, x).double() - exact).abs() <= limit).all()
 
 
-def test_every_float16_passes_unchanged(float32_isa: str) -> None:
+def test_every_float16_passes_unchanged(isa: str) -> None:
     """Zeros of both signs, subnormals, infinities; what is no number stays none."""
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.float16)
     x = torch.zeros(2**16, 64, dtype=torch.float16)
@@ -75,7 +82,7 @@ def test_every_float16_passes_unchanged(float32_isa: str) -> None:
     values = torch.ones(1, 32, dtype=torch.bfloat16)
     mask = torch.full((1, 8), 0x0F, dtype=torch.uint8)
     weights = type(random_layer(8, 64).weights)(values, mask, None, None, Pattern(4, 8), 64)
-    packed = CpuBackend(float32_isa, torch.float16).pack(weights)
+    packed = CpuBackend(isa, torch.float16).pack(weights)
     y = ops.sparse_linear(
         x, packed.packed, packed.metadata, packed.permutation, None, None, 1, "4:8"
     )
@@ -84,13 +91,13 @@ def test_every_float16_passes_unchanged(float32_isa: str) -> None:
     assert torch.equal(y[numbers, 0], every[numbers])
 
 
-def test_float16_is_rounded_to_nearest_even(float32_isa: str) -> None:
+def test_float16_is_rounded_to_nearest_even(isa: str) -> None:
     """Sums that lie between two float16: in the middle, beside it, below and beyond their range."""
     weights = random_layer(1, 64, permuted=False).weights
     values = torch.tensor([[1.0, *[0.0] * 31]], dtype=torch.bfloat16)
     weights = type(weights)(values, torch.full((1, 8), 0x0F, dtype=torch.uint8), None, None,
                             Pattern(4, 8), 64)  # fmt: skip
-    packed = CpuBackend(float32_isa, torch.float16).pack(weights)
+    packed = CpuBackend(isa, torch.float16).pack(weights)
     x = torch.zeros(9, 64, dtype=torch.float16)
     x[:, 0] = torch.tensor([1, 1, 1, 1, 65504, 65504, 2**-24, 2**-24, -(2**-14)])
     bias = torch.tensor([0.0], dtype=torch.float16)
@@ -100,27 +107,29 @@ def test_float16_is_rounded_to_nearest_even(float32_isa: str) -> None:
         assert torch.equal(y[:, 0], (x[:, 0].float() + bias.float()).half())
 
 
-@pytest.mark.parametrize("dtype", REAL, ids=str)
-@pytest.mark.skipif(not set(BFLOAT16_ONLY) & set(instruction_sets()), reason="no such kernel here")
-def test_another_instruction_set_serves_them(dtype: torch.dtype) -> None:
-    assert CpuBackend(dtype=dtype).instruction_set not in BFLOAT16_ONLY
-    isa = next(isa for isa in instruction_sets() if isa in BFLOAT16_ONLY)
-    assert CpuBackend(isa, dtype).instruction_set not in BFLOAT16_ONLY
+@pytest.mark.skipif(
+    not set(SIXTEEN_BITS_ONLY) & set(instruction_sets()), reason="no such kernel here"
+)
+def test_another_instruction_set_serves_float32() -> None:
+    assert CpuBackend(dtype=torch.float32).instruction_set not in SIXTEEN_BITS_ONLY
+    assert CpuBackend(dtype=torch.float16).instruction_set == instruction_sets()[0]
+    isa = next(isa for isa in instruction_sets() if isa in SIXTEEN_BITS_ONLY)
+    assert CpuBackend(isa, torch.float32).instruction_set not in SIXTEEN_BITS_ONLY
     packed = CpuBackend(isa).pack(random_layer(24, 128).weights)
-    with pytest.raises(RuntimeError, match="take nothing else: pack for avx512"):
+    with pytest.raises(RuntimeError, match=r"x is float32, .* float16: pack for avx512"):
         ops.sparse_linear(
-            torch.randn(3, 128).to(dtype), packed.packed, packed.metadata, packed.permutation,
-            None, None, 24, "2:4",
+            torch.randn(3, 128), packed.packed, packed.metadata, packed.permutation, None, None, 24,
+            "2:4",
         )  # fmt: skip
 
 
-def test_other_types_are_refused(float32_isa: str) -> None:
+def test_other_types_are_refused(isa: str) -> None:
     layer = random_layer(24, 128, bias=True)
-    packed = CpuBackend(float32_isa).pack(layer.weights)
+    packed = CpuBackend(isa).pack(layer.weights)
     with pytest.raises(RuntimeError, match="bfloat16, float16 or float32"):
         run(layer, packed, torch.randn(3, 128).double())
     with pytest.raises(RuntimeError, match=r"bias.*in the dtype of x"):
         ops.sparse_linear(
-            torch.randn(3, 128), packed.packed, packed.metadata, packed.permutation, None,
+            torch.randn(3, 128).half(), packed.packed, packed.metadata, packed.permutation, None,
             layer.bias, 24, "2:4",
         )  # fmt: skip

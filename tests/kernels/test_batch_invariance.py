@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.shapes import Layer, random_layer, to_int8
-from permllm_vllm.backends.cpu import BFLOAT16_ONLY
+from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY
 from tests.kernels.test_cpu import run
 
 # The table of docs/cpu.md: the most tokens of each kernel but the last, which takes any number.
@@ -39,9 +39,9 @@ def kernel(most: dict[str, int], m: int) -> str:
 
 def kernels(isa: str, int8: bool, m: int) -> list[str]:
     """The kernel of each of m tokens of a permuted layer, whose blocks have 64 inputs."""
-    if isa not in BFLOAT16_ONLY and m > GATHERED:
+    if isa not in SIXTEEN_BITS_ONLY and m > GATHERED:
         return kernels(isa, int8, GATHERED) + kernels(isa, int8, m - GATHERED)
-    name = f"{isa} int8" if int8 and isa in BFLOAT16_ONLY else isa
+    name = f"{isa} int8" if int8 and isa in SIXTEEN_BITS_ONLY else isa
     if name in KERNELS:
         return [kernel(KERNELS[name], m)] * m
     most = AVX512[name]
@@ -84,6 +84,6 @@ def test_results_change_with_the_kernel_and_nowhere_else(layer: Layer, isa: str)
             assert torch.equal(y[token], result[name]), f"token {token} of {m}: {name}"
     for one, other in itertools.combinations(result, 2):
         # Sums of 8-bit activations are exact integers, whatever the kernel.
-        exact = int8 and isa in BFLOAT16_ONLY and "split" not in (one, other)
+        exact = int8 and isa in SIXTEEN_BITS_ONLY and "split" not in (one, other)
         same = exact or {one, other} in SAME_ORDER
         assert torch.equal(result[one], result[other]) == same, f"{one} and {other}"

@@ -27,7 +27,7 @@ def run(layer, isa, x):
         packed.metadata,
         packed.permutation,
         packed.scale,
-        layer.bias,
+        None if layer.bias is None else layer.bias.to(x.dtype),
         layer.dense.shape[0],
         str(layer.weights.pattern),
     )

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.shapes import random_layer, to_int8
 from permllm_vllm import ops
-from permllm_vllm.backends.cpu import BFLOAT16_ONLY, CpuBackend, instruction_sets
+from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY, CpuBackend, instruction_sets
 from permllm_vllm.forecast import instruction_set
 from tests.kernels.conftest import EVERY_INSTRUCTION_SET
 from tests.kernels.test_cpu import exact, run
@@ -17,7 +17,7 @@ ROWS, BLOCK_INPUTS = 8, 64
 @pytest.fixture
 def float32_isa(isa: str) -> str:
     """Instruction sets without bfloat16 products."""
-    if isa in BFLOAT16_ONLY:
+    if isa in SIXTEEN_BITS_ONLY:
         pytest.skip(f"{isa} has bfloat16 products")
     return isa
 

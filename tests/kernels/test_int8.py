@@ -16,6 +16,7 @@ from tests.kernels.test_cpu import exact, run
 SPLIT_TOKENS = {"amx": 16, "zen5": 2, "avx512_bf16": 2}
 TOKENS = (1, 2, 3, 4, 5, 6, 8, 10, 11, 15, 16, 17, 31, 40, 64, 100, 257, 300)
 LARGE_TOKENS = (1, 2, 8, 33, 300)
+ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-11}  # of y, at most, as a share
 TOLERANCE_SPLIT, TOLERANCE = 3e-3, 1.2e-2  # relative Frobenius error, W8A16 or exact x, and W8A8
 
 
@@ -38,25 +39,27 @@ def steps(isa, x):
     return x.double().abs().amax(dim=-1, keepdim=True) / largest
 
 
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("case", list(cases()), ids=str)
-def test_matches_float64(case: Case, int8_isa: str) -> None:
+def test_matches_float64(case: Case, int8_isa: str, dtype: torch.dtype) -> None:
     layer = to_int8(case.layer())
     for m in LARGE_TOKENS if case.n * case.k > 60_000 else TOKENS:
-        x = torch.randn(m, case.k, generator=torch.Generator().manual_seed(m)).bfloat16()
+        x = torch.randn(m, case.k, generator=torch.Generator().manual_seed(m)).to(dtype)
         y, reference = run(layer, int8_isa, x), exact(x, layer)
-        assert y.dtype == torch.bfloat16
+        assert y.dtype == dtype
         assert y.shape == reference.shape
         if y.numel() >= 256 and case.k >= 64:
             error = (y.double() - reference).norm() / reference.norm()
             assert error <= (TOLERANCE if has_8_bits(int8_isa, m) else TOLERANCE_SPLIT)
         # No activation is off by more than half a step, no output by more than its rounding.
         weights = layer.dense.double().abs().sum(dim=1)
-        bound = 0.501 * steps(int8_isa, x) * weights + 2**-8 * reference.abs() + 1e-6
+        bound = 0.501 * steps(int8_isa, x) * weights + ROUNDING[dtype] * reference.abs() + 1e-6
         assert ((y.double() - reference).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("m", [4, 10, 24, 64])
-def test_integer_activations_are_exact(int8_isa, m):
+def test_integer_activations_are_exact(int8_isa, m, dtype):
     """Integers up to 127 quantize to themselves: the sums are those of integer arithmetic."""
     if m <= SPLIT_TOKENS.get(int8_isa, 0):
         pytest.skip(f"{int8_isa} rounds {m} tokens to 16 bits, and 32767 / 127 is no integer")
@@ -74,9 +77,9 @@ def test_integer_activations_are_exact(int8_isa, m):
     sums = (x.double() @ dense.packed.t()).float()
     packed = CpuBackend(int8_isa).pack(weights)
     y = ops.sparse_linear(
-        x.bfloat16(), packed.packed, packed.metadata, None, packed.scale, None, n, "2:4"
+        x.to(dtype), packed.packed, packed.metadata, None, packed.scale, None, n, "2:4"
     )
-    assert torch.equal(y, (sums * scale).bfloat16())
+    assert torch.equal(y, (sums * scale).to(dtype))
 
 
 @pytest.mark.parametrize("m", [1, 5, 17])
