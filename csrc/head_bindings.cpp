@@ -16,11 +16,13 @@ Tensor head_linear(Tensor x, Tensor weight) {
                   kMostDimensions, " dimensions.");
   const int64_t n = weight.size(0), k = weight.size(1);
   const int64_t m = k > 0 ? x.numel() / k : 0;
-  const bool bfloat16 = x.is_cpu() && weight.is_cpu() && x.scalar_type() == ScalarType::BFloat16 &&
-                        weight.scalar_type() == ScalarType::BFloat16;
+  const ScalarType dtype = x.scalar_type();
+  const bool half = dtype == ScalarType::Half;
+  const bool words = x.is_cpu() && weight.is_cpu() && weight.scalar_type() == dtype &&
+                     (half || dtype == ScalarType::BFloat16);
   const bool in_place = weight.is_contiguous() && k % cpu::kDenseInputs == 0 &&
                         reinterpret_cast<uintptr_t>(weight.const_data_ptr()) % 64 == 0;
-  if (!bfloat16 || !in_place || m == 0 || m > cpu::dense_tokens(k)) {
+  if (!words || !in_place || m == 0 || m > cpu::dense_tokens(k, half)) {
     return dense_product(x, weight, std::nullopt);
   }
   const Tensor rows = in_one_piece(x);
@@ -33,13 +35,14 @@ Tensor head_linear(Tensor x, Tensor weight) {
   arguments.n = n;
   arguments.k = k;
   arguments.y = static_cast<cpu::bf16*>(y.mutable_data_ptr());
+  arguments.half = half;
   cpu::dense_linear(arguments);
   return y;
 }
 
 // How many tokens of so many inputs head_linear multiplies itself at most, 0 where it has no
-// kernel.
-int64_t cpu_head_tokens(int64_t inputs) { return cpu::dense_tokens(inputs); }
+// kernel: of bfloat16, or with `half` of float16.
+int64_t cpu_head_tokens(int64_t inputs, bool half) { return cpu::dense_tokens(inputs, half); }
 
 // `bytes` bytes in huge pages, the content undefined.
 Tensor cpu_huge_bytes(int64_t bytes) {
@@ -52,7 +55,7 @@ Tensor cpu_huge_bytes(int64_t bytes) {
 
 // permllm::head_linear itself is defined in permllm_vllm/ops.py, with or without this library.
 STABLE_TORCH_LIBRARY_FRAGMENT(permllm, m) {
-  m.def("cpu_head_tokens(int inputs) -> int");
+  m.def("cpu_head_tokens(int inputs, bool half=False) -> int");
   m.def("cpu_huge_bytes(int bytes) -> Tensor");
 }
 

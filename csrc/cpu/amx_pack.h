@@ -26,10 +26,6 @@ constexpr int tile_columns(int64_t tokens) {
 // Of one B tile: 16 rows of two bfloat16 or four 8-bit inputs for every column.
 constexpr int64_t tile_bytes(int columns) { return int64_t{16} * columns * kPairBytes; }
 
-inline __mmask32 first_lanes(int64_t count) {
-  return count >= 32 ? ~__mmask32{0} : count <= 0 ? 0 : (__mmask32{1} << count) - 1;
-}
-
 // 16 x 16 values of 32 bits, in registers.
 inline void transpose(__m512i (&rows)[16]) {
   __m512i other[16];

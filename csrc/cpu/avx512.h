@@ -68,11 +68,6 @@ inline __m512i expand_int8(const Int8Rows8& block, int row) {
                                  _mm512_zextsi256_si512(_mm256_load_si256(values)));
 }
 
-// The mask of the first `count` (any number) of 32 inputs.
-inline __mmask32 first_lanes(int64_t count) {
-  return count >= 32 ? 0xffffffff : count <= 0 ? 0 : (1u << count) - 1;
-}
-
 inline __m512 dot_pairs(__m512 sum, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }

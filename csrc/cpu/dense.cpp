@@ -1,33 +1,45 @@
 #include "dense.h"
 
+#include <limits>
+
 #include "isa.h"
 #include "region.h"
 
 namespace permllm::cpu {
 namespace {
 
+struct DenseKernel {
+  KernelOf<bf16> kernel;
+  int64_t tokens = 0;  // at most
+};
+
 #if defined(PERMLLM_AVX512)
 template <class Tuning>
-KernelOf<bf16> avx512(int64_t k) {
+DenseKernel avx512(int64_t k, bool half) {
+  if (half) {
+    return {{avx512_dense<Tuning>, Tuning::kDenseTokens, sizeof(float)},
+            std::numeric_limits<int64_t>::max()};
+  }
   const int64_t bytes = Tuning::kDenseTokens * k * static_cast<int64_t>(sizeof(bf16));
   const bool inside_l1 = bytes <= Tuning::kDenseL1Bytes;
-  return {avx512_dense<Tuning>, inside_l1 ? Tuning::kDenseTokens : Tuning::kDenseTokensPastL1,
-          sizeof(bf16)};
+  const int64_t tokens = inside_l1 ? Tuning::kDenseTokens : Tuning::kDenseTokensPastL1;
+  return {{avx512_dense<Tuning>, tokens, sizeof(bf16)}, tokens};
 }
 #endif
 
 // Nothing where the instruction set has no kernel.
-KernelOf<bf16> dense_kernel([[maybe_unused]] int64_t k) {
+DenseKernel dense_kernel([[maybe_unused]] int64_t k, [[maybe_unused]] bool half) {
   switch (select("")) {
 #if defined(PERMLLM_AMX)
     case Isa::kAmx:
-      return {amx_dense, AmxTuning::kDenseTokens, sizeof(bf16)};
+      if (half) return {};
+      return {{amx_dense, AmxTuning::kDenseTokens, sizeof(bf16)}, AmxTuning::kDenseTokens};
 #endif
 #if defined(PERMLLM_AVX512)
     case Isa::kAvx512Bf16:
-      return avx512<Avx512Bf16Tuning>(k);
+      return avx512<Avx512Bf16Tuning>(k, half);
     case Isa::kZen5:
-      return avx512<Zen5Tuning>(k);
+      return avx512<Zen5Tuning>(k, half);
 #endif
     default:
       return {};
@@ -36,10 +48,10 @@ KernelOf<bf16> dense_kernel([[maybe_unused]] int64_t k) {
 
 }  // namespace
 
-int64_t dense_tokens(int64_t k) { return dense_kernel(k).packed_tokens; }
+int64_t dense_tokens(int64_t k, bool half) { return dense_kernel(k, half).tokens; }
 
-void dense_linear(const LinearArguments& arguments) {
-  run_in_region(dense_kernel(arguments.k), arguments, nullptr);
+void dense_linear(const LinearArguments& a) {
+  run_in_region(dense_kernel(a.k, a.half).kernel, a, nullptr);
 }
 
 }  // namespace permllm::cpu

@@ -10,11 +10,11 @@ namespace permllm::cpu {
 constexpr int64_t kDenseInputs = 32;  // of a vector
 
 // How many tokens of k inputs a kernel takes at most here, 0 where there is none. Beyond, others
-// are faster.
-int64_t dense_tokens(int64_t k);
+// are faster; for float16 (`half`), of which PyTorch multiplies few products in a cycle, none are.
+int64_t dense_tokens(int64_t k, bool half);
 
-// Multiplies m <= dense_tokens(k) tokens. `packed` are the rows, [n, k], 64-byte aligned, and k is
-// a multiple of kDenseInputs.
+// Multiplies m <= dense_tokens(k, half) tokens. `packed` are the rows, [n, k], 64-byte aligned, in
+// the type of x, and k is a multiple of kDenseInputs.
 void dense_linear(const LinearArguments& arguments);
 
 }  // namespace permllm::cpu

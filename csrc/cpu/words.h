@@ -14,6 +14,11 @@
 namespace permllm::cpu {
 namespace {
 
+// The mask of the first `count` (any number) of 32 inputs.
+inline __mmask32 first_lanes(int64_t count) {
+  return count >= 32 ? 0xffffffff : count <= 0 ? 0 : (1u << count) - 1;
+}
+
 inline __m512 widen(__m256i words, bool half) {
   return half ? _mm512_cvtph_ps(words)
               : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16));
@@ -61,9 +66,7 @@ inline float largest_magnitude(const LinearArguments& a, int64_t token) {
   const __m512i magnitude = _mm512_set1_epi16(0x7fff);
   __m512i largest = _mm512_setzero_si512();
   for (int64_t i = 0; i < a.k; i += 32) {
-    const int64_t left = a.k - i;
-    const auto valid = static_cast<__mmask32>(left >= 32 ? 0xffffffff : (1u << left) - 1);
-    const __m512i words = _mm512_maskz_loadu_epi16(valid, x + i);
+    const __m512i words = _mm512_maskz_loadu_epi16(first_lanes(a.k - i), x + i);
     largest = _mm512_max_epu16(largest, _mm512_and_si512(words, magnitude));
   }
   const __m512i low = _mm512_and_si512(largest, _mm512_set1_epi32(0xffff));

@@ -17,12 +17,13 @@ PACKED = "cpu_linear"
 def head_tokens(dtype: torch.dtype, inputs: int) -> int:
     """Tokens that the compiled kernel multiplies with a dense head at most; 0 where there is none.
 
-    There is one for bfloat16 on CPUs with AVX-512 BF16. `dtype` and `inputs` are the weight's.
+    There is one for bfloat16 on CPUs with AVX-512 BF16, and for float16 on those without AMX.
+    `dtype` and `inputs` are the weight's.
     """
     on_cpu = torch.empty(0).device.type == "cpu"  # vLLM sets the device of what it loads
-    if ops.missing_reason or not on_cpu or dtype != torch.bfloat16:
+    if ops.missing_reason or not on_cpu or dtype not in (torch.bfloat16, torch.float16):
         return 0
-    return int(torch.ops.permllm.cpu_head_tokens(inputs))
+    return int(torch.ops.permllm.cpu_head_tokens(inputs, dtype == torch.float16))
 
 
 class HeadMethod(UnquantizedEmbeddingMethod):

@@ -80,11 +80,13 @@ def linear(data: bytes) -> None:
     chosen = choices.pick(packed())
     weights, layer, dense = chosen.weights, chosen.layer, chosen.dense
     n, k = dense.shape
-    x = torch.randn(choices.pick(TOKENS), k, generator=torch.Generator().manual_seed(1)).bfloat16()
+    x = torch.randn(choices.pick(TOKENS), k, generator=torch.Generator().manual_seed(1))
+    dtype = torch.float16 if choices.once_in(4) else torch.bfloat16
     arguments = {
-        "x": x, "packed": weights.packed, "metadata": weights.metadata,
-        "permutation": weights.permutation, "scale": weights.scale, "bias": layer.bias,
-        "out_features": n, "pattern": str(layer.weights.pattern),
+        "x": x.to(dtype), "packed": weights.packed, "metadata": weights.metadata,
+        "permutation": weights.permutation, "scale": weights.scale,
+        "bias": None if layer.bias is None else layer.bias.to(dtype), "out_features": n,
+        "pattern": str(layer.weights.pattern),
     }  # fmt: skip
     exact = True
     for _ in range(choices.below(3)):

@@ -1,7 +1,7 @@
 """A token's bits depend on the kernel that multiplies it, and the kernel on the batch alone."""
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -37,8 +37,13 @@ def kernel(most: dict[str, int], m: int) -> str:
     return next((name for name, tokens in most.items() if m <= tokens), "many")
 
 
-def kernels(isa: str, int8: bool, m: int) -> list[str]:
-    """The kernel of each of m tokens of a permuted layer, whose blocks have 64 inputs."""
+def kernels(isa: str, int8: bool, m: int, rows: int = 1) -> list[str]:
+    """The kernel of each of m tokens of a permuted layer, whose blocks have 64 inputs.
+
+    A token counts as so many rows.
+    """
+    if rows > 1:
+        return kernels(isa, int8, rows * m)[::rows]
     if isa not in SIXTEEN_BITS_ONLY and m > GATHERED:
         return kernels(isa, int8, GATHERED) + kernels(isa, int8, m - GATHERED)
     name = f"{isa} int8" if int8 and isa in SIXTEEN_BITS_ONLY else isa
@@ -51,36 +56,62 @@ def kernels(isa: str, int8: bool, m: int) -> list[str]:
     return [kernel(most, m - rest)] * (m - rest) + [kernel(most, rest)] * rest
 
 
-@pytest.fixture(scope="module", params=["bfloat16", "int8"])
-def layer(request: pytest.FixtureRequest) -> Layer:
+@dataclass(frozen=True)
+class Subject:
+    """A layer and the dtype of its activations."""
+
+    layer: Layer
+    dtype: torch.dtype
+
+    @property
+    def int8(self) -> bool:
+        return self.layer.weights.scale is not None
+
+    def rows(self, isa: str) -> int:
+        """That a token counts as: float16 meets bfloat16 values as two."""
+        split = self.dtype == torch.float16 and not self.int8 and isa in SIXTEEN_BITS_ONLY
+        return 2 if split else 1
+
+    def alone(self, isa: str, name: str) -> int:
+        """So many tokens take the kernel of this name."""
+        return -(-ALONE[name] // self.rows(isa))
+
+
+@pytest.fixture(
+    scope="module",
+    params=itertools.product(["bfloat16", "int8"], [torch.bfloat16, torch.float16]),
+    ids=lambda pair: f"{pair[0]} values, {pair[1]}",
+)
+def subject(request: pytest.FixtureRequest) -> Subject:
+    values, dtype = request.param
     drawn = random_layer(N, K)
-    return to_int8(drawn) if request.param == "int8" else drawn
+    return Subject(to_int8(drawn) if values == "int8" else drawn, dtype)
 
 
-def test_a_token_does_not_depend_on_the_others(layer: Layer, isa: str) -> None:
-    int8 = layer.weights.scale is not None
+def test_a_token_does_not_depend_on_the_others(subject: Subject, isa: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(max(TOKENS) + max(ALONE.values()), K, generator=generator).bfloat16()
+    x = torch.randn(max(TOKENS) + max(ALONE.values()), K, generator=generator).to(subject.dtype)
     for m in TOKENS:
-        y = run(layer, isa, x[:m])
-        names = kernels(isa, int8, m)
+        y = run(subject.layer, isa, x[:m])
+        names = kernels(isa, subject.int8, m, subject.rows(isa))
         for token in {0, m // 2, m - m % 16 - 1, m - m % 16, m - 1} & set(range(m)):
-            alone = run(layer, isa, x[token : token + ALONE[names[token]]])
+            count = subject.alone(isa, names[token])
+            alone = run(subject.layer, isa, x[token : token + count])
             assert torch.equal(y[token], alone[0]), f"token {token} of {m}: {names[token]}"
 
 
-def test_results_change_with_the_kernel_and_nowhere_else(layer: Layer, isa: str) -> None:
-    """Every token is the same, and the bias takes all off but what bfloat16 has no bits for."""
-    int8 = layer.weights.scale is not None
-    x = torch.randn(1, K, generator=torch.Generator().manual_seed(0)).bfloat16()
-    rest = replace(layer, bias=-run(layer, isa, x)[0])
+def test_results_change_with_the_kernel_and_nowhere_else(subject: Subject, isa: str) -> None:
+    """Every token is the same, and the bias takes all off but what 16 bits have no place for."""
+    int8, rows = subject.int8, subject.rows(isa)
+    x = torch.randn(1, K, generator=torch.Generator().manual_seed(0)).to(subject.dtype)
+    rest = replace(subject.layer, bias=-run(subject.layer, isa, x)[0])
     result = {
-        name: run(rest, isa, x.expand(ALONE[name], K))[0]
-        for name in dict.fromkeys(name for m in TOKENS for name in kernels(isa, int8, m))
+        name: run(rest, isa, x.expand(subject.alone(isa, name), K))[0]
+        for name in dict.fromkeys(name for m in TOKENS for name in kernels(isa, int8, m, rows))
     }
     for m in TOKENS:
         y = run(rest, isa, x.expand(m, K))
-        for token, name in enumerate(kernels(isa, int8, m)):
+        for token, name in enumerate(kernels(isa, int8, m, rows)):
             assert torch.equal(y[token], result[name]), f"token {token} of {m}: {name}"
     for one, other in itertools.combinations(result, 2):
         # Sums of 8-bit activations are exact integers, whatever the kernel.

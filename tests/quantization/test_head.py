@@ -26,6 +26,9 @@ from tests.quantization.sparse_modules import config
 WORDS, CHANNELS = 8192, 128  # 2 MiB of bfloat16
 TRANSPARENT_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 MOST = head_tokens(torch.bfloat16, CHANNELS)
+needs_half = pytest.mark.skipif(
+    not head_tokens(torch.float16, CHANNELS), reason="this CPU has no kernel for a float16 head"
+)
 needs_kernel = pytest.mark.skipif(not MOST, reason="this CPU has no kernel for a dense head")
 
 
@@ -147,6 +150,17 @@ def test_new_weights_are_packed_anew() -> None:
     assert layer.weight.data_ptr() == address
     for tokens in (1, MOST + 1):
         assert_right(logits(layer, tokens))
+
+
+@needs_half
+def test_float16_is_never_packed(calls: list[int]) -> None:
+    """vLLM multiplies it as slowly with any number of tokens."""
+    layer = built(ParallelLMHead, torch.float16)
+    load(layer, weights(dtype=torch.float16))
+    for tokens in (1, 3 * MOST):
+        assert_right(logits(layer, tokens, torch.float16))
+    assert PACKED not in layer.__dict__
+    assert calls == [1, 3 * MOST]
 
 
 def test_other_types_are_left_to_vllm(calls: list[int]) -> None:

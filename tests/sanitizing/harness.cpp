@@ -62,6 +62,25 @@ float widened(bf16 value) {
   return result;
 }
 
+float widened(fp16 value) {
+  const int exponent = value.bits >> 10 & 31, fraction = value.bits & 1023;
+  const float magnitude =
+      exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+  return (value.bits & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
+void set(bf16& entry, float value) { entry = rounded(value); }
+
+// Towards zero.
+void set(fp16& entry, float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  const uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+  const uint32_t subnormal = static_cast<uint32_t>(std::abs(std::ldexp(value, 24)));
+  entry.bits = static_cast<uint16_t>(
+      sign | (magnitude < 0x38800000 ? subnormal : (magnitude - 0x38000000) >> 13));
+}
+
 // A block of exactly `bytes` bytes that begins on a cache line, as the kernels ask for.
 struct Aligned {
   void* data;
@@ -79,11 +98,10 @@ struct Layer {
   std::vector<bf16> values;      // [n, k / 2], for bfloat16
   std::vector<int8_t> integers;  // the same, for int8
   std::vector<uint8_t> mask, permutation;
-  std::vector<float> scale, dense;
-  std::vector<bf16> bias;
+  std::vector<float> scale, dense, dense_bias;  // the bias: multiples of 1/16, below 4
 
   Layer(int64_t n, int64_t k, ValueType type, std::mt19937& random)
-      : n(n), k(k), type(type), mask(n * k / 8), scale(n, 1.0f), dense(n * k), bias(n) {
+      : n(n), k(k), type(type), mask(n * k / 8), scale(n, 1.0f), dense(n * k) {
     std::normal_distribution<float> normal;
     if (k % 64 == 0) {
       for (int64_t block = 0; block < k; block += 64) {
@@ -96,7 +114,7 @@ struct Layer {
     const bool int8 = type == ValueType::kInt8;
     for (int64_t row = 0; row < n; ++row) {
       if (int8) scale[row] = 0.01f + 0.001f * static_cast<float>(row % 7);
-      bias[row] = rounded(normal(random));
+      dense_bias.push_back((static_cast<float>(random() % 127) - 63) / 16);
       for (int64_t group = 0; group < k; group += 4) {
         int chosen[] = {0, 1, 2, 3};
         std::shuffle(chosen, chosen + 4, random);
@@ -118,14 +136,22 @@ struct Layer {
       }
     }
   }
+
+  template <class Real>
+  std::vector<Real> bias() const {
+    std::vector<Real> found(n);
+    for (int64_t row = 0; row < n; ++row) set(found[row], dense_bias[row]);
+    return found;
+  }
 };
 
 // Largest error, as a share of the sum of the magnitudes that were added.
-double error_of(const Layer& layer, const std::vector<bf16>& x, const bf16* y, int64_t m) {
+template <class Real>
+double error_of(const Layer& layer, const std::vector<Real>& x, const Real* y, int64_t m) {
   double largest = 0;
   for (int64_t t = 0; t < m; ++t) {
     for (int64_t row = 0; row < layer.n; ++row) {
-      double sum = widened(layer.bias[row]), magnitude = std::abs(sum) + 1e-3;
+      double sum = layer.dense_bias[row], magnitude = std::abs(sum) + 1e-3;
       for (int64_t j = 0; j < layer.k; ++j) {
         const double product = double{widened(x[t * layer.k + j])} * layer.dense[row * layer.k + j];
         sum += product;
@@ -135,6 +161,47 @@ double error_of(const Layer& layer, const std::vector<bf16>& x, const bf16* y, i
     }
   }
   return largest;
+}
+
+// Every number of tokens, with x and y of a type.
+template <class Real>
+int check_type(Isa isa, const Layer& layer, const void* blob, const std::vector<int32_t>& places,
+               std::mt19937& random) {
+  const bool int8 = layer.type == ValueType::kInt8;
+  const std::vector<Real> bias = layer.bias<Real>();
+  int calls = 0;
+  for (const int64_t m : kTokens) {
+    std::normal_distribution<float> normal;
+    std::vector<Real> x(m * layer.k);
+    for (Real& entry : x) set(entry, normal(random));
+    std::vector<Real> y(m * layer.n);
+    LinearOf<Real> arguments{};
+    arguments.x = x.data();
+    arguments.x_stride = layer.k;
+    arguments.m = m;
+    arguments.packed = blob;
+    arguments.n = layer.n;
+    arguments.k = layer.k;
+    arguments.bias = bias.data();
+    arguments.y = y.data();
+    if (int8) {
+      arguments.scale = layer.scale.data();
+      arguments.value_sums = reinterpret_cast<const int32_t*>(
+          static_cast<const char*>(blob) + block_bytes(isa, layer.type, layer.n, layer.k));
+    }
+    linear(isa, layer.type, arguments, places.empty() ? nullptr : places.data());
+    const double error = error_of(layer, x, y.data(), m);
+    if (error > (int8 ? 0.02 : 0.005)) {
+      std::printf("wrong answer: %s, %s, %ld x %ld, %ld tokens, off by %g\n", name(isa),
+                  int8 ? "int8" : "bfloat16", layer.n, layer.k, m, error);
+      std::exit(1);
+    }
+    std::vector<int32_t> gather(layer.k);
+    std::iota(gather.rbegin(), gather.rend(), 0);
+    linear(isa, layer.type, arguments, gather.data());
+    calls += 2;
+  }
+  return calls;
 }
 
 int check(Isa isa, const Layer& layer, bool short_blob, std::mt19937& random) {
@@ -156,42 +223,12 @@ int check(Isa isa, const Layer& layer, bool short_blob, std::mt19937& random) {
   const int64_t given = short_blob ? block_bytes(isa, layer.type, layer.n, layer.k) / 2 : bytes;
   Aligned blob(given);
   std::memcpy(blob.data, packed.data, given);
-  std::vector<int32_t> places(layer.k);  // of the permuted channels, for kernels that do not undo
-  for (int64_t j = 0; permuted && j < layer.k; ++j) {
-    places[j] = static_cast<int32_t>(j / 64 * 64 + layer.permutation[j]);
+  std::vector<int32_t> places;  // of the permuted channels, for kernels that do not undo
+  for (int64_t j = 0; permuted && !undone && j < layer.k; ++j) {
+    places.push_back(static_cast<int32_t>(j / 64 * 64 + layer.permutation[j]));
   }
-  int calls = 0;
-  for (const int64_t m : kTokens) {
-    std::normal_distribution<float> normal;
-    std::vector<bf16> x(m * layer.k);
-    for (bf16& entry : x) entry = rounded(normal(random));
-    std::vector<bf16> y(m * layer.n);
-    LinearArguments arguments{};
-    arguments.x = x.data();
-    arguments.x_stride = layer.k;
-    arguments.m = m;
-    arguments.packed = blob.data;
-    arguments.n = layer.n;
-    arguments.k = layer.k;
-    arguments.bias = layer.bias.data();
-    arguments.y = y.data();
-    if (int8) {
-      arguments.scale = layer.scale.data();
-      arguments.value_sums = reinterpret_cast<const int32_t*>(
-          static_cast<const char*>(blob.data) + block_bytes(isa, layer.type, layer.n, layer.k));
-    }
-    linear(isa, layer.type, arguments, permuted && !undone ? places.data() : nullptr);
-    if (error_of(layer, x, y.data(), m) > (int8 ? 0.02 : 0.005)) {
-      std::printf("wrong answer: %s, %s, %ld x %ld, %ld tokens, off by %g\n", name(isa),
-                  int8 ? "int8" : "bfloat16", layer.n, layer.k, m, error_of(layer, x, y.data(), m));
-      std::exit(1);
-    }
-    std::vector<int32_t> gather(layer.k);
-    std::iota(gather.rbegin(), gather.rend(), 0);
-    linear(isa, layer.type, arguments, gather.data());
-    calls += 2;
-  }
-  return calls;
+  return check_type<bf16>(isa, layer, blob.data, places, random) +
+         check_type<fp16>(isa, layer, blob.data, places, random);
 }
 
 int sweep(Isa isa, bool short_blob, unsigned seed) {

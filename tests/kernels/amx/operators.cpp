@@ -16,6 +16,20 @@ namespace {
 
 ValueType type_of(bool int8) { return int8 ? ValueType::kInt8 : ValueType::kBfloat16; }
 
+template <class Real>
+void multiply(bool int8, const void* x, int64_t x_stride, int64_t m, const void* packed, int64_t n,
+              int64_t k, const void* bias, const float* scale, const int32_t* gather, void* y) {
+  const Isa isa = select("amx");
+  LinearOf<Real> arguments{
+      static_cast<const Real*>(x), x_stride, m, packed, n, k, static_cast<const Real*>(bias),
+      static_cast<Real*>(y),       scale};
+  if (int8) {
+    arguments.value_sums = reinterpret_cast<const int32_t*>(static_cast<const char*>(packed) +
+                                                            block_bytes(isa, type_of(int8), n, k));
+  }
+  linear(isa, type_of(int8), arguments, gather);
+}
+
 }  // namespace
 }  // namespace permllm::cpu
 
@@ -36,16 +50,11 @@ int64_t pack_weight(bool int8, const void* values, const uint8_t* mask, const ui
   return pack(select("amx"), arguments, packed).row;
 }
 
-void multiply_packed(bool int8, const bf16* x, int64_t x_stride, int64_t m, const void* packed,
-                     int64_t n, int64_t k, const bf16* bias, const float* scale,
-                     const int32_t* gather, bf16* y) {
-  const Isa isa = select("amx");
-  LinearArguments arguments{x, x_stride, m, packed, n, k, bias, y, scale};
-  if (int8) {
-    arguments.value_sums = reinterpret_cast<const int32_t*>(static_cast<const char*>(packed) +
-                                                            block_bytes(isa, type_of(int8), n, k));
-  }
-  linear(isa, type_of(int8), arguments, gather);
+void multiply_packed(bool int8, bool half, const void* x, int64_t x_stride, int64_t m,
+                     const void* packed, int64_t n, int64_t k, const void* bias, const float* scale,
+                     const int32_t* gather, void* y) {
+  (half ? multiply<fp16> : multiply<bf16>)(int8, x, x_stride, m, packed, n, k, bias, scale, gather,
+                                           y);
 }
 
 }  // extern "C"

@@ -37,7 +37,7 @@ class EmulatedOperators:
         ]  # fmt: skip
         self.library.pack_weight.restype = number
         self.library.multiply_packed.argtypes = [
-            flag, pointer, number, number, pointer, number, number, *[pointer] * 4,
+            flag, flag, pointer, number, number, pointer, number, number, *[pointer] * 4,
         ]  # fmt: skip
         self.library.multiply_packed.restype = None
 
@@ -81,12 +81,12 @@ class EmulatedOperators:
     ) -> Tensor:
         int8, n, k = metadata.tolist()
         rows = x if x.dim() == 2 and x.stride(1) == 1 else x.reshape(-1, k).contiguous()
-        y = torch.full((len(rows), n), torch.nan, dtype=torch.bfloat16)
+        y = torch.full((len(rows), n), torch.nan, dtype=x.dtype)
         self.emulation.set_threads(torch.get_num_threads())
         if len(rows) > 0:
             self.library.multiply_packed(
-                bool(int8), rows.data_ptr(), rows.stride(0), len(rows), packed.data_ptr(), n, k,
-                *map(address, (bias, scale, permutation)), y.data_ptr(),
+                bool(int8), x.dtype == torch.float16, rows.data_ptr(), rows.stride(0), len(rows),
+                packed.data_ptr(), n, k, *map(address, (bias, scale, permutation)), y.data_ptr(),
             )  # fmt: skip
         assert self.emulation.violation() == ""
         assert self.emulation.library.configured_units() == 0

@@ -8,7 +8,7 @@ from tests.kernels.amx.emulated import NEEDS
 
 # pytest collects what is imported; the fixture `isa` is that of this folder.
 from tests.kernels.test_batch_invariance import (  # noqa: F401
-    layer,
+    subject,
     test_a_token_does_not_depend_on_the_others,
     test_results_change_with_the_kernel_and_nowhere_else,
 )
