@@ -1,13 +1,14 @@
 """Times the kernel of the dense output head against vLLM's own path and PyTorch's.
 
     python -m benchmarks.head --threads 1 --json results.json
+    python -m benchmarks.head --dtype float16 --json float16.json
     python -m benchmarks.head --shapes 32000x2048 --tokens 1 8 --quick    # something small
 
 Shapes are vocabulary x inputs, by default those of four models. Tokens are those that the kernel
-takes: more are multiplied by vLLM's path with the plugin too. Weights are bfloat16, ours in huge
-pages as the plugin creates them, the peers' as theirs come; contestants are called in turn, over
-copies of the weight that no cache holds. One thread is timed in thread-CPU time, more of them in
-wall time; numbers are medians.
+takes: more are multiplied by vLLM's path with the plugin too. Weights are ours in huge pages as the
+plugin creates them, the peers' as theirs come; contestants are called in turn, over copies of the
+weight that no cache holds. One thread is timed in thread-CPU time, more of them in wall time;
+numbers are medians.
 
 The result is written after each number of tokens; one that it holds is not measured again.
 """
@@ -42,6 +43,9 @@ TOKENS = (1, 2, 3, 4, 5, 8, 16, 32, 64)
 those that it fills up with the most zeros."""
 INPUTS = 32
 """The kernel takes multiples of so many; other weights are PyTorch's."""
+DTYPES = ("bfloat16", "float16")
+OLDER = {"dtype": "bfloat16"}
+"""Of results that do not say it."""
 OURS = "permllm"
 KEY = ("n", "k", "m", "peer")
 
@@ -70,16 +74,16 @@ class Row:
     load_average: float
 
 
-def most_tokens(inputs: int) -> int:
+def most_tokens(inputs: int, dtype: str) -> int:
     """Tokens of so many inputs that the kernel takes; ends the program where there is none."""
     if ops.missing_reason:
         sys.exit(f"benchmarks.head: the compiled kernels are missing: {ops.missing_reason}")
-    most = int(torch.ops.permllm.cpu_head_tokens(inputs))
+    most = int(torch.ops.permllm.cpu_head_tokens(inputs, dtype == "float16"))
     if not most:
         sys.exit(
-            f"benchmarks.head: {CpuBackend().instruction_set} has no kernel for a dense head, so "
-            "vLLM's own path serves and there is nothing to compare: measure on a CPU with "
-            "AVX-512 BF16, without PERMLLM_CPU_ISA"
+            f"benchmarks.head: {CpuBackend().instruction_set} has no kernel for a dense head of "
+            f"{dtype}, so vLLM's own path serves and there is nothing to compare: measure on a CPU "
+            "with AVX-512 BF16 (float16: without AMX), without PERMLLM_CPU_ISA"
         )
     return most
 
@@ -91,25 +95,29 @@ def head_linear(dense: Tensor) -> Call:
     return lambda x: torch.ops.permllm.head_linear(x, weight)
 
 
-def random_head(n: int, k: int) -> Tensor:
-    """A bfloat16 weight `[n, k]`."""
+def random_head(n: int, k: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """A weight `[n, k]`."""
     generator = torch.Generator().manual_seed(n + k)
-    return torch.randn(n, k, generator=generator).mul_(k**-0.5).bfloat16()
+    return torch.randn(n, k, generator=generator).mul_(k**-0.5).to(dtype)
 
 
 def measure(
-    shape: tuple[int, int], tokens: Sequence[int], threads: int, quick: bool
+    shape: tuple[int, int],
+    tokens: Sequence[int],
+    threads: int,
+    quick: bool,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Iterator[list[Row]]:
     """Compare one head with every peer; yields the rows of one number of tokens at a time.
 
     Raises:
         WrongProduct: a contestant multiplies by something else.
     """
-    (n, k), dense = shape, random_head(*shape)
+    (n, k), dense = shape, random_head(*shape, dtype)
     peers = peer_makers(int8=False)
     contestants = dense_contestants({**peers, OURS: head_linear}, dense)
     for m in tokens:
-        x = activations(m, k)
+        x = activations(m, k, dtype)
         times = median_times(contestants, x, threads, rounds_of(m, quick))
         ours, error = times[OURS], contestants[OURS].checked(x)
         yield [
@@ -155,13 +163,17 @@ def _parse() -> argparse.Namespace:
         "--shapes", type=parse_shape, nargs="+", metavar="NxK", default=list(HEADS.values())
     )
     parser.add_argument("--tokens", type=int, nargs="+", metavar="M")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=f"default: {DTYPES[0]}")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="where the rows are kept, of one thread count"
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="where the rows are kept, of one thread count and dtype",
     )
     arguments = parser.parse_args()
     for n, k in arguments.shapes:
-        most = most_tokens(k)
+        most = most_tokens(k, arguments.dtype)
         for m in arguments.tokens or []:
             if not 1 <= m <= most:
                 parser.error(
@@ -179,16 +191,19 @@ def main() -> None:
     facts = {
         "isa": CpuBackend().instruction_set,
         "threads": arguments.threads,
+        "dtype": arguments.dtype,
         "rounds": rounds_of(1, arguments.quick),
     }
-    result = Rows(arguments.json, facts, KEY)
+    result = Rows(arguments.json, facts, KEY, older=OLDER)
+    dtype = getattr(torch, arguments.dtype)
     with torch.inference_mode():
         for shape in arguments.shapes:
             there = {(row["n"], row["k"], row["m"]) for row in result.all()}
-            asked = arguments.tokens or [m for m in TOKENS if m <= most_tokens(shape[1])]
+            most = most_tokens(shape[1], arguments.dtype)
+            asked = arguments.tokens or [m for m in TOKENS if m <= most]
             tokens = [m for m in asked if (*shape, m) not in there]
             if tokens:
-                for rows in measure(shape, tokens, arguments.threads, arguments.quick):
+                for rows in measure(shape, tokens, arguments.threads, arguments.quick, dtype):
                     result.update(asdict(row) for row in rows)
     columns = Row.__dataclass_fields__
     Console().print(table([Row(**{c: row[c] for c in columns}) for row in result.all()]))

@@ -8,6 +8,8 @@ for every cell and variant in turn, as many rounds as `--bench` says.
     python -m benchmarks.serving --model llama-3.2-1b --compiled --json OUT --plot OUT.svg
     python -m benchmarks.serving --model llama-2-7b --variants "2:4 int8" --memory-limit 8 \\
         --cells 1x32 1x512 --json OUT
+    python -m benchmarks.serving --variants "dense bfloat16" "dense float16" \\
+        "2:4 bfloat16 (float16)" --cells 1x32 --bench 0 --json OUT
     python -m benchmarks.serving --dense DIR --sparse DIR --cells 1x32 8x32 --json OUT
 
 Without the dense variant nothing loads it, and there are no ratios. The result is written after
@@ -55,6 +57,12 @@ VARIANTS: Mapping[str, Callable[[Path], Path]] = {
     INT8: partial(quantized_peers.made_apart, "int8"),
     INT4: partial(quantized_peers.made_apart, "int4"),
 }
+FLOAT16: Mapping[str, str] = {
+    "dense float16": DENSE,
+    "2:4 bfloat16 (float16)": "2:4 bfloat16",
+    "2:4 int8 (float16)": "2:4 int8",
+}
+"""Variants with float16 activations, and whose checkpoints they serve; only when asked for."""
 DEFAULT_MODEL = "tinyllama"
 CELLS = tuple((batch, prompt) for prompt in (32, 512) for batch in (1, 8, 32))
 OLDER = {"kv_cache_gib": 1}
@@ -140,8 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dense", type=Path, help="dense checkpoint, in place of --model")
     parser.add_argument("--sparse", type=Path, help="its permllm checkpoint, in place of variants")
     parser.add_argument(
-        "--variants", nargs="+", choices=list(VARIANTS), metavar="NAME",
-        help=f"of {', '.join(map(repr, VARIANTS))} (default: all)",
+        "--variants", nargs="+", choices=[*VARIANTS, *FLOAT16], metavar="NAME",
+        help=f"of {', '.join(map(repr, VARIANTS))} (default: all of these), and with float16 "
+        f"activations {', '.join(map(repr, FLOAT16))}",
     )  # fmt: skip
     parser.add_argument(
         "--cells", type=_cell, nargs="+", default=CELLS, metavar="BATCHxPROMPT",
@@ -210,7 +219,8 @@ def main() -> None:
         name = arguments.model or DEFAULT_MODEL
         dense = smollm2() if name == "smollm2" else random_llama(name)
         asked = arguments.variants or VARIANTS
-        makers = {name: make for name, make in VARIANTS.items() if name in asked}
+        every = {**VARIANTS, **{name: VARIANTS[of] for name, of in FLOAT16.items()}}
+        makers = {name: make for name, make in every.items() if name in asked}
         given = {DENSE: dense}  # the others are made of it
     eager = not arguments.compiled
     facts = {
@@ -228,7 +238,9 @@ def main() -> None:
     compare(
         list(makers),
         arguments.cells,
-        lambda name: Engine(model(name), eager=eager, memory_limit=arguments.memory_limit),
+        lambda name: Engine(
+            model(name), eager=eager, dtype=_dtype(name), memory_limit=arguments.memory_limit
+        ),
         rows,
         dense=DENSE,
         weights=of_checkpoint(dense),
@@ -242,17 +254,28 @@ def main() -> None:
         arguments.cells,
         rows,
         lambda benchmark, name, cell: vllm_bench.measured(
-            benchmark, model(name), words(), cell, eager=eager, memory_limit=arguments.memory_limit
+            benchmark,
+            model(name),
+            words(),
+            cell,
+            eager=eager,
+            dtype=_dtype(name),
+            memory_limit=arguments.memory_limit,
         ),
         arguments.bench,
         dense=DENSE,
     )
-    order = [*VARIANTS, *makers]
+    order = [*VARIANTS, *FLOAT16, *makers]
     rows.sort(lambda row: _place(row, order))
     title = f"{dense.name} on {machine_class()}, {facts['mode']}"
     show(rows.all(), title)
     if arguments.plot is not None:
         save_figure({"rows": rows.all()}, arguments.plot, title)
+
+
+def _dtype(variant: str) -> str:
+    """Of a variant's activations."""
+    return "float16" if variant in FLOAT16 else "bfloat16"
 
 
 def _shape(model: Path) -> dict[str, Any]:

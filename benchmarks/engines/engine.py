@@ -28,7 +28,6 @@ ASKED = {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
 RESERVED_CORES = "VLLM_CPU_NUM_OF_RESERVED_CPU"
 """vLLM's variable: cores that it leaves to its scheduler, one by default."""
 ENGINE_OPTIONS: Mapping[str, Any] = {
-    "dtype": "bfloat16",
     "max_model_len": 1024,
     "skip_tokenizer_init": True,
     "enable_prefix_caching": False,
@@ -120,13 +119,21 @@ class Engine:
     Args:
         model: the checkpoint.
         eager: whether nothing is compiled.
+        dtype: of the activations.
         memory_limit: GiB beyond which its processes are ended; see `MemoryWatch`.
 
     Raises:
         EngineError: it does not start.
     """
 
-    def __init__(self, model: Path, *, eager: bool, memory_limit: float | None = None) -> None:
+    def __init__(
+        self,
+        model: Path,
+        *,
+        eager: bool,
+        dtype: str = "bfloat16",
+        memory_limit: float | None = None,
+    ) -> None:
         with _environment():
             from vllm import LLM
 
@@ -137,7 +144,9 @@ class Engine:
         start = time.perf_counter()
         try:
             with _environment(), _output_to(self._log):
-                self._llm = LLM(model=str(model), enforce_eager=eager, **ENGINE_OPTIONS)
+                self._llm = LLM(
+                    model=str(model), enforce_eager=eager, dtype=dtype, **ENGINE_OPTIONS
+                )
         except Exception as error:
             self._watch.close()
             _end(self._watch.processes())

@@ -87,6 +87,7 @@ def measured(
     cell: Cell,
     *,
     eager: bool,
+    dtype: str = "bfloat16",
     memory_limit: float | None = None,
 ) -> dict[str, float]:
     """What one of `BENCHMARKS` says.
@@ -97,27 +98,29 @@ def measured(
         tokenizer: the folder that has one.
         cell: what is measured.
         eager: whether nothing is compiled.
+        dtype: of the activations.
         memory_limit: GiB beyond which its processes are ended; see `MemoryWatch`.
 
     Raises:
         RuntimeError: it failed; with its last lines.
     """
+    options = _engine_options(eager, dtype)
     with closing(MemoryWatch(memory_limit)) as watch:
         try:
             if benchmark == "latency":
-                return latency(model, cell, eager=eager)
+                return latency(model, cell, options)
             if benchmark == "throughput":
-                return throughput(model, cell, eager=eager, tokenizer=tokenizer)
-            return online(model, cell, eager=eager, tokenizer=tokenizer)
+                return throughput(model, cell, options, tokenizer)
+            return online(model, cell, options, tokenizer)
         except RuntimeError as error:
             raise RuntimeError(watch.exceeded or str(error)) from error
 
 
-def latency(model: Path, cell: Cell, *, eager: bool) -> dict[str, float]:
+def latency(model: Path, cell: Cell, options: Sequence[str]) -> dict[str, float]:
     """Seconds of one batch of answers, the median."""
     batch, prompt = cell
     result = _bench(
-        *("latency", "--model", str(model), "--skip-tokenizer-init", *_engine_options(eager)),
+        *("latency", "--model", str(model), "--skip-tokenizer-init", *options),
         *("--batch-size", str(batch), "--input-len", str(prompt)),
         *("--output-len", str(OUTPUT_TOKENS)),
         *("--num-iters-warmup", "1", "--num-iters", str(repeats_of(*cell))),
@@ -126,23 +129,24 @@ def latency(model: Path, cell: Cell, *, eager: bool) -> dict[str, float]:
     return {"seconds": float(result["percentiles"]["50"])}
 
 
-def throughput(model: Path, cell: Cell, *, eager: bool, tokenizer: Path) -> dict[str, float]:
+def throughput(
+    model: Path, cell: Cell, options: Sequence[str], tokenizer: Path
+) -> dict[str, float]:
     """Tokens per second, prompts included, over requests of which a batch runs at a time."""
     result = _bench(
         *("throughput", "--model", str(model), "--tokenizer", str(tokenizer)),
-        *(*_engine_options(eager), "--max-num-seqs", str(cell[0]), *_requests(cell)),
+        *(*options, "--max-num-seqs", str(cell[0]), *_requests(cell)),
         output_option="--output-json",
     )
     return {"tokens_per_second": float(result["tokens_per_second"])}
 
 
-def online(model: Path, cell: Cell, *, eager: bool, tokenizer: Path) -> dict[str, float]:
+def online(model: Path, cell: Cell, options: Sequence[str], tokenizer: Path) -> dict[str, float]:
     """What as many clients of a live `vllm serve` see as a batch has sequences.
 
     Output tokens per second, and medians of the times to the first token and to each further one.
     """
-    options = (*_engine_options(eager), "--tokenizer", str(tokenizer))
-    with serve(model, *options) as server:
+    with serve(model, *options, "--tokenizer", str(tokenizer)) as server:
         host, _, port = server.base_url.removeprefix("http://").removesuffix("/v1").partition(":")
         result = _bench(
             *("serve", "--backend", "vllm", "--host", host, "--port", port),
@@ -164,8 +168,8 @@ def _requests(cell: Cell) -> tuple[str, ...]:
     return ("--dataset-name", "random", *lengths, "--num-prompts", str(batch * repeats_of(*cell)))
 
 
-def _engine_options(eager: bool) -> tuple[str, ...]:
-    options = ("--dtype", "bfloat16", "--max-model-len", "1024")
+def _engine_options(eager: bool, dtype: str) -> tuple[str, ...]:
+    options = ("--dtype", dtype, "--max-model-len", "1024")
     return (*options, "--enforce-eager") if eager else options
 
 

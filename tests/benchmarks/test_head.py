@@ -67,6 +67,16 @@ def test_rows_compare_the_kernel_with_every_peer(monkeypatch: pytest.MonkeyPatch
         assert all(0 < row.relative_error < 0.004 for row in rows)
 
 
+@pytest.mark.skipif(
+    bool(ops.missing_reason) or not torch.ops.permllm.cpu_head_tokens(K, True),
+    reason="this CPU has no kernel for a float16 head",
+)
+def test_rows_of_float16() -> None:
+    with torch.inference_mode():
+        (rows,) = measure((N, K), [9], threads=1, quick=True, dtype=torch.float16)
+    assert all(0 < row.relative_error < 0.0005 for row in rows)
+
+
 @needs_kernel
 def test_a_wrong_product_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     def doubled(dense: torch.Tensor) -> Call:
@@ -84,9 +94,9 @@ def test_a_run_measures_what_its_result_lacks(
     found: list[tuple[tuple[int, int], tuple[int, ...]]] = []
 
     def noted(
-        shape: tuple[int, int], tokens: list[int], threads: int, quick: bool
+        shape: tuple[int, int], tokens: list[int], threads: int, quick: bool, dtype: torch.dtype
     ) -> Iterator[list[Row]]:
-        assert (threads, quick) == (1, True)
+        assert (threads, quick, dtype) == (1, True, torch.bfloat16)
         found.append((shape, tuple(tokens)))
         for m in tokens:
             yield [Row(*shape, m, "abacus", 1, "torch", 4.0, 2.0, 2.0, 1.0, 0.0, 0.5)]

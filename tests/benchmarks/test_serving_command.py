@@ -79,6 +79,36 @@ def test_only_variants_that_are_asked_for_are_made(
     assert made == [dense]
 
 
+def test_float16_variants_serve_the_checkpoint_of_their_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = checkpoint(tmp_path / "model")
+    started: list[tuple[str, str]] = []
+
+    def compare(
+        variants: Sequence[str], cells: Any, start: Any, rows: Rows, **options: Any
+    ) -> None:
+        for name in variants:
+            start(name)
+        rows.update({"benchmark": "decode", "variant": name} for name in variants)
+
+    def engine(path: Path, *, dtype: str, **options: Any) -> None:
+        started.append((path.name, dtype))
+
+    made = {**serving.VARIANTS, "2:4 int8": lambda dense: dense.with_name("int8")}
+    monkeypatch.setattr(serving, "VARIANTS", made)
+    monkeypatch.setattr(serving, "random_llama", lambda name: dense)
+    monkeypatch.setattr(serving, "Engine", engine)
+    monkeypatch.setattr(serving, "compare", compare)
+    monkeypatch.setattr(serving, "show", lambda rows, title: None)
+    monkeypatch.setattr(sys, "argv", [
+        *("serving", "--variants", "dense bfloat16", "dense float16", "2:4 int8 (float16)"),
+        *("--bench", "0", "--json", str(tmp_path / "result.json")),
+    ])  # fmt: skip
+    serving.main()
+    assert started == [("model", "bfloat16"), ("model", "float16"), ("int8", "float16")]
+
+
 def test_rows_with_one_kv_cache_are_not_those_with_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

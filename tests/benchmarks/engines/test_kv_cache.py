@@ -41,7 +41,7 @@ def test_servers_and_benchmarks_of_vllm_get_it(
     monkeypatch.setattr(subprocess, "run", refuse)
     monkeypatch.setattr(subprocess, "Popen", refuse)
     with pytest.raises(OSError, match="asked"):
-        vllm_bench.latency(tmp_path, (1, 32), eager=True)
+        vllm_bench.latency(tmp_path, (1, 32), ())
     with pytest.raises(OSError, match="asked"), server.serve(tmp_path, log_path=tmp_path / "log"):
         pass
     assert given == ["7", "7"]
