@@ -74,8 +74,8 @@ def missed_aim(row: Row) -> float | None:
 
 
 def ratios(result: Result) -> str:
-    """Dense time over sparse time."""
-    return by_tokens(["values"], _ratios(result["rows"]))
+    """Time of the fastest dense peer, of the dtype of the activations, over sparse time."""
+    return by_tokens(["values"], _ratios(result["rows"], result.get("dtype", "bfloat16")))
 
 
 def ratios_and_aims(result: Result) -> str:
@@ -92,8 +92,8 @@ def ratios_and_aims(result: Result) -> str:
     return f"{table}\n\nIn brackets the aim, where it is missed: in {missed} of {len(dense)} cells."
 
 
-def _ratios(rows: Rows) -> list[Quantity]:
-    dense = fastest_peer(rows, "bfloat16")
+def _ratios(rows: Rows, dtype: str = "bfloat16") -> list[Quantity]:
+    dense = fastest_peer(rows, dtype)
     return [Quantity(dense, v, [v], lambda row: row["ratio"]) for v in ("bfloat16", "int8")]
 
 

@@ -21,7 +21,7 @@ LEAST = {
     "zen5": AVX512,
     "amx": {"bfloat16": (2.2, 2.2, 2.0, 1.9, 1.7), "int8": (3.8, 3.6, 3.4, 2.5, 2.2)},
 }
-"""Times as fast as the fastest dense bfloat16 peer on one thread, at `TOKENS`."""
+"""Times as fast as the fastest dense peer of the activations' dtype on one thread, at `TOKENS`."""
 MISSED: Mapping[str, set[Any]] = {
     "kernels-cpu-amx": {("2:4", (4096, 11008), "bfloat16", 256)},
     "kernels-cpu-amx-4to8": {
@@ -74,10 +74,13 @@ def one_thread(pattern: str) -> list[Any]:
 
 
 def speedups(found: Record) -> dict[tuple[Any, ...], float]:
-    """Dense time over sparse by pattern, shape, values and tokens; the fastest bfloat16 peer's."""
+    """Dense time over sparse by pattern, shape, values and tokens; the fastest peer's.
+
+    That is a peer whose values have the dtype of the activations.
+    """
     ratios: dict[tuple[Any, ...], float] = {}
     for row in found["rows"]:
-        if row["peer_values"] == "bfloat16":
+        if row["peer_values"] == found.get("dtype", "bfloat16"):
             key = row["pattern"], (row["n"], row["k"]), row["value_dtype"], row["m"]
             ratio = row["peer_us"] / row["ours_us"]
             ratios[key] = min(ratio, ratios.get(key, ratio))
