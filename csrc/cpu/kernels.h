@@ -36,8 +36,8 @@ struct LinearOf {
 
   // Of bf16 kernels alone.
   bool half = false;  // x, bias and y hold float16 in their 16 bits
-  int parts = 1;  // rows of x that a token is: two where float16 meets bfloat16 values. m counts
-                  // them, x holds a token once
+  int parts = 1;      // rows of x that a token is: two where few float16 meet bfloat16 values. m
+                      // counts them, x holds a token once
 
   bool last = true;  // no other tokens of the call follow
 

@@ -74,19 +74,22 @@ KernelOf<Real> float32_kernel(Isa isa) {
 }
 
 #if defined(PERMLLM_AVX512) || defined(PERMLLM_AMX)
-template <Run Multiply>
+// Few float16 in two parts each: memory is the bound there, not the second product.
+template <class Tuning, Run Multiply>
 void in_parts(const LinearArguments& a, Worker& worker) {
+  if (a.m > Tuning::kPartTokens) return Multiply(a, worker);
   LinearArguments parts = a;
   parts.parts = 2;
-  parts.m *= parts.parts;
+  parts.m *= 2;
   Multiply(parts, worker);
 }
 
-// x of int8 values is an integer of at most two bytes, float16 that meets bfloat16 two bfloat16.
+// x of int8 values is an integer of at most two bytes, float16 that meets bfloat16 at most two
+// bfloat16.
 template <class Tuning, Run Bfloat16, Run Int8>
 KernelOf<bf16> of_words(ValueType type, bool half) {
   if (type == ValueType::kInt8) return {Int8, Tuning::kPackedTokens, sizeof(bf16)};
-  if (half) return {in_parts<Bfloat16>, Tuning::kPackedTokens / 2, 2 * sizeof(bf16)};
+  if (half) return {in_parts<Tuning, Bfloat16>, Tuning::kPackedTokens, 2 * sizeof(bf16)};
   return {Bfloat16, Tuning::kPackedTokens, sizeof(bf16)};
 }
 #endif

@@ -32,6 +32,7 @@ struct AmxTuning : CommonTuning {
   static constexpr int64_t kPreparedAlone = 16 << 10;
   static constexpr int64_t kFewTokens = 32;    // beyond, expanding once for many tokens wins
   static constexpr int64_t kSplitTokens = 16;  // int8: W8A16 up to here costs no more than W8A8
+  static constexpr int64_t kPartTokens = 16;   // float16: two bfloat16 each, in two tiles at most
 
   static constexpr int kFewHint = kIntoL1;
   static constexpr int64_t kFewAheadBlocks = 2;  // before it is expanded
@@ -65,6 +66,7 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int64_t kRestTokens = 12;  // beyond whole vectors: take less time apart, the
                                               // weight read again, than as a vector of 16
   static constexpr int kSplitTokens = 2;      // int8: W8A16 up to here, W8A8 beyond
+  static constexpr int kPartTokens = 2;       // float16: two bfloat16 each, beyond one
   static constexpr int64_t kPackBlocks = 16;  // of x, that a thread packs at a time
   static constexpr int kSums = 24;            // vectors that the registers hold beside operands
   // A half of a row's mask goes to its register from memory instead of through a general one.

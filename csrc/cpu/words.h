@@ -1,8 +1,9 @@
 // 16-bit activations in AVX-512 registers: bfloat16, or float16 where LinearOf::half says so.
 //
 // vdpbf16ps and the tile unit multiply bfloat16 alone. A float16 is the sum of two of them,
-// exactly: its 11 bits are 8, rounded, and 3 that are left; so it meets bfloat16 values as two rows
-// of x, whose sums are added. int8 values meet integers, which float16 is rounded to like bfloat16.
+// exactly: its 11 bits are 8, rounded, and 3 that are left. Few of them meet bfloat16 values as two
+// rows of x, whose sums are added; more are rounded to one. int8 values meet integers, which
+// float16 is rounded to like bfloat16.
 //
 // Include after every other header, and after amx_target.h where there is one.
 #pragma once
@@ -56,7 +57,7 @@ inline __m512i part_of_half(__m512i words, bool rest) {
 // Inputs first..first+31 of a row of x as bfloat16, where `valid` says that they exist, else zeros.
 inline __m512i load_row(const LinearArguments& a, int64_t row, int64_t first, __mmask32 valid) {
   const __m512i words = _mm512_maskz_loadu_epi16(valid, a.x + a.token(row) * a.x_stride + first);
-  return a.half ? part_of_half(words, row % 2 != 0) : words;
+  return a.half ? part_of_half(words, a.parts == 2 && row % 2 != 0) : words;
 }
 
 // The largest magnitude of a token; an infinity or NaN if there is one. As integers, the bits of

@@ -82,9 +82,8 @@ def select_backend(
         if torch.bfloat16 not in (dtype, values) and values.is_floating_point:
             logger.warning(
                 "the CPU kernels hold bfloat16: the %s values of sparse layers are rounded, as "
-                "with --dtype bfloat16; their %s activations are not",
+                "with --dtype bfloat16",
                 _name(values),
-                _name(dtype),
             )
         return CpuBackend(dtype=dtype)
     logger.warning(

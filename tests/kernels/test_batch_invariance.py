@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.shapes import Layer, random_layer, to_int8
 from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY
+from tests.kernels.test_activations import EXACT_TOKENS
 from tests.kernels.test_cpu import run
 
 # The table of docs/cpu.md: the most tokens of each kernel but the last, which takes any number.
@@ -25,7 +26,8 @@ AVX512 = {
     "zen5 int8": {"split": 2, "few": 5, "several": 16},
 }
 GATHERED = 256  # tokens at a time, where packing does not undo the permutation
-# So many tokens, the first of them being the one in question, take the kernel of this name.
+PARTS = "parts, "
+# A number of tokens for which each kernel is chosen.
 ALONE = {"split": 1, "few": 3, "several": 7, "two tiles": 17, "many": 48}
 # What adds the same numbers in the same order with bfloat16 values.
 SAME_ORDER = ({"two tiles", "many"},)
@@ -37,13 +39,13 @@ def kernel(most: dict[str, int], m: int) -> str:
     return next((name for name, tokens in most.items() if m <= tokens), "many")
 
 
-def kernels(isa: str, int8: bool, m: int, rows: int = 1) -> list[str]:
+def kernels(isa: str, int8: bool, m: int, half: bool = False) -> list[str]:
     """The kernel of each of m tokens of a permuted layer, whose blocks have 64 inputs.
 
-    A token counts as so many rows.
+    `half`: float16 that meets bfloat16 values, of which few are two rows each.
     """
-    if rows > 1:
-        return kernels(isa, int8, rows * m)[::rows]
+    if half and m <= EXACT_TOKENS.get(isa, 0):
+        return [PARTS + name for name in kernels(isa, int8, 2 * m)[::2]]
     if isa not in SIXTEEN_BITS_ONLY and m > GATHERED:
         return kernels(isa, int8, GATHERED) + kernels(isa, int8, m - GATHERED)
     name = f"{isa} int8" if int8 and isa in SIXTEEN_BITS_ONLY else isa
@@ -54,6 +56,12 @@ def kernels(isa: str, int8: bool, m: int, rows: int = 1) -> list[str]:
     if m <= 16 or rest == 0 or rest > 12:
         return [kernel(most, m)] * m
     return [kernel(most, m - rest)] * (m - rest) + [kernel(most, rest)] * rest
+
+
+def alone(name: str) -> int:
+    """So many tokens, the first of them being the one in question, take the kernel of this name."""
+    count = ALONE[name.removeprefix(PARTS)]
+    return -(-count // 2) if name.startswith(PARTS) else count
 
 
 @dataclass(frozen=True)
@@ -67,14 +75,10 @@ class Subject:
     def int8(self) -> bool:
         return self.layer.weights.scale is not None
 
-    def rows(self, isa: str) -> int:
-        """That a token counts as: float16 meets bfloat16 values as two."""
-        split = self.dtype == torch.float16 and not self.int8 and isa in SIXTEEN_BITS_ONLY
-        return 2 if split else 1
-
-    def alone(self, isa: str, name: str) -> int:
-        """So many tokens take the kernel of this name."""
-        return -(-ALONE[name] // self.rows(isa))
+    @property
+    def half(self) -> bool:
+        """Whether float16 meets bfloat16 values."""
+        return self.dtype == torch.float16 and not self.int8
 
 
 @pytest.fixture(
@@ -93,25 +97,24 @@ def test_a_token_does_not_depend_on_the_others(subject: Subject, isa: str) -> No
     x = torch.randn(max(TOKENS) + max(ALONE.values()), K, generator=generator).to(subject.dtype)
     for m in TOKENS:
         y = run(subject.layer, isa, x[:m])
-        names = kernels(isa, subject.int8, m, subject.rows(isa))
+        names = kernels(isa, subject.int8, m, subject.half)
         for token in {0, m // 2, m - m % 16 - 1, m - m % 16, m - 1} & set(range(m)):
-            count = subject.alone(isa, names[token])
-            alone = run(subject.layer, isa, x[token : token + count])
-            assert torch.equal(y[token], alone[0]), f"token {token} of {m}: {names[token]}"
+            apart = run(subject.layer, isa, x[token : token + alone(names[token])])
+            assert torch.equal(y[token], apart[0]), f"token {token} of {m}: {names[token]}"
 
 
 def test_results_change_with_the_kernel_and_nowhere_else(subject: Subject, isa: str) -> None:
     """Every token is the same, and the bias takes all off but what 16 bits have no place for."""
-    int8, rows = subject.int8, subject.rows(isa)
+    int8, half = subject.int8, subject.half
     x = torch.randn(1, K, generator=torch.Generator().manual_seed(0)).to(subject.dtype)
     rest = replace(subject.layer, bias=-run(subject.layer, isa, x)[0])
     result = {
-        name: run(rest, isa, x.expand(subject.alone(isa, name), K))[0]
-        for name in dict.fromkeys(name for m in TOKENS for name in kernels(isa, int8, m, rows))
+        name: run(rest, isa, x.expand(alone(name), K))[0]
+        for name in dict.fromkeys(name for m in TOKENS for name in kernels(isa, int8, m, half))
     }
     for m in TOKENS:
         y = run(rest, isa, x.expand(m, K))
-        for token, name in enumerate(kernels(isa, int8, m, rows)):
+        for token, name in enumerate(kernels(isa, int8, m, half)):
             assert torch.equal(y[token], result[name]), f"token {token} of {m}: {name}"
     for one, other in itertools.combinations(result, 2):
         # Sums of 8-bit activations are exact integers, whatever the kernel.
