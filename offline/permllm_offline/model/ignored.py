@@ -18,7 +18,7 @@ def ignored_linears(
     Args:
         entries: full module names, or ``re:`` and a regular expression that matches whole ones.
         groups: full names of the linears of each shared-input group of the model.
-        dense: entries of ``ignore`` that every checkpoint of the family has.
+        dense: names that ``ignore`` has in every checkpoint of the family.
 
     Raises:
         OfflineError: an entry that cannot be used or matches no linear, a group of which only a
@@ -62,7 +62,7 @@ def _check_whole(group: Sequence[str], ignored: Collection[str]) -> None:
 
 def _no_match(entry: str, names: Sequence[str], dense: Sequence[str]) -> OfflineError:
     """Say of an entry that matches no linear what would match."""
-    if any(matches(other, entry) for other in dense):
+    if _matched(entry, dense):
         return OfflineError(f"--ignore {entry} says nothing: it is dense anyway. Leave it out.")
     return OfflineError(
         f"--ignore {entry!r} matches no linear layer that would be pruned. An entry is a name in "
