@@ -95,7 +95,7 @@ class Recipe(BaseModel):
     """Kind of reconstruction in place of the method's own."""
     pattern: str = "2:4"
     block_size: int = 64
-    ignore: list[str] = Field(default_factory=list)
+    ignore: tuple[str, ...] = ()
     """Linears that stay dense, as entries of the checkpoint's `ignore`."""
     dataset: str | tuple[str, ...] | None = None
     num_samples: int = Field(default=128, ge=1)

@@ -188,7 +188,7 @@ def test_constants_of_the_paper() -> None:
         "model": "m",
         "method": "permllm-wanda",
         "reconstruction": None,
-        "ignore": [],
+        "ignore": (),
         "pattern": "2:4",
         "block_size": 64,
         "dataset": "c4",
