@@ -65,6 +65,7 @@ def prune(
     reconstruction: str | None = None,
     pattern: Literal["2:4", "4:8"] | None = None,
     block_size: Literal[32, 64, 128] | None = None,
+    ignore: Sequence[str] | None = None,
     dataset: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     num_samples: int | None = None,
     sampling: Sampling | None = None,
@@ -98,6 +99,8 @@ def prune(
         reconstruction: key of ``reconstruction.kinds.RECONSTRUCTIONS``, not the method's own.
         pattern: N:M.
         block_size: channels per permutation block.
+        ignore: linear layers that stay dense: names in full, or ``re:`` and a regular expression
+            that matches whole ones, as in the checkpoint's own ``ignore``.
         dataset: calibration text: a file, a folder or a hub name, or several of them.
         num_samples: calibration windows.
         sampling: ``stream`` or ``document``; see ``text.calibration.sample_windows``.
@@ -129,6 +132,7 @@ def prune(
         "reconstruction": reconstruction,
         "pattern": pattern,
         "block_size": block_size,
+        "ignore": ignore,
         "dataset": _datasets(dataset),
         "num_samples": num_samples,
         "sampling": sampling,

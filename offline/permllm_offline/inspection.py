@@ -30,12 +30,14 @@ class InspectedLayer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All sparse layers of a checkpoint."""
+    """All sparse layers of a checkpoint, and what it says of others."""
 
     directory: str
     pattern: str
     block_size: int
     layers: Sequence[InspectedLayer]
+    ignore: Sequence[str] = ()
+    """What is left dense, as entries of the checkpoint's `ignore`."""
 
     @property
     def bytes(self) -> int:
@@ -99,7 +101,9 @@ def inspect(directory: Path) -> Inspection:
                 density=int(layer.values.count_nonzero()) / weights,
             )
         )
-    return Inspection(str(directory), quantization.pattern, quantization.block_size, layers)
+    return Inspection(
+        str(directory), quantization.pattern, quantization.block_size, layers, quantization.ignore
+    )
 
 
 def _bytes(tensor: Tensor | None) -> int:

@@ -97,7 +97,8 @@ def layer_step_name(index: int) -> str:
 def finish_layer(work: LayerWork, reconstruct: LayerReconstruction) -> Step:
     """Reconstruct and prune one decoder layer in place, as a step that can be kept."""
     before = _masked_error(work)
-    decision = reconstruct(work)
+    # With nothing pruned of it, it has no kept weights to move either.
+    decision = reconstruct(work) if work.decision else work.decision
     apply_masks(work.layer, decision)
     step = pruned_layer(work.layer, decision)
     return Step(step.tensors, {**step.facts, "before": before, "curve": work.curve})

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from permllm_offline.importance import CHUNK_ELEMENTS
 from permllm_offline.method_parts import parts_of
-from permllm_offline.model.plan import Plan, PlannedLinear
-from permllm_offline.permutation.learned_layers import largest_span, parse_layers, spans
+from permllm_offline.model.plan import Plan, PlannedLinear, pruned
+from permllm_offline.permutation.learned_layers import parse_layers, spans, trained_spans
 from permllm_offline.permutation.masked_linear import PART_ELEMENTS
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe_schema import Recipe
@@ -64,7 +64,7 @@ def shard_bytes(plan: Plan) -> int:
 
     A tensor that is larger has a file of its own.
     """
-    return max(SMALLEST_SHARD_BYTES, *map(_dense_bytes, plan.linears_by_layer()))
+    return max(SMALLEST_SHARD_BYTES, *map(_dense_bytes, plan.all_by_layer))
 
 
 def memory_forecast(recipe: Recipe, prepared: Prepared) -> MemoryForecast:
@@ -74,15 +74,15 @@ def memory_forecast(recipe: Recipe, prepared: Prepared) -> MemoryForecast:
     as the part of one.
     """
     plan, on_host = prepared.plan, prepared.device.type == "cpu"
-    rest = plan.total_bytes - sum(linear.sparse_bytes for linear in plan.linears)
+    rest = plan.total_bytes - sum(linear.sparse_bytes for linear in plan.every_linear)
     states = _state_bytes(recipe, prepared) if on_host else 0
     shard = min(shard_bytes(plan), plan.total_bytes) if on_host else 0
     scratch = scratch_bytes(recipe, prepared)
     if can_stream(recipe):
         return replace(_streamed(recipe, prepared, rest, states, shard), scratch=scratch)
     masks = sum(linear.weights for linear in plan.linears) // 8
-    held = rest + masks + sum(map(_dense_bytes, plan.linears_by_layer()))
-    scored = max(map(_scored, plan.linears_by_layer()))
+    held = rest + masks + sum(map(_dense_bytes, plan.all_by_layer))
+    scored = _scored(plan.linears)
     whole = scored + max(states + _training_bytes(recipe, prepared), shard)
     return MemoryForecast(held + states, _at_work(recipe, prepared), held + whole, scratch)
 
@@ -97,7 +97,7 @@ def _streamed(
 ) -> MemoryForecast:
     """A layer with its masks and what it takes; embeddings, or the head, before it and after."""
     plan, item = prepared.plan, prepared.dtype.itemsize
-    by_layer = plan.linears_by_layer()
+    by_layer = plan.all_by_layer
     dense = [_dense_bytes(linears) for linears in by_layer]
     layers = [_layer_bytes(recipe, prepared, linears) for linears in by_layer]
     layers = list(map(max, layers, _learned_in_spans(recipe, prepared)))
@@ -105,7 +105,9 @@ def _streamed(
     tied = rest < 2 * head
     at_the_ends = states + (rest if tied else rest - head) + _logit_bytes(prepared)
     # Before the layers come the tensors left dense: one is read while others wait in their file.
-    writing = max(shard + max(map(_baked, by_layer)), max(shard, head) + head)
+    left_dense = [linear.dense_bytes for linear in plan.every_linear if not linear.pruned]
+    largest = max([head, *left_dense])
+    writing = max(shard + max(map(_baked, by_layer)), max(shard, largest) + largest)
     sampling = rest + sum(dense) if any(map(writes_itself, recipe.datasets)) else 0
     return MemoryForecast(states, layers, max(at_the_ends, writing if shard else 0, sampling))
 
@@ -113,17 +115,19 @@ def _streamed(
 def _layer_bytes(recipe: Recipe, prepared: Prepared, linears: Sequence[PlannedLinear]) -> int:
     """A decoder layer with its packed masks, and the most of what comes one after the other."""
     item, windows = prepared.dtype.itemsize, prepared.windows
-    dense, masks = _dense_bytes(linears), sum(linear.weights for linear in linears) // 8
+    sparse = pruned(linears)
+    dense, masks = _dense_bytes(linears), sum(linear.weights for linear in sparse) // 8
     tried = parts_of(recipe).reconstruction.layer is not None
+    scored = max((linear.weights for linear in sparse), default=0)
     return (
         dense
         + masks
         + max(
             max(linear.dense_bytes for linear in linears),  # read while the layer is there
-            CHUNK_BYTES * min(CHUNK_ELEMENTS, max(linear.weights for linear in linears)),
-            _assigned(recipe, linears),
+            CHUNK_BYTES * min(CHUNK_ELEMENTS, scored),
+            _assigned(recipe, sparse),
             _window_bytes(linears, 0 if windows is None else recipe.sequence_length, item),
-            dense // 2 if tried else 0,  # pruned weights, while masks are tried
+            _dense_bytes(sparse) // 2 if tried else 0,  # pruned weights, while masks are tried
             _reconstructing(recipe, linears, item),
         )
     )
@@ -141,13 +145,14 @@ def _assigned(recipe: Recipe, linears: Sequence[PlannedLinear]) -> int:
     """While the channels of a block are assigned to groups: what all its rows score."""
     if not parts_of(recipe).permutation.assigns:
         return 0
-    return max(
+    assigned = (
         ASSIGNED_BYTES
         * sum(linear.out_features for linear in group)
         * int(group[0].layout.ties().bincount().max())
         * group[0].layout.block_size
         for group in _by_group(linears)
     )
+    return max(assigned, default=0)
 
 
 def _window_bytes(linears: Sequence[PlannedLinear], tokens: int, item: int) -> int:
@@ -161,8 +166,9 @@ def _window_bytes(linears: Sequence[PlannedLinear], tokens: int, item: int) -> i
 
 def _baked(linears: Sequence[PlannedLinear]) -> int:
     """While a layer is baked: masks, a dense matrix, and its kept values."""
-    masks = sum(linear.weights for linear in linears) // 8
-    return masks + max(linear.dense_bytes * 3 // 2 for linear in linears)
+    sparse = pruned(linears)
+    masks = sum(linear.weights for linear in sparse) // 8
+    return masks + max((linear.dense_bytes * 3 // 2 for linear in sparse), default=0)
 
 
 def _logit_bytes(prepared: Prepared) -> int:
@@ -179,16 +185,17 @@ def _learned_in_spans(recipe: Recipe, prepared: Prepared) -> list[int]:
 
     Where none of them learns, they are only masked under the reallocation, in copies.
     """
-    by_layer = prepared.plan.linears_by_layer()
+    plan, by_layer = prepared.plan, prepared.plan.all_by_layer
     if not parts_of(recipe).permutation.learns:
         return [0] * len(by_layer)
-    learned = set(parse_layers(recipe.learning.layers, len(by_layer)).layers)
+    learned = set(parse_layers(recipe.learning.layers, len(by_layer), plan.pruned_layers).layers)
     training = _learning_bytes(recipe, prepared)
     found: list[int] = []
     for span in spans(recipe.learning, learned, len(by_layer)):
         together = by_layer[span.start : span.stop]
         dense = sum(map(_dense_bytes, together))
-        masked = dense + max(map(_scored, together))
+        sparse = [pruned(linears) for linears in together]
+        masked = sum(map(_dense_bytes, sparse)) + max(map(_scored, sparse))
         found += [dense + (masked if learned.isdisjoint(span) else training)] * len(span)
     return found
 
@@ -207,30 +214,37 @@ def _training_bytes(recipe: Recipe, prepared: Prepared) -> int:
 def _learning_bytes(recipe: Recipe, prepared: Prepared) -> int:
     """What the decoder layers that learn together take beside their weights."""
     plan, item = prepared.plan, prepared.dtype.itemsize
-    share = largest_span(recipe.learning, len(plan.layers))
-    masks = round(share * sum(linear.weights for linear in plan.linears) / 8)
+    trained = trained_spans(recipe.learning, len(plan.layers), plan.pruned_layers)
+    share = max(map(len, trained)) / len(plan.layers)
+    masks = max(
+        sum(linear.weights for index in span for linear in pruned(plan.all_by_layer[index])) // 8
+        for span in trained
+    )
     tokens = recipe.learning.windows_at_once * recipe.sequence_length
     largest = max(linear.weights for linear in plan.linears)
     at_once = (GRADIENT_COPIES * item + GRADIENT_BYTES) * min(PART_ELEMENTS, largest)
     step = item * largest + at_once + held_activation_bytes(plan, tokens, item, share)
     # Before the first step the mean of the scores is taken, while the weight is laid out anew.
-    return masks + _logit_state_bytes(recipe, prepared, share) + max(step, (4 + item) * largest)
+    return masks + _logit_state_bytes(recipe, prepared, trained) + max(step, (4 + item) * largest)
 
 
-def _logit_state_bytes(recipe: Recipe, prepared: Prepared, share: float) -> int:
+def _logit_state_bytes(recipe: Recipe, prepared: Prepared, trained: Sequence[range]) -> int:
     """Logits of the permutations that are learned together, and what follows from them."""
-    layouts = [layout for layer in prepared.plan.layers for layout in layer]
-    blocks = sum(int(layout.ties().max()) + 1 for layout in layouts)
+    layers = prepared.plan.layers
+    blocks = max(
+        sum(int(layout.ties().max()) + 1 for index in span for layout in layers[index])
+        for span in trained
+    )
     copies = LOGIT_COPIES + 2 * recipe.learning.sinkhorn_iterations
-    return round(share * blocks) * recipe.block_size**2 * 4 * copies
+    return blocks * recipe.block_size**2 * 4 * copies
 
 
 def _at_work(recipe: Recipe, prepared: Prepared) -> list[int]:
     """What each decoder layer takes beside its weights while it is pruned."""
     item = prepared.dtype.itemsize
     return [
-        max(_scored(linears), _reconstructing(recipe, linears, item))
-        for linears in prepared.plan.linears_by_layer()
+        max(_scored(pruned(linears)), _reconstructing(recipe, linears, item))
+        for linears in prepared.plan.all_by_layer
     ]
 
 
@@ -242,10 +256,10 @@ def _reconstructing(recipe: Recipe, linears: Sequence[PlannedLinear], item: int)
 
 def _layer_states(recipe: Recipe, linears: Sequence[PlannedLinear], item: int) -> list[StateBytes]:
     """What comes one after the other while a decoder layer is reconstructed."""
-    reconstruction = parts_of(recipe).reconstruction
-    states = updating(linears) if reconstruction.updates else []
-    if reconstruction.tunes:
-        tuned = tuning(linears, item)
+    reconstruction, sparse = parts_of(recipe).reconstruction, pruned(linears)
+    states = updating(sparse) if reconstruction.updates else []
+    if reconstruction.tunes and sparse:
+        tuned = tuning(sparse, item)
         activations = activation_bytes(linears, recipe.sequence_length, item)
         states.append(replace(tuned, beside=tuned.beside + activations))
     return states
@@ -256,16 +270,14 @@ def scratch_bytes(recipe: Recipe, prepared: Prepared) -> int:
     if recipe.scratch == "memory":
         return 0
     plan, item = prepared.plan, prepared.dtype.itemsize
-    states = [
-        one for linears in plan.linears_by_layer() for one in _layer_states(recipe, linears, item)
-    ]
+    states = [one for linears in plan.all_by_layer for one in _layer_states(recipe, linears, item)]
     if parts_of(recipe).reconstruction.distils:
         states.append(tuning(plan.linears, item, count()))
     return max((one.scratch for one in states), default=0)
 
 
 def _scored(linears: Sequence[PlannedLinear]) -> int:
-    return SCORED_BYTES * max(linear.weights for linear in linears)
+    return SCORED_BYTES * max((linear.weights for linear in linears), default=0)
 
 
 def _dense_bytes(linears: Sequence[PlannedLinear]) -> int:
@@ -275,7 +287,7 @@ def _dense_bytes(linears: Sequence[PlannedLinear]) -> int:
 def _head_weights(prepared: Prepared) -> int:
     """Weights of the head, or of the embeddings."""
     vocabulary: int = prepared.source.config.get_text_config().vocab_size
-    return vocabulary * prepared.plan.layers[0][0].in_features
+    return vocabulary * prepared.plan.hidden_size
 
 
 def _state_bytes(recipe: Recipe, prepared: Prepared) -> int:
@@ -299,7 +311,7 @@ def passed_bytes(recipe: Recipe, prepared: Prepared) -> int:
 
 
 def _hidden_bytes(prepared: Prepared, tokens: int) -> int:
-    return tokens * prepared.plan.layers[0][0].in_features * prepared.dtype.itemsize
+    return tokens * prepared.plan.hidden_size * prepared.dtype.itemsize
 
 
 def read_tokens(recipe: Recipe, prepared: Prepared) -> int:

@@ -63,6 +63,8 @@ class Outline:
     shapes: Sequence[ServedShape]
     dense: Mapping[str, int]
     """Bytes of each tensor that is left as it is."""
+    left_dense: Sequence[str] = ()
+    """Names of the linears that are left as they are by choice."""
 
     @property
     def bytes_before(self) -> int:
@@ -80,7 +82,13 @@ class Outline:
 
 
 def outline(
-    stored: StoredModel, pattern: Pattern, block_size: int, value_dtype: str, *, permuted: bool
+    stored: StoredModel,
+    pattern: Pattern,
+    block_size: int,
+    value_dtype: str,
+    *,
+    permuted: bool,
+    ignore: Sequence[str] = (),
 ) -> Outline:
     """Tell what a prune would do.
 
@@ -90,16 +98,20 @@ def outline(
         block_size: channels per permutation block.
         value_dtype: dtype of the kept values, as checkpoints write it.
         permuted: whether the method permutes channels.
+        ignore: as for ``make_plan``.
 
     Raises:
         OfflineError: the model is pruned already or of an unsupported family, the format cannot
-            hold its sizes, or its tensors are not those of its configuration.
+            hold its sizes, its tensors are not those of its configuration, or an entry of
+            `ignore` cannot be kept.
     """
     name = stored.source.name
     if getattr(stored.source.config, "quantization_config", None) is not None:
         raise OfflineError(f"{name!r} is already quantized or pruned: plan its dense original.")
     dtype = stored.source.dtype
-    plan = make_plan(stored.source, pattern, block_size, permuted=permuted, dtype=dtype)
+    plan = make_plan(
+        stored.source, pattern, block_size, permuted=permuted, dtype=dtype, ignore=ignore
+    )
     dense = {tensor: header_bytes(header) for tensor, header in stored.tensors.items()}
     linears = []
     for planned in plan.linears:
@@ -122,7 +134,10 @@ def outline(
                 after,
             )
         )
-    return Outline(name, str(pattern), block_size, value_dtype, linears, _served(plan), dense)
+    shapes = _served(plan)
+    return Outline(
+        name, str(pattern), block_size, value_dtype, linears, shapes, dense, plan.left_dense
+    )
 
 
 def sparse_bytes(

@@ -153,7 +153,8 @@ def disk_bytes(recipe: Recipe, prepared: Prepared) -> int:
     needed = plan.total_bytes + local_count() * scratch_bytes(recipe, prepared)
     if can_stream(recipe) or reconstruction.layer is not None:
         # Finished layers, a byte for each element of their masks.
-        needed += sum(linear.dense_bytes + linear.weights for linear in plan.linears)
+        needed += sum(linear.dense_bytes for linear in plan.every_linear)
+        needed += sum(linear.weights for linear in plan.linears)
     if can_stream(recipe):
         to_come = replace(prepared, windows=_windows_to_come(recipe))
         needed += INTERVAL_FILES * passed_bytes(recipe, to_come)
@@ -164,8 +165,8 @@ def disk_bytes(recipe: Recipe, prepared: Prepared) -> int:
         windows = recipe.num_samples
         if reconstruction.distils:
             windows += recipe.distillation.self_windows
-        hidden = plan.layers[0][0].in_features
-        states = windows * recipe.sequence_length * hidden * prepared.dtype.itemsize
+        tokens = windows * recipe.sequence_length
+        states = tokens * plan.hidden_size * prepared.dtype.itemsize
         needed += INTERVAL_FILES * states
     return needed
 
@@ -338,7 +339,7 @@ def _quantization(
             "pattern": recipe.pattern,
             "block_size": recipe.block_size,
             "value_dtype": "int8" if recipe.values == "int8" else dtype_name(prepared.dtype),
-            "ignore": list(family.ignore),
+            "ignore": list(prepared.plan.ignore),
             "runtime_permuted": runtime,
             "folded": folded,
         }

@@ -72,9 +72,10 @@ def prepare_model(recipe: Recipe) -> Prepared:
         permuted=parts.permutation.permutes,
         dtype=dtype,
         int8=recipe.values == "int8",
+        ignore=recipe.ignore,
     )
     if parts.permutation.learns:
-        parse_layers(recipe.learning.layers, len(plan.layers))
+        parse_layers(recipe.learning.layers, len(plan.layers), plan.pruned_layers)
     tokenizer = None
     if recipe.datasets:
         check_datasets(recipe.datasets, recipe.num_samples)

@@ -10,7 +10,7 @@ import torch
 
 from permllm_offline.memory_forecast import MemoryForecast, memory_forecast, read_tokens
 from permllm_offline.method_parts import parts_of
-from permllm_offline.model.plan import PlannedLinear
+from permllm_offline.model.plan import PlannedLinear, pruned
 from permllm_offline.permutation.learned_layers import (
     parse_layers,
     sensitivity_passes,
@@ -80,17 +80,18 @@ def forecast(recipe: Recipe, prepared: Prepared, speed: float | None = None) -> 
     speed = speed or measured_speed(prepared, plan.linears[0])
     learned_in_windows = parts.permutation.learns and recipe.learning.scope == "window"
     seconds = []
-    for linears in plan.linears_by_layer():
+    for linears in plan.all_by_layer:
+        sparse = pruned(linears)
         passes = float(read + 2 * held_out)
         operations = 0.0
         if learned_in_windows:  # densely once more, and pruned
             passes += 2 * read
         if reconstruction.layer is not None:
             passes += updated
-        if reconstruction.updates:
+        if reconstruction.updates and sparse:
             passes += PASSES_TO_EACH_GROUP * updated
-            operations += sum(_update_operations(linear, updated) for linear in linears)
-        if reconstruction.tunes:
+            operations += sum(_update_operations(linear, updated) for linear in sparse)
+        if reconstruction.tunes and sparse:
             steps, validation = _windows(recipe.blockwise)
             passes += (BACKWARD * steps + validation) * recipe.sequence_length
         operations += 2 * passes * sum(linear.weights for linear in linears)
@@ -104,8 +105,8 @@ def _stage_seconds(
 ) -> dict[str, float]:
     """Seconds of what runs the whole model: text that it writes, learning, distillation."""
     plan = prepared.plan
-    model = sum(linear.weights for linear in plan.linears)
-    head = prepared.source.config.get_text_config().vocab_size * plan.layers[0][0].in_features
+    model = sum(linear.weights for linear in plan.every_linear)
+    head = prepared.source.config.get_text_config().vocab_size * plan.hidden_size
     stages: dict[str, float] = {}
     if sampled := _sampled_windows(recipe, prepared):
         products = sampled * recipe.sequence_length * (model + head)
@@ -115,7 +116,7 @@ def _stage_seconds(
             passes = measured * sensitivity_passes(len(plan.layers)) / len(plan.layers)
             stages[SENSITIVITY] = 2 * passes * recipe.sequence_length * model / speed
         steps, validation = _windows(recipe.learning)
-        share = trained_share(recipe.learning, len(plan.layers))
+        share = trained_share(recipe.learning, len(plan.layers), plan.pruned_layers)
         tokens = share * (BACKWARD * steps + validation) * recipe.sequence_length
         stages["learning"] = 2 * tokens * model / speed
     if parts_of(recipe).reconstruction.distils:
@@ -138,7 +139,9 @@ def _sampled_windows(recipe: Recipe, prepared: Prepared) -> int:
 
 def _sensitivity_windows(recipe: Recipe, prepared: Prepared) -> int:
     """Windows on which ``--learn-layers auto:N`` measures every decoder layer."""
-    if parse_layers(recipe.learning.layers, len(prepared.plan.layers)).most_sensitive is None:
+    plan = prepared.plan
+    choice = parse_layers(recipe.learning.layers, len(plan.layers), plan.pruned_layers)
+    if choice.most_sensitive is None:
         return 0
     return min(SENSITIVITY_WINDOWS, read_tokens(recipe, prepared) // recipe.sequence_length)
 

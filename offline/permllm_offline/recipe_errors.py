@@ -45,6 +45,7 @@ def refusal(error: ValidationError, given: Mapping[str, Any]) -> OfflineError:
         name, place = option_of(entry) or name, ""
     kind, mapping = _MAPPING
     rule = mapping if first["type"] == kind else first["msg"].replace("Input", "it", 1)
+    rule = rule.replace("a valid tuple", "a list")
     required = len(entry) == 1 and Recipe.model_fields[entry[0]].is_required()
     otherwise = "." if required else ", or leave it out."
     return OfflineError(

@@ -95,6 +95,8 @@ class Recipe(BaseModel):
     """Kind of reconstruction in place of the method's own."""
     pattern: str = "2:4"
     block_size: int = 64
+    ignore: tuple[str, ...] = ()
+    """Linears that stay dense, as entries of the checkpoint's `ignore`."""
     dataset: str | tuple[str, ...] | None = None
     num_samples: int = Field(default=128, ge=1)
     sampling: Sampling = "stream"

@@ -40,13 +40,15 @@ def activations_are_large(calibrated: Calibrated, windows: int, share: float = 1
     """
     tokens = windows * calibrated.recipe.sequence_length
     item = calibrated.model.dtype.itemsize
-    return share * activation_bytes(calibrated.plan.linears, tokens, item) > RECOMPUTE_ABOVE_BYTES
+    return (
+        share * activation_bytes(calibrated.plan.every_linear, tokens, item) > RECOMPUTE_ABOVE_BYTES
+    )
 
 
 def activation_bytes(linears: Sequence[PlannedLinear], tokens: int, item: int) -> int:
     """Estimate what a backward pass over these linears keeps of the forward pass.
 
-    Each pruned linear keeps its input, and what lies between two linears about as much again.
+    Each linear keeps its input, and what lies between two linears about as much again.
     """
     channels = sum(linear.layout.in_features + linear.out_features for linear in linears)
     return 2 * channels * tokens * item
@@ -54,8 +56,8 @@ def activation_bytes(linears: Sequence[PlannedLinear], tokens: int, item: int) -
 
 def held_activation_bytes(plan: Plan, tokens: int, item: int, share: float = 1.0) -> int:
     """What is in memory of that where too large activations are recomputed, layer by layer."""
-    held = share * activation_bytes(plan.linears, tokens, item)
+    held = share * activation_bytes(plan.every_linear, tokens, item)
     if held > RECOMPUTE_ABOVE_BYTES:
-        between_layers = len(plan.layers) * tokens * plan.layers[0][0].in_features * item
+        between_layers = len(plan.layers) * tokens * plan.hidden_size * item
         held = held / len(plan.layers) + share * between_layers
     return round(held)

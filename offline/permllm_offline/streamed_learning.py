@@ -75,7 +75,9 @@ def learn_streamed(
     Raises:
         OfflineError: too few calibration windows to hold some out, or a loss that is not finite.
     """
-    chosen = list(parse_layers(recipe.learning.layers, len(prepared.plan.layers)).layers)
+    plan = prepared.plan
+    choice = parse_layers(recipe.learning.layers, len(plan.layers), plan.pruned_layers)
+    chosen = list(choice.layers)
     found = StreamedLearning()
     if not work.finished(_LEARNED):
         found = _pass_spans(recipe, prepared, work, streamed, chosen)

@@ -376,6 +376,10 @@ def test_the_disk_holds_two_states_of_what_is_unfinished(
     states = (10 + 6) * 24 * 128 * 4
     found, weights = needed(method="wanda", reconstruction="distillation")
     assert found == 2 * (3 * 4 + 4) * weights // 2 + 2 * states
+    # A layer's finished weights are kept whole, masks only of what is pruned.
+    whole, _ = needed(method="magnitude", evaluation_windows=0)
+    ignored, fewer = needed(method="magnitude", evaluation_windows=0, ignore=[r"re:.*\.o_proj"])
+    assert weights - fewer == whole - ignored == 2 * 128 * 128
     files, _ = needed(method="wanda", reconstruction="distillation", scratch="disk")
     assert files - found == (4 + 8 + 4 + 4 + 2) * weights // 2
     found, _ = needed(method="permllm-wanda")

@@ -37,7 +37,7 @@ def prepare() -> tuple[Calibrated, list[LayerDecision]]:
             scores = {name: weight.abs() for name, weight in weights.items()}
             decisions[-1].append(decide(layout, scores, None, Pattern(2, 4)))
     layouts = [[group.layout for group in layer] for layer in decisions]
-    plan = Plan(FAMILY, layouts, [], 0)
+    plan = Plan(FAMILY, layouts, [], 0, 0)
     recipe = Recipe(model="tiny", method="wanda")
     return Calibrated(model, plan, recipe, windows(), None, lambda *_: {}), decisions
 

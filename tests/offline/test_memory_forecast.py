@@ -41,6 +41,25 @@ def test_a_streamed_layer_its_masks_and_some_of_its_rows(expect: Expect) -> None
     assert expect(method="wanda").layers == expect(method="magnitude", values="int8").layers
 
 
+def test_what_is_left_dense_has_no_masks_and_no_scores(expect: Expect) -> None:
+    first_layer, every_down = r"re:.*\.layers\.0\..*", r"re:.*\.down_proj"
+    for options in ({"method": "wanda"}, {"method": "wanda", "reconstruction": "obs+blockwise"}):
+        whole, found = expect(**options), expect(**options, ignore=[first_layer])
+        # The layer and one of its matrices while it is read, which is more than activations.
+        assert found.layers == [4 * WEIGHTS + 4 * LARGEST, whole.layers[1]]
+        assert found.common == whole.common
+        # The file of the output has the layer dense.
+        assert found.outside - whole.outside == 2 * WEIGHTS - WEIGHTS // 8
+    masks = (WEIGHTS - LARGEST) // 8
+    found = expect(method="wanda", ignore=[every_down])
+    assert found.layers == [4 * WEIGHTS + masks + 24 * LARGEST] * 2
+    # In memory as a whole: the same weights, fewer masks.
+    learned = {"method": "permllm-wanda", "learning": {"validation_windows": 3}}
+    whole, found = expect(**learned), expect(**learned, ignore=[first_layer])
+    assert whole.outside > found.outside
+    assert whole.common - found.common == WEIGHTS // 8
+
+
 def test_channels_are_assigned_over_all_rows_of_a_block(expect: Expect) -> None:
     # Gate and up have 384 rows, o 128 in the one block of each of two query heads.
     assert expect(method="wanda+cp-lsa").layers == [MASKED + 32 * 384 * 64] * 2

@@ -114,6 +114,43 @@ def test_a_mean_over_all_choices_of_layers(number: int, scope: Literal["model", 
     assert trained_share(auto, 7) == pytest.approx(mean)
 
 
+FIRST_LAYER, EVERY_DOWN = r"re:.*\.layers\.0\..*", r"re:.*\.down_proj"
+
+
+@pytest.mark.parametrize("method", ["wanda", "permllm-best"])
+def test_text_passes_what_is_left_dense_too(expect: Any, method: str) -> None:
+    constants = {"validation_windows": 3}
+    for reconstruction in (None, "distillation"):
+        options = {"method": method, "reconstruction": reconstruction, "learning": constants}
+        dense = expect(**options, ignore=[FIRST_LAYER])
+        assert dense.layer_seconds == expect(**options).layer_seconds
+        assert dense.stage_seconds == expect(**options).stage_seconds
+
+
+def test_nothing_is_updated_or_tuned_of_what_is_left_dense(expect: Any) -> None:
+    options = {"method": "wanda", "reconstruction": "obs+blockwise"}
+    constants = {"steps": 7, "validation_windows": 3}
+    whole = expect(**options, blockwise=constants).layer_seconds
+    # The text passes it densely and once more, fed by what is pruned.
+    first, second = expect(**options, blockwise=constants, ignore=[FIRST_LAYER]).layer_seconds
+    assert (first, second) == (pytest.approx(2 * 2 * 200 * WEIGHTS / 1e6), whole[1])
+    # Without down, one moment of 192 channels less, and no updates of its rows.
+    update = 2 * 200 * 192**2 + 3 * 192**3 + 128 * 192**2
+    fewer = expect(**options, blockwise=constants, ignore=[EVERY_DOWN]).layer_seconds
+    assert fewer == pytest.approx([one - update / 1e6 for one in whole])
+
+
+@pytest.mark.parametrize(("number", "scope"), [(1, "model"), (3, "model"), (2, "window")])
+def test_a_mean_over_the_choices_of_layers_that_are_pruned(
+    number: int, scope: Literal["model", "window"]
+) -> None:
+    pruned = [1, 2, 4, 6]
+    chosen = [",".join(map(str, layers)) for layers in itertools.combinations(pruned, number)]
+    shares = [trained_share(LearningRecipe(layers=one, scope=scope), 7, pruned) for one in chosen]
+    auto = LearningRecipe(layers=f"auto:{number}", scope=scope)
+    assert trained_share(auto, 7, pruned) == pytest.approx(sum(shares) / len(shares))
+
+
 def test_a_dry_run_says_what_cannot_be_known(
     tmp_path: Path, tiny_model_directory: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -188,6 +188,7 @@ def test_constants_of_the_paper() -> None:
         "model": "m",
         "method": "permllm-wanda",
         "reconstruction": None,
+        "ignore": (),
         "pattern": "2:4",
         "block_size": 64,
         "dataset": "c4",
@@ -292,6 +293,30 @@ def test_layers_lie_spread_over_the_model() -> None:
 def test_layers_that_are_measured() -> None:
     assert parse_layers("auto:2", 4).most_sensitive == 2
     assert most_sensitive([0.1, 0.4, 0.2, 0.4], 2) == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        ("all", [1, 2, 4, 6]),
+        ("last:3", [2, 4, 6]),
+        ("spread:2", [2, 6]),
+        ("0-3,6", [1, 2, 6]),
+        ("auto:4", []),
+    ],
+)
+def test_layers_that_are_left_dense_are_passed_over(text: str, layers: list[int]) -> None:
+    assert list(parse_layers(text, 7, [1, 2, 4, 6]).layers) == layers
+
+
+@pytest.mark.parametrize("text", ["last:5", "auto:5", "3", "1,5", "0,1"])
+def test_layers_that_are_left_dense_cannot_learn(text: str) -> None:
+    with pytest.raises(OfflineError, match=r"--learn-layers.*(not left dense|nothing of [035] is)"):
+        parse_layers(text, 7, [1, 2, 4, 6])
+
+
+def test_the_most_sensitive_are_taken_from_those_that_are_pruned() -> None:
+    assert most_sensitive([0.9, 0.1, 0.4, 0.2, 0.4], 2, [1, 2, 3]) == [2, 3]
 
 
 @pytest.mark.parametrize(

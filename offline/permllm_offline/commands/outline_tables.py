@@ -39,12 +39,15 @@ def outline_table(found: Outline) -> Table:
             *(Text(name), str(len(linears)), shape, permutation),
             *(_megabytes(before), _megabytes(after), f"{after / before:.1%}"),
         )
-    kept: dict[str, list[int]] = defaultdict(list)
+    kept: dict[tuple[str, str], list[int]] = defaultdict(list)
+    chosen = set(found.left_dense)
     for name, size in found.dense.items():
-        kept[_without_numbers(name)].append(size)
-    for name, sizes in kept.items():
+        by_choice = name.endswith(".weight") and name.removesuffix(".weight") in chosen
+        state = "left dense, --ignore" if by_choice else "left dense"
+        kept[_without_numbers(name), state].append(size)
+    for (name, state), sizes in kept.items():
         size_text = _megabytes(sum(sizes))
-        table.add_row(Text(name), str(len(sizes)), "", "left dense", size_text, size_text, "100.0%")
+        table.add_row(Text(name), str(len(sizes)), "", state, size_text, size_text, "100.0%")
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from permllm_offline.commands.ignore_option import add_ignore_option
 from permllm_offline.commands.json_file import add_json_option, check_json, write_json
 from permllm_offline.commands.outline_tables import outline_table, speed_table
 from permllm_offline.commands.tables import show
@@ -22,6 +23,7 @@ from permllm_vllm.checkpoint.pattern import SUPPORTED
 _EXAMPLES = """examples:
   permllm-offline plan ./SmolLM2-135M-Instruct
   permllm-offline plan HuggingFaceTB/SmolLM2-135M-Instruct --values int8 --json plan.json
+  permllm-offline plan ./SmolLM2-135M-Instruct --ignore 're:.*\\.down_proj'
 """
 VALUES = ("auto", *DTYPES, "int8")
 MEASURED_VALUES = ("bfloat16", "int8")
@@ -54,6 +56,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         metavar="N",
         help="channels per permutation block: 32, 64 or 128 (default %(default)s)",
     )
+    add_ignore_option(parser)
     parser.add_argument(
         "--values",
         choices=VALUES,
@@ -81,6 +84,7 @@ def run(options: argparse.Namespace) -> None:
             "method": options.method,
             "pattern": options.pattern,
             "block_size": options.block_size,
+            "ignore": options.ignore,
         }
     )
     check_writable(recipe)
@@ -89,7 +93,14 @@ def run(options: argparse.Namespace) -> None:
     values = options.values
     if values == "auto":
         values = dtype_name(written_dtype(stored.source, "auto", "--values"))
-    found = outline(stored, recipe.parsed_pattern(), recipe.block_size, values, permuted=permuted)
+    found = outline(
+        stored,
+        recipe.parsed_pattern(),
+        recipe.block_size,
+        values,
+        permuted=permuted,
+        ignore=recipe.ignore,
+    )
     if values in MEASURED_VALUES or options.measured is not None:
         speed = expected_speed(found.shapes, found.pattern, values, options.measured)
     else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from permllm_offline.api import asked_recipe, prune_and_push
+from permllm_offline.commands.ignore_option import add_ignore_option
 from permllm_offline.commands.learning_options import add_learning_options, given_learning
 from permllm_offline.commands.tables import plan_table, report_table, show
 from permllm_offline.local_path import local_path
@@ -30,6 +31,8 @@ _EXAMPLES = """examples:
       --method wanda+cp --pattern 4:8 --dataset Salesforce/wikitext:wikitext-2-raw-v1
   permllm-offline prune ./model --output ./sparse --dataset texts/ --dataset c4 --dry-run
   permllm-offline prune ./other-model --output ./other --recipe ./sparse/recipe.yaml
+  permllm-offline prune ./model --output ./sparse --dataset texts/ \\
+      --ignore 're:model\\.layers\\.(0|29)\\..*' 're:.*\\.down_proj'
   torchrun --nproc-per-node 2 -m permllm_offline prune ./model --output ./sparse \\
       --dataset texts/ --method permllm-wanda --windows-per-step 4
 
@@ -102,6 +105,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
             metavar="N",
             help=f"{text} (default {default[name].default})",
         )
+    add_ignore_option(parser)
     parser.add_argument(
         "--num-samples",
         type=int,

@@ -30,13 +30,11 @@ def plan_table(recipe: Recipe, plan: Plan, expected: Forecast) -> Group:
         table.add_column(column, justify="right")
     for column in ("decoder\nlayer takes", "and\nholds"):
         table.add_column(column, justify="right")
-    layers = zip(
-        plan.linears_by_layer(), expected.layer_seconds, expected.memory.layers, strict=True
-    )
+    layers = zip(plan.all_by_layer, expected.layer_seconds, expected.memory.layers, strict=True)
     for linears, seconds, layer_bytes in layers:
         both = _duration(seconds), f"{layer_bytes / 1e6:,.1f} MB"
         for linear in linears:
-            state = "none"
+            state = "none" if linear.pruned else "left dense"
             if linear.permuted:
                 state = "folded" if linear.layout.folded else "run time"
             table.add_row(
@@ -83,6 +81,8 @@ def report_table(report: Report) -> Table:
     table = Table(title=f"{report.recipe.method}, {report.recipe.pattern}", show_header=False)
     before, after = report.perplexity_before, report.perplexity_after
     table.add_row("pruned linear layers", str(len(report.layers)))
+    if report.left_dense:
+        table.add_row("linear layers left dense", str(len(report.left_dense)))
     table.add_row("their bytes, against dense", f"{report.byte_ratio:.1%}")
     errors = [layer.int8_error for layer in report.layers if layer.int8_error is not None]
     if errors:
@@ -95,6 +95,8 @@ def report_table(report: Report) -> Table:
 def inspection_table(found: Inspection) -> Table:
     """Show the layers of a checkpoint."""
     table = Table(title=f"pattern {found.pattern}, block size {found.block_size}", show_footer=True)
+    if found.ignore:
+        table.caption = Text(f"left dense: {', '.join(found.ignore)}")
     table.add_column("layer", footer="total")
     table.add_column("shape", justify="right")
     table.add_column("pattern", justify="right")

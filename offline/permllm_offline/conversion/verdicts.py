@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from permllm_offline.conversion.folds import agrees, at_run_time
+from permllm_offline.conversion.folds import agrees
 from permllm_offline.conversion.reach import Reach
 from permllm_offline.conversion.recovery import obeys, recover_permutation
 from permllm_offline.conversion.sources import WeightSource
@@ -147,6 +147,6 @@ def settle_folds(verdicts: Sequence[GroupVerdict]) -> list[GroupVerdict]:
             and agrees(verdict.layout, verdict.permutation)
         ):
             return verdict
-        return replace(verdict, layout=at_run_time(verdict.layout))
+        return replace(verdict, layout=verdict.layout.at_run_time())
 
     return [settled(verdict) for verdict in verdicts]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,10 @@ class GroupLayout:
         if self.group.fold is Fold.VALUE_HEADS:
             return self.heads.size % self.block_size == 0
         return self.group.fold is Fold.ELEMENTWISE
+
+    def at_run_time(self) -> GroupLayout:
+        """The same group, its permutation applied at run time."""
+        return replace(self, group=replace(self.group, fold=Fold.NONE, fold_into=()))
 
     @property
     def num_blocks(self) -> int:
@@ -86,5 +90,6 @@ class GroupLayout:
         raise OfflineError(
             f"{module} has {self.in_features} input channels, which is not a multiple of the "
             f"block size {self.block_size}: a permuted layer needs whole blocks. For this one give "
-            f"{sizes}a --method without permutation: magnitude, wanda, ria or sparsegpt."
+            f"{sizes}--ignore {module} to leave it dense, or a --method without permutation: "
+            "magnitude, wanda, ria or sparsegpt."
         )

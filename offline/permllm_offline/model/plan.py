@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.families import Family, family_of, heads_of
+from permllm_offline.model.ignored import ignored_linears
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import Source
 from permllm_offline.model.modules import decoder_layers, linear_of
@@ -19,7 +21,10 @@ from permllm_vllm.checkpoint.pattern import Pattern
 
 @dataclass(frozen=True)
 class PlannedLinear:
-    """One linear layer to prune and its bytes in the checkpoint, dense and sparse."""
+    """One linear layer of a decoder layer and its bytes, dense and in the checkpoint.
+
+    ``pruned`` is false where it stays dense by choice.
+    """
 
     name: str
     layout: GroupLayout
@@ -27,6 +32,7 @@ class PlannedLinear:
     permuted: bool
     dense_bytes: int
     sparse_bytes: int
+    pruned: bool = True
 
     @property
     def weights(self) -> int:
@@ -40,14 +46,40 @@ class Plan:
 
     family: Family
     layers: Sequence[Sequence[GroupLayout]]
-    linears: Sequence[PlannedLinear]
+    """The groups that are pruned of each decoder layer, which may have none."""
+    all_by_layer: Sequence[Sequence[PlannedLinear]]
+    """The linears of each decoder layer in forward order, those left dense by choice too."""
+    hidden_size: int
+    """Channels of what passes between decoder layers."""
     total_bytes: int
     """Bytes of the checkpoint's tensors, those left dense included."""
+    ignore: Sequence[str] = ()
+    """What stays dense, as entries of the checkpoint's `ignore`."""
 
-    def linears_by_layer(self) -> list[Sequence[PlannedLinear]]:
-        """The linears of each decoder layer: all layers have equally many."""
-        count = len(self.linears) // len(self.layers)
-        return [self.linears[i : i + count] for i in range(0, len(self.linears), count)]
+    @property
+    def every_linear(self) -> list[PlannedLinear]:
+        """The linears of all decoder layers, those left dense by choice too."""
+        return [linear for linears in self.all_by_layer for linear in linears]
+
+    @property
+    def linears(self) -> list[PlannedLinear]:
+        """The linears that are pruned."""
+        return pruned(self.every_linear)
+
+    @property
+    def left_dense(self) -> list[str]:
+        """Names of the linears that stay dense by choice."""
+        return [linear.name for linear in self.every_linear if not linear.pruned]
+
+    @property
+    def pruned_layers(self) -> list[int]:
+        """Numbers of the decoder layers of which something is pruned."""
+        return [index for index, layouts in enumerate(self.layers) if layouts]
+
+
+def pruned(linears: Iterable[PlannedLinear]) -> list[PlannedLinear]:
+    """Those of some linears that are pruned."""
+    return [linear for linear in linears if linear.pruned]
 
 
 def make_plan(
@@ -58,6 +90,7 @@ def make_plan(
     permuted: bool,
     dtype: torch.dtype,
     int8: bool = False,
+    ignore: Sequence[str] = (),
 ) -> Plan:
     """Plan from the model's configuration alone; no weight is read.
 
@@ -68,36 +101,60 @@ def make_plan(
         permuted: whether the method permutes channels.
         dtype: of the model to be written.
         int8: whether the kept values are int8 with a scale per row, not of `dtype`.
+        ignore: entries that name linears which stay dense, beside those of the family.
 
     Raises:
-        OfflineError: unsupported family, or sizes that the format cannot hold.
+        OfflineError: unsupported family, sizes that the format cannot hold, or entries of `ignore`
+            that cannot be kept.
     """
     family, heads = family_of(source.config), heads_of(source.config)
     skeleton = _skeleton(source.config)
+    decoder = decoder_layers(skeleton, family.layers)
+    prefixes = [family.layer_name(index) for index in range(len(decoder))]
+    ignored = ignored_linears(
+        ignore,
+        [
+            [f"{p}.{linear}" for linear in group.linears]
+            for p in prefixes
+            for group in family.groups
+        ],
+        family.ignore,
+    )
     layers: list[list[GroupLayout]] = []
-    linears: list[PlannedLinear] = []
-    for index, layer in enumerate(decoder_layers(skeleton, family.layers)):
+    by_layer: list[list[PlannedLinear]] = []
+    for prefix, layer in zip(prefixes, decoder, strict=True):
         layers.append([])
+        by_layer.append([])
         for group in family.groups:
+            names = [f"{prefix}.{linear}" for linear in group.linears]
             modules = [linear_of(layer, linear) for linear in group.linears]
             width = modules[0].in_features
             layout = GroupLayout(group, width, block_size or width, heads)
+            if not ignored.isdisjoint(f"{prefix}.{part.linear}" for part in group.fold_into):
+                # The rows before it are those of a dense layer, which stays as it was, to the bit;
+                # and the plugin takes no folded permutation out of one for an adapter.
+                layout = layout.at_run_time()
+            if not ignored.isdisjoint(names):
+                by_layer[-1] += map(partial(_left_dense, layout, dtype), names, modules)
+                continue
             layers[-1].append(layout)
-            for linear, module in zip(group.linears, modules, strict=True):
-                name = f"{family.layer_name(index)}.{linear}"
+            for name, module in zip(names, modules, strict=True):
                 _check_sizes(name, layout, permuted)
-                linears.append(_plan_linear(name, layout, module, pattern, permuted, dtype, int8))
-    weights = sum(linear.dense_bytes for linear in linears)
+                planned = _plan_linear(name, layout, module, pattern, permuted, dtype, int8)
+                by_layer[-1].append(planned)
     everything = sum(p.numel() for p in skeleton.parameters()) * dtype.itemsize
-    sparse = sum(linear.sparse_bytes for linear in linears)
-    return Plan(family, layers, linears, everything - weights + sparse)
+    saved = sum(one.dense_bytes - one.sparse_bytes for linears in by_layer for one in linears)
+    hidden_size = linear_of(decoder[0], family.linears[0]).in_features
+    return Plan(
+        family, layers, by_layer, hidden_size, everything - saved, [*family.ignore, *ignore]
+    )
 
 
 def _check_sizes(name: str, layout: GroupLayout, permuted: bool) -> None:
     if layout.in_features % 8:
         raise OfflineError(
             f"{name} has {layout.in_features} input channels: the format packs masks by 8 channels "
-            "and needs a multiple of 8. This model cannot be pruned."
+            f"and needs a multiple of 8. Leave it dense: --ignore {name}."
         )
     if permuted:
         layout.check_blocks(name)
@@ -124,6 +181,13 @@ def _plan_linear(
         dense_bytes=count * dtype.itemsize,
         sparse_bytes=sparse + (layout.in_features if permuted else 0),
     )
+
+
+def _left_dense(
+    layout: GroupLayout, dtype: torch.dtype, name: str, module: nn.Linear
+) -> PlannedLinear:
+    size = module.weight.numel() * dtype.itemsize
+    return PlannedLinear(name, layout, module.out_features, False, size, size, pruned=False)
 
 
 def _skeleton(config: Any) -> nn.Module:

@@ -35,33 +35,38 @@ class LayerChoice:
     most_sensitive: int | None = None
 
 
-def parse_layers(text: str, count: int) -> LayerChoice:
+def parse_layers(text: str, count: int, pruned: Sequence[int] | None = None) -> LayerChoice:
     """Read ``all``, ``spread:N``, ``last:N``, ``auto:N``, or a list such as ``0,3,10-12``.
 
-    ``spread:N`` takes the middle one of each of N equal parts of the model.
+    ``spread:N`` takes the middle one of each of N equal parts of the model. Layers of which nothing
+    is pruned are passed over.
 
     Args:
         text: of ``--learn-layers``.
         count: decoder layers of the model.
+        pruned: numbers of those of which something is pruned, ascending; by default all.
 
     Raises:
-        OfflineError: none of these, or a layer that the model does not have.
+        OfflineError: none of these, or a layer that the model does not have or leaves dense.
     """
+    pruned = range(count) if pruned is None else pruned
     if text == "all":
-        return LayerChoice(range(count))
+        return LayerChoice(pruned)
     counted = _COUNTED.fullmatch(text)
     if counted is not None:
         number = int(counted[2])
-        if not 1 <= number <= count:
+        if not 1 <= number <= len(pruned):
+            which = "" if len(pruned) == count else " that are not left dense"
             raise OfflineError(
-                f"--learn-layers {text}: the model has {count} decoder layers. Give a number from "
-                f"1 to {count}."
+                f"--learn-layers {text}: the model has {len(pruned)} decoder layers{which}. Give a "
+                f"number from 1 to {len(pruned)}."
             )
         if counted[1] == "auto":
             return LayerChoice((), most_sensitive=number)
         if counted[1] == "spread":
-            return LayerChoice([(2 * part + 1) * count // (2 * number) for part in range(number)])
-        return LayerChoice(range(count - number, count))
+            middles = [(2 * part + 1) * len(pruned) // (2 * number) for part in range(number)]
+            return LayerChoice([pruned[middle] for middle in middles])
+        return LayerChoice(pruned[-number:])
     chosen: set[int] = set()
     for part in text.split(","):
         found = _RANGE.fullmatch(part.strip())
@@ -76,7 +81,13 @@ def parse_layers(text: str, count: int) -> LayerChoice:
                 f"--learn-layers {text}: {part.strip()} is no layer or range of them. The model "
                 f"has the decoder layers 0 to {count - 1}."
             )
-        chosen.update(range(first, last + 1))
+        learning = [layer for layer in pruned if first <= layer <= last]
+        if not learning:
+            raise OfflineError(
+                f"--learn-layers {text}: nothing of {part.strip()} is pruned, so there is nothing "
+                "to learn. Give layers that --ignore does not leave dense."
+            )
+        chosen.update(learning)
     return LayerChoice(sorted(chosen))
 
 
@@ -104,35 +115,43 @@ def reads_last_states(constants: LearningRecipe) -> bool:
     return constants.scope == "model" or (counted is not None and counted[1] == "auto")
 
 
-def trained_share(constants: LearningRecipe, count: int) -> float:
+def trained_share(
+    constants: LearningRecipe, count: int, pruned: Sequence[int] | None = None
+) -> float:
     """Passes through decoder layers in one learning step of every span, over ``count``.
 
     Which layers ``auto:N`` takes is known only when their sensitivities are: it is the mean over
     all choices of N layers.
     """
-    number = parse_layers(constants.layers, count).most_sensitive
+    pruned = range(count) if pruned is None else pruned
+    number = parse_layers(constants.layers, count, pruned).most_sensitive
     if number is None:
-        return sum(map(len, _trained(constants, count))) / count
-    if constants.scope == "model":  # from the first of them on
-        return (count - (count - number) / (number + 1)) / count
-    every = math.comb(count, number)
+        return sum(map(len, trained_spans(constants, count, pruned))) / count
+    every = math.comb(len(pruned), number)
+    if constants.scope == "model":  # from the first of them on; so many choices have it there
+        return (
+            sum(
+                (count - first) * math.comb(len(pruned) - place - 1, number - 1)
+                for place, first in enumerate(pruned)
+            )
+            / every
+            / count
+        )
     return (
         sum(
-            len(span) * (1 - math.comb(count - len(span), number) / every)
+            len(span) * (1 - math.comb(len(pruned) - len(set(span) & set(pruned)), number) / every)
             for span in spans(constants, (), count)
         )
         / count
     )
 
 
-def largest_span(constants: LearningRecipe, count: int) -> float:
-    """Decoder layers that the backward pass of one step holds at most, over ``count``."""
-    return max(map(len, _trained(constants, count))) / count
-
-
-def _trained(constants: LearningRecipe, count: int) -> list[range]:
-    choice = parse_layers(constants.layers, count)
-    learned = choice.layers or range(count)
+def trained_spans(
+    constants: LearningRecipe, count: int, pruned: Sequence[int] | None = None
+) -> list[range]:
+    """The spans that learn; with ``auto:N`` all that may."""
+    choice = parse_layers(constants.layers, count, pruned)
+    learned = choice.layers or (range(count) if pruned is None else pruned)
     return [span for span in spans(constants, learned, count) if set(span) & set(learned)]
 
 
@@ -176,7 +195,10 @@ def sensitivity_passes(count: int) -> int:
     return sum(1 + (count - index) for index in range(count))
 
 
-def most_sensitive(found: Sequence[float], number: int) -> list[int]:
-    """Numbers of the layers with the largest sensitivities, ascending."""
-    ranked = sorted(range(len(found)), key=lambda index: -found[index])
+def most_sensitive(
+    found: Sequence[float], number: int, pruned: Sequence[int] | None = None
+) -> list[int]:
+    """Numbers of the layers with the largest sensitivities, ascending, out of the pruned ones."""
+    pruned = range(len(found)) if pruned is None else pruned
+    ranked = sorted(pruned, key=lambda index: -found[index])
     return sorted(ranked[:number])

@@ -81,7 +81,8 @@ def _choose(
     hidden_states: Tensor | None,
 ) -> tuple[list[int], list[float] | None]:
     """The layers that learn, and the sensitivities where these decided."""
-    choice = parse_layers(calibrated.recipe.learning.layers, len(calibrated.plan.layers))
+    plan = calibrated.plan
+    choice = parse_layers(calibrated.recipe.learning.layers, len(plan.layers), plan.pruned_layers)
     if choice.most_sensitive is None:
         return list(choice.layers), None
     assert hidden_states is not None
@@ -89,7 +90,7 @@ def _choose(
     measure = partial(sensitivities, calibrated, keywords, states[few], hidden_states[few])
     step = calibrated.work.step(SENSITIVITIES, lambda: Step(facts={"values": measure()}))
     found = step.facts["values"]
-    return most_sensitive(found, choice.most_sensitive), found
+    return most_sensitive(found, choice.most_sensitive, plan.pruned_layers), found
 
 
 def learned_once(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -30,9 +30,10 @@ class MaskExample:
     pruned: Sequence[str]
 
 
-def example_layer(layers: Sequence[object]) -> int:
-    """Number of the decoder layer that is shown, from the middle; its first linear is."""
-    return len(layers) // 2
+def example_layer(layers: Sequence[Sized]) -> int:
+    """Number of the decoder layer that is shown, from the middle of those with pruned groups."""
+    some = [index for index, groups in enumerate(layers) if len(groups)]
+    return some[len(some) // 2]
 
 
 def unpermuted_corner(
@@ -46,7 +47,7 @@ def unpermuted_corner(
 def mask_example(
     layer_name: str, decision: LayerDecision, unpermuted: Sequence[str]
 ) -> MaskExample | None:
-    """Example of a finished decoder layer, or None where nothing was permuted."""
+    """Example of the first linear of a finished decoder layer, or None if it is not permuted."""
     group = decision[0]
     if group.permutation is None:
         return None

@@ -56,7 +56,7 @@ PermLLM for vLLM (`permllm-vllm` {report.tool_version}).
 | values | {_values(report)} |
 | pruned linear layers | {len(report.layers)} ({permuted["run time"]} permuted at run time, \
 {permuted["folded"]} folded, {permuted["none"]} unpermuted) |
-| bytes of the pruned layers | {report.byte_ratio:.1%} of dense |
+| bytes of the pruned layers | {report.byte_ratio:.1%} of dense |{_left_dense_row(report)}
 | calibration | {calibration_text(report)} |
 | perplexity, dense | {_perplexity(report.perplexity_before)} |
 | perplexity, this checkpoint | {_perplexity(report.perplexity_after)} |
@@ -129,6 +129,19 @@ def _values(report: Report) -> str:
     if not errors:
         return "as in the base model"
     return f"int8, one scale per row; expected error of a layer's output {max(errors):.2%} at most"
+
+
+def left_dense_text(report: Report) -> str:
+    """Say how many linears stay dense by choice, and the entries that chose them."""
+    entries = ", ".join(f"`{entry}`" for entry in report.recipe.ignore)
+    return f"{len(report.left_dense)} linear layers: {entries}"
+
+
+def _left_dense_row(report: Report) -> str:
+    if not report.left_dense:
+        return ""
+    text = left_dense_text(report).replace("|", r"\|")  # which would end the cell
+    return f"\n| left dense by choice | {text} |"
 
 
 def calibration_text(report: Report) -> str:

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 
 from permllm_offline.methods import parse_method
 from permllm_offline.model.loading import Source
-from permllm_offline.report.model_card import base_name, calibration_text
+from permllm_offline.report.model_card import base_name, calibration_text, left_dense_text
 from permllm_offline.report.plots import (
     curve_plot,
     error_plot,
@@ -56,6 +56,7 @@ def report_page(report: Report, costs: Sequence[Cost], source: Source, output_na
         reconstruction=report.recipe.parsed_method().reconstruction,
         summary=parse_method(report.recipe.method).summary,
         calibration=calibration_text(report).replace("`", ""),
+        left_dense=left_dense_text(report).replace("`", ""),
         base=base_name(source),
         name=output_name,
         plots=_plots(report),

@@ -51,6 +51,8 @@ def tuning_plot(errors: Sequence[LayerError]) -> str:
     """Draw the held-out error of each decoder layer while it is tuned, relative to its start."""
     figure, axes = _figure()
     for index, error in enumerate(errors):
+        if not error.curve:  # nothing of the layer was pruned
+            continue
         measured = [entry for entry in error.curve if "validation_loss" in entry]
         start = measured[0]["validation_loss"] or 1.0
         points = [(entry["step"], entry["validation_loss"] / start) for entry in measured]
@@ -86,14 +88,20 @@ def error_plot(report: Report) -> str:
 def retained_plot(report: Report) -> str:
     """Draw the share of the importance that the masks keep, a line for each linear."""
     figure, axes = _figure()
-    lines: dict[str, list[float]] = {}
+    lines: dict[str, list[tuple[int, float]]] = {}
     for layer in report.layers:
-        lines.setdefault(layer.name.rpartition(".")[2], []).append(layer.retained_importance)
-    for name, shares in lines.items():
-        axes.plot(shares, "o-", label=name, markersize=3)
+        points = lines.setdefault(layer.name.rpartition(".")[2], [])
+        points.append((_decoder_layer(layer.name), layer.retained_importance))
+    for name, points in lines.items():
+        axes.plot(*zip(*points, strict=True), "o-", label=name, markersize=3)
     axes.set(xlabel="decoder layer", ylabel="share of importance kept")
     axes.legend(fontsize="small", ncols=4)
     return _svg(figure)
+
+
+def _decoder_layer(linear: str) -> int:
+    """Number of the decoder layer in a linear's name: some have none of that name left to show."""
+    return next(int(part) for part in linear.split(".") if part.isdecimal())
 
 
 def mask_plot(example: MaskExample) -> str:

@@ -104,6 +104,8 @@ class Report:
     calibration: CalibrationRecord | None = None
     masked_errors: Sequence[float] = ()
     reallocated_errors: Sequence[float] = ()
+    left_dense: Sequence[str] = ()
+    """Names of the linears that the recipe's ``ignore`` leaves dense."""
 
     @classmethod
     def build(
@@ -162,6 +164,7 @@ class Report:
             None if learned is None else learned.sensitivities,
             masked_errors=masked_errors,
             reallocated_errors=reallocated_errors,
+            left_dense=plan.left_dense,
         )
 
     @property
@@ -189,6 +192,7 @@ class Report:
             "output_errors": list(self.output_errors),
             "mask_example": None if self.mask_example is None else asdict(self.mask_example),
             "layers": [asdict(layer) for layer in self.layers],
+            "left_dense": list(self.left_dense),
         }
         return json.dumps(_finite(entries), indent=2, allow_nan=False) + "\n"
 

@@ -50,14 +50,14 @@ def test_rows_of_a_value_fold_are_those_of_the_first_query_head() -> None:
 def test_channels_must_fill_blocks() -> None:
     layout = GroupLayout(FAMILIES["llama"].groups[0], 100, 64, Heads(1, 1, 100))
     with pytest.raises(
-        OfflineError, match=r"100 input channels.*block size 64.*give a --"
+        OfflineError, match=r"100 input channels.*block size 64.*give --ignore model.* a --"
     ) as found:
         layout.check_blocks("model.layers.0.self_attn.q_proj")
     named = re.split(r", | or ", str(found.value).rpartition(": ")[2].rstrip("."))
     unpermuted = (name for name, method in METHODS.items() if method.permutation == "none")
     assert set(named) == set(unpermuted)
     layout = GroupLayout(FAMILIES["llama"].groups[0], 96, 64, Heads(1, 1, 96))
-    with pytest.raises(OfflineError, match=r"give --block-size 32, or a --method"):
+    with pytest.raises(OfflineError, match=r"give --block-size 32, or --ignore .*, or a --method"):
         layout.check_blocks("model.layers.0.self_attn.q_proj")
 
 

@@ -1,0 +1,91 @@
+"""Linears that stay dense by choice: what the entries of `ignore` match, and may not match."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from difflib import get_close_matches
+
+from permllm_offline.errors import OfflineError
+from permllm_vllm.checkpoint.ignoring import REGEX_PREFIX, check_entries, matches
+
+
+def ignored_linears(
+    entries: Sequence[str], groups: Sequence[Sequence[str]], dense: Sequence[str]
+) -> frozenset[str]:
+    """Full names of the linears that entries leave dense, as whoever loads the checkpoint matches.
+
+    Args:
+        entries: full module names, or ``re:`` and a regular expression that matches whole ones.
+        groups: full names of the linears of each shared-input group of the model.
+        dense: names that ``ignore`` has in every checkpoint of the family.
+
+    Raises:
+        OfflineError: an entry that cannot be used or matches no linear, a group of which only a
+            part is matched, or nothing that is left to prune.
+    """
+    names = [name for group in groups for name in group]
+    try:
+        check_entries(entries)
+    except ValueError as error:
+        raise OfflineError(f"--ignore cannot be used: {error}. Give other entries.") from error
+    for entry in entries:
+        if not _matched(entry, names):
+            raise _no_match(entry, names, dense)
+    found = frozenset(name for entry in entries for name in _matched(entry, names))
+    for group in groups:
+        _check_whole(group, found)
+    if len(found) == len(names):
+        raise OfflineError(
+            f"--ignore leaves all {len(names)} linear layers dense, so there is nothing to prune: "
+            "give fewer entries."
+        )
+    return found
+
+
+def _matched(entry: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if matches(entry, name)]
+
+
+def _check_whole(group: Sequence[str], ignored: Collection[str]) -> None:
+    """Raise OfflineError where a part of a group is ignored: it has one permutation, or none."""
+    inside = [name for name in group if name in ignored]
+    if not inside or len(inside) == len(group):
+        return
+    others = [name for name in group if name not in ignored]
+    raise OfflineError(
+        f"--ignore leaves {', '.join(inside)} dense, but not {', '.join(others)}: they read the "
+        "same tensor, under one permutation, and vLLM serves them as one layer. Ignore all of them "
+        "or none."
+    )
+
+
+def _no_match(entry: str, names: Sequence[str], dense: Sequence[str]) -> OfflineError:
+    """Say of an entry that matches no linear what would match."""
+    if _matched(entry, dense):
+        return OfflineError(f"--ignore {entry} says nothing: it is dense anyway. Leave it out.")
+    return OfflineError(
+        f"--ignore {entry!r} matches no linear layer that would be pruned. An entry is a name in "
+        f"full, or {REGEX_PREFIX} and a regular expression that matches whole names. Did you mean "
+        f"{' or '.join(map(repr, _near(entry, names)))}?"
+    )
+
+
+def _near(entry: str, names: Sequence[str]) -> list[str]:
+    """Entries that match something and look like one that does not."""
+    text = entry.removeprefix(REGEX_PREFIX)
+    part = text if entry != text else re.escape(text)
+    part = f"(?:{part})" if "|" in text else part
+    for regex in (rf"{part}\..*", rf".*\.{part}", rf".*{part}.*", text) if text else ():
+        if _is_usable(REGEX_PREFIX + regex) and _matched(REGEX_PREFIX + regex, names):
+            return [REGEX_PREFIX + regex]
+    kinds = {name.rpartition(".")[2]: name for name in reversed(names)}
+    return get_close_matches(text, names, 3) or [*reversed(kinds.values())]
+
+
+def _is_usable(entry: str) -> bool:
+    try:
+        check_entries([entry])
+    except ValueError:
+        return False
+    return True
