@@ -13,13 +13,14 @@ domain), novels, and Python's manual; beside them stand the dense model and Wand
 both. What OUT has of it already is kept.
 The third prunes by one method after the other, each in a process of its own, and splits the time by
 the steps that the prune itself writes down; rows that OUT already has are not made again, and a
-method that no checkpoint can hold ends in memory. The checkpoints can be kept with
---checkpoints DIR, and `benchmarks.accuracy` evaluates them there.
+method that no checkpoint can hold ends in memory. --methods takes some of them, or another order.
+The checkpoints can be kept with --checkpoints DIR, and `benchmarks.accuracy` evaluates them there.
 """
 
 import argparse
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -88,14 +89,20 @@ def measure_quality(output: Path, seed: int, steps: int, *, quick: bool) -> None
     Console().print_json(json.dumps(found))
 
 
-def measure_pipeline(output: Path, checkpoints: Path | None, *, quick: bool) -> None:
-    """Whole prunes, those that the result lacks; a folder for checkpoints keeps them."""
+def measure_pipeline(
+    output: Path, checkpoints: Path | None, methods: Sequence[str] | None, *, quick: bool
+) -> None:
+    """Whole prunes, those that the result lacks; a folder for checkpoints keeps them.
+
+    They are made in the order of ``methods``, by default all, and stand in that of the table.
+    """
     shared = {**facts(quick=quick), "threads": torch.get_num_threads()}
     cells = Cells(output, shared, ("method",))
     with tempfile.TemporaryDirectory(prefix="permllm-pipeline-") as directory:
         cost = PipelineCost(checkpoints or Path(directory), quick=quick)
-        for name in QUICK_METHODS if quick else METHODS:
+        for name in methods or (QUICK_METHODS if quick else METHODS):
             cells.row({"method": name}, partial(cost.measure, name))
+            cells.sort(lambda row: METHODS.index(row["method"]))
     Console().print(pipeline({"rows": cells.rows}), soft_wrap=True)
 
 
@@ -124,6 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpoints", type=Path, metavar="DIR", help="keep those of --pipeline there"
     )
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, metavar="NAME", help="of --pipeline (default: all)"
+    )
     parser.add_argument("--quick", action="store_true", help="only whether it runs")
     output = parser.add_mutually_exclusive_group(required=True)
     output.add_argument("--json", type=Path, help="where the result is written")
@@ -136,6 +146,8 @@ def _contradiction(options: argparse.Namespace) -> str | None:
     """What is wrong with options that do not go together."""
     if options.checkpoints is not None and not options.pipeline:
         return "--checkpoints are those of --pipeline: give it too"
+    if options.methods is not None and not options.pipeline:
+        return "--methods are those of --pipeline: give it too"
     if not options.quality and (options.steps is not None or options.seed is not None):
         return "--steps and --seed are those of --quality: give it too"
     if options.quick and options.steps is not None:
@@ -155,7 +167,7 @@ def _measure(options: argparse.Namespace) -> None:
             steps = QUICK_DENSE_STEPS if options.quick else DENSE_STEPS
         measure_quality(options.json, options.seed or 0, steps, quick=options.quick)
     elif options.pipeline:
-        measure_pipeline(options.json, options.checkpoints, quick=options.quick)
+        measure_pipeline(options.json, options.checkpoints, options.methods, quick=options.quick)
     else:
         measure_steps(options.json, quick=options.quick)
 

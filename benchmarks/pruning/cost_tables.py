@@ -68,13 +68,13 @@ def pipeline(result: Result) -> str:
     """A whole prune by method: minutes, memory, and the processor seconds of its parts."""
     rows = result["rows"]
     parts = [REST, *(part for part in PARTS if any(part in row["parts"] for row in rows))]
-    reference = next(row for row in rows if row["method"] == REFERENCE)["processor_seconds"]
+    known = [row["processor_seconds"] for row in rows if row["method"] == REFERENCE]
     lines = []
     for row in rows:
         note = "" if row.get("checkpoint", True) else " (no checkpoint)"
         line = [f"`{row['method']}`{note}", f"{row['seconds'] / 60:.1f}"]
         line.append(f"{row['processor_seconds'] / 60:.1f}")
-        line.append(f"{row['processor_seconds'] / reference:.1f}")
+        line.append(f"{row['processor_seconds'] / known[0]:.1f}" if known else "")
         line.append(f"{row['peak_bytes'] / 2**20:.0f}")
         seconds = with_rest(row)
         line += [f"{seconds[part]:.0f}" if part in seconds else "" for part in parts]
