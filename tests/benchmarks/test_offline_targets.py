@@ -230,3 +230,12 @@ def test_a_slower_or_worse_loop_is_found() -> None:
     assert max(shares({**found, "ours": slower}).values()) > TIME_SHARE
     worst = {text: 1.2 * value for text, value in reached["perplexity"].items()}
     assert not shares({**found, "ours": [{**reached, "perplexity": worst}]})
+
+
+def test_layers_of_equal_cost_cost_as_much() -> None:
+    found = json.loads((RESULTS / "study-layers.json").read_text())["rows"]
+    equal = [row for row in found if row.get("cost") == "equal"]
+    choices = {row["layers"] for row in found if "loss_after" in row}
+    assert choices == {row["layers"] for row in equal}
+    budget = next(row["seconds"] for row in equal if row["layers"].startswith("spread"))
+    assert all(row["seconds"] == pytest.approx(budget, rel=0.1) for row in equal)
