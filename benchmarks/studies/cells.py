@@ -34,6 +34,6 @@ class Cells:
             self._rows.add({**key, **measure()})
         return self._rows[values]
 
-    def sort(self, place: Callable[[Row], Any]) -> None:
+    def sort(self, place: Callable[[Mapping[str, Any]], Any]) -> None:
         """Order the rows by what ``place`` makes of each."""
         self._rows.sort(place)
