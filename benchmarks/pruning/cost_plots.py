@@ -30,8 +30,10 @@ def draw_quality(result: Result, axes: Any) -> None:
     baseline, ours = result["baseline"], result["ours"]
     for number, domain in enumerate(baseline["perplexity"]):
         color = f"C{number}"
-        points = [(run["seconds"], run["perplexity"][domain]) for run in ours]
-        axes.plot(*zip(*points, strict=True), "o-", color=color, label=f"ours: {domain}")
+        runs = [run for run in ours if domain in run["perplexity"]]
+        times = [run["seconds"] for run in runs]
+        values = [run["perplexity"][domain] for run in runs]
+        axes.plot(times, values, "o-", color=color, label=f"ours: {domain}")
         reached = baseline["perplexity"][domain]
         axes.axhline(reached, color=color, linewidth=0.8, linestyle=":")
         label = f"the paper's dense loop: {domain}"

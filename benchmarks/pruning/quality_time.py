@@ -25,7 +25,7 @@ from benchmarks.pruning.dense_permutations import (
     epoch_temperature,
     sequence_norm,
 )
-from benchmarks.texts import austen, sotu
+from benchmarks.texts import austen, python_manual, sotu
 from permllm_offline.activations import collect, last_hidden_state
 from permllm_offline.importance import wanda
 from permllm_offline.model.loading import load_model, load_tokenizer
@@ -80,11 +80,15 @@ class QualityTime:
         count = 2 if quick else EVALUATED
         self._texts = {
             domain: evaluation_windows(str(text), tokenizer, self._length, count)
-            for domain, text in (("in domain", sotu().held_out), ("novels", austen()))
+            for domain, text in (
+                ("in domain", sotu().held_out),
+                ("novels", austen()),
+                ("manual", python_manual()),
+            )
         }
 
     def measure(self) -> dict[str, Any]:
-        """Run the dense loop, then ours with more and more steps until it is no worse.
+        """Run the dense loop, then ours with more and more steps until it is no worse on any text.
 
         Each run is one sample. The model is read and run once before the first.
         """

@@ -33,3 +33,7 @@ class Cells:
         if values not in self._rows:
             self._rows.add({**key, **measure()})
         return self._rows[values]
+
+    def sort(self, place: Callable[[Mapping[str, Any]], Any]) -> None:
+        """Order the rows by what ``place`` makes of each."""
+        self._rows.sort(place)

@@ -24,7 +24,10 @@ WINDOWS = (1, 2, 5)
 """Decoder layers that learn together, where not all do."""
 
 NEAR = 0.1
-"""Choices whose seconds differ by less than this share cost the same."""
+"""Choices whose processor seconds are within this share of a budget cost as much."""
+
+TRIES = 5
+"""Runs of one choice at most, until one of them costs as much as the budget."""
 
 
 def choices(layers: int) -> Mapping[str, str]:
@@ -38,56 +41,86 @@ def choices(layers: int) -> Mapping[str, str]:
 
 
 def measure(subject: Subject, cells: Cells) -> None:
-    """Learn with each choice: with the same number of steps, then for the same seconds.
+    """Learn with each choice: with the same number of steps, then at the same cost.
 
-    These seconds are those of spread layers.
+    The cost is the processor seconds of spread layers; a row at it says so.
     """
     cells.row({"layers": "dense"}, subject.dense)
     start = cells.row({"layers": "none (CP)"}, lambda: subject.pruned(subject.recipe("wanda+cp")))
-    usual = subject.sizes.steps
+    usual, chosen = subject.sizes.steps, choices(subject.layers)
+    reference = next(name for name in chosen if name.startswith("spread"))
+    learned = partial(_learned, subject, chosen[reference], usual, None)
+    budget = cells.row({"layers": reference}, learned)["seconds"]
     found = {
-        name: cells.row({"layers": name}, partial(_learned, subject, chosen, usual))["seconds"]
-        for name, chosen in choices(subject.layers).items()
+        name: cells.row({"layers": name}, partial(_learned, subject, layers, usual, budget))
+        for name, layers in chosen.items()
     }
-    budget = next(seconds for name, seconds in found.items() if name.startswith("spread"))
-    for name, chosen in choices(subject.layers).items():
-        steps = steps_within(budget, found[name], start["seconds"], usual)
-        if steps != usual:
-            key = {"layers": name, "steps": steps}
-            cells.row(key, partial(_learned, subject, chosen, steps))
-    for layers in WINDOWS:
-        cells.row(
-            {"layers": f"all, {layers} at a time"}, partial(_learned_in_windows, subject, layers)
-        )
+    for name, layers in chosen.items():
+        runs = {usual: found[name]["seconds"]}
+        while steps := next_steps(budget, start["seconds"], runs):
+            learned = partial(_learned, subject, layers, steps, budget)
+            runs[steps] = cells.row({"layers": name, "steps": steps}, learned)["seconds"]
+    for size in WINDOWS:
+        cells.row({"layers": f"all, {size} at a time"}, partial(_learned_in_windows, subject, size))
 
 
-def steps_within(budget: float, seconds: float, start: float, steps: int) -> int:
-    """Steps that take a budget, where ``steps`` took ``seconds`` of which the start took some.
+def near(budget: float, seconds: float) -> bool:
+    """Whether a run costs as much as a budget."""
+    return abs(seconds - budget) <= NEAR * budget
 
-    The same number where that is near to the budget.
+
+def next_steps(budget: float, start: float, runs: Mapping[int, float]) -> int | None:
+    """Steps of one choice that may take a budget, by a straight line through what it took so far.
+
+    What comes before learning differs from choice to choice, so the line is through two runs of the
+    same one, where there are two: one on each side of the budget, or else the nearest two.
+
+    Args:
+        budget: seconds.
+        start: seconds without learning, for a choice with one run alone.
+        runs: steps -> seconds, of this choice.
+
+    Returns:
+        At most twice the steps of any run; None where a run costs as much as the budget, and where
+        more tries would not help.
     """
-    if abs(seconds - budget) <= NEAR * budget or seconds <= start:
-        return steps
-    return max(1, round(steps * (budget - start) / (seconds - start)))
+    if len(runs) >= TRIES or any(near(budget, seconds) for seconds in runs.values()):
+        return None
+    points = runs.items() if len(runs) > 1 else [(0, start), *runs.items()]
+    first, *others = sorted(points, key=lambda point: abs(point[1] - budget))
+    across = [point for point in others if (point[1] > budget) != (first[1] > budget)]
+    second = (across or others)[0]
+    slope = (second[1] - first[1]) / (second[0] - first[0])
+    if slope <= 0:
+        return None
+    steps = round(first[0] + (budget - first[1]) / slope)
+    steps = min(max(1, steps), 2 * max(runs))
+    return None if steps in runs else steps
 
 
-def _learned(subject: Subject, chosen: str, steps: int) -> dict[str, Any]:
-    learning = {"layers": chosen, "steps": steps}
-    return subject.pruned(subject.recipe("permllm-wanda", learning=learning))
+def _learned(subject: Subject, layers: str, steps: int, budget: float | None) -> dict[str, Any]:
+    """Without a budget the run is it itself."""
+    learning = {"layers": layers, "steps": steps}
+    found = subject.pruned(subject.recipe("permllm-wanda", learning=learning))
+    same = budget is None or near(budget, found["seconds"])
+    return {**found, **({"cost": "equal"} if same else {})}
 
 
-def _learned_in_windows(subject: Subject, layers: int) -> dict[str, Any]:
+def _learned_in_windows(subject: Subject, size: int) -> dict[str, Any]:
     """Without the losses, which are those of each window's own end."""
-    learning = {"scope": "window", "window": layers}
+    learning = {"scope": "window", "window": size}
     found = subject.pruned(subject.recipe("permllm-wanda", learning=learning))
     return {name: found[name] for name in found if not name.startswith("loss")}
 
 
 def draw(rows: Sequence[Row], axes: Any) -> None:
-    """Perplexity of each choice."""
+    """Perplexity of each choice, and which of them cost as much as each other."""
     pruned = [row for row in rows if row["layers"] != "dense"]
     labels = [
-        row["layers"] + (f", {row['steps']} steps" if "steps" in row else "") for row in pruned
+        row["layers"]
+        + (f", {row['steps']} steps" if "steps" in row else "")
+        + (" (equal cost)" if "cost" in row else "")
+        for row in pruned
     ]
     perplexity_bars(axes, pruned, labels)
 

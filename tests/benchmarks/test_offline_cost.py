@@ -79,13 +79,13 @@ def test_whole_prunes_are_measured_once_and_drawn(
     monkeypatch.setattr(pipeline_cost, "smollm2", lambda: tmp_path / "model")
     monkeypatch.setattr(pipeline_cost, "sotu", lambda: texts)
     methods = ("ria+cp", "wanda+cp/obs+distillation", "wanda+cp-global")
-    monkeypatch.setattr(offline_cost, "QUICK_METHODS", methods)
+    monkeypatch.setattr(offline_cost, "METHODS", methods)
     result, plot = tmp_path / "result.json", tmp_path / "plot.svg"
     command = ["offline_cost", "--pipeline", "--quick", "--json", str(result), "--plot", str(plot)]
-    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(sys, "argv", [*command, "--methods", *reversed(methods)])
     for _ in range(2):
         offline_cost.main()
-        assert pruned == ["ria+cp", "wanda+cp"]
+        assert pruned == ["wanda+cp", "ria+cp"]
     first, second, third = json.loads(result.read_text())["rows"]
     assert list(first["parts"]) == ["calibration", "masks and updates", "evaluation"]
     assert list(second["parts"]) == [part for part in PARTS if part != "learning"]
@@ -101,6 +101,7 @@ def test_whole_prunes_are_measured_once_and_drawn(
     table = pipeline({"rows": [first, third]})
     assert "| `ria+cp` |" in table
     assert "| `wanda+cp-global` (no checkpoint) |" in table
+    assert pipeline({"rows": [third]}).splitlines()[2].split(" | ")[3] == ""
 
 
 def test_every_method_has_its_cost() -> None:
@@ -205,6 +206,7 @@ def test_a_result_of_another_kind_is_no_quality(
     [
         ("--json OUT --checkpoints DIR", "--checkpoints are those of --pipeline"),
         ("--json OUT --quality --checkpoints DIR", "--checkpoints are those of --pipeline"),
+        ("--json OUT --methods ria+cp", "--methods are those of --pipeline"),
         ("--json OUT --steps 40", "--steps and --seed are those of --quality"),
         ("--json OUT --pipeline --seed 0", "--steps and --seed are those of --quality"),
         ("--json OUT --quality --quick --steps 2", "leave out --steps"),

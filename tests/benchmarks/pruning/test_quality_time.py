@@ -114,12 +114,14 @@ def test_both_loops_start_warm_and_their_processor_time_is_recorded(
     monkeypatch.setattr(quality_time, "smollm2", lambda: tiny_model_directory)
     monkeypatch.setattr(quality_time, "sotu", lambda: Texts(text_file, text_file))
     monkeypatch.setattr(quality_time, "austen", lambda: text_file)
+    monkeypatch.setattr(quality_time, "python_manual", lambda: text_file)
     for name in ("load_model", "last_hidden_state", "learn_densely", "prune_model"):
         monkeypatch.setattr(quality_time, name, logged(name))
     found = QualityTime(0, 1, quick=True).measure()
     assert calls[:3] == ["load_model", "last_hidden_state", "learn_densely"]
     assert calls[-1] == "prune_model"
     for run in (found["baseline"], *found["ours"]):
+        assert list(run["perplexity"]) == ["in domain", "novels", "manual"]
         assert run["processor_seconds"] > 0
         assert run["load_average"] >= 0
     assert (found["share_of_processor_time"] is not None) == found["reached"]
@@ -142,4 +144,17 @@ def test_shares_are_of_processor_time_where_it_is_known() -> None:
         "| Wanda, nothing learned |  |  |  |  | 160.0 | 8.00 | 1.00 |",
         "| the paper's dense loop | 40 | 100 | 80 | 1.00 | 80.0 | 4.00 | 0.50 |",
         "| ours | 10 | 50 | 20 | 0.25 | 79.0 | 3.95 | 0.49 |",
+    ]
+
+
+def test_a_text_that_came_later_has_empty_cells_where_it_is_missing() -> None:
+    baseline = {"steps": 40, "seconds": 100.0, "perplexity": {"in domain": 80.0}}
+    ours = {"steps": 10, "seconds": 50.0, "perplexity": {"in domain": 79.0, "manual": 60.0}}
+    references = {"dense": {"in domain": 20.0, "manual": 15.0}, "wanda": {"in domain": 160.0}}
+    result = {"baseline": baseline, "ours": [ours], "references": references}
+    assert [line.split(" | ")[4:] for line in time_to_quality(result).splitlines()[2:]] == [
+        ["20.0", "1.00", "0.12", "15.0", "1.00", " |"],
+        ["160.0", "8.00", "1.00", "", "", " |"],
+        ["80.0", "4.00", "0.50", "", "", " |"],
+        ["79.0", "3.95", "0.49", "60.0", "4.00", " |"],
     ]

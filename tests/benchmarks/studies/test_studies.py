@@ -1,19 +1,26 @@
 """Every study runs on a tiny model, goes on where it was cut off, and draws what it measured."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from benchmarks.studies import layers as layer_study
 from benchmarks.studies.__main__ import STUDIES, run
 from benchmarks.studies.calibration import Calibrations
 from benchmarks.studies.cells import Cells
-from benchmarks.studies.layers import choices, steps_within
+from benchmarks.studies.layers import TRIES, choices, near, next_steps
 from benchmarks.studies.quantization import Rounding, sorted_by_range
 from benchmarks.studies.remembered import remembered
-from benchmarks.studies.subject import QUICK, Subject
+from benchmarks.studies.subject import LEARNING, QUICK, Subject
 from permllm_offline.activations import collect
+from permllm_offline.recipe_schema import Recipe
 from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
 
 
@@ -93,12 +100,73 @@ def test_every_choice_has_the_same_number_of_layers() -> None:
     assert {"all", "last:6", "auto:6", "spread:6"} < set(found)
 
 
-def test_steps_for_the_same_seconds() -> None:
-    assert steps_within(83.0, 88.0, 7.0, 15) == 15  # near enough
-    assert steps_within(83.0, 140.0, 7.0, 15) == 9
-    assert steps_within(83.0, 58.0, 7.0, 15) == 22
-    assert steps_within(10.0, 2000.0, 7.0, 15) == 1
-    assert steps_within(10.0, 5.0, 5.0, 15) == 15  # nothing to go by
+def test_steps_that_may_cost_as_much() -> None:
+    assert next_steps(83.0, 7.0, {15: 88.0}) is None  # near enough
+    assert next_steps(83.0, 7.0, {15: 140.0}) == 9
+    assert next_steps(83.0, 7.0, {15: 58.0}) == 22
+    assert next_steps(10.0, 7.0, {15: 2000.0}) == 1
+    assert next_steps(10.0, 5.0, {15: 5.0}) is None  # nothing to go by
+    # A start of 45 seconds, which only a second run tells.
+    assert next_steps(83.0, 7.0, {15: 123.0, 10: 97.0}) == 7
+    # Steps that seemed to take nothing lead to twice as many, and from there back between.
+    assert next_steps(83.0, 7.0, {15: 58.0, 22: 61.0}) == 44
+    assert next_steps(83.0, 7.0, {15: 58.0, 22: 61.0, 44: 150.0}) == 27
+    # One step more or less is too much.
+    assert next_steps(83.0, 7.0, {3: 70.0, 4: 100.0}) is None
+    assert next_steps(83.0, 7.0, {steps: 200.0 + steps for steps in range(10, 10 + TRIES)}) is None
+
+
+@given(
+    start=st.floats(0, 60),
+    step=st.floats(2, 6),
+    budget=st.floats(70, 200),
+    noise=st.lists(st.floats(0.99, 1.01), min_size=TRIES, max_size=TRIES),
+)
+def test_tries_end_near_to_the_budget(
+    start: float, step: float, budget: float, noise: list[float]
+) -> None:
+    """Where one step is small against the budget, whatever comes before the first."""
+    runs = {15: (start + 15 * step) * noise[0]}
+    while steps := next_steps(budget, 5.0, runs):
+        assert steps not in runs
+        runs[steps] = (start + steps * step) * noise[len(runs)]
+    assert len(runs) <= TRIES
+    assert any(near(budget, seconds) for seconds in runs.values())
+
+
+def test_rows_of_equal_cost_say_so(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seconds are pretended: sensitivities take 40 of them, each step 1 for a layer that learns."""
+
+    def pruned(recipe: Recipe) -> dict[str, Any]:
+        found: dict[str, Any] = {"perplexity": {"in domain": 30.0}}
+        if recipe.method != "permllm-wanda":
+            return {**found, "seconds": 5.0}
+        layers = str(recipe.learning.layers)
+        step = 3.0 if layers == "all" else 1.0
+        seconds = 5.0 + 40.0 * ("auto" in layers) + step * recipe.learning.steps
+        return {**found, "seconds": seconds}
+
+    pretended = SimpleNamespace(
+        sizes=replace(LEARNING, steps=60),
+        layers=30,
+        dense=lambda: {"perplexity": {"in domain": 20.0}},
+        recipe=lambda method, learning=None: subject.recipe(method, learning=learning or {}),
+        pruned=pruned,
+    )
+    cells = Cells(tmp_path / "study.json", {}, layer_study.STUDY.key)
+    layer_study.measure(pretended, cells)  # type: ignore[arg-type]
+    equal = {(row["layers"], row.get("steps")) for row in cells.rows if row.get("cost") == "equal"}
+    assert equal == {
+        ("spread:6", None),
+        ("last:6", None),
+        ("random 6, draw 1", None),
+        ("random 6, draw 2", None),
+        ("all", 20),
+        ("auto:6", 20),
+    }
+    assert all(58.5 <= row["seconds"] <= 71.5 for row in cells.rows if "cost" in row)
 
 
 def test_a_cell_is_measured_once(tmp_path: Path) -> None:
