@@ -1,6 +1,7 @@
 """Linears that stay dense by choice: whole checkpoints, against the dense model and its masks."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -325,7 +326,7 @@ def test_from_python_and_from_a_recipe_file(
     for command in (["plan", str(tiny_model_directory)], ["prune", str(tiny_model_directory)]):
         output = ["--output", str(tmp_path / "c")] if command[0] == "prune" else []
         assert main([*command, *output, "--method", "magnitude", "--ignore", "down_proj"]) == 2
-        assert f"Did you mean {entry!r}?" in capsys.readouterr().err
+        assert f"Did you mean {shlex.quote(entry)}?" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 
@@ -65,9 +66,9 @@ def _no_match(entry: str, names: Sequence[str], dense: Sequence[str]) -> Offline
     if _matched(entry, dense):
         return OfflineError(f"--ignore {entry} says nothing: it is dense anyway. Leave it out.")
     return OfflineError(
-        f"--ignore {entry!r} matches no linear layer that would be pruned. An entry is a name in "
-        f"full, or {REGEX_PREFIX} and a regular expression that matches whole names. Did you mean "
-        f"{' or '.join(map(repr, _near(entry, names)))}?"
+        f"--ignore {shlex.quote(entry)} matches no linear layer that would be pruned. An entry is "
+        f"a name in full, or {REGEX_PREFIX} and a regular expression that matches whole names. Did "
+        f"you mean {' or '.join(map(shlex.quote, _near(entry, names)))}?"
     )
 
 
