@@ -33,7 +33,7 @@ class LearningRecipe(BaseModel):
 
     layers: str = "all"
     scope: Literal["model", "window"] = "model"
-    window: int = Field(default=2, ge=1)
+    window: int = Field(default=1, ge=1)
     steps: int = Field(default=100, ge=1)
     windows_per_step: int = Field(default=2, ge=1)
     learning_rate: float = Field(default=0.1, gt=0)

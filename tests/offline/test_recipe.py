@@ -205,7 +205,7 @@ def test_constants_of_the_paper() -> None:
     assert recipe.learning.model_dump() == {
         "layers": "all",
         "scope": "model",
-        "window": 2,
+        "window": 1,
         "steps": 50 * 128 // 16,
         "windows_per_step": 16,
         "learning_rate": 1e-3 * 64**0.5,
