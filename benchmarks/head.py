@@ -5,7 +5,7 @@
     python -m benchmarks.head --shapes 32000x2048 --tokens 1 8 --quick    # something small
 
 Shapes are vocabulary x inputs, by default those of four models. Tokens are those that the kernel
-takes: more are multiplied by vLLM's path with the plugin too. Weights are ours in huge pages as the
+takes: more are multiplied by vLLM's path with the plugin too. Our weights lie in huge pages as the
 plugin creates them, the peers' as theirs come; contestants are called in turn, over copies of the
 weight that no cache holds. One thread is timed in thread-CPU time, more of them in wall time;
 numbers are medians.

@@ -15,9 +15,6 @@
 namespace permllm::cpu {
 namespace {
 
-// Below it a token counts as zero: its inverse scale would leave float32.
-constexpr float kSmallestMagnitude = 0x1p-100f;
-
 // 64 integers as bytes, in order: bits first..first+7 of each.
 inline __m512i to_bytes(const __m512i (&integers)[4], int first) {
   __m512i bytes = _mm512_setzero_si512();

@@ -2,7 +2,7 @@
 //
 // A vector holds 32 inputs of one row; accumulators per row and token keep 16 partial sums. Sums of
 // 48 rows wait for each other and are rounded together. bfloat16 rows are multiplied as they are,
-// float16 in float32.
+// float16 in float32, any number of tokens, kDenseTokens at a time.
 #include "dense.h"
 #include "phases.h"
 // The vector code comes last.

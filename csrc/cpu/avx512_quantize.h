@@ -16,9 +16,6 @@ namespace {
 constexpr int kLargest8 = 127, kShift8 = 128;        // W8A8
 constexpr int kLargest16 = 32767, kShift16 = 32768;  // W8A16
 
-// Below it (2^-100) a token counts as zero: its inverse scale would leave float32.
-constexpr float kSmallestMagnitude = 0x1p-100f;
-
 // 16 values of x times the inverse scale, shifted to [0, 2 * shift). The results for NaN and
 // infinity, whose scale is no number either, do not matter.
 inline __m512i quantize(__m512 values, __m512 inverse, int shift) {

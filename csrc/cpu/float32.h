@@ -1,6 +1,6 @@
 // What the float32 kernels share. They serve instruction sets that have no bfloat16 products,
-// and activations of float16 and float32: values and x are widened to float32, exactly, so that
-// int8 values meet x as it is.
+// and activations of float32: values and x are widened to float32, exactly, so that int8 values
+// meet x as it is.
 //
 // The kernels are templates over an instruction set, a struct with
 //   Vector    kLanes floats, a type of GCC's vector extension

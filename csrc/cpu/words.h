@@ -60,6 +60,10 @@ inline __m512i load_row(const LinearArguments& a, int64_t row, int64_t first, __
   return a.half ? part_of_half(words, a.parts == 2 && row % 2 != 0) : words;
 }
 
+// Below it (2^-100) a token that is rounded to integers counts as zero: its inverse scale would
+// leave float32.
+constexpr float kSmallestMagnitude = 0x1p-100f;
+
 // The largest magnitude of a token; an infinity or NaN if there is one. As integers, the bits of
 // magnitudes have their order.
 inline float largest_magnitude(const LinearArguments& a, int64_t token) {
