@@ -36,7 +36,7 @@ AVX512_FLAGS = [
     *AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl",
     "-mprefer-vector-width=512",
 ]  # fmt: skip
-AVX512_BF16_FLAGS = [*AVX512_FLAGS, "-mavx512vbmi2", "-mavx512bf16", "-mavx512vnni"]
+AVX512_BF16_FLAGS = [*AVX512_FLAGS, "-mavx512vbmi", "-mavx512vbmi2", "-mavx512bf16", "-mavx512vnni"]
 AMX_FLAGS = [*AVX512_BF16_FLAGS, "-mamx-tile", "-mamx-bf16", "-mamx-int8"]
 # By the beginning of a source's name, x86-64 only; the first that fits counts.
 INSTRUCTION_SETS = {

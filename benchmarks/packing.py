@@ -53,7 +53,7 @@ class Row:
 
 
 def random_weights(n: int, k: int, values: str) -> CheckpointWeights:
-    """A layer as a 2:4 checkpoint holds it; its values are random bits."""
+    """A layer as a 2:4 checkpoint holds it; its values are normal, or any integers."""
     generator = torch.Generator().manual_seed(n + k)
     shape = (n, k // 2)
 
@@ -63,8 +63,7 @@ def random_weights(n: int, k: int, values: str) -> CheckpointWeights:
     if values == "int8":
         kept = torch.empty(shape, dtype=torch.int8).random_(-127, 128, generator=generator)
     else:
-        kept = torch.empty(shape, dtype=torch.int16).random_(generator=generator)
-        kept = kept.view(torch.bfloat16)
+        kept = torch.empty(shape, dtype=torch.bfloat16).normal_(generator=generator)
     return CheckpointWeights(
         values=kept,
         mask=nibbles() | nibbles() << 4,

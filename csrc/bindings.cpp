@@ -78,9 +78,9 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
     arguments.permutation = data<uint8_t>(contiguous_permutation);
   }
 
-  const int64_t bytes = cpu::packed_bytes(isa, type, n, k);
-  Tensor packed = huge_bytes(bytes);
-  const cpu::BadMask bad = cpu::pack(isa, arguments, packed.mutable_data_ptr());
+  const cpu::Packing packing = cpu::choose_packing(isa, arguments);
+  Tensor packed = huge_bytes(packing.layout.bytes());
+  const cpu::BadMask bad = cpu::pack(packing, arguments, packed.mutable_data_ptr());
   STD_TORCH_CHECK(bad.row < 0, "mask of row ", bad.row, " keeps ", bad.kept, " of the inputs ",
                   bad.input, "..", bad.input + 7,
                   ", not half of them: the checkpoint is corrupted.");
@@ -93,19 +93,15 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
   header[cpu::header::kRows] = cpu::rows(isa);
   header[cpu::header::kOutputs] = n;
   header[cpu::header::kInputs] = k;
-  header[cpu::header::kValues] = static_cast<int64_t>(type);
+  header[cpu::header::kValues] = static_cast<int64_t>(packing.layout.type);
+  header[cpu::header::kStrays] = packing.layout.strays;
   return {packed, metadata};
 }
 
 // ---------------------------------------------------------------------------------------------
 // linear
 
-struct PackedWeight {
-  cpu::Isa isa;
-  cpu::ValueType type;
-  int64_t n;
-  int64_t k;
-};
+using PackedWeight = cpu::PackedLayout;
 
 PackedWeight check_packed(const Tensor& packed, const OptionalTensor& metadata,
                           int64_t out_features) {
@@ -116,25 +112,30 @@ PackedWeight check_packed(const Tensor& packed, const OptionalTensor& metadata,
   const auto* header = data<int64_t>(*metadata);
   const auto isa = static_cast<cpu::Isa>(header[cpu::header::kIsa]);
   const auto type = static_cast<cpu::ValueType>(header[cpu::header::kValues]);
-  const PackedWeight weight{isa, type, header[cpu::header::kOutputs], header[cpu::header::kInputs]};
+  const PackedWeight weight{isa, type, header[cpu::header::kOutputs], header[cpu::header::kInputs],
+                            header[cpu::header::kStrays]};
   STD_TORCH_CHECK(header[cpu::header::kLayout] == cpu::kLayoutVersion,
                   "metadata has layout version ", header[cpu::header::kLayout],
                   ", this build reads ", cpu::kLayoutVersion, ": pack again from the checkpoint.");
   STD_TORCH_CHECK(cpu::supported(isa), "packed was written for instruction set ", cpu::name(isa),
                   ", this CPU or build runs only: ", cpu::supported_names(),
                   ". Pack again from the checkpoint.");
-  STD_TORCH_CHECK(type == cpu::ValueType::kBfloat16 || type == cpu::ValueType::kInt8,
+  STD_TORCH_CHECK(type == cpu::ValueType::kBfloat16 || type == cpu::ValueType::kInt8 ||
+                      type == cpu::ValueType::kBfloat12,
                   "metadata is corrupted: value type ", header[cpu::header::kValues],
-                  " is neither bfloat16 (0) nor int8 (1). Pack again from the checkpoint.");
+                  " is neither bfloat16 (0), int8 (1) nor bfloat16 in 12 bits (2). Pack again from "
+                  "the checkpoint.");
   STD_TORCH_CHECK(cpu::has_kernel(isa, type), "packed was written for a kernel of instruction set ",
                   cpu::name(isa), " that this build lacks. Pack again from the checkpoint.");
   STD_TORCH_CHECK(header[cpu::header::kRows] == cpu::rows(isa) && weight.n > 0 && weight.k > 0 &&
-                      weight.n < kLargestSize && weight.k < kLargestSize && weight.k % 8 == 0,
+                      weight.n < kLargestSize && weight.k < kLargestSize && weight.k % 8 == 0 &&
+                      weight.strays >= 0 && weight.strays <= weight.n * weight.k,
                   "metadata is corrupted: ", header[cpu::header::kRows], " rows per block, ",
-                  weight.n, " x ", weight.k, " weight. Pack again from the checkpoint.");
+                  weight.n, " x ", weight.k, " weight, ", weight.strays,
+                  " of its values in a list. Pack again from the checkpoint.");
   STD_TORCH_CHECK(weight.n == out_features, "packed has ", weight.n, " outputs, out_features is ",
                   out_features, ": they must agree.");
-  const int64_t bytes = cpu::packed_bytes(isa, type, weight.n, weight.k);
+  const int64_t bytes = weight.bytes();
   STD_TORCH_CHECK(packed.is_cpu() && packed.is_contiguous() && packed.numel() == bytes,
                   "packed has ", packed.numel(), " bytes, its metadata describe ", bytes,
                   ": it was truncated or replaced. Pack again from the checkpoint.");
@@ -172,11 +173,8 @@ void multiply(const PackedWeight& weight, const Tensor& x, const Tensor& packed,
   arguments.k = weight.k;
   arguments.bias = bias.has_value() ? data<Real>(*bias) : nullptr;
   arguments.y = static_cast<Real*>(y.mutable_data_ptr());
-  if (scale.has_value()) {
-    const int64_t sums = cpu::block_bytes(weight.isa, weight.type, weight.n, weight.k);
-    arguments.scale = data<float>(*scale);
-    arguments.value_sums = reinterpret_cast<const int32_t*>(data<uint8_t>(packed) + sums);
-  }
+  arguments.behind = weight.behind(packed.const_data_ptr());
+  if (scale.has_value()) arguments.scale = data<float>(*scale);
   cpu::linear(weight.isa, weight.type, arguments,
               permutation.has_value() ? data<int32_t>(*permutation) : nullptr);
 }

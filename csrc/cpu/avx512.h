@@ -12,8 +12,6 @@ namespace {
 
 constexpr int kRows = kAvx512Rows;
 constexpr int kLanes = 16;  // 32-bit lanes: pairs of inputs, or tokens
-using Rows8 = Block<kRows>;
-using Int8Rows8 = Block<kRows, int8_t>;
 
 #define PERMLLM_UNROLL _Pragma("GCC unroll 32")
 
@@ -21,51 +19,6 @@ template <int Hint, int Bytes>
 inline void prefetch(const char* memory) {
   PERMLLM_UNROLL
   for (int offset = 0; offset < Bytes; offset += 64) __builtin_prefetch(memory + offset, 0, Hint);
-}
-
-// Moves the first values to the places that the mask keeps, zeros elsewhere. Zen 4 waits for the
-// old content of the destination even where the instruction zeroes it, which makes a chain of 5
-// cycles of expansions to one register: the merging form into a register that is freshly zero has
-// none.
-inline __m512i expand_values(__mmask32 mask, const bf16* values) {
-  __m512i zero = _mm512_setzero_si512();
-  __asm__("" : "+v"(zero));  // keeps the compiler from choosing the zeroing form
-  return _mm512_mask_expand_epi16(zero, mask, _mm512_loadu_si512(values));
-}
-
-// All 64 inputs of one row of a block, zeros where pruned. Reads up to 64 bytes past the row's
-// values: the allocation's tail allows it.
-template <class Tuning>
-inline void expand_row(const Rows8& block, int row, __m512i (&weights)[2]) {
-  if constexpr (Tuning::kMasksFromMemory) {
-    const auto* halves =
-        reinterpret_cast<const uint32_t __attribute__((may_alias))*>(block.mask + row);
-    __mmask32 low, high;
-    __asm__("kmovd %1, %0" : "=k"(low) : "m"(halves[0]));
-    __asm__("kmovd %1, %0" : "=k"(high) : "m"(halves[1]));
-    weights[0] = expand_values(low, block.values[row]);
-    weights[1] = expand_values(high, block.values[row] + __builtin_popcount(halves[0]));
-    return;
-  }
-  // The compiler is kept from loading the mask in two halves, which takes longer where memory is
-  // waited for, and from moving its upper half to a mask register as 64 bits, which takes twice the
-  // cycles of 32.
-  uint64_t mask = block.mask[row];
-  __asm__("" : "+r"(mask));
-  const auto low = static_cast<uint32_t>(mask);
-  auto high = static_cast<uint32_t>(mask >> 32);
-  __asm__("" : "+r"(high));
-  weights[0] = expand_values(low, block.values[row]);
-  weights[1] = expand_values(high, block.values[row] + __builtin_popcount(low));
-}
-
-// All 64 inputs of one row of a block of int8 values, zeros where pruned.
-inline __m512i expand_int8(const Int8Rows8& block, int row) {
-  __m512i zero = _mm512_setzero_si512();
-  __asm__("" : "+v"(zero));
-  const auto* values = reinterpret_cast<const __m256i*>(block.values[row]);
-  return _mm512_mask_expand_epi8(zero, block.mask[row],
-                                 _mm512_zextsi256_si512(_mm256_load_si256(values)));
 }
 
 inline __m512 dot_pairs(__m512 sum, __m512i a, __m512i b) {

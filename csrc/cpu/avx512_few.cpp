@@ -6,19 +6,16 @@
 namespace permllm::cpu {
 namespace {
 
-template <class CoreTuning>
+template <class CoreTuning, class ValueType>
 struct Bfloat16Products {
   using Tuning = CoreTuning;
-  using Value = bf16;
+  using Value = ValueType;
+  using Rows = ExpandedRows<Tuning, Value>;
   static constexpr int kWeights = 2, kInputs = 2, kSums = 1;
   static constexpr int kOneTokenFetch = Tuning::kOneTokenFetch;
 
   static constexpr int rows_per_pass(int tokens) {
     return kRows * tokens <= Tuning::kSums ? kRows : kRows / 2;
-  }
-
-  static void expand(const Block<kRows>& block, int row, __m512i (&weights)[2]) {
-    expand_row<Tuning>(block, row, weights);
   }
 
   static void multiply(__m512i (&sums)[1], const __m512i (&weights)[2], int half, __m512i x) {
@@ -60,20 +57,22 @@ struct Bfloat16Products {
 
 }  // namespace
 
-template <class Tuning>
+template <class Tuning, class Value>
 void avx512_several_tokens(const LinearArguments& a, Worker& worker) {
-  multiply_several_tokens<Bfloat16Products<Tuning>>(a, worker);
+  multiply_several_tokens<Bfloat16Products<Tuning, Value>>(a, worker);
 }
 
-template <class Tuning>
+template <class Tuning, class Value>
 void avx512_few_tokens(const LinearArguments& a, Worker& worker) {
-  multiply_few_tokens<Bfloat16Products<Tuning>, Tuning::kFewTokens>(a, worker);
+  multiply_few_tokens<Bfloat16Products<Tuning, Value>, Tuning::kFewTokens>(a, worker);
 }
 
-template void avx512_several_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
-template void avx512_several_tokens<Zen5Tuning>(const LinearArguments&, Worker&);
+template void avx512_several_tokens<Avx512Bf16Tuning, bf16>(const LinearArguments&, Worker&);
+template void avx512_several_tokens<Zen5Tuning, bf16>(const LinearArguments&, Worker&);
+template void avx512_several_tokens<Zen5Tuning, bf12>(const LinearArguments&, Worker&);
 
-template void avx512_few_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
-template void avx512_few_tokens<Zen5Tuning>(const LinearArguments&, Worker&);
+template void avx512_few_tokens<Avx512Bf16Tuning, bf16>(const LinearArguments&, Worker&);
+template void avx512_few_tokens<Zen5Tuning, bf16>(const LinearArguments&, Worker&);
+template void avx512_few_tokens<Zen5Tuning, bf12>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

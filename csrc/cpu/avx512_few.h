@@ -6,12 +6,13 @@
 // `Products` says what the values are and how they meet x:
 //   Tuning                         the table of constants
 //   Value                          of the blocks
+//   Rows                           how a row group is expanded (avx512_expand.h)
 //   kWeights, kInputs, kSums       vectors that hold 64 inputs of a row, and of a token; sums
-//   expand(block, row, weights)    a row's 64 inputs, zeros where pruned
 //   multiply(sums, weights, input, x)  adds the products with vector `input` of a token
+//   multiply_one(sum, weights, x)  the same of one vector, for strays
 //   add(a, b)                      of sums
 //   rows_per_pass(tokens)          whose sums fit the registers beside their weights
-//   kOneTokenFetch                 bytes of a block that are fetched ahead with one token
+//   kOneTokenFetch                 bytes of a block that are fetched ahead with one token, at most
 //   Inputs                         constructed from the arguments; measures(),
 //                                  measure(token) for as many before any
 //                                  load(token, block, vectors), which gives a token's 64 inputs,
@@ -24,7 +25,7 @@
 #include "kernels.h"
 #include "phases.h"
 // The vector code comes last.
-#include "avx512.h"
+#include "avx512_expand.h"
 #include "words.h"
 
 namespace permllm::cpu {
@@ -80,6 +81,7 @@ template <class Products, int Tokens>
 class FewTokens {
   using Tuning = typename Products::Tuning;
   using BlockOf8 = Block<kRows, typename Products::Value>;
+  using Rows = typename Products::Rows;
   using Inputs = typename Products::Inputs;
   using Outputs = typename Products::Outputs;
 
@@ -88,6 +90,7 @@ class FewTokens {
   static constexpr int kSums = Products::kSums;
   static constexpr int kPass = Products::rows_per_pass(Tokens);  // further rows: from the cache
   static constexpr int kStepVectors = kInputs * Tokens;          // of x per block
+  static constexpr int kTogether = Tuning::kFewRows;
 
   // The sums of one row group, 16 partial ones each.
   struct Sums {
@@ -139,12 +142,21 @@ class FewTokens {
           for (__m512i& sum : token) sum = _mm512_setzero_si512();
         }
       }
+      const Rows rows(arguments_, group);
+      rows.for_each_stray([&](int row, int64_t input, auto value) {
+        const __m512i weights = only_word(input % 32, value);
+        const __m512i* x = x_ + input / 32 * Tokens;
+        for (int t = 0; t < Tokens; ++t) {
+          __m512i& sum = sums.of[row][t][0];
+          sum = Products::multiply_one(sum, weights, x[t]);
+        }
+      });
       const BlockOf8* block = packed + group * blocks_;
       for (int64_t b = 0; b < blocks_; b += chunk) {
         const int64_t count = b + chunk < blocks_ ? chunk : blocks_ - b;
         PERMLLM_UNROLL
         for (int first = 0; first < kRows; first += kPass) {
-          multiply(block + b, count, first, x_ + b * kStepVectors, sums);
+          multiply(rows, block + b, count, first, x_ + b * kStepVectors, sums);
         }
       }
       store(group * kRows, sums);
@@ -154,10 +166,13 @@ class FewTokens {
  private:
   // Adds the products of rows first..first+kPass-1 of some blocks, while the pass's share of blocks
   // further on is fetched, evenly.
-  static void multiply(const BlockOf8* block, int64_t blocks, int first, const __m512i* x,
-                       Sums& sums) {
+  static void multiply(const Rows& rows, const BlockOf8* block, int64_t blocks, int first,
+                       const __m512i* x, Sums& sums) {
     constexpr int kShare = sizeof(BlockOf8) * kPass / kRows;  // bytes to fetch per block
-    constexpr int kFetched = Tokens == 1 ? Products::kOneTokenFetch : kShare;
+    constexpr int kBlockBytes = sizeof(BlockOf8);
+    constexpr int kFetched = Tokens > 1                               ? kShare
+                             : Products::kOneTokenFetch < kBlockBytes ? Products::kOneTokenFetch
+                                                                      : kBlockBytes;
     constexpr int kAhead = Tokens == 1      ? Tuning::kOneTokenAhead
                            : kPass == kRows ? Tuning::kFewAhead
                                             : Tuning::kFewAheadPasses;
@@ -176,14 +191,19 @@ class FewTokens {
       prefetch<Tuning::kFewHint, kFetched>(ahead);
       ahead += kShare;
       PERMLLM_UNROLL
-      for (int r = 0; r < kPass; ++r) {
-        __m512i weights[kWeights];
-        Products::expand(*block, first + r, weights);
+      for (int r = 0; r < kPass; r += kTogether) {
+        __m512i weights[kTogether][kWeights];
+        PERMLLM_UNROLL
+        for (int j = 0; j < kTogether; ++j) rows.expand(*block, first + r + j, weights[j]);
         PERMLLM_UNROLL
         for (int i = 0; i < kInputs; ++i) {
           PERMLLM_UNROLL
           for (int t = 0; t < Tokens; ++t) {
-            Products::multiply(sum[r][t], weights, i, x[i * Tokens + t]);
+            const __m512i inputs = x[i * Tokens + t];
+            PERMLLM_UNROLL
+            for (int j = 0; j < kTogether; ++j) {
+              Products::multiply(sum[r + j][t], weights[j], i, inputs);
+            }
           }
         }
       }

@@ -13,6 +13,7 @@ template <class CoreTuning, int Bytes>
 struct Int8Products {
   using Tuning = CoreTuning;
   using Value = int8_t;
+  using Rows = ExpandedRows<Tuning, Value>;
   static constexpr int kWeights = 1, kInputs = Bytes, kSums = Bytes;
   static constexpr int kOneTokenFetch = Tuning::kOneTokenFetchInt8;
   static constexpr int kLargest = Bytes == 2 ? kLargest16 : kLargest8;
@@ -20,10 +21,6 @@ struct Int8Products {
 
   static constexpr int rows_per_pass(int tokens) {
     return kRows * tokens * Bytes <= Tuning::kSums ? kRows : kRows / 2;
-  }
-
-  static void expand(const Int8Rows8& block, int row, __m512i (&weights)[1]) {
-    weights[0] = expand_int8(block, row);
   }
 
   static void multiply(__m512i (&sums)[Bytes], const __m512i (&weights)[1], int byte, __m512i x) {
@@ -75,7 +72,7 @@ struct Int8Products {
 
     // The shift is 128 of the upper byte.
     __m256 convert(const __m256i (&sums)[Bytes], int64_t row, __mmask8 mask, int64_t token) const {
-      const auto* values = reinterpret_cast<const __m256i*>(a.value_sums + row);
+      const auto* values = reinterpret_cast<const __m256i*>(a.behind.value_sums + row);
       const __m256i shifted = _mm256_slli_epi32(_mm256_loadu_si256(values), 7);
       __m256 sum = _mm256_cvtepi32_ps(_mm256_sub_epi32(sums[0], shifted));
       if constexpr (Bytes == 2) {

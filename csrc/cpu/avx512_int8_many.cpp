@@ -10,10 +10,7 @@ struct Int8Products {
   using Tuning = CoreTuning;
   using Value = int8_t;
   using Element = uint8_t;
-
-  static void expand(const Int8Rows8& block, int row, uint8_t* target) {
-    _mm512_store_si512(target, expand_int8(block, row));
-  }
+  using Rows = ExpandedRows<Tuning, Value>;
 
   static __m512i multiply(__m512i sum, __m512i tokens, __m512i weights) {
     return _mm512_dpbusd_epi32(sum, tokens, weights);
@@ -56,8 +53,8 @@ struct Int8Products {
 
     __m512 convert(__m512i sums, int64_t row, int64_t vector) const {
       // By lanes, since they wrap: `packed` may hold anything.
-      const __m512i shifted =
-          _mm512_mullo_epi32(_mm512_set1_epi32(a.value_sums[row]), _mm512_set1_epi32(kShift8));
+      const __m512i shifted = _mm512_mullo_epi32(_mm512_set1_epi32(a.behind.value_sums[row]),
+                                                 _mm512_set1_epi32(kShift8));
       const __m512 scale = _mm512_set1_ps(row < a.n ? a.scale[row] : 0.0f);
       const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, shifted));
       return _mm512_mul_ps(_mm512_mul_ps(sum, scale), _mm512_load_ps(scales + vector * kLanes));

@@ -4,18 +4,12 @@
 namespace permllm::cpu {
 namespace {
 
-template <class CoreTuning>
+template <class CoreTuning, class ValueType>
 struct Bfloat16Products {
   using Tuning = CoreTuning;
-  using Value = bf16;
+  using Value = ValueType;
   using Element = bf16;
-
-  static void expand(const Block<kRows>& block, int row, bf16* target) {
-    __m512i weights[2];
-    expand_row<Tuning>(block, row, weights);
-    _mm512_store_si512(target, weights[0]);
-    _mm512_store_si512(target + 32, weights[1]);
-  }
+  using Rows = ExpandedRows<Tuning, Value>;
 
   static __m512i multiply(__m512i sum, __m512i tokens, __m512i weights) {
     return _mm512_castps_si512(dot_pairs(_mm512_castsi512_ps(sum), weights, tokens));
@@ -43,12 +37,13 @@ struct Bfloat16Products {
 
 }  // namespace
 
-template <class Tuning>
+template <class Tuning, class Value>
 void avx512_many_tokens(const LinearArguments& a, Worker& worker) {
-  go_through_parts<ManyTokens<Bfloat16Products<Tuning>>>(a, worker);
+  go_through_parts<ManyTokens<Bfloat16Products<Tuning, Value>>>(a, worker);
 }
 
-template void avx512_many_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
-template void avx512_many_tokens<Zen5Tuning>(const LinearArguments&, Worker&);
+template void avx512_many_tokens<Avx512Bf16Tuning, bf16>(const LinearArguments&, Worker&);
+template void avx512_many_tokens<Zen5Tuning, bf16>(const LinearArguments&, Worker&);
+template void avx512_many_tokens<Zen5Tuning, bf12>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

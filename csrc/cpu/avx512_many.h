@@ -9,7 +9,7 @@
 // `Products` says what the values are and how they meet x:
 //   Tuning                         the table of constants
 //   Value, Element                 of the blocks; of a panel and of packed x, 2 bytes or 1
-//   expand(block, row, target)     64 inputs of a row, zeros where pruned
+//   Rows                           how a row group is expanded (avx512_expand.h)
 //   multiply(sum, tokens, weights) one instruction, 16 sums of 32 bits
 //   Inputs                         x as Elements: constructed from the arguments; measures(),
 //                                  measure(token) for as many before any
@@ -23,7 +23,7 @@
 #include "scratch.h"
 #include "token_blocks.h"
 // The vector code comes last.
-#include "avx512.h"
+#include "avx512_expand.h"
 #include "words.h"
 
 namespace permllm::cpu {
@@ -36,13 +36,15 @@ class ManyTokens {
   using Tuning = typename Products::Tuning;
   using Value = typename Products::Value;
   using Element = typename Products::Element;
+  using Rows = typename Products::Rows;
   using Inputs = typename Products::Inputs;
   using Outputs = typename Products::Outputs;
   using Blocks = const Block<kRows, Value>*;
 
   static constexpr int kStepInputs = 4 / sizeof(Element);
   static constexpr int kBlockSteps = kBlockInputs / kStepInputs;
-  static constexpr int kStepElements = kStepInputs * kLanes;  // 64 bytes
+  static constexpr int kWeights = kBlockInputs * sizeof(Element) / sizeof(__m512i);  // of a row
+  static constexpr int kStepElements = kStepInputs * kLanes;                         // 64 bytes
   static constexpr int64_t kChunkBlocks =
       Tuning::kChunkBytes / (kBlockInputs * static_cast<int64_t>(sizeof(Element)));
   static constexpr int kChunkInputs = kChunkBlocks * kBlockInputs;
@@ -55,6 +57,7 @@ class ManyTokens {
 
   // `count` blocks of one row group, to be expanded to a panel.
   struct Source {
+    int64_t group = 0;
     Blocks blocks = nullptr;
     int64_t count = 0;
     Element* panel = nullptr;
@@ -64,6 +67,7 @@ class ManyTokens {
   // (unless null) and a share of the next chunk of x are fetched.
   struct Beside {
     Source next;
+    const Rows& rows;  // of it
     Blocks later;
     const char* x;
   };
@@ -90,7 +94,8 @@ class ManyTokens {
       }
       const int64_t group = start + step % groups(start);
       const int64_t first = step / groups(start) * kChunkBlocks;
-      return {packed + group * input_blocks + first, smaller(kChunkBlocks, input_blocks - first)};
+      return {group, packed + group * input_blocks + first,
+              smaller(kChunkBlocks, input_blocks - first)};
     }
   };
 
@@ -132,7 +137,7 @@ class ManyTokens {
     int64_t parity = 0;
     Source source = walk.blocks(begin, 0);
     source.panel = panels;
-    expand(source, 0);
+    expand(source, Rows(arguments_, source.group), 0);
     for (int64_t start = begin; start < end; start += Tuning::kPanelGroups) {
       const int64_t groups = walk.groups(start);
       for (int64_t step = 0; step < walk.steps(start); ++step) {
@@ -142,14 +147,18 @@ class ManyTokens {
         Source next = walk.blocks(start, step + 1);
         parity ^= 1;
         next.panel = panels + parity * kPanelElements;
-        const Beside beside{next, walk.blocks(start, step + Tuning::kManyAhead).blocks,
+        const Rows rows(arguments_, next.group);
+        const Beside beside{next, rows, walk.blocks(start, step + Tuning::kManyAhead).blocks,
                             reinterpret_cast<const char*>(chunk(next_block)) +
                                 step % groups * token_stride() * kChunkInputs *
                                     static_cast<int64_t>(sizeof(Element)) / groups};
         multiply_all(source, chunk(first_block), sums + step % groups * kRows * token_stride(),
                      first_block == 0, beside);
-        expand(next, source.count);
+        expand(next, rows, source.count);
         source = next;
+      }
+      for (int64_t group = 0; group < groups; ++group) {
+        add_strays(start + group, sums + group * kRows * token_stride());
       }
       for (int64_t r = 0; r < groups * kRows; r += 32) {
         const int64_t row = start * kRows + r;
@@ -183,16 +192,37 @@ class ManyTokens {
   }
 
   // Blocks first..count-1 to panel[row][kChunkInputs].
-  static void expand(const Source& source, int64_t first) {
+  static void expand(const Source& source, const Rows& rows, int64_t first) {
     for (int64_t b = first; b < source.count; ++b) {
       PERMLLM_UNROLL
-      for (int r = 0; r < kRows; ++r) expand_row(source, b, r);
+      for (int r = 0; r < kRows; ++r) expand_row(source, rows, b, r);
     }
   }
 
-  static void expand_row(const Source& source, int64_t block, int row) {
-    Products::expand(source.blocks[block], row,
-                     source.panel + row * kChunkInputs + block * kBlockInputs);
+  static void expand_row(const Source& source, const Rows& rows, int64_t block, int row) {
+    __m512i weights[kWeights];
+    rows.expand(source.blocks[block], row, weights);
+    Element* target = source.panel + row * kChunkInputs + block * kBlockInputs;
+    PERMLLM_UNROLL
+    for (int i = 0; i < kWeights; ++i) {
+      _mm512_store_si512(target + i * kBlockInputs / kWeights, weights[i]);
+    }
+  }
+
+  // sums[row][token] of a row group.
+  void add_strays(int64_t group, int32_t* sums) const {
+    Rows(arguments_, group).for_each_stray([&](int row, int64_t input, auto value) {
+      const int64_t first = input / kChunkInputs * kChunkBlocks;
+      const int64_t steps = smaller(kChunkBlocks, input_blocks_ - first) * kBlockSteps;
+      const __m512i weights =
+          _mm512_set1_epi32(int32_t{value} << input % kStepInputs * 8 * sizeof(Element));
+      const Element* x = chunk(first) + input % kChunkInputs / kStepInputs * kStepElements;
+      for (int64_t v = 0; v < vectors_; ++v, x += steps * kStepElements) {
+        int32_t* sum = sums + row * token_stride() + v * kLanes;
+        _mm512_store_si512(
+            sum, Products::multiply(_mm512_load_si512(sum), _mm512_load_si512(x), weights));
+      }
+    });
   }
 
   // sums[row][token] (rows token_stride() apart) += panel[row][step] * x[vector][step][token].
@@ -235,7 +265,7 @@ class ManyTokens {
       beside.x += kFetchedX;
       if (b < beside.next.count) {
         for (int r = 0; r < kRows; ++r) {
-          expand_row(beside.next, b, r);
+          expand_row(beside.next, beside.rows, b, r);
           multiply_steps(kBlockSteps / kRows);
         }
       } else {

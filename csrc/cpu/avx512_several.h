@@ -22,6 +22,7 @@ template <class Products, int Vectors>
 class SeveralTokens {
   using Tuning = typename Products::Tuning;
   using BlockOf8 = Block<kRows, typename Products::Value>;
+  using Rows = typename Products::Rows;
   using Inputs = typename Products::Inputs;
   using Outputs = typename Products::Outputs;
 
@@ -29,6 +30,7 @@ class SeveralTokens {
   static_assert(Tuning::kSeveralTokens == 4 * kVectorTokens);
   static constexpr int kBlockBytes = Products::kInputs * sizeof(__m512i);  // of an expanded row
   static constexpr int kPieces = kBlockBytes / kPieceBytes;
+  static constexpr int kPieceInputs = kBlockInputs / kPieces;
   // Rows whose sums fit the registers.
   static constexpr int kPass = kRows * Vectors <= Tuning::kSums ? kRows : kRows / 2;
   static constexpr int64_t kChunkBlocks = Tuning::kSeveralChunkBytes / kBlockBytes;
@@ -41,6 +43,7 @@ class SeveralTokens {
 
   // Blocks of one row group and where they are expanded to.
   struct Panel {
+    const Rows* rows;
     const BlockOf8* blocks;
     int64_t count;
     char* bytes;
@@ -74,7 +77,8 @@ class SeveralTokens {
   void run(int64_t begin, int64_t end) const {
     auto* panels = static_cast<char*>(thread_scratch(Scratch::kPanel, 2 * kPanelBytes));
     const auto* packed = static_cast<const BlockOf8*>(arguments_.packed);
-    Panel panel{packed + begin * blocks_, chunk_count(0), panels};
+    Rows rows(arguments_, begin), next_rows = rows;
+    Panel panel{&rows, packed + begin * blocks_, chunk_count(0), panels};
     expand_from(panel, 0);
     int parity = 0;
     for (int64_t group = begin; group < end; ++group) {
@@ -84,11 +88,20 @@ class SeveralTokens {
         PERMLLM_UNROLL
         for (__m512i& sum : row) sum = _mm512_setzero_si512();
       }
+      rows.for_each_stray([&](int row, int64_t input, auto value) {
+        const __m512i weights =
+            _mm512_broadcast_i32x4(_mm512_castsi512_si128(only_word(input % kPieceInputs, value)));
+        const __m512i* x = x_ + input / kPieceInputs * Vectors;
+        for (int v = 0; v < Vectors; ++v) {
+          sums.of[row][v] = Products::multiply_one(sums.of[row][v], weights, x[v]);
+        }
+      });
+      if (group + 1 < end) next_rows = Rows(arguments_, group + 1);
       for (int64_t first = 0; first < blocks_; first += kChunkBlocks) {
         const bool last = first + kChunkBlocks >= blocks_;
         parity ^= 1;
-        Panel next{panel.blocks + panel.count, chunk_count(last ? 0 : first + kChunkBlocks),
-                   panels + parity * kPanelBytes};
+        Panel next{last ? &next_rows : &rows, panel.blocks + panel.count,
+                   chunk_count(last ? 0 : first + kChunkBlocks), panels + parity * kPanelBytes};
         if (last && group + 1 == end) next.count = 0;
         PERMLLM_UNROLL
         for (int row = 0; row < kRows; row += kPass) {
@@ -98,6 +111,8 @@ class SeveralTokens {
         panel = next;
       }
       store(group * kRows, sums);
+      rows = next_rows;
+      panel.rows = &rows;
     }
   }
 
@@ -132,7 +147,7 @@ class SeveralTokens {
 
   static void expand_row(const Panel& panel, int64_t block, int row) {
     __m512i weights[Products::kWeights];
-    Products::expand(panel.blocks[block], row, weights);
+    panel.rows->expand(panel.blocks[block], row, weights);
     char* target = panel.bytes + row * kPanelRowBytes + block * kBlockBytes;
     PERMLLM_UNROLL
     for (int i = 0; i < Products::kWeights; ++i) {

@@ -59,8 +59,8 @@ bool has_avx512() {
 }
 
 bool has_avx512_bf16() {
-  return has_avx512() && bits(cpuid(7, 0).ecx, {6, 11}) &&  // AVX512_VBMI2, AVX512_VNNI
-         bits(cpuid(7, 1).eax, {5});                        // AVX512_BF16
+  return has_avx512() && bits(cpuid(7, 0).ecx, {1, 6, 11}) &&  // AVX512_VBMI, _VBMI2, _VNNI
+         bits(cpuid(7, 1).eax, {5});                           // AVX512_BF16
 }
 
 // AMD's family 26 and those after it.

@@ -14,6 +14,16 @@
 
 namespace permllm::cpu {
 
+// What stands behind the blocks of a packed weight.
+struct BehindBlocks {
+  const int32_t* value_sums = nullptr;  // [row groups * Rows], of int8 values
+
+  // Of bfloat16 values in 12 bits.
+  const uint8_t* largest = nullptr;      // [row groups * Rows]
+  const int32_t* first_stray = nullptr;  // [row groups + 1]
+  const Stray* strays = nullptr;
+};
+
 // `Real` is the type of what goes in and out: bf16, fp16 or float.
 template <class Real>
 struct LinearOf {
@@ -26,9 +36,8 @@ struct LinearOf {
   const Real* bias;    // [n] or null
   Real* y;             // [m, n] contiguous
 
-  // For int8 values, else null.
-  const float* scale = nullptr;         // [n]
-  const int32_t* value_sums = nullptr;  // [row groups * Rows], in `packed`
+  const float* scale = nullptr;  // [n], for int8 values
+  BehindBlocks behind = {};      // in `packed`
 
   // What the workers share, 64-byte aligned, for up to kPackedTokens tokens.
   void* packed_x = nullptr;       // tokens and inputs in an order of the kernel's, each padded to a
@@ -66,12 +75,12 @@ void amx_int8_few_tokens(const LinearArguments&, Worker&);  // m <= AmxTuning::k
 void amx_int8_several_tokens(const LinearArguments&, Worker&);  // m <= kFewTokens, W8A8
 void amx_int8_many_tokens(const LinearArguments&, Worker&);     // any m, W8A8
 
-// With the constants of Avx512Bf16Tuning or Zen5Tuning.
-template <class Tuning>
+// With the constants of Avx512Bf16Tuning or Zen5Tuning; `Value` is bf16 or bf12.
+template <class Tuning, class Value>
 void avx512_few_tokens(const LinearArguments&, Worker&);  // m <= kFewTokens
-template <class Tuning>
+template <class Tuning, class Value>
 void avx512_several_tokens(const LinearArguments&, Worker&);  // m <= kSeveralTokens
-template <class Tuning>
+template <class Tuning, class Value>
 void avx512_many_tokens(const LinearArguments&, Worker&);  // any m
 template <class Tuning>
 void avx512_dense(const LinearArguments&, Worker&);  // as dense.h says

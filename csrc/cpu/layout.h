@@ -13,6 +13,22 @@
 // Padding, that is rows past n and inputs past k, has masks filled up to 32 bits and values of
 // zero.
 //
+// On zen5, 32 bfloat16 values of a row are stored in 48 bytes where that loses nothing (bf12):
+//   Rows x uint64 mask       bit 16 i + j of row r is set where input 8 i + j is kept, and bit
+//                            16 i + 8 + j where input 32 + 8 i + j is (j < 8): in this order two
+//                            vectors of bytes are unpacked to two vectors of words in order
+//   Rows x 32 lower bytes    of the values, ascending by bit of the mask
+//   Rows / 2 x 32 bytes      what the upper bytes are, of row r in the lower and of row r + Rows /
+//   2
+//                            in the upper four bits: the sign, and three bits c
+// Without its sign an upper byte is 7 bits of the exponent. c = 1..7 says that they are u - 7 + c,
+// where u is those of the largest value of the row, and c = 0 that they are zero. So a row has 14
+// powers of two, or 13. A value that is smaller, about 1 in 50,000, is zero in its block and stands
+// in a list. Behind the blocks follow
+//   Rows x uint8 u           of every row group
+//   int32 first stray        of every row group, and one more that is their number
+//   Stray                    the list, by row group
+//
 // This header is included by files that are compiled for one instruction set: its functions are
 // static, so that no copy of theirs can be linked into a file that is compiled for another.
 #pragma once
@@ -28,6 +44,9 @@ struct fp16 {
   uint16_t bits;
 };
 
+// A bfloat16 in 12 bits, as a type of values.
+struct bf12 {};
+
 constexpr int kBlockInputs = 64;
 constexpr int kBlockValues = 32;
 
@@ -37,9 +56,23 @@ struct alignas(64) Block {
   Value values[Rows][kBlockValues];
 };
 
+template <int Rows>
+struct alignas(64) Block<Rows, bf12> {
+  uint64_t mask[Rows];
+  uint8_t lower[Rows][kBlockValues];
+  uint8_t upper[Rows / 2][kBlockValues];
+};
+
+// A bfloat16 value that its row has no 12 bits for.
+struct Stray {
+  uint32_t input;
+  uint16_t row;  // of the row group
+  bf16 value;
+};
+
 // Part of the format, not tuned: a tile has 16 rows, and 8 rows of masks are a cache line.
 constexpr int kAmxRows = 16;    // 1152 bytes, int8 640
-constexpr int kAvx512Rows = 8;  // 576 bytes, int8 320
+constexpr int kAvx512Rows = 8;  // 576 bytes, in 12 bits 448, int8 320
 constexpr int kPortableRows = 8;
 
 // Row groups that the AMX kernels multiply side by side: as many as the tile registers hold sums
@@ -47,7 +80,7 @@ constexpr int kPortableRows = 8;
 constexpr int kAmxGroups = 2;
 
 // What the values are. The numbers are part of the metadata.
-enum class ValueType : int64_t { kBfloat16 = 0, kInt8 = 1 };
+enum class ValueType : int64_t { kBfloat16 = 0, kInt8 = 1, kBfloat12 = 2 };
 
 // Sums of products of int8 values with 8 bits of x fit an int32 up to this many inputs.
 constexpr int64_t kInt8Inputs = int64_t{1} << 17;
@@ -59,8 +92,8 @@ static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b
 
 // The int64 metadata tensor beside the packed bytes.
 namespace header {
-enum Field : int { kLayout, kIsa, kRows, kOutputs, kInputs, kValues, kSize };
+enum Field : int { kLayout, kIsa, kRows, kOutputs, kInputs, kValues, kStrays, kSize };
 }
-constexpr int64_t kLayoutVersion = 0x7065726d'00000002;  // "perm", then the version
+constexpr int64_t kLayoutVersion = 0x7065726d'00000003;  // "perm", then the version
 
 }  // namespace permllm::cpu

@@ -24,10 +24,10 @@ void by_tokens(const LinearArguments& a, Worker& worker) {
   if (whole < a.m) up_to_16(part_of(a, whole, a.m - whole));
 }
 
-template <class Tuning>
+template <class Tuning, class Value>
 void avx512(const LinearArguments& a, Worker& worker) {
-  by_tokens<Tuning, avx512_few_tokens<Tuning>, avx512_several_tokens<Tuning>,
-            avx512_many_tokens<Tuning>>(a, worker);
+  by_tokens<Tuning, avx512_few_tokens<Tuning, Value>, avx512_several_tokens<Tuning, Value>,
+            avx512_many_tokens<Tuning, Value>>(a, worker);
 }
 
 template <class Tuning>
@@ -86,11 +86,44 @@ void in_parts(const LinearArguments& a, Worker& worker) {
 
 // x of int8 values is an integer of at most two bytes, float16 that meets bfloat16 at most two
 // bfloat16.
-template <class Tuning, Run Bfloat16, Run Int8>
-KernelOf<bf16> of_words(ValueType type, bool half) {
-  if (type == ValueType::kInt8) return {Int8, Tuning::kPackedTokens, sizeof(bf16)};
+template <class Tuning, Run Int8>
+KernelOf<bf16> of_integers() {
+  return {Int8, Tuning::kPackedTokens, sizeof(bf16)};
+}
+
+template <class Tuning, Run Bfloat16>
+KernelOf<bf16> of_words(bool half) {
   if (half) return {in_parts<Tuning, Bfloat16>, Tuning::kPackedTokens, 2 * sizeof(bf16)};
   return {Bfloat16, Tuning::kPackedTokens, sizeof(bf16)};
+}
+#endif
+
+#if defined(PERMLLM_AVX512)
+template <class Tuning>
+KernelOf<bf16> avx512_kernel(ValueType type, bool half) {
+  switch (type) {
+    case ValueType::kInt8:
+      return of_integers<Tuning, avx512_int8<Tuning>>();
+    case ValueType::kBfloat16:
+      return of_words<Tuning, avx512<Tuning, bf16>>(half);
+    case ValueType::kBfloat12:
+      if constexpr (Tuning::kTwelveBits) return of_words<Tuning, avx512<Tuning, bf12>>(half);
+  }
+  return {};
+}
+#endif
+
+#if defined(PERMLLM_AMX)
+KernelOf<bf16> amx_kernel(ValueType type, bool half) {
+  switch (type) {
+    case ValueType::kInt8:
+      return of_integers<AmxTuning, amx_int8>();
+    case ValueType::kBfloat16:
+      return of_words<AmxTuning, amx>(half);
+    case ValueType::kBfloat12:
+      break;
+  }
+  return {};
 }
 #endif
 
@@ -100,25 +133,24 @@ KernelOf<bf16> words_kernel(Isa isa, [[maybe_unused]] ValueType type, [[maybe_un
   switch (isa) {
     case Isa::kAmx:
 #if defined(PERMLLM_AMX)
-      return of_words<AmxTuning, amx, amx_int8>(type, half);
+      return amx_kernel(type, half);
 #else
       return {};
 #endif
     case Isa::kAvx512Bf16:
 #if defined(PERMLLM_AVX512)
-      return of_words<Avx512Bf16Tuning, avx512<Avx512Bf16Tuning>, avx512_int8<Avx512Bf16Tuning>>(
-          type, half);
+      return avx512_kernel<Avx512Bf16Tuning>(type, half);
 #else
       return {};
 #endif
     case Isa::kZen5:
 #if defined(PERMLLM_AVX512)
-      return of_words<Zen5Tuning, avx512<Zen5Tuning>, avx512_int8<Zen5Tuning>>(type, half);
+      return avx512_kernel<Zen5Tuning>(type, half);
 #else
       return {};
 #endif
     default:
-      return float32_kernel<bf16>(isa);
+      return type == ValueType::kBfloat12 ? KernelOf<bf16>{} : float32_kernel<bf16>(isa);
   }
 }
 
@@ -136,9 +168,9 @@ void linear(Isa isa, ValueType type, const LinearOf<Real>& a, const int32_t* gat
     if (takes_float32(isa)) return run_in_region(float32_kernel<Real>(isa), a, gather);
     if constexpr (std::is_same_v<Real, fp16>) {
       const auto words = [](auto* halves) { return reinterpret_cast<const bf16*>(halves); };
-      LinearArguments same{words(a.x), a.x_stride,  a.m,           a.packed,
-                           a.n,        a.k,         words(a.bias), reinterpret_cast<bf16*>(a.y),
-                           a.scale,    a.value_sums};
+      LinearArguments same{words(a.x), a.x_stride, a.m,           a.packed,
+                           a.n,        a.k,        words(a.bias), reinterpret_cast<bf16*>(a.y),
+                           a.scale,    a.behind};
       same.half = true;
       linear(isa, type, same, gather);
     }

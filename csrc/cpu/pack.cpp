@@ -3,11 +3,19 @@
 #include <algorithm>
 #include <cstring>
 #include <mutex>
+#include <type_traits>
 
+#include "linear.h"
 #include "threads.h"
+#include "twelve_bits.h"
 
 namespace permllm::cpu {
 namespace {
+
+// Of a layer's values at most one in so many may be a stray: each takes as long as 50 values.
+constexpr int64_t kValuesOfStray = 1024;
+
+constexpr int64_t kLineBytes = 64;
 
 constexpr uint64_t kPaddingMask = 0x0f0f0f0f'0f0f0f0f;  // four of every eight
 
@@ -25,9 +33,9 @@ BadMask check(uint64_t mask, int64_t row, int64_t first, int64_t inputs) {
   return {};
 }
 
-// Undoes the permutation of one row's block of 64 inputs: kept channel j goes to place[j].
+// Moves the values of one row's block of 64 inputs: kept channel j goes to place[j].
 template <class Value>
-void unpermute(const uint8_t* place, uint64_t& mask, Value* values) {
+void move_values(const uint8_t* place, uint64_t& mask, Value* values) {
   Value dense[kBlockInputs];
   uint64_t moved = 0;
   const Value* source = values;
@@ -43,18 +51,48 @@ void unpermute(const uint8_t* place, uint64_t& mask, Value* values) {
   mask = moved;
 }
 
+// A row of a block, its values ascending by place.
 template <int Rows, class Value>
-BadMask pack_row_group(const PackArguments& a, int64_t group, Block<Rows, Value>* blocks) {
+void write_row(const Packing&, int64_t, Block<Rows, Value>& block, int row, const Value* values,
+               int64_t, Stray*&) {
+  std::memcpy(block.values[row], values, sizeof(block.values[row]));
+}
+
+// Strays go to `strays`, which moves on.
+template <int Rows>
+void write_row(const Packing& packing, int64_t group, Block<Rows, bf12>& block, int row,
+               const bf16* values, int64_t first_input, Stray*& strays) {
+  const uint8_t largest = packing.largest[group * Rows + row];
+  uint64_t rest = block.mask[row];
+  for (int i = 0; i < kBlockValues; ++i, rest &= rest - 1) {
+    bf16 value = values[i];
+    if (is_stray(value, largest)) {
+      const int64_t input = first_input + uninterleaved(__builtin_ctzll(rest));
+      *strays++ = {static_cast<uint32_t>(input), static_cast<uint16_t>(row), value};
+      value = 0;
+    }
+    const uint8_t code = upper_code(value, largest);
+    block.lower[row][i] = static_cast<uint8_t>(value);
+    block.upper[row % (Rows / 2)][i] |= static_cast<uint8_t>(row < Rows / 2 ? code : code << 4);
+  }
+}
+
+template <int Rows, class Value>
+BadMask pack_row_group(const Packing& packing, const PackArguments& a, int64_t group,
+                       Block<Rows, Value>* blocks, Stray* strays) {
+  constexpr bool kInterleaved = std::is_same_v<Value, bf12>;
+  using Source = std::conditional_t<kInterleaved, bf16, Value>;
+  const bool moves = a.permutation != nullptr || kInterleaved;
   BadMask bad;
   const int64_t input_blocks = ceil_div(a.k, kBlockInputs);
   for (int64_t b = 0; b < input_blocks; ++b) {
     const int64_t first = b * kBlockInputs;
     const int64_t inputs = std::min<int64_t>(kBlockInputs, a.k - first);
     uint8_t place[kBlockInputs];
-    if (a.permutation != nullptr) {
-      for (int64_t j = 0; j < inputs; ++j) {
-        place[j] = static_cast<uint8_t>(j / a.block_size * a.block_size + a.permutation[first + j]);
-      }
+    for (int64_t j = 0; moves && j < kBlockInputs; ++j) {
+      const bool permuted = a.permutation != nullptr && j < inputs;
+      const int64_t to = permuted ? j / a.block_size * a.block_size + a.permutation[first + j] : j;
+      place[j] = static_cast<uint8_t>(kInterleaved ? interleaved(static_cast<int>(to)) : to);
     }
     Block<Rows, Value>& block = blocks[b];
     std::memset(static_cast<void*>(&block), 0, sizeof(block));
@@ -70,23 +108,23 @@ BadMask pack_row_group(const PackArguments& a, int64_t group, Block<Rows, Value>
         if (bad.row < 0) bad = wrong;
         continue;
       }
-      Value* values = block.values[r];
-      const Value* source = static_cast<const Value*>(a.values) + row * (a.k / 2) + first / 2;
-      std::memcpy(values, source, inputs / 2 * sizeof(Value));
-      if (a.permutation != nullptr) unpermute(place, mask, values);
       // The values of absent inputs come last and are zero.
-      block.mask[r] = inputs == kBlockInputs ? mask : mask | kPaddingMask << inputs;
+      if (inputs < kBlockInputs) mask |= kPaddingMask << inputs;
+      Source values[kBlockValues] = {};
+      const Source* source = static_cast<const Source*>(a.values) + row * (a.k / 2) + first / 2;
+      std::memcpy(values, source, inputs / 2 * sizeof(Source));
+      if (moves) move_values(place, mask, values);
+      block.mask[r] = mask;
+      write_row(packing, group, block, r, values, first, strays);
     }
   }
   return bad;
 }
 
-// The sums of this many rows, in whole cache lines.
-int64_t sum_count(int64_t rows) { return ceil_div(rows, 16) * 16; }
-
-// What kernels need beside the blocks: nothing for bfloat16.
-template <int Rows>
-void sum_values(const Block<Rows, bf16>*, int64_t, int32_t*) {}
+// What stands behind the blocks of a row group: nothing for bfloat16, and for the same in 12 bits
+// what the packing has found.
+template <int Rows, class Value>
+void sum_values(const Block<Rows, Value>*, int64_t, int32_t*) {}
 
 template <int Rows>
 void sum_values(const Block<Rows, int8_t>* blocks, int64_t count, int32_t* sums) {
@@ -99,11 +137,21 @@ void sum_values(const Block<Rows, int8_t>* blocks, int64_t count, int32_t* sums)
 }
 
 template <int Rows, class Value>
-BadMask pack_rows(const PackArguments& a, void* packed) {
+BadMask pack_rows(const Packing& packing, const PackArguments& a, void* packed) {
+  const PackedLayout& layout = packing.layout;
   const int64_t input_blocks = ceil_div(a.k, kBlockInputs);
   const int64_t groups = ceil_div(a.n, Rows);
   auto* blocks = static_cast<Block<Rows, Value>*>(packed);
-  auto* sums = reinterpret_cast<int32_t*>(blocks + groups * input_blocks);
+  auto* behind = static_cast<char*>(packed) + layout.block_bytes();
+  std::memset(behind, 0, layout.bytes() - layout.block_bytes());
+  auto* sums = reinterpret_cast<int32_t*>(behind);
+  Stray* strays = nullptr;
+  if constexpr (std::is_same_v<Value, bf12>) {
+    std::memcpy(behind, packing.largest.data(), packing.largest.size());
+    behind += packing.largest.size();
+    std::memcpy(behind, packing.first_stray.data(), packing.first_stray.size() * sizeof(int32_t));
+    strays = reinterpret_cast<Stray*>(behind + packing.first_stray.size() * sizeof(int32_t));
+  }
   BadMask first_bad;
   std::mutex guard;
   constexpr int64_t kTogether = Rows == kAmxRows ? kAmxGroups : 1;
@@ -111,45 +159,98 @@ BadMask pack_rows(const PackArguments& a, void* packed) {
     const int64_t last = std::min(end * kTogether, groups);
     for (int64_t group = begin * kTogether; group < last; ++group) {
       auto* own = blocks + group * input_blocks;
-      const BadMask bad = pack_row_group(a, group, own);
+      Stray* own_strays = strays == nullptr ? nullptr : strays + packing.first_stray[group];
+      const BadMask bad = pack_row_group(packing, a, group, own, own_strays);
       sum_values(own, input_blocks, sums + group * Rows);
       if (bad.row < 0) continue;
       const std::lock_guard<std::mutex> lock(guard);
       if (first_bad.row < 0 || bad.row < first_bad.row) first_bad = bad;
     }
   });
-  if (a.type == ValueType::kBfloat16) {
-    std::memset(sums, 0, kTailBytes);
-  } else {
-    std::memset(sums + groups * Rows, 0,
-                (sum_count(groups * Rows) - groups * Rows) * sizeof(int32_t) + kTailBytes);
-  }
   return first_bad;
 }
 
-template <class Value>
-BadMask pack_values(Isa isa, const PackArguments& a, void* packed) {
-  static_assert(kPortableRows == kAvx512Rows);
-  return rows(isa) == kAmxRows ? pack_rows<kAmxRows, Value>(a, packed)
-                               : pack_rows<kAvx512Rows, Value>(a, packed);
+int64_t value_bits(ValueType type) {
+  switch (type) {
+    case ValueType::kBfloat16:
+      return 16;
+    case ValueType::kBfloat12:
+      return 12;
+    case ValueType::kInt8:
+      return 8;
+  }
+  return 0;
 }
 
 }  // namespace
 
-int64_t block_bytes(Isa isa, ValueType type, int64_t n, int64_t k) {
-  const int64_t value = type == ValueType::kInt8 ? sizeof(int8_t) : sizeof(bf16);
-  const int64_t row = sizeof(uint64_t) + kBlockValues * value;  // of one block
-  return ceil_div(n, rows(isa)) * ceil_div(k, kBlockInputs) * rows(isa) * row;
+int64_t PackedLayout::row_groups() const { return ceil_div(n, rows(isa)); }
+
+int64_t PackedLayout::block_bytes() const {
+  const int64_t row = sizeof(uint64_t) + kBlockValues * value_bits(type) / 8;  // of one block
+  return row_groups() * ceil_div(k, kBlockInputs) * rows(isa) * row;
 }
 
-int64_t packed_bytes(Isa isa, ValueType type, int64_t n, int64_t k) {
-  const int64_t sums = type == ValueType::kInt8 ? sum_count(ceil_div(n, rows(isa)) * rows(isa)) : 0;
-  return block_bytes(isa, type, n, k) + sums * sizeof(int32_t) + kTailBytes;
+int64_t PackedLayout::bytes() const {
+  const int64_t padded_rows = row_groups() * rows(isa);
+  int64_t behind = 0;
+  if (type == ValueType::kInt8) behind = padded_rows * sizeof(int32_t);
+  if (type == ValueType::kBfloat12) {
+    behind = padded_rows + (row_groups() + 1) * sizeof(int32_t) + strays * sizeof(Stray);
+  }
+  return block_bytes() + ceil_div(behind, kLineBytes) * kLineBytes + kTailBytes;
 }
 
-BadMask pack(Isa isa, const PackArguments& arguments, void* packed) {
-  return arguments.type == ValueType::kInt8 ? pack_values<int8_t>(isa, arguments, packed)
-                                            : pack_values<bf16>(isa, arguments, packed);
+BehindBlocks PackedLayout::behind(const void* packed) const {
+  const char* start = static_cast<const char*>(packed) + block_bytes();
+  BehindBlocks found;
+  if (type == ValueType::kInt8) found.value_sums = reinterpret_cast<const int32_t*>(start);
+  if (type == ValueType::kBfloat12) {
+    found.largest = reinterpret_cast<const uint8_t*>(start);
+    found.first_stray = reinterpret_cast<const int32_t*>(start + row_groups() * rows(isa));
+    found.strays = reinterpret_cast<const Stray*>(found.first_stray + row_groups() + 1);
+  }
+  return found;
+}
+
+Packing choose_packing(Isa isa, const PackArguments& a) {
+  Packing plain{{isa, a.type, a.n, a.k}, {}, {}};
+  if (a.type != ValueType::kBfloat16 || !has_kernel(isa, ValueType::kBfloat12)) return plain;
+  const int64_t group_rows = rows(isa), groups = ceil_div(a.n, group_rows);
+  Packing packing{{isa, ValueType::kBfloat12, a.n, a.k},
+                  std::vector<uint8_t>(groups * group_rows),
+                  std::vector<int32_t>(groups + 1)};
+  std::vector<int64_t> strays(groups);
+  parallel_for(groups, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin * group_rows; row < std::min(end * group_rows, a.n); ++row) {
+      const int64_t count = a.k / 2;
+      const UpperByte upper = upper_byte(static_cast<const bf16*>(a.values) + row * count, count);
+      packing.largest[row] = upper.largest;
+      strays[row / group_rows] += upper.strays;
+    }
+  });
+  for (int64_t group = 0; group < groups; ++group) {
+    packing.layout.strays += strays[group];
+    if (packing.layout.strays * kValuesOfStray > a.n * a.k / 2) return plain;
+    packing.first_stray[group + 1] = static_cast<int32_t>(packing.layout.strays);
+  }
+  return packing;
+}
+
+BadMask pack(const Packing& packing, const PackArguments& arguments, void* packed) {
+  static_assert(kPortableRows == kAvx512Rows);
+  const bool tiles = rows(packing.layout.isa) == kAmxRows;
+  switch (packing.layout.type) {
+    case ValueType::kInt8:
+      return tiles ? pack_rows<kAmxRows, int8_t>(packing, arguments, packed)
+                   : pack_rows<kAvx512Rows, int8_t>(packing, arguments, packed);
+    case ValueType::kBfloat12:
+      return pack_rows<kAvx512Rows, bf12>(packing, arguments, packed);
+    case ValueType::kBfloat16:
+      break;
+  }
+  return tiles ? pack_rows<kAmxRows, bf16>(packing, arguments, packed)
+               : pack_rows<kAvx512Rows, bf16>(packing, arguments, packed);
 }
 
 }  // namespace permllm::cpu

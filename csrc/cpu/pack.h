@@ -1,14 +1,16 @@
 // From the checkpoint's tensors to packed blocks (layout.h).
 #pragma once
 
+#include <vector>
+
 #include "isa.h"
-#include "layout.h"
+#include "kernels.h"
 
 namespace permllm::cpu {
 
 struct PackArguments {
-  const void* values;  // [n, k / 2]: kept values, permuted order
-  ValueType type;
+  const void* values;   // [n, k / 2]: kept values, permuted order
+  ValueType type;       // of these: kBfloat16 or kInt8
   const uint8_t* mask;  // [n, k / 8]: kept channels, permuted order, least significant bit first
   const uint8_t* permutation;  // [k] local to blocks of block_size <= 64, or null: nothing to undo.
                                // Only where undoes_permutation(isa)
@@ -17,11 +19,34 @@ struct PackArguments {
   int64_t k;
 };
 
-// Bytes of the packed blocks alone: the sums of int8 values begin there.
-int64_t block_bytes(Isa isa, ValueType type, int64_t n, int64_t k);
+// What decides how many bytes a packed weight has.
+struct PackedLayout {
+  Isa isa;
+  ValueType type;  // of the blocks
+  int64_t n;
+  int64_t k;
+  int64_t strays = 0;
 
-// Bytes of everything, the sums and the tail included.
-int64_t packed_bytes(Isa isa, ValueType type, int64_t n, int64_t k);
+  // Of the blocks alone.
+  int64_t block_bytes() const;
+  // Of everything, what stands behind the blocks and the tail included.
+  int64_t bytes() const;
+  // Where the kernels find what stands behind the blocks: all but the scale.
+  BehindBlocks behind(const void* packed) const;
+
+ private:
+  int64_t row_groups() const;
+};
+
+// How values are packed: in 12 bits where a kernel reads those and few values do not fit.
+struct Packing {
+  PackedLayout layout;
+  // For values in 12 bits.
+  std::vector<uint8_t> largest;
+  std::vector<int32_t> first_stray;
+};
+
+Packing choose_packing(Isa isa, const PackArguments& arguments);
 
 // A row and the first of eight inputs, of which its mask does not keep four.
 struct BadMask {
@@ -30,9 +55,9 @@ struct BadMask {
   int kept = 0;
 };
 
-// Writes packed_bytes(...) bytes to `packed` (64-byte aligned), in parallel, each row group
-// by the thread that the kernels give it to. Returns the first bad mask of a row, with row < 0 if
-// there is none; `packed` is safe to use only then.
-BadMask pack(Isa isa, const PackArguments& arguments, void* packed);
+// Writes layout.bytes() bytes to `packed` (64-byte aligned), in parallel, each row group by the
+// thread that the kernels give it to. Returns the first bad mask of a row, with row < 0 if there is
+// none; `packed` is safe to use only then.
+BadMask pack(const Packing& packing, const PackArguments& arguments, void* packed);
 
 }  // namespace permllm::cpu

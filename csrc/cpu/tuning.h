@@ -69,6 +69,7 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int kPartTokens = 2;       // float16: two bfloat16 each, beyond one
   static constexpr int64_t kPackBlocks = 16;  // of x, that a thread packs at a time
   static constexpr int kSums = 24;            // vectors that the registers hold beside operands
+  static constexpr bool kTwelveBits = false;  // bfloat16 values are stored in 12 bits
   // A half of a row's mask goes to its register from memory instead of through a general one.
   static constexpr bool kMasksFromMemory = false;
 
@@ -80,6 +81,7 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int kFewAhead = 13824;         // bytes, where one pass takes all rows
   static constexpr int kFewAheadPasses = 18432;   // and where several passes take some rows each
   static constexpr int64_t kFewChunkBytes = 20 << 10;  // of x and blocks, that these share in L1
+  static constexpr int kFewRows = 1;  // that are expanded before a vector of x meets them all
 
   // Several tokens.
   static constexpr int kSeveralHint = kIntoL2;
@@ -115,15 +117,17 @@ struct Avx512Bf16Tuning : Zen4Tuning {
 // Its hardware fetches no blocks ahead: one token without prefetches reads 12 GB/s. Moves from
 // general to mask registers compete with expansions.
 struct Zen5Tuning : Avx512Bf16Tuning {
-  static constexpr int kFewTokens = 5;
+  static constexpr int kFewTokens = 6;
+  static constexpr bool kTwelveBits = true;
   static constexpr bool kMasksFromMemory = true;
 
   static constexpr int kFewHint = kPastL2;
-  static constexpr int kOneTokenFetch = 576;  // all of a block
-  static constexpr int kOneTokenAhead = 11520;
+  static constexpr int kOneTokenFetch = 576;  // all of a block, whatever its values
+  static constexpr int kOneTokenAhead = 8960;
   static constexpr int kFewAhead = 11520;
   static constexpr int kFewAheadPasses = 13824;
   static constexpr int64_t kFewChunkBytes = 6 << 10;
+  static constexpr int kFewRows = 4;
   static constexpr int kSeveralHint = kIntoL1;
 
   static constexpr int kDenseTokensPastL1 = 4;

@@ -8,6 +8,7 @@ import torch
 from benchmarks.cpu.kernel_tables import packing as shown
 from benchmarks.packing import Row, measure, random_weights
 from permllm_vllm import ops
+from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.backends.reference import ReferenceBackend
 
 SLACK = (512 << 10) + 2 * (2 << 20)
@@ -29,12 +30,13 @@ def test_random_weights_are_those_of_a_checkpoint(values: str) -> None:
 @built
 @pytest.mark.parametrize(("values", "share"), [("bfloat16", 9 / 16), ("int8", 5 / 16)])
 def test_a_layer_is_packed_once_a_decoder_layer(values: str, share: float) -> None:
+    twelve_bits = values == "bfloat16" and CpuBackend().instruction_set == "zen5"
     n, k = 2048, 4096
     measure(n, k, values, layers=1)  # starts the threads and loads code, which stays
     row = measure(n, k, values, layers=2)
     assert (row.n, row.k, row.value_dtype, row.layers) == (n, k, values, 2)
     dense = n * k * 2
-    assert row.packed_bytes == pytest.approx(share * dense, rel=0.01)
+    assert row.packed_bytes == pytest.approx((7 / 16 if twelve_bits else share) * dense, rel=0.01)
     assert row.tensor_bytes == pytest.approx(share * dense, rel=0.01)
     if row.peak_bytes is not None:
         assert row.peak_bytes == pytest.approx(row.tensor_bytes + row.packed_bytes, abs=SLACK)

@@ -22,8 +22,8 @@ KERNELS = {
 AVX512 = {
     "avx512_bf16": {"few": 6, "several": 16},
     "avx512_bf16 int8": {"split": 2, "few": 6, "several": 16},
-    "zen5": {"few": 5, "several": 16},
-    "zen5 int8": {"split": 2, "few": 5, "several": 16},
+    "zen5": {"few": 6, "several": 16},
+    "zen5 int8": {"split": 2, "few": 6, "several": 16},
 }
 GATHERED = 256  # tokens at a time, where packing does not undo the permutation
 PARTS = "parts, "

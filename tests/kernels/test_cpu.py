@@ -69,7 +69,8 @@ def test_packed_bytes(isa: str, pattern: str) -> None:
     packed = CpuBackend(isa).pack(random_layer(512, 1024, pattern).weights)
     parts = (packed.packed, packed.metadata, packed.permutation, packed.scale)
     total = sum(part.nbytes for part in parts if part is not None)
-    assert 9 / 16 <= total / (512 * 1024 * 2) <= 0.6
+    least = 7 / 16 if isa == "zen5" else 9 / 16
+    assert least <= total / (512 * 1024 * 2) <= least + 0.04
 
 
 def test_negative_zero_is_a_value(isa: str) -> None:

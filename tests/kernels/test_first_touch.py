@@ -22,6 +22,7 @@ TOKENS = (1, 3, 6, 7, 16, 48, 256)  # every kernel; one part, in which no thread
 ROWS = {"bfloat16": 512, "int8": 1024}
 GROUP_ROWS, K, PAGE = 8, 4096, 4096
 GROUP_PAGES = {"bfloat16": 9, "int8": 5}
+TWELVE_BITS_PAGES = 7
 """Whole pages, with so many inputs."""
 
 pytestmark = [
@@ -40,6 +41,8 @@ def touched(isa: str, values: str) -> dict[str, list[list[int]]]:
     library.threads.argtypes = [ctypes.c_void_p]
     library.threads.restype = ctypes.POINTER(ctypes.c_int)
     n, pages = ROWS[values], GROUP_PAGES[values]
+    if values == "bfloat16" and isa == "zen5":
+        pages = TWELVE_BITS_PAGES
     groups = n // GROUP_ROWS
     layer = random_layer(n, K, permuted=False)
     weights = layer.weights if values == "bfloat16" else to_int8(layer).weights

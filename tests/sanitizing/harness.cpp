@@ -165,8 +165,8 @@ double error_of(const Layer& layer, const std::vector<Real>& x, const Real* y, i
 
 // Every number of tokens, with x and y of a type.
 template <class Real>
-int check_type(Isa isa, const Layer& layer, const void* blob, const std::vector<int32_t>& places,
-               std::mt19937& random) {
+int check_type(const PackedLayout& layout, const Layer& layer, const void* blob,
+               const std::vector<int32_t>& places, std::mt19937& random) {
   const bool int8 = layer.type == ValueType::kInt8;
   const std::vector<Real> bias = layer.bias<Real>();
   int calls = 0;
@@ -184,30 +184,25 @@ int check_type(Isa isa, const Layer& layer, const void* blob, const std::vector<
     arguments.k = layer.k;
     arguments.bias = bias.data();
     arguments.y = y.data();
-    if (int8) {
-      arguments.scale = layer.scale.data();
-      arguments.value_sums = reinterpret_cast<const int32_t*>(
-          static_cast<const char*>(blob) + block_bytes(isa, layer.type, layer.n, layer.k));
-    }
-    linear(isa, layer.type, arguments, places.empty() ? nullptr : places.data());
+    arguments.behind = layout.behind(blob);
+    if (int8) arguments.scale = layer.scale.data();
+    linear(layout.isa, layout.type, arguments, places.empty() ? nullptr : places.data());
     const double error = error_of(layer, x, y.data(), m);
     if (error > (int8 ? 0.02 : 0.005)) {
-      std::printf("wrong answer: %s, %s, %ld x %ld, %ld tokens, off by %g\n", name(isa),
+      std::printf("wrong answer: %s, %s, %ld x %ld, %ld tokens, off by %g\n", name(layout.isa),
                   int8 ? "int8" : "bfloat16", layer.n, layer.k, m, error);
       std::exit(1);
     }
     std::vector<int32_t> gather(layer.k);
     std::iota(gather.rbegin(), gather.rend(), 0);
-    linear(isa, layer.type, arguments, gather.data());
+    linear(layout.isa, layout.type, arguments, gather.data());
     calls += 2;
   }
   return calls;
 }
 
 int check(Isa isa, const Layer& layer, bool short_blob, std::mt19937& random) {
-  const int64_t bytes = packed_bytes(isa, layer.type, layer.n, layer.k);
   const bool int8 = layer.type == ValueType::kInt8;
-  Aligned packed(bytes);
   PackArguments pack_arguments{};
   pack_arguments.values = int8 ? static_cast<const void*>(layer.integers.data())
                                : static_cast<const void*>(layer.values.data());
@@ -218,17 +213,20 @@ int check(Isa isa, const Layer& layer, bool short_blob, std::mt19937& random) {
   pack_arguments.block_size = 64;
   pack_arguments.n = layer.n;
   pack_arguments.k = layer.k;
-  if (pack(isa, pack_arguments, packed.data).row >= 0) std::abort();
+  const Packing packing = choose_packing(isa, pack_arguments);
+  const PackedLayout& layout = packing.layout;
+  Aligned packed(layout.bytes());
+  if (pack(packing, pack_arguments, packed.data).row >= 0) std::abort();
 
-  const int64_t given = short_blob ? block_bytes(isa, layer.type, layer.n, layer.k) / 2 : bytes;
+  const int64_t given = short_blob ? layout.block_bytes() / 2 : layout.bytes();
   Aligned blob(given);
   std::memcpy(blob.data, packed.data, given);
   std::vector<int32_t> places;  // of the permuted channels, for kernels that do not undo
   for (int64_t j = 0; permuted && !undone && j < layer.k; ++j) {
     places.push_back(static_cast<int32_t>(j / 64 * 64 + layer.permutation[j]));
   }
-  return check_type<bf16>(isa, layer, blob.data, places, random) +
-         check_type<fp16>(isa, layer, blob.data, places, random);
+  return check_type<bf16>(layout, layer, blob.data, places, random) +
+         check_type<fp16>(layout, layer, blob.data, places, random);
 }
 
 int sweep(Isa isa, bool short_blob, unsigned seed) {

@@ -14,20 +14,25 @@ void portable(const LinearOf<float>&, Worker&) { std::abort(); }
 
 namespace {
 
-ValueType type_of(bool int8) { return int8 ? ValueType::kInt8 : ValueType::kBfloat16; }
+PackedLayout layout_of(bool int8, int64_t n, int64_t k) {
+  return {select("amx"), int8 ? ValueType::kInt8 : ValueType::kBfloat16, n, k};
+}
 
 template <class Real>
 void multiply(bool int8, const void* x, int64_t x_stride, int64_t m, const void* packed, int64_t n,
               int64_t k, const void* bias, const float* scale, const int32_t* gather, void* y) {
-  const Isa isa = select("amx");
-  LinearOf<Real> arguments{
-      static_cast<const Real*>(x), x_stride, m, packed, n, k, static_cast<const Real*>(bias),
-      static_cast<Real*>(y),       scale};
-  if (int8) {
-    arguments.value_sums = reinterpret_cast<const int32_t*>(static_cast<const char*>(packed) +
-                                                            block_bytes(isa, type_of(int8), n, k));
-  }
-  linear(isa, type_of(int8), arguments, gather);
+  const PackedLayout layout = layout_of(int8, n, k);
+  const LinearOf<Real> arguments{static_cast<const Real*>(x),
+                                 x_stride,
+                                 m,
+                                 packed,
+                                 n,
+                                 k,
+                                 static_cast<const Real*>(bias),
+                                 static_cast<Real*>(y),
+                                 scale,
+                                 layout.behind(packed)};
+  linear(layout.isa, layout.type, arguments, gather);
 }
 
 }  // namespace
@@ -39,15 +44,14 @@ extern "C" {
 
 bool packs_int8() { return has_kernel(select("amx"), ValueType::kInt8); }
 
-int64_t packed_size(bool int8, int64_t n, int64_t k) {
-  return packed_bytes(select("amx"), type_of(int8), n, k);
-}
+int64_t packed_size(bool int8, int64_t n, int64_t k) { return layout_of(int8, n, k).bytes(); }
 
 // The first row with a bad mask, or -1.
 int64_t pack_weight(bool int8, const void* values, const uint8_t* mask, const uint8_t* permutation,
                     int64_t block_size, int64_t n, int64_t k, void* packed) {
-  const PackArguments arguments{values, type_of(int8), mask, permutation, block_size, n, k};
-  return pack(select("amx"), arguments, packed).row;
+  const PackedLayout layout = layout_of(int8, n, k);
+  const PackArguments arguments{values, layout.type, mask, permutation, block_size, n, k};
+  return pack(choose_packing(layout.isa, arguments), arguments, packed).row;
 }
 
 void multiply_packed(bool int8, bool half, const void* x, int64_t x_stride, int64_t m,

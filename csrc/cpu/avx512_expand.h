@@ -1,0 +1,144 @@
+// From blocks to dense rows in AVX-512 registers, zeros where pruned.
+//
+// ExpandedRows<Tuning, Value>, constructed from the arguments and a row group of theirs, has
+//   expand(block, row, weights)  the 64 inputs of a row of a block of the group
+//   for_each_stray(body)         body(row, input, value) for values that the blocks lack
+//
+// Zen 4 waits for the old content of a destination even where an expansion zeroes it, which makes a
+// chain of 5 cycles of expansions to one register: the merging form into a register that is freshly
+// zero has none.
+//
+// Include after every other header, in files that are compiled for AVX-512 only.
+#pragma once
+
+#include "avx512.h"
+#include "kernels.h"
+
+namespace permllm::cpu {
+namespace {
+
+inline __m512i fresh_zero() {
+  __m512i zero = _mm512_setzero_si512();
+  __asm__("" : "+v"(zero));  // keeps the compiler from choosing the zeroing form
+  return zero;
+}
+
+inline __m512i expand_words(__mmask32 mask, const bf16* values) {
+  return _mm512_mask_expand_epi16(fresh_zero(), mask, _mm512_loadu_si512(values));
+}
+
+inline __m512i expand_bytes(__mmask64 mask, __m256i values) {
+  return _mm512_mask_expand_epi8(fresh_zero(), mask, _mm512_zextsi256_si512(values));
+}
+
+inline __m256i load_bytes(const void* bytes) {
+  return _mm256_load_si256(static_cast<const __m256i*>(bytes));
+}
+
+// A vector of 32 words, all of them zero but one.
+inline __m512i only_word(int64_t place, bf16 word) {
+  return _mm512_maskz_set1_epi16(uint32_t{1} << place, static_cast<short>(word));
+}
+
+template <class Tuning, class Value>
+class ExpandedRows;
+
+// Reads up to 64 bytes past a row's values: the allocation's tail allows it.
+template <class Tuning>
+class ExpandedRows<Tuning, bf16> {
+ public:
+  ExpandedRows(const LinearArguments&, int64_t) {}
+
+  static void expand(const Block<kRows>& block, int row, __m512i (&weights)[2]) {
+    if constexpr (Tuning::kMasksFromMemory) {
+      const auto* halves =
+          reinterpret_cast<const uint32_t __attribute__((may_alias))*>(block.mask + row);
+      __mmask32 low, high;
+      __asm__("kmovd %1, %0" : "=k"(low) : "m"(halves[0]));
+      __asm__("kmovd %1, %0" : "=k"(high) : "m"(halves[1]));
+      weights[0] = expand_words(low, block.values[row]);
+      weights[1] = expand_words(high, block.values[row] + __builtin_popcount(halves[0]));
+    } else {
+      // The compiler is kept from loading the mask in two halves, which takes longer where memory
+      // is waited for, and from moving its upper half to a mask register as 64 bits, which takes
+      // twice the cycles of 32.
+      uint64_t mask = block.mask[row];
+      __asm__("" : "+r"(mask));
+      const auto low = static_cast<uint32_t>(mask);
+      auto high = static_cast<uint32_t>(mask >> 32);
+      __asm__("" : "+r"(high));
+      weights[0] = expand_words(low, block.values[row]);
+      weights[1] = expand_words(high, block.values[row] + __builtin_popcount(low));
+    }
+  }
+
+  template <class Body>
+  static void for_each_stray(Body) {}
+};
+
+template <class Tuning>
+class ExpandedRows<Tuning, int8_t> {
+ public:
+  ExpandedRows(const LinearArguments&, int64_t) {}
+
+  static void expand(const Block<kRows, int8_t>& block, int row, __m512i (&weights)[1]) {
+    weights[0] = expand_bytes(block.mask[row], load_bytes(block.values[row]));
+  }
+
+  template <class Body>
+  static void for_each_stray(Body) {}
+};
+
+// Upper bytes are looked up, a table for each row, and both bytes expanded apart.
+template <class Tuning>
+class ExpandedRows<Tuning, bf12> {
+  static constexpr int kLineStrays = 64 / sizeof(Stray);
+
+ public:
+  ExpandedRows(const LinearArguments& a, int64_t group)
+      : begin_(a.behind.strays + a.behind.first_stray[group]),
+        end_(a.behind.strays + a.behind.first_stray[group + 1]) {
+    // Of the next row groups: nothing else brings them in time.
+    __builtin_prefetch(end_);
+    __builtin_prefetch(end_ + kLineStrays);
+    __builtin_prefetch(a.behind.first_stray + group + 2 * kLanes);
+    __builtin_prefetch(a.behind.largest + (group + 2) * kRows + 64);
+    // The entries of c = 0 and of its negative, and what the others have less than the largest.
+    constexpr __mmask32 kNotZero = 0xfefefefe;
+    const __m256i sign = _mm256_set1_epi64x(static_cast<int64_t>(0x80808080'80808080));
+    const __m256i less = _mm256_set1_epi64x(0x00010203'04050607);
+    const __m256i signs = _mm256_maskz_mov_epi8(0xff00ff00, sign);
+    for (int row = 0; row < kRows; ++row) {
+      const __m256i largest =
+          _mm256_set1_epi8(static_cast<char>(a.behind.largest[group * kRows + row]));
+      tables_[row] = _mm256_or_si256(_mm256_maskz_subs_epu8(kNotZero, largest, less), signs);
+    }
+  }
+
+  void expand(const Block<kRows, bf12>& block, int row, __m512i (&weights)[2]) const {
+    // Of an index, five bits count: tables repeat after four.
+    __m256i index = load_bytes(block.upper[row % (kRows / 2)]);
+    if (row >= kRows / 2) index = _mm256_srli_epi16(index, 4);
+    __mmask64 mask;
+    __asm__("kmovq %1, %0" : "=k"(mask) : "m"(block.mask[row]));
+    const __m512i lower = expand_bytes(mask, load_bytes(block.lower[row]));
+    const __m512i upper = expand_bytes(mask, _mm256_permutexvar_epi8(index, tables_[row]));
+    weights[0] = _mm512_unpacklo_epi8(lower, upper);
+    weights[1] = _mm512_unpackhi_epi8(lower, upper);
+  }
+
+  template <class Body>
+  void for_each_stray(Body body) const {
+    for (const Stray* stray = begin_; stray != end_; ++stray) {
+      body(stray->row, int64_t{stray->input}, stray->value);
+    }
+  }
+
+ private:
+  __m256i tables_[kRows];
+  const Stray* begin_;
+  const Stray* end_;
+};
+
+}  // namespace
+}  // namespace permllm::cpu

@@ -1,0 +1,56 @@
+// bfloat16 values in 12 bits each (layout.h): which of them fit, and as what.
+#pragma once
+
+#include <cstdint>
+
+#include "layout.h"
+
+namespace permllm::cpu {
+
+constexpr bf16 kSign = 0x8000;
+constexpr int kUpperBytes = 7;  // that a row tells apart, beside that of zero
+
+// The place in a block's mask of one of its 64 inputs, and the input of a place.
+constexpr int interleaved(int input) { return input % 32 / 8 * 16 + input / 32 * 8 + input % 8; }
+constexpr int uninterleaved(int place) { return place / 16 * 8 + place / 8 % 2 * 32 + place % 8; }
+
+static_assert(interleaved(9) == 17 && interleaved(41) == 25 && uninterleaved(25) == 41);
+
+// The values of a row, as far as they decide about its 12 bits.
+struct UpperByte {
+  uint8_t largest = 0;  // without signs
+  int64_t strays = 0;   // values that are not zero and too small beside it
+};
+
+// The smallest magnitude that a row has 12 bits for.
+constexpr bf16 smallest_magnitude(uint8_t largest) {
+  return static_cast<bf16>(largest < kUpperBytes ? 0 : (largest - kUpperBytes + 1) << 8);
+}
+
+constexpr bool is_stray(bf16 value, uint8_t largest) {
+  const bf16 magnitude = value & ~kSign;
+  return magnitude != 0 && magnitude < smallest_magnitude(largest);
+}
+
+inline UpperByte upper_byte(const bf16* values, int64_t count) {
+  bf16 most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const bf16 magnitude = values[i] & ~kSign;
+    most = most < magnitude ? magnitude : most;
+  }
+  UpperByte row{static_cast<uint8_t>(most >> 8)};
+  for (int64_t i = 0; i < count; ++i) row.strays += is_stray(values[i], row.largest) ? 1 : 0;
+  return row;
+}
+
+// The four bits that stand for the upper byte of a value that is no stray.
+constexpr uint8_t upper_code(bf16 value, uint8_t largest) {
+  const bf16 magnitude = value & ~kSign;
+  const int code = magnitude == 0 ? 0 : (magnitude >> 8) - largest + kUpperBytes;
+  return static_cast<uint8_t>((value & kSign) >> 12 | code);
+}
+
+static_assert(upper_code(0x3f80, 0x3f) == 7 && upper_code(0xbf80, 0x40) == 14 &&
+              upper_code(kSign, 0x3f) == 8 && is_stray(0x387f, 0x3f) && !is_stray(0x3980, 0x3f));
+
+}  // namespace permllm::cpu

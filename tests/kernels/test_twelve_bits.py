@@ -1,0 +1,163 @@
+"""bfloat16 values in 12 bits: which layers are stored so, and that none of their values changes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from benchmarks.shapes import Layer, random_layer
+from permllm_vllm import ops
+from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
+from permllm_vllm.checkpoint import packing, permutation
+from tests.kernels.test_cpu import run
+
+VALUE_TYPE, STRAYS = 5, 6
+"""Places in the metadata, as csrc/cpu/layout.h numbers them."""
+BFLOAT16, TWELVE_BITS = 0, 2
+POWERS = 13
+"""Powers of two that a row has at least, its largest included."""
+VALUES_OF_STRAY = 1024
+TOKENS = (1, 2, 3, 6, 7, 12, 16, 17, 48, 100)  # every kernel
+
+pytestmark = pytest.mark.skipif(
+    "zen5" not in instruction_sets(), reason="this CPU or build does not run zen5"
+)
+
+
+def layer_of(values: Tensor, *, permuted: bool = True) -> Layer:
+    """A 2:4 layer with these kept values, `[out, in / 2]`."""
+    n, k = values.shape[0], values.shape[1] * 2
+    drawn = random_layer(n, k, permuted=permuted)
+    weights = replace(drawn.weights, values=values)
+    dense = packing.unpack(values, weights.mask)
+    if weights.permutation is not None:
+        dense = permutation.unpermute_columns(dense, weights.permutation, weights.block_size)
+    return replace(drawn, weights=weights, dense=dense)
+
+
+def packed_as(layer: Layer) -> tuple[int, int]:
+    """The type of the packed values, and how many of them are strays."""
+    metadata = CpuBackend("zen5").pack(layer.weights).metadata
+    assert metadata is not None
+    return int(metadata[VALUE_TYPE]), int(metadata[STRAYS])
+
+
+def weights_read(layer: Layer, tokens: int) -> Tensor:
+    """`[in, out]`, by unit inputs, so many at a time."""
+    inputs = torch.eye(layer.dense.shape[1]).bfloat16()
+    return torch.cat([run(layer, "zen5", part) for part in inputs.split(tokens)])
+
+
+def row_of(*powers: int) -> Tensor:
+    """Values 1.5 * 2**power, of alternating sign, repeated to 64."""
+    signs = torch.tensor([1.0, -1.0]).repeat(32)
+    magnitudes = 1.5 * torch.tensor(powers, dtype=torch.float32).exp2()
+    return (signs * magnitudes.repeat(64)[:64]).bfloat16()
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_strays_are_multiplied_by_every_kernel(tokens: int) -> None:
+    """One value of a row in 512 is far below the others; one row of a group has none."""
+    values = torch.ones(21, 1024, dtype=torch.bfloat16)
+    for row in range(0, 21, 2):
+        values[row, (137 * row + 5) % 1024] = -(2.0 ** (-20 - row))
+    layer = layer_of(values)
+    assert packed_as(layer) == (TWELVE_BITS, 11)
+    assert torch.equal(weights_read(layer, tokens), layer.dense.t())
+
+
+def test_a_row_has_its_own_powers() -> None:
+    """Rows of one group whose values are 2**60 apart have no strays."""
+    values = torch.stack([row_of(*range(-7 * row, POWERS - 7 * row)) for row in range(9)])
+    layer = layer_of(values)
+    assert packed_as(layer) == (TWELVE_BITS, 0)
+    assert torch.equal(weights_read(layer, 1), layer.dense.t())
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+def test_powers_of_a_row(largest: int) -> None:
+    """One more where the largest value has the upper power of its pair: the bias is odd."""
+    fits = POWERS + (largest + 1) % 2
+    lowest = largest - fits + 1
+    values = torch.full((16, 512), 2.0**largest, dtype=torch.bfloat16)
+    values[3, 7] = 2.0**lowest
+    assert packed_as(layer_of(values)) == (TWELVE_BITS, 0)
+    values[3, 7] = 2.0**lowest * (1 - 2**-8)
+    assert packed_as(layer_of(values)) == (TWELVE_BITS, 1)
+
+
+def test_too_many_strays_are_stored_in_sixteen_bits() -> None:
+    values = torch.ones(32, 1024, dtype=torch.bfloat16)
+    most = values.numel() // VALUES_OF_STRAY
+    values[:most, 3] = 2.0**-30
+    assert packed_as(layer_of(values)) == (TWELVE_BITS, most)
+    values[most - 1, 4] = 2.0**-30
+    layer = layer_of(values)
+    assert packed_as(layer) == (BFLOAT16, 0)
+    for tokens in TOKENS:
+        assert torch.equal(weights_read(layer, tokens), layer.dense.t())
+
+
+def test_zeros_of_either_sign_and_rows_of_zeros() -> None:
+    values = row_of(0, -3).repeat(17, 1)
+    values[:, ::5] = 0.0
+    values[:, 1::5] = -0.0
+    values[4] = -0.0
+    layer = layer_of(values)
+    assert packed_as(layer) == (TWELVE_BITS, 0)
+    for tokens in (1, 7, 48):
+        assert torch.equal(weights_read(layer, tokens), layer.dense.t())
+
+
+@pytest.mark.parametrize("odd", [float("inf"), float("-inf"), float("nan")])
+def test_values_that_are_not_finite(odd: float) -> None:
+    """All others of the row are strays beside them: the layer has 16 bits, and the same result."""
+    layer = random_layer(24, 512)
+    values = layer.weights.values.clone()
+    values[5, 9] = odd
+    changed = replace(layer, weights=replace(layer.weights, values=values))
+    assert packed_as(changed) == (BFLOAT16, 0)
+    x = torch.ones(3, 512).bfloat16()
+    y, expected = run(changed, "zen5", x), run(layer, "zen5", x)
+    assert torch.equal(y[:, 5], torch.full((3,), odd).bfloat16()) or y[:, 5].isnan().all()
+    assert torch.equal(
+        torch.cat([y[:, :5], y[:, 6:]], 1), torch.cat([expected[:, :5], expected[:, 6:]], 1)
+    )
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+@pytest.mark.parametrize("k", [8, 72, 136, 1088])
+def test_inputs_that_fill_no_block(k: int, pattern: str) -> None:
+    layer = random_layer(13, k, pattern, permuted=False)
+    for tokens in (1, 6, 7, 48):
+        assert torch.equal(weights_read(layer, tokens), layer.dense.t())
+
+
+@given(
+    spread=st.integers(0, 40),
+    rows=st.integers(1, 20),
+    seed=st.integers(0, 2**32 - 1),
+    tokens=st.sampled_from(TOKENS),
+)
+def test_no_value_changes(spread: int, rows: int, seed: int, tokens: int) -> None:
+    """Whatever powers the values have, stored in 12 bits or in 16."""
+    generator = torch.Generator().manual_seed(seed)
+    powers = torch.rand(rows, 96, generator=generator) * spread - 20
+    values = (powers.exp2() * torch.randn(rows, 96, generator=generator)).bfloat16()
+    layer = layer_of(values)
+    assert torch.equal(weights_read(layer, tokens), layer.dense.t())
+
+
+def test_metadata_that_claim_other_strays_are_refused() -> None:
+    layer = random_layer(512, 512)
+    packed = CpuBackend("zen5").pack(layer.weights)
+    assert packed.metadata is not None
+    x = torch.ones(1, 512).bfloat16()
+    for strays, message in ((-1, "corrupted"), (int(packed.metadata[STRAYS]) + 64, "truncated")):
+        metadata = packed.metadata.clone()
+        metadata[STRAYS] = strays
+        with pytest.raises(RuntimeError, match=message):
+            ops.sparse_linear(x, packed.packed, metadata, None, None, None, 512, "2:4")
