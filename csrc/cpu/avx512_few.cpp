@@ -15,7 +15,9 @@ struct Bfloat16Products {
   static constexpr int kOneTokenFetch = Tuning::kOneTokenFetch;
 
   static constexpr int rows_per_pass(int tokens) {
-    return kRows * tokens <= Tuning::kSums ? kRows : kRows / 2;
+    return kRows * tokens <= Tuning::kSums       ? kRows
+           : kRows / 2 * tokens <= Tuning::kSums ? kRows / 2
+                                                 : kRows / 4;
   }
 
   static void multiply(__m512i (&sums)[1], const __m512i (&weights)[2], int half, __m512i x) {

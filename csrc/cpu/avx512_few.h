@@ -90,7 +90,7 @@ class FewTokens {
   static constexpr int kSums = Products::kSums;
   static constexpr int kPass = Products::rows_per_pass(Tokens);  // further rows: from the cache
   static constexpr int kStepVectors = kInputs * Tokens;          // of x per block
-  static constexpr int kTogether = Tuning::kFewRows;
+  static constexpr int kTogether = kPass < Tuning::kFewRows ? kPass : Tuning::kFewRows;
 
   // The sums of one row group, 16 partial ones each.
   struct Sums {
@@ -130,7 +130,9 @@ class FewTokens {
   void run(int64_t begin, int64_t end) const {
     constexpr int64_t kStepBytes = sizeof(BlockOf8) + kStepVectors * sizeof(__m512i);
     // Where there are several passes, they find what they read in L1.
-    const int64_t chunk = kPass == kRows ? blocks_ : Tuning::kFewChunkBytes / kStepBytes;
+    constexpr int64_t kChunkBytes =
+        kPass == kRows / 4 ? Tuning::kFewShortChunkBytes : Tuning::kFewChunkBytes;
+    const int64_t chunk = kPass == kRows ? blocks_ : kChunkBytes / kStepBytes;
     const auto* packed = static_cast<const BlockOf8*>(arguments_.packed);
     for (int64_t group = begin; group < end; ++group) {
       Sums sums;

@@ -98,7 +98,7 @@ template <class Tuning>
 void avx512_int8_few_tokens(const LinearArguments& a, Worker& worker) {
   a.m <= Tuning::kSplitTokens
       ? multiply_few_tokens<Int8Products<Tuning, 2>, Tuning::kSplitTokens>(a, worker)
-      : multiply_few_tokens<Int8Products<Tuning, 1>, Tuning::kFewTokens>(a, worker);
+      : multiply_few_tokens<Int8Products<Tuning, 1>, Tuning::kFewTokensInt8>(a, worker);
 }
 
 template void avx512_int8_several_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);

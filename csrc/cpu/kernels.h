@@ -87,7 +87,7 @@ void avx512_dense(const LinearArguments&, Worker&);  // as dense.h says
 
 // As those of bfloat16: W8A16 for m <= kSplitTokens, and W8A8.
 template <class Tuning>
-void avx512_int8_few_tokens(const LinearArguments&, Worker&);  // m <= kFewTokens
+void avx512_int8_few_tokens(const LinearArguments&, Worker&);  // m <= kFewTokensInt8
 template <class Tuning>
 void avx512_int8_several_tokens(const LinearArguments&, Worker&);
 template <class Tuning>

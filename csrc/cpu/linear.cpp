@@ -11,11 +11,11 @@ namespace {
 using Run = void (*)(const LinearArguments&, Worker&);
 
 #if defined(PERMLLM_AVX512)
-template <class Tuning, Run Few, Run Several, Run Many>
+template <class Tuning, int64_t FewTokens, Run Few, Run Several, Run Many>
 void by_tokens(const LinearArguments& a, Worker& worker) {
   constexpr int64_t kVector = Tuning::kSeveralTokens;
   const auto up_to_16 = [&](const LinearArguments& part) {
-    part.m <= Tuning::kFewTokens ? Few(part, worker) : Several(part, worker);
+    part.m <= FewTokens ? Few(part, worker) : Several(part, worker);
   };
   if (a.m <= kVector) return up_to_16(a);
   const int64_t rest = a.m % kVector;
@@ -26,14 +26,14 @@ void by_tokens(const LinearArguments& a, Worker& worker) {
 
 template <class Tuning, class Value>
 void avx512(const LinearArguments& a, Worker& worker) {
-  by_tokens<Tuning, avx512_few_tokens<Tuning, Value>, avx512_several_tokens<Tuning, Value>,
-            avx512_many_tokens<Tuning, Value>>(a, worker);
+  by_tokens<Tuning, Tuning::kFewTokens, avx512_few_tokens<Tuning, Value>,
+            avx512_several_tokens<Tuning, Value>, avx512_many_tokens<Tuning, Value>>(a, worker);
 }
 
 template <class Tuning>
 void avx512_int8(const LinearArguments& a, Worker& worker) {
-  by_tokens<Tuning, avx512_int8_few_tokens<Tuning>, avx512_int8_several_tokens<Tuning>,
-            avx512_int8_many_tokens<Tuning>>(a, worker);
+  by_tokens<Tuning, Tuning::kFewTokensInt8, avx512_int8_few_tokens<Tuning>,
+            avx512_int8_several_tokens<Tuning>, avx512_int8_many_tokens<Tuning>>(a, worker);
 }
 #endif
 

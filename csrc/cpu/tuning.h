@@ -62,6 +62,7 @@ struct AmxTuning : CommonTuning {
 // Zen 4: 1 MiB of L2 per core, 26-30 GB/s of stream for one core.
 struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int kFewTokens = 6;        // beyond, a row is better expanded to the L1 cache
+  static constexpr int kFewTokensInt8 = 6;    // the same of int8 values
   static constexpr int kSeveralTokens = 16;   // as many as a vector of the kernel for many has
   static constexpr int64_t kRestTokens = 12;  // beyond whole vectors: take less time apart, the
                                               // weight read again, than as a vector of 16
@@ -81,6 +82,7 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int kFewAhead = 13824;         // bytes, where one pass takes all rows
   static constexpr int kFewAheadPasses = 18432;   // and where several passes take some rows each
   static constexpr int64_t kFewChunkBytes = 20 << 10;  // of x and blocks, that these share in L1
+  static constexpr int64_t kFewShortChunkBytes = 20 << 10;  // where they take two rows each
   static constexpr int kFewRows = 1;  // that are expanded before a vector of x meets them all
 
   // Several tokens.
@@ -117,7 +119,7 @@ struct Avx512Bf16Tuning : Zen4Tuning {
 // Its hardware fetches no blocks ahead: one token without prefetches reads 12 GB/s. Moves from
 // general to mask registers compete with expansions.
 struct Zen5Tuning : Avx512Bf16Tuning {
-  static constexpr int kFewTokens = 6;
+  static constexpr int kFewTokens = 10;
   static constexpr bool kTwelveBits = true;
   static constexpr bool kMasksFromMemory = true;
 
@@ -126,7 +128,8 @@ struct Zen5Tuning : Avx512Bf16Tuning {
   static constexpr int kOneTokenAhead = 8960;
   static constexpr int kFewAhead = 11520;
   static constexpr int kFewAheadPasses = 13824;
-  static constexpr int64_t kFewChunkBytes = 6 << 10;
+  static constexpr int64_t kFewChunkBytes = 12 << 10;
+  static constexpr int64_t kFewShortChunkBytes = 6 << 10;
   static constexpr int kFewRows = 4;
   static constexpr int kSeveralHint = kIntoL1;
 
@@ -156,7 +159,7 @@ struct Avx512Tuning : Float32Tuning {
 };
 
 struct Avx2Tuning : Float32Tuning {
-  static constexpr int kFewTokens = 6;
+  static constexpr int kFewTokens = 12;
   static constexpr int kSums = 12;
 };
 

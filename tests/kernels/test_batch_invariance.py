@@ -22,13 +22,13 @@ KERNELS = {
 AVX512 = {
     "avx512_bf16": {"few": 6, "several": 16},
     "avx512_bf16 int8": {"split": 2, "few": 6, "several": 16},
-    "zen5": {"few": 6, "several": 16},
+    "zen5": {"few": 10, "several": 16},
     "zen5 int8": {"split": 2, "few": 6, "several": 16},
 }
 GATHERED = 256  # tokens at a time, where packing does not undo the permutation
 PARTS = "parts, "
 # A number of tokens for which each kernel is chosen.
-ALONE = {"split": 1, "few": 3, "several": 7, "two tiles": 17, "many": 48}
+ALONE = {"split": 1, "few": 3, "several": 11, "two tiles": 17, "many": 48}
 # What adds the same numbers in the same order with bfloat16 values.
 SAME_ORDER = ({"two tiles", "many"},)
 TOKENS = (*range(1, 34), 38, 39, 44, 45, 48, 64, 257, 258)
