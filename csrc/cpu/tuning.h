@@ -159,7 +159,7 @@ struct Avx512Tuning : Float32Tuning {
 };
 
 struct Avx2Tuning : Float32Tuning {
-  static constexpr int kFewTokens = 12;
+  static constexpr int kFewTokens = 6;
   static constexpr int kSums = 12;
 };
 
