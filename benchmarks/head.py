@@ -4,11 +4,11 @@
     python -m benchmarks.head --dtype float16 --json float16.json
     python -m benchmarks.head --shapes 32000x2048 --tokens 1 8 --quick    # something small
 
-Shapes are vocabulary x inputs, by default those of four models. Tokens are those that the kernel
-takes: more are multiplied by vLLM's path with the plugin too. Our weights lie in huge pages as the
-plugin creates them, the peers' as theirs come; contestants are called in turn, over copies of the
-weight that no cache holds. One thread is timed in thread-CPU time, more of them in wall time;
-numbers are medians.
+Shapes are vocabulary x inputs, by default those of four models. Tokens are those that our kernels
+take: more are multiplied by vLLM's path with the plugin too. Our weights lie in huge pages as the
+plugin creates them, in 12 bits a value where kernels read that, and the peers' as theirs come;
+contestants are called in turn, over copies of the weight that no cache holds. One thread is timed
+in thread-CPU time, more of them in wall time; numbers are medians.
 
 The result is written after each number of tokens; one that it holds is not measured again.
 """
@@ -36,6 +36,7 @@ from benchmarks.cpu.products import activations
 from benchmarks.records.rows import Rows
 from benchmarks.shapes import HEADS, parse_shape
 from permllm_vllm import ops
+from permllm_vllm.backends import PackedWeights
 from permllm_vllm.backends.cpu import CpuBackend
 
 TOKENS = (1, 2, 3, 4, 5, 8, 16, 32, 64)
@@ -75,7 +76,7 @@ class Row:
 
 
 def most_tokens(inputs: int, dtype: str) -> int:
-    """Tokens of so many inputs that the kernel takes; ends the program where there is none."""
+    """Tokens of so many inputs that the kernels take; ends the program where there is none."""
     if ops.missing_reason:
         sys.exit(f"benchmarks.head: the compiled kernels are missing: {ops.missing_reason}")
     most = int(torch.ops.permllm.cpu_head_tokens(inputs, dtype == "float16"))
@@ -85,14 +86,24 @@ def most_tokens(inputs: int, dtype: str) -> int:
             f"{dtype}, so vLLM's own path serves and there is nothing to compare: measure on a CPU "
             "with AVX-512 BF16 (float16: without AMX), without PERMLLM_CPU_ISA"
         )
-    return most
+    packed = in_twelve_bits(random_head(64, inputs, getattr(torch, dtype)))
+    return most if packed is None else max(most, *TOKENS)
 
 
 def head_linear(dense: Tensor) -> Call:
-    """Our kernel on one copy of the weight, in huge pages."""
+    """Our kernel on one copy of the weight, as the plugin keeps it."""
+    packed = in_twelve_bits(dense)
+    if packed is not None:
+        n, blob, metadata = len(dense), packed.packed, packed.metadata
+        return lambda x: ops.sparse_linear(x, blob, metadata, None, None, None, n, "dense")
     memory = torch.ops.permllm.cpu_huge_bytes(dense.nbytes)
     weight = memory.view(dense.dtype).view(dense.shape).copy_(dense)
     return lambda x: torch.ops.permllm.head_linear(x, weight)
+
+
+def in_twelve_bits(dense: Tensor) -> PackedWeights | None:
+    """The weight packed in 12 bits a value, None where the plugin would not do that."""
+    return CpuBackend().pack_dense(dense) if dense.dtype == torch.bfloat16 else None
 
 
 def random_head(n: int, k: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -114,6 +125,9 @@ def measure(
         WrongProduct: a contestant multiplies by something else.
     """
     (n, k), dense = shape, random_head(*shape, dtype)
+    packed = in_twelve_bits(dense)
+    weight_bytes = dense.nbytes if packed is None else packed.packed.nbytes
+    del packed
     peers = peer_makers(int8=False)
     contestants = dense_contestants({**peers, OURS: head_linear}, dense)
     for m in tokens:
@@ -131,7 +145,7 @@ def measure(
                 peer_us=round(times[peer], 1),
                 ours_us=round(ours, 1),
                 ratio=round(times[peer] / ours, 3),
-                gigabytes_per_second=round(dense.nbytes / ours / 1e3, 1),
+                gigabytes_per_second=round(weight_bytes / ours / 1e3, 1),
                 relative_error=float(f"{error:.2e}"),
                 load_average=round(os.getloadavg()[1], 1),
             )

@@ -85,17 +85,7 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
                   bad.input, "..", bad.input + 7,
                   ", not half of them: the checkpoint is corrupted.");
 
-  const std::array<int64_t, 1> header_size{cpu::header::kSize};
-  Tensor metadata = torch::stable::empty(header_size, ScalarType::Long);
-  auto* header = static_cast<int64_t*>(metadata.mutable_data_ptr());
-  header[cpu::header::kLayout] = cpu::kLayoutVersion;
-  header[cpu::header::kIsa] = static_cast<int64_t>(isa);
-  header[cpu::header::kRows] = cpu::rows(isa);
-  header[cpu::header::kOutputs] = n;
-  header[cpu::header::kInputs] = k;
-  header[cpu::header::kValues] = static_cast<int64_t>(packing.layout.type);
-  header[cpu::header::kStrays] = packing.layout.strays;
-  return {packed, metadata};
+  return {packed, metadata_of(packing.layout)};
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -121,10 +111,10 @@ PackedWeight check_packed(const Tensor& packed, const OptionalTensor& metadata,
                   ", this CPU or build runs only: ", cpu::supported_names(),
                   ". Pack again from the checkpoint.");
   STD_TORCH_CHECK(type == cpu::ValueType::kBfloat16 || type == cpu::ValueType::kInt8 ||
-                      type == cpu::ValueType::kBfloat12,
+                      cpu::in_twelve_bits(type),
                   "metadata is corrupted: value type ", header[cpu::header::kValues],
-                  " is neither bfloat16 (0), int8 (1) nor bfloat16 in 12 bits (2). Pack again from "
-                  "the checkpoint.");
+                  " is neither bfloat16 (0), int8 (1) nor bfloat16 in 12 bits (2, dense 3). Pack "
+                  "again from the checkpoint.");
   STD_TORCH_CHECK(cpu::has_kernel(isa, type), "packed was written for a kernel of instruction set ",
                   cpu::name(isa), " that this build lacks. Pack again from the checkpoint.");
   STD_TORCH_CHECK(header[cpu::header::kRows] == cpu::rows(isa) && weight.n > 0 && weight.k > 0 &&

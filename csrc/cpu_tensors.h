@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 
+#include "cpu/pack.h"
 #include "cpu/weight_memory.h"
 #include "tensors.h"
 
@@ -34,6 +35,21 @@ inline Tensor huge_bytes(int64_t bytes) {
                                   torch::stable::Device(torch::headeronly::DeviceType::CPU),
                                   ScalarType::Byte,
                                   [bytes](void* memory) { cpu::release_weight(memory, bytes); });
+}
+
+// The header of a packed weight (layout.h).
+inline Tensor metadata_of(const cpu::PackedLayout& layout) {
+  const std::array<int64_t, 1> size{cpu::header::kSize};
+  Tensor metadata = torch::stable::empty(size, ScalarType::Long);
+  auto* header = static_cast<int64_t*>(metadata.mutable_data_ptr());
+  header[cpu::header::kLayout] = cpu::kLayoutVersion;
+  header[cpu::header::kIsa] = static_cast<int64_t>(layout.isa);
+  header[cpu::header::kRows] = cpu::rows(layout.isa);
+  header[cpu::header::kOutputs] = layout.n;
+  header[cpu::header::kInputs] = layout.k;
+  header[cpu::header::kValues] = static_cast<int64_t>(layout.type);
+  header[cpu::header::kStrays] = layout.strays;
+  return metadata;
 }
 
 // What x @ W^T goes to: as x, but n to a row. By the C function, because torch::stable::empty boxes

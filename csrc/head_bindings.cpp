@@ -1,6 +1,9 @@
 // The operators of the output head, which stays dense.
 #include <torch/csrc/stable/library.h>
 
+#include <string>
+#include <tuple>
+
 #include "cpu/dense.h"
 #include "cpu_tensors.h"
 
@@ -40,6 +43,26 @@ Tensor head_linear(Tensor x, Tensor weight) {
   return y;
 }
 
+// Packs a dense weight in 12 bits for the instruction set `isa` ("": the one that serves here).
+// Returns what cpu_pack does, or no bytes where no kernel reads that, or too many values have no
+// place in it.
+std::tuple<Tensor, Tensor> cpu_pack_dense(Tensor weight, std::string isa_name) {
+  check_dtype(weight, ScalarType::BFloat16, "weight", "bfloat16 [out, in]");
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.numel() > 0 && weight.size(1) % 8 == 0,
+                  "weight of shape ", shape(weight),
+                  " must be [out, in], neither of them 0 and in a multiple of 8.");
+  const Tensor rows = in_one_piece(weight);
+  const auto* values = data<cpu::bf16>(rows);
+  const cpu::Packing packing =
+      cpu::choose_dense_packing(cpu::select(isa_name), values, weight.size(0), weight.size(1));
+  const bool dense = packing.layout.type == cpu::ValueType::kDense12;
+  const std::array<int64_t, 1> none{0};
+  Tensor packed =
+      dense ? huge_bytes(packing.layout.bytes()) : torch::stable::empty(none, ScalarType::Byte);
+  if (dense) cpu::pack_dense(packing, values, packed.mutable_data_ptr());
+  return {packed, metadata_of(packing.layout)};
+}
+
 // How many tokens of so many inputs head_linear multiplies itself at most, 0 where it has no
 // kernel: of bfloat16, or with `half` of float16.
 int64_t cpu_head_tokens(int64_t inputs, bool half) { return cpu::dense_tokens(inputs, half); }
@@ -57,10 +80,12 @@ Tensor cpu_huge_bytes(int64_t bytes) {
 STABLE_TORCH_LIBRARY_FRAGMENT(permllm, m) {
   m.def("cpu_head_tokens(int inputs, bool half=False) -> int");
   m.def("cpu_huge_bytes(int bytes) -> Tensor");
+  m.def("cpu_pack_dense(Tensor weight, str isa) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(permllm, CPU, m) {
   m.impl("head_linear", TORCH_BOX(&permllm::head_linear));
+  m.impl("cpu_pack_dense", TORCH_BOX(&permllm::cpu_pack_dense));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(permllm, CompositeExplicitAutograd, m) {

@@ -117,14 +117,14 @@ def sparse_linear(
     out_features: int,
     pattern: str,
 ) -> Tensor:
-    """Multiplies activations with a packed N:M sparse weight.
+    """Multiplies activations with a packed N:M sparse weight, or a dense one in 12 bits.
 
     Args:
         x: activations `[..., in]`, in the original input order, any strides.
         packed, metadata, permutation, scale: the fields of a backend's `PackedWeights`.
         bias: `[out]` in the dtype of `x`, or None.
         out_features: rows of the weight.
-        pattern: "2:4" or "4:8".
+        pattern: "2:4" or "4:8"; of a dense weight any.
 
     Returns:
         `x @ W.T + bias`, `[..., out]` in the dtype of `x`.

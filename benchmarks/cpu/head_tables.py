@@ -11,7 +11,7 @@ LINES: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
     ("x vLLM's", "vllm", lambda row: f"{row['ratio']:.2f}"),
     ("x PyTorch's", "torch", lambda row: f"{row['ratio']:.2f}"),
     ("GB/s", "torch", lambda row: f"{row['gigabytes_per_second']:.1f}"),
-    ("GB/s, vLLM's", "vllm", lambda row: f"{row['gigabytes_per_second'] / row['ratio']:.1f}"),
+    ("GB/s, vLLM's", "vllm", lambda row: f"{2 * row['n'] * row['k'] / row['peer_us'] / 1e3:.1f}"),
 )
 """Label of a line, the peer whose rows it shows, and what it shows of each."""
 

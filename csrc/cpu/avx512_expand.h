@@ -89,13 +89,12 @@ class ExpandedRows<Tuning, int8_t> {
   static void for_each_stray(Body) {}
 };
 
-// Upper bytes are looked up, a table for each row, and both bytes expanded apart.
-template <class Tuning>
-class ExpandedRows<Tuning, bf12> {
+// What the upper bytes of 12 bits are looked up in, a table for each row; and the strays.
+class UpperTables {
   static constexpr int kLineStrays = 64 / sizeof(Stray);
 
  public:
-  ExpandedRows(const LinearArguments& a, int64_t group)
+  UpperTables(const LinearArguments& a, int64_t group)
       : begin_(a.behind.strays + a.behind.first_stray[group]),
         end_(a.behind.strays + a.behind.first_stray[group + 1]) {
     // Of the next row groups: nothing else brings them in time.
@@ -104,27 +103,14 @@ class ExpandedRows<Tuning, bf12> {
     __builtin_prefetch(a.behind.first_stray + group + 2 * kLanes);
     __builtin_prefetch(a.behind.largest + (group + 2) * kRows + 64);
     // The entries of c = 0 and of its negative, and what the others have less than the largest.
-    constexpr __mmask32 kNotZero = 0xfefefefe;
-    const __m256i sign = _mm256_set1_epi64x(static_cast<int64_t>(0x80808080'80808080));
-    const __m256i less = _mm256_set1_epi64x(0x00010203'04050607);
-    const __m256i signs = _mm256_maskz_mov_epi8(0xff00ff00, sign);
+    constexpr __mmask64 kNotZero = 0xfefefefe'fefefefe, kNegative = 0xff00ff00'ff00ff00;
+    const __m512i less = _mm512_set1_epi64(0x00010203'04050607);
+    const __m512i signs = _mm512_maskz_set1_epi8(kNegative, static_cast<char>(0x80));
     for (int row = 0; row < kRows; ++row) {
-      const __m256i largest =
-          _mm256_set1_epi8(static_cast<char>(a.behind.largest[group * kRows + row]));
-      tables_[row] = _mm256_or_si256(_mm256_maskz_subs_epu8(kNotZero, largest, less), signs);
+      const __m512i largest =
+          _mm512_set1_epi8(static_cast<char>(a.behind.largest[group * kRows + row]));
+      tables_[row] = _mm512_or_si512(_mm512_maskz_subs_epu8(kNotZero, largest, less), signs);
     }
-  }
-
-  void expand(const Block<kRows, bf12>& block, int row, __m512i (&weights)[2]) const {
-    // Of an index, five bits count: tables repeat after four.
-    __m256i index = load_bytes(block.upper[row % (kRows / 2)]);
-    if (row >= kRows / 2) index = _mm256_srli_epi16(index, 4);
-    __mmask64 mask;
-    __asm__("kmovq %1, %0" : "=k"(mask) : "m"(block.mask[row]));
-    const __m512i lower = expand_bytes(mask, load_bytes(block.lower[row]));
-    const __m512i upper = expand_bytes(mask, _mm256_permutexvar_epi8(index, tables_[row]));
-    weights[0] = _mm512_unpacklo_epi8(lower, upper);
-    weights[1] = _mm512_unpackhi_epi8(lower, upper);
   }
 
   template <class Body>
@@ -134,10 +120,47 @@ class ExpandedRows<Tuning, bf12> {
     }
   }
 
+ protected:
+  // Of an index, the lower four bits count: tables repeat.
+  __m512i tables_[kRows];
+
  private:
-  __m256i tables_[kRows];
   const Stray* begin_;
   const Stray* end_;
+};
+
+// Both bytes are expanded apart.
+template <class Tuning>
+class ExpandedRows<Tuning, bf12> : public UpperTables {
+ public:
+  using UpperTables::UpperTables;
+
+  void expand(const Block<kRows, bf12>& block, int row, __m512i (&weights)[2]) const {
+    __m256i index = load_bytes(block.upper[row % (kRows / 2)]);
+    if (row >= kRows / 2) index = _mm256_srli_epi16(index, 4);
+    __mmask64 mask;
+    __asm__("kmovq %1, %0" : "=k"(mask) : "m"(block.mask[row]));
+    const __m256i table = _mm512_castsi512_si256(tables_[row]);
+    const __m512i lower = expand_bytes(mask, load_bytes(block.lower[row]));
+    const __m512i upper = expand_bytes(mask, _mm256_permutexvar_epi8(index, table));
+    weights[0] = _mm512_unpacklo_epi8(lower, upper);
+    weights[1] = _mm512_unpackhi_epi8(lower, upper);
+  }
+};
+
+template <class Tuning>
+class ExpandedRows<Tuning, dense12> : public UpperTables {
+ public:
+  using UpperTables::UpperTables;
+
+  void expand(const Block<kRows, dense12>& block, int row, __m512i (&weights)[2]) const {
+    __m512i index = _mm512_load_si512(block.upper[row % (kRows / 2)]);
+    if (row >= kRows / 2) index = _mm512_srli_epi16(index, 4);
+    const __m512i lower = _mm512_load_si512(block.lower[row]);
+    const __m512i upper = _mm512_permutexvar_epi8(index, tables_[row]);
+    weights[0] = _mm512_unpacklo_epi8(lower, upper);
+    weights[1] = _mm512_unpackhi_epi8(lower, upper);
+  }
 };
 
 }  // namespace

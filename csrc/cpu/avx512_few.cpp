@@ -72,9 +72,11 @@ void avx512_few_tokens(const LinearArguments& a, Worker& worker) {
 template void avx512_several_tokens<Avx512Bf16Tuning, bf16>(const LinearArguments&, Worker&);
 template void avx512_several_tokens<Zen5Tuning, bf16>(const LinearArguments&, Worker&);
 template void avx512_several_tokens<Zen5Tuning, bf12>(const LinearArguments&, Worker&);
+template void avx512_several_tokens<Zen5Tuning, dense12>(const LinearArguments&, Worker&);
 
 template void avx512_few_tokens<Avx512Bf16Tuning, bf16>(const LinearArguments&, Worker&);
 template void avx512_few_tokens<Zen5Tuning, bf16>(const LinearArguments&, Worker&);
 template void avx512_few_tokens<Zen5Tuning, bf12>(const LinearArguments&, Worker&);
+template void avx512_few_tokens<Zen5Tuning, dense12>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

@@ -75,7 +75,7 @@ void amx_int8_few_tokens(const LinearArguments&, Worker&);  // m <= AmxTuning::k
 void amx_int8_several_tokens(const LinearArguments&, Worker&);  // m <= kFewTokens, W8A8
 void amx_int8_many_tokens(const LinearArguments&, Worker&);     // any m, W8A8
 
-// With the constants of Avx512Bf16Tuning or Zen5Tuning; `Value` is bf16 or bf12.
+// With the constants of Avx512Bf16Tuning or Zen5Tuning; `Value` is bf16, bf12 or dense12.
 template <class Tuning, class Value>
 void avx512_few_tokens(const LinearArguments&, Worker&);  // m <= kFewTokens
 template <class Tuning, class Value>

@@ -29,6 +29,11 @@
 //   int32 first stray        of every row group, and one more that is their number
 //   Stray                    the list, by row group
 //
+// The rows of the output head, which are dense, are stored in 12 bits too (dense12): blocks of
+//   Rows x 64 lower bytes    in the order of the masks above
+//   Rows / 2 x 64 bytes      what the upper bytes are
+// and behind them the same. Padding is zeros.
+//
 // This header is included by files that are compiled for one instruction set: its functions are
 // static, so that no copy of theirs can be linked into a file that is compiled for another.
 #pragma once
@@ -44,8 +49,9 @@ struct fp16 {
   uint16_t bits;
 };
 
-// A bfloat16 in 12 bits, as a type of values.
+// bfloat16 in 12 bits, as types of values: of N:M sparse rows, and of dense ones.
 struct bf12 {};
+struct dense12 {};
 
 constexpr int kBlockInputs = 64;
 constexpr int kBlockValues = 32;
@@ -61,6 +67,12 @@ struct alignas(64) Block<Rows, bf12> {
   uint64_t mask[Rows];
   uint8_t lower[Rows][kBlockValues];
   uint8_t upper[Rows / 2][kBlockValues];
+};
+
+template <int Rows>
+struct alignas(64) Block<Rows, dense12> {
+  uint8_t lower[Rows][kBlockInputs];
+  uint8_t upper[Rows / 2][kBlockInputs];
 };
 
 // A bfloat16 value that its row has no 12 bits for.
@@ -80,7 +92,11 @@ constexpr int kPortableRows = 8;
 constexpr int kAmxGroups = 2;
 
 // What the values are. The numbers are part of the metadata.
-enum class ValueType : int64_t { kBfloat16 = 0, kInt8 = 1, kBfloat12 = 2 };
+enum class ValueType : int64_t { kBfloat16 = 0, kInt8 = 1, kBfloat12 = 2, kDense12 = 3 };
+
+constexpr bool in_twelve_bits(ValueType type) {
+  return type == ValueType::kBfloat12 || type == ValueType::kDense12;
+}
 
 // Sums of products of int8 values with 8 bits of x fit an int32 up to this many inputs.
 constexpr int64_t kInt8Inputs = int64_t{1} << 17;

@@ -24,9 +24,9 @@ void by_tokens(const LinearArguments& a, Worker& worker) {
   if (whole < a.m) up_to_16(part_of(a, whole, a.m - whole));
 }
 
-template <class Tuning, class Value>
+template <class Tuning, class Value, int64_t FewTokens = Tuning::kFewTokens>
 void avx512(const LinearArguments& a, Worker& worker) {
-  by_tokens<Tuning, Tuning::kFewTokens, avx512_few_tokens<Tuning, Value>,
+  by_tokens<Tuning, FewTokens, avx512_few_tokens<Tuning, Value>,
             avx512_several_tokens<Tuning, Value>, avx512_many_tokens<Tuning, Value>>(a, worker);
 }
 
@@ -108,6 +108,11 @@ KernelOf<bf16> avx512_kernel(ValueType type, bool half) {
       return of_words<Tuning, avx512<Tuning, bf16>>(half);
     case ValueType::kBfloat12:
       if constexpr (Tuning::kTwelveBits) return of_words<Tuning, avx512<Tuning, bf12>>(half);
+      break;
+    case ValueType::kDense12:
+      if constexpr (Tuning::kTwelveBits) {
+        return of_words<Tuning, avx512<Tuning, dense12, Tuning::kFewTokensDense>>(half);
+      }
   }
   return {};
 }
@@ -121,6 +126,7 @@ KernelOf<bf16> amx_kernel(ValueType type, bool half) {
     case ValueType::kBfloat16:
       return of_words<AmxTuning, amx>(half);
     case ValueType::kBfloat12:
+    case ValueType::kDense12:
       break;
   }
   return {};
@@ -150,7 +156,7 @@ KernelOf<bf16> words_kernel(Isa isa, [[maybe_unused]] ValueType type, [[maybe_un
       return {};
 #endif
     default:
-      return type == ValueType::kBfloat12 ? KernelOf<bf16>{} : float32_kernel<bf16>(isa);
+      return in_twelve_bits(type) ? KernelOf<bf16>{} : float32_kernel<bf16>(isa);
   }
 }
 

@@ -12,10 +12,6 @@
 namespace permllm::cpu {
 namespace {
 
-// Of a layer's values at most one in so many may be a stray: with 4 tokens and one in 2600, strays
-// take 3 % of the time.
-constexpr int64_t kValuesOfStray = 512;
-
 constexpr int64_t kLineBytes = 64;
 
 constexpr uint64_t kPaddingMask = 0x0f0f0f0f'0f0f0f0f;  // four of every eight
@@ -72,9 +68,8 @@ void write_row(const Packing& packing, int64_t group, Block<Rows, bf12>& block, 
       *strays++ = {static_cast<uint32_t>(input), static_cast<uint16_t>(row), value};
       value = 0;
     }
-    const uint8_t code = upper_code(value, largest);
     block.lower[row][i] = static_cast<uint8_t>(value);
-    block.upper[row % (Rows / 2)][i] |= static_cast<uint8_t>(row < Rows / 2 ? code : code << 4);
+    write_code(block.upper, row, i, upper_code(value, largest));
   }
 }
 
@@ -146,13 +141,7 @@ BadMask pack_rows(const Packing& packing, const PackArguments& a, void* packed) 
   auto* behind = static_cast<char*>(packed) + layout.block_bytes();
   std::memset(behind, 0, layout.bytes() - layout.block_bytes());
   auto* sums = reinterpret_cast<int32_t*>(behind);
-  Stray* strays = nullptr;
-  if constexpr (std::is_same_v<Value, bf12>) {
-    std::memcpy(behind, packing.largest.data(), packing.largest.size());
-    behind += packing.largest.size();
-    std::memcpy(behind, packing.first_stray.data(), packing.first_stray.size() * sizeof(int32_t));
-    strays = reinterpret_cast<Stray*>(behind + packing.first_stray.size() * sizeof(int32_t));
-  }
+  Stray* strays = std::is_same_v<Value, bf12> ? write_tables(packing, behind) : nullptr;
   BadMask first_bad;
   std::mutex guard;
   constexpr int64_t kTogether = Rows == kAmxRows ? kAmxGroups : 1;
@@ -171,14 +160,18 @@ BadMask pack_rows(const Packing& packing, const PackArguments& a, void* packed) 
   return first_bad;
 }
 
-int64_t value_bits(ValueType type) {
+// Of one row of a block.
+int64_t row_bytes(ValueType type) {
+  constexpr int64_t kMask = sizeof(uint64_t);
   switch (type) {
     case ValueType::kBfloat16:
-      return 16;
+      return kMask + kBlockValues * 2;
     case ValueType::kBfloat12:
-      return 12;
+      return kMask + kBlockValues * 3 / 2;
     case ValueType::kInt8:
-      return 8;
+      return kMask + kBlockValues;
+    case ValueType::kDense12:
+      return kBlockInputs * 3 / 2;
   }
   return 0;
 }
@@ -188,15 +181,14 @@ int64_t value_bits(ValueType type) {
 int64_t PackedLayout::row_groups() const { return ceil_div(n, rows(isa)); }
 
 int64_t PackedLayout::block_bytes() const {
-  const int64_t row = sizeof(uint64_t) + kBlockValues * value_bits(type) / 8;  // of one block
-  return row_groups() * ceil_div(k, kBlockInputs) * rows(isa) * row;
+  return row_groups() * ceil_div(k, kBlockInputs) * rows(isa) * row_bytes(type);
 }
 
 int64_t PackedLayout::bytes() const {
   const int64_t padded_rows = row_groups() * rows(isa);
   int64_t behind = 0;
   if (type == ValueType::kInt8) behind = padded_rows * sizeof(int32_t);
-  if (type == ValueType::kBfloat12) {
+  if (in_twelve_bits(type)) {
     behind = padded_rows + (row_groups() + 1) * sizeof(int32_t) + strays * sizeof(Stray);
   }
   return block_bytes() + ceil_div(behind, kLineBytes) * kLineBytes + kTailBytes;
@@ -206,7 +198,7 @@ BehindBlocks PackedLayout::behind(const void* packed) const {
   const char* start = static_cast<const char*>(packed) + block_bytes();
   BehindBlocks found;
   if (type == ValueType::kInt8) found.value_sums = reinterpret_cast<const int32_t*>(start);
-  if (type == ValueType::kBfloat12) {
+  if (in_twelve_bits(type)) {
     found.largest = reinterpret_cast<const uint8_t*>(start);
     found.first_stray = reinterpret_cast<const int32_t*>(start + row_groups() * rows(isa));
     found.strays = reinterpret_cast<const Stray*>(found.first_stray + row_groups() + 1);
@@ -215,27 +207,11 @@ BehindBlocks PackedLayout::behind(const void* packed) const {
 }
 
 Packing choose_packing(Isa isa, const PackArguments& a) {
-  Packing plain{{isa, a.type, a.n, a.k}, {}, {}};
-  if (a.type != ValueType::kBfloat16 || !has_kernel(isa, ValueType::kBfloat12)) return plain;
-  const int64_t group_rows = rows(isa), groups = ceil_div(a.n, group_rows);
-  Packing packing{{isa, ValueType::kBfloat12, a.n, a.k},
-                  std::vector<uint8_t>(groups * group_rows),
-                  std::vector<int32_t>(groups + 1)};
-  std::vector<int64_t> strays(groups);
-  parallel_for(groups, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin * group_rows; row < std::min(end * group_rows, a.n); ++row) {
-      const int64_t count = a.k / 2;
-      const UpperByte upper = upper_byte(static_cast<const bf16*>(a.values) + row * count, count);
-      packing.largest[row] = upper.largest;
-      strays[row / group_rows] += upper.strays;
-    }
-  });
-  for (int64_t group = 0; group < groups; ++group) {
-    packing.layout.strays += strays[group];
-    if (packing.layout.strays * kValuesOfStray > a.n * a.k / 2) return plain;
-    packing.first_stray[group + 1] = static_cast<int32_t>(packing.layout.strays);
+  if (a.type != ValueType::kBfloat16 || !has_kernel(isa, ValueType::kBfloat12)) {
+    return {{isa, a.type, a.n, a.k}, {}, {}};
   }
-  return packing;
+  const PackedLayout layout{isa, ValueType::kBfloat12, a.n, a.k};
+  return find_strays(layout, static_cast<const bf16*>(a.values), a.k / 2);
 }
 
 BadMask pack(const Packing& packing, const PackArguments& arguments, void* packed) {
@@ -248,10 +224,10 @@ BadMask pack(const Packing& packing, const PackArguments& arguments, void* packe
     case ValueType::kBfloat12:
       return pack_rows<kAvx512Rows, bf12>(packing, arguments, packed);
     case ValueType::kBfloat16:
+    case ValueType::kDense12:
       break;
   }
   return tiles ? pack_rows<kAmxRows, bf16>(packing, arguments, packed)
                : pack_rows<kAvx512Rows, bf16>(packing, arguments, packed);
 }
-
 }  // namespace permllm::cpu

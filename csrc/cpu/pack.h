@@ -48,6 +48,9 @@ struct Packing {
 
 Packing choose_packing(Isa isa, const PackArguments& arguments);
 
+// The same of a dense weight `rows`, [n, k]: kDense12, or kBfloat16 where that is not to be had.
+Packing choose_dense_packing(Isa isa, const bf16* rows, int64_t n, int64_t k);
+
 // A row and the first of eight inputs, of which its mask does not keep four.
 struct BadMask {
   int64_t row = -1;
@@ -59,5 +62,8 @@ struct BadMask {
 // thread that the kernels give it to. Returns the first bad mask of a row, with row < 0 if there is
 // none; `packed` is safe to use only then.
 BadMask pack(const Packing& packing, const PackArguments& arguments, void* packed);
+
+// The same of a dense weight, where choose_dense_packing found kDense12.
+void pack_dense(const Packing& packing, const bf16* rows, void* packed);
 
 }  // namespace permllm::cpu

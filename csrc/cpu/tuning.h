@@ -120,11 +120,12 @@ struct Avx512Bf16Tuning : Zen4Tuning {
 // general to mask registers compete with expansions.
 struct Zen5Tuning : Avx512Bf16Tuning {
   static constexpr int kFewTokens = 10;
+  static constexpr int kFewTokensDense = 2;  // of dense rows in 12 bits
   static constexpr bool kTwelveBits = true;
   static constexpr bool kMasksFromMemory = true;
 
   static constexpr int kFewHint = kPastL2;
-  static constexpr int kOneTokenFetch = 576;  // all of a block, whatever its values
+  static constexpr int kOneTokenFetch = 768;  // all of a block, whatever its values
   static constexpr int kOneTokenAhead = 8960;
   static constexpr int kFewAhead = 11520;
   static constexpr int kFewAheadPasses = 13824;

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "layout.h"
+#include "pack.h"
 
 namespace permllm::cpu {
 
@@ -50,7 +51,20 @@ constexpr uint8_t upper_code(bf16 value, uint8_t largest) {
   return static_cast<uint8_t>((value & kSign) >> 12 | code);
 }
 
+// The codes of two rows share bytes.
+template <int Count, int Halves>
+void write_code(uint8_t (&upper)[Halves][Count], int row, int place, uint8_t code) {
+  upper[row % Halves][place] |= static_cast<uint8_t>(row < Halves ? code : code << 4);
+}
+
 static_assert(upper_code(0x3f80, 0x3f) == 7 && upper_code(0xbf80, 0x40) == 14 &&
               upper_code(kSign, 0x3f) == 8 && is_stray(0x387f, 0x3f) && !is_stray(0x3980, 0x3f));
+
+// The packing of this layout for rows of `count` values, or the one in 16 bits where these have too
+// many strays.
+Packing find_strays(const PackedLayout& layout, const bf16* values, int64_t count);
+
+// What the packing has found goes behind the blocks; returns where the list of strays begins.
+Stray* write_tables(const Packing& packing, char* behind);
 
 }  // namespace permllm::cpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from permllm_vllm import ops
 from permllm_vllm.backends.weights import CheckpointWeights, PackedWeights
@@ -66,6 +67,18 @@ class CpuBackend:
             values, weights.mask, local, weights.block_size, self.instruction_set
         )
         return PackedWeights(packed, metadata, gather, scale)
+
+    def pack_dense(self, weight: Tensor) -> PackedWeights | None:
+        """Packs a dense weight `[out, in]` of bfloat16 in 12 bits each, without loss.
+
+        None where no kernel of this instruction set reads that, or the weight does not fit: its
+        inputs are no multiple of 8, or too many of its values are tiny beside the largest of their
+        row.
+        """
+        if weight.shape[1] % 8 != 0:
+            return None
+        packed, metadata = torch.ops.permllm.cpu_pack_dense(weight, self.instruction_set)
+        return PackedWeights(packed, metadata) if packed.numel() else None
 
     def _undoes(self, block_size: int) -> bool:
         """Whether packing undoes a permutation of blocks of this size."""

@@ -7,11 +7,20 @@ from torch import Tensor
 from torch.nn import Module
 
 from permllm_vllm import ops
+from permllm_vllm.backends import PackedWeights
+from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.compat import UnquantizedEmbeddingMethod
 
 _head_linear = torch.ops.permllm.head_linear.default
+_packed_linear = torch.ops.permllm.sparse_linear.default
 PACKED = "cpu_linear"
 """Attribute of a layer by which vLLM multiplies with its packed copy of the weight."""
+TWELVE_BITS = "permllm_twelve_bits"
+"""Attribute of a layer that holds our packed copy, None where there can be none."""
+
+
+DENSE = "dense"
+"""In place of a pattern."""
 
 
 def head_tokens(dtype: torch.dtype, inputs: int) -> int:
@@ -26,15 +35,24 @@ def head_tokens(dtype: torch.dtype, inputs: int) -> int:
     return int(torch.ops.permllm.cpu_head_tokens(inputs, dtype == torch.float16))
 
 
-class HeadMethod(UnquantizedEmbeddingMethod):
-    """vLLM's method of dense embeddings, with weights in huge pages and a kernel for few tokens.
+def in_twelve_bits(weight: Tensor) -> PackedWeights | None:
+    """A copy of a head in 12 bits a value, for kernels that take any number of tokens; or None."""
+    if ops.missing_reason or not weight.is_cpu or weight.dtype != torch.bfloat16:
+        return None
+    return CpuBackend().pack_dense(weight)
 
-    vLLM packs a second copy of every embedding, of those too that no output head uses. Here that is
-    made when more tokens than the kernel takes come for the first time: while vLLM warms up or, as
-    it does not warm up an eager model, in the first such step.
+
+class HeadMethod(UnquantizedEmbeddingMethod):
+    """vLLM's method of dense embeddings, with kernels of its own for bfloat16 and float16.
+
+    vLLM packs a second copy of every embedding, of those too that no output head uses. Here a head
+    has a copy in 12 bits a value where this instruction set has kernels for it, made in the first
+    step. Elsewhere a kernel takes few tokens where the weight stands, in huge pages, and vLLM's
+    copy is made when more tokens come for the first time: while vLLM warms up or, as it does not
+    warm up an eager model, in the first such step.
 
     Attributes:
-        tokens: that the kernel takes at most with this weight, 0 where there is none.
+        tokens: that the kernel takes at most with this weight as it stands, 0 where there is none.
     """
 
     def __init__(self) -> None:
@@ -69,6 +87,7 @@ class HeadMethod(UnquantizedEmbeddingMethod):
 
     def process_weights_after_loading(self, layer: Module) -> None:
         """Forget what was packed of other weights; let vLLM pack where there is no kernel."""
+        layer.__dict__.pop(TWELVE_BITS, None)
         if self.tokens:
             layer.__dict__.pop(PACKED, None)
         else:
@@ -76,6 +95,14 @@ class HeadMethod(UnquantizedEmbeddingMethod):
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x [..., in]` times the weight: `[..., out]`, in x's dtype."""
+        if self.tokens and TWELVE_BITS not in layer.__dict__:
+            layer.__dict__[TWELVE_BITS] = in_twelve_bits(layer.weight)
+        packed = layer.__dict__.get(TWELVE_BITS)
+        if packed is not None:
+            outputs = layer.weight.shape[0]
+            return _packed_linear(
+                x, packed.packed, packed.metadata, None, None, bias, outputs, DENSE
+            )
         if bias is None and x.numel() <= self.tokens * x.shape[-1]:
             return _head_linear(x, layer.weight)
         if self.tokens and PACKED not in layer.__dict__:

@@ -12,8 +12,17 @@ from benchmarks import head
 from benchmarks.cpu import contestants
 from benchmarks.cpu.contestants import Call, Contestant
 from benchmarks.cpu.products import WrongProduct
-from benchmarks.head import OURS, TOKENS, Row, head_linear, measure, random_head
+from benchmarks.head import (
+    OURS,
+    TOKENS,
+    Row,
+    head_linear,
+    in_twelve_bits,
+    measure,
+    random_head,
+)
 from permllm_vllm import ops
+from permllm_vllm.backends.cpu import instruction_sets
 
 N, K = 96, 64
 MOST = 0 if ops.missing_reason else torch.ops.permllm.cpu_head_tokens(K)
@@ -23,6 +32,13 @@ needs_kernel = pytest.mark.skipif(not MOST, reason="this CPU has no kernel for a
 @pytest.fixture(autouse=True)
 def few_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contestants, "POOL_BYTES", 1)
+
+
+@pytest.fixture(autouse=True)
+def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On zen5, kernels for weights as they stand; those for a copy in 12 bits are tested apart."""
+    if "zen5" in instruction_sets()[:1]:
+        monkeypatch.setenv("PERMLLM_CPU_ISA", "avx512_bf16")
 
 
 @pytest.fixture
@@ -65,6 +81,19 @@ def test_rows_compare_the_kernel_with_every_peer(monkeypatch: pytest.MonkeyPatch
         assert {(row.n, row.k, row.m, row.ratio) for row in rows} == {(N, K, m, 2.5)}
         assert {row.gigabytes_per_second for row in rows} == {6.1}  # 12288 bytes in 2 us
         assert all(0 < row.relative_error < 0.004 for row in rows)
+
+
+@pytest.mark.skipif("zen5" not in instruction_sets(), reason="this CPU or build does not run zen5")
+def test_a_copy_in_twelve_bits_takes_all_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERMLLM_CPU_ISA", "zen5")
+    monkeypatch.setattr(head, "median_times", lambda found, *_: dict.fromkeys(found, 2.0))
+    assert head.most_tokens(K, "bfloat16") == max(TOKENS)
+    assert head.most_tokens(K, "float16") > max(TOKENS)
+    copy = in_twelve_bits(random_head(N, K))
+    assert copy is not None
+    with torch.inference_mode():
+        (rows,) = measure((N, K), [max(TOKENS)], threads=1, quick=True)
+    assert {row.gigabytes_per_second for row in rows} == {round(copy.packed.nbytes / 2e3, 1)}
 
 
 @pytest.mark.skipif(

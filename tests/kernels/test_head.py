@@ -1,4 +1,4 @@
-"""The kernel of the dense output head: few tokens against float64, on any number of threads."""
+"""The kernels of the dense output head against float64, on any number of threads."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from permllm_vllm import ops
-from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY, instruction_sets
+from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY, CpuBackend, instruction_sets
 
 pytestmark = pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
 head_linear = torch.ops.permllm.head_linear
@@ -15,6 +15,9 @@ MOST = 0 if ops.missing_reason else torch.ops.permllm.cpu_head_tokens(64)
 HALF = 0 if ops.missing_reason else torch.ops.permllm.cpu_head_tokens(64, True)
 needs_half = pytest.mark.skipif(not HALF, reason="this CPU has no kernel for a float16 head")
 needs_kernel = pytest.mark.skipif(not MOST, reason="this CPU has no kernel for a dense head")
+needs_zen5 = pytest.mark.skipif(
+    "zen5" not in instruction_sets(), reason="this CPU or build does not run zen5"
+)
 MOST_ROWS = 600  # more than a group, whose rows are rounded together
 
 
@@ -23,11 +26,12 @@ def drawn(rows: int, inputs: int, seed: int) -> Tensor:
     return torch.randn(rows, inputs, generator=generator).bfloat16()
 
 
-def assert_right(found: Tensor, x: Tensor, weight: Tensor) -> None:
+def assert_right(found: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
     """Off by one rounding to the dtype of x, and those of float32 sums."""
     assert found.dtype == x.dtype
-    exact = x.double() @ weight.double().T
-    magnitude = x.double().abs() @ weight.double().abs().T
+    added = torch.zeros(len(weight)) if bias is None else bias
+    exact = x.double() @ weight.double().T + added.double()
+    magnitude = x.double().abs() @ weight.double().abs().T + added.double().abs()
     rounding = torch.finfo(x.dtype).eps / 2 * exact.abs() + 2**-25
     assert ((found.double() - exact).abs() <= rounding + magnitude * 1e-6).all()
 
@@ -152,3 +156,66 @@ def test_huge_bytes() -> None:
 def test_shapes_need_no_data() -> None:
     x, weight = torch.empty(5, 64, device="meta"), torch.empty(50, 64, device="meta")
     assert head_linear(x, weight).shape == (5, 50)
+
+
+@needs_zen5
+@given(
+    tokens=st.integers(1, 70),
+    outputs=st.integers(1, 50),
+    eighths=st.integers(1, 140),
+    tiny=st.integers(0, 3),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape_in_twelve_bits(
+    tokens: int, outputs: int, eighths: int, tiny: int, seed: int
+) -> None:
+    """Some rows have values that no 12 bits hold; the layer may have too many of them."""
+    x, weight = drawn(tokens, 8 * eighths, seed), drawn(outputs, 8 * eighths, seed + 1)
+    weight[:, 5 :: 8 * 60] *= 2.0 ** (-6 * tiny)
+    packed = CpuBackend("zen5").pack_dense(weight)
+    if packed is not None:
+        bias = drawn(1, outputs, seed + 2)[0]
+        found = ops.sparse_linear(
+            x, packed.packed, packed.metadata, None, None, bias, outputs, "dense"
+        )
+        assert_right(found, x, weight, bias)
+
+
+@needs_zen5
+@pytest.mark.parametrize("tokens", [1, 4, 8, 10, 11, 16, 17, 64])
+def test_every_value_in_twelve_bits_is_exact(tokens: int) -> None:
+    weight = drawn(45, 1096, 3)
+    weight[::9, 700] = -(2.0**-40)
+    weight[4] = 0.0
+    packed = CpuBackend("zen5").pack_dense(weight)
+    assert packed is not None
+    parts = torch.eye(1096).bfloat16().split(tokens)
+    found = [
+        ops.sparse_linear(part, packed.packed, packed.metadata, None, None, None, 45, "dense")
+        for part in parts
+    ]
+    assert torch.equal(torch.cat(found), weight.T)
+
+
+@needs_zen5
+def test_what_has_no_twelve_bits_is_not_packed() -> None:
+    backend = CpuBackend("zen5")
+    assert backend.pack_dense(drawn(16, 64, 0) * 2.0 ** torch.arange(64).neg().bfloat16()) is None
+    assert backend.pack_dense(drawn(16, 68, 0)) is None
+    for other in set(instruction_sets()) - {"zen5"}:
+        assert CpuBackend(other).pack_dense(drawn(16, 64, 0)) is None
+
+
+@needs_zen5
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.ones(8, 64), "bfloat16"),
+        (torch.ones(64).bfloat16(), "must be"),
+        (torch.ones(8, 60).bfloat16(), "multiple of 8"),
+        (torch.ones(0, 64).bfloat16(), "neither of them 0"),
+    ],
+)
+def test_a_weight_that_cannot_be_packed_is_refused(weight: Tensor, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.permllm.cpu_pack_dense(weight, "zen5")

@@ -1,4 +1,8 @@
-"""Embeddings and the output head in vLLM's own layers: who multiplies, and what is kept."""
+"""Embeddings and the output head in vLLM's own layers: who multiplies, and what is kept.
+
+What serves on zen5, a copy in 12 bits, is tested last; before that the kernels that read the weight
+where it stands.
+"""
 
 import re
 from collections.abc import Callable
@@ -19,8 +23,9 @@ from vllm.model_executor.model_loader.reload import (
     record_metadata_for_reloading,
 )
 
+from permllm_vllm.backends.cpu import instruction_sets
 from permllm_vllm.quantization import head
-from permllm_vllm.quantization.head import PACKED, head_tokens
+from permllm_vllm.quantization.head import PACKED, TWELVE_BITS, head_tokens
 from tests.quantization.sparse_modules import config
 
 WORDS, CHANNELS = 8192, 128  # 2 MiB of bfloat16
@@ -35,6 +40,20 @@ needs_kernel = pytest.mark.skipif(not MOST, reason="this CPU has no kernel for a
 @pytest.fixture(autouse=True)
 def one_rank(on_rank: Callable[[int, int], None]) -> None:
     pass
+
+
+@pytest.fixture(autouse=True)
+def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What zen5 runs has the same kernels for weights as they stand."""
+    if "zen5" in instruction_sets()[:1]:
+        monkeypatch.setenv("PERMLLM_CPU_ISA", "avx512_bf16")
+
+
+@pytest.fixture
+def twelve_bits(monkeypatch: pytest.MonkeyPatch, in_place: None) -> None:
+    if "zen5" not in instruction_sets():
+        pytest.skip("this CPU or build does not run zen5")
+    monkeypatch.setenv("PERMLLM_CPU_ISA", "zen5")
 
 
 @pytest.fixture
@@ -179,3 +198,55 @@ def test_without_a_kernel_vllm_packs(monkeypatch: pytest.MonkeyPatch, calls: lis
     assert PACKED in layer.__dict__
     assert_right(logits(layer, 1))
     assert calls == []
+
+
+def test_any_number_of_tokens_meets_a_copy_in_twelve_bits(
+    twelve_bits: None, calls: list[int]
+) -> None:
+    layer = built(ParallelLMHead)
+    load(layer, weights())
+    assert TWELVE_BITS not in layer.__dict__
+    for tokens in (1, 8, 11, 40):
+        assert_right(logits(layer, tokens))
+    copy = layer.__dict__[TWELVE_BITS]
+    assert copy.packed.nbytes < 0.76 * layer.weight.nbytes
+    assert PACKED not in layer.__dict__
+    assert calls == []
+    assert torch.equal(layer.weight.data, weights())
+
+
+def test_a_bias_is_added_to_the_copy(twelve_bits: None) -> None:
+    layer = built(ParallelLMHead)
+    load(layer, weights())
+    x, bias = torch.ones(3, CHANNELS).bfloat16(), torch.randn(WORDS).bfloat16()
+    expected = x.double() @ layer.weight.double().T + bias.double()
+    assert_right((layer.quant_method.apply(layer, x, bias), expected))
+    assert PACKED not in layer.__dict__
+
+
+def test_an_embedding_that_is_no_head_has_no_copy(twelve_bits: None) -> None:
+    layer = built(VocabParallelEmbedding)
+    load(layer, weights())
+    assert torch.equal(layer(torch.tensor([3, 0, 8191])), weights()[[3, 0, 8191]])
+    assert TWELVE_BITS not in layer.__dict__
+
+
+def test_a_weight_that_does_not_fit_is_read_in_place(twelve_bits: None, calls: list[int]) -> None:
+    """Where too many values are tiny beside the largest of their row."""
+    layer = built(ParallelLMHead)
+    load(layer, weights() * 2.0 ** torch.arange(CHANNELS).remainder(40).neg().bfloat16())
+    assert_right(logits(layer, 2))
+    assert layer.__dict__[TWELVE_BITS] is None
+    assert calls == [2]
+
+
+def test_new_weights_are_copied_anew(twelve_bits: None) -> None:
+    layer = built(ParallelLMHead)
+    record_metadata_for_reloading(layer)
+    load(layer, weights())
+    logits(layer, 1)
+    initialize_layerwise_reload(layer)
+    layer.weight.weight_loader(layer.weight, weights(seed=5))
+    finalize_layerwise_reload(layer, SimpleNamespace(dtype=torch.bfloat16))
+    assert torch.equal(layer.weight.data, weights(seed=5))
+    assert_right(logits(layer, 1))
