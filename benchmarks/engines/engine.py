@@ -202,7 +202,8 @@ class Engine:
         `resident_mib` is what the engine's processes have to themselves: weights, KV cache, run
         time. `peak_mib` is the most that they and this process, their front end, have had together
         since the engine began to start: see `MemoryWatch`. `packed_bytes` and `dense_bytes` are
-        those of the sparse linear layers, as the backend holds them and in bfloat16.
+        those of the sparse linear layers, as the backend holds them and in bfloat16; `head_ratio`
+        is what an output head takes of its bytes in a copy in 12 bits, once it has one.
 
         Raises:
             EngineError: the engine has ended.
@@ -221,6 +222,10 @@ class Engine:
         if self._dense:
             facts |= {"packed_bytes": self._packed, "dense_bytes": self._dense}
             facts["packed_ratio"] = self._packed / self._dense
+            with _environment():
+                ((copied, weight),) = self._llm.apply_model(head_bytes)
+            if copied:
+                facts["head_ratio"] = copied / weight
         return facts
 
     def of_worker(self, function: Callable[[Any], Answer]) -> Answer:
@@ -291,6 +296,17 @@ def sparse_bytes(model: torch.nn.Module) -> tuple[int, int]:
             packed += sum(part.nbytes for name, part in parts if name != "bias")
             dense += 2 * layer.input_size * layer.output_size
     return packed, dense
+
+
+def head_bytes(model: torch.nn.Module) -> tuple[int, int]:
+    """Bytes of a model's output head that has a copy in 12 bits: of the copy, and as bfloat16."""
+    from permllm_vllm.quantization.head import TWELVE_BITS
+
+    layer: Any
+    for layer in model.modules():
+        if (copy := layer.__dict__.get(TWELVE_BITS)) is not None:
+            return copy.packed.nbytes, layer.weight.nbytes
+    return 0, 0
 
 
 def reason(log: str, error: Exception) -> str:

@@ -63,7 +63,7 @@ def with_ratios(
         ratios["resident_ratio"] = row["resident_mib"] / dense["resident_mib"]
     packed = share(row, int4_group)
     if weights is not None and packed is not None and row.get("batch") == 1:
-        ratios["byte_ratio"] = weights.byte_ratio(packed)
+        ratios["byte_ratio"] = weights.byte_ratio(packed, row.get("head_ratio", 1.0))
     return {**row, **ratios}
 
 

@@ -1,4 +1,4 @@
-"""What fewer bytes in the linear layers can gain at most, while the output head stays dense."""
+"""What fewer bytes in the linear layers can gain at most, beside an output head that stays dense."""
 
 import json
 from collections.abc import Mapping
@@ -17,12 +17,16 @@ class DecodedWeights:
     linears: int
     head: int
 
-    def byte_ratio(self, share: float) -> float:
+    def byte_ratio(self, share: float, head_share: float = 1.0) -> float:
         """Dense bytes over those with linear layers of `share` of their bytes (0: free).
 
         How many times as fast one sequence can decode if both sides read memory at one rate.
+
+        Args:
+            share: of the bytes of the linear layers in bfloat16, that are left.
+            head_share: the same of the output head.
         """
-        return (self.linears + self.head) / (share * self.linears + self.head)
+        return (self.linears + self.head) / (share * self.linears + head_share * self.head)
 
 
 def decoded_weights(config: Mapping[str, Any]) -> DecodedWeights:

@@ -19,11 +19,14 @@ from benchmarks.engines.engine import (
     EngineError,
     Step,
     _output_to,
+    head_bytes,
     reason,
     sparse_bytes,
     threads,
 )
 from benchmarks.engines.kv_cache import KV_CACHE
+from permllm_vllm.backends import PackedWeights
+from permllm_vllm.quantization.head import TWELVE_BITS
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 
 
@@ -91,6 +94,11 @@ def test_sparse_layers_are_counted() -> None:
     model = torch.nn.Sequential(sparse, dense, layer(PermLLMLinearMethod, weight_packed=packed))
     assert sparse_bytes(model) == (50 + 24 + 50, 2 * 2 * 6 * 8)
     assert sparse_bytes(dense) == (0, 0)
+    assert head_bytes(model) == (0, 0)
+    dense.__dict__[TWELVE_BITS] = None
+    assert head_bytes(model) == (0, 0)
+    dense.__dict__[TWELVE_BITS] = PackedWeights(torch.zeros(72, dtype=torch.uint8))
+    assert head_bytes(model) == (72, 4 * 6 * 8)
 
 
 events: list[tuple[str, str]] = []

@@ -28,6 +28,7 @@ def test_known_models(
     found = [weights.byte_ratio(share) for share in (9 / 16, int8, 0)]
     assert found == pytest.approx(ratios, abs=0.005)
     assert weights.byte_ratio(1) == 1
+    assert weights.byte_ratio(0, 3 / 4) == pytest.approx(4 / 3 * weights.byte_ratio(0))
 
 
 def test_weights_of_a_checkpoint(tmp_path: Path) -> None:
