@@ -1,4 +1,4 @@
-"""What fewer bytes in the linear layers can gain at most, beside an output head that stays dense."""
+"""What fewer bytes in the linear layers can gain at most, beside a head that stays dense."""
 
 import json
 from collections.abc import Mapping
