@@ -18,13 +18,12 @@
 //                            16 i + 8 + j where input 32 + 8 i + j is (j < 8): in this order two
 //                            vectors of bytes are unpacked to two vectors of words in order
 //   Rows x 32 lower bytes    of the values, ascending by bit of the mask
-//   Rows / 2 x 32 bytes      what the upper bytes are, of row r in the lower and of row r + Rows /
-//   2
-//                            in the upper four bits: the sign, and three bits c
+//   Rows / 2 x 32 bytes      what the upper bytes are, of row r in the lower four bits and of row
+//                            r + Rows / 2 in the upper four: the sign, and three bits c
 // Without its sign an upper byte is 7 bits of the exponent. c = 1..7 says that they are u - 7 + c,
 // where u is those of the largest value of the row, and c = 0 that they are zero. So a row has 14
-// powers of two, or 13. A value that is smaller, about 1 in 50,000, is zero in its block and stands
-// in a list. Behind the blocks follow
+// powers of two, or 13. A value that is smaller, of those that pruning keeps about 1 in 50,000, is
+// zero in its block and stands in a list. Behind the blocks follow
 //   Rows x uint8 u           of every row group
 //   int32 first stray        of every row group, and one more that is their number
 //   Stray                    the list, by row group

@@ -6,8 +6,11 @@ from benchmarks.tables import VIEWS
 
 
 def row(m: int, peer: str, ratio: float, n: int = 32000) -> dict[str, Any]:
+    """Ours reads three quarters of a bfloat16 weight's bytes, at 30.04 GB/s."""
+    ours = 1.5 * n * 2048 / 30.04e3
     return {
-        "n": n, "k": 2048, "m": m, "peer": peer, "ratio": ratio, "gigabytes_per_second": 30.04,
+        "n": n, "k": 2048, "m": m, "peer": peer, "peer_us": ratio * ours, "ratio": ratio,
+        "gigabytes_per_second": 30.04,
     }  # fmt: skip
 
 
@@ -19,7 +22,7 @@ def test_a_head_has_a_line_for_each_peer_and_each_rate() -> None:
         "| TinyLlama-1.1B | 32000 x 2048 | x vLLM's | 2.00 | 1.50 |",
         "| TinyLlama-1.1B | 32000 x 2048 | x PyTorch's | 3.00 | 2.50 |",
         "| TinyLlama-1.1B | 32000 x 2048 | GB/s | 30.0 | 30.0 |",
-        "| TinyLlama-1.1B | 32000 x 2048 | GB/s, vLLM's | 15.0 | 20.0 |",
+        "| TinyLlama-1.1B | 32000 x 2048 | GB/s, vLLM's | 20.0 | 26.7 |",
     ]
 
 
