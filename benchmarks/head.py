@@ -36,7 +36,6 @@ from benchmarks.cpu.products import activations
 from benchmarks.records.rows import Rows
 from benchmarks.shapes import HEADS, parse_shape
 from permllm_vllm import ops
-from permllm_vllm.backends import PackedWeights
 from permllm_vllm.backends.cpu import CpuBackend
 
 TOKENS = (1, 2, 3, 4, 5, 8, 16, 32, 64)
@@ -86,24 +85,19 @@ def most_tokens(inputs: int, dtype: str) -> int:
             f"{dtype}, so vLLM's own path serves and there is nothing to compare: measure on a CPU "
             "with AVX-512 BF16 (float16: without AMX), without PERMLLM_CPU_ISA"
         )
-    packed = in_twelve_bits(random_head(64, inputs, getattr(torch, dtype)))
+    packed = CpuBackend().pack_dense(random_head(64, inputs, getattr(torch, dtype)))
     return most if packed is None else max(most, *TOKENS)
 
 
 def head_linear(dense: Tensor) -> Call:
     """Our kernel on one copy of the weight, as the plugin keeps it."""
-    packed = in_twelve_bits(dense)
+    packed = CpuBackend().pack_dense(dense)
     if packed is not None:
         n, blob, metadata = len(dense), packed.packed, packed.metadata
         return lambda x: ops.sparse_linear(x, blob, metadata, None, None, None, n, "dense")
     memory = torch.ops.permllm.cpu_huge_bytes(dense.nbytes)
     weight = memory.view(dense.dtype).view(dense.shape).copy_(dense)
     return lambda x: torch.ops.permllm.head_linear(x, weight)
-
-
-def in_twelve_bits(dense: Tensor) -> PackedWeights | None:
-    """The weight packed in 12 bits a value, None where the plugin would not do that."""
-    return CpuBackend().pack_dense(dense) if dense.dtype == torch.bfloat16 else None
 
 
 def random_head(n: int, k: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -125,7 +119,7 @@ def measure(
         WrongProduct: a contestant multiplies by something else.
     """
     (n, k), dense = shape, random_head(*shape, dtype)
-    packed = in_twelve_bits(dense)
+    packed = CpuBackend().pack_dense(dense)
     weight_bytes = dense.nbytes if packed is None else packed.packed.nbytes
     del packed
     peers = peer_makers(int8=False)

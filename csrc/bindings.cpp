@@ -91,10 +91,8 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
 // ---------------------------------------------------------------------------------------------
 // linear
 
-using PackedWeight = cpu::PackedLayout;
-
-PackedWeight check_packed(const Tensor& packed, const OptionalTensor& metadata,
-                          int64_t out_features) {
+cpu::PackedLayout check_packed(const Tensor& packed, const OptionalTensor& metadata,
+                               int64_t out_features) {
   STD_TORCH_CHECK(metadata.has_value() && metadata->scalar_type() == ScalarType::Long &&
                       metadata->is_cpu() && metadata->numel() == cpu::header::kSize &&
                       metadata->is_contiguous(),
@@ -102,8 +100,8 @@ PackedWeight check_packed(const Tensor& packed, const OptionalTensor& metadata,
   const auto* header = data<int64_t>(*metadata);
   const auto isa = static_cast<cpu::Isa>(header[cpu::header::kIsa]);
   const auto type = static_cast<cpu::ValueType>(header[cpu::header::kValues]);
-  const PackedWeight weight{isa, type, header[cpu::header::kOutputs], header[cpu::header::kInputs],
-                            header[cpu::header::kStrays]};
+  const cpu::PackedLayout weight{isa, type, header[cpu::header::kOutputs],
+                                 header[cpu::header::kInputs], header[cpu::header::kStrays]};
   STD_TORCH_CHECK(header[cpu::header::kLayout] == cpu::kLayoutVersion,
                   "metadata has layout version ", header[cpu::header::kLayout],
                   ", this build reads ", cpu::kLayoutVersion, ": pack again from the checkpoint.");
@@ -149,7 +147,7 @@ void check_gather(const Tensor& permutation, int64_t k) {
 
 // Multiplies with checked arguments; bias and y have the type of x.
 template <class Real>
-void multiply(const PackedWeight& weight, const Tensor& x, const Tensor& packed,
+void multiply(const cpu::PackedLayout& weight, const Tensor& x, const Tensor& packed,
               const OptionalTensor& permutation, const OptionalTensor& scale,
               const OptionalTensor& bias, Tensor& y) {
   const bool strided_rows = x.dim() == 2 && x.stride(1) == 1;
@@ -169,7 +167,7 @@ void multiply(const PackedWeight& weight, const Tensor& x, const Tensor& packed,
               permutation.has_value() ? data<int32_t>(*permutation) : nullptr);
 }
 
-void check_activations(const Tensor& x, const PackedWeight& weight) {
+void check_activations(const Tensor& x, const cpu::PackedLayout& weight) {
   const ScalarType dtype = x.scalar_type();
   STD_TORCH_CHECK(x.is_cpu() && (dtype == ScalarType::BFloat16 || dtype == ScalarType::Half ||
                                  dtype == ScalarType::Float),
@@ -190,7 +188,7 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
                      std::string /*pattern*/) {
   if (packed.scalar_type() != ScalarType::Byte)
     return dense_product(x, packed, bias);  // the reference backend's
-  const PackedWeight weight = check_packed(packed, metadata, out_features);
+  const cpu::PackedLayout weight = check_packed(packed, metadata, out_features);
   check_activations(x, weight);
   const bool int8 = weight.type == cpu::ValueType::kInt8;
   STD_TORCH_CHECK(

@@ -230,4 +230,5 @@ BadMask pack(const Packing& packing, const PackArguments& arguments, void* packe
   return tiles ? pack_rows<kAmxRows, bf16>(packing, arguments, packed)
                : pack_rows<kAvx512Rows, bf16>(packing, arguments, packed);
 }
+
 }  // namespace permllm::cpu

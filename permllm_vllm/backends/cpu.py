@@ -72,10 +72,10 @@ class CpuBackend:
         """Packs a dense weight `[out, in]` of bfloat16 in 12 bits each, without loss.
 
         None where no kernel of this instruction set reads that, or the weight does not fit: its
-        inputs are no multiple of 8, or too many of its values are tiny beside the largest of their
-        row.
+        dtype is another, its inputs are no multiple of 8, or too many of its values are tiny beside
+        the largest of their row.
         """
-        if weight.shape[1] % 8 != 0:
+        if weight.dtype != torch.bfloat16 or weight.shape[1] % 8 != 0:
             return None
         packed, metadata = torch.ops.permllm.cpu_pack_dense(weight, self.instruction_set)
         return PackedWeights(packed, metadata) if packed.numel() else None

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import Module
 
 from permllm_vllm import ops
-from permllm_vllm.backends import PackedWeights
 from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.compat import UnquantizedEmbeddingMethod
 
@@ -17,10 +16,6 @@ PACKED = "cpu_linear"
 """Attribute of a layer by which vLLM multiplies with its packed copy of the weight."""
 TWELVE_BITS = "permllm_twelve_bits"
 """Attribute of a layer that holds our packed copy, None where there can be none."""
-
-
-DENSE = "dense"
-"""In place of a pattern."""
 
 
 def head_tokens(dtype: torch.dtype, inputs: int) -> int:
@@ -33,13 +28,6 @@ def head_tokens(dtype: torch.dtype, inputs: int) -> int:
     if ops.missing_reason or not on_cpu or dtype not in (torch.bfloat16, torch.float16):
         return 0
     return int(torch.ops.permllm.cpu_head_tokens(inputs, dtype == torch.float16))
-
-
-def in_twelve_bits(weight: Tensor) -> PackedWeights | None:
-    """A copy of a head in 12 bits a value, for kernels that take any number of tokens; or None."""
-    if ops.missing_reason or not weight.is_cpu or weight.dtype != torch.bfloat16:
-        return None
-    return CpuBackend().pack_dense(weight)
 
 
 class HeadMethod(UnquantizedEmbeddingMethod):
@@ -96,12 +84,12 @@ class HeadMethod(UnquantizedEmbeddingMethod):
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x [..., in]` times the weight: `[..., out]`, in x's dtype."""
         if self.tokens and TWELVE_BITS not in layer.__dict__:
-            layer.__dict__[TWELVE_BITS] = in_twelve_bits(layer.weight)
+            layer.__dict__[TWELVE_BITS] = CpuBackend().pack_dense(layer.weight)
         packed = layer.__dict__.get(TWELVE_BITS)
         if packed is not None:
             outputs = layer.weight.shape[0]
             return _packed_linear(
-                x, packed.packed, packed.metadata, None, None, bias, outputs, DENSE
+                x, packed.packed, packed.metadata, None, None, bias, outputs, "dense"
             )
         if bias is None and x.numel() <= self.tokens * x.shape[-1]:
             return _head_linear(x, layer.weight)

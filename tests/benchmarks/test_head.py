@@ -17,12 +17,11 @@ from benchmarks.head import (
     TOKENS,
     Row,
     head_linear,
-    in_twelve_bits,
     measure,
     random_head,
 )
 from permllm_vllm import ops
-from permllm_vllm.backends.cpu import instruction_sets
+from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
 
 N, K = 96, 64
 MOST = 0 if ops.missing_reason else torch.ops.permllm.cpu_head_tokens(K)
@@ -89,7 +88,7 @@ def test_a_copy_in_twelve_bits_takes_all_tokens(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(head, "median_times", lambda found, *_: dict.fromkeys(found, 2.0))
     assert head.most_tokens(K, "bfloat16") == max(TOKENS)
     assert head.most_tokens(K, "float16") > max(TOKENS)
-    copy = in_twelve_bits(random_head(N, K))
+    copy = CpuBackend().pack_dense(random_head(N, K))
     assert copy is not None
     with torch.inference_mode():
         (rows,) = measure((N, K), [max(TOKENS)], threads=1, quick=True)

@@ -60,7 +60,7 @@ def row_of(*powers: int) -> Tensor:
 
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_strays_are_multiplied_by_every_kernel(tokens: int) -> None:
-    """One value of a row in 512 is far below the others; one row of a group has none."""
+    """A value of every other row is far below the others."""
     values = torch.ones(21, 1024, dtype=torch.bfloat16)
     for row in range(0, 21, 2):
         values[row, (137 * row + 5) % 1024] = -(2.0 ** (-20 - row))
@@ -70,7 +70,7 @@ def test_strays_are_multiplied_by_every_kernel(tokens: int) -> None:
 
 
 def test_a_row_has_its_own_powers() -> None:
-    """Rows of one group whose values are 2**60 apart have no strays."""
+    """Rows of one group whose values are 2**56 apart have no strays."""
     values = torch.stack([row_of(*range(-7 * row, POWERS - 7 * row)) for row in range(9)])
     layer = layer_of(values)
     assert packed_as(layer) == (TWELVE_BITS, 0)
