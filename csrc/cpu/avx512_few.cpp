@@ -20,6 +20,10 @@ struct Bfloat16Products {
                                                  : kRows / 4;
   }
 
+  static constexpr int64_t several_chunk_bytes(int vectors) {
+    return vectors == 4 ? Tuning::kSeveralChunkBytesOf16 : Tuning::kSeveralChunkBytes;
+  }
+
   static void multiply(__m512i (&sums)[1], const __m512i (&weights)[2], int half, __m512i x) {
     sums[0] = multiply_one(sums[0], weights[half], x);
   }

@@ -5,7 +5,8 @@
 // is a token (avx512_many.h), a single vector of tokens needs a broadcast for every product. While
 // one panel is multiplied the next is expanded between the products.
 //
-// `Products` are those of avx512_few.h with as many vectors of weights as of inputs, and one sum.
+// `Products` are those of avx512_few.h with as many vectors of weights as of inputs, and one sum;
+//   several_chunk_bytes(vectors)   of a row, that are expanded at a time
 #pragma once
 
 #include "scratch.h"
@@ -33,7 +34,7 @@ class SeveralTokens {
   static constexpr int kPieceInputs = kBlockInputs / kPieces;
   // Rows whose sums fit the registers.
   static constexpr int kPass = kRows * Vectors <= Tuning::kSums ? kRows : kRows / 2;
-  static constexpr int64_t kChunkBlocks = Tuning::kSeveralChunkBytes / kBlockBytes;
+  static constexpr int64_t kChunkBlocks = Products::several_chunk_bytes(Vectors) / kBlockBytes;
   static constexpr int64_t kPanelRowBytes = kChunkBlocks * kBlockBytes;
   static constexpr int64_t kPanelBytes = kRows * kPanelRowBytes;
 

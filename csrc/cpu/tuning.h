@@ -87,8 +87,10 @@ struct Avx512Bf16Tuning : Zen4Tuning {
 
   // Several tokens.
   static constexpr int kSeveralHint = kIntoL2;
-  static constexpr int64_t kSeveralChunkBytes = 256;  // of a row, expanded at a time
-  static constexpr int kSeveralAhead = 9216;          // bytes
+  // Of a row, expanded at a time: of bfloat16 values for up to 12 tokens and for more, of int8.
+  static constexpr int64_t kSeveralChunkBytes = 256, kSeveralChunkBytesOf16 = 256;
+  static constexpr int64_t kSeveralChunkBytesInt8 = 256;
+  static constexpr int kSeveralAhead = 9216;  // bytes
 
   // Few tokens and dense rows.
   static constexpr int kDenseTokens = 8;        // beyond, oneDNN's packed weight is faster
@@ -133,6 +135,7 @@ struct Zen5Tuning : Avx512Bf16Tuning {
   static constexpr int64_t kFewShortChunkBytes = 6 << 10;
   static constexpr int kFewRows = 4;
   static constexpr int kSeveralHint = kIntoL1;
+  static constexpr int64_t kSeveralChunkBytes = 1024, kSeveralChunkBytesOf16 = 512;
 
   static constexpr int kDenseTokensPastL1 = 4;
   static constexpr int kDenseRows = 1;
