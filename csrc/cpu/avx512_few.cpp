@@ -1,6 +1,8 @@
 // bfloat16 values for up to 16 tokens: vdpbf16ps on pairs of inputs of a row.
 #include "avx512_few.h"
 
+#include <type_traits>
+
 #include "avx512_several.h"
 
 namespace permllm::cpu {
@@ -21,7 +23,8 @@ struct Bfloat16Products {
   }
 
   static constexpr int64_t several_chunk_bytes(int vectors) {
-    return vectors == 4 ? Tuning::kSeveralChunkBytesOf16 : Tuning::kSeveralChunkBytes;
+    if (std::is_same_v<Value, dense12>) return Tuning::kSeveralChunkBytes;
+    return vectors == 4 ? Tuning::kSeveralChunkBytesOf16 : Tuning::kSeveralChunkBytesOf12;
   }
 
   static void multiply(__m512i (&sums)[1], const __m512i (&weights)[2], int half, __m512i x) {

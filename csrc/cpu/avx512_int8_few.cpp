@@ -23,7 +23,7 @@ struct Int8Products {
     return kRows * tokens * Bytes <= Tuning::kSums ? kRows : kRows / 2;
   }
 
-  static constexpr int64_t several_chunk_bytes(int) { return Tuning::kSeveralChunkBytesInt8; }
+  static constexpr int64_t several_chunk_bytes(int) { return Tuning::kSeveralChunkBytes; }
 
   static void multiply(__m512i (&sums)[Bytes], const __m512i (&weights)[1], int byte, __m512i x) {
     sums[byte] = multiply_one(sums[byte], weights[0], x);

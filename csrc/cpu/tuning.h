@@ -87,9 +87,9 @@ struct Avx512Bf16Tuning : Zen4Tuning {
 
   // Several tokens.
   static constexpr int kSeveralHint = kIntoL2;
-  // Of a row, expanded at a time: of bfloat16 values for up to 12 tokens and for more, of int8.
-  static constexpr int64_t kSeveralChunkBytes = 256, kSeveralChunkBytesOf16 = 256;
-  static constexpr int64_t kSeveralChunkBytesInt8 = 256;
+  static constexpr int64_t kSeveralChunkBytes = 256;  // of a row, expanded at a time
+  // The same of sparse rows of bfloat16 values, for up to 12 tokens and for more.
+  static constexpr int64_t kSeveralChunkBytesOf12 = 256, kSeveralChunkBytesOf16 = 256;
   static constexpr int kSeveralAhead = 9216;  // bytes
 
   // Few tokens and dense rows.
@@ -135,7 +135,7 @@ struct Zen5Tuning : Avx512Bf16Tuning {
   static constexpr int64_t kFewShortChunkBytes = 6 << 10;
   static constexpr int kFewRows = 4;
   static constexpr int kSeveralHint = kIntoL1;
-  static constexpr int64_t kSeveralChunkBytes = 1024, kSeveralChunkBytesOf16 = 512;
+  static constexpr int64_t kSeveralChunkBytesOf12 = 1024, kSeveralChunkBytesOf16 = 512;
 
   static constexpr int kDenseTokensPastL1 = 4;
   static constexpr int kDenseRows = 1;
