@@ -5,8 +5,9 @@
 // is a token (avx512_many.h), a single vector of tokens needs a broadcast for every product. While
 // one panel is multiplied the next is expanded between the products.
 //
-// `Products` are those of avx512_few.h with as many vectors of weights as of inputs, and one sum;
-//   several_chunk_bytes(vectors)   of a row, that are expanded at a time
+// `Products` are those of avx512_few.h with as many vectors of weights as of inputs, and one sum.
+// Beside these they have
+//   several_chunk_bytes(vectors)  of a row that are expanded at a time, for vectors of 4 tokens
 #pragma once
 
 #include "scratch.h"
