@@ -281,7 +281,7 @@ def damage_tokenizer(model: Path) -> None:
         (damage_weights, "cannot be opened"),
         (widen, "is of dtype float64 by its config.json"),
         (rename_weights, "stores no model.layers.0.self_attn.q_proj.weight"),
-        (damage_family, "'bloom' is not supported; supported are gemma2, gemma3_text"),
+        (damage_family, "'bloom' is not supported; supported are apertus, arcee, cohere2"),
         (damage_tokenizer, "no readable tokenizer"),
         (link_weights, "model.safetensors: found a link to"),
         (link_tokenizer, "tokenizer.json: found a link to"),

@@ -29,15 +29,37 @@ LLAMA_LIKE = {
     "head_dim": 64,
     "initializer_range": 0.2,
 }
-GEMMA = LLAMA_LIKE | {"query_pre_attn_scalar": 64, "sliding_window": 8}
+LOCAL = LLAMA_LIKE | {"sliding_window": 8}
+GEMMA = LOCAL | {"query_pre_attn_scalar": 64}
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+"""For configurations whose own are past the end of a small vocabulary."""
 SIZES: dict[str, dict[str, object]] = {
     "llama": LLAMA_LIKE,
     "mistral": LLAMA_LIKE,
+    "ministral3": LLAMA_LIKE,
     "qwen2": LLAMA_LIKE,
     "qwen3": LLAMA_LIKE,
     "phi3": LLAMA_LIKE | {"pad_token_id": 0},
+    "gemma": LLAMA_LIKE,
     "gemma2": GEMMA,
     "gemma3_text": GEMMA,
+    "granite": LLAMA_LIKE
+    | {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.1}
+    | {"logits_scaling": 4.0},
+    "smollm3": LLAMA_LIKE | TOKENS | {"no_rope_layer_interval": 2},
+    "olmo2": LLAMA_LIKE | TOKENS,
+    "olmo3": LOCAL | TOKENS | {"layer_types": ["sliding_attention", "full_attention"]},
+    "cohere2": LLAMA_LIKE  # with a short window vLLM and Transformers disagree by one token
+    | TOKENS
+    | {"logit_scale": 0.25, "layer_types": ["sliding_attention", "full_attention"]},
+    "exaone4": LOCAL | {"sliding_window_pattern": 2},
+    "ernie4_5": LLAMA_LIKE,
+    "seed_oss": LLAMA_LIKE,
+    "hunyuan_v1_dense": LLAMA_LIKE,
+    "apertus": LLAMA_LIKE,
+    "arcee": LLAMA_LIKE | TOKENS,
+    "nemotron": LLAMA_LIKE,
+    "starcoder2": LOCAL | TOKENS,
     "opt": {"ffn_dim": 192, "word_embed_proj_dim": 64, "init_std": 0.2},
     "gpt_neox": {"intermediate_size": 192, "initializer_range": 0.2},
 }

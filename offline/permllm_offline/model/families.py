@@ -79,58 +79,67 @@ class Heads:
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _VALUES = (RowPart("self_attn.v_proj", every_row),)
-
-_LLAMA = Family(
-    layers="model.layers",
-    groups=(
-        SharedInputGroup("qkv", _QKV),
-        SharedInputGroup("o", ("self_attn.o_proj",), Fold.VALUE_HEADS, _VALUES),
-        SharedInputGroup("gate_up", ("mlp.gate_proj", "mlp.up_proj")),
-        SharedInputGroup(
-            "down",
-            ("mlp.down_proj",),
-            Fold.ELEMENTWISE,
-            (RowPart("mlp.gate_proj", every_row), RowPart("mlp.up_proj", every_row)),
-        ),
+_ATTENTION = (
+    SharedInputGroup("qkv", _QKV),
+    SharedInputGroup("o", ("self_attn.o_proj",), Fold.VALUE_HEADS, _VALUES),
+)
+_FUSED_ATTENTION = (
+    SharedInputGroup("qkv", ("self_attn.qkv_proj",)),
+    SharedInputGroup(
+        "o",
+        ("self_attn.o_proj",),
+        Fold.VALUE_HEADS,
+        (RowPart("self_attn.qkv_proj", values_last),),
     ),
-    ignore=("lm_head",),
+)
+_GATED_MLP = (
+    SharedInputGroup("gate_up", ("mlp.gate_proj", "mlp.up_proj")),
+    SharedInputGroup(
+        "down",
+        ("mlp.down_proj",),
+        Fold.ELEMENTWISE,
+        (RowPart("mlp.gate_proj", every_row), RowPart("mlp.up_proj", every_row)),
+    ),
+)
+_FUSED_GATED_MLP = (
+    SharedInputGroup("gate_up", ("mlp.gate_up_proj",)),
+    SharedInputGroup(
+        "down",
+        ("mlp.down_proj",),
+        Fold.ELEMENTWISE,
+        (RowPart("mlp.gate_up_proj", first_half), RowPart("mlp.gate_up_proj", second_half)),
+    ),
 )
 
+
+def _mlp(first: str, second: str) -> tuple[SharedInputGroup, SharedInputGroup]:
+    """Two linears with an activation between them."""
+    return (
+        SharedInputGroup("fc1", (first,)),
+        SharedInputGroup("fc2", (second,), Fold.ELEMENTWISE, (RowPart(first, every_row),)),
+    )
+
+
+_LLAMA = Family("model.layers", _ATTENTION + _GATED_MLP, ignore=("lm_head",))
+_PHI3 = Family("model.layers", _FUSED_ATTENTION + _FUSED_GATED_MLP, ignore=("lm_head",))
+_UP_DOWN = Family(
+    "model.layers", _ATTENTION + _mlp("mlp.up_proj", "mlp.down_proj"), ignore=("lm_head",)
+)
+_STARCODER2 = Family(
+    "model.layers", _ATTENTION + _mlp("mlp.c_fc", "mlp.c_proj"), ignore=("lm_head",)
+)
 _OPT = Family(
-    layers="model.decoder.layers",
-    groups=(
+    "model.decoder.layers",
+    (
         SharedInputGroup("qkv", _QKV),
         SharedInputGroup("o", ("self_attn.out_proj",), Fold.VALUE_HEADS, _VALUES),
-        SharedInputGroup("fc1", ("fc1",)),
-        SharedInputGroup("fc2", ("fc2",), Fold.ELEMENTWISE, (RowPart("fc1", every_row),)),
+        *_mlp("fc1", "fc2"),
     ),
     ignore=("lm_head", "model.decoder.project_in", "model.decoder.project_out"),
 )
-
-_PHI3 = Family(
-    layers="model.layers",
-    groups=(
-        SharedInputGroup("qkv", ("self_attn.qkv_proj",)),
-        SharedInputGroup(
-            "o",
-            ("self_attn.o_proj",),
-            Fold.VALUE_HEADS,
-            (RowPart("self_attn.qkv_proj", values_last),),
-        ),
-        SharedInputGroup("gate_up", ("mlp.gate_up_proj",)),
-        SharedInputGroup(
-            "down",
-            ("mlp.down_proj",),
-            Fold.ELEMENTWISE,
-            (RowPart("mlp.gate_up_proj", first_half), RowPart("mlp.gate_up_proj", second_half)),
-        ),
-    ),
-    ignore=("lm_head",),
-)
-
 _GPT_NEOX = Family(
-    layers="gpt_neox.layers",
-    groups=(
+    "gpt_neox.layers",
+    (
         SharedInputGroup("qkv", ("attention.query_key_value",)),
         SharedInputGroup(
             "o",
@@ -138,13 +147,7 @@ _GPT_NEOX = Family(
             Fold.VALUE_HEADS,
             (RowPart("attention.query_key_value", values_of_each_head),),
         ),
-        SharedInputGroup("fc1", ("mlp.dense_h_to_4h",)),
-        SharedInputGroup(
-            "fc2",
-            ("mlp.dense_4h_to_h",),
-            Fold.ELEMENTWISE,
-            (RowPart("mlp.dense_h_to_4h", every_row),),
-        ),
+        *_mlp("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
     ),
     ignore=("lm_head", "embed_out"),
 )
@@ -152,12 +155,27 @@ _GPT_NEOX = Family(
 FAMILIES: Mapping[str, Family] = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
+    "ministral3": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "gemma": _LLAMA,
     "gemma2": _LLAMA,
     "gemma3_text": _LLAMA,
-    "opt": _OPT,
+    "granite": _LLAMA,
+    "smollm3": _LLAMA,
+    "olmo2": _LLAMA,
+    "olmo3": _LLAMA,
+    "cohere2": _LLAMA,
+    "exaone4": _LLAMA,
+    "ernie4_5": _LLAMA,
+    "seed_oss": _LLAMA,
+    "hunyuan_v1_dense": _LLAMA,
     "phi3": _PHI3,
+    "apertus": _UP_DOWN,
+    "arcee": _UP_DOWN,
+    "nemotron": _UP_DOWN,
+    "starcoder2": _STARCODER2,
+    "opt": _OPT,
     "gpt_neox": _GPT_NEOX,
 }
 
@@ -172,11 +190,23 @@ def family_of(config: Any) -> Family:
     if model_type not in FAMILIES:
         raise OfflineError(
             f"model_type {model_type!r} is not supported; supported are "
-            f"{', '.join(sorted(FAMILIES))}. To add a family, add one entry to FAMILIES in "
-            "permllm_offline/model/families.py (its module names, shared-input groups and folds) "
-            "and a test that its folded model equals the masked dense one."
+            f"{', '.join(sorted(FAMILIES))}. {_remedy(config)}"
         )
     return FAMILIES[model_type]
+
+
+def _remedy(config: Any) -> str:
+    inner = getattr(getattr(config, "text_config", None), "model_type", None)
+    if inner in FAMILIES:
+        return (
+            f"Its language model, of model_type {inner!r}, is: save that by itself, as "
+            "docs/interoperability.md shows, and prune it."
+        )
+    return (
+        "To add a family, add one entry to FAMILIES in permllm_offline/model/families.py (its "
+        "module names, shared-input groups and folds) and a test that its folded model equals the "
+        "masked dense one."
+    )
 
 
 def begin_token(config: Any) -> int | None:
@@ -189,6 +219,15 @@ def begin_token(config: Any) -> int | None:
         return None
     token: int | None = config.bos_token_id
     return token
+
+
+def logit_scale(config: Any) -> float:
+    """Return what a model multiplies the products of its head by.
+
+    Granite divides its logits, Cohere multiplies them.
+    """
+    scale = float(getattr(config, "logit_scale", None) or 1)
+    return scale / float(getattr(config, "logits_scaling", None) or 1)
 
 
 def heads_of(config: Any) -> Heads:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from permllm_offline.calibrated import Calibrated, LearningCurve
 from permllm_offline.decisions import LayerDecision
 from permllm_offline.errors import OfflineError
+from permllm_offline.model.families import logit_scale
 from permllm_offline.model.modules import decoder_layers, linear_of
 from permllm_offline.recomputation import activations_are_large, recomputed
 from permllm_offline.reconstruction.divergence import divergence
@@ -90,6 +91,7 @@ class Pupil:
         self._model = model
         self._head = model.get_output_embeddings().weight
         text = model.config.get_text_config()
+        self._scale = logit_scale(text)
         self._softcap = getattr(text, "final_logit_softcapping", None)
 
     def loss(self, window: Tensor, target: Tensor) -> Tensor:
@@ -100,7 +102,8 @@ class Pupil:
             target: [sequence_length, width], what the head of the dense model reads.
         """
         target = target.to(self._head.device, self._head.dtype)
-        return divergence(head_input(self._model, window), target, self._head, self._softcap)
+        student = self._scale * head_input(self._model, window)
+        return divergence(student, self._scale * target, self._head, self._softcap)
 
 
 def _optimise(

@@ -3,11 +3,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import LlamaConfig, MistralConfig
+from transformers import AutoConfig, LlamaConfig, MistralConfig
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.methods import METHODS
-from permllm_offline.model.families import FAMILIES, Fold, Heads, begin_token, family_of, heads_of
+from permllm_offline.model.families import (
+    FAMILIES,
+    Fold,
+    Heads,
+    begin_token,
+    family_of,
+    heads_of,
+    logit_scale,
+)
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.row_parts import (
     every_row,
@@ -19,12 +27,30 @@ from permllm_offline.model.row_parts import (
 
 
 def test_an_unsupported_family_is_told_what_is_supported() -> None:
-    with pytest.raises(OfflineError, match=r"'bloom' is not supported.*llama, mistral.*FAMILIES"):
+    with pytest.raises(
+        OfflineError, match=r"'bloom' is not supported.*llama, ministral3, mistral.*FAMILIES"
+    ):
         family_of(SimpleNamespace(model_type="bloom"))
+
+
+def test_the_language_model_of_a_model_of_images_is_named() -> None:
+    config = SimpleNamespace(model_type="gemma3", text_config=SimpleNamespace(model_type="mistral"))
+    with pytest.raises(OfflineError, match=r"'gemma3' is not.* of model_type 'mistral', is: save"):
+        family_of(config)
+    config.text_config.model_type = "bloom"
+    with pytest.raises(OfflineError, match=r"'gemma3' is not.* To add a family"):
+        family_of(config)
 
 
 def test_mistral_has_the_same_layout() -> None:
     assert family_of(MistralConfig()) == family_of(LlamaConfig())
+
+
+def test_only_granite_and_cohere_scale_their_logits() -> None:
+    scales = {name: logit_scale(AutoConfig.for_model(name)) for name in FAMILIES}
+    assert {name for name, scale in scales.items() if scale != 1} == {"cohere2"}
+    assert scales["cohere2"] == 1 / 16
+    assert logit_scale(AutoConfig.for_model("granite", logits_scaling=8.0)) == 1 / 8
 
 
 def test_folds_name_linears_of_the_family() -> None:
@@ -75,4 +101,4 @@ def test_only_gemma_needs_a_token_before_every_text() -> None:
     needs = {
         name for name in FAMILIES if begin_token(SimpleNamespace(model_type=name, bos_token_id=2))
     }
-    assert needs == {"gemma2", "gemma3_text"}
+    assert needs == {"gemma", "gemma2", "gemma3_text"}
