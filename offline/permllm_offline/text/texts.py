@@ -85,21 +85,18 @@ def _file_documents(file: Path) -> Iterator[str]:
     if suffix == ".parquet":
         yield from _text_of(_parquet_rows(file), str(file))
         return
-    is_json = suffix in (".jsonl", ".json")
     try:
         with file.open(encoding="utf-8-sig") as opened:
-            text = opened.read() if is_json else opened.read(MAX_CHARACTERS + 1)
+            if suffix in (".jsonl", ".json"):
+                yield from _text_of(_json_rows(opened, file), str(file))
+            else:
+                yield _beginning(opened.read(MAX_CHARACTERS + 1), str(file))
     except (OSError, UnicodeDecodeError) as error:
         raise OfflineError(f"cannot read {file}: {error}. Give UTF-8 text.") from error
-    if is_json:
-        yield from _text_of(_json_rows(text, file), str(file))
-    else:
-        yield _beginning(text, str(file))
 
 
-def _json_rows(text: str, file: Path) -> Iterator[object]:
-    # Not splitlines: it also splits at U+2028 and its like, which may stand in a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
+def _json_rows(lines: Iterable[str], file: Path) -> Iterator[object]:
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 yield json.loads(line)

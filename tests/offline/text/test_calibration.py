@@ -1,4 +1,5 @@
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,14 @@ def test_json_lines_end_at_newlines_alone(tmp_path: Path, newline: str) -> None:
     assert list(documents(str(tmp_path / "x.jsonl"))) == texts
 
 
+def test_json_lines_are_read_one_by_one(tmp_path: Path) -> None:
+    """What is far behind is not even decoded: data sets may be larger than memory."""
+    file = tmp_path / "x.jsonl"
+    line = json.dumps({"text": "a" * 10_000}).encode() + b"\n"
+    file.write_bytes(100 * line + b"\xff is no UTF-8")
+    assert list(islice(documents(str(file)), 50)) == 50 * ["a" * 10_000]
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     mark = b"\xef\xbb\xbf"
     (tmp_path / "x.jsonl").write_bytes(mark + b'{"text": "first"}')
@@ -79,6 +88,7 @@ def test_surrogates_without_a_partner_are_replaced(
         ("x.jsonl", b'{"text": "a"}\n{oops', "line 2: not JSON"),
         ("x.jsonl", b'{"body": "a"}', 'without a string field "text" .found: body'),
         ("x.txt", b"\xff\xfe\x00", "cannot read"),
+        ("x.jsonl", b'{"text": "a"}\n\xff\xfe', "cannot read"),
         ("x.parquet", b"nothing", "as parquet"),
     ],
 )
