@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from permllm_offline.model.families import Family
-from permllm_offline.model.modules import decoder_layers, linear_of
+from permllm_offline.model.modules import decoder_layers, has_linear, linear_of
 
 PARTS, SMALLEST_PART = 8, 16
 """Into how many parts the windows are cut, after each of which sums are kept, and windows of a part
@@ -101,7 +102,7 @@ def summed_squares(layer: nn.Module, family: Family) -> Iterator[dict[str, Tenso
     sums: dict[str, Tensor] = {}
     handles = [
         linear_of(layer, group.linears[0]).register_forward_pre_hook(_sum_squares(sums, group.name))
-        for group in family.groups
+        for group in family.groups_of(partial(has_linear, layer))
     ]
     try:
         yield sums

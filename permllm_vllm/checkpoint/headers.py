@@ -158,20 +158,26 @@ def _incomplete_stacks(
     """Find linears that are sparse in some decoder layers and dense or absent in others.
 
     Such a linear must be ignored there: whoever loads the model builds a sparse layer everywhere
-    else and would wait for tensors that never come.
+    else and would wait for tensors that never come. Layers of hybrid models are of several kinds:
+    one without `self_attn` is another kind where it has what those with it lack (`linear_attn`).
     """
-    indices: dict[str, set[str]] = {}
+    children: dict[str, dict[str, set[str]]] = {}
     for place in map(_place_in_stack, names):
         if place is not None:
-            prefix, index, _ = place
-            indices.setdefault(prefix, set()).add(index)
+            prefix, index, suffix = place
+            child = suffix.partition(".")[0]
+            children.setdefault(prefix, {}).setdefault(index, set()).add(child)
     sparse = set(modules)
     stacks = {(place[0], place[2]) for place in map(_place_in_stack, modules) if place is not None}
     problems = []
     for prefix, suffix in sorted(stacks):
-        for index in natural_order(indices[prefix]):
+        stack, child = children[prefix], suffix.partition(".")[0]
+        kind = set().union(*(held for held in stack.values() if child in held))
+        for index in natural_order(stack):
             module = ".".join(part for part in (prefix, index, suffix) if part)
             if module in sparse or quantization.is_ignored(module):
+                continue
+            if child not in stack[index] and not stack[index] <= kind:
                 continue
             value = "a dense weight" if f"{module}.weight" in names else "nothing"
             rule = f"{prefix}.*.{suffix} is sparse in other layers, so it is sparse or ignored here"

@@ -123,6 +123,22 @@ def test_a_linear_is_sparse_or_ignored_in_every_decoder_layer(tiny_model: Any) -
     assert problems_of(tiny_model, dense, ignore=["lm_head", second]) == []
 
 
+def test_layers_of_hybrid_models_are_of_several_kinds(tiny_model: Any) -> None:
+    def another_kind(headers: dict[str, TensorHeader]) -> None:
+        for name in [name for name in headers if name.startswith("model.layers.1.self_attn.")]:
+            del headers[name]
+        having("model.layers.1.linear_attn.out_proj.weight", (64, 40), "bfloat16")(headers)
+
+    assert problems_of(tiny_model, another_kind) == []
+
+    def half_of_one(headers: dict[str, TensorHeader]) -> None:
+        another_kind(headers)
+        having("model.layers.1.self_attn.q_norm.weight", (64,), "bfloat16")(headers)
+
+    (problem,) = problems_of(tiny_model, half_of_one)
+    assert problem.startswith("model.layers.1.self_attn.o_proj.weight_packed: found nothing")
+
+
 def test_a_checkpoint_without_sparse_layers_is_reported(tiny_model: Any) -> None:
     def dense_only(headers: dict[str, TensorHeader]) -> None:
         for name in [name for name in headers if "layers" in name]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from permllm_offline.int8_values import round_layer
 from permllm_offline.model.families import family_of, heads_of
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import dtype_name
-from permllm_offline.model.modules import decoder_layers
+from permllm_offline.model.modules import decoder_layers, has_linear
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.writer import write_checkpoint
@@ -26,7 +27,7 @@ def decisions_of(model: Any, pattern: Pattern, block_size: int) -> list[LayerDec
     decisions: list[LayerDecision] = []
     for layer in decoder_layers(model, family.layers):
         groups = []
-        for group in family.groups:
+        for group in family.groups_of(partial(has_linear, layer)):
             weights = {n: layer.get_submodule(n).weight.detach() for n in group.linears}
             in_features = next(iter(weights.values())).shape[1]
             layout = GroupLayout(group, in_features, block_size, heads_of(model.config))
@@ -51,7 +52,6 @@ def bake(
     source = at.with_name(at.name + "-source")
     model.save_pretrained(source)
     family = family_of(model.config)
-    names = [f"{family.layer_name(i)}.{n}" for i in range(len(decisions)) for n in family.linears]
     folded = {
         f"{family.layer_name(index)}.{linear}": group.layout.folded
         for index, decision in enumerate(decisions)
@@ -59,6 +59,7 @@ def bake(
         for linear in group.masks
     }
 
+    names = list(folded)
     tied = model.all_tied_weights_keys  # not in the files that Transformers writes, either
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:

@@ -10,6 +10,7 @@ from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.families import FAMILIES, family_of
 from permllm_offline.model.loading import load_model, open_source
 from permllm_offline.model.modules import decoder_layers
+from permllm_vllm.checkpoint.ignoring import matches
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.validation import validate
 from tests.offline.baked_models import bake, decisions_of, dense_twin
@@ -30,6 +31,7 @@ def tokens() -> torch.Tensor:
         ("ministral3", {}, True),
         ("qwen2", {}, True),
         ("qwen3", {}, True),
+        ("qwen3_5_text", {}, False),
         ("qwen3", {"head_dim": 80, "num_attention_heads": 4}, False),
         ("gemma", {}, True),
         ("gemma2", {}, True),
@@ -78,8 +80,11 @@ def test_every_linear_is_pruned_or_ignored(model_type: str) -> None:
     model, family = tiny_model(model_type), FAMILIES[model_type]
     linears = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     pruned = {f"{family.layer_name(layer)}.{n}" for layer in range(2) for n in family.linears}
-    assert pruned <= linears
-    assert linears - pruned <= set(family.ignore)
+    for group in family.groups:
+        for linear in group.linears:
+            held = [f"{family.layer_name(layer)}.{linear}" in linears for layer in range(2)]
+            assert any(held) if not group.in_every_layer else all(held)
+    assert all(any(matches(entry, name) for entry in family.ignore) for name in linears - pruned)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,10 @@ SIZES: dict[str, dict[str, object]] = {
     "ministral3": LLAMA_LIKE,
     "qwen2": LLAMA_LIKE,
     "qwen3": LLAMA_LIKE,
+    "qwen3_5_text": LLAMA_LIKE
+    | {"layer_types": ["linear_attention", "full_attention"]}
+    | {"linear_key_head_dim": 64, "linear_value_head_dim": 64}
+    | {"linear_num_key_heads": 1, "linear_num_value_heads": 2},
     "phi3": LLAMA_LIKE | {"pad_token_id": 0},
     "gemma": LLAMA_LIKE,
     "gemma2": GEMMA,

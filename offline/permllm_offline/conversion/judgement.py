@@ -30,6 +30,11 @@ class Judged:
     layers: Sequence[Sequence[GroupVerdict]]
 
     @property
+    def every_linear_holds(self) -> bool:
+        """Whether nothing has to stay dense."""
+        return all(verdict.holds for layer in self.layers for verdict in layer)
+
+    @property
     def holding(self) -> int:
         """Number of linears that can be stored."""
         return sum(
@@ -83,7 +88,7 @@ def judge(
         return under(pattern)
     first, second = map(Pattern.parse, SUPPORTED)
     judged = under(first)
-    if judged.holding == count * len(family.linears):
+    if judged.every_linear_holds:
         return judged
     return max([judged, under(second)], key=lambda one: one.holding)
 

@@ -62,9 +62,10 @@ class Judge:
         """
         prefix = self.family.layer_name(index)
         verdicts = []
-        for group in self.family.groups:
+        stored = set(self.source.names())
+        for group in self.family.groups_of(lambda one: f"{prefix}.{one}.weight" in stored):
             names = [f"{prefix}.{linear}.weight" for linear in group.linears]
-            missing = set(names) - set(self.source.names())
+            missing = set(names) - stored
             if missing:
                 raise OfflineError(
                     f"{sorted(missing)[0]} is not in the checkpoint, but its config.json makes it "

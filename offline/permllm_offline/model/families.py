@@ -7,7 +7,7 @@ a module's name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -37,12 +37,16 @@ class Fold(Enum):
 
 @dataclass(frozen=True)
 class SharedInputGroup:
-    """Linears of one decoder layer that read the same tensor and so share one permutation."""
+    """Linears of one decoder layer that read the same tensor and so share one permutation.
+
+    ``in_every_layer`` is false where layers differ: hybrid models have attention in some.
+    """
 
     name: str
     linears: tuple[str, ...]
     fold: Fold = Fold.NONE
     fold_into: tuple[RowPart, ...] = ()
+    in_every_layer: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,12 @@ class Family:
 
     @property
     def linears(self) -> tuple[str, ...]:
-        """Every linear of a decoder layer that is pruned, in forward order."""
+        """Every linear that is pruned of one decoder layer or another, in forward order."""
         return tuple(linear for group in self.groups for linear in group.linears)
+
+    def groups_of(self, holds: Callable[[str], bool]) -> list[SharedInputGroup]:
+        """List the groups of a decoder layer that ``holds`` some of the linears."""
+        return [one for one in self.groups if one.in_every_layer or holds(one.linears[0])]
 
     def layer_name(self, layer: int) -> str:
         """Module name of decoder layer ``layer``."""
@@ -122,6 +130,21 @@ def _mlp(first: str, second: str) -> tuple[SharedInputGroup, SharedInputGroup]:
 
 _LLAMA = Family("model.layers", _ATTENTION + _GATED_MLP, ignore=("lm_head",))
 _PHI3 = Family("model.layers", _FUSED_ATTENTION + _FUSED_GATED_MLP, ignore=("lm_head",))
+_QWEN3_5 = Family(
+    "model.layers",
+    (
+        SharedInputGroup("qkv", _QKV, in_every_layer=False),
+        # Gated by other rows of q_proj: a fold would have to move those as well.
+        SharedInputGroup("o", ("self_attn.o_proj",), in_every_layer=False),
+        SharedInputGroup(
+            "qkvz", ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z"), in_every_layer=False
+        ),
+        SharedInputGroup("linear_o", ("linear_attn.out_proj",), in_every_layer=False),
+        *_GATED_MLP,
+    ),
+    # A row for each head, which is little.
+    ignore=("lm_head", r"re:.*\.linear_attn\.in_proj_[ab]"),
+)
 _UP_DOWN = Family(
     "model.layers", _ATTENTION + _mlp("mlp.up_proj", "mlp.down_proj"), ignore=("lm_head",)
 )
@@ -158,6 +181,7 @@ FAMILIES: Mapping[str, Family] = {
     "ministral3": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "qwen3_5_text": _QWEN3_5,
     "gemma": _LLAMA,
     "gemma2": _LLAMA,
     "gemma3_text": _LLAMA,

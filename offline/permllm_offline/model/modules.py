@@ -12,6 +12,11 @@ def linear_of(layer: nn.Module, name: str) -> nn.Linear:
     return cast(nn.Linear, layer.get_submodule(name))
 
 
+def has_linear(layer: nn.Module, name: str) -> bool:
+    """Whether a decoder layer has a linear ``name``."""
+    return name in dict(layer.named_modules())
+
+
 def decoder_layers(model: nn.Module, name: str) -> list[nn.Module]:
     """Return the decoder layers, which the model holds under ``name``."""
     return list(model.get_submodule(name).children())

@@ -15,7 +15,7 @@ from permllm_offline.model.families import Family, family_of, heads_of
 from permllm_offline.model.ignored import ignored_linears
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import Source
-from permllm_offline.model.modules import decoder_layers, linear_of
+from permllm_offline.model.modules import decoder_layers, has_linear, linear_of
 from permllm_vllm.checkpoint.pattern import Pattern
 
 
@@ -111,21 +111,22 @@ def make_plan(
     skeleton = _skeleton(source.config)
     decoder = decoder_layers(skeleton, family.layers)
     prefixes = [family.layer_name(index) for index in range(len(decoder))]
+    groups_by_layer = [family.groups_of(partial(has_linear, layer)) for layer in decoder]
     ignored = ignored_linears(
         ignore,
         [
-            [f"{p}.{linear}" for linear in group.linears]
-            for p in prefixes
-            for group in family.groups
+            [f"{prefix}.{linear}" for linear in group.linears]
+            for prefix, groups in zip(prefixes, groups_by_layer, strict=True)
+            for group in groups
         ],
         family.ignore,
     )
     layers: list[list[GroupLayout]] = []
     by_layer: list[list[PlannedLinear]] = []
-    for prefix, layer in zip(prefixes, decoder, strict=True):
+    for prefix, layer, groups in zip(prefixes, decoder, groups_by_layer, strict=True):
         layers.append([])
         by_layer.append([])
-        for group in family.groups:
+        for group in groups:
             names = [f"{prefix}.{linear}" for linear in group.linears]
             modules = [linear_of(layer, linear) for linear in group.linears]
             width = modules[0].in_features
@@ -144,7 +145,7 @@ def make_plan(
                 by_layer[-1].append(planned)
     everything = sum(p.numel() for p in skeleton.parameters()) * dtype.itemsize
     saved = sum(one.dense_bytes - one.sparse_bytes for linears in by_layer for one in linears)
-    hidden_size = linear_of(decoder[0], family.linears[0]).in_features
+    hidden_size = by_layer[0][0].layout.in_features
     return Plan(
         family, layers, by_layer, hidden_size, everything - saved, [*family.ignore, *ignore]
     )

@@ -60,6 +60,15 @@ def test_folds_name_linears_of_the_family() -> None:
             assert (group.fold is Fold.NONE) == (not group.fold_into)
 
 
+def test_layers_of_a_hybrid_model_have_groups_of_their_own() -> None:
+    family = FAMILIES["qwen3_5_text"]
+    full = [one.name for one in family.groups_of(lambda linear: "self_attn" in linear)]
+    assert full == ["qkv", "o", "gate_up", "down"]
+    linear = [one.name for one in family.groups_of(lambda linear: "linear_attn" in linear)]
+    assert linear == ["qkvz", "linear_o", "gate_up", "down"]
+    assert FAMILIES["llama"].groups_of(lambda linear: False) == list(FAMILIES["llama"].groups)
+
+
 def test_heads_fall_back_to_hidden_size() -> None:
     config = SimpleNamespace(num_attention_heads=4, hidden_size=320)
     assert heads_of(config) == Heads(4, 4, 80)
