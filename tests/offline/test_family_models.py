@@ -44,6 +44,7 @@ def tokens() -> torch.Tensor:
         ("gpt_neox", {}, True),
         ("gpt_neox", {"hidden_size": 192, "num_attention_heads": 2}, False),
         ("granite", {}, True),
+        ("granitemoehybrid", {"layer_types": ["full_attention", "linear_attention"]}, True),
         ("smollm3", {}, True),
         ("olmo2", {}, True),
         ("olmo3", {}, True),
@@ -98,4 +99,5 @@ def test_layers_run_one_by_one_are_the_model(model_type: str, options: dict[str,
     for layer, keywords in zip(decoder_layers(model, family.layers), calls.keywords, strict=True):
         states = run_windows(layer, states, keywords)
     with torch.no_grad():
-        torch.testing.assert_close(states, last_hidden_state(model, family, tokens()))
+        expected = last_hidden_state(model, family, tokens())
+    torch.testing.assert_close(states, expected, rtol=1e-5, atol=1e-4)  # sums of another order

@@ -20,6 +20,7 @@ SERVED = {
     "gemma3_text": ("gemma3", "Gemma3ForCausalLM"),
     "opt": ("opt", "OPTForCausalLM"),
     "phi3": ("phi3", "Phi3ForCausalLM"),
+    "granitemoehybrid": ("granitemoehybrid", "GraniteMoeHybridForCausalLM"),
     "granite": ("granite", "GraniteForCausalLM"),
     "cohere2": ("commandr", "CohereForCausalLM"),
     "exaone4": ("exaone4", "Exaone4ForCausalLM"),
@@ -46,4 +47,5 @@ def test_fused_layers_lie_in_one_group(model_type: str) -> None:
         assert len({groups.get(part) for part in parts}) == 1, parts
     # Every part of a group that vLLM fuses is known to vLLM by the name of the family.
     fused = {part for parts in packed.values() for part in parts if part in groups}
-    assert {name for name, group in groups.items() if group in ("qkv", "qkvz", "gate_up")} == fused
+    touched = {groups[part] for part in fused}
+    assert {name for name, group in groups.items() if group in touched} == fused

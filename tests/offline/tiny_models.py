@@ -50,6 +50,9 @@ SIZES: dict[str, dict[str, object]] = {
     "granite": LLAMA_LIKE
     | {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.1}
     | {"logits_scaling": 4.0},
+    "granitemoehybrid": LLAMA_LIKE
+    | {"layer_types": ["linear_attention", "full_attention"], "shared_intermediate_size": 192}
+    | {"num_local_experts": 0, "mamba_n_heads": 4, "mamba_d_state": 16, "logits_scaling": 4.0},
     "smollm3": LLAMA_LIKE | TOKENS | {"no_rope_layer_interval": 2},
     "olmo2": LLAMA_LIKE | TOKENS,
     "olmo3": LOCAL | TOKENS | {"layer_types": ["sliding_attention", "full_attention"]},

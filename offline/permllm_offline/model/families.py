@@ -8,7 +8,7 @@ a module's name.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -109,15 +109,15 @@ _GATED_MLP = (
         (RowPart("mlp.gate_proj", every_row), RowPart("mlp.up_proj", every_row)),
     ),
 )
-_FUSED_GATED_MLP = (
-    SharedInputGroup("gate_up", ("mlp.gate_up_proj",)),
-    SharedInputGroup(
-        "down",
-        ("mlp.down_proj",),
-        Fold.ELEMENTWISE,
-        (RowPart("mlp.gate_up_proj", first_half), RowPart("mlp.gate_up_proj", second_half)),
-    ),
-)
+
+
+def _fused_gated_mlp(gate_up: str, down: str) -> tuple[SharedInputGroup, SharedInputGroup]:
+    """Gate and up in one linear, one after the other, and one that reads their products."""
+    rows = (RowPart(gate_up, first_half), RowPart(gate_up, second_half))
+    return (
+        SharedInputGroup("gate_up", (gate_up,)),
+        SharedInputGroup("down", (down,), Fold.ELEMENTWISE, rows),
+    )
 
 
 def _mlp(first: str, second: str) -> tuple[SharedInputGroup, SharedInputGroup]:
@@ -128,22 +128,40 @@ def _mlp(first: str, second: str) -> tuple[SharedInputGroup, SharedInputGroup]:
     )
 
 
+def _in_some_layers(*groups: SharedInputGroup) -> tuple[SharedInputGroup, ...]:
+    """The same of a hybrid model."""
+    return tuple(replace(group, in_every_layer=False) for group in groups)
+
+
 _LLAMA = Family("model.layers", _ATTENTION + _GATED_MLP, ignore=("lm_head",))
-_PHI3 = Family("model.layers", _FUSED_ATTENTION + _FUSED_GATED_MLP, ignore=("lm_head",))
+_PHI3 = Family(
+    "model.layers",
+    _FUSED_ATTENTION + _fused_gated_mlp("mlp.gate_up_proj", "mlp.down_proj"),
+    ignore=("lm_head",),
+)
 _QWEN3_5 = Family(
     "model.layers",
     (
-        SharedInputGroup("qkv", _QKV, in_every_layer=False),
-        # Gated by other rows of q_proj: a fold would have to move those as well.
-        SharedInputGroup("o", ("self_attn.o_proj",), in_every_layer=False),
-        SharedInputGroup(
-            "qkvz", ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z"), in_every_layer=False
+        *_in_some_layers(
+            SharedInputGroup("qkv", _QKV),
+            # Gated by other rows of q_proj: a fold would have to move those as well.
+            SharedInputGroup("o", ("self_attn.o_proj",)),
+            SharedInputGroup("qkvz", ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z")),
+            SharedInputGroup("linear_o", ("linear_attn.out_proj",)),
         ),
-        SharedInputGroup("linear_o", ("linear_attn.out_proj",), in_every_layer=False),
         *_GATED_MLP,
     ),
     # A row for each head, which is little.
     ignore=("lm_head", r"re:.*\.linear_attn\.in_proj_[ab]"),
+)
+_GRANITE_HYBRID = Family(
+    "model.layers",
+    (
+        *_in_some_layers(*_ATTENTION),
+        *_fused_gated_mlp("shared_mlp.input_linear", "shared_mlp.output_linear"),
+    ),
+    # vLLM calls by two names what is `mamba` in a checkpoint.
+    ignore=("lm_head", r"re:.*\.block_sparse_moe\..*", r"re:.*\.(mamba|mixer)\..*"),
 )
 _UP_DOWN = Family(
     "model.layers", _ATTENTION + _mlp("mlp.up_proj", "mlp.down_proj"), ignore=("lm_head",)
@@ -186,6 +204,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemma2": _LLAMA,
     "gemma3_text": _LLAMA,
     "granite": _LLAMA,
+    "granitemoehybrid": _GRANITE_HYBRID,
     "smollm3": _LLAMA,
     "olmo2": _LLAMA,
     "olmo3": _LLAMA,
