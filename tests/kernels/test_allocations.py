@@ -13,6 +13,9 @@ from permllm_vllm.backends.cpu import CpuBackend
 from tests.kernels.preloaded import COMPILER, preloaded
 
 CALLS = {1: 100, 2: 10}  # of every kind, 28 kinds, by threads
+ROUNDS = 3
+"""The least counts: where other work keeps a thread from a kernel for the first calls, it grows its
+buffers in a later one, once."""
 N, K = 264, 128  # a result has 528 bytes and more: allocations.c counts it as large
 TOKENS = (1, 2, 7, 16, 17, 40, 300)  # every kernel, a remainder, more than are packed at once
 
@@ -39,12 +42,15 @@ def count(isa: str, calls: int) -> list[tuple[str, int, int, int]]:
                 )  # fmt: skip
                 for _ in range(3):
                     ops.sparse_linear(*arguments)
-                before = library.count_large(), library.count_all()
-                for _ in range(calls):
-                    ops.sparse_linear(*arguments)
-                after = library.count_large(), library.count_all()
+                rounds = []
+                for _ in range(ROUNDS):
+                    before = library.count_large(), library.count_all()
+                    for _ in range(calls):
+                        ops.sparse_linear(*arguments)
+                    after = library.count_large(), library.count_all()
+                    rounds.append((after[0] - before[0], after[1] - before[1]))
                 kind = f"{values.weights.values.dtype}, blocks of {block_size}"
-                found.append((kind, m, after[0] - before[0], after[1] - before[1]))
+                found.append((kind, m, *min(rounds)))
     return found
 
 
