@@ -161,7 +161,7 @@ _GRANITE_HYBRID = Family(
         *_fused_gated_mlp("shared_mlp.input_linear", "shared_mlp.output_linear"),
     ),
     # vLLM calls by two names what is `mamba` in a checkpoint.
-    ignore=("lm_head", r"re:.*\.block_sparse_moe\..*", r"re:.*\.(mamba|mixer)\..*"),
+    ignore=("lm_head", r"re:.*\.(mamba|mixer)\..*"),
 )
 _UP_DOWN = Family(
     "model.layers", _ATTENTION + _mlp("mlp.up_proj", "mlp.down_proj"), ignore=("lm_head",)
@@ -227,13 +227,19 @@ def family_of(config: Any) -> Family:
     """Return the family of a transformers configuration.
 
     Raises:
-        OfflineError: its ``model_type`` is not in the table.
+        OfflineError: its ``model_type`` is not in the table, or it has experts.
     """
     model_type = str(getattr(config, "model_type", None))
     if model_type not in FAMILIES:
         raise OfflineError(
             f"model_type {model_type!r} is not supported; supported are "
             f"{', '.join(sorted(FAMILIES))}. {_remedy(config)}"
+        )
+    experts = getattr(config, "num_local_experts", None)
+    if experts:
+        raise OfflineError(
+            f"the model has {experts} experts (num_local_experts), and no mixture of experts is "
+            f"supported: give a model of {model_type!r} without, or one of another family."
         )
     return FAMILIES[model_type]
 

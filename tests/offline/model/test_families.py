@@ -42,6 +42,14 @@ def test_the_language_model_of_a_model_of_images_is_named() -> None:
         family_of(config)
 
 
+def test_experts_are_refused() -> None:
+    config = AutoConfig.for_model("granitemoehybrid", num_local_experts=8)
+    with pytest.raises(OfflineError, match=r"has 8 experts .* without, or one of another"):
+        family_of(config)
+    config.num_local_experts = 0
+    assert family_of(config) == FAMILIES["granitemoehybrid"]
+
+
 def test_mistral_has_the_same_layout() -> None:
     assert family_of(MistralConfig()) == family_of(LlamaConfig())
 
