@@ -129,7 +129,7 @@ def _mlp(first: str, second: str) -> tuple[SharedInputGroup, SharedInputGroup]:
 
 
 def _in_some_layers(*groups: SharedInputGroup) -> tuple[SharedInputGroup, ...]:
-    """The same of a hybrid model."""
+    """Groups that only some decoder layers have, as in hybrid models."""
     return tuple(replace(group, in_every_layer=False) for group in groups)
 
 
@@ -151,7 +151,7 @@ _QWEN3_5 = Family(
         ),
         *_GATED_MLP,
     ),
-    # A row for each head, which is little.
+    # These have one row for each head, too little to prune.
     ignore=("lm_head", r"re:.*\.linear_attn\.in_proj_[ab]"),
 )
 _GRANITE_HYBRID = Family(
