@@ -172,12 +172,12 @@ def _incomplete_stacks(
     problems = []
     for prefix, suffix in sorted(stacks):
         stack, child = children[prefix], suffix.partition(".")[0]
-        kind = set().union(*(held for held in stack.values() if child in held))
+        beside = set().union(*(held for held in stack.values() if child in held))
         for index in natural_order(stack):
             module = ".".join(part for part in (prefix, index, suffix) if part)
             if module in sparse or quantization.is_ignored(module):
                 continue
-            if child not in stack[index] and not stack[index] <= kind:
+            if child not in stack[index] and not stack[index] <= beside:
                 continue
             value = "a dense weight" if f"{module}.weight" in names else "nothing"
             rule = f"{prefix}.*.{suffix} is sparse in other layers, so it is sparse or ignored here"

@@ -27,9 +27,14 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "interoperability.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
 WRITTEN = (
-    *("sparse", "from-zeros", "from-bitmask", "recovered", "recovered-again"),
+    "sparse",
     "sparse-language-model",
+    "from-zeros",
+    "from-bitmask",
+    "recovered",
+    "recovered-again",
 )
+"""Checkpoints of this format that the blocks leave."""
 CAPITALS = [("w1 w2", ["w3", "w4"], 0), ("w5 w6", ["w7", "w8"], 1), ("w9", ["w10", "w11"], 0)]
 
 

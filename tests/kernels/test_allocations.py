@@ -14,8 +14,8 @@ from tests.kernels.preloaded import COMPILER, preloaded
 
 CALLS = {1: 100, 2: 10}  # of every kind, 28 kinds, by threads
 ROUNDS = 3
-"""The least counts: where other work keeps a thread from a kernel for the first calls, it grows its
-buffers in a later one, once."""
+"""Of calls; the round with the fewest requests is the steady state. A thread that other work kept
+from a kernel at first grows its buffers in a later round, once."""
 N, K = 264, 128  # a result has 528 bytes and more: allocations.c counts it as large
 TOKENS = (1, 2, 7, 16, 17, 40, 300)  # every kernel, a remainder, more than are packed at once
 

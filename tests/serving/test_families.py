@@ -42,8 +42,8 @@ TOKENS = 8
 TOLERANCE = 1e-4  # measured 1e-5
 TIED = ("gemma", "gemma2", "gemma3_text", "cohere2")
 """As all published ones are; vLLM knows no other of most."""
-HYBRID = ("qwen3_5_text",)
-"""vLLM's linear attention takes bfloat16 alone on the CPU."""
+BFLOAT16_ALONE = ("qwen3_5_text",)
+"""On the CPU: vLLM's linear attention takes nothing else."""
 
 
 def cast(model: Any, dtype: torch.dtype) -> Any:
@@ -61,7 +61,7 @@ def log_probabilities(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     return answer
 
 
-@pytest.mark.parametrize("model_type", [name for name in FAMILIES if name not in HYBRID])
+@pytest.mark.parametrize("model_type", [name for name in FAMILIES if name not in BFLOAT16_ALONE])
 def test_answers(engines: Engines, tmp_path: Path, model_type: str) -> None:
     pattern, block_size, values = OTHERS.get(model_type, USUAL)
     sizes = SIZES.get(model_type, {})
@@ -90,7 +90,7 @@ def test_answers(engines: Engines, tmp_path: Path, model_type: str) -> None:
     assert (found - other.gather(1, chosen)[:, 0]).abs().max() > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("model_type", HYBRID)
+@pytest.mark.parametrize("model_type", BFLOAT16_ALONE)
 def test_log_probabilities_in_bfloat16(engines: Engines, tmp_path: Path, model_type: str) -> None:
     unpruned = cast(tiny_model(model_type), torch.bfloat16)
     decisions = decisions_of(unpruned, Pattern(2, 4), 64)

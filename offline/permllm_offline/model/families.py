@@ -27,8 +27,8 @@ class Fold(Enum):
     """What lies between a shared-input group and the linears whose rows feed it."""
 
     NONE = "none"
-    """A norm of the residual stream, or a linear that stays as it is: the permutation is applied at
-    run time."""
+    """What rows cannot be moved through (a norm of the residual stream, a gate, linear attention),
+    or a linear that stays as it is: the permutation is applied at run time."""
     ELEMENTWISE = "elementwise"
     """Only elementwise operations: output row j of the preceding linears becomes channel j."""
     VALUE_HEADS = "value heads"
