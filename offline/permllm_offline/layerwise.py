@@ -18,7 +18,7 @@ from permllm_offline.decisions import GroupDecision, LayerDecision
 from permllm_offline.importance import row_chunks
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.layout import GroupLayout
-from permllm_offline.model.modules import decoder_layers, linear_of
+from permllm_offline.model.modules import decoder_layers, linear_of, load_tensor
 from permllm_offline.reconstruction.layer_work import LayerReconstruction, LayerWork
 from permllm_offline.run.steps import Step
 from permllm_vllm.checkpoint.packing import unpack_mask
@@ -124,7 +124,7 @@ def pruned_layer(layer: nn.Module, decision: LayerDecision) -> Step:
 def load_step(layer: nn.Module, step: Step) -> None:
     """Give a decoder layer the weights of a finished step."""
     for name in layer.state_dict():  # one by one: read all at once, they are a second layer
-        layer.load_state_dict({name: step.tensors[name]}, strict=False)
+        load_tensor(layer, name, step.tensors[name])
 
 
 def decision_of(layouts: Sequence[GroupLayout], step: Step) -> LayerDecision:

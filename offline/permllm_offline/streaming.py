@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.families import Family
 from permllm_offline.model.loading import Source, model_from
-from permllm_offline.model.modules import decoder_layers
+from permllm_offline.model.modules import decoder_layers, load_tensor
+from permllm_offline.model.skeleton import skeleton_of
 from permllm_offline.text.evaluation import perplexity
 from permllm_vllm.checkpoint.reader import CheckpointReader
 
@@ -46,7 +47,7 @@ class StreamedModel:
         layer.to_empty(device=self.device)
         try:
             for name in layer.state_dict():  # one by one: read all at once, they are a second layer
-                layer.load_state_dict({name: self._reader.tensor(prefix + name)}, strict=False)
+                load_tensor(layer, name, self._reader.tensor(prefix + name))
             yield layer
         finally:
             layer.to("meta")
@@ -128,8 +129,6 @@ def _without_weights(
         The model, and parameters outside the decoder layers by name, each with that of its stored
         tensor.
     """
-    from transformers import AutoModelForCausalLM
-
     config = deepcopy(source.config)
     config.num_hidden_layers = 0
     placeholders: dict[str, Tensor] = {}
@@ -150,10 +149,7 @@ def _without_weights(
             )
         stored[name] = (parameter, names[parameter.data_ptr()])
         parameter.data = _placeholder(parameter.shape, dtype, device)
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(
-            deepcopy(source.config), dtype=dtype, trust_remote_code=False
-        )
+    skeleton = skeleton_of(source.config, dtype)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))

@@ -12,6 +12,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from permllm_vllm.hf.experts import separate_experts
+
 WORDS = [f"w{number}" for number in range(60)]
 
 
@@ -33,12 +35,15 @@ LOCAL = LLAMA_LIKE | {"sliding_window": 8}
 GEMMA = LOCAL | {"query_pre_attn_scalar": 64}
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
 """For configurations whose own are past the end of a small vocabulary."""
+MIXTURE = LLAMA_LIKE | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 SIZES: dict[str, dict[str, object]] = {
     "llama": LLAMA_LIKE,
     "mistral": LLAMA_LIKE,
     "ministral3": LLAMA_LIKE,
     "qwen2": LLAMA_LIKE,
     "qwen3": LLAMA_LIKE,
+    "qwen2_moe": MIXTURE | {"shared_expert_intermediate_size": 128, "decoder_sparse_step": 2},
+    "qwen3_moe": MIXTURE | {"mlp_only_layers": [1]},
     "qwen3_5_text": LLAMA_LIKE
     | {"layer_types": ["linear_attention", "full_attention"]}
     | {"linear_key_head_dim": 64, "linear_value_head_dim": 64}
@@ -55,6 +60,7 @@ SIZES: dict[str, dict[str, object]] = {
     | {"num_local_experts": 0, "mamba_n_heads": 4, "mamba_d_state": 16, "logits_scaling": 4.0},
     "smollm3": LLAMA_LIKE | TOKENS | {"no_rope_layer_interval": 2},
     "olmo2": LLAMA_LIKE | TOKENS,
+    "olmoe": MIXTURE | TOKENS | {"intermediate_size": 64},
     "olmo3": LOCAL | TOKENS | {"layer_types": ["sliding_attention", "full_attention"]},
     "cohere2": LLAMA_LIKE  # with a short window vLLM and Transformers disagree by one token
     | TOKENS
@@ -78,10 +84,14 @@ def tiny_llama(**overrides: object) -> LlamaForCausalLM:
 
 
 def tiny_model(model_type: str, **overrides: object) -> Any:
-    """A random model; weights are large enough for pruning to change the logits."""
+    """A random model; weights are large enough for pruning to change the logits.
+
+    Experts have linears of their own, as where a model is pruned.
+    """
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **(COMMON | SIZES[model_type] | overrides))
     model = AutoModelForCausalLM.from_config(config)
+    separate_experts(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 from permllm_offline.errors import OfflineError
@@ -39,7 +40,10 @@ class Fold(Enum):
 class SharedInputGroup:
     """Linears of one decoder layer that read the same tensor and so share one permutation.
 
-    ``in_every_layer`` is false where layers differ: hybrid models have attention in some.
+    ``in_every_layer`` is false where layers differ: hybrid models have attention in some, and
+    mixtures experts. Of an expert, ``share`` is the part of all tokens that a router hands to it in
+    the mean, and ``whole`` the module that reads them all before, where it is their input that the
+    linears read.
     """
 
     name: str
@@ -47,17 +51,24 @@ class SharedInputGroup:
     fold: Fold = Fold.NONE
     fold_into: tuple[RowPart, ...] = ()
     in_every_layer: bool = True
+    share: float = 1.0
+    whole: str = ""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Module names of one architecture; ``linears`` are relative to a decoder layer."""
+    """Module names of one architecture; ``linears`` are relative to a decoder layer.
+
+    ``experts`` is the module whose children, by number, are experts of a mixture: their groups are
+    among ``groups`` once ``family_of`` knows how many there are.
+    """
 
     layers: str
     groups: tuple[SharedInputGroup, ...]
     ignore: tuple[str, ...]
+    experts: str = ""
 
-    @property
+    @cached_property
     def linears(self) -> tuple[str, ...]:
         """Every linear that is pruned of one decoder layer or another, in forward order."""
         return tuple(linear for group in self.groups for linear in group.linears)
@@ -100,15 +111,23 @@ _FUSED_ATTENTION = (
         (RowPart("self_attn.qkv_proj", values_last),),
     ),
 )
-_GATED_MLP = (
-    SharedInputGroup("gate_up", ("mlp.gate_proj", "mlp.up_proj")),
-    SharedInputGroup(
-        "down",
-        ("mlp.down_proj",),
-        Fold.ELEMENTWISE,
-        (RowPart("mlp.gate_proj", every_row), RowPart("mlp.up_proj", every_row)),
-    ),
-)
+
+
+def _gated_mlp(module: str, label: str = "") -> tuple[SharedInputGroup, SharedInputGroup]:
+    """Gate and up of a module, and one that reads their products."""
+    gate, up = f"{module}.gate_proj", f"{module}.up_proj"
+    return (
+        SharedInputGroup(f"{label}gate_up", (gate, up)),
+        SharedInputGroup(
+            f"{label}down",
+            (f"{module}.down_proj",),
+            Fold.ELEMENTWISE,
+            (RowPart(gate, every_row), RowPart(up, every_row)),
+        ),
+    )
+
+
+_GATED_MLP = _gated_mlp("mlp")
 
 
 def _fused_gated_mlp(gate_up: str, down: str) -> tuple[SharedInputGroup, SharedInputGroup]:
@@ -131,6 +150,26 @@ def _mlp(first: str, second: str) -> tuple[SharedInputGroup, SharedInputGroup]:
 def _in_some_layers(*groups: SharedInputGroup) -> tuple[SharedInputGroup, ...]:
     """Groups that only some decoder layers have, as in hybrid models."""
     return tuple(replace(group, in_every_layer=False) for group in groups)
+
+
+def _experts_of(module: str, count: int, share: float) -> tuple[SharedInputGroup, ...]:
+    """The groups of all experts of a mixture; each has permutations of its own."""
+    found: list[SharedInputGroup] = []
+    for number in range(count):
+        gate_up, down = _gated_mlp(f"{module}.{number}", f"{module}.{number}.")
+        found += [replace(gate_up, share=share, whole=module), replace(down, share=share)]
+    return _in_some_layers(*found)
+
+
+def _mixture(*beside: SharedInputGroup) -> Family:
+    """Experts in ``mlp``, and what some layers have beside them or in their place."""
+    return Family(
+        "model.layers",
+        (*_ATTENTION, *_in_some_layers(*beside)),
+        # Routers: they have few rows, and decide where a token goes.
+        ignore=("lm_head", r"re:.*\.mlp\.gate", r"re:.*\.mlp\.shared_expert_gate"),
+        experts="mlp.experts",
+    )
 
 
 _LLAMA = Family("model.layers", _ATTENTION + _GATED_MLP, ignore=("lm_head",))
@@ -163,6 +202,7 @@ _GRANITE_HYBRID = Family(
     # vLLM calls by two names what is `mamba` in a checkpoint.
     ignore=("lm_head", r"re:.*\.(mamba|mixer)\..*"),
 )
+_SHARED_EXPERT = _gated_mlp("mlp.shared_expert", "shared_")
 _UP_DOWN = Family(
     "model.layers", _ATTENTION + _mlp("mlp.up_proj", "mlp.down_proj"), ignore=("lm_head",)
 )
@@ -199,6 +239,8 @@ FAMILIES: Mapping[str, Family] = {
     "ministral3": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "qwen2_moe": _mixture(*_GATED_MLP, *_SHARED_EXPERT),
+    "qwen3_moe": _mixture(*_GATED_MLP),
     "qwen3_5_text": _QWEN3_5,
     "gemma": _LLAMA,
     "gemma2": _LLAMA,
@@ -208,6 +250,7 @@ FAMILIES: Mapping[str, Family] = {
     "smollm3": _LLAMA,
     "olmo2": _LLAMA,
     "olmo3": _LLAMA,
+    "olmoe": _mixture(),
     "cohere2": _LLAMA,
     "exaone4": _LLAMA,
     "ernie4_5": _LLAMA,
@@ -227,7 +270,7 @@ def family_of(config: Any) -> Family:
     """Return the family of a transformers configuration.
 
     Raises:
-        OfflineError: its ``model_type`` is not in the table, or it has experts.
+        OfflineError: its ``model_type`` is not in the table, or it has experts of another form.
     """
     model_type = str(getattr(config, "model_type", None))
     if model_type not in FAMILIES:
@@ -235,13 +278,20 @@ def family_of(config: Any) -> Family:
             f"model_type {model_type!r} is not supported; supported are "
             f"{', '.join(sorted(FAMILIES))}. {_remedy(config)}"
         )
-    experts = getattr(config, "num_local_experts", None)
-    if experts:
+    family = FAMILIES[model_type]
+    if family.experts:
+        count, taken = int(config.num_experts), int(config.num_experts_per_tok)
+        experts = _experts_of(family.experts, count, taken / max(count, 1))
+        return replace(family, groups=family.groups + experts)
+    count = getattr(config, "num_local_experts", None) or 0
+    if count:
+        mixtures = ", ".join(sorted(name for name, one in FAMILIES.items() if one.experts))
         raise OfflineError(
-            f"the model has {experts} experts (num_local_experts), and no mixture of experts is "
-            f"supported: give a model of {model_type!r} without, or one of another family."
+            f"the model has {count} experts (num_local_experts), and of the mixtures of experts "
+            f"only {mixtures} are supported: give one of these, or a model of {model_type!r} "
+            "without experts."
         )
-    return FAMILIES[model_type]
+    return family
 
 
 def _remedy(config: Any) -> str:

@@ -146,13 +146,15 @@ def model_from(
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
+    from permllm_vllm.hf.experts import with_separate_experts
+
     config = deepcopy(config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with _load_errors_named(source):
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-        model, found = type(empty).from_pretrained(
+        model, found = with_separate_experts(type(empty)).from_pretrained(
             None,
             config=empty.config,
             state_dict=dict(tensors),
@@ -160,6 +162,7 @@ def model_from(
             output_loading_info=True,
             **_TRUST_NOTHING,
         )
+        model.__class__ = type(empty)
         if found["missing_keys"]:
             raise _other_tensors(source, missing=sorted(found["missing_keys"]))
         if (source.directory / "generation_config.json").is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def linear_of(layer: nn.Module, name: str) -> nn.Linear:
@@ -14,9 +14,20 @@ def linear_of(layer: nn.Module, name: str) -> nn.Linear:
 
 def has_linear(layer: nn.Module, name: str) -> bool:
     """Whether a decoder layer has a linear ``name``."""
-    return name in dict(layer.named_modules())
+    try:
+        layer.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
 
 
 def decoder_layers(model: nn.Module, name: str) -> list[nn.Module]:
     """Return the decoder layers, which the model holds under ``name``."""
     return list(model.get_submodule(name).children())
+
+
+def load_tensor(layer: nn.Module, name: str, tensor: Tensor) -> None:
+    """Copy a tensor into the parameter or buffer ``name`` of a layer; raises where sizes differ."""
+    module, _, kind = name.rpartition(".")
+    # Of its own module alone: a layer of many experts would look at all of them for each tensor.
+    layer.get_submodule(module).load_state_dict({kind: tensor}, strict=False)

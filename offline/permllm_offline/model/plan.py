@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +15,7 @@ from permllm_offline.model.ignored import ignored_linears
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import Source
 from permllm_offline.model.modules import decoder_layers, has_linear, linear_of
+from permllm_offline.model.skeleton import skeleton_of
 from permllm_vllm.checkpoint.pattern import Pattern
 
 
@@ -108,7 +108,7 @@ def make_plan(
             that cannot be kept.
     """
     family, heads = family_of(source.config), heads_of(source.config)
-    skeleton = _skeleton(source.config)
+    skeleton = skeleton_of(source.config)
     decoder = decoder_layers(skeleton, family.layers)
     prefixes = [family.layer_name(index) for index in range(len(decoder))]
     groups_by_layer = [family.groups_of(partial(has_linear, layer)) for layer in decoder]
@@ -189,10 +189,3 @@ def _left_dense(
 ) -> PlannedLinear:
     size = module.weight.numel() * dtype.itemsize
     return PlannedLinear(name, layout, module.out_features, False, size, size, pruned=False)
-
-
-def _skeleton(config: Any) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)

@@ -1,0 +1,27 @@
+"""A model without weights: its modules under the names that checkpoints have for them."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def skeleton_of(config: Any, dtype: torch.dtype | None = None) -> nn.Module:
+    """Build the causal language model of a configuration on the meta device, without weights.
+
+    Raises:
+        CheckpointError: experts that cannot be pruned linear by linear.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from permllm_vllm.hf.experts import separate_experts
+
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(
+            deepcopy(config), dtype=dtype, trust_remote_code=False
+        )
+    separate_experts(model)
+    return model

@@ -1,0 +1,144 @@
+"""Experts of a mixture as modules of their own, with linears named as checkpoints name them.
+
+Transformers holds all experts of a block in two parameters of three dimensions, which it merges
+from one tensor for each linear of each expert, and splits again when it saves. Here each linear is
+an `nn.Linear` under the name of its tensor (`mlp.experts.3.gate_proj`), so that whatever works on
+linears works on those of experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from permllm_vllm.checkpoint.errors import Problem
+
+_GATE_UP, _DOWN = "gate_up_proj", "down_proj"
+_FUSED = {_GATE_UP, "up_proj", _DOWN}
+"""Names under which Transformers holds a linear of all experts."""
+_FORM = {"is_transposed": False, "is_concatenated": True, "has_gate": True, "has_bias": False}
+"""What a module of fused experts says of itself where it says anything."""
+_GATE = "_default_apply_gate"
+"""The function by which Transformers multiplies the activated half of a product by the other."""
+
+
+class Expert(nn.Module):
+    """A gated MLP: `[tokens, hidden]` to the same."""
+
+    def __init__(self, gate: Tensor, up: Tensor, down: Tensor, act_fn: nn.Module) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = map(_linear, (gate, up, down))
+        self.act_fn = act_fn
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Multiply tokens, whatever the weight of their routes."""
+        output: Tensor = self.down_proj(self.act_fn(self.gate_proj(states)) * self.up_proj(states))
+        return output
+
+
+class SeparateExperts(nn.ModuleList):
+    """Stands in for the fused experts of a block; an expert runs where a token is routed to it.
+
+    Args:
+        fused: Transformers' module; the weights here are views of its parameters.
+    """
+
+    def __init__(self, fused: Any) -> None:
+        parameters = zip(fused.gate_up_proj, fused.down_proj, strict=True)
+        super().__init__(
+            Expert(*gate_up.chunk(2), down, fused.act_fn) for gate_up, down in parameters
+        )
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """Sum what the experts of each token give, times the weights of their routes.
+
+        Args:
+            hidden_states: [tokens, hidden].
+            top_k_index: int64 [tokens, k], the experts of each token.
+            top_k_weights: [tokens, k], their weights.
+
+        Returns:
+            [tokens, hidden], differentiable.
+        """
+        output = torch.zeros_like(hidden_states)
+        for number in top_k_index.unique().tolist():
+            tokens, places = torch.where(top_k_index == number)
+            states = self[number](hidden_states[tokens])
+            states = states * top_k_weights[tokens, places, None]
+            output.index_add_(0, tokens, states.to(output.dtype))
+        return output
+
+
+def separate_experts(
+    model: nn.Module, chosen: Callable[[str], bool] = lambda path: True
+) -> list[str]:
+    """Put `SeparateExperts` in place of the fused experts of a model, without a copy of weights.
+
+    Args:
+        model: of Transformers, its parameters on any device, meta too.
+        chosen: whether the experts of a path are separated.
+
+    Returns:
+        The paths of what was replaced.
+
+    Raises:
+        CheckpointError: experts of another form than two bias-free matrices around a gate.
+    """
+    paths = [path for path in _fused_experts(model) if chosen(path)]
+    for path in paths:
+        fused = model.get_submodule(path)
+        _check_form(path, fused)
+        model.set_submodule(path, SeparateExperts(fused))
+    return paths
+
+
+def with_separate_experts(model_class: type[nn.Module]) -> type[nn.Module]:
+    """Make a class whose models have separate experts before Transformers loads their weights.
+
+    So each expert gets the tensors that were read, and nothing is merged. A loaded model may get
+    its own class back.
+    """
+
+    def initialise(self: nn.Module, *arguments: Any, **keywords: Any) -> None:
+        model_class.__init__(self, *arguments, **keywords)
+        separate_experts(self)
+
+    members = {"__init__": initialise, "__module__": model_class.__module__}
+    return cast(type[nn.Module], type(model_class.__name__, (model_class,), members))
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    rows, columns = weight.shape
+    linear = nn.Linear(columns, rows, bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
+    return linear
+
+
+def _fused_experts(model: nn.Module) -> Iterator[str]:
+    for path, module in model.named_modules():
+        held = dict(module.named_parameters(recurse=False))
+        if any(held[name].ndim == 3 for name in _FUSED & held.keys()):
+            yield path
+
+
+def _check_form(path: str, fused: nn.Module) -> None:
+    shapes = {name: tuple(one.shape) for name, one in fused.named_parameters(recurse=False)}
+    gate_up, down = shapes.get(_GATE_UP, ()), shapes.get(_DOWN, ())
+    fits = (
+        shapes.keys() == {_GATE_UP, _DOWN}
+        and gate_up == (down[0], 2 * down[2], down[1])
+        and all(getattr(fused, name, value) == value for name, value in _FORM.items())
+        and getattr(getattr(fused, "_apply_gate", None), "__name__", _GATE) == _GATE
+    )
+    if not fits:
+        held = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+        value = f"{type(fused).__name__} with {held}"
+        rule = (
+            f"experts are {_GATE_UP} [experts, 2 x inner, hidden] and {_DOWN} [experts, hidden, "
+            "inner], without biases, a gate before its product"
+        )
+        remedy = "leave these experts dense, or give a model of another family"
+        raise Problem(path, value, rule, remedy).as_error()
