@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from permllm_offline.model.families import Family
-from permllm_offline.model.modules import decoder_layers, has_linear, linear_of
+from permllm_offline.model.families import Family, SharedInputGroup
+from permllm_offline.model.modules import decoder_layers, has_linear
+from permllm_offline.unreached import count_unreached, warn_unreached, with_stand_ins
 
 PARTS, SMALLEST_PART = 8, 16
 """Into how many parts the windows are cut, after each of which sums are kept, and windows of a part
@@ -87,22 +88,50 @@ def collect(
             done = index + 1
             if keep is not None and done % interval == 0 and done < len(windows):
                 keep(PartialSums(done, sums, torch.cat(kept) if kept else None))
-    norms = [mean_norms(layer, windows.numel()) for layer in sums]
+    warn_unreached(
+        [
+            count_unreached(groups_of(layer, family), mine)
+            for layer, mine in zip(layers, sums, strict=True)
+        ]
+    )
+    norms = [
+        mean_norms(layer, family, mine, windows.numel())
+        for layer, mine in zip(layers, sums, strict=True)
+    ]
     return DenseStatistics(norms, torch.cat(kept) if kept else None)
 
 
-def mean_norms(squares: Mapping[str, Tensor], tokens: int) -> dict[str, Tensor]:
-    """Group -> float32 [in_features] as in ``DenseStatistics``, from squares summed over tokens."""
-    return {group: (total / tokens).sqrt().cpu() for group, total in squares.items()}
+def groups_of(layer: nn.Module, family: Family) -> list[SharedInputGroup]:
+    """The groups of a decoder layer that is in memory, or its skeleton."""
+    return family.groups_of(partial(has_linear, layer))
+
+
+def mean_norms(
+    layer: nn.Module, family: Family, squares: Mapping[str, Tensor], tokens: int
+) -> dict[str, Tensor]:
+    """Group -> float32 [in_features] as in ``DenseStatistics``, from squares summed over tokens.
+
+    Those of an expert are over all tokens too, of which others than its own count as zeros: it is a
+    factor common to its channels.
+    """
+    norms = {name: (total / tokens).sqrt().cpu() for name, total in squares.items()}
+    return with_stand_ins(layer, groups_of(layer, family), norms)
 
 
 @contextmanager
 def summed_squares(layer: nn.Module, family: Family) -> Iterator[dict[str, Tensor]]:
-    """Collect group -> float32 [in_features], squares of its input summed over the tokens run."""
+    """Collect group -> float32 [in_features], squares of its input summed over the tokens run.
+
+    A group is absent while it has seen none. What the module of all experts reads is summed up
+    under the name of that.
+    """
     sums: dict[str, Tensor] = {}
+    groups = groups_of(layer, family)
+    read = {group.name: group.linears[0] for group in groups}
+    read |= {group.experts: group.experts for group in groups if group.reads_whole}
     handles = [
-        linear_of(layer, group.linears[0]).register_forward_pre_hook(_sum_squares(sums, group.name))
-        for group in family.groups_of(partial(has_linear, layer))
+        layer.get_submodule(module).register_forward_pre_hook(_sum_squares(sums, name))
+        for name, module in read.items()
     ]
     try:
         yield sums

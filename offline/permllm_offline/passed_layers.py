@@ -11,6 +11,7 @@ from permllm_offline.flow import Flow, load_states, with_states
 from permllm_offline.int8_values import RoundedLayer
 from permllm_offline.layerwise import PASSES, LayerError, layer_step_name
 from permllm_offline.run.steps import Step, Work
+from permllm_offline.unreached import Unreached
 
 _SCALE = "scale:"
 
@@ -20,8 +21,8 @@ class PassedLayers:
     """Results of the first ``count`` decoder layers, in order.
 
     ``errors`` are there where layers are reconstructed, ``outputs`` (relative errors) and the two
-    perplexities where windows are held out, ``rounded`` where values are int8, and ``unpermuted``
-    once the layer is passed that the report shows.
+    perplexities where windows are held out, ``rounded`` where values are int8, ``unpermuted``
+    once the layer is passed that the report shows, and ``unreached`` where calibration text runs.
     """
 
     count: int = 0
@@ -31,6 +32,7 @@ class PassedLayers:
     rounded: list[RoundedLayer] = field(default_factory=list)
     dense_perplexity: float | None = None
     sparse_perplexity: float | None = None
+    unreached: list[Unreached] = field(default_factory=list)
 
     def step(self) -> Step:
         """The results as a step that can be kept."""
@@ -42,6 +44,7 @@ class PassedLayers:
         facts = asdict(self) | {
             "errors": [astuple(error) for error in self.errors],
             "rounded": [dict(layer.errors) for layer in self.rounded],
+            "unreached": [list(layer) for layer in self.unreached],
         }
         return Step(scales, facts)
 
@@ -55,6 +58,7 @@ class PassedLayers:
                 scales[int(index)][linear] = step.tensors[name]
         found = cls(**step.facts)
         found.errors = [LayerError(*error) for error in step.facts["errors"]]
+        found.unreached = [Unreached(*layer) for layer in found.unreached]
         found.rounded = [
             RoundedLayer(own, errors)
             for own, errors in zip(scales, step.facts["rounded"], strict=True)

@@ -151,7 +151,7 @@ def _pass_dense(
             text.pass_dense(index, layer)
         if _HELD_OUT in flows:
             flows[_HELD_OUT].pass_dense(index, layer)
-    return mean_norms(squares, text.tokens)
+    return mean_norms(layer, calibrated.plan.family, squares, text.tokens)
 
 
 def _start_error(calibrated: Calibrated, index: int, held_out: Flow) -> float:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from permllm_offline.activations import mean_norms, summed_squares
+from permllm_offline.activations import groups_of, mean_norms, summed_squares
 from permllm_offline.bake import apply_masks
 from permllm_offline.calibrated import LearnedPermutations
 from permllm_offline.decisions import LayerDecision, without_masks
@@ -49,6 +49,7 @@ from permllm_offline.run.processes import count as processes
 from permllm_offline.run.steps import Step, WorkFolder
 from permllm_offline.streamed_learning import learn_streamed
 from permllm_offline.streaming import StreamedModel
+from permllm_offline.unreached import count_unreached, warn_unreached
 
 _CALIBRATION, _HELD_OUT = "calibration", "held-out"
 
@@ -102,6 +103,7 @@ def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> Prun
     else:
         passed, decisions = _pass_layers(recipe, prepared, work, streamed, learned)
     passed = PassedLayers.of(work.step(PASSES, passed.step))
+    warn_unreached(passed.unreached)
     report = Report.build(
         recipe,
         plan,
@@ -202,7 +204,11 @@ class _Passing:
                     calibration.pass_dense(index, layer)
             if held_out is not None:
                 held_out.pass_dense(index, layer)
-        return None if calibration is None else mean_norms(squares, calibration.tokens)
+        if calibration is None:
+            return None
+        family = self.plan.family
+        self.passed.unreached.append(count_unreached(groups_of(layer, family), squares))
+        return mean_norms(layer, family, squares, calibration.tokens)
 
     def _importances(
         self, layer: nn.Module, layout: GroupLayout, norms: Mapping[str, Tensor] | None

@@ -20,6 +20,7 @@ from permllm_vllm.checkpoint.schema import (
     tensor_dtype,
     tensor_shape,
 )
+from permllm_vllm.checkpoint.stacks import Stack, places_in_stacks
 
 WRITE_AGAIN = "write the checkpoint again with `permllm-offline prune`"
 _FLOATING = ("bfloat16", "float16", "float32")
@@ -153,44 +154,30 @@ def _name_problems(
 
 
 def _incomplete_stacks(
-    names: Collection[str], modules: Collection[str], quantization: QuantizationConfig
+    headers: Mapping[str, TensorHeader], modules: Collection[str], quantization: QuantizationConfig
 ) -> list[Problem]:
-    """Find linears that are sparse in some decoder layers and dense or absent in others.
+    """Find linears that are sparse in some decoder layers, or experts, and dense in others.
 
     Such a linear must be ignored there: whoever loads the model builds a sparse layer everywhere
-    else and would wait for tensors that never come. Layers of hybrid models are of several kinds:
-    one without `self_attn` is another kind where it has what those with it lack (`linear_attn`).
+    else and would wait for tensors that never come.
     """
-    children: dict[str, dict[str, set[str]]] = {}
-    for place in map(_place_in_stack, names):
-        if place is not None:
-            prefix, index, suffix = place
-            child = suffix.partition(".")[0]
-            children.setdefault(prefix, {}).setdefault(index, set()).add(child)
+    stacks: dict[str, Stack] = {}
+    for name, header in headers.items():
+        for place in places_in_stacks(name):
+            stacks.setdefault(place.stack, Stack()).add(place, len(header.shape))
+    wanted = {(place.stack, place.inside) for name in modules for place in places_in_stacks(name)}
     sparse = set(modules)
-    stacks = {(place[0], place[2]) for place in map(_place_in_stack, modules) if place is not None}
-    problems = []
-    for prefix, suffix in sorted(stacks):
-        stack, child = children[prefix], suffix.partition(".")[0]
-        beside = set().union(*(held for held in stack.values() if child in held))
-        for index in natural_order(stack):
-            module = ".".join(part for part in (prefix, index, suffix) if part)
-            if module in sparse or quantization.is_ignored(module):
+    problems: dict[str, Problem] = {}
+    for prefix, inside in sorted(wanted):
+        stack = stacks[prefix]
+        for index in natural_order(stack.indices):
+            module = ".".join(part for part in (prefix, index, inside) if part)
+            if module in sparse or module in problems or quantization.is_ignored(module):
                 continue
-            if child not in stack[index] and not stack[index] <= beside:
+            if stack.is_of_another_kind(index, inside):
                 continue
-            value = "a dense weight" if f"{module}.weight" in names else "nothing"
-            rule = f"{prefix}.*.{suffix} is sparse in other layers, so it is sparse or ignored here"
+            value = "a dense weight" if f"{module}.weight" in headers else "nothing"
+            rule = f"{prefix}.*.{inside} is sparse in others, so it is sparse or ignored here"
             remedy = f"{WRITE_AGAIN}, or list the module in `ignore` if it is meant to be dense"
-            problems.append(Problem(f"{module}.{WEIGHT_PACKED}", value, rule, remedy))
-    return problems
-
-
-def _place_in_stack(name: str) -> tuple[str, str, str] | None:
-    """Split "model.layers.3.mlp.up_proj" at its number; None unless it has exactly one."""
-    parts = name.split(".")
-    numbers = [i for i, part in enumerate(parts) if part.isascii() and part.isdecimal()]
-    if len(numbers) != 1:
-        return None
-    at = numbers[0]
-    return ".".join(parts[:at]), parts[at], ".".join(parts[at + 1 :])
+            problems[module] = Problem(f"{module}.{WEIGHT_PACKED}", value, rule, remedy)
+    return list(problems.values())

@@ -41,9 +41,11 @@ class SharedInputGroup:
     """Linears of one decoder layer that read the same tensor and so share one permutation.
 
     ``in_every_layer`` is false where layers differ: hybrid models have attention in some, and
-    mixtures experts. Of an expert, ``share`` is the part of all tokens that a router hands to it in
-    the mean, and ``whole`` the module that reads them all before, where it is their input that the
-    linears read.
+    mixtures experts.
+
+    Of an expert, ``experts`` is the module that holds all of a layer, ``reads_whole`` says that its
+    linears read what that module reads, and ``share`` which part of these tokens a router hands to
+    an expert in the mean.
     """
 
     name: str
@@ -51,8 +53,9 @@ class SharedInputGroup:
     fold: Fold = Fold.NONE
     fold_into: tuple[RowPart, ...] = ()
     in_every_layer: bool = True
+    experts: str = ""
+    reads_whole: bool = False
     share: float = 1.0
-    whole: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,8 +160,8 @@ def _experts_of(module: str, count: int, share: float) -> tuple[SharedInputGroup
     found: list[SharedInputGroup] = []
     for number in range(count):
         gate_up, down = _gated_mlp(f"{module}.{number}", f"{module}.{number}.")
-        found += [replace(gate_up, share=share, whole=module), replace(down, share=share)]
-    return _in_some_layers(*found)
+        found += [replace(gate_up, reads_whole=True), down]
+    return _in_some_layers(*(replace(one, experts=module, share=share) for one in found))
 
 
 def _mixture(*beside: SharedInputGroup) -> Family:

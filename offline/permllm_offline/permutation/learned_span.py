@@ -146,13 +146,18 @@ class LearnedSpan:
                 slot.permutation.soft = leaf.requires_grad_()
 
     def gradient(self) -> Tensor:
-        """Gradient of the loss in ``soft``, summed over the backward passes since ``use``."""
-        gradients = [
-            slot.permutation.soft.grad
-            for slot in self._all_slots()
-            if slot.permutation.soft is not None
-        ]
-        return torch.cat([gradient for gradient in gradients if gradient is not None])
+        """Gradient of the loss in ``soft``, summed over the backward passes since ``use``.
+
+        Zeros for the experts that no token of these passes reached.
+        """
+        leaves = [slot.permutation.soft for slot in self._all_slots()]
+        return torch.cat(
+            [
+                torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+                for leaf in leaves
+                if leaf is not None
+            ]
+        )
 
     def loss(self, states: Tensor, targets: Tensor) -> Tensor:
         """Mean cosine distance to what the dense model gives after the span (Eq. 10).

@@ -19,7 +19,7 @@ from permllm_offline.errors import OfflineError
 from permllm_offline.importance import row_chunks
 from permllm_offline.mask import keep_channels
 from permllm_offline.model.modules import linear_of
-from permllm_offline.reconstruction.group_inputs import add_second_moment, group_inputs
+from permllm_offline.reconstruction.group_inputs import LayerInputs, add_second_moment
 from permllm_offline.reconstruction.layer_work import LayerWork
 from permllm_offline.run.scratch import MEMORY, Scratch
 from permllm_vllm.checkpoint.packing import pack_mask, unpack_mask
@@ -164,17 +164,21 @@ def least_damage(pattern: Pattern, factor: Tensor, dead: Tensor) -> Chooser:
 
 def update_kept_weights(work: LayerWork) -> LayerDecision:
     """Update the kept weights of a decoder layer under its masks, group by group."""
+    inputs = LayerInputs(work)
     for group in work.decision:
-        _update_group(work, group, choose=False)
+        _update_group(work, inputs, group, choose=False)
     return work.decision
 
 
 def choose_and_update(work: LayerWork) -> LayerDecision:
     """Choose the masks of a decoder layer anew while its weights are updated (SparseGPT)."""
-    return [_update_group(work, group, choose=True) for group in work.decision]
+    inputs = LayerInputs(work)
+    return [_update_group(work, inputs, group, choose=True) for group in work.decision]
 
 
-def _update_group(work: LayerWork, group: GroupDecision, *, choose: bool) -> GroupDecision:
+def _update_group(
+    work: LayerWork, inputs: LayerInputs, group: GroupDecision, *, choose: bool
+) -> GroupDecision:
     pattern, names = work.recipe.parsed_pattern(), list(group.masks)
     channels = linear_of(work.layer, names[0]).weight.shape[1]
     order = torch.arange(channels)
@@ -182,7 +186,9 @@ def _update_group(work: LayerWork, group: GroupDecision, *, choose: bool) -> Gro
         order = absolute(group.permutation, group.layout.block_size)
     device = linear_of(work.layer, names[0]).weight.device
     moment = work.scratch.zeros((channels, channels), torch.float32, device)
-    add_second_moment(moment, group_inputs(work, names[0]), order)
+    add_second_moment(moment, inputs.of(group.layout.group), order)
+    if not moment.diagonal().any():  # an expert that no token reached: by magnitude
+        moment.fill_diagonal_(1)
     dead = moment.diagonal() == 0
     inverse_factor_(moment, scratch=work.scratch)
     factor = moment  # in its place
