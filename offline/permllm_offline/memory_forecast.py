@@ -158,10 +158,11 @@ def _assigned(recipe: Recipe, linears: Sequence[PlannedLinear]) -> int:
 def _window_bytes(linears: Sequence[PlannedLinear], tokens: int, item: int) -> int:
     """Activations of a forward pass: a group's input and outputs, and as much in between."""
     channels = max(
-        group[0].layout.in_features + sum(linear.out_features for linear in group)
+        group[0].layout.group.share
+        * (group[0].layout.in_features + sum(linear.out_features for linear in group))
         for group in _by_group(linears)
     )
-    return 2 * channels * tokens * item
+    return round(2 * channels * tokens * item)
 
 
 def _baked(linears: Sequence[PlannedLinear]) -> int:
@@ -294,9 +295,10 @@ def _state_bytes(recipe: Recipe, prepared: Prepared) -> int:
     """Hidden states: those that are passed on, and the next layer's."""
     held_out = 0 if prepared.windows is None else prepared.windows.held_out.numel()
     read = read_tokens(recipe, prepared)
+    routed = _hidden_bytes(prepared, routed_tokens(recipe, prepared))
     if can_stream(recipe):
-        return passed_bytes(recipe, prepared) + _hidden_bytes(prepared, read + held_out)
-    return _hidden_bytes(prepared, 3 * (read + held_out))
+        return passed_bytes(recipe, prepared) + _hidden_bytes(prepared, read + held_out) + routed
+    return _hidden_bytes(prepared, 3 * (read + held_out)) + routed
 
 
 def passed_bytes(recipe: Recipe, prepared: Prepared) -> int:
@@ -312,6 +314,22 @@ def passed_bytes(recipe: Recipe, prepared: Prepared) -> int:
 
 def _hidden_bytes(prepared: Prepared, tokens: int) -> int:
     return tokens * prepared.plan.hidden_size * prepared.dtype.itemsize
+
+
+def routed_tokens(recipe: Recipe, prepared: Prepared) -> int:
+    """Tokens of which it is kept what comes to the experts of a layer while these are updated."""
+    mixed = any(layout.group.experts for layouts in prepared.plan.layers for layout in layouts)
+    if not (mixed and parts_of(recipe).reconstruction.updates):
+        return 0
+    return updated_tokens(recipe, prepared)
+
+
+def updated_tokens(recipe: Recipe, prepared: Prepared) -> int:
+    """Tokens that the reconstruction of a decoder layer reads: fewer where distillation follows."""
+    read = read_tokens(recipe, prepared)
+    if parts_of(recipe).reconstruction.distils:
+        return min(read, recipe.distillation.layer_windows * recipe.sequence_length)
+    return read
 
 
 def read_tokens(recipe: Recipe, prepared: Prepared) -> int:

@@ -42,13 +42,15 @@ class OutlinedLinear:
 class ServedShape:
     """A matrix `[n, k]` as an engine multiplies it: linears that read one tensor are one.
 
-    ``count`` is how often the model has it.
+    ``count`` is how often the model has it, ``share`` which part of the tokens comes to one of them
+    in the mean.
     """
 
     linears: str
     n: int
     k: int
     count: int
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -178,10 +180,13 @@ def _permutation(planned: PlannedLinear) -> str:
 
 def _served(plan: Plan) -> list[ServedShape]:
     """Join the linears of every shared-input group, and count equal ones over the layers."""
-    linears = iter(plan.linears)
-    found: Counter[tuple[str, int, int]] = Counter()
+    pruned = iter(plan.linears)
+    found: Counter[tuple[str, int, int, float]] = Counter()
     for layout in itertools.chain.from_iterable(plan.layers):
         names = layout.group.linears
-        rows = sum(one.out_features for one in itertools.islice(linears, len(names)))
-        found["+".join(name.rpartition(".")[2] for name in names), rows, layout.in_features] += 1
-    return [ServedShape(names, n, k, count) for (names, n, k), count in found.items()]
+        rows = sum(one.out_features for one in itertools.islice(pruned, len(names)))
+        joined = "+".join(name.rpartition(".")[2] for name in names)
+        found[joined, rows, layout.in_features, layout.group.share] += 1
+    return [
+        ServedShape(linears, n, k, count, share) for (linears, n, k, share), count in found.items()
+    ]

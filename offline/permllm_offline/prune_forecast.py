@@ -8,7 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from permllm_offline.memory_forecast import MemoryForecast, memory_forecast, read_tokens
+from permllm_offline.memory_forecast import (
+    MemoryForecast,
+    memory_forecast,
+    read_tokens,
+    updated_tokens,
+)
 from permllm_offline.method_parts import parts_of
 from permllm_offline.model.plan import PlannedLinear, pruned
 from permllm_offline.permutation.learned_layers import (
@@ -72,9 +77,7 @@ def forecast(recipe: Recipe, prepared: Prepared, speed: float | None = None) -> 
     parts = parts_of(recipe)
     reconstruction = parts.reconstruction
     held_out = 0 if windows is None else windows.held_out.numel()
-    read = updated = read_tokens(recipe, prepared)
-    if reconstruction.distils:  # a layer's reconstruction reads fewer
-        updated = min(read, recipe.distillation.layer_windows * recipe.sequence_length)
+    read, updated = read_tokens(recipe, prepared), updated_tokens(recipe, prepared)
     # A sampled token is one product of each matrix with a row for each piece.
     sampling_speed = speed or measured_speed(prepared, plan.linears[0], PIECES_AT_ONCE)
     speed = speed or measured_speed(prepared, plan.linears[0])
@@ -94,7 +97,7 @@ def forecast(recipe: Recipe, prepared: Prepared, speed: float | None = None) -> 
         if reconstruction.tunes and sparse:
             steps, validation = _windows(recipe.blockwise)
             passes += (BACKWARD * steps + validation) * recipe.sequence_length
-        operations += 2 * passes * sum(linear.weights for linear in linears)
+        operations += 2 * passes * sum(linear.work for linear in linears)
         seconds.append(operations / speed)
     stages = _stage_seconds(recipe, prepared, speed, sampling_speed)
     return Forecast(seconds, stages, memory_forecast(recipe, prepared))
@@ -105,7 +108,7 @@ def _stage_seconds(
 ) -> dict[str, float]:
     """Seconds of what runs the whole model: text that it writes, learning, distillation."""
     plan = prepared.plan
-    model = sum(linear.weights for linear in plan.every_linear)
+    model = sum(linear.work for linear in plan.every_linear)
     head = prepared.source.config.get_text_config().vocab_size * plan.hidden_size
     stages: dict[str, float] = {}
     if sampled := _sampled_windows(recipe, prepared):
@@ -175,5 +178,5 @@ def _update_operations(linear: PlannedLinear, tokens: int) -> float:
     channels = linear.layout.in_features
     moment = 0.0
     if linear.name.endswith(linear.layout.group.linears[0]):
-        moment = 2.0 * tokens * channels**2 + 3.0 * channels**3
+        moment = 2.0 * tokens * linear.layout.group.share * channels**2 + 3.0 * channels**3
     return moment + linear.out_features * channels**2

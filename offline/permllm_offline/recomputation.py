@@ -50,8 +50,11 @@ def activation_bytes(linears: Sequence[PlannedLinear], tokens: int, item: int) -
 
     Each linear keeps its input, and what lies between two linears about as much again.
     """
-    channels = sum(linear.layout.in_features + linear.out_features for linear in linears)
-    return 2 * channels * tokens * item
+    channels = sum(
+        linear.layout.group.share * (linear.layout.in_features + linear.out_features)
+        for linear in linears
+    )
+    return round(2 * channels * tokens * item)
 
 
 def held_activation_bytes(plan: Plan, tokens: int, item: int, share: float = 1.0) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,20 @@ class Speed:
     reason: str = ""
 
     def whole(self) -> dict[int, float]:
-        """Dense time over sparse time of all pruned matrices together, by tokens."""
+        """Dense time over sparse time of all pruned matrices together, by tokens.
+
+        An expert counts as often as tokens come to it.
+        """
         if not self.shapes:
             return {}
+        often = [one.shape.count * one.shape.share for one in self.shapes]
+
+        def total(times: Iterable[float]) -> float:
+            return sum(map(operator.mul, often, times))
+
         return {
-            m: sum(one.shape.count * one.forecasts[m].dense_us for one in self.shapes)
-            / sum(one.shape.count * one.forecasts[m].sparse_us for one in self.shapes)
+            m: total(one.forecasts[m].dense_us for one in self.shapes)
+            / total(one.forecasts[m].sparse_us for one in self.shapes)
             for m in TOKENS
         }
 

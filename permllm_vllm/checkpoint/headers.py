@@ -170,11 +170,11 @@ def _incomplete_stacks(
     problems: dict[str, Problem] = {}
     for prefix, inside in sorted(wanted):
         stack = stacks[prefix]
-        for index in natural_order(stack.indices):
-            module = ".".join(part for part in (prefix, index, inside) if part)
+        for number in natural_order(stack.numbers):
+            module = ".".join(part for part in (prefix, number, inside) if part)
             if module in sparse or module in problems or quantization.is_ignored(module):
                 continue
-            if stack.is_of_another_kind(index, inside):
+            if stack.is_of_another_kind(number, inside):
                 continue
             value = "a dense weight" if f"{module}.weight" in headers else "nothing"
             rule = f"{prefix}.*.{inside} is sparse in others, so it is sparse or ignored here"

@@ -10,7 +10,7 @@ class Place(NamedTuple):
     """A name split at one of its numbers: stack, number, and what follows it."""
 
     stack: str
-    index: str
+    number: str
     inside: str
 
 
@@ -31,28 +31,28 @@ class Stack:
         self._beside: dict[tuple[str, str], set[str]] = {}
 
     @property
-    def indices(self) -> Collection[str]:
+    def numbers(self) -> Collection[str]:
         """The numbers of its modules."""
         return self._inside.keys()
 
     def add(self, place: Place, dimensions: int) -> None:
         """Count a tensor in; all are added before any is asked for."""
-        held = [self._inside.setdefault(place.index, {})]
+        held = [self._inside.setdefault(place.number, {})]
         if dimensions > 1:
-            held.append(self._matrices.setdefault(place.index, {}))
+            held.append(self._matrices.setdefault(place.number, {}))
         for path, child in _steps(place.inside):
             for children in held:
                 children.setdefault(path, set()).add(child)
 
-    def is_of_another_kind(self, index: str, wanted: str) -> bool:
+    def is_of_another_kind(self, number: str, wanted: str) -> bool:
         """Whether a module lacks one that others have, and has matrices that these lack there.
 
         A layer without `self_attn` is of another kind where it has a `linear_attn`, one whose `mlp`
         has no `experts` where that has a `gate_proj`.
         """
         for path, child in _steps(wanted):
-            if child not in self._inside[index].get(path, ()):
-                matrices = self._matrices.get(index, {}).get(path, set())
+            if child not in self._inside[number].get(path, ()):
+                matrices = self._matrices.get(number, {}).get(path, set())
                 return not matrices <= self._held_beside(path, child)
         return False
 

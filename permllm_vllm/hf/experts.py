@@ -8,8 +8,8 @@ linears works on those of experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from permllm_vllm.checkpoint.errors import Problem
 
 _GATE_UP, _DOWN = "gate_up_proj", "down_proj"
-_FUSED = {_GATE_UP, "up_proj", _DOWN}
+FUSED = {_GATE_UP, "up_proj", _DOWN}
 """Names under which Transformers holds a linear of all experts."""
 _FORM = {"is_transposed": False, "is_concatenated": True, "has_gate": True, "has_bias": False}
 """What a module of fused experts says of itself where it says anything."""
@@ -47,10 +47,10 @@ class SeparateExperts(nn.ModuleList):
     """
 
     def __init__(self, fused: Any) -> None:
-        parameters = zip(fused.gate_up_proj, fused.down_proj, strict=True)
-        super().__init__(
-            Expert(*gate_up.chunk(2), down, fused.act_fn) for gate_up, down in parameters
-        )
+        super().__init__()
+        for gate_up, down in zip(fused.gate_up_proj, fused.down_proj, strict=True):
+            gate, up = gate_up.chunk(2)
+            self.append(Expert(gate, up, down, fused.act_fn))
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Sum what the experts of each token give, times the weights of their routes.
@@ -72,14 +72,19 @@ class SeparateExperts(nn.ModuleList):
         return output
 
 
-def separate_experts(
-    model: nn.Module, chosen: Callable[[str], bool] = lambda path: True
-) -> list[str]:
+def fused_experts(model: nn.Module) -> Iterator[str]:
+    """Find the modules of a model that hold all experts of a block in parameters; their paths."""
+    for path, module in model.named_modules():
+        held = dict(module.named_parameters(recurse=False))
+        if any(held[name].ndim == 3 for name in FUSED & held.keys()):
+            yield path
+
+
+def separate_experts(model: nn.Module) -> list[str]:
     """Put `SeparateExperts` in place of the fused experts of a model, without a copy of weights.
 
     Args:
         model: of Transformers, its parameters on any device, meta too.
-        chosen: whether the experts of a path are separated.
 
     Returns:
         The paths of what was replaced.
@@ -87,7 +92,7 @@ def separate_experts(
     Raises:
         CheckpointError: experts of another form than two bias-free matrices around a gate.
     """
-    paths = [path for path in _fused_experts(model) if chosen(path)]
+    paths = list(fused_experts(model))
     for path in paths:
         fused = model.get_submodule(path)
         _check_form(path, fused)
@@ -95,7 +100,7 @@ def separate_experts(
     return paths
 
 
-def with_separate_experts(model_class: type[nn.Module]) -> type[nn.Module]:
+def with_separate_experts(model_class: type[Any]) -> type[Any]:
     """Make a class whose models have separate experts before Transformers loads their weights.
 
     So each expert gets the tensors that were read, and nothing is merged. A loaded model may get
@@ -107,7 +112,7 @@ def with_separate_experts(model_class: type[nn.Module]) -> type[nn.Module]:
         separate_experts(self)
 
     members = {"__init__": initialise, "__module__": model_class.__module__}
-    return cast(type[nn.Module], type(model_class.__name__, (model_class,), members))
+    return type(model_class.__name__, (model_class,), members)
 
 
 def _linear(weight: Tensor) -> nn.Linear:
@@ -115,13 +120,6 @@ def _linear(weight: Tensor) -> nn.Linear:
     linear = nn.Linear(columns, rows, bias=False, device="meta")
     linear.weight = nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
     return linear
-
-
-def _fused_experts(model: nn.Module) -> Iterator[str]:
-    for path, module in model.named_modules():
-        held = dict(module.named_parameters(recurse=False))
-        if any(held[name].ndim == 3 for name in _FUSED & held.keys()):
-            yield path
 
 
 def _check_form(path: str, fused: nn.Module) -> None:

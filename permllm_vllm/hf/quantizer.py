@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.core_model_loading import WeightConverter
 from transformers.quantizers import HfQuantizer, register_quantizer
 
 from permllm_vllm.checkpoint import schema
@@ -15,6 +16,7 @@ from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem, raise_if_any
 from permllm_vllm.checkpoint.headers import TensorHeader, checkpoint_problems, sparse_modules
 from permllm_vllm.checkpoint.shards import read_headers
 from permllm_vllm.hf.config import PermLLMConfig
+from permllm_vllm.hf.experts import FUSED, fused_experts, separate_experts
 from permllm_vllm.hf.linear import Backends, SparseLinear
 from permllm_vllm.hf.missing import missing_parameters
 
@@ -55,6 +57,7 @@ class PermLLMQuantizer(HfQuantizer):
         headers = _stored_headers(checkpoint_files)
         raise_if_any(checkpoint_problems(headers, self.checkpoint))
         sparse, backends = set(sparse_modules(headers)), Backends()
+        self._separate = _separate_sparse_experts(model, sparse)
         problems: list[Problem] = []
         for path, linear in list(_linears(model)):
             name = _stored_name(path, model, headers)
@@ -86,6 +89,17 @@ class PermLLMQuantizer(HfQuantizer):
         raise_if_any(problems)
         return model
 
+    def update_weight_conversions(self, weight_conversions: list[Any]) -> list[Any]:
+        """Leave out what would merge the tensors of experts that are separate here."""
+        merged = [f"{path}.{kind}" for path in self._separate for kind in FUSED]
+
+        def merges(conversion: Any) -> bool:
+            return isinstance(conversion, WeightConverter) and any(
+                name.endswith(target) for name in merged for target in conversion.target_patterns
+            )
+
+        return [one for one in weight_conversions if not merges(one)]
+
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         """Check the contents of what is in memory; what waits on disk is checked when it comes.
 
@@ -106,6 +120,14 @@ class PermLLMQuantizer(HfQuantizer):
         for path, layer in list(_sparse_layers(model)):
             model.set_submodule(path, layer.dense(dtype or torch.get_default_dtype()))
         return model
+
+
+def _separate_sparse_experts(model: nn.Module, sparse: Collection[str]) -> list[str]:
+    """Give experts modules of their own where any is sparse; the paths of these come back."""
+    holders = {name.rpartition(".")[0].rpartition(".")[0] for name in sparse}
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    found = [path for path in fused_experts(model) if not holders.isdisjoint((path, prefix + path))]
+    return separate_experts(model) if found else []
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

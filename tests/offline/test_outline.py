@@ -109,10 +109,10 @@ def test_linears_that_read_one_tensor_are_one_shape(
 ) -> None:
     found = plan(tiny_model_directory, tmp_path / "plan.json")
     assert found["shapes"] == [
-        {"linears": "q_proj+k_proj+v_proj", "n": 128 + 64 + 64, "k": 128, "count": 2},
-        {"linears": "o_proj", "n": 128, "k": 128, "count": 2},
-        {"linears": "gate_proj+up_proj", "n": 192 + 192, "k": 128, "count": 2},
-        {"linears": "down_proj", "n": 128, "k": 192, "count": 2},
+        {"linears": "q_proj+k_proj+v_proj", "n": 128 + 64 + 64, "k": 128, "count": 2, "share": 1.0},
+        {"linears": "o_proj", "n": 128, "k": 128, "count": 2, "share": 1.0},
+        {"linears": "gate_proj+up_proj", "n": 192 + 192, "k": 128, "count": 2, "share": 1.0},
+        {"linears": "down_proj", "n": 128, "k": 192, "count": 2, "share": 1.0},
     ]
 
 

@@ -9,7 +9,7 @@ import torch
 from permllm_offline.activations import last_hidden_state
 from permllm_offline.flow import Flow
 from permllm_offline.model.decoder_calls import record_calls
-from permllm_offline.model.families import FAMILIES
+from permllm_offline.model.families import family_of
 from permllm_offline.model.loading import load_model, open_source
 from permllm_offline.streaming import StreamedModel
 from permllm_offline.text.evaluation import perplexity
@@ -28,12 +28,15 @@ def held(model: Any) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("model_type", ["llama", "qwen3_5_text", "gemma3_text", "opt", "gpt_neox"])
+@pytest.mark.parametrize(
+    "model_type", ["llama", "qwen3_5_text", "gemma3_text", "opt", "gpt_neox", "olmoe"]
+)
 def test_embeddings_and_head_are_there_while_they_are_at_work(
     model_type: str, tied: bool, tmp_path: Path
 ) -> None:
     tiny_model(model_type, tie_word_embeddings=tied).save_pretrained(tmp_path)
-    source, family = open_source(str(tmp_path)), FAMILIES[model_type]
+    source = open_source(str(tmp_path))
+    family = family_of(source.config)
     whole = load_model(source, torch.float32, CPU)
     windows = torch.randint(0, 64, (3, 16), generator=torch.Generator().manual_seed(0))
     streamed = StreamedModel(source, family, torch.float32, CPU)

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from permllm_offline.conversion.report import ConversionReport
+from permllm_offline.expert_names import without_expert
 
 _NUMBER = re.compile(r"\.(\d+)\.")
 
@@ -25,7 +26,7 @@ def conversion_table(report: ConversionReport) -> Table:
     rows = defaultdict(list)
     for linear in report.linears:
         number = _NUMBER.search(linear.name)
-        name = _NUMBER.sub(".*.", linear.name, count=1)
+        name = _NUMBER.sub(".*.", without_expert(linear.name), count=1)
         key = (name, linear.permutation, linear.reason)
         rows[key].append((int(number[1]) if number else 0, linear.density))
     for (name, permutation, reason), found in rows.items():
@@ -38,7 +39,7 @@ def conversion_table(report: ConversionReport) -> Table:
 def _ranges(numbers: list[int]) -> str:
     """Write 0, 1, 2, 5 as "0-2, 5"."""
     parts: list[list[int]] = []
-    for number in sorted(numbers):
+    for number in sorted(set(numbers)):  # that of a layer comes once for each expert
         if parts and number == parts[-1][-1] + 1:
             parts[-1].append(number)
         else:

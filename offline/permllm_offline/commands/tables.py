@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from permllm_offline.inspection import Inspection
-from permllm_offline.model.plan import Plan
+from permllm_offline.expert_names import with_count, without_expert
+from permllm_offline.inspection import InspectedLayer, Inspection
+from permllm_offline.model.plan import Plan, PlannedLinear
 from permllm_offline.prune_forecast import SENSITIVITY, Forecast
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.report.report import Report
@@ -33,17 +36,18 @@ def plan_table(recipe: Recipe, plan: Plan, expected: Forecast) -> Group:
     layers = zip(plan.all_by_layer, expected.layer_seconds, expected.memory.layers, strict=True)
     for linears, seconds, layer_bytes in layers:
         both = _duration(seconds), f"{layer_bytes / 1e6:,.1f} MB"
+        rows: dict[tuple[str, str, str], list[PlannedLinear]] = defaultdict(list)
         for linear in linears:
-            state = "none" if linear.pruned else "left dense"
-            if linear.permuted:
-                state = "folded" if linear.layout.folded else "run time"
+            shape = f"{linear.out_features} x {linear.layout.in_features}"
+            rows[without_expert(linear.name), shape, _state(linear)].append(linear)
+        for (name, shape, state), alike in rows.items():
             table.add_row(
-                Text(linear.name),
-                f"{linear.out_features} x {linear.layout.in_features}",
+                Text(with_count(name, len(alike))),
+                shape,
                 state,
-                f"{linear.dense_bytes:,}",
-                f"{linear.sparse_bytes:,}",
-                *(both if linear is linears[0] else ()),
+                f"{sum(linear.dense_bytes for linear in alike):,}",
+                f"{sum(linear.sparse_bytes for linear in alike):,}",
+                *(both if alike[0] is linears[0] else ()),
             )
         table.add_section()
     total = f"output: about {plan.total_bytes / 1e6:,.1f} MB of tensors, dense ones included"
@@ -68,6 +72,12 @@ def plan_table(recipe: Recipe, plan: Plan, expected: Forecast) -> Group:
     if memory.scratch:
         held += f"; {memory.scratch / 1e9:,.2f} GB in scratch files beside the output"
     return Group(table, total, cost, held)
+
+
+def _state(linear: PlannedLinear) -> str:
+    if not linear.permuted:
+        return "none" if linear.pruned else "left dense"
+    return "folded" if linear.layout.folded else "run time"
 
 
 def _duration(seconds: float) -> str:
@@ -105,15 +115,18 @@ def inspection_table(found: Inspection) -> Table:
     table.add_column("bytes", justify="right", footer=f"{found.bytes:,}")
     table.add_column("of dense", justify="right", footer=f"{found.bytes / found.dense_bytes:.1%}")
     table.add_column("density", justify="right")
+    rows: dict[tuple[str, ...], list[InspectedLayer]] = defaultdict(list)
     for layer in found.layers:
+        shape = f"{layer.out_features} x {layer.in_features}"
+        kind = layer.pattern, layer.permutation, layer.value_dtype
+        rows[without_expert(layer.name), shape, *kind].append(layer)
+    for (name, *cells), layers in rows.items():
+        size = sum(layer.bytes for layer in layers)
         table.add_row(
-            Text(layer.name),
-            f"{layer.out_features} x {layer.in_features}",
-            layer.pattern,
-            layer.permutation,
-            layer.value_dtype,
-            f"{layer.bytes:,}",
-            f"{layer.bytes / layer.dense_bytes:.1%}",
-            f"{layer.density:.3f}",
+            Text(with_count(name, len(layers))),
+            *cells,
+            f"{size:,}",
+            f"{size / sum(layer.dense_bytes for layer in layers):.1%}",
+            f"{sum(layer.density for layer in layers) / len(layers):.3f}",
         )
     return table

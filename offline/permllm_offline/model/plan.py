@@ -39,6 +39,11 @@ class PlannedLinear:
         """How many it has."""
         return self.out_features * self.layout.in_features
 
+    @property
+    def work(self) -> float:
+        """How many of them a token meets in the mean: some tokens pass an expert by."""
+        return self.weights * self.layout.group.share
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from permllm_offline.expert_names import without_expert
 from permllm_offline.methods import parse_method
 from permllm_offline.model.loading import Source
+from permllm_offline.report.joined_experts import joined_experts
 from permllm_offline.report.model_card import base_name, calibration_text, left_dense_text
 from permllm_offline.report.plots import (
     curve_plot,
@@ -57,6 +59,8 @@ def report_page(report: Report, costs: Sequence[Cost], source: Source, output_na
         summary=parse_method(report.recipe.method).summary,
         calibration=calibration_text(report).replace("`", ""),
         left_dense=left_dense_text(report).replace("`", ""),
+        layers=joined_experts(report.layers),
+        dense_names=dict.fromkeys(map(without_expert, report.left_dense)),
         base=base_name(source),
         name=output_name,
         plots=_plots(report),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from permllm_offline.layerwise import LayerError
+from permllm_offline.report.joined_experts import joined_experts
 from permllm_offline.report.mask_example import MaskExample
 from permllm_offline.report.report import Report
 
@@ -89,9 +90,9 @@ def retained_plot(report: Report) -> str:
     """Draw the share of the importance that the masks keep, a line for each linear."""
     figure, axes = _figure()
     lines: dict[str, list[tuple[int, float]]] = {}
-    for layer in report.layers:
-        points = lines.setdefault(layer.name.rpartition(".")[2], [])
-        points.append((_decoder_layer(layer.name), layer.retained_importance))
+    for layer in joined_experts(report.layers):
+        number, name = _place(layer.name)
+        lines.setdefault(name, []).append((number, layer.retained_importance))
     for name, points in lines.items():
         axes.plot(*zip(*points, strict=True), "o-", label=name, markersize=3)
     axes.set(xlabel="decoder layer", ylabel="share of importance kept")
@@ -99,9 +100,12 @@ def retained_plot(report: Report) -> str:
     return _svg(figure)
 
 
-def _decoder_layer(linear: str) -> int:
-    """Number of the decoder layer in a linear's name: some have none of that name left to show."""
-    return next(int(part) for part in linear.split(".") if part.isdecimal())
+def _place(linear: str) -> tuple[int, str]:
+    """Number of a linear's decoder layer, and its name in the attention or the MLP of that."""
+    parts = linear.split(".")
+    at = next(at for at, part in enumerate(parts) if part.isdecimal())
+    inside = parts[at + 1 :]
+    return int(parts[at]), ".".join(inside[1:] or inside)
 
 
 def mask_plot(example: MaskExample) -> str:

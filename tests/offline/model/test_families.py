@@ -42,12 +42,33 @@ def test_the_language_model_of_a_model_of_images_is_named() -> None:
         family_of(config)
 
 
-def test_experts_are_refused() -> None:
+def test_experts_of_another_form_are_refused() -> None:
     config = AutoConfig.for_model("granitemoehybrid", num_local_experts=8)
-    with pytest.raises(OfflineError, match=r"has 8 experts .* without, or one of another"):
+    known = "only olmoe, qwen2_moe, qwen3_moe are supported: give one"
+    with pytest.raises(OfflineError, match=rf"has 8 experts .* {known}.* without experts"):
         family_of(config)
     config.num_local_experts = 0
     assert family_of(config) == FAMILIES["granitemoehybrid"]
+
+
+def test_every_expert_has_groups_of_its_own() -> None:
+    config = AutoConfig.for_model("qwen3_moe", num_experts=6, num_experts_per_tok=3)
+    family = family_of(config)
+    dense = [one.name for one in family.groups_of(lambda linear: "experts" not in linear)]
+    assert dense == ["qkv", "o", "gate_up", "down"]
+    groups = family.groups_of(lambda linear: "experts" in linear)
+    assert [one.linears for one in groups[2:4]] == [
+        ("mlp.experts.0.gate_proj", "mlp.experts.0.up_proj"),
+        ("mlp.experts.0.down_proj",),
+    ]
+    assert len({one.name for one in groups}) == len(groups) == 2 + 2 * 6
+    assert {one.share for one in groups[2:]} == {0.5}
+    assert [part.linear for part in groups[-1].fold_into] == [
+        "mlp.experts.5.gate_proj",
+        "mlp.experts.5.up_proj",
+    ]
+    config.num_experts = 0
+    assert family_of(config).groups == FAMILIES["qwen3_moe"].groups
 
 
 def test_mistral_has_the_same_layout() -> None:

@@ -1,0 +1,34 @@
+"""What happened to the experts of a decoder layer, as one line for each kind of linear."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from permllm_offline.expert_names import with_count, without_expert
+from permllm_offline.report.report import LayerReport
+
+
+def joined_experts(layers: Sequence[LayerReport]) -> list[LayerReport]:
+    """Join linears that differ in the number of their expert alone.
+
+    Bytes are sums, shares means, and the error of int8 values is the largest.
+    """
+    alike: dict[tuple[str, int, int, str], list[LayerReport]] = {}
+    for layer in layers:
+        key = without_expert(layer.name), layer.out_features, layer.in_features, layer.permutation
+        alike.setdefault(key, []).append(layer)
+    return [_joined(name, found) for (name, *_), found in alike.items()]
+
+
+def _joined(name: str, layers: Sequence[LayerReport]) -> LayerReport:
+    errors = [layer.int8_error for layer in layers if layer.int8_error is not None]
+    return replace(
+        layers[0],
+        name=with_count(name, len(layers)),
+        moved_channels=sum(layer.moved_channels for layer in layers) / len(layers),
+        retained_importance=sum(layer.retained_importance for layer in layers) / len(layers),
+        dense_bytes=sum(layer.dense_bytes for layer in layers),
+        sparse_bytes=sum(layer.sparse_bytes for layer in layers),
+        int8_error=max(errors, default=None),
+    )
