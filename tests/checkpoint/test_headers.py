@@ -139,6 +139,72 @@ def test_layers_of_hybrid_models_are_of_several_kinds(tiny_model: Any) -> None:
     assert problem.startswith("model.layers.1.self_attn.o_proj.weight_packed: found nothing")
 
 
+MIXED = QuantizationConfig(
+    pattern="2:4", block_size=64, value_dtype="bfloat16", ignore=["re:.*\\.mlp\\.gate"]
+)
+
+
+def mixture() -> dict[str, TensorHeader]:
+    """Three layers: experts, a dense MLP, experts; all sparse, the router of one row for each."""
+    headers: dict[str, TensorHeader] = {}
+    for layer in range(3):
+        names = ["mlp.gate_proj", "mlp.down_proj"]
+        if layer != 1:
+            headers[f"model.layers.{layer}.mlp.gate.weight"] = TensorHeader((3, 64), "bfloat16")
+            names = [f"mlp.experts.{expert}.{name}" for expert in range(3) for name in EXPERT]
+        for name in [*names, "self_attn.o_proj"]:
+            module = f"model.layers.{layer}.{name}"
+            headers[f"{module}.weight_packed"] = TensorHeader((64, 32), "bfloat16")
+            headers[f"{module}.weight_mask"] = TensorHeader((64, 8), "uint8")
+    return headers
+
+
+EXPERT = ("gate_proj", "down_proj")
+
+
+def mixture_problems(*lost: str, dense: bool = False) -> list[str]:
+    """What is wrong where some modules have no tensors, or dense weights."""
+    headers = mixture()
+    for module in lost:
+        for kind in ("weight_packed", "weight_mask"):
+            del headers[f"{module}.{kind}"]
+        if dense:
+            headers[f"{module}.weight"] = TensorHeader((64, 64), "bfloat16")
+    return [str(problem) for problem in checkpoint_problems(headers, MIXED)]
+
+
+def test_layers_with_experts_and_layers_without_are_of_two_kinds() -> None:
+    assert mixture_problems() == []
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_every_expert_is_sparse_or_ignored(dense: bool) -> None:
+    found = "a dense weight" if dense else "nothing"
+    up = "model.layers.2.mlp.experts.1.gate_proj"
+    (problem,) = mixture_problems(up, dense=dense)
+    assert problem.startswith(f"{up}.weight_packed: found {found}; rule: model.layers.")
+    everywhere = [f"model.layers.{layer}.mlp.experts.1.gate_proj" for layer in (0, 2)]
+    problems = mixture_problems(*everywhere, dense=dense)
+    assert len(problems) == 2
+    assert all("experts.*.gate_proj is sparse in others" in problem for problem in problems)
+    whole = [f"model.layers.2.mlp.experts.1.{name}" for name in EXPERT]
+    assert len(mixture_problems(*whole, dense=dense)) == 2
+
+
+def test_a_dense_mlp_that_lacks_a_linear_is_reported() -> None:
+    headers = mixture()
+    for layer in (0, 2):  # these have a dense MLP too
+        for name in [name for name in headers if name.startswith(f"model.layers.{layer}.mlp.")]:
+            del headers[name]
+        for name, header in list(headers.items()):
+            if name.startswith("model.layers.1.mlp."):
+                headers[name.replace("layers.1", f"layers.{layer}")] = header
+    for kind in ("weight_packed", "weight_mask"):
+        del headers[f"model.layers.2.mlp.gate_proj.{kind}"]
+    (problem,) = checkpoint_problems(headers, MIXED)
+    assert problem.tensor == "model.layers.2.mlp.gate_proj.weight_packed"
+
+
 def test_a_checkpoint_without_sparse_layers_is_reported(tiny_model: Any) -> None:
     def dense_only(headers: dict[str, TensorHeader]) -> None:
         for name in [name for name in headers if "layers" in name]:
