@@ -13,6 +13,7 @@ from torch import Tensor
 from permllm_offline import activations
 from permllm_offline.activations import collect
 from permllm_offline.api import prune
+from permllm_offline.cli import main
 from permllm_offline.model.decoder_calls import record_calls
 from permllm_offline.model.families import family_of
 from permllm_offline.model.loading import load_model, load_served, open_source

@@ -15,7 +15,7 @@ from permllm_offline.prune_forecast import SENSITIVITY, Forecast
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.report.report import Report
 
-MINIMUM_WIDTH = 120
+MINIMUM_WIDTH = 140
 """Columns below which a table would cut its words; a narrower terminal wraps lines instead."""
 
 
