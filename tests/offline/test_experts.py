@@ -219,7 +219,11 @@ def test_experts_stored_in_one_tensor_are_refused(
     assert main(["prune", str(tmp_path / "model"), *output, *data, "--method", "wanda"]) == 2
     error = capsys.readouterr().err
     assert "stores no model.layers.0.mlp.experts.0.down_proj.weight" in error
+    assert "keeps all experts of a layer in one" in error
     assert "`save_pretrained` it, and prune that" in error
+    assert main(["convert", str(tmp_path / "model"), *output]) == 2
+    error = capsys.readouterr().err
+    assert "model.layers.0.mlp.experts.down_proj holds all experts of its layer" in error
 
 
 def test_experts_are_one_line_of_each_table(

@@ -53,16 +53,17 @@ class Judge:
         self.source, self.family, self.heads = source, family, heads
         self.pattern, self.block_size = pattern, block_size
         self.reach = reach
+        self._stored = frozenset(source.names())
 
     def layer(self, index: int) -> list[GroupVerdict]:
         """Judge the groups of one decoder layer, and settle which permutations fold.
 
         Raises:
-            OfflineError: a linear of the family is not in the checkpoint.
+            OfflineError: a linear of the family is not in the checkpoint, or not by itself.
         """
-        prefix = self.family.layer_name(index)
+        prefix, stored = self.family.layer_name(index), self._stored
+        self._check_experts(prefix)
         verdicts = []
-        stored = set(self.source.names())
         for group in self.family.groups_of(lambda one: f"{prefix}.{one}.weight" in stored):
             names = [f"{prefix}.{linear}.weight" for linear in group.linears]
             missing = set(names) - stored
@@ -80,6 +81,17 @@ class Judge:
             }
             verdicts.append(self._group(names[0], layout, kept))
         return settle_folds(verdicts)
+
+    def _check_experts(self, prefix: str) -> None:
+        """Raise OfflineError where experts are stored together, as Transformers holds them."""
+        for kind in ("gate_up_proj", "down_proj"):
+            name = f"{prefix}.{self.family.experts}.{kind}"
+            if self.family.experts and name in self._stored:
+                raise OfflineError(
+                    f"{name} holds all experts of its layer, and a checkpoint has a tensor for "
+                    "each linear of each: load the model with transformers, `save_pretrained` it, "
+                    "and convert that."
+                )
 
     def _group(self, name: str, layout: GroupLayout, kept: Mapping[str, Tensor]) -> GroupVerdict:
         density = {linear: float(one.float().mean()) for linear, one in kept.items()}
