@@ -220,8 +220,8 @@ def _check_names(prepared: Prepared) -> None:
         if f"{linear.name}.weight" not in stored:
             raise OfflineError(
                 f"{prepared.source.name!r} stores no {linear.name}.weight, which the loaded model "
-                "has: it names its tensors in an older way, keeps all experts of a layer in one, or "
-                "holds no safetensors of this architecture. Load it with transformers, "
+                "has: it names its tensors in an older way, keeps all experts of a layer in one, "
+                "or holds no safetensors of this architecture. Load it with transformers, "
                 "`save_pretrained` it, and prune that."
             )
 
