@@ -9,6 +9,7 @@ from permllm_offline.int8_values import RoundedLayer
 from permllm_offline.layerwise import LayerError
 from permllm_offline.passed_layers import PassedLayers, go_on, keep_passed
 from permllm_offline.run.steps import Step, WorkFolder
+from permllm_offline.unreached import Unreached
 
 
 @pytest.fixture
@@ -33,6 +34,7 @@ PASSED = PassedLayers(
         RoundedLayer({"q": torch.tensor([4.0])}, {"q": 0.2}),
     ],
     dense_perplexity=7.5,
+    unreached=[Unreached(0, 0), Unreached(2, 8)],
 )
 
 

@@ -133,7 +133,8 @@ class KeptWeights:
             if not self._reached[index]:
                 gradient.zero_()
             total(gradient)
-        self._reached = [True] * len(self._linears)
+        # An expert that no token of any process came to takes no step, as in one process.
+        self._reached = total(torch.tensor(self._reached, dtype=torch.int32)).bool().tolist()
 
     def _taking_gradient_of(self, index: int) -> Callable[[Tensor], None]:
         """A hook that adds the gradient of a linear's kept weights to those of earlier windows."""

@@ -166,6 +166,13 @@ def share_out(scratch: Scratch) -> None:
             kept.load_state(processes.from_first(lambda: state))
             for linear, weight in zip(linears, moved, strict=True):
                 assert torch.equal(linear.weight, weight)
+            linears[1].weight.sum().backward()
+            kept.step(0.5)  # what no process reaches takes none
+            stayed = [
+                torch.equal(linear.weight, weight)
+                for linear, weight in zip(linears, moved, strict=True)
+            ]
+            assert stayed == [True, False, True, True]
 
 
 def test_each_process_moves_its_own_weights_and_has_those_of_all(tmp_path: Path) -> None:
