@@ -96,7 +96,7 @@ def separate_experts(model: nn.Module) -> list[str]:
     for path in paths:
         fused = model.get_submodule(path)
         _check_form(path, fused)
-        model.set_submodule(path, SeparateExperts(fused))
+        model.set_submodule(path, SeparateExperts(fused).train(fused.training))
     return paths
 
 
@@ -127,6 +127,7 @@ def _check_form(path: str, fused: nn.Module) -> None:
     gate_up, down = shapes.get(_GATE_UP, ()), shapes.get(_DOWN, ())
     fits = (
         shapes.keys() == {_GATE_UP, _DOWN}
+        and len(down) == 3
         and gate_up == (down[0], 2 * down[2], down[1])
         and all(getattr(fused, name, value) == value for name, value in _FORM.items())
         and getattr(getattr(fused, "_apply_gate", None), "__name__", _GATE) == _GATE

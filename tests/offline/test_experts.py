@@ -17,15 +17,15 @@ from permllm_offline.cli import main
 from permllm_offline.model.decoder_calls import record_calls
 from permllm_offline.model.families import family_of
 from permllm_offline.model.loading import load_model, load_served, open_source
-from permllm_offline.model.plan import make_plan
 from permllm_offline.preparation import prepare
+from permllm_offline.prune_forecast import Forecast, forecast
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.reconstruction.group_inputs import LayerInputs
 from permllm_offline.reconstruction.layer_work import LayerWork
 from permllm_offline.text.evaluation import perplexity
-from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
+from tests.offline.test_prune_forecast import small_recipe
 from tests.offline.tiny_models import save_tokenizer, tiny_model
 
 CPU = torch.device("cpu")
@@ -251,12 +251,22 @@ def test_experts_are_one_line_of_each_table(
     assert "experts.0" not in page
 
 
-def test_work_is_that_of_the_experts_that_a_token_meets(tmp_path: Path) -> None:
-    tiny_model("olmoe", num_experts=8).save_pretrained(tmp_path)
-    plan = make_plan(
-        open_source(str(tmp_path)), Pattern(2, 4), 64, permuted=True, dtype=torch.float32
+def test_forecasts_count_the_experts_that_a_token_meets(tmp_path: Path, text_file: Path) -> None:
+    def expected(experts: int, **options: Any) -> Forecast:
+        model = tmp_path / str(experts)
+        tiny_model("olmoe", num_experts=experts).save_pretrained(model)
+        save_tokenizer(model)
+        recipe = small_recipe(model, text_file, **options)
+        return forecast(recipe, prepare(recipe), speed=1e6)
+
+    few, many = (expected(experts, method="wanda") for experts in (4, 16))
+    met = 128 * (128 + 64 + 64 + 128) + 2 * 3 * 64 * 128
+    assert few.layer_seconds == pytest.approx([2 * 200 * met / 1e6] * 2)
+    assert many.layer_seconds == few.layer_seconds
+    beside = 12 * 3 * 64 * 128
+    assert many.memory.layers[0] - few.memory.layers[0] == 4 * beside + beside // 8
+    # What comes to the experts while they are updated: hidden states of the text.
+    blockwise, both = (
+        expected(4, method="wanda", reconstruction=name) for name in ("blockwise", "obs+blockwise")
     )
-    (linears, _) = plan.all_by_layer
-    attention = 128 * (128 + 64 + 64 + 128)
-    assert sum(linear.work for linear in linears) == attention + 2 * 3 * 64 * 128
-    assert sum(linear.weights for linear in linears) == attention + 8 * 3 * 64 * 128
+    assert both.memory.common - blockwise.memory.common == 200 * 128 * 4
