@@ -11,8 +11,6 @@
 namespace permllm {
 namespace {
 
-constexpr int64_t kLargestSize = int64_t{1} << 31;  // of n and k: byte counts then fit 64 bits
-
 // ----------------------------------------------------------------------------------------------
 // pack
 
@@ -97,30 +95,7 @@ cpu::PackedLayout check_packed(const Tensor& packed, const OptionalTensor& metad
                       metadata->is_cpu() && metadata->numel() == cpu::header::kSize &&
                       metadata->is_contiguous(),
                   "metadata must be the int64 header that cpu_pack returned beside packed.");
-  const auto* header = data<int64_t>(*metadata);
-  const auto isa = static_cast<cpu::Isa>(header[cpu::header::kIsa]);
-  const auto type = static_cast<cpu::ValueType>(header[cpu::header::kValues]);
-  const cpu::PackedLayout weight{isa, type, header[cpu::header::kOutputs],
-                                 header[cpu::header::kInputs], header[cpu::header::kStrays]};
-  STD_TORCH_CHECK(header[cpu::header::kLayout] == cpu::kLayoutVersion,
-                  "metadata has layout version ", header[cpu::header::kLayout],
-                  ", this build reads ", cpu::kLayoutVersion, ": pack again from the checkpoint.");
-  STD_TORCH_CHECK(cpu::supported(isa), "packed was written for instruction set ", cpu::name(isa),
-                  ", this CPU or build runs only: ", cpu::supported_names(),
-                  ". Pack again from the checkpoint.");
-  STD_TORCH_CHECK(type == cpu::ValueType::kBfloat16 || type == cpu::ValueType::kInt8 ||
-                      cpu::in_twelve_bits(type),
-                  "metadata is corrupted: value type ", header[cpu::header::kValues],
-                  " is neither bfloat16 (0), int8 (1) nor bfloat16 in 12 bits (2, dense 3). Pack "
-                  "again from the checkpoint.");
-  STD_TORCH_CHECK(cpu::has_kernel(isa, type), "packed was written for a kernel of instruction set ",
-                  cpu::name(isa), " that this build lacks. Pack again from the checkpoint.");
-  STD_TORCH_CHECK(header[cpu::header::kRows] == cpu::rows(isa) && weight.n > 0 && weight.k > 0 &&
-                      weight.n < kLargestSize && weight.k < kLargestSize && weight.k % 8 == 0 &&
-                      weight.strays >= 0 && weight.strays <= weight.n * weight.k,
-                  "metadata is corrupted: ", header[cpu::header::kRows], " rows per block, ",
-                  weight.n, " x ", weight.k, " weight, ", weight.strays,
-                  " of its values in a list. Pack again from the checkpoint.");
+  const cpu::PackedLayout weight = checked_layout(data<int64_t>(*metadata));
   STD_TORCH_CHECK(weight.n == out_features, "packed has ", weight.n, " outputs, out_features is ",
                   out_features, ": they must agree.");
   const int64_t bytes = weight.bytes();
@@ -131,18 +106,6 @@ cpu::PackedLayout check_packed(const Tensor& packed, const OptionalTensor& metad
                   "packed is not aligned to 64 bytes: use the tensor that cpu_pack returned, or a "
                   "clone of it.");
   return weight;
-}
-
-void check_gather(const Tensor& permutation, int64_t k) {
-  check_dtype(permutation, ScalarType::Int, "permutation", "int32 [in], absolute input indices");
-  STD_TORCH_CHECK(permutation.numel() == k && permutation.is_contiguous(), "permutation ",
-                  shape(permutation), " does not fit ", k, " inputs: it must be contiguous [", k,
-                  "].");
-  const auto* p = data<int32_t>(permutation);
-  uint32_t largest = 0;  // as unsigned, a negative index is a large one
-  for (int64_t i = 0; i < k; ++i) largest = std::max(largest, static_cast<uint32_t>(p[i]));
-  STD_TORCH_CHECK(largest < k, "permutation holds the input index ", static_cast<int32_t>(largest),
-                  ", outside 0..", k - 1, ".");
 }
 
 // Multiplies with checked arguments; bias and y have the type of x.
@@ -165,22 +128,6 @@ void multiply(const cpu::PackedLayout& weight, const Tensor& x, const Tensor& pa
   if (scale.has_value()) arguments.scale = data<float>(*scale);
   cpu::linear(weight.isa, weight.type, arguments,
               permutation.has_value() ? data<int32_t>(*permutation) : nullptr);
-}
-
-void check_activations(const Tensor& x, const cpu::PackedLayout& weight) {
-  const ScalarType dtype = x.scalar_type();
-  STD_TORCH_CHECK(x.is_cpu() && (dtype == ScalarType::BFloat16 || dtype == ScalarType::Half ||
-                                 dtype == ScalarType::Float),
-                  "x of shape ", shape(x),
-                  " is not a CPU tensor of the right dtype: it must be bfloat16, float16 or "
-                  "float32.");
-  STD_TORCH_CHECK(dtype != ScalarType::Float || cpu::takes_float32(weight.isa),
-                  "x is float32, packed was written for instruction set ", cpu::name(weight.isa),
-                  ", whose kernels take bfloat16 and float16: pack for avx512, avx2 or portable.");
-  STD_TORCH_CHECK(x.dim() >= 1 && x.size(-1) == weight.k, "x of shape ", shape(x), " does not fit ",
-                  weight.k, " inputs: its last dimension must be ", weight.k, ".");
-  STD_TORCH_CHECK(x.dim() <= kMostDimensions, "x has ", x.dim(), " dimensions, at most ",
-                  kMostDimensions, " are taken: flatten all but the last.");
 }
 
 Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalTensor permutation,
@@ -206,7 +153,13 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
                     weight.n, " outputs.");
     bias = in_one_piece(*bias);
   }
-  if (permutation.has_value()) check_gather(*permutation, weight.k);
+  if (permutation.has_value()) {
+    check_dtype(*permutation, ScalarType::Int, "permutation", "int32 [in], absolute input indices");
+    STD_TORCH_CHECK(permutation->numel() == weight.k && permutation->is_contiguous(),
+                    "permutation ", shape(*permutation), " does not fit ", weight.k,
+                    " inputs: it must be contiguous [", weight.k, "].");
+    check_gather(data<int32_t>(*permutation), weight.k);
+  }
 
   Tensor y = empty_result(x, weight.n);
   if (x.numel() == 0) return y;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 
+#include "cpu/linear.h"
 #include "cpu/pack.h"
 #include "cpu/weight_memory.h"
 #include "tensors.h"
@@ -14,7 +15,8 @@
 namespace permllm {
 namespace {
 
-constexpr int64_t kMostDimensions = 64;  // of x, as of many operators of PyTorch
+constexpr int64_t kLargestSize = int64_t{1} << 31;  // of n and k: byte counts then fit 64 bits
+constexpr int64_t kMostDimensions = 64;             // of x, as of many operators of PyTorch
 
 // The tensor, or a contiguous copy. To ask PyTorch is nine allocations where there is nothing to
 // do.
@@ -68,6 +70,60 @@ inline Tensor empty_result(const Tensor& x, int64_t n) {
                                                   torch::stable::detail::to<int32_t>(dtype),
                                                   aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
+}
+
+// The layout that the header of a packed weight describes, if this build and CPU can read it.
+inline cpu::PackedLayout checked_layout(const int64_t* header) {
+  const auto isa = static_cast<cpu::Isa>(header[cpu::header::kIsa]);
+  const auto type = static_cast<cpu::ValueType>(header[cpu::header::kValues]);
+  const cpu::PackedLayout weight{isa, type, header[cpu::header::kOutputs],
+                                 header[cpu::header::kInputs], header[cpu::header::kStrays]};
+  STD_TORCH_CHECK(header[cpu::header::kLayout] == cpu::kLayoutVersion,
+                  "metadata has layout version ", header[cpu::header::kLayout],
+                  ", this build reads ", cpu::kLayoutVersion, ": pack again from the checkpoint.");
+  STD_TORCH_CHECK(cpu::supported(isa), "packed was written for instruction set ", cpu::name(isa),
+                  ", this CPU or build runs only: ", cpu::supported_names(),
+                  ". Pack again from the checkpoint.");
+  STD_TORCH_CHECK(type == cpu::ValueType::kBfloat16 || type == cpu::ValueType::kInt8 ||
+                      cpu::in_twelve_bits(type),
+                  "metadata is corrupted: value type ", header[cpu::header::kValues],
+                  " is neither bfloat16 (0), int8 (1) nor bfloat16 in 12 bits (2, dense 3). Pack "
+                  "again from the checkpoint.");
+  STD_TORCH_CHECK(cpu::has_kernel(isa, type), "packed was written for a kernel of instruction set ",
+                  cpu::name(isa), " that this build lacks. Pack again from the checkpoint.");
+  STD_TORCH_CHECK(header[cpu::header::kRows] == cpu::rows(isa) && weight.n > 0 && weight.k > 0 &&
+                      weight.n < kLargestSize && weight.k < kLargestSize && weight.k % 8 == 0 &&
+                      weight.strays >= 0 && weight.strays <= weight.n * weight.k,
+                  "metadata is corrupted: ", header[cpu::header::kRows], " rows per block, ",
+                  weight.n, " x ", weight.k, " weight, ", weight.strays,
+                  " of its values in a list. Pack again from the checkpoint.");
+  return weight;
+}
+
+// Absolute input indices [k].
+inline void check_gather(const int32_t* permutation, int64_t k) {
+  uint32_t largest = 0;  // as unsigned, a negative index is a large one
+  for (int64_t i = 0; i < k; ++i) {
+    largest = std::max(largest, static_cast<uint32_t>(permutation[i]));
+  }
+  STD_TORCH_CHECK(largest < k, "permutation holds the input index ", static_cast<int32_t>(largest),
+                  ", outside 0..", k - 1, ".");
+}
+
+inline void check_activations(const Tensor& x, const cpu::PackedLayout& weight) {
+  const ScalarType dtype = x.scalar_type();
+  STD_TORCH_CHECK(x.is_cpu() && (dtype == ScalarType::BFloat16 || dtype == ScalarType::Half ||
+                                 dtype == ScalarType::Float),
+                  "x of shape ", shape(x),
+                  " is not a CPU tensor of the right dtype: it must be bfloat16, float16 or "
+                  "float32.");
+  STD_TORCH_CHECK(dtype != ScalarType::Float || cpu::takes_float32(weight.isa),
+                  "x is float32, packed was written for instruction set ", cpu::name(weight.isa),
+                  ", whose kernels take bfloat16 and float16: pack for avx512, avx2 or portable.");
+  STD_TORCH_CHECK(x.dim() >= 1 && x.size(-1) == weight.k, "x of shape ", shape(x), " does not fit ",
+                  weight.k, " inputs: its last dimension must be ", weight.k, ".");
+  STD_TORCH_CHECK(x.dim() <= kMostDimensions, "x has ", x.dim(), " dimensions, at most ",
+                  kMostDimensions, " are taken: flatten all but the last.");
 }
 
 }  // namespace

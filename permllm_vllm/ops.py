@@ -25,6 +25,12 @@ _library.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
+    "sparse_experts(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor gate_up, "
+    "Tensor gate_up_metadata, Tensor? gate_up_permutation, Tensor? gate_up_scale, Tensor down, "
+    "Tensor down_metadata, Tensor? down_permutation, Tensor? down_scale) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
     "permute_inputs(Tensor x, Tensor permutation) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
 )
 
@@ -73,10 +79,15 @@ def _fake_head(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
+def _fake_experts(x: Tensor, *operands: Tensor | None) -> Tensor:
+    return torch.empty_like(x)
+
+
 _library.impl("head_linear", torch.nn.functional.linear, "CompositeExplicitAutograd")
 torch.library.register_fake("permllm::head_linear", _fake_head, lib=_library)
 _library.impl("sparse_linear", _reference_linear, "CompositeExplicitAutograd")
 torch.library.register_fake("permllm::sparse_linear", _fake_linear, lib=_library)
+torch.library.register_fake("permllm::sparse_experts", _fake_experts, lib=_library)
 torch.library.register_fake("permllm::permute_inputs", _fake_permute, lib=_library)
 
 

@@ -160,6 +160,31 @@ KernelOf<bf16> words_kernel(Isa isa, [[maybe_unused]] ValueType type, [[maybe_un
   }
 }
 
+// The same call, its float16 as words of 16 bits.
+LinearArguments in_words(const LinearOf<fp16>& a) {
+  const auto words = [](auto* halves) { return reinterpret_cast<const bf16*>(halves); };
+  LinearArguments same{words(a.x), a.x_stride, a.m,           a.packed,
+                       a.n,        a.k,        words(a.bias), reinterpret_cast<bf16*>(a.y),
+                       a.scale,    a.behind,   a.packed_x,    a.token_scales};
+  same.half = true;
+  same.last = a.last;
+  return same;
+}
+
+// Calls body(kernel, arguments) with the kernel for this type of x, and the arguments as it takes
+// them.
+template <class Real, class Body>
+void with_kernel(Isa isa, ValueType type, const LinearOf<Real>& a, Body body) {
+  if constexpr (std::is_same_v<Real, bf16>) {
+    body(words_kernel(isa, type, a.half), a);
+  } else {
+    if (const auto kernel = float32_kernel<Real>(isa); kernel.run != nullptr) {
+      return body(kernel, a);
+    }
+    if constexpr (std::is_same_v<Real, fp16>) body(words_kernel(isa, type, true), in_words(a));
+  }
+}
+
 }  // namespace
 
 bool has_kernel(Isa isa, ValueType type) { return words_kernel(isa, type, false).run != nullptr; }
@@ -168,21 +193,29 @@ bool takes_float32(Isa isa) { return float32_kernel<float>(isa).run != nullptr; 
 
 template <class Real>
 void linear(Isa isa, ValueType type, const LinearOf<Real>& a, const int32_t* gather) {
-  if constexpr (std::is_same_v<Real, bf16>) {
-    return run_in_region(words_kernel(isa, type, a.half), a, gather);
-  } else {
-    if (takes_float32(isa)) return run_in_region(float32_kernel<Real>(isa), a, gather);
-    if constexpr (std::is_same_v<Real, fp16>) {
-      const auto words = [](auto* halves) { return reinterpret_cast<const bf16*>(halves); };
-      LinearArguments same{words(a.x), a.x_stride, a.m,           a.packed,
-                           a.n,        a.k,        words(a.bias), reinterpret_cast<bf16*>(a.y),
-                           a.scale,    a.behind};
-      same.half = true;
-      linear(isa, type, same, gather);
-    }
-  }
+  with_kernel(isa, type, a,
+              [&](const auto& kernel, const auto& own) { run_in_region(kernel, own, gather); });
 }
 
+template <class Real>
+void multiply(Isa isa, ValueType type, const LinearOf<Real>& a, Worker& worker) {
+  with_kernel(isa, type, a, [&](const auto& kernel, const auto& own) { kernel.run(own, worker); });
+}
+
+template <class Real>
+InputMemory input_memory(Isa isa, ValueType type, int64_t m, int64_t k) {
+  InputMemory memory;
+  with_kernel(isa, type, LinearOf<Real>{},
+              [&](const auto& kernel, const auto&) { memory = input_memory(kernel, m, k); });
+  return memory;
+}
+
+template void multiply(Isa, ValueType, const LinearOf<bf16>&, Worker&);
+template void multiply(Isa, ValueType, const LinearOf<fp16>&, Worker&);
+template void multiply(Isa, ValueType, const LinearOf<float>&, Worker&);
+template InputMemory input_memory<bf16>(Isa, ValueType, int64_t, int64_t);
+template InputMemory input_memory<fp16>(Isa, ValueType, int64_t, int64_t);
+template InputMemory input_memory<float>(Isa, ValueType, int64_t, int64_t);
 template void linear(Isa, ValueType, const LinearOf<bf16>&, const int32_t*);
 template void linear(Isa, ValueType, const LinearOf<fp16>&, const int32_t*);
 template void linear(Isa, ValueType, const LinearOf<float>&, const int32_t*);

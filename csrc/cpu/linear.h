@@ -3,6 +3,7 @@
 
 #include "isa.h"
 #include "kernels.h"
+#include "region.h"
 
 namespace permllm::cpu {
 
@@ -17,5 +18,12 @@ bool takes_float32(Isa isa);
 // input indices [k], all of them in 0..k-1) the kernel sees x[:, gather] instead of x.
 template <class Real>
 void linear(Isa isa, ValueType type, const LinearOf<Real>& arguments, const int32_t* gather);
+
+// The same inside a region, where several weights are multiplied one after the other: packed_x and
+// token_scales are the caller's, who has asked for their sizes.
+template <class Real>
+void multiply(Isa isa, ValueType type, const LinearOf<Real>& arguments, Worker& worker);
+template <class Real>
+InputMemory input_memory(Isa isa, ValueType type, int64_t m, int64_t k);
 
 }  // namespace permllm::cpu

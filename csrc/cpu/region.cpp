@@ -3,35 +3,22 @@
 #include <algorithm>
 
 #include "scratch.h"
-#include "threads.h"
 #include "tuning.h"
 
 namespace permllm::cpu {
-namespace {
-
-constexpr int64_t kTokenUnit = 16;  // that packed tokens are padded to, as kernels.h says
-
-int64_t padded(int64_t count, int64_t unit) { return ceil_div(count, unit) * unit; }
-
-template <class Real>
-Real* allocate(Scratch kind, int64_t count) {
-  return static_cast<Real*>(thread_scratch(kind, count * sizeof(Real)));
-}
-
-}  // namespace
 
 template <class Real>
 void run_in_region(const KernelOf<Real>& kernel, const LinearOf<Real>& arguments,
                    const int32_t* gather) {
   LinearOf<Real> a = arguments;
   const int64_t at_once = gather == nullptr ? a.m : std::min(a.m, CommonTuning::kGatheredTokens);
-  const int64_t tokens = padded(std::min(at_once, kernel.packed_tokens), kTokenUnit);
-  a.packed_x = allocate<char>(Scratch::kActivations,
-                              tokens * padded(a.k, kBlockInputs) * kernel.input_bytes);
-  a.token_scales = allocate<float>(Scratch::kTokenScales, 2 * tokens);
-  Real* gathered = gather == nullptr ? nullptr : allocate<Real>(Scratch::kGathered, at_once * a.k);
+  const InputMemory memory = input_memory(kernel, at_once, a.k);
+  a.packed_x = scratch_of<char>(Scratch::kActivations, memory.bytes);
+  a.token_scales = scratch_of<float>(Scratch::kTokenScales, memory.scales);
+  Real* gathered =
+      gather == nullptr ? nullptr : scratch_of<Real>(Scratch::kGathered, at_once * a.k);
 
-  const auto run = [&](Worker& worker) {
+  in_region([&](Worker& worker) {
     if (gather == nullptr) return kernel.run(a, worker);
     for (int64_t first = 0; first < a.m; first += at_once) {
       LinearOf<Real> part = part_of(a, first, std::min(at_once, a.m - first));
@@ -43,14 +30,6 @@ void run_in_region(const KernelOf<Real>& kernel, const LinearOf<Real>& arguments
       part.x = gathered;
       part.x_stride = part.k;
       kernel.run(part, worker);
-    }
-  };
-  const int64_t workers = thread_count();
-  Team team(workers);
-  parallel_for(workers, [&](int64_t first, int64_t last) {
-    for (int64_t index = first; index < last; ++index) {
-      Worker worker(team, index);
-      run(worker);
     }
   });
 }

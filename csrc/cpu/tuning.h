@@ -17,6 +17,10 @@ struct CommonTuning {
   static constexpr int64_t kGatheredTokens = 256;  // at a time, so that the copy stays in the cache
   static constexpr int kSpins = 1000;  // of a waiting thread, before it offers its CPU to another
   static constexpr int64_t kMostRanges = 256;  // of a phase; more threads than that share them
+
+  // Of experts: rows in memory at a time, and columns of their outputs that one thread adds up.
+  static constexpr int64_t kExpertPairs = 2048;
+  static constexpr int64_t kExpertColumns = 256;
 };
 
 // What the kernels share that were measured on Zen 4.

@@ -10,13 +10,20 @@ from permllm_vllm import ops
 from permllm_vllm.backends import cuda
 from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.backends.reference import ReferenceBackend
-from permllm_vllm.backends.weights import Backend, CheckpointWeights, PackedWeights
+from permllm_vllm.backends.weights import (
+    Backend,
+    CheckpointWeights,
+    PackedWeights,
+    StackedWeights,
+)
 from permllm_vllm.checkpoint.pattern import Pattern
 
 __all__ = [
     "Backend",
     "CheckpointWeights",
+    "CpuBackend",
     "PackedWeights",
+    "StackedWeights",
     "fallback_reason",
     "require_pattern",
     "select_backend",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
 from permllm_vllm import ops
-from permllm_vllm.backends.weights import CheckpointWeights, PackedWeights
+from permllm_vllm.backends.weights import CheckpointWeights, PackedWeights, StackedWeights
 from permllm_vllm.checkpoint import permutation as permutations
 
 #: Largest block whose permutation disappears inside the kernel's blocks of 64 inputs.
@@ -16,6 +19,8 @@ LARGEST_UNDONE_BLOCK = 64
 SIXTEEN_BITS_ONLY = ("amx", "zen5", "avx512_bf16")
 #: Beyond, sums of products of int8 values leave an int32 (csrc/cpu/layout.h).
 MOST_INT8_INPUTS = 1 << 17
+#: Of a packed weight, in bytes.
+ALIGNMENT = 64
 
 
 class CpuBackend:
@@ -80,6 +85,26 @@ class CpuBackend:
         packed, metadata = torch.ops.permllm.cpu_pack_dense(weight, self.instruction_set)
         return PackedWeights(packed, metadata) if packed.numel() else None
 
+    def stack(self, experts: Sequence[PackedWeights]) -> StackedWeights:
+        """Puts the packed weights of one linear layer of all experts into one piece.
+
+        The thread that copies touches its pages first: workers of vLLM stay on one NUMA node.
+        """
+        sizes = [-(-one.packed.numel() // ALIGNMENT) * ALIGNMENT for one in experts]
+        packed = torch.ops.permllm.cpu_huge_bytes(sum(sizes))
+        places = [0, *accumulate(sizes)][: len(sizes)]
+        for place, one in zip(places, experts, strict=True):
+            packed[place : place + one.packed.numel()].copy_(one.packed)
+        metadata = _stacked([one.metadata for one in experts])
+        if metadata is None:
+            raise ValueError("packed weights of the CPU have metadata; these have none")
+        return StackedWeights(
+            packed,
+            torch.cat([metadata, torch.tensor(places).unsqueeze(1)], dim=1),
+            _stacked([one.permutation for one in experts]),
+            _stacked([one.scale for one in experts]),
+        )
+
     def _undoes(self, block_size: int) -> bool:
         """Whether packing undoes a permutation of blocks of this size."""
         return self.instruction_set in SIXTEEN_BITS_ONLY and block_size <= LARGEST_UNDONE_BLOCK
@@ -87,6 +112,12 @@ class CpuBackend:
     def _packs_int8(self, inputs: int) -> bool:
         """Whether a kernel multiplies int8 values of this many inputs."""
         return inputs <= MOST_INT8_INPUTS and torch.ops.permllm.cpu_packs_int8(self.instruction_set)
+
+
+def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """One tensor of tensors alike; None where there are none."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(present) if present else None
 
 
 def instruction_sets() -> list[str]:

@@ -41,6 +41,23 @@ class PackedWeights:
     scale: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class StackedWeights:
+    """One linear layer of all experts, packed: tensor arguments of `sparse_experts`.
+
+    Attributes:
+        packed: uint8, the packed weights one after the other.
+        metadata: int64 `[experts, fields]`, of each what was its metadata, and its place.
+        permutation: int32 `[experts, in]`, or None.
+        scale: float32 `[experts, out]`, or None.
+    """
+
+    packed: Tensor
+    metadata: Tensor
+    permutation: Tensor | None
+    scale: Tensor | None
+
+
 class Backend(Protocol):
     """One way to lay out and multiply."""
 

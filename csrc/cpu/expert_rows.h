@@ -1,0 +1,65 @@
+// What experts do with rows beside products: the gate, and the sums of a token. A template for the
+// compiler to vectorise, compiled for each instruction set.
+//
+// Include after every other header.
+#pragma once
+
+#include "expert_steps.h"
+#include "float32.h"
+
+namespace permllm::cpu {
+namespace {
+
+// exp(x) within 2 units of the last place, for |x| < 87; beyond, that of 87. The additions of 1.5 *
+// 2^23 round to whole numbers.
+inline float exponential(float x) {
+  constexpr float kRound = 12582912.0f, kLargest = 87.0f;
+  x = x > kLargest ? kLargest : x;
+  x = x < -kLargest ? -kLargest : x;
+  const float shifted = x * 1.44269504f + kRound;
+  const float whole = shifted - kRound;
+  const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  float power = 1.0f / 5040;
+  power = power * rest + 1.0f / 720;
+  power = power * rest + 1.0f / 120;
+  power = power * rest + 1.0f / 24;
+  power = power * rest + 1.0f / 6;
+  power = power * rest + 0.5f;
+  power = power * rest + 1.0f;
+  power = power * rest + 1.0f;
+  int32_t bits;
+  __builtin_memcpy(&bits, &shifted, sizeof(bits));
+  bits = (bits + 127) << 23;  // the whole number stands in the lowest bits of its sum
+  float scale;
+  __builtin_memcpy(&scale, &bits, sizeof(scale));
+  return power * scale;
+}
+
+inline float silu(float x) { return x / (1.0f + exponential(-x)); }
+
+template <class Real>
+void gate_row(const Real* gate, const Real* up, int64_t count, const int32_t* gather, Real* y) {
+  if (gather == nullptr) {
+    for (int64_t i = 0; i < count; ++i) round_to(y[i], silu(to_float(gate[i])) * to_float(up[i]));
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      round_to(y[i], silu(to_float(gate[gather[i]])) * to_float(up[gather[i]]));
+    }
+  }
+}
+
+template <class Real>
+void add_row(const Real* row, int64_t count, float weight, float* sums) {
+  for (int64_t i = 0; i < count; ++i) sums[i] += weight * to_float(row[i]);
+}
+
+template <class Real>
+void round_row(const float* sums, int64_t count, Real* y) {
+  for (int64_t i = 0; i < count; ++i) round_to(y[i], sums[i]);
+}
+
+template <class Real>
+constexpr ExpertSteps<Real> kSteps = {gate_row<Real>, add_row<Real>, round_row<Real>};
+
+}  // namespace
+}  // namespace permllm::cpu

@@ -1,0 +1,26 @@
+// The steps of experts between and behind the products (expert_rows.h), by instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "layout.h"
+
+namespace permllm::cpu {
+
+template <class Real>
+struct ExpertSteps {
+  // y[i] = silu(gate[g]) * up[g], g = i or gather[i]
+  void (*gate)(const Real* gate, const Real* up, int64_t count, const int32_t* gather, Real* y);
+  // sums[i] += weight * row[i]
+  void (*add)(const Real* row, int64_t count, float weight, float* sums);
+  void (*round)(const float* sums, int64_t count, Real* y);
+};
+
+template <class Real>
+ExpertSteps<Real> avx512_expert_steps();
+template <class Real>
+ExpertSteps<Real> avx2_expert_steps();
+template <class Real>
+ExpertSteps<Real> portable_expert_steps();
+
+}  // namespace permllm::cpu
