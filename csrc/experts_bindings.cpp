@@ -106,6 +106,10 @@ Tensor sparse_experts(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor gat
   const Tensor weights = in_one_piece(topk_weights);
   Tensor y = empty_result(x, data<int64_t>(down_metadata)[cpu::header::kOutputs]);
   const int64_t choices = ids.size(1);
+  for (int64_t i = 0; i < ids.numel(); ++i) {
+    STD_TORCH_CHECK(data<int32_t>(ids)[i] < experts, "topk_ids hold ", data<int32_t>(ids)[i],
+                    ", there are ", experts, " experts: less, or below 0 for one elsewhere.");
+  }
   STD_TORCH_CHECK(choices > 0, "topk_ids ", shape(ids), " choose no expert: one at least.");
   const auto run = x.scalar_type() == ScalarType::BFloat16 ? multiply<cpu::bf16>
                    : x.scalar_type() == ScalarType::Half   ? multiply<cpu::fp16>
@@ -115,7 +119,6 @@ Tensor sparse_experts(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor gat
     const cpu::Routing routing =
         cpu::route(data<int32_t>(ids) + first * choices, data<float>(weights) + first * choices,
                    tokens, choices, experts);
-    STD_TORCH_CHECK(routing.pairs > 0, "topk_ids hold an expert outside 0..", experts - 1, ".");
     const cpu::StackedLinear one = check_stack(gate_up, gate_up_metadata, gate_up_permutation,
                                                gate_up_scale, routing, "gate_up");
     const cpu::StackedLinear two =

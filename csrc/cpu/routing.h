@@ -17,8 +17,8 @@ struct Routing {
 };
 
 // Sorts what a router chose for every token: ids and weights [tokens, choices]. The result lies in
-// scratch of this thread, and is valid until it routes again. Returns no pairs where an id is not
-// one of 0..experts-1.
+// scratch of this thread, and is valid until it routes again. Ids below 0 are experts of other
+// processes, of which there are no pairs here; the others must be less than `experts`.
 Routing route(const int32_t* ids, const float* weights, int64_t tokens, int64_t choices,
               int64_t experts);
 

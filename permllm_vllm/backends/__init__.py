@@ -23,6 +23,7 @@ __all__ = [
     "CheckpointWeights",
     "CpuBackend",
     "PackedWeights",
+    "ReferenceBackend",
     "StackedWeights",
     "fallback_reason",
     "require_pattern",

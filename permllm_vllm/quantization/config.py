@@ -1,7 +1,7 @@
 """`quant_method: permllm` of a checkpoint's config.json, and which method each layer gets."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from permllm_vllm.compat import (
     register_quantization_config,
 )
 from permllm_vllm.quantization.dense import DenseLinearMethod
+from permllm_vllm.quantization.experts import PermLLMExpertsMethod
 from permllm_vllm.quantization.head import HeadMethod
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from permllm_vllm.quantization.names import checkpoint_name, original_names
@@ -29,6 +30,10 @@ from permllm_vllm.quantization.unfolding import Unfolding
 from permllm_vllm.quantization.weight_files import require_safetensors
 
 logger = init_logger("vllm.permllm.config")
+
+IGNORED = "left dense (`ignore`)"
+PERMUTED = "permuted at run time (`runtime_permuted`)"
+FOLDED = "with a folded permutation (`folded`)"
 
 
 @register_quantization_config(schema.QUANT_METHOD)
@@ -132,18 +137,18 @@ class PermLLMConfig(QuantizationConfig):
         if not isinstance(layer, LinearBase):
             return None
         modules = self._modules(prefix)
-        ignored = self._agreed(prefix, modules, self._is_ignored, "left dense (`ignore`)")
+        ignored = self._agreed(prefix, modules, self._is_ignored, IGNORED)
         permuted = self._agreed(
             prefix,
             modules,
             set(self.checkpoint.runtime_permuted).__contains__,
-            "permuted at run time (`runtime_permuted`)",
+            PERMUTED,
         )
         folded = self._agreed(
             prefix,
             modules,
             set(self.checkpoint.folded).__contains__,
-            "with a folded permutation (`folded`)",
+            FOLDED,
         )
         if self._unfolding is None and _adapters_enabled():
             self._unfolding = Unfolding(self.checkpoint.block_size)
@@ -183,16 +188,40 @@ class PermLLMConfig(QuantizationConfig):
             )
         return bool(chosen)
 
-    def _experts_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase:
-        """Dense method for ignored experts; sparse experts have no kernel."""
+    def _experts_method(self, layer: Any, prefix: str) -> QuantizeMethodBase:
+        """Sparse method for the experts of a layer, vLLM's dense one where ignored."""
         name = checkpoint_name(prefix)
-        names = [name, *(f"{name}.0.{part}" for part in ("gate_proj", "up_proj", "down_proj"))]
-        if any(self._is_ignored(name) for name in names):
+        leaves = layer.ckpt_gate_proj_name, layer.ckpt_up_proj_name, layer.ckpt_down_proj_name
+        modules = [
+            (
+                f"{name}.{expert}.{leaves[0]}",
+                f"{name}.{expert}.{leaves[1]}",
+                f"{name}.{expert}.{leaves[2]}",
+            )
+            for expert in range(layer.moe_config.num_logical_experts)
+        ]
+        ignored = self._agreed(
+            prefix,
+            [name for names in modules for name in names],
+            self._is_ignored,
+            IGNORED,
+        )
+        if ignored or self._is_ignored(name):
             return UnquantizedFusedMoEMethod(layer.moe_config)
-        raise NotImplementedError(
-            f"PermLLM cannot serve sparse mixture-of-experts weights ({prefix}): experts must be "
-            "dense. permllm-offline prune supports no mixture-of-experts model yet; a checkpoint "
-            r"written by another tool must list its experts in `ignore`, e.g. 're:.*\.experts\..*'."
+        gate_up, down = [n for names in modules for n in names[:2]], [n[2] for n in modules]
+
+        def agreed(listed: Collection[str], what: str) -> tuple[bool, bool]:
+            test = set(listed).__contains__
+            return self._agreed(prefix, gate_up, test, what), self._agreed(prefix, down, test, what)
+
+        return PermLLMExpertsMethod(
+            layer,
+            self.checkpoint,
+            self.served,
+            prefix,
+            modules,
+            permuted=agreed(self.checkpoint.runtime_permuted, PERMUTED),
+            folded=agreed(self.checkpoint.folded, FOLDED),
         )
 
 

@@ -1,25 +1,22 @@
 """The linear method: loads a sparse layer's tensors, packs them once, multiplies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Module
 
 import permllm_vllm.ops  # noqa: F401  (defines torch.ops.permllm)
 from permllm_vllm.backends import CheckpointWeights, require_pattern
 from permllm_vllm.checkpoint import schema
-from permllm_vllm.checkpoint.errors import CheckpointError, raise_if_any
-from permllm_vllm.checkpoint.numbers import number_problems, scale_problems
-from permllm_vllm.checkpoint.packing import first_violation
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.compat import (
     LinearMethodBase,
-    get_current_vllm_config_or_none,
     register_weight_loader_v2_supported_method,
 )
 from permllm_vllm.quantization.bias import watch_bias
+from permllm_vllm.quantization.contents import check_mask, check_numbers
 from permllm_vllm.quantization.parameters import (
     CheckedParameter,
     FoldedPermutationParameter,
@@ -27,11 +24,13 @@ from permllm_vllm.quantization.parameters import (
     RowScaleParameter,
     SparseWeightParameter,
     UnexpectedParameter,
+    register_packed,
 )
 from permllm_vllm.quantization.partition import require_divisible
 from permllm_vllm.quantization.served import ServedLayers
 from permllm_vllm.quantization.sources import CheckpointLayer, TensorSource
 from permllm_vllm.quantization.unfolding import Unfolding
+from permllm_vllm.quantization.weight_files import refuse_dummy_weights
 
 _sparse_linear = torch.ops.permllm.sparse_linear.default
 
@@ -87,7 +86,7 @@ class PermLLMLinearMethod(LinearMethodBase):
             CheckpointError: vLLM is to make weights up (`--load-format dummy`).
             RuntimeError: the device cannot serve the pattern.
         """
-        _refuse_dummy_weights()
+        refuse_dummy_weights()
         require_pattern(torch.empty(0).device, self.pattern)
         block_size = self.checkpoint.block_size if self._permutation_kind else None
         require_divisible(self.modules, input_size, input_size_per_partition, block_size)
@@ -142,8 +141,15 @@ class PermLLMLinearMethod(LinearMethodBase):
             source.require_complete()
         for source in sources:
             source.loaded.clear()  # vLLM may reload into copies that share the source
-        self._check_mask(loaded[schema.WEIGHT_MASK])
-        self._check_numbers(layer, loaded)
+        mask = loaded[schema.WEIGHT_MASK]
+        check_mask(mask.source, mask.data, self.output_sizes, self.pattern)
+        check_numbers(
+            [
+                *((parameter.source, parameter.data) for parameter in loaded.values()),
+                *([] if layer.bias is None else [(self.bias, layer.bias.data)]),
+            ],
+            self.output_sizes,
+        )
         permutation = loaded[self._permutation_kind].shared() if self._permutation_kind else None
         tensors = {name: parameter.data for name, parameter in loaded.items()}
         self._unfold(layer, tensors)
@@ -162,10 +168,10 @@ class PermLLMLinearMethod(LinearMethodBase):
         for name in LOADED:
             delattr(layer, name)
         del loaded, tensors, values
-        _register(layer, schema.WEIGHT_PACKED, packed.packed)
-        _register(layer, WEIGHT_METADATA, packed.metadata)
-        _register(layer, schema.INPUT_PERMUTATION, packed.permutation)
-        _register(layer, schema.WEIGHT_SCALE, packed.scale)
+        register_packed(layer, schema.WEIGHT_PACKED, packed.packed)
+        register_packed(layer, WEIGHT_METADATA, packed.metadata)
+        register_packed(layer, schema.INPUT_PERMUTATION, packed.permutation)
+        register_packed(layer, schema.WEIGHT_SCALE, packed.scale)
         self.served.packed(backend, self.pattern, self.dtype)
 
     def apply(self, layer: Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -207,43 +213,6 @@ class PermLLMLinearMethod(LinearMethodBase):
         if layer.bias is not None:
             layer.bias.data.copy_(layer.bias.data[order])
 
-    def _check_mask(self, mask: SparseWeightParameter) -> None:
-        """Raise CheckpointError unless every group keeps exactly N weights."""
-        for part, rows in enumerate(mask.data.split(self.output_sizes)):
-            violation = first_violation(rows, self.pattern)
-            if violation is not None:
-                row, group, kept = violation
-                raise CheckpointError(
-                    f"{mask.source.name((part,))} keeps {kept} weights in group {group} of row "
-                    f"{row} (of this rank's slice), but {self.pattern} means exactly "
-                    f"{self.pattern.kept}. The checkpoint is damaged: copy it again, or run "
-                    "`permllm-offline prune` again."
-                )
-
-    def _check_numbers(self, layer: Module, loaded: Mapping[str, CheckedParameter]) -> None:
-        """Raise CheckpointError for values or biases that are not finite, and for bad scales."""
-        rules = {schema.WEIGHT_PACKED: number_problems, schema.WEIGHT_SCALE: scale_problems}
-        checks = [(p.source, p.data, rules[kind]) for kind, p in loaded.items() if kind in rules]
-        if layer.bias is not None:
-            checks.append((self.bias, layer.bias.data, number_problems))
-        problems = [
-            problem
-            for source, tensor, problems_of in checks
-            for part, rows in enumerate(tensor.split(self.output_sizes))
-            for problem in problems_of(source.name((part,)), rows)
-        ]
-        raise_if_any(list(dict.fromkeys(problems)))  # parts may be one tensor of the checkpoint
-
-
-def _refuse_dummy_weights() -> None:
-    load_config = getattr(get_current_vllm_config_or_none(), "load_config", None)
-    if getattr(load_config, "load_format", None) == "dummy":
-        raise CheckpointError(
-            "--load-format dummy fills weights with random numbers, but masks and permutations of "
-            "sparse layers must obey the format. Load the checkpoint's own weights, or make random "
-            "ones of the same shape with `python -m benchmarks.models`."
-        )
-
 
 def _checkpoint_rows(layer: Module, partitions: list[int], output_size: int) -> list[int]:
     """Rows that the checkpoint holds for each part of a layer, all ranks together.
@@ -253,9 +222,3 @@ def _checkpoint_rows(layer: Module, partitions: list[int], output_size: int) -> 
     ranks = output_size // sum(partitions)
     copies = getattr(layer, "num_kv_head_replicas", 1)
     return [rows * ranks // (copies if part > 0 else 1) for part, rows in enumerate(partitions)]
-
-
-def _register(layer: Module, name: str, tensor: Tensor | None) -> None:
-    layer.register_parameter(
-        name, None if tensor is None else Parameter(tensor, requires_grad=False)
-    )

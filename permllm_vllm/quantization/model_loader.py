@@ -14,6 +14,7 @@ from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.compat import MODEL_LOADERS, DefaultModelLoader
 from permllm_vllm.quantization.dense import DenseLinearMethod
+from permllm_vllm.quantization.experts import PermLLMExpertsMethod
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from permllm_vllm.quantization.names import original_names
 
@@ -84,7 +85,8 @@ def _unfilled(model: Module, loaded: set[str]) -> Iterator[str]:
     filled = {id(parameter) for name, parameter in every if name in loaded}
     for prefix, module in model.named_modules():
         method = getattr(module, "quant_method", None)
-        if isinstance(method, PermLLMLinearMethod) or getattr(method, "uses_meta_device", False):
+        sparse = isinstance(method, PermLLMLinearMethod | PermLLMExpertsMethod)
+        if sparse or getattr(method, "uses_meta_device", False):
             continue
         names = method.modules if isinstance(method, DenseLinearMethod) else [prefix]
         for kind, parameter in module.named_parameters(recurse=False):

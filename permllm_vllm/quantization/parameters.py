@@ -3,16 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
+from torch.nn import Module, Parameter
 
 from permllm_vllm.checkpoint.errors import CheckpointError
-from permllm_vllm.checkpoint.permutation import is_bijective
 from permllm_vllm.compat import (
     BasevLLMParameter,
     ChannelQuantScaleParameter,
     ModelWeightParameter,
 )
+from permllm_vllm.quantization.contents import require_bijection, shared_permutation
 from permllm_vllm.quantization.sources import ShardId, TensorSource
 
 
@@ -84,18 +84,7 @@ class InputPermutationParameter(CheckedParameter):
 
     def shared(self) -> Tensor:
         """The permutation `[in]` of all parts; CheckpointError where they differ or are invalid."""
-        first = self.data[0]
-        for part in range(1, self.data.shape[0]):
-            if not torch.equal(self.data[part], first):
-                channel = int((self.data[part] != first).nonzero()[0])
-                raise CheckpointError(
-                    f"{self.source.name((part,))} differs from {self.source.name((0,))} (first at "
-                    f"channel {channel}: {int(self.data[part, channel])} against "
-                    f"{int(first[channel])}), but linears that read one input must share one "
-                    "permutation. Prune the model again with `permllm-offline prune`."
-                )
-        _require_bijection(first, self.source, None)
-        return first
+        return shared_permutation(self.source, self.data)
 
 
 class FoldedPermutationParameter(CheckedParameter):
@@ -103,7 +92,7 @@ class FoldedPermutationParameter(CheckedParameter):
 
     def place(self, loaded_weight: Tensor, shard_id: ShardId) -> None:
         """Check the whole tensor: a rank's slice may cut a block in two."""
-        _require_bijection(loaded_weight, self.source, shard_id)
+        require_bijection(self.source, loaded_weight, shard_id)
 
 
 def refuse(param: "UnexpectedParameter", loaded_weight: Tensor, shard_id: ShardId = None) -> None:
@@ -127,11 +116,8 @@ class UnexpectedParameter(BasevLLMParameter):
         self.source = source
 
 
-def _require_bijection(permutation: Tensor, source: TensorSource, shard_id: ShardId) -> None:
-    block_size = source.layer.checkpoint.block_size
-    if not is_bijective(permutation, block_size):
-        raise CheckpointError(
-            f"{source.name(source.layer.parts(shard_id))} is no permutation: every block of "
-            f"{block_size} must hold each of 0..{block_size - 1} once. The checkpoint is damaged: "
-            "copy it again, or run `permllm-offline prune` again."
-        )
+def register_packed(layer: Module, name: str, tensor: Tensor | None) -> None:
+    """Let a layer keep a tensor of what a backend packed, or None in its place."""
+    layer.register_parameter(
+        name, None if tensor is None else Parameter(tensor, requires_grad=False)
+    )

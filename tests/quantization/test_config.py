@@ -27,6 +27,22 @@ ATTENTION = "model.layers.0.self_attn"
 QKV = [f"{ATTENTION}.{part}_proj" for part in "qkv"]
 
 
+EXPERT_PARTS = [
+    f"model.layers.0.mlp.experts.{expert}.{part}_proj"
+    for expert in range(2)
+    for part in ("gate", "up", "down")
+]
+
+
+def experts() -> torch.nn.Module:
+    """Two experts that were never built."""
+    layer = layer_of(RoutedExperts)
+    layer.__dict__["moe_config"] = SimpleNamespace(num_logical_experts=2)
+    names = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+    layer.__dict__ |= {f"ckpt_{part}_proj_name": name for part, name in names.items()}
+    return layer
+
+
 def layer_of(layer_class: type) -> torch.nn.Module:
     """A layer that was never built: the configuration looks at its class alone."""
     return layer_class.__new__(layer_class)
@@ -78,19 +94,28 @@ def test_part_of_a_fused_layer(key: str) -> None:
     assert f"{ATTENTION}.qkv_proj" in str(error.value)
 
 
-def test_experts_are_refused_unless_ignored() -> None:
-    prefix = "model.layers.0.mlp.experts"
-    with pytest.raises(NotImplementedError, match=r"mlp\.experts\): experts .*`ignore`"):
-        config().get_quant_method(layer_of(RoutedExperts), prefix)
-
-
-@pytest.mark.parametrize("ignore", ["model.layers.0.mlp.experts", r"re:.*\.experts\..*"])
-def test_ignored_experts_are_dense(ignore: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "ignore",
+    [["model.layers.0.mlp.experts"], [r"re:.*\.experts\..*"], EXPERT_PARTS],
+)
+def test_ignored_experts_are_dense(ignore: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(UnquantizedFusedMoEMethod, "__init__", lambda self, moe: None)
-    layer = layer_of(RoutedExperts)
-    layer.__dict__["moe_config"] = None
-    found = config(ignore=[ignore]).get_quant_method(layer, "model.layers.0.mlp.experts")
+    found = config(ignore=ignore).get_quant_method(experts(), "model.layers.0.mlp.experts")
     assert isinstance(found, UnquantizedFusedMoEMethod)
+
+
+@pytest.mark.parametrize(
+    ("listed", "what"),
+    [
+        ({"ignore": EXPERT_PARTS[:3]}, "left dense"),
+        ({"runtime_permuted": EXPERT_PARTS[:2]}, "permuted at run time"),
+        ({"folded": EXPERT_PARTS[2:3]}, "folded permutation"),
+    ],
+)
+def test_some_of_the_experts(listed: dict[str, list[str]], what: str) -> None:
+    configuration = config(**listed)
+    with pytest.raises(CheckpointError, match=rf"experts\.0\..* {what} .*experts\.1\..* not"):
+        configuration.get_quant_method(experts(), "model.layers.0.mlp.experts")
 
 
 def test_a_dense_checkpoint_is_refused() -> None:

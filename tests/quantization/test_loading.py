@@ -17,7 +17,7 @@ from vllm.model_executor.layers.linear import (
 from permllm_vllm.backends import require_pattern
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.pattern import Pattern
-from permllm_vllm.quantization import linear
+from permllm_vllm.quantization import linear, weight_files
 from tests.quantization.sparse_modules import (
     BLOCK,
     SparseModule,
@@ -235,7 +235,7 @@ def test_the_loaded_tensors_are_dropped(on_rank: OnRank) -> None:
 
 def test_dummy_weights_are_refused(on_rank: OnRank, monkeypatch: pytest.MonkeyPatch) -> None:
     current = SimpleNamespace(load_config=SimpleNamespace(load_format="dummy"))
-    monkeypatch.setattr(linear, "get_current_vllm_config_or_none", lambda: current)
+    monkeypatch.setattr(weight_files, "get_current_vllm_config_or_none", lambda: current)
     with pytest.raises(CheckpointError, match=r"--load-format dummy .*masks and permutations"):
         RowParallelLinear(128, 16, bias=False, quant_config=config(), prefix="model.o_proj")
 

@@ -78,11 +78,17 @@ def random_mixtral(directory: Path) -> Path:
 
 
 def prune(
-    source: Path, directory: Path, *, every: int = 1, ignore: Sequence[str] = ("lm_head",)
+    source: Path,
+    directory: Path,
+    *,
+    every: int = 1,
+    ignore: Sequence[str] = ("lm_head",),
+    experts: bool = True,
 ) -> Twins:
     """Prune the linears of every n-th decoder layer of a Llama checkpoint.
 
-    Of a model with experts, only those of the attention; `ignore` must name the others.
+    Of a model with experts, those of the attention and, unless `experts` says no, of the experts;
+    `ignore` must name what is left.
     """
     config = json.loads((source / "config.json").read_text())
     weights = load_file(source / "model.safetensors")
@@ -102,6 +108,15 @@ def prune(
         for name in MLP_INPUTS if dense_mlp else ():
             runtime.append(f"{prefix}mlp.{name}")
             _prune_linear(runtime[-1], mlp, weights, sparse, "input_permutation")
+        for expert in _experts(prefix, weights) if experts else ():
+            runtime += [f"{expert}.w1", f"{expert}.w3"]
+            folded.append(f"{expert}.w2")
+            inner = _indices(config["intermediate_size"], generator)
+            own = _indices(config["hidden_size"], generator)
+            for name in runtime[-2:]:
+                _prune_linear(name, own, weights, sparse, "input_permutation")
+                _move_rows(name, inner, sparse)
+            _prune_linear(folded[-1], inner, weights, sparse, "folded_permutation")
         heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
         value, output = _tied_indices(heads, kv_heads, config["hidden_size"] // heads, generator)
         down = _indices(config["intermediate_size"], generator)
@@ -129,6 +144,12 @@ def prune(
     )
     _write_dense(twins.dense, weights, source)
     return twins
+
+
+def _experts(prefix: str, weights: dict[str, Tensor]) -> list[str]:
+    """Modules of the experts of a decoder layer, each with w1, w2 and w3."""
+    inside = (name for name in weights if name.startswith(prefix) and name.endswith(".w1.weight"))
+    return sorted(name.removesuffix(".w1.weight") for name in inside)
 
 
 def corrupt(sparse: Path, directory: Path, tensor: str, rows: int) -> Path:

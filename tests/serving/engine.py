@@ -47,7 +47,8 @@ class Answer(NamedTuple):
 class Run(NamedTuple):
     """What an engine answered, in the order of the prompts, its counters, and what multiplied.
 
-    `backends` counts the sparse layers of all ranks by backend: `reference`, or `cpu` and the
+    `backends` counts the sparse layers of all ranks, and `experts` of layers, by backend:
+    `reference`, or `cpu` and the
     dtype of the values that its kernel reads.
     """
 
@@ -207,10 +208,17 @@ def _backends(model: Module) -> Counter[str]:
     """
     from vllm.model_executor.layers.linear import LinearBase
 
+    from permllm_vllm.quantization.experts import PermLLMExpertsMethod
     from permllm_vllm.quantization.linear import PermLLMLinearMethod
 
     found: Counter[str] = Counter()
     for layer in model.modules():
+        if isinstance(getattr(layer, "quant_method", None), PermLLMExpertsMethod):
+            if layer.quant_method.dense is not None:
+                found["experts reference"] += 1
+            else:
+                values = "bfloat16" if layer.w2_scale is None else "int8"
+                found[f"experts cpu {values}"] += 1
         if not isinstance(layer, LinearBase):
             continue  # what wraps a layer for adapters shows the attributes of the layer
         if not isinstance(layer.quant_method, PermLLMLinearMethod):

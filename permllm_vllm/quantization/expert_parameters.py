@@ -1,0 +1,159 @@
+"""Load-time parameters of sparse experts: of one linear layer of all of them, one tensor a kind."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from permllm_vllm.checkpoint import schema
+from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.quantization.contents import require_bijection
+from permllm_vllm.quantization.sources import CheckpointLayer, TensorSource
+
+PARTS = {"w1": 0, "w3": 1, "w2": 0}
+"""Of vLLM's shards: gate and up are the parts of one layer, down is another."""
+PERMUTATIONS = (schema.INPUT_PERMUTATION, schema.FOLDED_PERMUTATION)
+
+
+@dataclass(frozen=True)
+class ExpertStack:
+    """One linear layer of all experts of this rank: gate and up (`w13`), or down (`w2`).
+
+    `layers` are what the checkpoint holds for each; `output_sizes` and `columns` the rows of the
+    parts and the inputs on this rank, which is number `rank` of those that cut a layer.
+    `local_expert` gives the place of an expert among those of this rank, or -1.
+    """
+
+    name: str
+    layers: tuple[CheckpointLayer, ...]
+    output_sizes: tuple[int, ...]
+    columns: int
+    rank: int
+    permuted: bool
+    folded: bool
+    local_expert: Callable[[int], int]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of tensors that the format asks for."""
+        kinds = [schema.WEIGHT_PACKED, schema.WEIGHT_MASK]
+        if self.layers[0].checkpoint.value_dtype == "int8":
+            kinds.append(schema.WEIGHT_SCALE)
+        for asked, kind in zip((self.permuted, self.folded), PERMUTATIONS, strict=True):
+            kinds += [kind] * asked
+        return tuple(kinds)
+
+    def empty(self, kind: str, dtype: torch.dtype) -> Tensor:
+        """Room for the tensors of a kind: `[experts, ...]`; permutations have a copy of each part.
+
+        Folded permutations are checked and not kept.
+        """
+        if kind == schema.FOLDED_PERMUTATION:
+            return torch.empty(0, dtype=dtype)
+        if kind == schema.INPUT_PERMUTATION:
+            shape: tuple[int, ...] = (len(self.output_sizes), self.columns)
+        else:
+            pattern = Pattern.parse(self.layers[0].checkpoint.pattern)
+            shape = schema.tensor_shape(kind, sum(self.output_sizes), self.columns, pattern)
+        return torch.empty((len(self.layers), *shape), dtype=dtype)
+
+    def register(self, layer: Module) -> None:
+        """Create the parameters of a layer, and those that refuse what must not be there."""
+        value_dtype = self.layers[0].checkpoint.value_dtype
+        for kind in (*schema.SPARSE_KINDS, "weight", schema.BIAS):
+            if kind in self.kinds:
+                dtype = schema.tensor_dtype(kind, value_dtype)
+                assert dtype is not None  # only biases may have any
+                data, loader = self.empty(kind, dtype), _load
+            else:
+                data, loader = torch.empty(0), _refuse
+            parameter: Any = Parameter(data, requires_grad=False)
+            parameter.stack, parameter.weight_loader = self, loader
+            parameter.sources = [TensorSource(one, kind) for one in self.layers]
+            layer.register_parameter(f"{self.name}_{kind}", parameter)
+
+    def loaded(self, layer: Module) -> dict[str, Any]:
+        """The parameters by kind, every tensor of which must have come; empty when packed before.
+
+        Raises:
+            CheckpointError: a tensor is missing.
+        """
+        found = {kind: getattr(layer, f"{self.name}_{kind}", None) for kind in self.kinds}
+        if not all(hasattr(parameter, "sources") for parameter in found.values()):
+            return {}
+        for parameter in found.values():
+            for source in parameter.sources:
+                source.require_complete()
+                source.loaded.clear()  # vLLM may reload into copies that share the source
+        return found
+
+    def drop(self, layer: Module) -> None:
+        """Delete the parameters."""
+        for kind in (*schema.SPARSE_KINDS, "weight", schema.BIAS):
+            delattr(layer, f"{self.name}_{kind}")
+
+    def place(self, kind: str, data: Tensor, tensor: Tensor, part: int) -> None:
+        """Copy this rank's slice of a checkpoint tensor to its place in an expert's `data`."""
+        if kind == schema.INPUT_PERMUTATION:
+            data[part].copy_(self._cut(tensor, 0, self.columns))
+            return
+        rows = sum(self.output_sizes[:part])
+        target = data.narrow(0, rows, self.output_sizes[part])
+        for dimension in range(tensor.ndim):
+            tensor = self._cut(tensor, dimension, target.shape[dimension])
+        target.copy_(tensor)
+
+    def _cut(self, tensor: Tensor, dimension: int, size: int) -> Tensor:
+        if tensor.shape[dimension] == size:
+            return tensor
+        return tensor.narrow(dimension, self.rank * size, size)
+
+
+def by_expert(parameters: dict[str, Any]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Each expert's number and its tensors by kind."""
+    kept = {kind: parameter for kind, parameter in parameters.items() if parameter.numel()}
+    for expert in range(len(kept[schema.WEIGHT_MASK])):
+        yield expert, {kind: parameter.data[expert] for kind, parameter in kept.items()}
+
+
+def _load(
+    param: Any,
+    loaded_weight: Tensor,
+    weight_name: str,
+    shard_id: str,
+    expert_id: int,
+    return_success: bool = False,
+) -> bool | None:
+    """The `weight_loader` of every parameter: check the tensor, count it, place it.
+
+    A plain function that takes everything from `param`, as `parameters.load_checked`.
+    """
+    expert = param.stack.local_expert(expert_id)
+    if expert < 0:  # of another rank
+        return False if return_success else None
+    source, part = param.sources[expert], PARTS[shard_id]
+    source.check(loaded_weight, (part,))
+    if not param.is_meta:
+        source.count((part,))
+    if source.kind == schema.FOLDED_PERMUTATION:
+        require_bijection(source, loaded_weight, part)
+    else:
+        param.stack.place(source.kind, param.data[expert], loaded_weight, part)
+    return True if return_success else None
+
+
+def _refuse(
+    param: Any, loaded_weight: Tensor, weight_name: str, shard_id: str, expert_id: int, **_: Any
+) -> None:
+    """The `weight_loader` of what must not be there; raises CheckpointError with its name."""
+    source = param.sources[max(param.stack.local_expert(expert_id), 0)]
+    raise CheckpointError(
+        f"{source.name((PARTS[shard_id],))} is in the checkpoint, but its quantization_config "
+        "describes experts without it (see `ignore`, `runtime_permuted`, `folded` and "
+        "`value_dtype`). config.json and the tensors do not belong together: copy the checkpoint "
+        "again, or run `permllm-offline prune` again."
+    )

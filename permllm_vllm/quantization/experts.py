@@ -1,0 +1,207 @@
+"""The method of routed experts: loads their sparse tensors, packs them once, multiplies."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+import permllm_vllm.ops  # noqa: F401  (defines torch.ops.permllm)
+from permllm_vllm.backends import CheckpointWeights, CpuBackend, StackedWeights
+from permllm_vllm.checkpoint import schema
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.compat import FusedMoEMethodBase, UnquantizedFusedMoEMethod
+from permllm_vllm.quantization.contents import check_mask, check_numbers, shared_permutation
+from permllm_vllm.quantization.expert_parameters import ExpertStack, by_expert
+from permllm_vllm.quantization.parameters import register_packed
+from permllm_vllm.quantization.partition import require_divisible
+from permllm_vllm.quantization.served import ServedLayers
+from permllm_vllm.quantization.sources import CheckpointLayer
+from permllm_vllm.quantization.weight_files import refuse_dummy_weights
+
+_sparse_experts = torch.ops.permllm.sparse_experts.default
+
+GATE_UP, DOWN = "w13", "w2"
+"""vLLM's names of the two linear layers of an expert."""
+OPERANDS = ("packed", "metadata", "permutation", "scale")
+
+
+class PermLLMExpertsMethod(FusedMoEMethodBase):
+    """N:M sparse weights of the experts of one layer.
+
+    After loading, the layer keeps what was packed under the names `w13_packed`, `w13_metadata`,
+    `w13_permutation`, `w13_scale` (None where there is nothing), and those of `w2`. Where no kernel
+    multiplies experts, vLLM's own method multiplies the decompressed weights.
+
+    `prefix` is vLLM's name of the layer; `modules` are those of gate, up and down of each expert in
+    the checkpoint. `permuted` and `folded` say for gate and up, and for down, which permutation
+    they have.
+    """
+
+    def __init__(
+        self,
+        layer: Any,
+        checkpoint: schema.QuantizationConfig,
+        served: ServedLayers,
+        prefix: str,
+        modules: Sequence[tuple[str, str, str]],
+        *,
+        permuted: tuple[bool, bool],
+        folded: tuple[bool, bool],
+    ) -> None:
+        super().__init__(layer.moe_config)
+        _require_supported(layer, prefix)
+        self.checkpoint = checkpoint
+        self.pattern = Pattern.parse(checkpoint.pattern)
+        self.served = served
+        self.modules = modules
+        self.permuted = permuted
+        self.folded = folded
+        self.dense: Any = None
+
+    def get_fused_moe_quant_config(self, layer: Any) -> None:
+        """Nothing: vLLM's kernels see no sparse weight."""
+
+    def create_weights(
+        self,
+        layer: Any,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size_per_partition: int,
+        params_dtype: torch.dtype,
+        **extra_weight_attrs: Any,
+    ) -> None:
+        """Register the tensors of the checkpoint format, cut to this rank.
+
+        Raises:
+            CheckpointError: vLLM is to make weights up (`--load-format dummy`).
+        """
+        refuse_dummy_weights()
+        moe, part = layer.moe_config, intermediate_size_per_partition
+        whole = part * moe.tp_size
+        down = [names[2] for names in self.modules]
+        blocks = self.checkpoint.block_size if self.permuted[1] else None
+        require_divisible(down[:1], whole, part, blocks)
+        self.dtype = params_dtype
+        place = layer.expert_map_manager.map_global_to_local
+        local = [names for e, names in enumerate(self.modules) if place(e) >= 0]
+        shapes = {
+            GATE_UP: ([names[:2] for names in local], (whole, whole), hidden_size, (part, part)),
+            DOWN: ([names[2:] for names in local], (hidden_size,), whole, (hidden_size,)),
+        }
+        self.stacks = [
+            ExpertStack(
+                name=name,
+                layers=tuple(
+                    CheckpointLayer(one, rows, columns, self.checkpoint) for one in modules
+                ),
+                output_sizes=own_rows,
+                columns=hidden_size if name == GATE_UP else part,
+                rank=moe.tp_rank,
+                permuted=permuted,
+                folded=folded,
+                local_expert=place,
+            )
+            for (name, (modules, rows, columns, own_rows)), permuted, folded in zip(
+                shapes.items(), self.permuted, self.folded, strict=True
+            )
+        ]
+        for stack in self.stacks:
+            stack.register(layer)
+            for _ in stack.layers:
+                self.served.created()
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        """Check what was loaded, pack it for this device, and drop the checkpoint's tensors."""
+        for stack in self.stacks:
+            self._process(layer, stack)
+        if hasattr(layer, f"{DOWN}_weight") and self.dense is None:
+            self.dense = UnquantizedFusedMoEMethod(layer.moe_config)
+            self.dense.process_weights_after_loading(layer)
+            self.moe_kernel = self.dense.moe_kernel
+            self.moe_quant_config = self.dense.moe_quant_config
+
+    def apply(
+        self,
+        layer: Any,
+        x: Tensor,
+        topk_weights: Tensor,
+        topk_ids: Tensor,
+        shared_experts: Any,
+        shared_experts_input: Tensor | None,
+    ) -> Tensor:
+        """Sum of the chosen experts of each token: `x [tokens, hidden]` to the same."""
+        if self.dense is not None:
+            output: Tensor = self.dense.apply(
+                layer, x, topk_weights, topk_ids, shared_experts, shared_experts_input
+            )
+            return output
+        if layer.expert_map is not None:  # -1 for those of other ranks
+            topk_ids = layer.expert_map[topk_ids.long()]
+        operands = [
+            getattr(layer, f"{name}_{operand}") for name in (GATE_UP, DOWN) for operand in OPERANDS
+        ]
+        return _sparse_experts(x, topk_weights.float(), topk_ids.to(torch.int32), *operands)
+
+    def _process(self, layer: Module, stack: ExpertStack) -> None:
+        loaded = stack.loaded(layer)
+        if not loaded:
+            return  # packed before
+        values = loaded[schema.WEIGHT_PACKED]
+        backend = self.served.experts_backend(values.device, self.dtype, values.dtype)
+        packed = []
+        for expert, tensors in by_expert(loaded):
+            sources = {kind: parameter.sources[expert] for kind, parameter in loaded.items()}
+            mask = tensors[schema.WEIGHT_MASK]
+            check_mask(sources[schema.WEIGHT_MASK], mask, stack.output_sizes, self.pattern)
+            numbers = [(sources[kind], tensor) for kind, tensor in tensors.items()]
+            check_numbers(numbers, stack.output_sizes)
+            copies = tensors.get(schema.INPUT_PERMUTATION)
+            packed.append(
+                backend.pack(
+                    CheckpointWeights(
+                        values=tensors[schema.WEIGHT_PACKED],
+                        mask=mask,
+                        permutation=None
+                        if copies is None
+                        else shared_permutation(sources[schema.INPUT_PERMUTATION], copies),
+                        scale=tensors.get(schema.WEIGHT_SCALE),
+                        pattern=self.pattern,
+                        block_size=self.checkpoint.block_size,
+                    )
+                )
+            )
+        stack.drop(layer)
+        del loaded, values, tensors, mask, numbers, copies
+        if isinstance(backend, CpuBackend):
+            self._keep(layer, stack.name, backend.stack(packed))
+        else:
+            weight = torch.stack([one.packed for one in packed])
+            register_packed(layer, f"{stack.name}_weight", weight)
+        for _ in packed:
+            self.served.packed(backend, self.pattern, self.dtype)
+
+    @staticmethod
+    def _keep(layer: Module, name: str, stacked: StackedWeights) -> None:
+        for operand in OPERANDS:
+            register_packed(layer, f"{name}_{operand}", getattr(stacked, operand))
+
+
+def _require_supported(layer: Any, prefix: str) -> None:
+    """Raise NotImplementedError for experts that are computed in another way."""
+    moe = layer.moe_config
+    found = {
+        f"the activation {layer.activation.value}": layer.activation.value != "silu",
+        "biases": moe.has_bias,
+        "bounds of the activation": moe.swiglu_limit is not None,
+        "routing weights on the input": layer.apply_router_weight_on_input,
+        "LoRA (--enable-lora)": moe.is_lora_enabled,
+    }
+    present = [name for name, there in found.items() if there]
+    if present:
+        raise NotImplementedError(
+            f"sparse experts ({prefix}) are served as silu(gate) * up of a token, then down, but "
+            f"here there is {', '.join(present)}. Serve without, or prune the model with its "
+            r"experts left dense: --ignore 're:.*\.experts\..*'."
+        )

@@ -1,0 +1,205 @@
+"""Experts as vLLM builds and fills them: what comes in, what is refused, what is cut to a rank."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+from vllm.model_executor.layers.fused_moe import FusedMoEFactory
+from vllm.model_executor.layers.fused_moe import config as moe_config
+
+from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.quantization.experts import PermLLMExpertsMethod
+from tests.quantization.sparse_modules import SparseModule, config, permutation, sparse_module
+
+EXPERTS, CHOICES, HIDDEN, INTERMEDIATE = 3, 2, 128, 128
+PREFIX = "model.layers.0.mlp.experts"
+LEAVES = ("gate_proj", "up_proj", "down_proj")
+NAMES = [f"{PREFIX}.{expert}.{leaf}" for expert in range(EXPERTS) for leaf in LEAVES]
+GATE_UP = [name for name in NAMES if "down" not in name]
+DOWN = [name for name in NAMES if "down" in name]
+Modules = dict[str, SparseModule]
+
+
+def modules(*, dtype: torch.dtype = torch.bfloat16, down: str = "folded_permutation") -> Modules:
+    """Gate and up share a run-time permutation; that of down is folded, or not."""
+    made = {}
+    for number, name in enumerate(NAMES):
+        expert = number // len(LEAVES)
+        made[name] = sparse_module(
+            HIDDEN if "down" in name else INTERMEDIATE,
+            INTERMEDIATE if "down" in name else HIDDEN,
+            local=permutation(HIDDEN, seed=expert),
+            kind=down if "down" in name else "input_permutation",
+            seed=number,
+            dtype=dtype,
+        )
+    return made
+
+
+def layer(value_dtype: str = "bfloat16", down: str = "folded", **options: Any) -> Any:
+    """The experts of a layer, as a model class of vLLM would build them."""
+    listed = {"runtime_permuted": list(GATE_UP), "folded": []}
+    listed["folded" if down == "folded" else "runtime_permuted"] += DOWN
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE}
+    dtype = torch.float32 if value_dtype == "float32" else torch.bfloat16
+    one_process = {"tp_size": 1, "dp_size": 1, "pcp_size": 1}
+    runner = FusedMoEFactory(
+        EXPERTS,
+        CHOICES,
+        params_dtype=dtype,
+        quant_config=config(**listed, value_dtype=value_dtype),
+        prefix=PREFIX,
+        **(sizes | one_process | options),
+    )
+    return runner.routed_experts
+
+
+def stored(found: Modules) -> Iterator[tuple[str, Tensor]]:
+    """Names inside the layer and tensors, as the model loader hands them over."""
+    for name, module in found.items():
+        for kind, tensor in module.tensors.items():
+            yield f"{name.removeprefix(f'{PREFIX}.')}.{kind}", tensor
+
+
+def fill(experts: Any, tensors: Iterator[tuple[str, Tensor]]) -> None:
+    list(experts.load_weights(tensors))
+    experts.quant_method.process_weights_after_loading(experts)
+
+
+def answer(experts: Any, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+    experts._ensure_moe_quant_config_init()
+    output: Tensor = experts.quant_method.apply(experts, x, weights, ids, None, None)
+    return output
+
+
+def expected(found: Modules, x: Tensor, weights: Tensor, ids: Tensor, part: slice) -> Tensor:
+    """Loops over tokens and experts, in float64; `part` are the rows of gate and up that count."""
+    y = torch.zeros(len(x), HIDDEN, dtype=torch.float64)
+    for token, row in enumerate(x.double()):
+        for weight, expert in zip(weights[token].double(), ids[token], strict=True):
+            gate, up, down = (found[f"{PREFIX}.{expert}.{leaf}"].dense.double() for leaf in LEAVES)
+            gate, up, down = gate[part], up[part], down[:, part]
+            y[token] += weight * (down @ (torch.nn.functional.silu(gate @ row) * (up @ row)))
+    return y
+
+
+def chosen(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(tokens)
+    x = torch.randn(tokens, HIDDEN, generator=generator)
+    weights, ids = torch.rand(tokens, EXPERTS, generator=generator).topk(CHOICES)
+    return x, weights, ids.to(torch.int32)
+
+
+def relative(y: Tensor, wanted: Tensor) -> float:
+    return ((y.double() - wanted).norm() / wanted.norm()).item()
+
+
+@pytest.mark.parametrize("down", ["folded", "input"])
+def test_answers_as_loops_do(down: str) -> None:
+    experts, found = layer(down=down), modules(down=f"{down}_permutation")
+    fill(experts, stored(found))
+    assert isinstance(experts.quant_method, PermLLMExpertsMethod)
+    for tokens in (1, 5):
+        x, weights, ids = chosen(tokens)
+        y = answer(experts, x.bfloat16(), weights, ids)
+        wanted = expected(found, x.bfloat16(), weights, ids, slice(None))
+        assert relative(y, wanted) < 1e-2
+
+
+def test_without_a_kernel_vllm_multiplies() -> None:
+    """Values of float32 in a model of float32 have none."""
+    experts, found = layer("float32"), modules(dtype=torch.float32)
+    fill(experts, stored(found))
+    assert experts.quant_method.dense is not None
+    x, weights, ids = chosen(5)
+    y = answer(experts, x, weights, ids)
+    assert relative(y, expected(found, x, weights, ids, slice(None))) < 1e-5
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_has_its_half_of_each_expert(
+    rank: int, on_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_rank(rank, 2)
+    monkeypatch.setattr(moe_config, "get_tensor_model_parallel_rank", lambda: rank)
+    experts, found = layer(tp_size=2), modules()
+    fill(experts, stored(found))
+    x, weights, ids = chosen(4)
+    y = answer(experts, x.bfloat16(), weights, ids)
+    half = INTERMEDIATE // 2
+    part = slice(rank * half, rank * half + half)
+    assert relative(y, expected(found, x.bfloat16(), weights, ids, part)) < 1e-2
+
+
+def damaged(kind: str, change: Callable[[Tensor], Tensor], name: str = NAMES[4]) -> Modules:
+    found = modules()
+    tensors = found[name].tensors
+    found[name] = replace(found[name], tensors=tensors | {kind: change(tensors[kind].clone())})
+    return found
+
+
+def with_nan(tensor: Tensor) -> Tensor:
+    tensor[3, 3] = float("nan")
+    return tensor
+
+
+DAMAGE: dict[str, tuple[Modules, str]] = {
+    "shape": (damaged("weight_packed", lambda t: t[:, :-4]), r"1.up_proj.weight_packed is .* asks"),
+    "dtype": (damaged("weight_packed", lambda t: t.to(torch.int8)), r"weight_packed is torch.int8"),
+    "mask": (damaged("weight_mask", lambda t: t | 1), r"1.up_proj.weight_mask keeps 3 weights"),
+    "numbers": (damaged("weight_packed", with_nan), r"1.up_proj.weight_packed.*inf or nan"),
+    "others": (
+        damaged("input_permutation", lambda t: t.flip(0)),
+        r"1.up_proj.input_permutation differs from .*1.gate_proj",
+    ),
+    "doubled channels": (
+        damaged("folded_permutation", lambda t: t.clamp(max=60), NAMES[5]),
+        r"1.down_proj.folded_permutation is no permutation",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damage_is_named(case: str) -> None:
+    found, message = DAMAGE[case]
+    with pytest.raises(CheckpointError, match=message):
+        fill(layer(), stored(found))
+
+
+def test_a_missing_tensor_is_named() -> None:
+    left = (entry for entry in stored(modules()) if entry[0] != "2.up_proj.weight_mask")
+    with pytest.raises(CheckpointError, match=r"no .*experts\.2\.up_proj\.weight_mask, but"):
+        fill(layer(), left)
+
+
+def test_a_tensor_that_comes_twice_is_named() -> None:
+    twice = (entry for entry in stored(modules()) for _ in range(2))
+    with pytest.raises(CheckpointError, match=r"0\.gate_proj\.weight_packed was loaded twice"):
+        fill(layer(), twice)
+
+
+@pytest.mark.parametrize("kind", ["weight", "weight_scale", "bias"])
+def test_what_must_not_be_there_is_named(kind: str) -> None:
+    extra = f"1.down_proj.{kind}", torch.zeros(HIDDEN)
+    with pytest.raises(CheckpointError, match=rf"1\.down_proj\.{kind} is in the checkpoint"):
+        fill(layer(), iter([*stored(modules()), extra]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activation": "gelu"}, "the activation gelu"),
+        ({"has_bias": True}, "biases"),
+        ({"swiglu_limit": 7.0}, "bounds of the activation"),
+        ({"apply_router_weight_on_input": True}, "routing weights on the input"),
+    ],
+)
+def test_other_experts_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(NotImplementedError, match=rf"here there is {message}.*--ignore"):
+        layer(**options)
