@@ -42,7 +42,8 @@ PackedLayout layout_of(const StackedLinear& linear, int64_t expert) {
 template <class Real>
 class Experts {
  public:
-  Experts(const ExpertsOf<Real>& a, const Routing& routing) : a_(a), routing_(routing) {
+  Experts(const ExpertsOf<Real>& a, const Routing& routing)
+      : a_(a), routing_(routing), steps_(steps_of<Real>(layout_of(a.down, 0).isa)) {
     const int64_t at_once = std::min(routing.pairs, CommonTuning::kExpertPairs);
     // One token that nothing permutes is the input of all its experts where it stands.
     if (a.tokens > 1 || a.gate_up.gather != nullptr) {
@@ -60,7 +61,6 @@ class Experts {
         const PackedLayout layout = layout_of(*linear, expert);
         const InputMemory own = input_memory<Real>(layout.isa, layout.type, m, layout.k);
         memory = {std::max(memory.bytes, own.bytes), std::max(memory.scales, own.scales)};
-        steps_ = steps_of<Real>(layout.isa);
       }
     }
     packed_x_ = scratch_of<char>(Scratch::kActivations, memory.bytes);
@@ -148,7 +148,7 @@ class Experts {
 
   const ExpertsOf<Real>& a_;
   const Routing& routing_;
-  ExpertSteps<Real> steps_;
+  const ExpertSteps<Real> steps_;
   Real* inputs_ = nullptr;  // [pairs, gate_up.k]
   Real* gate_up_;           // [pairs, gate_up.n]
   Real* gated_;             // [pairs, down.k]
