@@ -14,7 +14,10 @@ from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
 HARNESS = ROOT / "tests" / "sanitizing" / "harness.cpp"
-NOT_IN_HARNESS = ("bindings.cpp", "head_bindings.cpp", "threads.cpp")  # need torch, its threads
+NOT_IN_HARNESS = (  # need torch, its threads
+    *("bindings.cpp", "experts_bindings.cpp", "head_bindings.cpp"),
+    "threads.cpp",
+)
 MEMORY = ("address,undefined", "-fno-sanitize-recover=all")
 THREADS = ("thread",)
 OPTIONS = {

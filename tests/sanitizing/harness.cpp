@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <sstream>
@@ -18,6 +19,7 @@
 #include <thread>
 #include <vector>
 
+#include "../../csrc/cpu/experts.h"
 #include "../../csrc/cpu/linear.h"
 #include "../../csrc/cpu/pack.h"
 #include "../../csrc/cpu/threads.h"
@@ -229,6 +231,114 @@ int check(Isa isa, const Layer& layer, bool short_blob, std::mt19937& random) {
          check_type<fp16>(layout, layer, blob.data, places, random);
 }
 
+// The packed weights of some layers alike, one after the other, as multiply_experts takes them.
+struct Stack {
+  std::vector<Layer> layers;
+  std::vector<int64_t> headers;
+  std::vector<PackedLayout> layouts;
+  std::vector<float> scales;
+  std::unique_ptr<Aligned> packed;
+
+  Stack(Isa isa, int64_t n, int64_t k, ValueType type, int64_t experts, std::mt19937& random) {
+    std::vector<Packing> packings;
+    std::vector<PackArguments> arguments;
+    int64_t bytes = 0;
+    layers.reserve(experts);
+    for (int64_t expert = 0; expert < experts; ++expert) {
+      const Layer& layer = layers.emplace_back(n, k, type, random);
+      const void* values = type == ValueType::kInt8
+                               ? static_cast<const void*>(layer.integers.data())
+                               : static_cast<const void*>(layer.values.data());
+      arguments.push_back({values, type, layer.mask.data(), nullptr, 64, n, k});
+      packings.push_back(choose_packing(isa, arguments.back()));
+      const PackedLayout& layout = packings.back().layout;
+      headers.insert(headers.end(), {kLayoutVersion, static_cast<int64_t>(isa), rows(isa), n, k,
+                                     static_cast<int64_t>(layout.type), layout.strays, bytes});
+      scales.insert(scales.end(), layer.scale.begin(), layer.scale.end());
+      layouts.push_back(layout);
+      bytes += ceil_div(layout.bytes(), 64) * 64;
+    }
+    packed = std::make_unique<Aligned>(bytes);
+    for (int64_t expert = 0; expert < experts; ++expert) {
+      pack(packings[expert], arguments[expert], place(expert));
+    }
+  }
+
+  char* place(int64_t expert) const {
+    return static_cast<char*>(packed->data) + headers[(expert + 1) * StackedLinear::kHeader - 1];
+  }
+
+  StackedLinear linear() const {
+    const bool int8 = layers[0].type == ValueType::kInt8;
+    return {place(0),    headers.data(), nullptr, int8 ? scales.data() : nullptr,
+            layers[0].n, layers[0].k};
+  }
+
+  // What a row of x and an expert give.
+  std::vector<bf16> multiply(int64_t expert, const bf16* x) const {
+    std::vector<bf16> y(layers[0].n);
+    LinearArguments a{};
+    a.x = x;
+    a.x_stride = a.k = layers[0].k;
+    a.m = 1;
+    a.packed = place(expert);
+    a.n = layers[0].n;
+    a.y = y.data();
+    a.behind = layouts[expert].behind(a.packed);
+    if (layers[0].type == ValueType::kInt8) a.scale = layers[expert].scale.data();
+    permllm::cpu::linear(layouts[expert].isa, layouts[expert].type, a, nullptr);
+    return y;
+  }
+};
+
+// Experts of a layer against the products of one token and one expert after the other.
+int check_experts(Isa isa, ValueType type, std::mt19937& random) {
+  constexpr int64_t kExperts = 3, kChoices = 2, kHidden = 136, kInner = 72;
+  const Stack gate_up(isa, 2 * kInner, kHidden, type, kExperts, random);
+  const Stack down(isa, kHidden, kInner, type, kExperts, random);
+  int calls = 0;
+  for (const int64_t tokens : {1, 3, 50}) {
+    std::normal_distribution<float> normal(0.0f, 0.1f);
+    std::vector<bf16> x(tokens * kHidden), y(tokens * kHidden);
+    std::vector<int32_t> ids;
+    std::vector<float> weights;
+    for (bf16& entry : x) set(entry, normal(random));
+    for (int64_t i = 0; i < tokens * kChoices; ++i) {
+      ids.push_back(static_cast<int32_t>(random() % (kExperts + 1)) - 1);
+      weights.push_back(0.25f + static_cast<float>(random() % 3));
+    }
+    const Routing routing = route(ids.data(), weights.data(), tokens, kChoices, kExperts);
+    multiply_experts<bf16>({x.data(), kHidden, tokens, gate_up.linear(), down.linear(), y.data()},
+                           routing);
+    double difference = 0, magnitude = 1e-6;
+    for (int64_t token = 0; token < tokens; ++token) {
+      std::vector<double> sums(kHidden);
+      for (int64_t choice = token * kChoices; choice < (token + 1) * kChoices; ++choice) {
+        if (ids[choice] < 0) continue;
+        const std::vector<bf16> both = gate_up.multiply(ids[choice], &x[token * kHidden]);
+        std::vector<bf16> gated(kInner);
+        for (int64_t i = 0; i < kInner; ++i) {
+          const float gate = widened(both[i]), up = widened(both[kInner + i]);
+          gated[i] = rounded(gate / (1 + std::exp(-gate)) * up);
+        }
+        const std::vector<bf16> found = down.multiply(ids[choice], gated.data());
+        for (int64_t i = 0; i < kHidden; ++i) sums[i] += weights[choice] * widened(found[i]);
+      }
+      for (int64_t i = 0; i < kHidden; ++i) {
+        difference += std::pow(sums[i] - widened(y[token * kHidden + i]), 2);
+        magnitude += std::pow(sums[i], 2);
+      }
+    }
+    const double error = std::sqrt(difference / magnitude);
+    if (error > (type == ValueType::kInt8 ? 0.03 : 0.006)) {
+      std::printf("wrong answer: %s, experts, %ld tokens, off by %g\n", name(isa), tokens, error);
+      std::exit(1);
+    }
+    ++calls;
+  }
+  return calls;
+}
+
 int sweep(Isa isa, bool short_blob, unsigned seed) {
   std::mt19937 random(seed);
   int calls = 0;
@@ -236,6 +346,9 @@ int sweep(Isa isa, bool short_blob, unsigned seed) {
     for (const ValueType type : {ValueType::kBfloat16, ValueType::kInt8}) {
       if (has_kernel(isa, type)) calls += check(isa, Layer(n, k, type, random), short_blob, random);
     }
+  }
+  for (const ValueType type : {ValueType::kBfloat16, ValueType::kInt8}) {
+    if (has_kernel(isa, type)) calls += check_experts(isa, type, random);
   }
   return calls;
 }

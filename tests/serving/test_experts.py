@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.checkpoints import Twins, corrupt, prune, random_mixtral
+from tests.serving.checkpoints import Twins, prune, random_mixtral
 from tests.serving.engine import PROMPTS, Engines
 
 pytestmark = pytest.mark.serving

@@ -20,7 +20,10 @@ INSTRUCTION_SETS = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vb
 KERNELS = ("amx_few", "amx_many", "amx_int8_few", "amx_int8_several", "amx_int8_many", "amx_dense")
 ORDER = ("few", "several", "many")
 """Of the kernels, as `run` in emulation.cpp numbers them; several are for int8 values alone."""
-AROUND_KERNELS = ("pack", "twelve_bits", "linear", "region", "team", "isa", "scratch", "huge_pages")
+AROUND_KERNELS = (
+    *("pack", "twelve_bits", "linear", "region", "team", "isa", "scratch", "huge_pages"),
+    *("experts", "routing", "portable_experts"),
+)
 TAIL_BYTES = 128
 PAGE = 4096
 NAN = 0x7FC0

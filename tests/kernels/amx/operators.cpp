@@ -1,7 +1,9 @@
 // C interface for operators.py: what csrc/bindings.cpp does for amx, without its checks. Packing
 // and the choice of a kernel are those of csrc/cpu, where the emulation counts as supported.
+#include <algorithm>
 #include <cstdlib>
 
+#include "experts.h"
 #include "linear.h"
 #include "pack.h"
 
@@ -19,8 +21,9 @@ PackedLayout layout_of(bool int8, int64_t n, int64_t k) {
 }
 
 template <class Real>
-void multiply(bool int8, const void* x, int64_t x_stride, int64_t m, const void* packed, int64_t n,
-              int64_t k, const void* bias, const float* scale, const int32_t* gather, void* y) {
+void multiply_one(bool int8, const void* x, int64_t x_stride, int64_t m, const void* packed,
+                  int64_t n, int64_t k, const void* bias, const float* scale, const int32_t* gather,
+                  void* y) {
   const PackedLayout layout = layout_of(int8, n, k);
   const LinearOf<Real> arguments{static_cast<const Real*>(x),
                                  x_stride,
@@ -33,6 +36,14 @@ void multiply(bool int8, const void* x, int64_t x_stride, int64_t m, const void*
                                  scale,
                                  layout.behind(packed)};
   linear(layout.isa, layout.type, arguments, gather);
+}
+
+template <class Real>
+void multiply_all(const void* x, int64_t x_stride, int64_t tokens, const StackedLinear& gate_up,
+                  const StackedLinear& down, void* y, const Routing& routing) {
+  multiply_experts<Real>(
+      {static_cast<const Real*>(x), x_stride, tokens, gate_up, down, static_cast<Real*>(y)},
+      routing);
 }
 
 }  // namespace
@@ -57,8 +68,33 @@ int64_t pack_weight(bool int8, const void* values, const uint8_t* mask, const ui
 void multiply_packed(bool int8, bool half, const void* x, int64_t x_stride, int64_t m,
                      const void* packed, int64_t n, int64_t k, const void* bias, const float* scale,
                      const int32_t* gather, void* y) {
-  (half ? multiply<fp16> : multiply<bf16>)(int8, x, x_stride, m, packed, n, k, bias, scale, gather,
-                                           y);
+  (half ? multiply_one<fp16> : multiply_one<bf16>)(int8, x, x_stride, m, packed, n, k, bias, scale,
+                                                   gather, y);
+}
+
+int64_t header_fields() { return StackedLinear::kHeader; }
+
+// Writes the header of a weight whose bytes stand at a place of a stack.
+void write_header(bool int8, int64_t n, int64_t k, int64_t place, int64_t* fields) {
+  const PackedLayout layout = layout_of(int8, n, k);
+  const int64_t written[] = {kLayoutVersion,
+                             static_cast<int64_t>(layout.isa),
+                             rows(layout.isa),
+                             n,
+                             k,
+                             static_cast<int64_t>(layout.type),
+                             0,
+                             place};
+  static_assert(sizeof(written) == StackedLinear::kHeader * sizeof(int64_t));
+  std::copy_n(written, StackedLinear::kHeader, fields);
+}
+
+void multiply_stacked(bool half, const void* x, int64_t x_stride, int64_t tokens,
+                      const float* weights, const int32_t* ids, int64_t choices, int64_t experts,
+                      const StackedLinear* gate_up, const StackedLinear* down, void* y) {
+  const Routing routing = route(ids, weights, tokens, choices, experts);
+  (half ? multiply_all<fp16> : multiply_all<bf16>)(x, x_stride, tokens, *gate_up, *down, y,
+                                                   routing);
 }
 
 }  // extern "C"

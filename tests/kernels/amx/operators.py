@@ -18,8 +18,17 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+class StackedLinear(ctypes.Structure):
+    """That of csrc/cpu/experts.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("packed", "headers", "gather", "scale")),
+        *((name, ctypes.c_int64) for name in ("n", "k")),
+    )
+
+
 class EmulatedOperators:
-    """`cpu_pack` and `sparse_linear` of C++ packing, dispatch and kernels.
+    """`cpu_pack`, `sparse_linear` and `sparse_experts` of C++ packing, dispatch and kernels.
 
     Arguments are those of the operators, and right: nothing is checked. Threads are as many as
     torch has.
@@ -40,13 +49,21 @@ class EmulatedOperators:
             flag, flag, pointer, number, number, pointer, number, number, *[pointer] * 4,
         ]  # fmt: skip
         self.library.multiply_packed.restype = None
+        self.library.header_fields.restype = number
+        self.library.write_header.argtypes = [flag, number, number, number, pointer]
+        self.library.write_header.restype = None
+        self.library.multiply_stacked.argtypes = [
+            flag, pointer, number, number, pointer, pointer, number, number, *[pointer] * 3,
+        ]  # fmt: skip
+        self.library.multiply_stacked.restype = None
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Serve CpuBackend("amx") and ops.sparse_linear."""
+        """Serve CpuBackend("amx") and the operators."""
         monkeypatch.setattr(ops, "missing_reason", "")
         monkeypatch.setattr(torch.ops.permllm, "cpu_packs_int8", self.packs_int8, raising=False)
         monkeypatch.setattr(torch.ops.permllm, "cpu_pack", self.pack, raising=False)
         monkeypatch.setattr(ops, "sparse_linear", self.multiply)
+        monkeypatch.setattr(torch.ops.permllm, "sparse_experts", self.multiply_experts)
 
     def packs_int8(self, isa: str) -> bool:
         assert isa == "amx"
@@ -91,3 +108,29 @@ class EmulatedOperators:
         assert self.emulation.violation() == ""
         assert self.emulation.library.configured_units() == 0
         return y.view(*x.shape[:-1], n)
+
+    def multiply_experts(
+        self, x: Tensor, weights: Tensor, ids: Tensor, *operands: Tensor | None
+    ) -> Tensor:
+        y = torch.full(x.shape, torch.nan, dtype=x.dtype)
+        stacks = [self._stacked(*operands[:4]), self._stacked(*operands[4:])]
+        self.emulation.set_threads(torch.get_num_threads())
+        if len(x) > 0:
+            self.library.multiply_stacked(
+                x.dtype == torch.float16, x.data_ptr(), x.stride(0), len(x), weights.data_ptr(),
+                ids.data_ptr(), ids.shape[1], len(operands[1]),
+                *(ctypes.byref(stack) for stack, _ in stacks), y.data_ptr(),
+            )  # fmt: skip
+        assert self.emulation.violation() == ""
+        assert self.emulation.library.configured_units() == 0
+        return y
+
+    def _stacked(
+        self, packed: Tensor, metadata: Tensor, gather: Tensor | None, scale: Tensor | None
+    ) -> tuple[StackedLinear, Tensor]:
+        """The struct of experts.h, and the headers that it points to."""
+        headers = torch.zeros(len(metadata), self.library.header_fields(), dtype=torch.int64)
+        for row, (int8, n, k, place) in zip(headers, metadata.tolist(), strict=True):
+            self.library.write_header(bool(int8), n, k, place, row.data_ptr())
+        pointers = map(address, (packed, headers, gather, scale))
+        return StackedLinear(*pointers, *metadata[0, 1:3].tolist()), headers

@@ -25,5 +25,13 @@ from tests.kernels.test_cpu import (  # noqa: F401
     test_threads_do_not_change_the_result,
     test_unaligned_inputs,
 )
+from tests.kernels.test_experts import (  # noqa: F401
+    test_experts_elsewhere_are_left_out,
+    test_is_the_sum_of_its_experts,
+    test_more_rows_than_are_in_memory_at_a_time,
+    test_other_activations,
+    test_rows_with_strides,
+    test_threads_change_no_bit,
+)
 
 pytestmark = NEEDS
