@@ -118,7 +118,7 @@ class Experts {
       const int64_t* header = linear.headers + expert * StackedLinear::kHeader;
       LinearOf<Real> own{};
       own.x = inputs == nullptr ? a_.x : inputs + (begin - first) * linear.k;
-      own.x_stride = linear.k;
+      own.x_stride = inputs == nullptr ? 0 : linear.k;
       own.m = end - begin;
       own.packed = linear.packed + header[header::kSize];
       own.n = linear.n;

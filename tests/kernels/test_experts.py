@@ -146,6 +146,16 @@ def test_experts_elsewhere_are_left_out(isa: str) -> None:
     assert not multiply(x, weights, torch.full_like(ids, -1), *packed).any()
 
 
+def test_an_expert_that_is_chosen_twice(isa: str) -> None:
+    gate_up, down = layers()
+    packed = [stacked(CpuBackend(isa), experts) for experts in (gate_up, down)]
+    for tokens in (1, 3):
+        x, (weights, _) = inputs(tokens).bfloat16(), routed(tokens)
+        ids = torch.full((tokens, CHOICES), 2, dtype=torch.int32)
+        y = multiply(x, weights, ids, *packed)
+        assert error(y, oracle(x, weights, ids, gate_up, down)) < 6e-3
+
+
 def test_rows_with_strides(isa: str) -> None:
     gate_up, down = (stacked(CpuBackend(isa), experts) for experts in layers())
     wide, (weights, ids) = torch.randn(6, 2 * HIDDEN).bfloat16(), routed(6)
