@@ -19,7 +19,7 @@ from rich.table import Table
 
 from .engines.engine import RESERVED_CORES, Engine
 from .engines.step_parts import watch, watched
-from .models import LLAMA_SHAPES, random_llama
+from .models import SHAPES, random_model
 from .pruning.commands import magnitude_pruned
 from .records.machine import write_json
 
@@ -63,11 +63,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=list(LLAMA_SHAPES), default="tinyllama")
+    parser.add_argument("--model", choices=list(SHAPES), default="tinyllama")
     parser.add_argument("--values", choices=["dense", "auto", "int8"], default="int8")
     parser.add_argument("--json", type=Path, required=True, help="where the result is written")
     options = parser.parse_args()
-    model = random_llama(options.model)
+    model = random_model(options.model)
     if options.values != "dense":
         model = magnitude_pruned(model, values=options.values)
     engine = Engine(model, eager=True)

@@ -18,7 +18,7 @@ from permllm_offline.inspection import inspect
 
 from .engines.engine import Engine
 from .engines.server import serve
-from .models import random_llama, smollm2
+from .models import random_model, smollm2
 from .pruning.commands import evaluate, magnitude_pruned, permllm_offline
 from .records.machine import machine, write_json
 from .serving import compare
@@ -113,7 +113,7 @@ def main() -> None:
     answer = chat(checkpoint)
 
     print("\nDecode speed on TinyLlama's shape, random weights, dense and sparse in turn:")
-    dense = random_llama("tinyllama")
+    dense = random_model("tinyllama")
     models = {"dense": dense, "sparse": magnitude_pruned(dense)}
     rows = compare(list(models), [(1, 32)], lambda name: Engine(models[name], eager=True))
     for row in rows:

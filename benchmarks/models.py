@@ -37,8 +37,9 @@ Transformers splits text as Qwen2 does, so perplexities on text are not those of
 SHARD_BYTES = 1_000_000_000
 """Of a file of random weights: what is in memory while they are made, and mapped while loaded."""
 
-# Shapes of known models; the weights are random, since speed does not depend on values.
-LLAMA_SHAPES: dict[str, dict[str, Any]] = {
+# Shapes of known models, Llamas where `model_type` does not say otherwise; the weights are random,
+# since speed does not depend on values.
+SHAPES: dict[str, dict[str, Any]] = {
     "tinyllama": {
         "hidden_size": 2048,
         "intermediate_size": 5632,
@@ -64,6 +65,17 @@ LLAMA_SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 32,
         "num_key_value_heads": 32,
         "vocab_size": 32000,
+    },
+    "olmoe-1b-7b": {
+        "model_type": "olmoe",
+        "hidden_size": 2048,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "vocab_size": 50304,
     },
 }
 
@@ -199,30 +211,29 @@ def _facts(packaged: PackagedModel) -> dict[str, str]:
     return asdict(packaged) | {"packages": packages}
 
 
-def random_llama(name: str, max_shard_bytes: int = SHARD_BYTES) -> Path:
-    """Return a Llama of a known shape with random bfloat16 weights and no tokenizer, made once.
+def random_model(name: str, max_shard_bytes: int = SHARD_BYTES) -> Path:
+    """Return a model of a known shape with random bfloat16 weights and no tokenizer, made once.
 
     It is made tensor by tensor: one file's tensors and one more are in memory, whatever the model's
     size. A tensor's values follow from its name alone.
 
     Raises:
-        KeyError: the name is not in `LLAMA_SHAPES`.
+        KeyError: the name is not in `SHAPES`.
     """
     output = cache_dir() / f"random-{name}"
     if (output / "config.json").exists():
         return output
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = LlamaConfig(
-        **{"tie_word_embeddings": False, **LLAMA_SHAPES[name]},
-        architectures=["LlamaForCausalLM"],
-        max_position_embeddings=2048,
-        dtype=torch.bfloat16,
-    )
+    from permllm_vllm.hf.experts import separate_experts
+
+    shape = {"model_type": "llama", "tie_word_embeddings": False, **SHAPES[name]}
+    config = AutoConfig.for_model(**shape, max_position_embeddings=2048, dtype=torch.bfloat16)
     with torch.device("meta"):
-        shapes = {
-            name: tensor.shape for name, tensor in LlamaForCausalLM(config).named_parameters()
-        }
+        model = AutoModelForCausalLM.from_config(config)
+    config.architectures = [type(model).__name__]
+    separate_experts(model)
+    shapes = {name: tensor.shape for name, tensor in model.named_parameters()}
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         write_checkpoint(
@@ -276,9 +287,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", choices=[*REAL, *LLAMA_SHAPES])
+    parser.add_argument("name", choices=[*REAL, *SHAPES])
     name = parser.parse_args().name
-    print(REAL[name]() if name in REAL else random_llama(name))
+    print(REAL[name]() if name in REAL else random_model(name))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from .engines.serving_rows import (
     with_ratios,
 )
 from .engines.weight_bytes import DecodedWeights, of_checkpoint
-from .models import LLAMA_SHAPES, random_llama, smollm2, word_tokenizer
+from .models import SHAPES, random_model, smollm2, word_tokenizer
 from .pruning.commands import ended, magnitude_pruned
 from .records.machine import machine_class
 from .records.rows import Rows
@@ -70,6 +70,7 @@ OLDER = {"kv_cache_gib": 1}
 SHAPE = (
     *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "tie_word_embeddings"),
+    *("num_experts", "num_experts_per_tok", "moe_intermediate_size"),
 )
 """What a result says of its model, from the configuration."""
 
@@ -143,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--model", choices=["smollm2", *LLAMA_SHAPES], help=f"default: {DEFAULT_MODEL}"
+        "--model", choices=["smollm2", *SHAPES], help=f"default: {DEFAULT_MODEL}"
     )
     parser.add_argument("--dense", type=Path, help="dense checkpoint, in place of --model")
     parser.add_argument("--sparse", type=Path, help="its permllm checkpoint, in place of variants")
@@ -217,7 +218,7 @@ def main() -> None:
         given = {DENSE: dense, "2:4": arguments.sparse}
     else:
         name = arguments.model or DEFAULT_MODEL
-        dense = smollm2() if name == "smollm2" else random_llama(name)
+        dense = smollm2() if name == "smollm2" else random_model(name)
         asked = arguments.variants or VARIANTS
         every = {**VARIANTS, **{name: VARIANTS[of] for name, of in FLOAT16.items()}}
         makers = {name: make for name, make in every.items() if name in asked}

@@ -286,15 +286,23 @@ def threads(worker: Any) -> int:
 
 def sparse_bytes(model: torch.nn.Module) -> tuple[int, int]:
     """Bytes of a model's sparse linear layers: as the backend packed them, and as bfloat16."""
+    from permllm_vllm.quantization.experts import PermLLMExpertsMethod
     from permllm_vllm.quantization.linear import PermLLMLinearMethod
 
     packed = dense = 0
     layer: Any
     for layer in model.modules():
-        if isinstance(getattr(layer, "quant_method", None), PermLLMLinearMethod):
-            parts = layer.named_parameters(recurse=False)
-            packed += sum(part.nbytes for name, part in parts if name != "bias")
-            dense += 2 * layer.input_size * layer.output_size
+        method = getattr(layer, "quant_method", None)
+        if isinstance(method, PermLLMLinearMethod):
+            weights = layer.input_size * layer.output_size
+        elif isinstance(method, PermLLMExpertsMethod):
+            weights = 3 * layer.hidden_size * layer.intermediate_size_per_partition
+            weights *= layer.local_num_experts
+        else:
+            continue
+        parts = layer.named_parameters(recurse=False)
+        packed += sum(part.nbytes for name, part in parts if name != "bias")
+        dense += 2 * weights
     return packed, dense
 
 

@@ -25,6 +25,7 @@ from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.writer import write_checkpoint
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ROUTER = r"re:.*\.mlp\.gate"
 INT4_GROUPS = (128, 64, 32)
 SUFFIXES = {"int8": "w8a8", "int4": "int4"}
 
@@ -50,7 +51,7 @@ def int8(dense: Path) -> Path:
         "format": "int-quantized",
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
-        "ignore": ["lm_head"],
+        "ignore": ["lm_head", ROUTER],
     }
     return _rewritten(dense, SUFFIXES["int8"], config, _int8_tensors)
 

@@ -11,7 +11,8 @@ from typing import Any
 class DecodedWeights:
     """Weights that a decoded token reads: of the decoder's linear layers, and of the output head.
 
-    Norms, biases, the KV cache and one row of the embedding are left out.
+    Of experts those that a token goes to. Norms, biases, routers, the KV cache and one row of the
+    embedding are left out.
     """
 
     linears: int
@@ -30,7 +31,7 @@ class DecodedWeights:
 
 
 def decoded_weights(config: Mapping[str, Any]) -> DecodedWeights:
-    """Count the weights of a Llama by its configuration in Transformers.
+    """Count the weights of a Llama, or of one with experts, by its configuration in Transformers.
 
     Raises:
         KeyError: the configuration is not one of a Llama or its kin.
@@ -39,7 +40,9 @@ def decoded_weights(config: Mapping[str, Any]) -> DecodedWeights:
     head = config.get("head_dim") or hidden // heads
     attention = 2 * heads * head * hidden  # q and o
     attention += 2 * config["num_key_value_heads"] * head * hidden  # k and v
-    feed_forward = 3 * config["intermediate_size"] * hidden  # gate, up and down
+    width = config.get("moe_intermediate_size") or config["intermediate_size"]
+    experts = config.get("num_experts_per_tok") or 1
+    feed_forward = experts * 3 * width * hidden  # gate, up and down
     return DecodedWeights(
         linears=config["num_hidden_layers"] * (attention + feed_forward),
         head=config["vocab_size"] * hidden,

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from benchmarks import models
 from benchmarks.engines.quantized_peers import int4, int8
-from benchmarks.models import random_llama
+from benchmarks.models import random_model
 from benchmarks.resident_memory import ResidentGrowth
 
 MIB = 1 << 20
@@ -22,7 +22,7 @@ SHAPE = {
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(models, "LLAMA_SHAPES", {"tiny": SHAPE})
+    monkeypatch.setattr(models, "SHAPES", {"tiny": SHAPE})
     monkeypatch.setenv("PERMLLM_CACHE", str(tmp_path))
     return tmp_path
 
@@ -32,7 +32,7 @@ def weights(model: Path) -> dict[str, torch.Tensor]:
 
 
 def test_weights_follow_from_their_names(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = weights(random_llama("tiny"))
+    found = weights(random_model("tiny"))
     norms = [name for name in found if "norm" in name]
     assert len(norms) == 2 * 2 + 1
     assert len(found) == 2 * 7 + len(norms) + 2
@@ -42,27 +42,27 @@ def test_weights_follow_from_their_names(cache: Path, monkeypatch: pytest.Monkey
     assert float(values.std()) == pytest.approx(0.02, rel=0.02)
     twin = found["model.layers.0.mlp.gate_proj.weight"].float()
     assert abs(float((values * twin).mean())) < 0.02 * 0.02 * 0.02
-    monkeypatch.setattr(models, "LLAMA_SHAPES", {"deeper": SHAPE | {"num_hidden_layers": 3}})
-    again = weights(random_llama("deeper", max_shard_bytes=MIB))
+    monkeypatch.setattr(models, "SHAPES", {"deeper": SHAPE | {"num_hidden_layers": 3}})
+    again = weights(random_model("deeper", max_shard_bytes=MIB))
     assert len(again) == len(found) + 9
     assert all(torch.equal(again[name], tensor) for name, tensor in found.items())
 
 
 def test_tied_weights_are_written_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "LLAMA_SHAPES", {"tied": SHAPE | {"tie_word_embeddings": True}})
-    assert "lm_head.weight" not in weights(random_llama("tied"))
+    monkeypatch.setattr(models, "SHAPES", {"tied": SHAPE | {"tie_word_embeddings": True}})
+    assert "lm_head.weight" not in weights(random_model("tied"))
 
 
 def test_transformers_loads_it(cache: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(random_llama("tiny", max_shard_bytes=MIB))
+    model = AutoModelForCausalLM.from_pretrained(random_model("tiny", max_shard_bytes=MIB))
     found = weights(cache / "random-tiny")
     assert all(torch.equal(found[name], tensor) for name, tensor in model.named_parameters())
 
 
 def test_files_are_no_larger_than_asked(cache: Path) -> None:
-    model = random_llama("tiny", max_shard_bytes=MIB // 2)
+    model = random_model("tiny", max_shard_bytes=MIB // 2)
     index = json.loads((model / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in weights(model).values())
     sizes = [file.stat().st_size for file in model.glob("*.safetensors")]
@@ -74,10 +74,10 @@ def test_a_large_model_is_made_in_little_memory(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deep = SHAPE | {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 20}
-    monkeypatch.setattr(models, "LLAMA_SHAPES", {"tiny": SHAPE, "deep": deep})
-    random_llama("tiny")  # what is loaded once is no cost of the second
+    monkeypatch.setattr(models, "SHAPES", {"tiny": SHAPE, "deep": deep})
+    random_model("tiny")  # what is loaded once is no cost of the second
     growth = ResidentGrowth()
-    model = random_llama("deep", max_shard_bytes=4 * MIB)
+    model = random_model("deep", max_shard_bytes=4 * MIB)
     found = growth.peak_bytes()
     if found is None:
         pytest.skip("this system does not let a process reset its peak")
@@ -90,13 +90,13 @@ def test_what_is_there_is_not_made_anew(cache: Path) -> None:
     old = cache / "random-tiny"
     old.mkdir()
     (old / "config.json").write_text("{}")
-    assert random_llama("tiny") == old
+    assert random_model("tiny") == old
     assert [path.name for path in old.iterdir()] == ["config.json"]
 
 
 @pytest.mark.parametrize("peer", [int8, int4])
 def test_peers_are_made_of_many_files_too(peer: Callable[[Path], Path], cache: Path) -> None:
-    dense = random_llama("tiny", max_shard_bytes=MIB // 2)
+    dense = random_model("tiny", max_shard_bytes=MIB // 2)
     twin = weights(peer(dense))
     assert torch.equal(twin["lm_head.weight"], weights(dense)["lm_head.weight"])
     assert len(twin) > len(weights(dense))

@@ -67,7 +67,7 @@ def test_only_variants_that_are_asked_for_are_made(
         rows.update({"benchmark": "decode", "variant": name} for name in variants)
 
     monkeypatch.setattr(serving, "VARIANTS", {**serving.VARIANTS, "2:4 int8": sparse})
-    monkeypatch.setattr(serving, "random_llama", lambda name: dense)
+    monkeypatch.setattr(serving, "random_model", lambda name: dense)
     monkeypatch.setattr(serving, "Engine", lambda path, **options: None)
     monkeypatch.setattr(serving, "compare", compare)
     monkeypatch.setattr(serving, "show", lambda rows, title: None)
@@ -97,7 +97,7 @@ def test_float16_variants_serve_the_checkpoint_of_their_parent(
 
     made = {**serving.VARIANTS, "2:4 int8": lambda dense: dense.with_name("int8")}
     monkeypatch.setattr(serving, "VARIANTS", made)
-    monkeypatch.setattr(serving, "random_llama", lambda name: dense)
+    monkeypatch.setattr(serving, "random_model", lambda name: dense)
     monkeypatch.setattr(serving, "Engine", engine)
     monkeypatch.setattr(serving, "compare", compare)
     monkeypatch.setattr(serving, "show", lambda rows, title: None)

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import models
 from benchmarks.engines.engine import Engine, EngineError
 from benchmarks.engines.vllm_bench import measured
-from benchmarks.models import random_llama, word_tokenizer
+from benchmarks.models import random_model, word_tokenizer
 
 pytestmark = pytest.mark.serving
 
@@ -22,8 +22,8 @@ SHAPE = {
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERMLLM_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(models, "LLAMA_SHAPES", {"tiny": SHAPE})
-        made = random_llama("tiny")
+        patch.setattr(models, "SHAPES", {"tiny": SHAPE})
+        made = random_model("tiny")
         word_tokenizer(made).rename(made.parent / "words")
     return made
 
