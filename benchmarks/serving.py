@@ -143,9 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--model", choices=["smollm2", *SHAPES], help=f"default: {DEFAULT_MODEL}"
-    )
+    parser.add_argument("--model", choices=["smollm2", *SHAPES], help=f"default: {DEFAULT_MODEL}")
     parser.add_argument("--dense", type=Path, help="dense checkpoint, in place of --model")
     parser.add_argument("--sparse", type=Path, help="its permllm checkpoint, in place of variants")
     parser.add_argument(

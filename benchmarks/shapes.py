@@ -22,6 +22,22 @@ HEADS = {
     "Llama-3.2-1B": (128256, 2048),
     "Llama-2-7B": (32000, 4096),
 }
+
+
+@dataclass(frozen=True)
+class ExpertShape:
+    """The experts of a layer, those that a token goes to, and their channels."""
+
+    experts: int
+    choices: int
+    hidden: int
+    inner: int
+
+
+EXPERTS = {
+    "olmoe-1b-7b": ExpertShape(experts=64, choices=8, hidden=2048, inner=1024),
+    "qwen3-30b-a3b": ExpertShape(experts=128, choices=8, hidden=2048, inner=768),
+}
 TOKENS = (1, 4, 16, 64, 256)
 SHAPE = re.compile(r"([1-9]\d*)x([1-9]\d*)", re.ASCII)
 VALUES = ("bfloat16", "int8")

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from benchmarks.cpu import head_tables, kernel_tables
+from benchmarks.cpu import expert_tables, head_tables, kernel_tables
 from benchmarks.engines import serving_tables
 from benchmarks.pruning import cost_tables
 from benchmarks.records.markdown import Result, markdown
@@ -181,6 +181,7 @@ VIEWS: Mapping[str, Callable[[Result], str]] = {
     "instruction-sets": kernel_tables.instruction_sets,
     "packing": kernel_tables.packing,
     "head": head_tables.heads,
+    "experts": expert_tables.experts,
     "decode": serving_tables.decode,
     "first-token": serving_tables.first_token,
     "vllm-bench": serving_tables.bench,

@@ -1,0 +1,169 @@
+"""Times the kernel of sparse experts against vLLM's own for dense ones.
+
+    python -m benchmarks.experts --threads 1 --json results.json
+    python -m benchmarks.experts --models olmoe-1b-7b --tokens 1 16 --quick    # something small
+
+A call multiplies the experts of one layer: what vLLM does with the same weights, zeros and all, in
+bfloat16, and where it has a kernel for that (AMX), in int8. Tokens are spread evenly over the
+experts, and calls go through all of them, so that none comes out of a cache that has not been one
+of all; contestants are called in turn. One thread is timed in thread-CPU time, more of them in wall
+time; numbers are medians.
+
+The result is written after each number of tokens; one that it holds is not measured again.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.cpu.contestants import median_times, rounds_of
+from benchmarks.cpu.expert_contestants import (
+    OURS,
+    contestants,
+    random_experts,
+)
+from benchmarks.cpu.products import activations
+from benchmarks.records.rows import Rows
+from benchmarks.shapes import EXPERTS, VALUES
+from permllm_vllm import ops
+from permllm_vllm.backends.cpu import CpuBackend
+
+TOKENS = (1, 4, 16, 64, 256)
+KEY = ("model", "values", "m", "peer")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison with one peer; times are medians in microseconds, `ratio` is peer / ours.
+
+    Attributes:
+        values: of the sparse experts.
+        gigabytes_per_second: at which our kernel reads the weights of the experts that the tokens
+            go to, in units of 1e9 bytes.
+        relative_error: of our kernel; Frobenius, against float64.
+        load_average: of the machine, over the five minutes before: other work slows both sides.
+    """
+
+    model: str
+    values: str
+    experts: int
+    choices: int
+    hidden: int
+    inner: int
+    m: int
+    isa: str
+    threads: int
+    peer: str
+    peer_us: float
+    ours_us: float
+    ratio: float
+    gigabytes_per_second: float
+    relative_error: float
+    load_average: float
+
+
+def measure(model: str, tokens: Sequence[int], threads: int, quick: bool) -> Iterator[list[Row]]:
+    """Compare the experts of a model; yields the rows of one number of tokens at a time.
+
+    Raises:
+        WrongProduct: a contestant multiplies by something else.
+    """
+    shape = EXPERTS[model]
+    found = contestants(random_experts(shape))
+    for m in tokens:
+        x = activations(m, shape.hidden)
+        times = median_times(found, x, threads, rounds_of(m, quick))
+        hit = min(m * shape.choices, shape.experts) / shape.experts
+        yield [
+            Row(
+                model=model,
+                values=values,
+                **asdict(shape),
+                m=m,
+                isa=CpuBackend().instruction_set,
+                threads=threads,
+                peer=peer,
+                peer_us=round(times[peer], 1),
+                ours_us=round(times[f"{OURS} {values}"], 1),
+                ratio=round(times[peer] / times[f"{OURS} {values}"], 3),
+                gigabytes_per_second=round(
+                    hit * found[f"{OURS} {values}"].weight_bytes / times[f"{OURS} {values}"] / 1e3,
+                    1,
+                ),
+                relative_error=float(f"{found[f'{OURS} {values}'].checked(x):.2e}"),
+                load_average=round(os.getloadavg()[1], 1),
+            )
+            for values in VALUES
+            for peer in found
+            if not peer.startswith(OURS)
+        ]
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """One line per model, kind of values, number of tokens and peer."""
+    result = Table(title=f"{rows[0].isa}, {rows[0].threads} thread(s), times in microseconds")
+    for column in ("model", "values", "M", "peer", "peer's", "permllm", "ratio", "GB/s"):
+        result.add_column(column, justify="right")
+    for row in rows:
+        result.add_row(
+            *(row.model, row.values, str(row.m), row.peer, f"{row.peer_us:.0f}"),
+            *(f"{row.ours_us:.0f}", f"{row.ratio:.2f}x", f"{row.gigabytes_per_second:.1f}"),
+        )
+    return result
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.experts",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--threads", type=int, default=1, help="default: 1")
+    parser.add_argument("--models", nargs="+", choices=EXPERTS, default=list(EXPERTS))
+    parser.add_argument(
+        "--tokens", type=int, nargs="+", metavar="M", default=list(TOKENS),
+        help=f"default: {' '.join(map(str, TOKENS))}",
+    )  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="where the rows are kept, of one thread count"
+    )
+    arguments = parser.parse_args()
+    if min(arguments.tokens) < 1:
+        parser.error(f"--tokens {min(arguments.tokens)}: give at least 1")
+    if ops.missing_reason:
+        sys.exit(f"benchmarks.experts: the compiled kernels are missing: {ops.missing_reason}")
+    return arguments
+
+
+def main() -> None:
+    """Measures what the result lacks, prints a table, writes JSON."""
+    arguments = _parse()
+    torch.set_num_threads(arguments.threads)
+    facts = {
+        "isa": CpuBackend().instruction_set,
+        "threads": arguments.threads,
+        "rounds": rounds_of(1, arguments.quick),
+    }
+    result = Rows(arguments.json, facts, KEY)
+    with torch.inference_mode():
+        for model in arguments.models:
+            there = {row["m"] for row in result.all() if row["model"] == model}
+            tokens = [m for m in arguments.tokens if m not in there]
+            for rows in (
+                measure(model, tokens, arguments.threads, arguments.quick) if tokens else ()
+            ):
+                result.update(asdict(row) for row in rows)
+    columns = Row.__dataclass_fields__
+    Console().print(table([Row(**{c: row[c] for c in columns}) for row in result.all()]))
+
+
+if __name__ == "__main__":
+    main()
