@@ -17,12 +17,14 @@ from benchmarks.packages import cache_dir
 from permllm_vllm import compat
 from permllm_vllm.quantization.config import PermLLMConfig
 from permllm_vllm.quantization.dense import DenseLinearMethod
+from permllm_vllm.quantization.experts import PermLLMExpertsMethod
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from permllm_vllm.quantization.model_loader import CompleteModelLoader
 from tests.quantization.vllm_sources import VllmSources
 
 BASE_CONFIG = "vllm.model_executor.layers.quantization.base_config"
 LINEAR = "vllm.model_executor.layers.linear"
+EXPERTS_METHOD = "vllm.model_executor.layers.fused_moe.fused_moe_method_base"
 LOADER = "vllm.model_executor.model_loader.default_loader"
 MAPPER = "vllm.model_executor.models.utils"
 MOE = "vllm.model_executor.layers.fused_moe"
@@ -52,7 +54,19 @@ OVERRIDDEN = [
     (CompleteModelLoader, LOADER, "DefaultModelLoader", "track_weights_loading"),
     (PermLLMLinearMethod, LINEAR, "LinearMethodBase", "apply"),
     (PermLLMLinearMethod, BASE_CONFIG, "QuantizeMethodBase", "process_weights_after_loading"),
+    (PermLLMExpertsMethod, EXPERTS_METHOD, "FusedMoEMethodBase", "create_weights"),
+    (PermLLMExpertsMethod, EXPERTS_METHOD, "FusedMoEMethodBase", "get_fused_moe_quant_config"),
+    (PermLLMExpertsMethod, EXPERTS_METHOD, "FusedMoEMethodBase", "apply"),
 ]
+OF_EXPERTS = (
+    *("moe_config", "expert_map_manager", "expert_map", "activation", "weight_loader"),
+    *("ckpt_gate_proj_name", "ckpt_up_proj_name", "ckpt_down_proj_name"),
+    *("apply_router_weight_on_input", "load_weights"),
+)
+OF_THEIR_CONFIG = (
+    *("num_logical_experts", "tp_size", "tp_rank"),
+    *("has_bias", "swiglu_limit", "is_lora_enabled"),
+)
 #: What we read off vLLM's objects, or put there for vLLM to read.
 ATTRIBUTES = [
     (BASE_CONFIG, "QuantizationConfig", "packed_modules_mapping"),
@@ -67,7 +81,9 @@ ATTRIBUTES = [
     *((LINEAR, layer, "weight_loader") for layer in LAYERS),
     *((LINEAR, layer, "bias") for layer in LAYERS),
     *((MAPPER, "WeightsMapper", f"orig_to_new_{part}") for part in ("prefix", "suffix", "substr")),
-    (MOE, "RoutedExperts", "moe_config"),
+    *((MOE, "RoutedExperts", attribute) for attribute in OF_EXPERTS),
+    *((f"{MOE}.config", "FusedMoEConfig", field) for field in OF_THEIR_CONFIG),
+    (f"{MOE}.expert_map_manager", "ExpertMapManager", "map_global_to_local"),
     ("vllm.model_executor.models.interfaces", "SupportsQuant", "hf_to_vllm_mapper"),
     (PARAMETER, "BasevLLMParameter", "tp_rank"),
     (PARAMETER, "ModelWeightParameter", "input_dim"),
