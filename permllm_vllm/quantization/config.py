@@ -31,6 +31,8 @@ from permllm_vllm.quantization.weight_files import require_safetensors
 
 logger = init_logger("vllm.permllm.config")
 
+TOLD_LATE = {"gate_up_proj": ["gate_proj", "up_proj"]}
+"""Parts of fused layers that vLLM's Qwen3 MoE lists once its quantization has read the list."""
 IGNORED = "left dense (`ignore`)"
 PERMUTED = "permuted at run time (`runtime_permuted`)"
 FOLDED = "with a folded permutation (`folded`)"
@@ -173,7 +175,8 @@ class PermLLMConfig(QuantizationConfig):
     def _modules(self, prefix: str) -> list[str]:
         """Module names of the checkpoint that vLLM fused into the layer `prefix`."""
         parent, dot, leaf = checkpoint_name(prefix).rpartition(".")
-        return [parent + dot + part for part in self.packed_modules_mapping.get(leaf, [leaf])]
+        parts = self.packed_modules_mapping.get(leaf) or TOLD_LATE.get(leaf, [leaf])
+        return [parent + dot + part for part in parts]
 
     @staticmethod
     def _agreed(prefix: str, modules: list[str], test: Callable[[str], bool], what: str) -> bool:
