@@ -14,6 +14,7 @@ from permllm_offline import activations
 from permllm_offline.activations import collect
 from permllm_offline.api import prune
 from permllm_offline.cli import main
+from permllm_offline.errors import OfflineError
 from permllm_offline.model.decoder_calls import record_calls
 from permllm_offline.model.families import family_of
 from permllm_offline.model.loading import load_model, load_served, open_source
@@ -182,25 +183,36 @@ def test_the_checkpoint_is_the_model_that_was_pruned(
 def test_experts_are_left_dense_by_choice(tmp_path: Path, text_file: Path) -> None:
     tiny_model("qwen2_moe").save_pretrained(tmp_path / "model")
     save_tokenizer(tmp_path / "model")
-    dense = r"re:.*\.experts\.(1\..*|2\.(gate|up)_proj)"
-    report = prune(
-        tmp_path / "model",
-        tmp_path / "sparse",
-        dataset=text_file,
-        method="wanda+cp",
-        ignore=[dense],
-        **SIZES,
-    )
-    assert len(report.left_dense) == 5
-    states = {layer.name.partition("experts.")[2]: layer.permutation for layer in report.layers}
-    # Rows that are left dense are not moved.
-    assert (states["2.down_proj"], states["3.down_proj"]) == ("run time", "folded")
-    assert validate(tmp_path / "sparse") == []
-    source = open_source(str(tmp_path / "sparse"))
+    ask = {"dataset": text_file, "method": "wanda+cp", **SIZES}
+    output = tmp_path / "sparse"
+    report = prune(tmp_path / "model", output, ignore=[r"re:.*\.experts\..*"], **ask)
+    assert len(report.left_dense) == 4 * 3
+    assert not any(".experts." in layer.name for layer in report.layers)
+    assert any(".shared_expert." in layer.name for layer in report.layers)
+    assert validate(output) == []
+    source = open_source(str(output))
     models = [load(source, torch.float32, CPU) for load in (load_model, load_served)]
     with torch.no_grad():
         masked, served = (model(WINDOWS).logits for model in models)
     torch.testing.assert_close(served, masked, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", [r"1\..*", r".*\.down_proj"])
+def test_some_experts_are_not_left_dense(tmp_path: Path, text_file: Path, part: str) -> None:
+    tiny_model("qwen2_moe").save_pretrained(tmp_path / "model")
+    save_tokenizer(tmp_path / "model")
+    message = (
+        r"experts\.\d.*dense, but not .* and \d more: vLLM serves the experts of a layer as one"
+    )
+    with pytest.raises(OfflineError, match=message):
+        prune(
+            tmp_path / "model",
+            tmp_path / "sparse",
+            dataset=text_file,
+            method="wanda+cp",
+            ignore=[rf"re:.*\.experts\.{part}"],
+            **SIZES,
+        )
 
 
 def test_experts_stored_in_one_tensor_are_refused(

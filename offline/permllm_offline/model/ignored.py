@@ -10,20 +10,27 @@ from difflib import get_close_matches
 from permllm_offline.errors import OfflineError
 from permllm_vllm.checkpoint.ignoring import REGEX_PREFIX, check_entries, matches
 
+MOST_SHOWN = 3
+"""Of the names in a message: a layer may have hundreds of experts."""
+
 
 def ignored_linears(
-    entries: Sequence[str], groups: Sequence[Sequence[str]], dense: Sequence[str]
+    entries: Sequence[str],
+    groups: Sequence[Sequence[str]],
+    mixtures: Sequence[Sequence[str]],
+    dense: Sequence[str],
 ) -> frozenset[str]:
     """Full names of the linears that entries leave dense, as whoever loads the checkpoint matches.
 
     Args:
         entries: full module names, or ``re:`` and a regular expression that matches whole ones.
         groups: full names of the linears of each shared-input group of the model.
+        mixtures: the same of all experts of each layer that has any.
         dense: names that ``ignore`` has in every checkpoint of the family.
 
     Raises:
-        OfflineError: an entry that cannot be used or matches no linear, a group of which only a
-            part is matched, or nothing that is left to prune.
+        OfflineError: an entry that cannot be used or matches no linear, a group or the experts of a
+            layer of which only a part is matched, or nothing that is left to prune.
     """
     names = [name for group in groups for name in group]
     try:
@@ -35,7 +42,13 @@ def ignored_linears(
             raise _no_match(entry, names, dense)
     found = frozenset(name for entry in entries for name in _matched(entry, names))
     for group in groups:
-        _check_whole(group, found)
+        _check_whole(
+            group,
+            found,
+            "they read the same tensor, under one permutation, and vLLM serves them as one layer",
+        )
+    for experts in mixtures:
+        _check_whole(experts, found, "vLLM serves the experts of a layer as one")
     if len(found) == len(names):
         raise OfflineError(
             f"--ignore leaves all {len(names)} linear layers dense, so there is nothing to prune: "
@@ -48,17 +61,21 @@ def _matched(entry: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if matches(entry, name)]
 
 
-def _check_whole(group: Sequence[str], ignored: Collection[str]) -> None:
-    """Raise OfflineError where a part of a group is ignored: it has one permutation, or none."""
-    inside = [name for name in group if name in ignored]
-    if not inside or len(inside) == len(group):
+def _check_whole(linears: Sequence[str], ignored: Collection[str], reason: str) -> None:
+    """Raise OfflineError where some of the linears that belong together are ignored, others not."""
+    inside = [name for name in linears if name in ignored]
+    if not inside or len(inside) == len(linears):
         return
-    others = [name for name in group if name not in ignored]
+    others = [name for name in linears if name not in ignored]
     raise OfflineError(
-        f"--ignore leaves {', '.join(inside)} dense, but not {', '.join(others)}: they read the "
-        "same tensor, under one permutation, and vLLM serves them as one layer. Ignore all of them "
-        "or none."
+        f"--ignore leaves {_shown(inside)} dense, but not {_shown(others)}: {reason}. Ignore all "
+        "of them or none."
     )
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = len(names) - MOST_SHOWN
+    return ", ".join(names[:MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _no_match(entry: str, names: Sequence[str], dense: Sequence[str]) -> OfflineError:

@@ -117,12 +117,16 @@ def make_plan(
     decoder = decoder_layers(skeleton, family.layers)
     prefixes = [family.layer_name(index) for index in range(len(decoder))]
     groups_by_layer = [family.groups_of(partial(has_linear, layer)) for layer in decoder]
+    names_by_layer = [
+        [(group.experts, [f"{prefix}.{linear}" for linear in group.linears]) for group in groups]
+        for prefix, groups in zip(prefixes, groups_by_layer, strict=True)
+    ]
     ignored = ignored_linears(
         ignore,
+        [names for layer in names_by_layer for _, names in layer],
         [
-            [f"{prefix}.{linear}" for linear in group.linears]
-            for prefix, groups in zip(prefixes, groups_by_layer, strict=True)
-            for group in groups
+            [name for experts, names in layer if experts for name in names]
+            for layer in names_by_layer
         ],
         family.ignore,
     )
