@@ -6,8 +6,8 @@ import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +23,16 @@ with others, 512 and 1024 MiB give the same times, and 64 would be served by it.
 VLLM_INT8 = "vllm int8"
 Call = Callable[[Tensor], Tensor]
 Make = Callable[[Tensor], Call]
+
+
+class Timed(Protocol):
+    """What takes its turn."""
+
+    def time(self, x: Tensor, clock: Callable[[], float]) -> float:
+        """Seconds of a call."""
+
+    def checked(self, x: Tensor) -> float:
+        """The relative error of a call; raises WrongProduct where it is above the limit."""
 
 
 class Contestant:
@@ -109,7 +119,7 @@ def sparse_contestant(
 
 
 def median_times(
-    contestants: dict[str, Contestant], x: Tensor, threads: int, rounds: int
+    contestants: Mapping[str, Timed], x: Tensor, threads: int, rounds: int
 ) -> dict[str, float]:
     """Median microseconds by name, called in turn: thread-CPU time, or wall time of threads.
 

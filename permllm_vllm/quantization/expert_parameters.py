@@ -1,6 +1,6 @@
 """Load-time parameters of sparse experts: of one linear layer of all of them, one tensor a kind."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +48,8 @@ class ExpertStack:
         return tuple(kinds)
 
     def empty(self, kind: str, dtype: torch.dtype) -> Tensor:
-        """Room for the tensors of a kind: `[experts, ...]`; permutations have a copy of each part.
-
-        Folded permutations are checked and not kept.
-        """
-        if kind == schema.FOLDED_PERMUTATION:
-            return torch.empty(0, dtype=dtype)
-        if kind == schema.INPUT_PERMUTATION:
+        """Room for the tensors of a kind, `[experts, ...]`; permutations have a copy of each part."""
+        if kind in PERMUTATIONS:
             shape: tuple[int, ...] = (len(self.output_sizes), self.columns)
         else:
             pattern = Pattern.parse(self.layers[0].checkpoint.pattern)
@@ -64,6 +59,7 @@ class ExpertStack:
     def register(self, layer: Module) -> None:
         """Create the parameters of a layer, and those that refuse what must not be there."""
         value_dtype = self.layers[0].checkpoint.value_dtype
+        loader: Callable[..., bool | None]
         for kind in (*schema.SPARSE_KINDS, "weight", schema.BIAS):
             if kind in self.kinds:
                 dtype = schema.tensor_dtype(kind, value_dtype)
@@ -82,7 +78,9 @@ class ExpertStack:
         Raises:
             CheckpointError: a tensor is missing.
         """
-        found = {kind: getattr(layer, f"{self.name}_{kind}", None) for kind in self.kinds}
+        found: dict[str, Any] = {
+            kind: getattr(layer, f"{self.name}_{kind}", None) for kind in self.kinds
+        }
         if not all(hasattr(parameter, "sources") for parameter in found.values()):
             return {}
         for parameter in found.values():
@@ -98,7 +96,7 @@ class ExpertStack:
 
     def place(self, kind: str, data: Tensor, tensor: Tensor, part: int) -> None:
         """Copy this rank's slice of a checkpoint tensor to its place in an expert's `data`."""
-        if kind == schema.INPUT_PERMUTATION:
+        if kind in PERMUTATIONS:
             data[part].copy_(self._cut(tensor, 0, self.columns))
             return
         rows = sum(self.output_sizes[:part])
@@ -111,13 +109,6 @@ class ExpertStack:
         if tensor.shape[dimension] == size:
             return tensor
         return tensor.narrow(dimension, self.rank * size, size)
-
-
-def by_expert(parameters: dict[str, Any]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Each expert's number and its tensors by kind."""
-    kept = {kind: parameter for kind, parameter in parameters.items() if parameter.numel()}
-    for expert in range(len(kept[schema.WEIGHT_MASK])):
-        yield expert, {kind: parameter.data[expert] for kind, parameter in kept.items()}
 
 
 def _load(
@@ -139,10 +130,9 @@ def _load(
     source.check(loaded_weight, (part,))
     if not param.is_meta:
         source.count((part,))
-    if source.kind == schema.FOLDED_PERMUTATION:
+    if source.kind == schema.FOLDED_PERMUTATION:  # whole: a rank's slice may cut a block in two
         require_bijection(source, loaded_weight, part)
-    else:
-        param.stack.place(source.kind, param.data[expert], loaded_weight, part)
+    param.stack.place(source.kind, param.data[expert], loaded_weight, part)
     return True if return_success else None
 
 

@@ -1,6 +1,6 @@
 """The method of routed experts: loads their sparse tensors, packs them once, multiplies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn import Module
 
 import permllm_vllm.ops  # noqa: F401  (defines torch.ops.permllm)
-from permllm_vllm.backends import CheckpointWeights, CpuBackend, StackedWeights
+from permllm_vllm.backends import CheckpointWeights, CpuBackend
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.compat import FusedMoEMethodBase, UnquantizedFusedMoEMethod
 from permllm_vllm.quantization.contents import check_mask, check_numbers, shared_permutation
-from permllm_vllm.quantization.expert_parameters import ExpertStack, by_expert
+from permllm_vllm.quantization.expert_parameters import ExpertStack
 from permllm_vllm.quantization.parameters import register_packed
 from permllm_vllm.quantization.partition import require_divisible
 from permllm_vllm.quantization.served import ServedLayers
@@ -78,45 +78,47 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
             CheckpointError: vLLM is to make weights up (`--load-format dummy`).
         """
         refuse_dummy_weights()
-        moe, part = layer.moe_config, intermediate_size_per_partition
-        whole = part * moe.tp_size
+        ranks, inner = layer.moe_config.tp_size, intermediate_size_per_partition
         down = [names[2] for names in self.modules]
         blocks = self.checkpoint.block_size if self.permuted[1] else None
-        require_divisible(down[:1], whole, part, blocks)
+        require_divisible(down[:1], inner * ranks, inner, blocks)
         self.dtype = params_dtype
-        place = layer.expert_map_manager.map_global_to_local
-        local = [names for e, names in enumerate(self.modules) if place(e) >= 0]
-        shapes = {
-            GATE_UP: ([names[:2] for names in local], (whole, whole), hidden_size, (part, part)),
-            DOWN: ([names[2:] for names in local], (hidden_size,), whole, (hidden_size,)),
-        }
-        self.stacks = [
-            ExpertStack(
-                name=name,
-                layers=tuple(
-                    CheckpointLayer(one, rows, columns, self.checkpoint) for one in modules
-                ),
-                output_sizes=own_rows,
-                columns=hidden_size if name == GATE_UP else part,
-                rank=moe.tp_rank,
-                permuted=permuted,
-                folded=folded,
-                local_expert=place,
-            )
-            for (name, (modules, rows, columns, own_rows)), permuted, folded in zip(
-                shapes.items(), self.permuted, self.folded, strict=True
-            )
-        ]
+        self.stacks = (
+            self._stack(layer, GATE_UP, (inner, inner), hidden_size),
+            self._stack(layer, DOWN, (hidden_size,), inner),
+        )
         for stack in self.stacks:
             stack.register(layer)
             for _ in stack.layers:
                 self.served.created()
 
+    def _stack(
+        self, layer: Any, name: str, output_sizes: tuple[int, ...], columns: int
+    ) -> ExpertStack:
+        """One linear layer of the experts of this rank, by its rows and columns there."""
+        moe, place = layer.moe_config, layer.expert_map_manager.map_global_to_local
+        is_down = name == DOWN
+        cut_rows, cut_columns = (1, moe.tp_size) if is_down else (moe.tp_size, 1)
+        whole = [rows * cut_rows for rows in output_sizes], columns * cut_columns
+        return ExpertStack(
+            name=name,
+            layers=tuple(
+                CheckpointLayer(names[2:] if is_down else names[:2], *whole, self.checkpoint)
+                for expert, names in enumerate(self.modules)
+                if place(expert) >= 0
+            ),
+            output_sizes=output_sizes,
+            columns=columns,
+            rank=moe.tp_rank,
+            permuted=self.permuted[is_down],
+            folded=self.folded[is_down],
+            local_expert=place,
+        )
+
     def process_weights_after_loading(self, layer: Any) -> None:
         """Check what was loaded, pack it for this device, and drop the checkpoint's tensors."""
-        for stack in self.stacks:
-            self._process(layer, stack)
-        if hasattr(layer, f"{DOWN}_weight") and self.dense is None:
+        loaded = [stack for stack in self.stacks if self._pack(layer, stack)]
+        if loaded and hasattr(layer, f"{DOWN}_weight"):
             self.dense = UnquantizedFusedMoEMethod(layer.moe_config)
             self.dense.process_weights_after_loading(layer)
             self.moe_kernel = self.dense.moe_kernel
@@ -144,48 +146,50 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         ]
         return _sparse_experts(x, topk_weights.float(), topk_ids.to(torch.int32), *operands)
 
-    def _process(self, layer: Module, stack: ExpertStack) -> None:
+    def _pack(self, layer: Module, stack: ExpertStack) -> bool:
+        """Put what serves in the place of what was loaded; False where it is there already."""
         loaded = stack.loaded(layer)
         if not loaded:
-            return  # packed before
+            return False
         values = loaded[schema.WEIGHT_PACKED]
         backend = self.served.experts_backend(values.device, self.dtype, values.dtype)
-        packed = []
-        for expert, tensors in by_expert(loaded):
-            sources = {kind: parameter.sources[expert] for kind, parameter in loaded.items()}
-            mask = tensors[schema.WEIGHT_MASK]
-            check_mask(sources[schema.WEIGHT_MASK], mask, stack.output_sizes, self.pattern)
-            numbers = [(sources[kind], tensor) for kind, tensor in tensors.items()]
-            check_numbers(numbers, stack.output_sizes)
-            copies = tensors.get(schema.INPUT_PERMUTATION)
-            packed.append(
-                backend.pack(
-                    CheckpointWeights(
-                        values=tensors[schema.WEIGHT_PACKED],
-                        mask=mask,
-                        permutation=None
-                        if copies is None
-                        else shared_permutation(sources[schema.INPUT_PERMUTATION], copies),
-                        scale=tensors.get(schema.WEIGHT_SCALE),
-                        pattern=self.pattern,
-                        block_size=self.checkpoint.block_size,
-                    )
-                )
-            )
+        packed = [
+            backend.pack(self._checked(stack, loaded, expert))
+            for expert in range(len(stack.layers))
+        ]
         stack.drop(layer)
-        del loaded, values, tensors, mask, numbers, copies
         if isinstance(backend, CpuBackend):
-            self._keep(layer, stack.name, backend.stack(packed))
+            stacked = backend.stack(packed)
+            for operand in OPERANDS:
+                register_packed(layer, f"{stack.name}_{operand}", getattr(stacked, operand))
         else:
             weight = torch.stack([one.packed for one in packed])
             register_packed(layer, f"{stack.name}_weight", weight)
         for _ in packed:
             self.served.packed(backend, self.pattern, self.dtype)
+        return True
 
-    @staticmethod
-    def _keep(layer: Module, name: str, stacked: StackedWeights) -> None:
-        for operand in OPERANDS:
-            register_packed(layer, f"{name}_{operand}", getattr(stacked, operand))
+    def _checked(
+        self, stack: ExpertStack, loaded: Mapping[str, Any], expert: int
+    ) -> CheckpointWeights:
+        """The tensors of one expert; raises CheckpointError for contents that break a rule."""
+        sources = {kind: parameter.sources[expert] for kind, parameter in loaded.items()}
+        tensors = {kind: parameter.data[expert] for kind, parameter in loaded.items()}
+        mask = tensors[schema.WEIGHT_MASK]
+        check_mask(sources[schema.WEIGHT_MASK], mask, stack.output_sizes, self.pattern)
+        numbers = [(sources[kind], tensor) for kind, tensor in tensors.items()]
+        check_numbers(numbers, stack.output_sizes)
+        permutation = None
+        if (copies := tensors.get(schema.INPUT_PERMUTATION)) is not None:
+            permutation = shared_permutation(sources[schema.INPUT_PERMUTATION], copies)
+        return CheckpointWeights(
+            values=tensors[schema.WEIGHT_PACKED],
+            mask=mask,
+            permutation=permutation,
+            scale=tensors.get(schema.WEIGHT_SCALE),
+            pattern=self.pattern,
+            block_size=self.checkpoint.block_size,
+        )
 
 
 def _require_supported(layer: Any, prefix: str) -> None:

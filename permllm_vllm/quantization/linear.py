@@ -105,7 +105,8 @@ class PermLLMLinearMethod(LinearMethodBase):
             schema.WEIGHT_MASK: (SparseWeightParameter, empty(schema.WEIGHT_MASK, torch.uint8)),
         }
         if self.folded:
-            expected[schema.FOLDED_PERMUTATION] = (FoldedPermutationParameter, nothing)
+            folded = empty(schema.FOLDED_PERMUTATION, torch.uint8)
+            expected[schema.FOLDED_PERMUTATION] = (FoldedPermutationParameter, folded)
         if self._permutation_kind:
             copies = torch.empty((len(output_partition_sizes), columns), dtype=torch.uint8)
             expected[self._permutation_kind] = (InputPermutationParameter, copies)
@@ -143,13 +144,10 @@ class PermLLMLinearMethod(LinearMethodBase):
             source.loaded.clear()  # vLLM may reload into copies that share the source
         mask = loaded[schema.WEIGHT_MASK]
         check_mask(mask.source, mask.data, self.output_sizes, self.pattern)
-        check_numbers(
-            [
-                *((parameter.source, parameter.data) for parameter in loaded.values()),
-                *([] if layer.bias is None else [(self.bias, layer.bias.data)]),
-            ],
-            self.output_sizes,
-        )
+        numbers = [(parameter.source, parameter.data) for parameter in loaded.values()]
+        if isinstance(layer.bias, Tensor):
+            numbers.append((self.bias, layer.bias.data))
+        check_numbers(numbers, self.output_sizes)
         permutation = loaded[self._permutation_kind].shared() if self._permutation_kind else None
         tensors = {name: parameter.data for name, parameter in loaded.items()}
         self._unfold(layer, tensors)

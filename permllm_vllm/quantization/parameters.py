@@ -88,11 +88,19 @@ class InputPermutationParameter(CheckedParameter):
 
 
 class FoldedPermutationParameter(CheckedParameter):
-    """A permutation that was moved into the preceding layer: checked, and not kept."""
+    """A permutation `[in]` that was moved into the preceding layer: checked, and nobody's after.
+
+    It has a place while the layer is loaded, because vLLM's weight reloading takes a layer for
+    complete when as many elements have come as its parameters have.
+    """
 
     def place(self, loaded_weight: Tensor, shard_id: ShardId) -> None:
         """Check the whole tensor: a rank's slice may cut a block in two."""
         require_bijection(self.source, loaded_weight, shard_id)
+        channels = self.data.numel()
+        if loaded_weight.numel() != channels:
+            loaded_weight = loaded_weight.narrow(0, self.tp_rank * channels, channels)
+        self.data.copy_(loaded_weight)
 
 
 def refuse(param: "UnexpectedParameter", loaded_weight: Tensor, shard_id: ShardId = None) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,11 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from vllm.model_executor.layers.fused_moe import FusedMoEFactory
 from vllm.model_executor.layers.fused_moe import config as moe_config
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+    record_metadata_for_reloading,
+)
 
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.quantization.experts import PermLLMExpertsMethod
@@ -26,7 +32,9 @@ DOWN = [name for name in NAMES if "down" in name]
 Modules = dict[str, SparseModule]
 
 
-def modules(*, dtype: torch.dtype = torch.bfloat16, down: str = "folded_permutation") -> Modules:
+def modules(
+    *, dtype: torch.dtype = torch.bfloat16, down: str = "folded_permutation", seed: int = 0
+) -> Modules:
     """Gate and up share a run-time permutation; that of down is folded, or not."""
     made = {}
     for number, name in enumerate(NAMES):
@@ -36,7 +44,7 @@ def modules(*, dtype: torch.dtype = torch.bfloat16, down: str = "folded_permutat
             INTERMEDIATE if "down" in name else HIDDEN,
             local=permutation(HIDDEN, seed=expert),
             kind=down if "down" in name else "input_permutation",
-            seed=number,
+            seed=number + seed,
             dtype=dtype,
         )
     return made
@@ -203,3 +211,25 @@ def test_what_must_not_be_there_is_named(kind: str) -> None:
 def test_other_experts_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(NotImplementedError, match=rf"here there is {message}.*--ignore"):
         layer(**options)
+
+
+@pytest.mark.parametrize("value_dtype", ["bfloat16", "float32"])
+def test_new_weights_take_the_place_of_the_first(
+    value_dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM loads them into a running model, with a kernel and without.
+
+    Packed weights of the same shape have the same size, but for those in 12 bits.
+    """
+    monkeypatch.setenv("PERMLLM_CPU_ISA", "portable")
+    dtype = torch.float32 if value_dtype == "float32" else torch.bfloat16
+    experts = layer(value_dtype)
+    record_metadata_for_reloading(experts)
+    fill(experts, stored(modules(dtype=dtype)))
+    second = modules(dtype=dtype, seed=1000)
+    initialize_layerwise_reload(experts)
+    list(experts.load_weights(stored(second)))
+    finalize_layerwise_reload(experts, SimpleNamespace(dtype=dtype))
+    x, weights, ids = chosen(5)
+    y = answer(experts, x.to(dtype), weights, ids)
+    assert relative(y, expected(second, x.to(dtype), weights, ids, slice(None))) < 1e-2

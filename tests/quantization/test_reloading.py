@@ -44,6 +44,28 @@ def test_reloading(on_rank: Callable[[int, int], None]) -> None:
     assert layer.weight_packed.data_ptr() == storage  # captured graphs keep their addresses
 
 
+def test_reloading_where_a_folded_permutation_comes_last(
+    on_rank: Callable[[int, int], None],
+) -> None:
+    name = "model.layers.0.mlp.down_proj"
+    layer = RowParallelLinear(
+        128, 32, False, quant_config=config(folded=[name]), prefix=name, params_dtype=torch.float32
+    )
+    record_metadata_for_reloading(layer)
+    for seed in (1, 2):
+        module = sparse_module(
+            32, 128, local=permutation(128, seed=seed), kind="folded_permutation", seed=seed
+        )
+        assert list(module.tensors)[-1] == "folded_permutation"
+        if seed == 2:
+            initialize_layerwise_reload(layer)
+        load(layer, module)
+        if seed == 1:
+            packed_dense(layer)
+    finalize_layerwise_reload(layer, SimpleNamespace(dtype=torch.float32))
+    torch.testing.assert_close(layer.weight_packed.data, module.dense, rtol=0, atol=0)
+
+
 def test_reloading_with_a_bias(on_rank: Callable[[int, int], None]) -> None:
     layer = QKVParallelLinear(
         128, 16, 1, 1, True, quant_config=config(), prefix="model.layers.0.self_attn.qkv_proj"
