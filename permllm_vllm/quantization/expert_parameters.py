@@ -48,7 +48,7 @@ class ExpertStack:
         return tuple(kinds)
 
     def empty(self, kind: str, dtype: torch.dtype) -> Tensor:
-        """Room for the tensors of a kind, `[experts, ...]`; permutations have a copy of each part."""
+        """Room for tensors of a kind: `[experts, ...]`, a copy of each part for permutations."""
         if kind in PERMUTATIONS:
             shape: tuple[int, ...] = (len(self.output_sizes), self.columns)
         else:
