@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 SPARSE, PLUGIN, DENSE = "sparse linear", "the plugin around its operator", "other dense linear"
+EXPERTS = "sparse experts"
 LAYERS = "vllm.model_executor.layers"
 MODULES = {
     f"{LAYERS}.logits_processor": "output head",
@@ -20,6 +21,7 @@ MODULES = {
     f"{LAYERS}.layernorm": "norms",
     f"{LAYERS}.rotary_embedding": "rotary embedding",
     f"{LAYERS}.activation": "activations",
+    f"{LAYERS}.fused_moe.runner": "around the experts, and dense ones",
 }
 """Part of a module whose class, or one that this derives from, is defined there or below."""
 SAMPLING = "sampling"
@@ -29,7 +31,7 @@ RUNNER = "preparing the step"
 """What vLLM's runner does around the model: inputs, metadata of attention. It begins a step."""
 BETWEEN = "scheduling, messages, waiting"
 """What nothing else covers: the processes of an engine, until they come to the next step."""
-PARTS = (SPARSE, PLUGIN, DENSE, *MODULES.values(), SAMPLING, MODEL, RUNNER, BETWEEN)
+PARTS = (SPARSE, EXPERTS, PLUGIN, DENSE, *MODULES.values(), SAMPLING, MODEL, RUNNER, BETWEEN)
 
 
 class Span(NamedTuple):
@@ -78,7 +80,7 @@ def watch(worker: Any) -> None:
     """Have everything of a worker that is a part note when it is called and when it returns."""
     from vllm.model_executor.layers.linear import LinearBase
 
-    from permllm_vllm.quantization import linear
+    from permllm_vllm.quantization import experts, linear
 
     spans: list[Span] = []
     runner = worker.model_runner
@@ -86,6 +88,7 @@ def watch(worker: Any) -> None:
     _time(runner, "execute_model", RUNNER, spans)
     _time(runner, "sample_tokens", SAMPLING, spans)
     _time(linear, "_sparse_linear", SPARSE, spans)  # for the layers of all models of the process
+    _time(experts, "_sparse_experts", EXPERTS, spans)
     model = runner.get_model()
     _time(model, "forward", MODEL, spans)
     for module in model.modules():
