@@ -9,7 +9,7 @@
 namespace permllm {
 namespace {
 
-constexpr int64_t kTokensAtOnce = 2048;  // whose sums are in memory
+constexpr int64_t kTokensAtOnce = 2048;  // in one region: their sums are in memory
 
 int64_t check_headers(const Tensor& metadata, const char* what) {
   check_dtype(metadata, ScalarType::Long, what, "int64 [experts, fields], as stacking returned it");
@@ -94,7 +94,14 @@ Tensor sparse_experts(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor gat
   const int64_t experts = check_headers(gate_up_metadata, "gate_up_metadata");
   STD_TORCH_CHECK(check_headers(down_metadata, "down_metadata") == experts, "gate_up has ", experts,
                   " experts, down ", down_metadata.size(0), ": they must be the same.");
-  check_activations(x, checked_layout(data<int64_t>(gate_up_metadata)));
+  const cpu::PackedLayout one = checked_layout(data<int64_t>(gate_up_metadata));
+  const cpu::PackedLayout two = checked_layout(data<int64_t>(down_metadata));
+  STD_TORCH_CHECK(one.n == 2 * two.k && one.k == two.n, "gate_up of ", one.n, " x ", one.k,
+                  " does not fit down of ", two.n, " x ", two.k,
+                  ": it has the outputs of gate and up, and down gives what gate_up takes.");
+  STD_TORCH_CHECK(one.isa == two.isa, "gate_up was packed for instruction set ",
+                  cpu::name(one.isa), ", down for ", cpu::name(two.isa), ": pack both for one.");
+  check_activations(x, one);
   STD_TORCH_CHECK(x.dim() == 2, "x of shape ", shape(x), " must be [tokens, in].");
   check_dtype(topk_ids, ScalarType::Int, "topk_ids", "int32 [tokens, choices]");
   check_dtype(topk_weights, ScalarType::Float, "topk_weights", "float32 [tokens, choices]");
@@ -102,31 +109,29 @@ Tensor sparse_experts(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor gat
                       topk_weights.size(0) == x.size(0) && topk_weights.size(1) == topk_ids.size(1),
                   "topk_ids ", shape(topk_ids), " and topk_weights ", shape(topk_weights),
                   " must both be [", x.size(0), ", choices] for x ", shape(x), ".");
+  const int64_t choices = topk_ids.size(1);
+  STD_TORCH_CHECK(choices > 0, "topk_ids ", shape(topk_ids), " choose no expert: one at least.");
   const Tensor rows = in_one_piece(x), ids = in_one_piece(topk_ids);
   const Tensor weights = in_one_piece(topk_weights);
-  Tensor y = empty_result(x, data<int64_t>(down_metadata)[cpu::header::kOutputs]);
-  const int64_t choices = ids.size(1);
-  for (int64_t i = 0; i < ids.numel(); ++i) {
-    STD_TORCH_CHECK(data<int32_t>(ids)[i] < experts, "topk_ids hold ", data<int32_t>(ids)[i],
-                    ", there are ", experts, " experts: less, or below 0 for one elsewhere.");
-  }
-  STD_TORCH_CHECK(choices > 0, "topk_ids ", shape(ids), " choose no expert: one at least.");
+  Tensor y = empty_result(x, two.n);
+  if (x.size(0) == 0) return y;
+  const auto* id = data<int32_t>(ids);
+  const int32_t largest = *std::max_element(id, id + ids.numel());
+  STD_TORCH_CHECK(largest < experts, "topk_ids hold ", largest, ", there are ", experts,
+                  " experts: less, or below 0 for one elsewhere.");
   const auto run = x.scalar_type() == ScalarType::BFloat16 ? multiply<cpu::bf16>
                    : x.scalar_type() == ScalarType::Half   ? multiply<cpu::fp16>
                                                            : multiply<float>;
   for (int64_t first = 0; first < x.size(0); first += kTokensAtOnce) {
     const int64_t tokens = std::min(kTokensAtOnce, x.size(0) - first);
     const cpu::Routing routing =
-        cpu::route(data<int32_t>(ids) + first * choices, data<float>(weights) + first * choices,
-                   tokens, choices, experts);
-    const cpu::StackedLinear one = check_stack(gate_up, gate_up_metadata, gate_up_permutation,
-                                               gate_up_scale, routing, "gate_up");
-    const cpu::StackedLinear two =
-        check_stack(down, down_metadata, down_permutation, down_scale, routing, "down");
-    STD_TORCH_CHECK(one.n == 2 * two.k && one.k == two.n, "gate_up of ", one.n, " x ", one.k,
-                    " does not fit down of ", two.n, " x ", two.k,
-                    ": it has the outputs of gate and up, and down gives what gate_up takes.");
-    run(rows, one, two, routing, first, tokens, y);
+        cpu::route(id + first * choices, data<float>(weights) + first * choices, tokens, choices,
+                   experts);
+    run(rows,
+        check_stack(gate_up, gate_up_metadata, gate_up_permutation, gate_up_scale, routing,
+                    "gate_up"),
+        check_stack(down, down_metadata, down_permutation, down_scale, routing, "down"), routing,
+        first, tokens, y);
   }
   return y;
 }

@@ -27,7 +27,7 @@ inline float exponential(float x) {
   power = power * rest + 0.5f;
   power = power * rest + 1.0f;
   power = power * rest + 1.0f;
-  int32_t bits;
+  uint32_t bits;
   __builtin_memcpy(&bits, &shifted, sizeof(bits));
   bits = (bits + 127) << 23;  // the whole number stands in the lowest bits of its sum
   float scale;

@@ -196,20 +196,11 @@ class PermLLMConfig(QuantizationConfig):
         name = checkpoint_name(prefix)
         leaves = layer.ckpt_gate_proj_name, layer.ckpt_up_proj_name, layer.ckpt_down_proj_name
         modules = [
-            (
-                f"{name}.{expert}.{leaves[0]}",
-                f"{name}.{expert}.{leaves[1]}",
-                f"{name}.{expert}.{leaves[2]}",
-            )
+            tuple(f"{name}.{expert}.{leaf}" for leaf in leaves if leaf is not None)
             for expert in range(layer.moe_config.num_logical_experts)
         ]
-        ignored = self._agreed(
-            prefix,
-            [name for names in modules for name in names],
-            self._is_ignored,
-            IGNORED,
-        )
-        if ignored or self._is_ignored(name):
+        every = [module for names in modules for module in names]
+        if self._is_ignored(name) or self._agreed(prefix, every, self._is_ignored, IGNORED):
             return UnquantizedFusedMoEMethod(layer.moe_config)
         gate_up, down = [n for names in modules for n in names[:2]], [n[2] for n in modules]
 

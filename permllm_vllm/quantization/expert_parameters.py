@@ -139,8 +139,14 @@ def _load(
 def _refuse(
     param: Any, loaded_weight: Tensor, weight_name: str, shard_id: str, expert_id: int, **_: Any
 ) -> None:
-    """The `weight_loader` of what must not be there; raises CheckpointError with its name."""
-    source = param.sources[max(param.stack.local_expert(expert_id), 0)]
+    """The `weight_loader` of what must not be there; raises CheckpointError with its name.
+
+    Tensors of another rank's experts are left for that rank to refuse.
+    """
+    expert = param.stack.local_expert(expert_id)
+    if expert < 0:
+        return
+    source = param.sources[expert]
     raise CheckpointError(
         f"{source.name((PARTS[shard_id],))} is in the checkpoint, but its quantization_config "
         "describes experts without it (see `ignore`, `runtime_permuted`, `folded` and "

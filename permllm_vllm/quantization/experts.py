@@ -139,12 +139,17 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
                 layer, x, topk_weights, topk_ids, shared_experts, shared_experts_input
             )
             return output
-        if layer.expert_map is not None:  # -1 for those of other ranks
+        if layer.expert_map is not None:  # of all experts: -1 for those of other ranks
             topk_ids = layer.expert_map[topk_ids.long()]
         operands = [
             getattr(layer, f"{name}_{operand}") for name in (GATE_UP, DOWN) for operand in OPERANDS
         ]
         return _sparse_experts(x, topk_weights.float(), topk_ids.to(torch.int32), *operands)
+
+    def apply_monolithic(self, layer: Any, *arguments: Any, **options: Any) -> Tensor:
+        """The same where vLLM's kernel for dense experts chooses them itself, on some GPUs."""
+        output: Tensor = self.dense.apply_monolithic(layer, *arguments, **options)
+        return output
 
     def _pack(self, layer: Module, stack: ExpertStack) -> bool:
         """Put what serves in the place of what was loaded; False where it is there already."""
@@ -158,6 +163,7 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
             for expert in range(len(stack.layers))
         ]
         stack.drop(layer)
+        del loaded, values  # before the packed weights are copied into one piece
         if isinstance(backend, CpuBackend):
             stacked = backend.stack(packed)
             for operand in OPERANDS:
