@@ -55,22 +55,28 @@ def collect(
     windows: Tensor,
     *,
     hidden_states: bool,
+    groups: Sequence[Sequence[SharedInputGroup]] | None = None,
     begun: PartialSums | None = None,
     keep: Callable[[PartialSums], None] | None = None,
 ) -> DenseStatistics:
     """Run the dense model over int64 [windows, sequence_length], one window at a time.
 
-    ``keep`` is given what there is up to ``PARTS`` times, from which a run that was cut off goes on
+    ``groups`` are those of each decoder layer that are measured, by default all. ``keep`` is given what there is up to ``PARTS`` times, from which a run that was cut off goes on
     as ``begun``, to the same bits.
     """
     layers = decoder_layers(model, family.layers)
+    if groups is None:
+        groups = [family.groups_of(partial(has_linear, layer)) for layer in layers]
     first = 0 if begun is None else begun.windows
     kept: list[Tensor] = []
     if begun is not None and begun.hidden_states is not None:
         kept.append(begun.hidden_states)
     interval = max(SMALLEST_PART, -(-len(windows) // PARTS))
     with ExitStack() as stack:
-        sums = [stack.enter_context(summed_squares(layer, family)) for layer in layers]
+        sums = [
+            stack.enter_context(summed_squares(layer, own))
+            for layer, own in zip(layers, groups, strict=True)
+        ]
         if begun is not None:
             for layer, before in zip(sums, begun.sums, strict=True):
                 layer.update({name: total.to(model.device) for name, total in before.items()})
@@ -88,26 +94,19 @@ def collect(
             done = index + 1
             if keep is not None and done % interval == 0 and done < len(windows):
                 keep(PartialSums(done, sums, torch.cat(kept) if kept else None))
-    warn_unreached(
-        [
-            count_unreached(groups_of(layer, family), mine)
-            for layer, mine in zip(layers, sums, strict=True)
-        ]
-    )
+    warn_unreached([count_unreached(*pair) for pair in zip(groups, sums, strict=True)])
     norms = [
-        mean_norms(layer, family, mine, windows.numel())
-        for layer, mine in zip(layers, sums, strict=True)
+        mean_norms(layer, own, mine, windows.numel())
+        for layer, own, mine in zip(layers, groups, sums, strict=True)
     ]
     return DenseStatistics(norms, torch.cat(kept) if kept else None)
 
 
-def groups_of(layer: nn.Module, family: Family) -> list[SharedInputGroup]:
-    """The groups of a decoder layer that is in memory, or its skeleton."""
-    return family.groups_of(partial(has_linear, layer))
-
-
 def mean_norms(
-    layer: nn.Module, family: Family, squares: Mapping[str, Tensor], tokens: int
+    layer: nn.Module,
+    groups: Sequence[SharedInputGroup],
+    squares: Mapping[str, Tensor],
+    tokens: int,
 ) -> dict[str, Tensor]:
     """Group -> float32 [in_features] as in ``DenseStatistics``, from squares summed over tokens.
 
@@ -115,18 +114,19 @@ def mean_norms(
     factor common to its channels.
     """
     norms = {name: (total / tokens).sqrt().cpu() for name, total in squares.items()}
-    return with_stand_ins(layer, groups_of(layer, family), norms)
+    return with_stand_ins(layer, groups, norms)
 
 
 @contextmanager
-def summed_squares(layer: nn.Module, family: Family) -> Iterator[dict[str, Tensor]]:
+def summed_squares(
+    layer: nn.Module, groups: Sequence[SharedInputGroup]
+) -> Iterator[dict[str, Tensor]]:
     """Collect group -> float32 [in_features], squares of its input summed over the tokens run.
 
     A group is absent while it has seen none. What the module of all experts reads is summed up
     under the name of that.
     """
     sums: dict[str, Tensor] = {}
-    groups = groups_of(layer, family)
     read = {group.name: group.linears[0] for group in groups}
     read |= {group.experts: group.experts for group in groups if group.reads_whole}
     handles = [

@@ -138,7 +138,10 @@ def calibrate(
     statistics = None
     needs_norms = importance.needs_activations or recipe.values == "int8"
     if windows is not None and (needs_norms or hidden_states):
-        collect_once = partial(collect, model, plan.family, windows, hidden_states=hidden_states)
+        groups = [plan.groups(index) for index in range(len(plan.layers))]
+        collect_once = partial(
+            collect, model, plan.family, windows, hidden_states=hidden_states, groups=groups
+        )
         statistics = kept_statistics(work, collect_once)
     layers = decoder_layers(model, plan.family.layers)
 

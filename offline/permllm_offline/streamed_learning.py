@@ -145,13 +145,13 @@ def _pass_dense(
     calibrated: Calibrated, index: int, layer: nn.Module, flows: Mapping[str, Flow]
 ) -> dict[str, Tensor]:
     """Pass a decoder layer with its dense weights; the norms of the calibration text come back."""
-    text = flows[_TEXT]
+    text, groups = flows[_TEXT], calibrated.plan.groups(index)
     with calibrated.work.measured(PASSES):
-        with summed_squares(layer, calibrated.plan.family) as squares:
+        with summed_squares(layer, groups) as squares:
             text.pass_dense(index, layer)
         if _HELD_OUT in flows:
             flows[_HELD_OUT].pass_dense(index, layer)
-    return mean_norms(layer, calibrated.plan.family, squares, text.tokens)
+    return mean_norms(layer, groups, squares, text.tokens)
 
 
 def _start_error(calibrated: Calibrated, index: int, held_out: Flow) -> float:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from permllm_offline.activations import groups_of, mean_norms, summed_squares
+from permllm_offline.activations import mean_norms, summed_squares
 from permllm_offline.bake import apply_masks
 from permllm_offline.calibrated import LearnedPermutations
 from permllm_offline.decisions import LayerDecision, without_masks
@@ -198,17 +198,17 @@ class _Passing:
     def _norms(self, index: int, layer: nn.Module) -> Mapping[str, Tensor] | None:
         """Run the text through the dense layer: norms of calibration text, if there is any."""
         calibration, held_out = self.flows.get(_CALIBRATION), self.flows.get(_HELD_OUT)
+        groups = self.plan.groups(index)
         with self.work.measured(PASSES):
-            with summed_squares(layer, self.plan.family) as squares:
+            with summed_squares(layer, groups) as squares:
                 if calibration is not None:
                     calibration.pass_dense(index, layer)
             if held_out is not None:
                 held_out.pass_dense(index, layer)
         if calibration is None:
             return None
-        family = self.plan.family
-        self.passed.unreached.append(count_unreached(groups_of(layer, family), squares))
-        return mean_norms(layer, family, squares, calibration.tokens)
+        self.passed.unreached.append(count_unreached(groups, squares))
+        return mean_norms(layer, groups, squares, calibration.tokens)
 
     def _importances(
         self, layer: nn.Module, layout: GroupLayout, norms: Mapping[str, Tensor] | None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Literal, NamedTuple
 
 from permllm_vllm.checkpoint.errors import Problem
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -24,7 +24,10 @@ from permllm_vllm.checkpoint.stacks import Stack, places_in_stacks
 
 WRITE_AGAIN = "write the checkpoint again with `permllm-offline prune`"
 _FLOATING = ("bfloat16", "float16", "float32")
-_LISTED_IN = {INPUT_PERMUTATION: "runtime_permuted", FOLDED_PERMUTATION: "folded"}
+_LISTED_IN: dict[str, Literal["runtime_permuted", "folded"]] = {
+    INPUT_PERMUTATION: "runtime_permuted",
+    FOLDED_PERMUTATION: "folded",
+}
 
 
 class TensorHeader(NamedTuple):
@@ -45,6 +48,13 @@ def sparse_modules(names: Iterable[str]) -> list[str]:
     return natural_order({module for module, _, kind in parts if kind in SPARSE_KINDS})
 
 
+def inside_modules(name: str) -> Iterator[tuple[str, str]]:
+    """Split the name of a tensor at each of its dots: the modules around it, and what follows."""
+    parts = name.split(".")
+    for depth in range(1, len(parts)):
+        yield ".".join(parts[:depth]), ".".join(parts[depth:])
+
+
 def checkpoint_problems(
     headers: Mapping[str, TensorHeader], quantization: QuantizationConfig
 ) -> list[Problem]:
@@ -52,11 +62,9 @@ def checkpoint_problems(
     modules = sparse_modules(headers)
     children: dict[str, dict[str, TensorHeader]] = {module: {} for module in modules}
     for name, header in headers.items():
-        parts = name.split(".")
-        for depth in range(1, len(parts)):
-            module = ".".join(parts[:depth])
+        for module, inside in inside_modules(name):
             if module in children:
-                children[module][name.removeprefix(f"{module}.")] = header
+                children[module][inside] = header
     problems = [
         problem
         for module in modules
@@ -145,7 +153,7 @@ def _name_problems(
         rule = "a permutation is applied at run time or folded, never both"
         report(FOLDED_PERMUTATION, f"also {INPUT_PERMUTATION}", rule)
     for kind, key in _LISTED_IN.items():
-        listed = module in getattr(quantization, key)
+        listed = quantization.lists(key, module)
         if listed and kind not in tensors:
             report(kind, "nothing", f"{key} lists this module")
         elif kind in tensors and not listed:

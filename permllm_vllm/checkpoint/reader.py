@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem, raise_if_any
 from permllm_vllm.checkpoint.headers import (
     TensorHeader,
+    inside_modules,
     layer_problems,
     natural_order,
     sparse_modules,
@@ -50,6 +52,16 @@ class CheckpointReader:
         self._files = read_weight_map(self.directory)
         self._shards: dict[str, Shard] = {}
 
+    @cached_property
+    def _kinds(self) -> dict[str, list[str]]:
+        """What follows the name of each sparse module in the names of its tensors."""
+        found: dict[str, list[str]] = {module: [] for module in self.sparse_layers()}
+        for name in self._files:
+            for module, kind in inside_modules(name):
+                if module in found:
+                    found[module].append(kind)
+        return found
+
     def names(self) -> list[str]:
         """List the tensors as they are stored, layer 2 before layer 10."""
         return natural_order(self._files)
@@ -75,8 +87,7 @@ class CheckpointReader:
                 f"{name}.{WEIGHT_PACKED}", value, "a sparse layer has one", remedy
             ).as_error()
         prefix = f"{name}."
-        kinds = [entry.removeprefix(prefix) for entry in self._files if entry.startswith(prefix)]
-        headers = {kind: self.header(prefix + kind) for kind in kinds}
+        headers = {kind: self.header(prefix + kind) for kind in self._kinds[name]}
         raise_if_any(layer_problems(name, headers, self.quantization))
 
         def optional(kind: str) -> Tensor | None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from permllm_vllm.checkpoint.errors import Problem, raise_if_any
-from permllm_vllm.checkpoint.ignoring import check_entries, matches
+from permllm_vllm.checkpoint.ignoring import REGEX_PREFIX, check_entries, matches
 from permllm_vllm.checkpoint.pattern import Pattern
 
 FORMAT_VERSION = 1
@@ -59,6 +67,9 @@ class QuantizationConfig(BaseModel):
     folded: list[str] = Field(default_factory=list)
     tool_version: str = Field(default_factory=installed_version)
 
+    _listed: dict[str, frozenset[str]] = PrivateAttr()
+    _regexes: list[str] = PrivateAttr()
+
     @classmethod
     def from_dict(cls, entries: Mapping[str, Any]) -> QuantizationConfig:
         """Read what `to_dict` wrote; raises `CheckpointError` that lists every problem."""
@@ -69,9 +80,34 @@ class QuantizationConfig(BaseModel):
         """Return the plain dictionary that goes into `config.json`."""
         return self.model_dump()
 
+    def model_post_init(self, context: Any) -> None:
+        """Look names up in sets: mixtures of experts list tens of thousands of them."""
+        lists = {"ignore": self.ignore, "runtime_permuted": self.runtime_permuted}
+        lists["folded"] = self.folded
+        self._listed = {key: frozenset(names) for key, names in lists.items()}
+        self._regexes = [entry for entry in self.ignore if entry.startswith(REGEX_PREFIX)]
+
+    def lists(self, key: Literal["ignore", "runtime_permuted", "folded"], module_name: str) -> bool:
+        """Tell whether one of the lists has this name in full."""
+        return module_name in self._listed[key]
+
     def is_ignored(self, module_name: str) -> bool:
         """Tell whether `ignore` leaves this Hugging Face module dense."""
-        return any(matches(entry, module_name) for entry in self.ignore)
+        return self.lists("ignore", module_name) or any(
+            matches(entry, module_name) for entry in self._regexes
+        )
+
+    def renamed(self, rename: Callable[[list[str]], list[str]]) -> QuantizationConfig:
+        """Return the same with other names of modules; regular expressions stay as they are."""
+        exact = [name for name in self.ignore if name not in self._regexes]
+        return self.model_validate(
+            self.to_dict()
+            | {
+                "ignore": [*rename(exact), *self._regexes],
+                "runtime_permuted": rename(self.runtime_permuted),
+                "folded": rename(self.folded),
+            }
+        )
 
     @field_validator("pattern")
     @classmethod

@@ -106,8 +106,8 @@ class SparseLinear(nn.Module):
         present = {
             schema.WEIGHT_PACKED: True,
             schema.WEIGHT_MASK: True,
-            schema.INPUT_PERMUTATION: name in checkpoint.runtime_permuted,
-            schema.FOLDED_PERMUTATION: name in checkpoint.folded,
+            schema.INPUT_PERMUTATION: checkpoint.lists("runtime_permuted", name),
+            schema.FOLDED_PERMUTATION: checkpoint.lists("folded", name),
             schema.WEIGHT_SCALE: checkpoint.value_dtype == "int8",
         }
         for kind in schema.SPARSE_KINDS:

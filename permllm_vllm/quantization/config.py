@@ -1,9 +1,10 @@
 """`quant_method: permllm` of a checkpoint's config.json, and which method each layer gets."""
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -118,17 +119,8 @@ class PermLLMConfig(QuantizationConfig):
         modules had before.
         """
 
-        def renamed(names: list[str]) -> list[str]:
-            exact = [name for name in names if not name.startswith("re:")]
-            return [*hf_to_vllm_mapper.apply_list(exact), *(n for n in names if n not in exact)]
-
         self._mappers.append(hf_to_vllm_mapper)
-        self._checkpoint = self.checkpoint.model_copy(
-            update={
-                key: renamed(getattr(self.checkpoint, key))
-                for key in ("ignore", "runtime_permuted", "folded")
-            }
-        )
+        self._checkpoint = self.checkpoint.renamed(hf_to_vllm_mapper.apply_list)
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         """Sparse method for a linear layer, the dense one where ignored; None is vLLM's own."""
@@ -143,13 +135,13 @@ class PermLLMConfig(QuantizationConfig):
         permuted = self._agreed(
             prefix,
             modules,
-            set(self.checkpoint.runtime_permuted).__contains__,
+            partial(self.checkpoint.lists, "runtime_permuted"),
             PERMUTED,
         )
         folded = self._agreed(
             prefix,
             modules,
-            set(self.checkpoint.folded).__contains__,
+            partial(self.checkpoint.lists, "folded"),
             FOLDED,
         )
         if self._unfolding is None and _adapters_enabled():
@@ -204,8 +196,8 @@ class PermLLMConfig(QuantizationConfig):
             return UnquantizedFusedMoEMethod(layer.moe_config)
         gate_up, down = [n for names in modules for n in names[:2]], [n[2] for n in modules]
 
-        def agreed(listed: Collection[str], what: str) -> tuple[bool, bool]:
-            test = set(listed).__contains__
+        def agreed(key: Literal["runtime_permuted", "folded"], what: str) -> tuple[bool, bool]:
+            test = partial(self.checkpoint.lists, key)
             return self._agreed(prefix, gate_up, test, what), self._agreed(prefix, down, test, what)
 
         return PermLLMExpertsMethod(
@@ -214,8 +206,8 @@ class PermLLMConfig(QuantizationConfig):
             self.served,
             prefix,
             modules,
-            permuted=agreed(self.checkpoint.runtime_permuted, PERMUTED),
-            folded=agreed(self.checkpoint.folded, FOLDED),
+            permuted=agreed("runtime_permuted", PERMUTED),
+            folded=agreed("folded", FOLDED),
         )
 
 

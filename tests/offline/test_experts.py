@@ -85,6 +85,22 @@ def test_an_expert_is_measured_by_its_own_tokens(caplog: pytest.LogCaptureFixtur
     assert torch.equal(norms[f"mlp.experts.{LONELY}.down"], torch.ones(64))
 
 
+@pytest.mark.parametrize("method", ["wanda+cp", "permllm-wanda"])
+def test_experts_that_stay_dense_are_not_warned_of(
+    method: str, tmp_path: Path, text_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_unreached().save_pretrained(tmp_path / "model")
+    save_tokenizer(tmp_path / "model")
+    options = {"dataset": text_file, "method": method, **SIZES}
+    if method == "permllm-wanda":
+        options["learning"] = {"steps": 1}
+    for ignore, expected in (([], 1), ([r"re:.*\.experts\..*"], 0)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            prune(tmp_path / "model", tmp_path / "sparse", force=True, ignore=ignore, **options)
+        assert sum("got no token" in message for message in caplog.messages) == expected
+
+
 def test_statistics_that_were_cut_off_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(activations, "SMALLEST_PART", 2)
     model = with_unreached()

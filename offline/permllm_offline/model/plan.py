@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.families import Family, family_of, heads_of
+from permllm_offline.model.families import Family, SharedInputGroup, family_of, heads_of
 from permllm_offline.model.ignored import ignored_linears
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import Source
@@ -60,6 +60,10 @@ class Plan:
     """Bytes of the checkpoint's tensors, those left dense included."""
     ignore: Sequence[str] = ()
     """What stays dense, as entries of the checkpoint's `ignore`."""
+
+    def groups(self, index: int) -> list[SharedInputGroup]:
+        """The groups that are pruned of a decoder layer."""
+        return [layout.group for layout in self.layers[index]]
 
     @property
     def every_linear(self) -> list[PlannedLinear]:
