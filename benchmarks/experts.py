@@ -4,10 +4,10 @@
     python -m benchmarks.experts --models olmoe-1b-7b --tokens 1 16 --quick    # something small
 
 A call multiplies the experts of one layer: what vLLM does with the same weights, zeros and all, in
-bfloat16, and where it has a kernel for that (AMX), in int8. Tokens are spread evenly over the
-experts, and calls go through all of them, so that none comes out of a cache that has not been one
-of all; contestants are called in turn. One thread is timed in thread-CPU time, more of them in wall
-time; numbers are medians.
+bfloat16, and with AMX in int8 too (without AMD's zentorch, which would be another peer). Tokens are
+spread evenly over the experts, and calls go through all of them in turn, so that no cache holds
+those of the next call; contestants are called in turn. One thread is timed in thread-CPU time, more
+of them in wall time; numbers are medians.
 
 The result is written after each number of tokens; one that it holds is not measured again.
 """

@@ -134,7 +134,7 @@ def _vllm(gate_up: Tensor, down: Tensor) -> Call:
 
 
 def _vllm_int8(gate_up: Tensor, down: Tensor) -> Call:
-    """vLLM's W8A8, a scale per output channel and per token: it has that for AMX alone."""
+    """vLLM's W8A8 with AMX, a scale per output channel and per token."""
     from vllm import _custom_ops
 
     scales = [one.float().abs().amax(2, keepdim=True) / 127 for one in (gate_up, down)]

@@ -61,8 +61,9 @@ def collect(
 ) -> DenseStatistics:
     """Run the dense model over int64 [windows, sequence_length], one window at a time.
 
-    ``groups`` are those of each decoder layer that are measured, by default all. ``keep`` is given what there is up to ``PARTS`` times, from which a run that was cut off goes on
-    as ``begun``, to the same bits.
+    ``groups`` are those of each decoder layer that are measured, by default all. ``keep`` is given
+    what there is up to ``PARTS`` times, from which a run that was cut off goes on as ``begun``, to
+    the same bits.
     """
     layers = decoder_layers(model, family.layers)
     if groups is None:

@@ -16,6 +16,10 @@ N, K = 264, 128  # more row groups than threads, for every instruction set
 TOKENS = (1, 2, 4, 5, 6, 7, 12, 13, 16, 17, 28, 29, 32, 33, 48, 60, 64, 65,
           256, 257, 268, 269, 288, 512, 513, 530, 1025)  # fmt: skip
 LAYERS = ("bfloat16", "int8", "gathered")
+EXPERTS = "experts"
+EXPERT_TOKENS = (1, 40, 2048, 2049)
+EXPERT_REGIONS = [1, 1, 1, 2]
+"""One for every 2048 tokens."""
 
 pytestmark = [
     pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built"),
@@ -41,6 +45,24 @@ def count(isa: str, regions: Callable[[], int]) -> dict[str, list[int]]:
                 x, packed.packed, packed.metadata, packed.permutation, packed.scale, None, N, "2:4"
             )
             found[name].append(regions() - before)
+    found[EXPERTS] = count_of_experts(isa, regions)
+    return found
+
+
+def count_of_experts(isa: str, regions: Callable[[], int]) -> list[int]:
+    """The regions of a call of two experts with each number of tokens."""
+    backend = CpuBackend(isa)
+    operands: list[torch.Tensor | None] = []
+    for n, k in ((2 * K, K), (K, K)):
+        stack = backend.stack([backend.pack(random_layer(n, k, seed=e).weights) for e in range(2)])
+        operands += [stack.packed, stack.metadata, stack.permutation, stack.scale]
+    found = []
+    for m in EXPERT_TOKENS:
+        ids = torch.arange(2, dtype=torch.int32).expand(m, 2).contiguous()
+        x, weights = torch.randn(m, K).bfloat16(), torch.rand(m, 2)
+        before = regions()
+        torch.ops.permllm.sparse_experts(x, weights, ids, *operands)
+        found.append(regions() - before)
     return found
 
 
@@ -69,4 +91,5 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list
 
 
 def test_a_call_has_one_region(counts, isa: str) -> None:
-    assert counts[isa] == {name: [1] * len(TOKENS) for name in LAYERS}
+    one = {name: [1] * len(TOKENS) for name in LAYERS}
+    assert counts[isa] == one | {EXPERTS: EXPERT_REGIONS}

@@ -130,19 +130,64 @@ def test_without_a_kernel_vllm_multiplies() -> None:
     assert relative(y, expected(found, x, weights, ids, slice(None))) < 1e-5
 
 
+def to_int8(found: Modules) -> Modules:
+    """The same modules with values of int8, the largest of each row 127."""
+    rounded = {}
+    for name, module in found.items():
+        scale = module.tensors["weight_packed"].float().abs().amax(1) / 127
+        values = (module.tensors["weight_packed"].float() / scale[:, None]).round()
+        tensors = module.tensors | {"weight_packed": values.to(torch.int8), "weight_scale": scale}
+        dense = (module.dense.float() / scale[:, None]).round() * scale[:, None]
+        rounded[name] = SparseModule(tensors, dense)
+    return rounded
+
+
+@pytest.mark.parametrize("values", ["bfloat16", "int8"])
+@pytest.mark.parametrize("down", ["folded", "input"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_has_its_half_of_each_expert(
-    rank: int, on_rank: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch
+    rank: int, down: str, values: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    on_rank(rank, 2)
     monkeypatch.setattr(moe_config, "get_tensor_model_parallel_rank", lambda: rank)
-    experts, found = layer(tp_size=2), modules()
+    found = modules(down=f"{down}_permutation")
+    found = to_int8(found) if values == "int8" else found
+    experts = layer(values, down=down, tp_size=2)
     fill(experts, stored(found))
     x, weights, ids = chosen(4)
     y = answer(experts, x.bfloat16(), weights, ids)
     half = INTERMEDIATE // 2
     part = slice(rank * half, rank * half + half)
-    assert relative(y, expected(found, x.bfloat16(), weights, ids, part)) < 1e-2
+    bound = 3e-2 if values == "int8" else 1e-2
+    assert relative(y, expected(found, x.bfloat16(), weights, ids, part)) < bound
+
+
+def test_tensors_of_experts_of_another_rank_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This one holds those from the second on."""
+    experts, found = layer(), modules()
+    monkeypatch.setattr(experts.expert_map_manager, "map_global_to_local", lambda one: one - 1)
+
+    def anew() -> Any:
+        experts.quant_method.create_weights(
+            experts, EXPERTS - 1, HIDDEN, INTERMEDIATE, torch.bfloat16
+        )
+        return experts
+
+    elsewhere = "0.up_proj.weight", torch.zeros(HIDDEN)
+    fill(anew(), iter([*stored(found), elsewhere]))
+    left = (entry for entry in stored(found) if entry[0] != "1.up_proj.weight_mask")
+    with pytest.raises(CheckpointError, match=r"experts\.1\.up_proj\.weight_mask"):
+        fill(anew(), left)
+
+
+def test_a_dense_kernel_that_chooses_experts_itself_is_asked() -> None:
+    experts, found = layer("float32"), modules(dtype=torch.float32)
+    fill(experts, stored(found))
+    asked: list[Any] = []
+    experts.quant_method.dense = SimpleNamespace(
+        apply_monolithic=lambda *arguments, **options: asked.append((arguments, options))
+    )
+    experts.quant_method.apply_monolithic(experts, x=1, router_logits=2)
+    assert asked == [((experts,), {"x": 1, "router_logits": 2})]
 
 
 def damaged(kind: str, change: Callable[[Tensor], Tensor], name: str = NAMES[4]) -> Modules:

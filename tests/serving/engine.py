@@ -47,9 +47,8 @@ class Answer(NamedTuple):
 class Run(NamedTuple):
     """What an engine answered, in the order of the prompts, its counters, and what multiplied.
 
-    `backends` counts the sparse layers of all ranks, and `experts` of layers, by backend:
-    `reference`, or `cpu` and the
-    dtype of the values that its kernel reads.
+    `backends` counts the sparse layers of all ranks by backend: `reference`, or `cpu` and the dtype
+    of the values that its kernel reads. Experts of a layer are counted apart, under `experts`.
     """
 
     answers: list[Answer]

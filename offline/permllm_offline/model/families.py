@@ -283,6 +283,7 @@ def family_of(config: Any) -> Family:
         )
     family = FAMILIES[model_type]
     if family.experts:
+        _check_activation(config)
         count, taken = int(config.num_experts), int(config.num_experts_per_tok)
         experts = _experts_of(family.experts, count, taken / max(count, 1))
         return replace(family, groups=family.groups + experts)
@@ -295,6 +296,15 @@ def family_of(config: Any) -> Family:
             "without experts."
         )
     return family
+
+
+def _check_activation(config: Any) -> None:
+    """Raise OfflineError for experts that the kernel does not compute."""
+    if config.hidden_act != "silu":
+        raise OfflineError(
+            f"hidden_act is {config.hidden_act!r}, but sparse experts are served with 'silu' "
+            "alone: give a mixture of experts with that."
+        )
 
 
 def _remedy(config: Any) -> str:

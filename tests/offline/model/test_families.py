@@ -51,6 +51,12 @@ def test_experts_of_another_form_are_refused() -> None:
     assert family_of(config) == FAMILIES["granitemoehybrid"]
 
 
+def test_experts_with_another_activation_are_refused() -> None:
+    config = AutoConfig.for_model("olmoe", hidden_act="gelu")
+    with pytest.raises(OfflineError, match="hidden_act is 'gelu', but sparse experts"):
+        family_of(config)
+
+
 def test_every_expert_has_groups_of_its_own() -> None:
     config = AutoConfig.for_model("qwen3_moe", num_experts=6, num_experts_per_tok=3)
     family = family_of(config)
