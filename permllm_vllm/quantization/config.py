@@ -194,7 +194,7 @@ class PermLLMConfig(QuantizationConfig):
         every = [module for names in modules for module in names]
         if self._is_ignored(name) or self._agreed(prefix, every, self._is_ignored, IGNORED):
             return UnquantizedFusedMoEMethod(layer.moe_config)
-        gate_up, down = [n for names in modules for n in names[:2]], [n[2] for n in modules]
+        gate_up, down = [n for names in modules for n in names[:-1]], [n[-1] for n in modules]
 
         def agreed(key: Literal["runtime_permuted", "folded"], what: str) -> tuple[bool, bool]:
             test = partial(self.checkpoint.lists, key)

@@ -45,7 +45,7 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         checkpoint: schema.QuantizationConfig,
         served: ServedLayers,
         prefix: str,
-        modules: Sequence[tuple[str, str, str]],
+        modules: Sequence[tuple[str, ...]],
         *,
         permuted: tuple[bool, bool],
         folded: tuple[bool, bool],
@@ -79,7 +79,7 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         """
         refuse_dummy_weights()
         ranks, inner = layer.moe_config.tp_size, intermediate_size_per_partition
-        down = [names[2] for names in self.modules]
+        down = [names[-1] for names in self.modules]
         blocks = self.checkpoint.block_size if self.permuted[1] else None
         require_divisible(down[:1], inner * ranks, inner, blocks)
         self.dtype = params_dtype
@@ -103,7 +103,7 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         return ExpertStack(
             name=name,
             layers=tuple(
-                CheckpointLayer(names[2:] if is_down else names[:2], *whole, self.checkpoint)
+                CheckpointLayer(names[-1:] if is_down else names[:-1], *whole, self.checkpoint)
                 for expert, names in enumerate(self.modules)
                 if place(expert) >= 0
             ),
