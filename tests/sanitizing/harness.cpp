@@ -275,9 +275,10 @@ struct Stack {
   }
 
   // What a row of x and an expert give.
-  std::vector<bf16> multiply(int64_t expert, const bf16* x) const {
-    std::vector<bf16> y(layers[0].n);
-    LinearArguments a{};
+  template <class Real>
+  std::vector<Real> multiply(int64_t expert, const Real* x) const {
+    std::vector<Real> y(layers[0].n);
+    LinearOf<Real> a{};
     a.x = x;
     a.x_stride = a.k = layers[0].k;
     a.m = 1;
@@ -292,6 +293,7 @@ struct Stack {
 };
 
 // Experts of a layer against the products of one token and one expert after the other.
+template <class Real>
 int check_experts(Isa isa, ValueType type, std::mt19937& random) {
   constexpr int64_t kExperts = 3, kChoices = 2, kHidden = 136, kInner = 72;
   const Stack gate_up(isa, 2 * kInner, kHidden, type, kExperts, random);
@@ -299,29 +301,29 @@ int check_experts(Isa isa, ValueType type, std::mt19937& random) {
   int calls = 0;
   for (const int64_t tokens : {1, 3, 50}) {
     std::normal_distribution<float> normal(0.0f, 0.1f);
-    std::vector<bf16> x(tokens * kHidden), y(tokens * kHidden);
+    std::vector<Real> x(tokens * kHidden), y(tokens * kHidden);
     std::vector<int32_t> ids;
     std::vector<float> weights;
-    for (bf16& entry : x) set(entry, normal(random));
+    for (Real& entry : x) set(entry, normal(random));
     for (int64_t i = 0; i < tokens * kChoices; ++i) {
       ids.push_back(static_cast<int32_t>(random() % (kExperts + 1)) - 1);
       weights.push_back(0.25f + static_cast<float>(random() % 3));
     }
     const Routing routing = route(ids.data(), weights.data(), tokens, kChoices, kExperts);
-    multiply_experts<bf16>({x.data(), kHidden, tokens, gate_up.linear(), down.linear(), y.data()},
+    multiply_experts<Real>({x.data(), kHidden, tokens, gate_up.linear(), down.linear(), y.data()},
                            routing);
     double difference = 0, magnitude = 1e-6;
     for (int64_t token = 0; token < tokens; ++token) {
       std::vector<double> sums(kHidden);
       for (int64_t choice = token * kChoices; choice < (token + 1) * kChoices; ++choice) {
         if (ids[choice] < 0) continue;
-        const std::vector<bf16> both = gate_up.multiply(ids[choice], &x[token * kHidden]);
-        std::vector<bf16> gated(kInner);
+        const std::vector<Real> both = gate_up.multiply(ids[choice], &x[token * kHidden]);
+        std::vector<Real> gated(kInner);
         for (int64_t i = 0; i < kInner; ++i) {
           const float gate = widened(both[i]), up = widened(both[kInner + i]);
-          gated[i] = rounded(gate / (1 + std::exp(-gate)) * up);
+          set(gated[i], gate / (1 + std::exp(-gate)) * up);
         }
-        const std::vector<bf16> found = down.multiply(ids[choice], gated.data());
+        const std::vector<Real> found = down.multiply(ids[choice], gated.data());
         for (int64_t i = 0; i < kHidden; ++i) sums[i] += weights[choice] * widened(found[i]);
       }
       for (int64_t i = 0; i < kHidden; ++i) {
@@ -348,7 +350,8 @@ int sweep(Isa isa, bool short_blob, unsigned seed) {
     }
   }
   for (const ValueType type : {ValueType::kBfloat16, ValueType::kInt8}) {
-    if (has_kernel(isa, type)) calls += check_experts(isa, type, random);
+    if (!has_kernel(isa, type)) continue;
+    calls += check_experts<bf16>(isa, type, random) + check_experts<fp16>(isa, type, random);
   }
   return calls;
 }
