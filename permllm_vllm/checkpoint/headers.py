@@ -20,9 +20,10 @@ from permllm_vllm.checkpoint.schema import (
     tensor_dtype,
     tensor_shape,
 )
-from permllm_vllm.checkpoint.stacks import Stack, places_in_stacks
+from permllm_vllm.checkpoint.stacks import Stack, holds_experts, places_in_stacks
 
 WRITE_AGAIN = "write the checkpoint again with `permllm-offline prune`"
+_ALIKE = f"{WRITE_AGAIN}, with all experts of the layer treated alike"
 _FLOATING = ("bfloat16", "float16", "float32")
 _LISTED_IN: dict[str, Literal["runtime_permuted", "folded"]] = {
     INPUT_PERMUTATION: "runtime_permuted",
@@ -79,7 +80,8 @@ def checkpoint_problems(
     if not modules:
         rule = f"a checkpoint of this format has at least one sparse layer (`*.{WEIGHT_PACKED}`)"
         problems.append(Problem("the checkpoint", "no sparse layer", rule, WRITE_AGAIN))
-    return problems + _incomplete_stacks(headers, modules, quantization)
+    problems += _incomplete_stacks(headers, modules, quantization)
+    return [*problems, *_unlike_experts(modules, quantization)]
 
 
 def layer_problems(
@@ -167,25 +169,59 @@ def _incomplete_stacks(
     """Find linears that are sparse in some decoder layers, or experts, and dense in others.
 
     Such a linear must be ignored there: whoever loads the model builds a sparse layer everywhere
-    else and would wait for tensors that never come.
+    else and would wait for tensors that never come. The experts of a layer may be multiplied as
+    one, so that none of their linears is dense where one is sparse, ignored or not.
     """
     stacks: dict[str, Stack] = {}
+    wanted = {(place.stack, place.inside) for name in modules for place in places_in_stacks(name)}
+    experts = {stack for stack, _ in wanted if holds_experts(stack)}
     for name, header in headers.items():
         for place in places_in_stacks(name):
             stacks.setdefault(place.stack, Stack()).add(place, len(header.shape))
-    wanted = {(place.stack, place.inside) for name in modules for place in places_in_stacks(name)}
+        module, _, kind = name.rpartition(".")
+        if kind == "weight" and len(header.shape) > 1:
+            places = places_in_stacks(module)
+            wanted |= {(place.stack, place.inside) for place in places if place.stack in experts}
     sparse = set(modules)
     problems: dict[str, Problem] = {}
-    for prefix, inside in sorted(wanted):
+    for prefix, inside in sorted(wanted, key=lambda one: (one[0] not in experts, one)):
         stack = stacks[prefix]
         for number in natural_order(stack.numbers):
-            module = ".".join(part for part in (prefix, number, inside) if part)
-            if module in sparse or module in problems or quantization.is_ignored(module):
+            module = _join(prefix, number, inside)
+            if module in sparse or module in problems:
+                continue
+            if prefix not in experts and quantization.is_ignored(module):
                 continue
             if stack.is_of_another_kind(number, inside):
                 continue
             value = "a dense weight" if f"{module}.weight" in headers else "nothing"
             rule = f"{prefix}.*.{inside} is sparse in others, so it is sparse or ignored here"
             remedy = f"{WRITE_AGAIN}, or list the module in `ignore` if it is meant to be dense"
+            if prefix in experts:
+                rule = f"{prefix}.* are sparse in every linear, or ignored in every one"
+                remedy = _ALIKE
             problems[module] = Problem(f"{module}.{WEIGHT_PACKED}", value, rule, remedy)
     return list(problems.values())
+
+
+def _unlike_experts(
+    modules: Collection[str], quantization: QuantizationConfig
+) -> Iterator[Problem]:
+    """Find linears that are permuted in some experts of a layer and in others not."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for module in modules:
+        for place in places_in_stacks(module):
+            if holds_experts(place.stack):
+                alike.setdefault((place.stack, place.inside), []).append(module)
+    for kind, key in _LISTED_IN.items():
+        listed = set(getattr(quantization, key))
+        for (stack, inside), experts in alike.items():
+            others = [module for module in experts if module not in listed]
+            if 0 < len(others) < len(experts):
+                value = f"{len(experts) - len(others)} of {len(experts)} experts in {key}"
+                rule = f"{key} lists {stack}.*.{inside} of all experts, or of none"
+                yield Problem(f"{others[0]}.{kind}", value, rule, _ALIKE)
+
+
+def _join(*parts: str) -> str:
+    return ".".join(part for part in parts if part)

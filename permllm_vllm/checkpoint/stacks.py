@@ -48,12 +48,13 @@ class Stack:
         """Whether a module lacks one that others have, and has matrices that these lack there.
 
         A layer without `self_attn` is of another kind where it has a `linear_attn`, one whose `mlp`
-        has no `experts` where that has a `gate_proj`.
+        has no `experts` where that has a `gate_proj`. Of a module without any matrix, whatever it
+        has counts.
         """
+        held = self._matrices.get(number, self._inside[number])
         for path, child in _steps(wanted):
             if child not in self._inside[number].get(path, ()):
-                matrices = self._matrices.get(number, {}).get(path, set())
-                return not matrices <= self._held_beside(path, child)
+                return not held.get(path, set()) <= self._held_beside(path, child)
         return False
 
     def _held_beside(self, path: str, child: str) -> set[str]:
@@ -63,6 +64,11 @@ class Stack:
             having = (inside.get(path, set()) for inside in self._inside.values())
             self._beside[key] = set().union(*(held for held in having if child in held))
         return self._beside[key]
+
+
+def holds_experts(stack: str) -> bool:
+    """Whether a stack is of the experts of a layer, by its name: "model.layers.3.mlp.experts"."""
+    return stack.rpartition(".")[2] == "experts"
 
 
 def _steps(name: str) -> Iterator[tuple[str, str]]:

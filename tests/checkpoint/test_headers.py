@@ -139,6 +139,9 @@ def test_layers_of_hybrid_models_are_of_several_kinds(tiny_model: Any) -> None:
     assert problem.startswith("model.layers.1.self_attn.o_proj.weight_packed: found nothing")
 
 
+SHARED = "input_layernorm"
+
+
 MIXED = QuantizationConfig(
     pattern="2:4", block_size=64, value_dtype="bfloat16", ignore=["re:.*\\.mlp\\.gate"]
 )
@@ -162,7 +165,7 @@ def mixture() -> dict[str, TensorHeader]:
 EXPERT = ("gate_proj", "down_proj")
 
 
-def mixture_problems(*lost: str, dense: bool = False) -> list[str]:
+def mixture_problems(*lost: str, dense: bool = False, **settings: Any) -> list[str]:
     """What is wrong where some modules have no tensors, or dense weights."""
     headers = mixture()
     for module in lost:
@@ -170,7 +173,16 @@ def mixture_problems(*lost: str, dense: bool = False) -> list[str]:
             del headers[f"{module}.{kind}"]
         if dense:
             headers[f"{module}.weight"] = TensorHeader((64, 64), "bfloat16")
-    return [str(problem) for problem in checkpoint_problems(headers, MIXED)]
+    for key, kind in (("runtime_permuted", "input"), ("folded", "folded")):
+        for module in settings.get(key, []):
+            headers[f"{module}.{kind}_permutation"] = TensorHeader((64,), "uint8")
+    quantization = QuantizationConfig(**(MIXED.to_dict() | settings))
+    return [str(problem) for problem in checkpoint_problems(headers, quantization)]
+
+
+def experts_of(layer: int, *names: str) -> list[str]:
+    prefix = f"model.layers.{layer}.mlp.experts"
+    return [f"{prefix}.{expert}.{name}" for expert in range(3) for name in names]
 
 
 def test_layers_with_experts_and_layers_without_are_of_two_kinds() -> None:
@@ -182,13 +194,72 @@ def test_every_expert_is_sparse_or_ignored(dense: bool) -> None:
     found = "a dense weight" if dense else "nothing"
     up = "model.layers.2.mlp.experts.1.gate_proj"
     (problem,) = mixture_problems(up, dense=dense)
-    assert problem.startswith(f"{up}.weight_packed: found {found}; rule: model.layers.")
+    assert problem.startswith(f"{up}.weight_packed: found {found}; rule: model.layers.2.mlp.exp")
     everywhere = [f"model.layers.{layer}.mlp.experts.1.gate_proj" for layer in (0, 2)]
     problems = mixture_problems(*everywhere, dense=dense)
     assert len(problems) == 2
-    assert all("experts.*.gate_proj is sparse in others" in problem for problem in problems)
+    assert all(
+        "experts.* are sparse in every linear, or ignored" in problem for problem in problems
+    )
     whole = [f"model.layers.2.mlp.experts.1.{name}" for name in EXPERT]
     assert len(mixture_problems(*whole, dense=dense)) == 2
+
+
+def test_some_experts_of_a_layer_cannot_be_ignored() -> None:
+    lost = [f"model.layers.2.mlp.experts.1.{name}" for name in EXPERT]
+    problems = mixture_problems(*lost, dense=True, ignore=[*MIXED.ignore, *lost])
+    assert [problem.partition(":")[0] for problem in problems] == [
+        f"{name}.weight_packed" for name in sorted(lost)
+    ]
+    assert all("ignored in every one" in problem for problem in problems)
+
+
+def test_one_linear_of_all_experts_cannot_be_ignored() -> None:
+    for ignored in (experts_of(2, "down_proj"), experts_of(0, "down_proj")):
+        problems = mixture_problems(*ignored, dense=True, ignore=[*MIXED.ignore, *ignored])
+        assert len(problems) == len(ignored)
+    everywhere = experts_of(0, "down_proj") + experts_of(2, "down_proj")
+    problems = mixture_problems(*everywhere, dense=True, ignore=["re:.*down_proj", *MIXED.ignore])
+    assert sum("ignored in every one" in problem for problem in problems) == len(everywhere)
+
+
+@pytest.mark.parametrize("entries", [experts_of(2, *EXPERT), [r"re:model\.layers\.2\..*experts.*"]])
+def test_all_experts_of_a_layer_can_be_ignored(entries: list[str]) -> None:
+    lost = experts_of(2, *EXPERT)
+    assert mixture_problems(*lost, dense=True, ignore=[*MIXED.ignore, *entries]) == []
+    assert len(mixture_problems(*lost, dense=True)) == len(lost)
+
+
+@pytest.mark.parametrize("key", ["runtime_permuted", "folded"])
+def test_experts_are_permuted_alike(key: str) -> None:
+    alike = experts_of(0, "gate_proj") + experts_of(2, "down_proj")
+    assert mixture_problems(**{key: alike}) == []
+    kind = {"runtime_permuted": "input_permutation", "folded": "folded_permutation"}[key]
+    (problem,) = mixture_problems(**{key: alike[1:]})
+    assert problem.startswith(f"{alike[0]}.{kind}: found 2 of 3 experts in {key}; rule: {key} list")
+    assert len(mixture_problems(**{key: alike[1:-1]})) == 2
+
+
+def test_some_folded_and_some_at_run_time_are_not_alike() -> None:
+    down = experts_of(0, "down_proj")
+    assert len(mixture_problems(folded=down[:1], runtime_permuted=down[1:])) == 2
+
+
+def test_a_layer_without_any_matrix_is_of_another_kind_by_what_else_it_has(
+    tiny_model: Any,
+) -> None:
+    def only(child: str) -> Callable[[dict[str, TensorHeader]], None]:
+        def change(headers: dict[str, TensorHeader]) -> None:
+            for name in [name for name in headers if name.startswith("model.layers.1.")]:
+                del headers[name]
+            having(f"model.layers.0.{SHARED}.weight", (64,), "bfloat16")(headers)
+            having(f"model.layers.1.{child}.weight", (64,), "bfloat16")(headers)
+
+        return change
+
+    settings = {"runtime_permuted": [UP], "folded": [DOWN]}
+    assert problems_of(tiny_model, only("norm"), **settings) == []
+    assert len(problems_of(tiny_model, only(SHARED), **settings)) == 3
 
 
 def test_a_dense_mlp_that_lacks_a_linear_is_reported() -> None:

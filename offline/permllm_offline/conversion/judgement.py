@@ -8,9 +8,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from permllm_offline.conversion.group_verdict import GroupVerdict
 from permllm_offline.conversion.reach import Reach
 from permllm_offline.conversion.sources import WeightSource
-from permllm_offline.conversion.verdicts import GroupVerdict, Judge
+from permllm_offline.conversion.verdicts import Judge
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.families import Family, Heads
 from permllm_offline.model.loading import DTYPES

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from permllm_offline.bake import bake_layer
 from permllm_offline.conversion.formats import open_weights
+from permllm_offline.conversion.ignored import ignored
 from permllm_offline.conversion.judgement import Judged, judge
 from permllm_offline.conversion.report import (
     DENSE,
@@ -48,8 +49,8 @@ def convert_to_sparse(
     """Convert a checkpoint that holds N:M zeros; the output folder is complete or absent.
 
     Every weight keeps its value bit for bit (a pruned negative zero becomes a zero). Linears that
-    do not obey the pattern are left dense and listed in ``ignore``. Two passes over the source,
-    one decoder layer in memory at a time.
+    do not obey the pattern are left dense and listed in ``ignore``, all experts of a layer where
+    one does not. Two passes over the source, one decoder layer in memory at a time.
 
     Args:
         model: folder or hub name.
@@ -75,7 +76,7 @@ def convert_to_sparse(
         pattern=str(judged.pattern),
         block_size=judged.block_size,
         value_dtype=judged.value_dtype(),
-        ignore=[*family.ignore, *(linear.name for linear in report.left_dense)],
+        ignore=ignored(judged),
         runtime_permuted=[one.name for one in report.linears if one.permutation == RUN_TIME],
         folded=[one.name for one in report.linears if one.permutation == FOLDED],
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from permllm_offline.conversion.expert_verdicts import join_experts
 from permllm_offline.conversion.folds import agrees
+from permllm_offline.conversion.group_verdict import GroupVerdict
 from permllm_offline.conversion.reach import Reach
 from permllm_offline.conversion.recovery import obeys, recover_permutation
 from permllm_offline.conversion.sources import WeightSource
@@ -16,26 +18,6 @@ from permllm_offline.errors import OfflineError
 from permllm_offline.model.families import Family, Fold, Heads
 from permllm_offline.model.layout import GroupLayout
 from permllm_vllm.checkpoint.pattern import Pattern
-
-
-@dataclass(frozen=True)
-class GroupVerdict:
-    """What was found out about the linears of one shared-input group of one decoder layer.
-
-    ``permutation`` is block-local uint8 [in] in canonical form, None for the original order.
-    ``reason`` says why the group does not obey the pattern; empty if it does. ``density`` is the
-    share of weights that were kept, by linear.
-    """
-
-    layout: GroupLayout
-    permutation: Tensor | None
-    reason: str
-    density: Mapping[str, float]
-
-    @property
-    def holds(self) -> bool:
-        """Whether the group can be stored."""
-        return not self.reason
 
 
 class Judge:
@@ -56,7 +38,7 @@ class Judge:
         self._stored = frozenset(source.names())
 
     def layer(self, index: int) -> list[GroupVerdict]:
-        """Judge the groups of one decoder layer, and settle which permutations fold.
+        """Judge the groups of one decoder layer, settle which permutations fold, join experts.
 
         Raises:
             OfflineError: a linear of the family is not in the checkpoint, or not by itself.
@@ -80,11 +62,13 @@ class Judge:
                 for linear, name in zip(group.linears, names, strict=True)
             }
             verdicts.append(self._group(names[0], layout, kept))
-        return settle_folds(verdicts)
+        return join_experts(settle_folds(verdicts))
 
     def _check_experts(self, prefix: str) -> None:
-        """Raise OfflineError where experts are stored together, as Transformers holds them."""
-        for kind in ("gate_up_proj", "down_proj"):
+        """Raise OfflineError where experts are stored together, or a layer has only some."""
+        from permllm_vllm.hf.experts import FUSED
+
+        for kind in sorted(FUSED):
             name = f"{prefix}.{self.family.experts}.{kind}"
             if self.family.experts and name in self._stored:
                 raise OfflineError(
@@ -92,6 +76,14 @@ class Judge:
                     "each linear of each: load the model with transformers, `save_pretrained` it, "
                     "and convert that."
                 )
+        linears = [one for group in self.family.groups if group.experts for one in group.linears]
+        missing = [one for one in linears if f"{prefix}.{one}.weight" not in self._stored]
+        if 0 < len(missing) < len(linears):
+            raise OfflineError(
+                f"{prefix} stores {len(linears) - len(missing)} of the {len(linears)} linears of "
+                f"its experts, and not {missing[0]}: a decoder layer has all experts that its "
+                "config.json counts, or none. Fetch the checkpoint again."
+            )
 
     def _group(self, name: str, layout: GroupLayout, kept: Mapping[str, Tensor]) -> GroupVerdict:
         density = {linear: float(one.float().mean()) for linear, one in kept.items()}
