@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .engines.engine import RESERVED_CORES, Engine
-from .engines.step_parts import watch, watched
+from .engines.step_parts import AROUND_EXPERTS, EXPERTS, watch, watched
 from .models import SHAPES, random_model
 from .pruning.commands import magnitude_pruned
 from .records.machine import write_json
@@ -29,7 +29,8 @@ PROMPT_TOKENS, OUTPUT_TOKENS = 32, 65
 def profile(engine: Engine) -> dict[str, Any]:
     """Milliseconds of one decoded token by part under `rows`: means, whose sum is the whole step.
 
-    `unwatched_ms` is what a token took before the stopwatch was there.
+    Of a model without experts, their parts are left out. `unwatched_ms` is what a token took before
+    the stopwatch was there.
     """
     size = 1, PROMPT_TOKENS, OUTPUT_TOKENS
     engine.answers(*size)
@@ -41,6 +42,7 @@ def profile(engine: Engine) -> dict[str, Any]:
     rows = [
         {"part": part, "milliseconds": 1e3 * mean(step[part] for step in steps)}
         for part in steps[0]
+        if part not in (EXPERTS, AROUND_EXPERTS) or any(step[part] for step in steps)
     ]
     unwatched = 1e3 / before.decode_tokens_per_second
     return {"unwatched_ms": round(unwatched, 1), "rows": rows}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 SPARSE, PLUGIN, DENSE = "sparse linear", "the plugin around its operator", "other dense linear"
-EXPERTS = "sparse experts"
+EXPERTS, AROUND_EXPERTS = "sparse experts", "around the experts, and dense ones"
 LAYERS = "vllm.model_executor.layers"
 MODULES = {
     f"{LAYERS}.logits_processor": "output head",
@@ -21,7 +21,7 @@ MODULES = {
     f"{LAYERS}.layernorm": "norms",
     f"{LAYERS}.rotary_embedding": "rotary embedding",
     f"{LAYERS}.activation": "activations",
-    f"{LAYERS}.fused_moe.runner": "around the experts, and dense ones",
+    f"{LAYERS}.fused_moe.runner": AROUND_EXPERTS,
 }
 """Part of a module whose class, or one that this derives from, is defined there or below."""
 SAMPLING = "sampling"

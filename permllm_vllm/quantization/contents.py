@@ -6,18 +6,12 @@ import torch
 from torch import Tensor
 
 from permllm_vllm.checkpoint import schema
-from permllm_vllm.checkpoint.errors import CheckpointError, raise_if_any
+from permllm_vllm.checkpoint.errors import CheckpointError, Problem, raise_if_any
 from permllm_vllm.checkpoint.numbers import number_problems, scale_problems
 from permllm_vllm.checkpoint.packing import first_violation
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import is_bijective
 from permllm_vllm.quantization.sources import ShardId, TensorSource
-
-_NUMBER_RULES = {
-    schema.WEIGHT_PACKED: number_problems,
-    schema.WEIGHT_SCALE: scale_problems,
-    schema.BIAS: number_problems,
-}
 
 
 def check_mask(
@@ -45,13 +39,13 @@ def check_numbers(
 
     Tensors of other kinds pass. `output_sizes` are the rows of the parts on this rank.
     """
-    problems = [
-        problem
-        for source, tensor in tensors
-        if source.kind in _NUMBER_RULES
-        for part, rows in enumerate(tensor.split(list(output_sizes)))
-        for problem in _NUMBER_RULES[source.kind](source.name((part,)), rows)
-    ]
+    problems: list[Problem] = []
+    for source, tensor in tensors:
+        if source.kind not in (schema.WEIGHT_PACKED, schema.WEIGHT_SCALE, schema.BIAS):
+            continue
+        rule = scale_problems if source.kind == schema.WEIGHT_SCALE else number_problems
+        for part, rows in enumerate(tensor.split(list(output_sizes))):
+            problems += rule(source.name((part,)), rows)
     raise_if_any(list(dict.fromkeys(problems)))  # parts may be one tensor of the checkpoint
 
 

@@ -134,7 +134,7 @@ BUGS = {
     ),
     "bias dropped": Bug("linear", ("permllm_vllm.ops.sparse_linear",), without_bias),
     "infinite value served": Bug(
-        "vllm", ("permllm_vllm.quantization.linear.number_problems",), nothing_wrong
+        "vllm", ("permllm_vllm.quantization.contents.number_problems",), nothing_wrong
     ),
     "doubled tensor served": Bug(
         "vllm", ("permllm_vllm.quantization.sources.TensorSource.count",), counted_again

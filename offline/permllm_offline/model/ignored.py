@@ -17,16 +17,16 @@ MOST_SHOWN = 3
 def ignored_linears(
     entries: Sequence[str],
     groups: Sequence[Sequence[str]],
-    mixtures: Sequence[Sequence[str]],
     dense: Sequence[str],
+    mixtures: Sequence[Sequence[str]] = (),
 ) -> frozenset[str]:
     """Full names of the linears that entries leave dense, as whoever loads the checkpoint matches.
 
     Args:
         entries: full module names, or ``re:`` and a regular expression that matches whole ones.
         groups: full names of the linears of each shared-input group of the model.
-        mixtures: the same of all experts of each layer that has any.
         dense: names that ``ignore`` has in every checkpoint of the family.
+        mixtures: full names of the linears of all experts of each layer that has any.
 
     Raises:
         OfflineError: an entry that cannot be used or matches no linear, a group or the experts of a

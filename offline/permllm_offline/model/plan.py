@@ -128,11 +128,11 @@ def make_plan(
     ignored = ignored_linears(
         ignore,
         [names for layer in names_by_layer for _, names in layer],
+        family.ignore,
         [
             [name for experts, names in layer if experts for name in names]
             for layer in names_by_layer
         ],
-        family.ignore,
     )
     layers: list[list[GroupLayout]] = []
     by_layer: list[list[PlannedLinear]] = []
