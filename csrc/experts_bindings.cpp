@@ -99,8 +99,8 @@ Tensor sparse_experts(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor gat
   STD_TORCH_CHECK(one.n == 2 * two.k && one.k == two.n, "gate_up of ", one.n, " x ", one.k,
                   " does not fit down of ", two.n, " x ", two.k,
                   ": it has the outputs of gate and up, and down gives what gate_up takes.");
-  STD_TORCH_CHECK(one.isa == two.isa, "gate_up was packed for instruction set ",
-                  cpu::name(one.isa), ", down for ", cpu::name(two.isa), ": pack both for one.");
+  STD_TORCH_CHECK(one.isa == two.isa, "gate_up was packed for instruction set ", cpu::name(one.isa),
+                  ", down for ", cpu::name(two.isa), ": pack both for one.");
   check_activations(x, one);
   STD_TORCH_CHECK(x.dim() == 2, "x of shape ", shape(x), " must be [tokens, in].");
   check_dtype(topk_ids, ScalarType::Int, "topk_ids", "int32 [tokens, choices]");
@@ -124,9 +124,8 @@ Tensor sparse_experts(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor gat
                                                            : multiply<float>;
   for (int64_t first = 0; first < x.size(0); first += kTokensAtOnce) {
     const int64_t tokens = std::min(kTokensAtOnce, x.size(0) - first);
-    const cpu::Routing routing =
-        cpu::route(id + first * choices, data<float>(weights) + first * choices, tokens, choices,
-                   experts);
+    const cpu::Routing routing = cpu::route(
+        id + first * choices, data<float>(weights) + first * choices, tokens, choices, experts);
     run(rows,
         check_stack(gate_up, gate_up_metadata, gate_up_permutation, gate_up_scale, routing,
                     "gate_up"),
