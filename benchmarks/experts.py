@@ -91,16 +91,13 @@ def measure(model: str, tokens: Sequence[int], threads: int, quick: bool) -> Ite
                 threads=threads,
                 peer=peer,
                 peer_us=round(times[peer], 1),
-                ours_us=round(times[f"{OURS} {values}"], 1),
-                ratio=round(times[peer] / times[f"{OURS} {values}"], 3),
-                gigabytes_per_second=round(
-                    hit * found[f"{OURS} {values}"].weight_bytes / times[f"{OURS} {values}"] / 1e3,
-                    1,
-                ),
-                relative_error=float(f"{found[f'{OURS} {values}'].checked(x):.2e}"),
+                ours_us=round(times[ours], 1),
+                ratio=round(times[peer] / times[ours], 3),
+                gigabytes_per_second=round(hit * found[ours].weight_bytes / times[ours] / 1e3, 1),
+                relative_error=float(f"{found[ours].checked(x):.2e}"),
                 load_average=round(os.getloadavg()[1], 1),
             )
-            for values in VALUES
+            for values, ours in ((values, f"{OURS} {values}") for values in VALUES)
             for peer in found
             if not peer.startswith(OURS)
         ]

@@ -1,15 +1,11 @@
 // The operator of mixture-of-experts layers.
 #include <torch/csrc/stable/library.h>
 
-#include <array>
-
 #include "cpu/experts.h"
 #include "cpu_tensors.h"
 
 namespace permllm {
 namespace {
-
-constexpr int64_t kTokensAtOnce = 2048;  // in one region: their sums are in memory
 
 int64_t check_headers(const Tensor& metadata, const char* what) {
   check_dtype(metadata, ScalarType::Long, what, "int64 [experts, fields], as stacking returned it");
@@ -122,6 +118,7 @@ Tensor sparse_experts(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor gat
   const auto run = x.scalar_type() == ScalarType::BFloat16 ? multiply<cpu::bf16>
                    : x.scalar_type() == ScalarType::Half   ? multiply<cpu::fp16>
                                                            : multiply<float>;
+  constexpr int64_t kTokensAtOnce = cpu::CommonTuning::kExpertTokens;
   for (int64_t first = 0; first < x.size(0); first += kTokensAtOnce) {
     const int64_t tokens = std::min(kTokensAtOnce, x.size(0) - first);
     const cpu::Routing routing = cpu::route(

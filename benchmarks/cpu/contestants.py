@@ -148,7 +148,7 @@ def rounds_of(m: int, quick: bool) -> int:
 def peer_makers(*, int8: bool) -> dict[str, Make]:
     """Dense peers by name, in bfloat16 and, if asked for, vLLM's W8A8; vLLM's where it is there."""
     found: dict[str, Make] = {"torch": _torch_linear}
-    if _has_vllm():
+    if has_vllm():
         found["vllm"] = _vllm_linear
         if int8:
             found[VLLM_INT8] = _vllm_int8_linear
@@ -168,7 +168,8 @@ def sparse_linear(layer: Layer, backend: CpuBackend) -> Call:
     return call
 
 
-def _has_vllm() -> bool:
+def has_vllm() -> bool:
+    """Whether vLLM's operators are there to compare with."""
     try:
         import vllm._custom_ops  # noqa: F401
     except ImportError:
@@ -183,7 +184,7 @@ def _torch_linear(dense: Tensor) -> Call:
 
 def vllm_primitive(dense: Tensor) -> Make | None:
     """Makes vLLM's dense contestant; None where vLLM is not there or has nothing but PyTorch's."""
-    return _vllm_linear if _has_vllm() and _vllm_layer(dense).weight.numel() == 0 else None
+    return _vllm_linear if has_vllm() and _vllm_layer(dense).weight.numel() == 0 else None
 
 
 def _vllm_layer(dense: Tensor) -> Any:

@@ -18,7 +18,9 @@ struct CommonTuning {
   static constexpr int kSpins = 1000;  // of a waiting thread, before it offers its CPU to another
   static constexpr int64_t kMostRanges = 256;  // of a phase; more threads than that share them
 
-  // Of experts: rows in memory at a time, and columns of their outputs that one thread adds up.
+  // Of experts: tokens of a region, whose sums are in memory, rows in memory at a time, and columns
+  // of their outputs that one thread adds up.
+  static constexpr int64_t kExpertTokens = 2048;
   static constexpr int64_t kExpertPairs = 2048;
   static constexpr int64_t kExpertColumns = 256;
 };

@@ -16,6 +16,8 @@ from permllm_vllm.quantization.sources import CheckpointLayer, TensorSource
 
 PARTS = {"w1": 0, "w3": 1, "w2": 0}
 """Of vLLM's shards: gate and up are the parts of one layer, down is another."""
+REGISTERED = (*schema.SPARSE_KINDS, "weight", schema.BIAS)
+"""Kinds of parameters while experts are loaded: the format's, and what dense ones have."""
 PERMUTATIONS = (schema.INPUT_PERMUTATION, schema.FOLDED_PERMUTATION)
 
 
@@ -60,7 +62,7 @@ class ExpertStack:
         """Create the parameters of a layer, and those that refuse what must not be there."""
         value_dtype = self.layers[0].checkpoint.value_dtype
         loader: Callable[..., bool | None]
-        for kind in (*schema.SPARSE_KINDS, "weight", schema.BIAS):
+        for kind in REGISTERED:
             if kind in self.kinds:
                 dtype = schema.tensor_dtype(kind, value_dtype)
                 assert dtype is not None  # only biases may have any
@@ -91,7 +93,7 @@ class ExpertStack:
 
     def drop(self, layer: Module) -> None:
         """Delete the parameters."""
-        for kind in (*schema.SPARSE_KINDS, "weight", schema.BIAS):
+        for kind in REGISTERED:
             delattr(layer, f"{self.name}_{kind}")
 
     def place(self, kind: str, data: Tensor, tensor: Tensor, part: int) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import experts
 from benchmarks.cpu import expert_contestants
-from benchmarks.cpu.contestants import _has_vllm
+from benchmarks.cpu.contestants import has_vllm
 from benchmarks.cpu.expert_contestants import OURS, VLLM, Contestant, contestants, random_experts
 from benchmarks.cpu.expert_tables import experts as table
 from benchmarks.cpu.products import WrongProduct, activations
@@ -20,7 +20,7 @@ from permllm_vllm import ops
 SHAPE = ExpertShape(experts=4, choices=2, hidden=64, inner=64)
 pytestmark = [
     pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built"),
-    pytest.mark.skipif(not _has_vllm(), reason="vLLM is not installed"),
+    pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed"),
 ]
 
 

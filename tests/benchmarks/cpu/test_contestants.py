@@ -107,6 +107,6 @@ def test_vllm_is_a_peer_of_an_instruction_set_where_it_packs_the_weight(monkeypa
     for there, size, expected in ((True, 0, True), (True, 1, False), (False, 0, False)):
         layer = torch.nn.Module()
         layer.weight = torch.empty(size)
-        monkeypatch.setattr(contestants, "_has_vllm", lambda there=there: there)
+        monkeypatch.setattr(contestants, "has_vllm", lambda there=there: there)
         monkeypatch.setattr(contestants, "_vllm_layer", lambda dense, layer=layer: layer)
         assert (vllm_primitive(dense) is not None) is expected
