@@ -67,6 +67,8 @@ class Outline:
     """Bytes of each tensor that is left as it is."""
     left_dense: Sequence[str] = ()
     """Names of the linears that are left as they are by choice."""
+    beside: Sequence[str] = ()
+    """Modules that are no part of the language model, such as a tower for images."""
 
     @property
     def bytes_before(self) -> int:
@@ -138,7 +140,15 @@ def outline(
         )
     shapes = _served(plan)
     return Outline(
-        name, str(pattern), block_size, value_dtype, linears, shapes, dense, plan.left_dense
+        name,
+        str(pattern),
+        block_size,
+        value_dtype,
+        linears,
+        shapes,
+        dense,
+        plan.left_dense,
+        stored.source.language.beside,
     )
 
 

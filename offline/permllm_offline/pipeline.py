@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -150,7 +151,7 @@ def disk_bytes(recipe: Recipe, prepared: Prepared) -> int:
     """Bytes of the output, and of the finished steps and scratch files beside it."""
     plan = prepared.plan
     reconstruction = parts_of(recipe).reconstruction
-    needed = plan.total_bytes + local_count() * scratch_bytes(recipe, prepared)
+    needed = prepared.output_bytes + local_count() * scratch_bytes(recipe, prepared)
     if can_stream(recipe) or reconstruction.layer is not None:
         # Finished layers, a byte for each element of their masks.
         needed += sum(linear.dense_bytes for linear in plan.every_linear)
@@ -290,8 +291,8 @@ def _write(
         prepared.source.directory,
         force=force,
         max_shard_bytes=shard_bytes(prepared.plan),
-        total_bytes=prepared.plan.total_bytes,
-        config_updates={"dtype": dtype_name(prepared.dtype)},
+        total_bytes=prepared.output_bytes,
+        config_updates=_config_updates(prepared),
         extra_files={
             papers.CARD: model_card(report, prepared.source, name),
             papers.RECIPE: recipe.to_yaml(),
@@ -301,6 +302,13 @@ def _write(
         },
     )
     return report
+
+
+def _config_updates(prepared: Prepared) -> Mapping[str, Any]:
+    """What ``config.json`` says of dtypes, of the language model inside another one too."""
+    dtype = {"dtype": dtype_name(prepared.dtype)}
+    inner = CheckpointReader(prepared.source.directory).config.get("text_config")
+    return dtype if inner is None else {**dtype, "text_config": {**inner, **dtype}}
 
 
 def _tensors(

@@ -20,6 +20,7 @@ from permllm_offline.model.loading import (
     written_dtype,
 )
 from permllm_offline.model.plan import Plan, make_plan
+from permllm_offline.model.stored import bytes_beside
 from permllm_offline.permutation.learned_layers import parse_layers
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.processes import from_first
@@ -38,6 +39,11 @@ class Prepared:
     windows: CalibrationWindows | None
     tokenizer: Any = None
     """Of the model, where the recipe names calibration text."""
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the checkpoint's tensors, what is beside the language model included."""
+        return self.plan.total_bytes + bytes_beside(self.source, self.dtype)
 
 
 def prepare(recipe: Recipe) -> Prepared:

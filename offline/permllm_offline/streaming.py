@@ -133,12 +133,15 @@ def _without_weights(
     config.num_hidden_layers = 0
     placeholders: dict[str, Tensor] = {}
     for name in reader.names():
-        if not name.startswith(f"{family.layers}."):
+        own = source.language.names.own(name)
+        if own is not None and not own.startswith(f"{family.layers}."):
             shape = torch.Size(reader.header(name).shape)
-            placeholders[name] = _placeholder(shape, dtype, torch.device("cpu"))
+            placeholders[own] = _placeholder(shape, dtype, torch.device("cpu"))
     model, _ = model_from(source, config, placeholders.items(), dtype)
     # Transformers may call a parameter otherwise than its tensor: they are told by their memory.
-    names = {tensor.data_ptr(): name for name, tensor in placeholders.items()}
+    names = {
+        tensor.data_ptr(): source.language.names.stored(own) for own, tensor in placeholders.items()
+    }
     stored = {}
     for name, parameter in model.named_parameters():
         if parameter.data_ptr() not in names:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 from transformers.quantizers import HfQuantizer, register_quantizer
 
@@ -59,9 +60,11 @@ class PermLLMQuantizer(HfQuantizer):
         sparse, backends = set(sparse_modules(headers)), Backends()
         self._separate = _separate_sparse_experts(model, sparse)
         problems: list[Problem] = []
+        stored, prefix = _stored_names(model, sparse), getattr(model, "base_model_prefix", "")
         for path, linear in list(_linears(model)):
-            name = _stored_name(path, model, headers)
-            if name not in sparse:
+            # A bare `AutoModel` lacks the prefix that its modules have in a checkpoint.
+            name = stored.get(f"{prefix}.{path}") or stored.get(path)
+            if name is None:
                 continue
             sparse.remove(name)
             problems += _size_problems(name, linear, headers)
@@ -160,11 +163,20 @@ def _stored_headers(checkpoint_files: Sequence[str] | None) -> dict[str, TensorH
     return headers
 
 
-def _stored_name(path: str, model: nn.Module, headers: Mapping[str, TensorHeader]) -> str:
-    """Name of a module in the checkpoint: a bare `AutoModel` lacks the prefix `model.`."""
-    prefixed = f"{getattr(model, 'base_model_prefix', '')}.{path}"
-    kinds = (schema.WEIGHT_PACKED, schema.WEIGHT_MASK, "weight")
-    return prefixed if any(f"{prefixed}.{kind}" in headers for kind in kinds) else path
+def _stored_names(model: Any, modules: Iterable[str]) -> dict[str, str]:
+    """Names of modules in the checkpoint by those that Transformers changes them to."""
+    changes = [
+        change
+        for change in get_model_conversion_mapping(model)
+        if not isinstance(change, WeightConverter)
+    ]
+    found = {}
+    for module in modules:
+        name = f"{module}.{schema.WEIGHT_PACKED}"
+        for change in changes:
+            name, _ = change.rename_source_key(name)
+        found[name.removesuffix(f".{schema.WEIGHT_PACKED}")] = module
+    return found
 
 
 def _size_problems(

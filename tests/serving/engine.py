@@ -8,7 +8,7 @@ import gc
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -25,7 +25,8 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
-Prompt = Sequence[int]
+Prompt = Sequence[int] | Mapping[str, Any]
+"""Tokens, or text with images as vLLM takes them."""
 Result = TypeVar("Result")
 PROMPTS: list[Prompt] = [range(5, 105), range(300, 340)]
 """For the random models, which have 512 tokens."""
@@ -150,7 +151,12 @@ def _run(
             _answer(output)
             for batch in batches
             for output in engine.generate(
-                [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in batch],
+                [
+                    prompt
+                    if isinstance(prompt, Mapping)
+                    else TokensPrompt(prompt_token_ids=list(prompt))
+                    for prompt in batch
+                ],
                 parameters,
                 lora_request=lora,
                 use_tqdm=False,

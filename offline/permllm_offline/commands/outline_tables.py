@@ -44,7 +44,9 @@ def outline_table(found: Outline) -> Table:
     for name, size in found.dense.items():
         by_choice = name.endswith(".weight") and name.removesuffix(".weight") in chosen
         state = "left dense, --ignore" if by_choice else "left dense"
-        kept[_without_numbers(name), state].append(size)
+        beside = next((one for one in found.beside if name.startswith(f"{one}.")), None)
+        row = _without_numbers(name) if beside is None else f"{beside}.*"
+        kept[row, state].append(size)
     for (name, state), sizes in kept.items():
         size_text = _megabytes(sum(sizes))
         table.add_row(Text(name), str(len(sizes)), "", state, size_text, size_text, "100.0%")

@@ -182,7 +182,7 @@ def run(options: argparse.Namespace) -> None:
         with joined(recipe.device):
             fit, prepared = rehearse(recipe, options.output, force=options.force)
             if first():
-                show(plan_table(fit.recipe, prepared.plan, forecast(fit.recipe, prepared)))
+                show(plan_table(fit.recipe, prepared, forecast(fit.recipe, prepared)))
         return
     report, address = prune_and_push(
         recipe,

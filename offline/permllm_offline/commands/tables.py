@@ -10,7 +10,8 @@ from rich.text import Text
 
 from permllm_offline.expert_names import with_count, without_expert
 from permllm_offline.inspection import InspectedLayer, Inspection
-from permllm_offline.model.plan import Plan, PlannedLinear
+from permllm_offline.model.plan import PlannedLinear
+from permllm_offline.preparation import Prepared
 from permllm_offline.prune_forecast import SENSITIVITY, Forecast
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.report.report import Report
@@ -25,7 +26,7 @@ def show(*parts: RenderableType) -> None:
     Console(width=max(width, MINIMUM_WIDTH)).print(*parts)
 
 
-def plan_table(recipe: Recipe, plan: Plan, expected: Forecast) -> Group:
+def plan_table(recipe: Recipe, prepared: Prepared, expected: Forecast) -> Group:
     """Show what a prune would do."""
     table = Table(title=f"{recipe.method}, {recipe.pattern}: nothing written (--dry-run)")
     table.add_column("layer")
@@ -33,7 +34,9 @@ def plan_table(recipe: Recipe, plan: Plan, expected: Forecast) -> Group:
         table.add_column(column, justify="right")
     for column in ("decoder\nlayer takes", "and\nholds"):
         table.add_column(column, justify="right")
-    layers = zip(plan.all_by_layer, expected.layer_seconds, expected.memory.layers, strict=True)
+    layers = zip(
+        prepared.plan.all_by_layer, expected.layer_seconds, expected.memory.layers, strict=True
+    )
     for linears, seconds, layer_bytes in layers:
         both = _duration(seconds), f"{layer_bytes / 1e6:,.1f} MB"
         rows: dict[tuple[str, str, str], list[PlannedLinear]] = defaultdict(list)
@@ -50,7 +53,7 @@ def plan_table(recipe: Recipe, plan: Plan, expected: Forecast) -> Group:
                 *(both if alike[0] is linears[0] else ()),
             )
         table.add_section()
-    total = f"output: about {plan.total_bytes / 1e6:,.1f} MB of tensors, dense ones included"
+    total = f"output: about {prepared.output_bytes / 1e6:,.1f} MB of tensors, dense ones included"
     stages = "".join(
         f", {_duration(seconds)} for {stage}" for stage, seconds in expected.stage_seconds.items()
     )

@@ -26,8 +26,8 @@ def ignored(judged: Judged) -> list[str]:
     room = MOST_REGEXES - sum(entry.startswith(REGEX_PREFIX) for entry in family.ignore)
     numbers, together = list(layers), max(1, -(-len(layers) // room))
     parts = [numbers[start : start + together] for start in range(0, len(numbers), together)]
-    stack, experts = re.escape(family.layers), re.escape(family.experts)
-    expressions = [rf"{REGEX_PREFIX}{stack}\.{_any_of(part)}\.{experts}\..*" for part in parts]
+    stack, experts = re.escape(family.stack), re.escape(family.experts)
+    expressions = [rf"{REGEX_PREFIX}{stack}{_any_of(part)}\.{experts}\..*" for part in parts]
     return [*family.ignore, *names, *expressions]
 
 

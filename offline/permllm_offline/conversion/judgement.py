@@ -95,8 +95,8 @@ def judge(
 
 
 def _layer_count(source: WeightSource, family: Family) -> int:
-    prefix = f"{family.layers}."
-    names = [name.removeprefix(prefix) for name in source.names() if name.startswith(prefix)]
+    stack = family.stack
+    names = [name.removeprefix(stack) for name in source.names() if name.startswith(stack)]
     return len({name.partition(".")[0] for name in names})
 
 

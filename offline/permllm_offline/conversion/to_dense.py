@@ -15,7 +15,7 @@ from permllm_offline.conversion.folds import agrees
 from permllm_offline.conversion.report import NONE, UNDONE, ConversionReport, ConvertedLinear
 from permllm_offline.decisions import GroupDecision
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.families import Family, Heads, family_of, heads_of
+from permllm_offline.model.families import Family, Heads, heads_of
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import Source, open_source
 from permllm_offline.report import papers
@@ -55,7 +55,7 @@ def convert_to_dense(
     reader = CheckpointReader(source.directory)
     if reader.quantization is None:
         raise OfflineError(f"{model!r} is no permllm checkpoint: only those become dense.")
-    family, heads = family_of(source.config), heads_of(source.config)
+    family, heads = source.language.family(), heads_of(source.config)
     _check_modules(reader, family)
     dtype = source.dtype if reader.quantization.value_dtype == _INT8 else None
     write_checkpoint(
@@ -87,7 +87,7 @@ def _tensors(
     dtype: torch.dtype | None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the dense model, one decoder layer in memory at a time."""
-    stack = f"{family.layers}."
+    stack = family.stack
     names = reader.names()
     by_layer: dict[str, list[str]] = {}
     for name in names:
@@ -178,8 +178,8 @@ def _check_modules(reader: CheckpointReader, family: Family) -> None:
         (reader.quantization.folded, folding, FOLDED_PERMUTATION),
     ):
         for name in names:
-            _, _, linear = name.removeprefix(f"{family.layers}.").partition(".")
-            if not name.startswith(f"{family.layers}.") or linear not in known:
+            _, _, linear = name.removeprefix(family.stack).partition(".")
+            if not name.startswith(family.stack) or linear not in known:
                 rule = f"the model family has {', '.join(sorted(known))} there"
                 remedy = "write the checkpoint again with `permllm-offline prune`"
                 raise Problem(f"{name}.{kind}", "an unknown linear", rule, remedy).as_error()

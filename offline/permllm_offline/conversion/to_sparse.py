@@ -24,7 +24,7 @@ from permllm_offline.conversion.report import (
 )
 from permllm_offline.decisions import decide
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.families import family_of, heads_of
+from permllm_offline.model.families import heads_of
 from permllm_offline.model.loading import open_source
 from permllm_vllm.checkpoint.output import check_destination
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -68,7 +68,7 @@ def convert_to_sparse(
     """
     found = open_source(model)
     check_destination(output, found.directory, force=force)
-    source, family = open_weights(found), family_of(found.config)
+    source, family = open_weights(found), found.language.family()
     judged = judge(source, family, heads_of(found.config), pattern, block_size)
     report = _report(model, judged)
     _check(report, strict=strict)
@@ -148,9 +148,9 @@ def _check(report: ConversionReport, *, strict: bool) -> None:
 def _tensors(judged: Judged) -> Iterator[tuple[str, Tensor]]:
     """Yield the checkpoint's tensors, one decoder layer in memory at a time."""
     source, family = judged.source, judged.family
-    stack = f"{family.layers}."
     names = source.names()
-    yield from ((name, source.tensor(name)) for name in names if not name.startswith(stack))
+    outside = (name for name in names if not name.startswith(family.stack))
+    yield from ((name, source.tensor(name)) for name in outside)
     for index, verdicts in enumerate(tqdm(judged.layers, desc="write")):
         prefix = f"{family.layer_name(index)}."
         sparse = {

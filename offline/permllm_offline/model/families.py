@@ -7,7 +7,7 @@ a module's name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
@@ -63,13 +63,16 @@ class Family:
     """Module names of one architecture; ``linears`` are relative to a decoder layer.
 
     ``experts`` is the module whose children, by number, are experts of a mixture: their groups are
-    among ``groups`` once ``family_of`` knows how many there are.
+    among ``groups`` once ``family_of`` knows how many there are. ``layers`` is the module of the
+    decoder layers in the model; a checkpoint of more than a language model calls it
+    ``stored_layers``, and has names like these in ``ignore``.
     """
 
     layers: str
     groups: tuple[SharedInputGroup, ...]
     ignore: tuple[str, ...]
     experts: str = ""
+    stored_layers: str = ""
 
     @cached_property
     def linears(self) -> tuple[str, ...]:
@@ -80,9 +83,14 @@ class Family:
         """List the groups of a decoder layer that ``holds`` some of the linears."""
         return [one for one in self.groups if one.in_every_layer or holds(one.linears[0])]
 
+    @property
+    def stack(self) -> str:
+        """What the names of all tensors of decoder layers begin with in the checkpoint."""
+        return f"{self.stored_layers or self.layers}."
+
     def layer_name(self, layer: int) -> str:
-        """Module name of decoder layer ``layer``."""
-        return f"{self.layers}.{layer}"
+        """Name of decoder layer ``layer`` in the checkpoint."""
+        return f"{self.stack}{layer}"
 
 
 @dataclass(frozen=True)
@@ -268,6 +276,22 @@ FAMILIES: Mapping[str, Family] = {
     "gpt_neox": _GPT_NEOX,
 }
 
+WRAPPINGS: Sequence[tuple[str, str]] = (
+    ("model.language_model", "lm_head"),
+    ("language_model.model", "language_model.lm_head"),
+    ("model.text_model", "lm_head"),
+    ("model", "lm_head"),
+)
+"""What checkpoints of text and images call the two modules ``model`` and ``lm_head`` of their
+language model."""
+
+SAME_ON_TEXT: Mapping[str, str] = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+}
+"""Language models that are those of a family as long as no image is among their tokens."""
+
 
 def family_of(config: Any) -> Family:
     """Return the family of a transformers configuration.
@@ -311,8 +335,9 @@ def _remedy(config: Any) -> str:
     inner = getattr(getattr(config, "text_config", None), "model_type", None)
     if inner in FAMILIES:
         return (
-            f"Its language model, of model_type {inner!r}, is: save that by itself, as "
-            "docs/interoperability.md shows, and prune it."
+            f"Its language model, of model_type {inner!r}, is, but the checkpoint stores it under "
+            f"none of the names {', '.join(model for model, _ in WRAPPINGS)}: load it with "
+            "transformers, `save_pretrained` it, and prune that."
         )
     return (
         "To add a family, add one entry to FAMILIES in permllm_offline/model/families.py (its "

@@ -16,6 +16,11 @@ from torch import Tensor
 from permllm_offline.errors import OfflineError, first_line
 from permllm_offline.local_path import local_path
 from permllm_offline.model.families import begin_token
+from permllm_offline.model.language_model import (
+    LanguageModel,
+    holds_language_model,
+    language_model_of,
+)
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.shards import INDEX_NAME, SINGLE_NAME, read_weight_map
@@ -28,11 +33,16 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class Source:
-    """A model on disk: the name the user gave, its folder and its transformers configuration."""
+    """A model on disk: the name the user gave, its folder, and the language model in it."""
 
     name: str
     directory: Path
-    config: Any
+    language: LanguageModel
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration of the language model."""
+        return self.language.config
 
     @property
     def dtype(self) -> torch.dtype:
@@ -50,7 +60,8 @@ def open_source(model: str) -> Source:
 
     Raises:
         OfflineError: no such folder, unreachable hub, or no readable ``config.json``.
-        CheckpointError: a model of the hub with a damaged index of its weights.
+        CheckpointError: a model of the hub, or one with more than a language model, without
+            weights or with a damaged index of these.
     """
     from transformers import AutoConfig
 
@@ -62,7 +73,8 @@ def open_source(model: str) -> Source:
             f"{model!r} has no readable config.json ({first_line(error)}). Give a folder that "
             "holds a Hugging Face checkpoint, or a hub name."
         ) from error
-    return Source(model, directory, config)
+    tensors = read_weight_map(directory) if holds_language_model(config) else ()
+    return Source(model, directory, language_model_of(config, tensors))
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -95,8 +107,13 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
     Raises:
         OfflineError, CheckpointError: a checkpoint that cannot be loaded.
     """
-    reader = CheckpointReader(source.directory)
-    model, unexpected = model_from(source, source.config, reader.dense_state_dict(dtype), dtype)
+    reader, names = CheckpointReader(source.directory), source.language.names
+    tensors = (
+        (own, tensor)
+        for name, tensor in reader.dense_state_dict(dtype)
+        if (own := names.own(name)) is not None
+    )
+    model, unexpected = model_from(source, source.config, tensors, dtype)
     if unexpected and reader.quantization is not None:
         raise _other_tensors(source, unexpected=unexpected)
     model.requires_grad_(False)
@@ -104,7 +121,7 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def load_served(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
-    """Load a causal language model for inference, its sparse layers multiplied as vLLM would.
+    """Load a model for inference, its sparse layers multiplied as vLLM would.
 
     Beside a bfloat16 model of int8 values, kernels may round activations to 8 bits, which the
     weights of ``load_model`` do not show. Transformers maps the files of a permllm checkpoint into
@@ -112,12 +129,13 @@ def load_served(source: Source, dtype: torch.dtype, device: torch.device) -> Any
     """
     if getattr(source.config, "quantization_config", None) is None:
         return load_model(source, dtype, device)
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
     import permllm_vllm.hf  # noqa: F401  (loads permllm checkpoints in transformers)
 
+    kind = AutoModelForMultimodalLM if source.language.beside else AutoModelForCausalLM
     with _load_errors_named(source):
-        model = AutoModelForCausalLM.from_pretrained(
+        model = kind.from_pretrained(
             source.directory, dtype=dtype, use_safetensors=True, **_TRUST_NOTHING
         )
     model.requires_grad_(False)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.families import Family, SharedInputGroup, family_of, heads_of
+from permllm_offline.model.families import Family, SharedInputGroup, heads_of
 from permllm_offline.model.ignored import ignored_linears
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import Source
@@ -57,7 +57,7 @@ class Plan:
     hidden_size: int
     """Channels of what passes between decoder layers."""
     total_bytes: int
-    """Bytes of the checkpoint's tensors, those left dense included."""
+    """Bytes of the language model in the checkpoint, what is left dense included."""
     ignore: Sequence[str] = ()
     """What stays dense, as entries of the checkpoint's `ignore`."""
 
@@ -116,7 +116,7 @@ def make_plan(
         OfflineError: unsupported family, sizes that the format cannot hold, or entries of `ignore`
             that cannot be kept.
     """
-    family, heads = family_of(source.config), heads_of(source.config)
+    family, heads = source.language.family(), heads_of(source.config)
     skeleton = skeleton_of(source.config)
     decoder = decoder_layers(skeleton, family.layers)
     prefixes = [family.layer_name(index) for index in range(len(decoder))]

@@ -11,8 +11,10 @@ import torch
 
 from permllm_offline.errors import OfflineError, first_line
 from permllm_offline.local_path import local_path
+from permllm_offline.model.language_model import language_model_of
 from permllm_offline.model.loading import Source, is_hub_name, open_source
 from permllm_vllm.checkpoint.headers import TensorHeader
+from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.shard import header_of
 from permllm_vllm.checkpoint.shards import read_headers, read_weight_map
 
@@ -50,9 +52,23 @@ def read_stored(model: str) -> StoredModel:
     return StoredModel(source, {name: one for file in headers for name, one in file.items()})
 
 
-def header_bytes(header: TensorHeader) -> int:
-    """Bytes of a tensor; dtypes that torch does not know by the same name are of 8 bits."""
+def bytes_beside(source: Source, dtype: torch.dtype) -> int:
+    """Bytes in a checkpoint of ``dtype`` of what is beside the language model, such as a tower."""
+    if not source.language.beside:
+        return 0
+    reader = CheckpointReader(source.directory)
+    beside = [name for name in reader.names() if source.language.names.own(name) is None]
+    return sum(header_bytes(reader.header(name), dtype) for name in beside)
+
+
+def header_bytes(header: TensorHeader, floating: torch.dtype | None = None) -> int:
+    """Bytes of a tensor; dtypes that torch does not know by the same name are of 8 bits.
+
+    Floating-point numbers are of the dtype ``floating`` where one is given.
+    """
     dtype = getattr(torch, header.dtype, None)
+    if floating is not None and dtype is not None and dtype.is_floating_point:
+        dtype = floating
     return math.prod(header.shape) * (1 if dtype is None else dtype.itemsize)
 
 
@@ -72,4 +88,5 @@ def _read_hub(model: str) -> tuple[Source, list[dict[str, TensorHeader]]]:
         {name: header_of(info.shape, info.dtype) for name, info in file.tensors.items()}
         for file in files
     ]
-    return Source(model, Path(model), config), headers
+    language = language_model_of(config, {name for file in headers for name in file})
+    return Source(model, Path(model), language), headers

@@ -35,7 +35,10 @@ def test_an_unsupported_family_is_told_what_is_supported() -> None:
 
 def test_the_language_model_of_a_model_of_images_is_named() -> None:
     config = SimpleNamespace(model_type="gemma3", text_config=SimpleNamespace(model_type="mistral"))
-    with pytest.raises(OfflineError, match=r"'gemma3' is not.* of model_type 'mistral', is: save"):
+    with pytest.raises(
+        OfflineError,
+        match=r"'gemma3' is not.* of model_type 'mistral', is, but",
+    ):
         family_of(config)
     config.text_config.model_type = "bloom"
     with pytest.raises(OfflineError, match=r"'gemma3' is not.* To add a family"):

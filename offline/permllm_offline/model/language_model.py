@@ -1,0 +1,145 @@
+"""The language model inside a model of text and images: its configuration and its tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+from permllm_offline.model.families import (
+    FAMILIES,
+    SAME_ON_TEXT,
+    WRAPPINGS,
+    Family,
+    family_of,
+)
+from permllm_vllm.checkpoint.headers import natural_order
+from permllm_vllm.checkpoint.ignoring import REGEX_PREFIX
+
+
+@dataclass(frozen=True)
+class TensorNames:
+    """Prefixes that a language model's tensors have by themselves, and in the checkpoint.
+
+    A tensor of the checkpoint with none of them belongs to something else: a vision tower, or heads
+    that predict several tokens.
+    """
+
+    prefixes: tuple[tuple[str, str], ...] = (("", ""),)
+
+    def stored(self, name: str) -> str:
+        """Name in the checkpoint of a tensor of the language model."""
+        for own, stored in self.prefixes:
+            if name.startswith(own):
+                return stored + name.removeprefix(own)
+        return name
+
+    def stored_module(self, name: str) -> str:
+        """Name in the checkpoint of a module of the language model."""
+        return self.stored(f"{name}.").removesuffix(".")
+
+    def own(self, stored: str) -> str | None:
+        """Name in the language model of a tensor of the checkpoint; None where it has none."""
+        for own, prefix in self.prefixes:
+            if stored.startswith(prefix):
+                return own + stored.removeprefix(prefix)
+        return None
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A language model: its configuration, the names of its tensors, and what is beside it.
+
+    ``beside`` are the outermost modules of the checkpoint that hold nothing of it: they stay dense.
+    """
+
+    config: Any
+    names: TensorNames = TensorNames()
+    beside: tuple[str, ...] = ()
+
+    def family(self) -> Family:
+        """Its family, with the names that this checkpoint has for the modules.
+
+        Raises:
+            OfflineError: as for ``family_of``.
+        """
+        family = family_of(self.config)
+        ignore = [
+            entry if entry.startswith(REGEX_PREFIX) else self.names.stored_module(entry)
+            for entry in family.ignore
+        ]
+        return replace(
+            family,
+            stored_layers=self.names.stored_module(family.layers),
+            ignore=(*ignore, *(rf"{REGEX_PREFIX}{re.escape(one)}\..*" for one in self.beside)),
+        )
+
+
+def holds_language_model(config: Any) -> bool:
+    """Whether a configuration is one of more than a language model, whose own is of a family."""
+    text = getattr(config, "text_config", None)
+    return config.model_type not in FAMILIES and _family_name(text) in FAMILIES
+
+
+def language_model_of(config: Any, tensors: Collection[str]) -> LanguageModel:
+    """Find the language model of a transformers configuration.
+
+    Args:
+        config: of a language model, or of one with towers for images or sound.
+        tensors: names of the checkpoint's tensors.
+
+    Returns:
+        The language model inside; ``config`` as it is where that holds none by names that are
+        known.
+    """
+    if not holds_language_model(config):
+        return LanguageModel(config)
+    for model, head in WRAPPINGS:
+        if any(name.startswith(f"{model}.layers.") for name in tensors):
+            names = TensorNames((("model.", f"{model}."), ("lm_head.", f"{head}.")))
+            text = _text_config(config, tied=f"{head}.weight" not in tensors)
+            return LanguageModel(text, names, _beside(names, tensors))
+    return LanguageModel(config)
+
+
+def _family_name(text: Any) -> str:
+    model_type = str(getattr(text, "model_type", None))
+    return SAME_ON_TEXT.get(model_type, model_type)
+
+
+def _text_config(config: Any, *, tied: bool) -> Any:
+    """The inner configuration, with what the outer one says in its place."""
+    from transformers import AutoConfig
+
+    text = deepcopy(config.text_config)
+    family = _family_name(text)
+    if family != text.model_type:
+        said = text.to_dict()
+        del said["model_type"]
+        text = AutoConfig.for_model(family, **said)
+    text.dtype = text.dtype or config.dtype
+    text.tie_word_embeddings = tied
+    if getattr(config, "quantization_config", None) is not None:
+        text.quantization_config = config.quantization_config
+    return text
+
+
+def _beside(names: TensorNames, tensors: Collection[str]) -> tuple[str, ...]:
+    """The outermost modules that hold nothing of the language model."""
+    inside = {
+        module for tensor in tensors if names.own(tensor) is not None for module in _modules(tensor)
+    }
+    found = {
+        next(module for module in _modules(tensor) if module not in inside)
+        for tensor in tensors
+        if names.own(tensor) is None
+    }
+    return tuple(natural_order(found))
+
+
+def _modules(tensor: str) -> Iterator[str]:
+    """The modules around a tensor, the outermost first, and the tensor itself."""
+    return accumulate(tensor.split("."), "{}.{}".format)
