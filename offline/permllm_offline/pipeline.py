@@ -35,7 +35,6 @@ from permllm_offline.streamed_pruning import PrunedLayers, can_stream, prune_str
 from permllm_offline.text.calibration import CalibrationWindows
 from permllm_vllm.checkpoint.contained import contained
 from permllm_vllm.checkpoint.output import check_destination, check_disk, check_outside
-from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.shards import read_weight_map
 from permllm_vllm.checkpoint.writer import companion_files, write_checkpoint
@@ -216,14 +215,14 @@ def _check_files(directory: Path) -> None:
 
 def _check_names(prepared: Prepared) -> None:
     """Raise OfflineError where a checkpoint names a weight otherwise than the loaded model."""
-    stored = set(CheckpointReader(prepared.source.directory).names())
+    stored = set(prepared.source.reader().names())
     for linear in prepared.plan.linears:
         if f"{linear.name}.weight" not in stored:
             raise OfflineError(
                 f"{prepared.source.name!r} stores no {linear.name}.weight, which the loaded model "
-                "has: it names its tensors in an older way, keeps all experts of a layer in one, "
-                "or holds no safetensors of this architecture. Load it with transformers, "
-                "`save_pretrained` it, and prune that."
+                "has: it names its tensors in an older way, keeps all experts of a layer in one "
+                "of another form, or holds no safetensors of this architecture. Load it with "
+                "transformers, `save_pretrained` it, and prune that."
             )
 
 
@@ -307,7 +306,7 @@ def _write(
 def _config_updates(prepared: Prepared) -> Mapping[str, Any]:
     """What ``config.json`` says of dtypes, of the language model inside another one too."""
     dtype = {"dtype": dtype_name(prepared.dtype)}
-    inner = CheckpointReader(prepared.source.directory).config.get("text_config")
+    inner = prepared.source.reader().config.get("text_config")
     return dtype if inner is None else {**dtype, "text_config": {**inner, **dtype}}
 
 
@@ -316,7 +315,7 @@ def _tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Tensors of the checkpoint: those left dense from the source, then the baked layers."""
     family = prepared.plan.family
-    reader = CheckpointReader(prepared.source.directory)
+    reader = prepared.source.reader()
     baked = {linear.name for linear in prepared.plan.linears}
     for name in reader.names():
         if name.rpartition(".")[0] not in baked:

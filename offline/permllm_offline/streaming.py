@@ -35,7 +35,7 @@ class StreamedModel:
     ) -> None:
         self.family, self.device = family, device
         self._dtype = dtype
-        self._reader = CheckpointReader(source.directory)
+        self._reader = source.reader()
         self.model, self._stored = _without_weights(source, self._reader, family, dtype, device)
         self.model.requires_grad_(False)
         self.layers = decoder_layers(self.model, family.layers)

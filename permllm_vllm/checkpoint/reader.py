@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem, raise_if_any
+from permllm_vllm.checkpoint.errors import Problem, raise_if_any
 from permllm_vllm.checkpoint.headers import (
     TensorHeader,
     inside_modules,
     layer_problems,
-    natural_order,
     sparse_modules,
 )
 from permllm_vllm.checkpoint.layer import SparseLayer
@@ -30,8 +29,8 @@ from permllm_vllm.checkpoint.schema import (
     WEIGHT_SCALE,
     QuantizationConfig,
 )
-from permllm_vllm.checkpoint.shard import Shard
-from permllm_vllm.checkpoint.shards import CONFIG_NAME, read_json, read_weight_map
+from permllm_vllm.checkpoint.shards import CONFIG_NAME, read_json
+from permllm_vllm.checkpoint.tensors import StoredTensors
 
 __all__ = ["CheckpointReader", "SparseLayer"]
 
@@ -39,24 +38,24 @@ __all__ = ["CheckpointReader", "SparseLayer"]
 class CheckpointReader:
     """Lazy view of a checkpoint directory: tensors are read when they are asked for.
 
-    `config` is `config.json`; `quantization` is None for a dense checkpoint. Raises
-    `CheckpointError` when the directory is no checkpoint or one of another format.
+    `config` is `config.json`; `quantization` is None for a dense checkpoint. `experts_under` is as
+    for `StoredTensors`. Raises `CheckpointError` when the directory is no checkpoint or one of
+    another format.
     """
 
-    def __init__(self, directory: str | PathLike[str]) -> None:
+    def __init__(self, directory: str | PathLike[str], *, experts_under: str | None = None) -> None:
         self.directory = Path(directory)
         self.config: dict[str, Any] = read_json(self.directory / CONFIG_NAME)
         self.quantization: QuantizationConfig | None = None
         if self.config.get("quantization_config") is not None:
             self.quantization = QuantizationConfig.from_dict(self.config["quantization_config"])
-        self._files = read_weight_map(self.directory)
-        self._shards: dict[str, Shard] = {}
+        self._tensors = StoredTensors(self.directory, experts_under=experts_under)
 
     @cached_property
     def _kinds(self) -> dict[str, list[str]]:
         """What follows the name of each sparse module in the names of its tensors."""
         found: dict[str, list[str]] = {module: [] for module in self.sparse_layers()}
-        for name in self._files:
+        for name in self.names():
             for module, kind in inside_modules(name):
                 if module in found:
                     found[module].append(kind)
@@ -64,23 +63,23 @@ class CheckpointReader:
 
     def names(self) -> list[str]:
         """List the tensors as they are stored, layer 2 before layer 10."""
-        return natural_order(self._files)
+        return self._tensors.names()
 
     def header(self, name: str) -> TensorHeader:
         """Return shape and dtype of a stored tensor without reading it."""
-        return self._shard(name).headers[name]
+        return self._tensors.header(name)
 
     def tensor(self, name: str) -> Tensor:
         """Return a stored tensor; raises `CheckpointError` when it is not there."""
-        return self._shard(name).tensor(name)
+        return self._tensors.tensor(name)
 
     def sparse_layers(self) -> list[str]:
         """List the sparse modules, layer 2 before layer 10; empty for a dense checkpoint."""
-        return [] if self.quantization is None else sparse_modules(self._files)
+        return [] if self.quantization is None else sparse_modules(self.names())
 
     def layer(self, name: str) -> SparseLayer:
         """Return the tensors of a sparse module, shapes and dtypes checked, contents not yet."""
-        if self.quantization is None or f"{name}.{WEIGHT_PACKED}" not in self._files:
+        if self.quantization is None or f"{name}.{WEIGHT_PACKED}" not in self._tensors:
             value = f"nothing in {self.directory}"
             remedy = "ask for one of `sparse_layers()`"
             raise Problem(
@@ -125,20 +124,3 @@ class CheckpointReader:
             if dtype is not None and tensor.is_floating_point():
                 tensor = tensor.to(dtype)
             yield name, tensor
-
-    def _shard(self, name: str) -> Shard:
-        """Return the open file that holds a tensor."""
-        file = self._files.get(name)
-        if file is None:
-            value = f"nothing in {self.directory}"
-            rule = "only stored tensors can be read"
-            raise Problem(
-                name, value, rule, f"ask for one of `names()`, or {FETCH_AGAIN}"
-            ).as_error()
-        if file not in self._shards:
-            self._shards[file] = Shard(self.directory / file)
-        shard = self._shards[file]
-        if name not in shard.headers:
-            value = f"nothing in {self.directory / file}"
-            raise Problem(name, value, "the file holds what the index says", FETCH_AGAIN).as_error()
-        return shard

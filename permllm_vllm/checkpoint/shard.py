@@ -71,20 +71,24 @@ class Shard:
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor of `headers`; raises `CheckpointError` when its bytes are gone."""
+        return self.part(name, 0, self.headers[name].shape)
+
+    def part(self, name: str, start: int, shape: Sequence[int]) -> Tensor:
+        """Read a part of a tensor: so many of its elements as they lie, the first is ``start``."""
         entry = self._entries[name]
         dtype = DTYPES.get(entry["dtype"])
         if dtype is None:
             value, rule = f"dtype {entry['dtype']}", f"one of {', '.join(DTYPES)}"
             raise Problem(name, value, rule, "convert the tensor to one of these").as_error()
-        begin, end = entry["data_offsets"]
-        if begin == end:
-            return torch.empty(entry["shape"], dtype=dtype)
-        content = bytearray(end - begin)
+        content = bytearray(math.prod(shape) * dtype.itemsize)
+        if not content:
+            return torch.empty(shape, dtype=dtype)
+        begin = entry["data_offsets"][0] + start * dtype.itemsize
         try:
             self._read(memoryview(content), self._start + begin)
         except OSError as error:
             raise self._problem(f"what cannot be read: {error}").as_error() from error
-        return torch.frombuffer(content, dtype=dtype).view(entry["shape"])
+        return torch.frombuffer(content, dtype=dtype).view(tuple(shape))
 
     def _read(self, target: memoryview, offset: int) -> None:
         while target:

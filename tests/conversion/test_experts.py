@@ -177,10 +177,19 @@ def test_experts_that_lack_a_linear_are_refused(tmp_path: Path, lost: tuple[str,
         convert_to_sparse(str(source), tmp_path / "out")
 
 
-@pytest.mark.parametrize("kind", ["gate_up_proj", "up_proj", "down_proj"])
-def test_experts_in_one_tensor_are_refused(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("gate_up_proj", (EXPERTS, 63, 128)),
+        ("up_proj", (EXPERTS, 64, 128)),
+        ("down_proj", (EXPERTS * 64, 128)),
+    ],
+)
+def test_experts_in_one_tensor_of_another_form_are_refused(
+    tmp_path: Path, kind: str, shape: tuple[int, ...]
+) -> None:
     def fused(tensors: dict[str, Tensor], dense: Mapping[str, Tensor]) -> None:
-        tensors[f"model.layers.0.mlp.experts.{kind}"] = torch.zeros(EXPERTS, 64, 128)
+        tensors[f"model.layers.0.mlp.experts.{kind}"] = torch.zeros(shape)
 
     source = save_mixture(tmp_path / "source", fused)
     with pytest.raises(OfflineError, match=rf"experts\.{kind} holds all experts of its layer"):

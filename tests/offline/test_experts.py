@@ -10,24 +10,30 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from permllm_offline import activations
+from permllm_offline import activations, pipeline
 from permllm_offline.activations import collect
 from permllm_offline.api import prune
 from permllm_offline.cli import main
+from permllm_offline.conversion.to_dense import convert_to_dense
+from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.decoder_calls import record_calls
 from permllm_offline.model.families import family_of
 from permllm_offline.model.loading import load_model, load_served, open_source
+from permllm_offline.model.stored import read_stored
+from permllm_offline.outline import outline
 from permllm_offline.preparation import prepare
 from permllm_offline.prune_forecast import Forecast, forecast
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.reconstruction.group_inputs import LayerInputs
 from permllm_offline.reconstruction.layer_work import LayerWork
 from permllm_offline.text.evaluation import perplexity
+from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
 from tests.offline.test_prune_forecast import small_recipe
-from tests.offline.tiny_models import save_tokenizer, tiny_model
+from tests.offline.tiny_models import fuse_experts, save_tokenizer, tiny_model
 
 CPU = torch.device("cpu")
 LONELY = 4
@@ -231,27 +237,57 @@ def test_some_experts_are_not_left_dense(tmp_path: Path, text_file: Path, part: 
         )
 
 
-def test_experts_stored_in_one_tensor_are_refused(
-    tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("method", ["wanda+cp", "permllm-wanda"])
+def test_experts_in_one_tensor_are_those_of_many(
+    tmp_path: Path, text_file: Path, method: str
 ) -> None:
-    model = tiny_model("olmoe")
-    model.save_pretrained(tmp_path / "model")
-    save_tokenizer(tmp_path / "model")
-    file = tmp_path / "model" / "model.safetensors"
+    """Layer by layer, and the whole model in memory."""
+    for name in ("apart", "fused"):
+        tiny_model("olmoe").to(torch.bfloat16).save_pretrained(tmp_path / name)
+        save_tokenizer(tmp_path / name)
+    fuse_experts(tmp_path / "fused")
+    sizes = {"num_samples": 8, "sequence_length": 16, "evaluation_windows": 2}
+    said = {"method": method, "dataset": [str(text_file)], "learning": {"steps": 2}, **sizes}
+    written = []
+    for name in ("apart", "fused"):
+        output = tmp_path / f"{name}-sparse"
+        pipeline.prune(Recipe(model=str(tmp_path / name), **said), output)
+        written.append(load_file(output / "model.safetensors"))
+    assert written[0].keys() == written[1].keys()
+    assert all(torch.equal(tensor, written[1][name]) for name, tensor in written[0].items())
+    found = [
+        outline(read_stored(str(tmp_path / name)), Pattern(2, 4), 64, "int8", permuted=True)
+        for name in ("apart", "fused")
+    ]
+    assert found[0].linears == found[1].linears
+    assert found[0].bytes_before == found[1].bytes_before
+
+
+def test_zeros_of_fused_experts_are_converted(tmp_path: Path, text_file: Path) -> None:
+    for name in ("apart", "fused"):
+        tiny_model("olmoe").save_pretrained(tmp_path / f"{name}-model")
+        save_tokenizer(tmp_path / f"{name}-model")
+        recipe = Recipe(model=str(tmp_path / f"{name}-model"), method="magnitude")
+        pipeline.prune(recipe, tmp_path / f"{name}-sparse")
+        convert_to_dense(str(tmp_path / f"{name}-sparse"), tmp_path / name)
+    fuse_experts(tmp_path / "fused")
+    written = []
+    for name in ("apart", "fused"):
+        convert_to_sparse(str(tmp_path / name), tmp_path / f"{name}-again", strict=True)
+        written.append(load_file(tmp_path / f"{name}-again" / "model.safetensors"))
+    assert written[0].keys() == written[1].keys()
+    assert all(torch.equal(tensor, written[1][name]) for name, tensor in written[0].items())
+
+
+def test_experts_stored_both_ways_are_refused(tmp_path: Path) -> None:
+    tiny_model("olmoe").save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
     tensors = load_file(file)
-    downs = [tensors.pop(f"model.layers.0.mlp.experts.{n}.down_proj.weight") for n in range(4)]
-    tensors["model.layers.0.mlp.experts.down_proj"] = torch.stack(downs)
+    tensors["model.layers.1.mlp.experts.down_proj"] = torch.zeros(4, 128, 64)
     save_file(tensors, file, metadata={"format": "pt"})
-    data = ("--dataset", str(text_file), "--num-samples", "4", "--sequence-length", "16")
-    output = ("--output", str(tmp_path / "sparse"))
-    assert main(["prune", str(tmp_path / "model"), *output, *data, "--method", "wanda"]) == 2
-    error = capsys.readouterr().err
-    assert "stores no model.layers.0.mlp.experts.0.down_proj.weight" in error
-    assert "keeps all experts of a layer in one" in error
-    assert "`save_pretrained` it, and prune that" in error
-    assert main(["convert", str(tmp_path / "model"), *output]) == 2
-    error = capsys.readouterr().err
-    assert "model.layers.0.mlp.experts.down_proj holds all experts of its layer" in error
+    source = open_source(str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"experts\.0\.down_proj\.weight: found also a part"):
+        source.reader()
 
 
 def test_experts_are_one_line_of_each_table(

@@ -32,6 +32,8 @@ def tokens() -> torch.Tensor:
         ("qwen2", {}, True),
         ("qwen3", {}, True),
         ("qwen3_5_text", {}, False),
+        ("qwen3_5_moe_text", {}, False),
+        ("qwen3_next", {}, False),
         ("qwen3_moe", {}, True),
         ("qwen3_moe", {"mlp_only_layers": [0]}, True),
         ("qwen2_moe", {"decoder_sparse_step": 1}, True),

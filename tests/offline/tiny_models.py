@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -17,7 +18,7 @@ from permllm_vllm.hf.experts import separate_experts
 WORDS = [f"w{number}" for number in range(60)]
 
 
-COMMON = {
+COMMON: dict[str, Any] = {
     "hidden_size": 128,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -35,7 +36,18 @@ LOCAL = LLAMA_LIKE | {"sliding_window": 8}
 GEMMA = LOCAL | {"query_pre_attn_scalar": 64}
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
 """For configurations whose own are past the end of a small vocabulary."""
-MIXTURE = LLAMA_LIKE | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+MIXTURE: dict[str, Any] = LLAMA_LIKE | {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+}
+HYBRID = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
+}
 SIZES: dict[str, dict[str, object]] = {
     "llama": LLAMA_LIKE,
     "mistral": LLAMA_LIKE,
@@ -44,10 +56,11 @@ SIZES: dict[str, dict[str, object]] = {
     "qwen3": LLAMA_LIKE,
     "qwen2_moe": MIXTURE | {"shared_expert_intermediate_size": 128, "decoder_sparse_step": 2},
     "qwen3_moe": MIXTURE | {"mlp_only_layers": [1]},
-    "qwen3_5_text": LLAMA_LIKE
-    | {"layer_types": ["linear_attention", "full_attention"]}
-    | {"linear_key_head_dim": 64, "linear_value_head_dim": 64}
-    | {"linear_num_key_heads": 1, "linear_num_value_heads": 2},
+    "qwen3_next": MIXTURE
+    | HYBRID
+    | {"shared_expert_intermediate_size": 128, "mlp_only_layers": [1]},
+    "qwen3_5_text": LLAMA_LIKE | HYBRID,
+    "qwen3_5_moe_text": MIXTURE | HYBRID | {"shared_expert_intermediate_size": 128},
     "phi3": LLAMA_LIKE | {"pad_token_id": 0},
     "gemma": LLAMA_LIKE,
     "gemma2": GEMMA,
@@ -97,6 +110,22 @@ def tiny_model(model_type: str, **overrides: object) -> Any:
             if name.endswith("bias"):
                 parameter.normal_(std=0.3)
     return model.float().eval()
+
+
+def fuse_experts(directory: Path, layers: str = "model.layers") -> None:
+    """Store the experts of each decoder layer in two tensors, as published Qwen3.5 mixtures do."""
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    for layer in range(COMMON["num_hidden_layers"]):
+        experts = f"{layers}.{layer}.mlp.experts"
+        gates, ups, downs = (
+            [tensors.pop(f"{experts}.{n}.{kind}.weight") for n in range(MIXTURE["num_experts"])]
+            for kind in ("gate_proj", "up_proj", "down_proj")
+        )
+        gate_ups = [torch.cat(pair) for pair in zip(gates, ups, strict=True)]
+        tensors[f"{experts}.gate_up_proj"] = torch.stack(gate_ups)
+        tensors[f"{experts}.down_proj"] = torch.stack(downs)
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def save_tokenizer(directory: Path) -> None:

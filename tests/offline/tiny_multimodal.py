@@ -23,7 +23,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from tests.offline.tiny_models import COMMON, LLAMA_LIKE, SIZES
+from tests.offline.tiny_models import COMMON, LLAMA_LIKE, SIZES, fuse_experts
 
 PATCH = 14
 SPECIAL = {
@@ -87,6 +87,9 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
     "qwen3_5": QWEN
     | {"text_config": _text("qwen3_5_text")}
     | {"vision_config": QWEN_TOWER | {"num_position_embeddings": 16}},
+    "qwen3_5_moe": QWEN
+    | {"text_config": _text("qwen3_5_moe_text")}
+    | {"vision_config": QWEN_TOWER | {"num_position_embeddings": 16}},
     "qwen3_vl": QWEN
     | {"text_config": _text("qwen3_vl_text", **_sections(16, 8, 8))}
     | {
@@ -149,6 +152,8 @@ def tiny_multimodal(model_type: str, directory: Path, *, tied: bool = False) -> 
     model.to(torch.bfloat16).save_pretrained(directory)
     if model_type in OF_THE_HUB:
         _rename(directory / "model.safetensors", *OF_THE_HUB[model_type])
+    if model_type == "qwen3_5_moe":
+        fuse_experts(directory, "model.language_model.layers")
     if model_type in PROCESSORS:
         PROCESSORS[model_type]().save_pretrained(directory)
     else:
@@ -219,6 +224,7 @@ def _internvl_processor() -> Any:
 PROCESSORS = {
     "internvl": _internvl_processor,
     "qwen3_5": _qwen_processor,
+    "qwen3_5_moe": _qwen_processor,
     "qwen3_vl": _qwen_processor,
     "gemma3": _gemma_processor,
     "mistral3": _pixtral_processor,

@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
-from permllm_offline.conversion.sources import StoredTensors
 from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem
 from permllm_vllm.checkpoint.headers import TensorHeader, natural_order
 from permllm_vllm.checkpoint.packing import unpack, unpack_mask
+from permllm_vllm.checkpoint.tensors import StoredTensors
 
 FORMAT = "sparse-24-bitmask"
 COMPRESSED, BITMASK, SHAPE = "compressed", "bitmask", "shape"

@@ -41,7 +41,7 @@ def open_weights(source: Source) -> WeightSource:
     if layout == FORMAT:
         return BitmaskWeights(source.directory)
     if layout == "dense":
-        return PlainWeights(source.directory)
+        return PlainWeights(source.directory, source.language.experts_under)
     raise OfflineError(
         f"{source.name!r} is stored as {layout!r}; read are plain weights with zeros and {FORMAT}. "
         "Decompress it with the tool that wrote it, and convert the result."

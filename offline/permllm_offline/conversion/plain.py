@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from permllm_offline.conversion.sources import StoredTensors
 from permllm_vllm.checkpoint.headers import TensorHeader
+from permllm_vllm.checkpoint.tensors import StoredTensors
 
 
 class PlainWeights:
@@ -19,8 +19,8 @@ class PlainWeights:
     description = "a dense checkpoint with zeros"
     config_updates: Mapping[str, Any] = MappingProxyType({})
 
-    def __init__(self, directory: Path) -> None:
-        self._stored = StoredTensors(directory)
+    def __init__(self, directory: Path, experts_under: str | None) -> None:
+        self._stored = StoredTensors(directory, experts_under=experts_under)
 
     def names(self) -> list[str]:
         """Names of all tensors, layer 2 before layer 10."""

@@ -52,7 +52,7 @@ def convert_to_dense(
         CheckpointError: it is damaged, or the output cannot be written.
     """
     source = open_source(model)
-    reader = CheckpointReader(source.directory)
+    reader = source.reader()
     if reader.quantization is None:
         raise OfflineError(f"{model!r} is no permllm checkpoint: only those become dense.")
     family, heads = source.language.family(), heads_of(source.config)

@@ -65,16 +65,15 @@ class Judge:
         return join_experts(settle_folds(verdicts))
 
     def _check_experts(self, prefix: str) -> None:
-        """Raise OfflineError where experts are stored together, or a layer has only some."""
+        """Raise OfflineError for fused experts of another form, and where a layer has only some."""
         from permllm_vllm.hf.experts import FUSED
 
         for kind in sorted(FUSED):
             name = f"{prefix}.{self.family.experts}.{kind}"
             if self.family.experts and name in self._stored:
                 raise OfflineError(
-                    f"{name} holds all experts of its layer, and a checkpoint has a tensor for "
-                    "each linear of each: load the model with transformers, `save_pretrained` it, "
-                    "and convert that."
+                    f"{name} holds all experts of its layer in a form that is not read: load the "
+                    "model with transformers, `save_pretrained` it, and convert that."
                 )
         linears = [one for group in self.family.groups if group.experts for one in group.linears]
         missing = [one for one in linears if f"{prefix}.{one}.weight" not in self._stored]

@@ -172,14 +172,28 @@ def _experts_of(module: str, count: int, share: float) -> tuple[SharedInputGroup
     return _in_some_layers(*(replace(one, experts=module, share=share) for one in found))
 
 
+_ROUTERS = (r"re:.*\.mlp\.gate", r"re:.*\.mlp\.shared_expert_gate")
+"""They have few rows, and decide where a token goes."""
+
+
 def _mixture(*beside: SharedInputGroup) -> Family:
     """Experts in ``mlp``, and what some layers have beside them or in their place."""
     return Family(
         "model.layers",
         (*_ATTENTION, *_in_some_layers(*beside)),
-        # Routers: they have few rows, and decide where a token goes.
-        ignore=("lm_head", r"re:.*\.mlp\.gate", r"re:.*\.mlp\.shared_expert_gate"),
+        ignore=("lm_head", *_ROUTERS),
         experts="mlp.experts",
+    )
+
+
+def _gated_hybrid(*read_by_linear_attention: str) -> tuple[SharedInputGroup, ...]:
+    """Attention with a gate in some layers, linear attention in the others."""
+    return _in_some_layers(
+        SharedInputGroup("qkv", _QKV),
+        # Gated by other rows of q_proj: a fold would have to move those as well.
+        SharedInputGroup("o", ("self_attn.o_proj",)),
+        SharedInputGroup("qkvz", tuple(f"linear_attn.{one}" for one in read_by_linear_attention)),
+        SharedInputGroup("linear_o", ("linear_attn.out_proj",)),
     )
 
 
@@ -189,21 +203,10 @@ _PHI3 = Family(
     _FUSED_ATTENTION + _fused_gated_mlp("mlp.gate_up_proj", "mlp.down_proj"),
     ignore=("lm_head",),
 )
-_QWEN3_5 = Family(
-    "model.layers",
-    (
-        *_in_some_layers(
-            SharedInputGroup("qkv", _QKV),
-            # Gated by other rows of q_proj: a fold would have to move those as well.
-            SharedInputGroup("o", ("self_attn.o_proj",)),
-            SharedInputGroup("qkvz", ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z")),
-            SharedInputGroup("linear_o", ("linear_attn.out_proj",)),
-        ),
-        *_GATED_MLP,
-    ),
-    # These have one row for each head, too little to prune.
-    ignore=("lm_head", r"re:.*\.linear_attn\.in_proj_[ab]"),
-)
+_QWEN3_5_ATTENTION = _gated_hybrid("in_proj_qkv", "in_proj_z")
+# Gates of linear attention have one row for each head, too little to prune.
+_QWEN3_5_IGNORE = ("lm_head", r"re:.*\.linear_attn\.in_proj_[ab]")
+_QWEN3_5 = Family("model.layers", (*_QWEN3_5_ATTENTION, *_GATED_MLP), ignore=_QWEN3_5_IGNORE)
 _GRANITE_HYBRID = Family(
     "model.layers",
     (
@@ -214,6 +217,18 @@ _GRANITE_HYBRID = Family(
     ignore=("lm_head", r"re:.*\.(mamba|mixer)\..*"),
 )
 _SHARED_EXPERT = _gated_mlp("mlp.shared_expert", "shared_")
+_QWEN3_5_MOE = Family(
+    "model.layers",
+    (*_QWEN3_5_ATTENTION, *_SHARED_EXPERT),
+    ignore=(*_QWEN3_5_IGNORE, *_ROUTERS),
+    experts="mlp.experts",
+)
+_QWEN3_NEXT = Family(
+    "model.layers",
+    (*_gated_hybrid("in_proj_qkvz"), *_in_some_layers(*_GATED_MLP, *_SHARED_EXPERT)),
+    ignore=("lm_head", r"re:.*\.linear_attn\.in_proj_ba", *_ROUTERS),
+    experts="mlp.experts",
+)
 _UP_DOWN = Family(
     "model.layers", _ATTENTION + _mlp("mlp.up_proj", "mlp.down_proj"), ignore=("lm_head",)
 )
@@ -252,7 +267,9 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3": _LLAMA,
     "qwen2_moe": _mixture(*_GATED_MLP, *_SHARED_EXPERT),
     "qwen3_moe": _mixture(*_GATED_MLP),
+    "qwen3_next": _QWEN3_NEXT,
     "qwen3_5_text": _QWEN3_5,
+    "qwen3_5_moe_text": _QWEN3_5_MOE,
     "gemma": _LLAMA,
     "gemma2": _LLAMA,
     "gemma3_text": _LLAMA,

@@ -60,6 +60,14 @@ class LanguageModel:
     names: TensorNames = TensorNames()
     beside: tuple[str, ...] = ()
 
+    @property
+    def experts_under(self) -> str | None:
+        """What the names of its experts begin with in the checkpoint; None where it has none."""
+        family = FAMILIES.get(self.config.model_type)
+        if family is None or not family.experts:
+            return None
+        return self.names.stored(f"{family.layers}.")
+
     def family(self) -> Family:
         """Its family, with the names that this checkpoint has for the modules.
 

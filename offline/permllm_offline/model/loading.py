@@ -49,6 +49,10 @@ class Source:
         """The dtype that the checkpoint declares (float32 where it declares none)."""
         return getattr(self.config, "dtype", None) or torch.float32
 
+    def reader(self) -> CheckpointReader:
+        """Open the checkpoint; experts of the language model are separate ones."""
+        return CheckpointReader(self.directory, experts_under=self.language.experts_under)
+
     def weight_files(self) -> list[Path]:
         """List the files that the weights are read from; raises CheckpointError without any."""
         files = set(read_weight_map(self.directory).values())
@@ -107,7 +111,7 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
     Raises:
         OfflineError, CheckpointError: a checkpoint that cannot be loaded.
     """
-    reader, names = CheckpointReader(source.directory), source.language.names
+    reader, names = source.reader(), source.language.names
     tensors = (
         (own, tensor)
         for name, tensor in reader.dense_state_dict(dtype)

@@ -13,15 +13,15 @@ from permllm_offline.errors import OfflineError, first_line
 from permllm_offline.local_path import local_path
 from permllm_offline.model.language_model import language_model_of
 from permllm_offline.model.loading import Source, is_hub_name, open_source
+from permllm_vllm.checkpoint.fused_experts import separate
 from permllm_vllm.checkpoint.headers import TensorHeader
-from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.shard import header_of
 from permllm_vllm.checkpoint.shards import read_headers, read_weight_map
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model's configuration and the headers of its tensors, by name."""
+    """A model's configuration and the headers of its tensors by name, of separate experts."""
 
     source: Source
     tensors: Mapping[str, TensorHeader]
@@ -49,14 +49,16 @@ def read_stored(model: str) -> StoredModel:
         headers = [read_headers(source.directory / file) for file in sorted(files)]
     else:
         source, headers = _read_hub(model)
-    return StoredModel(source, {name: one for file in headers for name, one in file.items()})
+    tensors = {name: one for file in headers for name, one in file.items()}
+    experts = source.language.experts_under
+    return StoredModel(source, tensors if experts is None else separate(tensors, experts))
 
 
 def bytes_beside(source: Source, dtype: torch.dtype) -> int:
     """Bytes in a checkpoint of ``dtype`` of what is beside the language model, such as a tower."""
     if not source.language.beside:
         return 0
-    reader = CheckpointReader(source.directory)
+    reader = source.reader()
     beside = [name for name in reader.names() if source.language.names.own(name) is None]
     return sum(header_bytes(reader.header(name), dtype) for name in beside)
 

@@ -47,7 +47,7 @@ def test_the_language_model_of_a_model_of_images_is_named() -> None:
 
 def test_experts_of_another_form_are_refused() -> None:
     config = AutoConfig.for_model("granitemoehybrid", num_local_experts=8)
-    known = "only olmoe, qwen2_moe, qwen3_moe are supported: give one"
+    known = "only olmoe, qwen2_moe, qwen3_5_moe_text, qwen3_moe, qwen3_next are supported: give"
     with pytest.raises(OfflineError, match=rf"has 8 experts .* {known}.* without experts"):
         family_of(config)
     config.num_local_experts = 0
