@@ -2,11 +2,13 @@
 
     python -m benchmarks.head --threads 1 --json results.json
     python -m benchmarks.head --dtype float16 --json float16.json
+    python -m benchmarks.head --values int8 --json int8.json
     python -m benchmarks.head --shapes 32000x2048 --tokens 1 8 --quick    # something small
 
 Shapes are vocabulary x inputs, by default those of four models. Tokens are those that our kernels
 take: more are multiplied by vLLM's path with the plugin too. Our weights lie in huge pages as the
-plugin creates them, in 12 bits a value where kernels read that, and the peers' as theirs come;
+plugin creates them, in 12 bits a value where kernels read that, or rounded to int8 as its option
+"head" does, and the peers' as theirs come;
 contestants are called in turn, over copies of the weight that no cache holds. One thread is timed
 in thread-CPU time, more of them in wall time; numbers are medians.
 
@@ -18,6 +20,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,16 +30,18 @@ from torch import Tensor
 
 from benchmarks.cpu.contestants import (
     Call,
+    Contestant,
     dense_contestants,
     median_times,
     peer_makers,
     rounds_of,
 )
-from benchmarks.cpu.products import activations
+from benchmarks.cpu.products import LIMITS, activations
 from benchmarks.records.rows import Rows
 from benchmarks.shapes import HEADS, parse_shape
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
+from permllm_vllm.backends.weights import PackedWeights
 
 TOKENS = (1, 2, 3, 4, 5, 8, 16, 32, 64)
 """Measured as far as the kernel takes them. That of AVX-512 multiplies 1, 2, 4, 6 or 8; 3 and 5 are
@@ -44,7 +49,9 @@ those that it fills up with the most zeros."""
 INPUTS = 32
 """The kernel takes multiples of so many; other weights are PyTorch's."""
 DTYPES = ("bfloat16", "float16")
-OLDER = {"dtype": "bfloat16"}
+VALUES = ("kept", "int8")
+"""The weight as it is, or rounded."""
+OLDER = {"dtype": "bfloat16", "values": "kept"}
 """Of results that do not say it."""
 OURS = "permllm"
 KEY = ("n", "k", "m", "peer")
@@ -74,7 +81,7 @@ class Row:
     load_average: float
 
 
-def most_tokens(inputs: int, dtype: str) -> int:
+def most_tokens(inputs: int, dtype: str, values: str = "kept") -> int:
     """Tokens of so many inputs that the kernels take; ends the program where there is none."""
     if ops.missing_reason:
         sys.exit(f"benchmarks.head: the compiled kernels are missing: {ops.missing_reason}")
@@ -85,16 +92,22 @@ def most_tokens(inputs: int, dtype: str) -> int:
             f"{dtype}, so vLLM's own path serves and there is nothing to compare: measure on a CPU "
             "with AVX-512 BF16 (float16: without AMX), without PERMLLM_CPU_ISA"
         )
-    packed = CpuBackend().pack_dense(random_head(64, inputs, getattr(torch, dtype)))
+    packed = packed_head(random_head(64, inputs, getattr(torch, dtype)), values)
     return most if packed is None else max(most, *TOKENS)
 
 
-def head_linear(dense: Tensor) -> Call:
+def packed_head(dense: Tensor, values: str) -> PackedWeights | None:
+    """The copy that the plugin makes, None where it multiplies the weight where it stands."""
+    backend = CpuBackend()
+    return backend.round_dense(dense) if values == "int8" else backend.pack_dense(dense)
+
+
+def head_linear(dense: Tensor, values: str = "kept") -> Call:
     """Our kernel on one copy of the weight, as the plugin keeps it."""
-    packed = CpuBackend().pack_dense(dense)
+    packed = packed_head(dense, values)
     if packed is not None:
-        n, blob, metadata = len(dense), packed.packed, packed.metadata
-        return lambda x: ops.sparse_linear(x, blob, metadata, None, None, None, n, "dense")
+        n, blob, metadata, scale = len(dense), packed.packed, packed.metadata, packed.scale
+        return lambda x: ops.sparse_linear(x, blob, metadata, None, scale, None, n, "dense")
     memory = torch.ops.permllm.cpu_huge_bytes(dense.nbytes)
     weight = memory.view(dense.dtype).view(dense.shape).copy_(dense)
     return lambda x: torch.ops.permllm.head_linear(x, weight)
@@ -112,6 +125,7 @@ def measure(
     threads: int,
     quick: bool,
     dtype: torch.dtype = torch.bfloat16,
+    values: str = "kept",
 ) -> Iterator[list[Row]]:
     """Compare one head with every peer; yields the rows of one number of tokens at a time.
 
@@ -119,15 +133,19 @@ def measure(
         WrongProduct: a contestant multiplies by something else.
     """
     (n, k), dense = shape, random_head(*shape, dtype)
-    packed = CpuBackend().pack_dense(dense)
+    packed = packed_head(dense, values)
     weight_bytes = dense.nbytes if packed is None else packed.packed.nbytes
     del packed
     peers = peer_makers(int8=False)
-    contestants = dense_contestants({**peers, OURS: head_linear}, dense)
+    contestants = dense_contestants(peers, dense)
+    limit = LIMITS["int8" if values == "int8" else "bfloat16"]
+    ours = partial(head_linear, dense, values)
+    contestants[OURS] = Contestant(OURS, weight_bytes, ours, dense, limit, dtype)
+    contestants[OURS].warm()
     for m in tokens:
         x = activations(m, k, dtype)
         times = median_times(contestants, x, threads, rounds_of(m, quick))
-        ours, error = times[OURS], contestants[OURS].checked(x)
+        own_time, error = times[OURS], contestants[OURS].checked(x)
         yield [
             Row(
                 n=n,
@@ -137,9 +155,9 @@ def measure(
                 threads=threads,
                 peer=peer,
                 peer_us=round(times[peer], 1),
-                ours_us=round(ours, 1),
-                ratio=round(times[peer] / ours, 3),
-                gigabytes_per_second=round(weight_bytes / ours / 1e3, 1),
+                ours_us=round(own_time, 1),
+                ratio=round(times[peer] / own_time, 3),
+                gigabytes_per_second=round(weight_bytes / own_time / 1e3, 1),
                 relative_error=float(f"{error:.2e}"),
                 load_average=round(os.getloadavg()[1], 1),
             )
@@ -172,16 +190,19 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--tokens", type=int, nargs="+", metavar="M")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=f"default: {DTYPES[0]}")
+    parser.add_argument(
+        "--values", choices=VALUES, default=VALUES[0], help="of our copy (default: %(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
-        help="where the rows are kept, of one thread count and dtype",
+        help="where the rows are kept, of one thread count, dtype and values",
     )
     arguments = parser.parse_args()
     for n, k in arguments.shapes:
-        most = most_tokens(k, arguments.dtype)
+        most = most_tokens(k, arguments.dtype, arguments.values)
         for m in arguments.tokens or []:
             if not 1 <= m <= most:
                 parser.error(
@@ -200,6 +221,7 @@ def main() -> None:
         "isa": CpuBackend().instruction_set,
         "threads": arguments.threads,
         "dtype": arguments.dtype,
+        "values": arguments.values,
         "rounds": rounds_of(1, arguments.quick),
     }
     result = Rows(arguments.json, facts, KEY, older=OLDER)
@@ -207,11 +229,13 @@ def main() -> None:
     with torch.inference_mode():
         for shape in arguments.shapes:
             there = {(row["n"], row["k"], row["m"]) for row in result.all()}
-            most = most_tokens(shape[1], arguments.dtype)
+            most = most_tokens(shape[1], arguments.dtype, arguments.values)
             asked = arguments.tokens or [m for m in TOKENS if m <= most]
             tokens = [m for m in asked if (*shape, m) not in there]
             if tokens:
-                for rows in measure(shape, tokens, arguments.threads, arguments.quick, dtype):
+                for rows in measure(
+                    shape, tokens, arguments.threads, arguments.quick, dtype, arguments.values
+                ):
                     result.update(asdict(row) for row in rows)
     columns = Row.__dataclass_fields__
     Console().print(table([Row(**{c: row[c] for c in columns}) for row in result.all()]))

@@ -8,6 +8,8 @@ for every cell and variant in turn, as many rounds as `--bench` says.
     python -m benchmarks.serving --model llama-3.2-1b --compiled --json OUT --plot OUT.svg
     python -m benchmarks.serving --model llama-2-7b --variants "2:4 int8" --memory-limit 8 \\
         --cells 1x32 1x512 --json OUT
+    python -m benchmarks.serving --variants "dense bfloat16" "2:4 int8" "2:4 int8, int8 head" \\
+        --cells 1x32 8x32 --bench 0 --json OUT
     python -m benchmarks.serving --variants "dense bfloat16" "dense float16" \\
         "2:4 bfloat16 (float16)" --cells 1x32 --bench 0 --json OUT
     python -m benchmarks.serving --dense DIR --sparse DIR --cells 1x32 8x32 --json OUT
@@ -24,6 +26,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -57,12 +60,24 @@ VARIANTS: Mapping[str, Callable[[Path], Path]] = {
     INT8: partial(quantized_peers.made_apart, "int8"),
     INT4: partial(quantized_peers.made_apart, "int4"),
 }
-FLOAT16: Mapping[str, str] = {
-    "dense float16": DENSE,
-    "2:4 bfloat16 (float16)": "2:4 bfloat16",
-    "2:4 int8 (float16)": "2:4 int8",
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How the checkpoint of another variant is served."""
+
+    of: str
+    dtype: str = "bfloat16"
+    head: str = "dense"
+
+
+VARIATIONS: Mapping[str, Variation] = {
+    "2:4 int8, int8 head": Variation("2:4 int8", head="int8"),
+    "dense float16": Variation(DENSE, dtype="float16"),
+    "2:4 bfloat16 (float16)": Variation("2:4 bfloat16", dtype="float16"),
+    "2:4 int8 (float16)": Variation("2:4 int8", dtype="float16"),
 }
-"""Variants with float16 activations, and whose checkpoints they serve; only when asked for."""
+"""With an output head of int8, or float16 activations; only when asked for."""
 DEFAULT_MODEL = "tinyllama"
 CELLS = tuple((batch, prompt) for prompt in (32, 512) for batch in (1, 8, 32))
 OLDER = {"kv_cache_gib": 1}
@@ -147,9 +162,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dense", type=Path, help="dense checkpoint, in place of --model")
     parser.add_argument("--sparse", type=Path, help="its permllm checkpoint, in place of variants")
     parser.add_argument(
-        "--variants", nargs="+", choices=[*VARIANTS, *FLOAT16], metavar="NAME",
-        help=f"of {', '.join(map(repr, VARIANTS))} (default: all of these), and with float16 "
-        f"activations {', '.join(map(repr, FLOAT16))}",
+        "--variants", nargs="+", choices=[*VARIANTS, *VARIATIONS], metavar="NAME",
+        help=f"of {', '.join(map(repr, VARIANTS))} (default: all of these), and with an output "
+        f"head of int8 or float16 activations {', '.join(map(repr, VARIATIONS))}",
     )  # fmt: skip
     parser.add_argument(
         "--cells", type=_cell, nargs="+", default=CELLS, metavar="BATCHxPROMPT",
@@ -218,7 +233,7 @@ def main() -> None:
         name = arguments.model or DEFAULT_MODEL
         dense = smollm2() if name == "smollm2" else random_model(name)
         asked = arguments.variants or VARIANTS
-        every = {**VARIANTS, **{name: VARIANTS[of] for name, of in FLOAT16.items()}}
+        every = {**VARIANTS, **{name: VARIANTS[one.of] for name, one in VARIATIONS.items()}}
         makers = {name: make for name, make in every.items() if name in asked}
         given = {DENSE: dense}  # the others are made of it
     eager = not arguments.compiled
@@ -238,7 +253,11 @@ def main() -> None:
         list(makers),
         arguments.cells,
         lambda name: Engine(
-            model(name), eager=eager, dtype=_dtype(name), memory_limit=arguments.memory_limit
+            model(name),
+            eager=eager,
+            dtype=_served(name).dtype,
+            head=_served(name).head,
+            memory_limit=arguments.memory_limit,
         ),
         rows,
         dense=DENSE,
@@ -258,13 +277,14 @@ def main() -> None:
             words(),
             cell,
             eager=eager,
-            dtype=_dtype(name),
+            dtype=_served(name).dtype,
+            head=_served(name).head,
             memory_limit=arguments.memory_limit,
         ),
         arguments.bench,
         dense=DENSE,
     )
-    order = [*VARIANTS, *FLOAT16, *makers]
+    order = [*VARIANTS, *VARIATIONS, *makers]
     rows.sort(lambda row: _place(row, order))
     title = f"{dense.name} on {machine_class()}, {facts['mode']}"
     show(rows.all(), title)
@@ -272,9 +292,9 @@ def main() -> None:
         save_figure({"rows": rows.all()}, arguments.plot, title)
 
 
-def _dtype(variant: str) -> str:
-    """Of a variant's activations."""
-    return "float16" if variant in FLOAT16 else "bfloat16"
+def _served(variant: str) -> Variation:
+    """How a variant is served."""
+    return VARIATIONS.get(variant, Variation(variant))
 
 
 def _shape(model: Path) -> dict[str, Any]:

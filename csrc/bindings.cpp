@@ -137,7 +137,7 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
     return dense_product(x, packed, bias);  // the reference backend's
   const cpu::PackedLayout weight = check_packed(packed, metadata, out_features);
   check_activations(x, weight);
-  const bool int8 = weight.type == cpu::ValueType::kInt8;
+  const bool int8 = cpu::in_int8(weight.type);
   STD_TORCH_CHECK(
       scale.has_value() == int8, "scale is ", int8 ? "missing" : "given",
       ": packed int8 values need the scale of the checkpoint, bfloat16 values have none.");

@@ -61,11 +61,11 @@ cpu::StackedLinear check_stack(const Tensor& packed, const Tensor& metadata,
     STD_TORCH_CHECK(place >= 0 && place % 64 == 0 && place <= packed.numel() - bytes, what, " has ",
                     packed.numel(), " bytes, its metadata place ", bytes, " of expert ", expert,
                     " at ", place, ": it was truncated or replaced. Stack again.");
-    STD_TORCH_CHECK(scale.has_value() == (layout.type == cpu::ValueType::kInt8), "scale of ", what,
-                    " is ", scale.has_value() ? "given" : "missing",
-                    ": int8 values need one, bfloat16 values have none.");
-    STD_TORCH_CHECK(layout.type != cpu::ValueType::kDense12, what, " of expert ", expert,
+    STD_TORCH_CHECK(!cpu::is_dense(layout.type), what, " of expert ", expert,
                     " is dense: experts are sparse.");
+    STD_TORCH_CHECK(scale.has_value() == cpu::in_int8(layout.type), "scale of ", what, " is ",
+                    scale.has_value() ? "given" : "missing",
+                    ": int8 values need one, bfloat16 values have none.");
     if (linear.gather != nullptr) check_gather(linear.gather + expert * linear.k, linear.k);
   }
   return linear;

@@ -43,22 +43,42 @@ Tensor head_linear(Tensor x, Tensor weight) {
   return y;
 }
 
-// Packs a dense weight in 12 bits for the instruction set `isa` ("": the one that serves here).
-// Returns what cpu_pack does, or no bytes where no kernel reads that, or too many values have no
-// place in it.
+// No bytes, for `packed` where nothing is packed.
+Tensor no_bytes() {
+  const std::array<int64_t, 1> none{0};
+  return torch::stable::empty(none, ScalarType::Byte);
+}
+
+// Packs int8 values of dense rows as they are.
+std::tuple<Tensor, Tensor> pack_rounded(const Tensor& weight, cpu::Isa isa) {
+  const cpu::PackedLayout layout{isa, cpu::ValueType::kDense8, weight.size(0), weight.size(1)};
+  if (!cpu::has_kernel(isa, layout.type) || layout.k > cpu::kInt8Inputs) {
+    return {no_bytes(), metadata_of(layout)};
+  }
+  const Tensor rows = in_one_piece(weight);
+  Tensor packed = huge_bytes(layout.bytes());
+  cpu::pack_dense_int8(layout, data<int8_t>(rows), packed.mutable_data_ptr());
+  return {packed, metadata_of(layout)};
+}
+
+// Packs a dense weight for the instruction set `isa` ("": the one that serves here): bfloat16 in 12
+// bits, int8 as it is. Returns what cpu_pack does, or no bytes where no kernel reads that, or too
+// many values have no place in it.
 std::tuple<Tensor, Tensor> cpu_pack_dense(Tensor weight, std::string isa_name) {
-  check_dtype(weight, ScalarType::BFloat16, "weight", "bfloat16 [out, in]");
-  STD_TORCH_CHECK(weight.dim() == 2 && weight.numel() > 0 && weight.size(1) % 8 == 0,
-                  "weight of shape ", shape(weight),
-                  " must be [out, in], neither of them 0 and in a multiple of 8.");
+  const bool int8 = weight.scalar_type() == ScalarType::Char;
+  if (!int8) check_dtype(weight, ScalarType::BFloat16, "weight", "bfloat16 or int8 [out, in]");
+  STD_TORCH_CHECK(
+      weight.is_cpu() && weight.dim() == 2 && weight.numel() > 0 && weight.size(1) % 8 == 0,
+      "weight of shape ", shape(weight),
+      " must be [out, in] on the CPU, neither of them 0 and in a multiple of 8.");
+  const cpu::Isa isa = cpu::select(isa_name);
+  if (int8) return pack_rounded(weight, isa);
   const Tensor rows = in_one_piece(weight);
   const auto* values = data<cpu::bf16>(rows);
   const cpu::Packing packing =
-      cpu::choose_dense_packing(cpu::select(isa_name), values, weight.size(0), weight.size(1));
+      cpu::choose_dense_packing(isa, values, weight.size(0), weight.size(1));
   const bool dense = packing.layout.type == cpu::ValueType::kDense12;
-  const std::array<int64_t, 1> none{0};
-  Tensor packed =
-      dense ? huge_bytes(packing.layout.bytes()) : torch::stable::empty(none, ScalarType::Byte);
+  Tensor packed = dense ? huge_bytes(packing.layout.bytes()) : no_bytes();
   if (dense) cpu::pack_dense(packing, values, packed.mutable_data_ptr());
   return {packed, metadata_of(packing.layout)};
 }

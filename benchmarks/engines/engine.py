@@ -132,6 +132,7 @@ class Engine:
         *,
         eager: bool,
         dtype: str = "bfloat16",
+        head: str = "dense",
         memory_limit: float | None = None,
     ) -> None:
         with _environment():
@@ -145,7 +146,11 @@ class Engine:
         try:
             with _environment(), _output_to(self._log):
                 self._llm = LLM(
-                    model=str(model), enforce_eager=eager, dtype=dtype, **ENGINE_OPTIONS
+                    model=str(model),
+                    enforce_eager=eager,
+                    dtype=dtype,
+                    additional_config=plugin_options(head),
+                    **ENGINE_OPTIONS,
                 )
         except Exception as error:
             self._watch.close()
@@ -203,7 +208,7 @@ class Engine:
         time. `peak_mib` is the most that they and this process, their front end, have had together
         since the engine began to start: see `MemoryWatch`. `packed_bytes` and `dense_bytes` are
         those of the sparse linear layers, as the backend holds them and in bfloat16; `head_ratio`
-        is what an output head takes of its bytes in a copy in 12 bits, once it has one.
+        is what an output head takes of its bytes in a packed copy, once it has one.
 
         Raises:
             EngineError: the engine has ended.
@@ -269,6 +274,11 @@ class NoEngine:
         """Nothing is there to be ended."""
 
 
+def plugin_options(head: str) -> dict[str, Any]:
+    """vLLM's --additional-config for an output head of the plugin."""
+    return {} if head == "dense" else {"permllm": {"head": head}}
+
+
 def read_once(folder: Path) -> None:
     """Read all files of a folder, so that whoever loads them next finds them in the page cache."""
     buffer = bytearray(READ_BYTES)
@@ -307,12 +317,12 @@ def sparse_bytes(model: torch.nn.Module) -> tuple[int, int]:
 
 
 def head_bytes(model: torch.nn.Module) -> tuple[int, int]:
-    """Bytes of a model's output head that has a copy in 12 bits: of the copy, and as bfloat16."""
-    from permllm_vllm.quantization.head import TWELVE_BITS
+    """Bytes of a model's output head that has a packed copy: of the copy, and as bfloat16."""
+    from permllm_vllm.quantization.head import COPY
 
     layer: Any
     for layer in model.modules():
-        if (copy := layer.__dict__.get(TWELVE_BITS)) is not None:
+        if (copy := layer.__dict__.get(COPY)) is not None:
             return copy.packed.nbytes, layer.weight.nbytes
     return 0, 0
 

@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engines.engine import ENVIRONMENT, reason
+from benchmarks.engines.engine import ENVIRONMENT, plugin_options, reason
 from benchmarks.engines.kv_cache import kv_cache_environment
 from benchmarks.engines.memory_watch import MemoryWatch
 from benchmarks.engines.server import serve
@@ -88,6 +88,7 @@ def measured(
     *,
     eager: bool,
     dtype: str = "bfloat16",
+    head: str = "dense",
     memory_limit: float | None = None,
 ) -> dict[str, float]:
     """What one of `BENCHMARKS` says.
@@ -99,12 +100,13 @@ def measured(
         cell: what is measured.
         eager: whether nothing is compiled.
         dtype: of the activations.
+        head: of the plugin's options.
         memory_limit: GiB beyond which its processes are ended; see `MemoryWatch`.
 
     Raises:
         RuntimeError: it failed; with its last lines.
     """
-    options = _engine_options(eager, dtype)
+    options = _engine_options(eager, dtype, head)
     with closing(MemoryWatch(memory_limit)) as watch:
         try:
             if benchmark == "latency":
@@ -168,8 +170,10 @@ def _requests(cell: Cell) -> tuple[str, ...]:
     return ("--dataset-name", "random", *lengths, "--num-prompts", str(batch * repeats_of(*cell)))
 
 
-def _engine_options(eager: bool, dtype: str) -> tuple[str, ...]:
-    options = ("--dtype", dtype, "--max-model-len", "1024")
+def _engine_options(eager: bool, dtype: str, head: str) -> tuple[str, ...]:
+    options: tuple[str, ...] = ("--dtype", dtype, "--max-model-len", "1024")
+    if asked := plugin_options(head):
+        options += ("--additional-config", json.dumps(asked))
     return (*options, "--enforce-eager") if eager else options
 
 

@@ -1,18 +1,22 @@
 """What fewer bytes in the linear layers can gain at most, beside a head that stays dense."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import torch
+
+from permllm_offline.errors import OfflineError
+from permllm_offline.model.loading import Source, open_source
+from permllm_offline.model.plan import make_plan
+from permllm_vllm.checkpoint.pattern import Pattern
 
 
 @dataclass(frozen=True)
 class DecodedWeights:
     """Weights that a decoded token reads: of the decoder's linear layers, and of the output head.
 
-    Of experts those that a token goes to. Norms, biases, routers, the KV cache and one row of the
-    embedding are left out.
+    Of experts those that a token goes to. Norms, biases, routers, the KV cache, what is not pruned
+    in a layer, and one row of the embedding are left out.
     """
 
     linears: int
@@ -30,29 +34,22 @@ class DecodedWeights:
         return (self.linears + self.head) / (share * self.linears + head_share * self.head)
 
 
-def decoded_weights(config: Mapping[str, Any]) -> DecodedWeights:
-    """Count the weights of a Llama, or of one with experts, by its configuration in Transformers.
+def decoded_weights(source: Source) -> DecodedWeights:
+    """Count the weights of a model by its configuration.
 
     Raises:
-        KeyError: the configuration is not one of a Llama or its kin.
+        OfflineError: its family is unknown.
     """
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head = config.get("head_dim") or hidden // heads
-    attention = 2 * heads * head * hidden  # q and o
-    attention += 2 * config["num_key_value_heads"] * head * hidden  # k and v
-    width = config.get("moe_intermediate_size") or config["intermediate_size"]
-    experts = config.get("num_experts_per_tok") or 1
-    feed_forward = experts * 3 * width * hidden  # gate, up and down
+    plan = make_plan(source, Pattern(2, 4), None, permuted=False, dtype=torch.bfloat16)
     return DecodedWeights(
-        linears=config["num_hidden_layers"] * (attention + feed_forward),
-        head=config["vocab_size"] * hidden,
+        linears=round(sum(linear.work for linear in plan.every_linear)),
+        head=source.config.vocab_size * source.config.hidden_size,
     )
 
 
 def of_checkpoint(model: Path) -> DecodedWeights | None:
-    """Count the weights of a checkpoint; None where its configuration is not like a Llama's."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    """Count the weights of a checkpoint; None where its family is unknown."""
     try:
-        return decoded_weights(config)
-    except KeyError:
+        return decoded_weights(open_source(str(model)))
+    except OfflineError:
         return None

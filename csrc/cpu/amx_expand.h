@@ -11,7 +11,6 @@ namespace {
 
 using Tuning = AmxTuning;
 using AmxBlock = Block<kAmxRows>;
-using AmxInt8Block = Block<kAmxRows, int8_t>;
 
 // One block, dense: inputs 0..31 and inputs 32..63 of 16 rows, each an A tile.
 struct alignas(64) WeightTiles {
@@ -44,11 +43,24 @@ inline void expand_row(const AmxBlock& block, int row, WeightTiles& tiles) {
   _mm512_store_si512(tiles.half[1][row], high);
 }
 
-inline void expand_row(const AmxInt8Block& block, int row, Int8WeightTile& tile) {
+inline void expand_row(const Block<kAmxRows, int8_t>& block, int row, Int8WeightTile& tile) {
   const auto* values = reinterpret_cast<const __m256i*>(block.values[row]);
   const __m512i kept = _mm512_castsi256_si512(_mm256_load_si256(values));
   _mm512_store_si512(tile.rows[row], _mm512_maskz_expand_epi8(block.mask[row], kept));
 }
+
+inline void expand_row(const Block<kAmxRows, dense8>& block, int row, Int8WeightTile& tile) {
+  _mm512_store_si512(tile.rows[row], _mm512_load_si512(block.values[row]));
+}
+
+// Fetches the lines of a block that hold no values.
+template <class Value>
+inline void prefetch_masks(const Block<kAmxRows, Value>& block) {
+  prefetch<Tuning::kFewHint>(block.mask);
+  prefetch<Tuning::kFewHint>(block.mask + kAmxRows / 2);
+}
+
+inline void prefetch_masks(const Block<kAmxRows, dense8>&) {}
 
 template <class Block, class Tiles>
 inline void expand(const Block& block, Tiles& tiles) {
@@ -61,8 +73,7 @@ inline void expand(const Block& block, Tiles& tiles) {
 template <class Block, class Tiles>
 inline void expand(const Block& block, Tiles& tiles, const Block* ahead) {
   constexpr int kRowsPerLine = 64 / static_cast<int>(sizeof(ahead->values[0]));
-  prefetch<Tuning::kFewHint>(ahead->mask);
-  prefetch<Tuning::kFewHint>(ahead->mask + kAmxRows / 2);
+  prefetch_masks(*ahead);
 #pragma GCC unroll 16
   for (int row = 0; row < kAmxRows; ++row) {
     if (row % kRowsPerLine == 0) prefetch<Tuning::kFewHint>(ahead->values[row]);

@@ -9,8 +9,9 @@
 namespace permllm::cpu {
 namespace {
 
+template <class Value>
 struct Int8SplitProducts {
-  using Block = AmxInt8Block;
+  using Block = permllm::cpu::Block<kAmxRows, Value>;
   using Tiles = Int8WeightTile;
   static constexpr int kTokenTiles = 1;
   static constexpr int kBlockTiles = 2;
@@ -63,8 +64,12 @@ struct Int8SplitProducts {
 
 }  // namespace
 
+template <class Value>
 void amx_int8_few_tokens(const LinearArguments& a, Worker& worker) {
-  multiply_few_tokens(a, Int8SplitProducts{QuantizedTokens<32767>(a)}, worker);
+  multiply_few_tokens(a, Int8SplitProducts<Value>{QuantizedTokens<32767>(a)}, worker);
 }
+
+template void amx_int8_few_tokens<int8_t>(const LinearArguments&, Worker&);
+template void amx_int8_few_tokens<dense8>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

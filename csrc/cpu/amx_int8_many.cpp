@@ -5,8 +5,9 @@
 namespace permllm::cpu {
 namespace {
 
+template <class Value>
 struct Int8Products {
-  using Block = AmxInt8Block;
+  using Block = permllm::cpu::Block<kAmxRows, Value>;
   using Tiles = Int8WeightTile;
   static constexpr int kParts = 1;
 
@@ -36,8 +37,12 @@ struct Int8Products {
 
 }  // namespace
 
+template <class Value>
 void amx_int8_many_tokens(const LinearArguments& a, Worker& worker) {
-  multiply_many_tokens<Int8Products>(a, worker);
+  multiply_many_tokens<Int8Products<Value>>(a, worker);
 }
+
+template void amx_int8_many_tokens<int8_t>(const LinearArguments&, Worker&);
+template void amx_int8_many_tokens<dense8>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

@@ -5,8 +5,9 @@
 namespace permllm::cpu {
 namespace {
 
+template <class Value>
 struct Int8Products {
-  using Block = AmxInt8Block;
+  using Block = permllm::cpu::Block<kAmxRows, Value>;
   using Tiles = Int8WeightTile;
   static constexpr int kTokenTiles = 2;
   static constexpr int kBlockTiles = 1;
@@ -51,8 +52,12 @@ struct Int8Products {
 
 }  // namespace
 
+template <class Value>
 void amx_int8_several_tokens(const LinearArguments& a, Worker& worker) {
-  multiply_few_tokens(a, Int8Products{QuantizedTokens<127>(a)}, worker);
+  multiply_few_tokens(a, Int8Products<Value>{QuantizedTokens<127>(a)}, worker);
 }
+
+template void amx_int8_several_tokens<int8_t>(const LinearArguments&, Worker&);
+template void amx_int8_several_tokens<dense8>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

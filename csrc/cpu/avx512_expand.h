@@ -89,6 +89,19 @@ class ExpandedRows<Tuning, int8_t> {
   static void for_each_stray(Body) {}
 };
 
+template <class Tuning>
+class ExpandedRows<Tuning, dense8> {
+ public:
+  ExpandedRows(const LinearArguments&, int64_t) {}
+
+  static void expand(const Block<kRows, dense8>& block, int row, __m512i (&weights)[1]) {
+    weights[0] = _mm512_load_si512(block.values[row]);
+  }
+
+  template <class Body>
+  static void for_each_stray(Body) {}
+};
+
 // What the upper bytes of 12 bits are looked up in, a table for each row; and the strays.
 class UpperTables {
   static constexpr int kLineStrays = 64 / sizeof(Stray);

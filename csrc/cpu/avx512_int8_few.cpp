@@ -9,10 +9,10 @@
 namespace permllm::cpu {
 namespace {
 
-template <class CoreTuning, int Bytes>
+template <class CoreTuning, class BlockValue, int Bytes>
 struct Int8Products {
   using Tuning = CoreTuning;
-  using Value = int8_t;
+  using Value = BlockValue;
   using Rows = ExpandedRows<Tuning, Value>;
   static constexpr int kWeights = 1, kInputs = Bytes, kSums = Bytes;
   static constexpr int kOneTokenFetch = Tuning::kOneTokenFetchInt8;
@@ -91,22 +91,25 @@ struct Int8Products {
 
 }  // namespace
 
-template <class Tuning>
+template <class Tuning, class Value>
 void avx512_int8_several_tokens(const LinearArguments& a, Worker& worker) {
-  multiply_several_tokens<Int8Products<Tuning, 1>>(a, worker);
+  multiply_several_tokens<Int8Products<Tuning, Value, 1>>(a, worker);
 }
 
-template <class Tuning>
+template <class Tuning, class Value>
 void avx512_int8_few_tokens(const LinearArguments& a, Worker& worker) {
   a.m <= Tuning::kSplitTokens
-      ? multiply_few_tokens<Int8Products<Tuning, 2>, Tuning::kSplitTokens>(a, worker)
-      : multiply_few_tokens<Int8Products<Tuning, 1>, Tuning::kFewTokensInt8>(a, worker);
+      ? multiply_few_tokens<Int8Products<Tuning, Value, 2>, Tuning::kSplitTokens>(a, worker)
+      : multiply_few_tokens<Int8Products<Tuning, Value, 1>, Tuning::kFewTokensInt8>(a, worker);
 }
 
-template void avx512_int8_several_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
-template void avx512_int8_several_tokens<Zen5Tuning>(const LinearArguments&, Worker&);
-
-template void avx512_int8_few_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
-template void avx512_int8_few_tokens<Zen5Tuning>(const LinearArguments&, Worker&);
+#define PERMLLM_INSTANTIATE(Tuning, Value)                                                  \
+  template void avx512_int8_several_tokens<Tuning, Value>(const LinearArguments&, Worker&); \
+  template void avx512_int8_few_tokens<Tuning, Value>(const LinearArguments&, Worker&);
+PERMLLM_INSTANTIATE(Avx512Bf16Tuning, int8_t)
+PERMLLM_INSTANTIATE(Avx512Bf16Tuning, dense8)
+PERMLLM_INSTANTIATE(Zen5Tuning, int8_t)
+PERMLLM_INSTANTIATE(Zen5Tuning, dense8)
+#undef PERMLLM_INSTANTIATE
 
 }  // namespace permllm::cpu

@@ -5,10 +5,10 @@
 namespace permllm::cpu {
 namespace {
 
-template <class CoreTuning>
+template <class CoreTuning, class BlockValue>
 struct Int8Products {
   using Tuning = CoreTuning;
-  using Value = int8_t;
+  using Value = BlockValue;
   using Element = uint8_t;
   using Rows = ExpandedRows<Tuning, Value>;
 
@@ -67,12 +67,14 @@ struct Int8Products {
 
 }  // namespace
 
-template <class Tuning>
+template <class Tuning, class Value>
 void avx512_int8_many_tokens(const LinearArguments& a, Worker& worker) {
-  go_through_parts<ManyTokens<Int8Products<Tuning>>>(a, worker);
+  go_through_parts<ManyTokens<Int8Products<Tuning, Value>>>(a, worker);
 }
 
-template void avx512_int8_many_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
-template void avx512_int8_many_tokens<Zen5Tuning>(const LinearArguments&, Worker&);
+template void avx512_int8_many_tokens<Avx512Bf16Tuning, int8_t>(const LinearArguments&, Worker&);
+template void avx512_int8_many_tokens<Avx512Bf16Tuning, dense8>(const LinearArguments&, Worker&);
+template void avx512_int8_many_tokens<Zen5Tuning, int8_t>(const LinearArguments&, Worker&);
+template void avx512_int8_many_tokens<Zen5Tuning, dense8>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

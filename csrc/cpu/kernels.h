@@ -71,9 +71,13 @@ void amx_few_tokens(const LinearArguments&, Worker&);   // m <= AmxTuning::kFewT
 void amx_many_tokens(const LinearArguments&, Worker&);  // any m
 void amx_dense(const LinearArguments&, Worker&);        // as dense.h says
 
+// `Value` is int8_t or dense8.
+template <class Value>
 void amx_int8_few_tokens(const LinearArguments&, Worker&);  // m <= AmxTuning::kSplitTokens, W8A16
+template <class Value>
 void amx_int8_several_tokens(const LinearArguments&, Worker&);  // m <= kFewTokens, W8A8
-void amx_int8_many_tokens(const LinearArguments&, Worker&);     // any m, W8A8
+template <class Value>
+void amx_int8_many_tokens(const LinearArguments&, Worker&);  // any m, W8A8
 
 // With the constants of Avx512Bf16Tuning or Zen5Tuning; `Value` is bf16, bf12 or dense12.
 template <class Tuning, class Value>
@@ -85,12 +89,12 @@ void avx512_many_tokens(const LinearArguments&, Worker&);  // any m
 template <class Tuning>
 void avx512_dense(const LinearArguments&, Worker&);  // as dense.h says
 
-// As those of bfloat16: W8A16 for m <= kSplitTokens, and W8A8.
-template <class Tuning>
+// As those of bfloat16: W8A16 for m <= kSplitTokens, and W8A8. `Value` is int8_t or dense8.
+template <class Tuning, class Value>
 void avx512_int8_few_tokens(const LinearArguments&, Worker&);  // m <= kFewTokensInt8
-template <class Tuning>
+template <class Tuning, class Value>
 void avx512_int8_several_tokens(const LinearArguments&, Worker&);
-template <class Tuning>
+template <class Tuning, class Value>
 void avx512_int8_many_tokens(const LinearArguments&, Worker&);
 
 // Any m, values of both types, x of every type: products with x as it is.

@@ -31,7 +31,9 @@
 // The rows of the output head, which are dense, are stored in 12 bits too (dense12): blocks of
 //   Rows x 64 lower bytes    in the order of the masks above
 //   Rows / 2 x 64 bytes      what the upper bytes are
-// and behind them the same. Padding is zeros.
+// and behind them the same. Rounded to int8 with a scale for each row (dense8) they are blocks of
+//   Rows x 64 values
+// with the sums of int8 values behind them. Padding is zeros.
 //
 // This header is included by files that are compiled for one instruction set: its functions are
 // static, so that no copy of theirs can be linked into a file that is compiled for another.
@@ -51,6 +53,9 @@ struct fp16 {
 // bfloat16 in 12 bits, as types of values: of N:M sparse rows, and of dense ones.
 struct bf12 {};
 struct dense12 {};
+
+// int8 values of dense rows.
+struct dense8 {};
 
 constexpr int kBlockInputs = 64;
 constexpr int kBlockValues = 32;
@@ -74,6 +79,11 @@ struct alignas(64) Block<Rows, dense12> {
   uint8_t upper[Rows / 2][kBlockInputs];
 };
 
+template <int Rows>
+struct alignas(64) Block<Rows, dense8> {
+  int8_t values[Rows][kBlockInputs];
+};
+
 // A bfloat16 value that its row has no 12 bits for.
 struct Stray {
   uint32_t input;
@@ -91,10 +101,26 @@ constexpr int kPortableRows = 8;
 constexpr int kAmxGroups = 2;
 
 // What the values are. The numbers are part of the metadata.
-enum class ValueType : int64_t { kBfloat16 = 0, kInt8 = 1, kBfloat12 = 2, kDense12 = 3 };
+enum class ValueType : int64_t {
+  kBfloat16 = 0,
+  kInt8 = 1,
+  kBfloat12 = 2,
+  kDense12 = 3,
+  kDense8 = 4
+};
+
+// Their rows have a scale each.
+constexpr bool in_int8(ValueType type) {
+  return type == ValueType::kInt8 || type == ValueType::kDense8;
+}
 
 constexpr bool in_twelve_bits(ValueType type) {
   return type == ValueType::kBfloat12 || type == ValueType::kDense12;
+}
+
+// Of the output head: rows without a mask.
+constexpr bool is_dense(ValueType type) {
+  return type == ValueType::kDense12 || type == ValueType::kDense8;
 }
 
 // Sums of products of int8 values with 8 bits of x fit an int32 up to this many inputs.

@@ -30,10 +30,11 @@ void avx512(const LinearArguments& a, Worker& worker) {
             avx512_several_tokens<Tuning, Value>, avx512_many_tokens<Tuning, Value>>(a, worker);
 }
 
-template <class Tuning>
+template <class Tuning, class Value, int64_t FewTokens>
 void avx512_int8(const LinearArguments& a, Worker& worker) {
-  by_tokens<Tuning, Tuning::kFewTokensInt8, avx512_int8_few_tokens<Tuning>,
-            avx512_int8_several_tokens<Tuning>, avx512_int8_many_tokens<Tuning>>(a, worker);
+  by_tokens<Tuning, FewTokens, avx512_int8_few_tokens<Tuning, Value>,
+            avx512_int8_several_tokens<Tuning, Value>, avx512_int8_many_tokens<Tuning, Value>>(
+      a, worker);
 }
 #endif
 
@@ -42,10 +43,11 @@ void amx(const LinearArguments& a, Worker& worker) {
   a.m <= AmxTuning::kFewTokens ? amx_few_tokens(a, worker) : amx_many_tokens(a, worker);
 }
 
+template <class Value>
 void amx_int8(const LinearArguments& a, Worker& worker) {
-  if (a.m <= AmxTuning::kSplitTokens) return amx_int8_few_tokens(a, worker);
-  a.m <= AmxTuning::kFewTokens ? amx_int8_several_tokens(a, worker)
-                               : amx_int8_many_tokens(a, worker);
+  if (a.m <= AmxTuning::kSplitTokens) return amx_int8_few_tokens<Value>(a, worker);
+  a.m <= AmxTuning::kFewTokens ? amx_int8_several_tokens<Value>(a, worker)
+                               : amx_int8_many_tokens<Value>(a, worker);
 }
 #endif
 
@@ -103,7 +105,9 @@ template <class Tuning>
 KernelOf<bf16> avx512_kernel(ValueType type, bool half) {
   switch (type) {
     case ValueType::kInt8:
-      return of_integers<Tuning, avx512_int8<Tuning>>();
+      return of_integers<Tuning, avx512_int8<Tuning, int8_t, Tuning::kFewTokensInt8>>();
+    case ValueType::kDense8:
+      return of_integers<Tuning, avx512_int8<Tuning, dense8, Tuning::kFewTokensDense8>>();
     case ValueType::kBfloat16:
       return of_words<Tuning, avx512<Tuning, bf16>>(half);
     case ValueType::kBfloat12:
@@ -122,7 +126,9 @@ KernelOf<bf16> avx512_kernel(ValueType type, bool half) {
 KernelOf<bf16> amx_kernel(ValueType type, bool half) {
   switch (type) {
     case ValueType::kInt8:
-      return of_integers<AmxTuning, amx_int8>();
+      return of_integers<AmxTuning, amx_int8<int8_t>>();
+    case ValueType::kDense8:
+      return of_integers<AmxTuning, amx_int8<dense8>>();
     case ValueType::kBfloat16:
       return of_words<AmxTuning, amx>(half);
     case ValueType::kBfloat12:
@@ -156,7 +162,7 @@ KernelOf<bf16> words_kernel(Isa isa, [[maybe_unused]] ValueType type, [[maybe_un
       return {};
 #endif
     default:
-      return in_twelve_bits(type) ? KernelOf<bf16>{} : float32_kernel<bf16>(isa);
+      return in_twelve_bits(type) || is_dense(type) ? KernelOf<bf16>{} : float32_kernel<bf16>(isa);
   }
 }
 

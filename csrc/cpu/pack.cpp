@@ -172,6 +172,8 @@ int64_t row_bytes(ValueType type) {
       return kMask + kBlockValues;
     case ValueType::kDense12:
       return kBlockInputs * 3 / 2;
+    case ValueType::kDense8:
+      return kBlockInputs;
   }
   return 0;
 }
@@ -187,7 +189,7 @@ int64_t PackedLayout::block_bytes() const {
 int64_t PackedLayout::bytes() const {
   const int64_t padded_rows = row_groups() * rows(isa);
   int64_t behind = 0;
-  if (type == ValueType::kInt8) behind = padded_rows * sizeof(int32_t);
+  if (in_int8(type)) behind = padded_rows * sizeof(int32_t);
   if (in_twelve_bits(type)) {
     behind = padded_rows + (row_groups() + 1) * sizeof(int32_t) + strays * sizeof(Stray);
   }
@@ -197,7 +199,7 @@ int64_t PackedLayout::bytes() const {
 BehindBlocks PackedLayout::behind(const void* packed) const {
   const char* start = static_cast<const char*>(packed) + block_bytes();
   BehindBlocks found;
-  if (type == ValueType::kInt8) found.value_sums = reinterpret_cast<const int32_t*>(start);
+  if (in_int8(type)) found.value_sums = reinterpret_cast<const int32_t*>(start);
   if (in_twelve_bits(type)) {
     found.largest = reinterpret_cast<const uint8_t*>(start);
     found.first_stray = reinterpret_cast<const int32_t*>(start + row_groups() * rows(isa));
@@ -225,6 +227,7 @@ BadMask pack(const Packing& packing, const PackArguments& arguments, void* packe
       return pack_rows<kAvx512Rows, bf12>(packing, arguments, packed);
     case ValueType::kBfloat16:
     case ValueType::kDense12:
+    case ValueType::kDense8:
       break;
   }
   return tiles ? pack_rows<kAmxRows, bf16>(packing, arguments, packed)

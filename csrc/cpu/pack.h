@@ -66,4 +66,7 @@ BadMask pack(const Packing& packing, const PackArguments& arguments, void* packe
 // The same of a dense weight, where choose_dense_packing found kDense12.
 void pack_dense(const Packing& packing, const bf16* rows, void* packed);
 
+// The same of a dense weight of int8 values `rows`, [n, k]; the layout is one of kDense8.
+void pack_dense_int8(const PackedLayout& layout, const int8_t* rows, void* packed);
+
 }  // namespace permllm::cpu

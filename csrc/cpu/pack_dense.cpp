@@ -33,6 +33,33 @@ void pack_group(const Packing& packing, const bf16* rows, int64_t group,
   }
 }
 
+// The order of the inputs stays: `kTogether` row groups belong to one thread, as where they are
+// multiplied.
+template <int Rows, int64_t kTogether>
+void pack_int8(const PackedLayout& layout, const int8_t* rows, void* packed) {
+  const int64_t n = layout.n, k = layout.k;
+  const int64_t input_blocks = ceil_div(k, kBlockInputs), groups = ceil_div(n, Rows);
+  auto* blocks = static_cast<Block<Rows, dense8>*>(packed);
+  char* behind = static_cast<char*>(packed) + layout.block_bytes();
+  std::memset(behind, 0, layout.bytes() - layout.block_bytes());
+  auto* sums = reinterpret_cast<int32_t*>(behind);
+  parallel_for(ceil_div(groups, kTogether), [&](int64_t begin, int64_t end) {
+    const int64_t last = std::min(end * kTogether, groups);
+    for (int64_t group = begin * kTogether; group < last; ++group) {
+      auto* own = blocks + group * input_blocks;
+      std::memset(static_cast<void*>(own), 0, input_blocks * sizeof(*own));
+      for (int r = 0; r < Rows && group * Rows + r < n; ++r) {
+        const int64_t row = group * Rows + r;
+        for (int64_t i = 0; i < k; ++i) {
+          const int8_t value = rows[row * k + i];
+          own[i / kBlockInputs].values[r][i % kBlockInputs] = value;
+          sums[row] += value;
+        }
+      }
+    }
+  });
+}
+
 }  // namespace
 
 Packing choose_dense_packing(Isa isa, const bf16* rows, int64_t n, int64_t k) {
@@ -53,6 +80,12 @@ void pack_dense(const Packing& packing, const bf16* rows, void* packed) {
                  strays + packing.first_stray[group]);
     }
   });
+}
+
+void pack_dense_int8(const PackedLayout& layout, const int8_t* rows, void* packed) {
+  static_assert(kPortableRows == kAvx512Rows);
+  cpu::rows(layout.isa) == kAmxRows ? pack_int8<kAmxRows, kAmxGroups>(layout, rows, packed)
+                                    : pack_int8<kAvx512Rows, 1>(layout, rows, packed);
 }
 
 }  // namespace permllm::cpu

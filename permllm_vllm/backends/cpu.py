@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from permllm_vllm import ops
+from permllm_vllm.backends.rounded import round_rows
 from permllm_vllm.backends.weights import CheckpointWeights, PackedWeights, StackedWeights
 from permllm_vllm.checkpoint import permutation as permutations
 
@@ -84,6 +85,20 @@ class CpuBackend:
             return None
         packed, metadata = torch.ops.permllm.cpu_pack_dense(weight, self.instruction_set)
         return PackedWeights(packed, metadata) if packed.numel() else None
+
+    def round_dense(self, weight: Tensor) -> PackedWeights | None:
+        """Packs a dense weight `[out, in]`, rounded to int8 with a scale for each row.
+
+        None where no kernel of this instruction set reads that, or it has too many inputs, or no
+        multiple of 8.
+        """
+        inputs = weight.shape[1]
+        reads = self.instruction_set in SIXTEEN_BITS_ONLY
+        if not reads or inputs % 8 or not self._packs_int8(inputs):
+            return None
+        values, scale = round_rows(weight)
+        packed, metadata = torch.ops.permllm.cpu_pack_dense(values, self.instruction_set)
+        return PackedWeights(packed, metadata, scale=scale)
 
     def stack(self, experts: Sequence[PackedWeights]) -> StackedWeights:
         """Puts the packed weights of one linear layer of all experts into one piece.

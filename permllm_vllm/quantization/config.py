@@ -26,6 +26,7 @@ from permllm_vllm.quantization.experts import PermLLMExpertsMethod
 from permllm_vllm.quantization.head import HeadMethod
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from permllm_vllm.quantization.names import checkpoint_name, original_names
+from permllm_vllm.quantization.options import serving_options
 from permllm_vllm.quantization.served import ServedLayers, kernels
 from permllm_vllm.quantization.unfolding import Unfolding
 from permllm_vllm.quantization.weight_files import require_safetensors
@@ -127,7 +128,7 @@ class PermLLMConfig(QuantizationConfig):
         if isinstance(layer, RoutedExperts):
             return self._experts_method(layer, prefix)
         if isinstance(layer, VocabParallelEmbedding):
-            return HeadMethod()
+            return HeadMethod(rounded=serving_options().head == "int8")
         if not isinstance(layer, LinearBase):
             return None
         modules = self._modules(prefix)

@@ -8,13 +8,15 @@ from torch.nn import Module
 
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
-from permllm_vllm.compat import UnquantizedEmbeddingMethod
+from permllm_vllm.backends.weights import PackedWeights
+from permllm_vllm.compat import UnquantizedEmbeddingMethod, init_logger
 
+logger = init_logger("vllm.permllm.head")
 _head_linear = torch.ops.permllm.head_linear.default
 _packed_linear = torch.ops.permllm.sparse_linear.default
 PACKED = "cpu_linear"
 """Attribute of a layer by which vLLM multiplies with its packed copy of the weight."""
-TWELVE_BITS = "permllm_twelve_bits"
+COPY = "permllm_copy"
 """Attribute of a layer that holds our packed copy, None where there can be none."""
 
 
@@ -39,13 +41,17 @@ class HeadMethod(UnquantizedEmbeddingMethod):
     copy is made when more tokens come for the first time: while vLLM warms up or, as it does not
     warm up an eager model, in the first such step.
 
+    Args:
+        rounded: whether the copy is one of int8 values, which is asked for: it loses something.
+
     Attributes:
         tokens: that the kernel takes at most with this weight as it stands, 0 where there is none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, rounded: bool = False) -> None:
         super().__init__()
         self.tokens = 0
+        self._rounded = rounded
 
     def create_weights(
         self,
@@ -68,6 +74,10 @@ class HeadMethod(UnquantizedEmbeddingMethod):
             **extra_weight_attrs,
         )
         self.tokens = head_tokens(params_dtype, input_size_per_partition)
+        if self._rounded and not self.tokens:
+            logger.warning_once(
+                "an output head of int8 was asked for, and has no kernel here: it stays dense"
+            )
         if self.tokens:
             weight = layer.weight.data
             memory = torch.ops.permllm.cpu_huge_bytes(weight.nbytes)
@@ -75,7 +85,7 @@ class HeadMethod(UnquantizedEmbeddingMethod):
 
     def process_weights_after_loading(self, layer: Module) -> None:
         """Forget what was packed of other weights; let vLLM pack where there is no kernel."""
-        layer.__dict__.pop(TWELVE_BITS, None)
+        layer.__dict__.pop(COPY, None)
         if self.tokens:
             layer.__dict__.pop(PACKED, None)
         else:
@@ -83,16 +93,23 @@ class HeadMethod(UnquantizedEmbeddingMethod):
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x [..., in]` times the weight: `[..., out]`, in x's dtype."""
-        if self.tokens and TWELVE_BITS not in layer.__dict__:
-            layer.__dict__[TWELVE_BITS] = CpuBackend().pack_dense(layer.weight)
-        packed = layer.__dict__.get(TWELVE_BITS)
+        if self.tokens and COPY not in layer.__dict__:
+            layer.__dict__[COPY] = self._copy(layer.weight)
+        packed = layer.__dict__.get(COPY)
         if packed is not None:
             outputs = layer.weight.shape[0]
             return _packed_linear(
-                x, packed.packed, packed.metadata, None, None, bias, outputs, "dense"
+                x, packed.packed, packed.metadata, None, packed.scale, bias, outputs, "dense"
             )
         if bias is None and x.numel() <= self.tokens * x.shape[-1]:
             return _head_linear(x, layer.weight)
         if self.tokens and PACKED not in layer.__dict__:
             super().process_weights_after_loading(layer)
         return super().apply(layer, x, bias)
+
+    def _copy(self, weight: Tensor) -> PackedWeights | None:
+        """Our copy of a weight, where there is a kernel for it: as asked, or without loss."""
+        backend = CpuBackend()
+        if self._rounded and (rounded := backend.round_dense(weight)) is not None:
+            return rounded
+        return backend.pack_dense(weight)

@@ -106,9 +106,16 @@ def test_rows_of_float16() -> None:
 
 
 @needs_kernel
+def test_a_head_of_int8() -> None:
+    with torch.inference_mode():
+        (rows,) = measure((N, K), [9], threads=1, quick=True, values="int8")
+    assert all(0.005 < row.relative_error < 0.02 for row in rows)
+
+
+@needs_kernel
 def test_a_wrong_product_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def doubled(dense: torch.Tensor) -> Call:
-        return head_linear(2 * dense)
+    def doubled(dense: torch.Tensor, values: str) -> Call:
+        return head_linear(2 * dense, values)
 
     monkeypatch.setattr(head, "head_linear", doubled)
     with pytest.raises(WrongProduct, match="permllm is not timed"):
@@ -122,9 +129,14 @@ def test_a_run_measures_what_its_result_lacks(
     found: list[tuple[tuple[int, int], tuple[int, ...]]] = []
 
     def noted(
-        shape: tuple[int, int], tokens: list[int], threads: int, quick: bool, dtype: torch.dtype
+        shape: tuple[int, int],
+        tokens: list[int],
+        threads: int,
+        quick: bool,
+        dtype: torch.dtype,
+        values: str,
     ) -> Iterator[list[Row]]:
-        assert (threads, quick, dtype) == (1, True, torch.bfloat16)
+        assert (threads, quick, dtype, values) == (1, True, torch.bfloat16, "kept")
         found.append((shape, tuple(tokens)))
         for m in tokens:
             yield [Row(*shape, m, "abacus", 1, "torch", 4.0, 2.0, 2.0, 1.0, 0.0, 0.5)]

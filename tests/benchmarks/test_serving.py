@@ -283,8 +283,10 @@ def test_the_command_measures_every_batch_with_every_prompt(
     names = {dense: "dense", tmp_path / "other": "sparse"}
     limits: set[float | None] = set()
 
-    def engine(path: Path, *, eager: bool, dtype: str, memory_limit: float | None) -> FakeEngine:
-        assert dtype == "bfloat16"
+    def engine(
+        path: Path, *, eager: bool, dtype: str, head: str, memory_limit: float | None
+    ) -> FakeEngine:
+        assert (dtype, head) == ("bfloat16", "dense")
         limits.add(memory_limit)
         return start(names[path])
 

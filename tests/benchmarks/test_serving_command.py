@@ -79,11 +79,11 @@ def test_only_variants_that_are_asked_for_are_made(
     assert made == [dense]
 
 
-def test_float16_variants_serve_the_checkpoint_of_their_parent(
+def test_variations_serve_the_checkpoint_of_their_parent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dense = checkpoint(tmp_path / "model")
-    started: list[tuple[str, str]] = []
+    started: list[tuple[str, str, str]] = []
 
     def compare(
         variants: Sequence[str], cells: Any, start: Any, rows: Rows, **options: Any
@@ -92,8 +92,8 @@ def test_float16_variants_serve_the_checkpoint_of_their_parent(
             start(name)
         rows.update({"benchmark": "decode", "variant": name} for name in variants)
 
-    def engine(path: Path, *, dtype: str, **options: Any) -> None:
-        started.append((path.name, dtype))
+    def engine(path: Path, *, dtype: str, head: str, **options: Any) -> None:
+        started.append((path.name, dtype, head))
 
     made = {**serving.VARIANTS, "2:4 int8": lambda dense: dense.with_name("int8")}
     monkeypatch.setattr(serving, "VARIANTS", made)
@@ -103,10 +103,16 @@ def test_float16_variants_serve_the_checkpoint_of_their_parent(
     monkeypatch.setattr(serving, "show", lambda rows, title: None)
     monkeypatch.setattr(sys, "argv", [
         *("serving", "--variants", "dense bfloat16", "dense float16", "2:4 int8 (float16)"),
+        "2:4 int8, int8 head",
         *("--bench", "0", "--json", str(tmp_path / "result.json")),
     ])  # fmt: skip
     serving.main()
-    assert started == [("model", "bfloat16"), ("model", "float16"), ("int8", "float16")]
+    assert started == [
+        ("model", "bfloat16", "dense"),
+        ("int8", "bfloat16", "int8"),
+        ("model", "float16", "dense"),
+        ("int8", "float16", "dense"),
+    ]
 
 
 def test_rows_with_one_kv_cache_are_not_those_with_another(

@@ -25,7 +25,8 @@ from vllm.model_executor.model_loader.reload import (
 
 from permllm_vllm.backends.cpu import instruction_sets
 from permllm_vllm.quantization import head
-from permllm_vllm.quantization.head import PACKED, TWELVE_BITS, head_tokens
+from permllm_vllm.quantization.head import COPY, PACKED, head_tokens
+from permllm_vllm.quantization.options import ServingOptions
 from tests.quantization.sparse_modules import config
 
 WORDS, CHANNELS = 8192, 128  # 2 MiB of bfloat16
@@ -205,10 +206,10 @@ def test_any_number_of_tokens_meets_a_copy_in_twelve_bits(
 ) -> None:
     layer = built(ParallelLMHead)
     load(layer, weights())
-    assert TWELVE_BITS not in layer.__dict__
+    assert COPY not in layer.__dict__
     for tokens in (1, 8, 11, 40):
         assert_right(logits(layer, tokens))
-    copy = layer.__dict__[TWELVE_BITS]
+    copy = layer.__dict__[COPY]
     assert copy.packed.nbytes < 0.76 * layer.weight.nbytes
     assert PACKED not in layer.__dict__
     assert calls == []
@@ -228,7 +229,7 @@ def test_an_embedding_that_is_no_head_has_no_copy(twelve_bits: None) -> None:
     layer = built(VocabParallelEmbedding)
     load(layer, weights())
     assert torch.equal(layer(torch.tensor([3, 0, 8191])), weights()[[3, 0, 8191]])
-    assert TWELVE_BITS not in layer.__dict__
+    assert COPY not in layer.__dict__
 
 
 def test_a_weight_that_does_not_fit_is_read_in_place(twelve_bits: None, calls: list[int]) -> None:
@@ -236,7 +237,7 @@ def test_a_weight_that_does_not_fit_is_read_in_place(twelve_bits: None, calls: l
     layer = built(ParallelLMHead)
     load(layer, weights() * 2.0 ** torch.arange(CHANNELS).remainder(40).neg().bfloat16())
     assert_right(logits(layer, 2))
-    assert layer.__dict__[TWELVE_BITS] is None
+    assert layer.__dict__[COPY] is None
     assert calls == [2]
 
 
@@ -250,3 +251,39 @@ def test_new_weights_are_copied_anew(twelve_bits: None) -> None:
     finalize_layerwise_reload(layer, SimpleNamespace(dtype=torch.bfloat16))
     assert torch.equal(layer.weight.data, weights(seed=5))
     assert_right(logits(layer, 1))
+
+
+@pytest.fixture
+def rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "permllm_vllm.quantization.config.serving_options", lambda: ServingOptions(head="int8")
+    )
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_head_of_int8_takes_any_number_of_tokens(
+    rounded: None, calls: list[int], dtype: torch.dtype
+) -> None:
+    if not head_tokens(dtype, CHANNELS):
+        pytest.skip(f"this CPU has no kernel for a head of {dtype}")
+    layer = built(ParallelLMHead, dtype)
+    load(layer, weights(dtype=dtype))
+    for tokens in (1, 8, 11, 40):
+        answer, exact = logits(layer, tokens, dtype)
+        assert answer.dtype == dtype
+        assert 1e-4 < (answer.double() - exact).norm() / exact.norm() < 2e-2
+    assert layer.__dict__[COPY].packed.nbytes < 0.55 * layer.weight.nbytes
+    assert PACKED not in layer.__dict__
+    assert calls == []
+    assert torch.equal(layer.weight.data, weights(dtype=dtype))
+
+
+def test_a_head_of_int8_has_no_kernel_everywhere(
+    rounded: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERMLLM_CPU_ISA", "portable")
+    layer = built(ParallelLMHead)
+    load(layer, weights())
+    assert_right(logits(layer, 2))
+    assert COPY not in layer.__dict__

@@ -231,6 +231,29 @@ int check(Isa isa, const Layer& layer, bool short_blob, std::mt19937& random) {
          check_type<fp16>(layout, layer, blob.data, places, random);
 }
 
+// The rows of an output head: int8 values, or bfloat16 in 12 bits; those of a layer, zeros and all.
+int check_dense(Isa isa, ValueType type, const Layer& layer, std::mt19937& random) {
+  const int64_t size = layer.n * layer.k;
+  std::vector<int8_t> integers(size);
+  std::vector<bf16> words(size);
+  for (int64_t i = 0; i < size; ++i) {
+    integers[i] = static_cast<int8_t>(std::lround(layer.dense[i] / layer.scale[i / layer.k]));
+    words[i] = rounded(layer.dense[i]);
+  }
+  const Packing packing = type == ValueType::kDense8
+                              ? Packing{{isa, type, layer.n, layer.k}, {}, {}}
+                              : choose_dense_packing(isa, words.data(), layer.n, layer.k);
+  if (packing.layout.type != type) return 0;  // too many values have no 12 bits
+  Aligned packed(packing.layout.bytes());
+  if (type == ValueType::kDense8) {
+    pack_dense_int8(packing.layout, integers.data(), packed.data);
+  } else {
+    pack_dense(packing, words.data(), packed.data);
+  }
+  return check_type<bf16>(packing.layout, layer, packed.data, {}, random) +
+         check_type<fp16>(packing.layout, layer, packed.data, {}, random);
+}
+
 // The packed weights of some layers alike, one after the other, as multiply_experts takes them.
 struct Stack {
   std::vector<Layer> layers;
@@ -346,7 +369,11 @@ int sweep(Isa isa, bool short_blob, unsigned seed) {
   int calls = 0;
   for (const auto& [n, k] : kShapes) {
     for (const ValueType type : {ValueType::kBfloat16, ValueType::kInt8}) {
-      if (has_kernel(isa, type)) calls += check(isa, Layer(n, k, type, random), short_blob, random);
+      if (!has_kernel(isa, type)) continue;
+      const Layer layer(n, k, type, random);
+      calls += check(isa, layer, short_blob, random);
+      const ValueType dense = type == ValueType::kInt8 ? ValueType::kDense8 : ValueType::kDense12;
+      if (has_kernel(isa, dense)) calls += check_dense(isa, dense, layer, random);
     }
   }
   for (const ValueType type : {ValueType::kBfloat16, ValueType::kInt8}) {

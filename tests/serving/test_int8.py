@@ -7,6 +7,7 @@ layers as follow one another, whose errors are independent, relative to the spre
 
 import math
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,10 +45,15 @@ def twin() -> Any:
 
 
 @pytest.fixture(scope="module")
-def served(engines: Engines, twin: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    directory = tmp_path_factory.mktemp("int8") / "sparse"
+def directory(twin: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("int8") / "sparse"
     decisions = decisions_of(twin, PATTERN, BLOCK)
-    bake(twin, decisions, PATTERN, BLOCK, directory, int8_scales(twin, decisions))
+    bake(twin, decisions, PATTERN, BLOCK, output, int8_scales(twin, decisions))
+    return output
+
+
+@pytest.fixture(scope="module")
+def served(engines: Engines, directory: Path) -> Run:
     return engines.run(directory, PROMPTS, tokens=TOKENS, dtype="bfloat16")
 
 
@@ -75,3 +81,21 @@ def test_one_damaged_block_is_noticed(served: Run, twin: Any) -> None:
     with torch.no_grad():
         damaged.model.layers[0].self_attn.o_proj.weight[:BLOCK_ROWS, :BLOCK] *= -1
     assert mean_error(served, damaged) > TOLERANCE
+
+
+def test_a_head_of_int8(engines: Engines, served: Run, directory: Path) -> None:
+    """Asked for by an option; without it the head is multiplied as it is."""
+    rounded = engines.run(
+        directory,
+        PROMPTS,
+        tokens=TOKENS,
+        dtype="bfloat16",
+        additional_config={"permllm": {"head": "int8"}},
+    )
+    assert rounded.backends == served.backends
+    assert 1e-4 < rounded.mean_prompt_difference(served) < 0.03
+
+
+def test_an_option_that_is_unknown(engines: Engines, directory: Path) -> None:
+    refused = engines.refusal(directory, additional_config={"permllm": {"tail": "int8"}})
+    assert "tail: Extra inputs are not permitted" in refused

@@ -26,7 +26,7 @@ from benchmarks.engines.engine import (
 )
 from benchmarks.engines.kv_cache import KV_CACHE
 from permllm_vllm.backends import PackedWeights
-from permllm_vllm.quantization.head import TWELVE_BITS
+from permllm_vllm.quantization.head import COPY
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 
 
@@ -95,9 +95,9 @@ def test_sparse_layers_are_counted() -> None:
     assert sparse_bytes(model) == (50 + 24 + 50, 2 * 2 * 6 * 8)
     assert sparse_bytes(dense) == (0, 0)
     assert head_bytes(model) == (0, 0)
-    dense.__dict__[TWELVE_BITS] = None
+    dense.__dict__[COPY] = None
     assert head_bytes(model) == (0, 0)
-    dense.__dict__[TWELVE_BITS] = PackedWeights(torch.zeros(72, dtype=torch.uint8))
+    dense.__dict__[COPY] = PackedWeights(torch.zeros(72, dtype=torch.uint8))
     assert head_bytes(model) == (72, 4 * 6 * 8)
 
 

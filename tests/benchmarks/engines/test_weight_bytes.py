@@ -1,10 +1,13 @@
-import json
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
 from benchmarks.engines.weight_bytes import DecodedWeights, decoded_weights, of_checkpoint
 from benchmarks.models import SHAPES
+from permllm_offline.model.language_model import LanguageModel
+from permllm_offline.model.loading import Source
+from tests.offline.tiny_models import tiny_model
 
 
 @pytest.mark.parametrize(
@@ -15,6 +18,8 @@ from benchmarks.models import SHAPES
         ("llama-2-7b", 6476.0e6, 32 * 42496, 131.1e6, (1.75, 3.06, 50.41)),
         # 8 of 64 experts: 1.18e9 of the 6.92e9 weights, as its makers count
         ("olmoe-1b-7b", 1073.7e6, 16 * (8192 + 8 * 4096), 103.0e6, (1.66, 2.67, 11.42)),
+        # 24 layers of linear attention (qkv, z, o), 8 of gated attention, all with an MLP
+        ("qwen3.5-4b", 3565.2e6, 24 * 14848 + 8 * 12800 + 32 * 20992, 635.7e6, (1.59, 2.39, 6.61)),
     ],
 )
 def test_known_models(
@@ -24,7 +29,8 @@ def test_known_models(
 
     A row of int8 values has a scale and a sum, of 4 bytes each.
     """
-    weights = decoded_weights(SHAPES[name])
+    config = AutoConfig.for_model(**{"model_type": "llama", **SHAPES[name]})
+    weights = decoded_weights(Source(name, Path(name), LanguageModel(config)))
     assert (weights.linears, weights.head) == pytest.approx((linears, head), rel=1e-3)
     int8 = 5 / 16 + 8 * rows / (2 * linears)
     found = [weights.byte_ratio(share) for share in (9 / 16, int8, 0)]
@@ -34,15 +40,9 @@ def test_known_models(
 
 
 def test_weights_of_a_checkpoint(tmp_path: Path) -> None:
-    file = tmp_path / "config.json"
-    sizes = {
-        "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 2, "vocab_size": 10,
-        "num_attention_heads": 2, "num_key_value_heads": 1,
-    }  # fmt: skip
-    file.write_text(json.dumps(sizes))
-    # q, k, v, o: 4x4, 2x4, 2x4, 4x4; gate, up, down: 6x4 each
-    assert of_checkpoint(tmp_path) == DecodedWeights(2 * (16 + 8 + 8 + 16 + 72), 40)
-    file.write_text(json.dumps(sizes | {"head_dim": 3}))
-    assert of_checkpoint(tmp_path) == DecodedWeights(2 * (24 + 12 + 12 + 24 + 72), 40)
-    file.write_text(json.dumps({"n_embd": 4}))
+    model = tiny_model("llama", hidden_size=32, intermediate_size=48, vocab_size=10, head_dim=24)
+    model.save_pretrained(tmp_path)
+    # q, k, v, o: 48x32, 24x32, 24x32, 32x48; gate, up, down: 48x32 each
+    assert of_checkpoint(tmp_path) == DecodedWeights(2 * 32 * (48 + 24 + 24 + 48 + 144), 320)
+    (tmp_path / "config.json").write_text('{"model_type": "bloom"}')
     assert of_checkpoint(tmp_path) is None

@@ -21,7 +21,17 @@ KERNELS = ("amx_few", "amx_many", "amx_int8_few", "amx_int8_several", "amx_int8_
 ORDER = ("few", "several", "many")
 """Of the kernels, as `run` in emulation.cpp numbers them; several are for int8 values alone."""
 AROUND_KERNELS = (
-    *("pack", "twelve_bits", "linear", "region", "team", "isa", "scratch", "huge_pages"),
+    *(
+        "pack",
+        "pack_dense",
+        "twelve_bits",
+        "linear",
+        "region",
+        "team",
+        "isa",
+        "scratch",
+        "huge_pages",
+    ),
     *("experts", "routing", "portable_experts"),
 )
 TAIL_BYTES = 128

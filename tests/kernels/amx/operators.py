@@ -12,6 +12,8 @@ from permllm_vllm import ops
 from tests.kernels.amx.emulated import Emulation
 
 ALIGNMENT = 64
+DENSE8 = 4
+"""Of csrc/cpu/layout.h."""
 
 
 def address(tensor: Tensor | None) -> int | None:
@@ -39,18 +41,20 @@ class EmulatedOperators:
         self.library = emulation.library
         pointer, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool
         self.library.packs_int8.restype = flag
-        self.library.packed_size.argtypes = [flag, number, number]
+        self.library.packed_size.argtypes = [number, number, number]
         self.library.packed_size.restype = number
         self.library.pack_weight.argtypes = [
-            flag, *[pointer] * 3, number, number, number, pointer,
+            number, *[pointer] * 3, number, number, number, pointer,
         ]  # fmt: skip
         self.library.pack_weight.restype = number
+        self.library.pack_dense_weight.argtypes = [pointer, number, number, pointer]
+        self.library.pack_dense_weight.restype = None
         self.library.multiply_packed.argtypes = [
-            flag, flag, pointer, number, number, pointer, number, number, *[pointer] * 4,
+            number, flag, pointer, number, number, pointer, number, number, *[pointer] * 4,
         ]  # fmt: skip
         self.library.multiply_packed.restype = None
         self.library.header_fields.restype = number
-        self.library.write_header.argtypes = [flag, number, number, number, pointer]
+        self.library.write_header.argtypes = [number, number, number, number, pointer]
         self.library.write_header.restype = None
         self.library.multiply_stacked.argtypes = [
             flag, pointer, number, number, pointer, pointer, number, number, *[pointer] * 3,
@@ -62,6 +66,7 @@ class EmulatedOperators:
         monkeypatch.setattr(ops, "missing_reason", "")
         monkeypatch.setattr(torch.ops.permllm, "cpu_packs_int8", self.packs_int8, raising=False)
         monkeypatch.setattr(torch.ops.permllm, "cpu_pack", self.pack, raising=False)
+        monkeypatch.setattr(torch.ops.permllm, "cpu_pack_dense", self.pack_dense, raising=False)
         monkeypatch.setattr(ops, "sparse_linear", self.multiply)
         monkeypatch.setattr(torch.ops.permllm, "sparse_experts", self.multiply_experts)
 
@@ -85,6 +90,17 @@ class EmulatedOperators:
         assert bad == -1
         return packed, torch.tensor([int8, n, k])
 
+    def pack_dense(self, values: Tensor, isa: str) -> tuple[Tensor, Tensor]:
+        """The same of dense rows of int8 values."""
+        assert isa == "amx"
+        n, k = values.shape
+        packed = torch.empty(self.library.packed_size(DENSE8, n, k), dtype=torch.uint8)
+        assert packed.data_ptr() % ALIGNMENT == 0
+        self.emulation.set_threads(torch.get_num_threads())
+        held = values.contiguous()
+        self.library.pack_dense_weight(held.data_ptr(), n, k, packed.data_ptr())
+        return packed, torch.tensor([DENSE8, n, k])
+
     def multiply(
         self,
         x: Tensor,
@@ -96,13 +112,13 @@ class EmulatedOperators:
         out_features: int,
         pattern: str,
     ) -> Tensor:
-        int8, n, k = metadata.tolist()
+        values, n, k = metadata.tolist()
         rows = x if x.dim() == 2 and x.stride(1) == 1 else x.reshape(-1, k).contiguous()
         y = torch.full((len(rows), n), torch.nan, dtype=x.dtype)
         self.emulation.set_threads(torch.get_num_threads())
         if len(rows) > 0:
             self.library.multiply_packed(
-                bool(int8), x.dtype == torch.float16, rows.data_ptr(), rows.stride(0), len(rows),
+                values, x.dtype == torch.float16, rows.data_ptr(), rows.stride(0), len(rows),
                 packed.data_ptr(), n, k, *map(address, (bias, scale, permutation)), y.data_ptr(),
             )  # fmt: skip
         assert self.emulation.violation() == ""
