@@ -19,6 +19,7 @@ from benchmarks.records.drawing import save
 from benchmarks.studies import (
     blocks,
     calibration,
+    head,
     layers,
     quantization,
     score_or_loss,
@@ -32,6 +33,7 @@ from benchmarks.texts import austen, python_manual, sotu
 STUDIES: Mapping[str, Study] = {
     "blocks": blocks.STUDY,
     "calibration": calibration.STUDY,
+    "head": head.STUDY,
     "layers": layers.STUDY,
     "quantization": quantization.STUDY,
     "score-or-loss": score_or_loss.STUDY,
