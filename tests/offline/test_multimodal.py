@@ -21,7 +21,8 @@ from permllm_offline.recipe_schema import Recipe
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
-from tests.offline.tiny_multimodal import CONFIGURATIONS, tiny_multimodal
+from tests.offline.tiny_models import tiny_model
+from tests.offline.tiny_multimodal import CONFIGURATIONS, WORDS, byte_tokenizer, tiny_multimodal
 
 CPU = torch.device("cpu")
 TOLERANCE = {"qwen3_5_moe": 1e-4}  # all sides are 2e-5 from float64
@@ -194,3 +195,30 @@ def test_a_language_model_by_other_names(tmp_path: Path) -> None:
     save_file(renamed, weights)
     with pytest.raises(OfflineError, match=r"Its language model.*llama.*under none of the names"):
         prepare(Recipe(model=str(source), method="magnitude"))
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_next", "qwen3_5_moe_text"])
+def test_what_predicts_more_tokens_stays(tmp_path: Path, text: Path, model_type: str) -> None:
+    """Of language models too, whose checkpoints have it and whose models have not."""
+    source = tmp_path / "model"
+    tiny_model(model_type, vocab_size=WORDS).to(torch.bfloat16).save_pretrained(source)
+    byte_tokenizer().save_pretrained(source)
+    file = source / "model.safetensors"
+    more = {"mtp.fc.weight": torch.randn(128, 256), "mtp.layers.0.norm.weight": torch.ones(128)}
+    more |= {f"mtp.layers.0.mlp.experts.{n}.up_proj.weight": torch.randn(64, 128) for n in (0, 1)}
+    more = {name: tensor.bfloat16() for name, tensor in more.items()}
+    save_file(load_file(file) | more, file, metadata={"format": "pt"})
+    pipeline.prune(recipe(source, text), tmp_path / "sparse")
+    assert validate(tmp_path / "sparse") == []
+    reader = CheckpointReader(tmp_path / "sparse")
+    assert reader.quantization is not None
+    for name, tensor in more.items():
+        assert torch.equal(reader.tensor(name), tensor)
+        assert reader.quantization.is_ignored(name.removesuffix(".weight"))
+    sparse = open_source(str(tmp_path / "sparse"))
+    torch.testing.assert_close(
+        logits(load_model(sparse, torch.float32, CPU)),
+        logits(load_served(sparse, torch.float32, CPU)),
+        rtol=1e-3,
+        atol=1e-3,
+    )

@@ -203,9 +203,11 @@ _PHI3 = Family(
     _FUSED_ATTENTION + _fused_gated_mlp("mlp.gate_up_proj", "mlp.down_proj"),
     ignore=("lm_head",),
 )
+_MORE_TOKENS = r"re:mtp\..*"
+"""What predicts several tokens, for engines that draft with it."""
 _QWEN3_5_ATTENTION = _gated_hybrid("in_proj_qkv", "in_proj_z")
 # Gates of linear attention have one row for each head, too little to prune.
-_QWEN3_5_IGNORE = ("lm_head", r"re:.*\.linear_attn\.in_proj_[ab]")
+_QWEN3_5_IGNORE = ("lm_head", r"re:.*\.linear_attn\.in_proj_[ab]", _MORE_TOKENS)
 _QWEN3_5 = Family("model.layers", (*_QWEN3_5_ATTENTION, *_GATED_MLP), ignore=_QWEN3_5_IGNORE)
 _GRANITE_HYBRID = Family(
     "model.layers",
@@ -226,7 +228,7 @@ _QWEN3_5_MOE = Family(
 _QWEN3_NEXT = Family(
     "model.layers",
     (*_gated_hybrid("in_proj_qkvz"), *_in_some_layers(*_GATED_MLP, *_SHARED_EXPERT)),
-    ignore=("lm_head", r"re:.*\.linear_attn\.in_proj_ba", *_ROUTERS),
+    ignore=("lm_head", r"re:.*\.linear_attn\.in_proj_ba", *_ROUTERS, _MORE_TOKENS),
     experts="mlp.experts",
 )
 _UP_DOWN = Family(

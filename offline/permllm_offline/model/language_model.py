@@ -79,10 +79,11 @@ class LanguageModel:
             entry if entry.startswith(REGEX_PREFIX) else self.names.stored_module(entry)
             for entry in family.ignore
         ]
+        ignore += [rf"{REGEX_PREFIX}{re.escape(one)}\..*" for one in self.beside]
         return replace(
             family,
             stored_layers=self.names.stored_module(family.layers),
-            ignore=(*ignore, *(rf"{REGEX_PREFIX}{re.escape(one)}\..*" for one in self.beside)),
+            ignore=tuple(dict.fromkeys(ignore)),
         )
 
 
