@@ -20,7 +20,10 @@ BENCHMARK = "python -m benchmarks.kernels --device cpu --threads 1 --json FILE"
 
 @dataclass(frozen=True)
 class ShapeSpeed:
-    """Forecasts for one matrix, by the number of tokens that it multiplies at once."""
+    """Forecasts for one matrix, by the number of tokens that the model takes at once.
+
+    An expert multiplies those of them that come to it.
+    """
 
     shape: ServedShape
     forecasts: Mapping[int, Forecast]
@@ -41,18 +44,18 @@ class Speed:
     def whole(self) -> dict[int, float]:
         """Dense time over sparse time of all pruned matrices together, by tokens.
 
-        An expert counts as often as tokens come to it.
+        Of experts those count that any token comes to.
         """
         if not self.shapes:
             return {}
-        often = [one.shape.count * one.shape.share for one in self.shapes]
 
-        def total(times: Iterable[float]) -> float:
-            return sum(map(operator.mul, often, times))
+        def total(m: int, times: Iterable[float]) -> float:
+            busy = (one.shape.count * _busy(m, one.shape.share) for one in self.shapes)
+            return sum(map(operator.mul, busy, times))
 
         return {
-            m: total(one.forecasts[m].dense_us for one in self.shapes)
-            / total(one.forecasts[m].sparse_us for one in self.shapes)
+            m: total(m, (one.forecasts[m].dense_us for one in self.shapes))
+            / total(m, (one.forecasts[m].sparse_us for one in self.shapes))
             for m in TOKENS
         }
 
@@ -99,13 +102,26 @@ def expected_speed(
         measurement = packaged
     speeds = []
     for shape in shapes:
-        forecasts = {m: measurement.forecast(shape.n, shape.k, m, value_dtype) for m in TOKENS}
+        forecasts = {
+            m: measurement.forecast(shape.n, shape.k, _tokens_of_one(m, shape.share), value_dtype)
+            for m in TOKENS
+        }
         known = {m: one for m, one in forecasts.items() if one is not None}
         if len(known) < len(TOKENS):
             reason = f"{measurement.source} measured no {value_dtype} values: {_remedy()}"
             return Speed(measurement.source, [], measurement.pattern, reason)
         speeds.append(ShapeSpeed(shape, known))
     return Speed(measurement.source, speeds, measurement.pattern)
+
+
+def _busy(m: int, share: float) -> float:
+    """Which part of matrices that each get a share of ``m`` tokens gets any, by chance."""
+    return 1 - (1 - share) ** m
+
+
+def _tokens_of_one(m: int, share: float) -> int:
+    """How many of ``m`` tokens come to one of those that get any, in the mean."""
+    return round(m * share / _busy(m, share))
 
 
 def _remedy() -> str:

@@ -139,5 +139,5 @@ def _check_form(path: str, fused: nn.Module) -> None:
             f"experts are {_GATE_UP} [experts, 2 x inner, hidden] and {_DOWN} [experts, hidden, "
             "inner], without biases, a gate before its product"
         )
-        remedy = "leave these experts dense, or give a model of another family"
+        remedy = "give a model of another family"
         raise Problem(path, value, rule, remedy).as_error()

@@ -150,3 +150,25 @@ def test_a_file_that_is_no_measurement_is_bad_input(
     command = ["plan", str(tiny_model_directory), "--measured", str(tmp_path / "m.json")]
     assert main(command) == 2
     assert "is no result of python -m benchmarks.kernels" in capsys.readouterr().err
+
+
+def test_experts_multiply_the_tokens_that_come_to_them(tmp_path: Path) -> None:
+    """8 of 64 experts for each token: of 16 tokens, 2.3 come to each of the 56 that get any."""
+    file = write_measurement(tmp_path / "m.json")
+    record = json.loads(file.read_text())
+    for row in record["rows"]:
+        row["peer_us"], row["ours_us"] = 100.0 * row["m"] ** 0.5, 20.0 + row["m"]
+    file.write_text(json.dumps(record))
+    measurement = forecast.Measurement.read(file, "2:4")
+    experts, other = ServedShape("up_proj", 100, 50, 64, 0.125), ServedShape("o_proj", 10, 20, 1)
+    speed = expected_speed([experts, other], "2:4", "bfloat16", file)
+    for m, tokens in {1: 1, 4: 1, 16: 2, 64: 8, 256: 32}.items():
+        expected = measurement.forecast(100, 50, tokens, "bfloat16")
+        assert speed.shapes[0].forecasts[m] == expected
+        assert speed.shapes[1].forecasts[m] == measurement.forecast(10, 20, m, "bfloat16")
+    of_experts, of_other = (one.forecasts[16] for one in speed.shapes)
+    busy = 64 * (1 - 0.875**16)
+    whole = busy * of_experts.dense_us + of_other.dense_us
+    assert speed.whole()[16] == pytest.approx(
+        whole / (busy * of_experts.sparse_us + of_other.sparse_us)
+    )
