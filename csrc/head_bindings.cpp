@@ -52,7 +52,7 @@ Tensor no_bytes() {
 // Packs int8 values of dense rows as they are.
 std::tuple<Tensor, Tensor> pack_rounded(const Tensor& weight, cpu::Isa isa) {
   const cpu::PackedLayout layout{isa, cpu::ValueType::kDense8, weight.size(0), weight.size(1)};
-  if (!cpu::has_kernel(isa, layout.type) || layout.k > cpu::kInt8Inputs) {
+  if (!cpu::has_kernel(isa, layout.type) || layout.k > cpu::kDense8Inputs) {
     return {no_bytes(), metadata_of(layout)};
   }
   const Tensor rows = in_one_piece(weight);

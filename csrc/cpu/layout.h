@@ -125,6 +125,8 @@ constexpr bool is_dense(ValueType type) {
 
 // Sums of products of int8 values with 8 bits of x fit an int32 up to this many inputs.
 constexpr int64_t kInt8Inputs = int64_t{1} << 17;
+// The same of dense rows, which keep all inputs.
+constexpr int64_t kDense8Inputs = int64_t{1} << 16;
 
 // Kernels may read this far past the last block (prefetch excluded): the allocation adds it.
 constexpr int64_t kTailBytes = 128;

@@ -69,7 +69,7 @@ struct AmxTuning : CommonTuning {
 struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int kFewTokens = 6;        // beyond, a row is better expanded to the L1 cache
   static constexpr int kFewTokensInt8 = 6;    // the same of int8 values
-  static constexpr int kFewTokensDense8 = 6;  // and of dense rows of int8 values
+  static constexpr int kFewTokensDense8 = 6;  // and of dense rows of int8 values: not timed here
   static constexpr int kSeveralTokens = 16;   // as many as a vector of the kernel for many has
   static constexpr int64_t kRestTokens = 12;  // beyond whole vectors: take less time apart, the
                                               // weight read again, than as a vector of 16
@@ -84,7 +84,7 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   // Few tokens. Prefetching overlaps with the arithmetic only where it stops in L2.
   static constexpr int kFewHint = kIntoL2;
   static constexpr int kOneTokenFetch = 64;       // bytes of a block; the hardware fetches the rest
-  static constexpr int kOneTokenFetchInt8 = 512;  // all of it: a part made some shapes slower
+  static constexpr int kOneTokenFetchInt8 = 512;  // all of it: a part of 320 made shapes slower
   static constexpr int kOneTokenAhead = 9216;     // bytes
   static constexpr int kFewAhead = 13824;         // bytes, where one pass takes all rows
   static constexpr int kFewAheadPasses = 18432;   // and where several passes take some rows each

@@ -214,10 +214,17 @@ def _check_files(directory: Path) -> None:
 
 
 def _check_names(prepared: Prepared) -> None:
-    """Raise OfflineError where a checkpoint names a weight otherwise than the loaded model."""
-    stored = set(prepared.source.reader().names())
+    """Raise OfflineError where a checkpoint has a weight by another name or of other sizes."""
+    reader = prepared.source.reader()
     for linear in prepared.plan.linears:
-        if f"{linear.name}.weight" not in stored:
+        name, sizes = f"{linear.name}.weight", (linear.out_features, linear.layout.in_features)
+        if name in reader and (found := reader.header(name).shape) != sizes:
+            raise OfflineError(
+                f"{prepared.source.name!r} stores {list(found)} as {name}, its config.json asks "
+                f"for {list(sizes)}: fetch the model again or, where its experts are stored "
+                "together, load it with transformers, `save_pretrained` it, and prune that."
+            )
+        if name not in reader:
             raise OfflineError(
                 f"{prepared.source.name!r} stores no {linear.name}.weight, which the loaded model "
                 "has: it names its tensors in an older way, keeps all experts of a layer in one "
@@ -319,15 +326,16 @@ def _tensors(
     baked = {linear.name for linear in prepared.plan.linears}
     for name in reader.names():
         if name.rpartition(".")[0] not in baked:
-            yield name, _converted(reader.tensor(name), prepared.dtype)
+            yield name, _converted(reader.tensor(name), prepared.asked_dtype)
     pattern = recipe.parsed_pattern()
     scales: Sequence[Mapping[str, Tensor] | None] = pruned.scales or [None] * len(pruned.decisions)
     for index, ((weights, decision), scale) in enumerate(zip(pruned.layers(), scales, strict=True)):
         yield from bake_layer(family.layer_name(index), weights, decision, pattern, scale)
 
 
-def _converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A tensor that stays dense: as it is stored, or in another dtype that was asked for."""
+    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
 
 
 def _quantization(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from permllm_offline.model.loading import (
     load_tokenizer,
     open_source,
     parse_device,
+    parse_dtype,
     written_dtype,
 )
 from permllm_offline.model.plan import Plan, make_plan
@@ -34,16 +35,19 @@ class Prepared:
 
     source: Source
     dtype: torch.dtype
+    """Of the model to be written."""
     device: torch.device
     plan: Plan
     windows: CalibrationWindows | None
     tokenizer: Any = None
     """Of the model, where the recipe names calibration text."""
+    asked_dtype: torch.dtype | None = None
+    """What dense tensors become; None where the recipe asks for nothing, so that they stay."""
 
-    @property
+    @cached_property
     def output_bytes(self) -> int:
         """Bytes of the checkpoint's tensors, what is beside the language model included."""
-        return self.plan.total_bytes + bytes_beside(self.source, self.dtype)
+        return self.plan.total_bytes + bytes_beside(self.source, self.asked_dtype)
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -91,7 +95,7 @@ def prepare_model(recipe: Recipe) -> Prepared:
             f"method {recipe.method!r} needs calibration text: give --dataset a file, a folder or "
             "a hub name."
         )
-    return Prepared(source, dtype, device, plan, None, tokenizer)
+    return Prepared(source, dtype, device, plan, None, tokenizer, parse_dtype(recipe.dtype))
 
 
 def with_text(

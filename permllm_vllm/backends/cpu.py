@@ -92,13 +92,19 @@ class CpuBackend:
         None where no kernel of this instruction set reads that, or it has too many inputs, or no
         multiple of 8.
         """
-        inputs = weight.shape[1]
-        reads = self.instruction_set in SIXTEEN_BITS_ONLY
-        if not reads or inputs % 8 or not self._packs_int8(inputs):
+        if not self.rounds_dense(weight.shape[1]):
             return None
         values, scale = round_rows(weight)
         packed, metadata = torch.ops.permllm.cpu_pack_dense(values, self.instruction_set)
         return PackedWeights(packed, metadata, scale=scale)
+
+    def rounds_dense(self, inputs: int) -> bool:
+        """Whether `round_dense` packs weights of so many inputs."""
+        if inputs % 8:
+            return False
+        row = torch.zeros((1, inputs), dtype=torch.int8, device="cpu")
+        packed, _ = torch.ops.permllm.cpu_pack_dense(row, self.instruction_set)
+        return packed.numel() > 0
 
     def stack(self, experts: Sequence[PackedWeights]) -> StackedWeights:
         """Puts the packed weights of one linear layer of all experts into one piece.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -61,6 +61,9 @@ class CheckpointReader:
                     found[module].append(kind)
         return found
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
     def names(self) -> list[str]:
         """List the tensors as they are stored, layer 2 before layer 10."""
         return self._tensors.names()
@@ -102,15 +105,20 @@ class CheckpointReader:
             name=name,
         )
 
-    def dense_state_dict(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+    def dense_state_dict(
+        self,
+        dtype: torch.dtype | None = None,
+        wanted: Callable[[str], bool] = lambda name: True,
+    ) -> Iterator[tuple[str, Tensor]]:
         """Yield the model under its Hugging Face names, one tensor in memory at a time.
 
         Sparse weights come decompressed, run-time permutations undone; folded rows stay where the
         fold put them, which is the same model. `dtype` converts the floating tensors; without it
-        each keeps its own (float32 for int8 layers). Raises `CheckpointError` on bad contents.
+        each keeps its own (float32 for int8 layers). Tensors whose names are not `wanted` are not
+        read. Raises `CheckpointError` on bad contents.
         """
         sparse = set(self.sparse_layers())
-        for name in self.names():
+        for name in filter(wanted, self.names()):
             module, _, kind = name.rpartition(".")
             if module in sparse and kind not in (WEIGHT_PACKED, BIAS):
                 continue

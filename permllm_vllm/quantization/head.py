@@ -9,7 +9,12 @@ from torch.nn import Module
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.backends.weights import PackedWeights
-from permllm_vllm.compat import UnquantizedEmbeddingMethod, init_logger
+from permllm_vllm.compat import (
+    UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
+    init_logger,
+)
+from permllm_vllm.quantization.options import serving_options
 
 logger = init_logger("vllm.permllm.head")
 _head_linear = torch.ops.permllm.head_linear.default
@@ -26,10 +31,20 @@ def head_tokens(dtype: torch.dtype, inputs: int) -> int:
     There is one for bfloat16 on CPUs with AVX-512 BF16, and for float16 on those without AMX.
     `dtype` and `inputs` are the weight's.
     """
-    on_cpu = torch.empty(0).device.type == "cpu"  # vLLM sets the device of what it loads
-    if ops.missing_reason or not on_cpu or dtype not in (torch.bfloat16, torch.float16):
+    if not _has_kernels(dtype):
         return 0
     return int(torch.ops.permllm.cpu_head_tokens(inputs, dtype == torch.float16))
+
+
+def can_round(dtype: torch.dtype, inputs: int) -> bool:
+    """Whether a head of that dtype and so many inputs can be multiplied as int8."""
+    return _has_kernels(dtype) and CpuBackend().rounds_dense(inputs)
+
+
+def _has_kernels(dtype: torch.dtype) -> bool:
+    """Whether the compiled kernels serve here, and take activations of that dtype."""
+    on_cpu = torch.empty(0).device.type == "cpu"  # vLLM sets the device of what it loads
+    return not ops.missing_reason and on_cpu and dtype in (torch.bfloat16, torch.float16)
 
 
 class HeadMethod(UnquantizedEmbeddingMethod):
@@ -51,7 +66,8 @@ class HeadMethod(UnquantizedEmbeddingMethod):
     def __init__(self, *, rounded: bool = False) -> None:
         super().__init__()
         self.tokens = 0
-        self._rounded = rounded
+        self._asked_to_round = rounded
+        self._rounds = False
 
     def create_weights(
         self,
@@ -73,29 +89,37 @@ class HeadMethod(UnquantizedEmbeddingMethod):
             params_dtype,
             **extra_weight_attrs,
         )
-        self.tokens = head_tokens(params_dtype, input_size_per_partition)
-        if self._rounded and not self.tokens:
-            logger.warning_once(
-                "an output head of int8 was asked for, and has no kernel here: it stays dense"
-            )
+        self._begin(layer, loaded=False)
+
+    def adopt(self, layer: Any) -> None:
+        """Take over a layer that has its weight, from vLLM's own method."""
+        self._begin(layer, loaded=True)
+        layer.quant_method = self
+
+    def _begin(self, layer: Any, *, loaded: bool) -> None:
+        """Find out what multiplies, and let the weight lie where a kernel will read it."""
+        weight = layer.weight.data
+        self.tokens = head_tokens(weight.dtype, weight.shape[1])
+        self._rounds = self._asked_to_round and can_round(weight.dtype, weight.shape[1])
         if self.tokens:
-            weight = layer.weight.data
             memory = torch.ops.permllm.cpu_huge_bytes(weight.nbytes)
             layer.weight.data = memory.view(weight.dtype).view(weight.shape)
+            if loaded:
+                layer.weight.data.copy_(weight)
 
     def process_weights_after_loading(self, layer: Module) -> None:
         """Forget what was packed of other weights; let vLLM pack where there is no kernel."""
         layer.__dict__.pop(COPY, None)
-        if self.tokens:
+        if self.tokens or self._rounds:
             layer.__dict__.pop(PACKED, None)
         else:
             super().process_weights_after_loading(layer)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x [..., in]` times the weight: `[..., out]`, in x's dtype."""
-        if self.tokens and COPY not in layer.__dict__:
+        if COPY not in layer.__dict__:
             layer.__dict__[COPY] = self._copy(layer.weight)
-        packed = layer.__dict__.get(COPY)
+        packed = layer.__dict__[COPY]
         if packed is not None:
             outputs = layer.weight.shape[0]
             return _packed_linear(
@@ -109,7 +133,22 @@ class HeadMethod(UnquantizedEmbeddingMethod):
 
     def _copy(self, weight: Tensor) -> PackedWeights | None:
         """Our copy of a weight, where there is a kernel for it: as asked, or without loss."""
-        backend = CpuBackend()
-        if self._rounded and (rounded := backend.round_dense(weight)) is not None:
-            return rounded
-        return backend.pack_dense(weight)
+        if self._rounds:
+            return CpuBackend().round_dense(weight)
+        if self._asked_to_round:
+            logger.warning(
+                "the output head, %s of %d inputs on %s, stays as it is: one of int8 takes a CPU "
+                "with AVX-512 BF16 or AMX, and a weight of bfloat16 or float16 whose inputs are a "
+                "multiple of 8 and not too many",
+                *(str(weight.dtype).removeprefix("torch."), weight.shape[1], weight.device.type),
+            )
+        return CpuBackend().pack_dense(weight) if self.tokens else None
+
+
+def adopt_heads(model: Module) -> None:
+    """Serve the embeddings and heads of which a model's class did not ask the plugin."""
+    rounded = serving_options().head == "int8"
+    for layer in model.modules():
+        method = getattr(layer, "quant_method", None)
+        if isinstance(layer, VocabParallelEmbedding) and type(method) is UnquantizedEmbeddingMethod:
+            HeadMethod(rounded=rounded).adopt(layer)

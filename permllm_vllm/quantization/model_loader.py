@@ -15,6 +15,7 @@ from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.compat import MODEL_LOADERS, DefaultModelLoader
 from permllm_vllm.quantization.dense import DenseLinearMethod
 from permllm_vllm.quantization.experts import PermLLMExpertsMethod
+from permllm_vllm.quantization.head import adopt_heads
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from permllm_vllm.quantization.names import original_names
 
@@ -33,12 +34,14 @@ class CompleteModelLoader(DefaultModelLoader):
         self.names: set[str] = set()
 
     def load_weights(self, model: Module, model_config: Any) -> None:
-        """Load, and let vLLM hand over what it loaded."""
+        """Load, let vLLM hand over what it loaded, and see to heads that it kept to itself."""
         self.is_sparse = model_config.quantization == schema.QUANT_METHOD
         self.names.clear()
         if self.is_sparse and self.enable_weights_track is None:
             self.enable_weights_track = True
         super().load_weights(model, model_config)
+        if self.is_sparse:
+            adopt_heads(model)
 
     def get_all_weights(self, model_config: Any, model: Module) -> Iterator[tuple[str, Tensor]]:
         """The tensors of the checkpoint; their names are remembered."""

@@ -7,13 +7,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from permllm_vllm import ops
-from permllm_vllm.backends.cpu import MOST_INT8_INPUTS, SIXTEEN_BITS_ONLY, CpuBackend
-from permllm_vllm.backends.rounded import round_rows
+from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY, CpuBackend
+from permllm_vllm.backends.rounded import SMALLEST, round_rows
 from permllm_vllm.backends.weights import PackedWeights
 from tests.kernels.test_int8 import TOLERANCE, TOLERANCE_SPLIT, has_8_bits
 
-SHAPES = ((1, 8), (7, 64), (19, 72), (45, 576), (70, 1096), (33, 2048))
-TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 16, 17, 29, 32, 33, 64, 70)
+SHAPES = ((1, 8), (7, 64), (19, 72), (45, 576), (70, 1096), (33, 2048), (45, 4168))
+TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 16, 17, 29, 32, 33, 64, 70, 257, 300)
+
+
+MOST_INPUTS = 1 << 16
 
 
 @pytest.fixture
@@ -97,6 +100,17 @@ def test_threads_change_no_bit(dense8_isa: str, threads: int) -> None:
         assert torch.equal(multiply(x, packed, 1000), alone)
 
 
+def test_largest_sums_do_not_overflow(dense8_isa: str) -> None:
+    """As many inputs as there may be, every byte of which is as large as it can be."""
+    weight = torch.ones(8, MOST_INPUTS).bfloat16()
+    packed = packed_on(dense8_isa, weight)
+    for m in (1, 2, 3, 17):
+        x = torch.full((m, MOST_INPUTS), 255 / 32767).bfloat16()
+        x[:, 0] = 1
+        found, exact = multiply(x, packed, 8).double(), x.double() @ weight.double().T
+        assert (found - exact).norm() <= TOLERANCE * exact.norm()
+
+
 def test_a_row_of_zeros(dense8_isa: str) -> None:
     weight = drawn(20, 64, 1)
     weight[3] = 0
@@ -110,7 +124,9 @@ def test_what_has_no_copy(isa: str) -> None:
     if isa not in SIXTEEN_BITS_ONLY:
         assert backend.round_dense(drawn(4, 64, 0)) is None
     assert backend.round_dense(drawn(4, 60, 0)) is None
-    assert backend.round_dense(torch.empty(1, MOST_INT8_INPUTS + 8, device="meta")) is None
+    assert backend.round_dense(torch.zeros(1, MOST_INPUTS + 8)) is None
+    if isa in SIXTEEN_BITS_ONLY:
+        assert backend.round_dense(torch.ones(1, MOST_INPUTS)) is not None
 
 
 def test_a_scale_must_be_given(dense8_isa: str) -> None:
@@ -124,17 +140,26 @@ def test_a_scale_must_be_given(dense8_isa: str) -> None:
 @given(
     rows=st.integers(1, 40),
     inputs=st.integers(1, 70),
-    power=st.integers(-30, 30),
+    power=st.integers(-130, 100),
     seed=st.integers(0, 1000),
 )
 def test_rounding_is_off_by_half_a_step(rows: int, inputs: int, power: int, seed: int) -> None:
     weight = drawn(rows, inputs, seed).mul_(2.0**power)
     weight[::3] = 0
+    before = weight.clone()
     values, scale = round_rows(weight)
+    assert torch.equal(weight, before)
     assert (values.dtype, scale.dtype) == (torch.int8, torch.float32)
     assert scale.isfinite().all()
     assert values.abs().max() <= 127
     difference = values.double() * scale.double()[:, None] - weight.double()
     assert (difference.abs() <= 0.5001 * scale.double()[:, None]).all()
-    largest = weight.abs().amax(1) > 0
+    largest = weight.abs().amax(1) >= SMALLEST
     assert (values.abs().amax(1)[largest] == 127).all()
+
+
+def test_a_weight_of_float32_stays_as_it_is() -> None:
+    weight = drawn(5, 16, 0).float()
+    before = weight.clone()
+    round_rows(weight)
+    assert torch.equal(weight, before)

@@ -243,7 +243,8 @@ def test_experts_in_one_tensor_are_those_of_many(
 ) -> None:
     """Layer by layer, and the whole model in memory."""
     for name in ("apart", "fused"):
-        tiny_model("olmoe").to(torch.bfloat16).save_pretrained(tmp_path / name)
+        model = tiny_model("olmoe", intermediate_size=192)  # so that no matrix is square
+        model.to(torch.bfloat16).save_pretrained(tmp_path / name)
         save_tokenizer(tmp_path / name)
     fuse_experts(tmp_path / "fused")
     sizes = {"num_samples": 8, "sequence_length": 16, "evaluation_windows": 2}
@@ -277,6 +278,29 @@ def test_zeros_of_fused_experts_are_converted(tmp_path: Path, text_file: Path) -
         written.append(load_file(tmp_path / f"{name}-again" / "model.safetensors"))
     assert written[0].keys() == written[1].keys()
     assert all(torch.equal(tensor, written[1][name]) for name, tensor in written[0].items())
+
+
+def test_fused_experts_the_other_way_round_are_refused(
+    tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """[experts, hidden, 2 x inner] and [experts, inner, hidden], as other mixtures have them."""
+    tiny_model("olmoe", intermediate_size=192).save_pretrained(tmp_path / "model")
+    save_tokenizer(tmp_path / "model")
+    fuse_experts(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = {
+        name: tensor.transpose(1, 2).contiguous() if tensor.ndim == 3 else tensor
+        for name, tensor in load_file(file).items()
+    }
+    save_file(tensors, file, metadata={"format": "pt"})
+    output = ("--output", str(tmp_path / "sparse"))
+    data = ("--dataset", str(text_file), "--num-samples", "4", "--sequence-length", "16")
+    assert main(["prune", str(tmp_path / "model"), *output, *data, "--method", "wanda"]) == 2
+    error = capsys.readouterr().err
+    assert "stores [64, 384] as model.layers.0.mlp.experts.0.gate_proj.weight" in error
+    assert "asks for [192, 128]" in error
+    assert main(["convert", str(tmp_path / "model"), *output]) == 2
+    assert "the experts are stored in a form that is not read" in capsys.readouterr().err
 
 
 def test_experts_stored_both_ways_are_refused(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def _header(source: Path) -> int:
 
 def test_the_plan_has_a_line_for_a_tower(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     source = tiny_multimodal("gemma3", tmp_path / "model")
-    main(["plan", str(source)])
+    assert main(["plan", str(source)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum("vision_tower" in line for line in lines) == 1
 
@@ -193,7 +193,7 @@ def test_a_language_model_by_other_names(tmp_path: Path) -> None:
         name.replace("language_model", "speaker"): t for name, t in load_file(weights).items()
     }
     save_file(renamed, weights)
-    with pytest.raises(OfflineError, match=r"Its language model.*llama.*under none of the names"):
+    with pytest.raises(OfflineError, match=r"Its language model.*llama.*has it under none of"):
         prepare(Recipe(model=str(source), method="magnitude"))
 
 
@@ -215,6 +215,8 @@ def test_what_predicts_more_tokens_stays(tmp_path: Path, text: Path, model_type:
     for name, tensor in more.items():
         assert torch.equal(reader.tensor(name), tensor)
         assert reader.quantization.is_ignored(name.removesuffix(".weight"))
+    prepared, written = prepare(recipe(source, text)), load_file(tmp_path / "sparse" / file.name)
+    assert prepared.output_bytes == sum(tensor.nbytes for tensor in written.values())
     sparse = open_source(str(tmp_path / "sparse"))
     torch.testing.assert_close(
         logits(load_model(sparse, torch.float32, CPU)),
@@ -222,3 +224,55 @@ def test_what_predicts_more_tokens_stays(tmp_path: Path, text: Path, model_type:
         rtol=1e-3,
         atol=1e-3,
     )
+
+
+def test_a_head_that_is_lost_is_not_a_tied_one(tmp_path: Path, text: Path) -> None:
+    source = tiny_multimodal("llava", tmp_path / "model")
+    weights = source / "model.safetensors"
+    stored = load_file(weights)
+    del stored["language_model.lm_head.weight"]
+    save_file(stored, weights, metadata={"format": "pt"})
+    assert not open_source(str(source)).config.tie_word_embeddings
+    with pytest.raises(OfflineError, match=r"does not hold the tensors .*lm_head\.weight"):
+        pipeline.prune(recipe(source, text), tmp_path / "sparse")
+
+
+def test_the_outer_dtype_is_that_of_the_model(tmp_path: Path) -> None:
+    """Published checkpoints may say another one inside."""
+    source = tiny_multimodal("llava", tmp_path / "model")
+    weights = source / "model.safetensors"
+    half = {name: tensor.half() for name, tensor in load_file(weights).items()}
+    save_file(half, weights, metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    config["dtype"], config["text_config"]["dtype"] = "float16", "bfloat16"
+    (source / "config.json").write_text(json.dumps(config))
+    pipeline.prune(Recipe(model=str(source), method="magnitude"), tmp_path / "sparse")
+    written = load_file(tmp_path / "sparse" / "model.safetensors")
+    same = [name for name in half if name in written]
+    assert all(torch.equal(written[name], half[name]) for name in same)
+    assert any("vision_tower" in name for name in same)
+
+
+def test_what_stays_dense_keeps_its_dtype(tmp_path: Path) -> None:
+    source = tiny_multimodal("qwen3_5", tmp_path / "model")
+    weights = source / "model.safetensors"
+    stored = load_file(weights)
+    wide = [name for name in stored if name.endswith(("A_log", "patch_embed.proj.weight"))]
+    assert len(wide) == 2
+    stored |= {name: torch.randn(stored[name].shape) for name in wide}
+    save_file(stored, weights, metadata={"format": "pt"})
+    pipeline.prune(Recipe(model=str(source), method="magnitude"), tmp_path / "sparse")
+    written = load_file(tmp_path / "sparse" / "model.safetensors")
+    assert all(torch.equal(written[name], stored[name]) for name in wide)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_vl", "qwen2_5_vl"])
+def test_a_language_model_of_another_name_is_one_of_a_family(
+    tmp_path: Path, model_type: str
+) -> None:
+    source = tiny_multimodal(model_type, tmp_path / "model")
+    weights = source / "model.safetensors"
+    renamed = {f"speaker.{name}": tensor for name, tensor in load_file(weights).items()}
+    save_file(renamed, weights)
+    with pytest.raises(OfflineError, match=rf"model_type '{model_type}_text', is, but"):
+        prepare(Recipe(model=str(source), method="magnitude"))

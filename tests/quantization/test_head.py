@@ -25,7 +25,13 @@ from vllm.model_executor.model_loader.reload import (
 
 from permllm_vllm.backends.cpu import instruction_sets
 from permllm_vllm.quantization import head
-from permllm_vllm.quantization.head import COPY, PACKED, head_tokens
+from permllm_vllm.quantization.head import (
+    COPY,
+    PACKED,
+    HeadMethod,
+    adopt_heads,
+    head_tokens,
+)
 from permllm_vllm.quantization.options import ServingOptions
 from tests.quantization.sparse_modules import config
 
@@ -255,18 +261,26 @@ def test_new_weights_are_copied_anew(twelve_bits: None) -> None:
 
 @pytest.fixture
 def rounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "permllm_vllm.quantization.config.serving_options", lambda: ServingOptions(head="int8")
-    )
+    for module in ("config", "head"):
+        monkeypatch.setattr(
+            f"permllm_vllm.quantization.{module}.serving_options",
+            lambda: ServingOptions(head="int8"),
+        )
 
 
 @needs_kernel
+@pytest.mark.parametrize("isa", ["avx512_bf16", "zen5"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_head_of_int8_takes_any_number_of_tokens(
-    rounded: None, calls: list[int], dtype: torch.dtype
+    rounded: None,
+    calls: list[int],
+    dtype: torch.dtype,
+    isa: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if not head_tokens(dtype, CHANNELS):
-        pytest.skip(f"this CPU has no kernel for a head of {dtype}")
+    if isa not in instruction_sets():
+        pytest.skip(f"this CPU or build does not run {isa}")
+    monkeypatch.setenv("PERMLLM_CPU_ISA", isa)
     layer = built(ParallelLMHead, dtype)
     load(layer, weights(dtype=dtype))
     for tokens in (1, 8, 11, 40):
@@ -282,8 +296,46 @@ def test_a_head_of_int8_takes_any_number_of_tokens(
 def test_a_head_of_int8_has_no_kernel_everywhere(
     rounded: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(head.logger, "warning", lambda text, *words: told.append(text % words))
     monkeypatch.setenv("PERMLLM_CPU_ISA", "portable")
     layer = built(ParallelLMHead)
     load(layer, weights())
     assert_right(logits(layer, 2))
-    assert COPY not in layer.__dict__
+    assert_right(logits(layer, 2))
+    assert layer.__dict__[COPY] is None
+    (message,) = told
+    assert message.startswith("the output head, bfloat16 of 128 inputs on cpu, stays as it is: ")
+    embedding = built(VocabParallelEmbedding)
+    load(embedding, weights())
+    embedding(torch.tensor([1]))
+    assert len(told) == 1
+
+
+@needs_kernel
+@pytest.mark.parametrize("option", ["dense", "int8"])
+def test_heads_of_vllms_own_method_are_adopted(
+    option: str, monkeypatch: pytest.MonkeyPatch, calls: list[int]
+) -> None:
+    """Some of vLLM's models ask no plugin for the method of the embedding that is their head."""
+    asked = ServingOptions.model_validate({"head": option})
+    monkeypatch.setattr("permllm_vllm.quantization.head.serving_options", lambda: asked)
+    with torch.device("cpu"):
+        layer = VocabParallelEmbedding(WORDS, CHANNELS, params_dtype=torch.bfloat16)
+    layer.weight.weight_loader(layer.weight, weights())
+    model = torch.nn.ModuleList([layer, torch.nn.Linear(2, 2)])
+    adopt_heads(model)
+    method: Any = layer.quant_method
+    assert isinstance(method, HeadMethod)
+    adopt_heads(model)
+    assert layer.quant_method is method
+    method.process_weights_after_loading(layer)
+    assert torch.equal(layer.weight.data, weights())
+    assert torch.equal(layer(torch.tensor([3, 0])), weights()[[3, 0]])
+    assert may_lie_in_huge_pages(layer.weight.data_ptr())
+    answer, exact = logits(layer, 2)
+    error = (answer.double() - exact).norm() / exact.norm()
+    assert (error > 4e-3) == (option == "int8")
+    assert error < 2e-2
+    assert calls == ([] if option == "int8" else [2])
+    assert PACKED not in layer.__dict__

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.quantization.head import head_tokens
 from tests.offline.baked_models import bake, decisions_of, int8_scales
-from tests.offline.tiny_models import tiny_llama
+from tests.offline.tiny_models import tiny_llama, tiny_model
 from tests.serving.engine import PROMPTS, Engines, Run
 
 pytestmark = pytest.mark.serving
@@ -83,6 +84,7 @@ def test_one_damaged_block_is_noticed(served: Run, twin: Any) -> None:
     assert mean_error(served, damaged) > TOLERANCE
 
 
+@pytest.mark.skipif(not head_tokens(torch.bfloat16, 256), reason="this CPU has no kernel for it")
 def test_a_head_of_int8(engines: Engines, served: Run, directory: Path) -> None:
     """Asked for by an option; without it the head is multiplied as it is."""
     rounded = engines.run(
@@ -94,6 +96,26 @@ def test_a_head_of_int8(engines: Engines, served: Run, directory: Path) -> None:
     )
     assert rounded.backends == served.backends
     assert 1e-4 < rounded.mean_prompt_difference(served) < 0.03
+
+
+@pytest.mark.skipif(not head_tokens(torch.bfloat16, 128), reason="this CPU has no kernel for it")
+def test_an_embedding_is_a_head_of_int8(engines: Engines, tmp_path: Path) -> None:
+    """Of Gemma 2, whose class asks no plugin for the method of its embedding."""
+    model = tiny_model("gemma2", tie_word_embeddings=True, initializer_range=0.05)
+    decisions = decisions_of(model, PATTERN, BLOCK)
+    bake(model.to(torch.bfloat16), decisions, PATTERN, BLOCK, tmp_path / "sparse")
+    as_it_is, rounded = (
+        engines.run(
+            tmp_path / "sparse",
+            [range(2, 42)],
+            tokens=TOKENS,
+            dtype="bfloat16",
+            max_model_len=64,
+            additional_config={"permllm": {"head": head}},
+        )
+        for head in ("dense", "int8")
+    )
+    assert 1e-5 < rounded.mean_prompt_difference(as_it_is) < 0.03
 
 
 def test_an_option_that_is_unknown(engines: Engines, directory: Path) -> None:

@@ -75,6 +75,16 @@ class Judge:
                     f"{name} holds all experts of its layer in a form that is not read: load the "
                     "model with transformers, `save_pretrained` it, and convert that."
                 )
+        first = f"{prefix}.{self.family.experts}.0"
+        gate, down = (f"{first}.{kind}.weight" for kind in ("gate_proj", "down_proj"))
+        if {gate, down} <= self._stored:
+            sizes = [self.source.header(name).shape for name in (gate, down)]
+            if sizes[0] != sizes[1][::-1]:
+                raise OfflineError(
+                    f"{gate} is {list(sizes[0])} and {down} {list(sizes[1])}, which do not follow "
+                    "one another: the experts are stored in a form that is not read. Load the "
+                    "model with transformers, `save_pretrained` it, and convert that."
+                )
         linears = [one for group in self.family.groups if group.experts for one in group.linears]
         missing = [one for one in linears if f"{prefix}.{one}.weight" not in self._stored]
         if 0 < len(missing) < len(linears):

@@ -89,7 +89,7 @@ class Family:
         return f"{self.stored_layers or self.layers}."
 
     def layer_name(self, layer: int) -> str:
-        """Name of decoder layer ``layer`` in the checkpoint."""
+        """Name of a decoder layer in the checkpoint."""
         return f"{self.stack}{layer}"
 
 
@@ -203,11 +203,12 @@ _PHI3 = Family(
     _FUSED_ATTENTION + _fused_gated_mlp("mlp.gate_up_proj", "mlp.down_proj"),
     ignore=("lm_head",),
 )
-_MORE_TOKENS = r"re:mtp\..*"
-"""What predicts several tokens, for engines that draft with it."""
+MORE_TOKENS = "mtp"
+"""The module that predicts several tokens, for engines that draft with it."""
+MORE_TOKENS_IGNORED = rf"re:{MORE_TOKENS}\..*"
 _QWEN3_5_ATTENTION = _gated_hybrid("in_proj_qkv", "in_proj_z")
 # Gates of linear attention have one row for each head, too little to prune.
-_QWEN3_5_IGNORE = ("lm_head", r"re:.*\.linear_attn\.in_proj_[ab]", _MORE_TOKENS)
+_QWEN3_5_IGNORE = ("lm_head", r"re:.*\.linear_attn\.in_proj_[ab]", MORE_TOKENS_IGNORED)
 _QWEN3_5 = Family("model.layers", (*_QWEN3_5_ATTENTION, *_GATED_MLP), ignore=_QWEN3_5_IGNORE)
 _GRANITE_HYBRID = Family(
     "model.layers",
@@ -228,7 +229,7 @@ _QWEN3_5_MOE = Family(
 _QWEN3_NEXT = Family(
     "model.layers",
     (*_gated_hybrid("in_proj_qkvz"), *_in_some_layers(*_GATED_MLP, *_SHARED_EXPERT)),
-    ignore=("lm_head", r"re:.*\.linear_attn\.in_proj_ba", *_ROUTERS, _MORE_TOKENS),
+    ignore=("lm_head", r"re:.*\.linear_attn\.in_proj_ba", *_ROUTERS, MORE_TOKENS_IGNORED),
     experts="mlp.experts",
 )
 _UP_DOWN = Family(
@@ -301,8 +302,7 @@ WRAPPINGS: Sequence[tuple[str, str]] = (
     ("model.text_model", "lm_head"),
     ("model", "lm_head"),
 )
-"""What checkpoints of text and images call the two modules ``model`` and ``lm_head`` of their
-language model."""
+"""What checkpoints of text and images call ``model`` and ``lm_head`` of their language model."""
 
 SAME_ON_TEXT: Mapping[str, str] = {
     "qwen2_vl_text": "qwen2",
@@ -310,6 +310,13 @@ SAME_ON_TEXT: Mapping[str, str] = {
     "qwen3_vl_text": "qwen3",
 }
 """Language models that are those of a family as long as no image is among their tokens."""
+
+
+def inner_family(config: Any) -> str | None:
+    """Name in ``FAMILIES`` of the language model inside a configuration; None where it has none."""
+    model_type = str(getattr(getattr(config, "text_config", None), "model_type", None))
+    name = SAME_ON_TEXT.get(model_type, model_type)
+    return name if name in FAMILIES and FAMILIES[name].layers == "model.layers" else None
 
 
 def family_of(config: Any) -> Family:
@@ -351,12 +358,11 @@ def _check_activation(config: Any) -> None:
 
 
 def _remedy(config: Any) -> str:
-    inner = getattr(getattr(config, "text_config", None), "model_type", None)
-    if inner in FAMILIES:
+    if inner_family(config) is not None:
         return (
-            f"Its language model, of model_type {inner!r}, is, but the checkpoint stores it under "
-            f"none of the names {', '.join(model for model, _ in WRAPPINGS)}: load it with "
-            "transformers, `save_pretrained` it, and prune that."
+            f"Its language model, of model_type {config.text_config.model_type!r}, is, but the "
+            f"checkpoint has it under none of the names {', '.join(name for name, _ in WRAPPINGS)}:"
+            " load it with transformers, `save_pretrained` it, and prune that."
         )
     return (
         "To add a family, add one entry to FAMILIES in permllm_offline/model/families.py (its "

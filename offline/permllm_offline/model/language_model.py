@@ -11,10 +11,12 @@ from typing import Any
 
 from permllm_offline.model.families import (
     FAMILIES,
-    SAME_ON_TEXT,
+    MORE_TOKENS,
+    MORE_TOKENS_IGNORED,
     WRAPPINGS,
     Family,
     family_of,
+    inner_family,
 )
 from permllm_vllm.checkpoint.headers import natural_order
 from permllm_vllm.checkpoint.ignoring import REGEX_PREFIX
@@ -24,8 +26,8 @@ from permllm_vllm.checkpoint.ignoring import REGEX_PREFIX
 class TensorNames:
     """Prefixes that a language model's tensors have by themselves, and in the checkpoint.
 
-    A tensor of the checkpoint with none of them belongs to something else: a vision tower, or heads
-    that predict several tokens.
+    A tensor of the checkpoint with none of them belongs to something else, such as a vision tower,
+    and so does one of what predicts several tokens.
     """
 
     prefixes: tuple[tuple[str, str], ...] = (("", ""),)
@@ -43,6 +45,8 @@ class TensorNames:
 
     def own(self, stored: str) -> str | None:
         """Name in the language model of a tensor of the checkpoint; None where it has none."""
+        if stored.startswith(f"{MORE_TOKENS}."):
+            return None
         for own, prefix in self.prefixes:
             if stored.startswith(prefix):
                 return own + stored.removeprefix(prefix)
@@ -59,6 +63,11 @@ class LanguageModel:
     config: Any
     names: TensorNames = TensorNames()
     beside: tuple[str, ...] = ()
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the checkpoint is one of a model that holds more than this."""
+        return self.names != TensorNames()
 
     @property
     def experts_under(self) -> str | None:
@@ -89,8 +98,14 @@ class LanguageModel:
 
 def holds_language_model(config: Any) -> bool:
     """Whether a configuration is one of more than a language model, whose own is of a family."""
-    text = getattr(config, "text_config", None)
-    return config.model_type not in FAMILIES and _family_name(text) in FAMILIES
+    return config.model_type not in FAMILIES and inner_family(config) is not None
+
+
+def has_more_than_itself(config: Any) -> bool:
+    """Whether a checkpoint of a configuration may hold more than a language model."""
+    family = FAMILIES.get(config.model_type)
+    predicts_more = family is not None and MORE_TOKENS_IGNORED in family.ignore
+    return predicts_more or holds_language_model(config)
 
 
 def language_model_of(config: Any, tensors: Collection[str]) -> LanguageModel:
@@ -105,32 +120,30 @@ def language_model_of(config: Any, tensors: Collection[str]) -> LanguageModel:
         known.
     """
     if not holds_language_model(config):
-        return LanguageModel(config)
+        return LanguageModel(config, beside=_beside(TensorNames(), tensors))
     for model, head in WRAPPINGS:
         if any(name.startswith(f"{model}.layers.") for name in tensors):
             names = TensorNames((("model.", f"{model}."), ("lm_head.", f"{head}.")))
-            text = _text_config(config, tied=f"{head}.weight" not in tensors)
+            text = _text_config(config, headless=f"{head}.weight" not in tensors)
             return LanguageModel(text, names, _beside(names, tensors))
     return LanguageModel(config)
 
 
-def _family_name(text: Any) -> str:
-    model_type = str(getattr(text, "model_type", None))
-    return SAME_ON_TEXT.get(model_type, model_type)
+def _text_config(config: Any, *, headless: bool) -> Any:
+    """The inner configuration, with what the outer one says in its place.
 
-
-def _text_config(config: Any, *, tied: bool) -> Any:
-    """The inner configuration, with what the outer one says in its place."""
+    The head is tied where the checkpoint has none and either configuration says so.
+    """
     from transformers import AutoConfig
 
-    text = deepcopy(config.text_config)
-    family = _family_name(text)
+    text, family = deepcopy(config.text_config), inner_family(config)
     if family != text.model_type:
         said = text.to_dict()
         del said["model_type"]
         text = AutoConfig.for_model(family, **said)
-    text.dtype = text.dtype or config.dtype
-    text.tie_word_embeddings = tied
+    text.dtype = config.dtype or text.dtype
+    said_tied = any(getattr(one, "tie_word_embeddings", False) for one in (config, text))
+    text.tie_word_embeddings = headless and said_tied
     if getattr(config, "quantization_config", None) is not None:
         text.quantization_config = config.quantization_config
     return text

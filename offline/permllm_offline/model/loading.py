@@ -18,7 +18,7 @@ from permllm_offline.local_path import local_path
 from permllm_offline.model.families import begin_token
 from permllm_offline.model.language_model import (
     LanguageModel,
-    holds_language_model,
+    has_more_than_itself,
     language_model_of,
 )
 from permllm_vllm.checkpoint.errors import CheckpointError
@@ -77,7 +77,7 @@ def open_source(model: str) -> Source:
             f"{model!r} has no readable config.json ({first_line(error)}). Give a folder that "
             "holds a Hugging Face checkpoint, or a hub name."
         ) from error
-    tensors = read_weight_map(directory) if holds_language_model(config) else ()
+    tensors = read_weight_map(directory) if has_more_than_itself(config) else ()
     return Source(model, directory, language_model_of(config, tensors))
 
 
@@ -114,7 +114,7 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
     reader, names = source.reader(), source.language.names
     tensors = (
         (own, tensor)
-        for name, tensor in reader.dense_state_dict(dtype)
+        for name, tensor in reader.dense_state_dict(dtype, lambda name: names.own(name) is not None)
         if (own := names.own(name)) is not None
     )
     model, unexpected = model_from(source, source.config, tensors, dtype)
@@ -137,7 +137,7 @@ def load_served(source: Source, dtype: torch.dtype, device: torch.device) -> Any
 
     import permllm_vllm.hf  # noqa: F401  (loads permllm checkpoints in transformers)
 
-    kind = AutoModelForMultimodalLM if source.language.beside else AutoModelForCausalLM
+    kind = AutoModelForMultimodalLM if source.language.is_inside else AutoModelForCausalLM
     with _load_errors_named(source):
         model = kind.from_pretrained(
             source.directory, dtype=dtype, use_safetensors=True, **_TRUST_NOTHING

@@ -54,8 +54,8 @@ def read_stored(model: str) -> StoredModel:
     return StoredModel(source, tensors if experts is None else separate(tensors, experts))
 
 
-def bytes_beside(source: Source, dtype: torch.dtype) -> int:
-    """Bytes in a checkpoint of ``dtype`` of what is beside the language model, such as a tower."""
+def bytes_beside(source: Source, dtype: torch.dtype | None) -> int:
+    """Bytes of what is beside the language model, such as a tower; in ``dtype`` where given."""
     if not source.language.beside:
         return 0
     reader = source.reader()

@@ -12,7 +12,7 @@ from permllm_vllm import ops
 from tests.kernels.amx.emulated import Emulation
 
 ALIGNMENT = 64
-DENSE8 = 4
+DENSE8, MOST_DENSE8 = 4, 1 << 16
 """Of csrc/cpu/layout.h."""
 
 
@@ -94,6 +94,8 @@ class EmulatedOperators:
         """The same of dense rows of int8 values."""
         assert isa == "amx"
         n, k = values.shape
+        if k > MOST_DENSE8:
+            return torch.empty(0, dtype=torch.uint8), torch.tensor([DENSE8, n, k])
         packed = torch.empty(self.library.packed_size(DENSE8, n, k), dtype=torch.uint8)
         assert packed.data_ptr() % ALIGNMENT == 0
         self.emulation.set_threads(torch.get_num_threads())

@@ -7,6 +7,7 @@ from tests.kernels.test_dense8 import (  # noqa: F401
     dense8_isa,
     test_a_row_of_zeros,
     test_integers_are_exact,
+    test_largest_sums_do_not_overflow,
     test_matches_float64,
     test_padding_counts_for_nothing,
     test_threads_change_no_bit,
