@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.engines.kv_cache import KV_CACHE, kv_cache_environment, kv_cache_gib
 from benchmarks.engines.memory_watch import MemoryWatch
+from benchmarks.engines.plugin_options import plugin_options
 
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -272,11 +273,6 @@ class NoEngine:
 
     def close(self) -> None:
         """Nothing is there to be ended."""
-
-
-def plugin_options(head: str) -> dict[str, Any]:
-    """vLLM's --additional-config for an output head of the plugin."""
-    return {} if head == "dense" else {"permllm": {"head": head}}
 
 
 def read_once(folder: Path) -> None:

@@ -11,9 +11,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from benchmarks.engines.engine import ENVIRONMENT, plugin_options, reason
+from benchmarks.engines.engine import ENVIRONMENT, reason
 from benchmarks.engines.kv_cache import kv_cache_environment
 from benchmarks.engines.memory_watch import MemoryWatch
+from benchmarks.engines.plugin_options import plugin_options
 from benchmarks.engines.server import serve
 from benchmarks.engines.serving_rows import OUTPUT_TOKENS, repeats_of, with_ratios
 from benchmarks.records.rows import Rows

@@ -23,6 +23,7 @@
 #include "../../csrc/cpu/linear.h"
 #include "../../csrc/cpu/pack.h"
 #include "../../csrc/cpu/threads.h"
+#include "words_of_16_bits.h"
 
 namespace permllm::cpu {
 
@@ -50,38 +51,6 @@ using namespace permllm::cpu;
 constexpr int64_t kShapes[][2] = {{1, 8},    {5, 72},    {16, 64},  {33, 200},
                                   {70, 576}, {129, 136}, {24, 3328}};
 constexpr int64_t kTokens[] = {1, 2, 5, 9, 12, 13, 16, 17, 31, 33, 40, 65, 273};
-
-bf16 rounded(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return static_cast<bf16>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-float widened(bf16 value) {
-  const uint32_t bits = uint32_t{value} << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof(result));
-  return result;
-}
-
-float widened(fp16 value) {
-  const int exponent = value.bits >> 10 & 31, fraction = value.bits & 1023;
-  const float magnitude =
-      exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
-  return (value.bits & 0x8000) != 0 ? -magnitude : magnitude;
-}
-
-void set(bf16& entry, float value) { entry = rounded(value); }
-
-// Towards zero.
-void set(fp16& entry, float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  const uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
-  const uint32_t subnormal = static_cast<uint32_t>(std::abs(std::ldexp(value, 24)));
-  entry.bits = static_cast<uint16_t>(
-      sign | (magnitude < 0x38800000 ? subnormal : (magnitude - 0x38000000) >> 13));
-}
 
 // A block of exactly `bytes` bytes that begins on a cache line, as the kernels ask for.
 struct Aligned {
