@@ -119,7 +119,7 @@ def check_checkpoint(
     _check_datasets_outside(recipe, output)
     _check_files(source)
     prepared = prepare_model(recipe)
-    _check_names(prepared)
+    _check_weights(prepared)
     fit = fitted(recipe, replace(prepared, windows=_windows_to_come(recipe)))
     recipe = shared_out(fit.recipe)
     check_processes(recipe)
@@ -213,23 +213,23 @@ def _check_files(directory: Path) -> None:
     list(companion_files(directory))
 
 
-def _check_names(prepared: Prepared) -> None:
+def _check_weights(prepared: Prepared) -> None:
     """Raise OfflineError where a checkpoint has a weight by another name or of other sizes."""
     reader = prepared.source.reader()
     for linear in prepared.plan.linears:
         name, sizes = f"{linear.name}.weight", (linear.out_features, linear.layout.in_features)
-        if name in reader and (found := reader.header(name).shape) != sizes:
-            raise OfflineError(
-                f"{prepared.source.name!r} stores {list(found)} as {name}, its config.json asks "
-                f"for {list(sizes)}: fetch the model again or, where its experts are stored "
-                "together, load it with transformers, `save_pretrained` it, and prune that."
-            )
         if name not in reader:
             raise OfflineError(
                 f"{prepared.source.name!r} stores no {linear.name}.weight, which the loaded model "
                 "has: it names its tensors in an older way, keeps all experts of a layer in one "
                 "of another form, or holds no safetensors of this architecture. Load it with "
                 "transformers, `save_pretrained` it, and prune that."
+            )
+        if (found := reader.header(name).shape) != sizes:
+            raise OfflineError(
+                f"{prepared.source.name!r} stores {list(found)} as {name}, its config.json asks "
+                f"for {list(sizes)}: fetch the model again or, where its experts are stored "
+                "together, load it with transformers, `save_pretrained` it, and prune that."
             )
 
 

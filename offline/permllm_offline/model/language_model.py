@@ -101,7 +101,7 @@ def holds_language_model(config: Any) -> bool:
     return config.model_type not in FAMILIES and inner_family(config) is not None
 
 
-def has_more_than_itself(config: Any) -> bool:
+def may_hold_more(config: Any) -> bool:
     """Whether a checkpoint of a configuration may hold more than a language model."""
     family = FAMILIES.get(config.model_type)
     predicts_more = family is not None and MORE_TOKENS_IGNORED in family.ignore
@@ -112,7 +112,7 @@ def language_model_of(config: Any, tensors: Collection[str]) -> LanguageModel:
     """Find the language model of a transformers configuration.
 
     Args:
-        config: of a language model, or of one with towers for images or sound.
+        config: of a language model, or of one with a tower beside it.
         tensors: names of the checkpoint's tensors.
 
     Returns:

@@ -18,8 +18,8 @@ from permllm_offline.local_path import local_path
 from permllm_offline.model.families import begin_token
 from permllm_offline.model.language_model import (
     LanguageModel,
-    has_more_than_itself,
     language_model_of,
+    may_hold_more,
 )
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.reader import CheckpointReader
@@ -77,7 +77,7 @@ def open_source(model: str) -> Source:
             f"{model!r} has no readable config.json ({first_line(error)}). Give a folder that "
             "holds a Hugging Face checkpoint, or a hub name."
         ) from error
-    tensors = read_weight_map(directory) if has_more_than_itself(config) else ()
+    tensors = read_weight_map(directory) if may_hold_more(config) else ()
     return Source(model, directory, language_model_of(config, tensors))
 
 
