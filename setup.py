@@ -36,11 +36,17 @@ AVX512_FLAGS = [
     *AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl",
     "-mprefer-vector-width=512",
 ]  # fmt: skip
-AVX512_BF16_FLAGS = [*AVX512_FLAGS, "-mavx512vbmi", "-mavx512vbmi2", "-mavx512bf16", "-mavx512vnni"]
+AVX2_VNNI_FLAGS = [*AVX2_FLAGS, "-mavxvnni"]
+AVX512_VNNI_FLAGS = [*AVX512_FLAGS, "-mavx512vnni"]
+AVX512_VBMI2_FLAGS = [*AVX512_VNNI_FLAGS, "-mavx512vbmi", "-mavx512vbmi2"]
+AVX512_BF16_FLAGS = [*AVX512_VBMI2_FLAGS, "-mavx512bf16"]
 AMX_FLAGS = [*AVX512_BF16_FLAGS, "-mamx-tile", "-mamx-bf16", "-mamx-int8"]
 # By the beginning of a source's name, x86-64 only; the first that fits counts.
 INSTRUCTION_SETS = {
+    "avx2_vnni": AVX2_VNNI_FLAGS,
     "avx2_": AVX2_FLAGS,
+    "avx512_vnni": AVX512_VNNI_FLAGS,
+    "avx512_int8": AVX512_VBMI2_FLAGS,
     "avx512_float32": AVX512_FLAGS,
     "avx512_": AVX512_BF16_FLAGS,
     "amx_": AMX_FLAGS,

@@ -40,8 +40,9 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
   const auto type = int8 ? cpu::ValueType::kInt8 : cpu::ValueType::kBfloat16;
   if (!int8) check_dtype(values, ScalarType::BFloat16, "values", "bfloat16 or int8 [out, in / 2]");
   STD_TORCH_CHECK(cpu::has_kernel(isa, type), "instruction set ", cpu::name(isa),
-                  " has no kernel for ", int8 ? "int8" : "bfloat16",
-                  " values: scale them to bfloat16 before packing.");
+                  " has no kernel for ",
+                  int8 ? "int8 values: scale them to bfloat16 before packing."
+                       : "bfloat16 values: pack for avx512, avx2 or portable.");
   check_dtype(mask, ScalarType::Byte, "mask", "uint8 [out, in / 8]");
   STD_TORCH_CHECK(values.dim() == 2 && mask.dim() == 2, "values ", shape(values), " and mask ",
                   shape(mask), " must have two dimensions, [out, in / 2] and [out, in / 8].");

@@ -1,8 +1,7 @@
 // Activations as integers for the AMX kernels of int8 values. Include after amx_pack.h.
 //
-// One scale per token: x is close to quantized * scale, and the largest magnitude of the token
-// becomes the largest integer. The tile unit multiplies signed weights with signed or unsigned
-// bytes, so nothing is shifted.
+// One scale per token (token_scale.h). The tile unit multiplies signed weights with signed or
+// unsigned bytes, so nothing is shifted.
 #pragma once
 
 #include <immintrin.h>
@@ -10,6 +9,7 @@
 #include "amx_expand.h"
 #include "amx_pack.h"
 #include "kernels.h"
+#include "token_scale.h"
 #include "words.h"
 
 namespace permllm::cpu {
@@ -94,9 +94,9 @@ class QuantizedTokens {
       scales_[token] = 0.0f;
       return;
     }
-    const float largest = largest_magnitude(a_, token);
-    scales_[token] = largest / Largest;
-    inverses_[token] = largest < kSmallestMagnitude ? 0.0f : Largest / largest;
+    const TokenScale own(largest_magnitude(a_, token), Largest);
+    scales_[token] = own.scale;
+    inverses_[token] = own.inverse;
   }
 
   int64_t size() const { return ceil_div(a_.m, kTileColumns) * kTileColumns; }

@@ -21,9 +21,11 @@ inline void prefetch(const char* memory) {
   for (int offset = 0; offset < Bytes; offset += 64) __builtin_prefetch(memory + offset, 0, Hint);
 }
 
+#if defined(__AVX512BF16__)
 inline __m512 dot_pairs(__m512 sum, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
+#endif
 
 // [16][16] 32-bit transpose, in place.
 inline void transpose(__m512i (&r)[16]) {

@@ -42,7 +42,7 @@ struct Int8Products {
     int64_t measures() const { return a.m; }
 
     void measure(int64_t t) const {
-      const TokenScale token(a, t, kLargest);
+      const TokenScale token(largest_magnitude(a, t), kLargest);
       scales[t] = token.scale;
       inverses[t] = token.inverse;
     }

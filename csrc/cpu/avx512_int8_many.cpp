@@ -28,7 +28,7 @@ struct Int8Products {
         scales[t] = 0.0f;
         return;
       }
-      const TokenScale token(a, t, kLargest8);
+      const TokenScale token(largest_magnitude(a, t), kLargest8);
       scales[t] = token.scale;
       inverses[t] = token.inverse;
     }

@@ -1,11 +1,11 @@
 // Activations as integers for the AVX-512 kernels of int8 values.
 //
-// One scale per token: x is close to quantized * scale, and the largest magnitude of the token
-// becomes the largest integer. vpdpbusd multiplies unsigned with signed bytes, so quantized x is
-// shifted to be unsigned; the kernels subtract shift * sum of the row's values from every sum.
+// One scale per token (token_scale.h). vpdpbusd multiplies unsigned with signed bytes, so quantized
+// x is shifted to be unsigned.
 #pragma once
 
 #include "kernels.h"
+#include "token_scale.h"
 // The vector code comes last.
 #include "avx512.h"
 #include "words.h"
@@ -13,28 +13,12 @@
 namespace permllm::cpu {
 namespace {
 
-constexpr int kLargest8 = 127, kShift8 = 128;        // W8A8
-constexpr int kLargest16 = 32767, kShift16 = 32768;  // W8A16
-
 // 16 values of x times the inverse scale, shifted to [0, 2 * shift). The results for NaN and
 // infinity, whose scale is no number either, do not matter.
 inline __m512i quantize(__m512 values, __m512 inverse, int shift) {
   return _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(values, inverse)),
                           _mm512_set1_epi32(shift));
 }
-
-// How a token becomes integers and back.
-struct TokenScale {
-  float scale;
-  float inverse;
-
-  TokenScale(const LinearArguments& a, int64_t token, int largest_integer) {
-    const float largest = largest_magnitude(a, token);
-    const auto integer = static_cast<float>(largest_integer);
-    scale = largest / integer;
-    inverse = largest < kSmallestMagnitude ? 0.0f : integer / largest;
-  }
-};
 
 // Inputs first..first+31 of a token as 16-bit integers, in order; what no value meets, past k, is
 // the shift.

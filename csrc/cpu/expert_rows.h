@@ -5,7 +5,7 @@
 #pragma once
 
 #include "expert_steps.h"
-#include "float32.h"
+#include "vector.h"
 
 namespace permllm::cpu {
 namespace {

@@ -20,10 +20,13 @@ ExpertSteps<Real> steps_of(Isa isa) {
     case Isa::kAmx:
     case Isa::kZen5:
     case Isa::kAvx512Bf16:
+    case Isa::kAvx512Vbmi2:
+    case Isa::kAvx512Vnni:
     case Isa::kAvx512:
       return avx512_expert_steps<Real>();
 #endif
 #if defined(PERMLLM_AVX2)
+    case Isa::kAvx2Vnni:
     case Isa::kAvx2:
       return avx2_expert_steps<Real>();
 #endif

@@ -1,135 +1,90 @@
-// What the float32 kernels share. They serve instruction sets that have no bfloat16 products,
-// and activations of float32: values and x are widened to float32, exactly, so that int8 values
-// meet x as it is.
+// Float32 products. They serve instruction sets that have no bfloat16 products, and activations of
+// float32: values and x are widened to float32, exactly, so that int8 values meet x as it is.
 //
-// The kernels are templates over an instruction set, a struct with
+// Templates over an instruction set, a struct with
 //   Vector    kLanes floats, a type of GCC's vector extension
 //   Tuning    its constants (tuning.h)
-//   decode    kLanes inputs of a row, zeros where pruned, in units of kUnit<Value>
-// A row keeps four of every eight inputs, so the place of its values follows from that of its mask.
+//   decode    kLanes inputs of a row, zeros where pruned, in units of kUnit<Value>; or decode_row
 //
 // Include after every other header: what follows is compiled for one instruction set.
 #pragma once
 
-#include "kernels.h"
-#include "tuning.h"
+#include "vector.h"
 
 namespace permllm::cpu {
 namespace {
 
-#define PERMLLM_UNROLL _Pragma("GCC unroll 16")
-
-constexpr int kRows = kPortableRows;  // of every layout that these kernels read
-
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-inline float to_float(bf16 value) {
-  const uint32_t bits = uint32_t{value} << 16;
-  float result;
-  __builtin_memcpy(&result, &bits, sizeof(result));
-  return result;
-}
-
-inline float to_float(int8_t value) { return value; }
-
-// Exponent and fraction move to their places in a float32, which is 2^112 too small then.
-inline float to_float(fp16 value) {
-  uint32_t bits = (value.bits & 0x7fffu) << 13;
-  const bool finite = bits < 0x7c00u << 13;
-  if (!finite) bits |= 0x7f800000;
-  float magnitude;
-  __builtin_memcpy(&magnitude, &bits, sizeof(magnitude));
-  if (finite) magnitude *= 0x1p112f;
-  return (value.bits & 0x8000) != 0 ? -magnitude : magnitude;
-}
-
-inline float to_float(float value) { return value; }
-
-inline void round_to(float& target, float value) { target = value; }
-
-inline void round_to(fp16& target, float value) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof(bits));
-  const uint32_t sign = bits >> 16 & 0x8000;
-  const uint32_t magnitude = bits & 0x7fffffff;
-  uint32_t rounded;
-  if (magnitude > 0x7f800000) {
-    rounded = 0x7e00;  // a quiet NaN
-  } else if (magnitude >= 0x477ff000) {
-    rounded = 0x7c00;  // from 65520 on infinity is nearest
-  } else if (magnitude >= 0x38800000) {
-    rounded = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
-  } else {  // below 2^-14: in units of 2^-24, which the addition rounds to
-    float units;
-    __builtin_memcpy(&units, &magnitude, sizeof(units));
-    units = units * 0x1p24f + 0x1p23f;
-    __builtin_memcpy(&rounded, &units, sizeof(rounded));
-    rounded &= 0x7fffff;
-  }
-  target.bits = static_cast<uint16_t>(sign | rounded);
-}
-
-inline void round_to(bf16& target, float value) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof(bits));
-  const bool number = (bits & 0x7fffffff) <= 0x7f800000;  // else a NaN, made quiet
-  target = static_cast<bf16>(number ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40);
-}
-
-template <class Vector>
-inline Vector load(const float* aligned) {
-  return *reinterpret_cast<const Vector*>(aligned);
-}
-
-template <class Vector>
-inline void store(float* aligned, Vector vector) {
-  *reinterpret_cast<Vector*>(aligned) = vector;
-}
-
-// Inputs first..first+Isa::kLanes-1 of one row of a block.
-template <class Isa, class Value>
-inline typename Isa::Vector decode(const Block<kRows, Value>& block, int row, int first) {
-  const auto* mask = reinterpret_cast<const uint8_t*>(&block.mask[row]) + first / 8;
-  return Isa::decode(mask, block.values[row] + first / 2);
-}
-
-// All 64 inputs of one row of a block.
-template <class Isa, class Value>
-inline void decode_row(const Block<kRows, Value>& block, int row, float* dense) {
-  if constexpr (requires { Isa::decode_row(block, row, dense); }) {
-    Isa::decode_row(block, row, dense);
-  } else {
-    PERMLLM_UNROLL
-    for (int first = 0; first < kBlockInputs; first += Isa::kLanes) {
-      store(dense + first, decode<Isa>(block, row, first));
-    }
-  }
-}
-
 // What turns the sums of one row group into outputs.
 template <class Real>
-struct Outputs {
-  Outputs(const LinearOf<Real>& a, int64_t group, float unit)
-      : row(group * kRows),
-        rows(static_cast<int>(smaller(kRows, a.n - row))),
-        y(a.y + row),
-        stride(a.n) {
-    for (int r = 0; r < rows; ++r) {
-      factor[r] = a.scale != nullptr ? a.scale[row + r] * unit : unit;
-      bias[r] = a.bias != nullptr ? to_float(a.bias[row + r]) : 0.0f;
+struct Float32Outputs : OutputRows<Real> {
+  Float32Outputs(const LinearOf<Real>& a, int64_t group, float unit) : OutputRows<Real>(a, group) {
+    for (int r = 0; r < this->rows; ++r) {
+      factor[r] = a.scale != nullptr ? a.scale[this->row + r] * unit : unit;
     }
   }
 
   void write(int64_t token, int r, float sum) const {
-    round_to(y[token * stride + r], sum * factor[r] + bias[r]);
+    round_to(this->y[token * this->stride + r], sum * factor[r] + this->bias[r]);
   }
 
-  int64_t row;
-  int rows;
-  Real* y;
-  int64_t stride;
   float factor[kRows];
-  float bias[kRows];
+};
+
+// As vector_few.h and vector_many.h ask for them.
+template <class Isa, class ValueType, class RealType>
+struct Float32Products {
+  using Tuning = typename Isa::Tuning;
+  using Real = RealType;
+  using Value = ValueType;
+  using Vector = typename Isa::Vector;
+  using Lane = float;
+  static constexpr int kLanes = Isa::kLanes, kInputs = kLanes, kParts = 1;
+  static constexpr bool kOperandsOfX = true;
+
+  static inline Vector decode(const Block<kRows, Value>& block, int row, int first) {
+    const auto* mask = reinterpret_cast<const uint8_t*>(&block.mask[row]) + first / 8;
+    return Isa::decode(mask, block.values[row] + first / 2);
+  }
+
+  static inline void decode_row(const Block<kRows, Value>& block, int row, float* dense) {
+    if constexpr (requires { Isa::decode_row(block, row, dense); }) {
+      Isa::decode_row(block, row, dense);
+    } else {
+      PERMLLM_UNROLL
+      for (int first = 0; first < kBlockInputs; first += kLanes) {
+        store(dense + first, decode(block, row, first));
+      }
+    }
+  }
+
+  static inline Vector multiply(Vector sum, Vector weights, Vector x) { return sum + weights * x; }
+  static inline Vector multiply(Vector sum, float weight, Vector x) { return sum + weight * x; }
+
+  struct Inputs {
+    explicit Inputs(const LinearOf<Real>& arguments) : a(arguments) {}
+
+    static int64_t measures() { return 0; }
+    static void measure(int64_t) {}
+
+    void load(int64_t token, int64_t block, float (&parts)[1][kBlockInputs]) const {
+      const int64_t first = block * kBlockInputs;
+      const int64_t inputs = smaller(kBlockInputs, a.k - first);
+      const Real* source = a.x + token * a.x_stride + first;
+      for (int64_t i = 0; i < inputs; ++i) parts[0][i] = to_float(source[i]);
+      for (int64_t i = inputs; i < kBlockInputs; ++i) parts[0][i] = 0.0f;
+    }
+
+    const LinearOf<Real>& a;
+  };
+
+  struct Outputs : Float32Outputs<Real> {
+    Outputs(const LinearOf<Real>& a, const Inputs&, int64_t group)
+        : Float32Outputs<Real>(a, group, Isa::template kUnit<Value>) {}
+
+    void write(int64_t token, int r, const float* total) const {
+      Float32Outputs<Real>::write(token, r, *total);
+    }
+  };
 };
 
 }  // namespace

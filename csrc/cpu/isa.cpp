@@ -58,9 +58,16 @@ bool has_avx512() {
          bits(cpuid(7, 0).ebx, {16, 17, 30, 31});  // AVX512F, AVX512DQ, AVX512BW, AVX512VL
 }
 
+bool has_avx2_vnni() { return has_avx2() && bits(cpuid(7, 1).eax, {4}); }  // AVX_VNNI
+
+bool has_avx512_vnni() { return has_avx512() && bits(cpuid(7, 0).ecx, {11}); }  // AVX512_VNNI
+
+bool has_avx512_vbmi2() {
+  return has_avx512_vnni() && bits(cpuid(7, 0).ecx, {1, 6});  // AVX512_VBMI, _VBMI2
+}
+
 bool has_avx512_bf16() {
-  return has_avx512() && bits(cpuid(7, 0).ecx, {1, 6, 11}) &&  // AVX512_VBMI, _VBMI2, _VNNI
-         bits(cpuid(7, 1).eax, {5});                           // AVX512_BF16
+  return has_avx512_vbmi2() && bits(cpuid(7, 1).eax, {5});  // AVX512_BF16
 }
 
 // AMD's family 26 and those after it.
@@ -74,6 +81,9 @@ bool is_zen5() {
 
 bool has_avx2() { return false; }
 bool has_avx512() { return false; }
+bool has_avx2_vnni() { return false; }
+bool has_avx512_vnni() { return false; }
+bool has_avx512_vbmi2() { return false; }
 bool has_avx512_bf16() { return false; }
 bool is_zen5() { return false; }
 
@@ -99,9 +109,10 @@ bool has_amx() { return false; }
 
 #endif
 
-std::array<Isa, 6> fastest_first() {
-  std::array<Isa, 6> every = {Isa::kAmx,    Isa::kZen5, Isa::kAvx512Bf16,
-                              Isa::kAvx512, Isa::kAvx2, Isa::kPortable};
+std::array<Isa, 9> fastest_first() {
+  std::array<Isa, 9> every = {Isa::kAmx,         Isa::kZen5,       Isa::kAvx512Bf16,
+                              Isa::kAvx512Vbmi2, Isa::kAvx512Vnni, Isa::kAvx512,
+                              Isa::kAvx2Vnni,    Isa::kAvx2,       Isa::kPortable};
   static const bool zen5 = is_zen5();
   if (!zen5) std::swap(every[1], every[2]);
   return every;
@@ -117,8 +128,14 @@ const char* name(Isa isa) {
       return "avx512_bf16";
     case Isa::kZen5:
       return "zen5";
+    case Isa::kAvx512Vbmi2:
+      return "avx512_vbmi2";
+    case Isa::kAvx512Vnni:
+      return "avx512_vnni";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx2Vnni:
+      return "avx2_vnni";
     case Isa::kAvx2:
       return "avx2";
     case Isa::kPortable:
@@ -133,8 +150,11 @@ int rows(Isa isa) {
       return kAmxRows;
     case Isa::kAvx512Bf16:
     case Isa::kZen5:
+    case Isa::kAvx512Vbmi2:
       return kAvx512Rows;
+    case Isa::kAvx512Vnni:
     case Isa::kAvx512:
+    case Isa::kAvx2Vnni:
     case Isa::kAvx2:
     case Isa::kPortable:
       return kPortableRows;
@@ -143,7 +163,8 @@ int rows(Isa isa) {
 }
 
 bool undoes_permutation(Isa isa) {
-  return isa == Isa::kAmx || isa == Isa::kAvx512Bf16 || isa == Isa::kZen5;
+  return isa == Isa::kAmx || isa == Isa::kAvx512Bf16 || isa == Isa::kZen5 ||
+         isa == Isa::kAvx512Vbmi2;
 }
 
 bool supported(Isa isa) {
@@ -157,9 +178,21 @@ bool supported(Isa isa) {
       static const bool avx512_bf16 = has_avx512_bf16();
       return avx512_bf16;
     }
+    case Isa::kAvx512Vbmi2: {
+      static const bool avx512_vbmi2 = has_avx512_vbmi2();
+      return avx512_vbmi2;
+    }
+    case Isa::kAvx512Vnni: {
+      static const bool avx512_vnni = has_avx512_vnni();
+      return avx512_vnni;
+    }
     case Isa::kAvx512: {
       static const bool avx512 = has_avx512();
       return avx512;
+    }
+    case Isa::kAvx2Vnni: {
+      static const bool avx2_vnni = has_avx2_vnni();
+      return avx2_vnni;
     }
     case Isa::kAvx2: {
       static const bool avx2 = has_avx2();

@@ -14,6 +14,10 @@ enum class Isa : int64_t {
   kAvx2 = 3,
   kAvx512 = 4,
   kZen5 = 5,  // the kernels of kAvx512Bf16 with constants of their own
+  // Those of kAvx512 and kAvx2, but for int8 values.
+  kAvx512Vnni = 6,
+  kAvx2Vnni = 7,
+  kAvx512Vbmi2 = 8,  // those of kAvx512Bf16 for int8 values, and none for others
 };
 
 const char* name(Isa isa);

@@ -56,12 +56,14 @@ template <class Real>
 KernelOf<Real> float32_kernel(Isa isa) {
   constexpr int64_t kTokens = Float32Tuning::kPackedTokens, kBytes = sizeof(float);
   switch (isa) {
+    case Isa::kAvx512Vnni:
     case Isa::kAvx512:
 #if defined(PERMLLM_AVX512_FLOAT32)
       return {avx512_float32, kTokens, kBytes};
 #else
       return {};
 #endif
+    case Isa::kAvx2Vnni:
     case Isa::kAvx2:
 #if defined(PERMLLM_AVX2)
       return {avx2_float32, kTokens, kBytes};
@@ -73,6 +75,36 @@ KernelOf<Real> float32_kernel(Isa isa) {
     default:
       return {};
   }
+}
+
+// What multiplies int8 values with x of 16 bits by vpdpbusd alone, or nothing.
+template <class Real>
+KernelOf<Real> vnni_kernel(Isa isa) {
+  constexpr int64_t kTokens = Float32Tuning::kPackedTokens, kBytes = sizeof(Real);
+  switch (isa) {
+#if defined(PERMLLM_AVX512_VNNI)
+    case Isa::kAvx512Vnni:
+      return {avx512_vnni, kTokens, kBytes};
+#endif
+#if defined(PERMLLM_AVX2_VNNI)
+    case Isa::kAvx2Vnni:
+      return {avx2_vnni, kTokens, kBytes};
+#endif
+    default:
+      return {};
+  }
+}
+
+// What multiplies values of this type with x as it is, or as integers if they are int8.
+template <class Real>
+KernelOf<Real> plain_kernel(Isa isa, ValueType type) {
+  if (in_twelve_bits(type) || is_dense(type)) return {};
+  if constexpr (sizeof(Real) == sizeof(bf16)) {
+    if (type == ValueType::kInt8) {
+      if (const auto kernel = vnni_kernel<Real>(isa); kernel.run != nullptr) return kernel;
+    }
+  }
+  return float32_kernel<Real>(isa);
 }
 
 #if defined(PERMLLM_AVX512) || defined(PERMLLM_AMX)
@@ -155,6 +187,12 @@ KernelOf<bf16> words_kernel(Isa isa, [[maybe_unused]] ValueType type, [[maybe_un
 #else
       return {};
 #endif
+    case Isa::kAvx512Vbmi2:
+#if defined(PERMLLM_AVX512)
+      return in_int8(type) ? avx512_kernel<Avx512Bf16Tuning>(type, half) : KernelOf<bf16>{};
+#else
+      return {};
+#endif
     case Isa::kZen5:
 #if defined(PERMLLM_AVX512)
       return avx512_kernel<Zen5Tuning>(type, half);
@@ -162,7 +200,7 @@ KernelOf<bf16> words_kernel(Isa isa, [[maybe_unused]] ValueType type, [[maybe_un
       return {};
 #endif
     default:
-      return in_twelve_bits(type) || is_dense(type) ? KernelOf<bf16>{} : float32_kernel<bf16>(isa);
+      return plain_kernel<bf16>(isa, type);
   }
 }
 
@@ -184,7 +222,7 @@ void with_kernel(Isa isa, ValueType type, const LinearOf<Real>& a, Body body) {
   if constexpr (std::is_same_v<Real, bf16>) {
     body(words_kernel(isa, type, a.half), a);
   } else {
-    if (const auto kernel = float32_kernel<Real>(isa); kernel.run != nullptr) {
+    if (const auto kernel = plain_kernel<Real>(isa, type); kernel.run != nullptr) {
       return body(kernel, a);
     }
     if constexpr (std::is_same_v<Real, fp16>) body(words_kernel(isa, type, true), in_words(a));

@@ -4,7 +4,8 @@
 // the float32 kernel with vectors of four.
 #include <bit>
 
-#include "float32_many.h"
+#include "float32.h"
+#include "vector_many.h"
 
 namespace permllm::cpu {
 namespace {
@@ -155,7 +156,7 @@ class FewTokens {
         rows[r] = row;
       }
     }
-    const Outputs<Real> out(a_, group, 1.0f);
+    const Float32Outputs<Real> out(a_, group, 1.0f);
     for (int r = 0; r < out.rows; ++r) {
       for (int64_t t = 0; t < a_.m; ++t) out.write(t, r, rows[r].total(t));
     }
@@ -175,7 +176,7 @@ void linear(const LinearOf<Real>& a, Worker& worker) {
   } else if (a.m <= PortableTuning::kFewTokens) {
     go_through(FewTokens<FourTokens, Value, Real>(a), a.last, worker);
   } else {
-    go_through_parts<ManyTokens<Portable, Value, Real>>(a, worker);
+    go_through_parts<ManyTokens<Float32Products<Portable, Value, Real>>>(a, worker);
   }
 }
 

@@ -157,22 +157,36 @@ struct Zen5Tuning : Avx512Bf16Tuning {
 struct Float32Tuning : Zen4Tuning {
   static constexpr int kFewHint = kIntoL2;
   static constexpr int64_t kFewAheadBlocks = 16;
-  static constexpr int64_t kFewChunkBlocks = 8;   // that the passes over a row group share, in L1
-  static constexpr int kFewRows = 4;              // decoded side by side, half where sums are many
-  static constexpr int64_t kPackedTokens = 256;   // at a time: what one decoding serves at most
-  static constexpr int kVectors = 3;              // of tokens that rows meet at a time
+  static constexpr int64_t kFewChunkBlocks = 8;  // that the passes over a row group share, in L1
+  static constexpr int kFewRows = 4;             // decoded side by side, half where sums are many
+  static constexpr int64_t kPackedTokens = 256;  // at a time: what one decoding serves at most
+  static constexpr int kVectors = 3;             // of tokens that rows meet at a time
+  static constexpr int kManyHint = kIntoL1;
   static constexpr int64_t kManyChunkBlocks = 4;  // decoded at a time: 8 rows are 8 KiB
   static constexpr int64_t kPanelGroups = 8;      // whose sums wait in L2
 };
 
 struct Avx512Tuning : Float32Tuning {
-  static constexpr int kFewTokens = 12;
+  static constexpr int kFewTokens = 8;
   static constexpr int kSums = 24;  // vectors that the registers hold beside operands
 };
 
 struct Avx2Tuning : Float32Tuning {
   static constexpr int kFewTokens = 6;
   static constexpr int kSums = 12;
+};
+
+// int8 values with vpdpbusd in vectors of any width, measured on Zen 5 alone.
+struct Avx512VnniTuning : Avx512Tuning {
+  static constexpr int kFewTokens = 7;
+  static constexpr int kSplitTokens = 2;  // W8A16 up to here, W8A8 beyond
+  static constexpr int64_t kManyChunkBlocks = 16;
+};
+
+struct Avx2VnniTuning : Avx2Tuning {
+  static constexpr int kSums = 10;
+  static constexpr int kSplitTokens = 2;
+  static constexpr int64_t kManyChunkBlocks = 16;
 };
 
 struct PortableTuning : Float32Tuning {

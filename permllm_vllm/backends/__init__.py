@@ -93,7 +93,7 @@ def select_backend(
                 "with --dtype bfloat16",
                 _name(values),
             )
-        return CpuBackend(dtype=dtype)
+        return CpuBackend(dtype=dtype, values=values)
     logger.warning(
         "sparse layers run on the reference backend, as slow and as large as dense ones: %s",
         reason,

@@ -17,7 +17,9 @@ from permllm_vllm.checkpoint import permutation as permutations
 LARGEST_UNDONE_BLOCK = 64
 #: Instruction sets whose kernels take any 32 of 64 inputs, so that it can, and activations of
 #: bfloat16 and float16 alone.
-SIXTEEN_BITS_ONLY = ("amx", "zen5", "avx512_bf16")
+SIXTEEN_BITS_ONLY = ("amx", "zen5", "avx512_bf16", "avx512_vbmi2")
+#: Of these, one without kernels for bfloat16 values.
+INT8_ONLY = ("avx512_vbmi2",)
 #: Beyond, sums of products of int8 values leave an int32 (csrc/cpu/layout.h).
 MOST_INT8_INPUTS = 1 << 17
 #: Of a packed weight, in bytes.
@@ -28,10 +30,12 @@ class CpuBackend:
     """Packs to blocks of a few rows x 64 inputs with 64-bit masks (csrc/cpu/layout.h).
 
     Args:
-        instruction_set: "amx", "zen5", "avx512_bf16", "avx512", "avx2" or "portable"; empty for the
-            fastest that this CPU runs, or the one in the environment variable PERMLLM_CPU_ISA.
+        instruction_set: one of `instruction_sets`; empty for the fastest that this CPU runs, or the
+            one in the environment variable PERMLLM_CPU_ISA.
         dtype: of the activations. Those of float32 are multiplied in float32, by the kernels of the
             next instruction set that do so.
+        values: dtype of the sparse values, where all layers have the same. Those that an
+            instruction set has no kernels for are multiplied by those of the next, in any case.
 
     Raises:
         RuntimeError: the kernels are missing. An instruction set that is unknown, or that this CPU
@@ -40,13 +44,20 @@ class CpuBackend:
 
     name = "cpu"
 
-    def __init__(self, instruction_set: str = "", dtype: torch.dtype = torch.bfloat16):
+    def __init__(
+        self,
+        instruction_set: str = "",
+        dtype: torch.dtype = torch.bfloat16,
+        values: torch.dtype = torch.int8,
+    ):
         if ops.missing_reason:
             raise RuntimeError(f"the compiled CPU kernels are missing: {ops.missing_reason}")
         chosen = instruction_set or torch.ops.permllm.cpu_instruction_set()
         if dtype == torch.float32 and chosen in SIXTEEN_BITS_ONLY:
-            chosen = next(isa for isa in instruction_sets() if isa not in SIXTEEN_BITS_ONLY)
+            chosen = _fastest_of_float32()
         self.instruction_set = chosen
+        if values != torch.int8:
+            self.instruction_set = self._of_bfloat16()
 
     def pack(self, weights: CheckpointWeights) -> PackedWeights:
         """Packs one layer.
@@ -54,23 +65,24 @@ class CpuBackend:
         int8 values stay int8 where a kernel of this instruction set multiplies them, and the scale
         goes along; elsewhere they are scaled and rounded to bfloat16, as float16 and float32 are.
 
-        On amx, zen5 and avx512_bf16 the permutation of blocks of 32 and 64 is undone here and costs
-        nothing at run time. That of blocks of 128, and any on the others, is kept as int32 indices
-        into all inputs, and the activation is gathered.
+        Where kernels take any 32 of 64 inputs the permutation of blocks of 32 and 64 is undone here
+        and costs nothing at run time. That of blocks of 128, and any on the other instruction sets,
+        is kept as int32 indices into all inputs, and the activation is gathered.
         """
-        values, scale = weights.values, weights.scale
+        values, scale, chosen = weights.values, weights.scale, self.instruction_set
         if scale is not None:
             scale = scale.float().contiguous()
             if not self._packs_int8(values.shape[1] * 2):
                 values, scale = values.float() * scale.unsqueeze(1), None
         if scale is None:
-            values = values.to(torch.bfloat16)
+            values, chosen = values.to(torch.bfloat16), self._of_bfloat16()
         local, gather = weights.permutation, None
-        if local is not None and not self._undoes(weights.block_size):
+        undone = chosen in SIXTEEN_BITS_ONLY and weights.block_size <= LARGEST_UNDONE_BLOCK
+        if local is not None and not undone:
             gather = permutations.absolute(local, weights.block_size).to(torch.int32)
             local = None
         packed, metadata = torch.ops.permllm.cpu_pack(
-            values, weights.mask, local, weights.block_size, self.instruction_set
+            values, weights.mask, local, weights.block_size, chosen
         )
         return PackedWeights(packed, metadata, gather, scale)
 
@@ -126,9 +138,9 @@ class CpuBackend:
             _stacked([one.scale for one in experts]),
         )
 
-    def _undoes(self, block_size: int) -> bool:
-        """Whether packing undoes a permutation of blocks of this size."""
-        return self.instruction_set in SIXTEEN_BITS_ONLY and block_size <= LARGEST_UNDONE_BLOCK
+    def _of_bfloat16(self) -> str:
+        """The instruction set whose kernels multiply bfloat16 values."""
+        return _fastest_of_float32() if self.instruction_set in INT8_ONLY else self.instruction_set
 
     def _packs_int8(self, inputs: int) -> bool:
         """Whether a kernel multiplies int8 values of this many inputs."""
@@ -139,6 +151,11 @@ def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
     """One tensor of tensors alike; None where there are none."""
     present = [tensor for tensor in tensors if tensor is not None]
     return torch.stack(present) if present else None
+
+
+def _fastest_of_float32() -> str:
+    """The fastest instruction set whose kernels multiply in float32."""
+    return next(isa for isa in instruction_sets() if isa not in SIXTEEN_BITS_ONLY)
 
 
 def instruction_sets() -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.shapes import Layer, random_layer
 from permllm_vllm import ops
 from permllm_vllm.backends import CheckpointWeights, PackedWeights
-from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY, CpuBackend, instruction_sets
+from permllm_vllm.backends.cpu import INT8_ONLY, SIXTEEN_BITS_ONLY, CpuBackend, instruction_sets
 from tests.fuzzing.choices import Choices
 from tests.fuzzing.outcome import Finding, Refused, refusing
 
@@ -188,8 +188,10 @@ def tensor(choices: Choices) -> Tensor:
 def pack(data: bytes) -> None:
     """cpu_pack: weights of any shape, dtype and strides, damaged masks and permutations."""
     choices = Choices(data)
-    layer, isa = choices.pick(layers()), choices.pick(instruction_sets())
+    layer = choices.pick(layers())
     weights = layer.weights
+    without = () if weights.values.dtype == torch.int8 else INT8_ONLY
+    isa = choices.pick([isa for isa in instruction_sets() if isa not in without])
     block = weights.block_size
     undone = block <= 64 and isa in SIXTEEN_BITS_ONLY
     arguments = [weights.values, weights.mask, weights.permutation if undone else None, block, isa]

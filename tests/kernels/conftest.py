@@ -3,7 +3,10 @@ import torch
 
 from permllm_vllm.backends.cpu import instruction_sets
 
-EVERY_INSTRUCTION_SET = ("amx", "zen5", "avx512_bf16", "avx512", "avx2", "portable")
+EVERY_INSTRUCTION_SET = (
+    *("amx", "zen5", "avx512_bf16", "avx512_vbmi2", "avx512_vnni", "avx512"),
+    *("avx2_vnni", "avx2", "portable"),
+)
 
 
 @pytest.fixture(params=EVERY_INSTRUCTION_SET)

@@ -10,21 +10,27 @@ from benchmarks.shapes import Layer, random_layer, to_int8
 from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY
 from tests.kernels.test_activations import EXACT_TOKENS
 from tests.kernels.test_cpu import run
+from tests.kernels.test_int8 import SPLIT_TOKENS
 
 # The table of docs/cpu.md: the most tokens of each kernel but the last, which takes any number.
 KERNELS = {
     "amx": {"few": 16, "two tiles": 32},
     "amx int8": {"split": 16},
-    "avx512": {"few": 12},
+    "avx512": {"few": 8},
+    "avx512_vnni int8": {"split": 2, "few": 7},
     "avx2": {"few": 6},
+    "avx2_vnni int8": {"split": 2, "few": 6},
     "portable": {"few": 4},
 }
 AVX512 = {
     "avx512_bf16": {"few": 6, "several": 16},
     "avx512_bf16 int8": {"split": 2, "few": 6, "several": 16},
+    "avx512_vbmi2 int8": {"split": 2, "few": 6, "several": 16},
     "zen5": {"few": 10, "several": 16},
     "zen5 int8": {"split": 2, "few": 6, "several": 16},
 }
+# Whose kernels multiply bfloat16 values, where an instruction set has none of its own.
+OF_BFLOAT16 = {"avx512_vbmi2": "avx512", "avx512_vnni": "avx512", "avx2_vnni": "avx2"}
 GATHERED = 256  # tokens at a time, where packing does not undo the permutation
 PARTS = "parts, "
 # A number of tokens for which each kernel is chosen.
@@ -44,11 +50,13 @@ def kernels(isa: str, int8: bool, m: int, half: bool = False) -> list[str]:
 
     `half`: float16 that meets bfloat16 values, of which few are two rows each.
     """
+    if not int8:
+        isa = OF_BFLOAT16.get(isa, isa)
     if half and m <= EXACT_TOKENS.get(isa, 0):
         return [PARTS + name for name in kernels(isa, int8, 2 * m)[::2]]
     if isa not in SIXTEEN_BITS_ONLY and m > GATHERED:
         return kernels(isa, int8, GATHERED) + kernels(isa, int8, m - GATHERED)
-    name = f"{isa} int8" if int8 and isa in SIXTEEN_BITS_ONLY else isa
+    name = f"{isa} int8" if int8 and isa in SPLIT_TOKENS else isa
     if name in KERNELS:
         return [kernel(KERNELS[name], m)] * m
     most = AVX512[name]
@@ -118,6 +126,6 @@ def test_results_change_with_the_kernel_and_nowhere_else(subject: Subject, isa: 
             assert torch.equal(y[token], result[name]), f"token {token} of {m}: {name}"
     for one, other in itertools.combinations(result, 2):
         # Sums of 8-bit activations are exact integers, whatever the kernel.
-        exact = int8 and isa in SIXTEEN_BITS_ONLY and "split" not in (one, other)
+        exact = int8 and isa in SPLIT_TOKENS and "split" not in (one, other)
         same = exact or {one, other} in SAME_ORDER
         assert torch.equal(result[one], result[other]) == same, f"{one} and {other}"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from permllm_vllm import ops
-from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY, CpuBackend, instruction_sets
+from permllm_vllm.backends.cpu import INT8_ONLY, SIXTEEN_BITS_ONLY, CpuBackend, instruction_sets
 
 pytestmark = pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
 head_linear = torch.ops.permllm.head_linear
@@ -47,7 +47,7 @@ def test_any_shape(tokens: int, outputs: int, vectors: int, seed: int) -> None:
     assert_right(head_linear(x, weight), x, weight)
 
 
-@pytest.mark.parametrize("isa", SIXTEEN_BITS_ONLY)
+@pytest.mark.parametrize("isa", [isa for isa in SIXTEEN_BITS_ONLY if isa not in INT8_ONLY])
 def test_every_kernel_of_this_cpu(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that serves here, and those that serve on other CPUs."""
     if isa not in instruction_sets():

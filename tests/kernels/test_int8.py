@@ -13,7 +13,9 @@ from tests.kernels.cases import Case, cases
 from tests.kernels.test_cpu import exact, run
 
 # Of the instruction sets that round x to integers: W8A16 up to here, W8A8 beyond.
-SPLIT_TOKENS = {"amx": 16, "zen5": 2, "avx512_bf16": 2}
+SPLIT_TOKENS = {"amx": 16} | dict.fromkeys(
+    ("zen5", "avx512_bf16", "avx512_vbmi2", "avx512_vnni", "avx2_vnni"), 2
+)
 TOKENS = (1, 2, 3, 4, 5, 6, 8, 10, 11, 15, 16, 17, 31, 40, 64, 100, 257, 300)
 LARGE_TOKENS = (1, 2, 8, 33, 300)
 ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-11}  # of y, at most, as a share
@@ -80,6 +82,19 @@ def test_integer_activations_are_exact(int8_isa, m, dtype):
         x.to(dtype), packed.packed, packed.metadata, None, packed.scale, None, n, "2:4"
     )
     assert torch.equal(y, (sums * scale).to(dtype))
+
+
+@pytest.mark.parametrize("m", [1, 5, 11, 33])
+def test_any_bias_comes_out_as_it_went_in(int8_isa, m):
+    layer = to_int8(random_layer(24, 128, permuted=False))
+    bias = torch.randn(24).bfloat16()
+    special = (torch.nan, torch.inf, -torch.inf, torch.finfo(torch.bfloat16).max, -0.0, 2.0**-126)
+    bias[4 : 4 + len(special)] = torch.tensor(special)
+    packed = CpuBackend(int8_isa).pack(layer.weights)
+    x = torch.zeros(m, 128, dtype=torch.bfloat16)
+    y = ops.sparse_linear(x, packed.packed, packed.metadata, None, packed.scale, bias, 24, "2:4")
+    assert torch.equal(y.nan_to_num(nan=7.0), bias.nan_to_num(nan=7.0).expand(m, 24))
+    assert y[:, 4].isnan().all()
 
 
 @pytest.mark.parametrize("m", [1, 5, 17])

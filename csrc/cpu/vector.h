@@ -1,0 +1,102 @@
+// What the kernels with vectors of any width share. They are templates that the compiler makes code
+// of for one instruction set after the other, and read blocks in the permuted order: a row keeps
+// four of every eight inputs, so the place of its values follows from that of its mask.
+//
+// Include after every other header: what follows is compiled for one instruction set.
+#pragma once
+
+#include "kernels.h"
+#include "tuning.h"
+
+namespace permllm::cpu {
+namespace {
+
+#define PERMLLM_UNROLL _Pragma("GCC unroll 16")
+
+constexpr int kRows = kPortableRows;  // of every layout that these kernels read
+
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+inline float to_float(bf16 value) {
+  const uint32_t bits = uint32_t{value} << 16;
+  float result;
+  __builtin_memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+inline float to_float(int8_t value) { return value; }
+
+// Exponent and fraction move to their places in a float32, which is 2^112 too small then.
+inline float to_float(fp16 value) {
+  uint32_t bits = (value.bits & 0x7fffu) << 13;
+  const bool finite = bits < 0x7c00u << 13;
+  if (!finite) bits |= 0x7f800000;
+  float magnitude;
+  __builtin_memcpy(&magnitude, &bits, sizeof(magnitude));
+  if (finite) magnitude *= 0x1p112f;
+  return (value.bits & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
+inline float to_float(float value) { return value; }
+
+inline void round_to(float& target, float value) { target = value; }
+
+inline void round_to(fp16& target, float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  const uint32_t sign = bits >> 16 & 0x8000;
+  const uint32_t magnitude = bits & 0x7fffffff;
+  uint32_t rounded;
+  if (magnitude > 0x7f800000) {
+    rounded = 0x7e00;  // a quiet NaN
+  } else if (magnitude >= 0x477ff000) {
+    rounded = 0x7c00;  // from 65520 on infinity is nearest
+  } else if (magnitude >= 0x38800000) {
+    rounded = (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+  } else {  // below 2^-14: in units of 2^-24, which the addition rounds to
+    float units;
+    __builtin_memcpy(&units, &magnitude, sizeof(units));
+    units = units * 0x1p24f + 0x1p23f;
+    __builtin_memcpy(&rounded, &units, sizeof(rounded));
+    rounded &= 0x7fffff;
+  }
+  target.bits = static_cast<uint16_t>(sign | rounded);
+}
+
+inline void round_to(bf16& target, float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  const bool number = (bits & 0x7fffffff) <= 0x7f800000;  // else a NaN, made quiet
+  target = static_cast<bf16>(number ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40);
+}
+
+template <class Vector, class Lane>
+inline Vector load(const Lane* aligned) {
+  return *reinterpret_cast<const Vector*>(aligned);
+}
+
+template <class Vector, class Lane>
+inline void store(Lane* aligned, Vector vector) {
+  *reinterpret_cast<Vector*>(aligned) = vector;
+}
+
+// Where the outputs of one row group go.
+template <class Real>
+struct OutputRows {
+  OutputRows(const LinearOf<Real>& a, int64_t group)
+      : row(group * kRows),
+        rows(static_cast<int>(smaller(kRows, a.n - row))),
+        y(a.y + row),
+        stride(a.n) {
+    for (int r = 0; r < rows; ++r) bias[r] = a.bias != nullptr ? to_float(a.bias[row + r]) : 0.0f;
+  }
+
+  int64_t row;
+  int rows;
+  Real* y;
+  int64_t stride;
+  float bias[kRows];
+};
+
+}  // namespace
+}  // namespace permllm::cpu

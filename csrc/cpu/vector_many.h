@@ -1,0 +1,177 @@
+// Many tokens, with vectors of any width: rows are decoded once to a dense panel in the L1 cache,
+// and a register-blocked kernel multiplies it with vectors of tokens.
+//
+// A lane is a token: weights are read from the row-major panel, as many inputs as fill a lane, and
+// broadcast.
+//
+// `Products` are those of vector_few.h with one part, without decode and multiply. They have
+//   decode_row(block, row, dense)  the 64 inputs of a row, zeros where pruned
+//   multiply(sum, step, tokens)    a lane of weights with a vector of tokens
+#pragma once
+
+#include "phases.h"
+#include "scratch.h"
+#include "token_blocks.h"
+
+// The vector code comes last.
+#include "vector.h"
+
+namespace permllm::cpu {
+namespace {
+
+template <class Products>
+class ManyTokens {
+  using Tuning = typename Products::Tuning;
+  using Inputs = typename Products::Inputs;
+  using Vector = typename Products::Vector;
+  using Lane = typename Products::Lane;
+  using Blocks = Block<kRows, typename Products::Value>;
+
+  static_assert(Products::kParts == 1);
+  static constexpr int kLanes = Products::kLanes;
+  static constexpr int kBlockSteps = kBlockInputs * kLanes / Products::kInputs;
+  static constexpr int64_t kChunkBlocks = Tuning::kManyChunkBlocks;
+  static constexpr int64_t kChunkSteps = kChunkBlocks * kBlockSteps;
+  static constexpr int64_t kPanelGroups = Tuning::kPanelGroups;
+
+  static constexpr int rows_at_once(int vectors) {
+    return kRows * vectors <= Tuning::kSums ? kRows : kRows / 2;
+  }
+
+ public:
+  static constexpr int64_t kPreparedAlone = Tuning::kPreparedAlone;
+  static constexpr int64_t kPackedTokens = Tuning::kPackedTokens;
+
+  explicit ManyTokens(const LinearOf<typename Products::Real>& a)
+      : a_(a),
+        blocks_(ceil_div(a.k, kBlockInputs)),
+        vectors_(ceil_div(a.m, kLanes)),
+        x_(static_cast<Lane*>(a.packed_x)),
+        inputs_(a) {}
+
+  int64_t elements() const { return a_.m * a_.k; }
+  int64_t measures() const { return inputs_.measures(); }
+  void measure(int64_t token) const { inputs_.measure(token); }
+  int64_t packs() const { return blocks_; }
+  int64_t groups() const { return ceil_div(a_.n, kRows); }
+
+  // x as [chunk of inputs][vector of tokens][step][kLanes], zeros where there is no token.
+  void pack(int64_t block) const {
+    for (int64_t vector = 0; vector < vectors_; ++vector) pack_block(block, vector);
+  }
+
+  // Row groups begin..end-1, kPanelGroups at a time: all inputs, then out.
+  void run(int64_t begin, int64_t end) const {
+    const int64_t stride = (vectors_ + 1) * kLanes;  // no power of two: rows share no cache set
+    const int64_t sums_bytes = kPanelGroups * kRows * stride * sizeof(Lane);
+    auto* sums = static_cast<Lane*>(thread_scratch(Scratch::kSums, sums_bytes));
+    auto* panel =
+        static_cast<Lane*>(thread_scratch(Scratch::kPanel, kRows * kChunkSteps * sizeof(Lane)));
+    for (int64_t start = begin; start < end; start += kPanelGroups) {
+      const int64_t groups = smaller(kPanelGroups, end - start);
+      __builtin_memset(sums, 0, sums_bytes);
+      const Blocks* first = static_cast<const Blocks*>(a_.packed) + start * blocks_;
+      for (int64_t block = 0; block < blocks_; block += kChunkBlocks) {
+        const int64_t count = smaller(kChunkBlocks, blocks_ - block);
+        for (int64_t g = 0; g < groups; ++g) {
+          const Blocks* own = first + g * blocks_ + block;
+          const Blocks* next = g + 1 < groups ? own + blocks_ : first + block + kChunkBlocks;
+          decode_panel(own, next, count, panel);
+          multiply_all(panel, block, count * kBlockSteps, sums + g * kRows * stride, stride);
+        }
+      }
+      for (int64_t g = 0; g < groups; ++g) write(start + g, sums + g * kRows * stride, stride);
+    }
+  }
+
+ private:
+  Lane* packed_block(int64_t block, int64_t vector) const {
+    const int64_t chunk = block / kChunkBlocks;
+    const int64_t chunk_blocks = smaller(kChunkBlocks, blocks_ - chunk * kChunkBlocks);
+    return x_ + (chunk * kChunkBlocks * vectors_ + vector * chunk_blocks + block % kChunkBlocks) *
+                    kBlockSteps * kLanes;
+  }
+
+  void pack_block(int64_t block, int64_t vector) const {
+    Lane* target = packed_block(block, vector);
+    const int64_t tokens = smaller(kLanes, a_.m - vector * kLanes);
+    if (tokens < kLanes) __builtin_memset(target, 0, kBlockSteps * kLanes * sizeof(Lane));
+    for (int64_t t = 0; t < tokens; ++t) {
+      alignas(64) Lane parts[1][kBlockSteps];
+      inputs_.load(vector * kLanes + t, block, parts);
+      for (int step = 0; step < kBlockSteps; ++step) target[step * kLanes + t] = parts[0][step];
+    }
+  }
+
+  // `count` blocks of one row group to panel[row][kChunkSteps], while those after them are fetched.
+  static void decode_panel(const Blocks* block, const Blocks* next, int64_t count, Lane* panel) {
+    for (int64_t b = 0; b < count; ++b, ++block, ++next, panel += kBlockSteps) {
+      PERMLLM_UNROLL
+      for (size_t line = 0; line < sizeof(Blocks); line += 64) {
+        __builtin_prefetch(reinterpret_cast<const char*>(next) + line, 0, Tuning::kManyHint);
+      }
+      for (int r = 0; r < kRows; ++r) Products::decode_row(*block, r, panel + r * kChunkSteps);
+    }
+  }
+
+  // sums[row][token] (rows `stride` lanes apart) += panel[row][step] * x[vector][step][token].
+  template <int Vectors>
+  static void multiply(const Lane* panel, const Lane* x, int64_t steps, Lane* sums,
+                       int64_t stride) {
+    constexpr int kRowsAtOnce = rows_at_once(Vectors);
+    for (int first = 0; first < kRows; first += kRowsAtOnce) {
+      const Lane* weights = panel + first * kChunkSteps;
+      Lane* target = sums + first * stride;
+      Vector sum[kRowsAtOnce][Vectors];
+      PERMLLM_UNROLL
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        PERMLLM_UNROLL
+        for (int v = 0; v < Vectors; ++v)
+          sum[r][v] = load<Vector>(target + r * stride + v * kLanes);
+      }
+      for (int64_t i = 0; i < steps; ++i) {
+        Vector tokens[Vectors];
+        PERMLLM_UNROLL
+        for (int v = 0; v < Vectors; ++v) tokens[v] = load<Vector>(x + (v * steps + i) * kLanes);
+        PERMLLM_UNROLL
+        for (int r = 0; r < kRowsAtOnce; ++r) {
+          const Lane step = weights[r * kChunkSteps + i];
+          PERMLLM_UNROLL
+          for (int v = 0; v < Vectors; ++v) {
+            sum[r][v] = Products::multiply(sum[r][v], step, tokens[v]);
+          }
+        }
+      }
+      PERMLLM_UNROLL
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        PERMLLM_UNROLL
+        for (int v = 0; v < Vectors; ++v) store(target + r * stride + v * kLanes, sum[r][v]);
+      }
+    }
+  }
+
+  // All vectors of tokens, some at a time.
+  void multiply_all(const Lane* panel, int64_t first_block, int64_t steps, Lane* sums,
+                    int64_t stride) const {
+    for_each_block<Tuning::kVectors>(vectors_, [&](int64_t vector, auto count) {
+      multiply<count>(panel, packed_block(first_block, vector), steps, sums + vector * kLanes,
+                      stride);
+    });
+  }
+
+  void write(int64_t group, const Lane* sums, int64_t stride) const {
+    const typename Products::Outputs out(a_, inputs_, group);
+    for (int64_t t = 0; t < a_.m; ++t) {
+      for (int r = 0; r < out.rows; ++r) out.write(t, r, sums + r * stride + t);
+    }
+  }
+
+  const LinearOf<typename Products::Real>& a_;
+  const int64_t blocks_;
+  const int64_t vectors_;
+  Lane* const x_;
+  const Inputs inputs_;
+};
+
+}  // namespace
+}  // namespace permllm::cpu

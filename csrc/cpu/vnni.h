@@ -1,0 +1,141 @@
+// int8 values by vpdpbusd, which multiplies four unsigned bytes with four signed ones and adds the
+// products to a lane of 32 bits.
+//
+// x is rounded to integers of 8 bits (W8A8), or of 16 bits whose two bytes are parts of their own
+// (W8A16), and shifted to be unsigned (token_scale.h).
+//
+// Templates over an instruction set, a struct with
+//   Vector       32-bit integers, a type of the compiler's
+//   kLanes       of them
+//   Int8Tuning   its constants (tuning.h)
+//   decode       4 * kLanes inputs of a row, zeros where pruned
+//   broadcast    a lane to all
+//   multiply     (sums, x unsigned, weights)
+//
+// Include after every other header: what follows is compiled for one instruction set.
+#pragma once
+
+#include "token_scale.h"
+// The vector code comes last.
+#include "vector.h"
+
+namespace permllm::cpu {
+namespace {
+
+// The bits of magnitudes have their order.
+template <class Real>
+inline float largest_magnitude(const Real* x, int64_t count) {
+  uint16_t largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    uint16_t bits;
+    __builtin_memcpy(&bits, x + i, sizeof(bits));
+    bits &= 0x7fff;
+    largest = bits > largest ? bits : largest;
+  }
+  Real magnitude;
+  __builtin_memcpy(&magnitude, &largest, sizeof(magnitude));
+  return to_float(magnitude);
+}
+
+// As vector_few.h and, with one part, vector_many.h ask for them.
+template <class Isa, int Parts, class RealType>
+struct VnniProducts {
+  static_assert(sizeof(RealType) == 2 && (Parts == 1 || Parts == 2));
+  using Tuning = typename Isa::Int8Tuning;
+  using Real = RealType;
+  using Value = int8_t;
+  using Vector = typename Isa::Vector;
+  using Lane = uint32_t;  // which wraps: `packed` may hold anything
+  static constexpr int kLanes = Isa::kLanes, kInputs = 4 * kLanes, kParts = Parts;
+  static constexpr bool kOperandsOfX = false;  // but weights
+  static constexpr int kLargest = Parts == 2 ? kLargest16 : kLargest8;
+  static constexpr int kShift = Parts == 2 ? kShift16 : kShift8;
+
+  static inline Vector decode(const Block<kRows, Value>& block, int row, int first) {
+    const auto* mask = reinterpret_cast<const uint8_t*>(&block.mask[row]) + first / 8;
+    return Isa::decode(mask, block.values[row] + first / 2);
+  }
+
+  static inline void decode_row(const Block<kRows, Value>& block, int row, uint32_t* dense) {
+    PERMLLM_UNROLL
+    for (int first = 0; first < kBlockInputs; first += kInputs) {
+      store(dense + first / 4, decode(block, row, first));
+    }
+  }
+
+  static inline Vector multiply(Vector sum, Vector weights, Vector x) {
+    return Isa::multiply(sum, x, weights);
+  }
+
+  static inline Vector multiply(Vector sum, uint32_t weights, Vector x) {
+    return Isa::multiply(sum, x, Isa::broadcast(weights));
+  }
+
+  struct Inputs {
+    explicit Inputs(const LinearOf<Real>& arguments)
+        : a(arguments), scales(a.token_scales), inverses(scales + a.m) {}
+
+    int64_t measures() const { return a.m; }
+
+    void measure(int64_t t) const {
+      const TokenScale token(largest_magnitude(a.x + t * a.x_stride, a.k), kLargest);
+      scales[t] = token.scale;
+      inverses[t] = token.inverse;
+    }
+
+    // With two parts, the upper bytes first. Past k stands the shift, which no value meets.
+    void load(int64_t token, int64_t block, uint32_t (&parts)[Parts][kBlockInputs / 4]) const {
+      // Added to a number below 2^22 in magnitude, it leaves that, rounded to nearest even, in the
+      // lower bits.
+      constexpr float kRound = 0x1.8p23f;
+      constexpr uint32_t kRoundBits = 0x4b400000;
+      const int64_t first = block * kBlockInputs;
+      const int64_t inputs = smaller(kBlockInputs, a.k - first);
+      const Real* source = a.x + token * a.x_stride + first;
+      const float inverse = inverses[token];
+      uint8_t bytes[Parts][kBlockInputs];
+      const auto write = [&](int64_t i, uint32_t shifted) {
+        bytes[Parts - 1][i] = static_cast<uint8_t>(shifted);
+        if constexpr (Parts == 2) bytes[0][i] = static_cast<uint8_t>(shifted >> 8);
+      };
+      for (int64_t i = 0; i < inputs; ++i) {
+        const float rounded = to_float(source[i]) * inverse + kRound;
+        uint32_t bits;
+        __builtin_memcpy(&bits, &rounded, sizeof(bits));
+        write(i, bits - kRoundBits + kShift);
+      }
+      for (int64_t i = inputs; i < kBlockInputs; ++i) write(i, kShift);
+      __builtin_memcpy(parts, bytes, sizeof(bytes));
+    }
+
+    const LinearOf<Real>& a;
+    float* const scales;
+    float* const inverses;
+  };
+
+  // What turns the sums of one row group into outputs.
+  struct Outputs : OutputRows<Real> {
+    Outputs(const LinearOf<Real>& a, const Inputs& inputs, int64_t group)
+        : OutputRows<Real>(a, group), scales(inputs.scales) {
+      for (int r = 0; r < this->rows; ++r) {
+        shifted[r] = static_cast<Lane>(a.behind.value_sums[this->row + r]) * kShift8;
+        factor[r] = a.scale[this->row + r];
+      }
+    }
+
+    // The shift is 128 of the upper byte.
+    void write(int64_t token, int r, const uint32_t* totals) const {
+      auto sum = static_cast<float>(static_cast<int32_t>(totals[0] - shifted[r]));
+      if constexpr (Parts == 2)
+        sum = sum * 256.0f + static_cast<float>(static_cast<int32_t>(totals[1]));
+      round_to(this->y[token * this->stride + r], sum * factor[r] * scales[token] + this->bias[r]);
+    }
+
+    const float* scales;
+    Lane shifted[kRows];
+    float factor[kRows];
+  };
+};
+
+}  // namespace
+}  // namespace permllm::cpu
