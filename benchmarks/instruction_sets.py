@@ -26,10 +26,12 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from benchmarks.cpu.contestants import (
+    VLLM_INT8,
     Call,
     Make,
     dense_contestants,
     median_times,
+    peer_makers,
     rounds_of,
     sparse_contestant,
     vllm_primitive,
@@ -37,14 +39,21 @@ from benchmarks.cpu.contestants import (
 from benchmarks.cpu.products import activations
 from benchmarks.records.machine import write_json
 from benchmarks.shapes import TOKENS, VALUES, parse_shape, random_layer, to_int8
-from permllm_vllm.backends.cpu import CpuBackend
+from permllm_vllm.backends.cpu import INT8_ONLY, CpuBackend
 
 #: What holds a peer to the instruction set: oneDNN, PyTorch's own loops, and MKL. COMPATIBLE, which
 #: is SSE2, holds MKL on every CPU. Above it MKL heeds a limit on Intel's CPUs alone, and chooses
 #: itself on others; MKL_CBWR's AVX2 would only add what reproducible sums cost.
 LIMITS = {
     "avx512_bf16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "ATEN_CPU_CAPABILITY": "avx512"},
+    "avx512_vbmi2": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "ATEN_CPU_CAPABILITY": "avx512"},
+    "avx512_vnni": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "ATEN_CPU_CAPABILITY": "avx512"},
     "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "ATEN_CPU_CAPABILITY": "avx512"},
+    "avx2_vnni": {
+        "ONEDNN_MAX_CPU_ISA": "AVX2_VNNI",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    },
     "avx2": {
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "ATEN_CPU_CAPABILITY": "avx2",
@@ -57,7 +66,9 @@ LIMITS = {
     },
 }
 TORCH, FLOAT32, VLLM = "torch", "torch float32", "vllm"
-"""The dense contestants."""
+"""The dense contestants in bfloat16 and float32."""
+WITHOUT_INT8_PEER = ("avx2", "portable")
+"""oneDNN multiplies int8 by plain loops there: 33 ms for one token, on Zen 5."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,7 @@ class Row:
     Attributes:
         float32_us: a dense float32 weight, whose product is MKL's.
         vllm_us: vLLM's dense bfloat16 layer; None where oneDNN has no primitive for it.
+        vllm_int8_us: vLLM's dense int8 layer (W8A8); None where it is no peer.
         fastest: the dense contestant with the least time, `torch`, `torch float32` or `vllm`.
         fastest_ratio: its time / ours.
     """
@@ -84,6 +96,7 @@ class Row:
     ours_us: float
     ratio: float
     vllm_us: float | None
+    vllm_int8_us: float | None
     fastest: str
     fastest_ratio: float
 
@@ -101,15 +114,20 @@ def _float32_linear(dense: Tensor) -> Call:
 def measure(shape: tuple[int, int], tokens: list[int], pattern: str) -> list[Row]:
     """All rows of one shape, in a process that is held to an instruction set already."""
     n, k = shape
-    backend = CpuBackend()
+    isa = CpuBackend().instruction_set
     layer = random_layer(n, k, pattern)
     makers: dict[str, Make] = {TORCH: _bfloat16_linear, FLOAT32: _float32_linear}
     vllm = vllm_primitive(layer.dense)
     if vllm is not None:
         makers[VLLM] = vllm
-    contestants = dense_contestants(makers, layer.dense)
-    for values, drawn in zip(VALUES, (layer, to_int8(layer)), strict=True):
-        contestants[values] = sparse_contestant(values, drawn, backend)
+    peers = dict(makers)
+    if isa not in WITHOUT_INT8_PEER:
+        peers |= {name: make for name, make in peer_makers(int8=True).items() if name == VLLM_INT8}
+    contestants = dense_contestants(peers, layer.dense)
+    own = [values for values in VALUES if values == "int8" or isa not in INT8_ONLY]
+    for values in own:
+        drawn = to_int8(layer) if values == "int8" else layer
+        contestants[values] = sparse_contestant(values, drawn, CpuBackend())
     rows = []
     for m in tokens:
         times = median_times(contestants, activations(m, k), 1, rounds_of(m, quick=True))
@@ -121,7 +139,7 @@ def measure(shape: tuple[int, int], tokens: list[int], pattern: str) -> list[Row
                 m=m,
                 pattern=pattern,
                 value_dtype=values,
-                isa=backend.instruction_set,
+                isa=isa,
                 threads=1,
                 peer=TORCH,
                 peer_us=round(times[TORCH], 1),
@@ -129,10 +147,11 @@ def measure(shape: tuple[int, int], tokens: list[int], pattern: str) -> list[Row
                 ours_us=round(times[values], 1),
                 ratio=round(times[TORCH] / times[values], 3),
                 vllm_us=round(times[VLLM], 1) if VLLM in times else None,
+                vllm_int8_us=round(times[VLLM_INT8], 1) if VLLM_INT8 in times else None,
                 fastest=fastest,
                 fastest_ratio=round(times[fastest] / times[values], 3),
             )
-            for values in VALUES
+            for values in own
         ]
     return rows
 
@@ -174,6 +193,7 @@ def table(rows: list[Row]) -> Table:
         "dense bf16",
         "dense f32",
         "vLLM",
+        "vLLM int8",
         "ours",
         "ratio",
         "to the fastest",
@@ -181,7 +201,7 @@ def table(rows: list[Row]) -> Table:
     for column in columns:
         result.add_column(column, justify="right")
     for row in rows:
-        times = (row.peer_us, row.float32_us, row.vllm_us, row.ours_us)
+        times = (row.peer_us, row.float32_us, row.vllm_us, row.vllm_int8_us, row.ours_us)
         result.add_row(
             *(row.isa, row.value_dtype, f"{row.n}x{row.k}", row.pattern, str(row.m)),
             *("" if time is None else f"{time:.0f}" for time in times),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -123,6 +124,9 @@ def median_times(
 ) -> dict[str, float]:
     """Median microseconds by name, called in turn: thread-CPU time, or wall time of threads.
 
+    Every round has an order of its own: who leaves written lines in the caches, as oneDNN does when
+    it widens a weight, would always take memory's time from the same one.
+
     Raises:
         WrongProduct: the product of one with these inputs is wrong; nothing is timed then.
     """
@@ -130,8 +134,10 @@ def median_times(
         contestant.checked(x)
     clock = time.thread_time if threads == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in contestants}
+    order, shuffled = list(contestants.items()), random.Random(0)
     for turn in range(rounds + 1):
-        for name, contestant in contestants.items():
+        shuffled.shuffle(order)
+        for name, contestant in order:
             seconds = contestant.time(x, clock)
             if turn > 0:  # the first call allocates
                 times[name].append(seconds)

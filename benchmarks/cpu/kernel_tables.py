@@ -136,7 +136,7 @@ def bandwidth(result: Result) -> str:
 def instruction_sets(result: Result) -> str:
     """Dense time over sparse time by instruction set, to PyTorch's bfloat16 and to its float32.
 
-    And to the fastest dense contestant, where the result says what that is. A result of several
+    And to the fastest dense contestant and to vLLM's int8, where the result has them. A result of several
     shapes or patterns has a table's lines for each.
     """
     found = {(_layer(row), row["isa"], row["value_dtype"], row["m"]): row for row in result["rows"]}
@@ -152,6 +152,8 @@ def instruction_sets(result: Result) -> str:
             (values, f"{values}, to the fastest dense", lambda row: row["fastest_ratio"])
             for values in ("bfloat16", "int8")
         ]
+    if any(row.get("vllm_int8_us") for row in found.values()):
+        lines.append(("int8", "int8, to vLLM's dense int8", _to_int8_peer))
     rows = [
         [*([layer] if len(layers) > 1 else []), f"`{isa}`", label]
         + [
@@ -161,9 +163,15 @@ def instruction_sets(result: Result) -> str:
         for layer in layers
         for isa in dict.fromkeys(isa for _, isa, *_ in found)
         for values, label, ratio in lines
+        if any(ratio(row) for key, row in found.items() if key[:3] == (layer, isa, values))
     ]
     header = [*(["N x K"] if len(layers) > 1 else []), "instruction set", "values"]
     return markdown([*header, *(f"M = {m}" for m in tokens)], rows)
+
+
+def _to_int8_peer(row: Row) -> float:
+    """Nothing, where it is no peer."""
+    return (row.get("vllm_int8_us") or 0.0) / row["ours_us"]
 
 
 def _layer(row: Row) -> str:
