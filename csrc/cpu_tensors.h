@@ -117,7 +117,7 @@ inline void check_activations(const Tensor& x, const cpu::PackedLayout& weight) 
                   "x of shape ", shape(x),
                   " is not a CPU tensor of the right dtype: it must be bfloat16, float16 or "
                   "float32.");
-  STD_TORCH_CHECK(dtype != ScalarType::Float || cpu::takes_float32(weight.isa),
+  STD_TORCH_CHECK(dtype != ScalarType::Float || cpu::takes_float32(weight.isa, weight.type),
                   "x is float32, packed was written for instruction set ", cpu::name(weight.isa),
                   ", whose kernels take bfloat16 and float16: pack for avx512, avx2 or portable.");
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(-1) == weight.k, "x of shape ", shape(x), " does not fit ",

@@ -136,8 +136,8 @@ def bandwidth(result: Result) -> str:
 def instruction_sets(result: Result) -> str:
     """Dense time over sparse time by instruction set, to PyTorch's bfloat16 and to its float32.
 
-    And to the fastest dense contestant and to vLLM's int8, where the result has them. A result of several
-    shapes or patterns has a table's lines for each.
+    And to the fastest dense contestant and to vLLM's int8, where the result has them. A result of
+    several shapes or patterns has a table's lines for each.
     """
     found = {(_layer(row), row["isa"], row["value_dtype"], row["m"]): row for row in result["rows"]}
     layers = list(dict.fromkeys(layer for layer, *_ in found))

@@ -51,7 +51,14 @@ struct Avx2Vnni {
 
 }  // namespace
 
-void avx2_vnni(const LinearOf<bf16>& a, Worker& worker) { vnni_linear<Avx2Vnni>(a, worker); }
-void avx2_vnni(const LinearOf<fp16>& a, Worker& worker) { vnni_linear<Avx2Vnni>(a, worker); }
+template <class Value, class Real>
+void avx2_vnni(const LinearOf<Real>& a, Worker& worker) {
+  vnni_linear<Avx2Vnni, Value>(a, worker);
+}
+
+template void avx2_vnni<int8_t>(const LinearOf<bf16>&, Worker&);
+template void avx2_vnni<int8_t>(const LinearOf<fp16>&, Worker&);
+template void avx2_vnni<dense8>(const LinearOf<bf16>&, Worker&);
+template void avx2_vnni<dense8>(const LinearOf<fp16>&, Worker&);
 
 }  // namespace permllm::cpu

@@ -43,7 +43,14 @@ struct Avx512Vnni {
 
 }  // namespace
 
-void avx512_vnni(const LinearOf<bf16>& a, Worker& worker) { vnni_linear<Avx512Vnni>(a, worker); }
-void avx512_vnni(const LinearOf<fp16>& a, Worker& worker) { vnni_linear<Avx512Vnni>(a, worker); }
+template <class Value, class Real>
+void avx512_vnni(const LinearOf<Real>& a, Worker& worker) {
+  vnni_linear<Avx512Vnni, Value>(a, worker);
+}
+
+template void avx512_vnni<int8_t>(const LinearOf<bf16>&, Worker&);
+template void avx512_vnni<int8_t>(const LinearOf<fp16>&, Worker&);
+template void avx512_vnni<dense8>(const LinearOf<bf16>&, Worker&);
+template void avx512_vnni<dense8>(const LinearOf<fp16>&, Worker&);
 
 }  // namespace permllm::cpu

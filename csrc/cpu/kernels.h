@@ -108,10 +108,10 @@ void portable(const LinearOf<bf16>&, Worker&);
 void portable(const LinearOf<fp16>&, Worker&);
 void portable(const LinearOf<float>&, Worker&);
 
-// The same of int8 values and x of 16 bits: W8A16 for m <= kSplitTokens, and W8A8.
-void avx512_vnni(const LinearOf<bf16>&, Worker&);
-void avx512_vnni(const LinearOf<fp16>&, Worker&);
-void avx2_vnni(const LinearOf<bf16>&, Worker&);
-void avx2_vnni(const LinearOf<fp16>&, Worker&);
+// Any m, x of 16 bits: W8A16 for m <= kSplitTokens, and W8A8. `Value` is int8_t or dense8.
+template <class Value, class Real>
+void avx512_vnni(const LinearOf<Real>&, Worker&);
+template <class Value, class Real>
+void avx2_vnni(const LinearOf<Real>&, Worker&);
 
 }  // namespace permllm::cpu

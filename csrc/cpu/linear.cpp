@@ -77,34 +77,34 @@ KernelOf<Real> float32_kernel(Isa isa) {
   }
 }
 
-// What multiplies int8 values with x of 16 bits by vpdpbusd alone, or nothing.
-template <class Real>
+// What multiplies int8 values with x of 16 bits in vectors of any width, or nothing.
+template <class Value, class Real>
 KernelOf<Real> vnni_kernel(Isa isa) {
   constexpr int64_t kTokens = Float32Tuning::kPackedTokens, kBytes = sizeof(Real);
   switch (isa) {
 #if defined(PERMLLM_AVX512_VNNI)
     case Isa::kAvx512Vnni:
-      return {avx512_vnni, kTokens, kBytes};
+      return {avx512_vnni<Value, Real>, kTokens, kBytes};
 #endif
 #if defined(PERMLLM_AVX2_VNNI)
     case Isa::kAvx2Vnni:
-      return {avx2_vnni, kTokens, kBytes};
+      return {avx2_vnni<Value, Real>, kTokens, kBytes};
 #endif
     default:
       return {};
   }
 }
 
-// What multiplies values of this type with x as it is, or as integers if they are int8.
+// What multiplies values of this type in vectors of any width, or nothing.
 template <class Real>
-KernelOf<Real> plain_kernel(Isa isa, ValueType type) {
-  if (in_twelve_bits(type) || is_dense(type)) return {};
+KernelOf<Real> vector_kernel(Isa isa, ValueType type) {
+  if (in_twelve_bits(type)) return {};
   if constexpr (sizeof(Real) == sizeof(bf16)) {
-    if (type == ValueType::kInt8) {
-      if (const auto kernel = vnni_kernel<Real>(isa); kernel.run != nullptr) return kernel;
-    }
+    if (type == ValueType::kDense8) return vnni_kernel<dense8, Real>(isa);
+    const auto vnni = type == ValueType::kInt8 ? vnni_kernel<int8_t, Real>(isa) : KernelOf<Real>{};
+    if (vnni.run != nullptr) return vnni;
   }
-  return float32_kernel<Real>(isa);
+  return is_dense(type) ? KernelOf<Real>{} : float32_kernel<Real>(isa);
 }
 
 #if defined(PERMLLM_AVX512) || defined(PERMLLM_AMX)
@@ -200,7 +200,7 @@ KernelOf<bf16> words_kernel(Isa isa, [[maybe_unused]] ValueType type, [[maybe_un
       return {};
 #endif
     default:
-      return plain_kernel<bf16>(isa, type);
+      return vector_kernel<bf16>(isa, type);
   }
 }
 
@@ -222,7 +222,7 @@ void with_kernel(Isa isa, ValueType type, const LinearOf<Real>& a, Body body) {
   if constexpr (std::is_same_v<Real, bf16>) {
     body(words_kernel(isa, type, a.half), a);
   } else {
-    if (const auto kernel = plain_kernel<Real>(isa, type); kernel.run != nullptr) {
+    if (const auto kernel = vector_kernel<Real>(isa, type); kernel.run != nullptr) {
       return body(kernel, a);
     }
     if constexpr (std::is_same_v<Real, fp16>) body(words_kernel(isa, type, true), in_words(a));
@@ -233,7 +233,9 @@ void with_kernel(Isa isa, ValueType type, const LinearOf<Real>& a, Body body) {
 
 bool has_kernel(Isa isa, ValueType type) { return words_kernel(isa, type, false).run != nullptr; }
 
-bool takes_float32(Isa isa) { return float32_kernel<float>(isa).run != nullptr; }
+bool takes_float32(Isa isa, ValueType type) {
+  return vector_kernel<float>(isa, type).run != nullptr;
+}
 
 template <class Real>
 void linear(Isa isa, ValueType type, const LinearOf<Real>& a, const int32_t* gather) {

@@ -10,9 +10,8 @@ namespace permllm::cpu {
 // True where this build has a kernel of this instruction set for such values.
 bool has_kernel(Isa isa, ValueType type);
 
-// True where the kernels of this instruction set take float32 activations too. All take bfloat16
-// and float16.
-bool takes_float32(Isa isa);
+// True where this kernel takes float32 activations too. All take bfloat16 and float16.
+bool takes_float32(Isa isa, ValueType type);
 
 // Runs the kernel of this instruction set, value type and token count. With `gather` (absolute
 // input indices [k], all of them in 0..k-1) the kernel sees x[:, gather] instead of x.

@@ -1,5 +1,5 @@
-// int8 values by vpdpbusd, which multiplies four unsigned bytes with four signed ones and adds the
-// products to a lane of 32 bits.
+// int8 values, of sparse and of dense rows, by vpdpbusd, which multiplies four unsigned bytes with
+// four signed ones and adds the products to a lane of 32 bits.
 //
 // x is rounded to integers of 8 bits (W8A8), or of 16 bits whose two bytes are parts of their own
 // (W8A16), and shifted to be unsigned (token_scale.h).
@@ -14,6 +14,8 @@
 //
 // Include after every other header: what follows is compiled for one instruction set.
 #pragma once
+
+#include <type_traits>
 
 #include "token_scale.h"
 // The vector code comes last.
@@ -38,12 +40,12 @@ inline float largest_magnitude(const Real* x, int64_t count) {
 }
 
 // As vector_few.h and, with one part, vector_many.h ask for them.
-template <class Isa, int Parts, class RealType>
+template <class Isa, class ValueType, int Parts, class RealType>
 struct VnniProducts {
   static_assert(sizeof(RealType) == 2 && (Parts == 1 || Parts == 2));
   using Tuning = typename Isa::Int8Tuning;
   using Real = RealType;
-  using Value = int8_t;
+  using Value = ValueType;  // int8_t or dense8
   using Vector = typename Isa::Vector;
   using Lane = uint32_t;  // which wraps: `packed` may hold anything
   static constexpr int kLanes = Isa::kLanes, kInputs = 4 * kLanes, kParts = Parts;
@@ -52,8 +54,12 @@ struct VnniProducts {
   static constexpr int kShift = Parts == 2 ? kShift16 : kShift8;
 
   static inline Vector decode(const Block<kRows, Value>& block, int row, int first) {
-    const auto* mask = reinterpret_cast<const uint8_t*>(&block.mask[row]) + first / 8;
-    return Isa::decode(mask, block.values[row] + first / 2);
+    if constexpr (std::is_same_v<Value, dense8>) {
+      return load<Vector>(block.values[row] + first);
+    } else {
+      const auto* mask = reinterpret_cast<const uint8_t*>(&block.mask[row]) + first / 8;
+      return Isa::decode(mask, block.values[row] + first / 2);
+    }
   }
 
   static inline void decode_row(const Block<kRows, Value>& block, int row, uint32_t* dense) {

@@ -9,12 +9,12 @@ namespace permllm::cpu {
 namespace {
 
 // y = x @ W^T + bias for any number of tokens.
-template <class Isa, class Real>
+template <class Isa, class Value, class Real>
 void vnni_linear(const LinearOf<Real>& a, Worker& worker) {
   using Tuning = typename Isa::Int8Tuning;
-  using Whole = VnniProducts<Isa, 1, Real>;
+  using Whole = VnniProducts<Isa, Value, 1, Real>;
   if (a.m <= Tuning::kSplitTokens) {
-    return multiply_few_tokens<VnniProducts<Isa, 2, Real>, Tuning::kSplitTokens>(a, worker);
+    return multiply_few_tokens<VnniProducts<Isa, Value, 2, Real>, Tuning::kSplitTokens>(a, worker);
   }
   a.m <= Tuning::kFewTokens ? multiply_few_tokens<Whole, Tuning::kFewTokens>(a, worker)
                             : go_through_parts<ManyTokens<Whole>>(a, worker);

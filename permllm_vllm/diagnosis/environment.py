@@ -14,7 +14,7 @@ from permllm_vllm.checkpoint.schema import DISTRIBUTION
 from permllm_vllm.diagnosis.finding import INSTALL, Finding, Verdict
 
 CPU_FEATURES = (
-    *("avx2", "avx512f", "avx512bw", "avx512_vbmi2", "avx512_vnni", "avx512_bf16"),
+    *("avx2", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_vbmi2", "avx512_bf16"),
     *("amx_tile", "amx_bf16", "amx_int8"),
 )
 
