@@ -4,7 +4,7 @@
 
 #include <array>
 
-#include "vnni_linear.h"
+#include "int8_linear.h"
 
 namespace permllm::cpu {
 namespace {
@@ -26,6 +26,7 @@ constexpr std::array<uint64_t, 256> kPlaces = [] {
 
 struct Avx2Vnni {
   typedef int32_t Vector __attribute__((vector_size(32), may_alias));
+  using Element = uint8_t;
   using Int8Tuning = Avx2VnniTuning;
   static constexpr int kLanes = 8;
 
@@ -40,6 +41,8 @@ struct Avx2Vnni {
     return (Vector)_mm256_shuffle_epi8(both, _mm256_or_si256(places, starts));
   }
 
+  static Vector widen(const int8_t* values) { return load<Vector>(values); }
+
   static Vector broadcast(uint32_t lane) {
     return (Vector)_mm256_set1_epi32(static_cast<int>(lane));
   }
@@ -53,7 +56,7 @@ struct Avx2Vnni {
 
 template <class Value, class Real>
 void avx2_vnni(const LinearOf<Real>& a, Worker& worker) {
-  vnni_linear<Avx2Vnni, Value>(a, worker);
+  int8_linear<Avx2Vnni, Value>(a, worker);
 }
 
 template void avx2_vnni<int8_t>(const LinearOf<bf16>&, Worker&);

@@ -2,13 +2,14 @@
 // once.
 #include <immintrin.h>
 
-#include "vnni_linear.h"
+#include "int8_linear.h"
 
 namespace permllm::cpu {
 namespace {
 
 struct Avx512Vnni {
   typedef int32_t Vector __attribute__((vector_size(64), may_alias));
+  using Element = uint8_t;
   using Int8Tuning = Avx512VnniTuning;
   static constexpr int kLanes = 16;
 
@@ -32,6 +33,8 @@ struct Avx512Vnni {
     return (Vector)_mm512_maskz_shuffle_epi8(kept, quarters, places);
   }
 
+  static Vector widen(const int8_t* values) { return load<Vector>(values); }
+
   static Vector broadcast(uint32_t lane) {
     return (Vector)_mm512_set1_epi32(static_cast<int>(lane));
   }
@@ -45,7 +48,7 @@ struct Avx512Vnni {
 
 template <class Value, class Real>
 void avx512_vnni(const LinearOf<Real>& a, Worker& worker) {
-  vnni_linear<Avx512Vnni, Value>(a, worker);
+  int8_linear<Avx512Vnni, Value>(a, worker);
 }
 
 template void avx512_vnni<int8_t>(const LinearOf<bf16>&, Worker&);

@@ -108,10 +108,13 @@ void portable(const LinearOf<bf16>&, Worker&);
 void portable(const LinearOf<fp16>&, Worker&);
 void portable(const LinearOf<float>&, Worker&);
 
-// Any m, x of 16 bits: W8A16 for m <= kSplitTokens, and W8A8. `Value` is int8_t or dense8.
+// Any m, x of 16 bits: W8A16 for m <= kSplitTokens, and W8A8; without VNNI up to 16 bits. `Value`
+// is int8_t or dense8.
 template <class Value, class Real>
 void avx512_vnni(const LinearOf<Real>&, Worker&);
 template <class Value, class Real>
 void avx2_vnni(const LinearOf<Real>&, Worker&);
+template <class Value, class Real>
+void avx2_int8(const LinearOf<Real>&, Worker&);
 
 }  // namespace permllm::cpu

@@ -79,7 +79,7 @@ KernelOf<Real> float32_kernel(Isa isa) {
 
 // What multiplies int8 values with x of 16 bits in vectors of any width, or nothing.
 template <class Value, class Real>
-KernelOf<Real> vnni_kernel(Isa isa) {
+KernelOf<Real> int8_kernel(Isa isa) {
   constexpr int64_t kTokens = Float32Tuning::kPackedTokens, kBytes = sizeof(Real);
   switch (isa) {
 #if defined(PERMLLM_AVX512_VNNI)
@@ -89,6 +89,13 @@ KernelOf<Real> vnni_kernel(Isa isa) {
 #if defined(PERMLLM_AVX2_VNNI)
     case Isa::kAvx2Vnni:
       return {avx2_vnni<Value, Real>, kTokens, kBytes};
+#endif
+#if defined(PERMLLM_AVX2)
+    case Isa::kAvx512:  // whose products of float32 are as fast with sparse rows
+      if (std::is_same_v<Value, int8_t>) return {};
+      [[fallthrough]];
+    case Isa::kAvx2:
+      return {avx2_int8<Value, Real>, kTokens, kBytes};
 #endif
     default:
       return {};
@@ -100,9 +107,9 @@ template <class Real>
 KernelOf<Real> vector_kernel(Isa isa, ValueType type) {
   if (in_twelve_bits(type)) return {};
   if constexpr (sizeof(Real) == sizeof(bf16)) {
-    if (type == ValueType::kDense8) return vnni_kernel<dense8, Real>(isa);
-    const auto vnni = type == ValueType::kInt8 ? vnni_kernel<int8_t, Real>(isa) : KernelOf<Real>{};
-    if (vnni.run != nullptr) return vnni;
+    if (type == ValueType::kDense8) return int8_kernel<dense8, Real>(isa);
+    const auto int8 = type == ValueType::kInt8 ? int8_kernel<int8_t, Real>(isa) : KernelOf<Real>{};
+    if (int8.run != nullptr) return int8;
   }
   return is_dense(type) ? KernelOf<Real>{} : float32_kernel<Real>(isa);
 }

@@ -176,7 +176,7 @@ struct Avx2Tuning : Float32Tuning {
   static constexpr int kSums = 12;
 };
 
-// int8 values with vpdpbusd in vectors of any width, measured on Zen 5 alone.
+// int8 values in vectors of any width, measured on Zen 5 alone.
 struct Avx512VnniTuning : Avx512Tuning {
   static constexpr int kFewTokens = 7;
   static constexpr int kSplitTokens = 2;  // W8A16 up to here, W8A8 beyond
@@ -187,6 +187,12 @@ struct Avx2VnniTuning : Avx2Tuning {
   static constexpr int kSums = 10;
   static constexpr int kSplitTokens = 2;
   static constexpr int64_t kManyChunkBlocks = 16;
+};
+
+struct Avx2Int8Tuning : Avx2Tuning {
+  static constexpr int kFewTokens = 5;
+  static constexpr int kSplitTokens = 0;
+  static constexpr int64_t kManyChunkBlocks = 8;
 };
 
 struct PortableTuning : Float32Tuning {

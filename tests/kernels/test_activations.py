@@ -14,7 +14,7 @@ from permllm_vllm.backends import CheckpointWeights, select_backend
 from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY, CpuBackend, instruction_sets
 from permllm_vllm.checkpoint.pattern import Pattern
 from tests.kernels.cases import Case, cases
-from tests.kernels.test_int8 import SPLIT_TOKENS
+from tests.kernels.test_int8 import INTEGERS
 
 CPU = torch.device("cpu")
 TOKENS = (1, 2, 5, 7, 13, 33, 300)
@@ -68,7 +68,7 @@ def test_matches_float64(case: Case, path: tuple[str, torch.dtype]) -> None:
 
 def test_int8_values_meet_them_as_they_are(path: tuple[str, torch.dtype]) -> None:
     isa, dtype = path
-    if isa in SPLIT_TOKENS and dtype != torch.float32:
+    if isa in INTEGERS and dtype != torch.float32:
         pytest.skip(f"{isa} rounds them to integers: test_int8.py")
     layer = random_layer(40, 256)
     values = (layer.weights.values.float() * 500).round().clamp(-127, 127).to(torch.int8)

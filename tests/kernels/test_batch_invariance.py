@@ -10,7 +10,7 @@ from benchmarks.shapes import Layer, random_layer, to_int8
 from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY
 from tests.kernels.test_activations import EXACT_TOKENS
 from tests.kernels.test_cpu import run
-from tests.kernels.test_int8 import SPLIT_TOKENS
+from tests.kernels.test_int8 import INTEGERS
 
 # The table of docs/cpu.md: the most tokens of each kernel but the last, which takes any number.
 KERNELS = {
@@ -19,6 +19,7 @@ KERNELS = {
     "avx512": {"few": 8},
     "avx512_vnni int8": {"split": 2, "few": 7},
     "avx2": {"few": 6},
+    "avx2 int8": {"few": 5},
     "avx2_vnni int8": {"split": 2, "few": 6},
     "portable": {"few": 4},
 }
@@ -56,7 +57,7 @@ def kernels(isa: str, int8: bool, m: int, half: bool = False) -> list[str]:
         return [PARTS + name for name in kernels(isa, int8, 2 * m)[::2]]
     if isa not in SIXTEEN_BITS_ONLY and m > GATHERED:
         return kernels(isa, int8, GATHERED) + kernels(isa, int8, m - GATHERED)
-    name = f"{isa} int8" if int8 and isa in SPLIT_TOKENS else isa
+    name = f"{isa} int8" if int8 and isa in INTEGERS else isa
     if name in KERNELS:
         return [kernel(KERNELS[name], m)] * m
     most = AVX512[name]
@@ -126,6 +127,6 @@ def test_results_change_with_the_kernel_and_nowhere_else(subject: Subject, isa: 
             assert torch.equal(y[token], result[name]), f"token {token} of {m}: {name}"
     for one, other in itertools.combinations(result, 2):
         # Sums of 8-bit activations are exact integers, whatever the kernel.
-        exact = int8 and isa in SPLIT_TOKENS and "split" not in (one, other)
+        exact = int8 and isa in INTEGERS and "split" not in (one, other)
         same = exact or {one, other} in SAME_ORDER
         assert torch.equal(result[one], result[other]) == same, f"{one} and {other}"

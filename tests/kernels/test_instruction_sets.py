@@ -9,7 +9,7 @@ from permllm_vllm.backends.cpu import INT8_ONLY, SIXTEEN_BITS_ONLY, CpuBackend, 
 from permllm_vllm.forecast import instruction_set
 from tests.kernels.conftest import EVERY_INSTRUCTION_SET
 from tests.kernels.test_cpu import exact, run
-from tests.kernels.test_int8 import SPLIT_TOKENS
+from tests.kernels.test_int8 import INTEGERS
 
 pytestmark = pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
 ROWS, BLOCK_INPUTS = 8, 64
@@ -98,7 +98,7 @@ def test_every_mask_keeps_four_of_eight(float32_isa, n, k):
 @pytest.mark.parametrize("m", [1, 2, 4, 5, 7, 13, 40, 300])
 def test_int8_values_meet_x_as_it_is(float32_isa, m):
     """Products of int8 with bfloat16 are exact in float32: no activation is quantized."""
-    if float32_isa in SPLIT_TOKENS:
+    if float32_isa in INTEGERS:
         pytest.skip(f"{float32_isa} rounds activations to integers: test_int8.py")
     layer = to_int8(random_layer(75, 328, bias=True, permuted=False))
     x = torch.randn(m, 328, generator=torch.Generator().manual_seed(m)).bfloat16()

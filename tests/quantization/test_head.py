@@ -269,7 +269,9 @@ def rounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("isa", ["avx512_bf16", "zen5", "avx512_vbmi2", "avx512_vnni", "avx2_vnni"])
+@pytest.mark.parametrize(
+    "isa", ["avx512_bf16", "zen5", "avx512_vbmi2", "avx512_vnni", "avx512", "avx2_vnni", "avx2"]
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_head_of_int8_takes_any_number_of_tokens(
     rounded: None,

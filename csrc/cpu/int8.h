@@ -1,16 +1,20 @@
-// int8 values, of sparse and of dense rows, by vpdpbusd, which multiplies four unsigned bytes with
-// four signed ones and adds the products to a lane of 32 bits.
+// int8 values, of sparse and of dense rows, in vectors of any width: integer products, summed in
+// lanes of 32 bits.
 //
-// x is rounded to integers of 8 bits (W8A8), or of 16 bits whose two bytes are parts of their own
-// (W8A16), and shifted to be unsigned (token_scale.h).
+// With vpdpbusd, four unsigned bytes of x meet four signed ones: x is rounded to integers of 8 bits
+// (W8A8), or of 16 bits whose two bytes are parts of their own (W8A16), and shifted to be unsigned
+// (token_scale.h). With vpmaddwd, two integers of 16 bits meet two values that are widened to as
+// many; they are as large as sums have room for.
 //
 // Templates over an instruction set, a struct with
 //   Vector       32-bit integers, a type of the compiler's
 //   kLanes       of them
+//   Element      of x: uint8_t, shifted, or int16_t
 //   Int8Tuning   its constants (tuning.h)
-//   decode       4 * kLanes inputs of a row, zeros where pruned
+//   decode       the inputs of a vector of a row, zeros where pruned
+//   widen        so many values that nothing is pruned of
 //   broadcast    a lane to all
-//   multiply     (sums, x unsigned, weights)
+//   multiply     (sums, x, weights)
 //
 // Include after every other header: what follows is compiled for one instruction set.
 #pragma once
@@ -41,21 +45,22 @@ inline float largest_magnitude(const Real* x, int64_t count) {
 
 // As vector_few.h and, with one part, vector_many.h ask for them.
 template <class Isa, class ValueType, int Parts, class RealType>
-struct VnniProducts {
-  static_assert(sizeof(RealType) == 2 && (Parts == 1 || Parts == 2));
+struct Int8Products {
+  using Element = typename Isa::Element;
+  static constexpr bool kShifted = sizeof(Element) == 1;
+  static_assert(sizeof(RealType) == 2 && (Parts == 1 || (Parts == 2 && kShifted)));
   using Tuning = typename Isa::Int8Tuning;
   using Real = RealType;
   using Value = ValueType;  // int8_t or dense8
   using Vector = typename Isa::Vector;
   using Lane = uint32_t;  // which wraps: `packed` may hold anything
-  static constexpr int kLanes = Isa::kLanes, kInputs = 4 * kLanes, kParts = Parts;
-  static constexpr bool kOperandsOfX = false;  // but weights
-  static constexpr int kLargest = Parts == 2 ? kLargest16 : kLargest8;
-  static constexpr int kShift = Parts == 2 ? kShift16 : kShift8;
+  static constexpr int kLanes = Isa::kLanes, kLaneInputs = 4 / sizeof(Element);
+  static constexpr int kInputs = kLaneInputs * kLanes, kParts = Parts;
+  static constexpr bool kOperandsOfX = !kShifted;
 
   static inline Vector decode(const Block<kRows, Value>& block, int row, int first) {
     if constexpr (std::is_same_v<Value, dense8>) {
-      return load<Vector>(block.values[row] + first);
+      return Isa::widen(block.values[row] + first);
     } else {
       const auto* mask = reinterpret_cast<const uint8_t*>(&block.mask[row]) + first / 8;
       return Isa::decode(mask, block.values[row] + first / 2);
@@ -65,7 +70,7 @@ struct VnniProducts {
   static inline void decode_row(const Block<kRows, Value>& block, int row, uint32_t* dense) {
     PERMLLM_UNROLL
     for (int first = 0; first < kBlockInputs; first += kInputs) {
-      store(dense + first / 4, decode(block, row, first));
+      store(dense + first / kLaneInputs, decode(block, row, first));
     }
   }
 
@@ -84,25 +89,27 @@ struct VnniProducts {
     int64_t measures() const { return a.m; }
 
     void measure(int64_t t) const {
-      const TokenScale token(largest_magnitude(a.x + t * a.x_stride, a.k), kLargest);
+      const TokenScale token(largest_magnitude(a.x + t * a.x_stride, a.k), largest_integer());
       scales[t] = token.scale;
       inverses[t] = token.inverse;
     }
 
-    // With two parts, the upper bytes first. Past k stands the shift, which no value meets.
-    void load(int64_t token, int64_t block, uint32_t (&parts)[Parts][kBlockInputs / 4]) const {
+    // With two parts, the upper bytes first. Past k stands what no value meets.
+    void load(int64_t token, int64_t block,
+              uint32_t (&parts)[Parts][kBlockInputs / kLaneInputs]) const {
       // Added to a number below 2^22 in magnitude, it leaves that, rounded to nearest even, in the
       // lower bits.
       constexpr float kRound = 0x1.8p23f;
       constexpr uint32_t kRoundBits = 0x4b400000;
+      constexpr uint32_t kShift = !kShifted ? 0 : Parts == 2 ? kShift16 : kShift8;
       const int64_t first = block * kBlockInputs;
       const int64_t inputs = smaller(kBlockInputs, a.k - first);
       const Real* source = a.x + token * a.x_stride + first;
       const float inverse = inverses[token];
-      uint8_t bytes[Parts][kBlockInputs];
+      Element elements[Parts][kBlockInputs];
       const auto write = [&](int64_t i, uint32_t shifted) {
-        bytes[Parts - 1][i] = static_cast<uint8_t>(shifted);
-        if constexpr (Parts == 2) bytes[0][i] = static_cast<uint8_t>(shifted >> 8);
+        elements[Parts - 1][i] = static_cast<Element>(shifted);
+        if constexpr (Parts == 2) elements[0][i] = static_cast<Element>(shifted >> 8);
       };
       for (int64_t i = 0; i < inputs; ++i) {
         const float rounded = to_float(source[i]) * inverse + kRound;
@@ -111,7 +118,14 @@ struct VnniProducts {
         write(i, bits - kRoundBits + kShift);
       }
       for (int64_t i = inputs; i < kBlockInputs; ++i) write(i, kShift);
-      __builtin_memcpy(parts, bytes, sizeof(bytes));
+      __builtin_memcpy(parts, elements, sizeof(elements));
+    }
+
+    // As large as it may be, where it is not of 8 bits: sums of products with -128 must fit.
+    int largest_integer() const {
+      if (kShifted) return Parts == 2 ? kLargest16 : kLargest8;
+      const int64_t kept = std::is_same_v<Value, dense8> ? a.k : ceil_div(a.k, 2);
+      return static_cast<int>(smaller(kLargest16, INT32_MAX / 128 / kept));
     }
 
     const LinearOf<Real>& a;
@@ -124,7 +138,8 @@ struct VnniProducts {
     Outputs(const LinearOf<Real>& a, const Inputs& inputs, int64_t group)
         : OutputRows<Real>(a, group), scales(inputs.scales) {
       for (int r = 0; r < this->rows; ++r) {
-        shifted[r] = static_cast<Lane>(a.behind.value_sums[this->row + r]) * kShift8;
+        const auto sum = static_cast<Lane>(a.behind.value_sums[this->row + r]);
+        shifted[r] = kShifted ? sum * kShift8 : 0;
         factor[r] = a.scale[this->row + r];
       }
     }
