@@ -190,6 +190,7 @@ struct Avx2VnniTuning : Avx2Tuning {
 };
 
 struct Avx2Int8Tuning : Avx2Tuning {
+  static constexpr int kVectors = 2;  // products want a register of their own
   static constexpr int kFewTokens = 5;
   static constexpr int kSplitTokens = 0;
   static constexpr int64_t kManyChunkBlocks = 8;
