@@ -87,7 +87,7 @@ def measure(model: str, tokens: Sequence[int], threads: int, quick: bool) -> Ite
                 values=values,
                 **asdict(shape),
                 m=m,
-                isa=CpuBackend().instruction_set,
+                isa=CpuBackend(values=getattr(torch, values)).instruction_set,
                 threads=threads,
                 peer=peer,
                 peer_us=round(times[peer], 1),

@@ -86,14 +86,17 @@ def most_tokens(inputs: int, dtype: str, values: str = "kept") -> int:
     if ops.missing_reason:
         sys.exit(f"benchmarks.head: the compiled kernels are missing: {ops.missing_reason}")
     most = int(torch.ops.permllm.cpu_head_tokens(inputs, dtype == "float16"))
-    if not most:
-        sys.exit(
-            f"benchmarks.head: {CpuBackend().instruction_set} has no kernel for a dense head of "
-            f"{dtype}, so vLLM's own path serves and there is nothing to compare: measure on a CPU "
-            "with AVX-512 BF16 (float16: without AMX), without PERMLLM_CPU_ISA"
-        )
     packed = packed_head(random_head(64, inputs, getattr(torch, dtype)), values)
-    return most if packed is None else max(most, *TOKENS)
+    if packed is not None:
+        return max(most, *TOKENS)
+    if not most:
+        needed = "AVX2" if values == "int8" else "AVX-512 BF16 (float16: without AMX)"
+        sys.exit(
+            f"benchmarks.head: {CpuBackend().instruction_set} has no kernel for a head of {dtype}, "
+            f"values {values}, so vLLM's own path serves and there is nothing to compare: measure "
+            f"on a CPU with {needed}, without PERMLLM_CPU_ISA"
+        )
+    return most
 
 
 def packed_head(dense: Tensor, values: str) -> PackedWeights | None:

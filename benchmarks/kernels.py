@@ -71,9 +71,9 @@ class Plan:
     dtype: str = "bfloat16"
     block_size: int = 64
 
-    def backend(self) -> CpuBackend:
-        """What packs for these activations here."""
-        return CpuBackend(dtype=getattr(torch, self.dtype))
+    def backend(self, values: str = "int8") -> CpuBackend:
+        """What packs such values for these activations here."""
+        return CpuBackend(dtype=getattr(torch, self.dtype), values=getattr(torch, values))
 
 
 def measure(
@@ -84,7 +84,7 @@ def measure(
     Bounds are those of these rows alone; `complete` gives those of a whole result.
     """
     n, k = shape
-    backend, dtype = plan.backend(), getattr(torch, plan.dtype)
+    dtype = getattr(torch, plan.dtype)
     reading = stream_rate(plan.threads)
     block = plan.block_size if k % plan.block_size == 0 else 32
     drawn = random_layer(n, k, pattern, block, permuted=k % block == 0)
@@ -93,7 +93,7 @@ def measure(
     contestants = dense_contestants(makers, drawn.dense.to(dtype))
     for values in plan.values:
         name = _ours(values)
-        contestants[name] = sparse_contestant(name, layers[values], backend, dtype)
+        contestants[name] = sparse_contestant(name, layers[values], plan.backend(values), dtype)
     for m in tokens:
         x = activations(m, k, dtype)
         times = median_times(contestants, x, plan.threads, rounds_of(m, plan.quick))
@@ -111,7 +111,7 @@ def measure(
                         m=m,
                         pattern=pattern,
                         value_dtype=values,
-                        isa=backend.instruction_set,
+                        isa=plan.backend(values).instruction_set,
                         threads=plan.threads,
                         peer=peer,
                         peer_values="int8" if peer == VLLM_INT8 else plan.dtype,

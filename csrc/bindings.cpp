@@ -31,7 +31,7 @@ void check_permutation(const Tensor& permutation, int64_t k, int64_t block_size)
   }
 }
 
-// Packs a checkpoint's tensors for the instruction set `isa` ("": the one that serves here).
+// Packs a checkpoint's tensors for the instruction set `isa` ("": that of cpu_instruction_set).
 // Returns the blocks and their header, which sparse_linear takes as `packed` and `metadata`.
 std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor permutation,
                                     int64_t block_size, std::string isa_name) {
@@ -171,7 +171,8 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
   return y;
 }
 
-// The name of the instruction set that packs and serves by default here.
+// The name of the instruction set that serves here: the fastest, or the one in PERMLLM_CPU_ISA. One
+// with kernels for int8 values alone leaves bfloat16 values to the next.
 std::string cpu_instruction_set() { return cpu::name(cpu::select("")); }
 
 // Whether int8 values can be packed for this instruction set as they are.

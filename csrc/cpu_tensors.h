@@ -119,7 +119,9 @@ inline void check_activations(const Tensor& x, const cpu::PackedLayout& weight) 
                   "float32.");
   STD_TORCH_CHECK(dtype != ScalarType::Float || cpu::takes_float32(weight.isa, weight.type),
                   "x is float32, packed was written for instruction set ", cpu::name(weight.isa),
-                  ", whose kernels take bfloat16 and float16: pack for avx512, avx2 or portable.");
+                  ", whose kernel for such values takes bfloat16 and float16: ",
+                  cpu::is_dense(weight.type) ? "convert x to one of them."
+                                             : "pack for avx512, avx2 or portable.");
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(-1) == weight.k, "x of shape ", shape(x), " does not fit ",
                   weight.k, " inputs: its last dimension must be ", weight.k, ".");
   STD_TORCH_CHECK(x.dim() <= kMostDimensions, "x has ", x.dim(), " dimensions, at most ",

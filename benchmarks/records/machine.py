@@ -13,7 +13,6 @@ from typing import Any
 HERE = Path(__file__).parent
 INSTRUCTION_SETS = (
     "avx2",
-    "avx_vnni",
     "avx512f",
     "avx512_bf16",
     "avx512_vnni",

@@ -38,7 +38,7 @@ class RoundedHead(nn.Module):
         if packed is None:
             raise RuntimeError(
                 f"{CpuBackend().instruction_set} has no kernel for an output head of int8: measure "
-                "on a CPU with AVX-512 BF16, without PERMLLM_CPU_ISA"
+                "on an x86 CPU with AVX2, without PERMLLM_CPU_ISA"
             )
         self._words, self._packed, self._together = len(weight), packed, together
 

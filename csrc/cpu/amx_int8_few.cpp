@@ -16,7 +16,7 @@ struct Int8SplitProducts {
   static constexpr int kTokenTiles = 1;
   static constexpr int kBlockTiles = 2;
 
-  QuantizedTokens<32767> x;
+  QuantizedTokens<kLargest16> x;
 
   void measure(Worker& worker) const { x.measure(worker); }
 
@@ -66,7 +66,7 @@ struct Int8SplitProducts {
 
 template <class Value>
 void amx_int8_few_tokens(const LinearArguments& a, Worker& worker) {
-  multiply_few_tokens(a, Int8SplitProducts<Value>{QuantizedTokens<32767>(a)}, worker);
+  multiply_few_tokens(a, Int8SplitProducts<Value>{QuantizedTokens<kLargest16>(a)}, worker);
 }
 
 template void amx_int8_few_tokens<int8_t>(const LinearArguments&, Worker&);

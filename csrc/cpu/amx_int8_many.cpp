@@ -32,7 +32,7 @@ struct Int8Products {
   }
 
   const LinearArguments& a;
-  QuantizedTokens<127> x;
+  QuantizedTokens<kLargest8> x;
 };
 
 }  // namespace

@@ -12,7 +12,7 @@ struct Int8Products {
   static constexpr int kTokenTiles = 2;
   static constexpr int kBlockTiles = 1;
 
-  QuantizedTokens<127> x;
+  QuantizedTokens<kLargest8> x;
 
   void measure(Worker& worker) const { x.measure(worker); }
 
@@ -54,7 +54,7 @@ struct Int8Products {
 
 template <class Value>
 void amx_int8_several_tokens(const LinearArguments& a, Worker& worker) {
-  multiply_few_tokens(a, Int8Products<Value>{QuantizedTokens<127>(a)}, worker);
+  multiply_few_tokens(a, Int8Products<Value>{QuantizedTokens<kLargest8>(a)}, worker);
 }
 
 template void amx_int8_several_tokens<int8_t>(const LinearArguments&, Worker&);

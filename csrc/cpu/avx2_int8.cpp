@@ -31,7 +31,7 @@ constexpr Places kPlaces;
 struct Avx2 {
   typedef int32_t Vector __attribute__((vector_size(32), may_alias));
   using Element = int16_t;
-  using Int8Tuning = Avx2Int8Tuning;
+  using Tuning = Avx2Int8Tuning;
   static constexpr int kLanes = 8;
 
   // All eight values are brought to both halves of the vector, for vpshufb crosses none.

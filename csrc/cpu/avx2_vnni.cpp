@@ -27,7 +27,7 @@ constexpr std::array<uint64_t, 256> kPlaces = [] {
 struct Avx2Vnni {
   typedef int32_t Vector __attribute__((vector_size(32), may_alias));
   using Element = uint8_t;
-  using Int8Tuning = Avx2VnniTuning;
+  using Tuning = Avx2VnniTuning;
   static constexpr int kLanes = 8;
 
   // All 16 values are brought to both halves of the vector, for vpshufb crosses none.

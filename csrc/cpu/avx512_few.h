@@ -59,7 +59,7 @@ class RowOutputs {
       y = _mm256_add_ps(first_part_, y);
     }
     const __m512 rounded = _mm512_castps256_ps512(_mm256_add_ps(y, bias_));
-    const __m128i words = _mm512_castsi512_si128(round_words(rounded, rounded, arguments_.half));
+    const __m128i words = _mm256_castsi256_si128(round_words(rounded, arguments_.half));
     bf16* target = arguments_.y + arguments_.token(row_of_x) * arguments_.n + row_;
     if (Plain && mask_ == 0xff) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(target), words);

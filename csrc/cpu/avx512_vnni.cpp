@@ -10,7 +10,7 @@ namespace {
 struct Avx512Vnni {
   typedef int32_t Vector __attribute__((vector_size(64), may_alias));
   using Element = uint8_t;
-  using Int8Tuning = Avx512VnniTuning;
+  using Tuning = Avx512VnniTuning;
   static constexpr int kLanes = 16;
 
   // The n-th of eight inputs that is kept has the n-th of their four values. As -1 for those that

@@ -10,7 +10,7 @@
 //   Vector       32-bit integers, a type of the compiler's
 //   kLanes       of them
 //   Element      of x: uint8_t, shifted, or int16_t
-//   Int8Tuning   its constants (tuning.h)
+//   Tuning       its constants (tuning.h)
 //   decode       the inputs of a vector of a row, zeros where pruned
 //   widen        so many values that nothing is pruned of
 //   broadcast    a lane to all
@@ -49,7 +49,7 @@ struct Int8Products {
   using Element = typename Isa::Element;
   static constexpr bool kShifted = sizeof(Element) == 1;
   static_assert(sizeof(RealType) == 2 && (Parts == 1 || (Parts == 2 && kShifted)));
-  using Tuning = typename Isa::Int8Tuning;
+  using Tuning = typename Isa::Tuning;
   using Real = RealType;
   using Value = ValueType;  // int8_t or dense8
   using Vector = typename Isa::Vector;
@@ -139,21 +139,21 @@ struct Int8Products {
         : OutputRows<Real>(a, group), scales(inputs.scales) {
       for (int r = 0; r < this->rows; ++r) {
         const auto sum = static_cast<Lane>(a.behind.value_sums[this->row + r]);
-        shifted[r] = kShifted ? sum * kShift8 : 0;
+        of_shift[r] = kShifted ? sum * kShift8 : 0;
         factor[r] = a.scale[this->row + r];
       }
     }
 
     // The shift is 128 of the upper byte.
     void write(int64_t token, int r, const uint32_t* totals) const {
-      auto sum = static_cast<float>(static_cast<int32_t>(totals[0] - shifted[r]));
+      auto sum = static_cast<float>(static_cast<int32_t>(totals[0] - of_shift[r]));
       if constexpr (Parts == 2)
         sum = sum * 256.0f + static_cast<float>(static_cast<int32_t>(totals[1]));
       round_to(this->y[token * this->stride + r], sum * factor[r] * scales[token] + this->bias[r]);
     }
 
     const float* scales;
-    Lane shifted[kRows];
+    Lane of_shift[kRows];
     float factor[kRows];
   };
 };

@@ -11,15 +11,16 @@ namespace {
 // y = x @ W^T + bias for any number of tokens.
 template <class Isa, class Value, class Real>
 void int8_linear(const LinearOf<Real>& a, Worker& worker) {
-  using Tuning = typename Isa::Int8Tuning;
+  using Tuning = typename Isa::Tuning;
   using Whole = Int8Products<Isa, Value, 1, Real>;
-  if constexpr (Tuning::kSplitTokens > 0) {
+  static_assert(Tuning::kPackedTokens == Float32Tuning::kPackedTokens, "packed_x is as large");
+  constexpr int kSplit = Tuning::kSplitTokens, kFew = Tuning::kFewTokens;
+  if constexpr (kSplit > 0) {
     using Split = Int8Products<Isa, Value, 2, Real>;
-    constexpr int kSplit = Tuning::kSplitTokens;
     if (a.m <= kSplit) return multiply_few_tokens<Split, kSplit>(a, worker);
   }
-  a.m <= Tuning::kFewTokens ? multiply_few_tokens<Whole, Tuning::kFewTokens>(a, worker)
-                            : go_through_parts<ManyTokens<Whole>>(a, worker);
+  a.m <= kFew ? multiply_few_tokens<Whole, kFew, kSplit + 1>(a, worker)
+              : go_through_parts<ManyTokens<Whole>>(a, worker);
 }
 
 }  // namespace

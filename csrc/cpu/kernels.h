@@ -2,8 +2,9 @@
 //
 // Accumulation is in float32; y is rounded once, to nearest even, after the bias is added. Kernels
 // for int8 values round x to integers with one scale per token, the largest magnitude of the token
-// becoming 32767 (W8A16) or 127 (W8A8); their products are summed exactly, in int32. How float16
-// meets bfloat16 values without float32 products is told in words.h.
+// becoming 32767 (W8A16), 127 (W8A8) or, on avx2, as much as sums have room for; their products are
+// summed exactly, in int32. How float16 meets bfloat16 values without float32 products is told in
+// words.h.
 //
 // The workers of one parallel region run a kernel together (region.h): for every kPackedTokens of
 // its tokens they pack x, and then multiply row groups.

@@ -7,11 +7,10 @@
 // values: kernels that shift x to be unsigned subtract the shift times this sum. The float32 scale
 // of a row, w = value * scale, is no part of the packed bytes.
 //
-// Every row keeps exactly 32 of 64 inputs, 2:4 and 4:8 alike. For amx and avx512_bf16 that is all:
-// the permutation is undone. For avx512, avx2 and portable the inputs stay in permuted order, where
-// a row keeps four of every eight inputs, so that the place of their values is known.
-// Padding, that is rows past n and inputs past k, has masks filled up to 32 bits and values of
-// zero.
+// Every row keeps exactly 32 of 64 inputs, 2:4 and 4:8 alike. Where undoes_permutation() of isa.h
+// says so, that is all. Elsewhere the inputs stay in permuted order, where a row keeps four of
+// every eight inputs, so that the place of their values is known. Padding, that is rows past n and
+// inputs past k, has masks filled up to 32 bits and values of zero.
 //
 // On zen5, 32 bfloat16 values of a row are stored in 48 bytes where that loses nothing (bf12):
 //   Rows x uint64 mask       bit 16 i + j of row r is set where input 8 i + j is kept, and bit

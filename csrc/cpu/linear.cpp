@@ -51,27 +51,29 @@ void amx_int8(const LinearArguments& a, Worker& worker) {
 }
 #endif
 
+// That kernels in vectors of any width pack at a time.
+constexpr int64_t kVectorTokens = Float32Tuning::kPackedTokens;
+
 // What multiplies any number of tokens in float32, or nothing where nothing does.
 template <class Real>
 KernelOf<Real> float32_kernel(Isa isa) {
-  constexpr int64_t kTokens = Float32Tuning::kPackedTokens, kBytes = sizeof(float);
   switch (isa) {
     case Isa::kAvx512Vnni:
     case Isa::kAvx512:
 #if defined(PERMLLM_AVX512_FLOAT32)
-      return {avx512_float32, kTokens, kBytes};
+      return {avx512_float32, kVectorTokens, sizeof(float)};
 #else
       return {};
 #endif
     case Isa::kAvx2Vnni:
     case Isa::kAvx2:
 #if defined(PERMLLM_AVX2)
-      return {avx2_float32, kTokens, kBytes};
+      return {avx2_float32, kVectorTokens, sizeof(float)};
 #else
       return {};
 #endif
     case Isa::kPortable:
-      return {portable, kTokens, kBytes};
+      return {portable, kVectorTokens, sizeof(float)};
     default:
       return {};
   }
@@ -79,39 +81,47 @@ KernelOf<Real> float32_kernel(Isa isa) {
 
 // What multiplies int8 values with x of 16 bits in vectors of any width, or nothing.
 template <class Value, class Real>
-KernelOf<Real> int8_kernel(Isa isa) {
-  constexpr int64_t kTokens = Float32Tuning::kPackedTokens, kBytes = sizeof(Real);
-  switch (isa) {
+KernelOf<Real> int8_kernel([[maybe_unused]] Isa isa) {
+  if constexpr (sizeof(Real) == sizeof(bf16)) {
+    switch (isa) {
 #if defined(PERMLLM_AVX512_VNNI)
-    case Isa::kAvx512Vnni:
-      return {avx512_vnni<Value, Real>, kTokens, kBytes};
+      case Isa::kAvx512Vnni:
+        return {avx512_vnni<Value, Real>, kVectorTokens, sizeof(Real)};
 #endif
 #if defined(PERMLLM_AVX2_VNNI)
-    case Isa::kAvx2Vnni:
-      return {avx2_vnni<Value, Real>, kTokens, kBytes};
+      case Isa::kAvx2Vnni:
+        return {avx2_vnni<Value, Real>, kVectorTokens, sizeof(Real)};
 #endif
 #if defined(PERMLLM_AVX2)
-    case Isa::kAvx512:  // whose products of float32 are as fast with sparse rows
-      if (std::is_same_v<Value, int8_t>) return {};
-      [[fallthrough]];
-    case Isa::kAvx2:
-      return {avx2_int8<Value, Real>, kTokens, kBytes};
+      case Isa::kAvx512:  // multiplies sparse rows in float32, as fast
+        if constexpr (std::is_same_v<Value, int8_t>) break;
+        return {avx2_int8<dense8, Real>, kVectorTokens, sizeof(Real)};
+      case Isa::kAvx2:
+        return {avx2_int8<Value, Real>, kVectorTokens, sizeof(Real)};
 #endif
-    default:
-      return {};
+      default:
+        break;
+    }
   }
+  return {};
 }
 
 // What multiplies values of this type in vectors of any width, or nothing.
 template <class Real>
 KernelOf<Real> vector_kernel(Isa isa, ValueType type) {
-  if (in_twelve_bits(type)) return {};
-  if constexpr (sizeof(Real) == sizeof(bf16)) {
-    if (type == ValueType::kDense8) return int8_kernel<dense8, Real>(isa);
-    const auto int8 = type == ValueType::kInt8 ? int8_kernel<int8_t, Real>(isa) : KernelOf<Real>{};
-    if (int8.run != nullptr) return int8;
+  switch (type) {
+    case ValueType::kInt8:
+      if (const auto kernel = int8_kernel<int8_t, Real>(isa); kernel.run != nullptr) return kernel;
+      [[fallthrough]];
+    case ValueType::kBfloat16:
+      return float32_kernel<Real>(isa);
+    case ValueType::kDense8:
+      return int8_kernel<dense8, Real>(isa);
+    case ValueType::kBfloat12:
+    case ValueType::kDense12:
+      break;
   }
-  return is_dense(type) ? KernelOf<Real>{} : float32_kernel<Real>(isa);
+  return {};
 }
 
 #if defined(PERMLLM_AVX512) || defined(PERMLLM_AMX)

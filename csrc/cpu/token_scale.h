@@ -1,5 +1,7 @@
 // How a token becomes integers and back: x is close to quantized * scale, and the largest magnitude
 // of the token becomes the largest integer.
+//
+// Include after every other header.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +17,8 @@ constexpr int kShift8 = 128, kShift16 = 32768;
 // Below it (2^-100) a token counts as zero: its inverse scale would leave float32.
 constexpr float kSmallestMagnitude = 0x1p-100f;
 
+namespace {  // compiled for one instruction set after the other
+
 struct TokenScale {
   float scale;
   float inverse;
@@ -25,5 +29,7 @@ struct TokenScale {
                     ? 0.0f
                     : static_cast<float>(largest_integer) / largest_magnitude) {}
 };
+
+}  // namespace
 
 }  // namespace permllm::cpu

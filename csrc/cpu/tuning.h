@@ -115,7 +115,7 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int64_t kPackVectors = 32;  // of x, that a thread packs at a time
 
   // Many tokens. The blocks of the next steps fit L1 and are wanted there.
-  static constexpr int kManyHint = kIntoL1;
+  static constexpr int kManyHint = kIntoL1;      // of the row group that is decoded next
   static constexpr int kManyHintX = kIntoL2;     // those of x fit L2
   static constexpr int kManyAhead = 2;           // steps of one row group and one chunk of inputs
   static constexpr int64_t kChunkBytes = 2048;   // of a row, expanded at a time: 8 are half of L1
@@ -153,7 +153,8 @@ struct Zen5Tuning : Avx512Bf16Tuning {
   static constexpr int kDenseAhead = 8192;
 };
 
-// The float32 kernels, measured on Zen 4.
+// Kernels in vectors of any width: of float32, measured on Zen 4, but for where many tokens begin
+// on avx512 and what they prefetch, on Zen 5.
 struct Float32Tuning : Zen4Tuning {
   static constexpr int kFewHint = kIntoL2;
   static constexpr int64_t kFewAheadBlocks = 16;
@@ -161,9 +162,9 @@ struct Float32Tuning : Zen4Tuning {
   static constexpr int kFewRows = 4;             // decoded side by side, half where sums are many
   static constexpr int64_t kPackedTokens = 256;  // at a time: what one decoding serves at most
   static constexpr int kVectors = 3;             // of tokens that rows meet at a time
-  static constexpr int kManyHint = kIntoL1;
-  static constexpr int64_t kManyChunkBlocks = 4;  // decoded at a time: 8 rows are 8 KiB
-  static constexpr int64_t kPanelGroups = 8;      // whose sums wait in L2
+  static constexpr int kManyHint = kIntoL1;      // of the row group that is decoded next
+  static constexpr int64_t kManyChunkBytes = 1024;  // of a row, decoded at a time: 8 are 8 KiB
+  static constexpr int64_t kPanelGroups = 8;        // whose sums wait in L2
 };
 
 struct Avx512Tuning : Float32Tuning {
@@ -180,20 +181,17 @@ struct Avx2Tuning : Float32Tuning {
 struct Avx512VnniTuning : Avx512Tuning {
   static constexpr int kFewTokens = 7;
   static constexpr int kSplitTokens = 2;  // W8A16 up to here, W8A8 beyond
-  static constexpr int64_t kManyChunkBlocks = 16;
 };
 
 struct Avx2VnniTuning : Avx2Tuning {
   static constexpr int kSums = 10;
   static constexpr int kSplitTokens = 2;
-  static constexpr int64_t kManyChunkBlocks = 16;
 };
 
 struct Avx2Int8Tuning : Avx2Tuning {
   static constexpr int kVectors = 2;  // products want a register of their own
   static constexpr int kFewTokens = 5;
   static constexpr int kSplitTokens = 0;
-  static constexpr int64_t kManyChunkBlocks = 8;
 };
 
 struct PortableTuning : Float32Tuning {

@@ -30,7 +30,8 @@ class ManyTokens {
   static_assert(Products::kParts == 1);
   static constexpr int kLanes = Products::kLanes;
   static constexpr int kBlockSteps = kBlockInputs * kLanes / Products::kInputs;
-  static constexpr int64_t kChunkBlocks = Tuning::kManyChunkBlocks;
+  static constexpr int64_t kChunkBlocks =
+      Tuning::kManyChunkBytes / (kBlockSteps * static_cast<int64_t>(sizeof(Lane)));
   static constexpr int64_t kChunkSteps = kChunkBlocks * kBlockSteps;
   static constexpr int64_t kPanelGroups = Tuning::kPanelGroups;
 
@@ -75,7 +76,9 @@ class ManyTokens {
         const int64_t count = smaller(kChunkBlocks, blocks_ - block);
         for (int64_t g = 0; g < groups; ++g) {
           const Blocks* own = first + g * blocks_ + block;
-          const Blocks* next = g + 1 < groups ? own + blocks_ : first + block + kChunkBlocks;
+          const Blocks* next = g + 1 < groups                   ? own + blocks_
+                               : block + kChunkBlocks < blocks_ ? first + block + kChunkBlocks
+                                                                : first + groups * blocks_;
           decode_panel(own, next, count, panel);
           multiply_all(panel, block, count * kBlockSteps, sums + g * kRows * stride, stride);
         }

@@ -28,38 +28,37 @@ inline __m512 widen(__m256i words, bool half) {
 inline __m256i low_words(__m512i words) { return _mm512_castsi512_si256(words); }
 inline __m256i high_words(__m512i words) { return _mm512_extracti64x4_epi64(words, 1); }
 
-#if defined(__AVX512BF16__)
-// To nearest even; denormals become zero.
+// To nearest even.
+#if defined(__AVX512BF16__) || defined(PERMLLM_TARGET_BF16)
+inline __m256i to_bfloat16(__m512 values) { return (__m256i)_mm512_cvtneps_pbh(values); }
+
 inline __m512i to_bfloat16(__m512 low, __m512 high) {
   return (__m512i)_mm512_cvtne2ps_pbh(high, low);
 }
 #else
-// The same without the instruction, in the lower halves of lanes.
-inline __m512i upper_words(__m512 values) {
+inline __m256i to_bfloat16(__m512 values) {
   const __m512i bits = _mm512_castps_si512(values);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i half = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), odd);
-  const __m512i nearest = _mm512_add_epi32(bits, half);
-  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x00400000));
+  const __m512i nearest = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
   const __mmask16 not_numbers = _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
-  const __m512i sign = _mm512_and_si512(bits, _mm512_set1_epi32(INT32_MIN));
-  const __mmask16 denormal = _mm512_cmp_epu32_mask(
-      _mm512_andnot_si512(_mm512_set1_epi32(INT32_MIN), bits), _mm512_set1_epi32(0x00800000), 1);
-  __m512i rounded = _mm512_mask_mov_epi32(nearest, not_numbers, quiet);
-  rounded = _mm512_mask_mov_epi32(rounded, denormal, sign);
-  return _mm512_srli_epi32(rounded, 16);
+  const __m512i quiet = _mm512_set1_epi32(0x00400000);
+  const __m512i rounded = _mm512_mask_or_epi32(nearest, not_numbers, bits, quiet);
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
 }
 
 inline __m512i to_bfloat16(__m512 low, __m512 high) {
-  return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(upper_words(low))),
-                            _mm512_cvtepi32_epi16(upper_words(high)), 1);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(to_bfloat16(low)), to_bfloat16(high), 1);
 }
 #endif
 
-// To nearest even.
+constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+
+inline __m256i round_words(__m512 values, bool half) {
+  return half ? _mm512_cvtps_ph(values, kNearest) : to_bfloat16(values);
+}
+
 inline __m512i round_words(__m512 low, __m512 high, bool half) {
   if (!half) return to_bfloat16(low, high);
-  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtps_ph(low, kNearest)),
                             _mm512_cvtps_ph(high, kNearest), 1);
 }

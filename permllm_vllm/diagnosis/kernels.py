@@ -18,7 +18,8 @@ from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.diagnosis.finding import INSTALL, Finding, Verdict
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-LARGEST_ERROR = 1e-2  # bfloat16 itself rounds by up to 4e-3
+#: By dtype of the values: bfloat16 itself rounds by up to 4e-3, activations of 8 bits by 1e-2.
+LARGEST_ERRORS = {torch.bfloat16: 1e-2, torch.int8: 2e-2}
 
 
 @dataclass(frozen=True)
@@ -46,25 +47,38 @@ def cpu_kernels() -> Iterator[Finding]:
         remedy = "unset PERMLLM_CPU_ISA"
         yield Finding(subject, str(error).splitlines()[0], Verdict.PROBLEM, remedy)
         return
-    deviation = kernel_error(chosen)
-    if not deviation < LARGEST_ERROR:
-        found = f"{chosen} is wrong by {deviation:.1e} of the result on this machine"
-        remedy = "set PERMLLM_CPU_ISA to another of " + sets + ", and report this"
-        yield Finding(subject, found, Verdict.PROBLEM, remedy)
-        return
+    for values, largest in LARGEST_ERRORS.items():
+        deviation = kernel_error(chosen, values)
+        if not deviation < largest:
+            name = _name(values)
+            found = f"{chosen} is wrong by {deviation:.1e} of the result with {name} values here"
+            remedy = "set PERMLLM_CPU_ISA to another of " + sets + ", and report this"
+            yield Finding(subject, found, Verdict.PROBLEM, remedy)
+            return
     by = " by PERMLLM_CPU_ISA" if os.environ.get("PERMLLM_CPU_ISA") else ""
-    yield Finding(subject, f"{chosen} is used{by} and right; this CPU and build run {sets}")
+    others = CpuBackend(values=torch.bfloat16).instruction_set
+    of = "" if others == chosen else f" for int8 values, {others} for bfloat16 values,"
+    yield Finding(subject, f"{chosen} is used{of}{by} and right; this CPU and build run {sets}")
 
 
-def kernel_error(instruction_set: str) -> float:
-    """Frobenius error of a small layer, relative to the same layer through plain PyTorch."""
+def kernel_error(instruction_set: str, values: torch.dtype) -> float:
+    """Frobenius error of a small layer, relative to the same layer through plain PyTorch.
+
+    Args:
+        instruction_set: whose kernels, or where it has none for them, those of the next.
+        values: bfloat16 or int8.
+    """
     generator = torch.Generator().manual_seed(0)
     pattern = Pattern(2, 4)
     scores = torch.rand(48, 64, 4, generator=generator)
     mask = torch.zeros(48, 64, 4).scatter_(2, scores.topk(2).indices, 1).bool().view(48, 256)
     weight = torch.randn(48, 256, generator=generator).to(torch.bfloat16)
+    scale = None
+    if values == torch.int8:
+        scale = weight.abs().amax(dim=1).float() / 127
+        weight = (weight.float() / scale.unsqueeze(1)).round().to(torch.int8)
     weights = CheckpointWeights(
-        pack_values(weight, mask, pattern), pack_mask(mask), None, None, pattern, 64
+        pack_values(weight, mask, pattern), pack_mask(mask), None, scale, pattern, 64
     )
     packed = CpuBackend(instruction_set).pack(weights)
     x = torch.randn(17, 256, generator=generator).to(torch.bfloat16)
@@ -73,6 +87,8 @@ def kernel_error(instruction_set: str) -> float:
         *(48, str(pattern)),
     )
     expected = x.double() @ (weight * mask).double().t()
+    if scale is not None:
+        expected *= scale
     return float((found.double() - expected).norm() / expected.norm())
 
 
@@ -113,7 +129,7 @@ def services() -> list[Service]:
 
 def service(device: torch.device, dtype: torch.dtype) -> Service:
     """Which backend would serve a bfloat16 checkpoint on `device` in `dtype`."""
-    name, reason = str(dtype).removeprefix("torch."), fallback_reason(device, dtype, torch.bfloat16)
+    name, reason = _name(dtype), fallback_reason(device, dtype, torch.bfloat16)
     if reason:
         return Service(device.type, name, "reference", "pytorch", reason)
     try:
@@ -121,3 +137,7 @@ def service(device: torch.device, dtype: torch.dtype) -> Service:
     except RuntimeError as error:
         return Service(device.type, name, "none", "none", str(error).splitlines()[0])
     return Service(device.type, name, backend.name, backend.instruction_set, "")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -138,8 +138,8 @@ class HeadMethod(UnquantizedEmbeddingMethod):
         if self._asked_to_round:
             logger.warning(
                 "the output head, %s of %d inputs on %s, stays as it is: one of int8 takes an "
-                "x86 CPU with AVX2, and a weight of bfloat16 or float16 whose inputs are a "
-                "multiple of 8 and not too many",
+                "x86 CPU with AVX2 (and no PERMLLM_CPU_ISA=portable), and a weight of bfloat16 or "
+                "float16 whose inputs are a multiple of 8 and not too many",
                 *(str(weight.dtype).removeprefix("torch."), weight.shape[1], weight.device.type),
             )
         return CpuBackend().pack_dense(weight) if self.tokens else None

@@ -12,6 +12,7 @@ import torch
 from benchmarks import instruction_sets
 from benchmarks.cpu import contestants
 from benchmarks.instruction_sets import FLOAT32, LIMITS, TORCH, VLLM, limited, measure, table
+from permllm_vllm.backends.cpu import INT8_ONLY
 
 
 @pytest.mark.parametrize("has_vllm", [False, True])
@@ -24,6 +25,7 @@ def test_the_ratio_that_counts_is_to_the_fastest_dense_contestant(
         return {name: dense.get(name, 4.0 if name == "bfloat16" else 2.0) for name in found}
 
     make = instruction_sets._bfloat16_linear
+    monkeypatch.setenv("PERMLLM_CPU_ISA", "portable")
     monkeypatch.setattr(contestants, "POOL_BYTES", 1)
     monkeypatch.setattr(instruction_sets, "vllm_primitive", lambda _: make if has_vllm else None)
     monkeypatch.setattr(instruction_sets, "median_times", median_times)
@@ -39,6 +41,22 @@ def test_the_ratio_that_counts_is_to_the_fastest_dense_contestant(
         assert (row.vllm_us is not None) is has_vllm
     last = list(table(rows).columns[-1].cells)
     assert last == [f"{best / 4:.2f}x", f"{best / 2:.2f}x"]
+
+
+@pytest.mark.parametrize("isa", [*INT8_ONLY, "avx2"])
+def test_what_has_no_kernel_has_no_row(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if isa not in torch.ops.permllm.cpu_instruction_sets().split(","):
+        pytest.skip(f"this CPU or build does not run {isa}")
+    monkeypatch.setenv("PERMLLM_CPU_ISA", isa)
+    monkeypatch.setattr(contestants, "POOL_BYTES", 1)
+    with torch.inference_mode():
+        rows = measure((64, 64), [2], "2:4")
+    assert [row.value_dtype for row in rows] == (
+        ["int8"] if isa in INT8_ONLY else ["bfloat16", "int8"]
+    )
+    has_peer = contestants.has_vllm() and isa not in instruction_sets.WITHOUT_INT8_PEER
+    assert all((row.vllm_int8_us is not None) is has_peer for row in rows)
+    assert {row.isa for row in rows} == {isa}
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="PyTorch is built without MKL")

@@ -93,13 +93,23 @@ def test_the_kernels_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     finding = only(kernels.cpu_kernels())
     assert finding.verdict is Verdict.GOOD
     assert kernels.CpuBackend().instruction_set in finding.found
-    for instruction_set in kernels.instruction_sets():
-        assert 0 < kernels.kernel_error(instruction_set) < kernels.LARGEST_ERROR
+    for values, largest in kernels.LARGEST_ERRORS.items():
+        for instruction_set in kernels.instruction_sets():
+            assert 0 < kernels.kernel_error(instruction_set, values) < largest
     real = ops.sparse_linear
     monkeypatch.setattr(ops, "sparse_linear", lambda *arguments: 1.1 * real(*arguments))
     finding = only(kernels.cpu_kernels())
     assert finding.verdict is Verdict.PROBLEM
     assert "is wrong by 1.0e-01" in finding.found
+    assert "with bfloat16 values" in finding.found
+    monkeypatch.setattr(
+        ops,
+        "sparse_linear",
+        lambda *arguments: real(*arguments) * (1 if arguments[4] is None else 1.1),
+    )
+    finding = only(kernels.cpu_kernels())
+    assert finding.verdict is Verdict.PROBLEM
+    assert "with int8 values" in finding.found
     monkeypatch.setattr(ops, "sparse_linear", lambda *arguments: torch.nan * real(*arguments))
     assert only(kernels.cpu_kernels()).verdict is Verdict.PROBLEM
 

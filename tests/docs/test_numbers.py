@@ -149,6 +149,14 @@ def test_instruction_sets_have_two_peers() -> None:
         "| `avx2` | bfloat16, to the fastest dense | 2.50 |",
         "| `avx2` | int8, to the fastest dense | 1.50 |",
     ]
+    integers = [row | {"vllm_int8_us": 3.0} for row in newer]
+    assert tables.VIEWS["instruction-sets"]({"rows": integers}).splitlines()[7:] == [
+        "| `avx2` | int8, to vLLM's dense int8 | 1.50 |",
+    ]
+    alone = tables.VIEWS["instruction-sets"]({"rows": integers[1:]}).splitlines()[2:]
+    assert [line.split(" | ")[1] for line in alone] == [
+        "int8", "int8, to the fastest dense", "int8, to vLLM's dense int8"
+    ]  # fmt: skip
     other = rows + [row | {"pattern": "4:8", "ratio": 5} for row in rows]
     assert tables.VIEWS["instruction-sets"]({"rows": other}).splitlines()[4:7] == [
         "| 64 x 8, 2:4 | `avx2` | bfloat16, to dense float32 | 4.50 |",

@@ -189,8 +189,9 @@ def pack(data: bytes) -> None:
     """cpu_pack: weights of any shape, dtype and strides, damaged masks and permutations."""
     choices = Choices(data)
     layer = choices.pick(layers())
-    weights = layer.weights
-    without = () if weights.values.dtype == torch.int8 else INT8_ONLY
+    int8 = choices.once_in(3)
+    weights = as_int8(layer.weights) if int8 else layer.weights
+    without = () if int8 else INT8_ONLY
     isa = choices.pick([isa for isa in instruction_sets() if isa not in without])
     block = weights.block_size
     undone = block <= 64 and isa in SIXTEEN_BITS_ONLY
@@ -259,9 +260,10 @@ def damage_pack_argument(choices: Choices, arguments: list[object]) -> bool:
     elif how == 5:
         isa = choices.pick(("", "mmx", "amx", "portable", "avx2", "\0"))
         arguments[4] = isa
-        if arguments[2] is not None and (isa or instruction_sets()[0]) not in SIXTEEN_BITS_ONLY:
+        serving = isa or torch.ops.permllm.cpu_instruction_set()
+        if arguments[2] is not None and serving not in SIXTEEN_BITS_ONLY:
             return False
-        return isa in ("", "portable")
+        return isa in ("", "portable") and serving not in INT8_ONLY
     elif isinstance(given, Tensor):
         arguments[at] = reshaped(choices, given)
     else:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks.shapes import random_layer
+from benchmarks.shapes import random_layer, to_int8
 from permllm_vllm import ops
 from permllm_vllm.backends import CheckpointWeights, select_backend
 from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY, CpuBackend, instruction_sets
@@ -136,11 +136,11 @@ def test_another_instruction_set_serves_float32() -> None:
     assert CpuBackend(dtype=torch.float16).instruction_set == instruction_sets()[0]
     isa = next(isa for isa in instruction_sets() if isa in SIXTEEN_BITS_ONLY)
     assert CpuBackend(isa, torch.float32).instruction_set not in SIXTEEN_BITS_ONLY
-    packed = CpuBackend(isa).pack(random_layer(24, 128).weights)
+    packed = CpuBackend(isa).pack(to_int8(random_layer(24, 128)).weights)
     with pytest.raises(RuntimeError, match=r"x is float32, .* float16: pack for avx512"):
         ops.sparse_linear(
-            torch.randn(3, 128), packed.packed, packed.metadata, packed.permutation, None, None, 24,
-            "2:4",
+            torch.randn(3, 128), packed.packed, packed.metadata, packed.permutation, packed.scale,
+            None, 24, "2:4",
         )  # fmt: skip
 
 

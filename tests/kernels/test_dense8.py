@@ -109,6 +109,8 @@ def test_largest_sums_do_not_overflow(dense8_isa: str) -> None:
         x[:, 0] = 1
         found, exact = multiply(x, packed, 8).double(), x.double() @ weight.double().T
         assert (found - exact).norm() <= TOLERANCE * exact.norm()
+        ones = multiply(torch.ones_like(x), packed, 8)
+        assert torch.equal(ones, torch.full_like(ones, MOST_INPUTS))
 
 
 def test_a_row_of_zeros(dense8_isa: str) -> None:
@@ -131,7 +133,8 @@ def test_what_has_no_copy(isa: str) -> None:
 
 def test_float32_has_no_kernel(dense8_isa: str) -> None:
     packed = packed_on(dense8_isa, drawn(8, 64, 0))
-    with pytest.raises(RuntimeError, match=f"x is float32, packed was written for .* {dense8_isa}"):
+    written = f"x is float32, packed was written for .* {dense8_isa}"
+    with pytest.raises(RuntimeError, match=f"{written}.* float16: convert x to one of them"):
         multiply(drawn(3, 64, 0).float(), packed, 8)
 
 

@@ -30,6 +30,7 @@ from permllm_vllm.quantization.head import (
     PACKED,
     HeadMethod,
     adopt_heads,
+    can_round,
     head_tokens,
 )
 from permllm_vllm.quantization.options import ServingOptions
@@ -42,6 +43,9 @@ needs_half = pytest.mark.skipif(
     not head_tokens(torch.float16, CHANNELS), reason="this CPU has no kernel for a float16 head"
 )
 needs_kernel = pytest.mark.skipif(not MOST, reason="this CPU has no kernel for a dense head")
+needs_rounding = pytest.mark.skipif(
+    not can_round(torch.bfloat16, CHANNELS), reason="this CPU has no kernel for a head of int8"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -268,7 +272,7 @@ def rounded(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
-@needs_kernel
+@needs_rounding
 @pytest.mark.parametrize(
     "isa", ["avx512_bf16", "zen5", "avx512_vbmi2", "avx512_vnni", "avx512", "avx2_vnni", "avx2"]
 )

@@ -1,6 +1,7 @@
 """Every contestant multiplies by its weight, and one that does not is not timed."""
 
 import gc
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -110,3 +111,26 @@ def test_vllm_is_a_peer_of_an_instruction_set_where_it_packs_the_weight(monkeypa
         monkeypatch.setattr(contestants, "has_vllm", lambda there=there: there)
         monkeypatch.setattr(contestants, "_vllm_layer", lambda dense, layer=layer: layer)
         assert (vllm_primitive(dense) is not None) is expected
+
+
+def test_every_round_has_an_order_of_its_own() -> None:
+    called: list[str] = []
+
+    class Watched:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def checked(self, x: torch.Tensor) -> float:
+            return 0.0
+
+        def time(self, x: torch.Tensor, clock: Callable[[], float]) -> float:
+            called.append(self.name)
+            return float(len(called))
+
+    watched = {name: Watched(name) for name in "abcd"}
+    times = median_times(watched, torch.zeros(1, 1), threads=1, rounds=9)
+    rounds = ["".join(called[i : i + 4]) for i in range(0, len(called), 4)]
+    assert list(times) == list("abcd")
+    assert {"".join(sorted(one)) for one in rounds} == {"abcd"}
+    assert len(rounds) == 10
+    assert len(set(rounds)) > 5
