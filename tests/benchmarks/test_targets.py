@@ -28,7 +28,7 @@ MISSED: Mapping[str, set[Any]] = {
         ("4:8", (4096, 11008), "bfloat16", 256),
         ("4:8", (4096, 4096), "bfloat16", 256),  # 1.699
     },
-    # With one token dense reads at 69 to 83 % of memory's rate there, on Zen 4 at half of it.
+    # With one token dense reads at 68 to 80 % of memory's rate there, on Zen 4 at half of it.
     "kernels-cpu-zen5": {("2:4", *layer, 1) for layer in itertools.product(SHAPES, AVX512)},
     "kernels-cpu-zen5-4to8": {("4:8", *layer, 1) for layer in itertools.product(SHAPES, AVX512)},
 }
