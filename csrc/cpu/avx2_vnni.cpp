@@ -2,27 +2,11 @@
 // mask of eight.
 #include <immintrin.h>
 
-#include <array>
-
+#include "avx2_places.h"
 #include "int8_linear.h"
 
 namespace permllm::cpu {
 namespace {
-
-// For every mask of eight inputs, which of four values each of them has.
-constexpr std::array<uint64_t, 256> kPlaces = [] {
-  constexpr uint64_t kZero = 0x80;
-  std::array<uint64_t, 256> places{};
-  for (uint64_t mask = 0; mask < 256; ++mask) {
-    uint64_t value = 0;
-    for (int input = 0; input < 8; ++input) {
-      const bool kept = (mask >> input & 1) != 0;
-      places[mask] |= (kept ? value : kZero) << (8 * input);
-      value += kept;
-    }
-  }
-  return places;
-}();
 
 struct Avx2Vnni {
   typedef int32_t Vector __attribute__((vector_size(32), may_alias));
@@ -34,11 +18,11 @@ struct Avx2Vnni {
   static Vector decode(const uint8_t* mask, const int8_t* values) {
     const __m256i starts =
         _mm256_set_epi64x(0x0c0c0c0c0c0c0c0c, 0x0808080808080808, 0x0404040404040404, 0);
-    const auto place = [&](int i) { return static_cast<int64_t>(kPlaces[mask[i]]); };
-    const __m256i places = _mm256_set_epi64x(place(3), place(2), place(1), place(0));
+    const __m256i own =
+        _mm256_set_epi64x(places(mask[3]), places(mask[2]), places(mask[1]), places(mask[0]));
     const __m256i both =
         _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
-    return (Vector)_mm256_shuffle_epi8(both, _mm256_or_si256(places, starts));
+    return (Vector)_mm256_shuffle_epi8(both, _mm256_or_si256(own, starts));
   }
 
   static Vector widen(const int8_t* values) { return load<Vector>(values); }
