@@ -147,8 +147,9 @@ struct Int8Products {
     // The shift is 128 of the upper byte.
     void write(int64_t token, int r, const uint32_t* totals) const {
       auto sum = static_cast<float>(static_cast<int32_t>(totals[0] - of_shift[r]));
-      if constexpr (Parts == 2)
+      if constexpr (Parts == 2) {
         sum = sum * 256.0f + static_cast<float>(static_cast<int32_t>(totals[1]));
+      }
       round_to(this->y[token * this->stride + r], sum * factor[r] * scales[token] + this->bias[r]);
     }
 

@@ -50,8 +50,9 @@ def cpu_kernels() -> Iterator[Finding]:
     for values, largest in LARGEST_ERRORS.items():
         deviation = kernel_error(chosen, values)
         if not deviation < largest:
-            name = _name(values)
-            found = f"{chosen} is wrong by {deviation:.1e} of the result with {name} values here"
+            wrong = CpuBackend(values=values).instruction_set
+            of = f"of the result with {_name(values)} values"
+            found = f"{wrong} is wrong by {deviation:.1e} {of} on this machine"
             remedy = "set PERMLLM_CPU_ISA to another of " + sets + ", and report this"
             yield Finding(subject, found, Verdict.PROBLEM, remedy)
             return
