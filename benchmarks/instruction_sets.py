@@ -120,9 +120,8 @@ def measure(shape: tuple[int, int], tokens: list[int], pattern: str) -> list[Row
     vllm = vllm_primitive(layer.dense)
     if vllm is not None:
         makers[VLLM] = vllm
-    peers = dict(makers)
-    if isa not in WITHOUT_INT8_PEER:
-        peers |= {name: make for name, make in peer_makers(int8=True).items() if name == VLLM_INT8}
+    int8_peer = None if isa in WITHOUT_INT8_PEER else peer_makers(int8=True).get(VLLM_INT8)
+    peers = makers if int8_peer is None else {**makers, VLLM_INT8: int8_peer}
     contestants = dense_contestants(peers, layer.dense)
     own = [values for values in VALUES if values == "int8" or isa not in INT8_ONLY]
     for values in own:

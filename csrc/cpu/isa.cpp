@@ -109,12 +109,18 @@ bool has_amx() { return false; }
 
 #endif
 
+// The answer of the first call: cpuid takes long in a virtual machine.
+template <bool (*Has)()>
+bool once() {
+  static const bool found = Has();
+  return found;
+}
+
 std::array<Isa, 9> fastest_first() {
   std::array<Isa, 9> every = {Isa::kAmx,         Isa::kZen5,       Isa::kAvx512Bf16,
                               Isa::kAvx512Vbmi2, Isa::kAvx512Vnni, Isa::kAvx512,
                               Isa::kAvx2Vnni,    Isa::kAvx2,       Isa::kPortable};
-  static const bool zen5 = is_zen5();
-  if (!zen5) std::swap(every[1], every[2]);
+  if (!once<is_zen5>()) std::swap(every[1], every[2]);
   return every;
 }
 
@@ -169,35 +175,21 @@ bool undoes_permutation(Isa isa) {
 
 bool supported(Isa isa) {
   switch (isa) {
-    case Isa::kAmx: {
-      static const bool amx = has_amx();
-      return amx;
-    }
+    case Isa::kAmx:
+      return once<has_amx>();
     case Isa::kAvx512Bf16:
-    case Isa::kZen5: {
-      static const bool avx512_bf16 = has_avx512_bf16();
-      return avx512_bf16;
-    }
-    case Isa::kAvx512Vbmi2: {
-      static const bool avx512_vbmi2 = has_avx512_vbmi2();
-      return avx512_vbmi2;
-    }
-    case Isa::kAvx512Vnni: {
-      static const bool avx512_vnni = has_avx512_vnni();
-      return avx512_vnni;
-    }
-    case Isa::kAvx512: {
-      static const bool avx512 = has_avx512();
-      return avx512;
-    }
-    case Isa::kAvx2Vnni: {
-      static const bool avx2_vnni = has_avx2_vnni();
-      return avx2_vnni;
-    }
-    case Isa::kAvx2: {
-      static const bool avx2 = has_avx2();
-      return avx2;
-    }
+    case Isa::kZen5:
+      return once<has_avx512_bf16>();
+    case Isa::kAvx512Vbmi2:
+      return once<has_avx512_vbmi2>();
+    case Isa::kAvx512Vnni:
+      return once<has_avx512_vnni>();
+    case Isa::kAvx512:
+      return once<has_avx512>();
+    case Isa::kAvx2Vnni:
+      return once<has_avx2_vnni>();
+    case Isa::kAvx2:
+      return once<has_avx2>();
     case Isa::kPortable:
       return true;
   }

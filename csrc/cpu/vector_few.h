@@ -9,7 +9,7 @@
 //   Vector, Lane, kLanes       kLanes of them to a vector; a lane has 32 bits
 //   kInputs                    that a vector of weights holds, and one of x
 //   kParts                     vectors that so many inputs of a token are, with a sum each
-//   decode(block, row, first)  kInputs inputs of a row of a block, zeros where pruned
+//   decode(block, row, first)  as many inputs of a row of a block, zeros where pruned
 //   multiply(sum, weights, x)  of vectors
 //   kOperandsOfX               its instruction takes x from memory
 //   Inputs                     constructed from the arguments; measures(), measure(token) for as

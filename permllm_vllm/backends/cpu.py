@@ -34,8 +34,8 @@ class CpuBackend:
             one in the environment variable PERMLLM_CPU_ISA.
         dtype: of the activations. Those of float32 are multiplied in float32, by the kernels of the
             next instruction set that do so.
-        values: dtype of the sparse values, where all layers have the same. Those that an
-            instruction set has no kernels for are multiplied by those of the next, in any case.
+        values: dtype of the sparse values that `instruction_set` shall speak of. Whatever it says,
+            `pack` leaves values that it has no kernels for to the next.
 
     Raises:
         RuntimeError: the kernels are missing. An instruction set that is unknown, or that this CPU
