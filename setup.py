@@ -31,7 +31,7 @@ COMMON_FLAGS = [
     "-Wno-unused-parameter",
     "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY",
 ]  # fmt: skip
-AVX2_FLAGS = ["-mavx2", "-mfma", "-mpopcnt", "-mbmi", "-mbmi2"]
+AVX2_FLAGS = ["-mavx2", "-mfma", "-mpopcnt", "-mbmi", "-mbmi2", "-mf16c"]
 AVX512_FLAGS = [
     *AVX2_FLAGS, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl",
     "-mprefer-vector-width=512",

@@ -81,16 +81,21 @@ class Row:
     load_average: float
 
 
-def most_tokens(inputs: int, dtype: str, values: str = "kept") -> int:
-    """Tokens of so many inputs that the kernels take; ends the program where there is none."""
+def most_tokens(shape: tuple[int, int], dtype: str, values: str = "kept") -> int:
+    """Tokens that the kernels take with such a weight; ends the program where there is none."""
     if ops.missing_reason:
         sys.exit(f"benchmarks.head: the compiled kernels are missing: {ops.missing_reason}")
-    most = int(torch.ops.permllm.cpu_head_tokens(inputs, dtype == "float16"))
-    packed = packed_head(random_head(64, inputs, getattr(torch, dtype)), values)
+    most = int(torch.ops.permllm.cpu_head_tokens(*shape, dtype == "float16"))
+    packed = packed_head(random_head(64, shape[1], getattr(torch, dtype)), values)
     if packed is not None:
         return max(most, *TOKENS)
     if not most:
-        needed = "AVX2" if values == "int8" else "AVX-512 BF16 (float16: without AMX)"
+        needed = (
+            "AVX2"
+            if values == "int8"
+            else "AVX-512 BF16 (float16: without AMX), or with AVX2 and no AVX-512 (outputs in a "
+            "multiple of 8, inputs of 64)"
+        )
         sys.exit(
             f"benchmarks.head: {CpuBackend().instruction_set} has no kernel for a head of {dtype}, "
             f"values {values}, so vLLM's own path serves and there is nothing to compare: measure "
@@ -205,14 +210,14 @@ def _parse() -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     for n, k in arguments.shapes:
-        most = most_tokens(k, arguments.dtype, arguments.values)
+        if k % INPUTS:
+            parser.error(f"--shapes {n}x{k}: the kernel takes a multiple of {INPUTS} inputs")
+        most = most_tokens((n, k), arguments.dtype, arguments.values)
         for m in arguments.tokens or []:
             if not 1 <= m <= most:
                 parser.error(
                     f"--tokens {m}: the kernel takes 1 to {most} of {k} inputs, vLLM's path more"
                 )
-        if k % INPUTS:
-            parser.error(f"--shapes {n}x{k}: the kernel takes a multiple of {INPUTS} inputs")
     return arguments
 
 
@@ -232,7 +237,7 @@ def main() -> None:
     with torch.inference_mode():
         for shape in arguments.shapes:
             there = {(row["n"], row["k"], row["m"]) for row in result.all()}
-            most = most_tokens(shape[1], arguments.dtype, arguments.values)
+            most = most_tokens(shape, arguments.dtype, arguments.values)
             asked = arguments.tokens or [m for m in TOKENS if m <= most]
             tokens = [m for m in asked if (*shape, m) not in there]
             if tokens:

@@ -23,9 +23,9 @@ Tensor head_linear(Tensor x, Tensor weight) {
   const bool half = dtype == ScalarType::Half;
   const bool words = x.is_cpu() && weight.is_cpu() && weight.scalar_type() == dtype &&
                      (half || dtype == ScalarType::BFloat16);
-  const bool in_place = weight.is_contiguous() && k % cpu::kDenseInputs == 0 &&
-                        reinterpret_cast<uintptr_t>(weight.const_data_ptr()) % 64 == 0;
-  if (!words || !in_place || m == 0 || m > cpu::dense_tokens(k, half)) {
+  const bool in_place =
+      weight.is_contiguous() && reinterpret_cast<uintptr_t>(weight.const_data_ptr()) % 64 == 0;
+  if (!words || !in_place || m == 0 || m > cpu::dense_tokens(n, k, half)) {
     return dense_product(x, weight, std::nullopt);
   }
   const Tensor rows = in_one_piece(x);
@@ -83,9 +83,11 @@ std::tuple<Tensor, Tensor> cpu_pack_dense(Tensor weight, std::string isa_name) {
   return {packed, metadata_of(packing.layout)};
 }
 
-// How many tokens of so many inputs head_linear multiplies itself at most, 0 where it has no
-// kernel: of bfloat16, or with `half` of float16.
-int64_t cpu_head_tokens(int64_t inputs, bool half) { return cpu::dense_tokens(inputs, half); }
+// How many tokens head_linear multiplies itself at most with a weight [outputs, inputs], 0 where it
+// has no kernel: of bfloat16, or with `half` of float16.
+int64_t cpu_head_tokens(int64_t outputs, int64_t inputs, bool half) {
+  return cpu::dense_tokens(outputs, inputs, half);
+}
 
 // `bytes` bytes in huge pages, the content undefined.
 Tensor cpu_huge_bytes(int64_t bytes) {
@@ -98,7 +100,7 @@ Tensor cpu_huge_bytes(int64_t bytes) {
 
 // permllm::head_linear itself is defined in permllm_vllm/ops.py, with or without this library.
 STABLE_TORCH_LIBRARY_FRAGMENT(permllm, m) {
-  m.def("cpu_head_tokens(int inputs, bool half=False) -> int");
+  m.def("cpu_head_tokens(int outputs, int inputs, bool half=False) -> int");
   m.def("cpu_huge_bytes(int bytes) -> Tensor");
   m.def("cpu_pack_dense(Tensor weight, str isa) -> (Tensor, Tensor)");
 }

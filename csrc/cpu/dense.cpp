@@ -8,6 +8,8 @@
 namespace permllm::cpu {
 namespace {
 
+constexpr int64_t kAnyTokens = std::numeric_limits<int64_t>::max();
+
 struct DenseKernel {
   KernelOf<bf16> kernel;
   int64_t tokens = 0;  // at most
@@ -17,8 +19,7 @@ struct DenseKernel {
 template <class Tuning>
 DenseKernel avx512(int64_t k, bool half) {
   if (half) {
-    return {{avx512_dense<Tuning>, Tuning::kDenseTokens, sizeof(float)},
-            std::numeric_limits<int64_t>::max()};
+    return {{avx512_dense<Tuning>, Tuning::kDenseTokens, sizeof(float)}, kAnyTokens};
   }
   const int64_t bytes = Tuning::kDenseTokens * k * static_cast<int64_t>(sizeof(bf16));
   const bool inside_l1 = bytes <= Tuning::kDenseL1Bytes;
@@ -27,8 +28,16 @@ DenseKernel avx512(int64_t k, bool half) {
 }
 #endif
 
+#if defined(PERMLLM_AVX2)
+DenseKernel avx2(int64_t n, int64_t k) {
+  if (n % kPortableRows != 0 || k % kBlockInputs != 0) return {};
+  return {{avx2_dense, Avx2DenseTuning::kPackedTokens, sizeof(float)}, kAnyTokens};
+}
+#endif
+
 // Nothing where the instruction set has no kernel.
-DenseKernel dense_kernel([[maybe_unused]] int64_t k, [[maybe_unused]] bool half) {
+DenseKernel dense_kernel([[maybe_unused]] int64_t n, int64_t k, [[maybe_unused]] bool half) {
+  if (k % kDenseInputs != 0) return {};
   switch (select("")) {
 #if defined(PERMLLM_AMX)
     case Isa::kAmx:
@@ -41,6 +50,11 @@ DenseKernel dense_kernel([[maybe_unused]] int64_t k, [[maybe_unused]] bool half)
     case Isa::kZen5:
       return avx512<Zen5Tuning>(k, half);
 #endif
+#if defined(PERMLLM_AVX2)
+    case Isa::kAvx2Vnni:
+    case Isa::kAvx2:
+      return avx2(n, k);
+#endif
     default:
       return {};
   }
@@ -48,10 +62,10 @@ DenseKernel dense_kernel([[maybe_unused]] int64_t k, [[maybe_unused]] bool half)
 
 }  // namespace
 
-int64_t dense_tokens(int64_t k, bool half) { return dense_kernel(k, half).tokens; }
+int64_t dense_tokens(int64_t n, int64_t k, bool half) { return dense_kernel(n, k, half).tokens; }
 
 void dense_linear(const LinearArguments& a) {
-  run_in_region(dense_kernel(a.k, a.half).kernel, a, nullptr);
+  run_in_region(dense_kernel(a.n, a.k, a.half).kernel, a, nullptr);
 }
 
 }  // namespace permllm::cpu

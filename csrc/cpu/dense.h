@@ -9,12 +9,13 @@ namespace permllm::cpu {
 
 constexpr int64_t kDenseInputs = 32;  // of a vector
 
-// How many tokens of k inputs a kernel takes at most here, 0 where there is none. Beyond, others
-// are faster; for float16 (`half`), of which PyTorch multiplies few products in a cycle, none are.
-int64_t dense_tokens(int64_t k, bool half);
+// How many tokens a kernel multiplies at most with a weight [n, k] here, 0 where there is none.
+// Beyond, others are faster. None are for float16 (`half`), of which PyTorch multiplies few
+// products in a cycle, nor where the instruction set multiplies no bfloat16.
+int64_t dense_tokens(int64_t n, int64_t k, bool half);
 
-// Multiplies m <= dense_tokens(k, half) tokens. `packed` are the rows, [n, k], 64-byte aligned, in
-// the type of x, and k is a multiple of kDenseInputs.
+// Multiplies m <= dense_tokens(n, k, half) tokens. `packed` are the rows, [n, k], 64-byte aligned,
+// in the type of x.
 void dense_linear(const LinearArguments& arguments);
 
 }  // namespace permllm::cpu

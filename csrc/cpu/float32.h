@@ -9,7 +9,7 @@
 // Include after every other header: what follows is compiled for one instruction set.
 #pragma once
 
-#include "vector.h"
+#include "row_groups.h"
 
 namespace permllm::cpu {
 namespace {
@@ -35,24 +35,24 @@ template <class Isa, class ValueType, class RealType>
 struct Float32Products {
   using Tuning = typename Isa::Tuning;
   using Real = RealType;
-  using Value = ValueType;
+  using Weights = PackedBlocks<ValueType>;
   using Vector = typename Isa::Vector;
   using Lane = float;
   static constexpr int kLanes = Isa::kLanes, kInputs = kLanes, kParts = 1;
   static constexpr bool kOperandsOfX = true;
 
-  static inline Vector decode(const Block<kRows, Value>& block, int row, int first) {
-    const auto* mask = reinterpret_cast<const uint8_t*>(&block.mask[row]) + first / 8;
-    return Isa::decode(mask, block.values[row] + first / 2);
+  static inline Vector decode(Weights place, int row, int first) {
+    const auto* mask = reinterpret_cast<const uint8_t*>(&(*place).mask[row]) + first / 8;
+    return Isa::decode(mask, (*place).values[row] + first / 2);
   }
 
-  static inline void decode_row(const Block<kRows, Value>& block, int row, float* dense) {
-    if constexpr (requires { Isa::decode_row(block, row, dense); }) {
-      Isa::decode_row(block, row, dense);
+  static inline void decode_row(Weights place, int row, float* dense) {
+    if constexpr (requires { Isa::decode_row(*place, row, dense); }) {
+      Isa::decode_row(*place, row, dense);
     } else {
       PERMLLM_UNROLL
       for (int first = 0; first < kBlockInputs; first += kLanes) {
-        store(dense + first, decode(block, row, first));
+        store(dense + first, decode(place, row, first));
       }
     }
   }
@@ -79,12 +79,30 @@ struct Float32Products {
 
   struct Outputs : Float32Outputs<Real> {
     Outputs(const LinearOf<Real>& a, const Inputs&, int64_t group)
-        : Float32Outputs<Real>(a, group, Isa::template kUnit<Value>) {}
+        : Float32Outputs<Real>(a, group, Isa::template kUnit<ValueType>) {}
 
     void write(int64_t token, int r, const float* total) const {
       Float32Outputs<Real>::write(token, r, *total);
     }
   };
+};
+
+// The same of a matrix of bfloat16 or float16, the type of x: Isa has widen() for kLanes of them.
+template <class Isa, class RealType>
+struct DenseProducts : Float32Products<Isa, bf16, RealType> {
+  using Weights = MatrixRows<RealType>;
+  using Vector = typename Isa::Vector;
+
+  static inline Vector decode(Weights place, int row, int first) {
+    return Isa::widen(place.row(row) + first);
+  }
+
+  static inline void decode_row(Weights place, int row, float* dense) {
+    PERMLLM_UNROLL
+    for (int first = 0; first < kBlockInputs; first += Isa::kLanes) {
+      store(dense + first, decode(place, row, first));
+    }
+  }
 };
 
 }  // namespace

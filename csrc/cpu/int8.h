@@ -23,7 +23,7 @@
 
 #include "token_scale.h"
 // The vector code comes last.
-#include "vector.h"
+#include "row_groups.h"
 
 namespace permllm::cpu {
 namespace {
@@ -51,26 +51,26 @@ struct Int8Products {
   static_assert(sizeof(RealType) == 2 && (Parts == 1 || (Parts == 2 && kShifted)));
   using Tuning = typename Isa::Tuning;
   using Real = RealType;
-  using Value = ValueType;  // int8_t or dense8
+  using Weights = PackedBlocks<ValueType>;  // of int8_t or dense8
   using Vector = typename Isa::Vector;
   using Lane = uint32_t;  // which wraps: `packed` may hold anything
   static constexpr int kLanes = Isa::kLanes, kLaneInputs = 4 / sizeof(Element);
   static constexpr int kInputs = kLaneInputs * kLanes, kParts = Parts;
   static constexpr bool kOperandsOfX = !kShifted;
 
-  static inline Vector decode(const Block<kRows, Value>& block, int row, int first) {
-    if constexpr (std::is_same_v<Value, dense8>) {
-      return Isa::widen(block.values[row] + first);
+  static inline Vector decode(Weights place, int row, int first) {
+    if constexpr (std::is_same_v<ValueType, dense8>) {
+      return Isa::widen((*place).values[row] + first);
     } else {
-      const auto* mask = reinterpret_cast<const uint8_t*>(&block.mask[row]) + first / 8;
-      return Isa::decode(mask, block.values[row] + first / 2);
+      const auto* mask = reinterpret_cast<const uint8_t*>(&(*place).mask[row]) + first / 8;
+      return Isa::decode(mask, (*place).values[row] + first / 2);
     }
   }
 
-  static inline void decode_row(const Block<kRows, Value>& block, int row, uint32_t* dense) {
+  static inline void decode_row(Weights place, int row, uint32_t* dense) {
     PERMLLM_UNROLL
     for (int first = 0; first < kBlockInputs; first += kInputs) {
-      store(dense + first / kLaneInputs, decode(block, row, first));
+      store(dense + first / kLaneInputs, decode(place, row, first));
     }
   }
 
@@ -124,7 +124,7 @@ struct Int8Products {
     // As large as it may be, where it is not of 8 bits: sums of products with -128 must fit.
     int largest_integer() const {
       if (kShifted) return Parts == 2 ? kLargest16 : kLargest8;
-      const int64_t kept = std::is_same_v<Value, dense8> ? a.k : ceil_div(a.k, 2);
+      const int64_t kept = std::is_same_v<ValueType, dense8> ? a.k : ceil_div(a.k, 2);
       return static_cast<int>(smaller(kLargest16, INT32_MAX / 128 / kept));
     }
 

@@ -47,9 +47,9 @@ uint64_t saved_state() {
 bool saves(uint64_t state) { return (saved_state() & state) == state; }
 
 bool has_avx2() {
-  constexpr uint64_t kAvxState = 0x6;                            // SSE, AVX
-  return saves(kAvxState) && bits(cpuid(1, 0).ecx, {12, 23}) &&  // FMA, POPCNT
-         bits(cpuid(7, 0).ebx, {3, 5, 8});                       // BMI1, AVX2, BMI2
+  constexpr uint64_t kAvxState = 0x6;                                // SSE, AVX
+  return saves(kAvxState) && bits(cpuid(1, 0).ecx, {12, 23, 29}) &&  // FMA, POPCNT, F16C
+         bits(cpuid(7, 0).ebx, {3, 5, 8});                           // BMI1, AVX2, BMI2
 }
 
 bool has_avx512() {

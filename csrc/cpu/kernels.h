@@ -118,4 +118,6 @@ void avx2_vnni(const LinearOf<Real>&, Worker&);
 template <class Value, class Real>
 void avx2_int8(const LinearOf<Real>&, Worker&);
 
+void avx2_dense(const LinearArguments&, Worker&);  // as dense.h says
+
 }  // namespace permllm::cpu

@@ -173,9 +173,14 @@ struct Avx512Tuning : Float32Tuning {
 };
 
 struct Avx2Tuning : Float32Tuning {
+  static constexpr int kKeptVectors = 8;
+  static constexpr int64_t kKeptPanelGroups = 32;
   static constexpr int kFewTokens = 6;
   static constexpr int kSums = 12;
 };
+
+// Dense rows.
+struct Avx2DenseTuning : Avx2Tuning {};
 
 // int8 values in vectors of any width, measured on Zen 5 alone.
 struct Avx512VnniTuning : Avx512Tuning {

@@ -5,11 +5,12 @@
 //
 // `Products` says what the values are and how they meet x:
 //   Tuning                     the table of constants
-//   Real, Value                of x and y; of the blocks
+//   Real                       of x and y
+//   Weights                    where a row group is found (row_groups.h)
 //   Vector, Lane, kLanes       kLanes of them to a vector; a lane has 32 bits
 //   kInputs                    that a vector of weights holds, and one of x
 //   kParts                     vectors that so many inputs of a token are, with a sum each
-//   decode(block, row, first)  as many inputs of a row of a block, zeros where pruned
+//   decode(place, row, first)  as many inputs of a row of a block, zeros where pruned
 //   multiply(sum, weights, x)  of vectors
 //   kOperandsOfX               its instruction takes x from memory
 //   Inputs                     constructed from the arguments; measures(), measure(token) for as
@@ -22,7 +23,7 @@
 #include "phases.h"
 
 // The vector code comes last.
-#include "vector.h"
+#include "row_groups.h"
 
 namespace permllm::cpu {
 namespace {
@@ -33,7 +34,7 @@ class FewTokens {
   using Inputs = typename Products::Inputs;
   using Vector = typename Products::Vector;
   using Lane = typename Products::Lane;
-  using Blocks = Block<kRows, typename Products::Value>;
+  using Weights = typename Products::Weights;
 
   static constexpr int kLanes = Products::kLanes;
   static constexpr int kParts = Products::kParts;
@@ -84,8 +85,9 @@ class FewTokens {
   }
 
  private:
-  // Adds the products of rows first..first+kRowsAtOnce-1 of `count` blocks.
-  static inline void multiply(const Blocks* block, int64_t count, int first, const Lane* x,
+  // Adds the products of rows first..first+kRowsAtOnce-1 of `count` blocks, and fetches as many of
+  // those ahead.
+  static inline void multiply(Weights start, Weights ahead, int64_t count, int first, const Lane* x,
                               Sums& sums) {
     Vector sum[kRowsAtOnce][Tokens][kParts];
     PERMLLM_UNROLL
@@ -96,14 +98,9 @@ class FewTokens {
         for (int p = 0; p < kParts; ++p) sum[r][t][p] = sums[first + r][t][p];
       }
     }
-    for (const Blocks* end = block + count; block != end; ++block) {
-      if (first == 0) {
-        const char* ahead = reinterpret_cast<const char*>(block + Tuning::kFewAheadBlocks);
-        PERMLLM_UNROLL
-        for (size_t line = 0; line < sizeof(Blocks); line += 64) {
-          __builtin_prefetch(ahead + line, 0, Tuning::kFewHint);
-        }
-      }
+    for (int64_t b = 0; b < count; ++b) {
+      const Weights place = start + b;
+      if (first == 0) (ahead + b).template prefetch<Tuning::kFewHint>();
       PERMLLM_UNROLL
       for (int step = 0; step < kSteps; ++step, x += Tokens * kParts * kLanes) {
         PERMLLM_UNROLL
@@ -111,7 +108,7 @@ class FewTokens {
           Vector weights[kTogether];
           PERMLLM_UNROLL
           for (int j = 0; j < kTogether; ++j) {
-            weights[j] = Products::decode(*block, first + r + j, step * Products::kInputs);
+            weights[j] = Products::decode(place, first + r + j, step * Products::kInputs);
           }
           PERMLLM_UNROLL
           for (int t = 0; t < Tokens; ++t) {
@@ -151,13 +148,13 @@ class FewTokens {
   }
 
   void multiply_group(int64_t group) const {
-    const Blocks* block = static_cast<const Blocks*>(a_.packed) + group * blocks_;
     Sums sums = {};
     for (int64_t b = 0; b < blocks_; b += kChunkBlocks) {
       const int64_t count = smaller(kChunkBlocks, blocks_ - b);
+      const Weights start(a_, group, b), ahead(a_, group, b + Tuning::kFewAheadBlocks);
       PERMLLM_UNROLL
       for (int first = 0; first < kRows; first += kRowsAtOnce) {
-        multiply(block + b, count, first, x_ + b * kPackedLanes, sums);
+        multiply(start, ahead, count, first, x_ + b * kPackedLanes, sums);
       }
     }
     const typename Products::Outputs out(a_, inputs_, group);

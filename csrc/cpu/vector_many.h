@@ -5,7 +5,7 @@
 // broadcast.
 //
 // `Products` are those of vector_few.h with one part, without decode and multiply. They have
-//   decode_row(block, row, dense)  the 64 inputs of a row, zeros where pruned
+//   decode_row(place, row, dense)  the 64 inputs of a row, zeros where pruned
 //   multiply(sum, step, tokens)    a lane of weights with a vector of tokens
 #pragma once
 
@@ -14,7 +14,7 @@
 #include "token_blocks.h"
 
 // The vector code comes last.
-#include "vector.h"
+#include "row_groups.h"
 
 namespace permllm::cpu {
 namespace {
@@ -25,7 +25,7 @@ class ManyTokens {
   using Inputs = typename Products::Inputs;
   using Vector = typename Products::Vector;
   using Lane = typename Products::Lane;
-  using Blocks = Block<kRows, typename Products::Value>;
+  using Weights = typename Products::Weights;
 
   static_assert(Products::kParts == 1);
   static constexpr int kLanes = Products::kLanes;
@@ -71,15 +71,14 @@ class ManyTokens {
     for (int64_t start = begin; start < end; start += kPanelGroups) {
       const int64_t groups = smaller(kPanelGroups, end - start);
       __builtin_memset(sums, 0, sums_bytes);
-      const Blocks* first = static_cast<const Blocks*>(a_.packed) + start * blocks_;
       for (int64_t block = 0; block < blocks_; block += kChunkBlocks) {
         const int64_t count = smaller(kChunkBlocks, blocks_ - block);
         for (int64_t g = 0; g < groups; ++g) {
-          const Blocks* own = first + g * blocks_ + block;
-          const Blocks* next = g + 1 < groups                   ? own + blocks_
-                               : block + kChunkBlocks < blocks_ ? first + block + kChunkBlocks
-                                                                : first + groups * blocks_;
-          decode_panel(own, next, count, panel);
+          const bool last_group = g + 1 == groups, last_block = block + kChunkBlocks >= blocks_;
+          const Weights next = !last_group   ? Weights(a_, start + g + 1, block)
+                               : !last_block ? Weights(a_, start, block + kChunkBlocks)
+                                             : Weights(a_, start + groups, 0);
+          decode_panel(Weights(a_, start + g, block), next, count, panel);
           multiply_all(panel, block, count * kBlockSteps, sums + g * kRows * stride, stride);
         }
       }
@@ -107,13 +106,10 @@ class ManyTokens {
   }
 
   // `count` blocks of one row group to panel[row][kChunkSteps], while those after them are fetched.
-  static void decode_panel(const Blocks* block, const Blocks* next, int64_t count, Lane* panel) {
-    for (int64_t b = 0; b < count; ++b, ++block, ++next, panel += kBlockSteps) {
-      PERMLLM_UNROLL
-      for (size_t line = 0; line < sizeof(Blocks); line += 64) {
-        __builtin_prefetch(reinterpret_cast<const char*>(next) + line, 0, Tuning::kManyHint);
-      }
-      for (int r = 0; r < kRows; ++r) Products::decode_row(*block, r, panel + r * kChunkSteps);
+  static void decode_panel(Weights start, Weights next, int64_t count, Lane* panel) {
+    for (int64_t b = 0; b < count; ++b, panel += kBlockSteps) {
+      (next + b).template prefetch<Tuning::kManyHint>();
+      for (int r = 0; r < kRows; ++r) Products::decode_row(start + b, r, panel + r * kChunkSteps);
     }
   }
 

@@ -25,15 +25,15 @@ COPY = "permllm_copy"
 """Attribute of a layer that holds our packed copy, None where there can be none."""
 
 
-def head_tokens(dtype: torch.dtype, inputs: int) -> int:
+def head_tokens(dtype: torch.dtype, outputs: int, inputs: int) -> int:
     """Tokens that the compiled kernel multiplies with a dense head at most; 0 where there is none.
 
-    There is one for bfloat16 on CPUs with AVX-512 BF16, and for float16 on those without AMX.
-    `dtype` and `inputs` are the weight's.
+    There is one for bfloat16 on CPUs with AVX-512 BF16, for float16 on those of them without AMX,
+    and for both on those with AVX2 and no AVX-512. The arguments are the weight's.
     """
     if not _has_kernels(dtype):
         return 0
-    return int(torch.ops.permllm.cpu_head_tokens(inputs, dtype == torch.float16))
+    return int(torch.ops.permllm.cpu_head_tokens(outputs, inputs, dtype == torch.float16))
 
 
 def can_round(dtype: torch.dtype, inputs: int) -> bool:
@@ -52,9 +52,9 @@ class HeadMethod(UnquantizedEmbeddingMethod):
 
     vLLM packs a second copy of every embedding, of those too that no output head uses. Here a head
     has a copy in 12 bits a value where this instruction set has kernels for it, made in the first
-    step. Elsewhere a kernel takes few tokens where the weight stands, in huge pages, and vLLM's
-    copy is made when more tokens come for the first time: while vLLM warms up or, as it does not
-    warm up an eager model, in the first such step.
+    step. Elsewhere a kernel takes few tokens, or any number, where the weight stands, in huge
+    pages, and vLLM's copy is made when more tokens come for the first time: while vLLM warms up or,
+    as it does not warm up an eager model, in the first such step.
 
     Args:
         rounded: whether the copy is one of int8 values, which is asked for: it loses something.
@@ -99,7 +99,7 @@ class HeadMethod(UnquantizedEmbeddingMethod):
     def _begin(self, layer: Any, *, loaded: bool) -> None:
         """Find out what multiplies, and let the weight lie where a kernel will read it."""
         weight = layer.weight.data
-        self.tokens = head_tokens(weight.dtype, weight.shape[1])
+        self.tokens = head_tokens(weight.dtype, *weight.shape)
         self._rounds = self._asked_to_round and can_round(weight.dtype, weight.shape[1])
         if self.tokens:
             memory = torch.ops.permllm.cpu_huge_bytes(weight.nbytes)

@@ -38,9 +38,15 @@ from tests.quantization.sparse_modules import config
 
 WORDS, CHANNELS = 8192, 128  # 2 MiB of bfloat16
 TRANSPARENT_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
-MOST = head_tokens(torch.bfloat16, CHANNELS)
+KERNEL_TOKENS = head_tokens(torch.bfloat16, WORDS, CHANNELS)
+MOST = min(KERNEL_TOKENS, 20)
+"""Tokens that the kernel takes; more are tried nowhere where it takes any number."""
 needs_half = pytest.mark.skipif(
-    not head_tokens(torch.float16, CHANNELS), reason="this CPU has no kernel for a float16 head"
+    not head_tokens(torch.float16, WORDS, CHANNELS),
+    reason="this CPU has no kernel for a float16 head",
+)
+needs_limit = pytest.mark.skipif(
+    not 0 < KERNEL_TOKENS == MOST, reason="no kernel that takes few tokens alone on this CPU"
 )
 needs_kernel = pytest.mark.skipif(not MOST, reason="this CPU has no kernel for a dense head")
 needs_rounding = pytest.mark.skipif(
@@ -119,7 +125,7 @@ def may_lie_in_huge_pages(address: int) -> bool:
     return False
 
 
-@needs_kernel
+@needs_limit
 def test_few_tokens_take_the_kernel_and_more_are_packed_for(calls: list[int]) -> None:
     layer = built(ParallelLMHead)
     load(layer, weights())
@@ -133,6 +139,17 @@ def test_few_tokens_take_the_kernel_and_more_are_packed_for(calls: list[int]) ->
     packed = layer.__dict__[PACKED]
     assert_right(logits(layer, MOST + 2))
     assert layer.__dict__[PACKED] is packed
+
+
+@pytest.mark.skipif(KERNEL_TOKENS == MOST, reason="no kernel for any number of tokens here")
+def test_any_number_of_tokens_takes_the_kernel(calls: list[int]) -> None:
+    layer = built(ParallelLMHead)
+    load(layer, weights())
+    assert may_lie_in_huge_pages(layer.weight.data_ptr())
+    for tokens in (1, MOST, 300):
+        assert_right(logits(layer, tokens))
+    assert calls == [1, MOST, 300]
+    assert PACKED not in layer.__dict__
 
 
 @needs_kernel
@@ -203,7 +220,7 @@ def test_other_types_are_left_to_vllm(calls: list[int]) -> None:
 
 def test_without_a_kernel_vllm_packs(monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:
     monkeypatch.setenv("PERMLLM_CPU_ISA", "portable")
-    assert head_tokens(torch.bfloat16, CHANNELS) == 0
+    assert head_tokens(torch.bfloat16, WORDS, CHANNELS) == 0
     layer = built(ParallelLMHead)
     load(layer, weights())
     assert PACKED in layer.__dict__

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from permllm_vllm.checkpoint.pattern import Pattern
-from permllm_vllm.quantization.head import head_tokens
+from permllm_vllm.quantization.head import can_round
 from tests.offline.baked_models import bake, decisions_of, int8_scales
 from tests.offline.tiny_models import tiny_llama, tiny_model
 from tests.serving.engine import PROMPTS, Engines, Run
@@ -84,7 +84,7 @@ def test_one_damaged_block_is_noticed(served: Run, twin: Any) -> None:
     assert mean_error(served, damaged) > TOLERANCE
 
 
-@pytest.mark.skipif(not head_tokens(torch.bfloat16, 256), reason="this CPU has no kernel for it")
+@pytest.mark.skipif(not can_round(torch.bfloat16, 256), reason="this CPU has no kernel for it")
 def test_a_head_of_int8(engines: Engines, served: Run, directory: Path) -> None:
     """Asked for by an option; without it the head is multiplied as it is."""
     rounded = engines.run(
@@ -98,7 +98,7 @@ def test_a_head_of_int8(engines: Engines, served: Run, directory: Path) -> None:
     assert 1e-4 < rounded.mean_prompt_difference(served) < 0.03
 
 
-@pytest.mark.skipif(not head_tokens(torch.bfloat16, 128), reason="this CPU has no kernel for it")
+@pytest.mark.skipif(not can_round(torch.bfloat16, 128), reason="this CPU has no kernel for it")
 def test_an_embedding_is_a_head_of_int8(engines: Engines, tmp_path: Path) -> None:
     """Of Gemma 2, whose class asks no plugin for the method of its embedding."""
     model = tiny_model("gemma2", tie_word_embeddings=True, initializer_range=0.05)

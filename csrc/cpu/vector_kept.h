@@ -1,0 +1,192 @@
+// Many tokens in float32, with vectors of any width: only the values that are kept are multiplied.
+//
+// A lane is a token, so that an input is a vector of x for every kLanes tokens, and a kept value
+// picks its input's: half of the products of a dense layer. Its value is broadcast once for as many
+// vectors as registers hold sums of. What this costs is loads: each product has one of its own.
+//
+// Rows are decoded once for all tokens, to the values and to where x of their inputs lies.
+#pragma once
+
+#include "float32.h"
+#include "phases.h"
+#include "scratch.h"
+#include "token_blocks.h"
+
+// The vector code comes last.
+#include "row_groups.h"
+
+namespace permllm::cpu {
+namespace {
+
+// For every mask of eight inputs, the four that it keeps, in units of `Unit`.
+template <int Unit>
+struct KeptPlaces {
+  constexpr KeptPlaces() {
+    for (int mask = 0; mask < 256; ++mask) {
+      int count = 0;
+      for (int input = 0; input < 8 && count < 4; ++input) {
+        if ((mask >> input & 1) != 0) of[mask][count++] = static_cast<uint32_t>(input * Unit);
+      }
+    }
+  }
+
+  alignas(16) uint32_t of[256][4] = {};
+};
+
+template <int Unit>
+constexpr KeptPlaces<Unit> kKeptPlaces;
+
+template <class Isa, class Value, class Real>
+class KeptTokens {
+  using Tuning = typename Isa::Tuning;
+  using Vector = typename Isa::Vector;
+  using Weights = PackedBlocks<Value>;
+  using Inputs = typename Float32Products<Isa, Value, Real>::Inputs;
+
+  static constexpr int kLanes = Isa::kLanes;
+  static constexpr int kVectors = Tuning::kKeptVectors;
+  static constexpr int64_t kPanelGroups = Tuning::kKeptPanelGroups;
+
+  // Of a row of a block. Places are bytes from x of its first input, were x a vector for each.
+  struct DecodedRow {
+    alignas(64) float values[kBlockValues];
+    alignas(64) uint32_t places[kBlockValues];
+  };
+  using Decoded = DecodedRow[kRows];
+
+  // So many rows take turns that sums need not wait for their own last product.
+  static constexpr int rows_at_once(int vectors) {
+    int rows = 1;
+    while (rows < kRows && 2 * rows * vectors <= kVectors) rows *= 2;
+    return rows;
+  }
+
+ public:
+  static constexpr int64_t kPreparedAlone = Tuning::kPreparedAlone;
+  static constexpr int64_t kPackedTokens = Tuning::kPackedTokens;
+
+  explicit KeptTokens(const LinearOf<Real>& a)
+      : a_(a),
+        blocks_(ceil_div(a.k, kBlockInputs)),
+        vectors_(ceil_div(a.m, kLanes)),
+        x_(static_cast<float*>(a.packed_x)),
+        inputs_(a) {}
+
+  int64_t elements() const { return a_.m * a_.k; }
+  static int64_t measures() { return 0; }
+  static void measure(int64_t) {}
+  int64_t packs() const { return blocks_; }
+  int64_t groups() const { return ceil_div(a_.n, kRows); }
+
+  // x as [input block][up to kVectors vectors of tokens][input][vector][kLanes], zeros where there
+  // is no token.
+  void pack(int64_t block) const {
+    for_each_block<kVectors>(vectors_, [&](int64_t vector, auto count) {
+      constexpr int64_t kTokens = count * kLanes;
+      float* target = packed(block, vector);
+      const int64_t first = vector * kLanes;
+      const int64_t tokens = smaller(kTokens, a_.m - first);
+      if (tokens < kTokens) __builtin_memset(target, 0, kBlockInputs * kTokens * sizeof(float));
+      for (int64_t t = 0; t < tokens; ++t) {
+        alignas(64) float parts[1][kBlockInputs];
+        inputs_.load(first + t, block, parts);
+        for (int i = 0; i < kBlockInputs; ++i) target[i * kTokens + t] = parts[0][i];
+      }
+    });
+  }
+
+  // Row groups begin..end-1, kPanelGroups at a time: all inputs, then out.
+  void run(int64_t begin, int64_t end) const {
+    const int64_t stride = (vectors_ + 1) * kLanes;  // no power of two: rows share no cache set
+    const int64_t sums_bytes = kPanelGroups * kRows * stride * sizeof(float);
+    auto* sums = static_cast<float*>(thread_scratch(Scratch::kSums, sums_bytes));
+    auto* panel =
+        static_cast<Decoded*>(thread_scratch(Scratch::kPanel, kPanelGroups * sizeof(Decoded)));
+    for (int64_t start = begin; start < end; start += kPanelGroups) {
+      const int64_t groups = smaller(kPanelGroups, end - start);
+      __builtin_memset(sums, 0, sums_bytes);
+      for (int64_t block = 0; block < blocks_; ++block) {
+        const bool last = block + 1 == blocks_;
+        for (int64_t g = 0; g < groups; ++g) {
+          const Weights next(a_, last ? start + groups + g : start + g, last ? 0 : block + 1);
+          next.template prefetch<Tuning::kManyHint>();
+          const Weights own(a_, start + g, block);
+          for (int r = 0; r < kRows; ++r) decode(*own, r, panel[g][r]);
+        }
+        for_each_block<kVectors>(vectors_, [&](int64_t vector, auto count) {
+          const auto* x = reinterpret_cast<const char*>(packed(block, vector));
+          float* target = sums + vector * kLanes;
+          for (int64_t g = 0; g < groups; ++g, target += kRows * stride) {
+            multiply<count>(panel[g], x, target, stride);
+          }
+        });
+      }
+      for (int64_t g = 0; g < groups; ++g) write(start + g, sums + g * kRows * stride, stride);
+    }
+  }
+
+ private:
+  float* packed(int64_t block, int64_t vector) const {
+    return x_ + (block * vectors_ + vector) * kBlockInputs * kLanes;
+  }
+
+  static void decode(const Block<kRows, Value>& block, int row, DecodedRow& decoded) {
+    typedef uint32_t Four __attribute__((vector_size(16)));
+    constexpr int kUnit = sizeof(Vector);
+    const auto* masks = reinterpret_cast<const uint8_t*>(&block.mask[row]);
+    PERMLLM_UNROLL
+    for (int i = 0; i < kBlockInputs / 8; ++i) {
+      const auto places = load<Four>(kKeptPlaces<kUnit>.of[masks[i]]);
+      store(decoded.places + 4 * i, places + static_cast<uint32_t>(8 * i * kUnit));
+    }
+    for (int i = 0; i < kBlockValues; ++i) decoded.values[i] = to_float(block.values[row][i]);
+  }
+
+  // sums[row][token] (rows `stride` apart) += value * x[place of its input][token], for one block.
+  template <int Vectors>
+  static void multiply(const Decoded& decoded, const char* x, float* sums, int64_t stride) {
+    constexpr int kRowsAtOnce = rows_at_once(Vectors);
+    for (int first = 0; first < kRows; first += kRowsAtOnce) {
+      const DecodedRow* row = decoded + first;
+      float* target = sums + first * stride;
+      Vector sum[kRowsAtOnce][Vectors];
+      PERMLLM_UNROLL
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        PERMLLM_UNROLL
+        for (int v = 0; v < Vectors; ++v)
+          sum[r][v] = load<Vector>(target + r * stride + v * kLanes);
+      }
+      for (int i = 0; i < kBlockValues; ++i) {
+        PERMLLM_UNROLL
+        for (int r = 0; r < kRowsAtOnce; ++r) {
+          const auto* tokens =
+              reinterpret_cast<const Vector*>(x + int64_t{row[r].places[i]} * Vectors);
+          const float value = row[r].values[i];
+          PERMLLM_UNROLL
+          for (int v = 0; v < Vectors; ++v) sum[r][v] += value * tokens[v];
+        }
+      }
+      PERMLLM_UNROLL
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        PERMLLM_UNROLL
+        for (int v = 0; v < Vectors; ++v) store(target + r * stride + v * kLanes, sum[r][v]);
+      }
+    }
+  }
+
+  void write(int64_t group, const float* sums, int64_t stride) const {
+    const Float32Outputs<Real> out(a_, group, 1.0f);
+    for (int64_t t = 0; t < a_.m; ++t) {
+      for (int r = 0; r < out.rows; ++r) out.write(t, r, sums[r * stride + t]);
+    }
+  }
+
+  const LinearOf<Real>& a_;
+  const int64_t blocks_;
+  const int64_t vectors_;
+  float* const x_;
+  const Inputs inputs_;
+};
+
+}  // namespace
+}  // namespace permllm::cpu
