@@ -3,6 +3,7 @@
 
 #include "float32.h"
 #include "vector_few.h"
+#include "vector_kept.h"
 #include "vector_many.h"
 
 namespace permllm::cpu {
@@ -15,11 +16,21 @@ void float32_any(const LinearOf<typename Products::Real>& a, Worker& worker) {
               : go_through_parts<ManyTokens<Products>>(a, worker);
 }
 
+template <class Isa, class Value, class Real>
+void float32_sparse(const LinearOf<Real>& a, Worker& worker) {
+  if constexpr (Isa::Tuning::kKeptVectors > 0) {
+    if (a.m > Isa::Tuning::kPanelTokens) {
+      return go_through_parts<KeptTokens<Isa, Value, Real>>(a, worker);
+    }
+  }
+  float32_any<Float32Products<Isa, Value, Real>>(a, worker);
+}
+
 // y = x @ W^T + bias for any number of tokens; a scale says that the values are int8.
 template <class Isa, class Real>
 void float32_linear(const LinearOf<Real>& a, Worker& worker) {
-  a.scale != nullptr ? float32_any<Float32Products<Isa, int8_t, Real>>(a, worker)
-                     : float32_any<Float32Products<Isa, bf16, Real>>(a, worker);
+  a.scale != nullptr ? float32_sparse<Isa, int8_t>(a, worker)
+                     : float32_sparse<Isa, bf16>(a, worker);
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
 // Plain C++ for any CPU.
 //
 // Few tokens: the products of the pruned inputs are skipped, one kept value meets all tokens. Many:
-// the float32 kernel with vectors of four.
+// the float32 kernels with vectors of four.
 #include <bit>
 
 #include "float32.h"
+#include "vector_kept.h"
 #include "vector_many.h"
 
 namespace permllm::cpu {
@@ -175,6 +176,8 @@ void linear(const LinearOf<Real>& a, Worker& worker) {
     go_through(FewTokens<OneToken, Value, Real>(a), a.last, worker);
   } else if (a.m <= PortableTuning::kFewTokens) {
     go_through(FewTokens<FourTokens, Value, Real>(a), a.last, worker);
+  } else if (a.m > PortableTuning::kPanelTokens) {
+    go_through_parts<KeptTokens<Portable, Value, Real>>(a, worker);
   } else {
     go_through_parts<ManyTokens<Float32Products<Portable, Value, Real>>>(a, worker);
   }

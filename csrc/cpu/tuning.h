@@ -165,6 +165,11 @@ struct Float32Tuning : Zen4Tuning {
   static constexpr int kManyHint = kIntoL1;      // of the row group that is decoded next
   static constexpr int64_t kManyChunkBytes = 1024;  // of a row, decoded at a time: 8 are 8 KiB
   static constexpr int64_t kPanelGroups = 8;        // whose sums wait in L2
+
+  // Kept values alone, measured on Zen 3.
+  static constexpr int kKeptVectors = 0;           // of tokens that a value meets; 0: not timed
+  static constexpr int64_t kPanelTokens = 16;      // up to which pruned ones are no slower
+  static constexpr int64_t kKeptPanelGroups = 32;  // whose sums, and decoded blocks, are in L2
 };
 
 struct Avx512Tuning : Float32Tuning {
@@ -174,7 +179,6 @@ struct Avx512Tuning : Float32Tuning {
 
 struct Avx2Tuning : Float32Tuning {
   static constexpr int kKeptVectors = 8;
-  static constexpr int64_t kKeptPanelGroups = 32;
   static constexpr int kFewTokens = 6;
   static constexpr int kSums = 12;
 };
@@ -200,6 +204,7 @@ struct Avx2Int8Tuning : Avx2Tuning {
 };
 
 struct PortableTuning : Float32Tuning {
+  static constexpr int kKeptVectors = 8;
   static constexpr int kFewTokens = 4;
   static constexpr int kSums = 12;
 };

@@ -70,6 +70,9 @@ inline void round_to(bf16& target, float value) {
   target = static_cast<bf16>(number ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40);
 }
 
+// No load moves across it. Else GCC 12 loads x once for several rows, to registers that sums need.
+inline void keep_loads_apart() { __asm__ volatile("" ::: "memory"); }
+
 template <class Vector, class Lane>
 inline Vector load(const Lane* aligned) {
   return *reinterpret_cast<const Vector*>(aligned);
