@@ -48,6 +48,10 @@ class FewTokens {
   static constexpr int kTogether = Products::kOperandsOfX ? 1 : kRowsAtOnce;
   static constexpr int64_t kChunkBlocks = Tuning::kFewChunkBlocks;
 
+  // In order: whether registers hold x of a block, and sums of a row that take turns.
+  static constexpr bool kHoldsX = kSteps * Tokens * kParts <= Tuning::kHeldVectors;
+  static constexpr int kChains = kHoldsX ? 2 : 1;
+
   using Sums = Vector[kRows][Tokens][kParts];
 
  public:
@@ -135,6 +139,47 @@ class FewTokens {
     }
   }
 
+  // Adds the products of all rows of a block, one after the other as they stand in memory.
+  static inline void multiply_in_order(Weights place, const Lane* x, Sums& sums) {
+    constexpr int kVectors = kSteps * Tokens * kParts;
+    Vector held[kHoldsX ? kVectors : 1];
+    if constexpr (kHoldsX) {
+      PERMLLM_UNROLL
+      for (int v = 0; v < kVectors; ++v) held[v] = load<Vector>(x + v * kLanes);
+    }
+    PERMLLM_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      keep_loads_apart();
+      Vector sum[kChains][Tokens][kParts] = {};
+      PERMLLM_UNROLL
+      for (int t = 0; t < Tokens; ++t) {
+        PERMLLM_UNROLL
+        for (int p = 0; p < kParts; ++p) sum[0][t][p] = sums[r][t][p];
+      }
+      PERMLLM_UNROLL
+      for (int step = 0; step < kSteps; ++step) {
+        const Vector weights = Products::decode(place, r, step * Products::kInputs);
+        PERMLLM_UNROLL
+        for (int t = 0; t < Tokens; ++t) {
+          PERMLLM_UNROLL
+          for (int p = 0; p < kParts; ++p) {
+            const int v = (step * Tokens + t) * kParts + p;
+            Vector& own = sum[step % kChains][t][p];
+            own =
+                Products::multiply(own, weights, kHoldsX ? held[v] : load<Vector>(x + v * kLanes));
+          }
+        }
+      }
+      PERMLLM_UNROLL
+      for (int t = 0; t < Tokens; ++t) {
+        PERMLLM_UNROLL
+        for (int p = 0; p < kParts; ++p) {
+          sums[r][t][p] = kChains == 1 ? sum[0][t][p] : sum[0][t][p] + sum[kChains - 1][t][p];
+        }
+      }
+    }
+  }
+
   static inline Lane add_lanes(Vector vector) {
     typedef Lane Four __attribute__((vector_size(16)));
     Four fours[kLanes / 4];
@@ -150,6 +195,14 @@ class FewTokens {
 
   void multiply_group(int64_t group) const {
     Sums sums = {};
+    if constexpr (Tuning::kFewInOrder) {
+      const Weights start(a_, group, 0);
+      for (int64_t b = 0; b < blocks_; ++b) {
+        Weights(a_, group, b + Tuning::kFewAheadBlocks).template prefetch<Tuning::kFewHint>();
+        multiply_in_order(start + b, x_ + b * kPackedLanes, sums);
+      }
+      return write(group, sums);
+    }
     for (int64_t b = 0; b < blocks_; b += kChunkBlocks) {
       const int64_t count = smaller(kChunkBlocks, blocks_ - b);
       const Weights start(a_, group, b), ahead(a_, group, b + Tuning::kFewAheadBlocks);
@@ -158,6 +211,10 @@ class FewTokens {
         multiply(start, ahead, count, first, x_ + b * kPackedLanes, sums);
       }
     }
+    write(group, sums);
+  }
+
+  void write(int64_t group, const Sums& sums) const {
     const typename Products::Outputs out(a_, inputs_, group);
     for (int t = 0; t < Tokens; ++t) {
       for (int r = 0; r < out.rows; ++r) {
