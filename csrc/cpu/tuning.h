@@ -159,7 +159,7 @@ struct Float32Tuning : Zen4Tuning {
   static constexpr int kFewHint = kIntoL2;
   static constexpr int64_t kFewAheadBlocks = 16;
   static constexpr int64_t kFewChunkBlocks = 8;  // that the passes over a row group share, in L1
-  static constexpr bool kFewInOrder = false;     // rows as they stand in memory, instead of
+  static constexpr int kInOrderTokens = 0;       // up to which rows follow each other in time
   static constexpr int kFewRows = 4;             // decoded side by side, half where sums are many
   static constexpr int64_t kPackedTokens = 256;  // at a time: what one decoding serves at most
   static constexpr int kHeldVectors = 8;         // of x, while rows of a block go by
@@ -171,7 +171,7 @@ struct Float32Tuning : Zen4Tuning {
   // Kept values alone, measured on Zen 3.
   static constexpr int kKeptVectors = 0;           // of tokens that a value meets; 0: not timed
   static constexpr int64_t kPanelTokens = 16;      // up to which pruned ones are no slower
-  static constexpr int64_t kKeptPanelGroups = 32;  // whose sums, and decoded blocks, are in L2
+  static constexpr int64_t kKeptPanelGroups = 16;  // whose sums, and decoded blocks, are in L2
 };
 
 struct Avx512Tuning : Float32Tuning {
@@ -180,7 +180,8 @@ struct Avx512Tuning : Float32Tuning {
 };
 
 struct Avx2Tuning : Float32Tuning {
-  static constexpr bool kFewInOrder = true;  // measured on Zen 3, as what it prefetches
+  static constexpr int kInOrderTokens = 1;
+  static constexpr int64_t kFewAheadBlocks = 32;
   static constexpr int kFewHint = kIntoL1;
   static constexpr int kKeptVectors = 8;
   static constexpr int kFewTokens = 6;
@@ -197,7 +198,7 @@ struct Avx512VnniTuning : Avx512Tuning {
 };
 
 struct Avx2VnniTuning : Avx2Tuning {
-  static constexpr bool kFewInOrder = false;
+  static constexpr int kInOrderTokens = 0;
   static constexpr int kFewHint = kIntoL2;
   static constexpr int kSums = 10;
   static constexpr int kSplitTokens = 2;
@@ -206,6 +207,7 @@ struct Avx2VnniTuning : Avx2Tuning {
 struct Avx2Int8Tuning : Avx2Tuning {
   static constexpr int kVectors = 2;  // products want a register of their own
   static constexpr int kFewTokens = 5;
+  static constexpr int kInOrderTokens = kFewTokens;
   static constexpr int kSplitTokens = 0;
 };
 

@@ -195,7 +195,7 @@ class FewTokens {
 
   void multiply_group(int64_t group) const {
     Sums sums = {};
-    if constexpr (Tuning::kFewInOrder) {
+    if constexpr (Tokens <= Tuning::kInOrderTokens) {
       const Weights start(a_, group, 0);
       for (int64_t b = 0; b < blocks_; ++b) {
         Weights(a_, group, b + Tuning::kFewAheadBlocks).template prefetch<Tuning::kFewHint>();

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from permllm_vllm import ops
+from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY, instruction_sets
 from tests.fuzzing.planted import BUGS
 from tests.fuzzing.targets import TARGETS
 
@@ -56,6 +57,8 @@ def test_the_plain_input_is_good(target: str) -> None:
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_is_found(bug: str) -> None:
     runnable(BUGS[bug].target)
+    if bug == "out-of-range permutation packed" and instruction_sets()[0] not in SIXTEEN_BITS_ONLY:
+        pytest.skip("no kernel of this CPU undoes permutations where it packs")
     with BUGS[bug].planted(), pytest.raises(AssertionError) as finding:
         fuzz(BUGS[bug].target, 2000, seed=1)
     assert type(finding.value).__name__ == "Finding"
