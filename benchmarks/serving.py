@@ -12,6 +12,8 @@ for every cell and variant in turn, as many rounds as `--bench` says.
         --cells 1x32 8x32 --bench 0 --json OUT
     python -m benchmarks.serving --variants "dense bfloat16" "dense float16" \\
         "2:4 bfloat16 (float16)" --cells 1x32 --bench 0 --json OUT
+    python -m benchmarks.serving --variants "dense bfloat16" "dense float32" "2:4 int8" \\
+        --cells 1x32 --bench 0 --json OUT    # where the CPU multiplies no bfloat16
     python -m benchmarks.serving --dense DIR --sparse DIR --cells 1x32 8x32 --json OUT
 
 Without the dense variant nothing loads it, and there are no ratios. The result is written after
@@ -73,11 +75,12 @@ class Variation:
 
 VARIATIONS: Mapping[str, Variation] = {
     "2:4 int8, int8 head": Variation("2:4 int8", head="int8"),
+    "dense float32": Variation(DENSE, dtype="float32"),
     "dense float16": Variation(DENSE, dtype="float16"),
     "2:4 bfloat16 (float16)": Variation("2:4 bfloat16", dtype="float16"),
     "2:4 int8 (float16)": Variation("2:4 int8", dtype="float16"),
 }
-"""With an output head of int8, or float16 activations; only when asked for."""
+"""With an output head of int8, or activations of another dtype; only when asked for."""
 DEFAULT_MODEL = "tinyllama"
 CELLS = tuple((batch, prompt) for prompt in (32, 512) for batch in (1, 8, 32))
 OLDER = {"kv_cache_gib": 1}
@@ -164,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--variants", nargs="+", choices=[*VARIANTS, *VARIATIONS], metavar="NAME",
         help=f"of {', '.join(map(repr, VARIANTS))} (default: all of these), and with an output "
-        f"head of int8 or float16 activations {', '.join(map(repr, VARIATIONS))}",
+        f"head of int8 or activations of another dtype {', '.join(map(repr, VARIATIONS))}",
     )  # fmt: skip
     parser.add_argument(
         "--cells", type=_cell, nargs="+", default=CELLS, metavar="BATCHxPROMPT",
