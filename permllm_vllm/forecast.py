@@ -21,7 +21,10 @@ OVERRIDE = "PERMLLM_CPU_ISA"
 _FLAGS = {
     "amx": {"amx_tile", "amx_bf16", "amx_int8"},
     "avx512_bf16": {"avx512_bf16", "avx512_vnni", "avx512_vbmi2", "avx512bw", "avx512vl"},
+    "avx2": {"avx2", "fma", "f16c", "bmi1", "bmi2"},
 }
+_FASTER_THAN_AVX2 = {"avx512f", "avx_vnni"}
+"""What other instruction sets need, which are not measured."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,8 @@ def instruction_set(cpuinfo: Path = _CPUINFO) -> str:
         fields.setdefault(name.strip(), value.strip())
     flags = set(fields.get("flags", "").split())
     found = next((name for name, needed in _FLAGS.items() if needed <= flags), "")
+    if found == "avx2" and flags & _FASTER_THAN_AVX2:
+        return ""
     zen5 = fields.get("vendor_id") == "AuthenticAMD" and int(fields.get("cpu family", 0)) >= 26
     return "zen5" if found == "avx512_bf16" and zen5 else found
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import tables
 
 ROOT = Path(__file__).parents[2]
-MACHINES = ("amx", "zen4", "zen5")
+MACHINES = ("amx", "zen3", "zen4", "zen5")
 PAGES = ("cpu", "method", *(f"{what}-{m}" for what in ("kernels", "serving") for m in MACHINES))
 MEASURED = [ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in PAGES)]
 MACHINE = {"cpu": "Some CPU", "family": "1/2", "cores": 3}

@@ -15,6 +15,8 @@ PACKAGED = {
     ("avx512_bf16", "4:8"): "kernels-cpu-zen4-4to8.json",
     ("zen5", "2:4"): "kernels-cpu-zen5.json",
     ("zen5", "4:8"): "kernels-cpu-zen5-4to8.json",
+    ("avx2", "2:4"): "kernels-cpu-zen3.json",
+    ("avx2", "4:8"): "kernels-cpu-zen3-4to8.json",
     ("amx", "2:4"): "kernels-cpu-amx.json",
     ("amx", "4:8"): "kernels-cpu-amx-4to8.json",
 }
@@ -136,8 +138,12 @@ def test_instruction_set_of_a_processor(tmp_path):
     assert instruction_set(file) == "zen5"
     file.write_text(f"flags : {zen4} amx_tile amx_bf16 amx_int8\n")
     assert instruction_set(file) == "amx"
-    file.write_text("flags : fpu avx2\n")
-    assert instruction_set(file) == ""
+    zen3 = "fma f16c bmi1 bmi2 avx2"
+    file.write_text(f"flags : {zen3}\n")
+    assert instruction_set(file) == "avx2"
+    for other in ("fpu avx2", f"{zen3} avx512f", f"{zen3} avx_vnni"):
+        file.write_text(f"flags : {other}\n")
+        assert instruction_set(file) == ""
 
 
 def test_imports_nothing_heavy():
