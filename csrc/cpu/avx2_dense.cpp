@@ -9,7 +9,7 @@ namespace {
 
 struct Avx2 {
   using Vector = __m256;
-  using Tuning = Avx2DenseTuning;
+  using Tuning = Avx2Tuning;
   static constexpr int kLanes = 8;
 
   template <class Value>

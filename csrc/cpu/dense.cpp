@@ -31,7 +31,7 @@ DenseKernel avx512(int64_t k, bool half) {
 #if defined(PERMLLM_AVX2)
 DenseKernel avx2(int64_t n, int64_t k) {
   if (n % kPortableRows != 0 || k % kBlockInputs != 0) return {};
-  return {{avx2_dense, Avx2DenseTuning::kPackedTokens, sizeof(float)}, kAnyTokens};
+  return {{avx2_dense, Avx2Tuning::kPackedTokens, sizeof(float)}, kAnyTokens};
 }
 #endif
 

@@ -162,6 +162,7 @@ struct Float32Tuning : Zen4Tuning {
   static constexpr int kInOrderTokens = 0;       // up to which rows follow each other in time
   static constexpr int kFewRows = 4;             // decoded side by side, half where sums are many
   static constexpr int64_t kPackedTokens = 256;  // at a time: what one decoding serves at most
+  static constexpr bool kLoadsApart = false;     // x of few tokens is loaded for each row anew
   static constexpr int kHeldVectors = 8;         // of x, while rows of a block go by
   static constexpr int kVectors = 3;             // of tokens that rows meet at a time
   static constexpr int kManyHint = kIntoL1;      // of the row group that is decoded next
@@ -179,7 +180,9 @@ struct Avx512Tuning : Float32Tuning {
   static constexpr int kSums = 24;  // vectors that the registers hold beside operands
 };
 
+// Few tokens were measured on Zen 3.
 struct Avx2Tuning : Float32Tuning {
+  static constexpr bool kLoadsApart = true;
   static constexpr int kInOrderTokens = 1;
   static constexpr int64_t kFewAheadBlocks = 32;
   static constexpr int kFewHint = kIntoL1;
@@ -188,16 +191,15 @@ struct Avx2Tuning : Float32Tuning {
   static constexpr int kSums = 12;
 };
 
-// Dense rows.
-struct Avx2DenseTuning : Avx2Tuning {};
-
-// int8 values in vectors of any width, measured on Zen 5 alone.
+// int8 values in vectors of any width, measured on Zen 5 alone, but for few tokens on avx2.
 struct Avx512VnniTuning : Avx512Tuning {
   static constexpr int kFewTokens = 7;
   static constexpr int kSplitTokens = 2;  // W8A16 up to here, W8A8 beyond
 };
 
 struct Avx2VnniTuning : Avx2Tuning {
+  static constexpr bool kLoadsApart = false;
+  static constexpr int64_t kFewAheadBlocks = Float32Tuning::kFewAheadBlocks;
   static constexpr int kInOrderTokens = 0;
   static constexpr int kFewHint = kIntoL2;
   static constexpr int kSums = 10;

@@ -109,7 +109,7 @@ class FewTokens {
       for (int step = 0; step < kSteps; ++step, x += Tokens * kParts * kLanes) {
         PERMLLM_UNROLL
         for (int r = 0; r < kRowsAtOnce; r += kTogether) {
-          if constexpr (Tokens * kParts > 1) keep_loads_apart();
+          if constexpr (Tuning::kLoadsApart && Tokens * kParts > 1) keep_loads_apart();
           Vector weights[kTogether];
           PERMLLM_UNROLL
           for (int j = 0; j < kTogether; ++j) {

@@ -39,9 +39,10 @@ SLOWER = {
         ("avx512_bf16", "bfloat16", 256),
         ("portable", "bfloat16", 256),
         ("portable", "int8", 256),
-    }
+    },
+    "instruction-sets-zen3": {("portable", "bfloat16", 1), ("portable", "int8", 1)},
 }
-"""Rows that are slower than dense float32, which takes twice the memory; the same page says so."""
+"""Rows that are slower than dense float32, which takes twice the memory; the pages say so."""
 LEAST_SERVED = {
     ("2:4 bfloat16", DENSE): 1.8,
     ("2:4 int8", DENSE): 2.4,
