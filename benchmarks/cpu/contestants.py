@@ -23,8 +23,8 @@ POOL_BYTES = 256 << 20
 with others, 512 and 1024 MiB give the same times, and 64 would be served by it."""
 VLLM_INT8 = "vllm int8"
 ENOUGH_CALLS, ENOUGH_SECONDS = 3, 2.0
-"""Whoever has had both takes no more turns: PyTorch's bfloat16 takes seconds for 256 tokens where
-the CPU multiplies none."""
+"""Whoever needs more than both in all rounds takes fewer turns: where the CPU multiplies no
+bfloat16, PyTorch takes seconds for 256 tokens."""
 Call = Callable[[Tensor], Tensor]
 Make = Callable[[Tensor], Call]
 
@@ -128,7 +128,8 @@ def median_times(
     """Median microseconds by name, called in turn: thread-CPU time, or wall time of threads.
 
     Every round has an order of its own: who leaves written lines in the caches, as oneDNN does when
-    it widens a weight, would always take memory's time from the same one. Slow ones stop early.
+    it widens a weight, would always take memory's time from the same one. Slow ones take turns in
+    some of the rounds.
 
     Raises:
         WrongProduct: the product of one with these inputs is wrong; nothing is timed then.
@@ -137,15 +138,19 @@ def median_times(
         contestant.checked(x)
     clock = time.thread_time if threads == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in contestants}
+    turns = dict.fromkeys(contestants, rounds)
     order, shuffled = list(contestants.items()), random.Random(0)
     for turn in range(rounds + 1):
         shuffled.shuffle(order)
         for name, contestant in order:
-            if len(times[name]) >= ENOUGH_CALLS and sum(times[name]) >= ENOUGH_SECONDS:
+            if turn > 0 and turn * turns[name] // rounds == (turn - 1) * turns[name] // rounds:
                 continue
             seconds = contestant.time(x, clock)
             if turn > 0:  # the first call allocates
                 times[name].append(seconds)
+            else:
+                enough = max(ENOUGH_CALLS, int(ENOUGH_SECONDS / max(seconds, 1e-9)))
+                turns[name] = min(rounds, enough)
     return {name: statistics.median(values) * 1e6 for name, values in times.items()}
 
 

@@ -15,6 +15,7 @@ from permllm_offline.memory_forecast import (
     updated_tokens,
 )
 from permllm_offline.method_parts import parts_of
+from permllm_offline.model.float32_products import products_in_float32
 from permllm_offline.model.plan import PlannedLinear, pruned
 from permllm_offline.permutation.learned_layers import (
     parse_layers,
@@ -155,6 +156,7 @@ def _windows(constants: LearningRecipe | BlockwiseRecipe | DistillationRecipe) -
     return constants.steps * constants.windows_per_step, validations * constants.validation_windows
 
 
+@products_in_float32()
 def measured_speed(prepared: Prepared, linear: PlannedLinear, tokens: int | None = None) -> float:
     """Operations per second of one linear layer over one window, timed for a moment.
 

@@ -22,6 +22,7 @@ from permllm_offline.kept_steps import kept_number, kept_statistics
 from permllm_offline.layerwise import LayerError, reconstruct_layers
 from permllm_offline.method_parts import parts_of
 from permllm_offline.model.families import family_of
+from permllm_offline.model.float32_products import products_in_float32
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import load_model
 from permllm_offline.model.modules import decoder_layers
@@ -61,6 +62,7 @@ class PrunedModel:
         yield from zip((layer.state_dict() for layer in layers), self.decisions, strict=True)
 
 
+@products_in_float32()
 def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) -> PrunedModel:
     """Load and prune a model; nothing is written but the finished steps that ``work`` keeps.
 

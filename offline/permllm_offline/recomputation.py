@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from permllm_offline.calibrated import Calibrated
+from permllm_offline.model.float32_products import contexts_of_recomputation
 from permllm_offline.model.plan import Plan, PlannedLinear
 
 RECOMPUTE_ABOVE_BYTES = 8 << 30
@@ -23,7 +24,9 @@ def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
     originals: list[Callable[..., Any]] = [layer.forward for layer in layers]
     try:
         for layer, forward in zip(layers, originals, strict=True):
-            layer.forward = partial(checkpoint, forward, use_reentrant=False)
+            layer.forward = partial(
+                checkpoint, forward, use_reentrant=False, context_fn=contexts_of_recomputation
+            )
         yield
     finally:
         for layer in layers:

@@ -34,6 +34,7 @@ from permllm_offline.layerwise import (
     relative_error,
 )
 from permllm_offline.method_parts import parts_of
+from permllm_offline.model.float32_products import products_in_float32
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.plan import Plan
 from permllm_offline.output_errors import WINDOWS
@@ -85,6 +86,7 @@ def can_stream(recipe: Recipe) -> bool:
     return not parts.permutation.learns or alone
 
 
+@products_in_float32()
 def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> PrunedLayers:
     """Prune the decoder layers of a model one after the other.
 

@@ -19,7 +19,8 @@ def most_tokens(outputs: int, inputs: int, half: bool = False) -> int:
     """How many to try with a weight; 0 where there is no kernel."""
     if ops.missing_reason:
         return 0
-    return min(TRIED, torch.ops.permllm.cpu_head_tokens(outputs, inputs, half))
+    most: int = torch.ops.permllm.cpu_head_tokens(outputs, inputs, half)
+    return most if most < 1 << 30 else TRIED
 
 
 MOST, HALF = most_tokens(64, 64), most_tokens(64, 64, half=True)

@@ -1,12 +1,13 @@
-"""Linear layers of bfloat16 and float16 in float32, on CPUs that multiply neither.
+"""Products of bfloat16 and float16 in float32, on CPUs that multiply neither.
 
-What PyTorch has there instead of a matrix product is five to ten times slower than float32.
+What PyTorch has there instead of a matrix product takes as long for each token as for the first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -14,8 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-CHUNK_ELEMENTS = 1 << 22
-"""Of a weight, widened at a time: no copy of a layer, let alone of a head, is made."""
+CHUNK_ELEMENTS = 1 << 20
+"""Of a weight, widened at a time: no copy of a large layer, let alone of a head, is made."""
+LEAST_TOKENS = 4
+"""Fewer are multiplied sooner in 16 bits."""
+_active: ContextVar[bool] = ContextVar("products_in_float32", default=False)
 
 
 @contextmanager
@@ -23,23 +27,47 @@ def products_in_float32() -> Iterator[None]:
     """Within it, linear layers take the faster way, in training too.
 
     Results are rounded once to the dtype of the layer, as PyTorch's are. Nothing changes for what
-    the CPU multiplies, and on other devices.
+    the CPU multiplies, and on other devices. A backward pass is outside, as are activations that it
+    computes again: see `contexts_of_recomputation`.
     """
     slow = slow_dtypes()
     if not slow:
         yield
         return
-    with _Float32Products(slow):
-        yield
+    token = _active.set(True)
+    try:
+        with _Float32Products(slow):
+            yield
+    finally:
+        _active.reset(token)
+
+
+def contexts_of_recomputation() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """What `torch.utils.checkpoint` enters: to compute now, and again as it was computed now."""
+    return nullcontext(), products_in_float32() if _active.get() else nullcontext()
 
 
 def slow_dtypes() -> frozenset[torch.dtype]:
     """The dtypes of 16 bits of which this CPU has no products."""
+    if not torch.backends.mkldnn.is_available():
+        return frozenset()
     found = {
         torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),
         torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported(),
     }
     return frozenset(dtype for dtype, supported in found.items() if not supported)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """`a [..., k] @ b [k, n]`, in float32 where that is faster; for code with its own gradients."""
+    same = a.dtype == b.dtype and a.device == b.device
+    if not (same and a.device.type == "cpu" and a.dtype in slow_dtypes()):
+        return a @ b
+    wide = a.float()
+    y = a.new_empty(*a.shape[:-1], b.shape[1])
+    for columns in _chunks(b.shape[1], b.shape[0]):
+        y[..., columns] = wide @ b[:, columns].float()
+    return y
 
 
 class _Float32Products(TorchFunctionMode):
@@ -61,10 +89,18 @@ class _Float32Products(TorchFunctionMode):
         return function(*arguments, **(options or {}))
 
     def _takes(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+        """What does not fit is left to PyTorch, which says why."""
         given = [tensor for tensor in (input, weight, bias) if tensor is not None]
-        same = {tensor.dtype for tensor in given} == {weight.dtype}
-        on_cpu = all(tensor.device.type == "cpu" for tensor in given)
-        return same and on_cpu and weight.dtype in self._slow and weight.dim() == 2
+        return (
+            weight.dtype in self._slow
+            and all(tensor.dtype == weight.dtype for tensor in given)
+            and all(tensor.device.type == "cpu" for tensor in given)
+            and weight.dim() == 2
+            and input.dim() > 0
+            and input.shape[-1] == weight.shape[1]
+            and (bias is None or bias.shape == weight.shape[:1])
+            and input.numel() >= LEAST_TOKENS * weight.shape[1] > 0
+        )
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -77,10 +113,11 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
         wide = x.float()
         y = x.new_empty(x.shape[0], weight.shape[0])
-        for rows in _chunks(weight):
+        for rows in _chunks(*weight.shape):
             products = wide @ weight[rows].float().t()
             y[:, rows] = products if bias is None else products.add_(bias[rows])
         return y
@@ -91,21 +128,21 @@ class _Linear(torch.autograd.Function):
         of_y = gradients[0]
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            total = torch.zeros(x.shape)
-            for rows in _chunks(weight):
+            total = torch.zeros(of_y.shape[0], weight.shape[1])
+            for rows in _chunks(*weight.shape):
                 total.addmm_(of_y[:, rows].float(), weight[rows].float())
-            of_x = total.to(x.dtype)
+            of_x = total.to(of_y.dtype)
         if ctx.needs_input_grad[1]:
             wide = x.float()
-            of_weight = torch.empty_like(weight)
-            for rows in _chunks(weight):
-                of_weight[rows] = (of_y[:, rows].float().t() @ wide).to(weight.dtype)
+            of_weight = x.new_empty(of_y.shape[1], x.shape[1])
+            for rows in _chunks(*of_weight.shape):
+                of_weight[rows] = of_y[:, rows].float().t() @ wide
         if ctx.needs_input_grad[2]:
             of_bias = of_y.float().sum(0).to(of_y.dtype)
         return of_x, of_weight, of_bias
 
 
-def _chunks(weight: Tensor) -> list[slice]:
-    """Rows of a weight that are widened together."""
-    count = max(1, CHUNK_ELEMENTS // max(1, weight.shape[1]))
-    return [slice(first, first + count) for first in range(0, weight.shape[0], count)]
+def _chunks(count: int, length: int) -> list[slice]:
+    """`count` rows or columns of so many elements, as many together as are widened at a time."""
+    together = max(1, CHUNK_ELEMENTS // max(1, length))
+    return [slice(first, first + together) for first in range(0, count, together)]

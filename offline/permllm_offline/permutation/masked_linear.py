@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from permllm_offline.importance import Scores, mean_score
 from permllm_offline.mask import keep_channels, pack_channels, unpack_channels
+from permllm_offline.model.float32_products import product
 from permllm_vllm.checkpoint.pattern import Pattern
 
 PART_ELEMENTS = 1 << 21
@@ -116,7 +117,7 @@ class _MaskedProduct(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(inputs)
         ctx.layer, ctx.order, ctx.bits = layer, layer.permutation.order, layer.mask_bits()
-        return inputs @ (layer.weight * unpack_channels(ctx.bits))
+        return product(inputs, layer.weight * unpack_channels(ctx.bits))
 
     @staticmethod
     @once_differentiable
@@ -127,10 +128,10 @@ class _MaskedProduct(torch.autograd.Function):
             weight = layer.weight[channels]
             mask = unpack_channels(ctx.bits[channels.start // 8 : channels.stop // 8])
             if ctx.needs_input_grad[0]:
-                through_inputs.append(gradient @ (weight * mask).t())
+                through_inputs.append(product(gradient, (weight * mask).t()))
             if ctx.needs_input_grad[1]:
                 part = inputs[..., channels].flatten(0, -2)
-                mask_gradient = part.t() @ gradient.flatten(0, -2)
+                mask_gradient = product(part.t(), gradient.flatten(0, -2))
                 mask_gradient *= weight
                 order = ctx.order[channels] - channels.start
                 found = matrix_gradient(

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from permllm_offline.model.float32_products import product
+
 TOKENS_AT_ONCE = 64
 
 
@@ -45,15 +47,15 @@ class _Divergence(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=student.device)
         for start in range(0, len(student), TOKENS_AT_ONCE):
             part = slice(start, start + TOKENS_AT_ONCE)
-            logits = _capped((student[part] @ head.t()).float(), softcap)
+            logits = _capped(product(student[part], head.t()).float(), softcap)
             mine = logits.log_softmax(-1)
-            theirs = _capped((teacher[part] @ head.t()).float(), softcap).log_softmax(-1)
+            theirs = _capped(product(teacher[part], head.t()).float(), softcap).log_softmax(-1)
             wanted = theirs.exp()
             total += torch.dot(wanted.flatten(), theirs.sub_(mine).flatten())
             difference = mine.exp_().sub_(wanted)
             if softcap is not None:
                 difference *= 1 - (logits / softcap).square()
-            gradient[part] = difference.to(head.dtype) @ head
+            gradient[part] = product(difference.to(head.dtype), head)
         ctx.save_for_backward(gradient)
         return total
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from permllm_offline.errors import OfflineError
+from permllm_offline.model.float32_products import products_in_float32
 from permllm_offline.text.calibration import check_length, token_windows
 from permllm_offline.text.texts import documents
 
@@ -35,6 +36,7 @@ def evaluation_windows(
     return windows
 
 
+@products_in_float32()
 @torch.inference_mode()
 def perplexity(model: Any, windows: Tensor, description: str = "perplexity") -> float:
     """Return exp of the mean negative log-likelihood of every predicted token.

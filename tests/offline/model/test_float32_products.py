@@ -8,7 +8,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from permllm_offline.model import float32_products
-from permllm_offline.model.float32_products import products_in_float32, slow_dtypes
+from permllm_offline.model.float32_products import product, products_in_float32, slow_dtypes
+from permllm_offline.recomputation import recomputed
+from permllm_offline.text.evaluation import perplexity
+from tests.offline.tiny_models import tiny_model
 
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -18,6 +21,7 @@ def slow_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both types are slow, and a layer has several chunks."""
     monkeypatch.setattr(float32_products, "slow_dtypes", lambda: frozenset(DTYPES))
     monkeypatch.setattr(float32_products, "CHUNK_ELEMENTS", 100)
+    monkeypatch.setattr(float32_products, "LEAST_TOKENS", 1)
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Tensor:
@@ -85,7 +89,67 @@ def test_dtypes_that_do_not_fit_are_refused_as_ever() -> None:
         functional.linear(torch.ones(2, 8), torch.ones(4, 8).bfloat16())
 
 
-def test_this_cpu_is_asked() -> None:
+@pytest.mark.parametrize(("tokens", "taken"), [(3, False), (4, True)])
+def test_few_tokens_are_left_alone(
+    tokens: int, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(float32_products, "LEAST_TOKENS", 4)
+    calls = noted(monkeypatch)
+    with products_in_float32():
+        functional.linear(drawn(tokens, 16), drawn(8, 16))
+    assert len(calls) == taken
+
+
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Outputs of every layer that takes the other way."""
+    calls: list[int] = []
+    original = float32_products._linear
+
+    def noting(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        calls.append(len(weight))
+        return original(input, weight, bias)
+
+    monkeypatch.setattr(float32_products, "_linear", noting)
+    return calls
+
+
+@pytest.mark.parametrize("outputs", [24, 16])
+@pytest.mark.parametrize("biased", [True, False])
+def test_recomputed_activations_are_those_of_the_first_time(
+    outputs: int, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice the same layer, square or not: the backward pass is outside, and computes it again."""
+    calls = noted(monkeypatch)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(16, outputs, bias=biased), torch.nn.SiLU(), torch.nn.Linear(outputs, 16)
+    ).bfloat16()
+    x, gradients = drawn(5, 16), []
+    for layers in ([], [model]):
+        model.zero_grad()
+        with recomputed(layers), products_in_float32():
+            model(x).sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+    assert len(calls) == 2 + 4
+    with recomputed([model]):  # outside, both times
+        model(x).sum().backward()
+    assert len(calls) == 6
+
+
+@given(rows=st.integers(0, 9), inner=st.integers(1, 40), columns=st.integers(1, 30))
+def test_a_product_of_matrices(rows: int, inner: int, columns: int) -> None:
+    a, b = drawn(2, rows, inner).detach(), drawn(columns, inner, seed=1).detach().t()
+    assert_rounded(product(a, b), a.double() @ b.double())
+    assert torch.equal(product(a.double(), b.double()), a.double() @ b.double())
+
+
+def test_perplexity_is_taken_the_faster_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = noted(monkeypatch)
+    model = tiny_model("llama").bfloat16()
+    assert perplexity(model, torch.randint(2, 40, (2, 12))) > 1
+    assert calls
+
+
+def test_only_types_of_16_bits_are_slow() -> None:
     assert slow_dtypes() <= set(DTYPES)
-    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert (torch.bfloat16 in slow_dtypes()) is not supported
