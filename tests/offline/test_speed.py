@@ -69,10 +69,10 @@ def test_a_cpu_that_is_told_to_serve_with_another_instruction_set_is_forecast_wi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(forecast, "instruction_set", lambda: "avx512_bf16")
-    monkeypatch.setenv("PERMLLM_CPU_ISA", "avx2")
+    monkeypatch.setenv("PERMLLM_CPU_ISA", "avx2_vnni")
     speed = expected_speed(SHAPES, "2:4", "bfloat16")
     assert not speed.shapes
-    assert "no measurement of avx2, which PERMLLM_CPU_ISA names, is packaged" in speed.reason
+    assert "no measurement of avx2_vnni, which PERMLLM_CPU_ISA names, is packaged" in speed.reason
     monkeypatch.setenv("PERMLLM_CPU_ISA", "avx512_bf16")
     assert ", avx512_bf16, " in expected_speed(SHAPES, "2:4", "bfloat16").source
     monkeypatch.setenv("PERMLLM_CPU_ISA", "")  # as unset, for the kernels too
