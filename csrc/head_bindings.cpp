@@ -10,7 +10,7 @@
 namespace permllm {
 namespace {
 
-// x @ W^T. A few tokens meet the rows where they stand; more are PyTorch's.
+// x @ W^T. As many tokens as a kernel takes meet the rows where they stand; more are PyTorch's.
 Tensor head_linear(Tensor x, Tensor weight) {
   STD_TORCH_CHECK(weight.dim() == 2 && x.dim() >= 1 && x.dim() <= kMostDimensions &&
                       x.size(-1) == weight.size(1),
@@ -23,9 +23,9 @@ Tensor head_linear(Tensor x, Tensor weight) {
   const bool half = dtype == ScalarType::Half;
   const bool words = x.is_cpu() && weight.is_cpu() && weight.scalar_type() == dtype &&
                      (half || dtype == ScalarType::BFloat16);
-  const bool in_place =
-      weight.is_contiguous() && reinterpret_cast<uintptr_t>(weight.const_data_ptr()) % 64 == 0;
-  if (!words || !in_place || m == 0 || m > cpu::dense_tokens(n, k, half)) {
+  const bool in_place = weight.is_contiguous() && k % cpu::kDenseInputs == 0 &&
+                        reinterpret_cast<uintptr_t>(weight.const_data_ptr()) % 64 == 0;
+  if (!words || !in_place || m == 0 || n == 0 || m > cpu::dense_tokens(n, k, half)) {
     return dense_product(x, weight, std::nullopt);
   }
   const Tensor rows = in_one_piece(x);

@@ -36,8 +36,8 @@ DenseKernel avx2(int64_t n, int64_t k) {
 #endif
 
 // Nothing where the instruction set has no kernel.
-DenseKernel dense_kernel([[maybe_unused]] int64_t n, int64_t k, [[maybe_unused]] bool half) {
-  if (k % kDenseInputs != 0) return {};
+DenseKernel dense_kernel([[maybe_unused]] int64_t n, [[maybe_unused]] int64_t k,
+                         [[maybe_unused]] bool half) {
   switch (select("")) {
 #if defined(PERMLLM_AMX)
     case Isa::kAmx:

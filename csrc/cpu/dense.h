@@ -1,6 +1,7 @@
 // y = x @ W^T for a dense W whose rows stand as in the checkpoint: the output head.
 //
-// vLLM packs a copy of it, which a few tokens read at a half to three quarters of memory's rate.
+// Where oneDNN multiplies bfloat16, vLLM packs a copy of it, which a few tokens read at a half to
+// three quarters of memory's rate.
 #pragma once
 
 #include "kernels.h"
@@ -15,7 +16,7 @@ constexpr int64_t kDenseInputs = 32;  // of a vector
 int64_t dense_tokens(int64_t n, int64_t k, bool half);
 
 // Multiplies m <= dense_tokens(n, k, half) tokens. `packed` are the rows, [n, k], 64-byte aligned,
-// in the type of x.
+// in the type of x; n is not 0, and k is a multiple of kDenseInputs.
 void dense_linear(const LinearArguments& arguments);
 
 }  // namespace permllm::cpu
