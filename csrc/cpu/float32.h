@@ -1,5 +1,6 @@
-// Float32 products. They serve instruction sets that have no bfloat16 products, and activations of
-// float32: values and x are widened to float32, exactly, so that int8 values meet x as it is.
+// Float32 products. They serve instruction sets that have no bfloat16 products, the output head of
+// some among it, and activations of float32: values and x are widened to float32, exactly, so that
+// int8 values meet x as it is.
 //
 // Templates over an instruction set, a struct with
 //   Vector    kLanes floats, a type of GCC's vector extension

@@ -12,6 +12,8 @@ namespace {
 template <class Products>
 void float32_any(const LinearOf<typename Products::Real>& a, Worker& worker) {
   constexpr int kFew = Products::Tuning::kFewTokens;
+  static_assert(Products::Tuning::kPackedTokens == Float32Tuning::kPackedTokens,
+                "packed_x is as large");
   a.m <= kFew ? multiply_few_tokens<Products, kFew>(a, worker)
               : go_through_parts<ManyTokens<Products>>(a, worker);
 }

@@ -31,7 +31,7 @@ struct LinearOf {
   const Real* x;  // [m, k], rows x_stride elements apart
   int64_t x_stride;
   int64_t m;           // >= 1
-  const void* packed;  // blocks, 64-byte aligned
+  const void* packed;  // blocks, or the rows of a dense weight, 64-byte aligned
   int64_t n;           // logical rows; row groups are ceil(n / Rows)
   int64_t k;           // logical inputs; input blocks are ceil(k / 64)
   const Real* bias;    // [n] or null
@@ -118,6 +118,7 @@ void avx2_vnni(const LinearOf<Real>&, Worker&);
 template <class Value, class Real>
 void avx2_int8(const LinearOf<Real>&, Worker&);
 
-void avx2_dense(const LinearArguments&, Worker&);  // as dense.h says
+// As dense.h says, any m; n is a multiple of kPortableRows, k of kBlockInputs.
+void avx2_dense(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

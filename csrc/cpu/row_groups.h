@@ -3,7 +3,7 @@
 //
 // Both are a place in a weight, at the beginning of some block of a row group:
 //   (a, group, block)   of the call `a`; blocks past a group's last are those of the next
-//   place + blocks      further on in the same row group
+//   place + blocks      further on in the same row group, as far as it reaches
 //   prefetch<Hint>()    the cache lines of a block
 //
 // Include after every other header: what follows is compiled for one instruction set.

@@ -1,6 +1,6 @@
 // What the kernels with vectors of any width share. They are templates that the compiler makes code
-// of for one instruction set after the other, and read sparse blocks in the permuted order: a row
-// keeps four of every eight inputs, so the place of its values follows from that of its mask.
+// of for one instruction set after the other. Sparse blocks are in the permuted order: a row keeps
+// four of every eight inputs, so the place of its values follows from that of its mask.
 //
 // Include after every other header: what follows is compiled for one instruction set.
 #pragma once
@@ -81,6 +81,28 @@ inline Vector load(const Lane* aligned) {
 template <class Vector, class Lane>
 inline void store(Lane* aligned, Vector vector) {
   *reinterpret_cast<Vector*>(aligned) = vector;
+}
+
+// Sums of some rows, `stride` lanes apart, and of some vectors of tokens.
+template <int Rows, int Vectors, class Vector, class Lane>
+inline void load_sums(const Lane* sums, int64_t stride, Vector (&registers)[Rows][Vectors]) {
+  constexpr int kLanes = sizeof(Vector) / sizeof(Lane);
+  PERMLLM_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    PERMLLM_UNROLL
+    for (int v = 0; v < Vectors; ++v)
+      registers[r][v] = load<Vector>(sums + r * stride + v * kLanes);
+  }
+}
+
+template <int Rows, int Vectors, class Vector, class Lane>
+inline void store_sums(Lane* sums, int64_t stride, const Vector (&registers)[Rows][Vectors]) {
+  constexpr int kLanes = sizeof(Vector) / sizeof(Lane);
+  PERMLLM_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    PERMLLM_UNROLL
+    for (int v = 0; v < Vectors; ++v) store(sums + r * stride + v * kLanes, registers[r][v]);
+  }
 }
 
 // Where the outputs of one row group go.

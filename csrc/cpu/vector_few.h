@@ -20,6 +20,8 @@
 //                              write(token, row, total of each part)
 #pragma once
 
+#include <type_traits>
+
 #include "phases.h"
 
 // The vector code comes last.
@@ -48,9 +50,10 @@ class FewTokens {
   static constexpr int kTogether = Products::kOperandsOfX ? 1 : kRowsAtOnce;
   static constexpr int64_t kChunkBlocks = Tuning::kFewChunkBlocks;
 
-  // In order: whether registers hold x of a block, and sums of a row that take turns.
+  // In order: whether registers hold x of a block, and sums of a row that take turns, because each
+  // addition of floats waits for the last one.
   static constexpr bool kHoldsX = kSteps * Tokens * kParts <= Tuning::kHeldVectors;
-  static constexpr int kChains = kHoldsX ? 2 : 1;
+  static constexpr int kChains = kHoldsX && std::is_floating_point_v<Lane> ? 2 : 1;
 
   using Sums = Vector[kRows][Tokens][kParts];
 
@@ -139,7 +142,7 @@ class FewTokens {
     }
   }
 
-  // Adds the products of all rows of a block, one after the other as they stand in memory.
+  // Adds the products of all rows of a block, one after the other as they stand in a packed one.
   static inline void multiply_in_order(Weights place, const Lane* x, Sums& sums) {
     constexpr int kVectors = kSteps * Tokens * kParts;
     Vector held[kHoldsX ? kVectors : 1];

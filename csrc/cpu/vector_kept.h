@@ -4,6 +4,9 @@
 // picks its input's: half of the products of a dense layer. Its value is broadcast once for as many
 // vectors as registers hold sums of. What this costs is loads: each product has one of its own.
 //
+// An input that is not finite reaches the rows that keep it, where the other kernels multiply it by
+// zeros too.
+//
 // Rows are decoded once for all tokens, to the values and to where x of their inputs lies.
 #pragma once
 
@@ -150,12 +153,7 @@ class KeptTokens {
       const DecodedRow* row = decoded + first;
       float* target = sums + first * stride;
       Vector sum[kRowsAtOnce][Vectors];
-      PERMLLM_UNROLL
-      for (int r = 0; r < kRowsAtOnce; ++r) {
-        PERMLLM_UNROLL
-        for (int v = 0; v < Vectors; ++v)
-          sum[r][v] = load<Vector>(target + r * stride + v * kLanes);
-      }
+      load_sums(target, stride, sum);
       for (int i = 0; i < kBlockValues; ++i) {
         PERMLLM_UNROLL
         for (int r = 0; r < kRowsAtOnce; ++r) {
@@ -166,11 +164,7 @@ class KeptTokens {
           for (int v = 0; v < Vectors; ++v) sum[r][v] += value * tokens[v];
         }
       }
-      PERMLLM_UNROLL
-      for (int r = 0; r < kRowsAtOnce; ++r) {
-        PERMLLM_UNROLL
-        for (int v = 0; v < Vectors; ++v) store(target + r * stride + v * kLanes, sum[r][v]);
-      }
+      store_sums(target, stride, sum);
     }
   }
 

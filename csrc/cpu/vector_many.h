@@ -122,12 +122,7 @@ class ManyTokens {
       const Lane* weights = panel + first * kChunkSteps;
       Lane* target = sums + first * stride;
       Vector sum[kRowsAtOnce][Vectors];
-      PERMLLM_UNROLL
-      for (int r = 0; r < kRowsAtOnce; ++r) {
-        PERMLLM_UNROLL
-        for (int v = 0; v < Vectors; ++v)
-          sum[r][v] = load<Vector>(target + r * stride + v * kLanes);
-      }
+      load_sums(target, stride, sum);
       for (int64_t i = 0; i < steps; ++i) {
         Vector tokens[Vectors];
         PERMLLM_UNROLL
@@ -141,11 +136,7 @@ class ManyTokens {
           }
         }
       }
-      PERMLLM_UNROLL
-      for (int r = 0; r < kRowsAtOnce; ++r) {
-        PERMLLM_UNROLL
-        for (int v = 0; v < Vectors; ++v) store(target + r * stride + v * kLanes, sum[r][v]);
-      }
+      store_sums(target, stride, sum);
     }
   }
 

@@ -14,7 +14,6 @@ from permllm_offline.errors import OfflineError
 from permllm_offline.hub import check_push, push
 from permllm_offline.local_path import local_path
 from permllm_offline.method_parts import parts_of
-from permllm_offline.model.float32_products import products_in_float32
 from permllm_offline.model.loading import (
     load_model,
     load_served,
@@ -172,8 +171,7 @@ def prune_and_push(
     Raises:
         OfflineError, CheckpointError: bad input, or an output that cannot be written or uploaded.
     """
-    with products_in_float32():
-        report = pipeline.prune(recipe, output, force=force, resume=resume)
+    report = pipeline.prune(recipe, output, force=force, resume=resume)
     if push_to_hub is None or not first():
         return report, None
     address = push(output, push_to_hub)
@@ -280,14 +278,13 @@ def evaluate(
     if dataset is not None:
         windows = cut_windows(fspath(dataset), tokenizer, sequence_length, max_windows)
     measured, scores = None, {}
-    with products_in_float32():
-        if windows is not None:
-            measured = perplexity(load_model(source, torch_dtype, torch_device), windows)
-        if found is not None:
-            served = load_served(source, torch_dtype, torch_device)
-            scores = found.evaluate(
-                served, tokenizer, few_shot=few_shot, limit=limit, batch_size=batch_size
-            )
+    if windows is not None:
+        measured = perplexity(load_model(source, torch_dtype, torch_device), windows)
+    if found is not None:
+        served = load_served(source, torch_dtype, torch_device)
+        scores = found.evaluate(
+            served, tokenizer, few_shot=few_shot, limit=limit, batch_size=batch_size
+        )
     return Evaluation(measured, 0 if windows is None else len(windows), sequence_length, scores)
 
 

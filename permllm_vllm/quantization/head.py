@@ -29,7 +29,8 @@ def head_tokens(dtype: torch.dtype, outputs: int, inputs: int) -> int:
     """Tokens that the compiled kernel multiplies with a dense head at most; 0 where there is none.
 
     There is one for bfloat16 on CPUs with AVX-512 BF16, for float16 on those of them without AMX,
-    and for both on those with AVX2 and no AVX-512. The arguments are the weight's.
+    and for both on those with AVX2 and no AVX-512, where outputs are a multiple of 8 and inputs of
+    64. The arguments are the weight's.
     """
     if not _has_kernels(dtype):
         return 0

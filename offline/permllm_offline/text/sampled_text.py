@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from permllm_offline.model.families import begin_token
+from permllm_offline.model.float32_products import products_in_float32
 
 PIECE = 256
 """Tokens of one piece of text, where a window is not shorter. Attention over longer ones costs more
@@ -30,6 +31,7 @@ class Unfinished:
     keep: Callable[[Mapping[str, Tensor]], None]
 
 
+@products_in_float32()
 @torch.no_grad()
 def sample_text(
     model: Any,

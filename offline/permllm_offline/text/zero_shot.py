@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from permllm_offline.errors import OfflineError, first_line
+from permllm_offline.model.float32_products import products_in_float32
 
 MISSING = "the tasks are those of lm-eval, which is not installed: pip install 'lm-eval>=0.4.13'"
 
@@ -42,6 +43,7 @@ class Tasks:
                 "`lm-eval ls tasks`, or give the folder of its description with --tasks-path."
             )
 
+    @products_in_float32()
     def evaluate(
         self,
         model: Any,

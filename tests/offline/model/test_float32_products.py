@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from permllm_offline.model import float32_products
-from permllm_offline.model.float32_products import product, products_in_float32, slow_dtypes
+from permllm_offline.model.float32_products import product, products_in_float32
 from permllm_offline.recomputation import recomputed
 from permllm_offline.text.evaluation import perplexity
 from tests.offline.tiny_models import tiny_model
@@ -149,7 +149,3 @@ def test_perplexity_is_taken_the_faster_way(monkeypatch: pytest.MonkeyPatch) -> 
     model = tiny_model("llama").bfloat16()
     assert perplexity(model, torch.randint(2, 40, (2, 12))) > 1
     assert calls
-
-
-def test_only_types_of_16_bits_are_slow() -> None:
-    assert slow_dtypes() <= set(DTYPES)
