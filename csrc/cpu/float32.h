@@ -5,7 +5,7 @@
 // Templates over an instruction set, a struct with
 //   Vector    kLanes floats, a type of GCC's vector extension
 //   Tuning    its constants (tuning.h)
-//   decode    kLanes inputs of a row, zeros where pruned, in units of kUnit<Value>; or decode_row
+//   decode    kLanes inputs of a row, zeros where pruned, in units of kUnit<Value>
 //
 // Include after every other header: what follows is compiled for one instruction set.
 #pragma once
@@ -48,13 +48,9 @@ struct Float32Products {
   }
 
   static inline void decode_row(Weights place, int row, float* dense) {
-    if constexpr (requires { Isa::decode_row(*place, row, dense); }) {
-      Isa::decode_row(*place, row, dense);
-    } else {
-      PERMLLM_UNROLL
-      for (int first = 0; first < kBlockInputs; first += kLanes) {
-        store(dense + first, decode(place, row, first));
-      }
+    PERMLLM_UNROLL
+    for (int first = 0; first < kBlockInputs; first += kLanes) {
+      store(dense + first, decode(place, row, first));
     }
   }
 

@@ -20,12 +20,15 @@ void float32_any(const LinearOf<typename Products::Real>& a, Worker& worker) {
 
 template <class Isa, class Value, class Real>
 void float32_sparse(const LinearOf<Real>& a, Worker& worker) {
-  if constexpr (Isa::Tuning::kKeptVectors > 0) {
-    if (a.m > Isa::Tuning::kPanelTokens) {
-      return go_through_parts<KeptTokens<Isa, Value, Real>>(a, worker);
-    }
+  using Products = Float32Products<Isa, Value, Real>;
+  constexpr int kFew = Isa::Tuning::kFewTokens;
+  constexpr int64_t kPanel = Isa::Tuning::kPanelTokens;
+  static_assert(Isa::Tuning::kPackedTokens == Float32Tuning::kPackedTokens, "packed_x is as large");
+  if constexpr (kPanel > kFew) {
+    if (a.m <= kPanel) return float32_any<Products>(a, worker);
   }
-  float32_any<Float32Products<Isa, Value, Real>>(a, worker);
+  a.m <= kFew ? multiply_few_tokens<Products, kFew>(a, worker)
+              : go_through_parts<KeptTokens<Isa, Value, Real>>(a, worker);
 }
 
 // y = x @ W^T + bias for any number of tokens; a scale says that the values are int8.

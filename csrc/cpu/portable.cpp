@@ -1,12 +1,11 @@
 // Plain C++ for any CPU.
 //
-// Few tokens: the products of the pruned inputs are skipped, one kept value meets all tokens. Many:
-// the float32 kernels with vectors of four.
+// Only kept values are multiplied, in vectors of four: with few tokens one meets all of them, with
+// many those of vector_kept.h.
 #include <bit>
 
 #include "float32.h"
 #include "vector_kept.h"
-#include "vector_many.h"
 
 namespace permllm::cpu {
 namespace {
@@ -33,22 +32,6 @@ struct Portable {
   typedef float Vector __attribute__((vector_size(16), may_alias));
   using Tuning = PortableTuning;
   static constexpr int kLanes = 4;
-
-  template <class Value>
-  static constexpr float kUnit = 1.0f;
-
-  // 64 inputs of one row of a block, zeros where pruned.
-  template <class Value>
-  static void decode_row(const Block<kRows, Value>& block, int row, float* dense) {
-    const auto* masks = reinterpret_cast<const uint8_t*>(&block.mask[row]);
-    const Value* values = block.values[row];
-    __builtin_memset(dense, 0, kBlockInputs * sizeof(float));
-    for (int i = 0; i < kBlockInputs / 8; ++i, dense += 8, values += 4) {
-      const uint8_t* kept = kKept.inputs[masks[i]];
-      PERMLLM_UNROLL
-      for (int v = 0; v < 4; ++v) dense[kept[v]] = to_float(values[v]);
-    }
-  }
 };
 
 using Vector = Portable::Vector;
@@ -176,10 +159,8 @@ void linear(const LinearOf<Real>& a, Worker& worker) {
     go_through(FewTokens<OneToken, Value, Real>(a), a.last, worker);
   } else if (a.m <= PortableTuning::kFewTokens) {
     go_through(FewTokens<FourTokens, Value, Real>(a), a.last, worker);
-  } else if (a.m > PortableTuning::kPanelTokens) {
-    go_through_parts<KeptTokens<Portable, Value, Real>>(a, worker);
   } else {
-    go_through_parts<ManyTokens<Float32Products<Portable, Value, Real>>>(a, worker);
+    go_through_parts<KeptTokens<Portable, Value, Real>>(a, worker);
   }
 }
 

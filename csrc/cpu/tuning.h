@@ -169,9 +169,9 @@ struct Float32Tuning : Zen4Tuning {
   static constexpr int64_t kManyChunkBytes = 1024;  // of a row, decoded at a time: 8 are 8 KiB
   static constexpr int64_t kPanelGroups = 8;        // whose sums wait in L2
 
-  // Kept values alone, measured on Zen 3.
-  static constexpr int kKeptVectors = 0;           // of tokens that a value meets; 0: not timed
-  static constexpr int64_t kPanelTokens = 16;      // up to which pruned ones are no slower
+  // Kept values alone, measured on Zen 3 and Sapphire Rapids.
+  static constexpr int kKeptVectors = 8;           // of tokens that a value meets
+  static constexpr int64_t kPanelTokens = 0;       // up to which pruned ones are faster, if any
   static constexpr int64_t kKeptPanelGroups = 16;  // whose sums, and decoded blocks, are in L2
 };
 
@@ -186,7 +186,7 @@ struct Avx2Tuning : Float32Tuning {
   static constexpr int kInOrderTokens = 1;
   static constexpr int64_t kFewAheadBlocks = 32;
   static constexpr int kFewHint = kIntoL1;
-  static constexpr int kKeptVectors = 8;
+  static constexpr int64_t kPanelTokens = 16;
   static constexpr int kFewTokens = 6;
   static constexpr int kSums = 12;
 };
@@ -215,7 +215,6 @@ struct Avx2Int8Tuning : Avx2Tuning {
 };
 
 struct PortableTuning : Float32Tuning {
-  static constexpr int kKeptVectors = 8;
   static constexpr int kFewTokens = 4;
   static constexpr int kSums = 12;
 };

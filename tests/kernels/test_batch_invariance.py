@@ -21,7 +21,7 @@ KERNELS = {
     "avx2": {"one": 1, "few": 6, "panel": 16},
     "avx2 int8": {"few": 5},
     "avx2_vnni int8": {"split": 2, "few": 6},
-    "portable": {"few": 4, "panel": 16},
+    "portable": {"few": 4},
 }
 AVX512 = {
     "avx512_bf16": {"few": 6, "several": 16},
