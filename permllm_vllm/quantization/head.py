@@ -25,27 +25,32 @@ COPY = "permllm_copy"
 """Attribute of a layer that holds our packed copy, None where there can be none."""
 
 
-def head_tokens(dtype: torch.dtype, outputs: int, inputs: int) -> int:
+def head_tokens(weight: Tensor) -> int:
     """Tokens that the compiled kernel multiplies with a dense head at most; 0 where there is none.
 
     There is one for bfloat16 on CPUs with AVX-512 BF16, for float16 on those of them without AMX,
     and for both on those with AVX2 and no AVX-512, where outputs are a multiple of 8 and inputs of
-    64. The arguments are the weight's.
+    64. Of the weight `[out, in]` its device, dtype and shape count.
     """
-    if not _has_kernels(dtype):
+    if not _has_kernels(weight):
         return 0
-    return int(torch.ops.permllm.cpu_head_tokens(outputs, inputs, dtype == torch.float16))
+    outputs, inputs = weight.shape
+    half = weight.dtype == torch.float16
+    return int(torch.ops.permllm.cpu_head_tokens(outputs, inputs, half))
 
 
-def can_round(dtype: torch.dtype, inputs: int) -> bool:
-    """Whether a head of that dtype and so many inputs can be multiplied as int8."""
-    return _has_kernels(dtype) and CpuBackend().rounds_dense(inputs)
+def can_round(weight: Tensor) -> bool:
+    """Whether a head of such a weight `[out, in]` can be multiplied as int8."""
+    return _has_kernels(weight) and CpuBackend().rounds_dense(weight.shape[1])
 
 
-def _has_kernels(dtype: torch.dtype) -> bool:
-    """Whether the compiled kernels serve here, and take activations of that dtype."""
-    on_cpu = torch.empty(0).device.type == "cpu"  # vLLM sets the device of what it loads
-    return not ops.missing_reason and on_cpu and dtype in (torch.bfloat16, torch.float16)
+def _has_kernels(weight: Tensor) -> bool:
+    """Whether the compiled kernels serve where the weight lies, and take activations of its dtype.
+
+    vLLM sets the device of what is created, but only while it builds a model, not while it loads.
+    """
+    on_cpu = weight.device.type == "cpu"
+    return not ops.missing_reason and on_cpu and weight.dtype in (torch.bfloat16, torch.float16)
 
 
 class HeadMethod(UnquantizedEmbeddingMethod):
@@ -100,8 +105,8 @@ class HeadMethod(UnquantizedEmbeddingMethod):
     def _begin(self, layer: Any, *, loaded: bool) -> None:
         """Find out what multiplies, and let the weight lie where a kernel will read it."""
         weight = layer.weight.data
-        self.tokens = head_tokens(weight.dtype, *weight.shape)
-        self._rounds = self._asked_to_round and can_round(weight.dtype, weight.shape[1])
+        self.tokens = head_tokens(weight)
+        self._rounds = self._asked_to_round and can_round(weight)
         if self.tokens:
             memory = torch.ops.permllm.cpu_huge_bytes(weight.nbytes)
             layer.weight.data = memory.view(weight.dtype).view(weight.shape)

@@ -38,12 +38,13 @@ from tests.quantization.sparse_modules import config
 
 WORDS, CHANNELS = 8192, 128  # 2 MiB of bfloat16
 TRANSPARENT_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
-KERNEL_TOKENS = head_tokens(torch.bfloat16, WORDS, CHANNELS)
+WEIGHT = torch.empty((WORDS, CHANNELS), dtype=torch.bfloat16)
+KERNEL_TOKENS = head_tokens(WEIGHT)
 TAKES_ANY = KERNEL_TOKENS > 1 << 30
 MOST = 20 if TAKES_ANY else KERNEL_TOKENS
 """Tokens that the kernel takes; where it takes any number, so many are enough to try."""
 needs_half = pytest.mark.skipif(
-    not head_tokens(torch.float16, WORDS, CHANNELS),
+    not head_tokens(WEIGHT.half()),
     reason="this CPU has no kernel for a float16 head",
 )
 needs_limit = pytest.mark.skipif(
@@ -51,7 +52,7 @@ needs_limit = pytest.mark.skipif(
 )
 needs_kernel = pytest.mark.skipif(not MOST, reason="this CPU has no kernel for a dense head")
 needs_rounding = pytest.mark.skipif(
-    not can_round(torch.bfloat16, CHANNELS), reason="this CPU has no kernel for a head of int8"
+    not can_round(WEIGHT), reason="this CPU has no kernel for a head of int8"
 )
 
 
@@ -221,7 +222,7 @@ def test_other_types_are_left_to_vllm(calls: list[int]) -> None:
 
 def test_without_a_kernel_vllm_packs(monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:
     monkeypatch.setenv("PERMLLM_CPU_ISA", "portable")
-    assert head_tokens(torch.bfloat16, WORDS, CHANNELS) == 0
+    assert head_tokens(WEIGHT) == 0
     layer = built(ParallelLMHead)
     load(layer, weights())
     assert PACKED in layer.__dict__
@@ -363,3 +364,14 @@ def test_heads_of_vllms_own_method_are_adopted(
     assert error < 2e-2
     assert calls == ([] if option == "int8" else [2])
     assert PACKED not in layer.__dict__
+
+
+def test_a_weight_on_another_device_stays_there(rounded: None) -> None:
+    """vLLM loads weights outside of the context that sets the device of what is created."""
+    layer = VocabParallelEmbedding(WORDS, CHANNELS, params_dtype=torch.bfloat16).to("meta")
+    adopt_heads(torch.nn.ModuleList([layer]))
+    method: Any = layer.quant_method
+    assert isinstance(method, HeadMethod)
+    assert layer.weight.is_meta
+    assert method.tokens == 0
+    assert not can_round(layer.weight)
