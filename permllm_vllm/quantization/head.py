@@ -1,6 +1,7 @@
 """The method of embeddings and the output head, which stay dense."""
 
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ PACKED = "cpu_linear"
 """Attribute of a layer by which vLLM multiplies with its packed copy of the weight."""
 COPY = "permllm_copy"
 """Attribute of a layer that holds our packed copy, None where there can be none."""
+COPIED_BY = "permllm_copied_by"
+"""Attribute of a weight: the layers that have packed copies of it, several where it is tied."""
 
 
 def head_tokens(weight: Tensor) -> int:
@@ -62,6 +65,9 @@ class HeadMethod(UnquantizedEmbeddingMethod):
     pages, and vLLM's copy is made when more tokens come for the first time: while vLLM warms up or,
     as it does not warm up an eager model, in the first such step.
 
+    A tied head shares the weight of an embedding. New weights for a running model reach the
+    embedding alone, with whose method every copy of its weight goes.
+
     Args:
         rounded: whether the copy is one of int8 values, which is asked for: it loses something.
 
@@ -74,6 +80,7 @@ class HeadMethod(UnquantizedEmbeddingMethod):
         self.tokens = 0
         self._asked_to_round = rounded
         self._rounds = False
+        self._copied_by: WeakSet[Any] = WeakSet()
 
     def create_weights(
         self,
@@ -112,18 +119,20 @@ class HeadMethod(UnquantizedEmbeddingMethod):
             layer.weight.data = memory.view(weight.dtype).view(weight.shape)
             if loaded:
                 layer.weight.data.copy_(weight)
+        self._copied_by = layer.weight.__dict__.setdefault(COPIED_BY, self._copied_by)
 
-    def process_weights_after_loading(self, layer: Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         """Forget what was packed of other weights; let vLLM pack where there is no kernel."""
-        layer.__dict__.pop(COPY, None)
-        if self.tokens or self._rounds:
-            layer.__dict__.pop(PACKED, None)
-        else:
-            super().process_weights_after_loading(layer)
+        for other in {layer, *self._copied_by}:
+            other.__dict__.pop(COPY, None)
+            other.__dict__.pop(PACKED, None)
+        if not (self.tokens or self._rounds):
+            self._let_vllm_pack(layer)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x [..., in]` times the weight: `[..., out]`, in x's dtype."""
         if COPY not in layer.__dict__:
+            self._remember(layer)
             layer.__dict__[COPY] = self._copy(layer.weight)
         packed = layer.__dict__[COPY]
         if packed is not None:
@@ -133,9 +142,18 @@ class HeadMethod(UnquantizedEmbeddingMethod):
             )
         if bias is None and x.numel() <= self.tokens * x.shape[-1]:
             return _head_linear(x, layer.weight)
-        if self.tokens and PACKED not in layer.__dict__:
-            super().process_weights_after_loading(layer)
+        if layer.weight.is_cpu and PACKED not in layer.__dict__:
+            self._let_vllm_pack(layer)
         return super().apply(layer, x, bias)
+
+    def _let_vllm_pack(self, layer: Any) -> None:
+        """Have vLLM's own copy made, where it has one."""
+        self._remember(layer)
+        super().process_weights_after_loading(layer)
+
+    def _remember(self, layer: Any) -> None:
+        """Note that the layer has a copy of its weight, which may be that of another layer."""
+        getattr(layer.weight, COPIED_BY, self._copied_by).add(layer)
 
     def _copy(self, weight: Tensor) -> PackedWeights | None:
         """Our copy of a weight, where there is a kernel for it: as asked, or without loss."""

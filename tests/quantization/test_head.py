@@ -22,6 +22,7 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
     record_metadata_for_reloading,
 )
+from vllm.model_executor.model_loader.weight_tying import maybe_retie_word_embeddings
 
 from permllm_vllm.backends.cpu import instruction_sets
 from permllm_vllm.quantization import head
@@ -375,3 +376,43 @@ def test_a_weight_on_another_device_stays_there(rounded: None) -> None:
     assert layer.weight.is_meta
     assert method.tokens == 0
     assert not can_round(layer.weight)
+
+
+@pytest.mark.parametrize("how", ["as built", "after loading", "adopted"])
+@pytest.mark.parametrize("isa", ["portable", "in place", "zen5", "int8"])
+def test_new_weights_of_an_embedding_reach_a_tied_head(
+    how: str, isa: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """The checkpoint has none for the head, so vLLM tells the method of the embedding alone."""
+    if isa == "int8":
+        request.getfixturevalue("rounded")
+    elif isa != "in place":
+        request.getfixturevalue("twelve_bits" if isa == "zen5" else "in_place")
+        monkeypatch.setenv("PERMLLM_CPU_ISA", isa)
+    quantization = None if how == "adopted" else config()
+    layers = [
+        layer_class(WORDS, CHANNELS, params_dtype=torch.bfloat16, quant_config=quantization)
+        for layer_class in (VocabParallelEmbedding, ParallelLMHead)
+    ]
+    embedding, tied = layers
+    if how != "after loading":
+        tied.tie_weights(embedding)
+    model = torch.nn.ModuleList(layers)
+    record_metadata_for_reloading(model)
+    for layer in layers:
+        layer.weight.weight_loader(layer.weight, weights())
+    adopt_heads(model)
+    untied = SimpleNamespace(word_embeddings_untied_by_checkpoint=how == "after loading")
+    maybe_retie_word_embeddings(model, untied)
+    assert tied.weight is embedding.weight
+    for layer in layers:
+        layer.quant_method.process_weights_after_loading(layer)
+    before = [logits(tied, tokens)[0] for tokens in (1, MOST + 1)]
+    initialize_layerwise_reload(model)
+    embedding.weight.weight_loader(embedding.weight, weights(seed=5))
+    finalize_layerwise_reload(model, SimpleNamespace(dtype=torch.bfloat16))
+    assert torch.equal(tied.weight.data, weights(seed=5))
+    for tokens, old in zip((1, MOST + 1), before, strict=True):
+        answer, exact = logits(tied, tokens)
+        assert (answer.double() - exact).norm() < 2e-2 * exact.norm()
+        assert (old.double() - exact).norm() > exact.norm()
