@@ -11,6 +11,7 @@ from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.backends.weights import PackedWeights
 from permllm_vllm.compat import (
+    ParallelLMHead,
     UnquantizedEmbeddingMethod,
     VocabParallelEmbedding,
     init_logger,
@@ -60,10 +61,14 @@ class HeadMethod(UnquantizedEmbeddingMethod):
     """vLLM's method of dense embeddings, with kernels of its own for bfloat16 and float16.
 
     vLLM packs a second copy of every embedding, of those too that no output head uses. Here a head
-    has a copy in 12 bits a value where this instruction set has kernels for it, made in the first
-    step. Elsewhere a kernel takes few tokens, or any number, where the weight stands, in huge
-    pages, and vLLM's copy is made when more tokens come for the first time: while vLLM warms up or,
-    as it does not warm up an eager model, in the first such step.
+    has a copy in 12 bits a value where this instruction set has kernels for it, made when its
+    weight is loaded, so that vLLM counts it before it gives the KV cache what is left. Elsewhere a
+    kernel takes few tokens, or any number, where the weight stands, in huge pages, and vLLM's copy
+    is made when more tokens come for the first time: while vLLM warms up or, as it does not warm up
+    an eager model, in the first such step.
+
+    An embedding that serves as a head itself is no different from others until it multiplies: its
+    copy is made in the first step.
 
     A tied head shares the weight of an embedding. New weights for a running model reach the
     embedding alone, with whose method every copy of its weight goes.
@@ -122,18 +127,19 @@ class HeadMethod(UnquantizedEmbeddingMethod):
         self._copied_by = layer.weight.__dict__.setdefault(COPIED_BY, self._copied_by)
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Forget what was packed of other weights; let vLLM pack where there is no kernel."""
+        """Forget what was packed of other weights, and pack those of a head."""
         for other in {layer, *self._copied_by}:
             other.__dict__.pop(COPY, None)
             other.__dict__.pop(PACKED, None)
         if not (self.tokens or self._rounds):
             self._let_vllm_pack(layer)
+        if isinstance(layer, ParallelLMHead):
+            self._pack(layer)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x [..., in]` times the weight: `[..., out]`, in x's dtype."""
         if COPY not in layer.__dict__:
-            self._remember(layer)
-            layer.__dict__[COPY] = self._copy(layer.weight)
+            self._pack(layer)
         packed = layer.__dict__[COPY]
         if packed is not None:
             outputs = layer.weight.shape[0]
@@ -145,6 +151,11 @@ class HeadMethod(UnquantizedEmbeddingMethod):
         if layer.weight.is_cpu and PACKED not in layer.__dict__:
             self._let_vllm_pack(layer)
         return super().apply(layer, x, bias)
+
+    def _pack(self, layer: Any) -> None:
+        """Make our own copy, or note that there is none."""
+        self._remember(layer)
+        layer.__dict__[COPY] = self._copy(layer.weight)
 
     def _let_vllm_pack(self, layer: Any) -> None:
         """Have vLLM's own copy made, where it has one."""
