@@ -23,10 +23,9 @@ from permllm_vllm.compat import (
 )
 from permllm_vllm.quantization.dense import WEIGHT, DenseLinearMethod
 from permllm_vllm.quantization.experts import PermLLMExpertsMethod
-from permllm_vllm.quantization.head import HeadMethod
+from permllm_vllm.quantization.head import head_method
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from permllm_vllm.quantization.names import checkpoint_name, original_names
-from permllm_vllm.quantization.options import serving_options
 from permllm_vllm.quantization.served import ServedLayers, kernels
 from permllm_vllm.quantization.unfolding import Unfolding
 from permllm_vllm.quantization.weight_files import require_safetensors
@@ -132,7 +131,7 @@ class PermLLMConfig(QuantizationConfig):
         if isinstance(layer, RoutedExperts):
             return self._experts_method(layer, prefix)
         if isinstance(layer, VocabParallelEmbedding):
-            return HeadMethod(rounded=serving_options().head == "int8")
+            return head_method()
         if not isinstance(layer, LinearBase):
             return None
         modules = self._modules(prefix)

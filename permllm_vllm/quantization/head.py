@@ -14,6 +14,7 @@ from permllm_vllm.compat import (
     ParallelLMHead,
     UnquantizedEmbeddingMethod,
     VocabParallelEmbedding,
+    get_current_vllm_config_or_none,
     init_logger,
 )
 from permllm_vllm.quantization.options import serving_options
@@ -75,14 +76,16 @@ class HeadMethod(UnquantizedEmbeddingMethod):
 
     Args:
         rounded: whether the copy is one of int8 values, which is asked for: it loses something.
+        copied: whether there is a copy at all, of no use where vLLM itself multiplies the weight.
 
     Attributes:
         tokens: that the kernel takes at most with this weight as it stands, 0 where there is none.
     """
 
-    def __init__(self, *, rounded: bool = False) -> None:
+    def __init__(self, *, rounded: bool = False, copied: bool = True) -> None:
         super().__init__()
         self.tokens = 0
+        self._copied = copied
         self._asked_to_round = rounded
         self._rounds = False
         self._copied_by: WeakSet[Any] = WeakSet()
@@ -168,6 +171,8 @@ class HeadMethod(UnquantizedEmbeddingMethod):
 
     def _copy(self, weight: Tensor) -> PackedWeights | None:
         """Our copy of a weight, where there is a kernel for it: as asked, or without loss."""
+        if not self._copied:
+            return None
         if self._rounds:
             return CpuBackend().round_dense(weight)
         if self._asked_to_round:
@@ -180,10 +185,29 @@ class HeadMethod(UnquantizedEmbeddingMethod):
         return CpuBackend().pack_dense(weight) if self.tokens else None
 
 
+def head_method() -> HeadMethod:
+    """The method of an embedding or a head, as the options of the engine ask.
+
+    With a `head_dtype` that is not the model's dtype, vLLM multiplies the weight itself and asks no
+    method.
+    """
+    rounded = serving_options().head == "int8"
+    model = getattr(get_current_vllm_config_or_none(), "model_config", None)
+    if model is None or model.head_dtype == model.dtype:
+        return HeadMethod(rounded=rounded)
+    if rounded:
+        logger.warning_once(
+            "the output head is not rounded to int8: vLLM multiplies it as it is, in %s (its "
+            "head_dtype) where the model has %s. To round it, pass --hf-overrides "
+            """'{"head_dtype": "model"}'""",
+            *(str(dtype).removeprefix("torch.") for dtype in (model.head_dtype, model.dtype)),
+        )
+    return HeadMethod(copied=False)
+
+
 def adopt_heads(model: Module) -> None:
     """Serve the embeddings and heads of which a model's class did not ask the plugin."""
-    rounded = serving_options().head == "int8"
     for layer in model.modules():
         method = getattr(layer, "quant_method", None)
         if isinstance(layer, VocabParallelEmbedding) and type(method) is UnquantizedEmbeddingMethod:
-            HeadMethod(rounded=rounded).adopt(layer)
+            head_method().adopt(layer)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from vllm.config import VllmConfig
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     VocabParallelEmbedding,
@@ -285,11 +286,7 @@ def test_new_weights_are_copied_anew(twelve_bits: None) -> None:
 
 @pytest.fixture
 def rounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("config", "head"):
-        monkeypatch.setattr(
-            f"permllm_vllm.quantization.{module}.serving_options",
-            lambda: ServingOptions(head="int8"),
-        )
+    monkeypatch.setattr(head, "serving_options", lambda: ServingOptions(head="int8"))
 
 
 @needs_rounding
@@ -345,7 +342,7 @@ def test_heads_of_vllms_own_method_are_adopted(
 ) -> None:
     """Some of vLLM's models ask no plugin for the method of the embedding that is their head."""
     asked = ServingOptions.model_validate({"head": option})
-    monkeypatch.setattr("permllm_vllm.quantization.head.serving_options", lambda: asked)
+    monkeypatch.setattr(head, "serving_options", lambda: asked)
     with torch.device("cpu"):
         layer = VocabParallelEmbedding(WORDS, CHANNELS, params_dtype=torch.bfloat16)
     layer.weight.weight_loader(layer.weight, weights())
@@ -416,3 +413,27 @@ def test_new_weights_of_an_embedding_reach_a_tied_head(
         answer, exact = logits(tied, tokens)
         assert (answer.double() - exact).norm() < 2e-2 * exact.norm()
         assert (old.double() - exact).norm() > exact.norm()
+
+
+@needs_rounding
+@pytest.mark.parametrize("head_dtype", [torch.float32, torch.bfloat16])
+def test_a_head_that_vllm_multiplies_in_another_dtype(
+    head_dtype: torch.dtype,
+    rounded: None,
+    vllm_config: VllmConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It asks no method then, so a copy would only take memory, and the option be of no use."""
+    told: list[str] = []
+    monkeypatch.setattr(head.logger, "warning_once", lambda text, *words: told.append(text % words))
+    model = SimpleNamespace(head_dtype=head_dtype, dtype=torch.bfloat16)
+    monkeypatch.setattr(vllm_config, "model_config", model)
+    layer = built(ParallelLMHead)
+    load(layer, weights())
+    if head_dtype == torch.bfloat16:
+        assert layer.__dict__[COPY] is not None
+        assert not told
+    else:
+        assert layer.__dict__[COPY] is None
+        (message,) = told
+        assert "in float32 (its head_dtype) where the model has bfloat16" in message
