@@ -73,6 +73,7 @@ register_weight_loader_v2_supported_method = _symbol(
 )
 
 _EMBEDDING = "vllm.model_executor.layers.vocab_parallel_embedding"
+ParallelLMHead = _symbol(_EMBEDDING, "ParallelLMHead")
 UnquantizedEmbeddingMethod = _symbol(_EMBEDDING, "UnquantizedEmbeddingMethod")
 VocabParallelEmbedding = _symbol(_EMBEDDING, "VocabParallelEmbedding")
 

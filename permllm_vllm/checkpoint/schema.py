@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
@@ -96,6 +96,12 @@ class QuantizationConfig(BaseModel):
         return self.lists("ignore", module_name) or any(
             matches(entry, module_name) for entry in self._regexes
         )
+
+    def with_ignored(self, modules: Iterable[str]) -> QuantizationConfig:
+        """Return the same with those of the modules in `ignore`, in full, that it leaves dense."""
+        new = [name for name in modules if name not in self._listed["ignore"]]
+        ignored = [name for name in new if self.is_ignored(name)]
+        return self.model_validate(self.to_dict() | {"ignore": [*self.ignore, *ignored]})
 
     def renamed(self, rename: Callable[[list[str]], list[str]]) -> QuantizationConfig:
         """Return the same with other names of modules; regular expressions stay as they are."""

@@ -21,12 +21,11 @@ from permllm_vllm.compat import (
     init_logger,
     register_quantization_config,
 )
-from permllm_vllm.quantization.dense import DenseLinearMethod
+from permllm_vllm.quantization.dense import WEIGHT, DenseLinearMethod
 from permllm_vllm.quantization.experts import PermLLMExpertsMethod
-from permllm_vllm.quantization.head import HeadMethod
+from permllm_vllm.quantization.head import head_method
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from permllm_vllm.quantization.names import checkpoint_name, original_names
-from permllm_vllm.quantization.options import serving_options
 from permllm_vllm.quantization.served import ServedLayers, kernels
 from permllm_vllm.quantization.unfolding import Unfolding
 from permllm_vllm.quantization.weight_files import require_safetensors
@@ -93,10 +92,12 @@ class PermLLMConfig(QuantizationConfig):
     def maybe_update_config(
         self, model_name: str, hf_config: Any = None, revision: str | None = None
     ) -> None:
-        """Refuse what vLLM would take without asking, before it loads anything.
+        """Refuse what vLLM would take without asking, and look up what `ignore` leaves dense.
 
         A dense checkpoint with `--quantization permllm`; weights of a local directory that are not
         in whole safetensors files of its own. What a hub name stands for may not be there yet.
+        Of a directory, names that regular expressions match are listed in full, so that they can
+        follow any renaming.
 
         vLLM finds compiled graphs again by its configuration, the model's included. Which operands
         a layer has depends on the kernels too, so they are written there.
@@ -104,7 +105,9 @@ class PermLLMConfig(QuantizationConfig):
         if self._checkpoint is None:
             raise CheckpointError(_dense_checkpoint_message(model_name))
         if (directory := Path(model_name)).is_dir():
-            require_safetensors(directory)
+            names = [name.rpartition(".") for name in require_safetensors(directory)]
+            dense = [module for module, _, kind in names if kind == WEIGHT]
+            self._checkpoint = self._checkpoint.with_ignored(dense)
         if os.environ.get("VLLM_BATCH_INVARIANT", "0") != "0":
             logger.warning(
                 "VLLM_BATCH_INVARIANT does not reach sparse layers: the kernel, and with it the "
@@ -117,7 +120,7 @@ class PermLLMConfig(QuantizationConfig):
         """Rename listed modules as vLLM's model class does.
 
         Regular expressions stay as they are: `_is_ignored` holds them against the names that
-        modules had before.
+        modules had before, as far as it can tell.
         """
 
         self._mappers.append(hf_to_vllm_mapper)
@@ -128,7 +131,7 @@ class PermLLMConfig(QuantizationConfig):
         if isinstance(layer, RoutedExperts):
             return self._experts_method(layer, prefix)
         if isinstance(layer, VocabParallelEmbedding):
-            return HeadMethod(rounded=serving_options().head == "int8")
+            return head_method()
         if not isinstance(layer, LinearBase):
             return None
         modules = self._modules(prefix)

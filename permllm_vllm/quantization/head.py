@@ -1,6 +1,7 @@
 """The method of embeddings and the output head, which stay dense."""
 
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -10,8 +11,10 @@ from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.backends.weights import PackedWeights
 from permllm_vllm.compat import (
+    ParallelLMHead,
     UnquantizedEmbeddingMethod,
     VocabParallelEmbedding,
+    get_current_vllm_config_or_none,
     init_logger,
 )
 from permllm_vllm.quantization.options import serving_options
@@ -23,52 +26,69 @@ PACKED = "cpu_linear"
 """Attribute of a layer by which vLLM multiplies with its packed copy of the weight."""
 COPY = "permllm_copy"
 """Attribute of a layer that holds our packed copy, None where there can be none."""
+COPIED_BY = "permllm_copied_by"
+"""Attribute of a weight: the layers that have packed copies of it, several where it is tied."""
 
 
-def head_tokens(dtype: torch.dtype, outputs: int, inputs: int) -> int:
+def head_tokens(weight: Tensor) -> int:
     """Tokens that the compiled kernel multiplies with a dense head at most; 0 where there is none.
 
     There is one for bfloat16 on CPUs with AVX-512 BF16, for float16 on those of them without AMX,
     and for both on those with AVX2 and no AVX-512, where outputs are a multiple of 8 and inputs of
-    64. The arguments are the weight's.
+    64. Of the weight `[out, in]` its device, dtype and shape count.
     """
-    if not _has_kernels(dtype):
+    if not _has_kernels(weight):
         return 0
-    return int(torch.ops.permllm.cpu_head_tokens(outputs, inputs, dtype == torch.float16))
+    outputs, inputs = weight.shape
+    half = weight.dtype == torch.float16
+    return int(torch.ops.permllm.cpu_head_tokens(outputs, inputs, half))
 
 
-def can_round(dtype: torch.dtype, inputs: int) -> bool:
-    """Whether a head of that dtype and so many inputs can be multiplied as int8."""
-    return _has_kernels(dtype) and CpuBackend().rounds_dense(inputs)
+def can_round(weight: Tensor) -> bool:
+    """Whether a head of such a weight `[out, in]` can be multiplied as int8."""
+    return _has_kernels(weight) and CpuBackend().rounds_dense(weight.shape[1])
 
 
-def _has_kernels(dtype: torch.dtype) -> bool:
-    """Whether the compiled kernels serve here, and take activations of that dtype."""
-    on_cpu = torch.empty(0).device.type == "cpu"  # vLLM sets the device of what it loads
-    return not ops.missing_reason and on_cpu and dtype in (torch.bfloat16, torch.float16)
+def _has_kernels(weight: Tensor) -> bool:
+    """Whether the compiled kernels serve where the weight lies, and take activations of its dtype.
+
+    vLLM sets the device of what is created, but only while it builds a model, not while it loads.
+    """
+    on_cpu = weight.device.type == "cpu"
+    return not ops.missing_reason and on_cpu and weight.dtype in (torch.bfloat16, torch.float16)
 
 
 class HeadMethod(UnquantizedEmbeddingMethod):
     """vLLM's method of dense embeddings, with kernels of its own for bfloat16 and float16.
 
     vLLM packs a second copy of every embedding, of those too that no output head uses. Here a head
-    has a copy in 12 bits a value where this instruction set has kernels for it, made in the first
-    step. Elsewhere a kernel takes few tokens, or any number, where the weight stands, in huge
-    pages, and vLLM's copy is made when more tokens come for the first time: while vLLM warms up or,
-    as it does not warm up an eager model, in the first such step.
+    has a copy in 12 bits a value where this instruction set has kernels for it, made when its
+    weight is loaded, so that vLLM counts it before it gives the KV cache what is left. Elsewhere a
+    kernel takes few tokens, or any number, where the weight stands, in huge pages, and vLLM's copy
+    is made when more tokens come for the first time: while vLLM warms up or, as it does not warm up
+    an eager model, in the first such step.
+
+    An embedding that serves as a head itself is no different from others until it multiplies: its
+    copy is made in the first step.
+
+    A tied head shares the weight of an embedding. New weights for a running model reach the
+    embedding alone, with whose method every copy of its weight goes.
 
     Args:
         rounded: whether the copy is one of int8 values, which is asked for: it loses something.
+        copied: whether there is a copy at all, of no use where vLLM itself multiplies the weight.
 
     Attributes:
         tokens: that the kernel takes at most with this weight as it stands, 0 where there is none.
     """
 
-    def __init__(self, *, rounded: bool = False) -> None:
+    def __init__(self, *, rounded: bool = False, copied: bool = True) -> None:
         super().__init__()
         self.tokens = 0
+        self._copied = copied
         self._asked_to_round = rounded
         self._rounds = False
+        self._copied_by: WeakSet[Any] = WeakSet()
 
     def create_weights(
         self,
@@ -100,26 +120,29 @@ class HeadMethod(UnquantizedEmbeddingMethod):
     def _begin(self, layer: Any, *, loaded: bool) -> None:
         """Find out what multiplies, and let the weight lie where a kernel will read it."""
         weight = layer.weight.data
-        self.tokens = head_tokens(weight.dtype, *weight.shape)
-        self._rounds = self._asked_to_round and can_round(weight.dtype, weight.shape[1])
+        self.tokens = head_tokens(weight)
+        self._rounds = self._asked_to_round and can_round(weight)
         if self.tokens:
             memory = torch.ops.permllm.cpu_huge_bytes(weight.nbytes)
             layer.weight.data = memory.view(weight.dtype).view(weight.shape)
             if loaded:
                 layer.weight.data.copy_(weight)
+        self._copied_by = layer.weight.__dict__.setdefault(COPIED_BY, self._copied_by)
 
-    def process_weights_after_loading(self, layer: Module) -> None:
-        """Forget what was packed of other weights; let vLLM pack where there is no kernel."""
-        layer.__dict__.pop(COPY, None)
-        if self.tokens or self._rounds:
-            layer.__dict__.pop(PACKED, None)
-        else:
-            super().process_weights_after_loading(layer)
+    def process_weights_after_loading(self, layer: Any) -> None:
+        """Forget what was packed of other weights, and pack those of a head."""
+        for other in {layer, *self._copied_by}:
+            other.__dict__.pop(COPY, None)
+            other.__dict__.pop(PACKED, None)
+        if not (self.tokens or self._rounds):
+            self._let_vllm_pack(layer)
+        if isinstance(layer, ParallelLMHead):
+            self._pack(layer)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x [..., in]` times the weight: `[..., out]`, in x's dtype."""
         if COPY not in layer.__dict__:
-            layer.__dict__[COPY] = self._copy(layer.weight)
+            self._pack(layer)
         packed = layer.__dict__[COPY]
         if packed is not None:
             outputs = layer.weight.shape[0]
@@ -128,12 +151,28 @@ class HeadMethod(UnquantizedEmbeddingMethod):
             )
         if bias is None and x.numel() <= self.tokens * x.shape[-1]:
             return _head_linear(x, layer.weight)
-        if self.tokens and PACKED not in layer.__dict__:
-            super().process_weights_after_loading(layer)
+        if layer.weight.is_cpu and PACKED not in layer.__dict__:
+            self._let_vllm_pack(layer)
         return super().apply(layer, x, bias)
+
+    def _pack(self, layer: Any) -> None:
+        """Make our own copy, or note that there is none."""
+        self._remember(layer)
+        layer.__dict__[COPY] = self._copy(layer.weight)
+
+    def _let_vllm_pack(self, layer: Any) -> None:
+        """Have vLLM's own copy made, where it has one."""
+        self._remember(layer)
+        super().process_weights_after_loading(layer)
+
+    def _remember(self, layer: Any) -> None:
+        """Note that the layer has a copy of its weight, which may be that of another layer."""
+        getattr(layer.weight, COPIED_BY, self._copied_by).add(layer)
 
     def _copy(self, weight: Tensor) -> PackedWeights | None:
         """Our copy of a weight, where there is a kernel for it: as asked, or without loss."""
+        if not self._copied:
+            return None
         if self._rounds:
             return CpuBackend().round_dense(weight)
         if self._asked_to_round:
@@ -146,10 +185,29 @@ class HeadMethod(UnquantizedEmbeddingMethod):
         return CpuBackend().pack_dense(weight) if self.tokens else None
 
 
+def head_method() -> HeadMethod:
+    """The method of an embedding or a head, as the options of the engine ask.
+
+    With a `head_dtype` that is not the model's dtype, vLLM multiplies the weight itself and asks no
+    method.
+    """
+    rounded = serving_options().head == "int8"
+    model = getattr(get_current_vllm_config_or_none(), "model_config", None)
+    if model is None or model.head_dtype == model.dtype:
+        return HeadMethod(rounded=rounded)
+    if rounded:
+        logger.warning_once(
+            "the output head is not rounded to int8: vLLM multiplies it as it is, in %s (its "
+            "head_dtype) where the model has %s. To round it, pass --hf-overrides "
+            """'{"head_dtype": "model"}'""",
+            *(str(dtype).removeprefix("torch.") for dtype in (model.head_dtype, model.dtype)),
+        )
+    return HeadMethod(copied=False)
+
+
 def adopt_heads(model: Module) -> None:
     """Serve the embeddings and heads of which a model's class did not ask the plugin."""
-    rounded = serving_options().head == "int8"
     for layer in model.modules():
         method = getattr(layer, "quant_method", None)
         if isinstance(layer, VocabParallelEmbedding) and type(method) is UnquantizedEmbeddingMethod:
-            HeadMethod(rounded=rounded).adopt(layer)
+            head_method().adopt(layer)

@@ -4,19 +4,30 @@ from glob import glob
 from pathlib import Path
 
 from permllm_vllm.checkpoint.errors import CheckpointError
-from permllm_vllm.checkpoint.shards import read_headers, read_weight_map
+from permllm_vllm.checkpoint.shards import INDEX_NAME, read_headers, read_weight_map
 from permllm_vllm.compat import get_current_vllm_config_or_none
 
+WEIGHT_FILES = ("safetensors", "bin", "pt", "pth")
+"""Endings of what vLLM's own loader may read weights from."""
 
-def require_safetensors(directory: Path) -> None:
-    """Raise CheckpointError unless all weights are in whole safetensors files of this directory.
+
+def require_safetensors(directory: Path) -> list[str]:
+    """Raise CheckpointError unless what weights there are lie in whole safetensors files of it.
 
     vLLM's loader takes every `*.safetensors` there is, follows links, and unpickles `*.bin` where
     there is none: so what the index does not name is checked too. Only headers are read.
+
+    A directory without any weight file passes, with an index or without: other loaders stream the
+    weights from elsewhere (`s3://`, tensorizer), and vLLM's own says that it finds none.
+
+    Returns:
+        The names of all tensors, as far as the directory says.
     """
+    if not any(glob(f"*.{ending}", root_dir=directory) for ending in WEIGHT_FILES):
+        return sorted(read_weight_map(directory)) if (directory / INDEX_NAME).exists() else []
     found = glob("*.safetensors", root_dir=directory)  # as vLLM looks: nothing hidden
-    for file in sorted({*read_weight_map(directory).values(), *found}):
-        read_headers(directory / file)
+    files = sorted({*read_weight_map(directory).values(), *found})
+    return sorted({name for file in files for name in read_headers(directory / file)})
 
 
 def refuse_dummy_weights() -> None:

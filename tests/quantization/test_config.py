@@ -1,9 +1,12 @@
 """Which layer gets which method, and what is refused before anything is loaded."""
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import LlamaConfig
 from vllm.config import VllmConfig
 from vllm.config.utils import normalize_value
@@ -188,6 +191,19 @@ def test_regexes_see_the_names_of_the_checkpoint() -> None:
     assert isinstance(dense, UnquantizedLinearMethod)
     sparse = method(configuration, "language_model.model.layers.1.self_attn.qkv_proj")
     assert isinstance(sparse, PermLLMLinearMethod)
+
+
+def test_regexes_follow_any_renaming_of_a_directory(tmp_path: Path) -> None:
+    """By regular expressions too, which cannot be undone: vLLM's Transformers backend has them."""
+    names = [f"transformer.h.{layer}.{part}" for layer in range(2) for part in ("out", "norm")]
+    save_file({f"{name}.weight": torch.zeros(1) for name in names}, tmp_path / "model.safetensors")
+    configuration = config(ignore=[r"re:transformer\.h\.0\.(?:out|in)"])
+    configuration.maybe_update_config(str(tmp_path))
+    renaming = {re.compile(r"^transformer\.h\.(.+)"): r"model.layers.\1"}
+    configuration.apply_vllm_mapper(WeightsMapper(orig_to_new_regex=renaming))
+    assert configuration.checkpoint.ignore[:1] == ["model.layers.0.out"]
+    assert isinstance(method(configuration, "model.layers.0.out"), UnquantizedLinearMethod)
+    assert isinstance(method(configuration, "model.layers.1.out"), PermLLMLinearMethod)
 
 
 @pytest.mark.parametrize("key", ["ignore", "runtime_permuted", "folded"])

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from vllm.config import VllmConfig
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     VocabParallelEmbedding,
@@ -22,6 +23,7 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
     record_metadata_for_reloading,
 )
+from vllm.model_executor.model_loader.weight_tying import maybe_retie_word_embeddings
 
 from permllm_vllm.backends.cpu import instruction_sets
 from permllm_vllm.quantization import head
@@ -38,12 +40,13 @@ from tests.quantization.sparse_modules import config
 
 WORDS, CHANNELS = 8192, 128  # 2 MiB of bfloat16
 TRANSPARENT_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
-KERNEL_TOKENS = head_tokens(torch.bfloat16, WORDS, CHANNELS)
+WEIGHT = torch.empty((WORDS, CHANNELS), dtype=torch.bfloat16)
+KERNEL_TOKENS = head_tokens(WEIGHT)
 TAKES_ANY = KERNEL_TOKENS > 1 << 30
 MOST = 20 if TAKES_ANY else KERNEL_TOKENS
 """Tokens that the kernel takes; where it takes any number, so many are enough to try."""
 needs_half = pytest.mark.skipif(
-    not head_tokens(torch.float16, WORDS, CHANNELS),
+    not head_tokens(WEIGHT.half()),
     reason="this CPU has no kernel for a float16 head",
 )
 needs_limit = pytest.mark.skipif(
@@ -51,7 +54,7 @@ needs_limit = pytest.mark.skipif(
 )
 needs_kernel = pytest.mark.skipif(not MOST, reason="this CPU has no kernel for a dense head")
 needs_rounding = pytest.mark.skipif(
-    not can_round(torch.bfloat16, CHANNELS), reason="this CPU has no kernel for a head of int8"
+    not can_round(WEIGHT), reason="this CPU has no kernel for a head of int8"
 )
 
 
@@ -221,7 +224,7 @@ def test_other_types_are_left_to_vllm(calls: list[int]) -> None:
 
 def test_without_a_kernel_vllm_packs(monkeypatch: pytest.MonkeyPatch, calls: list[int]) -> None:
     monkeypatch.setenv("PERMLLM_CPU_ISA", "portable")
-    assert head_tokens(torch.bfloat16, WORDS, CHANNELS) == 0
+    assert head_tokens(WEIGHT) == 0
     layer = built(ParallelLMHead)
     load(layer, weights())
     assert PACKED in layer.__dict__
@@ -234,10 +237,10 @@ def test_any_number_of_tokens_meets_a_copy_in_twelve_bits(
 ) -> None:
     layer = built(ParallelLMHead)
     load(layer, weights())
-    assert COPY not in layer.__dict__
+    copy = layer.__dict__[COPY]  # before vLLM measures how much memory the KV cache can have
     for tokens in (1, 8, 11, 40):
         assert_right(logits(layer, tokens))
-    copy = layer.__dict__[COPY]
+    assert layer.__dict__[COPY] is copy
     assert copy.packed.nbytes < 0.76 * layer.weight.nbytes
     assert PACKED not in layer.__dict__
     assert calls == []
@@ -283,11 +286,7 @@ def test_new_weights_are_copied_anew(twelve_bits: None) -> None:
 
 @pytest.fixture
 def rounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("config", "head"):
-        monkeypatch.setattr(
-            f"permllm_vllm.quantization.{module}.serving_options",
-            lambda: ServingOptions(head="int8"),
-        )
+    monkeypatch.setattr(head, "serving_options", lambda: ServingOptions(head="int8"))
 
 
 @needs_rounding
@@ -343,7 +342,7 @@ def test_heads_of_vllms_own_method_are_adopted(
 ) -> None:
     """Some of vLLM's models ask no plugin for the method of the embedding that is their head."""
     asked = ServingOptions.model_validate({"head": option})
-    monkeypatch.setattr("permllm_vllm.quantization.head.serving_options", lambda: asked)
+    monkeypatch.setattr(head, "serving_options", lambda: asked)
     with torch.device("cpu"):
         layer = VocabParallelEmbedding(WORDS, CHANNELS, params_dtype=torch.bfloat16)
     layer.weight.weight_loader(layer.weight, weights())
@@ -363,3 +362,78 @@ def test_heads_of_vllms_own_method_are_adopted(
     assert error < 2e-2
     assert calls == ([] if option == "int8" else [2])
     assert PACKED not in layer.__dict__
+
+
+def test_a_weight_on_another_device_stays_there(rounded: None) -> None:
+    """vLLM loads weights outside of the context that sets the device of what is created."""
+    layer = VocabParallelEmbedding(WORDS, CHANNELS, params_dtype=torch.bfloat16).to("meta")
+    adopt_heads(torch.nn.ModuleList([layer]))
+    method: Any = layer.quant_method
+    assert isinstance(method, HeadMethod)
+    assert layer.weight.is_meta
+    assert method.tokens == 0
+    assert not can_round(layer.weight)
+
+
+@pytest.mark.parametrize("how", ["as built", "after loading", "adopted"])
+@pytest.mark.parametrize("isa", ["portable", "in place", "zen5", "int8"])
+def test_new_weights_of_an_embedding_reach_a_tied_head(
+    how: str, isa: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """The checkpoint has none for the head, so vLLM tells the method of the embedding alone."""
+    if isa == "int8":
+        request.getfixturevalue("rounded")
+    elif isa != "in place":
+        request.getfixturevalue("twelve_bits" if isa == "zen5" else "in_place")
+        monkeypatch.setenv("PERMLLM_CPU_ISA", isa)
+    quantization = None if how == "adopted" else config()
+    layers = [
+        layer_class(WORDS, CHANNELS, params_dtype=torch.bfloat16, quant_config=quantization)
+        for layer_class in (VocabParallelEmbedding, ParallelLMHead)
+    ]
+    embedding, tied = layers
+    if how != "after loading":
+        tied.tie_weights(embedding)
+    model = torch.nn.ModuleList(layers)
+    record_metadata_for_reloading(model)
+    for layer in layers:
+        layer.weight.weight_loader(layer.weight, weights())
+    adopt_heads(model)
+    untied = SimpleNamespace(word_embeddings_untied_by_checkpoint=how == "after loading")
+    maybe_retie_word_embeddings(model, untied)
+    assert tied.weight is embedding.weight
+    for layer in layers:
+        layer.quant_method.process_weights_after_loading(layer)
+    before = [logits(tied, tokens)[0] for tokens in (1, MOST + 1)]
+    initialize_layerwise_reload(model)
+    embedding.weight.weight_loader(embedding.weight, weights(seed=5))
+    finalize_layerwise_reload(model, SimpleNamespace(dtype=torch.bfloat16))
+    assert torch.equal(tied.weight.data, weights(seed=5))
+    for tokens, old in zip((1, MOST + 1), before, strict=True):
+        answer, exact = logits(tied, tokens)
+        assert (answer.double() - exact).norm() < 2e-2 * exact.norm()
+        assert (old.double() - exact).norm() > exact.norm()
+
+
+@needs_rounding
+@pytest.mark.parametrize("head_dtype", [torch.float32, torch.bfloat16])
+def test_a_head_that_vllm_multiplies_in_another_dtype(
+    head_dtype: torch.dtype,
+    rounded: None,
+    vllm_config: VllmConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It asks no method then, so a copy would only take memory, and the option be of no use."""
+    told: list[str] = []
+    monkeypatch.setattr(head.logger, "warning_once", lambda text, *words: told.append(text % words))
+    model = SimpleNamespace(head_dtype=head_dtype, dtype=torch.bfloat16)
+    monkeypatch.setattr(vllm_config, "model_config", model)
+    layer = built(ParallelLMHead)
+    load(layer, weights())
+    if head_dtype == torch.bfloat16:
+        assert layer.__dict__[COPY] is not None
+        assert not told
+    else:
+        assert layer.__dict__[COPY] is None
+        (message,) = told
+        assert "in float32 (its head_dtype) where the model has bfloat16" in message

@@ -97,8 +97,20 @@ def test_an_index_that_leaves_the_directory(directory: Path, tmp_path: Path) -> 
 
 
 def test_a_shard_that_is_not_there(directory: Path) -> None:
-    (directory / INDEX).write_text(json.dumps({"weight_map": {"w": "one.safetensors"}}))
+    names = {"a": "one.safetensors", "b": "two.safetensors"}
+    (directory / INDEX).write_text(json.dumps({"weight_map": names}))
+    save(directory / "two.safetensors", "b")
     assert "one.safetensors: found what cannot be opened" in refusal(directory)
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_weights_that_are_streamed_from_elsewhere(directory: Path, indexed: bool) -> None:
+    """vLLM fetches what is small of `s3://` into a directory, the index too, and no weights."""
+    (directory / "config.json").write_text("{}")
+    (directory / "model.tensors").write_bytes(b"tensorizer's")
+    if indexed:
+        (directory / INDEX).write_text(json.dumps({"weight_map": {"w": "one.safetensors"}}))
+    about_to_load(directory)
 
 
 @pytest.mark.parametrize("lost", [1, 200, 300])

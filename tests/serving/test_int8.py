@@ -30,6 +30,10 @@ TOLERANCE = 1.2e-2 * math.sqrt(SPARSE_LAYERS)  # 0.034
 #   int8 in bfloat16 / one block of 8 x 64 damaged            0.166
 TOKENS = 8
 BLOCK_ROWS = 8  # of the smallest packed block
+needs_rounding = pytest.mark.skipif(
+    not can_round(torch.empty((512, 256), dtype=torch.bfloat16)),
+    reason="this CPU has no kernel for a head of int8",
+)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +88,7 @@ def test_one_damaged_block_is_noticed(served: Run, twin: Any) -> None:
     assert mean_error(served, damaged) > TOLERANCE
 
 
-@pytest.mark.skipif(not can_round(torch.bfloat16, 256), reason="this CPU has no kernel for it")
+@needs_rounding
 def test_a_head_of_int8(engines: Engines, served: Run, directory: Path) -> None:
     """Asked for by an option; without it the head is multiplied as it is."""
     rounded = engines.run(
@@ -98,7 +102,7 @@ def test_a_head_of_int8(engines: Engines, served: Run, directory: Path) -> None:
     assert 1e-4 < rounded.mean_prompt_difference(served) < 0.03
 
 
-@pytest.mark.skipif(not can_round(torch.bfloat16, 128), reason="this CPU has no kernel for it")
+@needs_rounding
 def test_an_embedding_is_a_head_of_int8(engines: Engines, tmp_path: Path) -> None:
     """Of Gemma 2, whose class asks no plugin for the method of its embedding."""
     model = tiny_model("gemma2", tie_word_embeddings=True, initializer_range=0.05)
