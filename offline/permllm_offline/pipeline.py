@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,7 +28,7 @@ from permllm_offline.report import papers
 from permllm_offline.report.model_card import model_card
 from permllm_offline.report.page import report_page
 from permllm_offline.report.report import CalibrationRecord, Report
-from permllm_offline.resume import work_folder
+from permllm_offline.resume import kept_bytes, work_folder
 from permllm_offline.run.costs import costs_json
 from permllm_offline.run.processes import SharedWork, count, first, joined, local_count
 from permllm_offline.run.steps import WorkFolder
@@ -129,7 +130,7 @@ def check_checkpoint(
             "distillation.windows_per_step for another number",
             recipe.distillation.windows_per_step,
         )
-    check_disk(output, disk_bytes(recipe, prepared))
+    check_disk(output, disk_bytes(recipe, prepared) - kept_bytes(output))
     return replace(fit, recipe=recipe), prepared
 
 
@@ -152,9 +153,9 @@ def disk_bytes(recipe: Recipe, prepared: Prepared) -> int:
     reconstruction = parts_of(recipe).reconstruction
     needed = prepared.output_bytes + local_count() * scratch_bytes(recipe, prepared)
     if can_stream(recipe) or reconstruction.layer is not None:
-        # Finished layers, a byte for each element of their masks.
+        # Finished layers, a bit for each element of their masks.
         needed += sum(linear.dense_bytes for linear in plan.every_linear)
-        needed += sum(linear.weights for linear in plan.linears)
+        needed += math.ceil(sum(linear.weights for linear in plan.linears) / 8)
     if can_stream(recipe):
         to_come = replace(prepared, windows=_windows_to_come(recipe))
         needed += INTERVAL_FILES * passed_bytes(recipe, to_come)

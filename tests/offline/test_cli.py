@@ -379,7 +379,8 @@ def test_the_disk_holds_two_states_of_what_is_unfinished(
     # A layer's finished weights are kept whole, masks only of what is pruned.
     whole, _ = needed(method="magnitude", evaluation_windows=0)
     ignored, fewer = needed(method="magnitude", evaluation_windows=0, ignore=[r"re:.*\.o_proj"])
-    assert weights - fewer == whole - ignored == 2 * 128 * 128
+    assert weights - fewer == 2 * 128 * 128
+    assert whole - ignored == 2 * 128 * 128 // 8
     files, _ = needed(method="wanda", reconstruction="distillation", scratch="disk")
     assert files - found == (4 + 8 + 4 + 4 + 2) * weights // 2
     found, _ = needed(method="permllm-wanda")
@@ -387,6 +388,21 @@ def test_the_disk_holds_two_states_of_what_is_unfinished(
     # Of a streamed model two files of hidden states: dense, and of held-out text pruned ones too,
     # of calibration text where layers learn.
     found, weights = needed(method="wanda")
-    assert found == (4 + 1) * weights + 2 * (10 + 2 * 8) * 24 * 128 * 4
+    assert found == 4 * weights + weights // 8 + 2 * (10 + 2 * 8) * 24 * 128 * 4
     found, _ = needed(method="permllm-wanda", learning={"scope": "window"})
-    assert found == (4 + 1) * weights + 2 * (2 * 10 + 2 * 8) * 24 * 128 * 4
+    assert found == 4 * weights + weights // 8 + 2 * (2 * 10 + 2 * 8) * 24 * 128 * 4
+
+
+def test_what_lies_in_the_work_folder_needs_no_further_disk(
+    tmp_path: Path, tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(pipeline, "check_disk", lambda _, needed: asked.append(needed))
+    recipe = make_recipe({"model": str(tiny_model_directory), "method": "magnitude"})
+    pipeline.check_checkpoint(recipe, tmp_path / "out")
+    work = tmp_path / ".out.work"
+    work.mkdir()
+    (work / "layer-0000.safetensors").write_bytes(bytes(1000))
+    (work / "layer-0001-interval.partial").write_bytes(bytes(24))
+    pipeline.check_checkpoint(recipe, tmp_path / "out")
+    assert asked[0] - asked[1] == 1024
