@@ -29,7 +29,6 @@ from permllm_offline.preparation import Prepared
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.steps import Step, Work
 from permllm_offline.streaming import StreamedModel
-from permllm_offline.text.calibration import require_windows
 
 _LEARNED = "learned"
 _TEXT, _HELD_OUT = "calibration", "held-out"
@@ -73,7 +72,7 @@ def learn_streamed(
         The permutations, and ``StreamedLearning.start_errors``.
 
     Raises:
-        OfflineError: too few calibration windows to hold some out, or a loss that is not finite.
+        OfflineError: a loss that is not finite.
     """
     plan = prepared.plan
     choice = parse_layers(recipe.learning.layers, len(plan.layers), plan.pruned_layers)
@@ -91,10 +90,6 @@ def _pass_spans(
     """Pass the spans that no text has passed yet, and learn those that learn."""
     windows, constants, plan = prepared.windows, recipe.learning, prepared.plan
     assert windows is not None
-    held_back = constants.validation_windows
-    require_windows(
-        len(windows.calibration), constants.windows_per_step, held_back, "learn from", "step"
-    )
     flows = {_TEXT: Flow.into(streamed, windows.calibration)}
     if len(windows.held_out):
         flows[_HELD_OUT] = Flow.into(streamed, windows.held_out[:WINDOWS])
