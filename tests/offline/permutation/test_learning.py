@@ -336,3 +336,12 @@ def test_a_loss_that_is_not_finite_is_an_error(tiny_model_directory: Path) -> No
     calibrated = replace(calibrated, hidden_states=calibrated.hidden_states * torch.nan)
     with pytest.raises(OfflineError, match=r"loss of step 1 is nan.*--dtype"):
         learn_permutations(calibrated)
+
+
+def test_a_gradient_that_is_not_finite_is_an_error(
+    tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = LearnedSpan.gradient
+    monkeypatch.setattr(LearnedSpan, "gradient", lambda span: original(span) * torch.inf)
+    with pytest.raises(OfflineError, match=r"gradient of learning step 1 is not finite.*--dtype"):
+        learn_permutations(calibrated_tiny(tiny_model_directory))
