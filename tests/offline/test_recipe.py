@@ -103,6 +103,32 @@ def test_a_recipe_file_comes_before_the_default_effort() -> None:
             None,
             ["wanda learns no permutation: --steps is of no use"],
         ),
+        (
+            {"method": "permllm-wanda", "learning": {"window": 2}},
+            None,
+            [
+                "permllm-wanda learns end to end: --learn-window is of no use without "
+                "--learn-scope window"
+            ],
+        ),
+        ({"method": "permllm-wanda", "learning": {"window": 2, "scope": "window"}}, None, []),
+        (
+            {"method": "wanda", "distillation": {"steps": 3, "self_windows": 1}},
+            None,
+            ["wanda distils nothing: distillation.steps, distillation.self_windows is of no use"],
+        ),
+        ({"method": "permllm-best", "distillation": {"steps": 3}}, None, []),
+        (
+            {"method": "permllm-best", "blockwise": {"steps": 3}},
+            None,
+            ["permllm-best tunes no layer by itself: blockwise.steps is of no use"],
+        ),
+        ({"blockwise": {"steps": 3}}, None, []),
+        (
+            {"method": "wanda", "reconstruction": "obs+blockwise", "blockwise": {"steps": 3}},
+            None,
+            [],
+        ),
     ],
 )
 def test_what_is_of_no_use_is_named(
