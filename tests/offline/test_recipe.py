@@ -92,6 +92,24 @@ def test_a_recipe_file_comes_before_the_default_effort() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("wanda+cp", "obs+blockwise")),
+        ({"reconstruction": "obs"}, ("wanda+cp", "obs")),
+        ({"method": "permllm-best"}, ("permllm-best", None)),
+        ({"method": "ria", "reconstruction": "obs"}, ("ria", "obs")),
+    ],
+)
+def test_a_reconstruction_is_recorded_for_its_method(
+    given: dict[str, str], expected: tuple[str, str | None]
+) -> None:
+    recorded = {"model": "m", "method": "wanda+cp", "reconstruction": "obs+blockwise"}
+    recipe = make_recipe(given, recorded=recorded)
+    assert (recipe.method, recipe.reconstruction) == expected
+    assert recorded["reconstruction"] == "obs+blockwise"
+
+
+@pytest.mark.parametrize(
     ("changes", "effort", "messages"),
     [
         ({"method": "wanda"}, "low", ["wanda distils nothing: --effort low is of no use"]),
