@@ -84,6 +84,7 @@ def memory_forecast(recipe: Recipe, prepared: Prepared) -> MemoryForecast:
     held = rest + masks + sum(map(_dense_bytes, plan.all_by_layer))
     scored = _scored(plan.linears)
     whole = scored + max(states + _training_bytes(recipe, prepared), shard)
+    whole = max(whole, states + _logit_bytes(prepared))
     return MemoryForecast(held + states, _at_work(recipe, prepared), held + whole, scratch)
 
 
@@ -224,7 +225,9 @@ def _learning_bytes(recipe: Recipe, prepared: Prepared) -> int:
     tokens = recipe.learning.windows_at_once * recipe.sequence_length
     largest = max(linear.weights for linear in plan.linears)
     at_once = (GRADIENT_COPIES * item + GRADIENT_BYTES) * min(PART_ELEMENTS, largest)
-    step = item * largest + at_once + held_activation_bytes(plan, tokens, item, share)
+    checkpointing = recipe.learning.gradient_checkpointing
+    step = item * largest + at_once
+    step += held_activation_bytes(plan, tokens, item, share, checkpointing)
     # Before the first step the mean of the scores is taken, while the weight is laid out anew.
     return masks + _logit_state_bytes(recipe, prepared, trained) + max(step, (4 + item) * largest)
 
