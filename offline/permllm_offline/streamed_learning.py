@@ -23,7 +23,7 @@ from permllm_offline.layerwise import PASSES, relative_error
 from permllm_offline.method_parts import parts_of
 from permllm_offline.output_errors import WINDOWS
 from permllm_offline.permutation.learned_layers import parse_layers, spans
-from permllm_offline.permutation.learned_span import learned_span
+from permllm_offline.permutation.learned_span import fixed_permutations, learned_span
 from permllm_offline.permutation.learning import learned_once, numbered
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe_schema import Recipe
@@ -165,12 +165,18 @@ def _learn_span(
     found: StreamedLearning,
 ) -> None:
     """Learn what learns of a span that the text has passed densely, and pass it pruned."""
+    feeds = span.stop <= max(chosen)
+    if not set(span) & set(chosen):
+        with calibrated.work.measured(PASSES):
+            states = text.pruned if feeds else None
+            fixed, states = fixed_permutations(calibrated, span, text.keywords, states)
+        found.permutations += fixed
+        text.pruned = text.pruned if states is None else states
+        return
     with learned_span(calibrated, span, chosen, text.keywords) as learned:
-        order = learned.initial
-        if set(span) & set(chosen):
-            order, curve = learned_once(calibrated, learned, span, text.pruned, text.dense)
-            found.curve += numbered(curve, found.curve, span)
+        order, curve = learned_once(calibrated, learned, span, text.pruned, text.dense)
+        found.curve += numbered(curve, found.curve, span)
         found.permutations += learned.permutations(order)
-        if span.stop <= max(chosen):
+        if feeds:
             with calibrated.work.measured(PASSES):
                 text.pruned = learned.run(order, text.pruned)

@@ -208,7 +208,24 @@ def test_where_nothing_learns_there_are_no_states_of_learning(expect: Expect) ->
     # The first layer, and a masked copy; importance, ranks and copies of its largest linear.
     assert last.layers == [2 * 4 * WEIGHTS + 16 * LARGEST, every.layers[1]]
     assert last.layers[0] < every.layers[0]
-    assert learning(2, "last:1").layers == learning(2, "all").layers
+    # The copy of the first layer is there while the other learns beside it.
+    beside = [layer + 4 * WEIGHTS for layer in learning(2, "all").layers]
+    assert learning(2, "last:1").layers == beside
+
+
+def test_layers_that_do_not_learn_are_copied_beside_those_that_do(
+    expect: Expect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outside(layers: str) -> int:
+        return expect(method="permllm-wanda", learning={"layers": layers}).outside
+
+    # With `auto:1` it may be the first that learns, with the second beside it.
+    assert outside("0") == outside("auto:1") == outside("all") + 4 * WEIGHTS
+    monkeypatch.setattr(memory_forecast, "_learning_bytes", lambda *_: 0)
+    alone = outside("1")
+    monkeypatch.setattr(memory_forecast, "_training_bytes", lambda *_: 0)
+    monkeypatch.setattr(memory_forecast, "shard_bytes", lambda plan: 1)
+    assert alone - outside("1") == 4 * WEIGHTS
 
 
 @pytest.mark.parametrize(("method", "states"), [("wanda", 2), ("sparsegpt", 3)])
