@@ -13,6 +13,7 @@ from permllm_offline import pipeline
 from permllm_offline.errors import OfflineError
 from permllm_offline.hub import check_push, push
 from permllm_offline.local_path import local_path
+from permllm_offline.memory import is_default
 from permllm_offline.method_parts import parts_of
 from permllm_offline.model.loading import (
     load_model,
@@ -206,15 +207,34 @@ def asked_recipe(
         pipeline.check_recipe_file(local_path(file), output)
     recorded = None if file is None else read_recipe(local_path(file))
     made = make_recipe(changes, effort, preset, recorded)
-    parts, learning = parts_of(made), changes.get("learning")
-    if learning and not parts.permutation.learns:
-        names = ", ".join(option_of(("learning", name)) or name for name in learning)
-        logger.warning("%s learns no permutation: %s is of no use", made.method, names)
-    if effort is not None and not parts.reconstruction.distils:
-        logger.warning("%s distils nothing: --effort %s is of no use", made.method, effort)
+    _warn_of_no_use(made, changes, effort)
     if push_to_hub is not None:
         check_push(push_to_hub)
     return made
+
+
+def _warn_of_no_use(made: Recipe, changes: Mapping[str, Any], effort: str | None) -> None:
+    """Name what a user gives that does nothing for the method."""
+    parts = parts_of(made)
+    learning = changes.get("learning") or {}
+    if learning and not parts.permutation.learns:
+        names = ", ".join(option_of(("learning", name)) or name for name in learning)
+        logger.warning("%s learns no permutation: %s is of no use", made.method, names)
+    elif "window" in learning and made.learning.scope != "window":
+        logger.warning(
+            "%s learns end to end: --learn-window is of no use without --learn-scope window",
+            made.method,
+        )
+    distilled = [] if effort is None else [f"--effort {effort}"]
+    distilled += [f"distillation.{name}" for name in changes.get("distillation") or ()]
+    if distilled and not parts.reconstruction.distils:
+        names = ", ".join(distilled)
+        logger.warning("%s distils nothing: %s is of no use", made.method, names)
+    tuned = [f"blockwise.{name}" for name in changes.get("blockwise") or ()]
+    # Where memory does not suffice, what takes the place of the default tunes.
+    if tuned and not (parts.reconstruction.tunes or is_default(made)):
+        names = ", ".join(tuned)
+        logger.warning("%s tunes no layer by itself: %s is of no use", made.method, names)
 
 
 def evaluate(
@@ -266,6 +286,12 @@ def evaluate(
         )
     if tasks is None and tasks_path is not None:
         raise OfflineError("--tasks-path says where tasks are: give their names with --tasks.")
+    if tasks is None and (few_shot is not None or limit is not None):
+        option = f"--limit {limit}" if few_shot is None else f"--few-shot {few_shot}"
+        raise OfflineError(
+            f"{option} is about the questions of tasks, and there are none: give their names with "
+            "--tasks, or leave it out."
+        )
     if isinstance(tasks, str):
         tasks = [name.strip() for name in tasks.split(",") if name.strip()]
     torch_device, source = parse_device(device), open_source(_model_name(model))

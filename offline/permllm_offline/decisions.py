@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from permllm_offline.errors import OfflineError
-from permllm_offline.importance import Scores, row_chunks
+from permllm_offline.importance import Scores, not_finite, row_chunks
 from permllm_offline.mask import choose_mask
 from permllm_offline.model.layout import GroupLayout
 from permllm_vllm.checkpoint.packing import pack_mask, unpack_mask
@@ -76,10 +75,7 @@ def decide(
             sums.add(part, mask)
         masks[linear], retained[linear] = torch.cat(packed), sums.share
         if not math.isfinite(retained[linear]):
-            raise OfflineError(
-                f"the importance of {linear} is not finite: the model's weights or its activations "
-                "overflow. Try --dtype float32, and check the model with `permllm-offline eval`."
-            )
+            raise not_finite(linear)
     return GroupDecision(layout, permutation, masks, retained)
 
 

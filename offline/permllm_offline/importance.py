@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from permllm_offline.errors import OfflineError
+
 CHUNK_ELEMENTS = 1 << 18
 """Elements of a matrix that are scored, compared and summed at once."""
 
@@ -71,6 +73,14 @@ def column_sums(scores: Scores) -> Tensor:
 def row_sums(scores: Scores) -> Tensor:
     """Sum over the columns: float32 [out_features], to the bit what ``sum(1)`` of a tensor is."""
     return torch.cat([scores[rows].sum(1) for rows in row_chunks(scores.shape)])
+
+
+def not_finite(linear: str) -> OfflineError:
+    """What is to be raised of a linear whose importance is NaN or infinite."""
+    return OfflineError(
+        f"the importance of {linear} is not finite: the model's weights or its activations "
+        "overflow. Try --dtype float32, and check the model with `permllm-offline eval`."
+    )
 
 
 def mean_score(scores: Scores) -> Tensor:

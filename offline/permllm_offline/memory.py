@@ -57,7 +57,7 @@ def fitted(recipe: Recipe, prepared: Prepared, memory: int | None = None) -> Fit
     )
     allowed = _allowed(recipe, prepared)
     fitting = [other for other in allowed if _needed(other, prepared) <= memory]
-    if not fitting and not _is_default(recipe):
+    if not fitting and not is_default(recipe):
         remedy = _remedy(recipe, prepared, memory)
         logger.warning("%s: it may be killed. The remedy is %s.", found, remedy)
         return Fitted(recipe)
@@ -67,7 +67,7 @@ def fitted(recipe: Recipe, prepared: Prepared, memory: int | None = None) -> Fit
     return Fitted(taken, note)
 
 
-def _is_default(recipe: Recipe) -> bool:
+def is_default(recipe: Recipe) -> bool:
     """Whether nobody asked for its method."""
     return "method" not in recipe.model_fields_set and recipe.reconstruction is None
 
@@ -75,16 +75,16 @@ def _is_default(recipe: Recipe) -> bool:
 def _allowed(recipe: Recipe, prepared: Prepared) -> list[Recipe]:
     """What may take the place of a recipe unasked, the most welcome first."""
     smaller = recipe.model_copy(update=SMALLER)
-    allowed = [smaller] if _is_default(recipe) else []
+    allowed = [smaller] if is_default(recipe) else []
     if "scratch" not in recipe.model_fields_set:
-        allowed += _on_disk(smaller if _is_default(recipe) else recipe, prepared)
+        allowed += _on_disk(smaller if is_default(recipe) else recipe, prepared)
     return allowed
 
 
 def _instead(recipe: Recipe, taken: Recipe, prepared: Prepared) -> str:
     """Say what takes the place of a recipe."""
     options, needs = _options(recipe, taken), _needs(taken, prepared)
-    if _is_default(recipe):
+    if is_default(recipe):
         remedy = f"Give --method {recipe.method} to have it all the same."
         return f"{options} takes its place, {needs}. {remedy}"
     return f"{options} is taken, {needs}. The result is the same."

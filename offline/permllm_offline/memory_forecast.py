@@ -84,6 +84,7 @@ def memory_forecast(recipe: Recipe, prepared: Prepared) -> MemoryForecast:
     held = rest + masks + sum(map(_dense_bytes, plan.all_by_layer))
     scored = _scored(plan.linears)
     whole = scored + max(states + _training_bytes(recipe, prepared), shard)
+    whole = max(whole, states + _logit_bytes(prepared))
     return MemoryForecast(held + states, _at_work(recipe, prepared), held + whole, scratch)
 
 
@@ -184,7 +185,7 @@ def _logit_bytes(prepared: Prepared) -> int:
 def _learned_in_spans(recipe: Recipe, prepared: Prepared) -> list[int]:
     """For each decoder layer, those that are there together with it, and what they take beside it.
 
-    Where none of them learns, they are only masked under the reallocation, in copies.
+    Where none of them learns, one after the other is masked under the reallocation, in a copy.
     """
     plan, by_layer = prepared.plan, prepared.plan.all_by_layer
     if not parts_of(recipe).permutation.learns:
@@ -196,7 +197,7 @@ def _learned_in_spans(recipe: Recipe, prepared: Prepared) -> list[int]:
         together = by_layer[span.start : span.stop]
         dense = sum(map(_dense_bytes, together))
         sparse = [pruned(linears) for linears in together]
-        masked = sum(map(_dense_bytes, sparse)) + max(map(_scored, sparse))
+        masked = max(map(_dense_bytes, sparse)) + max(map(_scored, sparse))
         found += [dense + (masked if learned.isdisjoint(span) else training)] * len(span)
     return found
 
@@ -205,7 +206,11 @@ def _training_bytes(recipe: Recipe, prepared: Prepared) -> int:
     """States and activations of a loop that runs the whole model."""
     plan, item, length = prepared.plan, prepared.dtype.itemsize, recipe.sequence_length
     parts = parts_of(recipe)
-    training = _learning_bytes(recipe, prepared) if parts.permutation.learns else 0
+    training = 0
+    if parts.permutation.learns:
+        # Layers before those that learn are masked one after the other, in a copy.
+        masked = max(_dense_bytes(pruned(linears)) for linears in plan.all_by_layer)
+        training = max(masked, _learning_bytes(recipe, prepared))
     if parts.reconstruction.distils:
         tuned = tuning(plan.linears, item, count()).in_memory(recipe.scratch)
         return max(training, tuned + held_activation_bytes(plan, length, item))
@@ -224,9 +229,32 @@ def _learning_bytes(recipe: Recipe, prepared: Prepared) -> int:
     tokens = recipe.learning.windows_at_once * recipe.sequence_length
     largest = max(linear.weights for linear in plan.linears)
     at_once = (GRADIENT_COPIES * item + GRADIENT_BYTES) * min(PART_ELEMENTS, largest)
-    step = item * largest + at_once + held_activation_bytes(plan, tokens, item, share)
+    checkpointing = recipe.learning.gradient_checkpointing
+    step = item * largest + at_once
+    step += held_activation_bytes(plan, tokens, item, share, checkpointing)
+    states = masks + _masked_bytes(recipe, plan, trained)
+    states += _logit_state_bytes(recipe, prepared, trained)
     # Before the first step the mean of the scores is taken, while the weight is laid out anew.
-    return masks + _logit_state_bytes(recipe, prepared, trained) + max(step, (4 + item) * largest)
+    return states + max(step, (4 + item) * largest)
+
+
+def _masked_bytes(recipe: Recipe, plan: Plan, trained: Sequence[range]) -> int:
+    """Masked copies of the decoder layers that do not learn, but lie in a span with some that do.
+
+    With ``auto:N`` those are the most that they can be.
+    """
+    choice = parse_layers(recipe.learning.layers, len(plan.layers), plan.pruned_layers)
+    copies = [_dense_bytes(pruned(linears)) for linears in plan.all_by_layer]
+    if choice.most_sensitive is None:
+        return max(
+            sum(copies[index] for index in span if index not in choice.layers) for span in trained
+        )
+    learning = choice.most_sensitive if recipe.learning.scope == "model" else 1
+    may_learn = set(plan.pruned_layers)
+    return max(
+        sum(sorted(copies[index] for index in span if index in may_learn)[learning:])
+        for span in trained
+    )
 
 
 def _logit_state_bytes(recipe: Recipe, prepared: Prepared, trained: Sequence[range]) -> int:

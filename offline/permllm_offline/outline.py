@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.plan import Plan, PlannedLinear, make_plan
 from permllm_offline.model.stored import StoredModel, header_bytes
@@ -64,7 +66,9 @@ class Outline:
     linears: Sequence[OutlinedLinear]
     shapes: Sequence[ServedShape]
     dense: Mapping[str, int]
-    """Bytes of each tensor that is left as it is."""
+    """Bytes of each tensor that is left dense, as it is stored."""
+    dense_after: Mapping[str, int]
+    """Bytes of each of them in the checkpoint."""
     left_dense: Sequence[str] = ()
     """Names of the linears that are left as they are by choice."""
     beside: Sequence[str] = ()
@@ -78,7 +82,7 @@ class Outline:
     @property
     def bytes_after(self) -> int:
         """Bytes of the checkpoint's tensors."""
-        return sum(one.bytes_after for one in self.linears) + sum(self.dense.values())
+        return sum(one.bytes_after for one in self.linears) + sum(self.dense_after.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary with the totals, for JSON."""
@@ -93,6 +97,7 @@ def outline(
     *,
     permuted: bool,
     ignore: Sequence[str] = (),
+    dense_dtype: torch.dtype | None = None,
 ) -> Outline:
     """Tell what a prune would do.
 
@@ -103,6 +108,7 @@ def outline(
         value_dtype: dtype of the kept values, as checkpoints write it.
         permuted: whether the method permutes channels.
         ignore: as for ``make_plan``.
+        dense_dtype: what dense tensors become; None where they stay as they are stored.
 
     Raises:
         OfflineError: the model is pruned already or of an unsupported family, the format cannot
@@ -116,11 +122,11 @@ def outline(
     plan = make_plan(
         stored.source, pattern, block_size, permuted=permuted, dtype=dtype, ignore=ignore
     )
-    dense = {tensor: header_bytes(header) for tensor, header in stored.tensors.items()}
+    left = dict(stored.tensors)
     linears = []
     for planned in plan.linears:
         before = _weight(stored, planned)
-        dense.pop(f"{planned.name}.weight")
+        left.pop(f"{planned.name}.weight")
         after = sparse_bytes(
             planned.out_features,
             planned.layout.in_features,
@@ -146,7 +152,8 @@ def outline(
         value_dtype,
         linears,
         shapes,
-        dense,
+        {tensor: header_bytes(header) for tensor, header in left.items()},
+        {tensor: header_bytes(header, dense_dtype) for tensor, header in left.items()},
         plan.left_dense,
         stored.source.language.beside,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,17 +23,22 @@ from permllm_offline.method_parts import parts_of
 from permllm_offline.model.loading import dtype_name, load_tokenizer, open_source
 from permllm_offline.preparation import Prepared, prepare_model, with_text
 from permllm_offline.pruning import PrunedModel, needs_hidden_states, prune_model
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.recipe_schema import (
+    BlockwiseRecipe,
+    DistillationRecipe,
+    LearningRecipe,
+    Recipe,
+)
 from permllm_offline.report import papers
 from permllm_offline.report.model_card import model_card
 from permllm_offline.report.page import report_page
 from permllm_offline.report.report import CalibrationRecord, Report
-from permllm_offline.resume import work_folder
+from permllm_offline.resume import kept_bytes, work_folder
 from permllm_offline.run.costs import costs_json
 from permllm_offline.run.processes import SharedWork, count, first, joined, local_count
 from permllm_offline.run.steps import WorkFolder
 from permllm_offline.streamed_pruning import PrunedLayers, can_stream, prune_streamed
-from permllm_offline.text.calibration import CalibrationWindows
+from permllm_offline.text.calibration import CalibrationWindows, require_windows
 from permllm_vllm.checkpoint.contained import contained
 from permllm_vllm.checkpoint.output import check_destination, check_disk, check_outside
 from permllm_vllm.checkpoint.schema import QuantizationConfig
@@ -123,13 +129,14 @@ def check_checkpoint(
     fit = fitted(recipe, replace(prepared, windows=_windows_to_come(recipe)))
     recipe = shared_out(fit.recipe)
     check_processes(recipe)
+    check_windows(recipe)
     if first() and recipe != fit.recipe:
         logger.warning(
             "a step of distillation takes %d windows, one in each process: give the recipe "
             "distillation.windows_per_step for another number",
             recipe.distillation.windows_per_step,
         )
-    check_disk(output, disk_bytes(recipe, prepared))
+    check_disk(output, disk_bytes(recipe, prepared) - kept_bytes(output))
     return replace(fit, recipe=recipe), prepared
 
 
@@ -152,9 +159,9 @@ def disk_bytes(recipe: Recipe, prepared: Prepared) -> int:
     reconstruction = parts_of(recipe).reconstruction
     needed = prepared.output_bytes + local_count() * scratch_bytes(recipe, prepared)
     if can_stream(recipe) or reconstruction.layer is not None:
-        # Finished layers, a byte for each element of their masks.
+        # Finished layers, a bit for each element of their masks.
         needed += sum(linear.dense_bytes for linear in plan.every_linear)
-        needed += sum(linear.weights for linear in plan.linears)
+        needed += math.ceil(sum(linear.weights for linear in plan.linears) / 8)
     if can_stream(recipe):
         to_come = replace(prepared, windows=_windows_to_come(recipe))
         needed += INTERVAL_FILES * passed_bytes(recipe, to_come)
@@ -162,10 +169,7 @@ def disk_bytes(recipe: Recipe, prepared: Prepared) -> int:
         kept = sum(linear.weights for linear in plan.linears) // 2
         needed += INTERVAL_FILES * INTERVAL_BYTES * kept
     if needs_hidden_states(recipe):
-        windows = recipe.num_samples
-        if reconstruction.distils:
-            windows += recipe.distillation.self_windows
-        tokens = windows * recipe.sequence_length
+        tokens = _calibration_windows(recipe) * recipe.sequence_length
         states = tokens * plan.hidden_size * prepared.dtype.itemsize
         needed += INTERVAL_FILES * states
     return needed
@@ -204,6 +208,31 @@ def check_processes(recipe: Recipe) -> None:
                 f"of {name} evenly: give the recipe a {name}.windows_per_step that is a multiple "
                 f"of {count()}."
             )
+
+
+def check_windows(recipe: Recipe) -> None:
+    """Raise OfflineError where steps of a loop have too few calibration windows.
+
+    What several processes take in a step of distillation is that of ``shared_out``.
+    """
+    if not recipe.datasets:
+        return
+    parts, windows = parts_of(recipe), _calibration_windows(recipe)
+    loops: list[tuple[bool, LearningRecipe | BlockwiseRecipe | DistillationRecipe, str, str]] = [
+        (parts.permutation.learns, recipe.learning, "learn from", "step"),
+        (parts.reconstruction.tunes, recipe.blockwise, "tune a layer on", "weights"),
+        (parts.reconstruction.distils, recipe.distillation, "distil from", "weights"),
+    ]
+    for takes_place, constants, purpose, chosen in loops:
+        if takes_place:
+            held_out = constants.validation_windows
+            require_windows(windows, constants.windows_per_step, held_out, purpose, chosen)
+
+
+def _calibration_windows(recipe: Recipe) -> int:
+    """Windows to calibrate on, those that the dense model writes for its distillation included."""
+    distils = parts_of(recipe).reconstruction.distils
+    return recipe.num_samples + (recipe.distillation.self_windows if distils else 0)
 
 
 def _check_files(directory: Path) -> None:

@@ -107,7 +107,8 @@ def make_recipe(
         effort: key of ``EFFORTS``, of use to methods that distil: it comes before what is
             recorded. None is the default effort, which comes last.
         preset_name: of ``presets.PRESETS``, where neither entries nor record say anything.
-        recorded: entries of a recipe file, where ``entries`` say nothing.
+        recorded: entries of a recipe file, where ``entries`` say nothing. A reconstruction belongs
+            to the method that it is recorded with: where ``entries`` name one, it is left out.
 
     Raises:
         OfflineError: unknown entry, method, reconstruction, pattern, block size, effort or preset,
@@ -116,6 +117,8 @@ def make_recipe(
     if effort is not None and effort not in EFFORTS:
         raise OfflineError(f"effort {effort!r} is not known: give one of {', '.join(EFFORTS)}.")
     given, recorded = _said(entries), _said(recorded or {})
+    if "method" in given:  # with a reconstruction of its own
+        recorded.pop("reconstruction", None)
     if preset_name is not None:
         method = overridden(recorded, given).get("method")
         recorded = overridden(preset(preset_name, method), recorded)

@@ -17,6 +17,10 @@ SEEDS = 1 << 32
 """One more than the largest: what is added to a seed stays far below what torch takes."""
 
 
+Checkpointing = Literal["auto", "always", "never"]
+"""Whether a backward pass computes activations again in place of keeping them."""
+
+
 class LearningRecipe(BaseModel):
     """Constants of the learned permutation; the defaults suit minutes on a CPU.
 
@@ -44,7 +48,7 @@ class LearningRecipe(BaseModel):
     temperature_start: float = Field(default=1.0, gt=0)
     temperature_end: float = Field(default=0.1, gt=0)
     sinkhorn_iterations: int = Field(default=5, ge=0)
-    gradient_checkpointing: Literal["auto", "always", "never"] = "auto"
+    gradient_checkpointing: Checkpointing = "auto"
     validation_windows: int = Field(default=4, ge=1)
     validation_interval: int = Field(default=10, ge=1)
     patience: int = Field(default=0, ge=0)

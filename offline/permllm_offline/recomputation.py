@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from permllm_offline.calibrated import Calibrated
 from permllm_offline.model.float32_products import contexts_of_recomputation
 from permllm_offline.model.plan import Plan, PlannedLinear
+from permllm_offline.recipe_schema import Checkpointing
 
 RECOMPUTE_ABOVE_BYTES = 8 << 30
 """Activations of one backward pass above which those inside decoder layers are not kept."""
@@ -60,10 +61,27 @@ def activation_bytes(linears: Sequence[PlannedLinear], tokens: int, item: int) -
     return round(2 * channels * tokens * item)
 
 
-def held_activation_bytes(plan: Plan, tokens: int, item: int, share: float = 1.0) -> int:
-    """What is in memory of that where too large activations are recomputed, layer by layer."""
-    held = share * activation_bytes(plan.every_linear, tokens, item)
-    if held > RECOMPUTE_ABOVE_BYTES:
-        between_layers = len(plan.layers) * tokens * plan.hidden_size * item
-        held = held / len(plan.layers) + share * between_layers
-    return round(held)
+def held_activation_bytes(
+    plan: Plan,
+    tokens: int,
+    item: int,
+    share: float = 1.0,
+    checkpointing: Checkpointing = "auto",
+) -> int:
+    """What is in memory of that where activations are recomputed, layer by layer.
+
+    Args:
+        plan: of the model.
+        tokens: in the pass.
+        item: bytes of a number.
+        share: of the decoder layers that the pass goes through.
+        checkpointing: whether they are: ``auto`` where they are large.
+    """
+    whole = activation_bytes(plan.every_linear, tokens, item)
+    recompute = checkpointing == "always" or (
+        checkpointing == "auto" and share * whole > RECOMPUTE_ABOVE_BYTES
+    )
+    if not recompute:
+        return round(share * whole)
+    between_layers = len(plan.layers) * tokens * plan.hidden_size * item
+    return round(whole / len(plan.layers) + share * between_layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 
 from permllm_offline.preparation import Prepared
@@ -17,9 +18,21 @@ def work_folder(recipe: Recipe, prepared: Prepared, output: Path, *, resume: boo
     Raises:
         OfflineError: asked to resume a run of another recipe, model, data set or version.
     """
+    return WorkFolder(_directory(output), _identity(recipe, prepared), resume=resume)
+
+
+def kept_bytes(output: Path) -> int:
+    """Bytes that lie in the work folder of an output: a prune uses them again, or removes them."""
+    total = 0
+    for file in _directory(output).glob("*"):
+        with suppress(FileNotFoundError):  # another process may remove it now
+            total += file.stat().st_size
+    return total
+
+
+def _directory(output: Path) -> Path:
     destination = output.resolve()
-    directory = destination.with_name(f".{destination.name}.work")
-    return WorkFolder(directory, _identity(recipe, prepared), resume=resume)
+    return destination.with_name(f".{destination.name}.work")
 
 
 def _identity(recipe: Recipe, prepared: Prepared) -> str:

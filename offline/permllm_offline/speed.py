@@ -89,7 +89,10 @@ def expected_speed(
         try:
             measurement = Measurement.read(measured, pattern)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise OfflineError(f"{measured} is no result of {BENCHMARK}: {error}") from error
+            raise OfflineError(
+                f"{measured} is no result of {BENCHMARK}: {error}. Measure with that command, and "
+                "give its file."
+            ) from error
     else:
         isa = forecast.served_instruction_set()
         packaged = forecast.packaged(isa, pattern)

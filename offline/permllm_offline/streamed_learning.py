@@ -23,13 +23,12 @@ from permllm_offline.layerwise import PASSES, relative_error
 from permllm_offline.method_parts import parts_of
 from permllm_offline.output_errors import WINDOWS
 from permllm_offline.permutation.learned_layers import parse_layers, spans
-from permllm_offline.permutation.learned_span import learned_span
+from permllm_offline.permutation.learned_span import fixed_permutations, learned_span
 from permllm_offline.permutation.learning import learned_once, numbered
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.steps import Step, Work
 from permllm_offline.streaming import StreamedModel
-from permllm_offline.text.calibration import require_windows
 
 _LEARNED = "learned"
 _TEXT, _HELD_OUT = "calibration", "held-out"
@@ -73,7 +72,7 @@ def learn_streamed(
         The permutations, and ``StreamedLearning.start_errors``.
 
     Raises:
-        OfflineError: too few calibration windows to hold some out, or a loss that is not finite.
+        OfflineError: a loss that is not finite.
     """
     plan = prepared.plan
     choice = parse_layers(recipe.learning.layers, len(plan.layers), plan.pruned_layers)
@@ -91,10 +90,6 @@ def _pass_spans(
     """Pass the spans that no text has passed yet, and learn those that learn."""
     windows, constants, plan = prepared.windows, recipe.learning, prepared.plan
     assert windows is not None
-    held_back = constants.validation_windows
-    require_windows(
-        len(windows.calibration), constants.windows_per_step, held_back, "learn from", "step"
-    )
     flows = {_TEXT: Flow.into(streamed, windows.calibration)}
     if len(windows.held_out):
         flows[_HELD_OUT] = Flow.into(streamed, windows.held_out[:WINDOWS])
@@ -170,12 +165,18 @@ def _learn_span(
     found: StreamedLearning,
 ) -> None:
     """Learn what learns of a span that the text has passed densely, and pass it pruned."""
+    feeds = span.stop <= max(chosen)
+    if not set(span) & set(chosen):
+        with calibrated.work.measured(PASSES):
+            states = text.pruned if feeds else None
+            fixed, states = fixed_permutations(calibrated, span, text.keywords, states)
+        found.permutations += fixed
+        text.pruned = text.pruned if states is None else states
+        return
     with learned_span(calibrated, span, chosen, text.keywords) as learned:
-        order = learned.initial
-        if set(span) & set(chosen):
-            order, curve = learned_once(calibrated, learned, span, text.pruned, text.dense)
-            found.curve += numbered(curve, found.curve, span)
+        order, curve = learned_once(calibrated, learned, span, text.pruned, text.dense)
+        found.curve += numbered(curve, found.curve, span)
         found.permutations += learned.permutations(order)
-        if span.stop <= max(chosen):
+        if feeds:
             with calibrated.work.measured(PASSES):
                 text.pruned = learned.run(order, text.pruned)

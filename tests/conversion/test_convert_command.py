@@ -51,7 +51,7 @@ def test_nothing_is_replaced_unasked(
     ("options", "message"),
     [
         (("--to", "dense", "--strict"), "leave them out with --to dense"),
-        (("--to", "dense"), "no permllm checkpoint"),
+        (("--to", "dense"), "only those become dense. Give the output of"),
         (("--max-shard-bytes", "0"), "give at least 1"),
         (("--pattern", "2:4", "--block-size", "32"), "no linear"),
     ],

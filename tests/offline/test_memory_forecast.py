@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from permllm_offline import memory_forecast, state_bytes
+from permllm_offline import memory_forecast, recomputation, state_bytes
 from permllm_offline.cli import main
 from permllm_offline.memory_forecast import MemoryForecast, shard_bytes
 from permllm_offline.preparation import prepare
@@ -147,6 +147,41 @@ def test_what_is_not_streamed_holds_the_whole_model(expect: Expect) -> None:
     )
 
 
+def test_a_model_in_memory_has_the_logits_of_a_held_out_window(
+    expect: Expect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = expect(method="permllm-wanda", evaluation_windows=3)
+    monkeypatch.setattr(memory_forecast, "SCORED_BYTES", 0)
+    monkeypatch.setattr(memory_forecast, "_training_bytes", lambda *_: 0)
+    monkeypatch.setattr(memory_forecast, "shard_bytes", lambda plan: 1)
+    found = expect(method="permllm-wanda", evaluation_windows=3)
+    assert found.outside == found.common + 20 * 64 * (4 + 4 + 4)
+    assert whole.outside > found.outside
+
+
+def test_what_learning_keeps_of_activations_is_what_the_recipe_says(
+    expect: Expect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outside(checkpointing: str) -> int:
+        learning = {"gradient_checkpointing": checkpointing}
+        return expect(method="permllm-wanda", learning=learning).outside
+
+    def layer(checkpointing: str) -> int:
+        learning = {"gradient_checkpointing": checkpointing, "scope": "window"}
+        return expect(method="permllm-wanda", learning=learning).layers[0]
+
+    channels = 6 * 128 + 192 + (128 + 64 + 64 + 128 + 192 + 192 + 128)
+    tokens = 20 * make_recipe({"model": "m"}).learning.windows_at_once
+    kept, between = 2 * channels * tokens * 4, tokens * 128 * 4
+    # Of two layers those of one are there at a time, and what passes between them.
+    assert outside("never") - outside("always") == 2 * kept - (kept + 2 * between)
+    assert outside("auto") == outside("never")
+    # A layer that learns alone has them all while it is computed again.
+    assert layer("always") - layer("never") == between
+    monkeypatch.setattr(recomputation, "RECOMPUTE_ABOVE_BYTES", 1)
+    assert outside("auto") == outside("always") < outside("never")
+
+
 def test_layers_that_learn_together_are_in_memory_together(expect: Expect) -> None:
     def learning(window: int) -> MemoryForecast:
         return expect(method="permllm-wanda", learning={"scope": "window", "window": window})
@@ -173,7 +208,24 @@ def test_where_nothing_learns_there_are_no_states_of_learning(expect: Expect) ->
     # The first layer, and a masked copy; importance, ranks and copies of its largest linear.
     assert last.layers == [2 * 4 * WEIGHTS + 16 * LARGEST, every.layers[1]]
     assert last.layers[0] < every.layers[0]
-    assert learning(2, "last:1").layers == learning(2, "all").layers
+    # The copy of the first layer is there while the other learns beside it.
+    beside = [layer + 4 * WEIGHTS for layer in learning(2, "all").layers]
+    assert learning(2, "last:1").layers == beside
+
+
+def test_layers_that_do_not_learn_are_copied_beside_those_that_do(
+    expect: Expect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outside(layers: str) -> int:
+        return expect(method="permllm-wanda", learning={"layers": layers}).outside
+
+    # With `auto:1` it may be the first that learns, with the second beside it.
+    assert outside("0") == outside("auto:1") == outside("all") + 4 * WEIGHTS
+    monkeypatch.setattr(memory_forecast, "_learning_bytes", lambda *_: 0)
+    alone = outside("1")
+    monkeypatch.setattr(memory_forecast, "_training_bytes", lambda *_: 0)
+    monkeypatch.setattr(memory_forecast, "shard_bytes", lambda plan: 1)
+    assert alone - outside("1") == 4 * WEIGHTS
 
 
 @pytest.mark.parametrize(("method", "states"), [("wanda", 2), ("sparsegpt", 3)])

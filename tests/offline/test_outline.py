@@ -1,4 +1,5 @@
 import json
+import shutil
 import struct
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,7 +7,7 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
 from permllm_offline.cli import main
@@ -57,6 +58,25 @@ def test_the_plan_is_what_prune_writes(
     stored = load_file(tiny_model_directory / "model.safetensors")
     assert found["bytes_before"] == sum(tensor.nbytes for tensor in stored.values())
     assert set(found["dense"]) == set(stored) & set(written)
+
+
+@pytest.mark.parametrize("values", ["auto", "float32", "float16", "int8"])
+def test_the_bytes_after_are_of_the_dtype_that_prune_writes(
+    values: str, tmp_path: Path, tiny_model_directory: Path
+) -> None:
+    """Norms in another dtype than the rest stay so where none is asked for."""
+    model = shutil.copytree(tiny_model_directory, tmp_path / "model")
+    stored = load_file(model / "model.safetensors")
+    stored = {name: t.half() if name.endswith("norm.weight") else t for name, t in stored.items()}
+    save_file(stored, model / "model.safetensors")
+    options = ("--method", "magnitude")
+    found = plan(model, tmp_path / "plan.json", *options, "--values", values)
+    options += ("--values", values) if values in ("auto", "int8") else ("--dtype", values)
+    assert main(["prune", str(model), "--output", str(tmp_path / "sparse"), *options]) == 0
+    written = load_file(tmp_path / "sparse" / "model.safetensors")
+    assert found["bytes_before"] == sum(tensor.nbytes for tensor in stored.values())
+    assert found["bytes_after"] == sum(tensor.nbytes for tensor in written.values())
+    assert found["dense_after"] == {name: written[name].nbytes for name in found["dense"]}
 
 
 def test_by_default_the_values_are_of_the_dtype_that_prune_writes(

@@ -92,6 +92,24 @@ def test_a_recipe_file_comes_before_the_default_effort() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("wanda+cp", "obs+blockwise")),
+        ({"reconstruction": "obs"}, ("wanda+cp", "obs")),
+        ({"method": "permllm-best"}, ("permllm-best", None)),
+        ({"method": "ria", "reconstruction": "obs"}, ("ria", "obs")),
+    ],
+)
+def test_a_reconstruction_is_recorded_for_its_method(
+    given: dict[str, str], expected: tuple[str, str | None]
+) -> None:
+    recorded = {"model": "m", "method": "wanda+cp", "reconstruction": "obs+blockwise"}
+    recipe = make_recipe(given, recorded=recorded)
+    assert (recipe.method, recipe.reconstruction) == expected
+    assert recorded["reconstruction"] == "obs+blockwise"
+
+
+@pytest.mark.parametrize(
     ("changes", "effort", "messages"),
     [
         ({"method": "wanda"}, "low", ["wanda distils nothing: --effort low is of no use"]),
@@ -102,6 +120,32 @@ def test_a_recipe_file_comes_before_the_default_effort() -> None:
             {"method": "wanda", "learning": {"steps": 3}},
             None,
             ["wanda learns no permutation: --steps is of no use"],
+        ),
+        (
+            {"method": "permllm-wanda", "learning": {"window": 2}},
+            None,
+            [
+                "permllm-wanda learns end to end: --learn-window is of no use without "
+                "--learn-scope window"
+            ],
+        ),
+        ({"method": "permllm-wanda", "learning": {"window": 2, "scope": "window"}}, None, []),
+        (
+            {"method": "wanda", "distillation": {"steps": 3, "self_windows": 1}},
+            None,
+            ["wanda distils nothing: distillation.steps, distillation.self_windows is of no use"],
+        ),
+        ({"method": "permllm-best", "distillation": {"steps": 3}}, None, []),
+        (
+            {"method": "permllm-best", "blockwise": {"steps": 3}},
+            None,
+            ["permllm-best tunes no layer by itself: blockwise.steps is of no use"],
+        ),
+        ({"blockwise": {"steps": 3}}, None, []),
+        (
+            {"method": "wanda", "reconstruction": "obs+blockwise", "blockwise": {"steps": 3}},
+            None,
+            [],
         ),
     ],
 )

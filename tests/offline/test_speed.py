@@ -149,7 +149,9 @@ def test_a_file_that_is_no_measurement_is_bad_input(
     (tmp_path / "m.json").write_text(content)
     command = ["plan", str(tiny_model_directory), "--measured", str(tmp_path / "m.json")]
     assert main(command) == 2
-    assert "is no result of python -m benchmarks.kernels" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert "is no result of python -m benchmarks.kernels" in said
+    assert said.endswith("Measure with that command, and give its file.")
 
 
 def test_experts_multiply_the_tokens_that_come_to_them(tmp_path: Path) -> None:

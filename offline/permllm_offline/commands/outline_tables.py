@@ -39,17 +39,20 @@ def outline_table(found: Outline) -> Table:
             *(Text(name), str(len(linears)), shape, permutation),
             *(_megabytes(before), _megabytes(after), f"{after / before:.1%}"),
         )
-    kept: dict[tuple[str, str], list[int]] = defaultdict(list)
+    kept: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
     chosen = set(found.left_dense)
     for name, size in found.dense.items():
         by_choice = name.endswith(".weight") and name.removesuffix(".weight") in chosen
         state = "left dense, --ignore" if by_choice else "left dense"
         beside = next((one for one in found.beside if name.startswith(f"{one}.")), None)
         row = _without_numbers(name) if beside is None else f"{beside}.*"
-        kept[row, state].append(size)
+        kept[row, state].append((size, found.dense_after[name]))
     for (name, state), sizes in kept.items():
-        size_text = _megabytes(sum(sizes))
-        table.add_row(Text(name), str(len(sizes)), "", state, size_text, size_text, "100.0%")
+        before, after = map(sum, zip(*sizes, strict=True))
+        table.add_row(
+            *(Text(name), str(len(sizes)), "", state),
+            *(_megabytes(before), _megabytes(after), f"{after / max(before, 1):.1%}"),
+        )
     return table
 
 

@@ -100,6 +100,7 @@ def run(options: argparse.Namespace) -> None:
         values,
         permuted=permuted,
         ignore=recipe.ignore,
+        dense_dtype=DTYPES.get(options.values),
     )
     if values in MEASURED_VALUES or options.measured is not None:
         speed = expected_speed(found.shapes, found.pattern, values, options.measured)

@@ -54,7 +54,10 @@ def convert_to_dense(
     source = open_source(model)
     reader = source.reader()
     if reader.quantization is None:
-        raise OfflineError(f"{model!r} is no permllm checkpoint: only those become dense.")
+        raise OfflineError(
+            f"{model!r} is no permllm checkpoint: only those become dense. Give the output of "
+            "`permllm-offline prune` or `convert`."
+        )
     family, heads = source.language.family(), heads_of(source.config)
     _check_modules(reader, family)
     dtype = source.dtype if reader.quantization.value_dtype == _INT8 else None

@@ -202,7 +202,10 @@ def _load_errors_named(source: Source) -> Iterator[None]:
     except (OfflineError, CheckpointError):
         raise
     except Exception as error:  # transformers raises too many kinds to list
-        raise OfflineError(f"cannot load {source.name!r}: {first_line(error)}.") from error
+        raise OfflineError(
+            f"cannot load {source.name!r}: {first_line(error)}. Fetch the model again, and check "
+            "that its config.json belongs to its weights."
+        ) from error
 
 
 def _other_tensors(

@@ -219,3 +219,29 @@ def learned_span(
         yield found
     finally:
         found.restore()
+
+
+def fixed_permutations(
+    calibrated: Calibrated,
+    span: range,
+    keywords: Sequence[Mapping[str, Any]],
+    states: Tensor | None,
+) -> tuple[Permutations, Tensor | None]:
+    """Pass windows through decoder layers of which none learns, each masked while it is passed.
+
+    Args:
+        calibrated: the dense model and its scores.
+        span: numbers of the decoder layers.
+        keywords: of each decoder layer's call, the whole model's.
+        states: [windows, sequence_length, hidden], what enters the span; None passes nothing.
+
+    Returns:
+        The block-local permutations of every group, and what leaves the span.
+    """
+    found: list[Mapping[str, Tensor]] = []
+    for index in span:
+        with learned_span(calibrated, range(index, index + 1), (), keywords) as fixed:
+            found += fixed.permutations(fixed.initial)
+            if states is not None:
+                states = fixed.run(fixed.initial, states)
+    return found, states

@@ -23,7 +23,11 @@ from permllm_offline.permutation.learned_layers import (
     sensitivities,
     spans,
 )
-from permllm_offline.permutation.learned_span import LearnedSpan, learned_span
+from permllm_offline.permutation.learned_span import (
+    LearnedSpan,
+    fixed_permutations,
+    learned_span,
+)
 from permllm_offline.permutation.span_learning import learn_span
 from permllm_offline.run.steps import Step
 from permllm_offline.text.calibration import require_windows
@@ -55,7 +59,7 @@ def learn_permutations(calibrated: Calibrated) -> LearnedPermutations:
     permutations: list[Mapping[str, Tensor]] = []
     curve: LearningCurve = []
     for span in spans(constants, chosen, len(layers)):
-        learns = bool(set(span) & set(chosen))
+        feeds = span.stop <= max(chosen)
         if constants.scope == "window":
             for index in span:
                 dense = run_windows(layers[index], dense, calls.keywords[index])
@@ -63,13 +67,18 @@ def learn_permutations(calibrated: Calibrated) -> LearnedPermutations:
         else:
             assert hidden_states is not None
             targets = hidden_states
+        if not set(span) & set(chosen):
+            fixed, passed = fixed_permutations(
+                calibrated, span, calls.keywords, pruned if feeds else None
+            )
+            permutations += fixed
+            pruned = pruned if passed is None else passed
+            continue
         with learned_span(calibrated, span, chosen, calls.keywords) as learned:
-            order = learned.initial
-            if learns:
-                order, more = learned_once(calibrated, learned, span, pruned, targets)
-                curve += numbered(more, curve, span)
+            order, more = learned_once(calibrated, learned, span, pruned, targets)
+            curve += numbered(more, curve, span)
             permutations += learned.permutations(order)
-            if span.stop <= max(chosen):
+            if feeds:
                 pruned = learned.run(order, pruned)
     return LearnedPermutations(permutations, curve, chosen, measured)
 

@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from permllm_offline.importance import Scores
+from permllm_offline.importance import Scores, not_finite
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.permutation.channel_permutation import allocate_group
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -37,13 +37,20 @@ def assign_group(
 
     Returns:
         int64 [independent permutations, block_size] on the CPU: position -> channel.
+
+    Raises:
+        OfflineError: an importance is NaN or infinite, which no assignment can be made of.
     """
     order = allocate_group(layout, importances, pattern)
     size, ties = layout.block_size, layout.ties()
 
     def rows(block: int) -> Tensor:
         columns = slice(block * size, (block + 1) * size)
-        return torch.cat([importance[:, columns] for importance in importances.values()])
+        parts = {linear: importance[:, columns] for linear, importance in importances.items()}
+        for linear, part in parts.items():
+            if not part.isfinite().all():
+                raise not_finite(linear)
+        return torch.cat(list(parts.values()))
 
     for independent in range(len(order)):
         # Rows of tied blocks are further rows of the one permutation that they share.

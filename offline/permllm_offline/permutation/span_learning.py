@@ -61,7 +61,7 @@ def learn_span(
         loss on the windows held out, and the learning curve.
 
     Raises:
-        OfflineError: a loss that is not finite.
+        OfflineError: a loss or a gradient that is not finite.
     """
     constants = calibrated.recipe.learning
     recompute = constants.gradient_checkpointing == "always" or (
@@ -145,7 +145,13 @@ class _Learner:
                 f"the learning loss of step {self._step} is {loss}: activations overflow under "
                 "these masks. Give --dtype bfloat16 or float32."
             )
-        soft.backward(total(self._learned.gradient()) / LOSS_SCALE)
+        gradient = total(self._learned.gradient())
+        if not gradient.isfinite().all():
+            raise OfflineError(
+                f"the gradient of learning step {self._step} is not finite: activations overflow "
+                "on the way back. Give --dtype bfloat16 or float32."
+            )
+        soft.backward(gradient / LOSS_SCALE)
         for group in self._optimizer.param_groups:
             group["lr"] = constants.learning_rate * cosine(self._step, constants.steps)
         self._optimizer.step()

@@ -115,7 +115,10 @@ def _parquet_rows(file: Path) -> Iterator[object]:
         for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
             yield from batch.to_pylist()
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
-        raise OfflineError(f"cannot read {file} as parquet: {error}.") from error
+        raise OfflineError(
+            f"cannot read {file} as parquet: {error}. Fetch or write the file again, or name it "
+            "by what it holds (.txt or .jsonl)."
+        ) from error
 
 
 def _text_of(rows: Iterable[object], source: str) -> Iterator[str]:

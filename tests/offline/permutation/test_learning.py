@@ -21,7 +21,11 @@ from permllm_offline.model.plan import make_plan
 from permllm_offline.permutation import learned_layers
 from permllm_offline.permutation.channel_permutation import allocate_group
 from permllm_offline.permutation.hardening import harden
-from permllm_offline.permutation.learned_span import LearnedSpan, learned_span
+from permllm_offline.permutation.learned_span import (
+    LearnedSpan,
+    fixed_permutations,
+    learned_span,
+)
 from permllm_offline.permutation.learning import learn_permutations
 from permllm_offline.permutation.sinkhorn import sinkhorn
 from permllm_offline.permutation.span_learning import _Learner, initial_logits, temperature
@@ -336,3 +340,39 @@ def test_a_loss_that_is_not_finite_is_an_error(tiny_model_directory: Path) -> No
     calibrated = replace(calibrated, hidden_states=calibrated.hidden_states * torch.nan)
     with pytest.raises(OfflineError, match=r"loss of step 1 is nan.*--dtype"):
         learn_permutations(calibrated)
+
+
+def test_a_gradient_that_is_not_finite_is_an_error(
+    tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = LearnedSpan.gradient
+    monkeypatch.setattr(LearnedSpan, "gradient", lambda span: original(span) * torch.inf)
+    with pytest.raises(OfflineError, match=r"gradient of learning step 1 is not finite.*--dtype"):
+        learn_permutations(calibrated_tiny(tiny_model_directory))
+
+
+def test_layers_that_do_not_learn_are_masked_one_at_a_time(
+    tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrated = calibrated_tiny(tiny_model_directory)
+    calls = record_calls(calibrated.model, calibrated.plan.family, calibrated.windows)
+    with learned_span(calibrated, range(2), (), calls.keywords) as together:
+        expected = together.run(together.initial, calls.states)
+        permutations = together.permutations(together.initial)
+    masked: list[range] = []
+    original = LearnedSpan.__init__
+
+    def recording(span: LearnedSpan, calibrated: Calibrated, layers: range, *rest: Any) -> None:
+        masked.append(layers)
+        original(span, calibrated, layers, *rest)
+
+    monkeypatch.setattr(LearnedSpan, "__init__", recording)
+    found, states = fixed_permutations(calibrated, range(2), calls.keywords, calls.states)
+    assert masked == [range(1), range(1, 2)]
+    assert states is not None
+    assert torch.equal(states, expected)
+    for mine, other in zip(found, permutations, strict=True):
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[name], other[name]) for name in mine)
+    # Where nothing reads what leaves them, no window is passed.
+    assert fixed_permutations(calibrated, range(2), calls.keywords, None)[1] is None

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from permllm_offline.errors import OfflineError
 from permllm_offline.mask import choose_mask
 from permllm_offline.model.families import FAMILIES, Fold, Heads, SharedInputGroup
 from permllm_offline.model.layout import GroupLayout
@@ -91,3 +92,13 @@ def test_one_block_may_be_as_wide_as_the_layer() -> None:
         assert mask.sum() == mask.numel() // 2
         retained.append(float(importance[mask].sum()))
     assert retained[1] > retained[0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_importance_that_is_not_finite_is_refused(value: float) -> None:
+    importance = random_importance(3, 64)
+    bad = importance.clone()
+    bad[2, 40] = value
+    layout = GroupLayout(SharedInputGroup("x", ("a", "b")), 64, 32, Heads(1, 1, 32))
+    with pytest.raises(OfflineError, match="importance of b is not finite"):
+        assign_group(layout, {"a": importance, "b": bad}, PATTERNS[0])

@@ -89,7 +89,7 @@ def test_surrogates_without_a_partner_are_replaced(
         ("x.jsonl", b'{"body": "a"}', 'without a string field "text" .found: body'),
         ("x.txt", b"\xff\xfe\x00", "cannot read"),
         ("x.jsonl", b'{"text": "a"}\n\xff\xfe', "cannot read"),
-        ("x.parquet", b"nothing", "as parquet"),
+        ("x.parquet", b"nothing", r"as parquet: .*\. Fetch or write the file again"),
     ],
 )
 def test_bad_files_say_what_is_wrong(
