@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.cuda import INCOMPLETE
 from benchmarks.records.machine import write_json
-from csrc.cuda import build, toolkit
+from csrc.cuda import architectures, build, toolkit
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "permllm_vllm" / "_C_cuda.so"
@@ -148,8 +148,8 @@ def provide_library(steps: Steps, builds: bool) -> bool:
 
     What follows a build has its own time, which begins here.
     """
-    major, minor = torch.cuda.get_device_capability()
-    os.environ.setdefault("PERMLLM_CUDA_ARCHS", f"{major}{minor}")
+    architecture = architectures.of_capability(*torch.cuda.get_device_capability())
+    os.environ.setdefault("PERMLLM_CUDA_ARCHS", architecture)
     missing = build.missing_toolkit() if builds else "--no-build"
     if missing is None:
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]

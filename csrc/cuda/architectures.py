@@ -36,11 +36,19 @@ def chosen() -> list[str]:
 
 def of_gpus_here() -> list[str]:
     """Of ARCHITECTURES, or beside them, what the GPUs of this machine run: by major version."""
-    known = {int(name.rstrip("a")) // 10: name for name in ARCHITECTURES}
-    versions = [tuple(map(int, capability.split("."))) for capability in capabilities()]
+    versions = [capability.split(".") for capability in capabilities()]
     return _ascending(
-        known.get(major, f"{major}{minor}") for major, minor in versions if major >= 8
+        of_capability(int(major), int(minor)) for major, minor in versions if int(major) >= 8
     )
+
+
+def of_capability(major: int, minor: int) -> str:
+    """What a GPU runs: the one of ARCHITECTURES with its major version, else its own name.
+
+    nvcc 12.8 does not know every minor version: 103 and 121 take a later one.
+    """
+    known = {int(name.rstrip("a")) // 10: name for name in ARCHITECTURES}
+    return known.get(major, f"{major}{minor}")
 
 
 def architectures() -> list[str]:

@@ -96,6 +96,24 @@ def test_timing_that_leaves_something_out_is_a_failure(machine, capsys):
     assert "failed: not all of it was measured" in row
 
 
+@pytest.mark.parametrize(
+    ("capability", "architecture"),
+    [((8, 9), "80"), ((9, 0), "90a"), ((10, 3), "100"), ((12, 1), "120")],
+)
+def test_builds_for_an_architecture_that_nvcc_knows(machine, capability, architecture):
+    """nvcc 12.8 refuses 103 and 121."""
+    machine.delenv("PERMLLM_CUDA_ARCHS")
+    machine.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    main(machine)
+    assert os.environ["PERMLLM_CUDA_ARCHS"] == architecture
+
+
+def test_architectures_that_are_named_are_built(machine):
+    machine.setenv("PERMLLM_CUDA_ARCHS", "100a")
+    main(machine)
+    assert os.environ["PERMLLM_CUDA_ARCHS"] == "100a"
+
+
 def test_a_library_that_does_not_load_is_a_failure(machine):
     """Not an evening of skipped tests: the library is asked before they are run."""
     code, ran = main(machine, {"check": 1}, ["--no-build"])
