@@ -2,11 +2,11 @@
 
     python -m benchmarks.gpu
 
-Needs PyTorch and pytest, and to build nvcc and CUTLASS (docs/cuda.md); no network. The library is
-built anew where it can be, else the one that is there is used. Results are written to build/gpu,
-with the steps and how they ended, and a table of these is printed last. The exit status is 0 where
-every step ran and passed. A build may take 20 minutes; ten more are for all that follows it, and
-begin when it has ended.
+Needs PyTorch, pytest and hypothesis, and to build setuptools 77 or later, nvcc and CUTLASS
+(docs/cuda.md); no network. The library is built anew where it can be, else the one that is there is
+used. Results are written to build/gpu, with the steps and how they ended, and a table of these is
+printed last. The exit status is 0 where every step ran and passed. A build may take 20 minutes; ten
+more are for all that follows it, and begin when it has ended.
 """
 
 from __future__ import annotations
