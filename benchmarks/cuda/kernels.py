@@ -4,9 +4,10 @@
 
 Every contestant is captured in a CUDA graph that calls it in turn with copies of its weight, so
 many that none of them is in the second-level cache when its turn comes again; activations are
-copied as often. The graphs of all contestants are replayed in turns; numbers are medians over
-replays. A result that is wrong is not timed. Results are written after each number of tokens.
-Exits with a status of its own where a shape was left out. Needs PyTorch alone.
+copied as often, once for all contestants. The graphs of all contestants are replayed in turns;
+numbers are medians over replays. A result that is wrong is not timed. Results are written after
+each number of tokens. Exits with a status of its own where a shape was left out. Needs PyTorch
+alone.
 """
 
 from __future__ import annotations
@@ -115,12 +116,13 @@ def measure(
             print(f"{n} x {k}: no {name}: {_first_line(error)}")
     for m in tokens:
         x = torch.randn(m, k, device=CUDA).bfloat16()
+        inputs: list[Tensor] = []  # of all contestants, until the last replay
         turns: dict[str, Turn] = {}
         errors: dict[str, float] = {}
         for name, contestant in contestants.items():
             try:
                 errors[name] = contestant.checked_error(x)
-                inputs = [x.clone() for _ in contestant.calls]
+                inputs = inputs or [x.clone() for _ in contestant.calls]
                 turns[name] = captured(contestant.calls, inputs)
             except (RuntimeError, ValueError, NotImplementedError) as error:
                 print(f"{n} x {k}, {m} tokens: no {name}: {_first_line(error)}")
@@ -136,7 +138,7 @@ def measure(
             )
             for name, us in medians(turns, 5 if m > 1024 else 15).items()
         ]
-        del turns  # the memory of their graphs and inputs
+        del turns, inputs  # the memory of graphs and activations
     del contestants
     torch.cuda.empty_cache()
 

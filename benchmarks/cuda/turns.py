@@ -28,7 +28,8 @@ def medians(turns: Mapping[str, Turn], repeats: int) -> dict[str, float]:
 def captured(calls: Sequence[Call], inputs: Sequence[Tensor]) -> Turn:
     """A CUDA graph that makes each of `calls` once, in turn; its turn is one replay.
 
-    The calls take their activations from `inputs`, one after the other and over again.
+    The calls take their activations from `inputs`, one after the other and over again. Whoever
+    replays the graph keeps `inputs`: it knows only where they are.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

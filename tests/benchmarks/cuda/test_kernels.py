@@ -172,6 +172,23 @@ def test_a_shape_is_measured_in_turns(replays, capsys):
     assert "64 x 128, 4 tokens: no transposed: its relative error is 1." in printed
 
 
+def test_activations_are_copied_once_for_all_contestants(replays, monkeypatch):
+    """They take gigabytes, and must still be there when the first contestant is replayed."""
+    given = []
+    captured = cuda_kernels.captured
+
+    def remembered(calls, inputs):
+        given.append(inputs)
+        return captured(calls, inputs)
+
+    monkeypatch.setattr(cuda_kernels, "captured", remembered)
+    list(measure(64, 128, [4, 8], [OURS, DENSE], speed=1.0))
+    places = [[x.data_ptr() for x in inputs] for inputs in given]
+    assert [len(inputs[0]) for inputs in given] == [4, 4, 8, 8]
+    assert places[0] == places[1]
+    assert places[2] == places[3]
+
+
 def test_int8_is_held_against_the_rounded_weight(replays, monkeypatch, capsys):
     ((row,),) = measure(64, 128, [4], [INT8], speed=1.0)
     assert row.relative_error < ERROR_LIMIT
