@@ -5,8 +5,9 @@
 The weights are those of a checkpoint of transformers, or random in Llama-2-7B's shapes. They are
 pruned 2:4 by magnitude, in a random permutation where the layer reads a norm. Those of a sparse
 checkpoint are taken as they are. The dense model multiplies the pruned weights too: both must say
-the same, as far as bfloat16 allows, or the run fails. Needs PyTorch, safetensors for `--model`, and
-pydantic where that is sparse.
+the same, as far as bfloat16 allows, or the run fails. Both are in memory for the whole run: of
+random weights there are only as many decoder layers as fit, and the result says how many. Needs
+PyTorch, safetensors for `--model`, and pydantic where that is sparse.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from torch import Tensor
 
 from benchmarks.cuda.contestants import CUDA
 from benchmarks.cuda.llama import Llama, RandomWeights, Shape, load
-from benchmarks.cuda.pruned import dense_linear, is_sparse, prune_layers, read, sparse_linear
+from benchmarks.cuda.memory import GIB, fitting
+from benchmarks.cuda.pruned import Layers, both, is_sparse, prune_layers, read
 from benchmarks.records.machine import write_json
 from permllm_vllm.backends import fallback_reason
 
@@ -31,6 +33,9 @@ from permllm_vllm.backends import fallback_reason
 #: half a unit in the last place in every linear layer of 32 random ones moves them by 0.10 at most;
 #: the inputs of a single layer in a wrong order, by 1.5.
 TOLERANCE = 0.25
+DTYPE = torch.bfloat16
+PROMPT = 32
+"""Tokens that both models read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +99,33 @@ def require_equal(rows: list[dict[str, float]]) -> None:
         )
 
 
+def weights_of(
+    directory: Path | None, sequences: int, length: int
+) -> tuple[Shape, Mapping[str, Tensor], Layers]:
+    """Sizes, weights and linear layers of a checkpoint, or random ones for this GPU's memory.
+
+    Args:
+        directory: of the checkpoint; None for random weights.
+        sequences: most at a time.
+        length: tokens of each.
+    """
+    if directory and is_sparse(directory):
+        return read(directory, DTYPE, CUDA)
+    weights: Mapping[str, Tensor]
+    if directory:
+        shape, weights = load(directory, DTYPE, CUDA)
+    else:
+        whole, (free, _) = Shape(), torch.cuda.mem_get_info(CUDA)
+        shape = fitting(whole, free, sequences, PROMPT, length)
+        if shape != whole:
+            print(
+                f"{shape.num_hidden_layers} of {whole.num_hidden_layers} decoder layers: no more "
+                f"fit the {free / GIB:.1f} GiB of GPU memory that are free"
+            )
+        weights = RandomWeights(shape, DTYPE, CUDA)
+    return shape, weights, prune_layers(shape, weights)
+
+
 def main() -> None:
     """Generates with both models, compares, prints, writes JSON; fails where they differ."""
     parser = argparse.ArgumentParser(
@@ -106,21 +138,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
-    dtype = torch.bfloat16
-    reason = fallback_reason(CUDA, dtype)
+    reason = fallback_reason(CUDA, DTYPE)
     if reason:
         raise SystemExit(f"the CUDA kernels do not run here: {reason}")
     torch.manual_seed(0)
-    shape = Shape()
-    weights: Mapping[str, Tensor] = RandomWeights(shape, dtype, CUDA)
+    length = PROMPT + arguments.tokens + 1
     results = []
     with torch.inference_mode():
-        if arguments.model and is_sparse(arguments.model):
-            shape, weights, layers = read(arguments.model, dtype, CUDA)
-        else:
-            if arguments.model:
-                shape, weights = load(arguments.model, dtype, CUDA)
-            layers = prune_layers(shape, weights)
+        shape, weights, layers = weights_of(arguments.model, max(arguments.sequences), length)
+        models = both(layers)
         fixed = {
             name: weights[name]
             for name in (
@@ -130,21 +156,24 @@ def main() -> None:
             )
         }  # fmt: skip
         for sequences in arguments.sequences:
-            prompt = torch.randint(shape.vocab_size, (sequences, 32), device=CUDA)
-            outcomes = []
-            for linear in (dense_linear, sparse_linear):
-                linears = [{n: linear(layer) for n, layer in each.items()} for each in layers]
-                model = Llama(shape, fixed, linears, sequences, 32 + arguments.tokens + 1)
-                outcomes.append(generate(model, prompt, arguments.tokens))
-                del model, linears
+            prompt = torch.randint(shape.vocab_size, (sequences, PROMPT), device=CUDA)
+            outcomes = [
+                generate(Llama(shape, fixed, linears, sequences, length), prompt, arguments.tokens)
+                for linears in models
+            ]
             results.append(compare(sequences, *outcomes))
             print(json.dumps(results[-1]))
     if arguments.json:
         name = str(arguments.model.name) if arguments.model else "random, Llama-2-7B's shapes"
         gpu = torch.cuda.get_device_name(CUDA)
-        write_json(
-            arguments.json, {"gpu": gpu, "model": name, "tolerance": TOLERANCE, "rows": results}
-        )
+        result = {
+            "gpu": gpu,
+            "model": name,
+            "num_hidden_layers": shape.num_hidden_layers,
+            "tolerance": TOLERANCE,
+            "rows": results,
+        }
+        write_json(arguments.json, result)
     require_equal(results)
 
 

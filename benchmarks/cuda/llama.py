@@ -66,18 +66,37 @@ class RandomWeights(Mapping[str, Tensor]):
         return len(self._shapes)
 
 
+class StoredWeights(Mapping[str, Tensor]):
+    """Tensors of a checkpoint, read when they are asked for; a tied head is the embedding."""
+
+    def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device):
+        from safetensors import safe_open
+
+        self._open, self._dtype, self._device = safe_open, dtype, device
+        self._places: dict[str, tuple[Path, str]] = {}
+        for file in sorted(directory.glob("*.safetensors")):
+            with safe_open(file, "pt") as stored:
+                self._places.update({name: (file, name) for name in stored.keys()})  # noqa: SIM118
+        self._places.setdefault("lm_head.weight", self._places["model.embed_tokens.weight"])
+
+    def __getitem__(self, name: str) -> Tensor:
+        file, stored_name = self._places[name]
+        with self._open(file, "pt") as stored:
+            return stored.get_tensor(stored_name).to(self._device, self._dtype)
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
 def load(
     directory: Path, dtype: torch.dtype, device: torch.device
-) -> tuple[Shape, dict[str, Tensor]]:
-    """Reads a Llama that transformers wrote."""
-    from safetensors.torch import load_file
-
+) -> tuple[Shape, Mapping[str, Tensor]]:
+    """A Llama that transformers wrote: its sizes and weights."""
     shape = shape_of(json.loads((directory / "config.json").read_text()), directory)
-    weights: dict[str, Tensor] = {}
-    for file in sorted(directory.glob("*.safetensors")):
-        weights.update({n: t.to(device, dtype) for n, t in load_file(file).items()})
-    weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
-    return shape, weights
+    return shape, StoredWeights(directory, dtype, device)
 
 
 def shape_of(config: Mapping[str, Any], directory: Path) -> Shape:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +29,9 @@ MERGED = {
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
 }
-Layers = list[dict[str, "Pruned"]]
+Layers = Iterator[dict[str, "Pruned"]]
+"""Of one decoder layer after the other, made when it is asked for: a GPU may not hold them all."""
+Linears = list[dict[str, Linear]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Pruned:
 
 
 def dense_linear(layer: Pruned) -> Linear:
-    return lambda x: functional.linear(x, layer.dense)
+    weight = layer.dense  # and not the layer, whose packed weights would stay in memory
+    return lambda x: functional.linear(x, weight)
 
 
 def sparse_linear(layer: Pruned) -> Linear:
@@ -54,6 +57,20 @@ def sparse_linear(layer: Pruned) -> Linear:
     return lambda x: ops.sparse_linear(
         x, packed.packed, packed.metadata, packed.permutation, packed.scale, None, rows, pattern
     )
+
+
+def both(layers: Layers) -> tuple[Linears, Linears]:
+    """The dense and the sparse products of every layer.
+
+    Each is packed once. What a checkpoint holds of it is dropped before the next one is made.
+    """
+    pairs = list(map(_both, layers))
+    return [dense for dense, _ in pairs], [sparse for _, sparse in pairs]
+
+
+def _both(layer: dict[str, Pruned]) -> tuple[dict[str, Linear], dict[str, Linear]]:
+    dense = {name: dense_linear(each) for name, each in layer.items()}
+    return dense, {name: sparse_linear(each) for name, each in layer.items()}
 
 
 def prune(weight: Tensor, *, permuted: bool) -> Pruned:
@@ -82,7 +99,7 @@ def prune(weight: Tensor, *, permuted: bool) -> Pruned:
 
 def prune_layers(shape: Shape, weights: Mapping[str, Tensor]) -> Layers:
     """Merges q, k, v and gate, up as vLLM does, and prunes; what reads a norm is permuted."""
-    return [
+    return (
         {
             merged: prune(
                 torch.cat([weights[f"model.layers.{i}.{name}.weight"] for name in names]),
@@ -91,7 +108,7 @@ def prune_layers(shape: Shape, weights: Mapping[str, Tensor]) -> Layers:
             for merged, names in MERGED.items()
         }
         for i in range(shape.num_hidden_layers)
-    ]
+    )
 
 
 def is_sparse(directory: Path) -> bool:
@@ -104,6 +121,8 @@ def read(
     directory: Path, dtype: torch.dtype, device: torch.device
 ) -> tuple[Shape, dict[str, Tensor], Layers]:
     """A sparse checkpoint of a Llama: its sizes, what is not linear, and its layers.
+
+    What is wrong with a layer is raised when that is asked for.
 
     Raises:
         CheckpointError: the checkpoint breaks a rule of its format.
@@ -134,7 +153,7 @@ def read(
         )
         return Pruned(weights, layer.dense(pattern, block_size).to(device, dtype))
 
-    layers = [
+    layers = (
         {
             merged: merge(
                 [part(f"model.layers.{i}.{name}") for name in names], f"layer {i} {merged}"
@@ -142,7 +161,7 @@ def read(
             for merged, names in MERGED.items()
         }
         for i in range(shape.num_hidden_layers)
-    ]
+    )
     fixed = {
         name: reader.tensor(name).to(device, dtype)
         for name in reader.names()
