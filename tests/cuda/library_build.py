@@ -17,12 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from csrc.cuda import build
+from csrc.cuda import architectures, build
 
 ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "build" / "cuda-test"
-#: The first and the last with the kernels of our own alone, and those that CUTLASS is for.
-ARCHITECTURES = "80 90a 100a 120"
+ARCHITECTURES = " ".join(architectures.ARCHITECTURES)
 NICENESS = 10
 
 

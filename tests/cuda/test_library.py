@@ -1,4 +1,4 @@
-"""The whole library, built from its sources for four architectures, without a GPU or a driver."""
+"""The library of a default build, made from its sources without a GPU or a driver."""
 
 import os
 import re
@@ -9,15 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from csrc.cuda import toolkit
+from csrc.cuda import build, toolkit
 from tests.cuda.library_build import ARCHITECTURES, OUTPUT, ROOT
 
-#: What the names of CUTLASS' kernels say of them, for which architecture, and how many there are.
-CUTLASS_KERNELS = (
-    ("MainloopSm90TmaGmmaWarpSpecializedSparse", "90a", 6 + 4),
-    ("PermutedMainloop", "90a", 4),
-    ("MainloopSm100TmaUmmaWarpSpecializedSparse", "100a", 6),
-)
+#: What the names of CUTLASS' kernels for Hopper say of them, and how many there are.
+CUTLASS_KERNELS = (("MainloopSm90TmaGmmaWarpSpecializedSparse", 6 + 4), ("PermutedMainloop", 4))
+#: The same for those of Blackwell that a build may have, of one type.
+OPTIONAL_KERNELS = ("MainloopSm100TmaUmmaWarpSpecializedSparse", 3)
 #: Our own, that every architecture has: 6 tiles or 2 for both types and both widths of values.
 OUR_KERNELS = (("few_tokens_kernel", 24), ("many_tokens_kernel", 8), ("permute_kernel", 3))
 LARGEST_SPILL = 16  # bytes of a thread
@@ -86,14 +84,34 @@ def test_holds_our_kernels_for_every_architecture(library, name, count):
                     if name in entry and target == architecture}) == count  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "architecture", "count"), CUTLASS_KERNELS)
-def test_holds_the_kernels_of_cutlass(library, name, architecture, count):
-    """Their tiles, of two types, for the architecture whose instructions they are made of."""
+@pytest.mark.parametrize(("name", "count"), CUTLASS_KERNELS)
+def test_holds_the_kernels_of_cutlass(library, name, count):
+    """Their tiles, of two types."""
     if "ptxas info" not in library.log:
         pytest.skip(f"the objects are from a build without {OUTPUT}: remove build/objects/cuda")
     compiled = re.findall(r"Compiling entry function '(\w+)' for '(\w+)'", library.log)
     assert len({entry for entry, target in compiled
-                if name in entry and target == f"sm_{architecture}"}) == count  # fmt: skip
+                if name in entry and target == "sm_90a"}) == count  # fmt: skip
+
+
+def test_the_optional_kernels_compile(library, tmp_path):
+    """To PTX, hardly optimized: whole they would take as long as the library that is made before.
+
+    After it, because both need as much memory as many a machine has.
+    """
+    ptx = tmp_path / "kernels.ptx"
+    result = subprocess.run(
+        [
+            str(toolkit.nvcc()), *build.NVCC_FLAGS, *build.CUTLASS_FLAGS, "-Xcicc", "-O0",
+            "-isystem", str(toolkit.cutlass() / "include"), "-arch=sm_100a", "-ptx",
+            str(ROOT / build.SOURCES / "many_tokens_sm100_bfloat16.cu"), "-o", str(ptx),
+        ],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (result.returncode, remarks(result.stderr)) == (0, []), result.stderr
+    entries = re.findall(r"^\.entry (\w+)", ptx.read_text(), re.MULTILINE)
+    name, count = OPTIONAL_KERNELS
+    assert sum(name in entry for entry in entries) == count
 
 
 def test_needs_the_stable_shim_alone(library):
@@ -141,7 +159,7 @@ def test_serves_on_the_cpu_beside_it(library, tmp_path):
     assert backend == ("cpu" if (package / "_C.so").exists() else "reference")
     assert float(error) < 5e-3
     assert architectures == ARCHITECTURES
-    assert of_cutlass == "90 100"
+    assert of_cutlass == "90"
     if not torch.cuda.is_available():
         assert "torch.cuda.is_available() is false" in reason
 

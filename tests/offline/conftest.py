@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from permllm_offline.report import page
 from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
+
+
+@pytest.fixture(autouse=True)
+def plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No report has any, but in `report/`: drawing takes longer than to prune a tiny model."""
+    monkeypatch.setattr(page, "_plots", lambda report: [])
 
 
 @pytest.fixture(scope="session")

@@ -138,7 +138,8 @@ def measured(
             str(recipe),
         ]
         anonymous = options.get("scratch") == "disk"
-        ended = child(command, partial(record_peak, directory / "peak", anonymous=anonymous))
+        prepare = partial(record_peak, directory / "peak", anonymous=anonymous)
+        ended = child(command, prepare, plots=True)
         assert ended.status == 0, ended.errors
         peaks.append((directory / "peak").read_text(encoding="ascii"))
     if "None" in peaks:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from permllm_offline.cli import main
+from permllm_offline.report import page
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -34,21 +35,26 @@ class Ended:
     errors: str
 
 
-def child(command: list[str], prepare: Callable[[], object]) -> Ended:
-    """Run a command in a child after `prepare`, which can be pickled."""
+def child(command: list[str], prepare: Callable[[], object], *, plots: bool = False) -> Ended:
+    """Run a command in a child after `prepare`, which can be pickled.
+
+    Without `plots` a report has none: drawing takes longer than to prune a tiny model.
+    """
     with tempfile.NamedTemporaryFile() as errors:
-        process = _CONTEXT.Process(target=_run, args=(command, prepare, errors.name))
+        process = _CONTEXT.Process(target=_run, args=(command, prepare, errors.name, plots))
         process.start()
         process.join()
         assert process.exitcode is not None
         return Ended(process.exitcode, errors.read().decode(errors="replace"))
 
 
-def _run(command: list[str], prepare: Callable[[], object], errors: str) -> None:
+def _run(command: list[str], prepare: Callable[[], object], errors: str, plots: bool) -> None:
     status = 99
     try:
         os.dup2(os.open(errors, os.O_WRONLY), 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not plots:
+            page._plots = lambda report: []
         prepare()
         status = main(command)
     finally:

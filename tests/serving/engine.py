@@ -122,6 +122,7 @@ class Engines:
 
 def _set_environment() -> None:
     os.environ.update(ENVIRONMENT)
+    torch.set_num_threads(1)  # OpenMP read its variable when torch was imported
 
 
 def _run(
