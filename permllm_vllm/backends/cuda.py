@@ -49,7 +49,8 @@ def missing_architecture(capability: tuple[int, int], built: list[str]) -> str:
 
     Machine code runs on its major version, from its minor version on; with the suffix a it runs on
     its own version alone. Of the last architecture, where it has no suffix, there is PTX too, which
-    later GPUs compile when they load it.
+    later GPUs compile when they load it. What is advised is the first minor version, which every
+    nvcc of its major version knows.
     """
     version = ".".join(map(str, capability))
     if capability < LEAST_CAPABILITY:
@@ -63,8 +64,7 @@ def missing_architecture(capability: tuple[int, int], built: list[str]) -> str:
         return ""
     return (
         f"the GPU has compute capability {version} and the kernels were built for "
-        f"{', '.join(built)}: install again with PERMLLM_CUDA_ARCHS="
-        f"{capability[0]}{capability[1]}"
+        f"{', '.join(built)}: install again with PERMLLM_CUDA_ARCHS={capability[0]}0"
     )
 
 
