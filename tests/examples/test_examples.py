@@ -72,6 +72,7 @@ def test_the_notebook_runs(
         "HELD_OUT": str(texts[1]),
         "OUTPUT": str(tmp_path / "sparse"),
         "SIZES": " ".join(SIZES),
+        "TEXT": "--sequence-length 64 --max-windows 8",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # vLLM is imported once
         "TORCHDYNAMO_DISABLE": "1",  # and compiles none of its helpers
     }

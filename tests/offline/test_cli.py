@@ -189,7 +189,9 @@ def test_dry_run_writes_nothing(
     assert "scratch" not in shown
     options = ("--reconstruction", "blockwise", "--scratch", "disk", "--dry-run")
     assert prune(tiny_model_directory, tmp_path / "out", text_file, *options) == 0
-    assert "GB in scratch files beside the output" in " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "GB in scratch files beside the output" in shown
+    assert "GB of disk: the checkpoint, and what --resume goes on from" in shown
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,15 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "eval",
         help="measure perplexity and tasks of a dense or permllm checkpoint",
         description="Measure perplexity over non-overlapping windows, and tasks through lm-eval. "
-        "Perplexity is that of the weights; tasks are answered by the kernels that would serve a "
-        "permllm checkpoint on this device and in this dtype.",
+        "Perplexity is that of the weights, which are held dense in memory; tasks are answered by "
+        "the kernels that would serve a permllm checkpoint on this device and in this dtype.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="DIR", help="folder or hub name")
-    parser.add_argument("--dataset", metavar="FILE|DIR|HUB", help="text to measure perplexity on")
+    parser.add_argument(
+        "--dataset", metavar="FILE|DIR|HUB", help="text to measure perplexity on (one)"
+    )
     parser.add_argument(
         "--sequence-length",
         type=int,

@@ -117,7 +117,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--effort",
         metavar="|".join(EFFORTS),
         help="how much calibration text and how many steps a method that distils takes, whatever "
-        "--recipe says (default default, where neither says anything): "
+        "--recipe says (`default` where neither is given): "
         + "; ".join(
             f"{name}: {entries['num_samples']} windows, {entries['distillation']['steps']} steps"
             for name, entries in EFFORTS.items()
@@ -139,9 +139,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--scratch",
         metavar="memory|disk",
-        help="where the states of tuning, and second moments, lie: memory, or files beside the "
-        f"output, of which memory holds what it has room for (default {default['scratch'].default};"
-        " disk where what is asked for fits only so)",
+        help="where optimizer states and second moments are kept: in memory, or in files beside "
+        f"the output, cached in free memory (default {default['scratch'].default}; disk by itself "
+        "where a method that was asked for fits only so)",
     )
     parser.add_argument(
         "--push-to-hub",
@@ -155,7 +155,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check everything and forecast time and memory; write no checkpoint",
+        help="check everything and forecast time, memory and disk; write no checkpoint. A model "
+        "of the hub is downloaded; `plan` reads headers alone",
     )
     parser.add_argument("--force", action="store_true", help="replace a checkpoint in the output")
     return parser
@@ -204,5 +205,6 @@ def _what_next(output: Path) -> str:
     return (
         f"wrote {output}; what happened to each layer: {output / papers.PAGE}\n"
         f"evaluate it: permllm-offline eval {folder} --dataset TEXT\n"
-        f"serve it: vllm serve {folder}"
+        f"serve it: vllm serve {folder}\n"
+        "on a CPU with VLLM_CPU_KVCACHE_SPACE=4, GiB of KV cache: vLLM takes 92 % of memory else"
     )

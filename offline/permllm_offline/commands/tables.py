@@ -11,6 +11,7 @@ from rich.text import Text
 from permllm_offline.expert_names import with_count, without_expert
 from permllm_offline.inspection import InspectedLayer, Inspection
 from permllm_offline.model.plan import PlannedLinear
+from permllm_offline.pipeline import disk_bytes
 from permllm_offline.preparation import Prepared
 from permllm_offline.prune_forecast import SENSITIVITY, Forecast
 from permllm_offline.recipe_schema import Recipe
@@ -74,7 +75,11 @@ def plan_table(recipe: Recipe, prepared: Prepared, expected: Forecast) -> Group:
     )
     if memory.scratch:
         held += f"; {memory.scratch / 1e9:,.2f} GB in scratch files beside the output"
-    return Group(table, total, cost, held)
+    room = (
+        f"at most {disk_bytes(recipe, prepared) / 1e9:,.2f} GB of disk: the checkpoint, and what "
+        "--resume goes on from"
+    )
+    return Group(table, total, cost, held, room)
 
 
 def _state(linear: PlannedLinear) -> str:

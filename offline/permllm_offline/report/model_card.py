@@ -73,6 +73,9 @@ pip install --no-build-isolation ./permllm-vllm
 vllm serve {shlex.quote(output_name)}
 ```
 
+On a CPU, say how many GiB the KV cache may take, `VLLM_CPU_KVCACHE_SPACE=4`: vLLM takes 92 % of the
+memory else, and does not start where less is free.
+
 Transformers loads it after `import permllm_vllm.hf`; without that import it fills the pruned layers
 with random numbers.
 
