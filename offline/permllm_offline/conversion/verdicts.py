@@ -95,7 +95,7 @@ class Judge:
             )
 
     def _group(self, name: str, layout: GroupLayout, kept: Mapping[str, Tensor]) -> GroupVerdict:
-        density = {linear: float(one.float().mean()) for linear, one in kept.items()}
+        density = {linear: share_of_kept(one) for linear, one in kept.items()}
         if layout.in_features % 8:
             reason = f"{layout.in_features} input channels, which is no multiple of 8"
             return GroupVerdict(layout, None, reason, density)
@@ -145,6 +145,11 @@ class Judge:
             f"leaves it); this format moves channels inside blocks of {self.block_size}, which is "
             "what runs fused in a kernel"
         )
+
+
+def share_of_kept(kept: Tensor) -> float:
+    """Share of the weights that a kept set `[out, in]` keeps, 0..1, counted in integers."""
+    return int(kept.count_nonzero()) / max(1, kept.numel())
 
 
 def settle_folds(verdicts: Sequence[GroupVerdict]) -> list[GroupVerdict]:
