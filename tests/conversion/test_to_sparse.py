@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -198,6 +199,27 @@ def test_negative_zeros_are_zeros(dense: Path, tmp_path: Path) -> None:
     save_file(masked, source / "model.safetensors", metadata={"format": "pt"})
     convert_to_sparse(str(source), tmp_path / "out", strict=True)
     check(source, tmp_path / "out", tmp_path / "back")
+
+
+@pytest.mark.parametrize(
+    ("linear", "kind", "value"),
+    [(DOWN, "weight", float("nan")), (O, "weight", float("-inf")), (QKV[1], "bias", float("inf"))],
+)
+def test_numbers_that_are_not_finite_are_refused(
+    tmp_path: Path, linear: str, kind: str, value: float
+) -> None:
+    source = prune(
+        save_dense(tmp_path / "dense", attention_bias=True), tmp_path / "source", block_orders()
+    )
+    tensors = load_file(source / "model.safetensors")
+    name = f"model.layers.1.{linear}.{kind}"
+    first = tensors[name].flatten().nonzero()[0]
+    tensors[name].view(-1)[first] = value
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    message = rf"^{re.escape(name)}: found inf or nan; rule: finite numbers; remedy: .*again"
+    with pytest.raises(CheckpointError, match=message):
+        convert_to_sparse(str(source), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_several_dtypes_are_refused(dense: Path, tmp_path: Path) -> None:

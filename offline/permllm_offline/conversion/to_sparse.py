@@ -22,10 +22,13 @@ from permllm_offline.conversion.report import (
     ConversionReport,
     ConvertedLinear,
 )
+from permllm_offline.conversion.sources import WeightSource
 from permllm_offline.decisions import decide
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.families import heads_of
 from permllm_offline.model.loading import open_source
+from permllm_vllm.checkpoint.errors import raise_if_any
+from permllm_vllm.checkpoint.numbers import number_problems
 from permllm_vllm.checkpoint.output import check_destination
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import QuantizationConfig
@@ -64,7 +67,8 @@ def convert_to_sparse(
 
     Raises:
         OfflineError: unsupported source, or nothing in it that this format can hold.
-        CheckpointError: a damaged source, or an output that cannot be written.
+        CheckpointError: a damaged source, kept weights or biases that are not finite, or an output
+            that cannot be written.
     """
     found = open_source(model)
     check_destination(output, found.directory, force=force)
@@ -177,6 +181,13 @@ def _tensors(judged: Judged) -> Iterator[tuple[str, Tensor]]:
             if verdict.holds
         ]
         weights = {
-            name.removeprefix(prefix): source.tensor(name) for name in names if name in replaced
+            name.removeprefix(prefix): _finite(source, name) for name in names if name in replaced
         }
         yield from bake_layer(prefix.removesuffix("."), weights, decision, judged.pattern)
+
+
+def _finite(source: WeightSource, name: str) -> Tensor:
+    """Read a weight or bias of a sparse linear; raises CheckpointError where it has inf or nan."""
+    tensor = source.tensor(name)
+    raise_if_any(number_problems(name, tensor))
+    return tensor
