@@ -14,7 +14,6 @@ from permllm_offline.errors import OfflineError
 from permllm_offline.local_path import local_path
 from permllm_vllm.checkpoint.pattern import SUPPORTED, Pattern
 from permllm_vllm.checkpoint.schema import BLOCK_SIZES
-from permllm_vllm.checkpoint.writer import MAX_SHARD_BYTES
 
 _DESCRIPTION = """Convert a sparse checkpoint of another tool to the permllm format, without pruning
 anything again. What the source is comes from its config.json and its zeros: a plain Hugging Face
@@ -63,7 +62,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--force", action="store_true", help="replace a checkpoint in the output")
     parser.add_argument(
-        "--max-shard-bytes", type=int, default=MAX_SHARD_BYTES, metavar="N", help="per file"
+        "--max-shard-bytes",
+        type=int,
+        metavar="N",
+        help="per file, which is in memory; by default about a decoder layer, 500 MB or more",
     )
     add_json_option(parser, "the report")
     return parser
@@ -72,7 +74,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Convert and show what was found."""
     check_json(options.json)
-    if options.max_shard_bytes < 1:
+    if options.max_shard_bytes is not None and options.max_shard_bytes < 1:
         raise OfflineError(f"--max-shard-bytes {options.max_shard_bytes}: give at least 1.")
     writing = {"force": options.force, "max_shard_bytes": options.max_shard_bytes}
     if options.to == "dense":

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from permllm_offline.bake import row_permutations
 from permllm_offline.conversion.folds import agrees
 from permllm_offline.conversion.report import NONE, UNDONE, ConversionReport, ConvertedLinear
+from permllm_offline.conversion.shard_size import shard_bytes, tensor_bytes
 from permllm_offline.decisions import GroupDecision
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.families import Family, Heads, heads_of
@@ -33,19 +34,20 @@ from permllm_vllm.checkpoint.schema import (
     WEIGHT_PACKED,
     QuantizationConfig,
 )
-from permllm_vllm.checkpoint.writer import MAX_SHARD_BYTES, write_checkpoint
+from permllm_vllm.checkpoint.writer import write_checkpoint
 
 _INT8 = "int8"
 
 
 def convert_to_dense(
-    model: str, output: Path, *, force: bool = False, max_shard_bytes: int = MAX_SHARD_BYTES
+    model: str, output: Path, *, force: bool = False, max_shard_bytes: int | None = None
 ) -> ConversionReport:
     """Write a plain Hugging Face checkpoint with the pruned weights as zeros.
 
     All permutations are undone, folded ones in rows and columns, so every engine and adapter sees
     the channels of the original model. Values stay bit for bit; int8 ones are scaled in float32 and
-    rounded to the dtype of the model. One decoder layer is in memory at a time.
+    rounded to the dtype of the model. One decoder layer is in memory at a time, and one file of
+    ``max_shard_bytes``: by default about a decoder layer, 500 MB or more.
 
     Raises:
         OfflineError: the checkpoint is not of this format, or folded where its family cannot fold.
@@ -61,14 +63,15 @@ def convert_to_dense(
     family, heads = source.language.family(), heads_of(source.config)
     _check_modules(reader, family)
     dtype = source.dtype if reader.quantization.value_dtype == _INT8 else None
+    sizes = _dense_sizes(reader, dtype)
     write_checkpoint(
         output,
         _tensors(reader, reader.quantization, family, heads, dtype),
         None,
         source.directory,
         force=force,
-        max_shard_bytes=max_shard_bytes,
-        total_bytes=_dense_bytes(reader, dtype),
+        max_shard_bytes=max_shard_bytes or shard_bytes(sizes, family.stack),
+        total_bytes=sum(sizes.values()),
         extra_files=_papers(source, output.resolve().name),
     )
     quantization = reader.quantization
@@ -195,19 +198,19 @@ def _papers(source: Source, name: str) -> dict[str, str | None]:
     return {**dict.fromkeys(papers.PAPERS), papers.CARD: dense_card(source, name)}
 
 
-def _dense_bytes(reader: CheckpointReader, dtype: torch.dtype | None) -> int:
-    """Bytes of the dense model, for the check of free disk."""
-    total = 0
+def _dense_sizes(reader: CheckpointReader, dtype: torch.dtype | None) -> dict[str, int]:
+    """Bytes of every tensor of the dense model by its name."""
+    sizes = {}
     sparse = set(reader.sparse_layers())
     for name in reader.names():
         module, _, kind = name.rpartition(".")
-        shape, stored = reader.header(name)
-        size = (dtype or getattr(torch, stored)).itemsize
+        header = reader.header(name)
         if module not in sparse or kind == BIAS:
-            total += math.prod(shape) * getattr(torch, stored).itemsize
+            sizes[name] = tensor_bytes(header)
         elif kind == WEIGHT_PACKED:
-            total += 2 * math.prod(shape) * size
-    return total
+            item = (dtype or getattr(torch, header.dtype)).itemsize
+            sizes[f"{module}.weight"] = 2 * math.prod(header.shape) * item
+    return sizes
 
 
 def _density(reader: CheckpointReader, name: str) -> float:

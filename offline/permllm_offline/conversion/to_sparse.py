@@ -22,6 +22,7 @@ from permllm_offline.conversion.report import (
     ConversionReport,
     ConvertedLinear,
 )
+from permllm_offline.conversion.shard_size import shard_bytes, tensor_bytes
 from permllm_offline.conversion.sources import WeightSource
 from permllm_offline.decisions import decide
 from permllm_offline.errors import OfflineError
@@ -32,7 +33,7 @@ from permllm_vllm.checkpoint.numbers import number_problems
 from permllm_vllm.checkpoint.output import check_destination
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import QuantizationConfig
-from permllm_vllm.checkpoint.writer import MAX_SHARD_BYTES, write_checkpoint
+from permllm_vllm.checkpoint.writer import write_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def convert_to_sparse(
     block_size: int | None = None,
     strict: bool = False,
     force: bool = False,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
+    max_shard_bytes: int | None = None,
 ) -> ConversionReport:
     """Convert a checkpoint that holds N:M zeros; the output folder is complete or absent.
 
@@ -63,7 +64,8 @@ def convert_to_sparse(
             explains the first sparse decoder layer.
         strict: raise instead of leaving a linear dense.
         force: replace a checkpoint in the output.
-        max_shard_bytes: bytes of a safetensors file.
+        max_shard_bytes: bytes of a safetensors file, which is in memory; by default about a decoder
+            layer, 500 MB or more.
 
     Raises:
         OfflineError: unsupported source, or nothing in it that this format can hold.
@@ -84,13 +86,14 @@ def convert_to_sparse(
         runtime_permuted=[one.name for one in report.linears if one.permutation == RUN_TIME],
         folded=[one.name for one in report.linears if one.permutation == FOLDED],
     )
+    sizes = {name: tensor_bytes(source.header(name)) for name in source.names()}
     write_checkpoint(
         output,
         _tensors(judged),
         quantization,
         found.directory,
         force=force,
-        max_shard_bytes=max_shard_bytes,
+        max_shard_bytes=max_shard_bytes or shard_bytes(sizes, family.stack),
         config_updates=source.config_updates,
         extra_files={REPORT_NAME: json.dumps(report.to_dict(), indent=2) + "\n"},
     )
