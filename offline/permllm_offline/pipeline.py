@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from permllm_offline.bake import bake_layer
+from permllm_offline.conversion.report import CONVERSION_NAME
 from permllm_offline.decisions import LayerDecision
 from permllm_offline.errors import OfflineError
 from permllm_offline.local_path import local_path
@@ -334,6 +335,7 @@ def _write(
             papers.REPORT: report.to_json(),
             papers.COSTS: costs_json(work.costs),
             papers.PAGE: report_page(report, work.costs, prepared.source, name),
+            CONVERSION_NAME: None,
         },
     )
     return report

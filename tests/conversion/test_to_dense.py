@@ -1,6 +1,7 @@
 """A checkpoint of this format becomes a plain one in the original order of channels."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from permllm_offline import pipeline
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.errors import OfflineError
+from permllm_offline.recipe import make_recipe
+from permllm_offline.report import page
 from permllm_offline.report.papers import CARD, PAPERS
 from permllm_vllm.checkpoint.errors import CheckpointError
 from tests.conversion.sparse_models import (
@@ -71,6 +75,21 @@ def test_papers_of_the_sparse_model_stay_behind(sparse: Path, tmp_path: Path) ->
     card = (tmp_path / "back" / CARD).read_text()
     assert "license: mit" in card
     assert "sparse as a plain Hugging Face checkpoint" in card
+
+
+def test_the_report_of_a_conversion_stays_behind(
+    sparse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (sparse / "conversion.json").exists()
+    convert_to_dense(str(sparse), tmp_path / "back")
+    assert not (tmp_path / "back" / "conversion.json").exists()
+    # A prune of what an earlier version wrote leaves it out too.
+    shutil.copy(sparse / "conversion.json", tmp_path / "back")
+    monkeypatch.setattr(page, "_plots", lambda report: [])
+    entries = {"model": str(tmp_path / "back"), "method": "magnitude", "evaluation_windows": 0}
+    pipeline.prune(make_recipe(entries), tmp_path / "pruned")
+    assert (tmp_path / "pruned" / "report.json").exists()
+    assert not (tmp_path / "pruned" / "conversion.json").exists()
 
 
 def test_int8_values_are_scaled_and_rounded_once(sparse: Path, tmp_path: Path) -> None:

@@ -12,7 +12,13 @@ from tqdm import tqdm
 
 from permllm_offline.bake import row_permutations
 from permllm_offline.conversion.folds import agrees
-from permllm_offline.conversion.report import NONE, UNDONE, ConversionReport, ConvertedLinear
+from permllm_offline.conversion.report import (
+    CONVERSION_NAME,
+    NONE,
+    UNDONE,
+    ConversionReport,
+    ConvertedLinear,
+)
 from permllm_offline.conversion.shard_size import shard_bytes, tensor_bytes
 from permllm_offline.decisions import GroupDecision
 from permllm_offline.errors import OfflineError
@@ -192,10 +198,11 @@ def _check_modules(reader: CheckpointReader, family: Family) -> None:
 
 
 def _papers(source: Source, name: str) -> dict[str, str | None]:
-    """What stands beside the weights: nothing that ``prune`` said of the sparse model."""
+    """What stands beside the weights: nothing that was said of the sparse model."""
     if not (source.directory / papers.REPORT).is_file():
-        return {}
-    return {**dict.fromkeys(papers.PAPERS), papers.CARD: dense_card(source, name)}
+        return {CONVERSION_NAME: None}
+    left_out = dict.fromkeys([CONVERSION_NAME, *papers.PAPERS])
+    return {**left_out, papers.CARD: dense_card(source, name)}
 
 
 def _dense_sizes(reader: CheckpointReader, dtype: torch.dtype | None) -> dict[str, int]:

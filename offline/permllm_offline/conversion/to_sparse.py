@@ -15,6 +15,7 @@ from permllm_offline.conversion.formats import open_weights
 from permllm_offline.conversion.ignored import ignored
 from permllm_offline.conversion.judgement import Judged, judge
 from permllm_offline.conversion.report import (
+    CONVERSION_NAME,
     DENSE,
     FOLDED,
     NONE,
@@ -36,8 +37,6 @@ from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.writer import write_checkpoint
 
 logger = logging.getLogger(__name__)
-
-REPORT_NAME = "conversion.json"
 
 
 def convert_to_sparse(
@@ -95,7 +94,7 @@ def convert_to_sparse(
         force=force,
         max_shard_bytes=max_shard_bytes or shard_bytes(sizes, family.stack),
         config_updates=source.config_updates,
-        extra_files={REPORT_NAME: json.dumps(report.to_dict(), indent=2) + "\n"},
+        extra_files={CONVERSION_NAME: json.dumps(report.to_dict(), indent=2) + "\n"},
     )
     return report
 
