@@ -37,6 +37,11 @@ def check_destination(output: Path, source: Path, *, force: bool) -> None:
             f"output {output} is a file; rule: a checkpoint is a directory; remedy: choose another "
             "output"
         )
+    if os.path.ismount(destination):
+        raise CheckpointError(
+            f"output {output} is a mount point; rule: the output is written beside its name and "
+            "renamed into place; remedy: give a folder inside it"
+        )
     if not any(destination.iterdir()):
         return
     if not force:
@@ -97,10 +102,11 @@ def disk_errors_named(path: Path) -> Iterator[None]:
 def replaced_at_the_end(output: Path) -> Iterator[Path]:
     """Give a new directory beside `output` that takes its name when the block succeeds.
 
-    When the block raises, the new directory is removed and `output` is as it was. A process that
-    is killed leaves a hidden `.NAME.*.partial` directory and no half-written `output`; one that is
-    killed while it replaces `output` may leave the old one as `.NAME.*.replaced`. Both are named
-    in a warning by the next write.
+    When the block raises, the new directory is removed and `output` is as it was. When the block
+    succeeds and the name cannot be taken, both stay as they are and a `CheckpointError` says where
+    the new directory is. A process that is killed leaves a hidden `.NAME.*.partial` directory and
+    no half-written `output`; one that is killed or interrupted while it replaces `output` may leave
+    the old one as `.NAME.*.replaced`. Both are named in a warning by the next write.
     """
     destination = output.resolve()
     with disk_errors_named(destination):
@@ -114,10 +120,17 @@ def replaced_at_the_end(output: Path) -> Iterator[Path]:
         yield partial
         with disk_errors_named(destination):
             _sync_tree(partial)
-            _swap(partial, destination, destination.with_name(stem + _REPLACED))
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    try:
+        _swap(partial, destination, destination.with_name(stem + _REPLACED))
+    except OSError as error:
+        raise CheckpointError(
+            f"the checkpoint is complete in {partial}, but could not be renamed to {destination}: "
+            f"{error.strerror or error}; rule: the output takes its name when it is complete; "
+            "remedy: rename it yourself, to this name or another one"
+        ) from error
     _sync(destination.parent)
 
 

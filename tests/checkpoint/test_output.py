@@ -61,6 +61,19 @@ def test_a_file_is_no_output(tmp_path: Path, source: Path) -> None:
         check_destination(tmp_path / "out", source, force=True)
 
 
+def test_a_mount_point_is_no_output(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (tmp_path / "link").symlink_to(output)
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == output)
+    for name in (output, tmp_path / "link"):
+        with pytest.raises(CheckpointError, match=r"is a mount point; .*give a folder inside it"):
+            check_destination(name, source, force=True)
+    check_destination(output / "sparse", source, force=False)
+
+
 def test_the_source_is_no_output_by_any_name(tmp_path: Path, source: Path) -> None:
     os.symlink(source, tmp_path / "link")
     for output in (source, tmp_path / "link", tmp_path / "x" / ".." / "source"):
@@ -113,7 +126,7 @@ def test_the_output_appears_at_the_end(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["out"]
 
 
-def test_a_failed_swap_puts_the_old_output_back(
+def test_a_failed_swap_puts_the_old_output_back_and_keeps_the_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
@@ -128,12 +141,31 @@ def test_a_failed_swap_puts_the_old_output_back(
 
     monkeypatch.setattr(Path, "rename", refuse_the_new)
     with (
-        pytest.raises(CheckpointError, match=r"writing .*out failed: no"),
+        pytest.raises(
+            CheckpointError, match=r"complete in .* renamed to .*out: no; rule"
+        ) as raised,
         replaced_at_the_end(output) as directory,
     ):
         (directory / "file").write_text("new")
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    (partial,) = tmp_path.glob(".out.*")
+    assert f"complete in {partial}, but" in str(raised.value)
+    assert (partial / "file").read_text() == "new"
     assert (output / "file").read_text() == "old"
+
+
+def test_what_is_not_on_the_disk_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError("no")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with (
+        pytest.raises(CheckpointError, match=r"writing .*out failed: no"),
+        replaced_at_the_end(tmp_path / "out"),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_leftovers_of_a_killed_write_are_named(
