@@ -99,8 +99,11 @@ def disk_errors_named(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replaced_at_the_end(output: Path) -> Iterator[Path]:
+def replaced_at_the_end(output: Path, *, force: bool) -> Iterator[Path]:
     """Give a new directory beside `output` that takes its name when the block succeeds.
+
+    Without `force`, it takes the place of nothing but an empty directory: what appeared there while
+    the block ran stays.
 
     When the block raises, the new directory is removed and `output` is as it was. When the block
     succeeds and the name cannot be taken, both stay as they are and a `CheckpointError` says where
@@ -124,12 +127,13 @@ def replaced_at_the_end(output: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     try:
-        _swap(partial, destination, destination.with_name(stem + _REPLACED))
+        _swap(partial, destination, destination.with_name(stem + _REPLACED), force=force)
     except OSError as error:
         raise CheckpointError(
             f"the checkpoint is complete in {partial}, but could not be renamed to {destination}: "
-            f"{error.strerror or error}; rule: the output takes its name when it is complete; "
-            "remedy: rename it yourself, to this name or another one"
+            f"{error.strerror or error}; rule: it takes the place of nothing but an empty "
+            "directory or, with --force, a checkpoint; remedy: rename it yourself, to this name or "
+            "another one"
         ) from error
     _sync(destination.parent)
 
@@ -152,10 +156,13 @@ def _warn_of_leftovers(destination: Path) -> None:
             )
 
 
-def _swap(partial: Path, destination: Path, replaced: Path) -> None:
-    """Give `partial` the name `destination`; what had it goes only after that succeeded."""
-    if not destination.exists():
-        partial.rename(destination)
+def _swap(partial: Path, destination: Path, replaced: Path, *, force: bool) -> None:
+    """Give `partial` the name `destination`; what had it goes only after that succeeded.
+
+    Raises `OSError` where something had it and may not go.
+    """
+    if not force or not destination.exists():
+        partial.rename(destination)  # which nothing but an empty directory makes way for
         return
     destination.rename(replaced)
     try:

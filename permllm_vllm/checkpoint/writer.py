@@ -81,7 +81,7 @@ def write_checkpoint(
     if quantization is not None:
         config["quantization_config"] = quantization.to_dict()
 
-    with replaced_at_the_end(output) as directory:
+    with replaced_at_the_end(output, force=force) as directory:
         headers = _write_shards(directory, tensors, max_shard_bytes)
         if quantization is not None:
             raise_if_any(checkpoint_problems(headers, quantization))

@@ -1,6 +1,7 @@
 import os
 import shutil
 from collections import namedtuple
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +120,37 @@ def test_a_small_disk_is_refused_with_both_sizes(
 
 
 def test_the_output_appears_at_the_end(tmp_path: Path) -> None:
-    with replaced_at_the_end(tmp_path / "a" / "out") as directory:
+    with replaced_at_the_end(tmp_path / "a" / "out", force=False) as directory:
         (directory / "file").write_text("new")
         assert not (tmp_path / "a" / "out").exists()
     assert (tmp_path / "a" / "out" / "file").read_text() == "new"
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["out"]
+
+
+def test_an_empty_output_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with replaced_at_the_end(tmp_path / "out", force=False) as directory:
+        (directory / "file").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "file").read_text() == "new"
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_what_appeared_during_the_write_stays(tmp_path: Path, kind: str) -> None:
+    mine = tmp_path / "out" if kind == "file" else tmp_path / "out" / "mine"
+    with ExitStack() as stack:
+        directory = stack.enter_context(replaced_at_the_end(tmp_path / "out", force=False))
+        (directory / "file").write_text("new")
+        mine.parent.mkdir(exist_ok=True)
+        mine.write_text("mine")
+        with pytest.raises(
+            CheckpointError, match=r"nothing but an empty .*; remedy: rename it"
+        ) as raised:
+            stack.close()
+    assert mine.read_text() == "mine"
+    assert f"complete in {directory}, but" in str(raised.value)
+    assert (directory / "file").read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_failed_swap_puts_the_old_output_back_and_keeps_the_new(
@@ -144,7 +171,7 @@ def test_a_failed_swap_puts_the_old_output_back_and_keeps_the_new(
         pytest.raises(
             CheckpointError, match=r"complete in .* renamed to .*out: no; rule"
         ) as raised,
-        replaced_at_the_end(output) as directory,
+        replaced_at_the_end(output, force=True) as directory,
     ):
         (directory / "file").write_text("new")
     (partial,) = tmp_path.glob(".out.*")
@@ -162,7 +189,7 @@ def test_what_is_not_on_the_disk_is_not_kept(
     monkeypatch.setattr(os, "fsync", refuse)
     with (
         pytest.raises(CheckpointError, match=r"writing .*out failed: no"),
-        replaced_at_the_end(tmp_path / "out"),
+        replaced_at_the_end(tmp_path / "out", force=False),
     ):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -173,7 +200,7 @@ def test_leftovers_of_a_killed_write_are_named(
 ) -> None:
     (tmp_path / ".out.0123abcd.partial").mkdir()
     (tmp_path / ".out.more.0123abcd.partial").mkdir()  # of another output
-    with replaced_at_the_end(tmp_path / "out"):
+    with replaced_at_the_end(tmp_path / "out", force=False):
         pass
     assert ".out.0123abcd.partial" in caplog.text
     assert ".out.more" not in caplog.text
@@ -185,9 +212,9 @@ def test_what_a_killed_replacement_left_is_renamed_back_or_removed(
 ) -> None:
     old = tmp_path / ".out.0123abcd.replaced"
     old.mkdir()
-    with replaced_at_the_end(tmp_path / "out"):
+    with replaced_at_the_end(tmp_path / "out", force=False):
         assert f"{old} is what was in" in caplog.text
         assert caplog.text.rstrip().endswith("cut off; rename it back")
-    with replaced_at_the_end(tmp_path / "out"):
+    with replaced_at_the_end(tmp_path / "out", force=False):
         assert caplog.text.rstrip().endswith("was replaced in " + f"{tmp_path / 'out'}; remove it")
     assert old.is_dir()

@@ -191,6 +191,18 @@ def test_a_failed_replacement_keeps_what_was_there(tiny_model: Any, tmp_path: Pa
     assert not list(tmp_path.glob(".out*"))
 
 
+def test_two_writes_at_once_do_not_replace_each_other(tiny_model: Any, tmp_path: Path) -> None:
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        tiny_model.write(tmp_path / "out", extra_files={"note.txt": "first"})
+        yield from tiny_model.tensors.items()
+
+    with pytest.raises(CheckpointError, match=r"complete in .*\.partial, but .*not empty"):
+        write_checkpoint(tmp_path / "out", tensors(), tiny_model.quantization, tiny_model.source)
+    assert (tmp_path / "out" / "note.txt").read_text() == "first"
+    (kept,) = tmp_path.glob(".out.*.partial")
+    assert validate(kept) == []
+
+
 def test_a_full_disk_during_writing_is_named(
     tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
