@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from permllm_vllm.checkpoint.errors import CheckpointError
-from permllm_vllm.checkpoint.shards import CONFIG_NAME
+from permllm_vllm.checkpoint.shards import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +52,19 @@ def check_destination(output: Path, source: Path, *, force: bool) -> None:
     home = Path(os.path.expanduser("~"))  # Path.home() raises where there is none
     for kind, path in (("source", source), ("current", Path.cwd()), ("home", home)):
         check_outside(output, f"{kind} directory", path)
-    if not (destination / CONFIG_NAME).is_file():
+    if missing := _missing(destination):
         raise CheckpointError(
-            f"output {output} is not empty and holds no {CONFIG_NAME}; rule: only a checkpoint is "
+            f"output {output} is not empty and holds no {missing}; rule: only a checkpoint is "
             "replaced; remedy: choose another output directory, or empty this one"
         )
+
+
+def _missing(directory: Path) -> str:
+    """Return what a directory lacks of a checkpoint: its configuration, its weights or nothing."""
+    for names in ([CONFIG_NAME], [SINGLE_NAME, INDEX_NAME]):
+        if not any((directory / name).is_file() for name in names):
+            return " or ".join(names)
+    return ""
 
 
 def check_outside(output: Path, kind: str, path: Path) -> None:
@@ -102,8 +110,8 @@ def disk_errors_named(path: Path) -> Iterator[None]:
 def replaced_at_the_end(output: Path, *, force: bool) -> Iterator[Path]:
     """Give a new directory beside `output` that takes its name when the block succeeds.
 
-    Without `force`, it takes the place of nothing but an empty directory: what appeared there while
-    the block ran stays.
+    It takes the place of an empty directory or, with `force`, of a checkpoint: anything else that
+    appeared there while the block ran stays.
 
     When the block raises, the new directory is removed and `output` is as it was. When the block
     succeeds and the name cannot be taken, both stay as they are and a `CheckpointError` says where
@@ -161,7 +169,7 @@ def _swap(partial: Path, destination: Path, replaced: Path, *, force: bool) -> N
 
     Raises `OSError` where something had it and may not go.
     """
-    if not force or not destination.exists():
+    if not force or _missing(destination):
         partial.rename(destination)  # which nothing but an empty directory makes way for
         return
     destination.rename(replaced)

@@ -24,16 +24,23 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
+def checkpoint(directory: Path, weights: str = "model.safetensors") -> Path:
+    """Make a directory that passes for a checkpoint."""
+    directory.mkdir()
+    for name in ("config.json", weights):
+        (directory / name).touch()
+    return directory
+
+
 def test_absent_and_empty_outputs_are_free(tmp_path: Path, source: Path) -> None:
     check_destination(tmp_path / "absent", source, force=False)
     (tmp_path / "empty").mkdir()
     check_destination(tmp_path / "empty", source, force=False)
 
 
-def test_a_filled_output_needs_force(tmp_path: Path, source: Path) -> None:
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / "config.json").touch()
+@pytest.mark.parametrize("weights", ["model.safetensors", "model.safetensors.index.json"])
+def test_a_filled_output_needs_force(tmp_path: Path, source: Path, weights: str) -> None:
+    output = checkpoint(tmp_path / "out", weights)
     with pytest.raises(CheckpointError, match=r"not empty.*--force"):
         check_destination(output, source, force=False)
     check_destination(output, source, force=True)
@@ -43,6 +50,14 @@ def test_force_replaces_checkpoints_alone(tmp_path: Path, source: Path) -> None:
     output = tmp_path / "out"
     (output / "model" / "config.json").mkdir(parents=True)
     with pytest.raises(CheckpointError, match=r"holds no config\.json; rule: only a checkpoint"):
+        check_destination(output, source, force=True)
+
+
+@pytest.mark.parametrize("other", ["package.json", "weights.safetensors", "checkpoint.bin"])
+def test_a_config_alone_is_no_checkpoint(tmp_path: Path, source: Path, other: str) -> None:
+    output = checkpoint(tmp_path / "out", other)
+    message = r"holds no model\.safetensors or model\.safetensors\.index\.json; rule: only a check"
+    with pytest.raises(CheckpointError, match=message):
         check_destination(output, source, force=True)
 
 
@@ -135,11 +150,12 @@ def test_an_empty_output_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "file").read_text() == "new"
 
 
+@pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("kind", ["directory", "file"])
-def test_what_appeared_during_the_write_stays(tmp_path: Path, kind: str) -> None:
+def test_what_appeared_during_the_write_stays(tmp_path: Path, kind: str, force: bool) -> None:
     mine = tmp_path / "out" if kind == "file" else tmp_path / "out" / "mine"
     with ExitStack() as stack:
-        directory = stack.enter_context(replaced_at_the_end(tmp_path / "out", force=False))
+        directory = stack.enter_context(replaced_at_the_end(tmp_path / "out", force=force))
         (directory / "file").write_text("new")
         mine.parent.mkdir(exist_ok=True)
         mine.write_text("mine")
@@ -156,8 +172,7 @@ def test_what_appeared_during_the_write_stays(tmp_path: Path, kind: str) -> None
 def test_a_failed_swap_puts_the_old_output_back_and_keeps_the_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = tmp_path / "out"
-    output.mkdir()
+    output = checkpoint(tmp_path / "out")
     (output / "file").write_text("old")
     rename = Path.rename
 

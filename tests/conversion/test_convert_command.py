@@ -43,6 +43,9 @@ def test_nothing_is_replaced_unasked(
     assert "is not empty and holds no config.json" in capsys.readouterr().err
     assert (tmp_path / "out" / "mine").exists()
     (tmp_path / "out" / "config.json").write_text("{}")
+    assert main(["convert", str(source), *options, "--force"]) == 2
+    assert "is not empty and holds no model.safetensors or" in capsys.readouterr().err
+    (tmp_path / "out" / "model.safetensors").touch()
     assert main(["convert", str(source), *options, "--force"]) == 0
     assert not (tmp_path / "out" / "mine").exists()
 

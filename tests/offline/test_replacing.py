@@ -32,6 +32,7 @@ def test_force_replaces_and_its_absence_refuses(
     assert "is not empty and holds no config.json" in capsys.readouterr().err
     assert [file.name for file in output.iterdir()] == ["precious.txt"]
     (output / "config.json").write_text("{}")
+    (output / "model.safetensors").touch()
     assert prune(tiny_model_directory, output, text_file, "--force") == 0
     assert not (output / "precious.txt").exists()
 
@@ -45,6 +46,7 @@ def test_what_a_prune_reads_is_not_replaced_by_it(
     output = tmp_path / "out"
     (output / "texts").mkdir(parents=True)
     (output / "config.json").write_text("{}")
+    (output / "model.safetensors").touch()
     shutil.copy(text_file, output / "texts" / "mine.txt")
     for name in ("mine.yaml", "recipe.yaml"):
         (output / name).write_text("method: wanda\n")
