@@ -237,7 +237,10 @@ def _calibration_windows(recipe: Recipe) -> int:
 
 
 def _check_files(directory: Path) -> None:
-    """Raise CheckpointError for a file that would not be read or copied in the end: a link out."""
+    """Raise CheckpointError for a file that would not be read or copied in the end.
+
+    That is a link out, or a companion of the weights that cannot be opened.
+    """
     for name in sorted(set(read_weight_map(directory).values())):
         contained(directory, name)
     list(companion_files(directory))

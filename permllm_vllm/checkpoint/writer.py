@@ -68,13 +68,14 @@ def write_checkpoint(
 
     The directory appears under its name only when it is complete; `SHA256SUMS` in it records every
     weight file. Raises `CheckpointError`, leaving what was there as it was, when `output` is not
-    empty (unless `force`), the disk is too small, a name comes twice, or the tensors break a rule
-    of the format.
+    empty (unless `force`), the disk is too small, a file of `source` cannot be read, a name comes
+    twice, or the tensors break a rule of the format.
     """
     output, source = Path(output), Path(source)
     config = read_json(source / CONFIG_NAME)
     _check_extra_files(extra_files)
     check_destination(output, source, force=force)
+    list(companion_files(source))  # raises before the tensors are made
     check_disk(output, _weight_bytes(source) if total_bytes is None else total_bytes)
     config = {**config, **config_updates}
     config.pop("quantization_config", None)
@@ -165,7 +166,8 @@ def _owned(tensor: Tensor) -> Tensor:
 def companion_files(source: Path) -> Iterator[Path]:
     """Yield tokenizer, chat templates, generation config, licence: all but weights and config.
 
-    Names are relative to `source`. Raises `CheckpointError` for a link that leads out of it.
+    Names are relative to `source`. Raises `CheckpointError` for a link that leads out of it, and
+    for a file that cannot be read.
     """
     folders = [source / name for name in _COPIED_DIRECTORIES if not (source / name).is_symlink()]
     for folder in [source, *filter(Path.is_dir, folders)]:
@@ -174,8 +176,18 @@ def companion_files(source: Path) -> Iterator[Path]:
                 continue
             if not path.name.endswith(_WEIGHT_SUFFIXES):
                 name = path.relative_to(source)
-                contained(source, str(name))
+                _check_readable(contained(source, str(name)))
                 yield name
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        rule = "what lies beside the weights is copied"
+        remedy = "make it readable, or remove it"
+        value = f"a file that cannot be opened: {error.strerror or error}"
+        raise Problem(str(path), value, rule, remedy).as_error() from error
 
 
 def _copy_companions(source: Path, directory: Path) -> None:

@@ -251,6 +251,30 @@ def test_a_source_without_config_is_refused(tiny_model: Any, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_companion_that_cannot_be_read_is_named_before_any_tensor(
+    tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root reads everything, so the error of everybody else is made here."""
+    unreadable = tiny_model.source / "merges.txt"
+    unreadable.touch()
+    opened = Path.open
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path == unreadable:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *arguments, **options)
+
+    def never() -> Iterator[tuple[str, torch.Tensor]]:
+        raise AssertionError("a tensor was asked for")
+        yield
+
+    monkeypatch.setattr(Path, "open", refuse)
+    message = r"source/merges\.txt: found a file that cannot be opened: .*denied.*make it readable"
+    with pytest.raises(CheckpointError, match=message):
+        write_checkpoint(tmp_path / "out", never(), tiny_model.quantization, tiny_model.source)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
 def test_a_companion_that_is_a_link_out_of_the_source_is_not_copied(
     tiny_model: Any, tmp_path: Path
 ) -> None:

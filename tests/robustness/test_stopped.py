@@ -249,6 +249,21 @@ def test_weights_without_permission_are_named(
     assert list(output.parent.iterdir()) == []
 
 
+@COMMANDS
+def test_a_companion_without_permission_is_named_before_any_work(
+    command: tuple[list[str], Path], own_source: Path
+) -> None:
+    line, output = command
+    companion = own_source.with_name("tokenizer.json")
+    companion.chmod(0)
+    ended = child(line, obey_permissions)
+    assert ended.status == 2
+    assert f"{companion}: found a file that cannot be opened" in ended.errors
+    assert "Permission denied" in ended.errors
+    assert "judge" not in ended.errors  # the bar of the first pass
+    assert list(output.parent.iterdir()) == []
+
+
 @READING
 @pytest.mark.parametrize("reads", [0, 5])
 def test_weights_that_shrink_while_they_are_read_are_named(

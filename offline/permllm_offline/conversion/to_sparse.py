@@ -34,7 +34,7 @@ from permllm_vllm.checkpoint.numbers import number_problems
 from permllm_vllm.checkpoint.output import check_destination
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import QuantizationConfig
-from permllm_vllm.checkpoint.writer import write_checkpoint
+from permllm_vllm.checkpoint.writer import companion_files, write_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ def convert_to_sparse(
     """
     found = open_source(model)
     check_destination(output, found.directory, force=force)
+    list(companion_files(found.directory))  # raises before the source is judged
     source, family = open_weights(found), found.language.family()
     judged = judge(source, family, heads_of(found.config), pattern, block_size)
     report = _report(model, judged)
