@@ -284,6 +284,11 @@ def evaluate(
             f"batch size {batch_size}, few-shot {few_shot} and limit {limit} cannot be evaluated: "
             "--batch-size and --limit must be at least 1, --few-shot at least 0."
         )
+    if dataset is None and max_windows is not None:
+        raise OfflineError(
+            f"--max-windows {max_windows} is about perplexity, and there is no text for it: give "
+            "one with --dataset, or leave the option out."
+        )
     if tasks is None and tasks_path is not None:
         raise OfflineError("--tasks-path says where tasks are: give their names with --tasks.")
     if tasks is None and (few_shot is not None or limit is not None):

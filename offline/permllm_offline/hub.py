@@ -7,6 +7,8 @@ from pathlib import Path
 
 from permllm_offline.errors import OfflineError, first_line
 
+_WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
+
 
 def check_push(repository: str) -> None:
     """Ask the hub whether somebody is logged in, and check the name, before hours of work.
@@ -50,6 +52,7 @@ def push(directory: Path, repository: str) -> str:
         commit = api.upload_folder(
             repo_id=repository,
             folder_path=directory,
+            delete_patterns=_WEIGHTS,  # of what was there before
             commit_message="Upload a checkpoint of permllm-offline prune",
         )
     except Exception as error:  # the hub client raises too many kinds to list

@@ -10,6 +10,7 @@ from permllm_offline.preparation import Prepared
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.steps import WorkFolder
 from permllm_vllm.checkpoint.schema import installed_version
+from permllm_vllm.checkpoint.shards import CONFIG_NAME
 
 
 def work_folder(recipe: Recipe, prepared: Prepared, output: Path, *, resume: bool) -> WorkFolder:
@@ -42,6 +43,7 @@ def _identity(recipe: Recipe, prepared: Prepared) -> str:
     """
     digest = hashlib.sha256(installed_version().encode())
     digest.update(recipe.to_yaml().encode())
+    digest.update((prepared.source.directory / CONFIG_NAME).read_bytes())
     for file in prepared.source.weight_files():
         state = file.stat()
         digest.update(f"{file.name} {state.st_size} {state.st_mtime_ns}".encode())

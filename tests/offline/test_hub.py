@@ -36,6 +36,7 @@ class PretendedHub:
 
     def upload_folder(self, **options: Any) -> SimpleNamespace:
         files = sorted(path.name for path in Path(options["folder_path"]).iterdir())
+        assert options["delete_patterns"] == ["*.safetensors", "*.safetensors.index.json"]
         self._call("upload_folder", (options["repo_id"], files))
         return SimpleNamespace(commit_url=URL)
 

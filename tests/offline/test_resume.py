@@ -1,6 +1,7 @@
 """A run that was killed at any moment goes on from there to the same bytes."""
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -343,4 +344,20 @@ def test_another_recipe_is_refused_before_text_is_drawn(
     drawn = "permllm_offline.preparation.sample_windows"
     monkeypatch.setattr(drawn, lambda *_, **__: pytest.fail("text is drawn"))
     assert main([*arguments("layer by layer", tmp_path / "sparse"), "--resume"]) == 2
+    assert "holds steps of another recipe" in capsys.readouterr().err
+
+
+def test_another_config_is_another_run(
+    arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(arguments("layer by layer", tmp_path)[1], model)
+    line = arguments("layer by layer", tmp_path / "sparse")
+    line[1] = str(model)
+    stage = "a finished step is written:2"
+    assert child(line, partial(stop_at, stage, signal.SIGKILL)).status == -signal.SIGKILL
+    config = json.loads((model / "config.json").read_text())
+    config["rms_norm_eps"] = 0.1
+    (model / "config.json").write_text(json.dumps(config))
+    assert main([*line, "--resume"]) == 2
     assert "holds steps of another recipe" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def ignored_linears(
     """
     names = [name for group in groups for name in group]
     try:
-        check_entries(entries)
+        check_entries([*dense, *entries])
     except ValueError as error:
         raise OfflineError(f"--ignore cannot be used: {error}. Give other entries.") from error
     for entry in entries:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,21 @@ class Source:
         """The transformers configuration of the language model."""
         return self.language.config
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
-        """The dtype that the checkpoint declares (float32 where it declares none)."""
-        return getattr(self.config, "dtype", None) or torch.float32
+        """The dtype that the checkpoint declares, else that of its first floating-point tensor.
+
+        As Transformers chooses; float32 where there is no such tensor.
+        """
+        return getattr(self.config, "dtype", None) or self._stored_dtype()
+
+    def _stored_dtype(self) -> torch.dtype:
+        try:
+            reader = CheckpointReader(self.directory)
+            stored = (reader.header(name).dtype for name in reader.names())
+            return next((DTYPES[dtype] for dtype in stored if dtype in DTYPES), torch.float32)
+        except CheckpointError:
+            return torch.float32  # a folder without weights
 
     def reader(self) -> CheckpointReader:
         """Open the checkpoint; experts of the language model are separate ones."""

@@ -122,7 +122,7 @@ def base_license(directory: Path) -> str:
         return _UNKNOWN
     try:
         header = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # the latter for a date that does not exist
         return _UNKNOWN
     return str(header.get("license", _UNKNOWN)) if isinstance(header, dict) else _UNKNOWN
 

@@ -22,6 +22,12 @@ def ignored(*entries: str) -> set[str]:
     return set(ignored_linears(entries, GROUPS, FAMILY.ignore))
 
 
+def test_expressions_of_the_family_count_too() -> None:
+    entries = [rf"re:.*{number}\.down_proj" for number in range(100)]
+    with pytest.raises(OfflineError, match="101 regular expressions; at most 100 are read"):
+        ignored_linears(entries, GROUPS, ["re:lm_head"])
+
+
 def test_nothing_is_ignored_unasked() -> None:
     assert ignored() == set()
 

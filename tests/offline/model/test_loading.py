@@ -50,6 +50,17 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PretendedHub:
     return hub
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_dtype_that_is_declared_nowhere_is_that_of_the_weights(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    tiny_llama().to(dtype).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["dtype"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert open_source(str(tmp_path)).dtype == dtype
+
+
 def test_of_one_weight_file_no_other_is_fetched(hub: PretendedHub) -> None:
     tiny_llama().save_pretrained(hub.repository)
     source = open_source("someone/tiny")

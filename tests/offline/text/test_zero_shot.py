@@ -172,6 +172,7 @@ def test_lm_eval_loads_a_permllm_checkpoint_itself(
         (("--dataset", "x.txt", "--tasks-path", "nowhere"), "give their names with --tasks"),
         (("--dataset", "x.txt", "--limit", "5"), "--limit 5 is about the questions of tasks"),
         (("--dataset", "x.txt", "--few-shot", "0"), "--few-shot 0 is about the questions of tasks"),
+        (("--tasks", "arc_easy", "--max-windows", "3"), "--max-windows 3 is about perplexity"),
         (("--tasks", "arc_easy", "--batch-size", "0"), "must be at least 1"),
     ],
 )
