@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from permllm_offline.bake import bake_layer
-from permllm_offline.conversion.report import CONVERSION_NAME
 from permllm_offline.decisions import LayerDecision
 from permllm_offline.errors import OfflineError
 from permllm_offline.local_path import local_path
@@ -44,7 +43,7 @@ from permllm_vllm.checkpoint.contained import contained
 from permllm_vllm.checkpoint.output import check_destination, check_disk, check_outside
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.shards import read_weight_map
-from permllm_vllm.checkpoint.writer import companion_files, write_checkpoint
+from permllm_vllm.checkpoint.writer import check_companions, write_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -243,7 +242,7 @@ def _check_files(directory: Path) -> None:
     """
     for name in sorted(set(read_weight_map(directory).values())):
         contained(directory, name)
-    list(companion_files(directory))
+    check_companions(directory)
 
 
 def _check_weights(prepared: Prepared) -> None:
@@ -338,7 +337,7 @@ def _write(
             papers.REPORT: report.to_json(),
             papers.COSTS: costs_json(work.costs),
             papers.PAGE: report_page(report, work.costs, prepared.source, name),
-            CONVERSION_NAME: None,
+            papers.CONVERSION: None,
         },
     )
     return report

@@ -75,7 +75,7 @@ def write_checkpoint(
     config = read_json(source / CONFIG_NAME)
     _check_extra_files(extra_files)
     check_destination(output, source, force=force)
-    list(companion_files(source))  # raises before the tensors are made
+    check_companions(source)
     check_disk(output, _weight_bytes(source) if total_bytes is None else total_bytes)
     config = {**config, **config_updates}
     config.pop("quantization_config", None)
@@ -178,6 +178,12 @@ def companion_files(source: Path) -> Iterator[Path]:
                 name = path.relative_to(source)
                 _check_readable(contained(source, str(name)))
                 yield name
+
+
+def check_companions(source: Path) -> None:
+    """Raise `CheckpointError` for what `companion_files` cannot give, before long work."""
+    for _ in companion_files(source):
+        pass
 
 
 def _check_readable(path: Path) -> None:

@@ -6,10 +6,9 @@ import pytest
 from safetensors.torch import load_file
 
 from permllm_offline.conversion import shard_size
-from permllm_offline.conversion.shard_size import shard_bytes, tensor_bytes
+from permllm_offline.conversion.shard_size import shard_bytes
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
-from permllm_vllm.checkpoint.headers import TensorHeader
 from permllm_vllm.checkpoint.validation import validate
 from tests.conversion.sparse_models import block_orders, load_all, prune, same_weights
 
@@ -27,11 +26,6 @@ def test_a_file_holds_the_largest_decoder_layer() -> None:
     sizes = {"embed.weight": 900 * MB, "layers.1.a.weight": 300 * MB, "layers.1.b": 250 * MB}
     sizes |= {"layers.10.a.weight": 510 * MB, "layers.2.a.weight": 100 * MB}
     assert shard_bytes(sizes, "layers.") == 550 * MB
-
-
-def test_a_header_gives_bytes() -> None:
-    assert tensor_bytes(TensorHeader((3, 5), "bfloat16")) == 30
-    assert tensor_bytes(TensorHeader((), "float32")) == 4
 
 
 def test_shards_of_a_decoder_layer_by_default(

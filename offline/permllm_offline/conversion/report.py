@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-CONVERSION_NAME = "conversion.json"
-"""The file of a report, beside weights that became sparse."""
-
 RUN_TIME, FOLDED, NONE, UNDONE, DENSE = "run time", "folded", "none", "undone", "left dense"
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 
-import torch
-
 from permllm_offline.memory_forecast import SMALLEST_SHARD_BYTES
-from permllm_vllm.checkpoint.headers import TensorHeader
 
 
 def shard_bytes(sizes: Mapping[str, int], stack: str) -> int:
@@ -24,9 +20,3 @@ def shard_bytes(sizes: Mapping[str, int], stack: str) -> int:
         if name.startswith(stack):
             by_layer[name.removeprefix(stack).partition(".")[0]] += size
     return max([SMALLEST_SHARD_BYTES, *by_layer.values()])
-
-
-def tensor_bytes(header: TensorHeader) -> int:
-    """Bytes of a tensor, from its header."""
-    itemsize: int = getattr(torch, header.dtype).itemsize
-    return math.prod(header.shape) * itemsize

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,23 +11,19 @@ from tqdm import tqdm
 
 from permllm_offline.bake import row_permutations
 from permllm_offline.conversion.folds import agrees
-from permllm_offline.conversion.report import (
-    CONVERSION_NAME,
-    NONE,
-    UNDONE,
-    ConversionReport,
-    ConvertedLinear,
-)
-from permllm_offline.conversion.shard_size import shard_bytes, tensor_bytes
+from permllm_offline.conversion.report import NONE, UNDONE, ConversionReport, ConvertedLinear
+from permllm_offline.conversion.shard_size import shard_bytes
 from permllm_offline.decisions import GroupDecision
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.families import Family, Heads, heads_of
 from permllm_offline.model.layout import GroupLayout
-from permllm_offline.model.loading import Source, open_source
+from permllm_offline.model.loading import Source, dtype_name, open_source
+from permllm_offline.model.stored import header_bytes
 from permllm_offline.report import papers
 from permllm_offline.report.model_card import dense_card
 from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem, raise_if_any
 from permllm_vllm.checkpoint.folding import unfold_rows
+from permllm_vllm.checkpoint.headers import TensorHeader
 from permllm_vllm.checkpoint.layer import SparseLayer
 from permllm_vllm.checkpoint.packing import unpack
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -200,8 +195,8 @@ def _check_modules(reader: CheckpointReader, family: Family) -> None:
 def _papers(source: Source, name: str) -> dict[str, str | None]:
     """What stands beside the weights: nothing that was said of the sparse model."""
     if not (source.directory / papers.REPORT).is_file():
-        return {CONVERSION_NAME: None}
-    left_out = dict.fromkeys([CONVERSION_NAME, *papers.PAPERS])
+        return {papers.CONVERSION: None}
+    left_out = dict.fromkeys([papers.CONVERSION, *papers.PAPERS])
     return {**left_out, papers.CARD: dense_card(source, name)}
 
 
@@ -213,10 +208,10 @@ def _dense_sizes(reader: CheckpointReader, dtype: torch.dtype | None) -> dict[st
         module, _, kind = name.rpartition(".")
         header = reader.header(name)
         if module not in sparse or kind == BIAS:
-            sizes[name] = tensor_bytes(header)
+            sizes[name] = header_bytes(header)
         elif kind == WEIGHT_PACKED:
-            item = (dtype or getattr(torch, header.dtype)).itemsize
-            sizes[f"{module}.weight"] = 2 * math.prod(header.shape) * item
+            written = header if dtype is None else TensorHeader(header.shape, dtype_name(dtype))
+            sizes[f"{module}.weight"] = 2 * header_bytes(written)
     return sizes
 
 

@@ -15,7 +15,6 @@ from permllm_offline.conversion.formats import open_weights
 from permllm_offline.conversion.ignored import ignored
 from permllm_offline.conversion.judgement import Judged, judge
 from permllm_offline.conversion.report import (
-    CONVERSION_NAME,
     DENSE,
     FOLDED,
     NONE,
@@ -23,18 +22,20 @@ from permllm_offline.conversion.report import (
     ConversionReport,
     ConvertedLinear,
 )
-from permllm_offline.conversion.shard_size import shard_bytes, tensor_bytes
+from permllm_offline.conversion.shard_size import shard_bytes
 from permllm_offline.conversion.sources import WeightSource
 from permllm_offline.decisions import decide
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.families import heads_of
 from permllm_offline.model.loading import open_source
+from permllm_offline.model.stored import header_bytes
+from permllm_offline.report import papers
 from permllm_vllm.checkpoint.errors import raise_if_any
 from permllm_vllm.checkpoint.numbers import number_problems
 from permllm_vllm.checkpoint.output import check_destination
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import QuantizationConfig
-from permllm_vllm.checkpoint.writer import companion_files, write_checkpoint
+from permllm_vllm.checkpoint.writer import check_companions, write_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def convert_to_sparse(
     """
     found = open_source(model)
     check_destination(output, found.directory, force=force)
-    list(companion_files(found.directory))  # raises before the source is judged
+    check_companions(found.directory)
     source, family = open_weights(found), found.language.family()
     judged = judge(source, family, heads_of(found.config), pattern, block_size)
     report = _report(model, judged)
@@ -86,7 +87,7 @@ def convert_to_sparse(
         runtime_permuted=[one.name for one in report.linears if one.permutation == RUN_TIME],
         folded=[one.name for one in report.linears if one.permutation == FOLDED],
     )
-    sizes = {name: tensor_bytes(source.header(name)) for name in source.names()}
+    sizes = {name: header_bytes(source.header(name)) for name in source.names()}
     write_checkpoint(
         output,
         _tensors(judged),
@@ -95,7 +96,7 @@ def convert_to_sparse(
         force=force,
         max_shard_bytes=max_shard_bytes or shard_bytes(sizes, family.stack),
         config_updates=source.config_updates,
-        extra_files={CONVERSION_NAME: json.dumps(report.to_dict(), indent=2) + "\n"},
+        extra_files={papers.CONVERSION: json.dumps(report.to_dict(), indent=2) + "\n"},
     )
     return report
 

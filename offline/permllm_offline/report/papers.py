@@ -1,4 +1,4 @@
-"""Names of what ``prune`` writes beside the weights."""
+"""Names of what ``prune`` and ``convert`` write beside the weights."""
 
 from __future__ import annotations
 
@@ -9,3 +9,7 @@ COSTS = "costs.json"
 PAGE = "report.html"
 
 PAPERS = (CARD, RECIPE, REPORT, COSTS, PAGE)
+"""Of a prune."""
+
+CONVERSION = "conversion.json"
+"""The report of a conversion to sparse."""
