@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.writer import write_checkpoint
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-ROUTER = r"re:.*\.mlp\.gate"
+# compressed-tensors asks how a name begins: without the end `gate_proj` is meant too.
+ROUTER = r"re:.*\.mlp\.gate$"
 INT4_GROUPS = (128, 64, 32)
 SUFFIXES = {"int8": "w8a8", "int4": "int4"}
 
@@ -38,30 +40,29 @@ def int4_group(dense: Path) -> int | None:
     return next((size for size in INT4_GROUPS if hidden and hidden % size == 0), None)
 
 
-def int8(dense: Path) -> Path:
-    """Return the W8A8 twin in compressed-tensors' format: int8 channels, dynamic int8 tokens."""
+def int8_config(_: Path) -> dict[str, Any]:
+    """Return compressed-tensors' W8A8: int8 channels, dynamic int8 tokens."""
     common = {"num_bits": 8, "type": "int", "symmetric": True}
     group = {
         "targets": ["Linear"],
         "weights": {**common, "strategy": "channel", "dynamic": False},
         "input_activations": {**common, "strategy": "token", "dynamic": True},
     }
-    config = {
+    return {
         "quant_method": "compressed-tensors",
         "format": "int-quantized",
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
         "ignore": ["lm_head", ROUTER],
     }
-    return _rewritten(dense, SUFFIXES["int8"], config, _int8_tensors)
 
 
-def int4(dense: Path) -> Path:
-    """Return the W4A16 twin in the format of GPTQ, symmetric, groups of 128 where they fit."""
+def int4_config(dense: Path) -> dict[str, Any]:
+    """Return GPTQ's W4A16, symmetric, groups of 128 where they fit."""
     size = int4_group(dense)
     if size is None:
         raise ValueError(f"{dense.name}: its hidden size is no multiple of {min(INT4_GROUPS)}")
-    config = {
+    return {
         "quant_method": "gptq",
         "bits": 4,
         "group_size": size,
@@ -69,10 +70,21 @@ def int4(dense: Path) -> Path:
         "sym": True,
         "lm_head": False,
     }
-    suffix = SUFFIXES["int4"]
-    return _rewritten(dense, suffix, config, lambda name, weight: _int4_tensors(name, weight, size))
 
 
+def int8(dense: Path) -> Path:
+    """Return the twin that `int8_config` describes."""
+    return _rewritten(dense, SUFFIXES["int8"], int8_config(dense), _int8_tensors)
+
+
+def int4(dense: Path) -> Path:
+    """Return the twin that `int4_config` describes."""
+    config = int4_config(dense)
+    rewrite = partial(_int4_tensors, size=config["group_size"])
+    return _rewritten(dense, SUFFIXES["int4"], config, rewrite)
+
+
+CONFIGS = {"int8": int8_config, "int4": int4_config}
 PEERS: dict[str, Callable[[Path], Path]] = {"int8": int8, "int4": int4}
 
 
@@ -83,13 +95,23 @@ def made_apart(peer: str, dense: Path) -> Path:
         RuntimeError: it cannot be made; the message is the reason.
     """
     output = _twin(dense, SUFFIXES[peer])
-    if not (output / "config.json").exists():
+    try:
+        made = _is_made(output, CONFIGS[peer](dense))
+    except ValueError as error:
+        raise RuntimeError(str(error)) from None
+    if not made:
         command = [sys.executable, "-m", "benchmarks.engines.quantized_peers", peer, str(dense)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             said = done.stderr.strip().rpartition("\n")[2]
             raise RuntimeError(said or ended(f"making {output.name}", done.returncode))
     return output
+
+
+def _is_made(twin: Path, quantization: dict[str, Any]) -> bool:
+    """Tell whether the twin is there, and is what would be made today."""
+    config = twin / "config.json"
+    return config.exists() and json.loads(config.read_text())["quantization_config"] == quantization
 
 
 def _twin(dense: Path, suffix: str) -> Path:
@@ -122,18 +144,18 @@ def _int4_tensors(name: str, weight: Tensor, size: int) -> Iterator[tuple[str, T
 def _rewritten(dense: Path, suffix: str, quantization: dict[str, Any], rewrite: Rewrite) -> Path:
     """Return the twin beside its dense parent, made once, one file's tensors in memory."""
     output = _twin(dense, suffix)
-    if (output / "config.json").exists():
+    if _is_made(output, quantization):
         return output
-    partial = output.with_name(f"{output.name}.partial")
+    unfinished = output.with_name(f"{output.name}.partial")
     write_checkpoint(
-        partial, _tensors(dense, rewrite), None, dense, force=True, max_shard_bytes=SHARD_BYTES
+        unfinished, _tensors(dense, rewrite), None, dense, force=True, max_shard_bytes=SHARD_BYTES
     )
     config = json.loads((dense / "config.json").read_text())
-    (partial / "config.json").write_text(
+    (unfinished / "config.json").write_text(
         json.dumps({**config, "quantization_config": quantization}, indent=1)
     )
     shutil.rmtree(output, ignore_errors=True)
-    partial.rename(output)
+    unfinished.rename(output)
     return output
 
 

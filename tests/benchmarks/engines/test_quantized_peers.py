@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from vllm.model_executor.layers.quantization.compressed_tensors.utils import should_ignore_layer
 
 from benchmarks.engines import quantized_peers
 from benchmarks.engines.quantized_peers import ROUTER, int4, int4_group, int8, made_apart
@@ -46,6 +47,14 @@ def test_int8_has_a_scale_for_every_row(dense: Path) -> None:
     assert config["ignore"] == ["lm_head", ROUTER]
 
 
+def test_the_router_alone_is_ignored() -> None:
+    """As vLLM decides, for whom `re:` matches from the start of a name, wherever that ends."""
+    fused = {"gate_up_proj": ["gate_proj", "up_proj"]}
+    assert should_ignore_layer("model.layers.0.mlp.gate", [ROUTER], fused)
+    for name in ("gate_up_proj", "gate_proj", "down_proj"):
+        assert not should_ignore_layer(f"model.layers.0.mlp.{name}", [ROUTER], fused)
+
+
 def test_int4_packs_eight_inputs_in_a_number(dense: Path) -> None:
     weight, after, config = rewritten(dense, int4(dense))
     assert (config["bits"], config["group_size"]) == (4, 64)
@@ -68,13 +77,23 @@ def test_a_twin_is_made_once(dense: Path) -> None:
     assert (twin / "mark").exists()
 
 
+def test_a_twin_of_another_format_is_made_anew(dense: Path) -> None:
+    twin = int8(dense)
+    config = json.loads((twin / "config.json").read_text())
+    config["quantization_config"]["ignore"] = ["lm_head"]
+    (twin / "config.json").write_text(json.dumps(config))
+    (twin / "mark").touch()
+    assert made_apart("int8", dense) == twin
+    assert not (twin / "mark").exists()
+
+
 def test_a_twin_is_made_in_another_process(dense: Path) -> None:
     twin = made_apart("int8", dense)
     made = load_file(twin / "model.safetensors")
     again = load_file(int8(dense.rename(dense.with_name("again"))) / "model.safetensors")
     assert all(torch.equal(made[name], again[name]) for name in made.keys() | again.keys())
     (dense.with_name("again") / "config.json").write_text(json.dumps({"hidden_size": 40}))
-    with pytest.raises(RuntimeError, match=r"ValueError: .*no multiple of 32"):
+    with pytest.raises(RuntimeError, match=r"again: .*no multiple of 32"):
         made_apart("int4", dense.with_name("again"))
 
 
