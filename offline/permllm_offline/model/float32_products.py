@@ -60,14 +60,23 @@ def slow_dtypes() -> frozenset[torch.dtype]:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """`a [..., k] @ b [k, n]`, in float32 where that is faster; for code with its own gradients."""
-    same = a.dtype == b.dtype and a.device == b.device
-    if not (same and a.device.type == "cpu" and a.dtype in slow_dtypes()):
+    if not _is_slow(a, b):
         return a @ b
     wide = a.float()
     y = a.new_empty(*a.shape[:-1], b.shape[1])
     for columns in _chunks(b.shape[1], b.shape[0]):
         y[..., columns] = wide @ b[:, columns].float()
     return y
+
+
+def batched_product(a: Tensor, b: Tensor) -> Tensor:
+    """`a [blocks, m, k] @ b [blocks, k, n]`; in float32, and so returned, where that is faster."""
+    return a.float() @ b.float() if _is_slow(a, b) else a @ b
+
+
+def _is_slow(a: Tensor, b: Tensor) -> bool:
+    same = a.dtype == b.dtype and a.device == b.device
+    return same and a.device.type == "cpu" and a.dtype in slow_dtypes()
 
 
 class _Float32Products(TorchFunctionMode):

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from permllm_offline.importance import Scores, mean_score
 from permllm_offline.mask import keep_channels, pack_channels, unpack_channels
-from permllm_offline.model.float32_products import product
+from permllm_offline.model.float32_products import batched_product, product
 from permllm_vllm.checkpoint.pattern import Pattern
 
 PART_ELEMENTS = 1 << 21
@@ -40,7 +40,9 @@ class StepPermutation:
 
     def matrix(self) -> Tensor | None:
         """The soft permutation of every block, [blocks, block_size, block_size]."""
-        return None if self.soft is None else self.soft[self.ties]
+        # Gradients of tied blocks are added in their order. Those of indexing would be added in the
+        # order in which threads come to them.
+        return None if self.soft is None else self.soft.index_select(0, self.ties)
 
 
 class PermutedMaskedLinear(nn.Module):
@@ -177,8 +179,10 @@ def matrix_gradient(
     def by_block(tensor: Tensor) -> Tensor:
         return tensor.reshape(blocks, block_size, -1)
 
-    through_score = by_block(importance) @ by_block(score_gradient).transpose(1, 2)
-    through_mask = by_block(mask_gradient) @ by_block(mask.to(importance.dtype)).transpose(1, 2)
+    through_score = batched_product(by_block(importance), by_block(score_gradient).transpose(1, 2))
+    through_mask = batched_product(
+        by_block(mask_gradient), by_block(mask.to(importance.dtype)).transpose(1, 2)
+    )
     return (through_score + through_mask).float()
 
 

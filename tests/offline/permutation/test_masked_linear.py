@@ -91,3 +91,28 @@ def test_the_mask_is_chosen_once_for_an_order() -> None:
     assert module.mask_bits() is bits
     step.order = torch.cat([torch.randperm(16), 16 + torch.randperm(16)])
     assert not torch.equal(module(inputs), first)
+
+
+def test_gradients_of_tied_blocks_are_added_in_their_order() -> None:
+    """As many threads as share a gradient must not decide in which order its sum is made."""
+    ties = torch.arange(4).repeat_interleave(5)
+    size = 64
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn((len(ties), size, size), generator=generator) * 10.0 ** torch.arange(
+        len(ties)
+    ).remainder(5).sub(2).view(-1, 1, 1)
+    expected = torch.zeros(4, size, size)
+    for block, tie in enumerate(ties.tolist()):
+        expected[tie] += gradients[block]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for _ in range(20):
+            soft = torch.zeros((4, size, size), requires_grad=True)
+            matrix = StepPermutation(torch.arange(len(ties) * size), ties, soft).matrix()
+            assert matrix is not None
+            matrix.backward(gradients)
+            assert soft.grad is not None
+            assert torch.equal(soft.grad, expected)
+    finally:
+        torch.set_num_threads(threads)
