@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
-from pathlib import Path
-
-import torch
 
 from permllm_offline.memory_forecast import peak_bytes, scratch_bytes
+from permllm_offline.memory_limit import memory_bytes
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.processes import local_count
@@ -21,9 +18,6 @@ SMALLER = {"method": "wanda+cp", "reconstruction": "obs+blockwise"}
 
 PROGRAM_BYTES = 1 << 30
 """Python with its libraries, and a little for the system."""
-
-_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Where Linux says what a container may use, version 2 and version 1."""
 
 
 @dataclass(frozen=True)
@@ -121,29 +115,6 @@ def _options(recipe: Recipe, other: Recipe) -> str:
     """The options that make one recipe of another."""
     before, after = (one.model_dump(include={*SMALLER, "scratch"}) for one in (recipe, other))
     return " ".join(f"--{name} {after[name]}" for name in after if after[name] != before[name])
-
-
-def memory_bytes(device: torch.device) -> int | None:
-    """Bytes of memory of a device; of the host, the share of this process in what it may use.
-
-    None where the system does not tell.
-    """
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    try:
-        host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
-    limits = [limit for file in _LIMITS if (limit := _limit(Path(file))) is not None]
-    return min([host, *limits]) // local_count()
-
-
-def _limit(file: Path) -> int | None:
-    """What a control group allows; None where there is none, or no limit."""
-    try:
-        return int(file.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return None
 
 
 def _gigabytes(size: int) -> str:

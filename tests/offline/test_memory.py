@@ -8,7 +8,7 @@ import torch
 
 from permllm_offline import memory
 from permllm_offline.api import prune
-from permllm_offline.memory import PROGRAM_BYTES, SMALLER, Fitted, fitted, memory_bytes
+from permllm_offline.memory import PROGRAM_BYTES, SMALLER, Fitted, fitted
 from permllm_offline.memory_forecast import peak_bytes
 from permllm_offline.preparation import prepare
 from permllm_offline.recipe import make_recipe
@@ -138,24 +138,3 @@ def test_the_report_and_the_recipe_say_what_was_replaced(
     assert (
         "method: wanda+cp\nreconstruction: obs+blockwise\n" in (output / "recipe.yaml").read_text()
     )
-
-
-def test_the_memory_of_a_container_is_its_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = memory_bytes(torch.device("cpu"))
-    assert whole is not None
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(memory, "_LIMITS", (str(tmp_path / "absent"), str(limit)))
-    for text, expected in (("123456", 123456), ("max", None), (str(2**62), None)):
-        limit.write_text(f"{text}\n", encoding="ascii")
-        found = memory_bytes(torch.device("cpu"))
-        assert found is not None
-        assert found == expected if expected else found >= whole
-
-
-def test_processes_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = memory_bytes(torch.device("cpu"))
-    assert whole is not None
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert memory_bytes(torch.device("cpu")) == whole // 4
