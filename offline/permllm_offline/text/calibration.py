@@ -26,6 +26,9 @@ SEPARATOR = "\n\n"
 MAX_TOKENS = 8_000_000
 """Tokens read at most: enough to sample from, little enough to hold in memory."""
 
+PIECE_CHARACTERS = 1 << 20
+"""Of a document that are tokenized at once: a tokenizer holds many bytes for each of them."""
+
 QUIET_SECONDS = 5.0
 """A progress bar is shown where reading tokens takes longer."""
 
@@ -53,7 +56,7 @@ def token_windows(
     limit = MAX_TOKENS if max_windows is None else max_windows * length
     stream: list[int] = []
     remaining = iter(texts)
-    for tokens in _tokens(remaining, tokenizer):
+    for tokens, _ in _tokens(remaining, tokenizer):
         stream.extend(tokens)
         if len(stream) >= limit:
             break
@@ -109,14 +112,30 @@ def check_datasets(datasets: Sequence[str], num_samples: int) -> None:
                 )
 
 
-def _tokens(texts: Iterable[str], tokenizer: Any) -> Iterator[list[int]]:
+def _tokens(texts: Iterable[str], tokenizer: Any) -> Iterator[tuple[list[int], bool]]:
+    """The tokens of each document, and whether they are all: no more are needed of one."""
     with tqdm(desc="tokens", unit="token", unit_scale=True, delay=QUIET_SECONDS) as progress:
         for text in texts:
-            # verbose=False: a document longer than the context is cut into windows right after.
-            encoded = tokenizer(text + SEPARATOR, add_special_tokens=False, verbose=False)
-            tokens: list[int] = encoded["input_ids"]
-            progress.update(len(tokens))
-            yield tokens
+            tokens: list[int] = []
+            pieces = list(_pieces(text + SEPARATOR))
+            while pieces and len(tokens) <= MAX_TOKENS:
+                piece = pieces.pop(0)
+                # verbose=False: a document longer than the context is cut into windows right after.
+                encoded = tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+                tokens.extend(encoded)
+                progress.update(len(encoded))
+            yield tokens, not pieces
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a long document where lines end, if it has any."""
+    start = 0
+    while len(text) - start > PIECE_CHARACTERS:
+        newline = text.rfind("\n", start, start + PIECE_CHARACTERS)
+        end = start + PIECE_CHARACTERS if newline < start else newline + 1
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def _is_cut(tokens: int, remaining: Iterator[str]) -> bool:
@@ -144,15 +163,17 @@ def document_windows(
     begin = _begin(tokenizer)
     length = sequence_length - len(begin)
     long: list[list[int]] = []
+    limited = False
     total = 0
     remaining = iter(texts)
-    for tokens in _tokens(remaining, tokenizer):
+    for tokens, whole in _tokens(remaining, tokenizer):
         if len(tokens) > length:
             long.append(tokens)
+        limited = not whole
         total += len(tokens)
         if total >= MAX_TOKENS:
             break
-    if _is_cut(total, remaining):
+    if limited or _is_cut(total, remaining):
         _warn_of_limit()
     if not long:
         return torch.empty((0, sequence_length), dtype=torch.long), torch.empty(0)
@@ -257,6 +278,7 @@ def _sample(
                 f"data set {dataset!r} has no document of more than {sequence_length} tokens: "
                 "give --sampling stream, longer documents, or a lower --sequence-length."
             )
+        _warn_of_few_documents(dataset, origin)
         calibration, rest = drawn[:num_samples], drawn[num_samples:]
         unseen = ~torch.isin(origin[num_samples:], origin[:num_samples])
         return CalibrationWindows(calibration, rest[unseen])
@@ -272,6 +294,20 @@ def _sample(
     order = torch.randperm(len(windows), generator=generator)
     chosen, rest = order[:num_samples], order[num_samples : num_samples + num_held_out]
     return CalibrationWindows(windows[chosen], windows[rest])
+
+
+def _warn_of_few_documents(dataset: str, origin: Tensor) -> None:
+    documents_drawn = len(origin.unique())
+    if 2 * documents_drawn < len(origin):
+        logger.warning(
+            "%d windows of data set %r are from %d of its documents, which may overlap: what is "
+            "held out to choose the best step is then no unseen text, and no perplexity is "
+            "measured on documents that were calibrated on. Give more documents of more than a "
+            "window, or --sampling stream.",
+            len(origin),
+            dataset,
+            documents_drawn,
+        )
 
 
 def require_windows(count: int, per_step: int, held_out: int, purpose: str, chosen: str) -> None:

@@ -112,7 +112,9 @@ def _parquet_rows(file: Path) -> Iterator[object]:
     import pyarrow.parquet
 
     try:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
+        opened = pyarrow.parquet.ParquetFile(file)
+        known = TEXT_FIELD in opened.schema_arrow.names
+        for batch in opened.iter_batches(columns=[TEXT_FIELD] if known else None):
             yield from batch.to_pylist()
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise OfflineError(
