@@ -41,6 +41,9 @@ from permllm_offline.text.zero_shot import Tasks
 
 logger = logging.getLogger(__name__)
 
+OF_TEXT = ("num_samples", "sampling", "sequence_length", "evaluation_windows")
+"""Entries of a recipe that say how its text is read."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -216,6 +219,15 @@ def asked_recipe(
 def _warn_of_no_use(made: Recipe, changes: Mapping[str, Any], effort: str | None) -> None:
     """Name what a user gives that does nothing for the method."""
     parts = parts_of(made)
+    if changes.get("block_size") is not None and not parts.permutation.permutes:
+        logger.warning("%s permutes no channels: --block-size is of no use", made.method)
+    if made.dataset is None and not parts.reads_text:
+        given = [name for name in OF_TEXT if changes.get(name) is not None]
+        if given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            logger.warning(
+                "%s reads no text without --dataset: %s is of no use", made.method, names
+            )
     learning = changes.get("learning") or {}
     if learning and not parts.permutation.learns:
         names = ", ".join(option_of(("learning", name)) or name for name in learning)

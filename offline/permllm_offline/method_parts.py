@@ -47,6 +47,26 @@ def find_parts(method: object, reconstruction: object = None) -> MethodParts:
     )
 
 
+def title_of(recipe: Recipe) -> str:
+    """Name a recipe's method, and the reconstruction where that is not the method's own."""
+    chosen = recipe.parsed_method()
+    if chosen == parse_method(recipe.method):
+        return recipe.method
+    return f"{recipe.method}, reconstruction {chosen.reconstruction}"
+
+
+def summary_of(recipe: Recipe) -> str:
+    """Say in a line what is done: the method's summary where its own reconstruction is taken."""
+    method, chosen = parse_method(recipe.method), recipe.parsed_method()
+    if chosen == method:
+        return method.summary
+    parts = parts_of(recipe)
+    return (
+        f"importances of {chosen.importance}; {parts.permutation.summary}; "
+        f"{parts.reconstruction.summary}"
+    )
+
+
 def parts_of(recipe: Recipe) -> MethodParts:
     """Look up the parts of a recipe's method; raises OfflineError where one is not known."""
     return find_parts(recipe.method, recipe.reconstruction)

@@ -4,10 +4,11 @@ import pytest
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.importance import ria
-from permllm_offline.method_parts import find_parts, parts_of
+from permllm_offline.method_parts import find_parts, parts_of, summary_of, title_of
 from permllm_offline.methods import METHODS
 from permllm_offline.permutation.linear_assignment import assign_group
 from permllm_offline.recipe import make_recipe
+from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.reconstruction.obs import choose_and_update, update_kept_weights
 
 
@@ -27,6 +28,22 @@ def test_a_reconstruction_takes_the_place_of_the_methods_own() -> None:
     assert parts.reconstruction.layer is update_kept_weights
     assert find_parts("sparsegpt").reconstruction.layer is choose_and_update
     assert find_parts("sparsegpt", "none").reconstruction.layer is None
+
+
+def test_what_is_said_of_a_recipe_is_what_it_does() -> None:
+    own = make_recipe({"model": "m", "method": "permllm-best", "reconstruction": "distillation"})
+    assert title_of(own) == "permllm-best"
+    assert summary_of(own) == METHODS["permllm-best"].summary
+    other = make_recipe({"model": "m", "method": "permllm-best", "reconstruction": "none"})
+    assert title_of(other) == "permllm-best, reconstruction none"
+    assert "distil" not in summary_of(other)
+    assert summary_of(other).startswith("importances of wanda; heuristic channel reallocation")
+    assert summary_of(other).endswith("; kept weights stay as they are")
+
+
+@pytest.mark.parametrize("name", RECONSTRUCTIONS)
+def test_masks_are_chosen_by_what_says_so(name: str) -> None:
+    assert find_parts("wanda", name).reconstruction.chosen_masks == name.startswith("sparsegpt")
 
 
 @pytest.mark.parametrize("name", ["best", "", 5, ["wanda"], {"wanda": 1}])

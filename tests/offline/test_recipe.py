@@ -117,6 +117,19 @@ def test_a_reconstruction_is_recorded_for_its_method(
         ({"method": "permllm-best"}, "low", []),
         ({"method": "wanda"}, None, []),
         (
+            {"method": "wanda", "block_size": 32},
+            None,
+            ["wanda permutes no channels: --block-size is of no use"],
+        ),
+        ({"method": "wanda+cp", "block_size": 32}, None, []),
+        (
+            {"method": "magnitude", "num_samples": 3, "sampling": "document"},
+            None,
+            ["magnitude reads no text without --dataset: --num-samples, --sampling is of no use"],
+        ),
+        ({"method": "magnitude", "dataset": "x.txt", "num_samples": 3}, None, []),
+        ({"method": "wanda", "dataset": "x.txt", "num_samples": 3}, None, []),
+        (
             {"method": "wanda", "learning": {"steps": 3}},
             None,
             ["wanda learns no permutation: --steps is of no use"],

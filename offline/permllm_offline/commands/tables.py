@@ -10,6 +10,7 @@ from rich.text import Text
 
 from permllm_offline.expert_names import with_count, without_expert
 from permllm_offline.inspection import InspectedLayer, Inspection
+from permllm_offline.method_parts import title_of
 from permllm_offline.model.plan import PlannedLinear
 from permllm_offline.pipeline import disk_bytes
 from permllm_offline.preparation import Prepared
@@ -29,7 +30,7 @@ def show(*parts: RenderableType) -> None:
 
 def plan_table(recipe: Recipe, prepared: Prepared, expected: Forecast) -> Group:
     """Show what a prune would do."""
-    table = Table(title=f"{recipe.method}, {recipe.pattern}: nothing written (--dry-run)")
+    table = Table(title=f"{title_of(recipe)}, {recipe.pattern}: nothing written (--dry-run)")
     table.add_column("layer")
     for column in ("shape", "permutation", "dense bytes", "sparse bytes"):
         table.add_column(column, justify="right")
@@ -96,7 +97,7 @@ def _duration(seconds: float) -> str:
 
 def report_table(report: Report) -> Table:
     """Sum up a finished prune."""
-    table = Table(title=f"{report.recipe.method}, {report.recipe.pattern}", show_header=False)
+    table = Table(title=f"{title_of(report.recipe)}, {report.recipe.pattern}", show_header=False)
     before, after = report.perplexity_before, report.perplexity_after
     table.add_row("pruned linear layers", str(len(report.layers)))
     if report.left_dense:

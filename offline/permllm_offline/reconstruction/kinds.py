@@ -22,7 +22,10 @@ RECONSTRUCTIONS: Mapping[str, Reconstruction] = {
         updates=True,
     ),
     "sparsegpt": Reconstruction(
-        "obs that also chooses the masks anew", layer=choose_and_update, updates=True
+        "obs that also chooses the masks anew",
+        layer=choose_and_update,
+        updates=True,
+        chosen_masks=True,
     ),
     "blockwise": Reconstruction(
         "kept weights of each decoder layer tuned until it answers like the dense one",
@@ -34,7 +37,12 @@ RECONSTRUCTIONS: Mapping[str, Reconstruction] = {
         "obs, then blockwise", layer=update_and_tune, updates=True, tunes=True, seeded=True
     ),
     "sparsegpt+blockwise": Reconstruction(
-        "sparsegpt, then blockwise", layer=choose_and_tune, updates=True, tunes=True, seeded=True
+        "sparsegpt, then blockwise",
+        layer=choose_and_tune,
+        updates=True,
+        chosen_masks=True,
+        tunes=True,
+        seeded=True,
     ),
     "distillation": Reconstruction(
         "all kept weights tuned together until the model answers like the dense one",

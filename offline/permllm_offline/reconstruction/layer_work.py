@@ -56,7 +56,8 @@ class Reconstruction:
     """A kind of reconstruction: of each decoder layer in turn, then of the whole model, or either.
 
     Of a decoder layer it ``updates`` weights column by column, or ``tunes`` them in steps, or one
-    after the other: time and memory are forecast from that. ``needs_hidden_states`` asks for
+    after the other: time and memory are forecast from that. It may have ``chosen_masks`` of its
+    own, in place of those of the importances. ``needs_hidden_states`` asks for
     ``Calibrated.hidden_states``, the dense model's last ones; ``seeded`` says that its steps take
     windows in an order that ``recipe.seed`` decides.
     """
@@ -65,6 +66,7 @@ class Reconstruction:
     layer: LayerReconstruction | None = None
     model: ModelReconstruction | None = None
     updates: bool = False
+    chosen_masks: bool = False
     tunes: bool = False
     needs_hidden_states: bool = False
     seeded: bool = False

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from permllm_offline.local_path import local_path
-from permllm_offline.methods import parse_method
+from permllm_offline.method_parts import summary_of
 from permllm_offline.model.loading import Source
 from permllm_offline.report.report import Report
 
@@ -49,7 +49,7 @@ PermLLM for vLLM (`permllm-vllm` {report.tool_version}).
 |---|---|
 | base model | {base} |
 | licence of the base model | {license_name} |
-| method | `{recipe.method}`: {parse_method(recipe.method).summary} |
+| method | `{recipe.method}`: {summary_of(recipe)} |
 | reconstruction | {recipe.parsed_method().reconstruction} |
 | pattern | {recipe.pattern}: {recipe.parsed_pattern().kept} of every \
 {recipe.parsed_pattern().group} weights kept |
@@ -61,7 +61,8 @@ PermLLM for vLLM (`permllm-vllm` {report.tool_version}).
 | perplexity, dense | {_perplexity(report.perplexity_before)} |
 | perplexity, this checkpoint | {_perplexity(report.perplexity_after)} |
 
-Perplexity is measured on windows of the calibration data set that calibration never saw.
+Perplexity is measured on windows of the calibration data set that calibration never saw\
+{_activations_note(report)}.
 
 ## Serve
 
@@ -82,6 +83,12 @@ with random numbers.
 `recipe.yaml` holds every choice behind this checkpoint, `report.json` what happened to each layer,
 `costs.json` the time and memory that it took; `report.html` shows all of it.
 """
+
+
+def _activations_note(report: Report) -> str:
+    """What perplexity does not count: kernels for int8 values round activations too."""
+    rounded = any(layer.int8_error is not None for layer in report.layers)
+    return ", with activations as they are; serving rounds them" if rounded else ""
 
 
 def dense_card(source: Source, output_name: str) -> str:

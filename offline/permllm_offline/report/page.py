@@ -10,7 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from permllm_offline.expert_names import without_expert
-from permllm_offline.methods import parse_method
+from permllm_offline.method_parts import parts_of, summary_of, title_of
 from permllm_offline.model.loading import Source
 from permllm_offline.report.joined_experts import joined_experts
 from permllm_offline.report.model_card import base_name, calibration_text, left_dense_text
@@ -56,7 +56,8 @@ def report_page(report: Report, costs: Sequence[Cost], source: Source, output_na
         report=report,
         recipe=report.recipe,
         reconstruction=report.recipe.parsed_method().reconstruction,
-        summary=parse_method(report.recipe.method).summary,
+        title=title_of(report.recipe),
+        summary=summary_of(report.recipe),
         calibration=calibration_text(report).replace("`", ""),
         left_dense=left_dense_text(report).replace("`", ""),
         layers=joined_experts(report.layers),
@@ -93,13 +94,16 @@ def _plots(report: Report) -> list[Plot]:
             "of the pruned layers before, so errors grow with depth."
         )
         plots.append(_plot("Error of each decoder layer", caption, error_plot(report)))
-    caption = "Share of the importance that lies on the weights that the masks keep."
+    chosen_masks = parts_of(report.recipe).reconstruction.chosen_masks
+    what = "damage that removing each weight alone would do" if chosen_masks else "importance"
+    caption = f"Share of the {what} that lies on the weights that the masks keep."
     plots.append(_plot("Retained importance", caption, retained_plot(report)))
     if (example := report.mask_example) is not None:
         rows, channels = len(example.pruned), len(example.pruned[0])
         caption = (
             f"{example.name}, its first {rows} output rows and {channels} input channels: what the "
-            "importance alone would keep, and what is kept after the channels were permuted."
+            "importance alone would keep, and what is kept after the channels were permuted"
+            + (", by masks chosen while weights are updated." if chosen_masks else ".")
         )
         plots.append(_plot("The mask, before and after", caption, mask_plot(example)))
     return plots

@@ -27,7 +27,8 @@ class LayerReport:
     """What happened to one linear layer.
 
     ``permutation`` is ``none``, ``run time`` or ``folded``; ``moved_channels`` and
-    ``retained_importance`` are shares, 0..1; ``int8_error`` is the expected error of the output
+    ``retained_importance`` (of removal's damage, where the reconstruction chooses masks) are
+    shares, 0..1; ``int8_error`` is the expected error of the output
     that int8 values cause, relative to it, or None.
     """
 

@@ -214,6 +214,17 @@ def test_plots_show_what_there_is(report: Report, tmp_path: Path) -> None:
     assert not any("perplexity" in row[0] for row in page.tables["summary"])
 
 
+def test_captions_say_how_masks_were_chosen(report: Report, tmp_path: Path) -> None:
+    found = captions(page_of(report, tmp_path))
+    assert "Share of the importance that lies on" in found
+    assert "kept after the channels were permuted." in found
+    recipe = report.recipe.model_copy(update={"reconstruction": "sparsegpt"})
+    page = page_of(replace(report, recipe=recipe), tmp_path)
+    assert "Share of the damage that removing each weight alone would do" in captions(page)
+    assert "by masks chosen while weights are updated." in captions(page)
+    assert f"{recipe.method}, reconstruction sparsegpt: importances of" in page
+
+
 def captions(page: str) -> str:
     return " ".join(re.findall(r"<figcaption>(.*?)</figcaption>", page, re.DOTALL))
 
