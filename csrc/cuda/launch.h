@@ -61,8 +61,13 @@ int launch(void (*kernel)(Parameters...), Grid grid, int threads, int shared_byt
 
 // For CUTLASS, which launches, takes CUDA's last error away and tells only whether there was one:
 // `run` returns true where there was none. Returns a cudaError_t.
+//
+// `run` also has the driver encode what TMA reads, which takes a context of this thread. A new one
+// has none: PyTorch sets the device only where it changes. From CUDA 12 on cudaSetDevice binds one.
 template <class Run>
-int launch_by_cutlass(const Run& run) {
+int launch_by_cutlass(const Device& device, const Run& run) {
+  const int unbound = told(cudaSetDevice(device.index));
+  if (unbound != cudaSuccess) return unbound;
   static_cast<void>(cudaGetLastError());  // of another's call, which has returned it
   if (run()) return cudaSuccess;
   const int error = cudaGetLastError();  // still there: of a kernel that has failed before

@@ -139,8 +139,8 @@ struct SparseGemm {
     if (error != cudaSuccess) return error;
     // Not initialize(), which would do that again for every product, and else only clears the
     // workspace that there is not.
-    typename Kernel::Params params = Kernel::to_underlying_arguments(gemm_arguments, nullptr);
-    return launch_by_cutlass([&] {
+    return launch_by_cutlass(device, [&] {
+      typename Kernel::Params params = Kernel::to_underlying_arguments(gemm_arguments, nullptr);
       return Gemm::run(params, static_cast<cudaStream_t>(stream), nullptr,
                        /*launch_with_pdl=*/true) == cutlass::Status::kSuccess;
     });

@@ -8,6 +8,8 @@ int last = 0;         // the runtime's last error
 bool sticky = false;  // a kernel has failed: every call does from then on
 int next = 0;         // what the next call fails with
 int launches = 0;
+int bound = -1;      // the GPU whose context this thread has
+int bind_error = 0;  // what binding it fails with
 
 int call() {
   const int error = sticky ? last : next;
@@ -18,7 +20,7 @@ int call() {
 
 void kernel(int) {}
 
-constexpr permllm::cuda::Device kDevice{90, 132, 227 << 10, 228 << 10, 0};
+constexpr permllm::cuda::Device kDevice{90, 132, 227 << 10, 228 << 10, 3};
 
 }  // namespace
 
@@ -33,6 +35,11 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t*, const void*, void**) 
   ++launches;
   return static_cast<cudaError_t>(call());
 }
+cudaError_t cudaSetDevice(int device) {
+  if (bind_error != 0) return static_cast<cudaError_t>(last = bind_error);
+  bound = device;
+  return cudaSuccess;
+}
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) {
   return static_cast<cudaError_t>(call());
 }
@@ -42,7 +49,10 @@ void begin(int error, int of_kernel, int next_error) {
   last = error;
   sticky = of_kernel != 0;
   next = next_error;
+  bound = -1;
+  bind_error = 0;
 }
+void refuse_to_bind(int error) { bind_error = error; }
 int left() { return last; }
 int launched() { return launches; }
 
@@ -52,7 +62,8 @@ int launch_ours(int shared_bytes) {
 
 // As CUTLASS does: it launches, takes the last error away and says whether there was none.
 int launch_cutlass() {
-  return permllm::cuda::launch_by_cutlass([] {
+  return permllm::cuda::launch_by_cutlass(kDevice, [] {
+    if (bound != kDevice.index) return false;  // nothing to encode in
     ++launches;
     const int error = call();
     return cudaGetLastError() == cudaSuccess && error == 0;

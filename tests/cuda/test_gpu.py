@@ -10,6 +10,7 @@ import dataclasses
 import os
 import random
 import shutil
+import threading
 
 import pytest
 import torch
@@ -277,6 +278,19 @@ def test_runs_on_the_current_stream(seed):
         y = layer(late)
     torch.cuda.current_stream().wait_stream(stream)
     assert torch.equal(y, expected)
+
+
+def test_runs_in_a_thread_that_has_no_context_yet(seed):
+    """TMA's descriptors are encoded in it; no permutation, whose kernel would bind one before."""
+    layer = OnGpu(random_layer(256, 512, permuted=False, seed=seed), torch.bfloat16)
+    x = torch.randn(200, 512, device=CUDA).bfloat16()
+    expected = layer(x).clone()  # and the memory of y is there for the thread
+    torch.cuda.synchronize()
+    found = []
+    thread = threading.Thread(target=lambda: found.append(layer(x)))
+    thread.start()
+    thread.join()
+    assert torch.equal(*found, expected)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

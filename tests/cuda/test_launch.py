@@ -55,6 +55,22 @@ def test_a_launch_of_cutlass_that_is_not_accepted(runtime):
     assert runtime.launch_cutlass() == 0
 
 
+def test_a_thread_without_a_context_is_given_one_before_cutlass_encodes(runtime):
+    runtime.begin(0, 0, 0)
+    before = runtime.launched()
+    assert runtime.launch_cutlass() == 0
+    assert runtime.launched() == before + 1
+    runtime.refuse_to_bind(NO_MEMORY)
+    assert runtime.launch_cutlass() == NO_MEMORY
+    assert runtime.launched() == before + 1
+    assert runtime.left() == 0
+
+
+def test_descriptors_are_encoded_where_the_context_is_bound():
+    code = (SOURCES / "many_tokens_cutlass.h").read_text()
+    assert code.index("launch_by_cutlass(") < code.index("to_underlying_arguments(")
+
+
 def test_an_error_of_a_kernel_is_told_by_every_launch(runtime):
     runtime.begin(ILLEGAL_ADDRESS, 1, 0)
     for _ in range(2):
