@@ -4,10 +4,10 @@
 
 Every contestant is captured in a CUDA graph that calls it in turn with copies of its weight, so
 many that none of them is in the second-level cache when its turn comes again; activations are
-copied as often, once for all contestants. The graphs of all contestants are replayed in turns;
-numbers are medians over replays. A result that is wrong is not timed. Results are written after
-each number of tokens. Exits with a status of its own where a shape was left out. Needs PyTorch
-alone.
+copied as often, once for all contestants. A graph has 32 calls at least, and the GPU sleeps
+while the host launches it. The graphs of all contestants are replayed in turns; numbers are
+medians over replays. A result that is wrong is not timed. Results are written after each number of
+tokens. Exits with a status of its own where a shape was left out. Needs PyTorch alone.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Contestant:
 
 
 def copies(tensor_bytes: int) -> int:
-    """Copies of a tensor that the cache cannot hold, and at least eight calls per graph."""
+    """Copies of a tensor that the cache cannot hold, and at least eight."""
     cache = torch.cuda.get_device_properties(CUDA).L2_cache_size
     return max(8, math.ceil(4 * cache / tensor_bytes))
 

@@ -12,7 +12,7 @@ from benchmarks.cuda import kernels as cuda_kernels
 from benchmarks.cuda.contestants import CONTESTANTS, DENSE, INT8, OURS, PASS, FastestAlgorithm
 from benchmarks.cuda.kernels import ERROR_LIMIT, measure
 from benchmarks.cuda.rows import Row, incomplete, slower_than_dense, table
-from benchmarks.cuda.turns import medians
+from benchmarks.cuda.turns import LEAST_CALLS, medians, rotation
 from benchmarks.shapes import random_layer
 from permllm_vllm.checkpoint import permutation as permutations
 
@@ -105,6 +105,14 @@ def test_contestants_take_turns_and_the_first_round_does_not_count():
 
     assert medians({name: turn(name) for name in times}, 3) == {"a": 3.0, "b": 5.0}
     assert log == ["a", "b"] * 4
+
+
+@pytest.mark.parametrize(("calls", "inputs"), [(2, 1), (8, 8), (31, 31), (200, 200)])
+def test_a_graph_makes_whole_rounds_and_many_calls(calls, inputs):
+    order = rotation(calls, inputs)
+    assert LEAST_CALLS <= len(order) < LEAST_CALLS + calls
+    assert [call for call, _ in order] == [*range(calls)] * (len(order) // calls)
+    assert [given for _, given in order] == [*range(inputs)] * (len(order) // inputs)
 
 
 @pytest.fixture
