@@ -33,7 +33,7 @@ from benchmarks.cuda.contestants import (
     with_values_of,
 )
 from benchmarks.cuda.rows import Row, incomplete, slower_than_dense, table
-from benchmarks.cuda.turns import Turn, captured, medians
+from benchmarks.cuda.turns import CaptureError, Turn, captured, medians
 from benchmarks.records.machine import write_json
 from benchmarks.shapes import LLAMA_2_7B, Layer, parse_shape, random_layer
 from permllm_vllm.backends import fallback_reason
@@ -101,11 +101,12 @@ def prepared(layer: Layer, name: str) -> Contestant:
 
 
 def measure(
-    n: int, k: int, tokens: Sequence[int], names: Sequence[str], speed: float
+    n: int, k: int, tokens: Sequence[int], names: list[str], speed: float
 ) -> Iterator[list[Row]]:
     """Times every contestant on one shape, in turns for each number of tokens; yields their rows.
 
-    One that cannot run, or whose result is wrong, is left out, with a line why.
+    One that cannot run, or whose result is wrong, is left out, with a line why. One that cannot be
+    captured is taken from `names` too, and not tried again.
     """
     layer = random_layer(n, k)
     contestants: dict[str, Contestant] = {}
@@ -119,13 +120,16 @@ def measure(
         inputs: list[Tensor] = []  # of all contestants, until the last replay
         turns: dict[str, Turn] = {}
         errors: dict[str, float] = {}
-        for name, contestant in contestants.items():
+        for name, contestant in list(contestants.items()):
             try:
                 errors[name] = contestant.checked_error(x)
                 inputs = inputs or [x.clone() for _ in contestant.calls]
                 turns[name] = captured(contestant.calls, inputs)
             except (RuntimeError, ValueError, NotImplementedError) as error:
                 print(f"{n} x {k}, {m} tokens: no {name}: {_first_line(error)}")
+                if isinstance(error, CaptureError):
+                    del contestants[name]
+                    names.remove(name)
         yield [
             Row(
                 n=n,
@@ -184,7 +188,8 @@ def run(
     if reason:
         raise SystemExit(f"the CUDA kernels do not run here: {reason}")
     shapes, tokens = shapes or SHAPES, tokens or TOKENS
-    contestants = contestants or list(CONTESTANTS)
+    # Our own and cuBLAS are captured before the peers, whatever becomes of those.
+    contestants = [name for name in CONTESTANTS if not contestants or name in contestants]
     end = time.monotonic() + seconds
     speed = bandwidth()
     gpu = torch.cuda.get_device_name(CUDA)
@@ -192,7 +197,7 @@ def run(
     rows: list[Row] = []
     with torch.inference_mode():
         moves = [measure_permutation(m, k) for m, k in PERMUTED]
-        for found in _until(end, shapes, tokens, contestants, speed):
+        for found in _until(end, shapes, tokens, [*contestants], speed):
             rows += found
             if json_file:
                 result = {
@@ -221,7 +226,7 @@ def _until(
     end: float,
     shapes: Sequence[tuple[int, int]],
     tokens: Sequence[int],
-    names: Sequence[str],
+    names: list[str],
     speed: float,
 ) -> Iterator[list[Row]]:
     """The rows of shape after shape; nothing is begun after `end`, a time of `time.monotonic`."""

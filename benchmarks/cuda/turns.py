@@ -19,6 +19,10 @@ HEAD_START = 1_000_000
 """Clocks that the GPU sleeps in front of a graph, about half a millisecond."""
 
 
+class CaptureError(RuntimeError):
+    """Something cannot be captured in a graph; what is captured after it may be spoiled."""
+
+
 def medians(turns: Mapping[str, Turn], repeats: int) -> dict[str, float]:
     """Median microseconds of each, of rounds in which each has a turn; the first only warms up."""
     found: dict[str, list[float]] = {name: [] for name in turns}
@@ -35,6 +39,9 @@ def captured(calls: Sequence[Call], inputs: Sequence[Tensor]) -> Turn:
 
     The calls take their activations from `inputs`, one after the other and over again. Whoever
     replays the graph keeps `inputs`: it knows only where they are.
+
+    Raises:
+        CaptureError: it cannot be captured.
     """
     order = rotation(len(calls), len(inputs))
     side = torch.cuda.Stream()
@@ -43,10 +50,15 @@ def captured(calls: Sequence[Call], inputs: Sequence[Tensor]) -> Turn:
         for call in calls[:2]:
             call(inputs[0])
     torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call, given in order:
-            calls[call](inputs[given])
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            for weight, given in order:
+                calls[weight](inputs[given])
+    except RuntimeError as error:
+        raise CaptureError(str(error)) from error
+    finally:  # PyTorch stays on the stream of a capture that fails as it ends
+        torch.cuda.set_stream(stream)
 
     def turn() -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -1,5 +1,6 @@
 """What the GPU benchmark compares with, and what it says; nothing is timed here."""
 
+import contextlib
 import json
 from itertools import chain
 
@@ -9,10 +10,10 @@ import torch
 from benchmarks.cuda import INCOMPLETE
 from benchmarks.cuda import contestants as cuda_contestants
 from benchmarks.cuda import kernels as cuda_kernels
-from benchmarks.cuda.contestants import CONTESTANTS, DENSE, INT8, OURS, PASS, FastestAlgorithm
+from benchmarks.cuda.contestants import CONTESTANTS, DENSE, INT8, OURS, OWN, PASS, FastestAlgorithm
 from benchmarks.cuda.kernels import ERROR_LIMIT, measure
 from benchmarks.cuda.rows import Row, incomplete, slower_than_dense, table
-from benchmarks.cuda.turns import LEAST_CALLS, medians, rotation
+from benchmarks.cuda.turns import LEAST_CALLS, CaptureError, captured, medians, rotation
 from benchmarks.shapes import random_layer
 from permllm_vllm.checkpoint import permutation as permutations
 
@@ -178,6 +179,75 @@ def test_a_shape_is_measured_in_turns(replays, capsys):
     printed = capsys.readouterr().out
     assert "64 x 128: no missing: no such library\n" in printed
     assert "64 x 128, 4 tokens: no transposed: its relative error is 1." in printed
+
+
+def test_what_fails_in_a_capture_is_not_tried_again(replays, monkeypatch, capsys):
+    tried, names = [], [OURS, DENSE]
+    captured = cuda_kernels.captured
+
+    def fails(calls, inputs):
+        tried.append(len(inputs[0]))
+        if len(tried) == 2:  # cuBLAS
+            raise CaptureError("operation not permitted when stream is capturing")
+        return captured(calls, inputs)
+
+    monkeypatch.setattr(cuda_kernels, "captured", fails)
+    rows = list(chain(*measure(64, 128, [4, 8], names, speed=1.0)))
+    assert [(row.tokens, row.contestant) for row in rows] == [(4, OURS), (8, OURS)]
+    assert tried == [4, 4, 8]
+    assert names == [OURS]
+    assert f"64 x 128, 4 tokens: no {DENSE}: operation not permitted" in capsys.readouterr().out
+
+
+def test_our_own_and_cublas_come_first():
+    assert list(CONTESTANTS)[: len(OWN) + 1] == [*OWN, DENSE]
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    """Graphs without a GPU: the name of the current stream, alone in a list."""
+    current = ["the stream"]
+
+    class Stream:
+        def __init__(self, name=""):
+            self.name = name
+
+        def wait_stream(self, other):
+            pass
+
+    @contextlib.contextmanager
+    def graph(_):
+        current[0] = "of the capture"
+        yield
+        current[0] = "the stream"
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream(current[0]))
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda to: current.__setitem__(0, to.name))
+    return current
+
+
+def test_a_graph_holds_its_calls_in_turn(streams):
+    made = []
+    calls = [lambda x, name=name: made.append((name, x, *streams)) for name in range(20)]
+    captured(calls, range(100, 120))
+    in_graph = [(name, x) for name, x, stream in made if stream == "of the capture"]
+    assert in_graph == [(name, 100 + name) for name in range(20)] * 2
+
+
+def test_a_capture_that_fails_leaves_the_stream_as_it_was(streams):
+    """PyTorch does not, where it cannot end the capture, as here."""
+
+    def fails(x):
+        if streams == ["of the capture"]:
+            raise RuntimeError("capture was invalidated")
+
+    with pytest.raises(CaptureError, match="invalidated"):
+        captured([fails], [torch.zeros(1)])
+    assert streams == ["the stream"]
 
 
 def test_activations_are_copied_once_for_all_contestants(replays, monkeypatch):
