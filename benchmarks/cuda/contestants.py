@@ -1,16 +1,21 @@
-"""Ways to multiply with a pruned weight on a GPU, ours and PyTorch's."""
+"""Ways to multiply with a pruned weight on a GPU, ours and PyTorch's.
+
+Each makes several calls, with as many copies of its weight: what it takes to make the weight is
+done once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from benchmarks.shapes import Layer, to_int8
 from permllm_vllm import ops
+from permllm_vllm.backends import CheckpointWeights, PackedWeights
 from permllm_vllm.backends.cuda import CudaBackend
 from permllm_vllm.checkpoint import permutation as permutations
 
@@ -24,11 +29,29 @@ WEIGHT_BYTES = {DENSE: 2.0, INT8: 0.625}  # per weight; of the others:
 SPARSE_BYTES = 1.125
 CUDA = torch.device("cuda")
 Call = Callable[[Tensor], Tensor]
+Weights = TypeVar("Weights", CheckpointWeights, PackedWeights)
 
 
-def _dense(layer: Layer) -> Call:
-    weight = layer.dense.to(CUDA)
-    return lambda x: torch.nn.functional.linear(x, weight)
+def on_gpu(layer: Layer) -> Layer:
+    """The same layer there: every contestant begins with it."""
+    weights = _each(layer.weights, lambda tensor: tensor.to(CUDA))
+    bias = None if layer.bias is None else layer.bias.to(CUDA)
+    return Layer(weights, layer.dense.to(CUDA), bias)
+
+
+def _each(weights: Weights, change: Callable[[Tensor], Tensor]) -> Weights:
+    """The same with every tensor changed."""
+    changed: dict[str, Any] = {
+        name: change(value) for name, value in vars(weights).items() if torch.is_tensor(value)
+    }
+    return dataclasses.replace(weights, **changed)
+
+
+def _dense(layer: Layer, count: int) -> list[Call]:
+    def call(weight: Tensor) -> Call:
+        return lambda x: torch.nn.functional.linear(x, weight)
+
+    return [call(layer.dense.clone()) for _ in range(count)]
 
 
 def with_values_of(name: str, layer: Layer) -> Layer:
@@ -36,38 +59,51 @@ def with_values_of(name: str, layer: Layer) -> Layer:
     return to_int8(layer) if name == INT8 else layer
 
 
-def _ours(layer: Layer, *, permuted: bool = True) -> Call:
-    weights = layer.weights
-    changes: dict[str, Any] = {
-        name: value.to(CUDA) for name, value in vars(weights).items() if torch.is_tensor(value)
-    }
-    if not permuted:
-        changes["permutation"] = None
-    packed = CudaBackend(torch.bfloat16).pack(dataclasses.replace(weights, **changes))
+def _ours(layer: Layer, count: int) -> list[Call]:
+    packed = CudaBackend(torch.bfloat16).pack(layer.weights)
+    copies = [_each(packed, torch.clone) for _ in range(count)]
+    if packed.packed.is_cuda:
+        # The kernels request weights before the kernel in front of them has ended.
+        torch.cuda.synchronize(CUDA)
     n = layer.dense.shape[0]
-    return lambda x: ops.sparse_linear(
-        x, packed.packed, packed.metadata, packed.permutation, packed.scale, None, n, "2:4"
-    )
+
+    def call(copy: PackedWeights) -> Call:
+        return lambda x: ops.sparse_linear(
+            x, copy.packed, copy.metadata, copy.permutation, copy.scale, None, n, "2:4"
+        )
+
+    return [call(copy) for copy in copies]
 
 
-def _after_pass(layer: Layer) -> Call:
+def _unpermuted(layer: Layer, count: int) -> list[Call]:
+    weights = dataclasses.replace(layer.weights, permutation=None)
+    return _ours(dataclasses.replace(layer, weights=weights), count)
+
+
+def _after_pass(layer: Layer, count: int) -> list[Call]:
     """Our product after our permutation kernel, also where the operator would not use that."""
-    multiply, places = _ours(layer, permuted=False), permuted_dense(layer)[1]
+    return [_permuting(layer, multiply) for multiply in _unpermuted(layer, count)]
+
+
+def _permuting(layer: Layer, multiply: Call) -> Call:
+    """Our permutation kernel in front of a product."""
+    weights = layer.weights
+    assert weights.permutation is not None
+    places = permutations.absolute(weights.permutation, weights.block_size) % 128
+    places = places.to(torch.uint8)
     return lambda x: multiply(torch.ops.permllm.permute_inputs(x, places))
 
 
-def permuted_dense(layer: Layer) -> tuple[Tensor, Tensor]:
-    """The weight with zeros in permuted order, and the permutation in blocks of 128."""
+def permuted_dense(layer: Layer) -> Tensor:
+    """The weight with zeros in permuted order."""
     weights = layer.weights
     assert weights.permutation is not None
-    dense = permutations.permute_columns(layer.dense, weights.permutation, weights.block_size)
-    places = permutations.absolute(weights.permutation, weights.block_size) % 128
-    return dense.to(CUDA), places.to(CUDA, torch.uint8)
+    return permutations.permute_columns(layer.dense, weights.permutation, weights.block_size)
 
 
 def multiplied(name: str, layer: Layer) -> Tensor:
     """What a contestant made from this layer multiplies with, in the order of its inputs."""
-    return permuted_dense(layer)[0] if name == UNPERMUTED else layer.dense.to(CUDA)
+    return permuted_dense(layer) if name == UNPERMUTED else layer.dense
 
 
 class FastestAlgorithm:
@@ -92,37 +128,42 @@ class FastestAlgorithm:
 _fastest_algorithm = FastestAlgorithm()
 
 
-def _cusparselt(layer: Layer) -> Call:
+def _cusparselt(layer: Layer, count: int) -> list[Call]:
     """cuSPARSELt with its fastest algorithm, after our permutation kernel."""
-    dense, places = permuted_dense(layer)
-    n = dense.shape[0]
-    compressed = torch._cslt_compress(dense)
+    n = layer.dense.shape[0]
+    compressed = torch._cslt_compress(permuted_dense(layer))
 
-    def call(x: Tensor) -> Tensor:
-        permuted = torch.ops.permllm.permute_inputs(x, places)
-        padding = -x.shape[0] % 8  # its tokens come in eights
-        if padding:
-            permuted = torch.nn.functional.pad(permuted, (0, 0, 0, padding))
-        algorithm = _fastest_algorithm(n, compressed, permuted)
-        y = torch._cslt_sparse_mm(compressed, permuted.t(), alg_id=algorithm, transpose_result=True)
-        return y[: x.shape[0]]
+    def call(weight: Tensor) -> Call:
+        def multiply(x: Tensor) -> Tensor:
+            padding = -x.shape[0] % 8  # its tokens come in eights
+            padded = torch.nn.functional.pad(x, (0, 0, 0, padding)) if padding else x
+            algorithm = _fastest_algorithm(n, weight, padded)
+            y = torch._cslt_sparse_mm(weight, padded.t(), alg_id=algorithm, transpose_result=True)
+            return y[: x.shape[0]]
 
-    return call
+        return _permuting(layer, multiply)
+
+    return [call(compressed.clone()) for _ in range(count)]
 
 
-def _semi_structured(layer: Layer) -> Call:
+def _semi_structured(layer: Layer, count: int) -> list[Call]:
     """PyTorch's own CUTLASS path (sm_80), after our permutation kernel."""
     from torch.sparse import SparseSemiStructuredTensorCUTLASS
 
-    dense, places = permuted_dense(layer)
-    # Not to_sparse_semi_structured, which takes cuSPARSELt wherever it is.
-    weight = SparseSemiStructuredTensorCUTLASS.from_dense(dense)
-    return lambda x: torch.nn.functional.linear(torch.ops.permllm.permute_inputs(x, places), weight)
+    dense = permuted_dense(layer)
+
+    def call() -> Call:
+        # Not to_sparse_semi_structured, which takes cuSPARSELt wherever it is. On the GPU in a
+        # moment, so that it need not be known how to copy what it returns.
+        weight = SparseSemiStructuredTensorCUTLASS.from_dense(dense)
+        return _permuting(layer, lambda x: torch.nn.functional.linear(x, weight))
+
+    return [call() for _ in range(count)]
 
 
-CONTESTANTS: dict[str, Callable[[Layer], Call]] = {
+CONTESTANTS: dict[str, Callable[[Layer, int], list[Call]]] = {
     OURS: _ours,
-    UNPERMUTED: lambda layer: _ours(layer, permuted=False),
+    UNPERMUTED: _unpermuted,
     PASS: _after_pass,
     INT8: _ours,
     DENSE: _dense,

@@ -30,6 +30,7 @@ from benchmarks.cuda.contestants import (
     WEIGHT_BYTES,
     Call,
     multiplied,
+    on_gpu,
     with_values_of,
 )
 from benchmarks.cuda.rows import Row, incomplete, slower_than_dense, table
@@ -96,7 +97,7 @@ def prepared(layer: Layer, name: str) -> Contestant:
     """A contestant with as many copies of its weight as the cache does not hold."""
     n, k = layer.dense.shape
     layer, outputs = with_values_of(name, layer), spread(n, 512)
-    calls = [CONTESTANTS[name](layer) for _ in range(copies(n * k // 2))]
+    calls = CONTESTANTS[name](layer, copies(n * k // 2))
     return Contestant(calls, outputs, multiplied(name, layer)[outputs].clone())
 
 
@@ -108,7 +109,7 @@ def measure(
     One that cannot run, or whose result is wrong, is left out, with a line why. One that cannot be
     captured is taken from `names` too, and not tried again.
     """
-    layer = random_layer(n, k)
+    layer = on_gpu(random_layer(n, k))
     contestants: dict[str, Contestant] = {}
     for name in names:
         try:

@@ -10,11 +10,21 @@ import torch
 from benchmarks.cuda import INCOMPLETE
 from benchmarks.cuda import contestants as cuda_contestants
 from benchmarks.cuda import kernels as cuda_kernels
-from benchmarks.cuda.contestants import CONTESTANTS, DENSE, INT8, OURS, OWN, PASS, FastestAlgorithm
+from benchmarks.cuda.contestants import (
+    CONTESTANTS,
+    DENSE,
+    INT8,
+    OURS,
+    OWN,
+    PASS,
+    FastestAlgorithm,
+    with_values_of,
+)
 from benchmarks.cuda.kernels import ERROR_LIMIT, measure
 from benchmarks.cuda.rows import Row, incomplete, slower_than_dense, table
 from benchmarks.cuda.turns import LEAST_CALLS, CaptureError, captured, medians, rotation
 from benchmarks.shapes import random_layer
+from permllm_vllm.backends.cuda import CudaBackend
 from permllm_vllm.checkpoint import permutation as permutations
 
 
@@ -60,8 +70,8 @@ def test_pytorchs_cutlass_is_not_cusparselt(monkeypatch):
         "from_dense",
         lambda w: asked.append(w.shape),
     )
-    CONTESTANTS["permute + pytorch cutlass"](random_layer(64, 128))
-    assert asked == [(64, 128)]
+    CONTESTANTS["permute + pytorch cutlass"](random_layer(64, 128), 2)
+    assert asked == [(64, 128)] * 2
 
 
 def test_the_pass_comes_before_a_product_without_permutation(monkeypatch):
@@ -79,7 +89,39 @@ def test_the_pass_comes_before_a_product_without_permutation(monkeypatch):
     )
     monkeypatch.setattr(cuda_contestants.ops, "sparse_linear", multiply)
     x = torch.randn(3, 128).bfloat16()
-    assert torch.equal(CONTESTANTS[PASS](layer)(x), x[:, absolute])
+    for call in CONTESTANTS[PASS](layer, 3):
+        assert torch.equal(call(x), x[:, absolute])
+
+
+@pytest.mark.parametrize("name", [OURS, INT8])
+def test_a_weight_is_packed_once_and_copied(monkeypatch, name):
+    """Each copy in a place of its own, so that the cache does not have it yet."""
+    packed, given = [], []
+
+    class Backend(CudaBackend):
+        def pack(self, weights):
+            packed.append(super().pack(weights))
+            return packed[-1]
+
+    monkeypatch.setattr(cuda_contestants, "CudaBackend", Backend)
+    monkeypatch.setattr(cuda_contestants.ops, "sparse_linear", lambda x, *rest: given.append(rest))
+    for call in CONTESTANTS[name](with_values_of(name, random_layer(24, 128)), 3):
+        call(torch.randn(3, 128).bfloat16())
+    assert len(packed) == 1
+    expected = vars(packed[0]).values()
+    for rest in given:
+        for copy, tensor in zip(rest, expected, strict=False):
+            assert tensor is copy is None or torch.equal(copy, tensor)
+    for tensors in ([rest[i] for rest in given] for i in range(2)):
+        assert len({tensor.data_ptr() for tensor in tensors}) == 3
+
+
+def test_dense_weights_are_copies_too():
+    layer = random_layer(8, 128)
+    x = torch.eye(128).bfloat16()
+    calls = CONTESTANTS[DENSE](layer, 2)
+    layer.dense.zero_()
+    assert all(call(x).any() for call in calls)
 
 
 @pytest.mark.parametrize("tensor_bytes", [1 << 10, 16 << 20, 1 << 30])
@@ -141,6 +183,9 @@ def replays(monkeypatch):
 
         return turn
 
+    def copied(prepare):
+        return lambda layer, count: [prepare(layer) for _ in range(count)]
+
     contestants = {
         OURS: linear(),
         INT8: linear(),
@@ -164,7 +209,7 @@ def replays(monkeypatch):
     monkeypatch.setattr(cuda_kernels, "copies", lambda _: 2)
     monkeypatch.setattr(cuda_kernels, "captured", captured)
     for name, prepare in contestants.items():
-        monkeypatch.setitem(CONTESTANTS, name, kept(name, prepare))
+        monkeypatch.setitem(CONTESTANTS, name, copied(kept(name, prepare)))
     return log
 
 
@@ -271,7 +316,8 @@ def test_int8_is_held_against_the_rounded_weight(replays, monkeypatch, capsys):
     ((row,),) = measure(64, 128, [4], [INT8], speed=1.0)
     assert row.relative_error < ERROR_LIMIT
     exact = random_layer(64, 128).dense.float()
-    monkeypatch.setitem(CONTESTANTS, INT8, lambda _: lambda x: (x.float() @ exact.t()).bfloat16())
+    calls = [lambda x: (x.float() @ exact.t()).bfloat16()]
+    monkeypatch.setitem(CONTESTANTS, INT8, lambda *_: calls)
     assert list(measure(64, 128, [4], [INT8], speed=1.0)) == [[]]
     assert f"no {INT8}: its relative error is" in capsys.readouterr().out
 
@@ -280,13 +326,13 @@ def test_every_tile_and_place_is_looked_at(replays, monkeypatch):
     """Kernels write tiles: what is wrong may be the last one, or one place in each."""
 
     def spoiled(outputs, tokens):
-        def prepare(layer):
+        def prepare(layer, count):
             def call(x):
                 y = x.float() @ layer.dense.float().t()
                 y[tokens, outputs] = 0
                 return y.bfloat16()
 
-            return call
+            return [call] * count
 
         return prepare
 
