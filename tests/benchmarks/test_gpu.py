@@ -193,6 +193,22 @@ def test_timing_leaves_time_for_the_sanitizer(machine):
     assert limits["kernels"] > gpu.SECONDS - gpu.SANITIZER_SECONDS
 
 
+def test_memory_that_is_checked_too_slowly_is_no_failure(machine, capsys):
+    code, ran = main(machine, {"compute-sanitizer": gpu.TIMED_OUT})
+    assert not code
+    assert ran == EVERYTHING
+    assert "skipped: stopped after" in capsys.readouterr().out
+
+
+def test_racecheck_fails_with_errors_alone(machine):
+    commands = []
+    machine.setattr(gpu, "run", lambda command, *_: commands.append(command) or 0)
+    gpu.measure(gpu.Steps(gpu.SECONDS), gpu.LIBRARY.parent, None, tests=True)
+    levels = [command for command in commands if "--racecheck-detect-level" in command]
+    assert [short(command) for command in levels] == ["racecheck"]
+    assert levels[0][levels[0].index("--racecheck-detect-level") + 1] == "error"
+
+
 @pytest.mark.parametrize("memcheck", [20, 149])
 def test_barriers_are_checked_in_what_time_is_left(machine, memcheck, capsys):
     """And if that is none, or not enough, nothing fails."""
