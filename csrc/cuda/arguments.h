@@ -37,13 +37,15 @@ struct PermuteArguments {
   int64_t columns;  // a multiple of 16 bytes
 };
 
-// The part of a GPU that plans depend on.
+// A GPU as kernels are chosen and launched for it.
 struct Device {
   int capability;  // 10 * major + minor
   int processors;
   int shared_bytes_per_block;
   int shared_bytes_per_processor;
-  int index;  // of CUDA, no plan depends on it
+  // No plan depends on these.
+  int index;      // of CUDA
+  bool overlaps;  // kernels may start before the one in front of them has ended (launch.h)
 };
 
 // A launch has at most 65535 blocks in its second dimension: one for every 128 rows, and in the

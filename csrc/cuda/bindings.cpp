@@ -7,8 +7,10 @@
 #include <torch/csrc/stable/library.h>
 
 #include <array>
+#include <cstdlib>
 #include <map>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "../tensors.h"
@@ -34,15 +36,25 @@ void check(int error, const char* what) {
                       : ".");
 }
 
+// Whether kernels may overlap: PERMLLM_CUDA_PDL, after programmatic dependent launch.
+bool overlap_allowed() {
+  const char* value = std::getenv("PERMLLM_CUDA_PDL");
+  const std::string choice = value != nullptr ? value : "";
+  STD_TORCH_CHECK(choice.empty() || choice == "0" || choice == "1", "PERMLLM_CUDA_PDL=", choice,
+                  " is neither 0 nor 1: give 0 so that every kernel waits until the one before has "
+                  "ended, or unset it.");
+  return choice != "0";
+}
+
 const Device& device_of(int index) {
   static std::mutex mutex;
   static std::map<int, Device> devices;
   const std::lock_guard lock(mutex);
-  const auto [entry, is_new] = devices.try_emplace(index);
-  if (is_new) {
-    const int error = describe_device(index, entry->second);
-    if (error != 0) devices.erase(entry);
-    check(error, "reading the properties of the GPU");
+  auto entry = devices.find(index);
+  if (entry == devices.end()) {
+    Device device{};
+    check(describe_device(index, overlap_allowed(), device), "reading the properties of the GPU");
+    entry = devices.emplace(index, device).first;
   }
   STD_TORCH_CHECK(entry->second.capability >= kLeastCapability, "GPU ", index,
                   " has compute capability ", entry->second.capability / 10, ".",

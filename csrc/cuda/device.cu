@@ -4,9 +4,17 @@
 #include "launch.h"
 
 namespace permllm::cuda {
+namespace {
 
-int describe_device(int index, Device& device) {
-  int major = 0, minor = 0;
+// griddepcontrol is there from sm_90 on. Earlier drivers know of it, but no edge in a graph that
+// means it: what was captured would not be what is launched.
+constexpr int kOverlappingCapability = 90;
+constexpr int kOverlappingDriver = 12030;
+
+}  // namespace
+
+int describe_device(int index, bool overlap, Device& device) {
+  int major = 0, minor = 0, driver = 0;
   const auto read = [index](int& value, cudaDeviceAttr attribute) {
     return cudaDeviceGetAttribute(&value, attribute, index);
   };
@@ -19,8 +27,11 @@ int describe_device(int index, Device& device) {
   if (error == cudaSuccess) {
     error = read(device.shared_bytes_per_processor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   }
+  if (error == cudaSuccess) error = cudaDriverGetVersion(&driver);
   device.capability = 10 * major + minor;
   device.index = index;
+  device.overlaps =
+      overlap && device.capability >= kOverlappingCapability && driver >= kOverlappingDriver;
   return told(error);
 }
 

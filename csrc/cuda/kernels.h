@@ -7,8 +7,8 @@
 
 namespace permllm::cuda {
 
-// Fills `device` for the device of this index.
-int describe_device(int index, Device& device);
+// Fills `device` for the device of this index; kernels overlap there where `overlap` allows it too.
+int describe_device(int index, bool overlap, Device& device);
 const char* error_text(int error);
 
 // Whether an error means that this build has no code for the GPU.

@@ -55,7 +55,7 @@ int launch(void (*kernel)(Parameters...), Grid grid, int threads, int shared_byt
   configuration.dynamicSmemBytes = shared_bytes;
   configuration.stream = static_cast<cudaStream_t>(stream);
   configuration.attrs = &overlap;
-  configuration.numAttrs = device.capability >= 90 && waits_for_previous_kernel() ? 1 : 0;
+  configuration.numAttrs = device.overlaps && waits_for_previous_kernel() ? 1 : 0;
   return told(cudaLaunchKernelEx(&configuration, kernel, Parameters(values)...));
 }
 

@@ -142,7 +142,7 @@ struct SparseGemm {
     return launch_by_cutlass(device, [&] {
       typename Kernel::Params params = Kernel::to_underlying_arguments(gemm_arguments, nullptr);
       return Gemm::run(params, static_cast<cudaStream_t>(stream), nullptr,
-                       /*launch_with_pdl=*/true) == cutlass::Status::kSuccess;
+                       /*launch_with_pdl=*/device.overlaps) == cutlass::Status::kSuccess;
     });
   }
 };

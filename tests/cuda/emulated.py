@@ -37,9 +37,11 @@ class _Layer(ctypes.Structure):
 
 class _Device(ctypes.Structure):
     _fields_ = [
-        (name, ctypes.c_int)
-        for name in ("capability", "processors", "per_block", "per_processor", "index")
-    ]
+        *((name, ctypes.c_int) for name in (
+            "capability", "processors", "per_block", "per_processor", "index",
+        )),
+        ("overlaps", ctypes.c_bool),
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)

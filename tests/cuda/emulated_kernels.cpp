@@ -199,7 +199,7 @@ void largest_grids(int* result) {
   const LinearArguments many = sizes(rows, 128, 1 << 30, false);
   const LinearArguments few = sizes(rows, 128, kFewTokens, false);
   const PermuteArguments permuted{nullptr, 0, nullptr, nullptr, 1 << 30, columns};
-  const Device device{90, 132, 227 << 10, 228 << 10, 0};
+  const Device device{90, 132, 227 << 10, 228 << 10, 0, false};
   for (const Grid& grid : {many_tokens_grid<64>(many), many_tokens_grid<128>(many),
                            few_tokens_grid(few, plan_few_tokens(few, device)), reduce_grid(few),
                            permute_grid(permuted, 4)}) {

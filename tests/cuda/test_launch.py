@@ -71,6 +71,28 @@ def test_descriptors_are_encoded_where_the_context_is_bound():
     assert code.index("launch_by_cutlass(") < code.index("to_underlying_arguments(")
 
 
+@pytest.mark.parametrize(
+    ("capability", "driver", "allowed", "overlaps"),
+    [
+        (90, 12030, 1, 1),
+        (100, 13000, 1, 1),
+        (90, 13000, 0, 0),  # PERMLLM_CUDA_PDL=0
+        (90, 12020, 1, 0),  # graphs of this driver have no such edges
+        (89, 13000, 1, 0),
+    ],
+)
+def test_where_kernels_overlap(runtime, capability, driver, allowed, overlaps):
+    runtime.begin(0, 0, 0)
+    assert runtime.describe(capability, driver, allowed) == overlaps
+    assert runtime.launch_ours(0) == 0
+    assert runtime.launched_to_overlap() == overlaps
+
+
+def test_cutlass_overlaps_where_the_others_do():
+    code = (SOURCES / "many_tokens_cutlass.h").read_text()
+    assert "/*launch_with_pdl=*/device.overlaps" in code
+
+
 def test_an_error_of_a_kernel_is_told_by_every_launch(runtime):
     runtime.begin(ILLEGAL_ADDRESS, 1, 0)
     for _ in range(2):
