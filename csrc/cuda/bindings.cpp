@@ -8,6 +8,7 @@
 
 #include <array>
 #include <cstdlib>
+#include <exception>
 #include <map>
 #include <mutex>
 #include <string>
@@ -82,8 +83,39 @@ void* current_stream(int device_index) {
   return stream;
 }
 
-Tensor empty_on(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
-  return torch::stable::empty(sizes, dtype, std::nullopt, like.device());
+// What `allocate` returns, which takes memory on the current GPU. PyTorch's errors lose their type
+// in the stable ABI, and their text before 2.13: torch.OutOfMemoryError cannot be raised, but its
+// first words can be said.
+template <class Allocate>
+Tensor allocated(int64_t bytes, const char* what, const Allocate& allocate) {
+  try {
+    return allocate();
+  } catch (const std::exception&) {
+    size_t free = 0;
+    check(free_memory(free), "asking for memory");  // where a kernel has failed before, say that
+    STD_TORCH_CHECK(false, "CUDA out of memory: ", what, " of a sparse layer takes ", bytes,
+                    " bytes, and ", free,
+                    " are free beside what PyTorch holds: multiply fewer tokens at a time, or "
+                    "leave more memory free (vLLM: --max-num-batched-tokens, "
+                    "--gpu-memory-utilization).");
+  }
+}
+
+Tensor empty_on(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype,
+                const char* what) {
+  int64_t bytes = dtype == ScalarType::Float ? 4 : static_cast<int64_t>(like.element_size());
+  for (const int64_t size : sizes) bytes *= size;
+  return allocated(bytes, what,
+                   [&] { return torch::stable::empty(sizes, dtype, std::nullopt, like.device()); });
+}
+
+// The same elements in memory of their own, aligned and without gaps.
+Tensor copied(const Tensor& tensor, const char* what) {
+  const int64_t bytes = tensor.numel() * static_cast<int64_t>(tensor.element_size());
+  return allocated(bytes, what, [&] {
+    const Tensor contiguous = torch::stable::contiguous(tensor);
+    return aligned(contiguous) ? contiguous : torch::stable::clone(contiguous);
+  });
 }
 
 void check_part(const Tensor& tensor, const Tensor& x, ScalarType dtype, int64_t elements,
@@ -174,8 +206,7 @@ Tensor readable_rows(const Tensor& x, int64_t& stride) {
     stride = x.stride(0);
     return x;
   }
-  const Tensor contiguous = torch::stable::contiguous(x);
-  return aligned(contiguous) ? contiguous : torch::stable::clone(contiguous);
+  return copied(x, "a copy of the activations");
 }
 
 Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalTensor permutation,
@@ -192,7 +223,7 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
   const Device& device = device_of(index);
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   sizes.back() = out_features;
-  Tensor y = empty_on(x, sizes, x.scalar_type());
+  Tensor y = empty_on(x, sizes, x.scalar_type(), "the result");
   if (arguments.tokens == 0) return y;
   void* stream = current_stream(index);
   Tensor rows = readable_rows(x, arguments.x_stride);
@@ -201,7 +232,8 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
 
   const LinearKernel kernel = choose_kernel(arguments, device, kBuilt);
   if (takes_a_pass(kernel, arguments, device)) {
-    Tensor permuted = empty_on(x, {arguments.tokens, arguments.inputs}, x.scalar_type());
+    Tensor permuted = empty_on(x, {arguments.tokens, arguments.inputs}, x.scalar_type(),
+                               "the permuted activations");
     const PermuteArguments permute_arguments{rows.const_data_ptr(), arguments.x_stride,
                                              arguments.permutation, permuted.mutable_data_ptr(),
                                              arguments.tokens,      arguments.inputs};
@@ -215,8 +247,8 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
     const FewTokensPlan plan = plan_few_tokens(arguments, device);
     OptionalTensor partial;
     if (plan.splits > 1) {
-      partial =
-          empty_on(x, {plan.splits, arguments.tokens, arguments.padded_rows}, ScalarType::Float);
+      partial = empty_on(x, {plan.splits, arguments.tokens, arguments.padded_rows},
+                         ScalarType::Float, "the partial sums");
     }
     float* sums = partial ? static_cast<float*>(partial->mutable_data_ptr()) : nullptr;
     check(few_tokens(arguments, plan, sums, device, stream), "the kernel for few tokens");
@@ -247,9 +279,9 @@ Tensor permute_inputs(Tensor x, Tensor permutation) {
   const int index = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(index);
   const Device& device = device_of(index);
-  Tensor rows = torch::stable::contiguous(x);
-  if (!aligned(rows)) rows = torch::stable::clone(rows);
-  Tensor y = empty_on(x, std::vector<int64_t>(x.sizes().begin(), x.sizes().end()), x.scalar_type());
+  const Tensor rows = copied(x, "a copy of the activations");
+  const std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  Tensor y = empty_on(x, sizes, x.scalar_type(), "the permuted activations");
   const PermuteArguments arguments{rows.const_data_ptr(),      columns,
                                    data<uint8_t>(permutation), y.mutable_data_ptr(),
                                    x.numel() / columns,        columns};

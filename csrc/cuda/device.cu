@@ -35,6 +35,11 @@ int describe_device(int index, bool overlap, Device& device) {
   return told(error);
 }
 
+int free_memory(size_t& bytes) {
+  size_t all = 0;
+  return told(cudaMemGetInfo(&bytes, &all));
+}
+
 const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
 bool built_for_others(int error) {

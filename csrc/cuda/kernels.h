@@ -2,6 +2,8 @@
 // run on `stream`, a cudaStream_t of the current device.
 #pragma once
 
+#include <cstddef>
+
 #include "arguments.h"
 #include "few_tokens_plan.h"
 
@@ -9,6 +11,8 @@ namespace permllm::cuda {
 
 // Fills `device` for the device of this index; kernels overlap there where `overlap` allows it too.
 int describe_device(int index, bool overlap, Device& device);
+// Of the current device.
+int free_memory(size_t& bytes);
 const char* error_text(int error);
 
 // Whether an error means that this build has no code for the GPU.

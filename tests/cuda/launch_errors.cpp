@@ -59,6 +59,7 @@ cudaError_t cudaDriverGetVersion(int* version) {
   *version = driver;
   return cudaSuccess;
 }
+cudaError_t cudaMemGetInfo(size_t*, size_t*) { return static_cast<cudaError_t>(call()); }
 const char* cudaGetErrorString(cudaError_t) { return ""; }
 
 // Launches on a GPU and with a driver such as these from now on; whether kernels may overlap there.

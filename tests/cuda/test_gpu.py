@@ -370,6 +370,14 @@ def test_selection():
     assert select_backend(CUDA, torch.float32).name == "reference"
 
 
+def test_says_that_memory_is_full():
+    layer = OnGpu(random_layer(1 << 16, 128), torch.bfloat16)
+    x = torch.zeros(1, 128, device=CUDA).bfloat16()
+    with pytest.raises(RuntimeError, match=f"CUDA out of memory: the result .* {1 << 39} bytes"):
+        layer(x.expand(1 << 22, 128))
+    assert layer(x).isfinite().all()
+
+
 def test_refuses_what_does_not_fit():
     layer = OnGpu(random_layer(64, 128), torch.bfloat16)
     packed = layer.packed
