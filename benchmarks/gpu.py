@@ -41,7 +41,8 @@ SYNCHRONISATION_SECONDS = 60.0
 LAST_ROWS = 45.0
 """For the number of tokens that was begun last, and for the table of the timings."""
 TIMED_OUT = 124
-#: Fails where PyTorch would multiply instead of the kernels: the tests would all be skipped.
+#: Has a small layer multiplied; fails where PyTorch would multiply instead of the kernels, and the
+#: tests would all be skipped.
 RUNS_HERE = """
 import sys, torch
 from permllm_vllm.backends import fallback_reason

@@ -34,6 +34,10 @@ void check(int error, const char* what) {
                   built_for_others(error)
                       ? ". This build has kernels for the architectures " PERMLLM_CUDA_ARCHITECTURES
                         ": set PERMLLM_CUDA_ARCHS to that of this GPU, and install again."
+                  : newer_than_driver(error)
+                      ? ". The kernels were built with a CUDA toolkit newer than the driver: "
+                        "install again with one no newer than the CUDA version that nvidia-smi "
+                        "shows, or update the driver."
                       : ".");
 }
 

@@ -46,4 +46,9 @@ bool built_for_others(int error) {
   return error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction;
 }
 
+bool newer_than_driver(int error) {
+  return error == cudaErrorInsufficientDriver || error == cudaErrorCallRequiresNewerDriver ||
+         error == cudaErrorUnsupportedPtxVersion;
+}
+
 }  // namespace permllm::cuda

@@ -7,7 +7,7 @@ import logging
 import torch
 
 from permllm_vllm import ops
-from permllm_vllm.backends import cuda
+from permllm_vllm.backends import cuda, cuda_trial
 from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.backends.reference import ReferenceBackend
 from permllm_vllm.backends.weights import (
@@ -41,13 +41,15 @@ def fallback_reason(
 ) -> str:
     """Why layers of this dtype and device run on the reference backend; empty if they do not.
 
+    On a GPU that should run the kernels a small layer is multiplied, once in a process.
+
     Args:
         device: where the model is.
         dtype: of the activations.
         values: dtype of the sparse values in the checkpoint; that of the activations by default.
     """
     if device.type == "cuda":
-        return cuda.unsupported_reason(device, dtype)
+        return cuda.unsupported_reason(device, dtype) or cuda_trial.failure(device)
     if device.type != "cpu":
         return f"there is no kernel for {device.type} yet"
     if dtype not in ACTIVATIONS:

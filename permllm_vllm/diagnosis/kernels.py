@@ -13,6 +13,7 @@ from permllm_vllm import ops
 from permllm_vllm.backends import CheckpointWeights, fallback_reason, select_backend
 from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
 from permllm_vllm.backends.cuda import missing_gemm
+from permllm_vllm.backends.cuda_trial import is_right
 from permllm_vllm.checkpoint.packing import pack_mask, pack_values
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.diagnosis.finding import INSTALL, Finding, Verdict
@@ -94,7 +95,7 @@ def kernel_error(instruction_set: str, values: torch.dtype) -> float:
 
 
 def cuda_kernels() -> Iterator[Finding]:
-    """Whether there is a GPU, and a library for it."""
+    """Whether there is a GPU, a library for it, and whether that is right."""
     driver = Path("/proc/driver/nvidia/version")
     if driver.exists():
         yield Finding("NVIDIA driver", driver.read_text().splitlines()[0].partition(":")[2].strip())
@@ -106,11 +107,15 @@ def cuda_kernels() -> Iterator[Finding]:
         name = torch.cuda.get_device_name(index)
         yield Finding(f"GPU {index}", f"{name}, compute capability {capability}")
     reason = fallback_reason(torch.device("cuda"), torch.bfloat16)
-    verdict = Verdict.PROBLEM if reason else Verdict.GOOD
     remedy = f"PERMLLM_BUILD_CUDA=1 builds them; {INSTALL}" if ops.cuda_missing_reason else ""
-    yield Finding("CUDA kernels", reason or "loaded", verdict, remedy)
-    if not reason:
-        yield from cutlass_gemm()
+    if not reason and not is_right(torch.device("cuda")):
+        reason = "the result of a small layer is wrong on this GPU"
+        remedy = "serve the dense model on it, and report this; does PERMLLM_CUDA_PDL=0 help?"
+    if reason:
+        yield Finding("CUDA kernels", reason, Verdict.PROBLEM, remedy)
+        return
+    yield Finding("CUDA kernels", "loaded, and right for a small layer")
+    yield from cutlass_gemm()
 
 
 def cutlass_gemm() -> Iterator[Finding]:

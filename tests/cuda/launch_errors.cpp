@@ -62,6 +62,8 @@ cudaError_t cudaDriverGetVersion(int* version) {
 cudaError_t cudaMemGetInfo(size_t*, size_t*) { return static_cast<cudaError_t>(call()); }
 const char* cudaGetErrorString(cudaError_t) { return ""; }
 
+int is_newer_than_driver(int error) { return permllm::cuda::newer_than_driver(error); }
+
 // Launches on a GPU and with a driver such as these from now on; whether kernels may overlap there.
 int describe(int capability_of, int driver_of, int overlap) {
   capability = capability_of;

@@ -88,6 +88,12 @@ def test_where_kernels_overlap(runtime, capability, driver, allowed, overlaps):
     assert runtime.launched_to_overlap() == overlaps
 
 
+def test_errors_of_a_driver_that_is_too_old(runtime):
+    insufficient_driver, newer_call, ptx = 35, 36, 222
+    old = [error for error in range(1000) if runtime.is_newer_than_driver(error)]
+    assert old == [insufficient_driver, newer_call, ptx]
+
+
 def test_cutlass_overlaps_where_the_others_do():
     code = (SOURCES / "many_tokens_cutlass.h").read_text()
     assert "/*launch_with_pdl=*/device.overlaps" in code

@@ -145,6 +145,18 @@ def test_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [one.device for one in services()] == ["cpu"] * 3 + ["cuda"] * 3
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_the_kernels_of_a_gpu_are_tried(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(kernels, "fallback_reason", lambda *_: "")
+    monkeypatch.setattr(kernels, "is_right", lambda _: right)
+    monkeypatch.setattr(kernels, "cutlass_gemm", lambda: iter(()))
+    finding = only(one for one in kernels.cuda_kernels() if one.subject == "CUDA kernels")
+    assert finding.verdict is (Verdict.GOOD if right else Verdict.PROBLEM)
+    assert ("wrong" in finding.found, "report this" in finding.remedy) == (not right, not right)
+
+
 def test_a_gpu_whose_kernels_lack_the_gemm_for_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     library = SimpleNamespace(cutlass_architectures=lambda: "90")
