@@ -1,5 +1,7 @@
 """`quant_method: permllm` of a checkpoint's config.json, and which method each layer gets."""
 
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from functools import partial
@@ -99,8 +101,10 @@ class PermLLMConfig(QuantizationConfig):
         Of a directory, names that regular expressions match are listed in full, so that they can
         follow any renaming.
 
-        vLLM finds compiled graphs again by its configuration, the model's included. Which operands
-        a layer has depends on the kernels too, so they are written there.
+        vLLM finds compiled graphs again by its configurations, that of the model among them. Which
+        operands a layer has depends on the kernels and on what the checkpoint says of its layers,
+        so both are written there; into the configuration of the text model too, by which alone
+        vLLM knows the graphs of many a language model inside one of images.
         """
         if self._checkpoint is None:
             raise CheckpointError(_dense_checkpoint_message(model_name))
@@ -114,7 +118,9 @@ class PermLLMConfig(QuantizationConfig):
                 "rounding, depends on the number of tokens in a batch"
             )
         if hf_config is not None:
-            hf_config.permllm_kernels = kernels()
+            operands = f"{kernels()}, checkpoint {_digest(self._checkpoint)}"
+            for config in (hf_config, hf_config.get_text_config()):
+                config.permllm_operands = operands
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Rename listed modules as vLLM's model class does.
@@ -213,6 +219,11 @@ class PermLLMConfig(QuantizationConfig):
             permuted=agreed("runtime_permuted", PERMUTED),
             folded=agreed("folded", FOLDED),
         )
+
+
+def _digest(checkpoint: schema.QuantizationConfig) -> str:
+    """The same for descriptions that say the same, lists of modules and all."""
+    return hashlib.sha256(json.dumps(checkpoint.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def _adapters_enabled() -> bool:

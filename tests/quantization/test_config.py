@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig
+from transformers import PreTrainedConfig
 from vllm.config import VllmConfig
-from vllm.config.utils import normalize_value
 from vllm.model_executor.layers.fused_moe import RoutedExperts, UnquantizedFusedMoEMethod
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import get_quantization_config
@@ -123,9 +122,9 @@ def test_some_of_the_experts(listed: dict[str, list[str]], what: str) -> None:
 
 def test_a_dense_checkpoint_is_refused() -> None:
     with pytest.raises(CheckpointError, match="some/model is not a PermLLM checkpoint") as error:
-        PermLLMConfig().maybe_update_config("some/model", hf_config=SimpleNamespace())
+        PermLLMConfig().maybe_update_config("some/model", hf_config=PreTrainedConfig())
     assert "permllm-offline prune MODEL --output DIRECTORY" in str(error.value)
-    config().maybe_update_config("some/model", hf_config=SimpleNamespace())
+    config().maybe_update_config("some/model", hf_config=PreTrainedConfig())
     config().maybe_update_config("some/model")
 
 
@@ -137,21 +136,6 @@ def test_batch_invariance_that_is_not_there_is_warned_of(monkeypatch: pytest.Mon
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
     config().maybe_update_config("some/model")
     assert "VLLM_BATCH_INVARIANT does not reach sparse layers" in messages[0]
-
-
-def test_compiled_graphs_are_not_shared_between_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM keys them by its configurations, into which that of the model goes as JSON."""
-
-    def key() -> object:
-        model = LlamaConfig(num_hidden_layers=1)
-        config().maybe_update_config("some/model", hf_config=model)
-        return normalize_value(model)
-
-    before = key()
-    assert before == key()
-    assert "permllm-vllm" in str(before)
-    monkeypatch.setattr(config_module, "kernels", lambda: "others")
-    assert before != key()
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,11 @@
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import PreTrainedConfig
 
 from permllm_vllm.checkpoint.errors import CheckpointError
 from tests.quantization.sparse_modules import config
@@ -34,7 +34,7 @@ def pickled(path: Path) -> Path:
 
 def about_to_load(directory: Path) -> None:
     """What vLLM calls when it has read the configuration."""
-    config().maybe_update_config(str(directory), hf_config=SimpleNamespace())
+    config().maybe_update_config(str(directory), hf_config=PreTrainedConfig())
 
 
 def refusal(directory: Path) -> str:
@@ -128,4 +128,4 @@ def test_a_truncated_shard(directory: Path, lost: int) -> None:
 
 
 def test_a_hub_name_is_left_to_vllm() -> None:
-    config().maybe_update_config("some/model", hf_config=SimpleNamespace())
+    config().maybe_update_config("some/model", hf_config=PreTrainedConfig())
