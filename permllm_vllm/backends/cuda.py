@@ -190,15 +190,16 @@ def _metadata_of_mask_byte() -> Tensor:
 
 
 def _pack_permutation(weights: CheckpointWeights) -> Tensor | None:
-    """The permutation, local to blocks of 128 and padded; None where it moves nothing."""
+    """The permutation, local to blocks of 128 and padded; None where the layer has none.
+
+    One that moves nothing stays: compiled graphs and weights that are loaded anew take an operand
+    for granted where the checkpoint lists one, whatever it holds.
+    """
     if weights.permutation is None:
         return None
     absolute = permutations.absolute(weights.permutation, weights.block_size)
-    inputs = absolute.numel()
-    places = torch.arange(_round_up(inputs, INPUT_MULTIPLE), device=absolute.device)
-    if torch.equal(absolute, places[:inputs]):
-        return None
-    places[:inputs] = absolute
+    places = torch.arange(_round_up(absolute.numel(), INPUT_MULTIPLE), device=absolute.device)
+    places[: absolute.numel()] = absolute
     return (places % INPUT_MULTIPLE).to(torch.uint8)
 
 
