@@ -35,7 +35,10 @@ from permllm_vllm.quantization.weight_files import require_safetensors
 logger = init_logger("vllm.permllm.config")
 
 TOLD_LATE = {"gate_up_proj": ["gate_proj", "up_proj"]}
-"""Parts of fused layers that vLLM's Qwen3 MoE lists once its quantization has read the list."""
+"""Parts of fused layers that vLLM's Qwen3 MoE lists once its quantization has read the list.
+
+A layer of that name in one part is one module of the checkpoint: Phi-3's in its Transformers class.
+"""
 IGNORED = "left dense (`ignore`)"
 PERMUTED = "permuted at run time (`runtime_permuted`)"
 FOLDED = "with a folded permutation (`folded`)"
@@ -140,7 +143,7 @@ class PermLLMConfig(QuantizationConfig):
             return head_method()
         if not isinstance(layer, LinearBase):
             return None
-        modules = self._modules(prefix)
+        modules = self._modules(layer, prefix)
         ignored = self._agreed(prefix, modules, self._is_ignored, IGNORED)
         permuted = self._agreed(
             prefix,
@@ -174,10 +177,13 @@ class PermLLMConfig(QuantizationConfig):
         """Whether `ignore` leaves a module dense, by vLLM's name or by the one it had before."""
         return any(map(self.checkpoint.is_ignored, original_names(module, self._mappers)))
 
-    def _modules(self, prefix: str) -> list[str]:
+    def _modules(self, layer: Any, prefix: str) -> list[str]:
         """Module names of the checkpoint that vLLM fused into the layer `prefix`."""
         parent, dot, leaf = checkpoint_name(prefix).rpartition(".")
-        parts = self.packed_modules_mapping.get(leaf) or TOLD_LATE.get(leaf, [leaf])
+        late = TOLD_LATE.get(leaf, [leaf])
+        if len(getattr(layer, "output_sizes", [leaf])) != len(late):
+            late = [leaf]
+        parts = self.packed_modules_mapping.get(leaf) or late
         return [parent + dot + part for part in parts]
 
     @staticmethod

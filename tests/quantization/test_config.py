@@ -71,6 +71,23 @@ def test_linear_layers_are_sparse() -> None:
     assert not output.permuted
 
 
+@pytest.mark.parametrize(
+    ("parts", "leaves"), [(2, ["gate_proj", "up_proj"]), (1, ["gate_up_proj"])]
+)
+def test_gate_and_up_where_the_model_class_does_not_list_them(
+    parts: int, leaves: list[str]
+) -> None:
+    """vLLM fuses those of Qwen3 MoE; Phi-3 stores them as one, which its Transformers class is."""
+    configuration = config()
+    configuration.packed_modules_mapping = {}
+    layer = layer_of(LinearBase)
+    if parts > 1:  # as vLLM's fused layers have; others lack the attribute
+        layer.__dict__["output_sizes"] = [8] * parts
+    found = configuration.get_quant_method(layer, "model.layers.0.mlp.gate_up_proj")
+    assert isinstance(found, PermLLMLinearMethod)
+    assert found.modules == [f"model.layers.0.mlp.{leaf}" for leaf in leaves]
+
+
 def test_embeddings_and_the_output_head_stay_dense() -> None:
     for layer_class in (ParallelLMHead, VocabParallelEmbedding):
         assert type(config().get_quant_method(layer_of(layer_class), "lm_head")) is HeadMethod
