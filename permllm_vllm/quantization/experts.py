@@ -18,7 +18,7 @@ from permllm_vllm.quantization.parameters import register_packed
 from permllm_vllm.quantization.partition import require_divisible
 from permllm_vllm.quantization.served import ServedLayers
 from permllm_vllm.quantization.sources import CheckpointLayer
-from permllm_vllm.quantization.weight_files import refuse_dummy_weights
+from permllm_vllm.quantization.weight_files import refuse_load_format
 
 _sparse_experts = torch.ops.permllm.sparse_experts.default
 
@@ -75,9 +75,9 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         """Register the tensors of the checkpoint format, cut to this rank.
 
         Raises:
-            CheckpointError: vLLM is to make weights up (`--load-format dummy`).
+            CheckpointError: vLLM is to read no checkpoint (`--load-format dummy`, and others).
         """
-        refuse_dummy_weights()
+        refuse_load_format()
         ranks, inner = layer.moe_config.tp_size, intermediate_size_per_partition
         down = [names[-1] for names in self.modules]
         blocks = self.checkpoint.block_size if self.permuted[1] else None

@@ -30,7 +30,7 @@ from permllm_vllm.quantization.partition import require_divisible
 from permllm_vllm.quantization.served import ServedLayers
 from permllm_vllm.quantization.sources import CheckpointLayer, TensorSource
 from permllm_vllm.quantization.unfolding import Unfolding
-from permllm_vllm.quantization.weight_files import refuse_dummy_weights
+from permllm_vllm.quantization.weight_files import refuse_load_format
 
 _sparse_linear = torch.ops.permllm.sparse_linear.default
 
@@ -83,10 +83,10 @@ class PermLLMLinearMethod(LinearMethodBase):
         """Register the tensors of the checkpoint format, cut to this tensor-parallel rank.
 
         Raises:
-            CheckpointError: vLLM is to make weights up (`--load-format dummy`).
+            CheckpointError: vLLM is to read no checkpoint (`--load-format dummy`, and others).
             RuntimeError: the device cannot serve the pattern.
         """
-        refuse_dummy_weights()
+        refuse_load_format()
         require_pattern(torch.empty(0).device, self.pattern)
         block_size = self.checkpoint.block_size if self._permutation_kind else None
         require_divisible(self.modules, input_size, input_size_per_partition, block_size)

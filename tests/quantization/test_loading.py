@@ -233,10 +233,20 @@ def test_the_loaded_tensors_are_dropped(on_rank: OnRank) -> None:
     assert not layer.weight_packed.requires_grad
 
 
-def test_dummy_weights_are_refused(on_rank: OnRank, monkeypatch: pytest.MonkeyPatch) -> None:
-    current = SimpleNamespace(load_config=SimpleNamespace(load_format="dummy"))
+@pytest.mark.parametrize(
+    ("load_format", "reason"),
+    [
+        ("dummy", "masks and permutations"),
+        ("sharded_state", "packed anew"),
+        ("runai_streamer_sharded", "packed anew"),
+    ],
+)
+def test_formats_without_a_checkpoint_are_refused(
+    on_rank: OnRank, monkeypatch: pytest.MonkeyPatch, load_format: str, reason: str
+) -> None:
+    current = SimpleNamespace(load_config=SimpleNamespace(load_format=load_format))
     monkeypatch.setattr(weight_files, "get_current_vllm_config_or_none", lambda: current)
-    with pytest.raises(CheckpointError, match=r"--load-format dummy .*masks and permutations"):
+    with pytest.raises(CheckpointError, match=rf"--load-format {load_format} .*{reason}"):
         RowParallelLinear(128, 16, bias=False, quant_config=config(), prefix="model.o_proj")
 
 

@@ -113,6 +113,16 @@ def test_weights_that_are_streamed_from_elsewhere(directory: Path, indexed: bool
     about_to_load(directory)
 
 
+@pytest.mark.parametrize(
+    "file", ["model-rank-0-part-0.safetensors", "model-pp-1-tp-0-part-2.safetensors"]
+)
+def test_a_sharded_state_of_vllm(directory: Path, file: str) -> None:
+    save(directory / file)
+    message = refusal(directory)
+    assert f"{directory / file} is read as vLLM's state of a packed model" in message
+    assert "the directory that `permllm-offline prune` wrote" in message
+
+
 @pytest.mark.parametrize("lost", [1, 200, 300])
 def test_a_truncated_shard(directory: Path, lost: int) -> None:
     """Of the data, all of it and some of the header, or nearly everything."""
