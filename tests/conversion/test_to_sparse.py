@@ -170,6 +170,15 @@ def test_a_dense_model_is_refused(dense: Path, tmp_path: Path) -> None:
         convert_to_sparse(str(dense), tmp_path / "out")
 
 
+def test_a_classifier_is_refused(dense: Path, tmp_path: Path) -> None:
+    source = prune(dense, tmp_path / "source", in_place)
+    config = json.loads((source / "config.json").read_text())
+    config["architectures"] = ["LlamaForSequenceClassification"]
+    (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(OfflineError, match="head is neither calibrated nor served"):
+        convert_to_sparse(str(source), tmp_path / "out")
+
+
 def test_unstructured_zeros_are_refused(dense: Path, tmp_path: Path) -> None:
     source = shutil.copytree(dense, tmp_path / "source")
     tensors = load_file(source / "model.safetensors")

@@ -256,6 +256,12 @@ def damage_family(model: Path) -> None:
     (model / "config.json").write_text(json.dumps(config | {"model_type": "bloom"}))
 
 
+def classify(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    config["architectures"] = ["LlamaForSequenceClassification"]
+    (model / "config.json").write_text(json.dumps(config))
+
+
 def link_weights(model: Path) -> None:
     elsewhere = model.with_name("elsewhere.safetensors")
     (model / "model.safetensors").rename(elsewhere)
@@ -282,6 +288,7 @@ def damage_tokenizer(model: Path) -> None:
         (widen, "is of dtype float64 by its config.json"),
         (rename_weights, "stores no model.layers.0.self_attn.q_proj.weight"),
         (damage_family, "'bloom' is not supported; supported are apertus, arcee, cohere2"),
+        (classify, "is a LlamaForSequenceClassification by its config.json"),
         (damage_tokenizer, "no readable tokenizer"),
         (link_weights, "model.safetensors: found a link to"),
         (link_tokenizer, "tokenizer.json: found a link to"),

@@ -201,6 +201,7 @@ def change_config(model: Path, **entries: object) -> None:
         ({"intermediate_size": 256}, "its config.json asks for [256, 8192]"),
         ({"num_hidden_layers": 5}, "stores nothing as model.layers.4.self_attn.q_proj.weight"),
         ({"model_type": "gpt2"}, "is not supported"),
+        ({"architectures": ["LlamaForTokenClassification"]}, "head is neither calibrated nor"),
         ({"dtype": "float64"}, "no checkpoint holds: give --values bfloat16 or float16 or float32"),
     ],
 )

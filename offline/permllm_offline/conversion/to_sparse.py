@@ -26,6 +26,7 @@ from permllm_offline.conversion.shard_size import shard_bytes
 from permllm_offline.conversion.sources import WeightSource
 from permllm_offline.decisions import decide
 from permllm_offline.errors import OfflineError
+from permllm_offline.model.architecture import require_language_model
 from permllm_offline.model.families import heads_of
 from permllm_offline.model.loading import open_source
 from permllm_offline.model.stored import header_bytes
@@ -73,6 +74,7 @@ def convert_to_sparse(
             that cannot be written.
     """
     found = open_source(model)
+    require_language_model(found)
     check_destination(output, found.directory, force=force)
     check_companions(found.directory)
     source, family = open_weights(found), found.language.family()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from permllm_offline.errors import OfflineError
+from permllm_offline.model.architecture import require_language_model
 from permllm_offline.model.families import Family, SharedInputGroup, heads_of
 from permllm_offline.model.ignored import ignored_linears
 from permllm_offline.model.layout import GroupLayout
@@ -113,9 +114,10 @@ def make_plan(
         ignore: entries that name linears which stay dense, beside those of the family.
 
     Raises:
-        OfflineError: unsupported family, sizes that the format cannot hold, or entries of `ignore`
-            that cannot be kept.
+        OfflineError: unsupported family or head, sizes that the format cannot hold, or entries of
+            `ignore` that cannot be kept.
     """
+    require_language_model(source)
     family, heads = source.language.family(), heads_of(source.config)
     skeleton = skeleton_of(source.config)
     decoder = decoder_layers(skeleton, family.layers)
