@@ -8,7 +8,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from permllm_offline.model import float32_products
-from permllm_offline.model.float32_products import product, products_in_float32
+from permllm_offline.model.float32_products import (
+    batched_product,
+    product,
+    products_in_float32,
+)
 from permllm_offline.recomputation import recomputed
 from permllm_offline.text.evaluation import perplexity
 from tests.offline.tiny_models import tiny_model
@@ -142,6 +146,14 @@ def test_a_product_of_matrices(rows: int, inner: int, columns: int) -> None:
     a, b = drawn(2, rows, inner).detach(), drawn(columns, inner, seed=1).detach().t()
     assert_rounded(product(a, b), a.double() @ b.double())
     assert torch.equal(product(a.double(), b.double()), a.double() @ b.double())
+
+
+def test_products_of_many_matrices_stay_in_float32() -> None:
+    a, b = drawn(3, 5, 40).detach(), drawn(3, 40, 4, seed=1).detach()
+    found = batched_product(a, b)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, a.float() @ b.float())
+    assert torch.equal(batched_product(a.double(), b.double()), a.double() @ b.double())
 
 
 def test_perplexity_is_taken_the_faster_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from permllm_offline.report.model_card import base_license
+from permllm_offline.model.loading import Source
+from permllm_offline.recipe import make_recipe
+from permllm_offline.report.model_card import base_license, model_card
+from permllm_offline.report.report import LayerReport, Report
 
 
 @pytest.mark.parametrize(
@@ -20,3 +23,23 @@ from permllm_offline.report.model_card import base_license
 def test_the_licence_is_that_of_the_header(header: str, expected: str, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(f"---\n{header}\n---\n# Model\n", encoding="utf-8")
     assert base_license(tmp_path) == expected
+
+
+@pytest.mark.parametrize("int8_error", [None, 0.01])
+def test_perplexity_of_int8_values_leaves_activations_out(
+    int8_error: float | None, tmp_path: Path
+) -> None:
+    layer = LayerReport("q", 64, 64, "none", 0.0, 0.7, 8192, 4608, int8_error)
+    report = Report(
+        recipe=make_recipe({"model": str(tmp_path)}),
+        tool_version="0.1.0",
+        perplexity_before=22.0,
+        perplexity_after=49.0,
+        learning_curve=[],
+        reconstruction=[],
+        reconstruction_curve=[],
+        layers=[layer],
+    )
+    card = model_card(report, Source(str(tmp_path), tmp_path, None), "sparse")
+    assert "calibration never saw" in card
+    assert ("serving rounds them" in card) == (int8_error is not None)

@@ -16,6 +16,7 @@ from permllm_offline.text.calibration import (
     token_windows,
 )
 from permllm_offline.text.texts import MAX_CHARACTERS, documents
+from tests.offline.text.beginning import Beginning
 
 
 def test_reads_text_json_lines_parquet_and_folders(tmp_path: Path) -> None:
@@ -278,19 +279,6 @@ def test_too_little_text_is_refused(tiny_model_directory: Path, text_file: Path)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_directory)
     with pytest.raises(OfflineError, match=r"gives 125 of the 1000 windows of 16 tokens"):
         sample_windows([str(text_file)], tokenizer, num_samples=1000, sequence_length=16, seed=0)
-
-
-class Beginning:
-    """A tokenizer of a model whose every text begins with token 7."""
-
-    window_begin = 7
-
-    def __init__(self) -> None:
-        self.tokenized = ""
-
-    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
-        self.tokenized += text
-        return {"input_ids": [ord(letter) for letter in text]}
 
 
 def test_every_window_begins_with_the_token_that_the_model_needs() -> None:

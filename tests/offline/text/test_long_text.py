@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from permllm_offline.text import calibration
 from permllm_offline.text.calibration import document_windows, sample_windows, token_windows
-from tests.offline.text.test_calibration import Beginning
+from tests.offline.text.beginning import Beginning
 
 
 @pytest.mark.parametrize(
