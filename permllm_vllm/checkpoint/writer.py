@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -44,6 +44,9 @@ _WEIGHT_SUFFIXES = (
 _COPIED_DIRECTORIES = ("additional_chat_templates",)
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
+Content = str | bytes | Callable[[], str | bytes]
+"""What a file beside the weights holds."""
+
 
 def write_checkpoint(
     output: str | os.PathLike[str],
@@ -55,7 +58,7 @@ def write_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     total_bytes: int | None = None,
     config_updates: Mapping[str, Any] = _NOTHING,
-    extra_files: Mapping[str, str | bytes | None] = _NOTHING,
+    extra_files: Mapping[str, Content | None] = _NOTHING,
 ) -> None:
     """Write `tensors`, and everything of `source` but its weights, to the directory `output`.
 
@@ -64,7 +67,7 @@ def write_checkpoint(
     dense checkpoint. `total_bytes` is what the tensors will take, for the check of free disk; by
     default the size of the weights of `source`. `config_updates` are merged into `config.json`,
     `extra_files` (relative name -> content) written beside it, replacing copies from `source`; None
-    leaves the copy out.
+    leaves the copy out, and a function is asked for the content when all tensors are written.
 
     The directory appears under its name only when it is complete; `SHA256SUMS` in it records every
     weight file. Raises `CheckpointError`, leaving what was there as it was, when `output` is not
@@ -218,6 +221,8 @@ def _check_extra_files(extra_files: Iterable[str]) -> None:
             )
 
 
-def _write_file(path: Path, content: str | bytes) -> None:
+def _write_file(path: Path, content: Content) -> None:
+    if not isinstance(content, str | bytes):
+        content = content()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)

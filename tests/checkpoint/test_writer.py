@@ -233,6 +233,23 @@ def test_doubled_missing_and_wrong_tensors_are_refused(tiny_model: Any, tmp_path
     refused([*everything, ("model.layers.0.mlp.up_proj.g_idx", torch.zeros(1))], "unknown tensor")
 
 
+def test_an_extra_file_may_tell_of_the_tensors(tiny_model: Any, tmp_path: Path) -> None:
+    passed: list[str] = []
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in tiny_model.tensors.items():
+            passed.append(name)
+            yield name, tensor
+
+    extra = {"text": lambda: " ".join(passed), "bytes": lambda: str(len(passed)).encode()}
+    options = {"extra_files": extra, "total_bytes": 0}
+    write_checkpoint(
+        tmp_path / "out", tensors(), tiny_model.quantization, tiny_model.source, **options
+    )
+    assert (tmp_path / "out" / "text").read_text().split() == list(tiny_model.tensors)
+    assert (tmp_path / "out" / "bytes").read_text() == str(len(tiny_model.tensors))
+
+
 @pytest.mark.parametrize(
     "name",
     ["config.json", "SHA256SUMS", "x.safetensors", "../up.txt", "/tmp/x.txt", "a/../../b", ""],
