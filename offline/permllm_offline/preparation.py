@@ -72,7 +72,8 @@ def prepare_model(recipe: Recipe) -> Prepared:
     source = open_source(recipe.model)
     if getattr(source.config, "quantization_config", None) is not None:
         raise OfflineError(
-            f"{recipe.model!r} is already quantized or pruned: prune its dense original."
+            f"{recipe.model!r} is already quantized or pruned: prune its dense original. (What is "
+            "pruned becomes int8 by `permllm-offline convert --values int8`.)"
         )
     dtype = written_dtype(source, recipe.dtype)
     plan = make_plan(

@@ -31,6 +31,31 @@ def test_there_and_back(source: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert same_weights(source, back)
 
 
+def test_int8_from_either_source(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def convert(given: Path, output: str, *options: str) -> int:
+        return main(["convert", str(given), "--output", str(tmp_path / output), *options])
+
+    assert convert(source, "sparse") == 0
+    assert "int8 error" not in capsys.readouterr().out
+    for given, output in ((source, "one-step"), (tmp_path / "sparse", "two-steps")):
+        assert convert(given, output, "--values", "int8") == 0
+        assert "int8 error" in capsys.readouterr().out
+        assert main(["inspect", "--verify", str(tmp_path / output)]) == 0
+        capsys.readouterr()
+    assert same_weights(tmp_path / "one-step", tmp_path / "two-steps")
+    assert convert(tmp_path / "one-step", "back", "--to", "dense") == 0
+    for options, message in (
+        (("--values", "int8"), "are int8: nothing to do"),
+        ((), "is of this format already. Serve it, or give --to dense"),
+        (("--values", "int8", "--to", "dense"), "leave it out with --to dense"),
+    ):
+        assert convert(tmp_path / "one-step", "again", *options) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
 def test_nothing_is_replaced_unasked(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

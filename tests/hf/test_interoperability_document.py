@@ -31,6 +31,8 @@ WRITTEN = (
     "from-bitmask",
     "recovered",
     "recovered-again",
+    "sparse-int8",
+    "from-zeros-int8",
 )
 """Checkpoints of this format that the blocks leave."""
 CAPITALS = [("w1 w2", ["w3", "w4"], 0), ("w5 w6", ["w7", "w8"], 1), ("w9", ["w10", "w11"], 0)]

@@ -22,17 +22,21 @@ def conversion_table(report: ConversionReport) -> Table:
     table.add_column("layers")
     table.add_column("permutation")
     table.add_column("density", justify="right")
+    if report.rounding:
+        table.add_column("int8 error", justify="right")
     table.add_column("why dense")
     rows = defaultdict(list)
     for linear in report.linears:
         number = _NUMBER.search(linear.name)
         name = _NUMBER.sub(".*.", without_expert(linear.name), count=1)
         key = (name, linear.permutation, linear.reason)
-        rows[key].append((int(number[1]) if number else 0, linear.density))
+        rows[key].append((int(number[1]) if number else 0, linear))
     for (name, permutation, reason), found in rows.items():
-        density = sum(share for _, share in found) / len(found)
+        density = sum(linear.density for _, linear in found) / len(found)
+        errors = [one.int8_error for _, one in found if one.int8_error is not None]
+        error = [f"{max(errors):.2%}" if errors else ""] if report.rounding else []
         layers = _ranges([number for number, _ in found])
-        table.add_row(Text(name), layers, permutation, f"{density:.3f}", Text(reason))
+        table.add_row(Text(name), layers, permutation, f"{density:.3f}", *error, Text(reason))
     return table
 
 

@@ -1,4 +1,4 @@
-"""``permllm-offline convert``: other sparse checkpoints to this format, and this one to dense."""
+"""``permllm-offline convert``: other sparse checkpoints to this format, this to int8 or dense."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ _DESCRIPTION = """Convert a sparse checkpoint of another tool to the permllm for
 anything again. What the source is comes from its config.json and its zeros: a plain Hugging Face
 checkpoint that obeys 2:4 or 4:8 (SparseGPT, Wanda, ...), one that obeys it only after channels are
 reordered inside blocks (PermLLM's authors save these), or compressed-tensors sparse-24-bitmask.
-With --to dense a permllm checkpoint becomes a plain one in the original order of channels."""
+With --values int8 kept weights are rounded to int8 with a scale per row, without data; those of a
+permllm checkpoint too. With --to dense a permllm checkpoint becomes a plain one in the original
+order of channels."""
 
 _EXAMPLES = """examples:
   permllm-offline convert ./wanda-2of4 --output ./sparse
   permllm-offline convert ./sparse-llama-bitmask --output ./sparse --strict
   permllm-offline convert ./permllm-authors --output ./sparse --block-size 64 --json found.json
+  permllm-offline convert ./sparse --values int8 --output ./sparse-int8
   permllm-offline convert ./sparse --to dense --output ./dense
 """
 
@@ -33,7 +36,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     """Add the sub-command and its options."""
     parser: argparse.ArgumentParser = commands.add_parser(
         "convert",
-        help="convert other sparse checkpoints to this format, or this one to dense",
+        help="convert other sparse checkpoints to this format, or this one to int8 or dense",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -44,6 +47,12 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--to", choices=("permllm", "dense"), default="permllm", help="(default %(default)s)"
+    )
+    parser.add_argument(
+        "--values",
+        choices=("auto", "int8"),
+        default="auto",
+        help="kept weights: auto (as they are) or int8, a scale per row (default %(default)s)",
     )
     parser.add_argument(
         "--pattern",
@@ -78,6 +87,11 @@ def run(options: argparse.Namespace) -> None:
         raise OfflineError(f"--max-shard-bytes {options.max_shard_bytes}: give at least 1.")
     writing = {"force": options.force, "max_shard_bytes": options.max_shard_bytes}
     if options.to == "dense":
+        if options.values != "auto":
+            raise OfflineError(
+                "--values int8 is about the sparse checkpoint that is written, and a dense one has "
+                "the model's dtype: leave it out with --to dense."
+            )
         if options.strict or options.block_size or options.pattern != "auto":
             raise OfflineError(
                 "--pattern, --block-size and --strict are about what is found in a source: leave "
@@ -91,6 +105,7 @@ def run(options: argparse.Namespace) -> None:
             pattern=None if options.pattern == "auto" else Pattern.parse(options.pattern),
             block_size=options.block_size,
             strict=options.strict,
+            int8=options.values == "int8",
             **writing,
         )
     show(conversion_table(report))

@@ -17,18 +17,23 @@ _COMPRESSED_TENSORS = ("compressed-tensors", "sparseml", None)
 _KEYS = ("quantization_config", "compression_config")
 
 
+def is_of_this_format(source: Source) -> bool:
+    """Whether a checkpoint is a permllm one, by its config.json."""
+    return _entries(source).get("quant_method") == QUANT_METHOD
+
+
 def open_weights(source: Source) -> WeightSource:
     """Open a sparse checkpoint of another tool.
 
     Raises:
         OfflineError: it is of this format already, quantized, or of a format that is not read.
     """
-    config = read_json(source.directory / CONFIG_NAME)
-    entries: Mapping[str, Any] = next((config[key] for key in _KEYS if config.get(key)), {})
+    entries = _entries(source)
     method = entries.get("quant_method")
     if method == QUANT_METHOD:
         raise OfflineError(
-            f"{source.name!r} is of this format already. Serve it, or give --to dense."
+            f"{source.name!r} is of this format already. Serve it, or give --to dense, or --values "
+            "int8 where its values are of another dtype."
         )
     if method not in _COMPRESSED_TENSORS or entries.get("config_groups"):
         raise OfflineError(
@@ -46,3 +51,9 @@ def open_weights(source: Source) -> WeightSource:
         f"{source.name!r} is stored as {layout!r}; read are plain weights with zeros and {FORMAT}. "
         "Decompress it with the tool that wrote it, and convert the result."
     )
+
+
+def _entries(source: Source) -> Mapping[str, Any]:
+    """What config.json says of quantization, or of compression; empty where it says nothing."""
+    config = read_json(source.directory / CONFIG_NAME)
+    return next((config[key] for key in _KEYS if config.get(key)), {})

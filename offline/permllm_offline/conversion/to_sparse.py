@@ -1,4 +1,4 @@
-"""Write a sparse checkpoint of another tool in this format."""
+"""Write a sparse checkpoint in this format: that of another tool, or with int8 values our own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from permllm_offline.bake import bake_layer
-from permllm_offline.conversion.formats import open_weights
+from permllm_offline.conversion.formats import is_of_this_format, open_weights
 from permllm_offline.conversion.ignored import ignored
+from permllm_offline.conversion.int8_rounding import DESCRIPTION, Int8Rounding
 from permllm_offline.conversion.judgement import Judged, judge
 from permllm_offline.conversion.report import (
     DENSE,
@@ -22,8 +23,10 @@ from permllm_offline.conversion.report import (
     ConversionReport,
     ConvertedLinear,
 )
+from permllm_offline.conversion.rounding_notice import noted_papers
 from permllm_offline.conversion.shard_size import shard_bytes
 from permllm_offline.conversion.sources import WeightSource
+from permllm_offline.conversion.to_int8 import convert_to_int8
 from permllm_offline.decisions import decide
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.architecture import require_language_model
@@ -48,12 +51,14 @@ def convert_to_sparse(
     pattern: Pattern | None = None,
     block_size: int | None = None,
     strict: bool = False,
+    int8: bool = False,
     force: bool = False,
     max_shard_bytes: int | None = None,
 ) -> ConversionReport:
     """Convert a checkpoint that holds N:M zeros; the output folder is complete or absent.
 
-    Every weight keeps its value bit for bit (a pruned negative zero becomes a zero). Linears that
+    Every weight keeps its value bit for bit (a pruned negative zero becomes a zero), or is rounded
+    to int8, which a checkpoint of this format may be too: see ``convert_to_int8``. Linears that
     do not obey the pattern are left dense and listed in ``ignore``, all experts of a layer where
     one does not. Two passes over the source, one decoder layer in memory at a time.
 
@@ -64,6 +69,7 @@ def convert_to_sparse(
         block_size: channels per permutation block; by default the first of 64, 128 and 32 that
             explains the first sparse decoder layer.
         strict: raise instead of leaving a linear dense.
+        int8: round what is kept to int8 with a scale per row, chosen from the weights alone.
         force: replace a checkpoint in the output.
         max_shard_bytes: bytes of a safetensors file, which is in memory; by default about a decoder
             layer, 500 MB or more.
@@ -74,6 +80,13 @@ def convert_to_sparse(
             that cannot be written.
     """
     found = open_source(model)
+    if int8 and is_of_this_format(found):
+        if pattern is not None or block_size is not None or strict:
+            raise OfflineError(
+                "--pattern, --block-size and --strict are about what is found in a source: leave "
+                f"them out, {model!r} is of this format."
+            )
+        return convert_to_int8(found, output, force=force, max_shard_bytes=max_shard_bytes)
     require_language_model(found)
     check_destination(output, found.directory, force=force)
     check_companions(found.directory)
@@ -81,26 +94,36 @@ def convert_to_sparse(
     judged = judge(source, family, heads_of(found.config), pattern, block_size)
     report = _report(model, judged)
     _check(report, strict=strict)
+    dtype = judged.value_dtype()
+    rounding = Int8Rounding() if int8 else None
+    noted = {} if rounding is None else noted_papers(found.directory, rounding, dtype)
     quantization = QuantizationConfig(
         pattern=str(judged.pattern),
         block_size=judged.block_size,
-        value_dtype=judged.value_dtype(),
+        value_dtype=dtype if rounding is None else "int8",
         ignore=ignored(judged),
         runtime_permuted=[one.name for one in report.linears if one.permutation == RUN_TIME],
         folded=[one.name for one in report.linears if one.permutation == FOLDED],
     )
     sizes = {name: header_bytes(source.header(name)) for name in source.names()}
+
+    def final() -> ConversionReport:
+        return report if rounding is None else report.with_int8_errors(rounding.errors, DESCRIPTION)
+
     write_checkpoint(
         output,
-        _tensors(judged),
+        _tensors(judged) if rounding is None else rounding.rounded(_tensors(judged)),
         quantization,
         found.directory,
         force=force,
         max_shard_bytes=max_shard_bytes or shard_bytes(sizes, family.stack),
         config_updates=source.config_updates,
-        extra_files={papers.CONVERSION: json.dumps(report.to_dict(), indent=2) + "\n"},
+        extra_files={
+            **noted,
+            papers.CONVERSION: lambda: json.dumps(final().to_dict(), indent=2) + "\n",
+        },
     )
-    return report
+    return final()
 
 
 def _report(model: str, judged: Judged) -> ConversionReport:

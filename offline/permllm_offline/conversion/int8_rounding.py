@@ -1,0 +1,58 @@
+"""Round the kept values of sparse layers to int8 while their tensors pass on the way to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from permllm_offline.errors import OfflineError
+from permllm_offline.importance import row_chunks
+from permllm_offline.int8_values import choose_scale, relative_error, round_to_int8
+from permllm_vllm.checkpoint.numbers import scale_problems
+from permllm_vllm.checkpoint.schema import WEIGHT_PACKED, WEIGHT_SCALE
+
+DESCRIPTION = "int8, without calibration data: each row's scale by least squares of its weights"
+
+
+class Int8Rounding:
+    """Rounds without data, so every input counts alike, and pruned weights not at all.
+
+    ``errors`` has, for each layer that has passed, the error of its weights relative to them, which
+    is that of its output where inputs are uncorrelated and equally large.
+    """
+
+    def __init__(self) -> None:
+        self.errors: dict[str, float] = {}
+
+    def rounded(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors of a checkpoint, those of kept values as int8 and followed by scales.
+
+        Rows are rounded where they stand, in whatever order a fold has left them.
+
+        Raises:
+            OfflineError: a row of so large or small values that float32 has no scale for it.
+        """
+        for name, tensor in tensors:
+            module, _, kind = name.rpartition(".")
+            if kind != WEIGHT_PACKED:
+                yield name, tensor
+                continue
+            scale = self._scale(module, tensor)
+            parts = [round_to_int8(tensor[rows], scale[rows]) for rows in row_chunks(tensor.shape)]
+            del tensor  # what is yielded is written, or copied, while this waits
+            yield name, torch.cat(parts)
+            parts.clear()
+            yield f"{module}.{WEIGHT_SCALE}", scale
+
+    def _scale(self, module: str, values: Tensor) -> Tensor:
+        every_input = torch.ones(values.shape[1])
+        scale = choose_scale(values, every_input)
+        if scale_problems(f"{module}.{WEIGHT_SCALE}", scale):
+            raise OfflineError(
+                f"{module} has a row of values that are too large or too small for a scale in "
+                "float32: leave out --values int8."
+            )
+        self.errors[module] = relative_error(values, every_input, scale)
+        return scale

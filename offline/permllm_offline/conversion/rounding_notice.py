@@ -1,0 +1,100 @@
+"""What is said beside weights whose values were rounded to int8 after the papers were written."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from permllm_offline.conversion.int8_rounding import Int8Rounding
+from permllm_offline.report import papers
+from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.checkpoint.shards import read_json
+
+_HEADER = re.compile(rb"\A---\r?\n.*?\r?\n---[ \t]*(\r?\n|\Z)", re.DOTALL)
+"""The metadata of a model card, which must stay its beginning."""
+
+
+def noted_papers(
+    directory: Path, rounding: Int8Rounding, dtype: str
+) -> dict[str, Callable[[], bytes]]:
+    """Carry the papers of a source over with a notice; what they say else is of the source.
+
+    The model card has it at its top, and so have recipe, report and page of a prune. Files of
+    other tools by these names stay as they are.
+
+    Args:
+        directory: of the source.
+        rounding: of the values, finished when a paper is asked for.
+        dtype: of the values before.
+    """
+
+    def text() -> str:
+        return _notice(rounding, dtype)
+
+    def noted(name: str, insert: Callable[[bytes], bytes]) -> Callable[[], bytes]:
+        return lambda: insert((directory / name).read_bytes())
+
+    carried: dict[str, Callable[[], bytes]] = {}
+    if (directory / papers.CARD).is_file():
+        carried[papers.CARD] = noted(papers.CARD, lambda card: _on_card(card, text()))
+    report = _prune_report(directory / papers.REPORT)
+    if report is None:
+        return carried
+    carried[papers.REPORT] = lambda: _in_report(report, rounding, text())
+    if (directory / papers.RECIPE).is_file():
+        carried[papers.RECIPE] = noted(papers.RECIPE, lambda recipe: _in_recipe(recipe, text()))
+    if (directory / papers.PAGE).is_file():
+        carried[papers.PAGE] = noted(papers.PAGE, lambda page: _on_page(page, text()))
+    return carried
+
+
+def _notice(rounding: Int8Rounding, dtype: str) -> str:
+    return (
+        f"The {dtype} values of {len(rounding.errors)} sparse linear layers were rounded to int8 "
+        "by `permllm-offline convert --values int8`, without calibration data: the scale of each "
+        "row is that of least squares of its weights alone. Relative error of a layer's weights: "
+        f"{max(rounding.errors.values()):.2%} at most. All else here was written before that and "
+        "is about the values before."
+    )
+
+
+def _prune_report(path: Path) -> dict[str, Any] | None:
+    try:
+        report = read_json(path)
+    except CheckpointError:
+        return None
+    return report if {"recipe", "layers"} <= report.keys() else None
+
+
+def _on_card(card: bytes, text: str) -> bytes:
+    header = _HEADER.match(card)
+    end = 0 if header is None else header.end()
+    return card[:end] + f"\n{_after('> ', text)}\n\n".encode() + card[end:].lstrip()
+
+
+def _in_recipe(recipe: bytes, text: str) -> bytes:
+    return f"{_after('# ', text)}\n".encode() + recipe
+
+
+def _after(mark: str, text: str) -> str:
+    return textwrap.fill(text, initial_indent=mark, subsequent_indent=mark, width=100)
+
+
+def _on_page(page: bytes, text: str) -> bytes:
+    return page.replace(b"</h1>", b"</h1>\n<p>" + text.replace("`", "").encode() + b"</p>", 1)
+
+
+def _in_report(report: dict[str, Any], rounding: Int8Rounding, text: str) -> bytes:
+    """Say it first, and write each layer's ``int8_error``, which the prune left open."""
+    layers = [
+        layer | {"int8_error": rounding.errors[layer["name"]]}
+        if isinstance(layer, dict) and layer.get("name") in rounding.errors
+        else layer
+        for layer in report["layers"]
+    ]
+    noted = {"rounded_afterwards": text, **report, "layers": layers}
+    return (json.dumps(noted, indent=2) + "\n").encode()

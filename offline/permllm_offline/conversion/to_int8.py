@@ -1,0 +1,148 @@
+"""Write a checkpoint of this format again, its values rounded to int8."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+from permllm_offline.conversion.int8_rounding import DESCRIPTION, Int8Rounding
+from permllm_offline.conversion.report import (
+    FOLDED,
+    NONE,
+    RUN_TIME,
+    ConversionReport,
+    ConvertedLinear,
+)
+from permllm_offline.conversion.rounding_notice import noted_papers
+from permllm_offline.conversion.shard_size import shard_bytes
+from permllm_offline.errors import OfflineError
+from permllm_offline.model.loading import Source
+from permllm_offline.model.stored import header_bytes
+from permllm_offline.report import papers
+from permllm_vllm.checkpoint.errors import raise_if_any
+from permllm_vllm.checkpoint.headers import TensorHeader
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.reader import CheckpointReader
+from permllm_vllm.checkpoint.schema import (
+    WEIGHT_PACKED,
+    WEIGHT_SCALE,
+    QuantizationConfig,
+    installed_version,
+)
+from permllm_vllm.checkpoint.writer import write_checkpoint
+
+_INT8 = "int8"
+
+
+def convert_to_int8(
+    source: Source, output: Path, *, force: bool = False, max_shard_bytes: int | None = None
+) -> ConversionReport:
+    """Round the values of a checkpoint of this format; every other tensor stays bit for bit.
+
+    Masks, permutations and ``ignore`` are those of the source. One matrix is in memory at a time,
+    and one file of ``max_shard_bytes``: by default about a decoder layer, 500 MB or more.
+
+    Args:
+        source: a checkpoint of this format.
+        output: folder to write, complete or absent.
+        force: replace a checkpoint in the output.
+        max_shard_bytes: bytes of a safetensors file.
+
+    Raises:
+        OfflineError: the values are int8 already, or there are none.
+        CheckpointError: the source is damaged, or the output cannot be written.
+    """
+    reader = CheckpointReader(source.directory)  # fused experts that are dense stay fused
+    before = reader.quantization
+    assert before is not None
+    _check(source, reader, before)
+    rounding = Int8Rounding()
+    densities: dict[str, float] = {}
+    changes = {"value_dtype": _INT8, "tool_version": installed_version()}
+    sizes = _sizes(reader)
+
+    def report() -> ConversionReport:
+        return _report(source, before, densities).with_int8_errors(rounding.errors, DESCRIPTION)
+
+    write_checkpoint(
+        output,
+        rounding.rounded(_tensors(reader, before, densities)),
+        QuantizationConfig.model_validate(before.to_dict() | changes),
+        source.directory,
+        force=force,
+        max_shard_bytes=max_shard_bytes or shard_bytes(sizes, source.language.family().stack),
+        total_bytes=sum(sizes.values()),
+        extra_files={
+            **noted_papers(source.directory, rounding, before.value_dtype),
+            papers.CONVERSION: lambda: json.dumps(report().to_dict(), indent=2) + "\n",
+        },
+    )
+    return report()
+
+
+def _check(source: Source, reader: CheckpointReader, quantization: QuantizationConfig) -> None:
+    if quantization.value_dtype == _INT8:
+        raise OfflineError(
+            f"the values of {source.name!r} are int8: nothing to do. Serve it, or give --to dense."
+        )
+    if not reader.sparse_layers():
+        raise OfflineError(
+            f"{source.name!r} has the config.json of a sparse model, but no sparse layer: its "
+            "weights are of another checkpoint. Copy it again."
+        )
+
+
+def _tensors(
+    reader: CheckpointReader, quantization: QuantizationConfig, densities: dict[str, float]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the stored tensors, each sparse layer verified before; note the density of each."""
+    pattern = Pattern.parse(quantization.pattern)
+    sparse = set(reader.sparse_layers())
+    for name in tqdm(reader.names(), desc="write"):
+        module, _, kind = name.rpartition(".")
+        if module in sparse and kind == WEIGHT_PACKED:
+            layer = reader.layer(module)
+            raise_if_any(layer.content_problems(pattern, quantization.block_size))
+            weights = layer.out_features * layer.in_features
+            densities[module] = int(layer.values.count_nonzero()) / weights
+            del layer
+        yield name, reader.tensor(name)
+
+
+def _sizes(reader: CheckpointReader) -> dict[str, int]:
+    """Bytes of every tensor of the output by its name."""
+    sizes = {}
+    sparse = set(reader.sparse_layers())
+    for name in reader.names():
+        module, _, kind = name.rpartition(".")
+        header = reader.header(name)
+        if module in sparse and kind == WEIGHT_PACKED:
+            header = TensorHeader(header.shape, _INT8)
+            scale = TensorHeader(header.shape[:1], "float32")
+            sizes[f"{module}.{WEIGHT_SCALE}"] = header_bytes(scale)
+        sizes[name] = header_bytes(header)
+    return sizes
+
+
+def _report(
+    source: Source, quantization: QuantizationConfig, densities: dict[str, float]
+) -> ConversionReport:
+    def permutation(name: str) -> str:
+        if quantization.lists("folded", name):
+            return FOLDED
+        return RUN_TIME if quantization.lists("runtime_permuted", name) else NONE
+
+    return ConversionReport(
+        source=source.name,
+        source_format=f"permllm, {quantization.value_dtype} values",
+        target_format="permllm",
+        pattern=quantization.pattern,
+        block_size=quantization.block_size,
+        linears=[
+            ConvertedLinear(name, permutation(name), density) for name, density in densities.items()
+        ],
+    )
