@@ -210,6 +210,32 @@ def test_what_is_not_on_the_disk_is_not_kept(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_all_is_on_the_disk_before_the_name_and_the_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    rename = Path.rename
+
+    def note(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    def note_rename(self: Path, target: Path) -> Path:
+        synced.append("renamed")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    with replaced_at_the_end(tmp_path / "out", force=False) as directory:
+        (directory / "templates").mkdir()
+        (directory / "templates" / "file").touch()
+        (directory / "weights").touch()
+    inside = [directory, *(directory / name for name in ("weights", "templates"))]
+    inside.append(directory / "templates" / "file")
+    *before, renamed, parent = synced
+    assert sorted(before) == sorted(map(str, inside))
+    assert (renamed, parent) == ("renamed", str(tmp_path))
+
+
 def test_leftovers_of_a_killed_write_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
