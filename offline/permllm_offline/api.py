@@ -37,11 +37,13 @@ from permllm_offline.run.scratch import Place
 from permllm_offline.text.calibration import Sampling
 from permllm_offline.text.evaluation import evaluation_windows as cut_windows
 from permllm_offline.text.evaluation import perplexity
+from permllm_offline.text.paper_protocol import LENGTHS, Protocol
+from permllm_offline.text.row_text import TEXT_FIELD
 from permllm_offline.text.zero_shot import Tasks
 
 logger = logging.getLogger(__name__)
 
-OF_TEXT = ("num_samples", "sampling", "sequence_length", "evaluation_windows")
+OF_TEXT = ("num_samples", "sampling", "sequence_length", "evaluation_windows", "text_field")
 """Entries of a recipe that say how its text is read."""
 
 
@@ -50,13 +52,14 @@ class Evaluation:
     """What was measured on a checkpoint.
 
     ``perplexity`` is that over ``windows`` windows of ``sequence_length`` tokens, or None without
-    a data set; ``tasks`` is task -> metric -> value.
+    a data set, and ``protocol`` says how the text was read; ``tasks`` is task -> metric -> value.
     """
 
     perplexity: float | None
     windows: int
     sequence_length: int
     tasks: Mapping[str, Mapping[str, float]]
+    protocol: Protocol = "rows"
 
 
 def prune(
@@ -71,6 +74,7 @@ def prune(
     block_size: Literal[32, 64, 128] | None = None,
     ignore: Sequence[str] | None = None,
     dataset: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
+    text_field: str | None = None,
     num_samples: int | None = None,
     sampling: Sampling | None = None,
     sequence_length: int | None = None,
@@ -106,6 +110,7 @@ def prune(
         ignore: linear layers that stay dense: names in full, or ``re:`` and a regular expression
             that matches whole ones, as in the checkpoint's own ``ignore``.
         dataset: calibration text: a file, a folder or a hub name, or several of them.
+        text_field: field of a row that holds the text, or messages; see ``text.row_text.RowText``.
         num_samples: calibration windows.
         sampling: ``stream`` or ``document``; see ``text.calibration.sample_windows``.
         sequence_length: tokens per window.
@@ -138,6 +143,7 @@ def prune(
         "block_size": block_size,
         "ignore": ignore,
         "dataset": _datasets(dataset),
+        "text_field": text_field,
         "num_samples": num_samples,
         "sampling": sampling,
         "sequence_length": sequence_length,
@@ -253,7 +259,9 @@ def evaluate(
     model: str | PathLike[str],
     dataset: str | PathLike[str] | None = None,
     *,
-    sequence_length: int = 512,
+    text_field: str = TEXT_FIELD,
+    protocol: Protocol = "rows",
+    sequence_length: int | None = None,
     max_windows: int | None = None,
     tasks: str | Sequence[str] | None = None,
     tasks_path: str | PathLike[str] | None = None,
@@ -271,7 +279,11 @@ def evaluate(
     Args:
         model: folder or hub name.
         dataset: text to measure perplexity on: a file, a folder or a hub name.
-        sequence_length: tokens per window; windows do not overlap.
+        text_field: field of a row that holds the text, or messages; see ``text.row_text.RowText``.
+        protocol: ``rows`` tokenizes each row alone; ``paper`` reads ``wikitext2`` and ``c4`` as
+            papers do, see ``text.paper_protocol``.
+        sequence_length: tokens per window, by default 512, or 2048 with ``paper``; windows do not
+            overlap.
         max_windows: windows at most, or None for the whole text, as far as
             ``text.calibration.MAX_TOKENS`` go.
         tasks: of lm-eval; names, or one text with commas between them.
@@ -287,6 +299,10 @@ def evaluate(
     """
     if dataset is None and tasks is None:
         raise OfflineError("nothing to measure: give --dataset, --tasks, or both.")
+    if protocol not in LENGTHS:
+        raise OfflineError(f"protocol {protocol!r} is not known: give {' or '.join(LENGTHS)}.")
+    if sequence_length is None:
+        sequence_length = LENGTHS[protocol]
     if sequence_length < 2:
         raise OfflineError(f"--sequence-length {sequence_length}: a window has at least 2 tokens.")
     if max_windows is not None and max_windows < 1:
@@ -296,11 +312,13 @@ def evaluate(
             f"batch size {batch_size}, few-shot {few_shot} and limit {limit} cannot be evaluated: "
             "--batch-size and --limit must be at least 1, --few-shot at least 0."
         )
-    if dataset is None and max_windows is not None:
-        raise OfflineError(
-            f"--max-windows {max_windows} is about perplexity, and there is no text for it: give "
-            "one with --dataset, or leave the option out."
-        )
+    of_text = {"--max-windows": max_windows, "--protocol": protocol, "--text-field": text_field}
+    for option, value in of_text.items() if dataset is None else ():
+        if value not in (None, "rows", TEXT_FIELD):
+            raise OfflineError(
+                f"{option} {value} is about perplexity, and there is no text for it: give one with "
+                "--dataset, or leave the option out."
+            )
     if tasks is None and tasks_path is not None:
         raise OfflineError("--tasks-path says where tasks are: give their names with --tasks.")
     if tasks is None and (few_shot is not None or limit is not None):
@@ -319,7 +337,14 @@ def evaluate(
         found = Tasks(tasks, None if tasks_path is None else local_path(tasks_path))
     windows = None
     if dataset is not None:
-        windows = cut_windows(fspath(dataset), tokenizer, sequence_length, max_windows)
+        windows = cut_windows(
+            fspath(dataset),
+            tokenizer,
+            sequence_length,
+            max_windows,
+            protocol=protocol,
+            text_field=text_field,
+        )
     measured, scores = None, {}
     if windows is not None:
         measured = perplexity(load_model(source, torch_dtype, torch_device), windows)
@@ -328,7 +353,8 @@ def evaluate(
         scores = found.evaluate(
             served, tokenizer, few_shot=few_shot, limit=limit, batch_size=batch_size
         )
-    return Evaluation(measured, 0 if windows is None else len(windows), sequence_length, scores)
+    count = 0 if windows is None else len(windows)
+    return Evaluation(measured, count, sequence_length, scores, protocol)
 
 
 def _model_name(model: str | PathLike[str]) -> str:

@@ -123,6 +123,7 @@ def with_text(
         seed=recipe.seed,
         num_held_out=recipe.evaluation_windows,
         sampling=recipe.sampling,
+        text_field=recipe.text_field,
         own_text=own or own_text(recipe, prepared).windows,
     )
     return replace(prepared, windows=from_first(draw))

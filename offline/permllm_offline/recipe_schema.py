@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from permllm_offline.methods import BEST, Method, parse_method
 from permllm_offline.run.scratch import Place
 from permllm_offline.text.calibration import Sampling
+from permllm_offline.text.row_text import TEXT_FIELD
 from permllm_vllm.checkpoint.pattern import Pattern
 
 SEEDS = 1 << 32
@@ -102,6 +103,8 @@ class Recipe(BaseModel):
     ignore: tuple[str, ...] = ()
     """Linears that stay dense, as entries of the checkpoint's `ignore`."""
     dataset: str | tuple[str, ...] | None = None
+    text_field: str = Field(default=TEXT_FIELD, min_length=1)
+    """Field of a row that holds the text, or messages for the chat template of the model."""
     num_samples: int = Field(default=128, ge=1)
     sampling: Sampling = "stream"
     sequence_length: int = Field(default=512, ge=2)

@@ -73,7 +73,9 @@ def test_prune_eval_and_inspect(
     arguments = ("--dataset", str(text_file), "--sequence-length", "24", "--max-windows", "5")
     assert main(["eval", str(output), *arguments, "--json", str(result_file)]) == 0
     result = json.loads(result_file.read_text())
-    assert set(result) == {"perplexity", "windows", "sequence_length", "dataset", "model"}
+    measured = {"perplexity", "windows", "sequence_length", "dataset", "protocol"}
+    assert set(result) == measured | {"model"}
+    assert result["protocol"] == "rows"
     assert (result["windows"], result["sequence_length"]) == (5, 24)
     assert json.loads(capsys.readouterr().out) == result
 

@@ -249,6 +249,7 @@ def test_constants_of_the_paper() -> None:
         "pattern": "2:4",
         "block_size": 64,
         "dataset": "c4",
+        "text_field": "text",
         "num_samples": 128 + 4,
         "sampling": "document",
         "sequence_length": 1024,

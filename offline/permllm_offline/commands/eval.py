@@ -9,11 +9,17 @@ from typing import Any
 
 from permllm_offline.api import evaluate
 from permllm_offline.commands.json_file import add_json_option, check_json, write_json
+from permllm_offline.commands.text_field_option import add_text_field_option
 from permllm_offline.local_path import local_path
+from permllm_offline.text.paper_protocol import LENGTHS, PAPER_TEXTS
+from permllm_offline.text.row_text import TEXT_FIELD
+from permllm_offline.text.texts import NAMED
 
 _EXAMPLES = """examples:
   permllm-offline eval ./sparse --dataset held-out.txt
   permllm-offline eval ./model --dataset held-out.txt --sequence-length 2048 --json dense.json
+  permllm-offline eval ./sparse --dataset wikitext2 --protocol paper
+  permllm-offline eval ./sparse --dataset c4 --max-windows 200
   permllm-offline eval ./sparse --tasks hellaswag,arc_easy,arc_challenge,openbookqa,rte
   permllm-offline eval ./sparse --tasks my_task --tasks-path ./tasks --few-shot 5 --limit 200
 """
@@ -32,17 +38,33 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="DIR", help="folder or hub name")
     parser.add_argument(
-        "--dataset", metavar="FILE|DIR|HUB", help="text to measure perplexity on (one)"
+        "--dataset",
+        metavar="FILE|DIR|HUB",
+        help="text to measure perplexity on (one): a .txt, .json, .jsonl or .parquet file, a "
+        f"folder of them, a hub name, or {', '.join(NAMED)}, the test text of each",
     )
+    add_text_field_option(parser, TEXT_FIELD)
+    parser.add_argument(
+        "--protocol",
+        default="rows",
+        metavar="|".join(LENGTHS),
+        help="rows: each row of the text is tokenized alone; paper: as the tables of GPTQ, "
+        f"SparseGPT and Wanda read {' and '.join(PAPER_TEXTS)}, the rows of the test text joined, "
+        "tokenized once (default %(default)s)",
+    )
+    lengths = f"{LENGTHS['rows']}; with --protocol paper {LENGTHS['paper']}"
     parser.add_argument(
         "--sequence-length",
         type=int,
-        default=512,
         metavar="N",
-        help="tokens in a window of the perplexity (default %(default)s)",
+        help=f"tokens in a window of the perplexity (default {lengths})",
     )
     parser.add_argument(
-        "--max-windows", type=int, metavar="N", help="default: the text, up to 8 million tokens"
+        "--max-windows",
+        type=int,
+        metavar="N",
+        help="measure the first N windows, where all would take too long: of c4 they are 15,625 of "
+        "512 tokens (default: the text, up to 8 million tokens)",
     )
     parser.add_argument("--tasks", metavar="A,B", help="tasks of lm-eval, separated by commas")
     parser.add_argument(
@@ -68,6 +90,8 @@ def run(options: argparse.Namespace) -> None:
     found = evaluate(
         options.model,
         options.dataset,
+        text_field=options.text_field,
+        protocol=options.protocol,
         sequence_length=options.sequence_length,
         max_windows=options.max_windows,
         tasks=options.tasks,
@@ -86,6 +110,7 @@ def run(options: argparse.Namespace) -> None:
             "windows": found.windows,
             "sequence_length": found.sequence_length,
             "dataset": options.dataset,
+            "protocol": found.protocol,
         }
     if options.tasks is not None:
         result["tasks"] = found.tasks

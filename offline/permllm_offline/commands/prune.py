@@ -11,6 +11,7 @@ from permllm_offline.api import asked_recipe, prune_and_push
 from permllm_offline.commands.ignore_option import add_ignore_option
 from permllm_offline.commands.learning_options import add_learning_options, given_learning
 from permllm_offline.commands.tables import plan_table, report_table, show
+from permllm_offline.commands.text_field_option import add_text_field_option
 from permllm_offline.local_path import local_path
 from permllm_offline.memory import SMALLER
 from permllm_offline.methods import METHODS
@@ -88,6 +89,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         f"one of {', '.join(NAMED)}, or self: text that the dense model, whole in memory, writes "
         "once, kept in the user's cache; given several times, they share the windows equally",
     )
+    add_text_field_option(parser)
     parser.add_argument(
         "--sampling",
         help="stream: windows of the joined documents; document: one window at a random place of "

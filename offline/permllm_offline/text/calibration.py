@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from permllm_offline.errors import OfflineError
+from permllm_offline.text.row_text import TEXT_FIELD, RowText
 from permllm_offline.text.texts import documents, origins
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,7 @@ def token_windows(
     Returns:
         int64 [windows, sequence_length], the tokenizer's ``window_begin`` included.
     """
-    begin = _begin(tokenizer)
-    length = sequence_length - len(begin)
+    length = sequence_length - len(_begin(tokenizer))
     limit = MAX_TOKENS if max_windows is None else max_windows * length
     stream: list[int] = []
     remaining = iter(texts)
@@ -62,8 +62,19 @@ def token_windows(
             break
     if max_windows is None and (len(stream) > limit or _is_cut(len(stream), remaining)):
         _warn_of_limit()
-    count = min(len(stream), limit) // length
-    windows = torch.tensor(stream[: count * length], dtype=torch.long).reshape(count, length)
+    return cut_windows(stream[:limit], tokenizer, sequence_length)
+
+
+def cut_windows(tokens: Sequence[int], tokenizer: Any, sequence_length: int) -> Tensor:
+    """Cut tokens into windows, each behind the tokenizer's ``window_begin``; no ragged end.
+
+    Returns:
+        int64 [windows, sequence_length].
+    """
+    begin = _begin(tokenizer)
+    length = sequence_length - len(begin)
+    count = len(tokens) // length
+    windows = torch.tensor(tokens[: count * length], dtype=torch.long).reshape(count, length)
     return torch.cat([begin.expand(count, -1), windows], dim=1)
 
 
@@ -197,6 +208,7 @@ def sample_windows(
     seed: int,
     num_held_out: int = 0,
     sampling: Sampling = "stream",
+    text_field: str = TEXT_FIELD,
     own_text: Callable[[int], Tensor] | None = None,
 ) -> CalibrationWindows:
     """Draw calibration windows at random from data sets, an equal share from each.
@@ -210,6 +222,7 @@ def sample_windows(
         num_held_out: further windows, as many of these as the data allow.
         sampling: ``stream`` joins the documents and never draws a token twice; ``document`` is
             ``document_windows``.
+        text_field: what is read of a row, see ``row_text.RowText``.
         own_text: samples a number of windows from the dense model, for the data set ``self``.
 
     Raises:
@@ -219,7 +232,7 @@ def sample_windows(
     parts = [
         _sample(
             dataset,
-            tokenizer,
+            RowText(text_field, tokenizer),
             _share(num_samples, len(datasets), index),
             sequence_length,
             seed,
@@ -257,7 +270,7 @@ def _share(total: int, parts: int, index: int) -> int:
 
 def _sample(
     dataset: str,
-    tokenizer: Any,
+    rows: RowText,
     num_samples: int,
     sequence_length: int,
     seed: int,
@@ -268,11 +281,10 @@ def _sample(
     if own_text is not None and writes_itself(dataset):
         sampled = own_text(num_samples + num_held_out)
         return CalibrationWindows(sampled[:num_samples], sampled[num_samples:])
+    texts, tokenizer = documents(dataset, rows=rows), rows.tokenizer
     if sampling == "document":
         count = num_samples + num_held_out
-        drawn, origin = document_windows(
-            documents(dataset), tokenizer, sequence_length, count, seed
-        )
+        drawn, origin = document_windows(texts, tokenizer, sequence_length, count, seed)
         if len(drawn) == 0:
             raise OfflineError(
                 f"data set {dataset!r} has no document of more than {sequence_length} tokens: "
@@ -282,7 +294,7 @@ def _sample(
         calibration, rest = drawn[:num_samples], drawn[num_samples:]
         unseen = ~torch.isin(origin[num_samples:], origin[:num_samples])
         return CalibrationWindows(calibration, rest[unseen])
-    windows = token_windows(documents(dataset), tokenizer, sequence_length, None)
+    windows = token_windows(texts, tokenizer, sequence_length, None)
     if len(windows) < num_samples:
         raise OfflineError(
             f"data set {dataset!r} is too short: it gives {len(windows)} of the {num_samples} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -13,27 +14,70 @@ from tqdm import tqdm
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.float32_products import products_in_float32
 from permllm_offline.text.calibration import check_length, token_windows
+from permllm_offline.text.paper_protocol import Protocol, paper_name, paper_windows
+from permllm_offline.text.row_text import TEXT_FIELD, RowText
 from permllm_offline.text.texts import documents
+
+logger = logging.getLogger(__name__)
+
+MANY_WINDOWS = 1000
+"""From here on a user who has not said how many is told."""
 
 
 def evaluation_windows(
-    dataset: str, tokenizer: Any, sequence_length: int, max_windows: int | None
+    dataset: str,
+    tokenizer: Any,
+    sequence_length: int,
+    max_windows: int | None,
+    *,
+    protocol: Protocol = "rows",
+    text_field: str = TEXT_FIELD,
 ) -> Tensor:
     """Cut the first windows of a data set: int64 [windows, sequence_length].
 
+    Args:
+        dataset: what ``texts.documents`` reads.
+        tokenizer: of the model, from ``loading.load_tokenizer``.
+        sequence_length: tokens per window.
+        max_windows: by default as many as there are.
+        protocol: ``rows`` tokenizes each row alone, ``paper`` is ``paper_windows``.
+        text_field: what is read of a row, see ``row_text.RowText``.
+
     Raises:
-        OfflineError: the data set does not fill one window, or the model has no positions for it.
+        OfflineError: the data set does not fill one window, the model has no positions for it, or
+            papers have no protocol for it.
     """
     check_length(tokenizer, sequence_length)
-    windows = token_windows(
-        documents(dataset, split="test"), tokenizer, sequence_length, max_windows
-    )
+    rows = RowText(text_field, tokenizer)
+    if protocol == "paper":
+        windows = paper_windows(dataset, tokenizer, sequence_length, max_windows, rows)
+    else:
+        _warn_of_papers(dataset, sequence_length)
+        texts = documents(dataset, "test", rows)
+        windows = token_windows(texts, tokenizer, sequence_length, max_windows)
     if len(windows) == 0:
         raise OfflineError(
             f"data set {dataset!r} is too short: it does not fill one window of "
             f"{sequence_length} tokens. Give more text, or lower --sequence-length."
         )
+    if max_windows is None and len(windows) >= MANY_WINDOWS:
+        logger.warning(
+            "the perplexity is measured on %s windows of %d tokens, one after the other: the "
+            "progress bar says how long after the first, and --max-windows N takes the first N",
+            f"{len(windows):,}",
+            sequence_length,
+        )
     return windows
+
+
+def _warn_of_papers(dataset: str, sequence_length: int) -> None:
+    if paper_name(dataset) is not None:
+        logger.warning(
+            "%s is read row by row, in windows of %d tokens: compare the perplexity with others of "
+            "this command, and with published ones only under --protocol paper",
+            dataset,
+            sequence_length,
+        )
 
 
 @products_in_float32()

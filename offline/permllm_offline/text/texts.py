@@ -1,19 +1,23 @@
-"""Documents of a data set: a text, JSON-lines or parquet file, a folder of them, or a hub name."""
+"""Documents of a data set: a text, JSON or parquet file, a folder of them, or a hub name."""
 
 from __future__ import annotations
 
-import json
+import gzip
 import logging
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from permllm_offline.errors import OfflineError, first_line
 from permllm_offline.local_path import local_path
+from permllm_offline.text.json_rows import json_rows
+from permllm_offline.text.row_text import RowText
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".parquet")
-TEXT_FIELD = "text"
+"""Of files of a folder; all but the last may be followed by ``.gz``."""
 
 MAX_CHARACTERS = 16 * 8_000_000
 """Characters of one document that are read at most: sixteen for each token that ``calibration``
@@ -33,7 +37,10 @@ NAMED: Mapping[str, Mapping[str, str]] = {
 """Short names for what papers calibrate and evaluate on; C4 has no test split."""
 
 
-def documents(dataset: str, split: str = "train") -> Iterator[str]:
+_ANY_ROWS = RowText()
+
+
+def documents(dataset: str, split: str = "train", rows: RowText = _ANY_ROWS) -> Iterator[str]:
     """Yield the documents of ``dataset`` in a fixed order.
 
     What follows ``MAX_CHARACTERS`` of a document is left out, with a warning.
@@ -43,15 +50,16 @@ def documents(dataset: str, split: str = "train") -> Iterator[str]:
             name on the Hugging Face hub, written ``NAME``, ``NAME:CONFIG`` or
             ``NAME:CONFIG:SPLIT``.
         split: split of a hub data set that names none.
+        rows: what is read of a row of JSON, parquet or the hub.
 
     Raises:
         OfflineError: nothing readable there, no text field, or the hub cannot be reached.
     """
     for origin in origins(dataset, split):
         if isinstance(origin, Path):
-            yield from _file_documents(origin)
+            yield from _file_documents(origin, rows)
         else:
-            yield from _hub_documents(origin, dataset)
+            yield from _hub_documents(origin, dataset, rows)
 
 
 def origins(dataset: str, split: str = "train") -> Sequence[Path | str]:
@@ -77,44 +85,44 @@ def origins(dataset: str, split: str = "train") -> Sequence[Path | str]:
 
 def _is_text(path: Path) -> bool:
     # Spark writes folders that are named like files. A link that leads nowhere is an error later.
-    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+    return _kind(path) in SUFFIXES and not path.is_dir()
 
 
-def _file_documents(file: Path) -> Iterator[str]:
-    suffix = file.suffix.lower()
-    if suffix == ".parquet":
-        yield from _text_of(_parquet_rows(file), str(file))
+def _kind(file: Path) -> str:
+    """The suffix that says what a file holds, whether or not it is compressed."""
+    return Path(file.name.lower().removesuffix(".gz")).suffix
+
+
+def _file_documents(file: Path, rows: RowText) -> Iterator[str]:
+    kind = _kind(file)
+    if kind == ".parquet":
+        yield from _texts_of(_parquet_rows(file, rows), str(file), rows)
         return
     try:
-        with file.open(encoding="utf-8-sig") as opened:
-            if suffix in (".jsonl", ".json"):
-                yield from _text_of(_json_rows(opened, file), str(file))
+        with _opened(file) as opened:
+            if kind in (".jsonl", ".json"):
+                yield from _texts_of(json_rows(opened, file), str(file), rows)
             else:
                 yield _beginning(opened.read(MAX_CHARACTERS + 1), str(file))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise OfflineError(f"cannot read {file}: {error}. Give UTF-8 text.") from error
 
 
-def _json_rows(lines: Iterable[str], file: Path) -> Iterator[object]:
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise OfflineError(
-                    f"{file}, line {number}: not JSON ({error.msg}). Each line must be one JSON "
-                    f'object with a "{TEXT_FIELD}" field.'
-                ) from error
+def _opened(file: Path) -> TextIO:
+    if file.suffix.lower() == ".gz":
+        return gzip.open(file, "rt", encoding="utf-8-sig")
+    return file.open(encoding="utf-8-sig")
 
 
-def _parquet_rows(file: Path) -> Iterator[object]:
+def _parquet_rows(file: Path, rows: RowText) -> Iterator[object]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         opened = pyarrow.parquet.ParquetFile(file)
-        known = TEXT_FIELD in opened.schema_arrow.names
-        for batch in opened.iter_batches(columns=[TEXT_FIELD] if known else None):
+        names = opened.schema_arrow.names
+        field = rows.field_of(names)
+        for batch in opened.iter_batches(columns=[field] if field in names else None):
             yield from batch.to_pylist()
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise OfflineError(
@@ -123,16 +131,9 @@ def _parquet_rows(file: Path) -> Iterator[object]:
         ) from error
 
 
-def _text_of(rows: Iterable[object], source: str) -> Iterator[str]:
-    for row in rows:
-        text = row.get(TEXT_FIELD) if isinstance(row, dict) else None
-        if not isinstance(text, str):
-            fields = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            raise OfflineError(
-                f'{source} has a row without a string field "{TEXT_FIELD}" (found: {fields}). '
-                f'Rename the column that holds the text to "{TEXT_FIELD}".'
-            )
-        yield _encodable(_beginning(text, source))
+def _texts_of(found: Iterable[object], source: str, rows: RowText) -> Iterator[str]:
+    for row in found:
+        yield _encodable(_beginning(rows.of(row, source), source))
 
 
 def _beginning(document: str, source: str) -> str:
@@ -151,13 +152,13 @@ def _encodable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _hub_documents(origin: str, dataset: str) -> Iterator[str]:
+def _hub_documents(origin: str, dataset: str, rows: RowText) -> Iterator[str]:
     import datasets
 
     name, config, split = origin.split(":", 2)
     try:
         stream = datasets.load_dataset(name, config or None, split=split, streaming=True)
-        yield from _text_of(iter(stream), dataset)
+        yield from _texts_of(iter(stream), dataset, rows)
     except OfflineError:
         raise
     except Exception as error:  # the hub client raises too many kinds to list

@@ -1,0 +1,19 @@
+"""The option ``--text-field`` of ``prune`` and ``eval``."""
+
+from __future__ import annotations
+
+import argparse
+
+from permllm_offline.text.row_text import MESSAGES_FIELD, TEXT_FIELD
+
+
+def add_text_field_option(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Add the option; ``default`` is what it gives where it is left out."""
+    parser.add_argument(
+        "--text-field",
+        default=default,
+        metavar="NAME",
+        help="field of JSON rows, column of parquet and hub data sets: text, or a list of messages "
+        "(role, content), which the chat template of the model writes out (default "
+        f"{TEXT_FIELD}; {MESSAGES_FIELD} where rows have that alone)",
+    )

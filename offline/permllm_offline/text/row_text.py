@@ -1,0 +1,105 @@
+"""The text of a row: one of its fields, or its messages in the model's chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from permllm_offline.errors import OfflineError, first_line
+
+TEXT_FIELD = "text"
+MESSAGES_FIELD = "messages"
+
+_DAY = datetime(2026, 1, 1)
+"""Today for templates that write the date: the same rows give the same tokens on every day."""
+
+
+@dataclass(frozen=True)
+class RowText:
+    """What is read of the rows of a data set.
+
+    Args:
+        field: name of the one that holds the text, or messages.
+        tokenizer: of the model, from ``loading.load_tokenizer``; of use for messages alone.
+    """
+
+    field: str = TEXT_FIELD
+    tokenizer: Any = None
+
+    def field_of(self, names: Container[str]) -> str:
+        """Name the field that is read where rows have these: messages where there is no text."""
+        if self.field == TEXT_FIELD and TEXT_FIELD not in names and MESSAGES_FIELD in names:
+            return MESSAGES_FIELD
+        return self.field
+
+    def of(self, row: object, source: str) -> str:
+        """Return the text of one row of ``source``.
+
+        Raises:
+            OfflineError: neither text nor messages are in the field, or no template takes these.
+        """
+        value = row.get(self.field_of(row)) if isinstance(row, dict) else None
+        if isinstance(value, str):
+            return value
+        if isinstance(value, list):
+            return self._conversation(value, source)
+        fields = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+        raise OfflineError(
+            f'{source} has a row without a string field "{self.field}" (found: {fields}). Give '
+            "--text-field the name of the field that holds the text, or a list of messages."
+        )
+
+    def _conversation(self, messages: list[object], source: str) -> str:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise OfflineError(
+                f"{source} has rows of messages, and the tokenizer of the model has no chat "
+                "template to write them with. Take the tokenizer of an instruct model, or give "
+                "--text-field a field that holds plain text."
+            )
+        taken = [_message(message, source) for message in messages]
+        if not taken:
+            return ""
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                taken, tokenize=False, strftime_now=_DAY.strftime
+            )
+        except Exception as error:  # a template is a program, and raises what it likes
+            raise OfflineError(
+                f"the chat template of the model refuses a row of {source} "
+                f"({first_line(error)}). Leave out rows whose roles it does not take in their "
+                "order, or give --text-field a field that holds plain text."
+            ) from error
+        begins = getattr(self.tokenizer, "window_begin", None) is not None
+        # A window gets that token by itself.
+        return text.removeprefix(self.tokenizer.bos_token or "") if begins else text
+
+
+def _message(message: object, source: str) -> dict[str, object]:
+    """One message as templates take it: its content one string, nothing that is null."""
+    given: Mapping[str, object] = message if isinstance(message, dict) else {}
+    content = given.get("content")
+    if isinstance(content, list):
+        content = _joined(content)
+    elif content is None and given.get("tool_calls"):
+        content = ""
+    if not isinstance(given.get("role"), str) or not isinstance(content, str):
+        found = ", ".join(given) if given else type(message).__name__
+        raise OfflineError(
+            f'{source} has a message without a "role" and a "content" of text (found: {found}). '
+            'Each message must be {"role": ..., "content": ...}, the content a string or a list of '
+            "text parts; give --text-field another field where the rows have one."
+        )
+    return {name: value for name, value in given.items() if value is not None} | {
+        "content": content
+    }
+
+
+def _joined(parts: list[object]) -> str | None:
+    """The text of parts, or None where one is no text."""
+    texts = [
+        part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+        for part in parts
+    ]
+    return "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else None
