@@ -29,7 +29,7 @@ def alternate(
     variants: Sequence[str],
     cells: Sequence[Cell],
     rows: Rows,
-    measure: Callable[[str, str, Cell], Mapping[str, float]],
+    measure: Callable[[str, str, Cell], Mapping[str, Any]],
     rounds: int,
     *,
     dense: str | None = None,
@@ -67,7 +67,7 @@ def alternate(
 
 def _said(
     rows: Rows,
-    measure: Callable[[str, str, Cell], Mapping[str, float]],
+    measure: Callable[[str, str, Cell], Mapping[str, Any]],
     benchmark: str,
     variant: str,
     cell: Cell,
