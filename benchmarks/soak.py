@@ -25,7 +25,8 @@ from .engines.server import Server, serve
 from .engines.traffic import Question, Tally, Traffic
 from .models import smollm2
 from .pruning.commands import permllm_offline
-from .records.machine import write_json
+from .records.machine import revision, write_json
+from .records.result_file import new_result
 from .texts import sotu
 
 DTYPES = ("bfloat16", "float32")
@@ -204,22 +205,28 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=12, help="requests at the same time")
     parser.add_argument("--json", type=Path, required=True, help="where the result is written")
     options = parser.parse_args()
+    with new_result(parser, options.json):
+        return _soaked(options)
+
+
+def _soaked(options: argparse.Namespace) -> int:
+    begun = revision()
     model = checkpoint()
     start = time.monotonic()
-    records = []
+    records: list[Soaked] = []
     for dtype in DTYPES:
         print(f"{dtype}: vllm serve {model.name}", flush=True)
         with serve(model, "--dtype", dtype, *ARGUMENTS) as server:
             records.append(soak(server, dtype, options.clients, options.seconds))
         for failure in records[-1].failures():
             print(failure[:600], flush=True)
-    rows = [record.to_dict() for record in records]
-    facts = {
-        "model": model.name,
-        "clients": options.clients,
-        "seconds": round(time.monotonic() - start),
-    }
-    write_json(options.json, {**facts, "phases": rows})
+        facts = {
+            "model": model.name,
+            "clients": options.clients,
+            "seconds": round(time.monotonic() - start),
+        }
+        phases = [record.to_dict() for record in records]
+        write_json(options.json, {**facts, "phases": phases}, begun)
     print(summary(records))
     return 1 if any(record.failures() for record in records) else 0
 

@@ -48,6 +48,11 @@ class Rows:
             self._rows = found["rows"]
             self._header = {name: found.get(name) for name in STAMP}
 
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Fields that tell one row from another."""
+        return self._key
+
     def __contains__(self, values: Sequence[Any]) -> bool:
         """Whether a row with these values of the key's fields is there."""
         return self.get(values) is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks.records.rows import Rows
@@ -14,8 +13,8 @@ Row = dict[str, Any]
 class Cells:
     """The rows of one result file, each measured once and written at once; see ``Rows``."""
 
-    def __init__(self, path: Path, facts: Mapping[str, Any], key: Sequence[str]) -> None:
-        self._rows, self._key = Rows(path, facts, key), tuple(key)
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
 
     @property
     def rows(self) -> Sequence[Row]:
@@ -29,7 +28,7 @@ class Cells:
             key: the fields that tell the row from the others, some or all; part of the row.
             measure: gives the rest.
         """
-        values = tuple(key.get(name) for name in self._key)
+        values = tuple(key.get(name) for name in self._rows.key)
         if values not in self._rows:
             self._rows.add({**key, **measure()})
         return self._rows[values]

@@ -46,6 +46,11 @@ MANY_CELLS = Sizes(64, 8, 256, 15, 4)
 QUICK = Sizes(8, 2, 32, 2, 1)
 
 
+def facts(model: str, sizes: Sizes) -> dict[str, Any]:
+    """What every measurement of a study depends on."""
+    return {"model": model, **asdict(sizes), "threads": torch.get_num_threads()}
+
+
 class SharedStatistics(Work):
     """Gives every prune the same statistics of the dense model."""
 
@@ -91,7 +96,7 @@ class Subject:
     @property
     def facts(self) -> Mapping[str, Any]:
         """What every measurement depends on."""
-        return {"model": self.name, **asdict(self.sizes), "threads": torch.get_num_threads()}
+        return facts(self.name, self.sizes)
 
     @cached_property
     def source(self) -> Source:

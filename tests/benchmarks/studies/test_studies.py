@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.records.rows import Rows
 from benchmarks.studies import layers as layer_study
 from benchmarks.studies.__main__ import STUDIES, run
 from benchmarks.studies.calibration import Calibrations
@@ -47,7 +48,8 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_measures_every_cell_once(name: str, subject: Subject, tmp_path: Path) -> None:
     output, plot = tmp_path / "study.json", tmp_path / "study.svg"
-    run(name, subject, output, plot)
+    facts = {"study": name, **subject.facts}
+    run(name, subject, Rows(output, facts, STUDIES[name].key), plot)
     written = output.read_bytes()
     result = json.loads(written)
     assert result["study"] == name
@@ -55,7 +57,7 @@ def test_a_study_measures_every_cell_once(name: str, subject: Subject, tmp_path:
     assert {"date", "machine", "versions"} < set(result)
     assert plot.read_text(encoding="utf-8").startswith("<?xml")
     first = plot.read_bytes()
-    run(name, subject, output, plot)
+    run(name, subject, Rows(output, facts, STUDIES[name].key), plot)
     assert output.read_bytes() == written
     assert plot.read_bytes() == first
 
@@ -155,7 +157,7 @@ def test_rows_of_equal_cost_say_so(
         recipe=lambda method, learning=None: subject.recipe(method, learning=learning or {}),
         pruned=pruned,
     )
-    cells = Cells(tmp_path / "study.json", {}, layer_study.STUDY.key)
+    cells = Cells(Rows(tmp_path / "study.json", {}, layer_study.STUDY.key))
     layer_study.measure(pretended, cells)  # type: ignore[arg-type]
     equal = {(row["layers"], row.get("steps")) for row in cells.rows if row.get("cost") == "equal"}
     assert equal == {
@@ -177,11 +179,11 @@ def test_a_cell_is_measured_once(tmp_path: Path) -> None:
         measured.append(value)
         return {"value": value}
 
-    first = Cells(path, {}, key)
+    first = Cells(Rows(path, {}, key))
     row = first.row({"method": "a"}, lambda: measure(1))
     assert (row["method"], row["value"]) == ("a", 1)
     assert first.row({"method": "a", "size": 2}, lambda: measure(2))["value"] == 2
-    again = Cells(path, {}, key)
+    again = Cells(Rows(path, {}, key))
     assert again.row({"method": "a"}, lambda: measure(3))["value"] == 1
     assert again.row({"method": "a", "size": 2}, lambda: measure(4))["value"] == 2
     assert again.row({"method": "b"}, lambda: measure(5))["value"] == 5
@@ -190,11 +192,11 @@ def test_a_cell_is_measured_once(tmp_path: Path) -> None:
 
 def test_an_unfinished_cell_leaves_the_finished_ones(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    cells = Cells(path, {}, ["method"])
+    cells = Cells(Rows(path, {}, ["method"]))
     cells.row({"method": "a"}, lambda: {"value": 1})
     with pytest.raises(KeyboardInterrupt):
         cells.row({"method": "b"}, _interrupted)
-    assert [row["method"] for row in Cells(path, {}, ["method"]).rows] == ["a"]
+    assert [row["method"] for row in Cells(Rows(path, {}, ["method"])).rows] == ["a"]
 
 
 def test_a_measurement_is_remembered_for_its_key(tmp_path: Path) -> None:
