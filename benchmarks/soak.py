@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from .engines.memory import Memory, watched
 from .engines.server import Server, serve
 from .engines.traffic import Question, Tally, Traffic
+from .engines.twins import is_twin, name_parent
 from .models import smollm2
 from .pruning.commands import permllm_offline
 from .records.machine import revision, write_json
@@ -120,11 +121,12 @@ def checkpoint() -> Path:
     """SmolLM2 at 2:4 with permutations, made once beside the dense model."""
     dense = smollm2()
     output = dense.with_name(f"{dense.name}-wanda-cp-2to4")
-    if not (output / "config.json").exists():
+    if not is_twin(output, dense):
         permllm_offline(
             *("prune", dense, "--output", output, "--method", "wanda+cp", "--pattern", "2:4"),
             *("--dataset", sotu().calibration, "--num-samples", "16", "--force"),
         )
+        name_parent(output, dense)
     return output
 
 
