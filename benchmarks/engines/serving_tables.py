@@ -20,7 +20,7 @@ def by_cell(result: Result, shown: Shown, columns: Mapping[str, Together]) -> st
         shown: what stands in a cell.
         columns: what the rows of a variant say together; left out where none says anything.
     """
-    rows = _of_engines(result)
+    rows = of_engines(result)
     found = {(row["variant"], row["batch"], row["prompt_tokens"]): row for row in rows}
     cells = list(dict.fromkeys((batch, prompt) for _, batch, prompt in found))
     variants = list(dict.fromkeys(variant for variant, _, _ in found))
@@ -38,9 +38,14 @@ def by_cell(result: Result, shown: Shown, columns: Mapping[str, Together]) -> st
     return markdown(header, lines.values())
 
 
-def _of_engines(result: Result) -> list[Row]:
+def of_engines(result: Result) -> list[Row]:
     """Rows of the engines that take turns; the others are those of vLLM's own benchmarks."""
     return [row for row in result["rows"] if row.get("benchmark", DECODE) == DECODE]
+
+
+def of_bench(result: Result) -> list[Row]:
+    """Rows of vLLM's own benchmarks."""
+    return [row for row in result["rows"] if row.get("benchmark", DECODE) != DECODE]
 
 
 def _refusals(rows: Iterable[Row]) -> list[tuple[str, str]]:
@@ -61,7 +66,7 @@ def _cell(row: Row, shown: Shown) -> str:
 
 def decode(result: Result) -> str:
     """Decoded tokens per second and times dense's; memory, bytes of the pruned layers, loading."""
-    rows = _of_engines(result)
+    rows = of_engines(result)
     columns: dict[str, Together] = {
         "by bytes": lambda rows: _largest(rows, "byte_ratio", "{:.2f}x"),
         "pruned linears": lambda rows: _largest(rows, "packed_ratio", "{:.3f}x"),
@@ -82,7 +87,7 @@ def bench(result: Result) -> str:
 
     Nothing where a result has no rows of them.
     """
-    rows = [row for row in result["rows"] if row.get("benchmark", DECODE) != DECODE]
+    rows = of_bench(result)
     if not rows:
         return ""
     lines = []
@@ -94,7 +99,7 @@ def bench(result: Result) -> str:
             line.append(_medians(own, field, ratio, form))
         lines.append(line)
     header = ["variant", "batch", "prompt", *(name for _, name, *_ in BENCH)]
-    said = _refusals(_of_engines(result))  # stands below the table of decoding
+    said = _refusals(of_engines(result))  # stands below the table of decoding
     return markdown(header, lines) + _reasons(one for one in _refusals(rows) if one not in said)
 
 

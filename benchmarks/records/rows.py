@@ -81,6 +81,12 @@ class Rows:
             self._rows[place : place + 1] = [self._stamped(row)]
         self._write()
 
+    def keep(self, row: Mapping[str, Any]) -> None:
+        """Append a row that was measured before, with the date and the commit of that."""
+        self._rows.append(dict(row))
+        self._header = self._header or {name: row[name] for name in STAMP}
+        self._write()
+
     def amend(self, rows: Iterable[Mapping[str, Any]], measured: Collection[str] = ()) -> None:
         """Replace fields of rows that are there, and write the file once.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.records.rows import Rows
+from benchmarks.records.rows import STAMP, Rows
 
 Row = dict[str, Any]
 
@@ -26,11 +26,13 @@ class Cells:
 
         Args:
             key: the fields that tell the row from the others, some or all; part of the row.
-            measure: gives the rest.
+            measure: gives the rest; with a date and a commit if it is remembered.
         """
         values = tuple(key.get(name) for name in self._rows.key)
         if values not in self._rows:
-            self._rows.add({**key, **measure()})
+            row = {**key, **measure()}
+            add = self._rows.keep if set(STAMP) <= set(row) else self._rows.add
+            add(row)
         return self._rows[values]
 
     def sort(self, place: Callable[[Mapping[str, Any]], Any]) -> None:

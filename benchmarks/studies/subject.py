@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -179,7 +180,7 @@ class Subject:
     def dense(self) -> dict[str, Any]:
         """The measurements of the model before pruning."""
         return remembered(
-            {"dense": str(self.directory), **self.facts},
+            {"dense": str(self.directory), **self.facts, "texts": self._texts()},
             lambda: {"perplexity": self.perplexity(self.load())},
         )
 
@@ -189,7 +190,15 @@ class Subject:
         ``seconds`` are of the processor, all its threads together, after calibration;
         ``wall_seconds`` went by, other work included.
         """
-        return remembered({**recipe.model_dump(), **self.facts}, lambda: self._pruned(recipe))
+        texts = self._texts(self.calibration)
+        return remembered(
+            {**recipe.model_dump(), **self.facts, "texts": texts}, lambda: self._pruned(recipe)
+        )
+
+    def _texts(self, *more: Path) -> list[str]:
+        """Digests of what is evaluated, and of further texts."""
+        files = (*self._evaluation.values(), *more)
+        return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
     def _pruned(self, recipe: Recipe) -> dict[str, Any]:
         assert self.statistics is not None  # measured before the clock starts

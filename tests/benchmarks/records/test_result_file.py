@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.packages import cache_dir
+from benchmarks.records import result_file
 from benchmarks.records.result_file import held, kept_rows, new_result
 from benchmarks.records.rows import Rows
 
 HOLD = """
 import argparse, sys
 from pathlib import Path
+from benchmarks.packages import cache_dir
+from benchmarks.records import result_file
 from benchmarks.records.result_file import held
 with held(argparse.ArgumentParser(), Path(sys.argv[1])):
     print("held", flush=True)
@@ -31,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERMLLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(result_file, "cache_dir", cache_dir)
 
 
 def refused(
