@@ -20,12 +20,11 @@ from benchmarks.engines.engine import (
     EngineError,
     Step,
     _output_to,
-    head_bytes,
     reason,
-    sparse_bytes,
     threads,
 )
 from benchmarks.engines.kv_cache import KV_CACHE
+from benchmarks.engines.packed_bytes import head_bytes, sparse_bytes
 from permllm_vllm.backends import PackedWeights
 from permllm_vllm.quantization.head import COPY
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
