@@ -65,6 +65,7 @@ benchmark: $(STAMP) ## kernel and serving benchmarks of this machine: hours; goe
 	$(TEST_ENV) $(BIN)/python -m benchmarks.serving --json build/serving.json
 
 soak: $(STAMP) ## minutes of mixed traffic against a real server: nothing may break, leak or be wrong
+	rm -f build/soak.json
 	$(TEST_ENV) $(BIN)/python -m benchmarks.soak --json build/soak.json
 
 gpu: ## on a machine with an NVIDIA GPU: build the CUDA kernels, test and time them

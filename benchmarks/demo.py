@@ -20,7 +20,7 @@ from .engines.engine import Engine
 from .engines.server import serve
 from .models import random_model, smollm2
 from .pruning.commands import evaluate, magnitude_pruned, permllm_offline
-from .records.machine import machine, write_json
+from .records.machine import machine, revision, write_json
 from .serving import compare
 from .texts import sotu
 
@@ -88,7 +88,7 @@ def main() -> None:
     output: Path = parser.parse_args().output
     output.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    start = time.monotonic()
+    start, begun = time.monotonic(), revision()
 
     model, texts = smollm2(), sotu()
     perplexities = {
@@ -116,17 +116,6 @@ def main() -> None:
     dense = random_model("tinyllama")
     models = {"dense": dense, "sparse": magnitude_pruned(dense)}
     rows = compare(list(models), [(1, 32)], lambda name: Engine(models[name], eager=True))
-    for row in rows:
-        if "refused" in row:
-            raise SystemExit(f"vLLM does not serve the {row['variant']} model: {row['refused']}")
-
-    console = Console()
-    console.print(f"\n[bold]{QUESTION}[/bold]\n{answer}\n")
-    console.print(summary(perplexities, sizes, rows))
-    print(
-        "A 135M model loses far more to 2:4 than a 7B one, and its answers show it;\n"
-        "see the README for what to expect at larger sizes."
-    )
     seconds = time.monotonic() - start
     write_json(
         output / "demo.json",
@@ -138,6 +127,18 @@ def main() -> None:
             "answer": answer,
             "seconds": round(seconds),
         },
+        begun,
+    )
+    for row in rows:
+        if "refused" in row:
+            raise SystemExit(f"vLLM does not serve the {row['variant']} model: {row['refused']}")
+
+    console = Console()
+    console.print(f"\n[bold]{QUESTION}[/bold]\n{answer}\n")
+    console.print(summary(perplexities, sizes, rows))
+    print(
+        "A 135M model loses far more to 2:4 than a 7B one, and its answers show it;\n"
+        "see the README for what to expect at larger sizes."
     )
     print(f"{output / 'demo.json'} written after {seconds / 60:.1f} minutes.")
 

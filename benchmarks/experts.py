@@ -30,6 +30,7 @@ from benchmarks.cpu.expert_contestants import (
     random_experts,
 )
 from benchmarks.cpu.products import activations
+from benchmarks.records.result_file import kept_rows
 from benchmarks.records.rows import Rows
 from benchmarks.shapes import EXPERTS, VALUES
 from permllm_vllm import ops
@@ -116,7 +117,7 @@ def table(rows: Sequence[Row]) -> Table:
     return result
 
 
-def _parse() -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.experts",
         description=__doc__,
@@ -132,6 +133,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="where the rows are kept, of one thread count"
     )
+    return parser
+
+
+def _checked(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options; ends the command where nothing can be measured with them."""
     arguments = parser.parse_args()
     if min(arguments.tokens) < 1:
         parser.error(f"--tokens {min(arguments.tokens)}: give at least 1")
@@ -140,26 +146,31 @@ def _parse() -> argparse.Namespace:
     return arguments
 
 
+def _run(arguments: argparse.Namespace, result: Rows) -> None:
+    """Measure what the result lacks."""
+    with torch.inference_mode():
+        for model in arguments.models:
+            there = {row["m"] for row in result.all() if row["model"] == model}
+            tokens = [m for m in arguments.tokens if m not in there]
+            if tokens:
+                for rows in measure(model, tokens, arguments.threads, arguments.quick):
+                    result.update(asdict(row) for row in rows)
+
+
 def main() -> None:
     """Measures what the result lacks, prints a table, writes JSON."""
-    arguments = _parse()
+    parser = _parser()
+    arguments = _checked(parser)
     torch.set_num_threads(arguments.threads)
     facts = {
         "isa": CpuBackend().instruction_set,
         "threads": arguments.threads,
         "rounds": rounds_of(1, arguments.quick),
     }
-    result = Rows(arguments.json, facts, KEY)
-    with torch.inference_mode():
-        for model in arguments.models:
-            there = {row["m"] for row in result.all() if row["model"] == model}
-            tokens = [m for m in arguments.tokens if m not in there]
-            for rows in (
-                measure(model, tokens, arguments.threads, arguments.quick) if tokens else ()
-            ):
-                result.update(asdict(row) for row in rows)
     columns = Row.__dataclass_fields__
-    Console().print(table([Row(**{c: row[c] for c in columns}) for row in result.all()]))
+    with kept_rows(parser, arguments.json, facts, KEY) as result:
+        _run(arguments, result)
+        Console().print(table([Row(**{c: row[c] for c in columns}) for row in result.all()]))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.cuda import INCOMPLETE
-from benchmarks.records.machine import write_json
+from benchmarks.records.machine import revision, write_json
 from csrc.cuda import architectures, build, toolkit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,6 +68,7 @@ class Steps:
 
     def __init__(self, seconds: float):
         self.done: list[Step] = []
+        self._begun = revision()
         self.begin(seconds)
 
     def begin(self, seconds: float) -> None:
@@ -113,7 +114,8 @@ class Steps:
 
     def save(self, file: Path) -> None:
         """Writes how every step ended, as JSON."""
-        write_json(file, {"steps": [dataclasses.asdict(step) for step in self.done]})
+        steps = [dataclasses.asdict(step) for step in self.done]
+        write_json(file, {"steps": steps}, self._begun)
 
     def table(self) -> str:
         width = max(len(step.name) for step in self.done)

@@ -37,6 +37,7 @@ from benchmarks.cpu.contestants import (
     rounds_of,
 )
 from benchmarks.cpu.products import LIMITS, activations
+from benchmarks.records.result_file import kept_rows
 from benchmarks.records.rows import Rows
 from benchmarks.shapes import HEADS, parse_shape
 from permllm_vllm import ops
@@ -186,7 +187,7 @@ def table(rows: Sequence[Row]) -> Table:
     return result
 
 
-def _parse() -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.head",
         description=__doc__,
@@ -208,6 +209,11 @@ def _parse() -> argparse.Namespace:
         metavar="FILE",
         help="where the rows are kept, of one thread count, dtype and values",
     )
+    return parser
+
+
+def _checked(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options; ends the command where the kernel does not take them."""
     arguments = parser.parse_args()
     for n, k in arguments.shapes:
         if k % INPUTS:
@@ -221,18 +227,8 @@ def _parse() -> argparse.Namespace:
     return arguments
 
 
-def main() -> None:
-    """Measures what the result lacks, prints a table, writes JSON."""
-    arguments = _parse()
-    torch.set_num_threads(arguments.threads)
-    facts = {
-        "isa": CpuBackend().instruction_set,
-        "threads": arguments.threads,
-        "dtype": arguments.dtype,
-        "values": arguments.values,
-        "rounds": rounds_of(1, arguments.quick),
-    }
-    result = Rows(arguments.json, facts, KEY, older=OLDER)
+def _run(arguments: argparse.Namespace, result: Rows) -> None:
+    """Measure what the result lacks."""
     dtype = getattr(torch, arguments.dtype)
     with torch.inference_mode():
         for shape in arguments.shapes:
@@ -245,8 +241,24 @@ def main() -> None:
                     shape, tokens, arguments.threads, arguments.quick, dtype, arguments.values
                 ):
                     result.update(asdict(row) for row in rows)
+
+
+def main() -> None:
+    """Measures what the result lacks, prints a table, writes JSON."""
+    parser = _parser()
+    arguments = _checked(parser)
+    torch.set_num_threads(arguments.threads)
+    facts = {
+        "isa": CpuBackend().instruction_set,
+        "threads": arguments.threads,
+        "dtype": arguments.dtype,
+        "values": arguments.values,
+        "rounds": rounds_of(1, arguments.quick),
+    }
     columns = Row.__dataclass_fields__
-    Console().print(table([Row(**{c: row[c] for c in columns}) for row in result.all()]))
+    with kept_rows(parser, arguments.json, facts, KEY, OLDER) as result:
+        _run(arguments, result)
+        Console().print(table([Row(**{c: row[c] for c in columns}) for row in result.all()]))
 
 
 if __name__ == "__main__":

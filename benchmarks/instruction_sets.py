@@ -7,6 +7,9 @@ Each instruction set runs in a process of its own, because libraries read their 
 PERMLLM_CPU_ISA for our kernels, and for the peers ONEDNN_MAX_CPU_ISA, ATEN_CPU_CAPABILITY, and
 MKL_ENABLE_INSTRUCTIONS or MKL_CBWR. One thread, in thread-CPU time, all contestants call by call in
 turn.
+
+The result is written after each instruction set; one that it holds for all shapes, patterns and
+numbers of tokens is not measured again.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -37,7 +41,9 @@ from benchmarks.cpu.contestants import (
     vllm_primitive,
 )
 from benchmarks.cpu.products import activations
-from benchmarks.records.machine import write_json
+from benchmarks.pruning.commands import ended
+from benchmarks.records.result_file import kept_rows
+from benchmarks.records.rows import Rows
 from benchmarks.shapes import TOKENS, VALUES, parse_shape, random_layer, to_int8
 from permllm_vllm.backends.cpu import INT8_ONLY, CpuBackend
 
@@ -67,6 +73,7 @@ LIMITS = {
 }
 TORCH, FLOAT32, VLLM = "torch", "torch float32", "vllm"
 """The dense contestants in bfloat16 and float32."""
+KEY = ("isa", "n", "k", "pattern", "m", "value_dtype")
 WITHOUT_INT8_PEER = ("avx2", "portable")
 """oneDNN multiplies int8 by plain loops there: 33 ms for one token, on Zen 5."""
 
@@ -174,9 +181,15 @@ def limited(isa: str) -> dict[str, str]:
 
 
 def run_limited(isa: str, arguments: list[str]) -> list[Row]:
-    """Measures in a fresh process whose peers and kernels are held to `isa`."""
+    """Measures in a fresh process whose peers and kernels are held to `isa`.
+
+    Raises:
+        RuntimeError: it failed; it has said why.
+    """
     command = [sys.executable, "-m", "benchmarks.instruction_sets", "--here", *arguments]
-    found = subprocess.run(command, env=limited(isa), stdout=subprocess.PIPE, text=True, check=True)
+    found = subprocess.run(command, env=limited(isa), stdout=subprocess.PIPE, text=True)
+    if found.returncode:
+        raise RuntimeError(ended(f"measuring {isa}", found.returncode))
     return [Row(**row) for row in json.loads(found.stdout.splitlines()[-1])]
 
 
@@ -223,16 +236,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--m", type=int, nargs="+", default=list(TOKENS), metavar="TOKENS")
     parser.add_argument("--patterns", nargs="+", choices=["2:4", "4:8"], default=["2:4"])
-    parser.add_argument("--json", metavar="FILE", help="also write the rows there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the rows are kept")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
 def main() -> None:
     """Measures every instruction set, prints a table, writes JSON."""
-    arguments = _parser().parse_args()
-    arguments.isa = arguments.isa or lesser()
-    console = Console()
+    parser = _parser()
+    arguments = parser.parse_args()
     if arguments.here:
         torch.set_num_threads(1)
         with torch.inference_mode():
@@ -243,16 +255,32 @@ def main() -> None:
             ]
         print(json.dumps([asdict(row) for row in rows]))
         return
+    with kept_rows(parser, arguments.json, {"limits": LIMITS}, KEY) as result:
+        failed = _run(arguments, result)
+        columns = Row.__dataclass_fields__
+        Console().print(table([Row(**{c: row[c] for c in columns}) for row in result.all()]))
+    if failed:
+        sys.exit(f"benchmarks.instruction_sets: {'; '.join(failed)}")
+
+
+def _run(arguments: argparse.Namespace, result: Rows) -> list[str]:
+    """Measure the instruction sets that the result lacks; returns which of them failed, and how."""
     passed = ["--shapes", *(f"{n}x{k}" for n, k in arguments.shapes)]
     passed += ["--patterns", *arguments.patterns, "--m", *map(str, arguments.m)]
-    rows = [row for isa in arguments.isa for row in run_limited(isa, passed)]
-    console.print(table(rows))
-    if arguments.json:
-        facts = {
-            "load_average": round(os.getloadavg()[1], 1),
-            "limits": {isa: LIMITS[isa] for isa in arguments.isa},
-        }
-        write_json(arguments.json, {**facts, "rows": [asdict(row) for row in rows]})
+    cells = list(itertools.product(arguments.shapes, arguments.patterns, arguments.m))
+    failed = []
+    for isa in arguments.isa or lesser():
+        # Every instruction set has a kernel of int8 values, some no other.
+        if all((isa, *shape, pattern, m, "int8") in result for shape, pattern, m in cells):
+            continue
+        try:
+            found = run_limited(isa, passed)
+        except RuntimeError as error:
+            failed.append(str(error))
+            continue
+        load = {"load_average": round(os.getloadavg()[1], 1)}
+        result.update({**asdict(row), **load} for row in found)
+    return failed
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from benchmarks.cpu.limits import times_with_huge_pages
 from benchmarks.cpu.products import activations
 from benchmarks.cpu.stream import stream_rate
 from benchmarks.cuda import kernels as cuda_kernels
+from benchmarks.records.result_file import kept_rows
 from benchmarks.records.rows import Rows
 from benchmarks.shapes import LLAMA_2_7B, TOKENS, VALUES, parse_shape, random_layer, to_int8
 from permllm_vllm.backends.cpu import CpuBackend
@@ -204,7 +205,7 @@ def _rows(result: Rows) -> list[Row]:
     return [Row.read(row) for row in result.all()]
 
 
-def _parse() -> argparse.Namespace:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.kernels",
         description=__doc__,
@@ -231,17 +232,30 @@ def _parse() -> argparse.Namespace:
         metavar="FILE",
         help="where the rows are kept, of one thread count, dtype and block size",
     )
+    return parser
+
+
+def _checked(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options; ends the command where they do not go together."""
     arguments = parser.parse_args()
     given = [name for name in CPU_ALONE if getattr(arguments, name) is not None]
     if arguments.device == "cuda" and given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         parser.error(f"{options}: not for --device cuda, only for the CPU; leave it out")
+    block = arguments.block_size
+    for n, k in arguments.shapes or LLAMA_2_7B:
+        if block is not None and k % block:
+            parser.error(
+                f"--block-size {block}: {n}x{k} has {k} inputs, no multiple of it: leave out the "
+                "shape, or take another size"
+            )
     return arguments
 
 
 def main() -> None:
     """Measures, prints tables, writes JSON."""
-    arguments = _parse()
+    parser = _parser()
+    arguments = _checked(parser)
     if arguments.device == "cuda":
         return cuda_kernels.run(arguments.shapes, arguments.tokens, json_file=arguments.json)
     plan = Plan(
@@ -261,8 +275,8 @@ def main() -> None:
         "threads": plan.threads,
         "rounds": {"few tokens": rounds_of(1, plan.quick), "many": rounds_of(256, plan.quick)},
     }
-    result = Rows(arguments.json, facts, KEY, OLDER)
-    rows = run(plan, result, huge_pages=not arguments.no_huge_pages)
+    with kept_rows(parser, arguments.json, facts, KEY, OLDER) as result:
+        rows = run(plan, result, huge_pages=not arguments.no_huge_pages)
     console = Console()
     for values in dict.fromkeys(row.value_dtype for row in rows):
         console.print(table(rows, values))

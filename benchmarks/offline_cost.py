@@ -10,7 +10,7 @@ The first measures one square linear layer: seconds of a learning step, and the 
 resident memory, each loop in a process of its own. The second lets the dense loop learn for some
 steps, and this project's until its perplexity is no worse on any text: held-out addresses (in
 domain), novels, and Python's manual; beside them stand the dense model and Wanda, and ratios to
-both. What OUT has of it already is kept.
+both. What OUT has of it already is kept; of the first, OUT must be a new file.
 The third prunes by one method after the other, each in a process of its own, and splits the time by
 the steps that the prune itself writes down; rows that OUT already has are not made again, and a
 method that no checkpoint can hold ends in memory. --methods takes some of them, or another order.
@@ -36,7 +36,9 @@ from .pruning.pipeline_cost import METHODS, QUICK_METHODS, PipelineCost, facts
 from .pruning.quality_result import known_quality, ratios
 from .pruning.quality_time import QualityTime
 from .records.drawing import save
-from .records.machine import write_json
+from .records.machine import revision, write_json
+from .records.result_file import held, kept_rows, new_result
+from .records.rows import STAMP, Rows
 from .studies.cells import Cells
 
 WIDTHS, QUICK_WIDTHS = (576, 2048, 4096), (128,)
@@ -60,14 +62,17 @@ def show_steps(costs: list[StepCost]) -> None:
 def measure_steps(output: Path, *, quick: bool) -> None:
     """One layer at each width."""
     widths, tokens = (QUICK_WIDTHS, 64) if quick else (WIDTHS, TOKENS)
+    begun = revision()
     costs = step_costs(widths, tokens, STEPS)
     shared = {"tokens": tokens, "block_size": BLOCK, "threads": torch.get_num_threads()}
-    write_json(output, shared | {"steps": [asdict(cost) for cost in costs]})
+    write_json(output, shared | {"steps": [asdict(cost) for cost in costs]}, begun)
     show_steps(costs)
 
 
 def measure_quality(output: Path, seed: int, steps: int, *, quick: bool) -> None:
     """Time to equal quality, and what both loops stand between: what OUT lacks of it.
+
+    It is written after each loop.
 
     Raises:
         ValueError: OUT is a result of another kind, or was measured with other settings, on another
@@ -75,11 +80,15 @@ def measure_quality(output: Path, seed: int, steps: int, *, quick: bool) -> None
     """
     threads = torch.get_num_threads()
     settings = {"seed": seed, "steps": steps, "quick": quick, "threads": threads}
-    found = known_quality(output, settings) if output.exists() else {}
+    found = {"model": "SmolLM2-135M-Instruct", **settings}
+    if output.exists():
+        found = known_quality(output, settings)
+    begun = str(found.get("commit") or revision() or "").partition("..")[0] or None
     quality = QualityTime(seed, steps, quick=quick)
-    if "baseline" not in found:
-        found = {"model": "SmolLM2-135M-Instruct", **settings, **quality.measure()}
-        write_json(output, found)
+    if "reached" not in found:
+        for part in quality.measure(found):
+            found = {name: found[name] for name in found if name not in STAMP} | part
+            write_json(output, found, begun)
     if "references" not in found:
         found["references"] = quality.references()
     if "ratios" not in found:
@@ -90,14 +99,13 @@ def measure_quality(output: Path, seed: int, steps: int, *, quick: bool) -> None
 
 
 def measure_pipeline(
-    output: Path, checkpoints: Path | None, methods: Sequence[str] | None, *, quick: bool
+    rows: Rows, checkpoints: Path | None, methods: Sequence[str] | None, *, quick: bool
 ) -> None:
     """Whole prunes, those that the result lacks; a folder for checkpoints keeps them.
 
     They are made in the order of ``methods``, by default all, and stand in that of the table.
     """
-    shared = {**facts(quick=quick), "threads": torch.get_num_threads()}
-    cells = Cells(output, shared, ("method",))
+    cells = Cells(rows)
     with tempfile.TemporaryDirectory(prefix="permllm-pipeline-") as directory:
         cost = PipelineCost(checkpoints or Path(directory), quick=quick)
         for name in methods or (QUICK_METHODS if quick else METHODS):
@@ -159,17 +167,24 @@ def _contradiction(options: argparse.Namespace) -> str | None:
     return None
 
 
-def _measure(options: argparse.Namespace) -> None:
-    """Raises ValueError where the result's file cannot go on."""
+def _measure(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the command where the result's file cannot go on."""
     if options.quality:
         steps = options.steps
         if steps is None:
             steps = QUICK_DENSE_STEPS if options.quick else DENSE_STEPS
-        measure_quality(options.json, options.seed or 0, steps, quick=options.quick)
+        with held(parser, options.json):
+            try:
+                measure_quality(options.json, options.seed or 0, steps, quick=options.quick)
+            except ValueError as error:
+                parser.error(str(error))
     elif options.pipeline:
-        measure_pipeline(options.json, options.checkpoints, options.methods, quick=options.quick)
+        shared = {**facts(quick=options.quick), "threads": torch.get_num_threads()}
+        with kept_rows(parser, options.json, shared, ("method",)) as rows:
+            measure_pipeline(rows, options.checkpoints, options.methods, quick=options.quick)
     else:
-        measure_steps(options.json, quick=options.quick)
+        with new_result(parser, options.json):
+            measure_steps(options.json, quick=options.quick)
 
 
 def main() -> None:
@@ -179,10 +194,7 @@ def main() -> None:
     if contradiction is not None:
         parser.error(contradiction)
     if options.found is None:
-        try:
-            _measure(options)
-        except ValueError as error:
-            parser.error(str(error))
+        _measure(parser, options)
     if options.plot is not None:
         draw(options.found or options.json, options.plot)
 

@@ -7,10 +7,13 @@ What vLLM does after loading, layer by layer: the tensors of a checkpoint, here 
 packed blocks and are freed. The packed blocks are freed too, or the machine would have to hold the
 model. Seconds are those of all decoder layers. The peak is the growth of the resident memory while
 a layer is loaded and packed: its tensors, its packed blocks, and whatever else packing needs.
+
+The result is written after each shape; one that it holds is not measured again.
 """
 
 import argparse
 import copy
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.records.machine import write_json
+from benchmarks.records.result_file import kept_rows
 from benchmarks.resident_memory import ResidentGrowth
 from benchmarks.shapes import LLAMA_2_7B, VALUES, parse_shape
 from permllm_vllm.backends import CheckpointWeights
@@ -31,6 +34,9 @@ from permllm_vllm.checkpoint.pattern import Pattern
 
 DECODER_LAYERS = 32
 BLOCK = 64
+KEY = ("n", "k", "value_dtype")
+OLDER = {"decoder_layers": DECODER_LAYERS}
+"""Of results that do not say it."""
 KEPT = torch.tensor([0b0011, 0b0101, 0b0110, 0b1001, 0b1010, 0b1100], dtype=torch.uint8)
 
 
@@ -143,17 +149,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the rows to a file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = [
-        measure(n, k, values, options.decoder_layers)
-        for values in VALUES
-        for n, k in options.shapes
-    ]
-    Console().print(table(rows))
-    if options.json is not None:
-        facts: dict[str, Any] = {
-            "isa": CpuBackend().instruction_set, "threads": options.threads, "pattern": "2:4",
-        }  # fmt: skip
-        write_json(options.json, {**facts, "rows": [asdict(row) for row in rows]})
+    facts: dict[str, Any] = {
+        "isa": CpuBackend().instruction_set, "threads": options.threads, "pattern": "2:4",
+        "decoder_layers": options.decoder_layers,
+    }  # fmt: skip
+    with kept_rows(parser, options.json, facts, KEY, OLDER) as result:
+        for values, (n, k) in itertools.product(VALUES, options.shapes):
+            if (n, k, values) not in result:
+                result.add(asdict(measure(n, k, values, options.decoder_layers)))
+        columns = Row.__dataclass_fields__
+        Console().print(table([Row(**{c: row[c] for c in columns}) for row in result.all()]))
 
 
 if __name__ == "__main__":

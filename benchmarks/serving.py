@@ -52,6 +52,7 @@ from .engines.weight_bytes import DecodedWeights, of_checkpoint
 from .models import SHAPES, random_model, smollm2, word_tokenizer
 from .pruning.commands import ended, magnitude_pruned
 from .records.machine import machine_class
+from .records.result_file import kept_rows
 from .records.rows import Rows
 
 DENSE = "dense bfloat16"
@@ -245,12 +246,28 @@ def main() -> None:
         "shape": _shape(dense),
         "checkpoints": {name: identity(folder) for name, folder in given.items()},
         "mode": "eager" if eager else "compiled",
+        "compile_cache": None if eager else "empty",
         "reserved_cores": os.environ.get(RESERVED_CORES, "by default"),
         "in_turn": not arguments.one_at_a_time,
         "kv_cache_gib": kv_cache,
         "memory_limit_gib": arguments.memory_limit,
     }
-    rows = Rows(arguments.json, facts, KEY, older=OLDER)
+    title = f"{dense.name} on {machine_class()}, {facts['mode']}"
+    with kept_rows(parser, arguments.json, facts, KEY, OLDER) as rows:
+        _measure(arguments, dense, makers, rows)
+        show(rows.all(), title)
+        if arguments.plot is not None:
+            save_figure({"rows": rows.all()}, arguments.plot, title)
+
+
+def _measure(
+    arguments: argparse.Namespace,
+    dense: Path,
+    makers: Mapping[str, Callable[[Path], Path]],
+    rows: Rows,
+) -> None:
+    """Measure what the result lacks: engines in turn, then vLLM's own benchmarks."""
+    eager = not arguments.compiled
     model = cache(lambda name: makers[name](dense))
     compare(
         list(makers),
@@ -274,25 +291,24 @@ def main() -> None:
         list(makers),
         arguments.cells,
         rows,
-        lambda benchmark, name, cell: vllm_bench.measured(
-            benchmark,
-            model(name),
-            words(),
-            cell,
-            eager=eager,
-            dtype=_served(name).dtype,
-            head=_served(name).head,
-            memory_limit=arguments.memory_limit,
-        ),
+        lambda benchmark, name, cell: {
+            **vllm_bench.measured(
+                benchmark,
+                model(name),
+                words(),
+                cell,
+                eager=eager,
+                dtype=_served(name).dtype,
+                head=_served(name).head,
+                memory_limit=arguments.memory_limit,
+            ),
+            "checkpoint": identity(model(name)),
+        },
         arguments.bench,
         dense=DENSE,
     )
     order = [*VARIANTS, *VARIATIONS, *makers]
     rows.sort(lambda row: _place(row, order))
-    title = f"{dense.name} on {machine_class()}, {facts['mode']}"
-    show(rows.all(), title)
-    if arguments.plot is not None:
-        save_figure({"rows": rows.all()}, arguments.plot, title)
 
 
 def _served(variant: str) -> Variation:

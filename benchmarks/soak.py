@@ -23,9 +23,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from .engines.memory import Memory, watched
 from .engines.server import Server, serve
 from .engines.traffic import Question, Tally, Traffic
+from .engines.twins import is_twin, name_parent
 from .models import smollm2
 from .pruning.commands import permllm_offline
-from .records.machine import write_json
+from .records.machine import revision, write_json
+from .records.result_file import new_result
 from .texts import sotu
 
 DTYPES = ("bfloat16", "float32")
@@ -119,11 +121,12 @@ def checkpoint() -> Path:
     """SmolLM2 at 2:4 with permutations, made once beside the dense model."""
     dense = smollm2()
     output = dense.with_name(f"{dense.name}-wanda-cp-2to4")
-    if not (output / "config.json").exists():
+    if not is_twin(output, dense):
         permllm_offline(
             *("prune", dense, "--output", output, "--method", "wanda+cp", "--pattern", "2:4"),
             *("--dataset", sotu().calibration, "--num-samples", "16", "--force"),
         )
+        name_parent(output, dense)
     return output
 
 
@@ -204,22 +207,28 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=12, help="requests at the same time")
     parser.add_argument("--json", type=Path, required=True, help="where the result is written")
     options = parser.parse_args()
+    with new_result(parser, options.json):
+        return _soaked(options)
+
+
+def _soaked(options: argparse.Namespace) -> int:
+    begun = revision()
     model = checkpoint()
     start = time.monotonic()
-    records = []
+    records: list[Soaked] = []
     for dtype in DTYPES:
         print(f"{dtype}: vllm serve {model.name}", flush=True)
         with serve(model, "--dtype", dtype, *ARGUMENTS) as server:
             records.append(soak(server, dtype, options.clients, options.seconds))
         for failure in records[-1].failures():
             print(failure[:600], flush=True)
-    rows = [record.to_dict() for record in records]
-    facts = {
-        "model": model.name,
-        "clients": options.clients,
-        "seconds": round(time.monotonic() - start),
-    }
-    write_json(options.json, {**facts, "phases": rows})
+        facts = {
+            "model": model.name,
+            "clients": options.clients,
+            "seconds": round(time.monotonic() - start),
+        }
+        phases = [record.to_dict() for record in records]
+        write_json(options.json, {**facts, "phases": phases}, begun)
     print(summary(records))
     return 1 if any(record.failures() for record in records) else 0
 

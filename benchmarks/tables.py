@@ -41,7 +41,10 @@ FACTS = {
     "repeats": "repeats",
     "unwatched_ms": "ms a token without the stopwatch",
 }
-"""Further entries of a result, or of all of its rows, that are shown with its tables."""
+"""Further entries of a result, or of all rows of a table, that are shown with it."""
+OF_LEARNING = ("steps", "windows_per_step")
+LEARN_NOTHING = ("head",)
+"""Studies in which sizes of learning have no effect."""
 
 
 def measured_on(result: Result) -> str:
@@ -70,7 +73,9 @@ def _names_cp(result: Result) -> bool:
 
 def _fact(result: Result, key: str) -> str:
     """An entry of a result, or the range of a number in the rows; else empty: a column shows it."""
-    rows = result.get("rows", [])
+    if key in OF_LEARNING and result.get("study") in LEARN_NOTHING:
+        return ""
+    rows = [row for row in result.get("rows", []) if "refused" not in row]
     values = [result[key]] if key in result else [row.get(key) for row in rows]
     if not values or any(value is None or isinstance(value, list | Mapping) for value in values):
         return ""
@@ -195,6 +200,14 @@ VIEWS: Mapping[str, Callable[[Result], str]] = {
 }
 
 
+ROWS: Mapping[str, Callable[[Result], Sequence[Mapping[str, Any]]]] = {
+    "decode": serving_tables.of_engines,
+    "first-token": serving_tables.of_engines,
+    "vllm-bench": serving_tables.of_bench,
+}
+"""The rows of a view that has not all of its result's."""
+
+
 def block(name: str, view: str, folder: Path, results: Path = RESULTS) -> str:
     """One table between its markers, with its record; `folder` is that of the page.
 
@@ -205,7 +218,8 @@ def block(name: str, view: str, folder: Path, results: Path = RESULTS) -> str:
     file = results / f"{name}.json"
     result = json.loads(file.read_text(encoding="utf-8"))
     link = f"[{file.name}]({os.path.relpath(file, folder)})"
-    origin = f"<sub>{link}: {measured_on(result)}</sub>"
+    own = {**result, "rows": ROWS[view](result)} if view in ROWS else result
+    origin = f"<sub>{link}: {measured_on(own)}</sub>"
     table = VIEWS[view](result)
     shown = f"\n{table}\n\n{origin}\n" if table else ""
     return f"<!-- table: {name} {view} -->\n{shown}<!-- end -->"

@@ -26,7 +26,7 @@ from benchmarks.cuda.contestants import CUDA
 from benchmarks.cuda.llama import Llama, RandomWeights, Shape, load
 from benchmarks.cuda.memory import GIB, fitting
 from benchmarks.cuda.pruned import Layers, both, is_sparse, prune_layers, read
-from benchmarks.records.machine import write_json
+from benchmarks.records.machine import revision, write_json
 from permllm_vllm.backends import fallback_reason
 
 #: Of log-probabilities of the likeliest token, over a prompt that both models read alike. Noise of
@@ -142,6 +142,7 @@ def main() -> None:
     if reason:
         raise SystemExit(f"the CUDA kernels do not run here: {reason}")
     torch.manual_seed(0)
+    begun = revision()
     length = PROMPT + arguments.tokens + 1
     results = []
     with torch.inference_mode():
@@ -173,7 +174,7 @@ def main() -> None:
             "tolerance": TOLERANCE,
             "rows": results,
         }
-        write_json(arguments.json, result)
+        write_json(arguments.json, result, begun)
     require_equal(results)
 
 

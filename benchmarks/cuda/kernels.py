@@ -35,7 +35,7 @@ from benchmarks.cuda.contestants import (
 )
 from benchmarks.cuda.rows import Row, incomplete, slower_than_dense, table
 from benchmarks.cuda.turns import CaptureError, Turn, captured, medians
-from benchmarks.records.machine import write_json
+from benchmarks.records.machine import revision, write_json
 from benchmarks.shapes import LLAMA_2_7B, Layer, parse_shape, random_layer
 from permllm_vllm.backends import fallback_reason
 from permllm_vllm.checkpoint import permutation as permutations
@@ -191,7 +191,7 @@ def run(
     shapes, tokens = shapes or SHAPES, tokens or TOKENS
     # Our own and cuBLAS are captured before the peers, whatever becomes of those.
     contestants = [name for name in CONTESTANTS if not contestants or name in contestants]
-    end = time.monotonic() + seconds
+    end, begun = time.monotonic() + seconds, revision()
     speed = bandwidth()
     gpu = torch.cuda.get_device_name(CUDA)
     print(f"{gpu}, a copy moves {speed / 1e3:.0f} GB/s, bfloat16", flush=True)
@@ -209,7 +209,7 @@ def run(
                     "slower_than_dense": sorted(slower_than_dense(rows)),
                     "rows": [dataclasses.asdict(row) for row in rows],
                 }
-                write_json(json_file, result)
+                write_json(json_file, result, begun)
     for move in moves:
         ratio = move["indexing"] / move["permllm"]
         print(

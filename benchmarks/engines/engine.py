@@ -15,9 +15,12 @@ from unittest.mock import patch
 import psutil
 import torch
 
+from benchmarks.engines.identity import identity
 from benchmarks.engines.kv_cache import KV_CACHE, kv_cache_environment, kv_cache_gib
 from benchmarks.engines.memory_watch import MemoryWatch
+from benchmarks.engines.packed_bytes import head_bytes, sparse_bytes
 from benchmarks.engines.plugin_options import plugin_options
+from benchmarks.records.rows import NOTHING
 
 ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -28,6 +31,8 @@ ASKED = {"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
 """Lets functions be sent to an engine's own processes, to ask them what they hold."""
 RESERVED_CORES = "VLLM_CPU_NUM_OF_RESERVED_CPU"
 """vLLM's variable: cores that it leaves to its scheduler, one by default."""
+CACHE_ROOT = "VLLM_CACHE_ROOT"
+"""vLLM's variable: where it keeps what `torch.compile` has made."""
 ENGINE_OPTIONS: Mapping[str, Any] = {
     "max_model_len": 1024,
     "skip_tokenizer_init": True,
@@ -115,7 +120,9 @@ class Running(Protocol):
 class Engine:
     """A vLLM engine in processes of its own that answers with a fixed number of tokens.
 
-    Its checkpoint is read once before, so that no engine's load time is that of a disk.
+    Its checkpoint is read once before, so that no engine's load time is that of a disk. One that is
+    compiled begins with an empty cache of vLLM's, so that its load time is not that of a reader of
+    what an earlier run has compiled.
 
     Args:
         model: the checkpoint.
@@ -143,9 +150,11 @@ class Engine:
         read_once(model)
         self._watch = MemoryWatch(memory_limit, this_too=True)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the processes that write)
+        self._compiled = None if eager else tempfile.TemporaryDirectory(prefix="permllm-compiled-")
+        cache = {} if self._compiled is None else {CACHE_ROOT: self._compiled.name}
         start = time.perf_counter()
         try:
-            with _environment(), _output_to(self._log):
+            with _environment(cache), _output_to(self._log):
                 self._llm = LLM(
                     model=str(model),
                     enforce_eager=eager,
@@ -156,6 +165,7 @@ class Engine:
         except Exception as error:
             self._watch.close()
             _end(self._watch.processes())
+            self._forget()
             raise EngineError(self._reason(error)) from error
         self._load_seconds = time.perf_counter() - start
         self._watch.settle()
@@ -199,7 +209,7 @@ class Engine:
         return steps
 
     def facts(self) -> dict[str, Any]:
-        """Load time, kernel threads, memory; bytes of the sparse linear layers if there are any.
+        """Which checkpoint it serves, load time, kernel threads, memory; bytes of sparse layers.
 
         `load_seconds` is one sample, from the call of vLLM until it can answer: processes start,
         the checkpoint comes from the page cache if memory can hold it, is packed, and warms up. The
@@ -220,6 +230,7 @@ class Engine:
             raise EngineError(self._reason(error)) from error
         self._watch.sample()
         facts = {
+            "checkpoint": identity(self._model),
             "load_seconds": self._load_seconds,
             "threads": self._threads,
             "resident_mib": used / 2**20,
@@ -246,6 +257,11 @@ class Engine:
         self._llm.llm_engine.engine_core.shutdown()
         _end(self._watch.processes())
         self._log.close()
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._compiled is not None:
+            self._compiled.cleanup()
 
     def _reason(self, error: Exception) -> str:
         if self._watch.exceeded:
@@ -288,39 +304,6 @@ def read_once(folder: Path) -> None:
 def threads(worker: Any) -> int:
     """Kernel threads of the worker process in which this runs: its OMP_NUM_THREADS."""
     return torch.get_num_threads()
-
-
-def sparse_bytes(model: torch.nn.Module) -> tuple[int, int]:
-    """Bytes of a model's sparse linear layers: as the backend packed them, and as bfloat16."""
-    from permllm_vllm.quantization.experts import PermLLMExpertsMethod
-    from permllm_vllm.quantization.linear import PermLLMLinearMethod
-
-    packed = dense = 0
-    layer: Any
-    for layer in model.modules():
-        method = getattr(layer, "quant_method", None)
-        if isinstance(method, PermLLMLinearMethod):
-            weights = layer.input_size * layer.output_size
-        elif isinstance(method, PermLLMExpertsMethod):
-            weights = 3 * layer.hidden_size * layer.intermediate_size_per_partition
-            weights *= layer.local_num_experts
-        else:
-            continue
-        parts = layer.named_parameters(recurse=False)
-        packed += sum(part.nbytes for name, part in parts if name != "bias")
-        dense += 2 * weights
-    return packed, dense
-
-
-def head_bytes(model: torch.nn.Module) -> tuple[int, int]:
-    """Bytes of a model's output head that has a packed copy: of the copy, and as bfloat16."""
-    from permllm_vllm.quantization.head import COPY
-
-    layer: Any
-    for layer in model.modules():
-        if (copy := layer.__dict__.get(COPY)) is not None:
-            return copy.packed.nbytes, layer.weight.nbytes
-    return 0, 0
 
 
 def reason(log: str, error: Exception) -> str:
@@ -374,9 +357,9 @@ def alternate(
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
+def _environment(more: Mapping[str, str] = NOTHING) -> Iterator[None]:
     """Set what vLLM reads for as long as a `with` block lasts: the next server logs as it likes."""
-    with patch.dict(os.environ, ENVIRONMENT | ASKED | kv_cache_environment()):
+    with patch.dict(os.environ, {**ENVIRONMENT, **ASKED, **kv_cache_environment(), **more}):
         yield
 
 

@@ -9,7 +9,6 @@ not depend on how well the values were chosen.
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.engines.twins import forget, is_twin, name_parent
 from benchmarks.models import SHARD_BYTES
 from benchmarks.pruning.commands import ended
 from permllm_vllm.checkpoint.reader import CheckpointReader
@@ -96,7 +96,7 @@ def made_apart(peer: str, dense: Path) -> Path:
     """
     output = _twin(dense, SUFFIXES[peer])
     try:
-        made = _is_made(output, CONFIGS[peer](dense))
+        made = _is_made(output, dense, CONFIGS[peer](dense))
     except ValueError as error:
         raise RuntimeError(str(error)) from None
     if not made:
@@ -108,10 +108,12 @@ def made_apart(peer: str, dense: Path) -> Path:
     return output
 
 
-def _is_made(twin: Path, quantization: dict[str, Any]) -> bool:
+def _is_made(twin: Path, dense: Path, quantization: dict[str, Any]) -> bool:
     """Tell whether the twin is there, and is what would be made today."""
-    config = twin / "config.json"
-    return config.exists() and json.loads(config.read_text())["quantization_config"] == quantization
+    if not is_twin(twin, dense):
+        return False
+    found = json.loads((twin / "config.json").read_text())["quantization_config"]
+    return bool(found == quantization)
 
 
 def _twin(dense: Path, suffix: str) -> Path:
@@ -144,7 +146,7 @@ def _int4_tensors(name: str, weight: Tensor, size: int) -> Iterator[tuple[str, T
 def _rewritten(dense: Path, suffix: str, quantization: dict[str, Any], rewrite: Rewrite) -> Path:
     """Return the twin beside its dense parent, made once, one file's tensors in memory."""
     output = _twin(dense, suffix)
-    if _is_made(output, quantization):
+    if _is_made(output, dense, quantization):
         return output
     unfinished = output.with_name(f"{output.name}.partial")
     write_checkpoint(
@@ -154,8 +156,9 @@ def _rewritten(dense: Path, suffix: str, quantization: dict[str, Any], rewrite: 
     (unfinished / "config.json").write_text(
         json.dumps({**config, "quantization_config": quantization}, indent=1)
     )
-    shutil.rmtree(output, ignore_errors=True)
+    forget(output)
     unfinished.rename(output)
+    name_parent(output, dense)
     return output
 
 

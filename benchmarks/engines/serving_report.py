@@ -27,7 +27,6 @@ TURNS: Sequence[Column] = (
     ("first token ms", number("time_to_first_token_ms", 0)),
     ("x dense", number("first_token_ratio")),
     ("load s", number("load_seconds", 0)),
-    ("x dense", number("load_ratio")),
     ("resident MiB", number("resident_mib", 0)),
     ("of dense", number("resident_ratio")),
     ("peak MiB", number("peak_mib", 0)),

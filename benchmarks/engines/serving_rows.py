@@ -13,7 +13,6 @@ DECODE = "decode"
 
 TIMES = {
     "time_to_first_token_ms": "first_token_ratio",
-    "load_seconds": "load_ratio",
     "seconds": "seconds_ratio",
     "median_ttft_ms": "ttft_ratio",
     "median_tpot_ms": "tpot_ratio",

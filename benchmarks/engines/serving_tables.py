@@ -20,7 +20,7 @@ def by_cell(result: Result, shown: Shown, columns: Mapping[str, Together]) -> st
         shown: what stands in a cell.
         columns: what the rows of a variant say together; left out where none says anything.
     """
-    rows = _of_engines(result)
+    rows = of_engines(result)
     found = {(row["variant"], row["batch"], row["prompt_tokens"]): row for row in rows}
     cells = list(dict.fromkeys((batch, prompt) for _, batch, prompt in found))
     variants = list(dict.fromkeys(variant for variant, _, _ in found))
@@ -38,9 +38,14 @@ def by_cell(result: Result, shown: Shown, columns: Mapping[str, Together]) -> st
     return markdown(header, lines.values())
 
 
-def _of_engines(result: Result) -> list[Row]:
+def of_engines(result: Result) -> list[Row]:
     """Rows of the engines that take turns; the others are those of vLLM's own benchmarks."""
     return [row for row in result["rows"] if row.get("benchmark", DECODE) == DECODE]
+
+
+def of_bench(result: Result) -> list[Row]:
+    """Rows of vLLM's own benchmarks."""
+    return [row for row in result["rows"] if row.get("benchmark", DECODE) != DECODE]
 
 
 def _refusals(rows: Iterable[Row]) -> list[tuple[str, str]]:
@@ -61,14 +66,15 @@ def _cell(row: Row, shown: Shown) -> str:
 
 def decode(result: Result) -> str:
     """Decoded tokens per second and times dense's; memory, bytes of the pruned layers, loading."""
+    rows = of_engines(result)
     columns: dict[str, Together] = {
         "by bytes": lambda rows: _largest(rows, "byte_ratio", "{:.2f}x"),
         "pruned linears": lambda rows: _largest(rows, "packed_ratio", "{:.3f}x"),
         "resident MiB": _resident,
         "peak MiB": lambda rows: _largest(rows, "peak_mib", "{:.0f}"),
-        "load (median of starts)": _loading,
+        _load_column(rows): _loading,
     }
-    return by_cell(result, decode_speed, columns) + _reasons(_refusals(_of_engines(result)))
+    return by_cell(result, decode_speed, columns) + _reasons(_refusals(rows))
 
 
 def first_token(result: Result) -> str:
@@ -81,7 +87,7 @@ def bench(result: Result) -> str:
 
     Nothing where a result has no rows of them.
     """
-    rows = [row for row in result["rows"] if row.get("benchmark", DECODE) != DECODE]
+    rows = of_bench(result)
     if not rows:
         return ""
     lines = []
@@ -93,7 +99,7 @@ def bench(result: Result) -> str:
             line.append(_medians(own, field, ratio, form))
         lines.append(line)
     header = ["variant", "batch", "prompt", *(name for _, name, *_ in BENCH)]
-    said = _refusals(_of_engines(result))  # stands below the table of decoding
+    said = _refusals(of_engines(result))  # stands below the table of decoding
     return markdown(header, lines) + _reasons(one for one in _refusals(rows) if one not in said)
 
 
@@ -148,11 +154,24 @@ def _resident(rows: Sequence[Row]) -> str:
     return f"{most['resident_mib']:.0f}{_times(most, 'resident_ratio', ' ({})')}"
 
 
+def _starts(rows: Iterable[Row]) -> list[float]:
+    """Load times of a variant: all cells that one start of an engine served have its time."""
+    return sorted({row["load_seconds"] for row in rows if "load_seconds" in row})
+
+
+def _load_column(rows: Sequence[Row]) -> str:
+    """Its name says how many starts the times stand on."""
+    variants = {row["variant"] for row in rows}
+    each = [len(_starts(row for row in rows if row["variant"] == name)) for name in variants]
+    counts = sorted({count for count in each if count})
+    if counts in ([], [1]):
+        return "load, s (one start)"
+    return f"load, s (median of {'-'.join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))})"
+
+
 def _loading(rows: Sequence[Row]) -> str:
-    """All cells that one start of an engine served have its time, and its ratio to dense's."""
-    timed = [row for row in rows if "load_seconds" in row]
-    starts = list({row["load_seconds"]: row for row in timed}.values())
-    return _medians(starts, "load_seconds", "load_ratio", "{:.0f} s")
+    starts = _starts(rows)
+    return f"{median(starts):.0f}" if starts else ""
 
 
 def profile(result: Result) -> str:

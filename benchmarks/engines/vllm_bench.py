@@ -29,7 +29,7 @@ def alternate(
     variants: Sequence[str],
     cells: Sequence[Cell],
     rows: Rows,
-    measure: Callable[[str, str, Cell], Mapping[str, float]],
+    measure: Callable[[str, str, Cell], Mapping[str, Any]],
     rounds: int,
     *,
     dense: str | None = None,
@@ -44,27 +44,42 @@ def alternate(
         measure: gives what a benchmark says of a variant and a cell; a RuntimeError is why it does
             not run.
         rounds: how often everything is measured.
-        dense: the variant to which the ratios of a round are, by default the first.
+        dense: the variant to which the ratios of a round are, by default the first. Where its row
+            is there and another's is not, it is measured again, for the ratios alone.
     """
     dense = variants[0] if dense is None else dense
-    every = itertools.product(range(rounds), BENCHMARKS, cells, variants)
-    for turn, benchmark, cell, variant in every:
-        if (benchmark, variant, *cell, turn) in rows:
-            continue
-        batch, prompt = cell
-        row: dict[str, Any] = {"benchmark": benchmark, "variant": variant, "round": turn}
-        row |= {"batch": batch, "prompt_tokens": prompt, "output_tokens": OUTPUT_TOKENS}
-        refused = _refused(rows, variant, cell)
-        if refused is not None:
-            row["refused"] = refused
-        else:
-            try:
-                row |= measure(benchmark, variant, cell)
-            except RuntimeError as error:
-                row["refused"] = reason(str(error), error)
-        row["load_average"] = round(os.getloadavg()[1], 1)
-        base = rows.get((benchmark, dense, *cell, turn))
-        rows.add(with_ratios(row, row if variant == dense else base))
+    for turn, benchmark, cell in itertools.product(range(rounds), BENCHMARKS, cells):
+        lacking = [name for name in variants if (benchmark, name, *cell, turn) not in rows]
+        run = any(_refused(rows, name, cell) is None for name in lacking)
+        base = None
+        for variant in sorted(variants, key=lambda name: name != dense):
+            if variant not in lacking and not (run and variant == dense):
+                continue
+            batch, prompt = cell
+            row: dict[str, Any] = {"benchmark": benchmark, "variant": variant, "round": turn}
+            row |= {"batch": batch, "prompt_tokens": prompt, "output_tokens": OUTPUT_TOKENS}
+            row |= _said(rows, measure, benchmark, variant, cell)
+            row["load_average"] = round(os.getloadavg()[1], 1)
+            base = row if variant == dense else base
+            if variant in lacking:
+                rows.add(with_ratios(row, base))
+
+
+def _said(
+    rows: Rows,
+    measure: Callable[[str, str, Cell], Mapping[str, Any]],
+    benchmark: str,
+    variant: str,
+    cell: Cell,
+) -> Mapping[str, Any]:
+    """What a benchmark says, or why there is nothing under `refused`."""
+    refused = _refused(rows, variant, cell)
+    if refused is not None:
+        return {"refused": refused}
+    try:
+        return measure(benchmark, variant, cell)
+    except RuntimeError as error:
+        return {"refused": reason(str(error), error)}
 
 
 def _refused(rows: Rows, variant: str, cell: Cell) -> str | None:

@@ -2,12 +2,13 @@
 
 import json
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from benchmarks.engines.twins import forget, is_twin, name_parent
 
 
 def permllm_offline(*arguments: str | Path) -> None:
@@ -42,10 +43,11 @@ def magnitude_pruned(dense: Path, *, values: str = "auto") -> Path:
     """Return the 2:4 magnitude-pruned twin of a checkpoint, made once, beside it."""
     suffix = "magnitude-2to4" if values == "auto" else f"magnitude-2to4-{values}"
     output = dense.with_name(f"{dense.name}-{suffix}")
-    if not (output / "config.json").exists():
-        shutil.rmtree(output, ignore_errors=True)
+    if not is_twin(output, dense):
+        forget(output)
         permllm_offline(
             *("prune", dense, "--output", output, "--method", "magnitude"),
             *("--pattern", "2:4", "--values", values),
         )
+        name_parent(output, dense)
     return output

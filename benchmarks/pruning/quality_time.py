@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -87,30 +87,35 @@ class QualityTime:
             )
         }
 
-    def measure(self) -> dict[str, Any]:
+    def measure(self, known: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Run the dense loop, then ours with more and more steps until it is no worse on any text.
 
-        Each run is one sample. The model is read and run once before the first.
+        Yields what is new after each. Each run is one sample. The model is read and run once before
+        the first.
+
+        Args:
+            known: what a run that was stopped has yielded, which is not run again.
         """
         self._warm_up()
-        dense = self._dense_loop()
-        ours: list[Learned] = []
-        for steps in self._our_steps:
-            ours.append(self._ours(steps))
-            if all(ours[-1].perplexity[d] <= dense.perplexity[d] for d in self._texts):
+        dense = known.get("baseline")
+        if dense is None:
+            dense = asdict(self._dense_loop())
+            yield {"baseline": dense}
+        ours = list(known.get("ours", ()))
+        for steps in self._our_steps[len(ours) :]:
+            if ours and self._reached(ours[-1], dense):
                 break
-        reached = all(ours[-1].perplexity[d] <= dense.perplexity[d] for d in self._texts)
-        return {
-            "seed": self._seed,
-            "threads": torch.get_num_threads(),
-            "baseline": asdict(dense),
-            "ours": [asdict(run) for run in ours],
+            ours.append(asdict(self._ours(steps)))
+            yield {"ours": list(ours)}
+        reached = self._reached(ours[-1], dense)
+        shares = {"share_of_time": "seconds", "share_of_processor_time": "processor_seconds"}
+        yield {
             "reached": reached,
-            "share_of_time": ours[-1].seconds / dense.seconds if reached else None,
-            "share_of_processor_time": (
-                ours[-1].processor_seconds / dense.processor_seconds if reached else None
-            ),
+            **{s: ours[-1][name] / dense[name] if reached else None for s, name in shares.items()},
         }
+
+    def _reached(self, ours: Mapping[str, Any], dense: Mapping[str, Any]) -> bool:
+        return all(ours["perplexity"][d] <= dense["perplexity"][d] for d in self._texts)
 
     def _warm_up(self) -> None:
         """Read the model and run it once, so that the first loop is no colder than the others."""

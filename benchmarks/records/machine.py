@@ -72,7 +72,8 @@ def versions() -> dict[str, str]:
 def comparable(machine: Mapping[str, Any]) -> dict[str, Any]:
     """What two machines must have in common for their times to be comparable."""
     cpu = machine["cpu"], machine["family"], *machine["instruction_sets"]
-    return {"cpu": cpu, "cores": machine["cores"]}
+    pages = machine.get("transparent_huge_pages")
+    return {"cpu": cpu, "cores": machine["cores"], "transparent_huge_pages": pages}
 
 
 def require_comparable(found: Mapping[str, Any], facts: Mapping[str, Any], what: str) -> None:
@@ -109,6 +110,11 @@ def revision(inside: Path = HERE) -> str | None:
     return f"{found}-dirty" if found and changes else found
 
 
+def span(begun: str | None, now: str | None) -> str | None:
+    """The revision of a measurement, or those at its beginning and its end where they differ."""
+    return now if now is None or begun in (None, now) else f"{begun}..{now}"
+
+
 def _git(inside: Path, *words: str) -> str | None:
     try:
         found = subprocess.run(
@@ -119,14 +125,19 @@ def _git(inside: Path, *words: str) -> str | None:
     return found.stdout.strip()
 
 
-def write_json(path: Path | str, payload: dict[str, Any]) -> None:
+def write_json(path: Path | str, payload: dict[str, Any], begun: str | None = None) -> None:
     """Write a result with the date, the commit, the machine and the versions of now in front.
 
     What the payload has of these stands in their place.
+
+    Args:
+        path: of the result.
+        payload: the result.
+        begun: the revision when measuring began; another one now makes the commit a span.
     """
     result = {
         "date": datetime.date.today().isoformat(),
-        "commit": commit(),
+        "commit": span(begun, revision()),
         "machine": machine(),
         "versions": versions(),
         **payload,

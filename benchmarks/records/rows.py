@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks.records.machine import commit, require_comparable, revision, write_json
+from benchmarks.records.machine import commit, require_comparable, revision, span, write_json
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 STAMP = ("date", "commit")
@@ -27,8 +27,8 @@ class Rows:
         older: settings of all files that do not say them.
 
     Raises:
-        ValueError: the file's rows were measured with other settings, on another CPU, or with other
-            versions.
+        ValueError: the file is no result with rows, or these were measured with other settings, on
+            another CPU, or with other versions.
     """
 
     def __init__(
@@ -43,10 +43,15 @@ class Rows:
         self._header: dict[str, Any] = {}
         self._begun = revision()
         if path is not None and path.exists():
-            found = {**older, **json.loads(path.read_text(encoding="utf-8"))}
+            found = {**older, **_result(path)}
             require_comparable(found, self._facts, f"{path}: its rows have")
             self._rows = found["rows"]
             self._header = {name: found.get(name) for name in STAMP}
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Fields that tell one row from another."""
+        return self._key
 
     def __contains__(self, values: Sequence[Any]) -> bool:
         """Whether a row with these values of the key's fields is there."""
@@ -74,6 +79,12 @@ class Rows:
             key = self._values(row)
             place = keys.index(key) if key in keys else len(keys)
             self._rows[place : place + 1] = [self._stamped(row)]
+        self._write()
+
+    def keep(self, row: Mapping[str, Any]) -> None:
+        """Append a row that was measured before, with the date and the commit of that."""
+        self._rows.append(dict(row))
+        self._header = self._header or {name: row[name] for name in STAMP}
         self._write()
 
     def amend(self, rows: Iterable[Mapping[str, Any]], measured: Collection[str] = ()) -> None:
@@ -113,8 +124,7 @@ class Rows:
         today, now = datetime.date.today().isoformat(), revision()
         self._header = {"date": today, "commit": commit()}
         first = str(row.get("commit") or self._begun or now).partition("..")[0]
-        span = now if now is None or first == now else f"{first}..{now}"
-        return {**row, "date": today, "commit": span}
+        return {**row, "date": today, "commit": span(first, now)}
 
     def _write(self) -> None:
         if self._path is not None:
@@ -122,3 +132,18 @@ class Rows:
 
     def _values(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple(row.get(name) for name in self._key)
+
+
+def _result(path: Path) -> dict[str, Any]:
+    """What a file has; raises ValueError where it has no rows, or no machine that they are of."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}): give another file") from error
+    names = found if isinstance(found, dict) else {}
+    missing = [name for name in ("machine", "versions", "rows") if name not in names]
+    if missing:
+        raise ValueError(
+            f"{path} is no result with rows, it lacks {', '.join(missing)}: give another file"
+        )
+    return dict(names)

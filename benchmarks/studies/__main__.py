@@ -14,8 +14,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.models import gemma3, smollm2
+from benchmarks.models import GEMMA3, SMOLLM2, gemma3, smollm2
 from benchmarks.records.drawing import save
+from benchmarks.records.result_file import kept_rows
+from benchmarks.records.rows import Rows
 from benchmarks.studies import (
     blocks,
     calibration,
@@ -27,7 +29,7 @@ from benchmarks.studies import (
 )
 from benchmarks.studies.cells import Cells
 from benchmarks.studies.study import Study
-from benchmarks.studies.subject import QUICK, Subject
+from benchmarks.studies.subject import QUICK, Subject, facts
 from benchmarks.texts import austen, python_manual, sotu
 
 STUDIES: Mapping[str, Study] = {
@@ -41,13 +43,16 @@ STUDIES: Mapping[str, Study] = {
 }
 
 
-MODELS: Mapping[str, Callable[[], Path]] = {"smollm2": smollm2, "gemma3": gemma3}
+MODELS: Mapping[str, tuple[str, Callable[[], Path]]] = {
+    "smollm2": (SMOLLM2.name, smollm2),
+    "gemma3": (GEMMA3.name, gemma3),
+}
+"""Name in a result, and what makes the model."""
 
 
-def run(name: str, subject: Subject, output: Path, plot: Path | None) -> None:
+def run(name: str, subject: Subject, rows: Rows, plot: Path | None) -> None:
     """Measure what is missing in a result, and draw it."""
-    study = STUDIES[name]
-    cells = Cells(output, {"study": name, **subject.facts}, study.key)
+    study, cells = STUDIES[name], Cells(rows)
     study.measure(subject, cells)
     if plot is not None:
         save(study.draw, cells.rows, plot)
@@ -66,16 +71,19 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="where the SVG is written")
     options = parser.parse_args()
     study = STUDIES[options.name]
-    directory = MODELS[options.model or study.model]()
-    subject = Subject(
-        directory.name,
-        directory,
-        sotu().calibration,
-        {"in domain": sotu().held_out, "novels": austen()},
-        QUICK if options.quick else study.sizes,
-        {"addresses": sotu().calibration, "Python's manual": python_manual()},
-    )
-    run(options.name, subject, options.json, options.plot)
+    model, make = MODELS[options.model or study.model]
+    sizes = QUICK if options.quick else study.sizes
+    shared = {"study": options.name, **facts(model, sizes)}
+    with kept_rows(parser, options.json, shared, study.key) as rows:
+        subject = Subject(
+            model,
+            make(),
+            sotu().calibration,
+            {"in domain": sotu().held_out, "novels": austen()},
+            sizes,
+            {"addresses": sotu().calibration, "Python's manual": python_manual()},
+        )
+        run(options.name, subject, rows, options.plot)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks.records.rows import Rows
+from benchmarks.records.rows import STAMP, Rows
 
 Row = dict[str, Any]
 
@@ -14,8 +13,8 @@ Row = dict[str, Any]
 class Cells:
     """The rows of one result file, each measured once and written at once; see ``Rows``."""
 
-    def __init__(self, path: Path, facts: Mapping[str, Any], key: Sequence[str]) -> None:
-        self._rows, self._key = Rows(path, facts, key), tuple(key)
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
 
     @property
     def rows(self) -> Sequence[Row]:
@@ -27,11 +26,13 @@ class Cells:
 
         Args:
             key: the fields that tell the row from the others, some or all; part of the row.
-            measure: gives the rest.
+            measure: gives the rest; with a date and a commit if it is remembered.
         """
-        values = tuple(key.get(name) for name in self._key)
+        values = tuple(key.get(name) for name in self._rows.key)
         if values not in self._rows:
-            self._rows.add({**key, **measure()})
+            row = {**key, **measure()}
+            add = self._rows.keep if set(STAMP) <= set(row) else self._rows.add
+            add(row)
         return self._rows[values]
 
     def sort(self, place: Callable[[Mapping[str, Any]], Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -44,6 +45,11 @@ MANY_CELLS = Sizes(64, 8, 256, 15, 4)
 """For studies of many cells whose models are alike: fewer windows tell them apart."""
 
 QUICK = Sizes(8, 2, 32, 2, 1)
+
+
+def facts(model: str, sizes: Sizes) -> dict[str, Any]:
+    """What every measurement of a study depends on."""
+    return {"model": model, **asdict(sizes), "threads": torch.get_num_threads()}
 
 
 class SharedStatistics(Work):
@@ -91,7 +97,7 @@ class Subject:
     @property
     def facts(self) -> Mapping[str, Any]:
         """What every measurement depends on."""
-        return {"model": self.name, **asdict(self.sizes), "threads": torch.get_num_threads()}
+        return facts(self.name, self.sizes)
 
     @cached_property
     def source(self) -> Source:
@@ -174,7 +180,7 @@ class Subject:
     def dense(self) -> dict[str, Any]:
         """The measurements of the model before pruning."""
         return remembered(
-            {"dense": str(self.directory), **self.facts},
+            {"dense": str(self.directory), **self.facts, "texts": self._texts()},
             lambda: {"perplexity": self.perplexity(self.load())},
         )
 
@@ -184,7 +190,15 @@ class Subject:
         ``seconds`` are of the processor, all its threads together, after calibration;
         ``wall_seconds`` went by, other work included.
         """
-        return remembered({**recipe.model_dump(), **self.facts}, lambda: self._pruned(recipe))
+        texts = self._texts(self.calibration)
+        return remembered(
+            {**recipe.model_dump(), **self.facts, "texts": texts}, lambda: self._pruned(recipe)
+        )
+
+    def _texts(self, *more: Path) -> list[str]:
+        """Digests of what is evaluated, and of further texts."""
+        files = (*self._evaluation.values(), *more)
+        return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
     def _pruned(self, recipe: Recipe) -> dict[str, Any]:
         assert self.statistics is not None  # measured before the clock starts

@@ -54,6 +54,29 @@ def test_calls_go_through_all_experts() -> None:
     assert seen == [0, 1, 2, 3, 0, 1]
 
 
+def test_every_contestant_has_read_all_experts_before_it_is_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[str, list[int]] = {}
+    weights = random_experts(ExpertShape(experts=5, choices=2, hidden=64, inner=64))
+
+    def stub(name: str) -> expert_contestants.Call:
+        def call(x: torch.Tensor, router: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            seen.setdefault(name, []).extend(ids.flatten().tolist())
+            return x
+
+        return call
+
+    monkeypatch.setattr(
+        expert_contestants, "_sparse", lambda _, name: Contestant(name, weights, stub(name), 1, 1)
+    )
+    monkeypatch.setattr(expert_contestants, "_vllm", lambda *_: stub(VLLM))
+    monkeypatch.setattr(expert_contestants, "_vllm_int8", lambda *_: stub("vllm int8"))
+    names = contestants(weights)
+    assert {name.removeprefix(f"{OURS} ") for name in names} == set(seen)
+    assert all(set(ids) == set(range(5)) for ids in seen.values())
+
+
 def test_a_wrong_result_is_not_timed() -> None:
     wrong = Contestant("wrong", random_experts(SHAPE), lambda x, *_: x, 1, 0.05)
     with pytest.raises(WrongProduct, match="wrong is not timed: what it gives for 2 tokens"):

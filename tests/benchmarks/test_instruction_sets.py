@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 
 from benchmarks import instruction_sets
 from benchmarks.cpu import contestants
-from benchmarks.instruction_sets import FLOAT32, LIMITS, TORCH, VLLM, limited, measure, table
+from benchmarks.instruction_sets import FLOAT32, LIMITS, TORCH, VLLM, Row, limited, measure, table
 from permllm_vllm.backends.cpu import INT8_ONLY
 
 
@@ -115,7 +117,39 @@ def test_the_result_says_what_held_the_peers(
     monkeypatch.setattr(instruction_sets, "run_limited", run_limited)
     monkeypatch.setattr(sys, "argv", ["", "--isa", "portable", "--json", str(file)])
     instruction_sets.main()
-    assert json.loads(file.read_text())["limits"] == {"portable": LIMITS["portable"]}
+    assert json.loads(file.read_text())["limits"] == LIMITS
+
+
+def test_a_set_that_fails_leaves_the_others_and_is_measured_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def row(isa: str) -> Row:
+        more = {"value_dtype": "int8", "threads": 1, "peer": TORCH, "fastest": TORCH}
+        times = dict.fromkeys(("peer_us", "float32_us", "ours_us", "ratio", "fastest_ratio"), 1.0)
+        cell = {"n": 8, "k": 64, "m": 1, "pattern": "2:4", "isa": isa}
+        return Row(**cell, **more, **times, vllm_us=None, vllm_int8_us=None)  # type: ignore[arg-type]
+
+    def run(command: list[str], env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+        isa = env["PERMLLM_CPU_ISA"]
+        asked.append(isa)
+        rows = json.dumps([asdict(row(isa))])
+        return subprocess.CompletedProcess(command, -9 if isa in killed else 0, rows)
+
+    asked: list[str] = []
+    killed = {"avx2"}
+    file = tmp_path / "result.json"
+    options = ["--isa", "avx512", "avx2", "portable", "--shapes", "8x64", "--m", "1"]
+    monkeypatch.setattr(instruction_sets, "subprocess", SimpleNamespace(run=run, PIPE=None))
+    monkeypatch.setattr(sys, "argv", ["", *options, "--json", str(file)])
+    with pytest.raises(SystemExit, match="measuring avx2 was killed by SIGKILL"):
+        instruction_sets.main()
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["isa"] for row in rows] == ["avx512", "portable"]
+    assert all(row["load_average"] >= 0 for row in rows)
+    killed.clear()
+    instruction_sets.main()
+    assert asked == ["avx512", "avx2", "portable", "avx2"]
+    assert len(json.loads(file.read_text())["rows"]) == 3
 
 
 def test_every_shape_is_measured_with_every_pattern(

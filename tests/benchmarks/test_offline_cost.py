@@ -2,11 +2,11 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import torch
 
 from benchmarks import offline_cost
 from benchmarks.offline_cost import draw
@@ -116,12 +116,13 @@ class PretendedQuality:
     def __init__(self, seed: int, steps: int, *, quick: bool) -> None:
         self._steps = steps
 
-    def measure(self) -> dict[str, Any]:
-        self.asked.append("loops")
-        baseline = {"steps": self._steps, "perplexity": {"in domain": 80.0}}
-        ours = [{"steps": 5, "perplexity": {"in domain": 90.0}}]
-        threads = torch.get_num_threads()
-        return {"seed": 0, "threads": threads, "baseline": baseline, "ours": ours}
+    def measure(self, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if "baseline" not in known:
+            self.asked.append("dense loop")
+            yield {"baseline": {"steps": self._steps, "perplexity": {"in domain": 80.0}}}
+        self.asked.append("ours")
+        yield {"ours": [{"steps": 5, "perplexity": {"in domain": 90.0}}]}
+        yield {"reached": False}
 
     def references(self) -> dict[str, Any]:
         self.asked.append("references")
@@ -150,7 +151,28 @@ def test_what_a_quality_result_has_is_kept(tmp_path: Path, monkeypatch: pytest.M
     output.write_text(json.dumps(whole | {"date": "2030-01-02"}))
     offline_cost.measure_quality(output, 0, 40, quick=False)
     assert json.loads(output.read_text())["date"] == "2030-01-02"
-    assert PretendedQuality.asked == ["loops", "references", "references"]
+    assert PretendedQuality.asked == ["dense loop", "ours", "references", "references"]
+
+
+def test_a_loop_that_was_stopped_leaves_those_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(PretendedQuality):
+        def measure(self, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
+            yield next(super().measure(known))
+            raise KeyboardInterrupt
+
+    output = tmp_path / "quality.json"
+    monkeypatch.setattr(PretendedQuality, "asked", [])
+    monkeypatch.setattr(offline_cost, "QualityTime", Stopped)
+    with pytest.raises(KeyboardInterrupt):
+        offline_cost.measure_quality(output, 0, 40, quick=False)
+    kept = json.loads(output.read_text())["baseline"]
+    monkeypatch.setattr(offline_cost, "QualityTime", PretendedQuality)
+    offline_cost.measure_quality(output, 0, 40, quick=False)
+    found = json.loads(output.read_text())
+    assert (found["baseline"], found["reached"]) == (kept, False)
+    assert PretendedQuality.asked == ["dense loop", "ours", "references"]
 
 
 def changed(result: dict[str, Any], part: str, field: str) -> dict[str, Any]:
@@ -183,22 +205,26 @@ def test_a_quality_result_goes_on_only_where_it_is_comparable(
     older = {name: value for name, value in whole.items() if name not in ("steps", "quick")}
     output.write_text(json.dumps(older))
     offline_cost.measure_quality(output, 0, 40, quick=False)
-    assert PretendedQuality.asked == ["loops", "references"]
+    assert PretendedQuality.asked == ["dense loop", "ours", "references"]
 
 
-def test_a_result_of_another_kind_is_no_quality(
+def test_a_result_of_another_kind_is_left_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = RESULTS / "offline-steps-zen4.json"
     output = tmp_path / "steps.json"
     output.write_bytes(steps.read_bytes())
-    command = ["offline_cost", "--quality", "--json", str(output)]
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit) as exit_:
-        offline_cost.main()
-    assert exit_.value.code == 2
-    assert "is no result of --quality: give another file" in capsys.readouterr().err
-    assert output.read_bytes() == steps.read_bytes()
+    for kind, message in (
+        (["--quality"], "is no result of --quality: give another file"),
+        (["--pipeline"], "is no result with rows, it lacks rows: give another file"),
+        ([], "is there, and a run adds nothing to it"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["offline_cost", *kind, "--json", str(output)])
+        with pytest.raises(SystemExit) as exit_:
+            offline_cost.main()
+        assert exit_.value.code == 2
+        assert message in capsys.readouterr().err
+        assert output.read_bytes() == steps.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -219,7 +245,7 @@ def test_a_result_of_another_kind_is_no_quality(
 def test_an_option_without_effect_is_refused(
     words: str, error: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(offline_cost, "_measure", lambda _: pytest.fail("it measures"))
+    monkeypatch.setattr(offline_cost, "_measure", lambda *_: pytest.fail("it measures"))
     monkeypatch.setattr(sys, "argv", ["offline_cost", *words.split()])
     with pytest.raises(SystemExit) as exit_:
         offline_cost.main()

@@ -1,10 +1,14 @@
 """What the benchmark of packing measures and shows."""
 
+import json
+import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import packing
 from benchmarks.cpu.kernel_tables import packing as shown
 from benchmarks.packing import Row, measure, random_weights
 from permllm_vllm import ops
@@ -47,3 +51,31 @@ def test_the_table_shows_sums_and_the_largest_layer() -> None:
     large = Row(16, 64, "int8", 32, 1.0, 1.5, 5 << 20, 4 << 20, 9 << 20)
     cells = shown({"rows": [asdict(small), asdict(large)]}).splitlines()[-1]
     assert cells == "| int8 | 1.5 | 2.2 | 0.16 | 4.0 | 5.0 | 9.0 |"
+
+
+@built
+def test_a_shape_that_the_result_holds_is_not_packed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(n: int, k: int, values: str, layers: int) -> Row:
+        asked.append((n, values))
+        if n == stopped:
+            raise KeyboardInterrupt
+        return Row(n, k, values, layers, 0.5, 0.75, 2 << 20, 1 << 20, None)
+
+    asked: list[tuple[int, str]] = []
+    stopped, file = 16, tmp_path / "result.json"
+    monkeypatch.setattr(packing, "measure", measured)
+    command = ["packing", "--threads", str(torch.get_num_threads()), "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", [*command, "--shapes", "8x64", "16x64"])
+    with pytest.raises(KeyboardInterrupt):
+        packing.main()
+    stopped = 0
+    packing.main()
+    first = [(8, "bfloat16"), (16, "bfloat16")]
+    assert asked == [*first, (16, "bfloat16"), (8, "int8"), (16, "int8")]
+    assert len(json.loads(file.read_text())["rows"]) == 4
+    monkeypatch.setattr(sys, "argv", [*command, "--decoder-layers", "2"])
+    with pytest.raises(SystemExit):
+        packing.main()
+    assert "decoder_layers 32, this run has 2" in capsys.readouterr().err

@@ -131,6 +131,30 @@ def test_what_differs_between_rows_is_shown_as_a_range() -> None:
     assert shown.endswith("torch 9.8")
 
 
+def test_what_was_refused_and_the_rows_of_other_tables_say_nothing_of_a_table(
+    tmp_path: Path,
+) -> None:
+    decode = {"benchmark": "decode", "variant": "dense", "batch": 1, "prompt_tokens": 32}
+    measured = {"decode_tokens_per_second": 1.0, "threads": 2, "repeats": 5, "load_average": 0.5}
+    rows = [
+        {**decode, **measured},
+        {**decode, "variant": "int4", "refused": "because"},
+        {**decode, "benchmark": "latency", "seconds": 2.5, "load_average": 1.5},
+    ]
+    (tmp_path / "new.json").write_text(json.dumps(RECORD | {"rows": rows}))
+    shown = tables.block("new", "decode", tmp_path, tmp_path)
+    assert "torch 9.8, load average 0.5, threads 2, repeats 5</sub>" in shown
+    shown = tables.block("new", "vllm-bench", tmp_path, tmp_path)
+    assert "torch 9.8, load average 1.5</sub>" in shown
+
+
+def test_a_study_that_learns_nothing_shows_no_steps() -> None:
+    study = RECORD | {"rows": [], "steps": 1, "windows_per_step": 2, "windows": 64}
+    assert tables.measured_on(study | {"study": "head"}).endswith("evaluation windows 64")
+    learned = tables.measured_on(study | {"study": "blocks"})
+    assert learned.endswith("learning steps 1, windows in a step 2")
+
+
 def test_instruction_sets_have_two_peers() -> None:
     row: dict[str, Any] = {"n": 64, "k": 8, "pattern": "2:4", "isa": "avx2", "m": 4}
     row |= {"float32_us": 9.0, "ours_us": 2.0}

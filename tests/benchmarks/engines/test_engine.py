@@ -13,18 +13,18 @@ import torch
 from benchmarks.engines import engine
 from benchmarks.engines.engine import (
     ASKED,
+    CACHE_ROOT,
     ENVIRONMENT,
     Answers,
     Engine,
     EngineError,
     Step,
     _output_to,
-    head_bytes,
     reason,
-    sparse_bytes,
     threads,
 )
 from benchmarks.engines.kv_cache import KV_CACHE
+from benchmarks.engines.packed_bytes import head_bytes, sparse_bytes
 from permllm_vllm.backends import PackedWeights
 from permllm_vllm.quantization.head import COPY
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
@@ -168,6 +168,33 @@ def test_an_engine_leaves_the_environment_as_it_was(
     started.of_worker(threads)
     assert dict(os.environ) == before
     assert started_with.items() >= (ENVIRONMENT | ASKED).items()
+
+
+def test_what_was_compiled_before_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the time to load depends on what ran before."""
+    roots: list[str | None] = []
+
+    class Compiled(PretendedLLM):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            roots.append(os.environ.get(CACHE_ROOT))
+            if not options["enforce_eager"]:
+                assert not any(Path(os.environ[CACHE_ROOT]).iterdir())
+                (Path(os.environ[CACHE_ROOT]) / "compiled").touch()
+
+    monkeypatch.setenv(CACHE_ROOT, "of the user")
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Compiled))
+    (tmp_path / "config.json").write_text("{}")
+    for _ in range(2):
+        started = Engine(tmp_path, eager=False)
+        assert started.facts()["checkpoint"]["name"] == tmp_path.name
+        started._forget()
+    Engine(tmp_path, eager=True)
+    assert roots[2] == os.environ[CACHE_ROOT] == "of the user"
+    assert len(set(roots)) == 3
+    assert not any(Path(str(root)).exists() for root in roots)
 
 
 def test_what_processes_write_goes_to_the_log() -> None:

@@ -87,6 +87,21 @@ def test_a_twin_of_another_format_is_made_anew(dense: Path) -> None:
     assert not (twin / "mark").exists()
 
 
+@pytest.mark.parametrize("changed", ["weights", "no record"])
+def test_a_twin_of_another_model_is_made_anew(dense: Path, changed: str) -> None:
+    twin = int8(dense)
+    (twin / "mark").touch()
+    if changed == "weights":
+        save_file({f"{LINEAR}.weight": torch.ones(16, 64)}, dense / "model.safetensors")
+    else:
+        twin.with_name(f"{twin.name}.parent.json").unlink()
+    assert made_apart("int8", dense) == twin
+    assert not (twin / "mark").exists()
+    (twin / "mark").touch()
+    assert int8(dense) == twin
+    assert (twin / "mark").exists()
+
+
 def test_a_twin_is_made_in_another_process(dense: Path) -> None:
     twin = made_apart("int8", dense)
     made = load_file(twin / "model.safetensors")

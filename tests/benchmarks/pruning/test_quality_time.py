@@ -117,7 +117,9 @@ def test_both_loops_start_warm_and_their_processor_time_is_recorded(
     monkeypatch.setattr(quality_time, "python_manual", lambda: text_file)
     for name in ("load_model", "last_hidden_state", "learn_densely", "prune_model"):
         monkeypatch.setattr(quality_time, name, logged(name))
-    found = QualityTime(0, 1, quick=True).measure()
+    found: dict[str, Any] = {}
+    for part in QualityTime(0, 1, quick=True).measure({}):
+        found |= part
     assert calls[:3] == ["load_model", "last_hidden_state", "learn_densely"]
     assert calls[-1] == "prune_model"
     for run in (found["baseline"], *found["ours"]):
@@ -125,6 +127,11 @@ def test_both_loops_start_warm_and_their_processor_time_is_recorded(
         assert run["processor_seconds"] > 0
         assert run["load_average"] >= 0
     assert (found["share_of_processor_time"] is not None) == found["reached"]
+    calls.clear()
+    stopped = {"baseline": found["baseline"]}
+    names = [list(part) for part in QualityTime(0, 1, quick=True).measure(stopped)]
+    assert names == [["ours"], ["reached", "share_of_time", "share_of_processor_time"]]
+    assert "learn_densely" not in calls
 
 
 def test_shares_are_of_processor_time_where_it_is_known() -> None:

@@ -1,11 +1,13 @@
 """Which code a measurement is of."""
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from benchmarks.records.machine import commit, revision
+from benchmarks.records import machine
+from benchmarks.records.machine import commit, revision, write_json
 from benchmarks.records.sources import sources_digest
 
 
@@ -44,6 +46,23 @@ def test_pages_and_results_are_no_sources(repository: Path) -> None:
 
 def test_outside_git_there_is_no_commit(tmp_path: Path) -> None:
     assert revision(tmp_path) is None
+
+
+def test_a_result_names_the_revisions_of_its_beginning_and_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "result.json"
+    monkeypatch.setattr(machine, "revision", lambda: "two-dirty")
+    for begun, expected in (
+        (None, "two-dirty"),
+        ("two-dirty", "two-dirty"),
+        ("one", "one..two-dirty"),
+    ):
+        write_json(path, {}, begun)
+        assert json.loads(path.read_text())["commit"] == expected
+    monkeypatch.setattr(machine, "revision", lambda: None)
+    write_json(path, {}, "one")
+    assert json.loads(path.read_text())["commit"] is None
 
 
 def test_a_digest_changes_with_names_and_contents_of_modules(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def test_other_settings_and_other_machines_are_refused(tmp_path: Path) -> None:
     for part, field, word in (
         ("machine", "instruction_sets", "cpu"),
         ("machine", "cores", "cores"),
+        ("machine", "transparent_huge_pages", "transparent_huge_pages"),
         ("versions", "torch", "versions"),
     ):
         other = {**result, part: {**result[part], field: ["abacus"]}}

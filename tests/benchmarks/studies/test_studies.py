@@ -1,5 +1,6 @@
 """Every study runs on a tiny model, goes on where it was cut off, and draws what it measured."""
 
+import datetime
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.records import rows
+from benchmarks.records.rows import Rows
 from benchmarks.studies import layers as layer_study
+from benchmarks.studies import remembered as cache
 from benchmarks.studies.__main__ import STUDIES, run
 from benchmarks.studies.calibration import Calibrations
 from benchmarks.studies.cells import Cells
@@ -47,7 +51,8 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_measures_every_cell_once(name: str, subject: Subject, tmp_path: Path) -> None:
     output, plot = tmp_path / "study.json", tmp_path / "study.svg"
-    run(name, subject, output, plot)
+    facts = {"study": name, **subject.facts}
+    run(name, subject, Rows(output, facts, STUDIES[name].key), plot)
     written = output.read_bytes()
     result = json.loads(written)
     assert result["study"] == name
@@ -55,7 +60,7 @@ def test_a_study_measures_every_cell_once(name: str, subject: Subject, tmp_path:
     assert {"date", "machine", "versions"} < set(result)
     assert plot.read_text(encoding="utf-8").startswith("<?xml")
     first = plot.read_bytes()
-    run(name, subject, output, plot)
+    run(name, subject, Rows(output, facts, STUDIES[name].key), plot)
     assert output.read_bytes() == written
     assert plot.read_bytes() == first
 
@@ -155,7 +160,7 @@ def test_rows_of_equal_cost_say_so(
         recipe=lambda method, learning=None: subject.recipe(method, learning=learning or {}),
         pruned=pruned,
     )
-    cells = Cells(tmp_path / "study.json", {}, layer_study.STUDY.key)
+    cells = Cells(Rows(tmp_path / "study.json", {}, layer_study.STUDY.key))
     layer_study.measure(pretended, cells)  # type: ignore[arg-type]
     equal = {(row["layers"], row.get("steps")) for row in cells.rows if row.get("cost") == "equal"}
     assert equal == {
@@ -177,11 +182,11 @@ def test_a_cell_is_measured_once(tmp_path: Path) -> None:
         measured.append(value)
         return {"value": value}
 
-    first = Cells(path, {}, key)
+    first = Cells(Rows(path, {}, key))
     row = first.row({"method": "a"}, lambda: measure(1))
     assert (row["method"], row["value"]) == ("a", 1)
     assert first.row({"method": "a", "size": 2}, lambda: measure(2))["value"] == 2
-    again = Cells(path, {}, key)
+    again = Cells(Rows(path, {}, key))
     assert again.row({"method": "a"}, lambda: measure(3))["value"] == 1
     assert again.row({"method": "a", "size": 2}, lambda: measure(4))["value"] == 2
     assert again.row({"method": "b"}, lambda: measure(5))["value"] == 5
@@ -190,24 +195,68 @@ def test_a_cell_is_measured_once(tmp_path: Path) -> None:
 
 def test_an_unfinished_cell_leaves_the_finished_ones(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    cells = Cells(path, {}, ["method"])
+    cells = Cells(Rows(path, {}, ["method"]))
     cells.row({"method": "a"}, lambda: {"value": 1})
     with pytest.raises(KeyboardInterrupt):
         cells.row({"method": "b"}, _interrupted)
-    assert [row["method"] for row in Cells(path, {}, ["method"]).rows] == ["a"]
+    assert [row["method"] for row in Cells(Rows(path, {}, ["method"])).rows] == ["a"]
 
 
 def test_a_measurement_is_remembered_for_its_key(tmp_path: Path) -> None:
-    assert remembered({"method": "a"}, lambda: {"value": 1}) == {"value": 1}
-    assert remembered({"method": "a"}, _interrupted) == {"value": 1}
-    assert remembered({"method": "b"}, lambda: {"value": 2}) == {"value": 2}
+    first = remembered({"method": "a"}, lambda: {"value": 1})
+    assert first["value"] == 1
+    assert remembered({"method": "a"}, _interrupted) == first
+    assert remembered({"method": "b"}, lambda: {"value": 2})["value"] == 2
 
 
 def test_a_measurement_of_other_sources_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert remembered({"method": "c"}, lambda: {"value": 1}) == {"value": 1}
-    monkeypatch.setattr("benchmarks.studies.remembered.sources_digest", lambda: "others")
-    assert remembered({"method": "c"}, lambda: {"value": 2}) == {"value": 2}
-    assert remembered({"method": "c"}, _interrupted) == {"value": 2}
+    digested: list[Any] = []
+
+    def others(packages: Any) -> str:
+        digested.extend(packages)
+        return "others"
+
+    assert remembered({"method": "c"}, lambda: {"value": 1})["value"] == 1
+    monkeypatch.setattr("benchmarks.studies.remembered.sources_digest", others)
+    assert remembered({"method": "c"}, lambda: {"value": 2})["value"] == 2
+    assert remembered({"method": "c"}, _interrupted)["value"] == 2
+    assert Path(layer_study.__file__).parent in digested
+
+
+def test_a_remembered_row_has_the_date_and_the_commit_of_its_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dated(day: int, commit: str) -> None:
+        calendar = SimpleNamespace(today=lambda: datetime.date(2030, 1, day))
+        for module in (rows, cache):
+            monkeypatch.setattr(module, "datetime", SimpleNamespace(date=calendar))
+            monkeypatch.setattr(module, "revision", lambda: commit)
+
+    dated(1, "one")
+    remembered({"method": "d"}, lambda: {"value": 1})
+    dated(2, "two")
+    cells = Cells(Rows(tmp_path / "result.json", {}, ["method"]))
+    old = cells.row({"method": "d"}, lambda: remembered({"method": "d"}, _interrupted))
+    assert old == {"method": "d", "value": 1, "date": "2030-01-01", "commit": "one"}
+    assert json.loads((tmp_path / "result.json").read_text())["date"] == "2030-01-01"
+    new = cells.row({"method": "e"}, lambda: {"value": 2})
+    assert (new["date"], new["commit"]) == ("2030-01-02", "two")
+
+
+def test_a_measurement_on_another_text_is_not_remembered(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(random_text(5000, 1), encoding="utf-8")
+    evaluated = {"in domain": text}
+    own = Subject("tiny", subject.directory, text, evaluated, QUICK, {})
+    monkeypatch.setattr(own, "load", lambda: None)
+    monkeypatch.setattr(own, "perplexity", lambda _: {"in domain": 1.0})
+    assert own.dense()["perplexity"] == {"in domain": 1.0}
+    monkeypatch.setattr(own, "perplexity", lambda _: {"in domain": 2.0})
+    assert own.dense()["perplexity"] == {"in domain": 1.0}
+    text.write_text(random_text(5000, 2), encoding="utf-8")
+    assert own.dense()["perplexity"] == {"in domain": 2.0}
 
 
 def _interrupted() -> dict[str, int]:
