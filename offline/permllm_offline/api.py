@@ -38,6 +38,7 @@ from permllm_offline.text.calibration import Sampling
 from permllm_offline.text.evaluation import evaluation_windows as cut_windows
 from permllm_offline.text.evaluation import perplexity
 from permllm_offline.text.zero_shot import Tasks
+from permllm_offline.unused_gpu import chosen_device
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def prune(
         sequence_length: tokens per window.
         evaluation_windows: held-out windows on which the report's perplexities are measured.
         seed: of sampling and learning.
-        device: torch device.
+        device: torch device; the CPU by default, with a warning where there is a GPU.
         dtype: of the weights; ``auto`` is the model's own.
         values: ``int8`` stores kept weights with a scale per output row.
         scratch: ``disk`` puts the states of tuning, and second moments, into files beside the
@@ -213,6 +214,7 @@ def asked_recipe(
     _warn_of_no_use(made, changes, effort)
     if push_to_hub is not None:
         check_push(push_to_hub)
+    chosen_device(made.device if "device" in made.model_fields_set else None)
     return made
 
 
@@ -260,7 +262,7 @@ def evaluate(
     few_shot: int | None = None,
     limit: int | None = None,
     batch_size: int = 8,
-    device: str = "cpu",
+    device: str | None = None,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
 ) -> Evaluation:
     """Measure perplexity and tasks of a dense or permllm checkpoint, like ``permllm-offline eval``.
@@ -279,7 +281,7 @@ def evaluate(
         few_shot: examples before each question of a task, or None for what it says.
         limit: questions of each task, or None for all.
         batch_size: of the tasks.
-        device: torch device.
+        device: torch device; the CPU by default, with a warning where there is a GPU.
         dtype: of the weights; ``auto`` is the model's own.
 
     Raises:
@@ -311,7 +313,7 @@ def evaluate(
         )
     if isinstance(tasks, str):
         tasks = [name.strip() for name in tasks.split(",") if name.strip()]
-    torch_device, source = parse_device(device), open_source(_model_name(model))
+    torch_device, source = parse_device(chosen_device(device)), open_source(_model_name(model))
     torch_dtype = parse_dtype(dtype) or source.dtype
     tokenizer = load_tokenizer(source)
     found = None
