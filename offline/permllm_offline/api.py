@@ -213,7 +213,7 @@ def asked_recipe(
     made = make_recipe(changes, effort, preset, recorded)
     _warn_of_no_use(made, changes, effort)
     if push_to_hub is not None:
-        check_push(push_to_hub)
+        check_push(push_to_hub, made.model)
     chosen_device(made.device if "device" in made.model_fields_set else None)
     return made
 

@@ -320,7 +320,12 @@ def _write(
     else:
         pruned = prune_model(recipe, prepared, work if count() == 1 else SharedWork(work))
     calibration = None if windows is None else CalibrationRecord.of(windows, pruned.own_text)
-    report = replace(pruned.report, note=fit.note, calibration=calibration)
+    report = replace(
+        pruned.report,
+        note=fit.note,
+        calibration=calibration,
+        model_commit=prepared.source.commit,
+    )
     name = output.resolve().name
     write_checkpoint(
         output,

@@ -146,8 +146,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--push-to-hub",
         metavar="OWNER/NAME",
-        help="upload the finished checkpoint to the Hugging Face hub; a new repository is private "
-        "(default: nothing is uploaded)",
+        help="upload the finished checkpoint to the Hugging Face hub, without the folders that "
+        "its recipe names; a new repository is private, and one that holds anything but a permllm "
+        "checkpoint is refused (default: nothing is uploaded)",
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on from the finished steps of a run cut off"
