@@ -88,6 +88,7 @@ def prune(
     push_to_hub: str | None = None,
     force: bool = False,
     resume: bool = False,
+    restart: bool = False,
 ) -> Report:
     """Prune a model and write a permllm checkpoint, like ``permllm-offline prune``.
 
@@ -123,7 +124,9 @@ def prune(
         effort: calibration text and steps of a method that distils.
         push_to_hub: ``owner/name`` of a repository to upload the finished checkpoint to.
         force: replace a checkpoint in the output folder.
-        resume: go on from the finished steps of a run that was cut off.
+        resume: expect finished steps of a run that was cut off, from which the same call goes on
+            anyway, and warn where there are none.
+        restart: remove them in place of that.
 
     Returns:
         The report, which is also written to ``report.json``.
@@ -156,7 +159,9 @@ def prune(
     made = asked_recipe(
         changes, recipe, output=folder, effort=effort, preset=preset, push_to_hub=push_to_hub
     )
-    report, _ = prune_and_push(made, folder, push_to_hub=push_to_hub, force=force, resume=resume)
+    report, _ = prune_and_push(
+        made, folder, push_to_hub=push_to_hub, force=force, resume=resume, restart=restart
+    )
     return report
 
 
@@ -167,6 +172,7 @@ def prune_and_push(
     push_to_hub: str | None = None,
     force: bool = False,
     resume: bool = False,
+    restart: bool = False,
 ) -> tuple[Report, str | None]:
     """Prune by a recipe, and upload the finished checkpoint where that is asked for.
 
@@ -176,7 +182,7 @@ def prune_and_push(
     Raises:
         OfflineError, CheckpointError: bad input, or an output that cannot be written or uploaded.
     """
-    report = pipeline.prune(recipe, output, force=force, resume=resume)
+    report = pipeline.prune(recipe, output, force=force, resume=resume, restart=restart)
     if push_to_hub is None or not first():
         return report, None
     address = push(output, push_to_hub)

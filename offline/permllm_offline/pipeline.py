@@ -33,7 +33,7 @@ from permllm_offline.report import papers
 from permllm_offline.report.model_card import model_card
 from permllm_offline.report.page import report_page
 from permllm_offline.report.report import CalibrationRecord, Report
-from permllm_offline.resume import kept_bytes, work_folder
+from permllm_offline.resume import begin, kept_bytes, work_folder
 from permllm_offline.run.costs import costs_json
 from permllm_offline.run.processes import SharedWork, count, first, joined, local_count
 from permllm_offline.run.steps import WorkFolder
@@ -265,31 +265,43 @@ def _check_weights(prepared: Prepared) -> None:
             )
 
 
-def prune(recipe: Recipe, output: Path, *, force: bool = False, resume: bool = False) -> Report:
+def prune(
+    recipe: Recipe,
+    output: Path,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    restart: bool = False,
+) -> Report:
     """Prune a model and write the checkpoint; the output folder is complete or absent.
 
-    Finished steps lie in a work folder beside the output until it is complete; with ``resume`` a
-    run that was cut off goes on from them. Of the processes that ``torchrun`` starts, the first one
-    writes.
+    Finished steps lie in a work folder beside the output until it is complete: a run that was cut
+    off goes on from them. ``resume`` expects them there, ``restart`` removes them. Of the processes
+    that ``torchrun`` starts, the first one writes.
 
     Raises:
         OfflineError, CheckpointError: bad input, or an output that cannot be written.
     """
+    if resume and restart:
+        raise OfflineError(
+            "--resume goes on from finished steps and --restart removes them: give one of both."
+        )
     with joined(recipe.device):
-        return _prune(recipe, output, force=force, resume=resume)
+        return _prune(recipe, output, force=force, resume=resume, restart=restart)
 
 
-def _prune(recipe: Recipe, output: Path, *, force: bool, resume: bool) -> Report:
+def _prune(recipe: Recipe, output: Path, *, force: bool, resume: bool, restart: bool) -> Report:
     fit, checked = check_checkpoint(recipe, output, force=force)
     recipe = fit.recipe
     if not first():
         shared = SharedWork(None, beside=output.resolve().parent)
         return prune_model(recipe, with_text(recipe, checked), shared).report
     _warn_without_tokenizer(checked)
-    with work_folder(recipe, checked, output, resume=resume) as work:
+    with work_folder(recipe, checked, output, resume=resume, restart=restart) as work:
         prepared = with_text(recipe, checked)
         windows = prepared.windows
-        work.begin("" if windows is None else CalibrationRecord.of(windows).tokens_sha256)
+        text = "" if windows is None else CalibrationRecord.of(windows).tokens_sha256
+        begin(work, text, len(prepared.plan.layers))
         report = _write(fit, prepared, output, work, force=force)
         try:
             work.remove()

@@ -150,8 +150,17 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "its recipe names; a new repository is private, and one that holds anything but a permllm "
         "checkpoint is refused (default: nothing is uploaded)",
     )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the finished steps of a run cut off"
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument(
+        "--resume",
+        action="store_true",
+        help="expect the finished steps of a run cut off, and warn where there are none (they are "
+        "gone on from anyway)",
+    )
+    earlier.add_argument(
+        "--restart",
+        action="store_true",
+        help="remove the finished steps of a run cut off, and begin anew",
     )
     parser.add_argument(
         "--dry-run",
@@ -192,6 +201,7 @@ def run(options: argparse.Namespace) -> None:
         push_to_hub=options.push_to_hub,
         force=options.force,
         resume=options.resume,
+        restart=options.restart,
     )
     if first():
         show(report_table(report))
