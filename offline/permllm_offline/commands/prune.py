@@ -11,6 +11,7 @@ from permllm_offline.api import asked_recipe, prune_and_push
 from permllm_offline.commands.ignore_option import add_ignore_option
 from permllm_offline.commands.learning_options import add_learning_options, given_learning
 from permllm_offline.commands.tables import plan_table, report_table, show
+from permllm_offline.expectation import warn_of_slow_float16
 from permllm_offline.local_path import local_path
 from permllm_offline.memory import SMALLER
 from permllm_offline.methods import METHODS
@@ -193,6 +194,7 @@ def run(options: argparse.Namespace) -> None:
         with joined(recipe.device):
             fit, prepared = rehearse(recipe, options.output, force=options.force)
             if first():
+                warn_of_slow_float16(fit.recipe, prepared)
                 show(plan_table(fit.recipe, prepared, forecast(fit.recipe, prepared)))
         return
     report, address = prune_and_push(
