@@ -32,7 +32,7 @@ def work_folder(
 
 
 def begin(work: WorkFolder, text: str, layers: int) -> None:
-    """Begin work in its folder, and say from where where it goes on from steps that are there.
+    """Begin work in its folder, and say after what it goes on, where steps are there.
 
     Args:
         work: the folder.
