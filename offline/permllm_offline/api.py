@@ -40,6 +40,7 @@ from permllm_offline.text.evaluation import perplexity
 from permllm_offline.text.paper_protocol import LENGTHS, Protocol
 from permllm_offline.text.row_text import TEXT_FIELD
 from permllm_offline.text.zero_shot import Tasks
+from permllm_offline.unused_gpu import chosen_device
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +92,7 @@ def prune(
     push_to_hub: str | None = None,
     force: bool = False,
     resume: bool = False,
+    restart: bool = False,
 ) -> Report:
     """Prune a model and write a permllm checkpoint, like ``permllm-offline prune``.
 
@@ -116,7 +118,7 @@ def prune(
         sequence_length: tokens per window.
         evaluation_windows: held-out windows on which the report's perplexities are measured.
         seed: of sampling and learning.
-        device: torch device.
+        device: torch device; the CPU by default, with a warning where there is a GPU.
         dtype: of the weights; ``auto`` is the model's own.
         values: ``int8`` stores kept weights with a scale per output row.
         scratch: ``disk`` puts the states of tuning, and second moments, into files beside the
@@ -127,7 +129,9 @@ def prune(
         effort: calibration text and steps of a method that distils.
         push_to_hub: ``owner/name`` of a repository to upload the finished checkpoint to.
         force: replace a checkpoint in the output folder.
-        resume: go on from the finished steps of a run that was cut off.
+        resume: expect finished steps of a run that was cut off, from which the same call goes on
+            anyway, and warn where there are none.
+        restart: remove them in place of that.
 
     Returns:
         The report, which is also written to ``report.json``.
@@ -161,7 +165,9 @@ def prune(
     made = asked_recipe(
         changes, recipe, output=folder, effort=effort, preset=preset, push_to_hub=push_to_hub
     )
-    report, _ = prune_and_push(made, folder, push_to_hub=push_to_hub, force=force, resume=resume)
+    report, _ = prune_and_push(
+        made, folder, push_to_hub=push_to_hub, force=force, resume=resume, restart=restart
+    )
     return report
 
 
@@ -172,6 +178,7 @@ def prune_and_push(
     push_to_hub: str | None = None,
     force: bool = False,
     resume: bool = False,
+    restart: bool = False,
 ) -> tuple[Report, str | None]:
     """Prune by a recipe, and upload the finished checkpoint where that is asked for.
 
@@ -181,7 +188,7 @@ def prune_and_push(
     Raises:
         OfflineError, CheckpointError: bad input, or an output that cannot be written or uploaded.
     """
-    report = pipeline.prune(recipe, output, force=force, resume=resume)
+    report = pipeline.prune(recipe, output, force=force, resume=resume, restart=restart)
     if push_to_hub is None or not first():
         return report, None
     address = push(output, push_to_hub)
@@ -218,7 +225,8 @@ def asked_recipe(
     made = make_recipe(changes, effort, preset, recorded)
     _warn_of_no_use(made, changes, effort)
     if push_to_hub is not None:
-        check_push(push_to_hub)
+        check_push(push_to_hub, made.model)
+    chosen_device(made.device if "device" in made.model_fields_set else None)
     return made
 
 
@@ -268,7 +276,7 @@ def evaluate(
     few_shot: int | None = None,
     limit: int | None = None,
     batch_size: int = 8,
-    device: str = "cpu",
+    device: str | None = None,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
 ) -> Evaluation:
     """Measure perplexity and tasks of a dense or permllm checkpoint, like ``permllm-offline eval``.
@@ -291,7 +299,7 @@ def evaluate(
         few_shot: examples before each question of a task, or None for what it says.
         limit: questions of each task, or None for all.
         batch_size: of the tasks.
-        device: torch device.
+        device: torch device; the CPU by default, with a warning where there is a GPU.
         dtype: of the weights; ``auto`` is the model's own.
 
     Raises:
@@ -329,7 +337,7 @@ def evaluate(
         )
     if isinstance(tasks, str):
         tasks = [name.strip() for name in tasks.split(",") if name.strip()]
-    torch_device, source = parse_device(device), open_source(_model_name(model))
+    torch_device, source = parse_device(chosen_device(device)), open_source(_model_name(model))
     torch_dtype = parse_dtype(dtype) or source.dtype
     tokenizer = load_tokenizer(source)
     found = None

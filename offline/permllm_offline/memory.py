@@ -6,10 +6,10 @@ import logging
 from dataclasses import dataclass
 
 from permllm_offline.memory_forecast import peak_bytes, scratch_bytes
-from permllm_offline.memory_limit import memory_bytes
+from permllm_offline.memory_limit import free_bytes, memory_bytes
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe_schema import Recipe
-from permllm_offline.run.processes import local_count
+from permllm_offline.run.processes import first, local_count
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,28 @@ def fitted(recipe: Recipe, prepared: Prepared, memory: int | None = None) -> Fit
     note = f"{found}: {_instead(recipe, taken, prepared)}{'' if fitting else ' It may be killed.'}"
     logger.warning("%s", note)
     return Fitted(taken, note)
+
+
+def warn_of_taken_memory(recipe: Recipe, prepared: Prepared) -> None:
+    """Warn where a recipe that fits the machine does not fit what other programs leave of it.
+
+    Args:
+        recipe: that of ``fitted``.
+        prepared: its model and windows.
+    """
+    if prepared.device.type != "cpu" or not first():
+        return
+    free, needed = free_bytes(), _needed(recipe, prepared)
+    if free is None or needed <= free or needed > (memory_bytes(prepared.device) or 0):
+        return
+    logger.warning(
+        "%s needs about %s of memory, and other programs leave %s free: it may be slow or be "
+        "killed. End some of them first, or the remedy is %s.",
+        recipe.method,
+        _gigabytes(needed),
+        _gigabytes(free),
+        _remedy(recipe, prepared, free),
+    )
 
 
 def is_default(recipe: Recipe) -> bool:

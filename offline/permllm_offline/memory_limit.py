@@ -10,6 +10,7 @@ import torch
 
 from permllm_offline.run.processes import local_count
 
+_MEMORY = Path("/proc/meminfo")
 _GROUPS_OF_PROCESS = Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
 
@@ -27,6 +28,18 @@ def memory_bytes(device: torch.device) -> int | None:
         return None
     limits = [limit for file in _limit_files() if (limit := _limit(file)) is not None]
     return min([host, *limits]) // local_count()
+
+
+def free_bytes() -> int | None:
+    """Bytes of the host's memory that other programs leave, the share of this process.
+
+    None where the system does not tell; what the control group of a process holds does not count.
+    """
+    for line in _text(_MEMORY).splitlines():
+        name, _, amount = line.partition(":")
+        if name == "MemAvailable":
+            return int(amount.split()[0]) * 1024 // local_count()
+    return None
 
 
 def _limit_files() -> Iterator[Path]:

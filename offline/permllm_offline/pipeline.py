@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,14 +14,23 @@ from torch import Tensor
 
 from permllm_offline.bake import bake_layer
 from permllm_offline.decisions import LayerDecision
+from permllm_offline.disk_forecast import check_room
 from permllm_offline.errors import OfflineError
+from permllm_offline.expectation import announce
 from permllm_offline.local_path import local_path
-from permllm_offline.memory import Fitted, fitted
-from permllm_offline.memory_forecast import passed_bytes, scratch_bytes, shard_bytes
+from permllm_offline.memory import Fitted, fitted, warn_of_taken_memory
+from permllm_offline.memory_forecast import shard_bytes
 from permllm_offline.method_parts import parts_of
 from permllm_offline.model.loading import dtype_name, load_tokenizer, open_source
-from permllm_offline.preparation import Prepared, prepare_model, with_text
-from permllm_offline.pruning import PrunedModel, needs_hidden_states, prune_model
+from permllm_offline.preparation import (
+    Prepared,
+    calibration_windows,
+    prepare_model,
+    windows_to_come,
+    with_text,
+    without_contents,
+)
+from permllm_offline.pruning import PrunedModel, prune_model
 from permllm_offline.recipe_schema import (
     BlockwiseRecipe,
     DistillationRecipe,
@@ -33,25 +41,19 @@ from permllm_offline.report import papers
 from permllm_offline.report.model_card import model_card
 from permllm_offline.report.page import report_page
 from permllm_offline.report.report import CalibrationRecord, Report
-from permllm_offline.resume import kept_bytes, work_folder
+from permllm_offline.resume import begin, kept_bytes, work_folder
 from permllm_offline.run.costs import costs_json
-from permllm_offline.run.processes import SharedWork, count, first, joined, local_count
+from permllm_offline.run.processes import SharedWork, count, first, joined
 from permllm_offline.run.steps import WorkFolder
 from permllm_offline.streamed_pruning import PrunedLayers, can_stream, prune_streamed
-from permllm_offline.text.calibration import CalibrationWindows, require_windows
+from permllm_offline.text.calibration import require_windows
 from permllm_vllm.checkpoint.contained import contained
-from permllm_vllm.checkpoint.output import check_destination, check_disk, check_outside
+from permllm_vllm.checkpoint.output import check_destination, check_outside
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.shards import read_weight_map
 from permllm_vllm.checkpoint.writer import check_companions, write_checkpoint
 
 logger = logging.getLogger(__name__)
-
-INTERVAL_BYTES = 3 * 4 + 4
-"""Per kept weight in the state of a distillation: float32 weight, two moments, and the best one."""
-
-INTERVAL_FILES = 2
-"""Kept states of an unfinished step while one takes the place of the last."""
 
 
 def check_writable(recipe: Recipe) -> None:
@@ -102,7 +104,7 @@ def rehearse(recipe: Recipe, output: Path, *, force: bool = False) -> tuple[Fitt
         OfflineError, CheckpointError: the first thing that would make the prune fail.
     """
     fit, checked = check_checkpoint(recipe, output, force=force)
-    return fit, with_text(fit.recipe, checked, partial(_without_contents, fit.recipe, "cpu"))
+    return fit, with_text(fit.recipe, checked, partial(without_contents, fit.recipe, "cpu"))
 
 
 def check_checkpoint(
@@ -126,7 +128,9 @@ def check_checkpoint(
     _check_files(source)
     prepared = prepare_model(recipe)
     _check_weights(prepared)
-    fit = fitted(recipe, replace(prepared, windows=_windows_to_come(recipe)))
+    to_come = replace(prepared, windows=windows_to_come(recipe))
+    fit = fitted(recipe, to_come)
+    warn_of_taken_memory(fit.recipe, to_come)
     recipe = shared_out(fit.recipe)
     check_processes(recipe)
     check_windows(recipe)
@@ -136,7 +140,7 @@ def check_checkpoint(
             "distillation.windows_per_step for another number",
             recipe.distillation.windows_per_step,
         )
-    check_disk(output, disk_bytes(recipe, prepared) - kept_bytes(output))
+    check_room(recipe, prepared, output, kept_bytes(output))
     return replace(fit, recipe=recipe), prepared
 
 
@@ -151,40 +155,6 @@ def shared_out(recipe: Recipe) -> Recipe:
         return recipe
     constants = recipe.distillation.model_copy(update={"windows_per_step": count()})
     return recipe.model_copy(update={"distillation": constants})
-
-
-def disk_bytes(recipe: Recipe, prepared: Prepared) -> int:
-    """Bytes of the output, and of the finished steps and scratch files beside it."""
-    plan = prepared.plan
-    reconstruction = parts_of(recipe).reconstruction
-    needed = prepared.output_bytes + local_count() * scratch_bytes(recipe, prepared)
-    if can_stream(recipe) or reconstruction.layer is not None:
-        # Finished layers, a bit for each element of their masks.
-        needed += sum(linear.dense_bytes for linear in plan.every_linear)
-        needed += math.ceil(sum(linear.weights for linear in plan.linears) / 8)
-    if can_stream(recipe):
-        to_come = replace(prepared, windows=_windows_to_come(recipe))
-        needed += INTERVAL_FILES * passed_bytes(recipe, to_come)
-    if reconstruction.distils:
-        kept = sum(linear.weights for linear in plan.linears) // 2
-        needed += INTERVAL_FILES * INTERVAL_BYTES * kept
-    if needs_hidden_states(recipe):
-        tokens = _calibration_windows(recipe) * recipe.sequence_length
-        states = tokens * plan.hidden_size * prepared.dtype.itemsize
-        needed += INTERVAL_FILES * states
-    return needed
-
-
-def _windows_to_come(recipe: Recipe) -> CalibrationWindows | None:
-    """As many windows as the calibration text will have at most, without contents."""
-    if not recipe.datasets:
-        return None
-    counts = recipe.num_samples, recipe.evaluation_windows
-    return CalibrationWindows(*(_without_contents(recipe, "meta", count) for count in counts))
-
-
-def _without_contents(recipe: Recipe, device: str, windows: int) -> Tensor:
-    return torch.empty((windows, recipe.sequence_length), dtype=torch.long, device=device)
 
 
 def check_processes(recipe: Recipe) -> None:
@@ -217,7 +187,7 @@ def check_windows(recipe: Recipe) -> None:
     """
     if not recipe.datasets:
         return
-    parts, windows = parts_of(recipe), _calibration_windows(recipe)
+    parts, windows = parts_of(recipe), calibration_windows(recipe)
     loops: list[tuple[bool, LearningRecipe | BlockwiseRecipe | DistillationRecipe, str, str]] = [
         (parts.permutation.learns, recipe.learning, "learn from", "step"),
         (parts.reconstruction.tunes, recipe.blockwise, "tune a layer on", "weights"),
@@ -227,12 +197,6 @@ def check_windows(recipe: Recipe) -> None:
         if takes_place:
             held_out = constants.validation_windows
             require_windows(windows, constants.windows_per_step, held_out, purpose, chosen)
-
-
-def _calibration_windows(recipe: Recipe) -> int:
-    """Windows to calibrate on, those that the dense model writes for its distillation included."""
-    distils = parts_of(recipe).reconstruction.distils
-    return recipe.num_samples + (recipe.distillation.self_windows if distils else 0)
 
 
 def _check_files(directory: Path) -> None:
@@ -265,31 +229,44 @@ def _check_weights(prepared: Prepared) -> None:
             )
 
 
-def prune(recipe: Recipe, output: Path, *, force: bool = False, resume: bool = False) -> Report:
+def prune(
+    recipe: Recipe,
+    output: Path,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    restart: bool = False,
+) -> Report:
     """Prune a model and write the checkpoint; the output folder is complete or absent.
 
-    Finished steps lie in a work folder beside the output until it is complete; with ``resume`` a
-    run that was cut off goes on from them. Of the processes that ``torchrun`` starts, the first one
-    writes.
+    Finished steps lie in a work folder beside the output until it is complete: a run that was cut
+    off goes on from them. ``resume`` expects them there, ``restart`` removes them. Of the processes
+    that ``torchrun`` starts, the first one writes.
 
     Raises:
         OfflineError, CheckpointError: bad input, or an output that cannot be written.
     """
+    if resume and restart:
+        raise OfflineError(
+            "--resume goes on from finished steps and --restart removes them: give one of both."
+        )
     with joined(recipe.device):
-        return _prune(recipe, output, force=force, resume=resume)
+        return _prune(recipe, output, force=force, resume=resume, restart=restart)
 
 
-def _prune(recipe: Recipe, output: Path, *, force: bool, resume: bool) -> Report:
+def _prune(recipe: Recipe, output: Path, *, force: bool, resume: bool, restart: bool) -> Report:
     fit, checked = check_checkpoint(recipe, output, force=force)
     recipe = fit.recipe
     if not first():
         shared = SharedWork(None, beside=output.resolve().parent)
         return prune_model(recipe, with_text(recipe, checked), shared).report
     _warn_without_tokenizer(checked)
-    with work_folder(recipe, checked, output, resume=resume) as work:
+    with work_folder(recipe, checked, output, resume=resume, restart=restart) as work:
+        announce(recipe, replace(checked, windows=windows_to_come(recipe)))
         prepared = with_text(recipe, checked)
         windows = prepared.windows
-        work.begin("" if windows is None else CalibrationRecord.of(windows).tokens_sha256)
+        text = "" if windows is None else CalibrationRecord.of(windows).tokens_sha256
+        begin(work, text, len(prepared.plan.layers))
         report = _write(fit, prepared, output, work, force=force)
         try:
             work.remove()
@@ -320,7 +297,12 @@ def _write(
     else:
         pruned = prune_model(recipe, prepared, work if count() == 1 else SharedWork(work))
     calibration = None if windows is None else CalibrationRecord.of(windows, pruned.own_text)
-    report = replace(pruned.report, note=fit.note, calibration=calibration)
+    report = replace(
+        pruned.report,
+        note=fit.note,
+        calibration=calibration,
+        model_commit=prepared.source.commit,
+    )
     name = output.resolve().name
     write_checkpoint(
         output,

@@ -129,6 +129,25 @@ def with_text(
     return replace(prepared, windows=from_first(draw))
 
 
+def windows_to_come(recipe: Recipe) -> CalibrationWindows | None:
+    """As many windows as the calibration text will have at most, without contents."""
+    if not recipe.datasets:
+        return None
+    counts = recipe.num_samples, recipe.evaluation_windows
+    return CalibrationWindows(*(without_contents(recipe, "meta", count) for count in counts))
+
+
+def without_contents(recipe: Recipe, device: str, windows: int) -> Tensor:
+    """So many windows of the recipe's length."""
+    return torch.empty((windows, recipe.sequence_length), dtype=torch.long, device=device)
+
+
+def calibration_windows(recipe: Recipe) -> int:
+    """Windows to calibrate on, those that the dense model writes for its distillation included."""
+    distils = parts_of(recipe).reconstruction.distils
+    return recipe.num_samples + (recipe.distillation.self_windows if distils else 0)
+
+
 def own_text(recipe: Recipe, prepared: Prepared) -> OwnText:
     """The text of the data set ``self``."""
     source, dtype, device = prepared.source, prepared.dtype, prepared.device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -45,7 +45,8 @@ DIVERGENCE = 3
 SENSITIVITY = "sensitivity"
 """The stage in which the layers that learn are chosen; what these take is a mean before."""
 
-TIMED_SECONDS = 0.1
+TIMED_SECONDS, TIMED_TOKENS = 0.1, 512
+"""Of the product that is timed, at most: more tokens are not multiplied at another speed."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,13 @@ def _windows(constants: LearningRecipe | BlockwiseRecipe | DistillationRecipe) -
     return constants.steps * constants.windows_per_step, validations * constants.validation_windows
 
 
+def dtype_gain(prepared: Prepared, dtype: torch.dtype) -> float:
+    """How many times as fast a linear layer is multiplied in another dtype than the model's."""
+    linear = prepared.plan.linears[0]
+    other = measured_speed(replace(prepared, dtype=dtype), linear)
+    return other / measured_speed(prepared, linear)
+
+
 @products_in_float32()
 def measured_speed(prepared: Prepared, linear: PlannedLinear, tokens: int | None = None) -> float:
     """Operations per second of one linear layer over one window, timed for a moment.
@@ -163,15 +171,17 @@ def measured_speed(prepared: Prepared, linear: PlannedLinear, tokens: int | None
     ``tokens`` are those of the product in place of a window's.
     """
     if tokens is None:
-        tokens = 512 if prepared.windows is None else prepared.windows.calibration.shape[1]
+        windows = prepared.windows
+        longest = TIMED_TOKENS if windows is None else windows.calibration.shape[1]
+        tokens = min(longest, TIMED_TOKENS)
     dtype, device, channels = prepared.dtype, prepared.device, linear.layout.in_features
     inputs = torch.zeros((tokens, channels), dtype=dtype, device=device)
     weight = torch.zeros((linear.out_features, channels), dtype=dtype, device=device)
     torch.nn.functional.linear(inputs, weight)
-    count, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < TIMED_SECONDS:
+    count, passed, start = 0, 0.0, time.perf_counter()
+    while not count or passed < TIMED_SECONDS:
         float(torch.nn.functional.linear(inputs, weight)[0, 0])  # waits for the device
-        count += 1
+        count, passed = count + 1, time.perf_counter() - start
     return 2 * tokens * linear.weights * count / passed
 
 

@@ -33,13 +33,15 @@ class ShapeSpeed:
 class Speed:
     """Forecasts for the pruned matrices of a model; without any, ``reason`` says why.
 
-    ``pattern`` is what was measured: another than the model's where that has no record.
+    ``pattern`` is what was measured: another than the model's where that has no record. ``note``
+    says what else is another.
     """
 
     source: str
     shapes: Sequence[ShapeSpeed]
     pattern: str = ""
     reason: str = ""
+    note: str = ""
 
     def whole(self) -> dict[int, float]:
         """Dense time over sparse time of all pruned matrices together, by tokens.

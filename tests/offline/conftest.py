@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from permllm_offline import prune_forecast
 from permllm_offline.report import page
 from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
 
@@ -12,6 +13,12 @@ from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
 def plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """No report has any, but in `report/`: drawing takes longer than to prune a tiny model."""
     monkeypatch.setattr(page, "_plots", lambda report: [])
+
+
+@pytest.fixture(autouse=True)
+def products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is timed in place of as many as fill a tenth of a second, with every prune."""
+    monkeypatch.setattr(prune_forecast, "TIMED_SECONDS", 0)
 
 
 @pytest.fixture(scope="session")

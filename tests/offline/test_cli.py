@@ -193,7 +193,7 @@ def test_dry_run_writes_nothing(
     assert prune(tiny_model_directory, tmp_path / "out", text_file, *options) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "GB in scratch files beside the output" in shown
-    assert "GB of disk: the checkpoint, and what --resume goes on from" in shown
+    assert "GB of disk: the checkpoint, and what a run that is cut off goes on from" in shown
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,22 @@
 """Uploading is opt-in, checked before the work, and never loses a finished checkpoint."""
 
+import json
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import huggingface_hub
 import pytest
+import yaml
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from permllm_offline import api
 from permllm_offline.cli import main
+from permllm_offline.errors import OfflineError
+from permllm_offline.hub import check_push
 from permllm_offline.recipe import make_recipe
 
 REPOSITORY = "someone/tiny-2to4"
@@ -17,10 +24,17 @@ URL = f"https://huggingface.co/{REPOSITORY}/commit/0"
 
 
 class PretendedHub:
-    """Records what is asked of `HfApi`; `broken` methods fail."""
+    """Records what is asked of `HfApi`; `broken` methods fail.
+
+    ``holds`` has the files of the repository and what is in them, ``refusal`` what is raised where
+    it has none.
+    """
 
     def __init__(self, *broken: str) -> None:
         self.calls: list[tuple[str, Any]] = []
+        self.holds: Mapping[str, Path] | None = None
+        self.refusal: type[Exception] = RepositoryNotFoundError
+        self.uploaded: dict[str, bytes] = {}
         self._broken = broken
 
     def _call(self, name: str, details: Any) -> None:
@@ -28,14 +42,30 @@ class PretendedHub:
         if name in self._broken:
             raise OSError(f"no {name} today")
 
-    def whoami(self) -> None:
+    def whoami(self) -> dict[str, str]:
         self._call("whoami", None)
+        return {"name": "someone"}
+
+    def list_repo_files(self, repository: str) -> list[str]:
+        self._call("list_repo_files", repository)
+        if self.holds is None:
+            raise self.refusal(
+                "404", response=httpx.Response(404, request=httpx.Request("GET", URL))
+            )
+        return list(self.holds)
+
+    def hf_hub_download(self, repository: str, file: str) -> str:
+        assert self.holds is not None
+        return str(self.holds[file])
 
     def create_repo(self, repository: str, **options: Any) -> None:
         self._call("create_repo", (repository, options))
 
     def upload_folder(self, **options: Any) -> SimpleNamespace:
-        files = sorted(path.name for path in Path(options["folder_path"]).iterdir())
+        self.uploaded = {
+            path.name: path.read_bytes() for path in Path(options["folder_path"]).iterdir()
+        }
+        files = sorted(self.uploaded)
         assert options["delete_patterns"] == ["*.safetensors", "*.safetensors.index.json"]
         self._call("upload_folder", (options["repo_id"], files))
         return SimpleNamespace(commit_url=URL)
@@ -63,6 +93,7 @@ def test_a_finished_checkpoint_is_uploaded(
     written = sorted(path.name for path in output.iterdir())
     assert hub.calls == [
         ("whoami", None),
+        ("list_repo_files", REPOSITORY),
         ("create_repo", (REPOSITORY, {"private": True, "exist_ok": True})),
         ("upload_folder", (REPOSITORY, written)),
     ]
@@ -118,7 +149,7 @@ def test_a_dry_run_uploads_nothing(
     hub = pretend(monkeypatch)
     options = ("--push-to-hub", REPOSITORY, "--dry-run")
     assert prune(tiny_model_directory, tmp_path / "out", *options) == 0
-    assert [name for name, _ in hub.calls] == ["whoami"]
+    assert [name for name, _ in hub.calls] == ["whoami", "list_repo_files"]
 
 
 @pytest.mark.parametrize(
@@ -153,5 +184,81 @@ def test_a_failed_upload_leaves_the_checkpoint(
     assert prune(tiny_model_directory, output, "--push-to-hub", REPOSITORY) == 2
     error = capsys.readouterr().err
     assert f"no {broken} today" in error
-    assert f"`hf upload {REPOSITORY} '{output}'`" in error
+    assert f"`hf upload {REPOSITORY} '{output}' --private`" in error
     assert (output / "model.safetensors").exists()
+
+
+def test_what_is_uploaded_names_no_folder_of_this_machine(
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub = pretend(monkeypatch)
+    data = ("--dataset", str(text_file), "--num-samples", "4", "--sequence-length", "24")
+    output = tmp_path / "out"
+    assert prune(tiny_model_directory, output, "--push-to-hub", REPOSITORY, *data) == 0
+    folders = (str(tiny_model_directory.parent), str(text_file.parent), str(tmp_path))
+    for name, content in hub.uploaded.items():
+        assert not any(folder.encode() in content for folder in folders), name
+        same = content == (output / name).read_bytes()
+        assert same == (name not in ("recipe.yaml", "report.json")), name
+    recipe = yaml.safe_load(hub.uploaded["recipe.yaml"])
+    here = yaml.safe_load((output / "recipe.yaml").read_text())
+    assert here | {"model": "tiny", "dataset": "calibration.txt"} == recipe
+    assert json.loads(hub.uploaded["report.json"])["recipe"] == recipe
+    assert here["dataset"] == str(text_file)  # so that it can be pruned again here
+
+
+@pytest.mark.parametrize("repository", ["someone/dense", "Someone/Dense", "dense"])
+def test_the_model_itself_is_no_target(
+    repository: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OfflineError, match="whose weights the upload would take away"):
+        check_push(repository, "someone/dense")
+    (tmp_path / "someone" / "dense").mkdir(parents=True)
+    check_push("someone/dense", "someone/dense")  # a folder here
+
+
+def config(directory: Path, entries: Any) -> Path:
+    file = directory / "config.json"
+    file.write_text(json.dumps(entries))
+    return file
+
+
+def test_only_a_checkpoint_of_this_format_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pretend(monkeypatch)
+    files = {".gitattributes": tmp_path, "README.md": tmp_path}
+    for holds in ({}, files):
+        hub.holds = holds
+        check_push(REPOSITORY, "m")
+    dense = config(tmp_path, {"model_type": "llama"})
+    for more in ({"data.csv": dense}, {"config.json": dense, "model.safetensors": dense}):
+        hub.holds = files | more
+        with pytest.raises(
+            OfflineError, match=f"is no permllm checkpoint and holds {next(iter(more))}"
+        ):
+            check_push(REPOSITORY, "m")
+    config(tmp_path, {"quantization_config": {"quant_method": "permllm"}})
+    check_push(REPOSITORY, "m")
+
+
+@pytest.mark.parametrize("entries", [[], {"quantization_config": None}, {"quantization_config": 1}])
+def test_a_config_of_another_form_is_none_of_this_format(
+    entries: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch).holds = {"config.json": config(tmp_path, entries)}
+    with pytest.raises(OfflineError, match="is no permllm checkpoint and holds config"):
+        check_push(REPOSITORY, "m")
+
+
+def test_a_repository_that_cannot_be_looked_into_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend(monkeypatch).refusal = GatedRepoError
+    with pytest.raises(OfflineError, match="cannot work"):
+        check_push(REPOSITORY, "m")

@@ -8,7 +8,13 @@ import torch
 
 from permllm_offline import memory
 from permllm_offline.api import prune
-from permllm_offline.memory import PROGRAM_BYTES, SMALLER, Fitted, fitted
+from permllm_offline.memory import (
+    PROGRAM_BYTES,
+    SMALLER,
+    Fitted,
+    fitted,
+    warn_of_taken_memory,
+)
 from permllm_offline.memory_forecast import peak_bytes
 from permllm_offline.preparation import prepare
 from permllm_offline.recipe import make_recipe
@@ -115,6 +121,40 @@ def test_a_gpu_has_no_files(fit: Any, caplog: pytest.LogCaptureFixture) -> None:
     found = fit(less=1, method="permllm-best", device="cuda")
     assert found.recipe.scratch == "memory"
     assert "--scratch" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("free", "total", "device", "warned"),
+    [
+        (-1, 0, "cpu", True),
+        (0, 0, "cpu", False),
+        (None, 0, "cpu", False),
+        (-1, -1, "cpu", False),  # `fitted` has said it
+        (-1, 0, "cuda", False),
+    ],
+)
+def test_memory_that_others_hold_is_a_warning(
+    free: int | None,
+    total: int,
+    device: str,
+    warned: bool,
+    tiny_model_directory: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    entries = {"model": str(tiny_model_directory), "dataset": str(text_file)} | SIZES
+    recipe = make_recipe(entries)
+    prepared = replace(prepare(recipe), device=torch.device(device))
+    needed = PROGRAM_BYTES + peak_bytes(recipe, prepared)
+    left = None if free is None else needed + free
+    monkeypatch.setattr(memory, "free_bytes", lambda: left)
+    monkeypatch.setattr(memory, "memory_bytes", lambda _: needed + total)
+    warn_of_taken_memory(recipe, prepared)
+    assert len(caplog.messages) == warned
+    if warned:
+        assert "and other programs leave" in caplog.text
+        assert "the remedy is --scratch disk, which" in caplog.text
 
 
 def test_the_report_and_the_recipe_say_what_was_replaced(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from permllm_offline import memory_limit
-from permllm_offline.memory_limit import memory_bytes
+from permllm_offline.memory_limit import free_bytes, memory_bytes
 
 
 @pytest.fixture
@@ -60,3 +60,15 @@ def test_processes_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert whole is not None
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert memory_bytes(torch.device("cpu")) == whole // 4
+
+
+def test_what_other_programs_leave_is_what_linux_calls_available(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "meminfo"
+    monkeypatch.setattr(memory_limit, "_MEMORY", file)
+    assert free_bytes() is None
+    file.write_text("MemTotal:  900 kB\nMemFree:  100 kB\nMemAvailable:   300 kB\n")
+    assert free_bytes() == 300 * 1024
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert free_bytes() == 75 * 1024

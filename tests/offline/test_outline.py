@@ -16,6 +16,7 @@ from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.stored import read_stored
 from permllm_offline.outline import outline, sparse_bytes
 from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.forecast import OVERRIDE
 from tests.offline.tiny_models import tiny_model
 
 
@@ -95,6 +96,24 @@ def test_by_default_the_values_are_of_the_dtype_that_prune_writes(
     for values in ("auto", "float32"):
         found = plan(tiny_model_directory, tmp_path / "plan.json", *magnitude, "--values", values)
         assert found["bytes_after"] == sum(tensor.nbytes for tensor in written.values())
+
+
+def test_float16_is_forecast_as_the_bfloat16_that_it_is_rounded_to(
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(OVERRIDE, "avx2")
+    half, of_bfloat16 = (
+        plan(tiny_model_directory, tmp_path / "plan.json", "--values", values)
+        for values in ("float16", "bfloat16")
+    )
+    assert half["speed"]["shapes"] == of_bfloat16["speed"]["shapes"] != []
+    assert half["bytes_after"] == of_bfloat16["bytes_after"]
+    assert "round float16 values" in half["speed"]["note"]
+    assert of_bfloat16["speed"]["note"] == ""
+    assert capsys.readouterr().out.count("round float16 values") == 1
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

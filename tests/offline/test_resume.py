@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from permllm_offline import flow
+from permllm_offline.api import prune
 from permllm_offline.cli import main
+from permllm_offline.errors import OfflineError
 from permllm_offline.permutation import span_learning
 from permllm_offline.reconstruction import distillation
 from permllm_offline.run.steps import Step, WorkFolder
@@ -172,25 +174,29 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.parametrize(
-    ("method", "stage", "place"),
+    ("method", "stage", "place", "reached"),
     [
-        ("tuned", "tuning takes a step:5", "memory"),
-        ("best", "distillation takes a step:3", "disk"),
+        ("tuned", "tuning takes a step:5", "memory", "layer 1 of 2"),
+        ("best", "distillation takes a step:3", "disk", "a part of its step 'distillation'"),
     ],
 )
-def test_what_was_killed_goes_on_with_its_scratch_elsewhere(
+def test_what_was_killed_goes_on_unasked_with_its_scratch_elsewhere(
     method: str,
     stage: str,
     place: str,
+    reached: str,
     arguments: Arguments,
     whole: Callable[[str], Path],
     tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     output = tmp_path / "sparse"
     line = arguments(method, output)
     assert child(line, partial(stop_at, stage, signal.SIGKILL)).status == -signal.SIGKILL
-    assert main([*line, "--scratch", place, "--resume"]) == 0
+    assert main([*line, "--scratch", place]) == 0
     assert_same_files(whole(method), output)
+    (said,) = [message for message in caplog.messages if "goes on after" in message]
+    assert f"goes on after {reached}; --restart begins anew" in said
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
@@ -315,7 +321,7 @@ def test_a_second_prune_leaves_the_steps_of_the_first(
     arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = arguments("layer by layer", tmp_path / "sparse")
-    with WorkFolder(tmp_path / ".sparse.work", "a", resume=False) as work:
+    with WorkFolder(tmp_path / ".sparse.work", "a") as work:
         work.step("one", Step)
         assert main(line) == 2
         assert "another prune to the same output" in capsys.readouterr().err
@@ -326,25 +332,28 @@ def test_text_that_cannot_be_drawn_costs_no_steps(
     arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = arguments("layer by layer", tmp_path / "sparse")
-    with WorkFolder(tmp_path / ".sparse.work", "a", resume=False) as work:
+    with WorkFolder(tmp_path / ".sparse.work", "a") as work:
         work.step("one", Step)
-    assert main([*line, "--num-samples", "5000"]) == 2
+    assert main([*line, "--num-samples", "5000", "--restart"]) == 2
     assert "is too short" in capsys.readouterr().err
     assert work.finished("one")
 
 
+@pytest.mark.parametrize("more", [(), ("--resume",)])
 def test_another_recipe_is_refused_before_text_is_drawn(
+    more: tuple[str, ...],
     arguments: Arguments,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with WorkFolder(tmp_path / ".sparse.work", "a", resume=False) as work:
+    with WorkFolder(tmp_path / ".sparse.work", "a") as work:
         work.step("one", Step)
     drawn = "permllm_offline.preparation.sample_windows"
     monkeypatch.setattr(drawn, lambda *_, **__: pytest.fail("text is drawn"))
-    assert main([*arguments("layer by layer", tmp_path / "sparse"), "--resume"]) == 2
+    assert main([*arguments("layer by layer", tmp_path / "sparse"), *more]) == 2
     assert "holds steps of another recipe" in capsys.readouterr().err
+    assert work.finished("one")
 
 
 def test_another_config_is_another_run(
@@ -359,5 +368,16 @@ def test_another_config_is_another_run(
     config = json.loads((model / "config.json").read_text())
     config["rms_norm_eps"] = 0.1
     (model / "config.json").write_text(json.dumps(config))
-    assert main([*line, "--resume"]) == 2
-    assert "holds steps of another recipe" in capsys.readouterr().err
+    kept = sorted((tmp_path / ".sparse.work").iterdir())
+    for more in ((), ("--resume",)):
+        assert main([*line, *more]) == 2
+        assert "holds steps of another recipe" in (error := capsys.readouterr().err)
+        assert "version (config.json is '" in error
+    assert sorted((tmp_path / ".sparse.work").iterdir()) == kept
+    assert main([*line, "--restart"]) == 0
+    assert not (tmp_path / ".sparse.work").exists()
+
+
+def test_both_of_resume_and_restart_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OfflineError, match="give one of both"):
+        prune(tmp_path, tmp_path / "sparse", resume=True, restart=True)

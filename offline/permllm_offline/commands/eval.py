@@ -79,7 +79,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--batch-size", type=int, default=8, metavar="N", help="of the tasks (default %(default)s)"
     )
     add_json_option(parser, "the result")
-    parser.add_argument("--device", default="cpu", help="torch device (default %(default)s)")
+    parser.add_argument("--device", help="torch device (default cpu)")
     parser.add_argument("--dtype", default="auto", help="auto, bfloat16, float16 or float32")
     return parser
 

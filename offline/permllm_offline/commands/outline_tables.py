@@ -67,6 +67,8 @@ def speed_table(speed: Speed, pattern: str) -> RenderableType:
     title = f"expected speed of {of}, x the faster dense bfloat16, one thread, from {speed.source}"
     inside = speed.whole_inside()
     notes = [OUTSIDE] if all(inside.values()) else [EXTRAPOLATED, OUTSIDE]
+    if speed.note:
+        notes.insert(0, speed.note)
     table = Table(title=Text(title), show_footer=True, caption="\n".join(notes))
     table.add_column("linears", footer="all pruned linears")
     table.add_column("N x K", justify="right")

@@ -12,6 +12,7 @@ from permllm_offline.commands.ignore_option import add_ignore_option
 from permllm_offline.commands.learning_options import add_learning_options, given_learning
 from permllm_offline.commands.tables import plan_table, report_table, show
 from permllm_offline.commands.text_field_option import add_text_field_option
+from permllm_offline.expectation import warn_of_slow_float16
 from permllm_offline.local_path import local_path
 from permllm_offline.memory import SMALLER
 from permllm_offline.methods import METHODS
@@ -148,11 +149,21 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--push-to-hub",
         metavar="OWNER/NAME",
-        help="upload the finished checkpoint to the Hugging Face hub; a new repository is private "
-        "(default: nothing is uploaded)",
+        help="upload the finished checkpoint to the Hugging Face hub, without the folders that "
+        "its recipe names; a new repository is private, and one that holds anything but a permllm "
+        "checkpoint is refused (default: nothing is uploaded)",
     )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the finished steps of a run cut off"
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument(
+        "--resume",
+        action="store_true",
+        help="expect the finished steps of a run cut off, and warn where there are none (they are "
+        "gone on from anyway)",
+    )
+    earlier.add_argument(
+        "--restart",
+        action="store_true",
+        help="remove the finished steps of a run cut off, and begin anew",
     )
     parser.add_argument(
         "--dry-run",
@@ -185,6 +196,7 @@ def run(options: argparse.Namespace) -> None:
         with joined(recipe.device):
             fit, prepared = rehearse(recipe, options.output, force=options.force)
             if first():
+                warn_of_slow_float16(fit.recipe, prepared)
                 show(plan_table(fit.recipe, prepared, forecast(fit.recipe, prepared)))
         return
     report, address = prune_and_push(
@@ -193,6 +205,7 @@ def run(options: argparse.Namespace) -> None:
         push_to_hub=options.push_to_hub,
         force=options.force,
         resume=options.resume,
+        restart=options.restart,
     )
     if first():
         show(report_table(report))

@@ -8,13 +8,13 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from permllm_offline.expectation import duration, expected_lines
 from permllm_offline.expert_names import with_count, without_expert
 from permllm_offline.inspection import InspectedLayer, Inspection
 from permllm_offline.method_parts import title_of
 from permllm_offline.model.plan import PlannedLinear
-from permllm_offline.pipeline import disk_bytes
 from permllm_offline.preparation import Prepared
-from permllm_offline.prune_forecast import SENSITIVITY, Forecast
+from permllm_offline.prune_forecast import Forecast
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.report.report import Report
 
@@ -40,7 +40,7 @@ def plan_table(recipe: Recipe, prepared: Prepared, expected: Forecast) -> Group:
         prepared.plan.all_by_layer, expected.layer_seconds, expected.memory.layers, strict=True
     )
     for linears, seconds, layer_bytes in layers:
-        both = _duration(seconds), f"{layer_bytes / 1e6:,.1f} MB"
+        both = duration(seconds), f"{layer_bytes / 1e6:,.1f} MB"
         rows: dict[tuple[str, str, str], list[PlannedLinear]] = defaultdict(list)
         for linear in linears:
             shape = f"{linear.out_features} x {linear.layout.in_features}"
@@ -56,43 +56,13 @@ def plan_table(recipe: Recipe, prepared: Prepared, expected: Forecast) -> Group:
             )
         table.add_section()
     total = f"output: about {prepared.output_bytes / 1e6:,.1f} MB of tensors, dense ones included"
-    stages = "".join(
-        f", {_duration(seconds)} for {stage}" for stage, seconds in expected.stage_seconds.items()
-    )
-    cost = (
-        f"about {_duration(expected.seconds)}: {_duration(sum(expected.layer_seconds))} for "
-        f"decoder layers one by one{stages} (estimates from products timed on this machine)"
-    )
-    if SENSITIVITY in expected.stage_seconds:
-        cost += (
-            f"; which layers {recipe.learning.layers} takes is known after {SENSITIVITY}: learning "
-            "is the mean over all choices"
-        )
-    memory = expected.memory
-    held = (
-        f"peak memory about {memory.peak_bytes / 1e9:,.2f} GB beside the program: "
-        f"{memory.common / 1e9:,.2f} GB and what a decoder layer holds, or "
-        f"{memory.outside / 1e9:,.2f} GB outside of them"
-    )
-    if memory.scratch:
-        held += f"; {memory.scratch / 1e9:,.2f} GB in scratch files beside the output"
-    room = (
-        f"at most {disk_bytes(recipe, prepared) / 1e9:,.2f} GB of disk: the checkpoint, and what "
-        "--resume goes on from"
-    )
-    return Group(table, total, cost, held, room)
+    return Group(table, total, *map(Text, expected_lines(recipe, prepared, expected)))
 
 
 def _state(linear: PlannedLinear) -> str:
     if not linear.permuted:
         return "none" if linear.pruned else "left dense"
     return "folded" if linear.layout.folded else "run time"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def report_table(report: Report) -> Table:

@@ -29,6 +29,7 @@ from permllm_vllm.checkpoint.shards import INDEX_NAME, SINGLE_NAME, read_weight_
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _TRUST_NOTHING: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 """Of a folder: no code of the model's own, no download of what it names."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -44,6 +45,12 @@ class Source:
     def config(self) -> Any:
         """The transformers configuration of the language model."""
         return self.language.config
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of a model of the hub, which its folder in the hub's cache is named by."""
+        cached = self.directory.parent.name == "snapshots"
+        return self.directory.name if cached and _COMMIT.fullmatch(self.directory.name) else None
 
     @cached_property
     def dtype(self) -> torch.dtype:

@@ -107,6 +107,8 @@ class Report:
     reallocated_errors: Sequence[float] = ()
     left_dense: Sequence[str] = ()
     """Names of the linears that the recipe's ``ignore`` leaves dense."""
+    model_commit: str | None = None
+    """Commit of the dense model, where it is one of the hub."""
 
     @classmethod
     def build(
@@ -181,6 +183,7 @@ class Report:
             "perplexity_after": self.perplexity_after,
             "byte_ratio": self.byte_ratio,
             "recipe": self.recipe.choices(),
+            "model_commit": self.model_commit,
             "note": self.note,
             "calibration": None if self.calibration is None else asdict(self.calibration),
             "learning_curve": list(self.learning_curve),

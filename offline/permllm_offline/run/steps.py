@@ -28,6 +28,7 @@ from torch import Tensor
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.run.costs import Cost, measured
+from permllm_offline.run.identity import differences
 from permllm_offline.run.scratch import MEMORY, Place, Scratch
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.output import disk_errors_named
@@ -37,7 +38,8 @@ logger = logging.getLogger(__name__)
 
 _IDENTITY, _TEXT, _FACTS, _COST = "identity", "text", "facts", "cost"
 _LOCK = "lock"
-_INTERVAL = "-interval"
+INTERVAL = "-interval"
+"""Ends the name under which the state of an unfinished step is kept."""
 
 
 @dataclass(frozen=True)
@@ -100,26 +102,28 @@ class WorkFolder(Work):
 
     Args:
         directory: of the steps.
-        identity: of recipe and model; steps of another identity are never used.
-        resume: whether steps that are there already are used, or removed when work begins.
+        identity: of recipe and model (``identity.identity_text``); steps of another are never used.
+        resume: whether steps are expected there: a warning says where none are.
+        restart: whether steps that are there are removed when work begins, in place of used.
 
     Raises:
-        OfflineError: another run works in the folder, or asked to resume what has another
-            identity.
+        OfflineError: another run works in the folder, or it holds steps of another identity.
         CheckpointError: the folder cannot be made.
     """
 
-    def __init__(self, directory: Path, identity: str, *, resume: bool) -> None:
+    def __init__(
+        self, directory: Path, identity: str, *, resume: bool = False, restart: bool = False
+    ) -> None:
         super().__init__()
         self.directory = directory
         self.identity = identity
         self._text, self._begun = "", False
-        self._resume = resume
+        self._restart = restart
         if resume and not directory.exists():
             logger.warning("nothing to resume: %s is not there; starting anew", directory)
         self._lock = _locked(directory)
         try:
-            if resume:
+            if not restart:
                 self._check_steps()
         except BaseException:
             self.release()
@@ -131,8 +135,8 @@ class WorkFolder(Work):
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and self._begun and self._others():
             logger.warning(
-                "%s keeps the finished steps: the same command with --resume goes on from them, "
-                "and without it begins anew",
+                "%s keeps the finished steps: the same command goes on from them, and with "
+                "--restart begins anew",
                 self.directory,
             )
         self.release()
@@ -144,15 +148,21 @@ class WorkFolder(Work):
             text: what the calibration text adds to the identity.
 
         Raises:
-            OfflineError: asked to resume steps of another text, or steps that cannot be removed.
+            OfflineError: steps of another text, or steps that cannot be removed.
         """
         self._text = text
-        if self._resume:
+        if not self._restart:
             self._check_steps()
         elif self._others():
             logger.warning("%s is left from a run that was cut off; removed", self.directory)
             self._empty()
         self._begun = True  # from here on the steps are this run's
+
+    def kept(self) -> list[str]:
+        """Names of what is kept, finished steps and ``INTERVAL`` of others, the last one first."""
+        files = sorted(self.directory.glob("*.safetensors"), key=lambda file: file.name)
+        files.sort(key=lambda file: file.stat().st_mtime_ns, reverse=True)
+        return [file.stem for file in files]
 
     def step(self, name: str, compute: Callable[[], Step]) -> Step:
         """Return the result of a step, from disk where it is there, else computed and kept."""
@@ -164,7 +174,7 @@ class WorkFolder(Work):
         done = super().step(name, compute)
         cost = next(cost for cost in self.costs if cost.name == name)
         self._write(path, done, {_COST: json.dumps(asdict(cost))})
-        self._path(name + _INTERVAL).unlink(missing_ok=True)
+        self._path(name + INTERVAL).unlink(missing_ok=True)
         return done
 
     def finished(self, name: str) -> bool:
@@ -177,12 +187,12 @@ class WorkFolder(Work):
 
     def interval(self, name: str) -> Step | None:
         """Return the state in which the step of that name was last kept, or None."""
-        path = self._path(name + _INTERVAL)
+        path = self._path(name + INTERVAL)
         return self._read(path) if path.exists() else None
 
     def keep_interval(self, name: str, state: Step) -> None:
         """Keep the state of an unfinished step, in place of the last one."""
-        self._write(self._path(name + _INTERVAL), state, {})
+        self._write(self._path(name + INTERVAL), state, {})
 
     def read(self, name: str) -> Step:
         """Return the result of a finished step."""
@@ -236,10 +246,13 @@ class WorkFolder(Work):
         """Raise OfflineError for a step of another run; its text counts once work has begun."""
         found = _metadata(path)
         if found[_IDENTITY] != self.identity or (self._text and found[_TEXT] != self._text):
+            other = "the calibration text is another"
+            if found[_IDENTITY] != self.identity:
+                other = differences(found[_IDENTITY], self.identity)
             raise OfflineError(
-                f"{self.directory} holds steps of another recipe, model, data set or version (the "
-                f"first: {path.name}): they cannot be resumed. Give the options of that run, or "
-                "leave --resume out to start anew."
+                f"{self.directory} holds steps of another recipe, model, data set or version "
+                f"({other}): this run cannot go on from them. Give the options of that run, "
+                "--restart to remove its steps, or another --output."
             )
 
     def _path(self, name: str) -> Path:
@@ -320,6 +333,6 @@ def _damage_named(path: Path) -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise OfflineError(
-            f"{path} is no finished step ({error}): the disk or another program damaged it. Leave "
-            "--resume out to start anew."
+            f"{path} is no finished step ({error}): the disk or another program damaged it. Give "
+            "--restart to start anew."
         ) from error

@@ -102,3 +102,19 @@ def test_a_device_that_holds_no_tensor_is_refused(name: str) -> None:
     with pytest.raises(OfflineError, match=f"device '{name}' cannot be used .*Give cpu"):
         parse_device(name)
     assert parse_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("folder", "commit"),
+    [
+        ("models--me--m/snapshots/" + "0a" * 20, "0a" * 20),
+        ("models--me--m/snapshots/main", None),
+        ("mine/" + "0a" * 20, None),
+    ],
+)
+def test_a_model_of_the_hub_knows_its_commit(
+    folder: str, commit: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    tiny_llama().config.save_pretrained(tmp_path / folder)
+    assert open_source(str(tmp_path / folder)).commit == commit

@@ -1,6 +1,7 @@
 """The folder in which a run keeps its finished steps."""
 
 import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ def test_finished_steps_are_not_computed_again(tmp_path: Path) -> None:
     def fail() -> Step:
         raise AssertionError
 
-    first = WorkFolder(tmp_path / "work", "a", resume=False)
+    first = WorkFolder(tmp_path / "work", "a")
     tensors = {"x": torch.arange(6.0).reshape(2, 3).t()}
     first.step("one", lambda: Step(tensors, {"loss": 0.1}))
     first.release()
@@ -25,25 +26,55 @@ def test_finished_steps_are_not_computed_again(tmp_path: Path) -> None:
     assert again.facts == {"loss": 0.1}
 
 
-def test_steps_of_another_run_are_refused_or_removed(tmp_path: Path) -> None:
-    WorkFolder(tmp_path / "work", "a", resume=False).step("one", Step)
-    with pytest.raises(OfflineError, match="another recipe, model, data set or version"):
-        WorkFolder(tmp_path / "work", "b", resume=True)
-    with WorkFolder(tmp_path / "work", "b", resume=False) as work:
+@pytest.mark.parametrize("resume", [False, True])
+def test_steps_of_another_run_are_refused_until_they_are_given_up(
+    resume: bool, tmp_path: Path
+) -> None:
+    with WorkFolder(tmp_path / "work", "seed: 1\nmethod: 'ria'") as work:
+        work.step("one", Step)
+    other = r"another recipe, model, data set or version \(seed is 1 there and 2 here\)"
+    with pytest.raises(OfflineError, match=other):
+        WorkFolder(tmp_path / "work", "seed: 2\nmethod: 'ria'", resume=resume)
+    with WorkFolder(tmp_path / "work", "seed: 1\nmethod: 'ria'") as work:
+        assert work.finished("one")
+    with WorkFolder(tmp_path / "work", "seed: 2\nmethod: 'ria'", restart=True) as work:
+        assert work.finished("one")
         work.begin()
         assert not work.finished("one")
     assert not (tmp_path / "work").exists()
 
 
+def test_steps_of_the_same_run_are_gone_on_from_unless_they_are_given_up(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with WorkFolder(tmp_path / "work", "a") as work:
+        work.begin()
+        work.step("one", Step)
+    for restart, found in ((False, True), (True, False)):
+        with WorkFolder(tmp_path / "work", "a", restart=restart) as work:
+            work.begin()
+            assert work.finished("one") == found
+            assert ("is left from a run that was cut off; removed" in caplog.text) == restart
+
+
+def test_what_is_kept_is_listed_the_last_one_first(tmp_path: Path) -> None:
+    with WorkFolder(tmp_path / "work", "a") as work:
+        assert work.kept() == []
+        for time, name in ((3, "a"), (1, "c"), (2, "b")):
+            work.step(name, Step)
+            os.utime(work.directory / f"{name}.safetensors", ns=(time, time))
+        assert work.kept() == ["a", "b", "c"]
+
+
 def test_a_damaged_step_is_named(tmp_path: Path) -> None:
-    WorkFolder(tmp_path / "work", "a", resume=False).step("one", Step)
+    WorkFolder(tmp_path / "work", "a").step("one", Step)
     (tmp_path / "work" / "one.safetensors").write_bytes(b"nothing")
     with pytest.raises(OfflineError, match=r"one\.safetensors is no finished step"):
         WorkFolder(tmp_path / "work", "a", resume=True)
 
 
 def test_an_interval_takes_the_place_of_the_last_and_goes_with_its_step(tmp_path: Path) -> None:
-    work = WorkFolder(tmp_path / "work", "a", resume=False)
+    work = WorkFolder(tmp_path / "work", "a")
     assert work.interval("one") is None
     for number in (1, 2):
         work.keep_interval("one", Step(facts={"step": number}))
@@ -57,7 +88,7 @@ def test_an_interval_takes_the_place_of_the_last_and_goes_with_its_step(tmp_path
 
 
 def test_one_run_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
-    with WorkFolder(tmp_path / "work", "a", resume=False) as work:
+    with WorkFolder(tmp_path / "work", "a") as work:
         work.step("one", Step)
         for resume in (False, True):
             with pytest.raises(OfflineError, match="another prune to the same output is at work"):
@@ -68,10 +99,10 @@ def test_one_run_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_steps_of_another_identity_are_never_read(tmp_path: Path) -> None:
-    with WorkFolder(tmp_path / "other", "b", resume=False) as other:
+    with WorkFolder(tmp_path / "other", "b") as other:
         other.step("one", Step)
         other.keep_interval("two", Step())
-    with WorkFolder(tmp_path / "work", "a", resume=False) as work:
+    with WorkFolder(tmp_path / "work", "a") as work:
         for file in other.directory.glob("*.safetensors"):
             shutil.copy(file, work.directory)
         readings: list[Callable[[], object]] = [
@@ -85,12 +116,12 @@ def test_steps_of_another_identity_are_never_read(tmp_path: Path) -> None:
 
 
 def test_steps_of_another_text_are_refused_before_work_begins(tmp_path: Path) -> None:
-    with WorkFolder(tmp_path / "work", "a", resume=False) as work:
+    with WorkFolder(tmp_path / "work", "a") as work:
         work.begin("text")
         work.step("one", Step)
     with (
-        WorkFolder(tmp_path / "work", "a", resume=True) as again,
-        pytest.raises(OfflineError, match="another recipe, model, data set or version"),
+        WorkFolder(tmp_path / "work", "a") as again,
+        pytest.raises(OfflineError, match=r"version \(the calibration text is another\)"),
     ):
         again.begin("other text")
     with WorkFolder(tmp_path / "work", "a", resume=True) as again:
@@ -102,7 +133,7 @@ def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def interrupted(name: str, steps: int) -> None:
-        with WorkFolder(tmp_path / name, "a", resume=False) as work:
+        with WorkFolder(tmp_path / name, "a") as work:
             work.begin()
             for number in range(steps):
                 work.step(str(number), Step)
@@ -111,11 +142,11 @@ def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(
     for name, steps in (("kept", 1), ("empty", 0)):
         with pytest.raises(KeyboardInterrupt):
             interrupted(name, steps)
-    assert f"{tmp_path / 'kept'} keeps the finished steps: the same command with" in caplog.text
-    assert caplog.text.count("--resume") == 1
+    assert f"{tmp_path / 'kept'} keeps the finished steps: the same command goes" in caplog.text
+    assert caplog.text.count("--restart") == 1
     assert not (tmp_path / "empty").exists()
     caplog.clear()
-    with pytest.raises(ZeroDivisionError), WorkFolder(tmp_path / "kept", "b", resume=False):
+    with pytest.raises(ZeroDivisionError), WorkFolder(tmp_path / "kept", "b", restart=True):
         raise ZeroDivisionError  # before work begins: the steps are of another run
     assert not caplog.text
 
@@ -123,13 +154,13 @@ def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(
 def test_leftovers_that_cannot_be_removed_are_not_taken_for_this_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with WorkFolder(tmp_path / "work", "a", resume=False) as work:
+    with WorkFolder(tmp_path / "work", "a") as work:
         work.step("one", Step)
 
     def refuse(path: Path, *_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    with WorkFolder(tmp_path / "work", "a", resume=False) as work:
+    with WorkFolder(tmp_path / "work", "a", restart=True) as work:
         monkeypatch.setattr(Path, "unlink", refuse)
         for removal in (work.begin, work.remove):
             with pytest.raises(OfflineError, match=r"one\.safetensors .* cannot be removed \(Perm"):

@@ -1,0 +1,58 @@
+"""A checkpoint as it may be seen by others: without the folders of the machine that made it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from permllm_offline.local_path import local_path
+from permllm_offline.report import papers
+
+
+def publish(checkpoint: Path, directory: Path) -> None:
+    """Fill a directory with links to the files of a checkpoint, and copies of what names folders.
+
+    A recipe names the model and its data sets: those that lie on this machine keep their last name.
+    """
+    rewritten: dict[str, Callable[[str], str]] = {
+        papers.RECIPE: _recipe_text,
+        papers.REPORT: _report_text,
+    }
+    for file in checkpoint.iterdir():
+        rewrite = rewritten.get(file.name)
+        if rewrite is None:
+            (directory / file.name).symlink_to(file.resolve())
+            continue
+        text = rewrite(file.read_text(encoding="utf-8"))
+        (directory / file.name).write_text(text, encoding="utf-8")
+
+
+def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a recipe, paths of this machine without their folders."""
+    dataset = recipe.get("dataset")
+    if isinstance(dataset, list | tuple):
+        dataset = [public_name(one) for one in dataset]
+    elif dataset is not None:
+        dataset = public_name(dataset)
+    return {**recipe, "model": public_name(recipe["model"]), "dataset": dataset}
+
+
+def public_name(name: str) -> str:
+    """A name of the hub as it is; of a file or a folder the last part of its path."""
+    path = local_path(name)
+    if not (path.is_absolute() or path.exists()):
+        return name
+    return path.name if path.name.strip(".") else path.resolve().name
+
+
+def _recipe_text(text: str) -> str:
+    return yaml.safe_dump(public_recipe(yaml.safe_load(text)), sort_keys=False)
+
+
+def _report_text(text: str) -> str:
+    report = json.loads(text)
+    return json.dumps(report | {"recipe": public_recipe(report["recipe"])}, indent=2) + "\n"
