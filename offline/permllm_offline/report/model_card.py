@@ -74,9 +74,9 @@ pip install --no-build-isolation ./permllm-vllm
 {serve_command(output_name, source.config)}
 ```
 
-`VLLM_CPU_KVCACHE_SPACE` is the KV cache of a CPU in GiB: without it vLLM takes 92 % of the memory, and
-does not start where less is free. One request of `--max-model-len` tokens must fit into it: for longer
-ones raise both. A GPU does not read the variable.
+`VLLM_CPU_KVCACHE_SPACE` is the KV cache of a CPU in GiB: without it vLLM takes 92 % of the memory,
+and does not start where less is free. One request of `--max-model-len` tokens must fit into it: for
+longer ones raise both. A GPU does not read the variable.
 
 Transformers loads it after `import permllm_vllm.hf`; without that import it fills the pruned layers
 with random numbers.
