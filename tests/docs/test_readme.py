@@ -31,6 +31,13 @@ def test_every_family_is_named(model_type: str) -> None:
     assert model_type.replace("_", "") in letters
 
 
+def test_models_that_are_known_by_name_are_of_families() -> None:
+    rows = re.findall(r"^\|([^|]+)\|([^|]+)\|$", SECTIONS["Families"], re.MULTILINE)
+    named = [re.findall(r"`([^`]+)`", families) for models, families in rows if "**" not in models]
+    assert len(named) > 5
+    assert {name for row in named for name in row} <= {*FAMILIES, "model_type"}
+
+
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
 def test_every_page_is_linked(page: Path) -> None:
     assert f"(docs/{page.name})" in SECTIONS["Documentation"]

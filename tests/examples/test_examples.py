@@ -48,7 +48,8 @@ def test_quickstart(model: Path, texts: tuple[Path, Path], tmp_path: Path) -> No
     )
     assert "valid, checksums agree" in done.stdout
     assert '"perplexity"' in done.stdout
-    assert done.stdout.endswith(f"Serve it: VLLM_CPU_KVCACHE_SPACE=4 vllm serve {output}\n")
+    serve = f"VLLM_CPU_KVCACHE_SPACE=4 vllm serve {output} --max-model-len auto"
+    assert done.stdout.endswith(f"Serve it: {serve}\n")
 
 
 def test_quickstart_says_how_it_is_used() -> None:

@@ -139,7 +139,7 @@ def test_magnitude_needs_no_data(tmp_path: Path, tiny_model_directory: Path) -> 
     assert prune(tiny_model_directory, output, None, "--method", "magnitude") == 0
     card = (output / "README.md").read_text()
     assert "not measured" in card
-    assert "vllm serve 'my model; 2:4'\n" in card  # to be pasted into a shell
+    assert "\nVLLM_CPU_KVCACHE_SPACE=4 vllm serve 'my model; 2:4' --max-model-len " in card
 
 
 def test_dtype_is_written_everywhere(

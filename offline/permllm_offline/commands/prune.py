@@ -16,6 +16,7 @@ from permllm_offline.expectation import warn_of_slow_float16
 from permllm_offline.local_path import local_path
 from permllm_offline.memory import SMALLER
 from permllm_offline.methods import METHODS
+from permllm_offline.model.loading import open_source
 from permllm_offline.pipeline import rehearse
 from permllm_offline.presets import PRESETS
 from permllm_offline.prune_forecast import forecast
@@ -23,6 +24,7 @@ from permllm_offline.recipe import EFFORTS
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.report import papers
+from permllm_offline.report.serve_command import serve_command
 from permllm_offline.run.processes import first, joined
 from permllm_offline.text.texts import NAMED
 from permllm_vllm.checkpoint.pattern import SUPPORTED
@@ -220,6 +222,6 @@ def _what_next(output: Path) -> str:
     return (
         f"wrote {output}; what happened to each layer: {output / papers.PAGE}\n"
         f"evaluate it: permllm-offline eval {folder} --dataset TEXT\n"
-        f"serve it: vllm serve {folder}\n"
-        "on a CPU with VLLM_CPU_KVCACHE_SPACE=4, GiB of KV cache: vLLM takes 92 % of memory else"
+        f"serve it: {serve_command(str(output), open_source(str(output)).config)}\n"
+        "(GiB of KV cache on a CPU, and the longest request, which must fit into it)"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import yaml
@@ -11,6 +10,7 @@ from permllm_offline.local_path import local_path
 from permllm_offline.method_parts import summary_of
 from permllm_offline.model.loading import Source
 from permllm_offline.report.report import Report
+from permllm_offline.report.serve_command import serve_command
 
 _UNKNOWN = "unknown"
 
@@ -71,11 +71,12 @@ directory, into the environment that has vLLM.
 
 ```bash
 pip install --no-build-isolation ./permllm-vllm
-vllm serve {shlex.quote(output_name)}
+{serve_command(output_name, source.config)}
 ```
 
-On a CPU, say how many GiB the KV cache may take, `VLLM_CPU_KVCACHE_SPACE=4`: vLLM takes 92 % of the
-memory else, and does not start where less is free.
+`VLLM_CPU_KVCACHE_SPACE` is the KV cache of a CPU in GiB: without it vLLM takes 92 % of the memory,
+and does not start where less is free. One request of `--max-model-len` tokens must fit into it: for
+longer ones raise both. A GPU does not read the variable.
 
 Transformers loads it after `import permllm_vllm.hf`; without that import it fills the pruned layers
 with random numbers.

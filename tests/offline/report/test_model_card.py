@@ -1,8 +1,10 @@
 """What a model card takes over from the base model's own."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from transformers import LlamaConfig
 
 from permllm_offline.model.loading import Source
 from permllm_offline.recipe import make_recipe
@@ -40,6 +42,7 @@ def test_perplexity_of_int8_values_leaves_activations_out(
         reconstruction_curve=[],
         layers=[layer],
     )
-    card = model_card(report, Source(str(tmp_path), tmp_path, None), "sparse")
+    language = SimpleNamespace(config=LlamaConfig())
+    card = model_card(report, Source(str(tmp_path), tmp_path, language), "sparse")
     assert "calibration never saw" in card
     assert ("serving rounds them" in card) == (int8_error is not None)
