@@ -6,10 +6,11 @@ STAMP := $(VENV)/.installed
 CSRC := $(shell find csrc -type f 2>/dev/null)
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 OFFLINE_TESTS := tests/offline tests/conversion tests/examples
+KERNEL_TESTS := tests/kernels tests/packaging tests/quantization tests/robustness
 TEST_ENV := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help user install lint format test test-offline test-others fuzz sanitize demo benchmark soak gpu clean
+.PHONY: help user install lint format test test-offline test-kernels test-others fuzz sanitize demo benchmark soak gpu clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,14 +49,19 @@ format: $(STAMP) ## rewrite the sources in the project's style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-test: lint test-offline test-others ## lint, types and every test, the real-model and serving ones too; -j2: halves side by side
+test: lint test-offline test-others test-kernels ## lint, types and every test, the real-model and serving ones too; -j2: two parts at a time
 
-# Both take about as long. The first has models that one thread is enough for.
+# Of two at a time, the first and the third after it take about as long as the second, which has the
+# engines and beside them the build of the CUDA library. The first has models that one thread is
+# enough for. Each is a process of its own: memory is measured in the first.
 test-offline: $(STAMP)
 	$(TEST_ENV) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(OFFLINE_TESTS)
 
 test-others: $(STAMP)
-	$(TEST_ENV) $(BIN)/python -m pytest $(addprefix --ignore=,$(OFFLINE_TESTS))
+	$(TEST_ENV) $(BIN)/python -m pytest $(addprefix --ignore=,$(OFFLINE_TESTS) $(KERNEL_TESTS))
+
+test-kernels: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m pytest $(KERNEL_TESTS)
 
 fuzz: $(STAMP) ## a million damaged inputs for all that reads a checkpoint, and for the operators
 	$(BIN)/python -m tests.fuzzing --json build/fuzz.json

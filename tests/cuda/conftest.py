@@ -11,22 +11,31 @@ import pytest
 
 from csrc.cuda import toolkit
 from tests.cuda.emulated import Emulator
-from tests.cuda.library_build import LIBRARY_BUILD, Library, LibraryBuild, missing
+from tests.cuda.library_build import LIBRARY_BUILD, Library, LibraryBuild, OptionalKernels, missing
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "csrc" / "cuda"
 
 
+BUILT = ("library", "optional_kernels")
+"""Fixtures that wait for the build; the second needs the first."""
+
+
+def fixtures_of(item):
+    return getattr(item, "fixturenames", ())
+
+
 def pytest_collection_modifyitems(items):
-    """What needs the whole library comes last: it takes minutes to build."""
-    items.sort(key=lambda item: "library" in getattr(item, "fixturenames", ()))
+    """What needs the whole library comes last: it takes minutes to build; then what follows it."""
+    items.sort(key=lambda item: sum(name in fixtures_of(item) for name in BUILT))
 
 
 def pytest_collection_finish(session):
     """Begin to build it, if any test needs it."""
-    needed = any("library" in getattr(item, "fixturenames", ()) for item in session.items)
+    needed = {name for item in session.items for name in fixtures_of(item) if name in BUILT}
     if needed and not session.config.option.collectonly and not missing():
-        session.config.stash[LIBRARY_BUILD] = LibraryBuild()
+        optional = "optional_kernels" in needed
+        session.config.stash[LIBRARY_BUILD] = LibraryBuild(optional=optional)
 
 
 def pytest_unconfigure(config):
@@ -45,6 +54,12 @@ def library(request) -> Library:
     return request.config.stash[LIBRARY_BUILD].library(
         reporter.write_line if reporter else lambda line: None
     )
+
+
+@pytest.fixture(scope="session")
+def optional_kernels(request, library) -> OptionalKernels:
+    """Compiled after the library."""
+    return request.config.stash[LIBRARY_BUILD].optional_kernels()
 
 
 def header_directories() -> list[Path]:

@@ -1,23 +1,28 @@
 """Builds the whole CUDA library beside the other tests, which leave a core idle most of the time.
 
-Objects are kept in build/, so that only the first run in a tree takes its minutes.
+Objects are kept in build/, so that only the first run in a tree takes its minutes. The kernels that
+a build may have come after it, because both need as much memory as many a machine has: to PTX and
+hardly optimized, for whole they would take as long again.
 """
 
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-from csrc.cuda import architectures, build
+from csrc.cuda import architectures, build, toolkit
 
 ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "build" / "cuda-test"
@@ -30,6 +35,13 @@ class Library:
     path: Path
     log: str
     """What the compilers said when they last ran."""
+
+
+@dataclass(frozen=True)
+class OptionalKernels:
+    status: int
+    errors: str
+    ptx: Path
 
 
 def missing() -> str:
@@ -48,10 +60,22 @@ def complaints(said: str) -> str:
     return "\n".join(lines)[-4000:]
 
 
-class LibraryBuild:
-    """A build that runs from now on, with less right to the processors than the tests."""
+def optional_command(ptx: Path) -> list[str]:
+    """What compiles the kernels of one type that a build for Blackwell may have."""
+    return [
+        *(str(toolkit.nvcc()), *build.NVCC_FLAGS, *build.CUTLASS_FLAGS, "-Xcicc", "-O0"),
+        *("-isystem", str(toolkit.cutlass() / "include"), "-arch=sm_100a", "-ptx"),
+        *(str(ROOT / build.SOURCES / "many_tokens_sm100_bfloat16.cu"), "-o", str(ptx)),
+    ]
 
-    def __init__(self) -> None:
+
+class LibraryBuild:
+    """A build that runs from now on, with less right to the processors than the tests.
+
+    `optional` compiles the optional kernels too.
+    """
+
+    def __init__(self, *, optional: bool) -> None:
         OUTPUT.mkdir(parents=True, exist_ok=True)
         self._said, self._log = OUTPUT / "output", OUTPUT / "build.log"
         environment = {
@@ -62,36 +86,39 @@ class LibraryBuild:
         }
         self._start = time.monotonic()
         with self._said.open("w") as output:
-            self._process = subprocess.Popen(
-                [
-                    *("nice", "-n", str(NICENESS), sys.executable, "setup.py", "build_ext"),
-                    *("--build-lib", str(OUTPUT)),
-                ],
-                cwd=ROOT,
-                env=os.environ | environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            command = [sys.executable, "setup.py", "build_ext", "--build-lib", str(OUTPUT)]
+            self._process = _started(command, output, os.environ | environment)
         self._record: dict[str, object] = {}
+        self._status: int | None = None
+        self._optional, self._stopped = optional, False
+        self._ptx, self._errors = OUTPUT / "optional.ptx", OUTPUT / "optional-errors"
+        self._ptx.unlink(missing_ok=True)
+        self._built = threading.Event()
         self._waiting = threading.Thread(target=self._wait, daemon=True)
         self._waiting.start()
 
     def _wait(self) -> None:
         _, status, usage = os.wait4(self._process.pid, 0)
-        self._process.returncode = os.waitstatus_to_exitcode(status)
+        self._process.returncode = self._status = os.waitstatus_to_exitcode(status)
         self._record = {
             "architectures": ARCHITECTURES,
             "minutes": round((time.monotonic() - self._start) / 60, 1),
             "processor_minutes": round((usage.ru_utime + usage.ru_stime) / 60, 1),
             "peak_gib": round(usage.ru_maxrss / 2**20, 1),  # of the largest process
         }
+        try:
+            if self._optional and self._status == 0 and not self._stopped:
+                with self._errors.open("w") as errors:
+                    self._process = _started(optional_command(self._ptx), errors)
+        finally:
+            self._built.set()
+        self._process.wait()
 
     def library(self, report: Callable[[str], None]) -> Library:
         """Wait for the end; what a build took that compiled something is reported and kept."""
-        self._waiting.join()
+        self._built.wait()
         said = self._said.read_text()
-        assert self._process.returncode == 0, complaints(said)
+        assert self._status == 0, complaints(said)
         if "ptxas info" in said:
             self._log.write_text(said)
             (OUTPUT / "build.json").write_text(json.dumps(self._record, indent=1) + "\n")
@@ -99,11 +126,32 @@ class LibraryBuild:
         log = self._log.read_text() if self._log.exists() else ""
         return Library(OUTPUT / "permllm_vllm" / "_C_cuda.so", log)
 
+    def optional_kernels(self) -> OptionalKernels:
+        """Wait for them, too."""
+        self._waiting.join()
+        return OptionalKernels(self._process.returncode, self._errors.read_text(), self._ptx)
+
     def stop(self) -> None:
         """End what still runs: nobody will ask for it."""
-        if self._waiting.is_alive():
-            os.killpg(self._process.pid, 15)
-            self._waiting.join()
+        self._stopped = True
+        while self._waiting.is_alive():
+            with suppress(ProcessLookupError):  # one has just ended, and another may begin
+                os.killpg(self._process.pid, signal.SIGTERM)
+            self._waiting.join(timeout=1)
+
+
+def _started(
+    command: list[str], output: IO[str], environment: Mapping[str, str] = os.environ
+) -> subprocess.Popen[bytes]:
+    """A group of processes of its own, so that all of them can be ended."""
+    return subprocess.Popen(
+        ["nice", "-n", str(NICENESS), *command],
+        cwd=ROOT,
+        env=environment,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 LIBRARY_BUILD = pytest.StashKey[LibraryBuild]()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from csrc.cuda import build, toolkit
+from csrc.cuda import toolkit
 from tests.cuda.library_build import ARCHITECTURES, OUTPUT, ROOT
 
 #: What the names of CUTLASS' kernels for Hopper say of them, and how many there are.
@@ -94,22 +94,10 @@ def test_holds_the_kernels_of_cutlass(library, name, count):
                 if name in entry and target == "sm_90a"}) == count  # fmt: skip
 
 
-def test_the_optional_kernels_compile(library, tmp_path):
-    """To PTX, hardly optimized: whole they would take as long as the library that is made before.
-
-    After it, because both need as much memory as many a machine has.
-    """
-    ptx = tmp_path / "kernels.ptx"
-    result = subprocess.run(
-        [
-            str(toolkit.nvcc()), *build.NVCC_FLAGS, *build.CUTLASS_FLAGS, "-Xcicc", "-O0",
-            "-isystem", str(toolkit.cutlass() / "include"), "-arch=sm_100a", "-ptx",
-            str(ROOT / build.SOURCES / "many_tokens_sm100_bfloat16.cu"), "-o", str(ptx),
-        ],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert (result.returncode, remarks(result.stderr)) == (0, []), result.stderr
-    entries = re.findall(r"^\.entry (\w+)", ptx.read_text(), re.MULTILINE)
+def test_the_optional_kernels_compile(optional_kernels):
+    assert optional_kernels.status == 0, optional_kernels.errors
+    assert not remarks(optional_kernels.errors)
+    entries = re.findall(r"^\.entry (\w+)", optional_kernels.ptx.read_text(), re.MULTILINE)
     name, count = OPTIONAL_KERNELS
     assert sum(name in entry for entry in entries) == count
 

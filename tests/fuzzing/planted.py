@@ -84,6 +84,10 @@ def without_bias(*arguments: Any, **named: Any) -> Tensor:
     return _SPARSE_LINEAR(*arguments, **(named | {"bias": None}))
 
 
+def unweighted(x: Tensor, topk_weights: Tensor, *operands: Any) -> Any:
+    return _SPARSE_EXPERTS(x, torch.ones_like(topk_weights), *operands)
+
+
 def nothing_wrong(*_: object) -> list[object]:
     return []
 
@@ -103,6 +107,7 @@ _PACK = torch.ops.permllm.cpu_pack
 _FROM_DICT = QuantizationConfig.from_dict
 _TENSOR = Shard.tensor
 _SPARSE_LINEAR = ops.sparse_linear
+_SPARSE_EXPERTS = torch.ops.permllm.sparse_experts
 
 _CHECKPOINT = "permllm_vllm.checkpoint"
 _CONVERSION = "permllm_offline.conversion"
@@ -133,6 +138,7 @@ BUGS = {
         "file", (f"{_CHECKPOINT}.shard.Shard.tensor",), one_element_late
     ),
     "bias dropped": Bug("linear", ("permllm_vllm.ops.sparse_linear",), without_bias),
+    "routing weights dropped": Bug("experts", ("torch.ops.permllm.sparse_experts",), unweighted),
     "infinite value served": Bug(
         "vllm", ("permllm_vllm.quantization.contents.number_problems",), nothing_wrong
     ),

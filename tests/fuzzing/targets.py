@@ -1,8 +1,8 @@
 """What is fuzzed, and how many of a campaign's inputs each target gets.
 
 The readers and the layers of vLLM are fuzzed with inputs that reach new Python code. The operators,
-`linear` and `pack`, are compiled without coverage: their arguments are generated, and nothing
-guides them (`make sanitize` runs the same kernels under sanitizers).
+`linear`, `experts` and `pack`, are compiled without coverage: their arguments are generated, and
+nothing guides them (`make sanitize` runs the same kernels under sanitizers).
 
 Covered elsewhere, because a whole model must be loaded for it: what vLLM makes of damaged dense
 tensors (tests/quantization/test_model_loader.py), and what Transformers, which reads through the
@@ -42,6 +42,7 @@ TARGETS = {
     "vllm": Target("vllm_layers", "layers", 50),
     "bitmask": Target("conversions", "bitmask", 24),
     "recovery": Target("conversions", "recovery", 1),
-    "linear": Target("operators", "linear", 80),
+    "linear": Target("operators", "linear", 65),
+    "experts": Target("experts", "experts", 15),
     "pack": Target("operators", "pack", 25),
 }

@@ -15,7 +15,7 @@ from tests.fuzzing.targets import TARGETS
 
 INPUTS = {"config": 1000, "index": 1000, "checksums": 1000, "file": 1000, "layers": 300,
           "contents": 1000, "vllm": 300, "bitmask": 300, "recovery": 30, "linear": 1000,
-          "pack": 500}  # fmt: skip
+          "experts": 500, "pack": 500}  # fmt: skip
 pytestmark = pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
 
 

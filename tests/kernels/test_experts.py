@@ -1,6 +1,7 @@
 """Experts: the operator against loops in float64, on every instruction set that this CPU runs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ EXPERTS, CHOICES = 5, 2
 HIDDEN, INTERMEDIATE = 256, 128
 MOST_PAIRS = 2048
 """Rows that the kernel holds at a time, and tokens of a call (csrc/cpu/tuning.h)."""
-VALUE_TYPE, BFLOAT16 = 5, 0
-"""Place in the metadata of a packed weight, and number of a kind of values (csrc/cpu/layout.h)."""
+OUTPUTS, INPUTS, VALUE_TYPE, PLACE = 3, 4, 5, 7
+"""Fields of the metadata of an expert (csrc/cpu/layout.h)."""
+BFLOAT16, DENSE8 = 0, 4
+"""Numbers of kinds of values (csrc/cpu/layout.h)."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -162,11 +165,12 @@ def test_experts_elsewhere_are_left_out(isa: str) -> None:
 
 
 def test_an_expert_that_is_chosen_twice(isa: str) -> None:
+    """The last one, whose weight ends where the stack does."""
     gate_up, down = layers()
     packed = [stacked(CpuBackend(isa), experts) for experts in (gate_up, down)]
     for tokens in (1, 3):
         x, (weights, _) = inputs(tokens).bfloat16(), routed(tokens)
-        ids = torch.full((tokens, CHOICES), 2, dtype=torch.int32)
+        ids = torch.full((tokens, CHOICES), EXPERTS - 1, dtype=torch.int32)
         y = multiply(x, weights, ids, *packed)
         assert error(y, oracle(x, weights, ids, gate_up, down)) < 6e-3
 
@@ -236,6 +240,62 @@ def test_bad_operands_are_refused(case: str) -> None:
     given[place] = tensor
     with pytest.raises(RuntimeError, match=message):
         torch.ops.permllm.sparse_experts(*given)
+
+
+MISPLACED = {
+    "before the start": (0, PLACE, -64, "gate_up has .* of expert 0 at -64: it was truncated"),
+    "past the end": (EXPERTS - 1, PLACE, 64, "expert 4 at .*: it was truncated"),
+    "between lines": (EXPERTS - 1, PLACE, -8, "expert 4 at .*: it was truncated"),
+    "of other outputs": (1, OUTPUTS, -8, "of expert 1 is 248 x 256, .* must be alike"),
+    "of other inputs": (1, INPUTS, -8, "of expert 1 is 256 x 248, .* must be alike"),
+}
+"""By how much a number of an expert is off in the metadata, and what is said."""
+
+
+def choosing(expert: int, gate_up: StackedWeights, down: StackedWeights) -> Tensor:
+    """An answer of one expert alone."""
+    ids = torch.full((4, CHOICES), expert, dtype=torch.int32)
+    return multiply(inputs(4).bfloat16(), routed(4)[0], ids, gate_up, down)
+
+
+@pytest.mark.parametrize("case", MISPLACED)
+def test_metadata_of_a_chosen_expert_that_are_off_are_refused(case: str) -> None:
+    expert, field, change, message = MISPLACED[case]
+    gate_up, down = (stacked(CpuBackend("portable"), experts) for experts in layers())
+    metadata = gate_up.metadata.clone()
+    metadata[expert, field] += change
+    choosing(expert, gate_up, down)
+    with pytest.raises(RuntimeError, match=message):
+        choosing(expert, replace(gate_up, metadata=metadata), down)
+
+
+def test_a_last_expert_that_is_cut_off_is_refused() -> None:
+    gate_up, down = (stacked(CpuBackend("portable"), experts) for experts in layers())
+    cut = replace(gate_up, packed=gate_up.packed[:-64])
+    with pytest.raises(RuntimeError, match=r"expert 4 at .*: it was truncated"):
+        choosing(EXPERTS - 1, cut, down)
+
+
+def test_dense_experts_are_refused(isa: str) -> None:
+    backend = CpuBackend(isa)
+    if not backend.rounds_dense(HIDDEN):
+        pytest.skip(f"no kernel of {isa} reads dense rows")
+    gate_up, down = (stacked(backend, experts) for experts in layers("int8"))
+    metadata = gate_up.metadata.clone()
+    metadata[0, VALUE_TYPE] = DENSE8
+    with pytest.raises(RuntimeError, match="gate_up of expert 0 is dense: experts are sparse"):
+        choosing(0, replace(gate_up, metadata=metadata), down)
+
+
+@pytest.mark.skipif("avx2" not in instruction_sets(), reason="one instruction set alone runs here")
+def test_one_expert_of_another_instruction_set_is_refused() -> None:
+    gate_up, down = layers()
+    backends = [CpuBackend("avx2" if expert == 1 else "portable") for expert in range(EXPERTS)]
+    mixed = backends[0].stack(
+        [one.pack(layer.weights) for one, layer in zip(backends, gate_up, strict=True)]
+    )
+    with pytest.raises(RuntimeError, match=r"gate_up of expert 1 .* packed for one instruction"):
+        choosing(1, mixed, stacked(backends[0], down))
 
 
 @pytest.mark.skipif("avx2" not in instruction_sets(), reason="one instruction set alone runs here")

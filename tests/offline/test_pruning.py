@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from permllm_offline import pruning
 from permllm_offline.preparation import prepare
@@ -79,3 +80,43 @@ def test_last_hidden_states_are_kept_only_where_something_reads_them(
     report = prune_model(recipe, prepare(recipe)).report
     assert asked == [kept]
     assert report.learning_curve
+
+
+def test_windows_of_both_kinds_are_mixed_and_layers_read_the_first(
+    tiny_model_directory: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: dict[str, Tensor] = {}
+    calibrate, reconstruct_layers = pruning.calibrate, pruning.reconstruct_layers
+
+    def calibrating(*arguments: Any) -> Any:
+        calibrated = calibrate(*arguments)
+        read["all"] = calibrated.windows
+        return calibrated
+
+    def reconstructing(calibrated: Any, *arguments: Any) -> Any:
+        read["layers"] = calibrated.windows
+        return reconstruct_layers(calibrated, *arguments)
+
+    monkeypatch.setattr(pruning, "calibrate", calibrating)
+    monkeypatch.setattr(pruning, "reconstruct_layers", reconstructing)
+    recipe = make_recipe(
+        {
+            "model": str(tiny_model_directory),
+            "method": "wanda",
+            "reconstruction": "obs+distillation",
+            "dataset": str(text_file),
+            "num_samples": 8,
+            "sequence_length": 16,
+            "evaluation_windows": 0,
+            "distillation": {"steps": 1, "self_windows": 6, "layer_windows": 3},
+        }
+    )
+    prepared = prepare(recipe)
+    own = prune_model(recipe, prepared).own_text
+    assert prepared.windows is not None
+    assert own is not None
+    given = [*prepared.windows.calibration.tolist(), *own.tolist()]
+    places = [given.index(window) for window in read["all"].tolist()]
+    assert sorted(places) == list(range(8 + 6))
+    assert min(places[8:]) < 8  # neither kind is kept for the end
+    assert torch.equal(read["layers"], read["all"][:3])

@@ -1,8 +1,9 @@
 from itertools import islice
 
+import pytest
 import torch
 
-from permllm_offline.schedules import shuffled_batches, warmed_cosine
+from permllm_offline.schedules import cosine, shuffled_batches, warmed_cosine
 
 
 def test_a_round_shows_every_window_once_and_the_next_is_shuffled_anew() -> None:
@@ -21,3 +22,9 @@ def test_the_rate_rises_to_its_peak_and_falls_almost_to_zero() -> None:
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert 0 < rates[-1] < 0.001
     assert warmed_cosine(1, 1, 0.0) == 1.0
+
+
+def test_both_fall_along_a_cosine() -> None:
+    assert [cosine(step, 3) for step in (1, 2, 3)] == pytest.approx([1.0, 0.75, 0.25])
+    warmed = [warmed_cosine(step, 4, 0.5) for step in (1, 2, 3, 4)]
+    assert warmed == pytest.approx([0.5, 1.0, 0.75, 0.25])

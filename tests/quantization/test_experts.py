@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
+from vllm.config import LoRAConfig, VllmConfig
 from vllm.model_executor.layers.fused_moe import FusedMoEFactory
 from vllm.model_executor.layers.fused_moe import config as moe_config
 from vllm.model_executor.model_loader.reload import (
@@ -20,6 +22,7 @@ from vllm.model_executor.model_loader.reload import (
 )
 
 from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.quantization import served, weight_files
 from permllm_vllm.quantization.experts import PermLLMExpertsMethod
 from tests.quantization.sparse_modules import SparseModule, config, permutation, sparse_module
 
@@ -32,6 +35,7 @@ DOWN = [name for name in NAMES if "down" in name]
 Modules = dict[str, SparseModule]
 
 
+@cache
 def modules(
     *, dtype: torch.dtype = torch.bfloat16, down: str = "folded_permutation", seed: int = 0
 ) -> Modules:
@@ -120,11 +124,17 @@ def test_answers_as_loops_do(down: str) -> None:
         assert relative(y, wanted) < 1e-2
 
 
-def test_without_a_kernel_vllm_multiplies() -> None:
-    """Values of float32 in a model of float32 have none."""
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_without_a_kernel_vllm_multiplies(elsewhere: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values of float32 in a model of float32 have none, and experts have none but on the CPU."""
+    told: list[str] = []
+    if elsewhere:
+        monkeypatch.setattr(served, "select_backend", lambda *_: SimpleNamespace(name="cuda"))
+    monkeypatch.setattr(served.logger, "warning", lambda text, *words: told.append(text % words))
     experts, found = layer("float32"), modules(dtype=torch.float32)
     fill(experts, stored(found))
     assert experts.quant_method.dense is not None
+    assert [text[:29] for text in told] == ["sparse experts have no kernel"] * elsewhere
     x, weights, ids = chosen(5)
     y = answer(experts, x, weights, ids)
     assert relative(y, expected(found, x, weights, ids, slice(None))) < 1e-5
@@ -191,7 +201,7 @@ def test_a_dense_kernel_that_chooses_experts_itself_is_asked() -> None:
 
 
 def damaged(kind: str, change: Callable[[Tensor], Tensor], name: str = NAMES[4]) -> Modules:
-    found = modules()
+    found = dict(modules())
     tensors = found[name].tensors
     found[name] = replace(found[name], tensors=tensors | {kind: change(tensors[kind].clone())})
     return found
@@ -256,6 +266,30 @@ def test_what_must_not_be_there_is_named(kind: str) -> None:
 def test_other_experts_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(NotImplementedError, match=rf"here there is {message}.*--ignore"):
         layer(**options)
+
+
+def test_adapters_are_refused(vllm_config: VllmConfig) -> None:
+    vllm_config.lora_config = LoRAConfig()
+    with pytest.raises(NotImplementedError, match=r"here there is LoRA \(--enable-lora\)"):
+        layer()
+
+
+@pytest.mark.parametrize("load_format", ["dummy", "sharded_state"])
+def test_formats_without_a_checkpoint_are_refused(
+    load_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current = SimpleNamespace(load_config=SimpleNamespace(load_format=load_format))
+    monkeypatch.setattr(weight_files, "get_current_vllm_config_or_none", lambda: current)
+    with pytest.raises(CheckpointError, match=f"--load-format {load_format}"):
+        layer()
+
+
+def test_ranks_that_would_share_a_block_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 64 channels that are permuted at run time; one that is folded may be cut."""
+    monkeypatch.setattr(moe_config, "get_tensor_model_parallel_rank", lambda: 0)
+    layer(down="folded", intermediate_size=64, tp_size=2)
+    with pytest.raises(ValueError, match=r"experts\.0\.down_proj: .* over 2 leaves 32 of its 64"):
+        layer(down="input", intermediate_size=64, tp_size=2)
 
 
 @pytest.mark.parametrize("value_dtype", ["bfloat16", "float32"])

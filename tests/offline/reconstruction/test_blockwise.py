@@ -19,6 +19,7 @@ from permllm_offline.reconstruction.blockwise import (
     tune_kept_weights,
     update_and_tune,
 )
+from permllm_offline.reconstruction.kept_weights import KeptWeights
 from permllm_offline.reconstruction.layer_work import LayerReconstruction, LayerWork
 from permllm_offline.reconstruction.obs import choose_and_update, update_kept_weights
 from permllm_offline.schedules import warmed_cosine
@@ -156,6 +157,13 @@ def test_one_step_is_that_of_adam() -> None:
     expected = weight.detach() - 1e-3 * weight.grad.sign() * mask
     assert warmed_cosine(1, 1, 1.0) == 1
     torch.testing.assert_close(work.layer.mlp.down_proj.weight, expected, rtol=0, atol=1e-6)
+
+
+def test_the_rates_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    monkeypatch.setattr(KeptWeights, "step", lambda kept, rate: rates.append(rate))
+    tune_kept_weights(layer_work(steps=4, warmup_share=0.5, learning_rate=0.008))
+    assert rates == pytest.approx([0.004, 0.008, 0.006, 0.002])
 
 
 def test_squared_error_is_in_float32() -> None:

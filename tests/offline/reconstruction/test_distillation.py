@@ -23,6 +23,7 @@ from permllm_offline.model.plan import make_plan
 from permllm_offline.recipe import make_recipe
 from permllm_offline.reconstruction.distillation import Pupil, distil
 from permllm_offline.reconstruction.head_inputs import head_input, head_inputs_of
+from permllm_offline.reconstruction.kept_weights import KeptWeights
 from tests.offline.tiny_models import tiny_llama, tiny_model
 
 WINDOWS = torch.randint(0, 64, (36, 24), generator=torch.Generator().manual_seed(0))
@@ -110,6 +111,28 @@ def test_same_seed_same_weights_and_bad_steps_never_end_worse(tiny_model_directo
         results.append(calibrated.model.state_dict())
     for name, tensor in results[0].items():
         assert torch.equal(tensor, results[1][name]), name
+
+
+def test_held_out_windows_are_never_learned_from(tiny_model_directory: Path) -> None:
+    results = []
+    for nudge in (0.0, 0.01):
+        calibrated, decisions = pruned(tiny_model_directory, validation_interval=24)
+        states = calibrated.hidden_states.clone()
+        states[:4] += nudge * states[:4].std()  # still better after tuning than before
+        curve = distil(replace(calibrated, hidden_states=states), decisions)
+        assert curve[-1]["validation_loss"] < curve[0]["validation_loss"]
+        results.append(calibrated.model.state_dict())
+    for name, tensor in results[0].items():
+        assert torch.equal(tensor, results[1][name]), name
+
+
+def test_the_rates_of_the_steps(
+    tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    monkeypatch.setattr(KeptWeights, "step", lambda kept, rate: rates.append(rate))
+    distil(*pruned(tiny_model_directory, steps=4, warmup_share=0.5, learning_rate=0.008))
+    assert rates == pytest.approx([0.004, 0.008, 0.006, 0.002])
 
 
 def test_a_loss_that_is_not_finite_is_an_error(tiny_model_directory: Path) -> None:
