@@ -29,8 +29,6 @@
 namespace permllm::cpu {
 namespace {
 
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 template <class Products>
 class ManyTokens {
   using Tuning = typename Products::Tuning;

@@ -131,6 +131,7 @@ constexpr int64_t kDense8Inputs = int64_t{1} << 16;
 constexpr int64_t kTailBytes = 128;
 
 static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The int64 metadata tensor beside the packed bytes.
 namespace header {
