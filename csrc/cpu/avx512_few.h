@@ -145,7 +145,7 @@ class FewTokens {
         }
       }
       const Rows rows(arguments_, group);
-      rows.for_each_stray([&](int row, int64_t input, auto value) {
+      rows.for_each_stray(arguments_.k, [&](int row, int64_t input, auto value) {
         const __m512i weights = only_word(input % 32, value);
         const __m512i* x = x_ + input / 32 * Tokens;
         for (int t = 0; t < Tokens; ++t) {

@@ -23,6 +23,7 @@ struct BehindBlocks {
   const uint8_t* largest = nullptr;      // [row groups * Rows]
   const int32_t* first_stray = nullptr;  // [row groups + 1]
   const Stray* strays = nullptr;
+  int64_t stray_count = 0;  // of the header, whatever stands in `first_stray`
 };
 
 // `Real` is the type of what goes in and out: bf16, fp16 or float.
