@@ -258,11 +258,11 @@ class FewTokens {
   Outputs outputs_;
 };
 
-// 1..Most tokens.
-template <class Products, int Most>
+// Least..Most tokens.
+template <class Products, int Most, int Least = 1>
 void multiply_few_tokens(const LinearArguments& a, Worker& worker) {
-  if constexpr (Most > 1) {
-    if (a.m < Most) return multiply_few_tokens<Products, Most - 1>(a, worker);
+  if constexpr (Most > Least) {
+    if (a.m < Most) return multiply_few_tokens<Products, Most - 1, Least>(a, worker);
   }
   go_through(FewTokens<Products, Most>(a), a.last, worker);
 }

@@ -82,8 +82,8 @@ template <class Value>
 void amx_int8_many_tokens(const LinearArguments&, Worker&);  // any m, W8A8
 
 // With the constants of Avx512Bf16Tuning or Zen5Tuning; `Value` is bf16, bf12 or dense12.
-template <class Tuning, class Value>
-void avx512_few_tokens(const LinearArguments&, Worker&);  // m <= kFewTokens
+template <class Tuning, class Value, int Most>
+void avx512_few_tokens(const LinearArguments&, Worker&);  // m <= Most
 template <class Tuning, class Value>
 void avx512_several_tokens(const LinearArguments&, Worker&);  // m <= kSeveralTokens
 template <class Tuning, class Value>
@@ -92,8 +92,8 @@ template <class Tuning>
 void avx512_dense(const LinearArguments&, Worker&);  // as dense.h says
 
 // As those of bfloat16: W8A16 for m <= kSplitTokens, and W8A8. `Value` is int8_t or dense8.
-template <class Tuning, class Value>
-void avx512_int8_few_tokens(const LinearArguments&, Worker&);  // m <= kFewTokensInt8
+template <class Tuning, class Value, int Most>
+void avx512_int8_few_tokens(const LinearArguments&, Worker&);  // m <= Most
 template <class Tuning, class Value>
 void avx512_int8_several_tokens(const LinearArguments&, Worker&);
 template <class Tuning, class Value>
