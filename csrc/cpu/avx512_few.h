@@ -1,4 +1,5 @@
-// AVX-512 for 1..6 tokens: every row is expanded in registers and multiplied at once.
+// AVX-512 for the fewest tokens (tuning.h says how many): every row is expanded in registers and
+// multiplied at once.
 //
 // A vector holds inputs of one row; accumulators per row and token keep 16 partial sums, which are
 // added up once per output. What is read from memory is the packed weight alone, in order.

@@ -1,10 +1,16 @@
 // The kernels: y[m, n] = x[m, k] @ W[n, k]^T + bias, W packed as layout.h says.
 //
 // Accumulation is in float32; y is rounded once, to nearest even, after the bias is added. Kernels
-// for int8 values round x to integers with one scale per token, the largest magnitude of the token
-// becoming 32767 (W8A16), 127 (W8A8) or, on avx2, as much as sums have room for; their products are
-// summed exactly, in int32. How float16 meets bfloat16 values without float32 products is told in
-// words.h.
+// with products of integers round x of int8 values with one scale per token, the largest
+// magnitude of the token becoming 32767 (W8A16), 127 (W8A8) or, on avx2, as much as sums have room
+// for; their products are summed exactly, in int32. Those in float32 (portable, and avx512 but for
+// dense rows) multiply int8 values with x as it is. How float16 meets bfloat16 values without
+// float32 products is told in words.h.
+//
+// The instructions that multiply and round bfloat16 take numbers below 2^-126 as zero: those of x,
+// W, bias and y on amx (with int8 values those of bias and y), and with bfloat16 values on
+// avx512_bf16 and zen5. All other kernels keep them. Where x becomes integers, a token whose
+// largest magnitude is below 2^-100 is zero.
 //
 // The workers of one parallel region run a kernel together (region.h): for every kPackedTokens of
 // its tokens they pack x, and then multiply row groups.
