@@ -74,9 +74,9 @@ def refused_amx() -> Iterator[Finding]:
         return
     found = "the processor has it, but Linux does not grant it to this process: AVX-512 serves"
     remedy = (
-        "use Linux 5.16 or newer; allow arch_prctl, which a sandbox (gVisor, a seccomp profile) may "
-        "forbid; and leave out what gives a thread a small signal stack (sigaltstack) before the "
-        "kernels are loaded"
+        "use Linux 5.16 or newer; allow arch_prctl, which a sandbox (gVisor, a seccomp profile) "
+        "may forbid; and leave out what gives a thread a small signal stack (sigaltstack) before "
+        "the kernels are loaded"
     )
     yield Finding("AMX", found, Verdict.PROBLEM, remedy)
 
