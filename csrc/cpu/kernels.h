@@ -1,10 +1,10 @@
 // The kernels: y[m, n] = x[m, k] @ W[n, k]^T + bias, W packed as layout.h says.
 //
-// Accumulation is in float32; y is rounded once, to nearest even, after the bias is added. Kernels
-// with products of integers round x of int8 values with one scale per token, the largest
-// magnitude of the token becoming 32767 (W8A16), 127 (W8A8) or, on avx2, as much as sums have room
-// for; their products are summed exactly, in int32. Those in float32 (portable, and avx512 but for
-// dense rows) multiply int8 values with x as it is. How float16 meets bfloat16 values without
+// Accumulation is in float32; y is rounded once, to nearest even, after the bias is added. Where
+// products of int8 values are of integers, x is rounded to integers with one scale per token, the
+// largest magnitude of the token becoming 32767 (W8A16), 127 (W8A8) or, on avx2, as much as sums
+// have room for; these products are summed exactly, in int32. Where they are of float32 (portable,
+// and avx512 but for dense rows), x stays as it is. How float16 meets bfloat16 values without
 // float32 products is told in words.h.
 //
 // The instructions that multiply and round bfloat16 take numbers below 2^-126 as zero: those of x,
