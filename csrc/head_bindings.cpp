@@ -25,9 +25,9 @@ Tensor head_linear(Tensor x, Tensor weight) {
                      (half || dtype == ScalarType::BFloat16);
   const bool in_place = weight.is_contiguous() && k % cpu::kDenseInputs == 0 &&
                         reinterpret_cast<uintptr_t>(weight.const_data_ptr()) % 64 == 0;
-  if (!words || !in_place || m == 0 || n == 0 || m > cpu::dense_tokens(n, k, half)) {
-    return dense_product(x, weight, std::nullopt);
-  }
+  cpu::DenseKernel kernel;
+  if (words && in_place && m > 0 && n > 0) kernel = cpu::dense_kernel(n, k, half);
+  if (kernel.tokens == 0 || m > kernel.tokens) return dense_product(x, weight, std::nullopt);
   const Tensor rows = in_one_piece(x);
   Tensor y = empty_result(x, n);
   cpu::LinearArguments arguments{};
@@ -39,7 +39,7 @@ Tensor head_linear(Tensor x, Tensor weight) {
   arguments.k = k;
   arguments.y = static_cast<cpu::bf16*>(y.mutable_data_ptr());
   arguments.half = half;
-  cpu::dense_linear(arguments);
+  cpu::dense_linear(kernel, arguments);
   return y;
 }
 
@@ -86,7 +86,7 @@ std::tuple<Tensor, Tensor> cpu_pack_dense(Tensor weight, std::string isa_name) {
 // How many tokens head_linear multiplies itself at most with a weight [outputs, inputs], 0 where it
 // has no kernel: of bfloat16, or with `half` of float16.
 int64_t cpu_head_tokens(int64_t outputs, int64_t inputs, bool half) {
-  return cpu::dense_tokens(outputs, inputs, half);
+  return cpu::dense_kernel(outputs, inputs, half).tokens;
 }
 
 // `bytes` bytes in huge pages, the content undefined.

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "kernels.h"
+#include "transpose.h"
 #include "tuning.h"
 #include "words.h"
 
@@ -13,7 +14,6 @@ namespace {
 constexpr int kTileColumns = 16;  // tokens of a B or C tile, at most: that of the tile unit
 constexpr int kPairBytes = 4;     // two bfloat16 of B, or one float32 of C
 
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Columns of a B tile for up to 16 tokens.
@@ -25,37 +25,6 @@ constexpr int tile_columns(int64_t tokens) {
 
 // Of one B tile: 16 rows of two bfloat16 or four 8-bit inputs for every column.
 constexpr int64_t tile_bytes(int columns) { return int64_t{16} * columns * kPairBytes; }
-
-// 16 x 16 values of 32 bits, in registers.
-inline void transpose(__m512i (&rows)[16]) {
-  __m512i other[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    other[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-    other[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16;
-       i += 4) {  // column c of rows i..i+3 is now in lane c / 4 of rows[i + c % 4]
-    rows[i] = _mm512_unpacklo_epi64(other[i], other[i + 2]);
-    rows[i + 1] = _mm512_unpackhi_epi64(other[i], other[i + 2]);
-    rows[i + 2] = _mm512_unpacklo_epi64(other[i + 1], other[i + 3]);
-    rows[i + 3] = _mm512_unpackhi_epi64(other[i + 1], other[i + 3]);
-  }
-  constexpr int kEvenLanes = 0x88, kOddLanes = 0xdd;
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    other[i] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], kEvenLanes);
-    other[i + 4] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], kOddLanes);
-    other[i + 8] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], kEvenLanes);
-    other[i + 12] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], kOddLanes);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    rows[i] = _mm512_shuffle_i32x4(other[i], other[i + 8], kEvenLanes);
-    rows[i + 8] = _mm512_shuffle_i32x4(other[i], other[i + 8], kOddLanes);
-  }
-}
 
 // The vectors of up to 16 tokens, each 16 pairs or quads of inputs, as a B tile.
 inline void store_tile(__m512i (&tokens)[16], int columns, char* tile) {

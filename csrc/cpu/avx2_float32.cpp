@@ -2,38 +2,11 @@
 // eight.
 #include <immintrin.h>
 
+#include "avx2_places.h"
 #include "float32_linear.h"
 
 namespace permllm::cpu {
 namespace {
-
-// For every mask of eight inputs, where the bytes of eight lanes come from. A value goes to the top
-// of its lane: a bfloat16 there is its float32, an int8 is itself times 2^24.
-template <class Value>
-struct Places {
-  static constexpr uint8_t kZero = 0x80;
-
-  constexpr Places() {
-    for (int mask = 0; mask < 256; ++mask) {
-      int value = 0;
-      for (int lane = 0; lane < 8; ++lane) {
-        const bool kept = (mask >> lane & 1) != 0;
-        for (int byte = 0; byte < 4; ++byte) {
-          const int of_value = byte - (4 - static_cast<int>(sizeof(Value)));
-          source[mask][lane * 4 + byte] =
-              kept && of_value >= 0 ? static_cast<uint8_t>(value * sizeof(Value) + of_value)
-                                    : kZero;
-        }
-        value += kept;
-      }
-    }
-  }
-
-  alignas(32) uint8_t source[256][32] = {};
-};
-
-template <class Value>
-constexpr Places<Value> kPlaces;
 
 struct Avx2 {
   using Vector = __m256;
@@ -43,7 +16,8 @@ struct Avx2 {
   template <class Value>
   static constexpr float kUnit = sizeof(Value) == 1 ? 0x1p-24f : 1.0f;
 
-  // The values are brought to both halves of the vector, for vpshufb crosses none.
+  // The values are brought to both halves of the vector, for vpshufb crosses none. At the top of
+  // its lane a bfloat16 is its float32, an int8 is itself times 2^24.
   static Vector decode(const uint8_t* mask, const bf16* values) {
     int64_t four;
     __builtin_memcpy(&four, values, sizeof(four));
@@ -59,7 +33,7 @@ struct Avx2 {
  private:
   template <class Value>
   static __m256i place(uint8_t mask, __m256i values) {
-    const auto* source = reinterpret_cast<const __m256i*>(kPlaces<Value>.source[mask]);
+    const auto* source = reinterpret_cast<const __m256i*>(kPlaces<Value, 4>.of[mask]);
     return _mm256_shuffle_epi8(values, _mm256_load_si256(source));
   }
 };

@@ -1,4 +1,4 @@
-// Where AVX2 finds the int8 values of eight inputs: a table with an entry for every mask of eight.
+// Where AVX2 finds the values of eight inputs: a table with an entry for every mask of eight.
 #pragma once
 
 #include <cstdint>
@@ -6,27 +6,40 @@
 namespace permllm::cpu {
 namespace {
 
-// A byte of an entry says which of four values its input has, for vpshufb; pruned ones have none.
+// For vpshufb, where each byte of eight lanes comes from: of four values, or none where the input
+// is pruned. A value goes to the top of its lane.
+template <class Value, int LaneBytes>
 struct Places {
-  static constexpr uint64_t kZero = 0x80;
+  static constexpr uint8_t kZero = 0x80;
 
   constexpr Places() {
     for (int mask = 0; mask < 256; ++mask) {
-      uint64_t value = 0;
-      for (int input = 0; input < 8; ++input) {
-        const bool kept = (mask >> input & 1) != 0;
-        of[mask] |= (kept ? value : kZero) << (8 * input);
+      int value = 0;
+      for (int lane = 0; lane < 8; ++lane) {
+        const bool kept = (mask >> lane & 1) != 0;
+        for (int byte = 0; byte < LaneBytes; ++byte) {
+          const int of_value = byte - (LaneBytes - static_cast<int>(sizeof(Value)));
+          of[mask][lane * LaneBytes + byte] =
+              kept && of_value >= 0 ? static_cast<uint8_t>(value * sizeof(Value) + of_value)
+                                    : kZero;
+        }
         value += kept;
       }
     }
   }
 
-  uint64_t of[256] = {};
+  alignas(8 * LaneBytes) uint8_t of[256][8 * LaneBytes] = {};
 };
 
-constexpr Places kPlaces;
+template <class Value, int LaneBytes>
+constexpr Places<Value, LaneBytes> kPlaces;
 
-inline int64_t places(uint8_t mask) { return static_cast<int64_t>(kPlaces.of[mask]); }
+// Of int8 values, in lanes of a byte.
+inline int64_t places(uint8_t mask) {
+  int64_t entry;
+  __builtin_memcpy(&entry, kPlaces<int8_t, 1>.of[mask], sizeof(entry));
+  return entry;
+}
 
 }  // namespace
 }  // namespace permllm::cpu

@@ -1,8 +1,9 @@
-// AVX-512 for 1..kDenseTokens tokens and dense rows, which are read in place and in order.
+// AVX-512 for dense rows, which are read in place and in order: up to kDenseTokens tokens of
+// bfloat16, any number of float16, kDenseTokens at a time.
 //
 // A vector holds 32 inputs of one row; accumulators per row and token keep 16 partial sums. Sums of
-// 48 rows wait for each other and are rounded together. bfloat16 rows are multiplied as they are,
-// float16 in float32, any number of tokens, kDenseTokens at a time.
+// kGroup rows wait for each other and are rounded together. bfloat16 rows are multiplied as they
+// are, float16 in float32.
 #include "dense.h"
 #include "phases.h"
 // The vector code comes last.

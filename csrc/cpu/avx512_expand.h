@@ -2,7 +2,7 @@
 //
 // ExpandedRows<Tuning, Value>, constructed from the arguments and a row group of theirs, has
 //   expand(block, row, weights)  the 64 inputs of a row of a block of the group
-//   for_each_stray(body)         body(row, input, value) for values that the blocks lack
+//   for_each_stray(inputs, body) body(row, input, value) for values that the blocks lack
 //
 // Zen 4 waits for the old content of a destination even where an expansion zeroes it, which makes a
 // chain of 5 cycles of expansions to one register: the merging form into a register that is freshly
@@ -73,7 +73,7 @@ class ExpandedRows<Tuning, bf16> {
   }
 
   template <class Body>
-  static void for_each_stray(Body) {}
+  static void for_each_stray(int64_t, Body) {}
 };
 
 template <class Tuning>
@@ -86,7 +86,7 @@ class ExpandedRows<Tuning, int8_t> {
   }
 
   template <class Body>
-  static void for_each_stray(Body) {}
+  static void for_each_stray(int64_t, Body) {}
 };
 
 template <class Tuning>
@@ -99,17 +99,18 @@ class ExpandedRows<Tuning, dense8> {
   }
 
   template <class Body>
-  static void for_each_stray(Body) {}
+  static void for_each_stray(int64_t, Body) {}
 };
 
-// What the upper bytes of 12 bits are looked up in, a table for each row; and the strays.
+// What the upper bytes of 12 bits are looked up in, a table for each row; and the strays. These
+// name places in memory, so that one that was damaged in memory must be found here: the list is cut
+// to what the header says, and a stray that is in no row or has no input is left out.
 class UpperTables {
   static constexpr int kLineStrays = 64 / sizeof(Stray);
 
  public:
   UpperTables(const LinearArguments& a, int64_t group)
-      : begin_(a.behind.strays + a.behind.first_stray[group]),
-        end_(a.behind.strays + a.behind.first_stray[group + 1]) {
+      : begin_(first_of(a.behind, group)), end_(first_of(a.behind, group + 1)) {
     // Of the next row groups: nothing else brings them in time.
     __builtin_prefetch(end_);
     __builtin_prefetch(end_ + kLineStrays);
@@ -127,8 +128,9 @@ class UpperTables {
   }
 
   template <class Body>
-  void for_each_stray(Body body) const {
-    for (const Stray* stray = begin_; stray != end_; ++stray) {
+  void for_each_stray(int64_t inputs, Body body) const {
+    for (const Stray* stray = begin_; stray < end_; ++stray) {
+      if (stray->row >= kRows || stray->input >= inputs) continue;
       body(stray->row, int64_t{stray->input}, stray->value);
     }
   }
@@ -138,6 +140,11 @@ class UpperTables {
   __m512i tables_[kRows];
 
  private:
+  static const Stray* first_of(const BehindBlocks& behind, int64_t group) {
+    const int64_t first = behind.first_stray[group];
+    return behind.strays + (first < 0 ? 0 : smaller(first, behind.stray_count));
+  }
+
   const Stray* begin_;
   const Stray* end_;
 };

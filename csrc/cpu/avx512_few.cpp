@@ -71,19 +71,18 @@ void avx512_several_tokens(const LinearArguments& a, Worker& worker) {
   multiply_several_tokens<Bfloat16Products<Tuning, Value>>(a, worker);
 }
 
-template <class Tuning, class Value>
+template <class Tuning, class Value, int Most>
 void avx512_few_tokens(const LinearArguments& a, Worker& worker) {
-  multiply_few_tokens<Bfloat16Products<Tuning, Value>, Tuning::kFewTokens>(a, worker);
+  multiply_few_tokens<Bfloat16Products<Tuning, Value>, Most>(a, worker);
 }
 
-template void avx512_several_tokens<Avx512Bf16Tuning, bf16>(const LinearArguments&, Worker&);
-template void avx512_several_tokens<Zen5Tuning, bf16>(const LinearArguments&, Worker&);
-template void avx512_several_tokens<Zen5Tuning, bf12>(const LinearArguments&, Worker&);
-template void avx512_several_tokens<Zen5Tuning, dense12>(const LinearArguments&, Worker&);
-
-template void avx512_few_tokens<Avx512Bf16Tuning, bf16>(const LinearArguments&, Worker&);
-template void avx512_few_tokens<Zen5Tuning, bf16>(const LinearArguments&, Worker&);
-template void avx512_few_tokens<Zen5Tuning, bf12>(const LinearArguments&, Worker&);
-template void avx512_few_tokens<Zen5Tuning, dense12>(const LinearArguments&, Worker&);
+#define PERMLLM_INSTANTIATE(Tuning, Value, Most)                                       \
+  template void avx512_several_tokens<Tuning, Value>(const LinearArguments&, Worker&); \
+  template void avx512_few_tokens<Tuning, Value, Most>(const LinearArguments&, Worker&);
+PERMLLM_INSTANTIATE(Avx512Bf16Tuning, bf16, Avx512Bf16Tuning::kFewTokens)
+PERMLLM_INSTANTIATE(Zen5Tuning, bf16, Zen5Tuning::kFewTokens)
+PERMLLM_INSTANTIATE(Zen5Tuning, bf12, Zen5Tuning::kFewTokens)
+PERMLLM_INSTANTIATE(Zen5Tuning, dense12, Zen5Tuning::kFewTokensDense)
+#undef PERMLLM_INSTANTIATE
 
 }  // namespace permllm::cpu

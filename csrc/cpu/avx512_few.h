@@ -1,4 +1,5 @@
-// AVX-512 for 1..6 tokens: every row is expanded in registers and multiplied at once.
+// AVX-512 for the fewest tokens (tuning.h says how many): every row is expanded in registers and
+// multiplied at once.
 //
 // A vector holds inputs of one row; accumulators per row and token keep 16 partial sums, which are
 // added up once per output. What is read from memory is the packed weight alone, in order.
@@ -145,7 +146,7 @@ class FewTokens {
         }
       }
       const Rows rows(arguments_, group);
-      rows.for_each_stray([&](int row, int64_t input, auto value) {
+      rows.for_each_stray(arguments_.k, [&](int row, int64_t input, auto value) {
         const __m512i weights = only_word(input % 32, value);
         const __m512i* x = x_ + input / 32 * Tokens;
         for (int t = 0; t < Tokens; ++t) {
@@ -258,11 +259,11 @@ class FewTokens {
   Outputs outputs_;
 };
 
-// 1..Most tokens.
-template <class Products, int Most>
+// Least..Most tokens.
+template <class Products, int Most, int Least = 1>
 void multiply_few_tokens(const LinearArguments& a, Worker& worker) {
-  if constexpr (Most > 1) {
-    if (a.m < Most) return multiply_few_tokens<Products, Most - 1>(a, worker);
+  if constexpr (Most > Least) {
+    if (a.m < Most) return multiply_few_tokens<Products, Most - 1, Least>(a, worker);
   }
   go_through(FewTokens<Products, Most>(a), a.last, worker);
 }

@@ -29,8 +29,6 @@
 namespace permllm::cpu {
 namespace {
 
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 template <class Products>
 class ManyTokens {
   using Tuning = typename Products::Tuning;
@@ -211,7 +209,7 @@ class ManyTokens {
 
   // sums[row][token] of a row group.
   void add_strays(int64_t group, int32_t* sums) const {
-    Rows(arguments_, group).for_each_stray([&](int row, int64_t input, auto value) {
+    Rows(arguments_, group).for_each_stray(arguments_.k, [&](int row, int64_t input, auto value) {
       const int64_t first = input / kChunkInputs * kChunkBlocks;
       const int64_t steps = smaller(kChunkBlocks, input_blocks_ - first) * kBlockSteps;
       const __m512i weights =

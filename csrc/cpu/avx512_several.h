@@ -90,7 +90,7 @@ class SeveralTokens {
         PERMLLM_UNROLL
         for (__m512i& sum : row) sum = _mm512_setzero_si512();
       }
-      rows.for_each_stray([&](int row, int64_t input, auto value) {
+      rows.for_each_stray(arguments_.k, [&](int row, int64_t input, auto value) {
         const __m512i weights =
             _mm512_broadcast_i32x4(_mm512_castsi512_si128(only_word(input % kPieceInputs, value)));
         const __m512i* x = x_ + input / kPieceInputs * Vectors;

@@ -3,17 +3,11 @@
 #include <limits>
 
 #include "isa.h"
-#include "region.h"
 
 namespace permllm::cpu {
 namespace {
 
 constexpr int64_t kAnyTokens = std::numeric_limits<int64_t>::max();
-
-struct DenseKernel {
-  KernelOf<bf16> kernel;
-  int64_t tokens = 0;  // at most
-};
 
 #if defined(PERMLLM_AVX512)
 template <class Tuning>
@@ -35,7 +29,8 @@ DenseKernel avx2(int64_t n, int64_t k) {
 }
 #endif
 
-// Nothing where the instruction set has no kernel.
+}  // namespace
+
 DenseKernel dense_kernel([[maybe_unused]] int64_t n, [[maybe_unused]] int64_t k,
                          [[maybe_unused]] bool half) {
   switch (select("")) {
@@ -60,12 +55,8 @@ DenseKernel dense_kernel([[maybe_unused]] int64_t n, [[maybe_unused]] int64_t k,
   }
 }
 
-}  // namespace
-
-int64_t dense_tokens(int64_t n, int64_t k, bool half) { return dense_kernel(n, k, half).tokens; }
-
-void dense_linear(const LinearArguments& a) {
-  run_in_region(dense_kernel(a.n, a.k, a.half).kernel, a, nullptr);
+void dense_linear(const DenseKernel& kernel, const LinearArguments& a) {
+  run_in_region(kernel.kernel, a, nullptr);
 }
 
 }  // namespace permllm::cpu

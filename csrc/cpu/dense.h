@@ -1,22 +1,31 @@
 // y = x @ W^T for a dense W whose rows stand as in the checkpoint: the output head.
 //
 // Where oneDNN multiplies bfloat16, vLLM packs a copy of it, which a few tokens read at a half to
-// three quarters of memory's rate.
+// three quarters of memory's rate. Where it does not, PyTorch takes as long for each token as for
+// one.
 #pragma once
 
-#include "kernels.h"
+#include "region.h"
 
 namespace permllm::cpu {
 
 constexpr int64_t kDenseInputs = 32;  // of a vector
 
-// How many tokens a kernel multiplies at most with a weight [n, k] here, 0 where there is none.
-// Beyond, others are faster. None are for float16 (`half`), of which PyTorch multiplies few
-// products in a cycle, nor where the instruction set multiplies no bfloat16.
-int64_t dense_tokens(int64_t n, int64_t k, bool half);
+struct DenseKernel {
+  KernelOf<bf16> kernel;
+  int64_t tokens =
+      0;  // that it multiplies at most, 0 where there is none; beyond, others are faster
+};
 
-// Multiplies m <= dense_tokens(n, k, half) tokens. `packed` are the rows, [n, k], 64-byte aligned,
-// in the type of x; n is not 0, and k is a multiple of kDenseInputs.
-void dense_linear(const LinearArguments& arguments);
+// The kernel that serves here for a weight [n, k] of bfloat16 values, or with `half` of float16:
+// on avx512_bf16 and zen5 for a few tokens of bfloat16 and any number of float16, on amx for
+// bfloat16, on avx2 and avx2_vnni for any number of both, where n is a multiple of kPortableRows
+// and k of kBlockInputs.
+DenseKernel dense_kernel(int64_t n, int64_t k, bool half);
+
+// Multiplies m <= kernel.tokens tokens with the weight that the kernel was asked for. `packed` are
+// the rows, [n, k], 64-byte aligned, in the type of x; n is not 0, and k is a multiple of
+// kDenseInputs.
+void dense_linear(const DenseKernel& kernel, const LinearArguments& arguments);
 
 }  // namespace permllm::cpu

@@ -35,7 +35,12 @@ inline float exponential(float x) {
   return power * scale;
 }
 
-inline float silu(float x) { return x / (1.0f + exponential(-x)); }
+// x * sigmoid(x). Below -87 that of -87, which no longer counts beside anything: the exponential
+// grows no further there, and x alone would.
+inline float silu(float x) {
+  const float bounded = x < -87.0f ? -87.0f : x;
+  return bounded / (1.0f + exponential(-bounded));
+}
 
 template <class Real>
 void gate_row(const Real* gate, const Real* up, int64_t count, const int32_t* gather, Real* y) {

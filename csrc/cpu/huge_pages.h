@@ -7,7 +7,8 @@ namespace permllm::cpu {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 
-// `bytes` bytes of memory, 64-byte aligned, the content undefined. Throws std::bad_alloc.
+// `bytes` bytes of memory, 64-byte aligned, the content undefined. Throws a std::bad_alloc
+// that says how many bytes, and what to do.
 //
 // From 2 MiB on they are mapped for the caller alone, beginning at a multiple of 2 MiB: every whole
 // 2 MiB of them become one page where the system grants it, and lie where the thread that touches

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdlib>
 #include <initializer_list>
+#include <string_view>
 #include <utility>
 
 #include "layout.h"
@@ -209,19 +210,21 @@ std::string supported_names() {
 Isa select(const std::string& requested) {
   const char* override = std::getenv("PERMLLM_CPU_ISA");
   const bool overridden = requested.empty() && override != nullptr && *override != '\0';
-  const std::string wanted = overridden ? override : requested;
-  const std::string source = overridden ? "PERMLLM_CPU_ISA=" : "";
-  const std::string remedy = overridden ? " Unset it to take the fastest of them."
-                                        : " Name none to take the fastest of them.";
+  const std::string_view wanted = overridden ? std::string_view(override) : requested;
+  const auto order = fastest_first();
+  const auto found = std::find_if(order.begin(), order.end(), [&](Isa isa) {
+    return wanted.empty() ? supported(isa) : wanted == name(isa);
+  });
+  const bool known = found != order.end();
+  if (known && supported(*found)) return *found;
+
+  const char* source = overridden ? "PERMLLM_CPU_ISA=" : "";
+  const char* remedy = overridden ? " Unset it to take the fastest of them."
+                                  : " Name none to take the fastest of them.";
+  STD_TORCH_CHECK(!known, source, wanted, " cannot run: this CPU or build has only ",
+                  supported_names(), ".", remedy);
   std::string every;
-  for (Isa isa : fastest_first()) {
-    if (wanted.empty() ? supported(isa) : wanted == name(isa)) {
-      STD_TORCH_CHECK(supported(isa), source, wanted, " cannot run: this CPU or build has only ",
-                      supported_names(), ".", remedy);
-      return isa;
-    }
-    every += (every.empty() ? "" : ", ") + std::string(name(isa));
-  }
+  for (Isa isa : order) every += (every.empty() ? "" : ", ") + std::string(name(isa));
   STD_TORCH_CHECK(false, source, wanted, " names no instruction set: it must be one of ", every,
                   "; this CPU and build run ", supported_names(), ".", remedy);
   return Isa::kPortable;

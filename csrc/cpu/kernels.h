@@ -1,10 +1,16 @@
 // The kernels: y[m, n] = x[m, k] @ W[n, k]^T + bias, W packed as layout.h says.
 //
-// Accumulation is in float32; y is rounded once, to nearest even, after the bias is added. Kernels
-// for int8 values round x to integers with one scale per token, the largest magnitude of the token
-// becoming 32767 (W8A16), 127 (W8A8) or, on avx2, as much as sums have room for; their products are
-// summed exactly, in int32. How float16 meets bfloat16 values without float32 products is told in
-// words.h.
+// Accumulation is in float32; y is rounded once, to nearest even, after the bias is added. Where
+// products of int8 values are of integers, x is rounded to integers with one scale per token, the
+// largest magnitude of the token becoming 32767 (W8A16), 127 (W8A8) or, on avx2, as much as sums
+// have room for; these products are summed exactly, in int32. Where they are of float32 (portable,
+// and avx512 but for dense rows), x stays as it is. How float16 meets bfloat16 values without
+// float32 products is told in words.h.
+//
+// The instructions that multiply and round bfloat16 take numbers below 2^-126 as zero: those of x,
+// W, bias and y on amx (with int8 values those of bias and y), and with bfloat16 values on
+// avx512_bf16 and zen5. All other kernels keep them. Where x becomes integers, a token whose
+// largest magnitude is below 2^-100 is zero.
 //
 // The workers of one parallel region run a kernel together (region.h): for every kPackedTokens of
 // its tokens they pack x, and then multiply row groups.
@@ -23,6 +29,7 @@ struct BehindBlocks {
   const uint8_t* largest = nullptr;      // [row groups * Rows]
   const int32_t* first_stray = nullptr;  // [row groups + 1]
   const Stray* strays = nullptr;
+  int64_t stray_count = 0;  // of the header, whatever stands in `first_stray`
 };
 
 // `Real` is the type of what goes in and out: bf16, fp16 or float.
@@ -81,8 +88,8 @@ template <class Value>
 void amx_int8_many_tokens(const LinearArguments&, Worker&);  // any m, W8A8
 
 // With the constants of Avx512Bf16Tuning or Zen5Tuning; `Value` is bf16, bf12 or dense12.
-template <class Tuning, class Value>
-void avx512_few_tokens(const LinearArguments&, Worker&);  // m <= kFewTokens
+template <class Tuning, class Value, int Most>
+void avx512_few_tokens(const LinearArguments&, Worker&);  // m <= Most
 template <class Tuning, class Value>
 void avx512_several_tokens(const LinearArguments&, Worker&);  // m <= kSeveralTokens
 template <class Tuning, class Value>
@@ -91,8 +98,8 @@ template <class Tuning>
 void avx512_dense(const LinearArguments&, Worker&);  // as dense.h says
 
 // As those of bfloat16: W8A16 for m <= kSplitTokens, and W8A8. `Value` is int8_t or dense8.
-template <class Tuning, class Value>
-void avx512_int8_few_tokens(const LinearArguments&, Worker&);  // m <= kFewTokensInt8
+template <class Tuning, class Value, int Most>
+void avx512_int8_few_tokens(const LinearArguments&, Worker&);  // m <= Most
 template <class Tuning, class Value>
 void avx512_int8_several_tokens(const LinearArguments&, Worker&);
 template <class Tuning, class Value>

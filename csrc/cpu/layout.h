@@ -109,16 +109,16 @@ enum class ValueType : int64_t {
 };
 
 // Their rows have a scale each.
-constexpr bool in_int8(ValueType type) {
+static constexpr bool in_int8(ValueType type) {
   return type == ValueType::kInt8 || type == ValueType::kDense8;
 }
 
-constexpr bool in_twelve_bits(ValueType type) {
+static constexpr bool in_twelve_bits(ValueType type) {
   return type == ValueType::kBfloat12 || type == ValueType::kDense12;
 }
 
 // Of the output head: rows without a mask.
-constexpr bool is_dense(ValueType type) {
+static constexpr bool is_dense(ValueType type) {
   return type == ValueType::kDense12 || type == ValueType::kDense8;
 }
 
@@ -131,6 +131,7 @@ constexpr int64_t kDense8Inputs = int64_t{1} << 16;
 constexpr int64_t kTailBytes = 128;
 
 static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The int64 metadata tensor beside the packed bytes.
 namespace header {

@@ -11,7 +11,7 @@ namespace {
 using Run = void (*)(const LinearArguments&, Worker&);
 
 #if defined(PERMLLM_AVX512)
-template <class Tuning, int64_t FewTokens, Run Few, Run Several, Run Many>
+template <class Tuning, int FewTokens, Run Few, Run Several, Run Many>
 void by_tokens(const LinearArguments& a, Worker& worker) {
   constexpr int64_t kVector = Tuning::kSeveralTokens;
   const auto up_to_16 = [&](const LinearArguments& part) {
@@ -24,15 +24,15 @@ void by_tokens(const LinearArguments& a, Worker& worker) {
   if (whole < a.m) up_to_16(part_of(a, whole, a.m - whole));
 }
 
-template <class Tuning, class Value, int64_t FewTokens = Tuning::kFewTokens>
+template <class Tuning, class Value, int FewTokens = Tuning::kFewTokens>
 void avx512(const LinearArguments& a, Worker& worker) {
-  by_tokens<Tuning, FewTokens, avx512_few_tokens<Tuning, Value>,
+  by_tokens<Tuning, FewTokens, avx512_few_tokens<Tuning, Value, FewTokens>,
             avx512_several_tokens<Tuning, Value>, avx512_many_tokens<Tuning, Value>>(a, worker);
 }
 
-template <class Tuning, class Value, int64_t FewTokens>
+template <class Tuning, class Value, int FewTokens>
 void avx512_int8(const LinearArguments& a, Worker& worker) {
-  by_tokens<Tuning, FewTokens, avx512_int8_few_tokens<Tuning, Value>,
+  by_tokens<Tuning, FewTokens, avx512_int8_few_tokens<Tuning, Value, FewTokens>,
             avx512_int8_several_tokens<Tuning, Value>, avx512_int8_many_tokens<Tuning, Value>>(
       a, worker);
 }

@@ -204,6 +204,7 @@ BehindBlocks PackedLayout::behind(const void* packed) const {
     found.largest = reinterpret_cast<const uint8_t*>(start);
     found.first_stray = reinterpret_cast<const int32_t*>(start + row_groups() * rows(isa));
     found.strays = reinterpret_cast<const Stray*>(found.first_stray + row_groups() + 1);
+    found.stray_count = strays;
   }
   return found;
 }

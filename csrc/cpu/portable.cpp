@@ -12,22 +12,6 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "masks are read byte by byte");
 
-// For every mask of eight inputs, the four that it keeps.
-struct Kept {
-  constexpr Kept() {
-    for (int mask = 0; mask < 256; ++mask) {
-      int count = 0;
-      for (int input = 0; input < 8 && count < 4; ++input) {
-        if ((mask >> input & 1) != 0) inputs[mask][count++] = static_cast<uint8_t>(input);
-      }
-    }
-  }
-
-  uint8_t inputs[256][4] = {};
-};
-
-constexpr Kept kKept;
-
 struct Portable {
   typedef float Vector __attribute__((vector_size(16), may_alias));
   using Tuning = PortableTuning;
@@ -134,7 +118,7 @@ class FewTokens {
         Sums row = rows[r];
         PERMLLM_UNROLL
         for (int i = 0; i < kBlockInputs / 8; ++i) {
-          row.add(x + 8 * i * Sums::kTokens, kKept.inputs[masks[i]],
+          row.add(x + 8 * i * Sums::kTokens, kKeptPlaces<uint8_t, 1>.of[masks[i]],
                   widen(block->values[r] + 4 * i));
         }
         rows[r] = row;

@@ -10,7 +10,8 @@ int64_t thread_count();
 
 // Splits [0, count) into one contiguous range per thread and calls body(context, begin, end) on
 // each. The same count and thread count give the same split, so what one call touches first, the
-// same thread reads in the next. An exception thrown by the body arrives at the caller.
+// same thread reads in the next. The first exception that a body throws arrives at the
+// caller, as it was thrown.
 void parallel_ranges(int64_t count, void (*body)(void* context, int64_t begin, int64_t end),
                      void* context);
 

@@ -15,8 +15,6 @@ namespace {
 
 constexpr int kRows = kPortableRows;  // of every layout that these kernels read
 
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 inline float to_float(bf16 value) {
   const uint32_t bits = uint32_t{value} << 16;
   float result;

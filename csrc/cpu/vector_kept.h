@@ -22,22 +22,22 @@ namespace permllm::cpu {
 namespace {
 
 // For every mask of eight inputs, the four that it keeps, in units of `Unit`.
-template <int Unit>
+template <class Place, int Unit>
 struct KeptPlaces {
   constexpr KeptPlaces() {
     for (int mask = 0; mask < 256; ++mask) {
       int count = 0;
       for (int input = 0; input < 8 && count < 4; ++input) {
-        if ((mask >> input & 1) != 0) of[mask][count++] = static_cast<uint32_t>(input * Unit);
+        if ((mask >> input & 1) != 0) of[mask][count++] = static_cast<Place>(input * Unit);
       }
     }
   }
 
-  alignas(16) uint32_t of[256][4] = {};
+  alignas(4 * sizeof(Place)) Place of[256][4] = {};
 };
 
-template <int Unit>
-constexpr KeptPlaces<Unit> kKeptPlaces;
+template <class Place, int Unit>
+constexpr KeptPlaces<Place, Unit> kKeptPlaces;
 
 template <class Isa, class Value, class Real>
 class KeptTokens {
@@ -139,7 +139,7 @@ class KeptTokens {
     const auto* masks = reinterpret_cast<const uint8_t*>(&block.mask[row]);
     PERMLLM_UNROLL
     for (int i = 0; i < kBlockInputs / 8; ++i) {
-      const auto places = load<Four>(kKeptPlaces<kUnit>.of[masks[i]]);
+      const auto places = load<Four>(kKeptPlaces<uint32_t, kUnit>.of[masks[i]]);
       store(decoded.places + 4 * i, places + static_cast<uint32_t>(8 * i * kUnit));
     }
     for (int i = 0; i < kBlockValues; ++i) decoded.values[i] = to_float(block.values[row][i]);

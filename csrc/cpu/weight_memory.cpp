@@ -24,8 +24,8 @@ class Segment {
  public:
   explicit Segment(size_t bytes)
       : bytes_(bytes),
-        users_(bytes / kHugePage),
-        begin_(static_cast<char*>(allocate_huge(bytes))) {}
+        begin_(static_cast<char*>(allocate_huge(bytes))),
+        users_(bytes / kHugePage) {}
 
   bool has_room(size_t bytes) const { return bytes <= bytes_ - used_; }
   bool holds(const char* data) const { return data >= begin_ && data < begin_ + bytes_; }
@@ -51,8 +51,8 @@ class Segment {
   size_t page_of(const char* data) const { return (data - begin_) / kHugePage; }
 
   size_t bytes_;
-  std::vector<uint32_t> users_;  // weights in every page
   char* begin_;
+  std::vector<uint32_t> users_;  // weights in every page
   size_t used_ = 0;
   size_t weights_ = 0;
 };

@@ -15,6 +15,8 @@ from permllm_vllm.checkpoint import permutation as permutations
 
 #: Largest block whose permutation disappears inside the kernel's blocks of 64 inputs.
 LARGEST_UNDONE_BLOCK = 64
+# What the kernels take is asked here before anything is packed; a test holds it against them.
+
 #: Instruction sets whose kernels take any 32 of 64 inputs, so that it can, and activations of
 #: bfloat16 and float16 alone.
 SIXTEEN_BITS_ONLY = ("amx", "zen5", "avx512_bf16", "avx512_vbmi2")

@@ -22,7 +22,7 @@ CPU_FEATURES = (
 def machine() -> Iterator[Finding]:
     """Operating system, processor and the features that kernels exist for."""
     yield Finding("python", f"{platform.python_version()} on {platform.platform()}")
-    model, flags = _processor()
+    model, flags = processor()
     features = [feature for feature in CPU_FEATURES if feature in flags]
     yield Finding("processor", f"{model}, {os.cpu_count()} threads")
     yield Finding("processor features", ", ".join(features) or "none that a kernel uses")
@@ -55,7 +55,7 @@ def required(requirement: Requirement) -> Finding:
     return Finding(requirement.name, f"{version} ({requirement.specifier})")
 
 
-def _processor() -> tuple[str, set[str]]:
+def processor() -> tuple[str, set[str]]:
     """Model and feature flags of the first processor, as Linux names them."""
     file = Path("/proc/cpuinfo")
     if not file.exists():

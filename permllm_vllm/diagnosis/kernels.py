@@ -16,11 +16,14 @@ from permllm_vllm.backends.cuda import missing_gemm
 from permllm_vllm.backends.cuda_trial import is_right
 from permllm_vllm.checkpoint.packing import pack_mask, pack_values
 from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.diagnosis.environment import processor
 from permllm_vllm.diagnosis.finding import INSTALL, Finding, Verdict
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 #: By dtype of the values: bfloat16 itself rounds by up to 4e-3, activations of 8 bits by 1e-2.
 LARGEST_ERRORS = {torch.bfloat16: 1e-2, torch.int8: 2e-2}
+#: Of a processor whose AMX the kernels use, as Linux names them.
+AMX_FEATURES = {"amx_tile", "amx_bf16", "amx_int8"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,21 @@ def cpu_kernels() -> Iterator[Finding]:
     others = CpuBackend(values=torch.bfloat16).instruction_set
     of = "" if others == chosen else f" for int8 values, {others} for bfloat16 values,"
     yield Finding(subject, f"{chosen} is used{of}{by} and right; this CPU and build run {sets}")
+    yield from refused_amx()
+
+
+def refused_amx() -> Iterator[Finding]:
+    """The tile unit of a processor that has one, where Linux does not grant it to this process."""
+    _, features = processor()
+    if not features.issuperset(AMX_FEATURES) or "amx" in instruction_sets():
+        return
+    found = "the processor has it, but Linux does not grant it to this process: AVX-512 serves"
+    remedy = (
+        "use Linux 5.16 or newer; allow arch_prctl, which a sandbox (gVisor, a seccomp profile) "
+        "may forbid; and leave out what gives a thread a small signal stack (sigaltstack) before "
+        "the kernels are loaded"
+    )
+    yield Finding("AMX", found, Verdict.PROBLEM, remedy)
 
 
 def kernel_error(instruction_set: str, values: torch.dtype) -> float:

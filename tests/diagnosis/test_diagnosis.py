@@ -124,6 +124,32 @@ def test_an_instruction_set_that_does_not_exist(monkeypatch: pytest.MonkeyPatch)
     assert kernels.service(torch.device("cpu"), torch.bfloat16).backend == "none"
 
 
+@pytest.mark.parametrize(
+    ("features", "sets", "refused"),
+    [
+        ("avx2 amx_tile amx_bf16 amx_int8", "avx512_bf16 portable", True),
+        ("avx2 amx_tile amx_bf16 amx_int8", "amx avx512_bf16 portable", False),
+        ("avx2 amx_tile amx_bf16", "avx512_bf16 portable", False),
+        ("avx2", "avx2 portable", False),
+    ],
+)
+def test_amx_that_the_system_refuses(
+    features: str, sets: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "processor", lambda: ("Xeon", set(features.split())))
+    monkeypatch.setattr(kernels, "instruction_sets", sets.split)
+    findings = list(kernels.refused_amx())
+    assert [finding.verdict for finding in findings] == [Verdict.PROBLEM] * refused
+    assert all("arch_prctl" in finding.remedy for finding in findings)
+
+
+@pytest.mark.skipif(bool(ops.missing_reason), reason="the CPU kernels are not built")
+def test_refused_amx_is_found_beside_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = Finding("AMX", "refused", Verdict.PROBLEM, "allow it")
+    monkeypatch.setattr(kernels, "refused_amx", lambda: iter([refused]))
+    assert list(kernels.cpu_kernels())[1:] == [refused]
+
+
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "missing_reason", "_C.so was not built: install a C++ compiler")
     finding = only(kernels.cpu_kernels())

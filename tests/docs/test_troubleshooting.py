@@ -41,9 +41,12 @@ def python_literals(source: str) -> Iterator[str]:
 
 
 def cpp_literals(source: str) -> Iterator[str]:
-    """The strings of every check of a C++ file, what stands between them replaced by a gap."""
-    for check in re.findall(r"STD_TORCH_CHECK\((.*?)\);", source, re.DOTALL):
-        joined = re.sub(r'"\s+"', "", check)
+    """The strings of every check of a C++ file, what stands between them replaced by a gap.
+
+    And of every text that is printed to a buffer.
+    """
+    for check in re.findall(r"(?:STD_TORCH_CHECK|snprintf)\((.*?)\);", source, re.DOTALL):
+        joined = re.sub(r'"\s+"', "", check).replace("%zu", GAP)
         parts = re.findall(r'"((?:[^"\\]|\\.)*)"', joined)
         yield GAP.join(part.replace('\\"', '"') for part in parts)
 

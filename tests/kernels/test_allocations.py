@@ -1,22 +1,26 @@
 """In the steady state a call allocates its result and the handles of its tensors, no more."""
 
 import ctypes
+import os
 import platform
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.shapes import random_layer, to_int8
 from permllm_vllm import ops
-from permllm_vllm.backends.cpu import CpuBackend
+from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
 from tests.kernels.preloaded import COMPILER, preloaded
 
-CALLS = {1: 100, 2: 10}  # of every kind, 28 kinds, by threads
+CALLS = {1: 100, 2: 10}  # of every kind, 33 kinds at most, by threads
 ROUNDS = 3
 """Of calls; the round with the fewest requests is the steady state. A thread that other work kept
 from a kernel at first grows its buffers in a later round, once."""
-N, K = 264, 128  # a result has 528 bytes and more: allocations.c counts it as large
+INTERMEDIATE = 64
+N, K = 264, 256  # a result has 528 bytes and more: allocations.c counts it as large
 TOKENS = (1, 2, 7, 16, 17, 40, 300)  # every kernel, a remainder, more than are packed at once
 
 pytestmark = [
@@ -26,32 +30,74 @@ pytestmark = [
 ]
 
 
-def count(isa: str, calls: int) -> list[tuple[str, int, int, int]]:
-    """For all kinds of calls: what it is, tokens, requests of 512 bytes and more, and all."""
+Call = Callable[[Tensor], Tensor]
+
+
+def requests(call: Call, x: Tensor, calls: int) -> tuple[int, int]:
+    """Of a call in the steady state: requests of 512 bytes and more, and all."""
     library = ctypes.CDLL(None)
-    found = []
+    for _ in range(3):
+        call(x)
+    rounds = []
+    for _ in range(ROUNDS):
+        before = library.count_large(), library.count_all()
+        for _ in range(calls):
+            call(x)
+        after = library.count_large(), library.count_all()
+        rounds.append((after[0] - before[0], after[1] - before[1]))
+    return min(rounds)
+
+
+def linears(isa: str) -> Iterator[tuple[str, Sequence[int], Call]]:
+    """Sparse layers."""
     for block_size in (64, 128):  # the inputs of blocks of 128 are gathered
         layer = random_layer(N, K, block_size=block_size)
         for values in (layer, to_int8(layer)):
             packed = CpuBackend(isa).pack(values.weights)
-            for m in TOKENS:
-                x = torch.randn(m, K).bfloat16()
-                arguments = (
-                    x, packed.packed, packed.metadata, packed.permutation, packed.scale, None, N,
-                    "2:4",
-                )  # fmt: skip
-                for _ in range(3):
-                    ops.sparse_linear(*arguments)
-                rounds = []
-                for _ in range(ROUNDS):
-                    before = library.count_large(), library.count_all()
-                    for _ in range(calls):
-                        ops.sparse_linear(*arguments)
-                    after = library.count_large(), library.count_all()
-                    rounds.append((after[0] - before[0], after[1] - before[1]))
-                kind = f"{values.weights.values.dtype}, blocks of {block_size}"
-                found.append((kind, m, *min(rounds)))
-    return found
+            operands = packed.packed, packed.metadata, packed.permutation, packed.scale, None
+            kind = f"{values.weights.values.dtype}, blocks of {block_size}"
+            yield kind, TOKENS, lambda x, own=operands: ops.sparse_linear(x, *own, N, "2:4")
+
+
+def experts(isa: str) -> Iterator[tuple[str, Sequence[int], Call]]:
+    """Two experts, both of which every token has."""
+    backend = CpuBackend(isa)
+    gate_up, down = (
+        backend.stack([backend.pack(random_layer(n, k, seed=e).weights) for e in range(2)])
+        for n, k in ((2 * INTERMEDIATE, K), (K, INTERMEDIATE))
+    )
+    operands = [
+        operand
+        for one in (gate_up, down)
+        for operand in (one.packed, one.metadata, one.permutation, one.scale)
+    ]
+    routed = {
+        m: (torch.ones(m, 2), torch.tensor([[0, 1]] * m, dtype=torch.int32)) for m in TOKENS[:3]
+    }
+    yield (
+        "experts",
+        tuple(routed),
+        lambda x: torch.ops.permllm.sparse_experts(x, *routed[len(x)], *operands),
+    )
+
+
+def heads(isa: str) -> Iterator[tuple[str, Sequence[int], Call]]:
+    """The dense output head, where this instruction set has a kernel for it."""
+    os.environ["PERMLLM_CPU_ISA"] = isa
+    if torch.ops.permllm.cpu_head_tokens(N, K):
+        weight = torch.ops.permllm.cpu_huge_bytes(2 * N * K).view(torch.bfloat16).view(N, K)
+        weight.copy_(torch.randn(N, K))
+        yield "head", TOKENS[:2], lambda x: torch.ops.permllm.head_linear(x, weight)
+
+
+def count(isa: str, calls: int) -> list[tuple[str, int, int, int]]:
+    """For all kinds of calls: what it is, tokens, requests of 512 bytes and more, and all."""
+    return [
+        (kind, m, *requests(call, torch.randn(m, K).bfloat16(), calls))
+        for kinds in (linears, experts, heads)
+        for kind, tokens, call in kinds(isa)
+        for m in tokens
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +127,14 @@ def test_a_call_allocates_its_result_alone(counts, isa: str, threads: int) -> No
         # PyTorch makes handles of what goes in and out: as many, whatever the number of tokens.
         assert every == handles.setdefault(kind, every), f"{kind}, {m} tokens"
         assert every % CALLS[threads] == 0
+
+
+def test_the_head_finds_its_kernel_without_memory(counts) -> None:
+    """Each instruction set stands at another place among those that are looked through."""
+    handles = {
+        every / CALLS[1]
+        for isa in instruction_sets()
+        for kind, _, _, every in counts[f"{isa} 1"]
+        if kind == "head"
+    }
+    assert len(handles) <= 1

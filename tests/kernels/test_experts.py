@@ -198,6 +198,27 @@ def test_values_that_have_no_twelve_bits() -> None:
     assert error(multiply(x, weights, ids, *packed), oracle(x, weights, ids, gate_up, down)) < 6e-3
 
 
+@pytest.mark.parametrize("gate", [-1e2, -1e30, -1e37, -torch.inf, torch.nan, 1e30])
+def test_gates_far_from_zero(isa: str, gate: float) -> None:
+    """silu is 0 below, whatever up is, and the gate itself above; what is no number stays none."""
+    backend = CpuBackend(isa)
+    gate_up, down = layers()
+    for one in (*gate_up, *down):
+        one.weights.values.fill_(2.0**-7)  # a row keeps 128 of them, of down 64
+    for one in gate_up:
+        one.weights.values[:INTERMEDIATE] = 0.0
+        one.weights.values[:INTERMEDIATE, 0] = gate
+    packed = stacked(backend, gate_up), stacked(backend, down)
+    for tokens in (1, 40):
+        x, (weights, ids) = torch.ones(tokens, HIDDEN).bfloat16(), routed(tokens)
+        y = multiply(x, weights, ids, *packed).double()
+        if gate != gate:
+            assert y.isnan().all()
+            continue
+        expected = max(gate, 0.0) * weights.double().sum(dim=1, keepdim=True) * 2**-1
+        assert ((y - expected).abs() <= 2**-7 * expected + 1e-30).all()
+
+
 def test_opcheck(isa: str) -> None:
     gate_up, down = (stacked(CpuBackend(isa), experts) for experts in layers("int8"))
     torch.library.opcheck(

@@ -5,7 +5,14 @@ import torch
 
 from benchmarks.shapes import random_layer, to_int8
 from permllm_vllm import ops
-from permllm_vllm.backends.cpu import INT8_ONLY, SIXTEEN_BITS_ONLY, CpuBackend, instruction_sets
+from permllm_vllm.backends.cpu import (
+    INT8_ONLY,
+    LARGEST_UNDONE_BLOCK,
+    MOST_INT8_INPUTS,
+    SIXTEEN_BITS_ONLY,
+    CpuBackend,
+    instruction_sets,
+)
 from permllm_vllm.forecast import instruction_set
 from tests.kernels.conftest import EVERY_INSTRUCTION_SET
 from tests.kernels.test_cpu import exact, run
@@ -13,6 +20,7 @@ from tests.kernels.test_int8 import INTEGERS
 
 pytestmark = pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
 ROWS, BLOCK_INPUTS = 8, 64
+N, K = 24, 128
 
 
 @pytest.fixture
@@ -69,6 +77,45 @@ def test_values_without_a_kernel_are_multiplied_by_the_next(isa):
     assert torch.equal(packed.metadata, expected.metadata)
     with pytest.raises(RuntimeError, match=f"{isa} has no kernel for bfloat16 values: pack for"):
         torch.ops.permllm.cpu_pack(layer.weights.values, layer.weights.mask, None, 64, isa)
+
+
+def refused(text, operator, *operands) -> bool:
+    """Whether an operator refuses these, with an error that has this text."""
+    try:
+        operator(*operands)
+    except RuntimeError as error:
+        if text not in str(error):
+            raise
+        return True
+    return False
+
+
+def test_the_backend_knows_what_the_kernels_take(isa):
+    """What backends/cpu.py says of instruction sets, against the operators."""
+    pack = torch.ops.permllm.cpu_pack
+    layer = random_layer(N, K)
+    weights, integers = layer.weights, to_int8(layer).weights
+    bfloat16 = isa not in INT8_ONLY
+    no_kernel = refused("has no kernel for", pack, weights.values, weights.mask, None, 64, isa)
+    assert no_kernel != bfloat16
+
+    values, scale = (weights.values, None) if bfloat16 else (integers.values, integers.scale)
+    permuted = values, weights.mask, weights.permutation, LARGEST_UNDONE_BLOCK, isa
+    assert refused("cannot be undone", pack, *permuted) == (isa not in SIXTEEN_BITS_ONLY)
+
+    packed, metadata = pack(values, weights.mask, None, 64, isa)
+    operands = packed, metadata, None, scale, None, N, "2:4"
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        x = torch.ones(1, K, dtype=dtype)
+        expected = dtype == torch.float32 and isa in SIXTEEN_BITS_ONLY
+        assert refused("takes bfloat16 and float16", ops.sparse_linear, x, *operands) == expected
+
+    if torch.ops.permllm.cpu_packs_int8(isa):
+        for inputs in (MOST_INT8_INPUTS, MOST_INT8_INPUTS + 8):
+            row = torch.ones(1, inputs // 2, dtype=torch.int8)
+            mask = torch.full((1, inputs // 8), 0x0F, dtype=torch.uint8)
+            too_many = refused("can be summed exactly", pack, row, mask, None, 64, isa)
+            assert too_many == (inputs > MOST_INT8_INPUTS)
 
 
 @pytest.mark.parametrize("block_size", [32, 64])
