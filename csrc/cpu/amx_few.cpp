@@ -52,20 +52,15 @@ struct Bf16Products {
   }
 
   template <int TokenTiles>
-  void write(int64_t first_row, OutputPanel& panel) const {
-    SumTile sums[2][2];  // [row group][token tile, or half of the block]
-    tile::store<kSum00>(sums[0][0].rows, kTileRowBytes);
-    tile::store<kSum01>(sums[0][1].rows, kTileRowBytes);
-    tile::store<kSum10>(sums[1][0].rows, kTileRowBytes);
-    tile::store<kSum11>(sums[1][1].rows, kTileRowBytes);
+  [[gnu::noinline]] void write(PairSums& sums, int64_t first_row, OutputPanel& panel) const {
     if constexpr (TokenTiles == 1) {
-      add(sums[0][0], sums[0][1]);
-      add(sums[1][0], sums[1][1]);
+      for (SumTile(&group)[2] : sums.tiles) add(group[0], group[1]);
     }
     const OutputColumns out = panel.columns(first_row);
     for (int64_t tile = 0; tile < TokenTiles; ++tile) {
       const int64_t first = tile * kTileColumns;
-      store_outputs(sums[0][tile], sums[1][tile], first, smaller(a.m - first, kTileColumns), out);
+      store_outputs(sums.tiles[0][tile], sums.tiles[1][tile], first,
+                    smaller(a.m - first, kTileColumns), out);
     }
   }
 };

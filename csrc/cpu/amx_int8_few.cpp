@@ -49,15 +49,11 @@ struct Int8SplitProducts {
   }
 
   template <int TokenTiles>
-  void write(int64_t row, OutputPanel& panel) const {
-    SumTile sums[2][2];  // [row group][upper, lower bytes]
-    tile::store<kSum00>(sums[0][0].rows, kTileRowBytes);
-    tile::store<kSum01>(sums[0][1].rows, kTileRowBytes);
-    tile::store<kSum10>(sums[1][0].rows, kTileRowBytes);
-    tile::store<kSum11>(sums[1][1].rows, kTileRowBytes);
-    x.write(panel.columns(row), row, 0, [&](int tile, int r) {
-      return _mm512_fmadd_ps(to_float(sums[tile][0].rows[r]), _mm512_set1_ps(256.0f),
-                             to_float(sums[tile][1].rows[r]));
+  [[gnu::noinline]] void write(const PairSums& sums, int64_t row, OutputPanel& panel) const {
+    x.write(panel.columns(row), row, 0, [&](int group, int r) {
+      const SumTile(&bytes)[2] = sums.tiles[group];  // sums of the upper and of the lower bytes
+      return _mm512_fmadd_ps(to_float(bytes[0].rows[r]), _mm512_set1_ps(256.0f),
+                             to_float(bytes[1].rows[r]));
     });
   }
 };

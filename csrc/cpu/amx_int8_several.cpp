@@ -36,16 +36,11 @@ struct Int8Products {
   }
 
   template <int TokenTiles>
-  void write(int64_t row, OutputPanel& panel) const {
-    SumTile sums[2][2];  // [row group][token tile]
-    tile::store<kSum00>(sums[0][0].rows, kTileRowBytes);
-    tile::store<kSum01>(sums[0][1].rows, kTileRowBytes);
-    tile::store<kSum10>(sums[1][0].rows, kTileRowBytes);
-    tile::store<kSum11>(sums[1][1].rows, kTileRowBytes);
+  [[gnu::noinline]] void write(const PairSums& sums, int64_t row, OutputPanel& panel) const {
     const OutputColumns out = panel.columns(row);
     for (int tile = 0; tile < TokenTiles; ++tile) {
       x.write(out, row, tile * kTileColumns,
-              [&](int group, int r) { return to_float(sums[group][tile].rows[r]); });
+              [&](int group, int r) { return to_float(sums.tiles[group][tile].rows[r]); });
     }
   }
 };
