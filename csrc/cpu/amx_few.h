@@ -129,6 +129,10 @@ class FewTokens {
       const char* x0 = packed_tile(0);
       const char* x1 = packed_tile(TokenTiles - 1);
       for (int64_t block = 0; block < input_blocks; ++block) {
+        if (block == write_at && written_row >= 0) [[unlikely]] {
+          products_.template write<TokenTiles>(sums, written_row, panel);
+          written_row = -1;
+        }
         if (block == claim_at) [[unlikely]] {
           next = claim_pair(worker);
           if (!next.none()) fetched = next;
@@ -142,10 +146,6 @@ class FewTokens {
         Products::template multiply_block<TokenTiles>(multiplied, x0, x1, columns0, columns1);
         x0 += block_bytes(columns0);
         x1 += block_bytes(columns1);
-        if (block == write_at && written_row >= 0) [[unlikely]] {
-          products_.template write<TokenTiles>(sums, written_row, panel);
-          written_row = -1;
-        }
         source = source.after(1);
         fetched = fetched.after(1);
         Tiles* reused = multiplied;
