@@ -19,7 +19,7 @@ from permllm_offline.inspection import inspect
 from .engines.engine import Engine
 from .engines.server import serve
 from .models import random_model, smollm2
-from .pruning.commands import evaluate, magnitude_pruned, permllm_offline
+from .pruning.commands import evaluate, magnitude_pruned, prune
 from .records.machine import machine, revision, write_json
 from .serving import compare
 from .texts import sotu
@@ -98,8 +98,8 @@ def main() -> None:
     }
     for method, more in METHODS.items():
         checkpoint = output / f"SmolLM2-135M-{method}"
-        permllm_offline(
-            *("prune", model, "--output", checkpoint, "--method", method, "--pattern", "2:4"),
+        prune(
+            *(model, checkpoint, "--method", method, "--pattern", "2:4"),
             *("--dataset", texts.calibration, "--sequence-length", "512", "--force"),
             *more,
         )

@@ -25,7 +25,7 @@ from .engines.server import Server, serve
 from .engines.traffic import Question, Tally, Traffic
 from .engines.twins import is_twin, name_parent
 from .models import smollm2
-from .pruning.commands import permllm_offline
+from .pruning.commands import prune
 from .records.machine import revision, write_json
 from .records.result_file import new_result
 from .texts import sotu
@@ -122,8 +122,8 @@ def checkpoint() -> Path:
     dense = smollm2()
     output = dense.with_name(f"{dense.name}-wanda-cp-2to4")
     if not is_twin(output, dense):
-        permllm_offline(
-            *("prune", dense, "--output", output, "--method", "wanda+cp", "--pattern", "2:4"),
+        prune(
+            *(dense, output, "--method", "wanda+cp", "--pattern", "2:4"),
             *("--dataset", sotu().calibration, "--num-samples", "16", "--force"),
         )
         name_parent(output, dense)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.models import smollm2
-from benchmarks.pruning.commands import permllm_offline
+from benchmarks.pruning.commands import prune
 from benchmarks.pruning.int8_checkpoint import write_int8
 from benchmarks.pruning.named_method import NamedMethod
 from benchmarks.records.machine import comparable, machine, revision, versions
@@ -109,8 +109,8 @@ class Checkpoints:
         name, pattern, seed, values = key
         named = NamedMethod.parse(name)
         varied = self._varied(named, checkpoint) if named.variant else self._effort_option()
-        permllm_offline(
-            *("prune", smollm2(), "--output", checkpoint, "--dataset", sotu().calibration),
+        prune(
+            *(smollm2(), checkpoint, "--dataset", sotu().calibration),
             *("--method", named.method, "--pattern", str(pattern), "--seed", str(seed)),
             *(("--values", values) if values == "int8" else ()),
             *(("--reconstruction", named.reconstruction) if named.reconstruction else ()),

@@ -22,6 +22,14 @@ def permllm_offline(*arguments: str | Path) -> None:
     subprocess.run([sys.executable, "-m", "permllm_offline", *words], check=True)
 
 
+def prune(model: Path, output: Path, *options: str | Path) -> None:
+    """Prune a model, without the steps of a run that was stopped: they may be of other sources.
+
+    A time is that of a whole prune, and steps of a model that was made anew since are no obstacle.
+    """
+    permllm_offline("prune", model, "--output", output, "--restart", *options)
+
+
 def ended(what: str, status: int) -> str:
     """Say how something ended, by its exit status, negative for a signal."""
     if status < 0:
@@ -45,9 +53,6 @@ def magnitude_pruned(dense: Path, *, values: str = "auto") -> Path:
     output = dense.with_name(f"{dense.name}-{suffix}")
     if not is_twin(output, dense):
         forget(output)
-        permllm_offline(
-            *("prune", dense, "--output", output, "--method", "magnitude"),
-            *("--pattern", "2:4", "--values", values),
-        )
+        prune(dense, output, "--method", "magnitude", "--pattern", "2:4", "--values", values)
         name_parent(output, dense)
     return output

@@ -17,7 +17,7 @@ from benchmarks.accuracy import (
     seeds_of,
     servable,
 )
-from benchmarks.pruning import checkpoints
+from benchmarks.pruning import checkpoints, commands
 from benchmarks.pruning.checkpoints import Checkpoints, Key
 from benchmarks.texts import Texts
 from permllm_offline.api import evaluate
@@ -47,7 +47,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Accuracy:
         monkeypatch.setattr(module, "SEQUENCE_LENGTH", TOKENS)
     for name in ("austen", "python_manual"):
         monkeypatch.setattr(accuracy, name, lambda: text)
-    monkeypatch.setattr(checkpoints, "permllm_offline", run)
+    monkeypatch.setattr(commands, "permllm_offline", run)
     return Accuracy(tmp_path / "checkpoints", WINDOWS, "default")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import offline_cost
 from benchmarks.offline_cost import draw
-from benchmarks.pruning import checkpoints, pipeline_cost
+from benchmarks.pruning import checkpoints, commands, pipeline_cost
 from benchmarks.pruning.cost_tables import pipeline
 from benchmarks.pruning.layer_step import LOOPS, measure_step
 from benchmarks.pruning.pipeline_cost import METHODS
@@ -73,7 +73,7 @@ def test_whole_prunes_are_measured_once_and_drawn(
         pruned.append(words[words.index("--method") + 1])
         assert main(words) == 0
 
-    monkeypatch.setattr(checkpoints, "permllm_offline", here)
+    monkeypatch.setattr(commands, "permllm_offline", here)
     monkeypatch.setattr(checkpoints, "smollm2", lambda: tmp_path / "model")
     monkeypatch.setattr(checkpoints, "sotu", lambda: texts)
     monkeypatch.setattr(pipeline_cost, "smollm2", lambda: tmp_path / "model")

@@ -40,7 +40,7 @@ def test_a_demo_that_vllm_does_not_serve_keeps_what_it_has(
 
     for name, answer in {
         "smollm2": tmp_path, "sotu": Texts(tmp_path, tmp_path), "evaluate": 20.0,
-        "permllm_offline": None, "linear_bytes": {"sparse": 1, "dense": 2}, "chat": "Paris",
+        "prune": None, "linear_bytes": {"sparse": 1, "dense": 2}, "chat": "Paris",
         "random_model": tmp_path, "magnitude_pruned": tmp_path,
     }.items():  # fmt: skip
         monkeypatch.setattr(demo, name, lambda *_, answer=answer, **__: answer)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.pruning import checkpoints
+from benchmarks.pruning import checkpoints, commands
 from benchmarks.pruning.checkpoints import Checkpoints, Key
 from benchmarks.texts import Texts
 from permllm_offline.recipe import make_recipe, read_recipe
@@ -18,17 +18,17 @@ KEY: Key = ("wanda+cp/obs", "2:4", 1, "int8")
 @pytest.fixture
 def pruned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     """The commands that were run; each makes its output."""
-    commands: list[list[str]] = []
+    ran: list[list[str]] = []
 
     def run(*arguments: Any) -> None:
-        commands.append([str(argument) for argument in arguments])
-        Path(commands[-1][commands[-1].index("--output") + 1]).mkdir()
+        ran.append([str(argument) for argument in arguments])
+        Path(ran[-1][ran[-1].index("--output") + 1]).mkdir()
 
-    monkeypatch.setattr(checkpoints, "permllm_offline", run)
+    monkeypatch.setattr(commands, "permllm_offline", run)
     monkeypatch.setattr(checkpoints, "smollm2", lambda: tmp_path / "model")
     texts = Texts(tmp_path / "text.txt", tmp_path / "other.txt")
     monkeypatch.setattr(checkpoints, "sotu", lambda: texts)
-    return commands
+    return ran
 
 
 def test_a_checkpoint_is_baked_once_and_remembers_what_it_took(
@@ -41,6 +41,7 @@ def test_a_checkpoint_is_baked_once_and_remembers_what_it_took(
     assert 0 <= times.prune_seconds < 60
     assert Checkpoints(folder, effort="low").baked(KEY) == (made, times)
     (command,) = pruned
+    assert "--restart" in command  # what a stopped run has left would not be timed
     for option, value in (
         ("--method", "wanda+cp"),
         ("--reconstruction", "obs"),

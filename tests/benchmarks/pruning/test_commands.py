@@ -19,6 +19,7 @@ def test_a_pruned_twin_is_made_once_and_again_of_another_model(
         output.mkdir()  # as the command, which refuses a folder that is there
         (output / "config.json").write_text("{}")
         made.append(output)
+        assert "--restart" in arguments  # steps of a dense model that is no more are refused
 
     monkeypatch.setattr(commands, "permllm_offline", prune)
     dense = tmp_path / "model"
