@@ -22,6 +22,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -255,10 +256,13 @@ def main() -> None:
             ]
         print(json.dumps([asdict(row) for row in rows]))
         return
-    with kept_rows(parser, arguments.json, {"limits": LIMITS}, KEY) as result:
+    facts = {"limits": LIMITS}
+    with kept_rows(parser, arguments.json, facts, KEY, growing=facts) as result:
         failed = _run(arguments, result)
         columns = Row.__dataclass_fields__
-        Console().print(table([Row(**{c: row[c] for c in columns}) for row in result.all()]))
+        no_peer: Any = None  # as in older rows
+        rows = [Row(**{c: row.get(c, no_peer) for c in columns}) for row in result.all()]
+        Console().print(table(rows))
     if failed:
         sys.exit(f"benchmarks.instruction_sets: {'; '.join(failed)}")
 

@@ -25,6 +25,8 @@ class Rows:
         facts: settings that all rows share, written in front of them.
         key: fields that tell one row from another.
         older: settings of all files that do not say them.
+        growing: settings with a part for each of several things, such as instruction sets: a file
+            may lack parts, which are added, and have others, which are kept.
 
     Raises:
         ValueError: the file is no result with rows, or these were measured with other settings, on
@@ -37,6 +39,7 @@ class Rows:
         facts: Mapping[str, Any],
         key: Sequence[str],
         older: Mapping[str, Any] = NOTHING,
+        growing: Collection[str] = (),
     ) -> None:
         self._path, self._facts, self._key = path, dict(facts), tuple(key)
         self._rows: list[dict[str, Any]] = []
@@ -44,6 +47,9 @@ class Rows:
         self._begun = revision()
         if path is not None and path.exists():
             found = {**older, **_result(path)}
+            for name in {*growing} & found.keys():
+                ours, theirs = facts[name], found[name]
+                self._facts[name], found[name] = {**theirs, **ours}, {**ours, **theirs}
             require_comparable(found, self._facts, f"{path}: its rows have")
             self._rows = found["rows"]
             self._header = {name: found.get(name) for name in STAMP}

@@ -14,7 +14,11 @@ import torch
 from benchmarks import instruction_sets
 from benchmarks.cpu import contestants
 from benchmarks.instruction_sets import FLOAT32, LIMITS, TORCH, VLLM, Row, limited, measure, table
+from benchmarks.records import machine
 from permllm_vllm.backends.cpu import INT8_ONLY
+
+RESULTS = Path(instruction_sets.__file__).parent / "results"
+NEW = {"n": 8, "k": 64, "m": 1, "pattern": "2:4", "value_dtype": "int8", "isa": "portable"}
 
 
 @pytest.mark.parametrize("has_vllm", [False, True])
@@ -118,6 +122,27 @@ def test_the_result_says_what_held_the_peers(
     monkeypatch.setattr(sys, "argv", ["", "--isa", "portable", "--json", str(file)])
     instruction_sets.main()
     assert json.loads(file.read_text())["limits"] == LIMITS
+
+
+@pytest.mark.parametrize("name", ["zen3", "zen4", "zen5", "amx"])
+def test_a_committed_result_goes_on(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has the limits of the sets that were measured then."""
+    file = tmp_path / "result.json"
+    file.write_text((RESULTS / f"instruction-sets-{name}.json").read_text())
+    before = json.loads(file.read_text())
+    new = Row(**{**dict.fromkeys(Row.__dataclass_fields__, 1.0), **NEW})  # type: ignore[arg-type]
+    monkeypatch.setattr(machine, "machine", lambda: before["machine"])
+    monkeypatch.setattr(machine, "versions", lambda: before["versions"])
+    monkeypatch.setattr(instruction_sets, "run_limited", lambda *_: [new])
+    options = ["--isa", "portable", "--shapes", "8x64", "--m", "1", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["", *options])
+    instruction_sets.main()
+    after = json.loads(file.read_text())
+    assert after["rows"][:-1] == before["rows"]
+    assert after["rows"][-1]["n"] == 8
+    assert after["limits"] == LIMITS
 
 
 def test_a_set_that_fails_leaves_the_others_and_is_measured_by_the_next_run(
