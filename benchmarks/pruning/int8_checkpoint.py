@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from permllm_offline.int8_values import choose_scale, round_to_int8
+from permllm_offline.conversion.int8_rounding import Int8Rounding
 from permllm_offline.model.loading import load_model
 from permllm_offline.preparation import prepare
 from permllm_offline.pruning import calibrate, own_text
@@ -23,7 +23,6 @@ from permllm_offline.run.steps import Work
 from permllm_vllm.checkpoint.packing import unpack
 from permllm_vllm.checkpoint.permutation import unpermute_columns
 from permllm_vllm.checkpoint.reader import CheckpointReader
-from permllm_vllm.checkpoint.schema import WEIGHT_PACKED, WEIGHT_SCALE
 from permllm_vllm.checkpoint.writer import write_checkpoint
 
 
@@ -71,17 +70,12 @@ def channel_energies(recipe: Recipe) -> dict[str, Tensor]:
 def _tensors(
     reader: CheckpointReader, block_size: int, energies: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    sparse = set(reader.sparse_layers())
-    for name in reader.names():
-        module, _, kind = name.rpartition(".")
-        if module not in sparse or kind != WEIGHT_PACKED:
-            yield name, reader.tensor(name)
-            continue
+    def judged(module: str, values: Tensor) -> tuple[Tensor, Tensor]:
         layer = reader.layer(module)
-        weight = unpack(layer.values, layer.mask)
+        weight = unpack(values, layer.mask)
         for permutation in (layer.input_permutation, layer.folded_permutation):
             if permutation is not None:
                 weight = unpermute_columns(weight, permutation, block_size)
-        scale = choose_scale(weight, energies[module])
-        yield name, round_to_int8(layer.values, scale)
-        yield f"{module}.{WEIGHT_SCALE}", scale
+        return weight, energies[module]
+
+    return Int8Rounding(judged).rounded((name, reader.tensor(name)) for name in reader.names())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,14 +16,24 @@ from permllm_vllm.checkpoint.schema import WEIGHT_PACKED, WEIGHT_SCALE
 DESCRIPTION = "int8, without calibration data: each row's scale by least squares of its weights"
 
 
+Judged = Callable[[str, Tensor], tuple[Tensor, Tensor]]
+"""Module and kept values -> the weight whose error counts, and the energy of its inputs."""
+
+
+def without_data(module: str, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Every input counts alike, and pruned weights not at all."""
+    return values, torch.ones(values.shape[1])
+
+
 class Int8Rounding:
-    """Rounds without data, so every input counts alike, and pruned weights not at all.
+    """Rounds without data, unless ``judged`` knows inputs.
 
     ``errors`` has, for each layer that has passed, the error of its weights relative to them, which
     is that of its output where inputs are uncorrelated and equally large.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, judged: Judged = without_data) -> None:
+        self._judged = judged
         self.errors: dict[str, float] = {}
 
     def rounded(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -47,12 +57,12 @@ class Int8Rounding:
             yield f"{module}.{WEIGHT_SCALE}", scale
 
     def _scale(self, module: str, values: Tensor) -> Tensor:
-        every_input = torch.ones(values.shape[1])
-        scale = choose_scale(values, every_input)
+        weight, energy = self._judged(module, values)
+        scale = choose_scale(weight, energy)
         if scale_problems(f"{module}.{WEIGHT_SCALE}", scale):
             raise OfflineError(
                 f"{module} has a row of values that are too large or too small for a scale in "
                 "float32: leave out --values int8."
             )
-        self.errors[module] = relative_error(values, every_input, scale)
+        self.errors[module] = relative_error(weight, energy, scale)
         return scale
