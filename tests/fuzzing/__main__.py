@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.records.machine import write_json
+from benchmarks.records.machine import revision, write_json
 from tests.fuzzing.targets import TARGETS
 
 INPUTS_PER_PROCESS = 150_000  # so that both processors are busy to the end
@@ -80,7 +80,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the counts to a file")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    started = time.perf_counter()
+    started, begun = time.perf_counter(), revision()
     with ThreadPoolExecutor(PROCESSES) as pool:
         outcomes = list(pool.map(run, parts(options.inputs, options.seed)))
     errors = [outcome.error for outcome in outcomes if outcome.error]
@@ -102,7 +102,7 @@ def main() -> int:
                 for target in TARGETS
             },
         }
-        write_json(options.json, payload)
+        write_json(options.json, payload, begun)
     for error in errors:
         print(error)
     by_target = ", ".join(f"{target} {count}" for target, count in counts.items())

@@ -115,7 +115,9 @@ def damage_argument(choices: Choices, arguments: dict[str, object]) -> bool:
     if how == 0:
         arguments["x"] = restrided(choices, arguments["x"])  # type: ignore[arg-type]
         return True
-    if how == 1 and isinstance(metadata, Tensor) and metadata.numel():
+    # An earlier change may have left another dtype, which holds no such numbers.
+    whole = isinstance(metadata, Tensor) and metadata.dtype == torch.int64
+    if how == 1 and isinstance(metadata, Tensor) and whole and metadata.numel():
         metadata = arguments["metadata"] = metadata.clone()
         at = choices.below(metadata.numel())
         value = choices.pick(NUMBERS) + (choices.below(3) if choices.once_in(2) else 0)

@@ -1,7 +1,11 @@
 """A campaign fails unless every input was executed and none found a bug."""
 
+import json
+from pathlib import Path
+
 import pytest
 
+from benchmarks.records import machine
 from tests.fuzzing import __main__ as campaign
 from tests.fuzzing.__main__ import Outcome, Part, judged, parts
 from tests.fuzzing.targets import TARGETS
@@ -44,3 +48,16 @@ def test_the_total_decides_too(
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"fuzz: {2000 * share} inputs (config ")
     assert last.endswith(f", {status} findings")
+
+
+def test_a_record_names_the_sources_that_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "fuzz.json"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("sys.argv", ["fuzz", "--inputs", "1", "--json", str(file)])
+    monkeypatch.setattr(campaign, "run", lambda part: Outcome(part.target, part.inputs, 1, 0.0, ""))
+    monkeypatch.setattr(campaign, "revision", lambda: "one")
+    monkeypatch.setattr(machine, "revision", lambda: "two")
+    assert campaign.main() == 0
+    assert json.loads(file.read_text())["commit"] == "one..two"

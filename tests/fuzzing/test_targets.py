@@ -10,6 +10,8 @@ import torch
 
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY, instruction_sets
+from tests.fuzzing.choices import Choices
+from tests.fuzzing.operators import DTYPES, damage_argument
 from tests.fuzzing.planted import BUGS
 from tests.fuzzing.targets import TARGETS
 
@@ -62,6 +64,17 @@ def test_a_planted_bug_is_found(bug: str) -> None:
     with BUGS[bug].planted(), pytest.raises(AssertionError) as finding:
         fuzz(BUGS[bug].target, 2000, seed=1)
     assert type(finding.value).__name__ == "Finding"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_argument_is_changed_again(dtype: torch.dtype) -> None:
+    shuffle = random.Random(1)
+    for _ in range(300):
+        arguments = {"x": torch.zeros(2, 8), "metadata": torch.zeros(4, dtype=dtype)}
+        damage_argument(
+            Choices(shuffle.randbytes(16)),
+            {**dict.fromkeys(("packed", "permutation", "scale", "bias")), **arguments},
+        )
 
 
 def test_shares_add_up() -> None:

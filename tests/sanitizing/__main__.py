@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.records.machine import write_json
+from benchmarks.records.machine import revision, write_json
 from tests.kernels.amx.emulated import INSTRUCTION_SETS, compile_emulation, cpu_flags
 from tests.sanitizing.build import (
     MEMORY,
@@ -183,7 +183,7 @@ def main() -> None:
     reason = setup_module().reason_not_to_build()
     if reason:
         raise SystemExit(f"nothing can be sanitized: {reason}")
-    started = time.perf_counter()
+    started, begun = time.perf_counter(), revision()
     shutil.rmtree(FOLDER, ignore_errors=True)
     kernels = compile_kernels(MEMORY, FOLDER / "memory")
     programs = {
@@ -212,7 +212,7 @@ def main() -> None:
             "planted_bugs_reported": planted,
             "reports": 0,
         }
-        write_json(options.json, payload)
+        write_json(options.json, payload, begun)
     print(
         f"sanitize: {calls} kernel calls in the harness, {passed} operator tests, "
         f"{planted} planted bugs reported, 0 reports"
