@@ -226,6 +226,11 @@ def main() -> None:
     parser.add_argument("--model", help="directory of a Llama, dense or sparse; else random")
     parser.add_argument("--output", type=Path, default=Path("build/gpu"))
     arguments = parser.parse_args()
+    if any(arguments.output.glob("*.json")):
+        parser.error(
+            f"{arguments.output} has results, and a run adds nothing to them: remove them, or give "
+            "another --output"
+        )
     if not torch.cuda.is_available():
         raise SystemExit("PyTorch sees no GPU: check nvidia-smi, and that PyTorch is one for CUDA")
     steps = Steps(BUILD_SECONDS)

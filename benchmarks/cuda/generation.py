@@ -27,6 +27,7 @@ from benchmarks.cuda.llama import Llama, RandomWeights, Shape, load
 from benchmarks.cuda.memory import GIB, fitting
 from benchmarks.cuda.pruned import Layers, both, is_sparse, prune_layers, read
 from benchmarks.records.machine import revision, write_json
+from benchmarks.records.result_file import new_result
 from permllm_vllm.backends import fallback_reason
 
 #: Of log-probabilities of the likeliest token, over a prompt that both models read alike. Noise of
@@ -136,8 +137,13 @@ def main() -> None:
     )
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
+    with new_result(parser, arguments.json):
+        _generate(arguments)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
     reason = fallback_reason(CUDA, DTYPE)
     if reason:
         raise SystemExit(f"the CUDA kernels do not run here: {reason}")

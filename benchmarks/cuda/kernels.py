@@ -18,6 +18,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ from benchmarks.cuda.contestants import (
 from benchmarks.cuda.rows import Row, incomplete, slower_than_dense, table
 from benchmarks.cuda.turns import CaptureError, Turn, captured, medians
 from benchmarks.records.machine import revision, write_json
+from benchmarks.records.result_file import new_result
 from benchmarks.shapes import LLAMA_2_7B, Layer, parse_shape, random_layer
 from permllm_vllm.backends import fallback_reason
 from permllm_vllm.checkpoint import permutation as permutations
@@ -178,7 +180,7 @@ def run(
     shapes: Sequence[tuple[int, int]] | None = None,
     tokens: Sequence[int] | None = None,
     contestants: Sequence[str] | None = None,
-    json_file: str | None = None,
+    json_file: Path | None = None,
     seconds: float = 600,
 ) -> None:
     """Measures, begins nothing further after `seconds`, prints tables, writes JSON.
@@ -246,9 +248,10 @@ def main() -> None:
     parser.add_argument("--m", type=int, nargs="+", metavar="TOKENS")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS)
     parser.add_argument("--seconds", type=float, default=600, help="begin nothing after them")
-    parser.add_argument("--json", metavar="FILE", help="also write the rows there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     arguments = parser.parse_args()
-    run(arguments.shapes, arguments.m, arguments.contestants, arguments.json, arguments.seconds)
+    with new_result(parser, arguments.json):
+        run(arguments.shapes, arguments.m, arguments.contestants, arguments.json, arguments.seconds)
 
 
 if __name__ == "__main__":

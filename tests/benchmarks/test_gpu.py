@@ -128,8 +128,15 @@ def test_without_a_toolkit_the_library_that_is_there_is_used(machine, capsys):
     assert ran == EVERYTHING[1:]
     assert "skipped: nvcc was not found; _C_cuda.so is used as it is" in capsys.readouterr().out
     gpu.LIBRARY.unlink()
+    (gpu.LIBRARY.parent / "gpu" / "steps.json").unlink()
     assert main(machine) == (True, [])
     assert "failed: nvcc was not found" in capsys.readouterr().out
+
+
+def test_results_that_are_there_are_not_replaced(machine, capsys):
+    assert main(machine) == (False, EVERYTHING)
+    assert main(machine) == (2, [])
+    assert "gpu has results, and a run adds nothing to them" in capsys.readouterr().err
 
 
 def test_without_the_sanitizer_nothing_fails(machine, capsys):

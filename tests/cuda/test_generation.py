@@ -231,6 +231,7 @@ def test_says_how_many_layers_fitted_and_packs_each_once(monkeypatch, tmp_path, 
     monkeypatch.setattr(memory, "RESERVE", 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (600_000, 1 << 30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    monkeypatch.setenv("PERMLLM_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "generation.json"
     options = ["--sequences", "1", "2", "--tokens", "3", "--json", str(file)]
     monkeypatch.setattr(sys, "argv", ["generation", *options])
