@@ -170,8 +170,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check everything and forecast time, memory and disk; write no checkpoint. A model "
-        "of the hub is downloaded; `plan` reads headers alone",
+        help="check everything, the finished steps of a run cut off too, and forecast time, memory "
+        "and disk; write no checkpoint. A model of the hub is downloaded; `plan` reads headers "
+        "alone",
     )
     parser.add_argument("--force", action="store_true", help="replace a checkpoint in the output")
     return parser
@@ -196,7 +197,9 @@ def run(options: argparse.Namespace) -> None:
     )
     if options.dry_run:
         with joined(recipe.device):
-            fit, prepared = rehearse(recipe, options.output, force=options.force)
+            fit, prepared = rehearse(
+                recipe, options.output, force=options.force, restart=options.restart
+            )
             if first():
                 warn_of_slow_float16(fit.recipe, prepared)
                 show(plan_table(fit.recipe, prepared, forecast(fit.recipe, prepared)))
