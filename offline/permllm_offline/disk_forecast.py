@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from permllm_offline.memory import SMALLER
+from permllm_offline.memory import SMALLER, gigabytes
 from permllm_offline.memory_forecast import passed_bytes, scratch_bytes
 from permllm_offline.method_parts import parts_of
 from permllm_offline.preparation import Prepared, calibration_windows, windows_to_come
@@ -51,7 +51,7 @@ def check_room(recipe: Recipe, prepared: Prepared, output: Path, kept: int) -> N
         recipe: of the prune.
         prepared: its model.
         output: folder to write.
-        kept: bytes that lie in the work folder already.
+        kept: bytes in the work folder that the prune uses again, or removes.
     """
     try:
         check_disk(output, disk_bytes(recipe, prepared) - kept)
@@ -61,11 +61,13 @@ def check_room(recipe: Recipe, prepared: Prepared, output: Path, kept: int) -> N
             raise
         smaller = recipe.model_copy(update=SMALLER)
         options = " ".join(f"--{name} {value}" for name, value in SMALLER.items())
+        if kept:  # steps that a run of another method is refused for
+            options += " --restart"
         raise CheckpointError(
-            f"{error}. Of that, {_gigabytes(states)} are for the state of the distillation, from "
-            f"which a run that is killed goes on: {INTERVAL_FILES} x {INTERVAL_BYTES} bytes for "
-            f"each kept weight, in a hidden folder beside the output. {options} distils nothing "
-            f"and may take {_gigabytes(disk_bytes(smaller, prepared))} in all"
+            f"{error}. The state of the distillation takes {gigabytes(states)} in all, from which "
+            f"a run that is killed goes on: {INTERVAL_FILES} x {INTERVAL_BYTES} bytes for each "
+            f"kept weight, in a hidden folder beside the output. {options} distils nothing and "
+            f"may take {gigabytes(disk_bytes(smaller, prepared))} in all"
         ) from error
 
 
@@ -75,7 +77,3 @@ def _distillation_bytes(recipe: Recipe, prepared: Prepared) -> int:
         return 0
     kept = sum(linear.weights for linear in prepared.plan.linears) // 2
     return INTERVAL_FILES * INTERVAL_BYTES * kept
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"

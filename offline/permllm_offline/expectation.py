@@ -19,16 +19,19 @@ MUCH_FASTER = 2
 """How many times as fast products of another dtype are before a user is told of it."""
 
 
-def announce(recipe: Recipe, prepared: Prepared) -> None:
+def announce(recipe: Recipe, prepared: Prepared, *, goes_on: bool = False) -> None:
     """Say what a prune will take, where progress is shown; never fails.
 
     Args:
         recipe: of the prune.
         prepared: its model, and windows that may be without contents.
+        goes_on: whether finished steps are there, which the forecast does not know of.
     """
     try:
         expected = forecast(recipe, prepared)
         lines = expected_lines(recipe, prepared, expected)
+        if goes_on:
+            lines[0] += "; in all: finished steps are not repeated"
         warn_of_slow_float16(recipe, prepared)
     except Exception as error:  # the prune may go well all the same
         logger.info("nothing can be said of time and memory: %s", error)

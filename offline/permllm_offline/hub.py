@@ -65,7 +65,7 @@ def push(directory: Path, repository: str) -> str:
 
     Args:
         directory: the folder, complete. What it says of folders of this machine stays here.
-        repository: ``owner/name``.
+        repository: ``owner/name``, or the name alone of one of whoever is logged in.
 
     Returns:
         The address of the commit.
@@ -77,11 +77,11 @@ def push(directory: Path, repository: str) -> str:
 
     api = HfApi()
     try:
-        api.create_repo(repository, private=True, exist_ok=True)
+        target = api.create_repo(repository, private=True, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as published:
             publish(directory, Path(published))
             commit = api.upload_folder(
-                repo_id=repository,
+                repo_id=target,
                 folder_path=published,
                 delete_patterns=_WEIGHTS,  # of what was there before
                 commit_message="Upload a checkpoint of permllm-offline prune",

@@ -46,8 +46,8 @@ def fitted(recipe: Recipe, prepared: Prepared, memory: int | None = None) -> Fit
         return Fitted(recipe)
     machine = "this machine" if local_count() == 1 else f"each of {local_count()} processes here"
     found = (
-        f"{recipe.method} needs about {_gigabytes(needed)} of memory here, and {machine} has "
-        f"{_gigabytes(memory)}"
+        f"{recipe.method} needs about {gigabytes(needed)} of memory here, and {machine} has "
+        f"{gigabytes(memory)}"
     )
     allowed = _allowed(recipe, prepared)
     fitting = [other for other in allowed if _needed(other, prepared) <= memory]
@@ -77,8 +77,8 @@ def warn_of_taken_memory(recipe: Recipe, prepared: Prepared) -> None:
         "%s needs about %s of memory, and other programs leave %s free: it may be slow or be "
         "killed. End some of them first, or the remedy is %s.",
         recipe.method,
-        _gigabytes(needed),
-        _gigabytes(free),
+        gigabytes(needed),
+        gigabytes(free),
         _remedy(recipe, prepared, free),
     )
 
@@ -86,6 +86,11 @@ def warn_of_taken_memory(recipe: Recipe, prepared: Prepared) -> None:
 def is_default(recipe: Recipe) -> bool:
     """Whether nobody asked for its method."""
     return "method" not in recipe.model_fields_set and recipe.reconstruction is None
+
+
+def gigabytes(size: int) -> str:
+    """A number of bytes as messages say it."""
+    return f"{size / 1e9:.3g} GB"
 
 
 def _allowed(recipe: Recipe, prepared: Prepared) -> list[Recipe]:
@@ -129,15 +134,11 @@ def _needed(recipe: Recipe, prepared: Prepared) -> int:
 
 def _needs(recipe: Recipe, prepared: Prepared) -> str:
     files = scratch_bytes(recipe, prepared)
-    beside = f", with {_gigabytes(files)} in files beside the output" if files else ""
-    return f"which needs about {_gigabytes(_needed(recipe, prepared))}{beside}"
+    beside = f", with {gigabytes(files)} in files beside the output" if files else ""
+    return f"which needs about {gigabytes(_needed(recipe, prepared))}{beside}"
 
 
 def _options(recipe: Recipe, other: Recipe) -> str:
     """The options that make one recipe of another."""
     before, after = (one.model_dump(include={*SMALLER, "scratch"}) for one in (recipe, other))
     return " ".join(f"--{name} {after[name]}" for name in after if after[name] != before[name])
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"

@@ -41,12 +41,12 @@ from permllm_offline.report import papers
 from permllm_offline.report.model_card import model_card
 from permllm_offline.report.page import report_page
 from permllm_offline.report.report import CalibrationRecord, Report
-from permllm_offline.resume import begin, kept_bytes, work_folder
+from permllm_offline.resume import begin, foretell, kept_bytes, work_folder
 from permllm_offline.run.costs import costs_json
 from permllm_offline.run.processes import SharedWork, count, first, joined
 from permllm_offline.run.steps import WorkFolder
 from permllm_offline.streamed_pruning import PrunedLayers, can_stream, prune_streamed
-from permllm_offline.text.calibration import require_windows
+from permllm_offline.text.calibration import SELF, require_windows
 from permllm_vllm.checkpoint.contained import contained
 from permllm_vllm.checkpoint.output import check_destination, check_outside
 from permllm_vllm.checkpoint.schema import QuantizationConfig
@@ -92,10 +92,13 @@ def _check_datasets_outside(recipe: Recipe, output: Path) -> None:
             check_outside(output, "data set", path)
 
 
-def rehearse(recipe: Recipe, output: Path, *, force: bool = False) -> tuple[Fitted, Prepared]:
+def rehearse(
+    recipe: Recipe, output: Path, *, force: bool = False, restart: bool = False
+) -> tuple[Fitted, Prepared]:
     """Check a recipe against the model, the machine, the output and the data; nothing is written.
 
-    No weight is read: text that the model would write itself has windows without contents.
+    No weight is read: text that the model would write itself has windows without contents. A
+    warning says from what finished steps the prune would go on.
 
     Returns:
         The recipe that this machine has memory for, and what was checked.
@@ -103,12 +106,17 @@ def rehearse(recipe: Recipe, output: Path, *, force: bool = False) -> tuple[Fitt
     Raises:
         OfflineError, CheckpointError: the first thing that would make the prune fail.
     """
-    fit, checked = check_checkpoint(recipe, output, force=force)
-    return fit, with_text(fit.recipe, checked, partial(without_contents, fit.recipe, "cpu"))
+    fit, checked = check_checkpoint(recipe, output, force=force, restart=restart)
+    own = partial(without_contents, fit.recipe, "cpu")
+    prepared = with_text(fit.recipe, checked, own)
+    if first() and not restart:
+        text = "" if SELF in fit.recipe.datasets else _text_digest(prepared)
+        foretell(fit.recipe, checked, output, text)
+    return fit, prepared
 
 
 def check_checkpoint(
-    recipe: Recipe, output: Path, *, force: bool = False
+    recipe: Recipe, output: Path, *, force: bool = False, restart: bool = False
 ) -> tuple[Fitted, Prepared]:
     """Check everything that needs neither weights nor calibration text, which take long.
 
@@ -140,7 +148,8 @@ def check_checkpoint(
             "distillation.windows_per_step for another number",
             recipe.distillation.windows_per_step,
         )
-    check_room(recipe, prepared, output, kept_bytes(output))
+    kept = kept_bytes(recipe, prepared, output, restart=restart)
+    check_room(recipe, prepared, output, kept)
     return replace(fit, recipe=recipe), prepared
 
 
@@ -255,18 +264,17 @@ def prune(
 
 
 def _prune(recipe: Recipe, output: Path, *, force: bool, resume: bool, restart: bool) -> Report:
-    fit, checked = check_checkpoint(recipe, output, force=force)
+    fit, checked = check_checkpoint(recipe, output, force=force, restart=restart)
     recipe = fit.recipe
     if not first():
         shared = SharedWork(None, beside=output.resolve().parent)
         return prune_model(recipe, with_text(recipe, checked), shared).report
     _warn_without_tokenizer(checked)
     with work_folder(recipe, checked, output, resume=resume, restart=restart) as work:
-        announce(recipe, replace(checked, windows=windows_to_come(recipe)))
+        goes_on = bool(work.kept()) and not restart
+        announce(recipe, replace(checked, windows=windows_to_come(recipe)), goes_on=goes_on)
         prepared = with_text(recipe, checked)
-        windows = prepared.windows
-        text = "" if windows is None else CalibrationRecord.of(windows).tokens_sha256
-        begin(work, text, len(prepared.plan.layers))
+        begin(work, _text_digest(prepared), len(prepared.plan.layers))
         report = _write(fit, prepared, output, work, force=force)
         try:
             work.remove()
@@ -274,6 +282,12 @@ def _prune(recipe: Recipe, output: Path, *, force: bool, resume: bool, restart: 
             logger.warning("%s", error)  # the checkpoint is complete
     logger.info("wrote %s", output)
     return report
+
+
+def _text_digest(prepared: Prepared) -> str:
+    """What the calibration text adds to the identity of a run."""
+    windows = prepared.windows
+    return "" if windows is None else CalibrationRecord.of(windows).tokens_sha256
 
 
 def _warn_without_tokenizer(prepared: Prepared) -> None:

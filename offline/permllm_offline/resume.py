@@ -7,11 +7,13 @@ import logging
 from contextlib import suppress
 from pathlib import Path
 
+from permllm_offline.errors import OfflineError
 from permllm_offline.layerwise import PASSES, layer_step_name
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.identity import identity_text
-from permllm_offline.run.steps import INTERVAL, WorkFolder
+from permllm_offline.run.processes import first
+from permllm_offline.run.steps import INTERVAL, WorkFolder, check_steps, kept_steps
 from permllm_vllm.checkpoint.schema import installed_version
 from permllm_vllm.checkpoint.shards import CONFIG_NAME
 
@@ -49,6 +51,30 @@ def begin(work: WorkFolder, text: str, layers: int) -> None:
         )
 
 
+def foretell(recipe: Recipe, prepared: Prepared, output: Path, text: str) -> None:
+    """Say after what a prune would go on, where steps are there; nothing is written or locked.
+
+    Args:
+        recipe: of the prune.
+        prepared: its model.
+        output: folder to write.
+        text: as of ``begin``; empty where it is not known.
+
+    Raises:
+        OfflineError: steps for which ``work_folder`` or ``begin`` would refuse the prune.
+    """
+    directory = _directory(output)
+    check_steps(directory, _identity(recipe, prepared), text)
+    kept = kept_steps(directory)
+    if kept:
+        logger.warning(
+            "%s is left from a run that was cut off: a prune goes on after %s and takes less than "
+            "a whole one; --restart begins anew",
+            directory,
+            _reached(kept, len(prepared.plan.layers)),
+        )
+
+
 def _reached(kept: list[str], layers: int) -> str:
     """The decoder layer, or the step, after which a run was cut off."""
     last = kept[0].removesuffix(INTERVAL)
@@ -58,10 +84,19 @@ def _reached(kept: list[str], layers: int) -> str:
     return f"{'a part of ' if kept[0].endswith(INTERVAL) else ''}its step {last!r}"
 
 
-def kept_bytes(output: Path) -> int:
-    """Bytes that lie in the work folder of an output: a prune uses them again, or removes them."""
+def kept_bytes(recipe: Recipe, prepared: Prepared, output: Path, *, restart: bool = False) -> int:
+    """Bytes in the work folder of an output that a prune uses again, or removes.
+
+    Those of steps for which it is refused are none.
+    """
+    directory = _directory(output)
+    if first() and not restart:  # other processes may look while the first one is at work
+        try:
+            check_steps(directory, _identity(recipe, prepared))
+        except OfflineError:
+            return 0
     total = 0
-    for file in _directory(output).glob("*"):
+    for file in directory.glob("*"):
         with suppress(FileNotFoundError):  # another process may remove it now
             total += file.stat().st_size
     return total

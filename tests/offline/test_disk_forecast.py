@@ -1,12 +1,16 @@
 """What a prune writes is counted before any work, and said where there is no room for it."""
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from permllm_offline import disk_forecast, pipeline
 from permllm_offline.preparation import prepare_model
 from permllm_offline.recipe import make_recipe
+from permllm_offline.resume import work_folder
+from permllm_offline.run.steps import Step
 from permllm_vllm.checkpoint.errors import CheckpointError
 
 
@@ -51,29 +55,42 @@ def test_what_lies_in_the_work_folder_needs_no_further_disk(
     monkeypatch.setattr(disk_forecast, "check_disk", lambda _, needed: asked.append(needed))
     recipe = make_recipe({"model": str(tiny_model_directory), "method": "magnitude"})
     pipeline.check_checkpoint(recipe, tmp_path / "out")
-    work = tmp_path / ".out.work"
-    work.mkdir()
-    (work / "layer-0000.safetensors").write_bytes(bytes(1000))
-    (work / "layer-0001-interval.partial").write_bytes(bytes(24))
+    with work_folder(recipe, prepare_model(recipe), tmp_path / "out") as work:
+        work.step("layer-0000", Step)
+    size = (work.directory / "layer-0000.safetensors").stat().st_size
+    (work.directory / "layer-0001-interval.partial").write_bytes(bytes(24))
     pipeline.check_checkpoint(recipe, tmp_path / "out")
-    assert asked[0] - asked[1] == 1024
+    assert asked[0] - asked[1] == size + 24
+    # Steps that the prune is refused for take their room beside it, unless they are removed.
+    other = recipe.model_copy(update={"seed": 1})
+    pipeline.check_checkpoint(other, tmp_path / "out")
+    assert asked[2] == asked[0]
+    pipeline.check_checkpoint(other, tmp_path / "out", restart=True)
+    assert asked[3] == asked[1]
 
 
 @pytest.mark.parametrize("method", ["permllm-best", "wanda+cp"])
+@pytest.mark.parametrize("kept", [0, 10])
 def test_a_full_disk_says_what_a_distillation_keeps_there_and_what_needs_less(
-    method: str, tmp_path: Path, tiny_model_directory: Path, text_file: Path
+    kept: int,
+    method: str,
+    tmp_path: Path,
+    tiny_model_directory: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     entries = {"model": str(tiny_model_directory), "dataset": str(text_file), "num_samples": 9}
     recipe = make_recipe(entries | {"method": method})
     prepared = prepare_model(recipe)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(CheckpointError, match="what is written may take") as caught:
-        disk_forecast.check_room(recipe, prepared, tmp_path / "out", -(10**18))
+        disk_forecast.check_room(recipe, prepared, tmp_path / "out", kept)
     weights = sum(linear.weights for linear in prepared.plan.linears)
-    distils = f"{16 * weights / 1e9:.3g} GB are for the state of the distillation"
+    distils = f"The state of the distillation takes {16 * weights / 1e9:.3g} GB in all"
     assert (distils in str(caught.value)) == (method == "permllm-best")
     smaller = make_recipe(entries | {"method": "wanda+cp", "reconstruction": "obs+blockwise"})
     needs = (
-        "--method wanda+cp --reconstruction obs+blockwise distils nothing and may take "
-        f"{disk_forecast.disk_bytes(smaller, prepared) / 1e9:.3g} GB"
+        f"--method wanda+cp --reconstruction obs+blockwise{' --restart' if kept else ''} distils "
+        f"nothing and may take {disk_forecast.disk_bytes(smaller, prepared) / 1e9:.3g} GB"
     )
     assert (needs in str(caught.value)) == (method == "permllm-best")

@@ -16,7 +16,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from permllm_offline import api
 from permllm_offline.cli import main
 from permllm_offline.errors import OfflineError
-from permllm_offline.hub import check_push
+from permllm_offline.hub import check_push, push
 from permllm_offline.recipe import make_recipe
 
 REPOSITORY = "someone/tiny-2to4"
@@ -58,12 +58,16 @@ class PretendedHub:
         assert self.holds is not None
         return str(self.holds[file])
 
-    def create_repo(self, repository: str, **options: Any) -> None:
+    def create_repo(self, repository: str, **options: Any) -> SimpleNamespace:
         self._call("create_repo", (repository, options))
+        return SimpleNamespace(repo_id=repository if "/" in repository else f"someone/{repository}")
 
     def upload_folder(self, **options: Any) -> SimpleNamespace:
+        folder = Path(options["folder_path"])
         self.uploaded = {
-            path.name: path.read_bytes() for path in Path(options["folder_path"]).iterdir()
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in folder.glob("**/*")  # as the hub's client lists it
+            if path.is_file()
         }
         files = sorted(self.uploaded)
         assert options["delete_patterns"] == ["*.safetensors", "*.safetensors.index.json"]
@@ -99,6 +103,26 @@ def test_a_finished_checkpoint_is_uploaded(
     ]
     assert {"model.safetensors", "README.md", "SHA256SUMS"} <= set(written)
     assert URL in capsys.readouterr().out
+
+
+def test_files_in_folders_are_uploaded_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pretend(monkeypatch)
+    contents = {"config.json": b"{}", "additional_chat_templates/report.json": b"no JSON"}
+    (tmp_path / "additional_chat_templates").mkdir()
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    assert push(tmp_path, REPOSITORY) == URL
+    assert hub.uploaded == contents
+
+
+def test_a_name_without_owner_is_uploaded_to_what_the_hub_makes_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pretend(monkeypatch)
+    push(tmp_path, "sparse")
+    assert hub.calls[-1] == ("upload_folder", ("someone/sparse", []))
 
 
 @pytest.mark.parametrize("is_first", [True, False])

@@ -189,6 +189,7 @@ def test_what_was_killed_goes_on_unasked_with_its_scratch_elsewhere(
     whole: Callable[[str], Path],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "sparse"
     line = arguments(method, output)
@@ -197,6 +198,7 @@ def test_what_was_killed_goes_on_unasked_with_its_scratch_elsewhere(
     assert_same_files(whole(method), output)
     (said,) = [message for message in caplog.messages if "goes on after" in message]
     assert f"goes on after {reached}; --restart begins anew" in said
+    assert "; in all: finished steps are not repeated" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
@@ -354,6 +356,49 @@ def test_another_recipe_is_refused_before_text_is_drawn(
     assert main([*arguments("layer by layer", tmp_path / "sparse"), *more]) == 2
     assert "holds steps of another recipe" in capsys.readouterr().err
     assert work.finished("one")
+
+
+def test_a_dry_run_says_what_the_prune_would_make_of_steps_and_leaves_them(
+    arguments: Arguments,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    line = arguments("tuned", tmp_path / "sparse")
+    text = tmp_path / "text.txt"
+    shutil.copy(line[line.index("--dataset") + 1], text)
+    line[line.index("--dataset") + 1] = str(text)
+    original, calls = WorkFolder._write, 0
+
+    def cut(self: WorkFolder, *more: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # one layer, and the hidden states after it, are there
+            raise CutOff
+        original(self, *more)
+
+    monkeypatch.setattr(WorkFolder, "_write", cut)
+    with pytest.raises(CutOff):
+        main(line)
+    work = tmp_path / ".sparse.work"
+    before = {file.name: file.read_bytes() for file in work.iterdir()}
+    capsys.readouterr()
+    monkeypatch.setattr(WorkFolder, "__init__", lambda *_, **__: pytest.fail("it is locked"))
+    assert main([*line, "--dry-run"]) == 0
+    assert (
+        f"{work} is left from a run that was cut off: a prune goes on after layer 1" in caplog.text
+    )
+    caplog.clear()
+    assert main([*line, "--seed", "7", "--dry-run"]) == 2
+    assert "seed is 0 there and 7 here" in capsys.readouterr().err
+    assert main([*line, "--seed", "7", "--dry-run", "--restart"]) == 0
+    words = text.read_text(encoding="utf-8").split()
+    text.write_text(" ".join(reversed(words)), encoding="utf-8")
+    assert main([*line, "--dry-run"]) == 2
+    assert "the calibration text is another" in capsys.readouterr().err
+    assert "goes on" not in caplog.text
+    assert {file.name: file.read_bytes() for file in work.iterdir()} == before
 
 
 def test_another_config_is_another_run(

@@ -27,6 +27,16 @@ def test_what_is_left_over_is_refused_with_the_usage_of_its_command(
     assert "unrecognized arguments: model (a name with spaces wants quotes)" in error
 
 
+@pytest.mark.parametrize("command", ["prune", "eval"])
+def test_help_names_every_kind_of_file_that_is_read(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "a .txt, .md, .jsonl, .json (also .gz) or .parquet file, a folder" in words
+
+
 @pytest.mark.parametrize("command", ["plan", "prune", "eval", "convert", "inspect"])
 def test_every_command_names_what_is_no_folder(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

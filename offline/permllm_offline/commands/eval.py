@@ -13,7 +13,7 @@ from permllm_offline.commands.text_field_option import add_text_field_option
 from permllm_offline.local_path import local_path
 from permllm_offline.text.paper_protocol import LENGTHS, PAPER_TEXTS
 from permllm_offline.text.row_text import TEXT_FIELD
-from permllm_offline.text.texts import NAMED
+from permllm_offline.text.texts import KINDS, NAMED
 
 _EXAMPLES = """examples:
   permllm-offline eval ./sparse --dataset held-out.txt
@@ -40,7 +40,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dataset",
         metavar="FILE|DIR|HUB",
-        help="text to measure perplexity on (one): a .txt, .json, .jsonl or .parquet file, a "
+        help=f"text to measure perplexity on (one): a {KINDS} file, a "
         f"folder of them, a hub name, or {', '.join(NAMED)}, the test text of each",
     )
     add_text_field_option(parser, TEXT_FIELD)

@@ -26,7 +26,7 @@ from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.report import papers
 from permllm_offline.report.serve_command import serve_command
 from permllm_offline.run.processes import first, joined
-from permllm_offline.text.texts import NAMED
+from permllm_offline.text.texts import KINDS, NAMED
 from permllm_vllm.checkpoint.pattern import SUPPORTED
 
 _EXAMPLES = """examples:
@@ -88,7 +88,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--dataset",
         metavar="FILE|DIR|HUB",
         action="append",
-        help="calibration text: .txt, .jsonl or .parquet file, a folder of them, a hub name, or "
+        help=f"calibration text: a {KINDS} file, a folder of them, a hub name, or "
         f"one of {', '.join(NAMED)}, or self: text that the dense model, whole in memory, writes "
         "once, kept in the user's cache; given several times, they share the windows equally",
     )
@@ -170,8 +170,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check everything and forecast time, memory and disk; write no checkpoint. A model "
-        "of the hub is downloaded; `plan` reads headers alone",
+        help="check everything, the finished steps of a run cut off too, and forecast time, memory "
+        "and disk; write no checkpoint. A model of the hub is downloaded; `plan` reads headers "
+        "alone",
     )
     parser.add_argument("--force", action="store_true", help="replace a checkpoint in the output")
     return parser
@@ -196,7 +197,9 @@ def run(options: argparse.Namespace) -> None:
     )
     if options.dry_run:
         with joined(recipe.device):
-            fit, prepared = rehearse(recipe, options.output, force=options.force)
+            fit, prepared = rehearse(
+                recipe, options.output, force=options.force, restart=options.restart
+            )
             if first():
                 warn_of_slow_float16(fit.recipe, prepared)
                 show(plan_table(fit.recipe, prepared, forecast(fit.recipe, prepared)))

@@ -9,6 +9,7 @@ import yaml
 from permllm_offline.local_path import local_path
 from permllm_offline.method_parts import summary_of
 from permllm_offline.model.loading import Source
+from permllm_offline.report.published import public_name
 from permllm_offline.report.report import Report
 from permllm_offline.report.serve_command import serve_command
 
@@ -160,11 +161,7 @@ def calibration_text(report: Report) -> str:
     recipe, record = report.recipe, report.calibration
     if not recipe.datasets:
         return "none"
-    paths = [local_path(name) for name in recipe.datasets]
-    names = ", ".join(
-        f"`{path.name if path.exists() else name}`"
-        for name, path in zip(recipe.datasets, paths, strict=True)
-    )
+    names = ", ".join(f"`{public_name(name)}`" for name in recipe.datasets)
     text = f"{recipe.num_samples} windows of {recipe.sequence_length} tokens from {names}"
     if record is not None and record.own_windows:
         text += f", and {record.own_windows} that the base model wrote itself"

@@ -22,13 +22,17 @@ def publish(checkpoint: Path, directory: Path) -> None:
         papers.RECIPE: _recipe_text,
         papers.REPORT: _report_text,
     }
-    for file in checkpoint.iterdir():
-        rewrite = rewritten.get(file.name)
+    for file in checkpoint.rglob("*"):
+        if not file.is_file():
+            continue  # the hub's client looks into no folder that is a link
+        name = file.relative_to(checkpoint)
+        published = directory / name
+        published.parent.mkdir(parents=True, exist_ok=True)
+        rewrite = rewritten.get(str(name))
         if rewrite is None:
-            (directory / file.name).symlink_to(file.resolve())
-            continue
-        text = rewrite(file.read_text(encoding="utf-8"))
-        (directory / file.name).write_text(text, encoding="utf-8")
+            published.symlink_to(file.resolve())
+        else:
+            published.write_text(rewrite(file.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:

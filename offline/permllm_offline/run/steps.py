@@ -119,12 +119,12 @@ class WorkFolder(Work):
         self.identity = identity
         self._text, self._begun = "", False
         self._restart = restart
-        if resume and not directory.exists():
-            logger.warning("nothing to resume: %s is not there; starting anew", directory)
         self._lock = _locked(directory)
         try:
+            if resume and not self.kept():
+                logger.warning("nothing to resume: %s has no steps; starting anew", directory)
             if not restart:
-                self._check_steps()
+                check_steps(directory, identity)
         except BaseException:
             self.release()
             raise
@@ -135,9 +135,11 @@ class WorkFolder(Work):
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and self._begun and self._others():
             logger.warning(
-                "%s keeps the finished steps: the same command goes on from them, and with "
-                "--restart begins anew",
+                "%s keeps the finished steps: the same command %s",
                 self.directory,
+                "without --restart goes on from them"
+                if self._restart
+                else "goes on from them, and with --restart begins anew",
             )
         self.release()
 
@@ -152,7 +154,7 @@ class WorkFolder(Work):
         """
         self._text = text
         if not self._restart:
-            self._check_steps()
+            check_steps(self.directory, self.identity, text)
         elif self._others():
             logger.warning("%s is left from a run that was cut off; removed", self.directory)
             self._empty()
@@ -160,9 +162,7 @@ class WorkFolder(Work):
 
     def kept(self) -> list[str]:
         """Names of what is kept, finished steps and ``INTERVAL`` of others, the last one first."""
-        files = sorted(self.directory.glob("*.safetensors"), key=lambda file: file.name)
-        files.sort(key=lambda file: file.stat().st_mtime_ns, reverse=True)
-        return [file.stem for file in files]
+        return kept_steps(self.directory)
 
     def step(self, name: str, compute: Callable[[], Step]) -> Step:
         """Return the result of a step, from disk where it is there, else computed and kept."""
@@ -233,27 +233,10 @@ class WorkFolder(Work):
             partial.replace(path)
 
     def _read(self, path: Path) -> Step:
-        self._check(path)
+        _check_step(path, self.identity, self._text)
         with _damage_named(path):
             shard = Shard(path)
             return Step(_KeptTensors(shard), json.loads(shard.metadata.get(_FACTS, "{}")))
-
-    def _check_steps(self) -> None:
-        for path in sorted(self.directory.glob("*.safetensors")):
-            self._check(path)
-
-    def _check(self, path: Path) -> None:
-        """Raise OfflineError for a step of another run; its text counts once work has begun."""
-        found = _metadata(path)
-        if found[_IDENTITY] != self.identity or (self._text and found[_TEXT] != self._text):
-            other = "the calibration text is another"
-            if found[_IDENTITY] != self.identity:
-                other = differences(found[_IDENTITY], self.identity)
-            raise OfflineError(
-                f"{self.directory} holds steps of another recipe, model, data set or version "
-                f"({other}): this run cannot go on from them. Give the options of that run, "
-                "--restart to remove its steps, or another --output."
-            )
 
     def _path(self, name: str) -> Path:
         return self.directory / f"{name}.safetensors"
@@ -274,6 +257,44 @@ class WorkFolder(Work):
                     path.unlink()
             except OSError as error:
                 raise _stays(path, self.directory, str(error.strerror)) from error
+
+
+def kept_steps(directory: Path) -> list[str]:
+    """Names of what a folder keeps, finished steps and ``INTERVAL`` of others, the last one first.
+
+    There need be no folder.
+    """
+    files = sorted(directory.glob("*.safetensors"), key=lambda file: file.name)
+    files.sort(key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    return [file.stem for file in files]
+
+
+def check_steps(directory: Path, identity: str, text: str = "") -> None:
+    """Check that the steps of a folder are those of a run; nothing is written.
+
+    Args:
+        directory: of the steps, if it is there.
+        identity: of recipe and model.
+        text: what the calibration text adds to the identity; empty before it is known.
+
+    Raises:
+        OfflineError: a step of another run, or a damaged one.
+    """
+    for path in sorted(directory.glob("*.safetensors")):
+        _check_step(path, identity, text)
+
+
+def _check_step(path: Path, identity: str, text: str) -> None:
+    found = _metadata(path)
+    if found[_IDENTITY] != identity or (text and found[_TEXT] != text):
+        other = "the calibration text is another"
+        if found[_IDENTITY] != identity:
+            other = differences(found[_IDENTITY], identity)
+        raise OfflineError(
+            f"{path.parent} holds steps of another recipe, model, data set or version "
+            f"({other}): this run cannot go on from them. Give the options of that run, "
+            "--restart to remove its steps, or another --output."
+        )
 
 
 class _KeptTensors(Mapping[str, Tensor]):

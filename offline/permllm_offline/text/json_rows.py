@@ -66,6 +66,19 @@ def _array_rows(opened: TextIO, file: Path) -> Iterator[object]:
             ) from error
         yield row
         number += 1
+    _check_end(text[position:], opened, file)
+
+
+def _check_end(rest: str, opened: TextIO, file: Path) -> None:
+    """Raise OfflineError where anything but white space follows an array."""
+    while not rest.strip():
+        rest = opened.read(_PART)
+        if not rest:
+            return
+    raise OfflineError(
+        f"{file}: more follows the array ({rest.strip()[:20]!r}). A file that begins with a "
+        "bracket must be one array of JSON objects to its end."
+    )
 
 
 def _next_row(text: str, position: int) -> tuple[object, int, str]:

@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".parquet")
 """Of files of a folder; all but the last may be followed by ``.gz``."""
 
+KINDS = f"{', '.join(SUFFIXES[:-1])} (also .gz) or {SUFFIXES[-1]}"
+"""What a file may be, as options and messages say it."""
+
 MAX_CHARACTERS = 16 * 8_000_000
 """Characters of one document that are read at most: sixteen for each token that ``calibration``
 reads, more than tokens have on average in any language."""
@@ -90,7 +93,10 @@ def _is_text(path: Path) -> bool:
 
 def _kind(file: Path) -> str:
     """The suffix that says what a file holds, whether or not it is compressed."""
-    return Path(file.name.lower().removesuffix(".gz")).suffix
+    name = file.name.lower()
+    kind = Path(name.removesuffix(".gz")).suffix
+    # Parquet is compressed inside, and read from any place of a file.
+    return ".gz" if kind == ".parquet" and name.endswith(".gz") else kind
 
 
 def _file_documents(file: Path, rows: RowText) -> Iterator[str]:
@@ -104,8 +110,13 @@ def _file_documents(file: Path, rows: RowText) -> Iterator[str]:
                 yield from _texts_of(json_rows(opened, file), str(file), rows)
             else:
                 yield _beginning(opened.read(MAX_CHARACTERS + 1), str(file))
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise OfflineError(f"cannot read {file}: {error}. Give UTF-8 text.") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise OfflineError(
+            f"cannot read {file}: {error}. Fetch or compress the file again."
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        form = "parquet itself, or UTF-8 text" if kind == ".gz" else "UTF-8 text"
+        raise OfflineError(f"cannot read {file}: {error}. Give {form}.") from error
 
 
 def _opened(file: Path) -> TextIO:
@@ -165,5 +176,5 @@ def _hub_documents(origin: str, dataset: str, rows: RowText) -> Iterator[str]:
         raise OfflineError(
             f"data set {dataset!r} is neither a local file or folder, nor could it be read from "
             f"the Hugging Face hub ({first_line(error)}). "
-            "Check the name, or give --dataset a local .txt, .jsonl or .parquet file or a folder."
+            f"Check the name, or give --dataset a local {KINDS} file or a folder."
         ) from error

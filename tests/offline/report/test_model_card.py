@@ -8,7 +8,8 @@ from transformers import LlamaConfig
 
 from permllm_offline.model.loading import Source
 from permllm_offline.recipe import make_recipe
-from permllm_offline.report.model_card import base_license, model_card
+from permllm_offline.recipe_schema import Recipe
+from permllm_offline.report.model_card import base_license, calibration_text, model_card
 from permllm_offline.report.report import LayerReport, Report
 
 
@@ -27,22 +28,35 @@ def test_the_licence_is_that_of_the_header(header: str, expected: str, tmp_path:
     assert base_license(tmp_path) == expected
 
 
+def test_calibration_text_is_named_without_its_folders_even_when_it_is_gone(
+    tmp_path: Path,
+) -> None:
+    names = ("c4", "a/b:train", str(tmp_path / "gone.txt"), str(tmp_path / "folder" / ".."))
+    recipe = make_recipe({"model": "m", "num_samples": 8, "dataset": names})
+    text = calibration_text(_report(recipe))
+    assert text.endswith(f"tokens from `c4`, `a/b:train`, `gone.txt`, `{tmp_path.name}`")
+
+
 @pytest.mark.parametrize("int8_error", [None, 0.01])
 def test_perplexity_of_int8_values_leaves_activations_out(
     int8_error: float | None, tmp_path: Path
 ) -> None:
     layer = LayerReport("q", 64, 64, "none", 0.0, 0.7, 8192, 4608, int8_error)
-    report = Report(
-        recipe=make_recipe({"model": str(tmp_path)}),
+    report = _report(make_recipe({"model": str(tmp_path)}), layer)
+    language = SimpleNamespace(config=LlamaConfig())
+    card = model_card(report, Source(str(tmp_path), tmp_path, language), "sparse")
+    assert "calibration never saw" in card
+    assert ("serving rounds them" in card) == (int8_error is not None)
+
+
+def _report(recipe: Recipe, *layers: LayerReport) -> Report:
+    return Report(
+        recipe=recipe,
         tool_version="0.1.0",
         perplexity_before=22.0,
         perplexity_after=49.0,
         learning_curve=[],
         reconstruction=[],
         reconstruction_curve=[],
-        layers=[layer],
+        layers=list(layers),
     )
-    language = SimpleNamespace(config=LlamaConfig())
-    card = model_card(report, Source(str(tmp_path), tmp_path, language), "sparse")
-    assert "calibration never saw" in card
-    assert ("serving rounds them" in card) == (int8_error is not None)

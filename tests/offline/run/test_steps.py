@@ -151,6 +151,36 @@ def test_an_interrupted_run_says_what_is_kept_and_how_to_go_on(
     assert not caplog.text
 
 
+def test_an_interrupted_restart_goes_on_without_the_option(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupted() -> None:
+        with WorkFolder(tmp_path / "work", "a", restart=True) as work:
+            work.begin()
+            work.step("one", Step)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    (said,) = caplog.messages
+    assert said.endswith("the same command without --restart goes on from them")
+
+
+def test_nothing_to_resume_is_said_of_a_folder_without_steps_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "one.partial").write_bytes(b"cut off")
+    for name in ("work", "none"):
+        WorkFolder(tmp_path / name, "a", resume=True).release()
+        assert f"nothing to resume: {tmp_path / name} has no steps" in caplog.text
+    caplog.clear()
+    with WorkFolder(tmp_path / "work", "a") as work:
+        work.keep_interval("one", Step())
+    WorkFolder(tmp_path / "work", "a", resume=True).release()
+    assert not caplog.text
+
+
 def test_leftovers_that_cannot_be_removed_are_not_taken_for_this_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

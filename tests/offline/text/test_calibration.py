@@ -15,7 +15,7 @@ from permllm_offline.text.calibration import (
     sample_windows,
     token_windows,
 )
-from permllm_offline.text.texts import MAX_CHARACTERS, documents
+from permllm_offline.text.texts import MAX_CHARACTERS, SUFFIXES, documents
 from tests.offline.text.beginning import Beginning
 
 
@@ -115,8 +115,9 @@ def test_an_unreachable_hub_name_suggests_local_text(monkeypatch: pytest.MonkeyP
         raise ConnectionError("no route\nmore")
 
     monkeypatch.setattr("datasets.load_dataset", offline)
-    with pytest.raises(OfflineError, match=r"ConnectionError: no route\).*local \.txt"):
+    with pytest.raises(OfflineError, match=r"ConnectionError: no route\).*local \.txt") as caught:
         list(documents("someone/corpus"))
+    assert all(suffix in str(caught.value) for suffix in (*SUFFIXES, ".gz"))
 
 
 def test_hub_names_may_carry_config_and_split(monkeypatch: pytest.MonkeyPatch) -> None:

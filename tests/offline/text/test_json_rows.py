@@ -45,6 +45,10 @@ def test_an_array_is_read_row_by_row(tmp_path: Path) -> None:
         ('[{"text": "a"}, ]', "row 2: not JSON"),
         ('[{"text": "a"}', "row 1: not JSON"),
         ("[", "row 1: not JSON"),
+        ('[{"text": "a"}] garbage', r"x\.json: more follows the array \('garbage'\)"),
+        ('[{"text": "a"}]\n[{"text": "b"}]', "more follows the array"),
+        (f'[{{"text": "a"}}]{" " * 200_000}]', r"more follows the array \('\]'\)"),
+        ("[] 1", "row 1: not JSON"),
         ("[12]", r"row without a string field .*found: int"),
     ],
 )
@@ -52,6 +56,17 @@ def test_what_is_no_array_of_objects_is_refused(content: str, message: str, tmp_
     (tmp_path / "x.json").write_text(content, encoding="utf-8")
     with pytest.raises(OfflineError, match=message):
         list(documents(str(tmp_path / "x.json")))
+
+
+def test_nothing_behind_an_array_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_rows, "_PART", 1)
+    for number, rest in enumerate(("]", " ]", "\n\n x")):
+        file = tmp_path / f"{number}.json"
+        file.write_text(f"{json.dumps(ROWS)}{rest}", encoding="utf-8")
+        with pytest.raises(OfflineError, match="more follows the array"):
+            list(documents(str(file)))
 
 
 def test_compressed_files_are_read_as_what_they_hold(tmp_path: Path) -> None:
@@ -72,5 +87,15 @@ def test_a_damaged_compressed_file_is_named(damage: str, tmp_path: Path) -> None
         "altered": whole[:10] + b"\xff" + whole[11:],
     }
     (tmp_path / "x.jsonl.gz").write_bytes(contents[damage])
-    with pytest.raises(OfflineError, match=r"cannot read .*x\.jsonl\.gz"):
+    with pytest.raises(
+        OfflineError, match=r"cannot read .*x\.jsonl\.gz.*\. Fetch or compress the file again"
+    ):
         list(documents(str(tmp_path / "x.jsonl.gz")))
+
+
+def test_compressed_parquet_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet.gz").write_bytes(gzip.compress(b"PAR1\xff"))
+    with pytest.raises(OfflineError, match="holds no text"):
+        list(documents(str(tmp_path)))
+    with pytest.raises(OfflineError, match="Give parquet itself, or UTF-8 text"):
+        list(documents(str(tmp_path / "x.parquet.gz")))
