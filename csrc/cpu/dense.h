@@ -13,8 +13,7 @@ constexpr int64_t kDenseInputs = 32;  // of a vector
 
 struct DenseKernel {
   KernelOf<bf16> kernel;
-  int64_t tokens =
-      0;  // that it multiplies at most, 0 where there is none; beyond, others are faster
+  int64_t tokens = 0;  // at most, beyond others are faster; 0 where there is no kernel
 };
 
 // The kernel that serves here for a weight [n, k] of bfloat16 values, or with `half` of float16:
