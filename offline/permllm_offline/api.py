@@ -40,7 +40,7 @@ from permllm_offline.text.evaluation import perplexity
 from permllm_offline.text.paper_protocol import LENGTHS, Protocol
 from permllm_offline.text.row_text import TEXT_FIELD
 from permllm_offline.text.zero_shot import Tasks
-from permllm_offline.unused_gpu import chosen_device
+from permllm_offline.unused_gpu import chosen_device, warn_of_unused_gpu
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +226,8 @@ def asked_recipe(
     _warn_of_no_use(made, changes, effort)
     if push_to_hub is not None:
         check_push(push_to_hub, made.model)
-    chosen_device(made.device if "device" in made.model_fields_set else None)
+    if "device" not in made.model_fields_set:
+        warn_of_unused_gpu()
     return made
 
 
