@@ -9,9 +9,10 @@
 namespace permllm::cpu {
 namespace {
 
-template <class Value>
+template <class V>
 struct Int8SplitProducts {
-  using Block = permllm::cpu::Block<kAmxRows, Value>;
+  using Value = V;
+  using Block = permllm::cpu::Block<kAmxRows, V>;
   using Tiles = Int8WeightTile;
   static constexpr int kTokenTiles = 1;
   static constexpr int kBlockTiles = 2;

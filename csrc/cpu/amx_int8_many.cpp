@@ -5,9 +5,10 @@
 namespace permllm::cpu {
 namespace {
 
-template <class Value>
+template <class V>
 struct Int8Products {
-  using Block = permllm::cpu::Block<kAmxRows, Value>;
+  using Value = V;
+  using Block = permllm::cpu::Block<kAmxRows, V>;
   using Tiles = Int8WeightTile;
   static constexpr int kParts = 1;
 

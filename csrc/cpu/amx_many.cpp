@@ -4,8 +4,10 @@
 namespace permllm::cpu {
 namespace {
 
+template <class V>
 struct Bf16Products {
-  using Block = AmxBlock;
+  using Value = V;
+  using Block = permllm::cpu::Block<kAmxRows, V>;
   using Tiles = WeightTiles;
   static constexpr int kParts = 2;
 
@@ -34,8 +36,12 @@ struct Bf16Products {
 
 }  // namespace
 
+template <class Value>
 void amx_many_tokens(const LinearArguments& a, Worker& worker) {
-  multiply_many_tokens<Bf16Products>(a, worker);
+  multiply_many_tokens<Bf16Products<Value>>(a, worker);
 }
+
+template void amx_many_tokens<bf16>(const LinearArguments&, Worker&);
+template void amx_many_tokens<bf12>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

@@ -21,6 +21,8 @@
 //   write         sums of two row groups and one token tile to y
 #pragma once
 
+#include <type_traits>
+
 #include "kernels.h"
 #include "scratch.h"
 #include "team.h"
@@ -97,6 +99,15 @@ class ManyTokens {
             chunk_blocks(place.chunk)};
   }
 
+  void set_tables(Source& source, const Place& place,
+                  typename Pass::Tables (&tables)[kAmxGroups]) const {
+    for (int group = 0; group < kAmxGroups; ++group) {
+      tables[group] =
+          typename Pass::Tables(arguments_, smaller(place.group + group, cut_.groups - 1));
+    }
+    source.tables = tables;
+  }
+
   // All pairs of a panel, then the next chunk; then the task that this thread will most likely
   // take.
   Place after(Place place) const {
@@ -128,7 +139,9 @@ class ManyTokens {
     typename Pass::Weights weights[kMostChunkBlocks];
     Fetches fetches;
     Place place{item, task.first_group, 0};
-    const Source first = source(place);
+    typename Pass::Tables tables[kAmxGroups];
+    Source first = source(place);
+    set_tables(first, place, tables);
     for (int64_t block = 0; block < first.blocks; ++block) {
       Pass::expand_block(first, block, weights[block]);
     }
@@ -144,11 +157,16 @@ class ManyTokens {
         fetches.activations = activations_after(place.chunk, task.span, steps * pairs);
       }
       const bool more = next.task == item;
+      Source expanded;
+      if (more) {
+        expanded = source(next);
+        set_tables(expanded, next, tables);
+      }
       const auto sums_of = [&](int64_t group) {
         return sums + (group - task.first_group) * cut_.span_tiles;
       };
-      multiply_chunk(place, more ? source(next) : Source{}, task.span, weights,
-                     sums_of(place.group), more ? sums_of(next.group) : sums, fetches);
+      multiply_chunk(place, expanded, task.span, weights, sums_of(place.group),
+                     more ? sums_of(next.group) : sums, fetches);
       place = next;
     }
   }
@@ -188,9 +206,30 @@ class ManyTokens {
         store_sums<1>(sums);
       }
       if (!complete) continue;
+      if constexpr (std::is_same_v<typename Products::Value, bf12>) {
+        add_strays(place.group, first_tile + tile, smaller(2, tiles - tile), sums);
+      }
       for (int64_t t = 0; t < smaller(2, tiles - tile); ++t) {
         products_.write(sums[2 * t], sums[2 * t + 1], row, token + t * kTileColumns);
       }
+    }
+  }
+
+  // To `sums`, [token tile][row group], of some token tiles.
+  [[gnu::noinline]] void add_strays(int64_t first_group, int64_t tile, int64_t count,
+                                    SumTile* sums) const {
+    for (int group = 0; group < smaller(kAmxGroups, cut_.groups - first_group); ++group) {
+      const StrayList strays(arguments_.behind, first_group + group);
+      strays.prefetch_next();
+      strays.for_each(kAmxRows, arguments_.k, [&](int row, int64_t input, bf16 value) {
+        const int64_t block = input / kBlockInputs;
+        for (int64_t t = 0; t < count; ++t) {
+          const char* x =
+              packed(block / full_chunk_, tile + t) + block % full_chunk_ * Pass::kBlockBytes;
+          add_product(sums[t * kAmxGroups + group].rows[row], input % kBlockInputs, value, x,
+                      kTileColumns);
+        }
+      });
     }
   }
 

@@ -88,6 +88,7 @@ class Pass {
  public:
   using Block = typename Products::Block;
   using Tiles = typename Products::Tiles;
+  using Tables = GroupTables<typename Products::Value>;
   static constexpr int64_t kTileBytes = tile_bytes(kTileColumns);
   static constexpr int64_t kBlockBytes = Products::kParts * kTileBytes;  // of one token tile
 
@@ -103,11 +104,12 @@ class Pass {
   struct Source {
     const Block* groups[kAmxGroups];
     int64_t blocks = 0;
+    const Tables* tables = nullptr;  // of both
   };
 
   static void expand_block(const Source& source, int64_t block, Weights& weights) {
     for (int group = 0; group < kAmxGroups; ++group) {
-      expand(source.groups[group][block], weights.groups[group]);
+      expand(source.groups[group][block], source.tables[group], weights.groups[group]);
     }
   }
 
@@ -145,7 +147,8 @@ class Pass {
 #pragma GCC unroll 16
           for (int r = product * kRows; r < product * kRows + kRows; ++r) {
             const bool second = r >= kAmxRows;
-            expand_row(second ? source1 : source0, r % kAmxRows, target.groups[second]);
+            expand_row(second ? source1 : source0, next.tables[second], r % kAmxRows,
+                       target.groups[second]);
           }
           local.sums.fetch(product);
         });

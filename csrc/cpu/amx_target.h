@@ -4,6 +4,6 @@
 #pragma once
 
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vbmi2,popcnt")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vbmi,avx512vbmi2,popcnt")
 #define PERMLLM_TARGET_BF16  // of which GCC's pragma defines no macro in C++
 #endif

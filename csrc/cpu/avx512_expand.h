@@ -13,6 +13,7 @@
 
 #include "avx512.h"
 #include "kernels.h"
+#include "upper_bytes.h"
 
 namespace permllm::cpu {
 namespace {
@@ -102,37 +103,23 @@ class ExpandedRows<Tuning, dense8> {
   static void for_each_stray(int64_t, Body) {}
 };
 
-// What the upper bytes of 12 bits are looked up in, a table for each row; and the strays. These
-// name places in memory, so that one that was damaged in memory must be found here: the list is cut
-// to what the header says, and a stray that is in no row or has no input is left out.
+// What the upper bytes of 12 bits are looked up in, a table for each row; and the strays.
 class UpperTables {
-  static constexpr int kLineStrays = 64 / sizeof(Stray);
-
  public:
-  UpperTables(const LinearArguments& a, int64_t group)
-      : begin_(first_of(a.behind, group)), end_(first_of(a.behind, group + 1)) {
+  UpperTables(const LinearArguments& a, int64_t group) : strays_(a.behind, group) {
     // Of the next row groups: nothing else brings them in time.
-    __builtin_prefetch(end_);
-    __builtin_prefetch(end_ + kLineStrays);
+    strays_.prefetch_next();
     __builtin_prefetch(a.behind.first_stray + group + 2 * kLanes);
     __builtin_prefetch(a.behind.largest + (group + 2) * kRows + 64);
-    // The entries of c = 0 and of its negative, and what the others have less than the largest.
-    constexpr __mmask64 kNotZero = 0xfefefefe'fefefefe, kNegative = 0xff00ff00'ff00ff00;
-    const __m512i less = _mm512_set1_epi64(0x00010203'04050607);
-    const __m512i signs = _mm512_maskz_set1_epi8(kNegative, static_cast<char>(0x80));
     for (int row = 0; row < kRows; ++row) {
-      const __m512i largest =
-          _mm512_set1_epi8(static_cast<char>(a.behind.largest[group * kRows + row]));
-      tables_[row] = _mm512_or_si512(_mm512_maskz_subs_epu8(kNotZero, largest, less), signs);
+      const uint8_t largest = a.behind.largest[group * kRows + row];
+      tables_[row] = upper_entries(_mm512_set1_epi8(static_cast<char>(largest)));
     }
   }
 
   template <class Body>
   void for_each_stray(int64_t inputs, Body body) const {
-    for (const Stray* stray = begin_; stray < end_; ++stray) {
-      if (stray->row >= kRows || stray->input >= inputs) continue;
-      body(stray->row, int64_t{stray->input}, stray->value);
-    }
+    strays_.for_each(kRows, inputs, body);
   }
 
  protected:
@@ -140,13 +127,7 @@ class UpperTables {
   __m512i tables_[kRows];
 
  private:
-  static const Stray* first_of(const BehindBlocks& behind, int64_t group) {
-    const int64_t first = behind.first_stray[group];
-    return behind.strays + (first < 0 ? 0 : smaller(first, behind.stray_count));
-  }
-
-  const Stray* begin_;
-  const Stray* end_;
+  StrayList strays_;
 };
 
 // Both bytes are expanded apart.

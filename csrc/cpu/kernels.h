@@ -75,9 +75,13 @@ static LinearOf<Real> part_of(const LinearOf<Real>& a, int64_t first, int64_t co
   return part;
 }
 
-void amx_few_tokens(const LinearArguments&, Worker&);   // m <= AmxTuning::kFewTokens
+// `Value` is bf16 or bf12.
+template <class Value>
+void amx_few_tokens(const LinearArguments&, Worker&);  // m <= AmxTuning::kFewTokens
+template <class Value>
 void amx_many_tokens(const LinearArguments&, Worker&);  // any m
-void amx_dense(const LinearArguments&, Worker&);        // as dense.h says
+
+void amx_dense(const LinearArguments&, Worker&);  // as dense.h says
 
 // `Value` is int8_t or dense8.
 template <class Value>

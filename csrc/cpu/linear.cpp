@@ -39,8 +39,10 @@ void avx512_int8(const LinearArguments& a, Worker& worker) {
 #endif
 
 #if defined(PERMLLM_AMX)
+template <class Value>
 void amx(const LinearArguments& a, Worker& worker) {
-  a.m <= AmxTuning::kFewTokens ? amx_few_tokens(a, worker) : amx_many_tokens(a, worker);
+  a.m <= AmxTuning::kFewTokens ? amx_few_tokens<Value>(a, worker)
+                               : amx_many_tokens<Value>(a, worker);
 }
 
 template <class Value>
@@ -179,8 +181,9 @@ KernelOf<bf16> amx_kernel(ValueType type, bool half) {
     case ValueType::kDense8:
       return of_integers<AmxTuning, amx_int8<dense8>>();
     case ValueType::kBfloat16:
-      return of_words<AmxTuning, amx>(half);
+      return of_words<AmxTuning, amx<bf16>>(half);
     case ValueType::kBfloat12:
+      return of_words<AmxTuning, amx<bf12>>(half);
     case ValueType::kDense12:
       break;
   }

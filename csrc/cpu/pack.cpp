@@ -64,7 +64,7 @@ void write_row(const Packing& packing, int64_t group, Block<Rows, bf12>& block, 
   for (int i = 0; i < kBlockValues; ++i, rest &= rest - 1) {
     bf16 value = values[i];
     if (is_stray(value, largest)) {
-      const int64_t input = first_input + uninterleaved(__builtin_ctzll(rest));
+      const int64_t input = first_input + uninterleaved<Rows>(__builtin_ctzll(rest));
       *strays++ = {static_cast<uint32_t>(input), static_cast<uint16_t>(row), value};
       value = 0;
     }
@@ -88,7 +88,7 @@ BadMask pack_row_group(const Packing& packing, const PackArguments& a, int64_t g
     for (int64_t j = 0; moves && j < kBlockInputs; ++j) {
       const bool permuted = a.permutation != nullptr && j < inputs;
       const int64_t to = permuted ? j / a.block_size * a.block_size + a.permutation[first + j] : j;
-      place[j] = static_cast<uint8_t>(kInterleaved ? interleaved(static_cast<int>(to)) : to);
+      place[j] = static_cast<uint8_t>(kInterleaved ? interleaved<Rows>(static_cast<int>(to)) : to);
     }
     Block<Rows, Value>& block = blocks[b];
     std::memset(static_cast<void*>(&block), 0, sizeof(block));
@@ -225,7 +225,8 @@ BadMask pack(const Packing& packing, const PackArguments& arguments, void* packe
       return tiles ? pack_rows<kAmxRows, int8_t>(packing, arguments, packed)
                    : pack_rows<kAvx512Rows, int8_t>(packing, arguments, packed);
     case ValueType::kBfloat12:
-      return pack_rows<kAvx512Rows, bf12>(packing, arguments, packed);
+      return tiles ? pack_rows<kAmxRows, bf12>(packing, arguments, packed)
+                   : pack_rows<kAvx512Rows, bf12>(packing, arguments, packed);
     case ValueType::kBfloat16:
     case ValueType::kDense12:
     case ValueType::kDense8:

@@ -26,8 +26,8 @@ void pack_group(const Packing& packing, const bf16* rows, int64_t group,
           *strays++ = {static_cast<uint32_t>(first + i), static_cast<uint16_t>(r), value};
           continue;
         }
-        blocks->lower[r][interleaved(i)] = static_cast<uint8_t>(value);
-        write_code(blocks->upper, r, interleaved(i), upper_code(value, largest));
+        blocks->lower[r][interleaved<Rows>(i)] = static_cast<uint8_t>(value);
+        write_code(blocks->upper, r, interleaved<Rows>(i), upper_code(value, largest));
       }
     }
   }

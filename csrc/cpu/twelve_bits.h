@@ -11,11 +11,25 @@ namespace permllm::cpu {
 constexpr bf16 kSign = 0x8000;
 constexpr int kUpperBytes = 7;  // that a row tells apart, beside that of zero
 
-// The place in a block's mask of one of its 64 inputs, and the input of a place.
-constexpr int interleaved(int input) { return input % 32 / 8 * 16 + input / 32 * 8 + input % 8; }
-constexpr int uninterleaved(int place) { return place / 16 * 8 + place / 8 % 2 * 32 + place % 8; }
+// The place in a block's mask of one of its 64 inputs, and the input of a place. The inputs of the
+// block's halves take turns, by one in a block of so many rows or by eight.
+template <int Rows>
+constexpr int kInTurn = Rows == kAmxRows ? 1 : 8;
 
-static_assert(interleaved(9) == 17 && interleaved(41) == 25 && uninterleaved(25) == 41);
+template <int Rows>
+constexpr int interleaved(int input) {
+  constexpr int kTurn = kInTurn<Rows>;
+  return input % 32 / kTurn * 2 * kTurn + input / 32 * kTurn + input % kTurn;
+}
+
+template <int Rows>
+constexpr int uninterleaved(int place) {
+  constexpr int kTurn = kInTurn<Rows>;
+  return place / (2 * kTurn) * kTurn + place / kTurn % 2 * 32 + place % kTurn;
+}
+
+static_assert(interleaved<8>(9) == 17 && interleaved<8>(41) == 25 && uninterleaved<8>(25) == 41);
+static_assert(interleaved<16>(9) == 18 && interleaved<16>(41) == 19 && uninterleaved<16>(19) == 41);
 
 // The values of a row, as far as they decide about its 12 bits.
 struct UpperByte {

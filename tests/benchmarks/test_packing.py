@@ -14,6 +14,7 @@ from benchmarks.packing import Row, measure, random_weights
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.backends.reference import ReferenceBackend
+from tests.kernels.cases import TWELVE_BITS
 
 SLACK = (512 << 10) + 2 * (2 << 20)
 """Bytes that packing may need beside a layer's tensors and packed blocks, each of which is more.
@@ -34,7 +35,7 @@ def test_random_weights_are_those_of_a_checkpoint(values: str) -> None:
 @built
 @pytest.mark.parametrize(("values", "share"), [("bfloat16", 9 / 16), ("int8", 5 / 16)])
 def test_a_layer_is_packed_once_a_decoder_layer(values: str, share: float) -> None:
-    twelve_bits = values == "bfloat16" and CpuBackend().instruction_set == "zen5"
+    twelve_bits = values == "bfloat16" and CpuBackend().instruction_set in TWELVE_BITS
     n, k = 2048, 4096
     measure(n, k, values, layers=1)  # starts the threads and loads code, which stays
     row = measure(n, k, values, layers=2)

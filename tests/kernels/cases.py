@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from benchmarks.shapes import Layer, random_layer
 
+TWELVE_BITS = ("amx", "zen5")
+"""Instruction sets that store bfloat16 values in 12 bits."""
+
 
 @dataclass(frozen=True)
 class Case:

@@ -6,7 +6,7 @@ import torch
 from benchmarks.shapes import random_layer
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
-from tests.kernels.cases import Case, cases
+from tests.kernels.cases import TWELVE_BITS, Case, cases
 
 TOLERANCE = 3e-3  # relative Frobenius error: the rounding of y to bfloat16 alone gives 1.7e-3
 TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 40, 48, 64, 65, 100, 257, 300)
@@ -69,7 +69,7 @@ def test_packed_bytes(isa: str, pattern: str) -> None:
     packed = CpuBackend(isa).pack(random_layer(512, 1024, pattern).weights)
     parts = (packed.packed, packed.metadata, packed.permutation, packed.scale)
     total = sum(part.nbytes for part in parts if part is not None)
-    least = 7 / 16 if isa == "zen5" else 9 / 16
+    least = 7 / 16 if isa in TWELVE_BITS else 9 / 16
     assert least <= total / (512 * 1024 * 2) <= least + 0.04
 
 

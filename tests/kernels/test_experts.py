@@ -11,6 +11,7 @@ from benchmarks.shapes import Layer, random_layer, to_int8
 from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
 from permllm_vllm.backends.reference import ReferenceBackend
 from permllm_vllm.backends.weights import StackedWeights
+from tests.kernels.cases import TWELVE_BITS
 from tests.kernels.test_activations import serves
 from tests.kernels.test_int8 import SPLIT_TOKENS
 
@@ -184,13 +185,15 @@ def test_rows_with_strides(isa: str) -> None:
     assert multiply(x[:0], weights[:0], ids[:0], gate_up, down).shape == (0, HIDDEN)
 
 
-@pytest.mark.skipif("zen5" not in instruction_sets(), reason="no kernel here reads 12 bits")
-def test_values_that_have_no_twelve_bits() -> None:
+@pytest.mark.parametrize("isa", TWELVE_BITS)
+def test_values_that_have_no_twelve_bits(isa: str) -> None:
     """Of one expert, whose weight is packed in 16 bits beside those of the others."""
+    if isa not in instruction_sets():
+        pytest.skip(f"this CPU or build does not run {isa}")
     gate_up, down = layers()
     down[2].weights.values[:, ::2] *= 1e-6
     down[2].dense.copy_(ReferenceBackend(torch.bfloat16).pack(down[2].weights).packed)
-    backend = CpuBackend("zen5")
+    backend = CpuBackend(isa)
     packed = stacked(backend, gate_up), stacked(backend, down)
     kinds = packed[1].metadata[:, VALUE_TYPE].tolist()
     assert kinds == [kinds[0]] * 2 + [BFLOAT16] + [kinds[0]] * 2 != [BFLOAT16] * EXPERTS

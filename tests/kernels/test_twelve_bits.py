@@ -12,18 +12,28 @@ from benchmarks.shapes import Layer, random_layer
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
 from permllm_vllm.checkpoint import packing, permutation
+from tests.kernels.cases import TWELVE_BITS
 from tests.kernels.test_cpu import run
 
 VALUE_TYPE, STRAYS = 5, 6
 """Places in the metadata, as csrc/cpu/layout.h numbers them."""
-BFLOAT16, TWELVE_BITS = 0, 2
+BFLOAT16, BFLOAT12 = 0, 2
 POWERS = 13
 """Powers of two that a row has at least, its largest included."""
 VALUES_OF_STRAY = 512
-TOKENS = (1, 2, 3, 6, 7, 12, 16, 17, 48, 100)  # every kernel
+TOKENS = (1, 2, 3, 6, 7, 12, 16, 17, 32, 33, 48, 100, 300)  # every kernel
 
-pytestmark = pytest.mark.skipif(
-    "zen5" not in instruction_sets(), reason="this CPU or build does not run zen5"
+pytestmark = pytest.mark.parametrize(
+    "isa",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.skipif(
+                name not in instruction_sets(), reason=f"this CPU or build does not run {name}"
+            ),
+        )
+        for name in TWELVE_BITS
+    ],
 )
 
 
@@ -38,17 +48,17 @@ def layer_of(values: Tensor, *, permuted: bool = True) -> Layer:
     return replace(drawn, weights=weights, dense=dense)
 
 
-def packed_as(layer: Layer) -> tuple[int, int]:
+def packed_as(isa: str, layer: Layer) -> tuple[int, int]:
     """The type of the packed values, and how many of them are strays."""
-    metadata = CpuBackend("zen5").pack(layer.weights).metadata
+    metadata = CpuBackend(isa).pack(layer.weights).metadata
     assert metadata is not None
     return int(metadata[VALUE_TYPE]), int(metadata[STRAYS])
 
 
-def weights_read(layer: Layer, tokens: int) -> Tensor:
+def weights_read(isa: str, layer: Layer, tokens: int) -> Tensor:
     """`[in, out]`, by unit inputs, so many at a time."""
     inputs = torch.eye(layer.dense.shape[1]).bfloat16()
-    return torch.cat([run(layer, "zen5", part) for part in inputs.split(tokens)])
+    return torch.cat([run(layer, isa, part) for part in inputs.split(tokens)])
 
 
 def row_of(*powers: int) -> Tensor:
@@ -59,69 +69,69 @@ def row_of(*powers: int) -> Tensor:
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
-def test_strays_are_multiplied_by_every_kernel(tokens: int) -> None:
+def test_strays_are_multiplied_by_every_kernel(isa: str, tokens: int) -> None:
     """A value of every other row is far below the others."""
     values = torch.ones(21, 1024, dtype=torch.bfloat16)
     for row in range(0, 21, 2):
         values[row, (137 * row + 5) % 1024] = -(2.0 ** (-20 - row))
     layer = layer_of(values)
-    assert packed_as(layer) == (TWELVE_BITS, 11)
-    assert torch.equal(weights_read(layer, tokens), layer.dense.t())
+    assert packed_as(isa, layer) == (BFLOAT12, 11)
+    assert torch.equal(weights_read(isa, layer, tokens), layer.dense.t())
 
 
-def test_a_row_has_its_own_powers() -> None:
+def test_a_row_has_its_own_powers(isa: str) -> None:
     """Rows of one group whose values are 2**56 apart have no strays."""
     values = torch.stack([row_of(*range(-7 * row, POWERS - 7 * row)) for row in range(9)])
     layer = layer_of(values)
-    assert packed_as(layer) == (TWELVE_BITS, 0)
-    assert torch.equal(weights_read(layer, 1), layer.dense.t())
+    assert packed_as(isa, layer) == (BFLOAT12, 0)
+    assert torch.equal(weights_read(isa, layer, 1), layer.dense.t())
 
 
 @pytest.mark.parametrize("largest", [0, 1])
-def test_powers_of_a_row(largest: int) -> None:
+def test_powers_of_a_row(isa: str, largest: int) -> None:
     """One more where the largest value has the upper power of its pair: the bias is odd."""
     fits = POWERS + (largest + 1) % 2
     lowest = largest - fits + 1
     values = torch.full((16, 512), 2.0**largest, dtype=torch.bfloat16)
     values[3, 7] = 2.0**lowest
-    assert packed_as(layer_of(values)) == (TWELVE_BITS, 0)
+    assert packed_as(isa, layer_of(values)) == (BFLOAT12, 0)
     values[3, 7] = 2.0**lowest * (1 - 2**-8)
-    assert packed_as(layer_of(values)) == (TWELVE_BITS, 1)
+    assert packed_as(isa, layer_of(values)) == (BFLOAT12, 1)
 
 
-def test_too_many_strays_are_stored_in_sixteen_bits() -> None:
+def test_too_many_strays_are_stored_in_sixteen_bits(isa: str) -> None:
     values = torch.ones(32, 512, dtype=torch.bfloat16)
     most = values.numel() // VALUES_OF_STRAY
     values[:most, 3] = 2.0**-30
-    assert packed_as(layer_of(values)) == (TWELVE_BITS, most)
+    assert packed_as(isa, layer_of(values)) == (BFLOAT12, most)
     values[most - 1, 4] = 2.0**-30
     layer = layer_of(values)
-    assert packed_as(layer) == (BFLOAT16, 0)
+    assert packed_as(isa, layer) == (BFLOAT16, 0)
     for tokens in TOKENS:
-        assert torch.equal(weights_read(layer, tokens), layer.dense.t())
+        assert torch.equal(weights_read(isa, layer, tokens), layer.dense.t())
 
 
-def test_zeros_of_either_sign_and_rows_of_zeros() -> None:
+def test_zeros_of_either_sign_and_rows_of_zeros(isa: str) -> None:
     values = row_of(0, -3).repeat(17, 1)
     values[:, ::5] = 0.0
     values[:, 1::5] = -0.0
     values[4] = -0.0
     layer = layer_of(values)
-    assert packed_as(layer) == (TWELVE_BITS, 0)
+    assert packed_as(isa, layer) == (BFLOAT12, 0)
     for tokens in (1, 7, 48):
-        assert torch.equal(weights_read(layer, tokens), layer.dense.t())
+        assert torch.equal(weights_read(isa, layer, tokens), layer.dense.t())
 
 
 @pytest.mark.parametrize("odd", [float("inf"), float("-inf"), float("nan")])
-def test_values_that_are_not_finite(odd: float) -> None:
+def test_values_that_are_not_finite(isa: str, odd: float) -> None:
     """All others of the row are strays beside them: the layer has 16 bits, and the same result."""
     layer = random_layer(24, 512)
     values = layer.weights.values.clone()
     values[5, 9] = odd
     changed = replace(layer, weights=replace(layer.weights, values=values))
-    assert packed_as(changed) == (BFLOAT16, 0)
+    assert packed_as(isa, changed) == (BFLOAT16, 0)
     x = torch.ones(3, 512).bfloat16()
-    y, expected = run(changed, "zen5", x), run(layer, "zen5", x)
+    y, expected = run(changed, isa, x), run(layer, isa, x)
     assert torch.equal(y[:, 5], torch.full((3,), odd).bfloat16()) or y[:, 5].isnan().all()
     assert torch.equal(
         torch.cat([y[:, :5], y[:, 6:]], 1), torch.cat([expected[:, :5], expected[:, 6:]], 1)
@@ -130,10 +140,10 @@ def test_values_that_are_not_finite(odd: float) -> None:
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
 @pytest.mark.parametrize("k", [8, 72, 136, 1088])
-def test_inputs_that_fill_no_block(k: int, pattern: str) -> None:
+def test_inputs_that_fill_no_block(isa: str, k: int, pattern: str) -> None:
     layer = random_layer(13, k, pattern, permuted=False)
     for tokens in (1, 6, 7, 48):
-        assert torch.equal(weights_read(layer, tokens), layer.dense.t())
+        assert torch.equal(weights_read(isa, layer, tokens), layer.dense.t())
 
 
 @given(
@@ -142,18 +152,18 @@ def test_inputs_that_fill_no_block(k: int, pattern: str) -> None:
     seed=st.integers(0, 2**32 - 1),
     tokens=st.sampled_from(TOKENS),
 )
-def test_no_value_changes(spread: int, rows: int, seed: int, tokens: int) -> None:
+def test_no_value_changes(isa: str, spread: int, rows: int, seed: int, tokens: int) -> None:
     """Whatever powers the values have, stored in 12 bits or in 16."""
     generator = torch.Generator().manual_seed(seed)
     powers = torch.rand(rows, 96, generator=generator) * spread - 20
     values = (powers.exp2() * torch.randn(rows, 96, generator=generator)).bfloat16()
     layer = layer_of(values)
-    assert torch.equal(weights_read(layer, tokens), layer.dense.t())
+    assert torch.equal(weights_read(isa, layer, tokens), layer.dense.t())
 
 
-def test_metadata_that_claim_other_strays_are_refused() -> None:
+def test_metadata_that_claim_other_strays_are_refused(isa: str) -> None:
     layer = random_layer(512, 512)
-    packed = CpuBackend("zen5").pack(layer.weights)
+    packed = CpuBackend(isa).pack(layer.weights)
     assert packed.metadata is not None
     x = torch.ones(1, 512).bfloat16()
     for strays, message in ((-1, "corrupted"), (int(packed.metadata[STRAYS]) + 64, "truncated")):

@@ -84,8 +84,9 @@ void run(int64_t kernel, const bf16* x, int64_t x_stride, int64_t m, const void*
          int64_t k, const bf16* bias, const float* scale, bf16* y) {
   using namespace permllm::cpu;
   const LinearArguments arguments{x, x_stride, m, packed, n, k, bias, y, scale};
-  constexpr decltype(&amx_few_tokens) kBf16[] = {amx_few_tokens, nullptr, amx_many_tokens};
-  constexpr decltype(&amx_few_tokens) kInt8[] = {
+  constexpr decltype(&amx_few_tokens<bf16>) kBf16[] = {amx_few_tokens<bf16>, nullptr,
+                                                       amx_many_tokens<bf16>};
+  constexpr decltype(&amx_few_tokens<bf16>) kInt8[] = {
       amx_int8_few_tokens<int8_t>, amx_int8_several_tokens<int8_t>, amx_int8_many_tokens<int8_t>};
   const auto chosen = (scale == nullptr ? kBf16 : kInt8)[kernel];
   run_in_region<bf16>({chosen, AmxTuning::kPackedTokens, sizeof(bf16)}, arguments, nullptr);

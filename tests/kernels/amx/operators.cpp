@@ -16,21 +16,20 @@ void portable(const LinearOf<float>&, Worker&) { std::abort(); }
 
 namespace {
 
-PackedLayout layout_of(int64_t type, int64_t n, int64_t k) {
-  return {select("amx"), static_cast<ValueType>(type), n, k};
+PackedLayout layout_of(int64_t type, int64_t strays, int64_t n, int64_t k) {
+  return {select("amx"), static_cast<ValueType>(type), n, k, strays};
 }
 
 template <class Real>
-void multiply_one(int64_t type, const void* x, int64_t x_stride, int64_t m, const void* packed,
-                  int64_t n, int64_t k, const void* bias, const float* scale, const int32_t* gather,
+void multiply_one(const PackedLayout& layout, const void* x, int64_t x_stride, int64_t m,
+                  const void* packed, const void* bias, const float* scale, const int32_t* gather,
                   void* y) {
-  const PackedLayout layout = layout_of(type, n, k);
   const LinearOf<Real> arguments{static_cast<const Real*>(x),
                                  x_stride,
                                  m,
                                  packed,
-                                 n,
-                                 k,
+                                 layout.n,
+                                 layout.k,
                                  static_cast<const Real*>(bias),
                                  static_cast<Real*>(y),
                                  scale,
@@ -55,40 +54,52 @@ extern "C" {
 
 bool packs_int8() { return has_kernel(select("amx"), ValueType::kInt8); }
 
-int64_t packed_size(int64_t type, int64_t n, int64_t k) { return layout_of(type, n, k).bytes(); }
+int64_t packed_size(int64_t type, int64_t strays, int64_t n, int64_t k) {
+  return layout_of(type, strays, n, k).bytes();
+}
+
+// The type that values of `type` are packed as; writes how many of them are strays.
+int64_t packed_type(int64_t type, const void* values, int64_t n, int64_t k, int64_t* strays) {
+  const PackedLayout layout = layout_of(type, 0, n, k);
+  const PackArguments arguments{values, layout.type, nullptr, nullptr, 0, n, k};
+  const PackedLayout chosen = choose_packing(layout.isa, arguments).layout;
+  *strays = chosen.strays;
+  return static_cast<int64_t>(chosen.type);
+}
 
 // The first row with a bad mask, or -1.
 int64_t pack_weight(int64_t type, const void* values, const uint8_t* mask,
                     const uint8_t* permutation, int64_t block_size, int64_t n, int64_t k,
                     void* packed) {
-  const PackedLayout layout = layout_of(type, n, k);
+  const PackedLayout layout = layout_of(type, 0, n, k);
   const PackArguments arguments{values, layout.type, mask, permutation, block_size, n, k};
   return pack(choose_packing(layout.isa, arguments), arguments, packed).row;
 }
 
 void pack_dense_weight(const int8_t* rows, int64_t n, int64_t k, void* packed) {
-  pack_dense_int8(layout_of(static_cast<int64_t>(ValueType::kDense8), n, k), rows, packed);
+  pack_dense_int8(layout_of(static_cast<int64_t>(ValueType::kDense8), 0, n, k), rows, packed);
 }
 
-void multiply_packed(int64_t type, bool half, const void* x, int64_t x_stride, int64_t m,
-                     const void* packed, int64_t n, int64_t k, const void* bias, const float* scale,
-                     const int32_t* gather, void* y) {
-  (half ? multiply_one<fp16> : multiply_one<bf16>)(type, x, x_stride, m, packed, n, k, bias, scale,
-                                                   gather, y);
+void multiply_packed(int64_t type, int64_t strays, bool half, const void* x, int64_t x_stride,
+                     int64_t m, const void* packed, int64_t n, int64_t k, const void* bias,
+                     const float* scale, const int32_t* gather, void* y) {
+  (half ? multiply_one<fp16> : multiply_one<bf16>)(layout_of(type, strays, n, k), x, x_stride, m,
+                                                   packed, bias, scale, gather, y);
 }
 
 int64_t header_fields() { return StackedLinear::kHeader; }
 
 // Writes the header of a weight whose bytes stand at a place of a stack.
-void write_header(int64_t type, int64_t n, int64_t k, int64_t place, int64_t* fields) {
-  const PackedLayout layout = layout_of(type, n, k);
+void write_header(int64_t type, int64_t strays, int64_t n, int64_t k, int64_t place,
+                  int64_t* fields) {
+  const PackedLayout layout = layout_of(type, strays, n, k);
   const int64_t written[] = {kLayoutVersion,
                              static_cast<int64_t>(layout.isa),
                              rows(layout.isa),
                              n,
                              k,
                              static_cast<int64_t>(layout.type),
-                             0,
+                             strays,
                              place};
   static_assert(sizeof(written) == StackedLinear::kHeader * sizeof(int64_t));
   std::copy_n(written, StackedLinear::kHeader, fields);

@@ -41,8 +41,10 @@ class EmulatedOperators:
         self.library = emulation.library
         pointer, number, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_bool
         self.library.packs_int8.restype = flag
-        self.library.packed_size.argtypes = [number, number, number]
+        self.library.packed_size.argtypes = [number] * 4
         self.library.packed_size.restype = number
+        self.library.packed_type.argtypes = [number, pointer, number, number, pointer]
+        self.library.packed_type.restype = number
         self.library.pack_weight.argtypes = [
             number, *[pointer] * 3, number, number, number, pointer,
         ]  # fmt: skip
@@ -50,11 +52,11 @@ class EmulatedOperators:
         self.library.pack_dense_weight.argtypes = [pointer, number, number, pointer]
         self.library.pack_dense_weight.restype = None
         self.library.multiply_packed.argtypes = [
-            number, flag, pointer, number, number, pointer, number, number, *[pointer] * 4,
+            number, number, flag, pointer, number, number, pointer, number, number, *[pointer] * 4,
         ]  # fmt: skip
         self.library.multiply_packed.restype = None
         self.library.header_fields.restype = number
-        self.library.write_header.argtypes = [number, number, number, number, pointer]
+        self.library.write_header.argtypes = [*[number] * 5, pointer]
         self.library.write_header.restype = None
         self.library.multiply_stacked.argtypes = [
             flag, pointer, number, number, pointer, pointer, number, number, *[pointer] * 3,
@@ -81,27 +83,30 @@ class EmulatedOperators:
         assert isa == "amx"
         int8, n, k = values.dtype == torch.int8, len(values), values.shape[1] * 2
         held = [values.contiguous(), mask.contiguous()]
-        packed = torch.empty(self.library.packed_size(int8, n, k), dtype=torch.uint8)
+        strays = ctypes.c_int64()
+        kind = self.library.packed_type(int8, held[0].data_ptr(), n, k, ctypes.byref(strays))
+        layout = [kind, strays.value, n, k]
+        packed = torch.empty(self.library.packed_size(*layout), dtype=torch.uint8)
         assert packed.data_ptr() % ALIGNMENT == 0
         self.emulation.set_threads(torch.get_num_threads())
         bad = self.library.pack_weight(
             int8, *map(address, (*held, permutation)), block_size, n, k, packed.data_ptr()
         )
         assert bad == -1
-        return packed, torch.tensor([int8, n, k])
+        return packed, torch.tensor(layout)
 
     def pack_dense(self, values: Tensor, isa: str) -> tuple[Tensor, Tensor]:
         """The same of dense rows of int8 values."""
         assert isa == "amx"
         n, k = values.shape
         if k > MOST_DENSE8:
-            return torch.empty(0, dtype=torch.uint8), torch.tensor([DENSE8, n, k])
-        packed = torch.empty(self.library.packed_size(DENSE8, n, k), dtype=torch.uint8)
+            return torch.empty(0, dtype=torch.uint8), torch.tensor([DENSE8, 0, n, k])
+        packed = torch.empty(self.library.packed_size(DENSE8, 0, n, k), dtype=torch.uint8)
         assert packed.data_ptr() % ALIGNMENT == 0
         self.emulation.set_threads(torch.get_num_threads())
         held = values.contiguous()
         self.library.pack_dense_weight(held.data_ptr(), n, k, packed.data_ptr())
-        return packed, torch.tensor([DENSE8, n, k])
+        return packed, torch.tensor([DENSE8, 0, n, k])
 
     def multiply(
         self,
@@ -114,13 +119,13 @@ class EmulatedOperators:
         out_features: int,
         pattern: str,
     ) -> Tensor:
-        values, n, k = metadata.tolist()
+        kind, strays, n, k = metadata.tolist()
         rows = x if x.dim() == 2 and x.stride(1) == 1 else x.reshape(-1, k).contiguous()
         y = torch.full((len(rows), n), torch.nan, dtype=x.dtype)
         self.emulation.set_threads(torch.get_num_threads())
         if len(rows) > 0:
             self.library.multiply_packed(
-                values, x.dtype == torch.float16, rows.data_ptr(), rows.stride(0), len(rows),
+                kind, strays, x.dtype == torch.float16, rows.data_ptr(), rows.stride(0), len(rows),
                 packed.data_ptr(), n, k, *map(address, (bias, scale, permutation)), y.data_ptr(),
             )  # fmt: skip
         assert self.emulation.violation() == ""
@@ -148,7 +153,7 @@ class EmulatedOperators:
     ) -> tuple[StackedLinear, Tensor]:
         """The struct of experts.h, and the headers that it points to."""
         headers = torch.zeros(len(metadata), self.library.header_fields(), dtype=torch.int64)
-        for row, (int8, n, k, place) in zip(headers, metadata.tolist(), strict=True):
-            self.library.write_header(bool(int8), n, k, place, row.data_ptr())
+        for row, fields in zip(headers, metadata.tolist(), strict=True):
+            self.library.write_header(*fields, row.data_ptr())
         pointers = map(address, (packed, headers, gather, scale))
-        return StackedLinear(*pointers, *metadata[0, 1:3].tolist()), headers
+        return StackedLinear(*pointers, *metadata[0, 2:4].tolist()), headers

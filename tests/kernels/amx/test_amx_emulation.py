@@ -207,9 +207,10 @@ def test_compiles_for_the_hardware_and_exports_only_the_kernel(tmp_path: Path, s
     ).stdout.splitlines()  # fmt: skip
     code = [line.split(maxsplit=2)[2] for line in symbols if line.split()[1] in "TWuU"]
     arguments = "permllm::cpu::LinearOf<unsigned short> const&, permllm::cpu::Worker&"
-    name = source if source == "amx_dense" else f"{source}_tokens"
+    if source == "amx_dense":
+        assert code == [f"permllm::cpu::{source}({arguments})"]
+        return
+    values = ("permllm::cpu::bf12", "unsigned short")
     if "int8" in source:
         values = ("permllm::cpu::dense8", "signed char")
-        assert code == [f"void permllm::cpu::{name}<{value}>({arguments})" for value in values]
-    else:
-        assert code == [f"permllm::cpu::{name}({arguments})"]
+    assert code == [f"void permllm::cpu::{source}_tokens<{value}>({arguments})" for value in values]

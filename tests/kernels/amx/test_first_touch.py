@@ -13,7 +13,10 @@ from tests.kernels.amx.operators import EmulatedOperators
 pytestmark = NEEDS
 
 ROWS, K = 16, 64
-BLOCK_BYTES = ROWS * (8 + 64)
+BLOCK_BYTES = ROWS * (8 + 48)
+"""In 12 bits."""
+TWELVE_BITS = 2
+"""Of csrc/cpu/layout.h."""
 UNTOUCHED = 0xA5
 NOBODY = -1
 AFTER_RANGE = ctypes.CFUNCTYPE(None, ctypes.c_int64)
@@ -24,7 +27,9 @@ def packers(emulation: Emulation, n: int, threads: int) -> NDArray[np.int64]:
     library = EmulatedOperators(emulation).library
     values = np.zeros((n, K // 2), np.uint16)
     mask = np.full((n, K // 8), 0x33, np.uint8)
-    packed = torch.full((library.packed_size(False, n, K),), UNTOUCHED, dtype=torch.uint8).numpy()
+    packed = torch.full(
+        (library.packed_size(TWELVE_BITS, 0, n, K),), UNTOUCHED, dtype=torch.uint8
+    ).numpy()
     groups = -(-n // ROWS)
     first_bytes = packed[: groups * BLOCK_BYTES].reshape(groups, BLOCK_BYTES)[:, 0]
     found = np.full(groups, NOBODY)
