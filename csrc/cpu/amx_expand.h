@@ -29,15 +29,15 @@ inline void prefetch(const void* line) {
 }
 
 // What the blocks of a row group are expanded with, beside themselves: nothing, but for 12 bits.
-template <class Value>
+template <class Value, bool InTwelveBits = kInTwelveBits<Value>>
 class GroupTables {
  public:
   GroupTables() = default;
   GroupTables(const LinearArguments&, int64_t) {}
 };
 
-template <>
-class GroupTables<bf12> {
+template <class Value>
+class GroupTables<Value, true> {
  public:
   GroupTables() = default;
   GroupTables(const LinearArguments& a, int64_t group) {
@@ -54,10 +54,9 @@ class GroupTables<bf12> {
     }
   }
 
-  // Twice, for the halves of a vector.
-  __m256i of_row(int row) const {
-    return _mm256_broadcastsi128_si256(
-        _mm_load_si128(reinterpret_cast<const __m128i*>(entries_) + row));
+  // The entries of a row, in each 128 bits.
+  __m512i of_row(int row) const {
+    return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(entries_) + row));
   }
 
  private:
@@ -84,36 +83,49 @@ inline void expand_row(const Block<kAmxRows>& block, const GroupTables<bf16>&, i
   _mm512_store_si512(tiles.half[1][row], high);
 }
 
-// Both bytes are expanded apart, those of inputs i and 32 + i to a word: what makes words of a
-// value of them takes another port than expansions do.
+// Words of bytes that stand in the order of twelve_bits.h, those of inputs i and 32 + i side by
+// side. None of it takes the port of the expansions.
+inline void store_words(__m512i lower, __m512i upper, int row, WeightTiles& tiles) {
+  constexpr int kInsideOr = 0xea, kOutsideOr = 0xba;  // a & b | c, a & ~b | c
+  const __m512i low_bytes = _mm512_set1_epi16(0xff);
+  _mm512_store_si512(
+      tiles.half[0][row],
+      _mm512_ternarylogic_epi32(lower, low_bytes, _mm512_slli_epi16(upper, 8), kInsideOr));
+  _mm512_store_si512(
+      tiles.half[1][row],
+      _mm512_ternarylogic_epi32(upper, low_bytes, _mm512_srli_epi16(lower, 8), kOutsideOr));
+}
+
+inline __m256i load_bytes(const void* bytes) {
+  return _mm256_load_si256(static_cast<const __m256i*>(bytes));
+}
+
+inline __m512i expand_bytes(__mmask64 mask, __m256i bytes) {
+  return _mm512_maskz_expand_epi8(mask, _mm512_castsi256_si512(bytes));
+}
+
 inline void expand_row(const Block<kAmxRows, bf12>& block, const GroupTables<bf12>& tables, int row,
                        WeightTiles& tiles) {
   constexpr int kHalf = kAmxRows / 2;
-  const auto load = [](const void* bytes) {
-    return _mm256_load_si256(static_cast<const __m256i*>(bytes));
-  };
-  __m256i index = load(block.upper[row % kHalf]);
+  __m256i index = load_bytes(block.upper[row % kHalf]);
   if (row >= kHalf) index = _mm256_srli_epi16(index, 4);
-  const __mmask64 mask = block.mask[row];
-  const __m512i lower =
-      _mm512_maskz_expand_epi8(mask, _mm512_castsi256_si512(load(block.lower[row])));
-  const __m256i bytes = _mm256_permutexvar_epi8(index, tables.of_row(row));
-  const __m512i upper = _mm512_maskz_expand_epi8(mask, _mm512_castsi256_si512(bytes));
-  constexpr int kInsideOr = 0xea, kOutsideOr = 0xba;  // a & b | c, a & ~b | c
-  const __m512i low_bytes = _mm512_set1_epi16(0xff);
-  const __m512i first =
-      _mm512_ternarylogic_epi32(lower, low_bytes, _mm512_slli_epi16(upper, 8), kInsideOr);
-  const __m512i second =
-      _mm512_ternarylogic_epi32(upper, low_bytes, _mm512_srli_epi16(lower, 8), kOutsideOr);
-  _mm512_store_si512(tiles.half[0][row], first);
-  _mm512_store_si512(tiles.half[1][row], second);
+  const __m256i upper = _mm256_permutexvar_epi8(index, _mm512_castsi512_si256(tables.of_row(row)));
+  store_words(expand_bytes(block.mask[row], load_bytes(block.lower[row])),
+              expand_bytes(block.mask[row], upper), row, tiles);
+}
+
+inline void expand_row(const Block<kAmxRows, dense12>& block, const GroupTables<dense12>& tables,
+                       int row, WeightTiles& tiles) {
+  constexpr int kHalf = kAmxRows / 2;
+  __m512i index = _mm512_load_si512(block.upper[row % kHalf]);
+  if (row >= kHalf) index = _mm512_srli_epi16(index, 4);
+  const __m512i upper = _mm512_permutexvar_epi8(index, tables.of_row(row));
+  store_words(_mm512_load_si512(block.lower[row]), upper, row, tiles);
 }
 
 inline void expand_row(const Block<kAmxRows, int8_t>& block, const GroupTables<int8_t>&, int row,
                        Int8WeightTile& tile) {
-  const auto* values = reinterpret_cast<const __m256i*>(block.values[row]);
-  const __m512i kept = _mm512_castsi256_si512(_mm256_load_si256(values));
-  _mm512_store_si512(tile.rows[row], _mm512_maskz_expand_epi8(block.mask[row], kept));
+  _mm512_store_si512(tile.rows[row], expand_bytes(block.mask[row], load_bytes(block.values[row])));
 }
 
 inline void expand_row(const Block<kAmxRows, dense8>& block, const GroupTables<dense8>&, int row,
@@ -121,26 +133,15 @@ inline void expand_row(const Block<kAmxRows, dense8>& block, const GroupTables<d
   _mm512_store_si512(tile.rows[row], _mm512_load_si512(block.values[row]));
 }
 
-// Fetches the lines of a block that hold no values.
-template <class Value>
-inline void prefetch_masks(const Block<kAmxRows, Value>& block) {
-  prefetch<Tuning::kFewHint>(block.mask);
-  prefetch<Tuning::kFewHint>(block.mask + kAmxRows / 2);
-}
-
-inline void prefetch_masks(const Block<kAmxRows, dense8>&) {}
-
-// The line that begins with this row of values, if one does.
-template <class Value>
-inline void prefetch_row(const Block<kAmxRows, Value>& block, int row) {
-  constexpr int kRowsPerLine = 64 / static_cast<int>(sizeof(block.values[0]));
-  if (row % kRowsPerLine == 0) prefetch<Tuning::kFewHint>(block.values[row]);
-}
-
-inline void prefetch_row(const Block<kAmxRows, bf12>& block, int row) {
-  constexpr int kRowsPerLine = 64 / kBlockValues;
-  if (row % kRowsPerLine == 0) prefetch<Tuning::kFewHint>(block.lower[row]);
-  if (row % (2 * kRowsPerLine) == 0) prefetch<Tuning::kFewHint>(block.upper[row / 2]);
+// Fetches the lines of a block, in order, some for each of its rows.
+template <class Block>
+inline void prefetch_share(const Block& block, int row) {
+  constexpr int kLine = 64, kLines = static_cast<int>(sizeof(Block)) / kLine;
+  const char* lines = reinterpret_cast<const char*>(&block);
+#pragma GCC unroll 2
+  for (int line = row * kLines / kAmxRows; line < (row + 1) * kLines / kAmxRows; ++line) {
+    prefetch<Tuning::kFewHint>(lines + line * kLine);
+  }
 }
 
 template <class Block, class Tables, class Tiles>
@@ -149,14 +150,14 @@ inline void expand(const Block& block, const Tables& tables, Tiles& tiles) {
   for (int row = 0; row < kAmxRows; ++row) expand_row(block, tables, row, tiles);
 }
 
-// The same, and fetches the block `ahead`: a line or two for every row, because 18 in a burst would
-// take the line buffers that loads need. The empty statement keeps the compiler from moving them.
+// The same, and fetches the block `ahead`: in order, because the hardware fetches too, and not
+// in a burst, which would take the line buffers that loads need. The empty statement keeps the
+// compiler from moving them.
 template <class Block, class Tables, class Tiles>
 inline void expand(const Block& block, const Tables& tables, Tiles& tiles, const Block* ahead) {
-  prefetch_masks(*ahead);
 #pragma GCC unroll 16
   for (int row = 0; row < kAmxRows; ++row) {
-    prefetch_row(*ahead, row);
+    prefetch_share(*ahead, row);
     expand_row(block, tables, row, tiles);
     asm volatile("");
   }

@@ -76,5 +76,6 @@ void amx_few_tokens(const LinearArguments& a, Worker& worker) {
 
 template void amx_few_tokens<bf16>(const LinearArguments&, Worker&);
 template void amx_few_tokens<bf12>(const LinearArguments&, Worker&);
+template void amx_few_tokens<dense12>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

@@ -19,8 +19,6 @@
 //   write           the stored sums of two row groups to a panel of outputs
 #pragma once
 
-#include <type_traits>
-
 #include "kernels.h"
 #include "team.h"
 
@@ -108,7 +106,8 @@ class FewTokens {
 
   template <int TokenTiles>
   void multiply(Worker& worker) const {
-    constexpr int64_t kAhead = 1 + Tuning::kFewAheadBlocks;
+    constexpr int64_t kBlock = sizeof(Block);
+    constexpr int64_t kAhead = 1 + (Tuning::kFewAheadBytes + kBlock / 2) / kBlock;  // blocks
     worker.begin(ceil_div(groups_, kAmxGroups), worker.count());
     Pair pair = claim_pair(worker);
     if (pair.none()) return;
@@ -175,7 +174,7 @@ class FewTokens {
 
   template <int TokenTiles>
   void write(PairSums& sums, int64_t first_row, OutputPanel& panel) const {
-    if constexpr (std::is_same_v<typename Products::Value, bf12>) {
+    if constexpr (kInTwelveBits<typename Products::Value>) {
       add_strays<TokenTiles>(sums, first_row / kAmxRows);
     }
     products_.template write<TokenTiles>(sums, first_row, panel);

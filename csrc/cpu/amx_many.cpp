@@ -43,5 +43,6 @@ void amx_many_tokens(const LinearArguments& a, Worker& worker) {
 
 template void amx_many_tokens<bf16>(const LinearArguments&, Worker&);
 template void amx_many_tokens<bf12>(const LinearArguments&, Worker&);
+template void amx_many_tokens<dense12>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

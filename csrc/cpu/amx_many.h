@@ -21,8 +21,6 @@
 //   write         sums of two row groups and one token tile to y
 #pragma once
 
-#include <type_traits>
-
 #include "kernels.h"
 #include "scratch.h"
 #include "team.h"
@@ -206,7 +204,7 @@ class ManyTokens {
         store_sums<1>(sums);
       }
       if (!complete) continue;
-      if constexpr (std::is_same_v<typename Products::Value, bf12>) {
+      if constexpr (kInTwelveBits<typename Products::Value>) {
         add_strays(place.group, first_tile + tile, smaller(2, tiles - tile), sums);
       }
       for (int64_t t = 0; t < smaller(2, tiles - tile); ++t) {

@@ -75,7 +75,7 @@ static LinearOf<Real> part_of(const LinearOf<Real>& a, int64_t first, int64_t co
   return part;
 }
 
-// `Value` is bf16 or bf12.
+// `Value` is bf16, bf12 or dense12.
 template <class Value>
 void amx_few_tokens(const LinearArguments&, Worker&);  // m <= AmxTuning::kFewTokens
 template <class Value>

@@ -12,10 +12,12 @@
 // every eight inputs, so that the place of their values is known. Padding, that is rows past n and
 // inputs past k, has masks filled up to 32 bits and values of zero.
 //
-// On zen5, 32 bfloat16 values of a row are stored in 48 bytes where that loses nothing (bf12):
-//   Rows x uint64 mask       bit 16 i + j of row r is set where input 8 i + j is kept, and bit
-//                            16 i + 8 + j where input 32 + 8 i + j is (j < 8): in this order two
-//                            vectors of bytes are unpacked to two vectors of words in order
+// On amx and zen5, 32 bfloat16 values of a row are stored in 48 bytes where that loses nothing
+// (bf12):
+//   Rows x uint64 mask       in an order in which two vectors of bytes become two of words. On amx,
+//                            bit 2 j of row r is set where input j is kept, and bit 2 j + 1 where
+//                            input 32 + j is; on zen5 bit 16 i + j where input 8 i + j is, and bit
+//                            16 i + 8 + j where input 32 + 8 i + j is (j < 8)
 //   Rows x 32 lower bytes    of the values, ascending by bit of the mask
 //   Rows / 2 x 32 bytes      what the upper bytes are, of row r in the lower four bits and of row
 //                            r + Rows / 2 in the upper four: the sign, and three bits c
@@ -56,6 +58,13 @@ struct dense12 {};
 // int8 values of dense rows.
 struct dense8 {};
 
+template <class Value>
+constexpr bool kInTwelveBits = false;
+template <>
+constexpr bool kInTwelveBits<bf12> = true;
+template <>
+constexpr bool kInTwelveBits<dense12> = true;
+
 constexpr int kBlockInputs = 64;
 constexpr int kBlockValues = 32;
 
@@ -91,7 +100,7 @@ struct Stray {
 };
 
 // Part of the format, not tuned: a tile has 16 rows, and 8 rows of masks are a cache line.
-constexpr int kAmxRows = 16;    // 1152 bytes, int8 640
+constexpr int kAmxRows = 16;    // 1152 bytes, in 12 bits 896, int8 640
 constexpr int kAvx512Rows = 8;  // 576 bytes, in 12 bits 448, int8 320
 constexpr int kPortableRows = 8;
 

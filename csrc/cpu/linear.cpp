@@ -185,7 +185,7 @@ KernelOf<bf16> amx_kernel(ValueType type, bool half) {
     case ValueType::kBfloat12:
       return of_words<AmxTuning, amx<bf12>>(half);
     case ValueType::kDense12:
-      break;
+      return of_words<AmxTuning, amx<dense12>>(half);
   }
   return {};
 }

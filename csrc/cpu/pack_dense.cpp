@@ -33,9 +33,26 @@ void pack_group(const Packing& packing, const bf16* rows, int64_t group,
   }
 }
 
-// The order of the inputs stays: `kTogether` row groups belong to one thread, as where they are
-// multiplied.
-template <int Rows, int64_t kTogether>
+// `Together` row groups belong to one thread, as where they are multiplied.
+template <int Rows, int64_t Together>
+void pack_words(const Packing& packing, const bf16* rows, void* packed) {
+  const PackedLayout& layout = packing.layout;
+  const int64_t input_blocks = ceil_div(layout.k, kBlockInputs), groups = ceil_div(layout.n, Rows);
+  auto* blocks = static_cast<Block<Rows, dense12>*>(packed);
+  char* behind = static_cast<char*>(packed) + layout.block_bytes();
+  std::memset(behind, 0, layout.bytes() - layout.block_bytes());
+  Stray* strays = write_tables(packing, behind);
+  parallel_for(ceil_div(groups, Together), [&](int64_t begin, int64_t end) {
+    const int64_t last = std::min(end * Together, groups);
+    for (int64_t group = begin * Together; group < last; ++group) {
+      pack_group(packing, rows, group, blocks + group * input_blocks,
+                 strays + packing.first_stray[group]);
+    }
+  });
+}
+
+// The same, the inputs in their order.
+template <int Rows, int64_t Together>
 void pack_int8(const PackedLayout& layout, const int8_t* rows, void* packed) {
   const int64_t n = layout.n, k = layout.k;
   const int64_t input_blocks = ceil_div(k, kBlockInputs), groups = ceil_div(n, Rows);
@@ -43,9 +60,9 @@ void pack_int8(const PackedLayout& layout, const int8_t* rows, void* packed) {
   char* behind = static_cast<char*>(packed) + layout.block_bytes();
   std::memset(behind, 0, layout.bytes() - layout.block_bytes());
   auto* sums = reinterpret_cast<int32_t*>(behind);
-  parallel_for(ceil_div(groups, kTogether), [&](int64_t begin, int64_t end) {
-    const int64_t last = std::min(end * kTogether, groups);
-    for (int64_t group = begin * kTogether; group < last; ++group) {
+  parallel_for(ceil_div(groups, Together), [&](int64_t begin, int64_t end) {
+    const int64_t last = std::min(end * Together, groups);
+    for (int64_t group = begin * Together; group < last; ++group) {
       auto* own = blocks + group * input_blocks;
       std::memset(static_cast<void*>(own), 0, input_blocks * sizeof(*own));
       for (int r = 0; r < Rows && group * Rows + r < n; ++r) {
@@ -68,18 +85,9 @@ Packing choose_dense_packing(Isa isa, const bf16* rows, int64_t n, int64_t k) {
 }
 
 void pack_dense(const Packing& packing, const bf16* rows, void* packed) {
-  const PackedLayout& layout = packing.layout;
-  const int64_t input_blocks = ceil_div(layout.k, kBlockInputs);
-  auto* blocks = static_cast<Block<kAvx512Rows, dense12>*>(packed);
-  char* behind = static_cast<char*>(packed) + layout.block_bytes();
-  std::memset(behind, 0, layout.bytes() - layout.block_bytes());
-  Stray* strays = write_tables(packing, behind);
-  parallel_for(ceil_div(layout.n, kAvx512Rows), [&](int64_t begin, int64_t end) {
-    for (int64_t group = begin; group < end; ++group) {
-      pack_group(packing, rows, group, blocks + group * input_blocks,
-                 strays + packing.first_stray[group]);
-    }
-  });
+  cpu::rows(packing.layout.isa) == kAmxRows
+      ? pack_words<kAmxRows, kAmxGroups>(packing, rows, packed)
+      : pack_words<kAvx512Rows, 1>(packing, rows, packed);
 }
 
 void pack_dense_int8(const PackedLayout& layout, const int8_t* rows, void* packed) {

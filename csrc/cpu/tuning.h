@@ -41,10 +41,10 @@ struct AmxTuning : CommonTuning {
   static constexpr int64_t kPartTokens = 16;   // float16: two bfloat16 each, in two tiles at most
 
   static constexpr int kFewHint = kIntoL1;
-  static constexpr int64_t kFewAheadBlocks = 2;  // before it is expanded
-  static constexpr int64_t kFewWriteBlocks = 3;  // after the store of sums, before they are read
-  static constexpr int64_t kPackBlocks = 16;     // of x, that a thread packs at a time
-  static constexpr int64_t kWrittenPairs = 8;    // of row groups, whose outputs are written at once
+  static constexpr int64_t kFewAheadBytes = 2500;  // of a row group, before they are expanded
+  static constexpr int64_t kFewWriteBlocks = 3;    // after the store of sums, before they are read
+  static constexpr int64_t kPackBlocks = 16;       // of x, that a thread packs at a time
+  static constexpr int64_t kWrittenPairs = 8;  // of row groups, whose outputs are written at once
   // Columns of a B tile that few tokens fill at most: its load and its product become cheaper.
   static constexpr int kNarrowColumns = 4, kMiddleColumns = 8;
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import INT8_ONLY, SIXTEEN_BITS_ONLY, CpuBackend, instruction_sets
+from tests.kernels.cases import TWELVE_BITS
 
 pytestmark = pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
 head_linear = torch.ops.permllm.head_linear
@@ -26,8 +27,17 @@ def most_tokens(outputs: int, inputs: int, half: bool = False) -> int:
 MOST, HALF = most_tokens(64, 64), most_tokens(64, 64, half=True)
 needs_half = pytest.mark.skipif(not HALF, reason="this CPU has no kernel for a float16 head")
 needs_kernel = pytest.mark.skipif(not MOST, reason="this CPU has no kernel for a dense head")
-needs_zen5 = pytest.mark.skipif(
-    "zen5" not in instruction_sets(), reason="this CPU or build does not run zen5"
+twelve_bits = pytest.mark.parametrize(
+    "isa",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.skipif(
+                name not in instruction_sets(), reason=f"this CPU or build does not run {name}"
+            ),
+        )
+        for name in TWELVE_BITS
+    ],
 )
 AVX2 = ("avx2_vnni", "avx2")
 """Their kernel takes outputs in a multiple of 8, inputs in one of 64, and any number of tokens: few
@@ -192,7 +202,7 @@ def test_shapes_need_no_data() -> None:
     assert head_linear(x, weight).shape == (5, 50)
 
 
-@needs_zen5
+@twelve_bits
 @given(
     tokens=st.integers(1, 70),
     outputs=st.integers(1, 50),
@@ -201,12 +211,12 @@ def test_shapes_need_no_data() -> None:
     seed=st.integers(0, 1000),
 )
 def test_any_shape_in_twelve_bits(
-    tokens: int, outputs: int, eighths: int, tiny: int, seed: int
+    isa: str, tokens: int, outputs: int, eighths: int, tiny: int, seed: int
 ) -> None:
     """Some rows have values that no 12 bits hold; the layer may have too many of them."""
     x, weight = drawn(tokens, 8 * eighths, seed), drawn(outputs, 8 * eighths, seed + 1)
     weight[:, 5 :: 8 * 60] *= 2.0 ** (-6 * tiny)
-    packed = CpuBackend("zen5").pack_dense(weight)
+    packed = CpuBackend(isa).pack_dense(weight)
     if packed is not None:
         bias = drawn(1, outputs, seed + 2)[0]
         found = ops.sparse_linear(
@@ -215,13 +225,13 @@ def test_any_shape_in_twelve_bits(
         assert_right(found, x, weight, bias)
 
 
-@needs_zen5
-@pytest.mark.parametrize("tokens", [1, 4, 8, 10, 11, 16, 17, 64])
-def test_every_value_in_twelve_bits_is_exact(tokens: int) -> None:
+@twelve_bits
+@pytest.mark.parametrize("tokens", [1, 4, 8, 10, 11, 16, 17, 32, 33, 64])
+def test_every_value_in_twelve_bits_is_exact(isa: str, tokens: int) -> None:
     weight = drawn(45, 1096, 3)
     weight[::9, 700] = -(2.0**-40)
     weight[4] = 0.0
-    packed = CpuBackend("zen5").pack_dense(weight)
+    packed = CpuBackend(isa).pack_dense(weight)
     assert packed is not None
     parts = torch.eye(1096).bfloat16().split(tokens)
     found = [
@@ -231,16 +241,16 @@ def test_every_value_in_twelve_bits_is_exact(tokens: int) -> None:
     assert torch.equal(torch.cat(found), weight.T)
 
 
-@needs_zen5
-def test_what_has_no_twelve_bits_is_not_packed() -> None:
-    backend = CpuBackend("zen5")
+@twelve_bits
+def test_what_has_no_twelve_bits_is_not_packed(isa: str) -> None:
+    backend = CpuBackend(isa)
     assert backend.pack_dense(drawn(16, 64, 0) * 2.0 ** torch.arange(64).neg().bfloat16()) is None
     assert backend.pack_dense(drawn(16, 68, 0)) is None
-    for other in set(instruction_sets()) - {"zen5"}:
+    for other in set(instruction_sets()) - set(TWELVE_BITS):
         assert CpuBackend(other).pack_dense(drawn(16, 64, 0)) is None
 
 
-@needs_zen5
+@twelve_bits
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
@@ -250,6 +260,6 @@ def test_what_has_no_twelve_bits_is_not_packed() -> None:
         (torch.ones(0, 64).bfloat16(), "neither of them 0"),
     ],
 )
-def test_a_weight_that_cannot_be_packed_is_refused(weight: Tensor, message: str) -> None:
+def test_a_weight_that_cannot_be_packed_is_refused(isa: str, weight: Tensor, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.permllm.cpu_pack_dense(weight, "zen5")
+        torch.ops.permllm.cpu_pack_dense(weight, isa)

@@ -1,7 +1,7 @@
 """Embeddings and the output head in vLLM's own layers: who multiplies, and what is kept.
 
-What serves on zen5, a copy in 12 bits, is tested last; before that the kernels that read the weight
-where it stands.
+A copy in 12 bits, where an instruction set has one, is tested last; before that the kernels that
+read the weight where it stands.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from vllm.model_executor.model_loader.reload import (
 )
 from vllm.model_executor.model_loader.weight_tying import maybe_retie_word_embeddings
 
-from permllm_vllm.backends.cpu import instruction_sets
+from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
 from permllm_vllm.quantization import head
 from permllm_vllm.quantization.head import (
     COPY,
@@ -34,6 +34,7 @@ from permllm_vllm.quantization.head import (
     head_tokens,
 )
 from permllm_vllm.quantization.options import ServingOptions
+from tests.kernels.cases import TWELVE_BITS
 from tests.quantization.dense_heads import (
     CHANNELS,
     MOST,
@@ -59,18 +60,21 @@ def one_rank(on_rank: Callable[[int, int], None]) -> None:
     pass
 
 
+pack_dense = CpuBackend.pack_dense
+
+
 @pytest.fixture(autouse=True)
 def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What zen5 runs has the same kernels for weights as they stand."""
-    if "zen5" in instruction_sets()[:1]:
-        monkeypatch.setenv("PERMLLM_CPU_ISA", "avx512_bf16")
+    monkeypatch.setattr(CpuBackend, "pack_dense", lambda *_: None)
 
 
 @pytest.fixture
 def twelve_bits(monkeypatch: pytest.MonkeyPatch, in_place: None) -> None:
-    if "zen5" not in instruction_sets():
-        pytest.skip("this CPU or build does not run zen5")
-    monkeypatch.setenv("PERMLLM_CPU_ISA", "zen5")
+    isa = next((name for name in instruction_sets() if name in TWELVE_BITS), None)
+    if isa is None:
+        pytest.skip("this CPU or build has no kernel for 12 bits")
+    monkeypatch.setenv("PERMLLM_CPU_ISA", isa)
+    monkeypatch.setattr(CpuBackend, "pack_dense", pack_dense)
 
 
 @pytest.fixture
@@ -334,16 +338,17 @@ def test_a_weight_on_another_device_stays_there(rounded: None) -> None:
 
 
 @pytest.mark.parametrize("how", ["as built", "after loading", "adopted"])
-@pytest.mark.parametrize("isa", ["portable", "in place", "zen5", "int8"])
+@pytest.mark.parametrize("served", ["portable", "in place", "12 bits", "int8"])
 def test_new_weights_of_an_embedding_reach_a_tied_head(
-    how: str, isa: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    how: str, served: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """The checkpoint has none for the head, so vLLM tells the method of the embedding alone."""
-    if isa == "int8":
+    if served == "int8":
         request.getfixturevalue("rounded")
-    elif isa != "in place":
-        request.getfixturevalue("twelve_bits" if isa == "zen5" else "in_place")
-        monkeypatch.setenv("PERMLLM_CPU_ISA", isa)
+    elif served == "12 bits":
+        request.getfixturevalue("twelve_bits")
+    elif served == "portable":
+        monkeypatch.setenv("PERMLLM_CPU_ISA", "portable")
     quantization = None if how == "adopted" else config()
     layers = [
         layer_class(WORDS, CHANNELS, params_dtype=torch.bfloat16, quant_config=quantization)

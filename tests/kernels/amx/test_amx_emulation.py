@@ -210,7 +210,7 @@ def test_compiles_for_the_hardware_and_exports_only_the_kernel(tmp_path: Path, s
     if source == "amx_dense":
         assert code == [f"permllm::cpu::{source}({arguments})"]
         return
-    values = ("permllm::cpu::bf12", "unsigned short")
+    values = ("permllm::cpu::bf12", "permllm::cpu::dense12", "unsigned short")
     if "int8" in source:
         values = ("permllm::cpu::dense8", "signed char")
     assert code == [f"void permllm::cpu::{source}_tokens<{value}>({arguments})" for value in values]
