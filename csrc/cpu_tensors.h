@@ -93,7 +93,7 @@ inline cpu::PackedLayout checked_layout(const int64_t* header) {
                   cpu::name(isa), " that this build lacks. Pack again from the checkpoint.");
   STD_TORCH_CHECK(header[cpu::header::kRows] == cpu::rows(isa) && weight.n > 0 && weight.k > 0 &&
                       weight.n < kLargestSize && weight.k < kLargestSize && weight.k % 8 == 0 &&
-                      weight.strays >= 0 && weight.strays <= weight.n * weight.k,
+                      weight.strays >= 0 && weight.strays <= weight.most_strays(),
                   "metadata is corrupted: ", header[cpu::header::kRows], " rows per block, ",
                   weight.n, " x ", weight.k, " weight, ", weight.strays,
                   " of its values in a list. Pack again from the checkpoint.");

@@ -27,7 +27,8 @@
 // zero in its block and stands in a list. Behind the blocks follow
 //   Rows x uint8 u           of every row group
 //   int32 first stray        of every row group, and one more that is their number
-//   Stray                    the list, by row group
+//   Stray                    the list, by row group and block, with room for the most that there
+//                            can be: other values of the same shape take as many bytes
 //
 // The rows of the output head, which are dense, are stored in 12 bits too (dense12): blocks of
 //   Rows x 64 lower bytes    in the order of the masks above
@@ -64,6 +65,10 @@ template <>
 constexpr bool kInTwelveBits<bf12> = true;
 template <>
 constexpr bool kInTwelveBits<dense12> = true;
+
+// Of a layer's values at most one in so many may be a stray: with 4 tokens and one in 2600, strays
+// take 3 % of the time.
+constexpr int64_t kValuesOfStray = 512;
 
 constexpr int kBlockInputs = 64;
 constexpr int kBlockValues = 32;

@@ -182,6 +182,10 @@ int64_t row_bytes(ValueType type) {
 
 int64_t PackedLayout::row_groups() const { return ceil_div(n, rows(isa)); }
 
+int64_t PackedLayout::most_strays() const {
+  return n * (is_dense(type) ? k : k / 2) / kValuesOfStray;
+}
+
 int64_t PackedLayout::block_bytes() const {
   return row_groups() * ceil_div(k, kBlockInputs) * rows(isa) * row_bytes(type);
 }
@@ -191,7 +195,7 @@ int64_t PackedLayout::bytes() const {
   int64_t behind = 0;
   if (in_int8(type)) behind = padded_rows * sizeof(int32_t);
   if (in_twelve_bits(type)) {
-    behind = padded_rows + (row_groups() + 1) * sizeof(int32_t) + strays * sizeof(Stray);
+    behind = padded_rows + (row_groups() + 1) * sizeof(int32_t) + most_strays() * sizeof(Stray);
   }
   return block_bytes() + ceil_div(behind, kLineBytes) * kLineBytes + kTailBytes;
 }

@@ -27,6 +27,8 @@ struct PackedLayout {
   int64_t k;
   int64_t strays = 0;
 
+  // With more of them, values are packed in 16 bits.
+  int64_t most_strays() const;
   // Of the blocks alone.
   int64_t block_bytes() const;
   // Of everything, what stands behind the blocks and the tail included.

@@ -6,13 +6,6 @@
 #include "threads.h"
 
 namespace permllm::cpu {
-namespace {
-
-// Of a layer's values at most one in so many may be a stray: with 4 tokens and one in 2600, strays
-// take 3 % of the time.
-constexpr int64_t kValuesOfStray = 512;
-
-}  // namespace
 
 Packing find_strays(const PackedLayout& layout, const bf16* values, int64_t count) {
   const int64_t group_rows = rows(layout.isa), groups = ceil_div(layout.n, group_rows);
@@ -28,7 +21,7 @@ Packing find_strays(const PackedLayout& layout, const bf16* values, int64_t coun
   });
   for (int64_t group = 0; group < groups; ++group) {
     packing.layout.strays += strays[group];
-    if (packing.layout.strays * kValuesOfStray > layout.n * count) {
+    if (packing.layout.strays > layout.most_strays()) {
       return {{layout.isa, ValueType::kBfloat16, layout.n, layout.k}, {}, {}};
     }
     packing.first_stray[group + 1] = static_cast<int32_t>(packing.layout.strays);
