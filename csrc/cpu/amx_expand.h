@@ -33,14 +33,21 @@ template <class Value, bool InTwelveBits = kInTwelveBits<Value>>
 class GroupTables {
  public:
   GroupTables() = default;
-  GroupTables(const LinearArguments&, int64_t) {}
+  GroupTables(const LinearArguments&, int64_t, int64_t = 0) {}
+
+  template <class Tiles>
+  void place_strays(int64_t, Tiles&) {}
 };
 
 template <class Value>
 class GroupTables<Value, true> {
  public:
   GroupTables() = default;
-  GroupTables(const LinearArguments& a, int64_t group) {
+  // Blocks follow each other from `first_block` on.
+  GroupTables(const LinearArguments& a, int64_t group, int64_t first_block = 0)
+      : strays_(a.behind, group) {
+    if (first_block > 0) strays_.skip_to(first_block * kBlockInputs);
+    strays_.prefetch_next();
     constexpr int64_t kPairsAhead = 4, kGroupsAhead = kAmxGroups * kPairsAhead;
     const uint8_t* largest = a.behind.largest + group * kAmxRows;
     prefetch<kIntoL1>(largest + kGroupsAhead * kAmxRows);
@@ -54,6 +61,15 @@ class GroupTables<Value, true> {
     }
   }
 
+  // Where a block was expanded, the values that it lacks.
+  void place_strays(int64_t block, WeightTiles& tiles) {
+    const int64_t first = block * kBlockInputs;
+    strays_.take(kAmxRows, first + kBlockInputs, [&](int row, int64_t input, bf16 value) {
+      if (input < first) return;
+      tiles.half[(input - first) / kHalfInputs][row][input % kHalfInputs] = value;
+    });
+  }
+
   // The entries of a row, in each 128 bits.
   __m512i of_row(int row) const {
     return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(entries_) + row));
@@ -63,7 +79,10 @@ class GroupTables<Value, true> {
   // So many in every byte.
   static constexpr int64_t kFirst = 0x0101010101010101, kSecond = 2 * kFirst, kThird = 3 * kFirst;
 
+  static constexpr int64_t kHalfInputs = kBlockInputs / 2;
+
   __m512i entries_[kAmxRows / 4];
+  StrayList strays_;
 };
 
 // The mask is read as two words, because shifting a mask register takes the execution port that the
@@ -144,23 +163,27 @@ inline void prefetch_share(const Block& block, int row) {
   }
 }
 
+// A block of this number.
 template <class Block, class Tables, class Tiles>
-inline void expand(const Block& block, const Tables& tables, Tiles& tiles) {
+inline void expand(const Block& block, int64_t number, Tables& tables, Tiles& tiles) {
 #pragma GCC unroll 16
   for (int row = 0; row < kAmxRows; ++row) expand_row(block, tables, row, tiles);
+  tables.place_strays(number, tiles);
 }
 
 // The same, and fetches the block `ahead`: in order, because the hardware fetches too, and not
 // in a burst, which would take the line buffers that loads need. The empty statement keeps the
 // compiler from moving them.
 template <class Block, class Tables, class Tiles>
-inline void expand(const Block& block, const Tables& tables, Tiles& tiles, const Block* ahead) {
+inline void expand(const Block& block, int64_t number, Tables& tables, Tiles& tiles,
+                   const Block* ahead) {
 #pragma GCC unroll 16
   for (int row = 0; row < kAmxRows; ++row) {
     prefetch_share(*ahead, row);
     expand_row(block, tables, row, tiles);
     asm volatile("");
   }
+  tables.place_strays(number, tiles);
 }
 
 }  // namespace

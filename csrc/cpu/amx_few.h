@@ -124,8 +124,8 @@ class FewTokens {
     SumTile incomplete;
     int64_t written_row = -1;  // where `sums` go, if they wait
     set_tables(pair, tables);
-    expand(*pair.blocks0, tables[0], multiplied[0]);
-    expand(*pair.blocks1, tables[1], multiplied[1]);
+    expand(*pair.blocks0, 0, tables[0], multiplied[0]);
+    expand(*pair.blocks1, 0, tables[1], multiplied[1]);
     while (!pair.none()) {
       zero_sums();
       prefetch_scales(pair.first_row);
@@ -134,7 +134,7 @@ class FewTokens {
       const char* x1 = packed_tile(TokenTiles - 1);
       for (int64_t block = 0; block < input_blocks; ++block) {
         if (block == write_at && written_row >= 0) [[unlikely]] {
-          write<TokenTiles>(sums, written_row, panel);
+          products_.template write<TokenTiles>(sums, written_row, panel);
           written_row = -1;
         }
         if (block == claim_at) [[unlikely]] {
@@ -142,13 +142,15 @@ class FewTokens {
           if (!next.none()) fetched = next;
           tile::store<kSum00>(incomplete.rows, kTileRowBytes);
         }
-        if (block + 1 == input_blocks) {
+        int64_t number = block + 1;
+        if (number == input_blocks) {
           source = next;
+          number = 0;
           if (!next.none()) set_tables(next, tables);
         }
         if (!source.none()) {
-          expand(*source.blocks0, tables[0], expanded[0], fetched.blocks0);
-          expand(*source.blocks1, tables[1], expanded[1], fetched.blocks1);
+          expand(*source.blocks0, number, tables[0], expanded[0], fetched.blocks0);
+          expand(*source.blocks1, number, tables[1], expanded[1], fetched.blocks1);
         }
         Products::template multiply_block<TokenTiles>(multiplied, x0, x1, columns0, columns1);
         x0 += block_bytes(columns0);
@@ -163,36 +165,13 @@ class FewTokens {
       written_row = pair.first_row;
       pair = next;
     }
-    write<TokenTiles>(sums, written_row, panel);
+    products_.template write<TokenTiles>(sums, written_row, panel);
   }
 
   void set_tables(const Pair& pair, Tables (&tables)[2]) const {
     const int64_t group = pair.first_row / kAmxRows;
     tables[0] = Tables(arguments_, group);
     tables[1] = Tables(arguments_, smaller(group + 1, groups_ - 1));
-  }
-
-  template <int TokenTiles>
-  void write(PairSums& sums, int64_t first_row, OutputPanel& panel) const {
-    if constexpr (kInTwelveBits<typename Products::Value>) {
-      add_strays<TokenTiles>(sums, first_row / kAmxRows);
-    }
-    products_.template write<TokenTiles>(sums, first_row, panel);
-  }
-
-  template <int TokenTiles>
-  [[gnu::noinline]] void add_strays(PairSums& sums, int64_t first_group) const {
-    for (int group = 0; group < smaller(kAmxGroups, groups_ - first_group); ++group) {
-      const StrayList strays(arguments_.behind, first_group + group);
-      strays.prefetch_next();
-      strays.for_each(kAmxRows, arguments_.k, [&](int row, int64_t input, bf16 value) {
-        for (int tile = 0; tile < TokenTiles; ++tile) {
-          const int width = columns(tile);
-          const char* x = packed_tile(tile) + input / kBlockInputs * block_bytes(width);
-          add_product(sums.tiles[group][tile].rows[row], input % kBlockInputs, value, x, width);
-        }
-      });
-    }
   }
 
   // Of two row groups, of int8 values; wanted when their sums are written.

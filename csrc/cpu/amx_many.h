@@ -100,10 +100,11 @@ class ManyTokens {
   void set_tables(Source& source, const Place& place,
                   typename Pass::Tables (&tables)[kAmxGroups]) const {
     for (int group = 0; group < kAmxGroups; ++group) {
-      tables[group] =
-          typename Pass::Tables(arguments_, smaller(place.group + group, cut_.groups - 1));
+      tables[group] = typename Pass::Tables(
+          arguments_, smaller(place.group + group, cut_.groups - 1), place.chunk * full_chunk_);
     }
     source.tables = tables;
+    source.first_block = place.chunk * full_chunk_;
   }
 
   // All pairs of a panel, then the next chunk; then the task that this thread will most likely
@@ -204,30 +205,9 @@ class ManyTokens {
         store_sums<1>(sums);
       }
       if (!complete) continue;
-      if constexpr (kInTwelveBits<typename Products::Value>) {
-        add_strays(place.group, first_tile + tile, smaller(2, tiles - tile), sums);
-      }
       for (int64_t t = 0; t < smaller(2, tiles - tile); ++t) {
         products_.write(sums[2 * t], sums[2 * t + 1], row, token + t * kTileColumns);
       }
-    }
-  }
-
-  // To `sums`, [token tile][row group], of some token tiles.
-  [[gnu::noinline]] void add_strays(int64_t first_group, int64_t tile, int64_t count,
-                                    SumTile* sums) const {
-    for (int group = 0; group < smaller(kAmxGroups, cut_.groups - first_group); ++group) {
-      const StrayList strays(arguments_.behind, first_group + group);
-      strays.prefetch_next();
-      strays.for_each(kAmxRows, arguments_.k, [&](int row, int64_t input, bf16 value) {
-        const int64_t block = input / kBlockInputs;
-        for (int64_t t = 0; t < count; ++t) {
-          const char* x =
-              packed(block / full_chunk_, tile + t) + block % full_chunk_ * Pass::kBlockBytes;
-          add_product(sums[t * kAmxGroups + group].rows[row], input % kBlockInputs, value, x,
-                      kTileColumns);
-        }
-      });
     }
   }
 

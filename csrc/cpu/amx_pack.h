@@ -59,19 +59,6 @@ struct alignas(64) SumTile {
   float rows[16][kTileColumns];
 };
 
-// Adds to the sums of one output the products of a value and input 0..63 of a block, of whose B
-// tiles `x` is the first.
-inline void add_product(float (&sums)[kTileColumns], int64_t input, bf16 value, const char* x,
-                        int columns) {
-  constexpr int64_t kTileInputs = kBlockInputs / 2;
-  const auto kept = static_cast<__mmask16>((1u << columns) - 1);
-  const char* row = x + input / kTileInputs * tile_bytes(columns) +
-                    input % kTileInputs / 2 * columns * kPairBytes;
-  const __m512i pairs = _mm512_maskz_loadu_epi32(kept, row);
-  const __m512i weights = _mm512_set1_epi32(int32_t{value} << (input % 2 * 16));
-  _mm512_store_ps(sums, _mm512_dpbf16_ps(_mm512_load_ps(sums), (__m512bh)pairs, (__m512bh)weights));
-}
-
 inline void add(SumTile& sums, const SumTile& others) {
   for (int row = 0; row < 16; ++row) {
     _mm512_store_ps(sums.rows[row], _mm512_add_ps(_mm512_load_ps(sums.rows[row]),

@@ -104,12 +104,14 @@ class Pass {
   struct Source {
     const Block* groups[kAmxGroups];
     int64_t blocks = 0;
-    const Tables* tables = nullptr;  // of both
+    int64_t first_block = 0;
+    Tables* tables = nullptr;  // of both
   };
 
   static void expand_block(const Source& source, int64_t block, Weights& weights) {
     for (int group = 0; group < kAmxGroups; ++group) {
-      expand(source.groups[group][block], source.tables[group], weights.groups[group]);
+      expand(source.groups[group][block], source.first_block + block, source.tables[group],
+             weights.groups[group]);
     }
   }
 
@@ -142,7 +144,7 @@ class Pass {
       if (block > 0 && replaced < next.blocks) {
         const Block& source0 = next.groups[0][replaced];
         const Block& source1 = next.groups[1][replaced];
-        Weights& target = weights[replaced++];
+        Weights& target = weights[replaced];
         multiply_block<TokenTiles>(weights[block], x, x1, [&](int product) {
 #pragma GCC unroll 16
           for (int r = product * kRows; r < product * kRows + kRows; ++r) {
@@ -152,6 +154,10 @@ class Pass {
           }
           local.sums.fetch(product);
         });
+        for (int group = 0; group < kAmxGroups; ++group) {
+          next.tables[group].place_strays(next.first_block + replaced, target.groups[group]);
+        }
+        ++replaced;
       } else {
         multiply_block<TokenTiles>(weights[block], x, x1,
                                    [&](int product) { local.sums.fetch(product); });

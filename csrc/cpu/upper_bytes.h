@@ -25,10 +25,27 @@ inline __m512i upper_entries(__m512i largest) {
 // no input is left out.
 class StrayList {
  public:
+  StrayList() = default;
   StrayList(const BehindBlocks& behind, int64_t group)
       : begin_(first_of(behind, group)), end_(first_of(behind, group + 1)) {}
 
-  bool empty() const { return begin_ >= end_; }
+  // Leaves out those before an input: the list ascends by block, where it was not damaged.
+  void skip_to(int64_t input) {
+    for (int64_t left = end_ - begin_; left > 0;) {
+      const int64_t half = left / 2;
+      const bool before = begin_[half].input < input;
+      begin_ += before ? half + 1 : 0;
+      left = before ? left - half - 1 : half;
+    }
+  }
+
+  // The next ones, before an input, as for_each; they are in the list no more.
+  template <class Body>
+  void take(int64_t rows, int64_t input, Body body) {
+    for (; begin_ < end_ && begin_->input < input; ++begin_) {
+      if (begin_->row < rows) body(begin_->row, int64_t{begin_->input}, begin_->value);
+    }
+  }
 
   // body(row, input, value)
   template <class Body>
@@ -52,8 +69,8 @@ class StrayList {
     return behind.strays + (first < 0 ? 0 : smaller(first, behind.stray_count));
   }
 
-  const Stray* begin_;
-  const Stray* end_;
+  const Stray* begin_ = nullptr;
+  const Stray* end_ = nullptr;
 };
 
 }  // namespace
