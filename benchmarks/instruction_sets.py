@@ -123,7 +123,7 @@ def measure(shape: tuple[int, int], tokens: list[int], pattern: str) -> list[Row
     """All rows of one shape, in a process that is held to an instruction set already."""
     n, k = shape
     isa = CpuBackend().instruction_set
-    layer = random_layer(n, k, pattern)
+    layer = random_layer(n, k, pattern, by_magnitude=True)
     makers: dict[str, Make] = {TORCH: _bfloat16_linear, FLOAT32: _float32_linear}
     vllm = vllm_primitive(layer.dense)
     if vllm is not None:

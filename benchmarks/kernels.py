@@ -88,7 +88,7 @@ def measure(
     dtype = getattr(torch, plan.dtype)
     reading = stream_rate(plan.threads)
     block = plan.block_size if k % plan.block_size == 0 else 32
-    drawn = random_layer(n, k, pattern, block, permuted=k % block == 0)
+    drawn = random_layer(n, k, pattern, block, permuted=k % block == 0, by_magnitude=True)
     layers = {"bfloat16": drawn, "int8": to_int8(drawn)}
     makers = peer_makers(int8="int8" in plan.values and plan.dtype == "bfloat16")
     contestants = dense_contestants(makers, drawn.dense.to(dtype))

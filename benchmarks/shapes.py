@@ -69,9 +69,14 @@ class Layer:
 
 def random_mask(n: int, k: int, pattern: Pattern, generator: torch.Generator) -> Tensor:
     """A uniformly random bool mask `[n, k]` that keeps exactly N of every M inputs."""
-    scores = torch.rand(n, k // pattern.group, pattern.group, generator=generator)
-    kept = scores.topk(pattern.kept, dim=-1).indices
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, kept, True).view(n, k)
+    return _largest(torch.rand(n, k, generator=generator), pattern)
+
+
+def _largest(scores: Tensor, pattern: Pattern) -> Tensor:
+    """The bool mask of the N largest of every M scores `[n, k]`."""
+    groups = scores.unflatten(-1, (-1, pattern.group))
+    kept = groups.topk(pattern.kept, dim=-1).indices
+    return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, kept, True).flatten(-2)
 
 
 def random_layer(
@@ -83,10 +88,12 @@ def random_layer(
     permuted: bool = True,
     bias: bool = False,
     zeros: bool = False,
+    by_magnitude: bool = False,
     seed: int = 0,
 ) -> Layer:
     """Draws a layer with bfloat16 values.
 
+    `by_magnitude` keeps the largest weights of each group, as pruning does, else any of them.
     `zeros` sets some kept values to 0 and -0, and every value of the first row, and of a group of
     every row, to zero: kept zeros must stay in their places.
     """
@@ -94,6 +101,8 @@ def random_layer(
     parsed = Pattern.parse(pattern)
     mask = random_mask(n, k, parsed, generator)
     weight = torch.randn(n, k, generator=generator).mul_(k**-0.5).to(torch.bfloat16)
+    if by_magnitude:
+        mask = _largest(weight.abs(), parsed)
     if zeros:
         weight[:, ::7] = -0.0
         weight[:, ::11] = 0.0

@@ -51,7 +51,8 @@ def random_experts(shape: ExpertShape) -> ExpertWeights:
     """Random 2:4 weights in bfloat16."""
     sizes = (2 * shape.inner, shape.hidden), (shape.hidden, shape.inner)
     gate_up, down = (
-        [random_layer(n, k, seed=expert) for expert in range(shape.experts)] for n, k in sizes
+        [random_layer(n, k, by_magnitude=True, seed=expert) for expert in range(shape.experts)]
+        for n, k in sizes
     )
     return ExpertWeights(shape, gate_up, down)
 

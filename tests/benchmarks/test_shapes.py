@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from benchmarks.models import SHAPES
-from benchmarks.shapes import HEADS, parse_shape
+from benchmarks.shapes import HEADS, parse_shape, random_layer
 
 
 def test_a_shape_is_outputs_x_inputs() -> None:
@@ -26,3 +26,14 @@ def test_heads_are_those_of_the_models() -> None:
     for name, config in llamas.items():
         (head,) = (shape for model, shape in heads.items() if model.startswith(name))
         assert head == (config["vocab_size"], config["hidden_size"])
+
+
+@pytest.mark.parametrize(("pattern", "group", "kept"), [("2:4", 4, 2), ("4:8", 8, 4)])
+def test_a_layer_by_magnitude_keeps_the_largest(pattern: str, group: int, kept: int) -> None:
+    layer, any_of_them = (
+        random_layer(32, 256, pattern, permuted=False, by_magnitude=by_magnitude)
+        for by_magnitude in (True, False)
+    )
+    groups = layer.dense.unflatten(-1, (-1, group))
+    assert ((groups != 0).sum(-1) == kept).all()
+    assert layer.dense.float().square().sum() > 1.4 * any_of_them.dense.float().square().sum()
