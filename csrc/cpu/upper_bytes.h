@@ -22,7 +22,8 @@ inline __m512i upper_entries(__m512i largest) {
 
 // The strays of a row group. They name places in memory, so that one that was damaged in memory
 // must be found here: the list is cut to what the header says, and a stray that is in no row or has
-// no input is left out.
+// no input is left out; where the list is taken from its front, those behind it in the row group
+// are too.
 class StrayList {
  public:
   StrayList() = default;
