@@ -4,10 +4,25 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import pytest
+
 from benchmarks.shapes import Layer, random_layer
+from permllm_vllm.backends.cpu import instruction_sets
 
 TWELVE_BITS = ("amx", "zen5")
 """Instruction sets that store bfloat16 values in 12 bits."""
+on_each_with_twelve_bits = pytest.mark.parametrize(
+    "isa",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.skipif(
+                name not in instruction_sets(), reason=f"this CPU or build does not run {name}"
+            ),
+        )
+        for name in TWELVE_BITS
+    ],
+)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import INT8_ONLY, SIXTEEN_BITS_ONLY, CpuBackend, instruction_sets
-from tests.kernels.cases import TWELVE_BITS
+from tests.kernels.cases import TWELVE_BITS, on_each_with_twelve_bits
 
 pytestmark = pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
 head_linear = torch.ops.permllm.head_linear
@@ -27,18 +27,6 @@ def most_tokens(outputs: int, inputs: int, half: bool = False) -> int:
 MOST, HALF = most_tokens(64, 64), most_tokens(64, 64, half=True)
 needs_half = pytest.mark.skipif(not HALF, reason="this CPU has no kernel for a float16 head")
 needs_kernel = pytest.mark.skipif(not MOST, reason="this CPU has no kernel for a dense head")
-twelve_bits = pytest.mark.parametrize(
-    "isa",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.skipif(
-                name not in instruction_sets(), reason=f"this CPU or build does not run {name}"
-            ),
-        )
-        for name in TWELVE_BITS
-    ],
-)
 AVX2 = ("avx2_vnni", "avx2")
 """Their kernel takes outputs in a multiple of 8, inputs in one of 64, and any number of tokens: few
 in one way, more in another, with other roundings."""
@@ -202,7 +190,7 @@ def test_shapes_need_no_data() -> None:
     assert head_linear(x, weight).shape == (5, 50)
 
 
-@twelve_bits
+@on_each_with_twelve_bits
 @given(
     tokens=st.integers(1, 70),
     outputs=st.integers(1, 50),
@@ -225,7 +213,7 @@ def test_any_shape_in_twelve_bits(
         assert_right(found, x, weight, bias)
 
 
-@twelve_bits
+@on_each_with_twelve_bits
 @pytest.mark.parametrize("tokens", [1, 4, 8, 10, 11, 16, 17, 32, 33, 64])
 def test_every_value_in_twelve_bits_is_exact(isa: str, tokens: int) -> None:
     weight = drawn(45, 1096, 3)
@@ -241,7 +229,7 @@ def test_every_value_in_twelve_bits_is_exact(isa: str, tokens: int) -> None:
     assert torch.equal(torch.cat(found), weight.T)
 
 
-@twelve_bits
+@on_each_with_twelve_bits
 def test_what_has_no_twelve_bits_is_not_packed(isa: str) -> None:
     backend = CpuBackend(isa)
     assert backend.pack_dense(drawn(16, 64, 0) * 2.0 ** torch.arange(64).neg().bfloat16()) is None
@@ -250,7 +238,7 @@ def test_what_has_no_twelve_bits_is_not_packed(isa: str) -> None:
         assert CpuBackend(other).pack_dense(drawn(16, 64, 0)) is None
 
 
-@twelve_bits
+@on_each_with_twelve_bits
 @pytest.mark.parametrize(
     ("weight", "message"),
     [

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from benchmarks.shapes import Layer, random_layer
 from permllm_vllm import ops
-from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
+from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.checkpoint import packing, permutation
-from tests.kernels.cases import TWELVE_BITS
+from tests.kernels.cases import on_each_with_twelve_bits
 from tests.kernels.test_cpu import run
 
 VALUE_TYPE, STRAYS = 5, 6
@@ -23,18 +23,7 @@ POWERS = 13
 VALUES_OF_STRAY = 512
 TOKENS = (1, 2, 3, 6, 7, 12, 16, 17, 32, 33, 48, 100, 300)  # every kernel
 
-pytestmark = pytest.mark.parametrize(
-    "isa",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.skipif(
-                name not in instruction_sets(), reason=f"this CPU or build does not run {name}"
-            ),
-        )
-        for name in TWELVE_BITS
-    ],
-)
+pytestmark = on_each_with_twelve_bits
 
 
 def layer_of(values: Tensor, *, permuted: bool = True) -> Layer:
