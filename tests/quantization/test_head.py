@@ -1,7 +1,6 @@
 """Embeddings and the output head in vLLM's own layers: who multiplies, and what is kept.
 
-A copy in 12 bits, where an instruction set has one, is tested last; before that the kernels that
-read the weight where it stands.
+A copy in 12 bits is tested last; before that the kernels that read the weight where it stands.
 """
 
 from collections.abc import Callable
@@ -70,10 +69,10 @@ def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def twelve_bits(monkeypatch: pytest.MonkeyPatch, in_place: None) -> None:
-    isa = next((name for name in instruction_sets() if name in TWELVE_BITS), None)
-    if isa is None:
+    found = [name for name in instruction_sets() if name in TWELVE_BITS]
+    if not found:
         pytest.skip("this CPU or build has no kernel for 12 bits")
-    monkeypatch.setenv("PERMLLM_CPU_ISA", isa)
+    monkeypatch.setenv("PERMLLM_CPU_ISA", found[0])
     monkeypatch.setattr(CpuBackend, "pack_dense", pack_dense)
 
 
@@ -197,8 +196,7 @@ def test_without_a_kernel_vllm_packs(monkeypatch: pytest.MonkeyPatch, calls: lis
 def test_any_number_of_tokens_meets_a_copy_in_twelve_bits(
     twelve_bits: None, calls: list[int]
 ) -> None:
-    layer = built(ParallelLMHead)
-    load(layer, weights())
+    load(layer := built(ParallelLMHead), weights())
     copy = layer.__dict__[COPY]  # before vLLM measures how much memory the KV cache can have
     for tokens in (1, 8, 11, 40):
         assert_right(logits(layer, tokens))
