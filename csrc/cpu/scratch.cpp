@@ -1,6 +1,7 @@
 #include "scratch.h"
 
 #include "huge_pages.h"
+#include "poison.h"
 
 namespace permllm::cpu {
 namespace {
@@ -10,7 +11,14 @@ constexpr size_t kGrowth = size_t{64} << 10;
 struct Buffer {
   void* data = nullptr;
   size_t bytes = 0;
-  ~Buffer() { release_huge(data, bytes); }
+  ~Buffer() { release(); }
+
+  void release() {
+    unpoison(data, bytes);
+    release_huge(data, bytes);
+    data = nullptr;
+    bytes = 0;
+  }
 };
 
 thread_local Buffer buffers[kScratchKinds];
@@ -21,12 +29,12 @@ void* thread_scratch(Scratch kind, size_t bytes) {
   Buffer& buffer = buffers[static_cast<int>(kind)];
   if (buffer.bytes < bytes) {
     const size_t rounded = (bytes + kGrowth - 1) / kGrowth * kGrowth;
-    release_huge(buffer.data, buffer.bytes);
-    buffer.data = nullptr;
-    buffer.bytes = 0;
+    buffer.release();
     buffer.data = allocate_huge(rounded);
     buffer.bytes = rounded;
   }
+  unpoison(buffer.data, bytes);
+  poison(static_cast<char*>(buffer.data) + bytes, buffer.bytes - bytes);
   return buffer.data;
 }
 

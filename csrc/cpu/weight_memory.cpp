@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "huge_pages.h"
+#include "poison.h"
 
 namespace permllm::cpu {
 namespace {
@@ -23,24 +24,30 @@ size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * 
 class Segment {
  public:
   explicit Segment(size_t bytes)
-      : bytes_(bytes),
-        begin_(static_cast<char*>(allocate_huge(bytes))),
-        users_(bytes / kHugePage) {}
+      : bytes_(bytes), begin_(static_cast<char*>(allocate_huge(bytes))), users_(bytes / kHugePage) {
+    poison(begin_, bytes_);
+  }
 
-  bool has_room(size_t bytes) const { return bytes <= bytes_ - used_; }
+  bool has_room(size_t bytes) const { return bytes + kRedZone <= bytes_ - used_; }
   bool holds(const char* data) const { return data >= begin_ && data < begin_ + bytes_; }
   bool empty() const { return weights_ == 0; }
-  void unmap() { release_huge(begin_, bytes_); }
+
+  void unmap() {
+    unpoison(begin_, bytes_);
+    release_huge(begin_, bytes_);
+  }
 
   void* take(size_t bytes) {
     char* data = begin_ + used_;
     for (size_t page = page_of(data); page <= page_of(data + bytes - 1); ++page) ++users_[page];
-    used_ += bytes;
+    used_ += bytes + kRedZone;
     ++weights_;
+    unpoison(data, bytes);
     return data;
   }
 
   void give_back(char* data, size_t bytes) {
+    poison(data, bytes);
     for (size_t page = page_of(data); page <= page_of(data + bytes - 1); ++page) {
       if (--users_[page] == 0) madvise(begin_ + page * kHugePage, kHugePage, MADV_DONTNEED);
     }
@@ -67,7 +74,7 @@ std::vector<Segment>& segments() {
 
 // Where the system does not let so many addresses be mapped, as many as are needed.
 Segment new_segment(size_t bytes) {
-  const size_t needed = round_up(bytes, kHugePage);
+  const size_t needed = round_up(bytes + kRedZone, kHugePage);
   if (needed < kSegment) {
     try {
       return Segment(kSegment);

@@ -109,13 +109,15 @@ def link_library(sanitizer: Sequence[str], objects: Sequence[Path], target: Path
 
 
 def compile_with_overflow(sanitizer: Sequence[str], folder: Path) -> Path:
-    """Compile pack.cpp so that it asks for less memory than kernels read; returns the object."""
-    text = (ROOT / "csrc" / "cpu" / "pack.cpp").read_text()
-    right, wrong = "* kLineBytes + kTailBytes;", "* kLineBytes - kLineBytes;"
+    """Compile weight_memory.cpp so that the last line of a weight is not its own; returns the object."""
+    text = (ROOT / "csrc" / "cpu" / "weight_memory.cpp").read_text()
+    right, wrong = "unpoison(data, bytes);", "unpoison(data, bytes - kAlignment);"
     if text.count(right) != 1:
-        raise RuntimeError(f"pack.cpp has {right!r} {text.count(right)} times; plant another bug")
+        raise RuntimeError(
+            f"weight_memory.cpp has {right!r} {text.count(right)} times; plant another bug"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    source = folder / "pack.cpp"
+    source = folder / "weight_memory.cpp"
     source.write_text(text.replace(right, wrong))
     return compile_all(sanitizer, [str(source)], folder)[0]
 
