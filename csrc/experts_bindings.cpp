@@ -86,7 +86,8 @@ void multiply(const Tensor& x, const cpu::StackedLinear& gate_up, const cpu::Sta
 Tensor sparse_experts(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor gate_up,
                       Tensor gate_up_metadata, OptionalTensor gate_up_permutation,
                       OptionalTensor gate_up_scale, Tensor down, Tensor down_metadata,
-                      OptionalTensor down_permutation, OptionalTensor down_scale) {
+                      OptionalTensor down_permutation, OptionalTensor down_scale,
+                      int64_t intermediate_size) {
   const int64_t experts = check_headers(gate_up_metadata, "gate_up_metadata");
   STD_TORCH_CHECK(check_headers(down_metadata, "down_metadata") == experts, "gate_up has ", experts,
                   " experts, down ", down_metadata.size(0), ": they must be the same.");
@@ -95,6 +96,8 @@ Tensor sparse_experts(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor gat
   STD_TORCH_CHECK(one.n == 2 * two.k && one.k == two.n, "gate_up of ", one.n, " x ", one.k,
                   " does not fit down of ", two.n, " x ", two.k,
                   ": it has the outputs of gate and up, and down gives what gate_up takes.");
+  STD_TORCH_CHECK(two.k == intermediate_size, "intermediate_size is ", intermediate_size,
+                  ", down takes ", two.k, " inputs: they must agree.");
   STD_TORCH_CHECK(one.isa == two.isa, "gate_up was packed for instruction set ", cpu::name(one.isa),
                   ", down for ", cpu::name(two.isa), ": pack both for one.");
   check_activations(x, one);

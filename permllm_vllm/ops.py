@@ -1,9 +1,9 @@
 """The operator that multiplies with a packed weight, `torch.ops.permllm.sparse_linear`.
 
 Defined here with its shape function and its plain PyTorch implementation; the compiled libraries,
-where they were built, add those for the CPU and for CUDA. So is `permute_inputs`, which only the
-one for CUDA implements. What `packed` and `metadata` hold is the
-business of the backend that packed (`permllm_vllm.backends`).
+where they were built, add those for the CPU and for CUDA. So are `sparse_experts`, which only they
+implement, and `permute_inputs`, which only the one for CUDA does. What `packed` and `metadata` hold
+is the business of the backend that packed (`permllm_vllm.backends`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _library.define(
 _library.define(
     "sparse_experts(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor gate_up, "
     "Tensor gate_up_metadata, Tensor? gate_up_permutation, Tensor? gate_up_scale, Tensor down, "
-    "Tensor down_metadata, Tensor? down_permutation, Tensor? down_scale) -> Tensor",
+    "Tensor down_metadata, Tensor? down_permutation, Tensor? down_scale, "
+    "SymInt intermediate_size) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
@@ -79,7 +80,7 @@ def _fake_head(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-def _fake_experts(x: Tensor, *operands: Tensor | None) -> Tensor:
+def _fake_experts(x: Tensor, *operands: Tensor | int | None) -> Tensor:
     return x.new_empty(x.shape)
 
 

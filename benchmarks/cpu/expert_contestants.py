@@ -122,7 +122,9 @@ def _sparse(weights: ExpertWeights, values: str) -> Contestant:
     return Contestant(
         f"{OURS} {values}",
         weights,
-        lambda x, router, ids: torch.ops.permllm.sparse_experts(x, router, ids, *operands),
+        lambda x, router, ids: torch.ops.permllm.sparse_experts(
+            x, router, ids, *operands, weights.shape.inner
+        ),
         size,
         LIMITS[values],
     )

@@ -162,16 +162,19 @@ def build(
         cpp = [*compiler, *flags, *definitions(names), "-MD", "-c", str(source)]
         compile_source([*cpp, "-o", str(target(source))], target(source))
 
-    bindings = SOURCES / "bindings.cpp"
+    bindings = sorted(SOURCES.glob("*bindings.cpp"))
     run_all(
         [partial(compile_cuda, source) for source in heavy],
-        [partial(compile_bindings, bindings), *(partial(compile_cuda, path) for path in light)],
+        [
+            *(partial(compile_bindings, path) for path in bindings),
+            *(partial(compile_cuda, path) for path in light),
+        ],
         jobs(),
     )
     link(
         [
             *compiler, "-shared", "-o", str(library),
-            *(str(target(source)) for source in [*heavy, *light, bindings]),
+            *(str(target(source)) for source in [*heavy, *light, *bindings]),
             *(f"-L{path}" for path in toolkit.library_directories()),
             "-lcudart_static", "-lrt", "-ldl", "-lpthread",
             f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,--no-undefined",

@@ -113,6 +113,11 @@ PERMLLM_DEVICE void show_tensor_cores() {
 #endif
 }
 
+// Adds to a number in shared memory and returns what it was.
+PERMLLM_DEVICE int add_shared(int* shared, int value) { return atomicAdd(shared, value); }
+
+PERMLLM_DEVICE float exponential(float value) { return __expf(value); }
+
 PERMLLM_DEVICE void sync_block() { __syncthreads(); }
 PERMLLM_DEVICE void sync_warp() { __syncwarp(); }
 

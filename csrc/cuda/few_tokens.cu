@@ -11,7 +11,8 @@ template <class Element, class Value, int kTokenTiles, int kRows>
 __global__ void __launch_bounds__(few_tokens_threads(kRows), kRows > kRowMultiple)
     few_tokens_kernel(LinearArguments arguments, FewTokensPlan plan, float* partial) {
   extern __shared__ __align__(1024) unsigned char shared[];
-  few_tokens_body<Element, Value, kTokenTiles, kRows>(arguments, plan, partial, shared);
+  const int token = blockIdx.z * (8 * kTokenTiles);
+  few_tokens_body<Element, Value, kTokenTiles, kRows>(arguments, plan, partial, token, shared);
 }
 
 template <class Element>

@@ -14,6 +14,7 @@
 
 namespace permllm::cuda {
 
+// The third dimension is that of tokens, plan.token_tiles * 8 to a block.
 inline Grid few_tokens_grid(const LinearArguments& arguments, const FewTokensPlan& plan) {
   const int tokens = plan.token_tiles * 8;
   return {static_cast<unsigned>((arguments.padded_rows + plan.rows - 1) / plan.rows),
@@ -89,11 +90,11 @@ struct ActivationCopies {
   }
 };
 
-// Called by few_tokens_threads(kRows) threads. Of the rows of the last block, some may not be
-// there.
+// Called by few_tokens_threads(kRows) threads, for the tokens from `token` on. Of the rows of the
+// last block, some may not be there.
 template <class Element, class Value, int kTokenTiles, int kRows = kRowMultiple>
 PERMLLM_DEVICE void few_tokens_body(const LinearArguments& arguments, const FewTokensPlan& plan,
-                                    float* partial, unsigned char* shared) {
+                                    float* partial, int token, unsigned char* shared) {
   using Stage = WeightStage<Value, kRows>;
   constexpr int kThreads = few_tokens_threads(kRows);
   constexpr int kTokens = 8 * kTokenTiles;
@@ -114,7 +115,6 @@ PERMLLM_DEVICE void few_tokens_body(const LinearArguments& arguments, const FewT
   // Four warps bring and permute activations, of as many as there are.
   const bool brings = kThreads == kPermutingThreads || warp < kPermutingThreads / 32;
   const int split = blockIdx.y;
-  const int token = blockIdx.z * kTokens;
   const int first_step = split * plan.steps_per_split;
   const int all_steps = arguments.padded_inputs / kStepInputs;
   const int steps =

@@ -5,6 +5,7 @@
 #include <cstddef>
 
 #include "arguments.h"
+#include "experts.h"
 #include "few_tokens_plan.h"
 
 namespace permllm::cuda {
@@ -40,6 +41,10 @@ int many_tokens_sm90_permuting_float16(const LinearArguments& arguments, const D
 int many_tokens_sm100_bfloat16(const LinearArguments& arguments, const Device& device,
                                void* stream);
 int many_tokens_sm100_float16(const LinearArguments& arguments, const Device& device, void* stream);
+
+// Any number of tokens, with memory for as many pairs and blocks as the plan says.
+int multiply_experts(const ExpertsArguments& arguments, const ExpertsPlan& plan,
+                     const Device& device, void* stream);
 
 int permute(const PermuteArguments& arguments, int element_bytes, const Device& device,
             void* stream);

@@ -9,7 +9,8 @@ template <class Element, class Value, int kTokens>
 __global__ void __launch_bounds__(kManyThreads<kTokens>)
     many_tokens_kernel(LinearArguments arguments) {
   extern __shared__ __align__(128) unsigned char shared[];
-  many_tokens_body<Element, Value, kTokens>(arguments, shared);
+  many_tokens_body<Element, Value, kTokens>(arguments, blockIdx.y * kStepRows, blockIdx.x * kTokens,
+                                            shared);
 }
 
 template <class Element, class Value, int kTokens>

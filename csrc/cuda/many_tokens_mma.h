@@ -66,8 +66,10 @@ Grid many_tokens_grid(const LinearArguments& arguments) {
           static_cast<unsigned>(arguments.padded_rows / kStepRows)};
 }
 
+// The rows from `row` on, of the tokens from `token` on.
 template <class Element, class Value, int kTokens>
-PERMLLM_DEVICE void many_tokens_body(const LinearArguments& arguments, unsigned char* shared) {
+PERMLLM_DEVICE void many_tokens_body(const LinearArguments& arguments, int row, int token,
+                                     unsigned char* shared) {
   using Weights = WeightStage<Value>;
   using Activations = ActivationStage<kTokens>;
   constexpr int kStages = kManyStages<Value, kTokens>;
@@ -76,8 +78,6 @@ PERMLLM_DEVICE void many_tokens_body(const LinearArguments& arguments, unsigned 
   const int warp = threadIdx.x / 32;
   const int first_row = warp % 2 * 64;
   const int first_token = warp / 2 * 32;
-  const int token = blockIdx.x * kTokens;
-  const int row = blockIdx.y * kStepRows;
   const int steps = arguments.padded_inputs / kStepInputs;
 
   auto stage_of = [&](int step) { return shared + step % kStages * kStageBytes; };

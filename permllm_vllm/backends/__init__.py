@@ -9,6 +9,7 @@ import torch
 from permllm_vllm import ops
 from permllm_vllm.backends import cuda, cuda_trial
 from permllm_vllm.backends.cpu import CpuBackend
+from permllm_vllm.backends.cuda import CudaBackend
 from permllm_vllm.backends.reference import ReferenceBackend
 from permllm_vllm.backends.weights import (
     Backend,
@@ -22,8 +23,10 @@ __all__ = [
     "Backend",
     "CheckpointWeights",
     "CpuBackend",
+    "CudaBackend",
     "PackedWeights",
     "ReferenceBackend",
+    "SelectedBackend",
     "StackedWeights",
     "fallback_reason",
     "require_pattern",
@@ -31,6 +34,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+SelectedBackend = CpuBackend | CudaBackend | ReferenceBackend
 
 #: What the CPU kernels multiply.
 ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
@@ -70,7 +75,7 @@ def require_pattern(device: torch.device, pattern: Pattern) -> None:
 
 def select_backend(
     device: torch.device, dtype: torch.dtype, values: torch.dtype | None = None
-) -> Backend:
+) -> SelectedBackend:
     """Picks the backend for layers with activations of `dtype` on `device`.
 
     Falls back to the reference backend where no kernel exists, with `fallback_reason` as a warning.
@@ -87,7 +92,7 @@ def select_backend(
     values = values or dtype
     reason = fallback_reason(device, dtype, values)
     if not reason and device.type == "cuda":
-        return cuda.CudaBackend(dtype)
+        return CudaBackend(dtype)
     if not reason:
         if torch.bfloat16 not in (dtype, values) and values.is_floating_point:
             logger.warning(

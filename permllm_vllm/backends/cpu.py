@@ -10,7 +10,12 @@ from torch import Tensor
 
 from permllm_vllm import ops
 from permllm_vllm.backends.rounded import round_rows
-from permllm_vllm.backends.weights import CheckpointWeights, PackedWeights, StackedWeights
+from permllm_vllm.backends.weights import (
+    CheckpointWeights,
+    PackedWeights,
+    StackedWeights,
+    stacked,
+)
 from permllm_vllm.checkpoint import permutation as permutations
 
 #: Largest block whose permutation disappears inside the kernel's blocks of 64 inputs.
@@ -130,14 +135,14 @@ class CpuBackend:
         places = [0, *accumulate(sizes)][: len(sizes)]
         for place, one in zip(places, experts, strict=True):
             packed[place : place + one.packed.numel()].copy_(one.packed)
-        metadata = _stacked([one.metadata for one in experts])
+        metadata = stacked([one.metadata for one in experts])
         if metadata is None:
             raise ValueError("packed weights of the CPU have metadata; these have none")
         return StackedWeights(
             packed,
             torch.cat([metadata, torch.tensor(places).unsqueeze(1)], dim=1),
-            _stacked([one.permutation for one in experts]),
-            _stacked([one.scale for one in experts]),
+            stacked([one.permutation for one in experts]),
+            stacked([one.scale for one in experts]),
         )
 
     def _of_bfloat16(self) -> str:
@@ -147,12 +152,6 @@ class CpuBackend:
     def _packs_int8(self, inputs: int) -> bool:
         """Whether a kernel multiplies int8 values of this many inputs."""
         return inputs <= MOST_INT8_INPUTS and torch.ops.permllm.cpu_packs_int8(self.instruction_set)
-
-
-def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
-    """One tensor of tensors alike; None where there are none."""
-    present = [tensor for tensor in tensors if tensor is not None]
-    return torch.stack(present) if present else None
 
 
 def _fastest_of_float32() -> str:

@@ -6,11 +6,18 @@ csrc/cuda/format.h.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from permllm_vllm import ops
-from permllm_vllm.backends.weights import CheckpointWeights, PackedWeights
+from permllm_vllm.backends.weights import (
+    CheckpointWeights,
+    PackedWeights,
+    StackedWeights,
+    stacked,
+)
 from permllm_vllm.checkpoint import packing
 from permllm_vllm.checkpoint import permutation as permutations
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -134,10 +141,29 @@ class CudaBackend:
             permutation=_pack_permutation(weights),
             scale=None if weights.scale is None else weights.scale.float().contiguous(),
         )
-        if values.is_cuda:
-            # The kernels request weights before the kernel in front of them has ended.
-            torch.cuda.current_stream(values.device).synchronize()
+        _settle(values)
         return packed
+
+    def stack(self, experts: Sequence[PackedWeights]) -> StackedWeights:
+        """Puts the packed weights of one linear layer of all experts one after the other."""
+        packed = torch.stack([one.packed for one in experts])
+        metadata = stacked([one.metadata for one in experts])
+        if metadata is None:
+            raise ValueError("packed weights of a GPU have metadata; these have none")
+        whole = StackedWeights(
+            packed,
+            metadata,
+            stacked([one.permutation for one in experts]),
+            stacked([one.scale for one in experts]),
+        )
+        _settle(packed)
+        return whole
+
+
+def _settle(packed: Tensor) -> None:
+    """Wait until weights are written: kernels request them before the one in front has ended."""
+    if packed.is_cuda:
+        torch.cuda.current_stream(packed.device).synchronize()
 
 
 def pad_values(values: Tensor) -> Tensor:

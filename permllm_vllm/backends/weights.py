@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -46,9 +48,11 @@ class StackedWeights:
     """One linear layer of all experts, packed: tensor arguments of `sparse_experts`.
 
     Attributes:
-        packed: uint8, the packed weights one after the other.
-        metadata: int64 `[experts, fields]`, of each what was its metadata, and its place.
-        permutation: int32 `[experts, in]`, or None.
+        packed: the packed weights one after the other: on the CPU uint8, on CUDA
+            `[experts, padded out, padded in / 2]`.
+        metadata: on the CPU int64 `[experts, fields]`, of each what was its metadata, and its
+            place; on CUDA those of each expert, one after the other.
+        permutation: `[experts, in]`, on the CPU int32 and on CUDA uint8 and padded; or None.
         scale: float32 `[experts, out]`, or None.
     """
 
@@ -71,3 +75,9 @@ class Backend(Protocol):
             RuntimeError: tensors that do not fit each other, or masks that keep a wrong number.
         """
         ...
+
+
+def stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """One tensor of tensors alike; None where there are none."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(present) if present else None

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Module
 
 import permllm_vllm.ops  # noqa: F401  (defines torch.ops.permllm)
-from permllm_vllm.backends import CheckpointWeights, CpuBackend
+from permllm_vllm.backends import CheckpointWeights, ReferenceBackend
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.compat import FusedMoEMethodBase, UnquantizedFusedMoEMethod
@@ -79,6 +79,7 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         """
         refuse_load_format()
         ranks, inner = layer.moe_config.tp_size, intermediate_size_per_partition
+        self.intermediate_size = inner
         down = [names[-1] for names in self.modules]
         blocks = self.checkpoint.block_size if self.permuted[1] else None
         require_divisible(down[:1], inner * ranks, inner, blocks)
@@ -144,7 +145,9 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         operands = [
             getattr(layer, f"{name}_{operand}") for name in (GATE_UP, DOWN) for operand in OPERANDS
         ]
-        return _sparse_experts(x, topk_weights.float(), topk_ids.to(torch.int32), *operands)
+        return _sparse_experts(
+            x, topk_weights.float(), topk_ids.to(torch.int32), *operands, self.intermediate_size
+        )
 
     def apply_monolithic(self, layer: Any, *arguments: Any, **options: Any) -> Tensor:
         """The same where vLLM's kernel for dense experts chooses them itself, on some GPUs."""
@@ -157,20 +160,20 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         if not loaded:
             return False
         values = loaded[schema.WEIGHT_PACKED]
-        backend = self.served.experts_backend(values.device, self.dtype, values.dtype)
+        backend = self.served.backend(values.device, self.dtype, values.dtype)
         packed = [
             backend.pack(self._checked(stack, loaded, expert))
             for expert in range(len(stack.layers))
         ]
         stack.drop(layer)
         del loaded, values  # before the packed weights are copied into one piece
-        if isinstance(backend, CpuBackend):
+        if isinstance(backend, ReferenceBackend):
+            weight = torch.stack([one.packed for one in packed])
+            register_packed(layer, f"{stack.name}_weight", weight)
+        else:
             stacked = backend.stack(packed)
             for operand in OPERANDS:
                 register_packed(layer, f"{stack.name}_{operand}", getattr(stacked, operand))
-        else:
-            weight = torch.stack([one.packed for one in packed])
-            register_packed(layer, f"{stack.name}_weight", weight)
         for _ in packed:
             self.served.packed(backend, self.pattern, self.dtype)
         return True

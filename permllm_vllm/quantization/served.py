@@ -6,7 +6,7 @@ import torch
 
 import permllm_vllm
 from permllm_vllm import ops
-from permllm_vllm.backends import Backend, CpuBackend, ReferenceBackend, select_backend
+from permllm_vllm.backends import Backend, SelectedBackend, select_backend
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.compat import init_logger
 from permllm_vllm.quantization.freed_memory import release_freed_memory
@@ -26,32 +26,17 @@ class ServedLayers:
 
     def __init__(self) -> None:
         self._created = 0
-        self._warned_of_experts = False
         self._packed: Counter[tuple[str, str]] = Counter()
-        self._backends: dict[tuple[torch.device, torch.dtype, torch.dtype], Backend] = {}
+        self._backends: dict[tuple[torch.device, torch.dtype, torch.dtype], SelectedBackend] = {}
 
-    def backend(self, device: torch.device, dtype: torch.dtype, values: torch.dtype) -> Backend:
+    def backend(
+        self, device: torch.device, dtype: torch.dtype, values: torch.dtype
+    ) -> SelectedBackend:
         """What packs and multiplies; chosen once, so that a fallback is warned about once."""
         key = (device, dtype, values)
         if key not in self._backends:
             self._backends[key] = select_backend(*key)
         return self._backends[key]
-
-    def experts_backend(
-        self, device: torch.device, dtype: torch.dtype, values: torch.dtype
-    ) -> Backend:
-        """The same of experts, for which there are kernels on the CPU alone."""
-        backend = self.backend(device, dtype, values)
-        if isinstance(backend, CpuBackend | ReferenceBackend):
-            return backend
-        if not self._warned_of_experts:
-            self._warned_of_experts = True
-            logger.warning(
-                "sparse experts have no kernel on %s: they are decompressed, as large as dense "
-                "ones, and multiplied by vLLM's own kernels",
-                device.type,
-            )
-        return ReferenceBackend(dtype)
 
     def created(self) -> None:
         """A layer waits for its weights."""

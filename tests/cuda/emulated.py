@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from permllm_vllm.backends import PackedWeights
+from permllm_vllm.backends.weights import StackedWeights
 
 ELEMENTS = {torch.bfloat16: 0, torch.float16: 1}
 KERNELS = (  # LinearKernel
@@ -42,6 +43,24 @@ class _Device(ctypes.Structure):
         )),
         ("overlaps", ctypes.c_bool),
     ]  # fmt: skip
+
+
+class _Stack(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int) for name in (
+            "int8", "rows", "inputs", "padded_rows", "padded_inputs",
+        )),
+        *((name, ctypes.c_void_p) for name in ("values", "metadata", "permutation", "scale")),
+    ]  # fmt: skip
+
+
+class _Experts(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("element", "tokens", "choices", "experts", "x_stride")),
+        *((name, ctypes.c_void_p) for name in ("x", "ids", "weights")),
+        *((name, _Stack) for name in ("gate_up", "down")),
+        ("y", ctypes.c_void_p),
+    ]
 
 
 @dataclass(frozen=True)
@@ -83,6 +102,7 @@ class Emulator:
         self._library = library
         for function in (
             library.emulate_linear,
+            library.emulate_experts,
             library.emulate_permute,
             library.emulate_stages,
             library.site,
@@ -129,6 +149,43 @@ class Emulator:
             )
         )
         return y
+
+    def experts(
+        self,
+        x: Tensor,
+        weights: Tensor,
+        ids: Tensor,
+        gate_up: StackedWeights,
+        down: StackedWeights,
+        inner: int,
+        *,
+        gpu: Gpu = SMALL,
+        seed: int = 0,
+    ) -> tuple[Tensor, int]:
+        """The result, and how many blocks of pairs there were."""
+        y = torch.empty(x.shape, dtype=x.dtype)
+        assert ids.dtype == torch.int32
+        assert weights.dtype == torch.float32
+        assert x.stride(1) == 1
+        assert ids.is_contiguous()
+        assert weights.is_contiguous()
+        experts = _Experts(
+            ELEMENTS[x.dtype],
+            *ids.shape,
+            len(gate_up.packed),
+            x.stride(0),
+            *(tensor.data_ptr() for tensor in (x, ids, weights)),
+            _stack(gate_up, 2 * inner, x.shape[1]),
+            _stack(down, x.shape[1], inner),
+            y.data_ptr(),
+        )
+        device, blocks = gpu.as_struct(), ctypes.c_int()
+        _raise(
+            self._library.emulate_experts(
+                ctypes.byref(experts), ctypes.byref(device), seed, ctypes.byref(blocks)
+            )
+        )
+        return y, blocks.value
 
     def permute(self, x: Tensor, permutation: Tensor, seed: int = 0) -> Tensor:
         y = torch.empty_like(x)
@@ -239,3 +296,17 @@ class Emulator:
 def _raise(error: bytes | None) -> None:
     if error is not None:
         raise EmulatorError(error.decode())
+
+
+def _stack(stacked: StackedWeights, rows: int, inputs: int) -> _Stack:
+    _, padded_rows, columns = stacked.packed.shape
+    tensors = (stacked.packed, stacked.metadata, stacked.permutation, stacked.scale)
+    assert all(tensor is None or tensor.is_contiguous() for tensor in tensors)
+    return _Stack(
+        stacked.packed.dtype == torch.int8,
+        rows,
+        inputs,
+        padded_rows,
+        columns * 2,
+        *(None if tensor is None else tensor.data_ptr() for tensor in tensors),
+    )

@@ -10,6 +10,7 @@
 // Every barrier and wait knows its line, so that a test can leave one out (`left_out`).
 #pragma once
 
+#include <signal.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -42,8 +43,10 @@ struct Copy {
 using WarpOperation = void (*)(void* const* lanes);
 
 struct Fibre {
+  static constexpr size_t kStackBytes = 128 << 10;
+
   ucontext_t context;
-  std::vector<unsigned char> stack = std::vector<unsigned char>(256 << 10);
+  std::unique_ptr<unsigned char[]> stack{new unsigned char[kStackBytes]};
   enum { kReady, kAtBlock, kAtWarp, kAtPreviousKernel, kDone } state = kReady;
   bool has_waited = false;  // for the previous kernel
   size_t hidden = 0;        // stores that the tensor cores do not see yet
@@ -78,6 +81,29 @@ inline void leave(decltype(Fibre::kReady) state) {
   block->error = message;
   for (;;) leave(Fibre::kDone);
 }
+
+// While there is one, a thread that touches memory that is not mapped ends the launch.
+class FaultsFail {
+ public:
+  FaultsFail() {
+    struct sigaction action = {};
+    action.sa_handler = [](int) {
+      if (block == nullptr || block->current == nullptr) {
+        signal(SIGSEGV, SIG_DFL);  // no thread of a kernel: once more, and for good
+        return;
+      }
+      fail("a thread touched memory that is not there");
+    };
+    action.sa_flags = SA_NODEFER;  // the handler is never returned from
+    sigaction(SIGSEGV, &action, &before_);
+  }
+  ~FaultsFail() { sigaction(SIGSEGV, &before_, nullptr); }
+  FaultsFail(const FaultsFail&) = delete;
+  FaultsFail& operator=(const FaultsFail&) = delete;
+
+ private:
+  struct sigaction before_;
+};
 
 static std::vector<unsigned char*> stored;  // where store_shared wrote four bytes
 
@@ -202,6 +228,7 @@ inline void Block::run(Index index) {
 inline void launch(Grid grid, unsigned threads, unsigned seed, const std::function<void()>& begin,
                    const std::function<void()>& previous_kernel_ends,
                    const std::function<void()>& body) {
+  const FaultsFail faults_fail;
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
@@ -217,8 +244,8 @@ inline void launch(Grid grid, unsigned threads, unsigned seed, const std::functi
           b.fibres.push_back(std::make_unique<Fibre>());
           Fibre& fibre = *b.fibres.back();
           getcontext(&fibre.context);
-          fibre.context.uc_stack.ss_sp = fibre.stack.data();
-          fibre.context.uc_stack.ss_size = fibre.stack.size();
+          fibre.context.uc_stack.ss_sp = fibre.stack.get();
+          fibre.context.uc_stack.ss_size = Fibre::kStackBytes;
           fibre.context.uc_link = nullptr;
           makecontext(&fibre.context, entry, 0);
         }

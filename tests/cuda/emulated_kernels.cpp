@@ -1,6 +1,7 @@
 // The kernels of csrc/cuda on the emulator, behind a C interface for the tests.
 #include <algorithm>
 
+#include "emulated_experts.h"
 #include "emulated_stage.h"
 #include "few_tokens.h"
 #include "guarded.h"
@@ -14,21 +15,22 @@ namespace {
 template <class Element, class Value>
 void few_tokens(const LinearArguments& a, const FewTokensPlan& plan, float* partial,
                 unsigned char* shared) {
+  const int token = static_cast<int>(blockIdx.z) * plan.token_tiles * 8;
   switch (plan.token_tiles) {
     case 1:
-      return few_tokens_body<Element, Value, 1>(a, plan, partial, shared);
+      return few_tokens_body<Element, Value, 1>(a, plan, partial, token, shared);
     case 2:
-      return few_tokens_body<Element, Value, 2>(a, plan, partial, shared);
+      return few_tokens_body<Element, Value, 2>(a, plan, partial, token, shared);
     case 4:
-      return few_tokens_body<Element, Value, 4>(a, plan, partial, shared);
+      return few_tokens_body<Element, Value, 4>(a, plan, partial, token, shared);
   }
   switch (plan.rows) {
     case 192:
-      return few_tokens_body<Element, Value, 8, 192>(a, plan, partial, shared);
+      return few_tokens_body<Element, Value, 8, 192>(a, plan, partial, token, shared);
     case 256:
-      return few_tokens_body<Element, Value, 8, 256>(a, plan, partial, shared);
+      return few_tokens_body<Element, Value, 8, 256>(a, plan, partial, token, shared);
     default:
-      return few_tokens_body<Element, Value, 8, 128>(a, plan, partial, shared);
+      return few_tokens_body<Element, Value, 8, 128>(a, plan, partial, token, shared);
   }
 }
 
@@ -60,8 +62,10 @@ template <class Element, class Value, int kTokens>
 void run_many_tile(const LinearArguments& a, unsigned seed, const Memory& memory) {
   Guarded shared(many_tokens_shared_bytes<Value, kTokens>());
   launch_after_another(many_tokens_grid<kTokens>(a), kManyThreads<kTokens>, seed, shared,
-                       memory.inputs, memory.y,
-                       [&] { many_tokens_body<Element, Value, kTokens>(a, shared.data); });
+                       memory.inputs, memory.y, [&] {
+                         many_tokens_body<Element, Value, kTokens>(
+                             a, blockIdx.y * kStepRows, blockIdx.x * kTokens, shared.data);
+                       });
 }
 
 LinearArguments sizes(int rows, int inputs, int tokens, bool int8) {

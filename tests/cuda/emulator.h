@@ -74,6 +74,14 @@ inline void show_tensor_cores(const Where& where = Where::current()) {
   emulator::block->current->hidden = 0;
 }
 
+inline int add_shared(int* shared, int value) {
+  const int before = *shared;  // no other thread runs meanwhile
+  *shared += value;
+  return before;
+}
+
+inline float exponential(float value) { return std::exp(value); }
+
 // Stands for a wgmma, which reads what all threads of the block have stored.
 inline void tensor_cores_read() {
   for (const auto& fibre : emulator::block->fibres) {

@@ -84,6 +84,11 @@ const std::map<std::string, void (*)(const Operands&)> kKernels = {
        if (threadIdx.x != 40) sync_block();
        o.y[threadIdx.x] = plus_one(o);
      }},
+    {"writes past its memory",
+     [](const Operands& o) {
+       start();
+       o.y[threadIdx.x == 40 ? kThreads : threadIdx.x] = plus_one(o);
+     }},
     {"copies are not committed",
      [](const Operands& o) {
        start();

@@ -10,6 +10,7 @@ from benchmarks.shapes import random_layer
 from permllm_vllm.backends.cuda import CudaBackend
 from tests.cuda.conftest import SOURCES
 from tests.cuda.emulated import EmulatorError
+from tests.cuda.test_emulated_experts import layers, repeated, routed, stacked
 
 CALL = re.compile(
     r"\b(?:sync_block|sync_warp|wait_copies<[^;]*>|wait_for_previous_kernel|show_tensor_cores)\(\)"
@@ -39,6 +40,7 @@ def mistaken(compile_for_host):
         ("does not wait for copies", b"wrong numbers"),
         ("no barrier after copies", b"wrong numbers"),
         ("one thread misses a barrier", b"some threads ended before a barrier"),
+        ("writes past its memory", b"touched memory that is not there"),
         ("copies are not committed", b"copies were never committed"),
     ],
 )
@@ -48,7 +50,7 @@ def test_finds_the_mistake(mistaken, mistake, found):
 
 
 def runs():
-    """Products that come to every barrier: splits, several panels, both tiles of many tokens."""
+    """What comes to every barrier: splits, several panels, both tiles of many tokens, experts."""
     layer = random_layer(128, 1152)
     packed = CudaBackend(torch.bfloat16).pack(layer.weights)
     x = torch.randn(66, 1152, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -62,6 +64,17 @@ def runs():
     yield lambda emulator, seed: product(emulator, 128, 66, seed)
     stages = torch.randn(9, 32, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
     yield lambda emulator, seed: emulator.permute_stages(stages, packed.permutation, 32, seed)
+    one = [stacked(of_experts, torch.bfloat16) for of_experts in layers(1, 128, 64)]
+    weights, ids = routed(64, 1, 1)  # as many pairs as blocks for many are taken for
+    yield lambda emulator, seed: emulator.experts(x[:64, :128], weights, ids, *one, 64, seed=seed)[
+        0
+    ]
+    # Of many experts, so that every thread that routes has some.
+    many = [repeated(experts, 1024) for experts in one]
+    routes = routed(200, 2, 1024)
+    yield lambda emulator, seed: emulator.experts(
+        x[:1, :128].repeat(200, 1), *routes, *many, 64, seed=seed
+    )[0]
 
 
 NOT_EMULATED = {

@@ -16,8 +16,12 @@ from tests.cuda.library_build import ARCHITECTURES, OUTPUT, ROOT
 CUTLASS_KERNELS = (("MainloopSm90TmaGmmaWarpSpecializedSparse", 6 + 4), ("PermutedMainloop", 4))
 #: The same for those of Blackwell that a build may have, of one type.
 OPTIONAL_KERNELS = ("MainloopSm100TmaUmmaWarpSpecializedSparse", 3)
-#: Our own, that every architecture has: 6 tiles or 2 for both types and both widths of values.
-OUR_KERNELS = (("few_tokens_kernel", 24), ("many_tokens_kernel", 8), ("permute_kernel", 3))
+#: Our own, that every architecture has: tiles for both types and both widths of values.
+OUR_KERNELS = (
+    *(("few_tokens_kernel", 24), ("many_tokens_kernel", 8), ("permute_kernel", 3)),
+    *(("few_pairs_kernel", 16), ("many_pairs_kernel", 4)),
+    *(("route_kernel", 1), ("gather_kernel", 1), ("gate_kernel", 2), ("combine_kernel", 2)),
+)
 LARGEST_SPILL = 16  # bytes of a thread
 #: What ptxas says of wgmma that waits for each other is no warning to it.
 REMARK = re.compile(r"\bwarning\b|Potential Performance Loss")

@@ -82,7 +82,7 @@ def experts(data: bytes) -> None:
     for _ in range(choices.below(3)):
         exact &= damage(choices, arguments)
     try:
-        y: Tensor = refusing(lambda: torch.ops.permllm.sparse_experts(*arguments), *ERRORS)
+        y: Tensor = refusing(lambda: torch.ops.permllm.sparse_experts(*arguments, WIDTH), *ERRORS)
     except Refused:
         if exact:
             raise Finding("good arguments were refused") from None

@@ -77,7 +77,7 @@ def experts(isa: str) -> Iterator[tuple[str, Sequence[int], Call]]:
     yield (
         "experts",
         tuple(routed),
-        lambda x: torch.ops.permllm.sparse_experts(x, *routed[len(x)], *operands),
+        lambda x: torch.ops.permllm.sparse_experts(x, *routed[len(x)], *operands, INTERMEDIATE),
     )
 
 

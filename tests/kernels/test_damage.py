@@ -119,7 +119,7 @@ def check_experts(isa: str) -> None:
         routed = torch.ones(len(x), 1), torch.zeros(len(x), 1, dtype=torch.int32)
         y: Tensor = torch.ops.permllm.sparse_experts(
             *(x, *routed, blob, gate_up.metadata, None, None),
-            *(down.packed, down.metadata, None, None),
+            *(down.packed, down.metadata, None, None, N // 2),
         )
         return y
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def inputs(tokens: int) -> Tensor:
 def oracle(
     x: Tensor, weights: Tensor, ids: Tensor, gate_up: Sequence[Layer], down: Sequence[Layer]
 ) -> Tensor:
-    y = torch.zeros(len(x), HIDDEN, dtype=torch.float64)
+    y = torch.zeros(x.shape, dtype=torch.float64)
     for token, row in enumerate(x.double()):
         for weight, expert in zip(weights[token].double(), ids[token].tolist(), strict=True):
             if expert < 0:
@@ -68,12 +69,13 @@ def oracle(
     return y
 
 
-def operands(gate_up: StackedWeights, down: StackedWeights) -> list[Tensor | None]:
-    return [
+def operands(gate_up: StackedWeights, down: StackedWeights) -> list[Any]:
+    tensors = [
         operand
         for stack in (gate_up, down)
         for operand in (stack.packed, stack.metadata, stack.permutation, stack.scale)
     ]
+    return [*tensors, INTERMEDIATE]
 
 
 def multiply(
@@ -119,7 +121,7 @@ def exact(
     x: Tensor, weights: Tensor, ids: Tensor, gate_up: Sequence[Layer], down: Sequence[Layer]
 ) -> Tensor:
     """As `oracle`, for many tokens: one expert after the other."""
-    y = torch.zeros(len(x), HIDDEN, dtype=torch.float64)
+    y = torch.zeros(x.shape, dtype=torch.float64)
     for expert in range(EXPERTS):
         tokens, places = torch.where(ids == expert)
         gate, up = (x[tokens].double() @ gate_up[expert].dense.double().T).chunk(2, dim=1)
@@ -309,6 +311,13 @@ def test_dense_experts_are_refused(isa: str) -> None:
     metadata[0, VALUE_TYPE] = DENSE8
     with pytest.raises(RuntimeError, match="gate_up of expert 0 is dense: experts are sparse"):
         choosing(0, replace(gate_up, metadata=metadata), down)
+
+
+def test_another_intermediate_size_is_refused() -> None:
+    gate_up, down = (stacked(CpuBackend("portable"), experts) for experts in layers())
+    given = [inputs(4).bfloat16(), *routed(4), *operands(gate_up, down)[:-1], INTERMEDIATE + 8]
+    with pytest.raises(RuntimeError, match=f"is {INTERMEDIATE + 8}, down takes {INTERMEDIATE}"):
+        torch.ops.permllm.sparse_experts(*given)
 
 
 @pytest.mark.skipif("avx2" not in instruction_sets(), reason="one instruction set alone runs here")

@@ -61,7 +61,7 @@ def count_of_experts(isa: str, regions: Callable[[], int]) -> list[int]:
         ids = torch.arange(2, dtype=torch.int32).expand(m, 2).contiguous()
         x, weights = torch.randn(m, K).bfloat16(), torch.rand(m, 2)
         before = regions()
-        torch.ops.permllm.sparse_experts(x, weights, ids, *operands)
+        torch.ops.permllm.sparse_experts(x, weights, ids, *operands, K)
         found.append(regions() - before)
     return found
 

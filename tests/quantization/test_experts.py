@@ -22,7 +22,7 @@ from vllm.model_executor.model_loader.reload import (
 )
 
 from permllm_vllm.checkpoint.errors import CheckpointError
-from permllm_vllm.quantization import served, weight_files
+from permllm_vllm.quantization import weight_files
 from permllm_vllm.quantization.experts import PermLLMExpertsMethod
 from tests.quantization.sparse_modules import SparseModule, config, permutation, sparse_module
 
@@ -124,17 +124,11 @@ def test_answers_as_loops_do(down: str) -> None:
         assert relative(y, wanted) < 1e-2
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
-def test_without_a_kernel_vllm_multiplies(elsewhere: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Values of float32 in a model of float32 have none, and experts have none but on the CPU."""
-    told: list[str] = []
-    if elsewhere:
-        monkeypatch.setattr(served, "select_backend", lambda *_: SimpleNamespace(name="cuda"))
-    monkeypatch.setattr(served.logger, "warning", lambda text, *words: told.append(text % words))
+def test_without_a_kernel_vllm_multiplies() -> None:
+    """Values of float32 in a model of float32 have none."""
     experts, found = layer("float32"), modules(dtype=torch.float32)
     fill(experts, stored(found))
     assert experts.quant_method.dense is not None
-    assert [text[:29] for text in told] == ["sparse experts have no kernel"] * elsewhere
     x, weights, ids = chosen(5)
     y = answer(experts, x, weights, ids)
     assert relative(y, expected(found, x, weights, ids, slice(None))) < 1e-5
@@ -293,14 +287,8 @@ def test_ranks_that_would_share_a_block_are_refused(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("value_dtype", ["bfloat16", "float32"])
-def test_new_weights_take_the_place_of_the_first(
-    value_dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As vLLM loads them into a running model, with a kernel and without.
-
-    Packed weights of the same shape have the same size, but for those in 12 bits.
-    """
-    monkeypatch.setenv("PERMLLM_CPU_ISA", "portable")
+def test_new_weights_take_the_place_of_the_first(value_dtype: str) -> None:
+    """As vLLM loads them into a running model, with a kernel and without."""
     dtype = torch.float32 if value_dtype == "float32" else torch.bfloat16
     experts = layer(value_dtype)
     record_metadata_for_reloading(experts)

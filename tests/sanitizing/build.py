@@ -109,7 +109,7 @@ def link_library(sanitizer: Sequence[str], objects: Sequence[Path], target: Path
 
 
 def compile_with_overflow(sanitizer: Sequence[str], folder: Path) -> Path:
-    """Compile weight_memory.cpp so that the last line of a weight is not its own; returns the object."""
+    """Compile weight_memory.cpp so that a weight lacks its last line; returns the object."""
     text = (ROOT / "csrc" / "cpu" / "weight_memory.cpp").read_text()
     right, wrong = "unpoison(data, bytes);", "unpoison(data, bytes - kAlignment);"
     if text.count(right) != 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import pytest
 import torch
@@ -132,11 +133,9 @@ class EmulatedOperators:
         assert self.emulation.library.configured_units() == 0
         return y.view(*x.shape[:-1], n)
 
-    def multiply_experts(
-        self, x: Tensor, weights: Tensor, ids: Tensor, *operands: Tensor | None
-    ) -> Tensor:
+    def multiply_experts(self, x: Tensor, weights: Tensor, ids: Tensor, *operands: Any) -> Tensor:
         y = torch.full(x.shape, torch.nan, dtype=x.dtype)
-        stacks = [self._stacked(*operands[:4]), self._stacked(*operands[4:])]
+        stacks = [self._stacked(*operands[:4]), self._stacked(*operands[4:8])]
         self.emulation.set_threads(torch.get_num_threads())
         if len(x) > 0:
             self.library.multiply_stacked(
