@@ -34,6 +34,8 @@ BUILD_SECONDS = 1200.0
 SECONDS = 570.0
 """Of ten minutes after the build: the rest is for the start and the closing table."""
 SANITIZED = "every_weight or permute_inputs or strided or deterministic or (test_int8 and 75)"
+EXPERT_SECONDS = 20.0
+"""For the experts of one model, without the number of tokens that was begun last."""
 SANITIZER_SECONDS = 150.0
 SYNCHRONISED = "every_weight and not 200"  # our own kernels alone: up to 64 tokens
 SYNCHRONISATION_SECONDS = 60.0
@@ -171,7 +173,8 @@ def provide_library(steps: Steps, builds: bool) -> bool:
 
 def measure(steps: Steps, output: Path, model: str | None, tests: bool) -> None:
     """Tests, generates and times; each whatever became of the one before."""
-    pytest = [sys.executable, "-m", "pytest", "-q", "tests/cuda/test_gpu.py"]
+    files = ("tests/cuda/test_gpu.py", "tests/cuda/test_gpu_experts.py")
+    pytest = [sys.executable, "-m", "pytest", "-q", *files]
     if tests:
         steps.run("tests", pytest, 240)
     name = torch.cuda.get_device_name().lower().replace(" ", "-")
@@ -181,6 +184,12 @@ def measure(steps: Steps, output: Path, model: str | None, tests: bool) -> None:
         *(("--model", model) if model else ()),
     ]  # fmt: skip
     steps.run("generation", generation, 180)
+    experts = [
+        sys.executable, "-m", "benchmarks.cuda.experts",
+        "--json", str(output / f"experts-{name}.json"), "--models", "olmoe-1b-7b",
+        "--seconds", str(int(EXPERT_SECONDS)),
+    ]  # fmt: skip
+    steps.run("experts", experts, 2 * EXPERT_SECONDS)
     sanitizer = compute_sanitizer() if tests else None
     kept = SANITIZER_SECONDS if sanitizer else 0
     kernels = [

@@ -18,6 +18,7 @@ MODULES = {
     "-c": "check",
     "pytest": "tests",
     "benchmarks.cuda.generation": "generation",
+    "benchmarks.cuda.experts": "experts",
     "benchmarks.cuda.kernels": "kernels",
 }
 
@@ -64,15 +65,15 @@ def main(monkeypatch, statuses=None, options=()):
 
 
 SANITIZERS = ["compute-sanitizer", "synccheck", "racecheck"]
-EVERYTHING = ["build", "check", "tests", "generation", "kernels", *SANITIZERS]
+EVERYTHING = ["build", "check", "tests", "generation", "experts", "kernels", *SANITIZERS]
 
 
 def test_runs_everything_and_prints_a_table_last(machine, capsys):
     assert main(machine) == (False, EVERYTHING)
     table = capsys.readouterr().out.splitlines()[-len(EVERYTHING) :]
     assert [line.split("  ")[0] for line in table] == [
-        "build", "the kernels run here", "tests", "generation", "kernels", "compute-sanitizer",
-        "compute-sanitizer, synccheck", "compute-sanitizer, racecheck",
+        "build", "the kernels run here", "tests", "generation", "experts", "kernels",
+        "compute-sanitizer", "compute-sanitizer, synccheck", "compute-sanitizer, racecheck",
     ]  # fmt: skip
     assert all(line.endswith("passed") for line in table)
     written = json.loads((gpu.LIBRARY.parent / "gpu" / "steps.json").read_text())["steps"]
@@ -161,7 +162,7 @@ def test_what_no_time_is_left_for_is_a_failure(machine, capsys):
 def test_a_build_takes_no_time_from_what_follows(machine, build_seconds):
     """On a clock that every command moves on by as much as it is said to take here."""
     now, left = 0.0, {}
-    seconds = {"build": build_seconds, "check": 20, "tests": 230, "generation": 100}
+    seconds = {"build": build_seconds, "check": 20, "tests": 230, "generation": 100, "experts": 20}
 
     def run(command, limit, environment):
         nonlocal now
@@ -178,7 +179,7 @@ def test_a_build_takes_no_time_from_what_follows(machine, build_seconds):
         gpu.main()
     assert exit_.value.code is False
     assert list(left) == EVERYTHING
-    assert left["kernels"] == gpu.SECONDS - 20 - 230 - 100 - gpu.SANITIZER_SECONDS
+    assert left["kernels"] == gpu.SECONDS - 20 - 230 - 100 - 20 - gpu.SANITIZER_SECONDS
     assert left["kernels"] > gpu.LAST_ROWS
 
 

@@ -58,7 +58,7 @@ def literals() -> tuple[str, ...]:
     found: list[str] = []
     for path in python:
         found += python_literals(path.read_text(encoding="utf-8"))
-    for path in (ROOT / "csrc").rglob("*.cpp"):
+    for path in (path for kind in ("*.cpp", "*.h") for path in (ROOT / "csrc").rglob(kind)):
         found += cpp_literals(path.read_text(encoding="utf-8"))
     return tuple(found)
 
