@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from benchmarks.cuda import INCOMPLETE
-from benchmarks.cuda.contestants import CUDA
+from benchmarks.cuda.contestants import CUDA, Call
 from benchmarks.cuda.kernels import bandwidth
 from benchmarks.cuda.turns import CaptureError, captured, medians
 from benchmarks.records.machine import revision, write_json
@@ -43,6 +43,8 @@ DISTINCT = 4
 """Experts that are drawn; the others are copies, in memory of their own."""
 ERROR_LIMIT = 8e-3
 """Of a result; activations are rounded between its products too."""
+Distinct = tuple[list[Layer], list[Layer]]
+"""Gate and up, and down, of the experts that are drawn."""
 Experts = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From activations [tokens, hidden], and weights and int32 ids [tokens, choices] of a router."""
 
@@ -82,8 +84,8 @@ class Contestant:
         return error
 
 
-def drawn(shape: ExpertShape) -> tuple[list[Layer], list[Layer]]:
-    """Gate and up, and down, of the distinct experts."""
+def drawn(shape: ExpertShape) -> Distinct:
+    """Random 2:4 layers, the same for every contestant."""
     sizes = (2 * shape.inner, shape.hidden), (shape.hidden, shape.inner)
     gate_up, down = (
         [random_layer(n, k, by_magnitude=True, seed=expert) for expert in range(DISTINCT)]
@@ -92,19 +94,19 @@ def drawn(shape: ExpertShape) -> tuple[list[Layer], list[Layer]]:
     return gate_up, down
 
 
-def sparse(shape: ExpertShape, layers: tuple[list[Layer], list[Layer]]) -> Contestant:
+def sparse(shape: ExpertShape, layers: Distinct) -> Contestant:
     """Our operator."""
     backend = CudaBackend(torch.bfloat16)
 
     def stacked(distinct: Sequence[Layer]) -> StackedWeights:
         packed = [backend.pack(layer.weights) for layer in distinct]
-        whole = backend.stack([packed[expert % DISTINCT] for expert in range(shape.experts)])
-        there = {
-            name: None if part is None else part.to(CUDA) for name, part in vars(whole).items()
-        }
-        return StackedWeights(**there)
+        return backend.stack([packed[expert % DISTINCT] for expert in range(shape.experts)])
 
-    operands = [part for one in layers for part in vars(stacked(one)).values()]
+    operands = [
+        None if part is None else part.to(CUDA)
+        for distinct in layers
+        for part in vars(stacked(distinct)).values()
+    ]
     torch.cuda.synchronize(CUDA)
 
     def multiply(x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
@@ -114,13 +116,17 @@ def sparse(shape: ExpertShape, layers: tuple[list[Layer], list[Layer]]) -> Conte
     return Contestant(multiply, *_dense(layers))
 
 
-def grouped(shape: ExpertShape, layers: tuple[list[Layer], list[Layer]]) -> Contestant:
+def grouped(shape: ExpertShape, layers: Distinct) -> Contestant:
     """PyTorch's grouped product of dense weights."""
     distinct = _dense(layers)
     gate_up, down = (
         torch.stack([one[expert % DISTINCT] for expert in range(shape.experts)]) for one in distinct
     )
-    return Contestant(lambda *given: grouped_product(*given, gate_up, down), *distinct)
+
+    def multiply(x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        return grouped_product(x, weights, ids, gate_up, down)
+
+    return Contestant(multiply, *distinct)
 
 
 def grouped_product(
@@ -139,7 +145,7 @@ def grouped_product(
     return (outputs * weights.unsqueeze(-1)).sum(dim=1).to(x.dtype)
 
 
-def _dense(layers: tuple[list[Layer], list[Layer]]) -> tuple[list[Tensor], list[Tensor]]:
+def _dense(layers: Distinct) -> tuple[list[Tensor], list[Tensor]]:
     gate_up, down = ([layer.dense.to(CUDA) for layer in distinct] for distinct in layers)
     return gate_up, down
 
@@ -147,7 +153,7 @@ def _dense(layers: tuple[list[Layer], list[Layer]]) -> tuple[list[Tensor], list[
 def contestants(shape: ExpertShape) -> dict[str, Contestant]:
     """All that can be timed here; what cannot be made is left out, with a line why."""
     layers = drawn(shape)
-    rounded = tuple([to_int8(layer) for layer in distinct] for distinct in layers)
+    rounded = list(map(to_int8, layers[0])), list(map(to_int8, layers[1]))
     found = {}
     for name, make, given in (
         (OURS, sparse, layers),
@@ -202,10 +208,11 @@ def measure(model: str, tokens: Sequence[int], speed: float, end: float) -> Iter
         del turns
 
 
-def _calls(
-    contestant: Contestant, given: Sequence[tuple[Tensor, Tensor]]
-) -> list[Callable[[Tensor], Tensor]]:
-    return [lambda x, own=own: contestant.multiply(x, *own) for own in given]
+def _calls(contestant: Contestant, given: Sequence[tuple[Tensor, Tensor]]) -> list[Call]:
+    def call(weights: Tensor, ids: Tensor) -> Call:
+        return lambda x: contestant.multiply(x, weights, ids)
+
+    return [call(*own) for own in given]
 
 
 def _bytes(name: str, shape: ExpertShape, tokens: int) -> float:
