@@ -34,5 +34,5 @@ def test_the_sources_were_found() -> None:
 def test_launches_use_the_stream_they_are_given() -> None:
     launch = next(path for path in SOURCES if path.name == "launch.h").read_text()
     assert "configuration.stream = static_cast<cudaStream_t>(stream);" in launch
-    bindings = next(path for path in SOURCES if path.name == "bindings.cpp").read_text()
-    assert "current_cuda_stream" in bindings
+    tensors = next(path for path in SOURCES if path.name == "cuda_tensors.h").read_text()
+    assert "current_cuda_stream" in tensors
