@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(few_tokens_threads(kRowMultiple))
 template <class Element, class Value>
 __global__ void __launch_bounds__(kManyThreads<kManyPairs>)
     many_pairs_kernel(StackedLinear linear, const ExpertBlock* blocks, const void* x, void* y) {
-  extern __shared__ __align__(128) unsigned char shared[];
+  extern __shared__ __align__(1024) unsigned char shared[];
   many_pairs_body<Element, Value>(linear, blocks, x, y, shared);
 }
 
