@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from permllm_offline.text.row_text import MESSAGES_FIELD, TEXT_FIELD
+from permllm_offline.text.row_text import MESSAGES_FIELDS, TEXT_FIELD
 
 
 def add_text_field_option(parser: argparse.ArgumentParser, default: str | None = None) -> None:
@@ -14,6 +14,6 @@ def add_text_field_option(parser: argparse.ArgumentParser, default: str | None =
         default=default,
         metavar="NAME",
         help="field of JSON rows, column of parquet and hub data sets: text, or a list of messages "
-        "(role, content), which the chat template of the model writes out (default "
-        f"{TEXT_FIELD}; {MESSAGES_FIELD} where rows have that alone)",
+        "(role and content, or from and value), which the chat template of the model writes out "
+        f"(default {TEXT_FIELD}; {' or '.join(MESSAGES_FIELDS)} where rows have no text)",
     )

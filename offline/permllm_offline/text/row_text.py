@@ -10,7 +10,10 @@ from typing import Any
 from permllm_offline.errors import OfflineError, first_line
 
 TEXT_FIELD = "text"
-MESSAGES_FIELD = "messages"
+MESSAGES_FIELDS = ("messages", "conversations")
+"""Fields of messages that are read where rows have no text, the first that is there."""
+ROLES = {"human": "user", "gpt": "assistant"}
+"""What chat templates call those that ShareGPT's form of a message calls otherwise."""
 
 _DAY = datetime(2026, 1, 1)
 """Today for templates that write the date: the same rows give the same tokens on every day."""
@@ -30,9 +33,9 @@ class RowText:
 
     def field_of(self, names: Container[str]) -> str:
         """Name the field that is read where rows have these: messages where there is no text."""
-        if self.field == TEXT_FIELD and TEXT_FIELD not in names and MESSAGES_FIELD in names:
-            return MESSAGES_FIELD
-        return self.field
+        if self.field != TEXT_FIELD or TEXT_FIELD in names:
+            return self.field
+        return next((field for field in MESSAGES_FIELDS if field in names), self.field)
 
     def of(self, row: object, source: str) -> str:
         """Return the text of one row of ``source``.
@@ -79,21 +82,32 @@ class RowText:
 def _message(message: object, source: str) -> dict[str, object]:
     """One message as templates take it: its content one string, nothing that is null."""
     given: Mapping[str, object] = message if isinstance(message, dict) else {}
+    if "from" in given and "role" not in given:
+        given = _from_sharegpt(given)
     content = given.get("content")
     if isinstance(content, list):
         content = _joined(content)
     elif content is None and given.get("tool_calls"):
         content = ""
     if not isinstance(given.get("role"), str) or not isinstance(content, str):
-        found = ", ".join(given) if given else type(message).__name__
+        found = ", ".join(message) if isinstance(message, dict) else type(message).__name__
         raise OfflineError(
             f'{source} has a message without a "role" and a "content" of text (found: {found}). '
             'Each message must be {"role": ..., "content": ...}, the content a string or a list of '
-            "text parts; give --text-field another field where the rows have one."
+            'text parts, or {"from": ..., "value": ...}; give --text-field another field where the '
+            "rows have one."
         )
     return {name: value for name, value in given.items() if value is not None} | {
         "content": content
     }
+
+
+def _from_sharegpt(message: Mapping[str, object]) -> dict[str, object]:
+    """The same message with the names that templates know; other roles stay as they are."""
+    role = message["from"]
+    others = {name: value for name, value in message.items() if name not in ("from", "value")}
+    known = ROLES.get(role, role) if isinstance(role, str) else role
+    return others | {"role": known, "content": message.get("value")}
 
 
 def _joined(parts: list[object]) -> str | None:

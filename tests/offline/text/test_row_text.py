@@ -80,6 +80,18 @@ def test_of_parquet_only_the_field_is_read(
         ({"messages": TALK, "text": "w9"}, "text", "w9"),
         ({"messages": TALK, "chosen": TALK[:1]}, "chosen", "</s><user>w1."),
         ({"messages": []}, "text", ""),
+        ({"conversations": TALK, "id": "1"}, "text", "</s><user>w1<assistant>w2 w3."),
+        ({"conversations": TALK[:1], "messages": TALK}, "text", "</s><user>w1<assistant>w2 w3."),
+        (
+            {
+                "conversations": [
+                    {"from": role, "value": value, "weight": None}
+                    for role, value in (("system", "w0"), ("human", "w1"), ("gpt", "w2 w3"))
+                ]
+            },
+            "text",
+            "</s><system>w0<user>w1<assistant>w2 w3.",
+        ),
         (
             {
                 "messages": [
@@ -157,7 +169,9 @@ def test_conversations_are_written_no_further_than_is_read(
     ("messages", "message"),
     [
         (["w1"], r'message without a "role".* \(found: str\)'),
-        ([{"from": "human", "value": "w1"}], r'without a "role".*\(found: from, value\)'),
+        ([{"speaker": "human", "text": "w1"}], r'without a "role".*\(found: speaker, text\)'),
+        ([{"from": "human", "value": None}], r'without a "role".*\(found: from, value\)'),
+        ([{"from": None, "value": "w1"}], r'without a "role".*\(found: from, value\)'),
         ([{"role": "user", "content": None}], r'a "content" of text'),
         ([{"role": "user", "content": [{"type": "image"}]}], r'a "content" of text'),
         ([{"role": "system", "content": "w1"}], r"template .* refuses a row of .*no system role"),
