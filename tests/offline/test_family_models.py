@@ -55,6 +55,7 @@ def tokens() -> torch.Tensor:
         ("olmo2", {}, True),
         ("olmo3", {}, True),
         ("cohere2", {}, True),
+        ("cohere", {"use_qk_norm": True}, True),
         ("exaone4", {}, True),
         ("ernie4_5", {}, True),
         ("seed_oss", {}, True),

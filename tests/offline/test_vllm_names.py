@@ -27,6 +27,7 @@ SERVED = {
     "phi3": ("phi3", "Phi3ForCausalLM"),
     "granitemoehybrid": ("granitemoehybrid", "GraniteMoeHybridForCausalLM"),
     "granite": ("granite", "GraniteForCausalLM"),
+    "cohere": ("commandr", "CohereForCausalLM"),
     "cohere2": ("commandr", "CohereForCausalLM"),
     "exaone4": ("exaone4", "Exaone4ForCausalLM"),
     "ernie4_5": ("ernie45", "Ernie4_5ForCausalLM"),

@@ -78,6 +78,7 @@ SIZES: dict[str, dict[str, object]] = {
     "cohere2": LLAMA_LIKE  # with a short window vLLM and Transformers disagree by one token
     | TOKENS
     | {"logit_scale": 0.25, "layer_types": ["sliding_attention", "full_attention"]},
+    "cohere": LLAMA_LIKE | TOKENS | {"logit_scale": 0.25},
     "exaone4": LOCAL | {"sliding_window_pattern": 2},
     "ernie4_5": LLAMA_LIKE,
     "seed_oss": LLAMA_LIKE,

@@ -282,6 +282,7 @@ FAMILIES: Mapping[str, Family] = {
     "olmo2": _LLAMA,
     "olmo3": _LLAMA,
     "olmoe": _mixture(),
+    "cohere": _LLAMA,
     "cohere2": _LLAMA,
     "exaone4": _LLAMA,
     "ernie4_5": _LLAMA,

@@ -86,8 +86,8 @@ def test_mistral_has_the_same_layout() -> None:
 
 def test_only_granite_and_cohere_scale_their_logits() -> None:
     scales = {name: logit_scale(AutoConfig.for_model(name)) for name in FAMILIES}
-    assert {name for name, scale in scales.items() if scale != 1} == {"cohere2"}
-    assert scales["cohere2"] == 1 / 16
+    assert {name for name, scale in scales.items() if scale != 1} == {"cohere", "cohere2"}
+    assert scales["cohere"] == scales["cohere2"] == 1 / 16
     assert logit_scale(AutoConfig.for_model("granite", logits_scaling=8.0)) == 1 / 8
 
 
