@@ -37,7 +37,8 @@ SANITIZED = "every_weight or permute_inputs or strided or deterministic or (test
 EXPERT_SECONDS = 20.0
 """For the experts of one model, without the number of tokens that was begun last."""
 SANITIZER_SECONDS = 150.0
-SYNCHRONISED = "every_weight and not 200"  # our own kernels alone: up to 64 tokens
+# Our own kernels alone: linear layers of up to 64 tokens, experts of few pairs and of many.
+SYNCHRONISED = "(every_weight and not 200) or one_expert"
 SYNCHRONISATION_SECONDS = 60.0
 """For each of compute-sanitizer's other tools, of what is left then."""
 LAST_ROWS = 45.0

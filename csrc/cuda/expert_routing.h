@@ -9,7 +9,8 @@
 
 namespace permllm::cuda {
 
-constexpr int kRouteThreads = 256;
+constexpr int kRouteThreads = 512;
+constexpr int kIdsAtOnce = 4;  // of a thread, whose loads are on their way together
 constexpr int kExpertsOfThread = kMostExperts / kRouteThreads;
 constexpr int kRouteSharedBytes = (kMostExperts + 2 * kRouteThreads) * int{sizeof(int)};
 
@@ -28,10 +29,29 @@ PERMLLM_DEVICE void add_threads_before(int* pairs, int* blocks) {
   }
 }
 
+// Calls visit(pair, its expert) for all pairs of this thread.
+template <class Visit>
+PERMLLM_DEVICE void for_each_pair(const int* ids, int pairs, const Visit& visit) {
+  PERMLLM_LOOP
+  for (int first = threadIdx.x; first < pairs; first += kRouteThreads * kIdsAtOnce) {
+    int experts[kIdsAtOnce];
+    PERMLLM_UNROLL
+    for (int i = 0; i < kIdsAtOnce; ++i) {
+      const int pair = first + i * kRouteThreads;
+      experts[i] = pair < pairs ? ids[pair] : -1;
+    }
+    PERMLLM_UNROLL
+    for (int i = 0; i < kIdsAtOnce; ++i) {
+      const int pair = first + i * kRouteThreads;
+      if (pair < pairs) visit(pair, experts[i]);
+    }
+  }
+}
+
 PERMLLM_DEVICE void route_body(const ExpertsArguments& arguments, const ExpertsPlan& plan,
                                unsigned char* shared) {
-  int* const counts =
-      reinterpret_cast<int*>(shared);  // of an expert; then where its next pair goes
+  // Of an expert; then where its next pair goes.
+  int* const counts = reinterpret_cast<int*>(shared);
   int* const pairs_before = counts + kMostExperts;
   int* const blocks_before = pairs_before + kRouteThreads;
   const int thread = threadIdx.x;
@@ -43,10 +63,9 @@ PERMLLM_DEVICE void route_body(const ExpertsArguments& arguments, const ExpertsP
   allow_next_kernel();
   for (int expert = thread; expert < kMostExperts; expert += kRouteThreads) counts[expert] = 0;
   sync_block();  // counts are zeros
-  for (int pair = thread; pair < plan.pairs; pair += kRouteThreads) {
-    const int expert = arguments.ids[pair];
+  for_each_pair(arguments.ids, plan.pairs, [&](int, int expert) {
     if (is_here(expert)) add_shared(counts + expert, 1);
-  }
+  });
   sync_block();  // all are counted
 
   int own_pairs = 0, own_blocks = 0;
@@ -81,15 +100,14 @@ PERMLLM_DEVICE void route_body(const ExpertsArguments& arguments, const ExpertsP
     tables.expert[s] = -1;
   }
   sync_block();  // where each expert's pairs go
-  for (int pair = thread; pair < plan.pairs; pair += kRouteThreads) {
-    const int expert = arguments.ids[pair];
+  for_each_pair(arguments.ids, plan.pairs, [&](int pair, int expert) {
     const bool here = is_here(expert);
     const int place = here ? add_shared(counts + expert, 1) : -1;
     tables.place[pair] = place;
-    if (!here) continue;
+    if (!here) return;
     tables.token[place] = pair / arguments.choices;
     tables.expert[place] = expert;
-  }
+  });
 }
 
 }  // namespace permllm::cuda

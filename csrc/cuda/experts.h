@@ -15,6 +15,9 @@
 namespace permllm::cuda {
 
 constexpr int kMostExperts = 1024;
+// Their blocks are the third dimension of a launch: as many as hold 64 pairs, and one more for each
+// expert. Where blocks hold fewer, there are fewer.
+constexpr int kMostPairs = (kMostBlocks - kMostExperts) * kFewTokens;
 constexpr int kManyPairs = 128;              // of a block of the kernel for many tokens
 constexpr int kManySharedBytes = 150 << 10;  // that such a block takes at most (expert_linear.h)
 

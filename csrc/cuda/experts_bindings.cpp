@@ -11,10 +11,6 @@
 namespace permllm::cuda {
 namespace {
 
-// Their blocks are the third dimension of a launch: as many as hold 64 pairs, and one more for each
-// expert.
-constexpr int64_t kMostPairs = int64_t{kMostBlocks - kMostExperts} * kFewTokens;
-
 // One linear layer of all experts: rows x inputs, both known to the caller.
 StackedLinear check_stack(const Tensor& x, const Tensor& packed, const Tensor& metadata,
                           const OptionalTensor& permutation, const OptionalTensor& scale,

@@ -25,6 +25,8 @@ _sparse_experts = torch.ops.permllm.sparse_experts.default
 GATE_UP, DOWN = "w13", "w2"
 """vLLM's names of the two linear layers of an expert."""
 OPERANDS = ("packed", "metadata", "permutation", "scale")
+ALL_TO_ALL = "allgather_reducescatter"
+"""vLLM's one backend of that option that asks nothing of the kernels."""
 
 
 class PermLLMExpertsMethod(FusedMoEMethodBase):
@@ -204,12 +206,16 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
 def _require_supported(layer: Any, prefix: str) -> None:
     """Raise NotImplementedError for experts that are computed in another way."""
     moe = layer.moe_config
+    parallel = moe.moe_parallel_config
     found = {
         f"the activation {layer.activation.value}": layer.activation.value != "silu",
         "biases": moe.has_bias,
         "bounds of the activation": moe.swiglu_limit is not None,
         "routing weights on the input": layer.apply_router_weight_on_input,
         "LoRA (--enable-lora)": moe.is_lora_enabled,
+        f"--all2all-backend {parallel.all2all_backend}": (
+            parallel.use_all2all_kernels and parallel.all2all_backend != ALL_TO_ALL
+        ),
     }
     present = [name for name, there in found.items() if there]
     if present:

@@ -275,7 +275,7 @@ class Emulator:
 
     def largest_grids(self) -> list[int]:
         """Blocks in the second and third dimension of launches for the largest sizes."""
-        result = (ctypes.c_int * 10)()
+        result = (ctypes.c_int * 14)()
         self._library.largest_grids(result)
         return list(result)
 

@@ -26,7 +26,7 @@ void few_pairs(const StackedLinear& linear, const ExpertBlock* blocks, const Few
 // What a kernel of the sequence may find written by one before it.
 struct ExpertMemory {
   Guarded &x, &ids, &weights, &gate_up_permutation, &gate_up_scale, &down_permutation, &down_scale,
-      &tables, &gathered, &gate_ups, &gated, &outputs, &y;
+      &tables, &gathered, &gate_ups, &gated, &y;
 };
 
 template <class Element>
@@ -68,8 +68,8 @@ void run_experts(const ExpertsArguments& a, const ExpertsPlan& plan, const Devic
   run(row_grid(plan.pairs, a.down.inputs), kRowThreads, kRowSharedBytes,
       {&m.tables, &m.gate_ups, &m.down_permutation}, m.gated,
       [&](unsigned char* shared) { gate_body<Element>(a, shared); });
-  multiply(a.down, plan.down, m.gated, m.down_scale, m.outputs);
-  run(row_grid(a.tokens, a.down.rows), kRowThreads, 0, {&m.tables, &m.outputs, &m.weights}, m.y,
+  multiply(a.down, plan.down, m.gated, m.down_scale, m.gathered);
+  run(row_grid(a.tokens, a.down.rows), kRowThreads, 0, {&m.tables, &m.gathered, &m.weights}, m.y,
       [&](unsigned char*) { combine_body<Element>(a); });
 }
 
@@ -138,17 +138,17 @@ const char* emulate_experts(const Experts* experts, const permllm::cuda::Device*
   const ExpertsPlan plan = plan_experts(a, *device);
   Guarded tables(plan.table_ints() * 4);
   Guarded gathered(pairs * a.gate_up.inputs * 2), gate_ups(pairs * a.gate_up.rows * 2);
-  Guarded gated(pairs * a.down.inputs * 2), outputs(pairs * a.down.rows * 2);
+  Guarded gated(pairs * a.down.inputs * 2);
   Guarded y(size_t(e.tokens) * a.down.rows * 2);
   a.tables = tables_at(reinterpret_cast<int*>(tables.data), plan);
   a.gathered = gathered.data;
   a.gate_ups = gate_ups.data;
   a.gated = gated.data;
-  a.outputs = outputs.data;
+  a.outputs = gathered.data;  // as the operator has it
   a.y = y.data;
   const ExpertMemory memory{
-      x,        ids,      weights, permutations[0], scales[0], permutations[1], scales[1], tables,
-      gathered, gate_ups, gated,   outputs,         y};
+      x,         ids,    weights,  permutations[0], scales[0], permutations[1],
+      scales[1], tables, gathered, gate_ups,        gated,     y};
   const char* error = error_of([&] {
     a.element == ElementType::kFloat16 ? run_experts<Float16>(a, plan, *device, seed, memory)
                                        : run_experts<BFloat16>(a, plan, *device, seed, memory);

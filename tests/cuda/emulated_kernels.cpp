@@ -196,7 +196,7 @@ int choose(int rows, int inputs, int tokens, int int8, int permuted, const Devic
 }
 
 // Blocks in the second and third dimension of every launch for the largest sizes that the operator
-// takes; `result` has room for 10.
+// takes; `result` has room for 14.
 void largest_grids(int* result) {
   const int rows = static_cast<int>(kMostRows);
   const int columns = static_cast<int>(kMostRowBytes / 4);
@@ -204,9 +204,17 @@ void largest_grids(int* result) {
   const LinearArguments few = sizes(rows, 128, kFewTokens, false);
   const PermuteArguments permuted{nullptr, 0, nullptr, nullptr, 1 << 30, columns};
   const Device device{90, 132, 227 << 10, 228 << 10, 0, false};
-  for (const Grid& grid : {many_tokens_grid<64>(many), many_tokens_grid<128>(many),
-                           few_tokens_grid(few, plan_few_tokens(few, device)), reduce_grid(few),
-                           permute_grid(permuted, 4)}) {
+  ExpertsArguments most{};
+  most.tokens = kMostPairs;
+  most.choices = 1;
+  most.experts = kMostExperts;
+  StackedLinear stack{};
+  stack.padded_rows = rows;
+  const ExpertsPlan experts = plan_experts(most, Device{80, 58, 99 << 10, 100 << 10, 0, false});
+  for (const Grid& grid :
+       {many_tokens_grid<64>(many), many_tokens_grid<128>(many),
+        few_tokens_grid(few, plan_few_tokens(few, device)), reduce_grid(few),
+        permute_grid(permuted, 4), row_grid(1, rows), expert_linear_grid(stack, experts)}) {
     *result++ = static_cast<int>(grid.y);
     *result++ = static_cast<int>(grid.z);
   }

@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.shapes import Layer, random_layer
 from permllm_vllm.backends.cuda import CudaBackend
 from permllm_vllm.backends.weights import StackedWeights
-from tests.cuda.emulated import L4, SMALL, Emulator, Gpu
+from tests.cuda.emulated import A100, H100, L4, SMALL, Emulator, Gpu
 from tests.cuda.layers import int8_layer
 from tests.kernels.test_experts import error, oracle
 
@@ -89,6 +89,7 @@ def test_is_the_sum_of_its_experts(emulator: Emulator, tokens: int, int8: bool) 
     choices=st.integers(1, 4),
     block_size=st.sampled_from([32, 64, 128]),
     dtype=st.sampled_from(DTYPES),
+    gpu=st.sampled_from([A100, H100, L4]),
 )
 def test_of_any_shape(
     emulator: Emulator,
@@ -99,10 +100,11 @@ def test_of_any_shape(
     choices: int,
     block_size: int,
     dtype: torch.dtype,
+    gpu: Gpu,
 ) -> None:
     routes = routed(tokens, min(choices, experts), experts)
     x = inputs(tokens, hidden, dtype)
-    check(emulator, (experts, hidden, inner), x, *routes, block_size=block_size, gpu=L4)
+    check(emulator, (experts, hidden, inner), x, *routes, block_size=block_size, gpu=gpu)
 
 
 @pytest.mark.parametrize(

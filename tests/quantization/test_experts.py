@@ -1,6 +1,7 @@
 """Experts as vLLM builds and fills them: what comes in, what is refused, what is cut to a rank."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from vllm.model_executor.model_loader.reload import (
 
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.quantization import weight_files
-from permllm_vllm.quantization.experts import PermLLMExpertsMethod
+from permllm_vllm.quantization.experts import PermLLMExpertsMethod, _require_supported
 from tests.quantization.sparse_modules import SparseModule, config, permutation, sparse_module
 
 EXPERTS, CHOICES, HIDDEN, INTERMEDIATE = 3, 2, 128, 128
@@ -260,6 +261,23 @@ def test_what_must_not_be_there_is_named(kind: str) -> None:
 def test_other_experts_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(NotImplementedError, match=rf"here there is {message}.*--ignore"):
         layer(**options)
+
+
+@pytest.mark.parametrize("backend", ["allgather_reducescatter", "deepep_low_latency"])
+def test_tokens_are_exchanged_in_one_way(backend: str) -> None:
+    """Of engines in parallel, whose experts are spread over them."""
+    experts = layer()
+    parallel = replace(
+        experts.moe_config.moe_parallel_config, dp_size=2, use_ep=True, all2all_backend=backend
+    )
+    experts.moe_config.moe_parallel_config = parallel
+    assert parallel.use_all2all_kernels
+    refused = backend != "allgather_reducescatter"
+    expected = pytest.raises(
+        NotImplementedError, match=f"here there is --all2all-backend {backend}"
+    )
+    with expected if refused else nullcontext():
+        _require_supported(experts, PREFIX)
 
 
 def test_adapters_are_refused(vllm_config: VllmConfig) -> None:
