@@ -39,6 +39,8 @@ TOLD_LATE = {"gate_up_proj": ["gate_proj", "up_proj"]}
 
 A layer of that name in one part is one module of the checkpoint: Phi-3's in its Transformers class.
 """
+STORED_WHOLE = {"glm4": frozenset({"gate_up_proj"})}
+"""By `model_type`, fused layers that a checkpoint has as one module, though vLLM lists parts."""
 IGNORED = "left dense (`ignore`)"
 PERMUTED = "permuted at run time (`runtime_permuted`)"
 FOLDED = "with a folded permutation (`folded`)"
@@ -58,6 +60,7 @@ class PermLLMConfig(QuantizationConfig):
         self.served = ServedLayers()
         self._unfolding: Unfolding | None = None
         self._mappers: list[Any] = []
+        self._stored_whole: frozenset[str] = frozenset()
 
     @property
     def checkpoint(self) -> schema.QuantizationConfig:
@@ -121,6 +124,7 @@ class PermLLMConfig(QuantizationConfig):
                 "rounding, depends on the number of tokens in a batch"
             )
         if hf_config is not None:
+            self._stored_whole = STORED_WHOLE.get(hf_config.model_type, frozenset())
             operands = f"{kernels()}, checkpoint {_digest(self._checkpoint)}"
             for config in (hf_config, hf_config.get_text_config()):
                 config.permllm_operands = operands
@@ -180,6 +184,8 @@ class PermLLMConfig(QuantizationConfig):
     def _modules(self, layer: Any, prefix: str) -> list[str]:
         """Module names of the checkpoint that vLLM fused into the layer `prefix`."""
         parent, dot, leaf = checkpoint_name(prefix).rpartition(".")
+        if leaf in self._stored_whole:
+            return [checkpoint_name(prefix)]
         late = TOLD_LATE.get(leaf, [leaf])
         if len(getattr(layer, "output_sizes", [leaf])) != len(late):
             late = [leaf]

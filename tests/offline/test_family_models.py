@@ -56,6 +56,7 @@ def tokens() -> torch.Tensor:
         ("olmo3", {}, True),
         ("cohere2", {}, True),
         ("cohere", {"use_qk_norm": True}, True),
+        ("glm4", {}, True),
         ("exaone4", {}, True),
         ("ernie4_5", {}, True),
         ("seed_oss", {}, True),

@@ -79,6 +79,7 @@ SIZES: dict[str, dict[str, object]] = {
     | TOKENS
     | {"logit_scale": 0.25, "layer_types": ["sliding_attention", "full_attention"]},
     "cohere": LLAMA_LIKE | TOKENS | {"logit_scale": 0.25},
+    "glm4": LLAMA_LIKE | TOKENS | {"attention_bias": True},
     "exaone4": LOCAL | {"sliding_window_pattern": 2},
     "ernie4_5": LLAMA_LIKE,
     "seed_oss": LLAMA_LIKE,

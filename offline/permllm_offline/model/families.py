@@ -198,11 +198,9 @@ def _gated_hybrid(*read_by_linear_attention: str) -> tuple[SharedInputGroup, ...
 
 
 _LLAMA = Family("model.layers", _ATTENTION + _GATED_MLP, ignore=("lm_head",))
-_PHI3 = Family(
-    "model.layers",
-    _FUSED_ATTENTION + _fused_gated_mlp("mlp.gate_up_proj", "mlp.down_proj"),
-    ignore=("lm_head",),
-)
+_FUSED_MLP = _fused_gated_mlp("mlp.gate_up_proj", "mlp.down_proj")
+_PHI3 = Family("model.layers", _FUSED_ATTENTION + _FUSED_MLP, ignore=("lm_head",))
+_GLM4 = Family("model.layers", _ATTENTION + _FUSED_MLP, ignore=("lm_head",))
 MORE_TOKENS = "mtp"
 """The module that predicts several tokens, for engines that draft with it."""
 MORE_TOKENS_IGNORED = rf"re:{MORE_TOKENS}\..*"
@@ -288,6 +286,7 @@ FAMILIES: Mapping[str, Family] = {
     "ernie4_5": _LLAMA,
     "seed_oss": _LLAMA,
     "hunyuan_v1_dense": _LLAMA,
+    "glm4": _GLM4,
     "phi3": _PHI3,
     "apertus": _UP_DOWN,
     "arcee": _UP_DOWN,
