@@ -3,11 +3,13 @@
 import ctypes
 import importlib.util
 import os
+import random
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from csrc.cuda import toolkit
 from tests.cuda.emulated import Emulator
@@ -60,6 +62,15 @@ def library(request) -> Library:
 def optional_kernels(request, library) -> OptionalKernels:
     """Compiled after the library."""
     return request.config.stash[LIBRARY_BUILD].optional_kernels()
+
+
+@pytest.fixture
+def seed() -> int:
+    """Another one in every run; a failure prints it."""
+    value = random.SystemRandom().randrange(2**31)
+    torch.manual_seed(value)
+    print(f"seed {value}")
+    return value
 
 
 def header_directories() -> list[Path]:

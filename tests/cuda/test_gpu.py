@@ -7,7 +7,6 @@ float64, all memory that the operator is given, for its result and between, is f
 import copy
 import dataclasses
 import os
-import random
 import shutil
 import threading
 
@@ -24,14 +23,6 @@ REASON = fallback_reason(CUDA, torch.bfloat16)
 pytestmark = pytest.mark.skipif(bool(REASON), reason=f"needs a GPU and the CUDA kernels: {REASON}")
 
 DTYPES = (torch.bfloat16, torch.float16)
-
-
-@pytest.fixture
-def seed():
-    value = random.SystemRandom().randrange(2**31)
-    torch.manual_seed(value)
-    print(f"seed {value}")
-    return value
 
 
 def test_memory_is_poisoned():

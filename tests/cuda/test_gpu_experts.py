@@ -3,8 +3,6 @@
 Inputs differ from run to run, and a failure prints its seed; memory is full of NaN.
 """
 
-import random
-
 import pytest
 import torch
 from torch.nn.functional import silu
@@ -21,14 +19,6 @@ pytestmark = pytest.mark.skipif(bool(REASON), reason=f"needs a GPU and the CUDA 
 TOLERANCE = {torch.bfloat16: 6e-3, torch.float16: 8e-4}  # four roundings: 3.8e-3 and 4.7e-4
 ENOUGH = 2000  # results over which they average out; of fewer, twice as much
 DISTINCT = 4  # experts that are drawn
-
-
-@pytest.fixture
-def seed():
-    value = random.SystemRandom().randrange(2**31)
-    torch.manual_seed(value)
-    print(f"seed {value}")
-    return value
 
 
 class Experts:
