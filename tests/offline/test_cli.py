@@ -289,7 +289,7 @@ def damage_tokenizer(model: Path) -> None:
         (damage_weights, "cannot be opened"),
         (widen, "is of dtype float64 by its config.json"),
         (rename_weights, "stores no model.layers.0.self_attn.q_proj.weight"),
-        (damage_family, "'bloom' is not supported; supported are apertus, arcee, cohere2"),
+        (damage_family, "'bloom' is not supported; supported are apertus, arcee, cohere, cohere2"),
         (classify, "is a LlamaForSequenceClassification by its config.json"),
         (damage_tokenizer, "no readable tokenizer"),
         (link_weights, "model.safetensors: found a link to"),
