@@ -33,9 +33,9 @@ BUILD_SECONDS = 1200.0
 """For the build, which is part of no other limit."""
 SECONDS = 570.0
 """Of ten minutes after the build: the rest is for the start and the closing table."""
-SANITIZED = "every_weight or permute_inputs or strided or deterministic or (test_int8 and 75)"
 EXPERT_SECONDS = 20.0
 """For the experts of one model, without the number of tokens that was begun last."""
+SANITIZED = "every_weight or permute_inputs or strided or deterministic or (test_int8 and 75)"
 SANITIZER_SECONDS = 150.0
 # Our own kernels alone: linear layers of up to 64 tokens, experts of few pairs and of many.
 SYNCHRONISED = "(every_weight and not 200) or one_expert"

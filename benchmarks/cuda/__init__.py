@@ -1,4 +1,4 @@
-"""What is compared on a GPU, one layer and a whole generation; imports torch alone."""
+"""What is compared on a GPU, a layer, experts and a whole generation; imports torch alone."""
 
 INCOMPLETE = 75
 """Exit status of a benchmark that left something out that it was asked for."""

@@ -26,13 +26,12 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from benchmarks.cuda import INCOMPLETE
+from benchmarks.cuda.card import this_card
 from benchmarks.cuda.contestants import CUDA, Call
-from benchmarks.cuda.kernels import bandwidth
-from benchmarks.cuda.turns import CaptureError, captured, medians
+from benchmarks.cuda.turns import CaptureError, captured, first_line, medians
 from benchmarks.records.machine import revision, write_json
 from benchmarks.records.result_file import new_result
 from benchmarks.shapes import EXPERTS, ExpertShape, Layer, random_layer, to_int8
-from permllm_vllm.backends import fallback_reason
 from permllm_vllm.backends.cuda import CudaBackend
 from permllm_vllm.backends.weights import StackedWeights
 
@@ -171,7 +170,7 @@ def contestants(shape: ExpertShape) -> dict[str, Contestant]:
         try:
             found[name] = make(shape, given)
         except (RuntimeError, AttributeError, NotImplementedError) as error:
-            print(f"no {name}: {str(error).splitlines()[0]}")
+            print(f"no {name}: {first_line(error)}")
     return found
 
 
@@ -193,17 +192,15 @@ def measure(model: str, tokens: Sequence[int], speed: float, end: float) -> Iter
         x = torch.randn(m, shape.hidden, device=CUDA).bfloat16()
         calls_of_all_experts = max(2, math.ceil(shape.experts / (m * shape.choices)))
         given = list(itertools.islice(routes(shape, m), calls_of_all_experts))
-        turns, errors, left_out = {}, {}, []
-        for name, contestant in found.items():
+        turns, errors = {}, {}
+        for name, contestant in list(found.items()):
             try:
                 errors[name] = contestant.checked_error(x, *given[0])
                 turns[name] = captured(_calls(contestant, given), [x])
             except (RuntimeError, ValueError, NotImplementedError) as error:
-                print(f"{model}, {m} tokens: no {name}: {str(error).splitlines()[0]}")
+                print(f"{model}, {m} tokens: no {name}: {first_line(error)}")
                 if isinstance(error, CaptureError):
-                    left_out.append(name)
-        for name in left_out:
-            found.pop(name, None)
+                    del found[name]
         yield [
             Row(
                 model=model,
@@ -215,7 +212,7 @@ def measure(model: str, tokens: Sequence[int], speed: float, end: float) -> Iter
             )
             for name, us in medians(turns, 5 if m > 1024 else 15).items()
         ]
-        del turns
+        del turns  # the memory of graphs
 
 
 def _calls(contestant: Contestant, given: Sequence[tuple[Tensor, Tensor]]) -> list[Call]:
@@ -262,26 +259,16 @@ def run(
 
     Exits with INCOMPLETE where something of ours was left out.
     """
-    reason = fallback_reason(CUDA, torch.bfloat16)
-    if reason:
-        raise SystemExit(f"the CUDA kernels do not run here: {reason}")
     end, begun = time.monotonic() + seconds, revision()
-    speed = bandwidth()
-    gpu = torch.cuda.get_device_name(CUDA)
-    print(f"{gpu}, a copy moves {speed / 1e3:.0f} GB/s, bfloat16", flush=True)
+    card = this_card()
     rows: list[Row] = []
     with torch.inference_mode():
         for model in models:
-            for found in measure(model, tokens, speed, end):
+            for found in measure(model, tokens, card.speed, end):
                 rows += found
                 if json_file:
-                    result = {
-                        "gpu": gpu,
-                        "cuda": torch.version.cuda,
-                        "copy_gb_per_s": round(speed / 1e3),
-                        "rows": [dataclasses.asdict(row) for row in rows],
-                    }
-                    write_json(json_file, result, begun)
+                    result = {"rows": [dataclasses.asdict(row) for row in rows]}
+                    write_json(json_file, card.facts() | result, begun)
             torch.cuda.empty_cache()
     print(table(rows))
     if missing := incomplete(rows, models, tokens):

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cuda import INCOMPLETE
+from benchmarks.cuda.card import this_card
 from benchmarks.cuda.contestants import (
     CONTESTANTS,
     CUDA,
@@ -35,11 +36,10 @@ from benchmarks.cuda.contestants import (
     with_values_of,
 )
 from benchmarks.cuda.rows import Row, incomplete, slower_than_dense, table
-from benchmarks.cuda.turns import CaptureError, Turn, captured, medians
+from benchmarks.cuda.turns import CaptureError, Turn, captured, first_line, medians
 from benchmarks.records.machine import revision, write_json
 from benchmarks.records.result_file import new_result
 from benchmarks.shapes import LLAMA_2_7B, Layer, parse_shape, random_layer
-from permllm_vllm.backends import fallback_reason
 from permllm_vllm.checkpoint import permutation as permutations
 
 #: (outputs, inputs) of Llama-3-8B's linear layers as vLLM fuses them: qkv, o, gate_up, down.
@@ -73,14 +73,6 @@ def copies(tensor_bytes: int) -> int:
     """Copies of a tensor that the cache cannot hold, and at least eight."""
     cache = torch.cuda.get_device_properties(CUDA).L2_cache_size
     return max(8, math.ceil(4 * cache / tensor_bytes))
-
-
-def bandwidth() -> float:
-    """Bytes per microsecond of a copy of 1 GiB, reading and writing counted."""
-    source = torch.zeros(1 << 30, dtype=torch.uint8, device=CUDA)
-    target = torch.empty_like(source)
-    copy = captured([lambda x: target.copy_(x)] * 2, [source])
-    return 2 * source.numel() / medians({"copy": copy}, 10)["copy"]
 
 
 def relative_error(y: Tensor, x: Tensor, dense: Tensor) -> float:
@@ -117,7 +109,7 @@ def measure(
         try:
             contestants[name] = prepared(layer, name)
         except (RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
-            print(f"{n} x {k}: no {name}: {_first_line(error)}")
+            print(f"{n} x {k}: no {name}: {first_line(error)}")
     for m in tokens:
         x = torch.randn(m, k, device=CUDA).bfloat16()
         inputs: list[Tensor] = []  # of all contestants, until the last replay
@@ -129,7 +121,7 @@ def measure(
                 inputs = inputs or [x.clone() for _ in contestant.calls]
                 turns[name] = captured(contestant.calls, inputs)
             except (RuntimeError, ValueError, NotImplementedError) as error:
-                print(f"{n} x {k}, {m} tokens: no {name}: {_first_line(error)}")
+                print(f"{n} x {k}, {m} tokens: no {name}: {first_line(error)}")
                 if isinstance(error, CaptureError):
                     del contestants[name]
                     names.remove(name)
@@ -172,10 +164,6 @@ def measure_permutation(tokens: int, k: int) -> dict[str, float]:
     return {"tokens": tokens, "k": k, **{name: round(us, 2) for name, us in result.items()}}
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
 def run(
     shapes: Sequence[tuple[int, int]] | None = None,
     tokens: Sequence[int] | None = None,
@@ -187,26 +175,19 @@ def run(
 
     Exits with INCOMPLETE where a shape was left out, in whole or in part.
     """
-    reason = fallback_reason(CUDA, torch.bfloat16)
-    if reason:
-        raise SystemExit(f"the CUDA kernels do not run here: {reason}")
+    card = this_card()
     shapes, tokens = shapes or SHAPES, tokens or TOKENS
     # Our own and cuBLAS are captured before the peers, whatever becomes of those.
     contestants = [name for name in CONTESTANTS if not contestants or name in contestants]
     end, begun = time.monotonic() + seconds, revision()
-    speed = bandwidth()
-    gpu = torch.cuda.get_device_name(CUDA)
-    print(f"{gpu}, a copy moves {speed / 1e3:.0f} GB/s, bfloat16", flush=True)
     rows: list[Row] = []
     with torch.inference_mode():
         moves = [measure_permutation(m, k) for m, k in PERMUTED]
-        for found in _until(end, shapes, tokens, [*contestants], speed):
+        for found in _until(end, shapes, tokens, [*contestants], card.speed):
             rows += found
             if json_file:
                 result = {
-                    "gpu": gpu,
-                    "cuda": torch.version.cuda,
-                    "copy_gb_per_s": round(speed / 1e3),
+                    **card.facts(),
                     "permutation": moves,
                     "slower_than_dense": sorted(slower_than_dense(rows)),
                     "rows": [dataclasses.asdict(row) for row in rows],

@@ -23,6 +23,11 @@ class CaptureError(RuntimeError):
     """Something cannot be captured in a graph; what is captured after it may be spoiled."""
 
 
+def first_line(error: Exception) -> str:
+    """Why a contestant gets no turn, or the kind of error where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def medians(turns: Mapping[str, Turn], repeats: int) -> dict[str, float]:
     """Median microseconds of each, of rounds in which each has a turn; the first only warms up."""
     found: dict[str, list[float]] = {name: [] for name in turns}

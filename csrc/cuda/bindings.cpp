@@ -31,10 +31,7 @@ LinearArguments check_arguments(const Tensor& x, const Tensor& packed, const Ten
                   "backend packed.");
   const int64_t padded_rows = packed.size(0);
   const int64_t padded_inputs = packed.size(1) * 2;
-  STD_TORCH_CHECK(padded_rows <= kMostRows && padded_inputs * 2 <= kMostRowBytes,
-                  "packed of shape ", shape(packed), " has more than ", kMostRows,
-                  " outputs or more than ", kMostRowBytes / 2,
-                  " inputs, the most that the CUDA kernels multiply: split the layer.");
+  check_extent(packed, padded_rows, padded_inputs, "packed");
   STD_TORCH_CHECK(rows > 0 && round_up(rows, kRowMultiple) == padded_rows, "out_features is ", rows,
                   ", packed has ", padded_rows, " padded outputs: they must agree.");
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(-1) > 0 && x.size(-1) % 8 == 0 &&

@@ -126,6 +126,14 @@ inline void check_part(const Tensor& tensor, const Tensor& x, ScalarType dtype, 
                   " on the GPU of x, aligned to 16 bytes: use what the CUDA backend packed.");
 }
 
+inline void check_extent(const Tensor& packed, int64_t padded_rows, int64_t padded_inputs,
+                         const char* name) {
+  STD_TORCH_CHECK(padded_rows <= kMostRows && padded_inputs * 2 <= kMostRowBytes, name,
+                  " of shape ", shape(packed), " has more than ", kMostRows,
+                  " outputs or more than ", kMostRowBytes / 2,
+                  " inputs, the most that the CUDA kernels multiply: split the layer.");
+}
+
 inline ElementType element_of(const Tensor& x) {
   const ScalarType dtype = x.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::BFloat16 || dtype == ScalarType::Half, "x of shape ",

@@ -41,6 +41,8 @@ struct ExpertBlock {
   int count;  // 0 where there are fewer blocks
 };
 
+constexpr int kExpertBlockInts = sizeof(ExpertBlock) / sizeof(int);
+
 // What routing writes.
 struct PairTables {
   ExpertBlock* blocks;  // [ExpertsPlan::blocks]
@@ -79,13 +81,11 @@ struct ExpertsPlan {
 
   bool many() const { return block_pairs > kFewTokens; }
   // Of PairTables, in ints.
-  int64_t table_ints() const {
-    return int64_t{blocks} * (sizeof(ExpertBlock) / sizeof(int)) + int64_t{pairs} * 3;
-  }
+  int64_t table_ints() const { return int64_t{blocks} * kExpertBlockInts + int64_t{pairs} * 3; }
 };
 
 inline PairTables tables_at(int* memory, const ExpertsPlan& plan) {
-  int* const pairs = memory + int64_t{plan.blocks} * (sizeof(ExpertBlock) / sizeof(int));
+  int* const pairs = memory + int64_t{plan.blocks} * kExpertBlockInts;
   return {reinterpret_cast<ExpertBlock*>(memory), pairs, pairs + plan.pairs,
           pairs + int64_t{plan.pairs} * 2};
 }

@@ -23,10 +23,7 @@ StackedLinear check_stack(const Tensor& x, const Tensor& packed, const Tensor& m
                   "] for ", rows, " outputs and ", inputs,
                   " inputs, both padded to multiples of 128: use what the CUDA backend stacked.");
   const int64_t padded_rows = packed.size(1), padded_inputs = packed.size(2) * 2;
-  STD_TORCH_CHECK(padded_rows <= kMostRows && padded_inputs * 2 <= kMostRowBytes, name,
-                  " of shape ", shape(packed), " has more than ", kMostRows,
-                  " outputs or more than ", kMostRowBytes / 2,
-                  " inputs, the most that the CUDA kernels multiply: split the layer.");
+  check_extent(packed, padded_rows, padded_inputs, name.c_str());
   StackedLinear linear{};
   linear.int8 = packed.scalar_type() == ScalarType::Char;
   const int64_t weights = experts * padded_rows * padded_inputs;

@@ -36,6 +36,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 SelectedBackend = CpuBackend | CudaBackend | ReferenceBackend
+"""What `select_backend` returns."""
 
 #: What the CPU kernels multiply.
 ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from benchmarks.cuda import INCOMPLETE, experts
+from benchmarks.cuda import INCOMPLETE, card, experts
 from benchmarks.cuda.experts import DENSE, INT8, OURS, Row, incomplete, table
 from benchmarks.shapes import ExpertShape
 
@@ -99,8 +99,8 @@ def test_the_table_has_what_others_take_of_ours():
 
 
 def test_what_is_missing_of_ours_fails(on_the_cpu, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(experts, "fallback_reason", lambda *_: "")
-    monkeypatch.setattr(experts, "bandwidth", lambda: 1e3)
+    monkeypatch.setattr(card, "fallback_reason", lambda *_: "")
+    monkeypatch.setattr(card, "bandwidth", lambda: 1e3)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
     file = tmp_path / "experts.json"
     experts.run(["olmoe-1b-7b"], [1], file, 600)

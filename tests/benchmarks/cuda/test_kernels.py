@@ -7,7 +7,7 @@ from itertools import chain
 import pytest
 import torch
 
-from benchmarks.cuda import INCOMPLETE
+from benchmarks.cuda import INCOMPLETE, card
 from benchmarks.cuda import contestants as cuda_contestants
 from benchmarks.cuda import kernels as cuda_kernels
 from benchmarks.cuda.contestants import (
@@ -355,8 +355,8 @@ def test_only_peers_may_be_missing():
 @pytest.fixture
 def pretended(replays, monkeypatch):
     """What a run does with a GPU, without one."""
-    monkeypatch.setattr(cuda_kernels, "fallback_reason", lambda *_: None)
-    monkeypatch.setattr(cuda_kernels, "bandwidth", lambda: 1.0)
+    monkeypatch.setattr(card, "fallback_reason", lambda *_: None)
+    monkeypatch.setattr(card, "bandwidth", lambda: 1.0)
     monkeypatch.setattr(cuda_kernels, "PERMUTED", ())
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
 
