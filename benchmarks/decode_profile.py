@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from .cpu.fragmentation import conditions, warn
 from .engines.engine import RESERVED_CORES, Engine
 from .engines.step_parts import AROUND_EXPERTS, EXPERTS, watch, watched
 from .models import SHAPES, random_model
@@ -76,6 +77,7 @@ def main() -> None:
 
 def _measure(options: argparse.Namespace) -> None:
     begun = revision()
+    warn()
     model = random_model(options.model)
     if options.values != "dense":
         model = magnitude_pruned(model, values=options.values)
@@ -87,7 +89,7 @@ def _measure(options: argparse.Namespace) -> None:
             "values": options.values,
             "threads": engine.facts()["threads"],
             "reserved_cores": os.environ.get(RESERVED_CORES, "by default"),
-            "load_average": round(os.getloadavg()[1], 1),  # of five minutes
+            **conditions(),
         }
     finally:
         engine.close()

@@ -13,7 +13,6 @@ The result is written after each number of tokens; one that it holds is not meas
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -29,6 +28,7 @@ from benchmarks.cpu.expert_contestants import (
     contestants,
     random_experts,
 )
+from benchmarks.cpu.fragmentation import conditions, warn
 from benchmarks.cpu.products import activations
 from benchmarks.records.result_file import kept_rows
 from benchmarks.records.rows import Rows
@@ -49,7 +49,7 @@ class Row:
         gigabytes_per_second: at which our kernel reads the weights of the experts that the tokens
             go to, in units of 1e9 bytes.
         relative_error: of our kernel; Frobenius, against float64.
-        load_average: of the machine, over the five minutes before: other work slows both sides.
+        load_average, small_pages: of `benchmarks.cpu.fragmentation.conditions`.
     """
 
     model: str
@@ -68,6 +68,7 @@ class Row:
     gigabytes_per_second: float
     relative_error: float
     load_average: float
+    small_pages: float | None = None
 
 
 def measure(model: str, tokens: Sequence[int], threads: int, quick: bool) -> Iterator[list[Row]]:
@@ -96,7 +97,7 @@ def measure(model: str, tokens: Sequence[int], threads: int, quick: bool) -> Ite
                 ratio=round(times[peer] / times[ours], 3),
                 gigabytes_per_second=round(hit * found[ours].weight_bytes / times[ours] / 1e3, 1),
                 relative_error=float(f"{found[ours].checked(x):.2e}"),
-                load_average=round(os.getloadavg()[1], 1),
+                **conditions(),
             )
             for values, ours in ((values, f"{OURS} {values}") for values in VALUES)
             for peer in found
@@ -169,8 +170,10 @@ def main() -> None:
     }
     columns = Row.__dataclass_fields__
     with kept_rows(parser, arguments.json, facts, KEY) as result:
+        warn()
         _run(arguments, result)
-        Console().print(table([Row(**{c: row[c] for c in columns}) for row in result.all()]))
+        found = [{c: row[c] for c in columns if c in row} for row in result.all()]
+        Console().print(table([Row(**row) for row in found]))
 
 
 if __name__ == "__main__":

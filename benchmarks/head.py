@@ -16,7 +16,6 @@ The result is written after each number of tokens; one that it holds is not meas
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -36,6 +35,7 @@ from benchmarks.cpu.contestants import (
     peer_makers,
     rounds_of,
 )
+from benchmarks.cpu.fragmentation import conditions, warn
 from benchmarks.cpu.products import LIMITS, activations
 from benchmarks.records.result_file import kept_rows
 from benchmarks.records.rows import Rows
@@ -65,7 +65,7 @@ class Row:
     Attributes:
         gigabytes_per_second: at which our kernel reads the weight, in units of 1e9 bytes.
         relative_error: of our kernel; Frobenius, against float64.
-        load_average: of the machine, over the five minutes before: other work slows both sides.
+        load_average, small_pages: of `benchmarks.cpu.fragmentation.conditions`.
     """
 
     n: int
@@ -80,6 +80,7 @@ class Row:
     gigabytes_per_second: float
     relative_error: float
     load_average: float
+    small_pages: float | None = None
 
 
 def most_tokens(shape: tuple[int, int], dtype: str, values: str = "kept") -> int:
@@ -168,7 +169,7 @@ def measure(
                 ratio=round(times[peer] / own_time, 3),
                 gigabytes_per_second=round(weight_bytes / own_time / 1e3, 1),
                 relative_error=float(f"{error:.2e}"),
-                load_average=round(os.getloadavg()[1], 1),
+                **conditions(),
             )
             for peer in peers
         ]
@@ -257,8 +258,10 @@ def main() -> None:
     }
     columns = Row.__dataclass_fields__
     with kept_rows(parser, arguments.json, facts, KEY, OLDER) as result:
+        warn()
         _run(arguments, result)
-        Console().print(table([Row(**{c: row[c] for c in columns}) for row in result.all()]))
+        found = [{c: row[c] for c in columns if c in row} for row in result.all()]
+        Console().print(table([Row(**row) for row in found]))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from benchmarks.cpu.contestants import (
     sparse_contestant,
     vllm_primitive,
 )
+from benchmarks.cpu.fragmentation import conditions, warn
 from benchmarks.cpu.products import activations
 from benchmarks.pruning.commands import ended
 from benchmarks.records.result_file import kept_rows
@@ -258,6 +259,7 @@ def main() -> None:
         return
     facts = {"limits": LIMITS}
     with kept_rows(parser, arguments.json, facts, KEY, growing=facts) as result:
+        warn()
         failed = _run(arguments, result)
         columns = Row.__dataclass_fields__
         no_peer: Any = None  # as in older rows
@@ -282,8 +284,7 @@ def _run(arguments: argparse.Namespace, result: Rows) -> list[str]:
         except RuntimeError as error:
             failed.append(str(error))
             continue
-        load = {"load_average": round(os.getloadavg()[1], 1)}
-        result.update({**asdict(row), **load} for row in found)
+        result.update({**asdict(row), **conditions()} for row in found)
     return failed
 
 

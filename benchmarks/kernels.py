@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from benchmarks.cpu.contestants import (
     rounds_of,
     sparse_contestant,
 )
+from benchmarks.cpu.fragmentation import conditions, warn
 from benchmarks.cpu.kernel_rows import KEY, Row, complete
 from benchmarks.cpu.limits import times_with_huge_pages
 from benchmarks.cpu.products import activations
@@ -126,7 +126,7 @@ def measure(
                         ideal_dense_us=0.0,
                         ours_gflops=round(2 * m * n * k / ours_us / 1e3, 1),
                         relative_error=float(f"{error:.2e}"),
-                        load_average=round(os.getloadavg()[1], 1),
+                        **conditions(),
                     )
                 )
         yield complete(rows)
@@ -276,6 +276,7 @@ def main() -> None:
         "rounds": {"few tokens": rounds_of(1, plan.quick), "many": rounds_of(256, plan.quick)},
     }
     with kept_rows(parser, arguments.json, facts, KEY, OLDER) as result:
+        warn()
         rows = run(plan, result, huge_pages=not arguments.no_huge_pages)
     console = Console()
     for values in dict.fromkeys(row.value_dtype for row in rows):

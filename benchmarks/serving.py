@@ -33,6 +33,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from .cpu.fragmentation import warn
 from .engines import quantized_peers, vllm_bench
 from .engines.engine import RESERVED_CORES, Engine, NoEngine, Running, alternate
 from .engines.identity import identity
@@ -267,6 +268,7 @@ def _measure(
     rows: Rows,
 ) -> None:
     """Measure what the result lacks: engines in turn, then vLLM's own benchmarks."""
+    warn()
     eager = not arguments.compiled
     model = cache(lambda name: makers[name](dense))
     compare(

@@ -46,7 +46,8 @@ class Row:
         ideal_dense_us: a dense kernel of the activations' dtype that reads at that best rate, or
             multiplies at the best rate of any dense peer, whichever takes longer (computed).
         relative_error: Frobenius, against float64 with the weight that was packed.
-        load_average: of the machine, over the five minutes before: other work slows both sides.
+        load_average, small_pages: of `benchmarks.cpu.fragmentation.conditions`; the second is
+            None in older results.
     """
 
     n: int
@@ -70,6 +71,7 @@ class Row:
     relative_error: float
     load_average: float
     peer_huge_pages_mib: float | None = None
+    small_pages: float | None = None
 
     @classmethod
     def read(cls, row: Mapping[str, Any]) -> Row:
@@ -81,10 +83,12 @@ class Row:
         return {
             name: value
             for name, value in asdict(self).items()
-            if name != "peer_huge_pages_mib" or value is not None
+            if name not in LATER or value is not None
         }
 
 
+LATER = ("peer_huge_pages_mib", "small_pages")
+"""What older results do not have."""
 KEY = ("n", "k", "m", "pattern", "value_dtype", "peer")
 
 

@@ -57,8 +57,13 @@ def stream_rate(threads: int) -> float:
 
 def huge_pages(size: int) -> Tensor:
     """Zeros, uint8 `[size]`, in huge pages where the system grants them."""
+    return pages(size, mmap.MADV_HUGEPAGE)
+
+
+def pages(size: int, advice: int) -> Tensor:
+    """Zeros, uint8 `[size]`, from the border of a huge page on, in pages of this advice."""
     memory = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    memory.madvise(advice)
     everything = torch.frombuffer(memory, dtype=torch.uint8)
     start = -everything.data_ptr() % HUGE_PAGE
     return everything[start : start + size].zero_()

@@ -15,6 +15,7 @@ from unittest.mock import patch
 import psutil
 import torch
 
+from benchmarks.cpu.fragmentation import conditions
 from benchmarks.engines.identity import identity
 from benchmarks.engines.kv_cache import KV_CACHE, kv_cache_environment, kv_cache_gib
 from benchmarks.engines.memory_watch import MemoryWatch
@@ -352,7 +353,7 @@ def alternate(
             "decode_tokens_per_second": speed,
             "time_to_first_token_ms": 1e3 * first,
             **facts,
-            "load_average": round(os.getloadavg()[1], 1),  # of five minutes
+            **conditions(),
         }
 
 

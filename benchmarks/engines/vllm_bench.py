@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cpu.fragmentation import conditions
 from benchmarks.engines.engine import ENVIRONMENT, reason
 from benchmarks.engines.kv_cache import kv_cache_environment
 from benchmarks.engines.memory_watch import MemoryWatch
@@ -59,7 +60,7 @@ def alternate(
             row: dict[str, Any] = {"benchmark": benchmark, "variant": variant, "round": turn}
             row |= {"batch": batch, "prompt_tokens": prompt, "output_tokens": OUTPUT_TOKENS}
             row |= _said(rows, measure, benchmark, variant, cell)
-            row["load_average"] = round(os.getloadavg()[1], 1)
+            row |= conditions()
             base = row if variant == dense else base
             if variant in lacking:
                 rows.add(with_ratios(row, base))

@@ -34,8 +34,11 @@ def test_bounds_come_from_the_best_rates():
     assert many.ideal_dense_us == 6400.0  # the peer itself has the best rate of the run
     assert few.peer_huge_pages_us is None
     assert (other.peer_huge_pages_us, other.peer_huge_pages_mib) == (650.0, 30.0)
-    assert few.written() | {"peer_huge_pages_mib": None} == asdict(few)
-    assert other.written() == asdict(other)
+    later = {"peer_huge_pages_mib": None, "small_pages": None}
+    assert {*asdict(few)} - {*few.written()} == {*later}
+    assert later | few.written() == asdict(few)
+    assert later | other.written() == asdict(other)
+    assert other.written()["peer_huge_pages_mib"] == 30.0
 
 
 @pytest.mark.parametrize(
