@@ -26,6 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.nn import Module, Parameter
 
 from benchmarks.cpu.contestants import (
     Call,
@@ -43,6 +44,7 @@ from benchmarks.shapes import HEADS, parse_shape
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.backends.weights import PackedWeights
+from permllm_vllm.quantization.head import HeadMethod, copied_tokens, head_tokens
 
 TOKENS = (1, 2, 3, 4, 5, 8, 16, 32, 64)
 """Measured as far as the kernel takes them. That of AVX-512 multiplies 1, 2, 4, 6 or 8; 3 and 5 are
@@ -107,20 +109,18 @@ def most_tokens(shape: tuple[int, int], dtype: str, values: str = "kept") -> int
 
 
 def packed_head(dense: Tensor, values: str) -> PackedWeights | None:
-    """The copy that the plugin makes, None where it multiplies the weight where it stands."""
+    """The copy that the plugin makes, None where it has the weight alone."""
     backend = CpuBackend()
     return backend.round_dense(dense) if values == "int8" else backend.pack_dense(dense)
 
 
 def head_linear(dense: Tensor, values: str = "kept") -> Call:
-    """Our kernel on one copy of the weight, as the plugin keeps it."""
-    packed = packed_head(dense, values)
-    if packed is not None:
-        n, blob, metadata, scale = len(dense), packed.packed, packed.metadata, packed.scale
-        return lambda x: ops.sparse_linear(x, blob, metadata, None, scale, None, n, "dense")
-    memory = torch.ops.permllm.cpu_huge_bytes(dense.nbytes)
-    weight = memory.view(dense.dtype).view(dense.shape).copy_(dense)
-    return lambda x: torch.ops.permllm.head_linear(x, weight)
+    """Our kernels on one copy of the weight, as the plugin keeps it and chooses between them."""
+    layer = Module()
+    layer.weight = Parameter(dense, requires_grad=False)
+    method = HeadMethod(rounded=values == "int8")
+    method.adopt(layer)
+    return partial(method.apply, layer)
 
 
 def random_head(n: int, k: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -144,18 +144,21 @@ def measure(
     """
     (n, k), dense = shape, random_head(*shape, dtype)
     packed = packed_head(dense, values)
-    weight_bytes = dense.nbytes if packed is None else packed.packed.nbytes
+    copy_bytes = dense.nbytes if packed is None else packed.packed.nbytes
     del packed
+    most_copied = head_tokens(dense) if values == "int8" else copied_tokens(dense)
     peers = peer_makers(int8=False)
     contestants = dense_contestants(peers, dense)
     limit = LIMITS["int8" if values == "int8" else "bfloat16"]
     ours = partial(head_linear, dense, values)
-    contestants[OURS] = Contestant(OURS, weight_bytes, ours, dense, limit, dtype)
+    contestants[OURS] = Contestant(OURS, copy_bytes, ours, dense, limit, dtype)
     contestants[OURS].warm()
     for m in tokens:
         x = activations(m, k, dtype)
         times = median_times(contestants, x, threads, rounds_of(m, quick))
         own_time, error = times[OURS], contestants[OURS].checked(x)
+        in_place = most_copied < m <= head_tokens(dense)
+        weight_bytes = dense.nbytes if in_place else copy_bytes
         yield [
             Row(
                 n=n,

@@ -1,13 +1,9 @@
 #include "dense.h"
 
-#include <limits>
-
 #include "isa.h"
 
 namespace permllm::cpu {
 namespace {
-
-constexpr int64_t kAnyTokens = std::numeric_limits<int64_t>::max();
 
 #if defined(PERMLLM_AVX512)
 template <class Tuning>
@@ -37,7 +33,9 @@ DenseKernel dense_kernel([[maybe_unused]] int64_t n, [[maybe_unused]] int64_t k,
 #if defined(PERMLLM_AMX)
     case Isa::kAmx:
       if (half) return {};
-      return {{amx_dense, AmxTuning::kDenseTokens, sizeof(bf16)}, AmxTuning::kDenseTokens};
+      return {{amx_dense, AmxTuning::kDenseTokens, sizeof(bf16)},
+              AmxTuning::kDenseTokens,
+              AmxTuning::kDenseCopiedTokens};
 #endif
 #if defined(PERMLLM_AVX512)
     case Isa::kAvx512Bf16:

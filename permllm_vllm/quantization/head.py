@@ -44,6 +44,18 @@ def head_tokens(weight: Tensor) -> int:
     return int(torch.ops.permllm.cpu_head_tokens(outputs, inputs, half))
 
 
+def copied_tokens(weight: Tensor) -> int:
+    """Tokens up to which a head's copy in 12 bits is multiplied faster than the weight itself.
+
+    Of more, up to `head_tokens`, the weight is, where it stands. Its device, dtype and shape count.
+    """
+    if not _has_kernels(weight):
+        return 0
+    outputs, inputs = weight.shape
+    half = weight.dtype == torch.float16
+    return int(torch.ops.permllm.cpu_head_copied_tokens(outputs, inputs, half))
+
+
 def can_round(weight: Tensor) -> bool:
     """Whether a head of such a weight `[out, in]` can be multiplied as int8."""
     return _has_kernels(weight) and CpuBackend().rounds_dense(weight.shape[1])
@@ -63,7 +75,8 @@ class HeadMethod(UnquantizedEmbeddingMethod):
 
     vLLM packs a second copy of every embedding, of those too that no output head uses. Here a head
     has a copy in 12 bits a value where this instruction set has kernels for it, made when its
-    weight is loaded, so that vLLM counts it before it gives the KV cache what is left. Elsewhere a
+    weight is loaded, so that vLLM counts it before it gives the KV cache what is left; where the
+    weight itself is faster with some number of tokens, it is multiplied. Elsewhere a
     kernel takes few tokens, or any number, where the weight stands, in huge pages, and vLLM's copy
     is made when more tokens come for the first time: while vLLM warms up or, as it does not warm up
     an eager model, in the first such step.
@@ -80,11 +93,12 @@ class HeadMethod(UnquantizedEmbeddingMethod):
 
     Attributes:
         tokens: that the kernel takes at most with this weight as it stands, 0 where there is none.
+        copied_tokens: up to which a copy without loss is faster than that kernel.
     """
 
     def __init__(self, *, rounded: bool = False, copied: bool = True) -> None:
         super().__init__()
-        self.tokens = 0
+        self.tokens = self.copied_tokens = 0
         self._copied = copied
         self._asked_to_round = rounded
         self._rounds = False
@@ -120,7 +134,7 @@ class HeadMethod(UnquantizedEmbeddingMethod):
     def _begin(self, layer: Any, *, loaded: bool) -> None:
         """Find out what multiplies, and let the weight lie where a kernel will read it."""
         weight = layer.weight.data
-        self.tokens = head_tokens(weight)
+        self.tokens, self.copied_tokens = head_tokens(weight), copied_tokens(weight)
         self._rounds = self._asked_to_round and can_round(weight)
         if self.tokens:
             memory = torch.ops.permllm.cpu_huge_bytes(weight.nbytes)
@@ -144,12 +158,14 @@ class HeadMethod(UnquantizedEmbeddingMethod):
         if COPY not in layer.__dict__:
             self._pack(layer)
         packed = layer.__dict__[COPY]
-        if packed is not None:
+        tokens = x.numel() // x.shape[-1]
+        in_place = bias is None and tokens <= self.tokens
+        if packed is not None and (self._rounds or not in_place or tokens <= self.copied_tokens):
             outputs = layer.weight.shape[0]
             return _packed_linear(
                 x, packed.packed, packed.metadata, None, packed.scale, bias, outputs, "dense"
             )
-        if bias is None and x.numel() <= self.tokens * x.shape[-1]:
+        if in_place:
             return _head_linear(x, layer.weight)
         if layer.weight.is_cpu and PACKED not in layer.__dict__:
             self._let_vllm_pack(layer)

@@ -198,12 +198,12 @@ def test_any_number_of_tokens_meets_a_copy_in_twelve_bits(
 ) -> None:
     load(layer := built(ParallelLMHead), weights())
     copy = layer.__dict__[COPY]  # before vLLM measures how much memory the KV cache can have
-    for tokens in (1, 8, 11, 40):
+    for tokens in (1, 8, 48, 49, 64, 65):
         assert_right(logits(layer, tokens))
     assert layer.__dict__[COPY] is copy
     assert copy.packed.nbytes < 0.77 * layer.weight.nbytes
     assert PACKED not in layer.__dict__
-    assert calls == []
+    assert calls == ([49, 64] if CpuBackend().instruction_set == "amx" else [])  # faster in place
     assert torch.equal(layer.weight.data, weights())
 
 
