@@ -33,9 +33,11 @@ DenseKernel dense_kernel([[maybe_unused]] int64_t n, [[maybe_unused]] int64_t k,
 #if defined(PERMLLM_AMX)
     case Isa::kAmx:
       if (half) return {};
-      return {{amx_dense, AmxTuning::kDenseTokens, sizeof(bf16)},
-              AmxTuning::kDenseTokens,
-              AmxTuning::kDenseCopiedTokens};
+      return {
+          {amx_dense, AmxTuning::kDenseTokens, sizeof(bf16)},
+          AmxTuning::kDenseTokens,
+          k < AmxTuning::kDenseInPlaceInputs ? kAnyTokens : AmxTuning::kDenseCopiedTokens,
+      };
 #endif
 #if defined(PERMLLM_AVX512)
     case Isa::kAvx512Bf16:

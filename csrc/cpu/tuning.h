@@ -61,7 +61,9 @@ struct AmxTuning : CommonTuning {
 
   // Dense rows.
   static constexpr int64_t kDenseTokens = 64;  // four tiles: as many sums as have registers
-  // Beyond, up to those, rows where they stand are faster than their copy in 12 bits.
+  // Beyond, up to those, rows where they stand are faster than their copy in 12 bits, if they have
+  // so many inputs: of fewer, what is written counts for more.
+  static constexpr int64_t kDenseInPlaceInputs = 2048;
   static constexpr int64_t kDenseCopiedTokens = 48;
   static constexpr int kDenseRowsApart = 16;  // neighbours of a tile: next to each other is slower
   static constexpr int kDenseHint = kIntoL1;
