@@ -37,7 +37,7 @@ FACTS = {
     "mode": "mode",
     "reserved_cores": "cores reserved",
     "load_average": "load average",
-    "small_pages": "small pages read at the rate of huge ones times",
+    "small_pages": "rate of small pages to huge ones",
     "threads": "threads",
     "repeats": "repeats",
     "unwatched_ms": "ms a token without the stopwatch",

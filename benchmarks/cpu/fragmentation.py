@@ -99,7 +99,8 @@ def hold(
     Returns:
         What was taken, without the fast pages at the end, and their share of huge pages' rate.
     """
-    reference, taken, found = rate(huge_pages(SAMPLE)), list[Tensor](), 0.0
+    taken: list[Tensor] = []
+    reference, found = rate(huge_pages(SAMPLE)), 0.0
     while len(taken) * SAMPLE < most:
         fresh = allocate(SAMPLE)
         found = read(fresh) / reference

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
@@ -33,7 +32,6 @@ from permllm_vllm.quantization.head import (
     head_tokens,
 )
 from permllm_vllm.quantization.options import ServingOptions
-from tests.kernels.cases import TWELVE_BITS
 from tests.quantization.dense_heads import (
     CHANNELS,
     MOST,
@@ -68,26 +66,10 @@ def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def twelve_bits(monkeypatch: pytest.MonkeyPatch, in_place: None) -> None:
-    found = [name for name in instruction_sets() if name in TWELVE_BITS]
-    if not found:
-        pytest.skip("this CPU or build has no kernel for 12 bits")
-    monkeypatch.setenv("PERMLLM_CPU_ISA", found[0])
+def twelve_bits(
+    monkeypatch: pytest.MonkeyPatch, in_place: None, twelve_bit_instruction_set: str
+) -> None:
     monkeypatch.setattr(CpuBackend, "pack_dense", pack_dense)
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tokens of every call that the kernel took."""
-    found: list[int] = []
-    kernel = head._head_linear
-
-    def noting(x: Tensor, weight: Tensor) -> Tensor:
-        found.append(len(x))
-        return kernel(x, weight)
-
-    monkeypatch.setattr(head, "_head_linear", noting)
-    return found
 
 
 @needs_limit

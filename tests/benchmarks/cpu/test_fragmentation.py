@@ -66,7 +66,8 @@ def test_scattered_pages_are_held_until_fresh_ones_are_fast(
     rates: list[float], most: int, taken: int, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fragmentation, "rate", lambda memory: 1000.0)
-    given, left = list[Tensor](), iter(rates)
+    given: list[Tensor] = []
+    left = iter(rates)
 
     def allocate(size: int) -> Tensor:
         given.append(torch.zeros(size, dtype=torch.uint8))
