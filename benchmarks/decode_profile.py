@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .cpu.fragmentation import conditions, warn
+from .cpu.conditions import conditions, warn
 from .engines.engine import RESERVED_CORES, Engine
 from .engines.step_parts import AROUND_EXPERTS, EXPERTS, watch, watched
 from .models import SHAPES, random_model

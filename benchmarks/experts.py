@@ -22,13 +22,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cpu.conditions import conditions, warn
 from benchmarks.cpu.contestants import median_times, rounds_of
 from benchmarks.cpu.expert_contestants import (
     OURS,
     contestants,
     random_experts,
 )
-from benchmarks.cpu.fragmentation import conditions, warn
 from benchmarks.cpu.products import activations
 from benchmarks.records.result_file import kept_rows
 from benchmarks.records.rows import Rows
@@ -49,7 +49,7 @@ class Row:
         gigabytes_per_second: at which our kernel reads the weights of the experts that the tokens
             go to, in units of 1e9 bytes.
         relative_error: of our kernel; Frobenius, against float64.
-        load_average, small_pages: of `benchmarks.cpu.fragmentation.conditions`.
+        load_average, small_pages: of `benchmarks.cpu.conditions`.
     """
 
     model: str

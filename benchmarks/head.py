@@ -28,6 +28,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from benchmarks.cpu.conditions import conditions, warn
 from benchmarks.cpu.contestants import (
     Call,
     Contestant,
@@ -36,7 +37,6 @@ from benchmarks.cpu.contestants import (
     peer_makers,
     rounds_of,
 )
-from benchmarks.cpu.fragmentation import conditions, warn
 from benchmarks.cpu.products import LIMITS, activations
 from benchmarks.records.result_file import kept_rows
 from benchmarks.records.rows import Rows
@@ -67,7 +67,7 @@ class Row:
     Attributes:
         gigabytes_per_second: at which our kernel reads the weight, in units of 1e9 bytes.
         relative_error: of our kernel; Frobenius, against float64.
-        load_average, small_pages: of `benchmarks.cpu.fragmentation.conditions`.
+        load_average, small_pages: of `benchmarks.cpu.conditions`.
     """
 
     n: int
@@ -146,7 +146,6 @@ def measure(
     packed = packed_head(dense, values)
     copy_bytes = dense.nbytes if packed is None else packed.packed.nbytes
     del packed
-    most_copied = head_tokens(dense) if values == "int8" else copied_tokens(dense)
     peers = peer_makers(int8=False)
     contestants = dense_contestants(peers, dense)
     limit = LIMITS["int8" if values == "int8" else "bfloat16"]
@@ -157,7 +156,7 @@ def measure(
         x = activations(m, k, dtype)
         times = median_times(contestants, x, threads, rounds_of(m, quick))
         own_time, error = times[OURS], contestants[OURS].checked(x)
-        in_place = most_copied < m <= head_tokens(dense)
+        in_place = values != "int8" and copied_tokens(dense) < m <= head_tokens(dense)
         weight_bytes = dense.nbytes if in_place else copy_bytes
         yield [
             Row(

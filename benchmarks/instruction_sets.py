@@ -30,6 +30,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import linear
 
+from benchmarks.cpu.conditions import conditions, warn
 from benchmarks.cpu.contestants import (
     VLLM_INT8,
     Call,
@@ -41,7 +42,6 @@ from benchmarks.cpu.contestants import (
     sparse_contestant,
     vllm_primitive,
 )
-from benchmarks.cpu.fragmentation import conditions, warn
 from benchmarks.cpu.products import activations
 from benchmarks.pruning.commands import ended
 from benchmarks.records.result_file import kept_rows

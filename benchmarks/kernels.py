@@ -26,6 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cpu.conditions import conditions, warn
 from benchmarks.cpu.contestants import (
     VLLM_INT8,
     dense_contestants,
@@ -34,7 +35,6 @@ from benchmarks.cpu.contestants import (
     rounds_of,
     sparse_contestant,
 )
-from benchmarks.cpu.fragmentation import conditions, warn
 from benchmarks.cpu.kernel_rows import KEY, Row, complete
 from benchmarks.cpu.limits import times_with_huge_pages
 from benchmarks.cpu.products import activations

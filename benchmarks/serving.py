@@ -33,7 +33,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from .cpu.fragmentation import warn
+from .cpu.conditions import warn
 from .engines import quantized_peers, vllm_bench
 from .engines.engine import RESERVED_CORES, Engine, NoEngine, Running, alternate
 from .engines.identity import identity

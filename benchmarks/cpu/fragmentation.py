@@ -7,20 +7,17 @@ A system that has run for long gives out pages that lie all over its memory. A v
 read those a tenth as fast as huge pages, and with them every dense peer, while sparse weights, in
 huge pages, stay fast: a comparison would flatter them. `--hold` takes pages until fresh ones are
 read as fast as huge ones, and keeps them until it is interrupted: measure meanwhile. What it has to
-take is less after `echo 1 > /proc/sys/vm/compact_memory` as root, and nothing after a restart.
+take is less after `echo 1 > /proc/sys/vm/compact_memory` as root.
 """
 
 from __future__ import annotations
 
 import argparse
 import mmap
-import os
 import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
-from typing import Any
 
 import psutil
 from rich.console import Console
@@ -31,8 +28,6 @@ from benchmarks.cpu.stream import huge_pages, pages
 SAMPLE = 256 << 20
 """Bytes that are read; no cache serves as many (`benchmarks.cpu.stream`)."""
 REPEATS = 3
-FEWEST = 0.8
-"""Of the rate of huge pages: slower, memory is called fragmented."""
 ENOUGH = 0.9
 """Of the rate of huge pages, at which nothing more is taken out of the way."""
 Allocate = Callable[[int], Tensor]
@@ -56,34 +51,6 @@ def rate(memory: Tensor) -> float:
 def share(size: int = SAMPLE) -> float:
     """The rate at which fresh small pages are read, as a share of that of huge ones."""
     return rate(small_pages(size)) / rate(huge_pages(size))
-
-
-@cache
-def share_at_start() -> float:
-    """`share`, as it was when this process first asked: before weights were allocated."""
-    return round(share(), 2)
-
-
-def conditions() -> dict[str, Any]:
-    """What a row says of the machine.
-
-    ``load_average`` is of the five minutes before: other work slows both sides. ``small_pages`` is
-    `share_at_start`: less than 1 slows peers, whose weights are in small pages, more than ours.
-    """
-    return {"load_average": round(os.getloadavg()[1], 1), "small_pages": share_at_start()}
-
-
-def warn(console: Console | None = None) -> None:
-    """Say on the error stream that memory is fragmented, if it is, and what helps."""
-    found = share_at_start()
-    if found < FEWEST:
-        (console or Console(stderr=True)).print(
-            f"[yellow]memory is fragmented: small pages are read at {found:.0%} of the rate of "
-            "huge ones, which slows dense layers more than sparse ones, so ratios will flatter. "
-            "`python -m benchmarks.cpu.fragmentation --hold`, running beside this, helps; so "
-            "does a restart.",
-            highlight=False,
-        )
 
 
 def hold(

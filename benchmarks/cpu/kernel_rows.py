@@ -46,7 +46,7 @@ class Row:
         ideal_dense_us: a dense kernel of the activations' dtype that reads at that best rate, or
             multiplies at the best rate of any dense peer, whichever takes longer (computed).
         relative_error: Frobenius, against float64 with the weight that was packed.
-        load_average, small_pages: of `benchmarks.cpu.fragmentation.conditions`; the second is
+        load_average, small_pages: of `benchmarks.cpu.conditions`; the second is
             None in older results.
     """
 

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import psutil
 import torch
 
-from benchmarks.cpu.fragmentation import conditions
+from benchmarks.cpu.conditions import conditions
 from benchmarks.engines.identity import identity
 from benchmarks.engines.kv_cache import KV_CACHE, kv_cache_environment, kv_cache_gib
 from benchmarks.engines.memory_watch import MemoryWatch

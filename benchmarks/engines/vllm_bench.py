@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cpu.fragmentation import conditions
+from benchmarks.cpu.conditions import conditions
 from benchmarks.engines.engine import ENVIRONMENT, reason
 from benchmarks.engines.kv_cache import kv_cache_environment
 from benchmarks.engines.memory_watch import MemoryWatch

@@ -17,8 +17,8 @@ constexpr int64_t kAnyTokens = std::numeric_limits<int64_t>::max();
 struct DenseKernel {
   KernelOf<bf16> kernel;
   int64_t tokens = 0;  // at most, beyond others are faster; 0 where there is no kernel
-  int64_t copied_tokens =
-      kAnyTokens;  // up to these a copy in 12 bits is faster, where there is one
+  // Up to so many, and beyond `tokens`, a copy in 12 bits is faster, where there is one.
+  int64_t copied_tokens = kAnyTokens;
 };
 
 // The kernel that serves here for a weight [n, k] of bfloat16 values, or with `half` of float16:

@@ -37,11 +37,7 @@ def head_tokens(weight: Tensor) -> int:
     and for both on those with AVX2 and no AVX-512, where outputs are a multiple of 8 and inputs of
     64. Of the weight `[out, in]` its device, dtype and shape count.
     """
-    if not _has_kernels(weight):
-        return 0
-    outputs, inputs = weight.shape
-    half = weight.dtype == torch.float16
-    return int(torch.ops.permllm.cpu_head_tokens(outputs, inputs, half))
+    return int(torch.ops.permllm.cpu_head_tokens(*_kind(weight))) if _has_kernels(weight) else 0
 
 
 def copied_tokens(weight: Tensor) -> int:
@@ -51,14 +47,18 @@ def copied_tokens(weight: Tensor) -> int:
     """
     if not _has_kernels(weight):
         return 0
-    outputs, inputs = weight.shape
-    half = weight.dtype == torch.float16
-    return int(torch.ops.permllm.cpu_head_copied_tokens(outputs, inputs, half))
+    return int(torch.ops.permllm.cpu_head_copied_tokens(*_kind(weight)))
 
 
 def can_round(weight: Tensor) -> bool:
     """Whether a head of such a weight `[out, in]` can be multiplied as int8."""
     return _has_kernels(weight) and CpuBackend().rounds_dense(weight.shape[1])
+
+
+def _kind(weight: Tensor) -> tuple[int, int, bool]:
+    """What the compiled library wants to know of a weight: outputs, inputs, and if float16."""
+    outputs, inputs = weight.shape
+    return outputs, inputs, weight.dtype == torch.float16
 
 
 def _has_kernels(weight: Tensor) -> bool:

@@ -1,10 +1,7 @@
-"""Scattered pages are measured, told of, and taken out of the way."""
-
-from collections.abc import Iterator
+"""Scattered pages are measured, and taken out of the way."""
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from benchmarks.cpu import fragmentation
@@ -14,11 +11,8 @@ SIZE = 8 << 20
 
 
 @pytest.fixture(autouse=True)
-def small_sample(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fragmentation, "SAMPLE", SIZE)
-    fragmentation.share_at_start.cache_clear()
-    yield
-    fragmentation.share_at_start.cache_clear()
 
 
 def test_small_pages_are_zeros_in_no_huge_page() -> None:
@@ -33,25 +27,6 @@ def test_the_best_reading_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter([0.0, 4.0, 0.0, 2.0, 0.0, 8.0])
     monkeypatch.setattr(fragmentation.time, "thread_time", lambda: next(seconds))
     assert fragmentation.rate(torch.zeros(4 << 20, dtype=torch.uint8)) == (4 << 20) / 2.0 / 1e6
-
-
-def test_a_run_asks_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = iter([0.25, 0.75])
-    monkeypatch.setattr(fragmentation, "share", lambda: next(found))
-    assert [fragmentation.conditions()["small_pages"] for _ in range(2)] == [0.25, 0.25]
-    assert fragmentation.conditions()["load_average"] >= 0
-
-
-@pytest.mark.parametrize(("found", "warned"), [(0.1, True), (0.79, True), (0.8, False), (1, False)])
-def test_fragmented_memory_is_named_before_it_flatters(
-    found: float, warned: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fragmentation, "share", lambda: found)
-    console = Console(record=True, width=400)
-    fragmentation.warn(console)
-    said = console.export_text()
-    assert (f"memory is fragmented: small pages are read at {found:.0%}" in said) is warned
-    assert ("benchmarks.cpu.fragmentation --hold" in said) is warned
 
 
 @pytest.mark.parametrize(
