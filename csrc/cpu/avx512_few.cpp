@@ -14,7 +14,13 @@ struct Bfloat16Products {
   using Value = ValueType;
   using Rows = ExpandedRows<Tuning, Value>;
   static constexpr int kWeights = 2, kInputs = 2, kSums = 1;
-  static constexpr int kOneTokenFetch = Tuning::kOneTokenFetch;
+  static constexpr bool kSparseIn12Bits = std::is_same_v<Value, bf12>;
+  static constexpr bool kDense = std::is_same_v<Value, dense12>;
+  static constexpr int kOneTokenFetch =
+      kSparseIn12Bits ? Tuning::kOneTokenFetchOf12Bits : Tuning::kOneTokenFetch;
+  static constexpr int kFewRows = kSparseIn12Bits ? Tuning::kFewRowsOf12Bits : Tuning::kFewRows;
+  static constexpr int kSeveralAhead =
+      kDense ? Tuning::kSeveralAheadDense12 : Tuning::kSeveralAhead;
 
   static constexpr int rows_per_pass(int tokens) {
     return kRows * tokens <= Tuning::kSums       ? kRows
@@ -23,8 +29,12 @@ struct Bfloat16Products {
   }
 
   static constexpr int64_t several_chunk_bytes(int vectors) {
-    if (std::is_same_v<Value, dense12>) return Tuning::kSeveralChunkBytes;
+    if (kDense) return Tuning::kSeveralChunkBytes;
     return vectors == 4 ? Tuning::kSeveralChunkBytesOf16 : Tuning::kSeveralChunkBytesOf12;
+  }
+
+  static constexpr int several_hint(int vectors) {
+    return vectors == 4 && !kDense ? Tuning::kSeveralHintOf16 : Tuning::kSeveralHint;
   }
 
   static void multiply(__m512i (&sums)[1], const __m512i (&weights)[2], int half, __m512i x) {
@@ -80,6 +90,8 @@ void avx512_few_tokens(const LinearArguments& a, Worker& worker) {
   template void avx512_several_tokens<Tuning, Value>(const LinearArguments&, Worker&); \
   template void avx512_few_tokens<Tuning, Value, Most>(const LinearArguments&, Worker&);
 PERMLLM_INSTANTIATE(Avx512Bf16Tuning, bf16, Avx512Bf16Tuning::kFewTokens)
+PERMLLM_INSTANTIATE(Avx512Bf16Tuning, bf12, Avx512Bf16Tuning::kFewTokens)
+PERMLLM_INSTANTIATE(Avx512Bf16Tuning, dense12, Avx512Bf16Tuning::kFewTokensDense)
 PERMLLM_INSTANTIATE(Zen5Tuning, bf16, Zen5Tuning::kFewTokens)
 PERMLLM_INSTANTIATE(Zen5Tuning, bf12, Zen5Tuning::kFewTokens)
 PERMLLM_INSTANTIATE(Zen5Tuning, dense12, Zen5Tuning::kFewTokensDense)

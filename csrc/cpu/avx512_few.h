@@ -14,6 +14,7 @@
 //   add(a, b)                      of sums
 //   rows_per_pass(tokens)          whose sums fit the registers beside their weights
 //   kOneTokenFetch                 bytes of a block that are fetched ahead with one token, at most
+//   kFewRows                       that are expanded before a vector of x meets them all
 //   Inputs                         constructed from the arguments; measures(),
 //                                  measure(token) for as many before any
 //                                  load(token, block, vectors), which gives a token's 64 inputs,
@@ -91,7 +92,7 @@ class FewTokens {
   static constexpr int kSums = Products::kSums;
   static constexpr int kPass = Products::rows_per_pass(Tokens);  // further rows: from the cache
   static constexpr int kStepVectors = kInputs * Tokens;          // of x per block
-  static constexpr int kTogether = kPass < Tuning::kFewRows ? kPass : Tuning::kFewRows;
+  static constexpr int kTogether = kPass < Products::kFewRows ? kPass : Products::kFewRows;
 
   // The sums of one row group, 16 partial ones each.
   struct Sums {

@@ -2,6 +2,8 @@
 //
 // W8A16: x is a 16-bit integer, and its upper and lower bytes have a sum each.
 // W8A8: x is an 8-bit integer, half of the products.
+#include <type_traits>
+
 #include "avx512_few.h"
 #include "avx512_quantize.h"
 #include "avx512_several.h"
@@ -15,7 +17,10 @@ struct Int8Products {
   using Value = BlockValue;
   using Rows = ExpandedRows<Tuning, Value>;
   static constexpr int kWeights = 1, kInputs = Bytes, kSums = Bytes;
-  static constexpr int kOneTokenFetch = Tuning::kOneTokenFetchInt8;
+  static constexpr int kOneTokenFetch =
+      std::is_same_v<Value, int8_t> ? Tuning::kOneTokenFetchInt8 : Tuning::kOneTokenFetch;
+  static constexpr int kFewRows = Tuning::kFewRows;
+  static constexpr int kSeveralAhead = Tuning::kSeveralAhead;
   static constexpr int kLargest = Bytes == 2 ? kLargest16 : kLargest8;
   static constexpr int kShift = Bytes == 2 ? kShift16 : kShift8;
 
@@ -24,6 +29,7 @@ struct Int8Products {
   }
 
   static constexpr int64_t several_chunk_bytes(int) { return Tuning::kSeveralChunkBytes; }
+  static constexpr int several_hint(int) { return Tuning::kSeveralHint; }
 
   static void multiply(__m512i (&sums)[Bytes], const __m512i (&weights)[1], int byte, __m512i x) {
     sums[byte] = multiply_one(sums[byte], weights[0], x);

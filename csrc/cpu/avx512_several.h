@@ -8,6 +8,8 @@
 // `Products` are those of avx512_few.h with as many vectors of weights as of inputs, and one sum.
 // Beside these they have
 //   several_chunk_bytes(vectors)  of a row that are expanded at a time, for vectors of 4 tokens
+//   several_hint(vectors)         the cache that blocks are fetched into
+//   kSeveralAhead                 bytes that they are fetched ahead
 #pragma once
 
 #include "scratch.h"
@@ -169,7 +171,7 @@ class SeveralTokens {
   static void multiply(const Panel& panel, int first, const __m512i* x, Sums& sums,
                        const Panel& next) {
     constexpr int kShare = sizeof(BlockOf8) * kPass / kRows;
-    const char* ahead = reinterpret_cast<const char*>(panel.blocks) + Tuning::kSeveralAhead +
+    const char* ahead = reinterpret_cast<const char*>(panel.blocks) + Products::kSeveralAhead +
                         panel.count * kShare * (first / kPass);
     const char* weights = panel.bytes + first * kPanelRowBytes;
     __m512i sum[kPass][Vectors];
@@ -190,7 +192,7 @@ class SeveralTokens {
       x += Vectors;
     };
     for (int64_t b = 0; b < panel.count; ++b) {
-      prefetch<Tuning::kSeveralHint, kShare>(ahead);
+      prefetch<Products::several_hint(Vectors), kShare>(ahead);
       ahead += kShare;
       if (b < next.count) {
         PERMLLM_UNROLL

@@ -12,11 +12,11 @@
 // every eight inputs, so that the place of their values is known. Padding, that is rows past n and
 // inputs past k, has masks filled up to 32 bits and values of zero.
 //
-// On amx and zen5, 32 bfloat16 values of a row are stored in 48 bytes where that loses nothing
-// (bf12):
+// On amx, avx512_bf16 and zen5, 32 bfloat16 values of a row are stored in 48 bytes where that loses
+// nothing (bf12):
 //   Rows x uint64 mask       in an order in which two vectors of bytes become two of words. On amx,
 //                            bit 2 j of row r is set where input j is kept, and bit 2 j + 1 where
-//                            input 32 + j is; on zen5 bit 16 i + j where input 8 i + j is, and bit
+//                            input 32 + j is; else bit 16 i + j where input 8 i + j is, and bit
 //                            16 i + 8 + j where input 32 + 8 i + j is (j < 8)
 //   Rows x 32 lower bytes    of the values, ascending by bit of the mask
 //   Rows / 2 x 32 bytes      what the upper bytes are, of row r in the lower four bits and of row

@@ -162,12 +162,9 @@ KernelOf<bf16> avx512_kernel(ValueType type, bool half) {
     case ValueType::kBfloat16:
       return of_words<Tuning, avx512<Tuning, bf16>>(half);
     case ValueType::kBfloat12:
-      if constexpr (Tuning::kTwelveBits) return of_words<Tuning, avx512<Tuning, bf12>>(half);
-      break;
+      return of_words<Tuning, avx512<Tuning, bf12>>(half);
     case ValueType::kDense12:
-      if constexpr (Tuning::kTwelveBits) {
-        return of_words<Tuning, avx512<Tuning, dense12, Tuning::kFewTokensDense>>(half);
-      }
+      return of_words<Tuning, avx512<Tuning, dense12, Tuning::kFewTokensDense>>(half);
   }
   return {};
 }

@@ -74,7 +74,8 @@ struct AmxTuning : CommonTuning {
 struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int kFewTokens = 6;        // beyond, a row is better expanded to the L1 cache
   static constexpr int kFewTokensInt8 = 6;    // the same of int8 values
-  static constexpr int kFewTokensDense8 = 6;  // and of dense rows of int8 values: not timed here
+  static constexpr int kFewTokensDense = 1;   // of dense rows in 12 bits
+  static constexpr int kFewTokensDense8 = 3;  // and of int8 values
   static constexpr int kSeveralTokens = 16;   // as many as a vector of the kernel for many has
   static constexpr int64_t kRestTokens = 12;  // beyond whole vectors: take less time apart, the
                                               // weight read again, than as a vector of 16
@@ -82,27 +83,32 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int kPartTokens = 2;       // float16: two bfloat16 each, beyond one
   static constexpr int64_t kPackBlocks = 16;  // of x, that a thread packs at a time
   static constexpr int kSums = 24;            // vectors that the registers hold beside operands
-  static constexpr bool kTwelveBits = false;  // bfloat16 values are stored in 12 bits
   // A half of a row's mask goes to its register from memory instead of through a general one.
   static constexpr bool kMasksFromMemory = false;
 
   // Few tokens. Prefetching overlaps with the arithmetic only where it stops in L2.
   static constexpr int kFewHint = kIntoL2;
-  static constexpr int kOneTokenFetch = 64;       // bytes of a block; the hardware fetches the rest
-  static constexpr int kOneTokenFetchInt8 = 512;  // all of it: a part of 320 made shapes slower
-  static constexpr int kOneTokenAhead = 9216;     // bytes
-  static constexpr int kFewAhead = 13824;         // bytes, where one pass takes all rows
-  static constexpr int kFewAheadPasses = 18432;   // and where several passes take some rows each
+  // Bytes of a block that are fetched ahead with one token: where the arithmetic leaves it the
+  // time, the hardware fetches the rest.
+  static constexpr int kOneTokenFetch = 64;
+  static constexpr int kOneTokenFetchOf12Bits = 448;  // all of a sparse one
+  static constexpr int kOneTokenFetchInt8 = 512;      // all of it: a part of 320 made shapes slower
+  static constexpr int kOneTokenAhead = 9216;         // bytes
+  static constexpr int kFewAhead = 13824;             // bytes, where one pass takes all rows
+  static constexpr int kFewAheadPasses = 18432;  // and where several passes take some rows each
   static constexpr int64_t kFewChunkBytes = 20 << 10;  // of x and blocks, that these share in L1
   static constexpr int64_t kFewShortChunkBytes = 20 << 10;  // where they take two rows each
   static constexpr int kFewRows = 1;  // that are expanded before a vector of x meets them all
+  static constexpr int kFewRowsOf12Bits = 2;  // the same of sparse rows in 12 bits
 
   // Several tokens.
   static constexpr int kSeveralHint = kIntoL2;
   static constexpr int64_t kSeveralChunkBytes = 256;  // of a row, expanded at a time
-  // The same of sparse rows of bfloat16 values, for up to 12 tokens and for more.
-  static constexpr int64_t kSeveralChunkBytesOf12 = 256, kSeveralChunkBytesOf16 = 256;
-  static constexpr int kSeveralAhead = 9216;  // bytes
+  static constexpr int kSeveralAhead = 9216;          // bytes
+  static constexpr int kSeveralAheadDense12 = 16384;
+  // Of sparse rows of bfloat16 values, for more than 12 tokens, and chunks for fewer.
+  static constexpr int kSeveralHintOf16 = kIntoL1;
+  static constexpr int64_t kSeveralChunkBytesOf12 = 1024, kSeveralChunkBytesOf16 = 1024;
 
   // Few tokens and dense rows.
   static constexpr int kDenseTokens = 8;        // beyond, oneDNN's packed weight is faster
@@ -134,9 +140,7 @@ struct Avx512Bf16Tuning : Zen4Tuning {
 // general to mask registers compete with expansions.
 struct Zen5Tuning : Avx512Bf16Tuning {
   static constexpr int kFewTokens = 10;
-  static constexpr int kFewTokensDense = 2;  // of dense rows in 12 bits
-  static constexpr int kFewTokensDense8 = 3;
-  static constexpr bool kTwelveBits = true;
+  static constexpr int kFewTokensDense = 2;
   static constexpr bool kMasksFromMemory = true;
 
   static constexpr int kFewHint = kPastL2;
@@ -146,9 +150,10 @@ struct Zen5Tuning : Avx512Bf16Tuning {
   static constexpr int kFewAheadPasses = 13824;
   static constexpr int64_t kFewChunkBytes = 12 << 10;
   static constexpr int64_t kFewShortChunkBytes = 6 << 10;
-  static constexpr int kFewRows = 4;
+  static constexpr int kFewRows = 4, kFewRowsOf12Bits = 4;
   static constexpr int kSeveralHint = kIntoL1;
-  static constexpr int64_t kSeveralChunkBytesOf12 = 1024, kSeveralChunkBytesOf16 = 512;
+  static constexpr int kSeveralAheadDense12 = kSeveralAhead;
+  static constexpr int64_t kSeveralChunkBytesOf16 = 512;
 
   static constexpr int kDenseTokensPastL1 = 4;
   static constexpr int kDenseRows = 1;

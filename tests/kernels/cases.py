@@ -9,7 +9,7 @@ import pytest
 from benchmarks.shapes import Layer, random_layer
 from permllm_vllm.backends.cpu import instruction_sets
 
-TWELVE_BITS = ("amx", "zen5")
+TWELVE_BITS = ("amx", "zen5", "avx512_bf16")
 """Instruction sets that store bfloat16 values in 12 bits."""
 on_each_with_twelve_bits = pytest.mark.parametrize(
     "isa",

@@ -15,6 +15,7 @@ import torch
 from benchmarks.shapes import random_layer, to_int8
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
+from tests.kernels.cases import TWELVE_BITS
 from tests.kernels.preloaded import COMPILER, preloaded
 
 THREADS = (1, 2, 3)
@@ -41,7 +42,7 @@ def touched(isa: str, values: str) -> dict[str, list[list[int]]]:
     library.threads.argtypes = [ctypes.c_void_p]
     library.threads.restype = ctypes.POINTER(ctypes.c_int)
     n, pages = ROWS[values], GROUP_PAGES[values]
-    if values == "bfloat16" and isa == "zen5":
+    if values == "bfloat16" and isa in TWELVE_BITS:
         pages = TWELVE_BITS_PAGES
     groups = n // GROUP_ROWS
     layer = random_layer(n, K, permuted=False)
