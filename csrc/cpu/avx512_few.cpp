@@ -17,10 +17,9 @@ struct Bfloat16Products {
   static constexpr bool kSparseIn12Bits = std::is_same_v<Value, bf12>;
   static constexpr bool kDense = std::is_same_v<Value, dense12>;
   static constexpr int kOneTokenFetch =
-      kSparseIn12Bits ? Tuning::kOneTokenFetchOf12Bits : Tuning::kOneTokenFetch;
-  static constexpr int kFewRows = kSparseIn12Bits ? Tuning::kFewRowsOf12Bits : Tuning::kFewRows;
-  static constexpr int kSeveralAhead =
-      kDense ? Tuning::kSeveralAheadDense12 : Tuning::kSeveralAhead;
+      kSparseIn12Bits ? Tuning::kOneTokenFetchTwelveBits : Tuning::kOneTokenFetch;
+  static constexpr int kFewRows = kSparseIn12Bits ? Tuning::kFewRowsTwelveBits : Tuning::kFewRows;
+  static constexpr int kSeveralAhead = kDense ? Tuning::kSeveralAheadDense : Tuning::kSeveralAhead;
 
   static constexpr int rows_per_pass(int tokens) {
     return kRows * tokens <= Tuning::kSums       ? kRows

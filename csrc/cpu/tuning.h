@@ -91,24 +91,24 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   // Bytes of a block that are fetched ahead with one token: where the arithmetic leaves it the
   // time, the hardware fetches the rest.
   static constexpr int kOneTokenFetch = 64;
-  static constexpr int kOneTokenFetchOf12Bits = 448;  // all of a sparse one
-  static constexpr int kOneTokenFetchInt8 = 512;      // all of it: a part of 320 made shapes slower
-  static constexpr int kOneTokenAhead = 9216;         // bytes
-  static constexpr int kFewAhead = 13824;             // bytes, where one pass takes all rows
-  static constexpr int kFewAheadPasses = 18432;  // and where several passes take some rows each
+  static constexpr int kOneTokenFetchTwelveBits = 448;  // all of a sparse one
+  static constexpr int kOneTokenFetchInt8 = 512;  // all of it: a part of 320 made shapes slower
+  static constexpr int kOneTokenAhead = 9216;     // bytes
+  static constexpr int kFewAhead = 13824;         // bytes, where one pass takes all rows
+  static constexpr int kFewAheadPasses = 18432;   // and where several passes take some rows each
   static constexpr int64_t kFewChunkBytes = 20 << 10;  // of x and blocks, that these share in L1
   static constexpr int64_t kFewShortChunkBytes = 20 << 10;  // where they take two rows each
   static constexpr int kFewRows = 1;  // that are expanded before a vector of x meets them all
-  static constexpr int kFewRowsOf12Bits = 2;  // the same of sparse rows in 12 bits
+  static constexpr int kFewRowsTwelveBits = 2;  // the same of sparse rows in 12 bits
 
   // Several tokens.
   static constexpr int kSeveralHint = kIntoL2;
   static constexpr int64_t kSeveralChunkBytes = 256;  // of a row, expanded at a time
   static constexpr int kSeveralAhead = 9216;          // bytes
-  static constexpr int kSeveralAheadDense12 = 16384;
-  // Of sparse rows of bfloat16 values, for more than 12 tokens, and chunks for fewer.
-  static constexpr int kSeveralHintOf16 = kIntoL1;
+  static constexpr int kSeveralAheadDense = 16384;    // the same of dense rows in 12 bits
+  // Of sparse rows of bfloat16 values, for up to 12 tokens and for more.
   static constexpr int64_t kSeveralChunkBytesOf12 = 1024, kSeveralChunkBytesOf16 = 1024;
+  static constexpr int kSeveralHintOf16 = kIntoL1;
 
   // Few tokens and dense rows.
   static constexpr int kDenseTokens = 8;        // beyond, oneDNN's packed weight is faster
@@ -150,9 +150,9 @@ struct Zen5Tuning : Avx512Bf16Tuning {
   static constexpr int kFewAheadPasses = 13824;
   static constexpr int64_t kFewChunkBytes = 12 << 10;
   static constexpr int64_t kFewShortChunkBytes = 6 << 10;
-  static constexpr int kFewRows = 4, kFewRowsOf12Bits = 4;
+  static constexpr int kFewRows = 4, kFewRowsTwelveBits = 4;
   static constexpr int kSeveralHint = kIntoL1;
-  static constexpr int kSeveralAheadDense12 = kSeveralAhead;
+  static constexpr int kSeveralAheadDense = kSeveralAhead;
   static constexpr int64_t kSeveralChunkBytesOf16 = 512;
 
   static constexpr int kDenseTokensPastL1 = 4;
