@@ -13,20 +13,18 @@ struct Avx512Vnni {
   using Tuning = Avx512VnniTuning;
   static constexpr int kLanes = 16;
 
-  // The n-th of eight inputs that is kept has the n-th of their four values. As -1 for those that
-  // are, sums up to a byte are the negative of n. vpshufb crosses no quarter of the vector, to each
-  // of which its eight values are brought.
+  // The n-th of eight inputs that is kept has the n-th of their four values. With a byte of 1 for
+  // those that are, a product with as many ones has n in each. vpshufb crosses no quarter of the
+  // vector, to each of which its eight values are brought.
   static Vector decode(const uint8_t* mask, const int8_t* values) {
     uint64_t bits;
     __builtin_memcpy(&bits, mask, sizeof(bits));
     const __mmask64 kept = bits;
-    __m512i sums = _mm512_movm_epi8(kept);
-    sums = _mm512_add_epi8(sums, _mm512_slli_epi64(sums, 8));
-    sums = _mm512_add_epi8(sums, _mm512_slli_epi64(sums, 16));
-    sums = _mm512_add_epi8(sums, _mm512_slli_epi64(sums, 32));
+    const __m512i ones = _mm512_set1_epi8(1);
+    const __m512i counts = _mm512_mullo_epi64(_mm512_maskz_mov_epi8(kept, ones), ones);
     // The first values of the eights of a quarter, less 1.
     const __m512i before = _mm512_set4_epi64(0x0303030303030303, -1, 0x0303030303030303, -1);
-    const __m512i places = _mm512_sub_epi8(before, sums);
+    const __m512i places = _mm512_add_epi8(before, counts);
     const __m512i quarters = _mm512_permutexvar_epi64(
         _mm512_set_epi64(3, 3, 2, 2, 1, 1, 0, 0),
         _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values))));

@@ -10,6 +10,7 @@
 // Include after every other header: what follows is compiled for one instruction set.
 #pragma once
 
+#include "output_rows.h"
 #include "row_groups.h"
 
 namespace permllm::cpu {
@@ -24,11 +25,9 @@ struct Float32Outputs : OutputRows<Real> {
     }
   }
 
-  void write(int64_t token, int r, float sum) const {
-    round_to(this->y[token * this->stride + r], sum * factor[r] + this->bias[r]);
-  }
+  float value(int64_t, int r, const float* sum) const { return *sum * factor[r] + this->bias[r]; }
 
-  float factor[kRows];
+  float factor[kRows] = {};
 };
 
 // As vector_few.h and vector_many.h ask for them.
@@ -77,10 +76,6 @@ struct Float32Products {
   struct Outputs : Float32Outputs<Real> {
     Outputs(const LinearOf<Real>& a, const Inputs&, int64_t group)
         : Float32Outputs<Real>(a, group, Isa::template kUnit<ValueType>) {}
-
-    void write(int64_t token, int r, const float* total) const {
-      Float32Outputs<Real>::write(token, r, *total);
-    }
   };
 };
 

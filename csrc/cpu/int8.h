@@ -23,6 +23,7 @@
 
 #include "token_scale.h"
 // The vector code comes last.
+#include "output_rows.h"
 #include "row_groups.h"
 
 namespace permllm::cpu {
@@ -145,17 +146,17 @@ struct Int8Products {
     }
 
     // The shift is 128 of the upper byte.
-    void write(int64_t token, int r, const uint32_t* totals) const {
+    float value(int64_t token, int r, const uint32_t* totals) const {
       auto sum = static_cast<float>(static_cast<int32_t>(totals[0] - of_shift[r]));
       if constexpr (Parts == 2) {
         sum = sum * 256.0f + static_cast<float>(static_cast<int32_t>(totals[1]));
       }
-      round_to(this->y[token * this->stride + r], sum * factor[r] * scales[token] + this->bias[r]);
+      return sum * factor[r] * scales[token] + this->bias[r];
     }
 
     const float* scales;
-    Lane of_shift[kRows];
-    float factor[kRows];
+    Lane of_shift[kRows] = {};
+    float factor[kRows] = {};
   };
 };
 

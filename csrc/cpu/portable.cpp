@@ -126,7 +126,10 @@ class FewTokens {
     }
     const Float32Outputs<Real> out(a_, group, 1.0f);
     for (int r = 0; r < out.rows; ++r) {
-      for (int64_t t = 0; t < a_.m; ++t) out.write(t, r, rows[r].total(t));
+      for (int64_t t = 0; t < a_.m; ++t) {
+        const float total = rows[r].total(t);
+        round_to(out.at(t, r), out.value(t, r, &total));
+      }
     }
   }
 

@@ -103,23 +103,5 @@ inline void store_sums(Lane* sums, int64_t stride, const Vector (&registers)[Row
   }
 }
 
-// Where the outputs of one row group go.
-template <class Real>
-struct OutputRows {
-  OutputRows(const LinearOf<Real>& a, int64_t group)
-      : row(group * kRows),
-        rows(static_cast<int>(smaller(kRows, a.n - row))),
-        y(a.y + row),
-        stride(a.n) {
-    for (int r = 0; r < rows; ++r) bias[r] = a.bias != nullptr ? to_float(a.bias[row + r]) : 0.0f;
-  }
-
-  int64_t row;
-  int rows;
-  Real* y;
-  int64_t stride;
-  float bias[kRows];
-};
-
 }  // namespace
 }  // namespace permllm::cpu

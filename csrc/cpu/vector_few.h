@@ -16,8 +16,8 @@
 //   Inputs                     constructed from the arguments; measures(), measure(token) for as
 //                              many before any load(token, block, parts), which gives a token's 64
 //                              inputs, what no weight meets past k
-//   Outputs                    constructed from the arguments, the Inputs and a row group; rows,
-//                              write(token, row, total of each part)
+//   Outputs                    OutputRows constructed from the arguments, the Inputs and a row
+//                              group; value(token, row, total of each part)
 #pragma once
 
 #include <type_traits>
@@ -25,6 +25,7 @@
 #include "phases.h"
 
 // The vector code comes last.
+#include "output_rows.h"
 #include "row_groups.h"
 
 namespace permllm::cpu {
@@ -223,7 +224,7 @@ class FewTokens {
       for (int r = 0; r < out.rows; ++r) {
         Lane totals[kParts];
         for (int p = 0; p < kParts; ++p) totals[p] = add_lanes(sums[r][t][p]);
-        out.write(t, r, totals);
+        round_to(out.at(t, r), out.value(t, r, totals));
       }
     }
   }

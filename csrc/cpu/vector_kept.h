@@ -16,6 +16,7 @@
 #include "token_blocks.h"
 
 // The vector code comes last.
+#include "output_rows.h"
 #include "row_groups.h"
 
 namespace permllm::cpu {
@@ -124,7 +125,9 @@ class KeptTokens {
           }
         });
       }
-      for (int64_t g = 0; g < groups; ++g) write(start + g, sums + g * kRows * stride, stride);
+      write_groups<kLanes, kPanelGroups>(a_, start, groups, sums, stride, [&](int64_t group) {
+        return Float32Outputs<Real>(a_, group, 1.0f);
+      });
     }
   }
 
@@ -165,13 +168,6 @@ class KeptTokens {
         }
       }
       store_sums(target, stride, sum);
-    }
-  }
-
-  void write(int64_t group, const float* sums, int64_t stride) const {
-    const Float32Outputs<Real> out(a_, group, 1.0f);
-    for (int64_t t = 0; t < a_.m; ++t) {
-      for (int r = 0; r < out.rows; ++r) out.write(t, r, sums[r * stride + t]);
     }
   }
 

@@ -14,6 +14,7 @@
 #include "token_blocks.h"
 
 // The vector code comes last.
+#include "output_rows.h"
 #include "row_groups.h"
 
 namespace permllm::cpu {
@@ -82,7 +83,9 @@ class ManyTokens {
           multiply_all(panel, block, count * kBlockSteps, sums + g * kRows * stride, stride);
         }
       }
-      for (int64_t g = 0; g < groups; ++g) write(start + g, sums + g * kRows * stride, stride);
+      write_groups<kLanes, kPanelGroups>(a_, start, groups, sums, stride, [&](int64_t group) {
+        return typename Products::Outputs(a_, inputs_, group);
+      });
     }
   }
 
@@ -147,13 +150,6 @@ class ManyTokens {
       multiply<count>(panel, packed_block(first_block, vector), steps, sums + vector * kLanes,
                       stride);
     });
-  }
-
-  void write(int64_t group, const Lane* sums, int64_t stride) const {
-    const typename Products::Outputs out(a_, inputs_, group);
-    for (int64_t t = 0; t < a_.m; ++t) {
-      for (int r = 0; r < out.rows; ++r) out.write(t, r, sums + r * stride + t);
-    }
   }
 
   const LinearOf<typename Products::Real>& a_;

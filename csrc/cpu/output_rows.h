@@ -1,0 +1,100 @@
+// The outputs of a row group, with vectors of any width.
+//
+// Include after every other header: what follows is compiled for one instruction set.
+#pragma once
+
+#include "vector.h"
+
+namespace permllm::cpu {
+namespace {
+
+// Where the outputs of one row group go.
+template <class RealType>
+struct OutputRows {
+  using Real = RealType;
+
+  OutputRows(const LinearOf<Real>& a, int64_t group)
+      : row(group * kRows),
+        rows(static_cast<int>(smaller(kRows, a.n - row))),
+        y(a.y + row),
+        stride(a.n) {
+    for (int r = 0; r < rows; ++r) {
+      if (a.bias != nullptr) bias[r] = to_float(a.bias[row + r]);
+    }
+  }
+
+  Real& at(int64_t token, int r) const { return y[token * stride + r]; }
+
+  int64_t row;
+  int rows;
+  Real* y;
+  int64_t stride;
+  float bias[kRows] = {};
+};
+
+constexpr int64_t kTileTokens = 32;  // whose outputs are gathered in the L1 cache
+
+// Lanes tokens of one row group to target[token][row], tokens `width` rows apart: sums[row][token],
+// rows `stride` lanes apart, of tokens from `first` on. Four rows of 16 bits become a word of their
+// token, which is stored as it is.
+template <int Lanes, class Outputs, class Lane, class Real>
+inline void round_group(const Outputs& out, const Lane* sums, int64_t stride, int64_t first,
+                        Real* target, int64_t width) {
+  const auto rounded = [&](int r, int t) {
+    Real y;
+    round_to(y, out.value(first + t, r, sums + r * stride + t));
+    return y;
+  };
+  if constexpr (sizeof(Real) == 2) {
+    const auto bits = [&](int r, int t) {
+      uint16_t y;
+      const Real value = rounded(r, t);
+      __builtin_memcpy(&y, &value, sizeof(y));
+      return uint32_t{y};
+    };
+    for (int r = 0; r < kRows; r += 4) {
+      alignas(64) uint64_t words[Lanes];
+      for (int t = 0; t < Lanes; ++t) {
+        const uint32_t low = bits(r, t) | bits(r + 1, t) << 16;
+        const uint32_t high = bits(r + 2, t) | bits(r + 3, t) << 16;
+        words[t] = low | uint64_t{high} << 32;
+      }
+      PERMLLM_UNROLL
+      for (int t = 0; t < Lanes; ++t) {
+        __builtin_memcpy(target + t * width + r, &words[t], sizeof(words[t]));
+      }
+    }
+  } else {
+    for (int t = 0; t < Lanes; ++t) {
+      for (int r = 0; r < kRows; ++r) target[t * width + r] = rounded(r, t);
+    }
+  }
+}
+
+// The outputs of `groups` row groups from `start` on, at most Groups: sums[row][token], as many
+// tokens as are multiples of Lanes. Neighbouring outputs of a token are written together.
+//
+// outputs_of(group) are OutputRows with value(token, row, sum), a float.
+template <int Lanes, int64_t Groups, class Real, class Lane, class OutputsOf>
+inline void write_groups(const LinearOf<Real>& a, int64_t start, int64_t groups, const Lane* sums,
+                         int64_t stride, OutputsOf outputs_of) {
+  constexpr int64_t kWidth = Groups * kRows;
+  alignas(64) Real tile[kTileTokens][kWidth];
+  const int64_t row = start * kRows, rows = smaller(groups * kRows, a.n - row);
+  for (int64_t first = 0; first < a.m; first += kTileTokens) {
+    const int64_t tokens = smaller(kTileTokens, a.m - first);
+    for (int64_t g = 0; g < groups; ++g) {
+      const auto out = outputs_of(start + g);
+      const Lane* group = sums + g * kRows * stride + first;
+      for (int64_t t = 0; t < tokens; t += Lanes) {
+        round_group<Lanes>(out, group + t, stride, first + t, tile[t] + g * kRows, kWidth);
+      }
+    }
+    for (int64_t t = 0; t < tokens; ++t) {
+      __builtin_memcpy(a.y + (first + t) * a.n + row, tile[t], rows * sizeof(Real));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace permllm::cpu
