@@ -6,6 +6,7 @@
 A table stands between `<!-- table: RESULT VIEW -->` and `<!-- end -->`, where RESULT is a file of
 `benchmarks/results` and VIEW one of the functions in `VIEWS`. Below it stands what it was measured
 on. A value or a row that a result lacks is left out; nothing stands there where a view has no rows.
+A view of `SUMMARIES` has several results before its name.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks import summaries
 from benchmarks.cpu import expert_tables, head_tables, kernel_tables
 from benchmarks.engines import serving_tables
 from benchmarks.pruning import cost_tables
@@ -26,7 +28,7 @@ from benchmarks.records.rows import STAMP
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-BLOCK = re.compile(r"<!-- table: (\S+) (\S+) -->\n.*?<!-- end -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- table: (\S+(?: \S+)*) (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 FACTS = {
     "windows": "evaluation windows",
@@ -200,6 +202,11 @@ VIEWS: Mapping[str, Callable[[Result], str]] = {
     "study": study,
 }
 
+SUMMARIES: Mapping[str, Callable[[summaries.Records, summaries.Link], str]] = {
+    "decode-of-all": summaries.decode,
+    "layers-of-all": summaries.layers,
+}
+"""Views of several results."""
 
 ROWS: Mapping[str, Callable[[Result], Sequence[Mapping[str, Any]]]] = {
     "decode": serving_tables.of_engines,
@@ -209,21 +216,33 @@ ROWS: Mapping[str, Callable[[Result], Sequence[Mapping[str, Any]]]] = {
 """The rows of a view that has not all of its result's."""
 
 
-def block(name: str, view: str, folder: Path, results: Path = RESULTS) -> str:
+def block(names: str, view: str, folder: Path, results: Path = RESULTS) -> str:
     """One table between its markers, with its record; `folder` is that of the page.
 
     Raises:
         OSError: there is no such result.
         KeyError: there is no such view.
     """
-    file = results / f"{name}.json"
-    result = json.loads(file.read_text(encoding="utf-8"))
-    link = f"[{file.name}]({os.path.relpath(file, folder)})"
-    own = {**result, "rows": ROWS[view](result)} if view in ROWS else result
-    origin = f"<sub>{link}: {measured_on(own)}</sub>"
-    table = VIEWS[view](result)
-    shown = f"\n{table}\n\n{origin}\n" if table else ""
-    return f"<!-- table: {name} {view} -->\n{shown}<!-- end -->"
+    found = {name: json.loads(_file(name, results).read_text("utf-8")) for name in names.split()}
+
+    def link(name: str, text: str) -> str:
+        return f"[{text}]({os.path.relpath(_file(name, results), folder)})"
+
+    if view in SUMMARIES:
+        table = SUMMARIES[view](found, link)
+        dates = sorted(str(result["date"]) for result in found.values())
+        origin = f"measured {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
+    else:
+        ((name, result),) = found.items()
+        table = VIEWS[view](result)
+        own = {**result, "rows": ROWS[view](result)} if view in ROWS else result
+        origin = f"{link(name, _file(name, results).name)}: {measured_on(own)}"
+    shown = f"\n{table}\n\n<sub>{origin}</sub>\n" if table else ""
+    return f"<!-- table: {names} {view} -->\n{shown}<!-- end -->"
+
+
+def _file(name: str, results: Path) -> Path:
+    return results / f"{name}.json"
 
 
 def updated(page: Path, results: Path = RESULTS) -> str:

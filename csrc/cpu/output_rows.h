@@ -32,8 +32,6 @@ struct OutputRows {
   float bias[kRows] = {};
 };
 
-constexpr int64_t kTileTokens = 32;  // whose outputs are gathered in the L1 cache
-
 // Lanes tokens of one row group to target[token][row], tokens `width` rows apart: sums[row][token],
 // rows `stride` lanes apart, of tokens from `first` on. Four rows of 16 bits become a word of their
 // token, which is stored as it is.
@@ -78,7 +76,7 @@ inline void round_group(const Outputs& out, const Lane* sums, int64_t stride, in
 template <int Lanes, int64_t Groups, class Real, class Lane, class OutputsOf>
 inline void write_groups(const LinearOf<Real>& a, int64_t start, int64_t groups, const Lane* sums,
                          int64_t stride, OutputsOf outputs_of) {
-  constexpr int64_t kWidth = Groups * kRows;
+  constexpr int64_t kTileTokens = Float32Tuning::kWrittenTokens, kWidth = Groups * kRows;
   alignas(64) Real tile[kTileTokens][kWidth];
   const int64_t row = start * kRows, rows = smaller(groups * kRows, a.n - row);
   for (int64_t first = 0; first < a.m; first += kTileTokens) {

@@ -178,6 +178,7 @@ struct Float32Tuning : Zen4Tuning {
   static constexpr int kManyHint = kIntoL1;      // of the row group that is decoded next
   static constexpr int64_t kManyChunkBytes = 1024;  // of a row, decoded at a time: 8 are 8 KiB
   static constexpr int64_t kPanelGroups = 8;        // whose sums wait in L2
+  static constexpr int64_t kWrittenTokens = 32;     // whose outputs are gathered in L1
 
   // Kept values alone, measured on Zen 3, and on an Intel Xeon where they begin on avx512.
   static constexpr int kKeptVectors = 8;           // of tokens that a value meets

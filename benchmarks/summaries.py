@@ -1,0 +1,75 @@
+"""Tables of the documentation that set one record beside the next, a line for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.cpu.kernel_tables import fastest_peer
+from benchmarks.engines.serving_tables import of_engines
+from benchmarks.records.markdown import Result, markdown
+
+Records = Mapping[str, Result]
+"""Results by the names of their files."""
+Link = Callable[[str, str], str]
+"""The Markdown of a link to a record: its name, and the text."""
+
+MACHINES = {
+    "amx": "Intel Xeon, AMX",
+    "zen5": "AMD Zen 5",
+    "zen4": "AMD Zen 4",
+    "zen3": "AMD Zen 3, AVX2",
+}
+"""The part of a record's name that says what it was measured on: `serving-cpu-zen4-smollm2`."""
+VARIANTS = {
+    "2:4 bfloat16": "2:4 bfloat16",
+    "2:4 int8": "2:4 int8",
+    "2:4 int8, int8 head": "and int8 head",
+    "vLLM int8 (W8A8)": "vLLM int8 (W8A8)",
+    "vLLM int4 (GPTQ)": "vLLM int4 (GPTQ)",
+}
+"""Columns of decoding."""
+BATCHES, PROMPT = (1, 8), 32
+
+
+def machine(name: str) -> str:
+    """What a record was measured on."""
+    return MACHINES[name.split("-")[2]]
+
+
+def decode(records: Records, link: Link) -> str:
+    """Decoding, times as fast as dense bfloat16: one sequence / eight, where both were measured."""
+    lines = []
+    for name, result in records.items():
+        ratios = {
+            (row["variant"], row["batch"]): row["decode_ratio"]
+            for row in of_engines(result)
+            if row["prompt_tokens"] == PROMPT and "decode_ratio" in row
+        }
+        shown = [
+            " / ".join(f"{ratios[variant, b]:.1f}x" for b in BATCHES if (variant, b) in ratios)
+            for variant in VARIANTS
+        ]
+        shape = result["model"].removeprefix("random-")
+        lines.append([link(name, shape), machine(name), *shown])
+    return markdown(["shape of", "CPU", *VARIANTS.values()], lines)
+
+
+def layers(records: Records, link: Link) -> str:
+    """One layer, times as fast as the fastest dense bfloat16 peer: the range over all shapes."""
+    tokens = sorted({row["m"] for result in records.values() for row in result["rows"]})
+    lines = []
+    for name, result in records.items():
+        for values in ("bfloat16", "int8"):
+            own = [row for row in result["rows"] if row["value_dtype"] == values]
+            for peer, label in (("bfloat16", values), ("int8", "int8, to vLLM's dense int8")):
+                rows = list(fastest_peer(own, peer).values())
+                cells = [_range([row["ratio"] for row in rows if row["m"] == m]) for m in tokens]
+                if any(cells):
+                    lines.append([link(name, machine(name)), label, *cells])
+    return markdown(["CPU", "values", *(f"M = {m}" for m in tokens)], lines)
+
+
+def _range(values: Sequence[Any]) -> str:
+    ends = [f"{value:.1f}" for value in (min(values), max(values))] if values else []
+    return " to ".join(dict.fromkeys(ends))
