@@ -29,6 +29,7 @@ OBJECTS = Path("build") / "objects"  # kept from build to build, unlike the dire
 COMMON_FLAGS = [
     "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
     "-Wno-unused-parameter",
+    "-fno-trapping-math",  # else GCC leaves loops scalar that choose between floats
     "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY",
 ]  # fmt: skip
 AVX2_FLAGS = ["-mavx2", "-mfma", "-mpopcnt", "-mbmi", "-mbmi2", "-mf16c"]

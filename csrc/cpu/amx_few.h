@@ -151,11 +151,11 @@ class FewTokens {
         if (!source.none()) {
           expand(*source.blocks0, number, tables[0], expanded[0], fetched.blocks0);
           expand(*source.blocks1, number, tables[1], expanded[1], fetched.blocks1);
+          source = source.after(1);
         }
         Products::template multiply_block<TokenTiles>(multiplied, x0, x1, columns0, columns1);
         x0 += block_bytes(columns0);
         x1 += block_bytes(columns1);
-        source = source.after(1);
         fetched = fetched.after(1);
         Tiles* reused = multiplied;
         multiplied = expanded;

@@ -1,6 +1,7 @@
-// Instruction sets of the AMX kernels. Include after every header that defines functions: what
-// follows is compiled for them, and an inline function compiled here must not replace the plain
-// copy that another file links. Clang has no such pragma: give it the same names as -m flags.
+// Instruction sets of the AMX kernels, for compilers that were given none: what follows is compiled
+// for them. Include after every header that defines functions, since an inline function compiled
+// here must not replace the plain copy that another file links. setup.py gives -m flags, as Clang,
+// which has no such pragma, asks for; there the order of linking keeps the plain copies.
 #pragma once
 
 #if defined(__GNUC__) && !defined(__clang__)

@@ -5,7 +5,6 @@
 #include <immintrin.h>
 
 #include "layout.h"
-#include "transpose.h"
 #include "tuning.h"
 
 namespace permllm::cpu {

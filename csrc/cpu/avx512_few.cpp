@@ -29,11 +29,11 @@ struct Bfloat16Products {
 
   static constexpr int64_t several_chunk_bytes(int vectors) {
     if (kDense) return Tuning::kSeveralChunkBytes;
-    return vectors == 4 ? Tuning::kSeveralChunkBytesOf16 : Tuning::kSeveralChunkBytesOf12;
+    return vectors == 4 ? Tuning::kSeveralChunkBytesPast12 : Tuning::kSeveralChunkBytesUpTo12;
   }
 
   static constexpr int several_hint(int vectors) {
-    return vectors == 4 && !kDense ? Tuning::kSeveralHintOf16 : Tuning::kSeveralHint;
+    return vectors == 4 && !kDense ? Tuning::kSeveralHintPast12 : Tuning::kSeveralHint;
   }
 
   static void multiply(__m512i (&sums)[1], const __m512i (&weights)[2], int half, __m512i x) {

@@ -222,7 +222,7 @@ class FewTokens {
     }
   }
 
-  // The sums of the lanes of eight vectors, first..first+7 of a row group.
+  // The sums of the lanes of eight vectors, those of a row group.
   static __m256i add_lanes(const Sums& sums, int token, int s) {
     __m512i pairs[4], fours[2];
     PERMLLM_UNROLL

@@ -25,7 +25,7 @@ struct Avx512 {
   }
 
  private:
-  // The zeroing form would wait for the register's old content on Zen 4, as in avx512.h.
+  // The zeroing form would wait for the register's old content on Zen 4, as in avx512_expand.h.
   static __m512i place(const uint8_t* mask, __m256i values) {
     __mmask16 kept;
     __builtin_memcpy(&kept, mask, sizeof(kept));

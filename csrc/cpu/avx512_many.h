@@ -24,6 +24,7 @@
 #include "token_blocks.h"
 // The vector code comes last.
 #include "avx512_expand.h"
+#include "transpose.h"
 #include "words.h"
 
 namespace permllm::cpu {
@@ -39,6 +40,7 @@ class ManyTokens {
   using Outputs = typename Products::Outputs;
   using Blocks = const Block<kRows, Value>*;
 
+  static_assert(2 * Tuning::kPartTokens <= Tuning::kSeveralTokens, "no token comes here in parts");
   static constexpr int kStepInputs = 4 / sizeof(Element);
   static constexpr int kBlockSteps = kBlockInputs / kStepInputs;
   static constexpr int kWeights = kBlockInputs * sizeof(Element) / sizeof(__m512i);  // of a row
@@ -321,15 +323,11 @@ class ManyTokens {
       bias_high = load_bias(arguments_.bias + row + 16, static_cast<__mmask16>(mask >> 16));
     }
     const int64_t count = smaller(kLanes, arguments_.m - vector * kLanes);
-    bf16* y = arguments_.y + arguments_.token(vector * kLanes) * arguments_.n + row;
-    for (int64_t t = 0; t < count; t += arguments_.parts, y += arguments_.n) {
-      __m512 y_low = _mm512_castsi512_ps(low[t]), y_high = _mm512_castsi512_ps(high[t]);
-      if (arguments_.parts == 2) {
-        y_low = _mm512_add_ps(y_low, _mm512_castsi512_ps(low[t + 1]));
-        y_high = _mm512_add_ps(y_high, _mm512_castsi512_ps(high[t + 1]));
-      }
-      const __m512i words = round_words(_mm512_add_ps(y_low, bias_low),
-                                        _mm512_add_ps(y_high, bias_high), arguments_.half);
+    bf16* y = arguments_.y + vector * kLanes * arguments_.n + row;
+    for (int64_t t = 0; t < count; ++t, y += arguments_.n) {
+      const __m512 y_low = _mm512_add_ps(_mm512_castsi512_ps(low[t]), bias_low);
+      const __m512 y_high = _mm512_add_ps(_mm512_castsi512_ps(high[t]), bias_high);
+      const __m512i words = round_words(y_low, y_high, arguments_.half);
       _mm512_mask_storeu_epi16(y, mask, words);
     }
   }

@@ -35,6 +35,8 @@ inline float exponential(float x) {
   return power * scale;
 }
 
+constexpr int64_t kGatheredInputs = 64;  // of a row, at a time, that are gathered
+
 // x * sigmoid(x). Below -87 that of -87, which no longer counts beside anything: the exponential
 // grows no further there, and x alone would.
 inline float silu(float x) {
@@ -43,13 +45,21 @@ inline float silu(float x) {
 }
 
 template <class Real>
+inline void gate_inputs(const Real* gate, const Real* up, int64_t count, Real* y) {
+  for (int64_t i = 0; i < count; ++i) round_to(y[i], silu(to_float(gate[i])) * to_float(up[i]));
+}
+
+template <class Real>
 void gate_row(const Real* gate, const Real* up, int64_t count, const int32_t* gather, Real* y) {
-  if (gather == nullptr) {
-    for (int64_t i = 0; i < count; ++i) round_to(y[i], silu(to_float(gate[i])) * to_float(up[i]));
-  } else {
-    for (int64_t i = 0; i < count; ++i) {
-      round_to(y[i], silu(to_float(gate[gather[i]])) * to_float(up[gather[i]]));
+  if (gather == nullptr) return gate_inputs(gate, up, count, y);
+  for (int64_t first = 0; first < count; first += kGatheredInputs) {
+    Real gates[kGatheredInputs], ups[kGatheredInputs];
+    const int64_t inputs = smaller(kGatheredInputs, count - first);
+    for (int64_t i = 0; i < inputs; ++i) {
+      gates[i] = gate[gather[first + i]];
+      ups[i] = up[gather[first + i]];
     }
+    gate_inputs(gates, ups, inputs, y + first);
   }
 }
 

@@ -85,11 +85,16 @@ struct Int8Products {
 
   struct Inputs {
     explicit Inputs(const LinearOf<Real>& arguments)
-        : a(arguments), scales(a.token_scales), inverses(scales + a.m) {}
+        : a(arguments), scales(a.token_scales), inverses(scales + measures()) {}
 
-    int64_t measures() const { return a.m; }
+    // Those that fill the last vector included.
+    int64_t measures() const { return ceil_div(a.m, kLanes) * kLanes; }
 
     void measure(int64_t t) const {
+      if (t >= a.m) {
+        scales[t] = 0.0f;
+        return;
+      }
       const TokenScale token(largest_magnitude(a.x + t * a.x_stride, a.k), largest_integer());
       scales[t] = token.scale;
       inverses[t] = token.inverse;

@@ -3,16 +3,16 @@
 // Include after every other header: what follows is compiled for one instruction set.
 #pragma once
 
+#include <optional>
+
 #include "vector.h"
 
 namespace permllm::cpu {
 namespace {
 
 // Where the outputs of one row group go.
-template <class RealType>
+template <class Real>
 struct OutputRows {
-  using Real = RealType;
-
   OutputRows(const LinearOf<Real>& a, int64_t group)
       : row(group * kRows),
         rows(static_cast<int>(smaller(kRows, a.n - row))),
@@ -44,6 +44,7 @@ inline void round_group(const Outputs& out, const Lane* sums, int64_t stride, in
     return y;
   };
   if constexpr (sizeof(Real) == 2) {
+    static_assert(kRows % 4 == 0);
     const auto bits = [&](int r, int t) {
       uint16_t y;
       const Real value = rounded(r, t);
@@ -63,33 +64,44 @@ inline void round_group(const Outputs& out, const Lane* sums, int64_t stride, in
       }
     }
   } else {
-    for (int t = 0; t < Lanes; ++t) {
-      for (int r = 0; r < kRows; ++r) target[t * width + r] = rounded(r, t);
+    for (int r = 0; r < kRows; ++r) {
+      alignas(64) Real tokens[Lanes];
+      for (int t = 0; t < Lanes; ++t) tokens[t] = rounded(r, t);
+      PERMLLM_UNROLL
+      for (int t = 0; t < Lanes; ++t) target[t * width + r] = tokens[t];
     }
   }
 }
 
-// The outputs of `groups` row groups from `start` on, at most Groups: sums[row][token], as many
-// tokens as are multiples of Lanes. Neighbouring outputs of a token are written together.
+// The outputs of `groups` row groups from `start` on, at most Groups: sums[row][token], rows
+// `stride` lanes apart. Neighbouring outputs of a token are written together.
 //
-// outputs_of(group) are OutputRows with value(token, row, sum), a float.
+// outputs_of(group) are OutputRows with value(token, row, sum), a float. It is asked, for nothing,
+// of rows past the last and of tokens up to a multiple of Lanes too, whose sums can be read.
 template <int Lanes, int64_t Groups, class Real, class Lane, class OutputsOf>
 inline void write_groups(const LinearOf<Real>& a, int64_t start, int64_t groups, const Lane* sums,
                          int64_t stride, OutputsOf outputs_of) {
   constexpr int64_t kTileTokens = Float32Tuning::kWrittenTokens, kWidth = Groups * kRows;
+  static_assert(kTileTokens % Lanes == 0);
+  std::optional<decltype(outputs_of(start))> out[Groups];
+  for (int64_t g = 0; g < groups; ++g) out[g].emplace(outputs_of(start + g));
   alignas(64) Real tile[kTileTokens][kWidth];
   const int64_t row = start * kRows, rows = smaller(groups * kRows, a.n - row);
   for (int64_t first = 0; first < a.m; first += kTileTokens) {
     const int64_t tokens = smaller(kTileTokens, a.m - first);
     for (int64_t g = 0; g < groups; ++g) {
-      const auto out = outputs_of(start + g);
       const Lane* group = sums + g * kRows * stride + first;
       for (int64_t t = 0; t < tokens; t += Lanes) {
-        round_group<Lanes>(out, group + t, stride, first + t, tile[t] + g * kRows, kWidth);
+        round_group<Lanes>(*out[g], group + t, stride, first + t, tile[t] + g * kRows, kWidth);
       }
     }
     for (int64_t t = 0; t < tokens; ++t) {
-      __builtin_memcpy(a.y + (first + t) * a.n + row, tile[t], rows * sizeof(Real));
+      Real* y = a.y + (first + t) * a.n + row;
+      if (rows == kWidth) {
+        __builtin_memcpy(y, tile[t], sizeof(tile[t]));  // of a size that the compiler knows
+      } else {
+        __builtin_memcpy(y, tile[t], rows * sizeof(Real));
+      }
     }
   }
 }

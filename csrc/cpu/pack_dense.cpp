@@ -1,6 +1,7 @@
 // From the rows of the output head to packed blocks (layout.h).
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "linear.h"
 #include "pack.h"
@@ -67,11 +68,12 @@ void pack_int8(const PackedLayout& layout, const int8_t* rows, void* packed) {
       std::memset(static_cast<void*>(own), 0, input_blocks * sizeof(*own));
       for (int r = 0; r < Rows && group * Rows + r < n; ++r) {
         const int64_t row = group * Rows + r;
-        for (int64_t i = 0; i < k; ++i) {
-          const int8_t value = rows[row * k + i];
-          own[i / kBlockInputs].values[r][i % kBlockInputs] = value;
-          sums[row] += value;
+        const int8_t* values = rows + row * k;
+        for (int64_t first = 0; first < k; first += kBlockInputs) {
+          const auto inputs = static_cast<size_t>(std::min<int64_t>(kBlockInputs, k - first));
+          std::memcpy(own[first / kBlockInputs].values[r], values + first, inputs);
         }
+        sums[row] = std::accumulate(values, values + k, int32_t{0});
       }
     }
   });

@@ -97,7 +97,7 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int kFewAhead = 13824;         // bytes, where one pass takes all rows
   static constexpr int kFewAheadPasses = 18432;   // and where several passes take some rows each
   static constexpr int64_t kFewChunkBytes = 20 << 10;  // of x and blocks, that these share in L1
-  static constexpr int64_t kFewShortChunkBytes = 20 << 10;  // where they take two rows each
+  static constexpr int64_t kFewShortChunkBytes = kFewChunkBytes;  // where they take two rows each
   static constexpr int kFewRows = 1;  // that are expanded before a vector of x meets them all
   static constexpr int kFewRowsTwelveBits = 2;  // the same of sparse rows in 12 bits
 
@@ -107,8 +107,8 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int kSeveralAhead = 9216;          // bytes
   static constexpr int kSeveralAheadDense = 16384;    // the same of dense rows in 12 bits
   // Of sparse rows of bfloat16 values, for up to 12 tokens and for more.
-  static constexpr int64_t kSeveralChunkBytesOf12 = 1024, kSeveralChunkBytesOf16 = 1024;
-  static constexpr int kSeveralHintOf16 = kIntoL1;
+  static constexpr int64_t kSeveralChunkBytesUpTo12 = 1024, kSeveralChunkBytesPast12 = 1024;
+  static constexpr int kSeveralHintPast12 = kIntoL1;
 
   // Few tokens and dense rows.
   static constexpr int kDenseTokens = 8;        // beyond, oneDNN's packed weight is faster
@@ -153,7 +153,7 @@ struct Zen5Tuning : Avx512Bf16Tuning {
   static constexpr int kFewRows = 4, kFewRowsTwelveBits = 4;
   static constexpr int kSeveralHint = kIntoL1;
   static constexpr int kSeveralAheadDense = kSeveralAhead;
-  static constexpr int64_t kSeveralChunkBytesOf16 = 512;
+  static constexpr int64_t kSeveralChunkBytesPast12 = 512;
 
   static constexpr int kDenseTokensPastL1 = 4;
   static constexpr int kDenseRows = 1;
@@ -227,7 +227,6 @@ struct Avx2Int8Tuning : Avx2Tuning {
 
 struct PortableTuning : Float32Tuning {
   static constexpr int kFewTokens = 4;
-  static constexpr int kSums = 12;
 };
 
 }  // namespace permllm::cpu

@@ -64,7 +64,8 @@ inline void round_to(fp16& target, float value) {
 inline void round_to(bf16& target, float value) {
   uint32_t bits;
   __builtin_memcpy(&bits, &value, sizeof(bits));
-  const bool number = (bits & 0x7fffffff) <= 0x7f800000;  // else a NaN, made quiet
+  // Else a NaN, made quiet. Compared with a sign, as SSE2 and AVX2 can.
+  const bool number = static_cast<int32_t>(bits & 0x7fffffff) <= 0x7f800000;
   target = static_cast<bf16>(number ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40);
 }
 
