@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Parameter
 
+from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.quantization.sources import ShardId, TensorSource
 
 
@@ -17,7 +18,14 @@ def watch_bias(layer: Any, source: TensorSource) -> None:
     """
     layer_loader = layer.weight_loader
 
-    def load_bias(param: Parameter, loaded_weight: Tensor, loaded_shard_id: ShardId = None) -> None:
+    def load_bias(param: Any, loaded_weight: Tensor, loaded_shard_id: ShardId = None) -> None:
+        if not isinstance(param, Parameter):  # vLLM gives the layer itself for what it lacks
+            raise CheckpointError(
+                f"{', '.join(source.layer.modules)}: a tensor was loaded that this layer has no "
+                "place for. New weights of a running model come through vLLM's own ways of "
+                "reloading, such as `collective_rpc('reload_weights')`, since sparse layers are "
+                "packed once they are loaded; else the checkpoint is of another model."
+            )
         parts = source.layer.parts(loaded_shard_id)
         source.check(loaded_weight, parts)
         source.loaded.update(parts)

@@ -19,10 +19,10 @@ from permllm_vllm.compat import (
     RoutedExperts,
     UnquantizedFusedMoEMethod,
     VocabParallelEmbedding,
-    get_current_vllm_config_or_none,
     init_logger,
     register_quantization_config,
 )
+from permllm_vllm.quantization.adapters import adapters_reach_model
 from permllm_vllm.quantization.dense import WEIGHT, DenseLinearMethod
 from permllm_vllm.quantization.experts import PermLLMExpertsMethod
 from permllm_vllm.quantization.head import head_method
@@ -125,9 +125,12 @@ class PermLLMConfig(QuantizationConfig):
             )
         if hf_config is not None:
             self._stored_whole = STORED_WHOLE.get(hf_config.model_type, frozenset())
-            operands = f"{kernels()}, checkpoint {_digest(self._checkpoint)}"
-            for config in (hf_config, hf_config.get_text_config()):
-                config.permllm_operands = operands
+            self._write_operands(hf_config)
+
+    def _write_operands(self, hf_config: Any) -> None:
+        operands = f"{kernels()}, checkpoint {_digest(self.checkpoint)}"
+        for config in (hf_config, hf_config.get_text_config()):
+            config.permllm_operands = operands
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Rename listed modules as vLLM's model class does.
@@ -161,10 +164,10 @@ class PermLLMConfig(QuantizationConfig):
             partial(self.checkpoint.lists, "folded"),
             FOLDED,
         )
-        if self._unfolding is None and _adapters_enabled():
+        if self._unfolding is None and adapters_reach_model():
             self._unfolding = Unfolding(self.checkpoint.block_size)
         if self._unfolding is not None:
-            self._unfolding.add(prefix, layer, folded=folded)
+            self._unfolding.add(prefix, layer, folded=folded, sparse=not ignored)
         if ignored:
             return DenseLinearMethod(self.checkpoint, prefix, modules)
         return PermLLMLinearMethod(
@@ -236,11 +239,6 @@ class PermLLMConfig(QuantizationConfig):
 def _digest(checkpoint: schema.QuantizationConfig) -> str:
     """The same for descriptions that say the same, lists of modules and all."""
     return hashlib.sha256(json.dumps(checkpoint.to_dict(), sort_keys=True).encode()).hexdigest()
-
-
-def _adapters_enabled() -> bool:
-    """Whether vLLM was started with --enable-lora."""
-    return getattr(get_current_vllm_config_or_none(), "lora_config", None) is not None
 
 
 def _dense_checkpoint_message(model: str) -> str:

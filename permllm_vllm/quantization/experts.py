@@ -12,6 +12,7 @@ from permllm_vllm.backends import CheckpointWeights, ReferenceBackend
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.compat import FusedMoEMethodBase, UnquantizedFusedMoEMethod
+from permllm_vllm.quantization.adapters import adapters_reach_model
 from permllm_vllm.quantization.contents import check_mask, check_numbers, shared_permutation
 from permllm_vllm.quantization.expert_parameters import ExpertStack
 from permllm_vllm.quantization.parameters import register_packed
@@ -212,7 +213,7 @@ def _require_supported(layer: Any, prefix: str) -> None:
         "biases": moe.has_bias,
         "bounds of the activation": moe.swiglu_limit is not None,
         "routing weights on the input": layer.apply_router_weight_on_input,
-        "LoRA (--enable-lora)": moe.is_lora_enabled,
+        "LoRA (--enable-lora)": moe.is_lora_enabled and adapters_reach_model(),
         f"--all2all-backend {parallel.all2all_backend}": (
             parallel.use_all2all_kernels and parallel.all2all_backend != ALL_TO_ALL
         ),

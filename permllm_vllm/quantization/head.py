@@ -81,8 +81,8 @@ class HeadMethod(UnquantizedEmbeddingMethod):
     is made when more tokens come for the first time: while vLLM warms up or, as it does not warm up
     an eager model, in the first such step.
 
-    An embedding that serves as a head itself is no different from others until it multiplies: its
-    copy is made in the first step.
+    An embedding that serves as a head itself is told apart by `adopt_heads`, where all of a model
+    is on one rank; else its copy is made in the first step.
 
     A tied head shares the weight of an embedding. New weights for a running model reach the
     embedding alone, with whose method every copy of its weight goes.
@@ -92,6 +92,7 @@ class HeadMethod(UnquantizedEmbeddingMethod):
         copied: whether there is a copy at all, of no use where vLLM itself multiplies the weight.
 
     Attributes:
+        multiplies: whether an embedding is known to serve as a head.
         tokens: that the kernel takes at most with this weight as it stands, 0 where there is none.
         copied_tokens: up to which a copy without loss is faster than that kernel.
     """
@@ -103,6 +104,7 @@ class HeadMethod(UnquantizedEmbeddingMethod):
         self._asked_to_round = rounded
         self._rounds = False
         self._copied_by: WeakSet[Any] = WeakSet()
+        self.multiplies = False
 
     def create_weights(
         self,
@@ -150,7 +152,7 @@ class HeadMethod(UnquantizedEmbeddingMethod):
             other.__dict__.pop(PACKED, None)
         if not (self.tokens or self._rounds):
             self._let_vllm_pack(layer)
-        if isinstance(layer, ParallelLMHead):
+        if self.multiplies or isinstance(layer, ParallelLMHead):
             self._pack(layer)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -221,9 +223,19 @@ def head_method() -> HeadMethod:
     return HeadMethod(copied=False)
 
 
-def adopt_heads(model: Module) -> None:
-    """Serve the embeddings and heads of which a model's class did not ask the plugin."""
-    for layer in model.modules():
-        method = getattr(layer, "quant_method", None)
-        if isinstance(layer, VocabParallelEmbedding) and type(method) is UnquantizedEmbeddingMethod:
+def adopt_heads(model: Module, *, generates: bool = False) -> None:
+    """Serve the embeddings and heads of which a model's class did not ask the plugin.
+
+    Args:
+        model: loaded.
+        generates: whether it has a head, on this rank: of a model that generates text and has one
+            embedding and no layer for a head, the embedding is.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, VocabParallelEmbedding)]
+    for layer in layers:
+        if type(getattr(layer, "quant_method", None)) is UnquantizedEmbeddingMethod:
             head_method().adopt(layer)
+    if generates and len(layers) == 1 and not isinstance(layers[0], ParallelLMHead):
+        method = layers[0].quant_method
+        if isinstance(method, HeadMethod):
+            method.multiplies = True

@@ -150,7 +150,7 @@ class PermLLMLinearMethod(LinearMethodBase):
         check_numbers(numbers, self.output_sizes)
         permutation = loaded[self._permutation_kind].shared() if self._permutation_kind else None
         tensors = {name: parameter.data for name, parameter in loaded.items()}
-        self._unfold(layer, tensors)
+        self._unfold(layer, tensors, permutation)
         values = tensors[schema.WEIGHT_PACKED]
         backend = self.served.backend(values.device, self.dtype, values.dtype)
         packed = backend.pack(
@@ -196,12 +196,12 @@ class PermLLMLinearMethod(LinearMethodBase):
             return schema.FOLDED_PERMUTATION
         return schema.INPUT_PERMUTATION if self.permuted else ""
 
-    def _unfold(self, layer: Any, tensors: dict[str, Tensor]) -> None:
+    def _unfold(self, layer: Any, tensors: dict[str, Tensor], permutation: Tensor | None) -> None:
         """Move the rows of `tensors` and of the bias back to where they were before folding."""
         if self.unfolding is None:
             return
-        if self.folded:
-            self.unfolding.require_moved_back(self.prefix)
+        if self.folded and permutation is not None:
+            self.unfolding.keep(self.prefix, permutation)
         order = self.unfolding.row_order(self.prefix, layer, self.output_sizes)
         if order is None:
             return

@@ -12,7 +12,11 @@ from torch.nn import Module
 
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.errors import CheckpointError
-from permllm_vllm.compat import MODEL_LOADERS, DefaultModelLoader
+from permllm_vllm.compat import (
+    MODEL_LOADERS,
+    DefaultModelLoader,
+    get_current_vllm_config_or_none,
+)
 from permllm_vllm.quantization.dense import DenseLinearMethod
 from permllm_vllm.quantization.experts import PermLLMExpertsMethod
 from permllm_vllm.quantization.head import adopt_heads
@@ -41,7 +45,8 @@ class CompleteModelLoader(DefaultModelLoader):
             self.enable_weights_track = True
         super().load_weights(model, model_config)
         if self.is_sparse:
-            adopt_heads(model)
+            generates = model_config.runner_type != "pooling" and not _in_stages()
+            adopt_heads(model, generates=generates)
 
     def get_all_weights(self, model_config: Any, model: Module) -> Iterator[tuple[str, Tensor]]:
         """The tensors of the checkpoint; their names are remembered."""
@@ -76,6 +81,12 @@ def install() -> None:
     for load_format, loader in MODEL_LOADERS.items():
         if loader is DefaultModelLoader:
             MODEL_LOADERS[load_format] = CompleteModelLoader
+
+
+def _in_stages() -> bool:
+    """Whether each rank has only some of the decoder layers."""
+    config = get_current_vllm_config_or_none()
+    return config is not None and config.parallel_config.pipeline_parallel_size > 1
 
 
 def _unfilled(model: Module, loaded: set[str]) -> Iterator[str]:

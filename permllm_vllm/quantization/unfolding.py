@@ -19,19 +19,24 @@ class Unfolding:
     """The linear layers of a model by the module that holds them, and which are folded.
 
     The format names the folded layer, not the one whose rows moved: that is the only other linear
-    layer of the same module (`self_attn.qkv_proj` beside `self_attn.o_proj`).
+    layer of the same module (`self_attn.qkv_proj` beside `self_attn.o_proj`). vLLM processes the
+    two in the order in which the module has them, either of which comes first.
     """
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
         self._folded: dict[str, dict[str, Any]] = {}
-        self._preceding: dict[str, dict[str, Any]] = {}
+        self._preceding: dict[str, dict[str, bool]] = {}
+        self._kept: dict[str, Tensor] = {}
         self._moved_back: set[str] = set()
 
-    def add(self, prefix: str, layer: Any, *, folded: bool) -> None:
+    def add(self, prefix: str, layer: Any, *, folded: bool, sparse: bool) -> None:
         """Remember a linear layer that vLLM builds, sparse or dense."""
-        kind = self._folded if folded else self._preceding
-        kind.setdefault(_parent(prefix), {})[prefix] = layer
+        parent = _parent(prefix)
+        if folded:
+            self._folded.setdefault(parent, {})[prefix] = layer
+        else:
+            self._preceding.setdefault(parent, {})[prefix] = sparse
 
     def row_order(self, prefix: str, layer: Any, output_sizes: list[int]) -> Tensor | None:
         """Order that brings this rank's rows of a loaded layer back: `new = old[order]`, int64.
@@ -45,28 +50,47 @@ class Unfolding:
         parent = _parent(prefix)
         if parent not in self._folded or prefix in self._folded[parent]:
             return None
-        ((name, folded), *others) = self._folded[parent].items()
-        parameter = getattr(folded, "folded_permutation", None)
-        if others or len(self._preceding[parent]) > 1 or parameter is None:
-            raise _refusal(name, f"several layers of {parent} could hold its channels")
-        parameter.source.require_complete()
-        permutation = parameter.shared()
+        ((name, folded), *_) = self._folded[parent].items()
+        self._require_one(parent, name)
+        permutation = self._kept.pop(parent, None)
+        if permutation is None:
+            parameter = getattr(folded, "folded_permutation", None)
+            if parameter is None:
+                raise _refusal(name, "it was not loaded together with the layer before it")
+            parameter.source.require_complete()
+            permutation = parameter.shared()
+            self._moved_back.add(parent)
         if isinstance(layer, QKVParallelLinear):
             kept, rows = output_sizes[:2], self._value_rows(permutation, layer, name)
         else:
             kept, rows = [], permutation.repeat(len(output_sizes))
-        moved = rows.numel()
-        if sum(kept) + moved != sum(output_sizes):
+        # Of three parts, the last alone would be `v`.
+        if len(output_sizes) > len(kept) + 2 or sum(kept) + rows.numel() != sum(output_sizes):
             raise _refusal(name, f"{prefix} has {sum(output_sizes)} rows, not as many as it reads")
-        self._moved_back.add(parent)
         start = sum(kept)
         order = absolute(inverse(rows, self._block_size), self._block_size) + start
         return torch.cat([torch.arange(start, device=order.device), order])
 
-    def require_moved_back(self, prefix: str) -> None:
-        """Raise NotImplementedError if a folded layer's input still comes in folded order."""
-        if _parent(prefix) not in self._moved_back:
-            raise _refusal(prefix, "the layer before it is left dense (`ignore`)")
+    def keep(self, prefix: str, permutation: Tensor) -> None:
+        """Remember the permutation of a loaded folded layer, if its rows have yet to move back.
+
+        Raises:
+            NotImplementedError: they never will.
+        """
+        parent = _parent(prefix)
+        self._require_one(parent, prefix)
+        if parent in self._moved_back:
+            self._moved_back.remove(parent)
+        else:
+            self._kept[parent] = permutation.clone()
+
+    def _require_one(self, parent: str, name: str) -> None:
+        """Raise NotImplementedError unless a module has one folded layer and one before it."""
+        preceding = self._preceding.get(parent, {})
+        if len(self._folded[parent]) > 1 or len(preceding) > 1:
+            raise _refusal(name, f"several layers of {parent} could hold its channels")
+        if not all(preceding.values()):
+            raise _refusal(name, "the layer before it is left dense (`ignore`)")
 
     def _value_rows(self, permutation: Tensor, layer: Any, name: str) -> Tensor:
         """Block-local permutation of the rows of `v` on this rank, from that of `o`'s input."""

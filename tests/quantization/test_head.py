@@ -306,6 +306,21 @@ def test_heads_of_vllms_own_method_are_adopted(
     assert PACKED not in layer.__dict__
 
 
+@needs_kernel
+@pytest.mark.parametrize("generates", [True, False])
+def test_an_embedding_that_is_the_head_is_packed_with_its_weight(
+    generates: bool, twelve_bits: None
+) -> None:
+    """vLLM gives the KV cache what is left then; of a model that pools, nothing multiplies it."""
+    layer = VocabParallelEmbedding(
+        WORDS, CHANNELS, params_dtype=torch.bfloat16, quant_config=config()
+    )
+    layer.weight.weight_loader(layer.weight, weights())
+    adopt_heads(torch.nn.ModuleList([layer]), generates=generates)
+    layer.quant_method.process_weights_after_loading(layer)
+    assert (COPY in layer.__dict__) == generates
+
+
 def test_a_weight_on_another_device_stays_there(rounded: None) -> None:
     """vLLM loads weights outside of the context that sets the device of what is created."""
     layer = VocabParallelEmbedding(WORDS, CHANNELS, params_dtype=torch.bfloat16).to("meta")

@@ -90,7 +90,9 @@ def load(
         yield from checkpoint.items()
 
     monkeypatch.setattr(DefaultModelLoader, "get_all_weights", weights)
-    described = SimpleNamespace(quantization=quantization, is_moe=False, multimodal_config=None)
+    described = SimpleNamespace(
+        quantization=quantization, is_moe=False, multimodal_config=None, runner_type="generate"
+    )
     loader.load_weights(model, described)
     for layer in (model.attention.qkv_proj, model.out):
         layer.quant_method.process_weights_after_loading(layer)

@@ -71,6 +71,12 @@ OF_THEIR_CONFIG = (
 ATTRIBUTES = [
     (BASE_CONFIG, "QuantizationConfig", "packed_modules_mapping"),
     ("vllm.config", "VllmConfig", "lora_config"),
+    ("vllm.config", "VllmConfig", "speculative_config"),
+    ("vllm.config", "VllmConfig", "model_config"),
+    ("vllm.config", "VllmConfig", "parallel_config"),
+    ("vllm.config", "SpeculativeConfig", "draft_model_config"),
+    ("vllm.config", "ParallelConfig", "pipeline_parallel_size"),
+    ("vllm.config", "ModelConfig", "runner_type"),
     (LOADER, "DefaultModelLoader", "enable_weights_track"),
     ("vllm.config", "ModelConfig", "quantization"),
     (BASE_CONFIG, "QuantizeMethodBase", "uses_meta_device"),

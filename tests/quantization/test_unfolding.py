@@ -129,6 +129,52 @@ def test_mlp(on_rank: OnRank, size: int, rank: int) -> None:
     assert_equal(packed_dense(down), unpermuted(module, folded).chunk(size, dim=1)[rank])
 
 
+@pytest.mark.parametrize("first", ["folded", "preceding"])
+def test_either_layer_may_be_processed_first(on_rank: OnRank, first: str) -> None:
+    """vLLM's class for models of Transformers has `o_proj` before `qkv_proj`."""
+    quantization = config(folded=[DOWN])
+    layer = ReplicatedLinear(
+        HIDDEN, BLOCK, bias=False, quant_config=quantization, prefix=f"{MLP}.fc1"
+    )
+    down = row_parallel(quantization, BLOCK, DOWN)
+    before, folded = sparse_module(BLOCK, HIDDEN), permutation(BLOCK)
+    after = folded_module(8, folded)
+    load(layer, before)
+    load(down, after)
+    if first == "folded":
+        restored, moved = packed_dense(down), packed_dense(layer)
+    else:
+        moved, restored = packed_dense(layer), packed_dense(down)
+    assert_equal(moved, before.dense[original_order(folded)])
+    assert_equal(restored, unpermuted(after, folded))
+
+
+def test_of_three_parts_none_is_taken_for_the_values(on_rank: OnRank) -> None:
+    quantization = config(QKV, folded=[OUTPUT])
+    layer = MergedColumnParallelLinear(
+        HIDDEN, [256] * 3, bias=False, quant_config=quantization, prefix=f"{ATTENTION}.qkv_proj"
+    )
+    output = row_parallel(quantization, 256, OUTPUT)
+    for shard in range(3):
+        load(layer, sparse_module(256, HIDDEN, local=permutation(HIDDEN)), shard)
+    load(output, folded_module(8, permutation(256)))
+    assert "qkv_proj has 768 rows" in refused([layer])
+
+
+def test_a_draft_keeps_its_folds(
+    on_rank: OnRank, vllm_config: VllmConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM adapts no draft, though its configuration has the target's LoRA."""
+    draft = SimpleNamespace()
+    speculative = SimpleNamespace(draft_model_config=draft)
+    monkeypatch.setattr(vllm_config, "speculative_config", speculative)
+    down: Any = row_parallel(config(folded=[DOWN]), BLOCK, DOWN)
+    assert down.quant_method.unfolding is not None
+    monkeypatch.setattr(vllm_config, "model_config", draft)
+    down = row_parallel(config(folded=[DOWN]), BLOCK, DOWN)
+    assert down.quant_method.unfolding is None
+
+
 def test_scales_move_with_their_rows(on_rank: OnRank) -> None:
     quantization = config(folded=[DOWN], value_dtype="int8")
     layer = ReplicatedLinear(

@@ -19,11 +19,18 @@ ENABLED: dict[str, Any] = {
 }
 
 
-def test_the_adapter_of_the_dense_model(engines: Engines, tiny: Twins, tmp_path: Path) -> None:
-    """It was made for the dense model's channel order, and every linear layer is adapted."""
+@pytest.mark.parametrize("implementation", ["vllm", "transformers"])
+def test_the_adapter_of_the_dense_model(
+    implementation: str, engines: Engines, tiny: Twins, tmp_path: Path
+) -> None:
+    """It was made for the dense model's channel order, and every linear layer is adapted.
+
+    vLLM's class for models of Transformers has a folded layer before the one whose rows moved.
+    """
+    options = {**ENABLED, "model_impl": implementation}
     adapter = random_adapter(tiny.dense, tmp_path / "adapter")
-    dense = engines.run(tiny.dense, PROMPTS, adapter=adapter, **ENABLED)
-    sparse = engines.run(tiny.sparse, PROMPTS, adapter=adapter, **ENABLED)
+    dense = engines.run(tiny.dense, PROMPTS, adapter=adapter, **options)
+    sparse = engines.run(tiny.sparse, PROMPTS, adapter=adapter, **options)
     assert sparse.backends == {"cpu bfloat16": 8}
     assert sparse.tokens() == dense.tokens()
     assert sparse.difference(dense) < TOLERANCE
