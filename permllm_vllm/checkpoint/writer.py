@@ -112,7 +112,10 @@ def _write_shards(
         total += sum(tensor.nbytes for tensor in shard.values())
         path = directory / f"{len(shards) + 1}.safetensors"
         with disk_errors_named(path):
+            path.touch()
+            mode = path.stat().st_mode
             save_file(shard, path, metadata={"format": "pt"})
+            path.chmod(mode)  # safetensors leaves its file to its owner alone
         shards.append(list(shard))
         shard.clear()  # freed before the next one is collected
     if not shards:

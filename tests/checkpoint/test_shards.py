@@ -53,6 +53,17 @@ def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
         read_weight_map(tmp_path)
 
 
+def test_two_sets_of_weights_are_refused(tmp_path: Path) -> None:
+    weights = {"w": torch.zeros(1)}
+    save_file(weights, tmp_path / "model.safetensors")
+    save_file(weights, tmp_path / "model-00001-of-00001.safetensors")
+    write_index(tmp_path, {"w": "model-00001-of-00001.safetensors"})
+    with pytest.raises(CheckpointError, match=r"rule: one set .* remedy: remove the older one"):
+        read_weight_map(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    assert read_weight_map(tmp_path) == {"w": "model-00001-of-00001.safetensors"}
+
+
 def test_links_into_the_blobs_of_a_hub_cache_are_followed(tmp_path: Path) -> None:
     snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
     (tmp_path / "models--a--b" / "blobs").mkdir(parents=True)

@@ -35,6 +35,12 @@ def test_one_shard_has_no_index(tiny_model: Any, tmp_path: Path) -> None:
     assert all(torch.equal(stored[name], tensor) for name, tensor in tiny_model.tensors.items())
 
 
+def test_weights_are_for_whoever_may_read_the_rest(tiny_model: Any, tmp_path: Path) -> None:
+    output = tiny_model.write(tmp_path / "out", max_shard_bytes=14_000)
+    modes = {path.stat().st_mode for path in output.iterdir()}
+    assert modes == {(output / "config.json").stat().st_mode}
+
+
 def test_shards_are_numbered_indexed_and_small(tiny_model: Any, tmp_path: Path) -> None:
     limit = 14_000
     output = tiny_model.write(tmp_path / "out", max_shard_bytes=limit)
