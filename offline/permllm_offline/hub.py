@@ -89,10 +89,16 @@ def push(directory: Path, repository: str) -> str:
     except Exception as error:  # the hub client raises too many kinds to list
         raise OfflineError(
             f"the checkpoint is complete in {directory}, but was not uploaded to {repository!r} "
-            f"({first_line(error)}). Upload it with "
-            f"`hf upload {repository} {shlex.quote(str(directory))} --private`."
+            f"({first_line(error)}). Upload it with: "
+            f"python -c {shlex.quote(_again(directory, repository))}"
         ) from error
     return str(commit.commit_url)
+
+
+def _again(directory: Path, repository: str) -> str:
+    """Python that uploads what ``push`` does: no folder of this machine is named in it."""
+    called = f"push(Path({str(directory)!r}), {repository!r})"
+    return f"from pathlib import Path; from permllm_offline.hub import push; print({called})"
 
 
 def _files(api: Any, repository: str) -> set[str]:

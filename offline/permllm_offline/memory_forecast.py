@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from permllm_offline.importance import CHUNK_ELEMENTS
 from permllm_offline.method_parts import parts_of
+from permllm_offline.model.attention import kv_cache_bytes
 from permllm_offline.model.plan import Plan, PlannedLinear, pruned
 from permllm_offline.permutation.learned_layers import parse_layers, spans, trained_spans
 from permllm_offline.permutation.masked_linear import PART_ELEMENTS
@@ -17,6 +19,7 @@ from permllm_offline.run.processes import count
 from permllm_offline.state_bytes import StateBytes, tuning, updating
 from permllm_offline.streamed_pruning import can_stream, reads_activations
 from permllm_offline.text.calibration import writes_itself
+from permllm_offline.text.sampled_text import PIECE, PIECES_AT_ONCE
 
 GRADIENT_COPIES, GRADIENT_BYTES = 8, 4 + 4 + 1 + 1
 """For each weight of the blocks whose permutation gets its gradient at once: what leads there in
@@ -109,8 +112,16 @@ def _streamed(
     left_dense = [linear.dense_bytes for linear in plan.every_linear if not linear.pruned]
     largest = max([head, *left_dense])
     writing = max(shard + max(map(_baked, by_layer)), max(shard, largest) + largest)
-    sampling = rest + sum(dense) if any(map(writes_itself, recipe.datasets)) else 0
+    sampling = 0
+    if any(map(writes_itself, recipe.datasets)):
+        sampling = rest + sum(dense) + sampled_cache_bytes(prepared.source.config, recipe, item)
     return MemoryForecast(states, layers, max(at_the_ends, writing if shard else 0, sampling))
+
+
+def sampled_cache_bytes(config: Any, recipe: Recipe, itemsize: int) -> int:
+    """The KV cache of the pieces of text that a model writes at once."""
+    tokens = PIECES_AT_ONCE * min(PIECE, recipe.sequence_length)
+    return kv_cache_bytes(config, tokens, itemsize)
 
 
 def _layer_bytes(recipe: Recipe, prepared: Prepared, linears: Sequence[PlannedLinear]) -> int:

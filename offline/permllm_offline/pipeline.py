@@ -21,10 +21,11 @@ from permllm_offline.local_path import local_path
 from permllm_offline.memory import Fitted, fitted, warn_of_taken_memory
 from permllm_offline.memory_forecast import shard_bytes
 from permllm_offline.method_parts import parts_of
-from permllm_offline.model.loading import dtype_name, load_tokenizer, open_source
+from permllm_offline.model.loading import dtype_name, load_tokenizer
 from permllm_offline.preparation import (
     Prepared,
     calibration_windows,
+    open_prunable,
     prepare_model,
     windows_to_come,
     with_text,
@@ -93,7 +94,12 @@ def _check_datasets_outside(recipe: Recipe, output: Path) -> None:
 
 
 def rehearse(
-    recipe: Recipe, output: Path, *, force: bool = False, restart: bool = False
+    recipe: Recipe,
+    output: Path,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    restart: bool = False,
 ) -> tuple[Fitted, Prepared]:
     """Check a recipe against the model, the machine, the output and the data; nothing is written.
 
@@ -111,7 +117,7 @@ def rehearse(
     prepared = with_text(fit.recipe, checked, own)
     if first() and not restart:
         text = "" if SELF in fit.recipe.datasets else _text_digest(prepared)
-        foretell(fit.recipe, checked, output, text)
+        foretell(fit.recipe, checked, output, text, resume=resume)
     return fit, prepared
 
 
@@ -130,7 +136,7 @@ def check_checkpoint(
     check_writable(recipe)
     check_scratch(recipe)
     check_processes(shared_out(recipe))
-    source = open_source(recipe.model).directory
+    source = open_prunable(recipe).directory
     check_destination(output, source, force=force)
     _check_datasets_outside(recipe, output)
     _check_files(source)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.method_parts import parts_of
+from permllm_offline.model.families import family_of, inner_family
 from permllm_offline.model.loading import (
     Source,
     load_tokenizer,
@@ -61,6 +62,32 @@ def prepare(recipe: Recipe) -> Prepared:
     return with_text(recipe, prepare_model(recipe))
 
 
+def open_prunable(recipe: Recipe) -> Source:
+    """Open the model of a recipe; what its configuration and the recipe forbid comes first.
+
+    Raises:
+        OfflineError, CheckpointError: the model is unknown, of no family that is supported, or
+            quantized; there is no text for the method, or no such device. No weight was fetched.
+    """
+
+    def check(config: Any) -> None:
+        if getattr(config, "quantization_config", None) is not None:
+            raise OfflineError(
+                f"{recipe.model!r} is already quantized or pruned: prune its dense original. (What "
+                "is pruned becomes int8 by `permllm-offline convert --values int8`.)"
+            )
+        if inner_family(config) is None:
+            family_of(config)
+        if not recipe.datasets and parts_of(recipe).reads_text:
+            raise OfflineError(
+                f"method {recipe.method!r} needs calibration text: give --dataset a file, a folder "
+                "or a hub name."
+            )
+        parse_device(recipe.device)
+
+    return open_source(recipe.model, check)
+
+
 def prepare_model(recipe: Recipe) -> Prepared:
     """Check what a recipe says, and its model; no calibration text is read yet.
 
@@ -69,12 +96,7 @@ def prepare_model(recipe: Recipe) -> Prepared:
     """
     parts = parts_of(recipe)
     device = parse_device(recipe.device)
-    source = open_source(recipe.model)
-    if getattr(source.config, "quantization_config", None) is not None:
-        raise OfflineError(
-            f"{recipe.model!r} is already quantized or pruned: prune its dense original. (What is "
-            "pruned becomes int8 by `permllm-offline convert --values int8`.)"
-        )
+    source = open_prunable(recipe)
     dtype = written_dtype(source, recipe.dtype)
     plan = make_plan(
         source,
@@ -91,11 +113,6 @@ def prepare_model(recipe: Recipe) -> Prepared:
     if recipe.datasets:
         check_datasets(recipe.datasets, recipe.num_samples)
         tokenizer = load_tokenizer(source)
-    elif parts.reads_text:
-        raise OfflineError(
-            f"method {recipe.method!r} needs calibration text: give --dataset a file, a folder or "
-            "a hub name."
-        )
     return Prepared(source, dtype, device, plan, None, tokenizer, parse_dtype(recipe.dtype))
 
 

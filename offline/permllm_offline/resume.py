@@ -13,7 +13,13 @@ from permllm_offline.preparation import Prepared
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.identity import identity_text
 from permllm_offline.run.processes import first
-from permllm_offline.run.steps import INTERVAL, WorkFolder, check_steps, kept_steps
+from permllm_offline.run.steps import (
+    INTERVAL,
+    WorkFolder,
+    check_steps,
+    is_at_work,
+    kept_steps,
+)
 from permllm_vllm.checkpoint.schema import installed_version
 from permllm_vllm.checkpoint.shards import CONFIG_NAME
 
@@ -51,7 +57,9 @@ def begin(work: WorkFolder, text: str, layers: int) -> None:
         )
 
 
-def foretell(recipe: Recipe, prepared: Prepared, output: Path, text: str) -> None:
+def foretell(
+    recipe: Recipe, prepared: Prepared, output: Path, text: str, *, resume: bool = False
+) -> None:
     """Say after what a prune would go on, where steps are there; nothing is written or locked.
 
     Args:
@@ -59,11 +67,18 @@ def foretell(recipe: Recipe, prepared: Prepared, output: Path, text: str) -> Non
         prepared: its model.
         output: folder to write.
         text: as of ``begin``; empty where it is not known.
+        resume: whether steps are expected: a warning says where none are.
 
     Raises:
         OfflineError: steps for which ``work_folder`` or ``begin`` would refuse the prune.
     """
     directory = _directory(output)
+    if is_at_work(directory):
+        logger.warning(
+            "another prune is at work in %s: until it ends, one to the same output is refused",
+            directory,
+        )
+        return
     check_steps(directory, _identity(recipe, prepared), text)
     kept = kept_steps(directory)
     if kept:
@@ -73,6 +88,8 @@ def foretell(recipe: Recipe, prepared: Prepared, output: Path, text: str) -> Non
             directory,
             _reached(kept, len(prepared.plan.layers)),
         )
+    elif resume:
+        logger.warning("nothing to resume: %s has no steps", directory)
 
 
 def _reached(kept: list[str], layers: int) -> str:

@@ -253,7 +253,7 @@ class _Passing:
 
 def _finished_decisions(plan: Plan, work: WorkFolder, count: int) -> list[LayerDecision]:
     """The decisions of the first decoder layers, whose steps are finished."""
-    steps = (work.step(layer_step_name(index), Step) for index in range(count))
+    steps = (work.read(layer_step_name(index)) for index in range(count))
     return [_decision(plan, index, step) for index, step in enumerate(steps)]
 
 

@@ -198,7 +198,11 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         with joined(recipe.device):
             fit, prepared = rehearse(
-                recipe, options.output, force=options.force, restart=options.restart
+                recipe,
+                options.output,
+                force=options.force,
+                resume=options.resume,
+                restart=options.restart,
             )
             if first():
                 warn_of_slow_float16(fit.recipe, prepared)

@@ -365,9 +365,8 @@ def _remedy(config: Any) -> str:
             " load it with transformers, `save_pretrained` it, and prune that."
         )
     return (
-        "To add a family, add one entry to FAMILIES in permllm_offline/model/families.py (its "
-        "module names, shared-input groups and folds) and a test that its folded model equals the "
-        "masked dense one."
+        "Prune a model of one of these. CONTRIBUTING.md says how a family is added: if its layers "
+        "have the form of these, by an entry of FAMILIES and a test."
     )
 
 

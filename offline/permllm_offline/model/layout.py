@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.families import Fold, Heads, SharedInputGroup
+from permllm_vllm.checkpoint.ignoring import REGEX_PREFIX
 from permllm_vllm.checkpoint.schema import BLOCK_SIZES
 
 
@@ -90,6 +93,17 @@ class GroupLayout:
         raise OfflineError(
             f"{module} has {self.in_features} input channels, which is not a multiple of the "
             f"block size {self.block_size}: a permuted layer needs whole blocks. For this one give "
-            f"{sizes}--ignore {module} to leave it dense, or a --method without permutation: "
+            f"{sizes}{self.ignoring()} to leave it dense, or a --method without permutation: "
             "magnitude, wanda, ria or sparsegpt."
         )
+
+    def ignoring(self) -> str:
+        """The option that leaves the group dense in every decoder layer, and all that must go too.
+
+        Of experts those are all of a layer.
+        """
+        if self.group.experts:
+            regex = rf".*\.{re.escape(self.group.experts.rpartition('.')[2])}\..*"
+        else:
+            regex = rf".*\.({'|'.join(map(re.escape, self.group.linears))})"
+        return f"--ignore {shlex.quote(REGEX_PREFIX + regex)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from permllm_offline.errors import OfflineError, first_line
 from permllm_offline.local_path import local_path
+from permllm_offline.model.attention import attention_options
 from permllm_offline.model.families import begin_token
 from permllm_offline.model.language_model import (
     LanguageModel,
@@ -78,8 +79,13 @@ class Source:
         return sorted(self.directory / file for file in files)
 
 
-def open_source(model: str) -> Source:
+def open_source(model: str, check_config: Callable[[Any], None] = lambda config: None) -> Source:
     """Find a model: a local folder, or a hub name (downloaded to the hub's cache).
+
+    Args:
+        model: its folder or name.
+        check_config: of its transformers configuration; what it raises comes before weights are
+            downloaded.
 
     Raises:
         OfflineError: no such folder, unreachable hub, or no readable ``config.json``.
@@ -88,7 +94,7 @@ def open_source(model: str) -> Source:
     """
     from transformers import AutoConfig
 
-    directory = _local_directory(model)
+    directory = _folder_of(model)
     try:
         config = AutoConfig.from_pretrained(directory, **_TRUST_NOTHING)
     except Exception as error:  # transformers raises too many kinds to list
@@ -96,6 +102,9 @@ def open_source(model: str) -> Source:
             f"{model!r} has no readable config.json ({first_line(error)}). Give a folder that "
             "holds a Hugging Face checkpoint, or a hub name."
         ) from error
+    check_config(config)
+    if not local_path(model).is_dir():
+        directory = _with_weights(model, directory)
     tensors = read_weight_map(directory) if may_hold_more(config) else ()
     return Source(model, directory, language_model_of(config, tensors))
 
@@ -159,7 +168,11 @@ def load_served(source: Source, dtype: torch.dtype, device: torch.device) -> Any
     kind = AutoModelForMultimodalLM if source.language.is_inside else AutoModelForCausalLM
     with _load_errors_named(source):
         model = kind.from_pretrained(
-            source.directory, dtype=dtype, use_safetensors=True, **_TRUST_NOTHING
+            source.directory,
+            dtype=dtype,
+            use_safetensors=True,
+            **attention_options(source.config),
+            **_TRUST_NOTHING,
         )
     model.requires_grad_(False)
     return model.to(device).eval()
@@ -194,7 +207,9 @@ def model_from(
         del config.quantization_config
     with _load_errors_named(source):
         with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+            empty = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, trust_remote_code=False, **attention_options(config)
+            )
         model, found = with_separate_experts(type(empty)).from_pretrained(
             None,
             config=empty.config,
@@ -297,7 +312,8 @@ def is_hub_name(model: str) -> bool:
     return _HUB_NAME.fullmatch(model) is not None
 
 
-def _local_directory(model: str) -> Path:
+def _folder_of(model: str) -> Path:
+    """The folder of a model, or in the hub's cache with all but weights."""
     directory = local_path(model)
     if directory.is_dir():
         return directory
@@ -306,12 +322,24 @@ def _local_directory(model: str) -> Path:
             f"{model!r} is not a folder. Give a folder that holds a Hugging Face checkpoint, or a "
             "hub name like owner/name."
         )
-    directory = _fetch(model, _BESIDE_WEIGHTS)
+    return _fetch(model, _BESIDE_WEIGHTS)
+
+
+def _with_weights(model: str, directory: Path) -> Path:
     weights = {SINGLE_NAME}
     if (directory / INDEX_NAME).exists():
         weights = set(read_weight_map(directory).values())
     # The folder is named by the commit: the weights are of the same one.
     return _fetch(model, sorted(weights), revision=directory.name)
+
+
+def hub_remedy(error: Exception) -> str:
+    """What helps where the hub gave no model."""
+    from huggingface_hub.errors import GatedRepoError
+
+    if any(isinstance(one, GatedRepoError) for one in (error, error.__cause__)):
+        return "Accept the model's licence on its page there, and log in with `hf auth login`."
+    return "Check the name, or give a folder; for a private model, `hf auth login`."
 
 
 def _fetch(model: str, files: Sequence[str], revision: str | None = None) -> Path:
@@ -323,5 +351,5 @@ def _fetch(model: str, files: Sequence[str], revision: str | None = None) -> Pat
     except Exception as error:  # the hub client raises too many kinds to list
         raise OfflineError(
             f"{model!r} is neither a local folder nor could it be fetched from the Hugging Face "
-            f"hub ({first_line(error)}). Check the name, or give a folder."
+            f"hub ({first_line(error)}). {hub_remedy(error)}"
         ) from error

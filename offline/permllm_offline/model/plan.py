@@ -170,7 +170,7 @@ def _check_sizes(name: str, layout: GroupLayout, permuted: bool) -> None:
     if layout.in_features % 8:
         raise OfflineError(
             f"{name} has {layout.in_features} input channels: the format packs masks by 8 channels "
-            f"and needs a multiple of 8. Leave it dense: --ignore {name}."
+            f"and needs a multiple of 8. Leave it dense: {layout.ignoring()}."
         )
     if permuted:
         layout.check_blocks(name)

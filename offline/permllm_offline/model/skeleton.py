@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from permllm_offline.model.attention import attention_options
+
 
 def skeleton_of(config: Any, dtype: torch.dtype | None = None) -> nn.Module:
     """Build the causal language model of a configuration on the meta device, without weights.
@@ -21,7 +23,7 @@ def skeleton_of(config: Any, dtype: torch.dtype | None = None) -> nn.Module:
 
     with torch.device("meta"):
         model: nn.Module = AutoModelForCausalLM.from_config(
-            deepcopy(config), dtype=dtype, trust_remote_code=False
+            deepcopy(config), dtype=dtype, trust_remote_code=False, **attention_options(config)
         )
     separate_experts(model)
     return model

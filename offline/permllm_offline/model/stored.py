@@ -12,7 +12,7 @@ import torch
 from permllm_offline.errors import OfflineError, first_line
 from permllm_offline.local_path import local_path
 from permllm_offline.model.language_model import language_model_of
-from permllm_offline.model.loading import Source, is_hub_name, open_source
+from permllm_offline.model.loading import Source, hub_remedy, is_hub_name, open_source
 from permllm_vllm.checkpoint.fused_experts import separate
 from permllm_vllm.checkpoint.headers import TensorHeader
 from permllm_vllm.checkpoint.shard import header_of
@@ -84,7 +84,7 @@ def _read_hub(model: str) -> tuple[Source, list[dict[str, TensorHeader]]]:
     except Exception as error:  # transformers and the hub client raise too many kinds to list
         raise OfflineError(
             f"{model!r} is neither a local folder nor could its headers be fetched from the "
-            f"Hugging Face hub ({first_line(error)}). Check the name, or give a folder."
+            f"Hugging Face hub ({first_line(error)}). {hub_remedy(error)}"
         ) from error
     headers = [
         {name: header_of(info.shape, info.dtype) for name, info in file.tensors.items()}

@@ -28,8 +28,13 @@ PATIENCE = timedelta(days=2)
 
 
 def first() -> bool:
-    """Whether this is the process that writes."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Whether this is the process that writes; a rank among one process says nothing."""
+    return _started() == 1 or int(os.environ.get("RANK", "0")) == 0
+
+
+def _started() -> int:
+    """Processes that were started together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_count() -> int:
@@ -54,7 +59,7 @@ def joined(device: str = "cpu") -> Iterator[None]:
     Raises:
         OfflineError: one GPU for all, or more processes than GPUs.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
+    if _started() == 1 or distributed.is_initialized():
         yield
         return
     _take_device(device)

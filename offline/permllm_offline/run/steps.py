@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 _IDENTITY, _TEXT, _FACTS, _COST = "identity", "text", "facts", "cost"
 _LOCK = "lock"
+STEP_SUFFIX = ".safetensors"
+"""Of finished steps and intervals. Whatever else lies there, a run left that was killed."""
 INTERVAL = "-interval"
 """Ends the name under which the state of an unfinished step is kept."""
 
@@ -155,6 +157,7 @@ class WorkFolder(Work):
         self._text = text
         if not self._restart:
             check_steps(self.directory, self.identity, text)
+            self._remove(path for path in self._others() if path.suffix != STEP_SUFFIX)
         elif self._others():
             logger.warning("%s is left from a run that was cut off; removed", self.directory)
             self._empty()
@@ -204,6 +207,7 @@ class WorkFolder(Work):
         Raises:
             OfflineError: it cannot be removed.
         """
+        self._begun = False
         self._empty()
         self.release()
         if self.directory.exists():
@@ -239,7 +243,7 @@ class WorkFolder(Work):
             return Step(_KeptTensors(shard), json.loads(shard.metadata.get(_FACTS, "{}")))
 
     def _path(self, name: str) -> Path:
-        return self.directory / f"{name}.safetensors"
+        return self.directory / f"{name}{STEP_SUFFIX}"
 
     def _others(self) -> list[Path]:
         """What the folder holds beside the lock."""
@@ -248,8 +252,15 @@ class WorkFolder(Work):
         return sorted(path for path in self.directory.iterdir() if path.name != _LOCK)
 
     def _empty(self) -> None:
-        """Remove what the folder holds beside the lock; raises OfflineError where that fails."""
-        for path in self._others():
+        """Remove what the folder holds beside the lock; raises OfflineError where that fails.
+
+        The last steps go first: where this is cut off, those that are left can be gone on from.
+        """
+        self._remove(sorted(self._others(), key=lambda path: -path.lstat().st_mtime_ns))
+
+    def _remove(self, paths: Iterable[Path]) -> None:
+        """Remove files and folders; raises OfflineError where that fails."""
+        for path in paths:
             try:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
@@ -264,7 +275,7 @@ def kept_steps(directory: Path) -> list[str]:
 
     There need be no folder.
     """
-    files = sorted(directory.glob("*.safetensors"), key=lambda file: file.name)
+    files = sorted(directory.glob(f"*{STEP_SUFFIX}"), key=lambda file: file.name)
     files.sort(key=lambda file: file.stat().st_mtime_ns, reverse=True)
     return [file.stem for file in files]
 
@@ -280,7 +291,7 @@ def check_steps(directory: Path, identity: str, text: str = "") -> None:
     Raises:
         OfflineError: a step of another run, or a damaged one.
     """
-    for path in sorted(directory.glob("*.safetensors")):
+    for path in sorted(directory.glob(f"*{STEP_SUFFIX}")):
         _check_step(path, identity, text)
 
 
@@ -321,6 +332,18 @@ def _stays(path: Path, directory: Path, reason: str) -> OfflineError:
         f"{path} is of no more use and cannot be removed ({reason}): remove {directory} by hand, "
         "or give another --output."
     )
+
+
+def is_at_work(directory: Path) -> bool:
+    """Whether a run has the folder now; nothing is written."""
+    if not (directory / _LOCK).exists():
+        return False
+    lock = FileLock(directory / _LOCK)
+    with suppress(Timeout):
+        lock.acquire(timeout=0)
+    free = lock.is_locked
+    lock.release()
+    return not free
 
 
 def _locked(directory: Path) -> FileLock:

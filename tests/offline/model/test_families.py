@@ -1,4 +1,5 @@
 import re
+import shlex
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from permllm_offline.model.families import (
     heads_of,
     logit_scale,
 )
+from permllm_offline.model.ignored import ignored_linears
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.row_parts import (
     every_row,
@@ -24,6 +26,7 @@ from permllm_offline.model.row_parts import (
     values_last,
     values_of_each_head,
 )
+from tests.offline.tiny_models import tiny_model
 
 
 def test_an_unsupported_family_is_told_what_is_supported() -> None:
@@ -41,7 +44,7 @@ def test_the_language_model_of_a_model_of_images_is_named() -> None:
     ):
         family_of(config)
     config.text_config.model_type = "bloom"
-    with pytest.raises(OfflineError, match=r"'gemma3' is not.* To add a family"):
+    with pytest.raises(OfflineError, match=r"'gemma3' is not.* Prune a model of one of these"):
         family_of(config)
 
 
@@ -122,9 +125,8 @@ def test_rows_of_a_value_fold_are_those_of_the_first_query_head() -> None:
 
 def test_channels_must_fill_blocks() -> None:
     layout = GroupLayout(FAMILIES["llama"].groups[0], 100, 64, Heads(1, 1, 100))
-    with pytest.raises(
-        OfflineError, match=r"100 input channels.*block size 64.*give --ignore model.* a --"
-    ) as found:
+    message = r"100 input channels.*block size 64.*give --ignore .* a --"
+    with pytest.raises(OfflineError, match=message) as found:
         layout.check_blocks("model.layers.0.self_attn.q_proj")
     named = re.split(r", | or ", str(found.value).rpartition(": ")[2].rstrip("."))
     unpermuted = (name for name, method in METHODS.items() if method.permutation == "none")
@@ -132,6 +134,23 @@ def test_channels_must_fill_blocks() -> None:
     layout = GroupLayout(FAMILIES["llama"].groups[0], 96, 64, Heads(1, 1, 96))
     with pytest.raises(OfflineError, match=r"give --block-size 32, or --ignore .*, or a --method"):
         layout.check_blocks("model.layers.0.self_attn.q_proj")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "phi3", "opt", "qwen3_moe"])
+def test_what_a_message_would_ignore_can_be(model_type: str) -> None:
+    family = family_of(tiny_model(model_type).config)
+    prefixes = [f"model.layers.{index}" for index in range(2)]
+    groups = [
+        [f"{p}.{name}" for name in group.linears] for p in prefixes for group in family.groups
+    ]
+    mixed = [name for group in family.groups if group.experts for name in group.linears]
+    mixtures = [[f"{p}.{name}" for name in mixed] for p in prefixes]
+    for group in family.groups:
+        layout = GroupLayout(group, 100, 64, Heads(1, 1, 100))
+        option, entry = shlex.split(layout.ignoring())
+        assert option == "--ignore"
+        left = ignored_linears([entry], groups, [], mixtures)
+        assert {f"{p}.{name}" for p in prefixes for name in group.linears} <= left
 
 
 def test_parts_of_fused_linears() -> None:

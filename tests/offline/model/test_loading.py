@@ -5,12 +5,17 @@ import shutil
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.loading import load_model, load_tokenizer, open_source, parse_device
+from permllm_offline.preparation import open_prunable
+from permllm_offline.recipe import make_recipe
 from permllm_vllm.checkpoint.errors import CheckpointError
 from tests.offline.tiny_models import save_tokenizer, tiny_llama, tiny_model
 
@@ -88,6 +93,62 @@ def test_an_index_that_names_files_elsewhere_is_refused(hub: PretendedHub) -> No
     with pytest.raises(CheckpointError, match="plain name"):
         open_source("someone/tiny")
     assert hub.fetched() == set()
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "message"),
+    [
+        ({"model_type": "mixtral"}, {}, "'mixtral' is not supported"),
+        ({"quantization_config": {"quant_method": "fp8"}}, {}, "already quantized or pruned"),
+        ({}, {"method": "wanda"}, "'wanda' needs calibration text"),
+        ({}, {"device": "quantum"}, "'quantum' cannot be used"),
+    ],
+    ids=["family", "quantized", "text", "device"],
+)
+def test_what_cannot_be_pruned_is_refused_before_its_weights_are_fetched(
+    said: dict[str, Any], asked: dict[str, Any], message: str, hub: PretendedHub
+) -> None:
+    tiny_llama().save_pretrained(hub.repository)
+    config = json.loads((hub.repository / "config.json").read_text())
+    (hub.repository / "config.json").write_text(json.dumps({**config, **said}))
+    with pytest.raises(OfflineError, match=message):
+        open_prunable(make_recipe({"model": "someone/tiny", "method": "magnitude", **asked}))
+    assert hub.fetched() == set()
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, error: Exception) -> str:
+    """What is said where the hub answers with an error."""
+
+    def download(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(OfflineError) as raised:
+        open_source("someone/tiny")
+    return str(raised.value)
+
+
+def test_a_gated_model_asks_for_its_licence(monkeypatch: pytest.MonkeyPatch) -> None:
+    response = httpx.Response(401, request=httpx.Request("GET", "https://hub.invalid"))
+    said = refused(monkeypatch, GatedRepoError("401 Client Error.\nmore", response=response))
+    assert "(GatedRepoError: 401 Client Error.)" in said
+    assert "Accept the model's licence" in said
+    assert "`hf auth login`" in said
+    assert "Check the name" in refused(monkeypatch, OSError("no network"))
+
+
+def test_the_cap_of_attention_scores_is_computed(tmp_path: Path) -> None:
+    model = tiny_model("gemma2", attn_logit_softcapping=0.05)
+    model.save_pretrained(tmp_path)
+    tokens = torch.arange(3, 19).view(1, -1)
+    model.set_attn_implementation("eager")
+    loaded = load_model(open_source(str(tmp_path)), torch.float32, torch.device("cpu"))
+    with torch.no_grad():
+        expected = model.float()(tokens).logits
+        assert torch.equal(loaded(tokens).logits, expected)
+        model.config.attn_logit_softcapping = None
+        loaded.set_attn_implementation("sdpa")  # which leaves it out: the cap is felt here
+        assert not torch.allclose(loaded(tokens).logits, expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "opt", "gemma3_text"])

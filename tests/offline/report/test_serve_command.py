@@ -1,7 +1,7 @@
 """The command that a user pastes to serve a checkpoint."""
 
 import pytest
-from transformers import Gemma3Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig
+from transformers import CohereConfig, Gemma3Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig
 
 from permllm_offline.report.serve_command import serve_command
 
@@ -14,6 +14,7 @@ from permllm_offline.report.serve_command import serve_command
         (GPTNeoXConfig(max_position_embeddings=512), 512),
         (Gemma3Config(text_config={"max_position_embeddings": 1024}), 1024),
         (PretrainedConfig(), 4096),  # which says no limit
+        (CohereConfig(), 3200),  # 40 layers of 64 heads of 128, which take 1.25 MiB for each token
     ],
     ids=lambda value: str(getattr(value, "model_type", value)),
 )

@@ -190,6 +190,18 @@ def test_sums_and_parts_of_two_processes() -> None:
     run_two(add)
 
 
+@pytest.mark.parametrize(("size", "expected"), [(None, True), ("1", True), ("2", False)])
+def test_a_rank_says_nothing_of_a_process_that_is_alone(
+    size: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    if size is None:
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+    else:
+        monkeypatch.setenv("WORLD_SIZE", size)
+    assert processes.first() == expected
+
+
 def gpus(monkeypatch: pytest.MonkeyPatch, count: int, local_rank: int) -> list[object]:
     """Pretend to be one of two processes on a machine; returns what is set and initialised."""
     done: list[object] = []

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.run.steps import Step, WorkFolder
+from permllm_offline.run.steps import Step, WorkFolder, is_at_work
 
 
 def test_finished_steps_are_not_computed_again(tmp_path: Path) -> None:
@@ -64,6 +64,39 @@ def test_what_is_kept_is_listed_the_last_one_first(tmp_path: Path) -> None:
             work.step(name, Step)
             os.utime(work.directory / f"{name}.safetensors", ns=(time, time))
         assert work.kept() == ["a", "b", "c"]
+
+
+def test_what_is_removed_last_can_be_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = WorkFolder(tmp_path / "work", "a")
+    for name in ("layer-0", "layer-1", "end"):
+        work.step(name, Step)
+    removed: list[str] = []
+    monkeypatch.setattr(Path, "unlink", lambda path, **_: removed.append(path.stem))
+    with pytest.raises(OfflineError, match="not empty"):
+        work.remove()
+    assert removed[:3] == ["end", "layer-1", "layer-0"]
+
+
+def test_what_a_killed_run_was_writing_goes(tmp_path: Path) -> None:
+    with WorkFolder(tmp_path / "work", "a") as work:
+        work.step("one", Step)
+        for name in (".tmpAbCdEf", "two.partial", "array"):
+            (work.directory / name).write_bytes(b"a part")
+    with WorkFolder(tmp_path / "work", "a") as work:
+        work.begin()
+        assert {path.name for path in work.directory.iterdir()} == {"lock", "one.safetensors"}
+
+
+def test_a_folder_is_at_work_while_a_run_has_it(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    assert not is_at_work(folder)
+    with WorkFolder(folder, "a") as work:
+        work.step("one", Step)
+        assert is_at_work(folder)
+    assert not is_at_work(folder)
+    assert work.finished("one")
 
 
 def test_a_damaged_step_is_named(tmp_path: Path) -> None:
