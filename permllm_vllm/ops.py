@@ -94,6 +94,12 @@ torch.library.register_fake("permllm::permute_inputs", _fake_permute, lib=_libra
 
 def _load_library(file: Path, tools: str, options: str = "") -> str:
     """Loads compiled kernels; returns why they are missing, or an empty string."""
+    if not file.exists() and (sources := file.parents[1] / "setup.py").exists():
+        return (
+            f"{file.name} was not built in {sources.parent}, whose sources Python imports: start "
+            f"it in another folder if they are installed, else install {tools}, then, there: "
+            f"{options}pip install --no-deps --no-build-isolation --editable ."
+        )
     if not file.exists():
         return (
             f"{file.name} was not built: install {tools}, then, in the source repository: "

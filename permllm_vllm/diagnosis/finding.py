@@ -8,7 +8,7 @@ from importlib import metadata
 
 INSTALL = (
     "install it into the environment that has vLLM and torch, from the project's directory: "
-    "pip install --no-build-isolation ."
+    "pip install 'setuptools>=77' wheel && pip install --no-build-isolation ."
 )
 
 

