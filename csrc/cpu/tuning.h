@@ -164,7 +164,7 @@ struct Zen5Tuning : Avx512Bf16Tuning {
 };
 
 // Kernels in vectors of any width: of float32, measured on Zen 4, but for where many tokens begin
-// on avx512 and what they prefetch, on Zen 5.
+// on avx512, on Zen 5.
 struct Float32Tuning : Zen4Tuning {
   static constexpr int kFewHint = kIntoL2;
   static constexpr int64_t kFewAheadBlocks = 16;
@@ -175,7 +175,7 @@ struct Float32Tuning : Zen4Tuning {
   static constexpr bool kLoadsApart = false;     // x of few tokens is loaded for each row anew
   static constexpr int kHeldVectors = 8;         // of x, while rows of a block go by
   static constexpr int kVectors = 3;             // of tokens that rows meet at a time
-  static constexpr int kManyHint = kIntoL1;      // of the row group that is decoded next
+  static constexpr int kManyHint = kIntoL2;      // of the row group that is decoded next
   static constexpr int64_t kManyChunkBytes = 1024;  // of a row, decoded at a time: 8 are 8 KiB
   static constexpr int64_t kPanelGroups = 8;        // whose sums wait in L2
   static constexpr int64_t kWrittenTokens = 32;     // whose outputs are gathered in L1
@@ -202,7 +202,7 @@ struct Avx2Tuning : Float32Tuning {
   static constexpr int kSums = 12;
 };
 
-// int8 values in vectors of any width, measured on Zen 5 alone, but for few tokens on avx2.
+// int8 values in vectors of any width, measured on Zen 5, but for few tokens on avx2.
 struct Avx512VnniTuning : Avx512Tuning {
   static constexpr int kFewTokens = 7;
   static constexpr int kSplitTokens = 2;  // W8A16 up to here, W8A8 beyond
