@@ -124,6 +124,20 @@ def test_a_dry_run_says_what_the_prune_would_make_of_steps_and_leaves_them(
     assert {file.name: file.read_bytes() for file in work.iterdir()} == before
 
 
+def test_a_dry_run_sees_a_prune_at_work_and_that_there_is_nothing_to_resume(
+    arguments: Arguments, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    line = [*arguments(tmp_path / "sparse"), "--dry-run"]
+    with WorkFolder(tmp_path / ".sparse.work", "a") as work:
+        assert main(line) == 0
+        assert f"another prune is at work in {work.directory}" in caplog.text
+    caplog.clear()
+    assert main(line) == 0
+    assert caplog.text == ""
+    assert main([*line, "--resume"]) == 0
+    assert "nothing to resume" in caplog.text
+
+
 def test_another_config_is_another_run(
     arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

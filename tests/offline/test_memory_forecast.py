@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaConfig
 
 from permllm_offline import memory_forecast, recomputation, state_bytes
 from permllm_offline.cli import main
@@ -270,3 +271,14 @@ def test_a_file_of_the_output_is_as_large_as_a_layer(
 def test_a_small_model_stays_one_file(tiny_model_directory: Path) -> None:
     recipe = make_recipe({"model": str(tiny_model_directory), "method": "magnitude"})
     assert shard_bytes(prepare(recipe).plan) == 500_000_000
+
+
+@pytest.mark.parametrize(("length", "piece"), [(100, 100), (2048, 256)])
+def test_pieces_that_a_model_writes_at_once_have_a_cache(length: int, piece: int) -> None:
+    config = LlamaConfig(
+        hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2
+    )
+    recipe = make_recipe({"model": "any", "sequence_length": length})
+    keys_and_values = 2 * 3 * 2 * 16
+    found = memory_forecast.sampled_cache_bytes(config, recipe, 2)
+    assert found == 64 * piece * keys_and_values * 2
