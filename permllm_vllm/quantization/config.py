@@ -170,6 +170,7 @@ class PermLLMConfig(QuantizationConfig):
             self._unfolding.add(prefix, layer, folded=folded, sparse=not ignored)
         if ignored:
             return DenseLinearMethod(self.checkpoint, prefix, modules)
+        self._refuse_requantizing(layer, prefix)
         return PermLLMLinearMethod(
             self.checkpoint,
             self.served,
@@ -179,6 +180,16 @@ class PermLLMConfig(QuantizationConfig):
             folded=folded,
             unfolding=self._unfolding,
         )
+
+    def _refuse_requantizing(self, layer: Any, prefix: str) -> None:
+        """Raise NotImplementedError where vLLM is to quantize a sparse layer while it loads."""
+        online = self.online_quantization_config
+        if online is not None and online.resolve_quant_method_cls(type(layer), prefix) is not None:
+            raise NotImplementedError(
+                f"--quantization-config asks for {prefix} to be quantized, but it is sparse, and "
+                "nothing multiplies it in another form. Leave the option out, or name dense layers "
+                "alone in its `targets`; for int8 values, `permllm-offline convert --values int8`."
+            )
 
     def _is_ignored(self, module: str) -> bool:
         """Whether `ignore` leaves a module dense, by vLLM's name or by the one it had before."""

@@ -9,9 +9,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedConfig
 from vllm.config import VllmConfig
+from vllm.config.quantization import QuantizationConfigArgs
 from vllm.model_executor.layers.fused_moe import RoutedExperts, UnquantizedFusedMoEMethod
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization import get_quantization_config
+from vllm.model_executor.layers.quantization.online.base import OnlineQuantizationConfig
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     VocabParallelEmbedding,
@@ -236,3 +238,18 @@ def test_dtypes() -> None:
     assert {torch.bfloat16, torch.float16, torch.float32} <= set(
         PermLLMConfig.get_supported_act_dtypes()
     )
+
+
+def test_vllm_quantizes_dense_layers_alone() -> None:
+    """Its own way of doing that while it loads would read the weight of a sparse layer."""
+    quantization = config(ignore=QKV)
+    arguments = QuantizationConfigArgs(linear="fp8_per_tensor")
+    quantization.online_quantization_config = OnlineQuantizationConfig(arguments)
+    layer = layer_of(LinearBase)
+    quantization.packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
+    assert quantization.get_quant_method(layer, f"{ATTENTION}.qkv_proj") is not None
+    with pytest.raises(NotImplementedError, match=r"o_proj to be quantized, but it is sparse"):
+        quantization.get_quant_method(layer, f"{ATTENTION}.o_proj")
+    arguments = QuantizationConfigArgs(linear="fp8_per_tensor", ignore=[f"{ATTENTION}.o_proj"])
+    quantization.online_quantization_config = OnlineQuantizationConfig(arguments)
+    assert quantization.get_quant_method(layer, f"{ATTENTION}.o_proj") is not None

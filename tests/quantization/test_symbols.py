@@ -70,6 +70,7 @@ OF_THEIR_CONFIG = (
 #: What we read off vLLM's objects, or put there for vLLM to read.
 ATTRIBUTES = [
     (BASE_CONFIG, "QuantizationConfig", "packed_modules_mapping"),
+    (BASE_CONFIG, "QuantizationConfig", "online_quantization_config"),
     ("vllm.config", "VllmConfig", "lora_config"),
     ("vllm.config", "VllmConfig", "speculative_config"),
     ("vllm.config", "VllmConfig", "model_config"),
