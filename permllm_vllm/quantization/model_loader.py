@@ -23,6 +23,9 @@ from permllm_vllm.quantization.head import adopt_heads
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from permllm_vllm.quantization.names import original_names
 
+STREAMED: Any = MODEL_LOADERS.get("runai_streamer", DefaultModelLoader)
+"""vLLM's loader from object stores, of versions that have one."""
+
 
 class CompleteModelLoader(DefaultModelLoader):
     """vLLM's default loader; other models are loaded as by that.
@@ -45,8 +48,7 @@ class CompleteModelLoader(DefaultModelLoader):
             self.enable_weights_track = True
         super().load_weights(model, model_config)
         if self.is_sparse:
-            generates = model_config.runner_type != "pooling" and not _in_stages()
-            adopt_heads(model, generates=generates)
+            _adopt_heads(model, model_config)
 
     def get_all_weights(self, model_config: Any, model: Module) -> Iterator[tuple[str, Tensor]]:
         """The tensors of the checkpoint; their names are remembered."""
@@ -76,17 +78,27 @@ class CompleteModelLoader(DefaultModelLoader):
             )
 
 
+class StreamingLoader(STREAMED):
+    """vLLM's loader from object stores, which sees to heads too; it misses no parameters."""
+
+    def load_weights(self, model: Module, model_config: Any) -> None:
+        """Load, and see to heads that vLLM kept to itself."""
+        super().load_weights(model, model_config)
+        if model_config.quantization == schema.QUANT_METHOD:
+            _adopt_heads(model, model_config)
+
+
 def install() -> None:
-    """Take the place of vLLM's default loader for every format that it reads."""
+    """Take the place of vLLM's loaders of safetensors, for every format that they read."""
+    ours = {STREAMED: StreamingLoader, DefaultModelLoader: CompleteModelLoader}
     for load_format, loader in MODEL_LOADERS.items():
-        if loader is DefaultModelLoader:
-            MODEL_LOADERS[load_format] = CompleteModelLoader
+        MODEL_LOADERS[load_format] = ours.get(loader, loader)
 
 
-def _in_stages() -> bool:
-    """Whether each rank has only some of the decoder layers."""
+def _adopt_heads(model: Module, model_config: Any) -> None:
     config = get_current_vllm_config_or_none()
-    return config is not None and config.parallel_config.pipeline_parallel_size > 1
+    in_stages = config is not None and config.parallel_config.pipeline_parallel_size > 1
+    adopt_heads(model, generates=model_config.runner_type != "pooling" and not in_stages)
 
 
 def _unfilled(model: Module, loaded: set[str]) -> Iterator[str]:

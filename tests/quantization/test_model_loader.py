@@ -22,7 +22,9 @@ from vllm.model_executor.model_loader import DefaultModelLoader, get_model_loade
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 
 from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.compat import MODEL_LOADERS
 from permllm_vllm.quantization import model_loader
+from permllm_vllm.quantization.head import HeadMethod
 from tests.quantization.sparse_modules import config, sparse_module
 
 CHANNELS, WORDS = 128, 64
@@ -163,6 +165,25 @@ def test_tensors_are_read_without_loading(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(DefaultModelLoader, "get_all_weights", lambda *_: iter(tensors().items()))
     loader: Any = get_model_loader(LoadConfig())
     assert dict(loader.get_all_weights(None, None)).keys() == tensors().keys()
+
+
+@pytest.mark.parametrize("quantization", ["permllm", None])
+def test_the_loader_of_object_stores_sees_to_heads(
+    quantization: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert MODEL_LOADERS["runai_streamer"] is model_loader.StreamingLoader
+    loader = object.__new__(model_loader.StreamingLoader)  # what reads the stores is not here
+    loaded: list[Any] = []
+    monkeypatch.setattr(
+        model_loader.STREAMED, "load_weights", lambda self, *given: loaded.append(given)
+    )
+    model = torch.nn.ModuleList([VocabParallelEmbedding(WORDS, CHANNELS)])
+    described = SimpleNamespace(quantization=quantization, runner_type="generate")
+    loader.load_weights(model, described)
+    assert loaded == [(model, described)]
+    method: Any = model[0].quant_method
+    assert isinstance(method, HeadMethod) == (quantization is not None)
+    assert getattr(method, "multiplies", False) == (quantization is not None)
 
 
 def test_other_loaders_stay(monkeypatch: pytest.MonkeyPatch) -> None:
