@@ -56,8 +56,8 @@ def read_text(path: Path) -> str:
 def read_weight_map(directory: Path) -> dict[str, str]:
     """Map every tensor to the file that holds it, from the index or from the single file.
 
-    Raises `CheckpointError` when there is neither, when there are both and the index is of other
-    files, or when it names anything but plain `*.safetensors` files of this directory.
+    Raises `CheckpointError` when there is neither, or when the index names anything but plain
+    `*.safetensors` files of this directory.
     """
     index = directory / INDEX_NAME
     if not index.exists():
@@ -77,11 +77,20 @@ def read_weight_map(directory: Path) -> dict[str, str]:
             rule = "the plain name of a *.safetensors file of the same directory"
             remedy = "do not use this checkpoint unless you trust its origin; fetch it again"
             raise Problem(str(index), value, rule, remedy).as_error()
-    if SINGLE_NAME not in weight_map.values() and (directory / SINGLE_NAME).exists():
+    return weight_map
+
+
+def require_one_set(directory: Path) -> None:
+    """Raise `CheckpointError` for an index beside a single file that it does not name.
+
+    Of the two, Transformers takes the file and vLLM the index.
+    """
+    if not all((directory / name).exists() for name in (INDEX_NAME, SINGLE_NAME)):
+        return
+    if SINGLE_NAME not in read_weight_map(directory).values():
         value = f"{SINGLE_NAME}, and {INDEX_NAME} that does not name it"
         rule = "one set of weights: of two, some readers take the one and some the other"
         raise Problem(str(directory), value, rule, "remove the older one").as_error()
-    return weight_map
 
 
 def read_headers(path: Path) -> dict[str, TensorHeader]:

@@ -25,7 +25,12 @@ from permllm_offline.model.language_model import (
 )
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.reader import CheckpointReader
-from permllm_vllm.checkpoint.shards import INDEX_NAME, SINGLE_NAME, read_weight_map
+from permllm_vllm.checkpoint.shards import (
+    INDEX_NAME,
+    SINGLE_NAME,
+    read_weight_map,
+    require_one_set,
+)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _TRUST_NOTHING: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
@@ -90,7 +95,7 @@ def open_source(model: str, check_config: Callable[[Any], None] = lambda config:
     Raises:
         OfflineError: no such folder, unreachable hub, or no readable ``config.json``.
         CheckpointError: a model of the hub, or one with more than a language model, without
-            weights or with a damaged index of these.
+            weights or with a damaged index of these; a folder with two sets of weights.
     """
     from transformers import AutoConfig
 
@@ -103,7 +108,9 @@ def open_source(model: str, check_config: Callable[[Any], None] = lambda config:
             "holds a Hugging Face checkpoint, or a hub name."
         ) from error
     check_config(config)
-    if not local_path(model).is_dir():
+    if local_path(model).is_dir():
+        require_one_set(directory)
+    else:
         directory = _with_weights(model, directory)
     tensors = read_weight_map(directory) if may_hold_more(config) else ()
     return Source(model, directory, language_model_of(config, tensors))

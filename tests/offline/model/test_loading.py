@@ -95,6 +95,14 @@ def test_an_index_that_names_files_elsewhere_is_refused(hub: PretendedHub) -> No
     assert hub.fetched() == set()
 
 
+def test_a_folder_with_two_sets_of_weights_is_refused(tmp_path: Path) -> None:
+    """As `save_pretrained` leaves it that wrote several files first, and then one."""
+    tiny_llama().save_pretrained(tmp_path, max_shard_size="500KB")
+    tiny_llama().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="remove the older one"):
+        open_source(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("said", "asked", "message"),
     [
