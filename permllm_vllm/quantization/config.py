@@ -125,12 +125,9 @@ class PermLLMConfig(QuantizationConfig):
             )
         if hf_config is not None:
             self._stored_whole = STORED_WHOLE.get(hf_config.model_type, frozenset())
-            self._write_operands(hf_config)
-
-    def _write_operands(self, hf_config: Any) -> None:
-        operands = f"{kernels()}, checkpoint {_digest(self.checkpoint)}"
-        for config in (hf_config, hf_config.get_text_config()):
-            config.permllm_operands = operands
+            operands = f"{kernels()}, checkpoint {_digest(self._checkpoint)}"
+            for config in (hf_config, hf_config.get_text_config()):
+                config.permllm_operands = operands
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Rename listed modules as vLLM's model class does.

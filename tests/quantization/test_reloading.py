@@ -4,7 +4,9 @@ import gc
 import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
 from torch.nn import functional
 from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
@@ -14,6 +16,7 @@ from vllm.model_executor.model_loader.reload import (
     record_metadata_for_reloading,
 )
 
+from permllm_vllm.checkpoint.errors import CheckpointError
 from tests.quantization.sparse_modules import config, load, packed_dense, permutation, sparse_module
 
 NAMES = [f"model.layers.0.self_attn.{part}_proj" for part in "qkv"]
@@ -86,6 +89,23 @@ def test_reloading_with_a_bias(on_rank: Callable[[int, int], None]) -> None:
         expected = torch.cat([modules[shard].dense for shard in "qkv"])
         torch.testing.assert_close(layer.weight_packed.data, expected, rtol=0, atol=0)
         torch.testing.assert_close(layer.bias.data, torch.cat(list(biases.values())))
+
+
+def test_new_weights_past_vllms_ways_of_reloading_are_refused_as_such(
+    on_rank: Callable[[int, int], None],
+) -> None:
+    """vLLM gives the loader the layer itself, where that no longer has what is to be loaded."""
+    layer = QKVParallelLinear(
+        128, 16, 1, 1, True, quant_config=config(), prefix="model.layers.0.self_attn.qkv_proj"
+    )
+    for shard in "qkv":
+        load(layer, sparse_module(16, 128), shard)
+        layer.bias.weight_loader(layer.bias, torch.zeros(16), shard)
+    packed_dense(layer)
+    weight: Any = torch.zeros(16, 128)
+    weight.shard_id = "q"
+    with pytest.raises(CheckpointError, match=r"q_proj.*collective_rpc\('reload_weights'\)"):
+        list(layer.load_weights([("weight", weight)]))
 
 
 def test_reloading_a_dense_layer(on_rank: Callable[[int, int], None]) -> None:
