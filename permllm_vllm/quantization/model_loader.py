@@ -79,7 +79,10 @@ class CompleteModelLoader(DefaultModelLoader):
 
 
 class StreamingLoader(STREAMED):
-    """vLLM's loader from object stores, which sees to heads too; it misses no parameters."""
+    """vLLM's loader from object stores, which sees to heads too.
+
+    It does not notice parameters that nothing was loaded into.
+    """
 
     def load_weights(self, model: Module, model_config: Any) -> None:
         """Load, and see to heads that vLLM kept to itself."""

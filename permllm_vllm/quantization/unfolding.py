@@ -89,7 +89,7 @@ class Unfolding:
         preceding = self._preceding.get(parent, {})
         if len(self._folded[parent]) > 1 or len(preceding) > 1:
             raise _refusal(name, f"several layers of {parent} could hold its channels")
-        if not all(preceding.values()):
+        if not preceding or not all(preceding.values()):
             raise _refusal(name, "the layer before it is left dense (`ignore`)")
 
     def _value_rows(self, permutation: Tensor, layer: Any, name: str) -> Tensor:

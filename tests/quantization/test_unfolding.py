@@ -223,6 +223,13 @@ def test_a_dense_layer_before_a_folded_one(on_rank: OnRank) -> None:
     assert f"{OUTPUT} has a folded permutation" in refused([output])
 
 
+def test_no_layer_before_a_folded_one(on_rank: OnRank) -> None:
+    """Its rows moved in a layer that vLLM builds as none of its own."""
+    output = row_parallel(config(folded=[OUTPUT]), 256, OUTPUT)
+    load(output, folded_module(8, permutation(256)))
+    assert f"{OUTPUT} has a folded permutation" in refused([output])
+
+
 def test_several_layers_before_a_folded_one(on_rank: OnRank) -> None:
     """Nothing says which of them had its rows moved."""
     quantization = config(folded=[DOWN])
