@@ -46,7 +46,7 @@ def learn_with_int4(subject: Subject, group: int, *, sparse: bool) -> Permutatio
     calls, every = record_calls(model, plan.family, windows), range(len(layers))
     stand_in = partial(RoundedLinear, group=group, sparse=sparse)
     assert statistics.hidden_states is not None
-    with learned_span(calibrated, every, every, calls.keywords, stand_in) as span:
+    with learned_span(calibrated, every, every, calls.layers, stand_in) as span:
         if not sparse:
             span.initial = torch.arange(recipe.block_size).repeat(len(span.initial), 1)
         name = "learned for both" if sparse else "learned for int4"

@@ -23,7 +23,7 @@ from benchmarks.studies.swapping import Block
 from permllm_offline.activations import last_hidden_state
 from permllm_offline.importance import wanda
 from permllm_offline.mask import choose_mask
-from permllm_offline.model.families import Fold
+from permllm_offline.model.family import Fold
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.modules import decoder_layers, linear_of
 from permllm_offline.permutation.channel_permutation import allocate_group

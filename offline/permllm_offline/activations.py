@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from permllm_offline.model.families import Family, SharedInputGroup
+from permllm_offline.model.family import Family, SharedInputGroup
 from permllm_offline.model.modules import decoder_layers, has_linear
 from permllm_offline.unreached import count_unreached, warn_unreached, with_stand_ins
 
@@ -67,7 +67,10 @@ def collect(
     """
     layers = decoder_layers(model, family.layers)
     if groups is None:
-        groups = [family.groups_of(partial(has_linear, layer)) for layer in layers]
+        groups = [
+            family.groups_of(index, partial(has_linear, layer))
+            for index, layer in enumerate(layers)
+        ]
     first = 0 if begun is None else begun.windows
     kept: list[Tensor] = []
     if begun is not None and begun.hidden_states is not None:

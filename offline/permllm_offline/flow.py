@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
-from permllm_offline.model.decoder_calls import record_calls, run_windows
+from permllm_offline.model.decoder_calls import LayerCall, record_calls, run_windows
+from permllm_offline.model.states import States
 from permllm_offline.run.steps import Step
 from permllm_offline.streaming import StreamedModel
 
 _STATES = "states:"
+_DENSE, _PRUNED = "dense", "pruned"
 
 
 @dataclass
 class Flow:
-    """States before the next decoder layer, [windows, sequence_length, hidden] on the CPU.
+    """States before the next decoder layer, on the CPU.
 
-    ``keywords`` are the other arguments of each layer's call. Where the flow is ``dense_only``,
+    ``calls`` are the other arguments of each layer's call. Where the flow is ``dense_only``,
     nothing wants the pruned states, and they are the dense ones.
     """
 
-    keywords: Sequence[Mapping[str, Any]]
-    dense: Tensor
-    pruned: Tensor
+    calls: Sequence[LayerCall]
+    dense: States
+    pruned: States
     dense_only: bool = False
 
     @classmethod
@@ -33,31 +34,40 @@ class Flow:
         """Embed int64 [windows, sequence_length]."""
         with streamed.embedding():
             calls = record_calls(streamed.model, streamed.family, windows)
-        return cls(calls.keywords, calls.states, calls.states, dense_only)
+        return cls(calls.layers, calls.states, calls.states, dense_only)
 
     @property
     def tokens(self) -> int:
         """Tokens of all windows."""
-        return self.dense.shape[0] * self.dense.shape[1]
+        return self.dense.hidden.shape[0] * self.dense.hidden.shape[1]
 
     def pass_dense(self, index: int, layer: nn.Module) -> None:
         """Run the dense states through a decoder layer with its dense weights."""
-        self.dense = run_windows(layer, self.dense, self.keywords[index])
+        self.dense = run_windows(layer, self.dense, self.calls[index])
         if self.dense_only:
             self.pruned = self.dense
 
     def pass_pruned(self, index: int, layer: nn.Module) -> None:
         """Run the pruned states through a decoder layer with its pruned weights."""
-        self.pruned = run_windows(layer, self.pruned, self.keywords[index])
+        self.pruned = run_windows(layer, self.pruned, self.calls[index])
 
     def states(self) -> dict[str, Tensor]:
         """What the next decoder layer needs, for ``load``."""
-        return {"dense": self.dense} | ({} if self.dense_only else {"pruned": self.pruned})
+        kinds = {_DENSE: self.dense} | ({} if self.dense_only else {_PRUNED: self.pruned})
+        return {
+            f"{kind}:{name}": tensor
+            for kind, states in kinds.items()
+            for name, tensor in states.tensors().items()
+        }
 
     def load(self, states: Mapping[str, Tensor]) -> None:
         """Go on from states as ``states`` gives them."""
-        self.dense = states["dense"]
-        self.pruned = states.get("pruned", self.dense)
+        kinds: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in states.items():
+            kind, _, name = key.partition(":")
+            kinds.setdefault(kind, {})[name] = tensor
+        self.dense = States.of(kinds[_DENSE])
+        self.pruned = States.of(kinds[_PRUNED]) if _PRUNED in kinds else self.dense
 
 
 def with_states(step: Step, flows: Mapping[str, Flow]) -> Step:

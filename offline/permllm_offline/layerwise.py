@@ -70,19 +70,21 @@ def reconstruct_layers(
     errors: list[LayerError] = []
     layers = decoder_layers(model, family.layers)
     for index, layer in enumerate(tqdm(layers, desc="reconstruction", unit="layer")):
-        keywords = calls.keywords[index]
+        call = calls.layers[index]
         with calibrated.work.measured(PASSES):
-            dense = run_windows(layer, dense, keywords)
+            dense = run_windows(layer, dense, call)
         recipe, scratch = calibrated.recipe, calibrated.scratch
-        work = LayerWork(index, layer, keywords, decisions[index], sparse, dense, recipe, scratch)
+        work = LayerWork(
+            index, layer, call, decisions[index], sparse, dense.hidden, recipe, scratch
+        )
         step = calibrated.work.step(
             layer_step_name(index), partial(finish_layer, work, reconstruct)
         )
         load_step(layer, step)
         final.append(decision_of(calibrated.plan.layers[index], step))
         with calibrated.work.measured(PASSES):
-            sparse = run_windows(layer, sparse, keywords)
-        after = relative_error(sparse, dense)
+            sparse = run_windows(layer, sparse, call)
+        after = relative_error(sparse.hidden, dense.hidden)
         error = layer_error(family.layer_name(index), step, after)
         errors.append(error)
         logger.info("%s: relative error %.4f -> %.4f", error.name, error.before, error.after)
@@ -143,8 +145,8 @@ def decision_of(layouts: Sequence[GroupLayout], step: Step) -> LayerDecision:
 def _masked_error(work: LayerWork) -> float:
     """Error with the masks alone, on a few windows; the weights are as before."""
     with _masked(work.layer, work.decision):
-        output = run_windows(work.layer, work.inputs[:MEASURED_WINDOWS], work.keywords)
-    return relative_error(output, work.targets[:MEASURED_WINDOWS])
+        output = run_windows(work.layer, work.inputs[:MEASURED_WINDOWS], work.call)
+    return relative_error(output.hidden, work.targets[:MEASURED_WINDOWS])
 
 
 @contextmanager

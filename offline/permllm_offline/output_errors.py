@@ -11,7 +11,7 @@ from torch import Tensor
 from permllm_offline.calibrated import Calibrated
 from permllm_offline.layerwise import relative_error
 from permllm_offline.model.decoder_calls import record_calls, run_windows
-from permllm_offline.model.families import Family
+from permllm_offline.model.family import Family
 from permllm_offline.model.modules import decoder_layers
 from permllm_offline.permutation.learned_span import learned_span
 from permllm_offline.run.steps import Step, Work
@@ -25,9 +25,9 @@ def layer_outputs(model: Any, family: Family, windows: Tensor) -> Iterator[Tenso
     """Yield the output of each decoder layer: [windows, sequence_length, hidden], on the CPU."""
     calls = record_calls(model, family, windows)
     states = calls.states
-    for layer, keywords in zip(decoder_layers(model, family.layers), calls.keywords, strict=True):
-        states = run_windows(layer, states, keywords)
-        yield states
+    for layer, call in zip(decoder_layers(model, family.layers), calls.layers, strict=True):
+        states = run_windows(layer, states, call)
+        yield states.hidden
 
 
 def kept_outputs(work: Work, model: Any, family: Family, windows: Tensor) -> Sequence[Tensor]:
@@ -68,7 +68,7 @@ def reallocated_errors(
     calls = record_calls(calibrated.model, calibrated.plan.family, windows[:WINDOWS])
     states, errors = calls.states, []
     for index, target in enumerate(dense):
-        with learned_span(calibrated, range(index, index + 1), (), calls.keywords) as span:
+        with learned_span(calibrated, range(index, index + 1), (), calls.layers) as span:
             states = span.run(span.initial, states)
-        errors.append(relative_error(states, target))
+        errors.append(relative_error(states.hidden, target))
     return errors

@@ -358,9 +358,9 @@ def _tensors(
     """Tensors of the checkpoint: those left dense from the source, then the baked layers."""
     family = prepared.plan.family
     reader = prepared.source.reader()
-    baked = {linear.name for linear in prepared.plan.linears}
+    replaced = {linear.name for linear in prepared.plan.linears}.union(prepared.plan.absent)
     for name in reader.names():
-        if name.rpartition(".")[0] not in baked:
+        if name.rpartition(".")[0] not in replaced:
             yield name, _converted(reader.tensor(name), prepared.asked_dtype)
     pattern = recipe.parsed_pattern()
     scales: Sequence[Mapping[str, Tensor] | None] = pruned.scales or [None] * len(pruned.decisions)
@@ -393,5 +393,6 @@ def _quantization(
             "ignore": list(prepared.plan.ignore),
             "runtime_permuted": runtime,
             "folded": folded,
+            "absent": prepared.plan.absent,
         }
     )

@@ -152,9 +152,9 @@ def _pass_dense(
 def _start_error(calibrated: Calibrated, index: int, held_out: Flow) -> float:
     """Pass a decoder layer with its reallocation, behind others with theirs."""
     span = range(index, index + 1)
-    with learned_span(calibrated, span, (), held_out.keywords) as reallocated:
+    with learned_span(calibrated, span, (), held_out.calls) as reallocated:
         held_out.pruned = reallocated.run(reallocated.initial, held_out.pruned)
-    return relative_error(held_out.pruned, held_out.dense)
+    return relative_error(held_out.pruned.hidden, held_out.dense.hidden)
 
 
 def _learn_span(
@@ -169,12 +169,12 @@ def _learn_span(
     if not set(span) & set(chosen):
         with calibrated.work.measured(PASSES):
             states = text.pruned if feeds else None
-            fixed, states = fixed_permutations(calibrated, span, text.keywords, states)
+            fixed, states = fixed_permutations(calibrated, span, text.calls, states)
         found.permutations += fixed
         text.pruned = text.pruned if states is None else states
         return
-    with learned_span(calibrated, span, chosen, text.keywords) as learned:
-        order, curve = learned_once(calibrated, learned, span, text.pruned, text.dense)
+    with learned_span(calibrated, span, chosen, text.calls) as learned:
+        order, curve = learned_once(calibrated, learned, span, text.pruned, text.dense.hidden)
         found.curve += numbered(curve, found.curve, span)
         found.permutations += learned.permutations(order)
         if feeds:

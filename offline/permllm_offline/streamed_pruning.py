@@ -151,9 +151,9 @@ def _pass_layers(
     if windows is not None and (held_out := flows.get(_HELD_OUT)) is not None:
         measure = partial(streamed.perplexity, windows.held_out)
         with work.measured("dense-perplexity"):
-            passed.dense_perplexity = measure(held_out.dense, "dense perplexity")
+            passed.dense_perplexity = measure(held_out.dense.hidden, "dense perplexity")
         with work.measured("sparse-perplexity"):
-            passed.sparse_perplexity = measure(held_out.pruned, "sparse perplexity")
+            passed.sparse_perplexity = measure(held_out.pruned.hidden, "sparse perplexity")
     return passed, decisions
 
 
@@ -184,7 +184,7 @@ class _Passing:
         with self.work.measured(PASSES):
             if calibration is not None and not calibration.dense_only:
                 calibration.pass_pruned(index, layer)
-                after = relative_error(calibration.pruned, calibration.dense)
+                after = relative_error(calibration.pruned.hidden, calibration.dense.hidden)
                 name = self.plan.family.layer_name(index)
                 self.passed.errors.append(layer_error(name, step, after))
         if self.recipe.values == "int8":
@@ -193,8 +193,8 @@ class _Passing:
         with self.work.measured(PASSES):
             if held_out is not None:
                 held_out.pass_pruned(index, layer)
-                measured = held_out.pruned[:WINDOWS], held_out.dense[:WINDOWS]
-                self.passed.outputs.append(relative_error(*measured))
+                pair = (one.hidden[:WINDOWS] for one in (held_out.pruned, held_out.dense))
+                self.passed.outputs.append(relative_error(*pair))
         return _decision(self.plan, index, step)
 
     def _norms(self, index: int, layer: nn.Module) -> Mapping[str, Tensor] | None:
@@ -241,10 +241,10 @@ class _Passing:
         work = LayerWork(
             index,
             layer,
-            calibration.keywords[index],
+            calibration.calls[index],
             decision,
             calibration.pruned,
-            calibration.dense,
+            calibration.dense.hidden,
             self.recipe,
             self.work.scratch(self.recipe.scratch),
         )

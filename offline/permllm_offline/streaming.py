@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.families import Family
+from permllm_offline.model.family import Family
 from permllm_offline.model.loading import Source, model_from
 from permllm_offline.model.modules import decoder_layers, load_tensor
 from permllm_offline.model.skeleton import skeleton_of
@@ -92,10 +92,10 @@ class StreamedModel:
         """
         pending = iter(states)
 
-        def skip(hidden_states: Tensor, **_: Any) -> Tensor:
+        def skip(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
             return hidden_states
 
-        def answer(hidden_states: Tensor, **_: Any) -> Tensor:
+        def answer(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
             return next(pending)[None].to(self.device)
 
         try:
@@ -131,11 +131,14 @@ def _without_weights(
     """
     config = deepcopy(source.config)
     config.num_hidden_layers = 0
+    without_layers = skeleton_of(config)
     placeholders: dict[str, Tensor] = {}
     for name in reader.names():
         own = source.language.names.own(name)
         if own is not None and not own.startswith(f"{family.layers}."):
             shape = torch.Size(reader.header(name).shape)
+            if own.rpartition(".")[0] in family.sized_by_layers:
+                shape = without_layers.get_parameter(own).shape
             placeholders[own] = _placeholder(shape, dtype, torch.device("cpu"))
     model, _ = model_from(source, config, placeholders.items(), dtype)
     # Transformers may call a parameter otherwise than its tensor: they are told by their memory.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from permllm_offline.model.families import SharedInputGroup
+from permllm_offline.model.family import SharedInputGroup
 from permllm_offline.model.modules import linear_of
 
 logger = logging.getLogger(__name__)

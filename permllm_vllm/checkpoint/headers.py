@@ -77,6 +77,11 @@ def checkpoint_problems(
             for module in getattr(quantization, key)
             if module not in children
         ]
+    problems += [
+        Problem(name, "a tensor", "absent lists its module, which the model lacks", WRITE_AGAIN)
+        for name in headers
+        if quantization.absent and quantization.lists("absent", name.rpartition(".")[0])
+    ]
     if not modules:
         rule = f"a checkpoint of this format has at least one sparse layer (`*.{WEIGHT_PACKED}`)"
         problems.append(Problem("the checkpoint", "no sparse layer", rule, WRITE_AGAIN))
@@ -188,7 +193,7 @@ def _incomplete_stacks(
         stack = stacks[prefix]
         for number in natural_order(stack.numbers):
             module = _join(prefix, number, inside)
-            if module in sparse or module in problems:
+            if module in sparse or module in problems or quantization.lists("absent", module):
                 continue
             if prefix not in experts and quantization.is_ignored(module):
                 continue

@@ -36,6 +36,11 @@ BIAS = "bias"
 SPARSE_KINDS = (WEIGHT_PACKED, WEIGHT_MASK, INPUT_PERMUTATION, FOLDED_PERMUTATION, WEIGHT_SCALE)
 """Tensors that only a sparse layer has; `bias` is shared with dense layers."""
 
+OPTIONAL = ("absent",)
+"""Keys of the configuration that checkpoints leave out where they would say nothing."""
+
+ListKey = Literal["ignore", "runtime_permuted", "folded", "absent"]
+
 VALUE_DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -65,6 +70,7 @@ class QuantizationConfig(BaseModel):
     ignore: list[str] = Field(default_factory=list)
     runtime_permuted: list[str] = Field(default_factory=list)
     folded: list[str] = Field(default_factory=list)
+    absent: list[str] = Field(default_factory=list)
     tool_version: str = Field(default_factory=installed_version)
 
     _listed: dict[str, frozenset[str]] = PrivateAttr()
@@ -78,16 +84,17 @@ class QuantizationConfig(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain dictionary that goes into `config.json`."""
-        return self.model_dump()
+        entries = self.model_dump()
+        return {key: value for key, value in entries.items() if value or key not in OPTIONAL}
 
     def model_post_init(self, context: Any) -> None:
         """Look names up in sets: mixtures of experts list tens of thousands of them."""
         lists = {"ignore": self.ignore, "runtime_permuted": self.runtime_permuted}
-        lists["folded"] = self.folded
+        lists |= {"folded": self.folded, "absent": self.absent}
         self._listed = {key: frozenset(names) for key, names in lists.items()}
         self._regexes = [entry for entry in self.ignore if entry.startswith(REGEX_PREFIX)]
 
-    def lists(self, key: Literal["ignore", "runtime_permuted", "folded"], module_name: str) -> bool:
+    def lists(self, key: ListKey, module_name: str) -> bool:
         """Tell whether one of the lists has this name in full."""
         return module_name in self._listed[key]
 
@@ -112,6 +119,7 @@ class QuantizationConfig(BaseModel):
                 "ignore": [*rename(exact), *self._regexes],
                 "runtime_permuted": rename(self.runtime_permuted),
                 "folded": rename(self.folded),
+                "absent": rename(self.absent),
             }
         )
 
@@ -133,7 +141,7 @@ class QuantizationConfig(BaseModel):
         check_entries(entries)
         return entries
 
-    @field_validator("runtime_permuted", "folded")
+    @field_validator("runtime_permuted", "folded", "absent")
     @classmethod
     def _modules_are_listed_once(cls, modules: list[str]) -> list[str]:
         if len(set(modules)) < len(modules):
@@ -182,7 +190,7 @@ def config_problems(entries: object) -> list[Problem]:
     problems = [
         Problem(f"{key}.{name}", "nothing", "every key is present", "write the checkpoint again")
         for name in QuantizationConfig.model_fields
-        if name not in entries
+        if name not in entries and name not in OPTIONAL
     ]
     try:
         QuantizationConfig.model_validate(dict(entries))

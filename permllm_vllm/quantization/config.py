@@ -203,9 +203,11 @@ class PermLLMConfig(QuantizationConfig):
         parts = self.packed_modules_mapping.get(leaf) or late
         return [parent + dot + part for part in parts]
 
-    @staticmethod
-    def _agreed(prefix: str, modules: list[str], test: Callable[[str], bool], what: str) -> bool:
-        """Whether `test` holds for the modules of a fused layer; all must agree."""
+    def _agreed(
+        self, prefix: str, modules: list[str], test: Callable[[str], bool], what: str
+    ) -> bool:
+        """Whether `test` holds for the modules of a fused layer; all that there are must agree."""
+        modules = [module for module in modules if not self.checkpoint.lists("absent", module)]
         chosen = [module for module in modules if test(module)]
         if chosen and len(chosen) < len(modules):
             others = [module for module in modules if module not in chosen]

@@ -11,7 +11,8 @@ import torch
 from permllm_offline.bake import apply_masks, bake_layer
 from permllm_offline.decisions import LayerDecision, decide
 from permllm_offline.int8_values import round_layer
-from permllm_offline.model.families import family_of, heads_of
+from permllm_offline.model.families import family_of
+from permllm_offline.model.heads import heads_of
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import dtype_name
 from permllm_offline.model.modules import decoder_layers, has_linear
@@ -25,12 +26,13 @@ def decisions_of(model: Any, pattern: Pattern, block_size: int) -> list[LayerDec
     generator = torch.Generator().manual_seed(5)
     family = family_of(model.config)
     decisions: list[LayerDecision] = []
-    for layer in decoder_layers(model, family.layers):
+    for index, layer in enumerate(decoder_layers(model, family.layers)):
         groups = []
-        for group in family.groups_of(partial(has_linear, layer)):
+        for group in family.groups_of(index, partial(has_linear, layer)):
             weights = {n: layer.get_submodule(n).weight.detach() for n in group.linears}
             in_features = next(iter(weights.values())).shape[1]
-            layout = GroupLayout(group, in_features, block_size, heads_of(model.config))
+            heads = heads_of(model.config, index)
+            layout = GroupLayout(group, in_features, block_size, heads)
             count = int(layout.ties().max()) + 1
             order = torch.stack(
                 [torch.randperm(block_size, generator=generator) for _ in range(count)]
@@ -78,6 +80,7 @@ def bake(
         ignore=list(family.ignore),
         runtime_permuted=[name for name in names if not folded[name]],
         folded=[name for name in names if folded[name]],
+        absent=family.absent(len(decisions)),
     )
     write_checkpoint(at, tensors(), config, source)
 

@@ -8,7 +8,8 @@ from permllm_offline import decisions, importance
 from permllm_offline.decisions import decide
 from permllm_offline.errors import OfflineError
 from permllm_offline.mask import choose_mask
-from permllm_offline.model.families import Heads, SharedInputGroup
+from permllm_offline.model.family import SharedInputGroup
+from permllm_offline.model.heads import Heads
 from permllm_offline.model.layout import GroupLayout
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import canonical

@@ -71,7 +71,7 @@ def test_an_expert_is_measured_by_its_own_tokens(caplog: pytest.LogCaptureFixtur
     (warning,) = caplog.messages
     assert warning.startswith("2 of 10 experts (decoder layers 0, 1) got no token of the")
     assert norms.keys() == {
-        group.name for group in family.groups_of(lambda name: "experts" in name)
+        group.name for group in family.groups_of(0, lambda name: "experts" in name)
     }
     read = experts_read(model)
     states, chosen = (torch.cat(parts) for parts in zip(*read, strict=True))
@@ -130,7 +130,7 @@ def test_what_flows_into_an_expert_is_computed_once() -> None:
     family, layer = family_of(model.config), model.model.layers[0]
     calls = record_calls(model, family, WINDOWS)
     work = LayerWork(
-        0, layer, calls.keywords[0], [], calls.states, calls.states, Recipe(model="tiny")
+        0, layer, calls.layers[0], [], calls.states, calls.states.hidden, Recipe(model="tiny")
     )
     inputs, read = LayerInputs(work), experts_read(model)
     groups = {group.name: group for group in family.groups}

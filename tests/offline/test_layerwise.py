@@ -10,7 +10,8 @@ from permllm_offline.calibrated import Calibrated
 from permllm_offline.decisions import LayerDecision, decide
 from permllm_offline.layerwise import reconstruct_layers, relative_error
 from permllm_offline.model.decoder_calls import record_calls, run_windows
-from permllm_offline.model.families import FAMILIES, heads_of
+from permllm_offline.model.families import FAMILIES
+from permllm_offline.model.heads import heads_of
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.plan import Plan
 from permllm_offline.recipe_schema import Recipe
@@ -28,12 +29,12 @@ def windows(count: int = 3) -> torch.Tensor:
 def prepare() -> tuple[Calibrated, list[LayerDecision]]:
     model = tiny_llama().requires_grad_(False)
     decisions: list[LayerDecision] = []
-    for layer in model.model.layers:
+    for index, layer in enumerate(model.model.layers):
         decisions.append([])
         for group in FAMILY.groups:
             weights = {name: layer.get_submodule(name).weight for name in group.linears}
             width = next(iter(weights.values())).shape[1]
-            layout = GroupLayout(group, width, 64, heads_of(model.config))
+            layout = GroupLayout(group, width, 64, heads_of(model.config, index))
             scores = {name: weight.abs() for name, weight in weights.items()}
             decisions[-1].append(decide(layout, scores, None, Pattern(2, 4)))
     layouts = [[group.layout for group in layer] for layer in decisions]
@@ -46,10 +47,10 @@ def test_layers_run_one_by_one_are_the_model() -> None:
     model = tiny_llama()
     calls = record_calls(model, FAMILY, windows())
     states = calls.states
-    for layer, keywords in zip(model.model.layers, calls.keywords, strict=True):
-        states = run_windows(layer, states, keywords)
+    for layer, call in zip(model.model.layers, calls.layers, strict=True):
+        states = run_windows(layer, states, call)
     expected = model(windows()).logits
-    torch.testing.assert_close(model.lm_head(model.model.norm(states)), expected)
+    torch.testing.assert_close(model.lm_head(model.model.norm(states.hidden)), expected)
 
 
 def test_inputs_come_from_pruned_layers_and_targets_from_dense_ones() -> None:
@@ -66,7 +67,7 @@ def test_inputs_come_from_pruned_layers_and_targets_from_dense_ones() -> None:
 
     def check(work: LayerWork) -> LayerDecision:
         seen.append(work.index)
-        torch.testing.assert_close(work.inputs, expected["pruned"][work.index])
+        torch.testing.assert_close(work.inputs.hidden, expected["pruned"][work.index])
         if work.index == 0:  # the last hidden state of transformers has passed the final norm
             torch.testing.assert_close(work.targets, expected["dense"][1])
         original = dense.model.layers[work.index].mlp.up_proj.weight

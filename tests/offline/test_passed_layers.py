@@ -7,6 +7,7 @@ import torch
 from permllm_offline.flow import Flow
 from permllm_offline.int8_values import RoundedLayer
 from permllm_offline.layerwise import LayerError
+from permllm_offline.model.states import States
 from permllm_offline.passed_layers import PassedLayers, go_on, keep_passed
 from permllm_offline.run.steps import Step, WorkFolder
 from permllm_offline.unreached import Unreached
@@ -21,7 +22,8 @@ def work(tmp_path: Path) -> Iterator[WorkFolder]:
 def flows(value: float) -> dict[str, Flow]:
     """One whose pruned states nothing wants, and one with both kinds."""
     dense = torch.full((2, 3, 4), value)
-    return {"one": Flow([], dense, dense, True), "both": Flow([], dense + 1, dense + 2)}
+    one, two, three = (States(dense + more) for more in range(3))
+    return {"one": Flow([], one, one, True), "both": Flow([], two, three)}
 
 
 PASSED = PassedLayers(
@@ -52,10 +54,10 @@ def test_results_and_states_come_back(work: WorkFolder) -> None:
     keep_passed(work, PASSED, flows(5.0))
     found = flows(0.0)
     assert_equal(go_on(work, found), PASSED)
-    assert (found["one"].dense == 5).all()
+    assert (found["one"].dense.hidden == 5).all()
     assert found["one"].pruned is found["one"].dense
-    assert (found["both"].dense == 6).all()
-    assert (found["both"].pruned == 7).all()
+    assert (found["both"].dense.hidden == 6).all()
+    assert (found["both"].pruned.hidden == 7).all()
 
 
 def test_without_the_weights_of_a_passed_layer_nothing_is_passed(work: WorkFolder) -> None:
@@ -63,7 +65,7 @@ def test_without_the_weights_of_a_passed_layer_nothing_is_passed(work: WorkFolde
     keep_passed(work, PASSED, flows(5.0))
     found = flows(0.0)
     assert go_on(work, found) == PassedLayers()
-    assert not found["one"].dense.any()
+    assert not found["one"].dense.hidden.any()
 
 
 def test_states_go_with_the_last_result(work: WorkFolder) -> None:

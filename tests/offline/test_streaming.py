@@ -57,7 +57,7 @@ def test_embeddings_and_head_are_there_while_they_are_at_work(
     assert not any(held(model).values())
 
     calls = record_calls(whole, family, windows)
-    assert torch.equal(Flow.into(streamed, windows).dense, calls.states)
+    assert torch.equal(Flow.into(streamed, windows).dense.hidden, calls.states.hidden)
     states = last_hidden_state(whole, family, windows[:1]).detach()
     for window in windows[1:]:
         states = torch.cat([states, last_hidden_state(whole, family, window[None]).detach()])

@@ -23,6 +23,7 @@ SERVED = {
     "gemma": ("gemma", "GemmaForCausalLM"),
     "gemma2": ("gemma2", "Gemma2ForCausalLM"),
     "gemma3_text": ("gemma3", "Gemma3ForCausalLM"),
+    "gemma4_text": ("gemma4", "Gemma4ForCausalLM"),
     "opt": ("opt", "OPTForCausalLM"),
     "phi3": ("phi3", "Phi3ForCausalLM"),
     "granitemoehybrid": ("granitemoehybrid", "GraniteMoeHybridForCausalLM"),

@@ -36,6 +36,7 @@ LOCAL = LLAMA_LIKE | {"sliding_window": 8}
 GEMMA = LOCAL | {"query_pre_attn_scalar": 64}
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
 """For configurations whose own are past the end of a small vocabulary."""
+GEMMA4 = TOKENS | {"global_head_dim": 128, "final_logit_softcapping": 30.0}
 MIXTURE: dict[str, Any] = LLAMA_LIKE | {
     "num_experts": 4,
     "num_experts_per_tok": 2,
@@ -65,6 +66,15 @@ SIZES: dict[str, dict[str, object]] = {
     "gemma": LLAMA_LIKE,
     "gemma2": GEMMA,
     "gemma3_text": GEMMA,
+    # Two layers with keys and values of their own, and two that read those of the first two.
+    "gemma4_text": LOCAL
+    | GEMMA4
+    | {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "use_double_wide_mlp": True}
+    | {"layer_types": ["sliding_attention", "full_attention"] * 2}
+    | {"vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 32},
+    "gemma4_unified_text": LOCAL
+    | GEMMA4
+    | {"attention_k_eq_v": True, "layer_types": ["sliding_attention", "full_attention"]},
     "granite": LLAMA_LIKE
     | {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.1}
     | {"logits_scaling": 4.0},

@@ -13,7 +13,7 @@ from permllm_offline.conversion.reach import Reach
 from permllm_offline.conversion.sources import WeightSource
 from permllm_offline.conversion.verdicts import Judge
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.families import Family, Heads
+from permllm_offline.model.family import Family
 from permllm_offline.model.loading import DTYPES
 from permllm_vllm.checkpoint.pattern import SUPPORTED, Pattern
 
@@ -65,11 +65,11 @@ class Judged:
 def judge(
     source: WeightSource,
     family: Family,
-    heads: Heads,
+    config: Any,
     pattern: Pattern | None,
     block_size: int | None,
 ) -> Judged:
-    """Judge all decoder layers; what is None is chosen.
+    """Judge all decoder layers, of a transformers configuration; what is None is chosen.
 
     The pattern becomes 2:4, or 4:8 where more linears obey that; the block size the first of 64,
     128 and 32 that explains the first sparse decoder layer.
@@ -77,7 +77,7 @@ def judge(
 
     def under(pattern: Pattern) -> Judged:
         def at(size: int) -> Judge:
-            return Judge(source, family, heads, pattern, size, reach)
+            return Judge(source, family, config, pattern, size, reach)
 
         size = block_size or _choose_block_size(at, count)
         judge = at(size)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from permllm_offline.conversion.report import NONE, UNDONE, ConversionReport, Co
 from permllm_offline.conversion.shard_size import shard_bytes
 from permllm_offline.decisions import GroupDecision
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.families import Family, Heads, heads_of
+from permllm_offline.model.family import Family, SharedInputGroup
+from permllm_offline.model.heads import Heads, heads_of
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import Source, dtype_name, open_source
 from permllm_offline.model.stored import header_bytes
@@ -61,13 +63,13 @@ def convert_to_dense(
             f"{model!r} is no permllm checkpoint: only those become dense. Give the output of "
             "`permllm-offline prune` or `convert`."
         )
-    family, heads = source.language.family(), heads_of(source.config)
+    family = source.language.family()
     _check_modules(reader, family)
     dtype = source.dtype if reader.quantization.value_dtype == _INT8 else None
     sizes = _dense_sizes(reader, dtype)
     write_checkpoint(
         output,
-        _tensors(reader, reader.quantization, family, heads, dtype),
+        _tensors(reader, reader.quantization, family, source.config, dtype),
         None,
         source.directory,
         force=force,
@@ -90,7 +92,7 @@ def _tensors(
     reader: CheckpointReader,
     quantization: QuantizationConfig,
     family: Family,
-    heads: Heads,
+    config: Any,
     dtype: torch.dtype | None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the dense model, one decoder layer in memory at a time."""
@@ -105,6 +107,7 @@ def _tensors(
         by_layer.setdefault(prefix, []).append(name.removeprefix(f"{prefix}."))
     sparse = set(reader.sparse_layers())
     for prefix, inside in tqdm(by_layer.items(), desc="write"):
+        index = int(prefix.removeprefix(stack))
         layers = {
             linear: reader.layer(f"{prefix}.{linear}")
             for linear in family.linears
@@ -121,7 +124,8 @@ def _tensors(
             for linear in family.linears
             if f"{linear}.weight" in tensors
         }
-        folds = _folds(prefix, layers, sizes, quantization, family, heads)
+        groups = family.groups_of(index, layers.__contains__)
+        folds = _folds(prefix, layers, sizes, quantization, groups, heads_of(config, index))
         for linear, (rows, block_size) in folds.items():
             for kind in ("weight", BIAS):
                 if (name := f"{linear}.{kind}") in tensors:
@@ -154,12 +158,12 @@ def _folds(
     layers: Mapping[str, SparseLayer],
     sizes: Mapping[str, int],
     quantization: QuantizationConfig,
-    family: Family,
+    groups: Sequence[SharedInputGroup],
     heads: Heads,
 ) -> Mapping[str, tuple[Tensor, int]]:
     """Linears of a decoder layer whose rows were moved: their order, one block of all rows."""
     decisions = []
-    for group in family.groups:
+    for group in groups:
         layer = layers.get(group.linears[0])
         if layer is None or layer.folded_permutation is None:
             continue

@@ -30,7 +30,6 @@ from permllm_offline.conversion.to_int8 import convert_to_int8
 from permllm_offline.decisions import decide
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.architecture import require_language_model
-from permllm_offline.model.families import heads_of
 from permllm_offline.model.loading import open_source
 from permllm_offline.model.stored import header_bytes
 from permllm_offline.report import papers
@@ -91,7 +90,7 @@ def convert_to_sparse(
     check_destination(output, found.directory, force=force)
     check_companions(found.directory)
     source, family = open_weights(found), found.language.family()
-    judged = judge(source, family, heads_of(found.config), pattern, block_size)
+    judged = judge(source, family, found.config, pattern, block_size)
     report = _report(model, judged)
     _check(report, strict=strict)
     dtype = judged.value_dtype()
@@ -104,6 +103,7 @@ def convert_to_sparse(
         ignore=ignored(judged),
         runtime_permuted=[one.name for one in report.linears if one.permutation == RUN_TIME],
         folded=[one.name for one in report.linears if one.permutation == FOLDED],
+        absent=family.absent(len(judged.layers)),
     )
     sizes = {name: header_bytes(source.header(name)) for name in source.names()}
 
@@ -181,7 +181,8 @@ def _check(report: ConversionReport, *, strict: bool) -> None:
 def _tensors(judged: Judged) -> Iterator[tuple[str, Tensor]]:
     """Yield the checkpoint's tensors, one decoder layer in memory at a time."""
     source, family = judged.source, judged.family
-    names = source.names()
+    absent = {f"{name}.weight" for name in family.absent(len(judged.layers))}
+    names = [name for name in source.names() if name not in absent]
     outside = (name for name in names if not name.startswith(family.stack))
     yield from ((name, source.tensor(name)) for name in outside)
     for index, verdicts in enumerate(tqdm(judged.layers, desc="write")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from permllm_offline.conversion.reach import Reach
 from permllm_offline.conversion.recovery import obeys, recover_permutation
 from permllm_offline.conversion.sources import WeightSource
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.families import Family, Fold, Heads
+from permllm_offline.model.family import Family, Fold
+from permllm_offline.model.heads import heads_of
 from permllm_offline.model.layout import GroupLayout
 from permllm_vllm.checkpoint.pattern import Pattern
 
@@ -27,12 +29,12 @@ class Judge:
         self,
         source: WeightSource,
         family: Family,
-        heads: Heads,
+        config: Any,
         pattern: Pattern,
         block_size: int,
         reach: Reach,
     ) -> None:
-        self.source, self.family, self.heads = source, family, heads
+        self.source, self.family, self.config = source, family, config
         self.pattern, self.block_size = pattern, block_size
         self.reach = reach
         self._stored = frozenset(source.names())
@@ -44,9 +46,10 @@ class Judge:
             OfflineError: a linear of the family is not in the checkpoint, or not by itself.
         """
         prefix, stored = self.family.layer_name(index), self._stored
+        heads = heads_of(self.config, index)
         self._check_experts(prefix)
         verdicts = []
-        for group in self.family.groups_of(lambda one: f"{prefix}.{one}.weight" in stored):
+        for group in self.family.groups_of(index, lambda one: f"{prefix}.{one}.weight" in stored):
             names = [f"{prefix}.{linear}.weight" for linear in group.linears]
             missing = set(names) - stored
             if missing:
@@ -55,7 +58,7 @@ class Judge:
                     "a model that has it: fetch the checkpoint again."
                 )
             layout = GroupLayout(
-                group, self.source.header(names[0]).shape[1], self.block_size, self.heads
+                group, self.source.header(names[0]).shape[1], self.block_size, heads
             )
             kept = {
                 linear: self.source.kept(name)

@@ -7,13 +7,17 @@ a module's name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from permllm_offline.errors import OfflineError
+from permllm_offline.model.family import Family, Fold, SharedInputGroup
+from permllm_offline.model.heads import (
+    layers_read_by_others,
+    layers_that_share,
+    layers_with_keys_as_values,
+)
 from permllm_offline.model.row_parts import (
     RowPart,
     every_row,
@@ -22,90 +26,6 @@ from permllm_offline.model.row_parts import (
     values_last,
     values_of_each_head,
 )
-
-
-class Fold(Enum):
-    """What lies between a shared-input group and the linears whose rows feed it."""
-
-    NONE = "none"
-    """What rows cannot be moved through (a norm of the residual stream, a gate, linear attention),
-    or a linear that stays as it is: the permutation is applied at run time."""
-    ELEMENTWISE = "elementwise"
-    """Only elementwise operations: output row j of the preceding linears becomes channel j."""
-    VALUE_HEADS = "value heads"
-    """Attention: value row (kv head, j) becomes channel (query head, j) of each of its heads."""
-
-
-@dataclass(frozen=True)
-class SharedInputGroup:
-    """Linears of one decoder layer that read the same tensor and so share one permutation.
-
-    ``in_every_layer`` is false where layers differ: hybrid models have attention in some, and
-    mixtures experts.
-
-    Of an expert, ``experts`` is the module that holds all of a layer, ``reads_whole`` says that its
-    linears read what that module reads, and ``share`` which part of these tokens a router hands to
-    an expert in the mean.
-    """
-
-    name: str
-    linears: tuple[str, ...]
-    fold: Fold = Fold.NONE
-    fold_into: tuple[RowPart, ...] = ()
-    in_every_layer: bool = True
-    experts: str = ""
-    reads_whole: bool = False
-    share: float = 1.0
-
-
-@dataclass(frozen=True)
-class Family:
-    """Module names of one architecture; ``linears`` are relative to a decoder layer.
-
-    ``experts`` is the module whose children, by number, are experts of a mixture: their groups are
-    among ``groups`` once ``family_of`` knows how many there are. ``layers`` is the module of the
-    decoder layers in the model; a checkpoint of more than a language model calls it
-    ``stored_layers``, and has names like these in ``ignore``.
-    """
-
-    layers: str
-    groups: tuple[SharedInputGroup, ...]
-    ignore: tuple[str, ...]
-    experts: str = ""
-    stored_layers: str = ""
-
-    @cached_property
-    def linears(self) -> tuple[str, ...]:
-        """Every linear that is pruned of one decoder layer or another, in forward order."""
-        return tuple(linear for group in self.groups for linear in group.linears)
-
-    def groups_of(self, holds: Callable[[str], bool]) -> list[SharedInputGroup]:
-        """List the groups of a decoder layer that ``holds`` some of the linears."""
-        return [one for one in self.groups if one.in_every_layer or holds(one.linears[0])]
-
-    @property
-    def stack(self) -> str:
-        """What the names of all tensors of decoder layers begin with in the checkpoint."""
-        return f"{self.stored_layers or self.layers}."
-
-    def layer_name(self, layer: int) -> str:
-        """Name of a decoder layer in the checkpoint."""
-        return f"{self.stack}{layer}"
-
-
-@dataclass(frozen=True)
-class Heads:
-    """Attention geometry: numbers of query and key/value heads, and channels per head."""
-
-    query: int
-    key_value: int
-    size: int
-
-    @property
-    def queries_per_value(self) -> int:
-        """Query heads that read the same value head."""
-        return self.query // self.key_value
-
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _VALUES = (RowPart("self_attn.v_proj", every_row),)
@@ -217,6 +137,19 @@ _GRANITE_HYBRID = Family(
     # vLLM calls by two names what is `mamba` in a checkpoint.
     ignore=("lm_head", r"re:.*\.(mamba|mixer)\..*"),
 )
+# What a token adds to each layer passes through few channels, and is dense in all.
+_GEMMA4 = Family(
+    "model.layers",
+    _ATTENTION + _GATED_MLP,
+    ignore=(
+        "lm_head",
+        "model.per_layer_model_projection",
+        r"re:.*\.per_layer_(input_gate|projection)",
+    ),
+    by_token=("per_layer_input",),
+    handed_on="shared_kv_states",
+    sized_by_layers=("model.embed_tokens_per_layer", "model.per_layer_model_projection"),
+)
 _SHARED_EXPERT = _gated_mlp("mlp.shared_expert", "shared_")
 _QWEN3_5_MOE = Family(
     "model.layers",
@@ -274,6 +207,8 @@ FAMILIES: Mapping[str, Family] = {
     "gemma": _LLAMA,
     "gemma2": _LLAMA,
     "gemma3_text": _LLAMA,
+    "gemma4_text": _GEMMA4,
+    "gemma4_unified_text": _GEMMA4,
     "granite": _LLAMA,
     "granitemoehybrid": _GRANITE_HYBRID,
     "smollm3": _LLAMA,
@@ -331,21 +266,30 @@ def family_of(config: Any) -> Family:
             f"model_type {model_type!r} is not supported; supported are "
             f"{', '.join(sorted(FAMILIES))}. {_remedy(config)}"
         )
-    family = FAMILIES[model_type]
+    family = replace(
+        FAMILIES[model_type], read_by_others=layers_read_by_others(config), lacks=_lacks(config)
+    )
     if family.experts:
         _check_activation(config)
         count, taken = int(config.num_experts), int(config.num_experts_per_tok)
         experts = _experts_of(family.experts, count, taken / max(count, 1))
         return replace(family, groups=family.groups + experts)
-    count = getattr(config, "num_local_experts", None) or 0
-    if count:
-        mixtures = ", ".join(sorted(name for name, one in FAMILIES.items() if one.experts))
-        raise OfflineError(
-            f"the model has {count} experts (num_local_experts), and of the mixtures of experts "
-            f"only {mixtures} are supported: give one of these, or a model of {model_type!r} "
-            "without experts."
-        )
+    for name in ("num_local_experts", "num_experts"):
+        count = getattr(config, name, None) or 0
+        if count:
+            mixtures = ", ".join(sorted(one for one, family in FAMILIES.items() if family.experts))
+            raise OfflineError(
+                f"the model has {count} experts ({name}), and of the mixtures of experts only "
+                f"{mixtures} are supported: give one of these, or a model of {model_type!r} "
+                "without experts."
+            )
     return family
+
+
+def _lacks(config: Any) -> dict[int, frozenset[str]]:
+    """What some decoder layers do not have: keys and values of their own, or these alone."""
+    without_values = dict.fromkeys(layers_with_keys_as_values(config), frozenset(_QKV[2:]))
+    return without_values | dict.fromkeys(layers_that_share(config), frozenset(_QKV[1:]))
 
 
 def _check_activation(config: Any) -> None:
@@ -389,11 +333,3 @@ def logit_scale(config: Any) -> float:
     """
     scale = float(getattr(config, "logit_scale", None) or 1)
     return scale / float(getattr(config, "logits_scaling", None) or 1)
-
-
-def heads_of(config: Any) -> Heads:
-    """Return the attention geometry of a transformers configuration."""
-    query = int(config.num_attention_heads)
-    key_value = int(getattr(config, "num_key_value_heads", None) or query)
-    size = int(getattr(config, "head_dim", None) or config.hidden_size // query)
-    return Heads(query, key_value, size)

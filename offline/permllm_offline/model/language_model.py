@@ -14,10 +14,10 @@ from permllm_offline.model.families import (
     MORE_TOKENS,
     MORE_TOKENS_IGNORED,
     WRAPPINGS,
-    Family,
     family_of,
     inner_family,
 )
+from permllm_offline.model.family import Family
 from permllm_vllm.checkpoint.headers import natural_order
 from permllm_vllm.checkpoint.ignoring import REGEX_PREFIX
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.families import Fold, Heads, SharedInputGroup
+from permllm_offline.model.family import Fold, SharedInputGroup
+from permllm_offline.model.heads import Heads
 from permllm_vllm.checkpoint.ignoring import REGEX_PREFIX
 from permllm_vllm.checkpoint.schema import BLOCK_SIZES
 
@@ -33,7 +34,7 @@ class GroupLayout:
 
     def at_run_time(self) -> GroupLayout:
         """The same group, its permutation applied at run time."""
-        return replace(self, group=replace(self.group, fold=Fold.NONE, fold_into=()))
+        return replace(self, group=self.group.at_run_time())
 
     @property
     def num_blocks(self) -> int:

@@ -11,7 +11,8 @@ from torch import nn
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.architecture import require_language_model
-from permllm_offline.model.families import Family, SharedInputGroup, heads_of
+from permllm_offline.model.family import Family, SharedInputGroup
+from permllm_offline.model.heads import heads_of
 from permllm_offline.model.ignored import ignored_linears
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import Source
@@ -67,6 +68,11 @@ class Plan:
         return [layout.group for layout in self.layers[index]]
 
     @property
+    def absent(self) -> list[str]:
+        """Names of the linears that other decoder layers have where one has none."""
+        return self.family.absent(len(self.layers))
+
+    @property
     def every_linear(self) -> list[PlannedLinear]:
         """The linears of all decoder layers, those left dense by choice too."""
         return [linear for linears in self.all_by_layer for linear in linears]
@@ -118,11 +124,13 @@ def make_plan(
             `ignore` that cannot be kept.
     """
     require_language_model(source)
-    family, heads = source.language.family(), heads_of(source.config)
+    family = source.language.family()
     skeleton = skeleton_of(source.config)
     decoder = decoder_layers(skeleton, family.layers)
     prefixes = [family.layer_name(index) for index in range(len(decoder))]
-    groups_by_layer = [family.groups_of(partial(has_linear, layer)) for layer in decoder]
+    groups_by_layer = [
+        family.groups_of(index, partial(has_linear, layer)) for index, layer in enumerate(decoder)
+    ]
     names_by_layer = [
         [(group.experts, [f"{prefix}.{linear}" for linear in group.linears]) for group in groups]
         for prefix, groups in zip(prefixes, groups_by_layer, strict=True)
@@ -138,7 +146,8 @@ def make_plan(
     )
     layers: list[list[GroupLayout]] = []
     by_layer: list[list[PlannedLinear]] = []
-    for prefix, layer, groups in zip(prefixes, decoder, groups_by_layer, strict=True):
+    for index, (layer, groups) in enumerate(zip(decoder, groups_by_layer, strict=True)):
+        prefix, heads = prefixes[index], heads_of(source.config, index)
         layers.append([])
         by_layer.append([])
         for group in groups:

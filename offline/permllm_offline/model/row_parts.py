@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from permllm_offline.model.families import Heads
+from permllm_offline.model.heads import Heads
 
-Rows = Callable[[int, "Heads"], Tensor]
+Rows = Callable[[int, Heads], Tensor]
 """(out_features, heads) -> int64 [rows of the part], in the order of the channels they feed."""
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +13,9 @@ from tqdm import tqdm
 
 from permllm_offline.calibrated import Calibrated
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.decoder_calls import run_windows
+from permllm_offline.model.decoder_calls import LayerCall, run_windows
 from permllm_offline.model.modules import decoder_layers
+from permllm_offline.model.states import States
 from permllm_offline.permutation.learned_span import cosine_distance, learned_span
 from permllm_offline.recipe_schema import LearningRecipe
 from permllm_offline.run.steps import Step
@@ -157,7 +157,7 @@ def trained_spans(
 
 @torch.no_grad()
 def sensitivities(
-    calibrated: Calibrated, keywords: Sequence[Mapping[str, Any]], states: Tensor, targets: Tensor
+    calibrated: Calibrated, calls: Sequence[LayerCall], states: States, targets: Tensor
 ) -> list[float]:
     """Measure, for each decoder layer, the loss of a dense model in which it alone is pruned.
 
@@ -166,23 +166,23 @@ def sensitivities(
 
     Args:
         calibrated: the dense model and its scores.
-        keywords: of each decoder layer's call.
-        states: [windows, sequence_length, hidden], what enters the first decoder layer.
+        calls: of each decoder layer's call.
+        states: what enters the first decoder layer.
         targets: [windows, sequence_length, hidden], what leaves the last one.
     """
     layers, work = decoder_layers(calibrated.model, calibrated.plan.family.layers), calibrated.work
     kept, found = work.alone.interval(SENSITIVITIES), []
     if kept is not None:
-        states, found = kept.tensors["states"], list(kept.facts["values"])
+        states, found = States.of(kept.tensors), list(kept.facts["values"])
     left = range(len(found), len(layers))
     for index in tqdm(left, "sensitivity", unit="layer", initial=left.start, total=left.stop):
-        with learned_span(calibrated, range(index, index + 1), (), keywords) as span:
+        with learned_span(calibrated, range(index, index + 1), (), calls) as span:
             pruned = span.run(span.initial, states)
         for later in range(index + 1, len(layers)):
-            pruned = run_windows(layers[later], pruned, keywords[later])
-        found.append(float(cosine_distance(pruned, targets)))
-        states = run_windows(layers[index], states, keywords[index])
-        work.alone.keep_interval(SENSITIVITIES, Step({"states": states}, {"values": found}))
+            pruned = run_windows(layers[later], pruned, calls[later])
+        found.append(float(cosine_distance(pruned.hidden, targets)))
+        states = run_windows(layers[index], states, calls[index])
+        work.alone.keep_interval(SENSITIVITIES, Step(states.tensors(), {"values": found}))
     return found
 
 

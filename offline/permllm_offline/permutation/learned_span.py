@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +13,10 @@ from torch.nn import functional
 from permllm_offline.calibrated import Calibrated, Permutations
 from permllm_offline.importance import Scores
 from permllm_offline.mask import choose_mask
-from permllm_offline.model.decoder_calls import run_layer, run_windows
+from permllm_offline.model.decoder_calls import LayerCall, run_layer, run_windows
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.modules import decoder_layers, linear_of
+from permllm_offline.model.states import States
 from permllm_offline.permutation.channel_permutation import allocate_group
 from permllm_offline.permutation.masked_linear import PermutedMaskedLinear, StepPermutation
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -47,7 +47,7 @@ class LearnedSpan:
         calibrated: the dense model and its scores.
         span: numbers of the decoder layers.
         learned: numbers of those that learn.
-        keywords: of each decoder layer's call, the whole model's.
+        calls: of each decoder layer's call, the whole model's.
         stand_in: takes the place of each linear whose permutation is learned.
     """
 
@@ -56,14 +56,14 @@ class LearnedSpan:
         calibrated: Calibrated,
         span: range,
         learned: Container[int],
-        keywords: Sequence[Mapping[str, Any]],
+        calls: Sequence[LayerCall],
         stand_in: StandIn = PermutedMaskedLinear,
     ) -> None:
         self._stand_in = stand_in
         layers = decoder_layers(calibrated.model, calibrated.plan.family.layers)
         self.layers = [layers[index] for index in span]
         self.device = next(self.layers[0].parameters()).device
-        self._keywords = [keywords[index] for index in span]
+        self._calls = [calls[index] for index in span]
         self._block_size = calibrated.recipe.block_size
         self._pattern = calibrated.recipe.parsed_pattern()
         self._originals: list[tuple[nn.Module, str, nn.Linear]] = []
@@ -159,23 +159,23 @@ class LearnedSpan:
             ]
         )
 
-    def loss(self, states: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, states: States, targets: Tensor) -> Tensor:
         """Mean cosine distance to what the dense model gives after the span (Eq. 10).
 
         Args:
-            states: [batch, sequence_length, hidden], what enters the span.
+            states: of a batch, what enters the span.
             targets: [batch, sequence_length, hidden].
         """
         states = states.to(self.device)
-        for layer, keywords in zip(self.layers, self._keywords, strict=True):
-            states = run_layer(layer, states, keywords)
-        return cosine_distance(states, targets)
+        for layer, call in zip(self.layers, self._calls, strict=True):
+            states = run_layer(layer, states, call)
+        return cosine_distance(states.hidden, targets)
 
-    def run(self, order: Tensor, states: Tensor) -> Tensor:
-        """Pass all windows through the span: [windows, sequence_length, hidden] on the CPU."""
+    def run(self, order: Tensor, states: States) -> States:
+        """Pass all windows through the span, on the CPU."""
         self.use(order)
-        for layer, keywords in zip(self.layers, self._keywords, strict=True):
-            states = run_windows(layer, states, keywords)
+        for layer, call in zip(self.layers, self._calls, strict=True):
+            states = run_windows(layer, states, call)
         return states
 
     def permutations(self, order: Tensor) -> Permutations:
@@ -210,11 +210,11 @@ def learned_span(
     calibrated: Calibrated,
     span: range,
     learned: Container[int],
-    keywords: Sequence[Mapping[str, Any]],
+    calls: Sequence[LayerCall],
     stand_in: StandIn = PermutedMaskedLinear,
 ) -> Iterator[LearnedSpan]:
     """Mask a span of decoder layers for the length of the context."""
-    found = LearnedSpan(calibrated, span, learned, keywords, stand_in)
+    found = LearnedSpan(calibrated, span, learned, calls, stand_in)
     try:
         yield found
     finally:
@@ -224,23 +224,23 @@ def learned_span(
 def fixed_permutations(
     calibrated: Calibrated,
     span: range,
-    keywords: Sequence[Mapping[str, Any]],
-    states: Tensor | None,
-) -> tuple[Permutations, Tensor | None]:
+    calls: Sequence[LayerCall],
+    states: States | None,
+) -> tuple[Permutations, States | None]:
     """Pass windows through decoder layers of which none learns, each masked while it is passed.
 
     Args:
         calibrated: the dense model and its scores.
         span: numbers of the decoder layers.
-        keywords: of each decoder layer's call, the whole model's.
-        states: [windows, sequence_length, hidden], what enters the span; None passes nothing.
+        calls: of each decoder layer's call, the whole model's.
+        states: what enters the span; None passes nothing.
 
     Returns:
         The block-local permutations of every group, and what leaves the span.
     """
     found: list[Mapping[str, Tensor]] = []
     for index in span:
-        with learned_span(calibrated, range(index, index + 1), (), keywords) as fixed:
+        with learned_span(calibrated, range(index, index + 1), (), calls) as fixed:
             found += fixed.permutations(fixed.initial)
             if states is not None:
                 states = fixed.run(fixed.initial, states)

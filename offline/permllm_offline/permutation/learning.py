@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
 from permllm_offline.calibrated import Calibrated, LearnedPermutations, LearningCurve
-from permllm_offline.model.decoder_calls import record_calls, run_windows
+from permllm_offline.model.decoder_calls import LayerCall, record_calls, run_windows
 from permllm_offline.model.modules import decoder_layers
+from permllm_offline.model.states import States
 from permllm_offline.permutation.learned_layers import (
     SENSITIVITIES,
     most_sensitive,
@@ -54,7 +54,7 @@ def learn_permutations(calibrated: Calibrated) -> LearnedPermutations:
     model, family = calibrated.model, calibrated.plan.family
     calls = record_calls(model, family, windows)
     layers = decoder_layers(model, family.layers)
-    chosen, measured = _choose(calibrated, calls.keywords, calls.states, hidden_states)
+    chosen, measured = _choose(calibrated, calls.layers, calls.states, hidden_states)
     pruned = dense = calls.states
     permutations: list[Mapping[str, Tensor]] = []
     curve: LearningCurve = []
@@ -62,19 +62,19 @@ def learn_permutations(calibrated: Calibrated) -> LearnedPermutations:
         feeds = span.stop <= max(chosen)
         if constants.scope == "window":
             for index in span:
-                dense = run_windows(layers[index], dense, calls.keywords[index])
-            targets = dense
+                dense = run_windows(layers[index], dense, calls.layers[index])
+            targets = dense.hidden
         else:
             assert hidden_states is not None
             targets = hidden_states
         if not set(span) & set(chosen):
             fixed, passed = fixed_permutations(
-                calibrated, span, calls.keywords, pruned if feeds else None
+                calibrated, span, calls.layers, pruned if feeds else None
             )
             permutations += fixed
             pruned = pruned if passed is None else passed
             continue
-        with learned_span(calibrated, span, chosen, calls.keywords) as learned:
+        with learned_span(calibrated, span, chosen, calls.layers) as learned:
             order, more = learned_once(calibrated, learned, span, pruned, targets)
             curve += numbered(more, curve, span)
             permutations += learned.permutations(order)
@@ -85,8 +85,8 @@ def learn_permutations(calibrated: Calibrated) -> LearnedPermutations:
 
 def _choose(
     calibrated: Calibrated,
-    keywords: Sequence[Mapping[str, Any]],
-    states: Tensor,
+    calls: Sequence[LayerCall],
+    states: States,
     hidden_states: Tensor | None,
 ) -> tuple[list[int], list[float] | None]:
     """The layers that learn, and the sensitivities where these decided."""
@@ -96,14 +96,14 @@ def _choose(
         return list(choice.layers), None
     assert hidden_states is not None
     few = slice(SENSITIVITY_WINDOWS)
-    measure = partial(sensitivities, calibrated, keywords, states[few], hidden_states[few])
+    measure = partial(sensitivities, calibrated, calls, states[few], hidden_states[few])
     step = calibrated.work.step(SENSITIVITIES, lambda: Step(facts={"values": measure()}))
     found = step.facts["values"]
     return most_sensitive(found, choice.most_sensitive, plan.pruned_layers), found
 
 
 def learned_once(
-    calibrated: Calibrated, learned: LearnedSpan, span: range, states: Tensor, targets: Tensor
+    calibrated: Calibrated, learned: LearnedSpan, span: range, states: States, targets: Tensor
 ) -> tuple[Tensor, LearningCurve]:
     """What ``learn_span`` gives, as a step that ``calibrated.work`` keeps."""
     name = f"learned-{span.start:04d}"

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from permllm_offline.calibrated import Calibrated, LearningCurve
 from permllm_offline.errors import OfflineError
+from permllm_offline.model.states import States
 from permllm_offline.permutation.hardening import Hardener
 from permllm_offline.permutation.learned_span import LearnedSpan
 from permllm_offline.permutation.sinkhorn import sinkhorn
@@ -42,7 +43,7 @@ def learn_span(
     calibrated: Calibrated,
     learned: LearnedSpan,
     name: str,
-    states: Tensor,
+    states: States,
     targets: Tensor,
     share: float = 1.0,
 ) -> tuple[Tensor, LearningCurve]:
@@ -52,7 +53,7 @@ def learn_span(
         calibrated: its recipe, and where unfinished work is kept.
         learned: the span.
         name: under which it is kept.
-        states: [windows, sequence_length, hidden], what enters the span.
+        states: what enters the span.
         targets: [windows, sequence_length, hidden], what leaves it in the dense model.
         share: of the model's decoder layers in the span.
 
@@ -80,7 +81,7 @@ class _Learner:
         calibrated: Calibrated,
         learned: LearnedSpan,
         name: str,
-        states: Tensor,
+        states: States,
         targets: Tensor,
     ) -> None:
         self._constants, self._seed = calibrated.recipe.learning, calibrated.recipe.seed

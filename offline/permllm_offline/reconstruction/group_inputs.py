@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from permllm_offline.model.families import SharedInputGroup
+from permllm_offline.model.family import SharedInputGroup
+from permllm_offline.model.states import States
 from permllm_offline.reconstruction.layer_work import LayerWork
 
 
@@ -40,7 +41,7 @@ class LayerInputs:
         if group.experts:
             yield from self._of_expert(group)
             return
-        for window in self._work.inputs:
+        for window in self._work.inputs.one_by_one():
             (inputs, *_) = self._reaching(group.linears[0], window)
             yield inputs.flatten(0, -2)
 
@@ -48,7 +49,7 @@ class LayerInputs:
         if group.experts not in self._routed:
             self._routed[group.experts] = [
                 [one.cpu() for one in self._reaching(group.experts, window)[:2]]
-                for window in self._work.inputs
+                for window in self._work.inputs.one_by_one()
             ]
         routed, linear = self._routed[group.experts], group.linears[0]
         path = linear.rpartition(".")[0]
@@ -62,10 +63,10 @@ class LayerInputs:
         if group.reads_whole and not reached:
             yield from (states for states, _ in routed)
 
-    def _reaching(self, name: str, window: Tensor) -> Sequence[Any]:
+    def _reaching(self, name: str, window: States) -> Sequence[Any]:
         """The arguments of a module when a window runs through the layer."""
         module = self._work.layer.get_submodule(name)
-        window = window[None].to(_device(self._work.layer))
+        window = window.to(_device(self._work.layer))
         return _inputs_of(module, partial(self._work.forward, window))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from permllm_offline.model.families import Family
+from permllm_offline.model.family import Family
 from permllm_offline.model.modules import decoder_layers
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 
 from permllm_offline.calibrated import Calibrated, LearningCurve
 from permllm_offline.decisions import LayerDecision
-from permllm_offline.model.decoder_calls import run_layer
+from permllm_offline.model.decoder_calls import LayerCall, run_layer
+from permllm_offline.model.states import States
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.scratch import MEMORY, Scratch
 
@@ -20,24 +20,24 @@ class LayerWork:
     """A decoder layer with dense weights, its masks, and its inputs and targets.
 
     ``inputs`` come from the pruned and reconstructed layers before it, ``targets`` from the dense
-    model: both [windows, sequence_length, hidden] in the model's dtype, on the CPU. ``keywords``
-    are the other arguments of the layer's call. A reconstruction in steps adds them to ``curve``;
+    model, [windows, sequence_length, hidden]: both in the model's dtype, on the CPU. ``call`` has
+    the other arguments of the layer's call. A reconstruction in steps adds them to ``curve``;
     its large arrays lie in ``scratch``.
     """
 
     index: int
     layer: nn.Module
-    keywords: Mapping[str, Any]
+    call: LayerCall
     decision: LayerDecision
-    inputs: Tensor
+    inputs: States
     targets: Tensor
     recipe: Recipe
     scratch: Scratch = MEMORY
     curve: LearningCurve = field(default_factory=list)
 
-    def forward(self, states: Tensor) -> Tensor:
-        """Run the layer as it is: [batch, sequence_length, hidden] -> the same, differentiable."""
-        return run_layer(self.layer, states, self.keywords)
+    def forward(self, states: States) -> Tensor:
+        """Run the layer as it is: [batch, sequence_length, hidden], differentiable."""
+        return run_layer(self.layer, states, self.call).hidden
 
 
 LayerReconstruction = Callable[[LayerWork], LayerDecision]

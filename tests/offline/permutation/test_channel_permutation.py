@@ -1,7 +1,9 @@
 import torch
 
 from permllm_offline.mask import choose_mask
-from permllm_offline.model.families import FAMILIES, Fold, Heads, SharedInputGroup
+from permllm_offline.model.families import FAMILIES
+from permllm_offline.model.family import Fold, SharedInputGroup
+from permllm_offline.model.heads import Heads
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.permutation.channel_permutation import (
     allocate_channels,

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from permllm_offline.model.families import Heads, SharedInputGroup
+from permllm_offline.model.family import SharedInputGroup
+from permllm_offline.model.heads import Heads
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.permutation import linear_assignment
 from permllm_offline.permutation.kinds import PERMUTATIONS

@@ -141,7 +141,7 @@ def test_checkpointing_changes_no_gradient(tiny_model_directory: Path) -> None:
     calls = record_calls(calibrated.model, calibrated.plan.family, windows)
     gradients = []
     for checkpointed in (False, True):
-        with learned_span(calibrated, range(2), range(2), calls.keywords) as span:
+        with learned_span(calibrated, range(2), range(2), calls.layers) as span:
             logits = initial_logits(span.initial, LearningRecipe(), 0)
             soft = sinkhorn(logits, 1.0, 5)
             span.use(harden(soft), soft)
@@ -313,7 +313,7 @@ def test_layers_that_do_not_learn_are_masked_one_at_a_time(
 ) -> None:
     calibrated = calibrated_tiny(tiny_model_directory)
     calls = record_calls(calibrated.model, calibrated.plan.family, calibrated.windows)
-    with learned_span(calibrated, range(2), (), calls.keywords) as together:
+    with learned_span(calibrated, range(2), (), calls.layers) as together:
         expected = together.run(together.initial, calls.states)
         permutations = together.permutations(together.initial)
     masked: list[range] = []
@@ -324,7 +324,7 @@ def test_layers_that_do_not_learn_are_masked_one_at_a_time(
         original(span, calibrated, layers, *rest)
 
     monkeypatch.setattr(LearnedSpan, "__init__", recording)
-    found, states = fixed_permutations(calibrated, range(2), calls.keywords, calls.states)
+    found, states = fixed_permutations(calibrated, range(2), calls.layers, calls.states)
     assert masked == [range(1), range(1, 2)]
     assert states is not None
     assert torch.equal(states, expected)
@@ -332,4 +332,4 @@ def test_layers_that_do_not_learn_are_masked_one_at_a_time(
         assert mine.keys() == other.keys()
         assert all(torch.equal(mine[name], other[name]) for name in mine)
     # Where nothing reads what leaves them, no window is passed.
-    assert fixed_permutations(calibrated, range(2), calls.keywords, None)[1] is None
+    assert fixed_permutations(calibrated, range(2), calls.layers, None)[1] is None

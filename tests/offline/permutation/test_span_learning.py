@@ -30,7 +30,7 @@ def whole_model(
     calls = record_calls(calibrated.model, calibrated.plan.family, calibrated.windows)
     targets = calibrated.hidden_states.clone()
     targets[:4] += nudge * torch.randn(targets[:4].shape)
-    with learned_span(calibrated, range(2), range(2), calls.keywords) as span:
+    with learned_span(calibrated, range(2), range(2), calls.layers) as span:
         yield span, _Learner(calibrated, span, "test", calls.states, targets), calls.states, targets
 
 
@@ -89,7 +89,7 @@ def test_float16_learns_what_float32_does(tiny_model_directory: Path) -> None:
         )
         calibrated.model.to(dtype)
         calls = record_calls(calibrated.model, calibrated.plan.family, calibrated.windows[:8])
-        with learned_span(calibrated, range(2), range(2), calls.keywords) as span:
+        with learned_span(calibrated, range(2), range(2), calls.layers) as span:
             learner = _Learner(calibrated, span, "test", states.to(dtype), 2 * states.flip(2))
             before = learner._logits.detach().clone()
             learner._take_step(torch.arange(4))

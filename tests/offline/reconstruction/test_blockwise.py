@@ -12,6 +12,7 @@ from permllm_offline.layerwise import relative_error
 from permllm_offline.mask import choose_mask
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.families import FAMILIES
+from permllm_offline.model.states import States
 from permllm_offline.recipe import make_recipe
 from permllm_offline.reconstruction.blockwise import (
     choose_and_tune,
@@ -36,17 +37,17 @@ def layer_work(dtype: torch.dtype = torch.float32, **constants: Any) -> LayerWor
     model = tiny_llama().to(dtype).requires_grad_(False)
     tokens = torch.randint(0, 64, (12, 16), generator=torch.Generator().manual_seed(0))
     calls = record_calls(model, FAMILIES["llama"], tokens)
-    layer, keywords = model.model.layers[1], calls.keywords[1]
-    targets = run_windows(layer, calls.states, keywords)
-    noise = torch.randn(calls.states.shape, generator=torch.Generator().manual_seed(1))
-    inputs = calls.states + 0.1 * noise.to(dtype)
+    layer, call = model.model.layers[1], calls.layers[1]
+    targets = run_windows(layer, calls.states, call).hidden
+    noise = torch.randn(calls.states.hidden.shape, generator=torch.Generator().manual_seed(1))
+    inputs = States(calls.states.hidden + 0.1 * noise.to(dtype))
     decision = decisions_of(model, PATTERN, 64)[1]
     recipe = make_recipe({"model": "tiny", "blockwise": CONSTANTS | constants})
-    return LayerWork(1, layer, keywords, decision, inputs, targets, recipe)
+    return LayerWork(1, layer, call, decision, inputs, targets, recipe)
 
 
 def first_windows(work: LayerWork, count: int | None = None) -> float:
-    output = run_windows(work.layer, work.inputs[:count], work.keywords)
+    output = run_windows(work.layer, work.inputs[:count], work.call).hidden
     return relative_error(output, work.targets[:count])
 
 
@@ -113,7 +114,7 @@ def test_the_curve_has_the_errors_of_the_steps() -> None:
     measured = {e["step"]: e["validation_loss"] for e in work.curve if "validation_loss" in e}
     assert list(measured) == [0, 5, 10, 15, 20]
     for value, layer in ((measured[0], masked), (min(measured.values()), work)):
-        output = run_windows(layer.layer, layer.inputs[:3], layer.keywords)
+        output = run_windows(layer.layer, layer.inputs[:3], layer.call).hidden
         expected = float((output - layer.targets[:3]).square().sum()) / 3
         assert value == pytest.approx(expected, rel=1e-4)
 

@@ -9,6 +9,7 @@ from permllm_offline.layerwise import relative_error
 from permllm_offline.mask import choose_mask
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.families import FAMILIES
+from permllm_offline.model.states import States
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.reconstruction import obs
 from permllm_offline.reconstruction.layer_work import LayerReconstruction, LayerWork
@@ -29,16 +30,16 @@ def layer_work() -> LayerWork:
     model = tiny_llama().requires_grad_(False)
     tokens = torch.randint(0, 64, (12, 32), generator=torch.Generator().manual_seed(0))
     calls = record_calls(model, FAMILIES["llama"], tokens)
-    layer, keywords = model.model.layers[0], calls.keywords[0]
-    targets = run_windows(layer, calls.states, keywords)
-    noise = torch.randn(calls.states.shape, generator=torch.Generator().manual_seed(1))
-    inputs = calls.states + 0.1 * noise
+    layer, call = model.model.layers[0], calls.layers[0]
+    targets = run_windows(layer, calls.states, call).hidden
+    noise = torch.randn(calls.states.hidden.shape, generator=torch.Generator().manual_seed(1))
+    inputs = States(calls.states.hidden + 0.1 * noise)
     decision = decisions_of(model, PATTERN, 64)[0]
-    return LayerWork(0, layer, keywords, decision, inputs, targets, Recipe(model="tiny"))
+    return LayerWork(0, layer, call, decision, inputs, targets, Recipe(model="tiny"))
 
 
 def damped_moment(work: LayerWork, order: Tensor) -> Tensor:
-    inputs = work.layer.input_layernorm(work.inputs).flatten(0, 1).double()[:, order]
+    inputs = work.layer.input_layernorm(work.inputs.hidden).flatten(0, 1).double()[:, order]
     moment = inputs.t() @ inputs
     return moment + DAMPING * moment.diagonal().mean() * torch.eye(len(moment))
 
@@ -68,7 +69,7 @@ def test_the_layer_comes_closer_and_keeps_the_pattern(reconstruct: LayerReconstr
     final = reconstruct(updated)
     apply_masks(updated.layer, final)
     errors = [
-        relative_error(run_windows(work.layer, work.inputs, work.keywords), work.targets)
+        relative_error(run_windows(work.layer, work.inputs, work.call).hidden, work.targets)
         for work in (masked, updated)
     ]
     assert errors[1] < errors[0]

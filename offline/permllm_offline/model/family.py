@@ -1,0 +1,116 @@
+"""What a model family is: which linears of a decoder layer read one tensor, and where it folds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from functools import cached_property
+
+from permllm_offline.model.row_parts import RowPart
+
+
+class Fold(Enum):
+    """What lies between a shared-input group and the linears whose rows feed it."""
+
+    NONE = "none"
+    """What rows cannot be moved through (a norm of the residual stream, a gate, linear attention),
+    or a linear that stays as it is: the permutation is applied at run time."""
+    ELEMENTWISE = "elementwise"
+    """Only elementwise operations: output row j of the preceding linears becomes channel j."""
+    VALUE_HEADS = "value heads"
+    """Attention: value row (kv head, j) becomes channel (query head, j) of each of its heads."""
+
+
+@dataclass(frozen=True)
+class SharedInputGroup:
+    """Linears of one decoder layer that read the same tensor and so share one permutation.
+
+    ``in_every_layer`` is false where layers differ: hybrid models have attention in some, and
+    mixtures experts.
+
+    Of an expert, ``experts`` is the module that holds all of a layer, ``reads_whole`` says that its
+    linears read what that module reads, and ``share`` which part of these tokens a router hands to
+    an expert in the mean.
+    """
+
+    name: str
+    linears: tuple[str, ...]
+    fold: Fold = Fold.NONE
+    fold_into: tuple[RowPart, ...] = ()
+    in_every_layer: bool = True
+    experts: str = ""
+    reads_whole: bool = False
+    share: float = 1.0
+
+    def at_run_time(self) -> SharedInputGroup:
+        """The same linears, the permutation of what they read applied at run time."""
+        return replace(self, fold=Fold.NONE, fold_into=())
+
+
+@dataclass(frozen=True)
+class Family:
+    """Module names of one architecture; ``linears`` are relative to a decoder layer.
+
+    ``experts`` is the module whose children, by number, are experts of a mixture: their groups are
+    among ``groups`` once ``family_of`` knows how many there are. ``layers`` is the module of the
+    decoder layers in the model; a checkpoint of more than a language model calls it
+    ``stored_layers``, and has names like these in ``ignore``.
+
+    ``by_token`` are arguments of a layer's call that follow from each token alone; ``handed_on`` is
+    a dictionary among them, in which layers hand keys and values on to later ones.
+    ``sized_by_layers`` are modules outside the layers whose output has a part for each of them.
+    ``family_of`` adds what a configuration says of single layers: those whose values are
+    ``read_by_others``, and which linears one ``lacks`` that others have.
+    """
+
+    layers: str
+    groups: tuple[SharedInputGroup, ...]
+    ignore: tuple[str, ...]
+    experts: str = ""
+    stored_layers: str = ""
+    by_token: tuple[str, ...] = ()
+    handed_on: str = ""
+    read_by_others: frozenset[int] = frozenset()
+    lacks: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    sized_by_layers: tuple[str, ...] = ()
+
+    @cached_property
+    def linears(self) -> tuple[str, ...]:
+        """Every linear that is pruned of one decoder layer or another, in forward order."""
+        return tuple(linear for group in self.groups for linear in group.linears)
+
+    def groups_of(self, layer: int, holds: Callable[[str], bool]) -> list[SharedInputGroup]:
+        """List the groups of a decoder layer that ``holds`` some of the linears."""
+        return [
+            self._as_held(one, layer)
+            for one in self.groups
+            if one.in_every_layer or holds(one.linears[0])
+        ]
+
+    def _as_held(self, group: SharedInputGroup, layer: int) -> SharedInputGroup:
+        """A group as one layer has it: it folds into values that it has for itself alone."""
+        lacking = self.lacks.get(layer, frozenset())
+        linears = tuple(one for one in group.linears if one not in lacking)
+        group = replace(group, linears=linears)
+        own = group.fold is not Fold.VALUE_HEADS or layer not in self.read_by_others
+        if own and lacking.isdisjoint(part.linear for part in group.fold_into):
+            return group
+        return group.at_run_time()
+
+    def absent(self, layers: int) -> list[str]:
+        """Names in the checkpoint of the linears that some of the decoder layers lack."""
+        return [
+            f"{self.layer_name(layer)}.{linear}"
+            for layer in range(layers)
+            for linear in sorted(self.lacks.get(layer, ()))
+        ]
+
+    @property
+    def stack(self) -> str:
+        """What the names of all tensors of decoder layers begin with in the checkpoint."""
+        return f"{self.stored_layers or self.layers}."
+
+    def layer_name(self, layer: int) -> str:
+        """Name of a decoder layer in the checkpoint."""
+        return f"{self.stack}{layer}"
