@@ -66,8 +66,10 @@ class Flow:
         for key, tensor in states.items():
             kind, _, name = key.partition(":")
             kinds.setdefault(kind, {})[name] = tensor
-        self.dense = States.of(kinds[_DENSE])
-        self.pruned = States.of(kinds[_PRUNED]) if _PRUNED in kinds else self.dense
+        self.dense = self.dense.with_tensors(kinds[_DENSE])
+        self.pruned = self.dense
+        if _PRUNED in kinds:
+            self.pruned = self.dense.with_tensors(kinds[_PRUNED])
 
 
 def with_states(step: Step, flows: Mapping[str, Flow]) -> Step:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from permllm_offline.model.heads import heads_of, layers_that_share
+
 
 def attention_options(config: Any) -> dict[str, str]:
     """What transformers must be told to compute attention as the model does.
@@ -24,10 +26,8 @@ def kv_cache_bytes(config: Any, tokens: int, itemsize: int = 2) -> int:
     More than there are where some layers keep fewer, or a state in their place.
     """
     text = config.get_text_config()
-    heads = getattr(text, "num_attention_heads", None)
-    layers = getattr(text, "num_hidden_layers", None)
-    if not heads or not layers:
+    if not getattr(text, "num_attention_heads", None) or not getattr(text, "num_hidden_layers", 0):
         return 0
-    kept = getattr(text, "num_key_value_heads", None) or heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return 2 * tokens * int(layers) * int(kept) * int(size) * itemsize
+    own = range(layers_that_share(text).start)
+    widest = max(heads.key_value * heads.size for heads in (heads_of(text, one) for one in own))
+    return 2 * tokens * len(own) * widest * itemsize

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from permllm_offline.model.family import Family
 from permllm_offline.model.modules import decoder_layers
-from permllm_offline.model.states import States
+from permllm_offline.model.states import HIDDEN, States
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,14 @@ def run_windows(layer: nn.Module, states: States, call: LayerCall) -> States:
         What it gives, on the CPU.
     """
     device = next(layer.parameters()).device
+    before = {name: tensor for name, tensor in states.tensors().items() if name != HIDDEN}
     found: dict[str, Tensor] = {}
     for index, window in enumerate(states.one_by_one()):
-        passed = replace(run_layer(layer, window.to(device), call), tokens=None).tensors()
-        for name, tensor in passed.items():
+        for name, tensor in run_layer(layer, window.to(device), call).tensors().items():
+            if name in before:
+                continue
             if name not in found:
                 shape = (len(states), *tensor.shape[1:])
                 found[name] = tensor.new_empty(shape, device="cpu")
             found[name][index] = tensor[0]
-    return replace(States.of(found), tokens=states.tokens)
+    return states.with_tensors(before | found)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-_HIDDEN, _TOKENS = "hidden", "tokens"
+HIDDEN = "hidden"
+"""Name of the hidden states among the tensors."""
 
 
 @dataclass(frozen=True)
@@ -42,25 +43,21 @@ class States:
         return (self[index : index + 1] for index in range(len(self)))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by a name, for ``of``."""
-        found = {_HIDDEN: self.hidden}
-        if self.tokens is not None:
-            found[_TOKENS] = self.tokens
-        return found | {
+        """By name what layers give, and ``with_tensors`` takes: all but the tokens."""
+        return {HIDDEN: self.hidden} | {
             f"{name}:{place}": tensor
             for name, tensors in self.handed_on.items()
             for place, tensor in enumerate(tensors)
         }
 
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> States:
-        """Put together what ``tensors`` gave."""
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> States:
+        """The states of the same windows from what ``tensors`` gave."""
         handed_on: dict[str, tuple[Tensor, ...]] = {}
-        for key in tensors:  # in order: places ascend
+        for key in sorted(tensors):  # places ascend
             name, colon, _ = key.rpartition(":")
             if colon:
                 handed_on[name] = (*handed_on.get(name, ()), tensors[key])
-        return cls(tensors[_HIDDEN], tensors.get(_TOKENS), handed_on)
+        return States(tensors[HIDDEN], self.tokens, handed_on)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> States:
         return replace(

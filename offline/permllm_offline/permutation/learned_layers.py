@@ -173,7 +173,7 @@ def sensitivities(
     layers, work = decoder_layers(calibrated.model, calibrated.plan.family.layers), calibrated.work
     kept, found = work.alone.interval(SENSITIVITIES), []
     if kept is not None:
-        states, found = States.of(kept.tensors), list(kept.facts["values"])
+        states, found = states.with_tensors(kept.tensors), list(kept.facts["values"])
     left = range(len(found), len(layers))
     for index in tqdm(left, "sensitivity", unit="layer", initial=left.start, total=left.stop):
         with learned_span(calibrated, range(index, index + 1), (), calls) as span:

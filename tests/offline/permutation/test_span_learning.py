@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from permllm_offline.model.decoder_calls import record_calls
+from permllm_offline.model.states import States
 from permllm_offline.permutation.hardening import harden
 from permllm_offline.permutation.learned_span import LearnedSpan, learned_span
 from permllm_offline.permutation.sinkhorn import sinkhorn
@@ -20,7 +21,7 @@ from tests.offline.permutation.test_learning import calibrated_tiny
 @contextmanager
 def whole_model(
     directory: Path, nudge: float = 0.0, **learning: object
-) -> Iterator[tuple[LearnedSpan, _Learner, Tensor, Tensor]]:
+) -> Iterator[tuple[LearnedSpan, _Learner, States, Tensor]]:
     """All layers as one span, its learner, and what enters and leaves it; 4 windows are held out.
 
     ``nudge`` moves the targets of these.
@@ -90,7 +91,9 @@ def test_float16_learns_what_float32_does(tiny_model_directory: Path) -> None:
         calibrated.model.to(dtype)
         calls = record_calls(calibrated.model, calibrated.plan.family, calibrated.windows[:8])
         with learned_span(calibrated, range(2), range(2), calls.layers) as span:
-            learner = _Learner(calibrated, span, "test", states.to(dtype), 2 * states.flip(2))
+            learner = _Learner(
+                calibrated, span, "test", States(states.to(dtype)), 2 * states.flip(2)
+            )
             before = learner._logits.detach().clone()
             learner._take_step(torch.arange(4))
         moved.append((learner._logits.detach() - before).sign())
