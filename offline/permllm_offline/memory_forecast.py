@@ -106,11 +106,12 @@ def _streamed(
     layers = [_layer_bytes(recipe, prepared, linears) for linears in by_layer]
     layers = list(map(max, layers, _learned_in_spans(recipe, prepared)))
     head = min(rest, _head_weights(prepared) * item)
-    tied = rest < 2 * head
+    by_token = plan.token_weights * item
+    tied = rest - by_token < 2 * head
     at_the_ends = states + (rest if tied else rest - head) + _logit_bytes(prepared)
     # Before the layers come the tensors left dense: one is read while others wait in their file.
     left_dense = [linear.dense_bytes for linear in plan.every_linear if not linear.pruned]
-    largest = max([head, *left_dense])
+    largest = max([head, by_token, *left_dense])
     writing = max(shard + max(map(_baked, by_layer)), max(shard, largest) + largest)
     sampling = 0
     if any(map(writes_itself, recipe.datasets)):
@@ -334,7 +335,7 @@ def _state_bytes(recipe: Recipe, prepared: Prepared) -> int:
     """Hidden states: those that are passed on, and the next layer's."""
     held_out = 0 if prepared.windows is None else prepared.windows.held_out.numel()
     read = read_tokens(recipe, prepared)
-    routed = _hidden_bytes(prepared, routed_tokens(recipe, prepared))
+    routed = _hidden_bytes(prepared, routed_tokens(recipe, prepared)) + _token_bytes(prepared)
     if can_stream(recipe):
         return passed_bytes(recipe, prepared) + _hidden_bytes(prepared, read + held_out) + routed
     return _hidden_bytes(prepared, 3 * (read + held_out)) + routed
@@ -352,7 +353,18 @@ def passed_bytes(recipe: Recipe, prepared: Prepared) -> int:
 
 
 def _hidden_bytes(prepared: Prepared, tokens: int) -> int:
-    return tokens * prepared.plan.hidden_size * prepared.dtype.itemsize
+    channels = prepared.plan.hidden_size + prepared.plan.handed_on_channels
+    return tokens * channels * prepared.dtype.itemsize
+
+
+def _token_bytes(prepared: Prepared) -> int:
+    """What distinct tokens add to the calls of the decoder layers, were no token there twice."""
+    if prepared.windows is None:
+        return 0
+    vocabulary: int = prepared.source.config.get_text_config().vocab_size
+    texts = prepared.windows.calibration, prepared.windows.held_out
+    distinct = sum(min(text.numel(), vocabulary) for text in texts)
+    return distinct * prepared.plan.token_channels * prepared.dtype.itemsize
 
 
 def routed_tokens(recipe: Recipe, prepared: Prepared) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -114,6 +115,19 @@ def _placeholder(shape: torch.Size, dtype: torch.dtype, device: torch.device) ->
     return torch.zeros((), dtype=dtype, device=device).expand(shape)
 
 
+@contextmanager
+def _without_elements() -> Iterator[None]:
+    """Where a model is built without layers, what is sized by them has no elements: on purpose."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+        yield
+
+
+def _memory(tensor: Tensor) -> int:
+    """Where the memory of a tensor begins; also of one without elements, which has no address."""
+    return tensor.untyped_storage().data_ptr()
+
+
 def _without_weights(
     source: Source,
     reader: CheckpointReader,
@@ -131,8 +145,9 @@ def _without_weights(
     """
     config = deepcopy(source.config)
     config.num_hidden_layers = 0
-    without_layers = skeleton_of(config)
     placeholders: dict[str, Tensor] = {}
+    with _without_elements():
+        without_layers = skeleton_of(config) if family.sized_by_layers else nn.Module()
     for name in reader.names():
         own = source.language.names.own(name)
         if own is not None and not own.startswith(f"{family.layers}."):
@@ -140,20 +155,21 @@ def _without_weights(
             if own.rpartition(".")[0] in family.sized_by_layers:
                 shape = without_layers.get_parameter(own).shape
             placeholders[own] = _placeholder(shape, dtype, torch.device("cpu"))
-    model, _ = model_from(source, config, placeholders.items(), dtype)
+    with _without_elements():
+        model, _ = model_from(source, config, placeholders.items(), dtype)
     # Transformers may call a parameter otherwise than its tensor: they are told by their memory.
     names = {
-        tensor.data_ptr(): source.language.names.stored(own) for own, tensor in placeholders.items()
+        _memory(tensor): source.language.names.stored(own) for own, tensor in placeholders.items()
     }
     stored = {}
     for name, parameter in model.named_parameters():
-        if parameter.data_ptr() not in names:
+        if _memory(parameter) not in names:
             raise OfflineError(
                 f"{source.name!r} stores {name} in another form than it is loaded in, so it cannot "
                 "be read layer by layer. Load it with transformers, `save_pretrained` it, and "
                 "prune that."
             )
-        stored[name] = (parameter, names[parameter.data_ptr()])
+        stored[name] = (parameter, names[_memory(parameter)])
         parameter.data = _placeholder(parameter.shape, dtype, device)
     skeleton = skeleton_of(source.config, dtype)
     for module in model.modules():

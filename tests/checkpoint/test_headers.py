@@ -165,6 +165,15 @@ def mixture() -> dict[str, TensorHeader]:
 EXPERT = ("gate_proj", "down_proj")
 
 
+def test_a_layer_may_lack_what_absent_lists() -> None:
+    module = "model.layers.1.self_attn.o_proj"
+    (problem,) = mixture_problems(module)
+    assert problem.startswith(f"{module}.weight_packed: found nothing")
+    assert mixture_problems(module, absent=[module]) == []
+    (problem,) = mixture_problems(module, dense=True, absent=[module])
+    assert problem.startswith(f"{module}.weight: found a tensor; rule: absent lists its module")
+
+
 def mixture_problems(*lost: str, dense: bool = False, **settings: Any) -> list[str]:
     """What is wrong where some modules have no tensors, or dense weights."""
     headers = mixture()

@@ -71,6 +71,7 @@ def test_ignore_takes_names_and_full_regexes() -> None:
         ({"ignore": ["re:" + "a" * 301]}, "301 characters; at most 300"),
         ({"ignore": [f"re:{i}" for i in range(101)]}, "101 regular expressions; at most 100"),
         ({"folded": ["a", "a"]}, r"'a' is listed twice"),
+        ({"absent": ["a", "a"]}, r"'a' is listed twice"),
         ({"folded": ["model.layers.0.self_attn.q_proj"]}, r"never both"),
     ],
 )
@@ -83,6 +84,13 @@ def test_bad_configs_say_what_to_do(change: dict[str, Any], message: str) -> Non
 def test_every_key_is_needed(key: str) -> None:
     with pytest.raises(CheckpointError, match=key):
         QuantizationConfig.from_dict({k: v for k, v in VALID.items() if k != key})
+
+
+def test_what_no_layer_lacks_is_not_written() -> None:
+    """So that checkpoints of most models are as they were before there was the key."""
+    absent = {"absent": ["model.layers.1.self_attn.v_proj"]}
+    assert QuantizationConfig.from_dict(VALID | absent).to_dict() == VALID | absent
+    assert QuantizationConfig.from_dict(VALID | {"absent": []}).to_dict() == VALID
 
 
 def test_every_problem_is_listed() -> None:

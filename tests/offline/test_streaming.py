@@ -29,7 +29,8 @@ def held(model: Any) -> dict[str, bool]:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(
-    "model_type", ["llama", "qwen3_5_text", "gemma3_text", "opt", "gpt_neox", "olmoe"]
+    "model_type",
+    ["llama", "qwen3_5_text", "gemma3_text", "gemma4_text", "opt", "gpt_neox", "olmoe"],
 )
 def test_embeddings_and_head_are_there_while_they_are_at_work(
     model_type: str, tied: bool, tmp_path: Path

@@ -51,7 +51,10 @@ HYBRID = {
 }
 SIZES: dict[str, dict[str, object]] = {
     "llama": LLAMA_LIKE,
+    "cwm": LOCAL | TOKENS | {"layer_types": ["sliding_attention", "full_attention"]},
+    "helium": LLAMA_LIKE | TOKENS,
     "mistral": LLAMA_LIKE,
+    "ministral": LOCAL | TOKENS | {"layer_types": ["sliding_attention", "full_attention"]},
     "ministral3": LLAMA_LIKE,
     "qwen2": LLAMA_LIKE,
     "qwen3": LLAMA_LIKE,
@@ -78,17 +81,24 @@ SIZES: dict[str, dict[str, object]] = {
     "granite": LLAMA_LIKE
     | {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.1}
     | {"logits_scaling": 4.0},
+    "granite_swa": LOCAL
+    | {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.1}
+    | {"logits_scaling": 4.0, "layer_types": ["sliding_attention", "full_attention"]},
     "granitemoehybrid": LLAMA_LIKE
     | {"layer_types": ["linear_attention", "full_attention"], "shared_intermediate_size": 192}
     | {"num_local_experts": 0, "mamba_n_heads": 4, "mamba_d_state": 16, "logits_scaling": 4.0},
     "smollm3": LLAMA_LIKE | TOKENS | {"no_rope_layer_interval": 2},
+    "olmo": LLAMA_LIKE | TOKENS | {"clip_qkv": 2.0},
     "olmo2": LLAMA_LIKE | TOKENS,
     "olmoe": MIXTURE | TOKENS | {"intermediate_size": 64},
+    "flex_olmo": MIXTURE | TOKENS | {"intermediate_size": 64},
+    "mellum": MIXTURE | TOKENS | {"mlp_layer_types": ["sparse", "dense"]},
     "olmo3": LOCAL | TOKENS | {"layer_types": ["sliding_attention", "full_attention"]},
     "cohere2": LLAMA_LIKE  # with a short window vLLM and Transformers disagree by one token
     | TOKENS
     | {"logit_scale": 0.25, "layer_types": ["sliding_attention", "full_attention"]},
     "cohere": LLAMA_LIKE | TOKENS | {"logit_scale": 0.25},
+    "glm": LLAMA_LIKE | TOKENS | {"attention_bias": True},
     "glm4": LLAMA_LIKE | TOKENS | {"attention_bias": True},
     "exaone4": LOCAL | {"sliding_window_pattern": 2},
     "ernie4_5": LLAMA_LIKE,
@@ -96,6 +106,7 @@ SIZES: dict[str, dict[str, object]] = {
     "hunyuan_v1_dense": LLAMA_LIKE,
     "apertus": LLAMA_LIKE,
     "arcee": LLAMA_LIKE | TOKENS,
+    "jais2": LLAMA_LIKE | TOKENS,
     "nemotron": LLAMA_LIKE,
     "starcoder2": LOCAL | TOKENS,
     "opt": {"ffn_dim": 192, "word_embed_proj_dim": 64, "init_std": 0.2},
@@ -119,7 +130,7 @@ def tiny_model(model_type: str, **overrides: object) -> Any:
     separate_experts(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith(("bias", "sinks")):
                 parameter.normal_(std=0.3)
     return model.float().eval()
 

@@ -22,6 +22,7 @@ from transformers import (
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
+from transformers.models import gemma4, gemma4_unified
 
 from tests.offline.tiny_models import COMMON, LLAMA_LIKE, SIZES, fuse_experts
 
@@ -30,7 +31,10 @@ SPECIAL = {
     "image": "<image>",
     "boi": "<begin of image>",
     "eoi": "<end of image>",
-    "video": "<video>",
+    "video": "<|video|>",
+    "audio": "<audio>",
+    "boa": "<begin of audio>",
+    "eoa": "<end of audio>",
 }
 """What the processors ask the tokenizer for; each has a token of its own after those of bytes."""
 INTERNVL = {
@@ -69,6 +73,16 @@ QWEN = {
     "vision_start_token_id": BEGIN,
     "vision_end_token_id": FINISH,
 }
+GEMMA4 = {
+    "image_token_id": IMAGE,
+    "boi_token_id": BEGIN,
+    "eoi_token_id": FINISH,
+    "video_token_id": VIDEO,
+    "audio_token_id": VIDEO + 1,
+    "boa_token_id": VIDEO + 2,
+    "eoa_token_index": VIDEO + 3,
+}
+GEMMA4_IMAGES = {"patch_size": PATCH, "default_output_length": 70, "num_soft_tokens": 70}
 ROTATED = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
 """Positions of an image are pairs: so many channels of a head for time, height and width."""
 
@@ -107,6 +121,16 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
         "eoi_token_index": FINISH,
         "mm_tokens_per_image": 4,
     },
+    "gemma4": GEMMA4
+    | {"text_config": _text("gemma4_text", vocab_size_per_layer_input=WORDS)}
+    | {
+        "vision_config": TOWER
+        | GEMMA4_IMAGES
+        | {"model_type": "gemma4_vision", "head_dim": 32, "num_key_value_heads": 2}
+    },
+    "gemma4_unified": GEMMA4
+    | {"text_config": _text("gemma4_unified_text")}
+    | {"vision_config": GEMMA4_IMAGES | {"mm_embed_dim": 64, "output_proj_dims": 64}},
     "mistral3": {
         "text_config": _text("ministral3"),
         "vision_config": TOWER | {"model_type": "pixtral", "head_dim": 32},
@@ -202,6 +226,26 @@ def _gemma_processor() -> Any:
     return Gemma3Processor(Gemma3ImageProcessor(size=size), byte_tokenizer(), image_seq_length=4)
 
 
+def _gemma4_processor() -> Any:
+    sizes = {"patch_size": PATCH, "max_soft_tokens": 70}
+    sounds, images, videos = (
+        gemma4.Gemma4AudioFeatureExtractor(),
+        gemma4.Gemma4ImageProcessor(**sizes),
+        gemma4.Gemma4VideoProcessor(**sizes),
+    )
+    return gemma4.Gemma4Processor(sounds, images, byte_tokenizer(), videos)
+
+
+def _gemma4_unified_processor() -> Any:
+    sizes = {"patch_size": PATCH, "max_soft_tokens": 70}
+    sounds, images, videos = (
+        gemma4_unified.Gemma4UnifiedAudioFeatureExtractor(),
+        gemma4_unified.Gemma4UnifiedImageProcessor(**sizes),
+        gemma4_unified.Gemma4UnifiedVideoProcessor(**sizes),
+    )
+    return gemma4_unified.Gemma4UnifiedProcessor(sounds, images, byte_tokenizer(), videos)
+
+
 def _pixtral_processor() -> Any:
     return PixtralProcessor(
         PixtralImageProcessor(size={"longest_edge": 4 * PATCH}, patch_size=2 * PATCH),
@@ -227,5 +271,7 @@ PROCESSORS = {
     "qwen3_5_moe": _qwen_processor,
     "qwen3_vl": _qwen_processor,
     "gemma3": _gemma_processor,
+    "gemma4": _gemma4_processor,
+    "gemma4_unified": _gemma4_unified_processor,
     "mistral3": _pixtral_processor,
 }

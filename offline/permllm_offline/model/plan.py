@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -62,6 +63,12 @@ class Plan:
     """Bytes of the language model in the checkpoint, what is left dense included."""
     ignore: Sequence[str] = ()
     """What stays dense, as entries of the checkpoint's `ignore`."""
+    handed_on_channels: int = 0
+    """Channels of the keys and values that pass between decoder layers beside those."""
+    token_channels: int = 0
+    """Numbers that each token adds to the calls of all decoder layers together."""
+    token_weights: int = 0
+    """How many weights these come from, in the largest tensor."""
 
     def groups(self, index: int) -> list[SharedInputGroup]:
         """The groups that are pruned of a decoder layer."""
@@ -170,8 +177,22 @@ def make_plan(
     everything = sum(p.numel() for p in skeleton.parameters()) * dtype.itemsize
     saved = sum(one.dense_bytes - one.sparse_bytes for linears in by_layer for one in linears)
     hidden_size = by_layer[0][0].layout.in_features
+    geometry = (heads_of(source.config, layer) for layer in family.read_by_others)
+    of_tokens = [
+        parameter.shape
+        for name, parameter in skeleton.named_parameters()
+        if name.rpartition(".")[0] in family.sized_by_layers
+    ]
     return Plan(
-        family, layers, by_layer, hidden_size, everything - saved, [*family.ignore, *ignore]
+        family,
+        layers,
+        by_layer,
+        hidden_size,
+        everything - saved,
+        [*family.ignore, *ignore],
+        handed_on_channels=sum(2 * heads.key_value * heads.size for heads in geometry),
+        token_channels=min((max(shape) for shape in of_tokens), default=0),
+        token_weights=max(map(math.prod, of_tokens), default=0),
     )
 
 
