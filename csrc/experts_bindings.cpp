@@ -73,12 +73,14 @@ cpu::StackedLinear check_stack(const Tensor& packed, const Tensor& metadata,
 
 template <class Real>
 void multiply(const Tensor& x, const cpu::StackedLinear& gate_up, const cpu::StackedLinear& down,
-              const cpu::Routing& routing, int64_t first, int64_t tokens, Tensor& y) {
+              const cpu::Routing& routing, Activation activation, int64_t first, int64_t tokens,
+              Tensor& y) {
   cpu::ExpertsOf<Real> arguments{data<Real>(x) + first * gate_up.k,
                                  gate_up.k,
                                  tokens,
                                  gate_up,
                                  down,
+                                 activation,
                                  static_cast<Real*>(y.mutable_data_ptr()) + first * down.n};
   cpu::multiply_experts(arguments, routing);
 }
@@ -87,7 +89,7 @@ Tensor sparse_experts(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor gat
                       Tensor gate_up_metadata, OptionalTensor gate_up_permutation,
                       OptionalTensor gate_up_scale, Tensor down, Tensor down_metadata,
                       OptionalTensor down_permutation, OptionalTensor down_scale,
-                      int64_t intermediate_size) {
+                      int64_t intermediate_size, int64_t activation) {
   const int64_t experts = check_headers(gate_up_metadata, "gate_up_metadata");
   STD_TORCH_CHECK(check_headers(down_metadata, "down_metadata") == experts, "gate_up has ", experts,
                   " experts, down ", down_metadata.size(0), ": they must be the same.");
@@ -98,6 +100,7 @@ Tensor sparse_experts(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor gat
                   ": it has the outputs of gate and up, and down gives what gate_up takes.");
   STD_TORCH_CHECK(two.k == intermediate_size, "intermediate_size is ", intermediate_size,
                   ", down takes ", two.k, " inputs: they must agree.");
+  const Activation of_gate = checked_activation(activation);
   STD_TORCH_CHECK(one.isa == two.isa, "gate_up was packed for instruction set ", cpu::name(one.isa),
                   ", down for ", cpu::name(two.isa), ": pack both for one.");
   check_activations(x, one);
@@ -130,7 +133,7 @@ Tensor sparse_experts(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor gat
         check_stack(gate_up, gate_up_metadata, gate_up_permutation, gate_up_scale, routing,
                     "gate_up"),
         check_stack(down, down_metadata, down_permutation, down_scale, routing, "down"), routing,
-        first, tokens, y);
+        of_gate, first, tokens, y);
   }
   return y;
 }

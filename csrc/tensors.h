@@ -10,6 +10,8 @@
 #include <optional>
 #include <string>
 
+#include "activation.h"
+
 namespace permllm {
 namespace {
 
@@ -28,6 +30,13 @@ inline std::string shape(const Tensor& tensor) {
 template <class T>
 const T* data(const Tensor& tensor) {
   return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+// That of experts, as a number of the operator.
+inline Activation checked_activation(int64_t number) {
+  STD_TORCH_CHECK(number >= 0 && number < kActivations, "activation is ", number,
+                  ": 0 is silu, 1 is gelu with tanh.");
+  return static_cast<Activation>(number);
 }
 
 // PyTorch's own product with a dense weight.

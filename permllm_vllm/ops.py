@@ -28,7 +28,7 @@ _library.define(
     "sparse_experts(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor gate_up, "
     "Tensor gate_up_metadata, Tensor? gate_up_permutation, Tensor? gate_up_scale, Tensor down, "
     "Tensor down_metadata, Tensor? down_permutation, Tensor? down_scale, "
-    "SymInt intermediate_size) -> Tensor",
+    "SymInt intermediate_size, int activation=0) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(

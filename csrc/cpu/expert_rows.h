@@ -44,14 +44,24 @@ inline float silu(float x) {
   return bounded / (1.0f + exponential(-bounded));
 }
 
-template <class Real>
-inline void gate_inputs(const Real* gate, const Real* up, int64_t count, Real* y) {
-  for (int64_t i = 0; i < count; ++i) round_to(y[i], silu(to_float(gate[i])) * to_float(up[i]));
+// x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))), which is x times a sigmoid as well.
+inline float gelu_tanh(float x) {
+  const float bounded = x < -87.0f ? -87.0f : x;
+  return bounded /
+         (1.0f + exponential(-bounded * (1.59576912f + 0.0713548163f * bounded * bounded)));
 }
 
-template <class Real>
+template <Activation kActivation, class Real>
+inline void gate_inputs(const Real* gate, const Real* up, int64_t count, Real* y) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float g = to_float(gate[i]);
+    round_to(y[i], (kActivation == Activation::kSilu ? silu(g) : gelu_tanh(g)) * to_float(up[i]));
+  }
+}
+
+template <Activation kActivation, class Real>
 void gate_row(const Real* gate, const Real* up, int64_t count, const int32_t* gather, Real* y) {
-  if (gather == nullptr) return gate_inputs(gate, up, count, y);
+  if (gather == nullptr) return gate_inputs<kActivation>(gate, up, count, y);
   for (int64_t first = 0; first < count; first += kGatheredInputs) {
     Real gates[kGatheredInputs], ups[kGatheredInputs];
     const int64_t inputs = smaller(kGatheredInputs, count - first);
@@ -59,7 +69,7 @@ void gate_row(const Real* gate, const Real* up, int64_t count, const int32_t* ga
       gates[i] = gate[gather[first + i]];
       ups[i] = up[gather[first + i]];
     }
-    gate_inputs(gates, ups, inputs, y + first);
+    gate_inputs<kActivation>(gates, ups, inputs, y + first);
   }
 }
 
@@ -74,7 +84,10 @@ void round_row(const float* sums, int64_t count, Real* y) {
 }
 
 template <class Real>
-constexpr ExpertSteps<Real> kSteps = {gate_row<Real>, add_row<Real>, round_row<Real>};
+constexpr ExpertSteps<Real> kSteps = {
+    {gate_row<Activation::kSilu, Real>, gate_row<Activation::kGeluTanh, Real>},
+    add_row<Real>,
+    round_row<Real>};
 
 }  // namespace
 }  // namespace permllm::cpu

@@ -3,14 +3,16 @@
 
 #include <cstdint>
 
+#include "../activation.h"
 #include "layout.h"
 
 namespace permllm::cpu {
 
 template <class Real>
 struct ExpertSteps {
-  // y[i] = silu(gate[g]) * up[g], g = i or gather[i]
-  void (*gate)(const Real* gate, const Real* up, int64_t count, const int32_t* gather, Real* y);
+  // y[i] = activation(gate[g]) * up[g], g = i or gather[i]; by activation
+  void (*gate[kActivations])(const Real* gate, const Real* up, int64_t count, const int32_t* gather,
+                             Real* y);
   // sums[i] += weight * row[i]
   void (*add)(const Real* row, int64_t count, float weight, float* sums);
   void (*round)(const float* sums, int64_t count, Real* y);

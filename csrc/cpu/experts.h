@@ -1,7 +1,8 @@
 // A layer of experts: for every token, the sum over those that its router chose of
-//   weight * down(silu(gate) * up),  gate and up the halves of gate_up(x).
+//   weight * down(activation(gate) * up),  gate and up the halves of gate_up(x).
 #pragma once
 
+#include "../activation.h"
 #include "kernels.h"
 #include "routing.h"
 
@@ -27,6 +28,7 @@ struct ExpertsOf {
   int64_t tokens;
   StackedLinear gate_up;  // n is twice the k of down
   StackedLinear down;
+  Activation activation;
   Real* y;  // [tokens, down.n], contiguous
 };
 

@@ -68,7 +68,14 @@ PERMLLM_DEVICE void gather_body(const ExpertsArguments& arguments, unsigned char
             [&](int column) { return *reinterpret_cast<const uint4*>(x + column); });
 }
 
-// silu(gate) * up of each sorted pair, rounded once, as down takes it.
+// g * sigmoid(g), or gelu with tanh, which is g times a sigmoid as well.
+PERMLLM_DEVICE float activated(float g, Activation activation) {
+  const float turned =
+      activation == Activation::kSilu ? g : g * (1.59576912f + 0.0713548163f * g * g);
+  return g / (1 + exponential(-turned));
+}
+
+// activation(gate) * up of each sorted pair, rounded once, as down takes it.
 template <class Element>
 PERMLLM_DEVICE void gate_body(const ExpertsArguments& arguments, unsigned char* shared) {
   wait_for_previous_kernel();
@@ -79,19 +86,20 @@ PERMLLM_DEVICE void gate_body(const ExpertsArguments& arguments, unsigned char* 
   const int columns = arguments.down.inputs;
   const uint16_t* gates =
       static_cast<const uint16_t*>(arguments.gate_ups) + int64_t{pair} * 2 * columns;
-  write_row(static_cast<uint16_t*>(arguments.gated) + int64_t{pair} * columns, columns,
-            permutation_of(arguments.down, expert), shared, [&](int column) {
-              alignas(16) uint16_t gate[kRowElements], up[kRowElements];
-              *reinterpret_cast<uint4*>(gate) = *reinterpret_cast<const uint4*>(gates + column);
-              *reinterpret_cast<uint4*>(up) =
-                  *reinterpret_cast<const uint4*>(gates + columns + column);
-              PERMLLM_UNROLL
-              for (int i = 0; i < kRowElements; ++i) {
-                const float g = Element::to_float(gate[i]);
-                gate[i] = Element::from_float(g / (1 + exponential(-g)) * Element::to_float(up[i]));
-              }
-              return *reinterpret_cast<const uint4*>(gate);
-            });
+  write_row(
+      static_cast<uint16_t*>(arguments.gated) + int64_t{pair} * columns, columns,
+      permutation_of(arguments.down, expert), shared, [&](int column) {
+        alignas(16) uint16_t gate[kRowElements], up[kRowElements];
+        *reinterpret_cast<uint4*>(gate) = *reinterpret_cast<const uint4*>(gates + column);
+        *reinterpret_cast<uint4*>(up) = *reinterpret_cast<const uint4*>(gates + columns + column);
+        PERMLLM_UNROLL
+        for (int i = 0; i < kRowElements; ++i) {
+          const float g = Element::to_float(gate[i]);
+          gate[i] =
+              Element::from_float(activated(g, arguments.activation) * Element::to_float(up[i]));
+        }
+        return *reinterpret_cast<const uint4*>(gate);
+      });
 }
 
 // A row of grid.x for each token: what its experts give, times their weights, added in float32 in

@@ -1,5 +1,5 @@
 // A layer of experts: for every token, the sum over those that its router chose of
-//   weight * down(silu(gate) * up),  gate and up the halves of gate_up(x).
+//   weight * down(activation(gate) * up),  gate and up the halves of gate_up(x).
 //
 // Pairs of a token and one of its experts are sorted by expert (expert_routing.h). Their
 // activations are gathered in that order, which is where they are permuted (expert_rows.h), and
@@ -9,6 +9,7 @@
 // What the kernels take, without any header of CUDA, and how they cut their work.
 #pragma once
 
+#include "../activation.h"
 #include "arguments.h"
 #include "few_tokens_plan.h"
 
@@ -62,6 +63,7 @@ struct ExpertsArguments {
   const float* weights;  // [tokens][choices]
   StackedLinear gate_up;
   StackedLinear down;
+  Activation activation;
   PairTables tables;
   // A row for each sorted pair, contiguous. Outputs may lie where the activations were.
   void* gathered;  // [down.rows]

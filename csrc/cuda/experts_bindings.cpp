@@ -66,11 +66,12 @@ Tensor sparse_experts(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor gat
                       Tensor gate_up_metadata, OptionalTensor gate_up_permutation,
                       OptionalTensor gate_up_scale, Tensor down, Tensor down_metadata,
                       OptionalTensor down_permutation, OptionalTensor down_scale,
-                      int64_t intermediate_size) {
+                      int64_t intermediate_size, int64_t activation) {
   STD_TORCH_CHECK(x.is_cuda(), "x of shape ", shape(x),
                   " is not on a GPU, the experts are: move it there.");
   ExpertsArguments arguments{};
   arguments.element = element_of(x);
+  arguments.activation = checked_activation(activation);
   STD_TORCH_CHECK(x.dim() == 2 && x.size(1) > 0 && x.size(1) % 8 == 0, "x of shape ", shape(x),
                   " must be [tokens, in], with inputs that are a multiple of 8.");
   STD_TORCH_CHECK(intermediate_size > 0 && intermediate_size % 8 == 0, "intermediate_size is ",

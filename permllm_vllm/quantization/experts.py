@@ -25,6 +25,8 @@ _sparse_experts = torch.ops.permllm.sparse_experts.default
 
 GATE_UP, DOWN = "w13", "w2"
 """vLLM's names of the two linear layers of an expert."""
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
+"""vLLM's names of what the operator does with a gate, and its numbers (csrc/activation.h)."""
 OPERANDS = ("packed", "metadata", "permutation", "scale")
 ALL_TO_ALL = "allgather_reducescatter"
 """vLLM's one backend of that option that asks nothing of the kernels."""
@@ -149,7 +151,12 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
             getattr(layer, f"{name}_{operand}") for name in (GATE_UP, DOWN) for operand in OPERANDS
         ]
         return _sparse_experts(
-            x, topk_weights.float(), topk_ids.to(torch.int32), *operands, self.intermediate_size
+            x,
+            topk_weights.float(),
+            topk_ids.to(torch.int32),
+            *operands,
+            self.intermediate_size,
+            ACTIVATIONS[layer.activation.value],
         )
 
     def apply_monolithic(self, layer: Any, *arguments: Any, **options: Any) -> Tensor:
@@ -209,7 +216,7 @@ def _require_supported(layer: Any, prefix: str) -> None:
     moe = layer.moe_config
     parallel = moe.moe_parallel_config
     found = {
-        f"the activation {layer.activation.value}": layer.activation.value != "silu",
+        f"the activation {layer.activation.value}": layer.activation.value not in ACTIVATIONS,
         "biases": moe.has_bias,
         "bounds of the activation": moe.swiglu_limit is not None,
         "routing weights on the input": layer.apply_router_weight_on_input,
@@ -221,7 +228,7 @@ def _require_supported(layer: Any, prefix: str) -> None:
     present = [name for name, there in found.items() if there]
     if present:
         raise NotImplementedError(
-            f"sparse experts ({prefix}) are served as silu(gate) * up of a token, then down, but "
-            f"here there is {', '.join(present)}. Serve without, or prune the model with its "
-            r"experts left dense: --ignore 're:.*\.experts\..*'."
+            f"sparse experts ({prefix}) are served as silu(gate) * up of a token, or gelu with "
+            f"tanh, then down, but here there is {', '.join(present)}. Serve without, or prune the "
+            r"model with its experts left dense: --ignore 're:.*\.experts\..*'."
         )

@@ -56,7 +56,8 @@ class _Stack(ctypes.Structure):
 
 class _Experts(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int) for name in ("element", "tokens", "choices", "experts", "x_stride")),
+        *((name, ctypes.c_int) for name in ("element", "tokens", "choices", "experts")),
+        *((name, ctypes.c_int) for name in ("x_stride", "activation")),
         *((name, ctypes.c_void_p) for name in ("x", "ids", "weights")),
         *((name, _Stack) for name in ("gate_up", "down")),
         ("y", ctypes.c_void_p),
@@ -158,6 +159,7 @@ class Emulator:
         gate_up: StackedWeights,
         down: StackedWeights,
         inner: int,
+        activation: int = 0,
         *,
         gpu: Gpu = SMALL,
         seed: int = 0,
@@ -174,6 +176,7 @@ class Emulator:
             *ids.shape,
             len(gate_up.packed),
             x.stride(0),
+            activation,
             *(tensor.data_ptr() for tensor in (x, ids, weights)),
             _stack(gate_up, 2 * inner, x.shape[1]),
             _stack(down, x.shape[1], inner),

@@ -83,7 +83,7 @@ struct Stack {
 };
 
 struct Experts {
-  int element, tokens, choices, experts, x_stride;
+  int element, tokens, choices, experts, x_stride, activation;
   const void *x, *ids, *weights;
   Stack gate_up, down;
   void* y;
@@ -131,6 +131,7 @@ const char* emulate_experts(const Experts* experts, const permllm::cuda::Device*
   a.tokens = e.tokens;
   a.choices = e.choices;
   a.experts = e.experts;
+  a.activation = static_cast<permllm::Activation>(e.activation);
   a.ids = reinterpret_cast<const int*>(ids.data);
   a.weights = reinterpret_cast<const float*>(weights.data);
   a.gate_up = stacked(e.gate_up, 0);

@@ -13,7 +13,7 @@ from permllm_vllm.backends.cuda import CudaBackend
 from permllm_vllm.backends.weights import StackedWeights
 from tests.cuda.emulated import A100, H100, L4, SMALL, Emulator, Gpu
 from tests.cuda.layers import int8_layer
-from tests.kernels.test_experts import error, oracle
+from tests.kernels.test_experts import GELU_TANH, error, oracle
 
 TOLERANCE = {torch.bfloat16: 6e-3, torch.float16: 8e-4}  # four roundings
 DTYPES = (torch.bfloat16, torch.float16)
@@ -61,13 +61,14 @@ def check(
     block_size: int = 64,
     gpu: Gpu = SMALL,
     seed: int = 0,
+    activation: int = 0,
 ) -> tuple[Tensor, int]:
     gate_up, down = layers(*shape, int8=int8, block_size=block_size)
     y, blocks = emulator.experts(
         x, weights, ids, stacked(gate_up, x.dtype), stacked(down, x.dtype), shape[2],
-        gpu=gpu, seed=seed,
+        activation, gpu=gpu, seed=seed,
     )  # fmt: skip
-    expected = oracle(x, weights, ids, gate_up, down)
+    expected = oracle(x, weights, ids, gate_up, down, activation)
     assert y.isfinite().all()
     assert error(y, expected) < TOLERANCE[x.dtype]
     return y, blocks
@@ -78,6 +79,12 @@ def check(
 def test_is_the_sum_of_its_experts(emulator: Emulator, tokens: int, int8: bool) -> None:
     x = inputs(tokens, 192, DTYPES[tokens % 2])
     check(emulator, (5, 192, 64), x, *routed(tokens, 2, 5), int8=int8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gelu(emulator: Emulator, dtype: torch.dtype) -> None:
+    x = inputs(7, 192, dtype)
+    check(emulator, (5, 192, 64), x, *routed(7, 2, 5), activation=GELU_TANH)
 
 
 @settings(max_examples=10)

@@ -5,7 +5,7 @@ Inputs differ from run to run, and a failure prints its seed; memory is full of 
 
 import pytest
 import torch
-from torch.nn.functional import silu
+from torch.nn.functional import gelu, silu
 
 from benchmarks.shapes import random_layer
 from permllm_vllm.backends import fallback_reason
@@ -24,8 +24,10 @@ DISTINCT = 4  # experts that are drawn
 class Experts:
     """Experts on the GPU: packed, and dense in float64."""
 
-    def __init__(self, experts, hidden, inner, dtype=torch.bfloat16, *, make=random_layer, seed=0):
-        self.inner, self.dtype = inner, dtype
+    def __init__(
+        self, experts, hidden, inner, dtype=torch.bfloat16, *, make=random_layer, seed=0, gelu=False
+    ):
+        self.inner, self.dtype, self.gelu = inner, dtype, gelu
         self.operands, self.dense = [], []
         for n, k in ((2 * inner, hidden), (hidden, inner)):
             layers = [
@@ -39,14 +41,17 @@ class Experts:
             self.dense.append([dense[one] for one in of_experts])
 
     def __call__(self, x, weights, ids):
-        return torch.ops.permllm.sparse_experts(x, weights, ids, *self.operands, self.inner)
+        return torch.ops.permllm.sparse_experts(
+            x, weights, ids, *self.operands, self.inner, int(self.gelu)
+        )
 
     def exact(self, x, weights, ids):
         y = torch.zeros(x.shape, dtype=torch.float64, device=CUDA)
         for expert, (gate_up, down) in enumerate(zip(*self.dense, strict=True)):
             tokens, choices = torch.where(ids == expert)
             gate, up = (x[tokens].double() @ gate_up.t()).chunk(2, dim=1)
-            outputs = (silu(gate) * up) @ down.t()
+            gated = gelu(gate, approximate="tanh") if self.gelu else silu(gate)
+            outputs = (gated * up) @ down.t()
             y.index_add_(0, tokens, outputs * weights[tokens, choices, None].double())
         return y
 
@@ -168,6 +173,11 @@ def test_waits_for_the_kernel_before(seed):
         assert torch.equal(chain(False), expected)
 
 
+def test_gelu(seed):
+    layer = Experts(3, 128, 64, seed=seed, gelu=True)
+    layer.check(torch.randn(5, 128, device=CUDA).bfloat16(), *routed(5, 2, 3))
+
+
 def test_opcheck(seed):
     layer = Experts(3, 128, 64, seed=seed)
     x = torch.randn(5, 128, device=CUDA).bfloat16()
@@ -179,7 +189,7 @@ def test_opcheck(seed):
 def test_refuses_what_does_not_fit():
     layer = Experts(3, 128, 64)
     weights, ids = routed(5, 2, 3)
-    good = [torch.randn(5, 128, device=CUDA).bfloat16(), weights, ids, *layer.operands, 64]
+    good = [torch.randn(5, 128, device=CUDA).bfloat16(), weights, ids, *layer.operands, 64, 0]
     torch.ops.permllm.sparse_experts(*good)
     x, gate_up, metadata, down = 0, 3, 4, 7
     for place, value, message in (
@@ -197,6 +207,7 @@ def test_refuses_what_does_not_fit():
         (6, torch.ones(3, 128, device=CUDA), "gate_up_scale is there"),
         (11, 256, r"gate_up of shape .* for 512 outputs"),
         (11, 60, "intermediate_size is 60"),
+        (12, 2, "activation is 2: 0 is silu, 1 is gelu"),
     ):
         with pytest.raises(RuntimeError, match=message):
             torch.ops.permllm.sparse_experts(*good[:place], value, *good[place + 1 :])

@@ -41,9 +41,9 @@ def on_a_gpu(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     """The backend of a GPU, and the operator there."""
 
     def multiply(x: Tensor, weights: Tensor, ids: Tensor, *operands: Any) -> Tensor:
-        *tensors, inner = operands
+        *tensors, inner, activation = operands
         gate_up, down = StackedWeights(*tensors[:4]), StackedWeights(*tensors[4:])
-        return emulator.experts(x, weights, ids, gate_up, down, inner)[0]
+        return emulator.experts(x, weights, ids, gate_up, down, inner, activation)[0]
 
     monkeypatch.setattr(served, "select_backend", lambda *_: CudaBackend(torch.bfloat16))
     monkeypatch.setattr(method, "_sparse_experts", multiply)

@@ -25,6 +25,8 @@ OUTPUTS, INPUTS, VALUE_TYPE, PLACE = 3, 4, 5, 7
 BFLOAT16, DENSE8 = 0, 4
 """Numbers of kinds of values (csrc/cpu/layout.h)."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+SILU, GELU_TANH = 0, 1
+"""Numbers of the activation (csrc/activation.h)."""
 
 
 def layers(values: str = "bfloat16", block_size: int = 64) -> tuple[list[Layer], list[Layer]]:
@@ -55,8 +57,20 @@ def inputs(tokens: int) -> Tensor:
     return torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(1))
 
 
+def activated(gate: Tensor, activation: int) -> Tensor:
+    """In float64, as the papers have it."""
+    if activation == SILU:
+        return gate / (1 + torch.exp(-gate))
+    return gate / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3)))
+
+
 def oracle(
-    x: Tensor, weights: Tensor, ids: Tensor, gate_up: Sequence[Layer], down: Sequence[Layer]
+    x: Tensor,
+    weights: Tensor,
+    ids: Tensor,
+    gate_up: Sequence[Layer],
+    down: Sequence[Layer],
+    activation: int = SILU,
 ) -> Tensor:
     y = torch.zeros(x.shape, dtype=torch.float64)
     for token, row in enumerate(x.double()):
@@ -64,7 +78,7 @@ def oracle(
             if expert < 0:
                 continue
             gate, up = (gate_up[expert].dense.double() @ row).chunk(2)
-            gated = gate / (1 + torch.exp(-gate)) * up
+            gated = activated(gate, activation) * up
             y[token] += weight * (down[expert].dense.double() @ gated)
     return y
 
@@ -79,9 +93,16 @@ def operands(gate_up: StackedWeights, down: StackedWeights) -> list[Any]:
 
 
 def multiply(
-    x: Tensor, weights: Tensor, ids: Tensor, gate_up: StackedWeights, down: StackedWeights
+    x: Tensor,
+    weights: Tensor,
+    ids: Tensor,
+    gate_up: StackedWeights,
+    down: StackedWeights,
+    activation: int = SILU,
 ) -> Tensor:
-    y: Tensor = torch.ops.permllm.sparse_experts(x, weights, ids, *operands(gate_up, down))
+    y: Tensor = torch.ops.permllm.sparse_experts(
+        x, weights, ids, *operands(gate_up, down), activation
+    )
     return y
 
 
@@ -101,6 +122,20 @@ def test_is_the_sum_of_its_experts(isa: str, values: str, block_size: int, token
     rounded = values == "int8" and isa in SPLIT_TOKENS and tokens > CHOICES
     expected = oracle(x, weights, ids, gate_up, down)
     assert error(y, expected) < (2.5e-2 if rounded else 6e-3)  # measured 1.7e-2 and 4.8e-3
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gelu(isa: str, dtype: torch.dtype) -> None:
+    if dtype == torch.float32 and not serves(isa, dtype):
+        pytest.skip(f"the kernels of {isa} take activations of 16 bits alone")
+    gate_up, down = layers()
+    backend = CpuBackend(isa)
+    x, (weights, ids) = inputs(7).to(dtype), routed(7)
+    y = multiply(x, weights, ids, stacked(backend, gate_up), stacked(backend, down), GELU_TANH)
+    expected = oracle(x, weights, ids, gate_up, down, GELU_TANH)
+    bound = 1e-6 if dtype == torch.float32 else 6e-3
+    assert error(y, expected) < bound
+    assert error(oracle(x, weights, ids, gate_up, down), expected) > 0.1
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
@@ -203,9 +238,10 @@ def test_values_that_have_no_twelve_bits(isa: str) -> None:
     assert error(multiply(x, weights, ids, *packed), oracle(x, weights, ids, gate_up, down)) < 6e-3
 
 
+@pytest.mark.parametrize("activation", [SILU, GELU_TANH])
 @pytest.mark.parametrize("gate", [-1e2, -1e30, -1e37, -torch.inf, torch.nan, 1e30])
-def test_gates_far_from_zero(isa: str, gate: float) -> None:
-    """silu is 0 below, whatever up is, and the gate itself above; what is no number stays none."""
+def test_gates_far_from_zero(isa: str, gate: float, activation: int) -> None:
+    """Either is 0 below, whatever up is, and the gate above; what is no number stays none."""
     backend = CpuBackend(isa)
     gate_up, down = layers()
     for one in (*gate_up, *down):
@@ -216,7 +252,7 @@ def test_gates_far_from_zero(isa: str, gate: float) -> None:
     packed = stacked(backend, gate_up), stacked(backend, down)
     for tokens in (1, 40):
         x, (weights, ids) = torch.ones(tokens, HIDDEN).bfloat16(), routed(tokens)
-        y = multiply(x, weights, ids, *packed).double()
+        y = multiply(x, weights, ids, *packed, activation).double()
         if gate != gate:
             assert y.isnan().all()
             continue
@@ -266,6 +302,12 @@ def test_bad_operands_are_refused(case: str) -> None:
     given[place] = tensor
     with pytest.raises(RuntimeError, match=message):
         torch.ops.permllm.sparse_experts(*given)
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    packed = (stacked(CpuBackend("portable"), experts) for experts in layers())
+    with pytest.raises(RuntimeError, match="activation is 2: 0 is silu, 1 is gelu with tanh"):
+        multiply(inputs(4).bfloat16(), *routed(4), *packed, 2)
 
 
 MISPLACED = {

@@ -92,6 +92,8 @@ def _experts_of(module: str, count: int, share: float) -> tuple[SharedInputGroup
     return _in_some_layers(*(replace(one, experts=module, share=share) for one in found))
 
 
+EXPERT_ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
+"""What the kernel of experts does with a gate, by Transformers' names."""
 _ROUTERS = (r"re:.*\.mlp\.gate", r"re:.*\.mlp\.shared_expert_gate")
 """They have few rows, and decide where a token goes."""
 
@@ -143,9 +145,11 @@ _GEMMA4 = Family(
     _ATTENTION + _GATED_MLP,
     ignore=(
         "lm_head",
+        r"re:.*\.router\.proj",
         "model.per_layer_model_projection",
         r"re:.*\.per_layer_(input_gate|projection)",
     ),
+    experts="experts",
     by_token=("per_layer_input",),
     handed_on="shared_kv_states",
     sized_by_layers=("model.embed_tokens_per_layer", "model.per_layer_model_projection"),
@@ -278,11 +282,13 @@ def family_of(config: Any) -> Family:
     family = replace(
         FAMILIES[model_type], read_by_others=layers_read_by_others(config), lacks=_lacks(config)
     )
-    if family.experts:
+    if family.experts and (count := config.num_experts or 0):
         _check_activation(config)
-        count, taken = int(config.num_experts), int(config.num_experts_per_tok)
-        experts = _experts_of(family.experts, count, taken / max(count, 1))
+        taken = getattr(config, "num_experts_per_tok", None) or config.top_k_experts
+        experts = _experts_of(family.experts, count, taken / count)
         return replace(family, groups=family.groups + experts)
+    if family.experts:  # beside an MLP that is always there
+        return replace(family, experts="")
     for name in ("num_local_experts", "num_experts"):
         count = getattr(config, name, None) or 0
         if count:
@@ -303,10 +309,11 @@ def _lacks(config: Any) -> dict[int, frozenset[str]]:
 
 def _check_activation(config: Any) -> None:
     """Raise OfflineError for experts that the kernel does not compute."""
-    if config.hidden_act != "silu":
+    activation = getattr(config, "hidden_act", None) or config.hidden_activation
+    if activation not in EXPERT_ACTIVATIONS:
         raise OfflineError(
-            f"hidden_act is {config.hidden_act!r}, but sparse experts are served with 'silu' "
-            "alone: give a mixture of experts with that."
+            f"hidden_act is {activation!r}, but sparse experts are served with "
+            f"{' or '.join(map(repr, EXPERT_ACTIVATIONS))} alone: give a mixture with that."
         )
 
 

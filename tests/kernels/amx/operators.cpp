@@ -39,10 +39,11 @@ void multiply_one(const PackedLayout& layout, const void* x, int64_t x_stride, i
 
 template <class Real>
 void multiply_all(const void* x, int64_t x_stride, int64_t tokens, const StackedLinear& gate_up,
-                  const StackedLinear& down, void* y, const Routing& routing) {
-  multiply_experts<Real>(
-      {static_cast<const Real*>(x), x_stride, tokens, gate_up, down, static_cast<Real*>(y)},
-      routing);
+                  const StackedLinear& down, permllm::Activation activation, void* y,
+                  const Routing& routing) {
+  multiply_experts<Real>({static_cast<const Real*>(x), x_stride, tokens, gate_up, down, activation,
+                          static_cast<Real*>(y)},
+                         routing);
 }
 
 }  // namespace
@@ -107,9 +108,11 @@ void write_header(int64_t type, int64_t strays, int64_t n, int64_t k, int64_t pl
 
 void multiply_stacked(bool half, const void* x, int64_t x_stride, int64_t tokens,
                       const float* weights, const int32_t* ids, int64_t choices, int64_t experts,
-                      const StackedLinear* gate_up, const StackedLinear* down, void* y) {
+                      const StackedLinear* gate_up, const StackedLinear* down, int64_t activation,
+                      void* y) {
   const Routing routing = route(ids, weights, tokens, choices, experts);
-  (half ? multiply_all<fp16> : multiply_all<bf16>)(x, x_stride, tokens, *gate_up, *down, y,
+  (half ? multiply_all<fp16> : multiply_all<bf16>)(x, x_stride, tokens, *gate_up, *down,
+                                                   static_cast<permllm::Activation>(activation), y,
                                                    routing);
 }
 

@@ -60,7 +60,8 @@ class EmulatedOperators:
         self.library.write_header.argtypes = [*[number] * 5, pointer]
         self.library.write_header.restype = None
         self.library.multiply_stacked.argtypes = [
-            flag, pointer, number, number, pointer, pointer, number, number, *[pointer] * 3,
+            flag, pointer, number, number, pointer, pointer, number, number,
+            pointer, pointer, number, pointer,
         ]  # fmt: skip
         self.library.multiply_stacked.restype = None
 
@@ -136,12 +137,13 @@ class EmulatedOperators:
     def multiply_experts(self, x: Tensor, weights: Tensor, ids: Tensor, *operands: Any) -> Tensor:
         y = torch.full(x.shape, torch.nan, dtype=x.dtype)
         stacks = [self._stacked(*operands[:4]), self._stacked(*operands[4:8])]
+        activation = operands[9] if len(operands) > 9 else 0
         self.emulation.set_threads(torch.get_num_threads())
         if len(x) > 0:
             self.library.multiply_stacked(
                 x.dtype == torch.float16, x.data_ptr(), x.stride(0), len(x), weights.data_ptr(),
                 ids.data_ptr(), ids.shape[1], len(operands[1]),
-                *(ctypes.byref(stack) for stack, _ in stacks), y.data_ptr(),
+                *(ctypes.byref(stack) for stack, _ in stacks), activation, y.data_ptr(),
             )  # fmt: skip
         assert self.emulation.violation() == ""
         assert self.emulation.library.configured_units() == 0
