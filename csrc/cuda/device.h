@@ -113,6 +113,10 @@ PERMLLM_DEVICE void show_tensor_cores() {
 #endif
 }
 
+// The compiler moves no access to memory across it. Only for what nvcc alone compiles: the emulator
+// has none.
+PERMLLM_DEVICE void fence_compiler() { asm volatile("" ::: "memory"); }
+
 // Adds to a number in shared memory and returns what it was.
 PERMLLM_DEVICE int add_shared(int* shared, int value) { return atomicAdd(shared, value); }
 

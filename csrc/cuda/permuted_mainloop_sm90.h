@@ -93,6 +93,7 @@ struct PermutedMainloop : Mainloop {
     uint32_t places = load_places(params.permutation, 0, lane);
     const auto permute = [&](const PipelineState& filled, int step) {
       pipeline.consumer_wait(filled, pipeline.consumer_try_wait(filled));
+      fence_compiler();  // which may move loads before CUTLASS' wait: its asm clobbers no memory
       permute_stage<kTokens>(
           reinterpret_cast<unsigned char*>(&shared.smem_B) + filled.index() * kStageBytes<kTokens>,
           places, thread);
@@ -117,6 +118,7 @@ struct PermutedMainloop : Mainloop {
       ++stage;
       if (step + 1 < steps) permute(stage, step + 1);
       warpgroup_wait<0>();
+      warpgroup_fence_operand(metadata);  // whose registers wgmma has read until here
       warpgroup_fence_operand(sums);
       pipeline.consumer_release(multiplied);
     }
