@@ -8,18 +8,19 @@ import copy
 import dataclasses
 import os
 import shutil
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 from benchmarks.shapes import random_layer
 from permllm_vllm import ops
-from permllm_vllm.backends import fallback_reason, select_backend
+from permllm_vllm.backends import select_backend
+from permllm_vllm.backends.cuda import unsupported_reason
 from tests.cuda.layers import PRODUCTS, TOKENS, WIDE, WIDER, int8_layer
 from tests.cuda.on_gpu import CUDA, OnGpu, poisoned_memory
 
-REASON = fallback_reason(CUDA, torch.bfloat16)
+REASON = unsupported_reason(CUDA, torch.bfloat16)  # kernels that are wrong fail, and skip nothing
 pytestmark = pytest.mark.skipif(bool(REASON), reason=f"needs a GPU and the CUDA kernels: {REASON}")
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -217,11 +218,8 @@ def test_runs_in_a_thread_that_has_no_context_yet(seed):
     x = torch.randn(200, 512, device=CUDA).bfloat16()
     expected = layer(x).clone()  # and the memory of y is there for the thread
     torch.cuda.synchronize()
-    found = []
-    thread = threading.Thread(target=lambda: found.append(layer(x)))
-    thread.start()
-    thread.join()
-    assert torch.equal(*found, expected)
+    with ThreadPoolExecutor(1) as thread:
+        assert torch.equal(thread.submit(layer, x).result(), expected)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
