@@ -21,7 +21,7 @@ PATTERN = Pattern(2, 4)
 
 
 def failure(device: torch.device) -> str:
-    """Why the kernels do not run on this GPU, empty where they do; tried once in a process."""
+    """Why the kernels cannot serve on this GPU, empty where they can; tried once in a process."""
     index = torch.cuda.current_device() if device.index is None else device.index
     return _failure(index)
 
@@ -29,10 +29,15 @@ def failure(device: torch.device) -> str:
 @cache
 def _failure(index: int) -> str:
     try:
-        is_right(torch.device("cuda", index))
+        right = is_right(torch.device("cuda", index))
     except RuntimeError as error:
         return f"the CUDA kernels were tried on GPU {index} and do not run: {_first_line(error)}"
-    return ""
+    if right:
+        return ""
+    return (
+        f"the CUDA kernels were tried on GPU {index} and the result of a small layer is wrong: "
+        "serve the dense model there, and report this; does PERMLLM_CUDA_PDL=0 help?"
+    )
 
 
 def is_right(device: torch.device) -> bool:

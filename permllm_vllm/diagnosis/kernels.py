@@ -13,7 +13,6 @@ from permllm_vllm import ops
 from permllm_vllm.backends import CheckpointWeights, fallback_reason, select_backend
 from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
 from permllm_vllm.backends.cuda import missing_gemm
-from permllm_vllm.backends.cuda_trial import is_right
 from permllm_vllm.checkpoint.packing import pack_mask, pack_values
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.diagnosis.environment import processor
@@ -126,9 +125,6 @@ def cuda_kernels() -> Iterator[Finding]:
         yield Finding(f"GPU {index}", f"{name}, compute capability {capability}")
     reason = fallback_reason(torch.device("cuda"), torch.bfloat16)
     remedy = f"PERMLLM_BUILD_CUDA=1 builds them; {INSTALL}" if ops.cuda_missing_reason else ""
-    if not reason and not is_right(torch.device("cuda")):
-        reason = "the result of a small layer is wrong on this GPU"
-        remedy = "serve the dense model on it, and report this; does PERMLLM_CUDA_PDL=0 help?"
     if reason:
         yield Finding("CUDA kernels", reason, Verdict.PROBLEM, remedy)
         return

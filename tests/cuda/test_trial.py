@@ -46,14 +46,14 @@ def test_another_default_device_and_dtype_do_not_matter(monkeypatch):
 
 @pytest.fixture
 def tried(monkeypatch):
-    """A GPU that should run the kernels, whose error `error[0]` is; counts the trials."""
+    """A GPU that should run the kernels, which raise `error[0]` or are wrong; counts trials."""
     error, trials = [""], []
 
     def is_right(device):
         trials.append(device)
-        if error[0]:
+        if error[0] not in ("", "wrong"):
             raise RuntimeError(error[0])
-        return True
+        return not error[0]
 
     monkeypatch.setattr(cuda, "unsupported_reason", lambda *_: "")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -76,6 +76,12 @@ def test_an_error_is_the_reason(tried):
     assert reason == f"the CUDA kernels were tried on GPU 0 and do not run: {error[0][:-5]}"
     assert fallback_reason(GPU, torch.bfloat16) == reason
     assert trials == [GPU]
+
+
+def test_a_wrong_result_is_a_reason(tried):
+    tried[0][0] = "wrong"
+    reason = fallback_reason(GPU, torch.bfloat16)
+    assert "tried on GPU 0 and the result of a small layer is wrong: serve the dense" in reason
 
 
 def test_what_cannot_run_is_not_tried(tried, monkeypatch):

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 
 from permllm_offline.cli import main
 from permllm_vllm import ops
+from permllm_vllm.backends import cuda, cuda_trial
 from permllm_vllm.diagnosis import Finding, Verdict, environment, kernels, services, serving
 
 
@@ -175,12 +176,15 @@ def test_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_kernels_of_a_gpu_are_tried(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(kernels, "fallback_reason", lambda *_: "")
-    monkeypatch.setattr(kernels, "is_right", lambda _: right)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(cuda, "unsupported_reason", lambda *_: "")
+    monkeypatch.setattr(cuda_trial, "is_right", lambda _: right)
+    cuda_trial._failure.cache_clear()
     monkeypatch.setattr(kernels, "cutlass_gemm", lambda: iter(()))
     finding = only(one for one in kernels.cuda_kernels() if one.subject == "CUDA kernels")
     assert finding.verdict is (Verdict.GOOD if right else Verdict.PROBLEM)
-    assert ("wrong" in finding.found, "report this" in finding.remedy) == (not right, not right)
+    assert ("wrong" in finding.found, "report this" in finding.found) == (not right, not right)
+    cuda_trial._failure.cache_clear()
 
 
 def test_a_gpu_whose_kernels_lack_the_gemm_for_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
