@@ -6,8 +6,10 @@ Every contestant is captured in a CUDA graph that calls it in turn with copies o
 many that none of them is in the second-level cache when its turn comes again; activations are
 copied as often, once for all contestants. A graph has 32 calls at least, and the GPU sleeps
 while the host launches it. The graphs of all contestants are replayed in turns; numbers are
-medians over replays. A result that is wrong is not timed. Results are written after each number of
-tokens. Exits with a status of its own where a shape was left out. Needs PyTorch alone.
+medians over replays. A result that is wrong is not timed. Our kernels and cuBLAS come first, for
+some numbers of tokens on every shape, then for the others; then all over again beside the peers,
+whose rows have the same turns as ours. Results, and what is missing, are written after each number
+of tokens. Exits with a status of its own where something was left out. Needs PyTorch alone.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from benchmarks.cuda.card import this_card
 from benchmarks.cuda.contestants import (
     CONTESTANTS,
     CUDA,
+    DENSE,
+    OWN,
     SPARSE_BYTES,
     WEIGHT_BYTES,
     Call,
@@ -35,7 +39,7 @@ from benchmarks.cuda.contestants import (
     on_gpu,
     with_values_of,
 )
-from benchmarks.cuda.rows import Row, incomplete, slower_than_dense, table
+from benchmarks.cuda.rows import Case, Row, lines_of, missing, slower_than_dense, table
 from benchmarks.cuda.turns import CaptureError, Turn, captured, first_line, medians
 from benchmarks.records.machine import revision, write_json
 from benchmarks.records.result_file import new_result
@@ -45,6 +49,8 @@ from permllm_vllm.checkpoint import permutation as permutations
 #: (outputs, inputs) of Llama-3-8B's linear layers as vLLM fuses them: qkv, o, gate_up, down.
 LLAMA_3_8B = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
 SHAPES = tuple(dict.fromkeys((*LLAMA_2_7B, *LLAMA_3_8B)))
+CORE = (1, 8, 16, 32, 64, 128, 512, 4096)
+"""Numbers of tokens that come first."""
 TOKENS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 #: Of the permutation alone; 2048 x 4096 is the paper's (Table 3).
 PERMUTED = tuple((tokens, k) for tokens in (1024, 2048, 4096) for k in (4096, 11008))
@@ -96,14 +102,14 @@ def prepared(layer: Layer, name: str) -> Contestant:
 
 
 def measure(
-    n: int, k: int, tokens: Sequence[int], names: list[str], speed: float
+    layer: Layer, tokens: Sequence[int], names: list[str], speed: float
 ) -> Iterator[list[Row]]:
-    """Times every contestant on one shape, in turns for each number of tokens; yields their rows.
+    """Times every contestant on one layer, in turns for each number of tokens; yields their rows.
 
     One that cannot run, or whose result is wrong, is left out, with a line why. One that cannot be
     captured is taken from `names` too, and not tried again.
     """
-    layer = on_gpu(random_layer(n, k))
+    n, k = layer.dense.shape
     contestants: dict[str, Contestant] = {}
     for name in names:
         try:
@@ -164,6 +170,19 @@ def measure_permutation(tokens: int, k: int) -> dict[str, float]:
     return {"tokens": tokens, "k": k, **{name: round(us, 2) for name, us in result.items()}}
 
 
+def passes(tokens: Sequence[int], names: Sequence[str]) -> list[tuple[list[int], list[str]]]:
+    """Numbers of tokens and contestants of one round over all shapes after the other."""
+    first = [name for name in names if name in (*OWN, DENSE)]
+    core = [m for m in tokens if m in CORE]
+    others = [m for m in tokens if m not in CORE]
+    return [
+        (some, group)
+        for group in ([first, [*names]] if 0 < len(first) < len(names) else [[*names]])
+        for some in (core, others)
+        if some
+    ]
+
+
 def run(
     shapes: Sequence[tuple[int, int]] | None = None,
     tokens: Sequence[int] | None = None,
@@ -173,53 +192,70 @@ def run(
 ) -> None:
     """Measures, begins nothing further after `seconds`, prints tables, writes JSON.
 
-    Exits with INCOMPLETE where a shape was left out, in whole or in part.
+    Exits with INCOMPLETE where something was left out.
     """
     card = this_card()
     shapes, tokens = shapes or SHAPES, tokens or TOKENS
     # Our own and cuBLAS are captured before the peers, whatever becomes of those.
-    contestants = [name for name in CONTESTANTS if not contestants or name in contestants]
+    names = [name for name in CONTESTANTS if not contestants or name in contestants]
     end, begun = time.monotonic() + seconds, revision()
-    rows: list[Row] = []
+    rows: dict[Case, Row] = {}
+    tried: set[Case] = set()
+
+    def left_out() -> list[str]:
+        return lines_of(missing([*rows.values()], tried, shapes, tokens, names))
+
+    def save() -> None:
+        if json_file:
+            result = {
+                **card.facts(),
+                "permutation": moves,
+                "slower_than_dense": sorted(slower_than_dense([*rows.values()])),
+                "left_out": left_out(),
+                "rows": [dataclasses.asdict(row) for row in rows.values()],
+            }
+            write_json(json_file, result, begun)
+
     with torch.inference_mode():
         moves = [measure_permutation(m, k) for m, k in PERMUTED]
-        for found in _until(end, shapes, tokens, [*contestants], card.speed):
-            rows += found
-            if json_file:
-                result = {
-                    **card.facts(),
-                    "permutation": moves,
-                    "slower_than_dense": sorted(slower_than_dense(rows)),
-                    "rows": [dataclasses.asdict(row) for row in rows],
-                }
-                write_json(json_file, result, begun)
+        save()
+        for cases, found in _until(end, shapes, passes(tokens, names), card.speed):
+            tried |= cases
+            rows |= {row.case: row for row in found}
+            save()
     for move in moves:
         ratio = move["indexing"] / move["permllm"]
         print(
             f"permuting {move['tokens']} x {move['k']}: {move['permllm']} us, indexing "
             f"{move['indexing']} us, {ratio:.1f}x"
         )
-    print(table(rows))
-    missing = incomplete(rows, shapes, tokens, contestants)
-    if missing:
-        print(f"left out, in whole or in part: {', '.join(f'{n} x {k}' for n, k in missing)}")
+    print(table([*rows.values()]))
+    if left_out():
+        print("left out:", *left_out(), sep="\n  ")
         sys.exit(INCOMPLETE)
 
 
 def _until(
     end: float,
     shapes: Sequence[tuple[int, int]],
-    tokens: Sequence[int],
-    names: list[str],
+    rounds: Sequence[tuple[list[int], list[str]]],
     speed: float,
-) -> Iterator[list[Row]]:
-    """The rows of shape after shape; nothing is begun after `end`, a time of `time.monotonic`."""
-    for n, k in shapes:
-        if time.monotonic() < end:
-            for found in measure(n, k, tokens, names, speed):
-                yield found
+) -> Iterator[tuple[set[Case], list[Row]]]:
+    """What was tried, and the rows; nothing is begun after `end`, a time of `time.monotonic`."""
+    layers: dict[tuple[int, int], Layer] = {}  # the host takes seconds to draw one
+    lost: set[str] = set()
+    for tokens, names in rounds:
+        for shape in shapes:
+            if time.monotonic() >= end:
+                return
+            if shape not in layers:
+                layers[shape] = on_gpu(random_layer(*shape))
+            kept = [name for name in names if name not in lost]
+            for found, m in zip(measure(layers[shape], tokens, kept, speed), tokens, strict=True):
+                yield {(*shape, m, name) for name in names}, found
                 if time.monotonic() > end:
-                    break
+                    return
+            lost |= {*names} - {*kept}
 
 
 def main() -> None:

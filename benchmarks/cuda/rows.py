@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from benchmarks.cuda.contestants import DENSE, OURS, OWN
+
+Case = tuple[int, int, int, str]
+"""Outputs, inputs, tokens and a contestant."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +24,11 @@ class Row:
     floor_us: float
     """Bytes of weight, activations and result over the measured bandwidth of a copy."""
     relative_error: float
+
+    @property
+    def case(self) -> Case:
+        """What no other row has."""
+        return self.n, self.k, self.tokens, self.contestant
 
 
 def slower_than_dense(rows: list[Row]) -> set[tuple[int, int, int]]:
@@ -63,20 +71,32 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def incomplete(
+def missing(
     rows: Sequence[Row],
+    tried: Collection[Case],
     shapes: Sequence[tuple[int, int]],
     tokens: Sequence[int],
     names: Sequence[str],
-) -> list[tuple[int, int]]:
-    """Shapes of which a row is missing, of this project's contestants where any was asked for.
+) -> list[Case]:
+    """What has no row, of this project's contestants where any was asked for.
 
-    A peer may be missing: not every PyTorch has it.
+    Of peers, which not every PyTorch has, what was not tried.
     """
-    there = {(row.n, row.k, row.tokens, row.contestant) for row in rows}
-    needed = [name for name in names if name in OWN] or names
+    there = {row.case for row in rows}
+    needed = {name for name in names if name in OWN} or {*names}
+    asked = [(n, k, m, name) for n, k in shapes for m in tokens for name in names]
+    return [case for case in asked if case not in (there if case[-1] in needed else tried)]
+
+
+def lines_of(cases: Sequence[Case]) -> list[str]:
+    """A line for each shape and the contestants that lack the same numbers of tokens."""
+    lacking: dict[tuple[int, int, str], list[int]] = {}
+    for n, k, m, name in cases:
+        lacking.setdefault((n, k, name), []).append(m)
+    alike: dict[tuple[int, int, tuple[int, ...]], list[str]] = {}
+    for (n, k, name), tokens in lacking.items():
+        alike.setdefault((n, k, tuple(tokens)), []).append(name)
     return [
-        (n, k)
-        for n, k in shapes
-        if any((n, k, m, name) not in there for m in tokens for name in needed)
+        f"{n} x {k}, {', '.join(map(str, tokens))} tokens: {'; '.join(names)}"
+        for (n, k, tokens), names in alike.items()
     ]

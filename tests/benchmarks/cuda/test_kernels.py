@@ -1,13 +1,11 @@
 """What the GPU benchmark compares with, and what it says; nothing is timed here."""
 
 import contextlib
-import json
 from itertools import chain
 
 import pytest
 import torch
 
-from benchmarks.cuda import INCOMPLETE, card
 from benchmarks.cuda import contestants as cuda_contestants
 from benchmarks.cuda import kernels as cuda_kernels
 from benchmarks.cuda.contestants import (
@@ -21,7 +19,7 @@ from benchmarks.cuda.contestants import (
     with_values_of,
 )
 from benchmarks.cuda.kernels import ERROR_LIMIT, measure
-from benchmarks.cuda.rows import Row, incomplete, slower_than_dense, table
+from benchmarks.cuda.rows import Row, slower_than_dense, table
 from benchmarks.cuda.turns import LEAST_CALLS, CaptureError, captured, medians, rotation
 from benchmarks.shapes import random_layer
 from permllm_vllm.backends.cuda import CudaBackend
@@ -158,64 +156,9 @@ def test_a_graph_makes_whole_rounds_and_many_calls(calls, inputs):
     assert [given for _, given in order] == [*range(inputs)] * (len(order) // inputs)
 
 
-@pytest.fixture
-def replays(monkeypatch):
-    """Contestants on the CPU that PyTorch multiplies for; returns the turns that were taken."""
-    log = []
-
-    def linear(change=lambda dense: dense):
-        def prepare(layer):
-            weight = change(layer.dense.float())
-            return lambda x: (x.float() @ weight.t()).bfloat16()
-
-        return prepare
-
-    def fails(layer):
-        raise RuntimeError("no such library\nand more")
-
-    def captured(calls, inputs):
-        name = next(name for name, call in made.items() if call is calls[0])
-        assert len({x.data_ptr() for x in inputs}) == len(calls)
-
-        def turn():
-            log.append((name, len(inputs[0])))
-            return float(len(log))
-
-        return turn
-
-    def copied(prepare):
-        return lambda layer, count: [prepare(layer) for _ in range(count)]
-
-    contestants = {
-        OURS: linear(),
-        INT8: linear(),
-        DENSE: linear(),
-        "transposed": linear(lambda dense: dense.flip(0)),
-        "missing": fails,
-    }
-    made = {}
-
-    def kept(name, prepare):
-        def prepared(layer):
-            call = prepare(layer)
-            made.setdefault(name, call)
-            return call
-
-        return prepared
-
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(cuda_kernels, "CUDA", cpu)
-    monkeypatch.setattr(cuda_contestants, "CUDA", cpu)
-    monkeypatch.setattr(cuda_kernels, "copies", lambda _: 2)
-    monkeypatch.setattr(cuda_kernels, "captured", captured)
-    for name, prepare in contestants.items():
-        monkeypatch.setitem(CONTESTANTS, name, copied(kept(name, prepare)))
-    return log
-
-
 def test_a_shape_is_measured_in_turns(replays, capsys):
     names = [OURS, DENSE, "missing", "transposed"]
-    rows = list(chain(*measure(64, 128, [4, 8], names, speed=1.0)))
+    rows = list(chain(*measure(random_layer(64, 128), [4, 8], names, speed=1.0)))
     assert [(row.tokens, row.contestant) for row in rows] == [
         (4, OURS), (4, DENSE), (8, OURS), (8, DENSE)
     ]  # fmt: skip
@@ -237,7 +180,7 @@ def test_what_fails_in_a_capture_is_not_tried_again(replays, monkeypatch, capsys
         return captured(calls, inputs)
 
     monkeypatch.setattr(cuda_kernels, "captured", fails)
-    rows = list(chain(*measure(64, 128, [4, 8], names, speed=1.0)))
+    rows = list(chain(*measure(random_layer(64, 128), [4, 8], names, speed=1.0)))
     assert [(row.tokens, row.contestant) for row in rows] == [(4, OURS), (8, OURS)]
     assert tried == [4, 4, 8]
     assert names == [OURS]
@@ -305,7 +248,7 @@ def test_activations_are_copied_once_for_all_contestants(replays, monkeypatch):
         return captured(calls, inputs)
 
     monkeypatch.setattr(cuda_kernels, "captured", remembered)
-    list(measure(64, 128, [4, 8], [OURS, DENSE], speed=1.0))
+    list(measure(random_layer(64, 128), [4, 8], [OURS, DENSE], speed=1.0))
     places = [[x.data_ptr() for x in inputs] for inputs in given]
     assert [len(inputs[0]) for inputs in given] == [4, 4, 8, 8]
     assert places[0] == places[1]
@@ -313,12 +256,12 @@ def test_activations_are_copied_once_for_all_contestants(replays, monkeypatch):
 
 
 def test_int8_is_held_against_the_rounded_weight(replays, monkeypatch, capsys):
-    ((row,),) = measure(64, 128, [4], [INT8], speed=1.0)
+    ((row,),) = measure(random_layer(64, 128), [4], [INT8], speed=1.0)
     assert row.relative_error < ERROR_LIMIT
     exact = random_layer(64, 128).dense.float()
     calls = [lambda x: (x.float() @ exact.t()).bfloat16()]
     monkeypatch.setitem(CONTESTANTS, INT8, lambda *_: calls)
-    assert list(measure(64, 128, [4], [INT8], speed=1.0)) == [[]]
+    assert list(measure(random_layer(64, 128), [4], [INT8], speed=1.0)) == [[]]
     assert f"no {INT8}: its relative error is" in capsys.readouterr().out
 
 
@@ -339,55 +282,7 @@ def test_every_tile_and_place_is_looked_at(replays, monkeypatch):
     whole, last, odd = slice(None), slice(-64, None), slice(1, None, 8)
     for outputs, tokens in ((last, whole), (whole, last), (odd, whole), (whole, odd)):
         monkeypatch.setitem(CONTESTANTS, DENSE, spoiled(outputs, tokens))
-        assert list(measure(4096, 128, [512], [DENSE], speed=1.0)) == [[]]
-
-
-def test_only_peers_may_be_missing():
-    rows = [row(1, OURS, 1.0), row(1, DENSE, 1.0), row(8, OURS, 1.0)]
-    shapes, names = [(64, 128)], [OURS, DENSE, "peer"]
-    assert incomplete(rows, shapes, [1, 8], names) == []
-    assert incomplete(rows, shapes, [1, 8, 16], names) == shapes
-    assert incomplete(rows, [*shapes, (8, 128)], [1], names) == [(8, 128)]
-    assert incomplete(rows, shapes, [1, 8], [DENSE]) == shapes
-    assert incomplete(rows, shapes, [1], [OURS, INT8]) == shapes
-
-
-@pytest.fixture
-def pretended(replays, monkeypatch):
-    """What a run does with a GPU, without one."""
-    monkeypatch.setattr(card, "fallback_reason", lambda *_: None)
-    monkeypatch.setattr(card, "bandwidth", lambda: 1.0)
-    monkeypatch.setattr(cuda_kernels, "PERMUTED", ())
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
-
-
-def test_a_run_that_leaves_a_shape_out_fails(pretended, capsys):
-    asked = [(64, 128)], [4], [OURS, DENSE, "missing"]
-    cuda_kernels.run(*asked)
-    assert "left out" not in capsys.readouterr().out
-    with pytest.raises(SystemExit) as exit_:
-        cuda_kernels.run(*asked, seconds=-1)
-    assert exit_.value.code == INCOMPLETE
-    assert "left out, in whole or in part: 64 x 128" in capsys.readouterr().out
-
-
-def test_results_are_kept_after_each_number_of_tokens(pretended, monkeypatch, tmp_path, capsys):
-    """Also those of a shape for which the time did not last."""
-    file = tmp_path / "kernels.json"
-    seen = []
-
-    def relative_error(y, x, dense):
-        seen.append(len(json.loads(file.read_text())["rows"]) if file.exists() else 0)
-        return 0.0
-
-    clock = iter([0.0, 1.0, 2.0, 11.0])
-    monkeypatch.setattr(cuda_kernels, "relative_error", relative_error)
-    monkeypatch.setattr(cuda_kernels.time, "monotonic", lambda: next(clock))
-    with pytest.raises(SystemExit):
-        cuda_kernels.run([(64, 128)], [4, 8, 16], [OURS, DENSE], str(file), seconds=10)
-    assert seen == [0, 0, 2, 2]
-    assert [row["tokens"] for row in json.loads(file.read_text())["rows"]] == [4, 4, 8, 8]
-    assert "left out, in whole or in part: 64 x 128" in capsys.readouterr().out
+        assert list(measure(random_layer(4096, 128), [512], [DENSE], speed=1.0)) == [[]]
 
 
 def test_the_papers_permutation_is_measured():
