@@ -51,6 +51,14 @@ def test_every_kernel_and_tile_is_tried():
     assert len({case.name for case in CASES}) == len(CASES)
 
 
+def test_the_first_of_each_kernel_comes_first():
+    kernels = [case.kernel for case in CASES]
+    assert {*kernels} == {*kernels[: len({*kernels})]}
+    assert sorted(case.name for case in (*PRODUCTS, *EXPERTS)) == sorted(
+        case.name for case in CASES if case.kernel != "permute"
+    )
+
+
 def test_experts_have_few_pairs_and_many():
     """64 of each on average make many (csrc/cuda/experts.h)."""
     averages = {case.kernel: case.tokens * 2 / case.experts for case in EXPERTS}
