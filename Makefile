@@ -80,7 +80,6 @@ soak: $(STAMP) ## minutes of mixed traffic against a real server: nothing may br
 	$(TEST_ENV) $(BIN)/python -m benchmarks.soak --json build/soak.json
 
 gpu: ## on a machine with an NVIDIA GPU: build the CUDA kernels, test and time them
-	rm -f build/gpu/*.json
 	$(PYTHON) -m benchmarks.gpu $(GPU_OPTIONS)
 
 clean: ## remove what was built (not .venv)

@@ -5,22 +5,29 @@ import os
 import subprocess
 import sys
 import time
+from argparse import ArgumentTypeError
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import gpu
 from benchmarks.cuda import INCOMPLETE
+from benchmarks.cuda import steps as gpu_steps
+from benchmarks.cuda.steps import TIMED_OUT, Steps, table
 from csrc.cuda import build
 
 MODULES = {
     "setup.py": "build",
-    "-c": "check",
+    "benchmarks.cuda.check": "check",
+    "tests.cuda.smoke": "smoke",
     "pytest": "tests",
     "benchmarks.cuda.generation": "generation",
     "benchmarks.cuda.experts": "experts",
     "benchmarks.cuda.kernels": "kernels",
 }
+SANITIZERS = ["memcheck", "synccheck", "racecheck"]
+EVERYTHING = ["build", "check", "smoke", "tests", "generation", "experts", "kernels", *SANITIZERS]
 
 
 @pytest.fixture
@@ -39,45 +46,52 @@ def machine(monkeypatch, tmp_path):
 
 def short(command):
     if command[0].endswith("compute-sanitizer"):
-        tool = command[command.index("--tool") + 1] if "--tool" in command else None
-        return tool or "compute-sanitizer"
+        return command[command.index("--tool") + 1] if "--tool" in command else "memcheck"
     return next(MODULES[word] for word in command if word in MODULES)
+
+
+def output():
+    return gpu.LIBRARY.parent / "gpu"
 
 
 def main(monkeypatch, statuses=None, options=()):
     """Runs `make gpu` with these exit statuses, 0 for others; its own, and what it ran.
 
-    Its results are written beside the library.
+    Each writes the result that it is told to, beside the library.
     """
     ran = []
 
     def run(command, limit, environment):
         ran.append(short(command))
         assert 0 < limit <= (gpu.BUILD_SECONDS if ran[-1] == "build" else gpu.SECONDS)
+        if "--json" in command:
+            file = Path(command[command.index("--json") + 1])
+            assert not file.exists()
+            file.write_text(f"{{{len(ran)}}}")
         return (statuses or {}).get(ran[-1], 0)
 
-    monkeypatch.setattr(gpu, "run", run)
-    output = gpu.LIBRARY.parent / "gpu"
-    monkeypatch.setattr(sys, "argv", ["gpu", "--output", str(output), *options])
+    monkeypatch.setattr(gpu_steps, "run", run)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--output", str(output()), *options])
     with pytest.raises(SystemExit) as exit_:
         gpu.main()
     return exit_.value.code, ran
 
 
-SANITIZERS = ["compute-sanitizer", "synccheck", "racecheck"]
-EVERYTHING = ["build", "check", "tests", "generation", "experts", "kernels", *SANITIZERS]
+def written():
+    """How each step ended, by its name."""
+    steps = json.loads((output() / "steps.json").read_text())["steps"]
+    return {step["name"]: step["outcome"] for step in steps}
 
 
 def test_runs_everything_and_prints_a_table_last(machine, capsys):
     assert main(machine) == (False, EVERYTHING)
     table = capsys.readouterr().out.splitlines()[-len(EVERYTHING) :]
     assert [line.split("  ")[0] for line in table] == [
-        "build", "the kernels run here", "tests", "generation", "experts", "kernels",
-        "compute-sanitizer", "compute-sanitizer, synccheck", "compute-sanitizer, racecheck",
+        "build", "the kernels run here", "smoke", "tests", "generation", "experts", "kernels",
+        "sanitizer, memcheck", "sanitizer, synccheck", "sanitizer, racecheck",
     ]  # fmt: skip
     assert all(line.endswith("passed") for line in table)
-    written = json.loads((gpu.LIBRARY.parent / "gpu" / "steps.json").read_text())["steps"]
-    assert [step["outcome"] for step in written] == ["passed"] * len(EVERYTHING)
+    assert list(written().values()) == ["passed"] * len(EVERYTHING)
 
 
 @pytest.mark.parametrize("step", EVERYTHING)
@@ -85,8 +99,9 @@ def test_fails_with_any_step(machine, capsys, step):
     code, ran = main(machine, {step: 3})
     assert code
     assert "failed: exit status 3" in capsys.readouterr().out
-    fatal = step in ("build", "check")  # nothing that follows would be about the kernels
-    assert ran == (EVERYTHING[: EVERYTHING.index(step) + 1] if fatal else EVERYTHING)
+    # Nothing that follows would be about the kernels, but for which of them do not run.
+    fatal = {"build": ["build"], "check": ["build", "check", "smoke"]}
+    assert ran == fatal.get(step, EVERYTHING)
 
 
 def test_timing_that_leaves_something_out_is_a_failure(machine, capsys):
@@ -117,9 +132,7 @@ def test_architectures_that_are_named_are_built(machine):
 
 def test_a_library_that_does_not_load_is_a_failure(machine):
     """Not an evening of skipped tests: the library is asked before they are run."""
-    code, ran = main(machine, {"check": 1}, ["--no-build"])
-    assert code
-    assert ran == ["check"]
+    assert main(machine, {"check": 1}, ["--no-build", "--steps", "tests"]) == (True, ["check"])
 
 
 def test_without_a_toolkit_the_library_that_is_there_is_used(machine, capsys):
@@ -129,15 +142,112 @@ def test_without_a_toolkit_the_library_that_is_there_is_used(machine, capsys):
     assert ran == EVERYTHING[1:]
     assert "skipped: nvcc was not found; _C_cuda.so is used as it is" in capsys.readouterr().out
     gpu.LIBRARY.unlink()
-    (gpu.LIBRARY.parent / "gpu" / "steps.json").unlink()
     assert main(machine) == (True, [])
     assert "failed: nvcc was not found" in capsys.readouterr().out
 
 
-def test_results_that_are_there_are_not_replaced(machine, capsys):
+def test_a_second_run_replaces_what_the_first_wrote(machine):
     assert main(machine) == (False, EVERYTHING)
+    assert main(machine, {"tests": 1}) == (True, EVERYTHING)
+    assert len(written()) == len(EVERYTHING)
+    assert written()["tests"] == "failed: exit status 1"
+
+
+def test_other_steps_are_added_to_what_is_there(machine, capsys):
+    options = ["--steps", "kernels,tests"]
+    assert main(machine, {"tests": 1}, options) == (True, ["build", "check", "tests", "kernels"])
+    kernels = (output() / "kernels-nvidia-h100.json").read_text()
+    capsys.readouterr()
+    code, ran = main(machine, options=["--steps", "smoke,sanitizer"])
+    assert (code, ran) == (False, ["build", "check", "smoke", *SANITIZERS])
+    assert list(written())[:2] == ["tests", "kernels"]
+    assert len(written()) == 2 + len(ran)
+    assert (output() / "kernels-nvidia-h100.json").read_text() == kernels
+    said = capsys.readouterr().out.partition("Of earlier runs:\n")[2].partition("Of this one:\n")
+    assert "exit status 1" in said[0]
+    assert "exit status" not in said[2]
+
+
+def test_another_gpu_replaces_nothing(machine):
+    main(machine)
+    machine.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    main(machine, options=["--steps", "kernels"])
+    steps = json.loads((output() / "steps.json").read_text())["steps"]
+    assert [step["gpu"][-4:] for step in steps] == ["H100"] * len(EVERYTHING) + ["H200"] * 3
+    assert {file.name for file in output().glob("kernels-*")} == {
+        "kernels-nvidia-h100.json", "kernels-nvidia-h200.json"
+    }  # fmt: skip
+
+
+def test_a_file_that_holds_no_steps_is_left_alone(machine, capsys):
+    output().mkdir()
+    (output() / "steps.json").write_text("[]")
     assert main(machine) == (2, [])
-    assert "gpu has results, and a run adds nothing to them" in capsys.readouterr().err
+    assert "holds no steps of an earlier run" in capsys.readouterr().err
+    assert (output() / "steps.json").read_text() == "[]"
+
+
+@pytest.mark.parametrize("text", ["", "test", "tests,", "tests kernels", "build"])
+def test_steps_that_are_none_are_refused(text):
+    with pytest.raises(ArgumentTypeError, match=r"'.*' is no step: give some of smoke,tests,gen"):
+        gpu.steps_of(text)
+
+
+def test_steps_run_in_their_order():
+    assert gpu.steps_of("sanitizer,smoke,smoke") == ("smoke", "sanitizer")
+    assert gpu.steps_of(",".join(gpu.STEPS)) == gpu.STEPS
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "ten"])
+def test_seconds_that_are_none_are_refused(text):
+    with pytest.raises(ArgumentTypeError, match=f"'{text}' is no time: give seconds, more than 0"):
+        gpu.seconds_of(text)
+
+
+@pytest.mark.parametrize("step", gpu.STEPS)
+def test_one_step_alone_has_all_the_time(machine, step):
+    limits, commands = {}, {}
+
+    def run(command, limit, environment):
+        limits[short(command)], commands[short(command)] = limit, command
+        return 0
+
+    now = 0.0
+    machine.setattr(time, "monotonic", lambda: now)
+    machine.setattr(gpu_steps, "run", run)
+    argv = ["gpu", "--output", str(output()), "--steps", step, "--seconds", "333"]
+    machine.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit):
+        gpu.main()
+    if step == "sanitizer":
+        assert limits["memcheck"] == 333 - 2 * gpu.SYNCHRONISATION_SECONDS
+    else:
+        assert limits[step] == 333
+        words = commands[step]
+        reserves = {"smoke": 35, "experts": 20, "kernels": 45}
+        found = words[words.index("--seconds") + 1] if "--seconds" in words else None
+        assert found == (str(333 - reserves[step]) if step in reserves else None)
+
+
+def test_a_test_that_hangs_is_named(machine):
+    """Its name is written before it runs, and a thread ends what waits for a kernel."""
+    seen = []
+    machine.setattr(
+        gpu_steps, "run", lambda command, limit, environment: seen.append((command, environment))
+    )
+    measured(("tests",))
+    ((command, environment),) = seen
+    assert {"-v", "--timeout=60", "--timeout-method=thread"} <= {*command}
+    assert environment["PYTHONFAULTHANDLER"] == "1"
+    machine.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    assert gpu.timeouts() == []
+
+
+def measured(chosen=gpu.STEPS):
+    """What `measure` has done."""
+    steps = Steps(gpu.SECONDS, output() / "steps.json", "NVIDIA H100", ())
+    gpu.measure(steps, output(), None, chosen)
+    return steps
 
 
 def test_without_the_sanitizer_nothing_fails(machine, capsys):
@@ -150,7 +260,6 @@ def test_without_the_sanitizer_nothing_fails(machine, capsys):
 
 def test_what_no_time_is_left_for_is_a_failure(machine, capsys):
     clock = iter([0.0, *[gpu.BUILD_SECONDS] * 50])
-    machine.setattr(build, "missing_toolkit", lambda: None)
     machine.setattr(time, "monotonic", lambda: next(clock))
     code, ran = main(machine)
     assert code
@@ -162,7 +271,10 @@ def test_what_no_time_is_left_for_is_a_failure(machine, capsys):
 def test_a_build_takes_no_time_from_what_follows(machine, build_seconds):
     """On a clock that every command moves on by as much as it is said to take here."""
     now, left = 0.0, {}
-    seconds = {"build": build_seconds, "check": 20, "tests": 230, "generation": 100, "experts": 20}
+    seconds = {
+        "build": build_seconds, "check": 20, "smoke": 60, "tests": 150, "generation": 100,
+        "experts": 20,
+    }  # fmt: skip
 
     def run(command, limit, environment):
         nonlocal now
@@ -173,13 +285,13 @@ def test_a_build_takes_no_time_from_what_follows(machine, build_seconds):
         return 0
 
     machine.setattr(time, "monotonic", lambda: now)
-    machine.setattr(gpu, "run", run)
-    machine.setattr(sys, "argv", ["gpu", "--output", str(gpu.LIBRARY.parent / "gpu")])
+    machine.setattr(gpu_steps, "run", run)
+    machine.setattr(sys, "argv", ["gpu", "--output", str(output())])
     with pytest.raises(SystemExit) as exit_:
         gpu.main()
     assert exit_.value.code is False
     assert list(left) == EVERYTHING
-    assert left["kernels"] == gpu.SECONDS - 20 - 230 - 100 - 20 - gpu.SANITIZER_SECONDS
+    assert left["kernels"] == gpu.SECONDS - sum(seconds.values()) + build_seconds - 150
     assert left["kernels"] > gpu.LAST_ROWS
 
 
@@ -193,16 +305,15 @@ def test_timing_leaves_time_for_the_sanitizer(machine):
             assert begins <= limit - gpu.LAST_ROWS
         return 0
 
-    machine.setattr(gpu, "run", run)
-    steps = gpu.Steps(gpu.SECONDS)
-    gpu.measure(steps, gpu.LIBRARY.parent, None, tests=True)
-    assert limits["kernels"] <= gpu.SECONDS - gpu.SANITIZER_SECONDS
-    gpu.measure(steps, gpu.LIBRARY.parent, None, tests=False)
-    assert limits["kernels"] > gpu.SECONDS - gpu.SANITIZER_SECONDS
+    machine.setattr(gpu_steps, "run", run)
+    measured()
+    assert limits["kernels"] <= gpu.SECONDS - gpu.SHARES["sanitizer"]
+    measured(gpu.STEPS[:-1])
+    assert limits["kernels"] > gpu.SECONDS - gpu.SHARES["sanitizer"]
 
 
 def test_memory_that_is_checked_too_slowly_is_no_failure(machine, capsys):
-    code, ran = main(machine, {"compute-sanitizer": gpu.TIMED_OUT})
+    code, ran = main(machine, {"memcheck": TIMED_OUT})
     assert not code
     assert ran == EVERYTHING
     assert "skipped: stopped after" in capsys.readouterr().out
@@ -210,8 +321,8 @@ def test_memory_that_is_checked_too_slowly_is_no_failure(machine, capsys):
 
 def test_racecheck_fails_with_errors_alone(machine):
     commands = []
-    machine.setattr(gpu, "run", lambda command, *_: commands.append(command) or 0)
-    gpu.measure(gpu.Steps(gpu.SECONDS), gpu.LIBRARY.parent, None, tests=True)
+    machine.setattr(gpu_steps, "run", lambda command, *_: commands.append(command) or 0)
+    measured()
     levels = [command for command in commands if "--racecheck-detect-level" in command]
     assert [short(command) for command in levels] == ["racecheck"]
     assert levels[0][levels[0].index("--racecheck-detect-level") + 1] == "error"
@@ -221,23 +332,22 @@ def test_racecheck_fails_with_errors_alone(machine):
 def test_barriers_are_checked_in_what_time_is_left(machine, memcheck, capsys):
     """And if that is none, or not enough, nothing fails."""
     now, ran = 0.0, []
-    seconds = {"kernels": gpu.SECONDS - gpu.SANITIZER_SECONDS, "compute-sanitizer": memcheck}
+    seconds = {"kernels": gpu.SECONDS - gpu.SHARES["sanitizer"], "memcheck": memcheck}
 
     def run(command, limit, environment):
         nonlocal now
         name = short(command)
         ran.append(name)
         now += min(limit, seconds.get(name, 0 if name not in SANITIZERS else 1000))
-        return gpu.TIMED_OUT if seconds.get(name, name in SANITIZERS and 1000) > limit else 0
+        return TIMED_OUT if seconds.get(name, name in SANITIZERS and 1000) > limit else 0
 
     machine.setattr(time, "monotonic", lambda: now)
-    machine.setattr(gpu, "run", run)
-    steps = gpu.Steps(gpu.SECONDS)
-    gpu.measure(steps, gpu.LIBRARY.parent, None, tests=True)
+    machine.setattr(gpu_steps, "run", run)
+    steps = measured()
     assert not any(step.failed for step in steps.done)
     assert ran[-2:] == SANITIZERS[1:] if memcheck == 20 else ran[-1] == SANITIZERS[1]
-    assert "skipped: stopped after" in steps.table()
-    assert ("skipped: no time was left" in steps.table()) == (memcheck == 149)
+    assert "skipped: stopped after" in table(steps.done)
+    assert ("skipped: no time was left" in table(steps.done)) == (memcheck == 149)
 
 
 BARE = ("vllm", "pydantic", "transformers", "safetensors", "rich")
@@ -254,7 +364,8 @@ import benchmarks.cuda
 names = [module.name for module in pkgutil.iter_modules(benchmarks.cuda.__path__)]
 assert {"kernels", "generation", "pruned"} <= set(names)
 for name in ("benchmarks.gpu", *(f"benchmarks.cuda.{name}" for name in names),
-             "tests.conftest", "tests.cuda.conftest", "tests.cuda.test_gpu"):
+             "tests.conftest", "tests.cuda.conftest", "tests.cuda.test_gpu",
+             "tests.cuda.test_gpu_experts", "tests.cuda.smoke"):
     importlib.import_module(name)
 print(*sorted(set(sys.argv[1:]) & set(sys.modules)))
 """
@@ -269,12 +380,6 @@ def test_everything_imports_on_a_bare_machine():
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == ""
-
-
-def test_stops_a_command_and_what_it_started():
-    nested = [sys.executable, "-c", "import subprocess; subprocess.run(['sleep', '60'])"]
-    assert gpu.run(nested, 0.5, {}) == gpu.TIMED_OUT
-    assert gpu.run([sys.executable, "-c", "import sys; sys.exit(7)"], 60, {}) == 7
 
 
 def test_the_sanitizer_is_looked_for_beside_nvcc(monkeypatch, tmp_path):
