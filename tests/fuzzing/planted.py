@@ -59,6 +59,15 @@ def unchecked_pack(*arguments: Any) -> Any:
     return _PACK(values, mask, local, block, isa)
 
 
+def last_value_negated(*arguments: Any) -> Any:
+    """One weight of bfloat16 gets the other sign."""
+    values, *others = arguments
+    if values.dtype == torch.bfloat16:
+        values = values.clone()
+        values[-1, -1] *= -1
+    return _PACK(values, *others)
+
+
 def any_name(file: object) -> bool:
     return isinstance(file, str)
 
@@ -125,6 +134,7 @@ BUGS = {
     ),
     "one value shifted": Bug("contents", (f"{_CHECKPOINT}.layer.unpack",), shifted),
     "out-of-range permutation packed": Bug("pack", ("torch.ops.permllm.cpu_pack",), unchecked_pack),
+    "one value packed wrong": Bug("contents", ("torch.ops.permllm.cpu_pack",), last_value_negated),
     "unknown key accepted": Bug(
         "config", (f"{_CHECKPOINT}.schema.QuantizationConfig.from_dict",), unknown_keys_dropped
     ),

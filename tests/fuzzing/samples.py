@@ -21,6 +21,10 @@ class Sample:
     config: dict[str, Any]
     tensors: dict[str, Stored]
 
+    @property
+    def value_dtype(self) -> str:
+        return str(self.config["quantization_config"]["value_dtype"])
+
     def with_tensor(self, name: str, tensor: Stored) -> Sample:
         return replace(self, tensors=self.tensors | {name: tensor})
 
@@ -40,8 +44,9 @@ class Sample:
 
 
 def sample(
-    pattern: str, value_dtype: str, block: int, layers: int, columns: int, seed: int
-) -> Sample:
+    pattern: str, value_dtype: str, block: int, layers: int, columns: int, seed: int,
+    *, tiny: bool = False,
+) -> Sample:  # fmt: skip
     """Sparse up and down projections; up is permuted at run time, down folded, where blocks fit."""
     shuffle = random.Random(seed)
     modules = [name.format(i) for i in range(layers) for name in (UP, DOWN)]
@@ -54,7 +59,7 @@ def sample(
     tensors = {"model.norm.weight": Stored("F32", [2], struct.pack("<2f", 1, 2))}
     for number, module in enumerate(modules):
         rows = shuffle.randint(1, 3)
-        tensors |= weights(module, rows, columns, pattern, value_dtype, shuffle)
+        tensors |= weights(module, rows, columns, pattern, value_dtype, shuffle, tiny=tiny)
         if permuted:
             kind = "folded_permutation" if number % 2 else "input_permutation"
             tensors[f"{module}.{kind}"] = permutation(columns, block, pattern, shuffle)
@@ -81,14 +86,17 @@ def entries(
 
 
 def weights(
-    module: str, rows: int, columns: int, pattern: str, value_dtype: str, shuffle: random.Random
-) -> dict[str, Stored]:
+    module: str, rows: int, columns: int, pattern: str, value_dtype: str, shuffle: random.Random,
+    *, tiny: bool = False,
+) -> dict[str, Stored]:  # fmt: skip
     """Values, mask and, for int8, scale of a layer."""
     kept, group = map(int, pattern.split(":"))
     dtype = VALUE_DTYPES[value_dtype]
     masks = bytes(mask_byte(kept, group, shuffle) for _ in range(rows * columns // 8))
     tensors = {
-        f"{module}.weight_packed": values([rows, columns * kept // group], dtype, shuffle),
+        f"{module}.weight_packed": values(
+            [rows, columns * kept // group], dtype, shuffle, tiny=tiny
+        ),
         f"{module}.weight_mask": Stored("U8", [rows, columns // 8], masks),
     }
     if value_dtype == "int8":
@@ -103,13 +111,15 @@ def permutation(columns: int, block: int, pattern: str, shuffle: random.Random) 
     return Stored("U8", [columns], content)
 
 
-def values(shape: list[int], dtype: str, shuffle: random.Random) -> Stored:
-    """Any finite numbers, zeros of both signs among them."""
+def values(shape: list[int], dtype: str, shuffle: random.Random, *, tiny: bool = False) -> Stored:
+    """Any numbers below 2, zeros of both signs among them; those that kernels flush if `tiny`."""
     content = bytearray(shuffle.randbytes(math.prod(shape) * BYTES[dtype]))
     if dtype != "I8":
         high = BYTES[dtype] - 1
         for at in range(high, len(content), high + 1):
             content[at] &= 0xBF  # below 2 whatever the rest
+            if dtype != "F16" and not tiny:
+                content[at] |= 0x20  # 1e-19 or more
         content[: high + 1] = bytes(high) + b"\x80"
     return Stored(dtype, shape, bytes(content))
 
@@ -125,7 +135,7 @@ def canonical(block: int, group: int, shuffle: random.Random) -> bytes:
     return bytes(entry for one in groups for entry in one)
 
 
-SAMPLES = [
+NORMAL = [
     sample("2:4", "bfloat16", 32, 1, 32, 0),
     sample("2:4", "float32", 32, 1, 64, 1),
     sample("4:8", "float16", 32, 1, 32, 2),
@@ -135,3 +145,4 @@ SAMPLES = [
     sample("2:4", "float16", 64, 1, 24, 6),
     sample("4:8", "int8", 128, 1, 128, 7),
 ]
+SAMPLES = [*NORMAL, sample("2:4", "bfloat16", 32, 1, 32, 8, tiny=True)]

@@ -10,9 +10,14 @@ import torch
 
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY, instruction_sets
+from tests.fuzzing import plain
+from tests.fuzzing.checkpoints import right_weight
 from tests.fuzzing.choices import Choices
+from tests.fuzzing.mutations import encoded
 from tests.fuzzing.operators import DTYPES, damage_argument
+from tests.fuzzing.outcome import Finding
 from tests.fuzzing.planted import BUGS
+from tests.fuzzing.samples import NORMAL
 from tests.fuzzing.targets import TARGETS
 
 INPUTS = {"config": 1000, "index": 1000, "checksums": 1000, "file": 1000, "layers": 300,
@@ -64,6 +69,39 @@ def test_a_planted_bug_is_found(bug: str) -> None:
     with BUGS[bug].planted(), pytest.raises(AssertionError) as finding:
         fuzz(BUGS[bug].target, 2000, seed=1)
     assert type(finding.value).__name__ == "Finding"
+
+
+@pytest.mark.parametrize("number", range(len(NORMAL)))
+def test_a_wrong_weight_of_a_sample_is_not_right(number: int) -> None:
+    sample = NORMAL[number]
+    for rows in plain.read(encoded(sample.config), sample.file()).values():
+        expect_comparison(torch.tensor(rows), torch.bfloat16)
+
+
+def test_a_wrong_weight_of_vllm_is_not_right() -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    from tests.fuzzing import vllm_layers
+
+    for layer in vllm_layers.LAYERS:
+        for dtype in vllm_layers.DTYPES:
+            rows, _, _ = vllm_layers.meaning(layer, layer.arrivals, dtype)
+            expect_comparison(torch.tensor(rows), dtype)
+
+
+def expect_comparison(dense: torch.Tensor, held: torch.dtype) -> None:
+    """One wrong weight of an undamaged layer is seen, with scale and without."""
+    for scale in (None, torch.ones(len(dense))):
+        found = dense.to(held).float().clone()
+        assert right_weight(found, dense, held, scale)
+        found[-1, -1] += 1
+        assert not right_weight(found, dense, held, scale)
+
+
+@pytest.mark.parametrize("number", [i for i, one in enumerate(NORMAL) if one.value_dtype != "int8"])
+def test_an_undamaged_sample_finds_a_wrong_value(number: int) -> None:
+    module, undamaged, fastest = 0, 0, 1
+    with BUGS["one value packed wrong"].planted(), pytest.raises(Finding):
+        runnable("contents")(bytes([number, module, undamaged, fastest]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
