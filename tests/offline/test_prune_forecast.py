@@ -13,6 +13,7 @@ from permllm_offline.recipe import make_recipe
 from permllm_offline.recipe_schema import LearningRecipe, Recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.text import own_text
+from permllm_vllm.checkpoint.shard import Shard
 
 WEIGHTS = 128 * 128 * 2 + 64 * 128 * 2 + 128 * 192 * 3
 """Of one decoder layer of the tiny model: q and o, k and v, gate and up and down."""
@@ -231,11 +232,14 @@ def test_a_dry_run_samples_no_text_and_reads_no_weight(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delattr(own_text, "load_model")
     monkeypatch.delattr(own_text, "sample_text")
+    read: list[object] = []
+    monkeypatch.setattr(Shard, "_read", lambda *place: read.append(place))
     options = ("--method", "wanda", "--dataset", "self", "--sequence-length", "20", "--dry-run")
     assert (
         main(["prune", str(tiny_model_directory), "--output", str(tmp_path / "o"), *options]) == 0
     )
     assert "for sampling text" in capsys.readouterr().out
+    assert read == []
     assert not (tmp_path / "cache").exists()
 
 
