@@ -112,15 +112,6 @@ def test_int8_values(
     assert planned == sum(t.nbytes for name, t in tensors.items() if name.endswith(kinds))
 
 
-def test_eval_of_a_dense_model_equals_its_report(
-    tmp_path: Path, tiny_model_directory: Path, text_file: Path
-) -> None:
-    result = tmp_path / "dense.json"
-    arguments = ("--dataset", str(text_file), "--sequence-length", "24")
-    assert main(["eval", str(tiny_model_directory), *arguments, "--json", str(result)]) == 0
-    assert json.loads(result.read_text())["windows"] == 2000 // 24
-
-
 @pytest.mark.parametrize("method", ["wanda", "permllm-wanda"])
 def test_same_seed_same_bytes(
     method: str, tmp_path: Path, tiny_model_directory: Path, text_file: Path

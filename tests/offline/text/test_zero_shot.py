@@ -146,6 +146,40 @@ def test_what_would_be_served_answers(
     assert all(isinstance(layer, SparseLinear) for layer in linears)
 
 
+@pytest.mark.parametrize(
+    ("options", "examples", "questions_asked", "batch"),
+    [((), 0, QUESTIONS, 8), (("--few-shot", "2", "--limit", "7", "--batch-size", "5"), 2, 7, 5)],
+)
+def test_what_is_asked_of_the_model(
+    options: tuple[str, ...],
+    examples: int,
+    questions_asked: int,
+    batch: int,
+    tiny_model_directory: Path,
+    questions: list[dict[str, object]],
+    tasks: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    batches, prompts = set(), []
+    answer = HFLM.loglikelihood
+
+    def record(model: Any, requests: list[Any], *more: Any, **named: Any) -> Any:
+        batches.add(int(model.batch_size))
+        prompts.extend(request.args[0] for request in requests)
+        return answer(model, requests, *more, **named)
+
+    monkeypatch.setattr(HFLM, "loglikelihood", record)
+    line = ["eval", str(tiny_model_directory), "--tasks", "tiny_choice"]
+    assert main([*line, "--tasks-path", str(tasks), *options]) == 0
+    assert batches == {batch}
+    assert {prompt.split("\n\n")[-1] for prompt in prompts} == {
+        one["question"] for one in questions[:questions_asked]
+    }
+    assert {prompt.count("\n\n") for prompt in prompts} == {examples}
+
+
 def test_lm_eval_loads_a_permllm_checkpoint_itself(
     sparse: Path, questions: list[dict[str, object]], tasks: Path
 ) -> None:
