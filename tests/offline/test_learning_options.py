@@ -50,3 +50,9 @@ def test_an_option_sets_its_constant_alone(field: str) -> None:
     assert type(found[field]) is type(default)
     made = make_recipe({"model": "model", "learning": found}).learning
     assert made.model_dump() == LearningRecipe().model_dump() | {field: value}
+
+
+def test_zero_is_given_too() -> None:
+    fields = ("weight_decay", "sinkhorn_iterations", "patience")
+    options = [word for field in fields for word in (GIVEN[field][0], "0")]
+    assert learning(*options) == dict.fromkeys(fields, 0)
