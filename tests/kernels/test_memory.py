@@ -6,7 +6,9 @@ import mmap
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ import torch
 from benchmarks.shapes import random_layer, to_int8
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
+from permllm_vllm.backends.weights import PackedWeights
 
 PAGE = mmap.PAGESIZE
 HUGE_PAGE = 2 << 20
@@ -33,30 +36,73 @@ def before_a_guard(tensor: torch.Tensor) -> torch.Tensor:
     return copy.copy_(tensor)
 
 
-def check(isa: str) -> None:
-    for n, k in ((5, 72), (33, 200), (70, 576)):
-        layer = random_layer(n, k, permuted=False, bias=True)
+LAYERS = (
+    (5, 72, 64, False),
+    (33, 200, 64, False),
+    (70, 576, 64, False),
+    (24, 128, 128, True),  # gathered by every instruction set
+    (50, 576, 64, True),
+)
+"""Outputs, inputs, size of blocks, and whether these are permuted."""
+TOKENS = (1, 2, 5, 9, 14, 16, 17, 31, 40, 100)
+
+
+class Packed(NamedTuple):
+    """A packed layer, the same before guards, its bias and its number of inputs."""
+
+    plain: PackedWeights
+    guarded: PackedWeights
+    bias: torch.Tensor
+    inputs: int
+
+
+def packed_layers(isa: str) -> Iterator[Packed]:
+    """Every layer, with both kinds of values."""
+    for n, k, block_size, permuted in LAYERS:
+        layer = random_layer(n, k, block_size=block_size, permuted=permuted, bias=True)
+        assert layer.bias is not None
         for weights in (layer.weights, to_int8(layer).weights):
-            assert layer.bias is not None
             packed = CpuBackend(isa).pack(weights)
-            blob = before_a_guard(packed.packed)
-            bias = before_a_guard(layer.bias)
-            scale = None if packed.scale is None else before_a_guard(packed.scale)
-            for m in (1, 2, 5, 9, 14, 16, 17, 31, 40, 100):
-                x = torch.randn(m, k).bfloat16()
-                y = ops.sparse_linear(
-                    before_a_guard(x), blob, packed.metadata, None, scale, bias, n, "2:4"
-                )
-                expected = ops.sparse_linear(
-                    x, packed.packed, packed.metadata, None, packed.scale, layer.bias, n, "2:4"
-                )
-                assert torch.equal(y, expected)
+            guarded = PackedWeights(
+                before_a_guard(packed.packed),
+                packed.metadata,
+                None if packed.permutation is None else before_a_guard(packed.permutation),
+                None if packed.scale is None else before_a_guard(packed.scale),
+            )
+            yield Packed(packed, guarded, before_a_guard(layer.bias), k)
+
+
+def multiply(x: torch.Tensor, packed: PackedWeights, bias: torch.Tensor) -> torch.Tensor:
+    operands = packed.packed, packed.metadata, packed.permutation, packed.scale
+    return ops.sparse_linear(x, *operands, bias, len(bias), "2:4")
+
+
+def check(isa: str) -> None:
+    gathered = 0
+    for plain, guarded, bias, k in packed_layers(isa):
+        gathered += plain.permutation is not None
+        for m in TOKENS:
+            x = torch.randn(m, k).bfloat16()
+            y = multiply(before_a_guard(x), guarded, bias)
+            assert torch.equal(y, multiply(x, plain, bias.clone()))
+    assert gathered >= 2
+
+
+def check_damaged(isa: str) -> None:
+    """Masks, values and what stands behind them are data: wrong ones give wrong numbers."""
+    for _, guarded, bias, k in packed_layers(isa):
+        for fill in (0, 0xFF, 0xA5):
+            guarded.packed.fill_(fill)
+            for m in TOKENS:
+                x = before_a_guard(torch.ones(m, k).bfloat16())
+                assert multiply(x, guarded, bias).shape == (m, len(bias))
 
 
 def test_reads_stay_inside(isa: str) -> None:
     """In a process of its own, which a wrong read ends."""
-    code = f"from tests.kernels.test_memory import check; check({isa!r})"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    code = f"from tests.kernels import test_memory as m; m.check({isa!r}); m.check_damaged({isa!r})"
+    command = [sys.executable, "-X", "faulthandler", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:] or f"signal {-result.returncode}"
 
 

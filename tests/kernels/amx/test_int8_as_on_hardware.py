@@ -5,7 +5,6 @@ from tests.kernels.amx.emulated import NEEDS
 # pytest collects what is imported; the fixture `isa` is that of this folder.
 from tests.kernels.test_int8 import (  # noqa: F401
     int8_isa,
-    test_corrupted_blocks_do_not_crash,
     test_deterministic_with_any_number_of_threads,
     test_integer_activations_are_exact,
     test_largest_sums_do_not_overflow,
