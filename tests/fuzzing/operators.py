@@ -28,6 +28,11 @@ SHAPES = (
     (33, 192, "2:4", 64, True),
 )  # outputs, inputs, pattern, block size, permuted
 TOKENS = (2, 1, 3, 5, 9, 17, 33)
+ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-11}  # of y, half a unit in the last place
+SMALLEST = 2**-24  # of float16
+SUMS = 1e-6  # of sums in float32, of the sum of all magnitudes
+HALF_PRODUCTS = 2**-8  # of float16 that is rounded to bfloat16
+STEP = 0.501 / 127  # of activations rounded to int8, of the largest of their token
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,11 @@ def packed() -> list[Packed]:
         for layer in layers():
             found.append(Packed(layer, layer.dense.float(), CpuBackend(isa).pack(layer.weights)))
             weights = as_int8(layer.weights)
-            assert weights.scale is not None
+            packed_weights = CpuBackend(isa).pack(weights)
             dense = int8_dense(layer, weights)
-            found.append(Packed(layer, dense, CpuBackend(isa).pack(weights)))
+            if packed_weights.scale is None:  # held in bfloat16
+                dense = dense.bfloat16().float()
+            found.append(Packed(layer, dense, packed_weights))
     return found
 
 
@@ -102,10 +109,20 @@ def linear(data: bytes) -> None:
         raise Finding(f"shape {tuple(y.shape)} for {tuple(x.shape)} inputs and {n} outputs")
     if exact and y.numel():
         bias = arguments["bias"]
-        expected = x.float() @ dense.t() + (0 if bias is None else bias.float())  # type: ignore[union-attr]
-        limit = 2**-6 * ((x.float().abs() @ dense.abs().t()).amax() + 1)
-        if not bool(((y.float() - expected).abs() <= limit).all()):
-            raise Finding(f"wrong numbers: off by {(y.float() - expected).abs().max()}")
+        expected = x.double() @ dense.double().t() + (0 if bias is None else bias.double())  # type: ignore[union-attr]
+        off = (y.double() - expected).abs() - limits(x, dense, expected, weights.scale)
+        if not bool((off <= 0).all()):
+            raise Finding(f"wrong numbers: off by {off.max()} more than their roundings")
+
+
+def limits(x: Tensor, dense: Tensor, expected: Tensor, scale: Tensor | None) -> Tensor:
+    """How much each output may be off; less than a dropped weight puts one of a row."""
+    magnitudes, weights = x.double().abs(), dense.double().abs()
+    sums = SUMS + (HALF_PRODUCTS if x.dtype == torch.float16 else 0)
+    found = ROUNDING[x.dtype] * expected.abs() + SMALLEST + sums * (magnitudes @ weights.t())
+    if scale is not None:
+        found += STEP * magnitudes.amax(-1, keepdim=True) * weights.sum(1)
+    return found
 
 
 def damage_argument(choices: Choices, arguments: dict[str, object]) -> bool:
