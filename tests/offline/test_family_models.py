@@ -1,6 +1,7 @@
 """Every family: what is folded, permuted and baked is the same function as its masked twin."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from permllm_vllm.checkpoint.ignoring import matches
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.validation import validate
 from tests.offline.baked_models import bake, decisions_of, dense_twin
-from tests.offline.tiny_models import tiny_model
+from tests.offline.tiny_models import GEMMA4_EXPERTS, tiny_model
 
 OPT_350M = {"do_layer_norm_before": False}
 """Norms come after attention and MLP, and the model has no final one."""
@@ -44,6 +45,7 @@ def tokens() -> torch.Tensor:
         ("gemma3_text", {}, True),
         ("gemma4_text", {}, False),  # the last two layers read the values of the first two
         ("gemma4_text", {"num_kv_shared_layers": 0, "attention_k_eq_v": True}, True),
+        ("gemma4_text", GEMMA4_EXPERTS, True),
         ("gemma4_unified_text", {}, True),
         ("phi3", {"num_attention_heads": 4, "num_key_value_heads": 2}, True),
         ("phi3", {"hidden_size": 192, "head_dim": 96}, False),
@@ -71,7 +73,7 @@ def tokens() -> torch.Tensor:
     ],
 )
 def test_the_baked_model_equals_its_masked_twin(
-    tmp_path: Path, model_type: str, options: dict[str, int], o_folded: bool
+    tmp_path: Path, model_type: str, options: dict[str, Any], o_folded: bool
 ) -> None:
     model, pattern = tiny_model(model_type, **options), Pattern(2, 4)
     model.set_attn_implementation("eager")  # the others leave out the cap of Gemma 2's attention
@@ -89,9 +91,11 @@ def test_the_baked_model_equals_its_masked_twin(
     assert (dense - expected).abs().max() / scale > 1e-2
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_every_linear_is_pruned_or_ignored(model_type: str) -> None:
-    model = tiny_model(model_type)
+@pytest.mark.parametrize(
+    ("model_type", "options"), [(name, {}) for name in FAMILIES] + [("gemma4_text", GEMMA4_EXPERTS)]
+)
+def test_every_linear_is_pruned_or_ignored(model_type: str, options: dict[str, Any]) -> None:
+    model = tiny_model(model_type, **options)
     family = family_of(model.config)
     linears = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     count = model.config.num_hidden_layers
@@ -107,9 +111,10 @@ def test_every_linear_is_pruned_or_ignored(model_type: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_type", "options"), [(name, {}) for name in FAMILIES] + [("opt", OPT_350M)]
+    ("model_type", "options"),
+    [(name, {}) for name in FAMILIES] + [("opt", OPT_350M), ("gemma4_text", GEMMA4_EXPERTS)],
 )
-def test_layers_run_one_by_one_are_the_model(model_type: str, options: dict[str, bool]) -> None:
+def test_layers_run_one_by_one_are_the_model(model_type: str, options: dict[str, Any]) -> None:
     model = tiny_model(model_type, **options)
     family = family_of(model.config)
     calls = record_calls(model, family, tokens())

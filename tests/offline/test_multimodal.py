@@ -31,6 +31,8 @@ TOWERS = {
     "qwen3_5_moe": [r"re:model\.visual\..*"],
     "qwen3_vl": [r"re:model\.visual\..*"],
     "qwen2_5_vl": [r"re:visual\..*"],
+    "gemma4": [r"re:model\.embed_vision\..*", r"re:model\.vision_tower\..*"],
+    "gemma4_unified": [r"re:model\.embed_vision\..*", r"re:model\.vision_embedder\..*"],
     "smolvlm": [r"re:model\.connector\..*", r"re:model\.vision_model\..*"],
 }
 OTHERS = [r"re:multi_modal_projector\..*", r"re:vision_tower\..*"]

@@ -18,7 +18,13 @@ from permllm_offline.recipe import make_recipe
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.text.evaluation import perplexity
 from permllm_vllm.checkpoint.validation import validate
-from tests.offline.tiny_models import random_text, save_tokenizer, tiny_model
+from tests.offline.tiny_models import (
+    GEMMA4_EXPERTS,
+    fuse_experts,
+    random_text,
+    save_tokenizer,
+    tiny_model,
+)
 
 SHARING = [f"model.layers.{layer}.self_attn.{one}_proj" for layer in (2, 3) for one in ("k", "v")]
 """What the last two layers do not have, though published checkpoints hold it."""
@@ -115,6 +121,22 @@ def test_a_run_that_was_cut_off_goes_on_with_what_was_handed_on(
     prune(recipe, tmp_path / "cut" / "sparse", resume=True)
     files = [tmp_path / run / "sparse" / "model.safetensors" for run in ("whole", "cut")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_experts_beside_an_mlp(directory: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    tiny_model("gemma4_text", tie_word_embeddings=True, **GEMMA4_EXPERTS).save_pretrained(model)
+    save_tokenizer(model)
+    fuse_experts(model, "model.layers.{}.experts")
+    recipe = recipe_of(directory, model=str(model), method="wanda+cp", reconstruction="obs")
+    report = prune(recipe, tmp_path / "sparse")
+    source = open_source(str(tmp_path / "sparse"))
+    assert "model.layers.1.experts.3.up_proj" in source.reader().sparse_layers()
+    written = load_model(source, torch.float32, torch.device("cpu"))
+    windows = prepare(recipe).windows
+    assert windows is not None
+    found = perplexity(written, windows.held_out)
+    assert found == pytest.approx(report.perplexity_after, rel=1e-4)
 
 
 def test_conversion_and_back(directory: Path, tmp_path: Path) -> None:

@@ -37,6 +37,18 @@ GEMMA = LOCAL | {"query_pre_attn_scalar": 64}
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
 """For configurations whose own are past the end of a small vocabulary."""
 GEMMA4 = TOKENS | {"global_head_dim": 128, "final_logit_softcapping": 30.0}
+GEMMA4_EXPERTS = {
+    "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0,
+    "attention_k_eq_v": True,
+    "enable_moe_block": True,
+    "num_experts": 4,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 64,
+}
+"""Of the mixture of the family, beside a dense MLP in each layer."""
 MIXTURE: dict[str, Any] = LLAMA_LIKE | {
     "num_experts": 4,
     "num_experts_per_tok": 2,
@@ -135,19 +147,19 @@ def tiny_model(model_type: str, **overrides: object) -> Any:
     return model.float().eval()
 
 
-def fuse_experts(directory: Path, layers: str = "model.layers") -> None:
-    """Store the experts of each decoder layer in two tensors, as published Qwen3.5 mixtures do."""
+def fuse_experts(directory: Path, experts: str = "model.layers.{}.mlp.experts") -> None:
+    """Store the experts of each decoder layer in two tensors, as some published mixtures do."""
     file = directory / "model.safetensors"
     tensors = load_file(file)
     for layer in range(COMMON["num_hidden_layers"]):
-        experts = f"{layers}.{layer}.mlp.experts"
+        path = experts.format(layer)
         gates, ups, downs = (
-            [tensors.pop(f"{experts}.{n}.{kind}.weight") for n in range(MIXTURE["num_experts"])]
+            [tensors.pop(f"{path}.{n}.{kind}.weight") for n in range(MIXTURE["num_experts"])]
             for kind in ("gate_proj", "up_proj", "down_proj")
         )
         gate_ups = [torch.cat(pair) for pair in zip(gates, ups, strict=True)]
-        tensors[f"{experts}.gate_up_proj"] = torch.stack(gate_ups)
-        tensors[f"{experts}.down_proj"] = torch.stack(downs)
+        tensors[f"{path}.gate_up_proj"] = torch.stack(gate_ups)
+        tensors[f"{path}.down_proj"] = torch.stack(downs)
     save_file(tensors, file, metadata={"format": "pt"})
 
 

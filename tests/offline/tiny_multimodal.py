@@ -177,7 +177,7 @@ def tiny_multimodal(model_type: str, directory: Path, *, tied: bool = False) -> 
     if model_type in OF_THE_HUB:
         _rename(directory / "model.safetensors", *OF_THE_HUB[model_type])
     if model_type == "qwen3_5_moe":
-        fuse_experts(directory, "model.language_model.layers")
+        fuse_experts(directory, "model.language_model.layers.{}.mlp.experts")
     if model_type in PROCESSORS:
         PROCESSORS[model_type]().save_pretrained(directory)
     else:

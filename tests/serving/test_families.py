@@ -15,7 +15,7 @@ import torch
 from permllm_offline.model.families import FAMILIES
 from permllm_vllm.checkpoint.pattern import Pattern
 from tests.offline.baked_models import bake, decisions_of, dense_twin, int8_scales
-from tests.offline.tiny_models import tiny_model
+from tests.offline.tiny_models import GEMMA4_EXPERTS, tiny_model
 from tests.serving.engine import Engines, Run
 
 pytestmark = pytest.mark.serving
@@ -45,6 +45,9 @@ TIED = ("gemma", "gemma2", "gemma3_text", "gemma4_text", "cohere", "cohere2")
 """As all published ones are; vLLM knows no other of most."""
 BFLOAT16_ALONE = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 """On the CPU: vLLM's linear attention takes nothing else."""
+UNSERVED = (*BFLOAT16_ALONE, "gemma4_unified_text")
+"""In float32 here; vLLM has the last one inside its model of text and images (test_multimodal)."""
+VARIANTS = [("gemma4_text", GEMMA4_EXPERTS)]
 
 
 def cast(model: Any, dtype: torch.dtype) -> Any:
@@ -67,10 +70,15 @@ def log_probabilities(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     return answer
 
 
-@pytest.mark.parametrize("model_type", [name for name in FAMILIES if name not in BFLOAT16_ALONE])
-def test_answers(engines: Engines, tmp_path: Path, model_type: str) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "variant"),
+    [(name, {}) for name in FAMILIES if name not in UNSERVED] + VARIANTS,
+)
+def test_answers(
+    engines: Engines, tmp_path: Path, model_type: str, variant: dict[str, Any]
+) -> None:
     pattern, block_size, values = OTHERS.get(model_type, USUAL)
-    sizes = SIZES.get(model_type, {})
+    sizes = SIZES.get(model_type, {}) | variant
     model = tiny_model(model_type, tie_word_embeddings=model_type in TIED, **sizes)
     for name, parameter in model.named_parameters():
         if ".act_fn." in name:  # of Apertus: vLLM rounds their softplus to bfloat16, here to 0

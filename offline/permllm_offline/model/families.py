@@ -282,7 +282,7 @@ def family_of(config: Any) -> Family:
     family = replace(
         FAMILIES[model_type], read_by_others=layers_read_by_others(config), lacks=_lacks(config)
     )
-    if family.experts and (count := config.num_experts or 0):
+    if family.experts and (count := _experts_in(config)):
         _check_activation(config)
         taken = getattr(config, "num_experts_per_tok", None) or config.top_k_experts
         experts = _experts_of(family.experts, count, taken / count)
@@ -299,6 +299,12 @@ def family_of(config: Any) -> Family:
                 "without experts."
             )
     return family
+
+
+def _experts_in(config: Any) -> int:
+    """How many a mixture has in a layer; 0 for those of a family of both that has none."""
+    there = getattr(config, "enable_moe_block", True)
+    return int(getattr(config, "num_experts", None) or 0) if there else 0
 
 
 def _lacks(config: Any) -> dict[int, frozenset[str]]:
