@@ -81,6 +81,21 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 248320,
         "tie_word_embeddings": True,
     },
+    "gemma-4-e2b": {
+        "model_type": "gemma4_text",
+        "hidden_size": 1536,
+        "intermediate_size": 6144,
+        "use_double_wide_mlp": True,
+        "num_hidden_layers": 35,
+        "num_kv_shared_layers": 20,
+        "layer_types": [*["sliding_attention"] * 4, "full_attention"] * 7,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "final_logit_softcapping": 30.0,
+        "vocab_size": 262144,
+        "tie_word_embeddings": True,
+    },
     "olmoe-1b-7b": {
         "model_type": "olmoe",
         "hidden_size": 2048,
@@ -248,7 +263,9 @@ def random_model(name: str, max_shard_bytes: int = SHARD_BYTES) -> Path:
         model = AutoModelForCausalLM.from_config(config)
     config.architectures = [type(model).__name__]
     separate_experts(model)
-    shapes = {name: tensor.shape for name, tensor in model.named_parameters()}
+    parameters = dict(model.named_parameters())  # tied ones once, and buffers that are stored
+    tied = dict(model.named_parameters(remove_duplicate=False)).keys() - parameters.keys()
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         write_checkpoint(

@@ -199,15 +199,24 @@ def test_a_language_model_by_other_names(tmp_path: Path) -> None:
         prepare(Recipe(model=str(source), method="magnitude"))
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_next", "qwen3_5_moe_text"])
-def test_what_predicts_more_tokens_stays(tmp_path: Path, text: Path, model_type: str) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "options", "module", "layer"),
+    [
+        ("qwen3_next", {}, "mtp", "mtp.layers.0"),
+        ("qwen3_5_moe_text", {}, "mtp", "mtp.layers.0"),
+        ("glm4_moe", {"num_nextn_predict_layers": 1}, "model.layers.2", "model.layers.2"),
+    ],
+)
+def test_what_predicts_more_tokens_stays(
+    tmp_path: Path, text: Path, model_type: str, options: dict[str, int], module: str, layer: str
+) -> None:
     """Of language models too, whose checkpoints have it and whose models have not."""
     source = tmp_path / "model"
-    tiny_model(model_type, vocab_size=WORDS).to(torch.bfloat16).save_pretrained(source)
+    tiny_model(model_type, vocab_size=WORDS, **options).to(torch.bfloat16).save_pretrained(source)
     byte_tokenizer().save_pretrained(source)
     file = source / "model.safetensors"
-    more = {"mtp.fc.weight": torch.randn(128, 256), "mtp.layers.0.norm.weight": torch.ones(128)}
-    more |= {f"mtp.layers.0.mlp.experts.{n}.up_proj.weight": torch.randn(64, 128) for n in (0, 1)}
+    more = {f"{module}.fc.weight": torch.randn(128, 256), f"{layer}.norm.weight": torch.ones(128)}
+    more |= {f"{layer}.mlp.experts.{n}.up_proj.weight": torch.randn(64, 128) for n in (0, 1)}
     more = {name: tensor.bfloat16() for name, tensor in more.items()}
     save_file(load_file(file) | more, file, metadata={"format": "pt"})
     pipeline.prune(recipe(source, text), tmp_path / "sparse")

@@ -54,6 +54,13 @@ MIXTURE: dict[str, Any] = LLAMA_LIKE | {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 64,
 }
+SHARED = (
+    LLAMA_LIKE
+    | TOKENS
+    | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    | {"n_shared_experts": 1, "n_group": 1, "topk_group": 1, "norm_topk_prob": True}
+)
+"""Of a mixture with an MLP for all tokens beside the experts that a router chooses."""
 HYBRID = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_key_head_dim": 64,
@@ -104,6 +111,9 @@ SIZES: dict[str, dict[str, object]] = {
     "olmo2": LLAMA_LIKE | TOKENS,
     "olmoe": MIXTURE | TOKENS | {"intermediate_size": 64},
     "flex_olmo": MIXTURE | TOKENS | {"intermediate_size": 64},
+    "glm4_moe": SHARED | {"first_k_dense_replace": 1},
+    "dots1": SHARED | {"first_k_dense_replace": 1},
+    "solar_open": SHARED,
     "mellum": MIXTURE | TOKENS | {"mlp_layer_types": ["sparse", "dense"]},
     "olmo3": LOCAL | TOKENS | {"layer_types": ["sliding_attention", "full_attention"]},
     "cohere2": LLAMA_LIKE  # with a short window vLLM and Transformers disagree by one token

@@ -94,6 +94,8 @@ def _experts_of(module: str, count: int, share: float) -> tuple[SharedInputGroup
 
 EXPERT_ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 """What the kernel of experts does with a gate, by Transformers' names."""
+EXPERT_COUNTS = ("num_local_experts", "num_experts")
+"""Names that configurations have for the number of experts of a layer."""
 _ROUTERS = (r"re:.*\.mlp\.gate", r"re:.*\.mlp\.shared_expert_gate")
 """They have few rows, and decide where a token goes."""
 
@@ -155,6 +157,7 @@ _GEMMA4 = Family(
     sized_by_layers=("model.embed_tokens_per_layer", "model.per_layer_model_projection"),
 )
 _SHARED_EXPERT = _gated_mlp("mlp.shared_expert", "shared_")
+_SHARED_EXPERTS = _gated_mlp("mlp.shared_experts", "shared_")
 _QWEN3_5_MOE = Family(
     "model.layers",
     (*_QWEN3_5_ATTENTION, *_SHARED_EXPERT),
@@ -215,7 +218,7 @@ FAMILIES: Mapping[str, Family] = {
     "gemma2": _LLAMA,
     "gemma3_text": _LLAMA,
     "gemma4_text": _GEMMA4,
-    "gemma4_unified_text": _GEMMA4,
+    "gemma4_unified_text": replace(_GEMMA4, experts=""),
     "granite": _LLAMA,
     "granite_swa": _LLAMA,
     "granitemoehybrid": _GRANITE_HYBRID,
@@ -233,6 +236,9 @@ FAMILIES: Mapping[str, Family] = {
     "seed_oss": _LLAMA,
     "hunyuan_v1_dense": _LLAMA,
     "glm": _GLM4,
+    "glm4_moe": _mixture(*_GATED_MLP, *_SHARED_EXPERTS),
+    "dots1": _mixture(*_GATED_MLP, *_SHARED_EXPERTS),
+    "solar_open": _mixture(*_SHARED_EXPERTS),
     "glm4": _GLM4,
     "phi3": _PHI3,
     "apertus": _UP_DOWN,
@@ -289,7 +295,7 @@ def family_of(config: Any) -> Family:
         return replace(family, groups=family.groups + experts)
     if family.experts:  # beside an MLP that is always there
         return replace(family, experts="")
-    for name in ("num_local_experts", "num_experts"):
+    for name in EXPERT_COUNTS:
         count = getattr(config, name, None) or 0
         if count:
             mixtures = ", ".join(sorted(one for one, family in FAMILIES.items() if family.experts))
@@ -304,7 +310,8 @@ def family_of(config: Any) -> Family:
 def _experts_in(config: Any) -> int:
     """How many a mixture has in a layer; 0 for those of a family of both that has none."""
     there = getattr(config, "enable_moe_block", True)
-    return int(getattr(config, "num_experts", None) or 0) if there else 0
+    named = (getattr(config, name, None) for name in EXPERT_COUNTS)
+    return int(next(filter(None, named), 0)) if there else 0
 
 
 def _lacks(config: Any) -> dict[int, frozenset[str]]:

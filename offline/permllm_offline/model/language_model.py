@@ -27,10 +27,11 @@ class TensorNames:
     """Prefixes that a language model's tensors have by themselves, and in the checkpoint.
 
     A tensor of the checkpoint with none of them belongs to something else, such as a vision tower,
-    and so does one of what predicts several tokens.
+    and so does one of what predicts several tokens, whose names begin with one of ``drafting``.
     """
 
     prefixes: tuple[tuple[str, str], ...] = (("", ""),)
+    drafting: tuple[str, ...] = (f"{MORE_TOKENS}.",)
 
     def stored(self, name: str) -> str:
         """Name in the checkpoint of a tensor of the language model."""
@@ -45,7 +46,7 @@ class TensorNames:
 
     def own(self, stored: str) -> str | None:
         """Name in the language model of a tensor of the checkpoint; None where it has none."""
-        if stored.startswith(f"{MORE_TOKENS}."):
+        if stored.startswith(self.drafting):
             return None
         for own, prefix in self.prefixes:
             if stored.startswith(prefix):
@@ -67,7 +68,7 @@ class LanguageModel:
     @property
     def is_inside(self) -> bool:
         """Whether the checkpoint is one of a model that holds more than this."""
-        return self.names != TensorNames()
+        return self.names.prefixes != TensorNames().prefixes
 
     @property
     def experts_under(self) -> str | None:
@@ -105,7 +106,7 @@ def may_hold_more(config: Any) -> bool:
     """Whether a checkpoint of a configuration may hold more than a language model."""
     family = FAMILIES.get(config.model_type)
     predicts_more = family is not None and MORE_TOKENS_IGNORED in family.ignore
-    return predicts_more or holds_language_model(config)
+    return predicts_more or bool(_drafting_layers(config)) or holds_language_model(config)
 
 
 def language_model_of(config: Any, tensors: Collection[str]) -> LanguageModel:
@@ -120,13 +121,24 @@ def language_model_of(config: Any, tensors: Collection[str]) -> LanguageModel:
         known.
     """
     if not holds_language_model(config):
-        return LanguageModel(config, beside=_beside(TensorNames(), tensors))
+        names = TensorNames(drafting=(*TensorNames().drafting, *_drafting_layers(config)))
+        return LanguageModel(config, names, _beside(names, tensors))
     for model, head in WRAPPINGS:
         if any(name.startswith(f"{model}.layers.") for name in tensors):
             names = TensorNames((("model.", f"{model}."), ("lm_head.", f"{head}.")))
             text = _text_config(config, headless=f"{head}.weight" not in tensors)
             return LanguageModel(text, names, _beside(names, tensors))
     return LanguageModel(config)
+
+
+def _drafting_layers(config: Any) -> tuple[str, ...]:
+    """What the names of layers begin with that come after the model's, to predict more tokens."""
+    family = FAMILIES.get(config.model_type)
+    more = getattr(config, "num_nextn_predict_layers", None) or 0
+    if family is None or not more:
+        return ()
+    first = config.num_hidden_layers
+    return tuple(f"{family.layers}.{layer}." for layer in range(first, first + more))
 
 
 def _text_config(config: Any, *, headless: bool) -> Any:

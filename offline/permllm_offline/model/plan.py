@@ -174,7 +174,7 @@ def make_plan(
                 _check_sizes(name, layout, permuted)
                 planned = _plan_linear(name, layout, module, pattern, permuted, dtype, int8)
                 by_layer[-1].append(planned)
-    everything = sum(p.numel() for p in skeleton.parameters()) * dtype.itemsize
+    everything = _stored_numbers(skeleton) * dtype.itemsize
     saved = sum(one.dense_bytes - one.sparse_bytes for linears in by_layer for one in linears)
     hidden_size = by_layer[0][0].layout.in_features
     geometry = (heads_of(source.config, layer) for layer in family.read_by_others)
@@ -194,6 +194,13 @@ def make_plan(
         token_channels=min((max(shape) for shape in of_tokens), default=0),
         token_weights=max(map(math.prod, of_tokens), default=0),
     )
+
+
+def _stored_numbers(model: nn.Module) -> int:
+    """Numbers in a checkpoint of a model: of parameters, tied ones once, and of stored buffers."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = [one for name, one in model.state_dict().items() if name not in parameters]
+    return sum(one.numel() for one in (*model.parameters(), *buffers))
 
 
 def _check_sizes(name: str, layout: GroupLayout, permuted: bool) -> None:
