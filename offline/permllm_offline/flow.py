@@ -12,6 +12,9 @@ from permllm_offline.model.states import States
 from permllm_offline.run.steps import Step
 from permllm_offline.streaming import StreamedModel
 
+STATES_FORMAT = 2
+"""Of states that are kept in steps: those of another number are not read."""
+
 _STATES = "states:"
 _DENSE, _PRUNED = "dense", "pruned"
 

@@ -358,12 +358,14 @@ def _hidden_bytes(prepared: Prepared, tokens: int) -> int:
 
 
 def _token_bytes(prepared: Prepared) -> int:
-    """What distinct tokens add to the calls of the decoder layers, were no token there twice."""
-    if prepared.windows is None:
+    """What distinct tokens add to the calls of the decoder layers; of text to come, all may be."""
+    if prepared.windows is None or not prepared.plan.token_channels:
         return 0
     vocabulary: int = prepared.source.config.get_text_config().vocab_size
     texts = prepared.windows.calibration, prepared.windows.held_out
-    distinct = sum(min(text.numel(), vocabulary) for text in texts)
+    distinct = sum(
+        min(text.numel(), vocabulary) if text.is_meta else len(text.unique()) for text in texts
+    )
     return distinct * prepared.plan.token_channels * prepared.dtype.itemsize
 
 

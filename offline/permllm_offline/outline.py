@@ -122,7 +122,12 @@ def outline(
     plan = make_plan(
         stored.source, pattern, block_size, permuted=permuted, dtype=dtype, ignore=ignore
     )
-    left = dict(stored.tensors)
+    absent = set(plan.absent)
+    left = {
+        tensor: header
+        for tensor, header in stored.tensors.items()
+        if tensor.rpartition(".")[0] not in absent
+    }
     linears = []
     for planned in plan.linears:
         before = _weight(stored, planned)

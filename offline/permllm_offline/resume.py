@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from permllm_offline.errors import OfflineError
+from permllm_offline.flow import STATES_FORMAT
 from permllm_offline.layerwise import PASSES, layer_step_name
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe_schema import Recipe
@@ -134,6 +135,7 @@ def _identity(recipe: Recipe, prepared: Prepared) -> str:
     return identity_text(
         {
             "version": installed_version(),
+            "states": STATES_FORMAT,
             **recipe.choices(),
             CONFIG_NAME: hashlib.sha256(config).hexdigest()[:16],
             **{name: (one.st_size, one.st_mtime_ns) for name, one in files.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.family import Family
 from permllm_offline.model.loading import Source, model_from
-from permllm_offline.model.modules import decoder_layers, load_tensor
+from permllm_offline.model.modules import decoder_layers, has_linear, load_tensor
 from permllm_offline.model.skeleton import skeleton_of
 from permllm_offline.text.evaluation import perplexity
 from permllm_vllm.checkpoint.reader import CheckpointReader
@@ -56,20 +56,24 @@ class StreamedModel:
     @contextmanager
     def embedding(self) -> Iterator[None]:
         """Load what is outside the decoder layers, without the head, while text is embedded."""
-        with self._outside(self.model.get_output_embeddings(), self.model.get_input_embeddings()):
+        absent = [self.model.get_output_embeddings()]
+        with self._outside(absent, self.model.get_input_embeddings()):
             yield
 
     @contextmanager
     def head(self) -> Iterator[None]:
         """Load what is outside the decoder layers, without the embeddings: these give zeros."""
-        with self._outside(self.model.get_input_embeddings(), self.model.get_output_embeddings()):
+        absent = [self.model.get_input_embeddings()]
+        sized = self.family.sized_by_layers
+        absent += [self.model.get_submodule(one) for one in sized if has_linear(self.model, one)]
+        with self._outside(absent, self.model.get_output_embeddings()):
             yield
 
     @contextmanager
-    def _outside(self, absent: nn.Module, present: nn.Module) -> Iterator[None]:
-        """Load all parameters outside but those of one module that another does not share."""
+    def _outside(self, absent: Sequence[nn.Module], present: nn.Module) -> Iterator[None]:
+        """Load all parameters outside but those of some modules that another does not share."""
         shared = {id(parameter) for parameter in present.parameters()}
-        left = {id(parameter) for parameter in absent.parameters()} - shared
+        left = {id(one) for module in absent for one in module.parameters()} - shared
         loaded = [
             (parameter, name)
             for parameter, name in self._stored.values()
@@ -169,8 +173,10 @@ def _without_weights(
                 "be read layer by layer. Load it with transformers, `save_pretrained` it, and "
                 "prune that."
             )
-        stored[name] = (parameter, names[_memory(parameter)])
-        parameter.data = _placeholder(parameter.shape, dtype, device)
+        tensor = names[_memory(parameter)]
+        stored[name] = (parameter, tensor)
+        shape = torch.Size(reader.header(tensor).shape)
+        parameter.data = _placeholder(shape, dtype, device)
     skeleton = skeleton_of(source.config, dtype)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):

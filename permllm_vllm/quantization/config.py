@@ -200,14 +200,17 @@ class PermLLMConfig(QuantizationConfig):
         late = TOLD_LATE.get(leaf, [leaf])
         if len(getattr(layer, "output_sizes", [leaf])) != len(late):
             late = [leaf]
-        parts = self.packed_modules_mapping.get(leaf) or late
-        return [parent + dot + part for part in parts]
+        modules: list[str] = []
+        for part in self.packed_modules_mapping.get(leaf) or late:
+            module = parent + dot + part
+            # What the model does not have is loaded from the part before: keys as values.
+            absent = bool(modules) and self.checkpoint.lists("absent", module)
+            modules.append(modules[-1] if absent else module)
+        return modules
 
-    def _agreed(
-        self, prefix: str, modules: list[str], test: Callable[[str], bool], what: str
-    ) -> bool:
-        """Whether `test` holds for the modules of a fused layer; all that there are must agree."""
-        modules = [module for module in modules if not self.checkpoint.lists("absent", module)]
+    @staticmethod
+    def _agreed(prefix: str, modules: list[str], test: Callable[[str], bool], what: str) -> bool:
+        """Whether `test` holds for the modules of a fused layer; all must agree."""
         chosen = [module for module in modules if test(module)]
         if chosen and len(chosen) < len(modules):
             others = [module for module in modules if module not in chosen]

@@ -45,8 +45,8 @@ def tokens() -> torch.Tensor:
         ("gemma3_text", {}, True),
         ("gemma4_text", {}, False),  # the last two layers read the values of the first two
         ("gemma4_text", {"num_kv_shared_layers": 0, "attention_k_eq_v": True}, True),
-        ("gemma4_text", GEMMA4_EXPERTS, True),
-        ("gemma4_unified_text", {}, True),
+        ("gemma4_text", GEMMA4_EXPERTS, False),  # drafts read the last values of each kind
+        ("gemma4_unified_text", {}, False),
         ("phi3", {"num_attention_heads": 4, "num_key_value_heads": 2}, True),
         ("phi3", {"hidden_size": 192, "head_dim": 96}, False),
         ("opt", {}, True),

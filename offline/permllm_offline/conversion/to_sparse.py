@@ -181,8 +181,8 @@ def _check(report: ConversionReport, *, strict: bool) -> None:
 def _tensors(judged: Judged) -> Iterator[tuple[str, Tensor]]:
     """Yield the checkpoint's tensors, one decoder layer in memory at a time."""
     source, family = judged.source, judged.family
-    absent = {f"{name}.weight" for name in family.absent(len(judged.layers))}
-    names = [name for name in source.names() if name not in absent]
+    absent = set(family.absent(len(judged.layers)))
+    names = [name for name in source.names() if name.rpartition(".")[0] not in absent]
     outside = (name for name in names if not name.startswith(family.stack))
     yield from ((name, source.tensor(name)) for name in outside)
     for index, verdicts in enumerate(tqdm(judged.layers, desc="write")):

@@ -22,12 +22,14 @@ class LayerCall:
     ``keywords`` (rotary embeddings, attention mask) are those for one window; windows of equal
     length without padding share them, and they broadcast over a batch. ``by_token`` are those that
     follow from each token, [distinct tokens, channels]. ``handed_on`` names the dictionary in
-    which layers leave keys and values for later ones, if there is one.
+    which layers leave keys and values for later ones, if there is one; ``kept`` says whether any
+    layer reads them.
     """
 
     keywords: Mapping[str, Any]
     by_token: Mapping[str, Tensor] = field(default_factory=dict)
     handed_on: str = ""
+    kept: bool = False
 
 
 @dataclass(frozen=True)
@@ -42,50 +44,72 @@ class DecoderCalls:
 def record_calls(model: Any, family: Family, windows: Tensor) -> DecoderCalls:
     """Run a model over int64 [windows, sequence_length] with its decoder layers left out."""
     layers = decoder_layers(model, family.layers)
-    recorders = [_Recorder(layer, family, windows) for layer in layers]
+    text = _DistinctTokens.of(windows) if family.by_token else None
+    recorders = [_Recorder(layer, family, text) for layer in layers]
+    states: list[Tensor] = []
+
+    def first(hidden_states: Tensor, *positional: Any, **keywords: Any) -> Tensor:
+        states.append(hidden_states.cpu())
+        return recorders[0](hidden_states, *positional, **keywords)
+
     try:
         for layer, recorder in zip(layers, recorders, strict=True):
             layer.forward = recorder
+        layers[0].forward = first
         for window in windows:
             model.base_model(window[None].to(model.device), use_cache=False)
     finally:
         for layer in layers:
             layer.__dict__.pop("forward", None)
     calls = [recorder.call() for recorder in recorders]
-    tokens = recorders[0].tokens if any(call.by_token for call in calls) else None
-    return DecoderCalls(States(torch.cat(recorders[0].states), tokens), calls)
+    tokens = text.places if text is not None and any(call.by_token for call in calls) else None
+    return DecoderCalls(States(torch.cat(states), tokens), calls)
+
+
+@dataclass(frozen=True)
+class _DistinctTokens:
+    """How many there are in all windows, and which one stands where: int64, as the windows."""
+
+    count: int
+    places: Tensor
+
+    @classmethod
+    def of(cls, windows: Tensor) -> _DistinctTokens:
+        distinct, places = windows.cpu().unique(return_inverse=True)
+        return cls(len(distinct), places)
 
 
 class _Recorder:
     """Stands in for the forward pass of a decoder layer: window after window, in order."""
 
-    def __init__(self, layer: nn.Module, family: Family, windows: Tensor) -> None:
+    def __init__(self, layer: nn.Module, family: Family, text: _DistinctTokens | None) -> None:
         self._names = list(inspect.signature(layer.forward).parameters)[1:]
-        self._family = family
-        distinct, self.tokens = windows.cpu().unique(return_inverse=True)
-        self._distinct = len(distinct)
-        self.states: list[Tensor] = []
+        self._family, self._text = family, text
+        self._window = 0
         self._keywords: dict[str, Any] = {}
         self._by_token: dict[str, Tensor] = {}
 
     def __call__(self, hidden_states: Tensor, *positional: Any, **keywords: Any) -> Tensor:
         keywords |= dict(zip(self._names, positional, strict=False))
-        tokens = self.tokens[len(self.states)]
-        self.states.append(hidden_states.cpu())
         for name in self._family.by_token:
             if (values := keywords.pop(name, None)) is not None:
-                if name not in self._by_token:
-                    shape = (self._distinct, *values.shape[2:])
-                    self._by_token[name] = values.new_empty(shape, device="cpu")
-                self._by_token[name][tokens] = values[0].cpu()
+                self._add(name, values[0].cpu())
         self._keywords = keywords
+        self._window += 1
         return hidden_states
+
+    def _add(self, name: str, values: Tensor) -> None:
+        """Add an argument for the tokens of a window: [sequence_length, channels]."""
+        assert self._text is not None
+        if name not in self._by_token:
+            self._by_token[name] = values.new_empty((self._text.count, *values.shape[1:]))
+        self._by_token[name][self._text.places[self._window]] = values
 
     def call(self) -> LayerCall:
         """What was recorded."""
         keywords, name = dict(self._keywords), self._family.handed_on
         handed_on = "" if keywords.pop(name, None) is None else name
-        return LayerCall(keywords, self._by_token, handed_on)
+        return LayerCall(keywords, self._by_token, handed_on, self._family.sharing)
 
 
 def run_layer(layer: nn.Module, states: States, call: LayerCall) -> States:
@@ -93,12 +117,12 @@ def run_layer(layer: nn.Module, states: States, call: LayerCall) -> States:
     keywords = dict(call.keywords)
     for name, table in call.by_token.items():
         assert states.tokens is not None
-        keywords[name] = table[states.tokens.to(table.device)].to(states.hidden.device)
+        keywords[name] = table[states.tokens].to(states.hidden.device)
     handed_on = dict(states.handed_on)
     if call.handed_on:
         keywords[call.handed_on] = handed_on
     hidden: Tensor = layer(states.hidden, **keywords)
-    return replace(states, hidden=hidden, handed_on=handed_on)
+    return replace(states, hidden=hidden, handed_on=handed_on if call.kept else {})
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from typing import Any
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.family import Family, Fold, SharedInputGroup
 from permllm_offline.model.heads import (
-    layers_read_by_others,
+    layers_that_hand_on,
     layers_that_share,
     layers_with_keys_as_values,
 )
@@ -285,9 +285,14 @@ def family_of(config: Any) -> Family:
             f"model_type {model_type!r} is not supported; supported are "
             f"{', '.join(sorted(FAMILIES))}. {_remedy(config)}"
         )
-    family = replace(
-        FAMILIES[model_type], read_by_others=layers_read_by_others(config), lacks=_lacks(config)
-    )
+    family = FAMILIES[model_type]
+    if family.handed_on:
+        family = replace(
+            family,
+            read_by_others=layers_that_hand_on(config),
+            sharing=bool(layers_that_share(config)),
+            lacks=_lacks(config),
+        )
     if family.experts and (count := _experts_in(config)):
         _check_activation(config)
         taken = getattr(config, "num_experts_per_tok", None) or config.top_k_experts

@@ -58,10 +58,11 @@ class Family:
     ``stored_layers``, and has names like these in ``ignore``.
 
     ``by_token`` are arguments of a layer's call that follow from each token alone; ``handed_on`` is
-    a dictionary among them, in which layers hand keys and values on to later ones.
-    ``sized_by_layers`` are modules outside the layers whose output has a part for each of them.
-    ``family_of`` adds what a configuration says of single layers: those whose values are
-    ``read_by_others``, and which linears one ``lacks`` that others have.
+    the argument in which layers leave keys and values for others, a dictionary.
+    ``sized_by_layers`` are modules outside the layers whose output has a part for each of them: an
+    embedding, and a linear. ``family_of`` adds what a configuration says of single layers: those
+    whose values may be ``read_by_others``, whether any layer is ``sharing`` them, and which linears
+    one ``lacks`` that others have.
     """
 
     layers: str
@@ -72,6 +73,7 @@ class Family:
     by_token: tuple[str, ...] = ()
     handed_on: str = ""
     read_by_others: frozenset[int] = frozenset()
+    sharing: bool = False
     lacks: Mapping[int, frozenset[str]] = field(default_factory=dict)
     sized_by_layers: tuple[str, ...] = ()
 

@@ -39,16 +39,14 @@ def layers_that_share(config: Any) -> range:
     return range(config.num_hidden_layers - shared, config.num_hidden_layers)
 
 
-def layers_read_by_others(config: Any) -> frozenset[int]:
-    """Numbers of the decoder layers whose keys and values later layers read too.
+def layers_that_hand_on(config: Any) -> frozenset[int]:
+    """Numbers of the decoder layers whose keys and values others may read too.
 
-    They are the last of each kind of attention before those that share.
+    They are the last of each kind of attention before those that share. Where none shares, drafts
+    of the model still read them.
     """
-    sharing = layers_that_share(config)
-    if not sharing:
-        return frozenset()
-    last = {kind: layer for layer, kind in enumerate(config.layer_types[: sharing.start])}
-    return frozenset(last[kind] for kind in config.layer_types[sharing.start :])
+    own = config.layer_types[: layers_that_share(config).start]
+    return frozenset({kind: layer for layer, kind in enumerate(own)}.values())
 
 
 def layers_with_keys_as_values(config: Any) -> frozenset[int]:

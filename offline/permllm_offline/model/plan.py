@@ -177,11 +177,12 @@ def make_plan(
     everything = _stored_numbers(skeleton) * dtype.itemsize
     saved = sum(one.dense_bytes - one.sparse_bytes for linears in by_layer for one in linears)
     hidden_size = by_layer[0][0].layout.in_features
-    geometry = (heads_of(source.config, layer) for layer in family.read_by_others)
+    handing = family.read_by_others if family.sharing else ()
+    geometry = (heads_of(source.config, layer) for layer in handing)
     of_tokens = [
-        parameter.shape
-        for name, parameter in skeleton.named_parameters()
-        if name.rpartition(".")[0] in family.sized_by_layers
+        skeleton.get_parameter(f"{name}.weight").shape
+        for name in family.sized_by_layers
+        if has_linear(skeleton, name)
     ]
     return Plan(
         family,
@@ -191,7 +192,7 @@ def make_plan(
         everything - saved,
         [*family.ignore, *ignore],
         handed_on_channels=sum(2 * heads.key_value * heads.size for heads in geometry),
-        token_channels=min((max(shape) for shape in of_tokens), default=0),
+        token_channels=of_tokens[-1][0] if of_tokens else 0,
         token_weights=max(map(math.prod, of_tokens), default=0),
     )
 

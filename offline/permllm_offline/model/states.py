@@ -35,8 +35,8 @@ class States:
         return self._each(lambda tensor: tensor[windows])
 
     def to(self, device: torch.device) -> States:
-        """The same on a device."""
-        return self._each(lambda tensor: tensor.to(device))
+        """The same on a device; tokens stay, since what they stand for does."""
+        return replace(self._each(lambda tensor: tensor.to(device)), tokens=self.tokens)
 
     def one_by_one(self) -> Iterator[States]:
         """Yield the states of each window."""
