@@ -303,8 +303,11 @@ int check_experts(Isa isa, ValueType type, std::mt19937& random) {
       weights.push_back(0.25f + static_cast<float>(random() % 3));
     }
     const Routing routing = route(ids.data(), weights.data(), tokens, kChoices, kExperts);
-    multiply_experts<Real>({x.data(), kHidden, tokens, gate_up.linear(), down.linear(), y.data()},
-                           routing);
+    const bool gelu = tokens % 2 == 0;
+    multiply_experts<Real>(
+        {x.data(), kHidden, tokens, gate_up.linear(), down.linear(),
+         gelu ? permllm::Activation::kGeluTanh : permllm::Activation::kSilu, y.data()},
+        routing);
     double difference = 0, magnitude = 1e-6;
     for (int64_t token = 0; token < tokens; token += tokens > 50 ? 199 : 1) {
       std::vector<double> sums(kHidden);
@@ -314,7 +317,8 @@ int check_experts(Isa isa, ValueType type, std::mt19937& random) {
         std::vector<Real> gated(kInner);
         for (int64_t i = 0; i < kInner; ++i) {
           const float gate = widened(both[i]), up = widened(both[kInner + i]);
-          set(gated[i], gate / (1 + std::exp(-gate)) * up);
+          const double cubic = std::sqrt(8 / M_PI) * (gate + 0.044715 * gate * gate * gate);
+          set(gated[i], gate / (1 + std::exp(gelu ? -cubic : -gate)) * up);
         }
         const std::vector<Real> found = down.multiply(ids[choice], gated.data());
         for (int64_t i = 0; i < kHidden; ++i) sums[i] += weights[choice] * widened(found[i]);
