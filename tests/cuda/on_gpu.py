@@ -7,7 +7,7 @@ import torch
 from permllm_vllm import ops
 from permllm_vllm.backends.cuda import CudaBackend
 from tests.cuda.layers import replace
-from tests.cuda.rounding import assert_right
+from tests.cuda.rounding import assert_right, exact_product
 
 CUDA = torch.device("cuda")
 
@@ -47,6 +47,9 @@ class OnGpu:
         with poisoned_memory():
             y = self(x)
         self.compare(x, y)
+
+    def exact(self, x):
+        return exact_product(x, self.dense, self.bias)
 
     def compare(self, x, y):
         assert_right(y, x, self.dense, self.bias)

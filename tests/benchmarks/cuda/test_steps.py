@@ -60,6 +60,7 @@ from benchmarks.cuda import steps
 import torch
 
 child = "import os, time; print('child', os.getpid(), flush=True); time.sleep(60)"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background ignore it
 torch.cuda.is_available = lambda: True
 torch.cuda.get_device_name = lambda: "a GPU"
 gpu.run = lambda arguments, done: done.run("tests", [sys.executable, "-c", child], 60)
