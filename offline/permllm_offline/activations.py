@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from permllm_offline.model.family import Family, SharedInputGroup
-from permllm_offline.model.modules import decoder_layers, has_linear
+from permllm_offline.model.modules import decoder_layers, has_module
 from permllm_offline.unreached import count_unreached, warn_unreached, with_stand_ins
 
 PARTS, SMALLEST_PART = 8, 16
@@ -68,7 +68,7 @@ def collect(
     layers = decoder_layers(model, family.layers)
     if groups is None:
         groups = [
-            family.groups_of(index, partial(has_linear, layer))
+            family.groups_of(index, partial(has_module, layer))
             for index, layer in enumerate(layers)
         ]
     first = 0 if begun is None else begun.windows

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.family import Family
 from permllm_offline.model.loading import Source, model_from
-from permllm_offline.model.modules import decoder_layers, has_linear, load_tensor
+from permllm_offline.model.modules import decoder_layers, has_module, load_tensor
 from permllm_offline.model.skeleton import skeleton_of
 from permllm_offline.text.evaluation import perplexity
 from permllm_vllm.checkpoint.reader import CheckpointReader
@@ -65,7 +65,7 @@ class StreamedModel:
         """Load what is outside the decoder layers, without the embeddings: these give zeros."""
         absent = [self.model.get_input_embeddings()]
         sized = self.family.sized_by_layers
-        absent += [self.model.get_submodule(one) for one in sized if has_linear(self.model, one)]
+        absent += [self.model.get_submodule(one) for one in sized if has_module(self.model, one)]
         with self._outside(absent, self.model.get_output_embeddings()):
             yield
 

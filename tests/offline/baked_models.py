@@ -15,7 +15,7 @@ from permllm_offline.model.families import family_of
 from permllm_offline.model.heads import heads_of
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import dtype_name
-from permllm_offline.model.modules import decoder_layers, has_linear
+from permllm_offline.model.modules import decoder_layers, has_module
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.writer import write_checkpoint
@@ -28,7 +28,7 @@ def decisions_of(model: Any, pattern: Pattern, block_size: int) -> list[LayerDec
     decisions: list[LayerDecision] = []
     for index, layer in enumerate(decoder_layers(model, family.layers)):
         groups = []
-        for group in family.groups_of(index, partial(has_linear, layer)):
+        for group in family.groups_of(index, partial(has_module, layer)):
             weights = {n: layer.get_submodule(n).weight.detach() for n in group.linears}
             in_features = next(iter(weights.values())).shape[1]
             heads = heads_of(model.config, index)

@@ -1,6 +1,7 @@
 """Tiny random models of text and images, with processors where a test shows them an image."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,24 +227,9 @@ def _gemma_processor() -> Any:
     return Gemma3Processor(Gemma3ImageProcessor(size=size), byte_tokenizer(), image_seq_length=4)
 
 
-def _gemma4_processor() -> Any:
+def _gemma4_processor(processor: Any, sounds: Any, images: Any, videos: Any) -> Any:
     sizes = {"patch_size": PATCH, "max_soft_tokens": 70}
-    sounds, images, videos = (
-        gemma4.Gemma4AudioFeatureExtractor(),
-        gemma4.Gemma4ImageProcessor(**sizes),
-        gemma4.Gemma4VideoProcessor(**sizes),
-    )
-    return gemma4.Gemma4Processor(sounds, images, byte_tokenizer(), videos)
-
-
-def _gemma4_unified_processor() -> Any:
-    sizes = {"patch_size": PATCH, "max_soft_tokens": 70}
-    sounds, images, videos = (
-        gemma4_unified.Gemma4UnifiedAudioFeatureExtractor(),
-        gemma4_unified.Gemma4UnifiedImageProcessor(**sizes),
-        gemma4_unified.Gemma4UnifiedVideoProcessor(**sizes),
-    )
-    return gemma4_unified.Gemma4UnifiedProcessor(sounds, images, byte_tokenizer(), videos)
+    return processor(sounds(), images(**sizes), byte_tokenizer(), videos(**sizes))
 
 
 def _pixtral_processor() -> Any:
@@ -265,13 +251,25 @@ def _internvl_processor() -> Any:
     return InternVLProcessor(images, byte_tokenizer(), videos, image_seq_length=4)
 
 
-PROCESSORS = {
+PROCESSORS: Mapping[str, Callable[[], Any]] = {
     "internvl": _internvl_processor,
     "qwen3_5": _qwen_processor,
     "qwen3_5_moe": _qwen_processor,
     "qwen3_vl": _qwen_processor,
     "gemma3": _gemma_processor,
-    "gemma4": _gemma4_processor,
-    "gemma4_unified": _gemma4_unified_processor,
+    "gemma4": partial(
+        _gemma4_processor,
+        gemma4.Gemma4Processor,
+        gemma4.Gemma4AudioFeatureExtractor,
+        gemma4.Gemma4ImageProcessor,
+        gemma4.Gemma4VideoProcessor,
+    ),
+    "gemma4_unified": partial(
+        _gemma4_processor,
+        gemma4_unified.Gemma4UnifiedProcessor,
+        gemma4_unified.Gemma4UnifiedAudioFeatureExtractor,
+        gemma4_unified.Gemma4UnifiedImageProcessor,
+        gemma4_unified.Gemma4UnifiedVideoProcessor,
+    ),
     "mistral3": _pixtral_processor,
 }

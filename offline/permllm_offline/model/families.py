@@ -303,7 +303,7 @@ def family_of(config: Any) -> Family:
     for name in EXPERT_COUNTS:
         count = getattr(config, name, None) or 0
         if count:
-            mixtures = ", ".join(sorted(one for one, family in FAMILIES.items() if family.experts))
+            mixtures = ", ".join(sorted(known for known, one in FAMILIES.items() if one.experts))
             raise OfflineError(
                 f"the model has {count} experts ({name}), and of the mixtures of experts only "
                 f"{mixtures} are supported: give one of these, or a model of {model_type!r} "

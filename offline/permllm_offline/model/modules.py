@@ -12,10 +12,10 @@ def linear_of(layer: nn.Module, name: str) -> nn.Linear:
     return cast(nn.Linear, layer.get_submodule(name))
 
 
-def has_linear(layer: nn.Module, name: str) -> bool:
-    """Whether a decoder layer has a linear ``name``."""
+def has_module(parent: nn.Module, name: str) -> bool:
+    """Whether a model or a decoder layer has a module ``name``."""
     try:
-        layer.get_submodule(name)
+        parent.get_submodule(name)
     except AttributeError:
         return False
     return True

@@ -17,7 +17,7 @@ from permllm_offline.model.heads import heads_of
 from permllm_offline.model.ignored import ignored_linears
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import Source
-from permllm_offline.model.modules import decoder_layers, has_linear, linear_of
+from permllm_offline.model.modules import decoder_layers, has_module, linear_of
 from permllm_offline.model.skeleton import skeleton_of
 from permllm_vllm.checkpoint.pattern import Pattern
 
@@ -136,7 +136,7 @@ def make_plan(
     decoder = decoder_layers(skeleton, family.layers)
     prefixes = [family.layer_name(index) for index in range(len(decoder))]
     groups_by_layer = [
-        family.groups_of(index, partial(has_linear, layer)) for index, layer in enumerate(decoder)
+        family.groups_of(index, partial(has_module, layer)) for index, layer in enumerate(decoder)
     ]
     names_by_layer = [
         [(group.experts, [f"{prefix}.{linear}" for linear in group.linears]) for group in groups]
@@ -182,7 +182,7 @@ def make_plan(
     of_tokens = [
         skeleton.get_parameter(f"{name}.weight").shape
         for name in family.sized_by_layers
-        if has_linear(skeleton, name)
+        if has_module(skeleton, name)
     ]
     return Plan(
         family,
