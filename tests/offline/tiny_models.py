@@ -61,6 +61,14 @@ SHARED = (
     | {"n_shared_experts": 1, "n_group": 1, "topk_group": 1, "norm_topk_prob": True}
 )
 """Of a mixture with an MLP for all tokens beside the experts that a router chooses."""
+LATENT = (
+    SHARED
+    | {"num_key_value_heads": 2, "first_k_dense_replace": 1, "q_lora_rank": 64}
+    | {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 64, "v_head_dim": 64}
+)
+"""Of multi-head latent attention; vLLM's on CPUs takes no other rank, nor size to rotate."""
+BALANCED = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
+"""As published: vLLM's routers ask the configuration, where those of Transformers know."""
 HYBRID = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_key_head_dim": 64,
@@ -112,6 +120,9 @@ SIZES: dict[str, dict[str, object]] = {
     "olmoe": MIXTURE | TOKENS | {"intermediate_size": 64},
     "flex_olmo": MIXTURE | TOKENS | {"intermediate_size": 64},
     "glm4_moe": SHARED | {"first_k_dense_replace": 1},
+    "glm4_moe_lite": LATENT | BALANCED | {"mlp_layer_types": ["dense", "sparse"]},
+    "deepseek_v2": LATENT | {"norm_topk_prob": False},
+    "deepseek_v3": LATENT | BALANCED,
     "dots1": SHARED | {"first_k_dense_replace": 1},
     "solar_open": SHARED,
     "mellum": MIXTURE | TOKENS | {"mlp_layer_types": ["sparse", "dense"]},

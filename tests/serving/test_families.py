@@ -47,7 +47,12 @@ BFLOAT16_ALONE = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 """On the CPU: vLLM's linear attention takes nothing else."""
 UNSERVED = (*BFLOAT16_ALONE, "gemma4_unified_text")
 """In float32 here; vLLM has the last one inside its model of text and images (test_multimodal)."""
-VARIANTS = [("gemma4_text", GEMMA4_EXPERTS)]
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+DEEPSEEK_V2_LITE = {
+    "q_lora_rank": None,
+    "rope_parameters": YARN | {"rope_theta": 10000.0, "mscale": 0.7, "mscale_all_dim": 0.7},
+}
+VARIANTS = [("gemma4_text", GEMMA4_EXPERTS), ("deepseek_v2", DEEPSEEK_V2_LITE)]
 
 
 def cast(model: Any, dtype: torch.dtype) -> Any:

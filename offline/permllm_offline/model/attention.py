@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from permllm_offline.model.heads import heads_of, layers_that_share
+from permllm_offline.model.heads import cached_channels, layers_that_share
 
 
 def attention_options(config: Any) -> dict[str, str]:
@@ -29,5 +29,5 @@ def kv_cache_bytes(config: Any, tokens: int, itemsize: int = 2) -> int:
     if not getattr(text, "num_attention_heads", None) or not getattr(text, "num_hidden_layers", 0):
         return 0
     own = range(layers_that_share(text).start)
-    widest = max(heads.key_value * heads.size for heads in (heads_of(text, one) for one in own))
-    return 2 * tokens * len(own) * widest * itemsize
+    widest = max(cached_channels(text, layer) for layer in own)
+    return tokens * len(own) * widest * itemsize

@@ -27,9 +27,10 @@ from permllm_offline.model.row_parts import (
     values_of_each_head,
 )
 
+Groups = tuple[SharedInputGroup, ...]
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _VALUES = (RowPart("self_attn.v_proj", every_row),)
-_ATTENTION = (
+_ATTENTION: Groups = (
     SharedInputGroup("qkv", _QKV),
     SharedInputGroup("o", ("self_attn.o_proj",), Fold.VALUE_HEADS, _VALUES),
 )
@@ -41,6 +42,19 @@ _FUSED_ATTENTION = (
         Fold.VALUE_HEADS,
         (RowPart("self_attn.qkv_proj", values_last),),
     ),
+)
+_LATENT = "self_attn.kv_a_proj_with_mqa"
+"""What keys and values of all heads are made of (multi-head latent attention)."""
+_QUERIES_AT_ONCE = SharedInputGroup("qkv", ("self_attn.q_proj", _LATENT))
+_QUERIES_IN_STEPS = (
+    SharedInputGroup("qkv", ("self_attn.q_a_proj", _LATENT)),
+    SharedInputGroup("q_b", ("self_attn.q_b_proj",)),
+)
+# No fold: rows before it are those of kv_b_proj, which engines take apart and multiply otherwise.
+_LATENT_ATTENTION = (
+    _QUERIES_AT_ONCE,
+    *_QUERIES_IN_STEPS,
+    SharedInputGroup("o", ("self_attn.o_proj",)),
 )
 
 
@@ -100,11 +114,11 @@ _ROUTERS = (r"re:.*\.mlp\.gate", r"re:.*\.mlp\.shared_expert_gate")
 """They have few rows, and decide where a token goes."""
 
 
-def _mixture(*beside: SharedInputGroup) -> Family:
+def _mixture(*beside: SharedInputGroup, attention: Groups = _ATTENTION) -> Family:
     """Experts in ``mlp``, and what some layers have beside them or in their place."""
     return Family(
         "model.layers",
-        (*_ATTENTION, *_in_some_layers(*beside)),
+        (*attention, *_in_some_layers(*beside)),
         ignore=("lm_head", *_ROUTERS),
         experts="mlp.experts",
     )
@@ -158,6 +172,8 @@ _GEMMA4 = Family(
 )
 _SHARED_EXPERT = _gated_mlp("mlp.shared_expert", "shared_")
 _SHARED_EXPERTS = _gated_mlp("mlp.shared_experts", "shared_")
+_LATENT_MIXTURE = _mixture(*_GATED_MLP, *_SHARED_EXPERTS, attention=_LATENT_ATTENTION)
+_DEEPSEEK = replace(_LATENT_MIXTURE, ignore=(*_LATENT_MIXTURE.ignore, r"re:.*\.kv_b_proj"))
 _QWEN3_5_MOE = Family(
     "model.layers",
     (*_QWEN3_5_ATTENTION, *_SHARED_EXPERT),
@@ -237,6 +253,9 @@ FAMILIES: Mapping[str, Family] = {
     "hunyuan_v1_dense": _LLAMA,
     "glm": _GLM4,
     "glm4_moe": _mixture(*_GATED_MLP, *_SHARED_EXPERTS),
+    "glm4_moe_lite": _DEEPSEEK,
+    "deepseek_v2": _DEEPSEEK,
+    "deepseek_v3": _DEEPSEEK,
     "dots1": _mixture(*_GATED_MLP, *_SHARED_EXPERTS),
     "solar_open": _mixture(*_SHARED_EXPERTS),
     "glm4": _GLM4,
@@ -286,6 +305,9 @@ def family_of(config: Any) -> Family:
             f"{', '.join(sorted(FAMILIES))}. {_remedy(config)}"
         )
     family = FAMILIES[model_type]
+    in_steps = getattr(config, "q_lora_rank", None) is not None
+    others = (_QUERIES_AT_ONCE,) if in_steps else _QUERIES_IN_STEPS
+    family = replace(family, groups=tuple(one for one in family.groups if one not in others))
     if family.handed_on:
         family = replace(
             family,

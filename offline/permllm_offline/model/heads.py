@@ -33,6 +33,18 @@ def heads_of(config: Any, layer: int) -> Heads:
     return Heads(query, key_value, size)
 
 
+def cached_channels(config: Any, layer: int) -> int:
+    """Numbers that a decoder layer keeps of each token: its key and value, or what both come from.
+
+    The latter is latent attention: a vector and a rotated part, for all heads together.
+    """
+    rank = getattr(config, "kv_lora_rank", None)
+    if rank is not None:
+        return int(rank) + int(config.qk_rope_head_dim)
+    heads = heads_of(config, layer)
+    return 2 * heads.key_value * heads.size
+
+
 def layers_that_share(config: Any) -> range:
     """Numbers of the decoder layers that read keys and values of earlier ones, the last layers."""
     shared = getattr(config, "num_kv_shared_layers", None) or 0

@@ -45,7 +45,7 @@ def test_experts_of_another_form_are_refused() -> None:
     config = AutoConfig.for_model("granitemoehybrid", num_local_experts=8)
     known = "mellum, olmoe, qwen2_moe, qwen3_5_moe_text, qwen3_moe, qwen3_next, solar_open are"
     with pytest.raises(
-        OfflineError, match=rf"has 8 experts .* only dots1, .*{known}.* without experts"
+        OfflineError, match=rf"has 8 experts .* only deepseek_v2, .*{known}.* without experts"
     ):
         family_of(config)
     config.num_local_experts = 0
