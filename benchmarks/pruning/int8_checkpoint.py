@@ -7,6 +7,7 @@ nothing is scored, learned or tuned again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -58,12 +59,12 @@ def channel_energies(recipe: Recipe) -> dict[str, Tensor]:
     energies = calibrate(recipe, prepared, model, own, work).energies
     found: dict[str, Tensor] = {}
     for index, layouts in enumerate(prepared.plan.layers):
-        layer = prepared.plan.family.layer_name(index)
+        stored_name = partial(prepared.plan.family.stored_name, index)
         for layout in layouts:
             energy = torch.ones(layout.in_features)
             if energies is not None:
                 energy = energies[index][layout.group.name]
-            found |= {f"{layer}.{linear}": energy for linear in layout.group.linears}
+            found |= dict.fromkeys(map(stored_name, layout.group.linears), energy)
     return found
 
 

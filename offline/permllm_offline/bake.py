@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from permllm_vllm.checkpoint.permutation import absolute, permute_columns
 
 
 def bake_layer(
-    name: str,
+    name: Callable[[str], str],
     weights: Mapping[str, Tensor],
     decision: LayerDecision,
     pattern: Pattern,
@@ -27,7 +27,7 @@ def bake_layer(
     """Yield the checkpoint tensors of every pruned linear of one decoder layer.
 
     Args:
-        name: module name of the decoder layer.
+        name: gives what the checkpoint calls a part of the decoder layer.
         weights: ``<linear>.weight`` and ``.bias`` of the layer in original order, each asked for
             when its linear is baked.
         decision: of each of its shared-input groups.
@@ -44,7 +44,7 @@ def bake_layer(
             scale = None if scales is None else scales[linear]
             tensors = _bake_linear(weights, group, linear, folds.get(linear), pattern, scale)
             for kind, tensor in tensors:
-                yield f"{name}.{linear}.{kind}", tensor
+                yield f"{name(linear)}.{kind}", tensor
 
 
 def row_permutations(

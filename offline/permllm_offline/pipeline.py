@@ -365,7 +365,8 @@ def _tensors(
     pattern = recipe.parsed_pattern()
     scales: Sequence[Mapping[str, Tensor] | None] = pruned.scales or [None] * len(pruned.decisions)
     for index, ((weights, decision), scale) in enumerate(zip(pruned.layers(), scales, strict=True)):
-        yield from bake_layer(family.layer_name(index), weights, decision, pattern, scale)
+        stored_name = partial(family.stored_name, index)
+        yield from bake_layer(stored_name, weights, decision, pattern, scale)
 
 
 def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -384,7 +385,7 @@ def _quantization(
             if group.permutation is not None:
                 modules = folded if group.layout.folded else runtime
                 linears = group.layout.group.linears
-                modules += [f"{family.layer_name(index)}.{linear}" for linear in linears]
+                modules += [family.stored_name(index, linear) for linear in linears]
     return QuantizationConfig.model_validate(
         {
             "pattern": recipe.pattern,

@@ -44,11 +44,12 @@ class StreamedModel:
     @contextmanager
     def resident(self, index: int) -> Iterator[nn.Module]:
         """Load the dense weights of a decoder layer for the length of the context."""
-        layer, prefix = self.layers[index], f"{self.family.layer_name(index)}."
+        layer = self.layers[index]
         layer.to_empty(device=self.device)
         try:
             for name in layer.state_dict():  # one by one: read all at once, they are a second layer
-                load_tensor(layer, name, self._reader.tensor(prefix + name))
+                stored = self.family.stored_name(index, name)
+                load_tensor(layer, name, self._reader.tensor(stored))
             yield layer
         finally:
             layer.to("meta")

@@ -2,21 +2,25 @@
 
 Transformers holds all experts of a block in two parameters of three dimensions, which it merges
 from one tensor for each linear of each expert, and splits again when it saves. Here each linear is
-an `nn.Linear` under the name of its tensor (`mlp.experts.3.gate_proj`), so that whatever works on
-linears works on those of experts.
+an `nn.Linear` under the name of its tensor (`mlp.experts.3.gate_proj`, Mixtral's
+`mlp.experts.3.w1`), so that whatever works on linears works on those of experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter
 
 from permllm_vllm.checkpoint.errors import Problem
 
 _GATE_UP, _DOWN = "gate_up_proj", "down_proj"
+_LINEARS = ("gate_proj", "up_proj", "down_proj")
+"""Linears of an expert where Transformers merges none."""
 FUSED = {_GATE_UP, "up_proj", _DOWN}
 """Names under which Transformers holds a linear of all experts."""
 _FORM = {"is_transposed": False, "is_concatenated": True, "has_gate": True, "has_bias": False}
@@ -26,16 +30,24 @@ _GATE = "_default_apply_gate"
 
 
 class Expert(nn.Module):
-    """A gated MLP: `[tokens, hidden]` to the same."""
+    """A gated MLP: `[tokens, hidden]` to the same.
 
-    def __init__(self, gate: Tensor, up: Tensor, down: Tensor, act_fn: nn.Module) -> None:
+    Args:
+        linears: weights of gate, up and what reads their products, by the names of these.
+        act_fn: what is done with a gate.
+    """
+
+    def __init__(self, linears: Mapping[str, Tensor], act_fn: nn.Module) -> None:
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = map(_linear, (gate, up, down))
+        for name, weight in linears.items():
+            self.add_module(name, _linear(weight))
         self.act_fn = act_fn
+        self._names = tuple(linears)
 
     def forward(self, states: Tensor) -> Tensor:
         """Multiply tokens, whatever the weight of their routes."""
-        output: Tensor = self.down_proj(self.act_fn(self.gate_proj(states)) * self.up_proj(states))
+        gate, up, down = map(self.get_submodule, self._names)
+        output: Tensor = down(self.act_fn(gate(states)) * up(states))
         return output
 
 
@@ -44,13 +56,14 @@ class SeparateExperts(nn.ModuleList):
 
     Args:
         fused: Transformers' module; the weights here are views of its parameters.
+        names: of gate, up and what reads their products.
     """
 
-    def __init__(self, fused: Any) -> None:
+    def __init__(self, fused: Any, names: Sequence[str]) -> None:
         super().__init__()
         for gate_up, down in zip(fused.gate_up_proj, fused.down_proj, strict=True):
-            gate, up = gate_up.chunk(2)
-            self.append(Expert(gate, up, down, fused.act_fn))
+            weights = (*gate_up.chunk(2), down)
+            self.append(Expert(dict(zip(names, weights, strict=True)), fused.act_fn))
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Sum what the experts of each token give, times the weights of their routes.
@@ -93,10 +106,12 @@ def separate_experts(model: nn.Module) -> list[str]:
         CheckpointError: experts of another form than two bias-free matrices around a gate.
     """
     paths = list(fused_experts(model))
+    conversions = get_model_conversion_mapping(model) if paths else []
     for path in paths:
         fused = model.get_submodule(path)
         _check_form(path, fused)
-        model.set_submodule(path, SeparateExperts(fused).train(fused.training))
+        experts = SeparateExperts(fused, _stored_linears(path, conversions))
+        model.set_submodule(path, experts.train(fused.training))
     return paths
 
 
@@ -113,6 +128,25 @@ def with_separate_experts(model_class: type[Any]) -> type[Any]:
 
     members = {"__init__": initialise, "__module__": model_class.__module__}
     return type(model_class.__name__, (model_class,), members)
+
+
+def merges(conversion: Any, parameter: str) -> bool:
+    """Whether a conversion of Transformers makes a parameter, given by its path, out of several."""
+    return isinstance(conversion, WeightConverter) and any(
+        parameter.endswith(target) for target in conversion.target_patterns
+    )
+
+
+def _stored_linears(path: str, conversions: Sequence[Any]) -> Sequence[str]:
+    """What checkpoints call gate, up and down of an expert, by what Transformers merges of them."""
+    names = [
+        pattern.removesuffix(".weight").rpartition(".")[2]
+        for kind in (_GATE_UP, _DOWN)
+        for conversion in conversions
+        if merges(conversion, f"{path}.{kind}")
+        for pattern in conversion.source_patterns
+    ]
+    return names if len(names) == len(_LINEARS) else _LINEARS
 
 
 def _linear(weight: Tensor) -> nn.Linear:

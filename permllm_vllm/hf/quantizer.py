@@ -17,7 +17,7 @@ from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem, raise_if_any
 from permllm_vllm.checkpoint.headers import TensorHeader, checkpoint_problems, sparse_modules
 from permllm_vllm.checkpoint.shards import read_headers
 from permllm_vllm.hf.config import PermLLMConfig
-from permllm_vllm.hf.experts import FUSED, fused_experts, separate_experts
+from permllm_vllm.hf.experts import FUSED, fused_experts, merges, separate_experts
 from permllm_vllm.hf.linear import Backends, SparseLinear
 from permllm_vllm.hf.missing import missing_parameters
 
@@ -58,9 +58,9 @@ class PermLLMQuantizer(HfQuantizer):
         headers = _stored_headers(checkpoint_files)
         raise_if_any(checkpoint_problems(headers, self.checkpoint))
         sparse, backends = set(sparse_modules(headers)), Backends()
-        self._separate = _separate_sparse_experts(model, sparse)
-        problems: list[Problem] = []
         stored, prefix = _stored_names(model, sparse), getattr(model, "base_model_prefix", "")
+        self._separate = _separate_sparse_experts(model, stored)
+        problems: list[Problem] = []
         for path, linear in list(_linears(model)):
             # A bare `AutoModel` lacks the prefix that its modules have in a checkpoint.
             name = stored.get(f"{prefix}.{path}") or stored.get(path)
@@ -95,13 +95,7 @@ class PermLLMQuantizer(HfQuantizer):
     def update_weight_conversions(self, weight_conversions: list[Any]) -> list[Any]:
         """Leave out what would merge the tensors of experts that are separate here."""
         merged = [f"{path}.{kind}" for path in self._separate for kind in FUSED]
-
-        def merges(conversion: Any) -> bool:
-            return isinstance(conversion, WeightConverter) and any(
-                name.endswith(target) for name in merged for target in conversion.target_patterns
-            )
-
-        return [one for one in weight_conversions if not merges(one)]
+        return [one for one in weight_conversions if not any(merges(one, name) for name in merged)]
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         """Check the contents of what is in memory; what waits on disk is checked when it comes.

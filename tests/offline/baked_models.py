@@ -13,6 +13,7 @@ from permllm_offline.decisions import LayerDecision, decide
 from permllm_offline.int8_values import round_layer
 from permllm_offline.model.families import family_of
 from permllm_offline.model.heads import heads_of
+from permllm_offline.model.language_model import language_model_of
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import dtype_name
 from permllm_offline.model.modules import decoder_layers, has_module
@@ -55,22 +56,23 @@ def bake(
     model.save_pretrained(source)
     family = family_of(model.config)
     folded = {
-        f"{family.layer_name(index)}.{linear}": group.layout.folded
+        family.stored_name(index, linear): group.layout.folded
         for index, decision in enumerate(decisions)
         for group in decision
         for linear in group.masks
     }
 
-    names = list(folded)
+    names, of_tensors = list(folded), language_model_of(model.config, ()).names
     tied = model.all_tied_weights_keys  # not in the files that Transformers writes, either
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in model.state_dict().items():
-            if name.rpartition(".")[0] not in names and name not in tied:
+        for own, tensor in model.state_dict().items():
+            name = of_tensors.stored(own)
+            if name.rpartition(".")[0] not in names and own not in tied:
                 yield name, tensor
         for index, layer in enumerate(decoder_layers(model, family.layers)):
             scale = None if scales is None else scales[index]
-            name = family.layer_name(index)
+            name = partial(family.stored_name, index)
             yield from bake_layer(name, layer.state_dict(), decisions[index], pattern, scale)
 
     config = QuantizationConfig(

@@ -9,6 +9,7 @@ import torch
 from permllm_offline.activations import last_hidden_state
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.families import FAMILIES, family_of
+from permllm_offline.model.language_model import language_model_of
 from permllm_offline.model.loading import load_model, open_source
 from permllm_offline.model.modules import decoder_layers
 from permllm_vllm.checkpoint.ignoring import matches
@@ -39,6 +40,7 @@ def tokens() -> torch.Tensor:
         ("qwen3_moe", {"mlp_only_layers": [0]}, True),
         ("qwen2_moe", {"decoder_sparse_step": 1}, True),
         ("olmoe", {"clip_qkv": 0.5}, True),
+        ("mixtral", {}, True),
         ("qwen3", {"head_dim": 80, "num_attention_heads": 4}, False),
         ("gemma", {}, True),
         ("gemma2", {}, True),
@@ -103,13 +105,15 @@ def test_every_linear_is_pruned_or_ignored(model_type: str, options: dict[str, A
     family = family_of(model.config)
     linears = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     count = model.config.num_hidden_layers
-    pruned = {f"{family.layer_name(layer)}.{n}" for layer in range(count) for n in family.linears}
+    names = language_model_of(model.config, ()).names
+    linears = {names.stored_module(name) for name in linears}
+    pruned = {family.stored_name(layer, n) for layer in range(count) for n in family.linears}
     absent = family.absent(count)
     assert linears.isdisjoint(absent)
     for group in family.groups:
         for linear in group.linears:
-            names = [f"{family.layer_name(layer)}.{linear}" for layer in range(count)]
-            held = [name in linears for name in names if name not in absent]
+            everywhere = [family.stored_name(layer, linear) for layer in range(count)]
+            held = [name in linears for name in everywhere if name not in absent]
             assert all(held) if group.in_every_layer else any(held)
     assert all(any(matches(entry, name) for entry in family.ignore) for name in linears - pruned)
 

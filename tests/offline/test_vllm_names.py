@@ -20,6 +20,7 @@ SERVED = {
     "glm4_moe_lite": ("glm4_moe_lite", "Glm4MoeLiteForCausalLM"),
     "deepseek_v2": ("deepseek_v2", "DeepseekV2ForCausalLM"),
     "deepseek_v3": ("deepseek_v2", "DeepseekV3ForCausalLM"),
+    "mixtral": ("mixtral", "MixtralForCausalLM"),
     "qwen3_next": ("qwen3_next", "Qwen3NextForCausalLM"),
     "qwen3_5_text": ("qwen3_5", "Qwen3_5ForCausalLM"),
     "qwen3_5_moe_text": ("qwen3_5", "Qwen3_5MoeForCausalLM"),

@@ -54,6 +54,12 @@ MIXTURE: dict[str, Any] = LLAMA_LIKE | {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 64,
 }
+OF_EXPERTS_ALONE = LLAMA_LIKE | {
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "intermediate_size": 64,
+}
+"""Of mixtures without a dense MLP, which call the size of an expert as others that of this."""
 SHARED = (
     LLAMA_LIKE
     | TOKENS
@@ -125,6 +131,7 @@ SIZES: dict[str, dict[str, object]] = {
     "deepseek_v3": LATENT | BALANCED,
     "dots1": SHARED | {"first_k_dense_replace": 1},
     "solar_open": SHARED,
+    "mixtral": OF_EXPERTS_ALONE,
     "mellum": MIXTURE | TOKENS | {"mlp_layer_types": ["sparse", "dense"]},
     "olmo3": LOCAL | TOKENS | {"layer_types": ["sliding_attention", "full_attention"]},
     "cohere2": LLAMA_LIKE  # with a short window vLLM and Transformers disagree by one token

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from permllm_offline.conversion.judgement import Judged
+from permllm_offline.model.renaming import stored_part
 from permllm_vllm.checkpoint.ignoring import MOST_REGEXES, REGEX_PREFIX
 
 
@@ -22,11 +23,12 @@ def ignored(judged: Judged) -> list[str]:
             if not verdict.holds and verdict.layout.group.experts:
                 layers[str(index)] = None
             elif not verdict.holds:
-                names += [f"{family.layer_name(index)}.{linear}" for linear in verdict.density]
+                names += [family.stored_name(index, linear) for linear in verdict.density]
     room = MOST_REGEXES - sum(entry.startswith(REGEX_PREFIX) for entry in family.ignore)
     numbers, together = list(layers), max(1, -(-len(layers) // room))
     parts = [numbers[start : start + together] for start in range(0, len(numbers), together)]
-    stack, experts = re.escape(family.stack), re.escape(family.experts)
+    stack = re.escape(family.stack)
+    experts = re.escape(stored_part(family.experts, family.renamed))
     expressions = [rf"{REGEX_PREFIX}{stack}{_any_of(part)}\.{experts}\..*" for part in parts]
     return [*family.ignore, *names, *expressions]
 

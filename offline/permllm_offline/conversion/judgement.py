@@ -51,7 +51,7 @@ class Judged:
         for index, layer in enumerate(self.layers):
             for verdict in layer:
                 for linear in verdict.density if verdict.holds else ():
-                    name = f"{self.family.layer_name(index)}.{linear}.weight"
+                    name = self.family.stored_name(index, f"{linear}.weight")
                     found.setdefault(self.source.header(name).dtype, name)
         if len(found) > 1 or not set(found) <= set(DTYPES):
             places = ", ".join(f"{name} is {dtype}" for dtype, name in found.items())

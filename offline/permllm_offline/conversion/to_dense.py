@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from permllm_offline.model.family import Family, SharedInputGroup
 from permllm_offline.model.heads import Heads, heads_of
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import Source, dtype_name, open_source
+from permllm_offline.model.renaming import own_part, stored_part
 from permllm_offline.model.stored import header_bytes
 from permllm_offline.report import papers
 from permllm_offline.report.model_card import dense_card
@@ -98,23 +100,23 @@ def _tensors(
     """Yield the dense model, one decoder layer in memory at a time."""
     stack = family.stack
     names = reader.names()
-    by_layer: dict[str, list[str]] = {}
+    by_layer: dict[int, list[str]] = {}
     for name in names:
         if not name.startswith(stack):
             yield name, reader.tensor(name)
             continue
-        prefix = stack + name.removeprefix(stack).partition(".")[0]
-        by_layer.setdefault(prefix, []).append(name.removeprefix(f"{prefix}."))
+        number, _, part = name.removeprefix(stack).partition(".")
+        by_layer.setdefault(int(number), []).append(own_part(part, family.renamed))
     sparse = set(reader.sparse_layers())
-    for prefix, inside in tqdm(by_layer.items(), desc="write"):
-        index = int(prefix.removeprefix(stack))
+    for index, inside in tqdm(by_layer.items(), desc="write"):
+        stored_name = partial(family.stored_name, index)
         layers = {
-            linear: reader.layer(f"{prefix}.{linear}")
+            linear: reader.layer(stored_name(linear))
             for linear in family.linears
-            if f"{prefix}.{linear}" in sparse
+            if stored_name(linear) in sparse
         }
         stored = {
-            name: reader.tensor(f"{prefix}.{name}")
+            name: reader.tensor(stored_name(name))
             for name in inside
             if name.rpartition(".")[0] not in layers
         }
@@ -125,12 +127,12 @@ def _tensors(
             if f"{linear}.weight" in tensors
         }
         groups = family.groups_of(index, layers.__contains__)
-        folds = _folds(prefix, layers, sizes, quantization, groups, heads_of(config, index))
+        folds = _folds(stored_name, layers, sizes, quantization, groups, heads_of(config, index))
         for linear, (rows, block_size) in folds.items():
             for kind in ("weight", BIAS):
                 if (name := f"{linear}.{kind}") in tensors:
                     tensors[name] = unfold_rows(tensors[name], rows, block_size)
-        yield from ((f"{prefix}.{name}", tensor) for name, tensor in tensors.items())
+        yield from ((stored_name(name), tensor) for name, tensor in tensors.items())
 
 
 def _original_order(
@@ -154,7 +156,7 @@ def _original_order(
 
 
 def _folds(
-    prefix: str,
+    stored_name: Callable[[str], str],
     layers: Mapping[str, SparseLayer],
     sizes: Mapping[str, int],
     quantization: QuantizationConfig,
@@ -171,7 +173,7 @@ def _folds(
         layout = GroupLayout(group, layer.in_features, quantization.block_size, heads)
         if not layout.folded or not agrees(layout, permutation):
             raise Problem(
-                f"{prefix}.{group.linears[0]}.{FOLDED_PERMUTATION}",
+                stored_name(f"{group.linears[0]}.{FOLDED_PERMUTATION}"),
                 "a permutation that cannot have been folded into the preceding layer",
                 "blocks stay inside a head, and those that one value head feeds are equal",
                 FETCH_AGAIN,
@@ -184,10 +186,11 @@ def _check_modules(reader: CheckpointReader, family: Family) -> None:
     """Refuse sparse linears of which nobody here knows what feeds them."""
     folding = {linear for group in family.groups if group.fold_into for linear in group.linears}
     assert reader.quantization is not None
-    for names, known, kind in (
+    for names, linears, kind in (
         (reader.sparse_layers(), family.linears, WEIGHT_PACKED),
         (reader.quantization.folded, folding, FOLDED_PERMUTATION),
     ):
+        known = {stored_part(linear, family.renamed) for linear in linears}
         for name in names:
             _, _, linear = name.removeprefix(family.stack).partition(".")
             if not name.startswith(family.stack) or linear not in known:

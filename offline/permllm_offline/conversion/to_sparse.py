@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -136,7 +137,7 @@ def _report(model: str, judged: Judged) -> ConversionReport:
             elif verdict.holds:
                 permutation = FOLDED if verdict.layout.folded else RUN_TIME
             for linear, density in verdict.density.items():
-                name = f"{judged.family.layer_name(index)}.{linear}"
+                name = judged.family.stored_name(index, linear)
                 linears.append(ConvertedLinear(name, permutation, density, verdict.reason))
     return ConversionReport(
         source=model,
@@ -186,14 +187,14 @@ def _tensors(judged: Judged) -> Iterator[tuple[str, Tensor]]:
     outside = (name for name in names if not name.startswith(family.stack))
     yield from ((name, source.tensor(name)) for name in outside)
     for index, verdicts in enumerate(tqdm(judged.layers, desc="write")):
-        prefix = f"{family.layer_name(index)}."
-        sparse = {
-            linear
+        prefix, stored_name = f"{family.layer_name(index)}.", partial(family.stored_name, index)
+        replaced = {
+            stored_name(part): part
             for verdict in verdicts
             if verdict.holds
             for linear in verdict.layout.group.linears
+            for part in (f"{linear}.weight", f"{linear}.bias")
         }
-        replaced = {f"{prefix}{linear}.{kind}" for linear in sparse for kind in ("weight", "bias")}
         for name in names:
             if name.startswith(prefix) and name not in replaced:
                 yield name, source.tensor(name)
@@ -201,7 +202,7 @@ def _tensors(judged: Judged) -> Iterator[tuple[str, Tensor]]:
             decide(
                 verdict.layout,
                 {
-                    linear: source.kept(f"{prefix}{linear}.weight").float()
+                    linear: source.kept(stored_name(f"{linear}.weight")).float()
                     for linear in verdict.layout.group.linears
                 },
                 verdict.permutation,
@@ -210,10 +211,8 @@ def _tensors(judged: Judged) -> Iterator[tuple[str, Tensor]]:
             for verdict in verdicts
             if verdict.holds
         ]
-        weights = {
-            name.removeprefix(prefix): _finite(source, name) for name in names if name in replaced
-        }
-        yield from bake_layer(prefix.removesuffix("."), weights, decision, judged.pattern)
+        weights = {replaced[name]: _finite(source, name) for name in names if name in replaced}
+        yield from bake_layer(stored_name, weights, decision, judged.pattern)
 
 
 def _finite(source: WeightSource, name: str) -> Tensor:

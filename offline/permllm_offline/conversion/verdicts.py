@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from permllm_offline.errors import OfflineError
 from permllm_offline.model.family import Family, Fold
 from permllm_offline.model.heads import heads_of
 from permllm_offline.model.layout import GroupLayout
+from permllm_offline.model.renaming import stored_part
 from permllm_vllm.checkpoint.pattern import Pattern
 
 
@@ -45,12 +47,15 @@ class Judge:
         Raises:
             OfflineError: a linear of the family is not in the checkpoint, or not by itself.
         """
-        prefix, stored = self.family.layer_name(index), self._stored
-        heads = heads_of(self.config, index)
-        self._check_experts(prefix)
+        stored, heads = self._stored, heads_of(self.config, index)
+
+        def weight(linear: str) -> str:
+            return self.family.stored_name(index, f"{linear}.weight")
+
+        self._check_experts(index)
         verdicts = []
-        for group in self.family.groups_of(index, lambda one: f"{prefix}.{one}.weight" in stored):
-            names = [f"{prefix}.{linear}.weight" for linear in group.linears]
+        for group in self.family.groups_of(index, lambda one: weight(one) in stored):
+            names = list(map(weight, group.linears))
             missing = set(names) - stored
             if missing:
                 raise OfflineError(
@@ -67,19 +72,19 @@ class Judge:
             verdicts.append(self._group(names[0], layout, kept))
         return join_experts(settle_folds(verdicts))
 
-    def _check_experts(self, prefix: str) -> None:
+    def _check_experts(self, index: int) -> None:
         """Raise OfflineError for fused experts of another form, and where a layer has only some."""
         from permllm_vllm.hf.experts import FUSED
 
+        experts, stored_name = self.family.experts, partial(self.family.stored_name, index)
         for kind in sorted(FUSED):
-            name = f"{prefix}.{self.family.experts}.{kind}"
-            if self.family.experts and name in self._stored:
+            name = stored_name(f"{experts}.{kind}")
+            if experts and name in self._stored:
                 raise OfflineError(
                     f"{name} holds all experts of its layer in a form that is not read: load the "
                     "model with transformers, `save_pretrained` it, and convert that."
                 )
-        first = f"{prefix}.{self.family.experts}.0"
-        gate, down = (f"{first}.{kind}.weight" for kind in ("gate_proj", "down_proj"))
+        gate, _, down = (stored_name(f"{experts}.0.{one}.weight") for one in self.family.gated)
         if {gate, down} <= self._stored:
             sizes = [self.source.header(name).shape for name in (gate, down)]
             if sizes[0] != sizes[1][::-1]:
@@ -89,12 +94,13 @@ class Judge:
                     "model with transformers, `save_pretrained` it, and convert that."
                 )
         linears = [one for group in self.family.groups if group.experts for one in group.linears]
-        missing = [one for one in linears if f"{prefix}.{one}.weight" not in self._stored]
+        missing = [one for one in linears if stored_name(f"{one}.weight") not in self._stored]
         if 0 < len(missing) < len(linears):
+            first = stored_part(missing[0], self.family.renamed)
             raise OfflineError(
-                f"{prefix} stores {len(linears) - len(missing)} of the {len(linears)} linears of "
-                f"its experts, and not {missing[0]}: a decoder layer has all experts that its "
-                "config.json counts, or none. Fetch the checkpoint again."
+                f"{self.family.layer_name(index)} stores {len(linears) - len(missing)} of the "
+                f"{len(linears)} linears of its experts, and not {first}: a decoder layer has all "
+                "experts that its config.json counts, or none. Fetch the checkpoint again."
             )
 
     def _group(self, name: str, layout: GroupLayout, kept: Mapping[str, Tensor]) -> GroupVerdict:

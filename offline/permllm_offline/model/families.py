@@ -58,14 +58,16 @@ _LATENT_ATTENTION = (
 )
 
 
-def _gated_mlp(module: str, label: str = "") -> tuple[SharedInputGroup, SharedInputGroup]:
+def _gated_mlp(
+    module: str, label: str = "", gated: Sequence[str] = Family.gated
+) -> tuple[SharedInputGroup, SharedInputGroup]:
     """Gate and up of a module, and one that reads their products."""
-    gate, up = f"{module}.gate_proj", f"{module}.up_proj"
+    gate, up, down = (f"{module}.{one}" for one in gated)
     return (
         SharedInputGroup(f"{label}gate_up", (gate, up)),
         SharedInputGroup(
             f"{label}down",
-            (f"{module}.down_proj",),
+            (down,),
             Fold.ELEMENTWISE,
             (RowPart(gate, every_row), RowPart(up, every_row)),
         ),
@@ -97,13 +99,14 @@ def _in_some_layers(*groups: SharedInputGroup) -> tuple[SharedInputGroup, ...]:
     return tuple(replace(group, in_every_layer=False) for group in groups)
 
 
-def _experts_of(module: str, count: int, share: float) -> tuple[SharedInputGroup, ...]:
+def _experts_of(family: Family, count: int, share: float) -> tuple[SharedInputGroup, ...]:
     """The groups of all experts of a mixture; each has permutations of its own."""
     found: list[SharedInputGroup] = []
     for number in range(count):
-        gate_up, down = _gated_mlp(f"{module}.{number}", f"{module}.{number}.")
+        expert = f"{family.experts}.{number}"
+        gate_up, down = _gated_mlp(expert, f"{expert}.", family.gated)
         found += [replace(gate_up, reads_whole=True), down]
-    return _in_some_layers(*(replace(one, experts=module, share=share) for one in found))
+    return _in_some_layers(*(replace(one, experts=family.experts, share=share) for one in found))
 
 
 EXPERT_ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
@@ -169,6 +172,12 @@ _GEMMA4 = Family(
     by_token=("per_layer_input",),
     handed_on="shared_kv_states",
     sized_by_layers=("model.embed_tokens_per_layer", "model.per_layer_model_projection"),
+)
+_MIXTRAL = replace(
+    _mixture(),
+    ignore=("lm_head", r"re:.*\.block_sparse_moe\.gate"),
+    gated=("w1", "w3", "w2"),
+    renamed=(("mlp", "block_sparse_moe"),),
 )
 _SHARED_EXPERT = _gated_mlp("mlp.shared_expert", "shared_")
 _SHARED_EXPERTS = _gated_mlp("mlp.shared_experts", "shared_")
@@ -245,6 +254,7 @@ FAMILIES: Mapping[str, Family] = {
     "olmoe": _mixture(),
     "flex_olmo": _mixture(),
     "mellum": _mixture(*_GATED_MLP),
+    "mixtral": _MIXTRAL,
     "cohere": _LLAMA,
     "cohere2": _LLAMA,
     "exaone4": _LLAMA,
@@ -318,7 +328,7 @@ def family_of(config: Any) -> Family:
     if family.experts and (count := _experts_in(config)):
         _check_activation(config)
         taken = getattr(config, "num_experts_per_tok", None) or config.top_k_experts
-        experts = _experts_of(family.experts, count, taken / count)
+        experts = _experts_of(family, count, taken / count)
         return replace(family, groups=family.groups + experts)
     if family.experts:  # beside an MLP that is always there
         return replace(family, experts="")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 
+from permllm_offline.model.renaming import stored_part
 from permllm_offline.model.row_parts import RowPart
 
 
@@ -53,9 +54,11 @@ class Family:
     """Module names of one architecture; ``linears`` are relative to a decoder layer.
 
     ``experts`` is the module whose children, by number, are experts of a mixture: their groups are
-    among ``groups`` once ``family_of`` knows how many there are. ``layers`` is the module of the
-    decoder layers in the model; a checkpoint of more than a language model calls it
-    ``stored_layers``, and has names like these in ``ignore``.
+    among ``groups`` once ``family_of`` knows how many there are; ``gated`` are the linears of one:
+    gate, up, and what reads their products. ``layers`` is the module of the decoder layers in the
+    model; a checkpoint of more than a language model calls it ``stored_layers``. Checkpoints may
+    call parts of a layer otherwise: ``renamed`` has pairs of what the model and they call one, as
+    Transformers changes it while it loads. Names in ``ignore`` are those of the checkpoint.
 
     ``by_token`` are arguments of a layer's call that follow from each token alone; ``handed_on`` is
     the argument in which layers leave keys and values for others, a dictionary.
@@ -69,6 +72,8 @@ class Family:
     groups: tuple[SharedInputGroup, ...]
     ignore: tuple[str, ...]
     experts: str = ""
+    gated: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    renamed: tuple[tuple[str, str], ...] = ()
     stored_layers: str = ""
     by_token: tuple[str, ...] = ()
     handed_on: str = ""
@@ -103,7 +108,7 @@ class Family:
     def absent(self, layers: int) -> list[str]:
         """Names in the checkpoint of the linears that some of the decoder layers lack."""
         return [
-            f"{self.layer_name(layer)}.{linear}"
+            self.stored_name(layer, linear)
             for layer in range(layers)
             for linear in sorted(self.lacks.get(layer, ()))
         ]
@@ -116,3 +121,7 @@ class Family:
     def layer_name(self, layer: int) -> str:
         """Name of a decoder layer in the checkpoint."""
         return f"{self.stack}{layer}"
+
+    def stored_name(self, layer: int, part: str) -> str:
+        """Name in the checkpoint of a module or tensor that a decoder layer calls ``part``."""
+        return f"{self.layer_name(layer)}.{stored_part(part, self.renamed)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -18,6 +18,7 @@ from permllm_offline.model.families import (
     inner_family,
 )
 from permllm_offline.model.family import Family
+from permllm_offline.model.renaming import Renamed, own_part, stored_part
 from permllm_vllm.checkpoint.headers import natural_order
 from permllm_vllm.checkpoint.ignoring import REGEX_PREFIX
 
@@ -26,18 +27,21 @@ from permllm_vllm.checkpoint.ignoring import REGEX_PREFIX
 class TensorNames:
     """Prefixes that a language model's tensors have by themselves, and in the checkpoint.
 
-    A tensor of the checkpoint with none of them belongs to something else, such as a vision tower,
+    Inside a decoder layer, whose name begins with ``layers``, parts are ``renamed`` too. A tensor
+    of the checkpoint without any of the prefixes belongs to something else, such as a vision tower,
     and so does one of what predicts several tokens, whose names begin with one of ``drafting``.
     """
 
     prefixes: tuple[tuple[str, str], ...] = (("", ""),)
     drafting: tuple[str, ...] = (f"{MORE_TOKENS}.",)
+    layers: str = ""
+    renamed: Renamed = ()
 
     def stored(self, name: str) -> str:
         """Name in the checkpoint of a tensor of the language model."""
         for own, stored in self.prefixes:
             if name.startswith(own):
-                return stored + name.removeprefix(own)
+                return stored + self._with_part(stored_part, name).removeprefix(own)
         return name
 
     def stored_module(self, name: str) -> str:
@@ -50,8 +54,15 @@ class TensorNames:
             return None
         for own, prefix in self.prefixes:
             if stored.startswith(prefix):
-                return own + stored.removeprefix(prefix)
+                return self._with_part(own_part, own + stored.removeprefix(prefix))
         return None
+
+    def _with_part(self, rename: Callable[[str, Renamed], str], name: str) -> str:
+        """Change what a name has after the number of a decoder layer."""
+        if not self.renamed or not name.startswith(self.layers):
+            return name
+        number, dot, part = name.removeprefix(self.layers).partition(".")
+        return f"{self.layers}{number}{dot}{rename(part, self.renamed)}"
 
 
 @dataclass(frozen=True)
@@ -72,9 +83,9 @@ class LanguageModel:
 
     @property
     def experts_under(self) -> str | None:
-        """What the names of its experts begin with in the checkpoint; None where it has none."""
+        """What the names of fused experts begin with in the checkpoint; None where it has none."""
         family = FAMILIES.get(self.config.model_type)
-        if family is None or not family.experts:
+        if family is None or not family.experts or family.gated != Family.gated:
             return None
         return self.names.stored(f"{family.layers}.")
 
@@ -121,14 +132,25 @@ def language_model_of(config: Any, tensors: Collection[str]) -> LanguageModel:
         known.
     """
     if not holds_language_model(config):
-        names = TensorNames(drafting=(*TensorNames().drafting, *_drafting_layers(config)))
+        names = replace(
+            _names(config.model_type), drafting=(*TensorNames().drafting, *_drafting_layers(config))
+        )
         return LanguageModel(config, names, _beside(names, tensors))
     for model, head in WRAPPINGS:
         if any(name.startswith(f"{model}.layers.") for name in tensors):
-            names = TensorNames((("model.", f"{model}."), ("lm_head.", f"{head}.")))
+            prefixes = (("model.", f"{model}."), ("lm_head.", f"{head}."))
+            names = replace(_names(inner_family(config)), prefixes=prefixes)
             text = _text_config(config, headless=f"{head}.weight" not in tensors)
             return LanguageModel(text, names, _beside(names, tensors))
     return LanguageModel(config)
+
+
+def _names(model_type: str | None) -> TensorNames:
+    """Names in the checkpoints of a language model, as far as its family says."""
+    family = FAMILIES.get(str(model_type))
+    if family is None:
+        return TensorNames()
+    return TensorNames(layers=f"{family.layers}.", renamed=family.renamed)
 
 
 def _drafting_layers(config: Any) -> tuple[str, ...]:

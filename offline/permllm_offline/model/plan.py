@@ -134,13 +134,15 @@ def make_plan(
     family = source.language.family()
     skeleton = skeleton_of(source.config)
     decoder = decoder_layers(skeleton, family.layers)
-    prefixes = [family.layer_name(index) for index in range(len(decoder))]
     groups_by_layer = [
         family.groups_of(index, partial(has_module, layer)) for index, layer in enumerate(decoder)
     ]
     names_by_layer = [
-        [(group.experts, [f"{prefix}.{linear}" for linear in group.linears]) for group in groups]
-        for prefix, groups in zip(prefixes, groups_by_layer, strict=True)
+        [
+            (group.experts, list(map(partial(family.stored_name, index), group.linears)))
+            for group in groups
+        ]
+        for index, groups in enumerate(groups_by_layer)
     ]
     ignored = ignored_linears(
         ignore,
@@ -154,15 +156,15 @@ def make_plan(
     layers: list[list[GroupLayout]] = []
     by_layer: list[list[PlannedLinear]] = []
     for index, (layer, groups) in enumerate(zip(decoder, groups_by_layer, strict=True)):
-        prefix, heads = prefixes[index], heads_of(source.config, index)
+        stored_name, heads = partial(family.stored_name, index), heads_of(source.config, index)
         layers.append([])
         by_layer.append([])
         for group in groups:
-            names = [f"{prefix}.{linear}" for linear in group.linears]
+            names = list(map(stored_name, group.linears))
             modules = [linear_of(layer, linear) for linear in group.linears]
             width = modules[0].in_features
             layout = GroupLayout(group, width, block_size or width, heads)
-            if not ignored.isdisjoint(f"{prefix}.{part.linear}" for part in group.fold_into):
+            if not ignored.isdisjoint(stored_name(part.linear) for part in group.fold_into):
                 # The rows before it are those of a dense layer, which stays as it was, to the bit;
                 # and the plugin takes no folded permutation out of one for an adapter.
                 layout = layout.at_run_time()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -45,14 +45,17 @@ def unpermuted_corner(
 
 
 def mask_example(
-    layer_name: str, decision: LayerDecision, unpermuted: Sequence[str]
+    name: Callable[[str], str], decision: LayerDecision, unpermuted: Sequence[str]
 ) -> MaskExample | None:
-    """Example of the first linear of a finished decoder layer, or None if it is not permuted."""
+    """Example of the first linear of a finished decoder layer, or None if it is not permuted.
+
+    ``name`` gives what the checkpoint calls a part of that layer.
+    """
     group = decision[0]
     if group.permutation is None:
         return None
     linear = group.layout.group.linears[0]
-    return MaskExample(f"{layer_name}.{linear}", unpermuted, corner(group.mask(linear)))
+    return MaskExample(name(linear), unpermuted, corner(group.mask(linear)))
 
 
 def corner(mask: Tensor) -> list[str]:

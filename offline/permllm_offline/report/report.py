@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -162,7 +163,7 @@ class Report:
             reconstruction_curve,
             layers,
             output_errors,
-            mask_example(plan.family.layer_name(shown), decisions[shown], unpermuted),
+            mask_example(partial(plan.family.stored_name, shown), decisions[shown], unpermuted),
             [] if learned is None else list(learned.layers),
             None if learned is None else learned.sensitivities,
             masked_errors=masked_errors,

@@ -1,5 +1,6 @@
 import re
 import shlex
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -24,7 +25,7 @@ from tests.offline.tiny_models import tiny_model
 
 
 def test_an_unsupported_family_is_told_what_is_supported() -> None:
-    known = "llama, mellum, ministral, ministral3, mistral"
+    known = "llama, mellum, ministral, ministral3, mistral, mixtral"
     with pytest.raises(OfflineError, match=rf"'bloom' is not supported.*{known}.*FAMILIES"):
         family_of(SimpleNamespace(model_type="bloom"))
 
@@ -43,7 +44,9 @@ def test_the_language_model_of_a_model_of_images_is_named() -> None:
 
 def test_experts_of_another_form_are_refused() -> None:
     config = AutoConfig.for_model("granitemoehybrid", num_local_experts=8)
-    known = "mellum, olmoe, qwen2_moe, qwen3_5_moe_text, qwen3_moe, qwen3_next, solar_open are"
+    known = (
+        "mellum, mixtral, olmoe, qwen2_moe, qwen3_5_moe_text, qwen3_moe, qwen3_next, solar_open are"
+    )
     with pytest.raises(
         OfflineError, match=rf"has 8 experts .* only deepseek_v2, .*{known}.* without experts"
     ):
@@ -131,21 +134,19 @@ def test_channels_must_fill_blocks() -> None:
         layout.check_blocks("model.layers.0.self_attn.q_proj")
 
 
-@pytest.mark.parametrize("model_type", ["llama", "phi3", "opt", "qwen3_moe"])
+@pytest.mark.parametrize("model_type", ["llama", "phi3", "opt", "qwen3_moe", "mixtral"])
 def test_what_a_message_would_ignore_can_be(model_type: str) -> None:
     family = family_of(tiny_model(model_type).config)
-    prefixes = [f"model.layers.{index}" for index in range(2)]
-    groups = [
-        [f"{p}.{name}" for name in group.linears] for p in prefixes for group in family.groups
-    ]
+    layers = [partial(family.stored_name, index) for index in range(2)]
+    groups = [list(map(name, group.linears)) for name in layers for group in family.groups]
     mixed = [name for group in family.groups if group.experts for name in group.linears]
-    mixtures = [[f"{p}.{name}" for name in mixed] for p in prefixes]
+    mixtures = [list(map(name, mixed)) for name in layers]
     for group in family.groups:
         layout = GroupLayout(group, 100, 64, Heads(1, 1, 100))
         option, entry = shlex.split(layout.ignoring())
         assert option == "--ignore"
         left = ignored_linears([entry], groups, [], mixtures)
-        assert {f"{p}.{name}" for p in prefixes for name in group.linears} <= left
+        assert {name(one) for name in layers for one in group.linears} <= left
 
 
 def test_parts_of_fused_linears() -> None:

@@ -106,7 +106,7 @@ def test_a_folder_with_two_sets_of_weights_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "asked", "message"),
     [
-        ({"model_type": "mixtral"}, {}, "'mixtral' is not supported"),
+        ({"model_type": "bloom"}, {}, "'bloom' is not supported"),
         ({"quantization_config": {"quant_method": "fp8"}}, {}, "already quantized or pruned"),
         ({}, {"method": "wanda"}, "'wanda' needs calibration text"),
         ({}, {"device": "quantum"}, "'quantum' cannot be used"),

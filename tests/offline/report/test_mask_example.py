@@ -17,7 +17,7 @@ def test_the_corner_is_that_of_the_masks() -> None:
     weights = {name: attention.get_parameter(f"{name[10:]}.weight") for name in group.linears}
     scores = {name: weight.detach().abs() for name, weight in weights.items()}
     decision = decisions_of(model, pattern, 64)[1]
-    found = mask_example("layer", decision, unpermuted_corner(layout, scores, pattern))
+    found = mask_example("layer.{}".format, decision, unpermuted_corner(layout, scores, pattern))
     assert found is not None
     assert found.name == "layer.self_attn.q_proj"
     mask = decision[0].mask("self_attn.q_proj")
@@ -35,4 +35,4 @@ def test_small_masks_and_unpermuted_layers() -> None:
     model = tiny_llama()
     first, *others = decisions_of(model, Pattern(2, 4), 64)[0]
     plain = type(first)(first.layout, None, first.masks, first.retained)
-    assert mask_example("layer", [plain, *others], ["01"]) is None
+    assert mask_example("layer.{}".format, [plain, *others], ["01"]) is None
