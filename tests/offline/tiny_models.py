@@ -137,13 +137,24 @@ SIZES: dict[str, dict[str, object]] = {
     "cohere2": LLAMA_LIKE  # with a short window vLLM and Transformers disagree by one token
     | TOKENS
     | {"logit_scale": 0.25, "layer_types": ["sliding_attention", "full_attention"]},
+    "cohere2_moe": OF_EXPERTS_ALONE
+    | TOKENS
+    | {"num_experts": 4, "num_shared_experts": 1, "first_k_dense_replace": 1}
+    | {"expert_selection_fn": "sigmoid"}
+    | {"prefix_dense_intermediate_size": 192, "logit_scale": 0.25},
     "cohere": LLAMA_LIKE | TOKENS | {"logit_scale": 0.25},
     "glm": LLAMA_LIKE | TOKENS | {"attention_bias": True},
     "glm4": LLAMA_LIKE | TOKENS | {"attention_bias": True},
     "exaone4": LOCAL | {"sliding_window_pattern": 2},
+    "exaone_moe": MIXTURE
+    | LOCAL
+    | {"sliding_window_pattern": 2, "first_k_dense_replace": 1, "num_shared_experts": 1},
     "ernie4_5": LLAMA_LIKE,
     "seed_oss": LLAMA_LIKE,
     "hunyuan_v1_dense": LLAMA_LIKE,
+    "hunyuan_v1_moe": LLAMA_LIKE
+    | TOKENS
+    | {"num_experts": 4, "moe_topk": [2, 1], "intermediate_size": 64},
     "apertus": LLAMA_LIKE,
     "arcee": LLAMA_LIKE | TOKENS,
     "jais2": LLAMA_LIKE | TOKENS,

@@ -12,6 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from permllm_offline.errors import OfflineError
+from permllm_offline.model.expert_settings import (
+    EXPERT_COUNTS,
+    check_activation,
+    experts_in,
+    experts_taken,
+)
 from permllm_offline.model.family import Family, Fold, SharedInputGroup
 from permllm_offline.model.heads import (
     layers_that_hand_on,
@@ -109,22 +115,19 @@ def _experts_of(family: Family, count: int, share: float) -> tuple[SharedInputGr
     return _in_some_layers(*(replace(one, experts=family.experts, share=share) for one in found))
 
 
-EXPERT_ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
-"""What the kernel of experts does with a gate, by Transformers' names."""
-EXPERT_COUNTS = ("num_local_experts", "num_experts")
-"""Names that configurations have for the number of experts of a layer."""
 _ROUTERS = (r"re:.*\.mlp\.gate", r"re:.*\.mlp\.shared_expert_gate")
 """They have few rows, and decide where a token goes."""
 
 
-def _mixture(*beside: SharedInputGroup, attention: Groups = _ATTENTION) -> Family:
+def _mixture(*beside: SharedInputGroup, attention: Groups = _ATTENTION, **other: Any) -> Family:
     """Experts in ``mlp``, and what some layers have beside them or in their place."""
-    return Family(
+    usual = Family(
         "model.layers",
         (*attention, *_in_some_layers(*beside)),
         ignore=("lm_head", *_ROUTERS),
         experts="mlp.experts",
     )
+    return replace(usual, **other)
 
 
 def _gated_hybrid(*read_by_linear_attention: str) -> tuple[SharedInputGroup, ...]:
@@ -173,8 +176,7 @@ _GEMMA4 = Family(
     handed_on="shared_kv_states",
     sized_by_layers=("model.embed_tokens_per_layer", "model.per_layer_model_projection"),
 )
-_MIXTRAL = replace(
-    _mixture(),
+_MIXTRAL = _mixture(
     ignore=("lm_head", r"re:.*\.block_sparse_moe\.gate"),
     gated=("w1", "w3", "w2"),
     renamed=(("mlp", "block_sparse_moe"),),
@@ -257,10 +259,20 @@ FAMILIES: Mapping[str, Family] = {
     "mixtral": _MIXTRAL,
     "cohere": _LLAMA,
     "cohere2": _LLAMA,
+    "cohere2_moe": _mixture(*_GATED_MLP, *_SHARED_EXPERTS),
     "exaone4": _LLAMA,
+    "exaone_moe": _mixture(
+        *_GATED_MLP,
+        *_SHARED_EXPERTS,
+        ignore=("lm_head", *_ROUTERS, MORE_TOKENS_IGNORED),
+        renamed=(("mlp.gate.e_score_correction_bias", "mlp.e_score_correction_bias"),),
+    ),
     "ernie4_5": _LLAMA,
     "seed_oss": _LLAMA,
     "hunyuan_v1_dense": _LLAMA,
+    "hunyuan_v1_moe": _mixture(
+        *_gated_mlp("mlp.shared_mlp", "shared_"), ignore=("lm_head", r"re:.*\.mlp\.gate\.wg")
+    ),
     "glm": _GLM4,
     "glm4_moe": _mixture(*_GATED_MLP, *_SHARED_EXPERTS),
     "glm4_moe_lite": _DEEPSEEK,
@@ -325,10 +337,9 @@ def family_of(config: Any) -> Family:
             sharing=bool(layers_that_share(config)),
             lacks=_lacks(config),
         )
-    if family.experts and (count := _experts_in(config)):
-        _check_activation(config)
-        taken = getattr(config, "num_experts_per_tok", None) or config.top_k_experts
-        experts = _experts_of(family, count, taken / count)
+    if family.experts and (count := experts_in(config)):
+        check_activation(config)
+        experts = _experts_of(family, count, experts_taken(config) / count)
         return replace(family, groups=family.groups + experts)
     if family.experts:  # beside an MLP that is always there
         return replace(family, experts="")
@@ -344,27 +355,10 @@ def family_of(config: Any) -> Family:
     return family
 
 
-def _experts_in(config: Any) -> int:
-    """How many a mixture has in a layer; 0 for those of a family of both that has none."""
-    there = getattr(config, "enable_moe_block", True)
-    named = (getattr(config, name, None) for name in EXPERT_COUNTS)
-    return int(next(filter(None, named), 0)) if there else 0
-
-
 def _lacks(config: Any) -> dict[int, frozenset[str]]:
     """What some decoder layers do not have: keys and values of their own, or these alone."""
     without_values = dict.fromkeys(layers_with_keys_as_values(config), frozenset(_QKV[2:]))
     return without_values | dict.fromkeys(layers_that_share(config), frozenset(_QKV[1:]))
-
-
-def _check_activation(config: Any) -> None:
-    """Raise OfflineError for experts that the kernel does not compute."""
-    activation = getattr(config, "hidden_act", None) or config.hidden_activation
-    if activation not in EXPERT_ACTIVATIONS:
-        raise OfflineError(
-            f"hidden_act is {activation!r}, but sparse experts are served with "
-            f"{' or '.join(map(repr, EXPERT_ACTIVATIONS))} alone: give a mixture with that."
-        )
 
 
 def _remedy(config: Any) -> str:
@@ -378,24 +372,3 @@ def _remedy(config: Any) -> str:
         "Prune a model of one of these. CONTRIBUTING.md says how a family is added: if its layers "
         "have the form of these, by an entry of FAMILIES and a test."
     )
-
-
-def begin_token(config: Any) -> int | None:
-    """Return the token that every text must begin with, or None.
-
-    Gemma answers nonsense without its token for the beginning of a sequence, so every window gets
-    it, as in lm-eval. Other models go without, so that perplexities are those of the literature.
-    """
-    if not str(getattr(config, "model_type", None)).startswith("gemma"):
-        return None
-    token: int | None = config.bos_token_id
-    return token
-
-
-def logit_scale(config: Any) -> float:
-    """Return what a model multiplies the products of its head by.
-
-    Granite divides its logits, Cohere multiplies them.
-    """
-    scale = float(getattr(config, "logit_scale", None) or 1)
-    return scale / float(getattr(config, "logits_scaling", None) or 1)

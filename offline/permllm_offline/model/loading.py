@@ -17,7 +17,7 @@ from torch import Tensor
 from permllm_offline.errors import OfflineError, first_line
 from permllm_offline.local_path import local_path
 from permllm_offline.model.attention import attention_options
-from permllm_offline.model.families import begin_token
+from permllm_offline.model.conventions import begin_token
 from permllm_offline.model.language_model import (
     LanguageModel,
     language_model_of,
@@ -119,8 +119,8 @@ def open_source(model: str, check_config: Callable[[Any], None] = lambda config:
 def load_tokenizer(source: Source) -> Any:
     """Load the tokenizer beside a model; raises OfflineError where there is none.
 
-    Its attribute ``window_begin`` is ``families.begin_token`` of the model, and ``positions`` the
-    tokens that the model has positions for, or None where its configuration does not say.
+    Its attribute ``window_begin`` is ``conventions.begin_token`` of the model, and ``positions``
+    the tokens that the model has positions for, or None where its configuration does not say.
     """
     from transformers import AutoTokenizer
 

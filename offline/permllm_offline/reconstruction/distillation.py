@@ -23,7 +23,7 @@ from tqdm import tqdm
 from permllm_offline.calibrated import Calibrated, LearningCurve
 from permllm_offline.decisions import LayerDecision
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.families import logit_scale
+from permllm_offline.model.conventions import logit_scale
 from permllm_offline.model.modules import decoder_layers, linear_of
 from permllm_offline.recomputation import activations_are_large, recomputed
 from permllm_offline.reconstruction.divergence import divergence

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from permllm_offline.model.families import begin_token
+from permllm_offline.model.conventions import begin_token
 from permllm_offline.model.float32_products import products_in_float32
 
 PIECE = 256
@@ -44,7 +44,7 @@ def sample_text(
 
     Each piece begins with a token drawn uniformly from the vocabulary, so that pieces differ in
     subject and kind, and goes on with the model's own distribution (as LLM-QAT does for its
-    calibration, arXiv 2305.17888). ``families.begin_token`` comes before.
+    calibration, arXiv 2305.17888). ``conventions.begin_token`` comes before.
 
     Args:
         model: causal language model of transformers.

@@ -9,7 +9,7 @@ from transformers import AutoConfig, LlamaConfig, MistralConfig
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.methods import METHODS
-from permllm_offline.model.families import FAMILIES, begin_token, family_of, logit_scale
+from permllm_offline.model.families import FAMILIES, family_of
 from permllm_offline.model.family import Fold
 from permllm_offline.model.heads import Heads, heads_of
 from permllm_offline.model.ignored import ignored_linears
@@ -48,7 +48,7 @@ def test_experts_of_another_form_are_refused() -> None:
         "mellum, mixtral, olmoe, qwen2_moe, qwen3_5_moe_text, qwen3_moe, qwen3_next, solar_open are"
     )
     with pytest.raises(
-        OfflineError, match=rf"has 8 experts .* only deepseek_v2, .*{known}.* without experts"
+        OfflineError, match=rf"has 8 experts .* only cohere2_moe, .*{known}.* without experts"
     ):
         family_of(config)
     config.num_local_experts = 0
@@ -81,15 +81,13 @@ def test_every_expert_has_groups_of_its_own() -> None:
     assert family_of(config).groups == FAMILIES["qwen3_moe"].groups
 
 
+def test_layers_may_differ_in_the_experts_that_a_token_takes() -> None:
+    config = AutoConfig.for_model("hunyuan_v1_moe", num_experts=4, moe_topk=[1, 2])
+    assert family_of(config).groups[-1].share == 1.5 / 4
+
+
 def test_mistral_has_the_same_layout() -> None:
     assert family_of(MistralConfig()) == family_of(LlamaConfig())
-
-
-def test_only_granite_and_cohere_scale_their_logits() -> None:
-    scales = {name: logit_scale(AutoConfig.for_model(name)) for name in FAMILIES}
-    assert {name for name, scale in scales.items() if scale != 1} == {"cohere", "cohere2"}
-    assert scales["cohere"] == scales["cohere2"] == 1 / 16
-    assert logit_scale(AutoConfig.for_model("granite", logits_scaling=8.0)) == 1 / 8
 
 
 def test_folds_name_linears_of_the_family() -> None:
@@ -157,10 +155,3 @@ def test_parts_of_fused_linears() -> None:
     assert values_last(10, heads).tolist() == [8, 9]
     heads = Heads(query=2, key_value=2, size=2)
     assert values_of_each_head(12, heads).tolist() == [4, 5, 10, 11]
-
-
-def test_only_gemma_needs_a_token_before_every_text() -> None:
-    needs = {
-        name for name in FAMILIES if begin_token(SimpleNamespace(model_type=name, bos_token_id=2))
-    }
-    assert needs == {name for name in FAMILIES if name.startswith("gemma")}
