@@ -20,6 +20,7 @@ from permllm_offline.model.loading import load_model, load_served, open_source
 from permllm_offline.model.stored import read_stored
 from permllm_offline.outline import outline
 from permllm_offline.preparation import prepare
+from permllm_offline.streaming import StreamedModel
 from permllm_offline.text.evaluation import perplexity
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
@@ -107,6 +108,27 @@ def test_every_method_prunes_mixtral(method: str, tmp_path: Path, text_file: Pat
     assert perplexity(loaded, held_out) == pytest.approx(report.perplexity_after, rel=1e-2)
 
 
+def test_a_run_that_was_cut_off_goes_on(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save("mixtral", tmp_path / "model")
+    ask = {"dataset": text_file, **SIZES, **METHODS["tuned"]}
+    prune(source, tmp_path / "whole", **ask)
+    with monkeypatch.context() as patched:
+        resident = StreamedModel.resident
+
+        def cut(self: StreamedModel, index: int) -> Any:
+            if index == 1:
+                raise KeyboardInterrupt
+            return resident(self, index)
+
+        patched.setattr(StreamedModel, "resident", cut)
+        with pytest.raises(KeyboardInterrupt):
+            prune(source, tmp_path / "cut", **ask)
+    prune(source, tmp_path / "cut", resume=True, **ask)
+    assert (tmp_path / "cut" / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
+
+
 def test_experts_are_left_dense_by_their_stored_names(tmp_path: Path, text_file: Path) -> None:
     source, output = save("mixtral", tmp_path / "model"), tmp_path / "sparse"
     ask = {"dataset": text_file, "method": "wanda+cp", **SIZES}
@@ -130,7 +152,14 @@ def test_a_layer_of_dense_experts_is_ignored_by_its_stored_name(
     tensors = load_file(file)
     tensors[f"{EXPERT}.w3.weight"] = load_file(source / FILE)[f"{EXPERT}.w3.weight"]
     save_file(tensors, file, metadata={"format": "pt"})
-    convert_to_sparse(str(tmp_path / "dense"), tmp_path / "again")
+    report = convert_to_sparse(str(tmp_path / "dense"), tmp_path / "again")
+    assert {one.name for one in report.left_dense} == {
+        f"model.layers.1.block_sparse_moe.experts.{n}.{w}"
+        for n in range(4)
+        for w in ("w1", "w3", "w2")
+    }
+    (reason,) = {one.reason for one in report.left_dense}
+    assert "block_sparse_moe.experts.3 cannot be sparse: block_sparse_moe.experts.3.w3" in reason
     config = json.loads((tmp_path / "again" / "config.json").read_text())
     quantization = QuantizationConfig.from_dict(config["quantization_config"])
     assert r"re:model\.layers\.1\.block_sparse_moe\.experts\..*" in quantization.ignore

@@ -10,20 +10,21 @@ from torch import Tensor
 
 from permllm_offline.conversion.group_verdict import GroupVerdict
 from permllm_offline.model.layout import GroupLayout
+from permllm_offline.model.renaming import Renamed, stored_part
 
 
-def join_experts(verdicts: Sequence[GroupVerdict]) -> list[GroupVerdict]:
+def join_experts(verdicts: Sequence[GroupVerdict], renamed: Renamed = ()) -> list[GroupVerdict]:
     """Make the verdicts on the experts of one decoder layer agree; others stay as they are.
 
     Where one expert does not hold, none does, for the reason of the first. Where some experts are
     permuted, the others get the identity, and where one applies its permutation at run time, all
-    do: gate and up apart from down.
+    do: gate and up apart from down. ``renamed`` is the family's, for the names in a reason.
     """
     left_dense: dict[str, str] = {}
     for verdict in verdicts:
         group = verdict.layout.group
         if group.experts and not verdict.holds:
-            expert = group.linears[0].rpartition(".")[0]
+            expert = stored_part(group.linears[0], renamed).rpartition(".")[0]
             left_dense.setdefault(
                 group.experts,
                 f"the experts of a layer are served as one, and {expert} cannot be sparse: "

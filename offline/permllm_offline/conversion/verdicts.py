@@ -70,7 +70,7 @@ class Judge:
                 for linear, name in zip(group.linears, names, strict=True)
             }
             verdicts.append(self._group(names[0], layout, kept))
-        return join_experts(settle_folds(verdicts))
+        return join_experts(settle_folds(verdicts), self.family.renamed)
 
     def _check_experts(self, index: int) -> None:
         """Raise OfflineError for fused experts of another form, and where a layer has only some."""
@@ -111,7 +111,8 @@ class Judge:
         most = self.pattern.kept / self.pattern.group
         full = [linear for linear, share in density.items() if share > most]
         if full:
-            reason = f"{full[0]} keeps {density[full[0]]:.1%} of its weights, more than {most:.0%}"
+            first = stored_part(full[0], self.family.renamed)
+            reason = f"{first} keeps {density[full[0]]:.1%} of its weights, more than {most:.0%}"
             return GroupVerdict(layout, None, reason, density)
         rows = torch.cat(list(kept.values()))
         if obeys(rows, self.pattern, None, 0):
@@ -139,8 +140,9 @@ class Judge:
     ) -> str:
         """Say what the zeros look like instead, as far as it can be told."""
         if len(kept) > 1 and all(self._recover(layout, one) is not None for one in kept.values()):
+            names = ", ".join(stored_part(one, self.family.renamed) for one in kept)
             return (
-                f"{', '.join(kept)} obey {self.pattern} each in an order of its own, and linears "
+                f"{names} obey {self.pattern} each in an order of its own, and linears "
                 "that read one input share one order in this format"
             )
         nothing = f"not {self.pattern} in any order inside blocks of {self.block_size} channels"

@@ -132,7 +132,9 @@ def test_channels_must_fill_blocks() -> None:
         layout.check_blocks("model.layers.0.self_attn.q_proj")
 
 
-@pytest.mark.parametrize("model_type", ["llama", "phi3", "opt", "qwen3_moe", "mixtral"])
+@pytest.mark.parametrize(
+    "model_type", ["llama", "phi3", "opt", "qwen3_moe", "mixtral", "exaone_moe"]
+)
 def test_what_a_message_would_ignore_can_be(model_type: str) -> None:
     family = family_of(tiny_model(model_type).config)
     layers = [partial(family.stored_name, index) for index in range(2)]
