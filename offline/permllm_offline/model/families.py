@@ -183,8 +183,12 @@ _MIXTRAL = _mixture(
 )
 _SHARED_EXPERT = _gated_mlp("mlp.shared_expert", "shared_")
 _SHARED_EXPERTS = _gated_mlp("mlp.shared_experts", "shared_")
-_LATENT_MIXTURE = _mixture(*_GATED_MLP, *_SHARED_EXPERTS, attention=_LATENT_ATTENTION)
-_DEEPSEEK = replace(_LATENT_MIXTURE, ignore=(*_LATENT_MIXTURE.ignore, r"re:.*\.kv_b_proj"))
+_DEEPSEEK = _mixture(
+    *_GATED_MLP,
+    *_SHARED_EXPERTS,
+    attention=_LATENT_ATTENTION,
+    ignore=("lm_head", *_ROUTERS, r"re:.*\.kv_b_proj"),
+)
 _QWEN3_5_MOE = Family(
     "model.layers",
     (*_QWEN3_5_ATTENTION, *_SHARED_EXPERT),
