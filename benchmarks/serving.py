@@ -91,6 +91,7 @@ SHAPE = (
     *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "tie_word_embeddings"),
     *("num_experts", "num_experts_per_tok", "moe_intermediate_size"),
+    *("n_routed_experts", "n_shared_experts", "q_lora_rank", "kv_lora_rank"),
     *("num_kv_shared_layers", "hidden_size_per_layer_input"),
 )
 """What a result says of its model, from the configuration."""
