@@ -160,6 +160,12 @@ class QuantizationConfig(BaseModel):
         return self
 
 
+def is_of_this_format(config: Mapping[str, Any]) -> bool:
+    """Tell whether a `config.json` calls its model one of this format, in whatever version."""
+    entries = config.get("quantization_config")
+    return isinstance(entries, Mapping) and entries.get("quant_method") == QUANT_METHOD
+
+
 def config_problems(entries: object) -> list[Problem]:
     """List what is wrong with a `quantization_config`, without raising."""
     key = "config.json quantization_config"

@@ -1,0 +1,146 @@
+"""What `config.json` says of 8 bits, in the words of those who publish such models."""
+
+from typing import Any
+
+import pytest
+
+from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.checkpoint.scaled import Block
+from permllm_vllm.checkpoint.scaled_form import ScaledForm, quantization_entries, scaled_form
+
+FINE = {
+    "activation_scheme": "dynamic",
+    "fmt": "e4m3",
+    "modules_to_not_convert": ["lm_head", "model.layers.0.mlp.gate"],
+    "quant_method": "fp8",
+    "weight_block_size": [128, 128],
+}
+"""As Qwen3-30B-A3B-FP8 and DeepSeek-V3 have it."""
+STATIC = {"activation_scheme": "static", "quant_method": "fp8", "weight_block_size": None}
+"""As Ministral 3 has it."""
+FLOAT8 = "float8_e4m3fn"
+
+
+def groups(*weights: dict[str, Any] | None, **said: object) -> dict[str, Any]:
+    """A configuration of compressed-tensors, one group for each kind of weights."""
+    entries = {
+        f"group_{number}": {"targets": ["Linear"], "weights": one, "output_activations": None}
+        for number, one in enumerate(weights)
+    }
+    common = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+    return common | {"quantization_status": "compressed", "config_groups": entries} | said
+
+
+def weights(strategy: str | None, **said: object) -> dict[str, Any]:
+    common = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "actorder": None}
+    return common | {"strategy": strategy, "group_size": None, "block_structure": None} | said
+
+
+@pytest.mark.parametrize(
+    ("entries", "form"),
+    [
+        (FINE, ScaledForm(FLOAT8, Block(128, 128))),
+        (FINE | {"weight_block_size": [64, 32]}, ScaledForm(FLOAT8, Block(64, 32))),
+        (STATIC, ScaledForm(FLOAT8, Block(None, None))),
+        ({"quant_method": "fp8"}, ScaledForm(FLOAT8, Block(None, None))),
+        (groups(weights("tensor")), ScaledForm(FLOAT8, Block(None, None))),
+        (groups(weights("channel")), ScaledForm(FLOAT8, Block(1, None))),
+        (
+            groups(weights("block", block_structure=[128, 128])),
+            ScaledForm(FLOAT8, Block(128, 128)),
+        ),
+        (groups(weights("group", group_size=64)), ScaledForm(FLOAT8, Block(1, 64))),
+        (groups(weights("channel"), None, weights("channel")), ScaledForm(FLOAT8, Block(1, None))),
+        (
+            groups(weights("channel", type="int"), format="int-quantized"),
+            ScaledForm("int8", Block(1, None)),
+        ),
+        (
+            groups(weights("channel"), format="naive-quantized", kv_cache_scheme={"num_bits": 8}),
+            ScaledForm(FLOAT8, Block(1, None)),
+        ),
+        (
+            groups(weights("channel"), sparsity_config={"format": "dense"}, transform_config={}),
+            ScaledForm(FLOAT8, Block(1, None)),
+        ),
+    ],
+)
+def test_forms_that_are_read(entries: dict[str, Any], form: ScaledForm) -> None:
+    assert scaled_form({"model_type": "llama", "quantization_config": entries}) == form
+
+
+def test_a_plain_model_has_no_form() -> None:
+    assert scaled_form({"model_type": "llama"}) is None
+    assert scaled_form({"model_type": "llama", "quantization_config": None}) is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"quantization_config": FINE},
+        {"compression_config": FINE},
+        {"text_config": {"quantization_config": FINE}},
+        {"quantization_config": None, "text_config": {"compression_config": FINE}},
+        {"quantization_config": FINE, "text_config": {"quantization_config": STATIC}},
+    ],
+)
+def test_it_is_found_wherever_publishers_write_it(config: dict[str, Any]) -> None:
+    assert quantization_entries(config) == FINE
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (7, "quant_method: found 7; rule: read are 'permllm', and 8 bits by 'fp8'"),
+        ({}, "quant_method: found None"),
+        ({"quant_method": ["fp8"]}, r"quant_method: found \['fp8'\]"),
+        (groups() | {"config_groups": [weights("tensor")]}, "config_groups: found no weights"),
+        (groups() | {"config_groups": {"group_0": 7}}, "config_groups: found no weights"),
+        (groups(7), "found None of None bits"),  # type: ignore[arg-type]
+        (groups(weights(["tensor"])), "strategy: found"),  # type: ignore[arg-type]
+        (groups(weights("tensor", type=["float"])), "of 8 bits; rule"),
+        ({"quant_method": "gptq", "bits": 4}, "quant_method: found 'gptq'"),
+        ({"quant_method": "awq"}, "found 'awq'; rule: .*; remedy: give the model from before"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "found 'bitsandbytes'"),
+        ({"quant_method": "mxfp4"}, "found 'mxfp4'"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "found 'modelopt'"),
+        (FINE | {"weight_block_size": [128]}, r"weight_block_size: found \[128\]; rule: two whole"),
+        (FINE | {"weight_block_size": [128, 0]}, r"weight_block_size: found \[128, 0\]"),
+        (FINE | {"weight_block_size": [128, True]}, r"weight_block_size: found \[128, True\]"),
+        (FINE | {"weight_block_size": 128}, "weight_block_size: found 128"),
+        (groups(), "config_groups: found no weights; rule: weights of 8 bits, all in one form"),
+        (groups(None), "config_groups: found no weights"),
+        (groups(weights("channel", num_bits=4, type="int")), "found int of 4 bits; rule: float or"),
+        (groups(weights("channel"), format="pack-quantized"), "format: found 'pack-quantized'"),
+        (groups(weights("tensor"), format="nvfp4-pack-quantized"), "found 'nvfp4-pack-quantized'"),
+        (groups(weights("channel"), format=None), "format: found None"),
+        (groups(weights("channel", symmetric=False)), "symmetric: found false; rule: true"),
+        (groups(weights(None)), "group_0.weights.strategy: found None; rule: tensor, channel"),
+        (groups(weights("block")), "group_0.weights.block_structure: found None"),
+        (groups(weights("group")), r"group_0.weights.group_size: found \[1, None\]"),
+        (
+            groups(weights("tensor"), weights("channel")),
+            r"blocks of \[None, None\] and float8_e4m3fn in blocks of \[1, None\]; rule: .* one",
+        ),
+        (
+            groups(weights("channel"), sparsity_config={"format": "sparse-24-bitmask"}),
+            "sparsity_config.format: found 'sparse-24-bitmask'; rule: 'dense'",
+        ),
+        (
+            groups(weights("channel"), transform_config={"config_groups": {"u": {}}}),
+            "transform_config: found transforms of weights",
+        ),
+    ],
+)
+def test_other_quantizations_are_refused(entries: Any, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        scaled_form({"model_type": "llama", "quantization_config": entries})
+
+
+def test_of_a_mixed_checkpoint_the_format_of_the_group_counts() -> None:
+    mixed = groups(weights("channel"), format="mixed-precision")
+    mixed["config_groups"]["group_0"]["format"] = "float-quantized"
+    assert scaled_form({"quantization_config": mixed}) == ScaledForm(FLOAT8, Block(1, None))
+    mixed["config_groups"]["group_0"]["format"] = "pack-quantized"
+    with pytest.raises(CheckpointError, match="found 'pack-quantized'"):
+        scaled_form({"quantization_config": mixed})
