@@ -20,6 +20,7 @@ from permllm_vllm.checkpoint.headers import (
 )
 from permllm_vllm.checkpoint.layer import SparseLayer
 from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.scaled_form import ScaledForm, scaled_form
 from permllm_vllm.checkpoint.schema import (
     BIAS,
     FOLDED_PERMUTATION,
@@ -28,6 +29,7 @@ from permllm_vllm.checkpoint.schema import (
     WEIGHT_PACKED,
     WEIGHT_SCALE,
     QuantizationConfig,
+    is_of_this_format,
 )
 from permllm_vllm.checkpoint.shards import CONFIG_NAME, read_json
 from permllm_vllm.checkpoint.tensors import StoredTensors
@@ -38,18 +40,29 @@ __all__ = ["CheckpointReader", "SparseLayer"]
 class CheckpointReader:
     """Lazy view of a checkpoint directory: tensors are read when they are asked for.
 
-    `config` is `config.json`; `quantization` is None for a dense checkpoint. `experts_under` is as
-    for `StoredTensors`. Raises `CheckpointError` when the directory is no checkpoint or one of
-    another format.
+    `config` is `config.json`; `quantization` is None for a dense checkpoint, which one of 8 bits is
+    too: see `scaled_form`. `experts_under` and `dtype` are as for `StoredTensors`. Raises
+    `CheckpointError` when the directory is no checkpoint or one of another format.
     """
 
-    def __init__(self, directory: str | PathLike[str], *, experts_under: str | None = None) -> None:
+    def __init__(
+        self,
+        directory: str | PathLike[str],
+        *,
+        experts_under: str | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
         self.directory = Path(directory)
         self.config: dict[str, Any] = read_json(self.directory / CONFIG_NAME)
         self.quantization: QuantizationConfig | None = None
-        if self.config.get("quantization_config") is not None:
+        form: ScaledForm | None = None
+        if is_of_this_format(self.config):
             self.quantization = QuantizationConfig.from_dict(self.config["quantization_config"])
-        self._tensors = StoredTensors(self.directory, experts_under=experts_under)
+        else:
+            form = scaled_form(self.config)
+        self._tensors = StoredTensors(
+            self.directory, experts_under=experts_under, form=form, dtype=dtype
+        )
 
     @cached_property
     def _kinds(self) -> dict[str, list[str]]:

@@ -24,6 +24,7 @@ from permllm_vllm.checkpoint.output import (
     disk_errors_named,
     replaced_at_the_end,
 )
+from permllm_vllm.checkpoint.scaled_form import QUANTIZATION_KEYS
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.shards import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, read_json
 
@@ -80,8 +81,10 @@ def write_checkpoint(
     check_destination(output, source, force=force)
     check_companions(source)
     check_disk(output, _weight_bytes(source) if total_bytes is None else total_bytes)
-    config = {**config, **config_updates}
-    config.pop("quantization_config", None)
+    config = {
+        key: _without_quantization(value) if isinstance(value, dict) else value
+        for key, value in _without_quantization({**config, **config_updates}).items()
+    }
     if quantization is not None:
         config["quantization_config"] = quantization.to_dict()
 
@@ -98,6 +101,11 @@ def write_checkpoint(
                 else:
                     _write_file(directory / name, content)
             _write_file(directory / CHECKSUMS_NAME, checksums_of(directory))
+
+
+def _without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what a configuration, or one inside it, says of the source's quantization."""
+    return {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
 
 
 def _write_shards(

@@ -109,7 +109,9 @@ def test_config_keeps_everything_and_gains_the_quantization(
     tiny_model: Any, tmp_path: Path
 ) -> None:
     original = {"z": 1, "nested": {"b": [1, 2.5]}, "text": "ü", "dtype": "float32"}
-    stale = {**original, "quantization_config": {"quant_method": "old"}}
+    old = {"quant_method": "old"}
+    stale = {**original, "quantization_config": old, "compression_config": old}
+    stale["nested"] = original["nested"] | {"quantization_config": old}
     (tiny_model.source / "config.json").write_text(json.dumps(stale))
     output = tiny_model.write(tmp_path / "out", config_updates={"dtype": "bfloat16"})
     config = json.loads((output / "config.json").read_text())
