@@ -8,10 +8,7 @@ significant first) of byte `j / 8` set where channel `j` is kept; `L.shape`, the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 from torch import Tensor
 
@@ -34,7 +31,6 @@ class BitmaskWeights:
     """
 
     description = f"compressed-tensors {FORMAT}"
-    config_updates: Mapping[str, Any] = MappingProxyType({"compression_config": None})
 
     def __init__(self, directory: Path) -> None:
         self._stored = StoredTensors(directory)

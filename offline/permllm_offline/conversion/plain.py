@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from permllm_vllm.checkpoint.headers import TensorHeader
+from permllm_vllm.checkpoint.scaled_form import ScaledForm
 from permllm_vllm.checkpoint.tensors import StoredTensors
 
 
 class PlainWeights:
-    """Every weight that is not zero was kept; a negative zero is a zero."""
+    """Every weight that is not zero was kept; a negative zero is a zero.
+
+    Those of 8 bits in a ``form`` are read as ``dtype``.
+    """
 
     description = "a dense checkpoint with zeros"
-    config_updates: Mapping[str, Any] = MappingProxyType({})
 
-    def __init__(self, directory: Path, experts_under: str | None) -> None:
-        self._stored = StoredTensors(directory, experts_under=experts_under)
+    def __init__(
+        self,
+        directory: Path,
+        experts_under: str | None,
+        form: ScaledForm | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self._stored = StoredTensors(directory, experts_under=experts_under, form=form, dtype=dtype)
 
     def names(self) -> list[str]:
         """Names of all tensors, layer 2 before layer 10."""

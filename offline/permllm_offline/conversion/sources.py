@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -14,8 +13,6 @@ class WeightSource(Protocol):
     """A checkpoint seen as a plain one: names, shapes and tensors of a Hugging Face model."""
 
     description: str
-    config_updates: Mapping[str, Any]
-    """What `config.json` must say instead, once the weights are stored in another way."""
 
     def names(self) -> list[str]:
         """Names of all tensors, layer 2 before layer 10."""

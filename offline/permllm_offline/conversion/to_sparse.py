@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def convert_to_sparse(
         found.directory,
         force=force,
         max_shard_bytes=max_shard_bytes or shard_bytes(sizes, family.stack),
-        config_updates=source.config_updates,
+        total_bytes=_written_bytes(report, sizes, source),
         extra_files={
             **noted,
             papers.CONVERSION: lambda: json.dumps(final().to_dict(), indent=2) + "\n",
@@ -177,6 +178,13 @@ def _check(report: ConversionReport, *, strict: bool) -> None:
             dense[0].name,
             dense[0].reason,
         )
+
+
+def _written_bytes(report: ConversionReport, sizes: Mapping[str, int], source: WeightSource) -> int:
+    """Bytes of the checkpoint, from those of the dense tensors: half of the values, and masks."""
+    sparse = [f"{one.name}.weight" for one in report.linears if one.permutation != DENSE]
+    masks = sum(math.prod(source.header(name).shape) // 8 for name in sparse)
+    return sum(sizes.values()) - sum(sizes[name] // 2 for name in sparse) + masks
 
 
 def _tensors(judged: Judged) -> Iterator[tuple[str, Tensor]]:

@@ -66,6 +66,11 @@ class Source:
         """
         return getattr(self.config, "dtype", None) or self._stored_dtype()
 
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """What weights that are stored in 8 bits become unasked: a dtype that checkpoints hold."""
+        return self.dtype if self.dtype in DTYPES.values() else torch.bfloat16
+
     def _stored_dtype(self) -> torch.dtype:
         try:
             reader = CheckpointReader(self.directory)
@@ -74,9 +79,13 @@ class Source:
         except CheckpointError:
             return torch.float32  # a folder without weights
 
-    def reader(self) -> CheckpointReader:
-        """Open the checkpoint; experts of the language model are separate ones."""
-        return CheckpointReader(self.directory, experts_under=self.language.experts_under)
+    def reader(self, dtype: torch.dtype | None = None) -> CheckpointReader:
+        """Open the checkpoint; experts of the language model are separate ones.
+
+        Weights that are stored in 8 bits become ``dtype``, by default the model's own.
+        """
+        experts, dtype = self.language.experts_under, dtype or self.product_dtype
+        return CheckpointReader(self.directory, experts_under=experts, dtype=dtype)
 
     def weight_files(self) -> list[Path]:
         """List the files that the weights are read from; raises CheckpointError without any."""
@@ -84,7 +93,7 @@ class Source:
         return sorted(self.directory / file for file in files)
 
 
-def open_source(model: str, check_config: Callable[[Any], None] = lambda config: None) -> Source:
+def open_source(model: str, check_config: Callable[[Any], object] = lambda config: None) -> Source:
     """Find a model: a local folder, or a hub name (downloaded to the hub's cache).
 
     Args:
@@ -146,7 +155,7 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
     Raises:
         OfflineError, CheckpointError: a checkpoint that cannot be loaded.
     """
-    reader, names = source.reader(), source.language.names
+    reader, names = source.reader(dtype), source.language.names
     tensors = (
         (own, tensor)
         for name, tensor in reader.dense_state_dict(dtype, lambda name: names.own(name) is not None)
@@ -166,7 +175,7 @@ def load_served(source: Source, dtype: torch.dtype, device: torch.device) -> Any
     weights of ``load_model`` do not show. Transformers maps the files of a permllm checkpoint into
     memory here.
     """
-    if getattr(source.config, "quantization_config", None) is None:
+    if source.reader().quantization is None:
         return load_model(source, dtype, device)
     from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 

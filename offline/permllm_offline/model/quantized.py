@@ -1,0 +1,45 @@
+"""Quantized models: which are read as dense ones, and what is said of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from permllm_offline.errors import OfflineError
+from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.checkpoint.scaled_form import ScaledForm, scaled_form
+from permllm_vllm.checkpoint.schema import is_of_this_format
+
+
+def dense_form(name: str, config: Mapping[str, Any]) -> ScaledForm | None:
+    """Return the form of the 8 bits in which a dense model is stored; None where it has none.
+
+    Args:
+        name: of the model, for the message.
+        config: what its ``config.json`` says; that of a permllm checkpoint has no such form.
+
+    Raises:
+        OfflineError: the model is quantized in another form.
+    """
+    if is_of_this_format(config):
+        return None
+    try:
+        return scaled_form(config)
+    except CheckpointError as error:
+        raise OfflineError(f"{name!r} is quantized in a form that is not read: {error}.") from error
+
+
+def require_dense(name: str, config: Mapping[str, Any], verb: str) -> None:
+    """Raise OfflineError for a permllm checkpoint, and for other models that are not dense.
+
+    Args:
+        name: of the model.
+        config: what its ``config.json`` says.
+        verb: what shall be done with it.
+    """
+    if is_of_this_format(config):
+        raise OfflineError(
+            f"{name!r} is already quantized or pruned: {verb} its dense original. (What is pruned "
+            "becomes int8 by `permllm-offline convert --values int8`.)"
+        )
+    dense_form(name, config)
