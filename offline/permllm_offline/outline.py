@@ -13,6 +13,7 @@ import torch
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.plan import Plan, PlannedLinear, make_plan
+from permllm_offline.model.quantized import require_dense
 from permllm_offline.model.stored import StoredModel, header_bytes
 from permllm_vllm.checkpoint.headers import TensorHeader
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -116,8 +117,7 @@ def outline(
             `ignore` cannot be kept.
     """
     name = stored.source.name
-    if getattr(stored.source.config, "quantization_config", None) is not None:
-        raise OfflineError(f"{name!r} is already quantized or pruned: plan its dense original.")
+    require_dense(name, stored.source.config.to_dict(), "plan")
     dtype = stored.source.dtype
     plan = make_plan(
         stored.source, pattern, block_size, permuted=permuted, dtype=dtype, ignore=ignore

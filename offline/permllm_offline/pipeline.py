@@ -357,7 +357,7 @@ def _tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Tensors of the checkpoint: those left dense from the source, then the baked layers."""
     family = prepared.plan.family
-    reader = prepared.source.reader()
+    reader = prepared.source.reader(prepared.dtype)
     replaced = {linear.name for linear in prepared.plan.linears}.union(prepared.plan.absent)
     for name in reader.names():
         if name.rpartition(".")[0] not in replaced:

@@ -22,6 +22,7 @@ from permllm_offline.model.loading import (
     written_dtype,
 )
 from permllm_offline.model.plan import Plan, make_plan
+from permllm_offline.model.quantized import require_dense
 from permllm_offline.model.stored import bytes_beside
 from permllm_offline.permutation.learned_layers import parse_layers
 from permllm_offline.recipe_schema import Recipe
@@ -67,15 +68,12 @@ def open_prunable(recipe: Recipe) -> Source:
 
     Raises:
         OfflineError, CheckpointError: the model is unknown, of no family that is supported, or
-            quantized; there is no text for the method, or no such device. No weight was fetched.
+            quantized in a form that is not read; there is no text for the method, or no such
+            device. No weight was fetched.
     """
 
     def check(config: Any) -> None:
-        if getattr(config, "quantization_config", None) is not None:
-            raise OfflineError(
-                f"{recipe.model!r} is already quantized or pruned: prune its dense original. (What "
-                "is pruned becomes int8 by `permllm-offline convert --values int8`.)"
-            )
+        require_dense(recipe.model, config.to_dict(), "prune")
         if inner_family(config) is None:
             family_of(config)
         if not recipe.datasets and parts_of(recipe).reads_text:

@@ -36,7 +36,7 @@ class StreamedModel:
     ) -> None:
         self.family, self.device = family, device
         self._dtype = dtype
-        self._reader = source.reader()
+        self._reader = source.reader(dtype)
         self.model, self._stored = _without_weights(source, self._reader, family, dtype, device)
         self.model.requires_grad_(False)
         self.layers = decoder_layers(self.model, family.layers)

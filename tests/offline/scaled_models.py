@@ -28,12 +28,17 @@ STATIC: dict[str, Any] = {
 
 def compressed(kind: str, strategy: str, **said: object) -> dict[str, Any]:
     """What compressed-tensors says of 8 bits."""
-    weights = {"num_bits": 8, "type": kind, "symmetric": True, "strategy": strategy, **said}
+    common = {"num_bits": 8, "type": kind, "symmetric": True}
+    group = {
+        "targets": ["Linear"],
+        "weights": {**common, "strategy": strategy, **said},
+        "input_activations": {**common, "strategy": "token", "dynamic": True},
+    }
     return {
         "quant_method": "compressed-tensors",
         "format": f"{kind}-quantized",
         "quantization_status": "compressed",
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "config_groups": {"group_0": group},
         "ignore": ["lm_head"],
     }
 

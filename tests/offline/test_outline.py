@@ -218,7 +218,8 @@ def change_config(model: Path, **entries: object) -> None:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"quantization_config": {"quant_method": "fp8"}}, "already quantized or pruned"),
+        ({"quantization_config": {"quant_method": "permllm"}}, "already quantized or pruned"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "in a form that is not read"),
         ({"intermediate_size": 256}, "its config.json asks for [256, 8192]"),
         ({"num_hidden_layers": 5}, "stores nothing as model.layers.4.self_attn.q_proj.weight"),
         ({"model_type": "gpt2"}, "is not supported"),

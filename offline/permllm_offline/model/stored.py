@@ -6,22 +6,34 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from permllm_offline.errors import OfflineError, first_line
 from permllm_offline.local_path import local_path
 from permllm_offline.model.language_model import language_model_of
-from permllm_offline.model.loading import Source, hub_remedy, is_hub_name, open_source
+from permllm_offline.model.loading import (
+    Source,
+    dtype_name,
+    hub_remedy,
+    is_hub_name,
+    open_source,
+)
+from permllm_offline.model.quantized import dense_form
 from permllm_vllm.checkpoint.fused_experts import separate
 from permllm_vllm.checkpoint.headers import TensorHeader
+from permllm_vllm.checkpoint.scaled_headers import dense_headers
 from permllm_vllm.checkpoint.shard import header_of
-from permllm_vllm.checkpoint.shards import read_headers, read_weight_map
+from permllm_vllm.checkpoint.shards import CONFIG_NAME, read_headers, read_json, read_weight_map
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model's configuration and the headers of its tensors by name, of separate experts."""
+    """A model's configuration and the headers of its tensors by name, of separate experts.
+
+    Those that are stored in 8 bits have the headers that they are read with.
+    """
 
     source: Source
     tensors: Mapping[str, TensorHeader]
@@ -40,16 +52,20 @@ def read_stored(model: str) -> StoredModel:
             safetensors file are fetched.
 
     Raises:
-        OfflineError: no such model, or a hub that cannot be reached.
-        CheckpointError: no whole safetensors files.
+        OfflineError: no such model, a hub that cannot be reached, or a quantization that is not
+            read.
+        CheckpointError: no whole safetensors files, or weights of 8 bits that cannot be read.
     """
     if local_path(model).exists() or not is_hub_name(model):
         source = open_source(model)
+        config = read_json(source.directory / CONFIG_NAME)
         files = set(read_weight_map(source.directory).values())
         headers = [read_headers(source.directory / file) for file in sorted(files)]
     else:
-        source, headers = _read_hub(model)
-    tensors = {name: one for file in headers for name, one in file.items()}
+        source, headers, config = _read_hub(model)
+    form = dense_form(model, config)
+    stored = {name: one for file in headers for name, one in file.items()}
+    tensors = dense_headers(stored, form, dtype_name(source.product_dtype))
     experts = source.language.experts_under
     return StoredModel(source, tensors if experts is None else separate(tensors, experts))
 
@@ -74,7 +90,7 @@ def header_bytes(header: TensorHeader, floating: torch.dtype | None = None) -> i
     return math.prod(header.shape) * (1 if dtype is None else dtype.itemsize)
 
 
-def _read_hub(model: str) -> tuple[Source, list[dict[str, TensorHeader]]]:
+def _read_hub(model: str) -> tuple[Source, list[dict[str, TensorHeader]], dict[str, Any]]:
     from huggingface_hub import HfApi
     from transformers import AutoConfig
 
@@ -91,4 +107,4 @@ def _read_hub(model: str) -> tuple[Source, list[dict[str, TensorHeader]]]:
         for file in files
     ]
     language = language_model_of(config, {name for file in headers for name in file})
-    return Source(model, Path(model), language), headers
+    return Source(model, Path(model), language), headers, config.to_dict()

@@ -107,7 +107,7 @@ def test_a_folder_with_two_sets_of_weights_is_refused(tmp_path: Path) -> None:
     ("said", "asked", "message"),
     [
         ({"model_type": "bloom"}, {}, "'bloom' is not supported"),
-        ({"quantization_config": {"quant_method": "fp8"}}, {}, "already quantized or pruned"),
+        ({"quantization_config": {"quant_method": "gptq"}}, {}, "in a form that is not read"),
         ({}, {"method": "wanda"}, "'wanda' needs calibration text"),
         ({}, {"device": "quantum"}, "'quantum' cannot be used"),
     ],
