@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from permllm_offline.bake import bake_layer
@@ -17,6 +16,7 @@ from permllm_offline.decisions import LayerDecision
 from permllm_offline.disk_forecast import check_room
 from permllm_offline.errors import OfflineError
 from permllm_offline.expectation import announce
+from permllm_offline.left_dense import left_dense
 from permllm_offline.local_path import local_path
 from permllm_offline.memory import Fitted, fitted, warn_of_taken_memory
 from permllm_offline.memory_forecast import shard_bytes
@@ -356,22 +356,13 @@ def _tensors(
     recipe: Recipe, prepared: Prepared, pruned: PrunedModel | PrunedLayers
 ) -> Iterator[tuple[str, Tensor]]:
     """Tensors of the checkpoint: those left dense from the source, then the baked layers."""
+    yield from left_dense(prepared)
     family = prepared.plan.family
-    reader = prepared.source.reader(prepared.dtype)
-    replaced = {linear.name for linear in prepared.plan.linears}.union(prepared.plan.absent)
-    for name in reader.names():
-        if name.rpartition(".")[0] not in replaced:
-            yield name, _converted(reader.tensor(name), prepared.asked_dtype)
     pattern = recipe.parsed_pattern()
     scales: Sequence[Mapping[str, Tensor] | None] = pruned.scales or [None] * len(pruned.decisions)
     for index, ((weights, decision), scale) in enumerate(zip(pruned.layers(), scales, strict=True)):
         stored_name = partial(family.stored_name, index)
         yield from bake_layer(stored_name, weights, decision, pattern, scale)
-
-
-def _converted(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A tensor that stays dense: as it is stored, or in another dtype that was asked for."""
-    return tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
 
 
 def _quantization(

@@ -82,8 +82,8 @@ def write_checkpoint(
     check_companions(source)
     check_disk(output, _weight_bytes(source) if total_bytes is None else total_bytes)
     config = {
-        key: _without_quantization(value) if isinstance(value, dict) else value
-        for key, value in _without_quantization({**config, **config_updates}).items()
+        key: _of_these_weights(value) if isinstance(value, dict) else value
+        for key, value in _of_these_weights({**config, **config_updates}).items()
     }
     if quantization is not None:
         config["quantization_config"] = quantization.to_dict()
@@ -103,9 +103,13 @@ def write_checkpoint(
             _write_file(directory / CHECKSUMS_NAME, checksums_of(directory))
 
 
-def _without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what a configuration, or one inside it, says of the source's quantization."""
-    return {key: value for key, value in config.items() if key not in QUANTIZATION_KEYS}
+def _of_these_weights(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what a configuration says of the source's quantization, and of code of its own.
+
+    No such code is run here: what is written is for the classes of Transformers and vLLM.
+    """
+    left_out = {*QUANTIZATION_KEYS, "auto_map"}
+    return {key: value for key, value in config.items() if key not in left_out}
 
 
 def _write_shards(

@@ -139,14 +139,18 @@ def merges(conversion: Any, parameter: str) -> bool:
 
 def _stored_linears(path: str, conversions: Sequence[Any]) -> Sequence[str]:
     """What checkpoints call gate, up and down of an expert, by what Transformers merges of them."""
-    names = [
+    names = dict.fromkeys(
         pattern.removesuffix(".weight").rpartition(".")[2]
         for kind in (_GATE_UP, _DOWN)
         for conversion in conversions
         if merges(conversion, f"{path}.{kind}")
         for pattern in conversion.source_patterns
-    ]
-    return names if len(names) == len(_LINEARS) else _LINEARS
+    )
+    if len(names) not in (0, len(_LINEARS)):
+        rule = "Transformers merges gate, up and down of each expert"
+        remedy = "give a model of another family"
+        raise Problem(path, f"merged from {', '.join(names)}", rule, remedy).as_error()
+    return tuple(names) or _LINEARS
 
 
 def _linear(weight: Tensor) -> nn.Linear:

@@ -20,6 +20,7 @@ from permllm_vllm.hf.config import PermLLMConfig
 from permllm_vllm.hf.experts import FUSED, fused_experts, merges, separate_experts
 from permllm_vllm.hf.linear import Backends, SparseLinear
 from permllm_vllm.hf.missing import missing_parameters
+from permllm_vllm.hf.precision import kept_in_float32
 
 
 @register_quantizer(schema.QUANT_METHOD)
@@ -107,7 +108,7 @@ class PermLLMQuantizer(HfQuantizer):
             if isinstance(module, SparseLinear) and path == module.name:
                 continue
             for kind, parameter in module.named_parameters(recurse=False):
-                if not _stays_float32(model, f"{path}.{kind}"):
+                if not kept_in_float32(model, f"{path}.{kind}", self._dtype):
                     parameter.data = parameter.data.to(self._dtype)
         raise_if_any([p for _, layer in _sparse_layers(model) for p in layer.content_problems()])
         return model
@@ -129,12 +130,6 @@ def _separate_sparse_experts(model: nn.Module, sparse: Collection[str]) -> list[
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     return ((path, m) for path, m in model.named_modules() if isinstance(m, nn.Linear))
-
-
-def _stays_float32(model: Any, name: str) -> bool:
-    """Whether the model's class keeps a parameter in float32, whatever dtype was asked for."""
-    kept = [*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())]
-    return any(part in name for part in kept)
 
 
 def _sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLinear]]:

@@ -23,10 +23,10 @@ from permllm_vllm.compat import (
     register_quantization_config,
 )
 from permllm_vllm.quantization.adapters import adapters_reach_model
-from permllm_vllm.quantization.compilation import has_latent_attention, leave_out_wrong_answers
 from permllm_vllm.quantization.dense import WEIGHT, DenseLinearMethod
 from permllm_vllm.quantization.experts import PermLLMExpertsMethod
 from permllm_vllm.quantization.head import head_method
+from permllm_vllm.quantization.inductor import KEPT
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from permllm_vllm.quantization.names import checkpoint_name, original_names
 from permllm_vllm.quantization.served import ServedLayers, kernels
@@ -62,7 +62,6 @@ class PermLLMConfig(QuantizationConfig):
         self._unfolding: Unfolding | None = None
         self._mappers: list[Any] = []
         self._stored_whole: frozenset[str] = frozenset()
-        self._latent_attention = False
 
     @property
     def checkpoint(self) -> schema.QuantizationConfig:
@@ -126,9 +125,8 @@ class PermLLMConfig(QuantizationConfig):
                 "rounding, depends on the number of tokens in a batch"
             )
         if hf_config is not None:
-            self._latent_attention = has_latent_attention(hf_config)
             self._stored_whole = STORED_WHOLE.get(hf_config.model_type, frozenset())
-            operands = f"{kernels()}, checkpoint {_digest(self._checkpoint)}"
+            operands = f"{kernels()}, {KEPT}, checkpoint {_digest(self._checkpoint)}"
             for config in (hf_config, hf_config.get_text_config()):
                 config.permllm_operands = operands
 
@@ -150,7 +148,6 @@ class PermLLMConfig(QuantizationConfig):
             return head_method()
         if not isinstance(layer, LinearBase):
             return None
-        leave_out_wrong_answers(latent_attention=self._latent_attention)
         modules = self._modules(layer, prefix)
         ignored = self._agreed(prefix, modules, self._is_ignored, IGNORED)
         permuted = self._agreed(

@@ -26,6 +26,7 @@ BASE_CONFIG = "vllm.model_executor.layers.quantization.base_config"
 LINEAR = "vllm.model_executor.layers.linear"
 EXPERTS_METHOD = "vllm.model_executor.layers.fused_moe.fused_moe_method_base"
 LOADER = "vllm.model_executor.model_loader.default_loader"
+BASE_LOADER = "vllm.model_executor.model_loader.base_loader"
 MAPPER = "vllm.model_executor.models.utils"
 MOE = "vllm.model_executor.layers.fused_moe"
 PARAMETER = "vllm.model_executor.parameter"
@@ -49,6 +50,7 @@ OVERRIDDEN = [
     (PermLLMLinearMethod, LINEAR, "LinearMethodBase", "create_weights"),
     (DenseLinearMethod, LINEAR, "UnquantizedLinearMethod", "create_weights"),
     (DenseLinearMethod, LINEAR, "UnquantizedLinearMethod", "process_weights_after_loading"),
+    (CompleteModelLoader, BASE_LOADER, "BaseModelLoader", "load_model"),
     (CompleteModelLoader, LOADER, "DefaultModelLoader", "load_weights"),
     (CompleteModelLoader, LOADER, "DefaultModelLoader", "get_all_weights"),
     (CompleteModelLoader, LOADER, "DefaultModelLoader", "track_weights_loading"),
@@ -77,7 +79,9 @@ ATTRIBUTES = [
     ("vllm.config", "VllmConfig", "parallel_config"),
     ("vllm.config", "VllmConfig", "compilation_config"),
     ("vllm.config", "CompilationConfig", "custom_ops"),
-    ("vllm.config", "CompilationConfig", "inductor_compile_config"),
+    ("vllm.config", "VllmConfig", "device_config"),
+    ("vllm.config", "DeviceConfig", "device_type"),
+    ("vllm.config", "ModelConfig", "hf_config"),
     ("vllm.config", "SpeculativeConfig", "draft_model_config"),
     ("vllm.config", "ParallelConfig", "pipeline_parallel_size"),
     ("vllm.config", "ModelConfig", "runner_type"),

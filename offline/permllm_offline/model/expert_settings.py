@@ -9,6 +9,8 @@ from permllm_offline.errors import OfflineError
 
 EXPERT_ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 """What the kernel of experts does with a gate, by Transformers' names."""
+UNKNOWN_TO_TRANSFORMERS = ("swiglu_limits", "sliding_windows")
+"""Settings of single layers, as K-EXAONE 2.0 has them."""
 EXPERT_COUNTS = ("num_local_experts", "num_experts")
 """Names that configurations have for the number of experts of a layer."""
 
@@ -26,11 +28,17 @@ def experts_taken(config: Any) -> float:
     return sum(taken) / len(taken) if isinstance(taken, Sequence) else taken
 
 
-def check_activation(config: Any) -> None:
-    """Raise OfflineError for experts that the kernel does not compute."""
+def check_form(config: Any) -> None:
+    """Raise OfflineError for experts that the kernel, or Transformers, does not compute."""
     activation = getattr(config, "hidden_act", None) or config.hidden_activation
     if activation not in EXPERT_ACTIVATIONS:
         raise OfflineError(
             f"hidden_act is {activation!r}, but sparse experts are served with "
             f"{' or '.join(map(repr, EXPERT_ACTIVATIONS))} alone: give a mixture with that."
         )
+    for name in UNKNOWN_TO_TRANSFORMERS:
+        if any(getattr(config, name, None) or ()):
+            raise OfflineError(
+                f"{name} is {getattr(config, name)!r}, which vLLM reads and Transformers, by which "
+                "models are pruned, does not: give a mixture without."
+            )

@@ -14,7 +14,7 @@ from typing import Any
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.expert_settings import (
     EXPERT_COUNTS,
-    check_activation,
+    check_form,
     experts_in,
     experts_taken,
 )
@@ -100,12 +100,12 @@ def _mlp(first: str, second: str) -> tuple[SharedInputGroup, SharedInputGroup]:
     )
 
 
-def _in_some_layers(*groups: SharedInputGroup) -> tuple[SharedInputGroup, ...]:
+def _in_some_layers(*groups: SharedInputGroup) -> Groups:
     """Groups that only some decoder layers have, as in hybrid models."""
     return tuple(replace(group, in_every_layer=False) for group in groups)
 
 
-def _experts_of(family: Family, count: int, share: float) -> tuple[SharedInputGroup, ...]:
+def _experts_of(family: Family, count: int, share: float) -> Groups:
     """The groups of all experts of a mixture; each has permutations of its own."""
     found: list[SharedInputGroup] = []
     for number in range(count):
@@ -130,7 +130,7 @@ def _mixture(*beside: SharedInputGroup, attention: Groups = _ATTENTION, **other:
     return replace(usual, **other)
 
 
-def _gated_hybrid(*read_by_linear_attention: str) -> tuple[SharedInputGroup, ...]:
+def _gated_hybrid(*read_by_linear_attention: str) -> Groups:
     """Attention with a gate in some layers, linear attention in the others."""
     return _in_some_layers(
         SharedInputGroup("qkv", _QKV),
@@ -331,9 +331,7 @@ def family_of(config: Any) -> Family:
             f"{', '.join(sorted(FAMILIES))}. {_remedy(config)}"
         )
     family = FAMILIES[model_type]
-    in_steps = getattr(config, "q_lora_rank", None) is not None
-    others = (_QUERIES_AT_ONCE,) if in_steps else _QUERIES_IN_STEPS
-    family = replace(family, groups=tuple(one for one in family.groups if one not in others))
+    family = replace(family, groups=_with_its_queries(family.groups, config))
     if family.handed_on:
         family = replace(
             family,
@@ -342,7 +340,7 @@ def family_of(config: Any) -> Family:
             lacks=_lacks(config),
         )
     if family.experts and (count := experts_in(config)):
-        check_activation(config)
+        check_form(config)
         experts = _experts_of(family, count, experts_taken(config) / count)
         return replace(family, groups=family.groups + experts)
     if family.experts:  # beside an MLP that is always there
@@ -357,6 +355,13 @@ def family_of(config: Any) -> Family:
                 "without experts."
             )
     return family
+
+
+def _with_its_queries(groups: Groups, config: Any) -> Groups:
+    """Leave out the other of two ways to the queries of latent attention, in one step or two."""
+    in_steps = getattr(config, "q_lora_rank", None) is not None
+    others = (_QUERIES_AT_ONCE,) if in_steps else _QUERIES_IN_STEPS
+    return tuple(one for one in groups if one not in others)
 
 
 def _lacks(config: Any) -> dict[int, frozenset[str]]:

@@ -86,7 +86,7 @@ class LanguageModel:
         """What the names of fused experts begin with in the checkpoint; None where it has none."""
         family = FAMILIES.get(self.config.model_type)
         if family is None or not family.experts or family.gated != Family.gated:
-            return None
+            return None  # fused ones are known by the usual names alone
         return self.names.stored(f"{family.layers}.")
 
     def family(self) -> Family:

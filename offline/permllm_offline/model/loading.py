@@ -158,7 +158,7 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
     reader, names = source.reader(dtype), source.language.names
     tensors = (
         (own, tensor)
-        for name, tensor in reader.dense_state_dict(dtype, lambda name: names.own(name) is not None)
+        for name, tensor in reader.dense_state_dict(wanted=lambda name: names.own(name) is not None)
         if (own := names.own(name)) is not None
     )
     model, unexpected = model_from(source, source.config, tensors, dtype)
@@ -205,8 +205,8 @@ def model_from(
     Args:
         source: for its name and its generation config.
         config: of transformers; its quantization is left out.
-        tensors: of the dense model, floating ones in ``dtype``.
-        dtype: of the model.
+        tensors: of the dense model, each read when it is asked for.
+        dtype: of the model; what its class keeps in float32 has that.
 
     Returns:
         The model on the CPU, and the names that it has no place for.
@@ -217,6 +217,7 @@ def model_from(
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     from permllm_vllm.hf.experts import with_separate_experts
+    from permllm_vllm.hf.precision import kept_in_float32
 
     config = deepcopy(config)
     if hasattr(config, "quantization_config"):
@@ -229,7 +230,12 @@ def model_from(
         model, found = with_separate_experts(type(empty)).from_pretrained(
             None,
             config=empty.config,
-            state_dict=dict(tensors),
+            state_dict={
+                name: tensor.to(torch.float32 if kept_in_float32(empty, name, dtype) else dtype)
+                if tensor.is_floating_point()
+                else tensor
+                for name, tensor in tensors
+            },
             dtype=dtype,
             output_loading_info=True,
             **_TRUST_NOTHING,

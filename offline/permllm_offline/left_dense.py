@@ -1,0 +1,32 @@
+"""The tensors that a prune leaves dense: as they are stored, or in a dtype that was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from permllm_offline.model.skeleton import skeleton_of
+from permllm_offline.preparation import Prepared
+
+
+def left_dense(prepared: Prepared) -> Iterator[tuple[str, Tensor]]:
+    """Yield all tensors of a model but those of the linears that are pruned, and of absent ones.
+
+    With another dtype, what the model's class keeps in float32 becomes that: models load it so.
+    """
+    from permllm_vllm.hf.precision import kept_in_float32
+
+    reader, dtype = prepared.source.reader(prepared.dtype), prepared.asked_dtype
+    model = None if dtype is None else skeleton_of(prepared.source.config)
+    replaced = {linear.name for linear in prepared.plan.linears}.union(prepared.plan.absent)
+    for name in reader.names():
+        if name.rpartition(".")[0] in replaced:
+            continue
+        tensor = reader.tensor(name)
+        if dtype is not None and tensor.is_floating_point():
+            own = prepared.source.language.names.own(name)
+            kept = own is not None and kept_in_float32(model, own, dtype)
+            tensor = tensor.to(torch.float32 if kept else dtype)
+        yield name, tensor
