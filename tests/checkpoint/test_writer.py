@@ -112,6 +112,7 @@ def test_config_keeps_everything_and_gains_the_quantization(
     old = {"quant_method": "old"}
     stale = {**original, "quantization_config": old, "compression_config": old}
     stale["nested"] = original["nested"] | {"quantization_config": old}
+    stale["auto_map"] = {"AutoConfig": "code_of_its_own.Config"}
     (tiny_model.source / "config.json").write_text(json.dumps(stale))
     output = tiny_model.write(tmp_path / "out", config_updates={"dtype": "bfloat16"})
     config = json.loads((output / "config.json").read_text())

@@ -14,11 +14,12 @@ from transformers import (
     GptOssConfig,
     GptOssForCausalLM,
 )
+from transformers.core_model_loading import MergeModulelist, WeightConverter
 
 import permllm_vllm.hf  # noqa: F401  (registers the method)
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.pattern import Pattern
-from permllm_vllm.hf import SparseLinear
+from permllm_vllm.hf import SparseLinear, experts
 from permllm_vllm.hf.experts import SeparateExperts, separate_experts
 from tests.offline.baked_models import bake, decisions_of, dense_twin
 from tests.offline.tiny_models import COMMON, SIZES, tiny_model
@@ -97,6 +98,16 @@ def test_experts_of_another_form_are_refused() -> None:
     config = GptOssConfig(**COMMON, intermediate_size=64, num_local_experts=4, head_dim=64)
     with pytest.raises(CheckpointError, match=r"mlp\.experts: found GptOssExperts with .*biases"):
         separate_experts(GptOssForCausalLM(config))
+
+
+def test_conversions_that_merge_something_else_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pairs = (["experts.*.gate.weight"], "experts.gate_up_proj"), (["a.w"], "experts.down_proj")
+    conversions = [WeightConverter(*pair, operations=[MergeModulelist()]) for pair in pairs]
+    monkeypatch.setattr(experts, "get_model_conversion_mapping", lambda model: conversions)
+    with pytest.raises(CheckpointError, match=r"found merged from gate, w; .*gate, up and down"):
+        separate_experts(fused_model("olmoe"))
 
 
 @pytest.fixture(scope="module", params=MIXTURES)

@@ -2,6 +2,7 @@ import re
 import shlex
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +59,18 @@ def test_experts_of_another_form_are_refused() -> None:
 def test_experts_with_another_activation_are_refused() -> None:
     config = AutoConfig.for_model("olmoe", hidden_act="gelu")
     with pytest.raises(OfflineError, match="hidden_act is 'gelu', but sparse experts"):
+        family_of(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("swiglu_limits", [0.0, 7.0]), ("sliding_windows", [None, 128])]
+)
+def test_settings_that_only_vllm_reads_are_refused(name: str, value: list[Any]) -> None:
+    config = AutoConfig.for_model("exaone_moe")
+    setattr(config, name, [None, None])
+    family_of(config)
+    setattr(config, name, value)
+    with pytest.raises(OfflineError, match=f"{name} is .*, which vLLM reads and Transformers"):
         family_of(config)
 
 
