@@ -24,9 +24,15 @@ def test_a_compiled_model(engines: Engines, tiny: Twins) -> None:
     assert compiled.difference(eager) < TOLERANCE
 
 
-def test_routers_read_logits_that_are_there(engines: Engines, tmp_path: Path) -> None:
-    """Inductor would have the router of DeepSeek V3 read them earlier."""
-    model, pattern = tiny_model("deepseek_v3").to(torch.bfloat16), Pattern(2, 4)
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "mellum"])
+def test_routers_read_logits_that_are_there(
+    engines: Engines, tmp_path: Path, model_type: str
+) -> None:
+    """Inductor would have the router of DeepSeek V3 read them earlier.
+
+    The other one is compiled while vLLM's class for models of Transformers is built.
+    """
+    model, pattern = tiny_model(model_type).to(torch.bfloat16), Pattern(2, 4)
     bake(model, decisions_of(model, pattern, 64), pattern, 64, tmp_path / "sparse")
     prompts = [range(2, 42), range(20, 30)]
     eager = engines.run(tmp_path / "sparse", prompts, max_model_len=64)

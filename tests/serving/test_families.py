@@ -52,7 +52,12 @@ DEEPSEEK_V2_LITE = {
     "q_lora_rank": None,
     "rope_parameters": YARN | {"rope_theta": 10000.0, "mscale": 0.7, "mscale_all_dim": 0.7},
 }
-VARIANTS = [("gemma4_text", GEMMA4_EXPERTS), ("deepseek_v2", DEEPSEEK_V2_LITE)]
+IN_GROUPS = {"n_group": 2, "topk_group": 1}
+VARIANTS = [
+    ("gemma4_text", GEMMA4_EXPERTS),
+    ("deepseek_v2", DEEPSEEK_V2_LITE),
+    ("deepseek_v3", IN_GROUPS),
+]
 
 
 def cast(model: Any, dtype: torch.dtype) -> Any:
