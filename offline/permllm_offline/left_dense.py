@@ -20,13 +20,16 @@ def left_dense(prepared: Prepared) -> Iterator[tuple[str, Tensor]]:
 
     reader, dtype = prepared.source.reader(prepared.dtype), prepared.asked_dtype
     model = None if dtype is None else skeleton_of(prepared.source.config)
+
+    def converted(name: str) -> Tensor:
+        tensor = reader.tensor(name)
+        if dtype is None or not tensor.is_floating_point():
+            return tensor
+        own = prepared.source.language.names.own(name)
+        kept = own is not None and kept_in_float32(model, own, dtype)
+        return tensor.to(torch.float32 if kept else dtype)
+
     replaced = {linear.name for linear in prepared.plan.linears}.union(prepared.plan.absent)
     for name in reader.names():
-        if name.rpartition(".")[0] in replaced:
-            continue
-        tensor = reader.tensor(name)
-        if dtype is not None and tensor.is_floating_point():
-            own = prepared.source.language.names.own(name)
-            kept = own is not None and kept_in_float32(model, own, dtype)
-            tensor = tensor.to(torch.float32 if kept else dtype)
-        yield name, tensor
+        if name.rpartition(".")[0] not in replaced:
+            yield name, converted(name)  # no tensor is held here while the next is read
