@@ -39,9 +39,10 @@ def dequantize(
         [rows, in].
     """
     rows, columns = weight.shape
-    factors = scale.float()
+    factors = scale
     if block.rows is not None:
         factors = factors[torch.arange(first_row, first_row + rows) // block.rows]
+    factors = factors.float()
     if block.columns is not None:
         factors = factors[:, torch.arange(columns) // block.columns]
     return weight.float().mul_(factors).to(dtype)

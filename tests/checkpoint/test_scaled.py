@@ -20,6 +20,8 @@ def codes(rows: int, columns: int, dtype: torch.dtype, seed: int) -> Tensor:
     """Any bytes but those of NaN, which no product is compared for."""
     generator = torch.Generator().manual_seed(seed)
     found = torch.randint(0, 256, (rows, columns), dtype=torch.uint8, generator=generator)
+    if dtype == torch.int8:
+        return found.view(dtype)
     return torch.where(found & 0x7F == 0x7F, 0, found).view(dtype)
 
 
@@ -35,6 +37,29 @@ def test_every_byte_of_float8_is_decoded() -> None:
         expected = decode_e4m3(byte)
         assert number == expected or (math.isnan(number) and math.isnan(expected)), byte
         assert math.copysign(1, number) == math.copysign(1, expected) or math.isnan(expected)
+
+
+def test_every_byte_of_int8_is_decoded() -> None:
+    weight = torch.arange(256, dtype=torch.uint8).view(torch.int8).view(1, 256)
+    found = dequantize(weight, torch.ones(1, 1), Block(None, None), torch.float32)[0].tolist()
+    assert found == [float(byte if byte < 128 else byte - 256) for byte in range(256)]
+    assert {-1, 127, -128} <= set(codes(64, 64, torch.int8, 0).flatten().tolist())
+
+
+def test_of_the_scales_only_those_of_the_rows_are_converted() -> None:
+    """Else a part of a tall matrix would cost as much as the whole."""
+    scale = scales((1000, 4), 0).bfloat16()
+    converted: list[int] = []
+
+    class Counted(torch.Tensor):
+        def float(self, *_: object, **__: object) -> Tensor:  # type: ignore[override]
+            converted.append(self.numel())
+            return self.as_subclass(torch.Tensor).float()
+
+    weight = codes(2, 8, torch.float8_e4m3fn, 0)
+    found = dequantize(weight, scale.as_subclass(Counted), Block(1, 2), torch.float32, 500)
+    assert converted == [8]
+    assert torch.equal(found, dequantize(weight, scale[500:502], Block(1, 2), torch.float32))
 
 
 @settings(deadline=None)
