@@ -22,6 +22,7 @@ from permllm_offline.memory import Fitted, fitted, warn_of_taken_memory
 from permllm_offline.memory_forecast import shard_bytes
 from permllm_offline.method_parts import parts_of
 from permllm_offline.model.loading import dtype_name, load_tokenizer
+from permllm_offline.planned_weights import check_weights
 from permllm_offline.preparation import (
     Prepared,
     calibration_windows,
@@ -141,7 +142,7 @@ def check_checkpoint(
     _check_datasets_outside(recipe, output)
     _check_files(source)
     prepared = prepare_model(recipe)
-    _check_weights(prepared)
+    check_weights(prepared)
     to_come = replace(prepared, windows=windows_to_come(recipe))
     fit = fitted(recipe, to_come)
     warn_of_taken_memory(fit.recipe, to_come)
@@ -222,26 +223,6 @@ def _check_files(directory: Path) -> None:
     for name in sorted(set(read_weight_map(directory).values())):
         contained(directory, name)
     check_companions(directory)
-
-
-def _check_weights(prepared: Prepared) -> None:
-    """Raise OfflineError where a checkpoint has a weight by another name or of other sizes."""
-    reader = prepared.source.reader()
-    for linear in prepared.plan.linears:
-        name, sizes = f"{linear.name}.weight", (linear.out_features, linear.layout.in_features)
-        if name not in reader:
-            raise OfflineError(
-                f"{prepared.source.name!r} stores no {linear.name}.weight, which the loaded model "
-                "has: it names its tensors in an older way, keeps all experts of a layer in one "
-                "of another form, or holds no safetensors of this architecture. Load it with "
-                "transformers, `save_pretrained` it, and prune that."
-            )
-        if (found := reader.header(name).shape) != sizes:
-            raise OfflineError(
-                f"{prepared.source.name!r} stores {list(found)} as {name}, its config.json asks "
-                f"for {list(sizes)}: fetch the model again or, where its experts are stored "
-                "together, load it with transformers, `save_pretrained` it, and prune that."
-            )
 
 
 def prune(
