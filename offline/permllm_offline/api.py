@@ -23,7 +23,7 @@ from permllm_offline.model.loading import (
     parse_device,
     parse_dtype,
 )
-from permllm_offline.model.quantized import dense_form
+from permllm_offline.model.quantized import require_read
 from permllm_offline.recipe import make_recipe, read_recipe
 from permllm_offline.recipe_entries import (
     BlockwiseEntries,
@@ -340,7 +340,7 @@ def evaluate(
     if isinstance(tasks, str):
         tasks = [name.strip() for name in tasks.split(",") if name.strip()]
     torch_device, name = parse_device(chosen_device(device)), _model_name(model)
-    source = open_source(name, lambda config: dense_form(name, config.to_dict()))
+    source = open_source(name, lambda config: require_read(name, config.to_dict()))
     torch_dtype = parse_dtype(dtype) or source.dtype
     tokenizer = load_tokenizer(source)
     found = None

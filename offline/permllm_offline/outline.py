@@ -13,7 +13,6 @@ import torch
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.plan import Plan, PlannedLinear, make_plan
-from permllm_offline.model.quantized import require_dense
 from permllm_offline.model.stored import StoredModel, header_bytes
 from permllm_vllm.checkpoint.headers import TensorHeader
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -112,12 +111,10 @@ def outline(
         dense_dtype: what dense tensors become; None where they stay as they are stored.
 
     Raises:
-        OfflineError: the model is pruned already or of an unsupported family, the format cannot
-            hold its sizes, its tensors are not those of its configuration, or an entry of
-            `ignore` cannot be kept.
+        OfflineError: the model is of an unsupported family, the format cannot hold its sizes, its
+            tensors are not those of its configuration, or an entry of `ignore` cannot be kept.
     """
     name = stored.source.name
-    require_dense(name, stored.source.config.to_dict(), "plan")
     dtype = stored.source.dtype
     plan = make_plan(
         stored.source, pattern, block_size, permuted=permuted, dtype=dtype, ignore=ignore

@@ -31,6 +31,11 @@ def is_fused(name: str) -> bool:
     return kind in _PARTS and parent.rpartition(".")[2] == "experts"
 
 
+def linears_in(name: str) -> int:
+    """How many linears of an expert a tensor of this name joins, one after the other."""
+    return len(_PARTS[name.rpartition(".")[2]]) if is_fused(name) else 1
+
+
 def parts_of(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, Part]]:
     """Yield the matrices of a tensor that ``is_fused`` by their names, none if it has no experts.
 

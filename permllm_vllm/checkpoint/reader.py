@@ -20,7 +20,8 @@ from permllm_vllm.checkpoint.headers import (
 )
 from permllm_vllm.checkpoint.layer import SparseLayer
 from permllm_vllm.checkpoint.pattern import Pattern
-from permllm_vllm.checkpoint.scaled_form import ScaledForm, scaled_form
+from permllm_vllm.checkpoint.scaled_form import scaled_form
+from permllm_vllm.checkpoint.scaled_tensors import open_parts
 from permllm_vllm.checkpoint.schema import (
     BIAS,
     FOLDED_PERMUTATION,
@@ -41,8 +42,8 @@ class CheckpointReader:
     """Lazy view of a checkpoint directory: tensors are read when they are asked for.
 
     `config` is `config.json`; `quantization` is None for a dense checkpoint, which one of 8 bits is
-    too: see `scaled_form`. `experts_under` and `dtype` are as for `StoredTensors`. Raises
-    `CheckpointError` when the directory is no checkpoint or one of another format.
+    too (see `scaled_form`): such weights become `dtype`. `experts_under` is as for `StoredTensors`.
+    Raises `CheckpointError` when the directory is no checkpoint or one of another format.
     """
 
     def __init__(
@@ -55,14 +56,10 @@ class CheckpointReader:
         self.directory = Path(directory)
         self.config: dict[str, Any] = read_json(self.directory / CONFIG_NAME)
         self.quantization: QuantizationConfig | None = None
-        form: ScaledForm | None = None
         if is_of_this_format(self.config):
             self.quantization = QuantizationConfig.from_dict(self.config["quantization_config"])
-        else:
-            form = scaled_form(self.config)
-        self._tensors = StoredTensors(
-            self.directory, experts_under=experts_under, form=form, dtype=dtype
-        )
+        files = open_parts(self.directory, scaled_form(self.config), dtype)
+        self._tensors = StoredTensors(files, experts_under=experts_under)
 
     @cached_property
     def _kinds(self) -> dict[str, list[str]]:

@@ -2,123 +2,169 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from permllm_vllm.checkpoint.errors import Problem
+from permllm_vllm.checkpoint.quantization_entries import QuantizationEntries, quantization_entries
 from permllm_vllm.checkpoint.scaled import Block
-from permllm_vllm.checkpoint.schema import QUANT_METHOD
+from permllm_vllm.checkpoint.schema import QUANT_METHOD, is_of_this_format
 
 FP8, COMPRESSED_TENSORS = "fp8", "compressed-tensors"
-QUANTIZATION_KEYS = ("quantization_config", "compression_config")
-"""What says in `config.json`, or in its `text_config`, that a model is quantized."""
-FROM_BEFORE = "give the model from before its quantization"
-"""The remedy where weights cannot be read."""
+DENSE = "dense"
+"""The sparsity format of weights that are stored with their zeros."""
 
+_OF_COMPRESSED_TENSORS = ("config_groups", "sparsity_config", "format", "kv_cache_scheme")
+"""Its own entries, which tell it where no method is named."""
+_EARLIER = "sparseml"  # the name of its method
 _FLOAT8, _INT8 = "float8_e4m3fn", "int8"
 _FORMATS = ("float-quantized", "int-quantized", "naive-quantized")
+_SAY_NOTHING = (None, DENSE, "fakequant", *_FORMATS)
+"""Formats that leave weights as they are where no group of them is quantized."""
+_AS_TEXT = re.compile("([0-9]{1,10})x([0-9]{1,10})")  # a block, as older versions write it
+_LARGEST = 2**31 - 1  # rows or columns of a block: beyond any matrix, and within 64 bits
 
 
 @dataclass(frozen=True)
 class ScaledForm:
-    """How weights are stored: their dtype by torch's name, and what of a matrix shares a scale."""
+    """How weights are stored: their dtype by torch's name, and what of a matrix shares a scale.
 
-    stored: str
+    No weight is in 8 bits where `stored` is None: caches alone have scales.
+    """
+
+    stored: str | None
     block: Block
 
 
-def quantization_entries(config: Mapping[str, Any]) -> Any:
-    """Return what a `config.json` says of quantization; None where it says nothing."""
-    places = (config, _mapping(config, "text_config"))
-    found = (place.get(key) for place in places for key in QUANTIZATION_KEYS)
-    return next((entries for entries in found if entries is not None), None)
+OF_CACHES_ALONE = ScaledForm(None, Block(None, None))
 
 
 def scaled_form(config: Mapping[str, Any]) -> ScaledForm | None:
-    """Return how a `config.json` says that weights are stored in 8 bits; None of a plain model.
+    """Return how a `config.json` says that weights are stored in 8 bits.
 
-    Forms are those of Transformers' `FineGrainedFP8Config`, and of compressed-tensors. Raises
+    None of a plain model, and of one of this format, which `is_of_this_format` tells. Forms are
+    those of Transformers' `FineGrainedFP8Config`, and of compressed-tensors. Raises
     `CheckpointError` for any other quantization.
     """
-    entries = quantization_entries(config)
-    if entries is None:
+    said = _said(config)
+    if said is None:
         return None
-    method = entries.get("quant_method") if isinstance(entries, Mapping) else entries
-    if method == FP8:
-        size = entries.get("weight_block_size")
-        block = Block(None, None) if size is None else _block("weight_block_size", size)
-        return ScaledForm(_FLOAT8, block)
-    if method == COMPRESSED_TENSORS:
-        return _of_groups(entries)
-    rule = f"read are {QUANT_METHOD!r}, and 8 bits by {FP8!r} or {COMPRESSED_TENSORS!r}"
-    raise _problem("quant_method", repr(method), rule).as_error()
-
-
-def _of_groups(entries: Mapping[str, Any]) -> ScaledForm:
-    """The form of a compressed-tensors checkpoint, which all of its groups share."""
-    sparsity = _mapping(entries, "sparsity_config").get("format", "dense")
-    if sparsity != "dense":
-        raise _problem("sparsity_config.format", repr(sparsity), "'dense'").as_error()
-    if _mapping(entries, "transform_config").get("config_groups"):
+    if said.get("quant_method") == FP8:
+        size = said.get("weight_block_size")
+        if size is None:
+            return ScaledForm(_FLOAT8, Block(None, None))
+        return ScaledForm(_FLOAT8, _block(said, "weight_block_size", size))
+    if not _is_of_compressed_tensors(said):
+        rule = f"read are {QUANT_METHOD!r}, and 8 bits by {FP8!r} or {COMPRESSED_TENSORS!r}"
+        raise said.problem("quant_method", repr(said.get("quant_method")), rule).as_error()
+    key, layout = _sparsity(said)
+    if layout != DENSE:
+        raise said.problem(key, repr(layout), repr(DENSE)).as_error()
+    if said.inside("transform_config").get("config_groups"):
         rule = "none: activations would have to be transformed as well"
-        raise _problem("transform_config", "transforms of weights", rule).as_error()
-    groups = _mapping(entries, "config_groups")
+        raise said.problem("transform_config", "transforms of weights", rule).as_error()
+    if said.get("config_groups"):
+        return _of_groups(said)
+    return OF_CACHES_ALONE if said.get("kv_cache_scheme") else None
+
+
+def sparse_format(config: Mapping[str, Any]) -> Any:
+    """Return the format in which a `config.json` says that weights are stored without their zeros.
+
+    It is compressed-tensors', of weights that are not quantized. None of all others, which
+    `scaled_form` is for. Raises `CheckpointError` for entries that are no JSON objects.
+    """
+    said = _said(config)
+    if said is None or not _is_of_compressed_tensors(said) or said.get("config_groups"):
+        return None
+    _, layout = _sparsity(said)
+    return None if layout == DENSE else layout
+
+
+def _said(config: Mapping[str, Any]) -> QuantizationEntries | None:
+    return None if is_of_this_format(config) else quantization_entries(config)
+
+
+def _is_of_compressed_tensors(said: QuantizationEntries) -> bool:
+    method = said.get("quant_method")
+    if method is None:
+        return any(key in said.entries for key in _OF_COMPRESSED_TENSORS)
+    return method in (COMPRESSED_TENSORS, _EARLIER)
+
+
+def _sparsity(said: QuantizationEntries) -> tuple[str, Any]:
+    """The key of the format in which compressed-tensors stores zeros, and that format."""
+    sparsity = said.inside("sparsity_config")
+    if sparsity.entries:
+        return "sparsity_config.format", sparsity.get("format") or DENSE
+    layout = said.get("format")
+    if said.get("config_groups") or layout in _SAY_NOTHING:
+        return "format", DENSE  # that of quantized weights, if of any
+    return "format", layout
+
+
+def _of_groups(said: QuantizationEntries) -> ScaledForm:
+    """The form of a compressed-tensors checkpoint, which all of its groups share."""
+    groups = said.inside("config_groups")
+    found = [groups.inside(key) for key in groups.entries]
     forms = [
-        _of_group(f"config_groups.{key}", _mapping(groups, key), entries.get("format"))
-        for key in groups
-        if _mapping(groups, key).get("weights")
+        _of_group(group, group.get("format") or said.get("format"))
+        for group in found
+        if group.get("weights") is not None
     ]
     if len(set(forms)) != 1:
-        found = [f"{form.stored} in blocks of {list(form.block)}" for form in forms]
+        several = [f"{form.stored} in blocks of {list(form.block)}" for form in forms]
         rule = "weights of 8 bits, all in one form"
-        raise _problem("config_groups", " and ".join(found) or "no weights", rule).as_error()
+        value = " and ".join(several) or "no weights"
+        raise said.problem("config_groups", value, rule).as_error()
     return forms[0]
 
 
-def _of_group(key: str, group: Mapping[str, Any], layout: object) -> ScaledForm:
-    layout, key = group.get("format") or layout, f"{key}.weights"
+def _of_group(group: QuantizationEntries, layout: object) -> ScaledForm:
+    """The form of a group; compressed-tensors has defaults for what is not said."""
     if layout not in _FORMATS:
-        raise _problem("format", repr(layout), f"one of {', '.join(_FORMATS)}").as_error()
-    weights = _mapping(group, "weights")
-    kind, bits = weights.get("type"), weights.get("num_bits")
+        raise group.problem("format", repr(layout), f"one of {', '.join(_FORMATS)}").as_error()
+    weights = group.inside("weights")
+    kind, bits = _lower(weights.get("type") or "int"), weights.entries.get("num_bits", 8)
     if kind not in ("float", "int") or bits != 8:
-        raise _problem(key, f"{kind} of {bits} bits", "float or int of 8 bits").as_error()
-    if not weights.get("symmetric", True):
+        rule = "float or int of 8 bits"
+        raise group.problem("weights", f"{kind} of {bits} bits", rule).as_error()
+    if not weights.entries.get("symmetric", True):
         rule = "true: a weight is its value times a scale"
-        raise _problem(f"{key}.symmetric", "false", rule).as_error()
-    return ScaledForm(_FLOAT8 if kind == "float" else _INT8, _of_strategy(key, weights))
+        raise weights.problem("symmetric", "false", rule).as_error()
+    return ScaledForm(_FLOAT8 if kind == "float" else _INT8, _of_strategy(weights))
 
 
-def _of_strategy(key: str, weights: Mapping[str, Any]) -> Block:
-    strategy = weights.get("strategy")
+def _of_strategy(weights: QuantizationEntries) -> Block:
+    strategy, size = _lower(weights.get("strategy")), weights.get("group_size")
+    if strategy is None:
+        strategy = "tensor" if size is None else "channel" if size == -1 else "group"
     if strategy == "tensor":
         return Block(None, None)
     if strategy == "channel":
         return Block(1, None)
     if strategy == "group":
-        return _block(f"{key}.group_size", [1, weights.get("group_size")])
+        return _block(weights, "group_size", [1, size])
     if strategy == "block":
-        return _block(f"{key}.block_structure", weights.get("block_structure"))
+        size = weights.get("block_structure")
+        if isinstance(size, str) and (both := _AS_TEXT.fullmatch(size)):
+            size = [int(both[1]), int(both[2])]
+        return _block(weights, "block_structure", size)
     rule = "tensor, channel, group or block"
-    raise _problem(f"{key}.strategy", repr(strategy), rule).as_error()
+    raise weights.problem("strategy", repr(strategy), rule).as_error()
 
 
-def _block(key: str, size: object) -> Block:
+def _block(said: QuantizationEntries, key: str, size: object) -> Block:
     """Rows and columns, as a list of both."""
     if isinstance(size, list | tuple) and len(size) == 2:
         rows, columns = size
-        if type(rows) is type(columns) is int and min(rows, columns) > 0:
+        whole = type(rows) is type(columns) is int
+        if whole and 1 <= min(rows, columns) <= max(rows, columns) <= _LARGEST:
             return Block(rows, columns)
-    rule = "two whole numbers above 0, of rows and columns"
-    raise _problem(key, repr(size), rule).as_error()
+    rule = f"two whole numbers from 1 to {_LARGEST}, of rows and columns"
+    raise said.problem(key, repr(size), rule).as_error()
 
 
-def _mapping(entries: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Entries of an entry; none where it is anything but a JSON object."""
-    found = entries.get(key)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _problem(key: str, value: str, rule: str) -> Problem:
-    return Problem(f"config.json {QUANTIZATION_KEYS[0]}.{key}", value, rule, FROM_BEFORE)
+def _lower(word: Any) -> Any:
+    return word.lower() if isinstance(word, str) else word

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
 
 import torch
 from torch import Tensor
@@ -12,24 +13,41 @@ from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem
 from permllm_vllm.checkpoint.headers import TensorHeader
 from permllm_vllm.checkpoint.scaled import dequantize
 from permllm_vllm.checkpoint.scaled_form import ScaledForm
-from permllm_vllm.checkpoint.scaled_headers import dense_headers, scales_of
-from permllm_vllm.checkpoint.stored_files import StoredFiles
+from permllm_vllm.checkpoint.scaled_headers import dense_headers, scaled_rows, scales_of
+from permllm_vllm.checkpoint.stored_files import StoredFiles, TensorParts, not_there
 
 _CHUNK_ELEMENTS = 1 << 18
 """Read and multiplied at a time, so that nothing but the product takes the memory of a tensor."""
+_WIDER = "read it as bfloat16 or float32: --dtype of prune and eval, dtype of config.json otherwise"
+
+
+def open_parts(
+    directory: str | PathLike[str], form: ScaledForm | None, dtype: torch.dtype
+) -> TensorParts:
+    """Open a checkpoint directory: weights that are stored in a form of 8 bits become `dtype`.
+
+    Raises `CheckpointError` for files that are not whole, and weights that do not fit the form.
+    """
+    files = StoredFiles(directory)
+    return files if form is None else ScaledTensors(files, form, dtype)
 
 
 class ScaledTensors:
     """A checkpoint of weights of 8 bits under the names, shapes and dtypes of the dense model.
 
-    Has the methods of `StoredFiles`. Raises `CheckpointError` for weights and scales that do not
-    belong together, before anything is read.
+    Raises `CheckpointError` for weights and scales that do not belong together, before anything is
+    read.
     """
 
-    def __init__(self, files: StoredFiles, form: ScaledForm, dtype: torch.dtype) -> None:
+    def __init__(self, files: TensorParts, form: ScaledForm, dtype: torch.dtype) -> None:
         stored = {name: files.header(name) for name in files.names()}
+        self.directory = files.directory
         self._files, self._form, self._dtype = files, form, dtype
         self._scales = scales_of(stored, form)
+        self._rows = {
+            name: scaled_rows(name, stored[name].shape, stored[scale].shape)
+            for name, scale in self._scales.items()
+        }
         self._headers = dense_headers(stored, form, _name(dtype))
 
     def names(self) -> Iterable[str]:
@@ -38,16 +56,20 @@ class ScaledTensors:
 
     def header(self, name: str) -> TensorHeader:
         """Return shape and dtype of a dense tensor; raises `CheckpointError` for no such name."""
-        return self._headers.get(name) or self._files.header(name)
+        if name not in self._headers:
+            raise not_there(name, self.directory).as_error()
+        return self._headers[name]
 
     def part(self, name: str, start: int, shape: Sequence[int]) -> Tensor:
         """Read a part of a dense tensor as `StoredFiles` does: of a product, whole rows.
 
-        Raises `CheckpointError` where a weight, a scale or a product is no finite number.
+        Raises `CheckpointError` for no such name, and where a weight, a scale or a product is no
+        finite number.
         """
+        header = self.header(name)
         if name not in self._scales:
             return self._files.part(name, start, shape)
-        *_, rows, columns = self._headers[name].shape
+        rows, columns = self._rows[name], header.shape[-1]
         product = torch.empty(tuple(shape), dtype=self._dtype)
         target = product.view(-1, columns)
         first, together = start // columns, max(1, _CHUNK_ELEMENTS // columns)
@@ -61,7 +83,8 @@ class ScaledTensors:
 
     def _scale(self, name: str, matrix: int) -> Tensor:
         """Read the scales of one matrix of a weight: [blocks of rows, blocks of columns]."""
-        scale, grid = self._scales[name], self._form.block.grid(*self._headers[name].shape[-2:])
+        columns = self._headers[name].shape[-1]
+        scale, grid = self._scales[name], self._form.block.grid(self._rows[name], columns)
         found = self._files.part(scale, matrix * math.prod(grid), grid)
         if not bool(found.isfinite().all()):
             value, rule = "nan or infinity", "every scale is a finite number"
@@ -78,7 +101,9 @@ class ScaledTensors:
             value, rule = f"nan in row {row + bad}", "every weight is a number"
             raise Problem(name, value, rule, FETCH_AGAIN).as_error()
         value = f"a product beyond the range of {_name(self._dtype)} in row {row + bad}"
-        remedy = "read it in another one: --dtype bfloat16 or float32"
+        # No weight is that large: a dtype of its range shows that its scale is damaged.
+        narrow = self._dtype == torch.float16
+        remedy = _WIDER if narrow else FETCH_AGAIN
         raise Problem(name, value, "the dtype asked for holds every weight", remedy).as_error()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
@@ -12,6 +13,30 @@ from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem
 from permllm_vllm.checkpoint.headers import TensorHeader
 from permllm_vllm.checkpoint.shard import Shard
 from permllm_vllm.checkpoint.shards import read_weight_map
+
+
+class TensorParts(Protocol):
+    """The tensors of a checkpoint directory, of which parts can be read."""
+
+    directory: Path
+
+    def names(self) -> Iterable[str]:
+        """Names of all tensors."""
+        ...
+
+    def header(self, name: str) -> TensorHeader:
+        """Return shape and dtype of a tensor; raises `CheckpointError` when it is not there."""
+        ...
+
+    def part(self, name: str, start: int, shape: Sequence[int]) -> Tensor:
+        """Read a part of a tensor: so many of its elements as they lie, the first is `start`."""
+        ...
+
+
+def not_there(name: str, directory: Path) -> Problem:
+    """Return what to say of a name that is none of the tensors of a directory."""
+    remedy = f"ask for one of `names()`, or {FETCH_AGAIN}"
+    return Problem(name, f"nothing in {directory}", "only stored tensors can be read", remedy)
 
 
 class StoredFiles:
@@ -41,11 +66,7 @@ class StoredFiles:
         """Return the open file that holds a tensor."""
         file = self._files.get(name)
         if file is None:
-            value = f"nothing in {self.directory}"
-            rule = "only stored tensors can be read"
-            raise Problem(
-                name, value, rule, f"ask for one of `names()`, or {FETCH_AGAIN}"
-            ).as_error()
+            raise not_there(name, self.directory).as_error()
         if file not in self._shards:
             self._shards[file] = Shard(self.directory / file)
         shard = self._shards[file]

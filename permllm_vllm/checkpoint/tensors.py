@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from os import PathLike
-from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem, raise_if_any
 from permllm_vllm.checkpoint.fused_experts import Part, is_fused, parts_of
 from permllm_vllm.checkpoint.headers import TensorHeader, natural_order
-from permllm_vllm.checkpoint.scaled_form import ScaledForm
 from permllm_vllm.checkpoint.scaled_headers import unscaled_problems
-from permllm_vllm.checkpoint.scaled_tensors import ScaledTensors
-from permllm_vllm.checkpoint.stored_files import StoredFiles
+from permllm_vllm.checkpoint.stored_files import TensorParts, not_there
 
 
 class StoredTensors:
-    """What the safetensors files of a directory hold, whatever it means.
+    """What an opened checkpoint directory holds, whatever it means.
 
-    Fused experts whose names begin with `experts_under` are seen as separate ones, weights of 8
-    bits that are stored in a `form` as their products with their scales, of a `dtype`. Raises
-    `CheckpointError` for a directory without weights, for files that are not whole, for experts
-    that are stored both ways, and for weights of 8 bits without a form, or another one.
+    Fused experts whose names begin with `experts_under` are seen as separate ones. Raises
+    `CheckpointError` for experts that are stored both ways, and for weights of 8 bits that were
+    opened without their scales.
     """
 
-    def __init__(
-        self,
-        directory: str | PathLike[str],
-        *,
-        experts_under: str | None = None,
-        form: ScaledForm | None = None,
-        dtype: torch.dtype = torch.bfloat16,
-    ) -> None:
-        self.directory = Path(directory)
-        files = StoredFiles(directory)
-        self._files = files if form is None else ScaledTensors(files, form, dtype)
-        self._parts: dict[str, Part | None] = dict.fromkeys(self._files.names())
+    def __init__(self, files: TensorParts, *, experts_under: str | None = None) -> None:
+        self.directory = files.directory
+        self._files = files
+        self._parts: dict[str, Part | None] = dict.fromkeys(files.names())
+        self._stored = frozenset(self._parts)
         if experts_under is not None:
             self._separate(name for name in self._parts if name.startswith(experts_under))
 
@@ -51,15 +38,18 @@ class StoredTensors:
 
     def header(self, name: str) -> TensorHeader:
         """Return shape and dtype of a tensor without reading it."""
-        part = self._parts.get(name)
-        header = self._files.header(name if part is None else part.tensor)
-        header = header if part is None else header._replace(shape=part.shape)
-        raise_if_any(list(unscaled_problems(name, header)))
-        return header
+        if name not in self._parts:
+            raise not_there(name, self.directory).as_error()
+        part = self._parts[name]
+        stored = name if part is None else part.tensor
+        header = self._files.header(stored)
+        raise_if_any(list(unscaled_problems(stored, header, self._stored)))
+        return header if part is None else header._replace(shape=part.shape)
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor; raises `CheckpointError` when it is not there."""
-        part, shape = self._parts.get(name), self.header(name).shape
+        shape = self.header(name).shape
+        part = self._parts[name]
         return self._files.part(name, 0, shape) if part is None else self._files.part(*part)
 
     def _separate(self, names: Iterable[str]) -> None:

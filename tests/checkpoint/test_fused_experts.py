@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from permllm_vllm.checkpoint.fused_experts import is_fused, parts_of, separate
 from permllm_vllm.checkpoint.headers import TensorHeader
+from permllm_vllm.checkpoint.stored_files import StoredFiles
 from permllm_vllm.checkpoint.tensors import StoredTensors
 
 UNDER = "model.layers."
@@ -30,7 +31,7 @@ def stored(tmp_path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_every_matrix_is_a_slice(tmp_path: Path, stored: dict[str, torch.Tensor]) -> None:
-    found = StoredTensors(tmp_path, experts_under=UNDER)
+    found = StoredTensors(StoredFiles(tmp_path), experts_under=UNDER)
     gate_up, down = stored[f"{EXPERTS}.gate_up_proj"], stored[f"{EXPERTS}.down_proj"]
     expected = {name: stored[name] for name in (f"{UNDER}0.norm.weight", OTHER, "scalar")}
     for expert in range(2):
@@ -47,14 +48,14 @@ def test_every_matrix_is_a_slice(tmp_path: Path, stored: dict[str, torch.Tensor]
 
 
 def test_they_stay_as_they_are_unasked(tmp_path: Path, stored: dict[str, torch.Tensor]) -> None:
-    found = StoredTensors(tmp_path)
+    found = StoredTensors(StoredFiles(tmp_path))
     assert set(found.names()) == set(stored)
     assert all(torch.equal(found.tensor(name), tensor) for name, tensor in stored.items())
 
 
 def test_headers_say_the_same(tmp_path: Path, stored: dict[str, torch.Tensor]) -> None:
     headers = {n: TensorHeader(tuple(t.shape), str(t.dtype)[6:]) for n, t in stored.items()}
-    found = StoredTensors(tmp_path, experts_under=UNDER)
+    found = StoredTensors(StoredFiles(tmp_path), experts_under=UNDER)
     assert separate(headers, UNDER) == {name: found.header(name) for name in found.names()}
 
 

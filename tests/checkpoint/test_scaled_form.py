@@ -5,8 +5,14 @@ from typing import Any
 import pytest
 
 from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.checkpoint.quantization_entries import quantization_entries
 from permllm_vllm.checkpoint.scaled import Block
-from permllm_vllm.checkpoint.scaled_form import ScaledForm, quantization_entries, scaled_form
+from permllm_vllm.checkpoint.scaled_form import (
+    OF_CACHES_ALONE,
+    ScaledForm,
+    scaled_form,
+    sparse_format,
+)
 
 FINE = {
     "activation_scheme": "dynamic",
@@ -63,6 +69,19 @@ def weights(strategy: str | None, **said: object) -> dict[str, Any]:
             groups(weights("channel"), sparsity_config={"format": "dense"}, transform_config={}),
             ScaledForm(FLOAT8, Block(1, None)),
         ),
+        (
+            groups(weights("block", block_structure="128x64")),
+            ScaledForm(FLOAT8, Block(128, 64)),
+        ),
+        (groups(weights(None)), ScaledForm(FLOAT8, Block(None, None))),
+        (groups(weights(None, group_size=64)), ScaledForm(FLOAT8, Block(1, 64))),
+        (groups(weights(None, group_size=-1)), ScaledForm(FLOAT8, Block(1, None))),
+        (groups(weights("CHANNEL", type="FLOAT")), ScaledForm(FLOAT8, Block(1, None))),
+        (groups({"strategy": "channel"}), ScaledForm("int8", Block(1, None))),
+        (groups({}, format="int-quantized"), ScaledForm("int8", Block(None, None))),
+        (groups(weights("tensor"), quant_method=None), ScaledForm(FLOAT8, Block(None, None))),
+        (groups(weights("tensor"), quant_method="sparseml"), ScaledForm(FLOAT8, Block(None, None))),
+        (FINE | {"weight_block_size": [1, 2**31 - 1]}, ScaledForm(FLOAT8, Block(1, 2**31 - 1))),
     ],
 )
 def test_forms_that_are_read(entries: dict[str, Any], form: ScaledForm) -> None:
@@ -75,28 +94,124 @@ def test_a_plain_model_has_no_form() -> None:
 
 
 @pytest.mark.parametrize(
-    "config",
+    "entries",
     [
-        {"quantization_config": FINE},
-        {"compression_config": FINE},
-        {"text_config": {"quantization_config": FINE}},
-        {"quantization_config": None, "text_config": {"compression_config": FINE}},
-        {"quantization_config": FINE, "text_config": {"quantization_config": STATIC}},
+        {},
+        {"sparsity_config": {"format": "dense"}},
+        {"sparsity_config": {"format": None, "targets": ["Linear"]}},
+        {"quant_method": "compressed-tensors", "format": "dense"},
+        {"quant_method": "sparseml", "config_groups": {}, "format": "fakequant"},
+        {"quant_method": "compressed-tensors", "config_groups": {}, "format": "int-quantized"},
+        {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": {}}},
+        {"quantization_config": None, "sparsity_config": {"format": "dense"}},
+        {"config_groups": None, "kv_cache_scheme": None},
     ],
 )
-def test_it_is_found_wherever_publishers_write_it(config: dict[str, Any]) -> None:
-    assert quantization_entries(config) == FINE
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+def test_what_quantizes_nothing_is_a_plain_model(key: str, entries: dict[str, Any]) -> None:
+    """As tools leave it that pruned alone, or that were asked for nothing."""
+    assert scaled_form({key: entries}) is None
+    assert sparse_format({key: entries}) is None
+
+
+def test_of_caches_alone_no_weight_is_in_8_bits() -> None:
+    scheme = {"num_bits": 8, "type": "float", "strategy": "tensor"}
+    entries = groups(format="dense", kv_cache_scheme=scheme)
+    assert scaled_form({"quantization_config": entries}) == OF_CACHES_ALONE
+    assert OF_CACHES_ALONE.stored is None
+
+
+def test_a_checkpoint_of_this_format_has_no_form() -> None:
+    config = {"quantization_config": {"quant_method": "permllm"}, "compression_config": FINE}
+    assert scaled_form(config) is None
+    assert sparse_format(config) is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "layout"),
+    [
+        ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse-24-bitmask"),
+        ({"format": "sparse-bitmask", "sparsity_structure": "2:4"}, "sparse-bitmask"),
+        (groups(format="marlin-24"), "marlin-24"),
+        (groups(weights("channel"), sparsity_config={"format": "sparse-24-bitmask"}), None),
+        (FINE, None),
+        ({"quant_method": "gptq", "format": "gptq_v2"}, None),
+    ],
+)
+def test_weights_without_their_zeros(entries: dict[str, Any], layout: str | None) -> None:
+    """Those are no dense model; where they are quantized as well, nothing reads them."""
+    config = {"compression_config": entries}
+    assert sparse_format(config) == layout
+    if layout is not None:
+        with pytest.raises(CheckpointError, match=f"format: found '{layout}'; rule: 'dense'"):
+            scaled_form(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "path"),
+    [
+        ({"quantization_config": FINE}, "quantization_config"),
+        ({"compression_config": FINE}, "compression_config"),
+        ({"text_config": {"quantization_config": FINE}}, "text_config.quantization_config"),
+        (
+            {"quantization_config": None, "text_config": {"compression_config": FINE}},
+            "text_config.compression_config",
+        ),
+        (
+            {"quantization_config": FINE, "text_config": {"quantization_config": STATIC}},
+            "quantization_config",
+        ),
+        (
+            {"compression_config": {"quantization_config": FINE, "quant_method": "other"}},
+            "compression_config.quantization_config",
+        ),
+        ({"text_config": [FINE], "compression_config": FINE}, "compression_config"),
+    ],
+)
+def test_it_is_found_wherever_publishers_write_it(config: dict[str, Any], path: str) -> None:
+    found = quantization_entries(config)
+    assert found is not None
+    assert found.entries == FINE
+    assert found.path == path
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"compression_config": "x"}, "config.json compression_config: found 'x'; rule: a JSON"),
+        ({"quantization_config": [FINE]}, r"config.json quantization_config: found \[\{'activ"),
+        (
+            {"text_config": {"compression_config": {"quant_method": "gptq"}}},
+            "config.json text_config.compression_config.quant_method: found 'gptq'",
+        ),
+        (
+            {"compression_config": {"quantization_config": groups(weights("row"))}},
+            "compression_config.quantization_config.config_groups.group_0.weights.strategy: found",
+        ),
+        (
+            {"compression_config": {"quantization_config": 7}},
+            "_config.quantization_config: found 7",
+        ),
+    ],
+)
+def test_a_problem_names_where_it_is_said(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        scaled_form(config)
 
 
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        (7, "quant_method: found 7; rule: read are 'permllm', and 8 bits by 'fp8'"),
-        ({}, "quant_method: found None"),
+        (7, "quantization_config: found 7; rule: a JSON object"),
+        ({"load_in_8bit": True}, "quant_method: found None; rule: read are 'permllm', and 8 bits"),
         ({"quant_method": ["fp8"]}, r"quant_method: found \['fp8'\]"),
-        (groups() | {"config_groups": [weights("tensor")]}, "config_groups: found no weights"),
-        (groups() | {"config_groups": {"group_0": 7}}, "config_groups: found no weights"),
-        (groups(7), "found None of None bits"),  # type: ignore[arg-type]
+        (groups() | {"config_groups": [weights("tensor")]}, r"config_groups: found \[\{'num_bits'"),
+        (groups() | {"config_groups": {"group_0": 7}}, "config_groups.group_0: found 7; rule: a J"),
+        (
+            groups() | {"config_groups": {"FP8_DYNAMIC": ["Linear"]}},
+            r"config_groups.FP8_DYNAMIC: found \['Linear'\]; rule: a JSON object",
+        ),
+        (groups(7), "group_0.weights: found 7; rule: a JSON object"),  # type: ignore[arg-type]
         (groups(weights(["tensor"])), "strategy: found"),  # type: ignore[arg-type]
         (groups(weights("tensor", type=["float"])), "of 8 bits; rule"),
         ({"quant_method": "gptq", "bits": 4}, "quant_method: found 'gptq'"),
@@ -104,18 +219,28 @@ def test_it_is_found_wherever_publishers_write_it(config: dict[str, Any]) -> Non
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "found 'bitsandbytes'"),
         ({"quant_method": "mxfp4"}, "found 'mxfp4'"),
         ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "found 'modelopt'"),
+        (FINE | {"weight_block_size": [2**70, 1]}, r"whole numbers from 1 to 2147483647, of rows"),
+        (FINE | {"weight_block_size": [1, 2**31]}, r"found \[1, 2147483648\]; rule: two whole"),
         (FINE | {"weight_block_size": [128]}, r"weight_block_size: found \[128\]; rule: two whole"),
         (FINE | {"weight_block_size": [128, 0]}, r"weight_block_size: found \[128, 0\]"),
         (FINE | {"weight_block_size": [128, True]}, r"weight_block_size: found \[128, True\]"),
         (FINE | {"weight_block_size": 128}, "weight_block_size: found 128"),
-        (groups(), "config_groups: found no weights; rule: weights of 8 bits, all in one form"),
-        (groups(None), "config_groups: found no weights"),
+        (groups(None), "config_groups: found no weights; rule: weights of 8 bits, all in one form"),
         (groups(weights("channel", num_bits=4, type="int")), "found int of 4 bits; rule: float or"),
         (groups(weights("channel"), format="pack-quantized"), "format: found 'pack-quantized'"),
         (groups(weights("tensor"), format="nvfp4-pack-quantized"), "found 'nvfp4-pack-quantized'"),
         (groups(weights("channel"), format=None), "format: found None"),
         (groups(weights("channel", symmetric=False)), "symmetric: found false; rule: true"),
-        (groups(weights(None)), "group_0.weights.strategy: found None; rule: tensor, channel"),
+        (groups(weights("token")), "group_0.weights.strategy: found 'token'; rule: tensor, chan"),
+        (groups(weights(None, group_size=[4])), r"group_0.weights.group_size: found \[1, \[4\]\]"),
+        (
+            groups(weights("block", block_structure="128x1x1")),
+            "group_0.weights.block_structure: found '128x1x1'",
+        ),
+        (
+            groups(weights("block", block_structure="9" * 5000 + "x1")),
+            "group_0.weights.block_structure: found '9999",
+        ),
         (groups(weights("block")), "group_0.weights.block_structure: found None"),
         (groups(weights("group")), r"group_0.weights.group_size: found \[1, None\]"),
         (

@@ -1,6 +1,5 @@
 """Weights of 8 bits and their scales, read as dense tensors."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,35 +9,22 @@ from torch import Tensor
 
 from permllm_vllm.checkpoint import scaled_tensors
 from permllm_vllm.checkpoint.errors import CheckpointError
-from permllm_vllm.checkpoint.headers import TensorHeader
 from permllm_vllm.checkpoint.scaled import Block
 from permllm_vllm.checkpoint.scaled_form import ScaledForm
 from permllm_vllm.checkpoint.scaled_headers import dense_headers
+from permllm_vllm.checkpoint.scaled_tensors import open_parts
 from permllm_vllm.checkpoint.shard import Shard
 from permllm_vllm.checkpoint.tensors import StoredTensors
-from tests.checkpoint.plain_scaled import quantized, restored
-
-FORM = ScaledForm("float8_e4m3fn", Block(4, 3))
-UP, DOWN = "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"
-EXPERTS = "model.layers.0.mlp.experts"
-
-
-def random(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape) + sum(shape)))
-
-
-def pair(*shape: int, form: ScaledForm = FORM) -> tuple[Tensor, Tensor, Tensor]:
-    """A random matrix as it is stored, its scales, and what both stand for."""
-    rows, columns = form.block.rows or shape[0], form.block.columns or shape[1]
-    stored, scale = quantized(random(*shape), rows, columns, getattr(torch, form.stored))
-    scales = torch.tensor(scale)
-    return stored, scales, restored(stored, scales.tolist(), rows, columns)
-
-
-def open_with(tensors: Mapping[str, Tensor], directory: Path, **said: object) -> StoredTensors:
-    owned = {name: tensor.clone() for name, tensor in tensors.items()}
-    save_file(owned, directory / "model.safetensors", metadata={"format": "pt"})
-    return StoredTensors(directory, **({"form": FORM} | said))  # type: ignore[arg-type]
+from tests.checkpoint.plain_scaled import restored
+from tests.checkpoint.scaled_files import (
+    EXPERTS,
+    FORM,
+    UP,
+    headers_of,
+    open_with,
+    pair,
+    random,
+)
 
 
 def test_the_checkpoint_is_a_dense_one(tmp_path: Path) -> None:
@@ -49,21 +35,39 @@ def test_the_checkpoint_is_a_dense_one(tmp_path: Path) -> None:
         f"{UP}.weight_scale_inv": up_scale,
         f"{UP}.activation_scale": torch.tensor(2.0),
         f"{UP}.input_scale": torch.tensor(2.0),
-        "model.layers.0.self_attn.k_scale": torch.tensor(2.0),
-        "model.layers.0.self_attn.v_proj.output_scale": torch.tensor(2.0),
         "model.norm.weight": norm,
         "logit_scale": torch.tensor(3.0),
+        "lm_head.weight": up,
+        "lm_head.weight_scale_inv": up_scale,
     }
     found = open_with(tensors, tmp_path)
-    assert found.names() == ["logit_scale", f"{UP}.weight", "model.norm.weight"]
+    names = ["lm_head.weight", "logit_scale", f"{UP}.weight", "model.norm.weight"]
+    assert found.names() == names
     assert found.header(f"{UP}.weight") == ((10, 8), "bfloat16")
     assert torch.equal(found.tensor(f"{UP}.weight"), up_dense)
     assert torch.equal(found.tensor("model.norm.weight"), norm)
     assert found.tensor("logit_scale") == 3
     assert f"{UP}.weight_scale_inv" not in found
-    headers = {n: TensorHeader(tuple(t.shape), str(t.dtype)[6:]) for n, t in tensors.items()}
-    dense = dense_headers(headers, FORM, "bfloat16")
+    dense = dense_headers(headers_of(tensors), FORM, "bfloat16")
     assert dense == {name: found.header(name) for name in found.names()}
+
+
+def test_what_is_not_listed_is_not_read(tmp_path: Path) -> None:
+    gate_up, scale, _ = fused(2, 8, 6)
+    name = f"{EXPERTS}.gate_up_proj"
+    tensors = {name: gate_up, f"{name}_scale_inv": scale}
+    parts = open_parts(open_with(tensors, tmp_path).directory, FORM, torch.bfloat16)
+    separate = StoredTensors(parts, experts_under="model.layers.")
+    assert name not in separate
+    for read in (separate.header, separate.tensor, parts.header):
+        for hidden in (f"{name}_scale_inv", "nothing"):
+            with pytest.raises(CheckpointError, match="only stored tensors can be read; remedy"):
+                read(hidden)
+    for read in (separate.header, separate.tensor):
+        with pytest.raises(CheckpointError, match="only stored tensors can be read; remedy"):
+            read(name)
+    with pytest.raises(CheckpointError, match="only stored tensors can be read; remedy"):
+        parts.part(f"{name}_scale_inv", 0, (1,))
 
 
 @pytest.mark.parametrize("elements", [1, 8, 24, 1 << 20])
@@ -134,10 +138,9 @@ def fused(experts: int, rows: int, columns: int) -> tuple[Tensor, Tensor, Tensor
 def test_experts_in_one_tensor(
     elements: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of up begin inside a block of gate's."""
     monkeypatch.setattr(scaled_tensors, "_CHUNK_ELEMENTS", elements)
-    gate_up, gate_up_scale, dense = fused(3, 10, 7)
-    down, down_scale, dense_down = fused(3, 7, 5)
+    gate_up, gate_up_scale, dense = fused(3, 16, 7)
+    down, down_scale, dense_down = fused(3, 7, 8)
     tensors = {
         f"{EXPERTS}.gate_up_proj": gate_up,
         f"{EXPERTS}.gate_up_proj_scale_inv": gate_up_scale,
@@ -151,73 +154,34 @@ def test_experts_in_one_tensor(
     separate = open_with(tensors, tmp_path, experts_under="model.layers.")
     assert len(separate.names()) == 9
     for expert in range(3):
-        expected = (dense[expert, :5], dense[expert, 5:], dense_down[expert])
+        expected = (dense[expert, :8], dense[expert, 8:], dense_down[expert])
         for kind, matrix in zip(("gate_proj", "up_proj", "down_proj"), expected, strict=True):
             name = f"{EXPERTS}.{expert}.{kind}.weight"
             assert separate.header(name) == (tuple(matrix.shape), "bfloat16")
             assert torch.equal(separate.tensor(name), matrix)
 
 
-FLOAT8 = torch.ones(10, 8).to(torch.float8_e4m3fn)
-GRID = torch.ones(3, 3)
-
-
-@pytest.mark.parametrize(
-    ("tensors", "message"),
-    [
-        ({f"{UP}.weight": FLOAT8}, "up_proj.weight: found float8_e4m3fn without a scale; rule: we"),
-        ({f"{EXPERTS}.down_proj": FLOAT8.view(2, 5, 8)}, "experts.down_proj: found float8_e4m3fn"),
-        ({f"{UP}.weight_scale": GRID}, "up_proj.weight: found nothing; rule: weight_scale belongs"),
-        (
-            {f"{UP}.weight": FLOAT8, f"{UP}.weight_scale": GRID, f"{UP}.weight_scale_inv": GRID},
-            "weight_scale: found also .*weight_scale_inv; rule: a weight has one scale",
-        ),
-        (
-            {f"{UP}.weight": FLOAT8.bfloat16(), f"{UP}.weight_scale": GRID},
-            "up_proj.weight: found bfloat16; rule: float8_e4m3fn, by config.json",
-        ),
-        (
-            {f"{UP}.weight": FLOAT8.float().to(torch.float8_e5m2), f"{UP}.weight_scale": GRID},
-            "up_proj.weight: found float8_e5m2",
-        ),
-        (
-            {f"{UP}.weight": FLOAT8, f"{UP}.weight_scale": GRID.to(torch.uint8)},
-            "weight_scale: found uint8; rule: one of float32, bfloat16, float16",
-        ),
-        (
-            {f"{UP}.weight": FLOAT8, f"{UP}.weight_scale": torch.ones(3, 2)},
-            r"found shape \[3, 2\]; rule: \[3, 3\] for a weight of \[10, 8\] in blocks of 4 x 3",
-        ),
-        (
-            {f"{UP}.weight": FLOAT8, f"{UP}.weight_scale": torch.tensor(1.0)},
-            r"weight_scale: found shape \[\]; rule: \[3, 3\]",
-        ),
-        (
-            {f"{UP}.weight": FLOAT8[0].clone(), f"{UP}.weight_scale": torch.ones(3)},
-            r"up_proj.weight: found shape \[8\]; rule: a matrix",
-        ),
-        (
-            {f"{UP}.weight": FLOAT8, f"{UP}.weight_scale": GRID, f"{UP}.weight_zero_point": GRID},
-            "weight_zero_point: found an unknown tensor",
-        ),
-    ],
-)
-def test_what_does_not_belong_together_is_refused_at_once(
-    tensors: dict[str, Tensor], message: str, tmp_path: Path
+@pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 1, 1), (3, 2), (3, 2, 1)])
+@pytest.mark.parametrize("elements", [7, 1 << 20])
+def test_scales_of_whole_experts(
+    shape: tuple[int, ...], elements: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(CheckpointError, match=message):
-        open_with({"model.norm.weight": torch.ones(2)} | tensors, tmp_path)
-
-
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8])
-def test_without_a_form_they_are_no_dense_weights(dtype: torch.dtype, tmp_path: Path) -> None:
-    """As of tools that say of their quantization in a file of their own."""
-    found = open_with({f"{UP}.weight": torch.ones(2, 2).to(dtype)}, tmp_path, form=None)
-    for read in (found.header, found.tensor):
-        with pytest.raises(
-            CheckpointError, match=r"without a scale; rule: .* a quantization_config"
-        ):
-            read(f"{UP}.weight")
+    """One for each expert, or as Transformers has them one for gate and one for up."""
+    monkeypatch.setattr(scaled_tensors, "_CHUNK_ELEMENTS", elements)
+    form, name = ScaledForm("float8_e4m3fn", Block(None, None)), f"{EXPERTS}.gate_up_proj"
+    stored = torch.stack([pair(10, 7 + n)[0][:, :7].view(torch.uint8) for n in range(3)])
+    stored, scale = stored.view(torch.float8_e4m3fn), random(*shape)
+    tensors = {name: stored, f"{name}_scale_inv": scale}
+    halves = scale.reshape(3, -1).expand(3, 2).tolist()
+    expected = [
+        torch.cat([restored(half, [[one]], 5, 7) for half, one in zip(both, factors, strict=True)])
+        for both, factors in zip(stored.unflatten(1, (2, 5)), halves, strict=True)
+    ]
+    assert torch.equal(open_with(tensors, tmp_path, form).tensor(name), torch.stack(expected))
+    separate = open_with(tensors, tmp_path, form, experts_under="model.layers.")
+    for expert, whole in enumerate(expected):
+        for kind, half in (("gate_proj", whole[:5]), ("up_proj", whole[5:])):
+            assert torch.equal(separate.tensor(f"{EXPERTS}.{expert}.{kind}.weight"), half)
 
 
 def bad(which: str) -> dict[str, Tensor]:
@@ -226,8 +190,10 @@ def bad(which: str) -> dict[str, Tensor]:
         stored.view(torch.uint8)[7, 3] = 0xFF
     elif which == "scale":
         scale[1, 1] = float("inf")
-    else:
+    elif which == "product":
         scale[2, 0] = 1e6
+    else:
+        scale[2, 0] = 3e38
     return {f"{UP}.weight": stored, f"{UP}.weight_scale_inv": scale}
 
 
@@ -239,7 +205,10 @@ def bad(which: str) -> dict[str, Tensor]:
             "up_proj.weight: found nan in row 7; rule: every weight is a number; remedy: fetch",
         ),
         ("scale", "weight_scale_inv: found nan or infinity; rule: every scale is a finite number"),
-        ("product", "beyond the range of float16 in row 8; rule: .*--dtype bfloat16 or float32"),
+        (
+            "product",
+            "beyond the range of float16 in row 8; rule: .*: read it as bfloat16 or float32",
+        ),
     ],
 )
 @pytest.mark.parametrize("elements", [16, 1 << 20])
@@ -249,6 +218,15 @@ def test_what_is_no_number_is_refused(
     monkeypatch.setattr(scaled_tensors, "_CHUNK_ELEMENTS", elements)
     found = open_with(bad(which), tmp_path, dtype=torch.float16)
     with pytest.raises(CheckpointError, match=message):
+        found.tensor(f"{UP}.weight")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_no_other_dtype_is_of_use_where_a_scale_is_damaged(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    found = open_with(bad("range"), tmp_path, dtype=dtype)
+    with pytest.raises(CheckpointError, match=r"beyond the range of .*remedy: fetch .* again$"):
         found.tensor(f"{UP}.weight")
 
 
@@ -264,5 +242,5 @@ def test_a_weight_and_its_scale_may_lie_in_two_files(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(
         str({"weight_map": weight_map}).replace("'", '"')
     )
-    found = StoredTensors(tmp_path, form=FORM)
+    found = StoredTensors(open_parts(tmp_path, FORM, torch.bfloat16))
     assert torch.equal(found.tensor(f"{UP}.weight"), dense)

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ FORMS = {
         None,
         None,
         suffix="weight_scale_inv",
+        scale_dtype=torch.bfloat16,  # as published
         shape=lambda scale: scale.reshape(()),
         of_activations="activation_scale",
     ),
@@ -75,6 +76,7 @@ FORMS = {
         shape=lambda scale: scale.reshape(1),
         of_activations="input_scale",
     ),
+    "group": Form(compressed("float", "group", group_size=64), 1, 64),
     "block": Form(compressed("float", "block", block_structure=[128, 128]), 128, 128),
     "int8": Form(compressed("int", "channel"), 1, None, torch.int8),
 }
@@ -118,6 +120,24 @@ def write_scaled(
     config = json.loads((dense / "config.json").read_text())
     place(config)["quantization_config"] = form.entries
     (scaled / "config.json").write_text(json.dumps(config))
+
+
+def add_tensors(directory: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Store more in the one file of a checkpoint."""
+    file = directory / "model.safetensors"
+    save_file(load_file(file) | tensors, file, metadata={"format": "pt"})
+
+
+def split_scales(directory: Path) -> None:
+    """Store all scales in a file of their own, so that none lies beside its weight."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    weight_map = {name: f"part-{int('_scale' in name)}.safetensors" for name in tensors}
+    for file in set(weight_map.values()):
+        part = {name: tensor for name, tensor in tensors.items() if weight_map[name] == file}
+        save_file(part, directory / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def fuse_scaled_experts(directory: Path, experts: str, count: int) -> None:

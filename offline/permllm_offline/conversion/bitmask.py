@@ -15,6 +15,7 @@ from torch import Tensor
 from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem
 from permllm_vllm.checkpoint.headers import TensorHeader, natural_order
 from permllm_vllm.checkpoint.packing import unpack, unpack_mask
+from permllm_vllm.checkpoint.stored_files import StoredFiles
 from permllm_vllm.checkpoint.tensors import StoredTensors
 
 FORMAT = "sparse-24-bitmask"
@@ -33,7 +34,7 @@ class BitmaskWeights:
     description = f"compressed-tensors {FORMAT}"
 
     def __init__(self, directory: Path) -> None:
-        self._stored = StoredTensors(directory)
+        self._stored = StoredTensors(StoredFiles(directory))
         parts = [name.rpartition(".") for name in self._stored.names()]
         self._modules = {module for module, _, kind in parts if kind in (COMPRESSED, BITMASK)}
         for module in natural_order(self._modules):

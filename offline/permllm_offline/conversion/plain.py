@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import torch
 from torch import Tensor
 
 from permllm_vllm.checkpoint.headers import TensorHeader
-from permllm_vllm.checkpoint.scaled_form import ScaledForm
 from permllm_vllm.checkpoint.tensors import StoredTensors
 
 
 class PlainWeights:
-    """Every weight that is not zero was kept; a negative zero is a zero.
-
-    Those of 8 bits in a ``form`` are read as ``dtype``.
-    """
+    """Every weight that is not zero was kept; a negative zero is a zero."""
 
     description = "a dense checkpoint with zeros"
 
-    def __init__(
-        self,
-        directory: Path,
-        experts_under: str | None,
-        form: ScaledForm | None,
-        dtype: torch.dtype,
-    ) -> None:
-        self._stored = StoredTensors(directory, experts_under=experts_under, form=form, dtype=dtype)
+    def __init__(self, stored: StoredTensors) -> None:
+        self._stored = stored
 
     def names(self) -> list[str]:
         """Names of all tensors, layer 2 before layer 10."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from permllm_offline.bake import bake_layer
-from permllm_offline.conversion.formats import is_of_this_format, open_weights
+from permllm_offline.conversion.formats import open_weights
 from permllm_offline.conversion.ignored import ignored
 from permllm_offline.conversion.int8_rounding import DESCRIPTION, Int8Rounding
 from permllm_offline.conversion.judgement import Judged, judge
@@ -39,7 +39,8 @@ from permllm_vllm.checkpoint.errors import raise_if_any
 from permllm_vllm.checkpoint.numbers import number_problems
 from permllm_vllm.checkpoint.output import check_destination
 from permllm_vllm.checkpoint.pattern import Pattern
-from permllm_vllm.checkpoint.schema import QuantizationConfig
+from permllm_vllm.checkpoint.schema import QuantizationConfig, is_of_this_format
+from permllm_vllm.checkpoint.shards import CONFIG_NAME, read_json
 from permllm_vllm.checkpoint.writer import check_companions, write_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def convert_to_sparse(
             that cannot be written.
     """
     found = open_source(model)
-    if int8 and is_of_this_format(found):
+    if int8 and is_of_this_format(read_json(found.directory / CONFIG_NAME)):
         if pattern is not None or block_size is not None or strict:
             raise OfflineError(
                 "--pattern, --block-size and --strict are about what is found in a source: leave "

@@ -62,9 +62,11 @@ class Source:
     def dtype(self) -> torch.dtype:
         """The dtype that the checkpoint declares, else that of its first floating-point tensor.
 
-        As Transformers chooses; float32 where there is no such tensor.
+        As Transformers chooses; float32 where there is no such tensor. One of 8 bits says how
+        weights are stored: what they are read as has another one, bfloat16.
         """
-        return getattr(self.config, "dtype", None) or self._stored_dtype()
+        dtype: torch.dtype = getattr(self.config, "dtype", None) or self._stored_dtype()
+        return torch.bfloat16 if dtype.itemsize == 1 else dtype
 
     @property
     def product_dtype(self) -> torch.dtype:
@@ -93,7 +95,7 @@ class Source:
         return sorted(self.directory / file for file in files)
 
 
-def open_source(model: str, check_config: Callable[[Any], object] = lambda config: None) -> Source:
+def open_source(model: str, check_config: Callable[[Any], None] = lambda config: None) -> Source:
     """Find a model: a local folder, or a hub name (downloaded to the hub's cache).
 
     Args:

@@ -12,21 +12,26 @@ from permllm_vllm.checkpoint.schema import is_of_this_format
 
 
 def dense_form(name: str, config: Mapping[str, Any]) -> ScaledForm | None:
-    """Return the form of the 8 bits in which a dense model is stored; None where it has none.
+    """Return the form of the 8 bits in which a model is stored; None of other models that are read.
+
+    These are plain ones, and permllm checkpoints.
 
     Args:
         name: of the model, for the message.
-        config: what its ``config.json`` says; that of a permllm checkpoint has no such form.
+        config: what its ``config.json`` says.
 
     Raises:
         OfflineError: the model is quantized in another form.
     """
-    if is_of_this_format(config):
-        return None
     try:
         return scaled_form(config)
     except CheckpointError as error:
         raise OfflineError(f"{name!r} is quantized in a form that is not read: {error}.") from error
+
+
+def require_read(name: str, config: Mapping[str, Any]) -> None:
+    """Raise OfflineError for a model that ``dense_form`` refuses; arguments as there."""
+    dense_form(name, config)
 
 
 def require_dense(name: str, config: Mapping[str, Any], verb: str) -> None:
@@ -42,4 +47,4 @@ def require_dense(name: str, config: Mapping[str, Any], verb: str) -> None:
             f"{name!r} is already quantized or pruned: {verb} its dense original. (What is pruned "
             "becomes int8 by `permllm-offline convert --values int8`.)"
         )
-    dense_form(name, config)
+    require_read(name, config)

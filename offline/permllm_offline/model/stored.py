@@ -20,7 +20,7 @@ from permllm_offline.model.loading import (
     is_hub_name,
     open_source,
 )
-from permllm_offline.model.quantized import dense_form
+from permllm_offline.model.quantized import dense_form, require_dense
 from permllm_vllm.checkpoint.fused_experts import separate
 from permllm_vllm.checkpoint.headers import TensorHeader
 from permllm_vllm.checkpoint.scaled_headers import dense_headers
@@ -45,15 +45,15 @@ class StoredModel:
 
 
 def read_stored(model: str) -> StoredModel:
-    """Read configuration and headers of a model; no weight is read or fetched.
+    """Read configuration and headers of a model to plan; no weight is read or fetched.
 
     Args:
         model: a folder, or a hub name: then ``config.json`` and the first bytes of every
             safetensors file are fetched.
 
     Raises:
-        OfflineError: no such model, a hub that cannot be reached, or a quantization that is not
-            read.
+        OfflineError: no such model, a hub that cannot be reached, a model that is pruned already,
+            or a quantization that is not read.
         CheckpointError: no whole safetensors files, or weights of 8 bits that cannot be read.
     """
     if local_path(model).exists() or not is_hub_name(model):
@@ -63,6 +63,7 @@ def read_stored(model: str) -> StoredModel:
         headers = [read_headers(source.directory / file) for file in sorted(files)]
     else:
         source, headers, config = _read_hub(model)
+    require_dense(model, config, "plan")
     form = dense_form(model, config)
     stored = {name: one for file in headers for name, one in file.items()}
     tensors = dense_headers(stored, form, dtype_name(source.product_dtype))
