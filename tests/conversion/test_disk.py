@@ -8,8 +8,9 @@ import pytest
 
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
+from permllm_vllm.checkpoint import writer
 from permllm_vllm.checkpoint.errors import CheckpointError
-from tests.conversion.sparse_models import block_orders, prune
+from tests.conversion.sparse_models import OrderOf, block_orders, in_place, load_all, prune
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -45,3 +46,14 @@ def test_every_conversion_needs_room(
     assert not back.exists()
     free((weight_bytes(int8) + weight_bytes(sparse)) // 2)
     convert_to_sparse(str(sparse), back, int8=True)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("order_of", [block_orders(), in_place], ids=["permuted", "in place"])
+def test_what_is_asked_for_is_what_is_written(
+    int8: bool, order_of: OrderOf, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output, asked = prune(dense, tmp_path / "source", order_of), tmp_path / "out", []
+    monkeypatch.setattr(writer, "check_disk", lambda _, total: asked.append(total))
+    convert_to_sparse(str(source), output, int8=int8)
+    assert asked == [sum(tensor.nbytes for tensor in load_all(output).values())]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from permllm_offline.errors import OfflineError
 from permllm_offline.model.architecture import require_language_model
 from permllm_offline.model.loading import open_source
 from permllm_offline.model.stored import header_bytes
+from permllm_offline.outline import sparse_bytes
 from permllm_offline.report import papers
 from permllm_vllm.checkpoint.errors import raise_if_any
 from permllm_vllm.checkpoint.numbers import number_problems
@@ -120,7 +120,7 @@ def convert_to_sparse(
         found.directory,
         force=force,
         max_shard_bytes=max_shard_bytes or shard_bytes(sizes, family.stack),
-        total_bytes=_written_bytes(report, sizes, source),
+        total_bytes=_written_bytes(report, sizes, source, quantization),
         extra_files={
             **noted,
             papers.CONVERSION: lambda: json.dumps(final().to_dict(), indent=2) + "\n",
@@ -181,11 +181,24 @@ def _check(report: ConversionReport, *, strict: bool) -> None:
         )
 
 
-def _written_bytes(report: ConversionReport, sizes: Mapping[str, int], source: WeightSource) -> int:
-    """Bytes of the checkpoint, from those of the dense tensors: half of the values, and masks."""
-    sparse = [f"{one.name}.weight" for one in report.linears if one.permutation != DENSE]
-    masks = sum(math.prod(source.header(name).shape) // 8 for name in sparse)
-    return sum(sizes.values()) - sum(sizes[name] // 2 for name in sparse) + masks
+def _written_bytes(
+    report: ConversionReport,
+    sizes: Mapping[str, int],
+    source: WeightSource,
+    quantization: QuantizationConfig,
+) -> int:
+    """Bytes of the checkpoint's tensors, from those of the dense ones by name."""
+    pattern, absent = Pattern.parse(quantization.pattern), set(quantization.absent)
+    written = {name: size for name, size in sizes.items() if name.rpartition(".")[0] not in absent}
+    for linear in report.linears:
+        if linear.permutation != DENSE:
+            name = f"{linear.name}.weight"
+            rows, columns = source.header(name).shape
+            permuted = linear.permutation != NONE
+            written[name] = sparse_bytes(
+                rows, columns, pattern, quantization.value_dtype, permuted=permuted
+            )
+    return sum(written.values())
 
 
 def _tensors(judged: Judged) -> Iterator[tuple[str, Tensor]]:
