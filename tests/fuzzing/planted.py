@@ -15,6 +15,7 @@ from torch import Tensor
 
 from permllm_vllm import ops
 from permllm_vllm.checkpoint.packing import unpack
+from permllm_vllm.checkpoint.scaled import dequantize
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.shard import Shard
 
@@ -66,6 +67,11 @@ def last_value_negated(*arguments: Any) -> Any:
         values = values.clone()
         values[-1, -1] *= -1
     return _PACK(values, *others)
+
+
+def upside_down(weight: Tensor, scale: Tensor, *others: Any) -> Tensor:
+    """The last row of scales is taken for the first."""
+    return dequantize(weight, scale.flip(0), *others)
 
 
 def any_name(file: object) -> bool:
@@ -161,6 +167,12 @@ BUGS = {
     ),
     "tensor read one element late": Bug(
         "file", (f"{_CHECKPOINT}.shard.Shard.tensor",), one_element_late
+    ),
+    "scales of another row": Bug(
+        "scaled", (f"{_CHECKPOINT}.scaled_tensors.dequantize",), upside_down
+    ),
+    "unknown scale written": Bug(
+        "scaled", (f"{_CHECKPOINT}.scaled_headers._left_problems",), nothing_wrong
     ),
     "bias dropped": Bug("linear", ("permllm_vllm.ops.sparse_linear",), without_bias),
     "one weight dropped": Bug("linear", ("permllm_vllm.ops.sparse_linear",), one_weight_dropped),

@@ -34,11 +34,12 @@ class Target(NamedTuple):
 
 TARGETS = {
     "config": Target("checkpoints", "config", 200),
-    "index": Target("checkpoints", "index", 215),
+    "index": Target("checkpoints", "index", 185),
     "checksums": Target("checkpoints", "checksums", 100),
     "file": Target("checkpoints", "file", 205),
     "layers": Target("checkpoints", "layers", 20),
     "contents": Target("checkpoints", "contents", 80),
+    "scaled": Target("scaled", "scaled", 30),
     "vllm": Target("vllm_layers", "layers", 50),
     "bitmask": Target("conversions", "bitmask", 24),
     "recovery": Target("conversions", "recovery", 1),

@@ -21,8 +21,8 @@ from tests.fuzzing.samples import NORMAL
 from tests.fuzzing.targets import TARGETS
 
 INPUTS = {"config": 1000, "index": 1000, "checksums": 1000, "file": 1000, "layers": 300,
-          "contents": 1000, "vllm": 300, "bitmask": 300, "recovery": 30, "linear": 1000,
-          "experts": 500, "pack": 500}  # fmt: skip
+          "contents": 1000, "scaled": 1000, "vllm": 300, "bitmask": 300, "recovery": 30,
+          "linear": 1000, "experts": 500, "pack": 500}  # fmt: skip
 pytestmark = pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
 
 
