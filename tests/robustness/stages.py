@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,17 +77,17 @@ def stop_before_the_new_name() -> None:
 
 def cut_short(file: Path, reads: int) -> None:
     """Make a file lose its second half when `reads` tensors of it have been read."""
-    original = Shard.tensor
+    original = Shard.part
     left = reads
 
-    def cutting(shard: Shard, name: str) -> Tensor:
+    def cutting(shard: Shard, name: str, start: int, shape: Sequence[int]) -> Tensor:
         nonlocal left
         if left == 0:
             os.truncate(file, file.stat().st_size // 2)
         left -= 1
-        return original(shard, name)
+        return original(shard, name, start, shape)
 
-    Shard.tensor = cutting  # type: ignore[method-assign]
+    Shard.part = cutting  # type: ignore[method-assign]
 
 
 def obey_permissions() -> None:
