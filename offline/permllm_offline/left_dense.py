@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from permllm_offline.model.skeleton import skeleton_of
@@ -16,18 +15,16 @@ def left_dense(prepared: Prepared) -> Iterator[tuple[str, Tensor]]:
 
     With another dtype, what the model's class keeps in float32 becomes that: models load it so.
     """
-    from permllm_vllm.hf.precision import kept_in_float32
+    from permllm_vllm.hf.precision import as_loaded
 
     reader, dtype = prepared.source.reader(prepared.dtype), prepared.asked_dtype
+    names = prepared.source.language.names
     model = None if dtype is None else skeleton_of(prepared.source.config)
 
     def converted(name: str) -> Tensor:
         tensor = reader.tensor(name)
-        if dtype is None or not tensor.is_floating_point():
-            return tensor
-        own = prepared.source.language.names.own(name)
-        kept = own is not None and kept_in_float32(model, own, dtype)
-        return tensor.to(torch.float32 if kept else dtype)
+        # Beside the language model nothing is kept, under any name.
+        return tensor if dtype is None else as_loaded(model, names.own(name) or "", tensor, dtype)
 
     replaced = {linear.name for linear in prepared.plan.linears}.union(prepared.plan.absent)
     for name in reader.names():

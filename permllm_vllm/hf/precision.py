@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def kept_in_float32(model: Any, name: str, dtype: torch.dtype) -> bool:
@@ -19,3 +20,10 @@ def kept_in_float32(model: Any, name: str, dtype: torch.dtype) -> bool:
     if dtype == torch.float16:
         kept |= set(model._keep_in_fp32_modules or ())
     return dtype in (torch.float16, torch.bfloat16) and any(part in name for part in kept)
+
+
+def as_loaded(model: Any, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in the dtype that it has in a model of ``dtype``; whole numbers stay."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.float32 if kept_in_float32(model, name, dtype) else dtype)

@@ -17,36 +17,15 @@ from permllm_vllm.compat import (
     DefaultModelLoader,
     get_current_vllm_config_or_none,
 )
+from permllm_vllm.quantization.cpu_loading import OnCpu
 from permllm_vllm.quantization.dense import DenseLinearMethod
 from permllm_vllm.quantization.experts import PermLLMExpertsMethod
 from permllm_vllm.quantization.head import adopt_heads
-from permllm_vllm.quantization.inductor import keep_order
-from permllm_vllm.quantization.latent_attention import rotate_in_pytorch, store_values_by_head
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from permllm_vllm.quantization.names import original_names
 
 STREAMED: Any = MODEL_LOADERS.get("runai_streamer", DefaultModelLoader)
 """vLLM's loader from object stores, of versions that have one."""
-
-
-class OnCpu:
-    """Before another loader: sees to what vLLM and torch get wrong on CPUs, with dense models too.
-
-    Before a model is built, since its classes may be compiled then.
-    """
-
-    def load_model(self, vllm_config: Any, model_config: Any, **options: Any) -> Module:
-        """Build a model and load it."""
-        sparse = model_config.quantization == schema.QUANT_METHOD
-        on_cpu = sparse and vllm_config.device_config.device_type == "cpu"
-        if on_cpu:
-            keep_order()
-            rotate_in_pytorch(vllm_config.compilation_config, model_config.hf_config)
-        loader: Any = super()
-        model: Module = loader.load_model(vllm_config, model_config, **options)
-        if on_cpu:
-            store_values_by_head(model)
-        return model
 
 
 class CompleteModelLoader(OnCpu, DefaultModelLoader):

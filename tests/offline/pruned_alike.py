@@ -42,3 +42,14 @@ def assert_pruned_alike(place: Path, text: Path, *options: str) -> Path:
         assert (scaled / file).read_bytes() == (dense / file).read_bytes(), file
     assert validate(scaled) == []
     return scaled
+
+
+def assert_measured_alike(models: Path, text: Path, results: Path) -> None:
+    """The perplexities are equal to the bit."""
+    found = {}
+    for name in ("scaled", "dense"):
+        file = results / f"{name}.json"
+        asked = ("--dataset", str(text), "--sequence-length", "16", "--json", str(file))
+        assert main(["eval", str(models / name), *asked]) == 0
+        found[name] = json.loads(file.read_text())["perplexity"]
+    assert found["scaled"] == found["dense"]

@@ -12,7 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from permllm_offline.cli import main
 from permllm_offline.model.stored import read_stored
-from tests.offline.pruned_alike import assert_pruned_alike, changed_config, save_dense
+from tests.offline.pruned_alike import (
+    assert_measured_alike,
+    assert_pruned_alike,
+    changed_config,
+    save_dense,
+)
 from tests.offline.scaled_models import (
     FINE,
     FORMS,
@@ -190,13 +195,7 @@ def test_a_dtype_of_8_bits_is_how_it_is_stored(
     write_scaled(dense, tmp_path / "scaled", tmp_path / "dense", FORMS["fine"])
     with changed_config(tmp_path / "scaled") as config:
         config["dtype"] = dtype
-    found = {}
-    for name in ("scaled", "dense"):
-        file = tmp_path / f"{name}.json"
-        asked = ("--dataset", str(text_file), "--sequence-length", "16", "--json", str(file))
-        assert main(["eval", str(tmp_path / name), *asked]) == 0
-        found[name] = json.loads(file.read_text())["perplexity"]
-    assert found["scaled"] == found["dense"]
+    assert_measured_alike(tmp_path, text_file, tmp_path)
     assert_pruned_alike(tmp_path, text_file, "--method", "magnitude")
 
 

@@ -20,7 +20,7 @@ from permllm_offline.model.stored import read_stored
 from permllm_offline.preparation import prepare_model, windows_to_come
 from permllm_offline.recipe import make_recipe
 from permllm_vllm.checkpoint.shard import Shard
-from tests.offline.pruned_alike import assert_pruned_alike, save_dense
+from tests.offline.pruned_alike import assert_measured_alike, assert_pruned_alike, save_dense
 from tests.offline.scaled_models import FORMS, Form, write_scaled
 
 CPU = torch.device("cpu")
@@ -144,13 +144,7 @@ def test_transformers_reads_the_same_weights(name: str, tmp_path: Path) -> None:
 
 
 def test_eval_measures_the_dense_model(models: Path, text_file: Path, tmp_path: Path) -> None:
-    found = {}
-    for name in ("scaled", "dense"):
-        file = tmp_path / f"{name}.json"
-        asked = ("--dataset", str(text_file), "--sequence-length", "16", "--json", str(file))
-        assert main(["eval", str(models / name), *asked]) == 0
-        found[name] = json.loads(file.read_text())["perplexity"]
-    assert found["scaled"] == found["dense"]
+    assert_measured_alike(models, text_file, tmp_path)
 
 
 def test_of_a_hub_model_headers_are_those_of_the_dense_one(

@@ -219,7 +219,7 @@ def model_from(
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     from permllm_vllm.hf.experts import with_separate_experts
-    from permllm_vllm.hf.precision import kept_in_float32
+    from permllm_vllm.hf.precision import as_loaded
 
     config = deepcopy(config)
     if hasattr(config, "quantization_config"):
@@ -232,12 +232,7 @@ def model_from(
         model, found = with_separate_experts(type(empty)).from_pretrained(
             None,
             config=empty.config,
-            state_dict={
-                name: tensor.to(torch.float32 if kept_in_float32(empty, name, dtype) else dtype)
-                if tensor.is_floating_point()
-                else tensor
-                for name, tensor in tensors
-            },
+            state_dict={name: as_loaded(empty, name, tensor, dtype) for name, tensor in tensors},
             dtype=dtype,
             output_loading_info=True,
             **_TRUST_NOTHING,

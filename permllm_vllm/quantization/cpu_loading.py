@@ -1,0 +1,29 @@
+"""How a sparse model is built and loaded on a CPU, where vLLM and torch alone get some wrong."""
+
+from typing import Any
+
+from torch.nn import Module
+
+from permllm_vllm.checkpoint import schema
+from permllm_vllm.quantization.inductor import keep_order
+from permllm_vllm.quantization.latent_attention import rotate_in_pytorch, store_values_by_head
+
+
+class OnCpu:
+    """Stands before a loader of vLLM's; other models are loaded as by that.
+
+    It acts before a model is built, since its classes may be compiled then.
+    """
+
+    def load_model(self, vllm_config: Any, model_config: Any, **options: Any) -> Module:
+        """Build a model and load it."""
+        sparse = model_config.quantization == schema.QUANT_METHOD
+        on_cpu = sparse and vllm_config.device_config.device_type == "cpu"
+        if on_cpu:
+            keep_order()
+            rotate_in_pytorch(vllm_config.compilation_config, model_config.hf_config)
+        loader: Any = super()
+        model: Module = loader.load_model(vllm_config, model_config, **options)
+        if on_cpu:
+            store_values_by_head(model)
+        return model
