@@ -28,6 +28,11 @@ ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "build" / "cuda-test"
 ARCHITECTURES = " ".join(architectures.ARCHITECTURES)
 NICENESS = 10
+AT_A_WORD = ("sh", "-c", 'read -r word && exec "$@"', "sh")
+"""Runs the command after it when its input has a line.
+
+It is there before any test: what ends the processes that a test has started must not find it new.
+"""
 
 
 @dataclass(frozen=True)
@@ -90,9 +95,13 @@ class LibraryBuild:
             self._process = _started(command, output, os.environ | environment)
         self._record: dict[str, object] = {}
         self._status: int | None = None
-        self._optional, self._stopped = optional, False
+        self._stopped = False
         self._ptx, self._errors = OUTPUT / "optional.ptx", OUTPUT / "optional-errors"
         self._ptx.unlink(missing_ok=True)
+        self._later: subprocess.Popen[bytes] | None = None
+        if optional:
+            with self._errors.open("w") as errors:
+                self._later = _started([*AT_A_WORD, *optional_command(self._ptx)], errors)
         self._built = threading.Event()
         self._waiting = threading.Thread(target=self._wait, daemon=True)
         self._waiting.start()
@@ -106,13 +115,11 @@ class LibraryBuild:
             "processor_minutes": round((usage.ru_utime + usage.ru_stime) / 60, 1),
             "peak_gib": round(usage.ru_maxrss / 2**20, 1),  # of the largest process
         }
-        try:
-            if self._optional and self._status == 0 and not self._stopped:
-                with self._errors.open("w") as errors:
-                    self._process = _started(optional_command(self._ptx), errors)
-        finally:
-            self._built.set()
-        self._process.wait()
+        self._built.set()
+        if self._later:
+            if self._status != 0 or self._stopped:
+                self._later.terminate()
+            self._later.communicate(b"\n")
 
     def library(self, report: Callable[[str], None]) -> Library:
         """Wait for the end; what a build took that compiled something is reported and kept."""
@@ -129,14 +136,16 @@ class LibraryBuild:
     def optional_kernels(self) -> OptionalKernels:
         """Wait for them, too."""
         self._waiting.join()
-        return OptionalKernels(self._process.returncode, self._errors.read_text(), self._ptx)
+        assert self._later is not None
+        return OptionalKernels(self._later.returncode, self._errors.read_text(), self._ptx)
 
     def stop(self) -> None:
         """End what still runs: nobody will ask for it."""
         self._stopped = True
         while self._waiting.is_alive():
-            with suppress(ProcessLookupError):  # one has just ended, and another may begin
-                os.killpg(self._process.pid, signal.SIGTERM)
+            for process in (self._process, *([self._later] if self._later else [])):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
             self._waiting.join(timeout=1)
 
 
@@ -148,6 +157,7 @@ def _started(
         ["nice", "-n", str(NICENESS), *command],
         cwd=ROOT,
         env=environment,
+        stdin=subprocess.PIPE,
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from csrc.cuda import toolkit
-from tests.cuda.library_build import ARCHITECTURES, OUTPUT, ROOT
+from tests.cuda.library_build import ARCHITECTURES, AT_A_WORD, OUTPUT, ROOT
 
 #: What the names of CUTLASS' kernels for Hopper say of them, and how many there are.
 CUTLASS_KERNELS = (("MainloopSm90TmaGmmaWarpSpecializedSparse", 6 + 4), ("PermutedMainloop", 4))
@@ -96,6 +96,14 @@ def test_holds_the_kernels_of_cutlass(library, name, count):
     compiled = re.findall(r"Compiling entry function '(\w+)' for '(\w+)'", library.log)
     assert len({entry for entry, target in compiled
                 if name in entry and target == "sm_90a"}) == count  # fmt: skip
+
+
+@pytest.mark.parametrize(("word", "said"), [(b"\n", "begun\n"), (b"", "")])
+def test_what_comes_after_the_build_waits_for_a_word(word, said):
+    command = [*AT_A_WORD, "echo", "begun"]
+    result = subprocess.run(command, input=word, capture_output=True, timeout=60)
+    assert result.stdout.decode() == said
+    assert (result.returncode == 0) == bool(said)
 
 
 def test_the_optional_kernels_compile(optional_kernels):
