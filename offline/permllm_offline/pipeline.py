@@ -21,6 +21,7 @@ from permllm_offline.local_path import local_path
 from permllm_offline.memory import Fitted, fitted, warn_of_taken_memory
 from permllm_offline.memory_forecast import shard_bytes
 from permllm_offline.method_parts import parts_of
+from permllm_offline.model.joined_experts import joined_experts
 from permllm_offline.model.loading import dtype_name, load_tokenizer
 from permllm_offline.planned_weights import check_weights
 from permllm_offline.preparation import (
@@ -337,8 +338,8 @@ def _tensors(
     recipe: Recipe, prepared: Prepared, pruned: PrunedModel | PrunedLayers
 ) -> Iterator[tuple[str, Tensor]]:
     """Tensors of the checkpoint: those left dense from the source, then the baked layers."""
-    yield from left_dense(prepared)
     family = prepared.plan.family
+    yield from joined_experts(left_dense(prepared), family)
     pattern = recipe.parsed_pattern()
     scales: Sequence[Mapping[str, Tensor] | None] = pruned.scales or [None] * len(pruned.decisions)
     for index, ((weights, decision), scale) in enumerate(zip(pruned.layers(), scales, strict=True)):

@@ -2,8 +2,9 @@
 
 ``experts.gate_up_proj`` [experts, 2 x inner, hidden] holds the rows of gate and then those of up of
 one expert after the other, ``experts.down_proj`` [experts, hidden, inner] those of down, as
-published Qwen3.5 mixtures do. Here they are ``experts.3.gate_proj.weight`` and so on, the names
-that mixtures of separate experts have.
+published Qwen3.5 mixtures do; those of Granite call them ``input_linear.weight`` and
+``output_linear.weight``. Here they are ``experts.3.gate_proj.weight`` and so on, the names that
+mixtures of separate experts have.
 """
 
 from __future__ import annotations
@@ -14,7 +15,23 @@ from typing import NamedTuple
 
 from permllm_vllm.checkpoint.headers import TensorHeader
 
-_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+_GATE_UP, _DOWN = ("gate_proj", "up_proj"), ("down_proj",)
+
+
+class _Form(NamedTuple):
+    """The module of the experts that a tensor joins, and the linears of one, in order."""
+
+    experts: str
+    linears: tuple[str, ...]
+
+
+_FORMS = {
+    "experts.gate_up_proj": _Form("experts", _GATE_UP),
+    "experts.down_proj": _Form("experts", _DOWN),
+    "block_sparse_moe.input_linear.weight": _Form("block_sparse_moe.experts", _GATE_UP),
+    "block_sparse_moe.output_linear.weight": _Form("block_sparse_moe.experts", _DOWN),
+}
+"""By the end of the tensor's name."""
 
 
 class Part(NamedTuple):
@@ -27,13 +44,13 @@ class Part(NamedTuple):
 
 def is_fused(name: str) -> bool:
     """Whether a tensor of this name may hold a linear of all experts of a layer."""
-    parent, _, kind = name.rpartition(".")
-    return kind in _PARTS and parent.rpartition(".")[2] == "experts"
+    return _ending(name) is not None
 
 
 def linears_in(name: str) -> int:
     """How many linears of an expert a tensor of this name joins, one after the other."""
-    return len(_PARTS[name.rpartition(".")[2]]) if is_fused(name) else 1
+    ending = _ending(name)
+    return 1 if ending is None else len(_FORMS[ending].linears)
 
 
 def parts_of(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, Part]]:
@@ -43,15 +60,17 @@ def parts_of(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, Part]]:
         name: of the tensor.
         shape: [experts, rows of all parts, columns].
     """
-    module, _, kind = name.rpartition(".")
-    parts = _PARTS[kind]
-    if len(shape) != 3 or shape[1] % len(parts):
+    ending = _ending(name)
+    assert ending is not None
+    form = _FORMS[ending]
+    count = len(form.linears)
+    if len(shape) != 3 or shape[1] % count:
         return
-    matrix = shape[1] // len(parts), shape[2]
+    module, matrix = name.removesuffix(ending) + form.experts, (shape[1] // count, shape[2])
     for expert in range(shape[0]):
-        for at, part in enumerate(parts):
-            start = (expert * len(parts) + at) * math.prod(matrix)
-            yield f"{module}.{expert}.{part}.weight", Part(name, start, matrix)
+        for at, linear in enumerate(form.linears):
+            start = (expert * count + at) * math.prod(matrix)
+            yield f"{module}.{expert}.{linear}.weight", Part(name, start, matrix)
 
 
 def separate(headers: Mapping[str, TensorHeader], under: str) -> dict[str, TensorHeader]:
@@ -71,3 +90,8 @@ def separate(headers: Mapping[str, TensorHeader], under: str) -> dict[str, Tenso
         else:
             found[name] = header
     return found
+
+
+def _ending(name: str) -> str | None:
+    """What of a name says its form."""
+    return next((one for one in _FORMS if f".{name}".endswith(f".{one}")), None)

@@ -8,7 +8,7 @@ an `nn.Linear` under the name of its tensor (`mlp.experts.3.gate_proj`, Mixtral'
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -93,11 +93,12 @@ def fused_experts(model: nn.Module) -> Iterator[str]:
             yield path
 
 
-def separate_experts(model: nn.Module) -> list[str]:
+def separate_experts(model: nn.Module, but: Collection[str] = ()) -> list[str]:
     """Put `SeparateExperts` in place of the fused experts of a model, without a copy of weights.
 
     Args:
         model: of Transformers, its parameters on any device, meta too.
+        but: paths of fused experts that stay.
 
     Returns:
         The paths of what was replaced.
@@ -105,7 +106,7 @@ def separate_experts(model: nn.Module) -> list[str]:
     Raises:
         CheckpointError: experts of another form than two bias-free matrices around a gate.
     """
-    paths = list(fused_experts(model))
+    paths = [path for path in fused_experts(model) if path not in but]
     conversions = get_model_conversion_mapping(model) if paths else []
     for path in paths:
         fused = model.get_submodule(path)

@@ -22,6 +22,9 @@ from permllm_vllm.hf.linear import Backends, SparseLinear
 from permllm_vllm.hf.missing import missing_parameters
 from permllm_vllm.hf.precision import kept_in_float32
 
+_IN_ONE = 3
+"""Dimensions of a tensor that holds a linear of all experts of a layer."""
+
 
 @register_quantizer(schema.QUANT_METHOD)
 class PermLLMQuantizer(HfQuantizer):
@@ -60,7 +63,8 @@ class PermLLMQuantizer(HfQuantizer):
         raise_if_any(checkpoint_problems(headers, self.checkpoint))
         sparse, backends = set(sparse_modules(headers)), Backends()
         stored, prefix = _stored_names(model, sparse), getattr(model, "base_model_prefix", "")
-        self._separate = _separate_sparse_experts(model, stored)
+        stacks = [name for name, header in headers.items() if len(header.shape) == _IN_ONE]
+        self._separate = _separate_sparse_experts(model, stored, _stored_names(model, stacks, ""))
         problems: list[Problem] = []
         for path, linear in list(_linears(model)):
             # A bare `AutoModel` lacks the prefix that its modules have in a checkpoint.
@@ -120,12 +124,20 @@ class PermLLMQuantizer(HfQuantizer):
         return model
 
 
-def _separate_sparse_experts(model: nn.Module, sparse: Collection[str]) -> list[str]:
-    """Give experts modules of their own where any is sparse; the paths of these come back."""
-    holders = {name.rpartition(".")[0].rpartition(".")[0] for name in sparse}
+def _separate_sparse_experts(
+    model: nn.Module, sparse: Collection[str], stacks: Collection[str]
+) -> list[str]:
+    """Give experts modules of their own where any is sparse; the paths of these come back.
+
+    Dense ones that are stored in `stacks`, by the names that these have in the model, stay there.
+    """
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    found = [path for path in fused_experts(model) if not holders.isdisjoint((path, prefix + path))]
-    return separate_experts(model) if found else []
+
+    def holding(tensors: Collection[str], above: int) -> list[str]:
+        holders = {".".join(name.split(".")[:-above]) for name in tensors}
+        return [one for one in fused_experts(model) if not holders.isdisjoint((one, prefix + one))]
+
+    return separate_experts(model, holding(stacks, 1)) if holding(sparse, 2) else []
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
@@ -152,19 +164,24 @@ def _stored_headers(checkpoint_files: Sequence[str] | None) -> dict[str, TensorH
     return headers
 
 
-def _stored_names(model: Any, modules: Iterable[str]) -> dict[str, str]:
-    """Names of modules in the checkpoint by those that Transformers changes them to."""
+def _stored_names(
+    model: Any, names: Iterable[str], tensor: str = f".{schema.WEIGHT_PACKED}"
+) -> dict[str, str]:
+    """Names in the checkpoint by those that Transformers changes them to.
+
+    `tensor` is what follows them in the name of a tensor.
+    """
     changes = [
         change
         for change in get_model_conversion_mapping(model)
         if not isinstance(change, WeightConverter)
     ]
     found = {}
-    for module in modules:
-        name = f"{module}.{schema.WEIGHT_PACKED}"
+    for stored in names:
+        name = stored + tensor
         for change in changes:
             name, _ = change.rename_source_key(name)
-        found[name.removesuffix(f".{schema.WEIGHT_PACKED}")] = module
+        found[name.removesuffix(tensor)] = stored
     return found
 
 

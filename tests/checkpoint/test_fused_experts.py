@@ -64,8 +64,25 @@ def test_other_shapes_have_no_parts(shape: tuple[int, ...]) -> None:
     assert not dict(parts_of(f"{EXPERTS}.gate_up_proj", shape))
 
 
+@pytest.mark.parametrize(
+    ("granite", "other"),
+    [("input_linear.weight", "gate_up_proj"), ("output_linear.weight", "down_proj")],
+)
+def test_granite_has_other_names_for_the_same(granite: str, other: str) -> None:
+    moe, shape = f"{UNDER}0.block_sparse_moe", (2, 6, 4)
+    stored = f"{moe}.{granite}"
+    expected = {
+        name: part._replace(tensor=stored)
+        for name, part in parts_of(f"{moe}.experts.{other}", shape)
+    }
+    assert dict(parts_of(stored, shape)) == expected
+    assert all(name.startswith(f"{moe}.experts.") for name in expected)
+
+
 def test_names() -> None:
     assert is_fused(f"{EXPERTS}.gate_up_proj")
     assert is_fused(f"{EXPERTS}.down_proj")
-    for other in ("experts.0.down_proj.weight", "mlp.down_proj", "experts.up_proj", "down_proj"):
+    assert is_fused("model.layers.0.block_sparse_moe.input_linear.weight")
+    others = ("experts.0.down_proj.weight", "mlp.down_proj", "experts.up_proj", "down_proj")
+    for other in (*others, "shared_mlp.input_linear.weight", "my_experts.down_proj"):
         assert not is_fused(other)

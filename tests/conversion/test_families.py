@@ -1,6 +1,7 @@
 """Every family: baked, dense again, converted again, and loaded in Transformers."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.validation import validate
 from tests.conversion.sparse_models import load_all
 from tests.offline.baked_models import bake, decisions_of, dense_twin
-from tests.offline.tiny_models import tiny_model
+from tests.offline.tiny_models import WITH_EXPERTS, as_published, tiny_model
 
 
 def decoder(directory: Path) -> dict[str, torch.Tensor]:
@@ -22,15 +23,17 @@ def decoder(directory: Path) -> dict[str, torch.Tensor]:
     return {n: tensor for n, tensor in load_all(directory).items() if ".layers." in n}
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_there_and_back(tmp_path: Path, model_type: str) -> None:
-    model, pattern = tiny_model(model_type), Pattern(2, 4)
+@pytest.mark.parametrize(
+    ("model_type", "options"), [(name, {}) for name in FAMILIES] + WITH_EXPERTS
+)
+def test_there_and_back(tmp_path: Path, model_type: str, options: dict[str, Any]) -> None:
+    model, pattern = tiny_model(model_type, **options), Pattern(2, 4)
     decisions = decisions_of(model, pattern, 64)
     bake(model, decisions, pattern, 64, tmp_path / "baked")
     twin = dense_twin(model, decisions)
 
     convert_to_dense(str(tmp_path / "baked"), tmp_path / "dense")
-    twin.save_pretrained(tmp_path / "twin")
+    as_published(twin).save_pretrained(tmp_path / "twin")
     expected, found = decoder(tmp_path / "twin"), decoder(tmp_path / "dense")
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():

@@ -16,8 +16,14 @@ from permllm_vllm.checkpoint.ignoring import matches
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.validation import validate
 from tests.offline.baked_models import bake, decisions_of, dense_twin
-from tests.offline.tiny_models import GEMMA4_EXPERTS, tiny_model
+from tests.offline.tiny_models import (
+    GEMMA4_EXPERTS,
+    GRANITE_HYBRID_EXPERTS,
+    WITH_EXPERTS,
+    tiny_model,
+)
 
+FULL_FIRST = {"layer_types": ["full_attention", "linear_attention"]}
 OPT_350M = {"do_layer_norm_before": False}
 """Norms come after attention and MLP, and the model has no final one."""
 
@@ -63,7 +69,10 @@ def tokens() -> torch.Tensor:
         ("gpt_neox", {}, True),
         ("gpt_neox", {"hidden_size": 192, "num_attention_heads": 2}, False),
         ("granite", {}, True),
-        ("granitemoehybrid", {"layer_types": ["full_attention", "linear_attention"]}, True),
+        ("granitemoehybrid", FULL_FIRST, True),
+        ("granitemoehybrid", FULL_FIRST | GRANITE_HYBRID_EXPERTS, True),
+        ("granitemoe", {}, True),
+        ("granitemoeshared", {}, True),
         ("smollm3", {}, True),
         ("olmo2", {}, True),
         ("olmo3", {}, True),
@@ -101,7 +110,7 @@ def test_the_baked_model_equals_its_masked_twin(
 
 
 @pytest.mark.parametrize(
-    ("model_type", "options"), [(name, {}) for name in FAMILIES] + [("gemma4_text", GEMMA4_EXPERTS)]
+    ("model_type", "options"), [(name, {}) for name in FAMILIES] + WITH_EXPERTS
 )
 def test_every_linear_is_pruned_or_ignored(model_type: str, options: dict[str, Any]) -> None:
     model = tiny_model(model_type, **options)
@@ -123,7 +132,7 @@ def test_every_linear_is_pruned_or_ignored(model_type: str, options: dict[str, A
 
 @pytest.mark.parametrize(
     ("model_type", "options"),
-    [(name, {}) for name in FAMILIES] + [("opt", OPT_350M), ("gemma4_text", GEMMA4_EXPERTS)],
+    [(name, {}) for name in FAMILIES] + [("opt", OPT_350M), *WITH_EXPERTS],
 )
 def test_layers_run_one_by_one_are_the_model(model_type: str, options: dict[str, Any]) -> None:
     model = tiny_model(model_type, **options)

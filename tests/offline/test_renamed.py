@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from permllm_offline.api import prune
 from permllm_offline.cli import main
@@ -27,8 +27,7 @@ from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.validation import validate
 from tests.offline.test_experts import METHODS, SIZES
-from tests.offline.tiny_models import COMMON, save_tokenizer, tiny_model
-from tests.offline.tiny_models import SIZES as OF_FAMILIES
+from tests.offline.tiny_models import as_published, save_tokenizer, tiny_model
 
 CPU = torch.device("cpu")
 TOKENS = torch.randint(0, 64, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -38,7 +37,7 @@ EXPERT = "model.layers.1.block_sparse_moe.experts.3"
 
 
 def save(model_type: str, directory: Path) -> Path:
-    tiny_model(model_type).to(torch.bfloat16).save_pretrained(directory)
+    as_published(tiny_model(model_type).to(torch.bfloat16)).save_pretrained(directory)
     save_tokenizer(directory)
     return directory
 
@@ -56,14 +55,14 @@ def modules(names: Any) -> set[str]:
 
 @pytest.mark.parametrize("model_type", RENAMED)
 def test_what_transformers_writes_is_what_is_read(model_type: str, tmp_path: Path) -> None:
-    """With its experts in one parameter as with separate ones."""
-    save(model_type, tmp_path / "separate")
-    config = AutoConfig.for_model(model_type, **(COMMON | OF_FAMILIES[model_type]))
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "fused")
-    separate, fused = (load_file(tmp_path / one / FILE) for one in ("separate", "fused"))
-    assert separate.keys() == fused.keys()
-    ours = load_model(open_source(str(tmp_path / "fused")), torch.float32, CPU)
-    assert_equal_answers(ours, AutoModelForCausalLM.from_pretrained(tmp_path / "fused").eval())
+    """Separate experts have the names that those in one parameter have, where these are saved."""
+    tiny_model(model_type).to(torch.bfloat16).save_pretrained(tmp_path / "separate")
+    whole = save(model_type, tmp_path / "whole")
+    stored = load_file(whole / FILE).keys()
+    assert FAMILIES[model_type].joined or load_file(tmp_path / "separate" / FILE).keys() == stored
+    ours = load_model(open_source(str(whole)), torch.float32, CPU)
+    theirs = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32).eval()
+    assert_equal_answers(ours, theirs)
 
 
 @pytest.mark.parametrize("model_type", RENAMED)
@@ -77,7 +76,7 @@ def test_names_stay_through_pruning_and_conversions(
     reader, written = CheckpointReader(sparse), load_file(sparse / FILE)
     names = {one.name for one in expected.linears}
     assert set(reader.sparse_layers()) == names == {one.name for one in report.layers}
-    assert modules(written) == modules(load_file(source / FILE))
+    assert modules(written) == modules(read_stored(str(source)).tensors)
     assert reader.quantization is not None
     assert {*reader.quantization.runtime_permuted, *reader.quantization.folded} == names
     masked = load_model(open_source(str(sparse)), torch.float32, CPU)

@@ -30,6 +30,8 @@ SERVED = {
     "gemma4_text": ("gemma4", "Gemma4ForCausalLM"),
     "opt": ("opt", "OPTForCausalLM"),
     "phi3": ("phi3", "Phi3ForCausalLM"),
+    "granitemoe": ("granitemoe", "GraniteMoeForCausalLM"),
+    "granitemoeshared": ("granitemoeshared", "GraniteMoeSharedForCausalLM"),
     "granitemoehybrid": ("granitemoehybrid", "GraniteMoeHybridForCausalLM"),
     "granite": ("granite", "GraniteForCausalLM"),
     "cohere": ("commandr", "CohereForCausalLM"),

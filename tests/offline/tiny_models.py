@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from permllm_vllm.hf.experts import separate_experts
+from permllm_vllm.hf.experts import fused_experts, separate_experts
 
 WORDS = [f"w{number}" for number in range(60)]
 
@@ -49,6 +49,14 @@ GEMMA4_EXPERTS = {
     "moe_intermediate_size": 64,
 }
 """Of the mixture of the family, beside a dense MLP in each layer."""
+GRANITE_HYBRID_EXPERTS = {
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "intermediate_size": 64,
+}
+"""Of the mixture of the family, beside an MLP for all tokens."""
+WITH_EXPERTS = [("gemma4_text", GEMMA4_EXPERTS), ("granitemoehybrid", GRANITE_HYBRID_EXPERTS)]
+"""Of families whose models may have none."""
 MIXTURE: dict[str, Any] = LLAMA_LIKE | {
     "num_experts": 4,
     "num_experts_per_tok": 2,
@@ -117,6 +125,8 @@ SIZES: dict[str, dict[str, object]] = {
     "granite_swa": LOCAL
     | {"embedding_multiplier": 3.0, "residual_multiplier": 0.5, "attention_multiplier": 0.1}
     | {"logits_scaling": 4.0, "layer_types": ["sliding_attention", "full_attention"]},
+    "granitemoe": OF_EXPERTS_ALONE | {"logits_scaling": 4.0},
+    "granitemoeshared": OF_EXPERTS_ALONE | {"shared_intermediate_size": 128, "logits_scaling": 4.0},
     "granitemoehybrid": LLAMA_LIKE
     | {"layer_types": ["linear_attention", "full_attention"], "shared_intermediate_size": 192}
     | {"num_local_experts": 0, "mamba_n_heads": 4, "mamba_d_state": 16, "logits_scaling": 4.0},
@@ -184,6 +194,22 @@ def tiny_model(model_type: str, **overrides: object) -> Any:
             if name.endswith(("bias", "sinks")):
                 tensor.normal_(std=0.3)
     return model.float().eval()
+
+
+def as_published(model: Any) -> Any:
+    """The same model as Transformers has it, which saves experts as published checkpoints do."""
+    whole = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype)
+    state = model.state_dict()
+    for path in list(fused_experts(whole)):
+        experts = model.get_submodule(path)
+        gated = [
+            [one.weight for one in expert.children() if one is not expert.act_fn]
+            for expert in experts
+        ]
+        state[f"{path}.gate_up_proj"] = torch.stack([torch.cat(one[:2]) for one in gated])
+        state[f"{path}.down_proj"] = torch.stack([one[2] for one in gated])
+    whole.load_state_dict({name: state[name] for name in whole.state_dict()})
+    return whole.eval()
 
 
 def fuse_experts(directory: Path, experts: str = "model.layers.{}.mlp.experts") -> None:

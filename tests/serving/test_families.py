@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from permllm_offline.api import prune
 from permllm_offline.model.families import FAMILIES
+from permllm_offline.model.loading import load_model, open_source
 from permllm_vllm.checkpoint.pattern import Pattern
 from tests.offline.baked_models import bake, decisions_of, dense_twin, int8_scales
-from tests.offline.tiny_models import GEMMA4_EXPERTS, tiny_model
+from tests.offline.tiny_models import WITH_EXPERTS, as_published, save_tokenizer, tiny_model
 from tests.serving.engine import Engines, Run
 
 pytestmark = pytest.mark.serving
@@ -54,7 +56,7 @@ DEEPSEEK_V2_LITE = {
 }
 IN_GROUPS = {"n_group": 2, "topk_group": 1}
 VARIANTS = [
-    ("gemma4_text", GEMMA4_EXPERTS),
+    *WITH_EXPERTS,
     ("deepseek_v2", DEEPSEEK_V2_LITE),
     ("deepseek_v3", IN_GROUPS),
 ]
@@ -112,6 +114,27 @@ def test_answers(
     chosen = tokens[0, 1:, None]
     assert (found - expected.gather(1, chosen)[:, 0]).abs().max() < TOLERANCE
     assert (found - other.gather(1, chosen)[:, 0]).abs().max() > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize(("model_type", "variant"), [*WITH_EXPERTS, ("granitemoe", {})])
+def test_experts_left_dense_are_vllms(
+    engines: Engines, tmp_path: Path, model_type: str, variant: dict[str, Any]
+) -> None:
+    """Of families whose checkpoints have those of a layer in two tensors."""
+    model = tiny_model(model_type, tie_word_embeddings=model_type in TIED, **variant)
+    as_published(model.to(torch.bfloat16)).save_pretrained(tmp_path / "model")
+    save_tokenizer(tmp_path / "model")
+    ignore = [r"re:.*\.experts\..*"]
+    output = tmp_path / "sparse"
+    prune(tmp_path / "model", output, method="magnitude", ignore=ignore, evaluation_windows=0)
+    served = engines.run(output, [PROMPT], tokens=TOKENS, max_model_len=64)
+    assert not any(name.startswith("experts") for name in served.backends)
+    (answer,) = served.answers
+    tokens = torch.tensor([[*PROMPT, *answer.tokens]])
+    pruned = load_model(open_source(str(output)), torch.float32, torch.device("cpu"))
+    found = torch.cat([answer.prompt_log_probabilities, answer.log_probabilities])
+    expected = log_probabilities(pruned, tokens).gather(1, tokens[0, 1:, None])[:, 0]
+    assert (found - expected).abs().max() < TOLERANCE
 
 
 @pytest.mark.parametrize("model_type", BFLOAT16_ALONE)

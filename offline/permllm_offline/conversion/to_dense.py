@@ -19,6 +19,7 @@ from permllm_offline.decisions import GroupDecision
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.family import Family, SharedInputGroup
 from permllm_offline.model.heads import Heads, heads_of
+from permllm_offline.model.joined_experts import joined_experts
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import Source, dtype_name, open_source
 from permllm_offline.model.renaming import own_part, stored_part
@@ -71,7 +72,7 @@ def convert_to_dense(
     sizes = _dense_sizes(reader, dtype)
     write_checkpoint(
         output,
-        _tensors(reader, reader.quantization, family, source.config, dtype),
+        joined_experts(_tensors(reader, reader.quantization, family, source.config, dtype), family),
         None,
         source.directory,
         force=force,

@@ -31,6 +31,7 @@ from permllm_offline.conversion.to_int8 import convert_to_int8
 from permllm_offline.decisions import decide
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.architecture import require_language_model
+from permllm_offline.model.joined_experts import joined_experts
 from permllm_offline.model.loading import open_source
 from permllm_offline.model.stored import header_bytes
 from permllm_offline.outline import sparse_bytes
@@ -113,9 +114,10 @@ def convert_to_sparse(
     def final() -> ConversionReport:
         return report if rounding is None else report.with_int8_errors(rounding.errors, DESCRIPTION)
 
+    tensors = joined_experts(_tensors(judged), family)
     write_checkpoint(
         output,
-        _tensors(judged) if rounding is None else rounding.rounded(_tensors(judged)),
+        tensors if rounding is None else rounding.rounded(tensors),
         quantization,
         found.directory,
         force=force,

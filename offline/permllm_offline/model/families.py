@@ -152,14 +152,24 @@ _QWEN3_5_ATTENTION = _gated_hybrid("in_proj_qkv", "in_proj_z")
 # Gates of linear attention have one row for each head, too little to prune.
 _QWEN3_5_IGNORE = ("lm_head", r"re:.*\.linear_attn\.in_proj_[ab]", MORE_TOKENS_IGNORED)
 _QWEN3_5 = Family("model.layers", (*_QWEN3_5_ATTENTION, *_GATED_MLP), ignore=_QWEN3_5_IGNORE)
-_GRANITE_HYBRID = Family(
-    "model.layers",
-    (
-        *_in_some_layers(*_ATTENTION),
-        *_fused_gated_mlp("shared_mlp.input_linear", "shared_mlp.output_linear"),
+_GRANITE_ROUTER = r"re:.*\.block_sparse_moe\.router\.layer"
+_GRANITE_MOE = _mixture(
+    ignore=("lm_head", _GRANITE_ROUTER),
+    experts="block_sparse_moe.experts",
+    joined=True,
+    renamed=(
+        ("block_sparse_moe.router", "block_sparse_moe.router.layer"),
+        ("block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.input_linear.weight"),
+        ("block_sparse_moe.experts.down_proj", "block_sparse_moe.output_linear.weight"),
     ),
+)
+_GRANITE_MLP = _fused_gated_mlp("shared_mlp.input_linear", "shared_mlp.output_linear")
+_GRANITE_SHARED = replace(_GRANITE_MOE, groups=_ATTENTION + _in_some_layers(*_GRANITE_MLP))
+_GRANITE_HYBRID = replace(
+    _GRANITE_SHARED,
+    groups=_in_some_layers(*_GRANITE_SHARED.groups),
     # vLLM calls by two names what is `mamba` in a checkpoint.
-    ignore=("lm_head", r"re:.*\.(mamba|mixer)\..*"),
+    ignore=("lm_head", r"re:.*\.(mamba|mixer)\..*", _GRANITE_ROUTER),
 )
 # What a token adds to each layer passes through few channels, and is dense in all.
 _GEMMA4 = Family(
@@ -172,6 +182,7 @@ _GEMMA4 = Family(
         r"re:.*\.per_layer_(input_gate|projection)",
     ),
     experts="experts",
+    joined=True,
     by_token=("per_layer_input",),
     handed_on="shared_kv_states",
     sized_by_layers=("model.embed_tokens_per_layer", "model.per_layer_model_projection"),
@@ -252,6 +263,8 @@ FAMILIES: Mapping[str, Family] = {
     "gemma4_unified_text": replace(_GEMMA4, experts=""),
     "granite": _LLAMA,
     "granite_swa": _LLAMA,
+    "granitemoe": _GRANITE_MOE,
+    "granitemoeshared": _GRANITE_SHARED,
     "granitemoehybrid": _GRANITE_HYBRID,
     "smollm3": _LLAMA,
     "olmo": _LLAMA,

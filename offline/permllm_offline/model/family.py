@@ -55,10 +55,11 @@ class Family:
 
     ``experts`` is the module whose children, by number, are experts of a mixture: their groups are
     among ``groups`` once ``family_of`` knows how many there are; ``gated`` are the linears of one:
-    gate, up, and what reads their products. ``layers`` is the module of the decoder layers in the
-    model; a checkpoint of more than a language model calls it ``stored_layers``. Checkpoints may
-    call parts of a layer otherwise: ``renamed`` has pairs of what the model and they call one, as
-    Transformers changes it while it loads. Names in ``ignore`` are those of the checkpoint.
+    gate, up, and what reads their products. Where experts are ``joined``, Transformers finds dense
+    ones in two tensors for all of a layer alone. ``layers`` is the module of the decoder layers in
+    the model; a checkpoint of more than a language model calls it ``stored_layers``. Checkpoints
+    may call parts of a layer otherwise: ``renamed`` has pairs of what the model and they call one,
+    as Transformers changes it while it loads. Names in ``ignore`` are those of the checkpoint.
 
     ``by_token`` are arguments of a layer's call that follow from each token alone; ``handed_on`` is
     the argument in which layers leave keys and values for others, a dictionary.
@@ -73,6 +74,7 @@ class Family:
     ignore: tuple[str, ...]
     experts: str = ""
     gated: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    joined: bool = False
     renamed: tuple[tuple[str, str], ...] = ()
     stored_layers: str = ""
     by_token: tuple[str, ...] = ()

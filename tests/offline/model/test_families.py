@@ -44,7 +44,7 @@ def test_the_language_model_of_a_model_of_images_is_named() -> None:
 
 
 def test_experts_of_another_form_are_refused() -> None:
-    config = AutoConfig.for_model("granitemoehybrid", num_local_experts=8)
+    config = AutoConfig.for_model("llama", num_local_experts=8)
     known = (
         "mellum, mixtral, olmoe, qwen2_moe, qwen3_5_moe_text, qwen3_moe, qwen3_next, solar_open are"
     )
@@ -52,8 +52,14 @@ def test_experts_of_another_form_are_refused() -> None:
         OfflineError, match=rf"has 8 experts .* only cohere2_moe, .*{known}.* without experts"
     ):
         family_of(config)
-    config.num_local_experts = 0
-    assert family_of(config) == FAMILIES["granitemoehybrid"]
+
+
+def test_a_family_with_and_without_experts() -> None:
+    config = AutoConfig.for_model("granitemoehybrid", num_local_experts=0)
+    assert family_of(config).groups == FAMILIES["granitemoehybrid"].groups
+    config.num_local_experts = 2
+    experts = {one.experts for one in family_of(config).groups}
+    assert experts == {"", "block_sparse_moe.experts"}
 
 
 def test_experts_with_another_activation_are_refused() -> None:
