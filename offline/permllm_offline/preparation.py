@@ -12,7 +12,6 @@ from torch import Tensor
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.method_parts import parts_of
-from permllm_offline.model.families import family_of, inner_family
 from permllm_offline.model.loading import (
     Source,
     load_tokenizer,
@@ -21,6 +20,7 @@ from permllm_offline.model.loading import (
     parse_dtype,
     written_dtype,
 )
+from permllm_offline.model.lookup import family_of, inner_family
 from permllm_offline.model.plan import Plan, make_plan
 from permllm_offline.model.quantized import require_dense
 from permllm_offline.model.stored import bytes_beside

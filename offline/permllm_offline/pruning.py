@@ -21,10 +21,10 @@ from permllm_offline.int8_values import RoundedLayer, round_layer
 from permllm_offline.kept_steps import kept_number, kept_statistics
 from permllm_offline.layerwise import LayerError, reconstruct_layers
 from permllm_offline.method_parts import parts_of
-from permllm_offline.model.families import family_of
 from permllm_offline.model.float32_products import products_in_float32
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import load_model
+from permllm_offline.model.lookup import family_of
 from permllm_offline.model.modules import decoder_layers
 from permllm_offline.output_errors import kept_outputs, output_errors, reallocated_errors
 from permllm_offline.permutation.kinds import PermutationKind

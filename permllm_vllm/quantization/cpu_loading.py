@@ -6,7 +6,8 @@ from torch.nn import Module
 
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.quantization.inductor import keep_order
-from permllm_vllm.quantization.latent_attention import rotate_in_pytorch, store_values_by_head
+from permllm_vllm.quantization.latent_attention import store_values_by_head
+from permllm_vllm.quantization.rotary import rotate_in_pytorch
 
 
 class OnCpu:

@@ -19,10 +19,10 @@ from permllm_offline.conversion.report import ConversionReport
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.families import family_of
 from permllm_offline.model.heads import Heads
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import load_model, load_served, open_source
+from permllm_offline.model.lookup import family_of
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.validation import validate

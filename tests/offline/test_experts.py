@@ -18,8 +18,8 @@ from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.decoder_calls import record_calls
-from permllm_offline.model.families import family_of
 from permllm_offline.model.loading import load_model, load_served, open_source
+from permllm_offline.model.lookup import family_of
 from permllm_offline.model.stored import read_stored
 from permllm_offline.outline import outline
 from permllm_offline.preparation import prepare

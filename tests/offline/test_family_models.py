@@ -8,9 +8,10 @@ import torch
 
 from permllm_offline.activations import last_hidden_state
 from permllm_offline.model.decoder_calls import record_calls, run_windows
-from permllm_offline.model.families import FAMILIES, family_of
+from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.language_model import language_model_of
 from permllm_offline.model.loading import load_model, open_source
+from permllm_offline.model.lookup import family_of
 from permllm_offline.model.modules import decoder_layers
 from permllm_vllm.checkpoint.ignoring import matches
 from permllm_vllm.checkpoint.pattern import Pattern

@@ -33,6 +33,8 @@ SERVED = {
     "granitemoe": ("granitemoe", "GraniteMoeForCausalLM"),
     "granitemoeshared": ("granitemoeshared", "GraniteMoeSharedForCausalLM"),
     "granitemoehybrid": ("granitemoehybrid", "GraniteMoeHybridForCausalLM"),
+    "lfm2": ("lfm2", "Lfm2ForCausalLM"),
+    "lfm2_moe": ("lfm2_moe", "Lfm2MoeForCausalLM"),
     "granite": ("granite", "GraniteForCausalLM"),
     "cohere": ("commandr", "CohereForCausalLM"),
     "cohere2": ("commandr", "CohereForCausalLM"),

@@ -142,6 +142,13 @@ SIZES: dict[str, dict[str, object]] = {
     "dots1": SHARED | {"first_k_dense_replace": 1},
     "solar_open": SHARED,
     "mixtral": OF_EXPERTS_ALONE,
+    "lfm2": LLAMA_LIKE
+    | TOKENS
+    | {"layer_types": ["conv", "full_attention"], "conv_dim": 128, "block_dim": 128}
+    | {"block_auto_adjust_ff_dim": False},
+    "lfm2_moe": MIXTURE
+    | TOKENS
+    | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mellum": MIXTURE | TOKENS | {"mlp_layer_types": ["sparse", "dense"]},
     "olmo3": LOCAL | TOKENS | {"layer_types": ["sliding_attention", "full_attention"]},
     "cohere2": LLAMA_LIKE  # with a short window vLLM and Transformers disagree by one token

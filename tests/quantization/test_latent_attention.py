@@ -1,32 +1,11 @@
-"""Latent attention goes without the kernel that rotates one head, and has values head by head."""
-
-from types import SimpleNamespace
+"""Values of latent attention lie head by head."""
 
 import pytest
 import torch
-from transformers import DeepseekV3Config, LlamaConfig, PretrainedConfig
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from permllm_vllm.quantization.latent_attention import rotate_in_pytorch, store_values_by_head
-
-
-@pytest.mark.parametrize(
-    ("config", "asked", "left"),
-    [
-        (DeepseekV3Config(), ["all"], ["all", "-rotary_embedding"]),
-        (DeepseekV3Config(), ["all", "-rotary_embedding"], ["all", "-rotary_embedding"]),
-        (DeepseekV3Config(), ["all", "+rotary_embedding"], ["all", "+rotary_embedding"]),
-        (DeepseekV3Config(), ["none"], ["none"]),
-        (LlamaConfig(), ["all"], ["all"]),
-    ],
-)
-def test_only_a_kernel_that_nobody_asked_for_is_left_out(
-    config: PretrainedConfig, asked: list[str], left: list[str]
-) -> None:
-    compilation = SimpleNamespace(custom_ops=list(asked))
-    rotate_in_pytorch(compilation, config)
-    assert compilation.custom_ops == left
+from permllm_vllm.quantization.latent_attention import store_values_by_head
 
 
 def test_values_lie_head_by_head() -> None:

@@ -43,7 +43,8 @@ SIZES = {"llama": {"intermediate_size": 256}}  # whole blocks
 PROMPT = range(2, 42)  # longer than the window of Gemma's local attention
 TOKENS = 8
 TOLERANCE = 1e-4  # measured 1e-5
-TIED = ("gemma", "gemma2", "gemma3_text", "gemma4_text", "cohere", "cohere2", "cohere2_moe")
+TIED = ("gemma", "gemma2", "gemma3_text", "gemma4_text", "cohere", "cohere2", "cohere2_moe",
+        "lfm2", "lfm2_moe")  # fmt: skip
 """As all published ones are; vLLM knows no other of most."""
 BFLOAT16_ALONE = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 """On the CPU: vLLM's linear attention takes nothing else."""

@@ -30,7 +30,8 @@ def experts_taken(config: Any) -> float:
 
 def check_form(config: Any) -> None:
     """Raise OfflineError for experts that the kernel, or Transformers, does not compute."""
-    activation = getattr(config, "hidden_act", None) or config.hidden_activation
+    named = (getattr(config, name, None) for name in ("hidden_act", "hidden_activation"))
+    activation = next(filter(None, named), "silu")  # the one that classes without a setting have
     if activation not in EXPERT_ACTIVATIONS:
         raise OfflineError(
             f"hidden_act is {activation!r}, but sparse experts are served with "

@@ -11,19 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from permllm_offline.errors import OfflineError
-from permllm_offline.model.expert_settings import (
-    EXPERT_COUNTS,
-    check_form,
-    experts_in,
-    experts_taken,
-)
 from permllm_offline.model.family import Family, Fold, SharedInputGroup
-from permllm_offline.model.heads import (
-    layers_that_hand_on,
-    layers_that_share,
-    layers_with_keys_as_values,
-)
 from permllm_offline.model.row_parts import (
     RowPart,
     every_row,
@@ -34,10 +22,10 @@ from permllm_offline.model.row_parts import (
 )
 
 Groups = tuple[SharedInputGroup, ...]
-_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 _VALUES = (RowPart("self_attn.v_proj", every_row),)
 _ATTENTION: Groups = (
-    SharedInputGroup("qkv", _QKV),
+    SharedInputGroup("qkv", QKV),
     SharedInputGroup("o", ("self_attn.o_proj",), Fold.VALUE_HEADS, _VALUES),
 )
 _FUSED_ATTENTION = (
@@ -51,20 +39,20 @@ _FUSED_ATTENTION = (
 )
 _LATENT = "self_attn.kv_a_proj_with_mqa"
 """What keys and values of all heads are made of (multi-head latent attention)."""
-_QUERIES_AT_ONCE = SharedInputGroup("qkv", ("self_attn.q_proj", _LATENT))
-_QUERIES_IN_STEPS = (
+QUERIES_AT_ONCE = SharedInputGroup("qkv", ("self_attn.q_proj", _LATENT))
+QUERIES_IN_STEPS = (
     SharedInputGroup("qkv", ("self_attn.q_a_proj", _LATENT)),
     SharedInputGroup("q_b", ("self_attn.q_b_proj",)),
 )
 # No fold: rows before it are those of kv_b_proj, which engines take apart and multiply otherwise.
 _LATENT_ATTENTION = (
-    _QUERIES_AT_ONCE,
-    *_QUERIES_IN_STEPS,
+    QUERIES_AT_ONCE,
+    *QUERIES_IN_STEPS,
     SharedInputGroup("o", ("self_attn.o_proj",)),
 )
 
 
-def _gated_mlp(
+def gated_mlp(
     module: str, label: str = "", gated: Sequence[str] = Family.gated
 ) -> tuple[SharedInputGroup, SharedInputGroup]:
     """Gate and up of a module, and one that reads their products."""
@@ -80,7 +68,7 @@ def _gated_mlp(
     )
 
 
-_GATED_MLP = _gated_mlp("mlp")
+_GATED_MLP = gated_mlp("mlp")
 
 
 def _fused_gated_mlp(gate_up: str, down: str) -> tuple[SharedInputGroup, SharedInputGroup]:
@@ -100,19 +88,9 @@ def _mlp(first: str, second: str) -> tuple[SharedInputGroup, SharedInputGroup]:
     )
 
 
-def _in_some_layers(*groups: SharedInputGroup) -> Groups:
+def in_some_layers(*groups: SharedInputGroup) -> Groups:
     """Groups that only some decoder layers have, as in hybrid models."""
     return tuple(replace(group, in_every_layer=False) for group in groups)
-
-
-def _experts_of(family: Family, count: int, share: float) -> Groups:
-    """The groups of all experts of a mixture; each has permutations of its own."""
-    found: list[SharedInputGroup] = []
-    for number in range(count):
-        expert = f"{family.experts}.{number}"
-        gate_up, down = _gated_mlp(expert, f"{expert}.", family.gated)
-        found += [replace(gate_up, reads_whole=True), down]
-    return _in_some_layers(*(replace(one, experts=family.experts, share=share) for one in found))
 
 
 _ROUTERS = (r"re:.*\.mlp\.gate", r"re:.*\.mlp\.shared_expert_gate")
@@ -123,7 +101,7 @@ def _mixture(*beside: SharedInputGroup, attention: Groups = _ATTENTION, **other:
     """Experts in ``mlp``, and what some layers have beside them or in their place."""
     usual = Family(
         "model.layers",
-        (*attention, *_in_some_layers(*beside)),
+        (*attention, *in_some_layers(*beside)),
         ignore=("lm_head", *_ROUTERS),
         experts="mlp.experts",
     )
@@ -132,8 +110,8 @@ def _mixture(*beside: SharedInputGroup, attention: Groups = _ATTENTION, **other:
 
 def _gated_hybrid(*read_by_linear_attention: str) -> Groups:
     """Attention with a gate in some layers, linear attention in the others."""
-    return _in_some_layers(
-        SharedInputGroup("qkv", _QKV),
+    return in_some_layers(
+        SharedInputGroup("qkv", QKV),
         # Gated by other rows of q_proj: a fold would have to move those as well.
         SharedInputGroup("o", ("self_attn.o_proj",)),
         SharedInputGroup("qkvz", tuple(f"linear_attn.{one}" for one in read_by_linear_attention)),
@@ -164,10 +142,10 @@ _GRANITE_MOE = _mixture(
     ),
 )
 _GRANITE_MLP = _fused_gated_mlp("shared_mlp.input_linear", "shared_mlp.output_linear")
-_GRANITE_SHARED = replace(_GRANITE_MOE, groups=_ATTENTION + _in_some_layers(*_GRANITE_MLP))
+_GRANITE_SHARED = replace(_GRANITE_MOE, groups=_ATTENTION + in_some_layers(*_GRANITE_MLP))
 _GRANITE_HYBRID = replace(
     _GRANITE_SHARED,
-    groups=_in_some_layers(*_GRANITE_SHARED.groups),
+    groups=in_some_layers(*_GRANITE_SHARED.groups),
     # vLLM calls by two names what is `mamba` in a checkpoint.
     ignore=("lm_head", r"re:.*\.(mamba|mixer)\..*", _GRANITE_ROUTER),
 )
@@ -187,13 +165,31 @@ _GEMMA4 = Family(
     handed_on="shared_kv_states",
     sized_by_layers=("model.embed_tokens_per_layer", "model.per_layer_model_projection"),
 )
+_W = ("w1", "w3", "w2")
+"""What some call gate, up, and what reads their products."""
 _MIXTRAL = _mixture(
     ignore=("lm_head", r"re:.*\.block_sparse_moe\.gate"),
-    gated=("w1", "w3", "w2"),
+    gated=_W,
     renamed=(("mlp", "block_sparse_moe"),),
 )
-_SHARED_EXPERT = _gated_mlp("mlp.shared_expert", "shared_")
-_SHARED_EXPERTS = _gated_mlp("mlp.shared_experts", "shared_")
+_SHORT_CONVOLUTIONS = in_some_layers(
+    SharedInputGroup("qkv", QKV),
+    SharedInputGroup("o", ("self_attn.out_proj",), Fold.VALUE_HEADS, _VALUES),
+    SharedInputGroup("conv_in", ("conv.in_proj",)),
+    # A fold would have to move the channels of the convolution as well.
+    SharedInputGroup("conv_out", ("conv.out_proj",)),
+)
+_LFM2_MLP = gated_mlp("feed_forward", gated=_W)
+_LFM2 = Family("model.layers", (*_SHORT_CONVOLUTIONS, *_LFM2_MLP), ignore=("lm_head",))
+_LFM2_MOE = _mixture(
+    *_LFM2_MLP,
+    attention=_SHORT_CONVOLUTIONS,
+    ignore=("lm_head", r"re:.*\.feed_forward\.gate"),
+    experts="feed_forward.experts",
+    gated=_W,
+)
+_SHARED_EXPERT = gated_mlp("mlp.shared_expert", "shared_")
+_SHARED_EXPERTS = gated_mlp("mlp.shared_experts", "shared_")
 _DEEPSEEK = _mixture(
     *_GATED_MLP,
     *_SHARED_EXPERTS,
@@ -208,7 +204,7 @@ _QWEN3_5_MOE = Family(
 )
 _QWEN3_NEXT = Family(
     "model.layers",
-    (*_gated_hybrid("in_proj_qkvz"), *_in_some_layers(*_GATED_MLP, *_SHARED_EXPERT)),
+    (*_gated_hybrid("in_proj_qkvz"), *in_some_layers(*_GATED_MLP, *_SHARED_EXPERT)),
     ignore=("lm_head", r"re:.*\.linear_attn\.in_proj_ba", *_ROUTERS, MORE_TOKENS_IGNORED),
     experts="mlp.experts",
 )
@@ -221,7 +217,7 @@ _STARCODER2 = Family(
 _OPT = Family(
     "model.decoder.layers",
     (
-        SharedInputGroup("qkv", _QKV),
+        SharedInputGroup("qkv", QKV),
         SharedInputGroup("o", ("self_attn.out_proj",), Fold.VALUE_HEADS, _VALUES),
         *_mlp("fc1", "fc2"),
     ),
@@ -274,6 +270,8 @@ FAMILIES: Mapping[str, Family] = {
     "flex_olmo": _mixture(),
     "mellum": _mixture(*_GATED_MLP),
     "mixtral": _MIXTRAL,
+    "lfm2": _LFM2,
+    "lfm2_moe": _LFM2_MOE,
     "cohere": _LLAMA,
     "cohere2": _LLAMA,
     "cohere2_moe": _mixture(*_GATED_MLP, *_SHARED_EXPERTS),
@@ -288,7 +286,7 @@ FAMILIES: Mapping[str, Family] = {
     "seed_oss": _LLAMA,
     "hunyuan_v1_dense": _LLAMA,
     "hunyuan_v1_moe": _mixture(
-        *_gated_mlp("mlp.shared_mlp", "shared_"), ignore=("lm_head", r"re:.*\.mlp\.gate\.wg")
+        *gated_mlp("mlp.shared_mlp", "shared_"), ignore=("lm_head", r"re:.*\.mlp\.gate\.wg")
     ),
     "glm": _GLM4,
     "glm4_moe": _mixture(*_GATED_MLP, *_SHARED_EXPERTS),
@@ -322,75 +320,3 @@ SAME_ON_TEXT: Mapping[str, str] = {
     "qwen3_vl_text": "qwen3",
 }
 """Language models that are those of a family as long as no image is among their tokens."""
-
-
-def inner_family(config: Any) -> str | None:
-    """Name in ``FAMILIES`` of the language model inside a configuration; None where it has none."""
-    model_type = str(getattr(getattr(config, "text_config", None), "model_type", None))
-    name = SAME_ON_TEXT.get(model_type, model_type)
-    return name if name in FAMILIES and FAMILIES[name].layers == "model.layers" else None
-
-
-def family_of(config: Any) -> Family:
-    """Return the family of a transformers configuration.
-
-    Raises:
-        OfflineError: its ``model_type`` is not in the table, or it has experts of another form.
-    """
-    model_type = str(getattr(config, "model_type", None))
-    if model_type not in FAMILIES:
-        raise OfflineError(
-            f"model_type {model_type!r} is not supported; supported are "
-            f"{', '.join(sorted(FAMILIES))}. {_remedy(config)}"
-        )
-    family = FAMILIES[model_type]
-    family = replace(family, groups=_with_its_queries(family.groups, config))
-    if family.handed_on:
-        family = replace(
-            family,
-            read_by_others=layers_that_hand_on(config),
-            sharing=bool(layers_that_share(config)),
-            lacks=_lacks(config),
-        )
-    if family.experts and (count := experts_in(config)):
-        check_form(config)
-        experts = _experts_of(family, count, experts_taken(config) / count)
-        return replace(family, groups=family.groups + experts)
-    if family.experts:  # beside an MLP that is always there
-        return replace(family, experts="")
-    for name in EXPERT_COUNTS:
-        count = getattr(config, name, None) or 0
-        if count:
-            mixtures = ", ".join(sorted(known for known, one in FAMILIES.items() if one.experts))
-            raise OfflineError(
-                f"the model has {count} experts ({name}), and of the mixtures of experts only "
-                f"{mixtures} are supported: give one of these, or a model of {model_type!r} "
-                "without experts."
-            )
-    return family
-
-
-def _with_its_queries(groups: Groups, config: Any) -> Groups:
-    """Leave out the other of two ways to the queries of latent attention, in one step or two."""
-    in_steps = getattr(config, "q_lora_rank", None) is not None
-    others = (_QUERIES_AT_ONCE,) if in_steps else _QUERIES_IN_STEPS
-    return tuple(one for one in groups if one not in others)
-
-
-def _lacks(config: Any) -> dict[int, frozenset[str]]:
-    """What some decoder layers do not have: keys and values of their own, or these alone."""
-    without_values = dict.fromkeys(layers_with_keys_as_values(config), frozenset(_QKV[2:]))
-    return without_values | dict.fromkeys(layers_that_share(config), frozenset(_QKV[1:]))
-
-
-def _remedy(config: Any) -> str:
-    if inner_family(config) is not None:
-        return (
-            f"Its language model, of model_type {config.text_config.model_type!r}, is, but the "
-            f"checkpoint has it under none of the names {', '.join(name for name, _ in WRAPPINGS)}:"
-            " load it with transformers, `save_pretrained` it, and prune that."
-        )
-    return (
-        "Prune a model of one of these. CONTRIBUTING.md says how a family is added: if its layers "
-        "have the form of these, by an entry of FAMILIES and a test."
-    )

@@ -9,15 +9,9 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from permllm_offline.model.families import (
-    FAMILIES,
-    MORE_TOKENS,
-    MORE_TOKENS_IGNORED,
-    WRAPPINGS,
-    family_of,
-    inner_family,
-)
+from permllm_offline.model.families import FAMILIES, MORE_TOKENS, MORE_TOKENS_IGNORED, WRAPPINGS
 from permllm_offline.model.family import Family
+from permllm_offline.model.lookup import family_of, inner_family
 from permllm_offline.model.renaming import Renamed, own_part, stored_part
 from permllm_vllm.checkpoint.headers import natural_order
 from permllm_vllm.checkpoint.ignoring import REGEX_PREFIX

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from permllm_offline.model.decoder_calls import record_calls, run_windows
-from permllm_offline.model.families import family_of
+from permllm_offline.model.lookup import family_of
 from tests.offline.tiny_models import tiny_model
 
 

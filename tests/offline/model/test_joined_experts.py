@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM
 from permllm_offline.api import prune
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
-from permllm_offline.model.families import FAMILIES, family_of
+from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.joined_experts import joined_experts
 from permllm_offline.model.loading import load_model, load_served, open_source
+from permllm_offline.model.lookup import family_of
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
 from tests.offline.test_experts import SIZES
