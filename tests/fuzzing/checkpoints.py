@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import replace
 from functools import cache
@@ -332,5 +333,6 @@ def reshaped(choices: Choices, tensor: Stored) -> Stored:
     if how == 2:
         return replace(tensor, shape=list(reversed(tensor.shape)))
     rows = choices.below(4)
-    row = len(tensor.content) // max(tensor.shape[0], 1)
-    return Stored(tensor.dtype, [rows, *tensor.shape[1:]], (tensor.content * 3)[: rows * row])
+    row = size * math.prod(tensor.shape[1:])
+    content = (tensor.content or bytes(row)) * 3  # nothing is left of what had no rows before
+    return Stored(tensor.dtype, [rows, *tensor.shape[1:]], content[: rows * row])

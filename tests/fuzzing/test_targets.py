@@ -1,5 +1,6 @@
 """The quick form of `make fuzz`: seeded inputs, and proof that a bug would be found."""
 
+import math
 import random
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 from permllm_vllm import ops
 from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY, instruction_sets
 from tests.fuzzing import plain
-from tests.fuzzing.checkpoints import right_weight
+from tests.fuzzing.checkpoints import reshaped, right_weight
 from tests.fuzzing.choices import Choices
 from tests.fuzzing.mutations import encoded
 from tests.fuzzing.operators import DTYPES, damage_argument
@@ -53,6 +54,15 @@ def fuzz(target: str, inputs: int, seed: int) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_input_is_answered_wrongly(target: str) -> None:
     fuzz(target, INPUTS[target], seed=2026)
+
+
+def test_a_tensor_that_lost_its_rows_gets_as_many_numbers_as_it_says() -> None:
+    for data in range(4**4):
+        tensor = plain.Stored("BF16", [3, 2], bytes(range(12)))
+        choices = Choices(bytes(data >> shift & 3 for shift in (0, 2, 4, 6)))
+        for _ in range(2):
+            tensor = reshaped(choices, tensor)
+            assert len(tensor.content) == 2 * math.prod(tensor.shape)
 
 
 @pytest.mark.parametrize("target", TARGETS)
