@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from permllm_offline.model.joined_experts import joined_experts
+from permllm_offline.model.language_model import language_model_of
 from permllm_vllm.checkpoint.writer import write_checkpoint
 
 from .packages import cache_dir, fetch_wheel, made_by_one
@@ -117,6 +119,44 @@ SHAPES: dict[str, dict[str, Any]] = {
         "topk_method": "noaux_tc",
         "scoring_func": "sigmoid",
         "vocab_size": 25856,
+    },
+    "lfm2-1.2b": {
+        "model_type": "lfm2",
+        "hidden_size": 2048,
+        "intermediate_size": 12288,  # of which the class takes two thirds
+        "num_hidden_layers": 16,
+        "layer_types": [
+            "full_attention" if layer in (2, 5, 8, 10, 12, 14) else "conv" for layer in range(16)
+        ],
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "conv_L_cache": 3,
+        "conv_dim": 2048,
+        "block_dim": 2048,
+        "vocab_size": 65536,
+        "tie_word_embeddings": True,
+    },
+    # Half of its 40 layers and 100352 words.
+    "granite-4.0-h-tiny-half": {
+        "model_type": "granitemoehybrid",
+        "hidden_size": 1536,
+        "intermediate_size": 512,
+        "shared_intermediate_size": 1024,
+        "num_hidden_layers": 20,
+        "layer_types": ["attention" if layer in (5, 15) else "mamba" for layer in range(20)],
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "num_local_experts": 64,
+        "num_experts_per_tok": 6,
+        "mamba_n_heads": 48,
+        "mamba_d_state": 128,
+        "position_embedding_type": "nope",
+        "embedding_multiplier": 12,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.0078125,
+        "logits_scaling": 6,
+        "vocab_size": 50176,
+        "tie_word_embeddings": True,
     },
     "olmoe-1b-7b": {
         "model_type": "olmoe",
@@ -288,11 +328,14 @@ def random_model(name: str, max_shard_bytes: int = SHARD_BYTES) -> Path:
     parameters = dict(model.named_parameters())  # tied ones once, and buffers that are stored
     tied = dict(model.named_parameters(remove_duplicate=False)).keys() - parameters.keys()
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
+    language = language_model_of(config, ())
+    shapes = {language.names.stored(name): shape for name, shape in shapes.items()}
+    tensors = _random_tensors(shapes, config.initializer_range)
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         write_checkpoint(
             output,
-            _random_tensors(shapes, config.initializer_range),
+            joined_experts(tensors, language.family()),
             None,
             folder,
             force=True,  # over what an interrupted run has left

@@ -29,6 +29,7 @@ from permllm_vllm.quantization.head import head_method
 from permllm_vllm.quantization.inductor import KEPT
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from permllm_vllm.quantization.names import checkpoint_name, original_names
+from permllm_vllm.quantization.partition import refuse_repeated_groups
 from permllm_vllm.quantization.served import ServedLayers, kernels
 from permllm_vllm.quantization.unfolding import Unfolding
 from permllm_vllm.quantization.weight_files import require_safetensors
@@ -42,6 +43,8 @@ A layer of that name in one part is one module of the checkpoint: Phi-3's in its
 """
 STORED_WHOLE = {"glm4": frozenset({"gate_up_proj"})}
 """By `model_type`, fused layers that a checkpoint has as one module, though vLLM lists parts."""
+OTHERWISE_CALLED = {"granitemoehybrid": (".mixer.", ".mamba.")}
+"""By `model_type`, a part of vLLM's names of modules, and what checkpoints call it."""
 IGNORED = "left dense (`ignore`)"
 PERMUTED = "permuted at run time (`runtime_permuted`)"
 FOLDED = "with a folded permutation (`folded`)"
@@ -62,6 +65,7 @@ class PermLLMConfig(QuantizationConfig):
         self._unfolding: Unfolding | None = None
         self._mappers: list[Any] = []
         self._stored_whole: frozenset[str] = frozenset()
+        self._called: tuple[str, str] | None = None
 
     @property
     def checkpoint(self) -> schema.QuantizationConfig:
@@ -126,6 +130,7 @@ class PermLLMConfig(QuantizationConfig):
             )
         if hf_config is not None:
             self._stored_whole = STORED_WHOLE.get(hf_config.model_type, frozenset())
+            self._called = OTHERWISE_CALLED.get(hf_config.model_type)
             operands = f"{kernels()}, {KEPT}, checkpoint {_digest(self._checkpoint)}"
             for config in (hf_config, hf_config.get_text_config()):
                 config.permllm_operands = operands
@@ -169,6 +174,7 @@ class PermLLMConfig(QuantizationConfig):
         if ignored:
             return DenseLinearMethod(self.checkpoint, prefix, modules)
         self._refuse_requantizing(layer, prefix)
+        refuse_repeated_groups(layer, prefix)
         return PermLLMLinearMethod(
             self.checkpoint,
             self.served,
@@ -195,9 +201,12 @@ class PermLLMConfig(QuantizationConfig):
 
     def _modules(self, layer: Any, prefix: str) -> list[str]:
         """Module names of the checkpoint that vLLM fused into the layer `prefix`."""
-        parent, dot, leaf = checkpoint_name(prefix).rpartition(".")
+        name = checkpoint_name(prefix)
+        if self._called is not None:
+            name = name.replace(*self._called)
+        parent, dot, leaf = name.rpartition(".")
         if leaf in self._stored_whole:
-            return [checkpoint_name(prefix)]
+            return [name]
         late = TOLD_LATE.get(leaf, [leaf])
         if len(getattr(layer, "output_sizes", [leaf])) != len(late):
             late = [leaf]

@@ -143,12 +143,12 @@ _GRANITE_MOE = _mixture(
 )
 _GRANITE_MLP = _fused_gated_mlp("shared_mlp.input_linear", "shared_mlp.output_linear")
 _GRANITE_SHARED = replace(_GRANITE_MOE, groups=_ATTENTION + in_some_layers(*_GRANITE_MLP))
-_GRANITE_HYBRID = replace(
-    _GRANITE_SHARED,
-    groups=in_some_layers(*_GRANITE_SHARED.groups),
-    # vLLM calls by two names what is `mamba` in a checkpoint.
-    ignore=("lm_head", r"re:.*\.(mamba|mixer)\..*", _GRANITE_ROUTER),
+_MAMBA = (
+    SharedInputGroup("mamba_in", ("mamba.in_proj",)),
+    # Between the two lie a convolution, the scan and a norm with a gate.
+    SharedInputGroup("mamba_out", ("mamba.out_proj",)),
 )
+_GRANITE_HYBRID = replace(_GRANITE_SHARED, groups=in_some_layers(*_MAMBA, *_GRANITE_SHARED.groups))
 # What a token adds to each layer passes through few channels, and is dense in all.
 _GEMMA4 = Family(
     "model.layers",
