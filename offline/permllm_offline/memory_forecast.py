@@ -111,6 +111,8 @@ def _streamed(
     at_the_ends = states + (rest if tied else rest - head) + _logit_bytes(prepared)
     # Before the layers come the tensors left dense: one is read while others wait in their file.
     left_dense = [linear.dense_bytes for linear in plan.every_linear if not linear.pruned]
+    if plan.family.joined:  # and those of a layer's experts are joined
+        left_dense += map(_dense_bytes, map(_dense_experts, by_layer))
     largest = max([head, by_token, *left_dense])
     writing = max(shard + max(map(_baked, by_layer)), max(shard, largest) + largest)
     sampling = 0
@@ -144,6 +146,11 @@ def _layer_bytes(recipe: Recipe, prepared: Prepared, linears: Sequence[PlannedLi
             _reconstructing(recipe, linears, item),
         )
     )
+
+
+def _dense_experts(linears: Sequence[PlannedLinear]) -> list[PlannedLinear]:
+    """The linears of a decoder layer's experts that stay dense."""
+    return [one for one in linears if one.layout.group.experts and not one.pruned]
 
 
 def _by_group(linears: Sequence[PlannedLinear]) -> list[list[PlannedLinear]]:

@@ -43,8 +43,11 @@ A layer of that name in one part is one module of the checkpoint: Phi-3's in its
 """
 STORED_WHOLE = {"glm4": frozenset({"gate_up_proj"})}
 """By `model_type`, fused layers that a checkpoint has as one module, though vLLM lists parts."""
-OTHERWISE_CALLED = {"granitemoehybrid": (".mixer.", ".mamba.")}
-"""By `model_type`, a part of vLLM's names of modules, and what checkpoints call it."""
+OTHERWISE_CALLED = {
+    "granitemoehybrid": (".mixer.", ".mamba."),
+    "lfm2_vl": ("language.", "language_model."),
+}
+"""By `model_type`, a part of what vLLM calls modules while it builds them, and of their names."""
 IGNORED = "left dense (`ignore`)"
 PERMUTED = "permuted at run time (`runtime_permuted`)"
 FOLDED = "with a folded permutation (`folded`)"
@@ -129,8 +132,9 @@ class PermLLMConfig(QuantizationConfig):
                 "rounding, depends on the number of tokens in a batch"
             )
         if hf_config is not None:
-            self._stored_whole = STORED_WHOLE.get(hf_config.model_type, frozenset())
-            self._called = OTHERWISE_CALLED.get(hf_config.model_type)
+            for config in (hf_config, hf_config.get_text_config()):
+                self._stored_whole |= STORED_WHOLE.get(config.model_type, frozenset())
+                self._called = self._called or OTHERWISE_CALLED.get(config.model_type)
             operands = f"{kernels()}, {KEPT}, checkpoint {_digest(self._checkpoint)}"
             for config in (hf_config, hf_config.get_text_config()):
                 config.permllm_operands = operands

@@ -126,8 +126,8 @@ def _load(
     A plain function that takes everything from `param`, as `parameters.load_checked`.
     """
     expert = param.stack.local_expert(expert_id)
-    if expert < 0:  # of another rank
-        return False if return_success else None
+    if expert < 0:  # of another rank, and done with: Granite 4 looks no further then
+        return True if return_success else None
     source, part = param.sources[expert], PARTS[shard_id]
     source.check(loaded_weight, (part,))
     if not param.is_meta:
@@ -140,14 +140,14 @@ def _load(
 
 def _refuse(
     param: Any, loaded_weight: Tensor, weight_name: str, shard_id: str, expert_id: int, **_: Any
-) -> None:
+) -> bool:
     """The `weight_loader` of what must not be there; raises CheckpointError with its name.
 
     Tensors of another rank's experts are left for that rank to refuse.
     """
     expert = param.stack.local_expert(expert_id)
     if expert < 0:
-        return
+        return True
     source = param.sources[expert]
     raise CheckpointError(
         f"{source.name((PARTS[shard_id],))} is in the checkpoint, but its quantization_config "

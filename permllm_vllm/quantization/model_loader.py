@@ -19,7 +19,7 @@ from permllm_vllm.compat import (
 )
 from permllm_vllm.quantization.cpu_loading import OnCpu
 from permllm_vllm.quantization.dense import DenseLinearMethod
-from permllm_vllm.quantization.expert_names import parameters_of_every_kind
+from permllm_vllm.quantization.expert_names import find_every_kind
 from permllm_vllm.quantization.experts import PermLLMExpertsMethod
 from permllm_vllm.quantization.head import adopt_heads
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
@@ -48,8 +48,9 @@ class CompleteModelLoader(OnCpu, DefaultModelLoader):
         self.names.clear()
         if self.is_sparse and self.enable_weights_track is None:
             self.enable_weights_track = True
-        with parameters_of_every_kind(model):
-            super().load_weights(model, model_config)
+        if self.is_sparse:
+            find_every_kind(model)
+        super().load_weights(model, model_config)
         if self.is_sparse:
             _adopt_heads(model, model_config)
 
@@ -89,9 +90,11 @@ class StreamingLoader(OnCpu, STREAMED):
 
     def load_weights(self, model: Module, model_config: Any) -> None:
         """Load, and see to heads that vLLM kept to itself."""
-        with parameters_of_every_kind(model):
-            super().load_weights(model, model_config)
-        if model_config.quantization == schema.QUANT_METHOD:
+        is_sparse = model_config.quantization == schema.QUANT_METHOD
+        if is_sparse:
+            find_every_kind(model)
+        super().load_weights(model, model_config)
+        if is_sparse:
             _adopt_heads(model, model_config)
 
 

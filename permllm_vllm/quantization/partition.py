@@ -42,7 +42,6 @@ def refuse_repeated_groups(layer: Any, prefix: str) -> None:
     if whole and prefix.endswith(".mixer.in_proj") and layer.tp_size > 1:
         raise NotImplementedError(
             f"of {prefix}, vLLM repeats groups of rows in each of {layer.tp_size} ranks, which "
-            "sparse layers do not: serve with --pipeline-parallel-size in place of "
-            "--tensor-parallel-size, or prune the model with these layers left dense: "
-            r"--ignore 're:.*\.mamba\..*'."
+            "sparse layers do not: serve with --tensor-parallel-size 1, or prune the model with "
+            r"these layers left dense: --ignore 're:.*\.mamba\..*'."
         )

@@ -143,7 +143,8 @@ class LibraryBuild:
         """End what still runs: nobody will ask for it."""
         self._stopped = True
         while self._waiting.is_alive():
-            for process in (self._process, *([self._later] if self._later else [])):
+            running = [self._process] if self._status is None else []
+            for process in (*running, *([self._later] if self._later else [])):
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGTERM)
             self._waiting.join(timeout=1)

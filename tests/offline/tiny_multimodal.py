@@ -149,6 +149,12 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
         | {"image_size": [4 * PATCH] * 2, "patch_size": [PATCH] * 2},
         "image_token_id": IMAGE,
     },
+    "lfm2_vl": {
+        "text_config": _text("lfm2", architectures=["Lfm2ForCausalLM"]),
+        "vision_config": TOWER | {"model_type": "siglip2_vision_model", "num_patches": 16},
+        "image_token_id": IMAGE,
+        "projector_hidden_size": 64,
+    },
     "smolvlm": {
         "text_config": _text("llama"),
         "vision_config": TOWER | {"model_type": "smolvlm_vision"},

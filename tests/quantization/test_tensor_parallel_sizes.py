@@ -55,6 +55,6 @@ def test_rows_that_ranks_repeat_are_refused(on_rank: OnRank) -> None:
     ColumnParallelLinear(64, 24, **given)
     on_rank(0, 2)
     MergedColumnParallelLinear(64, [8, 16], **given)
-    with pytest.raises(NotImplementedError, match=r"each of 2 ranks.*--pipeline-parallel-size"):
+    with pytest.raises(NotImplementedError, match=r"each of 2 ranks.*--tensor-parallel-size 1"):
         ColumnParallelLinear(64, 24, **given)
     ColumnParallelLinear(64, 24, **given | {"prefix": DOWN})

@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.checkpoint.pattern import Pattern
+from tests.offline.baked_models import bake, decisions_of
+from tests.offline.tiny_models import GRANITE_HYBRID_EXPERTS, tiny_model
 from tests.serving.checkpoints import Twins, corrupt, prune, random_mixtral
 from tests.serving.engine import PROMPTS, Engines
 
@@ -46,6 +50,27 @@ def test_two_ranks(engines: Engines, twins: Twins, whole: bool) -> None:
     """Each rank has half of every expert, or every second expert."""
     one = engines.run(twins.sparse, PROMPTS)
     two = engines.run(twins.sparse, PROMPTS, tensor_parallel_size=2, enable_expert_parallel=whole)
+    assert two.backends == {kernel: 2 * layers for kernel, layers in one.backends.items()}
+    assert two.tokens() == one.tokens()
+    assert two.difference(one) < TOLERANCE
+
+
+def test_two_ranks_of_granite(engines: Engines, tmp_path: Path) -> None:
+    """Each has every second expert, which vLLM loads by names of its own, and half of the groups
+    of a Mamba layer."""
+    sizes = GRANITE_HYBRID_EXPERTS | {"mamba_n_groups": 2, "num_key_value_heads": 2}
+    model = tiny_model("granitemoehybrid", **sizes).to(torch.bfloat16)
+    pattern, prompts = Pattern(2, 4), [range(2, 42), range(7, 20)]
+    bake(model, decisions_of(model, pattern, 64), pattern, 64, tmp_path / "sparse")
+    one = engines.run(tmp_path / "sparse", prompts, max_model_len=64)
+    two = engines.run(
+        tmp_path / "sparse",
+        prompts,
+        max_model_len=64,
+        tensor_parallel_size=2,
+        enable_expert_parallel=True,
+    )
+    assert one.backends == {"cpu bfloat16": 8, "experts cpu bfloat16": 2}
     assert two.backends == {kernel: 2 * layers for kernel, layers in one.backends.items()}
     assert two.tokens() == one.tokens()
     assert two.difference(one) < TOLERANCE

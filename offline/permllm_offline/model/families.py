@@ -148,7 +148,7 @@ _MAMBA = (
     # Between the two lie a convolution, the scan and a norm with a gate.
     SharedInputGroup("mamba_out", ("mamba.out_proj",)),
 )
-_GRANITE_HYBRID = replace(_GRANITE_SHARED, groups=in_some_layers(*_MAMBA, *_GRANITE_SHARED.groups))
+_GRANITE_HYBRID = replace(_GRANITE_MOE, groups=in_some_layers(*_MAMBA, *_ATTENTION) + _GRANITE_MLP)
 # What a token adds to each layer passes through few channels, and is dense in all.
 _GEMMA4 = Family(
     "model.layers",

@@ -16,6 +16,7 @@ from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.joined_experts import joined_experts
 from permllm_offline.model.loading import load_model, load_served, open_source
 from permllm_offline.model.lookup import family_of
+from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
 from tests.offline.test_experts import SIZES
@@ -83,6 +84,14 @@ def test_no_tensor_waits_but_parts() -> None:
     assert name == "model.layers.0.block_sparse_moe.output_linear.weight"
     assert tensor.shape == (4, 2, 3)
     assert read == names
+
+
+def test_a_part_that_never_comes_is_missed() -> None:
+    family = family_of(tiny_model("granitemoe").config)
+    experts = "model.layers.0.block_sparse_moe.experts"
+    tensors = [(f"{experts}.{n}.down_proj.weight", torch.zeros(2, 3)) for n in range(3)]
+    with pytest.raises(CheckpointError, match=r"output_linear\.weight: .*1 parts are missing"):
+        list(joined_experts(tensors, family))
 
 
 @pytest.mark.parametrize("model_type", JOINED)
