@@ -33,6 +33,7 @@ TOWERS = {
     "qwen2_5_vl": [r"re:visual\..*"],
     "gemma4": [r"re:model\.embed_vision\..*", r"re:model\.vision_tower\..*"],
     "gemma4_unified": [r"re:model\.embed_vision\..*", r"re:model\.vision_embedder\..*"],
+    "lfm2_vl": [r"re:model\.multi_modal_projector\..*", r"re:model\.vision_tower\..*"],
     "smolvlm": [r"re:model\.connector\..*", r"re:model\.vision_model\..*"],
 }
 OTHERS = [r"re:multi_modal_projector\..*", r"re:vision_tower\..*"]

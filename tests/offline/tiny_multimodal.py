@@ -150,7 +150,7 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
         "image_token_id": IMAGE,
     },
     "lfm2_vl": {
-        "text_config": _text("lfm2", architectures=["Lfm2ForCausalLM"]),
+        "text_config": _text("lfm2", architectures=["Lfm2ForCausalLM"], tie_word_embeddings=True),
         "vision_config": TOWER | {"model_type": "siglip2_vision_model", "num_patches": 16},
         "image_token_id": IMAGE,
         "projector_hidden_size": 64,
@@ -162,6 +162,8 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+TIED = ("lfm2_vl",)
+"""As all published ones are; vLLM knows no other."""
 OF_THE_HUB = {
     "gemma3": ("vision_tower.", "vision_tower.vision_model."),
     "llava": ("vision_tower.", "vision_tower.vision_model."),
@@ -172,6 +174,7 @@ OF_THE_HUB = {
 def tiny_multimodal(model_type: str, directory: Path, *, tied: bool = False) -> Path:
     """Write a random model of bfloat16 with a tokenizer; weights are large enough to matter."""
     torch.manual_seed(0)
+    tied = tied or model_type in TIED
     config = AutoConfig.for_model(
         model_type, tie_word_embeddings=tied, **CONFIGURATIONS[model_type]
     )
