@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from permllm_offline.calibrated import Calibrated
 from permllm_offline.model.float32_products import contexts_of_recomputation
-from permllm_offline.model.plan import Plan, PlannedLinear
+from permllm_offline.model.plan import Plan, PlannedLinear, between_bytes
 from permllm_offline.recipe_schema import Checkpointing
 
 RECOMPUTE_ABOVE_BYTES = 8 << 30
@@ -50,15 +50,9 @@ def activations_are_large(calibrated: Calibrated, windows: int, share: float = 1
 
 
 def activation_bytes(linears: Sequence[PlannedLinear], tokens: int, item: int) -> int:
-    """Estimate what a backward pass over these linears keeps of the forward pass.
-
-    Each linear keeps its input, and what lies between two linears about as much again.
-    """
-    channels = sum(
-        linear.layout.group.share * (linear.layout.in_features + linear.out_features)
-        for linear in linears
-    )
-    return round(2 * channels * tokens * item)
+    """Estimate what a backward pass over these linears keeps of the forward pass."""
+    beside = sum(linear.kept_beside for linear in linears)
+    return round((between_bytes(linears, item) + beside) * tokens)
 
 
 def held_activation_bytes(

@@ -129,7 +129,12 @@ MORE_TOKENS_IGNORED = rf"re:{MORE_TOKENS}\..*"
 _QWEN3_5_ATTENTION = _gated_hybrid("in_proj_qkv", "in_proj_z")
 # Gates of linear attention have one row for each head, too little to prune.
 _QWEN3_5_IGNORE = ("lm_head", r"re:.*\.linear_attn\.in_proj_[ab]", MORE_TOKENS_IGNORED)
-_QWEN3_5 = Family("model.layers", (*_QWEN3_5_ATTENTION, *_GATED_MLP), ignore=_QWEN3_5_IGNORE)
+_QWEN3_5 = Family(
+    "model.layers",
+    (*_QWEN3_5_ATTENTION, *_GATED_MLP),
+    ignore=_QWEN3_5_IGNORE,
+    recurrent="linear_attn",
+)
 _GRANITE_ROUTER = r"re:.*\.block_sparse_moe\.router\.layer"
 _GRANITE_MOE = _mixture(
     ignore=("lm_head", _GRANITE_ROUTER),
@@ -148,7 +153,11 @@ _MAMBA = (
     # Between the two lie a convolution, the scan and a norm with a gate.
     SharedInputGroup("mamba_out", ("mamba.out_proj",)),
 )
-_GRANITE_HYBRID = replace(_GRANITE_MOE, groups=in_some_layers(*_MAMBA, *_ATTENTION) + _GRANITE_MLP)
+_GRANITE_HYBRID = replace(
+    _GRANITE_MOE,
+    groups=in_some_layers(*_MAMBA, *_ATTENTION) + _GRANITE_MLP,
+    recurrent="mamba",
+)
 # What a token adds to each layer passes through few channels, and is dense in all.
 _GEMMA4 = Family(
     "model.layers",
@@ -201,12 +210,14 @@ _QWEN3_5_MOE = Family(
     (*_QWEN3_5_ATTENTION, *_SHARED_EXPERT),
     ignore=(*_QWEN3_5_IGNORE, *_ROUTERS),
     experts="mlp.experts",
+    recurrent="linear_attn",
 )
 _QWEN3_NEXT = Family(
     "model.layers",
     (*_gated_hybrid("in_proj_qkvz"), *in_some_layers(*_GATED_MLP, *_SHARED_EXPERT)),
     ignore=("lm_head", r"re:.*\.linear_attn\.in_proj_ba", *_ROUTERS, MORE_TOKENS_IGNORED),
     experts="mlp.experts",
+    recurrent="linear_attn",
 )
 _UP_DOWN = Family(
     "model.layers", _ATTENTION + _mlp("mlp.up_proj", "mlp.down_proj"), ignore=("lm_head",)

@@ -61,6 +61,7 @@ class Family:
     may call parts of a layer otherwise: ``renamed`` has pairs of what the model and they call one,
     as Transformers changes it while it loads. Names in ``ignore`` are those of the checkpoint.
 
+    ``recurrent`` is the module, of some layers, in which states pass from token to token.
     ``by_token`` are arguments of a layer's call that follow from each token alone; ``handed_on`` is
     the argument in which layers leave keys and values for others, a dictionary.
     ``sized_by_layers`` are modules outside the layers whose output has a part for each of them: an
@@ -77,6 +78,7 @@ class Family:
     joined: bool = False
     renamed: tuple[tuple[str, str], ...] = ()
     stored_layers: str = ""
+    recurrent: str = ""
     by_token: tuple[str, ...] = ()
     handed_on: str = ""
     read_by_others: frozenset[int] = frozenset()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -18,6 +18,7 @@ from permllm_offline.model.ignored import ignored_linears
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import Source
 from permllm_offline.model.modules import decoder_layers, has_module, linear_of
+from permllm_offline.model.recurrence import kept_bytes
 from permllm_offline.model.skeleton import skeleton_of
 from permllm_vllm.checkpoint.pattern import Pattern
 
@@ -26,7 +27,9 @@ from permllm_vllm.checkpoint.pattern import Pattern
 class PlannedLinear:
     """One linear layer of a decoder layer and its bytes, dense and in the checkpoint.
 
-    ``pruned`` is false where it stays dense by choice.
+    ``pruned`` is false where it stays dense by choice. ``kept_beside`` is what a recurrence between
+    it and other linears keeps for a backward pass, in bytes for each token, beyond what lies
+    between linears elsewhere.
     """
 
     name: str
@@ -36,6 +39,7 @@ class PlannedLinear:
     dense_bytes: int
     sparse_bytes: int
     pruned: bool = True
+    kept_beside: float = 0.0
 
     @property
     def weights(self) -> int:
@@ -176,6 +180,7 @@ def make_plan(
                 _check_sizes(name, layout, permuted)
                 planned = _plan_linear(name, layout, module, pattern, permuted, dtype, int8)
                 by_layer[-1].append(planned)
+    _count_recurrences(decoder, family, by_layer, dtype)
     everything = _stored_numbers(skeleton) * dtype.itemsize
     saved = sum(one.dense_bytes - one.sparse_bytes for linears in by_layer for one in linears)
     hidden_size = by_layer[0][0].layout.in_features
@@ -197,6 +202,41 @@ def make_plan(
         token_channels=of_tokens[-1][0] if of_tokens else 0,
         token_weights=max(map(math.prod, of_tokens), default=0),
     )
+
+
+def between_bytes(linears: Iterable[PlannedLinear], item: int) -> float:
+    """What a backward pass keeps for each token, as far as linears tell; ``item`` of a number.
+
+    Each keeps its input, and what lies between two linears is about as much again.
+    """
+    return (
+        2
+        * item
+        * sum(
+            one.layout.group.share * (one.layout.in_features + one.out_features) for one in linears
+        )
+    )
+
+
+def _count_recurrences(
+    decoder: Sequence[nn.Module],
+    family: Family,
+    by_layer: Sequence[list[PlannedLinear]],
+    dtype: torch.dtype,
+) -> None:
+    """Give the first linear of each recurrent module what that keeps beside linears."""
+    beside: float | None = None  # all are of one size
+    for index, (layer, linears) in enumerate(zip(decoder, by_layer, strict=True)):
+        prefix = family.stored_name(index, f"{family.recurrent}.")
+        inside = [at for at, one in enumerate(linears) if one.name.startswith(prefix)]
+        if not family.recurrent or not inside:
+            continue
+        first = linears[inside[0]]
+        if beside is None:
+            module = layer.get_submodule(family.recurrent)
+            whole = kept_bytes(module, first.layout.in_features, dtype)
+            beside = whole - between_bytes([linears[at] for at in inside], dtype.itemsize)
+        linears[inside[0]] = replace(first, kept_beside=max(beside, 0.0))
 
 
 def _stored_numbers(model: nn.Module) -> int:
