@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from permllm_offline.model.decoder_calls import hidden_of
 from permllm_offline.model.family import Family, SharedInputGroup
 from permllm_offline.model.modules import decoder_layers, has_module
 from permllm_offline.unreached import count_unreached, warn_unreached, with_stand_ins
@@ -157,8 +158,8 @@ def last_hidden_state(model: Any, family: Family, windows: Tensor) -> Tensor:
     """
     captured: list[Tensor] = []
 
-    def capture(module: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> None:
-        captured.append(output)
+    def capture(module: nn.Module, inputs: Sequence[Tensor], output: Any) -> None:
+        captured.append(hidden_of(output))
 
     handle = decoder_layers(model, family.layers)[-1].register_forward_hook(capture)
     try:

@@ -28,7 +28,7 @@ from permllm_vllm.quantization.experts import PermLLMExpertsMethod
 from permllm_vllm.quantization.head import head_method
 from permllm_vllm.quantization.inductor import KEPT
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
-from permllm_vllm.quantization.names import checkpoint_name, original_names
+from permllm_vllm.quantization.names import NAMINGS, Naming, checkpoint_name, original_names
 from permllm_vllm.quantization.partition import refuse_repeated_groups
 from permllm_vllm.quantization.served import ServedLayers, kernels
 from permllm_vllm.quantization.unfolding import Unfolding
@@ -43,11 +43,6 @@ A layer of that name in one part is one module of the checkpoint: Phi-3's in its
 """
 STORED_WHOLE = {"glm4": frozenset({"gate_up_proj"})}
 """By `model_type`, fused layers that a checkpoint has as one module, though vLLM lists parts."""
-OTHERWISE_CALLED = {
-    "granitemoehybrid": (".mixer.", ".mamba."),
-    "lfm2_vl": ("language.", "language_model."),
-}
-"""By `model_type`, a part of what vLLM calls modules while it builds them, and of their names."""
 IGNORED = "left dense (`ignore`)"
 PERMUTED = "permuted at run time (`runtime_permuted`)"
 FOLDED = "with a folded permutation (`folded`)"
@@ -68,7 +63,7 @@ class PermLLMConfig(QuantizationConfig):
         self._unfolding: Unfolding | None = None
         self._mappers: list[Any] = []
         self._stored_whole: frozenset[str] = frozenset()
-        self._called: tuple[str, str] | None = None
+        self._name: Callable[[str], str] = checkpoint_name
 
     @property
     def checkpoint(self) -> schema.QuantizationConfig:
@@ -134,7 +129,8 @@ class PermLLMConfig(QuantizationConfig):
         if hf_config is not None:
             for config in (hf_config, hf_config.get_text_config()):
                 self._stored_whole |= STORED_WHOLE.get(config.model_type, frozenset())
-                self._called = self._called or OTHERWISE_CALLED.get(config.model_type)
+                if (naming := NAMINGS.get(config.model_type)) is not None:
+                    self._name = partial(_named, naming, config)
             operands = f"{kernels()}, {KEPT}, checkpoint {_digest(self._checkpoint)}"
             for config in (hf_config, hf_config.get_text_config()):
                 config.permllm_operands = operands
@@ -205,9 +201,7 @@ class PermLLMConfig(QuantizationConfig):
 
     def _modules(self, layer: Any, prefix: str) -> list[str]:
         """Module names of the checkpoint that vLLM fused into the layer `prefix`."""
-        name = checkpoint_name(prefix)
-        if self._called is not None:
-            name = name.replace(*self._called)
+        name = self._name(prefix)
         parent, dot, leaf = name.rpartition(".")
         if leaf in self._stored_whole:
             return [name]
@@ -261,6 +255,10 @@ class PermLLMConfig(QuantizationConfig):
             permuted=agreed("runtime_permuted", PERMUTED),
             folded=agreed("folded", FOLDED),
         )
+
+
+def _named(naming: Naming, config: Any, prefix: str) -> str:
+    return naming(checkpoint_name(prefix), config)
 
 
 def _digest(checkpoint: schema.QuantizationConfig) -> str:

@@ -1,10 +1,38 @@
 """From vLLM's names of modules to those of the checkpoint."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 DRAFT_MODEL = "draft_model."
 """What vLLM puts before every name of a model that drafts for another (speculative decoding)."""
+
+Naming = Callable[[str, Any], str]
+"""What vLLM calls a module while it builds it, and the configuration -> its name in the model."""
+
+
+def _of_granite(prefix: str, config: Any) -> str:
+    return prefix.replace(".mixer.", ".mamba.")
+
+
+def _of_lfm2_vl(prefix: str, config: Any) -> str:
+    return prefix.replace("language.", "language_model.")
+
+
+def _of_falcon_h1(prefix: str, config: Any) -> str:
+    mixer = re.fullmatch(r"(.*)\.(\d+)\.mixer\.(\w+)", prefix)
+    if mixer is not None:  # numbered after the attention of all layers
+        layer = int(mixer[2]) - config.num_hidden_layers
+        return f"{mixer[1]}.layers.{layer}.mamba.mamba.{mixer[3]}"
+    return re.sub(r"(\.layers\.\d+)\.(qkv|o)_proj$", r"\1.self_attn.\2_proj", prefix)
+
+
+NAMINGS: Mapping[str, Naming] = {
+    "granitemoehybrid": _of_granite,
+    "lfm2_vl": _of_lfm2_vl,
+    "falcon_h1": _of_falcon_h1,
+}
+"""By `model_type`, where the two are not the same."""
 
 
 def checkpoint_name(prefix: str) -> str:

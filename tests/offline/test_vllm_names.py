@@ -33,6 +33,7 @@ SERVED = {
     "granitemoe": ("granitemoe", "GraniteMoeForCausalLM"),
     "granitemoeshared": ("granitemoeshared", "GraniteMoeSharedForCausalLM"),
     "granitemoehybrid": ("granitemoehybrid", "GraniteMoeHybridForCausalLM"),
+    "falcon_h1": ("falcon_h1", "FalconH1ForCausalLM"),
     "lfm2": ("lfm2", "Lfm2ForCausalLM"),
     "lfm2_moe": ("lfm2_moe", "Lfm2MoeForCausalLM"),
     "granite": ("granite", "GraniteForCausalLM"),

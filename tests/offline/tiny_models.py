@@ -142,6 +142,14 @@ SIZES: dict[str, dict[str, object]] = {
     "dots1": SHARED | {"first_k_dense_replace": 1},
     "solar_open": SHARED,
     "mixtral": OF_EXPERTS_ALONE,
+    "falcon_h1": LLAMA_LIKE
+    | TOKENS
+    | {"mamba_d_ssm": 256, "mamba_n_heads": 4, "mamba_d_state": 16, "mamba_rms_norm": True}
+    | {"mamba_norm_before_gate": False}
+    | {"embedding_multiplier": 3.0, "lm_head_multiplier": 0.5, "key_multiplier": 0.7}
+    | {"attention_in_multiplier": 0.8, "attention_out_multiplier": 1.2, "ssm_in_multiplier": 1.1}
+    | {"ssm_out_multiplier": 0.9, "mlp_multipliers": [0.8, 1.2]}
+    | {"ssm_multipliers": [0.9, 1.1, 0.8, 1.2, 1.3]},
     "lfm2": LLAMA_LIKE
     | TOKENS
     | {"layer_types": ["conv", "full_attention"], "conv_dim": 128, "block_dim": 128}

@@ -48,7 +48,7 @@ def record_calls(model: Any, family: Family, windows: Tensor) -> DecoderCalls:
     recorders = [_Recorder(layer, family, text) for layer in layers]
     states: list[Tensor] = []
 
-    def first(hidden_states: Tensor, *positional: Any, **keywords: Any) -> Tensor:
+    def first(hidden_states: Tensor, *positional: Any, **keywords: Any) -> Any:
         states.append(hidden_states.cpu())
         return recorders[0](hidden_states, *positional, **keywords)
 
@@ -89,14 +89,14 @@ class _Recorder:
         self._keywords: dict[str, Any] = {}
         self._by_token: dict[str, Tensor] = {}
 
-    def __call__(self, hidden_states: Tensor, *positional: Any, **keywords: Any) -> Tensor:
+    def __call__(self, hidden_states: Tensor, *positional: Any, **keywords: Any) -> Any:
         keywords |= dict(zip(self._names, positional, strict=False))
         for name in self._family.by_token:
             if (values := keywords.pop(name, None)) is not None:
                 self._add(name, values[0].cpu())
         self._keywords = keywords
         self._window += 1
-        return hidden_states
+        return (hidden_states,) if self._family.gives_tuples else hidden_states
 
     def _add(self, name: str, values: Tensor) -> None:
         """Add an argument for the tokens of a window: [sequence_length, channels]."""
@@ -112,6 +112,12 @@ class _Recorder:
         return LayerCall(keywords, self._by_token, handed_on, self._family.sharing)
 
 
+def hidden_of(given: Any) -> Tensor:
+    """Hidden states of what a decoder layer gives: these, or a tuple that begins with them."""
+    hidden: Tensor = given[0] if isinstance(given, tuple) else given
+    return hidden
+
+
 def run_layer(layer: nn.Module, states: States, call: LayerCall) -> States:
     """Run one decoder layer over a batch, differentiable, on the device of both."""
     keywords = dict(call.keywords)
@@ -121,7 +127,7 @@ def run_layer(layer: nn.Module, states: States, call: LayerCall) -> States:
     handed_on = dict(states.handed_on)
     if call.handed_on:
         keywords[call.handed_on] = handed_on
-    hidden: Tensor = layer(states.hidden, **keywords)
+    hidden = hidden_of(layer(states.hidden, **keywords))
     return replace(states, hidden=hidden, handed_on=handed_on if call.kept else {})
 
 

@@ -158,6 +158,13 @@ _GRANITE_HYBRID = replace(
     groups=in_some_layers(*_MAMBA, *_ATTENTION) + _GRANITE_MLP,
     recurrent="mamba",
 )
+_FALCON_H1 = Family(
+    "model.layers",
+    (*_ATTENTION, *_MAMBA, *gated_mlp("feed_forward")),
+    ignore=("lm_head",),
+    recurrent="mamba",
+    gives_tuples=True,
+)
 # What a token adds to each layer passes through few channels, and is dense in all.
 _GEMMA4 = Family(
     "model.layers",
@@ -281,6 +288,7 @@ FAMILIES: Mapping[str, Family] = {
     "flex_olmo": _mixture(),
     "mellum": _mixture(*_GATED_MLP),
     "mixtral": _MIXTRAL,
+    "falcon_h1": _FALCON_H1,
     "lfm2": _LFM2,
     "lfm2_moe": _LFM2_MOE,
     "cohere": _LLAMA,

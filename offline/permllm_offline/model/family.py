@@ -61,6 +61,7 @@ class Family:
     may call parts of a layer otherwise: ``renamed`` has pairs of what the model and they call one,
     as Transformers changes it while it loads. Names in ``ignore`` are those of the checkpoint.
 
+    ``gives_tuples`` says that a layer gives its hidden states in a tuple, of these alone.
     ``recurrent`` is the module, of some layers, in which states pass from token to token.
     ``by_token`` are arguments of a layer's call that follow from each token alone; ``handed_on`` is
     the argument in which layers leave keys and values for others, a dictionary.
@@ -79,6 +80,7 @@ class Family:
     renamed: tuple[tuple[str, str], ...] = ()
     stored_layers: str = ""
     recurrent: str = ""
+    gives_tuples: bool = False
     by_token: tuple[str, ...] = ()
     handed_on: str = ""
     read_by_others: frozenset[int] = frozenset()

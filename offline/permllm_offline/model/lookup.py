@@ -42,7 +42,8 @@ def family_of(config: Any) -> Family:
     """Return the family of a transformers configuration.
 
     Raises:
-        OfflineError: its ``model_type`` is not in the table, or it has experts of another form.
+        OfflineError: its ``model_type`` is not in the table, or it has experts or Mamba layers of
+            another form.
     """
     model_type = str(getattr(config, "model_type", None))
     if model_type not in FAMILIES:
@@ -50,6 +51,7 @@ def family_of(config: Any) -> Family:
             f"model_type {model_type!r} is not supported; supported are "
             f"{', '.join(sorted(FAMILIES))}. {_remedy(config)}"
         )
+    _check_mixers(config)
     family = FAMILIES[model_type]
     family = replace(family, groups=_with_its_queries(family.groups, config))
     if family.handed_on:
@@ -75,6 +77,16 @@ def family_of(config: Any) -> Family:
                 "without experts."
             )
     return family
+
+
+def _check_mixers(config: Any) -> None:
+    """Raise OfflineError for Mamba layers that vLLM computes in another way than Transformers."""
+    normed = getattr(config, "mamba_rms_norm", False)
+    if normed and getattr(config, "mamba_norm_before_gate", False):
+        raise OfflineError(
+            "mamba_norm_before_gate is True, which Transformers reads and vLLM does not: give a "
+            "model whose Mamba layers have the gate before the norm, or no norm."
+        )
 
 
 def _experts_of(family: Family, count: int, share: float) -> Groups:

@@ -67,6 +67,14 @@ def test_experts_with_another_activation_are_refused() -> None:
         family_of(config)
 
 
+def test_mamba_layers_that_vllm_computes_otherwise_are_refused() -> None:
+    config = AutoConfig.for_model("falcon_h1", mamba_rms_norm=True)
+    with pytest.raises(OfflineError, match="mamba_norm_before_gate is True, which"):
+        family_of(config)
+    config.mamba_rms_norm = False
+    assert family_of(config) == FAMILIES["falcon_h1"]
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("swiglu_limits", [0.0, 7.0]), ("sliding_windows", [None, 128])]
 )
