@@ -7,6 +7,7 @@ from transformers import (
     DeepseekV3Config,
     Lfm2Config,
     Lfm2MoeConfig,
+    Lfm2VlConfig,
     LlamaConfig,
     PretrainedConfig,
 )
@@ -25,6 +26,7 @@ from permllm_vllm.quantization.rotary import rotate_in_pytorch
         (DeepseekV3Config(), ["none"], ["none"]),
         (Lfm2Config(), ["all"], ["all", "-rotary_embedding"]),
         (Lfm2MoeConfig(), ["all"], ["all", "-rotary_embedding"]),
+        (Lfm2VlConfig(), ["all"], ["all", "-rotary_embedding"]),  # of its language model
         (LlamaConfig(), ["all"], ["all"]),
     ],
 )
