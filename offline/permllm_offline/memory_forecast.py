@@ -9,7 +9,7 @@ from typing import Any
 from permllm_offline.importance import CHUNK_ELEMENTS
 from permllm_offline.method_parts import parts_of
 from permllm_offline.model.attention import kv_cache_bytes
-from permllm_offline.model.plan import Plan, PlannedLinear, pruned
+from permllm_offline.model.plan import Plan, PlannedLinear, dense_experts, pruned
 from permllm_offline.permutation.learned_layers import parse_layers, spans, trained_spans
 from permllm_offline.permutation.masked_linear import PART_ELEMENTS
 from permllm_offline.preparation import Prepared
@@ -112,7 +112,7 @@ def _streamed(
     # Before the layers come the tensors left dense: one is read while others wait in their file.
     left_dense = [linear.dense_bytes for linear in plan.every_linear if not linear.pruned]
     if plan.family.joined:  # and those of a layer's experts are joined
-        left_dense += map(_dense_bytes, map(_dense_experts, by_layer))
+        left_dense += map(_dense_bytes, map(dense_experts, by_layer))
     largest = max([head, by_token, *left_dense])
     writing = max(shard + max(map(_baked, by_layer)), max(shard, largest) + largest)
     sampling = 0
@@ -148,11 +148,6 @@ def _layer_bytes(recipe: Recipe, prepared: Prepared, linears: Sequence[PlannedLi
     )
 
 
-def _dense_experts(linears: Sequence[PlannedLinear]) -> list[PlannedLinear]:
-    """The linears of a decoder layer's experts that stay dense."""
-    return [one for one in linears if one.layout.group.experts and not one.pruned]
-
-
 def _by_group(linears: Sequence[PlannedLinear]) -> list[list[PlannedLinear]]:
     """The linears of a decoder layer that read the same tensor."""
     groups: dict[str, list[PlannedLinear]] = {}
@@ -176,13 +171,16 @@ def _assigned(recipe: Recipe, linears: Sequence[PlannedLinear]) -> int:
 
 
 def _window_bytes(linears: Sequence[PlannedLinear], tokens: int, item: int) -> int:
-    """Activations of a forward pass: a group's input and outputs, and as much in between."""
+    """Activations of a forward pass: a group's input and outputs, and as much in between.
+
+    At most, recurrences hold what they keep for a backward pass.
+    """
     channels = max(
         group[0].layout.group.share
         * (group[0].layout.in_features + sum(linear.out_features for linear in group))
         for group in _by_group(linears)
     )
-    return round(2 * channels * tokens * item)
+    return round((2 * channels * item + sum(one.kept_beside for one in linears)) * tokens)
 
 
 def _baked(linears: Sequence[PlannedLinear]) -> int:

@@ -78,4 +78,5 @@ def held_activation_bytes(
     if not recompute:
         return round(share * whole)
     between_layers = len(plan.layers) * tokens * plan.hidden_size * item
-    return round(whole / len(plan.layers) + share * between_layers)
+    largest = max(activation_bytes(linears, tokens, item) for linears in plan.all_by_layer)
+    return round(largest + share * between_layers)

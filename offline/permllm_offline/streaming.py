@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from permllm_offline.errors import OfflineError
+from permllm_offline.model.decoder_calls import as_given
 from permllm_offline.model.family import Family
 from permllm_offline.model.loading import Source, model_from
 from permllm_offline.model.modules import decoder_layers, has_module, load_tensor
@@ -46,8 +47,11 @@ class StreamedModel:
         """Load the dense weights of a decoder layer for the length of the context."""
         layer = self.layers[index]
         layer.to_empty(device=self.device)
+        own = layer.state_dict().keys()
+        if any(name not in own for name, _ in layer.named_buffers()):
+            self.model.base_model._init_weights(self.model.base_model)
         try:
-            for name in layer.state_dict():  # one by one: read all at once, they are a second layer
+            for name in own:  # one by one: read all at once, they are a second layer
                 stored = self.family.stored_name(index, name)
                 load_tensor(layer, name, self._reader.tensor(stored))
             yield layer
@@ -98,11 +102,11 @@ class StreamedModel:
         """
         pending = iter(states)
 
-        def skip(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-            return hidden_states
+        def skip(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+            return as_given(hidden_states, self.family)
 
-        def answer(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-            return next(pending)[None].to(self.device)
+        def answer(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+            return as_given(next(pending)[None].to(self.device), self.family)
 
         try:
             for layer in self.layers:

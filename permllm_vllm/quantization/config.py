@@ -231,7 +231,7 @@ class PermLLMConfig(QuantizationConfig):
 
     def _experts_method(self, layer: Any, prefix: str) -> QuantizeMethodBase:
         """Sparse method for the experts of a layer, vLLM's dense one where ignored."""
-        name = checkpoint_name(prefix)
+        name = self._name(prefix)
         leaves = layer.ckpt_gate_proj_name, layer.ckpt_up_proj_name, layer.ckpt_down_proj_name
         modules = [
             tuple(f"{name}.{expert}.{leaf}" for leaf in leaves if leaf is not None)

@@ -20,10 +20,10 @@ def _of_lfm2_vl(prefix: str, config: Any) -> str:
 
 
 def _of_falcon_h1(prefix: str, config: Any) -> str:
-    mixer = re.fullmatch(r"(.*)\.(\d+)\.mixer\.(\w+)", prefix)
-    if mixer is not None:  # numbered after the attention of all layers
-        layer = int(mixer[2]) - config.num_hidden_layers
-        return f"{mixer[1]}.layers.{layer}.mamba.mamba.{mixer[3]}"
+    mixer = re.fullmatch(r"(?:.*\.)?(\d+)\.mixer\.(\w+)", prefix)
+    if mixer is not None:  # numbered after the attention of all layers, in no module
+        layer = int(mixer[1]) - config.num_hidden_layers
+        return f"model.layers.{layer}.mamba.mamba.{mixer[2]}"
     return re.sub(r"(\.layers\.\d+)\.(qkv|o)_proj$", r"\1.self_attn.\2_proj", prefix)
 
 

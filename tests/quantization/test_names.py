@@ -64,6 +64,7 @@ def test_a_draft_model() -> None:
         ("granitemoehybrid", "model.layers.3.self_attn.o_proj", "model.layers.3.self_attn.o_proj"),
         ("lfm2_vl", "language.model.layers.3.w2", "language_model.model.layers.3.w2"),
         ("falcon_h1", "model.27.mixer.in_proj", "model.layers.3.mamba.mamba.in_proj"),
+        ("falcon_h1", "27.mixer.in_proj", "model.layers.3.mamba.mamba.in_proj"),  # of a draft
         ("falcon_h1", "model.layers.3.qkv_proj", "model.layers.3.self_attn.qkv_proj"),
         ("falcon_h1", "model.layers.3.o_proj", "model.layers.3.self_attn.o_proj"),
         ("falcon_h1", "model.layers.3.feed_forward.w2", "model.layers.3.feed_forward.w2"),

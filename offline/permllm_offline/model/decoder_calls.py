@@ -96,7 +96,7 @@ class _Recorder:
                 self._add(name, values[0].cpu())
         self._keywords = keywords
         self._window += 1
-        return (hidden_states,) if self._family.gives_tuples else hidden_states
+        return as_given(hidden_states, self._family)
 
     def _add(self, name: str, values: Tensor) -> None:
         """Add an argument for the tokens of a window: [sequence_length, channels]."""
@@ -116,6 +116,11 @@ def hidden_of(given: Any) -> Tensor:
     """Hidden states of what a decoder layer gives: these, or a tuple that begins with them."""
     hidden: Tensor = given[0] if isinstance(given, tuple) else given
     return hidden
+
+
+def as_given(hidden: Tensor, family: Family) -> Any:
+    """What a decoder layer of a family gives for hidden states: undoes ``hidden_of``."""
+    return (hidden,) if family.gives_tuples else hidden
 
 
 def run_layer(layer: nn.Module, states: States, call: LayerCall) -> States:

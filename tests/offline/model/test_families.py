@@ -73,6 +73,9 @@ def test_mamba_layers_that_vllm_computes_otherwise_are_refused() -> None:
         family_of(config)
     config.mamba_rms_norm = False
     assert family_of(config) == FAMILIES["falcon_h1"]
+    config.time_step_limit = (0.0, 1.0)
+    with pytest.raises(OfflineError, match=r"time_step_limit is \(0.0, 1.0\), which"):
+        family_of(config)
 
 
 @pytest.mark.parametrize(

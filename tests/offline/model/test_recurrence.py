@@ -48,6 +48,10 @@ def test_counted_is_what_is_kept(model_type: str, dtype: torch.dtype) -> None:
     assert counted == pytest.approx(expected, rel=0.01)
 
 
+def test_a_kernel_that_takes_no_such_tensors_counts_nothing() -> None:
+    assert kept_bytes(torch.nn.Linear(2, 2, device="meta"), CHANNELS, torch.float32) == 0
+
+
 @pytest.mark.parametrize("model_type", [*RECURRENT, "llama"])
 def test_a_plan_counts_each_once(model_type: str, tmp_path: Path) -> None:
     model = tiny_model(model_type)
