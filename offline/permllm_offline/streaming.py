@@ -47,7 +47,7 @@ class StreamedModel:
         """Load the dense weights of a decoder layer for the length of the context."""
         layer = self.layers[index]
         layer.to_empty(device=self.device)
-        own = layer.state_dict().keys()
+        own = list(layer.state_dict())  # names alone: tensors would stay when others replace them
         if any(name not in own for name, _ in layer.named_buffers()):
             self.model.base_model._init_weights(self.model.base_model)
         try:
