@@ -214,13 +214,10 @@ def between_bytes(linears: Iterable[PlannedLinear], item: int) -> float:
 
     Each keeps its input, and what lies between two linears is about as much again.
     """
-    return (
-        2
-        * item
-        * sum(
-            one.layout.group.share * (one.layout.in_features + one.out_features) for one in linears
-        )
+    channels = sum(
+        one.layout.group.share * (one.layout.in_features + one.out_features) for one in linears
     )
+    return 2 * channels * item
 
 
 def _count_recurrences(
