@@ -49,6 +49,7 @@ class StreamedModel:
         layer.to_empty(device=self.device)
         own = list(layer.state_dict())  # names alone: tensors would stay when others replace them
         if any(name not in own for name, _ in layer.named_buffers()):
+            # Not stored: these follow from the configuration, as Transformers sets them.
             self.model.base_model._init_weights(self.model.base_model)
         try:
             for name in own:  # one by one: read all at once, they are a second layer

@@ -133,11 +133,13 @@ def _separate_sparse_experts(
     """
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
 
-    def holding(tensors: Collection[str], above: int) -> list[str]:
-        holders = {".".join(name.split(".")[:-above]) for name in tensors}
-        return [one for one in fused_experts(model) if not holders.isdisjoint((one, prefix + one))]
+    def among(modules: Iterable[str]) -> list[str]:
+        named = set(modules)
+        return [path for path in fused_experts(model) if {path, prefix + path} & named]
 
-    return separate_experts(model, holding(stacks, 1)) if holding(sparse, 2) else []
+    if not among(name.rpartition(".")[0].rpartition(".")[0] for name in sparse):
+        return []
+    return separate_experts(model, among(name.rpartition(".")[0] for name in stacks))
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +29,7 @@ from permllm_offline.model.heads import (
     layers_that_share,
     layers_with_keys_as_values,
 )
+from permllm_offline.model.mixer_settings import check_mixers
 
 
 def inner_family(config: Any) -> str | None:
@@ -52,7 +52,7 @@ def family_of(config: Any) -> Family:
             f"model_type {model_type!r} is not supported; supported are "
             f"{', '.join(sorted(FAMILIES))}. {_remedy(config)}"
         )
-    _check_mixers(config)
+    check_mixers(config)
     family = FAMILIES[model_type]
     family = replace(family, groups=_with_its_queries(family.groups, config))
     if family.handed_on:
@@ -78,22 +78,6 @@ def family_of(config: Any) -> Family:
                 "without experts."
             )
     return family
-
-
-def _check_mixers(config: Any) -> None:
-    """Raise OfflineError for Mamba layers that vLLM computes in another way than Transformers."""
-    limit = getattr(config, "time_step_limit", None)
-    if limit is not None and tuple(limit) != (0, math.inf):
-        raise OfflineError(
-            f"time_step_limit is {tuple(limit)}, which Transformers reads and vLLM does not: give "
-            "a model with none, or with (0, Infinity)."
-        )
-    normed = getattr(config, "mamba_rms_norm", False)
-    if normed and getattr(config, "mamba_norm_before_gate", False):
-        raise OfflineError(
-            "mamba_norm_before_gate is True, which Transformers reads and vLLM does not: give a "
-            "model whose Mamba layers have the gate before the norm, or no norm."
-        )
 
 
 def _experts_of(family: Family, count: int, share: float) -> Groups:

@@ -1,0 +1,24 @@
+"""What a configuration says of Mamba layers that engines do not read."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from permllm_offline.errors import OfflineError
+
+
+def check_mixers(config: Any) -> None:
+    """Raise OfflineError for Mamba layers that vLLM computes in another way than Transformers."""
+    limit = getattr(config, "time_step_limit", None)
+    if limit is not None and tuple(limit) != (0, math.inf):
+        raise OfflineError(
+            f"time_step_limit is {tuple(limit)}, which Transformers reads and vLLM does not: give "
+            "a model with none, or with (0, Infinity)."
+        )
+    normed = getattr(config, "mamba_rms_norm", False)
+    if normed and getattr(config, "mamba_norm_before_gate", False):
+        raise OfflineError(
+            "mamba_norm_before_gate is True, which Transformers reads and vLLM does not: give a "
+            "model whose Mamba layers have the gate before the norm, or no norm."
+        )
