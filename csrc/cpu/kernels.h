@@ -109,6 +109,10 @@ void avx512_int8_several_tokens(const LinearArguments&, Worker&);
 template <class Tuning, class Value>
 void avx512_int8_many_tokens(const LinearArguments&, Worker&);
 
+// Any m, W8A8, sparse rows.
+template <class Tuning>
+void avx512_int8_kept_tokens(const LinearArguments&, Worker&);
+
 // Any m, values of both types, x of every type: products with x as it is.
 void avx512_float32(const LinearOf<bf16>&, Worker&);
 void avx512_float32(const LinearOf<fp16>&, Worker&);

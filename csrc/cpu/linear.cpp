@@ -36,6 +36,15 @@ void avx512_int8(const LinearArguments& a, Worker& worker) {
             avx512_int8_several_tokens<Tuning, Value>, avx512_int8_many_tokens<Tuning, Value>>(
       a, worker);
 }
+
+// As avx512_int8, of sparse rows.
+template <class Tuning>
+void avx512_sparse_int8(const LinearArguments& a, Worker& worker) {
+  if constexpr (Tuning::kExpandedTokensInt8 < INT64_MAX) {
+    if (a.m > Tuning::kExpandedTokensInt8) return avx512_int8_kept_tokens<Tuning>(a, worker);
+  }
+  avx512_int8<Tuning, int8_t, Tuning::kFewTokensInt8>(a, worker);
+}
 #endif
 
 #if defined(PERMLLM_AMX)
@@ -156,7 +165,7 @@ template <class Tuning>
 KernelOf<bf16> avx512_kernel(ValueType type, bool half) {
   switch (type) {
     case ValueType::kInt8:
-      return of_integers<Tuning, avx512_int8<Tuning, int8_t, Tuning::kFewTokensInt8>>();
+      return of_integers<Tuning, avx512_sparse_int8<Tuning>>();
     case ValueType::kDense8:
       return of_integers<Tuning, avx512_int8<Tuning, dense8, Tuning::kFewTokensDense8>>();
     case ValueType::kBfloat16:

@@ -133,6 +133,14 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int64_t kPanelGroups = 16;    // whose sums wait in L2 for the next chunk
   static constexpr int64_t kPackedTokens = 256;  // at a time: what one expansion serves at most
   static constexpr int kVectors = 3;  // of 16 tokens that 8 rows meet at a time: 24 accumulators
+
+  // More tokens have their inputs brought to kept int8 values, where others have these expanded.
+  static constexpr int64_t kExpandedTokensInt8 = 8;
+  static constexpr int kKeptTokens = 4;             // that the values of 8 rows meet at a time
+  static constexpr int64_t kKeptChunkVectors = 24;  // of x: places and values of 8 rows for so many
+                                                    // fill 12 KiB of L1
+  static constexpr int kKeptHint = kIntoL2;
+  static constexpr int64_t kKeptPackedTokens = 128;  // at a time: their inputs fit L2
 };
 
 // Zen 5: twice the products of Zen 4 in a cycle, 40-45 GB/s of stream for one core, 48 KiB of L1.
@@ -154,6 +162,7 @@ struct Zen5Tuning : Avx512Bf16Tuning {
   static constexpr int kSeveralHint = kIntoL1;
   static constexpr int kSeveralAheadDense = kSeveralAhead;
   static constexpr int64_t kSeveralChunkBytesPast12 = 512;
+  static constexpr int64_t kExpandedTokensInt8 = INT64_MAX;  // the others were not timed
 
   static constexpr int kDenseTokensPastL1 = 4;
   static constexpr int kDenseRows = 1;

@@ -17,6 +17,8 @@ KERNELS = {
     "amx": {"few": 16, "two tiles": 32},
     "amx int8": {"split": 16},
     "avx512": {"few": 8},
+    "avx512_bf16 int8": {"split": 2, "few": 6, "up to 8": 8},
+    "avx512_vbmi2 int8": {"split": 2, "few": 6, "up to 8": 8},
     "avx512_vnni int8": {"split": 2, "few": 7},
     "avx2": {"one": 1, "few": 6, "panel": 16},
     "avx2 int8": {"few": 5},
@@ -25,8 +27,6 @@ KERNELS = {
 }
 AVX512 = {
     "avx512_bf16": {"few": 6, "several": 16},
-    "avx512_bf16 int8": {"split": 2, "few": 6, "several": 16},
-    "avx512_vbmi2 int8": {"split": 2, "few": 6, "several": 16},
     "zen5": {"few": 10, "several": 16},
     "zen5 int8": {"split": 2, "few": 6, "several": 16},
 }
@@ -35,7 +35,16 @@ OF_BFLOAT16 = {"avx512_vbmi2": "avx512", "avx512_vnni": "avx512", "avx2_vnni": "
 GATHERED = 256  # tokens at a time, where packing does not undo the permutation
 PARTS = "parts, "
 # A number of tokens for which each kernel is chosen.
-ALONE = {"split": 1, "one": 1, "few": 3, "several": 11, "panel": 11, "two tiles": 17, "many": 48}
+ALONE = {
+    "split": 1,
+    "one": 1,
+    "few": 3,
+    "up to 8": 7,
+    "several": 11,
+    "panel": 11,
+    "two tiles": 17,
+    "many": 48,
+}
 # What adds the same numbers in the same order with bfloat16 values.
 SAME_ORDER = ({"two tiles", "many"}, {"panel", "many"})
 TOKENS = (*range(1, 34), 38, 39, 44, 45, 48, 64, 257, 258)

@@ -1,0 +1,24 @@
+// int8 values for many tokens, W8A8, inputs brought to them: vpermb and vpdpbusd.
+#include "avx512_int8.h"
+#include "avx512_kept_tokens.h"
+
+namespace permllm::cpu {
+namespace {
+
+template <class Tuning>
+struct KeptProducts : Int8Products<Tuning, int8_t, 1> {
+  static __m512i multiply_kept(__m512i sum, __m512i places, __m512i values, __m512i x) {
+    return _mm512_dpbusd_epi32(sum, _mm512_permutexvar_epi8(places, x), values);
+  }
+};
+
+}  // namespace
+
+template <class Tuning>
+void avx512_int8_kept_tokens(const LinearArguments& a, Worker& worker) {
+  go_through_parts<KeptTokens<KeptProducts<Tuning>>>(a, worker);
+}
+
+template void avx512_int8_kept_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
+
+}  // namespace permllm::cpu
