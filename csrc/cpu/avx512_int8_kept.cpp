@@ -16,7 +16,7 @@ struct KeptProducts : Int8Products<Tuning, int8_t, 1> {
 
 template <class Tuning>
 void avx512_int8_kept_tokens(const LinearArguments& a, Worker& worker) {
-  go_through_parts<KeptTokens<KeptProducts<Tuning>>>(a, worker);
+  multiply_kept_tokens<KeptProducts<Tuning>>(a, worker);
 }
 
 template void avx512_int8_kept_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);

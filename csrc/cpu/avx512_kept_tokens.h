@@ -37,8 +37,6 @@ class KeptTokens {
 
  public:
   static constexpr int64_t kPreparedAlone = Tuning::kPreparedAlone;
-  static constexpr int64_t kPackedTokens = Tuning::kKeptPackedTokens;
-
   explicit KeptTokens(const LinearArguments& a)
       : arguments_(a),
         blocks_(ceil_div(a.k, kBlockInputs)),
@@ -216,6 +214,18 @@ class KeptTokens {
   Inputs inputs_;
   Outputs outputs_;
 };
+
+// Any number of tokens, in parts of about the same size, whose inputs stay in the cache.
+template <class Products>
+void multiply_kept_tokens(const LinearArguments& a, Worker& worker) {
+  constexpr int kTile = Products::Tuning::kKeptTokens;
+  const int64_t parts = ceil_div(a.m, Products::Tuning::kKeptPackedTokens);
+  const int64_t tokens = ceil_div(a.m, parts * kTile) * kTile;
+  for (int64_t first = 0; first < a.m; first += tokens) {
+    const LinearArguments part = part_of(a, first, smaller(tokens, a.m - first));
+    go_through(KeptTokens<Products>(part), part.last, worker);
+  }
+}
 
 }  // namespace
 }  // namespace permllm::cpu

@@ -22,7 +22,9 @@ struct Bfloat16Products {
     static void measure(int64_t) {}
 
     __m512i load(int64_t token, int64_t first) const {
-      return load_row(a, token, first, first_lanes(a.k - first));
+      __m512i halves[2];
+      load_block(a, token, first / kBlockInputs, halves);
+      return halves[first % kBlockInputs / 32];
     }
 
     const LinearArguments& a;
@@ -43,7 +45,6 @@ void avx512_many_tokens(const LinearArguments& a, Worker& worker) {
 }
 
 template void avx512_many_tokens<Avx512Bf16Tuning, bf16>(const LinearArguments&, Worker&);
-template void avx512_many_tokens<Avx512Bf16Tuning, bf12>(const LinearArguments&, Worker&);
 template void avx512_many_tokens<Avx512Bf16Tuning, dense12>(const LinearArguments&, Worker&);
 template void avx512_many_tokens<Zen5Tuning, bf16>(const LinearArguments&, Worker&);
 template void avx512_many_tokens<Zen5Tuning, bf12>(const LinearArguments&, Worker&);

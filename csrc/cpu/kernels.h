@@ -29,7 +29,8 @@ struct BehindBlocks {
   const uint8_t* largest = nullptr;      // [row groups * Rows]
   const int32_t* first_stray = nullptr;  // [row groups + 1]
   const Stray* strays = nullptr;
-  int64_t stray_count = 0;  // of the header, whatever stands in `first_stray`
+  int64_t stray_count = 0;         // of the header, whatever stands in `first_stray`
+  const uint8_t* order = nullptr;  // [padded inputs], or null where blocks have the order of x
 };
 
 // `Real` is the type of what goes in and out: bf16, fp16 or float.
@@ -109,7 +110,9 @@ void avx512_int8_several_tokens(const LinearArguments&, Worker&);
 template <class Tuning, class Value>
 void avx512_int8_many_tokens(const LinearArguments&, Worker&);
 
-// Any m, W8A8, sparse rows.
+// Any m, sparse rows; int8 values as W8A8, others in 12 bits.
+template <class Tuning>
+void avx512_kept_tokens(const LinearArguments&, Worker&);
 template <class Tuning>
 void avx512_int8_kept_tokens(const LinearArguments&, Worker&);
 

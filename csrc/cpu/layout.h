@@ -8,9 +8,10 @@
 // of a row, w = value * scale, is no part of the packed bytes.
 //
 // Every row keeps exactly 32 of 64 inputs, 2:4 and 4:8 alike. Where undoes_permutation() of isa.h
-// says so, that is all. Elsewhere the inputs stay in permuted order, where a row keeps four of
-// every eight inputs, so that the place of their values is known. Padding, that is rows past n and
-// inputs past k, has masks filled up to 32 bits and values of zero.
+// says so, that is all. Elsewhere, and in the 12 bits of avx512_bf16 and zen5, the inputs stay in
+// permuted order, where a row keeps four of every eight inputs, so that the place of their values
+// is known. Padding, that is rows past n and inputs past k, has masks filled up to 32 bits and
+// values of zero.
 //
 // On amx, avx512_bf16 and zen5, 32 bfloat16 values of a row are stored in 48 bytes where that loses
 // nothing (bf12):
@@ -29,11 +30,14 @@
 //   int32 first stray        of every row group, and one more that is their number
 //   Stray                    the list, by row group and block, with room for the most that there
 //                            can be: other values of the same shape take as many bytes
+//   uint8 order              but on amx, of every input of every block: which of the block's 64
+//                            inputs of x it is
 //
 // The rows of the output head, which are dense, are stored in 12 bits too (dense12): blocks of
 //   Rows x 64 lower bytes    in the order of the masks above
 //   Rows / 2 x 64 bytes      what the upper bytes are
-// and behind them the same. Rounded to int8 with a scale for each row (dense8) they are blocks of
+// and behind them the same, but for the order. Rounded to int8 with a scale for each row (dense8)
+// they are blocks of
 //   Rows x 64 values
 // with the sums of int8 values behind them. Padding is zeros.
 //
@@ -151,6 +155,6 @@ static constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 namespace header {
 enum Field : int { kLayout, kIsa, kRows, kOutputs, kInputs, kValues, kStrays, kSize };
 }
-constexpr int64_t kLayoutVersion = 0x7065726d'00000003;  // "perm", then the version
+constexpr int64_t kLayoutVersion = 0x7065726d'00000004;  // "perm", then the version
 
 }  // namespace permllm::cpu

@@ -37,13 +37,34 @@ void avx512_int8(const LinearArguments& a, Worker& worker) {
       a, worker);
 }
 
+// Few and several tokens have values expanded, more have their inputs brought to these.
+template <class Tuning, int FewTokens, Run Few, Run Several, Run Kept>
+void by_tokens_kept(const LinearArguments& a, Worker& worker) {
+  (a.m <= FewTokens ? Few : a.m <= Tuning::kExpandedTokens ? Several : Kept)(a, worker);
+}
+
+// As avx512, of sparse rows in 12 bits.
+template <class Tuning>
+void avx512_sparse(const LinearArguments& a, Worker& worker) {
+  if constexpr (Tuning::kExpandedTokens == INT64_MAX) {
+    avx512<Tuning, bf12>(a, worker);
+  } else {
+    by_tokens_kept<Tuning, Tuning::kFewTokens, avx512_few_tokens<Tuning, bf12, Tuning::kFewTokens>,
+                   avx512_several_tokens<Tuning, bf12>, avx512_kept_tokens<Tuning>>(a, worker);
+  }
+}
+
 // As avx512_int8, of sparse rows.
 template <class Tuning>
 void avx512_sparse_int8(const LinearArguments& a, Worker& worker) {
-  if constexpr (Tuning::kExpandedTokensInt8 < INT64_MAX) {
-    if (a.m > Tuning::kExpandedTokensInt8) return avx512_int8_kept_tokens<Tuning>(a, worker);
+  constexpr int kFew = Tuning::kFewTokensInt8;
+  if constexpr (Tuning::kExpandedTokens == INT64_MAX) {
+    avx512_int8<Tuning, int8_t, kFew>(a, worker);
+  } else {
+    by_tokens_kept<Tuning, kFew, avx512_int8_few_tokens<Tuning, int8_t, kFew>,
+                   avx512_int8_several_tokens<Tuning, int8_t>, avx512_int8_kept_tokens<Tuning>>(
+        a, worker);
   }
-  avx512_int8<Tuning, int8_t, Tuning::kFewTokensInt8>(a, worker);
 }
 #endif
 
@@ -171,7 +192,7 @@ KernelOf<bf16> avx512_kernel(ValueType type, bool half) {
     case ValueType::kBfloat16:
       return of_words<Tuning, avx512<Tuning, bf16>>(half);
     case ValueType::kBfloat12:
-      return of_words<Tuning, avx512<Tuning, bf12>>(half);
+      return of_words<Tuning, avx512_sparse<Tuning>>(half);
     case ValueType::kDense12:
       return of_words<Tuning, avx512<Tuning, dense12, Tuning::kFewTokensDense>>(half);
   }

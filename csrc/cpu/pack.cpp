@@ -30,6 +30,20 @@ BadMask check(uint64_t mask, int64_t row, int64_t first, int64_t inputs) {
   return {};
 }
 
+// Which of a block's inputs, the first of which is `first`, is in place j of the permuted order.
+int64_t unpermuted(const PackArguments& a, int64_t first, int64_t j) {
+  return j / a.block_size * a.block_size + a.permutation[first + j];
+}
+
+void write_order(const PackArguments& a, uint8_t* order) {
+  for (int64_t i = 0; i < a.k; ++i) {
+    const int64_t j = i % kBlockInputs;
+    order[i] = static_cast<uint8_t>(a.permutation == nullptr ? j : unpermuted(a, i - j, j));
+  }
+  const int64_t padded = ceil_div(a.k, kBlockInputs) * kBlockInputs;
+  for (int64_t i = a.k; i < padded; ++i) order[i] = static_cast<uint8_t>(i % kBlockInputs);
+}
+
 // Moves the values of one row's block of 64 inputs: kept channel j goes to place[j].
 template <class Value>
 void move_values(const uint8_t* place, uint64_t& mask, Value* values) {
@@ -78,7 +92,8 @@ BadMask pack_row_group(const Packing& packing, const PackArguments& a, int64_t g
                        Block<Rows, Value>* blocks, Stray* strays) {
   constexpr bool kInterleaved = std::is_same_v<Value, bf12>;
   using Source = std::conditional_t<kInterleaved, bf16, Value>;
-  const bool moves = a.permutation != nullptr || kInterleaved;
+  const bool undoes = a.permutation != nullptr && !packing.layout.has_order();
+  const bool moves = undoes || kInterleaved;
   BadMask bad;
   const int64_t input_blocks = ceil_div(a.k, kBlockInputs);
   for (int64_t b = 0; b < input_blocks; ++b) {
@@ -86,8 +101,7 @@ BadMask pack_row_group(const Packing& packing, const PackArguments& a, int64_t g
     const int64_t inputs = std::min<int64_t>(kBlockInputs, a.k - first);
     uint8_t place[kBlockInputs];
     for (int64_t j = 0; moves && j < kBlockInputs; ++j) {
-      const bool permuted = a.permutation != nullptr && j < inputs;
-      const int64_t to = permuted ? j / a.block_size * a.block_size + a.permutation[first + j] : j;
+      const int64_t to = undoes && j < inputs ? unpermuted(a, first, j) : j;
       place[j] = static_cast<uint8_t>(kInterleaved ? interleaved<Rows>(static_cast<int>(to)) : to);
     }
     Block<Rows, Value>& block = blocks[b];
@@ -142,6 +156,7 @@ BadMask pack_rows(const Packing& packing, const PackArguments& a, void* packed) 
   std::memset(behind, 0, layout.bytes() - layout.block_bytes());
   auto* sums = reinterpret_cast<int32_t*>(behind);
   Stray* strays = std::is_same_v<Value, bf12> ? write_tables(packing, behind) : nullptr;
+  if (layout.has_order()) write_order(a, reinterpret_cast<uint8_t*>(strays + layout.most_strays()));
   BadMask first_bad;
   std::mutex guard;
   constexpr int64_t kTogether = Rows == kAmxRows ? kAmxGroups : 1;
@@ -182,6 +197,10 @@ int64_t row_bytes(ValueType type) {
 
 int64_t PackedLayout::row_groups() const { return ceil_div(n, rows(isa)); }
 
+bool PackedLayout::has_order() const {
+  return type == ValueType::kBfloat12 && rows(isa) == kAvx512Rows;
+}
+
 int64_t PackedLayout::most_strays() const {
   return n * (is_dense(type) ? k : k / 2) / kValuesOfStray;
 }
@@ -197,6 +216,7 @@ int64_t PackedLayout::bytes() const {
   if (in_twelve_bits(type)) {
     behind = padded_rows + (row_groups() + 1) * sizeof(int32_t) + most_strays() * sizeof(Stray);
   }
+  if (has_order()) behind += ceil_div(k, kBlockInputs) * kBlockInputs;
   return block_bytes() + ceil_div(behind, kLineBytes) * kLineBytes + kTailBytes;
 }
 
@@ -210,6 +230,7 @@ BehindBlocks PackedLayout::behind(const void* packed) const {
     found.strays = reinterpret_cast<const Stray*>(found.first_stray + row_groups() + 1);
     found.stray_count = strays;
   }
+  if (has_order()) found.order = reinterpret_cast<const uint8_t*>(found.strays + most_strays());
   return found;
 }
 

@@ -35,6 +35,8 @@ struct PackedLayout {
   int64_t bytes() const;
   // Where the kernels find what stands behind the blocks: all but the scale.
   BehindBlocks behind(const void* packed) const;
+  // Whether an order of the inputs is part of it.
+  bool has_order() const;
 
  private:
   int64_t row_groups() const;

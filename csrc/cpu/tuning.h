@@ -134,8 +134,9 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int64_t kPackedTokens = 256;  // at a time: what one expansion serves at most
   static constexpr int kVectors = 3;  // of 16 tokens that 8 rows meet at a time: 24 accumulators
 
-  // More tokens have their inputs brought to kept int8 values, where others have these expanded.
-  static constexpr int64_t kExpandedTokensInt8 = 8;
+  // More tokens have their inputs brought to kept values, of int8 and in 12 bits, where fewer have
+  // the values expanded.
+  static constexpr int64_t kExpandedTokens = 8;
   static constexpr int kKeptTokens = 4;             // that the values of 8 rows meet at a time
   static constexpr int64_t kKeptChunkVectors = 24;  // of x: places and values of 8 rows for so many
                                                     // fill 12 KiB of L1
@@ -162,7 +163,7 @@ struct Zen5Tuning : Avx512Bf16Tuning {
   static constexpr int kSeveralHint = kIntoL1;
   static constexpr int kSeveralAheadDense = kSeveralAhead;
   static constexpr int64_t kSeveralChunkBytesPast12 = 512;
-  static constexpr int64_t kExpandedTokensInt8 = INT64_MAX;  // the others were not timed
+  static constexpr int64_t kExpandedTokens = INT64_MAX;  // bringing inputs was not timed
 
   static constexpr int kDenseTokensPastL1 = 4;
   static constexpr int kDenseRows = 1;

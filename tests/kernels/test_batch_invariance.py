@@ -17,6 +17,7 @@ KERNELS = {
     "amx": {"few": 16, "two tiles": 32},
     "amx int8": {"split": 16},
     "avx512": {"few": 8},
+    "avx512_bf16": {"few": 6, "up to 8": 8},
     "avx512_bf16 int8": {"split": 2, "few": 6, "up to 8": 8},
     "avx512_vbmi2 int8": {"split": 2, "few": 6, "up to 8": 8},
     "avx512_vnni int8": {"split": 2, "few": 7},
@@ -26,7 +27,6 @@ KERNELS = {
     "portable": {"few": 4},
 }
 AVX512 = {
-    "avx512_bf16": {"few": 6, "several": 16},
     "zen5": {"few": 10, "several": 16},
     "zen5 int8": {"split": 2, "few": 6, "several": 16},
 }

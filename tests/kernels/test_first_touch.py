@@ -19,7 +19,7 @@ from tests.kernels.cases import TWELVE_BITS
 from tests.kernels.preloaded import COMPILER, preloaded
 
 THREADS = (1, 2, 3)
-TOKENS = (1, 3, 6, 7, 16, 48, 256)  # every kernel; one part, in which no thread helps another
+TOKENS = (1, 3, 6, 7, 16, 48, 128)  # every kernel; one part, in which no thread helps another
 ROWS = {"bfloat16": 512, "int8": 1024}
 GROUP_ROWS, K, PAGE = 8, 4096, 4096
 GROUP_PAGES = {"bfloat16": 9, "int8": 5}

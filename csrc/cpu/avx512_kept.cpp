@@ -1,0 +1,25 @@
+// bfloat16 values in 12 bits for many tokens, inputs brought to them: vpermw and vdpbf16ps.
+#include "avx512_bfloat16.h"
+#include "avx512_kept_tokens.h"
+
+namespace permllm::cpu {
+namespace {
+
+template <class Tuning>
+struct KeptProducts : Bfloat16Products<Tuning, bf12> {
+  static __m512i multiply_kept(__m512i sum, __m512i places, __m512i values, __m512i x) {
+    return Bfloat16Products<Tuning, bf12>::multiply_one(sum, values,
+                                                        _mm512_permutexvar_epi16(places, x));
+  }
+};
+
+}  // namespace
+
+template <class Tuning>
+void avx512_kept_tokens(const LinearArguments& a, Worker& worker) {
+  multiply_kept_tokens<KeptProducts<Tuning>>(a, worker);
+}
+
+template void avx512_kept_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
+
+}  // namespace permllm::cpu
