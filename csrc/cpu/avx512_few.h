@@ -17,7 +17,8 @@
 //   kFewRows                       that are expanded before a vector of x meets them all
 //   Inputs                         constructed from the arguments; measures(),
 //                                  measure(token) for as many before any
-//                                  load(token, block, vectors), which gives a token's 64 inputs,
+//                                  load(token, block, vectors), which gives a token's 64 inputs
+//                                  in the order of the block,
 //                                  zeros past k
 //   Outputs                        constructed from the arguments and the Inputs;
 //                                  convert(sums of 8 rows, row, mask of those that exist, token) as

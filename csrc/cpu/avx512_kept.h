@@ -6,9 +6,9 @@
 // the time.
 //
 // KeptRows<Value>, constructed from the arguments and a row group of theirs, has
-//   take(block, row, weights)    of rows `row` and `row + 1`, each in a half of the vectors, for
-//                                every vector of inputs of a block: the places of its kept values,
-//                                and the values
+//   take(block, row, weights)    of rows `row`, an even one, and `row + 1`, each in a half of the
+//                                vectors, for every vector of inputs of a block: the places of its
+//                                kept values, and the values
 //   for_each_stray(inputs, body) as ExpandedRows
 //
 // Include after every other header, in files that are compiled for AVX-512 only.

@@ -2,6 +2,9 @@
 // group are taken to a panel in the L1 cache, some blocks at a time, and meet tiles of tokens
 // there.
 //
+// What pruning left out meets no input: one that is not finite reaches the rows that keep it, and
+// no other.
+//
 // A vector of sums is of two rows and one token, eight partial sums each, which are added up once
 // per output.
 //
@@ -25,7 +28,8 @@ class KeptTokens {
   using Inputs = typename Products::Inputs;
   using Outputs = typename Products::Outputs;
 
-  static_assert(Products::kSums == 1);
+  static_assert(Products::kSums == 1 && Tuning::kKeptChunkVectors % Products::kInputs == 0);
+  static_assert(Tuning::kKeptPackedTokens <= Tuning::kPackedTokens, "there is memory for so many");
   static constexpr int kVectors = Products::kInputs;  // of x that a token has in a block
   static constexpr int kPairs = kRows / 2;
   static constexpr int kTile = Tuning::kKeptTokens;
@@ -37,6 +41,7 @@ class KeptTokens {
 
  public:
   static constexpr int64_t kPreparedAlone = Tuning::kPreparedAlone;
+
   explicit KeptTokens(const LinearArguments& a)
       : arguments_(a),
         blocks_(ceil_div(a.k, kBlockInputs)),

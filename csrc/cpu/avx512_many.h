@@ -13,7 +13,8 @@
 //   multiply(sum, tokens, weights) one instruction, 16 sums of 32 bits
 //   Inputs                         x as Elements: constructed from the arguments; measures(),
 //                                  measure(token) for as many before any
-//                                  load(token, first input), which gives 64 bytes, zeros past k
+//                                  load(token, first input), which gives 64 bytes in the order
+//                                  of the blocks, zeros past k
 //   Outputs                        sums as floats: constructed from the arguments and the Inputs,
 //                                  convert(sums, row, token vector)
 #pragma once

@@ -25,8 +25,9 @@ const char* name(Isa isa);
 // Rows of one packed block.
 int rows(Isa isa);
 
-// True where a kernel takes any 32 of 64 inputs, so that packing can undo the permutation of blocks
-// of 32 and 64. The others find their values without counting, in the permuted order.
+// True where packing takes the permutation of blocks of 32 and 64, and kernels need none: they take
+// any 32 of 64 inputs, so that it is undone, or shuffle x by an order that is packed (layout.h).
+// The others find their values without counting, in the permuted order.
 bool undoes_permutation(Isa isa);
 
 // True when this build has the kernels, and this CPU and operating system run them. For AMX this

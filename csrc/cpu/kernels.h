@@ -13,7 +13,7 @@
 // largest magnitude is below 2^-100 is zero.
 //
 // The workers of one parallel region run a kernel together (region.h): for every kPackedTokens of
-// its tokens they pack x, and then multiply row groups.
+// its tokens, at most, they pack x, and then multiply row groups.
 #pragma once
 
 #include "layout.h"

@@ -103,8 +103,8 @@ struct alignas(64) Block<Rows, dense8> {
 
 // A bfloat16 value that its row has no 12 bits for.
 struct Stray {
-  uint32_t input;
-  uint16_t row;  // of the row group
+  uint32_t input;  // in the order of the blocks
+  uint16_t row;    // of the row group
   bf16 value;
 };
 

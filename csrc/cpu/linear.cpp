@@ -40,6 +40,8 @@ void avx512_int8(const LinearArguments& a, Worker& worker) {
 // Few and several tokens have values expanded, more have their inputs brought to these.
 template <class Tuning, int FewTokens, Run Few, Run Several, Run Kept>
 void by_tokens_kept(const LinearArguments& a, Worker& worker) {
+  static_assert(FewTokens <= Tuning::kExpandedTokens &&
+                Tuning::kExpandedTokens <= Tuning::kSeveralTokens);
   (a.m <= FewTokens ? Few : a.m <= Tuning::kExpandedTokens ? Several : Kept)(a, worker);
 }
 
@@ -236,7 +238,11 @@ KernelOf<bf16> words_kernel(Isa isa, [[maybe_unused]] ValueType type, [[maybe_un
 #endif
     case Isa::kAvx512Vbmi2:
 #if defined(PERMLLM_AVX512)
-      return in_int8(type) ? avx512_kernel<Avx512Bf16Tuning>(type, half) : KernelOf<bf16>{};
+      return type == ValueType::kInt8
+                 ? of_integers<Avx512Bf16Tuning, avx512_int8<Avx512Bf16Tuning, int8_t,
+                                                             Avx512Bf16Tuning::kFewTokensInt8>>()
+             : in_int8(type) ? avx512_kernel<Avx512Bf16Tuning>(type, half)
+                             : KernelOf<bf16>{};
 #else
       return {};
 #endif

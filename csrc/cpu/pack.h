@@ -12,7 +12,7 @@ struct PackArguments {
   const void* values;   // [n, k / 2]: kept values, permuted order
   ValueType type;       // of these: kBfloat16 or kInt8
   const uint8_t* mask;  // [n, k / 8]: kept channels, permuted order, least significant bit first
-  const uint8_t* permutation;  // [k] local to blocks of block_size <= 64, or null: nothing to undo.
+  const uint8_t* permutation;  // [k] local to blocks of block_size <= 64, or null: none.
                                // Only where undoes_permutation(isa)
   int64_t block_size;
   int64_t n;

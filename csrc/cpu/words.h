@@ -83,20 +83,16 @@ inline __m512i load_row(const LinearArguments& a, int64_t row, int64_t first, __
   return a.half ? part_of_half(words, a.parts == 2 && row % 2 != 0) : words;
 }
 
-// The 64 inputs of a block of a row of x, in the order of the blocks.
-inline void load_block(const LinearArguments& a, int64_t row, int64_t block,
-                       __m512i (&vectors)[2]) {
-  const int64_t first = block * kBlockInputs;
-  const __m512i low = load_row(a, row, first, first_lanes(a.k - first));
-  const __m512i high = load_row(a, row, first + 32, first_lanes(a.k - first - 32));
-  vectors[0] = low;
-  vectors[1] = high;
-  if (a.behind.order == nullptr) return;
-  for (int half = 0; half < 2; ++half) {
-    const auto* order = reinterpret_cast<const __m256i*>(a.behind.order + first) + half;
-    const __m512i words = _mm512_cvtepu8_epi16(_mm256_loadu_si256(order));
-    vectors[half] = _mm512_permutex2var_epi16(low, words, high);
-  }
+// Inputs first..first+31 of a row of x, half of a block, in the order of the blocks.
+inline __m512i load_half(const LinearArguments& a, int64_t row, int64_t first) {
+  const auto load = [&](int64_t start) {
+    return load_row(a, row, start, first_lanes(a.k - start));
+  };
+  if (a.behind.order == nullptr) return load(first);
+  const int64_t block = first / kBlockInputs * kBlockInputs;
+  const auto* order = reinterpret_cast<const __m256i*>(a.behind.order + first);
+  return _mm512_permutex2var_epi16(load(block), _mm512_cvtepu8_epi16(_mm256_loadu_si256(order)),
+                                   load(block + 32));
 }
 
 // The largest magnitude of a token; an infinity or NaN if there is one. As integers, the bits of

@@ -19,7 +19,6 @@ KERNELS = {
     "avx512": {"few": 8},
     "avx512_bf16": {"few": 6, "up to 8": 8},
     "avx512_bf16 int8": {"split": 2, "few": 6, "up to 8": 8},
-    "avx512_vbmi2 int8": {"split": 2, "few": 6, "up to 8": 8},
     "avx512_vnni int8": {"split": 2, "few": 7},
     "avx2": {"one": 1, "few": 6, "panel": 16},
     "avx2 int8": {"few": 5},
@@ -27,6 +26,7 @@ KERNELS = {
     "portable": {"few": 4},
 }
 AVX512 = {
+    "avx512_vbmi2 int8": {"split": 2, "few": 6, "several": 16},
     "zen5": {"few": 10, "several": 16},
     "zen5 int8": {"split": 2, "few": 6, "several": 16},
 }
