@@ -72,9 +72,10 @@ class CpuBackend:
         int8 values stay int8 where a kernel of this instruction set multiplies them, and the scale
         goes along; elsewhere they are scaled and rounded to bfloat16, as float16 and float32 are.
 
-        Where kernels take any 32 of 64 inputs the permutation of blocks of 32 and 64 is undone here,
-        or packed with the values, and costs nothing at run time. That of blocks of 128, and any on the other instruction sets,
-        is kept as int32 indices into all inputs, and the activation is gathered.
+        Where kernels take any 32 of 64 inputs the permutation of blocks of 32 and 64 is undone
+        here, or packed with the values, and costs nothing at run time. That of blocks of 128, and
+        any on the other instruction sets, is kept as int32 indices into all inputs, and the
+        activation is gathered.
         """
         values, scale, chosen = weights.values, weights.scale, self.instruction_set
         if scale is not None:

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.shapes import random_layer
 from permllm_vllm import ops
-from permllm_vllm.backends.cpu import CpuBackend
+from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
 from tests.kernels.cases import TWELVE_BITS, Case, cases
 
 TOLERANCE = 3e-3  # relative Frobenius error: the rounding of y to bfloat16 alone gives 1.7e-3
@@ -134,6 +134,25 @@ def test_non_finite_inputs_stay_in_their_token(isa: str) -> None:
             y = run(layer, isa, x)
             assert not y[0].isfinite().any()
             assert torch.equal(y[1:], expected[1:])
+
+
+def test_an_infinity_reaches_the_rows_that_keep_it_alone() -> None:
+    """Where inputs are brought to kept values, pruned ones meet nothing: docs/cpu.md."""
+    isa = "avx512_bf16"
+    if isa not in instruction_sets():
+        pytest.skip(f"this CPU or build does not run {isa}")
+    layer = random_layer(40, 200)
+    for m, column in ((9, 3), (12, 70), (33, 199)):
+        x = torch.randn(m, 200).bfloat16()
+        x[-1, column] = 0
+        expected = run(layer, isa, x)
+        x[-1, column] = float("inf")
+        y = run(layer, isa, x)
+        kept = layer.dense[:, column] != 0
+        assert 0 < int(kept.sum()) < 40
+        assert torch.equal(y[-1].isfinite(), ~kept)
+        assert torch.equal(y[-1, ~kept], expected[-1, ~kept])
+        assert torch.equal(y[:-1], expected[:-1])
 
 
 def test_deterministic(isa: str) -> None:

@@ -1,7 +1,8 @@
 """A packed weight of 12 bits whose places were damaged in memory: no kernel leaves its memory.
 
 Behind the blocks stands where values are that have no 12 bits: the first of each row group, and of
-each its input and row. The kernels are tried in a process of their own, which a wrong access ends.
+each its input and row. (The order of inputs behind them is damaged in test_memory.py.) The kernels
+are tried in a process of their own, which a wrong access ends.
 """
 
 import subprocess

@@ -126,7 +126,7 @@ def test_zeros_of_either_sign_and_rows_of_zeros(isa: str) -> None:
 @pytest.mark.parametrize("odd", [float("inf"), float("-inf"), float("nan")])
 def test_values_that_are_not_finite(isa: str, odd: float) -> None:
     """All others of the row are strays beside them: the layer has 16 bits, and the same result."""
-    layer = random_layer(24, 512)
+    layer = random_layer(24, 512, permuted=False)  # 12 bits keep the permuted order, 16 do not
     values = layer.weights.values.clone()
     values[5, 9] = odd
     changed = replace(layer, weights=replace(layer.weights, values=values))
