@@ -1,4 +1,5 @@
-// bfloat16 values for tokens that are apart in memory: vdpbf16ps on pairs of inputs of a row.
+// bfloat16 values where a vector holds inputs of one token: vdpbf16ps on a pair of them in each
+// lane.
 //
 // Include after every other header, in files that are compiled for AVX-512 only.
 #pragma once

@@ -1,4 +1,4 @@
-// int8 values for tokens that are apart in memory: vpdpbusd on four inputs of a row in each lane.
+// int8 values where a vector holds inputs of one token: vpdpbusd on four of them in each lane.
 //
 // W8A16: x is a 16-bit integer, and its upper and lower bytes have a sum each.
 // W8A8: x is an 8-bit integer, half of the products.
@@ -68,10 +68,6 @@ struct Int8Products {
         vectors[0] = join(_mm512_cvtepi16_epi8(_mm512_srli_epi16(low, 8)),
                           _mm512_cvtepi16_epi8(_mm512_srli_epi16(high, 8)));
       }
-    }
-
-    static __m512i join(__m256i low, __m256i high) {
-      return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
     }
 
     const LinearArguments& a;

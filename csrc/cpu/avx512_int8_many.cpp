@@ -34,8 +34,7 @@ struct Int8Products {
     }
 
     __m512i load(int64_t token, int64_t first) const {
-      return _mm512_inserti64x4(_mm512_castsi256_si512(bytes(token, first)),
-                                bytes(token, first + 32), 1);
+      return join(bytes(token, first), bytes(token, first + 32));
     }
 
     __m256i bytes(int64_t token, int64_t first) const {

@@ -38,10 +38,6 @@ inline __m256i compress_bytes(__mmask64 mask, __m512i bytes) {
   return _mm512_castsi512_si256(_mm512_mask_compress_epi8(fresh_zero(), mask, bytes));
 }
 
-inline __m512i join(__m256i low, __m256i high) {
-  return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-}
-
 template <class Value>
 class KeptRows;
 

@@ -30,8 +30,7 @@ inline __m512i quantize_inputs(const LinearArguments& a, int64_t token, int64_t 
   if (a.half) {
     const __m512i low = quantize(widen(low_words(words), true), factor, shift);
     const __m512i high = quantize(widen(high_words(words), true), factor, shift);
-    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi32_epi16(low)),
-                              _mm512_cvtepi32_epi16(high), 1);
+    return join(_mm512_cvtepi32_epi16(low), _mm512_cvtepi32_epi16(high));
   }
   // Where they stand in their lanes, bfloat16 is float32: even ones shifted, odd ones masked.
   const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));

@@ -112,9 +112,9 @@ void avx512_int8_many_tokens(const LinearArguments&, Worker&);
 
 // Any m, sparse rows; int8 values as W8A8, others in 12 bits.
 template <class Tuning>
-void avx512_kept_tokens(const LinearArguments&, Worker&);
+void avx512_kept_many_tokens(const LinearArguments&, Worker&);
 template <class Tuning>
-void avx512_int8_kept_tokens(const LinearArguments&, Worker&);
+void avx512_int8_kept_many_tokens(const LinearArguments&, Worker&);
 
 // Any m, values of both types, x of every type: products with x as it is.
 void avx512_float32(const LinearOf<bf16>&, Worker&);

@@ -52,7 +52,7 @@ void avx512_sparse(const LinearArguments& a, Worker& worker) {
     avx512<Tuning, bf12>(a, worker);
   } else {
     by_tokens_kept<Tuning, Tuning::kFewTokens, avx512_few_tokens<Tuning, bf12, Tuning::kFewTokens>,
-                   avx512_several_tokens<Tuning, bf12>, avx512_kept_tokens<Tuning>>(a, worker);
+                   avx512_several_tokens<Tuning, bf12>, avx512_kept_many_tokens<Tuning>>(a, worker);
   }
 }
 
@@ -64,8 +64,8 @@ void avx512_sparse_int8(const LinearArguments& a, Worker& worker) {
     avx512_int8<Tuning, int8_t, kFew>(a, worker);
   } else {
     by_tokens_kept<Tuning, kFew, avx512_int8_few_tokens<Tuning, int8_t, kFew>,
-                   avx512_int8_several_tokens<Tuning, int8_t>, avx512_int8_kept_tokens<Tuning>>(
-        a, worker);
+                   avx512_int8_several_tokens<Tuning, int8_t>,
+                   avx512_int8_kept_many_tokens<Tuning>>(a, worker);
   }
 }
 #endif

@@ -138,12 +138,12 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   // More tokens have their inputs brought to kept values, of int8 and in 12 bits, where fewer have
   // the values expanded.
   static constexpr int64_t kExpandedTokens = 8;
-  static constexpr int kKeptTokens = 4;             // that the values of 8 rows meet at a time
-  static constexpr int64_t kKeptChunkVectors = 24;  // of x: places and values of 8 rows for so many
-                                                    // fill 12 KiB of L1
+  static constexpr int kKeptTile = 4;  // tokens that the values of 8 rows meet at a time
+  // Of x, whose places and values of 8 rows fill 12 KiB of L1.
+  static constexpr int64_t kKeptChunkVectors = 24;
   static constexpr int kKeptHint = kIntoL2;
-  static constexpr int64_t kKeptPackedTokens =
-      128;  // at a time: with fewer, places are found more often
+  // At a time: with fewer, places are found more often.
+  static constexpr int64_t kKeptPackedTokens = 128;
 };
 
 // Zen 5: twice the products of Zen 4 in a cycle, 40-45 GB/s of stream for one core, 48 KiB of L1.

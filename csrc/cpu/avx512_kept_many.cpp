@@ -1,6 +1,7 @@
 // bfloat16 values in 12 bits for many tokens, inputs brought to them: vpermw and vdpbf16ps.
+#include "avx512_kept_many.h"
+
 #include "avx512_bfloat16.h"
-#include "avx512_kept_tokens.h"
 
 namespace permllm::cpu {
 namespace {
@@ -16,10 +17,10 @@ struct KeptProducts : Bfloat16Products<Tuning, bf12> {
 }  // namespace
 
 template <class Tuning>
-void avx512_kept_tokens(const LinearArguments& a, Worker& worker) {
-  multiply_kept_tokens<KeptProducts<Tuning>>(a, worker);
+void avx512_kept_many_tokens(const LinearArguments& a, Worker& worker) {
+  multiply_kept_many_tokens<KeptProducts<Tuning>>(a, worker);
 }
 
-template void avx512_kept_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
+template void avx512_kept_many_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

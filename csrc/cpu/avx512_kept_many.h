@@ -21,7 +21,7 @@ namespace permllm::cpu {
 namespace {
 
 template <class Products>
-class KeptTokens {
+class KeptManyTokens {
   using Tuning = typename Products::Tuning;
   using BlockOf8 = Block<kRows, typename Products::Value>;
   using Rows = KeptRows<typename Products::Value>;
@@ -32,7 +32,7 @@ class KeptTokens {
   static_assert(Tuning::kKeptPackedTokens <= Tuning::kPackedTokens, "there is memory for so many");
   static constexpr int kVectors = Products::kInputs;  // of x that a token has in a block
   static constexpr int kPairs = kRows / 2;
-  static constexpr int kTile = Tuning::kKeptTokens;
+  static constexpr int kTile = Tuning::kKeptTile;
   static constexpr int64_t kChunkBlocks = Tuning::kKeptChunkVectors / kVectors;
 
   struct Panel {
@@ -42,7 +42,7 @@ class KeptTokens {
  public:
   static constexpr int64_t kPreparedAlone = Tuning::kPreparedAlone;
 
-  explicit KeptTokens(const LinearArguments& a)
+  explicit KeptManyTokens(const LinearArguments& a)
       : arguments_(a),
         blocks_(ceil_div(a.k, kBlockInputs)),
         tiles_(ceil_div(a.m, kTile)),
@@ -222,13 +222,13 @@ class KeptTokens {
 
 // Any number of tokens, in parts of about the same size, whose inputs stay in the cache.
 template <class Products>
-void multiply_kept_tokens(const LinearArguments& a, Worker& worker) {
-  constexpr int kTile = Products::Tuning::kKeptTokens;
+void multiply_kept_many_tokens(const LinearArguments& a, Worker& worker) {
+  constexpr int kTile = Products::Tuning::kKeptTile;
   const int64_t parts = ceil_div(a.m, Products::Tuning::kKeptPackedTokens);
   const int64_t tokens = ceil_div(a.m, parts * kTile) * kTile;
   for (int64_t first = 0; first < a.m; first += tokens) {
     const LinearArguments part = part_of(a, first, smaller(tokens, a.m - first));
-    go_through(KeptTokens<Products>(part), part.last, worker);
+    go_through(KeptManyTokens<Products>(part), part.last, worker);
   }
 }
 

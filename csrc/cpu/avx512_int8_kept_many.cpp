@@ -1,6 +1,6 @@
 // int8 values for many tokens, W8A8, inputs brought to them: vpermb and vpdpbusd.
 #include "avx512_int8.h"
-#include "avx512_kept_tokens.h"
+#include "avx512_kept_many.h"
 
 namespace permllm::cpu {
 namespace {
@@ -15,10 +15,10 @@ struct KeptProducts : Int8Products<Tuning, int8_t, 1> {
 }  // namespace
 
 template <class Tuning>
-void avx512_int8_kept_tokens(const LinearArguments& a, Worker& worker) {
-  multiply_kept_tokens<KeptProducts<Tuning>>(a, worker);
+void avx512_int8_kept_many_tokens(const LinearArguments& a, Worker& worker) {
+  multiply_kept_many_tokens<KeptProducts<Tuning>>(a, worker);
 }
 
-template void avx512_int8_kept_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
+template void avx512_int8_kept_many_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu
