@@ -15,6 +15,14 @@ constexpr int kLanes = 16;  // 32-bit lanes: pairs of inputs, or tokens
 
 #define PERMLLM_UNROLL _Pragma("GCC unroll 32")
 
+// Of a loop that fills the registers with sums: where GCC 12 knows anything about its callers, it
+// keeps copies of the sums, of which some go to memory.
+#if defined(__clang__)
+#define PERMLLM_APART __attribute__((noinline))
+#else
+#define PERMLLM_APART __attribute__((noipa))
+#endif
+
 template <int Hint, int Bytes>
 inline void prefetch(const char* memory) {
   PERMLLM_UNROLL

@@ -20,11 +20,9 @@ struct Bfloat16Products {
   using Value = ValueType;
   using Rows = ExpandedRows<Tuning, Value>;
   static constexpr int kWeights = 2, kInputs = 2, kSums = 1;
-  static constexpr bool kSparseIn12Bits = std::is_same_v<Value, bf12>;
   static constexpr bool kDense = std::is_same_v<Value, dense12>;
-  static constexpr int kOneTokenFetch =
-      kSparseIn12Bits ? Tuning::kOneTokenFetchTwelveBits : Tuning::kOneTokenFetch;
-  static constexpr int kFewRows = kSparseIn12Bits ? Tuning::kFewRowsTwelveBits : Tuning::kFewRows;
+  static constexpr int kOneTokenFetch = Tuning::kOneTokenFetch;
+  static constexpr int kFewRows = Tuning::kFewRows;
   static constexpr int kSeveralAhead = kDense ? Tuning::kSeveralAheadDense : Tuning::kSeveralAhead;
 
   static constexpr int rows_per_pass(int tokens) {

@@ -103,18 +103,14 @@ class ExpandedRows<Tuning, dense8> {
   static void for_each_stray(int64_t, Body) {}
 };
 
-// What the upper bytes of 12 bits are looked up in, a table for each row; and the strays.
-class UpperTables {
+// The strays of a row group.
+class RowStrays {
  public:
-  UpperTables(const LinearArguments& a, int64_t group) : strays_(a.behind, group) {
+  RowStrays(const LinearArguments& a, int64_t group) : strays_(a.behind, group) {
     // Of the next row groups: nothing else brings them in time.
     strays_.prefetch_next();
     __builtin_prefetch(a.behind.first_stray + group + 2 * kLanes);
     __builtin_prefetch(a.behind.largest + (group + 2) * kRows + 64);
-    for (int row = 0; row < kRows; ++row) {
-      const uint8_t largest = a.behind.largest[group * kRows + row];
-      tables_[row] = upper_entries(_mm512_set1_epi8(static_cast<char>(largest)));
-    }
   }
 
   template <class Body>
@@ -122,12 +118,23 @@ class UpperTables {
     strays_.for_each(kRows, inputs, body);
   }
 
+ private:
+  StrayList strays_;
+};
+
+// And what the upper bytes of 12 bits are looked up in, a table for each row.
+class UpperTables : public RowStrays {
+ public:
+  UpperTables(const LinearArguments& a, int64_t group) : RowStrays(a, group) {
+    for (int row = 0; row < kRows; ++row) {
+      const uint8_t largest = a.behind.largest[group * kRows + row];
+      tables_[row] = upper_entries(_mm512_set1_epi8(static_cast<char>(largest)));
+    }
+  }
+
  protected:
   // Of an index, the lower four bits count: tables repeat.
   __m512i tables_[kRows];
-
- private:
-  StrayList strays_;
 };
 
 // Both bytes are expanded apart.

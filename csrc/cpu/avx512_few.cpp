@@ -20,7 +20,6 @@ void avx512_few_tokens(const LinearArguments& a, Worker& worker) {
   template void avx512_several_tokens<Tuning, Value>(const LinearArguments&, Worker&); \
   template void avx512_few_tokens<Tuning, Value, Most>(const LinearArguments&, Worker&);
 PERMLLM_INSTANTIATE(Avx512Bf16Tuning, bf16, Avx512Bf16Tuning::kFewTokens)
-PERMLLM_INSTANTIATE(Avx512Bf16Tuning, bf12, Avx512Bf16Tuning::kFewTokens)
 PERMLLM_INSTANTIATE(Avx512Bf16Tuning, dense12, Avx512Bf16Tuning::kFewTokensDense)
 PERMLLM_INSTANTIATE(Zen5Tuning, bf16, Zen5Tuning::kFewTokens)
 PERMLLM_INSTANTIATE(Zen5Tuning, bf12, Zen5Tuning::kFewTokens)

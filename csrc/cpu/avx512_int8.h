@@ -68,6 +68,9 @@ struct Int8Products {
         vectors[0] = join(_mm512_cvtepi16_epi8(_mm512_srli_epi16(low, 8)),
                           _mm512_cvtepi16_epi8(_mm512_srli_epi16(high, 8)));
       }
+      if (a.behind.order == nullptr) return;
+      const __m512i order = _mm512_loadu_si512(a.behind.order + first);
+      for (__m512i& vector : vectors) vector = _mm512_permutexvar_epi8(order, vector);
     }
 
     const LinearArguments& a;

@@ -2,19 +2,13 @@
 // group are taken to a panel in the L1 cache, some blocks at a time, and meet tiles of tokens
 // there.
 //
-// What pruning left out meets no input: one that is not finite reaches the rows that keep it, and
-// no other.
-//
-// A vector of sums is of two rows and one token, eight partial sums each, which are added up once
-// per output.
-//
-// `Products` are those of avx512_few.h, with one sum. Beside these they have
-//   multiply_kept(sum, places, values, x)  one shuffle and one product
+// Products are added up in the order of few tokens (avx512_kept_few.h): results are the same as
+// with three and more of those.
 #pragma once
 
+#include "phases.h"
 #include "scratch.h"
 // The vector code comes last.
-#include "avx512_few.h"
 #include "avx512_kept.h"
 
 namespace permllm::cpu {
@@ -23,20 +17,22 @@ namespace {
 template <class Products>
 class KeptManyTokens {
   using Tuning = typename Products::Tuning;
-  using BlockOf8 = Block<kRows, typename Products::Value>;
+  using BlockOf8 = SlotBlock<typename Products::Value>;
   using Rows = KeptRows<typename Products::Value>;
   using Inputs = typename Products::Inputs;
   using Outputs = typename Products::Outputs;
 
-  static_assert(Products::kSums == 1 && Tuning::kKeptChunkVectors % Products::kInputs == 0);
+  static_assert(Products::kSums == 1);
   static_assert(Tuning::kKeptPackedTokens <= Tuning::kPackedTokens, "there is memory for so many");
-  static constexpr int kVectors = Products::kInputs;  // of x that a token has in a block
-  static constexpr int kPairs = kRows / 2;
+  static constexpr int kInputs = Products::kInputs;
   static constexpr int kTile = Tuning::kKeptTile;
-  static constexpr int64_t kChunkBlocks = Tuning::kKeptChunkVectors / kVectors;
+  static constexpr int64_t kChunkBlocks = Tuning::kKeptChunkVectors / kInputs;
 
+  // Of every vector of inputs of the blocks.
   struct Panel {
-    __m512i weights[kChunkBlocks * kVectors][kPairs][2];
+    struct {
+      __m512i places[kSlots], values[kSlots];
+    } vectors[kChunkBlocks * kInputs];
   };
 
  public:
@@ -61,18 +57,18 @@ class KeptManyTokens {
     const int64_t first = item / tiles_ * kChunkBlocks, token = item % tiles_ * kTile;
     const int64_t count = chunk_count(first), tokens = smaller(kTile, arguments_.m - token);
     __m512i* target = tile_of(first, token);
-    for (int64_t b = 0; b < count; ++b, target += kVectors * tokens) {
+    for (int64_t b = 0; b < count; ++b, target += kInputs * tokens) {
       for (int64_t t = 0; t < tokens; ++t) {
-        __m512i vectors[kVectors];
+        __m512i vectors[kInputs];
         inputs_.load(token + t, first + b, vectors);
-        for (int i = 0; i < kVectors; ++i) target[i * tokens + t] = vectors[i];
+        for (int i = 0; i < kInputs; ++i) target[i * tokens + t] = vectors[i];
       }
     }
   }
 
   void run(int64_t begin, int64_t end) const {
-    auto* sums = static_cast<__m512i*>(
-        thread_scratch(Scratch::kSums, kPairs * arguments_.m * sizeof(__m512i)));
+    auto* sums =
+        static_cast<__m512i*>(thread_scratch(Scratch::kSums, arguments_.m * sizeof(__m512i)));
     auto& panel = *static_cast<Panel*>(thread_scratch(Scratch::kPanel, sizeof(Panel)));
     const auto* block = static_cast<const BlockOf8*>(arguments_.packed) + begin * blocks_;
     for (int64_t group = begin; group < end; ++group) {
@@ -81,16 +77,15 @@ class KeptManyTokens {
         const int64_t count = chunk_count(first);
         take(rows, block, count, panel);
         block += count;
-        const int64_t next = smaller(kChunkBlocks, (end - group) * blocks_ - first - count);
         for (int64_t tile = 0, fetched = 0; tile < tiles_; ++tile) {
-          // A share of the blocks that the panel takes next.
-          for (; fetched < next * (tile + 1) / tiles_; ++fetched) {
-            prefetch<Tuning::kKeptHint, sizeof(BlockOf8)>(
-                reinterpret_cast<const char*>(block + fetched));
+          // A share of as many blocks, further on.
+          for (; fetched < count * (tile + 1) / tiles_; ++fetched) {
+            prefetch<Tuning::kKeptHint, sizeof(BlockOf8)>(reinterpret_cast<const char*>(
+                block + Tuning::kKeptAheadBlocks - kChunkBlocks + fetched));
           }
           const int64_t token = tile * kTile;
-          multiply_tile(panel, count, tile_of(first, token), arguments_.m - token,
-                        sums + kPairs * token, first == 0);
+          multiply_tile(panel, count, tile_of(first, token), arguments_.m - token, sums + token,
+                        first == 0);
         }
       }
       add_strays(rows, sums);
@@ -102,19 +97,20 @@ class KeptManyTokens {
   int64_t chunk_count(int64_t first) const { return smaller(kChunkBlocks, blocks_ - first); }
 
   __m512i* tile_of(int64_t first_block, int64_t token) const {
-    return x_ + (first_block * arguments_.m + token * chunk_count(first_block)) * kVectors;
+    return x_ + (first_block * arguments_.m + token * chunk_count(first_block)) * kInputs;
   }
 
   static void take(const Rows& rows, const BlockOf8* blocks, int64_t count, Panel& panel) {
     for (int64_t b = 0; b < count; ++b) {
+      __m512i places[Rows::kVectors][kSlots], values[Rows::kVectors][kSlots];
+      rows.take(blocks[b], places, values);
       PERMLLM_UNROLL
-      for (int p = 0; p < kPairs; ++p) {
-        __m512i weights[kVectors][2];
-        rows.take(blocks[b], 2 * p, weights);
+      for (int i = 0; i < kInputs; ++i) {
+        auto& vector = panel.vectors[b * kInputs + i];
         PERMLLM_UNROLL
-        for (int i = 0; i < kVectors; ++i) {
-          panel.weights[b * kVectors + i][p][0] = weights[i][0];
-          panel.weights[b * kVectors + i][p][1] = weights[i][1];
+        for (int slot = 0; slot < kSlots; ++slot) {
+          vector.places[slot] = places[vector_of<Rows>(i)][slot];
+          vector.values[slot] = values[vector_of<Rows>(i)][slot];
         }
       }
     }
@@ -129,87 +125,51 @@ class KeptManyTokens {
         return multiply_tile<Tokens - 1>(panel, count, x, left, sums, first);
       }
     }
-    multiply<Tokens>(panel, count * kVectors, x, sums, first);
+    multiply<Tokens>(panel, count * kInputs, x, sums, first);
   }
 
-  // sums[pair][token] += panel[vector][pair] * x[vector][token].
   template <int Tokens>
-  static void multiply(const Panel& panel, int64_t count, const __m512i* x, __m512i* sums,
-                       bool first) {
-    __m512i sum[kPairs][Tokens];
+  PERMLLM_APART static void multiply(const Panel& panel, int64_t vectors, const __m512i* x,
+                                     __m512i* sums, bool first) {
+    __m512i sum[Tokens];
     PERMLLM_UNROLL
-    for (int p = 0; p < kPairs; ++p) {
+    for (int t = 0; t < Tokens; ++t) sum[t] = first ? _mm512_setzero_si512() : sums[t];
+    for (int64_t i = 0; i < vectors; ++i, x += Tokens) {
+      const auto& vector = panel.vectors[i];
       PERMLLM_UNROLL
       for (int t = 0; t < Tokens; ++t) {
-        sum[p][t] = first ? _mm512_setzero_si512() : sums[p * Tokens + t];
-      }
-    }
-    for (int64_t i = 0; i < count; ++i, x += Tokens) {
-      PERMLLM_UNROLL
-      for (int p = 0; p < kPairs; ++p) {
-        const __m512i places = panel.weights[i][p][0], values = panel.weights[i][p][1];
+        const __m512i inputs = x[t];
         PERMLLM_UNROLL
-        for (int t = 0; t < Tokens; ++t) {
-          sum[p][t] = Products::multiply_kept(sum[p][t], places, values, x[t]);
+        for (int slot = 0; slot < kSlots; ++slot) {
+          sum[t] =
+              Products::multiply_kept(sum[t], vector.places[slot], vector.values[slot], inputs);
         }
       }
     }
     PERMLLM_UNROLL
-    for (int p = 0; p < kPairs; ++p) {
-      PERMLLM_UNROLL
-      for (int t = 0; t < Tokens; ++t) sums[p * Tokens + t] = sum[p][t];
-    }
-  }
-
-  // body(first token, tokens, sums) for every tile.
-  template <class Body>
-  void for_each_tile(__m512i* sums, Body body) const {
-    for (int64_t token = 0; token < arguments_.m; token += kTile) {
-      body(token, smaller(kTile, arguments_.m - token), sums + kPairs * token);
-    }
+    for (int t = 0; t < Tokens; ++t) sums[t] = sum[t];
   }
 
   void add_strays(const Rows& rows, __m512i* sums) const {
-    constexpr int kInputs = kBlockInputs / kVectors, kHalf = kInputs / 2;
     rows.for_each_stray(arguments_.k, [&](int row, int64_t input, auto value) {
-      const __m512i places = _mm512_set1_epi16(static_cast<short>(input % kInputs));
-      const __m512i values = only_word(row % 2 * kHalf, value);
-      const int64_t first = input / kBlockInputs / kChunkBlocks * kChunkBlocks;
-      for_each_tile(sums, [&](int64_t token, int64_t tokens, __m512i* own) {
-        const int64_t vector = input / kInputs - first * kVectors;
-        const __m512i* x = tile_of(first, token) + vector * tokens;
+      const int64_t vector = input / (kBlockInputs / kInputs);
+      const int64_t first = vector / kInputs / kChunkBlocks * kChunkBlocks;
+      for (int64_t token = 0; token < arguments_.m; token += kTile) {
+        const int64_t tokens = smaller(kTile, arguments_.m - token);
+        const __m512i* x = tile_of(first, token) + (vector - first * kInputs) * tokens;
         for (int64_t t = 0; t < tokens; ++t) {
-          __m512i& sum = own[row / 2 * tokens + t];
-          sum = Products::multiply_kept(sum, places, values, x[t]);
+          sums[token + t] = add_stray<Products>(sums[token + t], row, input, value, x[t]);
         }
-      });
-    });
-  }
-
-  // The sums of the lanes of four vectors, a row of the row group in each half of them.
-  static __m256i add_lanes(const __m512i* sums, int64_t stride) {
-    __m512i pairs[2];
-    PERMLLM_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      const __m512i a = sums[2 * i * stride], b = sums[(2 * i + 1) * stride];
-      pairs[i] = Products::add(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    }
-    // Two quarters of partial sums each, of rows 0, 2, 4, 6 and of rows 1, 3, 5, 7.
-    const __m512i quarters = Products::add(_mm512_unpacklo_epi64(pairs[0], pairs[1]),
-                                           _mm512_unpackhi_epi64(pairs[0], pairs[1]));
-    const __m512i all = Products::add(quarters, _mm512_shuffle_i64x2(quarters, quarters, 0xb1));
-    const __m512i order = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
-    return _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, all));
-  }
-
-  void store(int64_t row, __m512i* sums) const {
-    RowOutputs<Products> rows(arguments_, outputs_, row);
-    for_each_tile(sums, [&](int64_t token, int64_t tokens, const __m512i* own) {
-      for (int64_t t = 0; t < tokens; ++t) {
-        const __m256i totals[1] = {add_lanes(own + t, tokens)};
-        rows.store(totals, token + t);
       }
     });
+  }
+
+  void store(int64_t row, const __m512i* sums) const {
+    RowOutputs<Products> outputs(arguments_, outputs_, row);
+    for (int64_t t = 0; t < arguments_.m; ++t) {
+      const __m512i own[1] = {sums[t]};
+      store_kept<Products>(outputs, own, t);
+    }
   }
 
   LinearArguments arguments_;

@@ -30,6 +30,9 @@ int rows(Isa isa);
 // The others find their values without counting, in the permuted order.
 bool undoes_permutation(Isa isa);
 
+// True where blocks of int8 values and of 12 bits are in slots (layout.h).
+constexpr bool has_slots(Isa isa) { return isa == Isa::kAvx512Bf16; }
+
 // True when this build has the kernels, and this CPU and operating system run them. For AMX this
 // asks Linux for the tile registers, once per process.
 bool supported(Isa isa);

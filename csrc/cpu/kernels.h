@@ -110,11 +110,16 @@ void avx512_int8_several_tokens(const LinearArguments&, Worker&);
 template <class Tuning, class Value>
 void avx512_int8_many_tokens(const LinearArguments&, Worker&);
 
-// Any m, sparse rows; int8 values as W8A8, others in 12 bits.
+// Sparse rows in slots (layout.h), bfloat16 values in 12 bits and int8.
 template <class Tuning>
-void avx512_kept_many_tokens(const LinearArguments&, Worker&);
+void avx512_kept_few_tokens(const LinearArguments&, Worker&);  // m <= kKeptFewTokens
 template <class Tuning>
-void avx512_int8_kept_many_tokens(const LinearArguments&, Worker&);
+void avx512_kept_many_tokens(const LinearArguments&, Worker&);  // any m
+template <class Tuning>
+void avx512_int8_kept_few_tokens(const LinearArguments&, Worker&);  // m <= kKeptFewTokens:
+                                                                    // W8A16 up to kKeptSplitTokens
+template <class Tuning>
+void avx512_int8_kept_many_tokens(const LinearArguments&, Worker&);  // any m, W8A8
 
 // Any m, values of both types, x of every type: products with x as it is.
 void avx512_float32(const LinearOf<bf16>&, Worker&);

@@ -8,7 +8,7 @@
 // of a row, w = value * scale, is no part of the packed bytes.
 //
 // Every row keeps exactly 32 of 64 inputs, 2:4 and 4:8 alike. Where undoes_permutation() of isa.h
-// says so, that is all. Elsewhere, and in the 12 bits of avx512_bf16 and zen5, the inputs stay in
+// says so, that is all. Elsewhere, in the 12 bits of zen5 and in slots (below), the inputs stay in
 // permuted order, where a row keeps four of every eight inputs, so that the place of their values
 // is known. Padding, that is rows past n and inputs past k, has masks filled up to 32 bits and
 // values of zero.
@@ -32,6 +32,20 @@
 //                            can be: other values of the same shape take as many bytes
 //   uint8 order              but on amx, of every input of every block: which of the block's 64
 //                            inputs of x it is
+//
+// Where has_slots() of isa.h says so, blocks of int8 values and of 12 bits are in slots. Slot s has
+// the s-th of the four values that a row keeps of every eight inputs, of all rows:
+//   64 x uint8 mask          of eight inputs of a row each; of int8 values byte 8 r + g is of row r
+//                            and its inputs 8 g.., in 12 bits byte 8 r + 2 g is, and byte
+//                            8 r + 2 g + 1 of its inputs 32 + 8 g..
+//   4 x 64 values            of int8: by slot, and in the order of the masks' bytes
+// or, in 12 bits,
+//   2 x 64 bytes             what the upper bytes are, of slots 0 and 2 and of slots 1 and 3: c of
+//                            the first of two in bits 0 to 2 and of the second in bits 3 to 5, the
+//                            second's sign in bit 6 and the first's in bit 7
+//   4 x 64 lower bytes       by slot; byte 16 i + 4 j + g is of row 2 i + j and its inputs 8 g..,
+//                            and byte 16 i + 8 + 4 j + g of its inputs 32 + 8 g.. (j < 2)
+// What stands behind the blocks is the same, and behind that of int8 values the order as well.
 //
 // The rows of the output head, which are dense, are stored in 12 bits too (dense12): blocks of
 //   Rows x 64 lower bytes    in the order of the masks above
@@ -101,6 +115,37 @@ struct alignas(64) Block<Rows, dense8> {
   int8_t values[Rows][kBlockInputs];
 };
 
+// Values that a row keeps of eight inputs, and the eights that a block has of a row.
+constexpr int kSlots = 4;
+constexpr int kEights = 8;
+
+// The places are of the bytes of a row and eight inputs: those of their mask and of their values.
+template <class Value>
+struct SlotBlock;
+
+template <>
+struct alignas(64) SlotBlock<int8_t> {
+  uint8_t mask[64];
+  int8_t values[kSlots][64];
+
+  static constexpr int mask_place(int row, int eight) { return 8 * row + eight; }
+  static constexpr int value_place(int row, int eight) { return mask_place(row, eight); }
+};
+
+template <>
+struct alignas(64) SlotBlock<bf12> {
+  uint8_t mask[64];
+  uint8_t upper[kSlots / 2][64];
+  uint8_t lower[kSlots][64];
+
+  static constexpr int mask_place(int row, int eight) {
+    return 8 * row + 2 * (eight % 4) + eight / 4;
+  }
+  static constexpr int value_place(int row, int eight) {
+    return row / 2 * 16 + eight / 4 * 8 + row % 2 * 4 + eight % 4;
+  }
+};
+
 // A bfloat16 value that its row has no 12 bits for.
 struct Stray {
   uint32_t input;  // in the order of the blocks
@@ -155,6 +200,6 @@ static constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 namespace header {
 enum Field : int { kLayout, kIsa, kRows, kOutputs, kInputs, kValues, kStrays, kSize };
 }
-constexpr int64_t kLayoutVersion = 0x7065726d'00000004;  // "perm", then the version
+constexpr int64_t kLayoutVersion = 0x7065726d'00000005;  // "perm", then the version
 
 }  // namespace permllm::cpu

@@ -37,36 +37,16 @@ void avx512_int8(const LinearArguments& a, Worker& worker) {
       a, worker);
 }
 
-// Few and several tokens have values expanded, more have their inputs brought to these.
-template <class Tuning, int FewTokens, Run Few, Run Several, Run Kept>
-void by_tokens_kept(const LinearArguments& a, Worker& worker) {
-  static_assert(FewTokens <= Tuning::kExpandedTokens &&
-                Tuning::kExpandedTokens <= Tuning::kSeveralTokens);
-  (a.m <= FewTokens ? Few : a.m <= Tuning::kExpandedTokens ? Several : Kept)(a, worker);
+template <class Tuning>
+void avx512_kept(const LinearArguments& a, Worker& worker) {
+  a.m <= Tuning::kKeptFewTokens ? avx512_kept_few_tokens<Tuning>(a, worker)
+                                : avx512_kept_many_tokens<Tuning>(a, worker);
 }
 
-// As avx512, of sparse rows in 12 bits.
 template <class Tuning>
-void avx512_sparse(const LinearArguments& a, Worker& worker) {
-  if constexpr (Tuning::kExpandedTokens == INT64_MAX) {
-    avx512<Tuning, bf12>(a, worker);
-  } else {
-    by_tokens_kept<Tuning, Tuning::kFewTokens, avx512_few_tokens<Tuning, bf12, Tuning::kFewTokens>,
-                   avx512_several_tokens<Tuning, bf12>, avx512_kept_many_tokens<Tuning>>(a, worker);
-  }
-}
-
-// As avx512_int8, of sparse rows.
-template <class Tuning>
-void avx512_sparse_int8(const LinearArguments& a, Worker& worker) {
-  constexpr int kFew = Tuning::kFewTokensInt8;
-  if constexpr (Tuning::kExpandedTokens == INT64_MAX) {
-    avx512_int8<Tuning, int8_t, kFew>(a, worker);
-  } else {
-    by_tokens_kept<Tuning, kFew, avx512_int8_few_tokens<Tuning, int8_t, kFew>,
-                   avx512_int8_several_tokens<Tuning, int8_t>,
-                   avx512_int8_kept_many_tokens<Tuning>>(a, worker);
-  }
+void avx512_int8_kept(const LinearArguments& a, Worker& worker) {
+  a.m <= Tuning::kKeptFewTokens ? avx512_int8_kept_few_tokens<Tuning>(a, worker)
+                                : avx512_int8_kept_many_tokens<Tuning>(a, worker);
 }
 #endif
 
@@ -185,16 +165,32 @@ KernelOf<bf16> of_words(bool half) {
 
 #if defined(PERMLLM_AVX512)
 template <class Tuning>
+KernelOf<bf16> avx512_int8_kernel() {
+  return of_integers<Tuning, avx512_int8<Tuning, int8_t, Tuning::kFewTokensInt8>>();
+}
+
+template <class Tuning>
+KernelOf<bf16> avx512_dense8_kernel() {
+  return of_integers<Tuning, avx512_int8<Tuning, dense8, Tuning::kFewTokensDense8>>();
+}
+
+// `Slots`: of an instruction set that has them.
+template <class Tuning, bool Slots>
 KernelOf<bf16> avx512_kernel(ValueType type, bool half) {
   switch (type) {
     case ValueType::kInt8:
-      return of_integers<Tuning, avx512_sparse_int8<Tuning>>();
+      if constexpr (Slots) return of_integers<Tuning, avx512_int8_kept<Tuning>>();
+      return avx512_int8_kernel<Tuning>();
     case ValueType::kDense8:
-      return of_integers<Tuning, avx512_int8<Tuning, dense8, Tuning::kFewTokensDense8>>();
+      return avx512_dense8_kernel<Tuning>();
     case ValueType::kBfloat16:
       return of_words<Tuning, avx512<Tuning, bf16>>(half);
     case ValueType::kBfloat12:
-      return of_words<Tuning, avx512_sparse<Tuning>>(half);
+      if constexpr (Slots) {
+        return of_words<Tuning, avx512_kept<Tuning>>(half);
+      } else {
+        return of_words<Tuning, avx512<Tuning, bf12>>(half);
+      }
     case ValueType::kDense12:
       return of_words<Tuning, avx512<Tuning, dense12, Tuning::kFewTokensDense>>(half);
   }
@@ -232,24 +228,21 @@ KernelOf<bf16> words_kernel(Isa isa, [[maybe_unused]] ValueType type, [[maybe_un
 #endif
     case Isa::kAvx512Bf16:
 #if defined(PERMLLM_AVX512)
-      return avx512_kernel<Avx512Bf16Tuning>(type, half);
+      return avx512_kernel<Avx512Bf16Tuning, has_slots(Isa::kAvx512Bf16)>(type, half);
 #else
       return {};
 #endif
     case Isa::kAvx512Vbmi2:
 #if defined(PERMLLM_AVX512)
-      if (type == ValueType::kDense8) return avx512_kernel<Avx512Bf16Tuning>(type, half);
-      if (type == ValueType::kInt8) {  // always expanded: what brings inputs was not timed there
-        return of_integers<Avx512Bf16Tuning, avx512_int8<Avx512Bf16Tuning, int8_t,
-                                                         Avx512Bf16Tuning::kFewTokensInt8>>();
-      }
+      if (type == ValueType::kInt8) return avx512_int8_kernel<Avx512Bf16Tuning>();
+      if (type == ValueType::kDense8) return avx512_dense8_kernel<Avx512Bf16Tuning>();
       return {};
 #else
       return {};
 #endif
     case Isa::kZen5:
 #if defined(PERMLLM_AVX512)
-      return avx512_kernel<Zen5Tuning>(type, half);
+      return avx512_kernel<Zen5Tuning, has_slots(Isa::kZen5)>(type, half);
 #else
       return {};
 #endif

@@ -62,36 +62,86 @@ void move_values(const uint8_t* place, uint64_t& mask, Value* values) {
   mask = moved;
 }
 
-// A row of a block, its values ascending by place.
+// What the code below asks of the layouts of blocks.
+template <class AnyBlock>
+struct BlockTraits;
+
+template <int Rows, class ValueType>
+struct BlockTraits<Block<Rows, ValueType>> {
+  using Value = ValueType;
+  static constexpr int kRows = Rows;
+  static constexpr bool kInterleaved = std::is_same_v<Value, bf12>;
+};
+
+template <class ValueType>
+struct BlockTraits<SlotBlock<ValueType>> {
+  using Value = ValueType;
+  static constexpr int kRows = kAvx512Rows;
+  static constexpr bool kInterleaved = false;
+};
+
 template <int Rows, class Value>
-void write_row(const Packing&, int64_t, Block<Rows, Value>& block, int row, const Value* values,
-               int64_t, Stray*&) {
-  std::memcpy(block.values[row], values, sizeof(block.values[row]));
+void write_mask(Block<Rows, Value>& block, int row, uint64_t mask) {
+  block.mask[row] = mask;
 }
 
-// Strays go to `strays`, which moves on.
-template <int Rows>
-void write_row(const Packing& packing, int64_t group, Block<Rows, bf12>& block, int row,
-               const bf16* values, int64_t first_input, Stray*& strays) {
-  const uint8_t largest = packing.largest[group * Rows + row];
-  uint64_t rest = block.mask[row];
-  for (int i = 0; i < kBlockValues; ++i, rest &= rest - 1) {
-    bf16 value = values[i];
-    if (is_stray(value, largest)) {
-      const int64_t input = first_input + uninterleaved<Rows>(__builtin_ctzll(rest));
-      *strays++ = {static_cast<uint32_t>(input), static_cast<uint16_t>(row), value};
-      value = 0;
-    }
-    block.lower[row][i] = static_cast<uint8_t>(value);
-    write_code(block.upper, row, i, upper_code(value, largest));
+template <class Value>
+void write_mask(SlotBlock<Value>& block, int row, uint64_t mask) {
+  for (int eight = 0; eight < kEights; ++eight) {
+    block.mask[SlotBlock<Value>::mask_place(row, eight)] = static_cast<uint8_t>(mask >> 8 * eight);
   }
 }
 
+// The values of a row of a block, ascending by place.
 template <int Rows, class Value>
+void write_values(Block<Rows, Value>& block, int row, const Value* values) {
+  std::memcpy(block.values[row], values, sizeof(block.values[row]));
+}
+
+void write_values(SlotBlock<int8_t>& block, int row, const int8_t* values) {
+  for (int i = 0; i < kBlockValues; ++i) {
+    block.values[i % kSlots][SlotBlock<int8_t>::value_place(row, i / kSlots)] = values[i];
+  }
+}
+
+void write_value(SlotBlock<bf12>& block, int row, int i, bf16 value, uint8_t largest) {
+  const int slot = i % kSlots, place = SlotBlock<bf12>::value_place(row, i / kSlots);
+  block.lower[slot][place] = static_cast<uint8_t>(value);
+  write_code(block.upper, slot, place, upper_code(value, largest));
+}
+
+template <int Rows>
+void write_value(Block<Rows, bf12>& block, int row, int i, bf16 value, uint8_t largest) {
+  block.lower[row][i] = static_cast<uint8_t>(value);
+  write_code(block.upper, row, i, upper_code(value, largest));
+}
+
+// The same in 12 bits. Strays go to `strays`, which moves on.
+template <class AnyBlock>
+void write_in_twelve_bits(const Packing& packing, int64_t group, AnyBlock& block, int row,
+                          uint64_t mask, const bf16* values, int64_t first_input, Stray*& strays) {
+  using Traits = BlockTraits<AnyBlock>;
+  const uint8_t largest = packing.largest[group * Traits::kRows + row];
+  for (int i = 0; i < kBlockValues; ++i, mask &= mask - 1) {
+    bf16 value = values[i];
+    if (is_stray(value, largest)) {
+      const int place = __builtin_ctzll(mask);
+      const int input = Traits::kInterleaved ? uninterleaved<Traits::kRows>(place) : place;
+      *strays++ = {static_cast<uint32_t>(first_input + input), static_cast<uint16_t>(row), value};
+      value = 0;
+    }
+    write_value(block, row, i, value, largest);
+  }
+}
+
+template <class AnyBlock>
 BadMask pack_row_group(const Packing& packing, const PackArguments& a, int64_t group,
-                       Block<Rows, Value>* blocks, Stray* strays) {
-  constexpr bool kInterleaved = std::is_same_v<Value, bf12>;
-  using Source = std::conditional_t<kInterleaved, bf16, Value>;
+                       AnyBlock* blocks, Stray* strays) {
+  using Traits = BlockTraits<AnyBlock>;
+  using Value = typename Traits::Value;
+  using Source = std::conditional_t<std::is_same_v<Value, bf12>, bf16, Value>;
+  constexpr int Rows = Traits::kRows;
+  constexpr bool kInterleaved = Traits::kInterleaved;
   const bool undoes = a.permutation != nullptr && !packing.layout.has_order();
   const bool moves = undoes || kInterleaved;
   BadMask bad;
@@ -104,12 +154,12 @@ BadMask pack_row_group(const Packing& packing, const PackArguments& a, int64_t g
       const int64_t to = undoes && j < inputs ? unpermuted(a, first, j) : j;
       place[j] = static_cast<uint8_t>(kInterleaved ? interleaved<Rows>(static_cast<int>(to)) : to);
     }
-    Block<Rows, Value>& block = blocks[b];
+    AnyBlock& block = blocks[b];
     std::memset(static_cast<void*>(&block), 0, sizeof(block));
     for (int r = 0; r < Rows; ++r) {
       const int64_t row = group * Rows + r;
       if (row >= a.n) {
-        block.mask[r] = kPaddingMask;
+        write_mask(block, r, kPaddingMask);
         continue;
       }
       uint64_t mask = load_mask(a.mask + row * (a.k / 8) + first / 8, inputs);
@@ -124,8 +174,12 @@ BadMask pack_row_group(const Packing& packing, const PackArguments& a, int64_t g
       const Source* source = static_cast<const Source*>(a.values) + row * (a.k / 2) + first / 2;
       std::memcpy(values, source, inputs / 2 * sizeof(Source));
       if (moves) move_values(place, mask, values);
-      block.mask[r] = mask;
-      write_row(packing, group, block, r, values, first, strays);
+      write_mask(block, r, mask);
+      if constexpr (std::is_same_v<Value, bf12>) {
+        write_in_twelve_bits(packing, group, block, r, mask, values, first, strays);
+      } else {
+        write_values(block, r, values);
+      }
     }
   }
   return bad;
@@ -133,8 +187,8 @@ BadMask pack_row_group(const Packing& packing, const PackArguments& a, int64_t g
 
 // What stands behind the blocks of a row group: nothing for bfloat16, and for the same in 12 bits
 // what the packing has found.
-template <int Rows, class Value>
-void sum_values(const Block<Rows, Value>*, int64_t, int32_t*) {}
+template <class AnyBlock>
+void sum_values(const AnyBlock*, int64_t, int32_t*) {}
 
 template <int Rows>
 void sum_values(const Block<Rows, int8_t>* blocks, int64_t count, int32_t* sums) {
@@ -146,17 +200,29 @@ void sum_values(const Block<Rows, int8_t>* blocks, int64_t count, int32_t* sums)
   }
 }
 
-template <int Rows, class Value>
+void sum_values(const SlotBlock<int8_t>* blocks, int64_t count, int32_t* sums) {
+  for (int r = 0; r < kAvx512Rows; ++r) {
+    sums[r] = 0;
+    for (int64_t b = 0; b < count; ++b) {
+      for (int i = 0; i < kBlockValues; ++i) {
+        sums[r] += blocks[b].values[i % kSlots][SlotBlock<int8_t>::value_place(r, i / kSlots)];
+      }
+    }
+  }
+}
+
+template <class AnyBlock>
 BadMask pack_rows(const Packing& packing, const PackArguments& a, void* packed) {
+  constexpr int Rows = BlockTraits<AnyBlock>::kRows;
   const PackedLayout& layout = packing.layout;
   const int64_t input_blocks = ceil_div(a.k, kBlockInputs);
   const int64_t groups = ceil_div(a.n, Rows);
-  auto* blocks = static_cast<Block<Rows, Value>*>(packed);
+  auto* blocks = static_cast<AnyBlock*>(packed);
   auto* behind = static_cast<char*>(packed) + layout.block_bytes();
   std::memset(behind, 0, layout.bytes() - layout.block_bytes());
   auto* sums = reinterpret_cast<int32_t*>(behind);
-  Stray* strays = std::is_same_v<Value, bf12> ? write_tables(packing, behind) : nullptr;
-  if (layout.has_order()) write_order(a, reinterpret_cast<uint8_t*>(strays + layout.most_strays()));
+  Stray* strays = in_twelve_bits(layout.type) ? write_tables(packing, behind) : nullptr;
+  if (layout.has_order()) write_order(a, reinterpret_cast<uint8_t*>(behind + layout.order_place()));
   BadMask first_bad;
   std::mutex guard;
   constexpr int64_t kTogether = Rows == kAmxRows ? kAmxGroups : 1;
@@ -173,6 +239,18 @@ BadMask pack_rows(const Packing& packing, const PackArguments& a, void* packed) 
     }
   });
   return first_bad;
+}
+
+template <class Value>
+BadMask pack_values(const Packing& packing, const PackArguments& a, void* packed) {
+  static_assert(kPortableRows == kAvx512Rows);
+  if (rows(packing.layout.isa) == kAmxRows) {
+    return pack_rows<Block<kAmxRows, Value>>(packing, a, packed);
+  }
+  if constexpr (!std::is_same_v<Value, bf16>) {
+    if (packing.layout.in_slots()) return pack_rows<SlotBlock<Value>>(packing, a, packed);
+  }
+  return pack_rows<Block<kAvx512Rows, Value>>(packing, a, packed);
 }
 
 // Of one row of a block.
@@ -197,8 +275,12 @@ int64_t row_bytes(ValueType type) {
 
 int64_t PackedLayout::row_groups() const { return ceil_div(n, rows(isa)); }
 
+bool PackedLayout::in_slots() const {
+  return has_slots(isa) && (type == ValueType::kInt8 || type == ValueType::kBfloat12);
+}
+
 bool PackedLayout::has_order() const {
-  return type == ValueType::kBfloat12 && rows(isa) == kAvx512Rows;
+  return in_slots() || (type == ValueType::kBfloat12 && rows(isa) == kAvx512Rows);
 }
 
 int64_t PackedLayout::most_strays() const {
@@ -209,13 +291,15 @@ int64_t PackedLayout::block_bytes() const {
   return row_groups() * ceil_div(k, kBlockInputs) * rows(isa) * row_bytes(type);
 }
 
-int64_t PackedLayout::bytes() const {
+int64_t PackedLayout::order_place() const {
   const int64_t padded_rows = row_groups() * rows(isa);
-  int64_t behind = 0;
-  if (in_int8(type)) behind = padded_rows * sizeof(int32_t);
-  if (in_twelve_bits(type)) {
-    behind = padded_rows + (row_groups() + 1) * sizeof(int32_t) + most_strays() * sizeof(Stray);
-  }
+  if (in_int8(type)) return padded_rows * sizeof(int32_t);
+  if (!in_twelve_bits(type)) return 0;
+  return padded_rows + (row_groups() + 1) * sizeof(int32_t) + most_strays() * sizeof(Stray);
+}
+
+int64_t PackedLayout::bytes() const {
+  int64_t behind = order_place();
   if (has_order()) behind += ceil_div(k, kBlockInputs) * kBlockInputs;
   return block_bytes() + ceil_div(behind, kLineBytes) * kLineBytes + kTailBytes;
 }
@@ -230,7 +314,7 @@ BehindBlocks PackedLayout::behind(const void* packed) const {
     found.strays = reinterpret_cast<const Stray*>(found.first_stray + row_groups() + 1);
     found.stray_count = strays;
   }
-  if (has_order()) found.order = reinterpret_cast<const uint8_t*>(found.strays + most_strays());
+  if (has_order()) found.order = reinterpret_cast<const uint8_t*>(start + order_place());
   return found;
 }
 
@@ -243,22 +327,17 @@ Packing choose_packing(Isa isa, const PackArguments& a) {
 }
 
 BadMask pack(const Packing& packing, const PackArguments& arguments, void* packed) {
-  static_assert(kPortableRows == kAvx512Rows);
-  const bool tiles = rows(packing.layout.isa) == kAmxRows;
   switch (packing.layout.type) {
     case ValueType::kInt8:
-      return tiles ? pack_rows<kAmxRows, int8_t>(packing, arguments, packed)
-                   : pack_rows<kAvx512Rows, int8_t>(packing, arguments, packed);
+      return pack_values<int8_t>(packing, arguments, packed);
     case ValueType::kBfloat12:
-      return tiles ? pack_rows<kAmxRows, bf12>(packing, arguments, packed)
-                   : pack_rows<kAvx512Rows, bf12>(packing, arguments, packed);
+      return pack_values<bf12>(packing, arguments, packed);
     case ValueType::kBfloat16:
     case ValueType::kDense12:
     case ValueType::kDense8:
       break;
   }
-  return tiles ? pack_rows<kAmxRows, bf16>(packing, arguments, packed)
-               : pack_rows<kAvx512Rows, bf16>(packing, arguments, packed);
+  return pack_values<bf16>(packing, arguments, packed);
 }
 
 }  // namespace permllm::cpu

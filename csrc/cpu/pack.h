@@ -37,6 +37,10 @@ struct PackedLayout {
   BehindBlocks behind(const void* packed) const;
   // Whether an order of the inputs is part of it.
   bool has_order() const;
+  // Whether its blocks are in slots.
+  bool in_slots() const;
+  // Where the order stands, in bytes behind the blocks.
+  int64_t order_place() const;
 
  private:
   int64_t row_groups() const;

@@ -91,7 +91,6 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   // Bytes of a block that are fetched ahead with one token: where the arithmetic leaves it the
   // time, the hardware fetches the rest.
   static constexpr int kOneTokenFetch = 64;
-  static constexpr int kOneTokenFetchTwelveBits = 448;  // all of a sparse one
   static constexpr int kOneTokenFetchInt8 = 512;  // all of it: a part of 320 made shapes slower
   static constexpr int kOneTokenAhead = 9216;     // bytes
   static constexpr int kFewAhead = 13824;         // bytes, where one pass takes all rows
@@ -99,7 +98,6 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int64_t kFewChunkBytes = 20 << 10;  // of x and blocks, that these share in L1
   static constexpr int64_t kFewShortChunkBytes = kFewChunkBytes;  // where they take two rows each
   static constexpr int kFewRows = 1;  // that are expanded before a vector of x meets them all
-  static constexpr int kFewRowsTwelveBits = 2;  // the same of sparse rows in 12 bits
 
   // Several tokens.
   static constexpr int kSeveralHint = kIntoL2;
@@ -135,13 +133,18 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int64_t kPackedTokens = 256;  // at a time: what one expansion serves at most
   static constexpr int kVectors = 3;  // of 16 tokens that 8 rows meet at a time: 24 accumulators
 
-  // More tokens have their inputs brought to kept values, of int8 and in 12 bits, where fewer have
-  // the values expanded.
-  static constexpr int64_t kExpandedTokens = 8;
-  static constexpr int kKeptTile = 4;  // tokens that the values of 8 rows meet at a time
-  // Of x, whose places and values of 8 rows fill 12 KiB of L1.
-  static constexpr int64_t kKeptChunkVectors = 24;
+  // Inputs brought to kept values, of int8 and in 12 bits.
+  static constexpr int kKeptFewTokens = 16;   // beyond, places are found once for several tiles
+  static constexpr int kKeptSplitTokens = 3;  // int8: W8A16 up to here, W8A8 beyond
+  // Bytes of a block that are fetched ahead with one token: the hardware fetches the rest.
+  static constexpr int kKeptOneTokenFetch = 64;
+  static constexpr int kKeptOneTokenAhead = 12288;  // bytes
+  static constexpr int kKeptFewAhead = 9216;        // bytes
+  static constexpr int kKeptTile = 16;  // tokens that the values of 8 rows meet at a time
+  // Of places, which fill 8 KiB of L1 with the values of 8 rows.
+  static constexpr int64_t kKeptChunkVectors = 16;
   static constexpr int kKeptHint = kIntoL2;
+  static constexpr int64_t kKeptAheadBlocks = 20;
   // At a time: with fewer, places are found more often.
   static constexpr int64_t kKeptPackedTokens = 128;
 };
@@ -161,11 +164,10 @@ struct Zen5Tuning : Avx512Bf16Tuning {
   static constexpr int kFewAheadPasses = 13824;
   static constexpr int64_t kFewChunkBytes = 12 << 10;
   static constexpr int64_t kFewShortChunkBytes = 6 << 10;
-  static constexpr int kFewRows = 4, kFewRowsTwelveBits = 4;
+  static constexpr int kFewRows = 4;
   static constexpr int kSeveralHint = kIntoL1;
   static constexpr int kSeveralAheadDense = kSeveralAhead;
   static constexpr int64_t kSeveralChunkBytesPast12 = 512;
-  static constexpr int64_t kExpandedTokens = INT64_MAX;  // bringing inputs was not timed
 
   static constexpr int kDenseTokensPastL1 = 4;
   static constexpr int kDenseRows = 1;

@@ -1,7 +1,7 @@
-// bfloat16 values in 12 bits for many tokens, inputs brought to them: vpermw and vdpbf16ps.
-#include "avx512_kept_many.h"
-
+// bfloat16 values in 12 bits, inputs brought to them: vpermw and vdpbf16ps.
 #include "avx512_bfloat16.h"
+#include "avx512_kept_few.h"
+#include "avx512_kept_many.h"
 
 namespace permllm::cpu {
 namespace {
@@ -17,10 +17,16 @@ struct KeptProducts : Bfloat16Products<Tuning, bf12> {
 }  // namespace
 
 template <class Tuning>
+void avx512_kept_few_tokens(const LinearArguments& a, Worker& worker) {
+  multiply_kept_few_tokens<KeptProducts<Tuning>, Tuning::kKeptFewTokens>(a, worker);
+}
+
+template <class Tuning>
 void avx512_kept_many_tokens(const LinearArguments& a, Worker& worker) {
   multiply_kept_many_tokens<KeptProducts<Tuning>>(a, worker);
 }
 
+template void avx512_kept_few_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
 template void avx512_kept_many_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

@@ -1,0 +1,33 @@
+// int8 values, inputs brought to them: vpermb and vpdpbusd.
+#include "avx512_int8.h"
+#include "avx512_kept_few.h"
+#include "avx512_kept_many.h"
+
+namespace permllm::cpu {
+namespace {
+
+template <class Tuning, int Bytes>
+struct KeptProducts : Int8Products<Tuning, int8_t, Bytes> {
+  static __m512i multiply_kept(__m512i sum, __m512i places, __m512i values, __m512i x) {
+    return _mm512_dpbusd_epi32(sum, _mm512_permutexvar_epi8(places, x), values);
+  }
+};
+
+}  // namespace
+
+template <class Tuning>
+void avx512_int8_kept_few_tokens(const LinearArguments& a, Worker& worker) {
+  constexpr int kSplit = Tuning::kKeptSplitTokens, kMost = Tuning::kKeptFewTokens;
+  a.m <= kSplit ? multiply_kept_few_tokens<KeptProducts<Tuning, 2>, kSplit>(a, worker)
+                : multiply_kept_few_tokens<KeptProducts<Tuning, 1>, kMost, kSplit + 1>(a, worker);
+}
+
+template <class Tuning>
+void avx512_int8_kept_many_tokens(const LinearArguments& a, Worker& worker) {
+  multiply_kept_many_tokens<KeptProducts<Tuning, 1>>(a, worker);
+}
+
+template void avx512_int8_kept_few_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
+template void avx512_int8_kept_many_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
+
+}  // namespace permllm::cpu
