@@ -8,6 +8,8 @@ namespace {
 
 template <class Tuning, int Bytes>
 struct KeptProducts : Int8Products<Tuning, int8_t, Bytes> {
+  static constexpr int kOneTokenFetch = Tuning::kKeptOneTokenFetchInt8;
+
   static __m512i multiply_kept(__m512i sum, __m512i places, __m512i values, __m512i x) {
     return _mm512_dpbusd_epi32(sum, _mm512_permutexvar_epi8(places, x), values);
   }
@@ -17,9 +19,11 @@ struct KeptProducts : Int8Products<Tuning, int8_t, Bytes> {
 
 template <class Tuning>
 void avx512_int8_kept_few_tokens(const LinearArguments& a, Worker& worker) {
-  constexpr int kSplit = Tuning::kKeptSplitTokens, kMost = Tuning::kKeptFewTokens;
-  a.m <= kSplit ? multiply_kept_few_tokens<KeptProducts<Tuning, 2>, kSplit>(a, worker)
-                : multiply_kept_few_tokens<KeptProducts<Tuning, 1>, kMost, kSplit + 1>(a, worker);
+  if (a.m <= Tuning::kKeptSplitTokens) {
+    go_through(KeptFewTokens<KeptProducts<Tuning, 2>>(a), a.last, worker);
+  } else {
+    go_through(KeptFewTokens<KeptProducts<Tuning, 1>>(a), a.last, worker);
+  }
 }
 
 template <class Tuning>

@@ -8,6 +8,8 @@ namespace {
 
 template <class Tuning>
 struct KeptProducts : Bfloat16Products<Tuning, bf12> {
+  static constexpr int kOneTokenFetch = Tuning::kKeptOneTokenFetch;
+
   static __m512i multiply_kept(__m512i sum, __m512i places, __m512i values, __m512i x) {
     return Bfloat16Products<Tuning, bf12>::multiply_one(sum, values,
                                                         _mm512_permutexvar_epi16(places, x));
@@ -18,7 +20,7 @@ struct KeptProducts : Bfloat16Products<Tuning, bf12> {
 
 template <class Tuning>
 void avx512_kept_few_tokens(const LinearArguments& a, Worker& worker) {
-  multiply_kept_few_tokens<KeptProducts<Tuning>, Tuning::kKeptFewTokens>(a, worker);
+  go_through(KeptFewTokens<KeptProducts<Tuning>>(a), a.last, worker);
 }
 
 template <class Tuning>

@@ -176,6 +176,30 @@ class KeptRows<bf12> : public RowStrays {
   __m512i table_;
 };
 
+// Tokens whose sums the registers hold.
+constexpr int kKeptTile = 16;
+
+// Tokens, cut into as few tiles as can be, which have the same size, or one token more.
+class KeptTiles {
+ public:
+  explicit KeptTiles(int64_t tokens) : tokens_(tokens), count_(ceil_div(tokens, kKeptTile)) {}
+
+  struct Tile {
+    int64_t first, tokens;
+  };
+
+  int64_t count() const { return count_; }
+
+  Tile tile(int64_t i) const {
+    const int64_t first = i * tokens_ / count_;
+    return {first, (i + 1) * tokens_ / count_ - first};
+  }
+
+ private:
+  int64_t tokens_;
+  int64_t count_;
+};
+
 // Vector i of the inputs of a block meets vector i of its places and values, or the only one.
 template <class Rows>
 constexpr int vector_of(int i) {

@@ -2,8 +2,8 @@
 // group are taken to a panel in the L1 cache, some blocks at a time, and meet tiles of tokens
 // there.
 //
-// Products are added up in the order of few tokens (avx512_kept_few.h): results are the same as
-// with three and more of those.
+// Products are added up in the order of few tokens (avx512_kept_few.h), so that results are the
+// same.
 #pragma once
 
 #include "phases.h"
@@ -25,7 +25,6 @@ class KeptManyTokens {
   static_assert(Products::kSums == 1);
   static_assert(Tuning::kKeptPackedTokens <= Tuning::kPackedTokens, "there is memory for so many");
   static constexpr int kInputs = Products::kInputs;
-  static constexpr int kTile = Tuning::kKeptTile;
   static constexpr int64_t kChunkBlocks = Tuning::kKeptChunkVectors / kInputs;
 
   // Of every vector of inputs of the blocks.
@@ -41,7 +40,7 @@ class KeptManyTokens {
   explicit KeptManyTokens(const LinearArguments& a)
       : arguments_(a),
         blocks_(ceil_div(a.k, kBlockInputs)),
-        tiles_(ceil_div(a.m, kTile)),
+        tiles_(a.m),
         x_(static_cast<__m512i*>(a.packed_x)),
         inputs_(a),
         outputs_(a, inputs_) {}
@@ -49,13 +48,13 @@ class KeptManyTokens {
   int64_t elements() const { return arguments_.m * arguments_.k; }
   int64_t measures() const { return inputs_.measures(); }
   void measure(int64_t token) const { inputs_.measure(token); }
-  int64_t packs() const { return ceil_div(blocks_, kChunkBlocks) * tiles_; }
+  int64_t packs() const { return ceil_div(blocks_, kChunkBlocks) * tiles_.count(); }
   int64_t groups() const { return ceil_div(arguments_.n, kRows); }
 
   // Packed x is [chunk][tile][block][vector][token].
   void pack(int64_t item) const {
-    const int64_t first = item / tiles_ * kChunkBlocks, token = item % tiles_ * kTile;
-    const int64_t count = chunk_count(first), tokens = smaller(kTile, arguments_.m - token);
+    const auto [token, tokens] = tiles_.tile(item % tiles_.count());
+    const int64_t first = item / tiles_.count() * kChunkBlocks, count = chunk_count(first);
     __m512i* target = tile_of(first, token);
     for (int64_t b = 0; b < count; ++b, target += kInputs * tokens) {
       for (int64_t t = 0; t < tokens; ++t) {
@@ -77,15 +76,14 @@ class KeptManyTokens {
         const int64_t count = chunk_count(first);
         take(rows, block, count, panel);
         block += count;
-        for (int64_t tile = 0, fetched = 0; tile < tiles_; ++tile) {
+        for (int64_t tile = 0, fetched = 0; tile < tiles_.count(); ++tile) {
           // A share of as many blocks, further on.
-          for (; fetched < count * (tile + 1) / tiles_; ++fetched) {
-            prefetch<Tuning::kKeptHint, sizeof(BlockOf8)>(reinterpret_cast<const char*>(
-                block + Tuning::kKeptAheadBlocks - kChunkBlocks + fetched));
+          for (; fetched < count * (tile + 1) / tiles_.count(); ++fetched) {
+            prefetch<Tuning::kKeptHint, sizeof(BlockOf8)>(
+                reinterpret_cast<const char*>(block + fetched) + Tuning::kKeptManyAhead);
           }
-          const int64_t token = tile * kTile;
-          multiply_tile(panel, count, tile_of(first, token), arguments_.m - token, sums + token,
-                        first == 0);
+          const auto [token, tokens] = tiles_.tile(tile);
+          multiply_tile(panel, count, tile_of(first, token), tokens, sums + token, first == 0);
         }
       }
       add_strays(rows, sums);
@@ -116,13 +114,12 @@ class KeptManyTokens {
     }
   }
 
-  // A whole tile, or the `left` tokens of the last one.
-  template <int Tokens = kTile>
-  static void multiply_tile(const Panel& panel, int64_t count, const __m512i* x, int64_t left,
+  template <int Tokens = kKeptTile>
+  static void multiply_tile(const Panel& panel, int64_t count, const __m512i* x, int64_t tokens,
                             __m512i* sums, bool first) {
     if constexpr (Tokens > 1) {
-      if (left < Tokens) {
-        return multiply_tile<Tokens - 1>(panel, count, x, left, sums, first);
+      if (tokens < Tokens) {
+        return multiply_tile<Tokens - 1>(panel, count, x, tokens, sums, first);
       }
     }
     multiply<Tokens>(panel, count * kInputs, x, sums, first);
@@ -154,8 +151,8 @@ class KeptManyTokens {
     rows.for_each_stray(arguments_.k, [&](int row, int64_t input, auto value) {
       const int64_t vector = input / (kBlockInputs / kInputs);
       const int64_t first = vector / kInputs / kChunkBlocks * kChunkBlocks;
-      for (int64_t token = 0; token < arguments_.m; token += kTile) {
-        const int64_t tokens = smaller(kTile, arguments_.m - token);
+      for (int64_t tile = 0; tile < tiles_.count(); ++tile) {
+        const auto [token, tokens] = tiles_.tile(tile);
         const __m512i* x = tile_of(first, token) + (vector - first * kInputs) * tokens;
         for (int64_t t = 0; t < tokens; ++t) {
           sums[token + t] = add_stray<Products>(sums[token + t], row, input, value, x[t]);
@@ -174,7 +171,7 @@ class KeptManyTokens {
 
   LinearArguments arguments_;
   int64_t blocks_;
-  int64_t tiles_;
+  KeptTiles tiles_;
   __m512i* x_;
   Inputs inputs_;
   Outputs outputs_;
@@ -183,9 +180,8 @@ class KeptManyTokens {
 // Any number of tokens, in parts of about the same size, whose inputs stay in the cache.
 template <class Products>
 void multiply_kept_many_tokens(const LinearArguments& a, Worker& worker) {
-  constexpr int kTile = Products::Tuning::kKeptTile;
   const int64_t parts = ceil_div(a.m, Products::Tuning::kKeptPackedTokens);
-  const int64_t tokens = ceil_div(a.m, parts * kTile) * kTile;
+  const int64_t tokens = ceil_div(a.m, parts * kKeptTile) * kKeptTile;
   for (int64_t first = 0; first < a.m; first += tokens) {
     const LinearArguments part = part_of(a, first, smaller(tokens, a.m - first));
     go_through(KeptManyTokens<Products>(part), part.last, worker);

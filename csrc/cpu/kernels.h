@@ -112,12 +112,12 @@ void avx512_int8_many_tokens(const LinearArguments&, Worker&);
 
 // Sparse rows in slots (layout.h), bfloat16 values in 12 bits and int8.
 template <class Tuning>
-void avx512_kept_few_tokens(const LinearArguments&, Worker&);  // m <= kKeptFewTokens
+void avx512_kept_few_tokens(const LinearArguments&, Worker&);  // any m, best up to kKeptFewTokens
 template <class Tuning>
 void avx512_kept_many_tokens(const LinearArguments&, Worker&);  // any m
 template <class Tuning>
-void avx512_int8_kept_few_tokens(const LinearArguments&, Worker&);  // m <= kKeptFewTokens:
-                                                                    // W8A16 up to kKeptSplitTokens
+void avx512_int8_kept_few_tokens(const LinearArguments&, Worker&);  // the same, W8A16 for
+                                                                    // m <= kKeptSplitTokens
 template <class Tuning>
 void avx512_int8_kept_many_tokens(const LinearArguments&, Worker&);  // any m, W8A8
 

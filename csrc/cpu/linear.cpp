@@ -45,8 +45,8 @@ void avx512_kept(const LinearArguments& a, Worker& worker) {
 
 template <class Tuning>
 void avx512_int8_kept(const LinearArguments& a, Worker& worker) {
-  a.m <= Tuning::kKeptFewTokens ? avx512_int8_kept_few_tokens<Tuning>(a, worker)
-                                : avx512_int8_kept_many_tokens<Tuning>(a, worker);
+  a.m <= Tuning::kKeptFewTokensInt8 ? avx512_int8_kept_few_tokens<Tuning>(a, worker)
+                                    : avx512_int8_kept_many_tokens<Tuning>(a, worker);
 }
 #endif
 

@@ -134,17 +134,18 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int kVectors = 3;  // of 16 tokens that 8 rows meet at a time: 24 accumulators
 
   // Inputs brought to kept values, of int8 and in 12 bits.
-  static constexpr int kKeptFewTokens = 16;   // beyond, places are found once for several tiles
-  static constexpr int kKeptSplitTokens = 3;  // int8: W8A16 up to here, W8A8 beyond
-  // Bytes of a block that are fetched ahead with one token: the hardware fetches the rest.
-  static constexpr int kKeptOneTokenFetch = 64;
+  // Beyond, the places of some blocks are better found once for all tiles of tokens.
+  static constexpr int64_t kKeptFewTokens = 48, kKeptFewTokensInt8 = 96;
+  static constexpr int64_t kKeptSplitTokens = 3;  // int8: W8A16 up to here, W8A8 beyond
+  // Bytes of a block that are fetched ahead with one token: of int8 values the hardware fetches the
+  // rest.
+  static constexpr int kKeptOneTokenFetch = 448, kKeptOneTokenFetchInt8 = 64;
   static constexpr int kKeptOneTokenAhead = 12288;  // bytes
   static constexpr int kKeptFewAhead = 9216;        // bytes
-  static constexpr int kKeptTile = 16;  // tokens that the values of 8 rows meet at a time
-  // Of places, which fill 8 KiB of L1 with the values of 8 rows.
+  // Of x, whose places and values of 8 rows fill 8 KiB of L1.
   static constexpr int64_t kKeptChunkVectors = 16;
   static constexpr int kKeptHint = kIntoL2;
-  static constexpr int64_t kKeptAheadBlocks = 20;
+  static constexpr int kKeptManyAhead = 5376;  // bytes
   // At a time: with fewer, places are found more often.
   static constexpr int64_t kKeptPackedTokens = 128;
 };

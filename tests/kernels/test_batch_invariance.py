@@ -17,7 +17,7 @@ KERNELS = {
     "amx": {"few": 16, "two tiles": 32},
     "amx int8": {"split": 16},
     "avx512": {"few": 8},
-    "avx512_bf16": {"one or two": 2, "up to 16": 16},
+    "avx512_bf16": {"up to 48": 48},
     "avx512_bf16 int8": {"split": 3},
     "avx512_vnni int8": {"split": 2, "few": 7},
     "avx2": {"one": 1, "few": 6, "panel": 16},
@@ -39,15 +39,14 @@ ALONE = {
     "split": 1,
     "one": 1,
     "few": 3,
-    "one or two": 1,
-    "up to 16": 3,
+    "up to 48": 3,
     "several": 11,
     "panel": 11,
     "two tiles": 17,
     "many": 48,
 }
 # What adds the same numbers in the same order with bfloat16 values.
-SAME_ORDER = ({"two tiles", "many"}, {"panel", "many"}, {"up to 16", "many"})
+SAME_ORDER = ({"two tiles", "many"}, {"panel", "many"}, {"up to 48", "many"})
 TOKENS = (*range(1, 34), 38, 39, 44, 45, 48, 64, 257, 258)
 N, K = 200, 1088
 
