@@ -179,25 +179,23 @@ class KeptRows<bf12> : public RowStrays {
 // Tokens whose sums the registers hold.
 constexpr int kKeptTile = 16;
 
-// Tokens, cut into as few tiles as can be, which have the same size, or one token more.
+// Tokens, cut into as few tiles as can be; the first have one token more, where some must.
 class KeptTiles {
  public:
-  explicit KeptTiles(int64_t tokens) : tokens_(tokens), count_(ceil_div(tokens, kKeptTile)) {}
+  explicit KeptTiles(int64_t tokens)
+      : count_(ceil_div(tokens, kKeptTile)), least_(tokens / count_), larger_(tokens % count_) {}
 
   struct Tile {
     int64_t first, tokens;
   };
 
   int64_t count() const { return count_; }
-
-  Tile tile(int64_t i) const {
-    const int64_t first = i * tokens_ / count_;
-    return {first, (i + 1) * tokens_ / count_ - first};
-  }
+  Tile tile(int64_t i) const { return {i * least_ + smaller(i, larger_), least_ + (i < larger_)}; }
 
  private:
-  int64_t tokens_;
   int64_t count_;
+  int64_t least_;
+  int64_t larger_;
 };
 
 // Vector i of the inputs of a block meets vector i of its places and values, or the only one.

@@ -69,6 +69,7 @@ class KeptManyTokens {
     auto* sums =
         static_cast<__m512i*>(thread_scratch(Scratch::kSums, arguments_.m * sizeof(__m512i)));
     auto& panel = *static_cast<Panel*>(thread_scratch(Scratch::kPanel, sizeof(Panel)));
+    const int64_t share = ceil_div(kChunkBlocks, tiles_.count());
     const auto* block = static_cast<const BlockOf8*>(arguments_.packed) + begin * blocks_;
     for (int64_t group = begin; group < end; ++group) {
       const Rows rows(arguments_, group);
@@ -78,7 +79,7 @@ class KeptManyTokens {
         block += count;
         for (int64_t tile = 0, fetched = 0; tile < tiles_.count(); ++tile) {
           // A share of as many blocks, further on.
-          for (; fetched < count * (tile + 1) / tiles_.count(); ++fetched) {
+          for (const int64_t next = smaller(count, fetched + share); fetched < next; ++fetched) {
             prefetch<Tuning::kKeptHint, sizeof(BlockOf8)>(
                 reinterpret_cast<const char*>(block + fetched) + Tuning::kKeptManyAhead);
           }
