@@ -9,6 +9,7 @@ namespace {
 template <class Tuning, int Bytes>
 struct KeptProducts : Int8Products<Tuning, int8_t, Bytes> {
   static constexpr int kOneTokenFetch = Tuning::kKeptOneTokenFetchInt8;
+  static constexpr int kLeastVectors = Tuning::kKeptLeastVectorsInt8;
 
   static __m512i multiply_kept(__m512i sum, __m512i places, __m512i values, __m512i x) {
     return _mm512_dpbusd_epi32(sum, _mm512_permutexvar_epi8(places, x), values);
@@ -19,7 +20,7 @@ struct KeptProducts : Int8Products<Tuning, int8_t, Bytes> {
 
 template <class Tuning>
 void avx512_int8_kept_few_tokens(const LinearArguments& a, Worker& worker) {
-  if (a.m <= Tuning::kKeptSplitTokens) {
+  if (a.m <= Tuning::kSplitTokens) {
     go_through(KeptFewTokens<KeptProducts<Tuning, 2>>(a), a.last, worker);
   } else {
     go_through(KeptFewTokens<KeptProducts<Tuning, 1>>(a), a.last, worker);

@@ -15,6 +15,8 @@
 //   kInputs                                vectors of x that a token has in a block. Each meets the
 //                                          places and values of the same number, or the only ones
 //   multiply_kept(sum, places, values, x)  one shuffle and one product
+//   kOneTokenFetch                         bytes of a block that are fetched ahead with one token
+//   kLeastVectors                          of x that meet a block
 //
 // Include after every other header, in files that are compiled for AVX-512 only.
 #pragma once

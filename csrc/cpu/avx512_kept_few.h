@@ -5,6 +5,8 @@
 // row group in L2. A vector of sums is of one token and all rows of a row group.
 #pragma once
 
+#include <algorithm>
+
 #include "phases.h"
 // The vector code comes last.
 #include "avx512_kept.h"
@@ -48,13 +50,13 @@ class KeptFewTokens {
   void pack(int64_t item) const {
     const auto [token, tokens] = tiles_.tile(item % tiles_.count());
     const int64_t first = item / tiles_.count() * Tuning::kPackBlocks;
-    const int64_t end = smaller(blocks_, first + Tuning::kPackBlocks);
-    __m512i* target = tile_of(token) + first * kInputs * tokens;
-    for (int64_t b = first; b < end; ++b, target += kInputs * tokens) {
-      for (int64_t t = 0; t < tokens; ++t) {
+    const int64_t end = smaller(blocks_, first + Tuning::kPackBlocks), width = width_of(tokens);
+    __m512i* target = tile_of(token) + first * kInputs * width;
+    for (int64_t b = first; b < end; ++b, target += kInputs * width) {
+      for (int64_t t = 0; t < width; ++t) {
         __m512i vectors[kInputs];
-        inputs_.load(token + t, b, vectors);
-        for (int i = 0; i < kInputs; ++i) target[i * tokens + t] = vectors[i];
+        inputs_.load(token + smaller(t, tokens - 1), b, vectors);
+        for (int i = 0; i < kInputs; ++i) target[i * width + t] = vectors[i];
       }
     }
   }
@@ -68,14 +70,21 @@ class KeptFewTokens {
         const auto [token, tokens] = tiles_.tile(tile);
         const __m512i* x = tile_of(token);
         Sums sums;
-        multiply_tile(rows, block, blocks_, x, tokens, sums);
-        add_strays(rows, x, tokens, sums);
+        multiply_tile(rows, block, blocks_, x, width_of(tokens), sums);
+        add_strays(rows, x, width_of(tokens), sums);
         for (int64_t t = 0; t < tokens; ++t) store_kept<Products>(outputs, sums.of[t], token + t);
       }
     }
   }
 
  private:
+  // Tokens of a tile, those included that the last one is repeated as.
+  int64_t width_of(int64_t tokens) const {
+    const int64_t bytes = blocks_ * kInputs * static_cast<int64_t>(sizeof(__m512i));
+    const bool alone = tokens == 1 && bytes <= Tuning::kKeptMostAloneBytes;
+    return alone ? tokens : std::max<int64_t>(tokens, Products::kLeastVectors / kInputs);
+  }
+
   __m512i* tile_of(int64_t token) const { return x_ + token * blocks_ * kInputs; }
 
   template <int Tokens = kKeptTile>

@@ -117,7 +117,7 @@ template <class Tuning>
 void avx512_kept_many_tokens(const LinearArguments&, Worker&);  // any m
 template <class Tuning>
 void avx512_int8_kept_few_tokens(const LinearArguments&, Worker&);  // the same, W8A16 for
-                                                                    // m <= kKeptSplitTokens
+                                                                    // m <= kSplitTokens
 template <class Tuning>
 void avx512_int8_kept_many_tokens(const LinearArguments&, Worker&);  // any m, W8A8
 

@@ -18,7 +18,7 @@ KERNELS = {
     "amx int8": {"split": 16},
     "avx512": {"few": 8},
     "avx512_bf16": {"up to 48": 48},
-    "avx512_bf16 int8": {"split": 3},
+    "avx512_bf16 int8": {"split": 2},
     "avx512_vnni int8": {"split": 2, "few": 7},
     "avx2": {"one": 1, "few": 6, "panel": 16},
     "avx2 int8": {"few": 5},
