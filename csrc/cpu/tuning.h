@@ -133,17 +133,16 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int64_t kPackedTokens = 256;  // at a time: what one expansion serves at most
   static constexpr int kVectors = 3;  // of 16 tokens that 8 rows meet at a time: 24 accumulators
 
-  // Inputs brought to kept values, of int8 and in 12 bits.
-  // Beyond, the places of some blocks are better found once for all tiles of tokens.
+  // Inputs brought to kept values, of int8 and in 12 bits. Beyond so many tokens, the places of
+  // some blocks are better found once for all tiles.
   static constexpr int64_t kKeptFewTokens = 48, kKeptFewTokensInt8 = 96;
   // Vectors of x that meet a block of int8 values at least: fewer are done before memory delivers
-  // the next one, which is then read more slowly (11008 inputs, one token: 1.45 ms in place of
-  // 0.92).
+  // the next one, and then it is read more slowly (11008 inputs, one token: 1.45 ms in place of
+  // 0.92). But for one token whose x has up to so many bytes: its blocks the hardware fetches.
   static constexpr int kKeptLeastVectorsInt8 = 4;
-  // But for one token whose x has up to so many bytes, and whose blocks the hardware fetches: all
-  // but these bytes of each.
   static constexpr int64_t kKeptMostAloneBytes = 12 << 10;
-  static constexpr int kKeptOneTokenFetchInt8 = 64, kKeptOneTokenFetch = 448;
+  // Bytes of a block that are fetched ahead with one token, in 12 bits all of it.
+  static constexpr int kKeptOneTokenFetch = 448, kKeptOneTokenFetchInt8 = 64;
   static constexpr int kKeptOneTokenAhead = 12288;  // bytes
   static constexpr int kKeptFewAhead = 9216;        // bytes
   // Of x, whose places and values of 8 rows fill 8 KiB of L1.
