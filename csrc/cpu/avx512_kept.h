@@ -3,8 +3,8 @@
 // Expanding brings values to all inputs, and half of the products are with zeros. Here inputs are
 // brought to the values: a shuffle of x and a product for two vectors of inputs, in place of two
 // products. A vector is a slot of all eight rows; each has four of its values there, in a pair of
-// lanes. What pruning left out meets no input: one that is not finite reaches the rows that keep
-// it, and no other.
+// lanes. What pruning left out meets no input: beside bfloat16 values, one that is not finite
+// reaches the rows that keep it, and no other.
 //
 // KeptRows<Value>, constructed from the arguments and a row group of theirs, has
 //   kVectors                     of places and of values that a slot of a block is
@@ -16,7 +16,7 @@
 //                                          places and values of the same number, or the only ones
 //   multiply_kept(sum, places, values, x)  one shuffle and one product
 //   kOneTokenFetch                         bytes of a block that are fetched ahead with one token
-//   kLeastVectors                          of x that meet a block
+//   kLeastVectors                          of x that meet a block: the last token is repeated
 //
 // Include after every other header, in files that are compiled for AVX-512 only.
 #pragma once
@@ -217,12 +217,15 @@ inline void store_kept(Outputs& outputs, const __m512i (&sums)[Products::kSums],
   outputs.store(totals, token);
 }
 
-// Adds the product of a value that no block has, with the vector of x that has its input.
+// Adds the product of a value that no block has, with the vector of x that has its input: of no
+// other row, whatever the input is.
 template <class Products>
 inline __m512i add_stray(__m512i sum, int row, int64_t input, bf16 value, __m512i x) {
   constexpr int kVectorInputs = kBlockInputs / Products::kInputs;
+  const int place = 4 * row;
   const __m512i places = _mm512_set1_epi16(static_cast<short>(input % kVectorInputs));
-  return Products::multiply_kept(sum, places, only_word(4 * row, value), x);
+  const __m512i only = _mm512_maskz_permutexvar_epi16(uint32_t{1} << place, places, x);
+  return Products::multiply_one(sum, only_word(place, value), only);
 }
 
 }  // namespace

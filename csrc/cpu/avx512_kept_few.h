@@ -22,6 +22,9 @@ class KeptFewTokens {
   using Inputs = typename Products::Inputs;
   using Outputs = typename Products::Outputs;
 
+  static_assert(Tuning::kKeptFewTokens <= Tuning::kPackedTokens &&
+                    Tuning::kKeptFewTokensInt8 <= Tuning::kPackedTokens,
+                "there is memory for so many");
   static constexpr int kInputs = Products::kInputs;
   static constexpr int kSums = Products::kSums;
 

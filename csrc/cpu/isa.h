@@ -13,11 +13,12 @@ enum class Isa : int64_t {
   kAmx = 2,
   kAvx2 = 3,
   kAvx512 = 4,
-  kZen5 = 5,  // the kernels of kAvx512Bf16 with constants of their own
+  kZen5 = 5,  // those of kAvx512Bf16 for values in 16 bits and dense ones, with constants of their
+              // own, and expanding ones for others
   // Those of kAvx512 and kAvx2, but for int8 values.
   kAvx512Vnni = 6,
   kAvx2Vnni = 7,
-  kAvx512Vbmi2 = 8,  // those of kAvx512Bf16 for int8 values, and none for others
+  kAvx512Vbmi2 = 8,  // the expanding ones for int8 values, and none for others
 };
 
 const char* name(Isa isa);

@@ -29,7 +29,8 @@ struct BehindBlocks {
   const uint8_t* largest = nullptr;      // [row groups * Rows]
   const int32_t* first_stray = nullptr;  // [row groups + 1]
   const Stray* strays = nullptr;
-  int64_t stray_count = 0;         // of the header, whatever stands in `first_stray`
+  int64_t stray_count = 0;  // of the header, whatever stands in `first_stray`
+
   const uint8_t* order = nullptr;  // [padded inputs], or null where blocks have the order of x
 };
 
@@ -92,7 +93,8 @@ void amx_int8_several_tokens(const LinearArguments&, Worker&);  // m <= kFewToke
 template <class Value>
 void amx_int8_many_tokens(const LinearArguments&, Worker&);  // any m, W8A8
 
-// With the constants of Avx512Bf16Tuning or Zen5Tuning; `Value` is bf16, bf12 or dense12.
+// With the constants of Avx512Bf16Tuning or Zen5Tuning; `Value` is bf16, dense12 or, of the latter,
+// bf12.
 template <class Tuning, class Value, int Most>
 void avx512_few_tokens(const LinearArguments&, Worker&);  // m <= Most
 template <class Tuning, class Value>
@@ -112,12 +114,12 @@ void avx512_int8_many_tokens(const LinearArguments&, Worker&);
 
 // Sparse rows in slots (layout.h), bfloat16 values in 12 bits and int8.
 template <class Tuning>
-void avx512_kept_few_tokens(const LinearArguments&, Worker&);  // any m, best up to kKeptFewTokens
+void avx512_kept_few_tokens(const LinearArguments&, Worker&);  // m <= kKeptFewTokens
 template <class Tuning>
 void avx512_kept_many_tokens(const LinearArguments&, Worker&);  // any m
 template <class Tuning>
-void avx512_int8_kept_few_tokens(const LinearArguments&, Worker&);  // the same, W8A16 for
-                                                                    // m <= kSplitTokens
+void avx512_int8_kept_few_tokens(const LinearArguments&, Worker&);  // m <= kKeptFewTokensInt8:
+                                                                    // W8A16 for <= kSplitTokens
 template <class Tuning>
 void avx512_int8_kept_many_tokens(const LinearArguments&, Worker&);  // any m, W8A8
 

@@ -8,10 +8,10 @@
 // of a row, w = value * scale, is no part of the packed bytes.
 //
 // Every row keeps exactly 32 of 64 inputs, 2:4 and 4:8 alike. Where undoes_permutation() of isa.h
-// says so, that is all. Elsewhere, in the 12 bits of zen5 and in slots (below), the inputs stay in
-// permuted order, where a row keeps four of every eight inputs, so that the place of their values
-// is known. Padding, that is rows past n and inputs past k, has masks filled up to 32 bits and
-// values of zero.
+// says so, that is all, but in the 12 bits of zen5 and in slots (below). There and elsewhere the
+// inputs stay in permuted order, where a row keeps four of every eight inputs, so that the place of
+// their values is known. Padding, that is rows past n and inputs past k, has masks filled up to 32
+// bits and values of zero.
 //
 // On amx, avx512_bf16 and zen5, 32 bfloat16 values of a row are stored in 48 bytes where that loses
 // nothing (bf12):

@@ -179,8 +179,11 @@ template <class Tuning, bool Slots>
 KernelOf<bf16> avx512_kernel(ValueType type, bool half) {
   switch (type) {
     case ValueType::kInt8:
-      if constexpr (Slots) return of_integers<Tuning, avx512_int8_kept<Tuning>>();
-      return avx512_int8_kernel<Tuning>();
+      if constexpr (Slots) {
+        return of_integers<Tuning, avx512_int8_kept<Tuning>>();
+      } else {
+        return avx512_int8_kernel<Tuning>();
+      }
     case ValueType::kDense8:
       return avx512_dense8_kernel<Tuning>();
     case ValueType::kBfloat16:

@@ -73,7 +73,7 @@ struct AmxTuning : CommonTuning {
 // Zen 4: 1 MiB of L2 per core, 26-30 GB/s of stream for one core.
 struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int kFewTokens = 6;        // beyond, a row is better expanded to the L1 cache
-  static constexpr int kFewTokensInt8 = 6;    // the same of int8 values
+  static constexpr int kFewTokensInt8 = 6;    // the same of int8 values, on avx512_vbmi2
   static constexpr int kFewTokensDense = 1;   // of dense rows in 12 bits
   static constexpr int kFewTokensDense8 = 3;  // and of int8 values
   static constexpr int kSeveralTokens = 16;   // as many as a vector of the kernel for many has
@@ -91,7 +91,8 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   // Bytes of a block that are fetched ahead with one token: where the arithmetic leaves it the
   // time, the hardware fetches the rest.
   static constexpr int kOneTokenFetch = 64;
-  static constexpr int kOneTokenFetchInt8 = 512;  // all of it: a part of 320 made shapes slower
+  static constexpr int kOneTokenFetchInt8 = 512;  // all of it: a part of 320 made shapes slower.
+                                                  // On avx512_vbmi2
   static constexpr int kOneTokenAhead = 9216;     // bytes
   static constexpr int kFewAhead = 13824;         // bytes, where one pass takes all rows
   static constexpr int kFewAheadPasses = 18432;   // and where several passes take some rows each

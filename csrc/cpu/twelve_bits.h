@@ -11,7 +11,8 @@ namespace permllm::cpu {
 constexpr bf16 kSign = 0x8000;
 constexpr int kUpperBytes = 7;  // that a row tells apart, beside that of zero
 
-// The place in a block's mask of one of its 64 inputs, and the input of a place. The inputs of the
+// The place in a block's mask, but of one in slots, of one of its 64 inputs, and the input of a
+// place. The inputs of the
 // block's halves take turns, by one in a block of so many rows or by eight.
 template <int Rows>
 constexpr int kInTurn = Rows == kAmxRows ? 1 : 8;

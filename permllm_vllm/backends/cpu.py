@@ -22,8 +22,8 @@ from permllm_vllm.checkpoint import permutation as permutations
 LARGEST_UNDONE_BLOCK = 64
 # What the kernels take is asked here before anything is packed; a test holds it against them.
 
-#: Instruction sets whose kernels take any 32 of 64 inputs, so that it can, and activations of
-#: bfloat16 and float16 alone.
+#: Instruction sets whose kernels take any 32 of 64 inputs, or shuffle them by a packed order, so
+#: that it can, and activations of bfloat16 and float16 alone.
 SIXTEEN_BITS_ONLY = ("amx", "zen5", "avx512_bf16", "avx512_vbmi2")
 #: Of these, one without kernels for bfloat16 values.
 INT8_ONLY = ("avx512_vbmi2",)

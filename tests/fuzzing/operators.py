@@ -27,7 +27,7 @@ SHAPES = (
     (8, 72, "4:8", 64, False),
     (33, 192, "2:4", 64, True),
 )  # outputs, inputs, pattern, block size, permuted
-TOKENS = (2, 1, 3, 5, 9, 17, 33)
+TOKENS = (2, 1, 3, 5, 9, 17, 33, 65, 100)
 ROUNDING = {torch.bfloat16: 2**-8, torch.float16: 2**-11}  # of y, half a unit in the last place
 SMALLEST = 2**-24  # of float16
 SUMS = 1e-6  # of sums in float32, of the sum of all magnitudes

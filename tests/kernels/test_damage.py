@@ -23,7 +23,7 @@ from tests.kernels.test_twelve_bits import layer_of
 N, K = 64, 1024
 ROWS = {"amx": 16, "zen5": 8, "avx512_bf16": 8}
 """Of a row group, by instruction set that stores 12 bits."""
-TOKENS = (1, 2, 10, 12, 16, 17, 40)  # every kernel
+TOKENS = (1, 2, 10, 12, 16, 17, 40, 64)  # every kernel
 ROW_BYTES = {"sparse": 56, "dense": 96}
 """Of a block."""
 FIRSTS = (-(2**31), -1, 3, 2**31 - 1)

@@ -12,7 +12,7 @@ from permllm_vllm.backends.cpu import CpuBackend
 from tests.kernels.test_int8 import INTEGERS
 
 N, K = 16, 64
-TOKENS = (1, 7, 12, 17, 40)  # every kernel
+TOKENS = (1, 7, 12, 17, 40, 100)  # every kernel
 SUBNORMAL = 2.0**-130
 FLUSHING = ("amx", "avx512_bf16", "zen5")
 """Whose instructions for bfloat16 take subnormal numbers as zero."""

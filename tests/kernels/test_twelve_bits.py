@@ -68,6 +68,23 @@ def test_strays_are_multiplied_by_every_kernel(isa: str, tokens: int) -> None:
     assert torch.equal(weights_read(isa, layer, tokens), layer.dense.t())
 
 
+@pytest.mark.parametrize("tokens", [1, 16, 64])
+def test_an_infinity_meets_a_stray_alone(isa: str, tokens: int) -> None:
+    """And no other row of its row group, where inputs are brought to kept values."""
+    if isa != "avx512_bf16":
+        pytest.skip(f"{isa} expands rows: pruned zeros meet the infinity")
+    values = torch.ones(16, 128, dtype=torch.bfloat16)
+    values[5, 77] = 2.0**-30
+    layer = layer_of(values)
+    assert packed_as(isa, layer) == (BFLOAT12, 1)
+    x = torch.ones(tokens, 256).bfloat16()
+    column = layer.dense[5].abs().where(layer.dense[5] != 0, torch.inf).argmin()
+    x[:, column] = float("inf")
+    kept = layer.dense[:, column] != 0
+    assert 1 < int(kept.sum()) < 16
+    assert torch.equal(run(layer, isa, x).isfinite(), (~kept).expand(tokens, 16))
+
+
 def test_a_row_has_its_own_powers(isa: str) -> None:
     """Rows of one group whose values are 2**56 apart have no strays."""
     values = torch.stack([row_of(*range(-7 * row, POWERS - 7 * row)) for row in range(9)])
@@ -119,14 +136,14 @@ def test_zeros_of_either_sign_and_rows_of_zeros(isa: str) -> None:
     values[4] = -0.0
     layer = layer_of(values)
     assert packed_as(isa, layer) == (BFLOAT12, 0)
-    for tokens in (1, 7, 48):
+    for tokens in (1, 7, 48, 64):
         assert torch.equal(weights_read(isa, layer, tokens), layer.dense.t())
 
 
 @pytest.mark.parametrize("odd", [float("inf"), float("-inf"), float("nan")])
 def test_values_that_are_not_finite(isa: str, odd: float) -> None:
     """All others of the row are strays beside them: the layer has 16 bits, and the same result."""
-    layer = random_layer(24, 512, permuted=False)  # 12 bits keep the permuted order, 16 do not
+    layer = random_layer(24, 512, permuted=False)  # 12 bits may keep the permuted order, 16 do not
     values = layer.weights.values.clone()
     values[5, 9] = odd
     changed = replace(layer, weights=replace(layer.weights, values=values))
@@ -143,7 +160,7 @@ def test_values_that_are_not_finite(isa: str, odd: float) -> None:
 @pytest.mark.parametrize("k", [8, 72, 136, 1088])
 def test_inputs_that_fill_no_block(isa: str, k: int, pattern: str) -> None:
     layer = random_layer(13, k, pattern, permuted=False)
-    for tokens in (1, 6, 7, 48):
+    for tokens in (1, 6, 7, 48, 64):
         assert torch.equal(weights_read(isa, layer, tokens), layer.dense.t())
 
 
