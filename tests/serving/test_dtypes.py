@@ -7,11 +7,13 @@ from tests.serving.engine import PROMPTS, Engines
 
 pytestmark = pytest.mark.serving
 
-TOLERANCE = 0.003  # mean over the prompt's tokens; measured 2e-4
-
 
 def test_float16(engines: Engines, tiny: Twins) -> None:
+    """Nearer to the dense model than that is to itself in bfloat16, to which many rows of x are
+    rounded.
+    """
     dense = engines.run(tiny.dense, PROMPTS, dtype="float16")
     sparse = engines.run(tiny.sparse, PROMPTS, dtype="float16")
+    rounded = engines.run(tiny.dense, PROMPTS, dtype="bfloat16")
     assert sparse.backends == {"cpu bfloat16": 8}
-    assert sparse.mean_prompt_difference(dense) < TOLERANCE
+    assert sparse.mean_prompt_difference(dense) < rounded.mean_prompt_difference(dense)
