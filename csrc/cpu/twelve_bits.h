@@ -11,9 +11,9 @@ namespace permllm::cpu {
 constexpr bf16 kSign = 0x8000;
 constexpr int kUpperBytes = 7;  // that a row tells apart, beside that of zero
 
-// The place in a block's mask, but of one in slots, of one of its 64 inputs, and the input of a
-// place. The inputs of the
-// block's halves take turns, by one in a block of so many rows or by eight.
+// The place in the mask of a block that is not in slots, of one of its 64 inputs, and the input of
+// a place. The inputs of the block's halves take turns, by one in a block of so many rows or by
+// eight.
 template <int Rows>
 constexpr int kInTurn = Rows == kAmxRows ? 1 : 8;
 
