@@ -95,12 +95,14 @@ Tensor sparse_experts(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor gat
                   " experts, down ", down_metadata.size(0), ": they must be the same.");
   const cpu::PackedLayout one = checked_layout(data<int64_t>(gate_up_metadata));
   const cpu::PackedLayout two = checked_layout(data<int64_t>(down_metadata));
-  STD_TORCH_CHECK(one.n == 2 * two.k && one.k == two.n, "gate_up of ", one.n, " x ", one.k,
-                  " does not fit down of ", two.n, " x ", two.k,
-                  ": it has the outputs of gate and up, and down gives what gate_up takes.");
+  const Activation of_gate = checked_activation(activation);
+  STD_TORCH_CHECK(one.n == outputs_for_input(of_gate) * two.k && one.k == two.n, "gate_up of ",
+                  one.n, " x ", one.k, " does not fit down of ", two.n, " x ", two.k,
+                  has_gate(of_gate)
+                      ? ": it has the outputs of gate and up, and down gives what gate_up takes."
+                      : ": without a gate it has what down takes, and down gives what it takes.");
   STD_TORCH_CHECK(two.k == intermediate_size, "intermediate_size is ", intermediate_size,
                   ", down takes ", two.k, " inputs: they must agree.");
-  const Activation of_gate = checked_activation(activation);
   STD_TORCH_CHECK(one.isa == two.isa, "gate_up was packed for instruction set ", cpu::name(one.isa),
                   ", down for ", cpu::name(two.isa), ": pack both for one.");
   check_activations(x, one);

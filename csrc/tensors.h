@@ -35,7 +35,7 @@ const T* data(const Tensor& tensor) {
 // That of experts, as a number of the operator.
 inline Activation checked_activation(int64_t number) {
   STD_TORCH_CHECK(number >= 0 && number < kActivations, "activation is ", number,
-                  ": 0 is silu, 1 is gelu with tanh.");
+                  ": 0 is silu, 1 is gelu with tanh, 2 is relu squared, without a gate.");
   return static_cast<Activation>(number);
 }
 

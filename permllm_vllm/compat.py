@@ -78,6 +78,7 @@ UnquantizedEmbeddingMethod = _symbol(_EMBEDDING, "UnquantizedEmbeddingMethod")
 VocabParallelEmbedding = _symbol(_EMBEDDING, "VocabParallelEmbedding")
 
 _MOE = "vllm.model_executor.layers.fused_moe"
+FusedMoEConfig = _symbol(_MOE, "FusedMoEConfig")
 FusedMoEMethodBase = _symbol(_MOE, "FusedMoEMethodBase")
 RoutedExperts = _symbol(_MOE, "RoutedExperts")
 UnquantizedFusedMoEMethod = _symbol(_MOE, "UnquantizedFusedMoEMethod")

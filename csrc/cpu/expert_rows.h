@@ -1,5 +1,5 @@
-// What experts do with rows beside products: the gate, and the sums of a token. A template for the
-// compiler to vectorise, compiled for each instruction set.
+// What experts do with rows beside products: the activation, and the sums of a token. A template
+// for the compiler to vectorise, compiled for each instruction set.
 //
 // Include after every other header.
 #pragma once
@@ -51,25 +51,36 @@ inline float gelu_tanh(float x) {
          (1.0f + exponential(-bounded * (1.59576912f + 0.0713548163f * bounded * bounded)));
 }
 
+// 0 below 0, what is no number stays none.
+inline float relu2(float x) { return x < 0.0f ? 0.0f : x * x; }
+
+template <Activation kActivation>
+inline float activated(float x) {
+  if constexpr (kActivation == Activation::kSilu) return silu(x);
+  if constexpr (kActivation == Activation::kGeluTanh) return gelu_tanh(x);
+  if constexpr (kActivation == Activation::kRelu2) return relu2(x);
+}
+
 template <Activation kActivation, class Real>
-inline void gate_inputs(const Real* gate, const Real* up, int64_t count, Real* y) {
+inline void activate_inputs(const Real* gate, const Real* up, int64_t count, Real* y) {
   for (int64_t i = 0; i < count; ++i) {
-    const float g = to_float(gate[i]);
-    round_to(y[i], (kActivation == Activation::kSilu ? silu(g) : gelu_tanh(g)) * to_float(up[i]));
+    const float factor = has_gate(kActivation) ? to_float(up[i]) : 1.0f;
+    round_to(y[i], activated<kActivation>(to_float(gate[i])) * factor);
   }
 }
 
 template <Activation kActivation, class Real>
-void gate_row(const Real* gate, const Real* up, int64_t count, const int32_t* gather, Real* y) {
-  if (gather == nullptr) return gate_inputs<kActivation>(gate, up, count, y);
+void activate_row(const Real* gate, int64_t count, const int32_t* gather, Real* y) {
+  const Real* up = gate + count;
+  if (gather == nullptr) return activate_inputs<kActivation>(gate, up, count, y);
   for (int64_t first = 0; first < count; first += kGatheredInputs) {
     Real gates[kGatheredInputs], ups[kGatheredInputs];
     const int64_t inputs = smaller(kGatheredInputs, count - first);
     for (int64_t i = 0; i < inputs; ++i) {
       gates[i] = gate[gather[first + i]];
-      ups[i] = up[gather[first + i]];
+      if constexpr (has_gate(kActivation)) ups[i] = up[gather[first + i]];
     }
-    gate_inputs<kActivation>(gates, ups, inputs, y + first);
+    activate_inputs<kActivation>(gates, ups, inputs, y + first);
   }
 }
 
@@ -85,7 +96,8 @@ void round_row(const float* sums, int64_t count, Real* y) {
 
 template <class Real>
 constexpr ExpertSteps<Real> kSteps = {
-    {gate_row<Activation::kSilu, Real>, gate_row<Activation::kGeluTanh, Real>},
+    {activate_row<Activation::kSilu, Real>, activate_row<Activation::kGeluTanh, Real>,
+     activate_row<Activation::kRelu2, Real>},
     add_row<Real>,
     round_row<Real>};
 

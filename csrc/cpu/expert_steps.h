@@ -10,9 +10,8 @@ namespace permllm::cpu {
 
 template <class Real>
 struct ExpertSteps {
-  // y[i] = activation(gate[g]) * up[g], g = i or gather[i]; by activation
-  void (*gate[kActivations])(const Real* gate, const Real* up, int64_t count, const int32_t* gather,
-                             Real* y);
+  // y[i] = activation(gate[g]) * gate[count + g], or without the factor; g = i or gather[i]
+  void (*activate[kActivations])(const Real* gate, int64_t count, const int32_t* gather, Real* y);
   // sums[i] += weight * row[i]
   void (*add)(const Real* row, int64_t count, float weight, float* sums);
   void (*round)(const float* sums, int64_t count, Real* y);

@@ -80,9 +80,8 @@ class Experts {
       multiply_each(a_.gate_up, first, last, inputs_, gate_up_, worker);
       worker.each(last - first, [&](int64_t row) {
         const int32_t* gather = row_of(a_.down.gather, a_.down.k, first + row);
-        const Real* gate = gate_up_ + row * a_.gate_up.n;
-        steps_.gate[static_cast<int>(a_.activation)](gate, gate + a_.down.k, a_.down.k, gather,
-                                                     gated_ + row * a_.down.k);
+        steps_.activate[static_cast<int>(a_.activation)](gate_up_ + row * a_.gate_up.n, a_.down.k,
+                                                         gather, gated_ + row * a_.down.k);
       });
       multiply_each(a_.down, first, last, gated_, outputs_, worker);
       add(first, last, worker);

@@ -1,5 +1,6 @@
 // A layer of experts: for every token, the sum over those that its router chose of
-//   weight * down(activation(gate) * up),  gate and up the halves of gate_up(x).
+//   weight * down(activation(gate) * up),  gate and up the halves of gate_up(x),
+// or, without a gate, weight * down(activation(gate_up(x))).
 #pragma once
 
 #include "../activation.h"
@@ -26,7 +27,7 @@ struct ExpertsOf {
   const Real* x;  // [tokens, gate_up.k], rows x_stride elements apart
   int64_t x_stride;
   int64_t tokens;
-  StackedLinear gate_up;  // n is twice the k of down
+  StackedLinear gate_up;  // n is outputs_for_input times the k of down
   StackedLinear down;
   Activation activation;
   Real* y;  // [tokens, down.n], contiguous

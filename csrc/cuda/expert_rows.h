@@ -68,14 +68,15 @@ PERMLLM_DEVICE void gather_body(const ExpertsArguments& arguments, unsigned char
             [&](int column) { return *reinterpret_cast<const uint4*>(x + column); });
 }
 
-// g * sigmoid(g), or gelu with tanh, which is g times a sigmoid as well.
+// g * sigmoid(g), or gelu with tanh, which is g times a sigmoid as well; or the square of relu.
 PERMLLM_DEVICE float activated(float g, Activation activation) {
+  if (activation == Activation::kRelu2) return g < 0 ? 0 : g * g;
   const float turned =
       activation == Activation::kSilu ? g : g * (1.59576912f + 0.0713548163f * g * g);
   return g / (1 + exponential(-turned));
 }
 
-// activation(gate) * up of each sorted pair, rounded once, as down takes it.
+// activation(gate) * up of each sorted pair, or activation(gate), rounded once, as down takes it.
 template <class Element>
 PERMLLM_DEVICE void gate_body(const ExpertsArguments& arguments, unsigned char* shared) {
   wait_for_previous_kernel();
@@ -84,22 +85,24 @@ PERMLLM_DEVICE void gate_body(const ExpertsArguments& arguments, unsigned char* 
   const int expert = arguments.tables.expert[pair];
   if (expert < 0) return;
   const int columns = arguments.down.inputs;
+  const bool gated = has_gate(arguments.activation);
   const uint16_t* gates =
-      static_cast<const uint16_t*>(arguments.gate_ups) + int64_t{pair} * 2 * columns;
-  write_row(
-      static_cast<uint16_t*>(arguments.gated) + int64_t{pair} * columns, columns,
-      permutation_of(arguments.down, expert), shared, [&](int column) {
-        alignas(16) uint16_t gate[kRowElements], up[kRowElements];
-        *reinterpret_cast<uint4*>(gate) = *reinterpret_cast<const uint4*>(gates + column);
-        *reinterpret_cast<uint4*>(up) = *reinterpret_cast<const uint4*>(gates + columns + column);
-        PERMLLM_UNROLL
-        for (int i = 0; i < kRowElements; ++i) {
-          const float g = Element::to_float(gate[i]);
-          gate[i] =
-              Element::from_float(activated(g, arguments.activation) * Element::to_float(up[i]));
-        }
-        return *reinterpret_cast<const uint4*>(gate);
-      });
+      static_cast<const uint16_t*>(arguments.gate_ups) + int64_t{pair} * arguments.gate_up.rows;
+  write_row(static_cast<uint16_t*>(arguments.gated) + int64_t{pair} * columns, columns,
+            permutation_of(arguments.down, expert), shared, [&](int column) {
+              alignas(16) uint16_t gate[kRowElements], up[kRowElements];
+              *reinterpret_cast<uint4*>(gate) = *reinterpret_cast<const uint4*>(gates + column);
+              if (gated) {
+                *reinterpret_cast<uint4*>(up) =
+                    *reinterpret_cast<const uint4*>(gates + columns + column);
+              }
+              PERMLLM_UNROLL
+              for (int i = 0; i < kRowElements; ++i) {
+                const float g = activated(Element::to_float(gate[i]), arguments.activation);
+                gate[i] = Element::from_float(gated ? g * Element::to_float(up[i]) : g);
+              }
+              return *reinterpret_cast<const uint4*>(gate);
+            });
 }
 
 // A row of grid.x for each token: what its experts give, times their weights, added in float32 in

@@ -1,5 +1,6 @@
 // A layer of experts: for every token, the sum over those that its router chose of
-//   weight * down(activation(gate) * up),  gate and up the halves of gate_up(x).
+//   weight * down(activation(gate) * up),  gate and up the halves of gate_up(x),
+// or, without a gate, weight * down(activation(gate_up(x))).
 //
 // Pairs of a token and one of its experts are sorted by expert (expert_routing.h). Their
 // activations are gathered in that order, which is where they are permuted (expert_rows.h), and

@@ -88,8 +88,9 @@ Tensor sparse_experts(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor gat
   STD_TORCH_CHECK(tokens * choices <= kMostPairs, "x has ", tokens, " tokens of ", choices,
                   " experts each: at most ", kMostPairs,
                   " pairs at a time. Multiply fewer tokens (vLLM: --max-num-batched-tokens).");
+  const int64_t first_outputs = outputs_for_input(arguments.activation) * intermediate_size;
   arguments.gate_up = check_stack(x, gate_up, gate_up_metadata, gate_up_permutation, gate_up_scale,
-                                  experts, 2 * intermediate_size, hidden, "gate_up");
+                                  experts, first_outputs, hidden, "gate_up");
   arguments.down = check_stack(x, down, down_metadata, down_permutation, down_scale, experts,
                                hidden, intermediate_size, "down");
   const int index = x.get_device_index();
@@ -111,7 +112,7 @@ Tensor sparse_experts(Tensor x, Tensor topk_weights, Tensor topk_ids, Tensor gat
     return empty_on(x, {plan.pairs, columns}, x.scalar_type(), what);
   };
   Tensor gathered = rows_of_pairs(hidden, "the activations of experts");
-  Tensor gate_ups = rows_of_pairs(2 * intermediate_size, "the products of gate and up");
+  Tensor gate_ups = rows_of_pairs(first_outputs, "the products of gate and up");
   Tensor gated = rows_of_pairs(intermediate_size, "the activations of down");
   arguments.tables = tables_at(static_cast<int*>(tables.mutable_data_ptr()), plan);
   arguments.gathered = gathered.mutable_data_ptr();

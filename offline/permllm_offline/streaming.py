@@ -155,6 +155,8 @@ def _without_weights(
     """
     config = deepcopy(source.config)
     config.num_hidden_layers = 0
+    if config.num_hidden_layers:  # of Nemotron-H it is how many kinds are listed
+        config.layer_types = []
     placeholders: dict[str, Tensor] = {}
     with _without_elements():
         without_layers = skeleton_of(config) if family.sized_by_layers else nn.Module()
@@ -188,5 +190,7 @@ def _without_weights(
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
     model.config.num_hidden_layers = source.config.num_hidden_layers
+    if not model.config.num_hidden_layers:
+        model.config.layer_types = source.config.layer_types
     model.set_submodule(family.layers, skeleton.get_submodule(family.layers))
     return model.eval(), stored

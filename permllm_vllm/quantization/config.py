@@ -17,7 +17,6 @@ from permllm_vllm.compat import (
     QuantizationConfig,
     QuantizeMethodBase,
     RoutedExperts,
-    UnquantizedFusedMoEMethod,
     VocabParallelEmbedding,
     init_logger,
     register_quantization_config,
@@ -25,6 +24,7 @@ from permllm_vllm.compat import (
 from permllm_vllm.quantization.adapters import adapters_reach_model
 from permllm_vllm.quantization.dense import WEIGHT, DenseLinearMethod
 from permllm_vllm.quantization.experts import PermLLMExpertsMethod
+from permllm_vllm.quantization.gateless_experts import dense_experts_method
 from permllm_vllm.quantization.head import head_method
 from permllm_vllm.quantization.inductor import KEPT
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
@@ -239,7 +239,7 @@ class PermLLMConfig(QuantizationConfig):
         ]
         every = [module for names in modules for module in names]
         if self._is_ignored(name) or self._agreed(prefix, every, self._is_ignored, IGNORED):
-            return UnquantizedFusedMoEMethod(layer.moe_config)
+            return dense_experts_method(layer.moe_config, prefix)
         gate_up, down = [n for names in modules for n in names[:-1]], [n[-1] for n in modules]
 
         def agreed(key: Literal["runtime_permuted", "folded"], what: str) -> tuple[bool, bool]:

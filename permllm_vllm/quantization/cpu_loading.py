@@ -1,10 +1,12 @@
 """How a sparse model is built and loaded on a CPU, where vLLM and torch alone get some wrong."""
 
+from contextlib import nullcontext
 from typing import Any
 
 from torch.nn import Module
 
 from permllm_vllm.checkpoint import schema
+from permllm_vllm.quantization.gateless_experts import gateless_experts_accepted
 from permllm_vllm.quantization.inductor import keep_order
 from permllm_vllm.quantization.latent_attention import store_values_by_head
 from permllm_vllm.quantization.rotary import rotate_in_pytorch
@@ -24,7 +26,8 @@ class OnCpu:
             keep_order()
             rotate_in_pytorch(vllm_config.compilation_config, model_config.hf_config)
         loader: Any = super()
-        model: Module = loader.load_model(vllm_config, model_config, **options)
+        with gateless_experts_accepted() if on_cpu else nullcontext():
+            model: Module = loader.load_model(vllm_config, model_config, **options)
         if on_cpu:
             store_values_by_head(model)
         return model

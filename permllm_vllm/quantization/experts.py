@@ -11,10 +11,11 @@ import permllm_vllm.ops  # noqa: F401  (defines torch.ops.permllm)
 from permllm_vllm.backends import CheckpointWeights, ReferenceBackend
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.pattern import Pattern
-from permllm_vllm.compat import FusedMoEMethodBase, UnquantizedFusedMoEMethod
+from permllm_vllm.compat import FusedMoEMethodBase
 from permllm_vllm.quantization.adapters import adapters_reach_model
 from permllm_vllm.quantization.contents import check_mask, check_numbers, shared_permutation
 from permllm_vllm.quantization.expert_parameters import ExpertStack
+from permllm_vllm.quantization.gateless_experts import dense_experts_method
 from permllm_vllm.quantization.parameters import register_packed
 from permllm_vllm.quantization.partition import require_divisible
 from permllm_vllm.quantization.served import ServedLayers
@@ -25,8 +26,8 @@ _sparse_experts = torch.ops.permllm.sparse_experts.default
 
 GATE_UP, DOWN = "w13", "w2"
 """vLLM's names of the two linear layers of an expert."""
-ACTIVATIONS = {"silu": 0, "gelu_tanh": 1}
-"""vLLM's names of what the operator does with a gate, and its numbers (csrc/activation.h)."""
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "relu2_no_mul": 2}
+"""vLLM's names of what the operator does between the two, and its numbers (csrc/activation.h)."""
 OPERANDS = ("packed", "metadata", "permutation", "scale")
 ALL_TO_ALL = "allgather_reducescatter"
 """vLLM's one backend of that option that asks nothing of the kernels."""
@@ -40,8 +41,8 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
     multiplies experts, vLLM's own method multiplies the decompressed weights.
 
     `prefix` is vLLM's name of the layer; `modules` are those of gate, up and down of each expert in
-    the checkpoint. `permuted` and `folded` say for gate and up, and for down, which permutation
-    they have.
+    the checkpoint, or of two linears where nothing is gated. `permuted` and `folded` say for gate
+    and up, and for down, which permutation they have.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
     ) -> None:
         super().__init__(layer.moe_config)
         _require_supported(layer, prefix)
+        self.prefix = prefix
         self.checkpoint = checkpoint
         self.pattern = Pattern.parse(checkpoint.pattern)
         self.served = served
@@ -90,7 +92,7 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         require_divisible(down[:1], inner * ranks, inner, blocks)
         self.dtype = params_dtype
         self.stacks = (
-            self._stack(layer, GATE_UP, (inner, inner), hidden_size),
+            self._stack(layer, GATE_UP, (inner,) * (len(self.modules[0]) - 1), hidden_size),
             self._stack(layer, DOWN, (hidden_size,), inner),
         )
         for stack in self.stacks:
@@ -125,7 +127,7 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         """Check what was loaded, pack it for this device, and drop the checkpoint's tensors."""
         loaded = [stack for stack in self.stacks if self._pack(layer, stack)]
         if loaded and hasattr(layer, f"{DOWN}_weight"):
-            self.dense = UnquantizedFusedMoEMethod(layer.moe_config)
+            self.dense = dense_experts_method(layer.moe_config, self.prefix)
             self.dense.process_weights_after_loading(layer)
             self.moe_kernel = self.dense.moe_kernel
             self.moe_quant_config = self.dense.moe_quant_config
@@ -229,6 +231,7 @@ def _require_supported(layer: Any, prefix: str) -> None:
     if present:
         raise NotImplementedError(
             f"sparse experts ({prefix}) are served as silu(gate) * up of a token, or gelu with "
-            f"tanh, then down, but here there is {', '.join(present)}. Serve without, or prune the "
+            "tanh, then down, or relu squared between two linears, but here there is "
+            f"{', '.join(present)}. Serve without, or prune the "
             r"model with its experts left dense: --ignore 're:.*\.experts\..*'."
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from permllm_vllm.backends import PackedWeights
 from permllm_vllm.backends.weights import StackedWeights
+from tests.kernels.test_experts import RELU2
 
 ELEMENTS = {torch.bfloat16: 0, torch.float16: 1}
 KERNELS = (  # LinearKernel
@@ -165,6 +166,7 @@ class Emulator:
         seed: int = 0,
     ) -> tuple[Tensor, int]:
         """The result, and how many blocks of pairs there were."""
+        outputs = inner if activation == RELU2 else 2 * inner
         y = torch.empty(x.shape, dtype=x.dtype)
         assert ids.dtype == torch.int32
         assert weights.dtype == torch.float32
@@ -178,7 +180,7 @@ class Emulator:
             x.stride(0),
             activation,
             *(tensor.data_ptr() for tensor in (x, ids, weights)),
-            _stack(gate_up, 2 * inner, x.shape[1]),
+            _stack(gate_up, outputs, x.shape[1]),
             _stack(down, x.shape[1], inner),
             y.data_ptr(),
         )

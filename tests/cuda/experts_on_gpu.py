@@ -10,6 +10,7 @@ from tests.cuda.on_gpu import CUDA, poisoned_memory
 
 TOLERANCE = {torch.bfloat16: 6e-3, torch.float16: 8e-4}  # four roundings: 3.8e-3 and 4.7e-4
 ENOUGH = 2000  # results over which they average out; of fewer, twice as much
+ACTIVATIONS = ("silu", "gelu", "relu2")  # by number
 DISTINCT = 4  # experts that are drawn
 
 
@@ -17,11 +18,20 @@ class Experts:
     """Experts on the GPU: packed, and dense in float64."""
 
     def __init__(
-        self, experts, hidden, inner, dtype=torch.bfloat16, *, make=random_layer, seed=0, gelu=False
+        self,
+        experts,
+        hidden,
+        inner,
+        dtype=torch.bfloat16,
+        *,
+        make=random_layer,
+        seed=0,
+        activation="silu",
     ):
-        self.inner, self.dtype, self.gelu = inner, dtype, gelu
+        self.inner, self.dtype, self.activation = inner, dtype, activation
         self.operands, self.dense = [], []
-        for n, k in ((2 * inner, hidden), (hidden, inner)):
+        outputs = inner if activation == "relu2" else 2 * inner
+        for n, k in ((outputs, hidden), (hidden, inner)):
             layers = [
                 make(n, k, permuted=k % 64 == 0, seed=seed + number) for number in range(DISTINCT)
             ]
@@ -34,16 +44,21 @@ class Experts:
 
     def __call__(self, x, weights, ids):
         return torch.ops.permllm.sparse_experts(
-            x, weights, ids, *self.operands, self.inner, int(self.gelu)
+            x, weights, ids, *self.operands, self.inner, ACTIVATIONS.index(self.activation)
         )
+
+    def between(self, products):
+        """What stands between the two products."""
+        if self.activation == "relu2":
+            return products.relu() ** 2
+        gate, up = products.chunk(2, dim=1)
+        return (silu(gate) if self.activation == "silu" else gelu(gate, approximate="tanh")) * up
 
     def exact(self, x, weights, ids):
         y = torch.zeros(x.shape, dtype=torch.float64, device=CUDA)
         for expert, (gate_up, down) in enumerate(zip(*self.dense, strict=True)):
             tokens, choices = torch.where(ids == expert)
-            gate, up = (x[tokens].double() @ gate_up.t()).chunk(2, dim=1)
-            gated = gelu(gate, approximate="tanh") if self.gelu else silu(gate)
-            outputs = (gated * up) @ down.t()
+            outputs = self.between(x[tokens].double() @ gate_up.t()) @ down.t()
             y.index_add_(0, tokens, outputs * weights[tokens, choices, None].double())
         return y
 

@@ -13,16 +13,22 @@ from permllm_vllm.backends.cuda import CudaBackend
 from permllm_vllm.backends.weights import StackedWeights
 from tests.cuda.emulated import A100, H100, L4, SMALL, Emulator, Gpu
 from tests.cuda.layers import int8_layer
-from tests.kernels.test_experts import GELU_TANH, error, oracle
+from tests.kernels.test_experts import GELU_TANH, RELU2, error, oracle
 
 TOLERANCE = {torch.bfloat16: 6e-3, torch.float16: 8e-4}  # four roundings
 DTYPES = (torch.bfloat16, torch.float16)
 
 
 def layers(
-    experts: int, hidden: int, inner: int, *, int8: bool = False, block_size: int = 64
+    experts: int,
+    hidden: int,
+    inner: int,
+    *,
+    int8: bool = False,
+    block_size: int = 64,
+    gated: bool = True,
 ) -> tuple[list[Layer], list[Layer]]:
-    """Gate and up, and down, of every expert."""
+    """Gate and up, or what is activated alone, and down, of every expert."""
 
     def layer(n: int, k: int, seed: int) -> Layer:
         make = int8_layer if int8 else random_layer
@@ -30,7 +36,7 @@ def layers(
         return make(n, k, block_size=block_size, permuted=permuted, seed=seed)
 
     return (
-        [layer(2 * inner, hidden, 2 * expert) for expert in range(experts)],
+        [layer((2 if gated else 1) * inner, hidden, 2 * expert) for expert in range(experts)],
         [layer(hidden, inner, 2 * expert + 1) for expert in range(experts)],
     )
 
@@ -63,7 +69,8 @@ def check(
     seed: int = 0,
     activation: int = 0,
 ) -> tuple[Tensor, int]:
-    gate_up, down = layers(*shape, int8=int8, block_size=block_size)
+    gated = activation != RELU2
+    gate_up, down = layers(*shape, int8=int8, block_size=block_size, gated=gated)
     y, blocks = emulator.experts(
         x, weights, ids, stacked(gate_up, x.dtype), stacked(down, x.dtype), shape[2],
         activation, gpu=gpu, seed=seed,
@@ -85,6 +92,14 @@ def test_is_the_sum_of_its_experts(emulator: Emulator, tokens: int, int8: bool) 
 def test_gelu(emulator: Emulator, dtype: torch.dtype) -> None:
     x = inputs(7, 192, dtype)
     check(emulator, (5, 192, 64), x, *routed(7, 2, 5), activation=GELU_TANH)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("tokens", [1, 40, 170])
+def test_without_a_gate(emulator: Emulator, tokens: int, int8: bool) -> None:
+    x = inputs(tokens, 192, DTYPES[tokens % 2])
+    routes = routed(tokens, 2, 5)
+    check(emulator, (5, 192, 64), x, *routes, int8=int8, activation=RELU2)
 
 
 @settings(max_examples=10)

@@ -111,8 +111,9 @@ def test_waits_for_the_kernel_before(seed):
         assert torch.equal(chain(False), expected)
 
 
-def test_gelu(seed):
-    layer = Experts(3, 128, 64, seed=seed, gelu=True)
+@pytest.mark.parametrize("activation", ["gelu", "relu2"])
+def test_other_activations(seed, activation):
+    layer = Experts(3, 128, 64, seed=seed, activation=activation)
     layer.check(torch.randn(5, 128, device=CUDA).bfloat16(), *routed(5, 2, 3))
 
 

@@ -25,13 +25,15 @@ OUTPUTS, INPUTS, VALUE_TYPE, PLACE = 3, 4, 5, 7
 BFLOAT16, DENSE8 = 0, 4
 """Numbers of kinds of values (csrc/cpu/layout.h)."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-SILU, GELU_TANH = 0, 1
+SILU, GELU_TANH, RELU2 = 0, 1, 2
 """Numbers of the activation (csrc/activation.h)."""
 
 
-def layers(values: str = "bfloat16", block_size: int = 64) -> tuple[list[Layer], list[Layer]]:
-    """Gate and up, and down, of every expert."""
-    shapes = (2 * INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE)
+def layers(
+    values: str = "bfloat16", block_size: int = 64, *, gated: bool = True
+) -> tuple[list[Layer], list[Layer]]:
+    """Gate and up, or what is activated alone, and down, of every expert."""
+    shapes = ((2 if gated else 1) * INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE)
     gate_up, down = (
         [random_layer(n, k, block_size=block_size, seed=100 * n + e) for e in range(EXPERTS)]
         for n, k in shapes
@@ -57,8 +59,18 @@ def inputs(tokens: int) -> Tensor:
     return torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(1))
 
 
+def between(products: Tensor, activation: int) -> Tensor:
+    """What experts do between their products: of `[..., outputs of the first]` the inputs of down.
+
+    In float64, as the papers have it.
+    """
+    if activation == RELU2:
+        return products.relu() ** 2
+    gate, up = products.chunk(2, dim=-1)
+    return activated(gate, activation) * up
+
+
 def activated(gate: Tensor, activation: int) -> Tensor:
-    """In float64, as the papers have it."""
     if activation == SILU:
         return gate / (1 + torch.exp(-gate))
     return gate / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (gate + 0.044715 * gate**3)))
@@ -77,9 +89,8 @@ def oracle(
         for weight, expert in zip(weights[token].double(), ids[token].tolist(), strict=True):
             if expert < 0:
                 continue
-            gate, up = (gate_up[expert].dense.double() @ row).chunk(2)
-            gated = activated(gate, activation) * up
-            y[token] += weight * (down[expert].dense.double() @ gated)
+            inner = between(gate_up[expert].dense.double() @ row, activation)
+            y[token] += weight * (down[expert].dense.double() @ inner)
     return y
 
 
@@ -136,6 +147,22 @@ def test_gelu(isa: str, dtype: torch.dtype) -> None:
     bound = 1e-6 if dtype == torch.float32 else 6e-3
     assert error(y, expected) < bound
     assert error(oracle(x, weights, ids, gate_up, down), expected) > 0.1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("values", ["bfloat16", "int8"])
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_without_a_gate(isa: str, dtype: torch.dtype, values: str, tokens: int) -> None:
+    if dtype == torch.float32 and not serves(isa, dtype):
+        pytest.skip(f"the kernels of {isa} take activations of 16 bits alone")
+    up, down = layers(values, gated=False)
+    backend = CpuBackend(isa)
+    x, (weights, ids) = inputs(tokens).to(dtype), routed(tokens)
+    y = multiply(x, weights, ids, stacked(backend, up), stacked(backend, down), RELU2)
+    rounded = values == "int8" and isa in SPLIT_TOKENS and tokens > CHOICES
+    exact = dtype == torch.float32 and not rounded
+    bound = 1e-6 if exact else 3.5e-2 if rounded else 8e-3
+    assert error(y, oracle(x, weights, ids, up, down, RELU2)) < bound
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:])
@@ -260,6 +287,28 @@ def test_gates_far_from_zero(isa: str, gate: float, activation: int) -> None:
         assert ((y - expected).abs() <= 2**-7 * expected + 1e-30).all()
 
 
+@pytest.mark.parametrize("product", [-1e2, -torch.inf, torch.nan, 1e10])
+def test_squares_far_from_zero(isa: str, product: float) -> None:
+    """Nothing below 0; what is no number stays none."""
+    backend = CpuBackend(isa)
+    up, down = layers(gated=False)
+    for one in up:
+        one.weights.values.zero_()
+        one.weights.values[:, 0] = product
+    for one in down:
+        one.weights.values.fill_(2.0**-6)  # a row keeps 64 of them
+    packed = stacked(backend, up), stacked(backend, down)
+    for tokens in (1, 40):
+        x, (weights, ids) = torch.ones(tokens, HIDDEN).bfloat16(), routed(tokens)
+        y = multiply(x, weights, ids, *packed, RELU2).double()
+        if product != product:
+            assert y.isnan().all()
+            continue
+        square = torch.tensor(max(product, 0.0)).bfloat16().double() ** 2
+        expected = square * weights.double().sum(dim=1, keepdim=True)
+        assert ((y - expected).abs() <= 2**-6 * expected).all()
+
+
 def test_opcheck(isa: str) -> None:
     gate_up, down = (stacked(CpuBackend(isa), experts) for experts in layers("int8"))
     torch.library.opcheck(
@@ -306,8 +355,9 @@ def test_bad_operands_are_refused(case: str) -> None:
 
 def test_an_unknown_activation_is_refused() -> None:
     packed = (stacked(CpuBackend("portable"), experts) for experts in layers())
-    with pytest.raises(RuntimeError, match="activation is 2: 0 is silu, 1 is gelu with tanh"):
-        multiply(inputs(4).bfloat16(), *routed(4), *packed, 2)
+    message = "activation is 3: 0 is silu, 1 is gelu with tanh, 2 is relu squared"
+    with pytest.raises(RuntimeError, match=message):
+        multiply(inputs(4).bfloat16(), *routed(4), *packed, 3)
 
 
 MISPLACED = {
@@ -386,3 +436,10 @@ def test_layers_that_do_not_fit_are_refused() -> None:
     given = [inputs(4).bfloat16(), *routed(4), *operands(gate_up, gate_up)]
     with pytest.raises(RuntimeError, match="does not fit down"):
         torch.ops.permllm.sparse_experts(*given)
+
+
+@pytest.mark.parametrize(("gated", "activation"), [(True, RELU2), (False, SILU)])
+def test_an_activation_of_another_form_is_refused(gated: bool, activation: int) -> None:
+    packed = (stacked(CpuBackend("portable"), experts) for experts in layers(gated=gated))
+    with pytest.raises(RuntimeError, match="without a gate" if gated else "gate and up"):
+        multiply(inputs(4).bfloat16(), *routed(4), *packed, activation)

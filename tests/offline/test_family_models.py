@@ -25,6 +25,10 @@ from tests.offline.tiny_models import (
 )
 
 FULL_FIRST = {"layer_types": ["full_attention", "linear_attention"]}
+NEMOTRON_H_ATTENTION_FIRST = {
+    "layers_block_type": ["full_attention", "moe", "linear_attention"],
+    "moe_latent_size": 64,
+}
 OPT_350M = {"do_layer_norm_before": False}
 """Norms come after attention and MLP, and the model has no final one."""
 
@@ -87,6 +91,8 @@ def tokens() -> torch.Tensor:
         ("apertus", {}, True),
         ("arcee", {"mlp_bias": True}, True),
         ("nemotron", {}, True),
+        ("nemotron_h", {}, False),
+        ("nemotron_h", NEMOTRON_H_ATTENTION_FIRST, True),
         ("starcoder2", {}, True),
     ],
 )
@@ -115,11 +121,11 @@ def test_the_baked_model_equals_its_masked_twin(
 )
 def test_every_linear_is_pruned_or_ignored(model_type: str, options: dict[str, Any]) -> None:
     model = tiny_model(model_type, **options)
-    family = family_of(model.config)
+    language = language_model_of(model.config, ())
+    family = language.family()
     linears = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
     count = model.config.num_hidden_layers
-    names = language_model_of(model.config, ()).names
-    linears = {names.stored_module(name) for name in linears}
+    linears = {language.names.stored_module(name) for name in linears}
     pruned = {family.stored_name(layer, n) for layer in range(count) for n in family.linears}
     absent = family.absent(count)
     assert linears.isdisjoint(absent)

@@ -45,6 +45,7 @@ SERVED = {
     "ernie4_5": ("ernie45", "Ernie4_5ForCausalLM"),
     "apertus": ("apertus", "ApertusForCausalLM"),
     "nemotron": ("nemotron", "NemotronForCausalLM"),
+    "nemotron_h": ("nemotron_h", "NemotronHForCausalLM"),
 }
 """vLLM's own model classes; the version tested here runs the others through its class for models of
 Transformers."""

@@ -55,6 +55,8 @@ GRANITE_HYBRID_EXPERTS = {
     "intermediate_size": 64,
 }
 """Of the mixture of the family, beside an MLP for all tokens."""
+NEMOTRON_H_DENSE = {"layers_block_type": ["linear_attention", "full_attention", "mlp"]}
+"""Of the family without experts."""
 WITH_EXPERTS = [("gemma4_text", GEMMA4_EXPERTS), ("granitemoehybrid", GRANITE_HYBRID_EXPERTS)]
 """Of families whose models may have none."""
 MIXTURE: dict[str, Any] = LLAMA_LIKE | {
@@ -184,6 +186,12 @@ SIZES: dict[str, dict[str, object]] = {
     "arcee": LLAMA_LIKE | TOKENS,
     "jais2": LLAMA_LIKE | TOKENS,
     "nemotron": LLAMA_LIKE,
+    "nemotron_h": LLAMA_LIKE
+    | TOKENS
+    | {"layers_block_type": ["linear_attention", "full_attention", "mlp", "moe"]}
+    | {"num_hidden_layers": 4, "mamba_num_heads": 4, "mamba_head_dim": 64, "n_groups": 2}
+    | {"ssm_state_size": 32, "moe_intermediate_size": 64, "n_routed_experts": 4}
+    | {"moe_shared_expert_intermediate_size": 128, "num_experts_per_tok": 2},
     "starcoder2": LOCAL | TOKENS,
     "opt": {"ffn_dim": 192, "word_embed_proj_dim": 64, "init_std": 0.2},
     "gpt_neox": {"intermediate_size": 192, "initializer_range": 0.2},
@@ -217,12 +225,13 @@ def as_published(model: Any) -> Any:
     state = model.state_dict()
     for path in list(fused_experts(whole)):
         experts = model.get_submodule(path)
-        gated = [
+        weights = [
             [one.weight for one in expert.children() if one is not expert.act_fn]
             for expert in experts
         ]
-        state[f"{path}.gate_up_proj"] = torch.stack([torch.cat(one[:2]) for one in gated])
-        state[f"{path}.down_proj"] = torch.stack([one[2] for one in gated])
+        first = "gate_up_proj" if len(weights[0]) == 3 else "up_proj"
+        state[f"{path}.{first}"] = torch.stack([torch.cat(one[:-1]) for one in weights])
+        state[f"{path}.down_proj"] = torch.stack([one[-1] for one in weights])
     whole.load_state_dict({name: state[name] for name in whole.state_dict()})
     return whole.eval()
 

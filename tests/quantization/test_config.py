@@ -42,7 +42,7 @@ EXPERT_PARTS = [
 def experts() -> torch.nn.Module:
     """Two experts that were never built."""
     layer = layer_of(RoutedExperts)
-    layer.__dict__["moe_config"] = SimpleNamespace(num_logical_experts=2)
+    layer.__dict__["moe_config"] = SimpleNamespace(num_logical_experts=2, is_act_and_mul=True)
     names = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
     layer.__dict__ |= {f"ckpt_{part}_proj_name": name for part, name in names.items()}
     return layer

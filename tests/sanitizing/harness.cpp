@@ -46,6 +46,7 @@ void parallel_ranges(int64_t count, void (*body)(void*, int64_t, int64_t), void*
 namespace {
 
 using namespace permllm::cpu;
+using permllm::Activation;
 
 // In the last, threads share the packing of x.
 constexpr int64_t kShapes[][2] = {{1, 8},    {5, 72},    {16, 64},  {33, 200},
@@ -284,11 +285,18 @@ struct Stack {
   }
 };
 
+double activated(double gate, Activation activation) {
+  if (activation == Activation::kRelu2) return gate < 0 ? 0 : gate * gate;
+  const double cubic = std::sqrt(8 / M_PI) * (gate + 0.044715 * gate * gate * gate);
+  return gate / (1 + std::exp(activation == Activation::kGeluTanh ? -cubic : -gate));
+}
+
 // Experts of a layer against the products of one token and one expert after the other.
 template <class Real>
 int check_experts(Isa isa, ValueType type, std::mt19937& random) {
   constexpr int64_t kExperts = 3, kChoices = 2, kHidden = 136, kInner = 72;
   const Stack gate_up(isa, 2 * kInner, kHidden, type, kExperts, random);
+  const Stack up_alone(isa, kInner, kHidden, type, kExperts, random);
   const Stack down(isa, kHidden, kInner, type, kExperts, random);
   int calls = 0;
   // The last have more choices than are in memory at a time, and some of their tokens are checked.
@@ -303,24 +311,22 @@ int check_experts(Isa isa, ValueType type, std::mt19937& random) {
       weights.push_back(0.25f + static_cast<float>(random() % 3));
     }
     const Routing routing = route(ids.data(), weights.data(), tokens, kChoices, kExperts);
-    const bool gelu = tokens % 2 == 0;
+    const auto activation = static_cast<Activation>(calls % permllm::kActivations);
+    const Stack& first = has_gate(activation) ? gate_up : up_alone;
     multiply_experts<Real>(
-        {x.data(), kHidden, tokens, gate_up.linear(), down.linear(),
-         gelu ? permllm::Activation::kGeluTanh : permllm::Activation::kSilu, y.data()},
-        routing);
+        {x.data(), kHidden, tokens, first.linear(), down.linear(), activation, y.data()}, routing);
     double difference = 0, magnitude = 1e-6;
     for (int64_t token = 0; token < tokens; token += tokens > 50 ? 199 : 1) {
       std::vector<double> sums(kHidden);
       for (int64_t choice = token * kChoices; choice < (token + 1) * kChoices; ++choice) {
         if (ids[choice] < 0) continue;
-        const std::vector<Real> both = gate_up.multiply(ids[choice], &x[token * kHidden]);
-        std::vector<Real> gated(kInner);
+        const std::vector<Real> products = first.multiply(ids[choice], &x[token * kHidden]);
+        std::vector<Real> inner(kInner);
         for (int64_t i = 0; i < kInner; ++i) {
-          const float gate = widened(both[i]), up = widened(both[kInner + i]);
-          const double cubic = std::sqrt(8 / M_PI) * (gate + 0.044715 * gate * gate * gate);
-          set(gated[i], gate / (1 + std::exp(gelu ? -cubic : -gate)) * up);
+          const double gate = activated(widened(products[i]), activation);
+          set(inner[i], has_gate(activation) ? gate * widened(products[kInner + i]) : gate);
         }
-        const std::vector<Real> found = down.multiply(ids[choice], gated.data());
+        const std::vector<Real> found = down.multiply(ids[choice], inner.data());
         for (int64_t i = 0; i < kHidden; ++i) sums[i] += weights[choice] * widened(found[i]);
       }
       for (int64_t i = 0; i < kHidden; ++i) {

@@ -17,7 +17,13 @@ from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.loading import load_model, open_source
 from permllm_vllm.checkpoint.pattern import Pattern
 from tests.offline.baked_models import bake, decisions_of, dense_twin, int8_scales
-from tests.offline.tiny_models import WITH_EXPERTS, as_published, save_tokenizer, tiny_model
+from tests.offline.tiny_models import (
+    NEMOTRON_H_DENSE,
+    WITH_EXPERTS,
+    as_published,
+    save_tokenizer,
+    tiny_model,
+)
 from tests.serving.engine import Engines, Run
 
 pytestmark = pytest.mark.serving
@@ -55,11 +61,14 @@ DEEPSEEK_V2_LITE = {
     "q_lora_rank": None,
     "rope_parameters": YARN | {"rope_theta": 10000.0, "mscale": 0.7, "mscale_all_dim": 0.7},
 }
+NEMOTRON_H_LATENT = {"moe_latent_size": 64, "routed_scaling_factor": 2.5}
 IN_GROUPS = {"n_group": 2, "topk_group": 1}
 VARIANTS = [
     *WITH_EXPERTS,
     ("deepseek_v2", DEEPSEEK_V2_LITE),
     ("deepseek_v3", IN_GROUPS),
+    ("nemotron_h", NEMOTRON_H_DENSE),
+    ("nemotron_h", NEMOTRON_H_LATENT),
 ]
 
 

@@ -84,12 +84,14 @@ class Judge:
                     f"{name} holds all experts of its layer in a form that is not read: load the "
                     "model with transformers, `save_pretrained` it, and convert that."
                 )
-        gate, _, down = (stored_name(f"{experts}.0.{one}.weight") for one in self.family.gated)
-        if {gate, down} <= self._stored:
-            sizes = [self.source.header(name).shape for name in (gate, down)]
+        first, *_, down = (
+            stored_name(f"{experts}.0.{one}.weight") for one in self.family.expert_linears
+        )
+        if {first, down} <= self._stored:
+            sizes = [self.source.header(name).shape for name in (first, down)]
             if sizes[0] != sizes[1][::-1]:
                 raise OfflineError(
-                    f"{gate} is {list(sizes[0])} and {down} {list(sizes[1])}, which do not follow "
+                    f"{first} is {list(sizes[0])} and {down} {list(sizes[1])}, which do not follow "
                     "one another: the experts are stored in a form that is not read. Load the "
                     "model with transformers, `save_pretrained` it, and convert that."
                 )

@@ -52,11 +52,29 @@ _LATENT_ATTENTION = (
 )
 
 
-def gated_mlp(
-    module: str, label: str = "", gated: Sequence[str] = Family.gated
+def mlp(
+    module: str, label: str = "", linears: Sequence[str] = Family.expert_linears
 ) -> tuple[SharedInputGroup, SharedInputGroup]:
-    """Gate and up of a module, and one that reads their products."""
-    gate, up, down = (f"{module}.{one}" for one in gated)
+    """The linears of an MLP, gated where there are three."""
+    names = [f"{module}.{one}" for one in linears]
+    return _plain_mlp(*names, label=label) if len(names) == 2 else _gated_mlp(*names, label=label)
+
+
+def _plain_mlp(
+    first: str, second: str, *, label: str = ""
+) -> tuple[SharedInputGroup, SharedInputGroup]:
+    """Two linears with an activation between them."""
+    rows = (RowPart(first, every_row),)
+    return (
+        SharedInputGroup(f"{label}fc1", (first,)),
+        SharedInputGroup(f"{label}fc2", (second,), Fold.ELEMENTWISE, rows),
+    )
+
+
+def _gated_mlp(
+    gate: str, up: str, down: str, *, label: str = ""
+) -> tuple[SharedInputGroup, SharedInputGroup]:
+    """Gate and up, and one that reads their products."""
     return (
         SharedInputGroup(f"{label}gate_up", (gate, up)),
         SharedInputGroup(
@@ -68,7 +86,7 @@ def gated_mlp(
     )
 
 
-_GATED_MLP = gated_mlp("mlp")
+_GATED_MLP = mlp("mlp")
 
 
 def _fused_gated_mlp(gate_up: str, down: str) -> tuple[SharedInputGroup, SharedInputGroup]:
@@ -77,14 +95,6 @@ def _fused_gated_mlp(gate_up: str, down: str) -> tuple[SharedInputGroup, SharedI
     return (
         SharedInputGroup("gate_up", (gate_up,)),
         SharedInputGroup("down", (down,), Fold.ELEMENTWISE, rows),
-    )
-
-
-def _mlp(first: str, second: str) -> tuple[SharedInputGroup, SharedInputGroup]:
-    """Two linears with an activation between them."""
-    return (
-        SharedInputGroup("fc1", (first,)),
-        SharedInputGroup("fc2", (second,), Fold.ELEMENTWISE, (RowPart(first, every_row),)),
     )
 
 
@@ -133,7 +143,7 @@ _QWEN3_5 = Family(
     "model.layers",
     (*_QWEN3_5_ATTENTION, *_GATED_MLP),
     ignore=_QWEN3_5_IGNORE,
-    recurrent="linear_attn",
+    recurrent="linear_attn.in_proj_qkv",
 )
 _GRANITE_ROUTER = r"re:.*\.block_sparse_moe\.router\.layer"
 _GRANITE_MOE = _mixture(
@@ -148,22 +158,53 @@ _GRANITE_MOE = _mixture(
 )
 _GRANITE_MLP = _fused_gated_mlp("shared_mlp.input_linear", "shared_mlp.output_linear")
 _GRANITE_SHARED = replace(_GRANITE_MOE, groups=_ATTENTION + in_some_layers(*_GRANITE_MLP))
-_MAMBA = (
-    SharedInputGroup("mamba_in", ("mamba.in_proj",)),
-    # Between the two lie a convolution, the scan and a norm with a gate.
-    SharedInputGroup("mamba_out", ("mamba.out_proj",)),
-)
+
+
+def _mamba(module: str) -> Groups:
+    """What goes into a convolution, the scan and a norm with a gate, and what reads these."""
+    return (
+        SharedInputGroup("mamba_in", (f"{module}.in_proj",)),
+        SharedInputGroup("mamba_out", (f"{module}.out_proj",)),
+    )
+
+
+_MAMBA = _mamba("mamba")
 _GRANITE_HYBRID = replace(
     _GRANITE_MOE,
     groups=in_some_layers(*_MAMBA, *_ATTENTION) + _GRANITE_MLP,
-    recurrent="mamba",
+    recurrent="mamba.in_proj",
 )
 _FALCON_H1 = Family(
     "model.layers",
-    (*_ATTENTION, *_MAMBA, *gated_mlp("feed_forward")),
+    (*_ATTENTION, *_MAMBA, *mlp("feed_forward")),
     ignore=("lm_head",),
-    recurrent="mamba",
+    recurrent="mamba.in_proj",
     gives_tuples=True,
+)
+_TWO_LINEARS = ("up_proj", "down_proj")
+# A layer is one thing alone: Mamba, attention, an MLP or experts, all of them its `mixer`.
+_NEMOTRON_H = Family(
+    "model.layers",
+    in_some_layers(
+        *_mamba("mixer"),
+        SharedInputGroup("qkv", ("mixer.q_proj", "mixer.k_proj", "mixer.v_proj")),
+        SharedInputGroup(
+            "o", ("mixer.o_proj",), Fold.VALUE_HEADS, (RowPart("mixer.v_proj", every_row),)
+        ),
+        *mlp("mixer", linears=_TWO_LINEARS),
+        *mlp("mixer.shared_experts", "shared_", _TWO_LINEARS),
+    ),
+    # Of the largest, experts work on fewer channels, which few linears make for all of them.
+    ignore=(
+        "lm_head",
+        r"re:.*\.mixer\.gate",
+        r"re:.*\.mixer\.fc[12]_latent_proj",
+        MORE_TOKENS_IGNORED,
+    ),
+    experts="mixer.experts",
+    expert_linears=_TWO_LINEARS,
+    stored_layers="backbone.layers",
+    recurrent="mixer.in_proj",
 )
 # What a token adds to each layer passes through few channels, and is dense in all.
 _GEMMA4 = Family(
@@ -185,7 +226,7 @@ _W = ("w1", "w3", "w2")
 """What some call gate, up, and what reads their products."""
 _MIXTRAL = _mixture(
     ignore=("lm_head", r"re:.*\.block_sparse_moe\.gate"),
-    gated=_W,
+    expert_linears=_W,
     renamed=(("mlp", "block_sparse_moe"),),
 )
 _SHORT_CONVOLUTIONS = in_some_layers(
@@ -195,17 +236,17 @@ _SHORT_CONVOLUTIONS = in_some_layers(
     # A fold would have to move the channels of the convolution as well.
     SharedInputGroup("conv_out", ("conv.out_proj",)),
 )
-_LFM2_MLP = gated_mlp("feed_forward", gated=_W)
+_LFM2_MLP = mlp("feed_forward", linears=_W)
 _LFM2 = Family("model.layers", (*_SHORT_CONVOLUTIONS, *_LFM2_MLP), ignore=("lm_head",))
 _LFM2_MOE = _mixture(
     *_LFM2_MLP,
     attention=_SHORT_CONVOLUTIONS,
     ignore=("lm_head", r"re:.*\.feed_forward\.gate"),
     experts="feed_forward.experts",
-    gated=_W,
+    expert_linears=_W,
 )
-_SHARED_EXPERT = gated_mlp("mlp.shared_expert", "shared_")
-_SHARED_EXPERTS = gated_mlp("mlp.shared_experts", "shared_")
+_SHARED_EXPERT = mlp("mlp.shared_expert", "shared_")
+_SHARED_EXPERTS = mlp("mlp.shared_experts", "shared_")
 _DEEPSEEK = _mixture(
     *_GATED_MLP,
     *_SHARED_EXPERTS,
@@ -217,27 +258,27 @@ _QWEN3_5_MOE = Family(
     (*_QWEN3_5_ATTENTION, *_SHARED_EXPERT),
     ignore=(*_QWEN3_5_IGNORE, *_ROUTERS),
     experts="mlp.experts",
-    recurrent="linear_attn",
+    recurrent="linear_attn.in_proj_qkv",
 )
 _QWEN3_NEXT = Family(
     "model.layers",
     (*_gated_hybrid("in_proj_qkvz"), *in_some_layers(*_GATED_MLP, *_SHARED_EXPERT)),
     ignore=("lm_head", r"re:.*\.linear_attn\.in_proj_ba", *_ROUTERS, MORE_TOKENS_IGNORED),
     experts="mlp.experts",
-    recurrent="linear_attn",
+    recurrent="linear_attn.in_proj_qkvz",
 )
 _UP_DOWN = Family(
-    "model.layers", _ATTENTION + _mlp("mlp.up_proj", "mlp.down_proj"), ignore=("lm_head",)
+    "model.layers", _ATTENTION + mlp("mlp", linears=_TWO_LINEARS), ignore=("lm_head",)
 )
 _STARCODER2 = Family(
-    "model.layers", _ATTENTION + _mlp("mlp.c_fc", "mlp.c_proj"), ignore=("lm_head",)
+    "model.layers", _ATTENTION + mlp("mlp", linears=("c_fc", "c_proj")), ignore=("lm_head",)
 )
 _OPT = Family(
     "model.decoder.layers",
     (
         SharedInputGroup("qkv", QKV),
         SharedInputGroup("o", ("self_attn.out_proj",), Fold.VALUE_HEADS, _VALUES),
-        *_mlp("fc1", "fc2"),
+        *_plain_mlp("fc1", "fc2"),
     ),
     ignore=("lm_head", "model.decoder.project_in", "model.decoder.project_out"),
 )
@@ -251,7 +292,7 @@ _GPT_NEOX = Family(
             Fold.VALUE_HEADS,
             (RowPart("attention.query_key_value", values_of_each_head),),
         ),
-        *_mlp("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+        *mlp("mlp", linears=("dense_h_to_4h", "dense_4h_to_h")),
     ),
     ignore=("lm_head", "embed_out"),
 )
@@ -305,7 +346,7 @@ FAMILIES: Mapping[str, Family] = {
     "seed_oss": _LLAMA,
     "hunyuan_v1_dense": _LLAMA,
     "hunyuan_v1_moe": _mixture(
-        *gated_mlp("mlp.shared_mlp", "shared_"), ignore=("lm_head", r"re:.*\.mlp\.gate\.wg")
+        *mlp("mlp.shared_mlp", "shared_"), ignore=("lm_head", r"re:.*\.mlp\.gate\.wg")
     ),
     "glm": _GLM4,
     "glm4_moe": _mixture(*_GATED_MLP, *_SHARED_EXPERTS),
@@ -320,6 +361,7 @@ FAMILIES: Mapping[str, Family] = {
     "arcee": _UP_DOWN,
     "jais2": _UP_DOWN,
     "nemotron": _UP_DOWN,
+    "nemotron_h": _NEMOTRON_H,
     "starcoder2": _STARCODER2,
     "opt": _OPT,
     "gpt_neox": _GPT_NEOX,

@@ -54,15 +54,17 @@ class Family:
     """Module names of one architecture; ``linears`` are relative to a decoder layer.
 
     ``experts`` is the module whose children, by number, are experts of a mixture: their groups are
-    among ``groups`` once ``family_of`` knows how many there are; ``gated`` are the linears of one:
-    gate, up, and what reads their products. Where experts are ``joined``, Transformers finds dense
-    ones in two tensors for all of a layer alone. ``layers`` is the module of the decoder layers in
-    the model; a checkpoint of more than a language model calls it ``stored_layers``. Checkpoints
-    may call parts of a layer otherwise: ``renamed`` has pairs of what the model and they call one,
-    as Transformers changes it while it loads. Names in ``ignore`` are those of the checkpoint.
+    among ``groups`` once ``family_of`` knows how many there are; ``expert_linears`` are those of
+    one: gate, up, and what reads their products, or two where nothing is gated. Where experts are
+    ``joined``, Transformers finds dense ones in two tensors for all of a layer alone. ``layers`` is
+    the module of the decoder layers in the model; checkpoints of some families, and those of more
+    than a language model, call it ``stored_layers``. Checkpoints may call parts of a layer
+    otherwise: ``renamed`` has pairs of what the model and they call one, as Transformers changes it
+    while it loads. Names in ``ignore`` are those of the checkpoint.
 
     ``gives_tuples`` says that a layer gives its hidden states in a tuple, of these alone.
-    ``recurrent`` is the module, of some layers, in which states pass from token to token.
+    ``recurrent`` is the first linear of the module, of some layers, in which states pass from token
+    to token.
     ``by_token`` are arguments of a layer's call that follow from each token alone; ``handed_on`` is
     the argument in which layers leave keys and values for others, a dictionary.
     ``sized_by_layers`` are modules outside the layers whose output has a part for each of them: an
@@ -75,7 +77,7 @@ class Family:
     groups: tuple[SharedInputGroup, ...]
     ignore: tuple[str, ...]
     experts: str = ""
-    gated: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    expert_linears: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
     joined: bool = False
     renamed: tuple[tuple[str, str], ...] = ()
     stored_layers: str = ""
@@ -118,6 +120,11 @@ class Family:
             for layer in range(layers)
             for linear in sorted(self.lacks.get(layer, ()))
         ]
+
+    @property
+    def recurrent_module(self) -> str:
+        """The module that ``recurrent`` is in; empty where a family has none."""
+        return self.recurrent.rpartition(".")[0]
 
     @property
     def stack(self) -> str:

@@ -91,9 +91,9 @@ def _place(name: str, family: Family) -> _Place | None:
     if not (layer.isdecimal() and expert.isdecimal()) or kind != "weight":
         return None
     separate = f"{family.experts}.{expert}.{linear}.weight"
-    if linear not in family.gated or name != family.stored_name(int(layer), separate):
+    if linear not in family.expert_linears or name != family.stored_name(int(layer), separate):
         return None
-    *gate_up, down = family.gated
+    *gate_up, down = family.expert_linears
     of_down = linear == down
     linears = (down,) if of_down else tuple(gate_up)
     return _Place(int(layer), _DOWN if of_down else _GATE_UP, int(expert), linear, linears)

@@ -73,13 +73,13 @@ class LanguageModel:
     @property
     def is_inside(self) -> bool:
         """Whether the checkpoint is one of a model that holds more than this."""
-        return self.names.prefixes != TensorNames().prefixes
+        return self.names.prefixes != _names(self.config.model_type).prefixes
 
     @property
     def experts_under(self) -> str | None:
         """What the names of fused experts begin with in the checkpoint; None where it has none."""
         family = FAMILIES.get(self.config.model_type)
-        if family is None or not family.experts or family.gated != Family.gated:
+        if family is None or not family.experts or family.expert_linears != Family.expert_linears:
             return None  # fused ones are known by the usual names alone
         return self.names.stored(f"{family.layers}.")
 
@@ -144,7 +144,11 @@ def _names(model_type: str | None) -> TensorNames:
     family = FAMILIES.get(str(model_type))
     if family is None:
         return TensorNames()
-    return TensorNames(layers=f"{family.layers}.", renamed=family.renamed)
+    names = TensorNames(layers=f"{family.layers}.", renamed=family.renamed)
+    if not family.stored_layers:
+        return names
+    own, stored = (one.removesuffix("layers") for one in (family.layers, family.stored_layers))
+    return replace(names, prefixes=((own, stored), *names.prefixes))
 
 
 def _drafting_layers(config: Any) -> tuple[str, ...]:

@@ -20,8 +20,8 @@ from permllm_offline.model.families import (
     SAME_ON_TEXT,
     WRAPPINGS,
     Groups,
-    gated_mlp,
     in_some_layers,
+    mlp,
 )
 from permllm_offline.model.family import Family, SharedInputGroup
 from permllm_offline.model.heads import (
@@ -63,7 +63,7 @@ def family_of(config: Any) -> Family:
             lacks=_lacks(config),
         )
     if family.experts and (count := experts_in(config)):
-        check_form(config)
+        check_form(config, gated=len(family.expert_linears) == 3)
         experts = _experts_of(family, count, experts_taken(config) / count)
         return replace(family, groups=family.groups + experts)
     if family.experts:  # beside an MLP that is always there
@@ -85,8 +85,8 @@ def _experts_of(family: Family, count: int, share: float) -> Groups:
     found: list[SharedInputGroup] = []
     for number in range(count):
         expert = f"{family.experts}.{number}"
-        gate_up, down = gated_mlp(expert, f"{expert}.", family.gated)
-        found += [replace(gate_up, reads_whole=True), down]
+        first, down = mlp(expert, f"{expert}.", family.expert_linears)
+        found += [replace(first, reads_whole=True), down]
     return in_some_layers(*(replace(one, experts=family.experts, share=share) for one in found))
 
 

@@ -229,13 +229,13 @@ def _count_recurrences(
     """Give the first linear of each recurrent module what that keeps beside linears."""
     beside: float | None = None  # all are of one size
     for index, (layer, linears) in enumerate(zip(decoder, by_layer, strict=True)):
-        prefix = family.stored_name(index, f"{family.recurrent}.")
+        prefix = family.stored_name(index, f"{family.recurrent_module}.")
         inside = [at for at, one in enumerate(linears) if one.name.startswith(prefix)]
-        if not family.recurrent or not inside:
+        if not (family.recurrent and inside and has_module(layer, family.recurrent)):
             continue
         first = linears[inside[0]]
         if beside is None:
-            module = layer.get_submodule(family.recurrent)
+            module = layer.get_submodule(family.recurrent_module)
             whole = kept_bytes(module, first.layout.in_features, dtype)
             beside = whole - between_bytes([linears[at] for at in inside], dtype.itemsize)
         linears[inside[0]] = replace(first, kept_beside=max(beside, 0.0))

@@ -52,6 +52,26 @@ def test_experts_with_another_activation_are_refused() -> None:
         family_of(config)
 
 
+def test_experts_without_a_gate() -> None:
+    config = AutoConfig.for_model("nemotron_h", hybrid_override_pattern="M*E", n_routed_experts=2)
+    groups = family_of(config).groups_of(2, lambda linear: "experts" in linear)
+    assert [one.linears for one in groups[-2:]] == [
+        ("mixer.experts.1.up_proj",),
+        ("mixer.experts.1.down_proj",),
+    ]
+    assert groups[-2].reads_whole
+    config.mlp_hidden_act = "silu"
+    with pytest.raises(OfflineError, match=r"mlp_hidden_act is 'silu', but .* with 'relu2' alone"):
+        family_of(config)
+
+
+def test_a_model_whose_pattern_has_no_experts() -> None:
+    config = AutoConfig.for_model("nemotron_h", hybrid_override_pattern="M*-")
+    config.mlp_hidden_act = "silu"
+    assert config.num_local_experts  # by default
+    assert family_of(config).groups == FAMILIES["nemotron_h"].groups
+
+
 def test_mamba_layers_that_vllm_computes_otherwise_are_refused() -> None:
     config = AutoConfig.for_model("falcon_h1", mamba_rms_norm=True)
     with pytest.raises(OfflineError, match="mamba_norm_before_gate is True, which"):
