@@ -1,10 +1,12 @@
 """Where the time of a decoded token goes: the linear layers, the head, attention, and the rest.
 
 An engine as `vllm serve` starts it, eager: processes of its own, as many kernel threads as vLLM
-gives them, one core reserved. One sequence; a stopwatch in the worker adds up the time of parts.
+gives them, one core reserved. One sequence, or several; a stopwatch in the worker adds up the time
+of parts.
 
     python -m benchmarks.decode_profile --json OUT
     python -m benchmarks.decode_profile --model llama-3.2-1b --json OUT
+    python -m benchmarks.decode_profile --sequences 32 --json OUT
 """
 
 import argparse
@@ -28,25 +30,25 @@ from .records.result_file import new_result
 PROMPT_TOKENS, OUTPUT_TOKENS = 32, 65
 
 
-def profile(engine: Engine) -> dict[str, Any]:
+def profile(engine: Engine, sequences: int) -> dict[str, Any]:
     """Milliseconds of one decoded token by part under `rows`: means, whose sum is the whole step.
 
-    Of a model without experts, their parts are left out. `unwatched_ms` is what a token took before
-    the stopwatch was there.
+    A step gives each of the sequences a token. Of a model without experts, their parts are left
+    out. `unwatched_ms` is what a step took before the stopwatch was there.
     """
-    size = 1, PROMPT_TOKENS, OUTPUT_TOKENS
+    size = sequences, PROMPT_TOKENS, OUTPUT_TOKENS
     engine.answers(*size)
     before = engine.answers(*size)
     engine.of_worker(watch)
     engine.answers(*size)
-    # The first step reads the prompt; that of the last token may end with the engine's rest.
-    steps = engine.of_worker(watched)[1 : OUTPUT_TOKENS - 1]
+    # The first steps read the prompts; the one of the last token, which no other follows, is left.
+    steps = engine.of_worker(watched)[2 - OUTPUT_TOKENS :]
     rows = [
         {"part": part, "milliseconds": 1e3 * mean(step[part] for step in steps)}
         for part in steps[0]
         if part not in (EXPERTS, AROUND_EXPERTS) or any(step[part] for step in steps)
     ]
-    unwatched = 1e3 / before.decode_tokens_per_second
+    unwatched = 1e3 * sequences / before.decode_tokens_per_second
     return {"unwatched_ms": round(unwatched, 1), "rows": rows}
 
 
@@ -69,6 +71,7 @@ def main() -> None:
     )
     parser.add_argument("--model", choices=list(SHAPES), default="tinyllama")
     parser.add_argument("--values", choices=["dense", "auto", "int8"], default="int8")
+    parser.add_argument("--sequences", type=int, default=1, help="default: 1")
     parser.add_argument("--json", type=Path, required=True, help="where the result is written")
     options = parser.parse_args()
     with new_result(parser, options.json):
@@ -83,10 +86,11 @@ def _measure(options: argparse.Namespace) -> None:
         model = magnitude_pruned(model, values=options.values)
     engine = Engine(model, eager=True)
     try:
-        found = profile(engine)
+        found = profile(engine, options.sequences)
         facts = {
             "model": options.model,
             "values": options.values,
+            "sequences": options.sequences,
             "threads": engine.facts()["threads"],
             "reserved_cores": os.environ.get(RESERVED_CORES, "by default"),
             **conditions(),

@@ -85,22 +85,26 @@ PERMLLM_DEVICE void gate_body(const ExpertsArguments& arguments, unsigned char* 
   const int expert = arguments.tables.expert[pair];
   if (expert < 0) return;
   const int columns = arguments.down.inputs;
-  const bool gated = has_gate(arguments.activation);
   const uint16_t* gates =
       static_cast<const uint16_t*>(arguments.gate_ups) + int64_t{pair} * arguments.gate_up.rows;
   write_row(static_cast<uint16_t*>(arguments.gated) + int64_t{pair} * columns, columns,
             permutation_of(arguments.down, expert), shared, [&](int column) {
-              alignas(16) uint16_t gate[kRowElements], up[kRowElements];
+              alignas(16) uint16_t gate[kRowElements];
               *reinterpret_cast<uint4*>(gate) = *reinterpret_cast<const uint4*>(gates + column);
-              if (gated) {
-                *reinterpret_cast<uint4*>(up) =
-                    *reinterpret_cast<const uint4*>(gates + columns + column);
-              }
+              float inner[kRowElements];
               PERMLLM_UNROLL
               for (int i = 0; i < kRowElements; ++i) {
-                const float g = activated(Element::to_float(gate[i]), arguments.activation);
-                gate[i] = Element::from_float(gated ? g * Element::to_float(up[i]) : g);
+                inner[i] = activated(Element::to_float(gate[i]), arguments.activation);
               }
+              if (has_gate(arguments.activation)) {
+                alignas(16) uint16_t up[kRowElements];
+                *reinterpret_cast<uint4*>(up) =
+                    *reinterpret_cast<const uint4*>(gates + columns + column);
+                PERMLLM_UNROLL
+                for (int i = 0; i < kRowElements; ++i) inner[i] *= Element::to_float(up[i]);
+              }
+              PERMLLM_UNROLL
+              for (int i = 0; i < kRowElements; ++i) gate[i] = Element::from_float(inner[i]);
               return *reinterpret_cast<const uint4*>(gate);
             });
 }

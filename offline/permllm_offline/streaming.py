@@ -36,7 +36,6 @@ class StreamedModel:
         self, source: Source, family: Family, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.family, self.device = family, device
-        self._dtype = dtype
         self._reader = source.reader(dtype)
         self.model, self._stored = _without_weights(source, self._reader, family, dtype, device)
         self.model.requires_grad_(False)
@@ -87,11 +86,11 @@ class StreamedModel:
         ]
         try:
             for parameter, name in loaded:
-                parameter.data = self._reader.tensor(name).to(self._dtype).to(self.device)
+                parameter.data = self._reader.tensor(name).to(parameter.dtype).to(self.device)
             yield
         finally:
             for parameter, _ in loaded:
-                parameter.data = _placeholder(parameter.shape, self._dtype, self.device)
+                parameter.data = _placeholder(parameter.shape, parameter.dtype, self.device)
 
     def perplexity(self, windows: Tensor, states: Tensor, description: str) -> float:
         """Perplexity from what the last decoder layer gave.
@@ -153,10 +152,13 @@ def _without_weights(
         The model, and parameters outside the decoder layers by name, each with that of its stored
         tensor.
     """
+    from permllm_vllm.hf.precision import kept_in_float32
+
     config = deepcopy(source.config)
     config.num_hidden_layers = 0
     if config.num_hidden_layers:  # of Nemotron-H it is how many kinds are listed
         config.layer_types = []
+    skeleton = skeleton_of(source.config, dtype)
     placeholders: dict[str, Tensor] = {}
     with _without_elements():
         without_layers = skeleton_of(config) if family.sized_by_layers else nn.Module()
@@ -166,7 +168,8 @@ def _without_weights(
             shape = torch.Size(reader.header(name).shape)
             if own.rpartition(".")[0] in family.sized_by_layers:
                 shape = without_layers.get_parameter(own).shape
-            placeholders[own] = _placeholder(shape, dtype, torch.device("cpu"))
+            held = torch.float32 if kept_in_float32(skeleton, own, dtype) else dtype
+            placeholders[own] = _placeholder(shape, held, torch.device("cpu"))
     with _without_elements():
         model, _ = model_from(source, config, placeholders.items(), dtype)
     # Transformers may call a parameter otherwise than its tensor: they are told by their memory.
@@ -184,8 +187,7 @@ def _without_weights(
         tensor = names[_memory(parameter)]
         stored[name] = (parameter, tensor)
         shape = torch.Size(reader.header(tensor).shape)
-        parameter.data = _placeholder(shape, dtype, device)
-    skeleton = skeleton_of(source.config, dtype)
+        parameter.data = _placeholder(shape, parameter.dtype, device)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))

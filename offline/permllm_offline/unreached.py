@@ -52,7 +52,7 @@ def with_stand_ins(
 
     def stand_in(group: SharedInputGroup) -> Tensor:
         if group.reads_whole:
-            return norms[group.experts]
+            return norms[group.experts].clone()  # files of tensors take none that share memory
         return torch.ones(linear_of(layer, group.linears[0]).in_features)
 
     return {

@@ -239,7 +239,8 @@ class PermLLMConfig(QuantizationConfig):
         ]
         every = [module for names in modules for module in names]
         if self._is_ignored(name) or self._agreed(prefix, every, self._is_ignored, IGNORED):
-            return dense_experts_method(layer.moe_config, prefix)
+            reason = "`ignore` leaves them dense: prune the model without that `--ignore`"
+            return dense_experts_method(layer.moe_config, prefix, reason)
         gate_up, down = [n for names in modules for n in names[:-1]], [n[-1] for n in modules]
 
         def agreed(key: Literal["runtime_permuted", "folded"], what: str) -> tuple[bool, bool]:

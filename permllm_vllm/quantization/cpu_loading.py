@@ -6,9 +6,11 @@ from typing import Any
 from torch.nn import Module
 
 from permllm_vllm.checkpoint import schema
+from permllm_vllm.quantization.expert_routing import choose_by_corrected_scores, scale_routes
 from permllm_vllm.quantization.gateless_experts import gateless_experts_accepted
 from permllm_vllm.quantization.inductor import keep_order
 from permllm_vllm.quantization.latent_attention import store_values_by_head
+from permllm_vllm.quantization.mamba_states import split_prompts_at_blocks
 from permllm_vllm.quantization.rotary import rotate_in_pytorch
 
 
@@ -30,4 +32,7 @@ class OnCpu:
             model: Module = loader.load_model(vllm_config, model_config, **options)
         if on_cpu:
             store_values_by_head(model)
+            choose_by_corrected_scores(model)
+            scale_routes(model, model_config.dtype)
+            split_prompts_at_blocks(model)
         return model

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Module
 
 import permllm_vllm.ops  # noqa: F401  (defines torch.ops.permllm)
-from permllm_vllm.backends import CheckpointWeights, ReferenceBackend
+from permllm_vllm.backends import CheckpointWeights, ReferenceBackend, fallback_reason
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.compat import FusedMoEMethodBase
@@ -127,7 +127,9 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         """Check what was loaded, pack it for this device, and drop the checkpoint's tensors."""
         loaded = [stack for stack in self.stacks if self._pack(layer, stack)]
         if loaded and hasattr(layer, f"{DOWN}_weight"):
-            self.dense = dense_experts_method(layer.moe_config, self.prefix)
+            device = getattr(layer, f"{DOWN}_weight").device
+            reason = fallback_reason(device, self.dtype, self.values)
+            self.dense = dense_experts_method(layer.moe_config, self.prefix, reason)
             self.dense.process_weights_after_loading(layer)
             self.moe_kernel = self.dense.moe_kernel
             self.moe_quant_config = self.dense.moe_quant_config
@@ -172,6 +174,7 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         if not loaded:
             return False
         values = loaded[schema.WEIGHT_PACKED]
+        self.values = values.dtype
         backend = self.served.backend(values.device, self.dtype, values.dtype)
         packed = [
             backend.pack(self._checked(stack, loaded, expert))

@@ -29,12 +29,14 @@ def gateless_experts_accepted() -> Iterator[None]:
         FusedMoEConfig.__post_init__ = original
 
 
-def dense_experts_method(moe_config: Any, prefix: str) -> Any:
-    """vLLM's own method, for dense experts; raises NotImplementedError where it has none."""
+def dense_experts_method(moe_config: Any, prefix: str, reason: str) -> Any:
+    """vLLM's own method, for dense experts; raises NotImplementedError where it has none.
+
+    `reason` says why they are multiplied dense, and what to do for them to be sparse.
+    """
     if not moe_config.is_act_and_mul and moe_config.device.type == "cpu":
         raise NotImplementedError(
-            f"the experts of {prefix} have no gate and are dense here, and vLLM multiplies such "
-            "experts on GPUs alone. Prune them (without `--ignore`) and serve with the compiled "
-            "kernels, which `permllm-offline doctor` looks for, or serve on a GPU."
+            f"the experts of {prefix} have no gate, and vLLM multiplies such experts dense on GPUs "
+            f"alone; here {reason}."
         )
     return UnquantizedFusedMoEMethod(moe_config)

@@ -27,10 +27,15 @@ def _of_falcon_h1(prefix: str, config: Any) -> str:
     return re.sub(r"(\.layers\.\d+)\.(qkv|o)_proj$", r"\1.self_attn.\2_proj", prefix)
 
 
+def _of_minimax_m2(prefix: str, config: Any) -> str:
+    return prefix.replace(".mlp.", ".block_sparse_moe.")
+
+
 NAMINGS: Mapping[str, Naming] = {
     "granitemoehybrid": _of_granite,
     "lfm2_vl": _of_lfm2_vl,
     "falcon_h1": _of_falcon_h1,
+    "minimax_m2": _of_minimax_m2,
 }
 """By `model_type`, where the two are not the same."""
 

@@ -43,5 +43,5 @@ def refuse_repeated_groups(layer: Any, prefix: str) -> None:
         raise NotImplementedError(
             f"of {prefix}, vLLM repeats groups of rows in each of {layer.tp_size} ranks, which "
             "sparse layers do not: serve with --tensor-parallel-size 1, or prune the model with "
-            r"these layers left dense: --ignore 're:.*\.mamba\..*'."
+            r"these layers left dense: --ignore 're:.*\.(mamba\..*|mixer\.(in|out)_proj)'."
         )

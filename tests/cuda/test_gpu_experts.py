@@ -146,7 +146,8 @@ def test_refuses_what_does_not_fit():
         (6, torch.ones(3, 128, device=CUDA), "gate_up_scale is there"),
         (11, 256, r"gate_up of shape .* for 512 outputs"),
         (11, 60, "intermediate_size is 60"),
-        (12, 2, "activation is 2: 0 is silu, 1 is gelu"),
+        (12, 2, "gate_up of shape .* for 64 outputs"),
+        (12, 3, "activation is 3: 0 is silu, 1 is gelu"),
     ):
         with pytest.raises(RuntimeError, match=message):
             torch.ops.permllm.sparse_experts(*good[:place], value, *good[place + 1 :])

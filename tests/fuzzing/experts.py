@@ -7,7 +7,6 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
 
 from benchmarks.shapes import random_layer
 from permllm_vllm.backends import StackedWeights
@@ -23,6 +22,7 @@ from tests.fuzzing.operators import (
     tensor,
 )
 from tests.fuzzing.outcome import Finding, Refused, refusing
+from tests.kernels.test_experts import RELU2, between
 
 EXPERTS, CHOSEN, WIDTH = 3, 2, 128
 X, WEIGHTS, IDS = 0, 1, 2
@@ -42,9 +42,10 @@ class Stacked:
 
 @cache
 def layers() -> list[tuple[Stacked, Stacked]]:
-    """Gate and up, and down, of every instruction set, kind of values and size of blocks."""
+    """Gate and up, or up alone, and down, of every instruction set, kind of values and blocks."""
     return [
-        (stacked(isa, 2 * WIDTH, block, int8=int8), stacked(isa, WIDTH, block, int8=int8))
+        (stacked(isa, outputs, block, int8=int8), stacked(isa, WIDTH, block, int8=int8))
+        for outputs in (2 * WIDTH, WIDTH)
         for isa in instruction_sets()
         for int8 in (False, True)
         for block in (64, 128)
@@ -78,11 +79,19 @@ def experts(data: bytes) -> None:
     for part in pair:
         one = part.weights
         arguments += [one.packed, one.metadata, one.permutation, one.scale]
+    gated = pair[0].dense.shape[1] == 2 * WIDTH
+    activation = RELU2 if not gated else choices.below(RELU2)
     exact = True
+    if choices.once_in(8):
+        other = choices.below(RELU2 + 2)
+        exact = other == activation
+        activation = other
     for _ in range(choices.below(3)):
         exact &= damage(choices, arguments)
     try:
-        y: Tensor = refusing(lambda: torch.ops.permllm.sparse_experts(*arguments, WIDTH), *ERRORS)
+        y: Tensor = refusing(
+            lambda: torch.ops.permllm.sparse_experts(*arguments, WIDTH, activation), *ERRORS
+        )
     except Refused:
         if exact:
             raise Finding("good arguments were refused") from None
@@ -94,21 +103,23 @@ def experts(data: bytes) -> None:
     if y.shape[0] != rows.shape[0] or y.dtype != rows.dtype:
         raise Finding(f"{y.dtype} {tuple(y.shape)} for {rows.dtype} {tuple(rows.shape)} inputs")
     if exact:
-        expected = by_loops(rows.float(), weight, chosen, pair)
+        expected = by_loops(rows.float(), weight, chosen, pair, activation)
         off = (y.float() - expected).norm() / expected.norm().clamp_min(1e-3)
         if not bool(off < LARGEST_ERROR):
             raise Finding(f"wrong numbers: off by {float(off)} of their norm")
 
 
-def by_loops(x: Tensor, weights: Tensor, ids: Tensor, pair: tuple[Stacked, Stacked]) -> Tensor:
+def by_loops(
+    x: Tensor, weights: Tensor, ids: Tensor, pair: tuple[Stacked, Stacked], activation: int
+) -> Tensor:
     """What the experts of each token give, one after the other."""
     y = torch.zeros(len(x), WIDTH)
     for token, row in enumerate(x):
         for weight, expert in zip(weights[token], ids[token].tolist(), strict=True):
             if expert < 0:
                 continue
-            gate, up = (pair[0].dense[expert] @ row).chunk(2)
-            y[token] += weight * (pair[1].dense[expert] @ (silu(gate) * up))
+            inner = between(pair[0].dense[expert] @ row, activation)
+            y[token] += weight * (pair[1].dense[expert] @ inner)
     return y
 
 

@@ -255,6 +255,11 @@ def classify(model: Path) -> None:
     (model / "config.json").write_text(json.dumps(config))
 
 
+def cut_short(model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+
+
 def link_weights(model: Path) -> None:
     elsewhere = model.with_name("elsewhere.safetensors")
     (model / "model.safetensors").rename(elsewhere)
@@ -280,7 +285,8 @@ def damage_tokenizer(model: Path) -> None:
         (damage_weights, "cannot be opened"),
         (widen, "is of dtype float64 by its config.json"),
         (rename_weights, "stores no model.layers.0.self_attn.q_proj.weight"),
-        (damage_family, "'bloom' is not supported; supported are apertus, arcee, cohere, cohere2"),
+        (damage_family, "'bloom' is not supported; supported are afmoe, apertus, arcee, cohere, "),
+        (cut_short, "but its config.json has 1 decoder layers (num_hidden_layers)."),
         (classify, "is a LlamaForSequenceClassification by its config.json"),
         (damage_tokenizer, "no readable tokenizer"),
         (link_weights, "model.safetensors: found a link to"),

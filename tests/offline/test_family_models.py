@@ -50,7 +50,7 @@ def tokens() -> torch.Tensor:
         ("qwen3_moe", {}, True),
         ("qwen3_moe", {"mlp_only_layers": [0]}, True),
         ("qwen2_moe", {"decoder_sparse_step": 1}, True),
-        ("olmoe", {"clip_qkv": 0.5}, True),
+        ("olmoe", {}, True),
         ("mixtral", {}, True),
         ("hunyuan_v1_moe", {}, True),
         ("exaone_moe", {}, True),

@@ -205,7 +205,10 @@ def test_a_language_model_by_other_names(tmp_path: Path) -> None:
     [
         ("qwen3_next", {}, "mtp", "mtp.layers.0"),
         ("qwen3_5_moe_text", {}, "mtp", "mtp.layers.0"),
+        ("nemotron_h", {}, "mtp", "mtp.layers.0"),
+        ("ernie4_5_moe", {}, "model.mtp_block", "model.mtp_block.0"),
         ("glm4_moe", {"num_nextn_predict_layers": 1}, "model.layers.2", "model.layers.2"),
+        ("minimax_m2", {"num_mtp_modules": 1}, "model.layers.2", "model.layers.2"),
         ("deepseek_v3", {"num_nextn_predict_layers": 1}, "model.layers.2", "model.layers.2"),
     ],
 )

@@ -83,6 +83,33 @@ def test_families(
     assert_equal_ways(tmp_path, model, text_file, monkeypatch, *options)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "options", "asked"),
+    [
+        ("qwen3_moe", {"output_router_logits": True}, ("--method", "wanda")),
+        ("mixtral", {"output_router_logits": True}, ("--method", "wanda")),
+        # No norm or linear of it has a parameter while permutations are learned.
+        ("olmo", {}, ("--method", "permllm-wanda", *WINDOWS, "--learn-window=1")),
+        ("nemotron_h", {}, ("--method", "permllm-wanda", *WINDOWS, "--learn-window=1")),
+        ("granitemoehybrid", {}, ("--method", "permllm-wanda", *WINDOWS, "--learn-window=1")),
+        # Norms are in float32 there.
+        ("afmoe", {}, ("--method", "wanda+cp", "--dtype", "float16")),
+    ],
+)
+def test_families_that_differ(
+    model_type: str,
+    options: dict[str, Any],
+    asked: tuple[str, ...],
+    tmp_path: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tmp_path / "model"
+    tiny_model(model_type, **options).save_pretrained(model)
+    save_tokenizer(model)
+    assert_equal_ways(tmp_path, model, text_file, monkeypatch, *asked)
+
+
 @pytest.mark.parametrize(("method", "values"), [("sparsegpt", "auto"), ("magnitude", "int8")])
 def test_no_two_layers_are_in_memory(
     method: str,

@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from permllm_offline.model.recurrence import take_any_step
 from permllm_vllm.hf.experts import fused_experts, separate_experts
 
 WORDS = [f"w{number}" for number in range(60)]
@@ -141,9 +142,18 @@ SIZES: dict[str, dict[str, object]] = {
     "glm4_moe_lite": LATENT | BALANCED | {"mlp_layer_types": ["dense", "sparse"]},
     "deepseek_v2": LATENT | {"norm_topk_prob": False},
     "deepseek_v3": LATENT | BALANCED,
+    "afmoe": MIXTURE
+    | LOCAL
+    | TOKENS
+    | {"num_dense_layers": 1, "num_shared_experts": 1, "n_group": 1, "topk_group": 1}
+    | {"score_func": "sigmoid", "route_norm": True, "route_scale": 2.0, "mup_enabled": True}
+    | {"layer_types": ["sliding_attention", "full_attention"]},
     "dots1": SHARED | {"first_k_dense_replace": 1},
     "solar_open": SHARED,
     "mixtral": OF_EXPERTS_ALONE,
+    "minimax_m2": OF_EXPERTS_ALONE
+    | TOKENS
+    | {"rotary_dim": 32, "use_routing_bias": True, "scoring_func": "sigmoid"},
     "falcon_h1": LLAMA_LIKE
     | TOKENS
     | {"mamba_d_ssm": 256, "mamba_n_heads": 4, "mamba_d_state": 16, "mamba_rms_norm": True}
@@ -177,6 +187,10 @@ SIZES: dict[str, dict[str, object]] = {
     | LOCAL
     | {"sliding_window_pattern": 2, "first_k_dense_replace": 1, "num_shared_experts": 1},
     "ernie4_5": LLAMA_LIKE,
+    "ernie4_5_moe": MIXTURE
+    | TOKENS
+    | {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1}
+    | {"moe_layer_start_index": 1, "moe_layer_end_index": 1, "moe_layer_interval": 1},
     "seed_oss": LLAMA_LIKE,
     "hunyuan_v1_dense": LLAMA_LIKE,
     "hunyuan_v1_moe": LLAMA_LIKE
@@ -212,10 +226,13 @@ def tiny_model(model_type: str, **overrides: object) -> Any:
     config = AutoConfig.for_model(model_type, **(COMMON | SIZES[model_type] | overrides))
     model = AutoModelForCausalLM.from_config(config)
     separate_experts(model)
+    take_any_step(model)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():  # the bias of a router is no parameter
             if name.endswith(("bias", "sinks")):
                 tensor.normal_(std=0.3)
+            if name.endswith("dt_bias"):
+                tensor[::2] -= 8  # small steps
     return model.float().eval()
 
 

@@ -25,17 +25,19 @@ UP, DOWN = ([f"{PREFIX}.{expert}.{leaf}" for expert in range(EXPERTS)] for leaf 
 Modules = dict[str, SparseModule]
 
 
-def modules() -> Modules:
+def modules(dtype: torch.dtype = torch.bfloat16) -> Modules:
     """Up is permuted at run time, the permutation of down is folded."""
     kinds = {"input_permutation": UP, "folded_permutation": DOWN}
     return {
-        name: sparse_module(HIDDEN, HIDDEN, local=permutation(HIDDEN, seed=at), kind=kind, seed=at)
+        name: sparse_module(
+            HIDDEN, HIDDEN, local=permutation(HIDDEN, seed=at), kind=kind, seed=at, dtype=dtype
+        )
         for kind, names in kinds.items()
         for at, name in enumerate(names)
     }
 
 
-def layer(**options: Any) -> Any:
+def layer(dtype: torch.dtype = torch.bfloat16, **options: Any) -> Any:
     """The experts of a layer, as a model class of vLLM would build them."""
     sizes = {"hidden_size": HIDDEN, "intermediate_size": INTERMEDIATE}
     one_process = {"tp_size": 1, "dp_size": 1, "pcp_size": 1}
@@ -43,8 +45,10 @@ def layer(**options: Any) -> Any:
     runner = FusedMoEFactory(
         EXPERTS,
         CHOICES,
-        params_dtype=torch.bfloat16,
-        quant_config=config(runtime_permuted=UP, folded=DOWN),
+        params_dtype=dtype,
+        quant_config=config(
+            runtime_permuted=UP, folded=DOWN, value_dtype=str(dtype).removeprefix("torch.")
+        ),
         prefix=PREFIX,
         **(sizes | one_process | form | options),
     )
@@ -107,7 +111,15 @@ def test_dense_ones_are_refused_where_vllm_has_no_kernel(
         "permllm_vllm.quantization.gateless_experts.UnquantizedFusedMoEMethod", lambda moe: moe
     )
     if device == "cuda":
-        assert dense_experts_method(described, PREFIX) is described
+        assert dense_experts_method(described, PREFIX, "") is described
         return
-    with pytest.raises(NotImplementedError, match="have no gate and are dense here"):
-        dense_experts_method(described, PREFIX)
+    with pytest.raises(NotImplementedError, match=r"have no gate, .* here nobody knows\.$"):
+        dense_experts_method(described, PREFIX, "nobody knows")
+
+
+def test_values_that_no_kernel_takes_are_refused() -> None:
+    with gateless_experts_accepted():
+        experts = layer(torch.float32)
+    message = r"vLLM multiplies such experts dense on GPUs alone; here .* load it in bfloat16"
+    with pytest.raises(NotImplementedError, match=message):
+        fill(experts, stored(modules(torch.float32)))

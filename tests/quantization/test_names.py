@@ -63,6 +63,11 @@ def test_a_draft_model() -> None:
         ("granitemoehybrid", "model.layers.3.mixer.in_proj", "model.layers.3.mamba.in_proj"),
         ("granitemoehybrid", "model.layers.3.self_attn.o_proj", "model.layers.3.self_attn.o_proj"),
         ("lfm2_vl", "language.model.layers.3.w2", "language_model.model.layers.3.w2"),
+        (
+            "minimax_m2",
+            "model.layers.3.mlp.experts",
+            "model.layers.3.block_sparse_moe.experts",
+        ),
         ("falcon_h1", "model.27.mixer.in_proj", "model.layers.3.mamba.mamba.in_proj"),
         ("falcon_h1", "27.mixer.in_proj", "model.layers.3.mamba.mamba.in_proj"),  # of a draft
         ("falcon_h1", "model.layers.3.qkv_proj", "model.layers.3.self_attn.qkv_proj"),

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.serving
 def test_every_part_of_a_token_is_found(tiny: Twins) -> None:
     engine = Engine(tiny.sparse, eager=True)
     try:
-        found = decode_profile.profile(engine)
+        found = decode_profile.profile(engine, sequences=3)
     finally:
         engine.close()
     milliseconds = {row["part"]: row["milliseconds"] for row in found["rows"]}

@@ -100,3 +100,16 @@ def test_dense_experts_must_be_ignored(engines: Engines, parent: Path, tmp_path:
         CheckpointError, match=r"experts\.0\.w1\.weight is in the checkpoint.*ignore"
     ):
         engines.run(twins.sparse, PROMPTS)
+
+
+@pytest.mark.parametrize("model_type", ["glm4_moe", "nemotron_h"])
+def test_the_factor_of_routed_experts_in_float16(
+    engines: Engines, tmp_path: Path, model_type: str
+) -> None:
+    """Beside shared experts, which vLLM divides by it then."""
+    model = tiny_model(model_type, routed_scaling_factor=2.5).to(torch.bfloat16)
+    pattern, prompts = Pattern(2, 4), [range(2, 42)]
+    bake(model, decisions_of(model, pattern, 64), pattern, 64, tmp_path / "sparse")
+    full = engines.run(tmp_path / "sparse", prompts, max_model_len=64)
+    half = engines.run(tmp_path / "sparse", prompts, max_model_len=64, dtype="float16")
+    assert half.mean_prompt_difference(full) < 0.05

@@ -11,23 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from permllm_offline.model.common_groups import (
+    Groups,
+    attention,
+    fused_gated_mlp,
+    in_some_layers,
+    mamba,
+    mlp,
+    plain_mlp,
+)
 from permllm_offline.model.family import Family, Fold, SharedInputGroup
-from permllm_offline.model.row_parts import (
-    RowPart,
-    every_row,
-    first_half,
-    second_half,
-    values_last,
-    values_of_each_head,
-)
+from permllm_offline.model.row_parts import RowPart, values_last, values_of_each_head
 
-Groups = tuple[SharedInputGroup, ...]
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-_VALUES = (RowPart("self_attn.v_proj", every_row),)
-_ATTENTION: Groups = (
-    SharedInputGroup("qkv", QKV),
-    SharedInputGroup("o", ("self_attn.o_proj",), Fold.VALUE_HEADS, _VALUES),
-)
+_ATTENTION = attention(*QKV, "self_attn.o_proj")
 _FUSED_ATTENTION = (
     SharedInputGroup("qkv", ("self_attn.qkv_proj",)),
     SharedInputGroup(
@@ -52,57 +49,7 @@ _LATENT_ATTENTION = (
 )
 
 
-def mlp(
-    module: str, label: str = "", linears: Sequence[str] = Family.expert_linears
-) -> tuple[SharedInputGroup, SharedInputGroup]:
-    """The linears of an MLP, gated where there are three."""
-    names = [f"{module}.{one}" for one in linears]
-    return _plain_mlp(*names, label=label) if len(names) == 2 else _gated_mlp(*names, label=label)
-
-
-def _plain_mlp(
-    first: str, second: str, *, label: str = ""
-) -> tuple[SharedInputGroup, SharedInputGroup]:
-    """Two linears with an activation between them."""
-    rows = (RowPart(first, every_row),)
-    return (
-        SharedInputGroup(f"{label}fc1", (first,)),
-        SharedInputGroup(f"{label}fc2", (second,), Fold.ELEMENTWISE, rows),
-    )
-
-
-def _gated_mlp(
-    gate: str, up: str, down: str, *, label: str = ""
-) -> tuple[SharedInputGroup, SharedInputGroup]:
-    """Gate and up, and one that reads their products."""
-    return (
-        SharedInputGroup(f"{label}gate_up", (gate, up)),
-        SharedInputGroup(
-            f"{label}down",
-            (down,),
-            Fold.ELEMENTWISE,
-            (RowPart(gate, every_row), RowPart(up, every_row)),
-        ),
-    )
-
-
 _GATED_MLP = mlp("mlp")
-
-
-def _fused_gated_mlp(gate_up: str, down: str) -> tuple[SharedInputGroup, SharedInputGroup]:
-    """Gate and up in one linear, one after the other, and one that reads their products."""
-    rows = (RowPart(gate_up, first_half), RowPart(gate_up, second_half))
-    return (
-        SharedInputGroup("gate_up", (gate_up,)),
-        SharedInputGroup("down", (down,), Fold.ELEMENTWISE, rows),
-    )
-
-
-def in_some_layers(*groups: SharedInputGroup) -> Groups:
-    """Groups that only some decoder layers have, as in hybrid models."""
-    return tuple(replace(group, in_every_layer=False) for group in groups)
-
-
 _ROUTERS = (r"re:.*\.mlp\.gate", r"re:.*\.mlp\.shared_expert_gate")
 """They have few rows, and decide where a token goes."""
 
@@ -129,13 +76,18 @@ def _gated_hybrid(*read_by_linear_attention: str) -> Groups:
     )
 
 
+_GATED_BESIDE = (
+    SharedInputGroup("qkvg", (*QKV, "self_attn.gate_proj")),
+    # Gated by rows of the last one: a fold would have to move those as well.
+    SharedInputGroup("o", ("self_attn.o_proj",)),
+)
 _LLAMA = Family("model.layers", _ATTENTION + _GATED_MLP, ignore=("lm_head",))
-_FUSED_MLP = _fused_gated_mlp("mlp.gate_up_proj", "mlp.down_proj")
+_FUSED_MLP = fused_gated_mlp("mlp.gate_up_proj", "mlp.down_proj")
 _PHI3 = Family("model.layers", _FUSED_ATTENTION + _FUSED_MLP, ignore=("lm_head",))
 _GLM4 = Family("model.layers", _ATTENTION + _FUSED_MLP, ignore=("lm_head",))
-MORE_TOKENS = "mtp"
-"""The module that predicts several tokens, for engines that draft with it."""
-MORE_TOKENS_IGNORED = rf"re:{MORE_TOKENS}\..*"
+MORE_TOKENS = ("mtp.", "model.mtp_")
+"""What the names of modules begin with that predict several tokens, for engines that draft."""
+MORE_TOKENS_IGNORED = r"re:(mtp\.|model\.mtp_).*"
 _QWEN3_5_ATTENTION = _gated_hybrid("in_proj_qkv", "in_proj_z")
 # Gates of linear attention have one row for each head, too little to prune.
 _QWEN3_5_IGNORE = ("lm_head", r"re:.*\.linear_attn\.in_proj_[ab]", MORE_TOKENS_IGNORED)
@@ -156,19 +108,9 @@ _GRANITE_MOE = _mixture(
         ("block_sparse_moe.experts.down_proj", "block_sparse_moe.output_linear.weight"),
     ),
 )
-_GRANITE_MLP = _fused_gated_mlp("shared_mlp.input_linear", "shared_mlp.output_linear")
+_GRANITE_MLP = fused_gated_mlp("shared_mlp.input_linear", "shared_mlp.output_linear")
 _GRANITE_SHARED = replace(_GRANITE_MOE, groups=_ATTENTION + in_some_layers(*_GRANITE_MLP))
-
-
-def _mamba(module: str) -> Groups:
-    """What goes into a convolution, the scan and a norm with a gate, and what reads these."""
-    return (
-        SharedInputGroup("mamba_in", (f"{module}.in_proj",)),
-        SharedInputGroup("mamba_out", (f"{module}.out_proj",)),
-    )
-
-
-_MAMBA = _mamba("mamba")
+_MAMBA = mamba("mamba")
 _GRANITE_HYBRID = replace(
     _GRANITE_MOE,
     groups=in_some_layers(*_MAMBA, *_ATTENTION) + _GRANITE_MLP,
@@ -186,11 +128,8 @@ _TWO_LINEARS = ("up_proj", "down_proj")
 _NEMOTRON_H = Family(
     "model.layers",
     in_some_layers(
-        *_mamba("mixer"),
-        SharedInputGroup("qkv", ("mixer.q_proj", "mixer.k_proj", "mixer.v_proj")),
-        SharedInputGroup(
-            "o", ("mixer.o_proj",), Fold.VALUE_HEADS, (RowPart("mixer.v_proj", every_row),)
-        ),
+        *mamba("mixer"),
+        *attention(*(f"mixer.{one}_proj" for one in "qkvo")),
         *mlp("mixer", linears=_TWO_LINEARS),
         *mlp("mixer.shared_experts", "shared_", _TWO_LINEARS),
     ),
@@ -230,8 +169,7 @@ _MIXTRAL = _mixture(
     renamed=(("mlp", "block_sparse_moe"),),
 )
 _SHORT_CONVOLUTIONS = in_some_layers(
-    SharedInputGroup("qkv", QKV),
-    SharedInputGroup("o", ("self_attn.out_proj",), Fold.VALUE_HEADS, _VALUES),
+    *attention(*QKV, "self_attn.out_proj"),
     SharedInputGroup("conv_in", ("conv.in_proj",)),
     # A fold would have to move the channels of the convolution as well.
     SharedInputGroup("conv_out", ("conv.out_proj",)),
@@ -276,9 +214,8 @@ _STARCODER2 = Family(
 _OPT = Family(
     "model.decoder.layers",
     (
-        SharedInputGroup("qkv", QKV),
-        SharedInputGroup("o", ("self_attn.out_proj",), Fold.VALUE_HEADS, _VALUES),
-        *_plain_mlp("fc1", "fc2"),
+        *attention(*QKV, "self_attn.out_proj"),
+        *plain_mlp("fc1", "fc2"),
     ),
     ignore=("lm_head", "model.decoder.project_in", "model.decoder.project_out"),
 )
@@ -329,6 +266,7 @@ FAMILIES: Mapping[str, Family] = {
     "flex_olmo": _mixture(),
     "mellum": _mixture(*_GATED_MLP),
     "mixtral": _MIXTRAL,
+    "minimax_m2": _MIXTRAL,
     "falcon_h1": _FALCON_H1,
     "lfm2": _LFM2,
     "lfm2_moe": _LFM2_MOE,
@@ -343,6 +281,12 @@ FAMILIES: Mapping[str, Family] = {
         renamed=(("mlp.gate.e_score_correction_bias", "mlp.e_score_correction_bias"),),
     ),
     "ernie4_5": _LLAMA,
+    "ernie4_5_moe": _mixture(
+        *_GATED_MLP,
+        *_SHARED_EXPERTS,
+        ignore=("lm_head", *_ROUTERS, MORE_TOKENS_IGNORED),
+        renamed=(("mlp.gate.moe_statics", "mlp.moe_statics"),),
+    ),
     "seed_oss": _LLAMA,
     "hunyuan_v1_dense": _LLAMA,
     "hunyuan_v1_moe": _mixture(
@@ -353,6 +297,12 @@ FAMILIES: Mapping[str, Family] = {
     "glm4_moe_lite": _DEEPSEEK,
     "deepseek_v2": _DEEPSEEK,
     "deepseek_v3": _DEEPSEEK,
+    "afmoe": _mixture(
+        *_GATED_MLP,
+        *_SHARED_EXPERTS,
+        attention=_GATED_BESIDE,
+        ignore=("lm_head", r"re:.*\.mlp\.router\.gate"),
+    ),
     "dots1": _mixture(*_GATED_MLP, *_SHARED_EXPERTS),
     "solar_open": _mixture(*_SHARED_EXPERTS),
     "glm4": _GLM4,

@@ -27,7 +27,7 @@ class TensorNames:
     """
 
     prefixes: tuple[tuple[str, str], ...] = (("", ""),)
-    drafting: tuple[str, ...] = (f"{MORE_TOKENS}.",)
+    drafting: tuple[str, ...] = MORE_TOKENS
     layers: str = ""
     renamed: Renamed = ()
 
@@ -151,10 +151,14 @@ def _names(model_type: str | None) -> TensorNames:
     return replace(names, prefixes=((own, stored), *names.prefixes))
 
 
+_PREDICTING = ("num_nextn_predict_layers", "num_mtp_modules")
+"""Names that configurations have for the number of layers that predict more tokens."""
+
+
 def _drafting_layers(config: Any) -> tuple[str, ...]:
     """What the names of layers begin with that come after the model's, to predict more tokens."""
     family = FAMILIES.get(config.model_type)
-    more = getattr(config, "num_nextn_predict_layers", None) or 0
+    more = next(filter(None, (getattr(config, name, None) for name in _PREDICTING)), 0)
     if family is None or not more:
         return ()
     first = config.num_hidden_layers

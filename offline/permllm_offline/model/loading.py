@@ -23,6 +23,7 @@ from permllm_offline.model.language_model import (
     language_model_of,
     may_hold_more,
 )
+from permllm_offline.model.recurrence import take_any_step
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.shards import (
@@ -33,6 +34,8 @@ from permllm_vllm.checkpoint.shards import (
 )
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_MORE_OUTPUTS = ("output_router_logits", "output_hidden_states", "output_attentions")
+"""What a configuration may ask of every forward pass, and nobody reads here."""
 _TRUST_NOTHING: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 """Of a folder: no code of the model's own, no download of what it names."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -192,6 +195,7 @@ def load_served(source: Source, dtype: torch.dtype, device: torch.device) -> Any
             **attention_options(source.config),
             **_TRUST_NOTHING,
         )
+    take_any_step(model)
     model.requires_grad_(False)
     return model.to(device).eval()
 
@@ -224,6 +228,9 @@ def model_from(
     config = deepcopy(config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    for name in _MORE_OUTPUTS:
+        if getattr(config, name, False):
+            setattr(config, name, False)
     with _load_errors_named(source):
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(
@@ -238,6 +245,7 @@ def model_from(
             **_TRUST_NOTHING,
         )
         model.__class__ = type(empty)
+        take_any_step(model)
         if found["missing_keys"]:
             raise _other_tensors(source, missing=sorted(found["missing_keys"]))
         if (source.directory / "generation_config.json").is_file():

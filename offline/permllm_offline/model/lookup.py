@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from permllm_offline.errors import OfflineError
+from permllm_offline.model.agreed_settings import check_agreed
+from permllm_offline.model.common_groups import Groups, in_some_layers, mlp
 from permllm_offline.model.expert_settings import (
     EXPERT_COUNTS,
-    check_form,
+    check_gate,
     experts_in,
     experts_taken,
 )
@@ -19,9 +21,6 @@ from permllm_offline.model.families import (
     QUERIES_IN_STEPS,
     SAME_ON_TEXT,
     WRAPPINGS,
-    Groups,
-    in_some_layers,
-    mlp,
 )
 from permllm_offline.model.family import Family, SharedInputGroup
 from permllm_offline.model.heads import (
@@ -44,7 +43,7 @@ def family_of(config: Any) -> Family:
 
     Raises:
         OfflineError: its ``model_type`` is not in the table, or it has experts or Mamba layers of
-            another form.
+            another form, or settings that engines read otherwise.
     """
     model_type = str(getattr(config, "model_type", None))
     if model_type not in FAMILIES:
@@ -53,6 +52,7 @@ def family_of(config: Any) -> Family:
             f"{', '.join(sorted(FAMILIES))}. {_remedy(config)}"
         )
     check_mixers(config)
+    check_agreed(config)
     family = FAMILIES[model_type]
     family = replace(family, groups=_with_its_queries(family.groups, config))
     if family.handed_on:
@@ -63,7 +63,8 @@ def family_of(config: Any) -> Family:
             lacks=_lacks(config),
         )
     if family.experts and (count := experts_in(config)):
-        check_form(config, gated=len(family.expert_linears) == 3)
+        if len(family.expert_linears) == 3:
+            check_gate(config)
         experts = _experts_of(family, count, experts_taken(config) / count)
         return replace(family, groups=family.groups + experts)
     if family.experts:  # beside an MLP that is always there

@@ -13,8 +13,8 @@ def check_mixers(config: Any) -> None:
     limit = getattr(config, "time_step_limit", None)
     if limit is not None and tuple(limit) != (0, math.inf):
         raise OfflineError(
-            f"time_step_limit is {tuple(limit)}, which Transformers reads and vLLM does not: give "
-            "a model with none, or with (0, Infinity)."
+            f"time_step_limit is {tuple(limit)}, which vLLM does not read: give a model with none, "
+            "or with (0, Infinity)."
         )
     normed = getattr(config, "mamba_rms_norm", False)
     if normed and getattr(config, "mamba_norm_before_gate", False):

@@ -67,8 +67,8 @@ class PermutedMaskedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self._scores, self._mean = scores, mean_score(scores).clamp_min(1e-30)
-        self.weight = linear.weight.data.t().contiguous()
-        linear.weight.data = self.weight.t()
+        self.weight = nn.Parameter(linear.weight.data.t().contiguous(), requires_grad=False)
+        linear.weight.data = self.weight.data.t()
         self.bias = linear.bias
         self.pattern = pattern
         self.permutation = permutation

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from permllm_offline.errors import OfflineError
 
+_OPEN_FILES = Path("/proc/self/fd")
+"""Where Linux has what a process has open, without a name too."""
 Place = Literal["memory", "disk"]
 
 
@@ -43,16 +45,16 @@ class Scratch:
         if self.directory is None or size == 0:
             return torch.zeros(shape, dtype=dtype, device=device)
         try:
-            mapped = _mapped_file(self.directory, size)
-        except OSError as error:
+            return _in_file(self.directory, size, dtype).view(tuple(shape))
+        except (OSError, RuntimeError) as error:
             raise OfflineError(
                 f"a scratch file of {size / 1e9:.3g} GB in {self.directory} failed: {error}. Free "
                 "some space there, or give --scratch memory."
             ) from error
-        return torch.frombuffer(mapped, dtype=dtype).view(tuple(shape))
 
 
-def _mapped_file(directory: Path, size: int) -> mmap.mmap:
+def _in_file(directory: Path, size: int, dtype: torch.dtype) -> Tensor:
+    """Zeros of so many bytes, mapped; the file stays open nowhere, as there are thousands."""
     descriptor, name = tempfile.mkstemp(prefix="scratch-", dir=directory)
     try:
         Path(name).unlink()
@@ -61,7 +63,10 @@ def _mapped_file(directory: Path, size: int) -> mmap.mmap:
             os.posix_fallocate(descriptor, 0, size)
         else:
             os.ftruncate(descriptor, size)
-        return mmap.mmap(descriptor, size)
+        if not _OPEN_FILES.exists():  # a map of Python's holds its file open
+            return torch.frombuffer(mmap.mmap(descriptor, size), dtype=dtype)
+        nameless = str(_OPEN_FILES / str(descriptor))
+        return torch.from_file(nameless, shared=True, size=size // dtype.itemsize, dtype=dtype)
     finally:
         os.close(descriptor)
 

@@ -1,5 +1,6 @@
 import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,19 @@ def test_a_file_has_no_name_and_takes_its_room(
     del array
     if mapped.exists():
         assert f"{tmp_path}/scratch-" not in mapped.read_text()
+
+
+def test_more_arrays_than_a_process_may_have_files_open(tmp_path: Path) -> None:
+    """Tuning keeps six for each linear: more than a thousand of a small model."""
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, usual[1]))
+    try:
+        arrays = [Scratch(tmp_path).zeros((2,), torch.float32) for _ in range(600)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+    for number, array in enumerate(arrays):
+        array += number
+    assert [int(array[0]) for array in arrays] == list(range(600))
 
 
 def test_arrays_have_no_bytes_in_common(tmp_path: Path) -> None:
