@@ -186,6 +186,7 @@ struct Zen5Tuning : Avx512Bf16Tuning {
 // on avx512, on Zen 5.
 struct Float32Tuning : Zen4Tuning {
   static constexpr int kFewHint = kIntoL2;
+  static constexpr int kFewHintHeld = kIntoL2;  // where AVX-512 is there and not used: Zen 4's
   static constexpr int64_t kFewAheadBlocks = 16;
   static constexpr int64_t kFewChunkBlocks = 8;  // that the passes over a row group share, in L1
   static constexpr int kInOrderTokens = 0;       // up to which rows follow each other in time
@@ -238,6 +239,7 @@ struct Avx2VnniTuning : Avx2Tuning {
 
 // Dense rows of avx512 take these too.
 struct Avx2Int8Tuning : Avx2Tuning {
+  static constexpr int kFewHintHeld = kFewHint;
   static constexpr int kVectors = 2;  // products want a register of their own
   static constexpr int kFewTokens = 5;
   static constexpr int kInOrderTokens = kFewTokens;

@@ -22,6 +22,7 @@
 
 #include <type_traits>
 
+#include "isa.h"
 #include "phases.h"
 
 // The vector code comes last.
@@ -93,6 +94,15 @@ class FewTokens {
   }
 
  private:
+  static inline void fetch(Weights ahead) {
+    static const bool held = supported(Isa::kAvx512);
+    if (Tuning::kFewHint != Tuning::kFewHintHeld && held) {
+      ahead.template prefetch<Tuning::kFewHintHeld>();
+    } else {
+      ahead.template prefetch<Tuning::kFewHint>();
+    }
+  }
+
   // Adds the products of rows first..first+kRowsAtOnce-1 of `count` blocks, and fetches as many of
   // those ahead.
   static inline void multiply(Weights start, Weights ahead, int64_t count, int first, const Lane* x,
@@ -108,7 +118,7 @@ class FewTokens {
     }
     for (int64_t b = 0; b < count; ++b) {
       const Weights place = start + b;
-      if (first == 0) (ahead + b).template prefetch<Tuning::kFewHint>();
+      if (first == 0) fetch(ahead + b);
       PERMLLM_UNROLL
       for (int step = 0; step < kSteps; ++step, x += Tokens * kParts * kLanes) {
         PERMLLM_UNROLL
@@ -202,7 +212,7 @@ class FewTokens {
     if constexpr (Tokens <= Tuning::kInOrderTokens) {
       const Weights start(a_, group, 0);
       for (int64_t b = 0; b < blocks_; ++b) {
-        Weights(a_, group, b + Tuning::kFewAheadBlocks).template prefetch<Tuning::kFewHint>();
+        fetch(Weights(a_, group, b + Tuning::kFewAheadBlocks));
         multiply_in_order(start + b, x_ + b * kPackedLanes, sums);
       }
       return write(group, sums);

@@ -15,6 +15,7 @@ def split_prompts_at_blocks(model: Module) -> None:
     the scan for CPUs gives the last one alone: a long prompt ended the engine. Without that, its
     scheduler ends each part of a prompt where a block does.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "get_state_shape") and hasattr(module, "get_kv_cache_spec"):
             original = module.get_kv_cache_spec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ def take_any_step(model: nn.Module) -> None:
     Transformers 5.19 lets those of Nemotron-H take none below ``time_step_min``, which is where
     training began; of other families a configuration that bounds them is refused.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "time_step_limit"):
             module.time_step_limit = (0.0, math.inf)
