@@ -95,11 +95,12 @@ class FewTokens {
 
  private:
   static inline void fetch(Weights ahead) {
-    static const bool held = supported(Isa::kAvx512);
-    if (Tuning::kFewHint != Tuning::kFewHintHeld && held) {
-      ahead.template prefetch<Tuning::kFewHintHeld>();
-    } else {
+    if constexpr (Tuning::kFewHint == Tuning::kFewHintHeld) {
       ahead.template prefetch<Tuning::kFewHint>();
+    } else {
+      static const bool held = supported(Isa::kAvx512);
+      held ? ahead.template prefetch<Tuning::kFewHintHeld>()
+           : ahead.template prefetch<Tuning::kFewHint>();
     }
   }
 
