@@ -10,7 +10,7 @@ from permllm_vllm.quantization.expert_routing import choose_by_corrected_scores,
 from permllm_vllm.quantization.gateless_experts import gateless_experts_accepted
 from permllm_vllm.quantization.inductor import keep_order
 from permllm_vllm.quantization.latent_attention import store_values_by_head
-from permllm_vllm.quantization.mamba_states import split_prompts_at_blocks
+from permllm_vllm.quantization.mamba_states import refuse_drafts, split_prompts_at_blocks
 from permllm_vllm.quantization.rotary import rotate_in_pytorch
 
 
@@ -31,6 +31,7 @@ class OnCpu:
         with gateless_experts_accepted() if on_cpu else nullcontext():
             model: Module = loader.load_model(vllm_config, model_config, **options)
         if on_cpu:
+            refuse_drafts(model, vllm_config)
             store_values_by_head(model)
             choose_by_corrected_scores(model)
             scale_routes(model, model_config.dtype)

@@ -1,4 +1,4 @@
-"""States of Mamba layers on CPUs, of which vLLM has none from the middle of a prompt."""
+"""Recurrent states on CPUs: what vLLM cannot do with them there."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,6 +8,19 @@ from typing import Any
 from torch.nn import Module
 
 
+def refuse_drafts(model: Module, vllm_config: Any) -> None:
+    """Raise NotImplementedError for speculative decoding of a model that has such states.
+
+    On CPUs vLLM 0.32 calls kernels for it that are for GPUs alone.
+    """
+    if vllm_config.speculative_config is not None and _recurrent(model):
+        raise NotImplementedError(
+            "--speculative-config was given, and the model has layers with recurrent states "
+            "(Mamba, short convolutions, linear attention), of which vLLM takes back no rejected "
+            "tokens on a CPU. Serve without the option, or on a GPU."
+        )
+
+
 def split_prompts_at_blocks(model: Module) -> None:
     """Have no layer keep a state from within a prompt, in a model that is loaded.
 
@@ -15,11 +28,15 @@ def split_prompts_at_blocks(model: Module) -> None:
     the scan for CPUs gives the last one alone: a long prompt ended the engine. Without that, its
     scheduler ends each part of a prompt where a block does.
     """
-    module: Any
-    for module in model.modules():
-        if hasattr(module, "get_state_shape") and hasattr(module, "get_kv_cache_spec"):
-            original = module.get_kv_cache_spec
-            module.get_kv_cache_spec = partial(_without_checkpoints, original)
+    for module in _recurrent(model):
+        original = module.get_kv_cache_spec
+        module.get_kv_cache_spec = partial(_without_checkpoints, original)
+
+
+def _recurrent(model: Module) -> list[Any]:
+    """Layers whose states vLLM keeps as a whole, by what its runner asks them for."""
+    asked = ("get_state_shape", "get_kv_cache_spec")
+    return [one for one in model.modules() if all(hasattr(one, name) for name in asked)]
 
 
 def _without_checkpoints(original: Callable[[Any], Any], vllm_config: Any) -> Any:

@@ -13,6 +13,7 @@ from tests.serving.test_families import TIED, cast, log_probabilities
 
 pytestmark = pytest.mark.serving
 
+NGRAM = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}
 PATTERN = Pattern(2, 4)
 PROMPT = [2 + 7 * at % 53 for at in range(300)]
 TOKENS = 8
@@ -37,3 +38,12 @@ def test_long_prompts(engines: Engines, tmp_path: Path, model_type: str) -> None
         assert answer.tokens == expected.argmax(-1).tolist()
         chosen = expected.gather(1, torch.tensor(answer.tokens)[:, None])[:, 0]
         assert (answer.log_probabilities - chosen).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("model_type", ["granitemoehybrid", "lfm2"])
+def test_drafts_are_refused(engines: Engines, tmp_path: Path, model_type: str) -> None:
+    model = tiny_model(model_type).to(torch.bfloat16)
+    bake(model, decisions_of(model, PATTERN, 64), PATTERN, 64, tmp_path / "sparse")
+    options = {"max_model_len": 64, "speculative_config": NGRAM}
+    message = engines.refusal(tmp_path / "sparse", **options)
+    assert "--speculative-config was given, and the model has layers with recurrent" in message
