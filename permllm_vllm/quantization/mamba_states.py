@@ -11,7 +11,8 @@ from torch.nn import Module
 def refuse_drafts(model: Module, vllm_config: Any) -> None:
     """Raise NotImplementedError for speculative decoding of a model that has such states.
 
-    On CPUs vLLM 0.32 calls kernels for it that are for GPUs alone.
+    On CPUs vLLM 0.32 calls kernels for it that are for GPUs alone, or, without prefix caching,
+    keeps states that rejected tokens have changed.
     """
     if vllm_config.speculative_config is not None and _recurrent(model):
         raise NotImplementedError(
