@@ -31,9 +31,9 @@ PROMPT_TOKENS, OUTPUT_TOKENS = 32, 65
 
 
 def profile(engine: Engine, sequences: int) -> dict[str, Any]:
-    """Milliseconds of one decoded token by part under `rows`: means, whose sum is the whole step.
+    """Milliseconds of one step of decoding by part under `rows`: means, whose sum is the whole.
 
-    A step gives each of the sequences a token. Of a model without experts, their parts are left
+    It gives each of the sequences a token. Of a model without experts, their parts are left
     out. `unwatched_ms` is what a step took before the stopwatch was there.
     """
     size = sequences, PROMPT_TOKENS, OUTPUT_TOKENS
@@ -54,7 +54,7 @@ def profile(engine: Engine, sequences: int) -> dict[str, Any]:
 
 def show(rows: list[Mapping[str, Any]]) -> None:
     """Print the parts as a table."""
-    table = Table(title="one decoded token")
+    table = Table(title="one step of decoding")
     for column in ("part", "ms", "share"):
         table.add_column(column, justify="left" if column == "part" else "right")
     total = sum(row["milliseconds"] for row in rows)

@@ -41,8 +41,9 @@ FACTS = {
     "load_average": "load average",
     "small_pages": "rate of small pages to huge ones",
     "threads": "threads",
+    "sequences": "sequences",
     "repeats": "repeats",
-    "unwatched_ms": "ms a token without the stopwatch",
+    "unwatched_ms": "ms a step without the stopwatch",
 }
 """Further entries of a result, or of all rows of a table, that are shown with it."""
 OF_LEARNING = ("steps", "windows_per_step")

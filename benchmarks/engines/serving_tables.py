@@ -175,7 +175,7 @@ def _loading(rows: Sequence[Row]) -> str:
 
 
 def profile(result: Result) -> str:
-    """Milliseconds of one decoded token by part."""
+    """Milliseconds of one step of decoding by part."""
     total = sum(row["milliseconds"] for row in result["rows"])
     rows = [
         [row["part"], f"{row['milliseconds']:.1f}", f"{row['milliseconds'] / total:.0%}"]

@@ -94,20 +94,23 @@ class FewTokens {
   }
 
  private:
-  static inline void fetch(Weights ahead) {
-    if constexpr (Tuning::kFewHint == Tuning::kFewHintHeld) {
-      ahead.template prefetch<Tuning::kFewHint>();
+  static bool held() {
+    static const bool found = supported(Isa::kAvx512);
+    return found;
+  }
+
+  inline void fetch(Weights ahead) const {
+    if (Tuning::kFewHint != Tuning::kFewHintHeld && held_) {
+      ahead.template prefetch<Tuning::kFewHintHeld>();
     } else {
-      static const bool held = supported(Isa::kAvx512);
-      held ? ahead.template prefetch<Tuning::kFewHintHeld>()
-           : ahead.template prefetch<Tuning::kFewHint>();
+      ahead.template prefetch<Tuning::kFewHint>();
     }
   }
 
   // Adds the products of rows first..first+kRowsAtOnce-1 of `count` blocks, and fetches as many of
   // those ahead.
-  static inline void multiply(Weights start, Weights ahead, int64_t count, int first, const Lane* x,
-                              Sums& sums) {
+  inline void multiply(Weights start, Weights ahead, int64_t count, int first, const Lane* x,
+                       Sums& sums) const {
     Vector sum[kRowsAtOnce][Tokens][kParts];
     PERMLLM_UNROLL
     for (int r = 0; r < kRowsAtOnce; ++r) {
@@ -244,6 +247,7 @@ class FewTokens {
   const int64_t blocks_;
   Lane* const x_;
   const Inputs inputs_;
+  const bool held_ = Tuning::kFewHint != Tuning::kFewHintHeld && held();
 };
 
 // Least..Most tokens.

@@ -37,7 +37,7 @@ def check_weights(prepared: Prepared) -> None:
         if own is not None and _layer(own, prepared.plan.family.layers) >= layers:
             raise OfflineError(
                 f"{prepared.source.name!r} stores {name}, but its config.json has {layers} decoder "
-                "layers (num_hidden_layers). To prune a part of a model, load that part with "
+                "layers. To prune a part of a model, load that part with "
                 "transformers, `save_pretrained` it, and prune what was saved."
             )
 

@@ -81,11 +81,10 @@ def experts(data: bytes) -> None:
         arguments += [one.packed, one.metadata, one.permutation, one.scale]
     gated = pair[0].dense.shape[1] == 2 * WIDTH
     activation = RELU2 if not gated else choices.below(RELU2)
-    exact = True
+    fits = exact = True
     if choices.once_in(8):
-        other = choices.below(RELU2 + 2)
-        exact = other == activation
-        activation = other
+        activation = choices.below(RELU2 + 2)
+        fits = activation <= RELU2 and (activation == RELU2) == (not gated)
     for _ in range(choices.below(3)):
         exact &= damage(choices, arguments)
     try:
@@ -93,9 +92,11 @@ def experts(data: bytes) -> None:
             lambda: torch.ops.permllm.sparse_experts(*arguments, WIDTH, activation), *ERRORS
         )
     except Refused:
-        if exact:
+        if exact and fits:
             raise Finding("good arguments were refused") from None
         return
+    if exact and not fits:
+        raise Finding(f"activation {activation} was taken for experts of another form")
     rows, weight, chosen = (arguments[place] for place in (X, WEIGHTS, IDS))
     assert rows is not None
     assert weight is not None

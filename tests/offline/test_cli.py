@@ -286,7 +286,7 @@ def damage_tokenizer(model: Path) -> None:
         (widen, "is of dtype float64 by its config.json"),
         (rename_weights, "stores no model.layers.0.self_attn.q_proj.weight"),
         (damage_family, "'bloom' is not supported; supported are afmoe, apertus, arcee, cohere, "),
-        (cut_short, "but its config.json has 1 decoder layers (num_hidden_layers)."),
+        (cut_short, "but its config.json has 1 decoder layers. To prune a part"),
         (classify, "is a LlamaForSequenceClassification by its config.json"),
         (damage_tokenizer, "no readable tokenizer"),
         (link_weights, "model.safetensors: found a link to"),

@@ -7,11 +7,10 @@ the rest back, so that a computation that does not fit goes on slowly instead of
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,9 +19,13 @@ from torch import Tensor
 
 from permllm_offline.errors import OfflineError
 
-_OPEN_FILES = Path("/proc/self/fd")
-"""Where Linux has what a process has open, without a name too."""
 Place = Literal["memory", "disk"]
+CHUNK_BYTES = 64 << 20
+"""At most, of a file that several arrays lie in: a system maps 65530 files at a time, and tuning a
+mixture of experts takes more arrays than that."""
+SHARING = 16
+"""Arrays of one size to such a file."""
+_ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,15 @@ class Scratch:
     """Where large arrays lie: files in ``directory``, or memory where it is None."""
 
     directory: Path | None = None
+    _chunks: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
+    """What is left of the last file that several arrays lie in."""
 
     def zeros(
         self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> Tensor:
         """An array of zeros, of ``device`` unless it lies in a file: then of the CPU.
 
-        A file loses its name before it takes room, and goes with its array, or with the process.
+        A file loses its name before it takes room, and goes with its arrays, or with the process.
 
         Raises:
             OfflineError: the disk has no room for it, or it cannot be mapped.
@@ -45,28 +50,37 @@ class Scratch:
         if self.directory is None or size == 0:
             return torch.zeros(shape, dtype=dtype, device=device)
         try:
-            return _in_file(self.directory, size, dtype).view(tuple(shape))
+            return self._take(self.directory, size).view(dtype).view(tuple(shape))
         except (OSError, RuntimeError) as error:
             raise OfflineError(
                 f"a scratch file of {size / 1e9:.3g} GB in {self.directory} failed: {error}. Free "
                 "some space there, or give --scratch memory."
             ) from error
 
+    def _take(self, directory: Path, size: int) -> Tensor:
+        """So many bytes that nothing else has: of a file of their own, or of one for several."""
+        room = -(-size // _ALIGNMENT) * _ALIGNMENT
+        if room > CHUNK_BYTES // 4:
+            return _mapped_file(directory, size)
+        if not self._chunks or len(self._chunks[0]) < room:
+            self._chunks[:] = [_mapped_file(directory, min(CHUNK_BYTES, SHARING * room))]
+        chunk = self._chunks[0]
+        self._chunks[:] = [chunk[room:]]
+        return chunk[:size]
 
-def _in_file(directory: Path, size: int, dtype: torch.dtype) -> Tensor:
-    """Zeros of so many bytes, mapped; the file stays open nowhere, as there are thousands."""
+
+def _mapped_file(directory: Path, size: int) -> Tensor:
+    """Zeros, uint8 [size]. The file stays open nowhere, as there may be thousands."""
     descriptor, name = tempfile.mkstemp(prefix="scratch-", dir=directory)
     try:
-        Path(name).unlink()
+        try:
+            mapped = torch.from_file(name, shared=True, size=size, dtype=torch.uint8)
+        finally:
+            Path(name).unlink()
         if hasattr(os, "posix_fallocate"):
             # A page that the disk has no room for would end the process when it is written.
             os.posix_fallocate(descriptor, 0, size)
-        else:
-            os.ftruncate(descriptor, size)
-        if not _OPEN_FILES.exists():  # a map of Python's holds its file open
-            return torch.frombuffer(mmap.mmap(descriptor, size), dtype=dtype)
-        nameless = str(_OPEN_FILES / str(descriptor))
-        return torch.from_file(nameless, shared=True, size=size // dtype.itemsize, dtype=dtype)
+        return mapped
     finally:
         os.close(descriptor)
 

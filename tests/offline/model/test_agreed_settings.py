@@ -23,6 +23,8 @@ from tests.offline.tiny_models import COMMON, SIZES
         ("minimax_m2", "use_routing_bias", False),
         ("nemotron_h", "mlp_hidden_act", "silu"),
         ("nemotron_h", "sliding_window", 128),
+        ("nemotron_h", "mlp_bias", True),
+        ("glm4_moe_lite", "rope_interleave", False),
     ],
 )
 def test_settings_that_only_one_reads_are_refused(model_type: str, name: str, value: Any) -> None:
@@ -37,4 +39,9 @@ def test_lists_of_nothing_are_nothing() -> None:
     config = AutoConfig.for_model("exaone_moe")
     for name in AGREED["exaone_moe"]:
         setattr(config, name, [None, None])
+    family_of(config)
+
+
+def test_settings_of_experts_are_those_of_models_that_have_any() -> None:
+    config = AutoConfig.for_model("nemotron_h", hybrid_override_pattern="M*-", mlp_bias=True)
     family_of(config)

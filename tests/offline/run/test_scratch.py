@@ -1,13 +1,16 @@
 import errno
 import os
 import resource
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.run.scratch import MEMORY, Scratch
+from permllm_offline.run import scratch
+from permllm_offline.run.scratch import CHUNK_BYTES, MEMORY, SHARING, Scratch
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -31,8 +34,8 @@ def test_a_file_has_no_name_and_takes_its_room(
         allocated.append((offset, size, os.fstat(descriptor).st_blocks * 512 >= size))
 
     monkeypatch.setattr(os, "posix_fallocate", recording)
-    array = Scratch(tmp_path).zeros((1 << 18, 2), torch.float32)
-    assert allocated == [(0, 8 << 18, True)]
+    array = Scratch(tmp_path).zeros((1 << 22, 2), torch.float32)
+    assert allocated == [(0, 8 << 22, True)]
     mapped = Path("/proc/self/maps")
     if mapped.exists():
         assert f"{tmp_path}/scratch-" in mapped.read_text()
@@ -41,8 +44,11 @@ def test_a_file_has_no_name_and_takes_its_room(
         assert f"{tmp_path}/scratch-" not in mapped.read_text()
 
 
-def test_more_arrays_than_a_process_may_have_files_open(tmp_path: Path) -> None:
+def test_more_arrays_than_a_process_may_have_files_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tuning keeps six for each linear: more than a thousand of a small model."""
+    monkeypatch.setattr(scratch, "CHUNK_BYTES", 64)  # a file for each array
     usual = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, usual[1]))
     try:
@@ -54,11 +60,25 @@ def test_more_arrays_than_a_process_may_have_files_open(tmp_path: Path) -> None:
     assert [int(array[0]) for array in arrays] == list(range(600))
 
 
-def test_arrays_have_no_bytes_in_common(tmp_path: Path) -> None:
-    scratch = Scratch(tmp_path)
-    one, other = scratch.zeros((4,), torch.float32), scratch.zeros((4,), torch.float32)
-    one += 1
-    assert not other.any()
+@pytest.mark.parametrize("size", [4, 5, CHUNK_BYTES // 16, CHUNK_BYTES // 8, CHUNK_BYTES])
+def test_arrays_have_no_bytes_in_common(tmp_path: Path, size: int) -> None:
+    place = Scratch(tmp_path)
+    arrays = [place.zeros((size,), torch.uint8) for _ in range(3)]
+    arrays += [place.zeros((3,), dtype) for dtype in (torch.float64, torch.bfloat16)]
+    for number, array in enumerate(arrays, start=1):
+        array += number
+    for number, array in enumerate(arrays, start=1):
+        assert bool((array == number).all())
+
+
+def test_small_arrays_share_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    original = tempfile.mkstemp
+    monkeypatch.setattr(tempfile, "mkstemp", lambda **names: made.append(1) or original(**names))
+    place = Scratch(tmp_path)
+    arrays = [place.zeros((CHUNK_BYTES // SHARING,), torch.uint8) for _ in range(40)]
+    assert len(made) == 3
+    save_file({str(at): one for at, one in enumerate(arrays)}, tmp_path / "arrays.safetensors")
 
 
 def test_a_number_is_an_array_too(tmp_path: Path) -> None:
