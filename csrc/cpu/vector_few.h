@@ -94,6 +94,7 @@ class FewTokens {
   }
 
  private:
+  // Whether this CPU has AVX-512, and is held to less.
   static bool held() {
     static const bool found = supported(Isa::kAvx512);
     return found;

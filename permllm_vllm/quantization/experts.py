@@ -128,7 +128,7 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         loaded = [stack for stack in self.stacks if self._pack(layer, stack)]
         if loaded and hasattr(layer, f"{DOWN}_weight"):
             device = getattr(layer, f"{DOWN}_weight").device
-            reason = fallback_reason(device, self.dtype, self.values)
+            reason = fallback_reason(device, self.dtype, self.value_dtype)
             self.dense = dense_experts_method(layer.moe_config, self.prefix, reason)
             self.dense.process_weights_after_loading(layer)
             self.moe_kernel = self.dense.moe_kernel
@@ -174,7 +174,7 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         if not loaded:
             return False
         values = loaded[schema.WEIGHT_PACKED]
-        self.values = values.dtype
+        self.value_dtype = values.dtype
         backend = self.served.backend(values.device, self.dtype, values.dtype)
         packed = [
             backend.pack(self._checked(stack, loaded, expert))

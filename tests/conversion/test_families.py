@@ -11,7 +11,7 @@ import permllm_vllm.hf  # noqa: F401  (loads permllm checkpoints in transformers
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.model.families import FAMILIES
-from permllm_offline.model.recurrence import take_any_step
+from permllm_offline.model.mixer_settings import take_any_step
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.validation import validate
 from tests.conversion.sparse_models import load_all

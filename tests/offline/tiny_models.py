@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from permllm_offline.model.recurrence import take_any_step
+from permllm_offline.model.mixer_settings import take_any_step
 from permllm_vllm.hf.experts import fused_experts, separate_experts
 
 WORDS = [f"w{number}" for number in range(60)]

@@ -73,11 +73,11 @@ def layer(value_dtype: str = "bfloat16", down: str = "folded", **options: Any) -
     return runner.routed_experts
 
 
-def stored(found: Modules) -> Iterator[tuple[str, Tensor]]:
+def stored(found: Modules, prefix: str = PREFIX) -> Iterator[tuple[str, Tensor]]:
     """Names inside the layer and tensors, as the model loader hands them over."""
     for name, module in found.items():
         for kind, tensor in module.tensors.items():
-            yield f"{name.removeprefix(f'{PREFIX}.')}.{kind}", tensor
+            yield f"{name.removeprefix(f'{prefix}.')}.{kind}", tensor
 
 
 def fill(experts: Any, tensors: Iterator[tuple[str, Tensor]]) -> None:

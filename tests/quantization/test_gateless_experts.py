@@ -15,14 +15,13 @@ from permllm_vllm.quantization.gateless_experts import (
     dense_experts_method,
     gateless_experts_accepted,
 )
-from tests.quantization.sparse_modules import SparseModule, config, permutation, sparse_module
-from tests.quantization.test_experts import answer, chosen, fill, relative
+from tests.quantization.sparse_modules import config, permutation, sparse_module
+from tests.quantization.test_experts import Modules, answer, chosen, fill, relative, stored
 
 EXPERTS, CHOICES, HIDDEN, INTERMEDIATE = 3, 2, 128, 128
 PREFIX = "model.layers.0.mixer.experts"
 UP, DOWN = ([f"{PREFIX}.{expert}.{leaf}" for expert in range(EXPERTS)] for leaf in
             ("up_proj", "down_proj"))  # fmt: skip
-Modules = dict[str, SparseModule]
 
 
 def modules(dtype: torch.dtype = torch.bfloat16) -> Modules:
@@ -55,12 +54,6 @@ def layer(dtype: torch.dtype = torch.bfloat16, **options: Any) -> Any:
     return runner.routed_experts
 
 
-def stored(found: Modules) -> Any:
-    for name, module in found.items():
-        for kind, tensor in module.tensors.items():
-            yield f"{name.removeprefix(f'{PREFIX}.')}.{kind}", tensor
-
-
 @pytest.mark.parametrize("rank", [None, 0, 1])
 def test_answers_as_loops_do(rank: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """On one rank, or on each of two."""
@@ -68,7 +61,7 @@ def test_answers_as_loops_do(rank: int | None, monkeypatch: pytest.MonkeyPatch) 
     with gateless_experts_accepted():
         experts = layer(tp_size=1 if rank is None else 2)
     found = modules()
-    fill(experts, stored(found))
+    fill(experts, stored(found, PREFIX))
     half = INTERMEDIATE // 2
     part = slice(None) if rank is None else slice(rank * half, rank * half + half)
     x, weights, ids = chosen(5)
@@ -122,4 +115,4 @@ def test_values_that_no_kernel_takes_are_refused() -> None:
         experts = layer(torch.float32)
     message = r"vLLM multiplies such experts dense on GPUs alone; here .* load it in bfloat16"
     with pytest.raises(NotImplementedError, match=message):
-        fill(experts, stored(modules(torch.float32)))
+        fill(experts, stored(modules(torch.float32), PREFIX))

@@ -133,7 +133,7 @@ _NEMOTRON_H = Family(
         *mlp("mixer", linears=_TWO_LINEARS),
         *mlp("mixer.shared_experts", "shared_", _TWO_LINEARS),
     ),
-    # Of the largest, experts work on fewer channels, which few linears make for all of them.
+    # Experts of the largest read fewer channels: one linear each way is all that all of them share.
     ignore=(
         "lm_head",
         r"re:.*\.mixer\.gate",

@@ -23,7 +23,7 @@ from permllm_offline.model.language_model import (
     language_model_of,
     may_hold_more,
 )
-from permllm_offline.model.recurrence import take_any_step
+from permllm_offline.model.mixer_settings import take_any_step
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.shards import (

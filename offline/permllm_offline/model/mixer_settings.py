@@ -1,9 +1,11 @@
-"""What a configuration says of Mamba layers that engines do not read."""
+"""Settings of Mamba layers that engines do not read: refused, or set aside."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
+
+from torch import nn
 
 from permllm_offline.errors import OfflineError
 
@@ -22,3 +24,15 @@ def check_mixers(config: Any) -> None:
             "mamba_norm_before_gate is True, which Transformers reads and vLLM does not: give a "
             "model whose Mamba layers have the gate before the norm, or no norm."
         )
+
+
+def take_any_step(model: nn.Module) -> None:
+    """Let the Mamba layers of a model take steps of any size, as engines do.
+
+    Transformers 5.19 lets those of Nemotron-H take none below ``time_step_min``, which is where
+    training began; of other families a configuration that bounds them is refused.
+    """
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "time_step_limit"):
+            module.time_step_limit = (0.0, math.inf)

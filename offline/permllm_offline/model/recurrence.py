@@ -1,10 +1,8 @@
-"""Recurrences over tokens: the steps they take, and what they keep for a backward pass."""
+"""What a recurrence over tokens keeps for a backward pass: far more than what its linears read."""
 
 from __future__ import annotations
 
-import math
 from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +12,8 @@ _TOKENS = 512
 """Of whole chunks, in which such modules go through a text; more take as much for each."""
 
 
-def take_any_step(model: nn.Module) -> None:
-    """Let the Mamba layers of a model take steps of any size, as engines do.
-
-    Transformers 5.19 lets those of Nemotron-H take none below ``time_step_min``, which is where
-    training began; of other families a configuration that bounds them is refused.
-    """
-    module: Any
-    for module in model.modules():
-        if hasattr(module, "time_step_limit"):
-            module.time_step_limit = (0.0, math.inf)
-
-
 def kept_bytes(module: nn.Module, channels: int, dtype: torch.dtype) -> float:
     """Count what autograd keeps of a forward pass for each token; parameters are left out.
-
-    It is far more than what the linears of such a module read.
 
     Args:
         module: of a model without weights, on the meta device: nothing is computed.

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from permllm_offline.model.attention import attention_options
-from permllm_offline.model.recurrence import take_any_step
+from permllm_offline.model.mixer_settings import take_any_step
 
 
 def skeleton_of(config: Any, dtype: torch.dtype | None = None) -> nn.Module:
