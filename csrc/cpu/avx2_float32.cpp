@@ -1,47 +1,163 @@
-// AVX2 with FMA: vpshufb decodes eight inputs at a time, by a table with an entry for every mask of
-// eight.
+// AVX2 with FMA: products of float32, of values in lanes.
 #include <immintrin.h>
 
-#include "avx2_places.h"
-#include "float32_linear.h"
+#include <type_traits>
+
+#include "avx2_lanes.h"
+#include "float32.h"
+#include "lanes.h"
+#include "vector_kept.h"
 
 namespace permllm::cpu {
 namespace {
 
-struct Avx2 {
+// At the top of its lane a bfloat16 is its float32, an int8 is itself times 2^24.
+template <class Value>
+constexpr float kUnit = std::is_same_v<Value, int8_t> ? 0x1p-24f : 1.0f;
+
+// The values of a slot, of inputs 8 eight.. of a block.
+template <int Of>
+inline __m256 values_of(const LaneBlock<bf16, Of>& block, int eight, int slot) {
+  const __m256i both = load_bits(block.values[eight][slot / 2]);
+  return _mm256_castsi256_ps(slot % 2 == 0 ? _mm256_slli_epi32(both, 16)
+                                           : _mm256_and_si256(both, _mm256_set1_epi32(0xffff0000)));
+}
+
+template <int Of>
+inline __m256 values_of(const LaneBlock<int8_t, Of>& block, int eight, int slot) {
+  const __m256i four = _mm256_slli_epi32(load_bits(block.values[eight]), 24 - 8 * slot);
+  return _mm256_cvtepi32_ps(_mm256_and_si256(four, _mm256_set1_epi32(0xff000000)));
+}
+
+// As lanes.h asks for them.
+template <class Value, int Of>
+struct FloatLanes {
+  using Block = LaneBlock<Value, Of>;
   using Vector = __m256;
-  using Tuning = Avx2Tuning;
-  static constexpr int kLanes = 8;
+  using Lane = float;
+  static constexpr int kParts = 1;
+  template <int Tokens>
+  static constexpr int kChains = Tokens == 1  ? 4
+                                 : Tokens < 4 ? 2
+                                              : 1;
+  static constexpr int kSteps = kBlockInputs / Of, kStepBytes = Of * sizeof(float);
 
-  template <class Value>
-  static constexpr float kUnit = sizeof(Value) == 1 ? 0x1p-24f : 1.0f;
-
-  // The values are brought to both halves of the vector, for vpshufb crosses none. At the top of
-  // its lane a bfloat16 is its float32, an int8 is itself times 2^24.
-  static Vector decode(const uint8_t* mask, const bf16* values) {
-    int64_t four;
-    __builtin_memcpy(&four, values, sizeof(four));
-    return _mm256_castsi256_ps(place<bf16>(*mask, _mm256_set1_epi64x(four)));
-  }
-
-  static Vector decode(const uint8_t* mask, const int8_t* values) {
-    int32_t four;
-    __builtin_memcpy(&four, values, sizeof(four));
-    return _mm256_cvtepi32_ps(place<int8_t>(*mask, _mm256_set1_epi32(four)));
+  template <int Tokens, int Chains>
+  static inline void multiply(const Block& block, const char* x,
+                              Vector (&sums)[Tokens][Chains][1]) {
+    PERMLLM_UNROLL
+    for (int eight = 0; eight < kEights; ++eight) {
+      const LanePlacesOf<Of> places(block, eight);
+      PERMLLM_UNROLL
+      for (int slot = 0; slot < kSlots; slot += 2) {
+        const Vector first = values_of(block, eight, slot);
+        const Vector second = values_of(block, eight, slot + 1);
+        const __m256i of_first = places.lanes(slot), of_second = places.lanes(slot + 1);
+        const int step = Of == 4 ? 2 * eight + slot / 2 : eight;
+        PERMLLM_UNROLL
+        for (int t = 0; t < Tokens; ++t) {
+          const auto* inputs = reinterpret_cast<const float*>(x + (step * Tokens + t) * kStepBytes);
+          Vector& even = sums[t][slot % Chains][0];
+          even = _mm256_fmadd_ps(first, pick(inputs, of_first), even);
+          Vector& odd = sums[t][(slot + 1) % Chains][0];
+          odd = _mm256_fmadd_ps(second, pick(inputs, of_second), odd);
+        }
+      }
+    }
   }
 
  private:
-  template <class Value>
-  static __m256i place(uint8_t mask, __m256i values) {
-    const auto* source = reinterpret_cast<const __m256i*>(kPlaces<Value, 4>.of[mask]);
-    return _mm256_shuffle_epi8(values, _mm256_load_si256(source));
+  static Vector pick(const float* inputs, __m256i places) {
+    if constexpr (Of == 4) {
+      return _mm256_permutevar_ps(_mm256_broadcast_ps(reinterpret_cast<const __m128*>(inputs)),
+                                  places);
+    } else {
+      return _mm256_permutevar8x32_ps(_mm256_load_ps(inputs), places);
+    }
   }
 };
 
+template <class Value, int Of, class RealType>
+struct FloatProducts {
+  using Tuning = Avx2Tuning;
+  using Real = RealType;
+  using Lanes = FloatLanes<Value, Of>;
+
+  struct Inputs : Float32Inputs<Real> {
+    using Float32Inputs<Real>::Float32Inputs;
+
+    void load(int64_t token, int64_t block, char* bytes) const {
+      Float32Inputs<Real>::load(token, block, reinterpret_cast<float*>(bytes));
+    }
+  };
+
+  struct Outputs : Float32Outputs<Real> {
+    Outputs(const LinearOf<Real>& a, const Inputs&, int64_t group)
+        : Float32Outputs<Real>(a, group, kUnit<Value>) {}
+  };
+};
+
+// As vector_kept.h asks for them.
+template <class Value, int Of>
+struct KeptLanes {
+  using Block = LaneBlock<Value, Of>;
+  using Vector = __m256;
+  using Tuning = Avx2Tuning;
+  static constexpr int kLanes = 8;
+  static constexpr float kUnit = cpu::kUnit<Value>;
+
+  struct Decoded {
+    alignas(64) float values[kBlockValues][kRows];
+    alignas(64) uint32_t places[kBlockValues][kRows];
+
+    float value(int row, int i) const { return values[i][row]; }
+    uint32_t place(int row, int i) const { return places[i][row]; }
+  };
+
+  static void decode(const Block& block, Decoded& decoded) {
+    PERMLLM_UNROLL
+    for (int eight = 0; eight < kEights; ++eight) {
+      const LanePlacesOf<Of> places(block, eight);
+      PERMLLM_UNROLL
+      for (int slot = 0; slot < kSlots; ++slot) {
+        const int i = kSlots * eight + slot;
+        store(decoded.values[i], values_of(block, eight, slot));
+        const int first = 8 * eight + (Of == 4 ? 4 * (slot / 2) : 0);
+        const __m256i among = _mm256_and_si256(places.lanes(slot), _mm256_set1_epi32(Of - 1));
+        const __m256i input = _mm256_add_epi32(among, _mm256_set1_epi32(first));
+        store(decoded.places[i], _mm256_mullo_epi32(input, _mm256_set1_epi32(sizeof(Vector))));
+      }
+    }
+  }
+};
+
+template <class Value, int Of, class Real>
+void by_tokens(const LinearOf<Real>& a, Worker& worker) {
+  static_assert(Avx2Tuning::kPackedTokens == Float32Tuning::kPackedTokens, "packed_x is as large");
+  constexpr int kFew = Of == 4 ? Avx2Tuning::kLaneTokens : Avx2Tuning::kLaneTokensOf8;
+  static_assert(kFew <= Avx2Tuning::kLaneTokens, "sums of so many are held at a time");
+  if (a.m <= kFew) {
+    go_through(LaneTokens<FloatProducts<Value, Of, Real>>(a), a.last, worker);
+  } else {
+    go_through_parts<KeptTokens<KeptLanes<Value, Of>, Real>>(a, worker);
+  }
+}
+
 }  // namespace
 
-void avx2_float32(const LinearOf<bf16>& a, Worker& worker) { float32_linear<Avx2>(a, worker); }
-void avx2_float32(const LinearOf<fp16>& a, Worker& worker) { float32_linear<Avx2>(a, worker); }
-void avx2_float32(const LinearOf<float>& a, Worker& worker) { float32_linear<Avx2>(a, worker); }
+template <class Value, int Of, class Real>
+void avx2_float32(const LinearOf<Real>& a, Worker& worker) {
+  by_tokens<Value, Of>(a, worker);
+}
+
+#define PERMLLM_FOR_EVERY_REAL(Value, Of)                                \
+  template void avx2_float32<Value, Of>(const LinearOf<bf16>&, Worker&); \
+  template void avx2_float32<Value, Of>(const LinearOf<fp16>&, Worker&); \
+  template void avx2_float32<Value, Of>(const LinearOf<float>&, Worker&);
+
+PERMLLM_FOR_EVERY_REAL(bf16, 4)
+PERMLLM_FOR_EVERY_REAL(bf16, 8)
+PERMLLM_FOR_EVERY_REAL(int8_t, 4)
+PERMLLM_FOR_EVERY_REAL(int8_t, 8)
 
 }  // namespace permllm::cpu

@@ -30,6 +30,25 @@ struct Float32Outputs : OutputRows<Real> {
   float factor[kRows] = {};
 };
 
+// x as it is.
+template <class Real>
+struct Float32Inputs {
+  explicit Float32Inputs(const LinearOf<Real>& arguments) : a(arguments) {}
+
+  static int64_t measures() { return 0; }
+  static void measure(int64_t) {}
+
+  void load(int64_t token, int64_t block, float* values) const {
+    const int64_t first = block * kBlockInputs;
+    const int64_t inputs = smaller(kBlockInputs, a.k - first);
+    const Real* source = a.x + token * a.x_stride + first;
+    for (int64_t i = 0; i < inputs; ++i) values[i] = to_float(source[i]);
+    for (int64_t i = inputs; i < kBlockInputs; ++i) values[i] = 0.0f;
+  }
+
+  const LinearOf<Real>& a;
+};
+
 // As vector_few.h and vector_many.h ask for them.
 template <class Isa, class ValueType, class RealType>
 struct Float32Products {
@@ -56,21 +75,12 @@ struct Float32Products {
   static inline Vector multiply(Vector sum, Vector weights, Vector x) { return sum + weights * x; }
   static inline Vector multiply(Vector sum, float weight, Vector x) { return sum + weight * x; }
 
-  struct Inputs {
-    explicit Inputs(const LinearOf<Real>& arguments) : a(arguments) {}
-
-    static int64_t measures() { return 0; }
-    static void measure(int64_t) {}
+  struct Inputs : Float32Inputs<Real> {
+    using Float32Inputs<Real>::Float32Inputs;
 
     void load(int64_t token, int64_t block, float (&parts)[1][kBlockInputs]) const {
-      const int64_t first = block * kBlockInputs;
-      const int64_t inputs = smaller(kBlockInputs, a.k - first);
-      const Real* source = a.x + token * a.x_stride + first;
-      for (int64_t i = 0; i < inputs; ++i) parts[0][i] = to_float(source[i]);
-      for (int64_t i = inputs; i < kBlockInputs; ++i) parts[0][i] = 0.0f;
+      Float32Inputs<Real>::load(token, block, parts[0]);
     }
-
-    const LinearOf<Real>& a;
   };
 
   struct Outputs : Float32Outputs<Real> {

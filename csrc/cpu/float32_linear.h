@@ -28,7 +28,7 @@ void float32_sparse(const LinearOf<Real>& a, Worker& worker) {
     if (a.m <= kPanel) return float32_any<Products>(a, worker);
   }
   a.m <= kFew ? multiply_few_tokens<Products, kFew>(a, worker)
-              : go_through_parts<KeptTokens<Isa, Value, Real>>(a, worker);
+              : go_through_parts<KeptTokens<KeptMasks<Isa, Value>, Real>>(a, worker);
 }
 
 // y = x @ W^T + bias for any number of tokens; a scale says that the values are int8.

@@ -44,6 +44,83 @@ inline float largest_magnitude(const Real* x, int64_t count) {
   return to_float(magnitude);
 }
 
+// x as integers.
+template <class Real>
+struct IntegerInputs {
+  // The largest magnitude of a token becomes `largest`. So many tokens are measured, those past the
+  // last as zero.
+  IntegerInputs(const LinearOf<Real>& arguments, int largest, int64_t measured)
+      : a(arguments),
+        largest_integer(largest),
+        tokens(measured),
+        scales(a.token_scales),
+        inverses(scales + measured) {}
+
+  int64_t measures() const { return tokens; }
+
+  void measure(int64_t t) const {
+    if (t >= a.m) {
+      scales[t] = 0.0f;
+      return;
+    }
+    const TokenScale token(largest_magnitude(a.x + t * a.x_stride, a.k), largest_integer);
+    scales[t] = token.scale;
+    inverses[t] = token.inverse;
+  }
+
+  // A token's inputs of a block, shifted by `shift`; past k the shift itself.
+  void round(int64_t token, int64_t block, uint32_t shift,
+             uint16_t (&shifted)[kBlockInputs]) const {
+    // Added to a number below 2^22 in magnitude, it leaves that, rounded to nearest even, in the
+    // lower bits.
+    constexpr float kRound = 0x1.8p23f;
+    constexpr uint32_t kRoundBits = 0x4b400000;
+    const int64_t first = block * kBlockInputs;
+    const int64_t inputs = smaller(kBlockInputs, a.k - first);
+    const Real* source = a.x + token * a.x_stride + first;
+    const float inverse = inverses[token];
+    for (int64_t i = 0; i < inputs; ++i) {
+      const float rounded = to_float(source[i]) * inverse + kRound;
+      uint32_t bits;
+      __builtin_memcpy(&bits, &rounded, sizeof(bits));
+      shifted[i] = static_cast<uint16_t>(bits - kRoundBits + shift);
+    }
+    for (int64_t i = inputs; i < kBlockInputs; ++i) shifted[i] = static_cast<uint16_t>(shift);
+  }
+
+  const LinearOf<Real>& a;
+  const int largest_integer;
+  const int64_t tokens;
+  float* const scales;
+  float* const inverses;
+};
+
+// What turns the sums of one row group into outputs, of one part of x or of two whose first is in
+// units of 256. The first one is shifted.
+template <class Real, int Parts>
+struct IntegerOutputs : OutputRows<Real> {
+  IntegerOutputs(const LinearOf<Real>& a, const IntegerInputs<Real>& inputs, uint32_t shift,
+                 int64_t group)
+      : OutputRows<Real>(a, group), scales(inputs.scales) {
+    for (int r = 0; r < this->rows; ++r) {
+      of_shift[r] = static_cast<uint32_t>(a.behind.value_sums[this->row + r]) * shift;
+      factor[r] = a.scale[this->row + r];
+    }
+  }
+
+  float value(int64_t token, int r, const uint32_t* totals) const {
+    auto sum = static_cast<float>(static_cast<int32_t>(totals[0] - of_shift[r]));
+    if constexpr (Parts == 2) {
+      sum = sum * 256.0f + static_cast<float>(static_cast<int32_t>(totals[1]));
+    }
+    return sum * factor[r] * scales[token] + this->bias[r];
+  }
+
+  const float* scales;
+  uint32_t of_shift[kRows] = {};
+  float factor[kRows] = {};
+};
+
 // As vector_few.h and, with one part, vector_many.h ask for them.
 template <class Isa, class ValueType, int Parts, class RealType>
 struct Int8Products {
@@ -83,85 +160,37 @@ struct Int8Products {
     return Isa::multiply(sum, x, Isa::broadcast(weights));
   }
 
-  struct Inputs {
-    explicit Inputs(const LinearOf<Real>& arguments)
-        : a(arguments), scales(a.token_scales), inverses(scales + measures()) {}
-
-    // Those that fill the last vector included.
-    int64_t measures() const { return ceil_div(a.m, kLanes) * kLanes; }
-
-    void measure(int64_t t) const {
-      if (t >= a.m) {
-        scales[t] = 0.0f;
-        return;
-      }
-      const TokenScale token(largest_magnitude(a.x + t * a.x_stride, a.k), largest_integer());
-      scales[t] = token.scale;
-      inverses[t] = token.inverse;
-    }
+  struct Inputs : IntegerInputs<Real> {
+    // Those that fill the last vector are measured too.
+    explicit Inputs(const LinearOf<Real>& a)
+        : IntegerInputs<Real>(a, largest(a.k), ceil_div(a.m, kLanes) * kLanes) {}
 
     // With two parts, the upper bytes first. Past k stands what no value meets.
     void load(int64_t token, int64_t block,
               uint32_t (&parts)[Parts][kBlockInputs / kLaneInputs]) const {
-      // Added to a number below 2^22 in magnitude, it leaves that, rounded to nearest even, in the
-      // lower bits.
-      constexpr float kRound = 0x1.8p23f;
-      constexpr uint32_t kRoundBits = 0x4b400000;
       constexpr uint32_t kShift = !kShifted ? 0 : Parts == 2 ? kShift16 : kShift8;
-      const int64_t first = block * kBlockInputs;
-      const int64_t inputs = smaller(kBlockInputs, a.k - first);
-      const Real* source = a.x + token * a.x_stride + first;
-      const float inverse = inverses[token];
+      uint16_t shifted[kBlockInputs];
+      this->round(token, block, kShift, shifted);
       Element elements[Parts][kBlockInputs];
-      const auto write = [&](int64_t i, uint32_t shifted) {
-        elements[Parts - 1][i] = static_cast<Element>(shifted);
-        if constexpr (Parts == 2) elements[0][i] = static_cast<Element>(shifted >> 8);
-      };
-      for (int64_t i = 0; i < inputs; ++i) {
-        const float rounded = to_float(source[i]) * inverse + kRound;
-        uint32_t bits;
-        __builtin_memcpy(&bits, &rounded, sizeof(bits));
-        write(i, bits - kRoundBits + kShift);
+      for (int i = 0; i < kBlockInputs; ++i) {
+        elements[Parts - 1][i] = static_cast<Element>(shifted[i]);
+        if constexpr (Parts == 2) elements[0][i] = static_cast<Element>(shifted[i] >> 8);
       }
-      for (int64_t i = inputs; i < kBlockInputs; ++i) write(i, kShift);
       __builtin_memcpy(parts, elements, sizeof(elements));
     }
 
     // As large as it may be, where it is not of 8 bits: sums of products with -128 must fit.
-    int largest_integer() const {
+    static int largest(int64_t k) {
       if (kShifted) return Parts == 2 ? kLargest16 : kLargest8;
-      const int64_t kept = std::is_same_v<ValueType, dense8> ? a.k : ceil_div(a.k, 2);
+      const int64_t kept = std::is_same_v<ValueType, dense8> ? k : ceil_div(k, 2);
       return static_cast<int>(smaller(kLargest16, INT32_MAX / 128 / kept));
     }
-
-    const LinearOf<Real>& a;
-    float* const scales;
-    float* const inverses;
   };
 
-  // What turns the sums of one row group into outputs.
-  struct Outputs : OutputRows<Real> {
+  // The shift is 128 of the upper byte.
+  struct Outputs : IntegerOutputs<Real, Parts> {
     Outputs(const LinearOf<Real>& a, const Inputs& inputs, int64_t group)
-        : OutputRows<Real>(a, group), scales(inputs.scales) {
-      for (int r = 0; r < this->rows; ++r) {
-        const auto sum = static_cast<Lane>(a.behind.value_sums[this->row + r]);
-        of_shift[r] = kShifted ? sum * kShift8 : 0;
-        factor[r] = a.scale[this->row + r];
-      }
-    }
-
-    // The shift is 128 of the upper byte.
-    float value(int64_t token, int r, const uint32_t* totals) const {
-      auto sum = static_cast<float>(static_cast<int32_t>(totals[0] - of_shift[r]));
-      if constexpr (Parts == 2) {
-        sum = sum * 256.0f + static_cast<float>(static_cast<int32_t>(totals[1]));
-      }
-      return sum * factor[r] * scales[token] + this->bias[r];
-    }
-
-    const float* scales;
-    Lane of_shift[kRows] = {};
-    float factor[kRows] = {};
+        : IntegerOutputs<Real, Parts>(a, inputs, kShifted ? kShift8 : 0, group) {}
   };
 };
 

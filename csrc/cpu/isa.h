@@ -35,6 +35,9 @@ bool undoes_permutation(Isa isa);
 // on Zen 4 alone.
 constexpr bool has_slots(Isa isa) { return isa == Isa::kAvx512Bf16; }
 
+// True where blocks are in lanes (layout.h).
+constexpr bool has_lanes(Isa isa) { return isa == Isa::kAvx2 || isa == Isa::kAvx2Vnni; }
+
 // True when this build has the kernels, and this CPU and operating system run them. For AMX this
 // asks Linux for the tile registers, once per process.
 bool supported(Isa isa);

@@ -123,25 +123,29 @@ void avx512_int8_kept_few_tokens(const LinearArguments&, Worker&);  // m <= kKep
 template <class Tuning>
 void avx512_int8_kept_many_tokens(const LinearArguments&, Worker&);  // any m, W8A8
 
-// Any m, values of both types, x of every type: products with x as it is.
+// Any m, values of both types, x of every type: products with x as it is. On avx2 values are in
+// lanes of layout.h.
 void avx512_float32(const LinearOf<bf16>&, Worker&);
 void avx512_float32(const LinearOf<fp16>&, Worker&);
 void avx512_float32(const LinearOf<float>&, Worker&);
-void avx2_float32(const LinearOf<bf16>&, Worker&);
-void avx2_float32(const LinearOf<fp16>&, Worker&);
-void avx2_float32(const LinearOf<float>&, Worker&);
+template <class Value, int Of, class Real>
+void avx2_float32(const LinearOf<Real>&, Worker&);
 void portable(const LinearOf<bf16>&, Worker&);
 void portable(const LinearOf<fp16>&, Worker&);
 void portable(const LinearOf<float>&, Worker&);
 
-// Any m, x of 16 bits: W8A16 for m <= kSplitTokens, and W8A8; without VNNI up to 16 bits. `Value`
-// is int8_t or dense8.
+// Any m, x of 16 bits: W8A16 for m <= kSplitTokens, and W8A8; without VNNI up to 14 bits, of dense
+// rows 16. `Value` is int8_t or dense8. On avx2 sparse values are in lanes of layout.h.
 template <class Value, class Real>
 void avx512_vnni(const LinearOf<Real>&, Worker&);
-template <class Value, class Real>
-void avx2_vnni(const LinearOf<Real>&, Worker&);
-template <class Value, class Real>
+template <int Of, class Real>
+void avx2_vnni_int8(const LinearOf<Real>&, Worker&);
+template <class Real>
+void avx2_vnni_dense8(const LinearOf<Real>&, Worker&);
+template <int Of, class Real>
 void avx2_int8(const LinearOf<Real>&, Worker&);
+template <class Real>
+void avx2_dense8(const LinearOf<Real>&, Worker&);
 
 // As dense.h says, any m; n is a multiple of kPortableRows, k of kBlockInputs.
 void avx2_dense(const LinearArguments&, Worker&);

@@ -47,6 +47,18 @@
 //                            and byte 16 i + 8 + 4 j + g of its inputs 32 + 8 g.. (j < 2)
 // What stands behind the blocks is the same, and behind that of int8 values the order as well.
 //
+// Where has_lanes() of isa.h says so, blocks are in lanes: a lane is 32 bits of one row. There are
+// those of layers that keep two of every four inputs, and those of others:
+//   2 x Rows x 4 uint8 places    bits 2 j and 2 j + 1 of byte i of row r, of the h-th: which of its
+//                                inputs the i-th value is that the row keeps of inputs
+//                                8 (4 h + j)..., counted from the first of four (of 2:4, whose
+//                                values 0 and 1 are of the first four), or else of eight, modulo 4
+//   Rows x 4 uint8 fours         not of 2:4: bit e of byte i says whether the i-th value of inputs
+//                                8 e.. is of the last four
+//   values                       of inputs 8 e.. one after the other: of int8 Rows x 4, of bfloat16
+//                                2 x Rows x 2
+// The sums of int8 values stand behind them, as above. Padding is values of zero.
+//
 // The rows of the output head, which are dense, are stored in 12 bits too (dense12): blocks of
 //   Rows x 64 lower bytes    in the order of the masks above
 //   Rows / 2 x 64 bytes      what the upper bytes are
@@ -146,6 +158,35 @@ struct alignas(64) SlotBlock<bf12> {
   }
 };
 
+// `Of`: 4 of 2:4, 8 of any four of eight.
+template <class Value, int Of>
+struct LaneBlock;
+
+template <int Of>
+struct LanePlaces {
+  uint8_t places[2][8][kSlots];
+};
+
+template <>
+struct LanePlaces<8> {
+  uint8_t places[2][8][kSlots];
+  uint8_t fours[8][kSlots];
+};
+
+template <int Of>
+struct alignas(32) LaneBlock<int8_t, Of> : LanePlaces<Of> {
+  int8_t values[kEights][8][kSlots];
+
+  int8_t& value(int row, int eight, int slot) { return values[eight][row][slot]; }
+};
+
+template <int Of>
+struct alignas(32) LaneBlock<bf16, Of> : LanePlaces<Of> {
+  bf16 values[kEights][kSlots / 2][8][2];
+
+  bf16& value(int row, int eight, int slot) { return values[eight][slot / 2][row][slot % 2]; }
+};
+
 // A bfloat16 value that its row has no 12 bits for.
 struct Stray {
   uint32_t input;  // in the order of the blocks
@@ -154,26 +195,40 @@ struct Stray {
 };
 
 // Part of the format, not tuned: a tile has 16 rows, and 8 rows of masks are a cache line.
-constexpr int kAmxRows = 16;    // 1152 bytes, in 12 bits 896, int8 640
-constexpr int kAvx512Rows = 8;  // 576 bytes, in 12 bits 448, int8 320
-constexpr int kPortableRows = 8;
+constexpr int kAmxRows = 16;      // 1152 bytes, in 12 bits 896, int8 640
+constexpr int kAvx512Rows = 8;    // 576 bytes, in 12 bits 448, int8 320
+constexpr int kPortableRows = 8;  // in lanes 576 bytes too, int8 320, and 32 more if not of 2:4
 
 // Row groups that the AMX kernels multiply side by side: as many as the tile registers hold sums
 // of. Threads share out such pairs, when a weight is packed and when it is multiplied.
 constexpr int kAmxGroups = 2;
 
-// What the values are. The numbers are part of the metadata.
+// What the values are, and how they lie. The numbers are part of the metadata.
 enum class ValueType : int64_t {
   kBfloat16 = 0,
   kInt8 = 1,
   kBfloat12 = 2,
   kDense12 = 3,
-  kDense8 = 4
+  kDense8 = 4,
+  // In lanes, of 2:4 and of others.
+  kBfloat16Of4 = 5,
+  kInt8Of4 = 6,
+  kBfloat16Of8 = 7,
+  kInt8Of8 = 8
 };
 
 // Their rows have a scale each.
 static constexpr bool in_int8(ValueType type) {
-  return type == ValueType::kInt8 || type == ValueType::kDense8;
+  return type == ValueType::kInt8 || type == ValueType::kDense8 || type == ValueType::kInt8Of4 ||
+         type == ValueType::kInt8Of8;
+}
+
+static constexpr bool of_four(ValueType type) {
+  return type == ValueType::kBfloat16Of4 || type == ValueType::kInt8Of4;
+}
+
+static constexpr bool in_lanes(ValueType type) {
+  return of_four(type) || type == ValueType::kBfloat16Of8 || type == ValueType::kInt8Of8;
 }
 
 static constexpr bool in_twelve_bits(ValueType type) {

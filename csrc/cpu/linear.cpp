@@ -79,13 +79,6 @@ KernelOf<Real> float32_kernel(Isa isa) {
 #else
       return {};
 #endif
-    case Isa::kAvx2Vnni:
-    case Isa::kAvx2:
-#if defined(PERMLLM_AVX2)
-      return {avx2_float32, kVectorTokens, sizeof(float)};
-#else
-      return {};
-#endif
     case Isa::kPortable:
       return {portable, kVectorTokens, sizeof(float)};
     default:
@@ -93,25 +86,52 @@ KernelOf<Real> float32_kernel(Isa isa) {
   }
 }
 
-// What multiplies int8 values with x of 16 bits in vectors of any width, or nothing.
-template <class Value, class Real>
-KernelOf<Real> int8_kernel([[maybe_unused]] Isa isa) {
+// The same of values in lanes.
+template <class Value, int Of, class Real>
+KernelOf<Real> lanes_kernel([[maybe_unused]] Isa isa) {
+#if defined(PERMLLM_AVX2)
+  if (has_lanes(isa)) return {avx2_float32<Value, Of, Real>, kVectorTokens, sizeof(float)};
+#endif
+  return {};
+}
+
+// The same of int8 values, which x of 16 bits meets as integers.
+template <int Of, class Real>
+KernelOf<Real> int8_lanes_kernel(Isa isa) {
+  if constexpr (sizeof(Real) == sizeof(bf16)) {
+    switch (isa) {
+#if defined(PERMLLM_AVX2_VNNI)
+      case Isa::kAvx2Vnni:
+        return {avx2_vnni_int8<Of, Real>, kVectorTokens, sizeof(Real)};
+#endif
+#if defined(PERMLLM_AVX2)
+      case Isa::kAvx2:
+        return {avx2_int8<Of, Real>, kVectorTokens, sizeof(Real)};
+#endif
+      default:
+        break;
+    }
+  }
+  return lanes_kernel<int8_t, Of, Real>(isa);
+}
+
+// What multiplies dense rows of int8 with x of 16 bits in vectors of any width, or nothing.
+template <class Real>
+KernelOf<Real> dense8_kernel([[maybe_unused]] Isa isa) {
   if constexpr (sizeof(Real) == sizeof(bf16)) {
     switch (isa) {
 #if defined(PERMLLM_AVX512_VNNI)
       case Isa::kAvx512Vnni:
-        return {avx512_vnni<Value, Real>, kVectorTokens, sizeof(Real)};
+        return {avx512_vnni<dense8, Real>, kVectorTokens, sizeof(Real)};
 #endif
 #if defined(PERMLLM_AVX2_VNNI)
       case Isa::kAvx2Vnni:
-        return {avx2_vnni<Value, Real>, kVectorTokens, sizeof(Real)};
+        return {avx2_vnni_dense8<Real>, kVectorTokens, sizeof(Real)};
 #endif
 #if defined(PERMLLM_AVX2)
-      case Isa::kAvx512:  // multiplies sparse rows in float32, as fast
-        if constexpr (std::is_same_v<Value, int8_t>) break;
-        return {avx2_int8<dense8, Real>, kVectorTokens, sizeof(Real)};
+      case Isa::kAvx512:
       case Isa::kAvx2:
-        return {avx2_int8<Value, Real>, kVectorTokens, sizeof(Real)};
+        return {avx2_dense8<Real>, kVectorTokens, sizeof(Real)};
 #endif
       default:
         break;
@@ -120,17 +140,38 @@ KernelOf<Real> int8_kernel([[maybe_unused]] Isa isa) {
   return {};
 }
 
+// What multiplies sparse int8 values with masks in vectors of any width: integers where an
+// instruction does so, else, as fast on avx512, in float32.
+template <class Real>
+KernelOf<Real> int8_kernel(Isa isa) {
+#if defined(PERMLLM_AVX512_VNNI)
+  if constexpr (sizeof(Real) == sizeof(bf16)) {
+    if (isa == Isa::kAvx512Vnni) {
+      return {avx512_vnni<int8_t, Real>, kVectorTokens, sizeof(Real)};
+    }
+  }
+#endif
+  return float32_kernel<Real>(isa);
+}
+
 // What multiplies values of this type in vectors of any width, or nothing.
 template <class Real>
 KernelOf<Real> vector_kernel(Isa isa, ValueType type) {
   switch (type) {
     case ValueType::kInt8:
-      if (const auto kernel = int8_kernel<int8_t, Real>(isa); kernel.run != nullptr) return kernel;
-      [[fallthrough]];
+      return int8_kernel<Real>(isa);
     case ValueType::kBfloat16:
       return float32_kernel<Real>(isa);
+    case ValueType::kBfloat16Of4:
+      return lanes_kernel<bf16, 4, Real>(isa);
+    case ValueType::kBfloat16Of8:
+      return lanes_kernel<bf16, 8, Real>(isa);
+    case ValueType::kInt8Of4:
+      return int8_lanes_kernel<4, Real>(isa);
+    case ValueType::kInt8Of8:
+      return int8_lanes_kernel<8, Real>(isa);
     case ValueType::kDense8:
-      return int8_kernel<dense8, Real>(isa);
+      return dense8_kernel<Real>(isa);
     case ValueType::kBfloat12:
     case ValueType::kDense12:
       break;
@@ -196,8 +237,9 @@ KernelOf<bf16> avx512_kernel(ValueType type, bool half) {
       }
     case ValueType::kDense12:
       return of_words<Tuning, avx512<Tuning, dense12, Tuning::kFewTokensDense>>(half);
+    default:
+      return {};
   }
-  return {};
 }
 #endif
 
@@ -214,8 +256,9 @@ KernelOf<bf16> amx_kernel(ValueType type, bool half) {
       return of_words<AmxTuning, amx<bf12>>(half);
     case ValueType::kDense12:
       return of_words<AmxTuning, amx<dense12>>(half);
+    default:
+      return {};
   }
-  return {};
 }
 #endif
 
@@ -282,6 +325,11 @@ void with_kernel(Isa isa, ValueType type, const LinearOf<Real>& a, Body body) {
 }  // namespace
 
 bool has_kernel(Isa isa, ValueType type) { return words_kernel(isa, type, false).run != nullptr; }
+
+bool has_sparse_kernel(Isa isa, bool int8) {
+  if (has_lanes(isa)) return has_kernel(isa, int8 ? ValueType::kInt8Of4 : ValueType::kBfloat16Of4);
+  return has_kernel(isa, int8 ? ValueType::kInt8 : ValueType::kBfloat16);
+}
 
 bool takes_float32(Isa isa, ValueType type) {
   return vector_kernel<float>(isa, type).run != nullptr;

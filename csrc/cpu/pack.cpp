@@ -22,6 +22,26 @@ uint64_t load_mask(const uint8_t* bytes, int64_t inputs) {
   return mask;
 }
 
+// Whether every row keeps two of every four inputs.
+bool keeps_two_of_four(const PackArguments& a) {
+  const int64_t bytes = a.n * (a.k / 8);
+  for (int64_t first = 0; first < bytes; first += sizeof(uint64_t)) {
+    uint64_t mask = 0x3333333333333333;
+    std::memcpy(&mask, a.mask + first, std::min<int64_t>(sizeof(mask), bytes - first));
+    const uint64_t pairs = mask - (mask >> 1 & 0x5555555555555555);
+    const uint64_t fours = (pairs & 0x3333333333333333) + (pairs >> 2 & 0x3333333333333333);
+    if (fours != 0x2222222222222222) return false;
+  }
+  return true;
+}
+
+// Which blocks in lanes take the layer.
+ValueType lanes_of(const PackArguments& a) {
+  const bool int8 = in_int8(a.type);
+  if (keeps_two_of_four(a)) return int8 ? ValueType::kInt8Of4 : ValueType::kBfloat16Of4;
+  return int8 ? ValueType::kInt8Of8 : ValueType::kBfloat16Of8;
+}
+
 BadMask check(uint64_t mask, int64_t row, int64_t first, int64_t inputs) {
   for (int64_t i = 0; i < inputs; i += 8) {
     const int kept = __builtin_popcount(static_cast<uint8_t>(mask >> i));
@@ -80,6 +100,13 @@ struct BlockTraits<SlotBlock<ValueType>> {
   static constexpr bool kInterleaved = false;
 };
 
+template <class ValueType, int Of>
+struct BlockTraits<LaneBlock<ValueType, Of>> {
+  using Value = ValueType;
+  static constexpr int kRows = kPortableRows;
+  static constexpr bool kInterleaved = false;
+};
+
 template <int Rows, class Value>
 void write_mask(Block<Rows, Value>& block, int row, uint64_t mask) {
   block.mask[row] = mask;
@@ -89,6 +116,18 @@ template <class Value>
 void write_mask(SlotBlock<Value>& block, int row, uint64_t mask) {
   for (int eight = 0; eight < kEights; ++eight) {
     block.mask[SlotBlock<Value>::mask_place(row, eight)] = static_cast<uint8_t>(mask >> 8 * eight);
+  }
+}
+
+template <class Value, int Of>
+void write_mask(LaneBlock<Value, Of>& block, int row, uint64_t mask) {
+  for (int i = 0; i < kBlockValues; ++i, mask &= mask - 1) {
+    const int eight = i / kSlots, slot = i % kSlots, place = __builtin_ctzll(mask) % 8;
+    const int shift = 2 * (eight % 4);
+    block.places[eight / 4][row][slot] |= static_cast<uint8_t>(place % 4 << shift);
+    if constexpr (Of == 8) {
+      block.fours[row][slot] |= static_cast<uint8_t>(place / 4 << eight);
+    }
   }
 }
 
@@ -102,6 +141,11 @@ void write_values(SlotBlock<int8_t>& block, int row, const int8_t* values) {
   for (int i = 0; i < kBlockValues; ++i) {
     block.values[i % kSlots][SlotBlock<int8_t>::value_place(row, i / kSlots)] = values[i];
   }
+}
+
+template <class Value, int Of>
+void write_values(LaneBlock<Value, Of>& block, int row, const Value* values) {
+  for (int i = 0; i < kBlockValues; ++i) block.value(row, i / kSlots, i % kSlots) = values[i];
 }
 
 void write_value(SlotBlock<bf12>& block, int row, int i, bf16 value, uint8_t largest) {
@@ -211,6 +255,18 @@ void sum_values(const SlotBlock<int8_t>* blocks, int64_t count, int32_t* sums) {
   }
 }
 
+template <int Of>
+void sum_values(LaneBlock<int8_t, Of>* blocks, int64_t count, int32_t* sums) {
+  for (int r = 0; r < kPortableRows; ++r) {
+    sums[r] = 0;
+    for (int64_t b = 0; b < count; ++b) {
+      for (int i = 0; i < kBlockValues; ++i) {
+        sums[r] += blocks[b].value(r, i / kSlots, i % kSlots);
+      }
+    }
+  }
+}
+
 template <class AnyBlock>
 BadMask pack_rows(const Packing& packing, const PackArguments& a, void* packed) {
   constexpr int Rows = BlockTraits<AnyBlock>::kRows;
@@ -244,6 +300,11 @@ BadMask pack_rows(const Packing& packing, const PackArguments& a, void* packed) 
 template <class Value>
 BadMask pack_values(const Packing& packing, const PackArguments& a, void* packed) {
   static_assert(kPortableRows == kAvx512Rows);
+  if constexpr (!std::is_same_v<Value, bf12>) {
+    const ValueType type = packing.layout.type;
+    if (of_four(type)) return pack_rows<LaneBlock<Value, 4>>(packing, a, packed);
+    if (in_lanes(type)) return pack_rows<LaneBlock<Value, 8>>(packing, a, packed);
+  }
   if (rows(packing.layout.isa) == kAmxRows) {
     return pack_rows<Block<kAmxRows, Value>>(packing, a, packed);
   }
@@ -263,6 +324,14 @@ int64_t row_bytes(ValueType type) {
       return kMask + kBlockValues * 3 / 2;
     case ValueType::kInt8:
       return kMask + kBlockValues;
+    case ValueType::kBfloat16Of4:
+      return sizeof(LaneBlock<bf16, 4>) / kPortableRows;
+    case ValueType::kBfloat16Of8:
+      return sizeof(LaneBlock<bf16, 8>) / kPortableRows;
+    case ValueType::kInt8Of4:
+      return sizeof(LaneBlock<int8_t, 4>) / kPortableRows;
+    case ValueType::kInt8Of8:
+      return sizeof(LaneBlock<int8_t, 8>) / kPortableRows;
     case ValueType::kDense12:
       return kBlockInputs * 3 / 2;
     case ValueType::kDense8:
@@ -319,6 +388,7 @@ BehindBlocks PackedLayout::behind(const void* packed) const {
 }
 
 Packing choose_packing(Isa isa, const PackArguments& a) {
+  if (has_lanes(isa)) return {{isa, lanes_of(a), a.n, a.k}, {}, {}};
   if (a.type != ValueType::kBfloat16 || !has_kernel(isa, ValueType::kBfloat12)) {
     return {{isa, a.type, a.n, a.k}, {}, {}};
   }
@@ -327,16 +397,9 @@ Packing choose_packing(Isa isa, const PackArguments& a) {
 }
 
 BadMask pack(const Packing& packing, const PackArguments& arguments, void* packed) {
-  switch (packing.layout.type) {
-    case ValueType::kInt8:
-      return pack_values<int8_t>(packing, arguments, packed);
-    case ValueType::kBfloat12:
-      return pack_values<bf12>(packing, arguments, packed);
-    case ValueType::kBfloat16:
-    case ValueType::kDense12:
-    case ValueType::kDense8:
-      break;
-  }
+  const ValueType type = packing.layout.type;
+  if (in_int8(type)) return pack_values<int8_t>(packing, arguments, packed);
+  if (in_twelve_bits(type)) return pack_values<bf12>(packing, arguments, packed);
   return pack_values<bf16>(packing, arguments, packed);
 }
 

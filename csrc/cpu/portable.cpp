@@ -147,7 +147,7 @@ void linear(const LinearOf<Real>& a, Worker& worker) {
   } else if (a.m <= PortableTuning::kFewTokens) {
     go_through(FewTokens<FourTokens, Value, Real>(a), a.last, worker);
   } else {
-    go_through_parts<KeptTokens<Portable, Value, Real>>(a, worker);
+    go_through_parts<KeptTokens<KeptMasks<Portable, Value>, Real>>(a, worker);
   }
 }
 

@@ -1,5 +1,5 @@
-// Where kernels with vectors of any width find a row group: in packed blocks, or in the rows of a
-// matrix.
+// Where kernels with vectors of any width find a row group: in packed blocks of some layout, or in
+// the rows of a matrix.
 //
 // Both are a place in a weight, at the beginning of some block of a row group:
 //   (a, group, block)   of the call `a`; blocks past a group's last are those of the next
@@ -14,17 +14,17 @@
 namespace permllm::cpu {
 namespace {
 
-template <class Value>
-class PackedBlocks {
+template <class BlockType>
+class BlocksOf {
  public:
-  using Block = cpu::Block<kRows, Value>;
+  using Block = BlockType;
 
   template <class Real>
-  PackedBlocks(const LinearOf<Real>& a, int64_t group, int64_t block)
-      : PackedBlocks(static_cast<const Block*>(a.packed) + group * ceil_div(a.k, kBlockInputs) +
-                     block) {}
+  BlocksOf(const LinearOf<Real>& a, int64_t group, int64_t block)
+      : BlocksOf(static_cast<const Block*>(a.packed) + group * ceil_div(a.k, kBlockInputs) +
+                 block) {}
 
-  PackedBlocks operator+(int64_t blocks) const { return PackedBlocks(block_ + blocks); }
+  BlocksOf operator+(int64_t blocks) const { return BlocksOf(block_ + blocks); }
   const Block& operator*() const { return *block_; }
 
   template <int kHint>
@@ -36,10 +36,13 @@ class PackedBlocks {
   }
 
  private:
-  explicit PackedBlocks(const Block* block) : block_(block) {}
+  explicit BlocksOf(const Block* block) : block_(block) {}
 
   const Block* block_;
 };
+
+template <class Value>
+using PackedBlocks = BlocksOf<Block<kRows, Value>>;
 
 // Values as in the checkpoint, [n, k], where n is a multiple of kRows and k of kBlockInputs.
 template <class Value>

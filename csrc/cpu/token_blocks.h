@@ -17,19 +17,32 @@ constexpr int64_t block_size(int64_t left) {
   return left == Most + 1 && Most > 1 ? Most - 1 : left < Most ? left : Most;
 }
 
+// body(BlockOf<count>()), for 1..Most.
+template <int Most, class Body>
+inline void with_block_of(int64_t count, Body body) {
+  if constexpr (Most > 1) {
+    if (count < Most) return with_block_of<Most - 1>(count, body);
+  }
+  body(BlockOf<Most>());
+}
+
 // body(first, BlockOf<count>()) for every block.
 template <int Most, class Body>
 inline void for_each_block(int64_t vectors, Body body) {
   for (int64_t first = 0; first < vectors;) {
     const int64_t count = block_size<Most>(vectors - first);
-    const auto choose = [&](auto self, auto largest) {
-      if constexpr (largest > 1) {
-        if (count < largest) return self(self, BlockOf<largest - 1>());
-      }
-      body(first, largest);
-    };
-    choose(choose, BlockOf<Most>());
+    with_block_of<Most>(count, [&](auto known) { body(first, known); });
     first += count;
+  }
+}
+
+// body(first, count) for parts of at most `most`, whose counts differ by one at most.
+template <class Body>
+inline void for_each_even_part(int64_t all, int64_t most, Body body) {
+  const int64_t parts = (all + most - 1) / most;
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t first = all * part / parts;
+    body(first, all * (part + 1) / parts - first);
   }
 }
 

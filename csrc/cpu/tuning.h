@@ -211,13 +211,21 @@ struct Avx512Tuning : Float32Tuning {
   static constexpr int kSums = 24;  // vectors that the registers hold beside operands
 };
 
-// Few tokens were measured on Zen 3. Float32 products of avx2_vnni take these too.
+// Measured on Zen 3. Float32 products of avx2_vnni take these too.
 struct Avx2Tuning : Float32Tuning {
+  // Sparse values.
+  static constexpr int kLaneTokens = 32;  // beyond, vector_kept.h wins; of int8 so many at a time
+  static constexpr int kLaneTokensOf8 = 16;       // the same of float32 and layers that are not 2:4
+  static constexpr int kLaneTile = 8;             // tokens, whose sums the registers hold
+  static constexpr int64_t kLaneChunkBlocks = 8;  // that tiles share in L1
+  static constexpr int kLaneHint = kIntoL1;
+  static constexpr int64_t kLaneAheadBytes = 8192;
+
+  // Dense rows.
   static constexpr bool kLoadsApart = true;
   static constexpr int kInOrderTokens = 1;
   static constexpr int64_t kFewAheadBlocks = 32;
   static constexpr int kFewHint = kIntoL1;
-  static constexpr int64_t kPanelTokens = 16;
   static constexpr int kFewTokens = 6;
   static constexpr int kSums = 12;
 };

@@ -40,23 +40,62 @@ struct KeptPlaces {
 template <class Place, int Unit>
 constexpr KeptPlaces<Place, Unit> kKeptPlaces;
 
-template <class Isa, class Value, class Real>
-class KeptTokens {
-  using Tuning = typename Isa::Tuning;
+// Blocks with masks.
+template <class Isa, class Value>
+struct KeptMasks {
+  using Block = cpu::Block<kRows, Value>;
   using Vector = typename Isa::Vector;
-  using Weights = PackedBlocks<Value>;
-  using Inputs = typename Float32Products<Isa, Value, Real>::Inputs;
-
+  using Tuning = typename Isa::Tuning;
   static constexpr int kLanes = Isa::kLanes;
-  static constexpr int kVectors = Tuning::kKeptVectors;
-  static constexpr int64_t kPanelGroups = Tuning::kKeptPanelGroups;
+  static constexpr float kUnit = 1.0f;
 
-  // Of a row of a block. Places are bytes from x of its first input, were x a vector for each.
-  struct DecodedRow {
+  struct Row {
     alignas(64) float values[kBlockValues];
     alignas(64) uint32_t places[kBlockValues];
   };
-  using Decoded = DecodedRow[kRows];
+
+  struct Decoded {
+    float value(int row, int i) const { return rows[row].values[i]; }
+    uint32_t place(int row, int i) const { return rows[row].places[i]; }
+
+    Row rows[kRows];
+  };
+
+  static void decode(const Block& block, Decoded& decoded) {
+    for (int r = 0; r < kRows; ++r) decode(block, r, decoded.rows[r]);
+  }
+
+ private:
+  static void decode(const Block& block, int row, Row& decoded) {
+    typedef uint32_t Four __attribute__((vector_size(16)));
+    constexpr int kPlaceUnit = sizeof(Vector);
+    const auto* masks = reinterpret_cast<const uint8_t*>(&block.mask[row]);
+    PERMLLM_UNROLL
+    for (int i = 0; i < kBlockInputs / 8; ++i) {
+      const auto places = load<Four>(kKeptPlaces<uint32_t, kPlaceUnit>.of[masks[i]]);
+      store(decoded.places + 4 * i, places + static_cast<uint32_t>(8 * i * kPlaceUnit));
+    }
+    for (int i = 0; i < kBlockValues; ++i) decoded.values[i] = to_float(block.values[row][i]);
+  }
+};
+
+// `Source` says where the values come from:
+//   Block               of layout.h
+//   Vector, kLanes      of floats
+//   Tuning              the table of constants
+//   decode(block, out)  to Decoded, which has of a row's i-th value, ascending by input,
+//     value(row, i)     itself, in units of kUnit
+//     place(row, i)     bytes from x of the block's first input, were x a vector for each
+template <class Source, class Real>
+class KeptTokens {
+  using Tuning = typename Source::Tuning;
+  using Vector = typename Source::Vector;
+  using Decoded = typename Source::Decoded;
+  using Weights = BlocksOf<typename Source::Block>;
+
+  static constexpr int kLanes = Source::kLanes;
+  static constexpr int kVectors = Tuning::kKeptVectors;
+  static constexpr int64_t kPanelGroups = Tuning::kKeptPanelGroups;
 
   // So many rows take turns that sums need not wait for their own last product.
   static constexpr int rows_at_once(int vectors) {
@@ -92,9 +131,9 @@ class KeptTokens {
       const int64_t tokens = smaller(kTokens, a_.m - first);
       if (tokens < kTokens) __builtin_memset(target, 0, kBlockInputs * kTokens * sizeof(float));
       for (int64_t t = 0; t < tokens; ++t) {
-        alignas(64) float parts[1][kBlockInputs];
-        inputs_.load(first + t, block, parts);
-        for (int i = 0; i < kBlockInputs; ++i) target[i * kTokens + t] = parts[0][i];
+        alignas(64) float inputs[kBlockInputs];
+        inputs_.load(first + t, block, inputs);
+        for (int i = 0; i < kBlockInputs; ++i) target[i * kTokens + t] = inputs[i];
       }
     });
   }
@@ -114,8 +153,7 @@ class KeptTokens {
         for (int64_t g = 0; g < groups; ++g) {
           const Weights next(a_, last ? start + groups + g : start + g, last ? 0 : block + 1);
           next.template prefetch<Tuning::kManyHint>();
-          const Weights own(a_, start + g, block);
-          for (int r = 0; r < kRows; ++r) decode(*own, r, panel[g][r]);
+          Source::decode(*Weights(a_, start + g, block), panel[g]);
         }
         for_each_block<kVectors>(vectors_, [&](int64_t vector, auto count) {
           const auto* x = reinterpret_cast<const char*>(packed(block, vector));
@@ -126,7 +164,7 @@ class KeptTokens {
         });
       }
       write_groups<kLanes, kPanelGroups>(a_, start, groups, sums, stride, [&](int64_t group) {
-        return Float32Outputs<Real>(a_, group, 1.0f);
+        return Float32Outputs<Real>(a_, group, Source::kUnit);
       });
     }
   }
@@ -136,24 +174,11 @@ class KeptTokens {
     return x_ + (block * vectors_ + vector) * kBlockInputs * kLanes;
   }
 
-  static void decode(const Block<kRows, Value>& block, int row, DecodedRow& decoded) {
-    typedef uint32_t Four __attribute__((vector_size(16)));
-    constexpr int kUnit = sizeof(Vector);
-    const auto* masks = reinterpret_cast<const uint8_t*>(&block.mask[row]);
-    PERMLLM_UNROLL
-    for (int i = 0; i < kBlockInputs / 8; ++i) {
-      const auto places = load<Four>(kKeptPlaces<uint32_t, kUnit>.of[masks[i]]);
-      store(decoded.places + 4 * i, places + static_cast<uint32_t>(8 * i * kUnit));
-    }
-    for (int i = 0; i < kBlockValues; ++i) decoded.values[i] = to_float(block.values[row][i]);
-  }
-
   // sums[row][token] (rows `stride` apart) += value * x[place of its input][token], for one block.
   template <int Vectors>
   static void multiply(const Decoded& decoded, const char* x, float* sums, int64_t stride) {
     constexpr int kRowsAtOnce = rows_at_once(Vectors);
     for (int first = 0; first < kRows; first += kRowsAtOnce) {
-      const DecodedRow* row = decoded + first;
       float* target = sums + first * stride;
       Vector sum[kRowsAtOnce][Vectors];
       load_sums(target, stride, sum);
@@ -161,8 +186,8 @@ class KeptTokens {
         PERMLLM_UNROLL
         for (int r = 0; r < kRowsAtOnce; ++r) {
           const auto* tokens =
-              reinterpret_cast<const Vector*>(x + int64_t{row[r].places[i]} * Vectors);
-          const float value = row[r].values[i];
+              reinterpret_cast<const Vector*>(x + int64_t{decoded.place(first + r, i)} * Vectors);
+          const float value = decoded.value(first + r, i);
           PERMLLM_UNROLL
           for (int v = 0; v < Vectors; ++v) sum[r][v] += value * tokens[v];
         }
@@ -175,7 +200,7 @@ class KeptTokens {
   const int64_t blocks_;
   const int64_t vectors_;
   float* const x_;
-  const Inputs inputs_;
+  const Float32Inputs<Real> inputs_;
 };
 
 }  // namespace

@@ -11,18 +11,27 @@ from permllm_vllm.backends.cpu import instruction_sets
 
 TWELVE_BITS = ("amx", "zen5", "avx512_bf16")
 """Instruction sets that store bfloat16 values in 12 bits."""
-on_each_with_twelve_bits = pytest.mark.parametrize(
-    "isa",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.skipif(
-                name not in instruction_sets(), reason=f"this CPU or build does not run {name}"
-            ),
-        )
-        for name in TWELVE_BITS
-    ],
-)
+LANES = ("avx2_vnni", "avx2")
+"""Instruction sets whose blocks are in lanes."""
+
+
+def _on_each(names: tuple[str, ...]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "isa",
+        [
+            pytest.param(
+                name,
+                marks=pytest.mark.skipif(
+                    name not in instruction_sets(), reason=f"this CPU or build does not run {name}"
+                ),
+            )
+            for name in names
+        ],
+    )
+
+
+on_each_with_twelve_bits = _on_each(TWELVE_BITS)
+on_each_with_lanes = _on_each(LANES)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ KERNELS = {
     "avx512_bf16": {"up to 48": 48},
     "avx512_bf16 int8": {"split": 2},
     "avx512_vnni int8": {"split": 2, "few": 7},
-    "avx2": {"one": 1, "few": 6, "panel": 16},
-    "avx2 int8": {"few": 5},
-    "avx2_vnni int8": {"split": 2, "few": 6},
+    "avx2": {"one": 1, "few": 3},
+    "avx2 int8": {},
+    "avx2_vnni int8": {"split": 2},
     "portable": {"few": 4},
 }
 AVX512 = {
@@ -41,12 +41,11 @@ ALONE = {
     "few": 3,
     "up to 48": 3,
     "several": 11,
-    "panel": 11,
     "two tiles": 17,
     "many": 97,
 }
 # What adds the same numbers in the same order with bfloat16 values.
-SAME_ORDER = ({"two tiles", "many"}, {"panel", "many"}, {"up to 48", "many"})
+SAME_ORDER = ({"two tiles", "many"}, {"up to 48", "many"})
 TOKENS = (*range(1, 34), 38, 39, 44, 45, 48, 49, 64, 96, 97, 128, 129, 257, 258)
 N, K = 200, 1088
 

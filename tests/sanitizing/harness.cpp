@@ -72,7 +72,8 @@ struct Layer {
   std::vector<uint8_t> mask, permutation;
   std::vector<float> scale, dense, dense_bias;  // the bias: multiples of 1/16, below 4
 
-  Layer(int64_t n, int64_t k, ValueType type, std::mt19937& random)
+  // Two of every four inputs are kept, or as many of every `of`.
+  Layer(int64_t n, int64_t k, ValueType type, std::mt19937& random, int of = 4)
       : n(n), k(k), type(type), mask(n * k / 8), scale(n, 1.0f), dense(n * k) {
     std::normal_distribution<float> normal;
     if (k % 64 == 0) {
@@ -87,11 +88,11 @@ struct Layer {
     for (int64_t row = 0; row < n; ++row) {
       if (int8) scale[row] = 0.01f + 0.001f * static_cast<float>(row % 7);
       dense_bias.push_back((static_cast<float>(random() % 127) - 63) / 16);
-      for (int64_t group = 0; group < k; group += 4) {
-        int chosen[] = {0, 1, 2, 3};
-        std::shuffle(chosen, chosen + 4, random);
-        std::sort(chosen, chosen + 2);
-        for (int i = 0; i < 2; ++i) {
+      for (int64_t group = 0; group < k; group += of) {
+        int chosen[] = {0, 1, 2, 3, 4, 5, 6, 7};
+        std::shuffle(chosen, chosen + of, random);
+        std::sort(chosen, chosen + of / 2);
+        for (int i = 0; i < of / 2; ++i) {
           const int64_t j = group + chosen[i];
           mask[row * k / 8 + j / 8] |= static_cast<uint8_t>(1 << (j % 8));
           const int64_t place = permutation.empty() ? j : j / 64 * 64 + permutation[j];
@@ -349,15 +350,16 @@ int sweep(Isa isa, bool short_blob, unsigned seed) {
   int calls = 0;
   for (const auto& [n, k] : kShapes) {
     for (const ValueType type : {ValueType::kBfloat16, ValueType::kInt8}) {
-      if (!has_kernel(isa, type)) continue;
+      if (!has_sparse_kernel(isa, type == ValueType::kInt8)) continue;
       const Layer layer(n, k, type, random);
       calls += check(isa, layer, short_blob, random);
+      if (has_lanes(isa)) calls += check(isa, Layer(n, k, type, random, 8), short_blob, random);
       const ValueType dense = type == ValueType::kInt8 ? ValueType::kDense8 : ValueType::kDense12;
       if (has_kernel(isa, dense)) calls += check_dense(isa, dense, layer, random);
     }
   }
   for (const ValueType type : {ValueType::kBfloat16, ValueType::kInt8}) {
-    if (!has_kernel(isa, type)) continue;
+    if (!has_sparse_kernel(isa, type == ValueType::kInt8)) continue;
     calls += check_experts<bf16>(isa, type, random) + check_experts<fp16>(isa, type, random);
   }
   return calls;
