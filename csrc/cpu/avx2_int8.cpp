@@ -22,6 +22,8 @@ struct Avx2 {
     const __m256i upper = of_part(x, places, values, 1 << kPartBits);
     const __m256i lower = of_part(x + 8, places, values, 1);
     sums[0] = (Vector)_mm256_add_epi32((__m256i)sums[0], _mm256_add_epi32(upper, lower));
+    // Else GCC 12 adds up a block's products in another order, for which registers are too few.
+    __asm__("" : "+x"(sums[0]));
   }
 
  private:
