@@ -1,5 +1,7 @@
-// AVX2 without VNNI. Of sparse values, vpmaddubsw adds the products of two with 7 bits of x each,
-// which 16 bits have room for; dense ones are widened to 16 bits, for vpmaddwd.
+// AVX2 without VNNI. vpmaddubsw adds two products in 16 bits, where one factor is unsigned. Of
+// sparse values there is room for them with 7 bits of x, unsigned, two parts of which are W8A14; or
+// with magnitudes of values, and 8 bits of x that take their signs (W8A8). Dense values are widened
+// to 16 bits, for vpmaddwd.
 #include <immintrin.h>
 
 #include "int8_linear.h"
@@ -13,25 +15,32 @@ typedef int32_t Lanes __attribute__((vector_size(32), may_alias));
 struct Avx2 {
   using Vector = Lanes;
   using Tuning = Avx2Int8Tuning;
-  static constexpr int kPartBits = 7;
+  template <int Parts>
+  static constexpr int kPartBits = Parts == 2 ? 7 : 8;
+  template <int Parts>
+  static constexpr bool kShifted = Parts == 2;
   static constexpr bool kTogether = true;
 
   template <int Parts>
   static void multiply(Vector (&sums)[1], const char* x, __m256i places, __m256i values) {
-    static_assert(Parts == 2);
-    const __m256i upper = of_part(x, places, values, 1 << kPartBits);
-    const __m256i lower = of_part(x + 8, places, values, 1);
-    sums[0] = (Vector)_mm256_add_epi32((__m256i)sums[0], _mm256_add_epi32(upper, lower));
+    __m256i products;
+    if constexpr (Parts == 2) {
+      const __m256i upper = in_lanes(pick(x, places), values, 1 << kPartBits<2>);
+      const __m256i lower = in_lanes(pick(x + 8, places), values, 1);
+      products = _mm256_add_epi32(upper, lower);
+    } else {
+      const __m256i inputs = _mm256_sign_epi8(pick(x, places), values);
+      products = in_lanes(_mm256_abs_epi8(values), inputs, 1);
+    }
+    sums[0] = (Vector)_mm256_add_epi32((__m256i)sums[0], products);
     // Else GCC 12 adds up a block's products in another order, for which registers are too few.
     __asm__("" : "+x"(sums[0]));
   }
 
  private:
-  static __m256i of_part(const char* x, __m256i places, __m256i values, int16_t unit) {
-    int64_t eight;
-    __builtin_memcpy(&eight, x, sizeof(eight));
-    const __m256i inputs = _mm256_shuffle_epi8(_mm256_set1_epi64x(eight), places);
-    return _mm256_madd_epi16(_mm256_maddubs_epi16(inputs, values), _mm256_set1_epi16(unit));
+  static __m256i in_lanes(__m256i without_sign, __m256i with_sign, int16_t unit) {
+    const __m256i pairs = _mm256_maddubs_epi16(without_sign, with_sign);
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(unit));
   }
 };
 
@@ -59,7 +68,7 @@ struct Avx2Dense {
 
 template <int Of, class Real>
 void avx2_int8(const LinearOf<Real>& a, Worker& worker) {
-  int8_lanes<Avx2, Of, 2>(a, worker);
+  int8_lanes<Avx2, Of>(a, worker);
 }
 
 template <class Real>

@@ -12,16 +12,17 @@ typedef int32_t Lanes __attribute__((vector_size(32), may_alias));
 struct Avx2Vnni {
   using Vector = Lanes;
   using Tuning = Avx2VnniTuning;
+  template <int>
   static constexpr int kPartBits = 8;
+  template <int>
+  static constexpr bool kShifted = true;
   static constexpr bool kTogether = false;
 
   template <int Parts>
   static void multiply(Vector (&sums)[Parts], const char* x, __m256i places, __m256i values) {
     PERMLLM_UNROLL
     for (int part = 0; part < Parts; ++part) {
-      int64_t eight;
-      __builtin_memcpy(&eight, x + 8 * part, sizeof(eight));
-      const __m256i inputs = _mm256_shuffle_epi8(_mm256_set1_epi64x(eight), places);
+      const __m256i inputs = pick(x + 8 * part, places);
       sums[part] = (Vector)_mm256_dpbusd_avx_epi32((__m256i)sums[part], inputs, values);
     }
   }
@@ -48,7 +49,7 @@ struct Avx2VnniDense {
 
 template <int Of, class Real>
 void avx2_vnni_int8(const LinearOf<Real>& a, Worker& worker) {
-  int8_lanes<Avx2Vnni, Of, 1>(a, worker);
+  int8_lanes<Avx2Vnni, Of>(a, worker);
 }
 
 template <class Real>

@@ -134,8 +134,9 @@ void portable(const LinearOf<bf16>&, Worker&);
 void portable(const LinearOf<fp16>&, Worker&);
 void portable(const LinearOf<float>&, Worker&);
 
-// Any m, x of 16 bits: W8A16 for m <= kSplitTokens, and W8A8; without VNNI up to 14 bits, of dense
-// rows 16. `Value` is int8_t or dense8. On avx2 sparse values are in lanes of layout.h.
+// Any m, x of 16 bits: W8A16 for m <= kSplitTokens or, of values in lanes, kLaneSplitTokens, and
+// W8A8; without VNNI W8A14 in place of W8A16, and up to 16 bits of dense rows. `Value` is int8_t or
+// dense8.
 template <class Value, class Real>
 void avx512_vnni(const LinearOf<Real>&, Worker&);
 template <int Of, class Real>

@@ -1,12 +1,13 @@
 // int8 values in lanes (layout.h): integer products, summed in lanes of 32 bits.
 //
-// x is rounded to integers, shifted to be unsigned, and cut into parts of 7 or 8 bits, each of
-// which meets the values that its inputs are brought to.
+// x is rounded to integers of one or two parts of 7 or 8 bits, shifted to be unsigned where the
+// instruction set asks for that. Each part meets the values that its inputs are brought to.
 //
 // Templates over an instruction set, a struct with
 //   Vector               32-bit integers, a type of the compiler's
 //   Tuning               its constants (tuning.h)
-//   kPartBits            of an integer
+//   kPartBits<Parts>     of an integer of so many parts
+//   kShifted<Parts>      whether it is unsigned
 //   kTogether            whether the parts of a token have one sum
 //   multiply(sums, x, places, values) adds products to the sums of a token, of x of 8 inputs in
 //                        each part
@@ -21,6 +22,13 @@
 
 namespace permllm::cpu {
 namespace {
+
+// Eight inputs, brought to the places of all bytes.
+inline __m256i pick(const char* x, __m256i places) {
+  int64_t eight;
+  __builtin_memcpy(&eight, x, sizeof(eight));
+  return _mm256_shuffle_epi8(_mm256_set1_epi64x(eight), places);
+}
 
 template <class Isa, int Of, int Parts>
 struct IntegerLanes {
@@ -54,8 +62,10 @@ struct IntegerProducts {
   using Tuning = typename Isa::Tuning;
   using Real = RealType;
   using Lanes = IntegerLanes<Isa, Of, Parts>;
-  static constexpr int kBits = Parts * Isa::kPartBits;
-  static constexpr uint32_t kShift = 1u << (kBits - 1);
+  static constexpr int kPartBits = Isa::template kPartBits<Parts>;
+  static constexpr bool kShifted = Isa::template kShifted<Parts>;
+  static constexpr uint32_t kRange = 1u << (Parts * kPartBits - 1);  // of magnitudes, less one
+  static constexpr uint32_t kShift = kShifted ? kRange : 0;
 
   struct Inputs : IntegerInputs<Real> {
     explicit Inputs(const LinearOf<Real>& a) : IntegerInputs<Real>(a, largest(a.k), a.m) {}
@@ -65,11 +75,11 @@ struct IntegerProducts {
       uint16_t shifted[kBlockInputs];
       this->round(token, block, kShift, shifted);
       for (int part = 0; part < Parts; ++part) {
-        const int down = Isa::kPartBits * (Parts - 1 - part);
+        const int down = kPartBits * (Parts - 1 - part);
         for (int eight = 0; eight < kEights; ++eight) {
           for (int i = 0; i < 8; ++i) {
             bytes[(eight * Parts + part) * 8 + i] =
-                static_cast<char>(shifted[8 * eight + i] >> down & ((1 << Isa::kPartBits) - 1));
+                static_cast<char>(shifted[8 * eight + i] >> down & ((1 << kPartBits) - 1));
           }
         }
       }
@@ -77,7 +87,7 @@ struct IntegerProducts {
 
     // As large as it may be: sums that parts have together, of products with -128, must fit.
     static int largest(int64_t k) {
-      constexpr auto kLargest = static_cast<int64_t>(kShift - 1);
+      constexpr auto kLargest = static_cast<int64_t>(kRange - 1);
       if (!Isa::kTogether) return static_cast<int>(kLargest);
       return static_cast<int>(smaller(kLargest, INT32_MAX / 128 / ceil_div(k, 2)));
     }
@@ -87,17 +97,16 @@ struct IntegerProducts {
   struct Outputs : IntegerOutputs<Real, Lanes::kParts> {
     Outputs(const LinearOf<Real>& a, const Inputs& inputs, int64_t group)
         : IntegerOutputs<Real, Lanes::kParts>(
-              a, inputs, Isa::kTogether ? kShift : 1u << (Isa::kPartBits - 1), group) {}
+              a, inputs, Isa::kTogether || !kShifted ? kShift : 1u << (kPartBits - 1), group) {}
   };
 };
 
-// y = x @ W^T + bias for any number of tokens; up to kSplitTokens in two parts, beyond in Parts.
-template <class Isa, int Of, int Parts, class Real>
+// y = x @ W^T + bias for any number of tokens; up to kLaneSplitTokens in two parts, beyond in one.
+template <class Isa, int Of, class Real>
 void int8_lanes(const LinearOf<Real>& a, Worker& worker) {
-  if (Parts < 2 && a.m <= Isa::Tuning::kSplitTokens) {
-    return go_through_parts<LaneTokens<IntegerProducts<Isa, Of, 2, Real>>>(a, worker);
-  }
-  go_through_parts<LaneTokens<IntegerProducts<Isa, Of, Parts, Real>>>(a, worker);
+  a.m <= Isa::Tuning::kLaneSplitTokens
+      ? go_through_parts<LaneTokens<IntegerProducts<Isa, Of, 2, Real>>>(a, worker)
+      : go_through_parts<LaneTokens<IntegerProducts<Isa, Of, 1, Real>>>(a, worker);
 }
 
 }  // namespace

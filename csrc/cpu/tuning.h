@@ -186,7 +186,6 @@ struct Zen5Tuning : Avx512Bf16Tuning {
 // on avx512, on Zen 5.
 struct Float32Tuning : Zen4Tuning {
   static constexpr int kFewHint = kIntoL2;
-  static constexpr int kFewHintHeld = kIntoL2;  // where AVX-512 is there and not used: Zen 4's
   static constexpr int64_t kFewAheadBlocks = 16;
   static constexpr int64_t kFewChunkBlocks = 8;  // that the passes over a row group share, in L1
   static constexpr int kInOrderTokens = 0;       // up to which rows follow each other in time
@@ -216,6 +215,7 @@ struct Avx2Tuning : Float32Tuning {
   // Sparse values.
   static constexpr int kLaneTokens = 32;  // beyond, vector_kept.h wins; of int8 so many at a time
   static constexpr int kLaneTokensOf8 = 16;       // the same of float32 and layers that are not 2:4
+  static constexpr int kLaneSplitTokens = 2;      // int8: x of two parts up to here, of one beyond
   static constexpr int kLaneTile = 8;             // tokens, whose sums the registers hold
   static constexpr int64_t kLaneChunkBlocks = 8;  // that tiles share in L1
   static constexpr int kLaneHint = kIntoL1;
@@ -247,7 +247,6 @@ struct Avx2VnniTuning : Avx2Tuning {
 
 // Dense rows of avx512 take these too.
 struct Avx2Int8Tuning : Avx2Tuning {
-  static constexpr int kFewHintHeld = kFewHint;
   static constexpr int kVectors = 2;  // products want a register of their own
   static constexpr int kFewTokens = 5;
   static constexpr int kInOrderTokens = kFewTokens;

@@ -22,7 +22,6 @@
 
 #include <type_traits>
 
-#include "isa.h"
 #include "phases.h"
 
 // The vector code comes last.
@@ -94,20 +93,6 @@ class FewTokens {
   }
 
  private:
-  // Whether this CPU has AVX-512, and is held to less.
-  static bool held() {
-    static const bool found = supported(Isa::kAvx512);
-    return found;
-  }
-
-  inline void fetch(Weights ahead) const {
-    if (Tuning::kFewHint != Tuning::kFewHintHeld && held_) {
-      ahead.template prefetch<Tuning::kFewHintHeld>();
-    } else {
-      ahead.template prefetch<Tuning::kFewHint>();
-    }
-  }
-
   // Adds the products of rows first..first+kRowsAtOnce-1 of `count` blocks, and fetches as many of
   // those ahead.
   inline void multiply(Weights start, Weights ahead, int64_t count, int first, const Lane* x,
@@ -123,7 +108,7 @@ class FewTokens {
     }
     for (int64_t b = 0; b < count; ++b) {
       const Weights place = start + b;
-      if (first == 0) fetch(ahead + b);
+      if (first == 0) (ahead + b).template prefetch<Tuning::kFewHint>();
       PERMLLM_UNROLL
       for (int step = 0; step < kSteps; ++step, x += Tokens * kParts * kLanes) {
         PERMLLM_UNROLL
@@ -217,7 +202,8 @@ class FewTokens {
     if constexpr (Tokens <= Tuning::kInOrderTokens) {
       const Weights start(a_, group, 0);
       for (int64_t b = 0; b < blocks_; ++b) {
-        fetch(Weights(a_, group, b + Tuning::kFewAheadBlocks));
+        const Weights ahead(a_, group, b + Tuning::kFewAheadBlocks);
+        ahead.template prefetch<Tuning::kFewHint>();
         multiply_in_order(start + b, x_ + b * kPackedLanes, sums);
       }
       return write(group, sums);
@@ -248,7 +234,6 @@ class FewTokens {
   const int64_t blocks_;
   Lane* const x_;
   const Inputs inputs_;
-  const bool held_ = Tuning::kFewHint != Tuning::kFewHintHeld && held();
 };
 
 // Least..Most tokens.

@@ -21,7 +21,7 @@ KERNELS = {
     "avx512_bf16 int8": {"split": 2},
     "avx512_vnni int8": {"split": 2, "few": 7},
     "avx2": {"one": 1, "few": 3},
-    "avx2 int8": {},
+    "avx2 int8": {"split": 2},
     "avx2_vnni int8": {"split": 2},
     "portable": {"few": 4},
 }
