@@ -17,7 +17,8 @@
 //   Inputs               constructed from the arguments; measures(), measure(token) for as many
 //                        before any load(token, block, bytes), which gives x of a token and a block
 //   Outputs              OutputRows constructed from the arguments, the Inputs and a row group;
-//                        value(token, row, totals of each part)
+//                        value(token, row, totals of each part), which is asked, for nothing, of
+//                        rows past the last too
 //
 // Include after every other header: what follows is compiled for one instruction set.
 #pragma once
@@ -151,10 +152,19 @@ class LaneTokens {
                     const Vector (&sums)[kParts]) {
     alignas(64) Lane parts[kParts][kRows];
     for (int p = 0; p < kParts; ++p) store(parts[p], sums[p]);
-    for (int r = 0; r < out.rows; ++r) {
+    float values[kRows];
+    for (int r = 0; r < kRows; ++r) {
       Lane totals[kParts];
       for (int p = 0; p < kParts; ++p) totals[p] = parts[p][r];
-      round_to(out.at(token, r), out.value(token, r, totals));
+      values[r] = out.value(token, r, totals);
+    }
+    typename Products::Real rounded[kRows];
+    for (int r = 0; r < kRows; ++r) round_to(rounded[r], values[r]);
+    auto* target = &out.at(token, 0);
+    if (out.rows == kRows) {
+      __builtin_memcpy(target, rounded, sizeof(rounded));  // of a size that the compiler knows
+    } else {
+      __builtin_memcpy(target, rounded, out.rows * sizeof(rounded[0]));
     }
   }
 

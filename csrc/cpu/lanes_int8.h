@@ -72,16 +72,19 @@ struct IntegerProducts {
 
     // [eight inputs][part][input], the upper part first.
     void load(int64_t token, int64_t block, char* bytes) const {
-      uint16_t shifted[kBlockInputs];
+      alignas(16) uint16_t shifted[kBlockInputs];
       this->round(token, block, kShift, shifted);
-      for (int part = 0; part < Parts; ++part) {
-        const int down = kPartBits * (Parts - 1 - part);
-        for (int eight = 0; eight < kEights; ++eight) {
-          for (int i = 0; i < 8; ++i) {
-            bytes[(eight * Parts + part) * 8 + i] =
-                static_cast<char>(shifted[8 * eight + i] >> down & ((1 << kPartBits) - 1));
-          }
-        }
+      const auto eight = [&](int i) {
+        return _mm_load_si128(reinterpret_cast<const __m128i*>(shifted + 8 * i));
+      };
+      const __m128i mask = _mm_set1_epi16((1 << kPartBits) - 1);
+      PERMLLM_UNROLL
+      for (int i = 0; i < kEights; i += 2 / Parts) {
+        const __m128i first = Parts == 2 ? _mm_srli_epi16(eight(i), kPartBits) : eight(i);
+        const __m128i second = Parts == 2 ? eight(i) : eight(i + 1);
+        const __m128i both =
+            _mm_packus_epi16(_mm_and_si128(first, mask), _mm_and_si128(second, mask));
+        _mm_store_si128(reinterpret_cast<__m128i*>(bytes + 8 * i * Parts), both);
       }
     }
 
