@@ -12,9 +12,6 @@ struct Avx2 {
   using Tuning = Avx2Tuning;
   static constexpr int kLanes = 8;
 
-  template <class Value>
-  static constexpr float kUnit = 1.0f;
-
   static Vector widen(const bf16* values) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(eight(values)), 16));
   }
@@ -46,8 +43,8 @@ LinearOf<fp16> in_halves(const LinearArguments& a) {
 }  // namespace
 
 void avx2_dense(const LinearArguments& a, Worker& worker) {
-  a.half ? float32_any<DenseProducts<Avx2, fp16>>(in_halves(a), worker)
-         : float32_any<DenseProducts<Avx2, bf16>>(a, worker);
+  a.half ? float32_dense<DenseProducts<Avx2, fp16>>(in_halves(a), worker)
+         : float32_dense<DenseProducts<Avx2, bf16>>(a, worker);
 }
 
 }  // namespace permllm::cpu

@@ -35,7 +35,7 @@ struct FloatLanes {
   using Block = LaneBlock<Value, Of>;
   using Vector = __m256;
   using Lane = float;
-  static constexpr int kParts = 1;
+  static constexpr int kSums = 1;
   template <int Tokens>
   static constexpr int kChains = Tokens == 1  ? 4
                                  : Tokens < 4 ? 2
@@ -47,7 +47,7 @@ struct FloatLanes {
                               Vector (&sums)[Tokens][Chains][1]) {
     PERMLLM_UNROLL
     for (int eight = 0; eight < kEights; ++eight) {
-      const LanePlacesOf<Of> places(block, eight);
+      const LoadedPlaces<Of> places(block, eight);
       PERMLLM_UNROLL
       for (int slot = 0; slot < kSlots; slot += 2) {
         const Vector first = values_of(block, eight, slot);
@@ -78,7 +78,7 @@ struct FloatLanes {
 };
 
 template <class Value, int Of, class RealType>
-struct FloatProducts {
+struct LaneFloatProducts {
   using Tuning = Avx2Tuning;
   using Real = RealType;
   using Lanes = FloatLanes<Value, Of>;
@@ -117,7 +117,7 @@ struct KeptLanes {
   static void decode(const Block& block, Decoded& decoded) {
     PERMLLM_UNROLL
     for (int eight = 0; eight < kEights; ++eight) {
-      const LanePlacesOf<Of> places(block, eight);
+      const LoadedPlaces<Of> places(block, eight);
       PERMLLM_UNROLL
       for (int slot = 0; slot < kSlots; ++slot) {
         const int i = kSlots * eight + slot;
@@ -131,23 +131,18 @@ struct KeptLanes {
   }
 };
 
-template <class Value, int Of, class Real>
-void by_tokens(const LinearOf<Real>& a, Worker& worker) {
-  static_assert(Avx2Tuning::kPackedTokens == Float32Tuning::kPackedTokens, "packed_x is as large");
-  constexpr int kFew = Of == 4 ? Avx2Tuning::kLaneTokens : Avx2Tuning::kLaneTokensOf8;
-  static_assert(kFew <= Avx2Tuning::kLaneTokens, "sums of so many are held at a time");
-  if (a.m <= kFew) {
-    go_through(LaneTokens<FloatProducts<Value, Of, Real>>(a), a.last, worker);
-  } else {
-    go_through_parts<KeptTokens<KeptLanes<Value, Of>, Real>>(a, worker);
-  }
-}
-
 }  // namespace
 
 template <class Value, int Of, class Real>
 void avx2_float32(const LinearOf<Real>& a, Worker& worker) {
-  by_tokens<Value, Of>(a, worker);
+  static_assert(Avx2Tuning::kPackedTokens == Float32Tuning::kPackedTokens, "packed_x is as large");
+  constexpr int kFew = Of == 4 ? Avx2Tuning::kLaneTokens : Avx2Tuning::kLaneTokensOf8;
+  static_assert(kFew <= Avx2Tuning::kLaneTokens, "sums of so many are held at a time");
+  if (a.m <= kFew) {
+    go_through(LaneTokens<LaneFloatProducts<Value, Of, Real>>(a), a.last, worker);
+  } else {
+    go_through_parts<KeptTokens<KeptLanes<Value, Of>, Real>>(a, worker);
+  }
 }
 
 #define PERMLLM_FOR_EVERY_REAL(Value, Of)                                \

@@ -10,27 +10,27 @@
 namespace permllm::cpu {
 namespace {
 
-typedef int32_t Lanes __attribute__((vector_size(32), may_alias));
+typedef uint32_t Words __attribute__((vector_size(32), may_alias));
 
 struct Avx2 {
-  using Vector = Lanes;
+  using Vector = Words;
   using Tuning = Avx2Int8Tuning;
   template <int Parts>
   static constexpr int kPartBits = Parts == 2 ? 7 : 8;
   template <int Parts>
   static constexpr bool kShifted = Parts == 2;
-  static constexpr bool kTogether = true;
+  static constexpr bool kOneSum = true;
 
   template <int Parts>
   static void multiply(Vector (&sums)[1], const char* x, __m256i places, __m256i values) {
     __m256i products;
     if constexpr (Parts == 2) {
-      const __m256i upper = in_lanes(pick(x, places), values, 1 << kPartBits<2>);
-      const __m256i lower = in_lanes(pick(x + 8, places), values, 1);
+      const __m256i upper = sum_products(pick(x, places), values, 1 << kPartBits<2>);
+      const __m256i lower = sum_products(pick(x + 8, places), values, 1);
       products = _mm256_add_epi32(upper, lower);
     } else {
       const __m256i inputs = _mm256_sign_epi8(pick(x, places), values);
-      products = in_lanes(_mm256_abs_epi8(values), inputs, 1);
+      products = sum_products(_mm256_abs_epi8(values), inputs, 1);
     }
     sums[0] = (Vector)_mm256_add_epi32((__m256i)sums[0], products);
     // Else GCC 12 adds up a block's products in another order, for which registers are too few.
@@ -38,14 +38,14 @@ struct Avx2 {
   }
 
  private:
-  static __m256i in_lanes(__m256i without_sign, __m256i with_sign, int16_t unit) {
+  static __m256i sum_products(__m256i without_sign, __m256i with_sign, int16_t unit) {
     const __m256i pairs = _mm256_maddubs_epi16(without_sign, with_sign);
     return _mm256_madd_epi16(pairs, _mm256_set1_epi16(unit));
   }
 };
 
 struct Avx2Dense {
-  using Vector = Lanes;
+  using Vector = Words;
   using Element = int16_t;
   using Tuning = Avx2Int8Tuning;
   static constexpr int kLanes = 8;

@@ -10,16 +10,16 @@
 namespace permllm::cpu {
 namespace {
 
-template <class Vector>
-inline __m256i load_bits(const Vector& aligned) {
+template <class Array>
+inline __m256i load_bits(const Array& aligned) {
   return _mm256_load_si256(reinterpret_cast<const __m256i*>(&aligned));
 }
 
 // Of the values of inputs 8 eight.. of a block.
 template <int Of>
-class LanePlacesOf {
+class LoadedPlaces {
  public:
-  LanePlacesOf(const LanePlaces<Of>& block, int eight)
+  LoadedPlaces(const LanePlaces<Of>& block, int eight)
       : places_(load_bits(block.places[eight / 4])), eight_(eight) {
     if constexpr (Of == 8) fours_ = load_bits(block.fours);
   }
@@ -58,7 +58,8 @@ class LanePlacesOf {
     return bits >= 0 ? _mm256_srli_epi32(lanes, bits) : _mm256_slli_epi32(lanes, -bits);
   }
 
-  __m256i places_, fours_;
+  __m256i places_;
+  __m256i fours_ = {};  // of layers that are not 2:4
   int eight_;
 };
 

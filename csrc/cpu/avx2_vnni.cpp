@@ -7,16 +7,16 @@
 namespace permllm::cpu {
 namespace {
 
-typedef int32_t Lanes __attribute__((vector_size(32), may_alias));
+typedef uint32_t Words __attribute__((vector_size(32), may_alias));
 
 struct Avx2Vnni {
-  using Vector = Lanes;
+  using Vector = Words;
   using Tuning = Avx2VnniTuning;
   template <int>
   static constexpr int kPartBits = 8;
   template <int>
   static constexpr bool kShifted = true;
-  static constexpr bool kTogether = false;
+  static constexpr bool kOneSum = false;
 
   template <int Parts>
   static void multiply(Vector (&sums)[Parts], const char* x, __m256i places, __m256i values) {
@@ -29,7 +29,7 @@ struct Avx2Vnni {
 };
 
 struct Avx2VnniDense {
-  using Vector = Lanes;
+  using Vector = Words;
   using Element = uint8_t;
   using Tuning = Avx2VnniTuning;
   static constexpr int kLanes = 8;

@@ -11,9 +11,6 @@ struct Avx512 {
   using Tuning = Avx512Tuning;
   static constexpr int kLanes = 16;
 
-  template <class Value>
-  static constexpr float kUnit = 1.0f;
-
   static Vector decode(const uint8_t* mask, const bf16* values) {
     const __m128i eight = _mm_load_si128(reinterpret_cast<const __m128i*>(values));
     return _mm512_castsi512_ps(_mm512_slli_epi32(place(mask, _mm256_cvtepu16_epi32(eight)), 16));

@@ -5,7 +5,7 @@
 // Templates over an instruction set, a struct with
 //   Vector    kLanes floats, a type of GCC's vector extension
 //   Tuning    its constants (tuning.h)
-//   decode    kLanes inputs of a row, zeros where pruned, in units of kUnit<Value>
+//   decode    kLanes inputs of a row, zeros where pruned
 //
 // Include after every other header: what follows is compiled for one instruction set.
 #pragma once
@@ -49,7 +49,7 @@ struct Float32Inputs {
   const LinearOf<Real>& a;
 };
 
-// As vector_few.h and vector_many.h ask for them.
+// As vector_few.h asks for them.
 template <class Isa, class ValueType, class RealType>
 struct Float32Products {
   using Tuning = typename Isa::Tuning;
@@ -65,13 +65,6 @@ struct Float32Products {
     return Isa::decode(mask, (*place).values[row] + first / 2);
   }
 
-  static inline void decode_row(Weights place, int row, float* dense) {
-    PERMLLM_UNROLL
-    for (int first = 0; first < kBlockInputs; first += kLanes) {
-      store(dense + first, decode(place, row, first));
-    }
-  }
-
   static inline Vector multiply(Vector sum, Vector weights, Vector x) { return sum + weights * x; }
   static inline Vector multiply(Vector sum, float weight, Vector x) { return sum + weight * x; }
 
@@ -85,11 +78,12 @@ struct Float32Products {
 
   struct Outputs : Float32Outputs<Real> {
     Outputs(const LinearOf<Real>& a, const Inputs&, int64_t group)
-        : Float32Outputs<Real>(a, group, Isa::template kUnit<ValueType>) {}
+        : Float32Outputs<Real>(a, group, 1.0f) {}
   };
 };
 
-// The same of a matrix of bfloat16 or float16, the type of x: Isa has widen() for kLanes of them.
+// The same of a matrix of bfloat16 or float16, the type of x, for vector_many.h too: Isa has
+// widen() for kLanes of them.
 template <class Isa, class RealType>
 struct DenseProducts : Float32Products<Isa, bf16, RealType> {
   using Weights = MatrixRows<RealType>;

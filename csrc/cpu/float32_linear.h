@@ -10,7 +10,7 @@ namespace permllm::cpu {
 namespace {
 
 template <class Products>
-void float32_any(const LinearOf<typename Products::Real>& a, Worker& worker) {
+void float32_dense(const LinearOf<typename Products::Real>& a, Worker& worker) {
   constexpr int kFew = Products::Tuning::kFewTokens;
   static_assert(Products::Tuning::kPackedTokens == Float32Tuning::kPackedTokens,
                 "packed_x is as large");
@@ -22,11 +22,7 @@ template <class Isa, class Value, class Real>
 void float32_sparse(const LinearOf<Real>& a, Worker& worker) {
   using Products = Float32Products<Isa, Value, Real>;
   constexpr int kFew = Isa::Tuning::kFewTokens;
-  constexpr int64_t kPanel = Isa::Tuning::kPanelTokens;
   static_assert(Isa::Tuning::kPackedTokens == Float32Tuning::kPackedTokens, "packed_x is as large");
-  if constexpr (kPanel > kFew) {
-    if (a.m <= kPanel) return float32_any<Products>(a, worker);
-  }
   a.m <= kFew ? multiply_few_tokens<Products, kFew>(a, worker)
               : go_through_parts<KeptTokens<KeptMasks<Isa, Value>, Real>>(a, worker);
 }

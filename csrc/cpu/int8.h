@@ -3,8 +3,8 @@
 //
 // With vpdpbusd, four unsigned bytes of x meet four signed ones: x is rounded to integers of 8 bits
 // (W8A8), or of 16 bits whose two bytes are parts of their own (W8A16), and shifted to be unsigned
-// (token_scale.h). With vpmaddwd, two integers of 16 bits meet two values that are widened to as
-// many; they are as large as sums have room for.
+// (token_scale.h). With vpmaddwd, two integers of 16 bits meet two values of dense rows that are
+// widened to as many; they are as large as sums have room for.
 //
 // Templates over an instruction set, a struct with
 //   Vector       32-bit integers, a type of the compiler's
@@ -181,9 +181,9 @@ struct Int8Products {
 
     // As large as it may be, where it is not of 8 bits: sums of products with -128 must fit.
     static int largest(int64_t k) {
+      static_assert(kShifted || std::is_same_v<ValueType, dense8>, "all inputs are summed");
       if (kShifted) return Parts == 2 ? kLargest16 : kLargest8;
-      const int64_t kept = std::is_same_v<ValueType, dense8> ? k : ceil_div(k, 2);
-      return static_cast<int>(smaller(kLargest16, INT32_MAX / 128 / kept));
+      return static_cast<int>(smaller(kLargest16, INT32_MAX / 128 / k));
     }
   };
 

@@ -2,8 +2,9 @@
 //
 // Accumulation is in float32; y is rounded once, to nearest even, after the bias is added. Where
 // products of int8 values are of integers, x is rounded to integers with one scale per token, the
-// largest magnitude of the token becoming 32767 (W8A16), 127 (W8A8) or, on avx2, as much as sums
-// have room for; these products are summed exactly, in int32. Where they are of float32 (portable,
+// largest magnitude of the token becoming 32767 (W8A16), 8191 (W8A14, on avx2) or 127 (W8A8), and
+// less where sums have no room for that; these products are summed exactly, in int32. Where they
+// are of float32 (portable,
 // and avx512 but for dense rows), x stays as it is. How float16 meets bfloat16 values without
 // float32 products is told in words.h.
 //
@@ -124,7 +125,7 @@ template <class Tuning>
 void avx512_int8_kept_many_tokens(const LinearArguments&, Worker&);  // any m, W8A8
 
 // Any m, values of both types, x of every type: products with x as it is. On avx2 values are in
-// lanes of layout.h.
+// lanes (layout.h), and `Of` is 4 where two of every four are kept, else 8.
 void avx512_float32(const LinearOf<bf16>&, Worker&);
 void avx512_float32(const LinearOf<fp16>&, Worker&);
 void avx512_float32(const LinearOf<float>&, Worker&);
@@ -135,10 +136,9 @@ void portable(const LinearOf<fp16>&, Worker&);
 void portable(const LinearOf<float>&, Worker&);
 
 // Any m, x of 16 bits: W8A16 for m <= kSplitTokens or, of values in lanes, kLaneSplitTokens, and
-// W8A8; without VNNI W8A14 in place of W8A16, and up to 16 bits of dense rows. `Value` is int8_t or
-// dense8.
+// W8A8; without VNNI W8A14 in place of W8A16, and up to 16 bits of dense rows.
 template <class Value, class Real>
-void avx512_vnni(const LinearOf<Real>&, Worker&);
+void avx512_vnni(const LinearOf<Real>&, Worker&);  // int8_t or dense8
 template <int Of, class Real>
 void avx2_vnni_int8(const LinearOf<Real>&, Worker&);
 template <class Real>

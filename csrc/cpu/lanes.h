@@ -2,22 +2,22 @@
 // that a row has as many products as values.
 //
 // A lane is a row. One shuffle brings a token's inputs to the values that a vector holds, of all
-// rows of a group, and a token's sums of them are one vector, for each part of x.
+// rows of a group, and a token's sums of them are one vector.
 //
 // `Products` says what the values are and how they meet x:
 //   Tuning, Real         the table of constants, and the type of x and y
 //   Lanes                what a vector holds of a block, and meets; it does not depend on Real:
 //     Block              of layout.h
 //     Vector, Lane       kRows of them to a vector
-//     kParts             sums of a token, of each row
+//     kSums              of a token and a row, one for all of x or for each part of it
 //     kChains<Tokens>    vectors that take turns as one sum, because an addition waits for the last
 //     kSteps, kStepBytes a token's x of a block, in the order that it is used in
 //     multiply(block, x, sums) adds the products of a block and of x, [step][token][kStepBytes], to
-//                        sums[token][chain][part]
+//                        sums[token][chain][sum]
 //   Inputs               constructed from the arguments; measures(), measure(token) for as many
 //                        before any load(token, block, bytes), which gives x of a token and a block
 //   Outputs              OutputRows constructed from the arguments, the Inputs and a row group;
-//                        value(token, row, totals of each part), which is asked, for nothing, of
+//                        value(token, row, its sums), which is asked, for nothing, of
 //                        rows past the last too
 //
 // Include after every other header: what follows is compiled for one instruction set.
@@ -33,20 +33,20 @@
 namespace permllm::cpu {
 namespace {
 
-// Adds the products of `count` blocks of a row group to sums[token][part], and fetches as many of
+// Adds the products of `count` blocks of a row group to sums[token][sum], and fetches as many of
 // those ahead if `fetches`.
 template <class Lanes, class Tuning, int Tokens>
 __attribute__((noinline)) void multiply_lanes(BlocksOf<typename Lanes::Block> place, int64_t count,
                                               const char* x, bool fetches,
-                                              typename Lanes::Vector (*sums)[Lanes::kParts]) {
+                                              typename Lanes::Vector (*sums)[Lanes::kSums]) {
   using Vector = typename Lanes::Vector;
-  constexpr int kParts = Lanes::kParts, kChains = Lanes::template kChains<Tokens>;
+  constexpr int kSums = Lanes::kSums, kChains = Lanes::template kChains<Tokens>;
   constexpr int64_t kAhead = Tuning::kLaneAheadBytes / sizeof(typename Lanes::Block);
-  Vector sum[Tokens][kChains][kParts] = {};
+  Vector sum[Tokens][kChains][kSums] = {};
   PERMLLM_UNROLL
   for (int t = 0; t < Tokens; ++t) {
     PERMLLM_UNROLL
-    for (int p = 0; p < kParts; ++p) sum[t][0][p] = sums[t][p];
+    for (int p = 0; p < kSums; ++p) sum[t][0][p] = sums[t][p];
   }
   for (int64_t b = 0; b < count; ++b) {
     if (fetches) (place + (b + kAhead)).template prefetch<Tuning::kLaneHint>();
@@ -56,7 +56,7 @@ __attribute__((noinline)) void multiply_lanes(BlocksOf<typename Lanes::Block> pl
   PERMLLM_UNROLL
   for (int t = 0; t < Tokens; ++t) {
     PERMLLM_UNROLL
-    for (int p = 0; p < kParts; ++p) {
+    for (int p = 0; p < kSums; ++p) {
       PERMLLM_UNROLL
       for (int chain = 1; chain < kChains; ++chain) sum[t][0][p] += sum[t][chain][p];
       sums[t][p] = sum[t][0][p];
@@ -72,11 +72,11 @@ class LaneTokens {
   using Lane = typename Lanes::Lane;
   using Weights = BlocksOf<typename Lanes::Block>;
 
-  static constexpr int kParts = Lanes::kParts;
+  static constexpr int kSums = Lanes::kSums;
   static constexpr int kStepBytes = Lanes::kStepBytes;
   static constexpr int64_t kTokenBytes = Lanes::kSteps * kStepBytes;  // of a block
   static constexpr int kTile = Tuning::kLaneTile;
-  static constexpr int kTogether = Tuning::kLaneTokens;
+  static constexpr int kPartTokens = Tuning::kLaneTokens;
 
  public:
   static constexpr int64_t kPreparedAlone = Tuning::kPreparedAlone;
@@ -96,7 +96,7 @@ class LaneTokens {
 
   // x as [tile of tokens][input block][step][token][kStepBytes].
   void pack(int64_t block) const {
-    for_each_even_part(a_.m, kTogether, [&](int64_t start, int64_t tokens) {
+    for_each_even_part(a_.m, kPartTokens, [&](int64_t start, int64_t tokens) {
       for_each_tile(tokens, [&](int64_t tile, auto count) {
         for (int t = 0; t < count; ++t) {
           alignas(64) char steps[kTokenBytes];
@@ -111,10 +111,10 @@ class LaneTokens {
     });
   }
 
-  // For every kTogether tokens all row groups, which are read from memory again: x of so many stays
-  // in the cache.
+  // For every kPartTokens tokens all row groups, which are read from memory again: x of so many
+  // stays in the cache.
   void run(int64_t begin, int64_t end) const {
-    for_each_even_part(a_.m, kTogether, [&](int64_t start, int64_t tokens) {
+    for_each_even_part(a_.m, kPartTokens, [&](int64_t start, int64_t tokens) {
       for (int64_t group = begin; group < end; ++group) multiply_group(group, start, tokens);
     });
   }
@@ -134,7 +134,7 @@ class LaneTokens {
 
   // The blocks that tiles share stay in the L1 cache.
   void multiply_group(int64_t group, int64_t start, int64_t tokens) const {
-    Vector sums[kTogether][kParts] = {};
+    Vector sums[kPartTokens][kSums] = {};
     const int64_t chunk = tokens <= kTile ? blocks_ : Tuning::kLaneChunkBlocks;
     for (int64_t b = 0; b < blocks_; b += chunk) {
       const Weights place(a_, group, b);
@@ -149,13 +149,13 @@ class LaneTokens {
   }
 
   static void write(const typename Products::Outputs& out, int64_t token,
-                    const Vector (&sums)[kParts]) {
-    alignas(64) Lane parts[kParts][kRows];
-    for (int p = 0; p < kParts; ++p) store(parts[p], sums[p]);
+                    const Vector (&sums)[kSums]) {
+    alignas(64) Lane parts[kSums][kRows];
+    for (int p = 0; p < kSums; ++p) store(parts[p], sums[p]);
     float values[kRows];
     for (int r = 0; r < kRows; ++r) {
-      Lane totals[kParts];
-      for (int p = 0; p < kParts; ++p) totals[p] = parts[p][r];
+      Lane totals[kSums];
+      for (int p = 0; p < kSums; ++p) totals[p] = parts[p][r];
       values[r] = out.value(token, r, totals);
     }
     typename Products::Real rounded[kRows];

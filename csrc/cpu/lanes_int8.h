@@ -4,11 +4,13 @@
 // instruction set asks for that. Each part meets the values that its inputs are brought to.
 //
 // Templates over an instruction set, a struct with
-//   Vector               32-bit integers, a type of the compiler's
+//   Vector               unsigned 32-bit integers, a type of the compiler's: sums wrap before what
+//                        shifted x adds to them is taken off
 //   Tuning               its constants (tuning.h)
 //   kPartBits<Parts>     of an integer of so many parts
 //   kShifted<Parts>      whether it is unsigned
-//   kTogether            whether the parts of a token have one sum
+//   kOneSum              whether the parts of a token have one sum, where `multiply` weights the
+//                        upper one by 2^kPartBits
 //   multiply(sums, x, places, values) adds products to the sums of a token, of x of 8 inputs in
 //                        each part
 //
@@ -35,17 +37,17 @@ struct IntegerLanes {
   using Block = LaneBlock<int8_t, Of>;
   using Vector = typename Isa::Vector;
   using Lane = uint32_t;  // which wraps: `packed` may hold anything
-  static constexpr int kParts = Isa::kTogether ? 1 : Parts;
+  static constexpr int kSums = Isa::kOneSum ? 1 : Parts;
   template <int Tokens>
   static constexpr int kChains = Tokens == 1 ? 2 : 1;
   static constexpr int kSteps = kEights, kStepBytes = 8 * Parts;
 
   template <int Tokens, int Chains>
   static inline void multiply(const Block& block, const char* x,
-                              Vector (&sums)[Tokens][Chains][kParts]) {
+                              Vector (&sums)[Tokens][Chains][kSums]) {
     PERMLLM_UNROLL
     for (int eight = 0; eight < kEights; ++eight) {
-      const __m256i places = LanePlacesOf<Of>(block, eight).bytes();
+      const __m256i places = LoadedPlaces<Of>(block, eight).bytes();
       const __m256i values = load_bits(block.values[eight]);
       PERMLLM_UNROLL
       for (int t = 0; t < Tokens; ++t) {
@@ -64,7 +66,8 @@ struct IntegerProducts {
   using Lanes = IntegerLanes<Isa, Of, Parts>;
   static constexpr int kPartBits = Isa::template kPartBits<Parts>;
   static constexpr bool kShifted = Isa::template kShifted<Parts>;
-  static constexpr uint32_t kRange = 1u << (Parts * kPartBits - 1);  // of magnitudes, less one
+  // Magnitudes are below it; added, it makes them unsigned.
+  static constexpr uint32_t kRange = 1u << (Parts * kPartBits - 1);
   static constexpr uint32_t kShift = kShifted ? kRange : 0;
 
   struct Inputs : IntegerInputs<Real> {
@@ -91,22 +94,24 @@ struct IntegerProducts {
     // As large as it may be: sums that parts have together, of products with -128, must fit.
     static int largest(int64_t k) {
       constexpr auto kLargest = static_cast<int64_t>(kRange - 1);
-      if (!Isa::kTogether) return static_cast<int>(kLargest);
+      if (!Isa::kOneSum) return static_cast<int>(kLargest);
       return static_cast<int>(smaller(kLargest, INT32_MAX / 128 / ceil_div(k, 2)));
     }
   };
 
-  // The upper part is shifted by half of its range, the sum of parts by as much in its units.
-  struct Outputs : IntegerOutputs<Real, Lanes::kParts> {
+  // A sum that parts share is off by the whole shift. Where they have sums of their own only the
+  // upper one is, by half of its range.
+  struct Outputs : IntegerOutputs<Real, Lanes::kSums> {
     Outputs(const LinearOf<Real>& a, const Inputs& inputs, int64_t group)
-        : IntegerOutputs<Real, Lanes::kParts>(
-              a, inputs, Isa::kTogether || !kShifted ? kShift : 1u << (kPartBits - 1), group) {}
+        : IntegerOutputs<Real, Lanes::kSums>(
+              a, inputs, Isa::kOneSum || !kShifted ? kShift : 1u << (kPartBits - 1), group) {}
   };
 };
 
 // y = x @ W^T + bias for any number of tokens; up to kLaneSplitTokens in two parts, beyond in one.
 template <class Isa, int Of, class Real>
 void int8_lanes(const LinearOf<Real>& a, Worker& worker) {
+  static_assert(Isa::Tuning::kPackedTokens == Float32Tuning::kPackedTokens, "packed_x is as large");
   a.m <= Isa::Tuning::kLaneSplitTokens
       ? go_through_parts<LaneTokens<IntegerProducts<Isa, Of, 2, Real>>>(a, worker)
       : go_through_parts<LaneTokens<IntegerProducts<Isa, Of, 1, Real>>>(a, worker);

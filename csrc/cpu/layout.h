@@ -47,17 +47,14 @@
 //                            and byte 16 i + 8 + 4 j + g of its inputs 32 + 8 g.. (j < 2)
 // What stands behind the blocks is the same, and behind that of int8 values the order as well.
 //
-// Where has_lanes() of isa.h says so, blocks are in lanes: a lane is 32 bits of one row. There are
-// those of layers that keep two of every four inputs, and those of others:
-//   2 x Rows x 4 uint8 places    bits 2 j and 2 j + 1 of byte i of row r, of the h-th: which of its
-//                                inputs the i-th value is that the row keeps of inputs
-//                                8 (4 h + j)..., counted from the first of four (of 2:4, whose
-//                                values 0 and 1 are of the first four), or else of eight, modulo 4
-//   Rows x 4 uint8 fours         not of 2:4: bit e of byte i says whether the i-th value of inputs
-//                                8 e.. is of the last four
-//   values                       of inputs 8 e.. one after the other: of int8 Rows x 4, of bfloat16
-//                                2 x Rows x 2
-// The sums of int8 values stand behind them, as above. Padding is values of zero.
+// Where has_lanes() of isa.h says so, blocks are in lanes: a lane is 32 bits of one row. The i-th
+// value that a row keeps of inputs 8 e.. has a place among these. Layers that keep two of every
+// four inputs have blocks without the second line, where it is what the first says, and 4 more for
+// i >= 2.
+//   2 x Rows x 4 uint8 places    the place modulo 4, in bits 2 (e % 4).. of byte [e / 4][row][i]
+//   Rows x 4 uint8 fours         whether the place is 4 or more, in bit e of byte [row][i]
+//   values                       [e][row][i] of int8, [e][i / 2][row][i % 2] of bfloat16
+// The sums of int8 values stand behind the blocks, as above. Padding is values of zero.
 //
 // The rows of the output head, which are dense, are stored in 12 bits too (dense12): blocks of
 //   Rows x 64 lower bytes    in the order of the masks above
@@ -102,6 +99,11 @@ constexpr int64_t kValuesOfStray = 512;
 
 constexpr int kBlockInputs = 64;
 constexpr int kBlockValues = 32;
+
+// Part of the format, not tuned: a tile has 16 rows, and 8 rows of masks are a cache line.
+constexpr int kAmxRows = 16;      // 1152 bytes, in 12 bits 896, int8 640
+constexpr int kAvx512Rows = 8;    // 576 bytes, in 12 bits 448, int8 320
+constexpr int kPortableRows = 8;  // in lanes 576 bytes too, int8 320, and 32 more if not of 2:4
 
 template <int Rows, class Value = bf16>
 struct alignas(64) Block {
@@ -158,33 +160,29 @@ struct alignas(64) SlotBlock<bf12> {
   }
 };
 
-// `Of`: 4 of 2:4, 8 of any four of eight.
+// `Of`: 4 of 2:4, 8 of any four of eight, where a block is no multiple of a cache line.
 template <class Value, int Of>
 struct LaneBlock;
 
 template <int Of>
 struct LanePlaces {
-  uint8_t places[2][8][kSlots];
+  uint8_t places[2][kPortableRows][kSlots];
 };
 
 template <>
 struct LanePlaces<8> {
-  uint8_t places[2][8][kSlots];
-  uint8_t fours[8][kSlots];
+  uint8_t places[2][kPortableRows][kSlots];
+  uint8_t fours[kPortableRows][kSlots];
 };
 
 template <int Of>
 struct alignas(32) LaneBlock<int8_t, Of> : LanePlaces<Of> {
-  int8_t values[kEights][8][kSlots];
-
-  int8_t& value(int row, int eight, int slot) { return values[eight][row][slot]; }
+  int8_t values[kEights][kPortableRows][kSlots];
 };
 
 template <int Of>
 struct alignas(32) LaneBlock<bf16, Of> : LanePlaces<Of> {
-  bf16 values[kEights][kSlots / 2][8][2];
-
-  bf16& value(int row, int eight, int slot) { return values[eight][slot / 2][row][slot % 2]; }
+  bf16 values[kEights][kSlots / 2][kPortableRows][2];
 };
 
 // A bfloat16 value that its row has no 12 bits for.
@@ -193,11 +191,6 @@ struct Stray {
   uint16_t row;    // of the row group
   bf16 value;
 };
-
-// Part of the format, not tuned: a tile has 16 rows, and 8 rows of masks are a cache line.
-constexpr int kAmxRows = 16;      // 1152 bytes, in 12 bits 896, int8 640
-constexpr int kAvx512Rows = 8;    // 576 bytes, in 12 bits 448, int8 320
-constexpr int kPortableRows = 8;  // in lanes 576 bytes too, int8 320, and 32 more if not of 2:4
 
 // Row groups that the AMX kernels multiply side by side: as many as the tile registers hold sums
 // of. Threads share out such pairs, when a weight is packed and when it is multiplied.

@@ -46,7 +46,8 @@ struct PackedLayout {
   int64_t row_groups() const;
 };
 
-// How values are packed: in 12 bits where a kernel reads those and few values do not fit.
+// How values are packed: in 12 bits where a kernel reads those and few values do not fit, in lanes
+// by which pattern the mask has.
 struct Packing {
   PackedLayout layout;
   // For values in 12 bits.

@@ -201,7 +201,6 @@ struct Float32Tuning : Zen4Tuning {
 
   // Kept values alone, measured on Zen 3, and on an Intel Xeon where they begin on avx512.
   static constexpr int kKeptVectors = 8;           // of tokens that a value meets
-  static constexpr int64_t kPanelTokens = 0;       // up to which pruned ones are faster, if any
   static constexpr int64_t kKeptPanelGroups = 16;  // whose sums, and decoded blocks, are in L2
 };
 
@@ -217,6 +216,7 @@ struct Avx2Tuning : Float32Tuning {
   static constexpr int kLaneTokensOf8 = 16;       // the same of float32 and layers that are not 2:4
   static constexpr int kLaneSplitTokens = 2;      // int8: x of two parts up to here, of one beyond
   static constexpr int kLaneTile = 8;             // tokens, whose sums the registers hold
+  static constexpr int64_t kKeptPanelGroups = 4;  // whose decoded blocks are in L1
   static constexpr int64_t kLaneChunkBlocks = 8;  // that tiles share in L1
   static constexpr int kLaneHint = kIntoL1;
   static constexpr int64_t kLaneAheadBytes = 8192;
@@ -230,12 +230,13 @@ struct Avx2Tuning : Float32Tuning {
   static constexpr int kSums = 12;
 };
 
-// int8 values in vectors of any width, measured on Zen 5, but for few tokens on avx2.
+// int8 values in vectors of any width, measured on Zen 5.
 struct Avx512VnniTuning : Avx512Tuning {
   static constexpr int kFewTokens = 7;
   static constexpr int kSplitTokens = 2;  // W8A16 up to here, W8A8 beyond
 };
 
+// Of dense rows; constants of lanes are those of Zen 3, and were not measured with VNNI.
 struct Avx2VnniTuning : Avx2Tuning {
   static constexpr bool kLoadsApart = false;
   static constexpr int64_t kFewAheadBlocks = Float32Tuning::kFewAheadBlocks;
@@ -245,7 +246,7 @@ struct Avx2VnniTuning : Avx2Tuning {
   static constexpr int kSplitTokens = 2;
 };
 
-// Dense rows of avx512 take these too.
+// Dense rows of avx2 and avx512, and lanes of avx2.
 struct Avx2Int8Tuning : Avx2Tuning {
   static constexpr int kVectors = 2;  // products want a register of their own
   static constexpr int kFewTokens = 5;

@@ -1,6 +1,6 @@
 // What the kernels with vectors of any width share. They are templates that the compiler makes code
 // of for one instruction set after the other. Sparse blocks are in the permuted order: a row keeps
-// four of every eight inputs, so the place of its values follows from that of its mask.
+// four of every eight inputs, so that where its values stand is known.
 //
 // Include after every other header: what follows is compiled for one instruction set.
 #pragma once

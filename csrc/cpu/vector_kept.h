@@ -4,8 +4,8 @@
 // picks its input's: half of the products of a dense layer. Its value is broadcast once for as many
 // vectors as registers hold sums of. What this costs is loads: each product has one of its own.
 //
-// An input that is not finite reaches the rows that keep it, where the other kernels multiply it by
-// zeros too.
+// An input that is not finite reaches the rows that keep it, where kernels that expand rows
+// multiply it by zeros too.
 //
 // Rows are decoded once for all tokens, to the values and to where x of their inputs lies.
 #pragma once

@@ -34,7 +34,7 @@ ALIGNMENT = 64
 
 
 class CpuBackend:
-    """Packs to blocks of a few rows x 64 inputs with 64-bit masks (csrc/cpu/layout.h).
+    """Packs to blocks of a few rows x 64 inputs, values and where they are (csrc/cpu/layout.h).
 
     Args:
         instruction_set: one of `instruction_sets`; empty for the fastest that this CPU runs, or the

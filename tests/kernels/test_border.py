@@ -118,7 +118,7 @@ def test_corrupted_metadata(packed, field, value):
     metadata[field] = value
     if torch.equal(metadata, packed.metadata):
         pytest.skip("the value is the right one")
-    if field == 1 and value in (0, 3):
+    if field == 1 and value == 0 and packed.metadata[5] == 0:
         pytest.skip("another instruction set with the same layout: a valid header")
     with pytest.raises(
         RuntimeError, match=r"layout version|instruction set|corrupted|truncated|out_f"

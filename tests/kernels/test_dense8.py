@@ -27,6 +27,11 @@ def dense8_isa(isa: str) -> str:
     return isa
 
 
+def rounds_x_to_8_bits(isa: str, m: int) -> bool:
+    """avx2 has kernels of its own for dense rows, of 16 bits where sums have room."""
+    return isa != "avx2" and has_8_bits(isa, m)
+
+
 def drawn(rows: int, inputs: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(rows, inputs, generator=generator).bfloat16()
@@ -57,7 +62,7 @@ def test_matches_float64(dense8_isa: str, n: int, k: int, dtype: torch.dtype) ->
         found, exact = multiply(x, packed, n, bias).double(), x.double() @ rounded.T + bias.double()
         assert found.shape == (m, n)
         if found.numel() >= 64 and k >= 64:
-            limit = TOLERANCE if has_8_bits(dense8_isa, m) else TOLERANCE_SPLIT
+            limit = TOLERANCE if rounds_x_to_8_bits(dense8_isa, m) else TOLERANCE_SPLIT
             assert (found - exact).norm() <= limit * exact.norm()
 
 
@@ -73,7 +78,7 @@ def test_integers_are_exact(dense8_isa: str, m: int) -> None:
     weight[:, 7] = 0
     packed = packed_on(dense8_isa, weight.bfloat16())
     found, exact = multiply(x.bfloat16(), packed, 75), x.double() @ weight.double().T
-    if has_8_bits(dense8_isa, m):
+    if rounds_x_to_8_bits(dense8_isa, m):
         assert torch.equal(found, exact.bfloat16())
     else:
         torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=0.1)

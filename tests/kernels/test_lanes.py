@@ -75,6 +75,19 @@ def test_the_bytes_are_those_of_the_layout(isa, n, k, pattern, dtype):
     assert torch.equal(unpacked(packed.packed, n, k, pattern, dtype), expected)
 
 
+@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+@pytest.mark.parametrize(("n", "k"), [(3, 8), (13, 72), (20, 200)])
+def test_the_sums_of_int8_values_stand_behind_the_blocks(isa, n, k, pattern):
+    layer = drawn(n, k, pattern, torch.int8)
+    row_bytes = (3 if pattern == "4:8" else 2) * SLOTS + EIGHTS * SLOTS
+    groups = -(-n // ROWS)
+    start = groups * -(-k // INPUTS) * ROWS * row_bytes
+    packed = CpuBackend(isa).pack(layer.weights).packed
+    sums = packed[start : start + groups * ROWS * 4].view(torch.int32)
+    assert torch.equal(sums[:n].long(), layer.weights.values.long().sum(dim=1))
+    assert not sums[n:].any()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
 def test_a_mask_says_which_pattern_it_has(isa, dtype):
     """A 4:8 layer that is 2:4 is taken for that; one row that is not makes the difference."""
@@ -90,7 +103,10 @@ def test_no_damage_of_places_is_read_as_an_address(isa):
     for pattern, dtype in TYPES:
         layer = drawn(16, 128, pattern, dtype)
         packed = CpuBackend(isa).pack(layer.weights)
-        packed.packed[: 2 * ROWS * SLOTS] = 0xFF
+        fours = ROWS * SLOTS if pattern == "4:8" else 0
+        places, values = 2 * ROWS * SLOTS + fours, EIGHTS * ROWS * SLOTS * dtype.itemsize
+        blocks = packed.packed[: 4 * (places + values)].view(4, places + values)
+        blocks[:, :places] = 0xFF
         for tokens in EVERY_KERNEL:
             x = torch.ones(tokens, 128, dtype=torch.bfloat16)
             y = torch.ops.permllm.sparse_linear(

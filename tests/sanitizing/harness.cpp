@@ -98,7 +98,7 @@ struct Layer {
           const int64_t place = permutation.empty() ? j : j / 64 * 64 + permutation[j];
           float value;
           if (int8) {
-            integers.push_back(static_cast<int8_t>(static_cast<int>(random() % 255) - 127));
+            integers.push_back(static_cast<int8_t>(static_cast<int>(random() % 256) - 128));
             value = static_cast<float>(integers.back()) * scale[row];
           } else {
             values.push_back(rounded(normal(random)));
@@ -239,7 +239,8 @@ struct Stack {
     int64_t bytes = 0;
     layers.reserve(experts);
     for (int64_t expert = 0; expert < experts; ++expert) {
-      const Layer& layer = layers.emplace_back(n, k, type, random);
+      const int of = has_lanes(isa) && expert % 2 != 0 ? 8 : 4;  // whose blocks are others
+      const Layer& layer = layers.emplace_back(n, k, type, random, of);
       const void* values = type == ValueType::kInt8
                                ? static_cast<const void*>(layer.integers.data())
                                : static_cast<const void*>(layer.values.data());
