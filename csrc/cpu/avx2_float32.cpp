@@ -136,8 +136,7 @@ struct KeptLanes {
 template <class Value, int Of, class Real>
 void avx2_float32(const LinearOf<Real>& a, Worker& worker) {
   static_assert(Avx2Tuning::kPackedTokens == Float32Tuning::kPackedTokens, "packed_x is as large");
-  constexpr int kFew = Of == 4 ? Avx2Tuning::kLaneTokens : Avx2Tuning::kLaneTokensOf8;
-  static_assert(kFew <= Avx2Tuning::kLaneTokens, "sums of so many are held at a time");
+  constexpr int kFew = Of == 4 ? Avx2Tuning::kLaneFewTokensOf4 : Avx2Tuning::kLaneFewTokensOf8;
   if (a.m <= kFew) {
     go_through(LaneTokens<LaneFloatProducts<Value, Of, Real>>(a), a.last, worker);
   } else {

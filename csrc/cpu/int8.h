@@ -95,9 +95,9 @@ struct IntegerInputs {
   float* const inverses;
 };
 
-// What turns the sums of one row group into outputs, of one part of x or of two whose first is in
-// units of 256. The first one is shifted.
-template <class Real, int Parts>
+// What turns the sums of one row group into outputs: one of each token and row, or two whose first
+// is in units of 256. The first one is shifted.
+template <class Real, int Sums>
 struct IntegerOutputs : OutputRows<Real> {
   IntegerOutputs(const LinearOf<Real>& a, const IntegerInputs<Real>& inputs, uint32_t shift,
                  int64_t group)
@@ -110,7 +110,7 @@ struct IntegerOutputs : OutputRows<Real> {
 
   float value(int64_t token, int r, const uint32_t* totals) const {
     auto sum = static_cast<float>(static_cast<int32_t>(totals[0] - of_shift[r]));
-    if constexpr (Parts == 2) {
+    if constexpr (Sums == 2) {
       sum = sum * 256.0f + static_cast<float>(static_cast<int32_t>(totals[1]));
     }
     return sum * factor[r] * scales[token] + this->bias[r];

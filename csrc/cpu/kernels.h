@@ -4,9 +4,8 @@
 // products of int8 values are of integers, x is rounded to integers with one scale per token, the
 // largest magnitude of the token becoming 32767 (W8A16), 8191 (W8A14, on avx2) or 127 (W8A8), and
 // less where sums have no room for that; these products are summed exactly, in int32. Where they
-// are of float32 (portable,
-// and avx512 but for dense rows), x stays as it is. How float16 meets bfloat16 values without
-// float32 products is told in words.h.
+// are of float32 (portable, and avx512 but for dense rows), x stays as it is. How float16 meets
+// bfloat16 values without float32 products is told in words.h.
 //
 // The instructions that multiply and round bfloat16 take numbers below 2^-126 as zero: those of x,
 // W, bias and y on amx (with int8 values those of bias and y), and with bfloat16 values on

@@ -326,9 +326,9 @@ void with_kernel(Isa isa, ValueType type, const LinearOf<Real>& a, Body body) {
 
 bool has_kernel(Isa isa, ValueType type) { return words_kernel(isa, type, false).run != nullptr; }
 
-bool has_sparse_kernel(Isa isa, bool int8) {
-  if (has_lanes(isa)) return has_kernel(isa, int8 ? ValueType::kInt8Of4 : ValueType::kBfloat16Of4);
-  return has_kernel(isa, int8 ? ValueType::kInt8 : ValueType::kBfloat16);
+bool has_sparse_kernel(Isa isa, ValueType values) {
+  if (!has_lanes(isa)) return has_kernel(isa, values);
+  return has_kernel(isa, in_int8(values) ? ValueType::kInt8Of4 : ValueType::kBfloat16Of4);
 }
 
 bool takes_float32(Isa isa, ValueType type) {
