@@ -28,7 +28,7 @@ SOURCES = Path("csrc")
 OBJECTS = Path("build") / "objects"  # kept from build to build, unlike the directory of setuptools
 COMMON_FLAGS = [
     "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra",
-    "-Wno-unused-parameter",
+    "-Wno-unused-parameter", "-I", "csrc",
     "-fno-trapping-math",  # else GCC leaves loops scalar that choose between floats
     "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY",
 ]  # fmt: skip
@@ -42,15 +42,15 @@ AVX512_VNNI_FLAGS = [*AVX512_FLAGS, "-mavx512vnni"]
 AVX512_VBMI2_FLAGS = [*AVX512_VNNI_FLAGS, "-mavx512vbmi", "-mavx512vbmi2"]
 AVX512_BF16_FLAGS = [*AVX512_VBMI2_FLAGS, "-mavx512bf16"]
 AMX_FLAGS = [*AVX512_BF16_FLAGS, "-mamx-tile", "-mamx-bf16", "-mamx-int8"]
-# By the beginning of a source's name, x86-64 only; the first that fits counts.
+# By the beginning of a source's path in csrc/cpu, x86-64 only; the first that fits counts.
 INSTRUCTION_SETS = {
-    "avx2_vnni": AVX2_VNNI_FLAGS,
-    "avx2_": AVX2_FLAGS,
-    "avx512_vnni": AVX512_VNNI_FLAGS,
-    "avx512_int8": AVX512_VBMI2_FLAGS,
-    "avx512_float32": AVX512_FLAGS,
-    "avx512_": AVX512_BF16_FLAGS,
-    "amx_": AMX_FLAGS,
+    "avx2/vnni": AVX2_VNNI_FLAGS,
+    "avx2/": AVX2_FLAGS,
+    "avx512/vnni": AVX512_VNNI_FLAGS,
+    "avx512/int8": AVX512_VBMI2_FLAGS,
+    "avx512/float32": AVX512_FLAGS,
+    "avx512/": AVX512_BF16_FLAGS,
+    "amx/": AMX_FLAGS,
 }
 CPU_REMEDY = (
     "It must know C++20 and AVX-512 BF16 (GCC 11, Clang 14 or newer): choose another with CXX=..., "
@@ -118,18 +118,18 @@ def sources() -> list[str]:
 
 
 def instruction_set_flags(source: str) -> list[str]:
-    """Flags for a file that is named after an instruction set, none for the others."""
-    name = Path(source).name
-    return next((flags for start, flags in INSTRUCTION_SETS.items() if name.startswith(start)), [])
+    """Flags for a file in the folder of an instruction set, none for the others."""
+    path = source.removeprefix(f"{SOURCES}/cpu/")
+    return next((flags for start, flags in INSTRUCTION_SETS.items() if path.startswith(start)), [])
 
 
 def defines(source_list: list[str]) -> list[str]:
     """PERMLLM_AVX2, PERMLLM_AVX512 and so on, where their kernels are in the list."""
-    names = [Path(source).name for source in source_list]
+    paths = [source.removeprefix(f"{SOURCES}/cpu/") for source in source_list]
     return [
-        f"-DPERMLLM_{start.rstrip('_').upper()}"
+        f"-DPERMLLM_{start.rstrip('/').replace('/', '_').upper()}"
         for start in INSTRUCTION_SETS
-        if any(name.startswith(start) for name in names)
+        if any(path.startswith(start) for path in paths)
     ]
 
 

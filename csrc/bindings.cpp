@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "cpu/linear.h"
-#include "cpu/pack.h"
+#include "cpu/packing/pack.h"
 #include "cpu_tensors.h"
 
 namespace permllm {

@@ -8,8 +8,8 @@
 #include <array>
 
 #include "cpu/linear.h"
-#include "cpu/pack.h"
-#include "cpu/weight_memory.h"
+#include "cpu/memory/weight_memory.h"
+#include "cpu/packing/pack.h"
 #include "tensors.h"
 
 namespace permllm {

@@ -1,7 +1,7 @@
 // The operator of mixture-of-experts layers.
 #include <torch/csrc/stable/library.h>
 
-#include "cpu/experts.h"
+#include "cpu/experts/experts.h"
 #include "cpu_tensors.h"
 
 namespace permllm {

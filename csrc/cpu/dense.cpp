@@ -1,6 +1,6 @@
-#include "dense.h"
+#include "cpu/dense.h"
 
-#include "isa.h"
+#include "cpu/isa.h"
 
 namespace permllm::cpu {
 namespace {

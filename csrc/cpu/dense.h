@@ -7,7 +7,7 @@
 
 #include <limits>
 
-#include "region.h"
+#include "cpu/threads/region.h"
 
 namespace permllm::cpu {
 

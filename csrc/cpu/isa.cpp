@@ -1,4 +1,4 @@
-#include "isa.h"
+#include "cpu/isa.h"
 
 #include <torch/headeronly/util/Exception.h>
 
@@ -9,7 +9,7 @@
 #include <string_view>
 #include <utility>
 
-#include "layout.h"
+#include "cpu/packing/layout.h"
 
 #if defined(PERMLLM_AVX2)
 #include <cpuid.h>

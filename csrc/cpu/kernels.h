@@ -16,8 +16,8 @@
 // its tokens, at most, they pack x, and then multiply row groups.
 #pragma once
 
-#include "layout.h"
-#include "team.h"
+#include "cpu/packing/layout.h"
+#include "cpu/threads/team.h"
 
 namespace permllm::cpu {
 

@@ -1,9 +1,9 @@
-#include "linear.h"
+#include "cpu/linear.h"
 
 #include <type_traits>
 
-#include "region.h"
-#include "tuning.h"
+#include "cpu/threads/region.h"
+#include "cpu/tuning.h"
 
 namespace permllm::cpu {
 namespace {

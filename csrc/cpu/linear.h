@@ -1,9 +1,9 @@
 // y = x @ W^T + bias for a packed W: the one place that chooses a kernel.
 #pragma once
 
-#include "isa.h"
-#include "kernels.h"
-#include "region.h"
+#include "cpu/isa.h"
+#include "cpu/kernels.h"
+#include "cpu/threads/region.h"
 
 namespace permllm::cpu {
 

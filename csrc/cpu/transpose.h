@@ -1,4 +1,4 @@
-// A transpose in AVX-512 registers. Include after every other header, and after amx_target.h where
+// A transpose in AVX-512 registers. Include after every other header, and after amx/target.h where
 // there is one.
 #pragma once
 

@@ -5,12 +5,12 @@
 // rows of x, whose sums are added; more are rounded to one. int8 values meet integers, which
 // float16 is rounded to like bfloat16.
 //
-// Include after every other header, and after amx_target.h where there is one.
+// Include after every other header, and after amx/target.h where there is one.
 #pragma once
 
 #include <immintrin.h>
 
-#include "kernels.h"
+#include "cpu/kernels.h"
 
 namespace permllm::cpu {
 namespace {

@@ -27,14 +27,14 @@ LARGEST_UNDONE_BLOCK = 64
 SIXTEEN_BITS_ONLY = ("amx", "zen5", "avx512_bf16", "avx512_vbmi2")
 #: Of these, one without kernels for bfloat16 values.
 INT8_ONLY = ("avx512_vbmi2",)
-#: Beyond, sums of products of int8 values leave an int32 (csrc/cpu/layout.h).
+#: Beyond, sums of products of int8 values leave an int32 (csrc/cpu/packing/layout.h).
 MOST_INT8_INPUTS = 1 << 17
 #: Of a packed weight, in bytes.
 ALIGNMENT = 64
 
 
 class CpuBackend:
-    """Packs to blocks of a few rows x 64 inputs, values and where they are (csrc/cpu/layout.h).
+    """Packs to blocks of a few rows x 64 inputs, as csrc/cpu/packing/layout.h says.
 
     Args:
         instruction_set: one of `instruction_sets`; empty for the fastest that this CPU runs, or the

@@ -1,8 +1,8 @@
-// Workers of csrc/cpu/team.h go through random phases: every item once, and no phase before the one
-// before it is finished.
+// Workers of csrc/cpu/threads/team.h go through random phases: every item once, and no phase before
+// the one before it is finished.
 //
 // usage: team together|in-turn|failing WORKERS    failing: one worker throws out of its item
-#include "team.h"
+#include "cpu/threads/team.h"
 
 #include <atomic>
 #include <cstdio>

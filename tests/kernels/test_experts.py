@@ -20,9 +20,9 @@ HIDDEN, INTERMEDIATE = 256, 128
 MOST_PAIRS = 2048
 """Rows that the kernel holds at a time, and tokens of a call (csrc/cpu/tuning.h)."""
 VALUE_TYPE = 5
-"""Field of the metadata of an expert (csrc/cpu/layout.h)."""
+"""Field of the metadata of an expert (csrc/cpu/packing/layout.h)."""
 BFLOAT16 = 0
-"""Number of a kind of values (csrc/cpu/layout.h)."""
+"""Number of a kind of values (csrc/cpu/packing/layout.h)."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SILU, GELU_TANH, RELU2 = 0, 1, 2
 """Numbers of the activation (csrc/activation.h)."""

@@ -11,7 +11,7 @@ from permllm_vllm.checkpoint import packing
 from tests.kernels.cases import on_each_with_lanes
 
 VALUE_TYPE = 5
-"""Place in the metadata, as csrc/cpu/layout.h numbers them."""
+"""Place in the metadata, as csrc/cpu/packing/layout.h numbers them."""
 TYPES = {
     ("2:4", torch.bfloat16): 5,
     ("2:4", torch.int8): 6,
@@ -35,7 +35,7 @@ def value_type(packed: PackedWeights) -> int:
 
 
 def unpacked(packed: Tensor, n: int, k: int, pattern: str, dtype: torch.dtype) -> Tensor:
-    """Values times mask, `[n, k]`, read byte by byte as csrc/cpu/layout.h says."""
+    """Values times mask, `[n, k]`, read byte by byte as csrc/cpu/packing/layout.h says."""
     blocks, width = -(-k // INPUTS), dtype.itemsize
     fours = ROWS * SLOTS if pattern == "4:8" else 0
     block_bytes = 2 * ROWS * SLOTS + fours + EIGHTS * ROWS * SLOTS * width

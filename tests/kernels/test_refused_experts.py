@@ -24,9 +24,9 @@ from tests.kernels.test_experts import (
 )
 
 OUTPUTS, INPUTS, VALUE_TYPE, PLACE = 3, 4, 5, 7
-"""Fields of the metadata of an expert (csrc/cpu/layout.h)."""
+"""Fields of the metadata of an expert (csrc/cpu/packing/layout.h)."""
 DENSE8 = 4
-"""Number of a kind of values (csrc/cpu/layout.h)."""
+"""Number of a kind of values (csrc/cpu/packing/layout.h)."""
 BAD = {
     "an expert that is not there": (2, torch.full((4, CHOICES), EXPERTS, dtype=torch.int32), "5"),
     "ids of another dtype": (2, torch.zeros(4, CHOICES, dtype=torch.int64), "topk_ids .*int32"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-CPU = Path(__file__).parents[2] / "csrc" / "cpu"
+CSRC = Path(__file__).parents[2] / "csrc"
 COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), "")
 SECONDS = 300  # for what takes a moment: it hangs where it fails
 
@@ -16,8 +16,8 @@ pytestmark = pytest.mark.skipif(not COMPILER, reason="no C++ compiler is install
 @pytest.fixture(scope="module")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("team") / "team"
-    sources = [Path(__file__).with_name("team.cpp"), CPU / "team.cpp"]
-    command = [COMPILER, "-std=c++20", "-O1", "-pthread", f"-I{CPU}", *sources, "-o", program]
+    sources = [Path(__file__).with_name("team.cpp"), CSRC / "cpu" / "threads" / "team.cpp"]
+    command = [COMPILER, "-std=c++20", "-O1", "-pthread", f"-I{CSRC}", *sources, "-o", program]
     subprocess.run(command, check=True)
     return program
 

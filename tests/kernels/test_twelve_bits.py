@@ -16,7 +16,7 @@ from tests.kernels.cases import on_each_with_twelve_bits
 from tests.kernels.test_cpu import run
 
 VALUE_TYPE, STRAYS = 5, 6
-"""Places in the metadata, as csrc/cpu/layout.h numbers them."""
+"""Places in the metadata, as csrc/cpu/packing/layout.h numbers them."""
 BFLOAT16, BFLOAT12 = 0, 2
 POWERS = 13
 """Powers of two that a row has at least, its largest included."""

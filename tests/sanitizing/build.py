@@ -55,11 +55,11 @@ def compile_all(
     objects.mkdir(parents=True, exist_ok=True)
     sanitize = [f"-fsanitize={sanitizer[0]}", *sanitizer[1:], "-g1", "-O1"]
     flags = [flag for flag in setup.COMMON_FLAGS if flag != "-O3"]
-    flags += [*sanitize, *setup.defines(sources(setup, wanted)), "-I", str(ROOT / "csrc" / "cpu")]
+    flags += [*sanitize, *setup.defines(sources(setup, wanted))]
     flags += ["-isystem", str(setup.torch_directory() / "include")]
 
     def build(source: str) -> Path:
-        target = objects / (Path(source).stem + ".o")
+        target = objects / (source.strip("/").replace("/", "-") + ".o")  # a name is in many folders
         own = setup.instruction_set_flags(source)
         run([*setup.compiler(), *flags, *own, "-c", source, "-o", str(target)])
         return target
@@ -110,7 +110,7 @@ def link_library(sanitizer: Sequence[str], objects: Sequence[Path], target: Path
 
 def compile_with_overflow(sanitizer: Sequence[str], folder: Path) -> Path:
     """Compile weight_memory.cpp so that a weight lacks its last line; returns the object."""
-    text = (ROOT / "csrc" / "cpu" / "weight_memory.cpp").read_text()
+    text = (ROOT / "csrc" / "cpu" / "memory" / "weight_memory.cpp").read_text()
     right, wrong = "unpoison(data, bytes);", "unpoison(data, bytes - kAlignment);"
     if text.count(right) != 1:
         raise RuntimeError(

@@ -19,15 +19,15 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/cpu/experts.h"
-#include "../../csrc/cpu/linear.h"
-#include "../../csrc/cpu/pack.h"
-#include "../../csrc/cpu/threads.h"
+#include "cpu/experts/experts.h"
+#include "cpu/linear.h"
+#include "cpu/packing/pack.h"
+#include "cpu/threads/threads.h"
 #include "words_of_16_bits.h"
 
 namespace permllm::cpu {
 
-// In place of csrc/cpu/threads.cpp, whose OpenMP runtime is not instrumented.
+// In place of csrc/cpu/threads/threads.cpp, whose OpenMP runtime is not instrumented.
 constexpr int64_t kThreads = 3;
 int64_t thread_count() { return kThreads; }
 

@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "../../csrc/cpu/layout.h"
+#include "cpu/packing/layout.h"
 
 namespace {
 

@@ -13,26 +13,19 @@ import torch
 from numpy.typing import NDArray
 
 HERE = Path(__file__).parent
-CPU = HERE.parents[2] / "csrc" / "cpu"
+CSRC = HERE.parents[2] / "csrc"
 COMPILE = ["g++", "-std=c++20", "-O2", "-Wall", "-Wextra"]
 INSTRUCTION_SETS = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vbmi2"}
 
-KERNELS = ("amx_few", "amx_many", "amx_int8_few", "amx_int8_several", "amx_int8_many", "amx_dense")
+KERNELS = tuple(
+    f"amx/{name}" for name in ("few", "many", "int8_few", "int8_several", "int8_many", "dense")
+)
 ORDER = ("few", "several", "many")
 """Of the kernels, as `run` in emulation.cpp numbers them; several are for int8 values alone."""
 AROUND_KERNELS = (
-    *(
-        "pack",
-        "pack_dense",
-        "twelve_bits",
-        "linear",
-        "region",
-        "team",
-        "isa",
-        "scratch",
-        "huge_pages",
-    ),
-    *("experts", "routing", "portable_experts"),
+    *("linear", "isa", "packing/pack", "packing/pack_dense", "packing/twelve_bits"),
+    *("threads/region", "threads/team", "memory/scratch", "memory/huge_pages"),
+    *("experts/experts", "experts/routing", "portable/experts"),
 )
 TAIL_BYTES = 128
 PAGE = 4096
@@ -97,10 +90,10 @@ def compile_emulation(path: Path, flags: Sequence[str] = ()) -> Path:
     """Builds the library at `path`."""
     sources = [
         *(HERE / f"{name}.cpp" for name in ("emulation", "operators", "shares")),
-        *(CPU / f"{name}.cpp" for name in (*KERNELS, *AROUND_KERNELS)),
+        *(CSRC / "cpu" / f"{name}.cpp" for name in (*KERNELS, *AROUND_KERNELS)),
     ]
     options = ["-shared", "-fPIC", "-pthread", "-DPERMLLM_EMULATE_AMX", "-DPERMLLM_AMX"]
-    options += [f"-I{CPU}", f"-I{HERE}", "-isystem", str(Path(torch.__file__).parent / "include")]
+    options += [f"-I{CSRC}", f"-I{HERE}", "-isystem", str(Path(torch.__file__).parent / "include")]
     subprocess.run([*COMPILE, *options, *flags, *map(str, sources), "-o", str(path)], check=True)
     return path
 

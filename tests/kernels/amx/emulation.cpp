@@ -10,10 +10,10 @@
 #include <thread>
 #include <vector>
 
-#include "amx_tile.h"
-#include "region.h"
-#include "threads.h"
-#include "tuning.h"
+#include "cpu/amx/tile.h"
+#include "cpu/threads/region.h"
+#include "cpu/threads/threads.h"
+#include "cpu/tuning.h"
 
 namespace permllm::cpu {
 namespace {

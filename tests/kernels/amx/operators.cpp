@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cstdlib>
 
-#include "experts.h"
-#include "linear.h"
-#include "pack.h"
+#include "cpu/experts/experts.h"
+#include "cpu/linear.h"
+#include "cpu/packing/pack.h"
 
 namespace permllm::cpu {
 

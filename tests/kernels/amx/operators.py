@@ -14,7 +14,7 @@ from tests.kernels.amx.emulated import Emulation
 
 ALIGNMENT = 64
 DENSE8, MOST_DENSE8 = 4, 1 << 16
-"""Of csrc/cpu/layout.h."""
+"""Of csrc/cpu/packing/layout.h."""
 
 
 def address(tensor: Tensor | None) -> int | None:
@@ -22,7 +22,7 @@ def address(tensor: Tensor | None) -> int | None:
 
 
 class StackedLinear(ctypes.Structure):
-    """That of csrc/cpu/experts.h."""
+    """That of csrc/cpu/experts/experts.h."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("packed", "headers", "gather", "scale")),

@@ -1,16 +1,16 @@
 // C interface for test_first_touch.py: the row groups that a thread takes before it helps another.
-#include "kernels.h"
-#include "team.h"
+#include "cpu/kernels.h"
+#include "cpu/threads/team.h"
 // The vector code comes last.
-#include "amx_target.h"
+#include "cpu/amx/target.h"
 //
-#include "amx_cut.h"
+#include "cpu/amx/cut.h"
 
 using namespace permllm::cpu;
 
 extern "C" {
 
-// Adds to reads[row group] the times that amx_many.h gives it to `worker`; returns how often each
+// Adds to reads[row group] the times that amx/many.h gives it to `worker`; returns how often each
 // must be read, or 0 for a worker that has no share.
 int64_t reads_of_many(int64_t m, int64_t n, int64_t k, int64_t threads, int64_t worker,
                       int64_t* reads) {
@@ -30,7 +30,7 @@ int64_t reads_of_many(int64_t m, int64_t n, int64_t k, int64_t threads, int64_t 
   return cut.spans;
 }
 
-// The same for the pairs of amx_few.h, each read once.
+// The same for the pairs of amx/few.h, each read once.
 int64_t reads_of_few(int64_t n, int64_t threads, int64_t worker, int64_t* reads) {
   const int64_t groups = ceil_div(n, kAmxRows), pairs = ceil_div(groups, kAmxGroups);
   const int64_t share = ceil_div(pairs, threads);

@@ -16,7 +16,7 @@ ROWS, K = 16, 64
 BLOCK_BYTES = ROWS * (8 + 48)
 """In 12 bits."""
 TWELVE_BITS = 2
-"""Of csrc/cpu/layout.h."""
+"""Of csrc/cpu/packing/layout.h."""
 UNTOUCHED = 0xA5
 NOBODY = -1
 AFTER_RANGE = ctypes.CFUNCTYPE(None, ctypes.c_int64)

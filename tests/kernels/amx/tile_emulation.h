@@ -1,4 +1,4 @@
-// The AMX tile unit in software, for CPUs that have none: what amx_tile.h includes under
+// The AMX tile unit in software, for CPUs that have none: what amx/tile.h includes under
 // PERMLLM_EMULATE_AMX. Same results as the hardware, bit by bit (the operations of TDPBF16PS,
 // TDPBSSD and TDPBSUD in Intel's instruction set reference), and it records what the hardware would
 // fault on, and more: a row stride smaller than a row, a tile unit that is set up twice or left set
@@ -185,7 +185,7 @@ inline void multiply_add_bytes(int c, int a, int b) {
 
 }  // namespace tile_emulation
 
-// The interface of amx_tile.h.
+// The interface of amx/tile.h.
 namespace permllm::cpu {
 namespace {
 namespace tile {

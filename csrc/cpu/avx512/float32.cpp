@@ -1,0 +1,41 @@
+// AVX-512 without BF16 and VBMI2: values are widened to 32 bits, which AVX-512F can expand.
+#include <immintrin.h>
+
+#include "cpu/vector/float32_linear.h"
+
+namespace permllm::cpu {
+namespace {
+
+struct Avx512 {
+  using Vector = __m512;
+  using Tuning = Avx512Tuning;
+  static constexpr int kLanes = 16;
+
+  static Vector decode(const uint8_t* mask, const bf16* values) {
+    const __m128i eight = _mm_load_si128(reinterpret_cast<const __m128i*>(values));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(place(mask, _mm256_cvtepu16_epi32(eight)), 16));
+  }
+
+  static Vector decode(const uint8_t* mask, const int8_t* values) {
+    const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(values));
+    return _mm512_cvtepi32_ps(place(mask, _mm256_cvtepi8_epi32(eight)));
+  }
+
+ private:
+  // The zeroing form would wait for the register's old content on Zen 4, as in avx512/expand.h.
+  static __m512i place(const uint8_t* mask, __m256i values) {
+    __mmask16 kept;
+    __builtin_memcpy(&kept, mask, sizeof(kept));
+    __m512i zero = _mm512_setzero_si512();
+    __asm__("" : "+v"(zero));
+    return _mm512_mask_expand_epi32(zero, kept, _mm512_castsi256_si512(values));
+  }
+};
+
+}  // namespace
+
+void avx512_float32(const LinearOf<bf16>& a, Worker& worker) { float32_linear<Avx512>(a, worker); }
+void avx512_float32(const LinearOf<fp16>& a, Worker& worker) { float32_linear<Avx512>(a, worker); }
+void avx512_float32(const LinearOf<float>& a, Worker& worker) { float32_linear<Avx512>(a, worker); }
+
+}  // namespace permllm::cpu

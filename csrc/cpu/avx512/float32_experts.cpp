@@ -1,0 +1,14 @@
+#include "cpu/experts/rows.h"
+
+namespace permllm::cpu {
+
+template <class Real>
+ExpertSteps<Real> avx512_expert_steps() {
+  return kSteps<Real>;
+}
+
+template ExpertSteps<bf16> avx512_expert_steps();
+template ExpertSteps<fp16> avx512_expert_steps();
+template ExpertSteps<float> avx512_expert_steps();
+
+}  // namespace permllm::cpu

@@ -1,0 +1,38 @@
+// int8 values, inputs brought to them: vpermb and vpdpbusd.
+#include "cpu/avx512/int8.h"
+#include "cpu/avx512/kept_few.h"
+#include "cpu/avx512/kept_many.h"
+
+namespace permllm::cpu {
+namespace {
+
+template <class Tuning, int Bytes>
+struct KeptProducts : Int8Products<Tuning, int8_t, Bytes> {
+  static constexpr int kOneTokenFetch = Tuning::kKeptOneTokenFetchInt8;
+  static constexpr int kLeastVectors = Tuning::kKeptLeastVectorsInt8;
+
+  static __m512i multiply_kept(__m512i sum, __m512i places, __m512i values, __m512i x) {
+    return _mm512_dpbusd_epi32(sum, _mm512_permutexvar_epi8(places, x), values);
+  }
+};
+
+}  // namespace
+
+template <class Tuning>
+void avx512_int8_kept_few_tokens(const LinearArguments& a, Worker& worker) {
+  if (a.m <= Tuning::kSplitTokens) {
+    go_through(KeptFewTokens<KeptProducts<Tuning, 2>>(a), a.last, worker);
+  } else {
+    go_through(KeptFewTokens<KeptProducts<Tuning, 1>>(a), a.last, worker);
+  }
+}
+
+template <class Tuning>
+void avx512_int8_kept_many_tokens(const LinearArguments& a, Worker& worker) {
+  multiply_kept_many_tokens<KeptProducts<Tuning, 1>>(a, worker);
+}
+
+template void avx512_int8_kept_few_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
+template void avx512_int8_kept_many_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
+
+}  // namespace permllm::cpu

@@ -1,0 +1,193 @@
+// AVX-512 for many tokens whose inputs are brought to the kept values: places and values of a row
+// group are taken to a panel in the L1 cache, some blocks at a time, and meet tiles of tokens
+// there.
+//
+// Products are added up in the order of few tokens (avx512/kept_few.h), so that results are the
+// same.
+#pragma once
+
+#include "cpu/memory/scratch.h"
+#include "cpu/threads/phases.h"
+// The vector code comes last.
+#include "cpu/avx512/kept.h"
+
+namespace permllm::cpu {
+namespace {
+
+template <class Products>
+class KeptManyTokens {
+  using Tuning = typename Products::Tuning;
+  using BlockOf8 = SlotBlock<typename Products::Value>;
+  using Rows = KeptRows<typename Products::Value>;
+  using Inputs = typename Products::Inputs;
+  using Outputs = typename Products::Outputs;
+
+  static_assert(Products::kSums == 1);
+  static_assert(Tuning::kKeptPackedTokens <= Tuning::kPackedTokens, "there is memory for so many");
+  static constexpr int kInputs = Products::kInputs;
+  static constexpr int64_t kChunkBlocks = Tuning::kKeptChunkVectors / kInputs;
+
+  // Of every vector of inputs of the blocks.
+  struct Panel {
+    struct {
+      __m512i places[kSlots], values[kSlots];
+    } vectors[kChunkBlocks * kInputs];
+  };
+
+ public:
+  static constexpr int64_t kPreparedAlone = Tuning::kPreparedAlone;
+
+  explicit KeptManyTokens(const LinearArguments& a)
+      : arguments_(a),
+        blocks_(ceil_div(a.k, kBlockInputs)),
+        tiles_(a.m),
+        x_(static_cast<__m512i*>(a.packed_x)),
+        inputs_(a),
+        outputs_(a, inputs_) {}
+
+  int64_t elements() const { return arguments_.m * arguments_.k; }
+  int64_t measures() const { return inputs_.measures(); }
+  void measure(int64_t token) const { inputs_.measure(token); }
+  int64_t packs() const { return ceil_div(blocks_, kChunkBlocks) * tiles_.count(); }
+  int64_t groups() const { return ceil_div(arguments_.n, kRows); }
+
+  // Packed x is [chunk][tile][block][vector][token].
+  void pack(int64_t item) const {
+    const auto [token, tokens] = tiles_.tile(item % tiles_.count());
+    const int64_t first = item / tiles_.count() * kChunkBlocks, count = chunk_count(first);
+    __m512i* target = tile_of(first, token);
+    for (int64_t b = 0; b < count; ++b, target += kInputs * tokens) {
+      for (int64_t t = 0; t < tokens; ++t) {
+        __m512i vectors[kInputs];
+        inputs_.load(token + t, first + b, vectors);
+        for (int i = 0; i < kInputs; ++i) target[i * tokens + t] = vectors[i];
+      }
+    }
+  }
+
+  void run(int64_t begin, int64_t end) const {
+    auto* sums =
+        static_cast<__m512i*>(thread_scratch(Scratch::kSums, arguments_.m * sizeof(__m512i)));
+    auto& panel = *static_cast<Panel*>(thread_scratch(Scratch::kPanel, sizeof(Panel)));
+    const int64_t share = ceil_div(kChunkBlocks, tiles_.count());
+    const auto* block = static_cast<const BlockOf8*>(arguments_.packed) + begin * blocks_;
+    for (int64_t group = begin; group < end; ++group) {
+      const Rows rows(arguments_, group);
+      for (int64_t first = 0; first < blocks_; first += kChunkBlocks) {
+        const int64_t count = chunk_count(first);
+        take(rows, block, count, panel);
+        block += count;
+        for (int64_t tile = 0, fetched = 0; tile < tiles_.count(); ++tile) {
+          // A share of as many blocks, further on.
+          for (const int64_t next = smaller(count, fetched + share); fetched < next; ++fetched) {
+            prefetch<Tuning::kKeptHint, sizeof(BlockOf8)>(
+                reinterpret_cast<const char*>(block + fetched) + Tuning::kKeptManyAhead);
+          }
+          const auto [token, tokens] = tiles_.tile(tile);
+          multiply_tile(panel, count, tile_of(first, token), tokens, sums + token, first == 0);
+        }
+      }
+      add_strays(rows, sums);
+      store(group * kRows, sums);
+    }
+  }
+
+ private:
+  int64_t chunk_count(int64_t first) const { return smaller(kChunkBlocks, blocks_ - first); }
+
+  __m512i* tile_of(int64_t first_block, int64_t token) const {
+    return x_ + (first_block * arguments_.m + token * chunk_count(first_block)) * kInputs;
+  }
+
+  static void take(const Rows& rows, const BlockOf8* blocks, int64_t count, Panel& panel) {
+    for (int64_t b = 0; b < count; ++b) {
+      __m512i places[Rows::kVectors][kSlots], values[Rows::kVectors][kSlots];
+      rows.take(blocks[b], places, values);
+      PERMLLM_UNROLL
+      for (int i = 0; i < kInputs; ++i) {
+        auto& vector = panel.vectors[b * kInputs + i];
+        PERMLLM_UNROLL
+        for (int slot = 0; slot < kSlots; ++slot) {
+          vector.places[slot] = places[vector_of<Rows>(i)][slot];
+          vector.values[slot] = values[vector_of<Rows>(i)][slot];
+        }
+      }
+    }
+  }
+
+  template <int Tokens = kKeptTile>
+  static void multiply_tile(const Panel& panel, int64_t count, const __m512i* x, int64_t tokens,
+                            __m512i* sums, bool first) {
+    if constexpr (Tokens > 1) {
+      if (tokens < Tokens) {
+        return multiply_tile<Tokens - 1>(panel, count, x, tokens, sums, first);
+      }
+    }
+    multiply<Tokens>(panel, count * kInputs, x, sums, first);
+  }
+
+  template <int Tokens>
+  PERMLLM_APART static void multiply(const Panel& panel, int64_t vectors, const __m512i* x,
+                                     __m512i* sums, bool first) {
+    __m512i sum[Tokens];
+    PERMLLM_UNROLL
+    for (int t = 0; t < Tokens; ++t) sum[t] = first ? _mm512_setzero_si512() : sums[t];
+    for (int64_t i = 0; i < vectors; ++i, x += Tokens) {
+      const auto& vector = panel.vectors[i];
+      PERMLLM_UNROLL
+      for (int t = 0; t < Tokens; ++t) {
+        const __m512i inputs = x[t];
+        PERMLLM_UNROLL
+        for (int slot = 0; slot < kSlots; ++slot) {
+          sum[t] =
+              Products::multiply_kept(sum[t], vector.places[slot], vector.values[slot], inputs);
+        }
+      }
+    }
+    PERMLLM_UNROLL
+    for (int t = 0; t < Tokens; ++t) sums[t] = sum[t];
+  }
+
+  void add_strays(const Rows& rows, __m512i* sums) const {
+    rows.for_each_stray(arguments_.k, [&](int row, int64_t input, auto value) {
+      const int64_t vector = input / (kBlockInputs / kInputs);
+      const int64_t first = vector / kInputs / kChunkBlocks * kChunkBlocks;
+      for (int64_t tile = 0; tile < tiles_.count(); ++tile) {
+        const auto [token, tokens] = tiles_.tile(tile);
+        const __m512i* x = tile_of(first, token) + (vector - first * kInputs) * tokens;
+        for (int64_t t = 0; t < tokens; ++t) {
+          sums[token + t] = add_stray<Products>(sums[token + t], row, input, value, x[t]);
+        }
+      }
+    });
+  }
+
+  void store(int64_t row, const __m512i* sums) const {
+    RowOutputs<Products> outputs(arguments_, outputs_, row);
+    for (int64_t t = 0; t < arguments_.m; ++t) {
+      const __m512i own[1] = {sums[t]};
+      store_kept<Products>(outputs, own, t);
+    }
+  }
+
+  LinearArguments arguments_;
+  int64_t blocks_;
+  KeptTiles tiles_;
+  __m512i* x_;
+  Inputs inputs_;
+  Outputs outputs_;
+};
+
+// Any number of tokens, in parts of about the same size, whose inputs stay in the cache.
+template <class Products>
+void multiply_kept_many_tokens(const LinearArguments& a, Worker& worker) {
+  const int64_t parts = ceil_div(a.m, Products::Tuning::kKeptPackedTokens);
+  const int64_t tokens = ceil_div(a.m, parts * kKeptTile) * kKeptTile;
+  for (int64_t first = 0; first < a.m; first += tokens) {
+    const LinearArguments part = part_of(a, first, smaller(tokens, a.m - first));
+    go_through(KeptManyTokens<Products>(part), part.last, worker);
+  }
+}
+
+}  // namespace
+}  // namespace permllm::cpu

@@ -1,0 +1,139 @@
+// How one row is written to a block of each layout (layout.h).
+#pragma once
+
+#include <cstring>
+#include <type_traits>
+
+#include "cpu/packing/layout.h"
+#include "cpu/packing/twelve_bits.h"
+
+namespace permllm::cpu {
+namespace {
+
+// What packing asks of the layouts of blocks.
+template <class AnyBlock>
+struct BlockTraits;
+
+template <int Rows, class ValueType>
+struct BlockTraits<Block<Rows, ValueType>> {
+  using Value = ValueType;
+  static constexpr int kRows = Rows;
+  static constexpr bool kInterleaved = std::is_same_v<Value, bf12>;
+};
+
+template <class ValueType>
+struct BlockTraits<SlotBlock<ValueType>> {
+  using Value = ValueType;
+  static constexpr int kRows = kAvx512Rows;
+  static constexpr bool kInterleaved = false;
+};
+
+template <class ValueType, int Of>
+struct BlockTraits<LaneBlock<ValueType, Of>> {
+  using Value = ValueType;
+  static constexpr int kRows = kPortableRows;
+  static constexpr bool kInterleaved = false;
+};
+
+template <int Rows, class Value>
+void write_mask(Block<Rows, Value>& block, int row, uint64_t mask) {
+  block.mask[row] = mask;
+}
+
+template <class Value>
+void write_mask(SlotBlock<Value>& block, int row, uint64_t mask) {
+  for (int eight = 0; eight < kEights; ++eight) {
+    block.mask[SlotBlock<Value>::mask_place(row, eight)] = static_cast<uint8_t>(mask >> 8 * eight);
+  }
+}
+
+template <class Value, int Of>
+void write_mask(LaneBlock<Value, Of>& block, int row, uint64_t mask) {
+  for (int i = 0; i < kBlockValues; ++i, mask &= mask - 1) {
+    const int eight = i / kSlots, slot = i % kSlots, place = __builtin_ctzll(mask) % 8;
+    const int shift = 2 * (eight % 4);
+    block.places[eight / 4][row][slot] |= static_cast<uint8_t>(place % 4 << shift);
+    if constexpr (Of == 8) {
+      block.fours[row][slot] |= static_cast<uint8_t>(place / 4 << eight);
+    }
+  }
+}
+
+// The i-th value of a row of a block in lanes.
+template <class AnyBlock>
+auto& value_of(AnyBlock& block, int row, int i) {
+  auto& eight = block.values[i / kSlots];
+  if constexpr (std::is_same_v<typename BlockTraits<std::remove_const_t<AnyBlock>>::Value, bf16>) {
+    return eight[i % kSlots / 2][row][i % 2];
+  } else {
+    return eight[row][i % kSlots];
+  }
+}
+
+// The values of a row of a block, ascending by place.
+template <int Rows, class Value>
+void write_values(Block<Rows, Value>& block, int row, const Value* values) {
+  std::memcpy(block.values[row], values, sizeof(block.values[row]));
+}
+
+inline void write_values(SlotBlock<int8_t>& block, int row, const int8_t* values) {
+  for (int i = 0; i < kBlockValues; ++i) {
+    block.values[i % kSlots][SlotBlock<int8_t>::value_place(row, i / kSlots)] = values[i];
+  }
+}
+
+template <class Value, int Of>
+void write_values(LaneBlock<Value, Of>& block, int row, const Value* values) {
+  for (int i = 0; i < kBlockValues; ++i) value_of(block, row, i) = values[i];
+}
+
+inline void write_value(SlotBlock<bf12>& block, int row, int i, bf16 value, uint8_t largest) {
+  const int slot = i % kSlots, place = SlotBlock<bf12>::value_place(row, i / kSlots);
+  block.lower[slot][place] = static_cast<uint8_t>(value);
+  write_code(block.upper, slot, place, upper_code(value, largest));
+}
+
+template <int Rows>
+void write_value(Block<Rows, bf12>& block, int row, int i, bf16 value, uint8_t largest) {
+  block.lower[row][i] = static_cast<uint8_t>(value);
+  write_code(block.upper, row, i, upper_code(value, largest));
+}
+
+// What stands behind the blocks of a row group: nothing for bfloat16, and for the same in 12 bits
+// what the packing has found.
+template <class AnyBlock>
+void sum_values(const AnyBlock*, int64_t, int32_t*) {}
+
+template <int Rows>
+void sum_values(const Block<Rows, int8_t>* blocks, int64_t count, int32_t* sums) {
+  for (int r = 0; r < Rows; ++r) {
+    sums[r] = 0;
+    for (int64_t b = 0; b < count; ++b) {
+      for (const int8_t value : blocks[b].values[r]) sums[r] += value;
+    }
+  }
+}
+
+inline void sum_values(const SlotBlock<int8_t>* blocks, int64_t count, int32_t* sums) {
+  for (int r = 0; r < kAvx512Rows; ++r) {
+    sums[r] = 0;
+    for (int64_t b = 0; b < count; ++b) {
+      for (int i = 0; i < kBlockValues; ++i) {
+        sums[r] += blocks[b].values[i % kSlots][SlotBlock<int8_t>::value_place(r, i / kSlots)];
+      }
+    }
+  }
+}
+
+template <int Of>
+void sum_values(const LaneBlock<int8_t, Of>* blocks, int64_t count, int32_t* sums) {
+  for (int r = 0; r < kPortableRows; ++r) {
+    sums[r] = 0;
+    for (int64_t b = 0; b < count; ++b) {
+      for (int i = 0; i < kBlockValues; ++i) sums[r] += value_of(blocks[b], r, i);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace permllm::cpu

@@ -1,0 +1,291 @@
+#include "cpu/packing/pack.h"
+
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+#include <type_traits>
+
+#include "cpu/linear.h"
+#include "cpu/packing/block_layout.h"
+#include "cpu/packing/twelve_bits.h"
+#include "cpu/threads/threads.h"
+
+namespace permllm::cpu {
+namespace {
+
+constexpr int64_t kLineBytes = 64;
+
+constexpr uint64_t kPaddingMask = 0x0f0f0f0f'0f0f0f0f;  // four of every eight
+
+uint64_t load_mask(const uint8_t* bytes, int64_t inputs) {
+  uint64_t mask = 0;
+  for (int64_t i = 0; i < inputs / 8; ++i) mask |= uint64_t{bytes[i]} << (8 * i);
+  return mask;
+}
+
+// Whether every row keeps two of every four inputs.
+bool keeps_two_of_four(const PackArguments& a) {
+  const int64_t bytes = a.n * (a.k / 8);
+  for (int64_t first = 0; first < bytes; first += sizeof(uint64_t)) {
+    uint64_t mask = 0x3333333333333333;
+    std::memcpy(&mask, a.mask + first, std::min<int64_t>(sizeof(mask), bytes - first));
+    const uint64_t pairs = mask - (mask >> 1 & 0x5555555555555555);
+    const uint64_t fours = (pairs & 0x3333333333333333) + (pairs >> 2 & 0x3333333333333333);
+    if (fours != 0x2222222222222222) return false;
+  }
+  return true;
+}
+
+// Which blocks in lanes take the layer.
+ValueType lanes_of(const PackArguments& a) {
+  const bool int8 = in_int8(a.type);
+  if (keeps_two_of_four(a)) return int8 ? ValueType::kInt8Of4 : ValueType::kBfloat16Of4;
+  return int8 ? ValueType::kInt8Of8 : ValueType::kBfloat16Of8;
+}
+
+BadMask check(uint64_t mask, int64_t row, int64_t first, int64_t inputs) {
+  for (int64_t i = 0; i < inputs; i += 8) {
+    const int kept = __builtin_popcount(static_cast<uint8_t>(mask >> i));
+    if (kept != 4) return {row, first + i, kept};
+  }
+  return {};
+}
+
+// Which of a block's inputs, the first of which is `first`, is in place j of the permuted order.
+int64_t unpermuted(const PackArguments& a, int64_t first, int64_t j) {
+  return j / a.block_size * a.block_size + a.permutation[first + j];
+}
+
+void write_order(const PackArguments& a, uint8_t* order) {
+  for (int64_t i = 0; i < a.k; ++i) {
+    const int64_t j = i % kBlockInputs;
+    order[i] = static_cast<uint8_t>(a.permutation == nullptr ? j : unpermuted(a, i - j, j));
+  }
+  const int64_t padded = ceil_div(a.k, kBlockInputs) * kBlockInputs;
+  for (int64_t i = a.k; i < padded; ++i) order[i] = static_cast<uint8_t>(i % kBlockInputs);
+}
+
+// Moves the values of one row's block of 64 inputs: kept channel j goes to place[j].
+template <class Value>
+void move_values(const uint8_t* place, uint64_t& mask, Value* values) {
+  Value dense[kBlockInputs];
+  uint64_t moved = 0;
+  const Value* source = values;
+  for (uint64_t rest = mask; rest != 0; rest &= rest - 1) {
+    const int to = place[__builtin_ctzll(rest)];
+    dense[to] = *source++;
+    moved |= uint64_t{1} << to;
+  }
+  Value* target = values;
+  for (uint64_t rest = moved; rest != 0; rest &= rest - 1) {
+    *target++ = dense[__builtin_ctzll(rest)];
+  }
+  mask = moved;
+}
+
+// The same in 12 bits. Strays go to `strays`, which moves on.
+template <class AnyBlock>
+void write_in_twelve_bits(const Packing& packing, int64_t group, AnyBlock& block, int row,
+                          uint64_t mask, const bf16* values, int64_t first_input, Stray*& strays) {
+  using Traits = BlockTraits<AnyBlock>;
+  const uint8_t largest = packing.largest[group * Traits::kRows + row];
+  for (int i = 0; i < kBlockValues; ++i, mask &= mask - 1) {
+    bf16 value = values[i];
+    if (is_stray(value, largest)) {
+      const int place = __builtin_ctzll(mask);
+      const int input = Traits::kInterleaved ? uninterleaved<Traits::kRows>(place) : place;
+      *strays++ = {static_cast<uint32_t>(first_input + input), static_cast<uint16_t>(row), value};
+      value = 0;
+    }
+    write_value(block, row, i, value, largest);
+  }
+}
+
+template <class AnyBlock>
+BadMask pack_row_group(const Packing& packing, const PackArguments& a, int64_t group,
+                       AnyBlock* blocks, Stray* strays) {
+  using Traits = BlockTraits<AnyBlock>;
+  using Value = typename Traits::Value;
+  using Source = std::conditional_t<std::is_same_v<Value, bf12>, bf16, Value>;
+  constexpr int Rows = Traits::kRows;
+  constexpr bool kInterleaved = Traits::kInterleaved;
+  const bool undoes = a.permutation != nullptr && !packing.layout.has_order();
+  const bool moves = undoes || kInterleaved;
+  BadMask bad;
+  const int64_t input_blocks = ceil_div(a.k, kBlockInputs);
+  for (int64_t b = 0; b < input_blocks; ++b) {
+    const int64_t first = b * kBlockInputs;
+    const int64_t inputs = std::min<int64_t>(kBlockInputs, a.k - first);
+    uint8_t place[kBlockInputs];
+    for (int64_t j = 0; moves && j < kBlockInputs; ++j) {
+      const int64_t to = undoes && j < inputs ? unpermuted(a, first, j) : j;
+      place[j] = static_cast<uint8_t>(kInterleaved ? interleaved<Rows>(static_cast<int>(to)) : to);
+    }
+    AnyBlock& block = blocks[b];
+    std::memset(static_cast<void*>(&block), 0, sizeof(block));
+    for (int r = 0; r < Rows; ++r) {
+      const int64_t row = group * Rows + r;
+      if (row >= a.n) {
+        write_mask(block, r, kPaddingMask);
+        continue;
+      }
+      uint64_t mask = load_mask(a.mask + row * (a.k / 8) + first / 8, inputs);
+      const BadMask wrong = check(mask, row, first, inputs);
+      if (wrong.row >= 0) {
+        if (bad.row < 0) bad = wrong;
+        continue;
+      }
+      // The values of absent inputs come last and are zero.
+      if (inputs < kBlockInputs) mask |= kPaddingMask << inputs;
+      Source values[kBlockValues] = {};
+      const Source* source = static_cast<const Source*>(a.values) + row * (a.k / 2) + first / 2;
+      std::memcpy(values, source, inputs / 2 * sizeof(Source));
+      if (moves) move_values(place, mask, values);
+      write_mask(block, r, mask);
+      if constexpr (std::is_same_v<Value, bf12>) {
+        write_in_twelve_bits(packing, group, block, r, mask, values, first, strays);
+      } else {
+        write_values(block, r, values);
+      }
+    }
+  }
+  return bad;
+}
+
+template <class AnyBlock>
+BadMask pack_rows(const Packing& packing, const PackArguments& a, void* packed) {
+  constexpr int Rows = BlockTraits<AnyBlock>::kRows;
+  const PackedLayout& layout = packing.layout;
+  const int64_t input_blocks = ceil_div(a.k, kBlockInputs);
+  const int64_t groups = ceil_div(a.n, Rows);
+  auto* blocks = static_cast<AnyBlock*>(packed);
+  auto* behind = static_cast<char*>(packed) + layout.block_bytes();
+  std::memset(behind, 0, layout.bytes() - layout.block_bytes());
+  auto* sums = reinterpret_cast<int32_t*>(behind);
+  Stray* strays = in_twelve_bits(layout.type) ? write_tables(packing, behind) : nullptr;
+  if (layout.has_order()) write_order(a, reinterpret_cast<uint8_t*>(behind + layout.order_place()));
+  BadMask first_bad;
+  std::mutex guard;
+  constexpr int64_t kTogether = Rows == kAmxRows ? kAmxGroups : 1;
+  parallel_for(ceil_div(groups, kTogether), [&](int64_t begin, int64_t end) {
+    const int64_t last = std::min(end * kTogether, groups);
+    for (int64_t group = begin * kTogether; group < last; ++group) {
+      auto* own = blocks + group * input_blocks;
+      Stray* own_strays = strays == nullptr ? nullptr : strays + packing.first_stray[group];
+      const BadMask bad = pack_row_group(packing, a, group, own, own_strays);
+      sum_values(own, input_blocks, sums + group * Rows);
+      if (bad.row < 0) continue;
+      const std::lock_guard<std::mutex> lock(guard);
+      if (first_bad.row < 0 || bad.row < first_bad.row) first_bad = bad;
+    }
+  });
+  return first_bad;
+}
+
+template <class Value>
+BadMask pack_values(const Packing& packing, const PackArguments& a, void* packed) {
+  static_assert(kPortableRows == kAvx512Rows);
+  if constexpr (!std::is_same_v<Value, bf12>) {
+    const ValueType type = packing.layout.type;
+    if (of_four(type)) return pack_rows<LaneBlock<Value, 4>>(packing, a, packed);
+    if (in_lanes(type)) return pack_rows<LaneBlock<Value, 8>>(packing, a, packed);
+  }
+  if (rows(packing.layout.isa) == kAmxRows) {
+    return pack_rows<Block<kAmxRows, Value>>(packing, a, packed);
+  }
+  if constexpr (!std::is_same_v<Value, bf16>) {
+    if (packing.layout.in_slots()) return pack_rows<SlotBlock<Value>>(packing, a, packed);
+  }
+  return pack_rows<Block<kAvx512Rows, Value>>(packing, a, packed);
+}
+
+// Of one row of a block.
+int64_t row_bytes(ValueType type) {
+  constexpr int64_t kMask = sizeof(uint64_t);
+  switch (type) {
+    case ValueType::kBfloat16:
+      return kMask + kBlockValues * 2;
+    case ValueType::kBfloat12:
+      return kMask + kBlockValues * 3 / 2;
+    case ValueType::kInt8:
+      return kMask + kBlockValues;
+    case ValueType::kBfloat16Of4:
+      return sizeof(LaneBlock<bf16, 4>) / kPortableRows;
+    case ValueType::kBfloat16Of8:
+      return sizeof(LaneBlock<bf16, 8>) / kPortableRows;
+    case ValueType::kInt8Of4:
+      return sizeof(LaneBlock<int8_t, 4>) / kPortableRows;
+    case ValueType::kInt8Of8:
+      return sizeof(LaneBlock<int8_t, 8>) / kPortableRows;
+    case ValueType::kDense12:
+      return kBlockInputs * 3 / 2;
+    case ValueType::kDense8:
+      return kBlockInputs;
+  }
+  return 0;
+}
+
+}  // namespace
+
+int64_t PackedLayout::row_groups() const { return ceil_div(n, rows(isa)); }
+
+bool PackedLayout::in_slots() const {
+  return has_slots(isa) && (type == ValueType::kInt8 || type == ValueType::kBfloat12);
+}
+
+bool PackedLayout::has_order() const {
+  return in_slots() || (type == ValueType::kBfloat12 && rows(isa) == kAvx512Rows);
+}
+
+int64_t PackedLayout::most_strays() const {
+  return n * (is_dense(type) ? k : k / 2) / kValuesOfStray;
+}
+
+int64_t PackedLayout::block_bytes() const {
+  return row_groups() * ceil_div(k, kBlockInputs) * rows(isa) * row_bytes(type);
+}
+
+int64_t PackedLayout::order_place() const {
+  const int64_t padded_rows = row_groups() * rows(isa);
+  if (in_int8(type)) return padded_rows * sizeof(int32_t);
+  if (!in_twelve_bits(type)) return 0;
+  return padded_rows + (row_groups() + 1) * sizeof(int32_t) + most_strays() * sizeof(Stray);
+}
+
+int64_t PackedLayout::bytes() const {
+  int64_t behind = order_place();
+  if (has_order()) behind += ceil_div(k, kBlockInputs) * kBlockInputs;
+  return block_bytes() + ceil_div(behind, kLineBytes) * kLineBytes + kTailBytes;
+}
+
+BehindBlocks PackedLayout::behind(const void* packed) const {
+  const char* start = static_cast<const char*>(packed) + block_bytes();
+  BehindBlocks found;
+  if (in_int8(type)) found.value_sums = reinterpret_cast<const int32_t*>(start);
+  if (in_twelve_bits(type)) {
+    found.largest = reinterpret_cast<const uint8_t*>(start);
+    found.first_stray = reinterpret_cast<const int32_t*>(start + row_groups() * rows(isa));
+    found.strays = reinterpret_cast<const Stray*>(found.first_stray + row_groups() + 1);
+    found.stray_count = strays;
+  }
+  if (has_order()) found.order = reinterpret_cast<const uint8_t*>(start + order_place());
+  return found;
+}
+
+Packing choose_packing(Isa isa, const PackArguments& a) {
+  if (has_lanes(isa)) return {{isa, lanes_of(a), a.n, a.k}, {}, {}};
+  if (a.type != ValueType::kBfloat16 || !has_kernel(isa, ValueType::kBfloat12)) {
+    return {{isa, a.type, a.n, a.k}, {}, {}};
+  }
+  const PackedLayout layout{isa, ValueType::kBfloat12, a.n, a.k};
+  return find_strays(layout, static_cast<const bf16*>(a.values), a.k / 2);
+}
+
+BadMask pack(const Packing& packing, const PackArguments& arguments, void* packed) {
+  const ValueType type = packing.layout.type;
+  if (in_int8(type)) return pack_values<int8_t>(packing, arguments, packed);
+  if (in_twelve_bits(type)) return pack_values<bf12>(packing, arguments, packed);
+  return pack_values<bf16>(packing, arguments, packed);
+}
+
+}  // namespace permllm::cpu

@@ -1,0 +1,121 @@
+// int8 values in lanes (layout.h): integer products, summed in lanes of 32 bits.
+//
+// x is rounded to integers of one or two parts of 7 or 8 bits, shifted to be unsigned where the
+// instruction set asks for that. Each part meets the values that its inputs are brought to.
+//
+// Templates over an instruction set, a struct with
+//   Vector               unsigned 32-bit integers, a type of the compiler's: sums wrap before what
+//                        shifted x adds to them is taken off
+//   Tuning               its constants (tuning.h)
+//   kPartBits<Parts>     of an integer of so many parts
+//   kShifted<Parts>      whether it is unsigned
+//   kOneSum              whether the parts of a token have one sum, where `multiply` weights the
+//                        upper one by 2^kPartBits
+//   multiply(sums, x, places, values) adds products to the sums of a token, of x of 8 inputs in
+//                        each part
+//
+// Include after every other header: what follows is compiled for one instruction set.
+#pragma once
+
+#include "cpu/vector/int8.h"
+#include "cpu/vector/lanes.h"
+// The vector code comes last.
+#include "cpu/avx2/lanes.h"
+
+namespace permllm::cpu {
+namespace {
+
+// Eight inputs, brought to the places of all bytes.
+inline __m256i pick(const char* x, __m256i places) {
+  int64_t eight;
+  __builtin_memcpy(&eight, x, sizeof(eight));
+  return _mm256_shuffle_epi8(_mm256_set1_epi64x(eight), places);
+}
+
+template <class Isa, int Of, int Parts>
+struct IntegerLanes {
+  using Block = LaneBlock<int8_t, Of>;
+  using Vector = typename Isa::Vector;
+  using Lane = uint32_t;  // which wraps: `packed` may hold anything
+  static constexpr int kSums = Isa::kOneSum ? 1 : Parts;
+  template <int Tokens>
+  static constexpr int kChains = Tokens == 1 ? 2 : 1;
+  static constexpr int kSteps = kEights, kStepBytes = 8 * Parts;
+
+  template <int Tokens, int Chains>
+  static inline void multiply(const Block& block, const char* x,
+                              Vector (&sums)[Tokens][Chains][kSums]) {
+    PERMLLM_UNROLL
+    for (int eight = 0; eight < kEights; ++eight) {
+      const __m256i places = LoadedPlaces<Of>(block, eight).bytes();
+      const __m256i values = load_bits(block.values[eight]);
+      PERMLLM_UNROLL
+      for (int t = 0; t < Tokens; ++t) {
+        const char* inputs = x + (eight * Tokens + t) * kStepBytes;
+        Isa::template multiply<Parts>(sums[t][eight % Chains], inputs, places, values);
+      }
+    }
+  }
+};
+
+// As lanes.h asks for them.
+template <class Isa, int Of, int Parts, class RealType>
+struct IntegerProducts {
+  using Tuning = typename Isa::Tuning;
+  using Real = RealType;
+  using Lanes = IntegerLanes<Isa, Of, Parts>;
+  static constexpr int kPartBits = Isa::template kPartBits<Parts>;
+  static constexpr bool kShifted = Isa::template kShifted<Parts>;
+  // Magnitudes are below it; added, it makes them unsigned.
+  static constexpr uint32_t kRange = 1u << (Parts * kPartBits - 1);
+  static constexpr uint32_t kShift = kShifted ? kRange : 0;
+
+  struct Inputs : IntegerInputs<Real> {
+    explicit Inputs(const LinearOf<Real>& a) : IntegerInputs<Real>(a, largest(a.k), a.m) {}
+
+    // [eight inputs][part][input], the upper part first.
+    void load(int64_t token, int64_t block, char* bytes) const {
+      alignas(16) uint16_t shifted[kBlockInputs];
+      this->round(token, block, kShift, shifted);
+      const auto eight = [&](int i) {
+        return _mm_load_si128(reinterpret_cast<const __m128i*>(shifted + 8 * i));
+      };
+      const __m128i mask = _mm_set1_epi16((1 << kPartBits) - 1);
+      PERMLLM_UNROLL
+      for (int i = 0; i < kEights; i += 2 / Parts) {
+        const __m128i first = Parts == 2 ? _mm_srli_epi16(eight(i), kPartBits) : eight(i);
+        const __m128i second = Parts == 2 ? eight(i) : eight(i + 1);
+        const __m128i both =
+            _mm_packus_epi16(_mm_and_si128(first, mask), _mm_and_si128(second, mask));
+        _mm_store_si128(reinterpret_cast<__m128i*>(bytes + 8 * i * Parts), both);
+      }
+    }
+
+    // As large as it may be: sums that parts have together, of products with -128, must fit.
+    static int largest(int64_t k) {
+      constexpr auto kLargest = static_cast<int64_t>(kRange - 1);
+      if (!Isa::kOneSum) return static_cast<int>(kLargest);
+      return static_cast<int>(smaller(kLargest, INT32_MAX / 128 / ceil_div(k, 2)));
+    }
+  };
+
+  // A sum that parts share is off by the whole shift. Where they have sums of their own only the
+  // upper one is, by half of its range.
+  struct Outputs : IntegerOutputs<Real, Lanes::kSums> {
+    Outputs(const LinearOf<Real>& a, const Inputs& inputs, int64_t group)
+        : IntegerOutputs<Real, Lanes::kSums>(
+              a, inputs, Isa::kOneSum || !kShifted ? kShift : 1u << (kPartBits - 1), group) {}
+  };
+};
+
+// y = x @ W^T + bias for any number of tokens; up to kLaneSplitTokens in two parts, beyond in one.
+template <class Isa, int Of, class Real>
+void int8_lanes(const LinearOf<Real>& a, Worker& worker) {
+  static_assert(Isa::Tuning::kPackedTokens == Float32Tuning::kPackedTokens, "packed_x is as large");
+  a.m <= Isa::Tuning::kLaneSplitTokens
+      ? go_through_parts<LaneTokens<IntegerProducts<Isa, Of, 2, Real>>>(a, worker)
+      : go_through_parts<LaneTokens<IntegerProducts<Isa, Of, 1, Real>>>(a, worker);
+}
+
+}  // namespace
+}  // namespace permllm::cpu
