@@ -33,7 +33,8 @@ from rich.console import Console
 from rich.table import Table
 
 from permllm_offline.methods import METHODS
-from permllm_offline.model.loading import load_served, load_tokenizer, open_source
+from permllm_offline.model.loading import load_served, open_source
+from permllm_offline.model.tokenizer import load_tokenizer
 from permllm_offline.preparation import prepare
 from permllm_offline.pruning import prune_model
 from permllm_offline.recipe import EFFORTS, make_recipe

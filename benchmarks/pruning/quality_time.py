@@ -28,8 +28,9 @@ from benchmarks.pruning.dense_permutations import (
 from benchmarks.texts import austen, python_manual, sotu
 from permllm_offline.activations import collect, last_hidden_state
 from permllm_offline.importance import wanda
-from permllm_offline.model.loading import load_model, load_tokenizer
+from permllm_offline.model.loading import load_model
 from permllm_offline.model.modules import decoder_layers, linear_of
+from permllm_offline.model.tokenizer import load_tokenizer
 from permllm_offline.permutation.learned_span import cosine_distance
 from permllm_offline.preparation import Prepared, prepare
 from permllm_offline.pruning import prune_model

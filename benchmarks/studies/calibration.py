@@ -14,7 +14,7 @@ from benchmarks.studies.cells import Cells, Row
 from benchmarks.studies.study import Study
 from benchmarks.studies.subject import MANY_CELLS, SharedStatistics, Subject
 from permllm_offline.activations import DenseStatistics, collect
-from permllm_offline.model.loading import load_tokenizer
+from permllm_offline.model.tokenizer import load_tokenizer
 from permllm_offline.pruning import prune_model
 from permllm_offline.text.calibration import CalibrationWindows, sample_windows
 from permllm_offline.text.own_text import OwnText

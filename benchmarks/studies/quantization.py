@@ -27,8 +27,8 @@ from permllm_offline.calibrated import Permutations
 from permllm_offline.importance import wanda
 from permllm_offline.mask import choose_mask
 from permllm_offline.model.layout import GroupLayout
-from permllm_offline.model.loading import load_tokenizer
 from permllm_offline.model.modules import decoder_layers, linear_of
+from permllm_offline.model.tokenizer import load_tokenizer
 from permllm_offline.output_errors import WINDOWS, layer_outputs, output_errors
 from permllm_offline.permutation.channel_permutation import allocate_group
 from permllm_offline.preparation import prepare

@@ -17,8 +17,9 @@ from benchmarks.studies.remembered import remembered
 from permllm_offline.activations import DenseStatistics, collect
 from permllm_offline.kept_steps import kept_statistics
 from permllm_offline.model.family import Family
-from permllm_offline.model.loading import Source, load_model, load_tokenizer, open_source
+from permllm_offline.model.loading import Source, load_model, open_source
 from permllm_offline.model.lookup import family_of
+from permllm_offline.model.tokenizer import load_tokenizer
 from permllm_offline.preparation import Prepared, prepare
 from permllm_offline.pruning import PrunedModel, prune_model
 from permllm_offline.recipe import make_recipe

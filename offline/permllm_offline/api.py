@@ -18,12 +18,12 @@ from permllm_offline.method_parts import parts_of
 from permllm_offline.model.loading import (
     load_model,
     load_served,
-    load_tokenizer,
     open_source,
     parse_device,
     parse_dtype,
 )
 from permllm_offline.model.quantized import require_read
+from permllm_offline.model.tokenizer import load_tokenizer
 from permllm_offline.recipe import make_recipe, read_recipe
 from permllm_offline.recipe_entries import (
     BlockwiseEntries,

@@ -22,7 +22,8 @@ from permllm_offline.memory import Fitted, fitted, warn_of_taken_memory
 from permllm_offline.memory_forecast import shard_bytes
 from permllm_offline.method_parts import parts_of
 from permllm_offline.model.joined_experts import joined_experts
-from permllm_offline.model.loading import dtype_name, load_tokenizer
+from permllm_offline.model.loading import dtype_name
+from permllm_offline.model.tokenizer import load_tokenizer, tokenizer_files
 from permllm_offline.planned_weights import check_weights
 from permllm_offline.preparation import (
     Prepared,
@@ -316,6 +317,7 @@ def _write(
         total_bytes=prepared.output_bytes,
         config_updates=_config_updates(prepared),
         extra_files={
+            **tokenizer_files(prepared.source.directory),
             papers.CARD: model_card(report, prepared.source, name),
             papers.RECIPE: recipe.to_yaml(),
             papers.REPORT: report.to_json(),

@@ -14,7 +14,6 @@ from permllm_offline.errors import OfflineError
 from permllm_offline.method_parts import parts_of
 from permllm_offline.model.loading import (
     Source,
-    load_tokenizer,
     open_source,
     parse_device,
     parse_dtype,
@@ -24,6 +23,7 @@ from permllm_offline.model.lookup import family_of, inner_family
 from permllm_offline.model.plan import Plan, make_plan
 from permllm_offline.model.quantized import require_dense
 from permllm_offline.model.stored import bytes_beside
+from permllm_offline.model.tokenizer import load_tokenizer
 from permllm_offline.permutation.learned_layers import parse_layers
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.processes import from_first

@@ -24,6 +24,7 @@ from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import Source, dtype_name, open_source
 from permllm_offline.model.renaming import own_part, stored_part
 from permllm_offline.model.stored import header_bytes
+from permllm_offline.model.tokenizer import tokenizer_files
 from permllm_offline.report import papers
 from permllm_offline.report.model_card import dense_card
 from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem, raise_if_any
@@ -78,7 +79,10 @@ def convert_to_dense(
         force=force,
         max_shard_bytes=max_shard_bytes or shard_bytes(sizes, family.stack),
         total_bytes=sum(sizes.values()),
-        extra_files=_papers(source, output.resolve().name),
+        extra_files={
+            **tokenizer_files(source.directory),
+            **_papers(source, output.resolve().name),
+        },
     )
     quantization = reader.quantization
     permuted = {*quantization.runtime_permuted, *quantization.folded}

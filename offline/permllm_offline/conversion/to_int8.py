@@ -22,6 +22,7 @@ from permllm_offline.conversion.shard_size import shard_bytes
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.loading import Source
 from permllm_offline.model.stored import header_bytes
+from permllm_offline.model.tokenizer import tokenizer_files
 from permllm_offline.report import papers
 from permllm_vllm.checkpoint.errors import raise_if_any
 from permllm_vllm.checkpoint.headers import TensorHeader
@@ -77,6 +78,7 @@ def convert_to_int8(
         max_shard_bytes=max_shard_bytes or shard_bytes(sizes, source.language.family().stack),
         total_bytes=sum(sizes.values()),
         extra_files={
+            **tokenizer_files(source.directory),
             **noted_papers(source.directory, rounding, before.value_dtype),
             papers.CONVERSION: lambda: json.dumps(report().to_dict(), indent=2) + "\n",
         },

@@ -34,6 +34,7 @@ from permllm_offline.model.architecture import require_language_model
 from permllm_offline.model.joined_experts import joined_experts
 from permllm_offline.model.loading import open_source
 from permllm_offline.model.stored import header_bytes
+from permllm_offline.model.tokenizer import tokenizer_files
 from permllm_offline.outline import sparse_bytes
 from permllm_offline.report import papers
 from permllm_vllm.checkpoint.errors import raise_if_any
@@ -124,6 +125,7 @@ def convert_to_sparse(
         max_shard_bytes=max_shard_bytes or shard_bytes(sizes, family.stack),
         total_bytes=_written_bytes(report, sizes, source, quantization),
         extra_files={
+            **tokenizer_files(found.directory),
             **noted,
             papers.CONVERSION: lambda: json.dumps(final().to_dict(), indent=2) + "\n",
         },

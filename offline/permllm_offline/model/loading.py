@@ -1,4 +1,4 @@
-"""Load models and tokenizers: a dense Hugging Face checkpoint or a permllm one, local or hub."""
+"""Load models: a dense Hugging Face checkpoint or a permllm one, local or hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from torch import Tensor
 from permllm_offline.errors import OfflineError, first_line
 from permllm_offline.local_path import local_path
 from permllm_offline.model.attention import attention_options
-from permllm_offline.model.conventions import begin_token
 from permllm_offline.model.language_model import (
     LanguageModel,
     language_model_of,
@@ -36,7 +35,7 @@ from permllm_vllm.checkpoint.shards import (
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _MORE_OUTPUTS = ("output_router_logits", "output_hidden_states", "output_attentions")
 """What a configuration may ask of every forward pass, and nobody reads here."""
-_TRUST_NOTHING: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+TRUST_NOTHING: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 """Of a folder: no code of the model's own, no download of what it names."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -115,7 +114,7 @@ def open_source(model: str, check_config: Callable[[Any], None] = lambda config:
 
     directory = _folder_of(model)
     try:
-        config = AutoConfig.from_pretrained(directory, **_TRUST_NOTHING)
+        config = AutoConfig.from_pretrained(directory, **TRUST_NOTHING)
     except Exception as error:  # transformers raises too many kinds to list
         raise OfflineError(
             f"{model!r} has no readable config.json ({first_line(error)}). Give a folder that "
@@ -128,27 +127,6 @@ def open_source(model: str, check_config: Callable[[Any], None] = lambda config:
         directory = _with_weights(model, directory)
     tensors = read_weight_map(directory) if may_hold_more(config) else ()
     return Source(model, directory, language_model_of(config, tensors))
-
-
-def load_tokenizer(source: Source) -> Any:
-    """Load the tokenizer beside a model; raises OfflineError where there is none.
-
-    Its attribute ``window_begin`` is ``conventions.begin_token`` of the model, and ``positions``
-    the tokens that the model has positions for, or None where its configuration does not say.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source.directory, **_TRUST_NOTHING)
-    except Exception as error:  # transformers raises too many kinds to list
-        raise OfflineError(
-            f"{source.name!r} has no readable tokenizer ({first_line(error)}). Copy the "
-            "tokenizer files of the base model into the folder."
-        ) from error
-    tokenizer.window_begin = begin_token(source.config)
-    text_config = source.config.get_text_config()
-    tokenizer.positions = getattr(text_config, "max_position_embeddings", None)
-    return tokenizer
 
 
 def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
@@ -193,7 +171,7 @@ def load_served(source: Source, dtype: torch.dtype, device: torch.device) -> Any
             dtype=dtype,
             use_safetensors=True,
             **attention_options(source.config),
-            **_TRUST_NOTHING,
+            **TRUST_NOTHING,
         )
     take_any_step(model)
     model.requires_grad_(False)
@@ -242,7 +220,7 @@ def model_from(
             state_dict={name: as_loaded(empty, name, tensor, dtype) for name, tensor in tensors},
             dtype=dtype,
             output_loading_info=True,
-            **_TRUST_NOTHING,
+            **TRUST_NOTHING,
         )
         model.__class__ = type(empty)
         take_any_step(model)

@@ -215,7 +215,7 @@ def sample_windows(
 
     Args:
         datasets: what ``texts.documents`` reads.
-        tokenizer: of the model, from ``loading.load_tokenizer``.
+        tokenizer: of the model, from ``tokenizer.load_tokenizer``.
         num_samples: calibration windows.
         sequence_length: tokens per window.
         seed: of the draw; the same seed gives the same windows.

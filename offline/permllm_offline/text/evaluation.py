@@ -37,7 +37,7 @@ def evaluation_windows(
 
     Args:
         dataset: what ``texts.documents`` reads.
-        tokenizer: of the model, from ``loading.load_tokenizer``.
+        tokenizer: of the model, from ``tokenizer.load_tokenizer``.
         sequence_length: tokens per window.
         max_windows: by default as many as there are.
         protocol: ``rows`` tokenizes each row alone, ``paper`` is ``paper_windows``.

@@ -25,7 +25,7 @@ class RowText:
 
     Args:
         field: name of the one that holds the text, or messages.
-        tokenizer: of the model, from ``loading.load_tokenizer``; of use for messages alone.
+        tokenizer: of the model, from ``tokenizer.load_tokenizer``; of use for messages alone.
     """
 
     field: str = TEXT_FIELD

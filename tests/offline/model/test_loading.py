@@ -13,7 +13,8 @@ import torch
 from huggingface_hub.errors import GatedRepoError
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.loading import load_model, load_tokenizer, open_source, parse_device
+from permllm_offline.model.loading import load_model, open_source, parse_device
+from permllm_offline.model.tokenizer import load_tokenizer
 from permllm_offline.preparation import open_prunable
 from permllm_offline.recipe import make_recipe
 from permllm_vllm.checkpoint.errors import CheckpointError

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoTokenizer
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.loading import load_tokenizer, open_source
+from permllm_offline.model.loading import open_source
+from permllm_offline.model.tokenizer import load_tokenizer
 from permllm_offline.text import calibration
 from permllm_offline.text.calibration import (
     check_datasets,

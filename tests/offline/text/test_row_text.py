@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 
 from permllm_offline.api import evaluate
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.loading import load_tokenizer, open_source
+from permllm_offline.model.loading import open_source
+from permllm_offline.model.tokenizer import load_tokenizer
 from permllm_offline.preparation import prepare
 from permllm_offline.recipe import make_recipe
 from permllm_offline.text import calibration
