@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,21 +29,61 @@ class Cost:
     processor_seconds: float = 0.0
 
 
-@contextmanager
-def measured(name: str, costs: list[Cost]) -> Iterator[None]:
-    """Append the cost of what is done in the context, or add it to the one of that name.
+class Clock:
+    """Counts what is done of one step, from now on."""
 
-    So what is done again for every decoder layer is one entry.
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._start, self._processor = time.perf_counter(), time.process_time()
+
+    def cost(self) -> Cost:
+        """What the step took until now."""
+        seconds = time.perf_counter() - self._start
+        return Cost(self._name, seconds, peak_bytes(), time.process_time() - self._processor)
+
+
+@contextmanager
+def measured(name: str, costs: list[Cost], running: list[Clock]) -> Iterator[None]:
+    """Add the cost of what is done in the context to those of its name, as ``add`` does.
+
+    Args:
+        name: of the step.
+        costs: of what is finished.
+        running: clocks of what is not, this one among them while the context lasts.
     """
-    start, processor = time.perf_counter(), time.process_time()
-    yield
-    seconds, processor = time.perf_counter() - start, time.process_time() - processor
-    for index, cost in enumerate(costs):
-        if cost.name == name:
-            seconds, processor = seconds + cost.seconds, processor + cost.processor_seconds
-            costs[index] = Cost(name, seconds, peak_bytes(), processor)
+    clock = Clock(name)
+    running.append(clock)
+    try:
+        yield
+    finally:
+        running.remove(clock)
+    add(costs, clock.cost())
+
+
+def add(costs: list[Cost], cost: Cost) -> None:
+    """Append a cost, or add it to the one of its name.
+
+    So what is done again for every decoder layer, or after an interruption, is one entry.
+    """
+    for index, before in enumerate(costs):
+        if before.name == cost.name:
+            peaks = [peak for peak in (before.peak_bytes, cost.peak_bytes) if peak is not None]
+            costs[index] = Cost(
+                cost.name,
+                before.seconds + cost.seconds,
+                max(peaks, default=None),
+                before.processor_seconds + cost.processor_seconds,
+            )
             return
-    costs.append(Cost(name, seconds, peak_bytes(), processor))
+    costs.append(cost)
+
+
+def costs_until_now(costs: Iterable[Cost], running: Iterable[Clock]) -> list[Cost]:
+    """What is finished, and what was done so far of what is not."""
+    found = list(costs)
+    for clock in running:
+        add(found, clock.cost())
+    return found
 
 
 def peak_bytes() -> int | None:

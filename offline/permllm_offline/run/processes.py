@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -177,6 +177,10 @@ class SharedWork(Work):
     def alone(self) -> Work:
         """The work of this process, for what it does within a step that it computes for all."""
         return self._kept
+
+    def measured(self, name: str) -> AbstractContextManager[None]:
+        """Count what this process does in the context as a step that is never kept."""
+        return self._kept.measured(name)
 
     def step(self, name: str, compute: Callable[[], Step]) -> Step:
         """Return the result of a step that the first process alone computes."""

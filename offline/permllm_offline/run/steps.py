@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.run.costs import Cost, measured
+from permllm_offline.run.costs import Clock, Cost, costs_until_now, measured
 from permllm_offline.run.identity import differences
 from permllm_offline.run.scratch import MEMORY, Place, Scratch
 from permllm_vllm.checkpoint.errors import CheckpointError
@@ -36,8 +36,8 @@ from permllm_vllm.checkpoint.shard import Shard
 
 logger = logging.getLogger(__name__)
 
-_IDENTITY, _TEXT, _FACTS, _COST = "identity", "text", "facts", "cost"
-_LOCK = "lock"
+_IDENTITY, _TEXT, _FACTS = "identity", "text", "facts"
+_LOCK, _COSTS = "lock", "costs.json"
 STEP_SUFFIX = ".safetensors"
 """Of finished steps and intervals. Whatever else lies there, a run left that was killed."""
 INTERVAL = "-interval"
@@ -62,6 +62,7 @@ class Work:
 
     def __init__(self) -> None:
         self.costs: list[Cost] = []
+        self._running: list[Clock] = []
 
     @property
     def alone(self) -> Work:
@@ -83,7 +84,7 @@ class Work:
 
     def measured(self, name: str) -> AbstractContextManager[None]:
         """Count what is done in the context as a step that is never kept."""
-        return measured(name, self.costs)
+        return measured(name, self.costs, self._running)
 
     def scratch(self, place: Place) -> Scratch:
         """Room for large arrays in memory, or on disk: in files of a temporary folder."""
@@ -161,6 +162,8 @@ class WorkFolder(Work):
         elif self._others():
             logger.warning("%s is left from a run that was cut off; removed", self.directory)
             self._empty()
+        if self.kept():
+            self.costs += _costs(self.directory / _COSTS)
         self._begun = True  # from here on the steps are this run's
 
     def kept(self) -> list[str]:
@@ -171,12 +174,9 @@ class WorkFolder(Work):
         """Return the result of a step, from disk where it is there, else computed and kept."""
         path = self._path(name)
         if path.exists():
-            done = self._read(path)
-            self.costs += _costs(path)
-            return done
+            return self._read(path)
         done = super().step(name, compute)
-        cost = next(cost for cost in self.costs if cost.name == name)
-        self._write(path, done, {_COST: json.dumps(asdict(cost))})
+        self._write(path, done)
         self._path(name + INTERVAL).unlink(missing_ok=True)
         return done
 
@@ -195,7 +195,7 @@ class WorkFolder(Work):
 
     def keep_interval(self, name: str, state: Step) -> None:
         """Keep the state of an unfinished step, in place of the last one."""
-        self._write(self._path(name + INTERVAL), state, {})
+        self._write(self._path(name + INTERVAL), state)
 
     def read(self, name: str) -> Step:
         """Return the result of a finished step."""
@@ -221,12 +221,11 @@ class WorkFolder(Work):
             shutil.rmtree(self.directory, ignore_errors=True)
         self._lock.release()
 
-    def _write(self, path: Path, done: Step, more: Mapping[str, str]) -> None:
+    def _write(self, path: Path, done: Step) -> None:
         metadata = {
             _IDENTITY: self.identity,
             _TEXT: self._text,
             _FACTS: json.dumps(done.facts),
-            **more,
         }
         partial = path.with_suffix(".partial")
         with disk_errors_named(path):
@@ -235,6 +234,9 @@ class WorkFolder(Work):
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
+            costs = costs_until_now(self.costs, self._running)
+            partial.write_text(json.dumps([asdict(cost) for cost in costs]))
+            partial.replace(self.directory / _COSTS)
 
     def _read(self, path: Path) -> Step:
         _check_step(path, self.identity, self._text)
@@ -246,10 +248,10 @@ class WorkFolder(Work):
         return self.directory / f"{name}{STEP_SUFFIX}"
 
     def _others(self) -> list[Path]:
-        """What the folder holds beside the lock."""
+        """What the folder holds beside the lock and the costs."""
         if not self.directory.exists():
             return []
-        return sorted(path for path in self.directory.iterdir() if path.name != _LOCK)
+        return sorted(p for p in self.directory.iterdir() if p.name not in (_LOCK, _COSTS))
 
     def _empty(self) -> None:
         """Remove what the folder holds beside the lock; raises OfflineError where that fails.
@@ -362,8 +364,11 @@ def _locked(directory: Path) -> FileLock:
 
 
 def _costs(path: Path) -> list[Cost]:
-    found = _metadata(path).get(_COST)
-    return [] if found is None else [Cost(**json.loads(found))]
+    """What the steps took that are kept; nothing where that is not there, or damaged."""
+    try:
+        return [Cost(**cost) for cost in json.loads(path.read_text())]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def _metadata(path: Path) -> dict[str, str]:

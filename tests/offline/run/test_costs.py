@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,14 +34,58 @@ def test_what_is_done_again_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_resumed_step_costs_what_it_cost(tmp_path: Path) -> None:
     first = WorkFolder(tmp_path / "work", "a", resume=False)
+    first.begin()
     first.step("one", Step)
+    with first.measured("passes"):
+        pass
     first.step("two", Step)
     first.release()
     again = WorkFolder(tmp_path / "work", "a", resume=True)
+    again.begin()
     again.step("one", Step)
-    again.step("two", Step)
+    again.read("two")
     assert again.costs == first.costs
-    assert len(first.costs) == 2
+    assert [cost.name for cost in first.costs] == ["one", "passes", "two"]
+    again.release()
+    anew = WorkFolder(tmp_path / "work", "b", restart=True)
+    anew.begin()
+    assert anew.costs == []
+
+
+def test_what_an_unfinished_step_took_is_added_to_the_rest_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 5.0, 100.0, 102.0])  # killed between 5 and 100
+    time = SimpleNamespace(perf_counter=lambda: next(clock), process_time=lambda: 0.0)
+    monkeypatch.setattr("permllm_offline.run.costs.time", time)
+    first = WorkFolder(tmp_path / "work", "a")
+    first.begin()
+
+    def killed() -> Step:
+        first.keep_interval("one", Step())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first.step("one", killed)
+    first.release()
+    again = WorkFolder(tmp_path / "work", "a", resume=True)
+    again.begin()
+    assert again.interval("one") is not None
+    again.step("one", Step)
+    assert [(cost.name, cost.seconds) for cost in again.costs] == [("one", 7.0)]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '[{"name": 1}]', "{}"])
+def test_costs_that_are_damaged_are_forgotten(tmp_path: Path, content: str) -> None:
+    first = WorkFolder(tmp_path / "work", "a")
+    first.begin()
+    first.step("one", Step)
+    first.release()
+    (tmp_path / "work" / "costs.json").write_text(content)
+    again = WorkFolder(tmp_path / "work", "a", resume=True)
+    again.begin()
+    again.step("one", Step)
+    assert again.costs == []
 
 
 GROWTH = """
