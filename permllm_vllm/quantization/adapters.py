@@ -10,4 +10,6 @@ def adapters_reach_model() -> bool:
         return False
     speculative = getattr(config, "speculative_config", None)
     draft = getattr(speculative, "draft_model_config", None)
-    return draft is None or config.model_config is not draft
+    if draft is getattr(speculative, "target_model_config", None):
+        return True  # n-grams of the prompt draft: vLLM calls the model itself their draft
+    return config.model_config is not draft

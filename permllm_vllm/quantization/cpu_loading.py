@@ -6,6 +6,7 @@ from typing import Any
 from torch.nn import Module
 
 from permllm_vllm.checkpoint import schema
+from permllm_vllm.quantization.compiler import keep_helpers_eager
 from permllm_vllm.quantization.expert_routing import choose_by_corrected_scores, scale_routes
 from permllm_vllm.quantization.gateless_experts import gateless_experts_accepted
 from permllm_vllm.quantization.inductor import keep_order
@@ -26,6 +27,7 @@ class OnCpu:
         on_cpu = sparse and vllm_config.device_config.device_type == "cpu"
         if on_cpu:
             keep_order()
+            keep_helpers_eager(eager=vllm_config.model_config.enforce_eager)
             rotate_in_pytorch(vllm_config.compilation_config, model_config.hf_config)
         loader: Any = super()
         with gateless_experts_accepted() if on_cpu else nullcontext():

@@ -4,7 +4,8 @@ vLLM asks for that in dense models alone: a sparse one would serve without a nor
 with whatever was in memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -24,9 +25,12 @@ from permllm_vllm.quantization.experts import PermLLMExpertsMethod
 from permllm_vllm.quantization.head import adopt_heads
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from permllm_vllm.quantization.names import original_names
+from permllm_vllm.quantization.weight_files import require_safetensors
 
 STREAMED: Any = MODEL_LOADERS.get("runai_streamer", DefaultModelLoader)
 """vLLM's loader from object stores, of versions that have one."""
+_LOADED = "_permllm_loaded"
+"""Attribute of a model: the names of the tensors that it was loaded from."""
 
 
 class CompleteModelLoader(OnCpu, DefaultModelLoader):
@@ -53,12 +57,21 @@ class CompleteModelLoader(OnCpu, DefaultModelLoader):
         super().load_weights(model, model_config)
         if self.is_sparse:
             _adopt_heads(model, model_config)
+            setattr(model, _LOADED, frozenset(self.names))
 
     def get_all_weights(self, model_config: Any, model: Module) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of the checkpoint; their names are remembered."""
+        """The tensors of the checkpoint; their names are remembered.
+
+        Into a model that is served already, vLLM loads what comes, and lets other tensors be those
+        of before. So a directory is looked through before anything is loaded.
+        """
+        expected: frozenset[str] = getattr(model, _LOADED, frozenset())
+        if expected and (directory := Path(model_config.model)).is_dir():
+            _require_all(expected, require_safetensors(directory))
         for name, tensor in super().get_all_weights(model_config, model):
             self.names.add(name)
             yield name, tensor
+        _require_all(expected, self.names)
 
     def track_weights_loading(
         self, model: Module, loaded_weights: set[str] | None, **options: Any
@@ -103,6 +116,16 @@ def install() -> None:
     ours = {STREAMED: StreamingLoader, DefaultModelLoader: CompleteModelLoader}
     for load_format, loader in MODEL_LOADERS.items():
         MODEL_LOADERS[load_format] = ours.get(loader, loader)
+
+
+def _require_all(expected: frozenset[str], found: Iterable[str]) -> None:
+    """Raise CheckpointError where new weights lack tensors that a model was loaded from."""
+    if missing := sorted(expected.difference(found)):
+        more = f", nor {len(missing) - 1} other tensors" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"the new weights have no {missing[0]}{more}, which the model was loaded from, and it "
+            "would keep those of before. Give a whole checkpoint of the same model."
+        )
 
 
 def _adopt_heads(model: Module, model_config: Any) -> None:

@@ -31,8 +31,18 @@ def _of_minimax_m2(prefix: str, config: Any) -> str:
     return prefix.replace(".mlp.", ".block_sparse_moe.")
 
 
+def _of_ernie(prefix: str, config: Any) -> str:
+    layer = re.fullmatch(r"(.*\blayers)\.(\d+)\.(.+)", prefix)
+    drafting = -1 if layer is None else int(layer[2]) - config.num_hidden_layers
+    if layer is None or drafting < 0:
+        return prefix
+    return f"{layer[1].removesuffix('layers')}mtp_block.{drafting}.{layer[3]}"
+
+
 NAMINGS: Mapping[str, Naming] = {
     "granitemoehybrid": _of_granite,
+    "ernie4_5_moe": _of_ernie,
+    "ernie_mtp": _of_ernie,  # its drafting layers
     "lfm2_vl": _of_lfm2_vl,
     "falcon_h1": _of_falcon_h1,
     "minimax_m2": _of_minimax_m2,

@@ -1,6 +1,9 @@
 """What serves the sparse layers of a model: one backend, and one log line when all are packed."""
 
+import functools
+import hashlib
 from collections import Counter
+from pathlib import Path
 
 import torch
 
@@ -15,10 +18,20 @@ logger = init_logger("vllm.permllm.serving")
 
 
 def kernels() -> str:
-    """What decides which operands the layers of a checkpoint have: version, libraries, CPU."""
+    """What decides which operands the layers of a checkpoint have: code, libraries, CPU."""
     cpu = "none" if ops.missing_reason else torch.ops.permllm.cpu_instruction_set()
     cuda = "none" if ops.cuda_missing_reason else torch.ops.permllm.cuda_architectures()
-    return f"permllm-vllm {permllm_vllm.__version__}, cpu {cpu}, cuda {cuda}"
+    return f"permllm-vllm {permllm_vllm.__version__} {_code()}, cpu {cpu}, cuda {cuda}"
+
+
+@functools.cache
+def _code() -> str:
+    """Tells builds of one version apart."""
+    package = Path(permllm_vllm.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted([*package.glob("_C*.so"), *package.rglob("*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 class ServedLayers:

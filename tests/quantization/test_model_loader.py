@@ -1,11 +1,13 @@
 """A model of a sparse checkpoint is never served with a parameter that nothing was loaded into."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from vllm.config import LoadConfig, VllmConfig
 from vllm.model_executor.layers.layernorm import RMSNorm
@@ -141,6 +143,53 @@ def test_a_bias_that_the_model_does_not_have(monkeypatch: pytest.MonkeyPatch) ->
     """vLLM would drop it without a word."""
     message = refusal({**tensors(), "out.bias": torch.ones(16)}, monkeypatch)
     assert message.startswith("out.bias is in the checkpoint, but ")
+
+
+def save(checkpoint: dict[str, Tensor], directory: Path) -> None:
+    alone = {name: tensor.clone() for name, tensor in checkpoint.items()}
+    save_file(alone, directory / "model.safetensors")
+
+
+def reloaded(
+    first: dict[str, Tensor], then: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch, path: str
+) -> set[str]:
+    """Names of what comes through where `then` is loaded into a model of `first`."""
+    model = Model(config(ignore=QKV), tied=False)
+    described = SimpleNamespace(
+        quantization="permllm", is_moe=False, multimodal_config=None, runner_type="generate"
+    )
+    monkeypatch.setattr(DefaultModelLoader, "get_all_weights", lambda *_: iter(first.items()))
+    get_model_loader(LoadConfig()).load_weights(model, described)
+    monkeypatch.setattr(DefaultModelLoader, "get_all_weights", lambda *_: iter(then.items()))
+    weights = get_model_loader(LoadConfig()).get_all_weights(SimpleNamespace(model=path), model)
+    return {name for name, _ in weights}
+
+
+def test_a_running_model_takes_a_whole_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    save(tensors(), tmp_path)
+    for path in (str(tmp_path), "name/on-the-hub"):
+        assert reloaded(tensors(), tensors(), monkeypatch, path) == set(tensors())
+
+
+def test_a_running_model_refuses_a_part_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    part = tensors()
+    del part["norm.weight"]
+    save(part, tmp_path)
+    with pytest.raises(CheckpointError, match=r"have no norm\.weight, which the model was loaded"):
+        reloaded(tensors(), part, monkeypatch, str(tmp_path))
+    del part["embed.weight"]
+    with pytest.raises(CheckpointError, match=r"have no embed\.weight, nor 1 other tensors, which"):
+        reloaded(tensors(), part, monkeypatch, "name/on-the-hub")
+
+
+def test_a_running_model_takes_no_pickles(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickled")
+    with pytest.raises(CheckpointError):
+        reloaded(tensors(), tensors(), monkeypatch, str(tmp_path))
 
 
 def test_vllms_option_turns_it_off(monkeypatch: pytest.MonkeyPatch) -> None:

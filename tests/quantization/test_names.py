@@ -73,6 +73,10 @@ def test_a_draft_model() -> None:
         ("falcon_h1", "model.layers.3.qkv_proj", "model.layers.3.self_attn.qkv_proj"),
         ("falcon_h1", "model.layers.3.o_proj", "model.layers.3.self_attn.o_proj"),
         ("falcon_h1", "model.layers.3.feed_forward.w2", "model.layers.3.feed_forward.w2"),
+        ("ernie4_5_moe", "model.layers.24.mlp.down_proj", "model.mtp_block.0.mlp.down_proj"),
+        ("ernie_mtp", "model.layers.25.mlp.down_proj", "model.mtp_block.1.mlp.down_proj"),
+        ("ernie4_5_moe", "model.layers.23.mlp.down_proj", "model.layers.23.mlp.down_proj"),
+        ("ernie4_5_moe", "model.norm", "model.norm"),
     ],
 )
 def test_names_that_vllm_builds_modules_with(model_type: str, prefix: str, name: str) -> None:

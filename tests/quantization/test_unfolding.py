@@ -166,13 +166,26 @@ def test_a_draft_keeps_its_folds(
 ) -> None:
     """vLLM adapts no draft, though its configuration has the target's LoRA."""
     draft = SimpleNamespace()
-    speculative = SimpleNamespace(draft_model_config=draft)
+    target = vllm_config.model_config
+    speculative = SimpleNamespace(draft_model_config=draft, target_model_config=target)
     monkeypatch.setattr(vllm_config, "speculative_config", speculative)
     down: Any = row_parallel(config(folded=[DOWN]), BLOCK, DOWN)
     assert down.quant_method.unfolding is not None
     monkeypatch.setattr(vllm_config, "model_config", draft)
     down = row_parallel(config(folded=[DOWN]), BLOCK, DOWN)
     assert down.quant_method.unfolding is None
+
+
+def test_what_drafts_by_n_grams_is_no_draft_model(
+    on_rank: OnRank, vllm_config: VllmConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then vLLM has the model itself as the draft, and adapts it."""
+    model = SimpleNamespace()
+    speculative = SimpleNamespace(draft_model_config=model, target_model_config=model)
+    monkeypatch.setattr(vllm_config, "speculative_config", speculative)
+    monkeypatch.setattr(vllm_config, "model_config", model)
+    down: Any = row_parallel(config(folded=[DOWN]), BLOCK, DOWN)
+    assert down.quant_method.unfolding is not None
 
 
 def test_scales_move_with_their_rows(on_rank: OnRank) -> None:
