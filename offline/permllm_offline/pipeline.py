@@ -51,11 +51,12 @@ from permllm_offline.run.processes import SharedWork, count, first, joined
 from permllm_offline.run.steps import WorkFolder
 from permllm_offline.streamed_pruning import PrunedLayers, can_stream, prune_streamed
 from permllm_offline.text.calibration import SELF, require_windows
+from permllm_vllm.checkpoint.companions import check_companions
 from permllm_vllm.checkpoint.contained import contained
 from permllm_vllm.checkpoint.output import check_destination, check_outside
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.shards import read_weight_map
-from permllm_vllm.checkpoint.writer import check_companions, write_checkpoint
+from permllm_vllm.checkpoint.writer import write_checkpoint
 
 logger = logging.getLogger(__name__)
 

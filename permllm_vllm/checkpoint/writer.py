@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from permllm_vllm.checkpoint.checksums import CHECKSUMS_NAME, checksums_of
-from permllm_vllm.checkpoint.contained import contained
+from permllm_vllm.checkpoint.companions import (
+    WEIGHT_SUFFIXES,
+    check_companions,
+    copy_companions,
+)
 from permllm_vllm.checkpoint.errors import CheckpointError, Problem, raise_if_any
 from permllm_vllm.checkpoint.headers import TensorHeader, checkpoint_problems
 from permllm_vllm.checkpoint.output import (
@@ -30,19 +33,6 @@ from permllm_vllm.checkpoint.shards import CONFIG_NAME, INDEX_NAME, SINGLE_NAME,
 
 MAX_SHARD_BYTES = 5_000_000_000
 
-_WEIGHT_SUFFIXES = (
-    ".safetensors",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".h5",
-    ".msgpack",
-    ".gguf",
-    ".onnx",
-    ".index.json",
-)
-_COPIED_DIRECTORIES = ("additional_chat_templates",)
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 Content = str | bytes | Callable[[], str | bytes]
@@ -93,7 +83,7 @@ def write_checkpoint(
         if quantization is not None:
             raise_if_any(checkpoint_problems(headers, quantization))
         with disk_errors_named(directory):
-            _copy_companions(source, directory)
+            copy_companions(source, directory)
             _write_file(directory / CONFIG_NAME, json.dumps(config, indent=2) + "\n")
             for name, content in extra_files.items():
                 if content is None:
@@ -181,46 +171,6 @@ def _owned(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def companion_files(source: Path) -> Iterator[Path]:
-    """Yield tokenizer, chat templates, generation config, licence: all but weights and config.
-
-    Names are relative to `source`. Raises `CheckpointError` for a link that leads out of it, and
-    for a file that cannot be read.
-    """
-    folders = [source / name for name in _COPIED_DIRECTORIES if not (source / name).is_symlink()]
-    for folder in [source, *filter(Path.is_dir, folders)]:
-        for path in sorted(folder.iterdir()):
-            if path.name.startswith(".") or path.name == CONFIG_NAME or not path.is_file():
-                continue
-            if not path.name.endswith(_WEIGHT_SUFFIXES):
-                name = path.relative_to(source)
-                _check_readable(contained(source, str(name)))
-                yield name
-
-
-def check_companions(source: Path) -> None:
-    """Raise `CheckpointError` for what `companion_files` cannot give, before long work."""
-    for _ in companion_files(source):
-        pass
-
-
-def _check_readable(path: Path) -> None:
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        rule = "what lies beside the weights is copied"
-        remedy = "make it readable, or remove it"
-        value = f"a file that cannot be opened: {error.strerror or error}"
-        raise Problem(str(path), value, rule, remedy).as_error() from error
-
-
-def _copy_companions(source: Path, directory: Path) -> None:
-    for name in companion_files(source):
-        target = directory / name
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(source / name, target)
-
-
 def _weight_bytes(source: Path) -> int:
     return sum(path.stat().st_size for path in source.glob("*.safetensors"))
 
@@ -228,7 +178,7 @@ def _weight_bytes(source: Path) -> int:
 def _check_extra_files(extra_files: Iterable[str]) -> None:
     for name in extra_files:
         path = Path(name)
-        reserved = name in (CONFIG_NAME, CHECKSUMS_NAME) or name.endswith(_WEIGHT_SUFFIXES)
+        reserved = name in (CONFIG_NAME, CHECKSUMS_NAME) or name.endswith(WEIGHT_SUFFIXES)
         if reserved or path.is_absolute() or ".." in path.parts or not path.parts:
             raise CheckpointError(
                 f"extra file {name!r}; rule: a relative name inside the checkpoint, neither "

@@ -105,6 +105,29 @@ def test_companions_are_carried_over_and_old_weights_are_not(
     assert written["tokenizer.model"] == b"tokenizer.model"
 
 
+def test_modules_of_sentence_transformers_are_carried_over(tiny_model: Any, tmp_path: Path) -> None:
+    modules = [{"path": path} for path in ("", "1_Pooling", "2_Dense", "3_Normalize", "../other")]
+    source = tiny_model.source
+    kept = ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"]
+    (tmp_path / "other").mkdir()
+    for name in [*kept, "4_Unnamed/config.json", "../other/config.json"]:
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(name)
+    (source / "modules.json").write_text(json.dumps(modules))
+    written = contents(tiny_model.write(tmp_path / "out"))
+    made = {"tokenizer.json", "config.json", "model.safetensors", "SHA256SUMS"}
+    assert set(written) == {*kept, *made, "modules.json"}
+    (source / "2_Dense" / "model.safetensors").rename(source / "2_Dense" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"2_Dense/pytorch_model\.bin: found other weights"):
+        tiny_model.write(tmp_path / "again")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '[{"path": 2}]', '[{"path": "/etc"}]'])
+def test_other_lists_of_modules_name_nothing(tiny_model: Any, tmp_path: Path, content: str) -> None:
+    (tiny_model.source / "modules.json").write_text(content)
+    assert "modules.json" in contents(tiny_model.write(tmp_path / "out"))
+
+
 def test_config_keeps_everything_and_gains_the_quantization(
     tiny_model: Any, tmp_path: Path
 ) -> None:

@@ -363,3 +363,9 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit, match="0"):
             build_parser().parse_args([command, "--help"])
         assert "examples:" in capsys.readouterr().out
+
+
+def test_eval_measures_one_text(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["eval", "model", "--dataset", "a.txt", "--dataset", "b.txt"])
+    assert "--dataset is given twice: measure one text" in capsys.readouterr().err

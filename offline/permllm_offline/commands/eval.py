@@ -25,6 +25,22 @@ _EXAMPLES = """examples:
 """
 
 
+class Once(argparse.Action):
+    """An option whose second value would take the place of the first without a word."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Store the value."""
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is given twice: measure one text, then the other")
+        setattr(namespace, self.dest, values)
+
+
 def add_parser(commands: Any) -> argparse.ArgumentParser:
     """Add the sub-command and its options."""
     parser: argparse.ArgumentParser = commands.add_parser(
@@ -39,6 +55,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="DIR", help="folder or hub name")
     parser.add_argument(
         "--dataset",
+        action=Once,
         metavar="FILE|DIR|HUB",
         help=f"text to measure perplexity on (one): a {KINDS} file, a "
         f"folder of them, a hub name, or {', '.join(NAMED)}, the test text of each",

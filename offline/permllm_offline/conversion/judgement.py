@@ -84,7 +84,7 @@ def judge(
         layers = [judge.layer(i) for i in tqdm(range(count), desc=f"judge as {pattern}")]
         return Judged(source, family, pattern, size, layers)
 
-    reach, count = Reach(), _layer_count(source, family)
+    reach, count = Reach(), _layer_count(source, family, config)
     if pattern is not None:
         return under(pattern)
     first, second = map(Pattern.parse, SUPPORTED)
@@ -94,10 +94,12 @@ def judge(
     return max([judged, under(second)], key=lambda one: one.holding)
 
 
-def _layer_count(source: WeightSource, family: Family) -> int:
+def _layer_count(source: WeightSource, family: Family, config: Any) -> int:
+    """Of the decoder layers that are stored; those behind them predict more tokens."""
     stack = family.stack
     names = [name.removeprefix(stack) for name in source.names() if name.startswith(stack)]
-    return len({name.partition(".")[0] for name in names})
+    stored = len({name.partition(".")[0] for name in names})
+    return min(stored, config.num_hidden_layers)
 
 
 def _choose_block_size(at: Callable[[int], Judge], count: int) -> int:

@@ -37,13 +37,14 @@ from permllm_offline.model.stored import header_bytes
 from permllm_offline.model.tokenizer import tokenizer_files
 from permllm_offline.outline import sparse_bytes
 from permllm_offline.report import papers
+from permllm_vllm.checkpoint.companions import check_companions
 from permllm_vllm.checkpoint.errors import raise_if_any
 from permllm_vllm.checkpoint.numbers import number_problems
 from permllm_vllm.checkpoint.output import check_destination
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import QuantizationConfig, is_of_this_format
 from permllm_vllm.checkpoint.shards import CONFIG_NAME, read_json
-from permllm_vllm.checkpoint.writer import check_companions, write_checkpoint
+from permllm_vllm.checkpoint.writer import write_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +211,8 @@ def _tensors(judged: Judged) -> Iterator[tuple[str, Tensor]]:
     source, family = judged.source, judged.family
     absent = set(family.absent(len(judged.layers)))
     names = [name for name in source.names() if name.rpartition(".")[0] not in absent]
-    outside = (name for name in names if not name.startswith(family.stack))
+    layers = tuple(f"{family.layer_name(index)}." for index in range(len(judged.layers)))
+    outside = (name for name in names if not name.startswith(layers))
     yield from ((name, source.tensor(name)) for name in outside)
     for index, verdicts in enumerate(tqdm(judged.layers, desc="write")):
         prefix, stored_name = f"{family.layer_name(index)}.", partial(family.stored_name, index)

@@ -292,11 +292,15 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def parse_device(name: str) -> torch.device:
-    """Return the device of ``--device``; raises OfflineError where it cannot hold a tensor."""
+    """Return the device of ``--device``; raises OfflineError where it cannot hold a tensor.
+
+    Importances are added up in float64, which Apple's GPUs have not.
+    """
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # the device meta makes tensors that hold nothing
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # The device meta makes tensors that hold nothing.
+        torch.zeros(1, dtype=torch.float64, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise OfflineError(
             f"device {name!r} cannot be used ({first_line(error)}). Give cpu, or a device that "
             "this build of torch supports."
@@ -307,6 +311,7 @@ def parse_device(name: str) -> torch.device:
 _BESIDE_WEIGHTS = (
     *("*.json", "*.jinja", "*.model", "*.txt"),
     *("README.md", "LICENSE*", "LICENCE*", "NOTICE*"),
+    "[0-9]_*/*.safetensors",  # a dense layer behind an embedding model
 )
 """Files of a model on the hub that are fetched first: what is read beside the weights, and what its
 licence says."""
