@@ -16,7 +16,7 @@ AIMS = {
     "zen5": AVX512_AIMS,
     "amx": {"bfloat16": (2.6, 2.6, 2.5, 2.5, 2.4), "int8": (4.5, 4.2, 4.0, 3.5, 3.0)},
 }
-"""Times as fast as dense bfloat16 that one thread is to reach at `TOKENS`, by instruction set."""
+"""Project targets: times as fast as dense bfloat16, one thread, at `TOKENS`, by instruction set."""
 
 
 def fastest_peer(rows: Rows, peer_values: str, time: str = "peer_us") -> ByShape:
@@ -89,7 +89,8 @@ def ratios_and_aims(result: Result) -> str:
     missed = sum(missed_aim(row) is not None for row in dense.values())
     if all(row["threads"] != 1 for row in dense.values()):
         return table
-    return f"{table}\n\nIn brackets the aim, where it is missed: in {missed} of {len(dense)} cells."
+    cells = f"{missed} of {len(dense)} cells"
+    return f"{table}\n\nIn brackets: the project target, where a cell misses it ({cells})."
 
 
 def _ratios(rows: Rows, dtype: str = "bfloat16") -> list[Quantity]:

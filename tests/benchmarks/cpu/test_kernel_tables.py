@@ -20,7 +20,7 @@ def test_an_aim_that_is_missed_stands_beside_the_ratio() -> None:
         "| 64 x 64 | bfloat16 | 4.00 (4) | 1.70 |",
         "| 64 x 64 | int8 | 6.20 |  |",
     ]
-    assert lines[-1] == "In brackets the aim, where it is missed: in 1 of 3 cells."
+    assert lines[-1] == "In brackets: the project target, where a cell misses it (1 of 3 cells)."
 
 
 def test_more_threads_have_no_aim() -> None:
