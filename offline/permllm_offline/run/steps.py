@@ -94,6 +94,10 @@ class Work:
         """Return the state in which the step of that name was last kept, or None."""
         return None
 
+    def interval_file(self, name: str) -> Path | None:
+        """Return where ``interval`` is read from, or None."""
+        return None
+
     def keep_interval(self, name: str, state: Step) -> None:
         """Keep the state of an unfinished step, in place of the last one."""
 
@@ -190,8 +194,12 @@ class WorkFolder(Work):
 
     def interval(self, name: str) -> Step | None:
         """Return the state in which the step of that name was last kept, or None."""
+        return None if (path := self.interval_file(name)) is None else self._read(path)
+
+    def interval_file(self, name: str) -> Path | None:
+        """Return where ``interval`` is read from, or None."""
         path = self._path(name + INTERVAL)
-        return self._read(path) if path.exists() else None
+        return path if path.exists() else None
 
     def keep_interval(self, name: str, state: Step) -> None:
         """Keep the state of an unfinished step, in place of the last one."""
@@ -240,9 +248,7 @@ class WorkFolder(Work):
 
     def _read(self, path: Path) -> Step:
         _check_step(path, self.identity, self._text)
-        with _damage_named(path):
-            shard = Shard(path)
-            return Step(_KeptTensors(shard), json.loads(shard.metadata.get(_FACTS, "{}")))
+        return step_at(path)
 
     def _path(self, name: str) -> Path:
         return self.directory / f"{name}{STEP_SUFFIX}"
@@ -280,6 +286,13 @@ def kept_steps(directory: Path) -> list[str]:
     files = sorted(directory.glob(f"*{STEP_SUFFIX}"), key=lambda file: file.name)
     files.sort(key=lambda file: file.stat().st_mtime_ns, reverse=True)
     return [file.stem for file in files]
+
+
+def step_at(path: Path) -> Step:
+    """Read a step that was checked, each tensor when it is asked for."""
+    with _damage_named(path):
+        shard = Shard(path)
+        return Step(_KeptTensors(shard), json.loads(shard.metadata.get(_FACTS, "{}")))
 
 
 def check_steps(directory: Path, identity: str, text: str = "") -> None:

@@ -21,6 +21,7 @@ from permllm_offline.recipe import make_recipe, read_recipe
 from permllm_offline.reconstruction.kept_weights import KeptWeights
 from permllm_offline.run import processes
 from permllm_offline.run.scratch import MEMORY, Scratch
+from permllm_offline.run.steps import Step, WorkFolder
 
 LEARNING = {"steps": 3, "windows_per_step": 2, "windows_at_once": 1, "validation_interval": 2}
 DISTILLATION = {"steps": 3, "windows_per_step": 2, "self_windows": 2, "validation_interval": 2}
@@ -175,6 +176,32 @@ def share_out(scratch: Scratch) -> None:
 def test_each_process_moves_its_own_weights_and_has_those_of_all(tmp_path: Path) -> None:
     for scratch in (MEMORY, Scratch(tmp_path)):
         run_two(share_out, scratch)
+
+
+def read_interval(folder: Path, apart: bool) -> None:
+    """Read what the first process kept; `apart` on a machine that has not its disk."""
+    handed_over = []
+    on_cpu = Step.on_cpu
+    with processes.joined(), pytest.MonkeyPatch.context() as patch:
+        kept = WorkFolder(folder, "a") if processes.first() else None
+        patch.setattr(Step, "on_cpu", lambda step: handed_over.append(step) or on_cpu(step))
+        if apart and not processes.first():
+            patch.setattr(Path, "exists", lambda _: False)
+        work = processes.SharedWork(kept)
+        assert work.interval("other") is None
+        found = work.interval("one")
+        assert found is not None
+        assert found.facts == {"loss": 0.5}
+        assert found.tensors["x"].tolist() == [1, 1, 1]
+        assert len(handed_over) == (apart and processes.first())
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_each_process_reads_for_itself_what_was_kept(tmp_path: Path, apart: bool) -> None:
+    with WorkFolder(tmp_path / "work", "a") as work:
+        work.begin()
+        work.keep_interval("one", Step({"x": torch.ones(3)}, {"loss": 0.5}))
+    run_two(read_interval, tmp_path / "work", apart)
 
 
 def add() -> None:
