@@ -12,7 +12,7 @@ from benchmarks import tables
 ROOT = Path(__file__).parents[2]
 MACHINES = ("amx", "zen3", "zen4", "zen5")
 PAGES = (
-    *("cpu", "method"),
+    *("cpu", "method", "results"),
     *(f"{what}-{m}" for what in ("kernels", "serving") for m in MACHINES),
 )
 MEASURED = [ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in PAGES)]
