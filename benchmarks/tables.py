@@ -176,6 +176,17 @@ def study(result: Result) -> str:
     return markdown(header, lines)
 
 
+def efforts(result: Result) -> str:
+    """Of a result of `benchmarks.efforts`: perplexity (times dense's) by text, and the time."""
+    dense = result["rows"][0]["perplexity"]
+    lines = []
+    for row in result["rows"]:
+        texts = row["perplexity"].items()
+        cells = [f"{value:.1f} ({value / dense[text]:.2f}x)" for text, value in texts]
+        lines.append([row["effort"], *cells, _shown(row.get("processor_minutes"))])
+    return markdown(["effort", *dense, "processor minutes"], lines)
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.3f}"
@@ -192,6 +203,7 @@ VIEWS: Mapping[str, Callable[[Result], str]] = {
     "head": head_tables.heads,
     "experts": expert_tables.experts,
     "decode": serving_tables.decode,
+    "overview": serving_tables.overview,
     "first-token": serving_tables.first_token,
     "vllm-bench": serving_tables.bench,
     "profile": serving_tables.profile,
@@ -201,16 +213,19 @@ VIEWS: Mapping[str, Callable[[Result], str]] = {
     "time-to-quality": cost_tables.time_to_quality,
     "pipeline": cost_tables.pipeline,
     "study": study,
+    "efforts": efforts,
 }
 
 SUMMARIES: Mapping[str, Callable[[summaries.Records, summaries.Link], str]] = {
     "decode-of-all": summaries.decode,
+    "peers-of-all": summaries.peers,
     "layers-of-all": summaries.layers,
 }
 """Views of several results."""
 
 ROWS: Mapping[str, Callable[[Result], Sequence[Mapping[str, Any]]]] = {
     "decode": serving_tables.of_engines,
+    "overview": serving_tables.of_engines,
     "first-token": serving_tables.of_engines,
     "vllm-bench": serving_tables.of_bench,
 }
@@ -232,7 +247,8 @@ def block(names: str, view: str, folder: Path, results: Path = RESULTS) -> str:
     if view in SUMMARIES:
         table = SUMMARIES[view](found, link)
         dates = sorted(str(result["date"]) for result in found.values())
-        origin = f"measured {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
+        measured = f"measured {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
+        origin = "; ".join(filter(None, (measured, summaries.fragmented(found))))
     else:
         ((name, result),) = found.items()
         table = VIEWS[view](result)

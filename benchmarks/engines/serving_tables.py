@@ -82,6 +82,20 @@ def first_token(result: Result) -> str:
     return by_cell(result, first_token_time, {})
 
 
+def overview(result: Result) -> str:
+    """The cells that a reader asks for first: decoding by batch, a long prompt, memory."""
+    rows = of_engines(result)
+    found = {(row["variant"], row["batch"], row["prompt_tokens"]): row for row in rows}
+    lines = []
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        line = [variant]
+        for batch, prompt, _, shown in OVERVIEW:
+            row = found.get((variant, batch, prompt))
+            line.append("" if row is None else _cell(row, shown))
+        lines.append([*line, _resident([row for row in rows if row["variant"] == variant])])
+    return markdown(["variant", *(name for *_, name, _ in OVERVIEW), "resident MiB"], lines)
+
+
 def bench(result: Result) -> str:
     """What vLLM's own benchmarks say, a line per cell and variant, medians over rounds.
 
@@ -134,6 +148,15 @@ def decode_speed(row: Row) -> str:
 def first_token_time(row: Row) -> str:
     """Milliseconds until the first token of all sequences, and how many times as early as dense."""
     return f"{row['time_to_first_token_ms']:.0f} ms{_times(row, 'first_token_ratio', ' ({})')}"
+
+
+OVERVIEW: tuple[tuple[int, int, str, Shown], ...] = (
+    (1, 32, "1 sequence, tokens/s", decode_speed),
+    (8, 32, "8 sequences", decode_speed),
+    (32, 32, "32 sequences", decode_speed),
+    (1, 512, "first token of a prompt of 512", first_token_time),
+)
+"""Batch, tokens of the prompt, name of a column, and what stands in its cells."""
 
 
 def _times(row: Row, field: str, form: str = "{}") -> str:

@@ -38,6 +38,7 @@ SERVED = {
         decoded("dense bfloat16", 1, 1.0),
         decoded("2:4 bfloat16", 1, 2.04),
         decoded("2:4 bfloat16", 8, 1.96),
+        decoded("2:4 bfloat16", 32, 1.24),
         decoded("2:4 int8", 1, 3.0),
         decoded("2:4 int8", 1, 9.0, prompt=512),
         {"variant": "vLLM int4 (GPTQ)", "batch": 1, "prompt_tokens": 32, "refused": "no"},
@@ -63,8 +64,13 @@ def link(name: str, text: str) -> str:
 def test_decoding_has_a_line_per_record_and_the_batches_that_were_measured() -> None:
     found = summaries.decode({"serving-cpu-zen4-some": SERVED}, link).splitlines()
     assert found[2:] == [
-        "| tinyllama in serving-cpu-zen4-some | AMD Zen 4 | 2.0x / 2.0x | 3.0x |  |  |  |"
+        "| tinyllama in serving-cpu-zen4-some | AMD Zen 4 | 2.0x / 2.0x / 1.2x | 3.0x |  |  |  |"
     ]
+    found = summaries.peers({"serving-cpu-zen4-some": SERVED}, link).splitlines()
+    assert found[0] == (
+        "| shape of | CPU | 2:4 bfloat16 | 2:4 int8 | vLLM int8 (W8A8) | vLLM int4 (GPTQ) |"
+    )
+    assert found[2].endswith("| AMD Zen 4 | 2.0x / 2.0x / 1.2x | 3.0x |  |  |")
 
 
 def test_layers_have_ranges_over_shapes_of_the_fastest_peers() -> None:
@@ -91,6 +97,23 @@ def test_a_block_names_its_records_and_when_they_were_made(tmp_path: Path) -> No
     page.parent.mkdir()
     page.write_text(f"before\n<!-- table: {names} decode-of-all -->\n<!-- end -->\nafter\n")
     assert tables.updated(page, tmp_path) == f"before\n{found}\nafter\n"
+
+
+def test_fragmented_memory_is_said_beside_the_machine(tmp_path: Path) -> None:
+    def record(share: float | None) -> dict[str, Any]:
+        rows = [{**row, "small_pages": share} for row in MULTIPLIED["rows"]]
+        return {**MULTIPLIED, "rows": rows}
+
+    for name, share in (("zen4", 0.79), ("zen5", 0.8), ("amx", None)):
+        file = tmp_path / f"kernels-cpu-{name}.json"
+        file.write_text(json.dumps(record(share)), encoding="utf-8")
+    whole = "kernels-cpu-zen5 kernels-cpu-amx"
+    found = tables.block(f"kernels-cpu-zen4 {whole}", "layers-of-all", tmp_path, tmp_path)
+    assert "[AMD Zen 4 †](kernels-cpu-zen4.json)" in found
+    assert "[AMD Zen 5](kernels-cpu-zen5.json)" in found
+    assert "[Intel Xeon, AMX](kernels-cpu-amx.json)" in found
+    assert "measured 2030-01-04; † in fragmented memory (small pages below 80% of" in found
+    assert "†" not in tables.block(whole, "layers-of-all", tmp_path, tmp_path)
 
 
 def test_a_machine_is_known() -> None:

@@ -11,7 +11,10 @@ from benchmarks import tables
 
 ROOT = Path(__file__).parents[2]
 MACHINES = ("amx", "zen3", "zen4", "zen5")
-PAGES = ("cpu", "studies", *(f"{what}-{m}" for what in ("kernels", "serving") for m in MACHINES))
+PAGES = (
+    *("cpu", "results", "studies"),
+    *(f"{what}-{m}" for what in ("kernels", "serving") for m in MACHINES),
+)
 MEASURED = [ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in PAGES)]
 UNMEASURED = ("cuda.md",)
 """Its decimal cells are compute capabilities: nothing ran on a GPU."""
@@ -208,6 +211,46 @@ def accuracy_row(method: str, pattern: str | None, domain: float, novels: float)
         "processor_seconds": 90.0 if pattern else None,
         "servable": "global" not in method,
     }
+
+
+def test_an_overview_has_the_cells_that_are_asked_for_first() -> None:
+    def row(variant: str, batch: int, prompt: int, **more: Any) -> dict[str, Any]:
+        return {"variant": variant, "batch": batch, "prompt_tokens": prompt, **more}
+
+    def speed(tokens: float, ratio: float) -> dict[str, float]:
+        found = {"decode_tokens_per_second": tokens, "decode_ratio": ratio}
+        return found | {"time_to_first_token_ms": 1000 / ratio, "first_token_ratio": ratio}
+
+    rows = [
+        row("dense", 1, 32, **speed(5, 1), resident_mib=4000.0, resident_ratio=1.0),
+        row("dense", 1, 512, **speed(4, 1)),
+        row("2:4", 1, 32, **speed(10, 2), resident_mib=2500.4, resident_ratio=0.625),
+        row("2:4", 8, 32, **speed(40, 1.5)),
+        row("2:4", 1, 512, **speed(9, 1.25)),
+        row("int4", 1, 32, refused="because"),
+        row("2:4", 1, 32, **speed(99, 9), benchmark="latency"),
+    ]
+    assert tables.VIEWS["overview"]({"rows": rows}).splitlines() == [
+        "| variant | 1 sequence, tokens/s | 8 sequences | 32 sequences "
+        "| first token of a prompt of 512 | resident MiB |",
+        "|---|---|---|---|---|---|",
+        "| dense | 5.0 (1.00x) |  |  | 1000 ms (1.00x) | 4000 (1.00x) |",
+        "| 2:4 | 10.0 (2.00x) | 40.0 (1.50x) |  | 800 ms (1.25x) | 2500 (0.62x) |",
+        "| int4 | refused |  |  |  |  |",
+    ]
+
+
+def test_efforts_are_shown_beside_dense() -> None:
+    rows = [
+        {"effort": "dense", "perplexity": {"in domain": 20, "novels": 40}},
+        {"effort": "low", "processor_minutes": 14.9, "perplexity": {"in domain": 30, "novels": 50}},
+    ]
+    assert tables.VIEWS["efforts"]({"rows": rows}).splitlines() == [
+        "| effort | in domain | novels | processor minutes |",
+        "|---|---|---|---|",
+        "| dense | 20.0 (1.00x) | 40.0 (1.00x) |  |",
+        "| low | 30.0 (1.50x) | 50.0 (1.25x) | 15 |",
+    ]
 
 
 def test_accuracy_is_the_mean_over_seeds() -> None:
