@@ -26,8 +26,9 @@ OF_PYTHON = (
     "No matching distribution found for torch",
     "The virtual environment was not created successfully",
     "fatal error: Python.h: No such file or directory",
+    "No working C++ compiler found",
 )
-"""And of its compiler."""
+"""And of its compiler, and of torch's search for one."""
 
 
 def quoted() -> list[str]:
