@@ -12,7 +12,6 @@ from typing import Any, Literal
 from permllm_offline import pipeline
 from permllm_offline.errors import OfflineError
 from permllm_offline.hub import check_push, push
-from permllm_offline.local_path import local_path
 from permllm_offline.memory import is_default
 from permllm_offline.method_parts import parts_of
 from permllm_offline.model.loading import (
@@ -33,6 +32,8 @@ from permllm_offline.recipe_entries import (
 from permllm_offline.recipe_errors import option_of
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.report.report import Report
+from permllm_offline.run.device import chosen_device, warn_of_unused_gpu
+from permllm_offline.run.local_path import local_path
 from permllm_offline.run.processes import first
 from permllm_offline.run.scratch import Place
 from permllm_offline.text.calibration import Sampling
@@ -41,7 +42,6 @@ from permllm_offline.text.evaluation import perplexity
 from permllm_offline.text.paper_protocol import LENGTHS, Protocol
 from permllm_offline.text.row_text import TEXT_FIELD
 from permllm_offline.text.zero_shot import Tasks
-from permllm_offline.unused_gpu import chosen_device, warn_of_unused_gpu
 
 logger = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from permllm_offline.importance import Scores
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.plan import Plan
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.scratch import Scratch
 from permllm_offline.run.steps import Work
+from permllm_offline.sparsity.importance import Scores
 
 Permutations = Sequence[Mapping[str, Tensor]]
 """Per decoder layer, group name -> block-local uint8 [in_features]; absent where not permuted."""

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from permllm_offline.bake import apply_masks
 from permllm_offline.calibrated import Calibrated, LearningCurve
-from permllm_offline.decisions import GroupDecision, LayerDecision
-from permllm_offline.importance import row_chunks
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.modules import decoder_layers, linear_of, load_tensor
 from permllm_offline.reconstruction.layer_work import LayerReconstruction, LayerWork
 from permllm_offline.run.steps import Step
+from permllm_offline.sparsity.bake import apply_masks
+from permllm_offline.sparsity.decisions import GroupDecision, LayerDecision
+from permllm_offline.sparsity.importance import row_chunks
 from permllm_vllm.checkpoint.packing import unpack_mask
 
 logger = logging.getLogger(__name__)

@@ -6,9 +6,9 @@ import logging
 from dataclasses import dataclass
 
 from permllm_offline.memory_forecast import peak_bytes, scratch_bytes
-from permllm_offline.memory_limit import free_bytes, memory_bytes
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe_schema import Recipe
+from permllm_offline.run.memory_limit import free_bytes, memory_bytes
 from permllm_offline.run.processes import first, local_count
 
 logger = logging.getLogger(__name__)

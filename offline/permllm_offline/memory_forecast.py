@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from permllm_offline.importance import CHUNK_ELEMENTS
 from permllm_offline.method_parts import parts_of
 from permllm_offline.model.attention import kv_cache_bytes
 from permllm_offline.model.plan import Plan, PlannedLinear, dense_experts, pruned
@@ -16,6 +15,7 @@ from permllm_offline.preparation import Prepared
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.recomputation import activation_bytes, held_activation_bytes
 from permllm_offline.run.processes import count
+from permllm_offline.sparsity.importance import CHUNK_ELEMENTS
 from permllm_offline.state_bytes import StateBytes, tuning, updating
 from permllm_offline.streamed_pruning import can_stream, reads_activations
 from permllm_offline.text.calibration import writes_itself

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from permllm_offline.importance import IMPORTANCES, Importance
 from permllm_offline.methods import parse_method
 from permllm_offline.permutation.kinds import PERMUTATIONS, PermutationKind
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.reconstruction.kinds import find_reconstruction
 from permllm_offline.reconstruction.layer_work import Reconstruction
+from permllm_offline.sparsity.importance import IMPORTANCES, Importance
 
 
 @dataclass(frozen=True)

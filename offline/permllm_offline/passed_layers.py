@@ -8,9 +8,9 @@ from dataclasses import asdict, astuple, dataclass, field
 from torch import Tensor
 
 from permllm_offline.flow import Flow, load_states, with_states
-from permllm_offline.int8_values import RoundedLayer
 from permllm_offline.layerwise import PASSES, LayerError, layer_step_name
 from permllm_offline.run.steps import Step, Work
+from permllm_offline.sparsity.int8_values import RoundedLayer
 from permllm_offline.unreached import Unreached
 
 _SCALE = "scale:"

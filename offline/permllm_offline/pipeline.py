@@ -11,13 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from permllm_offline.bake import bake_layer
-from permllm_offline.decisions import LayerDecision
 from permllm_offline.disk_forecast import check_room
 from permllm_offline.errors import OfflineError
 from permllm_offline.expectation import announce
 from permllm_offline.left_dense import left_dense
-from permllm_offline.local_path import local_path
 from permllm_offline.memory import Fitted, fitted, warn_of_taken_memory
 from permllm_offline.memory_forecast import shard_bytes
 from permllm_offline.method_parts import parts_of
@@ -46,8 +43,11 @@ from permllm_offline.report.page import report_page
 from permllm_offline.report.report import CalibrationRecord, Report
 from permllm_offline.resume import begin, foretell, kept_bytes, work_folder
 from permllm_offline.run.costs import costs_json
+from permllm_offline.run.local_path import local_path
 from permllm_offline.run.processes import SharedWork, count, first, joined
 from permllm_offline.run.steps import WorkFolder
+from permllm_offline.sparsity.bake import bake_layer
+from permllm_offline.sparsity.decisions import LayerDecision
 from permllm_offline.streamed_pruning import PrunedLayers, can_stream, prune_streamed
 from permllm_offline.text.calibration import SELF, require_windows
 from permllm_vllm.checkpoint.contained import contained

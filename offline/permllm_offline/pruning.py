@@ -12,12 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from permllm_offline.activations import collect
-from permllm_offline.bake import apply_masks
 from permllm_offline.calibrated import Calibrated, LearnedPermutations, LearningCurve
-from permllm_offline.decisions import GroupDecision, LayerDecision, decide
-from permllm_offline.group_scores import group_scores
-from permllm_offline.importance import Scores
-from permllm_offline.int8_values import RoundedLayer, round_layer
 from permllm_offline.kept_steps import kept_number, kept_statistics
 from permllm_offline.layerwise import LayerError, reconstruct_layers
 from permllm_offline.method_parts import parts_of
@@ -34,6 +29,11 @@ from permllm_offline.recipe_schema import Recipe
 from permllm_offline.report.mask_example import example_layer, unpermuted_corner
 from permllm_offline.report.report import Report
 from permllm_offline.run.steps import Step, Work
+from permllm_offline.sparsity.bake import apply_masks
+from permllm_offline.sparsity.decisions import GroupDecision, LayerDecision, decide
+from permllm_offline.sparsity.group_scores import group_scores
+from permllm_offline.sparsity.importance import Scores
+from permllm_offline.sparsity.int8_values import RoundedLayer, round_layer
 from permllm_offline.text.calibration import SELF
 from permllm_offline.text.evaluation import perplexity
 from permllm_offline.text.sampled_text import Unfinished, sample_text

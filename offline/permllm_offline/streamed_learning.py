@@ -17,7 +17,6 @@ from tqdm import tqdm
 from permllm_offline.activations import mean_norms, summed_squares
 from permllm_offline.calibrated import Calibrated, LearnedPermutations, LearningCurve
 from permllm_offline.flow import Flow, load_states, with_states, without_states
-from permllm_offline.group_scores import group_scores
 from permllm_offline.kept_steps import by_layer, named_by_layer
 from permllm_offline.layerwise import PASSES, relative_error
 from permllm_offline.method_parts import parts_of
@@ -28,6 +27,7 @@ from permllm_offline.permutation.learning import learned_once, numbered
 from permllm_offline.preparation import Prepared
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.run.steps import Step, Work
+from permllm_offline.sparsity.group_scores import group_scores
 from permllm_offline.streaming import StreamedModel
 
 _LEARNED = "learned"

@@ -16,13 +16,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from permllm_offline.activations import mean_norms, summed_squares
-from permllm_offline.bake import apply_masks
 from permllm_offline.calibrated import LearnedPermutations
-from permllm_offline.decisions import LayerDecision, without_masks
 from permllm_offline.flow import Flow
-from permllm_offline.group_scores import group_scores
-from permllm_offline.importance import Scores
-from permllm_offline.int8_values import round_layer
 from permllm_offline.layerwise import (
     PASSES,
     decision_of,
@@ -48,6 +43,11 @@ from permllm_offline.report.mask_example import example_layer, unpermuted_corner
 from permllm_offline.report.report import Report
 from permllm_offline.run.processes import count as processes
 from permllm_offline.run.steps import Step, WorkFolder
+from permllm_offline.sparsity.bake import apply_masks
+from permllm_offline.sparsity.decisions import LayerDecision, without_masks
+from permllm_offline.sparsity.group_scores import group_scores
+from permllm_offline.sparsity.importance import Scores
+from permllm_offline.sparsity.int8_values import round_layer
 from permllm_offline.streamed_learning import learn_streamed
 from permllm_offline.streaming import StreamedModel
 from permllm_offline.unreached import count_unreached, warn_unreached

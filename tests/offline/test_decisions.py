@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from permllm_offline import decisions, importance
-from permllm_offline.decisions import decide
 from permllm_offline.errors import OfflineError
-from permllm_offline.mask import choose_mask
 from permllm_offline.model.family import SharedInputGroup
 from permllm_offline.model.heads import Heads
 from permllm_offline.model.layout import GroupLayout
+from permllm_offline.sparsity import decisions, importance
+from permllm_offline.sparsity.decisions import decide
+from permllm_offline.sparsity.mask import choose_mask
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import canonical
 

@@ -3,9 +3,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from permllm_offline import importance
 from permllm_offline.activations import collect, last_hidden_state
-from permllm_offline.importance import (
+from permllm_offline.model.families import FAMILIES
+from permllm_offline.sparsity import importance
+from permllm_offline.sparsity.importance import (
     WeightScores,
     column_sums,
     magnitude,
@@ -14,7 +15,6 @@ from permllm_offline.importance import (
     row_sums,
     wanda,
 )
-from permllm_offline.model.families import FAMILIES
 from tests.offline.tiny_models import tiny_llama
 
 Score = Callable[[torch.Tensor, torch.Tensor | None], WeightScores]

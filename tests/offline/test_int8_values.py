@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from permllm_offline.int8_values import CLIPS, choose_scale, relative_error, round_to_int8
+from permllm_offline.sparsity.int8_values import CLIPS, choose_scale, relative_error, round_to_int8
 
 
 def masked_weight(seed: int, rows: int, columns: int, dtype: torch.dtype) -> Tensor:

@@ -5,9 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from permllm_offline.bake import apply_masks
 from permllm_offline.calibrated import Calibrated
-from permllm_offline.decisions import LayerDecision, decide
 from permllm_offline.layerwise import reconstruct_layers, relative_error
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.families import FAMILIES
@@ -16,6 +14,8 @@ from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.plan import Plan
 from permllm_offline.recipe_schema import Recipe
 from permllm_offline.reconstruction.layer_work import LayerWork
+from permllm_offline.sparsity.bake import apply_masks
+from permllm_offline.sparsity.decisions import LayerDecision, decide
 from permllm_vllm.checkpoint.pattern import Pattern
 from tests.offline.tiny_models import tiny_llama
 

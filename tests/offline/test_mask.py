@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from permllm_offline.mask import choose_mask, keep_channels, pack_channels, unpack_channels
+from permllm_offline.sparsity.mask import choose_mask, keep_channels, pack_channels, unpack_channels
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import absolute
 

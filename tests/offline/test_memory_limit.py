@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from permllm_offline import memory_limit
-from permllm_offline.memory_limit import free_bytes, memory_bytes
+from permllm_offline.run import memory_limit
+from permllm_offline.run.memory_limit import free_bytes, memory_bytes
 
 
 @pytest.fixture

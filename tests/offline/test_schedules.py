@@ -3,7 +3,7 @@ from itertools import islice
 import pytest
 import torch
 
-from permllm_offline.schedules import cosine, shuffled_batches, warmed_cosine
+from permllm_offline.run.schedules import cosine, shuffled_batches, warmed_cosine
 
 
 def test_a_round_shows_every_window_once_and_the_next_is_shuffled_anew() -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from permllm_offline import unused_gpu
 from permllm_offline.api import asked_recipe
 from permllm_offline.cli import main
-from permllm_offline.unused_gpu import chosen_device
+from permllm_offline.run import device
+from permllm_offline.run.device import chosen_device
 
 SAID = "a GPU is here and the CPU computes: --device cuda uses it"
 
@@ -22,7 +22,7 @@ def test_it_is_named_where_it_is_here_and_no_device_is_given(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: here)
-    monkeypatch.setattr(unused_gpu, "first", lambda: is_first)
+    monkeypatch.setattr(device, "first", lambda: is_first)
     assert chosen_device("cpu") == "cpu"
     assert chosen_device("cuda:1") == "cuda:1"
     assert not caplog.messages

@@ -13,7 +13,6 @@ from permllm_offline.commands.learning_options import add_learning_options, give
 from permllm_offline.commands.tables import plan_table, report_table, show
 from permllm_offline.commands.text_field_option import add_text_field_option
 from permllm_offline.expectation import warn_of_slow_float16
-from permllm_offline.local_path import local_path
 from permllm_offline.memory import SMALLER
 from permllm_offline.methods import METHODS
 from permllm_offline.model.loading import open_source
@@ -25,6 +24,7 @@ from permllm_offline.recipe_schema import Recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.report import papers
 from permllm_offline.report.serve_command import serve_command
+from permllm_offline.run.local_path import local_path
 from permllm_offline.run.processes import first, joined
 from permllm_offline.text.texts import KINDS, NAMED
 from permllm_vllm.checkpoint.pattern import SUPPORTED

@@ -26,8 +26,8 @@ from permllm_offline.permutation.sinkhorn import sinkhorn
 from permllm_offline.recipe_schema import LearningRecipe
 from permllm_offline.recomputation import activations_are_large, recomputed
 from permllm_offline.run.processes import share, summed, total
+from permllm_offline.run.schedules import cosine, shuffled_batches
 from permllm_offline.run.steps import Step
-from permllm_offline.schedules import cosine, shuffled_batches
 
 logger = logging.getLogger(__name__)
 

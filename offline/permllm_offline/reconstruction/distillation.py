@@ -21,7 +21,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from permllm_offline.calibrated import Calibrated, LearningCurve
-from permllm_offline.decisions import LayerDecision
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.conventions import logit_scale
 from permllm_offline.model.modules import decoder_layers, linear_of
@@ -30,9 +29,10 @@ from permllm_offline.reconstruction.divergence import divergence
 from permllm_offline.reconstruction.head_inputs import head_input, head_inputs_of
 from permllm_offline.reconstruction.kept_weights import KeptWeights
 from permllm_offline.run.processes import collected, share, summed
+from permllm_offline.run.schedules import shuffled_batches, warmed_cosine
 from permllm_offline.run.scratch import Scratch
 from permllm_offline.run.steps import Step, Work
-from permllm_offline.schedules import shuffled_batches, warmed_cosine
+from permllm_offline.sparsity.decisions import LayerDecision
 from permllm_offline.text.calibration import require_windows
 
 logger = logging.getLogger(__name__)

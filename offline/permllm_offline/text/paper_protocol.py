@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.local_path import local_path
+from permllm_offline.run.local_path import local_path
 from permllm_offline.text.calibration import cut_windows
 from permllm_offline.text.row_text import RowText
 from permllm_offline.text.texts import NAMED, documents, origins

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from permllm_offline.errors import OfflineError, first_line
-from permllm_offline.local_path import local_path
+from permllm_offline.run.local_path import local_path
 from permllm_offline.text.json_rows import json_rows
 from permllm_offline.text.row_text import RowText
 

@@ -12,8 +12,6 @@ from torch.nn import functional
 from permllm_offline.calibrated import Calibrated, Permutations
 from permllm_offline.cli import main
 from permllm_offline.errors import OfflineError
-from permllm_offline.importance import magnitude
-from permllm_offline.mask import choose_mask
 from permllm_offline.model.decoder_calls import record_calls
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import open_source
@@ -33,6 +31,8 @@ from permllm_offline.recipe import make_recipe
 from permllm_offline.recipe_schema import LearningRecipe
 from permllm_offline.recomputation import recomputed
 from permllm_offline.run.steps import WorkFolder
+from permllm_offline.sparsity.importance import magnitude
+from permllm_offline.sparsity.mask import choose_mask
 from permllm_vllm.checkpoint.permutation import is_bijective
 from tests.offline.tiny_models import tiny_llama
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from permllm_offline.importance import Importance, Scores
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.modules import linear_of
+from permllm_offline.sparsity.importance import Importance, Scores
 
 
 def group_scores(

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from permllm_offline.importance import Scores, not_finite, row_chunks
-from permllm_offline.mask import choose_mask
 from permllm_offline.model.layout import GroupLayout
+from permllm_offline.sparsity.importance import Scores, not_finite, row_chunks
+from permllm_offline.sparsity.mask import choose_mask
 from permllm_vllm.checkpoint.packing import pack_mask, unpack_mask
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import canonical

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from permllm_offline.decisions import LayerDecision
-from permllm_offline.importance import row_chunks
 from permllm_offline.model.modules import linear_of
+from permllm_offline.sparsity.decisions import LayerDecision
+from permllm_offline.sparsity.importance import row_chunks
 
 LARGEST = 127
 CLIPS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)

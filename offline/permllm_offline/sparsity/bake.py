@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from permllm_offline.decisions import GroupDecision, LayerDecision
-from permllm_offline.importance import row_chunks
-from permllm_offline.int8_values import round_to_int8
 from permllm_offline.model.modules import linear_of
+from permllm_offline.sparsity.decisions import GroupDecision, LayerDecision
+from permllm_offline.sparsity.importance import row_chunks
+from permllm_offline.sparsity.int8_values import round_to_int8
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.packing import pack_mask, pack_values, unpack_mask
 from permllm_vllm.checkpoint.pattern import Pattern
