@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.studies.rounded_linear import RoundedLinear
 from benchmarks.studies.subject import Subject
-from permllm_offline.calibrated import Calibrated, Permutations
+from permllm_offline.calibration.calibrated_model import Calibrated, Permutations
 from permllm_offline.model.decoder_calls import record_calls
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.modules import decoder_layers, linear_of

@@ -20,7 +20,7 @@ from benchmarks.studies.cells import Cells, Row
 from benchmarks.studies.study import Study
 from benchmarks.studies.subject import MANY_CELLS, Subject
 from benchmarks.studies.swapping import Block
-from permllm_offline.activations import last_hidden_state
+from permllm_offline.calibration.statistics import last_hidden_state
 from permllm_offline.model.family import Fold
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.modules import decoder_layers, linear_of

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from permllm_offline.conversion.reach import Reach
 from permllm_offline.conversion.recovery import recover_permutation
+from permllm_offline.conversion.smallest_block import Reach
 from permllm_vllm.checkpoint.pattern import Pattern
 from tests.conversion.test_recovery import PATTERNS, kept_of, random_order
 

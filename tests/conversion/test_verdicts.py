@@ -2,7 +2,7 @@
 
 import torch
 
-from permllm_offline.conversion.verdicts import share_of_kept
+from permllm_offline.conversion.channel_order import share_of_kept
 
 
 def test_of_a_linear_without_weights_nothing_is_kept() -> None:

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from permllm_offline import disk_forecast, pipeline
-from permllm_offline.preparation import prepare_model
-from permllm_offline.recipe import make_recipe
-from permllm_offline.resume import work_folder
+from permllm_offline import pipeline
+from permllm_offline.forecast import disk as disk_forecast
+from permllm_offline.preparation.prepared import prepare_model
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.pruning.resume import work_folder
 from permllm_offline.run.steps import Step
 from permllm_vllm.checkpoint.errors import CheckpointError
 

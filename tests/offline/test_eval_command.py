@@ -12,9 +12,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from permllm_offline import preparation
 from permllm_offline.cli import main
-from permllm_offline.text.calibration import sample_windows
+from permllm_offline.preparation import prepared
+from permllm_offline.text.windows import sample_windows
 from tests.offline.tiny_models import random_text
 
 LENGTH = 24
@@ -63,7 +63,7 @@ def test_eval_of_the_held_out_windows_equals_the_report(
         drawn.append(sample_windows(*arguments, **options))
         return drawn[-1]
 
-    monkeypatch.setattr(preparation, "sample_windows", record)
+    monkeypatch.setattr(prepared, "sample_windows", record)
     output, held_out = tmp_path / "sparse", tmp_path / "held-out.txt"
     sizes = ("--num-samples", "12", "--sequence-length", str(LENGTH), "--dataset", str(text_file))
     options = ("--method", "wanda+cp", "--block-size", "64", *sizes)

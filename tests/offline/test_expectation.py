@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from permllm_offline import expectation, prune_forecast
 from permllm_offline.cli import main
-from permllm_offline.expectation import warn_of_slow_float16
-from permllm_offline.preparation import Prepared, prepare, windows_to_come
-from permllm_offline.prune_forecast import dtype_gain, measured_speed
-from permllm_offline.recipe import make_recipe
+from permllm_offline.forecast import announcement, duration
+from permllm_offline.forecast.announcement import warn_of_slow_float16
+from permllm_offline.forecast.duration import dtype_gain, measured_speed
+from permllm_offline.preparation.prepared import Prepared, prepare, windows_to_come
+from permllm_offline.preparation.recipe_input import make_recipe
 
 SIZES = ("--num-samples", "8", "--sequence-length", "20", "--method", "wanda")
 
@@ -36,7 +36,7 @@ def test_a_prune_says_what_it_will_take_before_text_is_drawn(
         said.append(capsys.readouterr().err)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("permllm_offline.preparation.sample_windows", drawn)
+    monkeypatch.setattr("permllm_offline.preparation.prepared.sample_windows", drawn)
     assert prune(tiny_model_directory, text_file, tmp_path / "out") == 130
     time, memory, disk = said[0].splitlines()
     assert " for decoder layers one by one (estimates from products timed" in time
@@ -54,7 +54,7 @@ def test_without_a_forecast_a_prune_goes_well(
     def fail(*_: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(expectation, "forecast", fail)
+    monkeypatch.setattr(announcement, "forecast", fail)
     assert prune(tiny_model_directory, text_file, tmp_path / "out") == 0
     assert "peak memory" not in capsys.readouterr().err
 
@@ -85,7 +85,7 @@ def test_a_slow_dtype_is_named_with_its_remedy(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(expectation, "dtype_gain", lambda *_: gain)
+    monkeypatch.setattr(announcement, "dtype_gain", lambda *_: gain)
     of_model = replace(prepared, dtype=dtype, device=torch.device(device))
     recipe = make_recipe({"model": "m"})
     warn_of_slow_float16(recipe, of_model)
@@ -99,7 +99,7 @@ def test_a_slow_dtype_is_named_with_its_remedy(
 
 def test_a_gain_is_a_ratio_of_speeds(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = {torch.float32: 2.0, torch.bfloat16: 6.0}
-    monkeypatch.setattr(prune_forecast, "measured_speed", lambda of, _: speeds[of.dtype])
+    monkeypatch.setattr(duration, "measured_speed", lambda of, _: speeds[of.dtype])
     assert dtype_gain(prepared, torch.bfloat16) == 3
 
 

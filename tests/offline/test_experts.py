@@ -10,21 +10,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from permllm_offline import activations, pipeline
-from permllm_offline.activations import collect
+from permllm_offline import pipeline
 from permllm_offline.api import prune
+from permllm_offline.calibration import statistics
+from permllm_offline.calibration.statistics import collect
 from permllm_offline.cli import main
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.errors import OfflineError
+from permllm_offline.forecast.duration import Forecast, forecast
+from permllm_offline.forecast.outline import outline
 from permllm_offline.model.decoder_calls import record_calls
 from permllm_offline.model.loading import load_model, load_served, open_source
 from permllm_offline.model.lookup import family_of
 from permllm_offline.model.stored import read_stored
-from permllm_offline.outline import outline
-from permllm_offline.preparation import prepare
-from permllm_offline.prune_forecast import Forecast, forecast
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.preparation.prepared import prepare
+from permllm_offline.recipe.schema import Recipe
 from permllm_offline.reconstruction.group_inputs import LayerInputs
 from permllm_offline.reconstruction.layer_work import LayerWork
 from permllm_offline.text.evaluation import perplexity
@@ -109,14 +110,14 @@ def test_experts_that_stay_dense_are_not_warned_of(
 
 
 def test_statistics_that_were_cut_off_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(activations, "SMALLEST_PART", 2)
+    monkeypatch.setattr(statistics, "SMALLEST_PART", 2)
     model = with_unreached()
     measure = partial(collect, model, family_of(model.config), WINDOWS, hidden_states=False)
     parts: list[Any] = []
 
     def keep(found: Any) -> None:
         sums = [{name: total.clone() for name, total in layer.items()} for layer in found.sums]
-        parts.append(activations.PartialSums(found.windows, sums, None))
+        parts.append(statistics.PartialSums(found.windows, sums, None))
 
     whole = measure(keep=keep)
     assert [part.windows for part in parts] == [2, 4]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from permllm_offline.activations import last_hidden_state
+from permllm_offline.calibration.statistics import last_hidden_state
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.language_model import language_model_of

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from permllm_offline.activations import collect, last_hidden_state
+from permllm_offline.calibration.statistics import collect, last_hidden_state
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.sparsity import importance
 from permllm_offline.sparsity.importance import (

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from permllm_offline import activations
-from permllm_offline.activations import DenseStatistics, PartialSums, collect
-from permllm_offline.kept_steps import kept_statistics
+from permllm_offline.calibration import statistics
+from permllm_offline.calibration.kept_statistics import kept_statistics
+from permllm_offline.calibration.statistics import DenseStatistics, PartialSums, collect
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.run.steps import WorkFolder
 from tests.offline.tiny_models import tiny_llama
@@ -34,12 +34,12 @@ def assert_equal(found: DenseStatistics, expected: DenseStatistics) -> None:
 def test_statistics_go_on(
     hidden_states: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(activations, "SMALLEST_PART", 2)
+    monkeypatch.setattr(statistics, "SMALLEST_PART", 2)
     measure = partial(
         collect, tiny_llama(), FAMILIES["llama"], WINDOWS, hidden_states=hidden_states
     )
     expected = measure()
-    original, passed = activations.last_hidden_state, []
+    original, passed = statistics.last_hidden_state, []
 
     def counting(*arguments: Any) -> torch.Tensor:
         if len(passed) == 5:
@@ -47,7 +47,7 @@ def test_statistics_go_on(
         passed.append(arguments)
         return original(*arguments)
 
-    monkeypatch.setattr(activations, "last_hidden_state", counting)
+    monkeypatch.setattr(statistics, "last_hidden_state", counting)
     with (
         WorkFolder(tmp_path / "work", "a", resume=False) as work,
         pytest.raises(CutOff),
@@ -63,7 +63,7 @@ def test_statistics_go_on(
 
 
 def test_parts_are_an_eighth_of_the_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(activations, "SMALLEST_PART", 1)
+    monkeypatch.setattr(statistics, "SMALLEST_PART", 1)
     windows = WINDOWS.repeat(3, 1)[:20, :4]
     kept: list[PartialSums] = []
     collect(tiny_llama(), FAMILIES["llama"], windows, hidden_states=False, keep=kept.append)

@@ -5,14 +5,14 @@ from copy import deepcopy
 import pytest
 import torch
 
-from permllm_offline.calibrated import Calibrated
-from permllm_offline.layerwise import reconstruct_layers, relative_error
+from permllm_offline.calibration.calibrated_model import Calibrated
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.heads import heads_of
 from permllm_offline.model.layout import GroupLayout
-from permllm_offline.model.plan import Plan
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.model.prune_plan import Plan
+from permllm_offline.pruning.layerwise import reconstruct_layers, relative_error
+from permllm_offline.recipe.schema import Recipe
 from permllm_offline.reconstruction.layer_work import LayerWork
 from permllm_offline.sparsity.bake import apply_masks
 from permllm_offline.sparsity.decisions import LayerDecision, decide

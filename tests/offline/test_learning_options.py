@@ -6,8 +6,8 @@ import pytest
 
 from permllm_offline.cli import build_parser
 from permllm_offline.commands.learning_options import given_learning
-from permllm_offline.recipe import make_recipe
-from permllm_offline.recipe_schema import LearningRecipe
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.recipe.schema import LearningRecipe
 
 GIVEN: dict[str, tuple[str, Any]] = {
     "layers": ("--learn-layers", "last:1"),

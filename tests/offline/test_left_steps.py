@@ -72,7 +72,7 @@ def test_another_recipe_is_refused_before_text_is_drawn(
 ) -> None:
     with WorkFolder(tmp_path / ".sparse.work", "a") as work:
         work.step("one", Step)
-    drawn = "permllm_offline.preparation.sample_windows"
+    drawn = "permllm_offline.preparation.prepared.sample_windows"
     monkeypatch.setattr(drawn, lambda *_, **__: pytest.fail("text is drawn"))
     assert main([*arguments(tmp_path / "sparse"), *more]) == 2
     assert "holds steps of another recipe" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 import permllm_offline
 from permllm_offline.cli import build_parser, main
 from permllm_offline.run.local_path import local_path
-from permllm_offline.text.texts import documents
+from permllm_offline.text.documents import documents
 
 NOBODY = "~no-such-user/model"
 

@@ -6,18 +6,18 @@ from typing import Any
 import pytest
 import torch
 
-from permllm_offline import memory
 from permllm_offline.api import prune
-from permllm_offline.memory import (
+from permllm_offline.forecast import memory_fit
+from permllm_offline.forecast.memory import peak_bytes
+from permllm_offline.forecast.memory_fit import (
     PROGRAM_BYTES,
     SMALLER,
     Fitted,
     fitted,
     warn_of_taken_memory,
 )
-from permllm_offline.memory_forecast import peak_bytes
-from permllm_offline.preparation import prepare
-from permllm_offline.recipe import make_recipe
+from permllm_offline.preparation.prepared import prepare
+from permllm_offline.preparation.recipe_input import make_recipe
 
 SIZES: dict[str, Any] = {"num_samples": 10, "sequence_length": 20, "evaluation_windows": 0}
 
@@ -148,8 +148,8 @@ def test_memory_that_others_hold_is_a_warning(
     prepared = replace(prepare(recipe), device=torch.device(device))
     needed = PROGRAM_BYTES + peak_bytes(recipe, prepared)
     left = None if free is None else needed + free
-    monkeypatch.setattr(memory, "free_bytes", lambda: left)
-    monkeypatch.setattr(memory, "memory_bytes", lambda _: needed + total)
+    monkeypatch.setattr(memory_fit, "free_bytes", lambda: left)
+    monkeypatch.setattr(memory_fit, "memory_bytes", lambda _: needed + total)
     warn_of_taken_memory(recipe, prepared)
     assert len(caplog.messages) == warned
     if warned:
@@ -164,7 +164,7 @@ def test_the_report_and_the_recipe_say_what_was_replaced(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(memory, "memory_bytes", lambda device: 1)
+    monkeypatch.setattr(memory_fit, "memory_bytes", lambda device: 1)
     output = tmp_path / "sparse"
     constants = {"steps": 1, "windows_per_step": 1, "validation_windows": 1}
     with caplog.at_level(logging.WARNING):

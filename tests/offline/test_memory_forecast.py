@@ -7,11 +7,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig
 
-from permllm_offline import memory_forecast, recomputation, state_bytes
 from permllm_offline.cli import main
-from permllm_offline.memory_forecast import MemoryForecast, shard_bytes
-from permllm_offline.preparation import prepare
-from permllm_offline.recipe import make_recipe
+from permllm_offline.forecast import memory as memory_forecast
+from permllm_offline.forecast import state_bytes
+from permllm_offline.forecast.memory import MemoryForecast, shard_bytes
+from permllm_offline.model import recomputation
+from permllm_offline.preparation.prepared import prepare
+from permllm_offline.preparation.recipe_input import make_recipe
 from tests.offline.test_prune_forecast import WEIGHTS, small_recipe
 
 Expect = Callable[..., MemoryForecast]

@@ -3,10 +3,10 @@
 import pytest
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.method_parts import find_parts, parts_of, summary_of, title_of
-from permllm_offline.methods import METHODS
 from permllm_offline.permutation.linear_assignment import assign_group
-from permllm_offline.recipe import make_recipe
+from permllm_offline.preparation.method_parts import find_parts, parts_of, summary_of, title_of
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.recipe.methods import METHODS
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.reconstruction.obs import choose_and_update, update_kept_weights
 from permllm_offline.sparsity.importance import ria

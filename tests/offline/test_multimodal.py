@@ -13,11 +13,11 @@ from permllm_offline.cli import main
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.errors import OfflineError
+from permllm_offline.forecast.outline import outline
 from permllm_offline.model.loading import load_model, load_served, open_source
 from permllm_offline.model.stored import read_stored
-from permllm_offline.outline import outline
-from permllm_offline.preparation import prepare
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.preparation.prepared import prepare
+from permllm_offline.recipe.schema import Recipe
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate

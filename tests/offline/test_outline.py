@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
 from permllm_offline.cli import main
-from permllm_offline.methods import METHODS
+from permllm_offline.forecast.outline import outline, sparse_bytes
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.stored import read_stored
-from permllm_offline.outline import outline, sparse_bytes
+from permllm_offline.recipe.methods import METHODS
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.shard import Shard
 from permllm_vllm.forecast import OVERRIDE

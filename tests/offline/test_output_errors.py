@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from permllm_offline.model.families import FAMILIES
-from permllm_offline.output_errors import WINDOWS, kept_outputs, output_errors
-from permllm_offline.preparation import prepare
-from permllm_offline.pruning import prune_model
-from permllm_offline.recipe import make_recipe
+from permllm_offline.preparation.prepared import prepare
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.pruning.in_memory import prune_model
+from permllm_offline.pruning.output_errors import WINDOWS, kept_outputs, output_errors
 from permllm_offline.report.report import Report
 from permllm_offline.run.steps import Work
 from tests.offline.tiny_models import tiny_llama

@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from permllm_offline.flow import Flow
-from permllm_offline.layerwise import LayerError
+from permllm_offline.calibration.unreached_experts import Unreached
 from permllm_offline.model.states import States
-from permllm_offline.passed_layers import PassedLayers, go_on, keep_passed
+from permllm_offline.pruning.streamed_results import PassedLayers, go_on, keep_passed
+from permllm_offline.pruning.streamed_windows import Flow
+from permllm_offline.reconstruction.layer_error import LayerError
 from permllm_offline.run.steps import Step, WorkFolder
 from permllm_offline.sparsity.int8_values import RoundedLayer
-from permllm_offline.unreached import Unreached
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from typing import Any, Literal
 import pytest
 
 from permllm_offline.cli import main
+from permllm_offline.forecast.duration import Forecast, forecast, measured_speed
 from permllm_offline.permutation.learned_layers import trained_share
 from permllm_offline.pipeline import rehearse
-from permllm_offline.preparation import prepare
-from permllm_offline.prune_forecast import Forecast, forecast, measured_speed
-from permllm_offline.recipe import make_recipe
-from permllm_offline.recipe_schema import LearningRecipe, Recipe
+from permllm_offline.preparation.prepared import prepare
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.recipe.schema import LearningRecipe, Recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.text import own_text
 from permllm_vllm.checkpoint.shard import Shard

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from permllm_offline import pruning
-from permllm_offline.preparation import prepare
-from permllm_offline.pruning import prune_model
-from permllm_offline.recipe import make_recipe
+from permllm_offline.preparation.prepared import prepare
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.pruning import in_memory
+from permllm_offline.pruning.in_memory import prune_model
 
 
 def test_a_permutation_across_blocks_is_evaluated_in_memory(
@@ -57,13 +57,13 @@ def test_last_hidden_states_are_kept_only_where_something_reads_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[bool] = []
-    collect = pruning.collect
+    collect = in_memory.collect
 
     def noted(*arguments: Any, **options: Any) -> Any:
         asked.append(options["hidden_states"])
         return collect(*arguments, **options)
 
-    monkeypatch.setattr(pruning, "collect", noted)
+    monkeypatch.setattr(in_memory, "collect", noted)
     recipe = make_recipe(
         {
             "model": str(tiny_model_directory),
@@ -86,7 +86,7 @@ def test_windows_of_both_kinds_are_mixed_and_layers_read_the_first(
     tiny_model_directory: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: dict[str, Tensor] = {}
-    calibrate, reconstruct_layers = pruning.calibrate, pruning.reconstruct_layers
+    calibrate, reconstruct_layers = in_memory.calibrate, in_memory.reconstruct_layers
 
     def calibrating(*arguments: Any) -> Any:
         calibrated = calibrate(*arguments)
@@ -97,8 +97,8 @@ def test_windows_of_both_kinds_are_mixed_and_layers_read_the_first(
         read["layers"] = calibrated.windows
         return reconstruct_layers(calibrated, *arguments)
 
-    monkeypatch.setattr(pruning, "calibrate", calibrating)
-    monkeypatch.setattr(pruning, "reconstruct_layers", reconstructing)
+    monkeypatch.setattr(in_memory, "calibrate", calibrating)
+    monkeypatch.setattr(in_memory, "reconstruct_layers", reconstructing)
     recipe = make_recipe(
         {
             "model": str(tiny_model_directory),

@@ -11,7 +11,7 @@ from benchmarks.packages import cache_dir
 from benchmarks.texts import sotu
 from permllm_offline.api import prune
 from permllm_offline.model.loading import load_model, open_source, parse_device
-from permllm_offline.preparation import prepare
+from permllm_offline.preparation.prepared import prepare
 from permllm_offline.text.evaluation import perplexity
 from permllm_vllm.checkpoint.validation import validate
 

@@ -9,8 +9,8 @@ from permllm_offline.api import asked_recipe
 from permllm_offline.cli import main
 from permllm_offline.errors import OfflineError
 from permllm_offline.permutation.learned_layers import most_sensitive, parse_layers
-from permllm_offline.recipe import make_recipe, overridden, read_recipe
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.preparation.recipe_input import make_recipe, overridden, read_recipe
+from permllm_offline.recipe.schema import Recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_vllm.checkpoint.pattern import Pattern
 

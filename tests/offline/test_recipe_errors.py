@@ -8,9 +8,9 @@ import pytest
 
 from permllm_offline.cli import build_parser
 from permllm_offline.errors import OfflineError
-from permllm_offline.recipe import make_recipe
-from permllm_offline.recipe_errors import option_of
-from permllm_offline.recipe_schema import LearningRecipe, Recipe
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.recipe.refusals import option_of
+from permllm_offline.recipe.schema import LearningRecipe, Recipe
 
 REMEDY = "Give such a value, or leave it out."
 MAPPING = "it should be a mapping of entries, as in recipe.yaml"

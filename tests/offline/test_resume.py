@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from permllm_offline import flow
 from permllm_offline.cli import main
 from permllm_offline.permutation import span_learning
+from permllm_offline.pruning import streamed_windows
+from permllm_offline.pruning.streamed_model import StreamedModel
 from permllm_offline.reconstruction import distillation
-from permllm_offline.streaming import StreamedModel
 from permllm_offline.text import sampled_text
 from tests.robustness.children import child
 from tests.robustness.stages import kill_after, stop_at
@@ -269,7 +269,7 @@ def test_text_does_not_pass_finished_layers_again(
     output = tmp_path / "sparse"
     line = arguments(method, output)
     assert child(line, partial(stop_at, stage, signal.SIGKILL)).status == -signal.SIGKILL
-    resident, run_windows = StreamedModel.resident, flow.run_windows
+    resident, run_windows = StreamedModel.resident, streamed_windows.run_windows
     numbers: dict[torch.nn.Module, int] = {}
     passed = []
 
@@ -284,7 +284,7 @@ def test_text_does_not_pass_finished_layers_again(
         return run_windows(layer, *more)
 
     monkeypatch.setattr(StreamedModel, "resident", numbering)
-    monkeypatch.setattr(flow, "run_windows", counting)
+    monkeypatch.setattr(streamed_windows, "run_windows", counting)
     assert main([*line, "--resume"]) == 0
     assert passed == passes
     assert_same_files(whole(method), output)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from permllm_offline import pipeline
 from permllm_offline.model.loading import load_model, open_source
-from permllm_offline.recipe_schema import Recipe
-from permllm_offline.streaming import StreamedModel
+from permllm_offline.pruning.streamed_model import StreamedModel
+from permllm_offline.recipe.schema import Recipe
 from tests.offline.tiny_models import random_text, save_tokenizer, tiny_model
 
 CPU = torch.device("cpu")

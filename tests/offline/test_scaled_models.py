@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, FineGrainedFP8Config
 
 from permllm_offline.cli import main
-from permllm_offline.disk_forecast import disk_bytes
-from permllm_offline.memory_forecast import memory_forecast
+from permllm_offline.forecast.disk import disk_bytes
+from permllm_offline.forecast.memory import memory_forecast
 from permllm_offline.model.loading import load_model, load_served, open_source
 from permllm_offline.model.stored import read_stored
-from permllm_offline.preparation import prepare_model, windows_to_come
-from permllm_offline.recipe import make_recipe
+from permllm_offline.preparation.prepared import prepare_model, windows_to_come
+from permllm_offline.preparation.recipe_input import make_recipe
 from permllm_vllm.checkpoint.shard import Shard
 from tests.offline.pruned_alike import assert_measured_alike, assert_pruned_alike, save_dense
 from tests.offline.scaled_models import FORMS, Form, write_scaled

@@ -7,17 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from permllm_offline import flow
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
-from permllm_offline.memory_forecast import memory_forecast
+from permllm_offline.forecast.memory import memory_forecast
+from permllm_offline.forecast.outline import outline
 from permllm_offline.model.loading import load_model, open_source
 from permllm_offline.model.stored import read_stored
-from permllm_offline.outline import outline
 from permllm_offline.pipeline import prune
-from permllm_offline.preparation import prepare
-from permllm_offline.recipe import make_recipe
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.preparation.prepared import prepare
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.pruning import streamed_windows
+from permllm_offline.recipe.schema import Recipe
 from permllm_offline.text.evaluation import perplexity
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.validation import validate
@@ -112,14 +112,14 @@ def test_a_run_that_was_cut_off_goes_on_with_what_was_handed_on(
 ) -> None:
     recipe = recipe_of(directory, method="wanda+cp", reconstruction="obs")
     prune(recipe, tmp_path / "whole" / "sparse")
-    original, passes = flow.run_windows, iter(range(9))
+    original, passes = streamed_windows.run_windows, iter(range(9))
 
     def cut(*arguments: Any) -> Any:
         if next(passes, None) is None:  # each layer passes dense and pruned, of two texts
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(flow, "run_windows", cut)
+    monkeypatch.setattr(streamed_windows, "run_windows", cut)
     with pytest.raises(KeyboardInterrupt):
         prune(recipe, tmp_path / "cut" / "sparse")
     monkeypatch.undo()

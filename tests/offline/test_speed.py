@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from permllm_offline.cli import main
-from permllm_offline.commands.outline_tables import speed_table
+from permllm_offline.commands.plan_tables import speed_table
 from permllm_offline.commands.tables import show
-from permllm_offline.outline import ServedShape
-from permllm_offline.speed import TOKENS, expected_speed
+from permllm_offline.forecast.outline import ServedShape
+from permllm_offline.forecast.speedup import TOKENS, expected_speed
 from permllm_vllm import forecast
 
 SHAPES = [ServedShape("o_proj", 100, 50, 3), ServedShape("down_proj", 10, 20, 1)]

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from permllm_offline import memory_forecast
+from permllm_offline.forecast import memory as memory_forecast
 from permllm_offline.permutation import masked_linear
-from permllm_offline.preparation import prepare
-from permllm_offline.recipe import make_recipe
+from permllm_offline.preparation.prepared import prepare
+from permllm_offline.preparation.recipe_input import make_recipe
 from permllm_offline.run.costs import peak_bytes
 from permllm_offline.run.steps import WorkFolder
 from tests.offline.tiny_models import save_tokenizer, tiny_model

@@ -13,9 +13,9 @@ from permllm_offline import pipeline
 from permllm_offline.cli import main
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.loading import open_source
-from permllm_offline.recipe import make_recipe
-from permllm_offline.streamed_pruning import PrunedLayers, can_stream
-from permllm_offline.streaming import StreamedModel
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.pruning.streamed import PrunedLayers, can_stream
+from permllm_offline.pruning.streamed_model import StreamedModel
 from tests.offline.tiny_models import save_tokenizer, tiny_model
 
 FILES = ("model.safetensors", "config.json", "recipe.yaml", "report.json")

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from permllm_offline.activations import last_hidden_state
-from permllm_offline.flow import Flow
+from permllm_offline.calibration.statistics import last_hidden_state
 from permllm_offline.model.decoder_calls import record_calls
 from permllm_offline.model.loading import load_model, open_source
 from permllm_offline.model.lookup import family_of
-from permllm_offline.streaming import StreamedModel
+from permllm_offline.pruning.streamed_model import StreamedModel
+from permllm_offline.pruning.streamed_windows import Flow
 from permllm_offline.text.evaluation import perplexity
 from tests.offline.tiny_models import tiny_model
 

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from permllm_offline.commands.conversion_table import conversion_table
-from permllm_offline.commands.outline_tables import outline_table
+from permllm_offline.commands.plan_tables import outline_table
 from permllm_offline.commands.tables import inspection_table, show
 from permllm_offline.conversion.report import ConversionReport, ConvertedLinear
-from permllm_offline.inspection import InspectedLayer, Inspection
-from permllm_offline.outline import Outline, OutlinedLinear
+from permllm_offline.forecast.outline import Outline, OutlinedLinear
+from permllm_offline.inspection.contents import InspectedLayer, Inspection
 
 NAMES = ["a.[red]up[/red]", "a.[/]", "a.[link=file:///etc]up", "a.:warning:", "a.up"]
 

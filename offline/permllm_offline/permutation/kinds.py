@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from permllm_offline.calibrated import Calibrated, LearnedPermutations
+from permllm_offline.calibration.calibrated_model import Calibrated, LearnedPermutations
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.permutation.channel_permutation import allocate_group
 from permllm_offline.permutation.learning import learn_permutations

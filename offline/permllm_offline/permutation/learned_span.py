@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from permllm_offline.calibrated import Calibrated, Permutations
+from permllm_offline.calibration.calibrated_model import Calibrated, Permutations
 from permllm_offline.model.decoder_calls import LayerCall, run_layer, run_windows
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.modules import decoder_layers, linear_of

@@ -21,7 +21,7 @@ from permllm_offline.reconstruction.obs import choose_and_update, update_kept_we
 from permllm_offline.run.schedules import shuffled_batches, warmed_cosine
 from permllm_offline.sparsity.bake import apply_masks
 from permllm_offline.sparsity.decisions import LayerDecision
-from permllm_offline.text.calibration import require_windows
+from permllm_offline.text.windows import require_windows
 
 
 def squared_error(output: Tensor, target: Tensor) -> Tensor:

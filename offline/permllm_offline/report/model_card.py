@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from permllm_offline.method_parts import summary_of
 from permllm_offline.model.loading import Source
+from permllm_offline.preparation.method_parts import summary_of
 from permllm_offline.report.published import public_name
 from permllm_offline.report.report import Report
 from permllm_offline.report.serve_command import serve_command

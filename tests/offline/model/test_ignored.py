@@ -6,7 +6,7 @@ import pytest
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.families import FAMILIES
-from permllm_offline.model.ignored import ignored_linears
+from permllm_offline.model.ignored_linears import ignored_linears
 from permllm_vllm.checkpoint.ignoring import matches
 
 FAMILY = FAMILIES["llama"]

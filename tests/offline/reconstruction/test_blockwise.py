@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.layerwise import relative_error
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.states import States
-from permllm_offline.recipe import make_recipe
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.pruning.layerwise import relative_error
 from permllm_offline.reconstruction.blockwise import (
     choose_and_tune,
     squared_error,

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from permllm_offline.layerwise import relative_error
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.states import States
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.pruning.layerwise import relative_error
+from permllm_offline.recipe.schema import Recipe
 from permllm_offline.reconstruction import obs
 from permllm_offline.reconstruction.layer_work import LayerReconstruction, LayerWork
 from permllm_offline.reconstruction.obs import DAMPING, choose_and_update, update_kept_weights

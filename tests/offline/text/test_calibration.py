@@ -8,14 +8,14 @@ from transformers import AutoTokenizer
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.loading import load_tokenizer, open_source
-from permllm_offline.text import calibration
-from permllm_offline.text.calibration import (
+from permllm_offline.text import windows
+from permllm_offline.text.documents import MAX_CHARACTERS, SUFFIXES, documents
+from permllm_offline.text.windows import (
     check_datasets,
     document_windows,
     sample_windows,
     token_windows,
 )
-from permllm_offline.text.texts import MAX_CHARACTERS, SUFFIXES, documents
 from tests.offline.text.beginning import Beginning
 
 
@@ -267,12 +267,12 @@ def test_sampling_follows_the_seed_and_held_out_windows_are_others(
         )
         return drawn.calibration, drawn.held_out
 
-    calibration, held_out = draw(0)
-    assert torch.equal(calibration, draw(0)[0])
-    assert not torch.equal(calibration, draw(1)[0])
-    assert calibration.shape == (8, 16)
+    windows, held_out = draw(0)
+    assert torch.equal(windows, draw(0)[0])
+    assert not torch.equal(windows, draw(1)[0])
+    assert windows.shape == (8, 16)
     assert held_out.shape == (4, 16)
-    used = {tuple(window) for window in calibration.tolist()}
+    used = {tuple(window) for window in windows.tolist()}
     assert not used & {tuple(window) for window in held_out.tolist()}
 
 
@@ -325,7 +325,7 @@ def test_text_beyond_the_limit_is_warned_of(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(calibration, "MAX_TOKENS", 10)
+    monkeypatch.setattr(windows, "MAX_TOKENS", 10)
     tokenizer = Beginning()
     assert token_windows(texts, tokenizer, 6, None).shape == (2, 6)
     assert tokenizer.tokenized == "".join(f"{text}\n\n" for text in texts[:read])
@@ -348,8 +348,8 @@ def test_only_the_beginning_of_a_huge_document_is_read(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert MAX_CHARACTERS == 16 * calibration.MAX_TOKENS
-    monkeypatch.setattr("permllm_offline.text.texts.MAX_CHARACTERS", 8)
+    assert MAX_CHARACTERS == 16 * windows.MAX_TOKENS
+    monkeypatch.setattr("permllm_offline.text.documents.MAX_CHARACTERS", 8)
     file = tmp_path / name
     file.write_text(f"{before}abcdefgh{more}{after}", encoding="utf-8")
     tokenizer = Beginning()
@@ -362,7 +362,7 @@ def test_only_the_beginning_of_a_huge_document_is_read(
 def test_documents_beyond_the_limit_are_warned_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(calibration, "MAX_TOKENS", 10)
+    monkeypatch.setattr(windows, "MAX_TOKENS", 10)
     document_windows(["abcdefghi"], Beginning(), 4, 1, seed=0)
     assert not caplog.text
     document_windows(["abcdefghi", "j"], Beginning(), 4, 1, seed=0)
@@ -374,6 +374,6 @@ def test_progress_is_shown_where_tokens_take_long(
 ) -> None:
     token_windows(["abcd", "efgh"], Beginning(), 4, None)
     assert not capsys.readouterr().err
-    monkeypatch.setattr(calibration, "QUIET_SECONDS", 0.0)
+    monkeypatch.setattr(windows, "QUIET_SECONDS", 0.0)
     token_windows(["abcd", "efgh"], Beginning(), 4, None)
     assert "tokens: 12.0token" in capsys.readouterr().err
