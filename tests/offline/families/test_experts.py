@@ -33,7 +33,7 @@ from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
-from tests.offline.test_prune_forecast import small_recipe
+from tests.offline.forecast.test_duration import small_recipe
 from tests.offline.tiny_models import fuse_experts, save_tokenizer, tiny_model
 
 CPU = torch.device("cpu")

@@ -26,7 +26,7 @@ from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.validation import validate
-from tests.offline.test_experts import METHODS, SIZES
+from tests.offline.families.test_experts import METHODS, SIZES
 from tests.offline.tiny_models import as_published, save_tokenizer, tiny_model
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from permllm_offline.forecast.memory import MemoryForecast, shard_bytes
 from permllm_offline.model import recomputation
 from permllm_offline.preparation.prepared import prepare
 from permllm_offline.preparation.recipe_input import make_recipe
-from tests.offline.test_prune_forecast import WEIGHTS, small_recipe
+from tests.offline.forecast.test_duration import WEIGHTS, small_recipe
 
 Expect = Callable[..., MemoryForecast]
 LARGEST = 128 * 192
