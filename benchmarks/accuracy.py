@@ -32,12 +32,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from permllm_offline.methods import METHODS
 from permllm_offline.model.loading import load_served, open_source
 from permllm_offline.model.tokenizer import load_tokenizer
-from permllm_offline.preparation import prepare
-from permllm_offline.pruning import prune_model
-from permllm_offline.recipe import EFFORTS, make_recipe
+from permllm_offline.preparation.prepared import prepare
+from permllm_offline.preparation.recipe_input import EFFORTS, make_recipe
+from permllm_offline.pruning.in_memory import prune_model
+from permllm_offline.recipe.methods import METHODS
 from permllm_offline.text.evaluation import evaluation_windows, perplexity
 from permllm_vllm import ops
 

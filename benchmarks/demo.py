@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from permllm_offline.inspection import inspect
+from permllm_offline.inspection.contents import inspect
 
 from .engines.engine import Engine
 from .engines.server import serve

@@ -7,7 +7,7 @@ import torch
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.loading import Source, open_source
-from permllm_offline.model.plan import make_plan
+from permllm_offline.model.prune_plan import make_plan
 from permllm_vllm.checkpoint.pattern import Pattern
 
 

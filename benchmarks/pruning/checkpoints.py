@@ -19,7 +19,7 @@ from benchmarks.pruning.int8_checkpoint import write_int8
 from benchmarks.pruning.named_method import NamedMethod
 from benchmarks.records.machine import comparable, machine, revision, versions
 from benchmarks.texts import sotu
-from permllm_offline.recipe import make_recipe
+from permllm_offline.preparation.recipe_input import make_recipe
 
 SEQUENCE_LENGTH = 512
 

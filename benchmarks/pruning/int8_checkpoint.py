@@ -15,10 +15,10 @@ from torch import Tensor
 
 from permllm_offline.conversion.int8_rounding import Int8Rounding
 from permllm_offline.model.loading import load_model
-from permllm_offline.preparation import prepare
-from permllm_offline.pruning import calibrate, own_text
-from permllm_offline.recipe import make_recipe, read_recipe
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.preparation.prepared import prepare
+from permllm_offline.preparation.recipe_input import make_recipe, read_recipe
+from permllm_offline.pruning.in_memory import calibrate, own_text
+from permllm_offline.recipe.schema import Recipe
 from permllm_offline.report import papers
 from permllm_offline.run.steps import Work
 from permllm_vllm.checkpoint.packing import unpack

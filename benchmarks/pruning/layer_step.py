@@ -19,10 +19,10 @@ from benchmarks.pruning.dense_permutations import (
     SharedMatrix,
 )
 from benchmarks.resident_memory import ResidentGrowth
-from permllm_offline.importance import magnitude
 from permllm_offline.permutation.hardening import Hardener
 from permllm_offline.permutation.masked_linear import PermutedMaskedLinear, StepPermutation
 from permllm_offline.permutation.sinkhorn import sinkhorn
+from permllm_offline.sparsity.importance import magnitude
 from permllm_vllm.checkpoint.pattern import Pattern
 
 PATTERN, BLOCK = Pattern(2, 4), 64

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from permllm_offline.method_parts import MethodParts, find_parts
-from permllm_offline.methods import METHODS
+from permllm_offline.preparation.method_parts import MethodParts, find_parts
+from permllm_offline.recipe.methods import METHODS
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {

@@ -21,9 +21,9 @@ from benchmarks.pruning.checkpoints import (
 from benchmarks.pruning.named_method import NamedMethod
 from benchmarks.pruning.prune_parts import REFERENCE, parts
 from benchmarks.texts import sotu
-from permllm_offline.preparation import prepare
-from permllm_offline.pruning import prune_model
-from permllm_offline.recipe import make_recipe
+from permllm_offline.preparation.prepared import prepare
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.pruning.in_memory import prune_model
 from permllm_offline.run.costs import peak_bytes
 from permllm_offline.run.steps import Work
 

@@ -26,17 +26,17 @@ from benchmarks.pruning.dense_permutations import (
     sequence_norm,
 )
 from benchmarks.texts import austen, python_manual, sotu
-from permllm_offline.activations import collect, last_hidden_state
-from permllm_offline.importance import wanda
+from permllm_offline.calibration.statistics import collect, last_hidden_state
 from permllm_offline.model.loading import load_model
 from permllm_offline.model.modules import decoder_layers, linear_of
 from permllm_offline.model.tokenizer import load_tokenizer
 from permllm_offline.permutation.learned_span import cosine_distance
-from permllm_offline.preparation import Prepared, prepare
-from permllm_offline.pruning import prune_model
-from permllm_offline.recipe import make_recipe
-from permllm_offline.recipe_schema import Recipe
-from permllm_offline.schedules import cosine, shuffled_batches
+from permllm_offline.preparation.prepared import Prepared, prepare
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.pruning.in_memory import prune_model
+from permllm_offline.recipe.schema import Recipe
+from permllm_offline.run.schedules import cosine, shuffled_batches
+from permllm_offline.sparsity.importance import wanda
 from permllm_offline.text.evaluation import evaluation_windows, perplexity
 from permllm_vllm.checkpoint.pattern import Pattern
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from benchmarks.studies.cells import Cells, Row
 from benchmarks.studies.study import Study
 from benchmarks.studies.subject import MANY_CELLS, SharedStatistics, Subject
-from permllm_offline.activations import DenseStatistics, collect
+from permllm_offline.calibration.statistics import DenseStatistics, collect
 from permllm_offline.model.tokenizer import load_tokenizer
-from permllm_offline.pruning import prune_model
-from permllm_offline.text.calibration import CalibrationWindows, sample_windows
+from permllm_offline.pruning.in_memory import prune_model
 from permllm_offline.text.own_text import OwnText
+from permllm_offline.text.windows import CalibrationWindows, sample_windows
 
 CHEAP, SECOND, UPDATED, LEARNED = "wanda+cp", "ria", "wanda+cp/obs", "permllm-wanda"
 """Methods whose masks follow from norms of the inputs alone, and one that learns, which takes as

@@ -9,13 +9,13 @@ import torch
 
 from benchmarks.studies.rounded_linear import RoundedLinear
 from benchmarks.studies.subject import Subject
-from permllm_offline.calibrated import Calibrated, Permutations
-from permllm_offline.importance import Scores, wanda
+from permllm_offline.calibration.calibrated_model import Calibrated, Permutations
 from permllm_offline.model.decoder_calls import record_calls
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.modules import decoder_layers, linear_of
 from permllm_offline.permutation.learned_span import learned_span
 from permllm_offline.permutation.span_learning import learn_span
+from permllm_offline.sparsity.importance import Scores, wanda
 
 
 def learn_with_int4(subject: Subject, group: int, *, sparse: bool) -> Permutations:

@@ -23,16 +23,16 @@ from benchmarks.studies.int4_learning import learn_with_int4
 from benchmarks.studies.rounding import by_range, rounded
 from benchmarks.studies.study import Study
 from benchmarks.studies.subject import MANY_CELLS, SharedStatistics, Subject
-from permllm_offline.calibrated import Permutations
-from permllm_offline.importance import wanda
-from permllm_offline.mask import choose_mask
+from permllm_offline.calibration.calibrated_model import Permutations
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.modules import decoder_layers, linear_of
 from permllm_offline.model.tokenizer import load_tokenizer
-from permllm_offline.output_errors import WINDOWS, layer_outputs, output_errors
 from permllm_offline.permutation.channel_permutation import allocate_group
-from permllm_offline.preparation import prepare
-from permllm_offline.pruning import prune_model
+from permllm_offline.preparation.prepared import prepare
+from permllm_offline.pruning.in_memory import prune_model
+from permllm_offline.pruning.output_errors import WINDOWS, layer_outputs, output_errors
+from permllm_offline.sparsity.importance import wanda
+from permllm_offline.sparsity.mask import choose_mask
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import absolute
 

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from benchmarks.studies.rounding import LARGEST_INT4
-from permllm_offline.importance import Scores
-from permllm_offline.mask import keep_channels
 from permllm_offline.permutation.masked_linear import (
     PermutedMaskedLinear,
     StepPermutation,
     matrix_gradient,
 )
+from permllm_offline.sparsity.importance import Scores
+from permllm_offline.sparsity.mask import keep_channels
 from permllm_vllm.checkpoint.pattern import Pattern
 
 

@@ -20,14 +20,14 @@ from benchmarks.studies.cells import Cells, Row
 from benchmarks.studies.study import Study
 from benchmarks.studies.subject import MANY_CELLS, Subject
 from benchmarks.studies.swapping import Block
-from permllm_offline.activations import last_hidden_state
-from permllm_offline.importance import wanda
-from permllm_offline.mask import choose_mask
+from permllm_offline.calibration.statistics import last_hidden_state
 from permllm_offline.model.family import Fold
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.modules import decoder_layers, linear_of
 from permllm_offline.permutation.channel_permutation import allocate_group
 from permllm_offline.permutation.linear_assignment import assign_group
+from permllm_offline.sparsity.importance import wanda
+from permllm_offline.sparsity.mask import choose_mask
 from permllm_vllm.checkpoint.pattern import Pattern
 
 PATTERN = Pattern(2, 4)

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.studies.remembered import remembered
-from permllm_offline.activations import DenseStatistics, collect
-from permllm_offline.kept_steps import kept_statistics
+from permllm_offline.calibration.kept_statistics import kept_statistics
+from permllm_offline.calibration.statistics import DenseStatistics, collect
 from permllm_offline.model.family import Family
 from permllm_offline.model.loading import Source, load_model, open_source
 from permllm_offline.model.lookup import family_of
 from permllm_offline.model.tokenizer import load_tokenizer
-from permllm_offline.preparation import Prepared, prepare
-from permllm_offline.pruning import PrunedModel, prune_model
-from permllm_offline.recipe import make_recipe
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.preparation.prepared import Prepared, prepare
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.pruning.in_memory import PrunedModel, prune_model
+from permllm_offline.recipe.schema import Recipe
 from permllm_offline.run.steps import Step, Work
 from permllm_offline.text.evaluation import evaluation_windows, perplexity
 

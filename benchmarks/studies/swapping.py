@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from permllm_offline.mask import keep_channels
+from permllm_offline.sparsity.mask import keep_channels
 from permllm_vllm.checkpoint.pattern import Pattern
 
 SWEEPS = 2

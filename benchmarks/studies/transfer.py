@@ -10,7 +10,7 @@ from benchmarks.records.drawing import perplexity_bars
 from benchmarks.studies.cells import Cells, Row
 from benchmarks.studies.study import Study
 from benchmarks.studies.subject import MANY_CELLS, Subject
-from permllm_offline.methods import BEST
+from permllm_offline.recipe.methods import BEST
 
 METHODS = ("wanda", "wanda+cp", "permllm-wanda", BEST)
 

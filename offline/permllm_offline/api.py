@@ -11,10 +11,8 @@ from typing import Any, Literal
 
 from permllm_offline import pipeline
 from permllm_offline.errors import OfflineError
+from permllm_offline.forecast.memory_fit import is_default
 from permllm_offline.hub import check_push, push
-from permllm_offline.local_path import local_path
-from permllm_offline.memory import is_default
-from permllm_offline.method_parts import parts_of
 from permllm_offline.model.loading import (
     load_model,
     load_served,
@@ -24,24 +22,26 @@ from permllm_offline.model.loading import (
 )
 from permllm_offline.model.quantized import require_read
 from permllm_offline.model.tokenizer import load_tokenizer
-from permllm_offline.recipe import make_recipe, read_recipe
-from permllm_offline.recipe_entries import (
+from permllm_offline.preparation.method_parts import parts_of
+from permllm_offline.preparation.recipe_input import make_recipe, read_recipe
+from permllm_offline.recipe.entries import (
     BlockwiseEntries,
     DistillationEntries,
     LearningEntries,
 )
-from permllm_offline.recipe_errors import option_of
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.recipe.refusals import option_of
+from permllm_offline.recipe.schema import Recipe
 from permllm_offline.report.report import Report
+from permllm_offline.run.device import chosen_device, warn_of_unused_gpu
+from permllm_offline.run.local_path import local_path
 from permllm_offline.run.processes import first
 from permllm_offline.run.scratch import Place
-from permllm_offline.text.calibration import Sampling
 from permllm_offline.text.evaluation import evaluation_windows as cut_windows
 from permllm_offline.text.evaluation import perplexity
 from permllm_offline.text.paper_protocol import LENGTHS, Protocol
 from permllm_offline.text.row_text import TEXT_FIELD
+from permllm_offline.text.windows import Sampling
 from permllm_offline.text.zero_shot import Tasks
-from permllm_offline.unused_gpu import chosen_device, warn_of_unused_gpu
 
 logger = logging.getLogger(__name__)
 
@@ -98,15 +98,15 @@ def prune(
     """Prune a model and write a permllm checkpoint, like ``permllm-offline prune``.
 
     An argument that is None is taken from the effort where one is given, then from the recipe file,
-    then from the preset, then from the default effort and the defaults of ``recipe_schema.Recipe``.
+    then from the preset, then from the default effort and the defaults of ``recipe.schema.Recipe``.
 
     Args:
         model: folder or hub name of the dense model.
         output: folder to write; it is complete or absent.
         recipe: YAML file of options, such as the ``recipe.yaml`` of a checkpoint.
         preset: ``paper`` for the constants of arXiv 2510.10136, which take GPU hours.
-        method: key of ``methods.METHODS``; by default the best one that fits this machine's
-            memory, see ``memory.fitted``.
+        method: key of ``recipe.methods.METHODS``; by default the best one that fits this machine's
+            memory, see ``forecast.memory_fit.fitted``.
         reconstruction: key of ``reconstruction.kinds.RECONSTRUCTIONS``, not the method's own.
         pattern: N:M.
         block_size: channels per permutation block.
@@ -115,7 +115,7 @@ def prune(
         dataset: calibration text: a file, a folder or a hub name, or several of them.
         text_field: field of a row that holds the text, or messages; see ``text.row_text.RowText``.
         num_samples: calibration windows.
-        sampling: ``stream`` or ``document``; see ``text.calibration.sample_windows``.
+        sampling: ``stream`` or ``document``; see ``text.windows.sample_windows``.
         sequence_length: tokens per window.
         evaluation_windows: held-out windows on which the report's perplexities are measured.
         seed: of sampling and learning.
@@ -212,8 +212,8 @@ def asked_recipe(
         changes: entries that come before those of the file; None says nothing.
         file: YAML file of options.
         output: folder to write, which must not take the file away.
-        effort: as for ``recipe.make_recipe``.
-        preset: as for ``recipe.make_recipe``.
+        effort: as for ``preparation.recipe_input.make_recipe``.
+        preset: as for ``preparation.recipe_input.make_recipe``.
         push_to_hub: repository to which the checkpoint is to go.
 
     Raises:
@@ -295,7 +295,7 @@ def evaluate(
         sequence_length: tokens per window, by default 512, or 2048 with ``paper``; windows do not
             overlap.
         max_windows: windows at most, or None for the whole text, as far as
-            ``text.calibration.MAX_TOKENS`` go.
+            ``text.windows.MAX_TOKENS`` go.
         tasks: of lm-eval; names, or one text with commas between them.
         tasks_path: folder of more tasks; see ``text.zero_shot.Tasks``.
         few_shot: examples before each question of a task, or None for what it says.

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from permllm_offline.errors import OfflineError, first_line
-from permllm_offline.local_path import local_path
 from permllm_offline.report.published import publish
+from permllm_offline.run.local_path import local_path
 from permllm_vllm.checkpoint.schema import QUANT_METHOD
 from permllm_vllm.checkpoint.shards import CONFIG_NAME
 

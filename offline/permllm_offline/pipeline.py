@@ -11,21 +11,16 @@ from typing import Any
 
 from torch import Tensor
 
-from permllm_offline.bake import bake_layer
-from permllm_offline.decisions import LayerDecision
-from permllm_offline.disk_forecast import check_room
 from permllm_offline.errors import OfflineError
-from permllm_offline.expectation import announce
-from permllm_offline.left_dense import left_dense
-from permllm_offline.local_path import local_path
-from permllm_offline.memory import Fitted, fitted, warn_of_taken_memory
-from permllm_offline.memory_forecast import shard_bytes
-from permllm_offline.method_parts import parts_of
+from permllm_offline.forecast.announcement import announce
+from permllm_offline.forecast.disk import check_room
+from permllm_offline.forecast.memory import shard_bytes
+from permllm_offline.forecast.memory_fit import Fitted, fitted, warn_of_taken_memory
 from permllm_offline.model.joined_experts import joined_experts
 from permllm_offline.model.loading import dtype_name
 from permllm_offline.model.tokenizer import load_tokenizer, tokenizer_files
-from permllm_offline.planned_weights import check_weights
-from permllm_offline.preparation import (
+from permllm_offline.preparation.method_parts import parts_of
+from permllm_offline.preparation.prepared import (
     Prepared,
     calibration_windows,
     open_prunable,
@@ -34,8 +29,12 @@ from permllm_offline.preparation import (
     with_text,
     without_contents,
 )
-from permllm_offline.pruning import PrunedModel, prune_model
-from permllm_offline.recipe_schema import (
+from permllm_offline.preparation.weight_check import check_weights
+from permllm_offline.pruning.dense_tensors import left_dense
+from permllm_offline.pruning.in_memory import PrunedModel, prune_model
+from permllm_offline.pruning.resume import begin, foretell, kept_bytes, work_folder
+from permllm_offline.pruning.streamed import PrunedLayers, can_stream, prune_streamed
+from permllm_offline.recipe.schema import (
     BlockwiseRecipe,
     DistillationRecipe,
     LearningRecipe,
@@ -45,12 +44,13 @@ from permllm_offline.report import papers
 from permllm_offline.report.model_card import model_card
 from permllm_offline.report.page import report_page
 from permllm_offline.report.report import CalibrationRecord, Report
-from permllm_offline.resume import begin, foretell, kept_bytes, work_folder
 from permllm_offline.run.costs import costs_json
+from permllm_offline.run.local_path import local_path
 from permllm_offline.run.processes import SharedWork, count, first, joined
 from permllm_offline.run.steps import WorkFolder
-from permllm_offline.streamed_pruning import PrunedLayers, can_stream, prune_streamed
-from permllm_offline.text.calibration import SELF, require_windows
+from permllm_offline.sparsity.bake import bake_layer
+from permllm_offline.sparsity.decisions import LayerDecision
+from permllm_offline.text.windows import SELF, require_windows
 from permllm_vllm.checkpoint.companions import check_companions
 from permllm_vllm.checkpoint.contained import contained
 from permllm_vllm.checkpoint.output import check_destination, check_outside

@@ -16,8 +16,8 @@ from benchmarks.pruning.layer_step import LOOPS, measure_step
 from benchmarks.pruning.pipeline_cost import METHODS
 from benchmarks.pruning.prune_parts import PARTS, REST, parts, with_rest
 from benchmarks.texts import Texts
-from permllm_offline import methods as known
 from permllm_offline.cli import main
+from permllm_offline.recipe import methods as known
 from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"

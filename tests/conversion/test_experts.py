@@ -13,8 +13,8 @@ from transformers import AutoConfig
 
 from permllm_offline.conversion.expert_verdicts import join_experts
 from permllm_offline.conversion.group_verdict import GroupVerdict
-from permllm_offline.conversion.ignored import ignored
-from permllm_offline.conversion.judgement import Judged
+from permllm_offline.conversion.ignore_entries import ignored
+from permllm_offline.conversion.pattern_choice import Judged
 from permllm_offline.conversion.report import ConversionReport
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse

@@ -9,7 +9,7 @@ import yaml
 
 from permllm_offline import pipeline
 from permllm_offline.conversion.to_sparse import convert_to_sparse
-from permllm_offline.recipe import make_recipe, read_recipe
+from permllm_offline.preparation.recipe_input import make_recipe, read_recipe
 from permllm_offline.report import page
 from permllm_offline.report.papers import CARD, COSTS, PAGE, PAPERS, RECIPE, REPORT
 from tests.conversion.sparse_models import in_place, load_all, prune

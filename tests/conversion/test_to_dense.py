@@ -13,7 +13,7 @@ from permllm_offline import pipeline
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.errors import OfflineError
-from permllm_offline.recipe import make_recipe
+from permllm_offline.preparation.recipe_input import make_recipe
 from permllm_offline.report import page
 from permllm_offline.report.papers import CARD, PAPERS
 from permllm_vllm.checkpoint.errors import CheckpointError

@@ -15,7 +15,7 @@ from permllm_offline.conversion.report import ConversionReport
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.errors import OfflineError
-from permllm_offline.verification import verify
+from permllm_offline.inspection.verification import verify
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.pattern import Pattern
 from tests.conversion.sparse_models import (

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from permllm_offline.methods import METHODS
 from permllm_offline.model.families import FAMILIES
-from permllm_offline.recipe import EFFORTS
+from permllm_offline.preparation.recipe_input import EFFORTS
+from permllm_offline.recipe.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 SECTION = re.compile(r"^##+ (.+)\n((?:(?!##).*\n)*)", re.MULTILINE)

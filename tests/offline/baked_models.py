@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from permllm_offline.bake import apply_masks, bake_layer
-from permllm_offline.decisions import LayerDecision, decide
-from permllm_offline.int8_values import round_layer
 from permllm_offline.model.heads import heads_of
 from permllm_offline.model.language_model import language_model_of
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import dtype_name
 from permllm_offline.model.lookup import family_of
 from permllm_offline.model.modules import decoder_layers, has_module
+from permllm_offline.sparsity.bake import apply_masks, bake_layer
+from permllm_offline.sparsity.decisions import LayerDecision, decide
+from permllm_offline.sparsity.int8_values import round_layer
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.writer import write_checkpoint

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from permllm_offline import prune_forecast
+from permllm_offline.forecast import duration
 from permllm_offline.report import page
 from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
 
@@ -18,7 +18,7 @@ def plots(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def products(monkeypatch: pytest.MonkeyPatch) -> None:
     """One is timed in place of as many as fill a tenth of a second, with every prune."""
-    monkeypatch.setattr(prune_forecast, "TIMED_SECONDS", 0)
+    monkeypatch.setattr(duration, "TIMED_SECONDS", 0)
 
 
 @pytest.fixture(scope="session")

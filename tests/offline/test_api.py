@@ -13,7 +13,7 @@ import pytest
 import permllm_offline
 from permllm_offline.cli import build_parser
 from permllm_offline.errors import OfflineError
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.recipe.schema import Recipe
 from tests.offline.tiny_models import random_text
 
 PAGE = Path(__file__).parents[2] / "docs" / "offline-api.md"

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from permllm_offline import pipeline
 from permllm_offline.cli import build_parser, main
-from permllm_offline.methods import METHODS
+from permllm_offline.recipe.methods import METHODS
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
 from tests.offline.tiny_models import save_tokenizer, tiny_llama
@@ -322,7 +322,7 @@ def test_a_full_disk_leaves_nothing(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    drawn = "permllm_offline.preparation.sample_windows"
+    drawn = "permllm_offline.preparation.prepared.sample_windows"
     monkeypatch.setattr(drawn, lambda *_, **__: pytest.fail("text is drawn"))
     usage = shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)

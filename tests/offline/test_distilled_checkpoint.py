@@ -7,9 +7,9 @@ import torch
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.pipeline import prune
-from permllm_offline.preparation import prepare
-from permllm_offline.pruning import prune_model
-from permllm_offline.recipe import EFFORTS, make_recipe
+from permllm_offline.preparation.prepared import prepare
+from permllm_offline.preparation.recipe_input import EFFORTS, make_recipe
+from permllm_offline.pruning.in_memory import prune_model
 from permllm_vllm.checkpoint.packing import count_violations
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader

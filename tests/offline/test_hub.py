@@ -19,7 +19,7 @@ from permllm_offline import api, hub
 from permllm_offline.cli import main
 from permllm_offline.errors import OfflineError
 from permllm_offline.hub import check_push, push
-from permllm_offline.recipe import make_recipe
+from permllm_offline.preparation.recipe_input import make_recipe
 
 REPOSITORY = "someone/tiny-2to4"
 URL = f"https://huggingface.co/{REPOSITORY}/commit/0"

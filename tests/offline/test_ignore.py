@@ -15,13 +15,14 @@ from transformers import AutoModelForCausalLM
 
 import permllm_offline
 import permllm_vllm.hf  # noqa: F401  (registers the format)
-from permllm_offline import pipeline, streamed_pruning
+from permllm_offline import pipeline
 from permllm_offline.cli import main
 from permllm_offline.errors import OfflineError
 from permllm_offline.pipeline import rehearse
-from permllm_offline.preparation import prepare
-from permllm_offline.pruning import prune_model
-from permllm_offline.recipe import make_recipe
+from permllm_offline.preparation.prepared import prepare
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.pruning import streamed
+from permllm_offline.pruning.in_memory import prune_model
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
 from tests.offline.tiny_models import save_tokenizer, tiny_model
@@ -202,8 +203,8 @@ class CutOff(BaseException):
 
 
 CUT_AT: dict[str, tuple[object, str]] = {
-    "in windows": (streamed_pruning, "finish_layer"),
-    "tuned": (streamed_pruning, "finish_layer"),
+    "in windows": (streamed, "finish_layer"),
+    "tuned": (streamed, "finish_layer"),
     "learned": (pipeline, "_tensors"),
     "distilled": (pipeline, "write_checkpoint"),
 }

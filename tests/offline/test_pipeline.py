@@ -6,7 +6,7 @@ import pytest
 
 from permllm_offline import pipeline
 from permllm_offline.errors import OfflineError
-from permllm_offline.recipe import make_recipe
+from permllm_offline.preparation.recipe_input import make_recipe
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.pipeline import prune
-from permllm_offline.recipe import make_recipe
+from permllm_offline.preparation.recipe_input import make_recipe
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from tests.conversion.sparse_models import save_dense
 from tests.offline.tiny_models import random_text

@@ -15,7 +15,7 @@ from transformers import AutoModelForMultimodalLM
 
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.pipeline import prune
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.recipe.schema import Recipe
 from tests.offline.tiny_multimodal import CONFIGURATIONS, PROCESSORS, SPECIAL, tiny_multimodal
 from tests.serving.engine import Engines, Run
 

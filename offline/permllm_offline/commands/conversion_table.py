@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from permllm_offline.conversion.report import ConversionReport
-from permllm_offline.expert_names import without_expert
+from permllm_offline.report.expert_lines import without_expert
 
 _NUMBER = re.compile(r"\.(\d+)\.")
 

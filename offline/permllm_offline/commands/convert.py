@@ -11,7 +11,7 @@ from permllm_offline.commands.tables import show
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.errors import OfflineError
-from permllm_offline.local_path import local_path
+from permllm_offline.run.local_path import local_path
 from permllm_vllm.checkpoint.pattern import SUPPORTED, Pattern
 from permllm_vllm.checkpoint.schema import BLOCK_SIZES
 

@@ -10,10 +10,10 @@ from typing import Any
 from permllm_offline.api import evaluate
 from permllm_offline.commands.json_file import add_json_option, check_json, write_json
 from permllm_offline.commands.text_field_option import add_text_field_option
-from permllm_offline.local_path import local_path
+from permllm_offline.run.local_path import local_path
+from permllm_offline.text.documents import KINDS, NAMED
 from permllm_offline.text.paper_protocol import LENGTHS, PAPER_TEXTS
 from permllm_offline.text.row_text import TEXT_FIELD
-from permllm_offline.text.texts import KINDS, NAMED
 
 _EXAMPLES = """examples:
   permllm-offline eval ./sparse --dataset held-out.txt

@@ -7,9 +7,9 @@ from typing import Any
 
 from permllm_offline.commands.json_file import add_json_option, check_json, write_json
 from permllm_offline.commands.tables import inspection_table, show
-from permllm_offline.inspection import Inspection, inspect
-from permllm_offline.local_path import local_path
-from permllm_offline.verification import verify
+from permllm_offline.inspection.contents import Inspection, inspect
+from permllm_offline.inspection.verification import verify
+from permllm_offline.run.local_path import local_path
 
 _EXAMPLES = """examples:
   permllm-offline inspect ./sparse

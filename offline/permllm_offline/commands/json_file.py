@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.local_path import local_path
+from permllm_offline.run.local_path import local_path
 
 
 def add_json_option(parser: argparse.ArgumentParser, content: str) -> None:

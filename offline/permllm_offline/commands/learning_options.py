@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from permllm_offline.recipe_schema import LearningRecipe
+from permllm_offline.recipe.schema import LearningRecipe
 
 _OPTIONS: tuple[tuple[str, str, Any, str, str], ...] = (
     (

@@ -8,17 +8,17 @@ from typing import Any
 
 from permllm_offline.commands.ignore_option import add_ignore_option
 from permllm_offline.commands.json_file import add_json_option, check_json, write_json
-from permllm_offline.commands.outline_tables import outline_table, speed_table
+from permllm_offline.commands.plan_tables import outline_table, speed_table
 from permllm_offline.commands.tables import show
-from permllm_offline.local_path import local_path
-from permllm_offline.method_parts import parts_of
+from permllm_offline.forecast.outline import outline
+from permllm_offline.forecast.speedup import Speed, expected_speed
 from permllm_offline.model.loading import DTYPES, dtype_name, written_dtype
 from permllm_offline.model.stored import read_stored
-from permllm_offline.outline import outline
 from permllm_offline.pipeline import check_writable
-from permllm_offline.recipe import make_recipe
-from permllm_offline.recipe_schema import Recipe
-from permllm_offline.speed import Speed, expected_speed
+from permllm_offline.preparation.method_parts import parts_of
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.recipe.schema import Recipe
+from permllm_offline.run.local_path import local_path
 from permllm_vllm.checkpoint.pattern import SUPPORTED
 
 _EXAMPLES = """examples:

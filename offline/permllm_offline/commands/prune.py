@@ -12,21 +12,21 @@ from permllm_offline.commands.ignore_option import add_ignore_option
 from permllm_offline.commands.learning_options import add_learning_options, given_learning
 from permllm_offline.commands.tables import plan_table, report_table, show
 from permllm_offline.commands.text_field_option import add_text_field_option
-from permllm_offline.expectation import warn_of_slow_float16
-from permllm_offline.local_path import local_path
-from permllm_offline.memory import SMALLER
-from permllm_offline.methods import METHODS
+from permllm_offline.forecast.announcement import warn_of_slow_float16
+from permllm_offline.forecast.duration import forecast
+from permllm_offline.forecast.memory_fit import SMALLER
 from permllm_offline.model.loading import open_source
 from permllm_offline.pipeline import rehearse
-from permllm_offline.presets import PRESETS
-from permllm_offline.prune_forecast import forecast
-from permllm_offline.recipe import EFFORTS
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.preparation.recipe_input import EFFORTS
+from permllm_offline.recipe.methods import METHODS
+from permllm_offline.recipe.presets import PRESETS
+from permllm_offline.recipe.schema import Recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.report import papers
 from permllm_offline.report.serve_command import serve_command
+from permllm_offline.run.local_path import local_path
 from permllm_offline.run.processes import first, joined
-from permllm_offline.text.texts import KINDS, NAMED
+from permllm_offline.text.documents import KINDS, NAMED
 from permllm_vllm.checkpoint.pattern import SUPPORTED
 
 _EXAMPLES = """examples:

@@ -8,14 +8,14 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from permllm_offline.expectation import duration, expected_lines
-from permllm_offline.expert_names import with_count, without_expert
-from permllm_offline.inspection import InspectedLayer, Inspection
-from permllm_offline.method_parts import title_of
-from permllm_offline.model.plan import PlannedLinear
-from permllm_offline.preparation import Prepared
-from permllm_offline.prune_forecast import Forecast
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.forecast.announcement import duration, expected_lines
+from permllm_offline.forecast.duration import Forecast
+from permllm_offline.inspection.contents import InspectedLayer, Inspection
+from permllm_offline.model.prune_plan import PlannedLinear
+from permllm_offline.preparation.method_parts import title_of
+from permllm_offline.preparation.prepared import Prepared
+from permllm_offline.recipe.schema import Recipe
+from permllm_offline.report.expert_lines import with_count, without_expert
 from permllm_offline.report.report import Report
 
 MINIMUM_WIDTH = 140

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.importance import row_chunks
-from permllm_offline.int8_values import choose_scale, relative_error, round_to_int8
+from permllm_offline.sparsity.importance import row_chunks
+from permllm_offline.sparsity.int8_values import choose_scale, relative_error, round_to_int8
 from permllm_vllm.checkpoint.numbers import scale_problems
 from permllm_vllm.checkpoint.schema import WEIGHT_PACKED, WEIGHT_SCALE
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from permllm_offline.memory_forecast import SMALLEST_SHARD_BYTES
+from permllm_offline.forecast.memory import SMALLEST_SHARD_BYTES
 
 
 def shard_bytes(sizes: Mapping[str, int], stack: str) -> int:

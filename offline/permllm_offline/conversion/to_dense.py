@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from permllm_offline.bake import row_permutations
 from permllm_offline.conversion.folds import agrees
 from permllm_offline.conversion.report import NONE, UNDONE, ConversionReport, ConvertedLinear
 from permllm_offline.conversion.shard_size import shard_bytes
-from permllm_offline.decisions import GroupDecision
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.family import Family, SharedInputGroup
 from permllm_offline.model.heads import Heads, heads_of
@@ -27,6 +25,8 @@ from permllm_offline.model.stored import header_bytes
 from permllm_offline.model.tokenizer import tokenizer_files
 from permllm_offline.report import papers
 from permllm_offline.report.model_card import dense_card
+from permllm_offline.sparsity.bake import row_permutations
+from permllm_offline.sparsity.decisions import GroupDecision
 from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem, raise_if_any
 from permllm_vllm.checkpoint.folding import unfold_rows
 from permllm_vllm.checkpoint.headers import TensorHeader

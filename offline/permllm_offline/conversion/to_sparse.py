@@ -11,11 +11,10 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from permllm_offline.bake import bake_layer
 from permllm_offline.conversion.formats import open_weights
-from permllm_offline.conversion.ignored import ignored
+from permllm_offline.conversion.ignore_entries import ignored
 from permllm_offline.conversion.int8_rounding import DESCRIPTION, Int8Rounding
-from permllm_offline.conversion.judgement import Judged, judge
+from permllm_offline.conversion.pattern_choice import Judged, judge
 from permllm_offline.conversion.report import (
     DENSE,
     FOLDED,
@@ -28,15 +27,16 @@ from permllm_offline.conversion.rounding_notice import noted_papers
 from permllm_offline.conversion.shard_size import shard_bytes
 from permllm_offline.conversion.sources import WeightSource
 from permllm_offline.conversion.to_int8 import convert_to_int8
-from permllm_offline.decisions import decide
 from permllm_offline.errors import OfflineError
+from permllm_offline.forecast.outline import sparse_bytes
 from permllm_offline.model.architecture import require_language_model
 from permllm_offline.model.joined_experts import joined_experts
 from permllm_offline.model.loading import open_source
 from permllm_offline.model.stored import header_bytes
 from permllm_offline.model.tokenizer import tokenizer_files
-from permllm_offline.outline import sparse_bytes
 from permllm_offline.report import papers
+from permllm_offline.sparsity.bake import bake_layer
+from permllm_offline.sparsity.decisions import decide
 from permllm_vllm.checkpoint.companions import check_companions
 from permllm_vllm.checkpoint.errors import raise_if_any
 from permllm_vllm.checkpoint.numbers import number_problems

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from permllm_offline.errors import OfflineError, first_line
-from permllm_offline.local_path import local_path
 from permllm_offline.model.attention import attention_options
 from permllm_offline.model.language_model import (
     LanguageModel,
@@ -23,6 +22,7 @@ from permllm_offline.model.language_model import (
     may_hold_more,
 )
 from permllm_offline.model.mixer_settings import take_any_step
+from permllm_offline.run.local_path import local_path
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.shards import (

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from permllm_offline.errors import OfflineError, first_line
-from permllm_offline.local_path import local_path
 from permllm_offline.model.language_model import language_model_of
 from permllm_offline.model.loading import (
     Source,
@@ -21,6 +20,7 @@ from permllm_offline.model.loading import (
     open_source,
 )
 from permllm_offline.model.quantized import dense_form, require_dense
+from permllm_offline.run.local_path import local_path
 from permllm_vllm.checkpoint.fused_experts import separate
 from permllm_vllm.checkpoint.headers import TensorHeader
 from permllm_vllm.checkpoint.scaled_headers import dense_headers

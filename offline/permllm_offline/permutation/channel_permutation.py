@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from permllm_offline.importance import Scores, column_sums
 from permllm_offline.model.layout import GroupLayout
+from permllm_offline.sparsity.importance import Scores, column_sums
 from permllm_vllm.checkpoint.pattern import Pattern
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from permllm_offline.calibrated import Calibrated, LearnedPermutations
-from permllm_offline.importance import Scores
+from permllm_offline.calibration.calibrated_model import Calibrated, LearnedPermutations
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.permutation.channel_permutation import allocate_group
 from permllm_offline.permutation.learning import learn_permutations
 from permllm_offline.permutation.linear_assignment import assign_group
+from permllm_offline.sparsity.importance import Scores
 from permllm_vllm.checkpoint.pattern import Pattern
 
 Allocation = Callable[[GroupLayout, Mapping[str, Scores], Pattern], Tensor]

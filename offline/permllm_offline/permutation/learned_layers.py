@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from permllm_offline.calibrated import Calibrated
+from permllm_offline.calibration.calibrated_model import Calibrated
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.decoder_calls import LayerCall, run_windows
 from permllm_offline.model.modules import decoder_layers
 from permllm_offline.model.states import States
 from permllm_offline.permutation.learned_span import cosine_distance, learned_span
-from permllm_offline.recipe_schema import LearningRecipe
+from permllm_offline.recipe.schema import LearningRecipe
 from permllm_offline.run.steps import Step
 
 SENSITIVITIES = "sensitivities"

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from permllm_offline.calibrated import Calibrated, Permutations
-from permllm_offline.importance import Scores
-from permllm_offline.mask import choose_mask
+from permllm_offline.calibration.calibrated_model import Calibrated, Permutations
 from permllm_offline.model.decoder_calls import LayerCall, run_layer, run_windows
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.modules import decoder_layers, linear_of
 from permllm_offline.model.states import States
 from permllm_offline.permutation.channel_permutation import allocate_group
 from permllm_offline.permutation.masked_linear import PermutedMaskedLinear, StepPermutation
+from permllm_offline.sparsity.importance import Scores
+from permllm_offline.sparsity.mask import choose_mask
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import absolute
 

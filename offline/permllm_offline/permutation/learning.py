@@ -12,7 +12,11 @@ from functools import partial
 
 from torch import Tensor
 
-from permllm_offline.calibrated import Calibrated, LearnedPermutations, LearningCurve
+from permllm_offline.calibration.calibrated_model import (
+    Calibrated,
+    LearnedPermutations,
+    LearningCurve,
+)
 from permllm_offline.model.decoder_calls import LayerCall, record_calls, run_windows
 from permllm_offline.model.modules import decoder_layers
 from permllm_offline.model.states import States
@@ -30,7 +34,7 @@ from permllm_offline.permutation.learned_span import (
 )
 from permllm_offline.permutation.span_learning import learn_span
 from permllm_offline.run.steps import Step
-from permllm_offline.text.calibration import require_windows
+from permllm_offline.text.windows import require_windows
 
 SENSITIVITY_WINDOWS = 4
 """Windows on which the sensitivity of each decoder layer is measured."""

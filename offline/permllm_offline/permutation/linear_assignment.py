@@ -13,9 +13,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from permllm_offline.importance import Scores, not_finite
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.permutation.channel_permutation import allocate_group
+from permllm_offline.sparsity.importance import Scores, not_finite
 from permllm_vllm.checkpoint.pattern import Pattern
 
 SWEEPS = 3

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from permllm_offline.importance import Scores, mean_score
-from permllm_offline.mask import keep_channels, pack_channels, unpack_channels
 from permllm_offline.model.float32_products import batched_product, product
+from permllm_offline.sparsity.importance import Scores, mean_score
+from permllm_offline.sparsity.mask import keep_channels, pack_channels, unpack_channels
 from permllm_vllm.checkpoint.pattern import Pattern
 
 PART_ELEMENTS = 1 << 21

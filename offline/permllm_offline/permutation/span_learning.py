@@ -17,17 +17,17 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from permllm_offline.calibrated import Calibrated, LearningCurve
+from permllm_offline.calibration.calibrated_model import Calibrated, LearningCurve
 from permllm_offline.errors import OfflineError
+from permllm_offline.model.recomputation import activations_are_large, recomputed
 from permllm_offline.model.states import States
 from permllm_offline.permutation.hardening import Hardener
 from permllm_offline.permutation.learned_span import LearnedSpan
 from permllm_offline.permutation.sinkhorn import sinkhorn
-from permllm_offline.recipe_schema import LearningRecipe
-from permllm_offline.recomputation import activations_are_large, recomputed
+from permllm_offline.recipe.schema import LearningRecipe
 from permllm_offline.run.processes import share, summed, total
+from permllm_offline.run.schedules import cosine, shuffled_batches
 from permllm_offline.run.steps import Step
-from permllm_offline.schedules import cosine, shuffled_batches
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +65,11 @@ def learn_span(
         OfflineError: a loss or a gradient that is not finite.
     """
     constants = calibrated.recipe.learning
+    tokens = constants.windows_at_once * calibrated.recipe.sequence_length
+    item = calibrated.model.dtype.itemsize
     recompute = constants.gradient_checkpointing == "always" or (
         constants.gradient_checkpointing == "auto"
-        and activations_are_large(calibrated, constants.windows_at_once, share)
+        and activations_are_large(calibrated.plan, tokens, item, share)
     )
     with recomputed(learned.layers) if recompute else nullcontext():
         return _Learner(calibrated, learned, name, states, targets).run()

@@ -13,15 +13,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from permllm_offline.bake import apply_masks
-from permllm_offline.decisions import LayerDecision
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.modules import linear_of
 from permllm_offline.reconstruction.kept_weights import KeptWeights
 from permllm_offline.reconstruction.layer_work import LayerReconstruction, LayerWork
 from permllm_offline.reconstruction.obs import choose_and_update, update_kept_weights
-from permllm_offline.schedules import shuffled_batches, warmed_cosine
-from permllm_offline.text.calibration import require_windows
+from permllm_offline.run.schedules import shuffled_batches, warmed_cosine
+from permllm_offline.sparsity.bake import apply_masks
+from permllm_offline.sparsity.decisions import LayerDecision
+from permllm_offline.text.windows import require_windows
 
 
 def squared_error(output: Tensor, target: Tensor) -> Tensor:

@@ -20,20 +20,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from permllm_offline.calibrated import Calibrated, LearningCurve
-from permllm_offline.decisions import LayerDecision
+from permllm_offline.calibration.calibrated_model import Calibrated, LearningCurve
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.conventions import logit_scale
 from permllm_offline.model.modules import decoder_layers, linear_of
-from permllm_offline.recomputation import activations_are_large, recomputed
+from permllm_offline.model.recomputation import activations_are_large, recomputed
 from permllm_offline.reconstruction.divergence import divergence
 from permllm_offline.reconstruction.head_inputs import head_input, head_inputs_of
 from permllm_offline.reconstruction.kept_weights import KeptWeights
 from permllm_offline.run.processes import collected, share, summed
+from permllm_offline.run.schedules import shuffled_batches, warmed_cosine
 from permllm_offline.run.scratch import Scratch
 from permllm_offline.run.steps import Step, Work
-from permllm_offline.schedules import shuffled_batches, warmed_cosine
-from permllm_offline.text.calibration import require_windows
+from permllm_offline.sparsity.decisions import LayerDecision
+from permllm_offline.text.windows import require_windows
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,8 @@ def distil(calibrated: Calibrated, decisions: Sequence[LayerDecision]) -> Learni
     masks = [mask for _, _, mask in named]
     targets = head_inputs_of(model, family, targets)
     pupil = Pupil(model)
-    large = activations_are_large(calibrated, windows=1)
+    length, item = calibrated.recipe.sequence_length, model.dtype.itemsize
+    large = activations_are_large(calibrated.plan, length, item)
     with (
         KeptWeights(linears, masks, shared=True, scratch=calibrated.scratch) as kept,
         recomputed(layers) if large else nullcontext(),

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from permllm_offline.importance import row_chunks
 from permllm_offline.run.scratch import MEMORY, Scratch
+from permllm_offline.sparsity.importance import row_chunks
 from permllm_vllm.checkpoint.packing import unpack_mask
 
 CHANNEL_BYTES = 2

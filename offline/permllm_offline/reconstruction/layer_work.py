@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from permllm_offline.calibrated import Calibrated, LearningCurve
-from permllm_offline.decisions import LayerDecision
+from permllm_offline.calibration.calibrated_model import Calibrated, LearningCurve
 from permllm_offline.model.decoder_calls import LayerCall, run_layer
 from permllm_offline.model.states import States
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.recipe.schema import Recipe
 from permllm_offline.run.scratch import MEMORY, Scratch
+from permllm_offline.sparsity.decisions import LayerDecision
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from permllm_offline.decisions import GroupDecision, LayerDecision, RetainedSums
 from permllm_offline.errors import OfflineError
-from permllm_offline.importance import row_chunks
-from permllm_offline.mask import keep_channels
 from permllm_offline.model.modules import linear_of
 from permllm_offline.reconstruction.group_inputs import LayerInputs, add_second_moment
 from permllm_offline.reconstruction.layer_work import LayerWork
 from permllm_offline.run.scratch import MEMORY, Scratch
+from permllm_offline.sparsity.decisions import GroupDecision, LayerDecision, RetainedSums
+from permllm_offline.sparsity.importance import row_chunks
+from permllm_offline.sparsity.mask import keep_channels
 from permllm_vllm.checkpoint.packing import pack_mask, unpack_mask
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import absolute

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from permllm_offline.decisions import LayerDecision
-from permllm_offline.importance import Scores
-from permllm_offline.mask import choose_mask
 from permllm_offline.model.layout import GroupLayout
+from permllm_offline.sparsity.decisions import LayerDecision
+from permllm_offline.sparsity.importance import Scores
+from permllm_offline.sparsity.mask import choose_mask
 from permllm_vllm.checkpoint.pattern import Pattern
 
 SIZE = 64

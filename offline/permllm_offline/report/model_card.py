@@ -6,12 +6,12 @@ from pathlib import Path
 
 import yaml
 
-from permllm_offline.local_path import local_path
-from permllm_offline.method_parts import summary_of
 from permllm_offline.model.loading import Source
+from permllm_offline.preparation.method_parts import summary_of
 from permllm_offline.report.published import public_name
 from permllm_offline.report.report import Report
 from permllm_offline.report.serve_command import serve_command
+from permllm_offline.run.local_path import local_path
 
 _UNKNOWN = "unknown"
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from permllm_offline.expert_names import without_expert
-from permllm_offline.method_parts import parts_of, summary_of, title_of
 from permllm_offline.model.loading import Source
-from permllm_offline.report.joined_experts import joined_experts
+from permllm_offline.preparation.method_parts import parts_of, summary_of, title_of
+from permllm_offline.report.expert_lines import joined_experts, without_expert
 from permllm_offline.report.model_card import base_name, calibration_text, left_dense_text
 from permllm_offline.report.plots import (
     curve_plot,

@@ -6,8 +6,8 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from permllm_offline.layerwise import LayerError
-from permllm_offline.report.joined_experts import joined_experts
+from permllm_offline.reconstruction.layer_error import LayerError
+from permllm_offline.report.expert_lines import joined_experts
 from permllm_offline.report.mask_example import MaskExample
 from permllm_offline.report.report import Report
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from permllm_offline.local_path import local_path
 from permllm_offline.report import papers
+from permllm_offline.run.local_path import local_path
 
 
 def publish(checkpoint: Path, directory: Path) -> None:

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from permllm_offline.calibrated import LearnedPermutations
-from permllm_offline.decisions import GroupDecision, LayerDecision
-from permllm_offline.layerwise import LayerError
-from permllm_offline.model.plan import Plan
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.calibration.calibrated_model import LearnedPermutations
+from permllm_offline.model.prune_plan import Plan
+from permllm_offline.recipe.schema import Recipe
+from permllm_offline.reconstruction.layer_error import LayerError
 from permllm_offline.report.mask_example import MaskExample, example_layer, mask_example
-from permllm_offline.text.calibration import CalibrationWindows
+from permllm_offline.sparsity.decisions import GroupDecision, LayerDecision
+from permllm_offline.text.windows import CalibrationWindows
 from permllm_vllm.checkpoint.schema import installed_version
 
 

@@ -1,1 +1,1 @@
-"""A long run: its steps, kept to go on from, their costs, and its processes."""
+"""A long run and its machine: steps that are kept, costs, processes, device, memory and paths."""

@@ -204,12 +204,11 @@ class SharedWork(Work):
         Where all find its file, each reads what it asks for: no process needs all of a large one.
         """
         kept = self._kept.interval(name) if first() else None
-        told = from_first(lambda: kept and (self._kept.interval_file(name), dict(kept.facts)))
-        if told is None:
+        path, facts = from_first(lambda: (self._kept.interval_file(name), kept and kept.facts))
+        if path is None:
             return None
-        path, facts = told
-        found = step_at(path) if path.exists() else Step()
-        if summed(float(dict(found.facts) != facts)) == 0:
+        found = step_at(path) if path.exists() else None
+        if summed(float(found is None or found.facts != facts)) == 0:
             return found
         return from_first(lambda: kept and kept.on_cpu())
 

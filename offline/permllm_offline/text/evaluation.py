@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.float32_products import products_in_float32
-from permllm_offline.text.calibration import check_length, token_windows
+from permllm_offline.text.documents import documents
 from permllm_offline.text.paper_protocol import Protocol, paper_name, paper_windows
 from permllm_offline.text.row_text import TEXT_FIELD, RowText
-from permllm_offline.text.texts import documents
+from permllm_offline.text.windows import check_length, token_windows
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ def evaluation_windows(
     """Cut the first windows of a data set: int64 [windows, sequence_length].
 
     Args:
-        dataset: what ``texts.documents`` reads.
-        tokenizer: of the model, from ``tokenizer.load_tokenizer``.
+        dataset: what ``text.documents.documents`` reads.
+        tokenizer: of the model, from ``loading.load_tokenizer``.
         sequence_length: tokens per window.
         max_windows: by default as many as there are.
         protocol: ``rows`` tokenizes each row alone, ``paper`` is ``paper_windows``.

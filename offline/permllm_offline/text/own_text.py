@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.local_path import local_path
 from permllm_offline.model.loading import Source, load_model
+from permllm_offline.run.local_path import local_path
 from permllm_offline.text.sampled_text import Unfinished, sample_text
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.shard import Shard

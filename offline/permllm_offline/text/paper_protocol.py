@@ -11,10 +11,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.local_path import local_path
-from permllm_offline.text.calibration import cut_windows
+from permllm_offline.run.local_path import local_path
+from permllm_offline.text.documents import NAMED, documents, origins
 from permllm_offline.text.row_text import RowText
-from permllm_offline.text.texts import NAMED, documents, origins
+from permllm_offline.text.windows import cut_windows
 
 logger = logging.getLogger(__name__)
 

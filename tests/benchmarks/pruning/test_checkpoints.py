@@ -10,7 +10,7 @@ import pytest
 from benchmarks.pruning import checkpoints, commands
 from benchmarks.pruning.checkpoints import Checkpoints, Key
 from benchmarks.texts import Texts
-from permllm_offline.recipe import make_recipe, read_recipe
+from permllm_offline.preparation.recipe_input import make_recipe, read_recipe
 
 KEY: Key = ("wanda+cp/obs", "2:4", 1, "int8")
 

@@ -12,10 +12,10 @@ from benchmarks.pruning.cost_tables import time_to_quality
 from benchmarks.pruning.dense_permutations import DenseMaskedLinear, DensePermutation
 from benchmarks.pruning.quality_time import QualityTime, learn_densely
 from benchmarks.texts import Texts
-from permllm_offline.activations import last_hidden_state
+from permllm_offline.calibration.statistics import last_hidden_state
 from permllm_offline.model.loading import load_model
-from permllm_offline.preparation import Prepared, prepare
-from permllm_offline.recipe import make_recipe
+from permllm_offline.preparation.prepared import Prepared, prepare
+from permllm_offline.preparation.recipe_input import make_recipe
 from tests.offline.tiny_models import save_tokenizer, tiny_llama
 
 

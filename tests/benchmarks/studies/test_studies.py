@@ -23,8 +23,8 @@ from benchmarks.studies.layers import TRIES, choices, near, next_steps
 from benchmarks.studies.quantization import Rounding, sorted_by_range
 from benchmarks.studies.remembered import remembered
 from benchmarks.studies.subject import LEARNING, QUICK, Subject
-from permllm_offline.activations import collect
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.calibration.statistics import collect
+from permllm_offline.recipe.schema import Recipe
 from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
 
 

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.methods import METHODS
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.family import Fold
 from permllm_offline.model.heads import Heads, heads_of
-from permllm_offline.model.ignored import ignored_linears
+from permllm_offline.model.ignored_linears import ignored_linears
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.lookup import family_of
 from permllm_offline.model.row_parts import (
@@ -21,6 +20,7 @@ from permllm_offline.model.row_parts import (
     values_last,
     values_of_each_head,
 )
+from permllm_offline.recipe.methods import METHODS
 from tests.offline.tiny_models import tiny_model
 
 

@@ -13,7 +13,7 @@ from permllm_offline.model.float32_products import (
     product,
     products_in_float32,
 )
-from permllm_offline.recomputation import recomputed
+from permllm_offline.model.recomputation import recomputed
 from permllm_offline.text.evaluation import perplexity
 from tests.offline.tiny_models import tiny_model
 

@@ -19,7 +19,7 @@ from permllm_offline.model.lookup import family_of
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
-from tests.offline.test_experts import SIZES
+from tests.offline.families.test_experts import SIZES
 from tests.offline.tiny_models import WITH_EXPERTS, as_published, save_tokenizer, tiny_model
 
 CPU = torch.device("cpu")

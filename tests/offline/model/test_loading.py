@@ -15,8 +15,8 @@ from huggingface_hub.errors import GatedRepoError
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.loading import load_model, open_source, parse_device
 from permllm_offline.model.tokenizer import load_tokenizer
-from permllm_offline.preparation import open_prunable
-from permllm_offline.recipe import make_recipe
+from permllm_offline.preparation.prepared import open_prunable
+from permllm_offline.preparation.recipe_input import make_recipe
 from permllm_vllm.checkpoint.errors import CheckpointError
 from tests.offline.tiny_models import save_tokenizer, tiny_llama, tiny_model
 

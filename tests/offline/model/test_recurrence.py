@@ -10,9 +10,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from permllm_offline.model.loading import open_source
 from permllm_offline.model.lookup import family_of
 from permllm_offline.model.modules import decoder_layers
-from permllm_offline.model.plan import between_bytes, make_plan
+from permllm_offline.model.prune_plan import between_bytes, make_plan
+from permllm_offline.model.recomputation import activation_bytes
 from permllm_offline.model.recurrence import kept_bytes
-from permllm_offline.recomputation import activation_bytes
 from permllm_vllm.checkpoint.pattern import Pattern
 from tests.offline.tiny_models import tiny_model
 

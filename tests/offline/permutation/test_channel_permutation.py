@@ -1,6 +1,5 @@
 import torch
 
-from permllm_offline.mask import choose_mask
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.family import Fold, SharedInputGroup
 from permllm_offline.model.heads import Heads
@@ -10,6 +9,7 @@ from permllm_offline.permutation.channel_permutation import (
     allocate_group,
     block_importance,
 )
+from permllm_offline.sparsity.mask import choose_mask
 from permllm_vllm.checkpoint.pattern import Pattern
 
 TWO_FOUR = Pattern(2, 4)

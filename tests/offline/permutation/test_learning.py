@@ -9,15 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from permllm_offline.calibrated import Calibrated, Permutations
+from permllm_offline.calibration.calibrated_model import Calibrated, Permutations
 from permllm_offline.cli import main
 from permllm_offline.errors import OfflineError
-from permllm_offline.importance import magnitude
-from permllm_offline.mask import choose_mask
 from permllm_offline.model.decoder_calls import record_calls
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import open_source
-from permllm_offline.model.plan import make_plan
+from permllm_offline.model.prune_plan import make_plan
+from permllm_offline.model.recomputation import recomputed
 from permllm_offline.permutation import learned_layers
 from permllm_offline.permutation.channel_permutation import allocate_group
 from permllm_offline.permutation.hardening import harden
@@ -29,10 +28,11 @@ from permllm_offline.permutation.learned_span import (
 from permllm_offline.permutation.learning import learn_permutations
 from permllm_offline.permutation.sinkhorn import sinkhorn
 from permllm_offline.permutation.span_learning import initial_logits
-from permllm_offline.recipe import make_recipe
-from permllm_offline.recipe_schema import LearningRecipe
-from permllm_offline.recomputation import recomputed
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.recipe.schema import LearningRecipe
 from permllm_offline.run.steps import WorkFolder
+from permllm_offline.sparsity.importance import magnitude
+from permllm_offline.sparsity.mask import choose_mask
 from permllm_vllm.checkpoint.permutation import is_bijective
 from tests.offline.tiny_models import tiny_llama
 

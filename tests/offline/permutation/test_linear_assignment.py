@@ -5,13 +5,13 @@ import torch
 from torch import Tensor
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.mask import choose_mask
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.family import Fold, SharedInputGroup
 from permllm_offline.model.heads import Heads
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.permutation.channel_permutation import allocate_group
 from permllm_offline.permutation.linear_assignment import assign_group, assignment_gains, refine
+from permllm_offline.sparsity.mask import choose_mask
 from permllm_vllm.checkpoint.pattern import Pattern
 
 PATTERNS = [Pattern(2, 4), Pattern(4, 8)]

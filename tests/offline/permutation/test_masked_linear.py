@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from permllm_offline.importance import wanda
 from permllm_offline.permutation import masked_linear
 from permllm_offline.permutation.masked_linear import PermutedMaskedLinear, StepPermutation
+from permllm_offline.sparsity.importance import wanda
 from permllm_vllm.checkpoint.pattern import Pattern
 
 BLOCK, BLOCKS = 16, 3

@@ -14,7 +14,7 @@ from permllm_offline.permutation.hardening import harden
 from permllm_offline.permutation.learned_span import LearnedSpan, learned_span
 from permllm_offline.permutation.sinkhorn import sinkhorn
 from permllm_offline.permutation.span_learning import _Learner, initial_logits, temperature
-from permllm_offline.recipe_schema import LearningRecipe
+from permllm_offline.recipe.schema import LearningRecipe
 from tests.offline.permutation.test_learning import calibrated_tiny
 
 

@@ -6,14 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from permllm_offline.bake import apply_masks
 from permllm_offline.errors import OfflineError
-from permllm_offline.layerwise import relative_error
-from permllm_offline.mask import choose_mask
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.states import States
-from permllm_offline.recipe import make_recipe
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.pruning.layerwise import relative_error
 from permllm_offline.reconstruction.blockwise import (
     choose_and_tune,
     squared_error,
@@ -23,7 +21,9 @@ from permllm_offline.reconstruction.blockwise import (
 from permllm_offline.reconstruction.kept_weights import KeptWeights
 from permllm_offline.reconstruction.layer_work import LayerReconstruction, LayerWork
 from permllm_offline.reconstruction.obs import choose_and_update, update_kept_weights
-from permllm_offline.schedules import warmed_cosine
+from permllm_offline.run.schedules import warmed_cosine
+from permllm_offline.sparsity.bake import apply_masks
+from permllm_offline.sparsity.mask import choose_mask
 from permllm_vllm.checkpoint.pattern import Pattern
 from tests.offline.baked_models import decisions_of
 from tests.offline.tiny_models import tiny_llama

@@ -9,22 +9,22 @@ from torch import Tensor
 from torch.nn import Linear, Module
 from torch.nn.functional import kl_div
 
-from permllm_offline.activations import collect
-from permllm_offline.bake import apply_masks
-from permllm_offline.calibrated import Calibrated
-from permllm_offline.decisions import LayerDecision, decide
+from permllm_offline.calibration.calibrated_model import Calibrated
+from permllm_offline.calibration.statistics import collect
 from permllm_offline.errors import OfflineError
-from permllm_offline.importance import magnitude
 from permllm_offline.model.decoder_calls import hidden_of
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import open_source
 from permllm_offline.model.modules import decoder_layers
-from permllm_offline.model.plan import make_plan
-from permllm_offline.recipe import make_recipe
+from permllm_offline.model.prune_plan import make_plan
+from permllm_offline.preparation.recipe_input import make_recipe
 from permllm_offline.reconstruction.distillation import Pupil, distil
 from permllm_offline.reconstruction.head_inputs import head_input, head_inputs_of
 from permllm_offline.reconstruction.kept_weights import KeptWeights
+from permllm_offline.sparsity.bake import apply_masks
+from permllm_offline.sparsity.decisions import LayerDecision, decide
+from permllm_offline.sparsity.importance import magnitude
 from tests.offline.tiny_models import tiny_llama, tiny_model
 
 WINDOWS = torch.randint(0, 64, (36, 24), generator=torch.Generator().manual_seed(0))

@@ -3,13 +3,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from permllm_offline import importance
 from permllm_offline.reconstruction.kept_values import (
     add_kept,
     gather_kept,
     kept_channels,
     scatter_kept,
 )
+from permllm_offline.sparsity import importance
 from permllm_vllm.checkpoint.packing import pack_mask
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from permllm_offline.mask import keep_channels
 from permllm_offline.reconstruction import kept_weights
 from permllm_offline.reconstruction.kept_weights import BETAS, EPSILON, KeptWeights
 from permllm_offline.run.scratch import MEMORY, Scratch
+from permllm_offline.sparsity.mask import keep_channels
 from permllm_vllm.checkpoint.packing import pack_mask
 from permllm_vllm.checkpoint.pattern import Pattern
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from permllm_offline.preparation import Prepared, prepare
-from permllm_offline.pruning import prune_model
-from permllm_offline.recipe import make_recipe
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.preparation.prepared import Prepared, prepare
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.pruning.in_memory import prune_model
+from permllm_offline.recipe.schema import Recipe
 from permllm_offline.reconstruction import obs
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 

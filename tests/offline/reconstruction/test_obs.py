@@ -10,7 +10,6 @@ from torch import Tensor
 
 from benchmarks.resident_memory import ResidentGrowth
 from permllm_offline.errors import OfflineError
-from permllm_offline.mask import keep_channels
 from permllm_offline.reconstruction import obs
 from permllm_offline.reconstruction.obs import (
     DAMPING,
@@ -20,6 +19,7 @@ from permllm_offline.reconstruction.obs import (
     update_columns,
 )
 from permllm_offline.run.scratch import Scratch
+from permllm_offline.sparsity.mask import keep_channels
 from permllm_vllm.checkpoint.pattern import Pattern
 
 PATTERNS = [Pattern(2, 4), Pattern(4, 8)]

@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from permllm_offline.bake import apply_masks
-from permllm_offline.layerwise import relative_error
-from permllm_offline.mask import choose_mask
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.states import States
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.pruning.layerwise import relative_error
+from permllm_offline.recipe.schema import Recipe
 from permllm_offline.reconstruction import obs
 from permllm_offline.reconstruction.layer_work import LayerReconstruction, LayerWork
 from permllm_offline.reconstruction.obs import DAMPING, choose_and_update, update_kept_weights
+from permllm_offline.sparsity.bake import apply_masks
+from permllm_offline.sparsity.mask import choose_mask
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import absolute
 from tests.offline.baked_models import decisions_of

@@ -7,8 +7,8 @@ import pytest
 from transformers import LlamaConfig
 
 from permllm_offline.model.loading import Source
-from permllm_offline.recipe import make_recipe
-from permllm_offline.recipe_schema import Recipe
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.recipe.schema import Recipe
 from permllm_offline.report.model_card import base_license, calibration_text, model_card
 from permllm_offline.report.report import LayerReport, Report
 

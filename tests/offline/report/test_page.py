@@ -12,15 +12,15 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from permllm_offline.layerwise import LayerError
 from permllm_offline.model.loading import Source
-from permllm_offline.recipe import make_recipe
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.reconstruction.layer_error import LayerError
 from permllm_offline.report.mask_example import MaskExample
 from permllm_offline.report.page import report_page
 from permllm_offline.report.plots import curve_plot, error_plot, tuning_plot
 from permllm_offline.report.report import CalibrationRecord, LayerReport, Report
 from permllm_offline.run.costs import Cost
-from permllm_offline.text.calibration import CalibrationWindows
+from permllm_offline.text.windows import CalibrationWindows
 
 COSTS = [Cost("dense-perplexity", 1.254, 3_000_000_000, 2.5), Cost("layer-0000", 20.5, None)]
 NAMES = ("model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj")

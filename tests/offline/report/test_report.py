@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from permllm_offline.layerwise import LayerError
-from permllm_offline.recipe import make_recipe
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.reconstruction.layer_error import LayerError
 from permllm_offline.report.report import Report
 
 

@@ -17,7 +17,7 @@ from permllm_offline.api import prune
 from permllm_offline.cli import main
 from permllm_offline.errors import OfflineError
 from permllm_offline.pipeline import check_processes, shared_out
-from permllm_offline.recipe import make_recipe, read_recipe
+from permllm_offline.preparation.recipe_input import make_recipe, read_recipe
 from permllm_offline.reconstruction.kept_weights import KeptWeights
 from permllm_offline.run import processes
 from permllm_offline.run.scratch import MEMORY, Scratch
@@ -301,8 +301,8 @@ def test_processes_are_checked_again_where_another_method_takes_the_place(
     tmp_path: Path, tiny_model_directory: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("permllm_offline.pipeline.count", lambda: 3)
-    monkeypatch.setattr("permllm_offline.memory.memory_bytes", lambda _: 1)
-    drawn = "permllm_offline.preparation.sample_windows"
+    monkeypatch.setattr("permllm_offline.forecast.memory_fit.memory_bytes", lambda _: 1)
+    drawn = "permllm_offline.preparation.prepared.sample_windows"
     monkeypatch.setattr(drawn, lambda *_, **__: pytest.fail("text is drawn"))
     with pytest.raises(OfflineError, match=r"'wanda\+cp' .* start it without torchrun"):
         prune(tiny_model_directory, tmp_path / "sparse", dataset=text_file)

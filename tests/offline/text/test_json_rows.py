@@ -7,7 +7,7 @@ import pytest
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.text import json_rows
-from permllm_offline.text.texts import documents
+from permllm_offline.text.documents import documents
 
 ROWS = [{"text": text, "more": [1, {"a": "]"}]} for text in ("first", "a,]\n[\u2028", "", "last")]
 TEXTS = [row["text"] for row in ROWS]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from permllm_offline.text import calibration
-from permllm_offline.text.calibration import document_windows, sample_windows, token_windows
+from permllm_offline.text import windows
+from permllm_offline.text.windows import document_windows, sample_windows, token_windows
 from tests.offline.text.beginning import Beginning
 
 
@@ -24,8 +24,8 @@ from tests.offline.text.beginning import Beginning
 def test_long_documents_are_tokenized_in_pieces(
     text: str, pieces: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration, "PIECE_CHARACTERS", 6)
-    assert list(calibration._pieces(text)) == pieces
+    monkeypatch.setattr(windows, "PIECE_CHARACTERS", 6)
+    assert list(windows._pieces(text)) == pieces
     tokenizer = Beginning()
     token_windows([text], tokenizer, 2, 100)
     assert tokenizer.tokenized == f"{text}\n\n"
@@ -34,8 +34,8 @@ def test_long_documents_are_tokenized_in_pieces(
 def test_a_document_beyond_the_limit_is_tokenized_no_further(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(calibration, "PIECE_CHARACTERS", 6)
-    monkeypatch.setattr(calibration, "MAX_TOKENS", 10)
+    monkeypatch.setattr(windows, "PIECE_CHARACTERS", 6)
+    monkeypatch.setattr(windows, "MAX_TOKENS", 10)
     for cut in (
         lambda tokenizer: token_windows(["abcde\n" * 9], tokenizer, 4, None),
         lambda tokenizer: document_windows(["abcde\n" * 9], tokenizer, 4, 1, seed=0),

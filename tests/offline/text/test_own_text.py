@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from permllm_offline.cli import main
 from permllm_offline.model.loading import open_source
 from permllm_offline.text import own_text, sampled_text
-from permllm_offline.text.calibration import sample_windows
+from permllm_offline.text.windows import sample_windows
 
 
 def test_a_prune_on_own_text(

@@ -11,13 +11,13 @@ from permllm_offline.api import evaluate
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.loading import open_source
 from permllm_offline.model.tokenizer import load_tokenizer
-from permllm_offline.preparation import prepare
-from permllm_offline.recipe import make_recipe
-from permllm_offline.text import calibration
-from permllm_offline.text.calibration import sample_windows, token_windows
+from permllm_offline.preparation.prepared import prepare
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.text import windows
+from permllm_offline.text.documents import documents
 from permllm_offline.text.evaluation import evaluation_windows
 from permllm_offline.text.row_text import RowText
-from permllm_offline.text.texts import documents
+from permllm_offline.text.windows import sample_windows, token_windows
 from tests.offline.text.beginning import Beginning
 from tests.offline.tiny_models import random_text
 
@@ -160,7 +160,7 @@ def test_conversations_are_written_no_further_than_is_read(
         raise AssertionError("read too far")
 
     monkeypatch.setattr("datasets.load_dataset", stream)
-    monkeypatch.setattr(calibration, "MAX_TOKENS", 10)
+    monkeypatch.setattr(windows, "MAX_TOKENS", 10)
     size = {"num_samples": 2, "sequence_length": 5, "seed": 0}
     found = sample_windows(["a/b"], Chatting(), text_field="messages", **size)
     assert found.calibration.shape == (2, 5)

@@ -1,0 +1,211 @@
+"""What a prune would make of a model, linear by linear, told without reading a weight."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from permllm_offline.errors import OfflineError
+from permllm_offline.model.prune_plan import Plan, PlannedLinear, make_plan
+from permllm_offline.model.stored import StoredModel, header_bytes
+from permllm_vllm.checkpoint.headers import TensorHeader
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.schema import (
+    INPUT_PERMUTATION,
+    WEIGHT_MASK,
+    WEIGHT_PACKED,
+    WEIGHT_SCALE,
+    tensor_dtype,
+    tensor_shape,
+)
+
+RUN_TIME, FOLDED, NONE = "run time", "folded", "none"
+
+
+@dataclass(frozen=True)
+class OutlinedLinear:
+    """One linear to prune; ``permutation`` is ``run time``, ``folded`` or ``none``."""
+
+    name: str
+    out_features: int
+    in_features: int
+    permutation: str
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True)
+class ServedShape:
+    """A matrix `[n, k]` as an engine multiplies it: linears that read one tensor are one.
+
+    ``count`` is how often the model has it, ``share`` which part of the tokens comes to one of them
+    in the mean.
+    """
+
+    linears: str
+    n: int
+    k: int
+    count: int
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The linears to prune, the matrices they are served as, and what stays dense."""
+
+    model: str
+    pattern: str
+    block_size: int
+    value_dtype: str
+    linears: Sequence[OutlinedLinear]
+    shapes: Sequence[ServedShape]
+    dense: Mapping[str, int]
+    """Bytes of each tensor that is left dense, as it is stored."""
+    dense_after: Mapping[str, int]
+    """Bytes of each of them in the checkpoint."""
+    left_dense: Sequence[str] = ()
+    """Names of the linears that are left as they are by choice."""
+    beside: Sequence[str] = ()
+    """Modules that are no part of the language model, such as a tower for images."""
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of the model's tensors now."""
+        return sum(one.bytes_before for one in self.linears) + sum(self.dense.values())
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of the checkpoint's tensors."""
+        return sum(one.bytes_after for one in self.linears) + sum(self.dense_after.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary with the totals, for JSON."""
+        return asdict(self) | {"bytes_before": self.bytes_before, "bytes_after": self.bytes_after}
+
+
+def outline(
+    stored: StoredModel,
+    pattern: Pattern,
+    block_size: int,
+    value_dtype: str,
+    *,
+    permuted: bool,
+    ignore: Sequence[str] = (),
+    dense_dtype: torch.dtype | None = None,
+) -> Outline:
+    """Tell what a prune would do.
+
+    Args:
+        stored: the dense model.
+        pattern: N and M.
+        block_size: channels per permutation block.
+        value_dtype: dtype of the kept values, as checkpoints write it.
+        permuted: whether the method permutes channels.
+        ignore: as for ``make_plan``.
+        dense_dtype: what dense tensors become; None where they stay as they are stored.
+
+    Raises:
+        OfflineError: the model is of an unsupported family, the format cannot hold its sizes, its
+            tensors are not those of its configuration, or an entry of `ignore` cannot be kept.
+    """
+    name = stored.source.name
+    dtype = stored.source.dtype
+    plan = make_plan(
+        stored.source, pattern, block_size, permuted=permuted, dtype=dtype, ignore=ignore
+    )
+    absent = set(plan.absent)
+    left = {
+        tensor: header
+        for tensor, header in stored.tensors.items()
+        if tensor.rpartition(".")[0] not in absent
+    }
+    linears = []
+    for planned in plan.linears:
+        before = _weight(stored, planned)
+        left.pop(f"{planned.name}.weight")
+        after = sparse_bytes(
+            planned.out_features,
+            planned.layout.in_features,
+            pattern,
+            value_dtype,
+            permuted=planned.permuted,
+        )
+        linears.append(
+            OutlinedLinear(
+                planned.name,
+                planned.out_features,
+                planned.layout.in_features,
+                _permutation(planned),
+                header_bytes(before),
+                after,
+            )
+        )
+    shapes = _served(plan)
+    return Outline(
+        name,
+        str(pattern),
+        block_size,
+        value_dtype,
+        linears,
+        shapes,
+        {tensor: header_bytes(header) for tensor, header in left.items()},
+        {tensor: header_bytes(header, dense_dtype) for tensor, header in left.items()},
+        plan.left_dense,
+        stored.source.language.beside,
+    )
+
+
+def sparse_bytes(
+    out_features: int, in_features: int, pattern: Pattern, value_dtype: str, *, permuted: bool
+) -> int:
+    """Bytes of the tensors that the format stores for one linear, its bias not counted."""
+    kinds = [WEIGHT_PACKED, WEIGHT_MASK]
+    if permuted:
+        kinds.append(INPUT_PERMUTATION)  # a folded one is as large
+    if value_dtype == "int8":
+        kinds.append(WEIGHT_SCALE)
+    total = 0
+    for kind in kinds:
+        dtype = tensor_dtype(kind, value_dtype)
+        assert dtype is not None
+        total += math.prod(tensor_shape(kind, out_features, in_features, pattern)) * dtype.itemsize
+    return total
+
+
+def _weight(stored: StoredModel, planned: PlannedLinear) -> TensorHeader:
+    tensor = f"{planned.name}.weight"
+    shape = (planned.out_features, planned.layout.in_features)
+    header = stored.tensors.get(tensor)
+    if header is None or header.shape != shape:
+        found = "nothing" if header is None else f"shape {list(header.shape)}"
+        raise OfflineError(
+            f"{stored.source.name!r} stores {found} as {tensor}, its config.json asks for "
+            f"{list(shape)}: fetch the model again."
+        )
+    return header
+
+
+def _permutation(planned: PlannedLinear) -> str:
+    if not planned.permuted:
+        return NONE
+    return FOLDED if planned.layout.folded else RUN_TIME
+
+
+def _served(plan: Plan) -> list[ServedShape]:
+    """Join the linears of every shared-input group, and count equal ones over the layers."""
+    pruned = iter(plan.linears)
+    found: Counter[tuple[str, int, int, float]] = Counter()
+    for layout in itertools.chain.from_iterable(plan.layers):
+        names = layout.group.linears
+        rows = sum(one.out_features for one in itertools.islice(pruned, len(names)))
+        joined = "+".join(name.rpartition(".")[2] for name in names)
+        found[joined, rows, layout.in_features, layout.group.share] += 1
+    return [
+        ServedShape(linears, n, k, count, share) for (linears, n, k, share), count in found.items()
+    ]

@@ -1,0 +1,1 @@
+"""A finished checkpoint, read back: what it holds, and whether it is whole."""

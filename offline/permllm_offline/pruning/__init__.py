@@ -1,0 +1,1 @@
+"""Prune a model: in memory, or one decoder layer at a time."""

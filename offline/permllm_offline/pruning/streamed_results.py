@@ -1,0 +1,87 @@
+"""What the decoder layers gave that are pruned already, so that a resumed run passes none again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, astuple, dataclass, field
+
+from torch import Tensor
+
+from permllm_offline.calibration.unreached_experts import Unreached
+from permllm_offline.pruning.layerwise import PASSES, layer_step_name
+from permllm_offline.pruning.streamed_windows import Flow, load_states, with_states
+from permllm_offline.reconstruction.layer_error import LayerError
+from permllm_offline.run.steps import Step, Work
+from permllm_offline.sparsity.int8_values import RoundedLayer
+
+_SCALE = "scale:"
+
+
+@dataclass
+class PassedLayers:
+    """Results of the first ``count`` decoder layers, in order.
+
+    ``errors`` are there where layers are reconstructed, ``outputs`` (relative errors) and the two
+    perplexities where windows are held out, ``rounded`` where values are int8, ``unpermuted``
+    once the layer is passed that the report shows, and ``unreached`` where calibration text runs.
+    """
+
+    count: int = 0
+    errors: list[LayerError] = field(default_factory=list)
+    outputs: list[float] = field(default_factory=list)
+    unpermuted: list[str] = field(default_factory=list)
+    rounded: list[RoundedLayer] = field(default_factory=list)
+    dense_perplexity: float | None = None
+    sparse_perplexity: float | None = None
+    unreached: list[Unreached] = field(default_factory=list)
+
+    def step(self) -> Step:
+        """The results as a step that can be kept."""
+        scales = {
+            f"{_SCALE}{index}:{linear}": scale
+            for index, layer in enumerate(self.rounded)
+            for linear, scale in layer.scales.items()
+        }
+        facts = asdict(self) | {
+            "errors": [astuple(error) for error in self.errors],
+            "rounded": [dict(layer.errors) for layer in self.rounded],
+            "unreached": [list(layer) for layer in self.unreached],
+        }
+        return Step(scales, facts)
+
+    @classmethod
+    def of(cls, step: Step) -> PassedLayers:
+        """Read what ``step`` gave."""
+        scales: list[dict[str, Tensor]] = [{} for _ in step.facts["rounded"]]
+        for name in step.tensors:
+            if name.startswith(_SCALE):
+                index, _, linear = name.removeprefix(_SCALE).partition(":")
+                scales[int(index)][linear] = step.tensors[name]
+        found = cls(**step.facts)
+        found.errors = [LayerError(*error) for error in step.facts["errors"]]
+        found.unreached = [Unreached(*layer) for layer in found.unreached]
+        found.rounded = [
+            RoundedLayer(own, errors)
+            for own, errors in zip(scales, step.facts["rounded"], strict=True)
+        ]
+        return found
+
+
+def keep_passed(work: Work, passed: PassedLayers, flows: Mapping[str, Flow]) -> None:
+    """Keep results and hidden states until the next decoder layer is passed."""
+    work.keep_interval(PASSES, with_states(passed.step(), flows))
+
+
+def go_on(work: Work, flows: Mapping[str, Flow]) -> PassedLayers:
+    """Put kept hidden states into the flows, and return the results that belong to them.
+
+    Without them, or where the pruned weights of a passed layer are not kept, nothing is passed.
+    """
+    kept = work.interval(PASSES)
+    if kept is None:
+        return PassedLayers()
+    passed = PassedLayers.of(kept)
+    if not all(work.finished(layer_step_name(index)) for index in range(passed.count)):
+        return PassedLayers()
+    load_states(kept, flows)
+    return passed

@@ -1,0 +1,114 @@
+"""Bake decisions into the tensors of a checkpoint: fold, permute, mask, pack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from permllm_offline.model.modules import linear_of
+from permllm_offline.sparsity.decisions import GroupDecision, LayerDecision
+from permllm_offline.sparsity.importance import row_chunks
+from permllm_offline.sparsity.int8_values import round_to_int8
+from permllm_vllm.checkpoint import schema
+from permllm_vllm.checkpoint.packing import pack_mask, pack_values, unpack_mask
+from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.permutation import absolute, permute_columns
+
+
+def bake_layer(
+    name: Callable[[str], str],
+    weights: Mapping[str, Tensor],
+    decision: LayerDecision,
+    pattern: Pattern,
+    scales: Mapping[str, Tensor] | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the checkpoint tensors of every pruned linear of one decoder layer.
+
+    Args:
+        name: gives what the checkpoint calls a part of the decoder layer.
+        weights: ``<linear>.weight`` and ``.bias`` of the layer in original order, each asked for
+            when its linear is baked.
+        decision: of each of its shared-input groups.
+        pattern: N and M.
+        scales: linear -> float32 [out_features] in original row order: write int8 values.
+
+    Yields:
+        Tensor names and tensors of format version 1, in forward order.
+    """
+    sizes = {linear: len(mask) for group in decision for linear, mask in group.masks.items()}
+    folds = row_permutations(decision, sizes)
+    for group in decision:
+        for linear in group.masks:
+            scale = None if scales is None else scales[linear]
+            tensors = _bake_linear(weights, group, linear, folds.get(linear), pattern, scale)
+            for kind, tensor in tensors:
+                yield f"{name(linear)}.{kind}", tensor
+
+
+def row_permutations(
+    decision: LayerDecision, sizes: Mapping[str, int]
+) -> Mapping[str, tuple[Tensor, int]]:
+    """Linears whose rows a fold moves: int64 [out_features], one block of out_features rows.
+
+    ``sizes`` gives the out_features of every linear that a fold may move into.
+    """
+    orders = {linear: torch.arange(size) for linear, size in sizes.items()}
+    moved = set()
+    for group in decision:
+        layout, permutation = group.layout, group.permutation
+        if not layout.folded or permutation is None:
+            continue
+        channels = absolute(layout.rows(permutation), layout.block_size)
+        for part in layout.group.fold_into:
+            rows = part.rows(sizes[part.linear], layout.heads)
+            orders[part.linear][rows] = rows[channels]
+            moved.add(part.linear)
+    return {linear: (orders[linear], sizes[linear]) for linear in moved}
+
+
+def _bake_linear(
+    weights: Mapping[str, Tensor],
+    group: GroupDecision,
+    linear: str,
+    moved: tuple[Tensor, int] | None,
+    pattern: Pattern,
+    scale: Tensor | None,
+) -> Iterator[tuple[str, Tensor]]:
+    weight = weights[f"{linear}.weight"].detach().cpu()
+    order = torch.arange(len(weight)) if moved is None else moved[0]
+    permutation, block_size = group.permutation, group.layout.block_size
+    values, masks = [], []
+    for part in row_chunks(weight.shape):
+        rows = order[part]
+        some, mask = weight[rows], unpack_mask(group.masks[linear][rows])
+        if scale is not None:
+            some = round_to_int8(some, scale[rows])
+        if permutation is not None:
+            some = permute_columns(some, permutation, block_size)
+            mask = permute_columns(mask, permutation, block_size)
+        values.append(pack_values(some, mask, pattern))
+        masks.append(pack_mask(mask))
+    del weight  # what is yielded is written, or copied, while this waits
+    yield schema.WEIGHT_PACKED, torch.cat(values)
+    values.clear()
+    yield schema.WEIGHT_MASK, torch.cat(masks)
+    if scale is not None:
+        yield schema.WEIGHT_SCALE, scale[order]
+    if permutation is not None:
+        folded = group.layout.folded
+        yield (schema.FOLDED_PERMUTATION if folded else schema.INPUT_PERMUTATION), permutation
+    bias = weights.get(f"{linear}.bias")
+    if bias is not None:
+        yield schema.BIAS, bias.detach().cpu()[order]
+
+
+def apply_masks(layer: nn.Module, decision: LayerDecision) -> None:
+    """Zero the pruned weights of a decoder layer in place: the dense twin of what is baked."""
+    for group in decision:
+        for linear in group.masks:
+            weight = linear_of(layer, linear).weight.data
+            for rows in row_chunks(weight.shape):
+                mask = unpack_mask(group.masks[linear][rows]).to(weight.device)
+                weight[rows].masked_fill_(~mask, 0)

@@ -1,0 +1,115 @@
+"""Int8 values: one scale per output channel, chosen for the error that the layer's output sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from permllm_offline.model.modules import linear_of
+from permllm_offline.sparsity.decisions import LayerDecision
+from permllm_offline.sparsity.importance import row_chunks
+
+LARGEST = 127
+CLIPS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
+"""Shares of a row's largest magnitude that are tried as the end of the int8 range."""
+
+CACHED_ELEMENTS = 1 << 16
+"""Elements of a weight that are worked on at once, so that they stay in a core's own cache."""
+
+
+def choose_scale(weight: Tensor, channel_energy: Tensor) -> Tensor:
+    """Choose each row's scale by the least expected squared error of the layer's output.
+
+    With uncorrelated input channels, rounding `w` to `s * q` costs `sum_j energy_j (w_j - s q_j)^2`
+    on average. For the integers of every clip the scale is refitted by least squares; best wins.
+
+    Args:
+        weight: floating [out, in], pruned weights zero (they stay zero: 0 rounds to 0).
+        channel_energy: float32 [in], mean square of each input channel; ones without data.
+
+    Returns:
+        float32 [out], finite and above 0; 1 for a row of zeros.
+    """
+    rows = max(1, CACHED_ELEMENTS // weight.shape[1])
+    energy = channel_energy.float()
+    return torch.cat([_choose_scale(part.float(), energy) for part in weight.split(rows)])
+
+
+def _choose_scale(weight: Tensor, energy: Tensor) -> Tensor:
+    largest = weight.abs().amax(1)
+    weighted = weight * energy
+    best = torch.ones_like(largest)
+    gained = torch.zeros_like(largest)
+    for clip in CLIPS:
+        scale = torch.where(largest == 0, 1.0, largest * clip / LARGEST)
+        integers = (weight / scale[:, None]).round_().clamp_(-LARGEST, LARGEST)
+        overlap = (integers * weighted).sum(1)
+        power = integers.square_() @ energy
+        # Least squares: the scale is overlap / power, and takes overlap^2 / power off the error.
+        gain = torch.where(power > 0, overlap * (overlap / power), 0.0)
+        better = gain > gained
+        best = torch.where(better, overlap / power, best)
+        gained = torch.where(better, gain, gained)
+    return torch.where((gained == 0) & (largest > 0), largest / LARGEST, best)
+
+
+def round_to_int8(weight: Tensor, scale: Tensor) -> Tensor:
+    """Round `weight / scale` to int8 in -127..127; [out, in] and [out] -> int8 [out, in]."""
+    return (weight.float() / scale[:, None]).round().clamp(-LARGEST, LARGEST).to(torch.int8)
+
+
+def relative_error(weight: Tensor, channel_energy: Tensor, scale: Tensor) -> float:
+    """Return the expected root-mean-square error of the output, relative to the output."""
+    energy, outputs, errors = channel_energy.float(), [], []
+    for rows in row_chunks(weight.shape):
+        part = weight[rows].float()
+        outputs.append(part.square() @ energy)
+        errors.append(_row_error(part, energy, scale[rows]))
+    output, error = torch.cat(outputs).sum(), torch.cat(errors).sum()
+    return float((error / output.clamp_min(1e-30)).sqrt())
+
+
+@dataclass(frozen=True)
+class RoundedLayer:
+    """A decoder layer's linears on int8 grids: float32 [out] scales, and each `relative_error`."""
+
+    scales: Mapping[str, Tensor]
+    errors: Mapping[str, float]
+
+
+def round_layer(
+    layer: nn.Module, decision: LayerDecision, energies: Mapping[str, Tensor] | None
+) -> RoundedLayer:
+    """Move the masked weights of a decoder layer onto their int8 grids, in place.
+
+    The weights keep their dtype: `q * s` rounded to it, from which `round_to_int8` finds the same
+    `q` again (bfloat16 rounding moves `w / s` by at most 127 / 512).
+
+    Args:
+        layer: decoder layer whose pruned weights are zero.
+        decision: names its pruned linears.
+        energies: shared-input group -> float32 [in_features], or None without calibration.
+    """
+    scales: dict[str, Tensor] = {}
+    errors: dict[str, float] = {}
+    for group in decision:
+        for linear in group.masks:
+            weight = linear_of(layer, linear).weight
+            energy = torch.ones(weight.shape[1], device=weight.device)
+            if energies is not None:
+                energy = energies[group.layout.group.name].to(weight.device)
+            scale = choose_scale(weight.data, energy)
+            errors[linear] = relative_error(weight.data, energy, scale)
+            for rows in row_chunks(weight.shape):
+                own = scale[rows]
+                weight.data[rows] = round_to_int8(weight.data[rows], own).float() * own[:, None]
+            scales[linear] = scale.cpu()
+    return RoundedLayer(scales, errors)
+
+
+def _row_error(weight: Tensor, energy: Tensor, scale: Tensor) -> Tensor:
+    error = weight - round_to_int8(weight, scale).float() * scale[:, None]
+    return error.square() @ energy
