@@ -243,8 +243,7 @@ class WorkFolder(Work):
                 os.fsync(file.fileno())
             partial.replace(path)
             costs = costs_until_now(self.costs, self._running)
-            partial.write_text(json.dumps([asdict(cost) for cost in costs]))
-            partial.replace(self.directory / _COSTS)
+            (self.directory / _COSTS).write_text(json.dumps([asdict(cost) for cost in costs]))
 
     def _read(self, path: Path) -> Step:
         _check_step(path, self.identity, self._text)
