@@ -120,13 +120,14 @@ PRODUCTS = (
     Product("few_tokens", 192, 8500, 1024, 64, split=True),
     Product("few_tokens", 256, 25600, 512, 64),
     Product("few_tokens", 256, 12800, 2048, 64, split=True),
+    Product("few_tokens", 128, 500, 4096, 200, split=True),
     # Rows of y that TMA cannot write, else it were CUTLASS' kernel.
-    Product("many_tokens_mma", 128, 500, 704, 200),
-    Product("many_tokens_mma", 128, 504, 704, 200, int8=True),
+    Product("many_tokens_mma", 128, 500, 704, 300),
+    Product("many_tokens_mma", 128, 504, 704, 300, int8=True),
     *(
         Product(kernel, tile, rows, 704, tokens, permuted=False)
         for kernel in ("many_tokens_sm90", "many_tokens_sm100")
-        for tile, rows, tokens in ((64, 504, 100), (128, 6264, 100), (256, 6264, 300))
+        for tile, rows, tokens in ((64, 504, 100), (128, 8504, 100), (256, 6264, 300))
     ),
     Product("many_tokens_sm90_permuting", 32, 504, 704, 100),
     Product("many_tokens_sm90_permuting", 64, 4864, 704, 100),

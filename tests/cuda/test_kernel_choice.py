@@ -1,5 +1,8 @@
 """Which kernel and which tile the operator takes, on GPUs that are not here."""
 
+from dataclasses import replace
+from itertools import product
+
 import pytest
 
 from benchmarks.shapes import LLAMA_2_7B
@@ -20,12 +23,14 @@ ALL = "sm90 sm100 sm103"
     [
         (H100, 4096, 1, False, ALL, "few_tokens", 0),
         (H100, 4096, 64, False, ALL, "few_tokens", 0),
-        (H100, 4096, 65, False, ALL, "many_tokens_sm90", 64),
-        (H100, 4096, 65, True, ALL, "many_tokens_mma", 128),  # CUTLASS has no such product
-        (H100, 4100, 65, False, ALL, "many_tokens_mma", 128),  # rows of y that TMA cannot write
-        (H100, 4096, 65, False, "", "many_tokens_mma", 128),  # built without 90a
-        (H100, 4096, 65, False, "sm100 sm103", "many_tokens_mma", 128),
-        (A100, 4096, 65, False, ALL, "many_tokens_mma", 128),
+        (H100, 4096, 65, False, ALL, "few_tokens", 0),  # narrow: the others split no inputs
+        (H100, 4096, 257, False, ALL, "many_tokens_sm90", 128),
+        (H100, 22016, 65, False, ALL, "many_tokens_sm90", 128),
+        (H100, 4096, 257, True, ALL, "many_tokens_mma", 128),  # CUTLASS has no such product
+        (H100, 4100, 257, False, ALL, "many_tokens_mma", 128),  # rows of y that TMA cannot write
+        (H100, 4096, 257, False, "", "many_tokens_mma", 128),  # built without 90a
+        (H100, 4096, 257, False, "sm100 sm103", "many_tokens_mma", 128),
+        (A100, 4096, 257, False, ALL, "many_tokens_mma", 128),
         (A100, 4096, 64, True, ALL, "few_tokens", 0),
         (L4, 4096, 4096, False, ALL, "many_tokens_mma", 64),  # less shared memory
         (L4, 4096, 4096, True, ALL, "many_tokens_mma", 128),
@@ -58,7 +63,7 @@ def test_kernel(emulator, gpu, rows, tokens, int8, built, kernel, tile):
     ],
 )
 def test_tiles(emulator, gpu, shape, tiles):
-    found = [emulator.choice(*shape, tokens, gpu=gpu, built=ALL)[1] for tokens in MANY]
+    found = [emulator.many(*shape, tokens, gpu=gpu, built=ALL)[1] for tokens in MANY]
     assert tuple(found) == tiles
 
 
@@ -77,10 +82,10 @@ def test_permutes_itself_where_that_takes_less_than_a_pass(emulator, shape, choi
     """Narrow layers, whose tiles would leave processors without work otherwise."""
     found = []
     for tokens in (65, 128, 129, 256, 512):
-        kernel, tile = emulator.choice(*shape, tokens, gpu=H100, built=ALL, permuted=True)
+        kernel, tile = emulator.many(*shape, tokens, gpu=H100, built=ALL, permuted=True)
         assert kernel in ("many_tokens_sm90", "many_tokens_sm90_permuting")
         found.append(f"{'' if kernel.endswith('permuting') else 'pass '}{tile}")
-        unpermuted = emulator.choice(*shape, tokens, gpu=H100, built=ALL)
+        unpermuted = emulator.many(*shape, tokens, gpu=H100, built=ALL)
         assert unpermuted[0] == "many_tokens_sm90"
         assert "permuting" in kernel or unpermuted[1] == tile
     assert ", ".join(found) == choices
@@ -90,10 +95,10 @@ def test_permutes_itself_where_that_takes_less_than_a_pass(emulator, shape, choi
     ("gpu", "rows", "tokens", "int8", "built", "kernel"),
     [
         (H100, 4096, 64, False, ALL, "few_tokens"),
-        (H100, 4096, 65, True, ALL, "many_tokens_mma"),
-        (H100, 4100, 65, False, ALL, "many_tokens_mma"),
-        (H100, 4096, 65, False, "sm100", "many_tokens_mma"),
-        (A100, 4096, 65, False, ALL, "many_tokens_mma"),
+        (H100, 4096, 257, True, ALL, "many_tokens_mma"),
+        (H100, 4100, 257, False, ALL, "many_tokens_mma"),
+        (H100, 4096, 257, False, "sm100", "many_tokens_mma"),
+        (A100, 4096, 257, False, ALL, "many_tokens_mma"),
         (B200, 4096, 65, False, ALL, "many_tokens_sm100"),
     ],
 )
@@ -173,7 +178,7 @@ SOME = (65, 100, 129, 300, 1000, 3000, 8192)
 def test_no_tile_takes_fewer_clocks(emulator, gpu):
     for rows, inputs in LAYERS:
         for tokens in SOME:
-            tile = emulator.choice(rows, inputs, tokens, gpu=gpu, built=ALL)[1]
+            tile = emulator.many(rows, inputs, tokens, gpu=gpu, built=ALL)[1]
             best = min(clocks(gpu, rows, tokens, other) for other in (64, 128, 256))
             assert clocks(gpu, rows, tokens, tile) == best, (rows, inputs, tokens)
 
@@ -187,7 +192,9 @@ def test_the_pass_is_taken_where_it_takes_no_more_clocks(emulator):
             own = {t: steps * clocks(H100, rows, tokens, t, permuting=True) for t in (32, 64)}
             plain = {t: steps * clocks(H100, rows, tokens, t) for t in (64, 128, 256)}
             passes = 1750 + 2 * 2 * tokens * inputs // (132 * 24)
-            kernel, tile = choice_of(emulator, rows, inputs, tokens)
+            kernel, tile = emulator.many(
+                rows, inputs, tokens, gpu=H100, built="sm90", permuted=True
+            )
             chosen.add(kernel)
             if kernel.endswith("permuting"):
                 assert own[tile] == min(own.values()) < min(plain.values()) + passes
@@ -226,18 +233,34 @@ def plan_clocks(gpu, shape, tokens, plan, *, permuting, int8):
     """The model of few_tokens_plan.h, written down once more."""
     steps = -(-shape[1] // 128)
     weight = plan.rows * (64 if int8 else 128) + plan.rows * 16
-    activations = 256 * tokens  # bytes of a step
+    activations = 256 * min(tokens, 64)  # bytes of a step
+    tiles = -(-tokens // 64)
     halves = plan.token_tiles == 8  # of the tokens, that read the weights, which two warps share
     reads = plan.rows // (64 if halves else 32) * 256 * 8 * plan.token_tiles
     shared = weight + activations + weight * (1 + halves) + reads
     if permuting:
         shared += 2 * activations + activations  # reads of 2 bytes a lane, and writes
     padded = -(-shape[0] // 128) * 128
-    blocks = -(-(-(-padded // plan.rows) * plan.splits) // gpu.processors)
+    rows = -(-padded // plan.rows)
+    blocks = -(-(rows * plan.splits * tiles) // gpu.processors)
     memory = padded * steps * weight // plan.rows // (gpu.processors * MEMORY[gpu.capability])
     sums = 2 * 4 * plan.splits * tokens * padded // (gpu.processors * 24)
     product = max(blocks * plan.steps_per_split * (shared // 128), memory)
+    if tiles > 1:  # the cache sends weights to each of them, and activations to all rows
+        cache = padded * steps * weight // plan.rows * tiles + rows * steps * 256 * tokens
+        product = max(product, cache // (gpu.processors * 24))
     return product + (1750 + sums if plan.splits > 1 else 0)
+
+
+def splits_of(gpu, shape, tokens, plan):
+    """The plan with every number of splits that it may have."""
+    steps = -(-shape[1] // 128)
+    blocks = -(-(-(-shape[0] // 128) * 128) // plan.rows) * -(-tokens // 64)
+    most = 1 if blocks >= gpu.processors else max(1, min(16, steps // 4))
+    for splits in range(1, most + 1):
+        length = -(-steps // splits)
+        if -(-steps // length) == splits:
+            yield replace(plan, splits=splits, steps_per_split=length)
 
 
 def few_tokens_clocks(emulator, gpu, shape, tokens, *, permuting, int8=False):
@@ -247,10 +270,11 @@ def few_tokens_clocks(emulator, gpu, shape, tokens, *, permuting, int8=False):
         emulator.plan(*shape, tokens, **options, block_rows=rows)
         for rows in ((128, 192, 256) if tokens > 32 else (128,))
     ]
+    if tokens > 64:
+        plans = [split for plan in plans for split in splits_of(gpu, shape, tokens, plan)]
+    plans = [plan for plan in plans if plan.shared_bytes <= gpu.per_block]
     clocks = [
-        plan_clocks(gpu, shape, tokens, plan, permuting=permuting, int8=int8)
-        for plan in plans
-        if plan.shared_bytes <= gpu.per_block
+        plan_clocks(gpu, shape, tokens, plan, permuting=permuting, int8=int8) for plan in plans
     ]
     assert emulator.plan(*shape, tokens, **options) == plans[clocks.index(min(clocks))]
     return min(clocks)
@@ -260,14 +284,94 @@ def few_tokens_clocks(emulator, gpu, shape, tokens, *, permuting, int8=False):
 @pytest.mark.parametrize("gpu", [A100, H100, L4, B200, RTX_5090])
 def test_few_tokens_take_what_takes_no_more_clocks(emulator, gpu, int8):
     for shape in LAYERS:
-        for tokens in (1, 8, 9, 16, 30, 32, 33, 50, 64):
+        for tokens in (1, 8, 9, 16, 30, 32, 33, 50, 64, 65, 128, 200):
             own, plain = (
                 few_tokens_clocks(emulator, gpu, shape, tokens, permuting=permuting, int8=int8)
                 for permuting in (True, False)
             )
             passes = 1750 + 2 * 2 * tokens * shape[1] // (gpu.processors * 24)
+            if emulator.choice(*shape, tokens, gpu=gpu, built="", int8=int8, permuted=True)[1] > 0:
+                continue  # the kernel for many tokens
             taken = emulator.takes_a_pass(*shape, tokens, gpu=gpu, int8=int8)
             assert taken == (own > plain + passes), (shape, tokens)
+
+
+def mma_clocks(gpu, shape, tokens, *, int8):
+    """Of many_tokens_mma, whose warps have 64 rows by 32 tokens."""
+    tile = 64 if gpu.per_block == L4.per_block and not int8 else 128
+    weight, activations = 128 * (64 if int8 else 128) + 128 * 16, 256 * tile
+    shared = weight * (1 + tile // 32) + activations * (1 + 2)
+    tiles = -(-shape[0] // 128) * -(-tokens // tile)
+    cache = tiles * (weight + activations) // (gpu.processors * 24)
+    return -(-shape[1] // 128) * max(-(-tiles // gpu.processors) * (shared // 128), cache)
+
+
+def many_tokens_clocks(gpu, shape, tokens, *, permuting, int8, built):
+    """Of the kernel that many tokens take, without that for few."""
+    padded, steps = -(-shape[0] // 128) * 128, -(-shape[1] // 128)
+    memory = padded * steps * (80 if int8 else 144) // (gpu.processors * MEMORY[gpu.capability])
+    passes = 1750 + 4 * tokens * shape[1] // (gpu.processors * 24) if permuting else 0
+    if int8 or shape[0] % 8 or not built:
+        return max(mma_clocks(gpu, shape, tokens, int8=int8), memory) + passes
+    plain = steps * min(clocks(gpu, shape[0], tokens, tile) for tile in (64, 128, 256))
+    if permuting and gpu is H100:
+        own = steps * min(clocks(gpu, shape[0], tokens, tile, permuting=True) for tile in (32, 64))
+        if own < plain + passes:
+            return max(own, memory)
+    return max(plain, memory) + passes
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize(
+    ("gpu", "built"),
+    [(A100, ""), (H100, ""), (H100, "sm90"), (L4, ""), (B200, ""), (B200, "sm100")],
+)
+def test_up_to_256_tokens_take_the_kernel_that_takes_fewer_clocks(emulator, gpu, built, int8):
+    chosen = set()
+    for shape in (*LAYERS, (2048, 2048), (4100, 4096)):
+        for tokens, permuting in product((65, 96, 128, 129, 200, 256), (False, True)):
+            few = few_tokens_clocks(emulator, gpu, shape, tokens, permuting=permuting, int8=int8)
+            if permuting:
+                passes = 1750 + 4 * tokens * shape[1] // (gpu.processors * 24)
+                few = min(few, passes + few_tokens_clocks(
+                    emulator, gpu, shape, tokens, permuting=False, int8=int8
+                ))  # fmt: skip
+            options = {"gpu": gpu, "built": built, "int8": int8, "permuted": permuting}
+            many = many_tokens_clocks(
+                gpu, shape, tokens, permuting=permuting, int8=int8, built=built
+            )
+            assert emulator.clocks(*shape, tokens, **options) == (few, many), (shape, tokens)
+            kernel = emulator.choice(*shape, tokens, **options)[0]
+            assert (kernel == "few_tokens") == (few < many), (shape, tokens)
+            chosen.add(kernel)
+            assert emulator.choice(*shape, 257, **options)[0] != "few_tokens"
+    assert len(chosen) > 1 or int8
+
+
+@pytest.mark.parametrize(
+    ("gpu", "shape", "int8", "built", "numbers"),
+    [  # of tokens, 65 to 256, that the kernel for few takes
+        (H100, QKV, False, ALL, ()),
+        (H100, OUT, False, ALL, (range(65, 122), range(129, 193))),
+        (H100, GATE_UP, False, ALL, ()),
+        (H100, DOWN, False, ALL, (range(65, 193),)),
+        (H100, QKV_8B, False, ALL, (range(65, 129),)),
+        (H100, OUT, False, "", (range(65, 257),)),
+        (H100, GATE_UP, False, "", (range(65, 105), range(129, 224))),
+        (H100, DOWN, True, ALL, (range(65, 257),)),
+        (A100, OUT, False, "", (range(65, 257),)),
+        (A100, QKV, False, "", (range(65, 112), range(129, 224))),
+        (B200, OUT, False, "sm100", ()),
+        (B200, DOWN, False, "sm100", (range(65, 80),)),
+        (L4, OUT, False, "", (range(193, 256),)),  # memory binds both up to 192
+    ],
+)
+def test_narrow_layers_take_the_kernel_for_few_tokens_longer(
+    emulator, gpu, shape, int8, built, numbers
+):
+    options = {"gpu": gpu, "int8": int8, "built": built}
+    found = [t for t in range(65, 257) if emulator.choice(*shape, t, **options)[1] == 0]
+    assert found == [t for some in numbers for t in some]
 
 
 @pytest.mark.parametrize("shape", [QKV, GATE_UP, QKV_8B, GATE_UP_8B])
