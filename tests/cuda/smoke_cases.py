@@ -28,8 +28,8 @@ class Case(Protocol):
     @property
     def name(self) -> str: ...
 
-    def skipped(self) -> str:
-        """Why this GPU does not run it, or nothing."""
+    def skipped(self, capability: tuple[int, int]) -> str:
+        """Why a GPU of this compute capability does not run it, or nothing."""
 
     def run(self) -> None:
         """Raises where the result is wrong."""
@@ -55,14 +55,13 @@ class Product:
         tile = f"{self.tokens} tokens, {self.tile} rows" if few else f"{self.tile} tokens"
         return f"{self.kernel}, {tile}{', int8' * self.int8}{', split' * self.split}"
 
-    def skipped(self) -> str:
-        capability = NEEDS.get(self.kernel)
-        if capability is None:
-            return ""
-        if torch.cuda.get_device_capability() != capability:
-            return f"of compute capability {capability[0]}.{capability[1]} alone"
+    def skipped(self, capability: tuple[int, int]) -> str:
+        needed = NEEDS.get(self.kernel, capability)
+        if capability != needed:
+            return f"of compute capability {needed[0]}.{needed[1]} alone"
         built = torch.ops.permllm.cutlass_architectures().split()
-        return "" if f"{capability[0]}{capability[1]}" in built else "this build lacks it"
+        there = self.kernel not in NEEDS or f"{needed[0]}{needed[1]}" in built
+        return "" if there else "this build lacks it"
 
     def run(self) -> None:
         make = int8_layer if self.int8 else random_layer
@@ -78,7 +77,7 @@ class Permutation:
     kernel: str = "permute"
     name: str = "permute"
 
-    def skipped(self) -> str:
+    def skipped(self, capability: tuple[int, int]) -> str:
         return ""
 
     def run(self) -> None:
@@ -101,7 +100,7 @@ class SeveralExperts:
     def name(self) -> str:
         return f"experts, {self.kernel}"
 
-    def skipped(self) -> str:
+    def skipped(self, capability: tuple[int, int]) -> str:
         return ""
 
     def run(self) -> None:
