@@ -37,8 +37,10 @@ ASKED_FOR = ("choices",)
 """Steps that run only where they are named."""
 STEPS = tuple(step for step in EVERY if step not in ASKED_FOR)
 ALWAYS = ("build", "the kernels run here")
-SHARES = {"smoke": 150.0, "tests": 240.0, "generation": 180.0, "experts": 40.0, "sanitizer": 150.0,
-          "choices": 240.0}  # fmt: skip
+SHARES = {
+    "smoke": 150.0, "tests": 240.0, "generation": 180.0, "experts": 40.0, "choices": 240.0,
+    "sanitizer": 150.0,
+}  # fmt: skip
 """Seconds of a step at most, where others follow it; the kernels have what these leave."""
 LAST_TRIAL = 35.0
 """For the kernel that was tried last."""

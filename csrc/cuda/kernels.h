@@ -22,8 +22,8 @@ bool built_for_others(int error);
 // Whether it means that the driver is older than the toolkit of this build.
 bool newer_than_driver(int error);
 
-// Any number of tokens. `partial` is float32 [plan.splits][tokens][padded_rows], or null where
-// plan.splits is 1.
+// Any number of tokens, with splits at most kMostBlocks. `partial` is float32
+// [plan.splits][tokens][padded_rows], or null where plan.splits is 1.
 int few_tokens(const LinearArguments& arguments, const FewTokensPlan& plan, float* partial,
                const Device& device, void* stream);
 
