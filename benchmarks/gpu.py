@@ -4,10 +4,11 @@
 
 Needs PyTorch, pytest and hypothesis, and to build setuptools 77 or later, nvcc and CUTLASS
 (docs/cuda.md); no network. The library is built anew where it can be, else the one that is there is
-used. Results are written to build/gpu, with the steps and how they ended, which is kept after each,
-and a table of these is printed last; what the chosen steps have written there before is replaced,
-what others have is kept. The exit status is 0 where every step ran and passed. A build may take 20
-minutes; --seconds are for all that follows it, and begin when it has ended.
+used; where there is none and only CUTLASS is missing, all but its kernels is built. Results are
+written to build/gpu, with the steps and how they ended, which is kept after each, and a table of
+these is printed last; what the chosen steps have written there before is replaced, what others have
+is kept. The exit status is 0 where every step ran and passed. A build may take 20 minutes;
+--seconds are for all that follows it, and begin when it has ended.
 """
 
 from __future__ import annotations
@@ -31,9 +32,15 @@ BUILD_SECONDS = 1200.0
 """For the build, which is part of no other limit."""
 SECONDS = 570.0
 """Of ten minutes after the build: the rest is for the start and the closing table."""
-STEPS = ("smoke", "tests", "generation", "experts", "kernels", "sanitizer")
+EVERY = ("smoke", "tests", "generation", "experts", "choices", "kernels", "sanitizer")
+ASKED_FOR = ("choices",)
+"""Steps that run only where they are named."""
+STEPS = tuple(step for step in EVERY if step not in ASKED_FOR)
 ALWAYS = ("build", "the kernels run here")
-SHARES = {"smoke": 150.0, "tests": 240.0, "generation": 180.0, "experts": 40.0, "sanitizer": 150.0}
+SHARES = {
+    "smoke": 150.0, "tests": 240.0, "generation": 180.0, "experts": 40.0, "choices": 240.0,
+    "sanitizer": 150.0,
+}  # fmt: skip
 """Seconds of a step at most, where others follow it; the kernels have what these leave."""
 LAST_TRIAL = 35.0
 """For the kernel that was tried last."""
@@ -48,7 +55,7 @@ SANITIZED = "every_weight or permute_inputs or strided or deterministic or (test
 SYNCHRONISED = "(every_weight and not 200) or one_expert"
 SYNCHRONISATION_SECONDS = 60.0
 """For each of compute-sanitizer's other tools, of what is left then."""
-#: Named before it runs, in case it hangs.
+#: Named before it runs, in case it hangs. Inductor's, which compile, come last (tests/cuda).
 PYTEST = [
     *(sys.executable, "-m", "pytest", "-v"),
     *("tests/cuda/test_gpu.py", "tests/cuda/test_gpu_experts.py"),
@@ -56,18 +63,18 @@ PYTEST = [
 
 
 def steps_of(text: str) -> tuple[str, ...]:
-    """Argument type: names of STEPS, in their order.
+    """Argument type: names of EVERY, in their order.
 
     Raises:
         ArgumentTypeError: one is none of them.
     """
     names = text.split(",")
     for name in names:
-        if name not in STEPS:
+        if name not in EVERY:
             raise argparse.ArgumentTypeError(
-                f"{name!r} is no step: give some of {','.join(STEPS)}, with commas between"
+                f"{name!r} is no step: give some of {','.join(EVERY)}, with commas between"
             )
-    return tuple(step for step in STEPS if step in names)
+    return tuple(step for step in EVERY if step in names)
 
 
 def seconds_of(text: str) -> float:
@@ -105,12 +112,21 @@ def provide_library(steps: Steps, builds: bool) -> bool:
     """Builds for this GPU where that can be; False where there is no library then."""
     architecture = architectures.of_capability(*torch.cuda.get_device_capability())
     os.environ.setdefault("PERMLLM_CUDA_ARCHS", architecture)
-    missing = build.missing_toolkit() if builds else "--no-build"
-    if missing is None:
+    missing = build.missing_compiler() if builds else "--no-build"
+    no_cutlass = None if missing else build.missing_cutlass()
+    if missing is None and not (no_cutlass and LIBRARY.exists()):
         command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+        if no_cutlass:
+            print(f"The build leaves out CUTLASS' kernels for many tokens: {no_cutlass}")
         return steps.run(
-            "build", command, BUILD_SECONDS, PERMLLM_BUILD_CUDA="1", PERMLLM_BUILD_CPU="0"
+            "build, without CUTLASS" if no_cutlass else "build",
+            command,
+            BUILD_SECONDS,
+            # A build that is demanded fails without CUTLASS.
+            PERMLLM_BUILD_CUDA="" if no_cutlass else "1",
+            PERMLLM_BUILD_CPU="0",
         )
+    missing = missing or no_cutlass
     if not LIBRARY.exists():
         steps.note("build", f"failed: {missing}")
         return False
@@ -127,7 +143,7 @@ def module(name: str, file: Path, seconds: float | None = None) -> list[str]:
 def results(output: Path) -> dict[str, Path]:
     """The files that steps write about this GPU."""
     gpu = torch.cuda.get_device_name().lower().replace(" ", "-")
-    names = ("smoke", "generation", "experts", "kernels")
+    names = ("smoke", "generation", "experts", "kernels", "choices")
     return {name: output / f"{name}-{gpu}.json" for name in names}
 
 
@@ -143,7 +159,13 @@ def measure(steps: Steps, output: Path, model: str | None, chosen: Sequence[str]
     if "smoke" in chosen:
         smoke(steps, files["smoke"], limit("smoke"))
     if "tests" in chosen:
-        steps.run("tests", [*PYTEST, *timeouts()], limit("tests"), PYTHONFAULTHANDLER="1")
+        steps.run(
+            "tests",
+            [*PYTEST, *timeouts()],
+            limit("tests"),
+            PYTHONFAULTHANDLER="1",
+            TORCHINDUCTOR_COMPILE_THREADS="1",  # else it starts a process for every core first
+        )
     if "generation" in chosen:
         generation = module("benchmarks.cuda.generation", files["generation"])
         generation += ["--model", model] if model else []
@@ -152,6 +174,10 @@ def measure(steps: Steps, output: Path, model: str | None, chosen: Sequence[str]
         seconds = limit("experts") - LAST_EXPERTS
         experts = module("benchmarks.cuda.experts", files["experts"], seconds)
         steps.run("experts", [*experts, "--models", "olmoe-1b-7b"], limit("experts"))
+    if "choices" in chosen:
+        seconds = min(limit("choices"), steps.left()) - LAST_ROWS
+        choices = module("benchmarks.cuda.choices", files["choices"], seconds)
+        steps.run("choices", choices, limit("choices"))
     if "kernels" in chosen:
         seconds = steps.left() - kept - LAST_ROWS
         kernels = module("benchmarks.cuda.kernels", files["kernels"], seconds)
@@ -212,7 +238,11 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--steps", type=steps_of, default=STEPS, metavar="STEP,STEP", help=",".join(STEPS)
+        "--steps",
+        type=steps_of,
+        default=STEPS,
+        metavar="STEP,STEP",
+        help=f"{','.join(STEPS)}; where asked for, {','.join(ASKED_FOR)}",
     )
     parser.add_argument(
         "--seconds", type=seconds_of, default=SECONDS, help="after the build (%(default).0f)"

@@ -24,6 +24,8 @@ UNPERMUTED = "permllm, no permutation"
 PASS = "permute + permllm"
 INT8 = "permllm, int8"
 OWN = (OURS, UNPERMUTED, PASS, INT8)
+NO_PERMUTATION = "no permutation"
+"""What the name of a forced kernel has behind a comma, or `int8`, as in UNPERMUTED and INT8."""
 DENSE = "cublas"
 WEIGHT_BYTES = {DENSE: 2.0, INT8: 0.625}  # per weight; of the others:
 SPARSE_BYTES = 1.125
@@ -56,7 +58,7 @@ def _dense(layer: Layer, count: int) -> list[Call]:
 
 def with_values_of(name: str, layer: Layer) -> Layer:
     """The layer that a contestant is made from."""
-    return to_int8(layer) if name == INT8 else layer
+    return to_int8(layer) if name.endswith(", int8") else layer
 
 
 def _ours(layer: Layer, count: int) -> list[Call]:
@@ -103,7 +105,11 @@ def permuted_dense(layer: Layer) -> Tensor:
 
 def multiplied(name: str, layer: Layer) -> Tensor:
     """What a contestant made from this layer multiplies with, in the order of its inputs."""
-    return permuted_dense(layer) if name == UNPERMUTED else layer.dense
+    return permuted_dense(layer) if name.endswith(f", {NO_PERMUTATION}") else layer.dense
+
+
+class UnavailableError(NotImplementedError):
+    """A contestant runs on no shape here."""
 
 
 class FastestAlgorithm:
@@ -113,16 +119,22 @@ class FastestAlgorithm:
     """
 
     def __init__(self) -> None:
-        self._found: dict[tuple[int, ...], int] = {}
+        self._found: dict[tuple[int, ...], dict[str, Any]] = {}
 
-    def __call__(self, n: int, compressed: Tensor, x: Tensor) -> int:
-        """For `x [tokens, inputs]` and a compressed weight of `n` outputs."""
+    def __call__(self, n: int, compressed: Tensor, x: Tensor) -> dict[str, Any]:
+        """Arguments of the product of `x [tokens, inputs]`, a compressed weight of `n` outputs."""
         key = (n, *x.shape)
         if key not in self._found:
-            self._found[key] = torch._cslt_sparse_mm_search(
-                compressed, x.t(), transpose_result=True
-            )
+            self._found[key] = self._search(compressed, x.t())
         return self._found[key]
+
+    @staticmethod
+    def _search(compressed: Tensor, x: Tensor) -> dict[str, Any]:
+        search = getattr(getattr(torch._C, "_cusparselt", None), "mm_search", None)
+        if search is None:  # what is public tells of no split
+            return {"alg_id": torch._cslt_sparse_mm_search(compressed, x, transpose_result=True)}
+        found = search(compressed, x, None, None, None, True)  # names no arguments
+        return dict(zip(("alg_id", "split_k", "split_k_mode"), found, strict=False))
 
 
 _fastest_algorithm = FastestAlgorithm()
@@ -137,8 +149,8 @@ def _cusparselt(layer: Layer, count: int) -> list[Call]:
         def multiply(x: Tensor) -> Tensor:
             padding = -x.shape[0] % 8  # its tokens come in eights
             padded = torch.nn.functional.pad(x, (0, 0, 0, padding)) if padding else x
-            algorithm = _fastest_algorithm(n, weight, padded)
-            y = torch._cslt_sparse_mm(weight, padded.t(), alg_id=algorithm, transpose_result=True)
+            fastest = _fastest_algorithm(n, weight, padded)
+            y = torch._cslt_sparse_mm(weight, padded.t(), transpose_result=True, **fastest)
             return y[: x.shape[0]]
 
         return _permuting(layer, multiply)
@@ -150,6 +162,9 @@ def _semi_structured(layer: Layer, count: int) -> list[Call]:
     """PyTorch's own CUTLASS path (sm_80), after our permutation kernel."""
     from torch.sparse import SparseSemiStructuredTensorCUTLASS
 
+    major, minor = torch.cuda.get_device_capability(CUDA)
+    if major != 8:
+        raise UnavailableError(f"it takes compute capability 8.x, this GPU has {major}.{minor}")
     dense = permuted_dense(layer)
 
     def call() -> Call:
@@ -170,3 +185,26 @@ CONTESTANTS: dict[str, Callable[[Layer, int], list[Call]]] = {
     "permute + cusparselt": _cusparselt,
     "permute + pytorch cutlass": _semi_structured,
 }
+
+
+def maker(name: str) -> Callable[[Layer, int], list[Call]]:
+    """What makes a contestant: of CONTESTANTS, or a kernel that is forced (docs/cuda.md).
+
+    NO_PERMUTATION or `int8` may follow the latter, behind a comma.
+    """
+    if name in CONTESTANTS:
+        return CONTESTANTS[name]
+    kernel, _, option = name.partition(", ")
+    make = _unpermuted if option == NO_PERMUTATION else _ours
+
+    def forced(multiply: Call) -> Call:
+        def call(x: Tensor) -> Tensor:
+            torch.ops.permllm.force_linear_kernel(kernel)
+            try:
+                return multiply(x)
+            finally:
+                torch.ops.permllm.force_linear_kernel("")
+
+        return call
+
+    return lambda layer, count: [forced(multiply) for multiply in make(layer, count)]

@@ -31,10 +31,13 @@ from benchmarks.cuda.contestants import (
     CONTESTANTS,
     CUDA,
     DENSE,
+    INT8,
     OWN,
     SPARSE_BYTES,
     WEIGHT_BYTES,
     Call,
+    UnavailableError,
+    maker,
     multiplied,
     on_gpu,
     with_values_of,
@@ -97,7 +100,7 @@ def prepared(layer: Layer, name: str) -> Contestant:
     """A contestant with as many copies of its weight as the cache does not hold."""
     n, k = layer.dense.shape
     layer, outputs = with_values_of(name, layer), spread(n, 512)
-    calls = CONTESTANTS[name](layer, copies(n * k // 2))
+    calls = maker(name)(layer, copies(n * k // 2))
     return Contestant(calls, outputs, multiplied(name, layer)[outputs].clone())
 
 
@@ -106,14 +109,17 @@ def measure(
 ) -> Iterator[list[Row]]:
     """Times every contestant on one layer, in turns for each number of tokens; yields their rows.
 
-    One that cannot run, or whose result is wrong, is left out, with a line why. One that cannot be
-    captured is taken from `names` too, and not tried again.
+    One that cannot run, or whose result is wrong, is left out, with a line why. One that runs on no
+    shape, or cannot be captured, is taken from `names` too, and not tried again.
     """
     n, k = layer.dense.shape
     contestants: dict[str, Contestant] = {}
-    for name in names:
+    for name in list(names):
         try:
             contestants[name] = prepared(layer, name)
+        except UnavailableError as error:
+            print(f"no {name}: {first_line(error)}")
+            names.remove(name)
         except (RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
             print(f"{n} x {k}: no {name}: {first_line(error)}")
     for m in tokens:
@@ -150,7 +156,8 @@ def measure(
 
 def _bytes(name: str, n: int, k: int, tokens: int) -> float:
     """That a contestant must move at least: weight, activations and result."""
-    return n * k * WEIGHT_BYTES.get(name, SPARSE_BYTES) + 2 * tokens * (n + k)
+    bytes_of_weight = WEIGHT_BYTES.get(INT8 if name.endswith(", int8") else name, SPARSE_BYTES)
+    return n * k * bytes_of_weight + 2 * tokens * (n + k)
 
 
 def measure_permutation(tokens: int, k: int) -> dict[str, float]:

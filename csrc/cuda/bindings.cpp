@@ -5,10 +5,12 @@
 // with, and loads in, a PyTorch for the CPU too.
 #include <torch/csrc/stable/library.h>
 
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include "cuda_tensors.h"
+#include "forced_kernel.h"
 #include "kernel_choice.h"
 #include "many_tokens.h"
 
@@ -75,6 +77,48 @@ LinearArguments check_arguments(const Tensor& x, const Tensor& packed, const Ten
   return arguments;
 }
 
+// What a benchmark has products take in place of the chosen kernel: PERMLLM_CUDA_KERNEL, until
+// force_linear_kernel gives another.
+class Forced {
+ public:
+  Forced() {
+    const char* value = std::getenv("PERMLLM_CUDA_KERNEL");
+    set(value != nullptr ? value : "", "PERMLLM_CUDA_KERNEL");
+  }
+
+  // Nothing forces nothing.
+  void set(const std::string& text, const char* what) {
+    ForcedKernel forced{};
+    const std::string wrong = text.empty() ? "" : parse_forced_kernel(text, forced);
+    STD_TORCH_CHECK(wrong.empty(), what, " is '", text, "': ", wrong, " (docs/cuda.md).");
+    const std::lock_guard lock(mutex_);
+    text_ = text;
+    forced_ = forced;
+  }
+
+  // Whether there is one, and it. An error where this product cannot take it.
+  bool get(const LinearArguments& arguments, const Device& device, ForcedKernel& forced) {
+    const std::lock_guard lock(mutex_);
+    if (text_.empty()) return false;
+    forced = forced_;
+    const std::string reason = reason_not_to_force(forced, arguments, device, kBuilt);
+    STD_TORCH_CHECK(reason.empty(), "the kernel ", text_, " is forced, but not for a product of ",
+                    arguments.tokens, " tokens, ", arguments.inputs, " inputs and ", arguments.rows,
+                    " outputs: ", reason, ". Force another, or unset PERMLLM_CUDA_KERNEL.");
+    return true;
+  }
+
+  static Forced& instance() {
+    static Forced forced;
+    return forced;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::string text_;
+  ForcedKernel forced_{};
+};
+
 Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalTensor permutation,
                      OptionalTensor scale, OptionalTensor bias, int64_t out_features,
                      std::string pattern) {
@@ -96,7 +140,9 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
   arguments.x = rows.const_data_ptr();
   arguments.y = y.mutable_data_ptr();
 
-  const LinearKernel kernel = choose_kernel(arguments, device, kBuilt);
+  ForcedKernel forced{};
+  const bool is_forced = Forced::instance().get(arguments, device, forced);
+  const LinearKernel kernel = is_forced ? forced.kernel : choose_kernel(arguments, device, kBuilt);
   if (takes_a_pass(kernel, arguments, device)) {
     Tensor permuted = empty_on(x, {arguments.tokens, arguments.inputs}, x.scalar_type(),
                                "the permuted activations");
@@ -110,7 +156,7 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
     arguments.permutation = nullptr;
   }
   if (kernel == LinearKernel::kFewTokens) {
-    const FewTokensPlan plan = plan_few_tokens(arguments, device);
+    const FewTokensPlan plan = forced_few_tokens(forced, arguments, device);
     OptionalTensor partial;
     if (plan.splits > 1) {
       partial = empty_on(x, {plan.splits, arguments.tokens, arguments.padded_rows},
@@ -120,7 +166,8 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
     check(few_tokens(arguments, plan, sums, device, stream), "the kernel for few tokens");
     return y;
   }
-  check(many_tokens(kernel, arguments, device, stream), "the kernel for many tokens");
+  const int tile = forced.tile != 0 ? forced.tile : tile_of(kernel, arguments, device).tokens;
+  check(many_tokens(kernel, tile, arguments, device, stream), "the kernel for many tokens");
   return y;
 }
 
@@ -157,6 +204,9 @@ Tensor permute_inputs(Tensor x, Tensor permutation) {
   return y;
 }
 
+// Has every product from now on take a kernel: for benchmarks. See parse_forced_kernel.
+void force_linear_kernel(std::string choice) { Forced::instance().set(choice, "choice"); }
+
 // The architectures that this build has kernels for, as nvcc names them, separated by blanks.
 std::string cuda_architectures() { return PERMLLM_CUDA_ARCHITECTURES; }
 
@@ -174,6 +224,7 @@ std::string cutlass_architectures() {
 STABLE_TORCH_LIBRARY_FRAGMENT(permllm, m) {
   m.def("cuda_architectures() -> str");
   m.def("cutlass_architectures() -> str");
+  m.def("force_linear_kernel(str choice) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(permllm, CUDA, m) {
@@ -184,4 +235,5 @@ STABLE_TORCH_LIBRARY_IMPL(permllm, CUDA, m) {
 STABLE_TORCH_LIBRARY_IMPL(permllm, CompositeExplicitAutograd, m) {
   m.impl("cuda_architectures", TORCH_BOX(&permllm::cuda::cuda_architectures));
   m.impl("cutlass_architectures", TORCH_BOX(&permllm::cuda::cutlass_architectures));
+  m.impl("force_linear_kernel", TORCH_BOX(&permllm::cuda::force_linear_kernel));
 }

@@ -8,8 +8,8 @@
 
 namespace permllm::cuda {
 
-constexpr int kManyBytes = many_tokens_shared_bytes<uint16_t, kManyPairs>();
-constexpr int kManyBytesInt8 = many_tokens_shared_bytes<int8_t, kManyPairs>();
+constexpr int kManyBytes = many_tokens_shared_bytes(kManyPairs, false);
+constexpr int kManyBytesInt8 = many_tokens_shared_bytes(kManyPairs, true);
 static_assert(kManyBytes <= kManySharedBytes && kManyBytesInt8 <= kManySharedBytes);
 
 inline int many_pairs_shared_bytes(const StackedLinear& linear) {
@@ -52,7 +52,7 @@ PERMLLM_DEVICE void few_pairs_body(const StackedLinear& linear, const ExpertBloc
   const ExpertBlock block = blocks[blockIdx.z];
   if (block.count == 0) return;
   few_tokens_body<Element, Value, kTokenTiles>(product_of<Value>(block, linear, x, y), plan,
-                                               nullptr, 0, shared);
+                                               nullptr, blockIdx.x * kRowMultiple, 0, 0, shared);
 }
 
 template <class Element, class Value>

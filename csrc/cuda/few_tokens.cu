@@ -11,8 +11,9 @@ template <class Element, class Value, int kTokenTiles, int kRows>
 __global__ void __launch_bounds__(few_tokens_threads(kRows), kRows > kRowMultiple)
     few_tokens_kernel(LinearArguments arguments, FewTokensPlan plan, float* partial) {
   extern __shared__ __align__(1024) unsigned char shared[];
-  const int token = blockIdx.z * (8 * kTokenTiles);
-  few_tokens_body<Element, Value, kTokenTiles, kRows>(arguments, plan, partial, token, shared);
+  few_tokens_body<Element, Value, kTokenTiles, kRows>(arguments, plan, partial, blockIdx.y * kRows,
+                                                      blockIdx.z, blockIdx.x * (8 * kTokenTiles),
+                                                      shared);
 }
 
 template <class Element>

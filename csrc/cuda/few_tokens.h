@@ -14,12 +14,12 @@
 
 namespace permllm::cuda {
 
-// The third dimension is that of tokens, plan.token_tiles * 8 to a block.
+// Tokens, plan.token_tiles * 8 to a block, rows and splits. Blocks that read the same weight for
+// other tokens follow each other, so that the cache still has it.
 inline Grid few_tokens_grid(const LinearArguments& arguments, const FewTokensPlan& plan) {
-  const int tokens = plan.token_tiles * 8;
-  return {static_cast<unsigned>((arguments.padded_rows + plan.rows - 1) / plan.rows),
-          static_cast<unsigned>(plan.splits),
-          static_cast<unsigned>((arguments.tokens + tokens - 1) / tokens)};
+  return {static_cast<unsigned>(token_blocks(arguments, plan)),
+          static_cast<unsigned>((arguments.padded_rows + plan.rows - 1) / plan.rows),
+          static_cast<unsigned>(plan.splits)};
 }
 
 // What a thread brings of the activations of a step: the same 8 inputs of one token in every eight.
@@ -90,11 +90,12 @@ struct ActivationCopies {
   }
 };
 
-// Called by few_tokens_threads(kRows) threads, for the tokens from `token` on. Of the rows of the
-// last block, some may not be there.
+// Called by few_tokens_threads(kRows) threads, for the rows from `row` on, the inputs of a split
+// and the tokens from `token` on. Of the rows of the last block, some may not be there.
 template <class Element, class Value, int kTokenTiles, int kRows = kRowMultiple>
 PERMLLM_DEVICE void few_tokens_body(const LinearArguments& arguments, const FewTokensPlan& plan,
-                                    float* partial, int token, unsigned char* shared) {
+                                    float* partial, int row, int split, int token,
+                                    unsigned char* shared) {
   using Stage = WeightStage<Value, kRows>;
   constexpr int kThreads = few_tokens_threads(kRows);
   constexpr int kTokens = 8 * kTokenTiles;
@@ -109,12 +110,10 @@ PERMLLM_DEVICE void few_tokens_body(const LinearArguments& arguments, const FewT
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int first_row = warp % kWarpsOfRows * kRowTiles * kWarpRows;
   const int first_token = warp / kWarpsOfRows * (kTokens / kRowTiles);
-  const int row = blockIdx.x * kRows;
   const bool has_rows =
       kRowMultiple % kRows == 0 || row + first_row < arguments.padded_rows;  // this warp
   // Four warps bring and permute activations, of as many as there are.
   const bool brings = kThreads == kPermutingThreads || warp < kPermutingThreads / 32;
-  const int split = blockIdx.y;
   const int first_step = split * plan.steps_per_split;
   const int all_steps = arguments.padded_inputs / kStepInputs;
   const int steps =

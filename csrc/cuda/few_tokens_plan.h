@@ -43,13 +43,62 @@ PERMLLM_HOST_DEVICE constexpr int few_tokens_row_tiles(int token_tiles) {
 // Of `rows` x 128 inputs.
 constexpr int weight_stage_bytes(int rows, bool int8) { return rows * ((int8 ? 64 : 128) + 16); }
 
+inline int64_t weight_bytes(const LinearArguments& arguments) {
+  return int64_t{weight_stage_bytes(arguments.padded_rows, arguments.int8)} *
+         (arguments.padded_inputs / kInputMultiple);
+}
+
 constexpr int few_tokens_shared_bytes(int rows, int token_tiles, bool int8) {
   const int stages = few_tokens_stages(token_tiles);
   return stages * weight_stage_bytes(rows, int8) +
          (stages - 1) * token_tiles * 8 * kInputMultiple * 2;
 }
 
-// Blocks of `rows`: fills the GPU once with blocks of equal length where the inputs allow it.
+// Blocks for all tokens.
+inline int token_blocks(const LinearArguments& arguments, const FewTokensPlan& plan) {
+  return (arguments.tokens + plan.token_tiles * 8 - 1) / (plan.token_tiles * 8);
+}
+
+// That the bytes of the weight take to come from memory, once.
+inline int64_t memory_clocks(const LinearArguments& arguments, const Device& device) {
+  return weight_bytes(arguments) / (device.processors * memory_bytes_per_clock(device.capability));
+}
+
+// What a product takes: the bytes of the weight from memory, or shared memory of the processor that
+// has most blocks, whichever is more. A step writes weights and activations of the tokens that
+// there are, and reads both for the product, activations of the whole tile; permuting reads 2 bytes
+// a lane, and writes once more. Partial sums are written and read in the cache, by a kernel more.
+//
+// More tokens than those of a block read the weight again, from the cache: what all blocks read
+// there counts then, as it does for the kernels that these clocks are compared with.
+inline int64_t few_tokens_clocks(const LinearArguments& arguments, const Device& device,
+                                 const FewTokensPlan& plan) {
+  const int row_tiles = few_tokens_row_tiles(plan.token_tiles);
+  const int token_clocks = 2 * kInputMultiple / kSharedBytesPerClock;
+  const int tokens = std::min(arguments.tokens, kFewTokens);  // of a block
+  const int stage = weight_stage_bytes(plan.rows, arguments.int8);
+  const int step = stage / kSharedBytesPerClock * (1 + row_tiles) +
+                   plan.token_tiles * 8 * token_clocks * (plan.rows / 32 / row_tiles) +
+                   tokens * token_clocks * (arguments.permutation ? 1 + 2 + 1 : 1);
+  const int64_t row_blocks = (arguments.padded_rows + plan.rows - 1) / plan.rows;
+  const int64_t blocks = row_blocks * plan.splits * token_blocks(arguments, plan);
+  const int64_t most_blocks = (blocks + device.processors - 1) / device.processors;
+  const int64_t cache_bytes = int64_t{device.processors} * kCacheBytesPerClock;
+  int64_t product =
+      std::max(most_blocks * plan.steps_per_split * step, memory_clocks(arguments, device));
+  if (arguments.tokens > kFewTokens) {
+    const int64_t bytes = weight_bytes(arguments) * token_blocks(arguments, plan) +
+                          row_blocks * arguments.padded_inputs * arguments.tokens * 2;
+    product = std::max(product, bytes / cache_bytes);
+  }
+  if (plan.splits == 1) return product;
+  const int64_t sums = int64_t{4} * plan.splits * arguments.tokens * arguments.padded_rows;
+  return product + kPassClocks + 2 * sums / cache_bytes;
+}
+
+// Blocks of `rows`: fills the GPU once with blocks of equal length where the inputs allow it. More
+// tokens than those of a block have so many partial sums that these decide too: of their splits,
+// those that take the fewest clocks.
 inline FewTokensPlan plan_few_tokens(const LinearArguments& arguments, const Device& device,
                                      int rows) {
   FewTokensPlan plan{};
@@ -58,57 +107,37 @@ inline FewTokensPlan plan_few_tokens(const LinearArguments& arguments, const Dev
   while (plan.token_tiles * 8 < arguments.tokens && plan.token_tiles * 8 < kFewTokens) {
     plan.token_tiles *= 2;
   }
-  const int tokens = plan.token_tiles * 8;
   const int steps = arguments.padded_inputs / kInputMultiple;
   plan.shared_bytes = few_tokens_shared_bytes(rows, plan.token_tiles, arguments.int8);
   // A second wide block would find no room on some GPUs: none is counted on.
   const int resident =
       std::clamp(device.shared_bytes_per_processor / (plan.shared_bytes + (1 << 10)), 1,
                  rows == kRowMultiple ? kMostResident : 1);
-  const int slots = device.processors * resident;
-  const int blocks =
-      (arguments.padded_rows + rows - 1) / rows * ((arguments.tokens + tokens - 1) / tokens);
+  const int64_t slots = device.processors * resident;
+  const int64_t blocks =
+      int64_t{(arguments.padded_rows + rows - 1) / rows} * token_blocks(arguments, plan);
   // A block per processor keeps the memory busy; only narrower layers are split over their inputs.
   const int most =
       blocks >= device.processors ? 1 : std::clamp(steps / kLeastStepsPerSplit, 1, kLargestSplits);
-  int best_length = 1 << 30;  // in steps, of the blocks that one slot runs in turn
+  FewTokensPlan best{};
+  int64_t fewest = INT64_MAX;  // steps of the blocks that one slot runs in turn, or clocks
   for (int splits = 1; splits <= most; ++splits) {
-    const int per_split = (steps + splits - 1) / splits;
-    if ((steps + per_split - 1) / per_split != splits) continue;  // the last would have nothing
-    const int rounds = (blocks * splits + slots - 1) / slots;
+    plan.splits = splits;
+    plan.steps_per_split = (steps + splits - 1) / splits;
+    if ((steps + plan.steps_per_split - 1) / plan.steps_per_split != splits) {
+      continue;  // the last would have nothing
+    }
+    const int64_t rounds = (blocks * splits + slots - 1) / slots;
     // Beginning and ending a block costs about two steps, adding partial sums one more.
-    const int length = rounds * (per_split + 2) + (splits > 1 ? 1 : 0);
-    if (length < best_length) {
-      best_length = length;
-      plan.splits = splits;
-      plan.steps_per_split = per_split;
+    const int64_t length = arguments.tokens > kFewTokens
+                               ? few_tokens_clocks(arguments, device, plan)
+                               : rounds * (plan.steps_per_split + 2) + (splits > 1 ? 1 : 0);
+    if (length < fewest) {
+      fewest = length;
+      best = plan;
     }
   }
-  return plan;
-}
-
-// What a product takes: the bytes of the weight from memory, or shared memory of the processor that
-// has most blocks, whichever is more. A step writes weights and activations of the tokens that
-// there are, and reads both for the product, activations of the whole tile; permuting reads 2 bytes
-// a lane, and writes once more. Partial sums are written and read in the cache, by a kernel more.
-inline int64_t few_tokens_clocks(const LinearArguments& arguments, const Device& device,
-                                 const FewTokensPlan& plan) {
-  const int row_tiles = few_tokens_row_tiles(plan.token_tiles);
-  const int token_clocks = 2 * kInputMultiple / kSharedBytesPerClock;
-  const int stage = weight_stage_bytes(plan.rows, arguments.int8);
-  const int step = stage / kSharedBytesPerClock * (1 + row_tiles) +
-                   plan.token_tiles * 8 * token_clocks * (plan.rows / 32 / row_tiles) +
-                   arguments.tokens * token_clocks * (arguments.permutation ? 1 + 2 + 1 : 1);
-  const int64_t blocks = (arguments.padded_rows + plan.rows - 1) / plan.rows * plan.splits;
-  const int64_t most_blocks = (blocks + device.processors - 1) / device.processors;
-  const int64_t bytes = int64_t{weight_stage_bytes(arguments.padded_rows, arguments.int8)} *
-                        (arguments.padded_inputs / kInputMultiple);
-  const int64_t product =
-      std::max(most_blocks * plan.steps_per_split * step,
-               bytes / (device.processors * memory_bytes_per_clock(device.capability)));
-  if (plan.splits == 1) return product;
-  const int64_t sums = int64_t{4} * plan.splits * arguments.tokens * arguments.padded_rows;
-  return product + kPassClocks + 2 * sums / (device.processors * kCacheBytesPerClock);
+  return best;
 }
 
 // The rows of a block that take the fewest clocks, with the permutation if there is one. Of equals

@@ -7,6 +7,7 @@
 #include "arguments.h"
 #include "few_tokens_plan.h"
 #include "format.h"
+#include "many_tokens_plan.h"
 #include "throughput.h"
 
 namespace permllm::cuda {
@@ -46,6 +47,10 @@ constexpr CutlassTile kSm90PermutingTiles[] = {{64, 1, 2, 400 + 272 + 256 + 128}
 constexpr CutlassTile kSm100Tiles[] = {
     {256, 2, 1, 400 + 400}, {128, 2, 1, 272 + 272}, {64, 2, 1, 208 + 208}};
 
+// Up to so many tokens the kernel for few is compared with those for many: these have no split over
+// inputs, so that narrow layers leave processors without work. A guess.
+constexpr int kMostCompared = 256;
+
 struct TileChoice {
   int tokens;
   int64_t clocks;  // for 128 inputs
@@ -54,8 +59,8 @@ struct TileChoice {
 // The tile that takes the fewest clocks: rounds over the processors times the length of a tile, or
 // the bytes that all tiles read from the cache. A tile that is partly empty costs as much as a full
 // one. Of equals the first, which is larger: it reads the weight less often.
-template <int kTiles>
-TileChoice fastest_tile(const CutlassTile (&choices)[kTiles], const LinearArguments& arguments,
+template <class Tiles>
+TileChoice fastest_tile(const Tiles& choices, const LinearArguments& arguments,
                         const Device& device) {
   TileChoice best{0, INT64_MAX};
   for (const CutlassTile& tile : choices) {
@@ -64,7 +69,7 @@ TileChoice fastest_tile(const CutlassTile (&choices)[kTiles], const LinearArgume
         round_up((arguments.tokens + tile.tokens - 1) / tile.tokens, tile.token_cluster);
     const int64_t tiles = rows * columns;
     const int64_t rounds = (tiles + device.processors - 1) / device.processors;
-    const int64_t bytes = kRowMultiple * kInputMultiple * 9 / 8 / tile.token_cluster +
+    const int64_t bytes = weight_stage_bytes(kRowMultiple, arguments.int8) / tile.token_cluster +
                           2 * kInputMultiple * tile.tokens / tile.row_cluster;
     const int64_t clocks =
         std::max(rounds * tile.shared_clocks,
@@ -74,16 +79,22 @@ TileChoice fastest_tile(const CutlassTile (&choices)[kTiles], const LinearArgume
   return best;
 }
 
-inline int sm90_tile_tokens(const LinearArguments& arguments, const Device& device) {
-  return fastest_tile(kSm90Tiles, arguments, device).tokens;
-}
-
-inline int sm90_permuting_tile_tokens(const LinearArguments& arguments, const Device& device) {
-  return fastest_tile(kSm90PermutingTiles, arguments, device).tokens;
-}
-
-inline int sm100_tile_tokens(const LinearArguments& arguments, const Device& device) {
-  return fastest_tile(kSm100Tiles, arguments, device).tokens;
+// Of a kernel for many tokens.
+inline TileChoice tile_of(LinearKernel kernel, const LinearArguments& arguments,
+                          const Device& device) {
+  switch (kernel) {
+    case LinearKernel::kManyTokensSm90:
+      return fastest_tile(kSm90Tiles, arguments, device);
+    case LinearKernel::kManyTokensSm90Permuting:
+      return fastest_tile(kSm90PermutingTiles, arguments, device);
+    case LinearKernel::kManyTokensSm100:
+      return fastest_tile(kSm100Tiles, arguments, device);
+    default:
+      break;
+  }
+  const int tokens = many_tokens_tile(arguments.int8, device);
+  const CutlassTile only[] = {{tokens, 1, 1, many_tokens_step_clocks(tokens, arguments.int8)}};
+  return fastest_tile(only, arguments, device);
 }
 
 // Of a pass in front of the product, which reads and writes the activations once more.
@@ -101,19 +112,31 @@ inline bool sm90_permutes_itself(const LinearArguments& arguments, const Device&
              pass_clocks(arguments, device);
 }
 
-// Up to 64 tokens. With few of them permuting hides behind the bytes of the weight.
-inline bool few_tokens_permute_themselves(const LinearArguments& arguments, const Device& device) {
+// Of the kernel for few tokens, as it is planned: permuting itself, and after a pass.
+struct FewTokensClocks {
+  int64_t permuting;
+  int64_t after_pass;
+};
+
+inline FewTokensClocks planned_few_tokens_clocks(const LinearArguments& arguments,
+                                                 const Device& device) {
   LinearArguments permuted = arguments;
   permuted.permutation = nullptr;
   const auto clocks = [&](const LinearArguments& of) {
     return few_tokens_clocks(of, device, plan_few_tokens(of, device));
   };
-  return clocks(arguments) <= clocks(permuted) + pass_clocks(arguments, device);
+  return {clocks(arguments), clocks(permuted) + pass_clocks(arguments, device)};
 }
 
-inline LinearKernel choose_kernel(const LinearArguments& arguments, const Device& device,
-                                  const CutlassKernels& built) {
-  if (arguments.tokens <= kFewTokens) return LinearKernel::kFewTokens;
+// With few tokens permuting hides behind the bytes of the weight.
+inline bool few_tokens_permute_themselves(const LinearArguments& arguments, const Device& device) {
+  const FewTokensClocks clocks = planned_few_tokens_clocks(arguments, device);
+  return clocks.permuting <= clocks.after_pass;
+}
+
+// The kernel for many tokens.
+inline LinearKernel choose_many(const LinearArguments& arguments, const Device& device,
+                                const CutlassKernels& built) {
   // TMA writes y 16 bytes at a time; CUTLASS has no product of int8 weights and 16-bit activations.
   if (arguments.int8 || arguments.rows % 8 != 0) return LinearKernel::kManyTokensMma;
   const int capability = device.capability;
@@ -125,6 +148,27 @@ inline LinearKernel choose_kernel(const LinearArguments& arguments, const Device
     return LinearKernel::kManyTokensSm100;
   }
   return LinearKernel::kManyTokensMma;
+}
+
+// With the permutation, if there is one.
+inline int64_t many_tokens_clocks(LinearKernel kernel, const LinearArguments& arguments,
+                                  const Device& device) {
+  const int64_t steps = arguments.padded_inputs / kInputMultiple;
+  const bool passes = arguments.permutation && kernel != LinearKernel::kManyTokensSm90Permuting;
+  return std::max(steps * tile_of(kernel, arguments, device).clocks,
+                  memory_clocks(arguments, device)) +
+         (passes ? pass_clocks(arguments, device) : 0);
+}
+
+inline LinearKernel choose_kernel(const LinearArguments& arguments, const Device& device,
+                                  const CutlassKernels& built) {
+  if (arguments.tokens <= kFewTokens) return LinearKernel::kFewTokens;
+  const LinearKernel many = choose_many(arguments, device, built);
+  if (arguments.tokens > kMostCompared) return many;
+  const FewTokensClocks few = planned_few_tokens_clocks(arguments, device);
+  const int64_t fewest =
+      arguments.permutation ? std::min(few.permuting, few.after_pass) : few.permuting;
+  return fewest < many_tokens_clocks(many, arguments, device) ? LinearKernel::kFewTokens : many;
 }
 
 // Whether the kernel is given activations that a pass in front of it has permuted.

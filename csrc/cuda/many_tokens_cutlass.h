@@ -22,7 +22,8 @@
 #include "cutlass/gemm/kernel/gemm_universal.hpp"
 // clang-format on
 
-#include "kernel_choice.h"
+#include "arguments.h"
+#include "format.h"
 #include "launch.h"
 
 namespace permllm::cuda {

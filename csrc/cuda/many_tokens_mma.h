@@ -6,6 +6,7 @@
 #pragma once
 
 #include "epilogue.h"
+#include "many_tokens_plan.h"
 #include "warp_tile.h"
 
 namespace permllm::cuda {
@@ -41,25 +42,6 @@ struct ActivationStage {
   }
 };
 
-// Stages in flight: two where a processor has little shared memory, three where it has more.
-template <class Value, int kTokens>
-constexpr int kManyStages = kTokens == 64 || sizeof(Value) == 1 ? 2 : 3;
-
-template <class Value, int kTokens>
-PERMLLM_HOST_DEVICE constexpr int many_tokens_shared_bytes() {
-  constexpr int kStages = kManyStages<Value, kTokens>;
-  constexpr int kStageBytes =
-      kStages * (WeightStage<Value>::kBytes + ActivationStage<kTokens>::kBytes);
-  constexpr int kTileBytes = kTokens * kTilePitch<> * static_cast<int>(sizeof(float));
-  return kStageBytes > kTileBytes ? kStageBytes : kTileBytes;
-}
-
-// Tokens of a block: the larger tile where the shared memory of a block holds it.
-template <class Value>
-int many_tokens_tile(const Device& device) {
-  return many_tokens_shared_bytes<Value, 128>() <= device.shared_bytes_per_block ? 128 : 64;
-}
-
 template <int kTokens>
 Grid many_tokens_grid(const LinearArguments& arguments) {
   return {static_cast<unsigned>((arguments.tokens + kTokens - 1) / kTokens),
@@ -72,8 +54,12 @@ PERMLLM_DEVICE void many_tokens_body(const LinearArguments& arguments, int row, 
                                      unsigned char* shared) {
   using Weights = WeightStage<Value>;
   using Activations = ActivationStage<kTokens>;
-  constexpr int kStages = kManyStages<Value, kTokens>;
+  constexpr bool kInt8 = sizeof(Value) == 1;
+  constexpr int kStages = many_tokens_stages(kTokens, kInt8);
   constexpr int kStageBytes = Weights::kBytes + Activations::kBytes;
+  constexpr int kSharedBytes = many_tokens_shared_bytes(kTokens, kInt8);
+  static_assert(kStages * kStageBytes == kSharedBytes);
+  static_assert(kTokens * kTilePitch<> * int{sizeof(float)} <= kSharedBytes, "the tile of sums");
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   const int first_row = warp % 2 * 64;

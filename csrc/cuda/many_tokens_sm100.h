@@ -37,8 +37,8 @@ using Gemm =
                BiasAfterWait<RowBias<T, cute::Shape<_128, Tokens, _128>>>>;
 
 template <class T>
-int run(const LinearArguments& arguments, const Device& device, void* stream) {
-  switch (sm100_tile_tokens(arguments, device)) {
+int run(const LinearArguments& arguments, int tile, const Device& device, void* stream) {
+  switch (tile) {
     case 256:
       return Gemm<T, _256>::run(arguments, device, stream);
     case 128:

@@ -33,8 +33,8 @@ using Large = Gemm<T, cute::Shape<_128, _256, _128>, cute::Shape<_2, _1, _1>, Co
                    CooperativeEpilogue>;
 
 template <class T>
-int run(const LinearArguments& arguments, const Device& device, void* stream) {
-  switch (sm90_tile_tokens(arguments, device)) {
+int run(const LinearArguments& arguments, int tile, const Device& device, void* stream) {
+  switch (tile) {
     case 256:
       return Large<T>::run(arguments, device, stream);
     case 128:

@@ -14,10 +14,9 @@ using PermutingGemm = Gemm<T, cute::Shape<_128, Tokens, _128>, cute::Shape<_1, _
                            PingpongEpilogue, PermutedMainloop>;
 
 template <class T>
-int run_permuting(const LinearArguments& arguments, const Device& device, void* stream) {
-  return sm90_permuting_tile_tokens(arguments, device) == 64
-             ? PermutingGemm<T, _64>::run(arguments, device, stream)
-             : PermutingGemm<T, _32>::run(arguments, device, stream);
+int run_permuting(const LinearArguments& arguments, int tile, const Device& device, void* stream) {
+  return tile == 64 ? PermutingGemm<T, _64>::run(arguments, device, stream)
+                    : PermutingGemm<T, _32>::run(arguments, device, stream);
 }
 
 }  // namespace permllm::cuda::sm90

@@ -3,9 +3,9 @@
 
 namespace permllm::cuda {
 
-int many_tokens_sm90_permuting_bfloat16(const LinearArguments& arguments, const Device& device,
-                                        void* stream) {
-  return sm90::run_permuting<cutlass::bfloat16_t>(arguments, device, stream);
+int many_tokens_sm90_permuting_bfloat16(const LinearArguments& arguments, int tile,
+                                        const Device& device, void* stream) {
+  return sm90::run_permuting<cutlass::bfloat16_t>(arguments, tile, device, stream);
 }
 
 }  // namespace permllm::cuda

@@ -27,9 +27,19 @@ def fixtures_of(item):
     return getattr(item, "fixturenames", ())
 
 
+def compiles(item):
+    """Whether Inductor compiles in it, which takes a minute where nothing is cached."""
+    return getattr(item, "callspec", None) and item.callspec.params.get("backend") == "inductor"
+
+
 def pytest_collection_modifyitems(items):
-    """What needs the whole library comes last: it takes minutes to build; then what follows it."""
-    items.sort(key=lambda item: sum(name in fixtures_of(item) for name in BUILT))
+    """What takes minutes comes last: the whole library has to be built, then what follows it.
+
+    Inductor's too: what ends one that takes too long ends all that would come after it.
+    """
+    items.sort(
+        key=lambda item: (sum(name in fixtures_of(item) for name in BUILT), bool(compiles(item)))
+    )
 
 
 def pytest_collection_finish(session):

@@ -108,6 +108,7 @@ class Emulator:
             library.emulate_permute,
             library.emulate_stages,
             library.site,
+            library.force,
         ):
             function.restype = ctypes.c_char_p
 
@@ -269,14 +270,71 @@ class Emulator:
     ) -> tuple[str, int, bool]:
         tile, passes = ctypes.c_int(), ctypes.c_bool()
         device = gpu.as_struct()
-        names = built.split()
-        assert set(names) <= set(CUTLASS_KERNELS)
-        has = (ctypes.c_bool * len(CUTLASS_KERNELS))(*(name in names for name in CUTLASS_KERNELS))
         kernel = self._library.choose(
-            rows, inputs, tokens, int8, permuted, ctypes.byref(device), has, ctypes.byref(tile),
-            ctypes.byref(passes),
+            rows, inputs, tokens, int8, permuted, ctypes.byref(device), _built(built),
+            ctypes.byref(tile), ctypes.byref(passes),
         )  # fmt: skip
         return KERNELS[kernel], tile.value, passes.value
+
+    def clocks(
+        self,
+        rows: int,
+        inputs: int,
+        tokens: int,
+        *,
+        gpu: Gpu,
+        built: str,
+        int8: bool = False,
+        permuted: bool = False,
+    ) -> tuple[int, int]:
+        """Of the kernel for few tokens and of that for many, with the passes that they need."""
+        return self._compare(rows, inputs, tokens, gpu, built, int8, permuted)[:2]
+
+    def many(
+        self,
+        rows: int,
+        inputs: int,
+        tokens: int,
+        *,
+        gpu: Gpu,
+        built: str,
+        int8: bool = False,
+        permuted: bool = False,
+    ) -> tuple[str, int]:
+        """The kernel for many tokens and its tile, whether or not that for few takes less."""
+        return self._compare(rows, inputs, tokens, gpu, built, int8, permuted)[2:]
+
+    def _compare(
+        self, rows: int, inputs: int, tokens: int, gpu: Gpu, built: str, int8: bool, permuted: bool
+    ) -> tuple[int, int, str, int]:
+        few, many, tile = ctypes.c_int64(), ctypes.c_int64(), ctypes.c_int()
+        device = gpu.as_struct()
+        kernel = self._library.clocks(
+            rows, inputs, tokens, int8, permuted, ctypes.byref(device), _built(built),
+            ctypes.byref(few), ctypes.byref(many), ctypes.byref(tile),
+        )  # fmt: skip
+        return few.value, many.value, KERNELS[kernel], tile.value
+
+    def force(
+        self,
+        text: str,
+        rows: int,
+        inputs: int,
+        tokens: int,
+        *,
+        gpu: Gpu,
+        built: str = "",
+        int8: bool = False,
+        permuted: bool = True,
+    ) -> str | tuple[str, int, int]:
+        """The kernel, tile and splits that are forced, or why they cannot be."""
+        result = (ctypes.c_int * 3)()
+        device = gpu.as_struct()
+        reason: bytes = self._library.force(
+            text.encode(), rows, inputs, tokens, int8, permuted, ctypes.byref(device),
+            _built(built), result,
+        )  # fmt: skip
+        return reason.decode() or (KERNELS[result[0]], result[1], result[2])
 
     def largest_grids(self) -> list[int]:
         """Blocks in the second and third dimension of launches for the largest sizes."""
@@ -296,6 +354,13 @@ class Emulator:
             yield
         finally:
             self._library.leave_out(-1)
+
+
+def _built(text: str) -> ctypes.Array[ctypes.c_bool]:
+    """CutlassKernels."""
+    names = text.split()
+    assert set(names) <= set(CUTLASS_KERNELS)
+    return (ctypes.c_bool * len(CUTLASS_KERNELS))(*(name in names for name in CUTLASS_KERNELS))
 
 
 def _raise(error: bytes | None) -> None:

@@ -4,6 +4,7 @@
 #include "emulated_experts.h"
 #include "emulated_stage.h"
 #include "few_tokens.h"
+#include "forced_kernel.h"
 #include "guarded.h"
 #include "kernel_choice.h"
 #include "many_tokens_mma.h"
@@ -15,22 +16,24 @@ namespace {
 template <class Element, class Value>
 void few_tokens(const LinearArguments& a, const FewTokensPlan& plan, float* partial,
                 unsigned char* shared) {
-  const int token = static_cast<int>(blockIdx.z) * plan.token_tiles * 8;
+  const int row = static_cast<int>(blockIdx.y) * plan.rows;
+  const int split = static_cast<int>(blockIdx.z);
+  const int token = static_cast<int>(blockIdx.x) * plan.token_tiles * 8;
   switch (plan.token_tiles) {
     case 1:
-      return few_tokens_body<Element, Value, 1>(a, plan, partial, token, shared);
+      return few_tokens_body<Element, Value, 1>(a, plan, partial, row, split, token, shared);
     case 2:
-      return few_tokens_body<Element, Value, 2>(a, plan, partial, token, shared);
+      return few_tokens_body<Element, Value, 2>(a, plan, partial, row, split, token, shared);
     case 4:
-      return few_tokens_body<Element, Value, 4>(a, plan, partial, token, shared);
+      return few_tokens_body<Element, Value, 4>(a, plan, partial, row, split, token, shared);
   }
   switch (plan.rows) {
     case 192:
-      return few_tokens_body<Element, Value, 8, 192>(a, plan, partial, token, shared);
+      return few_tokens_body<Element, Value, 8, 192>(a, plan, partial, row, split, token, shared);
     case 256:
-      return few_tokens_body<Element, Value, 8, 256>(a, plan, partial, token, shared);
+      return few_tokens_body<Element, Value, 8, 256>(a, plan, partial, row, split, token, shared);
     default:
-      return few_tokens_body<Element, Value, 8, 128>(a, plan, partial, token, shared);
+      return few_tokens_body<Element, Value, 8, 128>(a, plan, partial, row, split, token, shared);
   }
 }
 
@@ -60,7 +63,7 @@ void run_few(const LinearArguments& a, const Device& device, int block_rows, uns
 
 template <class Element, class Value, int kTokens>
 void run_many_tile(const LinearArguments& a, unsigned seed, const Memory& memory) {
-  Guarded shared(many_tokens_shared_bytes<Value, kTokens>());
+  Guarded shared(many_tokens_shared_bytes(kTokens, sizeof(Value) == 1));
   launch_after_another(many_tokens_grid<kTokens>(a), kManyThreads<kTokens>, seed, shared,
                        memory.inputs, memory.y, [&] {
                          many_tokens_body<Element, Value, kTokens>(
@@ -185,14 +188,47 @@ int choose(int rows, int inputs, int tokens, int int8, int permuted, const Devic
   a.permutation = permuted ? &permutation : nullptr;
   const LinearKernel kernel = choose_kernel(a, *device, *built);
   *passes = takes_a_pass(kernel, a, *device);
-  *tile = kernel == LinearKernel::kFewTokens        ? 0
-          : kernel == LinearKernel::kManyTokensSm90 ? sm90_tile_tokens(a, *device)
-          : kernel == LinearKernel::kManyTokensSm90Permuting
-              ? sm90_permuting_tile_tokens(a, *device)
-          : kernel == LinearKernel::kManyTokensSm100 ? sm100_tile_tokens(a, *device)
-          : a.int8                                   ? many_tokens_tile<int8_t>(*device)
-                                                     : many_tokens_tile<uint16_t>(*device);
+  *tile = kernel == LinearKernel::kFewTokens ? 0 : tile_of(kernel, a, *device).tokens;
   return static_cast<int>(kernel);
+}
+
+// The clocks of the kernel for few tokens, as it is planned, and of that for many; with a pass
+// where one permutes in front. Returns the latter kernel, with its tile.
+int clocks(int rows, int inputs, int tokens, int int8, int permuted, const Device* device,
+           const CutlassKernels* built, int64_t* few, int64_t* many, int* tile) {
+  LinearArguments a = sizes(rows, inputs, tokens, int8);
+  const uint8_t permutation{};
+  a.permutation = permuted ? &permutation : nullptr;
+  const FewTokensClocks planned = planned_few_tokens_clocks(a, *device);
+  *few = permuted ? std::min(planned.permuting, planned.after_pass) : planned.permuting;
+  const LinearKernel kernel = choose_many(a, *device, *built);
+  *many = many_tokens_clocks(kernel, a, *device);
+  *tile = tile_of(kernel, a, *device).tokens;
+  return static_cast<int>(kernel);
+}
+
+// What is wrong with a kernel that is to be forced, in itself or for such a product, or nothing;
+// else how it is forced, in `result`: the kernel, its tile and splits, of few tokens as planned.
+const char* force(const char* text, int rows, int inputs, int tokens, int int8, int permuted,
+                  const Device* device, const CutlassKernels* built, int* result) {
+  static std::string reason;
+  ForcedKernel forced{};
+  reason = parse_forced_kernel(text, forced);
+  if (!reason.empty()) return reason.c_str();
+  LinearArguments a = sizes(rows, inputs, tokens, int8);
+  const uint8_t permutation{};
+  a.permutation = permuted ? &permutation : nullptr;
+  reason = reason_not_to_force(forced, a, *device, *built);
+  result[0] = static_cast<int>(forced.kernel);
+  if (forced.kernel == LinearKernel::kFewTokens) {
+    const FewTokensPlan plan = forced_few_tokens(forced, a, *device);
+    result[1] = plan.rows;
+    result[2] = plan.splits;
+  } else {
+    result[1] = forced.tile;
+    result[2] = forced.splits;
+  }
+  return reason.c_str();
 }
 
 // Blocks in the second and third dimension of every launch for the largest sizes that the operator
@@ -201,7 +237,7 @@ void largest_grids(int* result) {
   const int rows = static_cast<int>(kMostRows);
   const int columns = static_cast<int>(kMostRowBytes / 4);
   const LinearArguments many = sizes(rows, 128, 1 << 30, false);
-  const LinearArguments few = sizes(rows, 128, kFewTokens, false);
+  const LinearArguments few = sizes(rows, 128, kMostCompared, false);
   const PermuteArguments permuted{nullptr, 0, nullptr, nullptr, 1 << 30, columns};
   const Device device{90, 132, 227 << 10, 228 << 10, 0, false};
   ExpertsArguments most{};

@@ -4,7 +4,8 @@
 
 What fails is tried again without launches that overlap, and with a host that waits for each: a
 kernel that is wrong by itself fails in both. Processes are forked from this one, which has imported
-all that they need and leaves the GPU alone. Exits with 1 where a kernel failed or was not tried.
+all that they need and leaves the GPU alone: what it is, the first of them tells. What it does not
+run is skipped without a process. Exits with 1 where a kernel failed or was not tried.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+import torch
 
 from benchmarks.records.machine import revision, write_json
 from permllm_vllm import ops
@@ -74,15 +77,35 @@ def attempt(case: Case, limit: float, environment: Mapping[str, str]) -> str:
     return said
 
 
+def capability(limit: float) -> tuple[int, int] | None:
+    """Of the GPU, None where the process that asks does not say it in time."""
+    receiver, sender = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=_tell_capability, args=(sender,), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        if receiver.poll(limit):
+            major, minor = receiver.recv()
+            return major, minor
+    except EOFError:
+        pass
+    finally:
+        process.kill()
+        process.join(10)
+    return None
+
+
+def _tell_capability(sender: Connection) -> None:
+    sender.send(torch.cuda.get_device_capability())
+
+
 def _run(case: Case, limit: float, environment: Mapping[str, str], sender: Connection) -> None:
     os.environ.update(environment)
     faulthandler.enable(sys.__stderr__)
     faulthandler.dump_traceback_later(max(limit - 2, 0.5), file=sys.__stderr__)  # of what hangs
     try:
-        reason = case.skipped()
-        if not reason:
-            case.run()
-        sender.send(f"skipped: {reason}" if reason else "passed")
+        case.run()
+        sender.send("passed")
     except Exception as error:
         traceback.print_exc()
         said = str(error).strip().splitlines()[:1]
@@ -90,8 +113,17 @@ def _run(case: Case, limit: float, environment: Mapping[str, str], sender: Conne
         sys.exit(1)
 
 
-def run(cases: Sequence[Case], seconds: float, file: Path | None) -> list[Trial]:
-    """Tries all of them, then again what failed; nothing is tried after `seconds`."""
+def run(
+    cases: Sequence[Case],
+    seconds: float,
+    file: Path | None,
+    found: tuple[int, int] | None = None,
+) -> list[Trial]:
+    """Tries all of them, then again what failed; nothing is tried after `seconds`.
+
+    What a GPU of the compute capability `found` does not run is skipped; nothing, where that is not
+    known.
+    """
     end, begun = time.monotonic() + seconds, revision()
     trials: list[Trial] = []
 
@@ -105,7 +137,9 @@ def run(cases: Sequence[Case], seconds: float, file: Path | None) -> list[Trial]
         return outcome, round(time.monotonic() - start, 1)
 
     for case in cases:
-        trials.append(Trial(case.name, *tried(case, {})))
+        reason = case.skipped(found) if found else ""
+        ended = (f"skipped: {reason}", 0.0) if reason else tried(case, {})
+        trials.append(Trial(case.name, *ended))
         print(trials[-1].line(), flush=True)
         save()
     for case, trial in zip(cases, trials, strict=True):
@@ -131,7 +165,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if ops.cuda_missing_reason:
         raise SystemExit(ops.cuda_missing_reason)
-    sys.exit(any(trial.failed for trial in run(CASES, arguments.seconds, arguments.json)))
+    start = time.monotonic()
+    found = capability(min(LIMIT, arguments.seconds))
+    left = arguments.seconds - (time.monotonic() - start)
+    sys.exit(any(trial.failed for trial in run(CASES, left, arguments.json, found)))
 
 
 if __name__ == "__main__":

@@ -44,13 +44,33 @@ def test_few_tokens(emulator, n, k, block_size, bias, tokens):
     check(emulator, layer, tokens, DTYPES[tokens % 2], seed=tokens)
 
 
+@pytest.mark.parametrize("tokens", [65, 100, 128, 129, 200, 256])
+@pytest.mark.parametrize(("n", "k", "block_size"), [(128, 128, 64), (136, 576, 0), (200, 1152, 32)])
+def test_few_tokens_of_several_blocks(emulator, n, k, block_size, tokens):
+    """More tokens than those of a block, the last of which may have one; with splits and without.
+
+    Each block permutes its own, and their partial sums lie behind each other.
+    """
+    layer = random_layer(n, k, block_size=block_size or 64, permuted=block_size > 0, bias=True)
+    gpu = H100 if tokens % 2 else SMALL
+    splits = emulator.plan(n, k, tokens, int8=False, gpu=gpu, permuted=block_size > 0).splits
+    assert (splits > 1) == (k == 1152 and gpu is H100)
+    check(emulator, layer, tokens, DTYPES[tokens % 2], gpu=gpu, seed=tokens)
+
+
+@pytest.mark.parametrize("block_rows", [0, 192, 256])
+def test_few_tokens_of_several_blocks_int8(emulator, block_rows):
+    layer = int8_layer(329, 704, bias=True)
+    check(emulator, layer, 150, torch.bfloat16, block_rows=block_rows)
+
+
 WIDE = (192, 256)
 
 
 @pytest.mark.parametrize("block_rows", WIDE)
 @pytest.mark.parametrize(
     ("n", "k", "tokens"),
-    [(1, 8, 33), (128, 128, 64), (200, 640, 47), (384, 1152, 64), (700, 2112, 50)],
+    [(1, 8, 33), (128, 128, 64), (200, 640, 47), (384, 1152, 64), (700, 2112, 50), (200, 640, 131)],
 )
 def test_few_tokens_in_wide_blocks(emulator, n, k, tokens, block_rows):
     """The last block is whole, or has 64 or 128 rows; with splits and without."""
@@ -67,7 +87,7 @@ def test_few_tokens_in_wide_blocks_int8(emulator, block_rows):
 @given(
     n=st.integers(1, 300),
     k=st.integers(1, 130).map(lambda eighths: eighths * 8),
-    tokens=st.integers(1, 64),
+    tokens=st.integers(1, 100),
     block_size=st.sampled_from([32, 64, 128]),
     gpu=st.sampled_from([A100, H100, L4, SMALL]),
     dtype=st.sampled_from(DTYPES),
@@ -176,10 +196,10 @@ def test_plans_fit(emulator, gpu, int8):
     shapes = [*LLAMA_2_7B, (1, 8), (128, 128), (1000, 1000), (128256, 4096), (4096, 28672)]
     for rows, inputs in shapes:
         steps = -(-inputs // 128)
-        for tokens, permuted in product((1, 8, 9, 16, 17, 33, 64), (False, True)):
+        for tokens, permuted in product((1, 8, 9, 16, 17, 33, 64, 65, 256), (False, True)):
             plan = emulator.plan(rows, inputs, tokens, int8=int8, gpu=gpu, permuted=permuted)
             assert plan.rows == 128 or tokens > 32
-            assert plan.token_tiles * 8 >= tokens
+            assert plan.token_tiles * 8 >= min(tokens, 64)
             assert plan.shared_bytes <= gpu.per_block
             assert (plan.splits - 1) * plan.steps_per_split < steps
             assert plan.splits * plan.steps_per_split >= steps

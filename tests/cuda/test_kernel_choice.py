@@ -1,5 +1,7 @@
 """Which kernel and which tile the operator takes, on GPUs that are not here."""
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.shapes import LLAMA_2_7B
@@ -20,12 +22,14 @@ ALL = "sm90 sm100 sm103"
     [
         (H100, 4096, 1, False, ALL, "few_tokens", 0),
         (H100, 4096, 64, False, ALL, "few_tokens", 0),
-        (H100, 4096, 65, False, ALL, "many_tokens_sm90", 64),
-        (H100, 4096, 65, True, ALL, "many_tokens_mma", 128),  # CUTLASS has no such product
-        (H100, 4100, 65, False, ALL, "many_tokens_mma", 128),  # rows of y that TMA cannot write
-        (H100, 4096, 65, False, "", "many_tokens_mma", 128),  # built without 90a
-        (H100, 4096, 65, False, "sm100 sm103", "many_tokens_mma", 128),
-        (A100, 4096, 65, False, ALL, "many_tokens_mma", 128),
+        (H100, 4096, 65, False, ALL, "few_tokens", 0),  # narrow: the others split no inputs
+        (H100, 4096, 257, False, ALL, "many_tokens_sm90", 128),
+        (H100, 22016, 65, False, ALL, "many_tokens_sm90", 128),
+        (H100, 4096, 257, True, ALL, "many_tokens_mma", 128),  # CUTLASS has no such product
+        (H100, 4100, 257, False, ALL, "many_tokens_mma", 128),  # rows of y that TMA cannot write
+        (H100, 4096, 257, False, "", "many_tokens_mma", 128),  # built without 90a
+        (H100, 4096, 257, False, "sm100 sm103", "many_tokens_mma", 128),
+        (A100, 4096, 257, False, ALL, "many_tokens_mma", 128),
         (A100, 4096, 64, True, ALL, "few_tokens", 0),
         (L4, 4096, 4096, False, ALL, "many_tokens_mma", 64),  # less shared memory
         (L4, 4096, 4096, True, ALL, "many_tokens_mma", 128),
@@ -58,7 +62,7 @@ def test_kernel(emulator, gpu, rows, tokens, int8, built, kernel, tile):
     ],
 )
 def test_tiles(emulator, gpu, shape, tiles):
-    found = [emulator.choice(*shape, tokens, gpu=gpu, built=ALL)[1] for tokens in MANY]
+    found = [emulator.many(*shape, tokens, gpu=gpu, built=ALL)[1] for tokens in MANY]
     assert tuple(found) == tiles
 
 
@@ -77,10 +81,10 @@ def test_permutes_itself_where_that_takes_less_than_a_pass(emulator, shape, choi
     """Narrow layers, whose tiles would leave processors without work otherwise."""
     found = []
     for tokens in (65, 128, 129, 256, 512):
-        kernel, tile = emulator.choice(*shape, tokens, gpu=H100, built=ALL, permuted=True)
+        kernel, tile = emulator.many(*shape, tokens, gpu=H100, built=ALL, permuted=True)
         assert kernel in ("many_tokens_sm90", "many_tokens_sm90_permuting")
         found.append(f"{'' if kernel.endswith('permuting') else 'pass '}{tile}")
-        unpermuted = emulator.choice(*shape, tokens, gpu=H100, built=ALL)
+        unpermuted = emulator.many(*shape, tokens, gpu=H100, built=ALL)
         assert unpermuted[0] == "many_tokens_sm90"
         assert "permuting" in kernel or unpermuted[1] == tile
     assert ", ".join(found) == choices
@@ -90,10 +94,10 @@ def test_permutes_itself_where_that_takes_less_than_a_pass(emulator, shape, choi
     ("gpu", "rows", "tokens", "int8", "built", "kernel"),
     [
         (H100, 4096, 64, False, ALL, "few_tokens"),
-        (H100, 4096, 65, True, ALL, "many_tokens_mma"),
-        (H100, 4100, 65, False, ALL, "many_tokens_mma"),
-        (H100, 4096, 65, False, "sm100", "many_tokens_mma"),
-        (A100, 4096, 65, False, ALL, "many_tokens_mma"),
+        (H100, 4096, 257, True, ALL, "many_tokens_mma"),
+        (H100, 4100, 257, False, ALL, "many_tokens_mma"),
+        (H100, 4096, 257, False, "sm100", "many_tokens_mma"),
+        (A100, 4096, 257, False, ALL, "many_tokens_mma"),
         (B200, 4096, 65, False, ALL, "many_tokens_sm100"),
     ],
 )
@@ -173,7 +177,7 @@ SOME = (65, 100, 129, 300, 1000, 3000, 8192)
 def test_no_tile_takes_fewer_clocks(emulator, gpu):
     for rows, inputs in LAYERS:
         for tokens in SOME:
-            tile = emulator.choice(rows, inputs, tokens, gpu=gpu, built=ALL)[1]
+            tile = emulator.many(rows, inputs, tokens, gpu=gpu, built=ALL)[1]
             best = min(clocks(gpu, rows, tokens, other) for other in (64, 128, 256))
             assert clocks(gpu, rows, tokens, tile) == best, (rows, inputs, tokens)
 
@@ -187,7 +191,9 @@ def test_the_pass_is_taken_where_it_takes_no_more_clocks(emulator):
             own = {t: steps * clocks(H100, rows, tokens, t, permuting=True) for t in (32, 64)}
             plain = {t: steps * clocks(H100, rows, tokens, t) for t in (64, 128, 256)}
             passes = 1750 + 2 * 2 * tokens * inputs // (132 * 24)
-            kernel, tile = choice_of(emulator, rows, inputs, tokens)
+            kernel, tile = emulator.many(
+                rows, inputs, tokens, gpu=H100, built="sm90", permuted=True
+            )
             chosen.add(kernel)
             if kernel.endswith("permuting"):
                 assert own[tile] == min(own.values()) < min(plain.values()) + passes
@@ -226,18 +232,34 @@ def plan_clocks(gpu, shape, tokens, plan, *, permuting, int8):
     """The model of few_tokens_plan.h, written down once more."""
     steps = -(-shape[1] // 128)
     weight = plan.rows * (64 if int8 else 128) + plan.rows * 16
-    activations = 256 * tokens  # bytes of a step
+    activations = 256 * min(tokens, 64)  # bytes of a step
+    tiles = -(-tokens // 64)
     halves = plan.token_tiles == 8  # of the tokens, that read the weights, which two warps share
     reads = plan.rows // (64 if halves else 32) * 256 * 8 * plan.token_tiles
     shared = weight + activations + weight * (1 + halves) + reads
     if permuting:
         shared += 2 * activations + activations  # reads of 2 bytes a lane, and writes
     padded = -(-shape[0] // 128) * 128
-    blocks = -(-(-(-padded // plan.rows) * plan.splits) // gpu.processors)
+    rows = -(-padded // plan.rows)
+    blocks = -(-(rows * plan.splits * tiles) // gpu.processors)
     memory = padded * steps * weight // plan.rows // (gpu.processors * MEMORY[gpu.capability])
     sums = 2 * 4 * plan.splits * tokens * padded // (gpu.processors * 24)
     product = max(blocks * plan.steps_per_split * (shared // 128), memory)
+    if tiles > 1:  # the cache sends weights to each of them, and activations to all rows
+        cache = padded * steps * weight // plan.rows * tiles + rows * steps * 256 * tokens
+        product = max(product, cache // (gpu.processors * 24))
     return product + (1750 + sums if plan.splits > 1 else 0)
+
+
+def splits_of(gpu, shape, tokens, plan):
+    """The plan with every number of splits that it may have."""
+    steps = -(-shape[1] // 128)
+    blocks = -(-(-(-shape[0] // 128) * 128) // plan.rows) * -(-tokens // 64)
+    most = 1 if blocks >= gpu.processors else max(1, min(16, steps // 4))
+    for splits in range(1, most + 1):
+        length = -(-steps // splits)
+        if -(-steps // length) == splits:
+            yield replace(plan, splits=splits, steps_per_split=length)
 
 
 def few_tokens_clocks(emulator, gpu, shape, tokens, *, permuting, int8=False):
@@ -247,10 +269,11 @@ def few_tokens_clocks(emulator, gpu, shape, tokens, *, permuting, int8=False):
         emulator.plan(*shape, tokens, **options, block_rows=rows)
         for rows in ((128, 192, 256) if tokens > 32 else (128,))
     ]
+    if tokens > 64:
+        plans = [split for plan in plans for split in splits_of(gpu, shape, tokens, plan)]
+    plans = [plan for plan in plans if plan.shared_bytes <= gpu.per_block]
     clocks = [
-        plan_clocks(gpu, shape, tokens, plan, permuting=permuting, int8=int8)
-        for plan in plans
-        if plan.shared_bytes <= gpu.per_block
+        plan_clocks(gpu, shape, tokens, plan, permuting=permuting, int8=int8) for plan in plans
     ]
     assert emulator.plan(*shape, tokens, **options) == plans[clocks.index(min(clocks))]
     return min(clocks)
@@ -260,12 +283,14 @@ def few_tokens_clocks(emulator, gpu, shape, tokens, *, permuting, int8=False):
 @pytest.mark.parametrize("gpu", [A100, H100, L4, B200, RTX_5090])
 def test_few_tokens_take_what_takes_no_more_clocks(emulator, gpu, int8):
     for shape in LAYERS:
-        for tokens in (1, 8, 9, 16, 30, 32, 33, 50, 64):
+        for tokens in (1, 8, 9, 16, 30, 32, 33, 50, 64, 65, 128, 200):
             own, plain = (
                 few_tokens_clocks(emulator, gpu, shape, tokens, permuting=permuting, int8=int8)
                 for permuting in (True, False)
             )
             passes = 1750 + 2 * 2 * tokens * shape[1] // (gpu.processors * 24)
+            if emulator.choice(*shape, tokens, gpu=gpu, built="", int8=int8, permuted=True)[1] > 0:
+                continue  # the kernel for many tokens
             taken = emulator.takes_a_pass(*shape, tokens, gpu=gpu, int8=int8)
             assert taken == (own > plain + passes), (shape, tokens)
 

@@ -39,7 +39,7 @@ def test_a_shape_reaches_its_kernel(emulator, case, gpu):
 def test_every_kernel_and_tile_is_tried():
     few = {(case.tile, case.tokens, case.split) for case in PRODUCTS if case.kernel == "few_tokens"}
     wide = {(rows, 64, split) for rows in (128, 192, 256) for split in (False, True)}
-    assert few == {(128, 8, False), (128, 8, True)} | wide
+    assert few == {(128, 8, False), (128, 8, True), (128, 200, True)} | wide
     many = {(case.kernel, case.tile) for case in PRODUCTS if case.kernel != "few_tokens"}
     assert many == {
         ("many_tokens_mma", 128),
@@ -65,6 +65,24 @@ def test_experts_have_few_pairs_and_many():
     assert averages["few_pairs"] < 64 <= averages["many_pairs"]
 
 
+@dataclass(frozen=True)
+class Pretended:
+    """Runs `body`, without a GPU."""
+
+    name: str
+    body: object
+
+    def skipped(self, capability):
+        return "not here" if self.body is None else ""
+
+    def run(self):
+        self.body()
+
+
+def wrong():
+    raise AssertionError("relative error 1.0\nand more")
+
+
 @pytest.mark.parametrize(
     ("capability", "built", "kernel", "reason"),
     [
@@ -78,27 +96,29 @@ def test_experts_have_few_pairs_and_many():
 )
 def test_what_a_gpu_does_not_run_is_skipped(monkeypatch, capability, built, kernel, reason):
     library = type("Library", (), {"cutlass_architectures": staticmethod(lambda: built)})
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.ops, "permllm", library)
-    assert Product(kernel, 64, 8, 128, 100).skipped() == reason
+    assert Product(kernel, 64, 8, 128, 100).skipped(capability) == reason
 
 
-@dataclass(frozen=True)
-class Pretended:
-    """Runs `body`, without a GPU."""
-
-    name: str
-    body: object
-
-    def skipped(self):
-        return "not here" if self.body is None else ""
-
-    def run(self):
-        self.body()
+def test_what_is_skipped_starts_no_process(monkeypatch):
+    """Which would take as long to start as one that multiplies."""
+    monkeypatch.setattr(smoke, "attempt", None)
+    (trial,) = smoke.run([Pretended("elsewhere", None)], 60, None, (9, 0))
+    assert (trial.outcome, trial.seconds) == ("skipped: not here", 0.0)
 
 
-def wrong():
-    raise AssertionError("relative error 1.0\nand more")
+@pytest.mark.parametrize(
+    ("tells", "found"),
+    [(lambda: (9, 0), (9, 0)), (wrong, None), (lambda: time.sleep(60), None)],
+)
+def test_a_process_of_its_own_asks_the_gpu(monkeypatch, capfd, tells, found):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", tells)
+    assert smoke.capability(5.0 if found or tells is wrong else 0.5) == found
+
+
+def test_where_the_gpu_does_not_say_what_it_is_everything_is_tried():
+    (trial,) = smoke.run([Pretended("elsewhere", None)], 60, None, None)
+    assert trial.failed
 
 
 def test_how_each_ends_is_told(tmp_path):
@@ -111,7 +131,7 @@ def test_how_each_ends_is_told(tmp_path):
         Pretended("elsewhere", None),
     ]
     file = tmp_path / "smoke.json"
-    trials = smoke.run(cases, 60, file)
+    trials = smoke.run(cases, 60, file, (9, 0))
     assert [trial.outcome for trial in trials] == [
         "passed", "failed: AssertionError: relative error 1.0", "failed: exit status -11",
         "failed: exit status 7", "skipped: not here",

@@ -51,18 +51,50 @@ def test_searches_an_algorithm_for_every_number_of_tokens(monkeypatch):
         searched.append(x.shape)
         return len(searched)
 
+    monkeypatch.delattr(torch._C, "_cusparselt", raising=False)
     monkeypatch.setattr(torch, "_cslt_sparse_mm_search", search)
     fastest = FastestAlgorithm()
     compressed = torch.zeros(1)
     found = [fastest(n, compressed, torch.zeros(m, 64)) for n, m in ((8, 8), (8, 16), (16, 8)) * 2]
-    assert found == [1, 2, 3] * 2
+    assert found == [{"alg_id": number} for number in (1, 2, 3)] * 2
     assert searched == [(64, 8), (64, 16), (64, 8)]
+
+
+@pytest.mark.parametrize("answer", [(5,), (5, 2), (5, 2, 1), (5, 2, 1, 7), (5, 2, 1, 7, 9)])
+def test_takes_the_split_that_the_search_has_found(monkeypatch, answer):
+    """What is public of it returns the algorithm alone, which may be no fastest without a split."""
+    given = []
+
+    def mm_search(compressed, x, bias, alpha, out_dtype, transpose_result):
+        assert (bias, alpha, out_dtype, transpose_result) == (None, None, None, True)
+        return answer
+
+    def multiply(weight, x, *, transpose_result, **settings):
+        assert transpose_result
+        given.append(settings)
+        return torch.zeros(x.shape[1], 64)
+
+    bindings = type("Bindings", (), {"mm_search": staticmethod(mm_search)})
+    monkeypatch.setattr(torch._C, "_cusparselt", bindings, raising=False)
+    monkeypatch.setattr(torch, "_cslt_compress", torch.clone)
+    monkeypatch.setattr(torch, "_cslt_sparse_mm", multiply)
+    monkeypatch.setattr(cuda_contestants, "_fastest_algorithm", FastestAlgorithm())
+    monkeypatch.setattr(
+        torch.ops.permllm, "permute_inputs", lambda x, places: x[:, places.long()], raising=False
+    )
+    (call,) = CONTESTANTS["permute + cusparselt"](random_layer(64, 128), 1)
+    assert call(torch.zeros(5, 128).bfloat16()).shape == (5, 64)
+    names = ("alg_id", "split_k", "split_k_mode")
+    assert given == [dict(zip(names, answer, strict=False))]
+    parameters = torch.ops.aten._cslt_sparse_mm.default._schema.arguments
+    assert {*names} <= {parameter.name for parameter in parameters}
 
 
 def test_pytorchs_cutlass_is_not_cusparselt(monkeypatch):
     """to_sparse_semi_structured would take cuSPARSELt, of which there is a row already."""
     asked = []
     monkeypatch.setattr(cuda_contestants, "CUDA", torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
     monkeypatch.setattr(
         torch.sparse.SparseSemiStructuredTensorCUTLASS,
         "from_dense",
@@ -70,6 +102,19 @@ def test_pytorchs_cutlass_is_not_cusparselt(monkeypatch):
     )
     CONTESTANTS["permute + pytorch cutlass"](random_layer(64, 128), 2)
     assert asked == [(64, 128)] * 2
+
+
+def test_pytorchs_cutlass_is_left_out_once_where_it_refuses_the_gpu(replays, monkeypatch, capsys):
+    """And no weight is compressed for it."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.sparse.SparseSemiStructuredTensorCUTLASS, "from_dense", None)
+    names = [OURS, "permute + pytorch cutlass"]
+    for _ in range(2):
+        ((row,),) = measure(random_layer(64, 128), [4], names, speed=1.0)
+        assert row.contestant == OURS
+    assert names == [OURS]
+    said = "no permute + pytorch cutlass: it takes compute capability 8.x, this GPU has 9.0"
+    assert capsys.readouterr().out.count(said) == 1
 
 
 def test_the_pass_comes_before_a_product_without_permutation(monkeypatch):
