@@ -39,7 +39,6 @@ COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \
     HF_HUB_OFFLINE=1 \
     VLLM_NO_USAGE_STATS=1 \
-    TORCH_COMPILE_DISABLE=1 \
     VLLM_CPU_KVCACHE_SPACE=4 \
     LD_PRELOAD=libtcmalloc_minimal.so.4
 USER server
@@ -47,5 +46,5 @@ WORKDIR /home/server
 EXPOSE 8000
 HEALTHCHECK --start-period=5m --interval=30s --timeout=10s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=5)"]
-# Eager: compiling would need g++ in this image, and so would the helpers that vLLM compiles even then. More options follow the model's directory.
+# Eager: compiling would need g++ in this image. More options follow the model's directory.
 ENTRYPOINT ["vllm", "serve", "--host", "0.0.0.0", "--port", "8000", "--enforce-eager"]

@@ -39,7 +39,7 @@ def companion_files(source: Path) -> Iterator[Path]:
     yield from _files(source, source)
     if (templates := source / _TEMPLATES).is_dir() and not templates.is_symlink():
         yield from _files(source, templates)
-    for folder in _module_folders(source):
+    for folder in module_folders(source):
         for path in sorted(folder.iterdir()):
             if path.name == CONFIG_NAME or path.suffix == ".safetensors":
                 yield _readable(source, path)
@@ -72,11 +72,11 @@ def _files(source: Path, folder: Path) -> Iterator[Path]:
             yield _readable(source, path)
 
 
-def _module_folders(source: Path) -> list[Path]:
-    """Folders right in `source` that its list of modules names; what is no such list names none."""
+def module_folders(source: Path) -> list[Path]:
+    """List the folders right in `source` that its `modules.json` names, if it is such a list."""
     try:
         modules = json.loads((source / _MODULES).read_text(encoding="utf-8"))
-        names = sorted({module["path"] for module in modules} - {""})
+        names = sorted({module["path"] for module in modules} - {"", ".", ".."})
     except (OSError, ValueError, TypeError, KeyError):
         return []
     plain = [source / name for name in names if isinstance(name, str) and Path(name).name == name]

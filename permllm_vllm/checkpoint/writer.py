@@ -60,8 +60,8 @@ def write_checkpoint(
     `extra_files` (relative name -> content) written beside it, replacing copies from `source`; None
     leaves the copy out, and a function is asked for the content when all tensors are written.
 
-    The directory appears under its name only when it is complete; `SHA256SUMS` in it records every
-    weight file. Raises `CheckpointError`, leaving what was there as it was, when `output` is not
+    The directory appears under its name only when it is complete; `SHA256SUMS` in it records its
+    weight files. Raises `CheckpointError`, leaving what was there as it was, when `output` is not
     empty (unless `force`), the disk is too small, a file of `source` cannot be read, a name comes
     twice, or the tensors break a rule of the format.
     """

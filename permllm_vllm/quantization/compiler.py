@@ -19,7 +19,7 @@ def missing_for_compiling() -> str:
 
     try:
         get_cpp_compiler()
-    except InvalidCxxCompiler:
+    except (InvalidCxxCompiler, OSError):  # the latter of a compiler that may not be run
         return "no C++ compiler"
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         return "no header Python.h"
@@ -31,10 +31,11 @@ def keep_helpers_eager(*, eager: bool) -> None:
 
     `--enforce-eager` leaves a few of them to Inductor (the rank of a token among log-probabilities,
     the embedding of a part of a vocabulary), and a request that needs one would end the engine.
+    It holds for the whole process.
     """
-    if not eager or torch._dynamo.config.disable or not (missing := missing_for_compiling()):
+    if not eager or not (missing := missing_for_compiling()):
         return
-    torch._dynamo.config.disable = True
+    torch.compiler.set_stance("force_eager")
     logger.warning(
         "%s is here, so torch.compile is off in this process: what vLLM compiles even with "
         "--enforce-eager runs as it is",

@@ -27,7 +27,7 @@ class OnCpu:
         on_cpu = sparse and vllm_config.device_config.device_type == "cpu"
         if on_cpu:
             keep_order()
-            keep_helpers_eager(eager=vllm_config.model_config.enforce_eager)
+            keep_helpers_eager(eager=not vllm_config.compilation_config.mode)
             rotate_in_pytorch(vllm_config.compilation_config, model_config.hf_config)
         loader: Any = super()
         with gateless_experts_accepted() if on_cpu else nullcontext():

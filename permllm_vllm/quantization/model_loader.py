@@ -63,12 +63,17 @@ class CompleteModelLoader(OnCpu, DefaultModelLoader):
         """The tensors of the checkpoint; their names are remembered.
 
         Into a model that is served already, vLLM loads what comes, and lets other tensors be those
-        of before. So a directory is looked through before anything is loaded.
+        of before. So a directory is looked through at once, while the model is whole.
         """
         expected: frozenset[str] = getattr(model, _LOADED, frozenset())
         if expected and (directory := Path(model_config.model)).is_dir():
             _require_all(expected, require_safetensors(directory))
-        for name, tensor in super().get_all_weights(model_config, model):
+        return self._remembered(super().get_all_weights(model_config, model), expected)
+
+    def _remembered(
+        self, weights: Iterable[tuple[str, Tensor]], expected: frozenset[str]
+    ) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in weights:
             self.names.add(name)
             yield name, tensor
         _require_all(expected, self.names)

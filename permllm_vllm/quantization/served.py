@@ -21,16 +21,21 @@ def kernels() -> str:
     """What decides which operands the layers of a checkpoint have: code, libraries, CPU."""
     cpu = "none" if ops.missing_reason else torch.ops.permllm.cpu_instruction_set()
     cuda = "none" if ops.cuda_missing_reason else torch.ops.permllm.cuda_architectures()
-    return f"permllm-vllm {permllm_vllm.__version__} {_code()}, cpu {cpu}, cuda {cuda}"
+    return f"permllm-vllm {permllm_vllm.__version__} {_own_digest()}, cpu {cpu}, cuda {cuda}"
 
 
 @functools.cache
-def _code() -> str:
-    """Tells builds of one version apart."""
-    package = Path(permllm_vllm.__file__).parent
+def _own_digest() -> str:
+    return build_digest(Path(permllm_vllm.__file__).parent)
+
+
+def build_digest(package: Path) -> str:
+    """Digest of the libraries and sources of this package: tells builds of one version apart."""
     digest = hashlib.sha256()
     for path in sorted([*package.glob("_C*.so"), *package.rglob("*.py")]):
-        digest.update(path.read_bytes())
+        digest.update(str(path.relative_to(package)).encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
 
 

@@ -106,17 +106,21 @@ def test_companions_are_carried_over_and_old_weights_are_not(
 
 
 def test_modules_of_sentence_transformers_are_carried_over(tiny_model: Any, tmp_path: Path) -> None:
-    modules = [{"path": path} for path in ("", "1_Pooling", "2_Dense", "3_Normalize", "../other")]
+    modules = [
+        {"path": path}
+        for path in ("", "1_Pooling", "2_Dense", "3_Normalize", "../other", "..", ".")
+    ]
     source = tiny_model.source
     kept = ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"]
     (tmp_path / "other").mkdir()
-    for name in [*kept, "4_Unnamed/config.json", "../other/config.json"]:
+    for name in [*kept, "4_Unnamed/config.json", "../other/config.json", "../config.json"]:
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text(name)
     (source / "modules.json").write_text(json.dumps(modules))
     written = contents(tiny_model.write(tmp_path / "out"))
     made = {"tokenizer.json", "config.json", "model.safetensors", "SHA256SUMS"}
     assert set(written) == {*kept, *made, "modules.json"}
+    assert (tmp_path / "config.json").read_text() == "../config.json"  # not one of the model's
     (source / "2_Dense" / "model.safetensors").rename(source / "2_Dense" / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"2_Dense/pytorch_model\.bin: found other weights"):
         tiny_model.write(tmp_path / "again")

@@ -57,9 +57,10 @@ def test_there_and_back(tmp_path: Path, model_type: str, options: dict[str, Any]
     assert (served - exact).abs().max() < 1e-4 * exact.abs().max()
 
 
+@pytest.mark.parametrize("said", [0, 1])
 @pytest.mark.parametrize("holds", [False, True])
-def test_layers_that_predict_more_tokens_stay(tmp_path: Path, holds: bool) -> None:
-    model, pattern = tiny_model("glm4_moe", num_nextn_predict_layers=1), Pattern(2, 4)
+def test_layers_that_predict_more_tokens_stay(tmp_path: Path, holds: bool, said: int) -> None:
+    model, pattern = tiny_model("glm4_moe", num_nextn_predict_layers=said), Pattern(2, 4)
     decisions = decisions_of(model, pattern, 64)
     bake(model, decisions, pattern, 64, tmp_path / "baked")
     convert_to_dense(str(tmp_path / "baked"), tmp_path / "dense")

@@ -20,12 +20,14 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 )
 from vllm.model_executor.models.utils import WeightsMapper
 
+import permllm_vllm
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.quantization import config as config_module
 from permllm_vllm.quantization.config import PermLLMConfig
 from permllm_vllm.quantization.dense import DenseLinearMethod
 from permllm_vllm.quantization.head import HeadMethod
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
+from permllm_vllm.quantization.served import build_digest, kernels
 from tests.quantization.sparse_modules import config
 
 ATTENTION = "model.layers.0.self_attn"
@@ -270,3 +272,16 @@ def test_vllm_quantizes_dense_layers_alone() -> None:
     arguments = QuantizationConfigArgs(linear="fp8_per_tensor", ignore=[f"{ATTENTION}.o_proj"])
     quantization.online_quantization_config = OnlineQuantizationConfig(arguments)
     assert quantization.get_quant_method(layer, f"{ATTENTION}.o_proj") is not None
+
+
+def test_builds_of_one_version_are_told_apart(tmp_path: Path) -> None:
+    """vLLM would take the compiled graph of another build, whose layers may have other operands."""
+    (tmp_path / "backends").mkdir()
+    found = {build_digest(tmp_path)}
+    for name, content in (("_C.so", b"1"), ("_C.so", b"2"), ("backends/cpu.py", b"2")):
+        (tmp_path / name).write_bytes(content)
+        found.add(build_digest(tmp_path))
+    (tmp_path / "backends" / "cpu.py").rename(tmp_path / "backends" / "cuda.py")
+    found.add(build_digest(tmp_path))
+    assert len(found) == 5
+    assert build_digest(Path(permllm_vllm.__file__).parent) in kernels()

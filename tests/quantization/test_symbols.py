@@ -90,7 +90,7 @@ ATTRIBUTES = [
     ("vllm.config", "ModelConfig", "hf_config"),
     ("vllm.config", "SpeculativeConfig", "draft_model_config"),
     ("vllm.config", "SpeculativeConfig", "target_model_config"),
-    ("vllm.config", "ModelConfig", "enforce_eager"),
+    ("vllm.config", "CompilationConfig", "mode"),
     ("vllm.config", "ModelConfig", "model"),
     ("vllm.config", "ParallelConfig", "pipeline_parallel_size"),
     ("vllm.config", "ModelConfig", "runner_type"),

@@ -25,8 +25,8 @@ _EXAMPLES = """examples:
 """
 
 
-class Once(argparse.Action):
-    """An option whose second value would take the place of the first without a word."""
+class _OneText(argparse.Action):
+    """Refuses a second ``--dataset``, which would take the place of the first without a word."""
 
     def __call__(
         self,
@@ -55,7 +55,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("model", metavar="DIR", help="folder or hub name")
     parser.add_argument(
         "--dataset",
-        action=Once,
+        action=_OneText,
         metavar="FILE|DIR|HUB",
         help=f"text to measure perplexity on (one): a {KINDS} file, a "
         f"folder of them, a hub name, or {', '.join(NAMED)}, the test text of each",

@@ -30,7 +30,16 @@ def ignored(judged: Judged) -> list[str]:
     stack = re.escape(family.stack)
     experts = re.escape(stored_part(family.experts, family.renamed))
     expressions = [rf"{REGEX_PREFIX}{stack}{_any_of(part)}\.{experts}\..*" for part in parts]
-    return [*family.ignore, *names, *expressions]
+    return [*family.ignore, *names, *expressions, *_further_layers(judged)]
+
+
+def _further_layers(judged: Judged) -> list[str]:
+    """Layers that are stored behind the model's own, whatever its configuration says of them."""
+    stack, own = judged.family.stack, len(judged.layers)
+    named = (n.removeprefix(stack) for n in judged.source.names() if n.startswith(stack))
+    numbers = {name.partition(".")[0] for name in named}
+    further = sorted(number for number in numbers if number.isdigit() and int(number) >= own)
+    return [rf"{REGEX_PREFIX}{re.escape(stack)}{_any_of(further)}\..*"] if further else []
 
 
 def _any_of(numbers: list[str]) -> str:

@@ -95,7 +95,7 @@ def judge(
 
 
 def _layer_count(source: WeightSource, family: Family, config: Any) -> int:
-    """Of the decoder layers that are stored; those behind them predict more tokens."""
+    """How many decoder layers the model has of those stored; later ones predict more tokens."""
     stack = family.stack
     names = [name.removeprefix(stack) for name in source.names() if name.startswith(stack)]
     stored = len({name.partition(".")[0] for name in names})

@@ -23,6 +23,7 @@ from permllm_offline.model.language_model import (
 )
 from permllm_offline.model.mixer_settings import take_any_step
 from permllm_offline.run.local_path import local_path
+from permllm_vllm.checkpoint.companions import module_folders
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.shards import (
@@ -311,7 +312,6 @@ def parse_device(name: str) -> torch.device:
 _BESIDE_WEIGHTS = (
     *("*.json", "*.jinja", "*.model", "*.txt"),
     *("README.md", "LICENSE*", "LICENCE*", "NOTICE*"),
-    "[0-9]_*/*.safetensors",  # a dense layer behind an embedding model
 )
 """Files of a model on the hub that are fetched first: what is read beside the weights, and what its
 licence says."""
@@ -339,6 +339,8 @@ def _with_weights(model: str, directory: Path) -> Path:
     weights = {SINGLE_NAME}
     if (directory / INDEX_NAME).exists():
         weights = set(read_weight_map(directory).values())
+    for folder in module_folders(directory):  # what an embedding model has behind it
+        weights |= {f"{folder.name}/*.safetensors", f"{folder.name}/*.bin"}
     # The folder is named by the commit: the weights are of the same one.
     return _fetch(model, sorted(weights), revision=directory.name)
 

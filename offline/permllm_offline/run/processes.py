@@ -19,7 +19,7 @@ from torch import Tensor, distributed
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.run.scratch import MEMORY, Place, Scratch
-from permllm_offline.run.steps import Step, Work, step_at
+from permllm_offline.run.steps import Step, Work, metadata_of, step_at
 
 Result = TypeVar("Result")
 
@@ -203,15 +203,24 @@ class SharedWork(Work):
 
         Where all find its file, each reads what it asks for: no process needs all of a large one.
         """
-        kept = self._kept.interval(name) if first() else None
-        path, facts = from_first(lambda: (self._kept.interval_file(name), kept and kept.facts))
+        kept = self._kept.interval(name) if first() else None  # checked, or nothing is kept
+        path = from_first(lambda: self._kept.interval_file(name))
         if path is None:
             return None
-        found = step_at(path) if path.exists() else None
-        if summed(float(found is None or found.facts != facts)) == 0:
+        told = from_first(lambda: metadata_of(path))
+        found = _the_same(path, told)
+        if summed(float(found is None)) == 0:
             return found
         return from_first(lambda: kept and kept.on_cpu())
 
     def keep_interval(self, name: str, state: Step) -> None:
         """Keep the state of an unfinished step on the first process."""
         self._kept.keep_interval(name, state)
+
+
+def _the_same(path: Path, told: Mapping[str, str]) -> Step | None:
+    """The step of a file that says of itself what another process was told; None for others."""
+    try:
+        return step_at(path) if metadata_of(path) == told else None
+    except (OSError, OfflineError):
+        return None

@@ -36,8 +36,8 @@ from permllm_vllm.checkpoint.shard import Shard
 
 logger = logging.getLogger(__name__)
 
-_IDENTITY, _TEXT, _FACTS = "identity", "text", "facts"
-_LOCK, _COSTS = "lock", "costs.json"
+_IDENTITY, _TEXT, _FACTS, _COSTS = "identity", "text", "facts", "costs"
+_LOCK = "lock"
 STEP_SUFFIX = ".safetensors"
 """Of finished steps and intervals. Whatever else lies there, a run left that was killed."""
 INTERVAL = "-interval"
@@ -166,8 +166,8 @@ class WorkFolder(Work):
         elif self._others():
             logger.warning("%s is left from a run that was cut off; removed", self.directory)
             self._empty()
-        if self.kept():
-            self.costs += _costs(self.directory / _COSTS)
+        if kept := self.kept():  # the last one has the costs of all before it
+            self.costs += _costs(self._path(kept[0]))
         self._begun = True  # from here on the steps are this run's
 
     def kept(self) -> list[str]:
@@ -234,6 +234,7 @@ class WorkFolder(Work):
             _IDENTITY: self.identity,
             _TEXT: self._text,
             _FACTS: json.dumps(done.facts),
+            _COSTS: json.dumps([asdict(c) for c in costs_until_now(self.costs, self._running)]),
         }
         partial = path.with_suffix(".partial")
         with disk_errors_named(path):
@@ -242,8 +243,6 @@ class WorkFolder(Work):
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(path)
-            costs = costs_until_now(self.costs, self._running)
-            (self.directory / _COSTS).write_text(json.dumps([asdict(cost) for cost in costs]))
 
     def _read(self, path: Path) -> Step:
         _check_step(path, self.identity, self._text)
@@ -253,10 +252,10 @@ class WorkFolder(Work):
         return self.directory / f"{name}{STEP_SUFFIX}"
 
     def _others(self) -> list[Path]:
-        """What the folder holds beside the lock and the costs."""
+        """What the folder holds beside the lock."""
         if not self.directory.exists():
             return []
-        return sorted(p for p in self.directory.iterdir() if p.name not in (_LOCK, _COSTS))
+        return sorted(path for path in self.directory.iterdir() if path.name != _LOCK)
 
     def _empty(self) -> None:
         """Remove what the folder holds beside the lock; raises OfflineError where that fails.
@@ -310,7 +309,7 @@ def check_steps(directory: Path, identity: str, text: str = "") -> None:
 
 
 def _check_step(path: Path, identity: str, text: str) -> None:
-    found = _metadata(path)
+    found = metadata_of(path)
     if found[_IDENTITY] != identity or (text and found[_TEXT] != text):
         other = "the calibration text is another"
         if found[_IDENTITY] != identity:
@@ -376,14 +375,12 @@ def _locked(directory: Path) -> FileLock:
 
 
 def _costs(path: Path) -> list[Cost]:
-    """What the steps took that are kept; nothing where that is not there, or damaged."""
-    try:
-        return [Cost(**cost) for cost in json.loads(path.read_text())]
-    except (OSError, ValueError, TypeError):
-        return []
+    """What a run took until it kept a step."""
+    return [Cost(**cost) for cost in json.loads(metadata_of(path).get(_COSTS, "[]"))]
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def metadata_of(path: Path) -> dict[str, str]:
+    """Return what a kept step says of itself; raises OfflineError where it is damaged."""
     with _damage_named(path):
         return {_IDENTITY: "", _TEXT: ""} | Shard(path).metadata
 

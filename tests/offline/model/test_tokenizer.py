@@ -16,9 +16,11 @@ from tests.offline.tiny_models import tiny_llama, tiny_model
 TEXT = "Hello  world\n\nsays na\u00efve 42"
 
 
-def byte_level(directory: Path, tokenizer_class: str | None) -> Tokenizer:
+def byte_level(
+    directory: Path, tokenizer_class: str | None, model_type: str = "llama"
+) -> Tokenizer:
     """A model whose tokenizer is byte by byte, and whose configuration names a class for it."""
-    tiny_llama().save_pretrained(directory)
+    tiny_model(model_type).save_pretrained(directory)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", "<unk>", *alphabet])}
     stored = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
@@ -71,14 +73,27 @@ def test_every_checkpoint_that_is_written_is_read_by_transformers_too(tmp_path: 
         assert tokenizer_files(output) == {}
 
 
+def test_where_no_class_that_is_named_helps_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of some families Transformers takes its own class, whose rule to split words is its own."""
+    stored = byte_level(tmp_path, "PreTrainedTokenizerFast", "qwen2")
+    assert tokens(load_tokenizer(open_source(str(tmp_path)))) == stored.encode(TEXT).ids
+    changed = json.loads((tmp_path / "tokenizer.json").read_text())
+    changed["pre_tokenizer"] = {"type": "Metaspace", "replacement": "_", "prepend_scheme": "never"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(changed))
+    caplog.clear()
+    assert tokenizer_files(tmp_path) == {}
+    assert "whatever class is named: Transformers and vLLM will misread" in caplog.text
+
+
 def test_a_folder_without_a_tokenizer_has_nothing_to_correct(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path)
     assert tokenizer_files(tmp_path) == {}
 
 
 def test_the_chat_template_of_mistral_is_there_beside_its_own_format(tmp_path: Path) -> None:
-    stored = byte_level(tmp_path, "PreTrainedTokenizerFast")
-    tiny_model("mistral").save_pretrained(tmp_path)
+    stored = byte_level(tmp_path, "PreTrainedTokenizerFast", "mistral")
     (tmp_path / "tekken.json").write_text("{}")
     with pytest.raises(Exception):  # noqa: B017, PT011 - whatever mistral_common raises
         AutoTokenizer.from_pretrained(tmp_path)

@@ -75,19 +75,6 @@ def test_what_an_unfinished_step_took_is_added_to_the_rest_of_it(
     assert [(cost.name, cost.seconds) for cost in again.costs] == [("one", 7.0)]
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '[{"name": 1}]', "{}"])
-def test_costs_that_are_damaged_are_forgotten(tmp_path: Path, content: str) -> None:
-    first = WorkFolder(tmp_path / "work", "a")
-    first.begin()
-    first.step("one", Step)
-    first.release()
-    (tmp_path / "work" / "costs.json").write_text(content)
-    again = WorkFolder(tmp_path / "work", "a", resume=True)
-    again.begin()
-    again.step("one", Step)
-    assert again.costs == []
-
-
 GROWTH = """
 import torch
 from permllm_offline.run.costs import peak_bytes

@@ -178,30 +178,33 @@ def test_each_process_moves_its_own_weights_and_has_those_of_all(tmp_path: Path)
         run_two(share_out, scratch)
 
 
-def read_interval(folder: Path, apart: bool) -> None:
-    """Read what the first process kept; `apart` on a machine that has not its disk."""
+def read_interval(folder: Path, other: str) -> None:
+    """Read what the first process kept; the second finds the same, nothing or another file."""
     handed_over = []
     on_cpu = Step.on_cpu
     with processes.joined(), pytest.MonkeyPatch.context() as patch:
         kept = WorkFolder(folder, "a") if processes.first() else None
         patch.setattr(Step, "on_cpu", lambda step: handed_over.append(step) or on_cpu(step))
-        if apart and not processes.first():
-            patch.setattr(Path, "exists", lambda _: False)
+        if not processes.first():
+            path = processes.metadata_of
+            patch.setattr(processes, "metadata_of", lambda _: path(folder / other))
         work = processes.SharedWork(kept)
         assert work.interval("other") is None
         found = work.interval("one")
         assert found is not None
         assert found.facts == {"loss": 0.5}
         assert found.tensors["x"].tolist() == [1, 1, 1]
-        assert len(handed_over) == (apart and processes.first())
+        assert len(handed_over) == (other != "one-interval.safetensors" and processes.first())
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_each_process_reads_for_itself_what_was_kept(tmp_path: Path, apart: bool) -> None:
+@pytest.mark.parametrize("other", ["one-interval", "two", "../damaged", "none"])
+def test_each_process_reads_for_itself_what_was_kept(tmp_path: Path, other: str) -> None:
     with WorkFolder(tmp_path / "work", "a") as work:
         work.begin()
         work.keep_interval("one", Step({"x": torch.ones(3)}, {"loss": 0.5}))
-    run_two(read_interval, tmp_path / "work", apart)
+        work.step("two", lambda: Step({"x": torch.zeros(3)}, {"loss": 0.5}))
+    (tmp_path / "damaged.safetensors").write_bytes(b"damaged")
+    run_two(read_interval, tmp_path / "work", f"{other}.safetensors")
 
 
 def add() -> None:
