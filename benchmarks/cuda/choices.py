@@ -58,7 +58,7 @@ def contestants(tokens: int) -> list[str]:
     if tokens == LARGE:
         tiles = [name for name in many if not name.endswith(":64")]
         return [UNPERMUTED, *(f"{name}, {NO_PERMUTATION}" for name in tiles), DENSE]
-    plain = ["few_tokens", *many]
+    plain = ["few_tokens", "few_tokens:128", "few_tokens:192", "few_tokens:256", *many]
     permuting = [f"many_tokens_sm90_permuting:{tile}" for tile in (32, 64)]
     return [
         UNPERMUTED,
@@ -83,6 +83,7 @@ def run(
     card = this_card()
     end, begun = time.monotonic() + seconds, revision()
     rows: list[Row] = []
+    lost: set[str] = set()
     left = [(n, k, m, name) for n, k in shapes for m in tokens for name in contestants(m)]
     for shape in shapes:
         if time.monotonic() >= end:
@@ -92,11 +93,13 @@ def run(
             for numbers in ([m for m in tokens if m != LARGE], [m for m in tokens if m == LARGE]):
                 if not numbers or time.monotonic() >= end:
                     continue
-                names = contestants(numbers[0])
+                names = [name for name in contestants(numbers[0]) if name not in lost]
+                tried = set(names)
                 found_rows = measure(layer, numbers, names, card.speed)
                 for m, found in zip(numbers, found_rows, strict=False):
                     rows += found
-                    left = [case for case in left if case[:3] != (*shape, m)]
+                    timed = {(*shape, m, row.contestant) for row in found}
+                    left = [case for case in left if case not in timed]
                     if json_file:
                         result = {
                             **card.facts(),
@@ -106,6 +109,7 @@ def run(
                         write_json(json_file, result, begun)
                     if time.monotonic() >= end:
                         break
+                lost |= tried.difference(names)  # measure takes out who cannot run at all
     print(table(rows))
     if left:
         print("left out:", *lines_of(left), sep="\n  ")

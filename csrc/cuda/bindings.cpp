@@ -77,20 +77,15 @@ LinearArguments check_arguments(const Tensor& x, const Tensor& packed, const Ten
   return arguments;
 }
 
-// What a benchmark has products take in place of the chosen kernel: PERMLLM_CUDA_KERNEL, until
-// force_linear_kernel gives another.
+// What a benchmark has products take in place of the chosen kernel, by force_linear_kernel.
 class Forced {
  public:
-  Forced() {
-    const char* value = std::getenv("PERMLLM_CUDA_KERNEL");
-    set(value != nullptr ? value : "", "PERMLLM_CUDA_KERNEL");
-  }
-
-  // Nothing forces nothing.
-  void set(const std::string& text, const char* what) {
+  // An empty text forces nothing.
+  void set(const std::string& text) {
     ForcedKernel forced{};
     const std::string wrong = text.empty() ? "" : parse_forced_kernel(text, forced);
-    STD_TORCH_CHECK(wrong.empty(), what, " is '", text, "': ", wrong, " (docs/cuda.md).");
+    STD_TORCH_CHECK(wrong.empty(), "force_linear_kernel got '", text, "': ", wrong,
+                    " (docs/cuda.md).");
     const std::lock_guard lock(mutex_);
     text_ = text;
     forced_ = forced;
@@ -104,7 +99,7 @@ class Forced {
     const std::string reason = reason_not_to_force(forced, arguments, device, kBuilt);
     STD_TORCH_CHECK(reason.empty(), "the kernel ", text_, " is forced, but not for a product of ",
                     arguments.tokens, " tokens, ", arguments.inputs, " inputs and ", arguments.rows,
-                    " outputs: ", reason, ". Force another, or unset PERMLLM_CUDA_KERNEL.");
+                    " outputs: ", reason, ". Force another, or none.");
     return true;
   }
 
@@ -142,8 +137,9 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
 
   ForcedKernel forced{};
   const bool is_forced = Forced::instance().get(arguments, device, forced);
-  const LinearKernel kernel = is_forced ? forced.kernel : choose_kernel(arguments, device, kBuilt);
-  if (takes_a_pass(kernel, arguments, device)) {
+  const KernelChoice chosen =
+      is_forced ? forced_choice(forced, arguments) : choose_kernel(arguments, device, kBuilt);
+  if (chosen.takes_a_pass) {
     Tensor permuted = empty_on(x, {arguments.tokens, arguments.inputs}, x.scalar_type(),
                                "the permuted activations");
     const PermuteArguments permute_arguments{rows.const_data_ptr(), arguments.x_stride,
@@ -155,7 +151,7 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
     arguments.x_stride = arguments.inputs;
     arguments.permutation = nullptr;
   }
-  if (kernel == LinearKernel::kFewTokens) {
+  if (chosen.kernel == LinearKernel::kFewTokens) {
     const FewTokensPlan plan = forced_few_tokens(forced, arguments, device);
     OptionalTensor partial;
     if (plan.splits > 1) {
@@ -166,8 +162,9 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
     check(few_tokens(arguments, plan, sums, device, stream), "the kernel for few tokens");
     return y;
   }
-  const int tile = forced.tile != 0 ? forced.tile : tile_of(kernel, arguments, device).tokens;
-  check(many_tokens(kernel, tile, arguments, device, stream), "the kernel for many tokens");
+  const int tile =
+      forced.tile != 0 ? forced.tile : tile_of(chosen.kernel, arguments, device).tokens;
+  check(many_tokens(chosen.kernel, tile, arguments, device, stream), "the kernel for many tokens");
   return y;
 }
 
@@ -205,7 +202,7 @@ Tensor permute_inputs(Tensor x, Tensor permutation) {
 }
 
 // Has every product from now on take a kernel: for benchmarks. See parse_forced_kernel.
-void force_linear_kernel(std::string choice) { Forced::instance().set(choice, "choice"); }
+void force_linear_kernel(std::string choice) { Forced::instance().set(choice); }
 
 // The architectures that this build has kernels for, as nvcc names them, separated by blanks.
 std::string cuda_architectures() { return PERMLLM_CUDA_ARCHITECTURES; }

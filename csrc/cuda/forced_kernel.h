@@ -67,6 +67,14 @@ inline std::string parse_forced_kernel(const std::string& text, ForcedKernel& fo
   return "";
 }
 
+// The one for few tokens permutes itself, as does the one that is named so; the others are given
+// activations that a pass has permuted.
+inline KernelChoice forced_choice(const ForcedKernel& forced, const LinearArguments& arguments) {
+  return {forced.kernel, arguments.permutation != nullptr &&
+                             forced.kernel != LinearKernel::kFewTokens &&
+                             forced.kernel != LinearKernel::kManyTokensSm90Permuting};
+}
+
 // Blocks for few tokens as they are forced, and planned where they are not.
 inline FewTokensPlan forced_few_tokens(const ForcedKernel& forced, const LinearArguments& arguments,
                                        const Device& device) {

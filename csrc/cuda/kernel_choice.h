@@ -112,7 +112,8 @@ inline bool sm90_permutes_itself(const LinearArguments& arguments, const Device&
              pass_clocks(arguments, device);
 }
 
-// Of the kernel for few tokens, as it is planned: permuting itself, and after a pass.
+// Of the kernel for few tokens, as it is planned: permuting itself, and after a pass. Without a
+// permutation both are those of the product.
 struct FewTokensClocks {
   int64_t permuting;
   int64_t after_pass;
@@ -120,18 +121,14 @@ struct FewTokensClocks {
 
 inline FewTokensClocks planned_few_tokens_clocks(const LinearArguments& arguments,
                                                  const Device& device) {
-  LinearArguments permuted = arguments;
-  permuted.permutation = nullptr;
   const auto clocks = [&](const LinearArguments& of) {
     return few_tokens_clocks(of, device, plan_few_tokens(of, device));
   };
-  return {clocks(arguments), clocks(permuted) + pass_clocks(arguments, device)};
-}
-
-// With few tokens permuting hides behind the bytes of the weight.
-inline bool few_tokens_permute_themselves(const LinearArguments& arguments, const Device& device) {
-  const FewTokensClocks clocks = planned_few_tokens_clocks(arguments, device);
-  return clocks.permuting <= clocks.after_pass;
+  const int64_t itself = clocks(arguments);
+  if (arguments.permutation == nullptr) return {itself, itself};
+  LinearArguments permuted = arguments;
+  permuted.permutation = nullptr;
+  return {itself, clocks(permuted) + pass_clocks(arguments, device)};
 }
 
 // The kernel for many tokens.
@@ -160,23 +157,26 @@ inline int64_t many_tokens_clocks(LinearKernel kernel, const LinearArguments& ar
          (passes ? pass_clocks(arguments, device) : 0);
 }
 
-inline LinearKernel choose_kernel(const LinearArguments& arguments, const Device& device,
-                                  const CutlassKernels& built) {
-  if (arguments.tokens <= kFewTokens) return LinearKernel::kFewTokens;
-  const LinearKernel many = choose_many(arguments, device, built);
-  if (arguments.tokens > kMostCompared) return many;
-  const FewTokensClocks few = planned_few_tokens_clocks(arguments, device);
-  const int64_t fewest =
-      arguments.permutation ? std::min(few.permuting, few.after_pass) : few.permuting;
-  return fewest < many_tokens_clocks(many, arguments, device) ? LinearKernel::kFewTokens : many;
-}
+struct KernelChoice {
+  LinearKernel kernel;
+  bool takes_a_pass;  // it is given activations that a pass in front of it has permuted
+};
 
-// Whether the kernel is given activations that a pass in front of it has permuted.
-inline bool takes_a_pass(LinearKernel kernel, const LinearArguments& arguments,
-                         const Device& device) {
-  if (arguments.permutation == nullptr) return false;
-  if (kernel == LinearKernel::kFewTokens) return !few_tokens_permute_themselves(arguments, device);
-  return kernel != LinearKernel::kManyTokensSm90Permuting;
+// With few tokens permuting hides behind the bytes of the weight. More are compared once for both
+// questions: the host answers them at every call.
+inline KernelChoice choose_kernel(const LinearArguments& arguments, const Device& device,
+                                  const CutlassKernels& built) {
+  const bool permutes = arguments.permutation != nullptr;
+  if (arguments.tokens <= kFewTokens && !permutes) return {LinearKernel::kFewTokens, false};
+  FewTokensClocks few{INT64_MAX, INT64_MAX};
+  if (arguments.tokens <= kMostCompared) few = planned_few_tokens_clocks(arguments, device);
+  if (arguments.tokens > kFewTokens) {
+    const LinearKernel many = choose_many(arguments, device, built);
+    if (std::min(few.permuting, few.after_pass) >= many_tokens_clocks(many, arguments, device)) {
+      return {many, permutes && many != LinearKernel::kManyTokensSm90Permuting};
+    }
+  }
+  return {LinearKernel::kFewTokens, few.permuting > few.after_pass};
 }
 
 }  // namespace permllm::cuda

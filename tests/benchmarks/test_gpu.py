@@ -162,6 +162,8 @@ def test_without_cutlass_alone_the_other_kernels_are_built(machine, capsys):
 
     def run(command, limit, environment):
         wishes.append(environment.get("PERMLLM_BUILD_CUDA"))
+        if len(wishes) == 1:
+            gpu.LIBRARY.touch()
         return 0
 
     machine.setattr(gpu_steps, "run", run)
@@ -171,6 +173,9 @@ def test_without_cutlass_alone_the_other_kernels_are_built(machine, capsys):
     assert "leaves out CUTLASS' kernels for many tokens: the CUTLASS" in capsys.readouterr().out
     assert written() == {"build, without CUTLASS": "passed"}
     assert steps.done[0].kind == "build"
+    gpu.LIBRARY.unlink()
+    assert not gpu.provide_library(steps, builds=True)  # setup.py found no compiler, and said so
+    assert written()["build, without CUTLASS"].startswith("failed: its output says")
 
 
 def test_a_second_run_replaces_what_the_first_wrote(machine):

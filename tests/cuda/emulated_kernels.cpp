@@ -186,8 +186,8 @@ int choose(int rows, int inputs, int tokens, int int8, int permuted, const Devic
   LinearArguments a = sizes(rows, inputs, tokens, int8);
   const uint8_t permutation{};
   a.permutation = permuted ? &permutation : nullptr;
-  const LinearKernel kernel = choose_kernel(a, *device, *built);
-  *passes = takes_a_pass(kernel, a, *device);
+  const auto [kernel, passed] = choose_kernel(a, *device, *built);
+  *passes = passed;
   *tile = kernel == LinearKernel::kFewTokens ? 0 : tile_of(kernel, a, *device).tokens;
   return static_cast<int>(kernel);
 }

@@ -50,6 +50,11 @@ print(backend.name, float((y.double() - exact).norm() / exact.norm()))
 print(torch.ops.permllm.cuda_architectures())
 print(torch.ops.permllm.cutlass_architectures())
 print(fallback_reason(torch.device("cuda"), torch.bfloat16))
+for choice in ("few_tokens:192:4", "", "many_tokens"):
+    try:
+        torch.ops.permllm.force_linear_kernel(choice)
+    except RuntimeError as error:
+        print(str(error).splitlines()[0])
 """
 
 
@@ -153,13 +158,14 @@ def test_serves_on_the_cpu_beside_it(library, tmp_path):
         capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    file, product, architectures, of_cutlass, reason = result.stdout.splitlines()
+    file, product, architectures, of_cutlass, reason, refusal = result.stdout.splitlines()
     assert Path(file).parent == package
     backend, error = product.split()
     assert backend == ("cpu" if (package / "_C.so").exists() else "reference")
     assert float(error) < 5e-3
     assert architectures == ARCHITECTURES
     assert of_cutlass == "90"
+    assert "force_linear_kernel got 'many_tokens': it names none of the kernels" in refusal
     if not torch.cuda.is_available():
         assert "torch.cuda.is_available() is false" in reason
 
