@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -227,7 +228,7 @@ def test_ignore_stays_short_for_many_layers(count: int) -> None:
     ]
     held = [GroupVerdict(one.layout, None, "", {}) for one in every]
     layers = [every if index % 2 else held for index in range(2 * count)]
-    source: Any = None
+    source: Any = SimpleNamespace(names=list)
     entries = ignored(Judged(source, family, Pattern(2, 4), 64, layers))
     assert sum(entry.startswith("re:") for entry in entries) <= 100
     assert (FIRST_LAYER.replace("0", "1", 1) in entries) == (count < 99)

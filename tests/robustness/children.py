@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from permllm_offline.cli import main
 from permllm_offline.report import page
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+CONTEXT = multiprocessing.get_context("forkserver")
+"""A process of tests has one such server, with what was asked for last when it began."""
+CONTEXT.set_forkserver_preload(
     [
         "permllm_offline.pipeline",
         "tests.robustness.stages",
@@ -41,7 +42,7 @@ def child(command: list[str], prepare: Callable[[], object], *, plots: bool = Fa
     Without `plots` a report has none: drawing takes longer than to prune a tiny model.
     """
     with tempfile.NamedTemporaryFile() as errors:
-        process = _CONTEXT.Process(target=_run, args=(command, prepare, errors.name, plots))
+        process = CONTEXT.Process(target=_run, args=(command, prepare, errors.name, plots))
         process.start()
         process.join()
         assert process.exitcode is not None

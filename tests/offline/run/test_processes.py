@@ -1,7 +1,6 @@
 """Two processes give what one gives."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import socket
@@ -22,6 +21,7 @@ from permllm_offline.reconstruction.kept_weights import KeptWeights
 from permllm_offline.run import processes
 from permllm_offline.run.scratch import MEMORY, Scratch
 from permllm_offline.run.steps import Step, WorkFolder
+from tests.robustness.children import CONTEXT
 
 LEARNING = {"steps": 3, "windows_per_step": 2, "windows_at_once": 1, "validation_interval": 2}
 DISTILLATION = {"steps": 3, "windows_per_step": 2, "self_windows": 2, "validation_interval": 2}
@@ -34,11 +34,6 @@ OPTIONS: dict[str, Any] = {
     "learning": LEARNING,
     "distillation": DISTILLATION,
 }
-
-
-# Children of this process itself would wait for threads of OpenMP that they do not have.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["permllm_offline.pipeline"])
 
 
 def run_two(target: Callable[..., object], *arguments: object) -> None:
