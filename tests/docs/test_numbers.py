@@ -1,53 +1,13 @@
-"""The number tables of the pages are those that `benchmarks.tables` writes from the results."""
+"""What the number tables of the pages show of a result."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from benchmarks import tables
 
-ROOT = Path(__file__).parents[2]
-MACHINES = ("amx", "zen3", "zen4", "zen5")
-PAGES = (
-    *("cpu", "results", "studies"),
-    *(f"{what}-{m}" for what in ("kernels", "serving") for m in MACHINES),
-)
-MEASURED = [ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in PAGES)]
-UNMEASURED = ("cuda.md",)
-"""Its decimal cells are compute capabilities: nothing ran on a GPU."""
 MACHINE = {"cpu": "Some CPU", "family": "1/2", "cores": 3}
 RECORD = {"date": "2030-01-02", "machine": MACHINE, "versions": {"torch": "9.8", "python": "4"}}
-
-
-@pytest.mark.parametrize("page", tables.pages(), ids=lambda page: page.name)
-def test_tables_are_those_of_the_results(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    assert tables.updated(page) == text, "run: python -m benchmarks.tables"
-    assert (
-        text.count("<!-- table:") == text.count("<!-- end -->") == len(tables.BLOCK.findall(text))
-    )
-
-
-def measured_rows(text: str) -> list[str]:
-    """Rows of tables of which a cell is a decimal number."""
-    return re.findall(r"^\|.*\| *\d+\.\d+x? *\|.*$", text, re.MULTILINE)
-
-
-@pytest.mark.parametrize("page", MEASURED, ids=lambda page: page.name)
-def test_a_page_of_measurements_has_number_tables(page: Path) -> None:
-    assert measured_rows(page.read_text(encoding="utf-8"))
-
-
-@pytest.mark.parametrize(
-    "page",
-    [page for page in tables.pages() if page.name not in UNMEASURED],
-    ids=lambda page: page.name,
-)
-def test_every_number_table_has_a_record(page: Path) -> None:
-    assert not measured_rows(tables.BLOCK.sub("", page.read_text(encoding="utf-8")))
 
 
 def kernel_row(k: int, values: str, m: int, peer: str, peer_us: float) -> dict[str, Any]:
@@ -399,12 +359,3 @@ def test_a_table_appears_when_its_rows_are_recorded(tmp_path: Path) -> None:
     page.write_text(full)
     record.write_text(json.dumps(RECORD | {"rows": rows}))
     assert tables.updated(page, tmp_path) == empty
-
-
-@pytest.mark.parametrize("file", tables.RESULTS.glob("serving-*.json"), ids=lambda file: file.stem)
-def test_every_serving_record_is_shown_as_a_whole(file: Path) -> None:
-    pages = "".join(page.read_text(encoding="utf-8") for page in tables.pages())
-    for view in ("decode", "first-token", "vllm-bench"):
-        assert f"<!-- table: {file.stem} {view} -->" in pages
-    assert f"figures/{file.stem}.svg)" in pages
-    assert (ROOT / "docs" / "figures" / f"{file.stem}.svg").exists()
