@@ -14,7 +14,7 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -73,6 +73,27 @@ def contestants(tokens: int) -> list[str]:
     ]
 
 
+def measured(
+    shapes: Sequence[tuple[int, int]], tokens: Sequence[int], speed: float, end: float
+) -> Iterator[tuple[tuple[int, int], int, list[Row]]]:
+    """Yields the rows of every shape and number of tokens; begins nothing after `end`."""
+    lost: set[str] = set()
+    for shape in shapes:
+        if time.monotonic() >= end:
+            return
+        layer = on_gpu(random_layer(*shape))
+        for numbers in ([m for m in tokens if m != LARGE], [m for m in tokens if m == LARGE]):
+            if not numbers or time.monotonic() >= end:
+                continue
+            names = [name for name in contestants(numbers[0]) if name not in lost]
+            tried = set(names)
+            for m, found in zip(numbers, measure(layer, numbers, names, speed), strict=False):
+                yield shape, m, found
+                if time.monotonic() >= end:
+                    break
+            lost |= tried.difference(names)  # measure takes out who cannot run at all
+
+
 def run(
     shapes: Sequence[tuple[int, int]],
     tokens: Sequence[int],
@@ -83,33 +104,19 @@ def run(
     card = this_card()
     end, begun = time.monotonic() + seconds, revision()
     rows: list[Row] = []
-    lost: set[str] = set()
     left = [(n, k, m, name) for n, k in shapes for m in tokens for name in contestants(m)]
-    for shape in shapes:
-        if time.monotonic() >= end:
-            break
-        with torch.inference_mode():
-            layer = on_gpu(random_layer(*shape))
-            for numbers in ([m for m in tokens if m != LARGE], [m for m in tokens if m == LARGE]):
-                if not numbers or time.monotonic() >= end:
-                    continue
-                names = [name for name in contestants(numbers[0]) if name not in lost]
-                tried = set(names)
-                found_rows = measure(layer, numbers, names, card.speed)
-                for m, found in zip(numbers, found_rows, strict=False):
-                    rows += found
-                    timed = {(*shape, m, row.contestant) for row in found}
-                    left = [case for case in left if case not in timed]
-                    if json_file:
-                        result = {
-                            **card.facts(),
-                            "left_out": lines_of(left),
-                            "rows": [dataclasses.asdict(row) for row in rows],
-                        }
-                        write_json(json_file, result, begun)
-                    if time.monotonic() >= end:
-                        break
-                lost |= tried.difference(names)  # measure takes out who cannot run at all
+    with torch.inference_mode():
+        for shape, m, found in measured(shapes, tokens, card.speed, end):
+            rows += found
+            timed = {(*shape, m, row.contestant) for row in found}
+            left = [case for case in left if case not in timed]
+            if json_file:
+                result = {
+                    **card.facts(),
+                    "left_out": lines_of(left),
+                    "rows": [dataclasses.asdict(row) for row in rows],
+                }
+                write_json(json_file, result, begun)
     print(table(rows))
     if left:
         print("left out:", *lines_of(left), sep="\n  ")

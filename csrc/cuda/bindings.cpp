@@ -91,7 +91,7 @@ class Forced {
     forced_ = forced;
   }
 
-  // Whether there is one, and it. An error where this product cannot take it.
+  // Returns whether a kernel is forced, and which; an error where this product cannot take it.
   bool get(const LinearArguments& arguments, const Device& device, ForcedKernel& forced) {
     const std::lock_guard lock(mutex_);
     if (text_.empty()) return false;

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from permllm_offline.conversion.recovery import recover_permutation
-from permllm_offline.conversion.smallest_block import Reach
+from permllm_offline.conversion.smallest_block import BlockSearch
 from permllm_vllm.checkpoint.pattern import Pattern
 from tests.conversion.test_recovery import PATTERNS, kept_of, random_order
 
@@ -15,18 +15,18 @@ def test_how_far_channels_were_moved(pattern: Pattern) -> None:
 
     for size in (32, 64, 128, 256):
         kept = kept_of(400, blocks(size), pattern)
-        assert Reach().smallest_block("qkv", kept, pattern) == size
+        assert BlockSearch().smallest_block("qkv", kept, pattern) == size
         if size > 64:
             assert recover_permutation(kept, pattern, 64) is None
-    assert Reach().smallest_block("qkv", kept[:100], pattern) is None  # too few to tell
+    assert BlockSearch().smallest_block("qkv", kept[:100], pattern) is None  # too few to tell
     random = torch.rand(400, 256, generator=torch.Generator().manual_seed(0))
     unstructured = random.argsort(dim=1).argsort(dim=1) < 128
-    assert Reach().smallest_block("qkv", unstructured, pattern) is None
+    assert BlockSearch().smallest_block("qkv", unstructured, pattern) is None
 
 
 def test_says_nothing_of_a_group_that_it_has_not_looked_at() -> None:
-    reach, pattern = Reach(), PATTERNS[0]
+    search, pattern = BlockSearch(), PATTERNS[0]
     kept = kept_of(400, torch.arange(256), pattern)
-    assert reach.smallest_block("first", kept, pattern) == 32
-    assert reach.smallest_block("second", kept, pattern) is None
-    assert reach.smallest_block("first", kept, pattern) == 32
+    assert search.smallest_block("first", kept, pattern) == 32
+    assert search.smallest_block("second", kept, pattern) is None
+    assert search.smallest_block("first", kept, pattern) == 32

@@ -23,8 +23,8 @@ def helper(x: torch.Tensor) -> torch.Tensor:
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     missing_for_compiling.cache_clear()
-    with torch._dynamo.config.patch(disable=False):
-        yield
+    with torch._dynamo.config.patch(disable=False), torch.compiler.set_stance("default"):
+        yield  # behind it the stance is that of before, for the tests that follow
     missing_for_compiling.cache_clear()
 
 
@@ -58,9 +58,12 @@ def test_what_can_be_compiled_stays_so(
     monkeypatch: pytest.MonkeyPatch, nothing_installed: None
 ) -> None:
     keep_helpers_eager(eager=False)  # then vLLM compiles the model, and says what it lacks
-    assert not torch._dynamo.config.disable
+    with pytest.raises(InductorError):
+        helper(torch.ones(3))
+    stances: list[str] = []
+    monkeypatch.setattr(torch.compiler, "set_stance", stances.append)
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: "c++")
     monkeypatch.setattr(Path, "exists", lambda _: True)
     missing_for_compiling.cache_clear()
     keep_helpers_eager(eager=True)
-    assert not torch._dynamo.config.disable
+    assert stances == []

@@ -14,7 +14,7 @@ from permllm_offline.conversion.expert_verdicts import join_experts
 from permllm_offline.conversion.folds import agrees
 from permllm_offline.conversion.group_verdict import GroupVerdict
 from permllm_offline.conversion.recovery import obeys, recover_permutation
-from permllm_offline.conversion.smallest_block import Reach
+from permllm_offline.conversion.smallest_block import BlockSearch
 from permllm_offline.conversion.sources import WeightSource
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.family import Family, Fold
@@ -25,7 +25,7 @@ from permllm_vllm.checkpoint.pattern import Pattern
 
 
 class Judge:
-    """Judges the groups of one source under one pattern and block size; judges share a `reach`."""
+    """Judges the groups of one source under one pattern and block size; judges share a `search`."""
 
     def __init__(
         self,
@@ -34,11 +34,11 @@ class Judge:
         config: Any,
         pattern: Pattern,
         block_size: int,
-        reach: Reach,
+        search: BlockSearch,
     ) -> None:
         self.source, self.family, self.config = source, family, config
         self.pattern, self.block_size = pattern, block_size
-        self.reach = reach
+        self.search = search
         self._stored = frozenset(source.names())
 
     def layer(self, index: int) -> list[GroupVerdict]:
@@ -148,7 +148,7 @@ class Judge:
                 "that read one input share one order in this format"
             )
         nothing = f"not {self.pattern} in any order inside blocks of {self.block_size} channels"
-        block = self.reach.smallest_block(name, rows, self.pattern)
+        block = self.search.smallest_block(name, rows, self.pattern)
         if block is None:
             return nothing
         if block < layout.in_features:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from permllm_offline.conversion.pattern_choice import Judged
+from permllm_offline.conversion.pattern_choice import Judged, stored_layers
 from permllm_offline.model.renaming import stored_part
 from permllm_vllm.checkpoint.ignoring import MOST_REGEXES, REGEX_PREFIX
 
@@ -35,11 +35,10 @@ def ignored(judged: Judged) -> list[str]:
 
 def _further_layers(judged: Judged) -> list[str]:
     """Layers that are stored behind the model's own, whatever its configuration says of them."""
-    stack, own = judged.family.stack, len(judged.layers)
-    named = (n.removeprefix(stack) for n in judged.source.names() if n.startswith(stack))
-    numbers = {name.partition(".")[0] for name in named}
+    numbers, own = stored_layers(judged.source, judged.family), len(judged.layers)
     further = sorted(number for number in numbers if number.isdigit() and int(number) >= own)
-    return [rf"{REGEX_PREFIX}{re.escape(stack)}{_any_of(further)}\..*"] if further else []
+    stack = re.escape(judged.family.stack)
+    return [rf"{REGEX_PREFIX}{stack}{_any_of(further)}\..*"] if further else []
 
 
 def _any_of(numbers: list[str]) -> str:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from permllm_offline.conversion.channel_order import Judge
 from permllm_offline.conversion.group_verdict import GroupVerdict
-from permllm_offline.conversion.smallest_block import Reach
+from permllm_offline.conversion.smallest_block import BlockSearch
 from permllm_offline.conversion.sources import WeightSource
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.family import Family
@@ -77,14 +77,14 @@ def judge(
 
     def under(pattern: Pattern) -> Judged:
         def at(size: int) -> Judge:
-            return Judge(source, family, config, pattern, size, reach)
+            return Judge(source, family, config, pattern, size, search)
 
         size = block_size or _choose_block_size(at, count)
         judge = at(size)
         layers = [judge.layer(i) for i in tqdm(range(count), desc=f"judge as {pattern}")]
         return Judged(source, family, pattern, size, layers)
 
-    reach, count = Reach(), _layer_count(source, family, config)
+    search, count = BlockSearch(), _layer_count(source, family, config)
     if pattern is not None:
         return under(pattern)
     first, second = map(Pattern.parse, SUPPORTED)
@@ -96,10 +96,14 @@ def judge(
 
 def _layer_count(source: WeightSource, family: Family, config: Any) -> int:
     """How many decoder layers the model has of those stored; later ones predict more tokens."""
+    return min(len(stored_layers(source, family)), config.num_hidden_layers)
+
+
+def stored_layers(source: WeightSource, family: Family) -> set[str]:
+    """Return what stands for the number of a decoder layer in the names of a source's tensors."""
     stack = family.stack
-    names = [name.removeprefix(stack) for name in source.names() if name.startswith(stack)]
-    stored = len({name.partition(".")[0] for name in names})
-    return min(stored, config.num_hidden_layers)
+    names = (name.removeprefix(stack) for name in source.names() if name.startswith(stack))
+    return {name.partition(".")[0] for name in names}
 
 
 def _choose_block_size(at: Callable[[int], Judge], count: int) -> int:

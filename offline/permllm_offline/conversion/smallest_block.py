@@ -12,7 +12,7 @@ MOST_CHANNELS = 4096
 """The null space of more channels takes minutes."""
 
 
-class Reach:
+class BlockSearch:
     """Looks at one group of linears, the first that nothing else explains: it costs a lot."""
 
     def __init__(self) -> None:

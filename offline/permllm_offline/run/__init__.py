@@ -1,1 +1,1 @@
-"""A long run and its machine: steps that are kept, costs, processes, device, memory and paths."""
+"""A long run and its machine: kept steps, costs, schedules, processes, device, memory, paths."""
