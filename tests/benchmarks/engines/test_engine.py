@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -108,6 +109,8 @@ started_with: dict[str, str] = {}
 class PretendedLLM:
     """In the place of vLLM's: loads nothing."""
 
+    llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=lambda: None))
+
     def __init__(self, model: str, **options: Any) -> None:
         events.append(("load", Path(model).name))
         started_with.update(os.environ)
@@ -141,21 +144,29 @@ def test_a_checkpoint_is_read_before_its_loading_is_timed(
     monkeypatch.setattr(Path, "open", logged)
     monkeypatch.setattr(engine.time, "perf_counter", clock)
     events.clear()
-    started = Engine(tmp_path, eager=True)
-    assert events == [
-        ("read", "config.json"),
-        ("read", "model.safetensors"),
-        ("clock", ""),
-        ("load", tmp_path.name),
-        ("clock", ""),
-    ]
-    assert started.facts()["load_seconds"] == 2.0
-    monkeypatch.setattr(started._watch, "least_left_mib", 4096.0)
-    assert started._reason(ValueError("gone")) == "ValueError: gone"
-    monkeypatch.setattr(started._watch, "least_left_mib", 30.0)
-    reason = "ValueError: gone (the machine had 30 MiB of memory left)"
-    assert started._reason(ValueError("gone")) == reason
+    with closing(Engine(tmp_path, eager=True)) as started:
+        assert events == [
+            ("read", "config.json"),
+            ("read", "model.safetensors"),
+            ("clock", ""),
+            ("load", tmp_path.name),
+            ("clock", ""),
+        ]
+        assert started.facts()["load_seconds"] == 2.0
     assert os.environ[KV_CACHE] == "5"  # vLLM reads it: what a user asked for stands
+
+
+def test_the_reason_says_that_memory_was_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=PretendedLLM))
+    with closing(Engine(tmp_path, eager=True)) as started:
+        started._watch.close()  # it looks no more by itself
+        started._watch.least_left_mib = 4096.0
+        assert started._reason(ValueError("gone")) == "ValueError: gone"
+        started._watch.least_left_mib = 30.0
+        full = "ValueError: gone (the machine had 30 MiB of memory left)"
+        assert started._reason(ValueError("gone")) == full
 
 
 def test_an_engine_leaves_the_environment_as_it_was(
@@ -164,8 +175,8 @@ def test_an_engine_leaves_the_environment_as_it_was(
     """Else a server that is started later inherits that its log is silent."""
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=PretendedLLM))
     before = dict(os.environ)
-    started = Engine(tmp_path, eager=True)
-    started.of_worker(threads)
+    with closing(Engine(tmp_path, eager=True)) as started:
+        started.of_worker(threads)
     assert dict(os.environ) == before
     assert started_with.items() >= (ENVIRONMENT | ASKED).items()
 
@@ -188,10 +199,9 @@ def test_what_was_compiled_before_is_not_read(
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=Compiled))
     (tmp_path / "config.json").write_text("{}")
     for _ in range(2):
-        started = Engine(tmp_path, eager=False)
-        assert started.facts()["checkpoint"]["name"] == tmp_path.name
-        started._forget()
-    Engine(tmp_path, eager=True)
+        with closing(Engine(tmp_path, eager=False)) as started:
+            assert started.facts()["checkpoint"]["name"] == tmp_path.name
+    Engine(tmp_path, eager=True).close()
     assert roots[2] == os.environ[CACHE_ROOT] == "of the user"
     assert len(set(roots)) == 3
     assert not any(Path(str(root)).exists() for root in roots)

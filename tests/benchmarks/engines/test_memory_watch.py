@@ -1,6 +1,5 @@
 """What processes hold at most, and that they end beyond a limit."""
 
-import itertools
 import signal
 import subprocess
 import sys
@@ -136,12 +135,14 @@ def test_a_process_that_has_ended_has_none() -> None:
 
 
 def test_a_machine_without_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    left = itertools.chain([8 << 30, 100 << 20], itertools.repeat(4 << 30))
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=next(left)))
+    machine = SimpleNamespace(available=8 << 30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: machine)
     with closing(MemoryWatch()) as watch:
-        watch.close()  # it looks no more by itself
         watch.sample()
+        assert watch.full() == ""
+        machine.available = 100 << 20
         watch.sample()
+        machine.available = 4 << 30
         watch.sample()
         assert watch.full() == "the machine had 100 MiB of memory left"
     with closing(MemoryWatch()) as watch:
