@@ -220,6 +220,7 @@ SUMMARIES: Mapping[str, Callable[[summaries.Records, summaries.Link], str]] = {
     "decode-of-all": summaries.decode,
     "peers-of-all": summaries.peers,
     "layers-of-all": summaries.layers,
+    "quality": summaries.quality,
 }
 """Views of several results."""
 
