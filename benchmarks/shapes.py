@@ -69,7 +69,8 @@ class Layer:
 
 def random_mask(n: int, k: int, pattern: Pattern, generator: torch.Generator) -> Tensor:
     """A uniformly random bool mask `[n, k]` that keeps exactly N of every M inputs."""
-    return _largest(torch.rand(n, k, generator=generator), pattern)
+    scores = torch.rand(n, k, generator=generator, device=generator.device).cpu()
+    return _largest(scores, pattern)
 
 
 def _largest(scores: Tensor, pattern: Pattern) -> Tensor:
@@ -90,17 +91,20 @@ def random_layer(
     zeros: bool = False,
     by_magnitude: bool = False,
     seed: int = 0,
+    drawn_on: torch.device | str = "cpu",
 ) -> Layer:
     """Draws a layer with bfloat16 values.
 
     `by_magnitude` keeps the largest weights of each group, as pruning does, else any of them.
     `zeros` sets some kept values to 0 and -0, and every value of the first row, and of a group of
-    every row, to zero: kept zeros must stay in their places.
+    every row, to zero: kept zeros must stay in their places. `drawn_on` is the device that draws
+    the numbers, which are others on each; the layer is on the host.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(drawn_on).manual_seed(seed)
     parsed = Pattern.parse(pattern)
     mask = random_mask(n, k, parsed, generator)
-    weight = torch.randn(n, k, generator=generator).mul_(k**-0.5).to(torch.bfloat16)
+    weight = torch.randn(n, k, generator=generator, device=drawn_on).cpu()
+    weight = weight.mul_(k**-0.5).to(torch.bfloat16)
     if by_magnitude:
         mask = _largest(weight.abs(), parsed)
     if zeros:
@@ -112,9 +116,10 @@ def random_layer(
     dense = weight * mask
     if permuted:
         blocks = k // block_size
-        local = torch.rand(blocks, block_size, generator=generator).argsort(-1).flatten()
-        local = local.to(torch.uint8)
+        order = torch.rand(blocks, block_size, generator=generator, device=drawn_on).cpu()
+        local = order.argsort(-1).flatten().to(torch.uint8)
         dense = permutation.unpermute_columns(dense, local, block_size)
+    drawn_bias = torch.randn(n, generator=generator, device=drawn_on).cpu() if bias else None
     return Layer(
         CheckpointWeights(
             values=packing.pack_values(weight, mask, parsed),
@@ -125,7 +130,7 @@ def random_layer(
             block_size=block_size,
         ),
         dense,
-        torch.randn(n, generator=generator).to(torch.bfloat16) if bias else None,
+        None if drawn_bias is None else drawn_bias.to(torch.bfloat16),
     )
 
 

@@ -22,6 +22,7 @@ import torch
 from benchmarks.cuda import INCOMPLETE
 from benchmarks.cuda.card import this_card
 from benchmarks.cuda.contestants import (
+    CUDA,
     DENSE,
     INT8,
     NO_PERMUTATION,
@@ -81,7 +82,7 @@ def measured(
     for shape in shapes:
         if time.monotonic() >= end:
             return
-        layer = on_gpu(random_layer(*shape))
+        layer = on_gpu(random_layer(*shape, drawn_on=CUDA))
         for numbers in ([m for m in tokens if m != LARGE], [m for m in tokens if m == LARGE]):
             if not numbers or time.monotonic() >= end:
                 continue

@@ -249,14 +249,14 @@ def _until(
     speed: float,
 ) -> Iterator[tuple[set[Case], list[Row]]]:
     """What was tried, and the rows; nothing is begun after `end`, a time of `time.monotonic`."""
-    layers: dict[tuple[int, int], Layer] = {}  # the host takes seconds to draw one
+    layers: dict[tuple[int, int], Layer] = {}  # the host takes a second to pack one
     lost: set[str] = set()
     for tokens, names in rounds:
         for shape in shapes:
             if time.monotonic() >= end:
                 return
             if shape not in layers:
-                layers[shape] = on_gpu(random_layer(*shape))
+                layers[shape] = on_gpu(random_layer(*shape, drawn_on=CUDA))
             kept = [name for name in names if name not in lost]
             for found, m in zip(measure(layers[shape], tokens, kept, speed), tokens, strict=True):
                 yield {(*shape, m, name) for name in names}, found

@@ -143,10 +143,12 @@ inline ElementType element_of(const Tensor& x) {
   return dtype == ScalarType::Half ? ElementType::kFloat16 : ElementType::kBFloat16;
 }
 
-// x with rows that the kernels can read 16 bytes at a time, and their distance.
+// x with rows that the kernels can read 16 bytes at a time, and their distance. Rows that overlap
+// are copied: TMA takes none.
 inline Tensor readable_rows(const Tensor& x, int64_t& stride) {
   stride = x.size(-1);
-  if (x.dim() == 2 && x.stride(1) == 1 && x.stride(0) % 8 == 0 && x.stride(0) > 0 && aligned(x)) {
+  if (x.dim() == 2 && x.stride(1) == 1 && x.stride(0) % 8 == 0 && x.stride(0) >= x.size(1) &&
+      aligned(x)) {
     stride = x.stride(0);
     return x;
   }

@@ -21,8 +21,8 @@ struct BFloat16 {
   // 128 + (b & 127) has the bits 0x4300 | (b & 127), and 128 + (b & 128) the bits
   // 0x4300 | (b & 128). Their difference is the value, exactly.
   static PERMLLM_DEVICE uint32_t from_int8(uint32_t bytes) {
-    const uint32_t magnitude = (bytes & 0x007f007fu) | 0x43004300u;
-    const uint32_t offset = (bytes & 0x00800080u) | 0xc300c300u;
+    const uint32_t magnitude = and_xor(bytes, 0x007f007fu, 0x43004300u);
+    const uint32_t offset = and_xor(bytes, 0x00800080u, 0xc300c300u);
     return multiply_add_bfloat16x2(magnitude, 0x3f803f80u, offset);
   }
 };

@@ -67,7 +67,8 @@ inline int64_t memory_clocks(const LinearArguments& arguments, const Device& dev
 // What a product takes: the bytes of the weight from memory, or shared memory of the processor that
 // has most blocks, whichever is more. A step writes weights and activations of the tokens that
 // there are, and reads both for the product, activations of the whole tile; permuting reads 2 bytes
-// a lane, and writes once more. Partial sums are written and read in the cache, by a kernel more.
+// a lane, and writes once more. Not counted is what it reads of tokens that are not there, where a
+// tile has more than 8. Partial sums are written and read in the cache, by a kernel more.
 //
 // More tokens than those of a block read the weight again, from the cache: what all blocks read
 // there counts then, as it does for the kernels that these clocks are compared with.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <charconv>
 #include <sstream>
 #include <string>
 
@@ -43,7 +44,7 @@ inline std::string parse_forced_kernel(const std::string& text, ForcedKernel& fo
       return few ? "give few_tokens, few_tokens:ROWS or few_tokens:ROWS:SPLITS"
                  : "give " + name + " or " + name + ":TILE";
     }
-    *numbers[count++] = std::stoi(word);
+    std::from_chars(word.data(), word.data() + word.size(), *numbers[count++]);
   }
   const auto is_one_of = [&](const auto& choices) {
     return std::any_of(std::begin(choices), std::end(choices),

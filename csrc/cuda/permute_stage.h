@@ -63,7 +63,10 @@ PERMLLM_DEVICE void permute_tokens(unsigned char* stage, uint32_t places, int th
     uint32_t words[kRows][2];
     PERMLLM_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      if (!is_there(r)) continue;
+      // Of several rows all are read, those of tokens that are not there for nothing: each
+      // condition would be a branch, and the reads of one row would wait for those of the row
+      // before.
+      if (kRows == 1 && !is_there(r)) continue;
       PERMLLM_UNROLL
       for (int half = 0; half < 2; ++half) {
         const auto at = [&](int i) {

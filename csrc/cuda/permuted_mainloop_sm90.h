@@ -92,12 +92,14 @@ struct PermutedMainloop : Mainloop {
     const int lane = thread % 32;
     uint32_t places = load_places(params.permutation, 0, lane);
     const auto permute = [&](const PipelineState& filled, int step) {
+      // Asked for before the stage is waited for: they come from the cache, or from memory.
+      const uint32_t next = step + 1 < steps ? load_places(params.permutation, step + 1, lane) : 0;
       pipeline.consumer_wait(filled, pipeline.consumer_try_wait(filled));
       fence_compiler();  // which may move loads before CUTLASS' wait: its asm clobbers no memory
       permute_stage<kTokens>(
           reinterpret_cast<unsigned char*>(&shared.smem_B) + filled.index() * kStageBytes<kTokens>,
           places, thread);
-      if (step + 1 < steps) places = load_places(params.permutation, step + 1, lane);
+      places = next;
     };
 
     permute(stage, 0);

@@ -196,6 +196,10 @@ inline void multiply_float16(float (&sum)[4], const uint32_t (&a)[4], const uint
   multiply_emulated<kSelector, float16_to_float>(sum, a, b, metadata);
 }
 
+inline uint32_t and_xor(uint32_t word, uint32_t mask, uint32_t bits) {
+  return (word & mask) ^ bits;
+}
+
 inline uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t selector) {
   const uint64_t bytes = uint64_t{high} << 32 | low;
   uint32_t result = 0;

@@ -104,6 +104,7 @@ def test_strided_and_shaped_inputs(seed):
         even = torch.randn(tokens, 3 * 192, device=CUDA).bfloat16()
         layer.check(even[:, 192:384])
         layer.check(even[:1, :192].expand(tokens, 192))
+        layer.check(even.flatten()[: 8 * tokens + 184].unfold(0, 192, 8))  # rows that overlap
     x = torch.randn(2, 3, 5, 192, device=CUDA).bfloat16()
     layer.check(x)
     layer.check(x.transpose(0, 1))

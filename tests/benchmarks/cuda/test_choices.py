@@ -81,6 +81,7 @@ def measured(operators, monkeypatch):
     operators()
     card = type("Card", (), {"speed": 1.0, "facts": lambda self: {"gpu": "H100"}})
     monkeypatch.setattr(choices, "this_card", card)
+    monkeypatch.setattr(choices, "CUDA", torch.device("cpu"))
     monkeypatch.setattr(choices, "on_gpu", lambda layer: layer)
 
     def measure(layer, tokens, names, speed):

@@ -92,7 +92,9 @@ def test_every_shape_has_rows_before_any_has_all(measured, tmp_path):
     drawn = []
     draw = cuda_kernels.random_layer
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda_kernels, "random_layer", lambda *s: drawn.append(s) or draw(*s))
+        patch.setattr(
+            cuda_kernels, "random_layer", lambda *s, **on: drawn.append(s) or draw(*s, **on)
+        )
         cuda_kernels.run(*ASKED, tmp_path / "kernels.json")
     order = [(tokens, names) for names in (2, 3) for tokens in (8, 4)]
     assert measured == [(n, m, names) for m, names in order for n in (8, 16)]
