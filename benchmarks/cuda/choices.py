@@ -3,9 +3,10 @@
     python -m benchmarks.cuda.choices --json results.json
 
 From 65 to 256 tokens the kernel for few tokens against those for many, with every tile, with a
-permutation and without, and of int8 values; for 4096 tokens tiles of 128 against those of 256. The
-operator itself and cuBLAS have the same turns. A kernel that this GPU or this build lacks is left
-out, with a line why. Narrow layers come first; nothing is begun after --seconds.
+permutation and without, and of int8 values; for 4096 tokens tiles of 128 against those of 256; for
+1 and 64 tokens the splits of inputs and the rows of blocks, with both kinds of values. The operator
+itself and cuBLAS have the same turns. A kernel that this GPU or this build lacks is left out, with
+a line why. Narrow layers come first; nothing is begun after --seconds.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ from benchmarks.shapes import LLAMA_2_7B, parse_shape, random_layer
 SHAPES = tuple(sorted(dict.fromkeys((*LLAMA_2_7B, *LLAMA_3_8B))))
 TOKENS = (65, 96, 128, 160, 192, 256)
 LARGE = 4096
+FEW = (1, 64)
+ALL_TOKENS = (*TOKENS, LARGE, *FEW)
+SPLITS = (1, 2, 4)
+"""`few_tokens_plan.h` splits narrow layers alone. With int8 values a wide one may gain too: two
+blocks of a processor issue too few instructions for the bytes that it can have."""
 
 
 def forced_kernels() -> list[str]:
@@ -55,6 +61,11 @@ def forced_kernels() -> list[str]:
 
 def contestants(tokens: int) -> list[str]:
     """Who has a turn with so many tokens."""
+    if tokens in FEW:
+        few = [f"few_tokens:128:{splits}" for splits in SPLITS]
+        if tokens > 32:
+            few += ["few_tokens:192", "few_tokens:256"]
+        return [OURS, *few, INT8, *(f"{name}, int8" for name in few), DENSE]
     many = forced_kernels()
     if tokens == LARGE:
         tiles = [name for name in many if not name.endswith(":64")]
@@ -83,16 +94,24 @@ def measured(
         if time.monotonic() >= end:
             return
         layer = on_gpu(random_layer(*shape, drawn_on=CUDA))
-        for numbers in ([m for m in tokens if m != LARGE], [m for m in tokens if m == LARGE]):
-            if not numbers or time.monotonic() >= end:
-                continue
-            names = [name for name in contestants(numbers[0]) if name not in lost]
+        for all_names, numbers in _rounds(tokens).items():
+            if time.monotonic() >= end:
+                return
+            names = [name for name in all_names if name not in lost]
             tried = set(names)
             for m, found in zip(numbers, measure(layer, numbers, names, speed), strict=False):
                 yield shape, m, found
                 if time.monotonic() >= end:
                     break
             lost |= tried.difference(names)  # measure takes out who cannot run at all
+
+
+def _rounds(tokens: Sequence[int]) -> dict[tuple[str, ...], list[int]]:
+    """Those who have turns with the same numbers of tokens, and these."""
+    found: dict[tuple[str, ...], list[int]] = {}
+    for m in tokens:
+        found.setdefault(tuple(contestants(m)), []).append(m)
+    return found
 
 
 def run(
@@ -132,7 +151,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--shapes", type=parse_shape, nargs="+", metavar="NxK", default=SHAPES)
-    parser.add_argument("--m", type=int, nargs="+", metavar="TOKENS", default=(*TOKENS, LARGE))
+    parser.add_argument("--m", type=int, nargs="+", metavar="TOKENS", default=ALL_TOKENS)
     parser.add_argument("--seconds", type=float, default=600, help="begin nothing after them")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     arguments = parser.parse_args()

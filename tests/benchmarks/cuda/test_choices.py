@@ -52,6 +52,10 @@ def test_kernels_of_this_gpu_are_forced(operators, capability, built, kernels):
     assert {OURS, UNPERMUTED, INT8, "few_tokens", "few_tokens, int8"} < {*names}
     assert {*kernels} < {*names}
     assert not any(":64" in name or "few" in name for name in choices.contestants(4096))
+    few = choices.contestants(1)
+    assert {OURS, INT8, "few_tokens:128:2", "few_tokens:128:2, int8"} < {*few}
+    assert not any("many" in name or ":192" in name for name in few)
+    assert {"few_tokens:256", "few_tokens:192, int8"} < {*choices.contestants(64)}
 
 
 @pytest.mark.parametrize(
