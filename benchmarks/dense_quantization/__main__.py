@@ -3,7 +3,7 @@
     python -m venv COMPRESSOR && COMPRESSOR/bin/pip install llmcompressor==0.14.0.1
     python -m benchmarks.dense_quantization --compressor COMPRESSOR/bin/python --json OUT
 
-llm-compressor quantizes, by GPTQ or to nearest, in an environment of its own: its requirements and
+llm-compressor quantizes by GPTQ, in an environment of its own: its requirements and
 those of vLLM do not meet. It calibrates on windows that `permllm-offline prune` draws from the same
 text. int8 is vLLM's W8A8, a scale per output channel and, for the inputs, per token; int4 has a
 scale per group of input channels. All are evaluated in float32, as compressed-tensors computes
@@ -65,8 +65,8 @@ class Compressor:
         Raises:
             subprocess.CalledProcessError: it failed; it has said why.
         """
-        values, group, method = key
-        options = ["--values", values, "--method", str(method), "--windows", str(windows)]
+        values, group = key
+        options = ["--values", values, "--windows", str(windows)]
         if group is not None:
             options += ["--group", str(group)]
         subprocess.run([self._python, ONE_SHOT, model, output, *options], check=True)

@@ -1,6 +1,6 @@
-"""Quantizes a dense model with llm-compressor, whose Python runs this file alone.
+"""Quantizes a dense model by GPTQ with llm-compressor, whose Python runs this file alone.
 
-    PYTHON compress.py MODEL OUTPUT --values int4 --group 64 --method gptq --windows WINDOWS
+    PYTHON compress.py MODEL OUTPUT --values int4 --group 64 --windows WINDOWS
 
 Its requirements and those of vLLM do not meet, so it has an environment of its own, and what it
 needs of this project comes as files: the model, and calibration windows as `torch.save` writes
@@ -15,10 +15,7 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
-from llmcompressor.modifiers.quantization import QuantizationModifier
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-MODIFIERS = {"nearest": QuantizationModifier, "gptq": GPTQModifier}
 
 
 def scheme(values: str, group: int | None) -> QuantizationScheme:
@@ -39,12 +36,11 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--values", choices=["int8", "int4"], required=True)
     parser.add_argument("--group", type=int, help="input channels of a scale of int4")
-    parser.add_argument("--method", choices=list(MODIFIERS), required=True)
     parser.add_argument("--windows", type=Path, required=True)
     options = parser.parse_args()
     windows = torch.load(options.windows, weights_only=True)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
-    modifier = MODIFIERS[options.method](
+    modifier = GPTQModifier(
         config_groups={"linear": scheme(options.values, options.group)}, ignore=["lm_head"]
     )
     rows = {"input_ids": windows.tolist(), "attention_mask": torch.ones_like(windows).tolist()}

@@ -3,29 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-KEY = ("values", "group", "method")
-"""`group`: input channels that share a scale of int4; `method`: how values are chosen."""
+KEY = ("values", "group")
+"""`group`: input channels that share a scale of int4."""
 
-Key = tuple[str, int | None, str | None]
+Key = tuple[str, int | None]
 """Values of ``KEY``."""
 
-DENSE: Key = ("bfloat16", None, None)
-KEYS: tuple[Key, ...] = (
-    DENSE,
-    ("int8", None, "nearest"),
-    ("int8", None, "gptq"),
-    ("int4", 64, "nearest"),
-    ("int4", 64, "gptq"),
-    ("int4", 32, "gptq"),
-)
+DENSE: Key = ("bfloat16", None)
+KEYS: tuple[Key, ...] = (DENSE, ("int8", None), ("int4", 64), ("int4", 32))
 """Groups of 128, the usual ones, do not divide the hidden size of SmolLM2-135M, 576."""
-
-METHODS = {"nearest": "to nearest", "gptq": "GPTQ"}
 
 
 def name_of(row: Mapping[str, Any]) -> str:
-    """What a row is called: `dense int4, groups of 64, GPTQ`."""
-    if row["method"] is None:
-        return "dense bfloat16"
-    inputs = " (W8A8)" if row["values"] == "int8" else f", groups of {row['group']}"
-    return f"dense {row['values']}{inputs}, {METHODS[row['method']]}"
+    """What a row is called: `dense int4, groups of 64`."""
+    group = f", groups of {row['group']}" if row["group"] else ""
+    return f"dense {row['values']}{' (W8A8)' if row['values'] == 'int8' else group}"

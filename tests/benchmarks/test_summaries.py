@@ -121,8 +121,8 @@ def test_quality_stands_beside_the_bytes_of_a_layer() -> None:
         return {**key, "ratio": {"novels": ratio, "manual": 2 * ratio}}
 
     dense = [
-        judged(1.0, values="bfloat16", group=None, method=None),
-        judged(1.125, values="int4", group=64, method="gptq"),
+        judged(1.0, values="bfloat16", group=None),
+        judged(1.125, values="int4", group=64),
     ]
     sparse = [
         judged(1.0, method="dense", pattern=None, values="bfloat16"),
@@ -136,7 +136,7 @@ def test_quality_stands_beside_the_bytes_of_a_layer() -> None:
         "| values | bytes of a layer | novels | manual |",
         "|---|---|---|---|",
         "| dense bfloat16 in dense | 100% | 1.00 | 2.00 |",
-        "| dense int4, groups of 64, GPTQ in dense | 27% | 1.12 | 2.25 |",
+        "| dense int4, groups of 64 in dense | 27% | 1.12 | 2.25 |",
         "| 2:4 bfloat16, effort low in sparse | 44% | 1.62 | 3.25 |",
         "| 2:4 int8, effort low in sparse | 31% | 2.00 | 4.00 |",
     ]
