@@ -3,12 +3,11 @@
     python -m venv COMPRESSOR && COMPRESSOR/bin/pip install llmcompressor==0.14.0.1
     python -m benchmarks.dense_quantization --compressor COMPRESSOR/bin/python --json OUT
 
-llm-compressor quantizes by GPTQ, in an environment of its own: its requirements and
-those of vLLM do not meet. It calibrates on windows that `permllm-offline prune` draws from the same
-text. int8 is vLLM's W8A8, a scale per output channel and, for the inputs, per token; int4 has a
-scale per group of input channels. All are evaluated in float32, as compressed-tensors computes
-them, inputs rounded too. The result is written after each row; what OUT already has is not
-measured again.
+llm-compressor quantizes by GPTQ, in an environment of its own: its requirements and those of vLLM
+do not meet. It calibrates on windows that `permllm-offline prune` draws from the same text. int8 is
+vLLM's W8A8, a scale per output channel and, for the inputs, per token; int4 has a scale per group
+of input channels. All are evaluated in float32, as compressed-tensors computes them, inputs rounded
+too. The result is written after each row; what OUT already has is not measured again.
 """
 
 import argparse

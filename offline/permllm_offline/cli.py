@@ -44,9 +44,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _is_utf8(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (2 for bad input, 1 for a bad finding)."""
-    options, unknown = build_parser().parse_known_args(arguments)
+    parser = build_parser()
+    for word in sys.argv[1:] if arguments is None else arguments:
+        if not _is_utf8(word):  # what is written down of a run is
+            parser.error(f"{word!r} is not UTF-8: rename the file, or link to it by another name")
+    options, unknown = parser.parse_known_args(arguments)
     if unknown:  # with the usage of the sub-command, which argparse itself does not show
         options.refuse(
             f"unrecognized arguments: {' '.join(unknown)} (a name with spaces wants quotes)"

@@ -42,6 +42,7 @@ def check_destination(output: Path, source: Path, *, force: bool) -> None:
             f"output {output} is a mount point; rule: the output is written beside its name and "
             "renamed into place; remedy: give a folder inside it"
         )
+    check_outside(output, "current directory", Path.cwd())
     if not any(destination.iterdir()):
         return
     if not force:
@@ -50,7 +51,7 @@ def check_destination(output: Path, source: Path, *, force: bool) -> None:
             "another directory, or replace a checkpoint there with --force"
         )
     home = Path(os.path.expanduser("~"))  # Path.home() raises where there is none
-    for kind, path in (("source", source), ("current", Path.cwd()), ("home", home)):
+    for kind, path in (("source", source), ("home", home)):
         check_outside(output, f"{kind} directory", path)
     if missing := _missing(destination):
         raise CheckpointError(
@@ -71,8 +72,8 @@ def check_outside(output: Path, kind: str, path: Path) -> None:
     """Raise `CheckpointError` where `path`, of a kind that is named, would go with `output`."""
     if path.resolve().is_relative_to(output.resolve()):
         raise CheckpointError(
-            f"output {output} contains the {kind} {path}; rule: only a checkpoint is replaced as a "
-            "whole; remedy: choose another output directory"
+            f"output {output} contains the {kind} {path}; rule: an output is made beside its name "
+            "and takes the place of what is there; remedy: choose another output directory"
         )
 
 

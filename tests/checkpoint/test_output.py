@@ -71,6 +71,22 @@ def test_what_is_read_lies_outside_the_output(tmp_path: Path) -> None:
             check_outside(output, "data set", path)
 
 
+@pytest.mark.parametrize("place", ["out", "out/inside"])
+def test_the_current_directory_is_no_output(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Even an empty one: it would be another folder afterwards, and the old one gone."""
+    (tmp_path / place).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / place)
+    for force in (False, True):
+        with pytest.raises(CheckpointError, match=r"contains the current directory .*choose"):
+            check_destination(tmp_path / "out", source, force=force)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out" / "inside").mkdir(exist_ok=True)
+    (tmp_path / "out" / "inside").rmdir()
+    check_destination(tmp_path / "out", source, force=False)
+
+
 def test_a_file_is_no_output(tmp_path: Path, source: Path) -> None:
     (tmp_path / "out").touch()
     with pytest.raises(CheckpointError, match="is a file"):

@@ -12,7 +12,7 @@ import permllm_vllm.hf  # noqa: F401  (loads permllm checkpoints in transformers
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.model.families import FAMILIES
-from permllm_offline.model.mixer_settings import take_any_step
+from permllm_offline.model.mixer_settings import compute_as_engines
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
@@ -51,7 +51,7 @@ def test_there_and_back(tmp_path: Path, model_type: str, options: dict[str, Any]
 
     tokens = torch.randint(2, 60, (2, 20), generator=torch.Generator().manual_seed(0))
     sparse = AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.float32)
-    take_any_step(sparse)  # as the twin, whatever Transformers bounds
+    compute_as_engines(sparse)  # as the twin, whatever Transformers bounds
     with torch.no_grad():
         exact, served = twin(tokens).logits, sparse(tokens).logits
     assert (served - exact).abs().max() < 1e-4 * exact.abs().max()

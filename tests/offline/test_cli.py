@@ -365,6 +365,13 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
         assert "examples:" in capsys.readouterr().out
 
 
+def test_names_that_are_no_text_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["prune", "model", "--dataset", "caf\udce9.txt", "--output", "sparse"])
+    assert ended.value.code == 2
+    assert "'caf\\udce9.txt' is not UTF-8: rename the file" in capsys.readouterr().err
+
+
 def test_eval_measures_one_text(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["eval", "model", "--dataset", "a.txt", "--dataset", "b.txt"])

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from permllm_offline.model.mixer_settings import take_any_step
+from permllm_offline.model.mixer_settings import compute_as_engines
 from permllm_vllm.hf.experts import fused_experts, separate_experts
 
 WORDS = [f"w{number}" for number in range(60)]
@@ -226,7 +226,7 @@ def tiny_model(model_type: str, **overrides: object) -> Any:
     config = AutoConfig.for_model(model_type, **(COMMON | SIZES[model_type] | overrides))
     model = AutoModelForCausalLM.from_config(config)
     separate_experts(model)
-    take_any_step(model)
+    compute_as_engines(model)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():  # the bias of a router is no parameter
             if name.endswith(("bias", "sinks")):

@@ -189,6 +189,6 @@ def _update_operations(linear: PlannedLinear, tokens: int) -> float:
     """Second moment, its inverse, and the columns' updates of every row."""
     channels = linear.layout.in_features
     moment = 0.0
-    if linear.name.endswith(linear.layout.group.linears[0]):
+    if linear.leads_group:
         moment = 2.0 * tokens * linear.layout.group.share * channels**2 + 3.0 * channels**3
     return moment + linear.out_features * channels**2

@@ -21,7 +21,7 @@ from permllm_offline.model.language_model import (
     language_model_of,
     may_hold_more,
 )
-from permllm_offline.model.mixer_settings import take_any_step
+from permllm_offline.model.mixer_settings import compute_as_engines
 from permllm_offline.run.local_path import local_path
 from permllm_vllm.checkpoint.companions import module_folders
 from permllm_vllm.checkpoint.errors import CheckpointError
@@ -174,7 +174,7 @@ def load_served(source: Source, dtype: torch.dtype, device: torch.device) -> Any
             **attention_options(source.config),
             **TRUST_NOTHING,
         )
-    take_any_step(model)
+    compute_as_engines(model)
     model.requires_grad_(False)
     return model.to(device).eval()
 
@@ -224,7 +224,7 @@ def model_from(
             **TRUST_NOTHING,
         )
         model.__class__ = type(empty)
-        take_any_step(model)
+        compute_as_engines(model)
         if found["missing_keys"]:
             raise _other_tensors(source, missing=sorted(found["missing_keys"]))
         if (source.directory / "generation_config.json").is_file():

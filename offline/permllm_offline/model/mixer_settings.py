@@ -1,11 +1,11 @@
-"""Settings of Mamba layers that engines do not read: refused, or set aside."""
+"""Where Mamba layers of Transformers differ from those of engines: refused, or set aside."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from permllm_offline.errors import OfflineError
 
@@ -26,13 +26,21 @@ def check_mixers(config: Any) -> None:
         )
 
 
-def take_any_step(model: nn.Module) -> None:
-    """Let the Mamba layers of a model take steps of any size, as engines do.
+def compute_as_engines(model: nn.Module) -> None:
+    """Let the Mamba layers of a model compute what engines do.
 
-    Transformers 5.19 lets those of Nemotron-H take none below ``time_step_min``, which is where
-    training began; of other families a configuration that bounds them is refused.
+    In Transformers 5.19, those of Nemotron-H take no step below ``time_step_min``, which is where
+    training began (of other families a configuration that bounds them is refused). The gated norm
+    of Falcon-H1 drops the dimension of tokens where there is one, so that with a cache every
+    sequence would be added to every other.
     """
     module: Any
     for module in model.modules():
         if hasattr(module, "time_step_limit"):
             module.time_step_limit = (0.0, math.inf)
+        if hasattr(module, "norm_before_gate"):
+            module.register_forward_hook(_in_shape_of_input)
+
+
+def _in_shape_of_input(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    return output.view(inputs[0].shape)

@@ -27,9 +27,10 @@ from permllm_vllm.checkpoint.pattern import Pattern
 class PlannedLinear:
     """One linear layer of a decoder layer and its bytes, dense and in the checkpoint.
 
-    ``pruned`` is false where it stays dense by choice. ``kept_beside`` is what a recurrence between
-    it and other linears keeps for a backward pass, in bytes for each token, beyond what lies
-    between linears elsewhere.
+    ``pruned`` is false where it stays dense by choice. ``leads_group`` is true of the first one of
+    a shared-input group, which stands for what the group has once. ``kept_beside`` is what a
+    recurrence between it and other linears keeps for a backward pass, in bytes for each token,
+    beyond what lies between linears elsewhere.
     """
 
     name: str
@@ -39,6 +40,7 @@ class PlannedLinear:
     dense_bytes: int
     sparse_bytes: int
     pruned: bool = True
+    leads_group: bool = False
     kept_beside: float = 0.0
 
     @property
@@ -184,7 +186,7 @@ def make_plan(
             for name, module in zip(names, modules, strict=True):
                 _check_sizes(name, layout, permuted)
                 planned = _plan_linear(name, layout, module, pattern, permuted, dtype, int8)
-                by_layer[-1].append(planned)
+                by_layer[-1].append(replace(planned, leads_group=name == names[0]))
     _count_recurrences(decoder, family, by_layer, dtype)
     everything = _stored_numbers(skeleton) * dtype.itemsize
     saved = sum(one.dense_bytes - one.sparse_bytes for linears in by_layer for one in linears)

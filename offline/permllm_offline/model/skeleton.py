@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from permllm_offline.model.attention import attention_options
-from permllm_offline.model.mixer_settings import take_any_step
+from permllm_offline.model.mixer_settings import compute_as_engines
 
 
 def skeleton_of(config: Any, dtype: torch.dtype | None = None) -> nn.Module:
@@ -30,7 +30,7 @@ def skeleton_of(config: Any, dtype: torch.dtype | None = None) -> nn.Module:
             deepcopy(config), dtype=dtype, trust_remote_code=False, **attention_options(config)
         )
     separate_experts(model)
-    take_any_step(model)
+    compute_as_engines(model)
     if dtype is not None:
         for name, tensor in model.state_dict(keep_vars=True).items():
             if kept_in_float32(model, name, dtype):

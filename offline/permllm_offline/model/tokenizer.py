@@ -28,7 +28,8 @@ def load_tokenizer(source: Source) -> Any:
     """Load the tokenizer beside a model; raises OfflineError where there is none.
 
     Its attribute ``window_begin`` is ``conventions.begin_token`` of the model, and ``positions``
-    the tokens that the model has positions for, or None where its configuration does not say.
+    the tokens that the model has positions for, or None where its configuration does not say;
+    ``embeddings`` is how many tokens the model knows, or None.
     """
     try:
         tokenizer, misread = _loaded(source.directory)
@@ -47,6 +48,7 @@ def load_tokenizer(source: Source) -> Any:
     tokenizer.window_begin = begin_token(source.config)
     text_config = source.config.get_text_config()
     tokenizer.positions = getattr(text_config, "max_position_embeddings", None)
+    tokenizer.embeddings = getattr(text_config, "vocab_size", None)
     return tokenizer
 
 

@@ -26,6 +26,9 @@ MAX_CHARACTERS = 16 * 8_000_000
 """Characters of one document that are read at most: sixteen for each token that ``calibration``
 reads, more than tokens have on average in any language."""
 
+PARQUET_ROWS = 256
+"""That are in memory at once: rows may be whole books."""
+
 NAMED: Mapping[str, Mapping[str, str]] = {
     "c4": {"train": "allenai/c4:en:train", "test": "allenai/c4:en:validation"},
     "wikitext2": {
@@ -133,7 +136,8 @@ def _parquet_rows(file: Path, rows: RowText) -> Iterator[object]:
         opened = pyarrow.parquet.ParquetFile(file)
         names = opened.schema_arrow.names
         field = rows.field_of(names)
-        for batch in opened.iter_batches(columns=[field] if field in names else None):
+        columns = [field] if field in names else None
+        for batch in opened.iter_batches(PARQUET_ROWS, columns=columns):
             yield from batch.to_pylist()
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise OfflineError(

@@ -16,7 +16,7 @@ from permllm_offline.model.float32_products import products_in_float32
 from permllm_offline.text.documents import documents
 from permllm_offline.text.paper_protocol import Protocol, paper_name, paper_windows
 from permllm_offline.text.row_text import TEXT_FIELD, RowText
-from permllm_offline.text.windows import check_length, token_windows
+from permllm_offline.text.windows import check_length, check_tokens, token_windows
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +44,8 @@ def evaluation_windows(
         text_field: what is read of a row, see ``row_text.RowText``.
 
     Raises:
-        OfflineError: the data set does not fill one window, the model has no positions for it, or
-            papers have no protocol for it.
+        OfflineError: the data set does not fill one window, the model has no positions for it or
+            does not know its tokens, or papers have no protocol for it.
     """
     check_length(tokenizer, sequence_length)
     rows = RowText(text_field, tokenizer)
@@ -60,6 +60,7 @@ def evaluation_windows(
             f"data set {dataset!r} is too short: it does not fill one window of "
             f"{sequence_length} tokens. Give more text, or lower --sequence-length."
         )
+    check_tokens(tokenizer, windows)
     if max_windows is None and len(windows) >= MANY_WINDOWS:
         logger.warning(
             "the perplexity is measured on %s windows of %d tokens, one after the other: the "

@@ -38,14 +38,17 @@ class RowText:
         return next((field for field in MESSAGES_FIELDS if field in names), self.field)
 
     def of(self, row: object, source: str) -> str:
-        """Return the text of one row of ``source``.
+        """Return the text of one row of ``source``, none where it is null.
 
         Raises:
             OfflineError: neither text nor messages are in the field, or no template takes these.
         """
-        value = row.get(self.field_of(row)) if isinstance(row, dict) else None
+        field = self.field_of(row) if isinstance(row, dict) else self.field
+        value = row.get(field) if isinstance(row, dict) else None
         if isinstance(value, str):
             return value
+        if value is None and isinstance(row, dict) and field in row:
+            return ""
         if isinstance(value, list):
             return self._conversation(value, source)
         fields = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__

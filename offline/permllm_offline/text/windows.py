@@ -99,6 +99,21 @@ def check_length(tokenizer: Any, sequence_length: int) -> None:
         )
 
 
+def check_tokens(tokenizer: Any, windows: Tensor) -> None:
+    """Check that the model knows every token; the tokenizer's ``embeddings`` says how many.
+
+    Raises:
+        OfflineError: it does not.
+    """
+    known = getattr(tokenizer, "embeddings", None)
+    if known is not None and (largest := int(windows.max())) >= known:
+        raise OfflineError(
+            f"the tokenizer gives token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), "
+            f"and the model knows {known} (vocab_size in its config.json). Take the tokenizer of "
+            "this model, or resize its embeddings to the tokenizer."
+        )
+
+
 def check_datasets(datasets: Sequence[str], num_samples: int) -> None:
     """Check that every data set has a share of the windows, and that none is read twice.
 
@@ -226,7 +241,8 @@ def sample_windows(
         own_text: samples a number of windows from the dense model, for the data set ``self``.
 
     Raises:
-        OfflineError: too few windows in a data set, or windows that the model has no positions for.
+        OfflineError: too few windows in a data set, windows that the model has no positions for, or
+            tokens that it does not know.
     """
     check_length(tokenizer, sequence_length)
     parts = [
@@ -290,6 +306,7 @@ def _sample(
                 f"data set {dataset!r} has no document of more than {sequence_length} tokens: "
                 "give --sampling stream, longer documents, or a lower --sequence-length."
             )
+        check_tokens(tokenizer, drawn)
         _warn_of_few_documents(dataset, origin)
         calibration, rest = drawn[:num_samples], drawn[num_samples:]
         unseen = ~torch.isin(origin[num_samples:], origin[:num_samples])
@@ -302,6 +319,7 @@ def _sample(
             "nothing in it). Give more text, --effort low where the method distils, or a lower "
             "--num-samples or --sequence-length."
         )
+    check_tokens(tokenizer, windows)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(windows), generator=generator)
     chosen, rest = order[:num_samples], order[num_samples : num_samples + num_held_out]

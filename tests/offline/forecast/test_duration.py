@@ -14,6 +14,7 @@ from permllm_offline.recipe.schema import LearningRecipe, Recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.text import own_text
 from permllm_vllm.checkpoint.shard import Shard
+from tests.offline.tiny_models import save_tokenizer, tiny_model
 
 WEIGHTS = 128 * 128 * 2 + 64 * 128 * 2 + 128 * 192 * 3
 """Of one decoder layer of the tiny model: q and o, k and v, gate and up and down."""
@@ -53,6 +54,23 @@ def test_updates_of_layers_take_longer(expect: Any) -> None:
     limited = {"layer_windows": 4, "self_windows": 0}
     first = expect(method="wanda", reconstruction="obs+distillation", distillation=limited)
     assert sum(first.layer_seconds) < sum(obs.layer_seconds)
+
+
+def test_updates_of_experts_take_as_long_under_any_name(tmp_path: Path, text_file: Path) -> None:
+    """Mixtral's checkpoints have other names for them than Transformers."""
+    sizes = {"num_experts_per_tok": 2, "head_dim": 32}
+    models = {
+        "mixtral": {"num_local_experts": 4, "intermediate_size": 64},
+        "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 64, "mlp_only_layers": []},
+    }
+    found = []
+    for model_type, own in models.items():
+        folder = tmp_path / model_type
+        tiny_model(model_type, **sizes, **own).save_pretrained(folder)
+        save_tokenizer(folder)
+        recipe = small_recipe(folder, text_file, method="sparsegpt")
+        found.append(forecast(recipe, prepare(recipe), speed=1e6).seconds)
+    assert found[0] == pytest.approx(found[1])
 
 
 def test_tuning_layer_by_layer(expect: Any) -> None:
