@@ -10,7 +10,7 @@ Key = tuple[str, int | None]
 """Values of ``KEY``."""
 
 DENSE: Key = ("bfloat16", None)
-KEYS: tuple[Key, ...] = (DENSE, ("int8", None), ("int4", 64), ("int4", 32))
+KEYS: tuple[Key, ...] = (DENSE, ("int8", None), ("int4", 64))
 """Groups of 128, the usual ones, do not divide the hidden size of SmolLM2-135M, 576."""
 
 
