@@ -157,6 +157,7 @@ class HeadMethod(UnquantizedEmbeddingMethod):
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x [..., in]` times the weight: `[..., out]`, in x's dtype."""
+        layer = getattr(layer, "base_layer", layer)  # an embedding that vLLM wraps for adapters
         if COPY not in layer.__dict__:
             self._pack(layer)
         packed = layer.__dict__[COPY]

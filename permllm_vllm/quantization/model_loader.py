@@ -4,7 +4,7 @@ vLLM asks for that in dense models alone: a sparse one would serve without a nor
 with whatever was in memory.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,13 @@ class CompleteModelLoader(OnCpu, DefaultModelLoader):
         self.enable_weights_track: bool | None
         self.is_sparse = False
         self.names: set[str] = set()
+        self.from_target: frozenset[str] = frozenset()
 
     def load_weights(self, model: Module, model_config: Any) -> None:
         """Load, let vLLM hand over what it loaded, and see to heads that it kept to itself."""
         self.is_sparse = model_config.quantization == schema.QUANT_METHOD
         self.names.clear()
+        self.from_target = frozenset(_from_target(model, model_config))
         if self.is_sparse and self.enable_weights_track is None:
             self.enable_weights_track = True
         if self.is_sparse:
@@ -85,7 +87,8 @@ class CompleteModelLoader(OnCpu, DefaultModelLoader):
         if not self.is_sparse:
             super().track_weights_loading(model, loaded_weights, **options)
             return
-        missing = [] if loaded_weights is None else list(_unfilled(model, loaded_weights))
+        loaded = loaded_weights
+        missing = [] if loaded is None else list(_unfilled(model, loaded, self.from_target))
         if missing:
             raise CheckpointError(
                 f"the checkpoint has no {', '.join(missing)}, but a model of its config.json needs "
@@ -139,18 +142,38 @@ def _adopt_heads(model: Module, model_config: Any) -> None:
     adopt_heads(model, generates=model_config.runner_type != "pooling" and not in_stages)
 
 
-def _unfilled(model: Module, loaded: set[str]) -> Iterator[str]:
+def _from_target(model: Module, model_config: Any) -> Iterator[str]:
+    """Names of a drafting model's modules in whose place vLLM puts those of its target, unread.
+
+    Drafting layers of the target's own checkpoint (`mtp`) need no second embedding or head there.
+    """
+    config = get_current_vllm_config_or_none()
+    speculative = getattr(config, "speculative_config", None)
+    if config is None or speculative is None or speculative.method != "mtp":
+        return
+    if model_config is not speculative.draft_model_config:
+        return
+    in_stages = config.parallel_config.pipeline_parallel_size > 1
+    own_embedding = getattr(model, "has_own_embed_tokens", False) or in_stages
+    own_head = getattr(model, "has_own_lm_head", False)
+    for name, _ in model.named_modules(remove_duplicate=False):
+        is_head = name == "lm_head" or name.endswith(".shared_head.head")
+        if (is_head and not own_head) or (name == "model.embed_tokens" and not own_embedding):
+            yield name
+
+
+def _unfilled(model: Module, loaded: set[str], others: Container[str]) -> Iterator[str]:
     """Names of the dense parameters that are none of `loaded`, under no name that they have.
 
     Sparse layers count their tensors themselves, by part. Online quantization makes parameters
-    that no checkpoint holds.
+    that no checkpoint holds. `others` are the names of modules whose parameters nobody will read.
     """
     every = model.named_parameters(remove_duplicate=False)  # tied weights have several names
     filled = {id(parameter) for name, parameter in every if name in loaded}
     for prefix, module in model.named_modules():
         method = getattr(module, "quant_method", None)
         sparse = isinstance(method, PermLLMLinearMethod | PermLLMExpertsMethod)
-        if sparse or getattr(method, "uses_meta_device", False):
+        if sparse or prefix in others or getattr(method, "uses_meta_device", False):
             continue
         names = method.modules if isinstance(method, DenseLinearMethod) else [prefix]
         for kind, parameter in module.named_parameters(recurse=False):
