@@ -82,6 +82,7 @@ def test_of_parquet_only_the_field_is_read(
         ({"messages": TALK, "text": "w9"}, "text", "w9"),
         ({"messages": TALK, "chosen": TALK[:1]}, "chosen", "</s><user>w1."),
         ({"messages": []}, "text", ""),
+        ({"text": None, "id": "1"}, "text", ""),
         ({"conversations": TALK, "id": "1"}, "text", "</s><user>w1<assistant>w2 w3."),
         ({"conversations": TALK[:1], "messages": TALK}, "text", "</s><user>w1<assistant>w2 w3."),
         (
