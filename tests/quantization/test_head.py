@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from vllm.config import VllmConfig
-from vllm.lora.layers.vocab_parallel_embedding import VocabParallelEmbeddingWithLoRA
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     VocabParallelEmbedding,
@@ -320,19 +319,6 @@ def test_an_embedding_that_is_the_head_is_packed_with_its_weight(
     adopt_heads(torch.nn.ModuleList([layer]), generates=generates)
     layer.quant_method.process_weights_after_loading(layer)
     assert (COPY in layer.__dict__) == generates
-
-
-@needs_rounding
-def test_an_embedding_that_is_wrapped_for_adapters_has_one_copy(rounded: None) -> None:
-    """vLLM gives the wrapper of Cohere's embedding, which is its head, to the method."""
-    layer = built(VocabParallelEmbedding)
-    load(layer, weights())
-    wrapper: Any = VocabParallelEmbeddingWithLoRA(layer)
-    x = torch.randn(3, CHANNELS).bfloat16()
-    answer = layer.quant_method.apply(layer, x)
-    assert torch.equal(wrapper.quant_method.apply(wrapper, x), answer)
-    assert COPY in layer.__dict__
-    assert COPY not in wrapper.__dict__
 
 
 def test_a_weight_on_another_device_stays_there(rounded: None) -> None:

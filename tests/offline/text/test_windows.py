@@ -11,9 +11,7 @@ from permllm_offline.model.loading import open_source
 from permllm_offline.model.tokenizer import load_tokenizer
 from permllm_offline.text import windows
 from permllm_offline.text.documents import MAX_CHARACTERS, SUFFIXES, documents
-from permllm_offline.text.evaluation import evaluation_windows
 from permllm_offline.text.windows import (
-    Sampling,
     check_datasets,
     document_windows,
     sample_windows,
@@ -296,28 +294,6 @@ def test_every_window_begins_with_the_token_that_the_model_needs() -> None:
 
 def never(*_: object, **__: object) -> None:
     raise AssertionError("text was tokenised")
-
-
-def test_tokens_that_the_model_does_not_know_are_refused(
-    tiny_model_directory: Path, text_file: Path
-) -> None:
-    tokenizer = load_tokenizer(open_source(str(tiny_model_directory)))
-    largest = int(evaluation_windows(str(text_file), tokenizer, 16, 8).max())
-    tokenizer.embeddings = largest
-    refused = rf"gives token {largest} \(.*\), and the model knows {largest} \(vocab_size"
-    with pytest.raises(OfflineError, match=refused):
-        evaluation_windows(str(text_file), tokenizer, 16, 8)
-    sampling: Sampling
-    for sampling in ("stream", "document"):
-        with pytest.raises(OfflineError, match=refused):
-            sample_windows(
-                [str(text_file)],
-                tokenizer,
-                num_samples=8,
-                sequence_length=16,
-                seed=0,
-                sampling=sampling,
-            )
 
 
 def test_windows_beyond_the_positions_of_the_model_are_refused(
