@@ -54,7 +54,7 @@ from .pruning.checkpoints import (
 from .pruning.commands import evaluate
 from .pruning.named_method import NamedMethod
 from .records.result_file import kept_rows
-from .texts import austen, python_manual, sotu
+from .texts import sotu, unseen_texts
 
 PATTERNS = ("2:4", "4:8")
 VALUES = ("bfloat16", "int8")
@@ -78,11 +78,7 @@ class Accuracy:
         self._model, self._calibration = smollm2(), sotu().calibration
         length = ("--sequence-length", str(SEQUENCE_LENGTH))
         self._checkpoints = Checkpoints(checkpoints / effort, length, effort)
-        self._texts = {
-            "in domain": sotu().held_out,
-            "novels": austen(),
-            "manual": python_manual(),
-        }
+        self._texts = unseen_texts()
         self._windows, self._effort = windows, effort
 
     def missing(self, row: Mapping[str, Any]) -> list[str]:

@@ -84,6 +84,11 @@ def python_manual() -> Path:
     return path
 
 
+def unseen_texts() -> dict[str, Path]:
+    """Files that quality is measured on, by name; those of pruned models calibrate on none."""
+    return {"in domain": sotu().held_out, "novels": austen(), "manual": python_manual()}
+
+
 def _write_text(path: Path, parts: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

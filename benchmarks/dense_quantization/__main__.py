@@ -11,7 +11,6 @@ too. The result is written after each row; what OUT already has is not measured 
 """
 
 import argparse
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,54 +20,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.dense_quantization.values import DENSE, KEY, KEYS, Key, name_of
+from benchmarks.dense_quantization.compressor import Compressor
+from benchmarks.dense_quantization.values import DENSE, KEY, KEYS, name_of
 from benchmarks.models import SMOLLM2, smollm2
+from benchmarks.pruning.checkpoints import SEQUENCE_LENGTH
 from benchmarks.records.result_file import kept_rows
-from benchmarks.texts import austen, python_manual, sotu
+from benchmarks.texts import sotu, unseen_texts
 from permllm_offline.model.loading import open_source
 from permllm_offline.model.tokenizer import load_tokenizer
 from permllm_offline.text.evaluation import evaluation_windows, perplexity
 from permllm_offline.text.windows import sample_windows
 
-ONE_SHOT = Path(__file__).with_name("one_shot.py")
-SEQUENCE_LENGTH, SEED = 512, 0
-
-
-class Compressor:
-    """llm-compressor in a Python of its own.
-
-    Args:
-        python: its interpreter.
-
-    Raises:
-        ValueError: that cannot be run, or has no llm-compressor.
-    """
-
-    def __init__(self, python: Path) -> None:
-        self._python = python
-        asked = "import importlib.metadata as m; print(m.version('llmcompressor'))"
-        try:
-            found = subprocess.run([python, "-c", asked], capture_output=True, text=True)
-        except OSError as error:
-            raise ValueError(f"{python}: no Python that can be run: {error.strerror}") from error
-        if found.returncode:
-            raise ValueError(
-                f"{python} has no llm-compressor: give the Python of an environment that has it, "
-                "made by: python -m venv COMPRESSOR && COMPRESSOR/bin/pip install llmcompressor"
-            )
-        self.version = found.stdout.strip()
-
-    def compress(self, model: Path, output: Path, key: Key, windows: Path) -> None:
-        """Write the model in the values of a key.
-
-        Raises:
-            subprocess.CalledProcessError: it failed; it has said why.
-        """
-        values, group = key
-        options = ["--values", values, "--windows", str(windows)]
-        if group is not None:
-            options += ["--group", str(group)]
-        subprocess.run([self._python, ONE_SHOT, model, output, *options], check=True)
+SEED = 0
 
 
 class Evaluation:
@@ -153,8 +116,7 @@ def main() -> None:
         model, calibration = smollm2(), Path(directory) / "windows.pt"
         tokenizer = load_tokenizer(open_source(str(model)))
         torch.save(calibration_windows(tokenizer, options.calibration_windows), calibration)
-        texts = {"in domain": sotu().held_out, "novels": austen(), "manual": python_manual()}
-        evaluation = Evaluation(texts, tokenizer, options.windows)
+        evaluation = Evaluation(unseen_texts(), tokenizer, options.windows)
         for key in KEYS:
             if key in rows:
                 continue

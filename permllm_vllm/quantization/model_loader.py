@@ -87,8 +87,9 @@ class CompleteModelLoader(OnCpu, DefaultModelLoader):
         if not self.is_sparse:
             super().track_weights_loading(model, loaded_weights, **options)
             return
-        loaded = loaded_weights
-        missing = [] if loaded is None else list(_unfilled(model, loaded, self.from_target))
+        missing: list[str] = []
+        if loaded_weights is not None:
+            missing += _unfilled(model, loaded_weights, self.from_target)
         if missing:
             raise CheckpointError(
                 f"the checkpoint has no {', '.join(missing)}, but a model of its config.json needs "

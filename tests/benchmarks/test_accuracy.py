@@ -45,8 +45,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Accuracy:
         monkeypatch.setattr(module, "smollm2", lambda: model)
         monkeypatch.setattr(module, "sotu", lambda: Texts(text, text))
         monkeypatch.setattr(module, "SEQUENCE_LENGTH", TOKENS)
-    for name in ("austen", "python_manual"):
-        monkeypatch.setattr(accuracy, name, lambda: text)
+    names = ("in domain", "novels", "manual")
+    monkeypatch.setattr(accuracy, "unseen_texts", lambda: dict.fromkeys(names, text))
     monkeypatch.setattr(commands, "permllm_offline", run)
     return Accuracy(tmp_path / "checkpoints", WINDOWS, "default")
 

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.dense_quantization import __main__ as command
-from benchmarks.dense_quantization.__main__ import Compressor, Evaluation
+from benchmarks.dense_quantization.__main__ import Evaluation
+from benchmarks.dense_quantization.compressor import ONE_SHOT, Compressor
 from benchmarks.dense_quantization.values import DENSE, KEY, KEYS, Key, name_of
 from benchmarks.engines import quantized_peers
 from permllm_offline.model.loading import open_source
@@ -84,6 +85,6 @@ def test_what_is_asked_of_llm_compressor(tmp_path: Path) -> None:
     assert compressor.version == "9.9"
     compressor.compress(Path("model"), Path("out"), ("int4", 64), Path("windows.pt"))
     asked = (tmp_path / "asked").read_text().split()
-    assert asked[0] == str(command.ONE_SHOT)
+    assert asked[0] == str(ONE_SHOT)
     assert asked[1:3] == ["model", "out"]
     assert asked[3:] == [*("--values", "int4", "--windows", "windows.pt", "--group", "64")]

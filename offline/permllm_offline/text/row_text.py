@@ -43,14 +43,12 @@ class RowText:
         Raises:
             OfflineError: neither text nor messages are in the field, or no template takes these.
         """
-        field = self.field_of(row) if isinstance(row, dict) else self.field
-        value = row.get(field) if isinstance(row, dict) else None
-        if isinstance(value, str):
-            return value
-        if value is None and isinstance(row, dict) and field in row:
-            return ""
-        if isinstance(value, list):
-            return self._conversation(value, source)
+        if isinstance(row, dict) and (field := self.field_of(row)) in row:
+            value = row[field]
+            if value is None or isinstance(value, str):
+                return value or ""
+            if isinstance(value, list):
+                return self._conversation(value, source)
         fields = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
         raise OfflineError(
             f'{source} has a row without a string field "{self.field}" (found: {fields}). Give '
