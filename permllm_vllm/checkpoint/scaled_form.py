@@ -1,4 +1,4 @@
-"""How `config.json` says that weights are stored in 8 bits; other quantizations are refused."""
+"""How `config.json` says that weights are stored in few bits; other quantizations are refused."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from permllm_vllm.checkpoint.schema import QUANT_METHOD, is_of_this_format
 
 FP8, COMPRESSED_TENSORS = "fp8", "compressed-tensors"
 DENSE = "dense"
-"""The sparsity format of weights that are stored with their zeros."""
+"""The layout of weights that are stored with their zeros."""
+BITMASK, MARLIN = "sparse-24-bitmask", "marlin-24"
+"""Layouts of compressed-tensors that leave out the zeros of 2:4."""
 
 _OF_COMPRESSED_TENSORS = ("config_groups", "sparsity_config", "format", "kv_cache_scheme")
 """Its own entries, which tell it where no method is named."""
 _EARLIER = "sparseml"  # the name of its method
 _FLOAT8, _INT8 = "float8_e4m3fn", "int8"
 _FORMATS = ("float-quantized", "int-quantized", "naive-quantized")
+_BITS_OF_MARLIN = (4, 8)
 _SAY_NOTHING = (None, DENSE, "fakequant", *_FORMATS)
 """Formats that leave weights as they are where no group of them is quantized."""
 _AS_TEXT = re.compile("([0-9]{1,10})x([0-9]{1,10})")  # a block, as older versions write it
@@ -40,12 +43,13 @@ class ScaledForm:
 OF_CACHES_ALONE = ScaledForm(None, Block(None, None))
 
 
-def scaled_form(config: Mapping[str, Any]) -> ScaledForm | None:
+def scaled_form(config: Mapping[str, Any], layout: str = DENSE) -> ScaledForm | None:
     """Return how a `config.json` says that weights are stored in 8 bits.
 
     None of a plain model, and of one of this format, which `is_of_this_format` tells. Forms are
-    those of Transformers' `FineGrainedFP8Config`, and of compressed-tensors. Raises
-    `CheckpointError` for any other quantization.
+    those of Transformers' `FineGrainedFP8Config`, and of compressed-tensors. With `BITMASK` or
+    `MARLIN`, which `sparse_layout` tells, they are those of what is there once the layout is
+    undone. Raises `CheckpointError` for any other quantization.
     """
     said = _said(config)
     if said is None:
@@ -58,27 +62,27 @@ def scaled_form(config: Mapping[str, Any]) -> ScaledForm | None:
     if not _is_of_compressed_tensors(said):
         rule = f"read are {QUANT_METHOD!r}, and 8 bits by {FP8!r} or {COMPRESSED_TENSORS!r}"
         raise said.problem("quant_method", repr(said.get("quant_method")), rule).as_error()
-    key, layout = _sparsity(said)
-    if layout != DENSE:
-        raise said.problem(key, repr(layout), repr(DENSE)).as_error()
+    key, found = _layout(said)
+    if found != layout:
+        raise said.problem(key, repr(found), repr(layout)).as_error()
     if said.inside("transform_config").get("config_groups"):
         rule = "none: activations would have to be transformed as well"
         raise said.problem("transform_config", "transforms of weights", rule).as_error()
     if said.get("config_groups"):
-        return _of_groups(said)
+        return _of_groups(said, layout)
     return OF_CACHES_ALONE if said.get("kv_cache_scheme") else None
 
 
-def sparse_format(config: Mapping[str, Any]) -> Any:
-    """Return the format in which a `config.json` says that weights are stored without their zeros.
+def sparse_layout(config: Mapping[str, Any]) -> Any:
+    """Return the layout in which a `config.json` says that weights are stored without their zeros.
 
-    It is compressed-tensors', of weights that are not quantized. None of all others, which
+    It is compressed-tensors', whether weights are quantized or not. None of all others, which
     `scaled_form` is for. Raises `CheckpointError` for entries that are no JSON objects.
     """
     said = _said(config)
-    if said is None or not _is_of_compressed_tensors(said) or said.get("config_groups"):
+    if said is None or not _is_of_compressed_tensors(said):
         return None
-    _, layout = _sparsity(said)
+    _, layout = _layout(said)
     return None if layout == DENSE else layout
 
 
@@ -93,26 +97,36 @@ def _is_of_compressed_tensors(said: QuantizationEntries) -> bool:
     return method in (COMPRESSED_TENSORS, _EARLIER)
 
 
-def _sparsity(said: QuantizationEntries) -> tuple[str, Any]:
-    """The key of the format in which compressed-tensors stores zeros, and that format."""
+def _layout(said: QuantizationEntries) -> tuple[str, Any]:
+    """The key that says how compressed-tensors stores zeros, and what it says."""
     sparsity = said.inside("sparsity_config")
-    if sparsity.entries:
-        return "sparsity_config.format", sparsity.get("format") or DENSE
+    layout = sparsity.get("format") or DENSE
+    if layout != DENSE:
+        return "sparsity_config.format", layout
+    if said.get("config_groups"):
+        packed = any(found == MARLIN for _, found in _weight_groups(said))
+        return "format", MARLIN if packed else DENSE  # others are those of quantized weights
     layout = said.get("format")
-    if said.get("config_groups") or layout in _SAY_NOTHING:
-        return "format", DENSE  # that of quantized weights, if of any
+    if sparsity.entries or layout in _SAY_NOTHING:
+        return "format", DENSE
     return "format", layout
 
 
-def _of_groups(said: QuantizationEntries) -> ScaledForm:
-    """The form of a compressed-tensors checkpoint, which all of its groups share."""
+def _weight_groups(said: QuantizationEntries) -> list[tuple[QuantizationEntries, Any]]:
+    """The groups that quantize weights, each with its format."""
     groups = said.inside("config_groups")
     found = [groups.inside(key) for key in groups.entries]
-    forms = [
-        _of_group(group, group.get("format") or said.get("format"))
+    return [
+        (group, group.get("format") or said.get("format"))
         for group in found
         if group.get("weights") is not None
     ]
+
+
+def _of_groups(said: QuantizationEntries, layout: str) -> ScaledForm:
+    """The form of a compressed-tensors checkpoint, which all of its groups share."""
+    of_group = _of_packed_group if layout == MARLIN else _of_group
+    forms = [of_group(group, found) for group, found in _weight_groups(said)]
     if len(set(forms)) != 1:
         several = [f"{form.stored} in blocks of {list(form.block)}" for form in forms]
         rule = "weights of 8 bits, all in one form"
@@ -126,14 +140,35 @@ def _of_group(group: QuantizationEntries, layout: object) -> ScaledForm:
     if layout not in _FORMATS:
         raise group.problem("format", repr(layout), f"one of {', '.join(_FORMATS)}").as_error()
     weights = group.inside("weights")
-    kind, bits = _lower(weights.get("type") or "int"), weights.entries.get("num_bits", 8)
+    kind, bits = _kind(weights)
     if kind not in ("float", "int") or bits != 8:
         rule = "float or int of 8 bits"
         raise group.problem("weights", f"{kind} of {bits} bits", rule).as_error()
+    return ScaledForm(_FLOAT8 if kind == "float" else _INT8, _of_strategy(weights))
+
+
+def _of_packed_group(group: QuantizationEntries, layout: object) -> ScaledForm:
+    """The form of a group of `MARLIN`, whose numbers are int8 once they are unpacked."""
+    if layout != MARLIN:
+        raise group.problem("format", repr(layout), f"{MARLIN!r}, as of other groups").as_error()
+    weights = group.inside("weights")
+    kind, bits = _kind(weights)
+    if kind != "int" or bits not in _BITS_OF_MARLIN:
+        rule = "int of 4 or 8 bits"
+        raise group.problem("weights", f"{kind} of {bits} bits", rule).as_error()
+    block = _of_strategy(weights)
+    if block.rows != 1:
+        rule = "channel or group: a scale has one row"
+        raise weights.problem("strategy", repr(weights.get("strategy")), rule).as_error()
+    return ScaledForm(_INT8, block)
+
+
+def _kind(weights: QuantizationEntries) -> tuple[Any, Any]:
+    """Type and bits of symmetric weights; compressed-tensors has defaults for what is not said."""
     if not weights.entries.get("symmetric", True):
         rule = "true: a weight is its value times a scale"
         raise weights.problem("symmetric", "false", rule).as_error()
-    return ScaledForm(_FLOAT8 if kind == "float" else _INT8, _of_strategy(weights))
+    return _lower(weights.get("type") or "int"), weights.entries.get("num_bits", 8)
 
 
 def _of_strategy(weights: QuantizationEntries) -> Block:

@@ -81,6 +81,20 @@ class ScaledTensors:
                 target[at - first :][:count] = self._multiplied(name, weight, scale, row)
         return product
 
+    def row_scales(self, name: str) -> Tensor | None:
+        """Return the scales of the rows of an int8 matrix: float32 [out].
+
+        None where a row has several, and of tensors that are no such matrix.
+        """
+        one_in_row = self._form.stored == "int8" and self._form.block.columns is None
+        if name not in self._scales or not one_in_row:
+            return None
+        header = self._headers[name]
+        if len(header.shape) != 2 or self._rows[name] != header.shape[0]:
+            return None
+        found, rows = self._scale(name, 0).float().flatten(), header.shape[0]
+        return found.repeat_interleave(self._form.block.rows or rows)[:rows]
+
     def _scale(self, name: str, matrix: int) -> Tensor:
         """Read the scales of one matrix of a weight: [blocks of rows, blocks of columns]."""
         columns = self._headers[name].shape[-1]

@@ -8,10 +8,12 @@ from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.quantization_entries import quantization_entries
 from permllm_vllm.checkpoint.scaled import Block
 from permllm_vllm.checkpoint.scaled_form import (
+    BITMASK,
+    MARLIN,
     OF_CACHES_ALONE,
     ScaledForm,
     scaled_form,
-    sparse_format,
+    sparse_layout,
 )
 
 FINE = {
@@ -40,6 +42,10 @@ def groups(*weights: dict[str, Any] | None, **said: object) -> dict[str, Any]:
 def weights(strategy: str | None, **said: object) -> dict[str, Any]:
     common = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "actorder": None}
     return common | {"strategy": strategy, "group_size": None, "block_structure": None} | said
+
+
+INTEGERS = weights("group", num_bits=4, type="int", group_size=128)
+"""As llm-compressor wrote W4A16 with 2:4 (`marlin-24`)."""
 
 
 @pytest.mark.parametrize(
@@ -111,7 +117,7 @@ def test_a_plain_model_has_no_form() -> None:
 def test_what_quantizes_nothing_is_a_plain_model(key: str, entries: dict[str, Any]) -> None:
     """As tools leave it that pruned alone, or that were asked for nothing."""
     assert scaled_form({key: entries}) is None
-    assert sparse_format({key: entries}) is None
+    assert sparse_layout({key: entries}) is None
 
 
 def test_of_caches_alone_no_weight_is_in_8_bits() -> None:
@@ -124,7 +130,7 @@ def test_of_caches_alone_no_weight_is_in_8_bits() -> None:
 def test_a_checkpoint_of_this_format_has_no_form() -> None:
     config = {"quantization_config": {"quant_method": "permllm"}, "compression_config": FINE}
     assert scaled_form(config) is None
-    assert sparse_format(config) is None
+    assert sparse_layout(config) is None
 
 
 @pytest.mark.parametrize(
@@ -133,18 +139,89 @@ def test_a_checkpoint_of_this_format_has_no_form() -> None:
         ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse-24-bitmask"),
         ({"format": "sparse-bitmask", "sparsity_structure": "2:4"}, "sparse-bitmask"),
         (groups(format="marlin-24"), "marlin-24"),
-        (groups(weights("channel"), sparsity_config={"format": "sparse-24-bitmask"}), None),
+        (groups(INTEGERS, format="marlin-24"), "marlin-24"),
+        (
+            groups(INTEGERS, format="marlin-24", sparsity_config={"format": "dense"}),
+            "marlin-24",
+        ),
+        (groups({**INTEGERS}, format="mixed-precision"), None),
+        (
+            groups(weights("channel"), sparsity_config={"format": "sparse-24-bitmask"}),
+            "sparse-24-bitmask",
+        ),
         (FINE, None),
         ({"quant_method": "gptq", "format": "gptq_v2"}, None),
     ],
 )
 def test_weights_without_their_zeros(entries: dict[str, Any], layout: str | None) -> None:
-    """Those are no dense model; where they are quantized as well, nothing reads them."""
+    """Those are no dense model."""
     config = {"compression_config": entries}
-    assert sparse_format(config) == layout
+    assert sparse_layout(config) == layout
     if layout is not None:
         with pytest.raises(CheckpointError, match=f"format: found '{layout}'; rule: 'dense'"):
             scaled_form(config)
+
+
+@pytest.mark.parametrize(
+    ("entries", "layout", "form"),
+    [
+        (
+            groups(weights("channel"), sparsity_config={"format": BITMASK}),
+            BITMASK,
+            ScaledForm(FLOAT8, Block(1, None)),
+        ),
+        ({"sparsity_config": {"format": BITMASK}}, BITMASK, None),
+        (groups(INTEGERS, format=MARLIN), MARLIN, ScaledForm("int8", Block(1, 128))),
+        (
+            groups(INTEGERS | {"strategy": "channel", "group_size": None}, format=MARLIN),
+            MARLIN,
+            ScaledForm("int8", Block(1, None)),
+        ),
+        (
+            groups(INTEGERS | {"num_bits": 8}, format=MARLIN),
+            MARLIN,
+            ScaledForm("int8", Block(1, 128)),
+        ),
+    ],
+)
+def test_what_is_there_once_the_layout_is_undone(
+    entries: dict[str, Any], layout: str, form: ScaledForm | None
+) -> None:
+    assert scaled_form({"quantization_config": entries}, layout) == form
+
+
+@pytest.mark.parametrize(
+    ("entries", "layout", "message"),
+    [
+        (groups(weights("channel")), BITMASK, "format: found 'dense'; rule: 'sparse-24-bitmask'"),
+        (groups(INTEGERS, format="pack-quantized"), MARLIN, "found 'dense'; rule: 'marlin-24'"),
+        (groups(INTEGERS | {"num_bits": 3}, format=MARLIN), MARLIN, "found int of 3 bits; rule: i"),
+        (groups(INTEGERS | {"type": "float"}, format=MARLIN), MARLIN, "found float of 4 bits; rul"),
+        (groups(INTEGERS | {"symmetric": False}, format=MARLIN), MARLIN, "symmetric: found false"),
+        (groups(INTEGERS | {"strategy": "tensor"}, format=MARLIN), MARLIN, "rule: channel or gro"),
+        (
+            {
+                **groups(INTEGERS, format="mixed-precision"),
+                "config_groups": {
+                    "group_0": {"weights": INTEGERS, "format": MARLIN},
+                    "group_1": {"weights": INTEGERS, "format": "pack-quantized"},
+                },
+            },
+            MARLIN,
+            "group_1.format: found 'pack-quantized'; rule: 'marlin-24', as of other groups",
+        ),
+        (
+            groups(INTEGERS, format="pack-quantized", sparsity_config={"format": BITMASK}),
+            BITMASK,
+            "format: found 'pack-quantized'; rule: one of float-quantized",
+        ),
+    ],
+)
+def test_other_forms_in_a_layout_are_refused(
+    entries: dict[str, Any], layout: str, message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        scaled_form({"quantization_config": entries}, layout)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.scaled import Block
 from permllm_vllm.checkpoint.scaled_form import ScaledForm
 from permllm_vllm.checkpoint.scaled_headers import dense_headers
-from permllm_vllm.checkpoint.scaled_tensors import open_parts
+from permllm_vllm.checkpoint.scaled_tensors import ScaledTensors, open_parts
 from permllm_vllm.checkpoint.shard import Shard
+from permllm_vllm.checkpoint.stored_files import StoredFiles
 from permllm_vllm.checkpoint.tensors import StoredTensors
 from tests.checkpoint.plain_scaled import restored
 from tests.checkpoint.scaled_files import (
@@ -50,6 +51,40 @@ def test_the_checkpoint_is_a_dense_one(tmp_path: Path) -> None:
     assert f"{UP}.weight_scale_inv" not in found
     dense = dense_headers(headers_of(tensors), FORM, "bfloat16")
     assert dense == {name: found.header(name) for name in found.names()}
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        (Block(1, None), [1.0, 2.0, 3.0, 4.0]),
+        (Block(3, None), [1.0, 1.0, 1.0, 2.0]),
+        (Block(None, None), [1.0, 1.0, 1.0, 1.0]),
+        (Block(1, 2), None),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_scales_of_the_rows_of_integers(
+    block: Block, expected: list[float] | None, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    grid = block.grid(4, 6)
+    scale = torch.arange(1.0, 1 + grid[0] * grid[1]).view(grid).half()
+    tensors = {
+        f"{UP}.weight": torch.ones(4, 6).to(dtype),
+        f"{UP}.weight_scale": scale,
+        "model.norm.weight": torch.ones(6),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    form = ScaledForm(str(dtype).removeprefix("torch."), block)
+    found = ScaledTensors(StoredFiles(tmp_path), form, torch.bfloat16)
+    rows = found.row_scales(f"{UP}.weight")
+    if expected is None or dtype != torch.int8:
+        assert rows is None
+    else:
+        assert rows is not None
+        assert rows.dtype == torch.float32
+        assert rows.tolist() == expected
+    assert found.row_scales("model.norm.weight") is None
+    assert found.row_scales("none.weight") is None
 
 
 def test_what_is_not_listed_is_not_read(tmp_path: Path) -> None:

@@ -79,30 +79,38 @@ def prune(source: Path, target: Path, order_of: OrderOf, kept: int = 2, group: i
 
 
 def write_bitmask(source: Path, target: Path, extra: tuple[str, ...] = ()) -> Path:
-    """Store a checkpoint with 2:4 zeros as compressed-tensors did, `extra` matrices too."""
+    """Store a checkpoint with 2:4 zeros as compressed-tensors did, `extra` matrices too.
+
+    The weights may be in 8 bits, with scales beside them.
+    """
     shutil.copytree(source, target)
     tensors = {}
     for name, tensor in load_file(source / "model.safetensors").items():
         module = name.removesuffix(".weight")
-        if not any(module.endswith(f".{linear}") for linear in LINEARS) and module not in extra:
+        if not is_linear(name) and module not in extra:
             tensors[name] = tensor
             continue
         largest = tensor.float().view(-1, 4).abs().topk(2, dim=1).indices
         mask = torch.zeros(tensor.numel() // 4, 4, dtype=torch.bool).scatter_(1, largest, True)
         mask = mask.view(tensor.shape)
         bits = numpy.packbits(mask.numpy(), axis=-1, bitorder="little")
-        tensors[f"{module}.compressed"] = tensor[mask].view(tensor.shape[0], -1)
+        stored = tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
+        tensors[f"{module}.compressed"] = stored[mask].view(len(tensor), -1).view(tensor.dtype)
         tensors[f"{module}.bitmask"] = torch.from_numpy(bits)
         tensors[f"{module}.shape"] = torch.tensor(tensor.shape).view(-1, 1)
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    quantized = json.loads((source / "config.json").read_text()).get("quantization_config")
+    unquantized = {
+        "quant_method": "compressed-tensors",
+        "format": "dense",
+        "global_compression_ratio": 1.5,
+        "ignore": ["lm_head"],
+        "quantization_status": "frozen",
+    }
     set_config(
         target,
         quantization_config={
-            "quant_method": "compressed-tensors",
-            "format": "dense",
-            "global_compression_ratio": 1.5,
-            "ignore": ["lm_head"],
-            "quantization_status": "frozen",
+            **(quantized or unquantized),
             "sparsity_config": {
                 "format": "sparse-24-bitmask",
                 "global_sparsity": 0.4,
@@ -114,6 +122,11 @@ def write_bitmask(source: Path, target: Path, extra: tuple[str, ...] = ()) -> Pa
         },
     )
     return target
+
+
+def is_linear(name: str) -> bool:
+    """Whether a tensor is the weight of a linear of a decoder layer."""
+    return name.removesuffix(".weight").endswith(LINEARS) and name.endswith(".weight")
 
 
 def set_config(directory: Path, **entries: object) -> None:

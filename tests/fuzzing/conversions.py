@@ -9,9 +9,11 @@ from functools import cache
 
 import torch
 
-from permllm_offline.conversion.bitmask import BitmaskWeights
+from permllm_offline.conversion.bitmask import BitmaskFiles
 from permllm_offline.conversion.recovery import recover_permutation
+from permllm_offline.conversion.without_zeros import WeightsWithoutZeros
 from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.stored_files import StoredFiles
 from tests.fuzzing import place, plain
 from tests.fuzzing.checkpoints import FILE, changed_content, raw_bytes, reshaped
 from tests.fuzzing.choices import Choices
@@ -52,7 +54,8 @@ def bitmask(data: bytes) -> None:
     except plain.Broken:
         expected = None
     try:
-        weights = refusing(lambda: BitmaskWeights(directory))
+        files = refusing(lambda: BitmaskFiles(StoredFiles(directory)))
+        weights = WeightsWithoutZeros(files, None, torch.bfloat16)
         names = weights.names()
         headers = {name: refusing(lambda n=name: weights.header(n)) for name in names}  # type: ignore[misc]
         tensors = {name: refusing(lambda n=name: weights.tensor(n)) for name in names}  # type: ignore[misc]

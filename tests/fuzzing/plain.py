@@ -207,9 +207,6 @@ def read_bitmask(file: bytes) -> dict[str, Stored]:
         for name, tensor in stored.items()
         if parts[name][0] not in modules or parts[name][2] not in ("compressed", "bitmask", "shape")
     }
-    # A weight of 8 bits has a scale, and what is stored here has none.
-    weights = (one for name, one in dense.items() if name.endswith(".weight"))
-    require(all(one.dtype not in ("I8", "U8") for one in weights))
     for module in modules:
         require(all(f"{module}.{kind}" in stored for kind in ("compressed", "bitmask", "shape")))
         require(f"{module}.weight" not in stored)
@@ -224,6 +221,9 @@ def read_bitmask(file: bytes) -> dict[str, Stored]:
         dense[f"{module}.weight"] = Stored(
             values.dtype, [rows, columns], bitmask_rows(values, mask, rows, columns)
         )
+    # A weight of 8 bits has a scale, and what is stored here has none.
+    weights = (one for name, one in dense.items() if name.endswith(".weight"))
+    require(all(one.dtype not in ("I8", "U8") for one in weights))
     return dense
 
 

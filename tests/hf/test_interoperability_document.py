@@ -10,6 +10,7 @@ import pytest
 
 from permllm_offline.cli import main
 from permllm_vllm.checkpoint.validation import validate
+from tests.conversion.marlin_models import write_marlin
 from tests.conversion.sparse_models import (
     block_orders,
     in_place,
@@ -18,6 +19,8 @@ from tests.conversion.sparse_models import (
     save_dense,
     write_bitmask,
 )
+from tests.conversion.test_published_masks import masks_of
+from tests.conversion.test_published_masks import write as write_masks
 from tests.offline.tiny_multimodal import tiny_multimodal
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
@@ -29,6 +32,8 @@ WRITTEN = (
     "sparse-with-images",
     "from-zeros",
     "from-bitmask",
+    "from-marlin",
+    "from-masks",
     "recovered",
     "recovered-again",
     "sparse-int8",
@@ -43,6 +48,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     dense = save_dense(tmp_path / "model")
     plain = prune(dense, tmp_path / "wanda-2of4", in_place)
     write_bitmask(plain, tmp_path / "bitmask")
+    write_marlin(plain, tmp_path / "marlin", tmp_path / "plain-marlin")
+    write_masks(tmp_path / "masks/mask_compressed.npz", masks_of(plain))
     prune(dense, tmp_path / "permuted-back", block_orders())
     tiny_multimodal("gemma3", tmp_path / "model-with-images")
     (tmp_path / "tasks").mkdir()

@@ -18,14 +18,18 @@ from permllm_vllm.checkpoint.schema import BLOCK_SIZES
 _DESCRIPTION = """Convert a sparse checkpoint of another tool to the permllm format, without pruning
 anything again. What the source is comes from its config.json and its zeros: a plain Hugging Face
 checkpoint that obeys 2:4 or 4:8 (SparseGPT, Wanda, ...), one that obeys it only after channels are
-reordered inside blocks (PermLLM's authors save these), or compressed-tensors sparse-24-bitmask.
-With --values int8 kept weights are rounded to int8 with a scale per row, without data; those of a
-permllm checkpoint too. With --to dense a permllm checkpoint becomes a plain one in the original
-order of channels."""
+reordered inside blocks (PermLLM's authors save these), or compressed-tensors' sparse-24-bitmask and
+marlin-24 (int4 and int8). With --masks it is a dense model whose masks were published apart, as
+MaskLLM's are. With --values int8 kept weights are rounded to int8 with a scale per row,
+without data; those of a permllm checkpoint too. With --to dense a permllm checkpoint becomes plain,
+in the original order of channels."""
 
 _EXAMPLES = """examples:
   permllm-offline convert ./wanda-2of4 --output ./sparse
-  permllm-offline convert ./sparse-llama-bitmask --output ./sparse --strict
+  permllm-offline convert neuralmagic/Sparse-Llama-3.1-8B-2of4 --output ./sparse --strict
+  permllm-offline convert meta-llama/Llama-2-7b-hf --masks Vinnnf/LLaMA-2-7B-MaskLLM-C4 \\
+      --output ./sparse
+  permllm-offline convert ./sparse-llama-w4a16 --values int8 --output ./sparse
   permllm-offline convert ./permllm-authors --output ./sparse --block-size 64 --json found.json
   permllm-offline convert ./sparse --values int8 --output ./sparse-int8
   permllm-offline convert ./sparse --to dense --output ./dense
@@ -53,6 +57,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         choices=("auto", "int8"),
         default="auto",
         help="kept weights: auto (as they are) or int8, a scale per row (default %(default)s)",
+    )
+    parser.add_argument(
+        "--masks",
+        metavar="MASKS",
+        help="of a dense SOURCE: MaskLLM's npz, its folder, or its name on the hub",
     )
     parser.add_argument(
         "--pattern",
@@ -92,10 +101,10 @@ def run(options: argparse.Namespace) -> None:
                 "--values int8 is about the sparse checkpoint that is written, and a dense one has "
                 "the model's dtype: leave it out with --to dense."
             )
-        if options.strict or options.block_size or options.pattern != "auto":
+        if options.strict or options.block_size or options.masks or options.pattern != "auto":
             raise OfflineError(
-                "--pattern, --block-size and --strict are about what is found in a source: leave "
-                "them out with --to dense."
+                "--pattern, --block-size, --strict and --masks are about what is found in a "
+                "source: leave them out with --to dense."
             )
         report = convert_to_dense(options.model, options.output, **writing)
     else:
@@ -106,6 +115,7 @@ def run(options: argparse.Namespace) -> None:
             block_size=options.block_size,
             strict=options.strict,
             int8=options.values == "int8",
+            masks=options.masks,
             **writing,
         )
     show(conversion_table(report))

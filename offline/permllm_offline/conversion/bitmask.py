@@ -2,104 +2,112 @@
 
 For a linear `L` of `out` rows and `in` channels: `L.compressed` [out, in / 2], the kept values of
 every row in ascending channel; `L.bitmask` uint8 [out, ceil(in / 8)], bit `j % 8` (least
-significant first) of byte `j / 8` set where channel `j` is kept; `L.shape`, the two sizes.
+significant first) of byte `j / 8` set where channel `j` is kept; `L.shape`, the two sizes. Values
+may be of 8 bits, with scales beside them.
 """
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem
 from permllm_vllm.checkpoint.headers import TensorHeader, natural_order
 from permllm_vllm.checkpoint.packing import unpack, unpack_mask
-from permllm_vllm.checkpoint.stored_files import StoredFiles
-from permllm_vllm.checkpoint.tensors import StoredTensors
+from permllm_vllm.checkpoint.scaled_form import BITMASK
+from permllm_vllm.checkpoint.stored_files import TensorParts
 
-FORMAT = "sparse-24-bitmask"
-COMPRESSED, BITMASK, SHAPE = "compressed", "bitmask", "shape"
-_KINDS = (COMPRESSED, BITMASK, SHAPE)
+_COMPRESSED, _BITMASK, _SHAPE = "compressed", "bitmask", "shape"
+_KINDS = (_COMPRESSED, _BITMASK, _SHAPE)
 _WHOLE = ("int64", "int32")
 
 
-class BitmaskWeights:
+class BitmaskFiles:
     """The matrices of a bitmask checkpoint under their dense names, decompressed when asked for.
 
     Raises `CheckpointError` where one of the three tensors is missing, they do not fit, or the
     matrix is there a second time as a dense one.
     """
 
-    description = f"compressed-tensors {FORMAT}"
+    description = f"compressed-tensors {BITMASK}"
 
-    def __init__(self, directory: Path) -> None:
-        self._stored = StoredTensors(StoredFiles(directory))
-        parts = [name.rpartition(".") for name in self._stored.names()]
-        self._modules = {module for module, _, kind in parts if kind in (COMPRESSED, BITMASK)}
+    def __init__(self, files: TensorParts) -> None:
+        self.directory = files.directory
+        self._files = files
+        stored = frozenset(files.names())
+        parts = [name.rpartition(".") for name in stored]
+        self._modules = {module for module, _, kind in parts if kind in (_COMPRESSED, _BITMASK)}
         for module in natural_order(self._modules):
             for kind in _KINDS:
-                if f"{module}.{kind}" not in self._stored:
+                if f"{module}.{kind}" not in stored:
                     rule = f"a compressed matrix has {', '.join(_KINDS)}"
                     raise Problem(f"{module}.{kind}", "nothing", rule, FETCH_AGAIN).as_error()
-            if f"{module}.weight" in self._stored:
-                value, rule = "a second, dense weight", f"the weight is in {COMPRESSED} alone"
+            if f"{module}.weight" in stored:
+                value, rule = "a second, dense weight", f"the weight is in {_COMPRESSED} alone"
                 raise Problem(f"{module}.weight", value, rule, FETCH_AGAIN).as_error()
+        self._stored = stored
 
     def names(self) -> list[str]:
         """Names of all tensors as a dense checkpoint has them."""
-        return natural_order(
-            name
-            for name in (self._dense_name(stored) for stored in self._stored.names())
-            if name is not None
-        )
+        names = (self._dense_name(stored) for stored in self._stored)
+        return [name for name in names if name is not None]
 
     def header(self, name: str) -> TensorHeader:
         """Shape and dtype of the dense tensor; raises CheckpointError where its parts disagree."""
+        if not self.is_sparse(name):
+            return self._files.header(name)
         module = name.removesuffix(".weight")
-        if module not in self._modules:
-            return self._stored.header(name)
         sizes = self._sizes(module)
-        headers = {kind: self._stored.header(f"{module}.{kind}") for kind in (COMPRESSED, BITMASK)}
-        for kind, columns in ((COMPRESSED, sizes[1] // 2), (BITMASK, sizes[1] // 8)):
+        headers = {kind: self._files.header(f"{module}.{kind}") for kind in (_COMPRESSED, _BITMASK)}
+        for kind, columns in ((_COMPRESSED, sizes[1] // 2), (_BITMASK, sizes[1] // 8)):
             if headers[kind].shape != (sizes[0], columns):
                 value = f"shape {list(headers[kind].shape)}"
                 rule = f"{[sizes[0], columns]} for a matrix of {list(sizes)}"
                 raise Problem(f"{module}.{kind}", value, rule, FETCH_AGAIN).as_error()
-        if headers[BITMASK].dtype != "uint8":
+        if headers[_BITMASK].dtype != "uint8":
             rule = "uint8"
             raise Problem(
-                f"{module}.{BITMASK}", headers[BITMASK].dtype, rule, FETCH_AGAIN
+                f"{module}.{_BITMASK}", headers[_BITMASK].dtype, rule, FETCH_AGAIN
             ).as_error()
-        return TensorHeader(sizes, headers[COMPRESSED].dtype)
+        return TensorHeader(sizes, headers[_COMPRESSED].dtype)
 
-    def tensor(self, name: str) -> Tensor:
-        """The dense tensor, bit for bit, zeros elsewhere."""
-        module = name.removesuffix(".weight")
-        if module not in self._modules:
-            return self._stored.tensor(name)
-        self.header(name)
-        return unpack(
-            self._stored.tensor(f"{module}.{COMPRESSED}"),
-            self._stored.tensor(f"{module}.{BITMASK}"),
-        )
+    def part(self, name: str, start: int, shape: Sequence[int]) -> Tensor:
+        """Read whole rows of a dense tensor, bit for bit, zeros elsewhere."""
+        if not self.is_sparse(name):
+            return self._files.part(name, start, shape)
+        module, (_, columns) = name.removesuffix(".weight"), self.header(name).shape
+        row, rows = start // columns, math.prod(shape) // columns
+        values = self._files.part(f"{module}.{_COMPRESSED}", start // 2, (rows, columns // 2))
+        mask = self._mask(module, row, rows, columns)
+        if values.dtype.itemsize == 1:  # torch moves no float8
+            return unpack(values.view(torch.uint8), mask).view(values.dtype).view(tuple(shape))
+        return unpack(values, mask).view(tuple(shape))
+
+    def is_sparse(self, name: str) -> bool:
+        """Whether a tensor is stored without its zeros."""
+        return name.endswith(".weight") and name.removesuffix(".weight") in self._modules
 
     def kept(self, name: str) -> Tensor:
-        """Which weights are stored: explicit zeros count; of a dense tensor, which are not zero."""
-        module = name.removesuffix(".weight")
-        if module not in self._modules:
-            return self._stored.tensor(name) != 0
-        self.header(name)
-        return unpack_mask(self._stored.tensor(f"{module}.{BITMASK}"))
+        """Which weights of a sparse tensor are stored, explicit zeros among them."""
+        rows, columns = self.header(name).shape
+        return unpack_mask(self._mask(name.removesuffix(".weight"), 0, rows, columns))
+
+    def _mask(self, module: str, row: int, rows: int, columns: int) -> Tensor:
+        each = columns // 8
+        return self._files.part(f"{module}.{_BITMASK}", row * each, (rows, each))
 
     def _sizes(self, module: str) -> tuple[int, int]:
         """What `shape` says, which is read only where it is as small as it must be."""
-        name, rule = f"{module}.{SHAPE}", "two whole numbers, the second a multiple of 8"
-        header = self._stored.header(name)
+        name, rule = f"{module}.{_SHAPE}", "two whole numbers, the second a multiple of 8"
+        header = self._files.header(name)
         if math.prod(header.shape) != 2 or header.dtype not in _WHOLE:
             value = f"{header.dtype} of shape {list(header.shape)}"
             raise Problem(name, value, rule, FETCH_AGAIN).as_error()
-        rows, columns = map(int, self._stored.tensor(name).flatten().tolist())
+        found = self._files.part(name, 0, header.shape)
+        rows, columns = map(int, found.flatten().tolist())
         if columns % 8 or min(rows, columns) < 1:
             raise Problem(name, str((rows, columns)), rule, FETCH_AGAIN).as_error()
         return rows, columns
@@ -108,4 +116,4 @@ class BitmaskWeights:
         module, _, kind = stored.rpartition(".")
         if module not in self._modules or kind not in _KINDS:
             return stored
-        return f"{module}.weight" if kind == COMPRESSED else None
+        return f"{module}.weight" if kind == _COMPRESSED else None

@@ -9,7 +9,12 @@ from torch import Tensor
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.sparsity.importance import row_chunks
-from permllm_offline.sparsity.int8_values import choose_scale, relative_error, round_to_int8
+from permllm_offline.sparsity.int8_values import (
+    choose_scale,
+    explained_rows,
+    relative_error,
+    round_to_int8,
+)
 from permllm_vllm.checkpoint.numbers import scale_problems
 from permllm_vllm.checkpoint.schema import WEIGHT_PACKED, WEIGHT_SCALE
 
@@ -18,6 +23,14 @@ DESCRIPTION = "int8, without calibration data: each row's scale by least squares
 
 Judged = Callable[[str, Tensor], tuple[Tensor, Tensor]]
 """Module and kept values -> the weight whose error counts, and the energy of its inputs."""
+
+
+StoredScales = Callable[[str], Tensor | None]
+"""Module -> float32 [out], or None."""
+
+
+def no_scales(module: str) -> None:
+    """Of values that have no scales yet."""
 
 
 def without_data(module: str, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,10 +43,15 @@ class Int8Rounding:
 
     ``errors`` has, for each layer that has passed, the error of its weights relative to them, which
     is that of its output where inputs are uncorrelated and equally large.
+
+    Args:
+        judged: what an error counts.
+        stored: module -> the scales of its rows, where its values were int8 before: rows that have
+            not moved since are rounded to the same integers.
     """
 
-    def __init__(self, judged: Judged = without_data) -> None:
-        self._judged = judged
+    def __init__(self, judged: Judged = without_data, stored: StoredScales = no_scales) -> None:
+        self._judged, self._stored = judged, stored
         self.errors: dict[str, float] = {}
 
     def rounded(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -59,6 +77,8 @@ class Int8Rounding:
     def _scale(self, module: str, values: Tensor) -> Tensor:
         weight, energy = self._judged(module, values)
         scale = choose_scale(weight, energy)
+        if (stored := self._stored(module)) is not None:
+            scale = torch.where(explained_rows(weight, stored), stored, scale)
         if scale_problems(f"{module}.{WEIGHT_SCALE}", scale):
             raise OfflineError(
                 f"{module} has a row of values that are too large or too small for a scale in "

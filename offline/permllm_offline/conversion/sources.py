@@ -29,3 +29,10 @@ class WeightSource(Protocol):
     def kept(self, name: str) -> Tensor:
         """Which weights of a matrix are stored, or not zero: bool, of the same shape."""
         ...
+
+    def row_scales(self, name: str) -> Tensor | None:
+        """The scales of the rows of a matrix that is stored in int8: float32 [out].
+
+        None where a row has several, and of anything else, known names or not.
+        """
+        ...

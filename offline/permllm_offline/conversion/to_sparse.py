@@ -15,6 +15,7 @@ from permllm_offline.conversion.formats import open_weights
 from permllm_offline.conversion.ignore_entries import ignored
 from permllm_offline.conversion.int8_rounding import DESCRIPTION, Int8Rounding
 from permllm_offline.conversion.pattern_choice import Judged, judge
+from permllm_offline.conversion.published_masks import open_masks
 from permllm_offline.conversion.report import (
     DENSE,
     FOLDED,
@@ -57,10 +58,11 @@ def convert_to_sparse(
     block_size: int | None = None,
     strict: bool = False,
     int8: bool = False,
+    masks: str | None = None,
     force: bool = False,
     max_shard_bytes: int | None = None,
 ) -> ConversionReport:
-    """Convert a checkpoint that holds N:M zeros; the output folder is complete or absent.
+    """Convert a checkpoint that holds N:M zeros, or gets them; the output is complete or absent.
 
     Every weight keeps its value bit for bit (a pruned negative zero becomes a zero), or is rounded
     to int8, which a checkpoint of this format may be too: see ``convert_to_int8``. Linears that
@@ -75,6 +77,7 @@ def convert_to_sparse(
             explains the first sparse decoder layer.
         strict: raise instead of leaving a linear dense.
         int8: round what is kept to int8 with a scale per row, chosen from the weights alone.
+        masks: npz of masks for a dense model, its folder, or its name on the hub.
         force: replace a checkpoint in the output.
         max_shard_bytes: bytes of a safetensors file, which is in memory; by default about a decoder
             layer, 500 MB or more.
@@ -84,23 +87,26 @@ def convert_to_sparse(
         CheckpointError: a damaged source, kept weights or biases that are not finite, or an output
             that cannot be written.
     """
+    opened = None if masks is None else open_masks(masks)  # the smaller download
     found = open_source(model)
     if int8 and is_of_this_format(read_json(found.directory / CONFIG_NAME)):
-        if pattern is not None or block_size is not None or strict:
+        if pattern is not None or block_size is not None or strict or masks is not None:
             raise OfflineError(
-                "--pattern, --block-size and --strict are about what is found in a source: leave "
-                f"them out, {model!r} is of this format."
+                "--pattern, --block-size, --strict and --masks are about what is found in a "
+                f"source: leave them out, {model!r} is of this format."
             )
         return convert_to_int8(found, output, force=force, max_shard_bytes=max_shard_bytes)
     require_language_model(found)
     check_destination(output, found.directory, force=force)
     check_companions(found.directory)
-    source, family = open_weights(found), found.language.family()
+    source, family = open_weights(found, opened), found.language.family()
     judged = judge(source, family, found.config, pattern, block_size)
     report = _report(model, judged)
     _check(report, strict=strict)
     dtype = judged.value_dtype()
-    rounding = Int8Rounding() if int8 else None
+    rounding = None
+    if int8:
+        rounding = Int8Rounding(stored=lambda module: source.row_scales(f"{module}.weight"))
     noted = {} if rounding is None else noted_papers(found.directory, rounding, dtype)
     quantization = QuantizationConfig(
         pattern=str(judged.pattern),

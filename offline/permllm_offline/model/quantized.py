@@ -7,11 +7,18 @@ from typing import Any
 
 from permllm_offline.errors import OfflineError
 from permllm_vllm.checkpoint.errors import CheckpointError
-from permllm_vllm.checkpoint.scaled_form import ScaledForm, scaled_form
+from permllm_vllm.checkpoint.scaled_form import (
+    BITMASK,
+    DENSE,
+    MARLIN,
+    ScaledForm,
+    scaled_form,
+    sparse_layout,
+)
 from permllm_vllm.checkpoint.schema import is_of_this_format
 
 
-def dense_form(name: str, config: Mapping[str, Any]) -> ScaledForm | None:
+def dense_form(name: str, config: Mapping[str, Any], layout: str = DENSE) -> ScaledForm | None:
     """Return the form of the 8 bits in which a model is stored; None of other models that are read.
 
     These are plain ones, and permllm checkpoints.
@@ -19,12 +26,19 @@ def dense_form(name: str, config: Mapping[str, Any]) -> ScaledForm | None:
     Args:
         name: of the model, for the message.
         config: what its ``config.json`` says.
+        layout: of its zeros, which the caller undoes.
 
     Raises:
         OfflineError: the model is quantized in another form.
     """
     try:
-        return scaled_form(config)
+        found = sparse_layout(config)
+        if layout == DENSE and found in (BITMASK, MARLIN):
+            raise OfflineError(
+                f"{name!r} is pruned to 2:4 already, and stored as {found!r}: make it a checkpoint "
+                "of this format by `permllm-offline convert`."
+            )
+        return scaled_form(config, layout)
     except CheckpointError as error:
         raise OfflineError(f"{name!r} is quantized in a form that is not read: {error}.") from error
 

@@ -56,6 +56,25 @@ def _choose_scale(weight: Tensor, energy: Tensor) -> Tensor:
     return torch.where((gained == 0) & (largest > 0), largest / LARGEST, best)
 
 
+def explained_rows(weight: Tensor, scale: Tensor) -> Tensor:
+    """Tell of each row whether all of it is integers times its scale, rounded once.
+
+    Args:
+        weight: floating [out, in], products that were computed in float32 and rounded to its dtype.
+        scale: float32 [out].
+
+    Returns:
+        bool [out]; true also where -128 occurs, which ``round_to_int8`` makes -127.
+    """
+    found = []
+    for rows in row_chunks(weight.shape):
+        part, steps = weight[rows], scale[rows, None]
+        integers = (part.float() / steps).round_()
+        same = (integers * steps).to(part.dtype) == part
+        found.append((same & (integers.abs() <= LARGEST + 1)).all(1) & (scale[rows] > 0))
+    return torch.cat(found)
+
+
 def round_to_int8(weight: Tensor, scale: Tensor) -> Tensor:
     """Round `weight / scale` to int8 in -127..127; [out, in] and [out] -> int8 [out, in]."""
     return (weight.float() / scale[:, None]).round().clamp(-LARGEST, LARGEST).to(torch.int8)

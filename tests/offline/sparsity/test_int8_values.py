@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from permllm_offline.sparsity.int8_values import CLIPS, choose_scale, relative_error, round_to_int8
+from permllm_offline.sparsity.int8_values import (
+    CLIPS,
+    choose_scale,
+    explained_rows,
+    relative_error,
+    round_to_int8,
+)
 
 
 def masked_weight(seed: int, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
@@ -71,6 +77,22 @@ def test_a_row_of_zeros_has_scale_one() -> None:
     scale = choose_scale(weight, torch.ones(8))
     assert scale[0] == 1.0
     assert math.isclose(float(scale[1]) * 127, 2.0, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_rows_of_integers_times_a_scale_are_told(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    integers = torch.randint(-128, 128, (6, 40), generator=generator)
+    integers[:, :2] = torch.tensor([-128, 127])
+    scale = torch.rand(6, generator=generator) + 0.01
+    weight = (integers * scale[:, None]).to(dtype)
+    assert explained_rows(weight, scale).all()
+    weight[1] = weight[2]  # a row that has moved
+    weight[3, 7] = 3.4 * scale[3]
+    other = scale * torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0, 0.5])
+    other[0] = 0
+    assert explained_rows(weight, other).tolist() == [False, False, True, False, False, False]
+    assert explained_rows(torch.zeros(1, 8), torch.zeros(1)).tolist() == [False]
 
 
 def test_relative_error_is_that_of_the_output() -> None:
