@@ -85,24 +85,36 @@ def test_integers_of_sparse_marlin(
     assert same_weights(tmp_path / "dense", tmp_path / "back")
 
 
-def test_int8_values_are_the_integers_that_are_stored(pruned: Path, tmp_path: Path) -> None:
-    """Of whole rows; groups of channels have scales of their own, which int8 values do not."""
-    write_marlin(pruned, tmp_path / "rows", tmp_path / "rows back")
-    write_marlin(pruned, tmp_path / "groups", tmp_path / "groups back", group=32)
-    for name in ("rows", "groups"):
-        convert_to_sparse(str(tmp_path / name), tmp_path / f"{name} out", int8=True)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_int8_values_are_the_integers_that_are_stored(
+    bits: int, pruned: Path, tmp_path: Path
+) -> None:
+    write_marlin(pruned, tmp_path / "marlin", tmp_path / "back", bits)
+    convert_to_sparse(str(tmp_path / "marlin"), tmp_path / "out", int8=True)
     plain = load_file(pruned / "model.safetensors")
-    reader = CheckpointReader(tmp_path / "rows out")
+    reader = CheckpointReader(tmp_path / "out")
     for name in NAMES:
-        integers, scale = rounded(plain[f"{name}.weight"], 4, None)
+        integers, scale = rounded(plain[f"{name}.weight"], bits, None)
+        assert int(integers.min()) == -(2 ** (bits - 1))
         layer = reader.layer(name)
         assert layer.scale is not None
         assert torch.equal(layer.scale, scale.float().flatten())
         assert layer.values.dtype == torch.int8
         assert torch.equal(layer.values, integers[unpacked(layer.mask)].view(layer.values.shape))
-    moved = CheckpointReader(tmp_path / "groups out").layer(NAMES[0])
-    assert moved.scale is not None
-    assert int(moved.values.abs().max()) > 8
+
+
+def test_scales_of_groups_become_one_for_the_row(pruned: Path, tmp_path: Path) -> None:
+    write_marlin(pruned, tmp_path / "marlin", tmp_path / "back", group=32)
+    report = convert_to_sparse(str(tmp_path / "marlin"), tmp_path / "out", int8=True)
+    convert_to_dense(str(tmp_path / "out"), tmp_path / "dense")
+    before, after = (
+        load_file(tmp_path / f"{name}/model.safetensors") for name in ("back", "dense")
+    )
+    for linear in report.linears:
+        weight = before[f"{linear.name}.weight"].float()
+        error = (after[f"{linear.name}.weight"].float() - weight).norm() / weight.norm()
+        assert 1e-3 < linear.int8_error < 0.01
+        assert float(error) == pytest.approx(linear.int8_error, rel=0.2)  # rounded to bfloat16
 
 
 def unpacked(mask: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from permllm_offline.model.modules import linear_of
 from permllm_offline.sparsity.decisions import LayerDecision
 from permllm_offline.sparsity.importance import row_chunks
 
-LARGEST = 127
+SMALLEST, LARGEST = -128, 127
 CLIPS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 """Shares of a row's largest magnitude that are tried as the end of the int8 range."""
 
@@ -45,7 +45,7 @@ def _choose_scale(weight: Tensor, energy: Tensor) -> Tensor:
     gained = torch.zeros_like(largest)
     for clip in CLIPS:
         scale = torch.where(largest == 0, 1.0, largest * clip / LARGEST)
-        integers = (weight / scale[:, None]).round_().clamp_(-LARGEST, LARGEST)
+        integers = (weight / scale[:, None]).round_().clamp_(SMALLEST, LARGEST)
         overlap = (integers * weighted).sum(1)
         power = integers.square_() @ energy
         # Least squares: the scale is overlap / power, and takes overlap^2 / power off the error.
@@ -64,20 +64,21 @@ def explained_rows(weight: Tensor, scale: Tensor) -> Tensor:
         scale: float32 [out].
 
     Returns:
-        bool [out]; true also where -128 occurs, which ``round_to_int8`` makes -127.
+        bool [out].
     """
     found = []
     for rows in row_chunks(weight.shape):
         part, steps = weight[rows], scale[rows, None]
         integers = (part.float() / steps).round_()
         same = (integers * steps).to(part.dtype) == part
-        found.append((same & (integers.abs() <= LARGEST + 1)).all(1) & (scale[rows] > 0))
+        inside = (integers >= SMALLEST) & (integers <= LARGEST)
+        found.append((same & inside).all(1) & (scale[rows] > 0))
     return torch.cat(found)
 
 
 def round_to_int8(weight: Tensor, scale: Tensor) -> Tensor:
-    """Round `weight / scale` to int8 in -127..127; [out, in] and [out] -> int8 [out, in]."""
-    return (weight.float() / scale[:, None]).round().clamp(-LARGEST, LARGEST).to(torch.int8)
+    """Round `weight / scale` to the nearest int8; [out, in] and [out] -> int8 [out, in]."""
+    return (weight.float() / scale[:, None]).round().clamp(SMALLEST, LARGEST).to(torch.int8)
 
 
 def relative_error(weight: Tensor, channel_energy: Tensor, scale: Tensor) -> float:
@@ -105,7 +106,7 @@ def round_layer(
     """Move the masked weights of a decoder layer onto their int8 grids, in place.
 
     The weights keep their dtype: `q * s` rounded to it, from which `round_to_int8` finds the same
-    `q` again (bfloat16 rounding moves `w / s` by at most 127 / 512).
+    `q` again (bfloat16 rounding moves `w / s` by at most 128 / 512).
 
     Args:
         layer: decoder layer whose pruned weights are zero.
