@@ -21,8 +21,9 @@ _OF_COMPRESSED_TENSORS = ("config_groups", "sparsity_config", "format", "kv_cach
 """Its own entries, which tell it where no method is named."""
 _EARLIER = "sparseml"  # the name of its method
 _FLOAT8, _INT8 = "float8_e4m3fn", "int8"
-_FORMATS = ("float-quantized", "int-quantized", "naive-quantized")
-_BITS_OF_MARLIN = (4, 8)
+_PACKED = "pack-quantized"
+_FORMATS = ("float-quantized", "int-quantized", "naive-quantized", _PACKED)
+_PACKED_BITS = (4, 8)
 _SAY_NOTHING = (None, DENSE, "fakequant", *_FORMATS)
 """Formats that leave weights as they are where no group of them is quantized."""
 _AS_TEXT = re.compile("([0-9]{1,10})x([0-9]{1,10})")  # a block, as older versions write it
@@ -33,11 +34,13 @@ _LARGEST = 2**31 - 1  # rows or columns of a block: beyond any matrix, and withi
 class ScaledForm:
     """How weights are stored: their dtype by torch's name, and what of a matrix shares a scale.
 
-    No weight is in 8 bits where `stored` is None: caches alone have scales.
+    No weight is in 8 bits where `stored` is None: caches alone have scales. Where `packed_bits` are
+    said, integers of so many lie in int32, and are of the dtype once they are unpacked.
     """
 
     stored: str | None
     block: Block
+    packed_bits: int | None = None
 
 
 OF_CACHES_ALONE = ScaledForm(None, Block(None, None))
@@ -125,13 +128,16 @@ def _weight_groups(said: QuantizationEntries) -> list[tuple[QuantizationEntries,
 
 def _of_groups(said: QuantizationEntries, layout: str) -> ScaledForm:
     """The form of a compressed-tensors checkpoint, which all of its groups share."""
-    of_group = _of_packed_group if layout == MARLIN else _of_group
+    of_group = _of_marlin_group if layout == MARLIN else _of_group
     forms = [of_group(group, found) for group, found in _weight_groups(said)]
     if len(set(forms)) != 1:
         several = [f"{form.stored} in blocks of {list(form.block)}" for form in forms]
         rule = "weights of 8 bits, all in one form"
         value = " and ".join(several) or "no weights"
         raise said.problem("config_groups", value, rule).as_error()
+    if layout == BITMASK and forms[0].packed_bits is not None:
+        rule = f"weights of 8 bits each, with {BITMASK!r}"
+        raise said.problem("format", repr(_PACKED), rule).as_error()
     return forms[0]
 
 
@@ -140,6 +146,8 @@ def _of_group(group: QuantizationEntries, layout: object) -> ScaledForm:
     if layout not in _FORMATS:
         raise group.problem("format", repr(layout), f"one of {', '.join(_FORMATS)}").as_error()
     weights = group.inside("weights")
+    if layout == _PACKED:
+        return ScaledForm(_INT8, _of_strategy(weights), _packed_bits(group, weights))
     kind, bits = _kind(weights)
     if kind not in ("float", "int") or bits != 8:
         rule = "float or int of 8 bits"
@@ -147,20 +155,26 @@ def _of_group(group: QuantizationEntries, layout: object) -> ScaledForm:
     return ScaledForm(_FLOAT8 if kind == "float" else _INT8, _of_strategy(weights))
 
 
-def _of_packed_group(group: QuantizationEntries, layout: object) -> ScaledForm:
-    """The form of a group of `MARLIN`, whose numbers are int8 once they are unpacked."""
+def _of_marlin_group(group: QuantizationEntries, layout: object) -> ScaledForm:
+    """The form of a group of `MARLIN`, whose numbers are int8 once the layout is undone."""
     if layout != MARLIN:
         raise group.problem("format", repr(layout), f"{MARLIN!r}, as of other groups").as_error()
     weights = group.inside("weights")
-    kind, bits = _kind(weights)
-    if kind != "int" or bits not in _BITS_OF_MARLIN:
-        rule = "int of 4 or 8 bits"
-        raise group.problem("weights", f"{kind} of {bits} bits", rule).as_error()
+    _packed_bits(group, weights)
     block = _of_strategy(weights)
     if block.rows != 1:
         rule = "channel or group: a scale has one row"
         raise weights.problem("strategy", repr(weights.get("strategy")), rule).as_error()
     return ScaledForm(_INT8, block)
+
+
+def _packed_bits(group: QuantizationEntries, weights: QuantizationEntries) -> int:
+    """Bits of integers that lie in int32."""
+    kind, bits = _kind(weights)
+    if kind != "int" or bits not in _PACKED_BITS:
+        rule = "int of 4 or 8 bits"
+        raise group.problem("weights", f"{kind} of {bits} bits", rule).as_error()
+    return int(bits)
 
 
 def _kind(weights: QuantizationEntries) -> tuple[Any, Any]:

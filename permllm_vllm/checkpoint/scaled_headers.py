@@ -8,6 +8,7 @@ from collections.abc import Container, Iterator, Mapping
 from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem, raise_if_any
 from permllm_vllm.checkpoint.fused_experts import is_fused, linears_in
 from permllm_vllm.checkpoint.headers import TensorHeader
+from permllm_vllm.checkpoint.packed_integers import unpacked_headers
 from permllm_vllm.checkpoint.quantization_entries import FROM_BEFORE
 from permllm_vllm.checkpoint.scaled_form import ScaledForm
 from permllm_vllm.checkpoint.stacks import places_in_stacks
@@ -45,6 +46,8 @@ def dense_headers(
         found = [unscaled_problems(name, headers[name], headers) for name in headers]
         raise_if_any([problem for problems in found for problem in problems])
         return dict(headers)
+    if form.packed_bits is not None:
+        headers = unpacked_headers(headers, form.packed_bits)
     scales = scales_of(headers, form)
     left_out = {*scales.values(), *filter(_OF_OTHERS.fullmatch, headers)}
     return {

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem
 from permllm_vllm.checkpoint.headers import TensorHeader
+from permllm_vllm.checkpoint.packed_integers import PackedFiles
 from permllm_vllm.checkpoint.scaled import dequantize
 from permllm_vllm.checkpoint.scaled_form import ScaledForm
 from permllm_vllm.checkpoint.scaled_headers import dense_headers, scaled_rows, scales_of
@@ -28,7 +29,9 @@ def open_parts(
 
     Raises `CheckpointError` for files that are not whole, and weights that do not fit the form.
     """
-    files = StoredFiles(directory)
+    files: TensorParts = StoredFiles(directory)
+    if form is not None and form.packed_bits is not None:
+        files = PackedFiles(files, form.packed_bits)
     return files if form is None else ScaledTensors(files, form, dtype)
 
 

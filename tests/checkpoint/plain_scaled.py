@@ -36,6 +36,16 @@ DECODERS: dict[torch.dtype, Callable[[int], float]] = {
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 
 
+def packed(integers: Tensor, bits: int) -> Tensor:
+    """Integers [out, in] without their sign in int32 [out, in * bits / 32], the first lowest."""
+    each, words = 32 // bits, []
+    for line in integers.tolist():
+        numbers = [number + 2 ** (bits - 1) for number in line]
+        parts = (numbers[start : start + each] for start in range(0, len(line), each))
+        words.append([sum(one << bits * at for at, one in enumerate(part)) for part in parts])
+    return torch.tensor(words, dtype=torch.int64).to(torch.uint32).view(torch.int32)
+
+
 def float32(number: float) -> float:
     """Round a double to the nearest float32, ties to even."""
     return float(struct.unpack("f", struct.pack("f", number))[0])
@@ -63,19 +73,28 @@ def restored(stored: Tensor, scale: Matrix, rows: int, columns: int) -> Tensor:
 
 
 def quantized(
-    weight: Tensor, rows: int, columns: int, dtype: torch.dtype = torch.float8_e4m3fn
+    weight: Tensor,
+    rows: int,
+    columns: int,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    bits: int = 8,
 ) -> tuple[Tensor, Matrix]:
-    """The nearest codes of a matrix [out, in], each block scaled to the largest: [out, in]."""
+    """The nearest codes of a matrix [out, in], each block scaled to the largest: [out, in].
+
+    Integers may have fewer bits than int8.
+    """
     values = weight.double().tolist()
     codes = sorted((DECODERS[dtype](code), code) for code in range(256) if code not in (0x7F, 0xFF))
+    most = LARGEST[dtype]
     if dtype == torch.int8:
-        codes = [(float(number), number % 256) for number in range(-127, 128)]
+        most = 2.0 ** (bits - 1) - 1
+        codes = [(float(number), number % 256) for number in range(-int(most), int(most) + 1)]
     numbers = [number for number, _ in codes]
     out, width = weight.shape
     scale = [[0.0] * -(-width // columns) for _ in range(-(-out // rows))]
     for i, line in enumerate(values):
         for j, number in enumerate(line):
-            largest = float32(abs(number) / LARGEST[dtype])
+            largest = float32(abs(number) / most)
             scale[i // rows][j // columns] = max(scale[i // rows][j // columns], largest)
     found = []
     for i, line in enumerate(values):

@@ -79,6 +79,11 @@ INTEGERS = weights("group", num_bits=4, type="int", group_size=128)
             groups(weights("block", block_structure="128x64")),
             ScaledForm(FLOAT8, Block(128, 64)),
         ),
+        (groups(INTEGERS, format="pack-quantized"), ScaledForm("int8", Block(1, 128), 4)),
+        (
+            groups(weights("channel", type="int"), format="pack-quantized"),
+            ScaledForm("int8", Block(1, None), 8),
+        ),
         (groups(weights(None)), ScaledForm(FLOAT8, Block(None, None))),
         (groups(weights(None, group_size=64)), ScaledForm(FLOAT8, Block(1, 64))),
         (groups(weights(None, group_size=-1)), ScaledForm(FLOAT8, Block(1, None))),
@@ -213,7 +218,7 @@ def test_what_is_there_once_the_layout_is_undone(
         (
             groups(INTEGERS, format="pack-quantized", sparsity_config={"format": BITMASK}),
             BITMASK,
-            "format: found 'pack-quantized'; rule: one of float-quantized",
+            "found 'pack-quantized'; rule: weights of 8 bits each, with 'sparse-24-bitmask'",
         ),
     ],
 )
@@ -304,7 +309,10 @@ def test_a_problem_names_where_it_is_said(config: dict[str, Any], message: str) 
         (FINE | {"weight_block_size": 128}, "weight_block_size: found 128"),
         (groups(None), "config_groups: found no weights; rule: weights of 8 bits, all in one form"),
         (groups(weights("channel", num_bits=4, type="int")), "found int of 4 bits; rule: float or"),
-        (groups(weights("channel"), format="pack-quantized"), "format: found 'pack-quantized'"),
+        (groups(weights("channel"), format="pack-quantized"), "float of 8 bits; rule: int of 4 or"),
+        (groups(INTEGERS | {"num_bits": 3}, format="pack-quantized"), "found int of 3 bits; rule"),
+        (groups(INTEGERS | {"symmetric": False}, format="pack-quantized"), "symmetric: found fal"),
+        (groups(weights("channel"), format="mxfp4-pack-quantized"), "found 'mxfp4-pack-quanti"),
         (groups(weights("tensor"), format="nvfp4-pack-quantized"), "found 'nvfp4-pack-quantized'"),
         (groups(weights("channel"), format=None), "format: found None"),
         (groups(weights("channel", symmetric=False)), "symmetric: found false; rule: true"),
@@ -343,6 +351,6 @@ def test_of_a_mixed_checkpoint_the_format_of_the_group_counts() -> None:
     mixed = groups(weights("channel"), format="mixed-precision")
     mixed["config_groups"]["group_0"]["format"] = "float-quantized"
     assert scaled_form({"quantization_config": mixed}) == ScaledForm(FLOAT8, Block(1, None))
-    mixed["config_groups"]["group_0"]["format"] = "pack-quantized"
-    with pytest.raises(CheckpointError, match="found 'pack-quantized'"):
+    mixed["config_groups"]["group_0"]["format"] = "nvfp4-pack-quantized"
+    with pytest.raises(CheckpointError, match="found 'nvfp4-pack-quantized'"):
         scaled_form({"quantization_config": mixed})

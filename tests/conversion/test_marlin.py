@@ -14,9 +14,9 @@ from torch import Tensor
 
 from permllm_offline.conversion.marlin import (
     mask_of,
-    unpack_integers,
     unpack_places,
     unpack_scales,
+    unpack_tiles,
 )
 from tests.conversion.marlin_models import (
     packed_integers,
@@ -38,7 +38,7 @@ def written(case: str) -> dict[str, Tensor]:
 def test_what_compressed_tensors_wrote(case: str) -> None:
     found = written(case)
     integers, places = found["integers"], unpack_places(found["meta"])
-    kept = unpack_integers(found["weight_packed"], int(case[0]))
+    kept = unpack_tiles(found["weight_packed"], int(case[0]))
     assert kept.dtype == torch.int8
     dense = torch.zeros_like(integers).masked_scatter_(mask_of(places), kept)
     assert torch.equal(dense, integers)
@@ -57,7 +57,7 @@ def test_the_plain_writer_of_these_tests_agrees(case: str) -> None:
     assert len(mine) > len(full) // 2
     assert torch.equal(mine, theirs)
     assert unpack_places(packed_places(places)).tolist() == places
-    unpacked = unpack_integers(packed_integers(kept, int(case[0])), int(case[0]))
+    unpacked = unpack_tiles(packed_integers(kept, int(case[0])), int(case[0]))
     assert torch.equal(unpacked, torch.tensor(kept, dtype=torch.int8))
     scales = packed_scales(found["scale"], found["integers"].shape[1])
     assert torch.equal(scales, found["scale_packed"])

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.checkpoint.plain_scaled import quantized, restored
+from tests.checkpoint.plain_scaled import packed, quantized, restored
 
 FINE: dict[str, Any] = {
     "quant_method": "fp8",
@@ -43,6 +43,18 @@ def compressed(kind: str, strategy: str, **said: object) -> dict[str, Any]:
     }
 
 
+def packed_integers(bits: int, **said: object) -> dict[str, Any]:
+    """What compressed-tensors says of integers in int32, of W4A16 for example."""
+    weights = {"num_bits": bits, "type": "int", "symmetric": True, **said}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "ignore": ["lm_head"],
+    }
+
+
 @dataclass(frozen=True)
 class Form:
     """What `config.json` says, rows and columns of a block (None: all), and how scales lie."""
@@ -55,6 +67,7 @@ class Form:
     scale_dtype: torch.dtype = torch.float32
     shape: Callable[[Tensor], Tensor] = lambda scale: scale
     of_activations: str = ""
+    packed_bits: int | None = None
 
 
 FORMS = {
@@ -79,6 +92,9 @@ FORMS = {
     "group": Form(compressed("float", "group", group_size=64), 1, 64),
     "block": Form(compressed("float", "block", block_structure=[128, 128]), 128, 128),
     "int8": Form(compressed("int", "channel"), 1, None, torch.int8),
+    "int4": Form(
+        packed_integers(4, strategy="group", group_size=64), 1, 64, torch.int8, packed_bits=4
+    ),
 }
 
 
@@ -107,13 +123,18 @@ def write_scaled(
             stored[name] = plain[name] = tensor
             continue
         rows, columns = form.rows or tensor.shape[0], form.columns or tensor.shape[1]
-        stored[name], scale = quantized(tensor, rows, columns, form.dtype)
+        found, scale = quantized(tensor, rows, columns, form.dtype, form.packed_bits or 8)
         scales = torch.tensor(scale).to(form.scale_dtype)
         module = name.removesuffix("weight")
+        if form.packed_bits is None:
+            stored[name] = found
+        else:
+            stored[f"{name}_packed"] = packed(found, form.packed_bits)
+            stored[f"{name}_shape"] = torch.tensor(found.shape)
         stored[module + form.suffix] = form.shape(scales).clone()
         if form.of_activations:
             stored[module + form.of_activations] = torch.tensor(0.5)
-        plain[name] = restored(stored[name], scales.tolist(), rows, columns)
+        plain[name] = restored(found, scales.tolist(), rows, columns)
     for folder, tensors in ((scaled, stored), (back, plain)):
         shutil.copytree(dense, folder)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -17,6 +17,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from permllm_vllm.checkpoint.packed_integers import unpack_integers
+
 LANES, TILE_INPUTS, TILE_ROWS = 32, 16, 64
 INTERLEAVED = {4: (0, 2, 4, 6, 1, 3, 5, 7), 8: (0, 2, 1, 3)}
 """Which of the integers that a thread reads together lies in each place of an int32, by bits."""
@@ -38,15 +40,12 @@ def integer_order(bits: int) -> Tensor:
     return (inputs * TILE_ROWS + rows).reshape(-1, len(together))[:, list(together)].flatten()
 
 
-def unpack_integers(packed: Tensor, bits: int) -> Tensor:
+def unpack_tiles(packed: Tensor, bits: int) -> Tensor:
     """Undo the tiles of `weight_packed`: int32 [in / 32, out * 16 / n] -> int8 [out, in / 2]."""
-    tiles, integers = packed.shape[0], packed.contiguous().view(torch.uint8)
-    if bits == 4:
-        integers = torch.stack((integers & 15, integers >> 4), dim=-1)
-    held = integers.view(tiles, -1, TILE_INPUTS * TILE_ROWS)
+    tiles = packed.shape[0]
+    held = unpack_integers(packed, bits).view(tiles, -1, TILE_INPUTS * TILE_ROWS)
     rows = held[..., integer_order(bits).argsort()].view(tiles, -1, TILE_INPUTS, TILE_ROWS)
-    unsigned = rows.permute(1, 3, 0, 2).reshape(-1, tiles * TILE_INPUTS)
-    return (unsigned - (1 << (bits - 1))).view(torch.int8)
+    return rows.permute(1, 3, 0, 2).reshape(-1, tiles * TILE_INPUTS)
 
 
 def unpack_places(meta: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from torch import Tensor
 from permllm_offline.conversion.marlin import (
     TILE_ROWS,
     mask_of,
-    unpack_integers,
     unpack_places,
     unpack_scales,
+    unpack_tiles,
 )
 from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem
 from permllm_vllm.checkpoint.headers import TensorHeader, natural_order
@@ -74,7 +74,7 @@ class MarlinFiles:
         if self._unpacked is None or self._unpacked[0] != module:
             rows, columns = self._headers[f"{module}.{_WEIGHT}"].shape
             packed = self._whole(f"{module}.{_INTEGERS}")
-            integers = unpack_integers(packed, packed.numel() * 64 // (rows * columns))
+            integers = unpack_tiles(packed, packed.numel() * 64 // (rows * columns))
             dense = torch.zeros(rows, columns, dtype=torch.int8)
             self._unpacked = module, dense.masked_scatter_(self._mask(module), integers)
         return self._unpacked[1]

@@ -82,10 +82,14 @@ def test_another_dtype_is_not_rounded_twice(
         for one in ("weight_scale", "weight_scale_inv")
         if f"{name}.{one}" in stored
     ]
-    weight = stored[f"{name}.weight"].float()
+    if "int4" in models.name:
+        packed = stored[f"{name}.weight_packed"].unsqueeze(2)
+        weight = ((packed >> torch.arange(0, 32, 4) & 15) - 8).flatten(1).float()
+    else:
+        weight = stored[f"{name}.weight"].float()
     for axis, size in enumerate(weight.shape):
         if scale.dim() == 2 and scale.shape[axis] not in (1, size):
-            together = 64 if "group" in models.name else 128
+            together = 64 if models.name.startswith(("group", "int4")) else 128
             scale = scale.repeat_interleave(together, axis).narrow(axis, 0, size)
     assert torch.equal(left, (weight * scale.float()).to(getattr(torch, dtype)))
 
