@@ -13,6 +13,8 @@ from torch import Tensor
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.pattern import Pattern
 
+_COUNTED_ROWS = 256
+
 
 def pack_mask(mask: Tensor) -> Tensor:
     """Pack a mask into bits, channel `j` in bit `j % 8` (least significant first) of byte `j // 8`.
@@ -77,7 +79,8 @@ def unpack(values: Tensor, packed_mask: Tensor) -> Tensor:
             f"values are {tuple(values.shape)} and the mask has {mask.shape[0]} rows; rule: one "
             "row of values for each row of the mask; remedy: write the checkpoint again"
         )
-    wrong = (mask.sum(dim=1) != values.shape[1]).nonzero()
+    counts = [rows.sum(dim=1) for rows in mask.split(_COUNTED_ROWS)]  # which widens the rows
+    wrong = (torch.cat(counts) != values.shape[1]).nonzero()
     if len(wrong):
         row = int(wrong[0])
         raise CheckpointError(

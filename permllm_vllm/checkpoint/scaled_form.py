@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from permllm_vllm.checkpoint.quantization_entries import QuantizationEntries, quantization_entries
@@ -16,6 +16,9 @@ DENSE = "dense"
 """The layout of weights that are stored with their zeros."""
 BITMASK, MARLIN = "sparse-24-bitmask", "marlin-24"
 """Layouts of compressed-tensors that leave out the zeros of 2:4."""
+
+_CONVERT = "make it a checkpoint of this format by `permllm-offline convert`"
+"""The remedy where sparse weights are stored so, and dense ones are read."""
 
 _OF_COMPRESSED_TENSORS = ("config_groups", "sparsity_config", "format", "kv_cache_scheme")
 """Its own entries, which tell it where no method is named."""
@@ -67,7 +70,10 @@ def scaled_form(config: Mapping[str, Any], layout: str = DENSE) -> ScaledForm | 
         raise said.problem("quant_method", repr(said.get("quant_method")), rule).as_error()
     key, found = _layout(said)
     if found != layout:
-        raise said.problem(key, repr(found), repr(layout)).as_error()
+        problem = said.problem(key, repr(found), repr(layout))
+        if found in (BITMASK, MARLIN):
+            problem = replace(problem, remedy=_CONVERT)
+        raise problem.as_error()
     if said.inside("transform_config").get("config_groups"):
         rule = "none: activations would have to be transformed as well"
         raise said.problem("transform_config", "transforms of weights", rule).as_error()

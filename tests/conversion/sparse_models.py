@@ -5,7 +5,7 @@ Made with plain indexing, so that nothing here shares code with what is tested.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy
@@ -127,6 +127,20 @@ def write_bitmask(source: Path, target: Path, extra: tuple[str, ...] = ()) -> Pa
 def is_linear(name: str) -> bool:
     """Whether a tensor is the weight of a linear of a decoder layer."""
     return name.removesuffix(".weight").endswith(LINEARS) and name.endswith(".weight")
+
+
+def masks_of(pruned: Path) -> dict[str, Tensor]:
+    """What the linears of a checkpoint keep."""
+    tensors = load_file(pruned / "model.safetensors")
+    return {name: tensor != 0 for name, tensor in tensors.items() if is_linear(name)}
+
+
+def write_masks(file: Path, masks: Mapping[str, Tensor]) -> Path:
+    """As MaskLLM's `tool_compress_mask.py` does."""
+    file.parent.mkdir(exist_ok=True)
+    packed = {f"{name}.mask": numpy.packbits(mask.numpy()) for name, mask in masks.items()}
+    numpy.savez_compressed(file, **packed)
+    return file
 
 
 def set_config(directory: Path, **entries: object) -> None:

@@ -1,8 +1,8 @@
 """`marlin-24` is read as compressed-tensors wrote it, which could not read it itself.
 
-`data/compressed_tensors.safetensors` was written by compressed-tensors 0.12.2 (its versions 0.8.1
-and 0.9.4 write the same bytes): random matrices, some groups of 4 with fewer than two weights, as
-`Marlin24Compressor` and `Sparse24BitMaskCompressor` store them, beside what was stored.
+`data/compressed_tensors.safetensors` was written by compressed-tensors 0.12.2 (`marlin-24` of its
+versions 0.8.1 and 0.9.4 has the same bytes): random matrices, some groups of 4 with fewer than two
+weights, as `Marlin24Compressor` and `Sparse24BitMaskCompressor` store them, beside what was stored.
 """
 
 from pathlib import Path

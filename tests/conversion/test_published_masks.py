@@ -1,25 +1,28 @@
 """Masks that were published apart from their model, in MaskLLM's form, are applied to it."""
 
+import shutil
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
 
 from permllm_offline.cli import main
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.errors import OfflineError
+from permllm_vllm.checkpoint.packing import pack_mask
+from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
 from tests.conversion.sparse_models import (
     in_place,
-    is_linear,
+    masks_of,
     prune,
     same_weights,
     write_bitmask,
+    write_masks,
 )
 from tests.offline.scaled_models import FORMS, write_scaled
 
@@ -32,22 +35,9 @@ def pruned(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prune(dense, tmp_path_factory.mktemp("pruned") / "plain", in_place)
 
 
-def masks_of(pruned: Path) -> dict[str, Tensor]:
-    tensors = load_file(pruned / "model.safetensors")
-    return {name: tensor != 0 for name, tensor in tensors.items() if is_linear(name)}
-
-
-def write(file: Path, masks: Mapping[str, Tensor]) -> Path:
-    """As MaskLLM's `tool_compress_mask.py` does."""
-    file.parent.mkdir(exist_ok=True)
-    packed = {f"{name}.mask": numpy.packbits(mask.numpy()) for name, mask in masks.items()}
-    numpy.savez_compressed(file, **packed)
-    return file
-
-
 @pytest.fixture(scope="module")
 def masks(pruned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("masks") / FILE, masks_of(pruned))
+    return write_masks(tmp_path_factory.mktemp("masks") / FILE, masks_of(pruned))
 
 
 @pytest.mark.parametrize("folder", [False, True])
@@ -66,19 +56,33 @@ def test_a_dense_model_becomes_the_sparse_one(
 def test_kept_zeros_stay_and_linears_without_a_mask_are_dense(
     dense: Path, pruned: Path, tmp_path: Path
 ) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(dense, model)
+    tensors = load_file(model / "model.safetensors")
+    tensors[FIRST][:, ::3] = 0
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     some = {name: mask for name, mask in masks_of(pruned).items() if "layers.0." in name}
-    file = write(tmp_path / "masks" / FILE, some)
-    report = convert_to_sparse(str(dense), tmp_path / "out", masks=str(file), int8=True)
+    file = write_masks(tmp_path / "masks" / FILE, some)
+    report = convert_to_sparse(str(model), tmp_path / "out", masks=str(file), int8=True)
+    layer = CheckpointReader(tmp_path / "out").layer(FIRST.removesuffix(".weight"))
+    assert torch.equal(layer.mask, pack_mask(some[FIRST]))
     assert {one.name.split(".")[2] for one in report.left_dense} == {"1"}
     assert len(report.linears) - len(report.left_dense) == len(some)
 
 
-def test_models_in_8_bits_take_masks(pruned: Path, dense: Path, tmp_path: Path) -> None:
-    write_scaled(dense, tmp_path / "scaled", tmp_path / "back", FORMS["channel"])
-    file = write(tmp_path / "masks" / FILE, masks_of(pruned))
+@pytest.mark.parametrize("form", ["channel", "int8"])
+def test_models_in_8_bits_take_masks(form: str, pruned: Path, dense: Path, tmp_path: Path) -> None:
+    write_scaled(dense, tmp_path / "scaled", tmp_path / "back", FORMS[form])
+    file = write_masks(tmp_path / "masks" / FILE, masks_of(pruned))
     for name in ("scaled", "back"):
         convert_to_sparse(str(tmp_path / name), tmp_path / f"{name} out", masks=str(file))
     assert same_weights(tmp_path / "scaled out", tmp_path / "back out")
+    report = convert_to_sparse(
+        str(tmp_path / "scaled"), tmp_path / "int8", masks=str(file), int8=True
+    )
+    exact = form == "int8"
+    assert ({one.int8_error for one in report.linears} == {0.0}) is exact
+    assert ("every row was stored as integers" in report.rounding) is exact
 
 
 def test_the_command(
@@ -126,6 +130,21 @@ def flipped(file: Path) -> None:
     file.write_bytes(content)
 
 
+def header(shape: str) -> bytes:
+    """Of an array of numpy, and a mask."""
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    text += b" " * (-(len(text) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(2048)
+
+
+def with_bytes(content: bytes) -> Callable[[Path], None]:
+    def write(file: Path) -> None:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(f"{FIRST}.mask.npy", content)
+
+    return write
+
+
 def empty(file: Path) -> None:
     with zipfile.ZipFile(file, "w"):
         pass
@@ -138,6 +157,10 @@ def empty(file: Path) -> None:
         (lambda file: numpy.save(file.open("wb"), numpy.zeros(3)), "cannot be read as masks"),
         (cut, "cannot be read as masks"),
         (flipped, f"the mask of {FIRST} in .* is damaged"),
+        (with_bytes(b"masks" * 500), f"the mask of {FIRST} in .* is damaged"),
+        (with_bytes(header("(2048,")), f"the mask of {FIRST} in .* is damaged"),
+        (with_bytes(header("(2048,)")[:-1]), f"the mask of {FIRST} in .* is damaged"),
+        (with_bytes(header("(1125899906842624,)")), r"has uint8 \[1125899906842624\], which is"),
         (empty, "holds nothing: masks are named by their weights"),
         (with_entry("up_proj", numpy.zeros(3)), "holds up_proj: masks are named by their"),
         (
@@ -146,10 +169,10 @@ def empty(file: Path) -> None:
         ),
         (
             with_entry(f"{FIRST}.mask", numpy.zeros(2047, numpy.uint8)),
-            r"the mask of .*q_proj.weight has 2047 numbers of uint8, which is not a bit for each w",
+            r"the mask of .*q_proj.weight has uint8 \[2047\], which is not a bit for each weight",
         ),
         (with_entry(f"{FIRST}.mask", numpy.zeros(10**6, numpy.uint8)), "has 1000128 bytes"),
-        (with_entry(f"{FIRST}.mask", numpy.zeros(512)), "has 512 numbers of float64"),
+        (with_entry(f"{FIRST}.mask", numpy.zeros(512)), r"has float64 \[512\]"),
     ],
 )
 def test_other_files_are_refused(
@@ -176,6 +199,6 @@ def test_masks_of_another_pattern_leave_linears_dense(
 ) -> None:
     found = masks_of(pruned)
     found[FIRST] = torch.ones_like(found[FIRST])
-    file = write(tmp_path / "masks" / FILE, found)
+    file = write_masks(tmp_path / "masks" / FILE, found)
     with pytest.raises(OfflineError, match=r"q_proj keeps 100.0% of its weights, more than 50%"):
         convert_to_sparse(str(dense), tmp_path / "out", masks=str(file), strict=True)

@@ -94,7 +94,9 @@ def test_int8_values_are_the_integers_that_are_stored(
     bits: int, pruned: Path, tmp_path: Path
 ) -> None:
     write_marlin(pruned, tmp_path / "marlin", tmp_path / "back", bits)
-    convert_to_sparse(str(tmp_path / "marlin"), tmp_path / "out", int8=True)
+    report = convert_to_sparse(str(tmp_path / "marlin"), tmp_path / "out", int8=True)
+    assert {one.int8_error for one in report.linears} == {0.0}
+    assert "every row was stored as integers" in report.rounding
     plain = load_file(pruned / "model.safetensors")
     reader = CheckpointReader(tmp_path / "out")
     for name in NAMES:
@@ -171,6 +173,7 @@ def test_a_bitmask_that_compressed_tensors_wrote(dtype: str, tmp_path: Path) -> 
         ("weight_packed", lambda t: t[:, 2:].clone(), r"found shape \[4, 254\]; rule: \[4, 256\]"),
         ("scale_packed", lambda t: t[:, :96].clone(), "rule: .* for 96 rows, which are a multiple"),
         ("meta", lambda t: torch.zeros_like(t), "q_proj.meta: found a group of 4 with one "),
+        ("meta", lambda t: torch.full_like(t, 0x1111), "q_proj.meta: found a group of 4 with one "),
         ("scale_packed", lambda t: t.repeat(2, 1), r"q_proj.weight_scale: found shape \[128, 2\]"),
         ("scale_packed", lambda t: t / 0, "q_proj.weight_scale: found nan or infinity"),
     ],
@@ -215,6 +218,25 @@ def test_float8_without_its_scales_is_refused(pruned: Path, tmp_path: Path) -> N
         convert_to_sparse(str(tmp_path / "bitmask"), tmp_path / "out")
 
 
+@pytest.mark.parametrize("said", ["float16", None])
+def test_the_dtype_is_that_of_the_model(said: str | None, pruned: Path, tmp_path: Path) -> None:
+    """Of a `config.json` without one, that of the weights that are not quantized."""
+    write_marlin(pruned, tmp_path / "marlin", tmp_path / "back")
+    set_config(tmp_path / "marlin", dtype=said, torch_dtype=said)
+    convert_to_sparse(str(tmp_path / "marlin"), tmp_path / "out")
+    quantization = read_json(tmp_path / "out/config.json")["quantization_config"]
+    assert quantization["value_dtype"] == (said or "bfloat16")
+
+
+@pytest.mark.parametrize("layout", [["marlin-24"], {"a": 1}, 7])
+def test_a_layout_that_is_no_text_is_refused(layout: object, pruned: Path, tmp_path: Path) -> None:
+    said = {"quant_method": "compressed-tensors", "sparsity_config": {"format": layout}}
+    write_bitmask(pruned, tmp_path / "bitmask")
+    set_config(tmp_path / "bitmask", quantization_config=said)
+    with pytest.raises(OfflineError, match=r"is stored as .*; read are plain weights"):
+        convert_to_sparse(str(tmp_path / "bitmask"), tmp_path / "out")
+
+
 @pytest.mark.parametrize("layout", ["marlin-24", "sparse-24-bitmask"])
 def test_what_reads_dense_models_says_to_convert_them(
     layout: str, pruned: Path, tmp_path: Path
@@ -226,3 +248,5 @@ def test_what_reads_dense_models_says_to_convert_them(
     config = read_json(tmp_path / "source/config.json")
     with pytest.raises(OfflineError, match=f"stored as '{layout}': .*`permllm-offline convert`"):
         require_dense("sparse", config, "prune")
+    with pytest.raises(CheckpointError, match=f"found '{layout}'.*`permllm-offline convert`"):
+        CheckpointReader(tmp_path / "source")

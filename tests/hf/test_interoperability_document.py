@@ -15,12 +15,12 @@ from tests.conversion.sparse_models import (
     block_orders,
     in_place,
     load_all,
+    masks_of,
     prune,
     save_dense,
     write_bitmask,
+    write_masks,
 )
-from tests.conversion.test_published_masks import masks_of
-from tests.conversion.test_published_masks import write as write_masks
 from tests.offline.tiny_multimodal import tiny_multimodal
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")

@@ -1,7 +1,7 @@
 """compressed-tensors `sparse-24-bitmask`, which vLLM and llm-compressor read until 2026.
 
 For a linear `L` of `out` rows and `in` channels: `L.compressed` [out, in / 2], the kept values of
-every row in ascending channel; `L.bitmask` uint8 [out, ceil(in / 8)], bit `j % 8` (least
+every row in ascending channel; `L.bitmask` uint8 [out, in / 8], bit `j % 8` (least
 significant first) of byte `j / 8` set where channel `j` is kept; `L.shape`, the two sizes. Values
 may be of 8 bits, with scales beside them.
 """
@@ -16,13 +16,15 @@ from torch import Tensor
 
 from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem
 from permllm_vllm.checkpoint.headers import TensorHeader, natural_order
-from permllm_vllm.checkpoint.packing import unpack, unpack_mask
+from permllm_vllm.checkpoint.packing import first_violation, unpack, unpack_mask
+from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.scaled_form import BITMASK
 from permllm_vllm.checkpoint.stored_files import TensorParts
 
 _COMPRESSED, _BITMASK, _SHAPE = "compressed", "bitmask", "shape"
 _KINDS = (_COMPRESSED, _BITMASK, _SHAPE)
 _WHOLE = ("int64", "int32")
+_PATTERN = Pattern(2, 4)
 
 
 class BitmaskFiles:
@@ -49,6 +51,7 @@ class BitmaskFiles:
                 value, rule = "a second, dense weight", f"the weight is in {_COMPRESSED} alone"
                 raise Problem(f"{module}.weight", value, rule, FETCH_AGAIN).as_error()
         self._stored = stored
+        self._headers = {f"{one}.weight": self._header(one) for one in natural_order(self._modules)}
 
     def names(self) -> list[str]:
         """Names of all tensors as a dense checkpoint has them."""
@@ -56,10 +59,11 @@ class BitmaskFiles:
         return [name for name in names if name is not None]
 
     def header(self, name: str) -> TensorHeader:
-        """Shape and dtype of the dense tensor; raises CheckpointError where its parts disagree."""
-        if not self.is_sparse(name):
-            return self._files.header(name)
-        module = name.removesuffix(".weight")
+        """Shape and dtype of the dense tensor."""
+        return self._headers[name] if name in self._headers else self._files.header(name)
+
+    def _header(self, module: str) -> TensorHeader:
+        """What the three tensors of a matrix stand for."""
         sizes = self._sizes(module)
         headers = {kind: self._files.header(f"{module}.{kind}") for kind in (_COMPRESSED, _BITMASK)}
         for kind, columns in ((_COMPRESSED, sizes[1] // 2), (_BITMASK, sizes[1] // 8)):
@@ -88,16 +92,24 @@ class BitmaskFiles:
 
     def is_sparse(self, name: str) -> bool:
         """Whether a tensor is stored without its zeros."""
-        return name.endswith(".weight") and name.removesuffix(".weight") in self._modules
+        return name in self._headers
 
     def kept(self, name: str) -> Tensor:
-        """Which weights of a sparse tensor are stored, explicit zeros among them."""
+        """Which weights of a sparse tensor are stored, explicit zeros among them.
+
+        Raises `CheckpointError` for a mask that is not of 2:4, which this layout cannot be.
+        """
         rows, columns = self.header(name).shape
         return unpack_mask(self._mask(name.removesuffix(".weight"), 0, rows, columns))
 
     def _mask(self, module: str, row: int, rows: int, columns: int) -> Tensor:
-        each = columns // 8
-        return self._files.part(f"{module}.{_BITMASK}", row * each, (rows, each))
+        each, name = columns // 8, f"{module}.{_BITMASK}"
+        mask = self._files.part(name, row * each, (rows, each))
+        if (violation := first_violation(mask, _PATTERN)) is not None:
+            at, group, count = violation
+            value, rule = f"{count} weights in group {group} of row {row + at}", f"{_PATTERN}"
+            raise Problem(name, value, rule, FETCH_AGAIN).as_error()
+        return mask
 
     def _sizes(self, module: str) -> tuple[int, int]:
         """What `shape` says, which is read only where it is as small as it must be."""

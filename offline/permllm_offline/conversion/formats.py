@@ -52,7 +52,7 @@ def open_weights(source: Source, masks: PublishedMasks | None = None) -> WeightS
             f"{source.name!r} is stored as {layout!r}, without its pruned weights: masks are for "
             "the dense model that they were learned for. Leave out --masks, or give that model."
         )
-    if layout not in LAYOUTS:
+    if not isinstance(layout, str) or layout not in LAYOUTS:
         raise OfflineError(
             f"{source.name!r} is stored as {layout!r}; read are plain weights with zeros, "
             f"{' and '.join(LAYOUTS)}. Decompress it with the tool that wrote it, and convert the "
@@ -60,4 +60,4 @@ def open_weights(source: Source, masks: PublishedMasks | None = None) -> WeightS
         )
     form = dense_form(source.name, config, layout)
     opened = LAYOUTS[layout](StoredFiles(source.directory))
-    return WeightsWithoutZeros(opened, form, source.product_dtype)
+    return WeightsWithoutZeros(opened, form, source.product_dtype, source.language.experts_under)

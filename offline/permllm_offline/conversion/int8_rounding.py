@@ -18,9 +18,6 @@ from permllm_offline.sparsity.int8_values import (
 from permllm_vllm.checkpoint.numbers import scale_problems
 from permllm_vllm.checkpoint.schema import WEIGHT_PACKED, WEIGHT_SCALE
 
-DESCRIPTION = "int8, without calibration data: each row's scale by least squares of its weights"
-
-
 Judged = Callable[[str, Tensor], tuple[Tensor, Tensor]]
 """Module and kept values -> the weight whose error counts, and the energy of its inputs."""
 
@@ -53,6 +50,24 @@ class Int8Rounding:
     def __init__(self, judged: Judged = without_data, stored: StoredScales = no_scales) -> None:
         self._judged, self._stored = judged, stored
         self.errors: dict[str, float] = {}
+        self._rows = self._kept_rows = 0
+
+    @property
+    def scales(self) -> str:
+        """Say where the scales of all rows come from that have passed."""
+        chosen = "row is that of least squares of its weights alone"
+        if not self._kept_rows:
+            return f"the scale of each {chosen}"
+        kept = "stored as integers with one scale, which stay what they are"
+        if self._kept_rows == self._rows:
+            return f"every row was {kept}"
+        share = f"{self._kept_rows} of {self._rows}"
+        return f"{share} rows were {kept}; the scale of any other {chosen}"
+
+    @property
+    def description(self) -> str:
+        """Say how all values were rounded that have passed."""
+        return f"int8, without calibration data: {self.scales}"
 
     def rounded(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors of a checkpoint, those of kept values as int8 and followed by scales.
@@ -76,13 +91,16 @@ class Int8Rounding:
 
     def _scale(self, module: str, values: Tensor) -> Tensor:
         weight, energy = self._judged(module, values)
-        scale = choose_scale(weight, energy)
-        if (stored := self._stored(module)) is not None:
-            scale = torch.where(explained_rows(weight, stored), stored, scale)
+        scale, stored, kept = choose_scale(weight, energy), self._stored(module), None
+        if stored is not None:
+            kept = explained_rows(weight, stored)
+            scale = torch.where(kept, stored, scale)
+            self._kept_rows += int(kept.sum())
+        self._rows += len(scale)
         if scale_problems(f"{module}.{WEIGHT_SCALE}", scale):
             raise OfflineError(
                 f"{module} has a row of values that are too large or too small for a scale in "
                 "float32: leave out --values int8."
             )
-        self.errors[module] = relative_error(weight, energy, scale)
+        self.errors[module] = relative_error(weight, energy, scale, kept)
         return scale

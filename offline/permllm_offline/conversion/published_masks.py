@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,8 @@ FILE = "mask_compressed.npz"
 _SUFFIX = ".mask"
 _LONGEST_HEADER = 1 << 12
 """More bytes than numpy writes before the bits of a mask."""
+Header = tuple[tuple[int, ...], bool, numpy.dtype]
+"""Shape, whether columns come first, and dtype of an array."""
 
 
 class PublishedMasks:
@@ -73,16 +74,31 @@ class PublishedMasks:
         if not size < self._sizes[name] <= size + _LONGEST_HEADER:
             raise self._another_model(name, f"{self._sizes[name]} bytes", shape)
         try:
-            bits = self._archive[name + _SUFFIX]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            header, bits = self._read(name + _SUFFIX, size)
+        except Exception as error:  # a damaged archive raises too many kinds to list
             raise OfflineError(
                 f"the mask of {name} in {self._file} is damaged ({first_line(error)}): fetch the "
                 "file again."
             ) from error
-        if bits.dtype != numpy.uint8 or bits.size != size:
-            raise self._another_model(name, f"{bits.size} numbers of {bits.dtype}", shape)
-        kept = numpy.unpackbits(bits.reshape(-1), count=count)
+        if header != ((size,), False, numpy.dtype(numpy.uint8)):
+            raise self._another_model(name, f"{header[2]} {list(header[0])}", shape)
+        kept = numpy.unpackbits(bits, count=count)
         return torch.from_numpy(kept).bool().view(tuple(shape))
+
+    def _read(self, name: str, size: int) -> tuple[Header, numpy.ndarray]:
+        """What numpy says of an array, and as many bytes of it as are asked for: no header is
+        believed before memory is taken.
+        """
+        with self._archive.zip.open(f"{name}.npy") as file:
+            version = numpy.lib.format.read_magic(file)
+            if version == (1, 0):
+                header = numpy.lib.format.read_array_header_1_0(file)
+            else:
+                header = numpy.lib.format.read_array_header_2_0(file)
+            content = file.read(size)
+        if header[0] == (size,) and len(content) != size:
+            raise EOFError(f"{len(content)} bytes")
+        return header, numpy.frombuffer(content, numpy.uint8)
 
     def _another_model(self, name: str, found: str, shape: Sequence[int]) -> OfflineError:
         return OfflineError(

@@ -55,10 +55,9 @@ def noted_papers(
 def _notice(rounding: Int8Rounding, dtype: str) -> str:
     return (
         f"The {dtype} values of {len(rounding.errors)} sparse linear layers were rounded to int8 "
-        "by `permllm-offline convert --values int8`, without calibration data: the scale of each "
-        "row is that of least squares of its weights alone. Relative error of a layer's weights: "
-        f"{max(rounding.errors.values()):.2%} at most. All else here was written before that and "
-        "is about the values before."
+        f"by `permllm-offline convert --values int8`, without calibration data: {rounding.scales}. "
+        f"Relative error of a layer's weights: {max(rounding.errors.values()):.2%} at most. "
+        "All else here was written before that and is about the values before."
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from permllm_offline.conversion.int8_rounding import DESCRIPTION, Int8Rounding
+from permllm_offline.conversion.int8_rounding import Int8Rounding
 from permllm_offline.conversion.report import (
     FOLDED,
     NONE,
@@ -67,7 +67,8 @@ def convert_to_int8(
     sizes = _sizes(reader)
 
     def report() -> ConversionReport:
-        return _report(source, before, densities).with_int8_errors(rounding.errors, DESCRIPTION)
+        found = _report(source, before, densities)
+        return found.with_int8_errors(rounding.errors, rounding.description)
 
     write_checkpoint(
         output,

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from permllm_offline.conversion.formats import open_weights
 from permllm_offline.conversion.ignore_entries import ignored
-from permllm_offline.conversion.int8_rounding import DESCRIPTION, Int8Rounding
+from permllm_offline.conversion.int8_rounding import Int8Rounding
 from permllm_offline.conversion.pattern_choice import Judged, judge
 from permllm_offline.conversion.published_masks import open_masks
 from permllm_offline.conversion.report import (
@@ -120,7 +120,9 @@ def convert_to_sparse(
     sizes = {name: header_bytes(source.header(name)) for name in source.names()}
 
     def final() -> ConversionReport:
-        return report if rounding is None else report.with_int8_errors(rounding.errors, DESCRIPTION)
+        if rounding is None:
+            return report
+        return report.with_int8_errors(rounding.errors, rounding.description)
 
     tensors = joined_experts(_tensors(judged), family)
     write_checkpoint(

@@ -33,8 +33,15 @@ class WeightsWithoutZeros(PlainWeights):
     Weights that are stored in 8 bits, which `form` tells, become `dtype`.
     """
 
-    def __init__(self, files: SparseFiles, form: ScaledForm | None, dtype: torch.dtype) -> None:
-        super().__init__(files if form is None else ScaledTensors(files, form, dtype))
+    def __init__(
+        self,
+        files: SparseFiles,
+        form: ScaledForm | None,
+        dtype: torch.dtype,
+        experts_under: str | None = None,
+    ) -> None:
+        opened = files if form is None else ScaledTensors(files, form, dtype)
+        super().__init__(opened, experts_under)
         self.description = files.description
         self._sparse = files
 

@@ -25,6 +25,7 @@ from permllm_offline.model.mixer_settings import compute_as_engines
 from permllm_offline.run.local_path import local_path
 from permllm_vllm.checkpoint.companions import module_folders
 from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.checkpoint.headers import natural_order
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.shards import (
     INDEX_NAME,
@@ -32,6 +33,7 @@ from permllm_vllm.checkpoint.shards import (
     read_weight_map,
     require_one_set,
 )
+from permllm_vllm.checkpoint.stored_files import StoredFiles
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _MORE_OUTPUTS = ("output_router_logits", "output_hidden_states", "output_attentions")
@@ -78,8 +80,10 @@ class Source:
 
     def _stored_dtype(self) -> torch.dtype:
         try:
-            reader = CheckpointReader(self.directory)
-            stored = (reader.header(name).dtype for name in reader.names())
+            files = StoredFiles(self.directory)
+            # What is beside weights of few bits, their scales, is of a dtype of its own.
+            weights = natural_order(name for name in files.names() if name.endswith(".weight"))
+            stored = (files.header(name).dtype for name in weights)
             return next((DTYPES[dtype] for dtype in stored if dtype in DTYPES), torch.float32)
         except CheckpointError:
             return torch.float32  # a folder without weights

@@ -81,13 +81,19 @@ def round_to_int8(weight: Tensor, scale: Tensor) -> Tensor:
     return (weight.float() / scale[:, None]).round().clamp(SMALLEST, LARGEST).to(torch.int8)
 
 
-def relative_error(weight: Tensor, channel_energy: Tensor, scale: Tensor) -> float:
-    """Return the expected root-mean-square error of the output, relative to the output."""
+def relative_error(
+    weight: Tensor, channel_energy: Tensor, scale: Tensor, exact: Tensor | None = None
+) -> float:
+    """Return the expected root-mean-square error of the output, relative to the output.
+
+    Rows that ``exact`` names, bool [out], have none: theirs is that of ``weight`` itself.
+    """
     energy, outputs, errors = channel_energy.float(), [], []
     for rows in row_chunks(weight.shape):
         part = weight[rows].float()
         outputs.append(part.square() @ energy)
-        errors.append(_row_error(part, energy, scale[rows]))
+        error = _row_error(part, energy, scale[rows])
+        errors.append(error if exact is None else error.masked_fill(exact[rows], 0))
     output, error = torch.cat(outputs).sum(), torch.cat(errors).sum()
     return float((error / output.clamp_min(1e-30)).sqrt())
 
