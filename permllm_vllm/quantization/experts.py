@@ -16,7 +16,7 @@ from permllm_vllm.quantization.adapters import adapters_reach_model
 from permllm_vllm.quantization.contents import check_mask, check_numbers, shared_permutation
 from permllm_vllm.quantization.expert_parameters import ExpertStack
 from permllm_vllm.quantization.gateless_experts import dense_experts_method
-from permllm_vllm.quantization.parameters import register_packed
+from permllm_vllm.quantization.parameters import packed_tensor, register_packed
 from permllm_vllm.quantization.partition import require_divisible
 from permllm_vllm.quantization.served import ServedLayers
 from permllm_vllm.quantization.sources import CheckpointLayer
@@ -152,7 +152,9 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         if layer.expert_map is not None:  # of all experts: -1 for those of other ranks
             topk_ids = layer.expert_map[topk_ids.long()]
         operands = [
-            getattr(layer, f"{name}_{operand}") for name in (GATE_UP, DOWN) for operand in OPERANDS
+            packed_tensor(layer, f"{name}_{operand}")
+            for name in (GATE_UP, DOWN)
+            for operand in OPERANDS
         ]
         return _sparse_experts(
             x,

@@ -24,6 +24,7 @@ from permllm_vllm.quantization.parameters import (
     RowScaleParameter,
     SparseWeightParameter,
     UnexpectedParameter,
+    packed_tensor,
     register_packed,
 )
 from permllm_vllm.quantization.partition import require_divisible
@@ -177,9 +178,9 @@ class PermLLMLinearMethod(LinearMethodBase):
         return _sparse_linear(
             x,
             layer.weight_packed,
-            layer.weight_metadata,
-            layer.input_permutation,
-            layer.weight_scale,
+            packed_tensor(layer, WEIGHT_METADATA),
+            packed_tensor(layer, schema.INPUT_PERMUTATION),
+            packed_tensor(layer, schema.WEIGHT_SCALE),
             bias,
             self.out_features,
             self.checkpoint.pattern,

@@ -129,3 +129,13 @@ def register_packed(layer: Module, name: str, tensor: Tensor | None) -> None:
     layer.register_parameter(
         name, None if tensor is None else Parameter(tensor, requires_grad=False)
     )
+
+
+def packed_tensor(layer: Module, name: str) -> Tensor | None:
+    """Return what `register_packed` let a layer keep.
+
+    vLLM takes the names of what a layer does not have away where new weights are loaded into other
+    layers alone.
+    """
+    tensor: Tensor | None = getattr(layer, name, None)
+    return tensor

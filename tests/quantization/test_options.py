@@ -1,10 +1,12 @@
 """Options of the plugin in vLLM's --additional-config."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from vllm.config import VllmConfig, set_current_vllm_config
 
+from permllm_vllm.quantization import options
 from permllm_vllm.quantization.options import ServingOptions, serving_options
 
 
@@ -33,7 +35,7 @@ def test_a_head_of_int8() -> None:
     [
         ({"head": "int4"}, "head: Input should be 'dense' or 'int8'"),
         ({"heads": "int8"}, "heads: Extra inputs are not permitted"),
-        ("int8", "Input should be a valid dictionary"),
+        ("int8", "permllm: Input should be a valid dictionary"),
     ],
 )
 def test_what_cannot_be_used(entries: Any, what: str) -> None:
@@ -41,3 +43,22 @@ def test_what_cannot_be_used(entries: Any, what: str) -> None:
         options_with({"permllm": entries})
     assert what in str(raised.value)
     assert 'Give {"permllm": {"head": "int8"}}' in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"permlm": {"head": "int8"}}, ["permlm"]),
+        ({"PermLLM": {}, "permllm-vllm": {}}, ["PermLLM", "permllm-vllm"]),
+        ({"head": "int8"}, ["head"]),
+        ({"permllm": {"head": "int8"}, "ascend_scheduler_config": {}, 3: 4}, []),
+    ],
+)
+def test_what_was_probably_meant_is_told(
+    given: dict[Any, Any], told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    logger = SimpleNamespace(warning_once=lambda message, key, meant: seen.append(key))
+    monkeypatch.setattr(options, "logger", logger)
+    options_with(given)
+    assert seen == told

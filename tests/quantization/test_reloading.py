@@ -91,6 +91,24 @@ def test_reloading_with_a_bias(on_rank: Callable[[int, int], None]) -> None:
         torch.testing.assert_close(layer.bias.data, torch.cat(list(biases.values())))
 
 
+def test_a_layer_that_gets_no_new_weights_stays_what_it_is(
+    on_rank: Callable[[int, int], None],
+) -> None:
+    """As where some layers of a model are loaded anew, and this one is none of them."""
+    name = "model.layers.0.self_attn.o_proj"
+    layer = RowParallelLinear(
+        128, 32, False, quant_config=config(), prefix=name, params_dtype=torch.float32
+    )
+    record_metadata_for_reloading(layer)
+    load(layer, sparse_module(32, 128))
+    layer.quant_method.process_weights_after_loading(layer)
+    x = torch.randn(3, 128)
+    before = layer(x)[0]
+    initialize_layerwise_reload(layer)
+    finalize_layerwise_reload(layer, SimpleNamespace(dtype=torch.float32))
+    assert torch.equal(layer(x)[0], before)
+
+
 def test_new_weights_past_vllms_ways_of_reloading_are_refused_as_such(
     on_rank: Callable[[int, int], None],
 ) -> None:
