@@ -1,9 +1,9 @@
 """compressed-tensors `sparse-24-bitmask`, which vLLM and llm-compressor read until 2026.
 
 For a linear `L` of `out` rows and `in` channels: `L.compressed` [out, in / 2], the kept values of
-every row in ascending channel; `L.bitmask` uint8 [out, in / 8], bit `j % 8` (least
-significant first) of byte `j / 8` set where channel `j` is kept; `L.shape`, the two sizes. Values
-may be of 8 bits, with scales beside them.
+every row in ascending channel; `L.bitmask` uint8 [out, in / 8], bit `j % 8` (least significant
+first) of byte `j / 8` set where channel `j` is kept; `L.shape`, the two sizes. Values may be of 8
+bits, with scales beside them.
 """
 
 from __future__ import annotations
@@ -62,22 +62,6 @@ class BitmaskFiles:
         """Shape and dtype of the dense tensor."""
         return self._headers[name] if name in self._headers else self._files.header(name)
 
-    def _header(self, module: str) -> TensorHeader:
-        """What the three tensors of a matrix stand for."""
-        sizes = self._sizes(module)
-        headers = {kind: self._files.header(f"{module}.{kind}") for kind in (_COMPRESSED, _BITMASK)}
-        for kind, columns in ((_COMPRESSED, sizes[1] // 2), (_BITMASK, sizes[1] // 8)):
-            if headers[kind].shape != (sizes[0], columns):
-                value = f"shape {list(headers[kind].shape)}"
-                rule = f"{[sizes[0], columns]} for a matrix of {list(sizes)}"
-                raise Problem(f"{module}.{kind}", value, rule, FETCH_AGAIN).as_error()
-        if headers[_BITMASK].dtype != "uint8":
-            rule = "uint8"
-            raise Problem(
-                f"{module}.{_BITMASK}", headers[_BITMASK].dtype, rule, FETCH_AGAIN
-            ).as_error()
-        return TensorHeader(sizes, headers[_COMPRESSED].dtype)
-
     def part(self, name: str, start: int, shape: Sequence[int]) -> Tensor:
         """Read whole rows of a dense tensor, bit for bit, zeros elsewhere."""
         if not self.is_sparse(name):
@@ -101,6 +85,22 @@ class BitmaskFiles:
         """
         rows, columns = self.header(name).shape
         return unpack_mask(self._mask(name.removesuffix(".weight"), 0, rows, columns))
+
+    def _header(self, module: str) -> TensorHeader:
+        """What the three tensors of a matrix stand for."""
+        sizes = self._sizes(module)
+        headers = {kind: self._files.header(f"{module}.{kind}") for kind in (_COMPRESSED, _BITMASK)}
+        for kind, columns in ((_COMPRESSED, sizes[1] // 2), (_BITMASK, sizes[1] // 8)):
+            if headers[kind].shape != (sizes[0], columns):
+                value = f"shape {list(headers[kind].shape)}"
+                rule = f"{[sizes[0], columns]} for a matrix of {list(sizes)}"
+                raise Problem(f"{module}.{kind}", value, rule, FETCH_AGAIN).as_error()
+        if headers[_BITMASK].dtype != "uint8":
+            rule = "uint8"
+            raise Problem(
+                f"{module}.{_BITMASK}", headers[_BITMASK].dtype, rule, FETCH_AGAIN
+            ).as_error()
+        return TensorHeader(sizes, headers[_COMPRESSED].dtype)
 
     def _mask(self, module: str, row: int, rows: int, columns: int) -> Tensor:
         each, name = columns // 8, f"{module}.{_BITMASK}"

@@ -20,8 +20,6 @@ from permllm_vllm.checkpoint.schema import WEIGHT_PACKED, WEIGHT_SCALE
 
 Judged = Callable[[str, Tensor], tuple[Tensor, Tensor]]
 """Module and kept values -> the weight whose error counts, and the energy of its inputs."""
-
-
 StoredScales = Callable[[str], Tensor | None]
 """Module -> float32 [out], or None."""
 

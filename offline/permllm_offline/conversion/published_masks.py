@@ -22,7 +22,7 @@ FILE = "mask_compressed.npz"
 _SUFFIX = ".mask"
 _LONGEST_HEADER = 1 << 12
 """More bytes than numpy writes before the bits of a mask."""
-Header = tuple[tuple[int, ...], bool, numpy.dtype]
+_Header = tuple[tuple[int, ...], bool, numpy.dtype]
 """Shape, whether columns come first, and dtype of an array."""
 
 
@@ -85,10 +85,8 @@ class PublishedMasks:
         kept = numpy.unpackbits(bits, count=count)
         return torch.from_numpy(kept).bool().view(tuple(shape))
 
-    def _read(self, name: str, size: int) -> tuple[Header, numpy.ndarray]:
-        """What numpy says of an array, and as many bytes of it as are asked for: no header is
-        believed before memory is taken.
-        """
+    def _read(self, name: str, size: int) -> tuple[_Header, numpy.ndarray]:
+        """Read what numpy says of an array, and `size` bytes of it, whatever that says."""
         with self._archive.zip.open(f"{name}.npy") as file:
             version = numpy.lib.format.read_magic(file)
             if version == (1, 0):
