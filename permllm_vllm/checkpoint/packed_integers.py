@@ -64,11 +64,7 @@ class PackedFiles:
         self._files, self._bits = files, bits
         stored = {name: files.header(name) for name in files.names()}
         self._headers = unpacked_headers(stored, bits)
-        self._packed = {
-            name
-            for name in self._headers
-            if name not in stored and name.removesuffix(_WEIGHT) + _PACKED in stored
-        }
+        self._packed = self._headers.keys() - stored.keys()
         for name in self._packed:
             said = name.removesuffix(_WEIGHT) + _SHAPE
             if said in stored:

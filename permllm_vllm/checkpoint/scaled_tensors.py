@@ -92,10 +92,9 @@ class ScaledTensors:
         one_in_row = self._form.stored == "int8" and self._form.block.columns is None
         if name not in self._scales or not one_in_row:
             return None
-        header = self._headers[name]
-        if len(header.shape) != 2 or self._rows[name] != header.shape[0]:
+        if len(shape := self._headers[name].shape) != 2:
             return None
-        found, rows = self._scale(name, 0).float().flatten(), header.shape[0]
+        found, rows = self._scale(name, 0).float().flatten(), shape[0]
         return found.repeat_interleave(self._form.block.rows or rows)[:rows]
 
     def _scale(self, name: str, matrix: int) -> Tensor:

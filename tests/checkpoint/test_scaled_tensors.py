@@ -87,6 +87,15 @@ def test_scales_of_the_rows_of_integers(
     assert found.row_scales("none.weight") is None
 
 
+def test_integers_of_several_experts_have_no_rows_of_one_matrix(tmp_path: Path) -> None:
+    name = f"{EXPERTS}.down_proj"
+    tensors = {name: torch.ones(2, 4, 6).to(torch.int8), f"{name}_scale": torch.ones(2, 4, 1)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    form = ScaledForm("int8", Block(1, None))
+    found = ScaledTensors(StoredFiles(tmp_path), form, torch.bfloat16)
+    assert found.row_scales(name) is None
+
+
 def test_what_is_not_listed_is_not_read(tmp_path: Path) -> None:
     gate_up, scale, _ = fused(2, 8, 6)
     name = f"{EXPERTS}.gate_up_proj"

@@ -1,16 +1,7 @@
-"""`marlin-24` is read as compressed-tensors wrote it, which could not read it itself.
-
-`data/compressed_tensors.safetensors` was written by compressed-tensors 0.12.2 (`marlin-24` of its
-versions 0.8.1 and 0.9.4 has the same bytes): random matrices, some groups of 4 with fewer than two
-weights, as `Marlin24Compressor` and `Sparse24BitMaskCompressor` store them, beside what was stored.
-"""
-
-from pathlib import Path
+"""`marlin-24` is read as compressed-tensors wrote it, which could not read it itself."""
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from permllm_offline.conversion.marlin import (
     mask_of,
@@ -18,6 +9,7 @@ from permllm_offline.conversion.marlin import (
     unpack_scales,
     unpack_tiles,
 )
+from tests.conversion.compressed_tensors import written
 from tests.conversion.marlin_models import (
     packed_integers,
     packed_places,
@@ -25,13 +17,7 @@ from tests.conversion.marlin_models import (
     without_zeros,
 )
 
-WRITTEN = Path(__file__).parent / "data" / "compressed_tensors.safetensors"
 CASES = ("4_by_channel", "4_by_group", "4_by_two_groups", "8_by_channel", "8_by_group")
-
-
-def written(case: str) -> dict[str, Tensor]:
-    tensors = load_file(WRITTEN)
-    return {n.partition(".")[2]: t for n, t in tensors.items() if n.partition(".")[0] == case}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -19,6 +19,7 @@ from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.shards import read_json
 from permllm_vllm.checkpoint.stored_files import StoredFiles
 from permllm_vllm.checkpoint.validation import validate
+from tests.conversion.compressed_tensors import written
 from tests.conversion.marlin_models import rounded, write_marlin
 from tests.conversion.sparse_models import (
     DOWN,
@@ -30,7 +31,6 @@ from tests.conversion.sparse_models import (
     set_config,
     write_bitmask,
 )
-from tests.conversion.test_marlin import written
 from tests.offline.scaled_models import FORMS, write_scaled
 
 OF_8_BITS = [
@@ -191,6 +191,17 @@ def test_damaged_integers_are_refused(
     with pytest.raises(CheckpointError, match=message):
         convert_to_sparse(str(source), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_end_inside_a_tile_are_refused(pruned: Path, tmp_path: Path) -> None:
+    write_marlin(pruned, tmp_path / "marlin", tmp_path / "back")
+    file, name = tmp_path / "marlin/model.safetensors", f"model.layers.0.{QKV[0]}"
+    tensors = load_file(file)
+    for kind, columns in (("weight_packed", 64), ("meta", 64), ("scale_packed", 32)):
+        tensors[f"{name}.{kind}"] = tensors[f"{name}.{kind}"][:, :columns].clone()
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"rule: .* for 32 rows, which are a multiple of 64"):
+        convert_to_sparse(str(tmp_path / "marlin"), tmp_path / "out")
 
 
 def test_integers_beside_a_dense_weight_are_refused(pruned: Path, tmp_path: Path) -> None:

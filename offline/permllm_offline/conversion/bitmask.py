@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from permllm_offline.conversion.matrix_parts import require_parts
 from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem
 from permllm_vllm.checkpoint.headers import TensorHeader, natural_order
 from permllm_vllm.checkpoint.packing import first_violation, unpack, unpack_mask
@@ -23,6 +24,7 @@ from permllm_vllm.checkpoint.stored_files import TensorParts
 
 _COMPRESSED, _BITMASK, _SHAPE = "compressed", "bitmask", "shape"
 _KINDS = (_COMPRESSED, _BITMASK, _SHAPE)
+_WEIGHT = "weight"
 _WHOLE = ("int64", "int32")
 _PATTERN = Pattern(2, 4)
 
@@ -41,22 +43,16 @@ class BitmaskFiles:
         self._files = files
         stored = frozenset(files.names())
         parts = [name.rpartition(".") for name in stored]
-        self._modules = {module for module, _, kind in parts if kind in (_COMPRESSED, _BITMASK)}
-        for module in natural_order(self._modules):
-            for kind in _KINDS:
-                if f"{module}.{kind}" not in stored:
-                    rule = f"a compressed matrix has {', '.join(_KINDS)}"
-                    raise Problem(f"{module}.{kind}", "nothing", rule, FETCH_AGAIN).as_error()
-            if f"{module}.weight" in stored:
-                value, rule = "a second, dense weight", f"the weight is in {_COMPRESSED} alone"
-                raise Problem(f"{module}.weight", value, rule, FETCH_AGAIN).as_error()
-        self._stored = stored
-        self._headers = {f"{one}.weight": self._header(one) for one in natural_order(self._modules)}
+        modules = {module for module, _, kind in parts if kind in (_COMPRESSED, _BITMASK)}
+        self._headers: dict[str, TensorHeader] = {}
+        for module in natural_order(modules):
+            require_parts(stored, module, "compressed", _KINDS, [_WEIGHT])
+            self._headers[f"{module}.{_WEIGHT}"] = self._header(module)
+        self._others = stored - {f"{module}.{kind}" for module in modules for kind in _KINDS}
 
     def names(self) -> list[str]:
         """Names of all tensors as a dense checkpoint has them."""
-        names = (self._dense_name(stored) for stored in self._stored)
-        return [name for name in names if name is not None]
+        return [*self._headers, *self._others]
 
     def header(self, name: str) -> TensorHeader:
         """Shape and dtype of the dense tensor."""
@@ -123,9 +119,3 @@ class BitmaskFiles:
         if columns % 8 or min(rows, columns) < 1:
             raise Problem(name, str((rows, columns)), rule, FETCH_AGAIN).as_error()
         return rows, columns
-
-    def _dense_name(self, stored: str) -> str | None:
-        module, _, kind = stored.rpartition(".")
-        if module not in self._modules or kind not in _KINDS:
-            return stored
-        return f"{module}.weight" if kind == _COMPRESSED else None

@@ -51,7 +51,7 @@ class Int8Rounding:
         self._rows = self._kept_rows = 0
 
     @property
-    def scales(self) -> str:
+    def origin_of_scales(self) -> str:
         """Say where the scales of all rows come from that have passed."""
         chosen = "row is that of least squares of its weights alone"
         if not self._kept_rows:
@@ -65,7 +65,7 @@ class Int8Rounding:
     @property
     def description(self) -> str:
         """Say how all values were rounded that have passed."""
-        return f"int8, without calibration data: {self.scales}"
+        return f"int8, without calibration data: {self.origin_of_scales}"
 
     def rounded(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors of a checkpoint, those of kept values as int8 and followed by scales.

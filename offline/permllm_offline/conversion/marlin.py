@@ -19,10 +19,10 @@ from torch import Tensor
 
 from permllm_vllm.checkpoint.packed_integers import unpack_integers
 
-LANES, TILE_INPUTS, TILE_ROWS = 32, 16, 64
-INTERLEAVED = {4: (0, 2, 4, 6, 1, 3, 5, 7), 8: (0, 2, 1, 3)}
+_LANES, _TILE_INPUTS, TILE_ROWS = 32, 16, 64
+_INTERLEAVED = {4: (0, 2, 4, 6, 1, 3, 5, 7), 8: (0, 2, 1, 3)}
 """Which of the integers that a thread reads together lies in each place of an int32, by bits."""
-SCALES_INTERLEAVED = (0, 4, 1, 5, 2, 6, 3, 7)
+_SCALES_INTERLEAVED = (0, 4, 1, 5, 2, 6, 3, 7)
 """The same of the scales of eight rows, where they belong to groups of channels."""
 
 
@@ -32,20 +32,20 @@ def integer_order(bits: int) -> Tensor:
 
     A thread holds, for the fragments of two products (m16n8k16), four columns of each.
     """
-    lane = torch.arange(LANES).view(-1, 1, 1, 1)
+    lane = torch.arange(_LANES).view(-1, 1, 1, 1)
     column, half, pair = (torch.arange(n) for n in (4, 2, 4))
     inputs = 2 * (lane % 4) + pair % 2 + 8 * (pair // 2)
     rows = 16 * (lane // 8) + 8 * (lane // 4 % 2) + 4 * half.view(-1, 1) + column.view(-1, 1, 1)
-    together = INTERLEAVED[bits]
+    together = _INTERLEAVED[bits]
     return (inputs * TILE_ROWS + rows).reshape(-1, len(together))[:, list(together)].flatten()
 
 
 def unpack_tiles(packed: Tensor, bits: int) -> Tensor:
     """Undo the tiles of `weight_packed`: int32 [in / 32, out * 16 / n] -> int8 [out, in / 2]."""
     tiles = packed.shape[0]
-    held = unpack_integers(packed, bits).view(tiles, -1, TILE_INPUTS * TILE_ROWS)
-    rows = held[..., integer_order(bits).argsort()].view(tiles, -1, TILE_INPUTS, TILE_ROWS)
-    return rows.permute(1, 3, 0, 2).reshape(-1, tiles * TILE_INPUTS)
+    held = unpack_integers(packed, bits).view(tiles, -1, _TILE_INPUTS * TILE_ROWS)
+    rows = held[..., integer_order(bits).argsort()].view(tiles, -1, _TILE_INPUTS, TILE_ROWS)
+    return rows.permute(1, 3, 0, 2).reshape(-1, tiles * _TILE_INPUTS)
 
 
 def unpack_places(meta: Tensor) -> Tensor:
@@ -77,5 +77,5 @@ def unpack_scales(packed: Tensor, in_features: int) -> Tensor:
     if groups == 1 or in_features // groups >= in_features // 2:
         return packed.t().contiguous()
     scales = torch.empty_like(packed).view(groups, -1, 8)
-    scales[..., list(SCALES_INTERLEAVED)] = packed.view(scales.shape)
+    scales[..., list(_SCALES_INTERLEAVED)] = packed.view(scales.shape)
     return scales.view(packed.shape).t().contiguous()

@@ -15,6 +15,7 @@ from permllm_offline.conversion.marlin import (
     unpack_scales,
     unpack_tiles,
 )
+from permllm_offline.conversion.matrix_parts import require_parts
 from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem
 from permllm_vllm.checkpoint.headers import TensorHeader, natural_order
 from permllm_vllm.checkpoint.scaled_form import MARLIN
@@ -37,18 +38,19 @@ class MarlinFiles:
     def __init__(self, files: TensorParts) -> None:
         self.directory = files.directory
         self._files = files
-        self._stored = frozenset(files.names())
-        parts = [name.rpartition(".") for name in self._stored]
-        self._modules = {module for module, _, kind in parts if kind in (_INTEGERS, _SCALES)}
+        stored = frozenset(files.names())
+        parts = [name.rpartition(".") for name in stored]
+        modules = {module for module, _, kind in parts if kind in (_INTEGERS, _SCALES)}
         self._headers: dict[str, TensorHeader] = {}
-        for module in natural_order(self._modules):
+        for module in natural_order(modules):
+            require_parts(stored, module, "packed", _DTYPES, [_WEIGHT, _SCALE])
             self._headers |= self._dense_headers(module)
+        self._others = stored - {f"{module}.{kind}" for module in modules for kind in _DTYPES}
         self._unpacked: tuple[str, Tensor] | None = None
 
     def names(self) -> list[str]:
         """Names of all tensors as a dense checkpoint of int8 weights has them."""
-        packed = {f"{module}.{kind}" for module in self._modules for kind in _DTYPES}
-        return [*self._headers, *(self._stored - packed)]
+        return [*self._headers, *self._others]
 
     def header(self, name: str) -> TensorHeader:
         """Shape and dtype of a tensor."""
@@ -95,16 +97,9 @@ class MarlinFiles:
 
     def _dense_headers(self, module: str) -> dict[str, TensorHeader]:
         """What the three tensors of a matrix stand for."""
-        for kind in (_WEIGHT, _SCALE):
-            if f"{module}.{kind}" in self._stored:
-                value, rule = "a second, dense one", f"it is in {', '.join(_DTYPES)} alone"
-                raise Problem(f"{module}.{kind}", value, rule, FETCH_AGAIN).as_error()
         found: dict[str, TensorHeader] = {}
         for kind, dtype in _DTYPES.items():
             name = f"{module}.{kind}"
-            if name not in self._stored:
-                rule = f"a packed matrix has {', '.join(_DTYPES)}"
-                raise Problem(name, "nothing", rule, FETCH_AGAIN).as_error()
             found[kind] = self._files.header(name)
             if found[kind].dtype != dtype or len(found[kind].shape) != 2:
                 value = f"{found[kind].dtype} of shape {list(found[kind].shape)}"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from permllm_offline.errors import OfflineError, first_line
+from permllm_offline.model.loading import hub_remedy
 from permllm_offline.run.local_path import local_path
 
 FILE = "mask_compressed.npz"
@@ -127,5 +128,5 @@ def open_masks(name: str) -> PublishedMasks:
     except Exception as error:  # the hub client raises too many kinds to list
         raise OfflineError(
             f"--masks {name!r} is no file or folder here, and {FILE} was not found under that name "
-            f"on the hub ({first_line(error)})."
+            f"on the hub ({first_line(error)}). {hub_remedy(error)}"
         ) from error

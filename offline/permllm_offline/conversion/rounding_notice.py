@@ -55,9 +55,10 @@ def noted_papers(
 def _notice(rounding: Int8Rounding, dtype: str) -> str:
     return (
         f"The {dtype} values of {len(rounding.errors)} sparse linear layers were rounded to int8 "
-        f"by `permllm-offline convert --values int8`, without calibration data: {rounding.scales}. "
-        f"Relative error of a layer's weights: {max(rounding.errors.values()):.2%} at most. "
-        "All else here was written before that and is about the values before."
+        "by `permllm-offline convert --values int8`, without calibration data: "
+        f"{rounding.origin_of_scales}. Relative error of a layer's weights: "
+        f"{max(rounding.errors.values()):.2%} at most. All else here was written before that and "
+        "is about the values before."
     )
 
 
