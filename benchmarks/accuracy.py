@@ -13,7 +13,7 @@ its recipe: `last:6` learns the permutations of the last six decoder layers alon
 those of `cp`; `no-self-windows` distils without windows that the dense model writes.
 
 Calibrated on State of the Union addresses; evaluated on held-out ones (in domain), on six novels,
-and on Python's manual: int8 values through the kernels that would serve them, which round
+and on Python's manual: int8 and int4 values through the kernels that would serve them, which round
 activations too, all else by its weights. Rows that depend on a seed beyond the choice of windows
 are repeated with every seed. The result is written after each row; what OUT already has is not
 measured again, and of a row that lacks a text that text alone. Checkpoints in DIR are used as they
@@ -57,10 +57,10 @@ from .records.result_file import kept_rows
 from .texts import sotu, unseen_texts
 
 PATTERNS = ("2:4", "4:8")
-VALUES = ("bfloat16", "int8")
-EVALUATED = {"bfloat16": "weights", "int8": "kernels"}
-"""What a row's perplexity is of: of int8 values not of the weights alone, since the kernels that
-serve them round activations."""
+VALUES = ("bfloat16", "int8", "int4")
+EVALUATED = {"bfloat16": "weights", "int8": "kernels", "int4": "kernels"}
+"""What a row's perplexity is of: of integers not of the weights alone, since the kernels that serve
+them round activations."""
 DENSE: Key = ("dense", None, None, "bfloat16")
 QUICK = {"methods": ["wanda", "wanda+cp", "permllm-best"], "patterns": ["2:4"], "windows": 16}
 
@@ -158,7 +158,7 @@ class Accuracy:
 
 
 def known(row: Mapping[str, Any]) -> Mapping[str, float]:
-    """Perplexities by text that still hold: of int8 values, not those of the weights alone."""
+    """Perplexities by text that still hold: of integers, not those of the weights alone."""
     if row.get("values") == "int8" and row.get("evaluated") != EVALUATED["int8"]:
         return {}
     return row.get("perplexity", {})
@@ -251,8 +251,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         vars(options).update(QUICK, effort="low", seeds=options.seeds[:1])
-    if "int8" in options.values and ops.missing_reason:
-        parser.error(f"int8 values are evaluated through the kernels: {ops.missing_reason}")
+    if set(options.values) - {"bfloat16"} and ops.missing_reason:
+        parser.error(f"such values are evaluated through the kernels: {ops.missing_reason}")
     facts: dict[str, Any] = {
         "model": "SmolLM2-135M-Instruct",
         "sequence_length": SEQUENCE_LENGTH,

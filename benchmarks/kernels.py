@@ -2,6 +2,7 @@
 
     python -m benchmarks.kernels --device cpu --threads 1 --json results.json
     python -m benchmarks.kernels --patterns 4:8 --tokens 1 4 16 17 24 32 48 --json results.json
+    python -m benchmarks.kernels --values bfloat16 int8 int4 --json results.json
     python -m benchmarks.kernels --dtype float16 --json float16.json
     python -m benchmarks.kernels --block-size 128 --json gathered.json
     python -m benchmarks.kernels --device cuda --json results.json    # benchmarks/cuda/kernels.py
@@ -42,12 +43,21 @@ from benchmarks.cpu.stream import stream_rate
 from benchmarks.cuda import kernels as cuda_kernels
 from benchmarks.records.result_file import kept_rows
 from benchmarks.records.rows import Rows
-from benchmarks.shapes import LLAMA_2_7B, TOKENS, VALUES, parse_shape, random_layer, to_int8
+from benchmarks.shapes import (
+    LLAMA_2_7B,
+    TOKENS,
+    VALUES,
+    parse_shape,
+    random_layer,
+    to_int4,
+    to_int8,
+)
 from permllm_vllm.backends.cpu import CpuBackend
 
 PATTERNS = ("2:4", "4:8")
 DTYPES = ("bfloat16", "float16", "float32")
 BLOCK_SIZES = (32, 64, 128)
+INT4 = "int4"
 OLDER = {"dtype": "bfloat16", "block_size": 64}
 """What results were measured with that do not say it."""
 CPU_ALONE = ("threads", "patterns", "values", "quick", "no_huge_pages", "dtype", "block_size")
@@ -74,7 +84,8 @@ class Plan:
 
     def backend(self, values: str = "int8") -> CpuBackend:
         """What packs such values for these activations here."""
-        return CpuBackend(dtype=getattr(torch, self.dtype), values=getattr(torch, values))
+        stored = torch.bfloat16 if values == "bfloat16" else torch.int8
+        return CpuBackend(dtype=getattr(torch, self.dtype), values=stored)
 
 
 def measure(
@@ -89,8 +100,8 @@ def measure(
     reading = stream_rate(plan.threads)
     block = plan.block_size if k % plan.block_size == 0 else 32
     drawn = random_layer(n, k, pattern, block, permuted=k % block == 0, by_magnitude=True)
-    layers = {"bfloat16": drawn, "int8": to_int8(drawn)}
-    makers = peer_makers(int8="int8" in plan.values and plan.dtype == "bfloat16")
+    layers = {"bfloat16": drawn, "int8": to_int8(drawn), INT4: to_int4(drawn)}
+    makers = peer_makers(int8=plan.values != ["bfloat16"] and plan.dtype == "bfloat16")
     contestants = dense_contestants(makers, drawn.dense.to(dtype))
     for values in plan.values:
         name = _ours(values)
@@ -103,7 +114,7 @@ def measure(
             ours, ours_us = contestants[_ours(values)], times[_ours(values)]
             error = ours.checked(x)
             for peer in makers:
-                if values != "int8" and peer == VLLM_INT8:
+                if values == "bfloat16" and peer == VLLM_INT8:
                     continue
                 rows.append(
                     Row(
@@ -216,7 +227,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shapes", type=parse_shape, nargs="+", metavar="NxK")
     parser.add_argument("--tokens", "--m", type=int, nargs="+", metavar="M")
     parser.add_argument("--patterns", nargs="+", choices=PATTERNS, help="default: 2:4")
-    parser.add_argument("--values", nargs="+", choices=VALUES, help="default: both")
+    parser.add_argument(
+        "--values", nargs="+", choices=(*VALUES, INT4),
+        help=f"default: {' and '.join(VALUES)}; {INT4} is int8 in 4 bits where kernels read these",
+    )  # fmt: skip
     parser.add_argument("--dtype", choices=DTYPES, help="of activations and dense peers")
     parser.add_argument(
         "--block-size", type=int, choices=BLOCK_SIZES, help="of permutations, default: 64"

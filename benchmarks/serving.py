@@ -65,6 +65,11 @@ VARIANTS: Mapping[str, Callable[[Path], Path]] = {
     INT4: partial(quantized_peers.made_apart, "int4"),
 }
 
+MORE: Mapping[str, Callable[[Path], Path]] = {
+    "2:4 int4": lambda dense: magnitude_pruned(dense, values="int4"),
+}
+"""Only when asked for."""
+
 
 @dataclass(frozen=True)
 class Variation:
@@ -77,6 +82,7 @@ class Variation:
 
 VARIATIONS: Mapping[str, Variation] = {
     "2:4 int8, int8 head": Variation("2:4 int8", head="int8"),
+    "2:4 int4, int8 head": Variation("2:4 int4", head="int8"),
     "dense float32": Variation(DENSE, dtype="float32"),
     "dense float16": Variation(DENSE, dtype="float16"),
     "2:4 bfloat16 (float16)": Variation("2:4 bfloat16", dtype="float16"),
@@ -169,9 +175,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dense", type=Path, help="dense checkpoint, in place of --model")
     parser.add_argument("--sparse", type=Path, help="its permllm checkpoint, in place of variants")
     parser.add_argument(
-        "--variants", nargs="+", choices=[*VARIANTS, *VARIATIONS], metavar="NAME",
-        help=f"of {', '.join(map(repr, VARIANTS))} (default: all of these), and with an output "
-        f"head of int8 or activations of another dtype {', '.join(map(repr, VARIATIONS))}",
+        "--variants", nargs="+", choices=[*VARIANTS, *MORE, *VARIATIONS], metavar="NAME",
+        help=f"of {', '.join(map(repr, VARIANTS))} (default: all of these), {', '.join(MORE)!r}, "
+        "and with an output head of int8 or activations of another dtype "
+        f"{', '.join(map(repr, VARIATIONS))}",
     )  # fmt: skip
     parser.add_argument(
         "--cells", type=_cell, nargs="+", default=CELLS, metavar="BATCHxPROMPT",
@@ -240,7 +247,8 @@ def main() -> None:
         name = arguments.model or DEFAULT_MODEL
         dense = smollm2() if name == "smollm2" else random_model(name)
         asked = arguments.variants or VARIANTS
-        every = {**VARIANTS, **{name: VARIANTS[one.of] for name, one in VARIATIONS.items()}}
+        own = {**VARIANTS, **MORE}
+        every = {**own, **{name: own[one.of] for name, one in VARIATIONS.items()}}
         makers = {name: make for name, make in every.items() if name in asked}
         given = {DENSE: dense}  # the others are made of it
     eager = not arguments.compiled
@@ -311,7 +319,7 @@ def _measure(
         arguments.bench,
         dense=DENSE,
     )
-    order = [*VARIANTS, *VARIATIONS, *makers]
+    order = [*VARIANTS, *MORE, *VARIATIONS, *makers]
     rows.sort(lambda row: _place(row, order))
 
 

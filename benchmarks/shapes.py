@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from permllm_vllm.backends import CheckpointWeights
 from permllm_vllm.checkpoint import packing, permutation
@@ -40,6 +41,8 @@ EXPERTS = {
 }
 TOKENS = (1, 4, 16, 64, 256)
 SHAPE = re.compile(r"([1-9]\d*)x([1-9]\d*)", re.ASCII)
+KEPT = 32
+"""Of the 64 inputs whose values have a multiplier together, where they are in 4 bits."""
 VALUES = ("bfloat16", "int8")
 """Dtypes of the kept values."""
 
@@ -142,3 +145,18 @@ def to_int8(layer: Layer) -> Layer:
     weights = replace(layer.weights, values=quantized, scale=scale)
     dense = (layer.dense.float() / scale.unsqueeze(1)).round() * scale.unsqueeze(1)
     return Layer(weights, dense, layer.bias)
+
+
+def to_int4(layer: Layer) -> Layer:
+    """The layer with int8 values that fit 4 bits: at most 8 steps, of 1 to 16 for 64 inputs."""
+    own, kept = layer.weights, layer.weights.values.shape[1]
+    values = functional.pad(own.values.float(), (0, -kept % KEPT)).unflatten(1, (-1, KEPT))
+    steps = values.abs().amax(dim=-1).clamp_min(1e-6) / 7
+    scale = steps.amax(dim=1) / 16
+    multipliers = (steps / scale[:, None]).ceil()
+    integers = (values / (multipliers * scale[:, None])[..., None]).round().clamp(-8, 7)
+    quantized = (integers * multipliers[..., None]).flatten(1)[:, :kept].to(torch.int8)
+    dense = packing.unpack(quantized, own.mask).float() * scale[:, None]
+    if own.permutation is not None:
+        dense = permutation.unpermute_columns(dense, own.permutation, own.block_size)
+    return Layer(replace(own, values=quantized, scale=scale), dense, layer.bias)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from itertools import compress
 from statistics import mean
 from typing import Any
 
@@ -29,6 +30,7 @@ VARIANTS = {
     "2:4 bfloat16": "2:4 bfloat16",
     "2:4 int8": "2:4 int8",
     "2:4 int8, int8 head": "and int8 head",
+    "2:4 int4": "2:4 int4",
     "vLLM int8 (W8A8)": "vLLM int8 (W8A8)",
     "vLLM int4 (GPTQ)": "vLLM int4 (GPTQ)",
 }
@@ -36,8 +38,9 @@ VARIANTS = {
 HEADS_OF_INT8 = ("2:4 int8, int8 head",)
 BATCHES, PROMPT = (1, 8, 32), 32
 DEFAULT_METHOD = "permllm-best"
-SPARSE_BYTES = {"bfloat16": Fraction(7, 16), "int8": Fraction(5, 16)}
-"""Of a pruned layer to dense bfloat16, on CPUs whose kernels store bfloat16 values in 12 bits."""
+SPARSE_BYTES = {"bfloat16": Fraction(7, 16), "int8": Fraction(5, 16), "int4": Fraction(25, 128)}
+"""Of a pruned layer to dense bfloat16, on CPUs whose kernels store bfloat16 values in 12 bits, and
+int8 values that fit in 4."""
 SCALE_BITS = 16
 FRAGMENTED = "†"
 """Beside the machine of a record that was made in fragmented memory."""
@@ -84,7 +87,11 @@ def decode(records: Records, link: Link, left_out: Sequence[str] = ()) -> str:
         ]
         shape = result["model"].removeprefix("random-")
         lines.append([link(name, shape), _machine(name, result), *shown])
-    return markdown(["shape of", "CPU", *variants.values()], lines)
+    measured = [any(cells) for cells in zip(*lines, strict=True)]
+    header, *lines = (
+        list(compress(line, measured)) for line in (["shape of", "CPU", *variants.values()], *lines)
+    )
+    return markdown(header, lines)
 
 
 def peers(records: Records, link: Link) -> str:
@@ -97,9 +104,9 @@ def layers(records: Records, link: Link) -> str:
     tokens = sorted({row["m"] for result in records.values() for row in result["rows"]})
     lines = []
     for name, result in records.items():
-        for values in ("bfloat16", "int8"):
+        for values in ("bfloat16", "int8", "int4"):
             own = [row for row in result["rows"] if row["value_dtype"] == values]
-            for peer, label in (("bfloat16", values), ("int8", "int8, to vLLM's dense int8")):
+            for peer, label in (("bfloat16", values), ("int8", f"{values}, to vLLM's dense int8")):
                 rows = list(fastest_peer(own, peer).values())
                 cells = [_range([row["ratio"] for row in rows if row["m"] == m]) for m in tokens]
                 if any(cells):

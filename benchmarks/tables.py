@@ -110,9 +110,9 @@ def accuracy(result: Result, patterns: Sequence[str]) -> str:
     rows = []
     for (method, pattern, values), seeds in kept.items():
         cells = [_method(method, seeds[0].get("servable", True))]
-        if values == "int8":
+        if values != "bfloat16":
             served = all(row.get("evaluated") == "kernels" for row in seeds)
-            cells[0] += ", int8 values, " + ("as served" if served else "weights alone")
+            cells[0] += f", {values} values, " + ("as served" if served else "weights alone")
         if len(patterns) > 1:
             cells.append(pattern or "")
         cells += [_perplexities(seeds, domain) for domain in domains]

@@ -10,6 +10,8 @@ from benchmarks.shapes import TOKENS
 Row = Mapping[str, Any]
 ByShape = Mapping[tuple[Any, ...], Row]
 """Rows by (outputs, inputs, pattern), value dtype and number of tokens."""
+INTEGERS = ("int8", "int4")
+"""Values that vLLM's dense int8 is compared with, too."""
 AVX512_AIMS = {"bfloat16": (4.0, 1.7, 1.15, 1.05, 1.02), "int8": (6.0, 2.6, 2.3, 2.1, 2.05)}
 AIMS = {
     "avx512_bf16": AVX512_AIMS,
@@ -83,8 +85,9 @@ def ratios_and_aims(result: Result) -> str:
     rows = result["rows"]
     dense, int8 = (fastest_peer(rows, values) for values in ("bfloat16", "int8"))
     lines = [replace(quantity, missed=missed_aim) for quantity in _ratios(rows)]
-    label = "int8, to vLLM's dense int8"
-    lines.append(Quantity(int8, "int8", [label], lambda row: row["ratio"]))
+    for values in INTEGERS:
+        label = f"{values}, to vLLM's dense int8"
+        lines.append(Quantity(int8, values, [label], lambda row: row["ratio"]))
     table = by_tokens(["values"], lines)
     missed = sum(missed_aim(row) is not None for row in dense.values())
     if all(row["threads"] != 1 for row in dense.values()):
@@ -95,7 +98,8 @@ def ratios_and_aims(result: Result) -> str:
 
 def _ratios(rows: Rows, dtype: str = "bfloat16") -> list[Quantity]:
     dense = fastest_peer(rows, dtype)
-    return [Quantity(dense, v, [v], lambda row: row["ratio"]) for v in ("bfloat16", "int8")]
+    every = ("bfloat16", *INTEGERS)
+    return [Quantity(dense, values, [values], lambda row: row["ratio"]) for values in every]
 
 
 def bounds(result: Result) -> str:
@@ -108,10 +112,10 @@ def _bounds(rows: Rows) -> Iterator[Quantity]:
         return lambda row: row[time] / row["ours_us"]
 
     huge = "peer_huge_pages_us"
-    for values in ("bfloat16", "int8"):
+    for values in ("bfloat16", *INTEGERS):
         dense = fastest_peer(rows, "bfloat16", huge)
         yield Quantity(dense, values, [values, "dense bfloat16 in huge pages"], to(huge))
-        if values == "int8":
+        if values in INTEGERS:
             int8 = fastest_peer(rows, "int8", huge)
             yield Quantity(int8, values, [values, "vLLM's dense int8 in huge pages"], to(huge))
         dense = fastest_peer(rows, "bfloat16")

@@ -112,7 +112,7 @@ class Checkpoints:
         prune(
             *(smollm2(), checkpoint, "--dataset", sotu().calibration),
             *("--method", named.method, "--pattern", str(pattern), "--seed", str(seed)),
-            *(("--values", values) if values == "int8" else ()),
+            *(("--values", values) if values != "bfloat16" else ()),
             *(("--reconstruction", named.reconstruction) if named.reconstruction else ()),
             *self._options,
             *varied,

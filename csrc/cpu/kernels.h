@@ -25,6 +25,9 @@ namespace permllm::cpu {
 struct BehindBlocks {
   const int32_t* value_sums = nullptr;  // [row groups * Rows], of int8 values
 
+  // Of int8 values in 4 bits.
+  const uint8_t* multipliers = nullptr;  // [row groups][blocks][Rows]
+
   // Of bfloat16 values in 12 bits.
   const uint8_t* largest = nullptr;      // [row groups * Rows]
   const int32_t* first_stray = nullptr;  // [row groups + 1]
@@ -124,7 +127,8 @@ template <class Tuning>
 void avx512_int8_kept_many_tokens(const LinearArguments&, Worker&);  // any m, W8A8
 
 // Any m, values of both types, x of every type: products with x as it is. On avx2 values are in
-// lanes (layout.h), and `Of` is 4 where two of every four are kept, else 8.
+// lanes (layout.h), of bf16, int8_t or int4, and `Of` is 4 where two of every four are kept,
+// else 8.
 void avx512_float32(const LinearOf<bf16>&, Worker&);
 void avx512_float32(const LinearOf<fp16>&, Worker&);
 void avx512_float32(const LinearOf<float>&, Worker&);
@@ -138,11 +142,11 @@ void portable(const LinearOf<float>&, Worker&);
 // W8A8; without VNNI W8A14 in place of W8A16, and up to 16 bits of dense rows.
 template <class Value, class Real>
 void avx512_vnni(const LinearOf<Real>&, Worker&);  // int8_t or dense8
-template <int Of, class Real>
+template <class Value, int Of, class Real>
 void avx2_vnni_int8(const LinearOf<Real>&, Worker&);
 template <class Real>
 void avx2_vnni_dense8(const LinearOf<Real>&, Worker&);
-template <int Of, class Real>
+template <class Value, int Of, class Real>
 void avx2_int8(const LinearOf<Real>&, Worker&);
 template <class Real>
 void avx2_dense8(const LinearOf<Real>&, Worker&);

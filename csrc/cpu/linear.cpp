@@ -96,23 +96,23 @@ KernelOf<Real> lanes_kernel([[maybe_unused]] Isa isa) {
 }
 
 // The same of int8 values, which x of 16 bits meets as integers.
-template <int Of, class Real>
+template <class Value, int Of, class Real>
 KernelOf<Real> int8_lanes_kernel(Isa isa) {
   if constexpr (sizeof(Real) == sizeof(bf16)) {
     switch (isa) {
 #if defined(PERMLLM_AVX2_VNNI)
       case Isa::kAvx2Vnni:
-        return {avx2_vnni_int8<Of, Real>, kVectorTokens, sizeof(Real)};
+        return {avx2_vnni_int8<Value, Of, Real>, kVectorTokens, sizeof(Real)};
 #endif
 #if defined(PERMLLM_AVX2)
       case Isa::kAvx2:
-        return {avx2_int8<Of, Real>, kVectorTokens, sizeof(Real)};
+        return {avx2_int8<Value, Of, Real>, kVectorTokens, sizeof(Real)};
 #endif
       default:
         break;
     }
   }
-  return lanes_kernel<int8_t, Of, Real>(isa);
+  return lanes_kernel<Value, Of, Real>(isa);
 }
 
 // What multiplies dense rows of int8 with x of 16 bits in vectors of any width, or nothing.
@@ -167,9 +167,13 @@ KernelOf<Real> vector_kernel(Isa isa, ValueType type) {
     case ValueType::kBfloat16Of8:
       return lanes_kernel<bf16, 8, Real>(isa);
     case ValueType::kInt8Of4:
-      return int8_lanes_kernel<4, Real>(isa);
+      return int8_lanes_kernel<int8_t, 4, Real>(isa);
     case ValueType::kInt8Of8:
-      return int8_lanes_kernel<8, Real>(isa);
+      return int8_lanes_kernel<int8_t, 8, Real>(isa);
+    case ValueType::kInt4Of4:
+      return int8_lanes_kernel<int4, 4, Real>(isa);
+    case ValueType::kInt4Of8:
+      return int8_lanes_kernel<int4, 8, Real>(isa);
     case ValueType::kDense8:
       return dense8_kernel<Real>(isa);
     case ValueType::kBfloat12:

@@ -255,6 +255,15 @@ struct Avx2Int8Tuning : Avx2Tuning {
   static constexpr int kSplitTokens = 0;
 };
 
+// Values in 4 bits in lanes.
+struct Avx2Int4Tuning : Avx2Int8Tuning {
+  static constexpr int kLaneSplitTokens = 0;
+};
+
+struct Avx2VnniInt4Tuning : Avx2VnniTuning {
+  static constexpr int kLaneSplitTokens = Avx2Int4Tuning::kLaneSplitTokens;
+};
+
 struct PortableTuning : Float32Tuning {
   static constexpr int kFewTokens = 4;
 };

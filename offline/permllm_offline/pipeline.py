@@ -366,7 +366,7 @@ def _quantization(
         {
             "pattern": recipe.pattern,
             "block_size": recipe.block_size,
-            "value_dtype": "int8" if recipe.values == "int8" else dtype_name(prepared.dtype),
+            "value_dtype": "int8" if recipe.values != "auto" else dtype_name(prepared.dtype),
             "ignore": list(prepared.plan.ignore),
             "runtime_permuted": runtime,
             "folded": folded,

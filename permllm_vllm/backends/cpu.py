@@ -31,6 +31,9 @@ INT8_ONLY = ("avx512_vbmi2",)
 MOST_INT8_INPUTS = 1 << 17
 #: Of a packed weight, in bytes.
 ALIGNMENT = 64
+#: The place in its header that says what its values are, and those that say int8 in 4 bits
+#: (csrc/cpu/packing/layout.h; tests/kernels/test_four_bits.py holds them against it).
+_VALUES_FIELD, _FOUR_BITS = 5, (9, 10)
 
 
 class CpuBackend:
@@ -71,6 +74,8 @@ class CpuBackend:
 
         int8 values stay int8 where a kernel of this instruction set multiplies them, and the scale
         goes along; elsewhere they are scaled and rounded to bfloat16, as float16 and float32 are.
+        Where kernels read 4 bits, and all values of a layer fit, they take 4 bits each; x is then
+        rounded to 8 bits with any number of tokens.
 
         Where kernels take any 32 of 64 inputs the permutation of blocks of 32 and 64 is undone
         here, or packed with the values, and costs nothing at run time. That of blocks of 128, and
@@ -92,7 +97,8 @@ class CpuBackend:
         packed, metadata = torch.ops.permllm.cpu_pack(
             values, weights.mask, local, weights.block_size, chosen
         )
-        return PackedWeights(packed, metadata, gather, scale)
+        four_bits = int(metadata[_VALUES_FIELD]) in _FOUR_BITS
+        return PackedWeights(packed, metadata, gather, scale, four_bits)
 
     def pack_dense(self, weight: Tensor) -> PackedWeights | None:
         """Packs a dense weight `[out, in]` of bfloat16 in 12 bits each, without loss.

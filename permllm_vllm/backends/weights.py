@@ -35,12 +35,16 @@ class CheckpointWeights:
 
 @dataclass(frozen=True)
 class PackedWeights:
-    """The same layer as one backend lays it out: the tensor arguments of `sparse_linear`."""
+    """The same layer as one backend lays it out: the tensor arguments of `sparse_linear`.
+
+    `four_bits` tells whether its int8 values are in 4 bits each.
+    """
 
     packed: Tensor
     metadata: Tensor | None = None
     permutation: Tensor | None = None
     scale: Tensor | None = None
+    four_bits: bool = False
 
 
 @dataclass(frozen=True)

@@ -191,8 +191,8 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
             stacked = backend.stack(packed)
             for operand in OPERANDS:
                 register_packed(layer, f"{stack.name}_{operand}", getattr(stacked, operand))
-        for _ in packed:
-            self.served.packed(backend, self.pattern, self.dtype)
+        for one in packed:
+            self.served.packed(backend, self.pattern, self.dtype, four_bits=one.four_bits)
         return True
 
     def _checked(

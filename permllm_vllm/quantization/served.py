@@ -45,6 +45,7 @@ class ServedLayers:
     def __init__(self) -> None:
         self._created = 0
         self._packed: Counter[tuple[str, str]] = Counter()
+        self._in_four_bits = 0
         self._backends: dict[tuple[torch.device, torch.dtype, torch.dtype], SelectedBackend] = {}
 
     def backend(
@@ -60,12 +61,15 @@ class ServedLayers:
         """A layer waits for its weights."""
         self._created += 1
 
-    def packed(self, backend: Backend, pattern: Pattern, dtype: torch.dtype) -> None:
+    def packed(
+        self, backend: Backend, pattern: Pattern, dtype: torch.dtype, *, four_bits: bool = False
+    ) -> None:
         """A layer is ready, its checkpoint's tensors are dropped.
 
         The last one gives their memory back and logs the line; a reload of the weights does again.
         """
         self._packed[(backend.name, backend.instruction_set)] += 1
+        self._in_four_bits += four_bits
         if self._packed.total() < self._created:
             return
         release_freed_memory()
@@ -74,10 +78,12 @@ class ServedLayers:
             for (name, instruction_set), layers in sorted(self._packed.items())
         )
         logger.info(
-            "PermLLM %s: %s (%s, %s)",
+            "PermLLM %s: %s (%s, %s%s)",
             permllm_vllm.__version__,
             shares,
             pattern,
             str(dtype).removeprefix("torch."),
+            f", values of {self._in_four_bits} in 4 bits" if self._in_four_bits else "",
         )
         self._packed.clear()
+        self._in_four_bits = 0

@@ -16,7 +16,7 @@ from permllm_offline.model.lookup import family_of
 from permllm_offline.model.modules import decoder_layers, has_module
 from permllm_offline.sparsity.bake import apply_masks, bake_layer
 from permllm_offline.sparsity.decisions import LayerDecision, decide
-from permllm_offline.sparsity.int8_values import round_layer
+from permllm_offline.sparsity.rounded_layer import Rounding, choose_grids
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.writer import write_checkpoint
@@ -87,13 +87,15 @@ def bake(
     write_checkpoint(at, tensors(), config, source)
 
 
-def int8_scales(model: Any, decisions: list[LayerDecision]) -> list[Mapping[str, torch.Tensor]]:
-    """Prune a model and round what is kept to int8, in place; the scales of every layer's rows."""
+def integer_scales(
+    model: Any, decisions: list[LayerDecision], values: Rounding = "int8"
+) -> list[Mapping[str, torch.Tensor]]:
+    """Prune a model and round what is kept, in place; the scales of every layer's rows."""
     scales: list[Mapping[str, torch.Tensor]] = []
     layers = decoder_layers(model, family_of(model.config).layers)
     for layer, decision in zip(layers, decisions, strict=True):
         apply_masks(layer, decision)
-        scales.append(round_layer(layer, decision, None).scales)
+        scales.append(choose_grids(layer, decision, None, values, rounds=True).scales)
     return scales
 
 

@@ -8,6 +8,8 @@ from vllm.model_executor.layers.linear import ReplicatedLinear
 
 import permllm_vllm
 from permllm_vllm.backends.cpu import instruction_sets
+from permllm_vllm.backends.reference import ReferenceBackend
+from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.quantization import served
 from tests.quantization.sparse_modules import config, load, permutation, sparse_module
 
@@ -49,6 +51,17 @@ def test_names_the_instruction_set(
     monkeypatch.setenv("PERMLLM_CPU_ISA", "portable")
     build_and_load(torch.bfloat16, lines)
     assert "backend cpu (portable) serves 3 sparse linear layers (2:4, bfloat16)" in lines[0]
+
+
+def test_says_how_many_have_values_in_4_bits(lines: list[str]) -> None:
+    layers, backend = served.ServedLayers(), ReferenceBackend(torch.bfloat16)
+    for _ in range(3):
+        layers.created()
+    for _ in range(2):  # weights may be loaded again
+        lines.clear()
+        for four_bits in (True, False, True):
+            layers.packed(backend, Pattern(2, 4), torch.bfloat16, four_bits=four_bits)
+        assert lines[0].endswith("3 sparse linear layers (2:4, bfloat16, values of 2 in 4 bits)")
 
 
 def test_a_fallback_is_warned_about_once(

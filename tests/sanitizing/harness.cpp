@@ -68,7 +68,7 @@ struct Layer {
   int64_t n, k;
   ValueType type;
   std::vector<bf16> values;      // [n, k / 2], for bfloat16
-  std::vector<int8_t> integers;  // the same, for int8
+  std::vector<int8_t> integers;  // the same, for int8; of even n they fit 4 bits
   std::vector<uint8_t> mask, permutation;
   std::vector<float> scale, dense, dense_bias;  // the bias: multiples of 1/16, below 4
 
@@ -98,7 +98,8 @@ struct Layer {
           const int64_t place = permutation.empty() ? j : j / 64 * 64 + permutation[j];
           float value;
           if (int8) {
-            integers.push_back(static_cast<int8_t>(static_cast<int>(random() % 256) - 128));
+            const auto any = static_cast<int8_t>(random()), step = int8_t(1 + group / 64 % 16);
+            integers.push_back(n % 2 == 0 ? static_cast<int8_t>(any / 16 * step) : any);
             value = static_cast<float>(integers.back()) * scale[row];
           } else {
             values.push_back(rounded(normal(random)));

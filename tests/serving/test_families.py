@@ -16,7 +16,7 @@ from permllm_offline.api import prune
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.loading import load_model, open_source
 from permllm_vllm.checkpoint.pattern import Pattern
-from tests.offline.baked_models import bake, decisions_of, dense_twin, int8_scales
+from tests.offline.baked_models import bake, decisions_of, dense_twin, integer_scales
 from tests.offline.tiny_models import (
     NEMOTRON_H_DENSE,
     WITH_EXPERTS,
@@ -42,6 +42,8 @@ OTHERS = {
     "mistral": Format(pattern=Pattern(4, 8)),
     "qwen3": Format(values="int8"),
     "olmoe": Format(values="int8"),
+    "qwen2": Format(values="int4"),
+    "qwen3_moe": Format(pattern=Pattern(4, 8), values="int4"),
     "llama": Format(block_size=128),
 }
 """So that an engine serves each; nothing of these families depends on it."""
@@ -109,10 +111,10 @@ def test_answers(
     unpruned = cast(model, torch.bfloat16 if values == "bfloat16" else torch.float32)
     pruned = deepcopy(unpruned)
     decisions = decisions_of(pruned, pattern, block_size)
-    scales = int8_scales(pruned, decisions) if values == "int8" else None
+    scales = None if values == "bfloat16" else integer_scales(pruned, decisions, values)
     bake(pruned, decisions, pattern, block_size, tmp_path / "sparse", scales)
     served = engines.run(tmp_path / "sparse", [PROMPT], tokens=TOKENS, max_model_len=64)
-    assert kernels(served) == {f"cpu {values}"}
+    assert kernels(served) == {"cpu bfloat16" if values == "bfloat16" else "cpu int8"}
     (answer,) = served.answers
 
     tokens = torch.tensor([[*PROMPT, *answer.tokens]])

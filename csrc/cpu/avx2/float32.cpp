@@ -14,26 +14,36 @@ namespace {
 
 // At the top of its lane a bfloat16 is its float32, an int8 is itself times 2^24.
 template <class Value>
-constexpr float kUnit = std::is_same_v<Value, int8_t> ? 0x1p-24f : 1.0f;
+constexpr float kUnit = std::is_same_v<Value, bf16> ? 1.0f : 0x1p-24f;
 
 // The values of a slot, of inputs 8 eight.. of a block.
 template <int Of>
-inline __m256 values_of(const LaneBlock<bf16, Of>& block, int eight, int slot) {
-  const __m256i both = load_bits(block.values[eight][slot / 2]);
+inline __m256 values_of(BlocksOf<LaneBlock<bf16, Of>> place, int eight, int slot) {
+  const __m256i both = load_bits((*place).values[eight][slot / 2]);
   return _mm256_castsi256_ps(slot % 2 == 0 ? _mm256_slli_epi32(both, 16)
                                            : _mm256_and_si256(both, _mm256_set1_epi32(0xffff0000)));
 }
 
-template <int Of>
-inline __m256 values_of(const LaneBlock<int8_t, Of>& block, int eight, int slot) {
-  const __m256i four = _mm256_slli_epi32(load_bits(block.values[eight]), 24 - 8 * slot);
+inline __m256 values_of(__m256i bytes, int slot) {
+  const __m256i four = _mm256_slli_epi32(bytes, 24 - 8 * slot);
   return _mm256_cvtepi32_ps(_mm256_and_si256(four, _mm256_set1_epi32(0xff000000)));
+}
+
+template <int Of>
+inline __m256 values_of(BlocksOf<LaneBlock<int8_t, Of>> place, int eight, int slot) {
+  return values_of(bytes_of(*place, eight), slot);
+}
+
+template <int Of>
+inline __m256 values_of(MultipliedBlocksOf<LaneBlock<int4, Of>> place, int eight, int slot) {
+  const __m256i multipliers = widen_rows(place.multipliers());
+  return values_of(bytes_of(*place, eight), slot) * _mm256_cvtepi32_ps(multipliers);
 }
 
 // As lanes.h asks for them.
 template <class Value, int Of>
 struct FloatLanes {
-  using Block = LaneBlock<Value, Of>;
+  using Weights = BlocksInLanes<Value, Of>;
   using Vector = __m256;
   using Lane = float;
   static constexpr int kSums = 1;
@@ -44,15 +54,14 @@ struct FloatLanes {
   static constexpr int kSteps = kBlockInputs / Of, kStepBytes = Of * sizeof(float);
 
   template <int Tokens, int Chains>
-  static inline void multiply(const Block& block, const char* x,
-                              Vector (&sums)[Tokens][Chains][1]) {
+  static inline void multiply(Weights place, const char* x, Vector (&sums)[Tokens][Chains][1]) {
     PERMLLM_UNROLL
     for (int eight = 0; eight < kEights; ++eight) {
-      const LoadedPlaces<Of> places(block, eight);
+      const LoadedPlaces<Of> places(*place, eight);
       PERMLLM_UNROLL
       for (int slot = 0; slot < kSlots; slot += 2) {
-        const Vector first = values_of(block, eight, slot);
-        const Vector second = values_of(block, eight, slot + 1);
+        const Vector first = values_of(place, eight, slot);
+        const Vector second = values_of(place, eight, slot + 1);
         const __m256i of_first = places.lanes(slot), of_second = places.lanes(slot + 1);
         const int step = Of == 4 ? 2 * eight + slot / 2 : eight;
         PERMLLM_UNROLL
@@ -101,7 +110,7 @@ struct LaneFloatProducts {
 // As vector/kept.h asks for them.
 template <class Value, int Of>
 struct KeptLanes {
-  using Block = LaneBlock<Value, Of>;
+  using Weights = BlocksInLanes<Value, Of>;
   using Vector = __m256;
   using Tuning = Avx2Tuning;
   static constexpr int kLanes = 8;
@@ -115,14 +124,14 @@ struct KeptLanes {
     uint32_t place(int row, int i) const { return places[i][row]; }
   };
 
-  static void decode(const Block& block, Decoded& decoded) {
+  static void decode(Weights place, Decoded& decoded) {
     PERMLLM_UNROLL
     for (int eight = 0; eight < kEights; ++eight) {
-      const LoadedPlaces<Of> places(block, eight);
+      const LoadedPlaces<Of> places(*place, eight);
       PERMLLM_UNROLL
       for (int slot = 0; slot < kSlots; ++slot) {
         const int i = kSlots * eight + slot;
-        store(decoded.values[i], values_of(block, eight, slot));
+        store(decoded.values[i], values_of(place, eight, slot));
         const int first = 8 * eight + (Of == 4 ? 4 * (slot / 2) : 0);
         const __m256i among = _mm256_and_si256(places.lanes(slot), _mm256_set1_epi32(Of - 1));
         const __m256i input = _mm256_add_epi32(among, _mm256_set1_epi32(first));
@@ -154,5 +163,7 @@ PERMLLM_FOR_EVERY_REAL(bf16, 4)
 PERMLLM_FOR_EVERY_REAL(bf16, 8)
 PERMLLM_FOR_EVERY_REAL(int8_t, 4)
 PERMLLM_FOR_EVERY_REAL(int8_t, 8)
+PERMLLM_FOR_EVERY_REAL(int4, 4)
+PERMLLM_FOR_EVERY_REAL(int4, 8)
 
 }  // namespace permllm::cpu

@@ -1,7 +1,7 @@
 // AVX2 without VNNI. vpmaddubsw adds two products in 16 bits, where one factor is unsigned. Of
 // sparse values there is room for them with 7 bits of x, unsigned, two parts of which are W8A14; or
-// with magnitudes of values, and 8 bits of x that take their signs (W8A8). Dense values are widened
-// to 16 bits, for vpmaddwd.
+// with magnitudes of values, and 8 bits of x that take their signs (W8A8). Of values in 4 bits
+// there is room for all of a block. Dense values are widened to 16 bits, for vpmaddwd.
 #include <immintrin.h>
 
 #include "cpu/vector/int8_linear.h"
@@ -11,6 +11,9 @@ namespace permllm::cpu {
 namespace {
 
 typedef uint32_t Words __attribute__((vector_size(32), may_alias));
+
+// Else GCC 12 adds up a block's products in another order, for which registers are too few.
+inline void in_order(Words& sums) { __asm__("" : "+x"(sums)); }
 
 struct Avx2 {
   using Vector = Words;
@@ -33,14 +36,44 @@ struct Avx2 {
       products = sum_products(_mm256_abs_epi8(values), inputs, 1);
     }
     sums[0] = (Vector)_mm256_add_epi32((__m256i)sums[0], products);
-    // Else GCC 12 adds up a block's products in another order, for which registers are too few.
-    __asm__("" : "+x"(sums[0]));
+    in_order(sums[0]);
   }
 
  private:
   static __m256i sum_products(__m256i without_sign, __m256i with_sign, int16_t unit) {
     const __m256i pairs = _mm256_maddubs_epi16(without_sign, with_sign);
     return _mm256_madd_epi16(pairs, _mm256_set1_epi16(unit));
+  }
+};
+
+struct Avx2Quotients {
+  using Vector = Words;
+  using Tuning = Avx2Int4Tuning;
+  template <int>
+  static constexpr int kPartBits = 8;
+  template <int>
+  static constexpr bool kShifted = true;
+  static constexpr bool kOneSum = false;
+  static_assert(2 * kEights * 255 * 8 <= INT16_MAX);
+
+  template <int Parts>
+  static void multiply(Vector (&sums)[Parts], const char* x, __m256i places, __m256i quotients) {
+    PERMLLM_UNROLL
+    for (int part = 0; part < Parts; ++part) {
+      const __m256i pairs = _mm256_maddubs_epi16(pick(x + 8 * part, places), quotients);
+      sums[part] = (Vector)_mm256_add_epi16((__m256i)sums[part], pairs);
+      in_order(sums[part]);
+    }
+  }
+
+  // In both halves of their lanes.
+  static __m256i multipliers(const uint8_t* bytes) {
+    const __m256i rows = widen_rows(bytes);
+    return _mm256_or_si256(rows, _mm256_slli_epi32(rows, 16));
+  }
+
+  static Vector multiplied(Vector sums, __m256i multipliers) {
+    return (Vector)_mm256_madd_epi16((__m256i)sums, multipliers);
   }
 };
 
@@ -66,9 +99,10 @@ struct Avx2Dense {
 
 }  // namespace
 
-template <int Of, class Real>
+template <class Value, int Of, class Real>
 void avx2_int8(const LinearOf<Real>& a, Worker& worker) {
-  int8_lanes<Avx2, Of>(a, worker);
+  using Isa = std::conditional_t<std::is_same_v<Value, int4>, Avx2Quotients, Avx2>;
+  int8_lanes<Isa, Value, Of>(a, worker);
 }
 
 template <class Real>
@@ -76,10 +110,14 @@ void avx2_dense8(const LinearOf<Real>& a, Worker& worker) {
   int8_linear<Avx2Dense, dense8>(a, worker);
 }
 
-template void avx2_int8<4>(const LinearOf<bf16>&, Worker&);
-template void avx2_int8<4>(const LinearOf<fp16>&, Worker&);
-template void avx2_int8<8>(const LinearOf<bf16>&, Worker&);
-template void avx2_int8<8>(const LinearOf<fp16>&, Worker&);
+template void avx2_int8<int8_t, 4>(const LinearOf<bf16>&, Worker&);
+template void avx2_int8<int8_t, 4>(const LinearOf<fp16>&, Worker&);
+template void avx2_int8<int8_t, 8>(const LinearOf<bf16>&, Worker&);
+template void avx2_int8<int8_t, 8>(const LinearOf<fp16>&, Worker&);
+template void avx2_int8<int4, 4>(const LinearOf<bf16>&, Worker&);
+template void avx2_int8<int4, 4>(const LinearOf<fp16>&, Worker&);
+template void avx2_int8<int4, 8>(const LinearOf<bf16>&, Worker&);
+template void avx2_int8<int4, 8>(const LinearOf<fp16>&, Worker&);
 template void avx2_dense8(const LinearOf<bf16>&, Worker&);
 template void avx2_dense8(const LinearOf<fp16>&, Worker&);
 

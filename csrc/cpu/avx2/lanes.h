@@ -1,4 +1,4 @@
-// Where AVX2 finds the inputs of values in lanes (layout.h).
+// Where AVX2 finds values in lanes (layout.h), and their inputs.
 //
 // Include after every other header, in files that are compiled for AVX2 only.
 #pragma once
@@ -15,7 +15,25 @@ inline __m256i load_bits(const Array& aligned) {
   return _mm256_load_si256(reinterpret_cast<const __m256i*>(&aligned));
 }
 
-// Of the values of inputs 8 eight.. of a block.
+// The values of inputs 8 eight.. of a block, a byte each; of those in 4 bits what is multiplied.
+template <int Of>
+inline __m256i bytes_of(const LaneBlock<int8_t, Of>& block, int eight) {
+  return load_bits(block.values[eight]);
+}
+
+template <int Of>
+inline __m256i bytes_of(const LaneBlock<int4, Of>& block, int eight) {
+  const __m256i both = load_bits(block.values[eight % (kEights / 2)]);
+  const __m256i own = eight < kEights / 2 ? both : _mm256_srli_epi16(both, 4);
+  return _mm256_sub_epi8(_mm256_and_si256(own, _mm256_set1_epi8(15)), _mm256_set1_epi8(8));
+}
+
+// A byte of each row, widened to its lane.
+inline __m256i widen_rows(const uint8_t* bytes) {
+  return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)));
+}
+
+// The places of the values of inputs 8 eight.. of a block.
 template <int Of>
 class LoadedPlaces {
  public:

@@ -28,6 +28,13 @@ struct Avx2Vnni {
   }
 };
 
+struct Avx2VnniQuotients : Avx2Vnni {
+  using Tuning = Avx2VnniInt4Tuning;
+
+  static Vector multipliers(const uint8_t* bytes) { return (Vector)widen_rows(bytes); }
+  static Vector multiplied(Vector sums, Vector multipliers) { return sums * multipliers; }
+};
+
 struct Avx2VnniDense {
   using Vector = Words;
   using Element = uint8_t;
@@ -47,9 +54,10 @@ struct Avx2VnniDense {
 
 }  // namespace
 
-template <int Of, class Real>
+template <class Value, int Of, class Real>
 void avx2_vnni_int8(const LinearOf<Real>& a, Worker& worker) {
-  int8_lanes<Avx2Vnni, Of>(a, worker);
+  using Isa = std::conditional_t<std::is_same_v<Value, int4>, Avx2VnniQuotients, Avx2Vnni>;
+  int8_lanes<Isa, Value, Of>(a, worker);
 }
 
 template <class Real>
@@ -57,10 +65,14 @@ void avx2_vnni_dense8(const LinearOf<Real>& a, Worker& worker) {
   int8_linear<Avx2VnniDense, dense8>(a, worker);
 }
 
-template void avx2_vnni_int8<4>(const LinearOf<bf16>&, Worker&);
-template void avx2_vnni_int8<4>(const LinearOf<fp16>&, Worker&);
-template void avx2_vnni_int8<8>(const LinearOf<bf16>&, Worker&);
-template void avx2_vnni_int8<8>(const LinearOf<fp16>&, Worker&);
+template void avx2_vnni_int8<int8_t, 4>(const LinearOf<bf16>&, Worker&);
+template void avx2_vnni_int8<int8_t, 4>(const LinearOf<fp16>&, Worker&);
+template void avx2_vnni_int8<int8_t, 8>(const LinearOf<bf16>&, Worker&);
+template void avx2_vnni_int8<int8_t, 8>(const LinearOf<fp16>&, Worker&);
+template void avx2_vnni_int8<int4, 4>(const LinearOf<bf16>&, Worker&);
+template void avx2_vnni_int8<int4, 4>(const LinearOf<fp16>&, Worker&);
+template void avx2_vnni_int8<int4, 8>(const LinearOf<bf16>&, Worker&);
+template void avx2_vnni_int8<int4, 8>(const LinearOf<fp16>&, Worker&);
 template void avx2_vnni_dense8(const LinearOf<bf16>&, Worker&);
 template void avx2_vnni_dense8(const LinearOf<fp16>&, Worker&);
 

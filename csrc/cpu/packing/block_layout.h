@@ -14,6 +14,25 @@ namespace {
 template <class AnyBlock>
 struct BlockTraits;
 
+// The type that values have before they are packed.
+template <class Value>
+struct Source {
+  using Type = Value;
+};
+
+template <>
+struct Source<bf12> {
+  using Type = bf16;
+};
+
+template <>
+struct Source<int4> {
+  using Type = int8_t;
+};
+
+template <class Value>
+using SourceOf = typename Source<Value>::Type;
+
 template <int Rows, class ValueType>
 struct BlockTraits<Block<Rows, ValueType>> {
   using Value = ValueType;
@@ -99,39 +118,13 @@ void write_value(Block<Rows, bf12>& block, int row, int i, bf16 value, uint8_t l
   write_code(block.upper, row, i, upper_code(value, largest));
 }
 
-// What stands behind the blocks of a row group: nothing for bfloat16, and for the same in 12 bits
-// what the packing has found.
-template <class AnyBlock>
-void sum_values(const AnyBlock*, int64_t, int32_t*) {}
-
-template <int Rows>
-void sum_values(const Block<Rows, int8_t>* blocks, int64_t count, int32_t* sums) {
-  for (int r = 0; r < Rows; ++r) {
-    sums[r] = 0;
-    for (int64_t b = 0; b < count; ++b) {
-      for (const int8_t value : blocks[b].values[r]) sums[r] += value;
-    }
-  }
-}
-
-inline void sum_values(const SlotBlock<int8_t>* blocks, int64_t count, int32_t* sums) {
-  for (int r = 0; r < kAvx512Rows; ++r) {
-    sums[r] = 0;
-    for (int64_t b = 0; b < count; ++b) {
-      for (int i = 0; i < kBlockValues; ++i) {
-        sums[r] += blocks[b].values[i % kSlots][SlotBlock<int8_t>::value_place(r, i / kSlots)];
-      }
-    }
-  }
-}
-
+// The values in 4 bits of a row of a block, and their multiplier.
 template <int Of>
-void sum_values(const LaneBlock<int8_t, Of>* blocks, int64_t count, int32_t* sums) {
-  for (int r = 0; r < kPortableRows; ++r) {
-    sums[r] = 0;
-    for (int64_t b = 0; b < count; ++b) {
-      for (int i = 0; i < kBlockValues; ++i) sums[r] += value_of(blocks[b], r, i);
-    }
+void write_values(LaneBlock<int4, Of>& block, int row, const int8_t* values, uint8_t multiplier) {
+  for (int i = 0; i < kBlockValues; ++i) {
+    const int quotient = values[i] / multiplier + 8, eight = i / kSlots;
+    block.values[eight % (kEights / 2)][row][i % kSlots] |=
+        static_cast<uint8_t>(eight < kEights / 2 ? quotient : quotient << 4);
   }
 }
 

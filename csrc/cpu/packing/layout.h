@@ -56,6 +56,13 @@
 //   values                       [e][row][i] of int8, [e][i / 2][row][i % 2] of bfloat16
 // The sums of int8 values stand behind the blocks, as above. Padding is values of zero.
 //
+// int8 values in lanes take 4 bits each where that loses nothing (int4): where those of every row
+// of every block are multiples q * m, q = -8..7, of some m = 1..128. A byte of
+//   values                       [e][row][i], e < 4
+// has q + 8 of inputs 8 e.. in the lower four bits and of 8 (e + 4).. in the upper four. Behind the
+// sums, which are those of q * m, stands
+//   uint8 m                      of every row of every block, 0 of rows past n
+//
 // The rows of the output head, which are dense, are stored in 12 bits too (dense12): blocks of
 //   Rows x 64 lower bytes    in the order of the masks above
 //   Rows / 2 x 64 bytes      what the upper bytes are
@@ -86,6 +93,9 @@ struct dense12 {};
 // int8 values of dense rows.
 struct dense8 {};
 
+// int8 values of sparse rows in 4 bits.
+struct int4 {};
+
 template <class Value>
 constexpr bool kInTwelveBits = false;
 template <>
@@ -103,7 +113,8 @@ constexpr int kBlockValues = 32;
 // Part of the format, not tuned: a tile has 16 rows, and 8 rows of masks are a cache line.
 constexpr int kAmxRows = 16;      // 1152 bytes, in 12 bits 896, int8 640
 constexpr int kAvx512Rows = 8;    // 576 bytes, in 12 bits 448, int8 320
-constexpr int kPortableRows = 8;  // in lanes 576 bytes too, int8 320, and 32 more if not of 2:4
+constexpr int kPortableRows = 8;  // in lanes 576 bytes too, int8 320 or, in 4 bits, 192, and 32
+                                  // more if not of 2:4
 
 template <int Rows, class Value = bf16>
 struct alignas(64) Block {
@@ -181,6 +192,11 @@ struct alignas(32) LaneBlock<int8_t, Of> : LanePlaces<Of> {
 };
 
 template <int Of>
+struct alignas(32) LaneBlock<int4, Of> : LanePlaces<Of> {
+  uint8_t values[kEights / 2][kPortableRows][kSlots];
+};
+
+template <int Of>
 struct alignas(32) LaneBlock<bf16, Of> : LanePlaces<Of> {
   bf16 values[kEights][kSlots / 2][kPortableRows][2];
 };
@@ -207,21 +223,30 @@ enum class ValueType : int64_t {
   kBfloat16Of4 = 5,
   kInt8Of4 = 6,
   kBfloat16Of8 = 7,
-  kInt8Of8 = 8
+  kInt8Of8 = 8,
+  kInt4Of4 = 9,
+  kInt4Of8 = 10
 };
+
+// int8 values that take 4 bits each.
+static constexpr bool in_four_bits(ValueType type) {
+  return type == ValueType::kInt4Of4 || type == ValueType::kInt4Of8;
+}
 
 // Their rows have a scale each.
 static constexpr bool in_int8(ValueType type) {
   return type == ValueType::kInt8 || type == ValueType::kDense8 || type == ValueType::kInt8Of4 ||
-         type == ValueType::kInt8Of8;
+         type == ValueType::kInt8Of8 || in_four_bits(type);
 }
 
 static constexpr bool of_four(ValueType type) {
-  return type == ValueType::kBfloat16Of4 || type == ValueType::kInt8Of4;
+  return type == ValueType::kBfloat16Of4 || type == ValueType::kInt8Of4 ||
+         type == ValueType::kInt4Of4;
 }
 
 static constexpr bool in_lanes(ValueType type) {
-  return of_four(type) || type == ValueType::kBfloat16Of8 || type == ValueType::kInt8Of8;
+  return of_four(type) || type == ValueType::kBfloat16Of8 || type == ValueType::kInt8Of8 ||
+         type == ValueType::kInt4Of8;
 }
 
 static constexpr bool in_twelve_bits(ValueType type) {
@@ -248,6 +273,6 @@ static constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 namespace header {
 enum Field : int { kLayout, kIsa, kRows, kOutputs, kInputs, kValues, kStrays, kSize };
 }
-constexpr int64_t kLayoutVersion = 0x7065726d'00000005;  // "perm", then the version
+constexpr int64_t kLayoutVersion = 0x7065726d'00000006;  // "perm", then the version
 
 }  // namespace permllm::cpu

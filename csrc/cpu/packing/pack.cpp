@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cstring>
 #include <mutex>
+#include <numeric>
 #include <type_traits>
 
 #include "cpu/linear.h"
 #include "cpu/packing/block_layout.h"
+#include "cpu/packing/four_bits.h"
 #include "cpu/packing/twelve_bits.h"
 #include "cpu/threads/threads.h"
 
@@ -38,9 +40,12 @@ bool keeps_two_of_four(const PackArguments& a) {
 
 // Which blocks in lanes take the layer.
 ValueType lanes_of(const PackArguments& a) {
-  const bool int8 = in_int8(a.type);
-  if (keeps_two_of_four(a)) return int8 ? ValueType::kInt8Of4 : ValueType::kBfloat16Of4;
-  return int8 ? ValueType::kInt8Of8 : ValueType::kBfloat16Of8;
+  const bool of_four = keeps_two_of_four(a);
+  if (!in_int8(a.type)) return of_four ? ValueType::kBfloat16Of4 : ValueType::kBfloat16Of8;
+  if (fit_four_bits(static_cast<const int8_t*>(a.values), a.n, a.k)) {
+    return of_four ? ValueType::kInt4Of4 : ValueType::kInt4Of8;
+  }
+  return of_four ? ValueType::kInt8Of4 : ValueType::kInt8Of8;
 }
 
 BadMask check(uint64_t mask, int64_t row, int64_t first, int64_t inputs) {
@@ -101,12 +106,46 @@ void write_in_twelve_bits(const Packing& packing, int64_t group, AnyBlock& block
   }
 }
 
+// What a row group has behind the blocks, null where there is none.
+struct GroupTables {
+  int32_t* sums;
+  uint8_t* multipliers;
+  Stray* strays;
+};
+
+// Where those of row groups stand.
+class Tables {
+ public:
+  Tables(const Packing& packing, char* behind)
+      : packing_(packing), rows_(rows(packing.layout.isa)), behind_(behind) {
+    if (in_twelve_bits(packing.layout.type)) strays_ = write_tables(packing, behind);
+  }
+
+  GroupTables of(int64_t group) const {
+    const PackedLayout& layout = packing_.layout;
+    GroupTables own{};
+    if (in_int8(layout.type)) own.sums = reinterpret_cast<int32_t*>(behind_) + group * rows_;
+    if (in_four_bits(layout.type)) {
+      own.multipliers = reinterpret_cast<uint8_t*>(behind_) + layout.multipliers_place() +
+                        group * ceil_div(layout.k, kBlockInputs) * rows_;
+    }
+    if (strays_ != nullptr) own.strays = strays_ + packing_.first_stray[group];
+    return own;
+  }
+
+ private:
+  const Packing& packing_;
+  const int64_t rows_;
+  char* const behind_;
+  Stray* strays_ = nullptr;
+};
+
 template <class AnyBlock>
 BadMask pack_row_group(const Packing& packing, const PackArguments& a, int64_t group,
-                       AnyBlock* blocks, Stray* strays) {
+                       AnyBlock* blocks, GroupTables tables) {
   using Traits = BlockTraits<AnyBlock>;
   using Value = typename Traits::Value;
-  using Source = std::conditional_t<std::is_same_v<Value, bf12>, bf16, Value>;
+  using Source = SourceOf<Value>;
   constexpr int Rows = Traits::kRows;
   constexpr bool kInterleaved = Traits::kInterleaved;
   const bool undoes = a.permutation != nullptr && !packing.layout.has_order();
@@ -142,8 +181,15 @@ BadMask pack_row_group(const Packing& packing, const PackArguments& a, int64_t g
       std::memcpy(values, source, inputs / 2 * sizeof(Source));
       if (moves) move_values(place, mask, values);
       write_mask(block, r, mask);
+      if constexpr (std::is_same_v<Source, int8_t>) {
+        tables.sums[r] += std::accumulate(values, values + kBlockValues, int32_t{0});
+      }
       if constexpr (std::is_same_v<Value, bf12>) {
-        write_in_twelve_bits(packing, group, block, r, mask, values, first, strays);
+        write_in_twelve_bits(packing, group, block, r, mask, values, first, tables.strays);
+      } else if constexpr (std::is_same_v<Value, int4>) {
+        const uint8_t multiplier = multiplier_of(values, kBlockValues);
+        tables.multipliers[b * Rows + r] = multiplier;
+        write_values(block, r, values, multiplier);
       } else {
         write_values(block, r, values);
       }
@@ -161,8 +207,7 @@ BadMask pack_rows(const Packing& packing, const PackArguments& a, void* packed) 
   auto* blocks = static_cast<AnyBlock*>(packed);
   auto* behind = static_cast<char*>(packed) + layout.block_bytes();
   std::memset(behind, 0, layout.bytes() - layout.block_bytes());
-  auto* sums = reinterpret_cast<int32_t*>(behind);
-  Stray* strays = in_twelve_bits(layout.type) ? write_tables(packing, behind) : nullptr;
+  const Tables tables(packing, behind);
   if (layout.has_order()) write_order(a, reinterpret_cast<uint8_t*>(behind + layout.order_place()));
   BadMask first_bad;
   std::mutex guard;
@@ -171,9 +216,7 @@ BadMask pack_rows(const Packing& packing, const PackArguments& a, void* packed) 
     const int64_t last = std::min(end * kTogether, groups);
     for (int64_t group = begin * kTogether; group < last; ++group) {
       auto* own = blocks + group * input_blocks;
-      Stray* own_strays = strays == nullptr ? nullptr : strays + packing.first_stray[group];
-      const BadMask bad = pack_row_group(packing, a, group, own, own_strays);
-      sum_values(own, input_blocks, sums + group * Rows);
+      const BadMask bad = pack_row_group(packing, a, group, own, tables.of(group));
       if (bad.row < 0) continue;
       const std::lock_guard<std::mutex> lock(guard);
       if (first_bad.row < 0 || bad.row < first_bad.row) first_bad = bad;
@@ -217,6 +260,10 @@ int64_t row_bytes(ValueType type) {
       return sizeof(LaneBlock<int8_t, 4>) / kPortableRows;
     case ValueType::kInt8Of8:
       return sizeof(LaneBlock<int8_t, 8>) / kPortableRows;
+    case ValueType::kInt4Of4:
+      return sizeof(LaneBlock<int4, 4>) / kPortableRows;
+    case ValueType::kInt4Of8:
+      return sizeof(LaneBlock<int4, 8>) / kPortableRows;
     case ValueType::kDense12:
       return kBlockInputs * 3 / 2;
     case ValueType::kDense8:
@@ -245,8 +292,13 @@ int64_t PackedLayout::block_bytes() const {
   return row_groups() * ceil_div(k, kBlockInputs) * rows(isa) * row_bytes(type);
 }
 
+int64_t PackedLayout::multipliers_place() const {
+  return row_groups() * rows(isa) * sizeof(int32_t);
+}
+
 int64_t PackedLayout::order_place() const {
   const int64_t padded_rows = row_groups() * rows(isa);
+  if (in_four_bits(type)) return multipliers_place() + padded_rows * ceil_div(k, kBlockInputs);
   if (in_int8(type)) return padded_rows * sizeof(int32_t);
   if (!in_twelve_bits(type)) return 0;
   return padded_rows + (row_groups() + 1) * sizeof(int32_t) + most_strays() * sizeof(Stray);
@@ -262,6 +314,9 @@ BehindBlocks PackedLayout::behind(const void* packed) const {
   const char* start = static_cast<const char*>(packed) + block_bytes();
   BehindBlocks found;
   if (in_int8(type)) found.value_sums = reinterpret_cast<const int32_t*>(start);
+  if (in_four_bits(type)) {
+    found.multipliers = reinterpret_cast<const uint8_t*>(start + multipliers_place());
+  }
   if (in_twelve_bits(type)) {
     found.largest = reinterpret_cast<const uint8_t*>(start);
     found.first_stray = reinterpret_cast<const int32_t*>(start + row_groups() * rows(isa));
@@ -283,6 +338,10 @@ Packing choose_packing(Isa isa, const PackArguments& a) {
 
 BadMask pack(const Packing& packing, const PackArguments& arguments, void* packed) {
   const ValueType type = packing.layout.type;
+  if (in_four_bits(type)) {
+    return of_four(type) ? pack_rows<LaneBlock<int4, 4>>(packing, arguments, packed)
+                         : pack_rows<LaneBlock<int4, 8>>(packing, arguments, packed);
+  }
   if (in_int8(type)) return pack_values<int8_t>(packing, arguments, packed);
   if (in_twelve_bits(type)) return pack_values<bf12>(packing, arguments, packed);
   return pack_values<bf16>(packing, arguments, packed);

@@ -43,7 +43,7 @@ constexpr KeptPlaces<Place, Unit> kKeptPlaces;
 // Blocks with masks.
 template <class Isa, class Value>
 struct KeptMasks {
-  using Block = cpu::Block<kRows, Value>;
+  using Weights = PackedBlocks<Value>;
   using Vector = typename Isa::Vector;
   using Tuning = typename Isa::Tuning;
   static constexpr int kLanes = Isa::kLanes;
@@ -61,12 +61,12 @@ struct KeptMasks {
     Row rows[kRows];
   };
 
-  static void decode(const Block& block, Decoded& decoded) {
-    for (int r = 0; r < kRows; ++r) decode(block, r, decoded.rows[r]);
+  static void decode(Weights place, Decoded& decoded) {
+    for (int r = 0; r < kRows; ++r) decode(*place, r, decoded.rows[r]);
   }
 
  private:
-  static void decode(const Block& block, int row, Row& decoded) {
+  static void decode(const typename Weights::Block& block, int row, Row& decoded) {
     typedef uint32_t Four __attribute__((vector_size(16)));
     constexpr int kPlaceUnit = sizeof(Vector);
     const auto* masks = reinterpret_cast<const uint8_t*>(&block.mask[row]);
@@ -80,10 +80,10 @@ struct KeptMasks {
 };
 
 // `Source` says where the values come from:
-//   Block               of layout.h
+//   Weights             where its blocks are (row_groups.h)
 //   Vector, kLanes      of floats
 //   Tuning              the table of constants
-//   decode(block, out)  to Decoded, which has of a row's i-th value, ascending by input,
+//   decode(place, out)  to Decoded, which has of a row's i-th value, ascending by input,
 //     value(row, i)     itself, in units of kUnit
 //     place(row, i)     bytes from x of the block's first input, were x a vector for each
 template <class Source, class Real>
@@ -91,7 +91,7 @@ class KeptTokens {
   using Tuning = typename Source::Tuning;
   using Vector = typename Source::Vector;
   using Decoded = typename Source::Decoded;
-  using Weights = BlocksOf<typename Source::Block>;
+  using Weights = typename Source::Weights;
 
   static constexpr int kLanes = Source::kLanes;
   static constexpr int kVectors = Tuning::kKeptVectors;
@@ -153,7 +153,7 @@ class KeptTokens {
         for (int64_t g = 0; g < groups; ++g) {
           const Weights next(a_, last ? start + groups + g : start + g, last ? 0 : block + 1);
           next.template prefetch<Tuning::kManyHint>();
-          Source::decode(*Weights(a_, start + g, block), panel[g]);
+          Source::decode(Weights(a_, start + g, block), panel[g]);
         }
         for_each_block<kVectors>(vectors_, [&](int64_t vector, auto count) {
           const auto* x = reinterpret_cast<const char*>(packed(block, vector));

@@ -7,12 +7,12 @@
 // `Products` says what the values are and how they meet x:
 //   Tuning, Real         the table of constants, and the type of x and y
 //   Lanes                what a vector holds of a block, and meets; it does not depend on Real:
-//     Block              of layout.h
+//     Weights            where its blocks are (row_groups.h)
 //     Vector, Lane       kRows of them to a vector
 //     kSums              of a token and a row, one for all of x or for each part of it
 //     kChains<Tokens>    vectors that take turns as one sum, because an addition waits for the last
 //     kSteps, kStepBytes a token's x of a block, in the order that it is used in
-//     multiply(block, x, sums) adds the products of a block and of x, [step][token][kStepBytes], to
+//     multiply(place, x, sums) adds the products of a block and of x, [step][token][kStepBytes], to
 //                        sums[token][chain][sum]
 //   Inputs               constructed from the arguments; measures(), measure(token) for as many
 //                        before any load(token, block, bytes), which gives x of a token and a block
@@ -36,12 +36,12 @@ namespace {
 // Adds the products of `count` blocks of a row group to sums[token][sum], and fetches as many of
 // those ahead if `fetches`.
 template <class Lanes, class Tuning, int Tokens>
-__attribute__((noinline)) void multiply_lanes(BlocksOf<typename Lanes::Block> place, int64_t count,
+__attribute__((noinline)) void multiply_lanes(typename Lanes::Weights place, int64_t count,
                                               const char* x, bool fetches,
                                               typename Lanes::Vector (*sums)[Lanes::kSums]) {
   using Vector = typename Lanes::Vector;
   constexpr int kSums = Lanes::kSums, kChains = Lanes::template kChains<Tokens>;
-  constexpr int64_t kAhead = Tuning::kLaneAheadBytes / sizeof(typename Lanes::Block);
+  constexpr int64_t kAhead = Tuning::kLaneAheadBytes / sizeof(typename Lanes::Weights::Block);
   Vector sum[Tokens][kChains][kSums] = {};
   PERMLLM_UNROLL
   for (int t = 0; t < Tokens; ++t) {
@@ -50,7 +50,7 @@ __attribute__((noinline)) void multiply_lanes(BlocksOf<typename Lanes::Block> pl
   }
   for (int64_t b = 0; b < count; ++b) {
     if (fetches) (place + (b + kAhead)).template prefetch<Tuning::kLaneHint>();
-    Lanes::multiply(*(place + b), x, sum);
+    Lanes::multiply(place + b, x, sum);
     x += Tokens * Lanes::kSteps * Lanes::kStepBytes;
   }
   PERMLLM_UNROLL
@@ -70,7 +70,7 @@ class LaneTokens {
   using Lanes = typename Products::Lanes;
   using Vector = typename Lanes::Vector;
   using Lane = typename Lanes::Lane;
-  using Weights = BlocksOf<typename Lanes::Block>;
+  using Weights = typename Lanes::Weights;
 
   static constexpr int kSums = Lanes::kSums;
   static constexpr int kStepBytes = Lanes::kStepBytes;

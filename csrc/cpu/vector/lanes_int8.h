@@ -1,4 +1,4 @@
-// int8 values in lanes (layout.h): integer products, summed in lanes of 32 bits.
+// int8 values in lanes (layout.h), of 8 bits or 4: integer products, summed in lanes of 32 bits.
 //
 // x is rounded to integers of one or two parts of 7 or 8 bits, shifted to be unsigned where the
 // instruction set asks for that. Each part meets the values that its inputs are brought to.
@@ -13,9 +13,15 @@
 //                        upper one by 2^kPartBits
 //   multiply(sums, x, places, values) adds products to the sums of a token, of x of 8 inputs in
 //                        each part
+// and one for values in 4 bits, whose `multiply` adds what multipliers have not met yet, of a
+// block, which has room for that, and which has
+//   multipliers(bytes)   of the rows of a block
+//   multiplied(sums, multipliers)
 //
 // Include after every other header: what follows is compiled for one instruction set.
 #pragma once
+
+#include <type_traits>
 
 #include "cpu/vector/int8.h"
 #include "cpu/vector/lanes.h"
@@ -32,9 +38,9 @@ inline __m256i pick(const char* x, __m256i places) {
   return _mm256_shuffle_epi8(_mm256_set1_epi64x(eight), places);
 }
 
-template <class Isa, int Of, int Parts>
+template <class Isa, class Value, int Of, int Parts>
 struct IntegerLanes {
-  using Block = LaneBlock<int8_t, Of>;
+  using Weights = BlocksInLanes<Value, Of>;
   using Vector = typename Isa::Vector;
   using Lane = uint32_t;  // which wraps: `packed` may hold anything
   static constexpr int kSums = Isa::kOneSum ? 1 : Parts;
@@ -43,12 +49,29 @@ struct IntegerLanes {
   static constexpr int kSteps = kEights, kStepBytes = 8 * Parts;
 
   template <int Tokens, int Chains>
-  static inline void multiply(const Block& block, const char* x,
-                              Vector (&sums)[Tokens][Chains][kSums]) {
+  static inline void multiply(Weights place, const char* x, Vector (&sums)[Tokens][Chains][kSums]) {
+    if constexpr (std::is_same_v<Value, int4>) {
+      Vector own[Tokens][1][kSums] = {};
+      multiply_bytes(*place, x, own);
+      const auto factors = Isa::multipliers(place.multipliers());
+      PERMLLM_UNROLL
+      for (int t = 0; t < Tokens; ++t) {
+        PERMLLM_UNROLL
+        for (int p = 0; p < kSums; ++p) sums[t][0][p] += Isa::multiplied(own[t][0][p], factors);
+      }
+    } else {
+      multiply_bytes(*place, x, sums);
+    }
+  }
+
+ private:
+  template <int Tokens, int Chains>
+  static inline void multiply_bytes(const typename Weights::Block& block, const char* x,
+                                    Vector (&sums)[Tokens][Chains][kSums]) {
     PERMLLM_UNROLL
     for (int eight = 0; eight < kEights; ++eight) {
       const __m256i places = LoadedPlaces<Of>(block, eight).bytes();
-      const __m256i values = load_bits(block.values[eight]);
+      const __m256i values = bytes_of(block, eight);
       PERMLLM_UNROLL
       for (int t = 0; t < Tokens; ++t) {
         const char* inputs = x + (eight * Tokens + t) * kStepBytes;
@@ -59,11 +82,11 @@ struct IntegerLanes {
 };
 
 // As lanes.h asks for them.
-template <class Isa, int Of, int Parts, class RealType>
+template <class Isa, class Value, int Of, int Parts, class RealType>
 struct IntegerProducts {
   using Tuning = typename Isa::Tuning;
   using Real = RealType;
-  using Lanes = IntegerLanes<Isa, Of, Parts>;
+  using Lanes = IntegerLanes<Isa, Value, Of, Parts>;
   static constexpr int kPartBits = Isa::template kPartBits<Parts>;
   static constexpr bool kShifted = Isa::template kShifted<Parts>;
   // Magnitudes are below it; added, it makes them unsigned.
@@ -109,12 +132,12 @@ struct IntegerProducts {
 };
 
 // y = x @ W^T + bias for any number of tokens; up to kLaneSplitTokens in two parts, beyond in one.
-template <class Isa, int Of, class Real>
+template <class Isa, class Value, int Of, class Real>
 void int8_lanes(const LinearOf<Real>& a, Worker& worker) {
   static_assert(Isa::Tuning::kPackedTokens == Float32Tuning::kPackedTokens, "packed_x is as large");
   a.m <= Isa::Tuning::kLaneSplitTokens
-      ? go_through_parts<LaneTokens<IntegerProducts<Isa, Of, 2, Real>>>(a, worker)
-      : go_through_parts<LaneTokens<IntegerProducts<Isa, Of, 1, Real>>>(a, worker);
+      ? go_through_parts<LaneTokens<IntegerProducts<Isa, Value, Of, 2, Real>>>(a, worker)
+      : go_through_parts<LaneTokens<IntegerProducts<Isa, Value, Of, 1, Real>>>(a, worker);
 }
 
 }  // namespace

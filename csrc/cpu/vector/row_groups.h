@@ -5,9 +5,12 @@
 //   (a, group, block)   of the call `a`; blocks past a group's last are those of the next
 //   place + blocks      further on in the same row group, as far as it reaches
 //   prefetch<Hint>()    the cache lines of a block
+//   multipliers()       of the rows of a block, where its values are in 4 bits
 //
 // Include after every other header: what follows is compiled for one instruction set.
 #pragma once
+
+#include <type_traits>
 
 #include "cpu/vector/vector.h"
 
@@ -40,6 +43,34 @@ class BlocksOf {
 
   const Block* block_;
 };
+
+template <class BlockType>
+class MultipliedBlocksOf : public BlocksOf<BlockType> {
+  using Blocks = BlocksOf<BlockType>;
+
+ public:
+  template <class Real>
+  MultipliedBlocksOf(const LinearOf<Real>& a, int64_t group, int64_t block)
+      : Blocks(a, group, block),
+        multipliers_(a.behind.multipliers + (group * ceil_div(a.k, kBlockInputs) + block) * kRows) {
+  }
+
+  MultipliedBlocksOf operator+(int64_t blocks) const {
+    return MultipliedBlocksOf(Blocks::operator+(blocks), multipliers_ + blocks * kRows);
+  }
+  const uint8_t* multipliers() const { return multipliers_; }
+
+ private:
+  MultipliedBlocksOf(Blocks blocks, const uint8_t* multipliers)
+      : Blocks(blocks), multipliers_(multipliers) {}
+
+  const uint8_t* multipliers_;
+};
+
+template <class Value, int Of>
+using BlocksInLanes =
+    std::conditional_t<std::is_same_v<Value, int4>, MultipliedBlocksOf<LaneBlock<Value, Of>>,
+                       BlocksOf<LaneBlock<Value, Of>>>;
 
 template <class Value>
 using PackedBlocks = BlocksOf<Block<kRows, Value>>;

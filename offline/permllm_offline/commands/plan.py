@@ -26,13 +26,14 @@ _EXAMPLES = """examples:
   permllm-offline plan HuggingFaceTB/SmolLM2-135M-Instruct --values int8 --json plan.json
   permllm-offline plan ./SmolLM2-135M-Instruct --ignore 're:.*\\.down_proj'
 """
-VALUES = ("auto", *DTYPES, "int8")
-MEASURED_VALUES = ("bfloat16", "int8")
-"""Dtypes that the kernels are measured with."""
+VALUES = ("auto", *DTYPES, "int8", "int4")
+MEASURED_VALUES = ("bfloat16", "int8", "int4")
+"""Values that the kernels are measured with."""
 OF_FLOAT16 = (
     "that of bfloat16, to which the CPU kernels round float16 values; for activations as fast, "
     "vllm serve --dtype bfloat16"
 )
+OF_INT8 = "that of int8: int4 was not measured, which only kernels for AVX2 read in 4 bits"
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -90,6 +91,7 @@ def run(options: argparse.Namespace) -> None:
             "pattern": options.pattern,
             "block_size": options.block_size,
             "ignore": options.ignore,
+            **({"values": options.values} if options.values == "int4" else {}),
         }
     )
     check_writable(recipe)
@@ -102,7 +104,7 @@ def run(options: argparse.Namespace) -> None:
         stored,
         recipe.parsed_pattern(),
         recipe.block_size,
-        values,
+        "int8" if values == "int4" else values,
         permuted=permuted,
         ignore=recipe.ignore,
         dense_dtype=DTYPES.get(options.values),
@@ -111,6 +113,9 @@ def run(options: argparse.Namespace) -> None:
     if served in MEASURED_VALUES or options.measured is not None:
         speed = expected_speed(found.shapes, found.pattern, served, options.measured)
         speed = replace(speed, note="" if served == values else OF_FLOAT16)
+        if values == "int4" and not speed.shapes:
+            speed = expected_speed(found.shapes, found.pattern, "int8", options.measured)
+            speed = replace(speed, note=OF_INT8)
     else:
         speed = Speed("", [], reason=f"not measured for {values} values")
     show(outline_table(found), speed_table(speed, found.pattern))

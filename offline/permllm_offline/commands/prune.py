@@ -139,7 +139,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--dtype", help="auto (the model's own), bfloat16, float16 or float32")
     parser.add_argument(
         "--values",
-        help="dtype of the kept weights: auto (the model's own) or int8, a scale per row",
+        metavar="auto|int8|int4",
+        help="the kept weights: auto (the model's dtype), int8 with a scale per row, or int4, that "
+        "are int8 as well, of so few values that kernels may hold them in 4 bits",
     )
     parser.add_argument(
         "--scratch",

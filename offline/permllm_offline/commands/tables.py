@@ -75,7 +75,8 @@ def report_table(report: Report) -> Table:
     table.add_row("their bytes, against dense", f"{report.byte_ratio:.1%}")
     errors = [layer.int8_error for layer in report.layers if layer.int8_error is not None]
     if errors:
-        table.add_row("int8: expected error of a layer's output", f"{max(errors):.2%} at most")
+        name = f"{report.recipe.values}: {report.rounding_error}"
+        table.add_row(name, f"{max(errors):.2%} at most")
     table.add_row("perplexity dense, held-out windows", "-" if before is None else f"{before:.2f}")
     table.add_row("perplexity sparse, held-out windows", "-" if after is None else f"{after:.2f}")
     return table

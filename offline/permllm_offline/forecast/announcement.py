@@ -75,7 +75,7 @@ def warn_of_slow_float16(recipe: Recipe, prepared: Prepared) -> None:
     gain = dtype_gain(prepared, torch.bfloat16)
     if gain < MUCH_FASTER:
         return
-    rounded = "" if recipe.values == "int8" else ", to which its kernels round kept values anyway"
+    rounded = "" if recipe.values != "auto" else ", to which its kernels round kept values anyway"
     logger.warning(
         "the dtype is float16, and this CPU multiplies bfloat16 about %.0f times as fast (one "
         "layer, timed now)%s: --dtype bfloat16 prunes sooner",

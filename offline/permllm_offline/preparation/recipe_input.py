@@ -11,11 +11,12 @@ import yaml
 from pydantic import ValidationError
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.preparation.method_parts import find_parts
+from permllm_offline.preparation.method_parts import find_parts, parts_of
 from permllm_offline.recipe.methods import BEST
 from permllm_offline.recipe.presets import preset
 from permllm_offline.recipe.refusals import refusal
 from permllm_offline.recipe.schema import Recipe
+from permllm_offline.sparsity.int4_values import GROUP
 from permllm_vllm.checkpoint.schema import BLOCK_SIZES
 
 
@@ -142,5 +143,16 @@ def make_recipe(
         raise OfflineError(
             f"block size {recipe.block_size} is not supported: give one of "
             f"{', '.join(map(str, BLOCK_SIZES))}."
+        )
+    permutation = parts_of(recipe).permutation
+    blocks = "the whole layer" if permutation.across_blocks else f"blocks of {recipe.block_size}"
+    if (
+        recipe.values == "int4"
+        and permutation.permutes
+        and (permutation.across_blocks or recipe.block_size > GROUP)
+    ):
+        raise OfflineError(
+            f"--values int4 rounds inputs in groups of {GROUP}, which permutations in {blocks} "
+            f"take apart: give --block-size {GROUP} and a method that keeps to it, or int8 values."
         )
     return recipe

@@ -38,7 +38,7 @@ from permllm_offline.sparsity.bake import apply_masks
 from permllm_offline.sparsity.decisions import GroupDecision, LayerDecision, decide
 from permllm_offline.sparsity.group_scores import group_scores
 from permllm_offline.sparsity.importance import Scores
-from permllm_offline.sparsity.int8_values import RoundedLayer, round_layer
+from permllm_offline.sparsity.rounded_layer import RoundedLayer, Rounding, choose_grids
 from permllm_offline.text.evaluation import perplexity
 from permllm_offline.text.sampled_text import Unfinished, sample_text
 from permllm_offline.text.windows import SELF
@@ -57,7 +57,7 @@ class PrunedModel:
     decisions: Sequence[LayerDecision]
     report: Report
     scales: Sequence[Mapping[str, Tensor]] | None = None
-    """Per decoder layer, linear -> float32 [out_features] when the values are int8."""
+    """Per decoder layer, linear -> float32 [out_features] when the values are int8 or int4."""
     own_text: Tensor | None = None
     """Windows that the dense model wrote for its distillation: int64 [windows, sequence_length]."""
 
@@ -100,8 +100,7 @@ def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) ->
         with work.measured("output-errors"):
             start_errors = reallocated_errors(calibrated, held_out, dense_outputs)
     weights = _prune_weights(calibrated, decisions, measured_errors)
-    decisions = weights.decisions
-    rounded = _round_values(calibrated, decisions) if recipe.values == "int8" else []
+    decisions, rounded = weights.decisions, weights.rounded
     with work.measured("sparse-perplexity"):
         sparse_perplexity = _held_out_perplexity(model, prepared, "sparse perplexity")
     report = Report.build(
@@ -143,7 +142,7 @@ def calibrate(
     if windows is not None and own is not None:
         windows = _mixed(windows, own, recipe.seed)
     statistics = None
-    needs_norms = importance.needs_activations or recipe.values == "int8"
+    needs_norms = importance.needs_activations or recipe.values != "auto"
     if windows is not None and (needs_norms or hidden_states):
         groups = [plan.groups(index) for index in range(len(plan.layers))]
         collect_once = partial(
@@ -238,22 +237,24 @@ def decide_group(
 
 @dataclass(frozen=True)
 class _PrunedWeights:
-    """The final masks, and what reconstruction measured."""
+    """The final masks, the grids of rounded values, and what reconstruction measured."""
 
     decisions: list[LayerDecision]
     errors: list[LayerError]
     curve: LearningCurve
     masked_errors: list[float]
+    rounded: list[RoundedLayer]
 
 
 def _prune_weights(
     calibrated: Calibrated, decisions: list[LayerDecision], measure: Callable[[], list[float]]
 ) -> _PrunedWeights:
-    reconstruction = parts_of(calibrated.recipe).reconstruction
+    reconstruction, values = parts_of(calibrated.recipe).reconstruction, calibrated.recipe.values
     layers = decoder_layers(calibrated.model, calibrated.plan.family.layers)
     errors: list[LayerError] = []
     curve: LearningCurve = []
     masked_errors: list[float] = []
+    rounded: list[RoundedLayer] = []
     if reconstruction.layer is not None:
         read = calibrated
         if reconstruction.distils and calibrated.windows is not None:
@@ -264,11 +265,15 @@ def _prune_weights(
         apply_masks(layer, decision)
     if reconstruction.model is not None:
         masked_errors = measure()
+        if values == "int4":
+            rounded = _grids(calibrated, decisions, values, rounds=False)
         with calibrated.work.measured("distillation"):
-            curve = reconstruction.model(calibrated, decisions)
+            curve = reconstruction.model(calibrated, decisions, [layer.int4 for layer in rounded])
         for layer, decision in zip(layers, decisions, strict=True):
             apply_masks(layer, decision)
-    return _PrunedWeights(decisions, errors, curve, masked_errors)
+    if values != "auto" and not rounded:
+        rounded = _grids(calibrated, decisions, values, rounds=True)
+    return _PrunedWeights(decisions, errors, curve, masked_errors, rounded)
 
 
 def _unpermuted(calibrated: Calibrated) -> list[str]:
@@ -279,14 +284,16 @@ def _unpermuted(calibrated: Calibrated) -> list[str]:
     return unpermuted_corner(layout, calibrated.score(index, layout), pattern)
 
 
-def _round_values(calibrated: Calibrated, decisions: Sequence[LayerDecision]) -> list[RoundedLayer]:
+def _grids(
+    calibrated: Calibrated, decisions: Sequence[LayerDecision], values: Rounding, *, rounds: bool
+) -> list[RoundedLayer]:
+    """Choose the grids of all decoder layers, and move the weights there if ``rounds``."""
     layers = decoder_layers(calibrated.model, calibrated.plan.family.layers)
     energies: Sequence[Mapping[str, Tensor] | None] = calibrated.energies or [None] * len(decisions)
+    progress = tqdm(layers, desc=f"{values} scales", unit="layer")
     return [
-        round_layer(layer, decision, energy)
-        for layer, decision, energy in zip(
-            tqdm(layers, desc="int8 scales", unit="layer"), decisions, energies, strict=True
-        )
+        choose_grids(layer, decision, energy, values, rounds=rounds)
+        for layer, decision, energy in zip(progress, decisions, energies, strict=True)
     ]
 
 

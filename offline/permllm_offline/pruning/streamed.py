@@ -50,7 +50,7 @@ from permllm_offline.sparsity.bake import apply_masks
 from permllm_offline.sparsity.decisions import LayerDecision, without_masks
 from permllm_offline.sparsity.group_scores import group_scores
 from permllm_offline.sparsity.importance import Scores
-from permllm_offline.sparsity.int8_values import round_layer
+from permllm_offline.sparsity.rounded_layer import RoundedLayer, WeightsOnGrids, choose_grids
 
 _CALIBRATION, _HELD_OUT = "calibration", "held-out"
 
@@ -59,21 +59,28 @@ _CALIBRATION, _HELD_OUT = "calibration", "held-out"
 class PrunedLayers:
     """What was decided for a streamed model; its pruned layers lie in the work folder.
 
-    So do their masks, which ``decisions`` lack. ``scales`` holds, per decoder layer, linear ->
-    float32 [out_features] when the values are int8.
+    So do their masks, which ``decisions`` lack. ``rounded`` has the grids of each decoder layer
+    when the values are int8 or int4.
     """
 
     work: WorkFolder
     decisions: Sequence[LayerDecision]
     report: Report
-    scales: Sequence[Mapping[str, Tensor]] | None = None
+    rounded: Sequence[RoundedLayer] = ()
     own_text: None = None
+
+    @property
+    def scales(self) -> Sequence[Mapping[str, Tensor]] | None:
+        """Per decoder layer, linear -> float32 [out_features]; None where nothing is rounded."""
+        return [layer.scales for layer in self.rounded] or None
 
     def layers(self) -> Iterator[tuple[Mapping[str, Tensor], LayerDecision]]:
         """Weights of each decoder layer in turn, each read when it is asked for; its decision."""
         for index, decision in enumerate(self.decisions):
             step = self.work.read(layer_step_name(index))
-            yield step.tensors, decision_of([group.layout for group in decision], step)
+            grids = self.rounded[index].int4 if self.rounded else {}
+            weights = WeightsOnGrids(step.tensors, grids)
+            yield weights, decision_of([group.layout for group in decision], step)
 
 
 def can_stream(recipe: Recipe) -> bool:
@@ -119,8 +126,7 @@ def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> Prun
         unpermuted=passed.unpermuted,
         reallocated_errors=start_errors,
     )
-    scales = [layer.scales for layer in passed.rounded] or None
-    return PrunedLayers(work, decisions, report, scales)
+    return PrunedLayers(work, decisions, report, passed.rounded)
 
 
 def _pass_layers(
@@ -187,9 +193,11 @@ class _Passing:
                 after = relative_error(calibration.pruned.hidden, calibration.dense.hidden)
                 name = self.plan.family.layer_name(index)
                 self.passed.errors.append(layer_error(name, step, after))
-        if self.recipe.values == "int8":
+        if self.recipe.values != "auto":
             decision = decision_of(layouts, step)
-            self.passed.rounded.append(round_layer(layer, decision, _energies(norms)))
+            values, energies = self.recipe.values, _energies(norms)
+            rounded = choose_grids(layer, decision, energies, values, rounds=True)
+            self.passed.rounded.append(rounded)
         with self.work.measured(PASSES):
             if held_out is not None:
                 held_out.pass_pruned(index, layer)
@@ -270,4 +278,4 @@ def _energies(norms: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
 
 def reads_activations(recipe: Recipe) -> bool:
     """Whether calibration text, where there is any, runs through the decoder layers."""
-    return parts_of(recipe).reads_text or recipe.values == "int8"
+    return parts_of(recipe).reads_text or recipe.values != "auto"

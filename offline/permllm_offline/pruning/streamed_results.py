@@ -12,9 +12,11 @@ from permllm_offline.pruning.layerwise import PASSES, layer_step_name
 from permllm_offline.pruning.streamed_windows import Flow, load_states, with_states
 from permllm_offline.reconstruction.layer_error import LayerError
 from permllm_offline.run.steps import Step, Work
-from permllm_offline.sparsity.int8_values import RoundedLayer
+from permllm_offline.sparsity.int4_values import Int4Grid
+from permllm_offline.sparsity.rounded_layer import RoundedLayer
 
 _SCALE = "scale:"
+_MULTIPLIERS = "multipliers:"
 
 
 @dataclass
@@ -22,7 +24,7 @@ class PassedLayers:
     """Results of the first ``count`` decoder layers, in order.
 
     ``errors`` are there where layers are reconstructed, ``outputs`` (relative errors) and the two
-    perplexities where windows are held out, ``rounded`` where values are int8, ``unpermuted``
+    perplexities where windows are held out, ``rounded`` where values are integers, ``unpermuted``
     once the layer is passed that the report shows, and ``unreached`` where calibration text runs.
     """
 
@@ -37,34 +39,49 @@ class PassedLayers:
 
     def step(self) -> Step:
         """The results as a step that can be kept."""
-        scales = {
-            f"{_SCALE}{index}:{linear}": scale
-            for index, layer in enumerate(self.rounded)
-            for linear, scale in layer.scales.items()
-        }
+        grids: dict[str, Tensor] = {}
+        for index, layer in enumerate(self.rounded):
+            for linear, scale in layer.scales.items():
+                grids[f"{_SCALE}{index}:{linear}"] = scale
+            for linear, grid in layer.int4.items():
+                grids[f"{_MULTIPLIERS}{index}:{linear}"] = grid.multipliers
         facts = asdict(self) | {
             "errors": [astuple(error) for error in self.errors],
             "rounded": [dict(layer.errors) for layer in self.rounded],
             "unreached": [list(layer) for layer in self.unreached],
         }
-        return Step(scales, facts)
+        return Step(grids, facts)
 
     @classmethod
     def of(cls, step: Step) -> PassedLayers:
         """Read what ``step`` gave."""
-        scales: list[dict[str, Tensor]] = [{} for _ in step.facts["rounded"]]
-        for name in step.tensors:
-            if name.startswith(_SCALE):
-                index, _, linear = name.removeprefix(_SCALE).partition(":")
-                scales[int(index)][linear] = step.tensors[name]
+        count = len(step.facts["rounded"])
+        scales, multipliers = (_by_layer(step, prefix, count) for prefix in (_SCALE, _MULTIPLIERS))
         found = cls(**step.facts)
         found.errors = [LayerError(*error) for error in step.facts["errors"]]
         found.unreached = [Unreached(*layer) for layer in found.unreached]
         found.rounded = [
-            RoundedLayer(own, errors)
-            for own, errors in zip(scales, step.facts["rounded"], strict=True)
+            RoundedLayer(
+                scales[index],
+                errors,
+                {
+                    linear: Int4Grid(scales[index][linear], own)
+                    for linear, own in multipliers[index].items()
+                },
+            )
+            for index, errors in enumerate(step.facts["rounded"])
         ]
         return found
+
+
+def _by_layer(step: Step, prefix: str, count: int) -> list[dict[str, Tensor]]:
+    """The tensors of a step whose names begin so: of each decoder layer, linear -> tensor."""
+    found: list[dict[str, Tensor]] = [{} for _ in range(count)]
+    for name in step.tensors:
+        if name.startswith(prefix):
+            index, _, linear = name.removeprefix(prefix).partition(":")
+            found[int(index)][linear] = step.tensors[name]
+    return found
 
 
 def keep_passed(work: Work, passed: PassedLayers, flows: Mapping[str, Flow]) -> None:

@@ -109,8 +109,8 @@ class Recipe(BaseModel):
     seed: int = Field(default=0, ge=0, lt=SEEDS)
     device: str = "cpu"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    values: Literal["auto", "int8"] = "auto"
-    """Dtype of the kept weights in the checkpoint; ``auto``: that of the model."""
+    values: Literal["auto", "int8", "int4"] = "auto"
+    """Dtype of the kept weights; ``auto``: that of the model. int4 is stored as int8."""
     scratch: Place = "memory"
     """Where the states of tuning, and second moments, lie: not part of what is written down."""
     learning: LearningRecipe = LearningRecipe()

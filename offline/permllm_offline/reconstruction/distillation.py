@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -33,6 +33,7 @@ from permllm_offline.run.schedules import shuffled_batches, warmed_cosine
 from permllm_offline.run.scratch import Scratch
 from permllm_offline.run.steps import Step, Work
 from permllm_offline.sparsity.decisions import LayerDecision
+from permllm_offline.sparsity.int4_values import Int4Grid
 from permllm_offline.text.windows import require_windows
 
 logger = logging.getLogger(__name__)
@@ -40,11 +41,16 @@ logger = logging.getLogger(__name__)
 _NAME = "distillation"
 
 
-def distil(calibrated: Calibrated, decisions: Sequence[LayerDecision]) -> LearningCurve:
+def distil(
+    calibrated: Calibrated,
+    decisions: Sequence[LayerDecision],
+    grids: Sequence[Mapping[str, Int4Grid]] = (),
+) -> LearningCurve:
     """Tune the kept weights of a pruned model in place.
 
     The weights with the lowest divergence on calibration windows held out from tuning stay, those
-    at the start included. A step takes windows that ``recipe.seed`` decides.
+    at the start included. A step takes windows that ``recipe.seed`` decides. With ``grids``, linear
+    -> grid of each decoder layer, all of them lie on these.
 
     Returns:
         The curve: per step its loss, and now and then the validation loss, in nats per token.
@@ -68,12 +74,20 @@ def distil(calibrated: Calibrated, decisions: Sequence[LayerDecision]) -> Learni
     ]
     linears = [linear_of(layer, name) for layer, name, _ in named]
     masks = [mask for _, _, mask in named]
+    own_grids = [
+        layer[name]
+        for layer, decision in zip(grids, decisions, strict=bool(grids))
+        for group in decision
+        for name in group.masks
+    ]
     targets = head_inputs_of(model, family, targets)
     pupil = Pupil(model)
     length, item = calibrated.recipe.sequence_length, model.dtype.itemsize
     large = activations_are_large(calibrated.plan, length, item)
     with (
-        KeptWeights(linears, masks, shared=True, scratch=calibrated.scratch) as kept,
+        KeptWeights(
+            linears, masks, grids=own_grids, shared=True, scratch=calibrated.scratch
+        ) as kept,
         recomputed(layers) if large else nullcontext(),
     ):
         return _optimise(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from permllm_offline.run.scratch import MEMORY, Scratch
 from permllm_offline.sparsity.importance import row_chunks
+from permllm_offline.sparsity.int4_values import GROUP, Int4Grid
 from permllm_vllm.checkpoint.packing import unpack_mask
 
 CHANNEL_BYTES = 2
@@ -56,17 +57,23 @@ def add_kept(weight: Tensor, channels: Tensor, kept: Tensor) -> None:
         kept[rows] += values.to(kept)
 
 
-def scatter_kept(kept: Tensor, channels: Tensor, weight: Tensor) -> None:
+def scatter_kept(
+    kept: Tensor, channels: Tensor, weight: Tensor, grid: Int4Grid | None = None
+) -> None:
     """Put kept weights back in their places of ``weight``; the others stay as they are.
 
     Args:
         kept: [out_features, kept], any dtype and device.
         channels: of ``kept_channels``.
         weight: [out_features, in_features].
+        grid: of the weight, to whose nearest values they are rounded; half of every group is kept.
     """
+    group = GROUP * kept.shape[1] // weight.shape[1]
     for rows in row_chunks(weight.shape):
-        places = channels[rows].to(weight.device, torch.int64)
-        weight[rows].scatter_(1, places, kept[rows].to(weight))
+        places, values = channels[rows].to(weight.device, torch.int64), kept[rows]
+        if grid is not None:
+            values = grid.rounded(values, rows=rows, group=group)
+        weight[rows].scatter_(1, places, values.to(weight))
 
 
 def _kept_rows(weight: Tensor, channels: Tensor) -> Iterator[tuple[slice, Tensor]]:

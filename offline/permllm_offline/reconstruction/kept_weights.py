@@ -17,6 +17,7 @@ from permllm_offline.reconstruction.kept_values import (
 )
 from permllm_offline.run.processes import count, owners, rank, spread, total
 from permllm_offline.run.scratch import MEMORY, Scratch
+from permllm_offline.sparsity.int4_values import Int4Grid
 
 BETAS = (0.9, 0.95)
 """Of Adam: with hundreds of steps the second moment has no time for a longer memory."""
@@ -32,7 +33,9 @@ class KeptWeights:
 
     A float32 copy takes the steps and the model holds its rounding, so that steps far below the
     spacing of bfloat16 add up. Inside the context, the weights want gradients; a backward pass adds
-    those of the kept ones up here, and leaves none in the model.
+    those of the kept ones up here, and leaves none in the model. Where the weights have grids, the
+    model holds the nearest values of these instead, and the steps are as if it did not
+    (straight-through, as for a permutation): the others learn to make up for what rounding takes.
 
     Where several processes share them, each holds copies, states of Adam and best weights of its
     own linears alone (the first stage of ZeRO, arXiv 1910.02054); all take the same steps.
@@ -40,6 +43,7 @@ class KeptWeights:
     Args:
         linears: with pruned weights already zero.
         masks: packed bits, uint8 [out_features, in_features / 8] of each, original channel order.
+        grids: of each, or none; masks then keep half of every group.
         shared: whether the processes of the prune share them.
         scratch: where gradients, copies and states lie.
     """
@@ -49,10 +53,11 @@ class KeptWeights:
         linears: Sequence[nn.Linear],
         masks: Sequence[Tensor],
         *,
+        grids: Sequence[Int4Grid] = (),
         shared: bool = False,
         scratch: Scratch = MEMORY,
     ) -> None:
-        self._linears, self._shared = linears, shared
+        self._linears, self._grids, self._shared = linears, grids, shared
         self._channels = [
             kept_channels(mask, linear.weight.device, scratch)
             for linear, mask in zip(linears, masks, strict=True)
@@ -70,6 +75,8 @@ class KeptWeights:
             for index in mine
         }
         self._handles: list[RemovableHandle] = []
+        if grids:
+            self._load_tuned()
 
     def __enter__(self) -> KeptWeights:
         for index, linear in enumerate(self._linears):
@@ -99,7 +106,7 @@ class KeptWeights:
             if self._reached[index]:
                 trained.step(self._gradients[index], learning_rate)
         self._reached = [False] * len(self._linears)
-        self._load(lambda trained: trained.weight)
+        self._load_tuned()
 
     def remember(self) -> None:
         """Keep the weights as the model has them now, in place of those kept before."""
@@ -126,7 +133,7 @@ class KeptWeights:
         for index, trained in self._trained.items():
             for key, tensor in trained.state().items():
                 tensor.copy_(state[f"{index}.{key}"])
-        self._load(lambda trained: trained.weight)
+        self._load_tuned()
 
     def _sum_over_processes(self) -> None:
         for index, gradient in enumerate(self._gradients):
@@ -147,12 +154,16 @@ class KeptWeights:
 
         return take
 
-    def _load(self, weights: Callable[[_Trained], Tensor]) -> None:
+    def _load_tuned(self) -> None:
+        self._load(lambda trained: trained.weight, self._grids)
+
+    def _load(self, weights: Callable[[_Trained], Tensor], grids: Sequence[Int4Grid] = ()) -> None:
         """Give the model some weights of each linear, those of other processes too."""
         for index, (linear, owner) in enumerate(zip(self._linears, self._owners, strict=True)):
             weight = linear.weight.data
             if index in self._trained:
-                scatter_kept(weights(self._trained[index]), self._channels[index], weight)
+                grid = grids[index] if grids else None
+                scatter_kept(weights(self._trained[index]), self._channels[index], weight, grid)
             if self._shared:
                 spread(weight, owner)
 

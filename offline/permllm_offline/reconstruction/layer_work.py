@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from permllm_offline.model.states import States
 from permllm_offline.recipe.schema import Recipe
 from permllm_offline.run.scratch import MEMORY, Scratch
 from permllm_offline.sparsity.decisions import LayerDecision
+from permllm_offline.sparsity.int4_values import Int4Grid
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,12 @@ What the masks prune is zeroed afterwards whatever was written there. The decisi
 came, except for a method that chooses its own masks.
 """
 
-ModelReconstruction = Callable[[Calibrated, Sequence[LayerDecision]], LearningCurve]
-"""Updates the kept weights of the whole pruned model in place and returns its learning curve."""
+ModelReconstruction = Callable[
+    [Calibrated, Sequence[LayerDecision], Sequence[Mapping[str, Int4Grid]]], LearningCurve
+]
+"""Updates the kept weights of the whole pruned model in place and returns its learning curve.
+
+They end on the grids of int4 values, linear -> grid of each decoder layer, where there are any."""
 
 
 @dataclass(frozen=True)

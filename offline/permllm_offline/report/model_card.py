@@ -140,7 +140,10 @@ def _values(report: Report) -> str:
     errors = [layer.int8_error for layer in report.layers if layer.int8_error is not None]
     if not errors:
         return "as in the base model"
-    return f"int8, one scale per row; expected error of a layer's output {max(errors):.2%} at most"
+    said = "int8, one scale per row"
+    if report.recipe.values == "int4":
+        said = "int4, stored as int8: multiples of a number for each row and 64 inputs"
+    return f"{said}; {report.rounding_error} {max(errors):.2%} at most"
 
 
 def left_dense_text(report: Report) -> str:

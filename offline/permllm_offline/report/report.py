@@ -15,6 +15,7 @@ from torch import Tensor
 
 from permllm_offline.calibration.calibrated_model import LearnedPermutations
 from permllm_offline.model.prune_plan import Plan
+from permllm_offline.preparation.method_parts import parts_of
 from permllm_offline.recipe.schema import Recipe
 from permllm_offline.reconstruction.layer_error import LayerError
 from permllm_offline.report.mask_example import MaskExample, example_layer, mask_example
@@ -29,8 +30,8 @@ class LayerReport:
 
     ``permutation`` is ``none``, ``run time`` or ``folded``; ``moved_channels`` and
     ``retained_importance`` (of removal's damage, where the reconstruction chooses masks) are
-    shares, 0..1; ``int8_error`` is the expected error of the output
-    that int8 values cause, relative to it, or None.
+    shares, 0..1; ``int8_error`` is the expected error of the output that int8 or int4 values cause,
+    relative to it, or None. Where weights are tuned on the grids of int4 it is that before.
     """
 
     name: str
@@ -110,6 +111,12 @@ class Report:
     """Names of the linears that the recipe's ``ignore`` leaves dense."""
     model_commit: str | None = None
     """Commit of the dense model, where it is one of the hub."""
+
+    @property
+    def rounding_error(self) -> str:
+        """What the layers' ``int8_error`` is, in words."""
+        tuned = self.recipe.values == "int4" and parts_of(self.recipe).reconstruction.distils
+        return f"expected error of a layer's output{' before tuning' if tuned else ''}"
 
     @classmethod
     def build(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from permllm_offline.model.modules import linear_of
-from permllm_offline.sparsity.decisions import LayerDecision
 from permllm_offline.sparsity.importance import row_chunks
 
 SMALLEST, LARGEST = -128, 127
@@ -76,6 +73,18 @@ def explained_rows(weight: Tensor, scale: Tensor) -> Tensor:
     return torch.cat(found)
 
 
+@dataclass(frozen=True)
+class Int8Grid:
+    """Where the weights of a linear layer may lie: all int8 times float32 [out]."""
+
+    scale: Tensor
+
+    def rounded(self, weight: Tensor, *, rows: slice = slice(None)) -> Tensor:
+        """Round rows of the weight to the nearest values: float32 [rows, in]."""
+        scale = self.scale[rows]
+        return round_to_int8(weight, scale).float() * scale[:, None]
+
+
 def round_to_int8(weight: Tensor, scale: Tensor) -> Tensor:
     """Round `weight / scale` to the nearest int8; [out, in] and [out] -> int8 [out, in]."""
     return (weight.float() / scale[:, None]).round().clamp(SMALLEST, LARGEST).to(torch.int8)
@@ -96,44 +105,6 @@ def relative_error(
         errors.append(error if exact is None else error.masked_fill(exact[rows], 0))
     output, error = torch.cat(outputs).sum(), torch.cat(errors).sum()
     return float((error / output.clamp_min(1e-30)).sqrt())
-
-
-@dataclass(frozen=True)
-class RoundedLayer:
-    """A decoder layer's linears on int8 grids: float32 [out] scales, and each `relative_error`."""
-
-    scales: Mapping[str, Tensor]
-    errors: Mapping[str, float]
-
-
-def round_layer(
-    layer: nn.Module, decision: LayerDecision, energies: Mapping[str, Tensor] | None
-) -> RoundedLayer:
-    """Move the masked weights of a decoder layer onto their int8 grids, in place.
-
-    The weights keep their dtype: `q * s` rounded to it, from which `round_to_int8` finds the same
-    `q` again (bfloat16 rounding moves `w / s` by at most 128 / 512).
-
-    Args:
-        layer: decoder layer whose pruned weights are zero.
-        decision: names its pruned linears.
-        energies: shared-input group -> float32 [in_features], or None without calibration.
-    """
-    scales: dict[str, Tensor] = {}
-    errors: dict[str, float] = {}
-    for group in decision:
-        for linear in group.masks:
-            weight = linear_of(layer, linear).weight
-            energy = torch.ones(weight.shape[1], device=weight.device)
-            if energies is not None:
-                energy = energies[group.layout.group.name].to(weight.device)
-            scale = choose_scale(weight.data, energy)
-            errors[linear] = relative_error(weight.data, energy, scale)
-            for rows in row_chunks(weight.shape):
-                own = scale[rows]
-                weight.data[rows] = round_to_int8(weight.data[rows], own).float() * own[:, None]
-            scales[linear] = scale.cpu()
-    return RoundedLayer(scales, errors)
 
 
 def _row_error(weight: Tensor, energy: Tensor, scale: Tensor) -> Tensor:

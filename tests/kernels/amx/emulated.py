@@ -23,7 +23,8 @@ KERNELS = tuple(
 ORDER = ("few", "several", "many")
 """Of the kernels, as `run` in emulation.cpp numbers them; several are for int8 values alone."""
 AROUND_KERNELS = (
-    *("linear", "isa", "packing/pack", "packing/pack_dense", "packing/twelve_bits"),
+    *("linear", "isa", "packing/pack", "packing/pack_dense"),
+    *("packing/twelve_bits", "packing/four_bits"),
     *("threads/region", "threads/team", "memory/scratch", "memory/huge_pages"),
     *("experts/experts", "experts/routing", "portable/experts"),
 )

@@ -114,6 +114,23 @@ def test_the_command_shows_and_writes_the_forecast(
     assert len(speed["shapes"]) == 4
 
 
+@pytest.mark.parametrize("measured", ["int8", "int4"])
+def test_int4_values_are_as_fast_as_int8_where_no_kernel_reads_them(
+    measured: str, tmp_path: Path, tiny_model_directory: Path
+) -> None:
+    file, written = write_measurement(tmp_path / "m.json", measured), tmp_path / "plan.json"
+    plans = {}
+    for values in ("int4", "int8"):
+        options = ("--values", values, "--measured", str(file), "--json", str(written))
+        assert main(["plan", str(tiny_model_directory), *options]) == 0
+        plans[values] = json.loads(written.read_text())
+    speeds = {values: plan.pop("speed") for values, plan in plans.items()}
+    assert plans["int4"] == plans["int8"]
+    assert speeds["int4"]["shapes"]
+    assert ("int4 was not measured" in speeds["int4"]["note"]) == (measured == "int8")
+    assert bool(speeds["int8"]["shapes"]) == (measured == "int8")
+
+
 @pytest.mark.parametrize(
     ("measured", "title"),
     [("4:8", "speed of 4:8, x the"), ("2:4", "speed of 2:4 (4:8 was not measured), x the")],

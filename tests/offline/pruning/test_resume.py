@@ -36,10 +36,10 @@ SHORT = {
 }
 METHODS = {
     "in memory": ("--method", "permllm-wanda", "--reconstruction", "sparsegpt"),
-    "layer by layer": ("--method", "sparsegpt", "--values", "int8"),
+    "layer by layer": ("--method", "sparsegpt", "--values", "int4"),
     "in windows": ("--method", "permllm-wanda", "--learn-scope", "window", "--learn-window", "1"),
     "most sensitive": ("--method", "permllm-wanda", "--learn-layers", "auto:1"),
-    "best": ("--method", "permllm-best"),
+    "best": ("--method", "permllm-best", "--values", "int4"),
     "tuned": (
         *("--method", "wanda+cp", "--reconstruction", "obs+blockwise"),
         *("--scratch", "disk"),

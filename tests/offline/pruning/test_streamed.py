@@ -51,7 +51,7 @@ def assert_equal_ways(
         ("--method", "wanda+cp", "--reconstruction", "obs+blockwise"),
         ("--method", "wanda+cp", "--reconstruction", "sparsegpt+blockwise"),
         ("--method", "magnitude", "--values", "int8", "--dtype", "bfloat16"),
-        ("--method", "wanda+cp", "--reconstruction", "obs", "--values", "int8"),
+        ("--method", "wanda+cp", "--reconstruction", "obs", "--values", "int4"),
         ("--method", "permllm-ria", *WINDOWS, "--learn-window=1", "--learn-layers=0"),
         ("--method", "permllm-wanda", *WINDOWS, "--learn-window=1", "--values=int8"),
         ("--method", "permllm-wanda", *WINDOWS, "--learn-window=2", "--reconstruction=obs"),

@@ -10,7 +10,8 @@ from permllm_offline.pruning.streamed_results import PassedLayers, go_on, keep_p
 from permllm_offline.pruning.streamed_windows import Flow
 from permllm_offline.reconstruction.layer_error import LayerError
 from permllm_offline.run.steps import Step, WorkFolder
-from permllm_offline.sparsity.int8_values import RoundedLayer
+from permllm_offline.sparsity.int4_values import Int4Grid
+from permllm_offline.sparsity.rounded_layer import RoundedLayer
 
 
 @pytest.fixture
@@ -32,7 +33,11 @@ PASSED = PassedLayers(
     outputs=[0.25, 1 / 3],
     unpermuted=["..##"],
     rounded=[
-        RoundedLayer({"q": torch.tensor([1.0, 2.0]), "k": torch.tensor([3.0])}, {"q": 0.1}),
+        RoundedLayer(
+            {"q": torch.tensor([1.0, 2.0]), "k": torch.tensor([3.0])},
+            {"q": 0.1},
+            {"k": Int4Grid(torch.tensor([3.0]), torch.tensor([[16, 3]], dtype=torch.uint8))},
+        ),
         RoundedLayer({"q": torch.tensor([4.0])}, {"q": 0.2}),
     ],
     dense_perplexity=7.5,

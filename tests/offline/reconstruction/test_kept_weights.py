@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from permllm_offline.reconstruction import kept_weights
 from permllm_offline.reconstruction.kept_weights import BETAS, EPSILON, KeptWeights
 from permllm_offline.run.scratch import MEMORY, Scratch
+from permllm_offline.sparsity.int4_values import choose_grid
 from permllm_offline.sparsity.mask import keep_channels
 from permllm_vllm.checkpoint.packing import pack_mask
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -56,6 +57,35 @@ def test_steps_below_the_spacing_of_bfloat16_add_up() -> None:
             kept.step(1e-4)
     moved = (before - linear.weight)[mask].float()
     torch.testing.assert_close(moved, torch.full_like(moved, 0.02), rtol=0.2, atol=0)
+
+
+def test_the_model_holds_values_of_the_grid_and_steps_go_past_it() -> None:
+    """Straight-through: gradients are those at the rounded weights, steps those of exact ones."""
+    linear, mask = pruned_linear()
+    exact, inputs = linear.weight.clone(), torch.randn(10, 16)
+    grid = choose_grid(linear.weight, torch.ones(16))
+
+    def rounded(weight: Tensor) -> Tensor:
+        return grid.integers(weight) * grid.scale[:, None]
+
+    first = second = torch.zeros(6, 16)
+    with KeptWeights([linear], [pack_mask(mask)], grids=[grid]) as kept:
+        for step in range(1, 5):
+            torch.testing.assert_close(linear.weight.detach(), rounded(exact), rtol=1e-6, atol=0)
+            held = linear.weight.detach().clone()
+            linear(inputs).square().sum().backward()
+            gradient = (2 * (inputs @ held.t()).t() @ inputs) * mask
+            first = BETAS[0] * first + (1 - BETAS[0]) * gradient
+            second = BETAS[1] * second + (1 - BETAS[1]) * gradient**2
+            scaled = first / (1 - BETAS[0] ** step)
+            scaled = scaled / ((second / (1 - BETAS[1] ** step)).sqrt() + EPSILON)
+            exact = exact - 0.01 * scaled
+            kept.step(0.01)
+        kept.remember()
+        kept.step(0.0)
+        kept.recall()
+    assert torch.equal(grid.integers(linear.weight) * grid.scale[:, None], linear.weight.detach())
+    assert not linear.weight[~mask].any()
 
 
 def test_a_linear_without_gradient_stays() -> None:

@@ -28,6 +28,7 @@ DISTILLATION = {"steps": 3, "windows_per_step": 2, "self_windows": 2, "validatio
 OPTIONS: dict[str, Any] = {
     "method": "permllm-wanda",
     "reconstruction": "obs+distillation",
+    "values": "int4",
     "num_samples": 10,
     "sequence_length": 20,
     "evaluation_windows": 2,

@@ -9,7 +9,7 @@ from permllm_offline.model.loading import load_model, open_source
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
-from tests.offline.baked_models import bake, decisions_of, dense_twin, int8_scales
+from tests.offline.baked_models import bake, decisions_of, dense_twin, integer_scales
 from tests.offline.tiny_models import tiny_llama
 
 
@@ -65,7 +65,7 @@ def test_the_baked_model_equals_its_masked_twin(
 def test_int8_values_equal_their_rounded_twin(tmp_path: Path) -> None:
     model = tiny_llama(attention_bias=True, mlp_bias=True)
     decisions = decisions_of(model, Pattern(2, 4), 64)
-    scales = int8_scales(model, decisions)
+    scales = integer_scales(model, decisions)
     bake(model, decisions, Pattern(2, 4), 64, tmp_path / "baked", scales)
 
     assert validate(tmp_path / "baked") == []

@@ -1,0 +1,133 @@
+"""int4 values: int8 values that are multiples, -8 to 7 times, of a small number of their group.
+
+A group is the part of a row that meets 64 successive input channels, a block of the kernels. With
+one scale for each row they are int8 values as any others; kernels that know of the multiples hold
+them in 4 bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from permllm_offline.sparsity.int8_values import CACHED_ELEMENTS
+
+GROUP = 64
+"""Input channels that have a multiplier together; permutations must not move any out of them."""
+
+SMALLEST, LARGEST = -8, 7
+MOST = 16
+"""Largest multiplier: SMALLEST times as much is the smallest int8."""
+
+CLIPS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
+"""Shares of a group's largest magnitude that are tried as the middle of 7 and 8 steps."""
+
+NEIGHBOURS = (0, -1, 1, -2, 2)
+"""What is added to the nearest multiplier, to see whether another one errs less."""
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class Int4Grid:
+    """Where the weights of a linear layer may lie: float32 [out] times uint8 [out, groups]."""
+
+    scale: Tensor
+    multipliers: Tensor
+
+    def integers(self, weight: Tensor, *, rows: slice = slice(None), group: int = GROUP) -> Tensor:
+        """Round to the nearest values of the grid.
+
+        Args:
+            weight: floating [rows, n].
+            rows: which ones of the grid these are.
+            group: successive columns that have a multiplier together.
+
+        Returns:
+            float32 [rows, n]: integers of int8, to be scaled.
+        """
+        columns = weight.shape[1]
+        grouped = functional.pad(weight.float(), (0, -columns % group)).unflatten(1, (-1, group))
+        multipliers = self.multipliers[rows, :, None].to(weight.device, torch.float32)
+        steps = multipliers * self.scale[rows, None, None].to(weight.device)
+        integers = (grouped / steps).round_().clamp_(SMALLEST, LARGEST).mul_(multipliers)
+        return integers.flatten(1)[:, :columns]
+
+    def rounded(self, weight: Tensor, *, rows: slice = slice(None), group: int = GROUP) -> Tensor:
+        """The same as weights: float32 [rows, n]."""
+        scale = self.scale[rows, None].to(weight.device)
+        return self.integers(weight, rows=rows, group=group) * scale
+
+
+def choose_grid(weight: Tensor, channel_energy: Tensor) -> Int4Grid:
+    """Choose scales and multipliers by the least expected squared error of the layer's output.
+
+    As `int8_values.choose_scale` does for whole rows: every group has the step that errs least, the
+    row a scale that leaves room for the largest of them, and then each group the multiplier that
+    errs least.
+
+    Args:
+        weight: floating [out, in], pruned weights zero (they stay zero).
+        channel_energy: float32 [in], mean square of each input channel; ones without data.
+    """
+    rows = max(1, CACHED_ELEMENTS // weight.shape[1])
+    energy = _grouped(channel_energy.float()[None])
+    grids = [_choose_grid(_grouped(part.float()), energy) for part in weight.split(rows)]
+    scales, multipliers = zip(*grids, strict=True)
+    return Int4Grid(torch.cat(scales), torch.cat(multipliers))
+
+
+def _grouped(rows: Tensor) -> Tensor:
+    """[rows, in] -> [rows, groups, GROUP], zeros past the last channel."""
+    return functional.pad(rows, (0, -rows.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+
+
+def _choose_grid(weight: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+    steps = _best_steps(weight, energy)
+    largest = steps.amax(1)
+    scale = torch.where(largest > 0, (largest / MOST).clamp_min(_TINY), 1.0)
+    nearest = (steps / scale[:, None]).round_().clamp_(1, MOST)
+    best, smallest = nearest, torch.full_like(nearest, torch.inf)
+    for more in NEIGHBOURS:
+        multipliers = (nearest + more).clamp_(1, MOST)
+        error = weight - _nearest(weight, multipliers * scale[:, None])
+        error = (error.square_() * energy).sum(-1)
+        better = error < smallest
+        best = torch.where(better, multipliers, best)
+        smallest = torch.where(better, error, smallest)
+    return _refitted(weight, energy, scale, best), best.to(torch.uint8)
+
+
+def _best_steps(weight: Tensor, energy: Tensor) -> Tensor:
+    """The step of least error of every group: [rows, groups], 0 where it has no weights."""
+    largest = weight.abs().amax(-1)
+    weighted = weight * energy
+    best, gained = largest / -SMALLEST, torch.zeros_like(largest)
+    for clip in CLIPS:
+        step = largest * (2 * clip / (LARGEST - SMALLEST))
+        integers = _nearest(weight, step).div_(step.clamp_min(_TINY)[..., None])
+        overlap = (integers * weighted).sum(-1)
+        power = (integers.square_() * energy).sum(-1)
+        # As in `int8_values`: least squares takes overlap^2 / power off the error.
+        gain = torch.where(power > 0, overlap * (overlap / power), 0.0)
+        better = gain > gained
+        best = torch.where(better, overlap / power, best)
+        gained = torch.where(better, gain, gained)
+    return best
+
+
+def _refitted(weight: Tensor, energy: Tensor, scale: Tensor, multipliers: Tensor) -> Tensor:
+    """The scale of every row by least squares, for the integers that it has."""
+    integers = _nearest(weight, multipliers * scale[:, None]) / scale[:, None, None]
+    overlap = (integers * weight * energy).sum((1, 2))
+    power = (integers.square() * energy).sum((1, 2))
+    return torch.where(overlap > 0, overlap / power, scale)
+
+
+def _nearest(weight: Tensor, steps: Tensor) -> Tensor:
+    """[rows, groups, GROUP] rounded to multiples of the step of their group."""
+    steps = steps.clamp_min(_TINY)[..., None]
+    return (weight / steps).round_().clamp_(SMALLEST, LARGEST).mul_(steps)
