@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from permllm_offline.conversion.int8_rounding import Int8Rounding
+from permllm_offline.conversion.integer_rounding import IntegerRounding
 from permllm_offline.model.loading import load_model
 from permllm_offline.preparation.prepared import prepare
 from permllm_offline.preparation.recipe_input import make_recipe, read_recipe
@@ -79,4 +79,6 @@ def _tensors(
                 weight = unpermute_columns(weight, permutation, block_size)
         return weight, energies[module]
 
-    return Int8Rounding(judged).rounded((name, reader.tensor(name)) for name in reader.names())
+    return IntegerRounding(judged=judged).rounded(
+        (name, reader.tensor(name)) for name in reader.names()
+    )

@@ -38,10 +38,10 @@ def test_int8_from_either_source(
         return main(["convert", str(given), "--output", str(tmp_path / output), *options])
 
     assert convert(source, "sparse") == 0
-    assert "int8 error" not in capsys.readouterr().out
+    assert "rounding error" not in capsys.readouterr().out
     for given, output in ((source, "one-step"), (tmp_path / "sparse", "two-steps")):
         assert convert(given, output, "--values", "int8") == 0
-        assert "int8 error" in capsys.readouterr().out
+        assert "rounding error" in capsys.readouterr().out
         assert main(["inspect", "--verify", str(tmp_path / output)]) == 0
         capsys.readouterr()
     assert same_weights(tmp_path / "one-step", tmp_path / "two-steps")

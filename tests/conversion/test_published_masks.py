@@ -63,7 +63,7 @@ def test_kept_zeros_stay_and_linears_without_a_mask_are_dense(
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
     some = {name: mask for name, mask in masks_of(pruned).items() if "layers.0." in name}
     file = write_masks(tmp_path / "masks" / FILE, some)
-    report = convert_to_sparse(str(model), tmp_path / "out", masks=str(file), int8=True)
+    report = convert_to_sparse(str(model), tmp_path / "out", masks=str(file), values="int8")
     layer = CheckpointReader(tmp_path / "out").layer(FIRST.removesuffix(".weight"))
     assert torch.equal(layer.mask, pack_mask(some[FIRST]))
     assert {one.name.split(".")[2] for one in report.left_dense} == {"1"}
@@ -78,7 +78,7 @@ def test_models_in_8_bits_take_masks(form: str, pruned: Path, dense: Path, tmp_p
         convert_to_sparse(str(tmp_path / name), tmp_path / f"{name} out", masks=str(file))
     assert same_weights(tmp_path / "scaled out", tmp_path / "back out")
     report = convert_to_sparse(
-        str(tmp_path / "scaled"), tmp_path / "int8", masks=str(file), int8=True
+        str(tmp_path / "scaled"), tmp_path / "int8", masks=str(file), values="int8"
     )
     exact = form == "int8"
     assert ({one.int8_error for one in report.linears} == {0.0}) is exact

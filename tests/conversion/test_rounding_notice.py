@@ -30,7 +30,7 @@ def test_papers_of_a_prune_say_it(
     entries = {"model": str(dense), "method": "magnitude", "evaluation_windows": 0}
     pipeline.prune(make_recipe(entries), sparse)
     pipeline.prune(make_recipe(entries | {"values": "int8"}), pruned_int8)
-    convert_to_sparse(str(sparse), int8, int8=True)
+    convert_to_sparse(str(sparse), int8, values="int8")
 
     card, before = (int8 / CARD).read_text(), (sparse / CARD).read_text()
     header, _, rest = before.removeprefix("---\n").partition("---\n")
@@ -73,7 +73,7 @@ def test_files_of_other_tools_stay_as_they_are(dense: Path, tmp_path: Path) -> N
     convert_to_sparse(str(source), tmp_path / "sparse")
     for given in (source, tmp_path / "sparse"):
         output = tmp_path / f"{given.name}-int8"
-        convert_to_sparse(str(given), output, int8=True)
+        convert_to_sparse(str(given), output, values="int8")
         card = (output / CARD).read_bytes()
         assert card.startswith(b"\n> The bfloat16 values " + NOTICE.encode())
         assert card.endswith(b"\n\n" + files[CARD])
@@ -82,7 +82,7 @@ def test_files_of_other_tools_stay_as_they_are(dense: Path, tmp_path: Path) -> N
         (output / REPORT).write_text('{"of": "another tool"}')
     (source / CARD).unlink()
     (source / REPORT).write_text('{"of": "another tool"}')
-    convert_to_sparse(str(source), tmp_path / "bare", int8=True)
+    convert_to_sparse(str(source), tmp_path / "bare", values="int8")
     written = {path.name for path in (tmp_path / "bare").iterdir()}
     assert written & set(PAPERS) == {RECIPE, REPORT}
     assert json.loads((tmp_path / "bare" / REPORT).read_text()) == {"of": "another tool"}

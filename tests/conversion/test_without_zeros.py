@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -89,12 +90,12 @@ def test_integers_of_sparse_marlin(
     assert same_weights(tmp_path / "dense", tmp_path / "back")
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_int8_values_are_the_integers_that_are_stored(
-    bits: int, pruned: Path, tmp_path: Path
+@pytest.mark.parametrize(("bits", "values"), [(4, "int4"), (4, "int8"), (8, "int8")])
+def test_values_are_the_integers_that_are_stored(
+    bits: int, values: Literal["int4", "int8"], pruned: Path, tmp_path: Path
 ) -> None:
     write_marlin(pruned, tmp_path / "marlin", tmp_path / "back", bits)
-    report = convert_to_sparse(str(tmp_path / "marlin"), tmp_path / "out", int8=True)
+    report = convert_to_sparse(str(tmp_path / "marlin"), tmp_path / "out", values=values)
     assert {one.int8_error for one in report.linears} == {0.0}
     assert "every row was stored as integers" in report.rounding
     plain = load_file(pruned / "model.safetensors")
@@ -109,9 +110,12 @@ def test_int8_values_are_the_integers_that_are_stored(
         assert torch.equal(layer.values, integers[unpacked(layer.mask)].view(layer.values.shape))
 
 
-def test_scales_of_groups_become_one_for_the_row(pruned: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("values", "least", "most"), [("int8", 1e-3, 0.01), ("int4", 0.01, 0.08)])
+def test_scales_of_groups_become_one_for_the_row(
+    values: Literal["int4", "int8"], least: float, most: float, pruned: Path, tmp_path: Path
+) -> None:
     write_marlin(pruned, tmp_path / "marlin", tmp_path / "back", group=32)
-    report = convert_to_sparse(str(tmp_path / "marlin"), tmp_path / "out", int8=True)
+    report = convert_to_sparse(str(tmp_path / "marlin"), tmp_path / "out", values=values)
     convert_to_dense(str(tmp_path / "out"), tmp_path / "dense")
     before, after = (
         load_file(tmp_path / f"{name}/model.safetensors") for name in ("back", "dense")
@@ -119,7 +123,7 @@ def test_scales_of_groups_become_one_for_the_row(pruned: Path, tmp_path: Path) -
     for linear in report.linears:
         weight = before[f"{linear.name}.weight"].float()
         error = (after[f"{linear.name}.weight"].float() - weight).norm() / weight.norm()
-        assert 1e-3 < linear.int8_error < 0.01
+        assert least < linear.int8_error < most
         assert float(error) == pytest.approx(linear.int8_error, rel=0.2)  # rounded to bfloat16
 
 
@@ -135,7 +139,7 @@ def test_int8_weights_keep_their_integers(stored: str, pruned: Path, tmp_path: P
     source = tmp_path / "scaled"
     if stored == "without":
         source = write_bitmask(tmp_path / "scaled", tmp_path / "bitmask")
-    convert_to_sparse(str(source), tmp_path / "out", int8=True)
+    convert_to_sparse(str(source), tmp_path / "out", values="int8")
     tensors, reader = (
         load_file(tmp_path / "scaled/model.safetensors"),
         CheckpointReader(tmp_path / "out"),

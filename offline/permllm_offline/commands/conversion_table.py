@@ -23,7 +23,7 @@ def conversion_table(report: ConversionReport) -> Table:
     table.add_column("permutation")
     table.add_column("density", justify="right")
     if report.rounding:
-        table.add_column("int8 error", justify="right")
+        table.add_column("rounding error", justify="right")
     table.add_column("why dense")
     rows = defaultdict(list)
     for linear in report.linears:

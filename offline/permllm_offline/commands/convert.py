@@ -29,7 +29,7 @@ _EXAMPLES = """examples:
   permllm-offline convert neuralmagic/Sparse-Llama-3.1-8B-2of4 --output ./sparse --strict
   permllm-offline convert meta-llama/Llama-2-7b-hf --masks Vinnnf/LLaMA-2-7B-MaskLLM-C4 \\
       --output ./sparse
-  permllm-offline convert ./sparse-llama-w4a16 --values int8 --output ./sparse
+  permllm-offline convert ./sparse-llama-w4a16 --values int4 --output ./sparse
   permllm-offline convert ./permllm-authors --output ./sparse --block-size 64 --json found.json
   permllm-offline convert ./sparse --values int8 --output ./sparse-int8
   permllm-offline convert ./sparse --to dense --output ./dense
@@ -54,9 +54,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--values",
-        choices=("auto", "int8"),
+        choices=("auto", "int8", "int4"),
         default="auto",
-        help="kept weights: auto (as they are) or int8, a scale per row (default %(default)s)",
+        help="kept weights: auto (as they are), int8 with a scale per row, or int4, that are int8 "
+        "as well, of so few values that kernels may hold them in 4 bits (default %(default)s)",
     )
     parser.add_argument(
         "--masks",
@@ -98,8 +99,8 @@ def run(options: argparse.Namespace) -> None:
     if options.to == "dense":
         if options.values != "auto":
             raise OfflineError(
-                "--values int8 is about the sparse checkpoint that is written, and a dense one has "
-                "the model's dtype: leave it out with --to dense."
+                f"--values {options.values} is about the sparse checkpoint that is written, and a "
+                "dense one has the model's dtype: leave it out with --to dense."
             )
         if options.strict or options.block_size or options.masks or options.pattern != "auto":
             raise OfflineError(
@@ -114,7 +115,7 @@ def run(options: argparse.Namespace) -> None:
             pattern=None if options.pattern == "auto" else Pattern.parse(options.pattern),
             block_size=options.block_size,
             strict=options.strict,
-            int8=options.values == "int8",
+            values=options.values,
             masks=options.masks,
             **writing,
         )

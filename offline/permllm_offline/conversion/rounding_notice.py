@@ -1,4 +1,4 @@
-"""What is said beside weights whose values were rounded to int8 after the papers were written."""
+"""What is said beside weights that were rounded to integers after the papers were written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from permllm_offline.conversion.int8_rounding import Int8Rounding
+from permllm_offline.conversion.integer_rounding import IntegerRounding
 from permllm_offline.report import papers
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.shards import read_json
@@ -19,7 +19,7 @@ _HEADER = re.compile(rb"\A---\r?\n.*?\r?\n---[ \t]*(\r?\n|\Z)", re.DOTALL)
 
 
 def noted_papers(
-    directory: Path, rounding: Int8Rounding, dtype: str
+    directory: Path, rounding: IntegerRounding, dtype: str
 ) -> dict[str, Callable[[], bytes]]:
     """Carry the papers of a source over with a notice; what they say else is of the source.
 
@@ -52,10 +52,11 @@ def noted_papers(
     return carried
 
 
-def _notice(rounding: Int8Rounding, dtype: str) -> str:
+def _notice(rounding: IntegerRounding, dtype: str) -> str:
     return (
-        f"The {dtype} values of {len(rounding.errors)} sparse linear layers were rounded to int8 "
-        "by `permllm-offline convert --values int8`, without calibration data: "
+        f"The {dtype} values of {len(rounding.errors)} sparse linear layers were rounded to "
+        f"{rounding.values} by `permllm-offline convert --values {rounding.values}`, without "
+        "calibration data: "
         f"{rounding.origin_of_scales}. Relative error of a layer's weights: "
         f"{max(rounding.errors.values()):.2%} at most. All else here was written before that and "
         "is about the values before."
@@ -88,7 +89,7 @@ def _on_page(page: bytes, text: str) -> bytes:
     return page.replace(b"</h1>", b"</h1>\n<p>" + text.replace("`", "").encode() + b"</p>", 1)
 
 
-def _in_report(report: dict[str, Any], rounding: Int8Rounding, text: str) -> bytes:
+def _in_report(report: dict[str, Any], rounding: IntegerRounding, text: str) -> bytes:
     """Say it first, and write each layer's ``int8_error``, which the prune left open."""
     layers = [
         layer | {"int8_error": rounding.errors[layer["name"]]}

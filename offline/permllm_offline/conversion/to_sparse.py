@@ -1,4 +1,4 @@
-"""Write a sparse checkpoint in this format: that of another tool, or with int8 values our own."""
+"""Write a sparse checkpoint in this format: of another tool, or ours with integer values."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import logging
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 from tqdm import tqdm
 
 from permllm_offline.conversion.formats import open_weights
 from permllm_offline.conversion.ignore_entries import ignored
-from permllm_offline.conversion.int8_rounding import Int8Rounding
+from permllm_offline.conversion.integer_rounding import IntegerRounding
 from permllm_offline.conversion.pattern_choice import Judged, judge
 from permllm_offline.conversion.published_masks import open_masks
 from permllm_offline.conversion.report import (
@@ -27,7 +28,7 @@ from permllm_offline.conversion.report import (
 from permllm_offline.conversion.rounding_notice import noted_papers
 from permllm_offline.conversion.shard_size import shard_bytes
 from permllm_offline.conversion.sources import WeightSource
-from permllm_offline.conversion.to_int8 import convert_to_int8
+from permllm_offline.conversion.to_integers import convert_to_integers
 from permllm_offline.errors import OfflineError
 from permllm_offline.forecast.outline import sparse_bytes
 from permllm_offline.model.architecture import require_language_model
@@ -49,6 +50,9 @@ from permllm_vllm.checkpoint.writer import write_checkpoint
 
 logger = logging.getLogger(__name__)
 
+Values = Literal["auto", "int8", "int4"]
+"""Dtype of the kept weights; ``auto``: as they are."""
+
 
 def convert_to_sparse(
     model: str,
@@ -57,7 +61,7 @@ def convert_to_sparse(
     pattern: Pattern | None = None,
     block_size: int | None = None,
     strict: bool = False,
-    int8: bool = False,
+    values: Values = "auto",
     masks: str | None = None,
     force: bool = False,
     max_shard_bytes: int | None = None,
@@ -65,7 +69,7 @@ def convert_to_sparse(
     """Convert a checkpoint that holds N:M zeros, or gets them; the output is complete or absent.
 
     Every weight keeps its value bit for bit (a pruned negative zero becomes a zero), or is rounded
-    to int8, which a checkpoint of this format may be too: see ``convert_to_int8``. Linears that
+    to integers, which those of this format may be too: see ``convert_to_integers``. Linears that
     do not obey the pattern are left dense and listed in ``ignore``, all experts of a layer where
     one does not. Two passes over the source, one decoder layer in memory at a time.
 
@@ -76,7 +80,7 @@ def convert_to_sparse(
         block_size: channels per permutation block; by default the first of 64, 128 and 32 that
             explains the first sparse decoder layer.
         strict: raise instead of leaving a linear dense.
-        int8: round what is kept to int8 with a scale per row, chosen from the weights alone.
+        values: ``int8`` and ``int4`` round what is kept, by the weights alone.
         masks: npz of masks for a dense model, its folder, or its name on the hub.
         force: replace a checkpoint in the output.
         max_shard_bytes: bytes of a safetensors file, which is in memory; by default about a decoder
@@ -89,13 +93,15 @@ def convert_to_sparse(
     """
     opened = None if masks is None else open_masks(masks)  # the smaller download
     found = open_source(model)
-    if int8 and is_of_this_format(read_json(found.directory / CONFIG_NAME)):
+    if values != "auto" and is_of_this_format(read_json(found.directory / CONFIG_NAME)):
         if pattern is not None or block_size is not None or strict or masks is not None:
             raise OfflineError(
                 "--pattern, --block-size, --strict and --masks are about what is found in a "
                 f"source: leave them out, {model!r} is of this format."
             )
-        return convert_to_int8(found, output, force=force, max_shard_bytes=max_shard_bytes)
+        return convert_to_integers(
+            found, output, values, force=force, max_shard_bytes=max_shard_bytes
+        )
     require_language_model(found)
     check_destination(output, found.directory, force=force)
     check_companions(found.directory)
@@ -105,8 +111,10 @@ def convert_to_sparse(
     _check(report, strict=strict)
     dtype = judged.value_dtype()
     rounding = None
-    if int8:
-        rounding = Int8Rounding(stored=lambda module: source.row_scales(f"{module}.weight"))
+    if values != "auto":
+        rounding = IntegerRounding(
+            values, stored=lambda module: source.row_scales(f"{module}.weight")
+        )
     noted = {} if rounding is None else noted_papers(found.directory, rounding, dtype)
     quantization = QuantizationConfig(
         pattern=str(judged.pattern),

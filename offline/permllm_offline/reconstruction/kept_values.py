@@ -7,6 +7,7 @@ are found once, and take a byte for each weight of the matrix.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -68,11 +69,12 @@ def scatter_kept(
         weight: [out_features, in_features].
         grid: of the weight, to whose nearest values they are rounded; half of every group is kept.
     """
-    group = GROUP * kept.shape[1] // weight.shape[1]
+    if grid is not None:
+        grid = replace(grid, group=GROUP * kept.shape[1] // weight.shape[1])
     for rows in row_chunks(weight.shape):
         places, values = channels[rows].to(weight.device, torch.int64), kept[rows]
         if grid is not None:
-            values = grid.rounded(values, rows=rows, group=group)
+            values = grid.rounded(values, rows=rows)
         weight[rows].scatter_(1, places, values.to(weight))
 
 

@@ -33,36 +33,33 @@ _TINY = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True)
 class Int4Grid:
-    """Where the weights of a linear layer may lie: float32 [out] times uint8 [out, groups]."""
+    """A `Grid` with a step for every group: float32 [out] times uint8 [out, groups].
+
+    ``group`` successive columns have a multiplier together: as many as a group has of what is
+    rounded, all channels or those that are kept.
+    """
 
     scale: Tensor
     multipliers: Tensor
+    group: int = GROUP
 
-    def integers(self, weight: Tensor, *, rows: slice = slice(None), group: int = GROUP) -> Tensor:
-        """Round to the nearest values of the grid.
+    def integers(self, weight: Tensor, *, rows: slice = slice(None)) -> Tensor:
+        """Round some rows of the weight to the nearest values: int8 [rows, n], to be scaled."""
+        return self._nearest(weight, rows).to(torch.int8)
 
-        Args:
-            weight: floating [rows, n].
-            rows: which ones of the grid these are.
-            group: successive columns that have a multiplier together.
+    def rounded(self, weight: Tensor, *, rows: slice = slice(None)) -> Tensor:
+        """The same as weights: float32 [rows, n]."""
+        return self._nearest(weight, rows) * self.scale[rows, None].to(weight.device)
 
-        Returns:
-            float32 [rows, n]: integers of int8, to be scaled.
-        """
-        columns = weight.shape[1]
-        grouped = functional.pad(weight.float(), (0, -columns % group)).unflatten(1, (-1, group))
+    def _nearest(self, weight: Tensor, rows: slice) -> Tensor:
         multipliers = self.multipliers[rows, :, None].to(weight.device, torch.float32)
         steps = multipliers * self.scale[rows, None, None].to(weight.device)
-        integers = (grouped / steps).round_().clamp_(SMALLEST, LARGEST).mul_(multipliers)
-        return integers.flatten(1)[:, :columns]
-
-    def rounded(self, weight: Tensor, *, rows: slice = slice(None), group: int = GROUP) -> Tensor:
-        """The same as weights: float32 [rows, n]."""
-        scale = self.scale[rows, None].to(weight.device)
-        return self.integers(weight, rows=rows, group=group) * scale
+        integers = (_grouped(weight.float(), self.group) / steps).round_()
+        integers = integers.clamp_(SMALLEST, LARGEST).mul_(multipliers)
+        return integers.flatten(1)[:, : weight.shape[1]]
 
 
-def choose_grid(weight: Tensor, channel_energy: Tensor) -> Int4Grid:
+def choose_grid(weight: Tensor, channel_energy: Tensor, group: int = GROUP) -> Int4Grid:
     """Choose scales and multipliers by the least expected squared error of the layer's output.
 
     As `int8_values.choose_scale` does for whole rows: every group has the step that errs least, the
@@ -72,17 +69,18 @@ def choose_grid(weight: Tensor, channel_energy: Tensor) -> Int4Grid:
     Args:
         weight: floating [out, in], pruned weights zero (they stay zero).
         channel_energy: float32 [in], mean square of each input channel; ones without data.
+        group: of the grid.
     """
     rows = max(1, CACHED_ELEMENTS // weight.shape[1])
-    energy = _grouped(channel_energy.float()[None])
-    grids = [_choose_grid(_grouped(part.float()), energy) for part in weight.split(rows)]
+    energy = _grouped(channel_energy.float()[None], group)
+    grids = [_choose_grid(_grouped(part.float(), group), energy) for part in weight.split(rows)]
     scales, multipliers = zip(*grids, strict=True)
-    return Int4Grid(torch.cat(scales), torch.cat(multipliers))
+    return Int4Grid(torch.cat(scales), torch.cat(multipliers), group)
 
 
-def _grouped(rows: Tensor) -> Tensor:
-    """[rows, in] -> [rows, groups, GROUP], zeros past the last channel."""
-    return functional.pad(rows, (0, -rows.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+def _grouped(rows: Tensor, group: int) -> Tensor:
+    """[rows, n] -> [rows, groups, group], zeros past the last column."""
+    return functional.pad(rows, (0, -rows.shape[1] % group)).unflatten(1, (-1, group))
 
 
 def _choose_grid(weight: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,6 +126,6 @@ def _refitted(weight: Tensor, energy: Tensor, scale: Tensor, multipliers: Tensor
 
 
 def _nearest(weight: Tensor, steps: Tensor) -> Tensor:
-    """[rows, groups, GROUP] rounded to multiples of the step of their group."""
+    """[rows, groups, group] rounded to multiples of the step of their group."""
     steps = steps.clamp_min(_TINY)[..., None]
     return (weight / steps).round_().clamp_(SMALLEST, LARGEST).mul_(steps)

@@ -53,12 +53,16 @@ def _choose_scale(weight: Tensor, energy: Tensor) -> Tensor:
     return torch.where((gained == 0) & (largest > 0), largest / LARGEST, best)
 
 
-def explained_rows(weight: Tensor, scale: Tensor) -> Tensor:
+def explained_rows(
+    weight: Tensor, scale: Tensor, smallest: int = SMALLEST, largest: int = LARGEST
+) -> Tensor:
     """Tell of each row whether all of it is integers times its scale, rounded once.
 
     Args:
         weight: floating [out, in], products that were computed in float32 and rounded to its dtype.
         scale: float32 [out].
+        smallest: of the integers.
+        largest: of the integers.
 
     Returns:
         bool [out].
@@ -68,45 +72,26 @@ def explained_rows(weight: Tensor, scale: Tensor) -> Tensor:
         part, steps = weight[rows], scale[rows, None]
         integers = (part.float() / steps).round_()
         same = (integers * steps).to(part.dtype) == part
-        inside = (integers >= SMALLEST) & (integers <= LARGEST)
+        inside = (integers >= smallest) & (integers <= largest)
         found.append((same & inside).all(1) & (scale[rows] > 0))
     return torch.cat(found)
 
 
 @dataclass(frozen=True)
 class Int8Grid:
-    """Where the weights of a linear layer may lie: all int8 times float32 [out]."""
+    """A `Grid` of all int8: float32 [out]."""
 
     scale: Tensor
 
+    def integers(self, weight: Tensor, *, rows: slice = slice(None)) -> Tensor:
+        """Round some rows of the weight: int8 [rows, n], to be scaled."""
+        return round_to_int8(weight, self.scale[rows])
+
     def rounded(self, weight: Tensor, *, rows: slice = slice(None)) -> Tensor:
-        """Round rows of the weight to the nearest values: float32 [rows, in]."""
-        scale = self.scale[rows]
-        return round_to_int8(weight, scale).float() * scale[:, None]
+        """The same as weights: float32 [rows, n]."""
+        return self.integers(weight, rows=rows).float() * self.scale[rows, None]
 
 
 def round_to_int8(weight: Tensor, scale: Tensor) -> Tensor:
     """Round `weight / scale` to the nearest int8; [out, in] and [out] -> int8 [out, in]."""
     return (weight.float() / scale[:, None]).round().clamp(SMALLEST, LARGEST).to(torch.int8)
-
-
-def relative_error(
-    weight: Tensor, channel_energy: Tensor, scale: Tensor, exact: Tensor | None = None
-) -> float:
-    """Return the expected root-mean-square error of the output, relative to the output.
-
-    Rows that ``exact`` names, bool [out], have none: theirs is that of ``weight`` itself.
-    """
-    energy, outputs, errors = channel_energy.float(), [], []
-    for rows in row_chunks(weight.shape):
-        part = weight[rows].float()
-        outputs.append(part.square() @ energy)
-        error = _row_error(part, energy, scale[rows])
-        errors.append(error if exact is None else error.masked_fill(exact[rows], 0))
-    output, error = torch.cat(outputs).sum(), torch.cat(errors).sum()
-    return float((error / output.clamp_min(1e-30)).sqrt())
-
-
-def _row_error(weight: Tensor, energy: Tensor, scale: Tensor) -> Tensor:
-    error = weight - round_to_int8(weight, scale).float() * scale[:, None]
-    return error.square() @ energy

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from permllm_offline.model.modules import linear_of
 from permllm_offline.sparsity.decisions import LayerDecision
+from permllm_offline.sparsity.grid import Grid, relative_error
 from permllm_offline.sparsity.importance import row_chunks
 from permllm_offline.sparsity.int4_values import Int4Grid, choose_grid
 from permllm_offline.sparsity.int8_values import Int8Grid, choose_scale
@@ -60,13 +61,13 @@ def choose_grids(
             energy = torch.ones(weight.shape[1], device=weight.device)
             if energies is not None:
                 energy = energies[group.layout.group.name].to(weight.device)
-            grid: Int8Grid | Int4Grid
+            grid: Grid
             if values == "int4":
-                grid = choose_grid(weight, energy)
-                int4[linear] = Int4Grid(grid.scale.cpu(), grid.multipliers.cpu())
+                grid = chosen = choose_grid(weight, energy)
+                int4[linear] = Int4Grid(chosen.scale.cpu(), chosen.multipliers.cpu())
             else:
                 grid = Int8Grid(choose_scale(weight, energy))
-            errors[linear] = _relative_error(weight, energy, grid)
+            errors[linear] = relative_error(weight, energy, grid)
             scales[linear] = grid.scale.cpu()
             for rows in row_chunks(weight.shape) if rounds else ():
                 weight[rows] = grid.rounded(weight[rows], rows=rows).to(weight.dtype)
@@ -94,14 +95,3 @@ class WeightsOnGrids(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
-
-
-def _relative_error(weight: Tensor, energy: Tensor, grid: Int8Grid | Int4Grid) -> float:
-    """The expected root-mean-square error of a rounded weight's output, relative to the output."""
-    outputs, errors = [], []
-    for rows in row_chunks(weight.shape):
-        part = weight[rows].float()
-        outputs.append(part.square() @ energy)
-        errors.append((part - grid.rounded(part, rows=rows)).square_() @ energy)
-    output, error = torch.cat(outputs).sum(), torch.cat(errors).sum()
-    return float((error / output.clamp_min(1e-30)).sqrt())

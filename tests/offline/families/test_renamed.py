@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from permllm_offline.api import prune
 from permllm_offline.cli import main
 from permllm_offline.conversion.to_dense import convert_to_dense
-from permllm_offline.conversion.to_int8 import convert_to_int8
+from permllm_offline.conversion.to_integers import convert_to_integers
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.errors import OfflineError
 from permllm_offline.forecast.outline import outline
@@ -91,7 +91,7 @@ def test_names_stay_through_pruning_and_conversions(
     convert_to_sparse(str(tmp_path / "dense"), tmp_path / "again", strict=True)
     assert validate(tmp_path / "again") == []
     assert load_file(tmp_path / "again" / FILE).keys() == written.keys()
-    convert_to_int8(open_source(str(sparse)), tmp_path / "int8")
+    convert_to_integers(open_source(str(sparse)), tmp_path / "int8", "int8")
     assert validate(tmp_path / "int8") == []
     assert modules(load_file(tmp_path / "int8" / FILE)) == modules(written)
 

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from permllm_offline.sparsity.grid import relative_error
 from permllm_offline.sparsity.int8_values import (
     CLIPS,
+    Int8Grid,
     choose_scale,
     explained_rows,
-    relative_error,
     round_to_int8,
 )
 
@@ -103,5 +104,5 @@ def test_relative_error_is_that_of_the_output() -> None:
     exact = inputs @ weight.T
     rounded = inputs @ (round_to_int8(weight, scale).float() * scale[:, None]).T
     measured = float((rounded - exact).norm() / exact.norm())
-    assert math.isclose(relative_error(weight, energy, scale), measured, rel_tol=0.02)
+    assert math.isclose(relative_error(weight, energy, Int8Grid(scale)), measured, rel_tol=0.02)
     assert measured < 0.02

@@ -1,9 +1,10 @@
-"""Kept values become int8 on the way: those of a permllm checkpoint, and those of other tools."""
+"""Kept values become integers on the way, of a permllm checkpoint and of other tools."""
 
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -49,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(place: Path) -> ConversionReport:
     """Of the conversion of `sparse` to `int8`."""
-    return convert_to_sparse(str(place / "sparse"), place / "int8", int8=True)
+    return convert_to_sparse(str(place / "sparse"), place / "int8", values="int8")
 
 
 def quantization(directory: Path) -> dict[str, object]:
@@ -80,7 +81,7 @@ def test_values_alone_change_by_half_a_step(tmp_path: Path, dtype: torch.dtype) 
         lambda layer, linear, n: None if (layer, linear) == (1, DOWN) else orders(layer, linear, n),
     )
     convert_to_sparse(str(source), tmp_path / "sparse")
-    report = convert_to_sparse(str(tmp_path / "sparse"), tmp_path / "int8", int8=True)
+    report = convert_to_sparse(str(tmp_path / "sparse"), tmp_path / "int8", values="int8")
     assert verify(tmp_path / "int8").problems == []
     assert verify(tmp_path / "int8").checksums
     expected = quantization(tmp_path / "sparse") | {"value_dtype": "int8"}
@@ -107,6 +108,28 @@ def test_values_alone_change_by_half_a_step(tmp_path: Path, dtype: torch.dtype) 
     assert len(report.linears) == 2 * len(LINEARS) - 1
 
 
+@pytest.mark.parametrize("block_size", [64, 128])
+def test_int4_values_fit_four_bits_in_the_order_that_is_stored(
+    place: Path, tmp_path: Path, block_size: int
+) -> None:
+    dense = save_dense(tmp_path / "dense", torch.bfloat16)
+    source = prune(dense, tmp_path / "source", block_orders(block=block_size))
+    report = convert_to_sparse(str(source), tmp_path / "out", values="int4")
+    assert report.block_size == block_size
+    assert "int4, without calibration data" in report.rounding
+    assert verify(tmp_path / "out").problems == []
+    assert quantization(tmp_path / "out")["value_dtype"] == "int8"
+    packed = {n: t for n, t in load_all(tmp_path / "out").items() if parts(n)[1] == "weight_packed"}
+    errors = [one.int8_error for one in report.linears if one.int8_error is not None]
+    assert len(packed) == len(errors) > 7
+    for values in packed.values():
+        assert len(values.unique()) > 16
+        for group in values.int().split(32, dim=1):
+            steps = torch.from_numpy(np.gcd.reduce(group.numpy(), axis=1))[:, None]
+            assert ((group >= -8 * steps) & (group <= 7 * steps)).all()
+    assert all(0.02 < error < 0.15 for error in errors)
+
+
 def test_reports_say_what_was_done(place: Path, report: ConversionReport) -> None:
     written = json.loads((place / "int8" / "conversion.json").read_text())
     assert written == report.to_dict()
@@ -129,8 +152,8 @@ def test_other_sources_take_one_step(dense: Path, tmp_path: Path, kind: str) -> 
     if kind == "bitmask":
         source = write_bitmask(source, tmp_path / "bitmask")
     convert_to_sparse(str(source), tmp_path / "sparse")
-    convert_to_sparse(str(tmp_path / "sparse"), tmp_path / "two-steps", int8=True)
-    report = convert_to_sparse(str(source), tmp_path / "one-step", strict=True, int8=True)
+    convert_to_sparse(str(tmp_path / "sparse"), tmp_path / "two-steps", values="int8")
+    report = convert_to_sparse(str(source), tmp_path / "one-step", strict=True, values="int8")
     assert verify(tmp_path / "one-step").problems == []
     assert same_weights(tmp_path / "one-step", tmp_path / "two-steps")
     assert quantization(tmp_path / "one-step") == quantization(tmp_path / "two-steps")
@@ -195,7 +218,7 @@ def test_experts_and_fused_dense_ones(tmp_path: Path) -> None:
     tensors[f"{experts}.down_proj"] = down
     save_file(tensors, sparse / "model.safetensors", metadata={"format": "pt"})
     (sparse / "SHA256SUMS").unlink()
-    convert_to_sparse(str(sparse), tmp_path / "int8", int8=True)
+    convert_to_sparse(str(sparse), tmp_path / "int8", values="int8")
     assert verify(tmp_path / "int8").problems == []
     after = load_all(tmp_path / "int8")
     check_the_rest(tensors, after)
@@ -203,7 +226,7 @@ def test_experts_and_fused_dense_ones(tmp_path: Path) -> None:
 
 
 def test_shards(place: Path, report: ConversionReport, tmp_path: Path) -> None:
-    options = {"int8": True, "max_shard_bytes": 50_000}
+    options = {"values": "int8", "max_shard_bytes": 50_000}
     convert_to_sparse(str(place / "sparse"), tmp_path / "out", **options)
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 3
     assert same_weights(place / "int8", tmp_path / "out")
@@ -211,7 +234,9 @@ def test_shards(place: Path, report: ConversionReport, tmp_path: Path) -> None:
 
 def test_nothing_to_do(place: Path, report: ConversionReport, tmp_path: Path) -> None:
     with pytest.raises(OfflineError, match=r"int8: nothing to do\. Serve it, or give --to dense"):
-        convert_to_sparse(str(place / "int8"), tmp_path / "out", int8=True)
+        convert_to_sparse(str(place / "int8"), tmp_path / "out", values="int8")
+    with pytest.raises(OfflineError, match="int4 would round them once more"):
+        convert_to_sparse(str(place / "int8"), tmp_path / "out", values="int4")
     assert not (tmp_path / "out").exists()
 
 
@@ -222,18 +247,18 @@ def test_options_of_other_sources_are_refused(
     place: Path, tmp_path: Path, options: dict[str, object]
 ) -> None:
     with pytest.raises(OfflineError, match="are about what is found in a source: leave them out"):
-        convert_to_sparse(str(place / "sparse"), tmp_path / "out", int8=True, **options)
+        convert_to_sparse(str(place / "sparse"), tmp_path / "out", values="int8", **options)
 
 
 def test_a_source_without_sparse_layers_is_refused(dense: Path, tmp_path: Path) -> None:
     with pytest.raises(OfflineError, match=r"no linear .* obeys 2:4"):
-        convert_to_sparse(str(dense), tmp_path / "out", int8=True)
+        convert_to_sparse(str(dense), tmp_path / "out", values="int8")
     source = shutil.copytree(dense, tmp_path / "source")
     entries = {"quant_method": "permllm", "format_version": 1, "pattern": "2:4", "block_size": 64}
     entries |= {"value_dtype": "bfloat16", "ignore": [], "runtime_permuted": [], "folded": []}
     set_config(source, quantization_config=entries | {"tool_version": "0.1.0"})
     with pytest.raises(OfflineError, match=r"config\.json of a sparse model, but no sparse layer"):
-        convert_to_sparse(str(source), tmp_path / "out", int8=True)
+        convert_to_sparse(str(source), tmp_path / "out", values="int8")
     assert not (tmp_path / "out").exists()
 
 
@@ -253,5 +278,5 @@ def test_what_cannot_be_rounded_is_refused(
     change(tensors[f"model.layers.1.{name}"])
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises((CheckpointError, OfflineError), match=rf"layers\.1\..*{message}"):
-        convert_to_sparse(str(source), tmp_path / "out", int8=True)
+        convert_to_sparse(str(source), tmp_path / "out", values="int8")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

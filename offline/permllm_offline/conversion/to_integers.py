@@ -1,4 +1,4 @@
-"""Write a checkpoint of this format again, its values rounded to int8."""
+"""Write a checkpoint of this format again, its values rounded to int8 or int4."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from permllm_offline.conversion.int8_rounding import Int8Rounding
+from permllm_offline.conversion.integer_rounding import IntegerRounding
 from permllm_offline.conversion.report import (
     FOLDED,
     NONE,
@@ -24,6 +24,7 @@ from permllm_offline.model.loading import Source
 from permllm_offline.model.stored import header_bytes
 from permllm_offline.model.tokenizer import tokenizer_files
 from permllm_offline.report import papers
+from permllm_offline.sparsity.rounded_layer import Rounding
 from permllm_vllm.checkpoint.errors import raise_if_any
 from permllm_vllm.checkpoint.headers import TensorHeader
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -39,8 +40,13 @@ from permllm_vllm.checkpoint.writer import write_checkpoint
 _INT8 = "int8"
 
 
-def convert_to_int8(
-    source: Source, output: Path, *, force: bool = False, max_shard_bytes: int | None = None
+def convert_to_integers(
+    source: Source,
+    output: Path,
+    values: Rounding,
+    *,
+    force: bool = False,
+    max_shard_bytes: int | None = None,
 ) -> ConversionReport:
     """Round the values of a checkpoint of this format; every other tensor stays bit for bit.
 
@@ -50,6 +56,7 @@ def convert_to_int8(
     Args:
         source: a checkpoint of this format.
         output: folder to write, complete or absent.
+        values: to what.
         force: replace a checkpoint in the output.
         max_shard_bytes: bytes of a safetensors file.
 
@@ -60,8 +67,8 @@ def convert_to_int8(
     reader = CheckpointReader(source.directory)  # fused experts that are dense stay fused
     before = reader.quantization
     assert before is not None
-    _check(source, reader, before)
-    rounding = Int8Rounding()
+    _check(source, reader, before, values)
+    rounding = IntegerRounding(values)
     densities: dict[str, float] = {}
     changes = {"value_dtype": _INT8, "tool_version": installed_version()}
     sizes = _sizes(reader)
@@ -87,10 +94,13 @@ def convert_to_int8(
     return report()
 
 
-def _check(source: Source, reader: CheckpointReader, quantization: QuantizationConfig) -> None:
+def _check(
+    source: Source, reader: CheckpointReader, quantization: QuantizationConfig, values: Rounding
+) -> None:
     if quantization.value_dtype == _INT8:
+        nothing = "nothing to do" if values == _INT8 else "int4 would round them once more"
         raise OfflineError(
-            f"the values of {source.name!r} are int8: nothing to do. Serve it, or give --to dense."
+            f"the values of {source.name!r} are int8: {nothing}. Serve it, or give --to dense."
         )
     if not reader.sparse_layers():
         raise OfflineError(

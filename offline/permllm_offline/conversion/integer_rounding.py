@@ -1,4 +1,4 @@
-"""Round the kept values of sparse layers to int8 while their tensors pass on the way to a file."""
+"""Round the kept values of sparse layers to integers while their tensors pass to a file."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from permllm_offline.errors import OfflineError
+from permllm_offline.sparsity import int4_values
+from permllm_offline.sparsity.grid import Grid, relative_error
 from permllm_offline.sparsity.importance import row_chunks
-from permllm_offline.sparsity.int8_values import (
-    choose_scale,
-    explained_rows,
-    relative_error,
-    round_to_int8,
-)
+from permllm_offline.sparsity.int4_values import Int4Grid, choose_grid
+from permllm_offline.sparsity.int8_values import Int8Grid, choose_scale, explained_rows
+from permllm_offline.sparsity.rounded_layer import Rounding
 from permllm_vllm.checkpoint.numbers import scale_problems
 from permllm_vllm.checkpoint.schema import WEIGHT_PACKED, WEIGHT_SCALE
 
@@ -33,19 +32,30 @@ def without_data(module: str, values: Tensor) -> tuple[Tensor, Tensor]:
     return values, torch.ones(values.shape[1])
 
 
-class Int8Rounding:
+KEPT = int4_values.GROUP // 2
+"""Successive kept values of a row that are of one group of channels."""
+
+
+class IntegerRounding:
     """Rounds without data, unless ``judged`` knows inputs.
 
     ``errors`` has, for each layer that has passed, the error of its weights relative to them, which
     is that of its output where inputs are uncorrelated and equally large.
 
     Args:
-        judged: what an error counts.
-        stored: module -> the scales of its rows, where its values were int8 before: rows that have
-            not moved since are rounded to the same integers.
+        values: to what.
+        judged: what an error of int8 counts.
+        stored: module -> the scales of its rows, where its values were integers before: rows that
+            have not moved since are rounded to the same integers.
     """
 
-    def __init__(self, judged: Judged = without_data, stored: StoredScales = no_scales) -> None:
+    def __init__(
+        self,
+        values: Rounding = "int8",
+        judged: Judged = without_data,
+        stored: StoredScales = no_scales,
+    ) -> None:
+        self.values = values
         self._judged, self._stored = judged, stored
         self.errors: dict[str, float] = {}
         self._rows = self._kept_rows = 0
@@ -65,10 +75,10 @@ class Int8Rounding:
     @property
     def description(self) -> str:
         """Say how all values were rounded that have passed."""
-        return f"int8, without calibration data: {self.origin_of_scales}"
+        return f"{self.values}, without calibration data: {self.origin_of_scales}"
 
     def rounded(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors of a checkpoint, those of kept values as int8 and followed by scales.
+        """Yield the tensors of a checkpoint, kept values as integers and followed by their scales.
 
         Rows are rounded where they stand, in whatever order a fold has left them.
 
@@ -80,25 +90,43 @@ class Int8Rounding:
             if kind != WEIGHT_PACKED:
                 yield name, tensor
                 continue
-            scale = self._scale(module, tensor)
-            parts = [round_to_int8(tensor[rows], scale[rows]) for rows in row_chunks(tensor.shape)]
+            grid = self._grid(module, tensor)
+            parts = [grid.integers(tensor[rows], rows=rows) for rows in row_chunks(tensor.shape)]
             del tensor  # what is yielded is written, or copied, while this waits
             yield name, torch.cat(parts)
             parts.clear()
-            yield f"{module}.{WEIGHT_SCALE}", scale
+            yield f"{module}.{WEIGHT_SCALE}", grid.scale
 
-    def _scale(self, module: str, values: Tensor) -> Tensor:
+    def _grid(self, module: str, values: Tensor) -> Grid:
         weight, energy = self._judged(module, values)
-        scale, stored, kept = choose_scale(weight, energy), self._stored(module), None
-        if stored is not None:
-            kept = explained_rows(weight, stored)
-            scale = torch.where(kept, stored, scale)
+        choose = _int4_grid if self.values == "int4" else _int8_grid
+        grid, kept = choose(weight, energy, self._stored(module))
+        if kept is not None:
             self._kept_rows += int(kept.sum())
-        self._rows += len(scale)
-        if scale_problems(f"{module}.{WEIGHT_SCALE}", scale):
+        self._rows += len(grid.scale)
+        if scale_problems(f"{module}.{WEIGHT_SCALE}", grid.scale):
             raise OfflineError(
                 f"{module} has a row of values that are too large or too small for a scale in "
-                "float32: leave out --values int8."
+                f"float32: leave out --values {self.values}."
             )
-        self.errors[module] = relative_error(weight, energy, scale, kept)
-        return scale
+        self.errors[module] = relative_error(weight, energy, grid, kept)
+        return grid
+
+
+def _int8_grid(weight: Tensor, energy: Tensor, stored: Tensor | None) -> tuple[Grid, Tensor | None]:
+    """The grid of a layer, and which of its rows have stored scales and stay what they are."""
+    scale = choose_scale(weight, energy)
+    if stored is None:
+        return Int8Grid(scale), None
+    kept = explained_rows(weight, stored)
+    return Int8Grid(torch.where(kept, stored, scale)), kept
+
+
+def _int4_grid(weight: Tensor, energy: Tensor, stored: Tensor | None) -> tuple[Grid, Tensor | None]:
+    """The same of int4 values, whose stored integers are their own multiples of 1."""
+    grid = choose_grid(weight, energy, KEPT)
+    if stored is None:
+        return grid, None
+    kept = explained_rows(weight, stored, int4_values.SMALLEST, int4_values.LARGEST)
+    scale = torch.where(kept, stored, grid.scale)
+    return Int4Grid(scale, grid.multipliers.masked_fill(kept[:, None], 1), KEPT), kept

@@ -1,0 +1,48 @@
+"""Where the weights of a linear layer may lie once they are rounded, and what that costs."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from permllm_offline.sparsity.importance import row_chunks
+
+
+class Grid(Protocol):
+    """Integers of int8, with a scale for each row."""
+
+    @property
+    def scale(self) -> Tensor:
+        """Of each row: float32 [out], finite and above 0."""
+        ...
+
+    def integers(self, weight: Tensor, *, rows: slice = slice(None)) -> Tensor:
+        """Round some rows of the weight to the nearest values: int8, to be scaled."""
+        ...
+
+    def rounded(self, weight: Tensor, *, rows: slice = slice(None)) -> Tensor:
+        """The same as weights, float32."""
+        ...
+
+
+def relative_error(
+    weight: Tensor, channel_energy: Tensor, grid: Grid, exact: Tensor | None = None
+) -> float:
+    """Return the expected root-mean-square error of the output, relative to the output.
+
+    Args:
+        weight: floating [out, in].
+        channel_energy: float32 [in], mean square of each input channel.
+        grid: to which the weight is rounded.
+        exact: bool [out], rows that have no error: theirs is that of ``weight`` itself.
+    """
+    energy, outputs, errors = channel_energy.float(), [], []
+    for rows in row_chunks(weight.shape):
+        part = weight[rows].float()
+        outputs.append(part.square() @ energy)
+        error = (part - grid.rounded(part, rows=rows)).square_() @ energy
+        errors.append(error if exact is None else error.masked_fill(exact[rows], 0))
+    output, error = torch.cat(outputs).sum(), torch.cat(errors).sum()
+    return float((error / output.clamp_min(1e-30)).sqrt())
