@@ -19,8 +19,10 @@ from permllm_vllm.diagnosis.environment import processor
 from permllm_vllm.diagnosis.finding import INSTALL, Finding, Verdict
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-#: By dtype of the values: bfloat16 itself rounds by up to 4e-3, activations of 8 bits by 1e-2.
-LARGEST_ERRORS = {torch.bfloat16: 1e-2, torch.int8: 2e-2}
+#: By values: bfloat16 itself rounds by up to 4e-3, activations of 8 bits by 1e-2.
+LARGEST_ERRORS = {"bfloat16": 1e-2, "int8": 2e-2, "int4": 2e-2}
+#: The end of the range that integers are rounded to: the latter fit 4 bits.
+LARGEST_VALUES = {"int8": 127, "int4": 7}
 #: Of a processor whose AMX the kernels use, as Linux names them.
 AMX_FEATURES = {"amx_tile", "amx_bf16", "amx_int8"}
 
@@ -53,8 +55,9 @@ def cpu_kernels() -> Iterator[Finding]:
     for values, largest in LARGEST_ERRORS.items():
         deviation = kernel_error(chosen, values)
         if not deviation < largest:
-            wrong = CpuBackend(values=values).instruction_set
-            of = f"of the result with {_name(values)} values"
+            stored = torch.int8 if values in LARGEST_VALUES else torch.bfloat16
+            wrong = CpuBackend(values=stored).instruction_set
+            of = f"of the result with {values} values"
             found = f"{wrong} is wrong by {deviation:.1e} {of} on this machine"
             remedy = "set PERMLLM_CPU_ISA to another of " + sets + ", and report this"
             yield Finding(subject, found, Verdict.PROBLEM, remedy)
@@ -80,12 +83,12 @@ def refused_amx() -> Iterator[Finding]:
     yield Finding("AMX", found, Verdict.PROBLEM, remedy)
 
 
-def kernel_error(instruction_set: str, values: torch.dtype) -> float:
+def kernel_error(instruction_set: str, values: str) -> float:
     """Frobenius error of a small layer, relative to the same layer through plain PyTorch.
 
     Args:
         instruction_set: whose kernels, or where it has none for them, those of the next.
-        values: bfloat16 or int8.
+        values: of `LARGEST_ERRORS`.
     """
     generator = torch.Generator().manual_seed(0)
     pattern = Pattern(2, 4)
@@ -93,8 +96,8 @@ def kernel_error(instruction_set: str, values: torch.dtype) -> float:
     mask = torch.zeros(48, 64, 4).scatter_(2, scores.topk(2).indices, 1).bool().view(48, 256)
     weight = torch.randn(48, 256, generator=generator).to(torch.bfloat16)
     scale = None
-    if values == torch.int8:
-        scale = weight.abs().amax(dim=1).float() / 127
+    if values in LARGEST_VALUES:
+        scale = weight.abs().amax(dim=1).float() / LARGEST_VALUES[values]
         weight = (weight.float() / scale.unsqueeze(1)).round().to(torch.int8)
     weights = CheckpointWeights(
         pack_values(weight, mask, pattern), pack_mask(mask), None, scale, pattern, 64

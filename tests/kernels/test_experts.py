@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.shapes import Layer, random_layer, to_int8
+from benchmarks.shapes import Layer, random_layer, to_int4, to_int8
 from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
 from permllm_vllm.backends.reference import ReferenceBackend
 from permllm_vllm.backends.weights import StackedWeights
-from tests.kernels.cases import TWELVE_BITS
+from tests.kernels.cases import LANES, TWELVE_BITS
 from tests.kernels.test_activations import serves
 from tests.kernels.test_int8 import SPLIT_TOKENS
 
@@ -44,8 +44,12 @@ def layers(
         ]
         for n, k in shapes
     )
-    if values == "int8":
-        return [to_int8(layer) for layer in gate_up], [to_int8(layer) for layer in down]
+    if values == "bfloat16":
+        return gate_up, down
+    kinds = [to_int8, to_int8 if values == "int8" else to_int4]
+    gate_up, down = (
+        [kinds[e % 2](layers[e]) for e in range(EXPERTS)] for layers in (gate_up, down)
+    )
     return gate_up, down
 
 
@@ -127,20 +131,21 @@ def error(y: Tensor, expected: Tensor) -> float:
     return ((y.double() - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize("values", ["bfloat16", "int8"])
+@pytest.mark.parametrize("values", ["bfloat16", "int8", "int8 and int4"])
 @pytest.mark.parametrize("block_size", [64, 128])
 @pytest.mark.parametrize("patterns", [("2:4",), ("2:4", "4:8")], ids="+".join)
 @pytest.mark.parametrize("tokens", [1, 2, 7, 40])
 def test_is_the_sum_of_its_experts(
     isa: str, values: str, block_size: int, patterns: tuple[str, ...], tokens: int
 ) -> None:
-    """Of blocks that differ from expert to expert too, as on avx2."""
+    """Of blocks and values that differ from expert to expert too, as on avx2."""
     gate_up, down = layers(values, block_size, patterns=patterns)
     backend = CpuBackend(isa)
     x, (weights, ids) = inputs(tokens).bfloat16(), routed(tokens)
     y = multiply(x, weights, ids, stacked(backend, gate_up), stacked(backend, down))
     assert y.dtype == torch.bfloat16
-    rounded = values == "int8" and isa in SPLIT_TOKENS and tokens > CHOICES
+    rounded = values != "bfloat16" and isa in SPLIT_TOKENS
+    rounded = rounded and (tokens > CHOICES or (isa in LANES and "int4" in values))
     expected = oracle(x, weights, ids, gate_up, down)
     assert error(y, expected) < (2.5e-2 if rounded else 6e-3)  # measured 1.7e-2 and 4.8e-3
 
