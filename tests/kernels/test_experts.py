@@ -47,9 +47,7 @@ def layers(
     if values == "bfloat16":
         return gate_up, down
     kinds = [to_int8, to_int8 if values == "int8" else to_int4]
-    gate_up, down = (
-        [kinds[e % 2](layers[e]) for e in range(EXPERTS)] for layers in (gate_up, down)
-    )
+    gate_up, down = ([kinds[e % 2](own[e]) for e in range(EXPERTS)] for own in (gate_up, down))
     return gate_up, down
 
 

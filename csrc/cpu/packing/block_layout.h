@@ -10,10 +10,6 @@
 namespace permllm::cpu {
 namespace {
 
-// What packing asks of the layouts of blocks.
-template <class AnyBlock>
-struct BlockTraits;
-
 // The type that values have before they are packed.
 template <class Value>
 struct Source {
@@ -32,6 +28,10 @@ struct Source<int4> {
 
 template <class Value>
 using SourceOf = typename Source<Value>::Type;
+
+// What packing asks of the layouts of blocks.
+template <class AnyBlock>
+struct BlockTraits;
 
 template <int Rows, class ValueType>
 struct BlockTraits<Block<Rows, ValueType>> {
