@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
-from itertools import compress
 from statistics import mean
 from typing import Any
 
@@ -35,6 +34,8 @@ VARIANTS = {
     "vLLM int4 (GPTQ)": "vLLM int4 (GPTQ)",
 }
 """Columns of decoding."""
+RARE = {"2:4 int4"}
+"""Of these the ones without a column where no record has them."""
 HEADS_OF_INT8 = ("2:4 int8, int8 head",)
 BATCHES, PROMPT = (1, 8, 32), 32
 DEFAULT_METHOD = "permllm-best"
@@ -73,7 +74,9 @@ def _machine(name: str, result: Result) -> str:
 
 def decode(records: Records, link: Link, left_out: Sequence[str] = ()) -> str:
     """Decoding, times as fast as dense bfloat16: 1 / 8 / 32 sequences, as far as measured."""
-    variants = {name: shown for name, shown in VARIANTS.items() if name not in left_out}
+    measured = {row["variant"] for result in records.values() for row in of_engines(result)}
+    without = {*left_out, *(RARE - measured)}
+    variants = {name: shown for name, shown in VARIANTS.items() if name not in without}
     lines = []
     for name, result in records.items():
         ratios = {
@@ -87,11 +90,7 @@ def decode(records: Records, link: Link, left_out: Sequence[str] = ()) -> str:
         ]
         shape = result["model"].removeprefix("random-")
         lines.append([link(name, shape), _machine(name, result), *shown])
-    measured = [any(cells) for cells in zip(*lines, strict=True)]
-    header, *lines = (
-        list(compress(line, measured)) for line in (["shape of", "CPU", *variants.values()], *lines)
-    )
-    return markdown(header, lines)
+    return markdown(["shape of", "CPU", *variants.values()], lines)
 
 
 def peers(records: Records, link: Link) -> str:

@@ -73,6 +73,15 @@ def test_decoding_has_a_line_per_record_and_the_batches_that_were_measured() -> 
     assert found[2].endswith("| AMD Zen 4 | 2.0x / 2.0x / 1.2x | 3.0x |  |  |")
 
 
+def test_int4_values_have_a_column_where_a_record_has_them() -> None:
+    row = {**SERVED["rows"][0], "variant": "2:4 int4", "decode_ratio": 3.5}
+    records = {"serving-cpu-zen4-some": SERVED, "serving-cpu-zen3": {**SERVED, "rows": [row]}}
+    found = summaries.peers(records, link).splitlines()
+    assert "| 2:4 int8 | 2:4 int4 | vLLM int8 (W8A8) |" in found[0]
+    assert found[2].endswith("| 3.0x |  |  |  |")
+    assert "|  |  | 3.5x |" in found[3]
+
+
 def test_layers_have_ranges_over_shapes_of_the_fastest_peers() -> None:
     found = summaries.layers({"kernels-cpu-amx": MULTIPLIED}, link).splitlines()
     where = "Intel Xeon, AMX in kernels-cpu-amx"

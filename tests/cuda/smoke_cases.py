@@ -112,7 +112,7 @@ class SeveralExperts:
 PRODUCTS = (
     Product("few_tokens", 128, 500, 512, 8),
     Product("few_tokens", 128, 500, 4096, 8, split=True),
-    Product("few_tokens", 128, 500, 512, 8, values="int8"),
+    Product("few_tokens", 128, 500, 512, 8, int8=True),
     Product("few_tokens", 128, 500, 512, 64),
     Product("few_tokens", 128, 500, 4096, 64, split=True),
     Product("few_tokens", 192, 17000, 512, 64),
@@ -122,7 +122,7 @@ PRODUCTS = (
     Product("few_tokens", 128, 500, 4096, 200, split=True),
     # Rows of y that TMA cannot write, else it were CUTLASS' kernel.
     Product("many_tokens_mma", 128, 500, 704, 300),
-    Product("many_tokens_mma", 128, 504, 704, 300, values="int8"),
+    Product("many_tokens_mma", 128, 504, 704, 300, int8=True),
     *(
         Product(kernel, tile, rows, 704, tokens, permuted=False)
         for kernel in ("many_tokens_sm90", "many_tokens_sm100")

@@ -133,7 +133,7 @@ def test_the_tests_for_a_gpu_reach_every_kernel_and_tile(emulator):
         emulator.plan(n, k, 64, int8=False, gpu=H100, permuted=block > 0).rows
         for n, k, block, _ in PRODUCTS
     } == {128, 192, 256}
-    assert emulator.plan(WIDER, 256, 64, values="int8", gpu=H100, permuted=True).rows == 192
+    assert emulator.plan(WIDER, 256, 64, int8=True, gpu=H100, permuted=True).rows == 192
     assert WIDE // 128 % 2 == 1
     assert choice_of(emulator, WIDE, 1024, 300) == ("many_tokens_sm90", 256)
     # Chains and graphs, whose kernels wait for each other.

@@ -41,7 +41,7 @@ def plain_error(y, x, dense):
 
 @pytest.mark.parametrize("name", ["torch", "vllm", "vllm int8", *OTHERS])
 def test_dense_contestants_multiply_by_their_weight(name):
-    make = {**peer_makers(values="int8"), **OTHERS}.get(name)
+    make = {**peer_makers(int8=True), **OTHERS}.get(name)
     if make is None:
         pytest.skip("vLLM is not installed")
     dense = random_layer(N, K).dense
