@@ -12,7 +12,7 @@ from permllm_vllm.checkpoint.pattern import Pattern
 from tests.kernels.cases import Case, cases, on_each_with_lanes
 from tests.kernels.test_cpu import exact, run
 from tests.kernels.test_int8 import LARGE_TOKENS, ROUNDING, TOKENS, TOLERANCE
-from tests.kernels.test_lanes import EIGHTS, INPUTS, ROWS, SLOTS, value_type
+from tests.kernels.test_lanes import EIGHTS, INPUTS, ROWS, SLOTS, place_of, value_type
 
 TYPES = {"2:4": 9, "4:8": 10}
 """In the metadata, as csrc/cpu/packing/layout.h numbers them."""
@@ -43,14 +43,9 @@ def unpacked(packed: Tensor, n: int, k: int, pattern: str) -> Tensor:
             multiplier = int(multipliers[place_of_block * ROWS + row % ROWS])
             for eight in range(EIGHTS):
                 for slot in range(SLOTS):
-                    byte = row % ROWS * SLOTS + slot
-                    place = int(own[eight // 4 * ROWS * SLOTS + byte]) >> 2 * (eight % 4) & 3
-                    if pattern == "4:8":
-                        place += 4 * (int(own[2 * ROWS * SLOTS + byte]) >> eight & 1)
-                    else:
-                        place += 4 * (slot // 2)
-                    both = int(own[start_of_values + eight % 4 * ROWS * SLOTS + byte])
-                    quotient = (both >> 4 * (eight // 4) & 15) - 8
+                    at = (eight % 4 * ROWS + row % ROWS) * SLOTS + slot
+                    quotient = (int(own[start_of_values + at]) >> 4 * (eight // 4) & 15) - 8
+                    place = place_of(own, row, eight, slot, pattern)
                     column = block * INPUTS + 8 * eight + place
                     if column < k:
                         dense[row, column] += quotient * multiplier

@@ -34,6 +34,15 @@ def value_type(packed: PackedWeights) -> int:
     return int(packed.metadata[VALUE_TYPE])
 
 
+def place_of(block: Tensor, row: int, eight: int, slot: int, pattern: str) -> int:
+    """Which of its eight inputs a value of a row meets, as the bytes of a block say."""
+    byte = row % ROWS * SLOTS + slot
+    place = int(block[eight // 4 * ROWS * SLOTS + byte]) >> 2 * (eight % 4) & 3
+    if pattern == "4:8":
+        return place + 4 * (int(block[2 * ROWS * SLOTS + byte]) >> eight & 1)
+    return place + 4 * (slot // 2)
+
+
 def unpacked(packed: Tensor, n: int, k: int, pattern: str, dtype: torch.dtype) -> Tensor:
     """Values times mask, `[n, k]`, read byte by byte as csrc/cpu/packing/layout.h says."""
     blocks, width = -(-k // INPUTS), dtype.itemsize
@@ -47,16 +56,11 @@ def unpacked(packed: Tensor, n: int, k: int, pattern: str, dtype: torch.dtype) -
             values = own[2 * ROWS * SLOTS + fours :].view(dtype)
             for eight in range(EIGHTS):
                 for slot in range(SLOTS):
-                    byte = row % ROWS * SLOTS + slot
-                    place = int(own[eight // 4 * ROWS * SLOTS + byte]) >> 2 * (eight % 4) & 3
-                    if pattern == "4:8":
-                        place += 4 * (int(own[2 * ROWS * SLOTS + byte]) >> eight & 1)
-                    else:
-                        place += 4 * (slot // 2)
                     if dtype == torch.int8:
                         at = (eight * ROWS + row % ROWS) * SLOTS + slot
                     else:
                         at = ((eight * 2 + slot // 2) * ROWS + row % ROWS) * 2 + slot % 2
+                    place = place_of(own, row, eight, slot, pattern)
                     column = block * INPUTS + 8 * eight + place
                     if column < k:
                         dense[row, column] += values[at]
