@@ -11,21 +11,13 @@ from torch import Tensor
 
 from permllm_offline.sparsity.int4_values import GROUP, MOST, Int4Grid, choose_grid
 from permllm_offline.sparsity.int8_values import round_to_int8
-from tests.offline.sparsity.test_int8_values import masked_weight
+from tests.offline.sparsity.test_int8_values import masked_weight, row_error
 
 
 def fits_four_bits(integers: list[int]) -> bool:
     """Whether they are -8 to 7 times something: what csrc/cpu/packing/four_bits.h asks."""
     step = math.gcd(*integers)
     return step == 0 or all(-8 * step <= value <= 7 * step for value in integers)
-
-
-def group_error(group: list[float], energy: list[float], step: float) -> float:
-    error = 0.0
-    for value, weight in zip(group, energy, strict=True):
-        rounded = max(-8, min(7, round(value / step)))
-        error += weight * (value - step * rounded) ** 2
-    return error
 
 
 @pytest.mark.parametrize("columns", [64, 128, 200])
@@ -45,8 +37,8 @@ def test_every_group_has_nearly_the_step_of_least_error(columns: int, energetic:
             own = energy[index * GROUP : (index + 1) * GROUP].tolist()
             largest = max(map(abs, group))
             tried = [largest / 7.5 * clip / 100 for clip in range(50, 116, 2)]
-            least += min(group_error(group, own, step) for step in tried)
-            total += group_error(group, own, float(scale) * multiplier)
+            least += min(row_error(group, own, step, (-8, 7)) for step in tried)
+            total += row_error(group, own, float(scale) * multiplier, (-8, 7))
     assert total <= 1.1 * least
 
 

@@ -27,10 +27,12 @@ def masked_weight(seed: int, rows: int, columns: int, dtype: torch.dtype) -> Ten
     return (weight * keep).to(dtype)
 
 
-def row_error(row: list[float], energy: list[float], scale: float) -> float:
+def row_error(
+    row: list[float], energy: list[float], scale: float, limits: tuple[int, int] = (-128, 127)
+) -> float:
     error = 0.0
     for value, weight in zip(row, energy, strict=True):
-        rounded = max(-128, min(127, round(value / scale)))
+        rounded = max(limits[0], min(limits[1], round(value / scale)))
         error += weight * (value - scale * rounded) ** 2
     return error
 
