@@ -52,7 +52,10 @@ test: lint test-offline test-others test-kernels ## lint, types and every test, 
 
 # Of two at a time, the first and the third after it take about as long as the second, which has the
 # engines and beside them the build of the CUDA library. The first has models that one thread is
-# enough for. Each is a process of its own: memory is measured in the first.
+# enough for. Each is a process of its own: memory is measured in the first. Threads that wait
+# asleep leave the processors to the other part.
+test-offline test-others test-kernels: export OMP_WAIT_POLICY = passive
+
 test-offline: $(STAMP)
 	$(TEST_ENV) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(OFFLINE_TESTS)
 
