@@ -121,8 +121,8 @@ def prune(
         seed: of sampling and learning.
         device: torch device; the CPU by default, with a warning where there is a GPU.
         dtype: of the weights; ``auto`` is the model's own.
-        values: ``int8`` stores kept weights with a scale per output row, ``int4`` does so too and
-            takes values that kernels may hold in 4 bits; see ``sparsity.int4_values``.
+        values: ``int8`` stores kept weights with a scale per output row, ``int4`` with a multiplier
+            per row and 64 inputs as well; see ``sparsity.int4_values``.
         scratch: ``disk`` puts the states of tuning, and second moments, into files beside the
             output; by default only where what is asked for fits into memory only so.
         learning: constants of the learned permutation, some fields of ``LearningRecipe``.

@@ -50,6 +50,7 @@ from permllm_offline.run.processes import SharedWork, count, first, joined
 from permllm_offline.run.steps import WorkFolder
 from permllm_offline.sparsity.bake import bake_layer
 from permllm_offline.sparsity.decisions import LayerDecision
+from permllm_offline.sparsity.rounded_layer import RoundedLayer
 from permllm_offline.text.windows import SELF, require_windows
 from permllm_vllm.checkpoint.companions import check_companions
 from permllm_vllm.checkpoint.contained import contained
@@ -344,10 +345,10 @@ def _tensors(
     family = prepared.plan.family
     yield from joined_experts(left_dense(prepared), family)
     pattern = recipe.parsed_pattern()
-    scales: Sequence[Mapping[str, Tensor] | None] = pruned.scales or [None] * len(pruned.decisions)
-    for index, ((weights, decision), scale) in enumerate(zip(pruned.layers(), scales, strict=True)):
+    grids: Sequence[RoundedLayer | None] = pruned.rounded or [None] * len(pruned.decisions)
+    for index, ((weights, decision), own) in enumerate(zip(pruned.layers(), grids, strict=True)):
         stored_name = partial(family.stored_name, index)
-        yield from bake_layer(stored_name, weights, decision, pattern, scale)
+        yield from bake_layer(stored_name, weights, decision, pattern, own)
 
 
 def _quantization(
@@ -366,7 +367,7 @@ def _quantization(
         {
             "pattern": recipe.pattern,
             "block_size": recipe.block_size,
-            "value_dtype": "int8" if recipe.values != "auto" else dtype_name(prepared.dtype),
+            "value_dtype": dtype_name(prepared.dtype) if recipe.values == "auto" else recipe.values,
             "ignore": list(prepared.plan.ignore),
             "runtime_permuted": runtime,
             "folded": folded,

@@ -14,11 +14,13 @@ from permllm_vllm.checkpoint.schema import (
     INPUT_PERMUTATION,
     SPARSE_KINDS,
     WEIGHT_MASK,
+    WEIGHT_MULTIPLIER,
     WEIGHT_PACKED,
     WEIGHT_SCALE,
     QuantizationConfig,
     tensor_dtype,
     tensor_shape,
+    value_kinds,
 )
 from permllm_vllm.checkpoint.stacks import Stack, holds_experts, places_in_stacks
 
@@ -111,7 +113,7 @@ def layer_problems(
     for kind, header in tensors.items():
         if kind not in (*SPARSE_KINDS, BIAS):
             continue
-        shape = tensor_shape(kind, out_features, in_features, pattern)
+        shape = tensor_shape(kind, out_features, in_features, pattern, quantization.value_dtype)
         if header.shape != shape:
             rule = f"{list(shape)} where the mask is {list(mask.shape)} and the pattern {pattern}"
             value = f"shape {list(header.shape)}"
@@ -148,11 +150,11 @@ def _name_problems(
         elif kind not in (*SPARSE_KINDS, BIAS):
             known = ", ".join((*SPARSE_KINDS, BIAS))
             report(kind, "an unknown tensor", f"a sparse layer has {known} only")
-    needed = [WEIGHT_PACKED, WEIGHT_MASK]
-    if quantization.value_dtype == "int8":
-        needed.append(WEIGHT_SCALE)
-    elif WEIGHT_SCALE in tensors:
-        report(WEIGHT_SCALE, "a scale", f"value_dtype {quantization.value_dtype} has none")
+    values = value_kinds(quantization.value_dtype)
+    needed = [WEIGHT_MASK, *values]
+    for kind in (WEIGHT_SCALE, WEIGHT_MULTIPLIER):
+        if kind in tensors and kind not in values:
+            report(kind, "a tensor", f"value_dtype {quantization.value_dtype} has none")
     for kind in needed:
         if kind not in tensors:
             report(kind, "nothing", f"a sparse layer has {', '.join(needed)}")

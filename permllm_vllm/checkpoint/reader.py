@@ -18,6 +18,7 @@ from permllm_vllm.checkpoint.headers import (
     layer_problems,
     sparse_modules,
 )
+from permllm_vllm.checkpoint.int4 import multiplier_problems, stored_values
 from permllm_vllm.checkpoint.layer import SparseLayer
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.scaled_form import scaled_form
@@ -27,6 +28,7 @@ from permllm_vllm.checkpoint.schema import (
     FOLDED_PERMUTATION,
     INPUT_PERMUTATION,
     WEIGHT_MASK,
+    WEIGHT_MULTIPLIER,
     WEIGHT_PACKED,
     WEIGHT_SCALE,
     QuantizationConfig,
@@ -91,7 +93,10 @@ class CheckpointReader:
         return [] if self.quantization is None else sparse_modules(self.names())
 
     def layer(self, name: str) -> SparseLayer:
-        """Return the tensors of a sparse module, shapes and dtypes checked, contents not yet."""
+        """Return the tensors of a sparse module, its int4 values as int8.
+
+        Shapes, dtypes and multipliers are checked, the contents of other tensors not yet.
+        """
         if self.quantization is None or f"{name}.{WEIGHT_PACKED}" not in self._tensors:
             value = f"nothing in {self.directory}"
             remedy = "ask for one of `sparse_layers()`"
@@ -105,8 +110,11 @@ class CheckpointReader:
         def optional(kind: str) -> Tensor | None:
             return self.tensor(prefix + kind) if kind in headers else None
 
+        multipliers = optional(WEIGHT_MULTIPLIER)
+        if multipliers is not None:
+            raise_if_any(multiplier_problems(prefix + WEIGHT_MULTIPLIER, multipliers))
         return SparseLayer(
-            values=self.tensor(prefix + WEIGHT_PACKED),
+            values=stored_values(self.tensor(prefix + WEIGHT_PACKED), multipliers),
             mask=self.tensor(prefix + WEIGHT_MASK),
             input_permutation=optional(INPUT_PERMUTATION),
             folded_permutation=optional(FOLDED_PERMUTATION),

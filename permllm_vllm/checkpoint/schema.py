@@ -20,9 +20,10 @@ from pydantic import (
 
 from permllm_vllm.checkpoint.errors import Problem, raise_if_any
 from permllm_vllm.checkpoint.ignoring import REGEX_PREFIX, check_entries, matches
+from permllm_vllm.checkpoint.int4 import GROUP
 from permllm_vllm.checkpoint.pattern import Pattern
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
 QUANT_METHOD = "permllm"
 BLOCK_SIZES = (32, 64, 128)
 DISTRIBUTION = "permllm-vllm"
@@ -32,8 +33,16 @@ WEIGHT_MASK = "weight_mask"
 INPUT_PERMUTATION = "input_permutation"
 FOLDED_PERMUTATION = "folded_permutation"
 WEIGHT_SCALE = "weight_scale"
+WEIGHT_MULTIPLIER = "weight_multiplier"
 BIAS = "bias"
-SPARSE_KINDS = (WEIGHT_PACKED, WEIGHT_MASK, INPUT_PERMUTATION, FOLDED_PERMUTATION, WEIGHT_SCALE)
+SPARSE_KINDS = (
+    WEIGHT_PACKED,
+    WEIGHT_MASK,
+    INPUT_PERMUTATION,
+    FOLDED_PERMUTATION,
+    WEIGHT_SCALE,
+    WEIGHT_MULTIPLIER,
+)
 """Tensors that only a sparse layer has; `bias` is shared with dense layers."""
 
 OPTIONAL = ("absent",)
@@ -46,7 +55,30 @@ VALUE_DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
     "float32": torch.float32,
     "int8": torch.int8,
+    "int4": torch.uint8,
 }
+"""Dtype of `weight_packed`, of which each element holds two int4 values."""
+
+VALUE_KINDS = {
+    "int8": (WEIGHT_PACKED, WEIGHT_SCALE),
+    "int4": (WEIGHT_PACKED, WEIGHT_MULTIPLIER, WEIGHT_SCALE),
+}
+"""Tensors that hold the values of a layer together, where they are more than `weight_packed`."""
+
+
+def computed_dtype(value_dtype: str) -> torch.dtype:
+    """Return the dtype of the values once they are read: int4 values are int8 then."""
+    return torch.int8 if value_dtype == "int4" else VALUE_DTYPES[value_dtype]
+
+
+def value_kinds(value_dtype: str) -> tuple[str, ...]:
+    """Return the kinds of tensors that hold the values of a sparse layer."""
+    return VALUE_KINDS.get(value_dtype, (WEIGHT_PACKED,))
+
+
+def version_of(value_dtype: str) -> int:
+    """Return the oldest version of the format that has such values, which a checkpoint gets."""
+    return 2 if value_dtype == "int4" else 1
 
 
 def installed_version() -> str:
@@ -58,15 +90,15 @@ def installed_version() -> str:
 
 
 class QuantizationConfig(BaseModel):
-    """The `quantization_config` of a checkpoint, format version 1."""
+    """The `quantization_config` of a checkpoint; `format_version` follows from `value_dtype`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     quant_method: Literal["permllm"] = "permllm"
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 1
     pattern: str
     block_size: int
-    value_dtype: Literal["bfloat16", "float16", "float32", "int8"]
+    value_dtype: Literal["bfloat16", "float16", "float32", "int8", "int4"]
     ignore: list[str] = Field(default_factory=list)
     runtime_permuted: list[str] = Field(default_factory=list)
     folded: list[str] = Field(default_factory=list)
@@ -123,6 +155,11 @@ class QuantizationConfig(BaseModel):
             }
         )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _version_of_its_values(cls, entries: Mapping[str, Any]) -> dict[str, Any]:
+        return {"format_version": version_of(str(entries.get("value_dtype"))), **entries}
+
     @field_validator("pattern")
     @classmethod
     def _pattern_is_supported(cls, text: str) -> str:
@@ -148,6 +185,16 @@ class QuantizationConfig(BaseModel):
             [(twice, _)] = Counter(modules).most_common(1)
             raise ValueError(f"{twice!r} is listed twice; a module is listed once")
         return modules
+
+    @model_validator(mode="after")
+    def _version_has_the_values(self) -> QuantizationConfig:
+        version = version_of(self.value_dtype)
+        if self.format_version != version:
+            raise ValueError(
+                f"format_version is {self.format_version}, but {self.value_dtype} values are of "
+                f"version {version}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_permutation_per_module(self) -> QuantizationConfig:
@@ -183,13 +230,14 @@ def config_problems(entries: object) -> list[Problem]:
             )
         ]
     install = f"install a newer {DISTRIBUTION} from its source repository"
-    if type(found_version) is not int or found_version != FORMAT_VERSION:  # nor True, nor 1.0
-        newer = isinstance(found_version, int) and found_version > FORMAT_VERSION
+    known = " and ".join(map(str, FORMAT_VERSIONS))
+    if type(found_version) is not int or found_version not in FORMAT_VERSIONS:  # nor True, nor 1.0
+        newer = isinstance(found_version, int) and found_version > max(FORMAT_VERSIONS)
         return [
             Problem(
                 f"{key}.format_version",
                 repr(found_version),
-                f"{DISTRIBUTION} {installed_version()} reads version {FORMAT_VERSION}",
+                f"{DISTRIBUTION} {installed_version()} reads versions {known}",
                 install if newer else "write the checkpoint again with `permllm-offline prune`",
             )
         ]
@@ -216,18 +264,20 @@ def config_problems(entries: object) -> list[Problem]:
 
 
 def tensor_shape(
-    kind: str, out_features: int, in_features: int, pattern: Pattern
+    kind: str, out_features: int, in_features: int, pattern: Pattern, value_dtype: str
 ) -> tuple[int, ...]:
     """Return the shape of a tensor of a sparse layer `[out_features, in_features]`.
 
     `kind` is the last part of its name (`WEIGHT_PACKED`, ...); raises `KeyError` for others.
     """
+    kept = in_features * pattern.kept // pattern.group
     return {
-        WEIGHT_PACKED: (out_features, in_features * pattern.kept // pattern.group),
+        WEIGHT_PACKED: (out_features, kept // 2 if value_dtype == "int4" else kept),
         WEIGHT_MASK: (out_features, in_features // 8),
         INPUT_PERMUTATION: (in_features,),
         FOLDED_PERMUTATION: (in_features,),
         WEIGHT_SCALE: (out_features,),
+        WEIGHT_MULTIPLIER: (out_features, -(-in_features // GROUP)),
         BIAS: (out_features,),
     }[kind]
 
@@ -240,5 +290,6 @@ def tensor_dtype(kind: str, value_dtype: str) -> torch.dtype | None:
         INPUT_PERMUTATION: torch.uint8,
         FOLDED_PERMUTATION: torch.uint8,
         WEIGHT_SCALE: torch.float32,
+        WEIGHT_MULTIPLIER: torch.uint8,
         BIAS: None,
     }[kind]

@@ -59,8 +59,9 @@ def validate(
     for module in track(reader.sparse_layers()):
         try:
             layer = reader.layer(module)
-        except CheckpointError:
-            continue  # its file or its headers are reported already
+        except CheckpointError as error:  # its file or its headers may be reported already
+            problems += [problem for problem in error.problems if problem not in problems]
+            continue
         problems += _layer_content_problems(layer, quantization)
     return problems
 

@@ -19,6 +19,7 @@ from permllm_vllm.backends import (
 )
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.errors import Problem, raise_if_any
+from permllm_vllm.checkpoint.int4 import multiplier_problems, stored_values
 from permllm_vllm.checkpoint.layer import SparseLayer
 from permllm_vllm.checkpoint.pattern import Pattern
 
@@ -83,6 +84,7 @@ class SparseLinear(nn.Module):
     input_permutation: Tensor | None
     folded_permutation: Tensor | None
     weight_scale: Tensor | None
+    weight_multiplier: Tensor | None
 
     def __init__(
         self,
@@ -102,19 +104,19 @@ class SparseLinear(nn.Module):
         self.pattern = Pattern.parse(checkpoint.pattern)
         self.block_size = checkpoint.block_size
         self._backends = backends
+        values = checkpoint.value_dtype
+        self._values = schema.computed_dtype(values)
         self._packed: _Packed | None = None
         present = {
-            schema.WEIGHT_PACKED: True,
             schema.WEIGHT_MASK: True,
             schema.INPUT_PERMUTATION: checkpoint.lists("runtime_permuted", name),
             schema.FOLDED_PERMUTATION: checkpoint.lists("folded", name),
-            schema.WEIGHT_SCALE: checkpoint.value_dtype == "int8",
-        }
+        } | dict.fromkeys(schema.value_kinds(values), True)
         for kind in schema.SPARSE_KINDS:
             tensor = None
-            if present[kind]:
-                shape = schema.tensor_shape(kind, out_features, in_features, self.pattern)
-                kind_dtype = schema.tensor_dtype(kind, checkpoint.value_dtype)
+            if present.get(kind):
+                shape = schema.tensor_shape(kind, out_features, in_features, self.pattern, values)
+                kind_dtype = schema.tensor_dtype(kind, values)
                 tensor = torch.empty(shape, dtype=kind_dtype, device=device)
             self.register_buffer(kind, tensor)
         self.bias: nn.Parameter | None = None
@@ -154,9 +156,9 @@ class SparseLinear(nn.Module):
         )
 
     def stored(self) -> SparseLayer:
-        """Return the layer as a checkpoint holds it."""
+        """Return the layer as a checkpoint holds it, its int4 values as int8."""
         return SparseLayer(
-            values=self.weight_packed,
+            values=stored_values(self.weight_packed, self.weight_multiplier),
             mask=self.weight_mask,
             input_permutation=self.input_permutation,
             folded_permutation=self.folded_permutation,
@@ -167,9 +169,13 @@ class SparseLinear(nn.Module):
 
     def content_problems(self) -> list[Problem]:
         """List every rule of the format that the contents break; none while they are on disk."""
-        layer = self.stored()
-        if layer.values.is_meta:
+        if self.weight_packed.is_meta:
             return []
+        if self.weight_multiplier is not None:
+            name = f"{self.name}.{schema.WEIGHT_MULTIPLIER}"
+            if problems := multiplier_problems(name, self.weight_multiplier):
+                return problems
+        layer = self.stored()
         if layer.bias is not None and layer.bias.is_meta:
             layer = replace(layer, bias=None)
         return layer.content_problems(self.pattern, self.block_size)
@@ -204,7 +210,7 @@ class SparseLinear(nn.Module):
         raise_if_any(self.content_problems())
         return self._backend(device, dtype).pack(
             CheckpointWeights(
-                values=self.weight_packed,
+                values=stored_values(self.weight_packed, self.weight_multiplier),
                 mask=self.weight_mask,
                 permutation=self.input_permutation,
                 scale=self.weight_scale,
@@ -230,4 +236,4 @@ class SparseLinear(nn.Module):
         self._packed = None
 
     def _backend(self, device: torch.device, dtype: torch.dtype) -> Backend:
-        return self._backends(device, dtype, self.weight_packed.dtype)
+        return self._backends(device, dtype, self._values)

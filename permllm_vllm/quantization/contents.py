@@ -1,17 +1,26 @@
 """What the loaded tensors of a sparse layer must hold, checked once before they are packed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.errors import CheckpointError, Problem, raise_if_any
+from permllm_vllm.checkpoint.int4 import multiplier_problems
 from permllm_vllm.checkpoint.numbers import number_problems, scale_problems
 from permllm_vllm.checkpoint.packing import first_violation
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import is_bijective
 from permllm_vllm.quantization.sources import ShardId, TensorSource
+
+_RULES: dict[str, Callable[[str, Tensor], list[Problem]]] = {
+    schema.WEIGHT_PACKED: number_problems,
+    schema.WEIGHT_SCALE: scale_problems,
+    schema.WEIGHT_MULTIPLIER: multiplier_problems,
+    schema.BIAS: number_problems,
+}
+"""What the numbers of each kind of tensor must keep."""
 
 
 def check_mask(
@@ -35,15 +44,15 @@ def check_mask(
 def check_numbers(
     tensors: Sequence[tuple[TensorSource, Tensor]], output_sizes: Sequence[int]
 ) -> None:
-    """Raise CheckpointError for values or biases that are not finite, and for bad scales.
+    """Raise CheckpointError for values or biases that are not finite, bad scales and multipliers.
 
     Tensors of other kinds pass. `output_sizes` are the rows of the parts on this rank.
     """
     problems: list[Problem] = []
     for source, tensor in tensors:
-        if source.kind not in (schema.WEIGHT_PACKED, schema.WEIGHT_SCALE, schema.BIAS):
+        rule = _RULES.get(source.kind)
+        if rule is None:
             continue
-        rule = scale_problems if source.kind == schema.WEIGHT_SCALE else number_problems
         for part, rows in enumerate(tensor.split(list(output_sizes))):
             problems += rule(source.name((part,)), rows)
     raise_if_any(list(dict.fromkeys(problems)))  # parts may be one tensor of the checkpoint

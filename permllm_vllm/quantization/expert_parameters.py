@@ -42,9 +42,7 @@ class ExpertStack:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of tensors that the format asks for."""
-        kinds = [schema.WEIGHT_PACKED, schema.WEIGHT_MASK]
-        if self.layers[0].checkpoint.value_dtype == "int8":
-            kinds.append(schema.WEIGHT_SCALE)
+        kinds = [*schema.value_kinds(self.layers[0].checkpoint.value_dtype), schema.WEIGHT_MASK]
         for asked, kind in zip((self.permuted, self.folded), PERMUTATIONS, strict=True):
             kinds += [kind] * asked
         return tuple(kinds)
@@ -54,8 +52,9 @@ class ExpertStack:
         if kind in PERMUTATIONS:
             shape: tuple[int, ...] = (len(self.output_sizes), self.columns)
         else:
-            pattern = Pattern.parse(self.layers[0].checkpoint.pattern)
-            shape = schema.tensor_shape(kind, sum(self.output_sizes), self.columns, pattern)
+            checkpoint, rows = self.layers[0].checkpoint, sum(self.output_sizes)
+            pattern, values = Pattern.parse(checkpoint.pattern), checkpoint.value_dtype
+            shape = schema.tensor_shape(kind, rows, self.columns, pattern, values)
         return torch.empty((len(self.layers), *shape), dtype=dtype)
 
     def register(self, layer: Module) -> None:

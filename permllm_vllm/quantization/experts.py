@@ -10,6 +10,7 @@ from torch.nn import Module
 import permllm_vllm.ops  # noqa: F401  (defines torch.ops.permllm)
 from permllm_vllm.backends import CheckpointWeights, ReferenceBackend, fallback_reason
 from permllm_vllm.checkpoint import schema
+from permllm_vllm.checkpoint.int4 import stored_values
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.compat import FusedMoEMethodBase
 from permllm_vllm.quantization.adapters import adapters_reach_model
@@ -89,7 +90,8 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         self.intermediate_size = inner
         down = [names[-1] for names in self.modules]
         blocks = self.checkpoint.block_size if self.permuted[1] else None
-        require_divisible(down[:1], inner * ranks, inner, blocks)
+        values = self.checkpoint.value_dtype
+        require_divisible(down[:1], inner * ranks, inner, blocks, values)
         self.dtype = params_dtype
         self.stacks = (
             self._stack(layer, GATE_UP, (inner,) * (len(self.modules[0]) - 1), hidden_size),
@@ -175,15 +177,15 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         loaded = stack.loaded(layer)
         if not loaded:
             return False
-        values = loaded[schema.WEIGHT_PACKED]
-        self.value_dtype = values.dtype
-        backend = self.served.backend(values.device, self.dtype, values.dtype)
+        device = loaded[schema.WEIGHT_PACKED].device
+        self.value_dtype = schema.computed_dtype(self.checkpoint.value_dtype)
+        backend = self.served.backend(device, self.dtype, self.value_dtype)
         packed = [
             backend.pack(self._checked(stack, loaded, expert))
             for expert in range(len(stack.layers))
         ]
         stack.drop(layer)
-        del loaded, values  # before the packed weights are copied into one piece
+        del loaded  # before the packed weights are copied into one piece
         if isinstance(backend, ReferenceBackend):
             weight = torch.stack([one.packed for one in packed])
             register_packed(layer, f"{stack.name}_weight", weight)
@@ -209,7 +211,9 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         if (copies := tensors.get(schema.INPUT_PERMUTATION)) is not None:
             permutation = shared_permutation(sources[schema.INPUT_PERMUTATION], copies)
         return CheckpointWeights(
-            values=tensors[schema.WEIGHT_PACKED],
+            values=stored_values(
+                tensors[schema.WEIGHT_PACKED], tensors.get(schema.WEIGHT_MULTIPLIER)
+            ),
             mask=mask,
             permutation=permutation,
             scale=tensors.get(schema.WEIGHT_SCALE),

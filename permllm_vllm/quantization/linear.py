@@ -10,6 +10,7 @@ from torch.nn import Module
 import permllm_vllm.ops  # noqa: F401  (defines torch.ops.permllm)
 from permllm_vllm.backends import CheckpointWeights, require_pattern
 from permllm_vllm.checkpoint import schema
+from permllm_vllm.checkpoint.int4 import stored_values
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.compat import (
     LinearMethodBase,
@@ -90,30 +91,33 @@ class PermLLMLinearMethod(LinearMethodBase):
         refuse_load_format()
         require_pattern(torch.empty(0).device, self.pattern)
         block_size = self.checkpoint.block_size if self._permutation_kind else None
-        require_divisible(self.modules, input_size, input_size_per_partition, block_size)
+        value_dtype = self.checkpoint.value_dtype
+        require_divisible(
+            self.modules, input_size, input_size_per_partition, block_size, value_dtype
+        )
         self.output_sizes = list(output_partition_sizes)
         self.out_features = sum(output_partition_sizes)
         self.dtype = params_dtype
         rows, columns = sum(output_partition_sizes), input_size_per_partition
 
-        def empty(kind: str, dtype: torch.dtype) -> Tensor:
-            return torch.empty(schema.tensor_shape(kind, rows, columns, self.pattern), dtype=dtype)
+        def empty(kind: str) -> Tensor:
+            shape = schema.tensor_shape(kind, rows, columns, self.pattern, value_dtype)
+            return torch.empty(shape, dtype=schema.tensor_dtype(kind, value_dtype))
 
         nothing = torch.empty(0, dtype=torch.uint8)
-        value_dtype = schema.VALUE_DTYPES[self.checkpoint.value_dtype]
         expected: dict[str, tuple[type, Tensor]] = {
-            schema.WEIGHT_PACKED: (SparseWeightParameter, empty(schema.WEIGHT_PACKED, value_dtype)),
-            schema.WEIGHT_MASK: (SparseWeightParameter, empty(schema.WEIGHT_MASK, torch.uint8)),
+            kind: (
+                RowScaleParameter if kind == schema.WEIGHT_SCALE else SparseWeightParameter,
+                empty(kind),
+            )
+            for kind in (schema.WEIGHT_MASK, *schema.value_kinds(value_dtype))
         }
         if self.folded:
-            folded = empty(schema.FOLDED_PERMUTATION, torch.uint8)
+            folded = empty(schema.FOLDED_PERMUTATION)
             expected[schema.FOLDED_PERMUTATION] = (FoldedPermutationParameter, folded)
         if self._permutation_kind:
             copies = torch.empty((len(output_partition_sizes), columns), dtype=torch.uint8)
             expected[self._permutation_kind] = (InputPermutationParameter, copies)
-        if self._is_int8:
-            scale = empty(schema.WEIGHT_SCALE, torch.float32)
-            expected[schema.WEIGHT_SCALE] = (RowScaleParameter, scale)
         output_sizes = _checkpoint_rows(layer, output_partition_sizes, output_size)
         tensors = CheckpointLayer(self.modules, output_sizes, input_size, self.checkpoint)
         loader = extra_weight_attrs["weight_loader"]
@@ -151,6 +155,9 @@ class PermLLMLinearMethod(LinearMethodBase):
         check_numbers(numbers, self.output_sizes)
         permutation = loaded[self._permutation_kind].shared() if self._permutation_kind else None
         tensors = {name: parameter.data for name, parameter in loaded.items()}
+        tensors[schema.WEIGHT_PACKED] = stored_values(
+            tensors[schema.WEIGHT_PACKED], tensors.get(schema.WEIGHT_MULTIPLIER)
+        )
         self._unfold(layer, tensors, permutation)
         values = tensors[schema.WEIGHT_PACKED]
         backend = self.served.backend(values.device, self.dtype, values.dtype)
@@ -185,10 +192,6 @@ class PermLLMLinearMethod(LinearMethodBase):
             self.out_features,
             self.checkpoint.pattern,
         )
-
-    @property
-    def _is_int8(self) -> bool:
-        return schema.VALUE_DTYPES[self.checkpoint.value_dtype] == torch.int8
 
     @property
     def _permutation_kind(self) -> str:

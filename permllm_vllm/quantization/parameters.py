@@ -51,9 +51,9 @@ class CheckedParameter(BasevLLMParameter):
 
 
 class SparseWeightParameter(CheckedParameter, ModelWeightParameter):
-    """Kept values `[out, in*N/M]` or mask `[out, in/8]`.
+    """Kept values `[out, in*N/M]`, mask `[out, in/8]` or multipliers `[out, in/64]`.
 
-    Both are compressed along the input dimension by a constant factor, so vLLM's slices of rows
+    All are compressed along the input dimension by a constant factor, so vLLM's slices of rows
     and columns are right as they are.
     """
 

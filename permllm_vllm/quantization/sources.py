@@ -73,8 +73,9 @@ class TensorSource:
         layer = self.layer
         rows = sum(layer.output_sizes[part] for part in parts)
         pattern = Pattern.parse(layer.checkpoint.pattern)
-        shape = schema.tensor_shape(self.kind, rows, layer.input_size, pattern)
-        dtype = schema.tensor_dtype(self.kind, layer.checkpoint.value_dtype)
+        values = layer.checkpoint.value_dtype
+        shape = schema.tensor_shape(self.kind, rows, layer.input_size, pattern, values)
+        dtype = schema.tensor_dtype(self.kind, values)
         right_dtype = tensor.is_floating_point() if dtype is None else tensor.dtype == dtype
         if tuple(tensor.shape) != shape or not right_dtype:
             raise CheckpointError(

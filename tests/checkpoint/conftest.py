@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from permllm_vllm.checkpoint.int4 import pack_int4
 from permllm_vllm.checkpoint.packing import pack_mask, pack_values
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import canonical
-from permllm_vllm.checkpoint.schema import VALUE_DTYPES, QuantizationConfig
+from permllm_vllm.checkpoint.schema import QuantizationConfig, computed_dtype
 from permllm_vllm.checkpoint.writer import write_checkpoint
 
 UP, DOWN, OUT = "mlp.up_proj", "mlp.down_proj", "self_attn.o_proj"
@@ -54,10 +55,20 @@ def random_mask(shape: tuple[int, int], pattern: Pattern, generator: torch.Gener
 def add_sparse_layer(
     model: TinyModel, name: str, kind: str, generator: torch.Generator, shuffle: random.Random
 ) -> None:
-    shape, dtype = SHAPES[kind], VALUE_DTYPES[model.quantization.value_dtype]
+    shape, value_dtype = SHAPES[kind], model.quantization.value_dtype
+    dtype = computed_dtype(value_dtype)
     weight = torch.randint(-99, 100, shape, generator=generator).to(dtype)
     mask = random_mask(shape, model.pattern, generator)
-    model.tensors[f"{name}.weight_packed"] = pack_values(weight, mask, model.pattern)
+    if value_dtype == "int4":
+        groups = (shape[0], -(-shape[1] // 64))
+        multipliers = torch.randint(1, 17, groups, generator=generator).to(torch.uint8)
+        weight = weight % 16 - 8
+        weight *= multipliers.to(torch.int8).repeat_interleave(64, dim=1)[:, : shape[1]]
+        values = pack_int4(pack_values(weight, mask, model.pattern), multipliers)
+        model.tensors[f"{name}.weight_multiplier"] = multipliers
+    else:
+        values = pack_values(weight, mask, model.pattern)
+    model.tensors[f"{name}.weight_packed"] = values
     model.tensors[f"{name}.weight_mask"] = pack_mask(mask)
     served = weight * mask
     if dtype == torch.int8:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from permllm_vllm.checkpoint import schema
+from permllm_vllm.checkpoint.int4 import pack_int4
 from permllm_vllm.checkpoint.packing import pack_mask, pack_values, unpack, unpack_mask
 from permllm_vllm.checkpoint.pattern import SUPPORTED, Pattern
 from permllm_vllm.checkpoint.permutation import absolute, canonical, local, unpermute_columns
@@ -83,7 +84,7 @@ def test_writing_the_worked_example_gives_the_bytes_shown() -> None:
         (schema.WEIGHT_MASK, pack_mask(mask)),
         (schema.INPUT_PERMUTATION, permutation),
     ):
-        assert tuple(tensor.shape) == schema.tensor_shape(name, 1, 64, PATTERN)
+        assert tuple(tensor.shape) == schema.tensor_shape(name, 1, 64, PATTERN, "bfloat16")
         assert f"`{name}`, shape {list(tensor.shape)}" in DOCUMENT
         assert as_bytes(tensor) == shown_bytes(name)
 
@@ -120,14 +121,22 @@ def test_the_configuration_shown_is_valid_and_its_keys_are_listed() -> None:
 
 
 def test_the_tensors_listed_have_the_shapes_and_dtypes_of_the_schema() -> None:
-    rows = table("| tensor | shape | dtype |")
-    kinds = [row[0].strip("`").removeprefix("L.") for row in rows]
-    assert sorted(kinds) == sorted((*schema.SPARSE_KINDS, schema.BIAS))
-    sizes = {"out": 24, "in": 64, "in * N / M": 32, "in / 8": 8}
-    for kind, (_, shape, dtype, _) in zip(kinds, rows, strict=True):
-        expected = tuple(sizes[size.strip()] for size in shape.strip("[]").split(","))
-        assert schema.tensor_shape(kind, 24, 64, PATTERN) == expected
-        for value_dtype, torch_dtype in schema.VALUE_DTYPES.items():
+    rows = {
+        row[0].strip("`").removeprefix("L."): row for row in table("| tensor | shape | dtype |")
+    }
+    of_int4 = {
+        row[0].strip("`").removeprefix("L."): row for row in table("| tensor of int4 values |")
+    }
+    assert {*rows, *of_int4} == {*schema.SPARSE_KINDS, schema.BIAS}
+    assert of_int4.keys() <= set(schema.value_kinds("int4"))
+    sizes = {"out": 24, "in": 72, "in * N / M": 36, "in / 8": 9}
+    sizes |= {"in * N / M / 2": 18, "ceil(in / 64)": 2}
+    for value_dtype, torch_dtype in schema.VALUE_DTYPES.items():
+        for kind, (_, shape, dtype, _) in (
+            rows if value_dtype != "int4" else rows | of_int4
+        ).items():
+            expected = tuple(sizes[size.strip()] for size in shape.strip("[]").split(","))
+            assert schema.tensor_shape(kind, 24, 72, PATTERN, value_dtype) == expected
             found = schema.tensor_dtype(kind, value_dtype)
             if dtype == "value dtype":
                 assert found == torch_dtype
@@ -135,3 +144,10 @@ def test_the_tensors_listed_have_the_shapes_and_dtypes_of_the_schema() -> None:
                 assert found is None
             else:
                 assert str(found) == f"torch.{dtype}"
+
+
+def test_the_int4_values_described_are_the_bytes_shown() -> None:
+    values = torch.tensor([[-24, 21, 0, 9]], dtype=torch.int8)
+    assert "the values -24, 21, 0 and 9" in DOCUMENT
+    packed = pack_int4(values, torch.tensor([[3]], dtype=torch.uint8))
+    assert as_bytes(packed) == shown_bytes("int4")

@@ -46,7 +46,7 @@ def having(name: str, shape: tuple[int, ...], dtype: str) -> Callable[..., None]
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
 def test_a_valid_checkpoint_has_no_problems(
     make_tiny_model: Callable[[str, str], Any], pattern: str, dtype: str
 ) -> None:
@@ -64,6 +64,7 @@ def test_a_valid_checkpoint_has_no_problems(
         (having(f"{UP}.g_idx", (64,), "int32"), f"{UP}.g_idx: found an unknown tensor"),
         (having(f"{UP}.lora.a", (64,), "int32"), f"{UP}.lora.a: found an unknown tensor"),
         (having(f"{UP}.weight_scale", (128,), "float32"), "value_dtype bfloat16 has none"),
+        (having(f"{UP}.weight_multiplier", (128, 1), "uint8"), "value_dtype bfloat16 has none"),
         (having(f"{UP}.weight_packed", (128, 31), "bfloat16"), "shape [128, 31]; rule: [128, 32]"),
         (having(f"{UP}.weight_packed", (128, 32), "float16"), "float16; rule: bfloat16 (value"),
         (having(f"{UP}.weight_mask", (128, 8), "int8"), "found int8; rule: uint8"),
@@ -95,6 +96,8 @@ def test_each_broken_rule_is_reported(
         ({"folded": []}, f"{DOWN}.folded_permutation: found a module that folded does not list"),
         ({"folded": ["absent", DOWN]}, "absent.folded_permutation: found nothing"),
         ({"value_dtype": "int8"}, f"{UP}.weight_scale: found nothing"),
+        ({"value_dtype": "int4", "format_version": 2}, f"{UP}.weight_multiplier: found nothing"),
+        ({"value_dtype": "int4", "format_version": 2}, "found shape [128, 32]; rule: [128, 16]"),
         ({"block_size": 128}, f"{UP}.input_permutation: found 64 inputs"),
         ({"pattern": "2:4", "value_dtype": "float16"}, "found bfloat16; rule: float16"),
     ],

@@ -13,7 +13,7 @@ from permllm_vllm.checkpoint.reader import CheckpointReader, SparseLayer
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "int8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "int8", "int4"])
 def test_the_dense_model_comes_back(
     make_tiny_model: Callable[[str, str], Any], tmp_path: Path, pattern: str, dtype: str
 ) -> None:

@@ -30,8 +30,19 @@ def test_a_config_comes_back_as_written() -> None:
 def test_the_constants_are_what_the_model_takes() -> None:
     config = QuantizationConfig(pattern="2:4", block_size=64, value_dtype="int8")
     assert config.quant_method == schema.QUANT_METHOD
-    assert config.format_version == schema.FORMAT_VERSION
+    assert config.format_version == 1
     assert config.tool_version == schema.installed_version()
+
+
+def test_the_version_is_the_oldest_that_has_the_values() -> None:
+    for value_dtype in schema.VALUE_DTYPES:
+        entries = {**VALID, "value_dtype": value_dtype}
+        of_int4 = value_dtype == "int4"
+        assert QuantizationConfig.from_dict({**entries, "format_version": 1 + of_int4})
+        with pytest.raises(CheckpointError, match=f"format_version is {2 - of_int4}, but"):
+            QuantizationConfig.from_dict({**entries, "format_version": 2 - of_int4})
+        del entries["format_version"]
+        assert QuantizationConfig.model_validate(entries).format_version == 1 + of_int4
 
 
 def test_ignore_takes_names_and_full_regexes() -> None:
@@ -49,7 +60,7 @@ def test_ignore_takes_names_and_full_regexes() -> None:
     ("change", "message"),
     [
         ({"quant_method": "gptq"}, r"quant_method: found 'gptq'.*permllm-offline prune"),
-        ({"format_version": 2}, r"format_version: found 2.*install a newer permllm-vllm from"),
+        ({"format_version": 3}, r"format_version: found 3.*install a newer permllm-vllm from"),
         ({"format_version": 0}, r"format_version: found 0.*write the checkpoint again"),
         ({"format_version": "1"}, r"format_version: found '1'"),
         ({"format_version": True}, r"format_version: found True"),
@@ -103,7 +114,7 @@ def test_every_problem_is_listed() -> None:
 
 def test_shapes_and_dtypes_of_a_layer() -> None:
     shape = {
-        kind: schema.tensor_shape(kind, 12, 64, Pattern(2, 4))
+        kind: schema.tensor_shape(kind, 12, 64, Pattern(2, 4), "int8")
         for kind in (*schema.SPARSE_KINDS, schema.BIAS)
     }
     assert shape == {
@@ -112,6 +123,7 @@ def test_shapes_and_dtypes_of_a_layer() -> None:
         "input_permutation": (64,),
         "folded_permutation": (64,),
         "weight_scale": (12,),
+        "weight_multiplier": (12, 1),
         "bias": (12,),
     }
     assert schema.tensor_dtype("weight_packed", "int8") == torch.int8

@@ -41,7 +41,7 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "int8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "int8", "int4"])
 def test_what_the_writer_writes_is_valid(
     make_tiny_model: Callable[[str, str], Any], tmp_path: Path, pattern: str, dtype: str
 ) -> None:
@@ -94,6 +94,16 @@ def test_bad_scales_are_reported(
     edit_tensor(output, f"{UP}.weight_scale", lambda scales: scales[5].fill_(scale))
     expected = f"{UP}.weight_scale: found {scale}; rule: finite and above 0"
     assert shown(validate(output))[0].startswith(expected)
+
+
+@pytest.mark.parametrize("multiplier", [0, 17])
+def test_bad_multipliers_are_reported(
+    make_tiny_model: Callable[[str, str], Any], tmp_path: Path, multiplier: int
+) -> None:
+    output = make_tiny_model("2:4", "int4").write(tmp_path / "out", max_shard_bytes=SHARD_BYTES)
+    edit_tensor(output, f"{UP}.weight_multiplier", lambda found: found[5].fill_(multiplier))
+    (problem,) = shown(validate(output))
+    assert problem.startswith(f"{UP}.weight_multiplier: found {multiplier}; rule: 1 to 16")
 
 
 def test_every_problem_is_reported_at_once(checkpoint: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,11 +13,12 @@ from transformers import AutoModelForCausalLM
 import permllm_vllm.hf  # noqa: F401  (registers the method)
 from permllm_offline.conversion.report import ConversionReport
 from permllm_offline.conversion.to_dense import convert_to_dense
-from permllm_offline.conversion.to_sparse import convert_to_sparse
+from permllm_offline.conversion.to_sparse import Values, convert_to_sparse
 from permllm_offline.errors import OfflineError
 from permllm_offline.inspection.verification import verify
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.reader import CheckpointReader
 from tests.conversion.sparse_models import (
     DOWN,
     LINEARS,
@@ -109,7 +109,7 @@ def test_values_alone_change_by_half_a_step(tmp_path: Path, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("block_size", [64, 128])
-def test_int4_values_fit_four_bits_in_the_order_that_is_stored(
+def test_int4_values_take_half_a_byte_in_the_order_that_is_stored(
     place: Path, tmp_path: Path, block_size: int
 ) -> None:
     dense = save_dense(tmp_path / "dense", torch.bfloat16)
@@ -118,16 +118,36 @@ def test_int4_values_fit_four_bits_in_the_order_that_is_stored(
     assert report.block_size == block_size
     assert "int4, without calibration data" in report.rounding
     assert verify(tmp_path / "out").problems == []
-    assert quantization(tmp_path / "out")["value_dtype"] == "int8"
-    packed = {n: t for n, t in load_all(tmp_path / "out").items() if parts(n)[1] == "weight_packed"}
-    errors = [one.int8_error for one in report.linears if one.int8_error is not None]
-    assert len(packed) == len(errors) > 7
-    for values in packed.values():
-        assert len(values.unique()) > 16
-        for group in values.int().split(32, dim=1):
-            steps = torch.from_numpy(np.gcd.reduce(group.numpy(), axis=1))[:, None]
-            assert ((group >= -8 * steps) & (group <= 7 * steps)).all()
-    assert all(0.02 < error < 0.15 for error in errors)
+    assert quantization(tmp_path / "out")["value_dtype"] == "int4"
+    assert quantization(tmp_path / "out")["format_version"] == 2
+    convert_to_sparse(str(source), tmp_path / "values")
+    before, after = CheckpointReader(tmp_path / "values"), CheckpointReader(tmp_path / "out")
+    assert before.sparse_layers() == after.sparse_layers()
+    errors = {one.name: one.int8_error for one in report.linears if one.int8_error is not None}
+    assert errors.keys() == set(after.sparse_layers())
+    for name, error in errors.items():
+        values, found = before.layer(name).values.float(), after.layer(name)
+        assert len(found.values.unique()) > 16
+        rest = values - found.values * found.scale[:, None]
+        assert float(rest.norm() / values.norm()) == pytest.approx(error, rel=1e-4)
+        assert 0.02 < error < 0.15
+
+
+@pytest.mark.parametrize(
+    ("stored", "values", "reason"),
+    [
+        ("int4", "int4", "nothing to do"),
+        ("int4", "int8", "int8 would be the same in more bytes"),
+        ("int8", "int4", "int4 would round them once more"),
+    ],
+)
+def test_integers_are_not_rounded_again(
+    dense: Path, tmp_path: Path, stored: Values, values: Values, reason: str
+) -> None:
+    source = prune(dense, tmp_path / "source", in_place)
+    convert_to_sparse(str(source), tmp_path / "integers", values=stored)
+    with pytest.raises(OfflineError, match=f"are {stored}: {reason}. Serve it"):
+        convert_to_sparse(str(tmp_path / "integers"), tmp_path / "out", values=values)
 
 
 def test_reports_say_what_was_done(place: Path, report: ConversionReport) -> None:

@@ -10,7 +10,7 @@ from tests.fuzzing.choices import Choices
 
 ODD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 32, 48, 64, 128, 255, 256, 2**31, 2**63, 2**64, 1.0, 64.0,
-    1e308, float("nan"), float("inf"), "", "1", "64", "2:4", "4:8", "1:4", "2:4\n", "int8",
+    1e308, float("nan"), float("inf"), "", "1", "64", "2:4", "4:8", "1:4", "2:4\n", "int8", "int4",
     "bfloat16", "float16", "float32", "float64", "permllm", "awq", "..", "../a.safetensors",
     "/etc/passwd", "a.safetensors", "model.safetensors", "a\0", "\ud800", "\x1b[2J", "ä" * 2000,
     "re:", "re:(", "re:.*", "re:(a|a)*b", "re:a{9999999999}", "re:(?=a)", "re:model\\..*", [], {},

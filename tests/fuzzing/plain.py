@@ -17,9 +17,12 @@ KEYS = {
     "quant_method", "format_version", "pattern", "block_size", "value_dtype", "ignore",
     "runtime_permuted", "folded", "tool_version",
 }  # fmt: skip
-VALUE_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int8": "I8"}
+VALUE_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32", "int8": "I8", "int4": "U8"}
 BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I8": 1, "U8": 1, "F64": 8, "I64": 8, "I32": 4, "BOOL": 1}
-SPARSE = ("weight_packed", "weight_mask", "input_permutation", "folded_permutation", "weight_scale")
+SPARSE = (
+    "weight_packed", "weight_mask", "input_permutation", "folded_permutation", "weight_scale",
+    "weight_multiplier",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ def read_config(content: Any) -> dict[str, Any]:
     entries = content.get("quantization_config")
     require(isinstance(entries, dict) and set(entries) == KEYS)
     require(entries["quant_method"] == "permllm")
-    require(type(entries["format_version"]) is int and entries["format_version"] == 1)
+    version = 2 if entries["value_dtype"] == "int4" else 1
+    require(type(entries["format_version"]) is int and entries["format_version"] == version)
     require(entries["pattern"] in ("2:4", "4:8"))
     require(type(entries["block_size"]) is int and entries["block_size"] in (32, 64, 128))
     require(isinstance(entries["value_dtype"], str) and entries["value_dtype"] in VALUE_DTYPES)
@@ -157,22 +161,25 @@ def read_layer(
 ) -> list[list[float]]:
     """Rules 3, 4 and 6 for one layer; `canonical` asks for the one order of a permutation."""
     kept, group = map(int, entries["pattern"].split(":"))
-    block, int8 = entries["block_size"], entries["value_dtype"] == "int8"
+    block, int4 = entries["block_size"], entries["value_dtype"] == "int4"
+    scaled = int4 or entries["value_dtype"] == "int8"
     require(not ignored(entries, module))
     require(set(tensors) <= {*SPARSE, "bias"})
     require("weight_packed" in tensors and "weight_mask" in tensors)
-    require(("weight_scale" in tensors) == int8)
+    require(("weight_scale" in tensors) == scaled)
+    require(("weight_multiplier" in tensors) == int4)
     require(("input_permutation" in tensors) == (module in entries["runtime_permuted"]))
     require(("folded_permutation" in tensors) == (module in entries["folded"]))
     require(len(tensors["weight_mask"].shape) == 2)
     rows, columns = tensors["weight_mask"].shape[0], tensors["weight_mask"].shape[1] * 8
     require(rows > 0 and columns > 0)
     shapes = {
-        "weight_packed": [rows, columns * kept // group],
+        "weight_packed": [rows, columns * kept // group // (2 if int4 else 1)],
         "weight_mask": [rows, columns // 8],
         "input_permutation": [columns],
         "folded_permutation": [columns],
         "weight_scale": [rows],
+        "weight_multiplier": [rows, math.ceil(columns / 64)],
         "bias": [rows],
     }
     dtypes = {
@@ -192,9 +199,26 @@ def read_layer(
                 ]
     for kind in ("weight_packed", "bias", "weight_scale"):
         require(kind not in tensors or all(map(math.isfinite, tensors[kind].numbers())))
-    scale = tensors["weight_scale"].numbers() if int8 else [1.0] * rows
+    scale = tensors["weight_scale"].numbers() if scaled else [1.0] * rows
     require(all(number > 0 for number in scale))
-    return dense_rows(tensors, rows, columns, kept, group, place, scale)
+    values = tensors["weight_packed"].numbers()
+    if int4:
+        values = four_bits(tensors, rows)
+    return dense_rows(tensors, values, rows, columns, kept, group, place, scale)
+
+
+def four_bits(tensors: dict[str, Stored], rows: int) -> list[float]:
+    """int4 values of all rows, times their multipliers."""
+    packed, multipliers = (tensors[kind].content for kind in ("weight_packed", "weight_multiplier"))
+    require(all(1 <= multiplier <= 16 for multiplier in multipliers))
+    values = []
+    for row in range(rows):
+        octets = packed[row * len(packed) // rows : (row + 1) * len(packed) // rows]
+        own = multipliers[row * len(multipliers) // rows : (row + 1) * len(multipliers) // rows]
+        for i in range(2 * len(octets)):
+            half = octets[i // 2] >> 4 if i % 2 else octets[i // 2] % 16
+            values.append(float((half - 8) * own[i // 32]))
+    return values
 
 
 def read_bitmask(file: bytes) -> dict[str, Stored]:
@@ -264,10 +288,11 @@ def require_permutation(content: bytes, block: int, group: int) -> None:
 
 
 def dense_rows(
-    tensors: dict[str, Stored], rows: int, columns: int, kept: int, group: int,
+    tensors: dict[str, Stored], numbers: list[float],
+    rows: int, columns: int, kept: int, group: int,
     place: list[int], scale: list[float],
 ) -> list[list[float]]:  # fmt: skip
-    mask, values = tensors["weight_mask"].content, iter(tensors["weight_packed"].numbers())
+    mask, values = tensors["weight_mask"].content, iter(numbers)
     dense = []
     for row in range(rows):
         line = [0.0] * columns

@@ -74,7 +74,7 @@ def entries(
     """A quantization_config."""
     return {
         "quant_method": "permllm",
-        "format_version": 1,
+        "format_version": 2 if value_dtype == "int4" else 1,
         "pattern": pattern,
         "block_size": block,
         "value_dtype": value_dtype,
@@ -89,17 +89,21 @@ def weights(
     module: str, rows: int, columns: int, pattern: str, value_dtype: str, shuffle: random.Random,
     *, tiny: bool = False,
 ) -> dict[str, Stored]:  # fmt: skip
-    """Values, mask and, for int8, scale of a layer."""
+    """Values, mask and, for integers, scales and multipliers of a layer."""
     kept, group = map(int, pattern.split(":"))
-    dtype = VALUE_DTYPES[value_dtype]
+    dtype, each = VALUE_DTYPES[value_dtype], columns * kept // group
+    if value_dtype == "int4":
+        each //= 2
     masks = bytes(mask_byte(kept, group, shuffle) for _ in range(rows * columns // 8))
     tensors = {
-        f"{module}.weight_packed": values(
-            [rows, columns * kept // group], dtype, shuffle, tiny=tiny
-        ),
+        f"{module}.weight_packed": values([rows, each], dtype, shuffle, tiny=tiny),
         f"{module}.weight_mask": Stored("U8", [rows, columns // 8], masks),
     }
-    if value_dtype == "int8":
+    if value_dtype == "int4":
+        shape = [rows, math.ceil(columns / 64)]
+        content = bytes(shuffle.randint(1, 16) for _ in range(math.prod(shape)))
+        tensors[f"{module}.weight_multiplier"] = Stored("U8", shape, content)
+    if value_dtype in ("int8", "int4"):
         scale = struct.pack(f"<{rows}f", *(shuffle.uniform(0.1, 1) for _ in range(rows)))
         tensors[f"{module}.weight_scale"] = Stored("F32", [rows], scale)
     return tensors
@@ -114,7 +118,7 @@ def permutation(columns: int, block: int, pattern: str, shuffle: random.Random) 
 def values(shape: list[int], dtype: str, shuffle: random.Random, *, tiny: bool = False) -> Stored:
     """Any numbers below 2, zeros of both signs among them; those that kernels flush if `tiny`."""
     content = bytearray(shuffle.randbytes(math.prod(shape) * BYTES[dtype]))
-    if dtype != "I8":
+    if dtype not in ("I8", "U8"):
         high = BYTES[dtype] - 1
         for at in range(high, len(content), high + 1):
             content[at] &= 0xBF  # below 2 whatever the rest
@@ -144,5 +148,6 @@ NORMAL = [
     sample("2:4", "bfloat16", 32, 2, 32, 5),
     sample("2:4", "float16", 64, 1, 24, 6),
     sample("4:8", "int8", 128, 1, 128, 7),
+    sample("2:4", "int4", 32, 1, 96, 9),
 ]
 SAMPLES = [*NORMAL, sample("2:4", "bfloat16", 32, 1, 32, 8, tiny=True)]

@@ -159,6 +159,10 @@ LAYERS = (
         lambda **given: linear.RowParallelLinear(48, 3, **given), DOWN, (Part(None, DOWN, 3),),
         value_dtype="int8", columns=48, columns_are_cut=True,
     ),
+    Served(
+        lambda **given: linear.RowParallelLinear(128, 3, **given), DOWN, (Part(None, DOWN, 3),),
+        "input_permutation", value_dtype="int4", columns=128, columns_are_cut=True,
+    ),
 )  # fmt: skip
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import permllm_vllm.hf  # noqa: F401  (registers the method)
+from permllm_offline.conversion.to_dense import convert_to_dense
+from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_vllm import ops
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.hf import SparseLinear
@@ -194,6 +196,24 @@ def test_int8_values_are_scaled(sparse_copy: Path, tokens: Tensor) -> None:
         assert (found - expected).abs().max() < tolerance * expected.abs().max()
 
 
+def test_int4_values(twins: Twins, tokens: Tensor, tmp_path: Path) -> None:
+    """They stay in half a byte, and are saved so."""
+    convert_to_sparse(str(twins.sparse), tmp_path / "int4", values="int4")
+    convert_to_dense(str(tmp_path / "int4"), tmp_path / "dense")
+    model = load(tmp_path / "int4")
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float32)
+    found, rounded = logits(model, tokens), logits(dense, tokens)  # to the checkpoint's dtype
+    expected = logits(model.dequantize(), tokens)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert (rounded - expected).abs().max() < 3e-2 * expected.abs().max()
+    load(tmp_path / "int4").save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "config.json").read_text())["quantization_config"]
+    assert (saved["format_version"], saved["value_dtype"]) == (2, "int4")
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("int4", "saved"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_a_fallback_is_warned_about_once(
     twins: Twins,
     tokens: Tensor,
@@ -330,7 +350,7 @@ def test_a_head_that_the_checkpoint_cannot_have_is_new(sparse_copy: Path) -> Non
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"format_version": 2}, r"format_version: found 2.*install a newer permllm-vllm from"),
+        ({"format_version": 3}, r"format_version: found 3.*install a newer permllm-vllm from"),
         ({"new_key": 1}, "does not know this key"),
         ({"pattern": "1:4"}, "pattern '1:4' is not supported"),
     ],

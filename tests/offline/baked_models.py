@@ -1,6 +1,6 @@
 """A model pruned under random permutations, baked, and as its dense twin."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from permllm_offline.model.lookup import family_of
 from permllm_offline.model.modules import decoder_layers, has_module
 from permllm_offline.sparsity.bake import apply_masks, bake_layer
 from permllm_offline.sparsity.decisions import LayerDecision, decide
-from permllm_offline.sparsity.rounded_layer import Rounding, choose_grids
+from permllm_offline.sparsity.rounded_layer import RoundedLayer, Rounding, choose_grids
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.writer import write_checkpoint
@@ -50,7 +50,7 @@ def bake(
     pattern: Pattern,
     block: int,
     at: Path,
-    scales: list[Mapping[str, torch.Tensor]] | None = None,
+    rounded: Sequence[RoundedLayer] = (),
 ) -> None:
     source = at.with_name(at.name + "-source")
     model.save_pretrained(source)
@@ -71,14 +71,17 @@ def bake(
             if name.rpartition(".")[0] not in names and own not in tied:
                 yield name, tensor
         for index, layer in enumerate(decoder_layers(model, family.layers)):
-            scale = None if scales is None else scales[index]
+            grids = rounded[index] if rounded else None
             name = partial(family.stored_name, index)
-            yield from bake_layer(name, layer.state_dict(), decisions[index], pattern, scale)
+            yield from bake_layer(name, layer.state_dict(), decisions[index], pattern, grids)
 
+    value_dtype: Any = dtype_name(model.dtype)
+    if rounded:
+        value_dtype = "int4" if rounded[0].int4 else "int8"
     config = QuantizationConfig(
         pattern=str(pattern),
         block_size=block,
-        value_dtype=dtype_name(model.dtype) if scales is None else "int8",
+        value_dtype=value_dtype,
         ignore=list(family.ignore),
         runtime_permuted=[name for name in names if not folded[name]],
         folded=[name for name in names if folded[name]],
@@ -87,16 +90,16 @@ def bake(
     write_checkpoint(at, tensors(), config, source)
 
 
-def integer_scales(
+def integer_grids(
     model: Any, decisions: list[LayerDecision], values: Rounding = "int8"
-) -> list[Mapping[str, torch.Tensor]]:
-    """Prune a model and round what is kept, in place; the scales of every layer's rows."""
-    scales: list[Mapping[str, torch.Tensor]] = []
+) -> list[RoundedLayer]:
+    """Prune a model and round what is kept, in place; the grids of every layer."""
+    grids: list[RoundedLayer] = []
     layers = decoder_layers(model, family_of(model.config).layers)
     for layer, decision in zip(layers, decisions, strict=True):
         apply_masks(layer, decision)
-        scales.append(choose_grids(layer, decision, None, values, rounds=True).scales)
-    return scales
+        grids.append(choose_grids(layer, decision, None, values, rounds=True))
+    return grids
 
 
 def dense_twin(model: Any, decisions: list[LayerDecision]) -> Any:

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,25 +16,31 @@ from tests.offline.test_cli import prune
 def test_int4_values(
     method: str, tmp_path: Path, tiny_model_directory: Path, text_file: Path
 ) -> None:
-    """They are int8 values of which all of a row and 64 inputs are few multiples of one number."""
+    """They take half a byte, and are multiples of a number that a row has for 64 inputs."""
     text = None if method == "magnitude" else text_file
     output = tmp_path / "sparse"
     assert prune(tiny_model_directory, output, text, "--method", method, "--values", "int4") == 0
     assert validate(output) == []
     reader = CheckpointReader(output)
     assert reader.quantization is not None
-    assert reader.quantization.value_dtype == "int8"
+    assert reader.quantization.value_dtype == "int4"
+    assert reader.quantization.format_version == 2
     tensors = load_file(output / "model.safetensors")
-    packed = [tensor for name, tensor in tensors.items() if name.endswith("weight_packed")]
-    assert all(len(tensor.unique()) > 16 for tensor in packed)
-    for tensor in packed:
-        for group in tensor.int().split(32, dim=1):
-            steps = torch.from_numpy(np.gcd.reduce(group.numpy(), axis=1))[:, None]
-            assert ((group >= -8 * steps) & (group <= 7 * steps)).all()
+    for name in reader.sparse_layers():
+        layer = reader.layer(name)
+        assert layer.values.dtype == torch.int8
+        assert len(layer.values.unique()) > 16
+        assert 2 * tensors[f"{name}.weight_packed"].numel() == layer.values.numel()
+        multipliers = tensors[f"{name}.weight_multiplier"].int()
+        for number, group in enumerate(layer.values.int().split(32, dim=1)):
+            steps = multipliers[:, number, None]
+            quotients = group // steps
+            assert torch.equal(quotients * steps, group)
+            assert -8 <= quotients.min() < quotients.max() <= 7
     report = json.loads((output / "report.json").read_text())
     assert all(0.02 < layer["int8_error"] < 0.2 for layer in report["layers"])
     card = (output / "README.md").read_text()
-    assert "int4, stored as int8" in card
+    assert "int4" in card
     assert ("before tuning" in card) == (method == "permllm-best")
 
 

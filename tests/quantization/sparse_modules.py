@@ -65,6 +65,32 @@ def sparse_module(
     return SparseModule(tensors, dense)
 
 
+def int4_module(
+    rows: int, channels: int, *, local: Tensor, kind: str = "input_permutation", seed: int = 0
+) -> SparseModule:
+    """The same of int4 values, with other multipliers for every group."""
+    tensors = dict(sparse_module(rows, channels, local=local, kind=kind, seed=seed).tensors)
+    permuted = kind == "input_permutation"
+    packed = torch.zeros(rows, channels // 4, dtype=torch.uint8)
+    multipliers = torch.zeros(rows, channels // 64, dtype=torch.uint8)
+    scale = torch.linspace(0.5, 2.0, rows)
+    dense = torch.zeros(rows, channels)
+    for row in range(rows):
+        filled = 0
+        for channel in range(channels):
+            multipliers[row, channel // 64] = 1 + (3 * row + channel // 64) % 16
+            if not tensors["weight_mask"][row, channel // 8] >> (channel % 8) & 1:
+                continue
+            quotient = (7 * filled + 5 * row + seed) % 16 - 8
+            packed[row, filled // 2] += (quotient + 8) << (4 * (filled % 2))
+            value = quotient * int(multipliers[row, channel // 64])
+            place = channel // BLOCK * BLOCK + int(local[channel]) if permuted else channel
+            dense[row, place] = value * scale[row]
+            filled += 1
+    tensors |= {"weight_packed": packed, "weight_multiplier": multipliers, "weight_scale": scale}
+    return SparseModule(tensors, dense)
+
+
 def config(
     runtime_permuted: Sequence[str] = (),
     folded: Sequence[str] = (),

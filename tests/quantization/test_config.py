@@ -179,7 +179,7 @@ def test_batch_invariance_that_is_not_there_is_warned_of(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "install a newer permllm-vllm from its source"),
+        ({"format_version": 3}, "install a newer permllm-vllm from its source"),
         ({"pattern": "3:4"}, "2:4, 4:8"),
         ({"block_size": 48}, "32, 64, 128"),
         ({"sparsity": 0.5}, "does not know this key"),

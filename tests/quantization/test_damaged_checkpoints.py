@@ -18,6 +18,7 @@ from permllm_vllm.checkpoint.errors import CheckpointError
 from tests.quantization.sparse_modules import (
     SparseModule,
     config,
+    int4_module,
     load,
     packed_dense,
     permutation,
@@ -265,6 +266,21 @@ def test_a_scale_that_is_none(on_rank: OnRank, scale: float) -> None:
     with pytest.raises(
         CheckpointError,
         match=rf"^model\.up\.weight_scale: found {scale}; rule: finite and above 0; remedy: ",
+    ):
+        packed_dense(layer)
+
+
+@pytest.mark.parametrize("multiplier", [0, 17])
+def test_a_multiplier_that_is_none(on_rank: OnRank, multiplier: int) -> None:
+    name = "model.fc1"
+    layer = ReplicatedLinear(
+        CHANNELS, 16, bias=False, quant_config=config([name], value_dtype="int4"), prefix=name
+    )
+    module = int4_module(16, CHANNELS, local=permutation(CHANNELS))
+    module.tensors["weight_multiplier"][3, 0] = multiplier
+    load(layer, module)
+    with pytest.raises(
+        CheckpointError, match=rf"^{name}\.weight_multiplier: found {multiplier}; rule: 1 to 16"
     ):
         packed_dense(layer)
 

@@ -25,7 +25,13 @@ from vllm.model_executor.model_loader.reload import (
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.quantization import weight_files
 from permllm_vllm.quantization.experts import PermLLMExpertsMethod, _require_supported
-from tests.quantization.sparse_modules import SparseModule, config, permutation, sparse_module
+from tests.quantization.sparse_modules import (
+    SparseModule,
+    config,
+    int4_module,
+    permutation,
+    sparse_module,
+)
 
 EXPERTS, CHOICES, HIDDEN, INTERMEDIATE = 3, 2, 128, 128
 PREFIX = "model.layers.0.mlp.experts"
@@ -147,22 +153,34 @@ def to_int8(found: Modules) -> Modules:
     return rounded
 
 
-@pytest.mark.parametrize("values", ["bfloat16", "int8"])
+def to_int4(found: Modules) -> Modules:
+    """Modules of the same shapes and permutations with int4 values."""
+    made = {}
+    for seed, (name, module) in enumerate(found.items()):
+        (kind,) = [kind for kind in module.tensors if kind.endswith("permutation")]
+        local = module.tensors[kind]
+        made[name] = int4_module(*module.dense.shape, local=local, kind=kind, seed=seed)
+    return made
+
+
+ROUNDED = {"bfloat16": lambda found: found, "int8": to_int8, "int4": to_int4}
+
+
+@pytest.mark.parametrize("values", list(ROUNDED))
 @pytest.mark.parametrize("down", ["folded", "input"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_has_its_half_of_each_expert(
     rank: int, down: str, values: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(moe_config, "get_tensor_model_parallel_rank", lambda: rank)
-    found = modules(down=f"{down}_permutation")
-    found = to_int8(found) if values == "int8" else found
+    found = ROUNDED[values](modules(down=f"{down}_permutation"))
     experts = layer(values, down=down, tp_size=2)
     fill(experts, stored(found))
     x, weights, ids = chosen(4)
     y = answer(experts, x.bfloat16(), weights, ids)
     half = INTERMEDIATE // 2
     part = slice(rank * half, rank * half + half)
-    bound = 3e-2 if values == "int8" else 1e-2
+    bound = 1e-2 if values == "bfloat16" else 3e-2
     assert relative(y, expected(found, x.bfloat16(), weights, ids, part)) < bound
 
 

@@ -22,6 +22,7 @@ from tests.quantization.sparse_modules import (
     BLOCK,
     SparseModule,
     config,
+    int4_module,
     load,
     packed_dense,
     permutation,
@@ -190,6 +191,33 @@ def test_int8_values_are_scaled(on_rank: OnRank) -> None:
     )
     expected = (10 * module.dense).round() * scale.unsqueeze(1)
     assert_equal(packed_dense(layer), rows_of(expected, 1, 2))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_int4_values_are_cut_with_their_multipliers(on_rank: OnRank, rank: int) -> None:
+    on_rank(rank, 2)
+    values = {"value_dtype": "int4"}
+    names = [f"{MLP}.gate", f"{MLP}.up"]
+    columns = MergedColumnParallelLinear(
+        HIDDEN,
+        [32, 32],
+        bias=False,
+        quant_config=config(names, **values),
+        prefix=f"{MLP}.gate_up_proj",
+    )
+    modules = [int4_module(32, HIDDEN, local=permutation(HIDDEN), seed=seed) for seed in (1, 2)]
+    for shard in (1, 0):
+        load(columns, modules[shard], shard)
+    expected = torch.cat([rows_of(module.dense, rank, 2) for module in modules])
+    assert_equal(packed_dense(columns), expected)
+
+    name, channels = f"{ATTENTION}.o_proj", 2 * BLOCK
+    rows = RowParallelLinear(
+        channels, 24, bias=False, quant_config=config([name], **values), prefix=name
+    )
+    module = int4_module(24, channels, local=permutation(channels))
+    load(rows, module)
+    assert_equal(packed_dense(rows), module.dense.chunk(2, dim=1)[rank])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

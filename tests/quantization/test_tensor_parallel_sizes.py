@@ -1,4 +1,4 @@
-"""Which inputs can be cut: whole blocks where permuted at run time, whole mask bytes elsewhere."""
+"""Which inputs can be cut: whole blocks where permuted, whole groups of int4, whole mask bytes."""
 
 from collections.abc import Callable
 
@@ -16,9 +16,10 @@ DOWN = "model.layers.0.mlp.down_proj"
 OnRank = Callable[[int, int], None]
 
 
-def build(channels: int, *, permuted: bool) -> RowParallelLinear:
+def build(channels: int, *, permuted: bool, values: str = "bfloat16") -> RowParallelLinear:
     listed = {"runtime_permuted": [DOWN]} if permuted else {"folded": [DOWN]}
-    return RowParallelLinear(channels, 8, bias=False, quant_config=config(**listed), prefix=DOWN)
+    given = config(**listed, value_dtype=values)
+    return RowParallelLinear(channels, 8, bias=False, quant_config=given, prefix=DOWN)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -34,6 +35,21 @@ def test_llama_down_permuted_at_run_time_on_eight_ranks(on_rank: OnRank) -> None
     for part in (DOWN, "over 8", "no multiple of 64", "--tensor-parallel-size 4"):
         assert part in str(error.value)
     build(11008, permuted=False)
+
+
+def test_groups_of_int4_values_stay_whole(on_rank: OnRank) -> None:
+    on_rank(0, 4)
+    layer = build(11008, permuted=False, values="int4")
+    assert layer.weight_packed.shape == (8, 2752 // 4)
+    assert layer.weight_multiplier.shape == (8, 43)
+    on_rank(0, 8)
+    with pytest.raises(
+        ValueError, match="64 channels of its int4 values have a multiplier"
+    ) as error:
+        build(11008, permuted=False, values="int4")
+    assert "--tensor-parallel-size 4" in str(error.value)
+    on_rank(0, 1)
+    assert build(96, permuted=False, values="int4").weight_multiplier.shape == (8, 2)
 
 
 def test_mask_bytes_stay_whole(on_rank: OnRank) -> None:

@@ -16,7 +16,7 @@ from permllm_offline.api import prune
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.loading import load_model, open_source
 from permllm_vllm.checkpoint.pattern import Pattern
-from tests.offline.baked_models import bake, decisions_of, dense_twin, integer_scales
+from tests.offline.baked_models import bake, decisions_of, dense_twin, integer_grids
 from tests.offline.tiny_models import (
     NEMOTRON_H_DENSE,
     WITH_EXPERTS,
@@ -111,8 +111,8 @@ def test_answers(
     unpruned = cast(model, torch.bfloat16 if values == "bfloat16" else torch.float32)
     pruned = deepcopy(unpruned)
     decisions = decisions_of(pruned, pattern, block_size)
-    scales = None if values == "bfloat16" else integer_scales(pruned, decisions, values)
-    bake(pruned, decisions, pattern, block_size, tmp_path / "sparse", scales)
+    grids = () if values == "bfloat16" else integer_grids(pruned, decisions, values)
+    bake(pruned, decisions, pattern, block_size, tmp_path / "sparse", grids)
     served = engines.run(tmp_path / "sparse", [PROMPT], tokens=TOKENS, max_model_len=64)
     assert kernels(served) == {"cpu bfloat16" if values == "bfloat16" else "cpu int8"}
     (answer,) = served.answers

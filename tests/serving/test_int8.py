@@ -15,7 +15,7 @@ import torch
 
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.quantization.head import can_round
-from tests.offline.baked_models import bake, decisions_of, integer_scales
+from tests.offline.baked_models import bake, decisions_of, integer_grids
 from tests.offline.tiny_models import tiny_llama, tiny_model
 from tests.serving.engine import PROMPTS, Engines, Run
 
@@ -53,7 +53,7 @@ def twin() -> Any:
 def directory(twin: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("int8") / "sparse"
     decisions = decisions_of(twin, PATTERN, BLOCK)
-    bake(twin, decisions, PATTERN, BLOCK, output, integer_scales(twin, decisions))
+    bake(twin, decisions, PATTERN, BLOCK, output, integer_grids(twin, decisions))
     return output
 
 

@@ -56,8 +56,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--values",
         choices=("auto", "int8", "int4"),
         default="auto",
-        help="kept weights: auto (as they are), int8 with a scale per row, or int4, that are int8 "
-        "as well, of so few values that kernels may hold them in 4 bits (default %(default)s)",
+        help="kept weights: auto (as they are), int8 with a scale per row, or int4 with a "
+        "multiplier per row and 64 inputs as well (default %(default)s)",
     )
     parser.add_argument(
         "--masks",

@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> None:
         stored,
         recipe.parsed_pattern(),
         recipe.block_size,
-        "int8" if values == "int4" else values,
+        values,
         permuted=permuted,
         ignore=recipe.ignore,
         dense_dtype=DTYPES.get(options.values),

@@ -140,8 +140,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--values",
         metavar="auto|int8|int4",
-        help="the kept weights: auto (the model's dtype), int8 with a scale per row, or int4, that "
-        "are int8 as well, of so few values that kernels may hold them in 4 bits",
+        help="the kept weights: auto (the model's dtype), int8 with a scale per row, or int4 with "
+        "a multiplier per row and 64 inputs as well",
     )
     parser.add_argument(
         "--scratch",

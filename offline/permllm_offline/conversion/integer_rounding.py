@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.sparsity import int4_values
 from permllm_offline.sparsity.grid import Grid, relative_error
 from permllm_offline.sparsity.importance import row_chunks
 from permllm_offline.sparsity.int4_values import Int4Grid, choose_grid
 from permllm_offline.sparsity.int8_values import Int8Grid, choose_scale, explained_rows
 from permllm_offline.sparsity.rounded_layer import Rounding
+from permllm_vllm.checkpoint import int4
 from permllm_vllm.checkpoint.numbers import scale_problems
 from permllm_vllm.checkpoint.schema import WEIGHT_PACKED, WEIGHT_SCALE
 
@@ -30,10 +30,6 @@ def no_scales(module: str) -> None:
 def without_data(module: str, values: Tensor) -> tuple[Tensor, Tensor]:
     """Every input counts alike, and pruned weights not at all."""
     return values, torch.ones(values.shape[1])
-
-
-KEPT = int4_values.GROUP // 2
-"""Successive kept values of a row that are of one group of channels."""
 
 
 class IntegerRounding:
@@ -91,10 +87,13 @@ class IntegerRounding:
                 yield name, tensor
                 continue
             grid = self._grid(module, tensor)
-            parts = [grid.integers(tensor[rows], rows=rows) for rows in row_chunks(tensor.shape)]
+            parts = [
+                grid.stored(grid.integers(tensor[rows], rows=rows), rows=rows)
+                for rows in row_chunks(tensor.shape)
+            ]
             del tensor  # what is yielded is written, or copied, while this waits
-            yield name, torch.cat(parts)
-            parts.clear()
+            for stored in tuple(parts[0]):
+                yield f"{module}.{stored}", torch.cat([part.pop(stored) for part in parts])
             yield f"{module}.{WEIGHT_SCALE}", grid.scale
 
     def _grid(self, module: str, values: Tensor) -> Grid:
@@ -124,9 +123,9 @@ def _int8_grid(weight: Tensor, energy: Tensor, stored: Tensor | None) -> tuple[G
 
 def _int4_grid(weight: Tensor, energy: Tensor, stored: Tensor | None) -> tuple[Grid, Tensor | None]:
     """The same of int4 values, whose stored integers are their own multiples of 1."""
-    grid = choose_grid(weight, energy, KEPT)
+    grid = choose_grid(weight, energy, int4.KEPT)
     if stored is None:
         return grid, None
-    kept = explained_rows(weight, stored, int4_values.SMALLEST, int4_values.LARGEST)
+    kept = explained_rows(weight, stored, int4.SMALLEST, int4.LARGEST)
     scale = torch.where(kept, stored, grid.scale)
-    return Int4Grid(scale, grid.multipliers.masked_fill(kept[:, None], 1), KEPT), kept
+    return Int4Grid(scale, grid.multipliers.masked_fill(kept[:, None], 1), int4.KEPT), kept

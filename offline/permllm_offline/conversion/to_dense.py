@@ -38,12 +38,13 @@ from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.schema import (
     BIAS,
     FOLDED_PERMUTATION,
+    WEIGHT_MASK,
     WEIGHT_PACKED,
+    WEIGHT_SCALE,
     QuantizationConfig,
+    value_kinds,
 )
 from permllm_vllm.checkpoint.writer import write_checkpoint
-
-_INT8 = "int8"
 
 
 def convert_to_dense(
@@ -69,7 +70,8 @@ def convert_to_dense(
         )
     family = source.language.family()
     _check_modules(reader, family)
-    dtype = source.dtype if reader.quantization.value_dtype == _INT8 else None
+    scaled = WEIGHT_SCALE in value_kinds(reader.quantization.value_dtype)
+    dtype = source.dtype if scaled else None
     sizes = _dense_sizes(reader, dtype)
     write_checkpoint(
         output,
@@ -214,19 +216,21 @@ def _papers(source: Source, name: str) -> dict[str, str | None]:
 
 def _dense_sizes(reader: CheckpointReader, dtype: torch.dtype | None) -> dict[str, int]:
     """Bytes of every tensor of the dense model by its name."""
-    sizes = {}
+    assert reader.quantization is not None
+    sizes, values = {}, reader.quantization.value_dtype
     sparse = set(reader.sparse_layers())
     for name in reader.names():
         module, _, kind = name.rpartition(".")
         header = reader.header(name)
         if module not in sparse or kind == BIAS:
             sizes[name] = header_bytes(header)
-        elif kind == WEIGHT_PACKED:
-            written = header if dtype is None else TensorHeader(header.shape, dtype_name(dtype))
-            sizes[f"{module}.weight"] = 2 * header_bytes(written)
+        elif kind == WEIGHT_MASK:
+            rows, octets = header.shape
+            written = values if dtype is None else dtype_name(dtype)
+            sizes[f"{module}.weight"] = header_bytes(TensorHeader((rows, 8 * octets), written))
     return sizes
 
 
 def _density(reader: CheckpointReader, name: str) -> float:
-    values = reader.tensor(f"{name}.{WEIGHT_PACKED}")
+    values = reader.layer(name).values
     return int(values.count_nonzero()) / (2 * values.numel())

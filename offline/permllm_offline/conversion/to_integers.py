@@ -21,23 +21,24 @@ from permllm_offline.conversion.rounding_notice import noted_papers
 from permllm_offline.conversion.shard_size import shard_bytes
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.loading import Source
+from permllm_offline.model.sparse_bytes import tensor_bytes
 from permllm_offline.model.stored import header_bytes
 from permllm_offline.model.tokenizer import tokenizer_files
 from permllm_offline.report import papers
 from permllm_offline.sparsity.rounded_layer import Rounding
 from permllm_vllm.checkpoint.errors import raise_if_any
-from permllm_vllm.checkpoint.headers import TensorHeader
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.schema import (
+    WEIGHT_MASK,
     WEIGHT_PACKED,
     WEIGHT_SCALE,
     QuantizationConfig,
     installed_version,
+    value_kinds,
+    version_of,
 )
 from permllm_vllm.checkpoint.writer import write_checkpoint
-
-_INT8 = "int8"
 
 
 def convert_to_integers(
@@ -61,7 +62,7 @@ def convert_to_integers(
         max_shard_bytes: bytes of a safetensors file.
 
     Raises:
-        OfflineError: the values are int8 already, or there are none.
+        OfflineError: the values are int8 or int4 already, or there are none.
         CheckpointError: the source is damaged, or the output cannot be written.
     """
     reader = CheckpointReader(source.directory)  # fused experts that are dense stay fused
@@ -70,8 +71,12 @@ def convert_to_integers(
     _check(source, reader, before, values)
     rounding = IntegerRounding(values)
     densities: dict[str, float] = {}
-    changes = {"value_dtype": _INT8, "tool_version": installed_version()}
-    sizes = _sizes(reader)
+    changes = {
+        "format_version": version_of(values),
+        "value_dtype": values,
+        "tool_version": installed_version(),
+    }
+    sizes = _sizes(reader, before.pattern, values)
 
     def report() -> ConversionReport:
         found = _report(source, before, densities)
@@ -97,10 +102,15 @@ def convert_to_integers(
 def _check(
     source: Source, reader: CheckpointReader, quantization: QuantizationConfig, values: Rounding
 ) -> None:
-    if quantization.value_dtype == _INT8:
-        nothing = "nothing to do" if values == _INT8 else "int4 would round them once more"
+    stored = quantization.value_dtype
+    if WEIGHT_SCALE in value_kinds(stored):
+        nothing = f"{values} would round them once more"
+        if values == stored:
+            nothing = "nothing to do"
+        elif values == "int8":
+            nothing = "int8 would be the same in more bytes"
         raise OfflineError(
-            f"the values of {source.name!r} are int8: {nothing}. Serve it, or give --to dense."
+            f"the values of {source.name!r} are {stored}: {nothing}. Serve it, or give --to dense."
         )
     if not reader.sparse_layers():
         raise OfflineError(
@@ -126,18 +136,15 @@ def _tensors(
         yield name, reader.tensor(name)
 
 
-def _sizes(reader: CheckpointReader) -> dict[str, int]:
+def _sizes(reader: CheckpointReader, pattern: str, values: Rounding) -> dict[str, int]:
     """Bytes of every tensor of the output by its name."""
-    sizes = {}
-    sparse = set(reader.sparse_layers())
-    for name in reader.names():
-        module, _, kind = name.rpartition(".")
-        header = reader.header(name)
-        if module in sparse and kind == WEIGHT_PACKED:
-            header = TensorHeader(header.shape, _INT8)
-            scale = TensorHeader(header.shape[:1], "float32")
-            sizes[f"{module}.{WEIGHT_SCALE}"] = header_bytes(scale)
-        sizes[name] = header_bytes(header)
+    sizes = {name: header_bytes(reader.header(name)) for name in reader.names()}
+    for module in reader.sparse_layers():
+        rows, octets = reader.header(f"{module}.{WEIGHT_MASK}").shape
+        for kind in value_kinds(values):
+            sizes[f"{module}.{kind}"] = tensor_bytes(
+                kind, rows, 8 * octets, Pattern.parse(pattern), values
+            )
     return sizes
 
 

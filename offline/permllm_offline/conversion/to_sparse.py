@@ -30,10 +30,10 @@ from permllm_offline.conversion.shard_size import shard_bytes
 from permllm_offline.conversion.sources import WeightSource
 from permllm_offline.conversion.to_integers import convert_to_integers
 from permllm_offline.errors import OfflineError
-from permllm_offline.forecast.outline import sparse_bytes
 from permllm_offline.model.architecture import require_language_model
 from permllm_offline.model.joined_experts import joined_experts
 from permllm_offline.model.loading import open_source
+from permllm_offline.model.sparse_bytes import sparse_bytes
 from permllm_offline.model.stored import header_bytes
 from permllm_offline.model.tokenizer import tokenizer_files
 from permllm_offline.report import papers
@@ -119,7 +119,7 @@ def convert_to_sparse(
     quantization = QuantizationConfig(
         pattern=str(judged.pattern),
         block_size=judged.block_size,
-        value_dtype=dtype if rounding is None else "int8",
+        value_dtype=dtype if values == "auto" else values,
         ignore=ignored(judged),
         runtime_permuted=[one.name for one in report.linears if one.permutation == RUN_TIME],
         folded=[one.name for one in report.linears if one.permutation == FOLDED],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,17 +12,10 @@ import torch
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.prune_plan import Plan, PlannedLinear, make_plan
+from permllm_offline.model.sparse_bytes import sparse_bytes
 from permllm_offline.model.stored import StoredModel, header_bytes
 from permllm_vllm.checkpoint.headers import TensorHeader
 from permllm_vllm.checkpoint.pattern import Pattern
-from permllm_vllm.checkpoint.schema import (
-    INPUT_PERMUTATION,
-    WEIGHT_MASK,
-    WEIGHT_PACKED,
-    WEIGHT_SCALE,
-    tensor_dtype,
-    tensor_shape,
-)
 
 RUN_TIME, FOLDED, NONE = "run time", "folded", "none"
 
@@ -159,23 +151,6 @@ def outline(
         plan.left_dense,
         stored.source.language.beside,
     )
-
-
-def sparse_bytes(
-    out_features: int, in_features: int, pattern: Pattern, value_dtype: str, *, permuted: bool
-) -> int:
-    """Bytes of the tensors that the format stores for one linear, its bias not counted."""
-    kinds = [WEIGHT_PACKED, WEIGHT_MASK]
-    if permuted:
-        kinds.append(INPUT_PERMUTATION)  # a folded one is as large
-    if value_dtype == "int8":
-        kinds.append(WEIGHT_SCALE)
-    total = 0
-    for kind in kinds:
-        dtype = tensor_dtype(kind, value_dtype)
-        assert dtype is not None
-        total += math.prod(tensor_shape(kind, out_features, in_features, pattern)) * dtype.itemsize
-    return total
 
 
 def _weight(stored: StoredModel, planned: PlannedLinear) -> TensorHeader:

@@ -20,6 +20,7 @@ from permllm_offline.model.loading import Source
 from permllm_offline.model.modules import decoder_layers, has_module, linear_of
 from permllm_offline.model.recurrence import kept_bytes
 from permllm_offline.model.skeleton import skeleton_of
+from permllm_offline.model.sparse_bytes import sparse_bytes
 from permllm_vllm.checkpoint.pattern import Pattern
 
 
@@ -123,7 +124,7 @@ def make_plan(
     *,
     permuted: bool,
     dtype: torch.dtype,
-    int8: bool = False,
+    values: str = "auto",
     ignore: Sequence[str] = (),
 ) -> Plan:
     """Plan from the model's configuration alone; no weight is read.
@@ -134,7 +135,7 @@ def make_plan(
         block_size: channels per permutation block, or None for one block as wide as the layer.
         permuted: whether the method permutes channels.
         dtype: of the model to be written.
-        int8: whether the kept values are int8 with a scale per row, not of `dtype`.
+        values: dtype of the kept values as the format calls it, or ``auto`` for `dtype`.
         ignore: entries that name linears which stay dense, beside those of the family.
 
     Raises:
@@ -185,7 +186,7 @@ def make_plan(
             layers[-1].append(layout)
             for name, module in zip(names, modules, strict=True):
                 _check_sizes(name, layout, permuted)
-                planned = _plan_linear(name, layout, module, pattern, permuted, dtype, int8)
+                planned = _plan_linear(name, layout, module, pattern, permuted, dtype, values)
                 by_layer[-1].append(replace(planned, leads_group=name == names[0]))
     _count_recurrences(decoder, family, by_layer, dtype)
     everything = _stored_numbers(skeleton) * dtype.itemsize
@@ -267,19 +268,17 @@ def _plan_linear(
     pattern: Pattern,
     permuted: bool,
     dtype: torch.dtype,
-    int8: bool,
+    values: str,
 ) -> PlannedLinear:
-    count = module.weight.numel()
-    sparse = count * pattern.kept // pattern.group * (1 if int8 else dtype.itemsize) + count // 8
-    if int8:
-        sparse += module.out_features * torch.float32.itemsize
+    value_dtype = str(dtype).removeprefix("torch.") if values == "auto" else values
+    shape = module.out_features, layout.in_features
     return PlannedLinear(
         name=name,
         layout=layout,
         out_features=module.out_features,
         permuted=permuted,
-        dense_bytes=count * dtype.itemsize,
-        sparse_bytes=sparse + (layout.in_features if permuted else 0),
+        dense_bytes=module.weight.numel() * dtype.itemsize,
+        sparse_bytes=sparse_bytes(*shape, pattern, value_dtype, permuted=permuted),
     )
 
 

@@ -102,7 +102,7 @@ def prepare_model(recipe: Recipe) -> Prepared:
         None if parts.permutation.across_blocks else recipe.block_size,
         permuted=parts.permutation.permutes,
         dtype=dtype,
-        int8=recipe.values != "auto",
+        values=recipe.values,
         ignore=recipe.ignore,
     )
     if parts.permutation.learns:

@@ -16,7 +16,7 @@ from permllm_offline.recipe.methods import BEST
 from permllm_offline.recipe.presets import preset
 from permllm_offline.recipe.refusals import refusal
 from permllm_offline.recipe.schema import Recipe
-from permllm_offline.sparsity.int4_values import GROUP
+from permllm_vllm.checkpoint.int4 import GROUP
 from permllm_vllm.checkpoint.schema import BLOCK_SIZES
 
 

@@ -56,8 +56,8 @@ class PrunedModel:
     model: Any
     decisions: Sequence[LayerDecision]
     report: Report
-    scales: Sequence[Mapping[str, Tensor]] | None = None
-    """Per decoder layer, linear -> float32 [out_features] when the values are int8 or int4."""
+    rounded: Sequence[RoundedLayer] = ()
+    """The grids of each decoder layer when the values are int8 or int4."""
     own_text: Tensor | None = None
     """Windows that the dense model wrote for its distillation: int64 [windows, sequence_length]."""
 
@@ -118,7 +118,7 @@ def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) ->
         weights.masked_errors,
         start_errors,
     )
-    return PrunedModel(model, decisions, report, [layer.scales for layer in rounded] or None, own)
+    return PrunedModel(model, decisions, report, rounded, own)
 
 
 def needs_hidden_states(recipe: Recipe) -> bool:

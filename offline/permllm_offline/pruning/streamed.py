@@ -69,11 +69,6 @@ class PrunedLayers:
     rounded: Sequence[RoundedLayer] = ()
     own_text: None = None
 
-    @property
-    def scales(self) -> Sequence[Mapping[str, Tensor]] | None:
-        """Per decoder layer, linear -> float32 [out_features]; None where nothing is rounded."""
-        return [layer.scales for layer in self.rounded] or None
-
     def layers(self) -> Iterator[tuple[Mapping[str, Tensor], LayerDecision]]:
         """Weights of each decoder layer in turn, each read when it is asked for; its decision."""
         for index, decision in enumerate(self.decisions):

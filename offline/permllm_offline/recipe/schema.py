@@ -110,7 +110,7 @@ class Recipe(BaseModel):
     device: str = "cpu"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     values: Literal["auto", "int8", "int4"] = "auto"
-    """Dtype of the kept weights; ``auto``: that of the model. int4 is stored as int8."""
+    """Dtype of the kept weights; ``auto``: that of the model."""
     scratch: Place = "memory"
     """Where the states of tuning, and second moments, lie: not part of what is written down."""
     learning: LearningRecipe = LearningRecipe()

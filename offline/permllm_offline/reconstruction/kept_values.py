@@ -14,7 +14,8 @@ from torch import Tensor
 
 from permllm_offline.run.scratch import MEMORY, Scratch
 from permllm_offline.sparsity.importance import row_chunks
-from permllm_offline.sparsity.int4_values import GROUP, Int4Grid
+from permllm_offline.sparsity.int4_values import Int4Grid
+from permllm_vllm.checkpoint.int4 import GROUP
 from permllm_vllm.checkpoint.packing import unpack_mask
 
 CHANNEL_BYTES = 2

@@ -142,7 +142,7 @@ def _values(report: Report) -> str:
         return "as in the base model"
     said = "int8, one scale per row"
     if report.recipe.values == "int4":
-        said = "int4, stored as int8: multiples of a number for each row and 64 inputs"
+        said = "int4, one scale per row and a multiplier for each 64 of its inputs"
     return f"{said}; {report.rounding_error} {max(errors):.2%} at most"
 
 

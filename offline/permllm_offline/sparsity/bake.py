@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from permllm_offline.model.modules import linear_of
 from permllm_offline.sparsity.decisions import GroupDecision, LayerDecision
+from permllm_offline.sparsity.grid import Grid
 from permllm_offline.sparsity.importance import row_chunks
-from permllm_offline.sparsity.int8_values import round_to_int8
+from permllm_offline.sparsity.rounded_layer import RoundedLayer
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.packing import pack_mask, pack_values, unpack_mask
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -22,7 +23,7 @@ def bake_layer(
     weights: Mapping[str, Tensor],
     decision: LayerDecision,
     pattern: Pattern,
-    scales: Mapping[str, Tensor] | None = None,
+    rounded: RoundedLayer | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the checkpoint tensors of every pruned linear of one decoder layer.
 
@@ -32,17 +33,17 @@ def bake_layer(
             when its linear is baked.
         decision: of each of its shared-input groups.
         pattern: N and M.
-        scales: linear -> float32 [out_features] in original row order: write int8 values.
+        rounded: the grids of its linears, in original row order: write integers.
 
     Yields:
-        Tensor names and tensors of format version 1, in forward order.
+        Tensor names and tensors of the format, in forward order.
     """
     sizes = {linear: len(mask) for group in decision for linear, mask in group.masks.items()}
     folds = row_permutations(decision, sizes)
     for group in decision:
         for linear in group.masks:
-            scale = None if scales is None else scales[linear]
-            tensors = _bake_linear(weights, group, linear, folds.get(linear), pattern, scale)
+            grid = None if rounded is None else rounded.grid(linear)
+            tensors = _bake_linear(weights, group, linear, folds.get(linear), pattern, grid)
             for kind, tensor in tensors:
                 yield f"{name(linear)}.{kind}", tensor
 
@@ -74,28 +75,32 @@ def _bake_linear(
     linear: str,
     moved: tuple[Tensor, int] | None,
     pattern: Pattern,
-    scale: Tensor | None,
+    grid: Grid | None,
 ) -> Iterator[tuple[str, Tensor]]:
     weight = weights[f"{linear}.weight"].detach().cpu()
     order = torch.arange(len(weight)) if moved is None else moved[0]
     permutation, block_size = group.permutation, group.layout.block_size
-    values, masks = [], []
+    values: list[dict[str, Tensor]] = []
+    masks = []
     for part in row_chunks(weight.shape):
         rows = order[part]
         some, mask = weight[rows], unpack_mask(group.masks[linear][rows])
-        if scale is not None:
-            some = round_to_int8(some, scale[rows])
+        if grid is not None:
+            some = grid.integers(some, rows=rows)
         if permutation is not None:
             some = permute_columns(some, permutation, block_size)
             mask = permute_columns(mask, permutation, block_size)
-        values.append(pack_values(some, mask, pattern))
+        kept = pack_values(some, mask, pattern)
+        values.append(
+            {schema.WEIGHT_PACKED: kept} if grid is None else grid.stored(kept, rows=rows)
+        )
         masks.append(pack_mask(mask))
     del weight  # what is yielded is written, or copied, while this waits
-    yield schema.WEIGHT_PACKED, torch.cat(values)
-    values.clear()
+    for kind in tuple(values[0]):
+        yield kind, torch.cat([part.pop(kind) for part in values])
     yield schema.WEIGHT_MASK, torch.cat(masks)
-    if scale is not None:
-        yield schema.WEIGHT_SCALE, scale[order]
+    if grid is not None:
+        yield schema.WEIGHT_SCALE, grid.scale[order]
     if permutation is not None:
         folded = group.layout.folded
         yield (schema.FOLDED_PERMUTATION if folded else schema.INPUT_PERMUTATION), permutation

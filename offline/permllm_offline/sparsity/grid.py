@@ -11,19 +11,23 @@ from permllm_offline.sparsity.importance import row_chunks
 
 
 class Grid(Protocol):
-    """Integers of int8, with a scale for each row."""
+    """Integers of int8, with a scale for each row; `rows` are some of them, or their numbers."""
 
     @property
     def scale(self) -> Tensor:
         """Of each row: float32 [out], finite and above 0."""
         ...
 
-    def integers(self, weight: Tensor, *, rows: slice = slice(None)) -> Tensor:
+    def integers(self, weight: Tensor, *, rows: slice | Tensor = slice(None)) -> Tensor:
         """Round some rows of the weight to the nearest values: int8, to be scaled."""
         ...
 
-    def rounded(self, weight: Tensor, *, rows: slice = slice(None)) -> Tensor:
+    def rounded(self, weight: Tensor, *, rows: slice | Tensor = slice(None)) -> Tensor:
         """The same as weights, float32."""
+        ...
+
+    def stored(self, integers: Tensor, *, rows: slice | Tensor = slice(None)) -> dict[str, Tensor]:
+        """The tensors that hold those of the integers of some rows which are kept, by kind."""
         ...
 
 

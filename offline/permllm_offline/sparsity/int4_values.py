@@ -1,8 +1,8 @@
-"""int4 values: int8 values that are multiples, -8 to 7 times, of a small number of their group.
+"""Choose int4 values: a scale for each row, a multiplier for each of its groups.
 
 A group is the part of a row that meets 64 successive input channels, a block of the kernels. With
-one scale for each row they are int8 values as any others; kernels that know of the multiples hold
-them in 4 bits.
+one scale for each row the products are int8 values as any others; checkpoints and kernels that know
+of the multipliers hold them in 4 bits.
 """
 
 from __future__ import annotations
@@ -14,13 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from permllm_offline.sparsity.int8_values import CACHED_ELEMENTS
-
-GROUP = 64
-"""Input channels that have a multiplier together; permutations must not move any out of them."""
-
-SMALLEST, LARGEST = -8, 7
-MOST = 16
-"""Largest multiplier: SMALLEST times as much is the smallest int8."""
+from permllm_vllm.checkpoint.int4 import GROUP, LARGEST, MOST, SMALLEST, pack_int4
+from permllm_vllm.checkpoint.schema import WEIGHT_MULTIPLIER, WEIGHT_PACKED
 
 CLIPS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 """Shares of a group's largest magnitude that are tried as the middle of 7 and 8 steps."""
@@ -43,15 +38,23 @@ class Int4Grid:
     multipliers: Tensor
     group: int = GROUP
 
-    def integers(self, weight: Tensor, *, rows: slice = slice(None)) -> Tensor:
+    def integers(self, weight: Tensor, *, rows: slice | Tensor = slice(None)) -> Tensor:
         """Round some rows of the weight to the nearest values: int8 [rows, n], to be scaled."""
         return self._nearest(weight, rows).to(torch.int8)
 
-    def rounded(self, weight: Tensor, *, rows: slice = slice(None)) -> Tensor:
+    def rounded(self, weight: Tensor, *, rows: slice | Tensor = slice(None)) -> Tensor:
         """The same as weights: float32 [rows, n]."""
         return self._nearest(weight, rows) * self.scale[rows, None].to(weight.device)
 
-    def _nearest(self, weight: Tensor, rows: slice) -> Tensor:
+    def stored(self, integers: Tensor, *, rows: slice | Tensor = slice(None)) -> dict[str, Tensor]:
+        """What a checkpoint holds for the integers of some rows that are kept: int8 [rows, n]."""
+        multipliers = self.multipliers[rows]
+        return {
+            WEIGHT_PACKED: pack_int4(integers, multipliers),
+            WEIGHT_MULTIPLIER: multipliers,
+        }
+
+    def _nearest(self, weight: Tensor, rows: slice | Tensor) -> Tensor:
         multipliers = self.multipliers[rows, :, None].to(weight.device, torch.float32)
         steps = multipliers * self.scale[rows, None, None].to(weight.device)
         integers = (_grouped(weight.float(), self.group) / steps).round_()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from permllm_offline.sparsity.importance import row_chunks
+from permllm_vllm.checkpoint.schema import WEIGHT_PACKED
 
 SMALLEST, LARGEST = -128, 127
 CLIPS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
@@ -83,13 +84,17 @@ class Int8Grid:
 
     scale: Tensor
 
-    def integers(self, weight: Tensor, *, rows: slice = slice(None)) -> Tensor:
+    def integers(self, weight: Tensor, *, rows: slice | Tensor = slice(None)) -> Tensor:
         """Round some rows of the weight: int8 [rows, n], to be scaled."""
         return round_to_int8(weight, self.scale[rows])
 
-    def rounded(self, weight: Tensor, *, rows: slice = slice(None)) -> Tensor:
+    def rounded(self, weight: Tensor, *, rows: slice | Tensor = slice(None)) -> Tensor:
         """The same as weights: float32 [rows, n]."""
         return self.integers(weight, rows=rows).float() * self.scale[rows, None]
+
+    def stored(self, integers: Tensor, *, rows: slice | Tensor = slice(None)) -> dict[str, Tensor]:
+        """What a checkpoint holds for the integers of some rows that are kept: int8 [rows, n]."""
+        return {WEIGHT_PACKED: integers}
 
 
 def round_to_int8(weight: Tensor, scale: Tensor) -> Tensor:

@@ -31,6 +31,10 @@ class RoundedLayer:
     errors: Mapping[str, float]
     int4: Mapping[str, Int4Grid] = field(default_factory=dict)
 
+    def grid(self, linear: str) -> Grid:
+        """The grid of a linear."""
+        return self.int4.get(linear) or Int8Grid(self.scales[linear])
+
 
 def choose_grids(
     layer: nn.Module,
@@ -48,7 +52,7 @@ def choose_grids(
         energies: shared-input group -> float32 [in_features], or None without calibration.
         values: which grids.
         rounds: move the weights onto them, in place. They keep their dtype: the integer times the
-            scale, rounded to it, from which `round_to_int8` finds the same integer again
+            scale, rounded to it, from which the grid finds the same integer again
             (bfloat16 moves the quotient by at most 128 / 512), but where a row is of subnormal
             numbers.
     """

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
 from permllm_offline.cli import main
-from permllm_offline.forecast.outline import outline, sparse_bytes
+from permllm_offline.forecast.outline import outline
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.stored import read_stored
 from permllm_offline.recipe.methods import METHODS
@@ -26,7 +26,9 @@ def plan(model: Path | str, output: Path, *options: str) -> dict:
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
-@pytest.mark.parametrize(("method", "values"), [("magnitude", "int8"), ("wanda+cp", "bfloat16")])
+@pytest.mark.parametrize(
+    ("method", "values"), [("magnitude", "int8"), ("wanda+cp", "bfloat16"), ("wanda+cp", "int4")]
+)
 def test_the_plan_is_what_prune_writes(
     method: str,
     values: str,
@@ -40,7 +42,7 @@ def test_the_plan_is_what_prune_writes(
     arguments = ("--dataset", str(text_file), "--num-samples", "4", "--sequence-length", "24")
     sparse = tmp_path / "sparse"
     command = ["prune", str(tiny_model_directory), "--output", str(sparse), "--dtype", "bfloat16"]
-    command += ["--values", values] if values == "int8" else []
+    command += ["--values", values] if values.startswith("int") else []
     assert main([*command, *options, *arguments]) == 0
     written = load_file(sparse / "model.safetensors")
     config = json.loads((sparse / "config.json").read_text())["quantization_config"]
@@ -61,7 +63,7 @@ def test_the_plan_is_what_prune_writes(
     assert set(found["dense"]) == set(stored) & set(written)
 
 
-@pytest.mark.parametrize("values", ["auto", "float32", "float16", "int8"])
+@pytest.mark.parametrize("values", ["auto", "float32", "float16", "int8", "int4"])
 def test_the_bytes_after_are_of_the_dtype_that_prune_writes(
     values: str, tmp_path: Path, tiny_model_directory: Path
 ) -> None:
@@ -72,7 +74,7 @@ def test_the_bytes_after_are_of_the_dtype_that_prune_writes(
     save_file(stored, model / "model.safetensors")
     options = ("--method", "magnitude")
     found = plan(model, tmp_path / "plan.json", *options, "--values", values)
-    options += ("--values", values) if values in ("auto", "int8") else ("--dtype", values)
+    options += ("--values", values) if not values.startswith("float") else ("--dtype", values)
     assert main(["prune", str(model), "--output", str(tmp_path / "sparse"), *options]) == 0
     written = load_file(tmp_path / "sparse" / "model.safetensors")
     assert found["bytes_before"] == sum(tensor.nbytes for tensor in stored.values())
@@ -134,13 +136,6 @@ def test_a_method_that_no_checkpoint_can_hold_is_refused(
     method = next(name for name in METHODS if "cp-global" in name)
     assert main(["plan", str(tiny_model_directory), "--method", method]) == 2
     assert "moves channels through a whole layer" in capsys.readouterr().err
-
-
-def test_int8_takes_its_scale_with_it() -> None:
-    # 24 rows: 32 kept values of a byte, a mask of 8 bytes, a scale of 4; 64 bytes of permutation.
-    assert sparse_bytes(24, 64, Pattern(2, 4), "int8", permuted=True) == 24 * (32 + 8 + 4) + 64
-    assert sparse_bytes(24, 64, Pattern(4, 8), "int8", permuted=False) == 24 * (32 + 8 + 4)
-    assert sparse_bytes(24, 64, Pattern(2, 4), "bfloat16", permuted=False) == 24 * (64 + 8)
 
 
 def test_linears_that_read_one_tensor_are_one_shape(

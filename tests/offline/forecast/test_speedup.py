@@ -125,7 +125,7 @@ def test_int4_values_are_as_fast_as_int8_where_no_kernel_reads_them(
         assert main(["plan", str(tiny_model_directory), *options]) == 0
         plans[values] = json.loads(written.read_text())
     speeds = {values: plan.pop("speed") for values, plan in plans.items()}
-    assert plans["int4"] == plans["int8"]
+    assert plans["int4"]["bytes_after"] < plans["int8"]["bytes_after"]
     assert speeds["int4"]["shapes"]
     assert ("int4 was not measured" in speeds["int4"]["note"]) == (measured == "int8")
     assert bool(speeds["int8"]["shapes"]) == (measured == "int8")

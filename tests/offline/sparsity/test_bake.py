@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from permllm_offline.model.loading import load_model, open_source
+from permllm_offline.sparsity.rounded_layer import Rounding
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
-from tests.offline.baked_models import bake, decisions_of, dense_twin, integer_scales
+from tests.offline.baked_models import bake, decisions_of, dense_twin, integer_grids
 from tests.offline.tiny_models import tiny_llama
 
 
@@ -62,11 +63,12 @@ def test_the_baked_model_equals_its_masked_twin(
     assert (dense - expected).abs().max() / scale > 1e-2
 
 
-def test_int8_values_equal_their_rounded_twin(tmp_path: Path) -> None:
+@pytest.mark.parametrize("values", ["int8", "int4"])
+def test_integers_equal_their_rounded_twin(values: Rounding, tmp_path: Path) -> None:
     model = tiny_llama(attention_bias=True, mlp_bias=True)
     decisions = decisions_of(model, Pattern(2, 4), 64)
-    scales = integer_scales(model, decisions)
-    bake(model, decisions, Pattern(2, 4), 64, tmp_path / "baked", scales)
+    grids = integer_grids(model, decisions, values)
+    bake(model, decisions, Pattern(2, 4), 64, tmp_path / "baked", grids)
 
     assert validate(tmp_path / "baked") == []
     baked = load_model(open_source(str(tmp_path / "baked")), torch.float32, torch.device("cpu"))
