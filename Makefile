@@ -10,7 +10,7 @@ KERNEL_TESTS := tests/kernels tests/packaging tests/quantization tests/robustnes
 TEST_ENV := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help user install lint format test test-offline test-kernels test-others fuzz sanitize demo benchmark soak gpu clean
+.PHONY: help user install lint format test test-offline test-kernels test-others fuzz sanitize emulate demo benchmark soak gpu clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,6 +70,9 @@ fuzz: $(STAMP) ## a million damaged inputs for all that reads a checkpoint, and 
 
 sanitize: $(STAMP) ## the CPU kernels under the address, undefined-behaviour and thread sanitizers
 	$(BIN)/python -m tests.sanitizing --json build/sanitize.json
+
+emulate: $(STAMP) ## the tests of the CPU kernels with AVX-512 and AMX in software, for CPUs without: half an hour
+	$(BIN)/python -m tests.emulating
 
 demo: $(STAMP) ## prune a real model, serve it with vLLM, compare with dense
 	$(TEST_ENV) $(BIN)/python -m benchmarks.demo

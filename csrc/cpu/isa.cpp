@@ -47,6 +47,12 @@ uint64_t saved_state() {
 
 bool saves(uint64_t state) { return (saved_state() & state) == state; }
 
+#if defined(PERMLLM_EMULATED)  // instructions in software: the build of a test alone
+constexpr bool kEmulated = true;
+#else
+constexpr bool kEmulated = false;
+#endif
+
 bool has_avx2() {
   constexpr uint64_t kAvxState = 0x6;                                // SSE, AVX
   return saves(kAvxState) && bits(cpuid(1, 0).ecx, {12, 23, 29}) &&  // FMA, POPCNT, F16C
@@ -55,20 +61,25 @@ bool has_avx2() {
 
 bool has_avx512() {
   constexpr uint64_t kAvx512State = 0xe6;  // SSE, AVX, mask registers, both halves of zmm
+  if (kEmulated) return has_avx2();
   return has_avx2() && saves(kAvx512State) &&
          bits(cpuid(7, 0).ebx, {16, 17, 30, 31});  // AVX512F, AVX512DQ, AVX512BW, AVX512VL
 }
 
-bool has_avx2_vnni() { return has_avx2() && bits(cpuid(7, 1).eax, {4}); }  // AVX_VNNI
+bool has_avx2_vnni() {
+  return has_avx2() && (kEmulated || bits(cpuid(7, 1).eax, {4}));  // AVX_VNNI
+}
 
-bool has_avx512_vnni() { return has_avx512() && bits(cpuid(7, 0).ecx, {11}); }  // AVX512_VNNI
+bool has_avx512_vnni() {
+  return has_avx512() && (kEmulated || bits(cpuid(7, 0).ecx, {11}));  // AVX512_VNNI
+}
 
 bool has_avx512_vbmi2() {
-  return has_avx512_vnni() && bits(cpuid(7, 0).ecx, {1, 6});  // AVX512_VBMI, _VBMI2
+  return has_avx512_vnni() && (kEmulated || bits(cpuid(7, 0).ecx, {1, 6}));  // AVX512_VBMI, _VBMI2
 }
 
 bool has_avx512_bf16() {
-  return has_avx512_vbmi2() && bits(cpuid(7, 1).eax, {5});  // AVX512_BF16
+  return has_avx512_vbmi2() && (kEmulated || bits(cpuid(7, 1).eax, {5}));  // AVX512_BF16
 }
 
 // AMD's family 26 and those after it.

@@ -4,7 +4,7 @@
 // which has no such pragma, asks for; there the order of linking keeps the plain copies.
 #pragma once
 
-#if defined(__GNUC__) && !defined(__clang__)
+#if defined(__GNUC__) && !defined(__clang__) && !defined(PERMLLM_EMULATED)
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16,avx512vbmi,avx512vbmi2,popcnt")
 #define PERMLLM_TARGET_BF16  // of which GCC's pragma defines no macro in C++
 #endif

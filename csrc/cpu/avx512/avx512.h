@@ -33,7 +33,7 @@ inline __m512i join(__m256i low, __m256i high) {
   return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || defined(PERMLLM_TARGET_BF16)
 inline __m512 dot_pairs(__m512 sum, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }

@@ -12,17 +12,12 @@
 #pragma once
 
 #include "cpu/avx512/avx512.h"
+#include "cpu/avx512/registers.h"
 #include "cpu/avx512/upper_bytes.h"
 #include "cpu/kernels.h"
 
 namespace permllm::cpu {
 namespace {
-
-inline __m512i fresh_zero() {
-  __m512i zero = _mm512_setzero_si512();
-  __asm__("" : "+v"(zero));  // keeps the compiler from choosing the zeroing form
-  return zero;
-}
 
 inline __m512i expand_words(__mmask32 mask, const bf16* values) {
   return _mm512_mask_expand_epi16(fresh_zero(), mask, _mm512_loadu_si512(values));
@@ -52,11 +47,8 @@ class ExpandedRows<Tuning, bf16> {
 
   static void expand(const Block<kRows>& block, int row, __m512i (&weights)[2]) {
     if constexpr (Tuning::kMasksFromMemory) {
-      const auto* halves =
-          reinterpret_cast<const uint32_t __attribute__((may_alias))*>(block.mask + row);
-      __mmask32 low, high;
-      __asm__("kmovd %1, %0" : "=k"(low) : "m"(halves[0]));
-      __asm__("kmovd %1, %0" : "=k"(high) : "m"(halves[1]));
+      const auto* halves = reinterpret_cast<const HalfMask*>(block.mask + row);
+      const __mmask32 low = load_mask(halves[0]), high = load_mask(halves[1]);
       weights[0] = expand_words(low, block.values[row]);
       weights[1] = expand_words(high, block.values[row] + __builtin_popcount(halves[0]));
     } else {
@@ -146,8 +138,7 @@ class ExpandedRows<Tuning, bf12> : public UpperTables {
   void expand(const Block<kRows, bf12>& block, int row, __m512i (&weights)[2]) const {
     __m256i index = load_bytes(block.upper[row % (kRows / 2)]);
     if (row >= kRows / 2) index = _mm256_srli_epi16(index, 4);
-    __mmask64 mask;
-    __asm__("kmovq %1, %0" : "=k"(mask) : "m"(block.mask[row]));
+    const __mmask64 mask = load_mask(block.mask[row]);
     const __m256i table = _mm512_castsi512_si256(tables_[row]);
     const __m512i lower = expand_bytes(mask, load_bytes(block.lower[row]));
     const __m512i upper = expand_bytes(mask, _mm256_permutexvar_epi8(index, table));

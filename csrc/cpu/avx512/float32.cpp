@@ -3,6 +3,9 @@
 
 #include "cpu/vector/float32_linear.h"
 
+// The vector code comes last.
+#include "cpu/avx512/registers.h"
+
 namespace permllm::cpu {
 namespace {
 
@@ -22,13 +25,10 @@ struct Avx512 {
   }
 
  private:
-  // The zeroing form would wait for the register's old content on Zen 4, as in avx512/expand.h.
   static __m512i place(const uint8_t* mask, __m256i values) {
     __mmask16 kept;
     __builtin_memcpy(&kept, mask, sizeof(kept));
-    __m512i zero = _mm512_setzero_si512();
-    __asm__("" : "+v"(zero));
-    return _mm512_mask_expand_epi32(zero, kept, _mm512_castsi256_si512(values));
+    return _mm512_mask_expand_epi32(fresh_zero(), kept, _mm512_castsi256_si512(values));
   }
 };
 
