@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from permllm_offline.inspection.contents import inspect
 from permllm_vllm.checkpoint.reader import CheckpointReader
+from permllm_vllm.checkpoint.schema import SPARSE_KINDS
 from permllm_vllm.checkpoint.validation import validate
 from tests.offline.test_cli import prune
 
@@ -37,6 +39,8 @@ def test_int4_values(
             quotients = group // steps
             assert torch.equal(quotients * steps, group)
             assert -8 <= quotients.min() < quotients.max() <= 7
+    kinds = [name for name in tensors if name.rpartition(".")[2] in SPARSE_KINDS]
+    assert inspect(output).bytes == sum(tensors[name].nbytes for name in kinds)
     report = json.loads((output / "report.json").read_text())
     assert all(0.02 < layer["int8_error"] < 0.2 for layer in report["layers"])
     card = (output / "README.md").read_text()

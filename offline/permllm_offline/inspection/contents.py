@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from permllm_offline.errors import OfflineError
+from permllm_offline.model.stored import header_bytes
 from permllm_vllm.checkpoint.reader import CheckpointReader
+from permllm_vllm.checkpoint.schema import SPARSE_KINDS
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def inspect(directory: Path) -> Inspection:
         elif layer.folded_permutation is not None:
             permutation = "folded"
         weights = layer.out_features * layer.in_features
-        tensors = (layer.values, layer.mask, layer.input_permutation, layer.folded_permutation)
+        tensors = [f"{name}.{kind}" for kind in SPARSE_KINDS if f"{name}.{kind}" in reader]
         layers.append(
             InspectedLayer(
                 name=name,
@@ -96,7 +96,7 @@ def inspect(directory: Path) -> Inspection:
                 pattern=quantization.pattern,
                 permutation=permutation,
                 value_dtype=quantization.value_dtype,
-                bytes=sum(_bytes(tensor) for tensor in (*tensors, layer.scale)),
+                bytes=sum(header_bytes(reader.header(tensor)) for tensor in tensors),
                 dense_bytes=weights * max(layer.values.element_size(), 2),
                 density=int(layer.values.count_nonzero()) / weights,
             )
@@ -104,7 +104,3 @@ def inspect(directory: Path) -> Inspection:
     return Inspection(
         str(directory), quantization.pattern, quantization.block_size, layers, quantization.ignore
     )
-
-
-def _bytes(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.numel() * tensor.element_size()
