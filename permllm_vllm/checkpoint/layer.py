@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem, raise_if_any
+from permllm_vllm.checkpoint.int4 import multiplier_problems
 from permllm_vllm.checkpoint.numbers import number_problems, scale_problems
 from permllm_vllm.checkpoint.packing import count_violations, first_violation, unpack
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -16,6 +17,7 @@ from permllm_vllm.checkpoint.schema import (
     FOLDED_PERMUTATION,
     INPUT_PERMUTATION,
     WEIGHT_MASK,
+    WEIGHT_MULTIPLIER,
     WEIGHT_PACKED,
     WEIGHT_SCALE,
 )
@@ -26,8 +28,9 @@ class SparseLayer:
     """The tensors of a sparse layer of `out` rows and `in` channels, pattern N:M.
 
     `values` [out, in * N / M]; `mask` uint8 [out, in / 8]; the permutations uint8 [in], at most one
-    of them; `scale` float32 [out], for int8 values only; `bias` [out]; `name`, the
-    module, is for messages.
+    of them; `scale` float32 [out], for integers only; `bias` [out]; `name`, the module, is for
+    messages. int4 values are int8, their products with the `multipliers` uint8 [out, ceil(in / 64)]
+    that are stored with them.
     """
 
     values: Tensor
@@ -37,6 +40,7 @@ class SparseLayer:
     scale: Tensor | None = None
     bias: Tensor | None = None
     name: str = "layer"
+    multipliers: Tensor | None = None
 
     @property
     def out_features(self) -> int:
@@ -52,7 +56,7 @@ class SparseLayer:
         """Return the weight [out, in] that the served layer multiplies its input with.
 
         A run-time permutation is undone. A folded one stays: the layer's input comes in folded
-        order. dtype of `values`; float32 for int8 values, which are multiplied with their scale.
+        order. dtype of `values`; float32 for integers, which are multiplied with their scale.
         Raises `CheckpointError` when the contents break a rule.
         """
         raise_if_any(self.content_problems(pattern, block_size))
@@ -84,6 +88,9 @@ class SparseLayer:
                 problems.append(Problem(f"{self.name}.{kind}", value, rule, FETCH_AGAIN))
         if self.scale is not None:
             problems += scale_problems(f"{self.name}.{WEIGHT_SCALE}", self.scale)
+        if self.multipliers is not None:
+            name = f"{self.name}.{WEIGHT_MULTIPLIER}"
+            problems += multiplier_problems(name, self.multipliers)
         for kind, numbers in ((WEIGHT_PACKED, self.values), (BIAS, self.bias)):
             if numbers is not None:
                 problems += number_problems(f"{self.name}.{kind}", numbers)

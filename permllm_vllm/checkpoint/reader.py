@@ -18,7 +18,7 @@ from permllm_vllm.checkpoint.headers import (
     layer_problems,
     sparse_modules,
 )
-from permllm_vllm.checkpoint.int4 import multiplier_problems, stored_values
+from permllm_vllm.checkpoint.int4 import stored_values
 from permllm_vllm.checkpoint.layer import SparseLayer
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.scaled_form import scaled_form
@@ -93,10 +93,7 @@ class CheckpointReader:
         return [] if self.quantization is None else sparse_modules(self.names())
 
     def layer(self, name: str) -> SparseLayer:
-        """Return the tensors of a sparse module, its int4 values as int8.
-
-        Shapes, dtypes and multipliers are checked, the contents of other tensors not yet.
-        """
+        """Return the tensors of a sparse module, shapes and dtypes checked, contents not yet."""
         if self.quantization is None or f"{name}.{WEIGHT_PACKED}" not in self._tensors:
             value = f"nothing in {self.directory}"
             remedy = "ask for one of `sparse_layers()`"
@@ -111,8 +108,6 @@ class CheckpointReader:
             return self.tensor(prefix + kind) if kind in headers else None
 
         multipliers = optional(WEIGHT_MULTIPLIER)
-        if multipliers is not None:
-            raise_if_any(multiplier_problems(prefix + WEIGHT_MULTIPLIER, multipliers))
         return SparseLayer(
             values=stored_values(self.tensor(prefix + WEIGHT_PACKED), multipliers),
             mask=self.tensor(prefix + WEIGHT_MASK),
@@ -121,6 +116,7 @@ class CheckpointReader:
             scale=optional(WEIGHT_SCALE),
             bias=optional(BIAS),
             name=name,
+            multipliers=multipliers,
         )
 
     def dense_state_dict(
@@ -132,7 +128,7 @@ class CheckpointReader:
 
         Sparse weights come decompressed, run-time permutations undone; folded rows stay where the
         fold put them, which is the same model. `dtype` converts the floating tensors; without it
-        each keeps its own (float32 for int8 layers). Tensors whose names are not `wanted` are not
+        each keeps its own (float32 for integers). Tensors whose names are not `wanted` are not
         read. Raises `CheckpointError` on bad contents.
         """
         sparse = set(self.sparse_layers())

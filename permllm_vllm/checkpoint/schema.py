@@ -57,7 +57,7 @@ VALUE_DTYPES: dict[str, torch.dtype] = {
     "int8": torch.int8,
     "int4": torch.uint8,
 }
-"""Dtype of `weight_packed`, of which each element holds two int4 values."""
+"""Dtype of `weight_packed`; of int4 values, two are in each element."""
 
 VALUE_KINDS = {
     "int8": (WEIGHT_PACKED, WEIGHT_SCALE),

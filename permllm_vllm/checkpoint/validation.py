@@ -59,9 +59,8 @@ def validate(
     for module in track(reader.sparse_layers()):
         try:
             layer = reader.layer(module)
-        except CheckpointError as error:  # its file or its headers may be reported already
-            problems += [problem for problem in error.problems if problem not in problems]
-            continue
+        except CheckpointError:
+            continue  # its file or its headers are reported already
         problems += _layer_content_problems(layer, quantization)
     return problems
 

@@ -19,7 +19,7 @@ from permllm_vllm.backends import (
 )
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.errors import Problem, raise_if_any
-from permllm_vllm.checkpoint.int4 import multiplier_problems, stored_values
+from permllm_vllm.checkpoint.int4 import stored_values
 from permllm_vllm.checkpoint.layer import SparseLayer
 from permllm_vllm.checkpoint.pattern import Pattern
 
@@ -156,26 +156,26 @@ class SparseLinear(nn.Module):
         )
 
     def stored(self) -> SparseLayer:
-        """Return the layer as a checkpoint holds it, its int4 values as int8."""
+        """Return the layer as a checkpoint holds it."""
+        return self._with_values(stored_values(self.weight_packed, self.weight_multiplier))
+
+    def _with_values(self, values: Tensor) -> SparseLayer:
         return SparseLayer(
-            values=stored_values(self.weight_packed, self.weight_multiplier),
+            values=values,
             mask=self.weight_mask,
             input_permutation=self.input_permutation,
             folded_permutation=self.folded_permutation,
             scale=self.weight_scale,
             bias=self.bias,
             name=self.name,
+            multipliers=self.weight_multiplier,
         )
 
     def content_problems(self) -> list[Problem]:
         """List every rule of the format that the contents break; none while they are on disk."""
-        if self.weight_packed.is_meta:
+        layer = self._with_values(self.weight_packed)  # of int4, whose bytes break no rule
+        if layer.values.is_meta:
             return []
-        if self.weight_multiplier is not None:
-            name = f"{self.name}.{schema.WEIGHT_MULTIPLIER}"
-            if problems := multiplier_problems(name, self.weight_multiplier):
-                return problems
-        layer = self.stored()
         if layer.bias is not None and layer.bias.is_meta:
             layer = replace(layer, bias=None)
         return layer.content_problems(self.pattern, self.block_size)

@@ -10,6 +10,11 @@ from torch.nn import Module, Parameter
 
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.checkpoint.int4 import (
+    channels_of_multiplier,
+    multiplier_count,
+    repeat_multipliers,
+)
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.quantization.contents import require_bijection
 from permllm_vllm.quantization.sources import CheckpointLayer, TensorSource
@@ -55,6 +60,8 @@ class ExpertStack:
             checkpoint, rows = self.layers[0].checkpoint, sum(self.output_sizes)
             pattern, values = Pattern.parse(checkpoint.pattern), checkpoint.value_dtype
             shape = schema.tensor_shape(kind, rows, self.columns, pattern, values)
+            if kind == schema.WEIGHT_MULTIPLIER:
+                shape = rows, multiplier_count(self.columns, self.layers[0].input_size)
         return torch.empty((len(self.layers), *shape), dtype=dtype)
 
     def register(self, layer: Module) -> None:
@@ -100,6 +107,10 @@ class ExpertStack:
         if kind in PERMUTATIONS:
             data[part].copy_(self._cut(tensor, 0, self.columns))
             return
+        if kind == schema.WEIGHT_MULTIPLIER:
+            inputs = self.layers[0].input_size
+            channels = channels_of_multiplier(self.columns, inputs)
+            tensor = repeat_multipliers(tensor, channels, inputs)
         rows = sum(self.output_sizes[:part])
         target = data.narrow(0, rows, self.output_sizes[part])
         for dimension in range(tensor.ndim):

@@ -1,6 +1,7 @@
 """The linear method: loads a sparse layer's tensors, packs them once, multiplies."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import Module
 import permllm_vllm.ops  # noqa: F401  (defines torch.ops.permllm)
 from permllm_vllm.backends import CheckpointWeights, require_pattern
 from permllm_vllm.checkpoint import schema
-from permllm_vllm.checkpoint.int4 import stored_values
+from permllm_vllm.checkpoint.int4 import channels_of_multiplier, multiplier_count, stored_values
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.compat import (
     LinearMethodBase,
@@ -22,6 +23,7 @@ from permllm_vllm.quantization.parameters import (
     CheckedParameter,
     FoldedPermutationParameter,
     InputPermutationParameter,
+    MultiplierParameter,
     RowScaleParameter,
     SparseWeightParameter,
     UnexpectedParameter,
@@ -91,25 +93,29 @@ class PermLLMLinearMethod(LinearMethodBase):
         refuse_load_format()
         require_pattern(torch.empty(0).device, self.pattern)
         block_size = self.checkpoint.block_size if self._permutation_kind else None
-        value_dtype = self.checkpoint.value_dtype
-        require_divisible(
-            self.modules, input_size, input_size_per_partition, block_size, value_dtype
-        )
+        require_divisible(self.modules, input_size, input_size_per_partition, block_size)
         self.output_sizes = list(output_partition_sizes)
         self.out_features = sum(output_partition_sizes)
         self.dtype = params_dtype
         rows, columns = sum(output_partition_sizes), input_size_per_partition
+        value_dtype = self.checkpoint.value_dtype
 
         def empty(kind: str) -> Tensor:
             shape = schema.tensor_shape(kind, rows, columns, self.pattern, value_dtype)
+            if kind == schema.WEIGHT_MULTIPLIER:
+                shape = rows, multiplier_count(columns, input_size)
             return torch.empty(shape, dtype=schema.tensor_dtype(kind, value_dtype))
 
         nothing = torch.empty(0, dtype=torch.uint8)
-        expected: dict[str, tuple[type, Tensor]] = {
-            kind: (
-                RowScaleParameter if kind == schema.WEIGHT_SCALE else SparseWeightParameter,
-                empty(kind),
-            )
+        channels = channels_of_multiplier(columns, input_size)
+        parameters: dict[str, Callable[..., CheckedParameter]] = {
+            schema.WEIGHT_PACKED: SparseWeightParameter,
+            schema.WEIGHT_MASK: SparseWeightParameter,
+            schema.WEIGHT_SCALE: RowScaleParameter,
+            schema.WEIGHT_MULTIPLIER: partial(MultiplierParameter, channels=channels),
+        }
+        expected: dict[str, tuple[Callable[..., Any], Tensor]] = {
+            kind: (parameters[kind], empty(kind))
             for kind in (schema.WEIGHT_MASK, *schema.value_kinds(value_dtype))
         }
         if self.folded:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from permllm_vllm.checkpoint.errors import CheckpointError
+from permllm_vllm.checkpoint.int4 import repeat_multipliers
 from permllm_vllm.compat import (
     BasevLLMParameter,
     ChannelQuantScaleParameter,
@@ -51,14 +52,27 @@ class CheckedParameter(BasevLLMParameter):
 
 
 class SparseWeightParameter(CheckedParameter, ModelWeightParameter):
-    """Kept values `[out, in*N/M]`, mask `[out, in/8]` or multipliers `[out, in/64]`.
+    """Kept values `[out, in*N/M]`, two in a byte of int4, or mask `[out, in/8]`.
 
-    All are compressed along the input dimension by a constant factor, so vLLM's slices of rows
+    Both are compressed along the input dimension by a constant factor, so vLLM's slices of rows
     and columns are right as they are.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(input_dim=1, output_dim=0, **kwargs)
+
+
+class MultiplierParameter(SparseWeightParameter):
+    """Multipliers `[out, in/channels]` of int4 values, repeated for as many channels each."""
+
+    def __init__(self, *, channels: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.channels = channels
+
+    def place(self, loaded_weight: Tensor, shard_id: ShardId) -> None:
+        """Copy this rank's slice, of whole multipliers whatever it cuts."""
+        inputs = self.source.layer.input_size
+        super().place(repeat_multipliers(loaded_weight, self.channels, inputs), shard_id)
 
 
 class RowScaleParameter(CheckedParameter, ChannelQuantScaleParameter):

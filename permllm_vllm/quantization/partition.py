@@ -3,33 +3,27 @@
 from collections.abc import Sequence
 from typing import Any
 
-from permllm_vllm.checkpoint.int4 import GROUP
-
 MASK_BYTE = 8
 """Input channels whose mask bits share a byte; whole bytes hold whole groups."""
 
 
 def require_divisible(
-    modules: Sequence[str],
-    input_size: int,
-    partition: int,
-    block_size: int | None,
-    value_dtype: str,
+    modules: Sequence[str], input_size: int, partition: int, block_size: int | None
 ) -> None:
     """Raise ValueError where tensor parallelism cuts the input where the format cannot be cut.
 
     `block_size` is that of the layer's run-time permutation, which moves channels inside a block,
-    so blocks stay whole; None for a layer without one, which needs whole mask bytes. Groups of int4
-    values stay whole too.
+    so blocks stay whole; None for a layer without one, which needs whole mask bytes.
     """
-    multiple, reason = MASK_BYTE, f"its masks are stored in bytes of {MASK_BYTE} channels"
-    if block_size:
-        multiple, reason = block_size, f"it is permuted at run time in blocks of {block_size}"
-    if value_dtype == "int4" and partition < input_size and multiple % GROUP:
-        multiple, reason = GROUP, f"{GROUP} channels of its int4 values have a multiplier together"
+    multiple = block_size or MASK_BYTE
     if partition % multiple == 0:
         return
     ranks = input_size // partition
+    reason = (
+        f"it is permuted at run time in blocks of {multiple}"
+        if block_size
+        else f"its masks are stored in bytes of {multiple} channels"
+    )
     possible = [n for n in range(ranks - 1, 0, -1) if input_size % (n * multiple) == 0]
     remedy = f"--tensor-parallel-size {possible[0]}" if possible else "an `ignore` entry"
     raise ValueError(

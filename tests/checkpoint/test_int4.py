@@ -10,8 +10,11 @@ from permllm_vllm.checkpoint.int4 import (
     LARGEST,
     MOST,
     SMALLEST,
+    channels_of_multiplier,
+    multiplier_count,
     multiplier_problems,
     pack_int4,
+    repeat_multipliers,
     stored_values,
     unpack_int4,
 )
@@ -47,6 +50,23 @@ def test_every_value_comes_back(layer: tuple[torch.Tensor, torch.Tensor]) -> Non
     assert torch.equal(unpack_int4(packed, multipliers), values)
     stacked = unpack_int4(torch.stack([packed, packed]), torch.stack([multipliers, multipliers]))
     assert torch.equal(stacked, torch.stack([values, values]))
+
+
+@pytest.mark.parametrize(("inputs", "shares"), [(96, 2), (192, 8), (704, 8), (256, 2), (72, 1)])
+def test_shares_have_the_values_of_the_whole(inputs: int, shares: int) -> None:
+    """Of whole mask bytes: 21.5 groups of 64 are what Llama-2-7B's `down` gives 8 ranks."""
+    share, generator = inputs // shares, torch.Generator().manual_seed(inputs)
+    multipliers = torch.randint(1, MOST + 1, (3, -(-inputs // 64)), generator=generator)
+    packed = torch.randint(256, (3, inputs // 4), generator=generator).to(torch.uint8)
+    multipliers = multipliers.to(torch.uint8)
+    whole = unpack_int4(packed, multipliers)
+    channels = channels_of_multiplier(share, inputs)
+    repeated = repeat_multipliers(multipliers, channels, inputs)
+    count = multiplier_count(share, inputs)
+    for rank in range(shares):
+        own = repeated[:, rank * count : (rank + 1) * count]
+        found = unpack_int4(packed[:, rank * share // 4 : (rank + 1) * share // 4], own)
+        assert torch.equal(found, whole[:, rank * share // 2 : (rank + 1) * share // 2])
 
 
 def test_the_smallest_and_the_largest_product_are_int8() -> None:

@@ -102,8 +102,10 @@ def test_bad_multipliers_are_reported(
 ) -> None:
     output = make_tiny_model("2:4", "int4").write(tmp_path / "out", max_shard_bytes=SHARD_BYTES)
     edit_tensor(output, f"{UP}.weight_multiplier", lambda found: found[5].fill_(multiplier))
-    (problem,) = shown(validate(output))
-    assert problem.startswith(f"{UP}.weight_multiplier: found {multiplier}; rule: 1 to 16")
+    edit_tensor(output, f"{UP}.weight_scale", lambda scales: scales[5].fill_(-1))
+    scale, found = shown(validate(output))
+    assert scale.startswith(f"{UP}.weight_scale: found -1.0")
+    assert found.startswith(f"{UP}.weight_multiplier: found {multiplier}; rule: 1 to 16")
 
 
 def test_every_problem_is_reported_at_once(checkpoint: Path) -> None:

@@ -15,8 +15,7 @@ from permllm_vllm.backends import Backend, CheckpointWeights
 from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
 from permllm_vllm.backends.reference import ReferenceBackend
 from permllm_vllm.checkpoint.checksums import CHECKSUMS_NAME, read_checksums
-from permllm_vllm.checkpoint.errors import raise_if_any
-from permllm_vllm.checkpoint.int4 import multiplier_problems, stored_values
+from permllm_vllm.checkpoint.int4 import stored_values
 from permllm_vllm.checkpoint.layer import SparseLayer
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
@@ -202,13 +201,13 @@ def contents(data: bytes) -> None:
         kind = choices.pick(kinds)
         changed = changed_content(choices, kind, bytearray(stored[kind].content), choices.below(3))
         stored[kind] = replace(stored[kind], content=changed)
+    layer = as_layer(module, stored)
     pattern, block = Pattern.parse(entries["pattern"]), entries["block_size"]
     try:
         expected = plain.read_layer(entries, module, stored, canonical=False)
     except plain.Broken:
         expected = None
     try:
-        layer = refusing(lambda: as_layer(module, stored))
         dense = refusing(lambda: layer.dense(pattern, block))
     except Refused:
         if expected is not None:
@@ -222,7 +221,7 @@ def contents(data: bytes) -> None:
 
 
 def as_layer(module: str, stored: dict[str, Stored]) -> SparseLayer:
-    """The tensors without a file between; raises CheckpointError for wrong multipliers."""
+    """The tensors without a file between."""
 
     def tensor(kind: str) -> torch.Tensor | None:
         return as_tensor(stored[kind]) if kind in stored else None
@@ -231,11 +230,9 @@ def as_layer(module: str, stored: dict[str, Stored]) -> SparseLayer:
     assert values is not None
     assert mask is not None
     multipliers = tensor("weight_multiplier")
-    if multipliers is not None:
-        raise_if_any(multiplier_problems(f"{module}.weight_multiplier", multipliers))
     return SparseLayer(
         stored_values(values, multipliers), mask, tensor("input_permutation"),
-        tensor("folded_permutation"), tensor("weight_scale"), tensor("bias"), module,
+        tensor("folded_permutation"), tensor("weight_scale"), tensor("bias"), module, multipliers,
     )  # fmt: skip
 
 

@@ -193,6 +193,22 @@ def test_int8_values_are_scaled(on_rank: OnRank) -> None:
     assert_equal(packed_dense(layer), rows_of(expected, 1, 2))
 
 
+@pytest.mark.parametrize("rank", [0, 1, 3, 7])
+def test_groups_of_int4_values_are_cut(on_rank: OnRank, rank: int) -> None:
+    """Eight shares of 24 channels, as Llama-2-7B's `down` has shares of 21.5 groups."""
+    on_rank(rank, 8)
+    name, channels = f"{MLP}.down_proj", 192
+    layer = RowParallelLinear(
+        *(channels, 8),
+        bias=False,
+        quant_config=config(folded=[name], value_dtype="int4"),
+        prefix=name,
+    )
+    module = int4_module(8, channels, local=permutation(channels), kind="folded_permutation")
+    load(layer, module)
+    assert_equal(packed_dense(layer), module.dense.chunk(8, dim=1)[rank])
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_int4_values_are_cut_with_their_multipliers(on_rank: OnRank, rank: int) -> None:
     on_rank(rank, 2)

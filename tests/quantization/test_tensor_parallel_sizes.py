@@ -1,4 +1,4 @@
-"""Which inputs can be cut: whole blocks where permuted, whole groups of int4, whole mask bytes."""
+"""Which inputs can be cut: whole blocks where permuted at run time, whole mask bytes elsewhere."""
 
 from collections.abc import Callable
 
@@ -37,19 +37,16 @@ def test_llama_down_permuted_at_run_time_on_eight_ranks(on_rank: OnRank) -> None
     build(11008, permuted=False)
 
 
-def test_groups_of_int4_values_stay_whole(on_rank: OnRank) -> None:
-    on_rank(0, 4)
-    layer = build(11008, permuted=False, values="int4")
-    assert layer.weight_packed.shape == (8, 2752 // 4)
-    assert layer.weight_multiplier.shape == (8, 43)
-    on_rank(0, 8)
-    with pytest.raises(
-        ValueError, match="64 channels of its int4 values have a multiplier"
-    ) as error:
-        build(11008, permuted=False, values="int4")
-    assert "--tensor-parallel-size 4" in str(error.value)
-    on_rank(0, 1)
-    assert build(96, permuted=False, values="int4").weight_multiplier.shape == (8, 2)
+@pytest.mark.parametrize(
+    ("channels", "size", "multipliers"), [(11008, 4, 43), (11008, 8, 43), (96, 1, 2), (96, 2, 3)]
+)
+def test_groups_of_int4_values_may_be_cut(
+    on_rank: OnRank, channels: int, size: int, multipliers: int
+) -> None:
+    on_rank(0, size)
+    layer = build(channels, permuted=False, values="int4")
+    assert layer.weight_packed.shape == (8, channels // size // 4)
+    assert layer.weight_multiplier.shape == (8, multipliers)
 
 
 def test_mask_bytes_stay_whole(on_rank: OnRank) -> None:

@@ -53,7 +53,7 @@ def convert_to_dense(
     """Write a plain Hugging Face checkpoint with the pruned weights as zeros.
 
     All permutations are undone, folded ones in rows and columns, so every engine and adapter sees
-    the channels of the original model. Values stay bit for bit; int8 ones are scaled in float32 and
+    the channels of the original model. Values stay bit for bit; integers are scaled in float32 and
     rounded to the dtype of the model. One decoder layer is in memory at a time, and one file of
     ``max_shard_bytes``: by default about a decoder layer, 500 MB or more.
 

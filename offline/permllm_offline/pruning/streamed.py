@@ -50,7 +50,7 @@ from permllm_offline.sparsity.bake import apply_masks
 from permllm_offline.sparsity.decisions import LayerDecision, without_masks
 from permllm_offline.sparsity.group_scores import group_scores
 from permllm_offline.sparsity.importance import Scores
-from permllm_offline.sparsity.rounded_layer import RoundedLayer, WeightsOnGrids, choose_grids
+from permllm_offline.sparsity.rounded_layer import RoundedLayer, choose_grids
 
 _CALIBRATION, _HELD_OUT = "calibration", "held-out"
 
@@ -73,9 +73,7 @@ class PrunedLayers:
         """Weights of each decoder layer in turn, each read when it is asked for; its decision."""
         for index, decision in enumerate(self.decisions):
             step = self.work.read(layer_step_name(index))
-            grids = self.rounded[index].int4 if self.rounded else {}
-            weights = WeightsOnGrids(step.tensors, grids)
-            yield weights, decision_of([group.layout for group in decision], step)
+            yield step.tensors, decision_of([group.layout for group in decision], step)
 
 
 def can_stream(recipe: Recipe) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -76,26 +76,3 @@ def choose_grids(
             for rows in row_chunks(weight.shape) if rounds else ():
                 weight[rows] = grid.rounded(weight[rows], rows=rows).to(weight.dtype)
     return RoundedLayer(scales, errors, int4)
-
-
-class WeightsOnGrids(Mapping[str, Tensor]):
-    """The tensors of a decoder layer, `<linear>.weight` among them, rounded when they are read."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], grids: Mapping[str, Int4Grid]) -> None:
-        self._tensors = tensors
-        self._grids = {f"{linear}.weight": grid for linear, grid in grids.items()}
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor = self._tensors[name]
-        if name not in self._grids:
-            return tensor
-        grid, rounded = self._grids[name], torch.empty_like(tensor)
-        for rows in row_chunks(tensor.shape):
-            rounded[rows] = grid.rounded(tensor[rows], rows=rows)
-        return rounded
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
