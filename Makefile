@@ -71,7 +71,7 @@ fuzz: $(STAMP) ## a million damaged inputs for all that reads a checkpoint, and 
 sanitize: $(STAMP) ## the CPU kernels under the address, undefined-behaviour and thread sanitizers
 	$(BIN)/python -m tests.sanitizing --json build/sanitize.json
 
-emulate: $(STAMP) ## the tests of the CPU kernels with AVX-512 and AMX in software, for CPUs without: half an hour
+emulate: $(STAMP) ## the tests of the CPU kernels with AVX-512 and AMX in software, for CPUs without
 	$(BIN)/python -m tests.emulating
 
 demo: $(STAMP) ## prune a real model, serve it with vLLM, compare with dense

@@ -11,9 +11,11 @@ held against its oracle. How fast one is, and what the compiler makes of it, thi
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 
-from tests.emulating.build import ROOT, mirror, pytest
+from tests.emulating.build import ROOT, build_library, pytest
+from tests.mirror import mirror
 from tests.sanitizing.build import setup_module
 
 FOLDER = ROOT / "build" / "emulated"
@@ -30,8 +32,10 @@ def main() -> None:
     reason = setup_module().reason_not_to_build()
     if reason:
         raise SystemExit(f"nothing can be emulated: {reason}")
-    mirror(FOLDER / "tree", FOLDER / "objects")
-    sys.exit(pytest(FOLDER / "tree", *(arguments or TESTS)))
+    tree = FOLDER / "tree"
+    shutil.rmtree(tree, ignore_errors=True)
+    build_library(FOLDER / "objects", mirror(tree))
+    sys.exit(pytest(tree, *(arguments or TESTS)))
 
 
 if __name__ == "__main__":

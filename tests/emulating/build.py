@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,6 @@ from tests.sanitizing.build import run, setup_module
 ROOT = Path(__file__).resolve().parents[2]
 HEADERS = Path(__file__).parent / "avx512.h"
 TILES = ROOT / "tests" / "kernels" / "amx"
-LINKED = ("tests", "benchmarks", "offline", "csrc", "pyproject.toml", "setup.py")
 BFLOAT16 = "-mavx512bf16"
 
 
@@ -52,20 +50,6 @@ def build_library(objects: Path, target: Path) -> None:
         made = list(pool.map(build, sources))
     link = [*setup.compiler(), "-shared", "-o", str(target), *map(str, made)]
     run([*link, f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,--no-undefined"])
-
-
-def mirror(tree: Path, objects: Path) -> None:
-    """A copy of the tree whose package has the emulated library in the place of its own."""
-    shutil.rmtree(tree, ignore_errors=True)
-    tree.mkdir(parents=True)
-    for linked in LINKED:
-        (tree / linked).symlink_to(ROOT / linked)
-    shutil.copytree(
-        ROOT / "permllm_vllm",
-        tree / "permllm_vllm",
-        ignore=lambda _, names: [n for n in names if n.endswith(".so") or n == "__pycache__"],
-    )
-    build_library(objects, tree / "permllm_vllm" / "_C.so")
 
 
 def pytest(tree: Path, *arguments: str) -> int:

@@ -71,24 +71,27 @@ def int4_module(
     """The same of int4 values, with other multipliers for every group."""
     tensors = dict(sparse_module(rows, channels, local=local, kind=kind, seed=seed).tensors)
     permuted = kind == "input_permutation"
-    packed = torch.zeros(rows, channels // 4, dtype=torch.uint8)
-    multipliers = torch.zeros(rows, channels // 64, dtype=torch.uint8)
-    scale = torch.linspace(0.5, 2.0, rows)
-    dense = torch.zeros(rows, channels)
+    masks, places = tensors["weight_mask"].tolist(), local.tolist()
+    packed = [[0] * (channels // 4) for _ in range(rows)]
+    multipliers = [[1 + (3 * row + g) % 16 for g in range(channels // 64)] for row in range(rows)]
+    values = [[0] * channels for _ in range(rows)]
     for row in range(rows):
         filled = 0
         for channel in range(channels):
-            multipliers[row, channel // 64] = 1 + (3 * row + channel // 64) % 16
-            if not tensors["weight_mask"][row, channel // 8] >> (channel % 8) & 1:
+            if not masks[row][channel // 8] >> (channel % 8) & 1:
                 continue
             quotient = (7 * filled + 5 * row + seed) % 16 - 8
-            packed[row, filled // 2] += (quotient + 8) << (4 * (filled % 2))
-            value = quotient * int(multipliers[row, channel // 64])
-            place = channel // BLOCK * BLOCK + int(local[channel]) if permuted else channel
-            dense[row, place] = value * scale[row]
+            packed[row][filled // 2] += (quotient + 8) << (4 * (filled % 2))
+            place = channel // BLOCK * BLOCK + places[channel] if permuted else channel
+            values[row][place] = quotient * multipliers[row][channel // 64]
             filled += 1
-    tensors |= {"weight_packed": packed, "weight_multiplier": multipliers, "weight_scale": scale}
-    return SparseModule(tensors, dense)
+    scale = torch.linspace(0.5, 2.0, rows)
+    tensors |= {
+        "weight_packed": torch.tensor(packed, dtype=torch.uint8),
+        "weight_multiplier": torch.tensor(multipliers, dtype=torch.uint8),
+        "weight_scale": scale,
+    }
+    return SparseModule(tensors, torch.tensor(values, dtype=torch.float32) * scale[:, None])
 
 
 def config(

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from benchmarks.records.machine import revision, write_json
 from tests.kernels.amx.emulated import INSTRUCTION_SETS, compile_emulation, cpu_flags
+from tests.mirror import mirror
 from tests.sanitizing.build import (
     MEMORY,
     OPTIONS,
@@ -70,7 +71,6 @@ FUZZED = "test_no_input_is_answered_wrongly and (linear or pack or contents)"
 # One compiles anew, the other takes minutes at this speed and reaches no other line.
 AMX_TESTS = ("tests/kernels/amx", "-k", "not compiles_for_the_hardware and not largest_sums")
 SELECTIONS = (KERNEL_TESTS, AMX_TESTS, ("tests/fuzzing/test_targets.py", "-k", FUZZED))
-LINKED = ("tests", "benchmarks", "offline", "csrc", "pyproject.toml", "setup.py")
 SECONDS = 900  # for one run of tests, on a busy machine
 WHICH_LIBRARY = """
 import permllm_vllm, permllm_vllm.ops
@@ -98,20 +98,12 @@ def require_report(program: Path, plant: str, report: str) -> None:
     print(f"planted {plant}: reported", flush=True)
 
 
-def mirror(objects: Sequence[Path], name: str) -> Path:
+def sanitized_tree(objects: Sequence[Path], name: str) -> Path:
     """A copy of the tree whose package has a sanitized library in the place of its own."""
     tree = FOLDER / name
-    tree.mkdir(parents=True)
-    for linked in LINKED:
-        (tree / linked).symlink_to(ROOT / linked)
-    shutil.copytree(ROOT / "permllm_vllm", tree / "permllm_vllm", ignore=_libraries)
-    link_library(MEMORY, objects, tree / "permllm_vllm" / "_C.so")
+    link_library(MEMORY, objects, mirror(tree))
     require_library(tree)
     return tree
-
-
-def _libraries(_: str, names: list[str]) -> list[str]:
-    return [name for name in names if name.endswith(".so") or name == "__pycache__"]
 
 
 def emulated() -> bool:
@@ -211,10 +203,10 @@ def main() -> None:
     objects = [*compile_operators(MEMORY, FOLDER / "operators"), *kernels]
     broken = compile_with_overflow(MEMORY, FOLDER / "planted")
     right = [path for path in objects if not path.name.endswith("weight_memory.cpp.o")]
-    require_failure(mirror([broken, *right], "planted-tree"))
+    require_failure(sanitized_tree([broken, *right], "planted-tree"))
     if emulated():
         build_emulation()
-    passed = passed_tests(mirror(objects, "tree"))
+    passed = passed_tests(sanitized_tree(objects, "tree"))
     planted = len(REPORTS) + 1
     if options.json is not None:
         payload = {

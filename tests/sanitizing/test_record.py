@@ -14,7 +14,7 @@ def test_a_record_names_the_sources_that_it_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = {
-        **dict.fromkeys(("require_report", "require_failure", "build_harness", "mirror")),
+        **dict.fromkeys(("require_report", "require_failure", "build_harness", "sanitized_tree")),
         **dict.fromkeys(("compile_kernels", "compile_operators"), ()),
         **dict.fromkeys(("harness_calls", "passed_tests"), 3),
         "compile_with_overflow": Path("planted.o"),

@@ -37,6 +37,7 @@ def test_the_checkpoint_answers_like_the_masked_model(
         num_samples=2,
         sequence_length=64,
         evaluation_windows=2,
+        ignore=[r"re:model\.layers\.([89]|\d\d)\..*"],  # eight layers are enough, in less time
     )
     assert validate(output) == []
     assert {layer.permutation for layer in report.layers} == {"run time", "folded"}
