@@ -29,8 +29,8 @@ class SparseLayer:
 
     `values` [out, in * N / M]; `mask` uint8 [out, in / 8]; the permutations uint8 [in], at most one
     of them; `scale` float32 [out], for integers only; `bias` [out]; `name`, the module, is for
-    messages. int4 values are int8, their products with the `multipliers` uint8 [out, ceil(in / 64)]
-    that are stored with them.
+    messages. int4 values come as int8, multiplied by their `multipliers` uint8
+    [out, ceil(in / 64)], which are kept to be checked.
     """
 
     values: Tensor

@@ -95,7 +95,7 @@ class QuantizationConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     quant_method: Literal["permllm"] = "permllm"
-    format_version: Literal[1, 2] = 1
+    format_version: Literal[1, 2] = 1  # by default that of the values
     pattern: str
     block_size: int
     value_dtype: Literal["bfloat16", "float16", "float32", "int8", "int4"]

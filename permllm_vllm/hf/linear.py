@@ -105,7 +105,7 @@ class SparseLinear(nn.Module):
         self.block_size = checkpoint.block_size
         self._backends = backends
         values = checkpoint.value_dtype
-        self._values = schema.computed_dtype(values)
+        self._value_dtype = schema.computed_dtype(values)
         self._packed: _Packed | None = None
         present = {
             schema.WEIGHT_MASK: True,
@@ -210,7 +210,7 @@ class SparseLinear(nn.Module):
         raise_if_any(self.content_problems())
         return self._backend(device, dtype).pack(
             CheckpointWeights(
-                values=stored_values(self.weight_packed, self.weight_multiplier),
+                values=self.stored().values,
                 mask=self.weight_mask,
                 permutation=self.input_permutation,
                 scale=self.weight_scale,
@@ -236,4 +236,4 @@ class SparseLinear(nn.Module):
         self._packed = None
 
     def _backend(self, device: torch.device, dtype: torch.dtype) -> Backend:
-        return self._backends(device, dtype, self._values)
+        return self._backends(device, dtype, self._value_dtype)

@@ -29,7 +29,7 @@ OUTPUT = ROOT / "build" / "cuda-test"
 ARCHITECTURES = " ".join(architectures.chosen() or ("80", "90a"))
 """What the tests build: those of PERMLLM_CUDA_ARCHS, else our kernels once and all of CUTLASS'.
 
-All that are supported take a third more of the processors, for the same sources.
+All that are supported take half as long again, for the same sources.
 """
 NICENESS = 10
 AT_A_WORD = ("sh", "-c", 'read -r word && exec "$@"', "sh")

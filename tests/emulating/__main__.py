@@ -14,8 +14,8 @@ import argparse
 import shutil
 import sys
 
-from tests.emulating.build import ROOT, build_library, pytest
-from tests.mirror import mirror
+from tests.emulating.build import build_library, pytest
+from tests.mirror import ROOT, mirror
 from tests.sanitizing.build import setup_module
 
 FOLDER = ROOT / "build" / "emulated"

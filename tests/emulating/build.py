@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
+from tests.mirror import ROOT
 from tests.sanitizing.build import run, setup_module
 
-ROOT = Path(__file__).resolve().parents[2]
-HEADERS = Path(__file__).parent / "avx512.h"
+HEADER = Path(__file__).parent / "avx512.h"
 TILES = ROOT / "tests" / "kernels" / "amx"
 BFLOAT16 = "-mavx512bf16"
 
@@ -24,7 +24,7 @@ def flags_of(setup: ModuleType, source: str) -> list[str]:
     if not set(own) - set(setup.AVX2_FLAGS):
         return list(own)
     bfloat16 = ["-DPERMLLM_TARGET_BF16"] if BFLOAT16 in own else []
-    return [*setup.AVX2_FLAGS, "-include", str(HEADERS), "-Wno-psabi", *bfloat16]
+    return [*setup.AVX2_FLAGS, "-include", str(HEADER), "-Wno-psabi", *bfloat16]
 
 
 def build_library(objects: Path, target: Path) -> None:

@@ -92,8 +92,8 @@ class IntegerRounding:
                 for rows in row_chunks(tensor.shape)
             ]
             del tensor  # what is yielded is written, or copied, while this waits
-            for stored in tuple(parts[0]):
-                yield f"{module}.{stored}", torch.cat([part.pop(stored) for part in parts])
+            for kind in tuple(parts[0]):
+                yield f"{module}.{kind}", torch.cat([part.pop(kind) for part in parts])
             yield f"{module}.{WEIGHT_SCALE}", grid.scale
 
     def _grid(self, module: str, values: Tensor) -> Grid:
