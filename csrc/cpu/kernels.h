@@ -25,7 +25,7 @@ namespace permllm::cpu {
 struct BehindBlocks {
   const int32_t* value_sums = nullptr;  // [row groups * Rows], of int8 values
 
-  // Of int8 values in 4 bits.
+  // Of int8 values in 4 bits in lanes.
   const uint8_t* multipliers = nullptr;  // [row groups][blocks][Rows]
 
   // Of bfloat16 values in 12 bits.
@@ -88,7 +88,7 @@ void amx_many_tokens(const LinearArguments&, Worker&);  // any m
 
 void amx_dense(const LinearArguments&, Worker&);  // as dense.h says
 
-// `Value` is int8_t or dense8.
+// `Value` is int8_t, int4 or dense8.
 template <class Value>
 void amx_int8_few_tokens(const LinearArguments&, Worker&);  // m <= AmxTuning::kSplitTokens, W8A16
 template <class Value>
@@ -107,7 +107,8 @@ void avx512_many_tokens(const LinearArguments&, Worker&);  // any m
 template <class Tuning>
 void avx512_dense(const LinearArguments&, Worker&);  // as dense.h says
 
-// As those of bfloat16: W8A16 for m <= kSplitTokens, and W8A8. `Value` is int8_t or dense8.
+// As those of bfloat16: W8A16 for m <= kSplitTokens, and W8A8. `Value` is int8_t, int4 or
+// dense8.
 template <class Tuning, class Value, int Most>
 void avx512_int8_few_tokens(const LinearArguments&, Worker&);  // m <= Most
 template <class Tuning, class Value>
@@ -115,15 +116,15 @@ void avx512_int8_several_tokens(const LinearArguments&, Worker&);
 template <class Tuning, class Value>
 void avx512_int8_many_tokens(const LinearArguments&, Worker&);
 
-// Sparse rows in slots (layout.h), bfloat16 values in 12 bits and int8.
+// Sparse rows in slots (layout.h): bfloat16 values in 12 bits, or `Value` is int8_t or int4.
 template <class Tuning>
 void avx512_kept_few_tokens(const LinearArguments&, Worker&);  // m <= kKeptFewTokens
 template <class Tuning>
 void avx512_kept_many_tokens(const LinearArguments&, Worker&);  // any m
-template <class Tuning>
+template <class Tuning, class Value>
 void avx512_int8_kept_few_tokens(const LinearArguments&, Worker&);  // m <= kKeptFewTokensInt8:
                                                                     // W8A16 for <= kSplitTokens
-template <class Tuning>
+template <class Tuning, class Value>
 void avx512_int8_kept_many_tokens(const LinearArguments&, Worker&);  // any m, W8A8
 
 // Any m, values of both types, x of every type: products with x as it is. On avx2 values are in

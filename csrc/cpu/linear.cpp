@@ -43,10 +43,10 @@ void avx512_kept(const LinearArguments& a, Worker& worker) {
                                 : avx512_kept_many_tokens<Tuning>(a, worker);
 }
 
-template <class Tuning>
+template <class Tuning, class Value>
 void avx512_int8_kept(const LinearArguments& a, Worker& worker) {
-  a.m <= Tuning::kKeptFewTokensInt8 ? avx512_int8_kept_few_tokens<Tuning>(a, worker)
-                                    : avx512_int8_kept_many_tokens<Tuning>(a, worker);
+  a.m <= Tuning::kKeptFewTokensInt8 ? avx512_int8_kept_few_tokens<Tuning, Value>(a, worker)
+                                    : avx512_int8_kept_many_tokens<Tuning, Value>(a, worker);
 }
 #endif
 
@@ -178,6 +178,7 @@ KernelOf<Real> vector_kernel(Isa isa, ValueType type) {
       return dense8_kernel<Real>(isa);
     case ValueType::kBfloat12:
     case ValueType::kDense12:
+    case ValueType::kInt4:
       break;
   }
   return {};
@@ -209,28 +210,26 @@ KernelOf<bf16> of_words(bool half) {
 #endif
 
 #if defined(PERMLLM_AVX512)
-template <class Tuning>
-KernelOf<bf16> avx512_int8_kernel() {
-  return of_integers<Tuning, avx512_int8<Tuning, int8_t, Tuning::kFewTokensInt8>>();
+// Of int8 values. `Slots`: of an instruction set that has them.
+template <class Tuning, bool Slots>
+KernelOf<bf16> avx512_int8_kernel(ValueType type) {
+  switch (type) {
+    case ValueType::kInt8:
+      if constexpr (Slots) return of_integers<Tuning, avx512_int8_kept<Tuning, int8_t>>();
+      return of_integers<Tuning, avx512_int8<Tuning, int8_t, Tuning::kFewTokensInt8>>();
+    case ValueType::kInt4:
+      if constexpr (Slots) return of_integers<Tuning, avx512_int8_kept<Tuning, int4>>();
+      return of_integers<Tuning, avx512_int8<Tuning, int4, Tuning::kFewTokensInt8>>();
+    case ValueType::kDense8:
+      return of_integers<Tuning, avx512_int8<Tuning, dense8, Tuning::kFewTokensDense8>>();
+    default:
+      return {};
+  }
 }
 
-template <class Tuning>
-KernelOf<bf16> avx512_dense8_kernel() {
-  return of_integers<Tuning, avx512_int8<Tuning, dense8, Tuning::kFewTokensDense8>>();
-}
-
-// `Slots`: of an instruction set that has them.
 template <class Tuning, bool Slots>
 KernelOf<bf16> avx512_kernel(ValueType type, bool half) {
   switch (type) {
-    case ValueType::kInt8:
-      if constexpr (Slots) {
-        return of_integers<Tuning, avx512_int8_kept<Tuning>>();
-      } else {
-        return avx512_int8_kernel<Tuning>();
-      }
-    case ValueType::kDense8:
-      return avx512_dense8_kernel<Tuning>();
     case ValueType::kBfloat16:
       return of_words<Tuning, avx512<Tuning, bf16>>(half);
     case ValueType::kBfloat12:
@@ -242,7 +241,7 @@ KernelOf<bf16> avx512_kernel(ValueType type, bool half) {
     case ValueType::kDense12:
       return of_words<Tuning, avx512<Tuning, dense12, Tuning::kFewTokensDense>>(half);
     default:
-      return {};
+      return avx512_int8_kernel<Tuning, Slots>(type);
   }
 }
 #endif
@@ -252,6 +251,8 @@ KernelOf<bf16> amx_kernel(ValueType type, bool half) {
   switch (type) {
     case ValueType::kInt8:
       return of_integers<AmxTuning, amx_int8<int8_t>>();
+    case ValueType::kInt4:
+      return of_integers<AmxTuning, amx_int8<int4>>();
     case ValueType::kDense8:
       return of_integers<AmxTuning, amx_int8<dense8>>();
     case ValueType::kBfloat16:
@@ -284,9 +285,7 @@ KernelOf<bf16> words_kernel(Isa isa, [[maybe_unused]] ValueType type, [[maybe_un
 #endif
     case Isa::kAvx512Vbmi2:
 #if defined(PERMLLM_AVX512)
-      if (type == ValueType::kInt8) return avx512_int8_kernel<Avx512Bf16Tuning>();
-      if (type == ValueType::kDense8) return avx512_dense8_kernel<Avx512Bf16Tuning>();
-      return {};
+      return avx512_int8_kernel<Avx512Bf16Tuning, has_slots(Isa::kAvx512Vbmi2)>(type);
 #else
       return {};
 #endif

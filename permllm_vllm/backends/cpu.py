@@ -33,7 +33,7 @@ MOST_INT8_INPUTS = 1 << 17
 ALIGNMENT = 64
 #: The place in its header that says what its values are, and those that say int8 in 4 bits
 #: (csrc/cpu/packing/layout.h; tests/kernels/test_four_bits.py holds them against it).
-_VALUES_FIELD, _FOUR_BITS = 5, (9, 10)
+_VALUES_FIELD, _FOUR_BITS = 5, (9, 10, 11)
 
 
 class CpuBackend:
@@ -74,8 +74,8 @@ class CpuBackend:
 
         int8 values stay int8 where a kernel of this instruction set multiplies them, and the scale
         goes along; elsewhere they are scaled and rounded to bfloat16, as float16 and float32 are.
-        Where kernels read 4 bits, and all values of a layer fit, they take 4 bits each; x is then
-        rounded to 8 bits with any number of tokens.
+        Where kernels read 4 bits, and all values of a layer fit, they take 4 bits each. On AVX2 x
+        is then rounded to 8 bits with any number of tokens.
 
         Where kernels take any 32 of 64 inputs the permutation of blocks of 32 and 64 is undone
         here, or packed with the values, and costs nothing at run time. That of blocks of 128, and

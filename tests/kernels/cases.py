@@ -13,6 +13,10 @@ TWELVE_BITS = ("amx", "zen5", "avx512_bf16")
 """Instruction sets that store bfloat16 values in 12 bits."""
 LANES = ("avx2_vnni", "avx2")
 """Instruction sets whose blocks are in lanes."""
+SLOTS = ("avx512_bf16",)
+"""Instruction sets whose blocks of int8 values are in slots."""
+FOUR_BITS = ("amx", "zen5", "avx512_vbmi2", *SLOTS, *LANES)
+"""Instruction sets that store int8 values in 4 bits."""
 
 
 def _on_each(names: tuple[str, ...]) -> pytest.MarkDecorator:
@@ -32,6 +36,8 @@ def _on_each(names: tuple[str, ...]) -> pytest.MarkDecorator:
 
 on_each_with_twelve_bits = _on_each(TWELVE_BITS)
 on_each_with_lanes = _on_each(LANES)
+on_each_with_four_bits = _on_each(FOUR_BITS)
+on_each_with_four_bits_and_masks = _on_each(tuple(name for name in FOUR_BITS if name not in LANES))
 
 
 @dataclass(frozen=True)

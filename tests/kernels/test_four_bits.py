@@ -9,14 +9,41 @@ from permllm_vllm.backends import CheckpointWeights
 from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.checkpoint import packing
 from permllm_vllm.checkpoint.pattern import Pattern
-from tests.kernels.cases import Case, cases, on_each_with_lanes
+from tests.kernels.cases import (
+    LANES,
+    Case,
+    cases,
+    on_each_with_four_bits,
+    on_each_with_four_bits_and_masks,
+)
 from tests.kernels.test_cpu import exact, run
-from tests.kernels.test_int8 import LARGE_TOKENS, ROUNDING, TOKENS, TOLERANCE
-from tests.kernels.test_lanes import EIGHTS, INPUTS, ROWS, SLOTS, place_of, value_type
+from tests.kernels.test_int8 import (
+    LARGE_TOKENS,
+    ROUNDING,
+    SPLIT_TOKENS,
+    TOKENS,
+    TOLERANCE,
+    TOLERANCE_SPLIT,
+)
+from tests.kernels.test_lanes import value_type
 
-TYPES = {"2:4": 9, "4:8": 10}
+PATTERNS = ("2:4", "4:8")
+INT8, INT4 = 1, 11
 """In the metadata, as csrc/cpu/packing/layout.h numbers them."""
-INT8_TYPES = {"2:4": 6, "4:8": 8}
+INT8_IN_LANES, INT4_IN_LANES = {"2:4": 6, "4:8": 8}, {"2:4": 9, "4:8": 10}
+
+
+def int8_type(isa: str, pattern: str = "2:4") -> int:
+    return INT8_IN_LANES[pattern] if isa in LANES else INT8
+
+
+def int4_type(isa: str, pattern: str = "2:4") -> int:
+    return INT4_IN_LANES[pattern] if isa in LANES else INT4
+
+
+def splits(isa: str, tokens: int) -> bool:
+    """Whether x of so many tokens has more than 8 bits."""
+    return tokens <= (0 if isa in LANES else SPLIT_TOKENS.get(isa, tokens))
 
 
 def weights_of(values: Tensor, mask: Tensor, pattern: str = "2:4") -> CheckpointWeights:
@@ -24,74 +51,21 @@ def weights_of(values: Tensor, mask: Tensor, pattern: str = "2:4") -> Checkpoint
     return CheckpointWeights(values, mask, None, scale, Pattern.parse(pattern), 64)
 
 
-def block_bytes(pattern: str) -> tuple[int, int]:
-    """Bytes of the places of a block, and of all of it."""
-    places = (3 if pattern == "4:8" else 2) * ROWS * SLOTS
-    return places, places + EIGHTS // 2 * ROWS * SLOTS
-
-
-def unpacked(packed: Tensor, n: int, k: int, pattern: str) -> Tensor:
-    """Values times mask, `[n, k]`, read byte by byte as csrc/cpu/packing/layout.h says."""
-    blocks, groups = -(-k // INPUTS), -(-n // ROWS)
-    start_of_values, size = block_bytes(pattern)
-    multipliers = packed[groups * (blocks * size + 4 * ROWS) :]
-    dense = torch.zeros(n, k, dtype=torch.int64)
-    for row in range(n):
-        for block in range(blocks):
-            place_of_block = row // ROWS * blocks + block
-            own = packed[place_of_block * size :][:size]
-            multiplier = int(multipliers[place_of_block * ROWS + row % ROWS])
-            for eight in range(EIGHTS):
-                for slot in range(SLOTS):
-                    at = (eight % 4 * ROWS + row % ROWS) * SLOTS + slot
-                    quotient = (int(own[start_of_values + at]) >> 4 * (eight // 4) & 15) - 8
-                    place = place_of(own, row, eight, slot, pattern)
-                    column = block * INPUTS + 8 * eight + place
-                    if column < k:
-                        dense[row, column] += quotient * multiplier
-                    else:
-                        assert quotient == 0
-    return dense
-
-
-@on_each_with_lanes
-@pytest.mark.parametrize("pattern", TYPES)
-@pytest.mark.parametrize(("n", "k"), [(3, 8), (8, 64), (13, 72), (20, 200)])
-def test_the_bytes_are_those_of_the_layout(isa, n, k, pattern):
-    layer = to_int4(random_layer(n, k, pattern, permuted=False, zeros=n == 20))
-    packed = CpuBackend(isa).pack(layer.weights)
-    assert packed.four_bits
-    assert value_type(packed) == TYPES[pattern]
-    expected = packing.unpack(layer.weights.values, layer.weights.mask)
-    assert torch.equal(unpacked(packed.packed, n, k, pattern), expected.long())
-
-
-@on_each_with_lanes
-@pytest.mark.parametrize("pattern", TYPES)
-@pytest.mark.parametrize(("n", "k"), [(3, 8), (13, 72)])
-def test_the_sums_of_values_stand_behind_the_blocks(isa, n, k, pattern):
-    layer = to_int4(random_layer(n, k, pattern, permuted=False))
-    groups, blocks = -(-n // ROWS), -(-k // INPUTS)
-    start = groups * blocks * block_bytes(pattern)[1]
-    packed = CpuBackend(isa).pack(layer.weights).packed
-    sums = packed[start : start + groups * ROWS * 4].view(torch.int32)
-    assert torch.equal(sums[:n].long(), layer.weights.values.long().sum(dim=1))
-    assert not sums[n:].any()
-
-
-@on_each_with_lanes
-@pytest.mark.parametrize("pattern", TYPES)
+@on_each_with_four_bits
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_one_value_that_does_not_fit_leaves_all_in_8_bits(isa, pattern):
     n, k = 20, 200
     layer = to_int4(random_layer(n, k, pattern, permuted=False))
-    assert value_type(CpuBackend(isa).pack(layer.weights)) == TYPES[pattern]
+    packed = CpuBackend(isa).pack(layer.weights)
+    assert packed.four_bits
+    assert value_type(packed) == int4_type(isa, pattern)
     layer.weights.values[n - 1, -2:] = torch.tensor([127, 1])
     packed = CpuBackend(isa).pack(layer.weights)
     assert not packed.four_bits
-    assert value_type(packed) == INT8_TYPES[pattern]
+    assert value_type(packed) == int8_type(isa, pattern)
 
 
-@on_each_with_lanes
+@on_each_with_four_bits
 def test_bytes_of_a_layer(isa):
     """Three fifths of those of int8 values, a fifth of those of the dense bfloat16 weight."""
     layer = random_layer(512, 1024)
@@ -109,7 +83,8 @@ def test_matches_float64(case: Case, isa: str, dtype: torch.dtype) -> None:
         y, reference = run(layer, isa, x), exact(x, layer)
         assert y.dtype == dtype
         if y.numel() >= 256 and case.k >= 64:
-            assert (y.double() - reference).norm() <= TOLERANCE * reference.norm()
+            tolerance = TOLERANCE_SPLIT if splits(isa, m) else TOLERANCE
+            assert (y.double() - reference).norm() <= tolerance * reference.norm()
         # No activation is off by more than half a step of 8 bits, no output by more than its
         # rounding, or that of its weights to bfloat16 where no kernel takes integers.
         step = x.double().abs().amax(dim=-1, keepdim=True) / 127
@@ -118,7 +93,7 @@ def test_matches_float64(case: Case, isa: str, dtype: torch.dtype) -> None:
         assert ((y.double() - reference).abs() <= bound).all()
 
 
-@pytest.mark.parametrize("pattern", TYPES)
+@pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("m", [1, 2, 3, 8, 40, 70, 300])
 def test_float32_meets_them_as_they_are(isa, m, pattern):
     layer = to_int4(random_layer(43, 200, pattern, permuted=False))
@@ -131,11 +106,13 @@ def test_float32_meets_them_as_they_are(isa, m, pattern):
     assert (y.double() - exact(x, layer)).norm() <= 1e-6 * exact(x, layer).norm()
 
 
-@on_each_with_lanes
+@on_each_with_four_bits
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("m", [1, 2, 3, 10, 24, 64])
 def test_integer_activations_are_exact(isa, m, dtype):
     """Integers up to 127 quantize to themselves: the sums are those of integer arithmetic."""
+    if splits(isa, m):
+        pytest.skip("x has more than 8 bits")
     generator = torch.Generator().manual_seed(m)
     n, k = 43, 200
     layer = random_layer(n, k, permuted=False)
@@ -144,7 +121,7 @@ def test_integer_activations_are_exact(isa, m, dtype):
     values = quotients * multipliers.repeat_interleave(KEPT, dim=1)[:, : k // 2]
     weights = weights_of(values.to(torch.int8), layer.weights.mask)
     packed = CpuBackend(isa).pack(weights)
-    assert value_type(packed) == TYPES["2:4"]
+    assert packed.four_bits
     x = torch.randint(-127, 128, (m, k), generator=generator)
     x[:, 3] = 127
     sums = (x.double() @ packing.unpack(values, weights.mask).double().t()).float()
@@ -154,7 +131,44 @@ def test_integer_activations_are_exact(isa, m, dtype):
     assert torch.equal(y, (sums * weights.scale).to(dtype))
 
 
-@on_each_with_lanes
+@on_each_with_four_bits
+@pytest.mark.parametrize("tokens", [1, 2, 3, 6, 7, 16, 17, 33, 100])
+def test_every_product_that_int8_has(isa, tokens):
+    """Row m has all values that are multiples of m + 1, read by unit inputs."""
+    n, k = 128, 64
+    values = torch.zeros(n, k // 2, dtype=torch.int8)
+    for row in range(n):
+        products = [q * (row + 1) for q in range(-8, 8) if -128 <= q * (row + 1) <= 127]
+        values[row] = torch.tensor((products * KEPT)[:KEPT])
+    layer = random_layer(n, k, permuted=False)
+    weights = weights_of(values, layer.weights.mask)
+    packed = CpuBackend(isa).pack(weights)
+    assert packed.four_bits
+    scale = torch.ones(n)
+    read = [
+        torch.ops.permllm.sparse_linear(
+            part, packed.packed, packed.metadata, None, scale, None, n, "2:4"
+        )
+        for part in torch.eye(k).bfloat16().split(tokens)
+    ]
+    assert torch.equal(torch.cat(read), packing.unpack(values, weights.mask).bfloat16().t())
+
+
+@on_each_with_four_bits_and_masks
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("permuted", [False, True])
+@pytest.mark.parametrize("m", TOKENS)
+def test_the_result_is_that_of_int8(isa, m, permuted, pattern):
+    """In every bit: one row that does not fit leaves the others what they are."""
+    layer = to_int4(random_layer(43, 320, pattern, permuted=permuted))
+    x = torch.randn(m, 320).bfloat16()
+    y = run(layer, isa, x)
+    layer.weights.values[42, -2:] = torch.tensor([127, 1])
+    assert not CpuBackend(isa).pack(layer.weights).four_bits
+    assert torch.equal(run(layer, isa, x)[:, :42], y[:, :42])
+
+
+@on_each_with_four_bits
 @pytest.mark.parametrize("m", [1, 5, 17])
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 @pytest.mark.parametrize("other", [-16, 112])
@@ -165,7 +179,7 @@ def test_the_sums_of_a_block_have_room(isa, m, sign, other):
     values[:, ::KEPT] = other
     weights = weights_of(values, torch.full((n, k // 8), 0x33, dtype=torch.uint8))
     packed = CpuBackend(isa).pack(weights)
-    assert value_type(packed) == TYPES["2:4"]
+    assert packed.four_bits
     x = torch.full((m, k), sign).bfloat16()
     y = torch.ops.permllm.sparse_linear(
         x, packed.packed, packed.metadata, None, packed.scale, None, n, "2:4"

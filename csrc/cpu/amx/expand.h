@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "cpu/avx512/multiples.h"
 #include "cpu/avx512/upper_bytes.h"
 #include "cpu/kernels.h"
 #include "cpu/packing/layout.h"
@@ -147,6 +148,11 @@ inline void expand_row(const Block<kAmxRows, int8_t>& block, const GroupTables<i
   _mm512_store_si512(tile.rows[row], expand_bytes(block.mask[row], load_bytes(block.values[row])));
 }
 
+inline void expand_row(const Block<kAmxRows, int4>& block, const GroupTables<int4>&, int row,
+                       Int8WeightTile& tile) {
+  _mm512_store_si512(tile.rows[row], expand_bytes(block.mask[row], multiples_of_row(block, row)));
+}
+
 inline void expand_row(const Block<kAmxRows, dense8>& block, const GroupTables<dense8>&, int row,
                        Int8WeightTile& tile) {
   _mm512_store_si512(tile.rows[row], _mm512_load_si512(block.values[row]));
@@ -155,7 +161,8 @@ inline void expand_row(const Block<kAmxRows, dense8>& block, const GroupTables<d
 // Fetches the lines of a block, in order, some for each of its rows.
 template <class Block>
 inline void prefetch_share(const Block& block, int row) {
-  constexpr int kLine = 64, kLines = static_cast<int>(sizeof(Block)) / kLine;
+  constexpr int kLine = 64;
+  constexpr int kLines = (static_cast<int>(sizeof(Block)) + kLine - 1) / kLine;
   const char* lines = reinterpret_cast<const char*>(&block);
 #pragma GCC unroll 2
   for (int line = row * kLines / kAmxRows; line < (row + 1) * kLines / kAmxRows; ++line) {

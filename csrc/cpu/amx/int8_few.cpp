@@ -67,6 +67,7 @@ void amx_int8_few_tokens(const LinearArguments& a, Worker& worker) {
 }
 
 template void amx_int8_few_tokens<int8_t>(const LinearArguments&, Worker&);
+template void amx_int8_few_tokens<int4>(const LinearArguments&, Worker&);
 template void amx_int8_few_tokens<dense8>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

@@ -54,6 +54,7 @@ void amx_int8_several_tokens(const LinearArguments& a, Worker& worker) {
 }
 
 template void amx_int8_several_tokens<int8_t>(const LinearArguments&, Worker&);
+template void amx_int8_several_tokens<int4>(const LinearArguments&, Worker&);
 template void amx_int8_several_tokens<dense8>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

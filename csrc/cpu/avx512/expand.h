@@ -12,6 +12,7 @@
 #pragma once
 
 #include "cpu/avx512/avx512.h"
+#include "cpu/avx512/multiples.h"
 #include "cpu/avx512/registers.h"
 #include "cpu/avx512/upper_bytes.h"
 #include "cpu/kernels.h"
@@ -76,6 +77,19 @@ class ExpandedRows<Tuning, int8_t> {
 
   static void expand(const Block<kRows, int8_t>& block, int row, __m512i (&weights)[1]) {
     weights[0] = expand_bytes(block.mask[row], load_bytes(block.values[row]));
+  }
+
+  template <class Body>
+  static void for_each_stray(int64_t, Body) {}
+};
+
+template <class Tuning>
+class ExpandedRows<Tuning, int4> {
+ public:
+  ExpandedRows(const LinearArguments&, int64_t) {}
+
+  static void expand(const Block<kRows, int4>& block, int row, __m512i (&weights)[1]) {
+    weights[0] = expand_bytes(block.mask[row], multiples_of_row(block, row));
   }
 
   template <class Body>

@@ -23,7 +23,7 @@ struct Int8Products {
   using Rows = ExpandedRows<Tuning, Value>;
   static constexpr int kWeights = 1, kInputs = Bytes, kSums = Bytes;
   static constexpr int kOneTokenFetch =
-      std::is_same_v<Value, int8_t> ? Tuning::kOneTokenFetchInt8 : Tuning::kOneTokenFetch;
+      std::is_same_v<Value, dense8> ? Tuning::kOneTokenFetch : Tuning::kOneTokenFetchInt8;
   static constexpr int kFewRows = Tuning::kFewRows;
   static constexpr int kSeveralAhead = Tuning::kSeveralAhead;
   static constexpr int kLargest = Bytes == 2 ? kLargest16 : kLargest8;

@@ -6,8 +6,8 @@
 namespace permllm::cpu {
 namespace {
 
-template <class Tuning, int Bytes>
-struct KeptProducts : Int8Products<Tuning, int8_t, Bytes> {
+template <class Tuning, class Value, int Bytes>
+struct KeptProducts : Int8Products<Tuning, Value, Bytes> {
   static constexpr int kOneTokenFetch = Tuning::kKeptOneTokenFetchInt8;
   static constexpr int kLeastVectors = Tuning::kKeptLeastVectorsInt8;
 
@@ -18,21 +18,25 @@ struct KeptProducts : Int8Products<Tuning, int8_t, Bytes> {
 
 }  // namespace
 
-template <class Tuning>
+template <class Tuning, class Value>
 void avx512_int8_kept_few_tokens(const LinearArguments& a, Worker& worker) {
   if (a.m <= Tuning::kSplitTokens) {
-    go_through(KeptFewTokens<KeptProducts<Tuning, 2>>(a), a.last, worker);
+    go_through(KeptFewTokens<KeptProducts<Tuning, Value, 2>>(a), a.last, worker);
   } else {
-    go_through(KeptFewTokens<KeptProducts<Tuning, 1>>(a), a.last, worker);
+    go_through(KeptFewTokens<KeptProducts<Tuning, Value, 1>>(a), a.last, worker);
   }
 }
 
-template <class Tuning>
+template <class Tuning, class Value>
 void avx512_int8_kept_many_tokens(const LinearArguments& a, Worker& worker) {
-  multiply_kept_many_tokens<KeptProducts<Tuning, 1>>(a, worker);
+  multiply_kept_many_tokens<KeptProducts<Tuning, Value, 1>>(a, worker);
 }
 
-template void avx512_int8_kept_few_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
-template void avx512_int8_kept_many_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
+#define PERMLLM_INSTANTIATE(Tuning, Value)                                                   \
+  template void avx512_int8_kept_few_tokens<Tuning, Value>(const LinearArguments&, Worker&); \
+  template void avx512_int8_kept_many_tokens<Tuning, Value>(const LinearArguments&, Worker&);
+PERMLLM_INSTANTIATE(Avx512Bf16Tuning, int8_t)
+PERMLLM_INSTANTIATE(Avx512Bf16Tuning, int4)
+#undef PERMLLM_INSTANTIATE
 
 }  // namespace permllm::cpu

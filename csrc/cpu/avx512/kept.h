@@ -38,6 +38,8 @@ constexpr Bytes bytes_of(Body body) {
   return bytes;
 }
 
+inline __m512i load(const Bytes& bytes) { return _mm512_loadu_si512(bytes.of); }
+
 // Which of eight inputs is the one of a slot, by a mask without its highest bit, which follows from
 // the others. Where these are not of four inputs, it is any.
 constexpr int input_of_slot(int slot, int mask) {
@@ -80,11 +82,11 @@ class Places {
   }
 
  private:
-  static __m512i load(const Bytes& bytes) { return _mm512_loadu_si512(bytes.of); }
-
   __m512i lower_[kSlots], upper_[kSlots];
   __m512i first_inputs_;
 };
+
+constexpr int kAndThenOr = 0xea;  // a & b | c, of three vectors
 
 template <class Value>
 class KeptRows;
@@ -93,6 +95,7 @@ template <>
 class KeptRows<int8_t> {
  public:
   static constexpr int kVectors = 1;
+  static constexpr Bytes kFirstInputs = bytes_of([](int place) { return place % 8 * 8; });
 
   KeptRows(const LinearArguments&, int64_t) : places_(kFirstInputs) {}
 
@@ -110,8 +113,82 @@ class KeptRows<int8_t> {
   static void for_each_stray(int64_t, Body) {}
 
  private:
-  static constexpr Bytes kFirstInputs = bytes_of([](int place) { return place % 8 * 8; });
+  Places places_;
+};
 
+// Of a word of the table of one multiplier, q of the lower byte; of the upper one it is one more.
+constexpr int even_quotient(int place) { return kSmallestQuotient + place % kQuotients / 2 * 2; }
+
+// int8 values that four bits stand for (avx512/multiples.h), of the multipliers of eight rows.
+// Their products are two tables of 64.
+class MultiplesOfRows {
+ public:
+  explicit MultiplesOfRows(const uint8_t (&multipliers)[kRows]) {
+    int64_t bytes;
+    __builtin_memcpy(&bytes, multipliers, sizeof(bytes));
+    const __m512i all = _mm512_set1_epi64(bytes);
+    lower_ = multiply(_mm512_shuffle_epi8(all, load(kLowerRows)));
+    upper_ = multiply(_mm512_shuffle_epi8(all, load(kUpperRows)));
+  }
+
+  // `bytes`, of which the lower four bits count, are in the order of a slot.
+  __m512i of(__m512i bytes) const {
+    const __m512i index =
+        _mm512_ternarylogic_epi64(bytes, _mm512_set1_epi8(kQuotients - 1), load(kRow), kAndThenOr);
+    return _mm512_permutex2var_epi8(lower_, index, upper_);
+  }
+
+ private:
+  static constexpr int kZero = 0x80;  // of a shuffle
+
+  // In every 128 bits the multiplier of one row, in the lower bytes of words.
+  static constexpr Bytes kLowerRows =
+      bytes_of([](int place) { return place % 2 == 0 ? place / 16 : kZero; });
+  static constexpr Bytes kUpperRows =
+      bytes_of([](int place) { return place % 2 == 0 ? kRows / 2 + place / 16 : kZero; });
+
+  // A word is to be q * m and, in its upper byte, (q + 1) * m. That is one product, but for a carry
+  // of -1 where q is negative: where one of the two fits a byte, q * m is at least -256.
+  static constexpr Bytes kFactors = bytes_of([](int place) {
+    const int q = even_quotient(place), factor = 256 * (q + 1) + q;
+    return factor >> place % 2 * 8;
+  });
+  static constexpr Bytes kCarries =
+      bytes_of([](int place) { return even_quotient(place) < 0 ? place % 2 : 0; });
+
+  // Of a value's place, times 16.
+  static constexpr Bytes kRow = bytes_of([](int place) { return place / 8 * kQuotients; });
+
+  static __m512i multiply(__m512i multipliers) {
+    return _mm512_add_epi8(_mm512_mullo_epi16(multipliers, load(kFactors)), load(kCarries));
+  }
+
+  __m512i lower_, upper_;
+};
+
+template <>
+class KeptRows<int4> {
+ public:
+  static constexpr int kVectors = 1;
+
+  KeptRows(const LinearArguments&, int64_t) : places_(KeptRows<int8_t>::kFirstInputs) {}
+
+  void take(const SlotBlock<int4>& block, __m512i (&places)[1][kSlots],
+            __m512i (&values)[1][kSlots]) const {
+    const __m512i masks = _mm512_loadu_si512(block.mask);
+    const MultiplesOfRows multiples(block.multipliers);
+    PERMLLM_UNROLL
+    for (int slot = 0; slot < kSlots; ++slot) {
+      places[0][slot] = places_.of(slot, masks);
+      const __m512i bytes = _mm512_loadu_si512(block.values[slot % (kSlots / 2)]);
+      values[0][slot] = multiples.of(slot < kSlots / 2 ? bytes : _mm512_srli_epi16(bytes, 4));
+    }
+  }
+
+  template <class Body>
+  static void for_each_stray(int64_t, Body) {}
+
+ private:
   Places places_;
 };
 
@@ -166,7 +243,6 @@ class KeptRows<bf12> : public RowStrays {
 
   // c in bits 0 to 2 of `codes`, and signs in bit 7 of `signs`.
   __m512i look_up(__m512i codes, __m512i signs) const {
-    constexpr int kAndThenOr = 0xea;  // a & b | c
     const __m512i index = _mm512_ternarylogic_epi64(codes, _mm512_set1_epi8(7), row_, kAndThenOr);
     const __m512i upper = _mm512_permutexvar_epi8(index, table_);
     const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));

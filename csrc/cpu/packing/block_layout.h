@@ -4,6 +4,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "cpu/packing/four_bits.h"
 #include "cpu/packing/layout.h"
 #include "cpu/packing/twelve_bits.h"
 
@@ -115,16 +116,39 @@ inline void write_value(SlotBlock<bf12>& block, int row, int i, bf16 value, uint
 template <int Rows>
 void write_value(Block<Rows, bf12>& block, int row, int i, bf16 value, uint8_t largest) {
   block.lower[row][i] = static_cast<uint8_t>(value);
-  write_code(block.upper, row, i, upper_code(value, largest));
+  write_four_bits(block.upper, row, i, upper_code(value, largest));
+}
+
+// The four bits of a value.
+inline int quotient_bits(int8_t value, uint8_t multiplier) {
+  return value / multiplier - kSmallestQuotient;
 }
 
 // The values in 4 bits of a row of a block, and their multiplier.
+template <int Rows>
+void write_values(Block<Rows, int4>& block, int row, const int8_t* values, uint8_t multiplier) {
+  for (int i = 0; i < kBlockValues; ++i) {
+    write_four_bits(block.values, row, i, quotient_bits(values[i], multiplier));
+  }
+  block.multipliers[row] = multiplier;
+}
+
+inline void write_values(SlotBlock<int4>& block, int row, const int8_t* values,
+                         uint8_t multiplier) {
+  for (int i = 0; i < kBlockValues; ++i) {
+    write_four_bits(block.values, i % kSlots, SlotBlock<int4>::value_place(row, i / kSlots),
+                    quotient_bits(values[i], multiplier));
+  }
+  block.multipliers[row] = multiplier;
+}
+
+// In lanes the multiplier stands elsewhere.
 template <int Of>
 void write_values(LaneBlock<int4, Of>& block, int row, const int8_t* values, uint8_t multiplier) {
   for (int i = 0; i < kBlockValues; ++i) {
-    const int quotient = values[i] / multiplier + 8, eight = i / kSlots;
+    const int bits = quotient_bits(values[i], multiplier), eight = i / kSlots;
     block.values[eight % (kEights / 2)][row][i % kSlots] |=
-        static_cast<uint8_t>(eight < kEights / 2 ? quotient : quotient << 4);
+        static_cast<uint8_t>(eight < kEights / 2 ? bits : bits << 4);
   }
 }
 

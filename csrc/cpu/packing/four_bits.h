@@ -1,4 +1,4 @@
-// int8 values in 4 bits each (layout.h): which of them fit, and as multiples of what.
+// Four bits each (layout.h): how they share bytes, which int8 values fit, and as multiples of what.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,12 @@ static inline uint8_t multiplier_of(const int8_t* values, int64_t count) {
   if (divisor == 0) return 1;
   const bool fit = smallest >= kSmallestQuotient * divisor && largest <= kLargestQuotient * divisor;
   return fit ? static_cast<uint8_t>(divisor) : 0;
+}
+
+// Two of `2 * Halves` rows share bytes.
+template <int Count, int Halves>
+void write_four_bits(uint8_t (&bytes)[Halves][Count], int row, int place, int bits) {
+  bytes[row % Halves][place] |= static_cast<uint8_t>(row < Halves ? bits : bits << 4);
 }
 
 // Whether all of a layer's values fit, [n, k / 2].

@@ -33,12 +33,24 @@
 //   uint8 order              but on amx, of every input of every block: which of the block's 64
 //                            inputs of x it is
 //
+// int8 values take 4 bits each where that loses nothing (int4): where those of every row of every
+// block are multiples q * m, q = -8..7, of some m = 1..128. Beside masks in the order of x
+//   Rows / 2 x 32 bytes      q + 8, of row r in the lower four bits and of row r + Rows / 2 in the
+//                            upper four, ascending by input
+//   Rows x uint8 m           0 of rows past n
+// and behind the blocks what stands behind those of int8 values, the sums of q * m. So blocks are
+// no multiples of a cache line.
+//
 // Where has_slots() of isa.h says so, blocks of int8 values and of 12 bits are in slots. Slot s has
 // the s-th of the four values that a row keeps of every eight inputs, of all rows:
 //   64 x uint8 mask          of eight inputs of a row each; of int8 values byte 8 r + g is of row r
 //                            and its inputs 8 g.., in 12 bits byte 8 r + 2 g is, and byte
 //                            8 r + 2 g + 1 of its inputs 32 + 8 g..
 //   4 x 64 values            of int8: by slot, and in the order of the masks' bytes
+// or, in 4 bits,
+//   2 x 64 bytes             q + 8 of slots 0 and 2 and of slots 1 and 3, the first of two in the
+//                            lower four bits, in the order of the masks' bytes
+//   8 x uint8 m
 // or, in 12 bits,
 //   2 x 64 bytes             what the upper bytes are, of slots 0 and 2 and of slots 1 and 3: c of
 //                            the first of two in bits 0 to 2 and of the second in bits 3 to 5, the
@@ -56,12 +68,11 @@
 //   values                       [e][row][i] of int8, [e][i / 2][row][i % 2] of bfloat16
 // The sums of int8 values stand behind the blocks, as above. Padding is values of zero.
 //
-// int8 values in lanes take 4 bits each where that loses nothing (int4): where those of every row
-// of every block are multiples q * m, q = -8..7, of some m = 1..128. A byte of
+// Of int8 values that take 4 bits a byte of
 //   values                       [e][row][i], e < 4
-// has q + 8 of inputs 8 e.. in the lower four bits and of 8 (e + 4).. in the upper four. Behind the
-// sums, which are those of q * m, stands
-//   uint8 m                      of every row of every block, 0 of rows past n
+// has q + 8 of inputs 8 e.. in the lower four bits and of 8 (e + 4).. in the upper four. Here m
+// stands behind the sums:
+//   uint8 m                      of every row of every block
 //
 // The rows of the output head, which are dense, are stored in 12 bits too (dense12): blocks of
 //   Rows x 64 lower bytes    in the order of the masks above
@@ -111,8 +122,8 @@ constexpr int kBlockInputs = 64;
 constexpr int kBlockValues = 32;
 
 // Part of the format, not tuned: a tile has 16 rows, and 8 rows of masks are a cache line.
-constexpr int kAmxRows = 16;      // 1152 bytes, in 12 bits 896, int8 640
-constexpr int kAvx512Rows = 8;    // 576 bytes, in 12 bits 448, int8 320
+constexpr int kAmxRows = 16;      // 1152 bytes, in 12 bits 896, int8 640 or, in 4 bits, 400
+constexpr int kAvx512Rows = 8;    // 576 bytes, in 12 bits 448, int8 320 or, in 4 bits, 200
 constexpr int kPortableRows = 8;  // in lanes 576 bytes too, int8 320 or, in 4 bits, 192, and 32
                                   // more if not of 2:4
 
@@ -127,6 +138,13 @@ struct alignas(64) Block<Rows, bf12> {
   uint64_t mask[Rows];
   uint8_t lower[Rows][kBlockValues];
   uint8_t upper[Rows / 2][kBlockValues];
+};
+
+template <int Rows>
+struct Block<Rows, int4> {
+  uint64_t mask[Rows];
+  uint8_t values[Rows / 2][kBlockValues];
+  uint8_t multipliers[Rows];
 };
 
 template <int Rows>
@@ -152,6 +170,16 @@ template <>
 struct alignas(64) SlotBlock<int8_t> {
   uint8_t mask[64];
   int8_t values[kSlots][64];
+
+  static constexpr int mask_place(int row, int eight) { return 8 * row + eight; }
+  static constexpr int value_place(int row, int eight) { return mask_place(row, eight); }
+};
+
+template <>
+struct SlotBlock<int4> {
+  uint8_t mask[64];
+  uint8_t values[kSlots / 2][64];
+  uint8_t multipliers[kAvx512Rows];
 
   static constexpr int mask_place(int row, int eight) { return 8 * row + eight; }
   static constexpr int value_place(int row, int eight) { return mask_place(row, eight); }
@@ -225,12 +253,19 @@ enum class ValueType : int64_t {
   kBfloat16Of8 = 7,
   kInt8Of8 = 8,
   kInt4Of4 = 9,
-  kInt4Of8 = 10
+  kInt4Of8 = 10,
+  // Not in lanes.
+  kInt4 = 11
 };
+
+// int8 values in lanes that take 4 bits each.
+static constexpr bool in_lanes_of_four_bits(ValueType type) {
+  return type == ValueType::kInt4Of4 || type == ValueType::kInt4Of8;
+}
 
 // int8 values that take 4 bits each.
 static constexpr bool in_four_bits(ValueType type) {
-  return type == ValueType::kInt4Of4 || type == ValueType::kInt4Of8;
+  return type == ValueType::kInt4 || in_lanes_of_four_bits(type);
 }
 
 // Their rows have a scale each.

@@ -38,13 +38,15 @@ bool keeps_two_of_four(const PackArguments& a) {
   return true;
 }
 
+bool takes_four_bits(const PackArguments& a) {
+  return fit_four_bits(static_cast<const int8_t*>(a.values), a.n, a.k);
+}
+
 // Which blocks in lanes take the layer.
 ValueType lanes_of(const PackArguments& a) {
   const bool of_four = keeps_two_of_four(a);
   if (!in_int8(a.type)) return of_four ? ValueType::kBfloat16Of4 : ValueType::kBfloat16Of8;
-  if (fit_four_bits(static_cast<const int8_t*>(a.values), a.n, a.k)) {
-    return of_four ? ValueType::kInt4Of4 : ValueType::kInt4Of8;
-  }
+  if (takes_four_bits(a)) return of_four ? ValueType::kInt4Of4 : ValueType::kInt4Of8;
   return of_four ? ValueType::kInt8Of4 : ValueType::kInt8Of8;
 }
 
@@ -125,7 +127,7 @@ class Tables {
     const PackedLayout& layout = packing_.layout;
     GroupTables own{};
     if (in_int8(layout.type)) own.sums = reinterpret_cast<int32_t*>(behind_) + group * rows_;
-    if (in_four_bits(layout.type)) {
+    if (in_lanes_of_four_bits(layout.type)) {
       own.multipliers = reinterpret_cast<uint8_t*>(behind_) + layout.multipliers_place() +
                         group * ceil_div(layout.k, kBlockInputs) * rows_;
     }
@@ -188,7 +190,7 @@ BadMask pack_row_group(const Packing& packing, const PackArguments& a, int64_t g
         write_in_twelve_bits(packing, group, block, r, mask, values, first, tables.strays);
       } else if constexpr (std::is_same_v<Value, int4>) {
         const uint8_t multiplier = multiplier_of(values, kBlockValues);
-        tables.multipliers[b * Rows + r] = multiplier;
+        if (tables.multipliers != nullptr) tables.multipliers[b * Rows + r] = multiplier;
         write_values(block, r, values, multiplier);
       } else {
         write_values(block, r, values);
@@ -264,6 +266,8 @@ int64_t row_bytes(ValueType type) {
       return sizeof(LaneBlock<int4, 4>) / kPortableRows;
     case ValueType::kInt4Of8:
       return sizeof(LaneBlock<int4, 8>) / kPortableRows;
+    case ValueType::kInt4:
+      return kMask + kBlockValues / 2 + sizeof(uint8_t);
     case ValueType::kDense12:
       return kBlockInputs * 3 / 2;
     case ValueType::kDense8:
@@ -277,7 +281,8 @@ int64_t row_bytes(ValueType type) {
 int64_t PackedLayout::row_groups() const { return ceil_div(n, rows(isa)); }
 
 bool PackedLayout::in_slots() const {
-  return has_slots(isa) && (type == ValueType::kInt8 || type == ValueType::kBfloat12);
+  return has_slots(isa) &&
+         (type == ValueType::kInt8 || type == ValueType::kInt4 || type == ValueType::kBfloat12);
 }
 
 bool PackedLayout::has_order() const {
@@ -298,7 +303,8 @@ int64_t PackedLayout::multipliers_place() const {
 
 int64_t PackedLayout::order_place() const {
   const int64_t padded_rows = row_groups() * rows(isa);
-  if (in_four_bits(type)) return multipliers_place() + padded_rows * ceil_div(k, kBlockInputs);
+  if (in_lanes_of_four_bits(type))
+    return multipliers_place() + padded_rows * ceil_div(k, kBlockInputs);
   if (in_int8(type)) return padded_rows * sizeof(int32_t);
   if (!in_twelve_bits(type)) return 0;
   return padded_rows + (row_groups() + 1) * sizeof(int32_t) + most_strays() * sizeof(Stray);
@@ -314,7 +320,7 @@ BehindBlocks PackedLayout::behind(const void* packed) const {
   const char* start = static_cast<const char*>(packed) + block_bytes();
   BehindBlocks found;
   if (in_int8(type)) found.value_sums = reinterpret_cast<const int32_t*>(start);
-  if (in_four_bits(type)) {
+  if (in_lanes_of_four_bits(type)) {
     found.multipliers = reinterpret_cast<const uint8_t*>(start + multipliers_place());
   }
   if (in_twelve_bits(type)) {
@@ -329,19 +335,18 @@ BehindBlocks PackedLayout::behind(const void* packed) const {
 
 Packing choose_packing(Isa isa, const PackArguments& a) {
   if (has_lanes(isa)) return {{isa, lanes_of(a), a.n, a.k}, {}, {}};
-  if (a.type != ValueType::kBfloat16 || !has_kernel(isa, ValueType::kBfloat12)) {
-    return {{isa, a.type, a.n, a.k}, {}, {}};
+  if (in_int8(a.type)) {
+    const bool four_bits = has_kernel(isa, ValueType::kInt4) && takes_four_bits(a);
+    return {{isa, four_bits ? ValueType::kInt4 : a.type, a.n, a.k}, {}, {}};
   }
+  if (!has_kernel(isa, ValueType::kBfloat12)) return {{isa, a.type, a.n, a.k}, {}, {}};
   const PackedLayout layout{isa, ValueType::kBfloat12, a.n, a.k};
   return find_strays(layout, static_cast<const bf16*>(a.values), a.k / 2);
 }
 
 BadMask pack(const Packing& packing, const PackArguments& arguments, void* packed) {
   const ValueType type = packing.layout.type;
-  if (in_four_bits(type)) {
-    return of_four(type) ? pack_rows<LaneBlock<int4, 4>>(packing, arguments, packed)
-                         : pack_rows<LaneBlock<int4, 8>>(packing, arguments, packed);
-  }
+  if (in_four_bits(type)) return pack_values<int4>(packing, arguments, packed);
   if (in_int8(type)) return pack_values<int8_t>(packing, arguments, packed);
   if (in_twelve_bits(type)) return pack_values<bf12>(packing, arguments, packed);
   return pack_values<bf16>(packing, arguments, packed);

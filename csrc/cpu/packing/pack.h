@@ -39,8 +39,8 @@ struct PackedLayout {
   bool has_order() const;
   // Whether its blocks are in slots.
   bool in_slots() const;
-  // Where the multipliers of values in 4 bits stand, and where the order does, in bytes behind the
-  // blocks.
+  // Where the multipliers of values in 4 bits stand in lanes, and where the order does, in bytes
+  // behind the blocks.
   int64_t multipliers_place() const;
   int64_t order_place() const;
 
@@ -49,7 +49,7 @@ struct PackedLayout {
 };
 
 // How values are packed: in 12 bits where a kernel reads those and few values do not fit, in lanes
-// by which pattern the mask has, and there in 4 bits where all int8 values fit.
+// by which pattern the mask has, and in 4 bits where a kernel reads those and all int8 values fit.
 struct Packing {
   PackedLayout layout;
   // For values in 12 bits.

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "cpu/linear.h"
+#include "cpu/packing/four_bits.h"
 #include "cpu/packing/pack.h"
 #include "cpu/packing/twelve_bits.h"
 #include "cpu/threads/threads.h"
@@ -28,7 +29,7 @@ void pack_group(const Packing& packing, const bf16* rows, int64_t group,
           continue;
         }
         blocks->lower[r][interleaved<Rows>(i)] = static_cast<uint8_t>(value);
-        write_code(blocks->upper, r, interleaved<Rows>(i), upper_code(value, largest));
+        write_four_bits(blocks->upper, r, interleaved<Rows>(i), upper_code(value, largest));
       }
     }
   }

@@ -66,12 +66,6 @@ constexpr uint8_t upper_code(bf16 value, uint8_t largest) {
   return static_cast<uint8_t>((value & kSign) >> 12 | code);
 }
 
-// The codes of two rows share bytes, four bits each.
-template <int Count, int Halves>
-void write_code(uint8_t (&upper)[Halves][Count], int row, int place, uint8_t code) {
-  upper[row % Halves][place] |= static_cast<uint8_t>(row < Halves ? code : code << 4);
-}
-
 // The codes of two slots share bytes: c in three bits each, and signs where one shift at most
 // brings them to the highest bit.
 inline void write_code(uint8_t (&upper)[kSlots / 2][64], int slot, int place, uint8_t code) {

@@ -33,7 +33,7 @@ OF_FLOAT16 = (
     "that of bfloat16, to which the CPU kernels round float16 values; for activations as fast, "
     "vllm serve --dtype bfloat16"
 )
-OF_INT8 = "that of int8: int4 was not measured, which only kernels for AVX2 read in 4 bits"
+OF_INT8 = "that of int8: int4 was not measured on this kind of CPU"
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
