@@ -83,7 +83,7 @@ def test_the_wheel_registers_command_and_plugin(distributions: Distributions) ->
         entries.read_string(archive.read(file).decode())
         (file,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         assert "\nRequires-Dist: torch>=" in archive.read(file).decode()
-    assert entries["console_scripts"]["permllm-offline"] == "permllm_offline.cli:main"
+    assert entries["console_scripts"]["permllm-offline"] == "permllm_offline.__main__:main"
     assert entries["vllm.general_plugins"]["permllm"] == "permllm_vllm.plugin:register"
 
 
