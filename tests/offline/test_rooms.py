@@ -9,6 +9,7 @@ import permllm_offline
 
 ROOT = Path(permllm_offline.__file__).parent
 ROOMS = (
+    "openmp",
     "errors",
     "run",
     "model",
