@@ -116,7 +116,8 @@ class KeptRows<int8_t> {
   Places places_;
 };
 
-// Of a word of the table of one multiplier, q of the lower byte; of the upper one it is one more.
+// The q of the lower byte of a word, by a place in the table of one multiplier; the upper byte is
+// of q + 1.
 constexpr int even_quotient(int place) { return kSmallestQuotient + place % kQuotients / 2 * 2; }
 
 // int8 values that four bits stand for (avx512/multiples.h), of the multipliers of eight rows.

@@ -25,10 +25,10 @@ static inline uint8_t multiplier_of(const int8_t* values, int64_t count) {
   return fit ? static_cast<uint8_t>(divisor) : 0;
 }
 
-// Two of `2 * Halves` rows share bytes.
+// To a place of one of 2 * Halves rows or slots, two of which share bytes.
 template <int Count, int Halves>
-void write_four_bits(uint8_t (&bytes)[Halves][Count], int row, int place, int bits) {
-  bytes[row % Halves][place] |= static_cast<uint8_t>(row < Halves ? bits : bits << 4);
+void write_four_bits(uint8_t (&bytes)[Halves][Count], int one, int place, int bits) {
+  bytes[one % Halves][place] |= static_cast<uint8_t>(one < Halves ? bits : bits << 4);
 }
 
 // Whether all of a layer's values fit, [n, k / 2].

@@ -166,23 +166,22 @@ constexpr int kEights = 8;
 template <class Value>
 struct SlotBlock;
 
-template <>
-struct alignas(64) SlotBlock<int8_t> {
-  uint8_t mask[64];
-  int8_t values[kSlots][64];
-
+struct Int8Slots {
   static constexpr int mask_place(int row, int eight) { return 8 * row + eight; }
   static constexpr int value_place(int row, int eight) { return mask_place(row, eight); }
 };
 
 template <>
-struct SlotBlock<int4> {
+struct alignas(64) SlotBlock<int8_t> : Int8Slots {
+  uint8_t mask[64];
+  int8_t values[kSlots][64];
+};
+
+template <>
+struct SlotBlock<int4> : Int8Slots {
   uint8_t mask[64];
   uint8_t values[kSlots / 2][64];
   uint8_t multipliers[kAvx512Rows];
-
-  static constexpr int mask_place(int row, int eight) { return 8 * row + eight; }
-  static constexpr int value_place(int row, int eight) { return mask_place(row, eight); }
 };
 
 template <>
@@ -258,14 +257,9 @@ enum class ValueType : int64_t {
   kInt4 = 11
 };
 
-// int8 values in lanes that take 4 bits each.
-static constexpr bool in_lanes_of_four_bits(ValueType type) {
-  return type == ValueType::kInt4Of4 || type == ValueType::kInt4Of8;
-}
-
 // int8 values that take 4 bits each.
 static constexpr bool in_four_bits(ValueType type) {
-  return type == ValueType::kInt4 || in_lanes_of_four_bits(type);
+  return type == ValueType::kInt4 || type == ValueType::kInt4Of4 || type == ValueType::kInt4Of8;
 }
 
 // Their rows have a scale each.
@@ -282,6 +276,11 @@ static constexpr bool of_four(ValueType type) {
 static constexpr bool in_lanes(ValueType type) {
   return of_four(type) || type == ValueType::kBfloat16Of8 || type == ValueType::kInt8Of8 ||
          type == ValueType::kInt4Of8;
+}
+
+// Their multipliers are no part of the blocks.
+static constexpr bool has_multipliers_behind(ValueType type) {
+  return in_four_bits(type) && in_lanes(type);
 }
 
 static constexpr bool in_twelve_bits(ValueType type) {

@@ -127,7 +127,7 @@ class Tables {
     const PackedLayout& layout = packing_.layout;
     GroupTables own{};
     if (in_int8(layout.type)) own.sums = reinterpret_cast<int32_t*>(behind_) + group * rows_;
-    if (in_lanes_of_four_bits(layout.type)) {
+    if (has_multipliers_behind(layout.type)) {
       own.multipliers = reinterpret_cast<uint8_t*>(behind_) + layout.multipliers_place() +
                         group * ceil_div(layout.k, kBlockInputs) * rows_;
     }
@@ -303,7 +303,7 @@ int64_t PackedLayout::multipliers_place() const {
 
 int64_t PackedLayout::order_place() const {
   const int64_t padded_rows = row_groups() * rows(isa);
-  if (in_lanes_of_four_bits(type))
+  if (has_multipliers_behind(type))
     return multipliers_place() + padded_rows * ceil_div(k, kBlockInputs);
   if (in_int8(type)) return padded_rows * sizeof(int32_t);
   if (!in_twelve_bits(type)) return 0;
@@ -320,7 +320,7 @@ BehindBlocks PackedLayout::behind(const void* packed) const {
   const char* start = static_cast<const char*>(packed) + block_bytes();
   BehindBlocks found;
   if (in_int8(type)) found.value_sums = reinterpret_cast<const int32_t*>(start);
-  if (in_lanes_of_four_bits(type)) {
+  if (has_multipliers_behind(type)) {
     found.multipliers = reinterpret_cast<const uint8_t*>(start + multipliers_place());
   }
   if (in_twelve_bits(type)) {

@@ -115,7 +115,7 @@ def test_the_command_shows_and_writes_the_forecast(
 
 
 @pytest.mark.parametrize("measured", ["int8", "int4"])
-def test_int4_values_are_as_fast_as_int8_where_no_kernel_reads_them(
+def test_int4_values_are_as_fast_as_int8_where_they_were_not_measured(
     measured: str, tmp_path: Path, tiny_model_directory: Path
 ) -> None:
     file, written = write_measurement(tmp_path / "m.json", measured), tmp_path / "plan.json"
