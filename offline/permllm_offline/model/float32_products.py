@@ -5,21 +5,23 @@ What PyTorch has there instead of a matrix product takes as long for each token 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 CHUNK_ELEMENTS = 1 << 20
 """Of a weight, widened at a time: no copy of a large layer, let alone of a head, is made."""
 LEAST_TOKENS = 4
 """Fewer are multiplied sooner in 16 bits."""
-_active: ContextVar[bool] = ContextVar("products_in_float32", default=False)
+_slow: ContextVar[frozenset[torch.dtype]] = ContextVar("slow_dtypes", default=frozenset())
+"""Of the products that this thread takes in float32."""
+_linear_of_torch = functional.linear
 
 
 @contextmanager
@@ -34,17 +36,17 @@ def products_in_float32() -> Iterator[None]:
     if not slow:
         yield
         return
-    token = _active.set(True)
+    token = _slow.set(slow)
     try:
-        with _Float32Products(slow):
+        with _replacement:
             yield
     finally:
-        _active.reset(token)
+        _slow.reset(token)
 
 
 def contexts_of_recomputation() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """What `torch.utils.checkpoint` enters: to compute now, and again as it was computed now."""
-    return nullcontext(), products_in_float32() if _active.get() else nullcontext()
+    return nullcontext(), products_in_float32() if _slow.get() else nullcontext()
 
 
 def slow_dtypes() -> frozenset[torch.dtype]:
@@ -79,42 +81,52 @@ def _is_slow(a: Tensor, b: Tensor) -> bool:
     return same and a.device.type == "cpu" and a.dtype in slow_dtypes()
 
 
-class _Float32Products(TorchFunctionMode):
-    """Replaces `torch.nn.functional.linear` for some dtypes on the CPU."""
-
-    def __init__(self, slow: frozenset[torch.dtype]) -> None:
-        super().__init__()
-        self._slow = slow
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        arguments: Sequence[Any] = (),
-        options: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if function is functional.linear and self._takes(*arguments, **(options or {})):
-            return _linear(*arguments, **(options or {}))
-        return function(*arguments, **(options or {}))
-
-    def _takes(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-        """What does not fit is left to PyTorch, which says why."""
-        given = [tensor for tensor in (input, weight, bias) if tensor is not None]
-        return (
-            weight.dtype in self._slow
-            and all(tensor.dtype == weight.dtype for tensor in given)
-            and all(tensor.device.type == "cpu" for tensor in given)
-            and weight.dim() == 2
-            and input.dim() > 0
-            and input.shape[-1] == weight.shape[1]
-            and (bias is None or bias.shape == weight.shape[:1])
-            and input.numel() >= LEAST_TOKENS * weight.shape[1] > 0
-        )
+def _faster_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """In the place of `torch.nn.functional.linear`."""
+    taken = _linear if _takes(input, weight, bias) else _linear_of_torch
+    return taken(input, weight, bias)
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     y: Tensor = _Linear.apply(input.reshape(-1, weight.shape[1]), weight, bias)
     return y.view(*input.shape[:-1], weight.shape[0])
+
+
+def _takes(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """What does not fit is left to PyTorch, which says why."""
+    given = [tensor for tensor in (input, weight, bias) if tensor is not None]
+    return (
+        weight.dtype in _slow.get()
+        and all(tensor.dtype == weight.dtype for tensor in given)
+        and all(tensor.device.type == "cpu" for tensor in given)
+        and weight.dim() == 2
+        and input.dim() > 0
+        and input.shape[-1] == weight.shape[1]
+        and (bias is None or bias.shape == weight.shape[:1])
+        and input.numel() >= LEAST_TOKENS * weight.shape[1] > 0
+    )
+
+
+class _Replacement:
+    """Of PyTorch's function, as long as any thread wants it: a `TorchFunctionMode` would be asked
+    about every other function too, a fifth of the time that a small model takes."""
+
+    def __init__(self) -> None:
+        self._lock, self._users = Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            functional.linear = _faster_linear
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                functional.linear = _linear_of_torch
+
+
+_replacement = _Replacement()
 
 
 class _Linear(torch.autograd.Function):

@@ -110,6 +110,9 @@ def update_columns(
 ) -> tuple[Tensor, Tensor]:
     """Prune column by column and put each error on the columns after it.
 
+    A group takes the errors of the columns before it when its turn comes, and columns are rows in
+    memory here: what is read and written for a column does not grow with those after it.
+
     Args:
         weight: float32 [out, channels], in the order in which columns are visited.
         mask: bool [out, channels], or None where ``choose`` makes it.
@@ -120,24 +123,27 @@ def update_columns(
     Returns:
         The updated weight, zero where pruned, and the mask.
     """
-    weight = weight.clone()
-    chosen = torch.zeros_like(weight, dtype=torch.bool) if mask is None else mask
-    channels = weight.shape[1]
-    for start in range(0, channels, COLUMNS_AT_ONCE):
-        stop = min(start + COLUMNS_AT_ONCE, channels)
-        block, local = weight[:, start:stop], factor[start:stop, start:stop]
-        errors = torch.zeros_like(block)
-        for column in range(stop - start):
-            if choose is not None and column % group == 0:
-                members = slice(start + column, start + column + group)
-                chosen[:, members] = choose(block[:, column : column + group], members)
-            value = block[:, column]
-            kept = chosen[:, start + column]
-            errors[:, column] = value.masked_fill(kept, 0) / local[column, column]
-            value.masked_fill_(~kept, 0)
-            block[:, column + 1 :] -= torch.outer(errors[:, column], local[column, column + 1 :])
-        weight[:, stop:] -= errors @ factor[start:stop, stop:]
-    return weight, chosen
+    columns = weight.t().clone(memory_format=torch.contiguous_format)
+    kept = torch.empty_like(columns, dtype=torch.bool) if mask is None else mask.t().contiguous()
+    diagonal = factor.diagonal().tolist()
+    for start in range(0, len(columns), COLUMNS_AT_ONCE):
+        stop = min(start + COLUMNS_AT_ONCE, len(columns))
+        errors = torch.empty_like(columns[start:stop])
+        for first in range(start, stop, group):
+            after = first + group
+            members = columns[first:after]
+            members.addmm_(factor[start:first, first:after].t(), errors[: first - start], alpha=-1)
+            if choose is not None:
+                kept[first:after] = choose(members.t(), slice(first, after)).t()
+            for column in range(first, after):
+                error = errors[column - start]
+                torch.div(columns[column].masked_fill(kept[column], 0), diagonal[column], out=error)
+                columns[column + 1 : after].addr_(
+                    factor[column, column + 1 : after], error, alpha=-1
+                )
+            members.masked_fill_(~kept[first:after], 0)
+        columns[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
+    return columns.t(), kept.t()
 
 
 def removal_damage(weight: Tensor, factor: Tensor, dead: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from permllm_offline.model.loading import Source
 from permllm_offline.preparation.method_parts import parts_of, summary_of, title_of
@@ -47,11 +48,7 @@ def report_page(report: Report, costs: Sequence[Cost], source: Source, output_na
         source: the dense base model.
         output_name: folder name of the checkpoint.
     """
-    environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return _template().render(
         report=report,
         recipe=report.recipe,
         reconstruction=report.recipe.parsed_method().reconstruction,
@@ -66,6 +63,14 @@ def report_page(report: Report, costs: Sequence[Cost], source: Source, output_na
         plots=_plots(report),
         costs=costs,
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _plots(report: Report) -> list[Plot]:

@@ -1,5 +1,7 @@
 """Linear layers of 16 bits in float32, against float64."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given
@@ -86,6 +88,19 @@ def test_what_the_cpu_multiplies_is_left_alone(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(float32_products, "slow_dtypes", lambda: frozenset())
     with products_in_float32():
         functional.linear(x.bfloat16(), weight.bfloat16())
+
+
+def test_only_the_threads_within_take_the_faster_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, original = noted(monkeypatch), functional.linear
+    x, weight = drawn(4, 16).detach(), drawn(8, 16).detach()
+    with ThreadPoolExecutor(1) as other, products_in_float32():
+        other.submit(functional.linear, x, weight).result()
+        assert not calls
+        with other.submit(products_in_float32).result():
+            functional.linear(x, weight)
+        functional.linear(x, weight)
+        assert len(calls) == 2
+    assert functional.linear is original
 
 
 def test_dtypes_that_do_not_fit_are_refused_as_ever() -> None:
