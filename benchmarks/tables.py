@@ -20,7 +20,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks import summaries
-from benchmarks.cpu import expert_tables, head_tables, kernel_tables
+from benchmarks.cpu import expert_tables, head_tables, kernel_tables, waiting_tables
 from benchmarks.engines import serving_tables
 from benchmarks.pruning import cost_tables
 from benchmarks.records.markdown import Result, markdown
@@ -200,6 +200,7 @@ VIEWS: Mapping[str, Callable[[Result], str]] = {
     "bandwidth": kernel_tables.bandwidth,
     "instruction-sets": kernel_tables.instruction_sets,
     "packing": kernel_tables.packing,
+    "waiting": waiting_tables.waits,
     "head": head_tables.heads,
     "experts": expert_tables.experts,
     "decode": serving_tables.decode,

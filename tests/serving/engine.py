@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from tests.serving.engine_process import prepare_process
+
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
@@ -184,13 +186,10 @@ def _refusal(model: Path, arguments: dict[str, Any]) -> str:
 def _start(model: Path, arguments: dict[str, Any]) -> Any:
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
-    from vllm.model_executor.models import registry
 
-    # vLLM looks at a class of models that its cache does not know in a process that imports all of
-    # vLLM, lest this one should touch CUDA: 10 seconds for every family.
-    registry._run_in_subprocess = _called
+    prepare_process()
     torch.compiler.reset()  # forget the graphs of the last engine
-    gc.freeze()  # vLLM collects garbage nine times for an engine, through all that it has imported
+    gc.freeze()  # what it has imported
     chosen = {
         "dtype": "float32",
         "enforce_eager": True,
@@ -208,10 +207,6 @@ def _start(model: Path, arguments: dict[str, Any]) -> Any:
     except Exception:
         cleanup_dist_env_and_memory()  # else the next engine would be built on half of this one
         raise
-
-
-def _called(function: Callable[[], Result]) -> Result:
-    return function()
 
 
 def _backends(model: Module) -> Counter[str]:
