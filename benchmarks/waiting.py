@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from unittest.mock import patch
@@ -119,25 +120,25 @@ class Decoding:
         self._engine.close()
 
 
-WORKS: Mapping[str, Callable[[], Callable[[], Work]]] = {
-    "gradients": lambda: _with_model(Gradients, smollm2()),
-    "decoding": lambda: _with_model(
-        Decoding, magnitude_pruned(random_model("tinyllama"), values="int4")
-    ),
+def sparse_tinyllama() -> Path:
+    """The model that decodes."""
+    return magnitude_pruned(random_model("tinyllama"), values="int4")
+
+
+WORKS: Mapping[str, tuple[Callable[[], Path], Callable[[Path], Work]]] = {
+    "gradients": (smollm2, Gradients),
+    "decoding": (sparse_tinyllama, Decoding),
 }
-"""By name: what makes the model, and then what begins the work in a new process."""
-
-
-def _with_model(work: Callable[[Path], Work], model: Path) -> Callable[[], Work]:
-    return lambda: work(model)
+"""By name: what makes the model, and what begins the work on it in a new process."""
 
 
 @contextmanager
 def waiting(way: str) -> Iterator[None]:
     """Processes that begin meanwhile wait in this way."""
-    kept = {name: value for name, value in os.environ.items() if name not in (SPINS, POLICY)}
-    kept.pop(THREADS, None)
-    with patch.dict(os.environ, kept | dict(WAYS[way]), clear=True):
+    with patch.dict(os.environ):
+        for name in (SPINS, POLICY, THREADS):
+            os.environ.pop(name, None)
+        os.environ.update(WAYS[way])
         yield
 
 
@@ -188,7 +189,8 @@ def run(rows: Rows, works: list[str], repeats: int) -> None:
     for name in works:
         if all((name, way, beside) in rows for way in WAYS for beside in (False, True)):
             continue
-        rows.update(measure(name, WORKS[name](), repeats))
+        model, work = WORKS[name]
+        rows.update(measure(name, partial(work, model()), repeats))
 
 
 def main() -> None:

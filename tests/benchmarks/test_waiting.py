@@ -63,7 +63,8 @@ def test_ways_take_turns_after_a_first_one(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_work_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "WORKS", {name: lambda: Pretended for name in waiting.WORKS})
+    work = Path, lambda _: Pretended()
+    monkeypatch.setattr(waiting, "WORKS", dict.fromkeys(waiting.WORKS, work))
     for works, turns in ((["decoding"], 20), (["decoding"], 20), (list(waiting.WORKS), 40)):
         rows = Rows(tmp_path / "result.json", {"cores": 2}, KEY)
         run(rows, works, 1)

@@ -110,9 +110,9 @@ def test_long_windows_take_no_longer_to_time(
     recipe = make_recipe({"model": "m", "dataset": "t", "sequence_length": length})
     original, tokens = torch.nn.functional.linear, set()
 
-    def linear(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def linear(inputs: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         tokens.add(len(inputs))
-        return original(inputs, weight)
+        return original(inputs, *weights)
 
     monkeypatch.setattr(torch.nn.functional, "linear", linear)
     of_length = replace(prepared, windows=windows_to_come(recipe))
