@@ -189,7 +189,7 @@ def _start(model: Path, arguments: dict[str, Any]) -> Any:
 
     prepare_process()
     torch.compiler.reset()  # forget the graphs of the last engine
-    gc.freeze()  # what it has imported
+    gc.freeze()  # what is imported by now, so that no collection goes through it
     chosen = {
         "dtype": "float32",
         "enforce_eager": True,
