@@ -27,6 +27,7 @@ _slow: ContextVar[frozenset[torch.dtype]] = ContextVar("slow_dtypes", default=fr
 def products_in_float32() -> Iterator[None]:
     """Within it, linear layers take the faster way, in training too.
 
+    That is, what calls `torch.nn.functional.linear` by this name, as `torch.nn.Linear` does.
     Results are rounded once to the dtype of the layer, as PyTorch's are. Nothing changes for what
     the CPU multiplies, and on other devices. A backward pass is outside, as are activations that it
     computes again: see `contexts_of_recomputation`.
@@ -107,8 +108,10 @@ def _takes(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 class _Replacement:
-    """Of PyTorch's function, as long as any thread wants it: a `TorchFunctionMode` would be asked
-    about every other function too, a fifth of the time that a small model takes."""
+    """Of PyTorch's function, as long as any thread wants it.
+
+    A `TorchFunctionMode` would be asked about every operator and every attribute of a tensor.
+    """
 
     def __init__(self) -> None:
         self._lock, self._users, self.original = Lock(), 0, functional.linear
