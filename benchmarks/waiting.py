@@ -50,7 +50,7 @@ WAYS: Mapping[str, Mapping[str, str]] = {
     f"{POLICY}=passive": {POLICY: "passive"} | ALL_CORES,
     "one thread": {THREADS: "1", RESERVED_CORES: str(CORES - 1)},
 }
-"""Variables by name."""
+"""Variables of a process that waits so."""
 BUSY = (sys.executable, "-c", "while True: pass")
 KEY = ("work", "way", "beside")
 GRADIENT_TOKENS = 512
@@ -61,7 +61,7 @@ class Work(Protocol):
     """Something that threads do together."""
 
     def seconds(self) -> float:
-        """Do it once."""
+        """Do it once, and say what it took."""
         ...
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class Gradients:
     def __init__(self, model: Path) -> None:
         context = multiprocessing.get_context("spawn")
         self._process = ProcessPoolExecutor(1, context, _load, (model,))
-        self._process.submit(_step).result()
+        self._process.submit(_step).result()  # it begins with the first task
 
     def seconds(self) -> float:
         """Of one step."""
@@ -96,6 +96,7 @@ def _load(model: Path) -> None:
 
 
 def _step() -> float:
+    """Gradients add up, as those of several windows do."""
     (model,) = _loaded
     tokens = torch.arange(GRADIENT_TOKENS)[None] % model.config.vocab_size
     start = time.perf_counter()

@@ -110,8 +110,8 @@ def update_columns(
 ) -> tuple[Tensor, Tensor]:
     """Prune column by column and put each error on the columns after it.
 
-    A group takes the errors of the columns before it when its turn comes, and columns are rows in
-    memory here: what is read and written for a column does not grow with those after it.
+    A group takes the errors of the columns before it when its turn comes, in one product, and
+    columns are rows in memory here. So no column writes to all that come after it.
 
     Args:
         weight: float32 [out, channels], in the order in which columns are visited.
