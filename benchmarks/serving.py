@@ -14,6 +14,8 @@ for every cell and variant in turn, as many rounds as `--bench` says.
         "2:4 bfloat16 (float16)" --cells 1x32 --bench 0 --json OUT
     python -m benchmarks.serving --variants "dense bfloat16" "dense float32" "2:4 int8" \\
         --cells 1x32 --bench 0 --json OUT    # where the CPU multiplies no bfloat16
+    python -m benchmarks.serving --variants "2:4 int8" "llama.cpp Q8_0" "llama.cpp Q4_0" \\
+        --llama-cpp ../llama.cpp/build/bin --cells 1x32 --bench 0 --json OUT
     python -m benchmarks.serving --dense DIR --sparse DIR --cells 1x32 8x32 --json OUT
 
 Without the dense variant nothing loads it, and there are no ratios. The result is written after
@@ -34,8 +36,9 @@ from pathlib import Path
 from typing import Any
 
 from .cpu.conditions import warn
-from .engines import quantized_peers, vllm_bench
+from .engines import llama_cpp, quantized_peers, vllm_bench
 from .engines.engine import RESERVED_CORES, Engine, NoEngine, Running, alternate
+from .engines.gguf_twin import gguf_twin
 from .engines.identity import identity
 from .engines.kv_cache import DEFAULT_GIB, KV_CACHE, kv_cache_gib
 from .engines.serving_plots import save_figure
@@ -89,6 +92,7 @@ VARIATIONS: Mapping[str, Variation] = {
     "2:4 int8 (float16)": Variation("2:4 int8", dtype="float16"),
 }
 """With an output head of int8, or activations of another dtype; only when asked for."""
+EVERY = (*VARIANTS, *MORE, *VARIATIONS, *llama_cpp.VARIANTS)
 DEFAULT_MODEL = "tinyllama"
 CELLS = tuple((batch, prompt) for prompt in (32, 512) for batch in (1, 8, 32))
 OLDER = {"kv_cache_gib": 1}
@@ -175,10 +179,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dense", type=Path, help="dense checkpoint, in place of --model")
     parser.add_argument("--sparse", type=Path, help="its permllm checkpoint, in place of variants")
     parser.add_argument(
-        "--variants", nargs="+", choices=[*VARIANTS, *MORE, *VARIATIONS], metavar="NAME",
+        "--variants", nargs="+", choices=EVERY, metavar="NAME",
         help=f"of {', '.join(map(repr, VARIANTS))} (default: all of these), {', '.join(MORE)!r}, "
-        "and with an output head of int8 or activations of another dtype "
-        f"{', '.join(map(repr, VARIATIONS))}",
+        "with an output head of int8 or activations of another dtype "
+        f"{', '.join(map(repr, VARIATIONS))}, and without vLLM "
+        f"{', '.join(map(repr, llama_cpp.VARIANTS))}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--llama-cpp", type=Path, metavar="DIR",
+        help="where llama.cpp's programs are, its build/bin (default: on the PATH)",
     )  # fmt: skip
     parser.add_argument(
         "--cells", type=_cell, nargs="+", default=CELLS, metavar="BATCHxPROMPT",
@@ -249,6 +258,9 @@ def main() -> None:
         asked = arguments.variants or VARIANTS
         own = {**VARIANTS, **MORE}
         every = {**own, **{name: own[one.of] for name, one in VARIATIONS.items()}}
+        every |= _of_llama_cpp(
+            parser, [name for name in asked if name in llama_cpp.VARIANTS], arguments.llama_cpp
+        )
         makers = {name: make for name, make in every.items() if name in asked}
         given = {DENSE: dense}  # the others are made of it
     eager = not arguments.compiled
@@ -281,16 +293,27 @@ def _measure(
     warn()
     eager = not arguments.compiled
     model = cache(lambda name: makers[name](dense))
-    compare(
-        list(makers),
-        arguments.cells,
-        lambda name: Engine(
+
+    def start(name: str) -> Running:
+        if name in llama_cpp.VARIANTS:
+            return llama_cpp.LlamaCpp(
+                llama_cpp.program(llama_cpp.BENCH, arguments.llama_cpp),
+                model(name),
+                threads=llama_cpp.threads_beside_vllm(),
+                memory_limit=arguments.memory_limit,
+            )
+        return Engine(
             model(name),
             eager=eager,
             dtype=_served(name).dtype,
             head=_served(name).head,
             memory_limit=arguments.memory_limit,
-        ),
+        )
+
+    compare(
+        list(makers),
+        arguments.cells,
+        start,
         rows,
         dense=DENSE,
         weights=of_checkpoint(dense),
@@ -300,7 +323,7 @@ def _measure(
     )
     words = cache(partial(word_tokenizer, dense))
     vllm_bench.alternate(
-        list(makers),
+        [name for name in makers if name not in llama_cpp.VARIANTS],
         arguments.cells,
         rows,
         lambda benchmark, name, cell: {
@@ -319,8 +342,22 @@ def _measure(
         arguments.bench,
         dense=DENSE,
     )
-    order = [*VARIANTS, *MORE, *VARIATIONS, *makers]
+    order = [*EVERY, *makers]
     rows.sort(lambda row: _place(row, order))
+
+
+def _of_llama_cpp(
+    parser: argparse.ArgumentParser, variants: Sequence[str], folder: Path | None
+) -> dict[str, Callable[[Path], Path]]:
+    """What makes the models of these variants; ends the program where llama.cpp is missing."""
+    try:
+        programs = [llama_cpp.program(name, folder) for name in llama_cpp.PROGRAMS if variants]
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    return {
+        name: partial(gguf_twin, kind=llama_cpp.VARIANTS[name], quantize=programs[1])
+        for name in variants
+    }
 
 
 def _served(variant: str) -> Variation:
