@@ -83,6 +83,10 @@ FusedMoEMethodBase = _symbol(_MOE, "FusedMoEMethodBase")
 RoutedExperts = _symbol(_MOE, "RoutedExperts")
 UnquantizedFusedMoEMethod = _symbol(_MOE, "UnquantizedFusedMoEMethod")
 
+_NORMS = "vllm.ir.ops"
+rms_norm = _symbol(_NORMS, "rms_norm")
+fused_add_rms_norm = _symbol(_NORMS, "fused_add_rms_norm")
+
 _LOADER = "vllm.model_executor.model_loader"
 MODEL_LOADERS = _symbol(_LOADER, "_LOAD_FORMAT_TO_MODEL_LOADER")
 DefaultModelLoader = _symbol(_LOADER, "DefaultModelLoader")

@@ -12,6 +12,7 @@ from permllm_vllm.quantization.gateless_experts import gateless_experts_accepted
 from permllm_vllm.quantization.inductor import keep_order
 from permllm_vllm.quantization.latent_attention import store_values_by_head
 from permllm_vllm.quantization.mamba_states import refuse_drafts, split_prompts_at_blocks
+from permllm_vllm.quantization.norms import normalize_by_kernel
 from permllm_vllm.quantization.rotary import rotate_in_pytorch
 
 
@@ -28,6 +29,7 @@ class OnCpu:
         if on_cpu:
             keep_order()
             keep_helpers_eager(eager=not vllm_config.compilation_config.mode)
+            normalize_by_kernel(eager=not vllm_config.compilation_config.mode)
             rotate_in_pytorch(vllm_config.compilation_config, model_config.hf_config)
         loader: Any = super()
         with gateless_experts_accepted() if on_cpu else nullcontext():
