@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 CSRC := $(shell find csrc -type f 2>/dev/null)
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 OFFLINE_TESTS := tests/offline
-KERNEL_TESTS := tests/kernels tests/packaging tests/quantization tests/robustness
+KERNEL_TESTS := tests/kernels tests/packaging tests/quantization tests/robustness tests/cuda tests/conversion
 TEST_ENV := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
@@ -51,10 +51,10 @@ format: $(STAMP) ## rewrite the sources in the project's style
 
 test: lint test-offline test-others test-kernels ## lint, types and every test, the real-model and serving ones too; -j3: all three parts at a time
 
-# Three at a time keep two processors busy: the second waits for servers to start, and beside its
-# engines it builds the CUDA library. The first has models that one thread is enough for. Each is a
-# process of its own: memory is measured in the first. Threads that wait asleep leave the processors
-# to the other parts.
+# Three at a time keep two processors busy: the second waits for servers to start, and the third
+# builds the CUDA library beside its tests. The first has models that one thread is enough for. Each
+# is a process of its own: memory is measured in the first. Threads that wait asleep leave the
+# processors to the other parts.
 test-offline test-others test-kernels: export OMP_WAIT_POLICY = passive
 
 test-offline: $(STAMP)

@@ -68,6 +68,9 @@ def test_methods(
     assert_equal_ways(tmp_path, tiny_model_directory, text_file, monkeypatch, *options)
 
 
+# One of every kind of layer: an update takes longer than all else of a tiny prune.
+UPDATED = {"mixtral", "deepseek_v3", "nemotron_h", "granitemoehybrid", "lfm2_moe", "gemma3_text"}
+
 # Without two: transformers reads another tokenizer than this word list from their folder.
 OTHER_TOKENIZERS = {"qwen2", "qwen3_5_moe_text"}
 
@@ -79,7 +82,8 @@ def test_families(
     model = tmp_path / "model"
     tiny_model(model_type).save_pretrained(model)
     save_tokenizer(model)
-    options = ("--method", "wanda+cp", "--reconstruction", "obs")
+    reconstruction = "obs" if model_type in UPDATED else "none"
+    options = ("--method", "wanda+cp", "--reconstruction", reconstruction)
     assert_equal_ways(tmp_path, model, text_file, monkeypatch, *options)
 
 
