@@ -78,11 +78,8 @@ bool cpu_has_norm() { return cpu::has_norm(); }
 }  // namespace
 }  // namespace permllm
 
-STABLE_TORCH_LIBRARY_FRAGMENT(permllm, m) {
-  m.def("cpu_has_norm() -> bool");
-  m.def("rms_norm(Tensor x, Tensor? weight, float epsilon) -> Tensor");
-  m.def("add_rms_norm_(Tensor(a!) x, Tensor(b!) residual, Tensor? weight, float epsilon) -> ()");
-}
+// The operators themselves are defined in permllm_vllm/ops.py, with or without this library.
+STABLE_TORCH_LIBRARY_FRAGMENT(permllm, m) { m.def("cpu_has_norm() -> bool"); }
 
 STABLE_TORCH_LIBRARY_IMPL(permllm, CompositeExplicitAutograd, m) {
   m.impl("cpu_has_norm", TORCH_BOX(&permllm::cpu_has_norm));

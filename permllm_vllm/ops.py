@@ -2,8 +2,9 @@
 
 Defined here with its shape function and its plain PyTorch implementation; the compiled libraries,
 where they were built, add those for the CPU and for CUDA. So are `sparse_experts`, which only they
-implement, and `permute_inputs`, which only the one for CUDA does. What `packed` and `metadata` hold
-is the business of the backend that packed (`permllm_vllm.backends`).
+implement, `permute_inputs`, which only the one for CUDA does, and the norms, which only the one for
+the CPU does. What `packed` and `metadata` hold is the business of the backend that packed
+(`permllm_vllm.backends`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,14 @@ _library.define(
 )
 _library.define(
     "permute_inputs(Tensor x, Tensor permutation) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+)
+_library.define(
+    "rms_norm(Tensor x, Tensor? weight, float epsilon) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.define(
+    "add_rms_norm_(Tensor(a!) x, Tensor(b!) residual, Tensor? weight, float epsilon) -> ()",
+    tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
@@ -76,6 +85,14 @@ _library.define(
 )
 
 
+def _fake_norm(x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _fake_sum_norm(x: Tensor, residual: Tensor, weight: Tensor | None, epsilon: float) -> None:
+    return None
+
+
 def _fake_head(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
@@ -90,6 +107,8 @@ _library.impl("sparse_linear", _reference_linear, "CompositeExplicitAutograd")
 torch.library.register_fake("permllm::sparse_linear", _fake_linear, lib=_library)
 torch.library.register_fake("permllm::sparse_experts", _fake_experts, lib=_library)
 torch.library.register_fake("permllm::permute_inputs", _fake_permute, lib=_library)
+torch.library.register_fake("permllm::rms_norm", _fake_norm, lib=_library)
+torch.library.register_fake("permllm::add_rms_norm_", _fake_sum_norm, lib=_library)
 
 
 def _load_library(file: Path, tools: str, options: str = "") -> str:

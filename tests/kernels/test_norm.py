@@ -118,6 +118,15 @@ def test_what_is_no_number_stays_none(dtype: torch.dtype) -> None:
     assert torch.allclose(found[2], torch.ones(40, dtype=dtype))
 
 
+def test_opcheck() -> None:
+    x, residual = drawn(2, 3, 32, dtype=torch.bfloat16, seed=0)
+    for weight in (None, drawn(32, dtype=torch.bfloat16, seed=1)):
+        torch.library.opcheck(torch.ops.permllm.rms_norm.default, (x, weight, EPSILON))
+        torch.library.opcheck(
+            torch.ops.permllm.add_rms_norm_.default, (x, residual, weight, EPSILON)
+        )
+
+
 def test_any_shape_and_strides() -> None:
     parts = drawn(4, 3, 96, dtype=torch.bfloat16, seed=0)
     heads = parts[..., 32:64]  # as those of queries in what one product gave
