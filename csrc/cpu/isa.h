@@ -33,7 +33,7 @@ bool undoes_permutation(Isa isa);
 
 // True where blocks of int8 values and of 12 bits are in slots (layout.h), whose kernels were timed
 // on Zen 4 alone.
-constexpr bool has_slots(Isa isa) { return isa == Isa::kAvx512Bf16; }
+constexpr bool has_slots(Isa isa) { return isa == Isa::kAvx512Bf16 || isa == Isa::kZen5; }
 
 // True where blocks are in lanes (layout.h).
 constexpr bool has_lanes(Isa isa) { return isa == Isa::kAvx2 || isa == Isa::kAvx2Vnni; }

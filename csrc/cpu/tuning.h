@@ -149,9 +149,11 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   // Of x, whose places and values of 8 rows fill 8 KiB of L1.
   static constexpr int64_t kKeptChunkVectors = 16;
   static constexpr int kKeptHint = kIntoL2;
-  static constexpr int kKeptManyAhead = 5376;  // bytes
   // At a time: with fewer, places are found more often.
   static constexpr int64_t kKeptPackedTokens = 128;
+  // Row groups that meet a tile of tokens one after the other, and whose outputs are written
+  // together.
+  static constexpr int64_t kKeptPanelGroups = 1;
 };
 
 // Zen 5: twice the products of Zen 4 in a cycle, 40-45 GB/s of stream for one core, 48 KiB of L1.
@@ -180,6 +182,14 @@ struct Zen5Tuning : Avx512Bf16Tuning {
   static constexpr int kDensePrefetchedRows = 1;
   static constexpr int kDenseHint = kIntoL1;
   static constexpr int kDenseAhead = 8192;
+
+  static constexpr int kKeptLeastVectorsInt8 = 0;
+  static constexpr int kKeptOneTokenFetchInt8 = 448;
+  static constexpr int kKeptOneTokenAhead = 8960;
+  static constexpr int kKeptFewAhead = 11520;
+  static constexpr int64_t kKeptPanelGroups = 4;
+  static constexpr int64_t kKeptChunkVectors = 8;
+  static constexpr int64_t kKeptPackedTokens = 256;
 };
 
 // Kernels in vectors of any width: of float32, measured on Zen 4, but for where many tokens begin

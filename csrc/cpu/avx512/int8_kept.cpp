@@ -37,6 +37,8 @@ void avx512_int8_kept_many_tokens(const LinearArguments& a, Worker& worker) {
   template void avx512_int8_kept_many_tokens<Tuning, Value>(const LinearArguments&, Worker&);
 PERMLLM_INSTANTIATE(Avx512Bf16Tuning, int8_t)
 PERMLLM_INSTANTIATE(Avx512Bf16Tuning, int4)
+PERMLLM_INSTANTIATE(Zen5Tuning, int8_t)
+PERMLLM_INSTANTIATE(Zen5Tuning, int4)
 #undef PERMLLM_INSTANTIATE
 
 }  // namespace permllm::cpu

@@ -30,6 +30,8 @@ void avx512_kept_many_tokens(const LinearArguments& a, Worker& worker) {
 }
 
 template void avx512_kept_few_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
+template void avx512_kept_few_tokens<Zen5Tuning>(const LinearArguments&, Worker&);
 template void avx512_kept_many_tokens<Avx512Bf16Tuning>(const LinearArguments&, Worker&);
+template void avx512_kept_many_tokens<Zen5Tuning>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

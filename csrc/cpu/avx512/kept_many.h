@@ -6,6 +6,8 @@
 // same.
 #pragma once
 
+#include <optional>
+
 #include "cpu/memory/scratch.h"
 #include "cpu/threads/phases.h"
 // The vector code comes last.
@@ -25,13 +27,18 @@ class KeptManyTokens {
   static_assert(Products::kSums == 1);
   static_assert(Tuning::kKeptPackedTokens <= Tuning::kPackedTokens, "there is memory for so many");
   static constexpr int kInputs = Products::kInputs;
+  static constexpr int64_t kPanelGroups = Tuning::kKeptPanelGroups;
   static constexpr int64_t kChunkBlocks = Tuning::kKeptChunkVectors / kInputs;
 
-  // Of every vector of inputs of the blocks.
-  struct Panel {
+  // Of every vector of inputs of some blocks.
+  struct Taken {
     struct {
       __m512i places[kSlots], values[kSlots];
     } vectors[kChunkBlocks * kInputs];
+  };
+
+  struct Panel {
+    Taken groups[kPanelGroups];
   };
 
  public:
@@ -66,46 +73,65 @@ class KeptManyTokens {
   }
 
   void run(int64_t begin, int64_t end) const {
-    auto* sums =
-        static_cast<__m512i*>(thread_scratch(Scratch::kSums, arguments_.m * sizeof(__m512i)));
+    const int64_t bytes = kPanelGroups * arguments_.m * static_cast<int64_t>(sizeof(__m512i));
+    auto* sums = static_cast<__m512i*>(thread_scratch(Scratch::kSums, bytes));
     auto& panel = *static_cast<Panel*>(thread_scratch(Scratch::kPanel, sizeof(Panel)));
-    const int64_t share = ceil_div(kChunkBlocks, tiles_.count());
-    const auto* block = static_cast<const BlockOf8*>(arguments_.packed) + begin * blocks_;
-    for (int64_t group = begin; group < end; ++group) {
-      const Rows rows(arguments_, group);
+    for (int64_t group = begin; group < end; group += kPanelGroups) {
+      const int64_t groups = smaller(kPanelGroups, end - group);
       for (int64_t first = 0; first < blocks_; first += kChunkBlocks) {
-        const int64_t count = chunk_count(first);
-        take(rows, block, count, panel);
-        block += count;
-        for (int64_t tile = 0, fetched = 0; tile < tiles_.count(); ++tile) {
-          // A share of as many blocks, further on.
-          for (const int64_t next = smaller(count, fetched + share); fetched < next; ++fetched) {
-            prefetch<Tuning::kKeptHint, sizeof(BlockOf8)>(
-                reinterpret_cast<const char*>(block + fetched) + Tuning::kKeptManyAhead);
-          }
-          const auto [token, tokens] = tiles_.tile(tile);
-          multiply_tile(panel, count, tile_of(first, token), tokens, sums + token, first == 0);
-        }
+        multiply_chunk(group, groups, first, panel, sums);
       }
-      add_strays(rows, sums);
-      store(group * kRows, sums);
+      for (int64_t g = 0; g < groups; ++g) {
+        add_strays(Rows(arguments_, group + g), sums + g * arguments_.m);
+      }
+      store(group, groups, sums);
     }
   }
 
  private:
+  const BlockOf8* block_of(int64_t group, int64_t block) const {
+    return static_cast<const BlockOf8*>(arguments_.packed) + group * blocks_ + block;
+  }
+
+  // Some blocks of a panel's row groups with all tokens. A tile's inputs, once in L1, meet all of
+  // them.
+  void multiply_chunk(int64_t group, int64_t groups, int64_t first, Panel& panel,
+                      __m512i* sums) const {
+    const int64_t count = chunk_count(first), share = ceil_div(count, tiles_.count());
+    for (int64_t g = 0; g < groups; ++g) {
+      take(Rows(arguments_, group + g), block_of(group + g, first), count, panel.groups[g]);
+    }
+    // The chunk after this one, or the first of the next panel.
+    const bool last = first + count == blocks_;
+    const BlockOf8* next = last ? block_of(group + groups, 0) : block_of(group, first + count);
+    for (int64_t tile = 0, fetched = 0; tile < tiles_.count(); ++tile) {
+      const auto [token, tokens] = tiles_.tile(tile);
+      const int64_t to_fetch = smaller(count, fetched + share);
+      for (int64_t g = 0; g < groups; ++g) {
+        for (int64_t b = fetched; b < to_fetch; ++b) {
+          prefetch<Tuning::kKeptHint, sizeof(BlockOf8)>(
+              reinterpret_cast<const char*>(next + g * blocks_ + b));
+        }
+        multiply_tile(panel.groups[g], count, tile_of(first, token), tokens,
+                      sums + g * arguments_.m + token, first == 0);
+      }
+      fetched = to_fetch;
+    }
+  }
+
   int64_t chunk_count(int64_t first) const { return smaller(kChunkBlocks, blocks_ - first); }
 
   __m512i* tile_of(int64_t first_block, int64_t token) const {
     return x_ + (first_block * arguments_.m + token * chunk_count(first_block)) * kInputs;
   }
 
-  static void take(const Rows& rows, const BlockOf8* blocks, int64_t count, Panel& panel) {
+  static void take(const Rows& rows, const BlockOf8* blocks, int64_t count, Taken& taken) {
     for (int64_t b = 0; b < count; ++b) {
       __m512i places[Rows::kVectors][kSlots], values[Rows::kVectors][kSlots];
       rows.take(blocks[b], places, values);
       PERMLLM_UNROLL
       for (int i = 0; i < kInputs; ++i) {
-        auto& vector = panel.vectors[b * kInputs + i];
+        auto& vector = taken.vectors[b * kInputs + i];
         PERMLLM_UNROLL
         for (int slot = 0; slot < kSlots; ++slot) {
           vector.places[slot] = places[vector_of<Rows>(i)][slot];
@@ -116,24 +142,24 @@ class KeptManyTokens {
   }
 
   template <int Tokens = kKeptTile>
-  static void multiply_tile(const Panel& panel, int64_t count, const __m512i* x, int64_t tokens,
+  static void multiply_tile(const Taken& taken, int64_t count, const __m512i* x, int64_t tokens,
                             __m512i* sums, bool first) {
     if constexpr (Tokens > 1) {
       if (tokens < Tokens) {
-        return multiply_tile<Tokens - 1>(panel, count, x, tokens, sums, first);
+        return multiply_tile<Tokens - 1>(taken, count, x, tokens, sums, first);
       }
     }
-    multiply<Tokens>(panel, count * kInputs, x, sums, first);
+    multiply<Tokens>(taken, count * kInputs, x, sums, first);
   }
 
   template <int Tokens>
-  PERMLLM_APART static void multiply(const Panel& panel, int64_t vectors, const __m512i* x,
+  PERMLLM_APART static void multiply(const Taken& taken, int64_t vectors, const __m512i* x,
                                      __m512i* sums, bool first) {
     __m512i sum[Tokens];
     PERMLLM_UNROLL
     for (int t = 0; t < Tokens; ++t) sum[t] = first ? _mm512_setzero_si512() : sums[t];
     for (int64_t i = 0; i < vectors; ++i, x += Tokens) {
-      const auto& vector = panel.vectors[i];
+      const auto& vector = taken.vectors[i];
       PERMLLM_UNROLL
       for (int t = 0; t < Tokens; ++t) {
         const __m512i inputs = x[t];
@@ -162,11 +188,17 @@ class KeptManyTokens {
     });
   }
 
-  void store(int64_t row, const __m512i* sums) const {
-    RowOutputs<Products> outputs(arguments_, outputs_, row);
+  // Neighbouring outputs of a token are written one after the other.
+  void store(int64_t first, int64_t groups, const __m512i* sums) const {
+    std::optional<RowOutputs<Products>> outputs[kPanelGroups];
+    for (int64_t g = 0; g < groups; ++g) {
+      outputs[g].emplace(arguments_, outputs_, (first + g) * kRows);
+    }
     for (int64_t t = 0; t < arguments_.m; ++t) {
-      const __m512i own[1] = {sums[t]};
-      store_kept<Products>(outputs, own, t);
+      for (int64_t g = 0; g < groups; ++g) {
+        const __m512i own[1] = {sums[g * arguments_.m + t]};
+        store_kept<Products>(*outputs[g], own, t);
+      }
     }
   }
 
