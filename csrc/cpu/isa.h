@@ -13,8 +13,7 @@ enum class Isa : int64_t {
   kAmx = 2,
   kAvx2 = 3,
   kAvx512 = 4,
-  kZen5 = 5,  // those of kAvx512Bf16 for values in 16 bits and dense ones, with constants of their
-              // own, and expanding ones for others
+  kZen5 = 5,  // those of kAvx512Bf16, with constants of their own
   // Those of kAvx512 and kAvx2, but for int8 values.
   kAvx512Vnni = 6,
   kAvx2Vnni = 7,
@@ -31,8 +30,7 @@ int rows(Isa isa);
 // The others find their values without counting, in the permuted order.
 bool undoes_permutation(Isa isa);
 
-// True where blocks of int8 values and of 12 bits are in slots (layout.h), whose kernels were timed
-// on Zen 4 alone.
+// True where blocks of int8 values and of 12 bits are in slots (layout.h).
 constexpr bool has_slots(Isa isa) { return isa == Isa::kAvx512Bf16 || isa == Isa::kZen5; }
 
 // True where blocks are in lanes (layout.h).

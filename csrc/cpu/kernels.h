@@ -96,8 +96,7 @@ void amx_int8_several_tokens(const LinearArguments&, Worker&);  // m <= kFewToke
 template <class Value>
 void amx_int8_many_tokens(const LinearArguments&, Worker&);  // any m, W8A8
 
-// With the constants of Avx512Bf16Tuning or Zen5Tuning; `Value` is bf16, dense12 or, of the latter,
-// bf12.
+// With the constants of Avx512Bf16Tuning or Zen5Tuning; `Value` is bf16 or dense12.
 template <class Tuning, class Value, int Most>
 void avx512_few_tokens(const LinearArguments&, Worker&);  // m <= Most
 template <class Tuning, class Value>
@@ -107,8 +106,8 @@ void avx512_many_tokens(const LinearArguments&, Worker&);  // any m
 template <class Tuning>
 void avx512_dense(const LinearArguments&, Worker&);  // as dense.h says
 
-// As those of bfloat16: W8A16 for m <= kSplitTokens, and W8A8. `Value` is int8_t, int4 or
-// dense8.
+// As those of bfloat16: W8A16 for m <= kSplitTokens, and W8A8. `Value` is dense8 or, with the
+// constants of Avx512Bf16Tuning, int8_t or int4.
 template <class Tuning, class Value, int Most>
 void avx512_int8_few_tokens(const LinearArguments&, Worker&);  // m <= Most
 template <class Tuning, class Value>

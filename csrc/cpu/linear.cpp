@@ -210,16 +210,22 @@ KernelOf<bf16> of_words(bool half) {
 #endif
 
 #if defined(PERMLLM_AVX512)
-// Of int8 values. `Slots`: of an instruction set that has them.
+// Of int8 values. `Slots`: of an instruction set that has them (isa.h).
 template <class Tuning, bool Slots>
 KernelOf<bf16> avx512_int8_kernel(ValueType type) {
   switch (type) {
     case ValueType::kInt8:
-      if constexpr (Slots) return of_integers<Tuning, avx512_int8_kept<Tuning, int8_t>>();
-      return of_integers<Tuning, avx512_int8<Tuning, int8_t, Tuning::kFewTokensInt8>>();
+      if constexpr (Slots) {
+        return of_integers<Tuning, avx512_int8_kept<Tuning, int8_t>>();
+      } else {
+        return of_integers<Tuning, avx512_int8<Tuning, int8_t, Tuning::kFewTokensInt8>>();
+      }
     case ValueType::kInt4:
-      if constexpr (Slots) return of_integers<Tuning, avx512_int8_kept<Tuning, int4>>();
-      return of_integers<Tuning, avx512_int8<Tuning, int4, Tuning::kFewTokensInt8>>();
+      if constexpr (Slots) {
+        return of_integers<Tuning, avx512_int8_kept<Tuning, int4>>();
+      } else {
+        return of_integers<Tuning, avx512_int8<Tuning, int4, Tuning::kFewTokensInt8>>();
+      }
     case ValueType::kDense8:
       return of_integers<Tuning, avx512_int8<Tuning, dense8, Tuning::kFewTokensDense8>>();
     default:
@@ -227,21 +233,18 @@ KernelOf<bf16> avx512_int8_kernel(ValueType type) {
   }
 }
 
-template <class Tuning, bool Slots>
+// Of an instruction set that has slots.
+template <class Tuning>
 KernelOf<bf16> avx512_kernel(ValueType type, bool half) {
   switch (type) {
     case ValueType::kBfloat16:
       return of_words<Tuning, avx512<Tuning, bf16>>(half);
     case ValueType::kBfloat12:
-      if constexpr (Slots) {
-        return of_words<Tuning, avx512_kept<Tuning>>(half);
-      } else {
-        return of_words<Tuning, avx512<Tuning, bf12>>(half);
-      }
+      return of_words<Tuning, avx512_kept<Tuning>>(half);
     case ValueType::kDense12:
       return of_words<Tuning, avx512<Tuning, dense12, Tuning::kFewTokensDense>>(half);
     default:
-      return avx512_int8_kernel<Tuning, Slots>(type);
+      return avx512_int8_kernel<Tuning, true>(type);
   }
 }
 #endif
@@ -279,19 +282,19 @@ KernelOf<bf16> words_kernel(Isa isa, [[maybe_unused]] ValueType type, [[maybe_un
 #endif
     case Isa::kAvx512Bf16:
 #if defined(PERMLLM_AVX512)
-      return avx512_kernel<Avx512Bf16Tuning, has_slots(Isa::kAvx512Bf16)>(type, half);
+      return avx512_kernel<Avx512Bf16Tuning>(type, half);
 #else
       return {};
 #endif
     case Isa::kAvx512Vbmi2:
 #if defined(PERMLLM_AVX512)
-      return avx512_int8_kernel<Avx512Bf16Tuning, has_slots(Isa::kAvx512Vbmi2)>(type);
+      return avx512_int8_kernel<Avx512Bf16Tuning, false>(type);
 #else
       return {};
 #endif
     case Isa::kZen5:
 #if defined(PERMLLM_AVX512)
-      return avx512_kernel<Zen5Tuning, has_slots(Isa::kZen5)>(type, half);
+      return avx512_kernel<Zen5Tuning>(type, half);
 #else
       return {};
 #endif

@@ -13,9 +13,9 @@ TWELVE_BITS = ("amx", "zen5", "avx512_bf16")
 """Instruction sets that store bfloat16 values in 12 bits."""
 LANES = ("avx2_vnni", "avx2")
 """Instruction sets whose blocks are in lanes."""
-SLOTS = ("avx512_bf16",)
+SLOTS = ("zen5", "avx512_bf16")
 """Instruction sets whose blocks of int8 values are in slots."""
-FOUR_BITS = ("amx", "zen5", "avx512_vbmi2", *SLOTS, *LANES)
+FOUR_BITS = ("amx", "avx512_vbmi2", *SLOTS, *LANES)
 """Instruction sets that store int8 values in 4 bits."""
 
 

@@ -19,6 +19,8 @@ KERNELS = {
     "avx512": {"few": 8},
     "avx512_bf16": {"up to 48": 48},
     "avx512_bf16 int8": {"split": 2},
+    "zen5": {"up to 48": 48},
+    "zen5 int8": {"split": 2},
     "avx512_vnni int8": {"split": 2, "few": 7},
     "avx2": {"one": 1, "few": 3},
     "avx2 int8": {"split": 2},
@@ -27,8 +29,6 @@ KERNELS = {
 }
 AVX512 = {
     "avx512_vbmi2 int8": {"split": 2, "few": 6, "several": 16},
-    "zen5": {"few": 10, "several": 16},
-    "zen5 int8": {"split": 2, "few": 6, "several": 16},
 }
 # Whose kernels multiply bfloat16 values, where an instruction set has none of its own.
 OF_BFLOAT16 = {"avx512_vbmi2": "avx512", "avx512_vnni": "avx512", "avx2_vnni": "avx2"}

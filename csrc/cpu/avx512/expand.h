@@ -128,43 +128,15 @@ class RowStrays {
   StrayList strays_;
 };
 
-// And what the upper bytes of 12 bits are looked up in, a table for each row.
-class UpperTables : public RowStrays {
+template <class Tuning>
+class ExpandedRows<Tuning, dense12> : public RowStrays {
  public:
-  UpperTables(const LinearArguments& a, int64_t group) : RowStrays(a, group) {
+  ExpandedRows(const LinearArguments& a, int64_t group) : RowStrays(a, group) {
     for (int row = 0; row < kRows; ++row) {
       const uint8_t largest = a.behind.largest[group * kRows + row];
       tables_[row] = upper_entries(_mm512_set1_epi8(static_cast<char>(largest)));
     }
   }
-
- protected:
-  // Of an index, the lower four bits count: tables repeat.
-  __m512i tables_[kRows];
-};
-
-// Both bytes are expanded apart.
-template <class Tuning>
-class ExpandedRows<Tuning, bf12> : public UpperTables {
- public:
-  using UpperTables::UpperTables;
-
-  void expand(const Block<kRows, bf12>& block, int row, __m512i (&weights)[2]) const {
-    __m256i index = load_bytes(block.upper[row % (kRows / 2)]);
-    if (row >= kRows / 2) index = _mm256_srli_epi16(index, 4);
-    const __mmask64 mask = load_mask(block.mask[row]);
-    const __m256i table = _mm512_castsi512_si256(tables_[row]);
-    const __m512i lower = expand_bytes(mask, load_bytes(block.lower[row]));
-    const __m512i upper = expand_bytes(mask, _mm256_permutexvar_epi8(index, table));
-    weights[0] = _mm512_unpacklo_epi8(lower, upper);
-    weights[1] = _mm512_unpackhi_epi8(lower, upper);
-  }
-};
-
-template <class Tuning>
-class ExpandedRows<Tuning, dense12> : public UpperTables {
- public:
-  using UpperTables::UpperTables;
 
   void expand(const Block<kRows, dense12>& block, int row, __m512i (&weights)[2]) const {
     __m512i index = _mm512_load_si512(block.upper[row % (kRows / 2)]);
@@ -174,6 +146,10 @@ class ExpandedRows<Tuning, dense12> : public UpperTables {
     weights[0] = _mm512_unpacklo_epi8(lower, upper);
     weights[1] = _mm512_unpackhi_epi8(lower, upper);
   }
+
+ private:
+  // What the upper bytes are looked up in. Of an index, the lower four bits count: tables repeat.
+  __m512i tables_[kRows];
 };
 
 }  // namespace

@@ -22,7 +22,6 @@ void avx512_few_tokens(const LinearArguments& a, Worker& worker) {
 PERMLLM_INSTANTIATE(Avx512Bf16Tuning, bf16, Avx512Bf16Tuning::kFewTokens)
 PERMLLM_INSTANTIATE(Avx512Bf16Tuning, dense12, Avx512Bf16Tuning::kFewTokensDense)
 PERMLLM_INSTANTIATE(Zen5Tuning, bf16, Zen5Tuning::kFewTokens)
-PERMLLM_INSTANTIATE(Zen5Tuning, bf12, Zen5Tuning::kFewTokens)
 PERMLLM_INSTANTIATE(Zen5Tuning, dense12, Zen5Tuning::kFewTokensDense)
 #undef PERMLLM_INSTANTIATE
 

@@ -43,7 +43,6 @@ void avx512_many_tokens(const LinearArguments& a, Worker& worker) {
 template void avx512_many_tokens<Avx512Bf16Tuning, bf16>(const LinearArguments&, Worker&);
 template void avx512_many_tokens<Avx512Bf16Tuning, dense12>(const LinearArguments&, Worker&);
 template void avx512_many_tokens<Zen5Tuning, bf16>(const LinearArguments&, Worker&);
-template void avx512_many_tokens<Zen5Tuning, bf12>(const LinearArguments&, Worker&);
 template void avx512_many_tokens<Zen5Tuning, dense12>(const LinearArguments&, Worker&);
 
 }  // namespace permllm::cpu

@@ -8,17 +8,15 @@
 // of a row, w = value * scale, is no part of the packed bytes.
 //
 // Every row keeps exactly 32 of 64 inputs, 2:4 and 4:8 alike. Where undoes_permutation() of isa.h
-// says so, that is all, but in the 12 bits of zen5 and in slots (below). There and elsewhere the
-// inputs stay in permuted order, where a row keeps four of every eight inputs, so that the place of
-// their values is known. Padding, that is rows past n and inputs past k, has masks filled up to 32
-// bits and values of zero.
+// says so, that is all, but in slots (below). There and elsewhere the inputs stay in permuted
+// order, where a row keeps four of every eight inputs, so that the place of their values is known.
+// Padding, that is rows past n and inputs past k, has masks filled up to 32 bits and values of
+// zero.
 //
 // On amx, avx512_bf16 and zen5, 32 bfloat16 values of a row are stored in 48 bytes where that loses
 // nothing (bf12):
-//   Rows x uint64 mask       in an order in which two vectors of bytes become two of words. On amx,
-//                            bit 2 j of row r is set where input j is kept, and bit 2 j + 1 where
-//                            input 32 + j is; else bit 16 i + j where input 8 i + j is, and bit
-//                            16 i + 8 + j where input 32 + 8 i + j is (j < 8)
+//   Rows x uint64 mask       bit 2 j of row r is set where input j is kept, and bit 2 j + 1 where
+//                            input 32 + j is
 //   Rows x 32 lower bytes    of the values, ascending by bit of the mask
 //   Rows / 2 x 32 bytes      what the upper bytes are, of row r in the lower four bits and of row
 //                            r + Rows / 2 in the upper four: the sign, and three bits c
@@ -30,7 +28,7 @@
 //   int32 first stray        of every row group, and one more that is their number
 //   Stray                    the list, by row group and block, with room for the most that there
 //                            can be: other values of the same shape take as many bytes
-//   uint8 order              but on amx, of every input of every block: which of the block's 64
+//   uint8 order              in slots, of every input of every block: which of the block's 64
 //                            inputs of x it is
 //
 // int8 values take 4 bits each where that loses nothing (int4): where those of every row of every
@@ -75,7 +73,9 @@
 //   uint8 m                      of every row of every block
 //
 // The rows of the output head, which are dense, are stored in 12 bits too (dense12): blocks of
-//   Rows x 64 lower bytes    in the order of the masks above
+//   Rows x 64 lower bytes    in an order in which two vectors of bytes become two of words: on amx
+//                            that of the masks above; else byte 16 i + j is of input 8 i + j, and
+//                            byte 16 i + 8 + j of input 32 + 8 i + j (j < 8)
 //   Rows / 2 x 64 bytes      what the upper bytes are
 // and behind them the same, but for the order. Rounded to int8 with a scale for each row (dense8)
 // they are blocks of

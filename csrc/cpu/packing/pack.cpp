@@ -150,7 +150,7 @@ BadMask pack_row_group(const Packing& packing, const PackArguments& a, int64_t g
   using Source = SourceOf<Value>;
   constexpr int Rows = Traits::kRows;
   constexpr bool kInterleaved = Traits::kInterleaved;
-  const bool undoes = a.permutation != nullptr && !packing.layout.has_order();
+  const bool undoes = a.permutation != nullptr && !packing.layout.in_slots();
   const bool moves = undoes || kInterleaved;
   BadMask bad;
   const int64_t input_blocks = ceil_div(a.k, kBlockInputs);
@@ -210,7 +210,7 @@ BadMask pack_rows(const Packing& packing, const PackArguments& a, void* packed) 
   auto* behind = static_cast<char*>(packed) + layout.block_bytes();
   std::memset(behind, 0, layout.bytes() - layout.block_bytes());
   const Tables tables(packing, behind);
-  if (layout.has_order()) write_order(a, reinterpret_cast<uint8_t*>(behind + layout.order_place()));
+  if (layout.in_slots()) write_order(a, reinterpret_cast<uint8_t*>(behind + layout.order_place()));
   BadMask first_bad;
   std::mutex guard;
   constexpr int64_t kTogether = Rows == kAmxRows ? kAmxGroups : 1;
@@ -238,10 +238,14 @@ BadMask pack_values(const Packing& packing, const PackArguments& a, void* packed
   if (rows(packing.layout.isa) == kAmxRows) {
     return pack_rows<Block<kAmxRows, Value>>(packing, a, packed);
   }
-  if constexpr (!std::is_same_v<Value, bf16>) {
-    if (packing.layout.in_slots()) return pack_rows<SlotBlock<Value>>(packing, a, packed);
+  if constexpr (std::is_same_v<Value, bf12>) {
+    return pack_rows<SlotBlock<Value>>(packing, a, packed);
+  } else {
+    if constexpr (!std::is_same_v<Value, bf16>) {
+      if (packing.layout.in_slots()) return pack_rows<SlotBlock<Value>>(packing, a, packed);
+    }
+    return pack_rows<Block<kAvx512Rows, Value>>(packing, a, packed);
   }
-  return pack_rows<Block<kAvx512Rows, Value>>(packing, a, packed);
 }
 
 // Of one row of a block.
@@ -285,10 +289,6 @@ bool PackedLayout::in_slots() const {
          (type == ValueType::kInt8 || type == ValueType::kInt4 || type == ValueType::kBfloat12);
 }
 
-bool PackedLayout::has_order() const {
-  return in_slots() || (type == ValueType::kBfloat12 && rows(isa) == kAvx512Rows);
-}
-
 int64_t PackedLayout::most_strays() const {
   return n * (is_dense(type) ? k : k / 2) / kValuesOfStray;
 }
@@ -312,7 +312,7 @@ int64_t PackedLayout::order_place() const {
 
 int64_t PackedLayout::bytes() const {
   int64_t behind = order_place();
-  if (has_order()) behind += ceil_div(k, kBlockInputs) * kBlockInputs;
+  if (in_slots()) behind += ceil_div(k, kBlockInputs) * kBlockInputs;
   return block_bytes() + ceil_div(behind, kLineBytes) * kLineBytes + kTailBytes;
 }
 
@@ -329,7 +329,7 @@ BehindBlocks PackedLayout::behind(const void* packed) const {
     found.strays = reinterpret_cast<const Stray*>(found.first_stray + row_groups() + 1);
     found.stray_count = strays;
   }
-  if (has_order()) found.order = reinterpret_cast<const uint8_t*>(start + order_place());
+  if (in_slots()) found.order = reinterpret_cast<const uint8_t*>(start + order_place());
   return found;
 }
 

@@ -35,9 +35,7 @@ struct PackedLayout {
   int64_t bytes() const;
   // Where the kernels find what stands behind the blocks: all but the scale.
   BehindBlocks behind(const void* packed) const;
-  // Whether an order of the inputs is part of it.
-  bool has_order() const;
-  // Whether its blocks are in slots.
+  // Whether its blocks are in slots, and an order of the inputs is part of it.
   bool in_slots() const;
   // Where the multipliers of values in 4 bits stand in lanes, and where the order does, in bytes
   // behind the blocks.

@@ -88,11 +88,9 @@ void multiply_packed(int64_t type, int64_t strays, bool half, const void* x, int
                                                    packed, bias, scale, gather, y);
 }
 
-int64_t header_fields() { return StackedLinear::kHeader; }
+int64_t header_fields() { return header::kSize; }
 
-// Writes the header of a weight whose bytes stand at a place of a stack.
-void write_header(int64_t type, int64_t strays, int64_t n, int64_t k, int64_t place,
-                  int64_t* fields) {
+void write_header(int64_t type, int64_t strays, int64_t n, int64_t k, int64_t* fields) {
   const PackedLayout layout = layout_of(type, strays, n, k);
   const int64_t written[] = {kLayoutVersion,
                              static_cast<int64_t>(layout.isa),
@@ -100,10 +98,9 @@ void write_header(int64_t type, int64_t strays, int64_t n, int64_t k, int64_t pl
                              n,
                              k,
                              static_cast<int64_t>(layout.type),
-                             strays,
-                             place};
-  static_assert(sizeof(written) == StackedLinear::kHeader * sizeof(int64_t));
-  std::copy_n(written, StackedLinear::kHeader, fields);
+                             strays};
+  static_assert(sizeof(written) == header::kSize * sizeof(int64_t));
+  std::copy_n(written, header::kSize, fields);
 }
 
 void multiply_stacked(bool half, const void* x, int64_t x_stride, int64_t tokens,

@@ -14,7 +14,8 @@ from tests.kernels.amx.emulated import Emulation
 
 ALIGNMENT = 64
 DENSE8, MOST_DENSE8 = 4, 1 << 16
-"""Of csrc/cpu/packing/layout.h."""
+OUTPUTS, INPUTS, VALUES, STRAYS = range(3, 7)
+"""Of csrc/cpu/packing/layout.h, the latter in a header."""
 
 
 def address(tensor: Tensor | None) -> int | None:
@@ -57,7 +58,7 @@ class EmulatedOperators:
         ]  # fmt: skip
         self.library.multiply_packed.restype = None
         self.library.header_fields.restype = number
-        self.library.write_header.argtypes = [*[number] * 5, pointer]
+        self.library.write_header.argtypes = [*[number] * 4, pointer]
         self.library.write_header.restype = None
         self.library.multiply_stacked.argtypes = [
             flag, pointer, number, number, pointer, pointer, number, number,
@@ -95,20 +96,20 @@ class EmulatedOperators:
             int8, *map(address, (*held, permutation)), block_size, n, k, packed.data_ptr()
         )
         assert bad == -1
-        return packed, torch.tensor(layout)
+        return packed, self._header(*layout)
 
     def pack_dense(self, values: Tensor, isa: str) -> tuple[Tensor, Tensor]:
         """The same of dense rows of int8 values."""
         assert isa == "amx"
         n, k = values.shape
         if k > MOST_DENSE8:
-            return torch.empty(0, dtype=torch.uint8), torch.tensor([DENSE8, 0, n, k])
+            return torch.empty(0, dtype=torch.uint8), self._header(DENSE8, 0, n, k)
         packed = torch.empty(self.library.packed_size(DENSE8, 0, n, k), dtype=torch.uint8)
         assert packed.data_ptr() % ALIGNMENT == 0
         self.emulation.set_threads(torch.get_num_threads())
         held = values.contiguous()
         self.library.pack_dense_weight(held.data_ptr(), n, k, packed.data_ptr())
-        return packed, torch.tensor([DENSE8, 0, n, k])
+        return packed, self._header(DENSE8, 0, n, k)
 
     def multiply(
         self,
@@ -121,7 +122,7 @@ class EmulatedOperators:
         out_features: int,
         pattern: str,
     ) -> Tensor:
-        kind, strays, n, k = metadata.tolist()
+        kind, strays, n, k = metadata[[VALUES, STRAYS, OUTPUTS, INPUTS]].tolist()
         rows = x if x.dim() == 2 and x.stride(1) == 1 else x.reshape(-1, k).contiguous()
         y = torch.full((len(rows), n), torch.nan, dtype=x.dtype)
         self.emulation.set_threads(torch.get_num_threads())
@@ -136,25 +137,28 @@ class EmulatedOperators:
 
     def multiply_experts(self, x: Tensor, weights: Tensor, ids: Tensor, *operands: Any) -> Tensor:
         y = torch.full(x.shape, torch.nan, dtype=x.dtype)
-        stacks = [self._stacked(*operands[:4]), self._stacked(*operands[4:8])]
+        stacks = [_stacked(*operands[:4]), _stacked(*operands[4:8])]
         activation = operands[9] if len(operands) > 9 else 0
         self.emulation.set_threads(torch.get_num_threads())
         if len(x) > 0:
             self.library.multiply_stacked(
                 x.dtype == torch.float16, x.data_ptr(), x.stride(0), len(x), weights.data_ptr(),
                 ids.data_ptr(), ids.shape[1], len(operands[1]),
-                *(ctypes.byref(stack) for stack, _ in stacks), activation, y.data_ptr(),
+                *map(ctypes.byref, stacks), activation, y.data_ptr(),
             )  # fmt: skip
         assert self.emulation.violation() == ""
         assert self.emulation.library.configured_units() == 0
         return y
 
-    def _stacked(
-        self, packed: Tensor, metadata: Tensor, gather: Tensor | None, scale: Tensor | None
-    ) -> tuple[StackedLinear, Tensor]:
-        """The struct of experts.h, and the headers that it points to."""
-        headers = torch.zeros(len(metadata), self.library.header_fields(), dtype=torch.int64)
-        for row, fields in zip(headers, metadata.tolist(), strict=True):
-            self.library.write_header(*fields, row.data_ptr())
-        pointers = map(address, (packed, headers, gather, scale))
-        return StackedLinear(*pointers, *metadata[0, 2:4].tolist()), headers
+    def _header(self, kind: int, strays: int, n: int, k: int) -> Tensor:
+        header = torch.empty(self.library.header_fields(), dtype=torch.int64)
+        self.library.write_header(kind, strays, n, k, header.data_ptr())
+        return header
+
+
+def _stacked(
+    packed: Tensor, metadata: Tensor, gather: Tensor | None, scale: Tensor | None
+) -> StackedLinear:
+    """The struct of experts.h, which points to these."""
+    pointers = map(address, (packed, metadata, gather, scale))
+    return StackedLinear(*pointers, *metadata[0, [OUTPUTS, INPUTS]].tolist())

@@ -214,5 +214,5 @@ def test_compiles_for_the_hardware_and_exports_only_the_kernel(tmp_path: Path, s
         return
     values = ("permllm::cpu::bf12", "permllm::cpu::dense12", "unsigned short")
     if "int8" in source:
-        values = ("permllm::cpu::dense8", "signed char")
+        values = ("permllm::cpu::int4", "permllm::cpu::dense8", "signed char")
     assert code == [f"void permllm::cpu::{kernel}_tokens<{value}>({arguments})" for value in values]
