@@ -67,12 +67,18 @@ def _cell(quantity: Quantity, row: Row | None) -> str:
     return f"{quantity.shown(row):.2f}" + ("" if aim is None else f" ({aim:g})")
 
 
-def missed_aim(row: Row) -> float | None:
-    """The aim that a row with a dense bfloat16 peer misses; None where there is none."""
-    if row["threads"] != 1 or row["m"] not in TOKENS or row["isa"] not in AIMS:
+def aim_of(row: Row) -> float | None:
+    """The aim of a row with a dense bfloat16 peer; None where there is none."""
+    aims = AIMS.get(row["isa"], {}).get(row["value_dtype"])
+    if aims is None or row["threads"] != 1 or row["m"] not in TOKENS:
         return None
-    aim = AIMS[row["isa"]][row["value_dtype"]][TOKENS.index(row["m"])]
-    return aim if row["ratio"] < aim else None
+    return aims[TOKENS.index(row["m"])]
+
+
+def missed_aim(row: Row) -> float | None:
+    """The same, if the row misses it."""
+    aim = aim_of(row)
+    return aim if aim is not None and row["ratio"] < aim else None
 
 
 def ratios(result: Result) -> str:
@@ -89,10 +95,10 @@ def ratios_and_aims(result: Result) -> str:
         label = f"{values}, to vLLM's dense int8"
         lines.append(Quantity(int8, values, [label], lambda row: row["ratio"]))
     table = by_tokens(["values"], lines)
-    missed = sum(missed_aim(row) is not None for row in dense.values())
-    if all(row["threads"] != 1 for row in dense.values()):
+    aimed = [row for row in dense.values() if aim_of(row) is not None]
+    if not aimed:
         return table
-    cells = f"{missed} of {len(dense)} cells"
+    cells = f"{sum(missed_aim(row) is not None for row in aimed)} of {len(aimed)} cells"
     return f"{table}\n\nIn brackets: the project target, where a cell misses it ({cells})."
 
 
@@ -126,16 +132,17 @@ def _bounds(rows: Rows) -> Iterator[Quantity]:
 def bandwidth(result: Result) -> str:
     """GB/s at M = 1: the dense bytes over the peer's time, the packed ones over ours."""
     peers = fastest_peer(result["rows"], "bfloat16")
+    values = list(dict.fromkeys(values for _, values, _ in peers))
     rows = []
     for shape in dict.fromkeys(shape for shape, _, _ in peers):
-        ours = [peers[shape, values, 1] for values in ("bfloat16", "int8")]
+        ours = [peers[shape, dtype, 1] for dtype in values]
         dense = 2 * shape[0] * shape[1] / ours[0]["peer_us"]
         read = [dense, *(row["packed_bytes"] / row["ours_us"] for row in ours)]
         bounds = (ours[0]["plain_reading_us"], ours[0]["stream_floor_us"])
         read += [ours[0]["packed_bytes"] / microseconds for microseconds in bounds]
         rows.append([f"{shape[0]} x {shape[1]}", *(f"{rate / 1e3:.1f}" for rate in read)])
-    header = ["N x K", "dense bfloat16", "2:4 bfloat16", "2:4 int8", "reading alone", "floor"]
-    return markdown(header, rows)
+    sparse = [f"2:4 {dtype}" for dtype in values]
+    return markdown(["N x K", "dense bfloat16", *sparse, "reading alone", "floor"], rows)
 
 
 def instruction_sets(result: Result) -> str:
