@@ -111,18 +111,23 @@ inline void check_gather(const int32_t* permutation, int64_t k) {
                   ", outside 0..", k - 1, ".");
 }
 
-inline void check_activations(const Tensor& x, const cpu::PackedLayout& weight) {
+inline void check_activation_dtype(const Tensor& x) {
   const ScalarType dtype = x.scalar_type();
   STD_TORCH_CHECK(x.is_cpu() && (dtype == ScalarType::BFloat16 || dtype == ScalarType::Half ||
                                  dtype == ScalarType::Float),
                   "x of shape ", shape(x),
                   " is not a CPU tensor of the right dtype: it must be bfloat16, float16 or "
                   "float32.");
-  STD_TORCH_CHECK(dtype != ScalarType::Float || cpu::takes_float32(weight.isa, weight.type),
-                  "x is float32, packed was written for instruction set ", cpu::name(weight.isa),
-                  ", whose kernel for such values takes bfloat16 and float16: ",
-                  cpu::is_dense(weight.type) ? "convert x to one of them."
-                                             : "pack for avx512, avx2 or portable.");
+}
+
+inline void check_activations(const Tensor& x, const cpu::PackedLayout& weight) {
+  check_activation_dtype(x);
+  STD_TORCH_CHECK(
+      x.scalar_type() != ScalarType::Float || cpu::takes_float32(weight.isa, weight.type),
+      "x is float32, packed was written for instruction set ", cpu::name(weight.isa),
+      ", whose kernel for such values takes bfloat16 and float16: ",
+      cpu::is_dense(weight.type) ? "convert x to one of them."
+                                 : "pack for avx512, avx2 or portable.");
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(-1) == weight.k, "x of shape ", shape(x), " does not fit ",
                   weight.k, " inputs: its last dimension must be ", weight.k, ".");
   STD_TORCH_CHECK(x.dim() <= kMostDimensions, "x has ", x.dim(), " dimensions, at most ",

@@ -22,19 +22,14 @@ void run(const Tensor& x, Tensor* residual, const OptionalTensor& weight, float 
 void check(const Tensor& x, const OptionalTensor& weight) {
   STD_TORCH_CHECK(cpu::has_norm(), "instruction set ", cpu::name(cpu::select("")),
                   " has no kernel for norms: they need AVX2.");
-  const ScalarType dtype = x.scalar_type();
-  STD_TORCH_CHECK(x.is_cpu() && (dtype == ScalarType::BFloat16 || dtype == ScalarType::Half ||
-                                 dtype == ScalarType::Float),
-                  "x of shape ", shape(x),
-                  " is not a CPU tensor of the right dtype: it must be bfloat16, float16 or "
-                  "float32.");
+  check_activation_dtype(x);
   STD_TORCH_CHECK(x.dim() >= 1 && x.dim() <= kMostDimensions, "x has ", x.dim(),
                   " dimensions, 1 to ", kMostDimensions, " are taken.");
   if (!weight.has_value()) return;
   STD_TORCH_CHECK(
       weight->is_cpu() && weight->is_contiguous() && weight->dim() == 1 &&
           weight->size(0) == x.size(-1) &&
-          (weight->scalar_type() == dtype || weight->scalar_type() == ScalarType::Float),
+          (weight->scalar_type() == x.scalar_type() || weight->scalar_type() == ScalarType::Float),
       "weight of shape ", shape(*weight), " does not fit x of shape ", shape(x),
       ": it must be contiguous, one for each of the last dimension, in the dtype of x "
       "or float32.");

@@ -142,7 +142,7 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   // 0.92). But for one token whose x has up to so many bytes: its blocks the hardware fetches.
   static constexpr int kKeptLeastVectorsInt8 = 4;
   static constexpr int64_t kKeptMostAloneBytes = 12 << 10;
-  // Bytes of a block that are fetched ahead with one token, 448 or more all of it.
+  // Bytes of a block that are fetched ahead with one token, at most; 448 are all of it.
   static constexpr int kKeptOneTokenFetch = 448, kKeptOneTokenFetchInt8 = 64;
   static constexpr int kKeptOneTokenAhead = 12288;  // bytes
   static constexpr int kKeptFewAhead = 9216;        // bytes

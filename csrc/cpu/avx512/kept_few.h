@@ -104,7 +104,10 @@ class KeptFewTokens {
   template <int Tokens>
   PERMLLM_APART static void multiply(const Rows& all_rows, const BlockOf8* block, int64_t blocks,
                                      const __m512i* x, Sums& sums) {
-    constexpr int kFetched = Tokens > 1 ? sizeof(BlockOf8) : Products::kOneTokenFetch;
+    constexpr int kBlockBytes = sizeof(BlockOf8);
+    constexpr int kFetched = Tokens == 1 && Products::kOneTokenFetch < kBlockBytes
+                                 ? Products::kOneTokenFetch
+                                 : kBlockBytes;
     constexpr int kAhead = Tokens > 1 ? Tuning::kKeptFewAhead : Tuning::kKeptOneTokenAhead;
     const Rows rows = all_rows;
     __m512i sum[Tokens][kSums];

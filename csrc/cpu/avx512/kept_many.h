@@ -1,5 +1,5 @@
-// AVX-512 for many tokens whose inputs are brought to the kept values: places and values of a row
-// group are taken to a panel in the L1 cache, some blocks at a time, and meet tiles of tokens
+// AVX-512 for many tokens whose inputs are brought to the kept values: places and values of some
+// row groups are taken to a panel in the L1 cache, some blocks at a time, and meet tiles of tokens
 // there.
 //
 // Products are added up in the order of few tokens (avx512/kept_few.h), so that results are the
