@@ -105,8 +105,8 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int64_t kSeveralChunkBytes = 256;  // of a row, expanded at a time
   static constexpr int kSeveralAhead = 9216;          // bytes
   static constexpr int kSeveralAheadDense = 16384;    // the same of dense rows in 12 bits
-  // Of sparse rows of bfloat16 values, for up to 12 tokens and for more: on Zen 4 of those in 16
-  // bits.
+  // Of sparse rows of bfloat16 values, which are in 16 bits, for up to 12 tokens and for more; on
+  // Zen 5 measured in 12 bits, when those were expanded.
   static constexpr int64_t kSeveralChunkBytesUpTo12 = 1024, kSeveralChunkBytesPast12 = 1024;
   static constexpr int kSeveralHintPast12 = kIntoL1;
 

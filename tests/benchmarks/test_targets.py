@@ -34,7 +34,7 @@ MISSED: Mapping[str, set[Any]] = {
         ("4:8", (4096, 11008), "bfloat16", 256),
         ("4:8", (4096, 4096), "bfloat16", 256),  # 1.699
     },
-    # With one token dense reads at 68 to 80 % of memory's rate there, on Zen 4 at half of it.
+    # With one token dense reads almost as fast as sparse there, on Zen 4 at about half the rate.
     "kernels-cpu-zen5": {
         ("2:4", (4096, 4096), "int8", 1),
         ("2:4", (4096, 11008), "int8", 1),
