@@ -7,7 +7,8 @@ CSRC := $(shell find csrc -type f 2>/dev/null)
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 OFFLINE_TESTS := tests/offline
 KERNEL_TESTS := tests/kernels tests/packaging tests/quantization tests/robustness tests/cuda tests/conversion
-TEST_ENV := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 TOKENIZERS_PARALLELISM=false
+# The last: of what no installation has compiled, each of many processes would make bytecode anew.
+TEST_ENV := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE=
 
 .DEFAULT_GOAL := help
 .PHONY: help user install lint format test test-offline test-kernels test-others fuzz sanitize emulate demo benchmark soak gpu clean
