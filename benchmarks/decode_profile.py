@@ -70,7 +70,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", choices=list(SHAPES), default="tinyllama")
-    parser.add_argument("--values", choices=["dense", "auto", "int8"], default="int8")
+    parser.add_argument("--values", choices=["dense", "auto", "int8", "int4"], default="int8")
     parser.add_argument("--sequences", type=int, default=1, help="default: 1")
     parser.add_argument("--json", type=Path, required=True, help="where the result is written")
     options = parser.parse_args()

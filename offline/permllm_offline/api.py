@@ -40,11 +40,12 @@ from permllm_offline.text.evaluation import evaluation_windows as cut_windows
 from permllm_offline.text.evaluation import perplexity
 from permllm_offline.text.paper_protocol import LENGTHS, Protocol
 from permllm_offline.text.row_text import TEXT_FIELD
-from permllm_offline.text.windows import Sampling
+from permllm_offline.text.windows import Sampling, writes_itself
 from permllm_offline.text.zero_shot import Tasks
 
 logger = logging.getLogger(__name__)
 
+OF_ROWS = ("sampling", "text_field")
 OF_TEXT = ("num_samples", "sampling", "sequence_length", "evaluation_windows", "text_field")
 """Entries of a recipe that say how its text is read."""
 
@@ -245,6 +246,10 @@ def _warn_of_no_use(made: Recipe, changes: Mapping[str, Any], effort: str | None
             logger.warning(
                 "%s reads no text without --dataset: %s is of no use", made.method, names
             )
+    if made.datasets and all(map(writes_itself, made.datasets)):
+        given = [f"--{name.replace('_', '-')}" for name in OF_ROWS if changes.get(name) is not None]
+        if given:
+            logger.warning("the model writes its text itself: %s is of no use", ", ".join(given))
     learning = changes.get("learning") or {}
     if learning and not parts.permutation.learns:
         names = ", ".join(option_of(("learning", name)) or name for name in learning)
@@ -312,6 +317,10 @@ def evaluate(
         raise OfflineError("nothing to measure: give --dataset, --tasks, or both.")
     if protocol not in LENGTHS:
         raise OfflineError(f"protocol {protocol!r} is not known: give {' or '.join(LENGTHS)}.")
+    of_text = {
+        "--max-windows": max_windows, "--sequence-length": sequence_length,
+        "--protocol": protocol, "--text-field": text_field,
+    }  # fmt: skip
     if sequence_length is None:
         sequence_length = LENGTHS[protocol]
     if sequence_length < 2:
@@ -323,7 +332,6 @@ def evaluate(
             f"batch size {batch_size}, few-shot {few_shot} and limit {limit} cannot be evaluated: "
             "--batch-size and --limit must be at least 1, --few-shot at least 0."
         )
-    of_text = {"--max-windows": max_windows, "--protocol": protocol, "--text-field": text_field}
     for option, value in of_text.items() if dataset is None else ():
         if value not in (None, "rows", TEXT_FIELD):
             raise OfflineError(

@@ -12,9 +12,9 @@ from permllm_offline.model.prune_plan import Plan, PlannedLinear, dense_experts,
 from permllm_offline.model.recomputation import activation_bytes, held_activation_bytes
 from permllm_offline.permutation.learned_layers import parse_layers, spans, trained_spans
 from permllm_offline.permutation.masked_linear import PART_ELEMENTS
-from permllm_offline.preparation.method_parts import parts_of
+from permllm_offline.preparation.method_parts import parts_of, reads_activations
 from permllm_offline.preparation.prepared import Prepared
-from permllm_offline.pruning.streamed import can_stream, reads_activations
+from permllm_offline.pruning.streamed import can_stream
 from permllm_offline.recipe.schema import Recipe
 from permllm_offline.run.processes import count
 from permllm_offline.sparsity.importance import CHUNK_ELEMENTS

@@ -47,6 +47,11 @@ def find_parts(method: object, reconstruction: object = None) -> MethodParts:
     )
 
 
+def reads_activations(recipe: Recipe) -> bool:
+    """Whether calibration text, where there is any, runs through the decoder layers."""
+    return parts_of(recipe).reads_text or recipe.values != "auto"
+
+
 def title_of(recipe: Recipe) -> str:
     """Name a recipe's method, and the reconstruction where that is not the method's own."""
     chosen = recipe.parsed_method()

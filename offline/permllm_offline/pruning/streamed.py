@@ -22,7 +22,7 @@ from permllm_offline.model.float32_products import products_in_float32
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.prune_plan import Plan
 from permllm_offline.permutation.learned_layers import reads_last_states
-from permllm_offline.preparation.method_parts import parts_of
+from permllm_offline.preparation.method_parts import parts_of, reads_activations
 from permllm_offline.preparation.prepared import Prepared
 from permllm_offline.pruning.in_memory import decide_group
 from permllm_offline.pruning.layerwise import (
@@ -267,8 +267,3 @@ def _decision(plan: Plan, index: int, step: Step) -> LayerDecision:
 def _energies(norms: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
     """Group -> mean square of each input channel, as in ``Calibrated``."""
     return None if norms is None else {group: norm.square() for group, norm in norms.items()}
-
-
-def reads_activations(recipe: Recipe) -> bool:
-    """Whether calibration text, where there is any, runs through the decoder layers."""
-    return parts_of(recipe).reads_text or recipe.values != "auto"

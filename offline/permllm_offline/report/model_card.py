@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from permllm_offline.model.loading import Source
-from permllm_offline.preparation.method_parts import summary_of
+from permllm_offline.preparation.method_parts import reads_activations, summary_of
 from permllm_offline.report.published import public_name
 from permllm_offline.report.report import Report
 from permllm_offline.report.serve_command import serve_command
@@ -162,7 +162,7 @@ def _left_dense_row(report: Report) -> str:
 def calibration_text(report: Report) -> str:
     """Say what a prune was calibrated on, files by their names alone."""
     recipe, record = report.recipe, report.calibration
-    if not recipe.datasets:
+    if not (recipe.datasets and reads_activations(recipe)):
         return "none"
     names = ", ".join(f"`{public_name(name)}`" for name in recipe.datasets)
     text = f"{recipe.num_samples} windows of {recipe.sequence_length} tokens from {names}"

@@ -56,7 +56,7 @@ def token_windows(
     limit = MAX_TOKENS if max_windows is None else max_windows * length
     stream: list[int] = []
     remaining = iter(texts)
-    for tokens, _ in _tokens(remaining, tokenizer):
+    for tokens, _ in _tokens(remaining, tokenizer, limit):
         stream.extend(tokens)
         if len(stream) >= limit:
             break
@@ -138,13 +138,13 @@ def check_datasets(datasets: Sequence[str], num_samples: int) -> None:
                 )
 
 
-def _tokens(texts: Iterable[str], tokenizer: Any) -> Iterator[tuple[list[int], bool]]:
-    """The tokens of each document, and whether they are all: no more are needed of one."""
+def _tokens(texts: Iterable[str], tokenizer: Any, limit: int) -> Iterator[tuple[list[int], bool]]:
+    """The tokens of each document, and whether they are all: no more than that are needed."""
     with tqdm(desc="tokens", unit="token", unit_scale=True, delay=QUIET_SECONDS) as progress:
         for text in texts:
             tokens: list[int] = []
             pieces = list(_pieces(text + SEPARATOR))
-            while pieces and len(tokens) <= MAX_TOKENS:
+            while pieces and len(tokens) <= limit:
                 piece = pieces.pop(0)
                 # verbose=False: a document longer than the context is cut into windows right after.
                 encoded = tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
@@ -192,7 +192,7 @@ def document_windows(
     limited = False
     total = 0
     remaining = iter(texts)
-    for tokens, whole in _tokens(remaining, tokenizer):
+    for tokens, whole in _tokens(remaining, tokenizer, MAX_TOKENS):
         if len(tokens) > length:
             long.append(tokens)
         limited = not whole

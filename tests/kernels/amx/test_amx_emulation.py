@@ -1,6 +1,7 @@
 """The AMX kernels on an emulated tile unit, against exact sums in float64."""
 
 import itertools
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.kernels.amx.emulated import (
     run,
     to_bf16,
 )
+from tests.sanitizing.build import ROOT, setup_module
 
 pytestmark = NEEDS
 
@@ -178,16 +180,25 @@ def test_emulation_reports_misuse(emulation, misuse: str, rule: str) -> None:
     assert emulation.library.configured_units() == 0
 
 
+def hardware_object(source: str, folder: Path) -> Path:
+    """What a kernel's file was compiled to when the library was built, or is in a folder."""
+    setup = setup_module()
+    built = (ROOT / setup.OBJECTS / "cpu" / source).with_suffix(".o")
+    command = built.with_suffix(".command")
+    if command.exists() and setup.up_to_date(built, shlex.split(command.read_text())):
+        return built
+    compiled = folder / "source.o"
+    line = [*COMPILE, "-I", CSRC, "-fPIC", "-c", CSRC / "cpu" / f"{source}.cpp", "-o", compiled]
+    subprocess.run(line, check=True)
+    return compiled
+
+
 @pytest.mark.skipif(
     shutil.which("objdump") is None or shutil.which("nm") is None, reason="needs binutils"
 )
 @pytest.mark.parametrize("source", KERNELS)
 def test_compiles_for_the_hardware_and_exports_only_the_kernel(tmp_path: Path, source: str) -> None:
-    built = tmp_path / "source.o"
-    subprocess.run(
-        [*COMPILE, "-I", CSRC, "-fPIC", "-c", CSRC / "cpu" / f"{source}.cpp", "-o", built],
-        check=True,
-    )
+    built = hardware_object(source, tmp_path)
     listing = subprocess.run(
         ["objdump", "-d", "--no-show-raw-insn", str(built)],
         check=True,

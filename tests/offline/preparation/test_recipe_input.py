@@ -128,6 +128,12 @@ def test_a_reconstruction_is_recorded_for_its_method(
             ["magnitude reads no text without --dataset: --num-samples, --sampling is of no use"],
         ),
         ({"method": "magnitude", "dataset": "x.txt", "num_samples": 3}, None, []),
+        (
+            {"dataset": "self", "sampling": "document", "text_field": "body"},
+            None,
+            ["the model writes its text itself: --sampling, --text-field is of no use"],
+        ),
+        ({"dataset": ("self", "x.jsonl"), "text_field": "body"}, None, []),
         ({"method": "wanda", "dataset": "x.txt", "num_samples": 3}, None, []),
         (
             {"method": "wanda", "learning": {"steps": 3}},

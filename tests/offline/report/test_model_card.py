@@ -37,6 +37,12 @@ def test_calibration_text_is_named_without_its_folders_even_when_it_is_gone(
     assert text.endswith(f"tokens from `c4`, `a/b:train`, `gone.txt`, `{tmp_path.name}`")
 
 
+def test_text_that_decides_nothing_is_no_calibration() -> None:
+    given = {"model": "m", "method": "magnitude", "dataset": "text.txt"}
+    assert calibration_text(_report(make_recipe(given))) == "none"
+    assert "`text.txt`" in calibration_text(_report(make_recipe(given | {"values": "int8"})))
+
+
 @pytest.mark.parametrize("int8_error", [None, 0.01])
 def test_perplexity_of_int8_values_leaves_activations_out(
     int8_error: float | None, tmp_path: Path

@@ -47,6 +47,15 @@ def test_a_document_beyond_the_limit_is_tokenized_no_further(
         assert "only the first 10 tokens" in caplog.text
 
 
+def test_as_many_windows_as_are_asked_for_come_from_one_document(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(windows, "PIECE_CHARACTERS", 6)
+    monkeypatch.setattr(windows, "MAX_TOKENS", 10)
+    assert token_windows(["abcde\n" * 9], Beginning(), 4, 12).shape == (12, 4)
+    assert not caplog.text
+
+
 def test_windows_of_few_documents_are_warned_of(
     tmp_path: Path, tiny_model_directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -158,6 +158,7 @@ def test_the_command_reads_as_papers_do_and_says_so(
         ({"protocol": "paper"}, "--protocol paper is about perplexity"),
         ({"text_field": "body"}, "--text-field body is about perplexity"),
         ({"max_windows": 2}, "--max-windows 2 is about perplexity"),
+        ({"sequence_length": 9}, "--sequence-length 9 is about perplexity"),
         ({"protocol": "papers"}, "protocol 'papers' is not known: give rows or paper"),
     ],
 )
