@@ -24,6 +24,15 @@ NEEDED = (
 )
 """Why a sparse layer cannot do without."""
 
+CLASSIFIER = "score"
+"""The layer that vLLM gives a model that answers with tokens where it is to classify."""
+
+INCOMPLETE = "The checkpoint is incomplete: copy it again, or run `permllm-offline prune` again."
+NO_CLASSIFIER = (
+    "vLLM has this layer because of --convert classify, and the model no such head: leave the "
+    "option out, or say which tokens are the answers (`classifier_from_token` in --hf-overrides)."
+)
+
 
 @dataclass(frozen=True)
 class CheckpointLayer:
@@ -99,7 +108,5 @@ class TensorSource:
         missing = [part for part in range(len(self.layer.output_sizes)) if part not in self.loaded]
         if missing:
             names = dict.fromkeys(self.name((part,)) for part in missing)
-            raise CheckpointError(
-                f"the checkpoint has no {', '.join(names)}, but {rule}. The checkpoint is "
-                "incomplete: copy it again, or run `permllm-offline prune` again."
-            )
+            remedy = NO_CLASSIFIER if self.layer.modules == [CLASSIFIER] else INCOMPLETE
+            raise CheckpointError(f"the checkpoint has no {', '.join(names)}, but {rule}. {remedy}")

@@ -79,6 +79,15 @@ def test_a_missing_tensor(qkv: LinearBase, kind: str) -> None:
         packed_dense(qkv)
 
 
+def test_a_classifier_that_vllm_adds(on_rank: OnRank) -> None:
+    """As `vllm serve --convert classify` does where the model has none."""
+    layer = ReplicatedLinear(CHANNELS, 2, bias=False, quant_config=config(), prefix="score")
+    with pytest.raises(
+        CheckpointError, match=r"no score\.weight_packed.*--convert classify.*leave"
+    ):
+        packed_dense(layer)
+
+
 def test_all_missing_tensors_are_named(qkv: LinearBase) -> None:
     load(qkv, modules()["q"], "q")
     with pytest.raises(
