@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from csrc.cuda import toolkit
+from csrc.cuda import architectures, toolkit
 from tests.cuda.emulated import Emulator
 from tests.cuda.library_build import LIBRARY_BUILD, Library, LibraryBuild, OptionalKernels, missing
 
@@ -46,7 +46,7 @@ def pytest_collection_finish(session):
     """Begin to build it, if any test needs it."""
     needed = {name for item in session.items for name in fixtures_of(item) if name in BUILT}
     if needed and not session.config.option.collectonly and not missing():
-        optional = "optional_kernels" in needed
+        optional = "optional_kernels" in needed and bool(architectures.chosen())
         session.config.stash[LIBRARY_BUILD] = LibraryBuild(optional=optional)
 
 
@@ -70,7 +70,9 @@ def library(request) -> Library:
 
 @pytest.fixture(scope="session")
 def optional_kernels(request, library) -> OptionalKernels:
-    """Compiled after the library."""
+    """Compiled after the library; skips where no architectures are chosen: it takes minutes."""
+    if not architectures.chosen():
+        pytest.skip("they take minutes: name architectures in PERMLLM_CUDA_ARCHS")
     return request.config.stash[LIBRARY_BUILD].optional_kernels()
 
 

@@ -1,8 +1,9 @@
 """Builds the whole CUDA library beside the other tests, which leave a core idle most of the time.
 
-Objects are kept in build/, so that only the first run in a tree takes its minutes. The kernels that
-a build may have come after it, because both need as much memory as many a machine has: to PTX and
-hardly optimized, for whole they would take as long again.
+Objects are kept in build/, so that only the first run in a tree takes its minutes. Where
+PERMLLM_CUDA_ARCHS chooses architectures, as for a release, the kernels that a build may have come
+after it, because both need as much memory as many a machine has: to PTX and hardly optimized, for
+whole they would take as long again.
 """
 
 import json

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
-COMPILE = ["g++", "-std=c++20", "-O2", "-Wall", "-Wextra"]
+COMPILE = ["g++", "-std=c++20", "-O1", "-Wall", "-Wextra"]
 INSTRUCTION_SETS = {"avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vbmi2"}
 
 KERNELS = tuple(
