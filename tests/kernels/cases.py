@@ -14,7 +14,7 @@ TWELVE_BITS = ("amx", "zen5", "avx512_bf16")
 LANES = ("avx2_vnni", "avx2")
 """Instruction sets whose blocks are in lanes."""
 SLOTS = ("zen5", "avx512_bf16")
-"""Instruction sets whose blocks of int8 values are in slots."""
+"""Instruction sets whose blocks of int8 values, and of sparse values in 12 bits, are in slots."""
 FOUR_BITS = ("amx", "avx512_vbmi2", *SLOTS, *LANES)
 """Instruction sets that store int8 values in 4 bits."""
 

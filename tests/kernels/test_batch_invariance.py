@@ -8,9 +8,11 @@ import torch
 
 from benchmarks.shapes import Layer, random_layer, to_int8
 from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY
+from tests.kernels.cases import SLOTS, TWELVE_BITS
 from tests.kernels.test_activations import EXACT_TOKENS
 from tests.kernels.test_cpu import run
 from tests.kernels.test_int8 import INTEGERS
+from tests.kernels.test_twelve_bits import layer_of
 
 # The table of docs/cpu.md: the most tokens of each kernel but the last, which takes any number.
 KERNELS = {
@@ -27,13 +29,17 @@ KERNELS = {
     "avx2_vnni int8": {"split": 2},
     "portable": {"few": 4},
 }
+# Where rows are expanded; bfloat16 values that are not in 12 bits are.
 AVX512 = {
+    "avx512_bf16 expanded": {"few": 6, "several": 16},
+    "zen5 expanded": {"few": 10, "several": 16},
     "avx512_vbmi2 int8": {"split": 2, "few": 6, "several": 16},
 }
 # Whose kernels multiply bfloat16 values, where an instruction set has none of its own.
 OF_BFLOAT16 = {"avx512_vbmi2": "avx512", "avx512_vnni": "avx512", "avx2_vnni": "avx2"}
 GATHERED = 256  # tokens at a time, where packing does not undo the permutation
 PARTS = "parts, "
+STRAYS = "bfloat16 with strays"
 # A number of tokens for which each kernel is chosen.
 ALONE = {
     "split": 1,
@@ -54,18 +60,21 @@ def kernel(most: dict[str, int], m: int) -> str:
     return next((name for name, tokens in most.items() if m <= tokens), "many")
 
 
-def kernels(isa: str, int8: bool, m: int, half: bool = False) -> list[str]:
+def kernels(isa: str, int8: bool, m: int, half: bool = False, strays: bool = False) -> list[str]:
     """The kernel of each of m tokens of a permuted layer, whose blocks have 64 inputs.
 
-    `half`: float16 that meets bfloat16 values, of which few are two rows each.
+    `half`: float16 that meets bfloat16 values, of which few are two rows each. `strays`: of these
+    values, too many for 12 bits.
     """
     if not int8:
         isa = OF_BFLOAT16.get(isa, isa)
     if half and m <= EXACT_TOKENS.get(isa, 0):
-        return [PARTS + name for name in kernels(isa, int8, 2 * m)[::2]]
+        return [PARTS + name for name in kernels(isa, int8, 2 * m, strays=strays)[::2]]
     if isa not in SIXTEEN_BITS_ONLY and m > GATHERED:
         return kernels(isa, int8, GATHERED) + kernels(isa, int8, m - GATHERED)
     name = f"{isa} int8" if int8 and isa in INTEGERS else isa
+    if strays and isa in SLOTS:
+        name = f"{isa} expanded"
     if name in KERNELS:
         return [kernel(KERNELS[name], m)] * m
     most = AVX512[name]
@@ -83,10 +92,11 @@ def alone(name: str) -> int:
 
 @dataclass(frozen=True)
 class Subject:
-    """A layer and the dtype of its activations."""
+    """A layer, the dtype of its activations, and whether 12 bits do not hold its values."""
 
     layer: Layer
     dtype: torch.dtype
+    strays: bool
 
     @property
     def int8(self) -> bool:
@@ -97,16 +107,30 @@ class Subject:
         """Whether float16 meets bfloat16 values."""
         return self.dtype == torch.float16 and not self.int8
 
+    def kernels(self, isa: str, m: int) -> list[str]:
+        """Of each of so many tokens."""
+        return kernels(isa, self.int8, m, self.half, self.strays)
+
 
 @pytest.fixture(
     scope="module",
-    params=itertools.product(["bfloat16", "int8"], [torch.bfloat16, torch.float16]),
+    params=itertools.product(["bfloat16", STRAYS, "int8"], [torch.bfloat16, torch.float16]),
     ids=lambda pair: f"{pair[0]} values, {pair[1]}",
 )
 def subject(request: pytest.FixtureRequest) -> Subject:
     values, dtype = request.param
     drawn = random_layer(N, K)
-    return Subject(to_int8(drawn) if values == "int8" else drawn, dtype)
+    if values == STRAYS:
+        small = drawn.weights.values.clone()
+        small[:, ::8] *= 2.0**-30
+        drawn = layer_of(small)
+    return Subject(to_int8(drawn) if values == "int8" else drawn, dtype, values == STRAYS)
+
+
+@pytest.fixture(autouse=True)
+def _stored_in_another_way(subject: Subject, isa: str) -> None:
+    if subject.strays and isa not in TWELVE_BITS:
+        pytest.skip(f"{isa} stores no bfloat16 values in 12 bits")
 
 
 def test_a_token_does_not_depend_on_the_others(subject: Subject, isa: str) -> None:
@@ -114,7 +138,7 @@ def test_a_token_does_not_depend_on_the_others(subject: Subject, isa: str) -> No
     x = torch.randn(max(TOKENS) + max(ALONE.values()), K, generator=generator).to(subject.dtype)
     for m in TOKENS:
         y = run(subject.layer, isa, x[:m])
-        names = kernels(isa, subject.int8, m, subject.half)
+        names = subject.kernels(isa, m)
         for token in {0, m // 2, m - m % 16 - 1, m - m % 16, m - 1} & set(range(m)):
             apart = run(subject.layer, isa, x[token : token + alone(names[token])])
             assert torch.equal(y[token], apart[0]), f"token {token} of {m}: {names[token]}"
@@ -122,19 +146,18 @@ def test_a_token_does_not_depend_on_the_others(subject: Subject, isa: str) -> No
 
 def test_results_change_with_the_kernel_and_nowhere_else(subject: Subject, isa: str) -> None:
     """Every token is the same, and the bias takes all off but what 16 bits have no place for."""
-    int8, half = subject.int8, subject.half
     x = torch.randn(1, K, generator=torch.Generator().manual_seed(0)).to(subject.dtype)
     rest = replace(subject.layer, bias=-run(subject.layer, isa, x)[0])
     result = {
         name: run(rest, isa, x.expand(alone(name), K))[0]
-        for name in dict.fromkeys(name for m in TOKENS for name in kernels(isa, int8, m, half))
+        for name in dict.fromkeys(name for m in TOKENS for name in subject.kernels(isa, m))
     }
     for m in TOKENS:
         y = run(rest, isa, x.expand(m, K))
-        for token, name in enumerate(kernels(isa, int8, m, half)):
+        for token, name in enumerate(subject.kernels(isa, m)):
             assert torch.equal(y[token], result[name]), f"token {token} of {m}: {name}"
     for one, other in itertools.combinations(result, 2):
         # Sums of 8-bit activations are exact integers, whatever the kernel.
-        exact = int8 and isa in INTEGERS and "split" not in (one, other)
+        exact = subject.int8 and isa in INTEGERS and "split" not in (one, other)
         same = exact or {one, other} in SAME_ORDER
         assert torch.equal(result[one], result[other]) == same, f"{one} and {other}"
