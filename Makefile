@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CSRC := $(shell find csrc -type f 2>/dev/null)
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-OFFLINE_TESTS := tests/offline
+OFFLINE_TESTS := tests/offline tests/examples
 KERNEL_TESTS := tests/kernels tests/packaging tests/quantization tests/robustness tests/cuda tests/conversion
 # The last: of what no installation has compiled, each of many processes would make bytecode anew.
 TEST_ENV := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 TOKENIZERS_PARALLELISM=false PYTHONDONTWRITEBYTECODE=
