@@ -25,7 +25,7 @@ NEEDED = (
 """Why a sparse layer cannot do without."""
 
 CLASSIFIER = "score"
-"""The layer that vLLM gives a model that answers with tokens where it is to classify."""
+"""The layer that `--convert classify` adds to a language model."""
 
 INCOMPLETE = "The checkpoint is incomplete: copy it again, or run `permllm-offline prune` again."
 NO_CLASSIFIER = (

@@ -128,7 +128,7 @@ def subject(request: pytest.FixtureRequest) -> Subject:
 
 
 @pytest.fixture(autouse=True)
-def _stored_in_another_way(subject: Subject, isa: str) -> None:
+def _strays_where_12_bits_are(subject: Subject, isa: str) -> None:
     if subject.strays and isa not in TWELVE_BITS:
         pytest.skip(f"{isa} stores no bfloat16 values in 12 bits")
 
