@@ -2,4 +2,4 @@
 
 from packaging.specifiers import SpecifierSet
 
-VLLM = SpecifierSet(">=0.32,<0.34")
+VLLM = SpecifierSet(">=0.32,<0.35")

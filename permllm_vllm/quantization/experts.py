@@ -193,7 +193,7 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
             for operand in OPERANDS:
                 register_packed(layer, f"{stack.name}_{operand}", getattr(stacked, operand))
         for one in packed:
-            self.served.packed(backend, self.pattern, self.dtype, four_bits=one.four_bits)
+            self.served.packed(backend, self.checkpoint, self.dtype, four_bits=one.four_bits)
         return True
 
     def _checked(

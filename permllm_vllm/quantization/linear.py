@@ -184,7 +184,7 @@ class PermLLMLinearMethod(LinearMethodBase):
         register_packed(layer, WEIGHT_METADATA, packed.metadata)
         register_packed(layer, schema.INPUT_PERMUTATION, packed.permutation)
         register_packed(layer, schema.WEIGHT_SCALE, packed.scale)
-        self.served.packed(backend, self.pattern, self.dtype, four_bits=packed.four_bits)
+        self.served.packed(backend, self.checkpoint, self.dtype, four_bits=packed.four_bits)
 
     def apply(self, layer: Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x [..., in]` times the sparse weight: `[..., out]`, in x's dtype."""

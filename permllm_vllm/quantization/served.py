@@ -10,7 +10,7 @@ import torch
 import permllm_vllm
 from permllm_vllm import ops
 from permllm_vllm.backends import Backend, SelectedBackend, select_backend
-from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.compat import init_logger
 from permllm_vllm.quantization.freed_memory import release_freed_memory
 
@@ -62,9 +62,14 @@ class ServedLayers:
         self._created += 1
 
     def packed(
-        self, backend: Backend, pattern: Pattern, dtype: torch.dtype, *, four_bits: bool = False
+        self,
+        backend: Backend,
+        checkpoint: QuantizationConfig,
+        dtype: torch.dtype,
+        *,
+        four_bits: bool = False,
     ) -> None:
-        """A layer is ready, its checkpoint's tensors are dropped.
+        """A layer of activations of `dtype` is ready, its checkpoint's tensors are dropped.
 
         The last one gives their memory back and logs the line; a reload of the weights does again.
         """
@@ -78,12 +83,13 @@ class ServedLayers:
             for (name, instruction_set), layers in sorted(self._packed.items())
         )
         logger.info(
-            "PermLLM %s: %s (%s, %s%s)",
+            "PermLLM %s: %s (%s, %s values%s, %s activations)",
             permllm_vllm.__version__,
             shares,
-            pattern,
+            checkpoint.pattern,
+            checkpoint.value_dtype,
+            f", those of {self._in_four_bits} in 4 bits" if self._in_four_bits else "",
             str(dtype).removeprefix("torch."),
-            f", values of {self._in_four_bits} in 4 bits" if self._in_four_bits else "",
         )
         self._packed.clear()
         self._in_four_bits = 0

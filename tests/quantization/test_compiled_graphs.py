@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedConfig
 from vllm.config import ModelConfig, VllmConfig
+from vllm.config import utils as config_utils
 
 from permllm_vllm.quantization import config as config_module
 from permllm_vllm.quantization.config import PermLLMConfig
@@ -41,9 +42,15 @@ def graph_key(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[PermL
         served = VllmConfig(model_config=ModelConfig(str(tmp_path), skip_tokenizer_init=True))
         assert isinstance(served.quant_config, PermLLMConfig)
         text = served.model_config.hf_config.get_text_config()
-        return str(served.with_hf_config(text).compute_hash())
+        return _hash(served.with_hf_config(text))
 
     return key
+
+
+def _hash(served: VllmConfig) -> str:
+    if hasattr(served, "compute_hash"):  # up to vLLM 0.33
+        return str(served.compute_hash())
+    return str(config_utils.hash_factors(served.compile_factors()))
 
 
 def test_other_kernels(

@@ -83,7 +83,7 @@ def test_a_vllm_without_quantization(monkeypatch: pytest.MonkeyPatch, warnings: 
 def test_a_missing_symbol_is_named() -> None:
     with pytest.raises(compat.IncompatibleVllmError) as error:
         compat._symbol("vllm.model_executor.layers.linear", "NoSuchLinear")
-    for part in ("vllm.model_executor.layers.linear.NoSuchLinear", ">=0.32", "<0.34"):
+    for part in ("vllm.model_executor.layers.linear.NoSuchLinear", ">=0.32", "<0.35"):
         assert part in str(error.value)
     assert compat.installed_version() in str(error.value)
     compat.SYMBOLS.pop()
@@ -95,12 +95,12 @@ def test_a_missing_module_is_named() -> None:
     compat.SYMBOLS.pop()
 
 
-@pytest.mark.parametrize("version", ["0.32.0", "0.32.0+cpu", "0.33.1", "0.33.0rc1"])
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.0+cpu", "0.33.1", "0.34.0", "0.34.1rc1"])
 def test_tested_versions(version: str) -> None:
     assert compat.untested_version_warning(version) is None
 
 
-@pytest.mark.parametrize("version", ["0.31.2", "0.34.0", "1.0", "dev", "unknown"])
+@pytest.mark.parametrize("version", ["0.31.2", "0.35.0", "1.0", "dev", "unknown"])
 def test_other_versions_are_warned_about(version: str) -> None:
     warning = compat.untested_version_warning(version)
     assert warning is not None

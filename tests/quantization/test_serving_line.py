@@ -9,7 +9,6 @@ from vllm.model_executor.layers.linear import ReplicatedLinear
 import permllm_vllm
 from permllm_vllm.backends.cpu import instruction_sets
 from permllm_vllm.backends.reference import ReferenceBackend
-from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.quantization import served
 from tests.quantization.sparse_modules import config, load, permutation, sparse_module
 
@@ -40,7 +39,7 @@ def test_once_after_the_last_layer(on_rank: Callable[[int, int], None], lines: l
     build_and_load(torch.float32, lines)
     assert lines == [
         f"PermLLM {permllm_vllm.__version__}: backend reference (pytorch) serves 3 sparse linear "
-        "layers (2:4, float32)"
+        "layers (2:4, float32 values, float32 activations)"
     ]
 
 
@@ -50,18 +49,24 @@ def test_names_the_instruction_set(
 ) -> None:
     monkeypatch.setenv("PERMLLM_CPU_ISA", "portable")
     build_and_load(torch.bfloat16, lines)
-    assert "backend cpu (portable) serves 3 sparse linear layers (2:4, bfloat16)" in lines[0]
+    assert lines[0].endswith(
+        "backend cpu (portable) serves 3 sparse linear layers "
+        "(2:4, float32 values, bfloat16 activations)"
+    )
 
 
 def test_says_how_many_have_values_in_4_bits(lines: list[str]) -> None:
     layers, backend = served.ServedLayers(), ReferenceBackend(torch.bfloat16)
+    checkpoint = config(value_dtype="int4").checkpoint
     for _ in range(3):
         layers.created()
     for _ in range(2):  # weights may be loaded again
         lines.clear()
         for four_bits in (True, False, True):
-            layers.packed(backend, Pattern(2, 4), torch.bfloat16, four_bits=four_bits)
-        assert lines[0].endswith("3 sparse linear layers (2:4, bfloat16, values of 2 in 4 bits)")
+            layers.packed(backend, checkpoint, torch.bfloat16, four_bits=four_bits)
+        assert lines[0].endswith(
+            "3 sparse linear layers (2:4, int4 values, those of 2 in 4 bits, bfloat16 activations)"
+        )
 
 
 def test_a_fallback_is_warned_about_once(

@@ -93,7 +93,7 @@ def test_the_compiled_kernel_serves(server: Server) -> None:
     instruction_set = re.escape(CpuBackend(values=torch.bfloat16).instruction_set)
     assert re.fullmatch(
         rf"PermLLM \S+: backend cpu \({instruction_set}\) serves 120 sparse linear layers "
-        r"\(2:4, bfloat16\)",
+        r"\(2:4, bfloat16 values, bfloat16 activations\)",
         server.backend_line(),
     )
     assert "reference backend" not in server.log()
