@@ -97,8 +97,13 @@ class PermLLMQuantizer(HfQuantizer):
         raise_if_any(problems)
         return model
 
-    def update_weight_conversions(self, weight_conversions: list[Any]) -> list[Any]:
-        """Leave out what would merge the tensors of experts that are separate here."""
+    def update_weight_conversions(
+        self, weight_conversions: list[Any], model: nn.Module | None = None
+    ) -> list[Any]:
+        """Leave out what would merge the tensors of experts that are separate here.
+
+        Transformers hands over the model from 5.22 on.
+        """
         merged = [f"{path}.{kind}" for path in self._separate for kind in FUSED]
         return [one for one in weight_conversions if not any(merges(one, name) for name in merged)]
 

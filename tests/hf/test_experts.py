@@ -136,6 +136,15 @@ def test_a_sparse_checkpoint_is_its_dense_twin(baked: Path, tokens: Tensor) -> N
     assert (logits(dense, tokens) - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
+def test_conversions_are_asked_for_with_the_model_or_without(baked: Path) -> None:
+    model = load(baked / "sparse")
+    names, merge = ["experts.*.gate_proj.weight", "experts.*.up_proj.weight"], MergeModulelist(0)
+    kept = WeightConverter(["norm.*.weight"], "norm.weight", [merge])
+    merged = WeightConverter(names, "experts.gate_up_proj", [merge])
+    for arguments in ([kept, merged], model), ([kept, merged],):  # from 5.22 on, and before
+        assert model.hf_quantizer.update_weight_conversions(*arguments) == [kept]
+
+
 def test_a_bare_model_finds_its_experts(baked: Path, tokens: Tensor) -> None:
     bare = AutoModel.from_pretrained(baked / "sparse", dtype=torch.float32)
     dense = AutoModel.from_pretrained(baked / "dense", dtype=torch.float32)

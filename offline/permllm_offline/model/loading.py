@@ -40,6 +40,8 @@ _MORE_OUTPUTS = ("output_router_logits", "output_hidden_states", "output_attenti
 """What a configuration may ask of every forward pass, and nobody reads here."""
 TRUST_NOTHING: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 """Of a folder: no code of the model's own, no download of what it names."""
+_OWN_LAYERS: dict[str, Any] = {**TRUST_NOTHING, "use_kernels": False}
+"""Of a model: nor of kernels from the hub, which transformers takes by default from 5.25 on."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -176,7 +178,7 @@ def load_served(source: Source, dtype: torch.dtype, device: torch.device) -> Any
             dtype=dtype,
             use_safetensors=True,
             **attention_options(source.config),
-            **TRUST_NOTHING,
+            **_OWN_LAYERS,
         )
     compute_as_engines(model)
     model.requires_grad_(False)
@@ -225,7 +227,7 @@ def model_from(
             state_dict={name: as_loaded(empty, name, tensor, dtype) for name, tensor in tensors},
             dtype=dtype,
             output_loading_info=True,
-            **TRUST_NOTHING,
+            **_OWN_LAYERS,
         )
         model.__class__ = type(empty)
         compute_as_engines(model)

@@ -17,6 +17,9 @@ ROLES = {"human": "user", "gpt": "assistant"}
 
 _DAY = datetime(2026, 1, 1)
 """Today for templates that write the date: the same rows give the same tokens on every day."""
+_NOW = "strftime_now"
+"""What templates call for the date. Transformers hands no function to a template from 5.25 on."""
+_PARTS = [f"%{flag}{letter}" for flag in ("", "-") for letter in "aAbBcdeHIjmMpSuUwWxXyYzZ%"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class RowText:
             return ""
         try:
             text: str = self.tokenizer.apply_chat_template(
-                taken, tokenize=False, strftime_now=_DAY.strftime
+                taken, tokenize=False, chat_template=_dated(self.tokenizer.chat_template)
             )
         except Exception as error:  # a template is a program, and raises what it likes
             raise OfflineError(
@@ -78,6 +81,18 @@ class RowText:
         begins = getattr(self.tokenizer, "window_begin", None) is not None
         # A window gets that token by itself.
         return text.removeprefix(self.tokenizer.bos_token or "") if begins else text
+
+
+def _dated(template: object) -> str | None:
+    """The template with a macro for the date of `_DAY`; None where it asks for no date.
+
+    Several templates are a dictionary, of which transformers takes the default.
+    """
+    chosen = template.get("default") if isinstance(template, dict) else template
+    if not isinstance(chosen, str) or _NOW not in chosen:
+        return None
+    parts = "".join(f" | replace({part!r}, {_DAY.strftime(part)!r})" for part in _PARTS)
+    return f"{{% macro {_NOW}(format) %}}{{{{ format{parts} }}}}{{% endmacro +%}}{chosen}"
 
 
 def _message(message: object, source: str) -> dict[str, object]:

@@ -11,9 +11,11 @@ import httpx
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError
+from transformers import PreTrainedModel
 
+from permllm_offline.api import prune
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.loading import load_model, open_source, parse_device
+from permllm_offline.model.loading import load_model, load_served, open_source, parse_device
 from permllm_offline.model.tokenizer import load_tokenizer
 from permllm_offline.preparation.prepared import open_prunable
 from permllm_offline.preparation.recipe_input import make_recipe
@@ -155,9 +157,28 @@ def test_the_cap_of_attention_scores_is_computed(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model.float()(tokens).logits
         assert torch.equal(loaded(tokens).logits, expected)
-        model.config.attn_logit_softcapping = None
-        loaded.set_attn_implementation("sdpa")  # which leaves it out: the cap is felt here
-        assert not torch.allclose(loaded(tokens).logits, expected, rtol=1e-3)
+        uncapped = tiny_model("gemma2", attn_logit_softcapping=None).float()
+        uncapped.load_state_dict(model.state_dict())
+        assert not torch.allclose(uncapped(tokens).logits, expected, rtol=1e-3)  # it is felt here
+
+
+def test_layers_are_never_those_of_kernels_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense, sparse = tmp_path / "dense", tmp_path / "sparse"
+    tiny_llama().save_pretrained(dense)
+    prune(str(dense), sparse, method="magnitude")
+    given = []
+    load = PreTrainedModel.from_pretrained.__func__
+
+    def watched(kind: type[PreTrainedModel], *arguments: Any, **options: Any) -> Any:
+        given.append(options.get("use_kernels"))
+        return load(kind, *arguments, **options)
+
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(watched))
+    for directory in (dense, sparse):
+        load_served(open_source(str(directory)), torch.float32, torch.device("cpu"))
+    assert given == [False, False]
 
 
 @pytest.mark.parametrize("model_type", ["llama", "opt", "gemma3_text"])

@@ -129,8 +129,12 @@ def test_null_entries_of_a_message_are_left_out(tmp_path: Path, tiny_model_direc
 def test_a_template_that_writes_the_date_gives_the_same_every_day(
     tmp_path: Path, tiny_model_directory: Path
 ) -> None:
-    tokenizer = templated(tiny_model_directory, "{{ strftime_now('%d %B %Y') }}")
-    assert texts(written(tmp_path, {"messages": TALK}), "text", tokenizer) == ["01 January 2026"]
+    asked = "%d %B %Y, %-d %b %y, %A, 100%%"
+    template = f"\n{{{{ strftime_now('{asked}') if strftime_now is defined }}}}"
+    tokenizer = templated(tiny_model_directory, template)
+    assert texts(written(tmp_path, {"messages": TALK}), "text", tokenizer) == [
+        "\n01 January 2026, 1 Jan 26, Thursday, 100%"
+    ]
 
 
 class Chatting(Beginning):
