@@ -19,7 +19,8 @@ _DAY = datetime(2026, 1, 1)
 """Today for templates that write the date: the same rows give the same tokens on every day."""
 _NOW = "strftime_now"
 """What templates call for the date. Transformers hands no function to a template from 5.25 on."""
-_PARTS = [f"%{flag}{letter}" for flag in ("", "-") for letter in "aAbBcdeHIjmMpSuUwWxXyYzZ%"]
+_DIRECTIVES = [f"%{flag}{letter}" for flag in ("", "-") for letter in "aAbBcdeHIjmMpSuUwWxXyYzZ%"]
+"""What strftime fills in, without zeros in front too."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _dated(template: object) -> str | None:
     chosen = template.get("default") if isinstance(template, dict) else template
     if not isinstance(chosen, str) or _NOW not in chosen:
         return None
-    parts = "".join(f" | replace({part!r}, {_DAY.strftime(part)!r})" for part in _PARTS)
+    parts = "".join(f" | replace({part!r}, {_DAY.strftime(part)!r})" for part in _DIRECTIVES)
     return f"{{% macro {_NOW}(format) %}}{{{{ format{parts} }}}}{{% endmacro +%}}{chosen}"
 
 
