@@ -15,7 +15,6 @@ import torch
 
 from benchmarks.models import smollm2
 from benchmarks.pruning.commands import prune
-from benchmarks.pruning.int8_checkpoint import write_int8
 from benchmarks.pruning.named_method import NamedMethod
 from benchmarks.records.machine import comparable, machine, revision, versions
 from benchmarks.texts import sotu
@@ -42,9 +41,6 @@ class Times:
 class Checkpoints:
     """Bakes what the folder lacks, each in a process of its own, as a user does.
 
-    Where the folder has the bfloat16 values of a checkpoint, int8 ones are rounded from them, which
-    gives the same: nothing is learned again, and what a prune takes is not known.
-
     What a checkpoint took is kept beside it, with machine, versions, commit and options.
 
     Args:
@@ -69,10 +65,6 @@ class Checkpoints:
         record = checkpoint.with_name(f"{checkpoint.name}.times.json")
         if not checkpoint.exists():
             self._directory.mkdir(parents=True, exist_ok=True)
-            pruned = self._path((*key[:-1], "bfloat16"))
-            if key[-1] == "int8" and pruned.exists():
-                write_int8(pruned, checkpoint)
-                return checkpoint, None
             start, made_with = (time.perf_counter(), processor_time()), revision()
             self._bake(key, checkpoint)
             times = asdict(times_since(*start))

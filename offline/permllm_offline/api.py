@@ -86,6 +86,7 @@ def prune(
     device: str | None = None,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None,
     values: Literal["auto", "int8", "int4"] | None = None,
+    smoothing: bool | None = None,
     scratch: Place | None = None,
     learning: LearningEntries | None = None,
     blockwise: BlockwiseEntries | None = None,
@@ -124,6 +125,7 @@ def prune(
         dtype: of the weights; ``auto`` is the model's own.
         values: ``int8`` stores kept weights with a scale per output row, ``int4`` with a multiplier
             per row and 64 inputs as well; see ``sparsity.int4_values``.
+        smoothing: whether integer values meet evened-out inputs; see ``sparsity.smoothing``.
         scratch: ``disk`` puts the states of tuning, and second moments, into files beside the
             output; by default only where what is asked for fits into memory only so.
         learning: constants of the learned permutation, some fields of ``LearningRecipe``.
@@ -159,6 +161,7 @@ def prune(
         "device": device,
         "dtype": dtype,
         "values": values,
+        "smoothing": smoothing,
         "scratch": scratch,
         "learning": learning,
         "blockwise": blockwise,

@@ -48,8 +48,7 @@ from permllm_offline.run.costs import costs_json
 from permllm_offline.run.local_path import local_path
 from permllm_offline.run.processes import SharedWork, count, first, joined
 from permllm_offline.run.steps import WorkFolder
-from permllm_offline.sparsity.bake import bake_layer
-from permllm_offline.sparsity.decisions import LayerDecision
+from permllm_offline.sparsity.bake import bake_layer, divided_norms
 from permllm_offline.sparsity.rounded_layer import RoundedLayer
 from permllm_offline.text.windows import SELF, require_windows
 from permllm_vllm.checkpoint.companions import check_companions
@@ -312,7 +311,7 @@ def _write(
     write_checkpoint(
         output,
         _tensors(recipe, prepared, pruned),
-        _quantization(recipe, prepared, pruned.decisions),
+        _quantization(recipe, prepared, pruned),
         prepared.source.directory,
         force=force,
         max_shard_bytes=shard_bytes(prepared.plan),
@@ -343,7 +342,12 @@ def _tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """Tensors of the checkpoint: those left dense from the source, then the baked layers."""
     family = prepared.plan.family
-    yield from joined_experts(left_dense(prepared), family)
+    norms = {
+        family.stored_name(index, norm): exponents
+        for index, own in enumerate(pruned.rounded)
+        for norm, exponents in divided_norms(pruned.decisions[index], own).items()
+    }
+    yield from joined_experts(left_dense(prepared, norms), family)
     pattern = recipe.parsed_pattern()
     grids: Sequence[RoundedLayer | None] = pruned.rounded or [None] * len(pruned.decisions)
     for index, ((weights, decision), own) in enumerate(zip(pruned.layers(), grids, strict=True)):
@@ -352,12 +356,12 @@ def _tensors(
 
 
 def _quantization(
-    recipe: Recipe, prepared: Prepared, decisions: Sequence[LayerDecision]
+    recipe: Recipe, prepared: Prepared, pruned: PrunedModel | PrunedLayers
 ) -> QuantizationConfig:
     family = prepared.plan.family
     runtime: list[str] = []
     folded: list[str] = []
-    for index, decision in enumerate(decisions):
+    for index, decision in enumerate(pruned.decisions):
         for group in decision:
             if group.permutation is not None:
                 modules = folded if group.layout.folded else runtime
@@ -372,5 +376,6 @@ def _quantization(
             "runtime_permuted": runtime,
             "folded": folded,
             "absent": prepared.plan.absent,
+            "smoothed": any(layer.exponents for layer in pruned.rounded),
         }
     )

@@ -45,7 +45,7 @@ SPARSE_KINDS = (
 )
 """Tensors that only a sparse layer has; `bias` is shared with dense layers."""
 
-OPTIONAL = ("absent",)
+OPTIONAL = ("absent", "smoothed")
 """Keys of the configuration that checkpoints leave out where they would say nothing."""
 
 ListKey = Literal["ignore", "runtime_permuted", "folded", "absent"]
@@ -103,6 +103,7 @@ class QuantizationConfig(BaseModel):
     runtime_permuted: list[str] = Field(default_factory=list)
     folded: list[str] = Field(default_factory=list)
     absent: list[str] = Field(default_factory=list)
+    smoothed: bool = False
     tool_version: str = Field(default_factory=installed_version)
 
     _listed: dict[str, frozenset[str]] = PrivateAttr()

@@ -168,6 +168,7 @@ class PermLLMConfig(QuantizationConfig):
             FOLDED,
         )
         if self._unfolding is None and adapters_reach_model():
+            self._refuse_smoothed()
             self._unfolding = Unfolding(self.checkpoint.block_size)
         if self._unfolding is not None:
             self._unfolding.add(prefix, layer, folded=folded, sparse=not ignored)
@@ -184,6 +185,16 @@ class PermLLMConfig(QuantizationConfig):
             folded=folded,
             unfolding=self._unfolding,
         )
+
+    def _refuse_smoothed(self) -> None:
+        """Raise NotImplementedError where adapters of the dense model would read other numbers."""
+        if self.checkpoint.smoothed:
+            raise NotImplementedError(
+                "LoRA was enabled, but this checkpoint is `smoothed`: its layers read inputs in "
+                "other magnitudes than those of the dense model, which an adapter was trained on. "
+                "Serve without --enable-lora, prune with --no-smoothing, or merge the adapter into "
+                "the dense model before pruning."
+            )
 
     def _refuse_requantizing(self, layer: Any, prefix: str) -> None:
         """Raise NotImplementedError where vLLM is to quantize a sparse layer while it loads."""

@@ -14,7 +14,7 @@ from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import dtype_name
 from permllm_offline.model.lookup import family_of
 from permllm_offline.model.modules import decoder_layers, has_module
-from permllm_offline.sparsity.bake import apply_masks, bake_layer
+from permllm_offline.sparsity.bake import apply_masks, bake_layer, divided_norms
 from permllm_offline.sparsity.decisions import LayerDecision, decide
 from permllm_offline.sparsity.rounded_layer import RoundedLayer, Rounding, choose_grids
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -64,12 +64,19 @@ def bake(
 
     names, of_tensors = list(folded), language_model_of(model.config, ()).names
     tied = model.all_tied_weights_keys  # not in the files that Transformers writes, either
+    divided = {
+        family.stored_name(index, norm): torch.exp2(-exponents.float())
+        for index, grids in enumerate(rounded)
+        for norm, exponents in divided_norms(decisions[index], grids).items()
+    }
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for own, tensor in model.state_dict().items():
             name = of_tensors.stored(own)
-            if name.rpartition(".")[0] not in names and own not in tied:
-                yield name, tensor
+            module = name.rpartition(".")[0]
+            if module not in names and own not in tied:
+                factors = divided.get(module)
+                yield name, tensor if factors is None else (tensor * factors).to(tensor.dtype)
         for index, layer in enumerate(decoder_layers(model, family.layers)):
             grids = rounded[index] if rounded else None
             name = partial(family.stored_name, index)
@@ -77,7 +84,7 @@ def bake(
 
     value_dtype: Any = dtype_name(model.dtype)
     if rounded:
-        value_dtype = "int4" if rounded[0].int4 else "int8"
+        value_dtype = "int4" if rounded[0].multipliers else "int8"
     config = QuantizationConfig(
         pattern=str(pattern),
         block_size=block,
@@ -86,6 +93,7 @@ def bake(
         runtime_permuted=[name for name in names if not folded[name]],
         folded=[name for name in names if folded[name]],
         absent=family.absent(len(decisions)),
+        smoothed=any(grids.exponents for grids in rounded),
     )
     write_checkpoint(at, tensors(), config, source)
 
@@ -93,12 +101,22 @@ def bake(
 def integer_grids(
     model: Any, decisions: list[LayerDecision], values: Rounding = "int8"
 ) -> list[RoundedLayer]:
-    """Prune a model and round what is kept, in place; the grids of every layer."""
+    """Prune a model and round what is kept, in place; the grids of every layer.
+
+    The inputs are said to differ by far, so that smoothing has something to do.
+    """
     grids: list[RoundedLayer] = []
+    generator = torch.Generator().manual_seed(6)
     layers = decoder_layers(model, family_of(model.config).layers)
     for layer, decision in zip(layers, decisions, strict=True):
         apply_masks(layer, decision)
-        grids.append(choose_grids(layer, decision, None, values, rounds=True))
+        energies = {
+            group.layout.group.name: torch.exp2(
+                8 * torch.randn(group.layout.in_features, generator=generator)
+            )
+            for group in decision
+        }
+        grids.append(choose_grids(layer, decision, energies, values, rounds=True, smooths=True))
     return grids
 
 

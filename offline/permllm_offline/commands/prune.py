@@ -144,6 +144,13 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "a multiplier per row and 64 inputs as well",
     )
     parser.add_argument(
+        "--smoothing",
+        action=argparse.BooleanOptionalAction,
+        help="with int8 and int4 values, even out what the layers read, so that rounding takes "
+        "less of it; it costs nothing when served, but adapters of the dense model (LoRA) do not "
+        "fit any more (default: smoothed)",
+    )
+    parser.add_argument(
         "--scratch",
         metavar="memory|disk",
         help="where optimizer states and second moments are kept: in memory, or in files beside "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from permllm_offline.model.family import Family, Fold, SharedInputGroup
@@ -11,11 +11,17 @@ from permllm_offline.model.row_parts import RowPart, every_row, first_half, seco
 Groups = tuple[SharedInputGroup, ...]
 
 
-def attention(queries: str, keys: str, values: str, output: str) -> Groups:
-    """Queries, keys and values, and what reads the attention over them."""
+def attention(
+    queries: str, keys: str, values: str, output: str, *, proportional: bool = True
+) -> Groups:
+    """Queries, keys and values, and what reads the attention over them.
+
+    That is ``proportional`` to the values where these have no norm.
+    """
+    rows = (RowPart(values, every_row, proportional),)
     return (
         SharedInputGroup("qkv", (queries, keys, values)),
-        SharedInputGroup("o", (output,), Fold.VALUE_HEADS, (RowPart(values, every_row),)),
+        SharedInputGroup("o", (output,), Fold.VALUE_HEADS, rows),
     )
 
 
@@ -36,7 +42,7 @@ def plain_mlp(first: str, second: str, *, label: str = "") -> Groups:
 
 def _gated_mlp(gate: str, up: str, down: str, *, label: str) -> Groups:
     """Gate and up, and one that reads their products."""
-    rows = (RowPart(gate, every_row), RowPart(up, every_row))
+    rows = (RowPart(gate, every_row), RowPart(up, every_row, proportional=True))
     return (
         SharedInputGroup(f"{label}gate_up", (gate, up)),
         SharedInputGroup(f"{label}down", (down,), Fold.ELEMENTWISE, rows),
@@ -45,7 +51,7 @@ def _gated_mlp(gate: str, up: str, down: str, *, label: str) -> Groups:
 
 def fused_gated_mlp(gate_up: str, down: str) -> Groups:
     """Gate and up in one linear, one after the other, and one that reads their products."""
-    rows = (RowPart(gate_up, first_half), RowPart(gate_up, second_half))
+    rows = (RowPart(gate_up, first_half), RowPart(gate_up, second_half, proportional=True))
     return (
         SharedInputGroup("gate_up", (gate_up,)),
         SharedInputGroup("down", (down,), Fold.ELEMENTWISE, rows),
@@ -58,6 +64,11 @@ def mamba(module: str) -> Groups:
         SharedInputGroup("mamba_in", (f"{module}.in_proj",)),
         SharedInputGroup("mamba_out", (f"{module}.out_proj",)),
     )
+
+
+def after(norms: Mapping[str, str], groups: Groups) -> Groups:
+    """Groups with the norms that they alone read, by the name of the group."""
+    return tuple(replace(group, norm=norms.get(group.name, "")) for group in groups)
 
 
 def in_some_layers(*groups: SharedInputGroup) -> Groups:

@@ -13,6 +13,7 @@ from typing import Any
 
 from permllm_offline.model.common_groups import (
     Groups,
+    after,
     attention,
     fused_gated_mlp,
     in_some_layers,
@@ -24,22 +25,31 @@ from permllm_offline.model.family import Family, Fold, SharedInputGroup
 from permllm_offline.model.row_parts import RowPart, values_last, values_of_each_head
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-_ATTENTION = attention(*QKV, "self_attn.o_proj")
+NORMS = {
+    "qkv": "input_layernorm",
+    "gate_up": "post_attention_layernorm",
+    "fc1": "post_attention_layernorm",
+}
+"""What most families call the norms that these groups alone read, and whose weights multiply."""
+_BARE_ATTENTION = attention(*QKV, "self_attn.o_proj")
+_ATTENTION = after(NORMS, _BARE_ATTENTION)
+_CHANGED_VALUES = attention(*QKV, "self_attn.o_proj", proportional=False)
+"""Values that are clipped, or have a norm, are no multiples of what they were."""
 _FUSED_ATTENTION = (
     SharedInputGroup("qkv", ("self_attn.qkv_proj",)),
     SharedInputGroup(
         "o",
         ("self_attn.o_proj",),
         Fold.VALUE_HEADS,
-        (RowPart("self_attn.qkv_proj", values_last),),
+        (RowPart("self_attn.qkv_proj", values_last, proportional=True),),
     ),
 )
 _LATENT = "self_attn.kv_a_proj_with_mqa"
 """What keys and values of all heads are made of (multi-head latent attention)."""
-QUERIES_AT_ONCE = SharedInputGroup("qkv", ("self_attn.q_proj", _LATENT))
+QUERIES_AT_ONCE = SharedInputGroup("qkv", ("self_attn.q_proj", _LATENT), norm=NORMS["qkv"])
 QUERIES_IN_STEPS = (
-    SharedInputGroup("qkv", ("self_attn.q_a_proj", _LATENT)),
-    SharedInputGroup("q_b", ("self_attn.q_b_proj",)),
+    SharedInputGroup("qkv", ("self_attn.q_a_proj", _LATENT), norm=NORMS["qkv"]),
+    SharedInputGroup("q_b", ("self_attn.q_b_proj",), norm="self_attn.q_a_layernorm"),
 )
 # No fold: rows before it are those of kv_b_proj, which engines take apart and multiply otherwise.
 _LATENT_ATTENTION = (
@@ -49,7 +59,8 @@ _LATENT_ATTENTION = (
 )
 
 
-_GATED_MLP = mlp("mlp")
+_BARE_MLP = mlp("mlp")
+_GATED_MLP = after(NORMS, _BARE_MLP)
 _ROUTERS = (r"re:.*\.mlp\.gate", r"re:.*\.mlp\.shared_expert_gate")
 """They have few rows, and decide where a token goes."""
 
@@ -77,13 +88,15 @@ def _gated_hybrid(*read_by_linear_attention: str) -> Groups:
 
 
 _GATED_BESIDE = (
-    SharedInputGroup("qkvg", (*QKV, "self_attn.gate_proj")),
+    SharedInputGroup("qkvg", (*QKV, "self_attn.gate_proj"), norm="input_layernorm"),
     # Gated by rows of the last one: a fold would have to move those as well.
     SharedInputGroup("o", ("self_attn.o_proj",)),
 )
 _LLAMA = Family("model.layers", _ATTENTION + _GATED_MLP, ignore=("lm_head",))
-_FUSED_MLP = fused_gated_mlp("mlp.gate_up_proj", "mlp.down_proj")
-_PHI3 = Family("model.layers", _FUSED_ATTENTION + _FUSED_MLP, ignore=("lm_head",))
+# Norms add 1 to their weight (Gemma), have none (OLMo), come after the linears, or are read by all.
+_BARE_LLAMA = replace(_LLAMA, groups=_BARE_ATTENTION + _BARE_MLP)
+_FUSED_MLP = after(NORMS, fused_gated_mlp("mlp.gate_up_proj", "mlp.down_proj"))
+_PHI3 = Family("model.layers", after(NORMS, _FUSED_ATTENTION) + _FUSED_MLP, ignore=("lm_head",))
 _GLM4 = Family("model.layers", _ATTENTION + _FUSED_MLP, ignore=("lm_head",))
 MORE_TOKENS = ("mtp.", "model.mtp_")
 """What the names of modules begin with that predict several tokens, for engines that draft."""
@@ -93,7 +106,7 @@ _QWEN3_5_ATTENTION = _gated_hybrid("in_proj_qkv", "in_proj_z")
 _QWEN3_5_IGNORE = ("lm_head", r"re:.*\.linear_attn\.in_proj_[ab]", MORE_TOKENS_IGNORED)
 _QWEN3_5 = Family(
     "model.layers",
-    (*_QWEN3_5_ATTENTION, *_GATED_MLP),
+    (*_QWEN3_5_ATTENTION, *_BARE_MLP),
     ignore=_QWEN3_5_IGNORE,
     recurrent="linear_attn.in_proj_qkv",
 )
@@ -118,7 +131,7 @@ _GRANITE_HYBRID = replace(
 )
 _FALCON_H1 = Family(
     "model.layers",
-    (*_ATTENTION, *_MAMBA, *mlp("feed_forward")),
+    (*_BARE_ATTENTION, *_MAMBA, *after({"gate_up": "pre_ff_layernorm"}, mlp("feed_forward"))),
     ignore=("lm_head",),
     recurrent="mamba.in_proj",
     gives_tuples=True,
@@ -148,7 +161,10 @@ _NEMOTRON_H = Family(
 # What a token adds to each layer passes through few channels, and is dense in all.
 _GEMMA4 = Family(
     "model.layers",
-    _ATTENTION + _GATED_MLP,
+    after(
+        {"qkv": "input_layernorm", "gate_up": "pre_feedforward_layernorm"},
+        _CHANGED_VALUES + _BARE_MLP,
+    ),
     ignore=(
         "lm_head",
         r"re:.*\.router\.proj",
@@ -169,12 +185,12 @@ _MIXTRAL = _mixture(
     renamed=(("mlp", "block_sparse_moe"),),
 )
 _SHORT_CONVOLUTIONS = in_some_layers(
-    *attention(*QKV, "self_attn.out_proj"),
-    SharedInputGroup("conv_in", ("conv.in_proj",)),
+    *after({"qkv": "operator_norm"}, attention(*QKV, "self_attn.out_proj")),
+    SharedInputGroup("conv_in", ("conv.in_proj",), norm="operator_norm"),
     # A fold would have to move the channels of the convolution as well.
     SharedInputGroup("conv_out", ("conv.out_proj",)),
 )
-_LFM2_MLP = mlp("feed_forward", linears=_W)
+_LFM2_MLP = after({"gate_up": "ffn_norm"}, mlp("feed_forward", linears=_W))
 _LFM2 = Family("model.layers", (*_SHORT_CONVOLUTIONS, *_LFM2_MLP), ignore=("lm_head",))
 _LFM2_MOE = _mixture(
     *_LFM2_MLP,
@@ -200,17 +216,27 @@ _QWEN3_5_MOE = Family(
 )
 _QWEN3_NEXT = Family(
     "model.layers",
-    (*_gated_hybrid("in_proj_qkvz"), *in_some_layers(*_GATED_MLP, *_SHARED_EXPERT)),
+    (*_gated_hybrid("in_proj_qkvz"), *in_some_layers(*_BARE_MLP, *_SHARED_EXPERT)),
     ignore=("lm_head", r"re:.*\.linear_attn\.in_proj_ba", *_ROUTERS, MORE_TOKENS_IGNORED),
     experts="mlp.experts",
     recurrent="linear_attn.in_proj_qkvz",
 )
-_UP_DOWN = Family(
-    "model.layers", _ATTENTION + mlp("mlp", linears=_TWO_LINEARS), ignore=("lm_head",)
+_BARE_UP_DOWN = Family(
+    "model.layers", _BARE_ATTENTION + mlp("mlp", linears=_TWO_LINEARS), ignore=("lm_head",)
+)
+_UP_DOWN = replace(_BARE_UP_DOWN, groups=after(NORMS, _BARE_UP_DOWN.groups))
+_APERTUS = replace(
+    _BARE_UP_DOWN,
+    groups=after(
+        {"qkv": "attention_layernorm", "fc1": "feedforward_layernorm"}, _BARE_UP_DOWN.groups
+    ),
 )
 _STARCODER2 = Family(
-    "model.layers", _ATTENTION + mlp("mlp", linears=("c_fc", "c_proj")), ignore=("lm_head",)
+    "model.layers",
+    after(NORMS, _BARE_ATTENTION + mlp("mlp", linears=("c_fc", "c_proj"))),
+    ignore=("lm_head",),
 )
+# Its norms come after the linears in some of its sizes.
 _OPT = Family(
     "model.decoder.layers",
     (
@@ -221,15 +247,18 @@ _OPT = Family(
 )
 _GPT_NEOX = Family(
     "gpt_neox.layers",
-    (
-        SharedInputGroup("qkv", ("attention.query_key_value",)),
-        SharedInputGroup(
-            "o",
-            ("attention.dense",),
-            Fold.VALUE_HEADS,
-            (RowPart("attention.query_key_value", values_of_each_head),),
+    after(
+        NORMS,
+        (
+            SharedInputGroup("qkv", ("attention.query_key_value",)),
+            SharedInputGroup(
+                "o",
+                ("attention.dense",),
+                Fold.VALUE_HEADS,
+                (RowPart("attention.query_key_value", values_of_each_head, proportional=True),),
+            ),
+            *mlp("mlp", linears=("dense_h_to_4h", "dense_4h_to_h")),
         ),
-        *mlp("mlp", linears=("dense_h_to_4h", "dense_4h_to_h")),
     ),
     ignore=("lm_head", "embed_out"),
 )
@@ -248,9 +277,9 @@ FAMILIES: Mapping[str, Family] = {
     "qwen3_next": _QWEN3_NEXT,
     "qwen3_5_text": _QWEN3_5,
     "qwen3_5_moe_text": _QWEN3_5_MOE,
-    "gemma": _LLAMA,
-    "gemma2": _LLAMA,
-    "gemma3_text": _LLAMA,
+    "gemma": _BARE_LLAMA,
+    "gemma2": _BARE_LLAMA,
+    "gemma3_text": _BARE_LLAMA,
     "gemma4_text": _GEMMA4,
     "gemma4_unified_text": replace(_GEMMA4, experts=""),
     "granite": _LLAMA,
@@ -259,21 +288,21 @@ FAMILIES: Mapping[str, Family] = {
     "granitemoeshared": _GRANITE_SHARED,
     "granitemoehybrid": _GRANITE_HYBRID,
     "smollm3": _LLAMA,
-    "olmo": _LLAMA,
-    "olmo2": _LLAMA,
-    "olmo3": _LLAMA,
-    "olmoe": _mixture(),
-    "flex_olmo": _mixture(),
+    "olmo": replace(_BARE_LLAMA, groups=_CHANGED_VALUES + _BARE_MLP),
+    "olmo2": _BARE_LLAMA,
+    "olmo3": _BARE_LLAMA,
+    "olmoe": _mixture(attention=after(NORMS, _CHANGED_VALUES)),
+    "flex_olmo": _mixture(attention=_BARE_ATTENTION),
     "mellum": _mixture(*_GATED_MLP),
     "mixtral": _MIXTRAL,
     "minimax_m2": _MIXTRAL,
     "falcon_h1": _FALCON_H1,
     "lfm2": _LFM2,
     "lfm2_moe": _LFM2_MOE,
-    "cohere": _LLAMA,
-    "cohere2": _LLAMA,
-    "cohere2_moe": _mixture(*_GATED_MLP, *_SHARED_EXPERTS),
-    "exaone4": _LLAMA,
+    "cohere": _BARE_LLAMA,
+    "cohere2": _BARE_LLAMA,
+    "cohere2_moe": _mixture(*_BARE_MLP, *_SHARED_EXPERTS, attention=_BARE_ATTENTION),
+    "exaone4": _BARE_LLAMA,
     "exaone_moe": _mixture(
         *_GATED_MLP,
         *_SHARED_EXPERTS,
@@ -298,7 +327,7 @@ FAMILIES: Mapping[str, Family] = {
     "deepseek_v2": _DEEPSEEK,
     "deepseek_v3": _DEEPSEEK,
     "afmoe": _mixture(
-        *_GATED_MLP,
+        *after({"gate_up": "pre_mlp_layernorm"}, _BARE_MLP),
         *_SHARED_EXPERTS,
         attention=_GATED_BESIDE,
         ignore=("lm_head", r"re:.*\.mlp\.router\.gate"),
@@ -307,10 +336,10 @@ FAMILIES: Mapping[str, Family] = {
     "solar_open": _mixture(*_SHARED_EXPERTS),
     "glm4": _GLM4,
     "phi3": _PHI3,
-    "apertus": _UP_DOWN,
+    "apertus": _APERTUS,
     "arcee": _UP_DOWN,
     "jais2": _UP_DOWN,
-    "nemotron": _UP_DOWN,
+    "nemotron": _BARE_UP_DOWN,
     "nemotron_h": _NEMOTRON_H,
     "starcoder2": _STARCODER2,
     "opt": _OPT,

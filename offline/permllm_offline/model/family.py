@@ -28,7 +28,8 @@ class SharedInputGroup:
     """Linears of one decoder layer that read the same tensor and so share one permutation.
 
     ``in_every_layer`` is false where layers differ: hybrid models have attention in some, and
-    mixtures experts.
+    mixtures experts. ``norm`` is the module whose output they read, and nothing else does, where
+    that is a norm times its own weight.
 
     Of an expert, ``experts`` is the module that holds all of a layer, ``reads_whole`` says that its
     linears read what that module reads, and ``share`` which part of these tokens a router hands to
@@ -40,6 +41,7 @@ class SharedInputGroup:
     fold: Fold = Fold.NONE
     fold_into: tuple[RowPart, ...] = ()
     in_every_layer: bool = True
+    norm: str = ""
     experts: str = ""
     reads_whole: bool = False
     share: float = 1.0

@@ -74,16 +74,35 @@ class GroupLayout:
         """Permutation of the preceding linear's rows that stands for ``permutation``.
 
         Args:
-            permutation: block-local uint8 [in_features], equal in tied blocks.
+            permutation: block-local uint8 [in_features], or other numbers of channels, equal in
+                tied blocks.
 
         Returns:
-            block-local uint8 [rows of each part in ``fold_into``].
+            the same of the rows of each part in ``fold_into``.
         """
         if self.group.fold is not Fold.VALUE_HEADS:
             return permutation
         heads = self.heads
         shape = (heads.key_value, heads.queries_per_value, heads.size)
         return permutation.reshape(shape)[:, 0].reshape(-1)
+
+    @property
+    def can_smooth(self) -> bool:
+        """Whether what feeds the input channels can be divided by numbers, one for each."""
+        return bool(self.group.norm) or any(part.proportional for part in self.group.fold_into)
+
+    def tied(self, channels: Tensor) -> Tensor:
+        """Give channels that come from one row, of several query heads, the mean of their numbers.
+
+        Args:
+            channels: floating [in_features].
+        """
+        if self.group.fold is not Fold.VALUE_HEADS:
+            return channels
+        heads = self.heads
+        shape = (heads.key_value, heads.queries_per_value, heads.size)
+        mean = channels.reshape(shape).mean(1, keepdim=True)
+        return mean.expand(shape).reshape(-1)
 
     def check_blocks(self, module: str) -> None:
         """Raise OfflineError unless whole blocks cover the input channels of ``module``."""

@@ -16,10 +16,15 @@ Rows = Callable[[int, Heads], Tensor]
 
 @dataclass(frozen=True)
 class RowPart:
-    """Rows of a linear of the same decoder layer: all of them, or one part of a fused linear."""
+    """Rows of a linear of the same decoder layer: all of them, or one part of a fused linear.
+
+    Channels are ``proportional`` to the rows that feed them where no activation function or norm
+    lies between: `up` and `v`, not `gate`.
+    """
 
     linear: str
     rows: Rows
+    proportional: bool = False
 
 
 def every_row(out_features: int, heads: Heads) -> Tensor:

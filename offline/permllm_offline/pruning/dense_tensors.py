@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from permllm_offline.model.skeleton import skeleton_of
 from permllm_offline.preparation.prepared import Prepared
 
 
-def left_dense(prepared: Prepared) -> Iterator[tuple[str, Tensor]]:
+def left_dense(prepared: Prepared, divided: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Yield all tensors of a model but those of the linears that are pruned, and of absent ones.
 
     With another dtype, what the model's class keeps in float32 becomes that: models load it so.
+    ``divided`` has norms whose channels are divided by powers of two: module -> int8 [channels].
     """
     from permllm_vllm.hf.precision import as_loaded
 
@@ -26,7 +28,13 @@ def left_dense(prepared: Prepared) -> Iterator[tuple[str, Tensor]]:
         # Beside the language model nothing is kept, under any name.
         return tensor if dtype is None else as_loaded(model, names.own(name) or "", tensor, dtype)
 
+    def smoothed(name: str) -> Tensor:
+        tensor, exponents = converted(name), divided.get(name.rpartition(".")[0])
+        if exponents is None:
+            return tensor
+        return (tensor * torch.exp2(-exponents.float())).to(tensor.dtype)
+
     replaced = {linear.name for linear in prepared.plan.linears}.union(prepared.plan.absent)
     for name in reader.names():
         if name.rpartition(".")[0] not in replaced:
-            yield name, converted(name)  # no tensor is held here while the next is read
+            yield name, smoothed(name)  # no tensor is held here while the next is read

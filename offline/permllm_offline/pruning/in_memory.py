@@ -38,6 +38,7 @@ from permllm_offline.sparsity.bake import apply_masks
 from permllm_offline.sparsity.decisions import GroupDecision, LayerDecision, decide
 from permllm_offline.sparsity.group_scores import group_scores
 from permllm_offline.sparsity.importance import Scores
+from permllm_offline.sparsity.int4_values import Int4Grid
 from permllm_offline.sparsity.rounded_layer import RoundedLayer, Rounding, choose_grids
 from permllm_offline.text.evaluation import perplexity
 from permllm_offline.text.sampled_text import Unfinished, sample_text
@@ -268,7 +269,7 @@ def _prune_weights(
         if values == "int4":
             rounded = _grids(calibrated, decisions, values, rounds=False)
         with calibrated.work.measured("distillation"):
-            curve = reconstruction.model(calibrated, decisions, [layer.int4 for layer in rounded])
+            curve = reconstruction.model(calibrated, decisions, _int4_grids(decisions, rounded))
         for layer, decision in zip(layers, decisions, strict=True):
             apply_masks(layer, decision)
     if values != "auto" and not rounded:
@@ -290,10 +291,25 @@ def _grids(
     """Choose the grids of all decoder layers, and move the weights there if ``rounds``."""
     layers = decoder_layers(calibrated.model, calibrated.plan.family.layers)
     energies: Sequence[Mapping[str, Tensor] | None] = calibrated.energies or [None] * len(decisions)
+    smooths = calibrated.recipe.smoothing
     progress = tqdm(layers, desc=f"{values} scales", unit="layer")
     return [
-        choose_grids(layer, decision, energy, values, rounds=rounds)
+        choose_grids(layer, decision, energy, values, rounds=rounds, smooths=smooths)
         for layer, decision, energy in zip(progress, decisions, energies, strict=True)
+    ]
+
+
+def _int4_grids(
+    decisions: Sequence[LayerDecision], rounded: Sequence[RoundedLayer]
+) -> list[dict[str, Int4Grid]]:
+    """Linear -> grid of each decoder layer; of none where nothing is rounded yet."""
+    return [
+        {
+            linear: layer.int4_grid(group.layout.group.name, linear)
+            for group in decision
+            for linear in group.masks
+        }
+        for decision, layer in zip(decisions, rounded, strict=bool(rounded))
     ]
 
 

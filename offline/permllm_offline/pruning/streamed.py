@@ -189,7 +189,8 @@ class _Passing:
         if self.recipe.values != "auto":
             decision = decision_of(layouts, step)
             values, energies = self.recipe.values, _energies(norms)
-            rounded = choose_grids(layer, decision, energies, values, rounds=True)
+            smooths = self.recipe.smoothing
+            rounded = choose_grids(layer, decision, energies, values, rounds=True, smooths=smooths)
             self.passed.rounded.append(rounded)
         with self.work.measured(PASSES):
             if held_out is not None:

@@ -12,11 +12,11 @@ from permllm_offline.pruning.layerwise import PASSES, layer_step_name
 from permllm_offline.pruning.streamed_windows import Flow, load_states, with_states
 from permllm_offline.reconstruction.layer_error import LayerError
 from permllm_offline.run.steps import Step, Work
-from permllm_offline.sparsity.int4_values import Int4Grid
 from permllm_offline.sparsity.rounded_layer import RoundedLayer
 
 _SCALE = "scale:"
 _MULTIPLIERS = "multipliers:"
+_EXPONENTS = "exponents:"
 
 
 @dataclass
@@ -43,8 +43,10 @@ class PassedLayers:
         for index, layer in enumerate(self.rounded):
             for linear, scale in layer.scales.items():
                 grids[f"{_SCALE}{index}:{linear}"] = scale
-            for linear, grid in layer.int4.items():
-                grids[f"{_MULTIPLIERS}{index}:{linear}"] = grid.multipliers
+            for linear, multipliers in layer.multipliers.items():
+                grids[f"{_MULTIPLIERS}{index}:{linear}"] = multipliers
+            for group, exponents in layer.exponents.items():
+                grids[f"{_EXPONENTS}{index}:{group}"] = exponents
         facts = asdict(self) | {
             "errors": [astuple(error) for error in self.errors],
             "rounded": [dict(layer.errors) for layer in self.rounded],
@@ -56,31 +58,25 @@ class PassedLayers:
     def of(cls, step: Step) -> PassedLayers:
         """Read what ``step`` gave."""
         count = len(step.facts["rounded"])
-        scales, multipliers = (_by_layer(step, prefix, count) for prefix in (_SCALE, _MULTIPLIERS))
+        kinds = _SCALE, _MULTIPLIERS, _EXPONENTS
+        scales, multipliers, exponents = (_by_layer(step, kind, count) for kind in kinds)
         found = cls(**step.facts)
         found.errors = [LayerError(*error) for error in step.facts["errors"]]
         found.unreached = [Unreached(*layer) for layer in found.unreached]
         found.rounded = [
-            RoundedLayer(
-                scales[index],
-                errors,
-                {
-                    linear: Int4Grid(scales[index][linear], own)
-                    for linear, own in multipliers[index].items()
-                },
-            )
+            RoundedLayer(scales[index], errors, multipliers[index], exponents[index])
             for index, errors in enumerate(step.facts["rounded"])
         ]
         return found
 
 
 def _by_layer(step: Step, prefix: str, count: int) -> list[dict[str, Tensor]]:
-    """The tensors of a step whose names begin so: of each decoder layer, linear -> tensor."""
+    """The tensors of a step whose names begin so: of each decoder layer, by the rest of them."""
     found: list[dict[str, Tensor]] = [{} for _ in range(count)]
     for name in step.tensors:
         if name.startswith(prefix):
-            index, _, linear = name.removeprefix(prefix).partition(":")
-            found[int(index)][linear] = step.tensors[name]
+            index, _, rest = name.removeprefix(prefix).partition(":")
+            found[int(index)][rest] = step.tensors[name]
     return found
 
 

@@ -111,6 +111,8 @@ class Recipe(BaseModel):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     values: Literal["auto", "int8", "int4"] = "auto"
     """Dtype of the kept weights; ``auto``: that of the model."""
+    smoothing: bool = True
+    """Whether integer values meet inputs that are evened out where something can divide them."""
     scratch: Place = "memory"
     """Where the states of tuning, and second moments, lie: not part of what is written down."""
     learning: LearningRecipe = LearningRecipe()

@@ -75,7 +75,7 @@ def scatter_kept(
     for rows in row_chunks(weight.shape):
         places, values = channels[rows].to(weight.device, torch.int64), kept[rows]
         if grid is not None:
-            values = grid.rounded(values, rows=rows)
+            values = grid.rounded(values, rows=rows, columns=places)
         weight[rows].scatter_(1, places, values.to(weight))
 
 

@@ -1,8 +1,9 @@
-"""Bake decisions into the tensors of a checkpoint: fold, permute, mask, pack."""
+"""Bake decisions into the tensors of a checkpoint: fold, smooth, permute, mask, pack."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -40,10 +41,12 @@ def bake_layer(
     """
     sizes = {linear: len(mask) for group in decision for linear, mask in group.masks.items()}
     folds = row_permutations(decision, sizes)
+    divided = {} if rounded is None else row_exponents(decision, sizes, rounded)
     for group in decision:
         for linear in group.masks:
-            grid = None if rounded is None else rounded.grid(linear)
-            tensors = _bake_linear(weights, group, linear, folds.get(linear), pattern, grid)
+            grid = None if rounded is None else rounded.grid(group.layout.group.name, linear)
+            rows = _Rows(folds.get(linear), divided.get(linear))
+            tensors = _bake_linear(weights, group, linear, rows, pattern, grid)
             for kind, tensor in tensors:
                 yield f"{name(linear)}.{kind}", tensor
 
@@ -69,16 +72,65 @@ def row_permutations(
     return {linear: (orders[linear], sizes[linear]) for linear in moved}
 
 
+def row_exponents(
+    decision: LayerDecision, sizes: Mapping[str, int], rounded: RoundedLayer
+) -> Mapping[str, Tensor]:
+    """Linears whose rows are divided so that others meet smoothed inputs: int8 [out_features].
+
+    ``sizes`` gives the out_features of every linear that may be one.
+    """
+    found: dict[str, Tensor] = {}
+    for group in decision:
+        layout = group.layout
+        exponents = rounded.exponents.get(layout.group.name)
+        if exponents is None or layout.group.norm:
+            continue
+        for part in layout.group.fold_into:
+            if part.proportional:
+                size = sizes[part.linear]
+                own = found.setdefault(part.linear, torch.zeros(size, dtype=torch.int8))
+                own[part.rows(size, layout.heads)] = layout.rows(exponents)
+    return found
+
+
+def divided_norms(decision: LayerDecision, rounded: RoundedLayer) -> Mapping[str, Tensor]:
+    """Norms of a decoder layer that are divided so that linears meet smoothed inputs: int8 [in]."""
+    groups = (one.layout.group for one in decision)
+    return {
+        group.norm: rounded.exponents[group.name]
+        for group in groups
+        if group.norm and group.name in rounded.exponents
+    }
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What happens to the rows of a linear: their order by a fold, and what divides them."""
+
+    moved: tuple[Tensor, int] | None
+    exponents: Tensor | None
+
+    def order(self, count: int) -> Tensor:
+        """New row -> old one."""
+        return torch.arange(count) if self.moved is None else self.moved[0]
+
+    def divided(self, numbers: Tensor) -> Tensor:
+        """Numbers of each row, in the old order."""
+        if self.exponents is None:
+            return numbers
+        return (numbers * torch.exp2(-self.exponents.float())).to(numbers.dtype)
+
+
 def _bake_linear(
     weights: Mapping[str, Tensor],
     group: GroupDecision,
     linear: str,
-    moved: tuple[Tensor, int] | None,
+    own: _Rows,
     pattern: Pattern,
     grid: Grid | None,
 ) -> Iterator[tuple[str, Tensor]]:
     weight = weights[f"{linear}.weight"].detach().cpu()
-    order = torch.arange(len(weight)) if moved is None else moved[0]
+    order = own.order(len(weight))
     permutation, block_size = group.permutation, group.layout.block_size
     values: list[dict[str, Tensor]] = []
     masks = []
@@ -100,13 +152,13 @@ def _bake_linear(
         yield kind, torch.cat([part.pop(kind) for part in values])
     yield schema.WEIGHT_MASK, torch.cat(masks)
     if grid is not None:
-        yield schema.WEIGHT_SCALE, grid.scale[order]
+        yield schema.WEIGHT_SCALE, own.divided(grid.scale)[order]
     if permutation is not None:
         folded = group.layout.folded
         yield (schema.FOLDED_PERMUTATION if folded else schema.INPUT_PERMUTATION), permutation
     bias = weights.get(f"{linear}.bias")
     if bias is not None:
-        yield schema.BIAS, bias.detach().cpu()[order]
+        yield schema.BIAS, own.divided(bias.detach().cpu())[order]
 
 
 def apply_masks(layer: nn.Module, decision: LayerDecision) -> None:

@@ -19,7 +19,10 @@ class Grid(Protocol):
         ...
 
     def integers(self, weight: Tensor, *, rows: slice | Tensor = slice(None)) -> Tensor:
-        """Round some rows of the weight to the nearest values: int8, to be scaled."""
+        """Round some rows of the weight to the nearest values: int8, to be scaled.
+
+        Where inputs are smoothed, these are the values that meet the smoothed inputs.
+        """
         ...
 
     def rounded(self, weight: Tensor, *, rows: slice | Tensor = slice(None)) -> Tensor:

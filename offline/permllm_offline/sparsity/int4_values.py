@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from permllm_offline.sparsity.int8_values import CACHED_ELEMENTS
+from permllm_offline.sparsity.smoothing import multiplied
 from permllm_vllm.checkpoint.int4 import GROUP, LARGEST, MOST, SMALLEST, pack_int4
 from permllm_vllm.checkpoint.schema import WEIGHT_MULTIPLIER, WEIGHT_PACKED
 
@@ -31,20 +32,35 @@ class Int4Grid:
     """A `Grid` with a step for every group: float32 [out] times uint8 [out, groups].
 
     ``group`` successive columns have a multiplier together: as many as a group has of what is
-    rounded, all channels or those that are kept.
+    rounded, all channels or those that are kept. Where inputs are smoothed, ``exponents`` are int8
+    [in].
     """
 
     scale: Tensor
     multipliers: Tensor
     group: int = GROUP
+    exponents: Tensor | None = None
 
     def integers(self, weight: Tensor, *, rows: slice | Tensor = slice(None)) -> Tensor:
         """Round some rows of the weight to the nearest values: int8 [rows, n], to be scaled."""
-        return self._nearest(weight, rows).to(torch.int8)
+        return self._nearest(multiplied(weight, self.exponents), rows).to(torch.int8)
 
-    def rounded(self, weight: Tensor, *, rows: slice | Tensor = slice(None)) -> Tensor:
-        """The same as weights: float32 [rows, n]."""
-        return self._nearest(weight, rows) * self.scale[rows, None].to(weight.device)
+    def rounded(
+        self,
+        weight: Tensor,
+        *,
+        rows: slice | Tensor = slice(None),
+        columns: Tensor | None = None,
+    ) -> Tensor:
+        """The same as weights: float32 [rows, n].
+
+        ``columns`` are the channels of the weights, int64 [rows, n], where n are not all of them.
+        """
+        nearest = self._nearest(multiplied(weight, self.exponents, columns), rows)
+        rounded = nearest * self.scale[rows, None].to(weight.device)
+        if self.exponents is None:
+            return rounded
+        return multiplied(rounded, -self.exponents, columns)
 
     def stored(self, integers: Tensor, *, rows: slice | Tensor = slice(None)) -> dict[str, Tensor]:
         """What a checkpoint holds for the integers of some rows that are kept: int8 [rows, n]."""
@@ -57,7 +73,7 @@ class Int4Grid:
     def _nearest(self, weight: Tensor, rows: slice | Tensor) -> Tensor:
         multipliers = self.multipliers[rows, :, None].to(weight.device, torch.float32)
         steps = multipliers * self.scale[rows, None, None].to(weight.device)
-        integers = (_grouped(weight.float(), self.group) / steps).round_()
+        integers = (_grouped(weight, self.group) / steps).round_()
         integers = integers.clamp_(SMALLEST, LARGEST).mul_(multipliers)
         return integers.flatten(1)[:, : weight.shape[1]]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from permllm_offline.sparsity.importance import row_chunks
+from permllm_offline.sparsity.smoothing import multiplied
 from permllm_vllm.checkpoint.schema import WEIGHT_PACKED
 
 SMALLEST, LARGEST = -128, 127
@@ -80,17 +81,19 @@ def explained_rows(
 
 @dataclass(frozen=True)
 class Int8Grid:
-    """A `Grid` of all int8: float32 [out]."""
+    """A `Grid` of all int8: float32 [out]; int8 [in] where inputs are smoothed."""
 
     scale: Tensor
+    exponents: Tensor | None = None
 
     def integers(self, weight: Tensor, *, rows: slice | Tensor = slice(None)) -> Tensor:
         """Round some rows of the weight: int8 [rows, n], to be scaled."""
-        return round_to_int8(weight, self.scale[rows])
+        return round_to_int8(multiplied(weight, self.exponents), self.scale[rows])
 
     def rounded(self, weight: Tensor, *, rows: slice | Tensor = slice(None)) -> Tensor:
         """The same as weights: float32 [rows, n]."""
-        return self.integers(weight, rows=rows).float() * self.scale[rows, None]
+        rounded = self.integers(weight, rows=rows).float() * self.scale[rows, None]
+        return rounded if self.exponents is None else multiplied(rounded, -self.exponents)
 
     def stored(self, integers: Tensor, *, rows: slice | Tensor = slice(None)) -> dict[str, Tensor]:
         """What a checkpoint holds for the integers of some rows that are kept: int8 [rows, n]."""

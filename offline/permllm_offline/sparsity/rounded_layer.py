@@ -15,6 +15,7 @@ from permllm_offline.sparsity.grid import Grid, relative_error
 from permllm_offline.sparsity.importance import row_chunks
 from permllm_offline.sparsity.int4_values import Int4Grid, choose_grid
 from permllm_offline.sparsity.int8_values import Int8Grid, choose_scale
+from permllm_offline.sparsity.smoothing import choose_exponents, multiplied
 
 Rounding = Literal["int8", "int4"]
 
@@ -24,16 +25,25 @@ class RoundedLayer:
     """Float32 [out] scales of a decoder layer's linears, and what each loses by rounding.
 
     ``errors`` are the expected root-mean-square errors of the output, relative to the output.
-    ``int4`` has the grids where values are int4. All tensors are on the CPU.
+    ``multipliers`` are those of int4 values, linear -> uint8 [out, groups], and ``exponents`` those
+    of smoothed inputs, shared-input group -> int8 [in]. All tensors are on the CPU.
     """
 
     scales: Mapping[str, Tensor]
     errors: Mapping[str, float]
-    int4: Mapping[str, Int4Grid] = field(default_factory=dict)
+    multipliers: Mapping[str, Tensor] = field(default_factory=dict)
+    exponents: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def grid(self, linear: str) -> Grid:
-        """The grid of a linear."""
-        return self.int4.get(linear) or Int8Grid(self.scales[linear])
+    def grid(self, group: str, linear: str) -> Grid:
+        """The grid of a linear of a shared-input group."""
+        if self.multipliers:
+            return self.int4_grid(group, linear)
+        return Int8Grid(self.scales[linear], self.exponents.get(group))
+
+    def int4_grid(self, group: str, linear: str) -> Int4Grid:
+        """The same where the values are int4."""
+        scale, multipliers = self.scales[linear], self.multipliers[linear]
+        return Int4Grid(scale, multipliers, exponents=self.exponents.get(group))
 
 
 def choose_grids(
@@ -43,8 +53,9 @@ def choose_grids(
     values: Rounding,
     *,
     rounds: bool,
+    smooths: bool = False,
 ) -> RoundedLayer:
-    """Choose grids for the masked weights of a decoder layer.
+    """Choose grids for the masked weights of a decoder layer, in its own channel magnitudes.
 
     Args:
         layer: decoder layer whose pruned weights are zero.
@@ -55,24 +66,54 @@ def choose_grids(
             scale, rounded to it, from which the grid finds the same integer again
             (bfloat16 moves the quotient by at most 128 / 512), but where a row is of subnormal
             numbers.
+        smooths: smooth inputs where what comes before can be divided, and energies are known.
     """
     scales: dict[str, Tensor] = {}
     errors: dict[str, float] = {}
-    int4: dict[str, Int4Grid] = {}
+    multipliers: dict[str, Tensor] = {}
+    smoothed: dict[str, Tensor] = {}
     for group in decision:
-        for linear in group.masks:
-            weight = linear_of(layer, linear).weight.data
-            energy = torch.ones(weight.shape[1], device=weight.device)
-            if energies is not None:
-                energy = energies[group.layout.group.name].to(weight.device)
+        name = group.layout.group.name
+        weights = {one: linear_of(layer, one).weight.data for one in group.masks}
+        device = next(iter(weights.values())).device
+        energy = torch.ones(group.layout.in_features, device=device)
+        exponents = None
+        if energies is not None:
+            energy = energies[name].to(device)
+            if smooths and group.layout.can_smooth:
+                tied = group.layout.tied(energy)
+                exponents = choose_exponents([*weights.values()], tied, values)
+                smoothed[name] = exponents.cpu()
+        for linear, weight in weights.items():
             grid: Grid
             if values == "int4":
-                grid = chosen = choose_grid(weight, energy)
-                int4[linear] = Int4Grid(chosen.scale.cpu(), chosen.multipliers.cpu())
+                grid = chosen = _int4_grid(weight, energy, exponents)
+                multipliers[linear] = chosen.multipliers.cpu()
             else:
-                grid = Int8Grid(choose_scale(weight, energy))
+                grid = Int8Grid(_scale(weight, energy, exponents), exponents)
             errors[linear] = relative_error(weight, energy, grid)
             scales[linear] = grid.scale.cpu()
             for rows in row_chunks(weight.shape) if rounds else ():
                 weight[rows] = grid.rounded(weight[rows], rows=rows).to(weight.dtype)
-    return RoundedLayer(scales, errors, int4)
+    return RoundedLayer(scales, errors, multipliers, smoothed)
+
+
+def _scale(weight: Tensor, energy: Tensor, exponents: Tensor | None) -> Tensor:
+    """`choose_scale` of a weight with smoothed inputs."""
+    met = _smoothed_energy(energy, exponents)
+    parts = (multiplied(weight[rows], exponents) for rows in row_chunks(weight.shape))
+    return torch.cat([choose_scale(part, met) for part in parts])
+
+
+def _int4_grid(weight: Tensor, energy: Tensor, exponents: Tensor | None) -> Int4Grid:
+    """`choose_grid` of a weight with smoothed inputs."""
+    met = _smoothed_energy(energy, exponents)
+    parts = (multiplied(weight[rows], exponents) for rows in row_chunks(weight.shape))
+    grids = [choose_grid(part, met) for part in parts]
+    scale = torch.cat([grid.scale for grid in grids])
+    multipliers = torch.cat([grid.multipliers for grid in grids])
+    return Int4Grid(scale, multipliers, exponents=exponents)
+
+
+def _smoothed_energy(energy: Tensor, exponents: Tensor | None) -> Tensor:
+    return energy if exponents is None else energy * torch.exp2(-2.0 * exponents)

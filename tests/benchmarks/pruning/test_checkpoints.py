@@ -101,25 +101,6 @@ def test_a_checkpoint_from_elsewhere_has_no_times(tmp_path: Path, pruned: list[l
     assert len(pruned) == 1
 
 
-def test_int8_values_are_rounded_from_what_was_pruned_before(
-    tmp_path: Path, pruned: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rounded: list[tuple[Path, Path]] = []
-
-    def write_int8(checkpoint: Path, output: Path) -> None:
-        rounded.append((checkpoint, output))
-        output.mkdir()
-
-    monkeypatch.setattr(checkpoints, "write_int8", write_int8)
-    before, times = Checkpoints(tmp_path).baked((*KEY[:-1], "bfloat16"))
-    assert times is not None
-    made = tmp_path / "wanda+cp-obs_2-4_1_int8"
-    for _ in range(2):
-        assert Checkpoints(tmp_path).baked(KEY) == (made, None)
-    assert rounded == [(before, made)]
-    assert len(pruned) == 1
-
-
 def test_times_are_those_of_this_machine_these_versions_and_options(
     tmp_path: Path, pruned: list[list[str]]
 ) -> None:

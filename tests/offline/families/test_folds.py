@@ -16,7 +16,7 @@ from permllm_offline.model.modules import decoder_layers
 from permllm_vllm.checkpoint.ignoring import matches
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.validation import validate
-from tests.offline.baked_models import bake, decisions_of, dense_twin
+from tests.offline.baked_models import bake, decisions_of, dense_twin, integer_grids
 from tests.offline.tiny_models import (
     GEMMA4_EXPERTS,
     GRANITE_HYBRID_EXPERTS,
@@ -114,6 +114,38 @@ def test_the_baked_model_equals_its_masked_twin(
     scale = expected.abs().max()
     assert (found - expected).abs().max() / scale < 1e-5
     assert (dense - expected).abs().max() / scale > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [(name, {}) for name in FAMILIES] + [("opt", OPT_350M), *WITH_EXPERTS],
+)
+def test_smoothing_changes_no_answer(
+    tmp_path: Path, model_type: str, options: dict[str, Any]
+) -> None:
+    """What divides inputs is undone by the columns that they meet, whoever else reads them."""
+    model, pattern = tiny_model(model_type, **options), Pattern(2, 4)
+    model.set_attn_implementation("eager")  # the others leave out the cap of Gemma 2's attention
+    vary_norms(model)
+    decisions = decisions_of(model, pattern, 64)
+    grids = integer_grids(model, decisions)
+    bake(model, decisions, pattern, 64, tmp_path / "baked", grids)
+    exponents = [one for layer in grids for one in layer.exponents.values()]
+    assert exponents
+    assert all(bool(one.any()) for one in exponents)
+    baked = load_model(open_source(str(tmp_path / "baked")), torch.float32, torch.device("cpu"))
+    with torch.no_grad():
+        expected, found = model(tokens()).logits, baked(tokens()).logits
+    assert (found - expected).abs().max() / expected.abs().max() < 1e-4  # sums of another order
+
+
+def vary_norms(model: torch.nn.Module) -> None:
+    """Give norms weights that a factor of 2 in their place would not leave as they are."""
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            noise = torch.rand(parameter.shape, generator=generator)
+            parameter.data = (parameter.data + noise).to(parameter.dtype)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from permllm_offline.pruning.streamed_results import PassedLayers, go_on, keep_p
 from permllm_offline.pruning.streamed_windows import Flow
 from permllm_offline.reconstruction.layer_error import LayerError
 from permllm_offline.run.steps import Step, WorkFolder
-from permllm_offline.sparsity.int4_values import Int4Grid
 from permllm_offline.sparsity.rounded_layer import RoundedLayer
 
 
@@ -36,7 +35,8 @@ PASSED = PassedLayers(
         RoundedLayer(
             {"q": torch.tensor([1.0, 2.0]), "k": torch.tensor([3.0])},
             {"q": 0.1},
-            {"k": Int4Grid(torch.tensor([3.0]), torch.tensor([[16, 3]], dtype=torch.uint8))},
+            {"k": torch.tensor([[16, 3]], dtype=torch.uint8)},
+            {"qk": torch.tensor([2, -1], dtype=torch.int8)},
         ),
         RoundedLayer({"q": torch.tensor([4.0])}, {"q": 0.2}),
     ],
@@ -51,6 +51,8 @@ def assert_equal(found: PassedLayers, expected: PassedLayers) -> None:
     assert mine.tensors.keys() == other.tensors.keys()
     assert all(torch.equal(mine.tensors[name], other.tensors[name]) for name in mine.tensors)
     assert [layer.scales.keys() for layer in found.rounded] == [{"q", "k"}, {"q"}]
+    assert [layer.multipliers.keys() for layer in found.rounded] == [{"k"}, set()]
+    assert [layer.exponents.keys() for layer in found.rounded] == [{"qk"}, set()]
 
 
 def test_results_and_states_come_back(work: WorkFolder) -> None:

@@ -70,6 +70,7 @@ def test_integers_equal_their_rounded_twin(values: Rounding, tmp_path: Path) -> 
     grids = integer_grids(model, decisions, values)
     bake(model, decisions, Pattern(2, 4), 64, tmp_path / "baked", grids)
 
+    assert [set(layer.exponents) for layer in grids] == 2 * [{"qkv", "o", "gate_up", "down"}]
     assert validate(tmp_path / "baked") == []
     baked = load_model(open_source(str(tmp_path / "baked")), torch.float32, torch.device("cpu"))
     tokens = torch.randint(0, 64, (2, 24), generator=torch.Generator().manual_seed(1))
