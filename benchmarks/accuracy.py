@@ -5,12 +5,14 @@
     python -m benchmarks.accuracy --methods permllm-best --values int8 --json OUT
     python -m benchmarks.accuracy --methods permllm-wanda@last:6 permllm-best@no-self-windows \\
         --patterns 2:4 --json OUT
+    python -m benchmarks.accuracy --methods wanda+cp wanda+cp@no-smoothing --values int8 --json OUT
     python -m benchmarks.accuracy --checkpoints DIR --json OUT
     python -m benchmarks.accuracy --quick --json OUT
 
 METHOD/RECONSTRUCTION replaces the reconstruction of a method, and @VARIANT behind either changes
 its recipe: `last:6` learns the permutations of the last six decoder layers alone, the others are
-those of `cp`; `no-self-windows` distils without windows that the dense model writes.
+those of `cp`; `no-self-windows` distils without windows that the dense model writes; and
+`no-smoothing` rounds integer values, and what meets them, without evening out inputs.
 
 Calibrated on State of the Union addresses; evaluated on held-out ones (in domain), on six novels,
 and on Python's manual: int8 and int4 values through the kernels that would serve them, which round

@@ -13,6 +13,7 @@ from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "last:6": {"learning": {"layers": "last:6"}},
     "no-self-windows": {"distillation": {"self_windows": 0}},
+    "no-smoothing": {"smoothing": False},
 }
 """Entries of the recipe that differ from the method's defaults."""
 
@@ -74,5 +75,6 @@ class NamedMethod:
         return find_parts(self.method, self.reconstruction)
 
     def _read(self) -> set[str]:
-        reads = {"learning": self.learned, "distillation": self._parts.reconstruction.distils}
+        distils = self._parts.reconstruction.distils
+        reads = {"learning": self.learned, "distillation": distils, "smoothing": True}
         return {entries for entries, read in reads.items() if read}

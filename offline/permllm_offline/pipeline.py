@@ -376,6 +376,6 @@ def _quantization(
             "runtime_permuted": runtime,
             "folded": folded,
             "absent": prepared.plan.absent,
-            "smoothed": any(layer.exponents for layer in pruned.rounded),
+            "smoothed": any(layer.smoothed for layer in pruned.rounded),
         }
     )

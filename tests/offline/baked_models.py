@@ -93,7 +93,7 @@ def bake(
         runtime_permuted=[name for name in names if not folded[name]],
         folded=[name for name in names if folded[name]],
         absent=family.absent(len(decisions)),
-        smoothed=any(grids.exponents for grids in rounded),
+        smoothed=any(grids.smoothed for grids in rounded),
     )
     write_checkpoint(at, tensors(), config, source)
 

@@ -1,11 +1,12 @@
 """`prune --values int4`: what the checkpoint holds, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from permllm_offline.inspection.contents import inspect
 from permllm_vllm.checkpoint.reader import CheckpointReader
@@ -46,6 +47,30 @@ def test_int4_values(
     card = (output / "README.md").read_text()
     assert "int4" in card
     assert ("before tuning" in card) == (method == "permllm-best")
+
+
+@pytest.mark.parametrize(("values", "method"), [("int8", "wanda"), ("int4", "permllm-best")])
+def test_norms_are_divided_where_inputs_are_smoothed(
+    values: str, method: str, tmp_path: Path, tiny_model_directory: Path, text_file: Path
+) -> None:
+    options = ("--method", method, "--values", values, "--force")
+    model = tmp_path / "uneven"
+    shutil.copytree(tiny_model_directory, model)
+    dense = load_file(model / "model.safetensors")
+    norms = [name for name in dense if name.endswith("layernorm.weight")]
+    for name in norms:
+        dense[name] = torch.linspace(0.01, 3, dense[name].numel()).to(dense[name].dtype)
+    save_file(dense, model / "model.safetensors", {"format": "pt"})
+    for more, smoothed in (((), True), (("--no-smoothing",), False)):
+        output = tmp_path / "sparse"
+        assert prune(model, output, text_file, *options, *more) == 0
+        quantization = json.loads((output / "config.json").read_text())["quantization_config"]
+        assert quantization.get("smoothed", False) == smoothed
+        written = load_file(output / "model.safetensors")
+        exponents = torch.cat([(dense[name] / written[name]).log2() for name in norms])
+        assert torch.equal(exponents, exponents.round())
+        assert (exponents.abs().max() > 1) == smoothed
+        assert torch.equal(written["model.norm.weight"], dense["model.norm.weight"])
 
 
 def test_int4_values_need_permutations_inside_their_groups(

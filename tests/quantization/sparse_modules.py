@@ -101,6 +101,7 @@ def config(
     *,
     pattern: str = "2:4",
     value_dtype: str = "float32",
+    smoothed: bool = False,
 ) -> PermLLMConfig:
     """The configuration that vLLM would hand to the layers of such a checkpoint."""
     quantization = QuantizationConfig(
@@ -109,6 +110,7 @@ def config(
         value_dtype=value_dtype,
         ignore=list(ignore),
         runtime_permuted=list(runtime_permuted),
+        smoothed=smoothed,
         folded=list(folded),
     )
     made = PermLLMConfig.from_config(quantization.to_dict())

@@ -252,6 +252,15 @@ def test_permutations_are_unfolded_for_adapters(
     assert (found.unfolding is not None) == adapters
 
 
+def test_adapters_do_not_fit_smoothed_inputs(
+    vllm_config: VllmConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(method(config(smoothed=True), f"{ATTENTION}.o_proj"), PermLLMLinearMethod)
+    monkeypatch.setattr(vllm_config, "lora_config", SimpleNamespace())
+    with pytest.raises(NotImplementedError, match=r"`smoothed`.*prune with --no-smoothing"):
+        method(config(smoothed=True), f"{ATTENTION}.o_proj")
+
+
 def test_dtypes() -> None:
     assert torch.float64 not in PermLLMConfig.get_supported_act_dtypes()
     assert {torch.bfloat16, torch.float16, torch.float32} <= set(

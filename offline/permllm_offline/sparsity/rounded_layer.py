@@ -34,6 +34,11 @@ class RoundedLayer:
     multipliers: Mapping[str, Tensor] = field(default_factory=dict)
     exponents: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def smoothed(self) -> bool:
+        """Whether any input is divided by another number than 1."""
+        return any(bool(one.any()) for one in self.exponents.values())
+
     def grid(self, group: str, linear: str) -> Grid:
         """The grid of a linear of a shared-input group."""
         if self.multipliers:
