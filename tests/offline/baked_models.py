@@ -99,11 +99,11 @@ def bake(
 
 
 def integer_grids(
-    model: Any, decisions: list[LayerDecision], values: Rounding = "int8"
+    model: Any, decisions: list[LayerDecision], values: Rounding = "int8", *, spread: float = 4.0
 ) -> list[RoundedLayer]:
     """Prune a model and round what is kept, in place; the grids of every layer.
 
-    The inputs are said to differ by far, so that smoothing has something to do.
+    The inputs are said to differ by so many powers of two, so that smoothing has something to do.
     """
     grids: list[RoundedLayer] = []
     generator = torch.Generator().manual_seed(6)
@@ -112,7 +112,7 @@ def integer_grids(
         apply_masks(layer, decision)
         energies = {
             group.layout.group.name: torch.exp2(
-                8 * torch.randn(group.layout.in_features, generator=generator)
+                2 * spread * torch.randn(group.layout.in_features, generator=generator)
             )
             for group in decision
         }

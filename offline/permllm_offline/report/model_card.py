@@ -143,6 +143,8 @@ def _values(report: Report) -> str:
     said = "int8, one scale per row"
     if report.recipe.values == "int4":
         said = "int4, one scale per row and a multiplier for each 64 of its inputs"
+    if report.recipe.smoothing and report.calibration is not None:
+        said += ", with smoothed inputs"
     return f"{said}; {report.rounding_error} {max(errors):.2%} at most"
 
 

@@ -264,6 +264,7 @@ def test_constants_of_the_paper() -> None:
         "device": "cpu",
         "dtype": "auto",
         "values": "auto",
+        "smoothing": True,
         "scratch": "memory",
     }
     assert recipe.learning.model_dump() == {
