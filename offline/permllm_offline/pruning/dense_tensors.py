@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 from permllm_offline.model.skeleton import skeleton_of
 from permllm_offline.preparation.prepared import Prepared
+from permllm_offline.sparsity.smoothing import multiplied
 
 
 def left_dense(prepared: Prepared, divided: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -32,7 +32,7 @@ def left_dense(prepared: Prepared, divided: Mapping[str, Tensor]) -> Iterator[tu
         tensor, exponents = converted(name), divided.get(name.rpartition(".")[0])
         if exponents is None:
             return tensor
-        return (tensor * torch.exp2(-exponents.float())).to(tensor.dtype)
+        return multiplied(tensor, -exponents).to(tensor.dtype)
 
     replaced = {linear.name for linear in prepared.plan.linears}.union(prepared.plan.absent)
     for name in reader.names():
