@@ -17,6 +17,7 @@ from permllm_offline.forecast.outline import outline
 from permllm_offline.model.loading import load_model, load_served, open_source
 from permllm_offline.model.stored import read_stored
 from permllm_offline.preparation.prepared import prepare
+from permllm_offline.pruning.in_memory import prune_model
 from permllm_offline.recipe.schema import Recipe
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
@@ -90,6 +91,26 @@ def test_pruned_as_a_whole(tmp_path: Path, text: Path, model_type: str) -> None:
     assert (logits(unpruned) - expected).abs().max() / scale > 1e-2
     for model in (load_model(sparse, torch.float32, CPU), load_served(sparse, torch.float32, CPU)):
         assert (logits(model) - expected).abs().max() / scale < TOLERANCE.get(model_type, 1e-5)
+
+
+def test_norms_that_are_divided_go_by_the_names_of_the_checkpoint(
+    tmp_path: Path, text: Path
+) -> None:
+    source = tiny_multimodal("llava", tmp_path / "model")
+    stored = load_file(source / "model.safetensors")
+    for name, tensor in stored.items():
+        if "layernorm" in name and "language" in name:
+            stored[name] = torch.linspace(0.01, 3, tensor.numel())
+    save_file(stored, source / "model.safetensors", {"format": "pt"})
+    asked = recipe(source, text, values="int8", dtype="float32")
+    pipeline.prune(asked, tmp_path / "sparse")
+    reader = CheckpointReader(tmp_path / "sparse")
+    assert reader.quantization is not None
+    assert reader.quantization.smoothed
+    pruned = prune_model(asked, prepare(asked)).model
+    baked = load_model(open_source(str(tmp_path / "sparse")), torch.float32, CPU)
+    expected = logits(pruned)
+    assert (logits(baked) - expected).abs().max() / expected.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("model_type", ["qwen3_vl", "gemma3"])
