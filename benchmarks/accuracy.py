@@ -18,8 +18,7 @@ Calibrated on State of the Union addresses; evaluated on held-out ones (in domai
 and on Python's manual: int8 and int4 values through the kernels that would serve them, which round
 activations too, all else by its weights. Rows that depend on a seed beyond the choice of windows
 are repeated with every seed. The result is written after each row; what OUT already has is not
-measured again, and of a row that lacks a text that text alone. Checkpoints in DIR are used as they
-are.
+measured again, and of a row that lacks a text that text alone. Checkpoints in DIR are used.
 """
 
 import argparse

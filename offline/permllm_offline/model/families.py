@@ -25,14 +25,14 @@ from permllm_offline.model.family import Family, Fold, SharedInputGroup
 from permllm_offline.model.row_parts import RowPart, values_last, values_of_each_head
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-NORMS = {
+_NORMS = {
     "qkv": "input_layernorm",
     "gate_up": "post_attention_layernorm",
     "fc1": "post_attention_layernorm",
 }
 """What most families call the norms that these groups alone read, and whose weights multiply."""
 _BARE_ATTENTION = attention(*QKV, "self_attn.o_proj")
-_ATTENTION = after(NORMS, _BARE_ATTENTION)
+_ATTENTION = after(_NORMS, _BARE_ATTENTION)
 _CHANGED_VALUES = attention(*QKV, "self_attn.o_proj", proportional=False)
 """Values that are clipped, or have a norm, are no multiples of what they were."""
 _FUSED_ATTENTION = (
@@ -46,9 +46,9 @@ _FUSED_ATTENTION = (
 )
 _LATENT = "self_attn.kv_a_proj_with_mqa"
 """What keys and values of all heads are made of (multi-head latent attention)."""
-QUERIES_AT_ONCE = SharedInputGroup("qkv", ("self_attn.q_proj", _LATENT), norm=NORMS["qkv"])
+QUERIES_AT_ONCE = SharedInputGroup("qkv", ("self_attn.q_proj", _LATENT), norm=_NORMS["qkv"])
 QUERIES_IN_STEPS = (
-    SharedInputGroup("qkv", ("self_attn.q_a_proj", _LATENT), norm=NORMS["qkv"]),
+    SharedInputGroup("qkv", ("self_attn.q_a_proj", _LATENT), norm=_NORMS["qkv"]),
     SharedInputGroup("q_b", ("self_attn.q_b_proj",), norm="self_attn.q_a_layernorm"),
 )
 # No fold: rows before it are those of kv_b_proj, which engines take apart and multiply otherwise.
@@ -60,7 +60,7 @@ _LATENT_ATTENTION = (
 
 
 _BARE_MLP = mlp("mlp")
-_GATED_MLP = after(NORMS, _BARE_MLP)
+_GATED_MLP = after(_NORMS, _BARE_MLP)
 _ROUTERS = (r"re:.*\.mlp\.gate", r"re:.*\.mlp\.shared_expert_gate")
 """They have few rows, and decide where a token goes."""
 
@@ -95,8 +95,8 @@ _GATED_BESIDE = (
 _LLAMA = Family("model.layers", _ATTENTION + _GATED_MLP, ignore=("lm_head",))
 # Norms add 1 to their weight (Gemma), have none (OLMo), come after the linears, or are read by all.
 _BARE_LLAMA = replace(_LLAMA, groups=_BARE_ATTENTION + _BARE_MLP)
-_FUSED_MLP = after(NORMS, fused_gated_mlp("mlp.gate_up_proj", "mlp.down_proj"))
-_PHI3 = Family("model.layers", after(NORMS, _FUSED_ATTENTION) + _FUSED_MLP, ignore=("lm_head",))
+_FUSED_MLP = after(_NORMS, fused_gated_mlp("mlp.gate_up_proj", "mlp.down_proj"))
+_PHI3 = Family("model.layers", after(_NORMS, _FUSED_ATTENTION) + _FUSED_MLP, ignore=("lm_head",))
 _GLM4 = Family("model.layers", _ATTENTION + _FUSED_MLP, ignore=("lm_head",))
 MORE_TOKENS = ("mtp.", "model.mtp_")
 """What the names of modules begin with that predict several tokens, for engines that draft."""
@@ -224,7 +224,7 @@ _QWEN3_NEXT = Family(
 _BARE_UP_DOWN = Family(
     "model.layers", _BARE_ATTENTION + mlp("mlp", linears=_TWO_LINEARS), ignore=("lm_head",)
 )
-_UP_DOWN = replace(_BARE_UP_DOWN, groups=after(NORMS, _BARE_UP_DOWN.groups))
+_UP_DOWN = replace(_BARE_UP_DOWN, groups=after(_NORMS, _BARE_UP_DOWN.groups))
 _APERTUS = replace(
     _BARE_UP_DOWN,
     groups=after(
@@ -233,7 +233,7 @@ _APERTUS = replace(
 )
 _STARCODER2 = Family(
     "model.layers",
-    after(NORMS, _BARE_ATTENTION + mlp("mlp", linears=("c_fc", "c_proj"))),
+    after(_NORMS, _BARE_ATTENTION + mlp("mlp", linears=("c_fc", "c_proj"))),
     ignore=("lm_head",),
 )
 # Its norms come after the linears in some of its sizes.
@@ -248,7 +248,7 @@ _OPT = Family(
 _GPT_NEOX = Family(
     "gpt_neox.layers",
     after(
-        NORMS,
+        _NORMS,
         (
             SharedInputGroup("qkv", ("attention.query_key_value",)),
             SharedInputGroup(
@@ -291,7 +291,7 @@ FAMILIES: Mapping[str, Family] = {
     "olmo": replace(_BARE_LLAMA, groups=_CHANGED_VALUES + _BARE_MLP),
     "olmo2": _BARE_LLAMA,
     "olmo3": _BARE_LLAMA,
-    "olmoe": _mixture(attention=after(NORMS, _CHANGED_VALUES)),
+    "olmoe": _mixture(attention=after(_NORMS, _CHANGED_VALUES)),
     "flex_olmo": _mixture(attention=_BARE_ATTENTION),
     "mellum": _mixture(*_GATED_MLP),
     "mixtral": _MIXTRAL,

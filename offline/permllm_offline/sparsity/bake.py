@@ -84,7 +84,7 @@ def row_exponents(
     for group in decision:
         layout = group.layout
         exponents = rounded.exponents.get(layout.group.name)
-        if exponents is None or layout.group.norm:
+        if exponents is None:
             continue
         for part in layout.group.fold_into:
             if part.proportional:

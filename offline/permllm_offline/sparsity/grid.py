@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from permllm_offline.sparsity.importance import row_chunks
 
@@ -32,6 +33,11 @@ class Grid(Protocol):
     def stored(self, integers: Tensor, *, rows: slice | Tensor = slice(None)) -> dict[str, Tensor]:
         """The tensors that hold those of the integers of some rows which are kept, by kind."""
         ...
+
+
+def grouped(rows: Tensor, group: int) -> Tensor:
+    """Cut rows into groups of columns: [rows, n] -> [rows, groups, group], zeros past the last."""
+    return functional.pad(rows, (0, -rows.shape[1] % group)).unflatten(1, (-1, group))
 
 
 def relative_error(

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from permllm_offline.sparsity.grid import grouped
 from permllm_offline.sparsity.int8_values import CACHED_ELEMENTS
 from permllm_offline.sparsity.smoothing import multiplied
 from permllm_vllm.checkpoint.int4 import GROUP, LARGEST, MOST, SMALLEST, pack_int4
@@ -73,7 +73,7 @@ class Int4Grid:
     def _nearest(self, weight: Tensor, rows: slice | Tensor) -> Tensor:
         multipliers = self.multipliers[rows, :, None].to(weight.device, torch.float32)
         steps = multipliers * self.scale[rows, None, None].to(weight.device)
-        integers = (_grouped(weight, self.group) / steps).round_()
+        integers = (grouped(weight, self.group) / steps).round_()
         integers = integers.clamp_(SMALLEST, LARGEST).mul_(multipliers)
         return integers.flatten(1)[:, : weight.shape[1]]
 
@@ -91,15 +91,10 @@ def choose_grid(weight: Tensor, channel_energy: Tensor, group: int = GROUP) -> I
         group: of the grid.
     """
     rows = max(1, CACHED_ELEMENTS // weight.shape[1])
-    energy = _grouped(channel_energy.float()[None], group)
-    grids = [_choose_grid(_grouped(part.float(), group), energy) for part in weight.split(rows)]
+    energy = grouped(channel_energy.float()[None], group)
+    grids = [_choose_grid(grouped(part.float(), group), energy) for part in weight.split(rows)]
     scales, multipliers = zip(*grids, strict=True)
     return Int4Grid(torch.cat(scales), torch.cat(multipliers), group)
-
-
-def _grouped(rows: Tensor, group: int) -> Tensor:
-    """[rows, n] -> [rows, groups, group], zeros past the last column."""
-    return functional.pad(rows, (0, -rows.shape[1] % group)).unflatten(1, (-1, group))
 
 
 def _choose_grid(weight: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:

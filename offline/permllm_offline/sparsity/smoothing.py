@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from permllm_offline.sparsity.grid import grouped
 from permllm_offline.sparsity.importance import row_chunks
 from permllm_vllm.checkpoint import int4
 
@@ -83,13 +83,13 @@ def _candidates(energy: Tensor) -> Tensor:
 def _weight_noise(weights: Sequence[Tensor], energy: Tensor, steps: Tensor, values: str) -> Tensor:
     """Expected squared error of the outputs from rounding the weights: float32 [strengths]."""
     group = int4.GROUP if values == "int4" else len(energy)
-    met = _grouped(energy / steps.square(), group).sum(-1)
+    met = grouped(energy / steps.square(), group).sum(-1)
     squares = torch.zeros_like(met)
     for weight in weights:
         for rows in row_chunks(weight.shape):
             part = weight[rows].float().abs()
             for index, step in enumerate(steps):
-                largest = _grouped(part * step, group).amax(-1)
+                largest = grouped(part * step, group).amax(-1)
                 squares[index] += largest.square_().sum(0)
     return (squares * met).sum(1) / _LARGEST[values] ** 2
 
@@ -103,8 +103,3 @@ def _input_noise(weights: Sequence[Tensor], energy: Tensor, steps: Tensor) -> Te
     squares = steps.square()
     largest = PEAK * (energy / squares).amax(1)
     return largest * (squares @ powers) / _INPUT_STEPS**2
-
-
-def _grouped(rows: Tensor, group: int) -> Tensor:
-    """[n, in] -> [n, groups, group], zeros past the last column."""
-    return functional.pad(rows, (0, -rows.shape[1] % group)).unflatten(1, (-1, group))

@@ -140,7 +140,7 @@ def test_smoothing_changes_no_answer(
 
 
 def vary_norms(model: torch.nn.Module) -> None:
-    """Give norms weights that a factor of 2 in their place would not leave as they are."""
+    """Give the channels of norms different weights, and biases."""
     generator = torch.Generator().manual_seed(2)
     for name, parameter in model.named_parameters():
         if "norm" in name:
