@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import Any
 
 from permllm_offline.commands.conversion_table import conversion_table
 from permllm_offline.commands.json_file import add_json_option, check_json, write_json
 from permllm_offline.commands.tables import show
+from permllm_offline.commands.text_field_option import add_text_field_option
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.errors import OfflineError
+from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.recipe.schema import Recipe
 from permllm_offline.run.local_path import local_path
+from permllm_offline.text.documents import KINDS, NAMED
 from permllm_vllm.checkpoint.pattern import SUPPORTED, Pattern
 from permllm_vllm.checkpoint.schema import BLOCK_SIZES
+
+logger = logging.getLogger(__name__)
+
+_OF_TEXT = (
+    *("text_field", "sampling", "num_samples", "sequence_length", "seed"),
+    *("smoothing", "device"),
+)
+"""Options that say how calibration text is read and used."""
 
 _DESCRIPTION = """Convert a sparse checkpoint of another tool to the permllm format, without pruning
 anything again. What the source is comes from its config.json and its zeros: a plain Hugging Face
 checkpoint that obeys 2:4 or 4:8 (SparseGPT, Wanda, ...), one that obeys it only after channels are
 reordered inside blocks (PermLLM's authors save these), or compressed-tensors' sparse-24-bitmask and
 marlin-24 (int4 and int8). With --masks it is a dense model whose masks were published apart, as
-MaskLLM's are. With --values int8 kept weights are rounded to int8 with a scale per row,
-without data; those of a permllm checkpoint too. With --to dense a permllm checkpoint becomes plain,
-in the original order of channels."""
+MaskLLM's are. With --values int8 or int4 kept weights are rounded to integers, those of a permllm
+checkpoint too: by the weights alone, or with --dataset by what layers read of a text, which is
+evened out as `prune` does it, so that less of the model is lost. With --to dense a permllm
+checkpoint becomes plain, in the original order of channels."""
 
 _EXAMPLES = """examples:
   permllm-offline convert ./wanda-2of4 --output ./sparse
   permllm-offline convert neuralmagic/Sparse-Llama-3.1-8B-2of4 --output ./sparse --strict
+  permllm-offline convert neuralmagic/Sparse-Llama-3.1-8B-2of4 --output ./sparse-int8 \\
+      --values int8 --dataset texts/
   permllm-offline convert meta-llama/Llama-2-7b-hf --masks Vinnnf/LLaMA-2-7B-MaskLLM-C4 \\
       --output ./sparse
   permllm-offline convert ./sparse-llama-w4a16 --values int4 --output ./sparse
@@ -76,6 +92,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         choices=BLOCK_SIZES,
         help="channels per permutation block; by default the first of 64, 128 and 32 that fits",
     )
+    _add_text_options(parser)
     parser.add_argument(
         "--strict", action="store_true", help="fail where a linear would have to stay dense"
     )
@@ -90,12 +107,66 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     return parser
 
 
+def _add_text_options(parser: argparse.ArgumentParser) -> None:
+    text = parser.add_argument_group("calibration text, for --values int8 and int4")
+    default = Recipe.model_fields
+    text.add_argument(
+        "--dataset",
+        metavar="FILE|DIR|HUB",
+        action="append",
+        help=f"a {KINDS} file, a folder of them, a hub name, or one of {', '.join(NAMED)}; given "
+        "several times, they share the windows equally (default: the weights alone decide)",
+    )
+    add_text_field_option(text)
+    text.add_argument("--sampling", help="stream or document, as for `prune`")
+    for name, what in (
+        ("num_samples", "windows"),
+        ("sequence_length", "tokens per window"),
+        ("seed", "of sampling"),
+    ):
+        text.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=int,
+            metavar="N",
+            help=f"{what} (default {default[name].default})",
+        )
+    text.add_argument(
+        "--smoothing",
+        action=argparse.BooleanOptionalAction,
+        help="even out what the layers read; adapters of the dense model (LoRA) do not fit any "
+        "more (default: smoothed)",
+    )
+    text.add_argument(
+        "--device", help=f"torch device that runs the text (default {default['device'].default})"
+    )
+
+
+def _calibration(options: argparse.Namespace) -> Recipe | None:
+    """The recipe of the text that integers are chosen with, or None where there is none."""
+    given = [name for name in _OF_TEXT if getattr(options, name) is not None]
+    if options.dataset is None:
+        if given:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            logger.warning("no text is read without --dataset: %s is of no use", names)
+        return None
+    if options.values == "auto":
+        raise OfflineError(
+            "--dataset is calibration text for values that are rounded to integers: give --values "
+            "int8 or int4 as well, or leave it out."
+        )
+    entries = {name: getattr(options, name) for name in (*_OF_TEXT, "values")}
+    # A method that reads no text itself: what it does else is not asked.
+    fixed = {"model": options.model, "method": "magnitude", "dataset": tuple(options.dataset)}
+    return make_recipe(entries | fixed)
+
+
 def run(options: argparse.Namespace) -> None:
     """Convert and show what was found."""
     check_json(options.json)
     if options.max_shard_bytes is not None and options.max_shard_bytes < 1:
         raise OfflineError(f"--max-shard-bytes {options.max_shard_bytes}: give at least 1.")
     writing = {"force": options.force, "max_shard_bytes": options.max_shard_bytes}
+    calibration = _calibration(options)
     if options.to == "dense":
         if options.values != "auto":
             raise OfflineError(
@@ -116,6 +187,7 @@ def run(options: argparse.Namespace) -> None:
             block_size=options.block_size,
             strict=options.strict,
             values=options.values,
+            calibration=calibration,
             masks=options.masks,
             **writing,
         )

@@ -7,7 +7,7 @@ import argparse
 from permllm_offline.text.row_text import MESSAGES_FIELDS, TEXT_FIELD
 
 
-def add_text_field_option(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+def add_text_field_option(parser: argparse._ActionsContainer, default: str | None = None) -> None:
     """Add the option; ``default`` is what it gives where it is left out."""
     parser.add_argument(
         "--text-field",

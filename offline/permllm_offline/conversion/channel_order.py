@@ -166,17 +166,17 @@ def share_of_kept(kept: Tensor) -> float:
 
 
 def settle_folds(verdicts: Sequence[GroupVerdict]) -> list[GroupVerdict]:
-    """Leave a permutation at run time where it cannot move into sparse rows of this layer.
+    """Let nothing move into rows of this layer that are not sparse.
 
-    It can where every linear that feeds the group is stored sparse, and where blocks that one
-    value head feeds agree.
+    A permutation can where every linear that feeds the group is stored sparse, and where blocks
+    that one value head feeds agree.
     """
     sparse = {linear for verdict in verdicts if verdict.holds for linear in verdict.density}
 
     def settled(verdict: GroupVerdict) -> GroupVerdict:
-        if verdict.permutation is None or (
-            sparse.issuperset(part.linear for part in verdict.layout.group.fold_into)
-            and agrees(verdict.layout, verdict.permutation)
+        permutation, group = verdict.permutation, verdict.layout.group
+        if sparse.issuperset(part.linear for part in group.fold_into) and (
+            permutation is None or agrees(verdict.layout, permutation)
         ):
             return verdict
         return replace(verdict, layout=verdict.layout.at_run_time())

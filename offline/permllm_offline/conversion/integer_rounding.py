@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +33,38 @@ def without_data(module: str, values: Tensor) -> tuple[Tensor, Tensor]:
     return values, torch.ones(values.shape[1])
 
 
+class FinishedRounding(Protocol):
+    """What is to be said of values that were rounded.
+
+    ``errors`` are those of each layer by its name, of its ``error_of``: weights or output.
+    """
+
+    @property
+    def values(self) -> Rounding:
+        """To what they were rounded."""
+        ...
+
+    @property
+    def errors(self) -> Mapping[str, float]:
+        """By the name of a layer."""
+        ...
+
+    @property
+    def error_of(self) -> str:
+        """Of what of a layer these are, and relative to what."""
+        ...
+
+    @property
+    def how(self) -> str:
+        """Say how the values were rounded."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """Say to what as well."""
+        ...
+
+
 class IntegerRounding:
     """Rounds without data, unless ``judged`` knows inputs.
 
@@ -52,13 +85,18 @@ class IntegerRounding:
         stored: StoredScales = no_scales,
     ) -> None:
         self.values = values
+        self.error_of = "weights"
         self._judged, self._stored = judged, stored
         self.errors: dict[str, float] = {}
         self._rows = self._kept_rows = 0
 
     @property
-    def origin_of_scales(self) -> str:
-        """Say where the scales of all rows come from that have passed."""
+    def how(self) -> str:
+        """Say how all values were rounded that have passed."""
+        return f"without calibration data: {self._origin_of_scales}"
+
+    @property
+    def _origin_of_scales(self) -> str:
         chosen = "row is that of least squares of its weights alone"
         if not self._kept_rows:
             return f"the scale of each {chosen}"
@@ -70,8 +108,8 @@ class IntegerRounding:
 
     @property
     def description(self) -> str:
-        """Say how all values were rounded that have passed."""
-        return f"{self.values}, without calibration data: {self.origin_of_scales}"
+        """Say to what as well."""
+        return f"{self.values}, {self.how}"
 
     def rounded(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors of a checkpoint, kept values as integers and followed by their scales.
@@ -103,13 +141,18 @@ class IntegerRounding:
         if kept is not None:
             self._kept_rows += int(kept.sum())
         self._rows += len(grid.scale)
-        if scale_problems(f"{module}.{WEIGHT_SCALE}", grid.scale):
-            raise OfflineError(
-                f"{module} has a row of values that are too large or too small for a scale in "
-                f"float32: leave out --values {self.values}."
-            )
+        check_scale(module, grid.scale, self.values)
         self.errors[module] = relative_error(weight, energy, grid, kept)
         return grid
+
+
+def check_scale(module: str, scale: Tensor, values: Rounding) -> None:
+    """Raise OfflineError where the values of a row were too large or small for a scale: [out]."""
+    if scale_problems(f"{module}.{WEIGHT_SCALE}", scale):
+        raise OfflineError(
+            f"{module} has a row of values that are too large or too small for a scale in "
+            f"float32: leave out --values {values}."
+        )
 
 
 def _int8_grid(weight: Tensor, energy: Tensor, stored: Tensor | None) -> tuple[Grid, Tensor | None]:

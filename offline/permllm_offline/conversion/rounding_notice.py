@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from permllm_offline.conversion.integer_rounding import IntegerRounding
+from permllm_offline.conversion.integer_rounding import FinishedRounding
 from permllm_offline.report import papers
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.shards import read_json
@@ -19,7 +19,7 @@ _HEADER = re.compile(rb"\A---\r?\n.*?\r?\n---[ \t]*(\r?\n|\Z)", re.DOTALL)
 
 
 def noted_papers(
-    directory: Path, rounding: IntegerRounding, dtype: str
+    directory: Path, rounding: FinishedRounding, dtype: str
 ) -> dict[str, Callable[[], bytes]]:
     """Carry the papers of a source over with a notice; what they say else is of the source.
 
@@ -52,12 +52,11 @@ def noted_papers(
     return carried
 
 
-def _notice(rounding: IntegerRounding, dtype: str) -> str:
+def _notice(rounding: FinishedRounding, dtype: str) -> str:
     return (
         f"The {dtype} values of {len(rounding.errors)} sparse linear layers were rounded to "
-        f"{rounding.values} by `permllm-offline convert --values {rounding.values}`, without "
-        "calibration data: "
-        f"{rounding.origin_of_scales}. Relative error of a layer's weights: "
+        f"{rounding.values} by `permllm-offline convert --values {rounding.values}`, "
+        f"{rounding.how}. Relative error of a layer's {rounding.error_of}: "
         f"{max(rounding.errors.values()):.2%} at most. All else here was written before that and "
         "is about the values before."
     )
@@ -89,7 +88,7 @@ def _on_page(page: bytes, text: str) -> bytes:
     return page.replace(b"</h1>", b"</h1>\n<p>" + text.replace("`", "").encode() + b"</p>", 1)
 
 
-def _in_report(report: dict[str, Any], rounding: IntegerRounding, text: str) -> bytes:
+def _in_report(report: dict[str, Any], rounding: FinishedRounding, text: str) -> bytes:
     """Say it first, and write each layer's ``int8_error``, which the prune left open."""
     layers = [
         layer | {"int8_error": rounding.errors[layer["name"]]}

@@ -6,25 +6,13 @@ from typing import Protocol
 
 from torch import Tensor
 
-from permllm_vllm.checkpoint.headers import TensorHeader
+from permllm_offline.model.plain_tensors import PlainTensors
 
 
-class WeightSource(Protocol):
-    """A checkpoint seen as a plain one: names, shapes and tensors of a Hugging Face model."""
+class WeightSource(PlainTensors, Protocol):
+    """A checkpoint seen as a plain one, and which of its weights were kept."""
 
     description: str
-
-    def names(self) -> list[str]:
-        """Names of all tensors, layer 2 before layer 10."""
-        ...
-
-    def header(self, name: str) -> TensorHeader:
-        """Shape and dtype of the dense tensor, which is not read."""
-        ...
-
-    def tensor(self, name: str) -> Tensor:
-        """The dense tensor."""
-        ...
 
     def kept(self, name: str) -> Tensor:
         """Which weights of a matrix are stored, or not zero: bool, of the same shape."""

@@ -9,7 +9,12 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from permllm_offline.conversion.integer_rounding import IntegerRounding
+from permllm_offline.conversion.calibrated_rounding import (
+    CalibratedRounding,
+    CalibrationText,
+    check_groups,
+)
+from permllm_offline.conversion.integer_rounding import FinishedRounding, IntegerRounding
 from permllm_offline.conversion.report import (
     FOLDED,
     NONE,
@@ -18,18 +23,23 @@ from permllm_offline.conversion.report import (
     ConvertedLinear,
 )
 from permllm_offline.conversion.rounding_notice import noted_papers
+from permllm_offline.conversion.served_tensors import served_model
 from permllm_offline.conversion.shard_size import shard_bytes
+from permllm_offline.conversion.sparse_model import SparseModel
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.loading import Source
 from permllm_offline.model.sparse_bytes import tensor_bytes
 from permllm_offline.model.stored import header_bytes
 from permllm_offline.model.tokenizer import tokenizer_files
+from permllm_offline.recipe.schema import Recipe
 from permllm_offline.report import papers
 from permllm_offline.sparsity.rounded_layer import Rounding
 from permllm_vllm.checkpoint.errors import raise_if_any
+from permllm_vllm.checkpoint.layer import SparseLayer
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.schema import (
+    FOLDED_PERMUTATION,
     WEIGHT_MASK,
     WEIGHT_PACKED,
     WEIGHT_SCALE,
@@ -45,19 +55,22 @@ def convert_to_integers(
     source: Source,
     output: Path,
     values: Rounding,
+    calibration: Recipe | None = None,
     *,
     force: bool = False,
     max_shard_bytes: int | None = None,
 ) -> ConversionReport:
     """Round the values of a checkpoint of this format; every other tensor stays bit for bit.
 
-    Masks, permutations and ``ignore`` are those of the source. One matrix is in memory at a time,
-    and one file of ``max_shard_bytes``: by default about a decoder layer, 500 MB or more.
+    But for the norms before smoothed inputs, which are divided. Masks, permutations and ``ignore``
+    are those of the source. One matrix is in memory at a time, with ``calibration`` one decoder
+    layer, and one file of ``max_shard_bytes``: by default about a decoder layer, 500 MB or more.
 
     Args:
         source: a checkpoint of this format.
         output: folder to write, complete or absent.
         values: to what.
+        calibration: as for ``convert_to_sparse``.
         force: replace a checkpoint in the output.
         max_shard_bytes: bytes of a safetensors file.
 
@@ -69,12 +82,24 @@ def convert_to_integers(
     before = reader.quantization
     assert before is not None
     _check(source, reader, before, values)
-    rounding = IntegerRounding(values)
     densities: dict[str, float] = {}
+    rounding: FinishedRounding
+    if calibration is None:
+        rounding = passing = IntegerRounding(values)
+        tensors = passing.rounded(_tensors(reader, before, densities))
+        smoothed = False
+    else:
+        check_groups(values, before.block_size, permuted=bool(before.runtime_permuted))
+        text = CalibrationText.read(calibration, source)
+        model = served_model(source.reader(), source.language.family(), source.config)
+        rounding = calibrated = text.rounding(model, values)
+        tensors = _calibrated_tensors(reader, model, calibrated, densities)
+        smoothed = calibrated.smoothed
     changes = {
         "format_version": version_of(values),
         "value_dtype": values,
         "tool_version": installed_version(),
+        "smoothed": smoothed,
     }
     sizes = _sizes(reader, before.pattern, values)
 
@@ -84,7 +109,7 @@ def convert_to_integers(
 
     write_checkpoint(
         output,
-        rounding.rounded(_tensors(reader, before, densities)),
+        tensors,
         QuantizationConfig.model_validate(before.to_dict() | changes),
         source.directory,
         force=force,
@@ -130,10 +155,34 @@ def _tensors(
         if module in sparse and kind == WEIGHT_PACKED:
             layer = reader.layer(module)
             raise_if_any(layer.content_problems(pattern, quantization.block_size))
-            weights = layer.out_features * layer.in_features
-            densities[module] = int(layer.values.count_nonzero()) / weights
+            densities[module] = _density(layer)
             del layer
         yield name, reader.tensor(name)
+
+
+def _calibrated_tensors(
+    reader: CheckpointReader,
+    model: SparseModel,
+    calibrated: CalibratedRounding,
+    densities: dict[str, float],
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of the output, what is no part of a sparse layer first; note densities."""
+    sparse = set(reader.sparse_layers())
+    for name in reader.names():
+        module, _, kind = name.rpartition(".")
+        if module not in sparse or kind == FOLDED_PERMUTATION:
+            yield name, calibrated.divided(name, reader.tensor(name))
+    for index, rounded in enumerate(tqdm(calibrated.layers, desc="write", unit="layer")):
+        for name, tensor in model.baked(index, model.decision(index), rounded):
+            module, _, kind = name.rpartition(".")
+            if kind == WEIGHT_PACKED:
+                densities[module] = _density(reader.layer(module))
+            yield name, tensor
+
+
+def _density(layer: SparseLayer) -> float:
+    """Share of the weights that are not zero."""
+    return int(layer.values.count_nonzero()) / (layer.out_features * layer.in_features)
 
 
 def _sizes(reader: CheckpointReader, pattern: str, values: Rounding) -> dict[str, int]:

@@ -12,9 +12,14 @@ from typing import Literal
 from torch import Tensor
 from tqdm import tqdm
 
+from permllm_offline.conversion.calibrated_rounding import (
+    CalibratedRounding,
+    CalibrationText,
+    check_groups,
+)
 from permllm_offline.conversion.formats import open_weights
 from permllm_offline.conversion.ignore_entries import ignored
-from permllm_offline.conversion.integer_rounding import IntegerRounding
+from permllm_offline.conversion.integer_rounding import FinishedRounding, IntegerRounding
 from permllm_offline.conversion.pattern_choice import Judged, judge
 from permllm_offline.conversion.published_masks import open_masks
 from permllm_offline.conversion.report import (
@@ -28,6 +33,7 @@ from permllm_offline.conversion.report import (
 from permllm_offline.conversion.rounding_notice import noted_papers
 from permllm_offline.conversion.shard_size import shard_bytes
 from permllm_offline.conversion.sources import WeightSource
+from permllm_offline.conversion.sparse_model import SparseModel
 from permllm_offline.conversion.to_integers import convert_to_integers
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.architecture import require_language_model
@@ -36,12 +42,10 @@ from permllm_offline.model.loading import open_source
 from permllm_offline.model.sparse_bytes import sparse_bytes
 from permllm_offline.model.stored import header_bytes
 from permllm_offline.model.tokenizer import tokenizer_files
+from permllm_offline.recipe.schema import Recipe
 from permllm_offline.report import papers
-from permllm_offline.sparsity.bake import bake_layer
-from permllm_offline.sparsity.decisions import decide
+from permllm_offline.sparsity.decisions import LayerDecision, decide
 from permllm_vllm.checkpoint.companions import check_companions
-from permllm_vllm.checkpoint.errors import raise_if_any
-from permllm_vllm.checkpoint.numbers import number_problems
 from permllm_vllm.checkpoint.output import check_destination
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import QuantizationConfig, is_of_this_format
@@ -62,6 +66,7 @@ def convert_to_sparse(
     block_size: int | None = None,
     strict: bool = False,
     values: Values = "auto",
+    calibration: Recipe | None = None,
     masks: str | None = None,
     force: bool = False,
     max_shard_bytes: int | None = None,
@@ -71,7 +76,8 @@ def convert_to_sparse(
     Every weight keeps its value bit for bit (a pruned negative zero becomes a zero), or is rounded
     to integers, which those of this format may be too: see ``convert_to_integers``. Linears that
     do not obey the pattern are left dense and listed in ``ignore``, all experts of a layer where
-    one does not. Two passes over the source, one decoder layer in memory at a time.
+    one does not. Two passes over the source, or three with ``calibration``, one decoder layer in
+    memory at a time.
 
     Args:
         model: folder or hub name.
@@ -80,7 +86,11 @@ def convert_to_sparse(
         block_size: channels per permutation block; by default the first of 64, 128 and 32 that
             explains the first sparse decoder layer.
         strict: raise instead of leaving a linear dense.
-        values: ``int8`` and ``int4`` round what is kept, by the weights alone.
+        values: ``int8`` and ``int4`` round what is kept, by the weights alone or as
+            ``calibration`` says.
+        calibration: the text that integers are chosen with, by the recipe's data sets and what
+            it says of windows; its ``smoothing``, ``seed`` and ``device``. All else in it is of no
+            use.
         masks: npz of masks for a dense model, its folder, or its name on the hub.
         force: replace a checkpoint in the output.
         max_shard_bytes: bytes of a safetensors file, which is in memory; by default about a decoder
@@ -100,21 +110,28 @@ def convert_to_sparse(
                 f"source: leave them out, {model!r} is of this format."
             )
         return convert_to_integers(
-            found, output, values, force=force, max_shard_bytes=max_shard_bytes
+            found, output, values, calibration, force=force, max_shard_bytes=max_shard_bytes
         )
     require_language_model(found)
     check_destination(output, found.directory, force=force)
     check_companions(found.directory)
     source, family = open_weights(found, opened), found.language.family()
+    text = None if calibration is None else CalibrationText.read(calibration, found)
     judged = judge(source, family, found.config, pattern, block_size)
     report = _report(model, judged)
     _check(report, strict=strict)
     dtype = judged.value_dtype()
-    rounding = None
-    if values != "auto":
-        rounding = IntegerRounding(
+    rounding: FinishedRounding | None = None
+    passing = calibrated = None
+    if values != "auto" and text is None:
+        rounding = passing = IntegerRounding(
             values, stored=lambda module: source.row_scales(f"{module}.weight")
         )
+    elif values != "auto" and text is not None:
+        _check_calibrated(report, source)
+        permuted = any(one.permutation in (FOLDED, RUN_TIME) for one in report.linears)
+        check_groups(values, judged.block_size, permuted=permuted)
+        rounding = calibrated = text.rounding(sparse_model(judged), values)
     noted = {} if rounding is None else noted_papers(found.directory, rounding, dtype)
     quantization = QuantizationConfig(
         pattern=str(judged.pattern),
@@ -124,6 +141,7 @@ def convert_to_sparse(
         runtime_permuted=[one.name for one in report.linears if one.permutation == RUN_TIME],
         folded=[one.name for one in report.linears if one.permutation == FOLDED],
         absent=family.absent(len(judged.layers)),
+        smoothed=calibrated is not None and calibrated.smoothed,
     )
     sizes = {name: header_bytes(source.header(name)) for name in source.names()}
 
@@ -132,10 +150,10 @@ def convert_to_sparse(
             return report
         return report.with_int8_errors(rounding.errors, rounding.description)
 
-    tensors = joined_experts(_tensors(judged), family)
+    tensors = joined_experts(_tensors(judged, calibrated), family)
     write_checkpoint(
         output,
-        tensors if rounding is None else rounding.rounded(tensors),
+        tensors if passing is None else passing.rounded(tensors),
         quantization,
         found.directory,
         force=force,
@@ -222,18 +240,58 @@ def _written_bytes(
     return sum(written.values())
 
 
-def _tensors(judged: Judged) -> Iterator[tuple[str, Tensor]]:
+def _check_calibrated(report: ConversionReport, source: WeightSource) -> None:
+    """Refuse text for values that stay what they are."""
+    for linear in report.linears:
+        if linear.permutation != DENSE and source.row_scales(f"{linear.name}.weight") is not None:
+            raise OfflineError(
+                f"{linear.name} of {report.source!r} is stored as integers with a scale per row, "
+                "which stay what they are: calibration text has nothing to choose. Leave out "
+                "--dataset."
+            )
+
+
+def sparse_model(judged: Judged) -> SparseModel:
+    """See a source as a sparse model, by the verdicts on its decoder layers."""
+
+    def decision(index: int) -> LayerDecision:
+        stored_name = partial(judged.family.stored_name, index)
+        return [
+            decide(
+                verdict.layout,
+                {
+                    linear: judged.source.kept(stored_name(f"{linear}.weight")).float()
+                    for linear in verdict.layout.group.linears
+                },
+                verdict.permutation,
+                judged.pattern,
+            )
+            for verdict in judged.layers[index]
+            if verdict.holds
+        ]
+
+    count = len(judged.layers)
+    return SparseModel(judged.family, judged.source, judged.pattern, count, decision)
+
+
+def _tensors(judged: Judged, calibrated: CalibratedRounding | None) -> Iterator[tuple[str, Tensor]]:
     """Yield the checkpoint's tensors, one decoder layer in memory at a time."""
     source, family = judged.source, judged.family
+
+    def left_dense(name: str) -> tuple[str, Tensor]:
+        tensor = source.tensor(name)
+        return name, tensor if calibrated is None else calibrated.divided(name, tensor)
+
+    model = sparse_model(judged)
     absent = set(family.absent(len(judged.layers)))
     names = [name for name in source.names() if name.rpartition(".")[0] not in absent]
     layers = tuple(f"{family.layer_name(index)}." for index in range(len(judged.layers)))
     outside = (name for name in names if not name.startswith(layers))
-    yield from ((name, source.tensor(name)) for name in outside)
+    yield from map(left_dense, outside)
     for index, verdicts in enumerate(tqdm(judged.layers, desc="write")):
         prefix, stored_name = f"{family.layer_name(index)}.", partial(family.stored_name, index)
         replaced = {
-            stored_name(part): part
+            stored_name(part)
             for verdict in verdicts
             if verdict.holds
             for linear in verdict.layout.group.linears
@@ -241,26 +299,6 @@ def _tensors(judged: Judged) -> Iterator[tuple[str, Tensor]]:
         }
         for name in names:
             if name.startswith(prefix) and name not in replaced:
-                yield name, source.tensor(name)
-        decision = [
-            decide(
-                verdict.layout,
-                {
-                    linear: source.kept(stored_name(f"{linear}.weight")).float()
-                    for linear in verdict.layout.group.linears
-                },
-                verdict.permutation,
-                judged.pattern,
-            )
-            for verdict in verdicts
-            if verdict.holds
-        ]
-        weights = {replaced[name]: _finite(source, name) for name in names if name in replaced}
-        yield from bake_layer(stored_name, weights, decision, judged.pattern)
-
-
-def _finite(source: WeightSource, name: str) -> Tensor:
-    """Read a weight or bias of a sparse linear; raises CheckpointError where it has inf or nan."""
-    tensor = source.tensor(name)
-    raise_if_any(number_problems(name, tensor))
-    return tensor
+                yield left_dense(name)
+        rounded = None if calibrated is None else calibrated.layers[index]
+        yield from model.baked(index, model.decision(index), rounded)

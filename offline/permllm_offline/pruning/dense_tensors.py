@@ -8,7 +8,7 @@ from torch import Tensor
 
 from permllm_offline.model.skeleton import skeleton_of
 from permllm_offline.preparation.prepared import Prepared
-from permllm_offline.sparsity.smoothing import multiplied
+from permllm_offline.sparsity.smoothing import divided_by
 
 
 def left_dense(prepared: Prepared, divided: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
@@ -29,10 +29,7 @@ def left_dense(prepared: Prepared, divided: Mapping[str, Tensor]) -> Iterator[tu
         return tensor if dtype is None else as_loaded(model, names.own(name) or "", tensor, dtype)
 
     def smoothed(name: str) -> Tensor:
-        tensor, exponents = converted(name), divided.get(name.rpartition(".")[0])
-        if exponents is None:
-            return tensor
-        return multiplied(tensor, -exponents).to(tensor.dtype)
+        return divided_by(converted(name), divided.get(name.rpartition(".")[0]))
 
     replaced = {linear.name for linear in prepared.plan.linears}.union(prepared.plan.absent)
     for name in reader.names():

@@ -16,9 +16,9 @@ from permllm_offline.model.decoder_calls import as_given
 from permllm_offline.model.family import Family
 from permllm_offline.model.loading import Source, model_from
 from permllm_offline.model.modules import decoder_layers, has_module, load_tensor
+from permllm_offline.model.plain_tensors import PlainTensors
 from permllm_offline.model.skeleton import skeleton_of
 from permllm_offline.text.evaluation import perplexity
-from permllm_vllm.checkpoint.reader import CheckpointReader
 
 
 class StreamedModel:
@@ -26,17 +26,23 @@ class StreamedModel:
 
     Inside ``resident`` a decoder layer has its weights, inside ``embedding`` and ``head`` the model
     has what comes before the decoder layers and after them. Buffers that follow from the
-    configuration (rotary frequencies, scales of embeddings) stay.
+    configuration (rotary frequencies, scales of embeddings) stay. ``tensors`` are those of the
+    checkpoint, seen as a plain one where it is another.
 
     Raises:
         OfflineError, CheckpointError: a checkpoint that cannot be loaded.
     """
 
     def __init__(
-        self, source: Source, family: Family, dtype: torch.dtype, device: torch.device
+        self,
+        source: Source,
+        family: Family,
+        dtype: torch.dtype,
+        device: torch.device,
+        tensors: PlainTensors | None = None,
     ) -> None:
         self.family, self.device = family, device
-        self._reader = source.reader(dtype)
+        self._reader = tensors or source.reader(dtype)
         self.model, self._stored = _without_weights(source, self._reader, family, dtype, device)
         self.model.requires_grad_(False)
         self.layers = decoder_layers(self.model, family.layers)
@@ -139,7 +145,7 @@ def _memory(tensor: Tensor) -> int:
 
 def _without_weights(
     source: Source,
-    reader: CheckpointReader,
+    reader: PlainTensors,
     family: Family,
     dtype: torch.dtype,
     device: torch.device,

@@ -13,7 +13,7 @@ from permllm_offline.sparsity.decisions import GroupDecision, LayerDecision
 from permllm_offline.sparsity.grid import Grid
 from permllm_offline.sparsity.importance import row_chunks
 from permllm_offline.sparsity.rounded_layer import RoundedLayer
-from permllm_offline.sparsity.smoothing import multiplied
+from permllm_offline.sparsity.smoothing import divided_by
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.packing import pack_mask, pack_values, unpack_mask
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -117,9 +117,7 @@ class _Rows:
 
     def divided(self, numbers: Tensor) -> Tensor:
         """Numbers of each row, in the old order."""
-        if self.exponents is None:
-            return numbers
-        return multiplied(numbers, -self.exponents).to(numbers.dtype)
+        return divided_by(numbers, self.exponents)
 
 
 def _bake_linear(

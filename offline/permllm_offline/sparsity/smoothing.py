@@ -66,6 +66,16 @@ def multiplied(weight: Tensor, exponents: Tensor | None, columns: Tensor | None 
     return weight.float() * (powers if columns is None else powers[columns])
 
 
+def divided_by(numbers: Tensor, exponents: Tensor | None) -> Tensor:
+    """Divide numbers by powers of two, in their own dtype, which rounds nothing.
+
+    Args:
+        numbers: floating [n], one of each row of a linear or channel of a norm.
+        exponents: int8 [n], or None where nothing is smoothed.
+    """
+    return numbers if exponents is None else multiplied(numbers, -exponents).to(numbers.dtype)
+
+
 def _candidates(energy: Tensor) -> Tensor:
     """Whole exponents for every strength: float32 [strengths, in], their mean about 0.
 

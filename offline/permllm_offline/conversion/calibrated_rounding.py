@@ -1,0 +1,170 @@
+"""Round the kept values of a sparse model to integers, as text tells what its layers read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from tqdm import tqdm
+
+from permllm_offline.calibration.statistics import mean_norms, summed_squares
+from permllm_offline.calibration.unreached_experts import count_unreached, warn_unreached
+from permllm_offline.conversion.integer_rounding import check_scale
+from permllm_offline.conversion.sparse_model import SparseModel
+from permllm_offline.errors import OfflineError
+from permllm_offline.model.float32_products import products_in_float32
+from permllm_offline.model.loading import Source, parse_device
+from permllm_offline.model.modules import linear_of
+from permllm_offline.model.tokenizer import load_tokenizer
+from permllm_offline.pruning.streamed_model import StreamedModel
+from permllm_offline.pruning.streamed_windows import Flow
+from permllm_offline.recipe.schema import Recipe
+from permllm_offline.sparsity.bake import divided_norms
+from permllm_offline.sparsity.rounded_layer import RoundedLayer, Rounding, choose_grids
+from permllm_offline.sparsity.smoothing import divided_by
+from permllm_offline.text.windows import SELF, check_datasets, sample_windows, writes_itself
+from permllm_vllm.checkpoint.errors import raise_if_any
+from permllm_vllm.checkpoint.int4 import GROUP
+from permllm_vllm.checkpoint.numbers import number_problems
+
+
+@dataclass(frozen=True)
+class CalibratedRounding:
+    """The grids of all decoder layers, chosen with inputs in mind, and smoothed inputs.
+
+    ``norms`` are divided, by the name of their module: int8 exponents [channels]. ``errors`` are
+    the expected ones of each linear's output, relative to it, by its stored name.
+    """
+
+    values: Rounding
+    layers: Sequence[RoundedLayer]
+    norms: Mapping[str, Tensor]
+    errors: Mapping[str, float]
+    tokens: int
+    error_of: str = "output"
+
+    @property
+    def smoothed(self) -> bool:
+        """Whether any input is divided by another number than 1."""
+        return any(layer.smoothed for layer in self.layers)
+
+    @property
+    def how(self) -> str:
+        """Say how the values were rounded."""
+        inputs = "smoothed" if self.smoothed else "as they were"
+        return (
+            f"with {self.tokens:,} tokens of calibration text: every scale has the least expected "
+            f"error of the output, and inputs are {inputs}"
+        )
+
+    @property
+    def description(self) -> str:
+        """Say to what as well."""
+        return f"{self.values}, {self.how}"
+
+    def divided(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor that stays dense, divided where it is of a norm before smoothed inputs."""
+        return divided_by(tensor, self.norms.get(name.rpartition(".")[0]))
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """Windows of the text of a recipe, int64 [windows, sequence_length], for a source."""
+
+    recipe: Recipe
+    source: Source
+    windows: Tensor
+
+    @classmethod
+    def read(cls, recipe: Recipe, source: Source) -> CalibrationText:
+        """Draw the windows of a recipe's data sets.
+
+        Raises:
+            OfflineError: text or a tokenizer that cannot be used, or a device.
+        """
+        parse_device(recipe.device)
+        if any(map(writes_itself, recipe.datasets)):
+            raise OfflineError(
+                f"--dataset {SELF}: a conversion reads text and has the model write none. Give a "
+                "file, a folder or a hub name."
+            )
+        check_datasets(recipe.datasets, recipe.num_samples)
+        drawn = sample_windows(
+            recipe.datasets,
+            load_tokenizer(source),
+            num_samples=recipe.num_samples,
+            sequence_length=recipe.sequence_length,
+            seed=recipe.seed,
+            sampling=recipe.sampling,
+            text_field=recipe.text_field,
+        )
+        return cls(recipe, source, drawn.calibration)
+
+    def rounding(self, model: SparseModel, values: Rounding) -> CalibratedRounding:
+        """Choose the grids of a sparse model, which the source is; raises as ``calibrate``."""
+        return calibrate(model, self.source, self.windows, values, self.recipe)
+
+
+def check_groups(values: Rounding, block_size: int, *, permuted: bool) -> None:
+    """Refuse int4 values whose groups a permutation takes apart.
+
+    Raises:
+        OfflineError: blocks of more channels than a group, and any that is ``permuted``.
+    """
+    if values == "int4" and permuted and block_size > GROUP:
+        raise OfflineError(
+            f"with calibration text, --values int4 rounds inputs in groups of {GROUP} of the order "
+            f"that they come in, which permutations in blocks of {block_size} take apart: leave "
+            "out --dataset, or give --values int8."
+        )
+
+
+@products_in_float32()
+def calibrate(
+    model: SparseModel, source: Source, windows: Tensor, values: Rounding, recipe: Recipe
+) -> CalibratedRounding:
+    """Run text through a sparse model and choose the grids of its linears.
+
+    One decoder layer is in memory at a time, and the states of the text.
+
+    Args:
+        model: whose weights are sparse already.
+        source: its configuration.
+        windows: int64 [windows, sequence_length].
+        values: to what it is rounded.
+        recipe: for ``smoothing`` and ``device``.
+
+    Raises:
+        OfflineError: a model that cannot be run, or values that have no scale in float32.
+        CheckpointError: tensors that are damaged.
+    """
+    family, device = model.family, parse_device(recipe.device)
+    streamed = StreamedModel(source, family, source.product_dtype, device, model.tensors)
+    flow = Flow.into(streamed, windows, dense_only=True)
+    layers: list[RoundedLayer] = []
+    norms: dict[str, Tensor] = {}
+    errors: dict[str, float] = {}
+    unreached = []
+    for index in tqdm(range(model.layers), desc="calibrate", unit="layer"):
+        decision, stored_name = model.decision(index), model.stored_name(index)
+        groups = [one.layout.group for one in decision]
+        with streamed.resident(index) as layer:
+            for linear in (one for group in groups for one in group.linears):
+                weight = linear_of(layer, linear).weight.data
+                raise_if_any(number_problems(stored_name(f"{linear}.weight"), weight))
+            with summed_squares(layer, groups) as squares:
+                flow.pass_dense(index, layer)
+            unreached.append(count_unreached(groups, squares))
+            inputs = mean_norms(layer, groups, squares, flow.tokens)
+            energies = {group: norm.square() for group, norm in inputs.items()}
+            smooths = recipe.smoothing
+            rounded = choose_grids(layer, decision, energies, values, rounds=False, smooths=smooths)
+        for linear, scale in rounded.scales.items():
+            check_scale(stored_name(linear), scale, values)
+        layers.append(rounded)
+        errors |= {stored_name(linear): error for linear, error in rounded.errors.items()}
+        divided = divided_norms(decision, rounded)
+        norms |= {stored_name(norm): exponents for norm, exponents in divided.items()}
+    warn_unreached(unreached)
+    return CalibratedRounding(values, layers, norms, errors, windows.numel())
