@@ -6,13 +6,17 @@
     python -m benchmarks.accuracy --methods permllm-wanda@last:6 permllm-best@no-self-windows \\
         --patterns 2:4 --json OUT
     python -m benchmarks.accuracy --methods wanda+cp wanda+cp@no-smoothing --values int8 --json OUT
+    python -m benchmarks.accuracy --methods wanda+cp@converted wanda+cp@converted-without-text \\
+        --patterns 2:4 --values int8 int4 --json OUT
     python -m benchmarks.accuracy --checkpoints DIR --json OUT
     python -m benchmarks.accuracy --quick --json OUT
 
 METHOD/RECONSTRUCTION replaces the reconstruction of a method, and @VARIANT behind either changes
 its recipe: `last:6` learns the permutations of the last six decoder layers alone, the others are
 those of `cp`; `no-self-windows` distils without windows that the dense model writes; and
-`no-smoothing` rounds integer values, and what meets them, without evening out inputs.
+`no-smoothing` rounds integer values, and what meets them, without evening out inputs. Of integer
+values alone, `converted` prunes with the model's own values and has `convert --dataset` round them,
+`converted-without-text` without `--dataset`; times are those of the conversion.
 
 Calibrated on State of the Union addresses; evaluated on held-out ones (in domain), on six novels,
 and on Python's manual: int8 and int4 values through the kernels that would serve them, which round
@@ -53,7 +57,7 @@ from .pruning.checkpoints import (
     times_since,
 )
 from .pruning.commands import evaluate
-from .pruning.named_method import NamedMethod
+from .pruning.named_method import CONVERTED, NamedMethod
 from .records.result_file import kept_rows
 from .texts import sotu, unseen_texts
 
@@ -181,7 +185,8 @@ def combinations(
         for name in methods:
             for seed in seeds_of(name, seeds):
                 for value_dtype in values:
-                    if value_dtype == "bfloat16" or servable(name):
+                    allowed = NamedMethod.parse(name).variant not in CONVERTED
+                    if allowed if value_dtype == "bfloat16" else servable(name):
                         yield name, pattern, seed, value_dtype
 
 

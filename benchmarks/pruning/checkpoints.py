@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from benchmarks.models import smollm2
-from benchmarks.pruning.commands import prune
-from benchmarks.pruning.named_method import NamedMethod
+from benchmarks.pruning.commands import permllm_offline, prune
+from benchmarks.pruning.named_method import CONVERTED, NamedMethod
 from benchmarks.records.machine import comparable, machine, revision, versions
 from benchmarks.texts import sotu
 from permllm_offline.preparation.recipe_input import make_recipe
@@ -31,7 +31,10 @@ Key = tuple[str, str | None, int | None, str]
 
 @dataclass(frozen=True)
 class Times:
-    """Of a prune; ``processor_seconds`` counts all threads: other work does not add to it."""
+    """Of a prune, or of the conversion after it.
+
+    ``processor_seconds`` counts all threads: other work does not add to it.
+    """
 
     prune_seconds: float
     processor_seconds: float
@@ -65,8 +68,17 @@ class Checkpoints:
         record = checkpoint.with_name(f"{checkpoint.name}.times.json")
         if not checkpoint.exists():
             self._directory.mkdir(parents=True, exist_ok=True)
+            name, pattern, seed, values = key
+            named, converted = NamedMethod.parse(name), None
+            if named.variant in CONVERTED:
+                converted, _ = self.baked((named.pruned, pattern, seed, "bfloat16"))
             start, made_with = (time.perf_counter(), processor_time()), revision()
-            self._bake(key, checkpoint)
+            if converted is None:
+                self._bake(key, checkpoint)
+            else:
+                text = ("--dataset", sotu().calibration) if CONVERTED[str(named.variant)] else ()
+                output = ("--output", checkpoint, "--values", values)
+                permllm_offline("convert", converted, *output, *text)
             times = asdict(times_since(*start))
             found = {**self._conditions(), "commit": made_with, "times": times}
             record.write_text(json.dumps(found) + "\n", encoding="utf-8")

@@ -14,8 +14,13 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "last:6": {"learning": {"layers": "last:6"}},
     "no-self-windows": {"distillation": {"self_windows": 0}},
     "no-smoothing": {"smoothing": False},
+    "converted": {},
+    "converted-without-text": {},
 }
 """Entries of the recipe that differ from the method's defaults."""
+
+CONVERTED: Mapping[str, bool] = {"converted": True, "converted-without-text": False}
+"""Variants that `convert` rounds after the prune, and whether it reads calibration text."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,11 @@ class NamedMethod:
                 "give a method that learns its permutation, or distils, as they need it"
             )
         return found
+
+    @property
+    def pruned(self) -> str:
+        """The name of the same without its variant."""
+        return "/".join(filter(None, (self.method, self.reconstruction)))
 
     @property
     def learned(self) -> bool:

@@ -138,6 +138,15 @@ def test_rows_come_in_the_order_of_the_table() -> None:
     ]
 
 
+def test_integers_alone_are_converted() -> None:
+    names, values = ["wanda", "wanda@converted"], ["bfloat16", "int8"]
+    assert list(combinations(names, ["2:4"], [0], values)) == [
+        ("wanda", "2:4", 0, "bfloat16"),
+        ("wanda", "2:4", 0, "int8"),
+        ("wanda@converted", "2:4", 0, "int8"),
+    ]
+
+
 def test_a_variant_stands_behind_its_method() -> None:
     names = ["permllm-best", "permllm-wanda/obs", "permllm-wanda@last:6", "permllm-wanda"]
     rows = [{"method": n, "pattern": "2:4", "values": "bfloat16", "seed": 0} for n in names]

@@ -25,6 +25,7 @@ def pruned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
         Path(ran[-1][ran[-1].index("--output") + 1]).mkdir()
 
     monkeypatch.setattr(commands, "permllm_offline", run)
+    monkeypatch.setattr(checkpoints, "permllm_offline", run)
     monkeypatch.setattr(checkpoints, "smollm2", lambda: tmp_path / "model")
     texts = Texts(tmp_path / "text.txt", tmp_path / "other.txt")
     monkeypatch.setattr(checkpoints, "sotu", lambda: texts)
@@ -83,6 +84,23 @@ def test_a_variant_is_pruned_by_its_recipe_at_the_same_effort(
     if own is not None:
         assert recipe.distillation.self_windows == own
         assert recipe.distillation.steps == 150
+
+
+@pytest.mark.parametrize(("variant", "reads"), [("", True), ("-without-text", False)])
+def test_what_is_converted_is_pruned_once_before(
+    tmp_path: Path, pruned: list[list[str]], variant: str, reads: bool
+) -> None:
+    folder = Checkpoints(tmp_path, ("--num-samples", "7"), "low")
+    before, _ = folder.baked(("wanda/obs", "4:8", 1, "bfloat16"))
+    for values in ("int8", "int4"):
+        made, times = folder.baked((f"wanda/obs@converted{variant}", "4:8", 1, values))
+        assert made.exists()
+        assert times is not None
+        command = pruned.pop()
+        assert command[:2] == ["convert", str(before)]
+        assert command[command.index("--values") + 1] == values
+        assert ("--dataset" in command) == reads
+    assert len(pruned) == 1
 
 
 def test_the_times_of_an_effort_are_those_of_its_option(
