@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from permllm_offline import pipeline
 from permllm_offline.errors import OfflineError
-from permllm_offline.forecast.memory_fit import is_default
 from permllm_offline.hub import check_push, push
 from permllm_offline.model.loading import (
     load_model,
@@ -22,14 +21,12 @@ from permllm_offline.model.loading import (
 )
 from permllm_offline.model.quantized import require_read
 from permllm_offline.model.tokenizer import load_tokenizer
-from permllm_offline.preparation.method_parts import parts_of
 from permllm_offline.preparation.recipe_input import make_recipe, read_recipe
 from permllm_offline.recipe.entries import (
     BlockwiseEntries,
     DistillationEntries,
     LearningEntries,
 )
-from permllm_offline.recipe.refusals import option_of
 from permllm_offline.recipe.schema import Recipe
 from permllm_offline.report.report import Report
 from permllm_offline.run.device import chosen_device, warn_of_unused_gpu
@@ -40,14 +37,11 @@ from permllm_offline.text.evaluation import evaluation_windows as cut_windows
 from permllm_offline.text.evaluation import perplexity
 from permllm_offline.text.paper_protocol import LENGTHS, Protocol
 from permllm_offline.text.row_text import TEXT_FIELD
-from permllm_offline.text.windows import Sampling, writes_itself
+from permllm_offline.text.windows import Sampling
 from permllm_offline.text.zero_shot import Tasks
+from permllm_offline.unused_options import warn_of_no_use
 
 logger = logging.getLogger(__name__)
-
-OF_ROWS = ("sampling", "text_field")
-OF_TEXT = ("num_samples", "sampling", "sequence_length", "evaluation_windows", "text_field")
-"""Entries of a recipe that say how its text is read."""
 
 
 @dataclass(frozen=True)
@@ -229,49 +223,12 @@ def asked_recipe(
         pipeline.check_recipe_file(local_path(file), output)
     recorded = None if file is None else read_recipe(local_path(file))
     made = make_recipe(changes, effort, preset, recorded)
-    _warn_of_no_use(made, changes, effort)
+    warn_of_no_use(made, changes, effort)
     if push_to_hub is not None:
         check_push(push_to_hub, made.model)
     if "device" not in made.model_fields_set:
         warn_of_unused_gpu()
     return made
-
-
-def _warn_of_no_use(made: Recipe, changes: Mapping[str, Any], effort: str | None) -> None:
-    """Name what a user gives that does nothing for the method."""
-    parts = parts_of(made)
-    if changes.get("block_size") is not None and not parts.permutation.permutes:
-        logger.warning("%s permutes no channels: --block-size is of no use", made.method)
-    if made.dataset is None and not parts.reads_text:
-        given = [name for name in OF_TEXT if changes.get(name) is not None]
-        if given:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            logger.warning(
-                "%s reads no text without --dataset: %s is of no use", made.method, names
-            )
-    if made.datasets and all(map(writes_itself, made.datasets)):
-        given = [f"--{name.replace('_', '-')}" for name in OF_ROWS if changes.get(name) is not None]
-        if given:
-            logger.warning("the model writes its text itself: %s is of no use", ", ".join(given))
-    learning = changes.get("learning") or {}
-    if learning and not parts.permutation.learns:
-        names = ", ".join(option_of(("learning", name)) or name for name in learning)
-        logger.warning("%s learns no permutation: %s is of no use", made.method, names)
-    elif "window" in learning and made.learning.scope != "window":
-        logger.warning(
-            "%s learns end to end: --learn-window is of no use without --learn-scope window",
-            made.method,
-        )
-    distilled = [] if effort is None else [f"--effort {effort}"]
-    distilled += [f"distillation.{name}" for name in changes.get("distillation") or ()]
-    if distilled and not parts.reconstruction.distils:
-        names = ", ".join(distilled)
-        logger.warning("%s distils nothing: %s is of no use", made.method, names)
-    tuned = [f"blockwise.{name}" for name in changes.get("blockwise") or ()]
-    # Where memory does not suffice, what takes the place of the default tunes.
-    if tuned and not (parts.reconstruction.tunes or is_default(made)):
-        names = ", ".join(tuned)
-        logger.warning("%s tunes no layer by itself: %s is of no use", made.method, names)
 
 
 def evaluate(

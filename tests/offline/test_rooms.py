@@ -27,6 +27,7 @@ ROOMS = (
     "conversion",
     "hub",
     "pipeline",
+    "unused_options",
     "api",
     "commands",
     "cli",

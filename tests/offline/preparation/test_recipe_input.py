@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import yaml
 
-from permllm_offline.api import asked_recipe
 from permllm_offline.cli import main
 from permllm_offline.errors import OfflineError
 from permllm_offline.permutation.learned_layers import most_sensitive, parse_layers
@@ -107,75 +106,6 @@ def test_a_reconstruction_is_recorded_for_its_method(
     recipe = make_recipe(given, recorded=recorded)
     assert (recipe.method, recipe.reconstruction) == expected
     assert recorded["reconstruction"] == "obs+blockwise"
-
-
-@pytest.mark.parametrize(
-    ("changes", "effort", "messages"),
-    [
-        ({"method": "wanda"}, "low", ["wanda distils nothing: --effort low is of no use"]),
-        ({"method": "wanda", "reconstruction": "distillation"}, "low", []),
-        ({"method": "permllm-best"}, "low", []),
-        ({"method": "wanda"}, None, []),
-        (
-            {"method": "wanda", "block_size": 32},
-            None,
-            ["wanda permutes no channels: --block-size is of no use"],
-        ),
-        ({"method": "wanda+cp", "block_size": 32}, None, []),
-        (
-            {"method": "magnitude", "num_samples": 3, "sampling": "document"},
-            None,
-            ["magnitude reads no text without --dataset: --num-samples, --sampling is of no use"],
-        ),
-        ({"method": "magnitude", "dataset": "x.txt", "num_samples": 3}, None, []),
-        (
-            {"dataset": "self", "sampling": "document", "text_field": "body"},
-            None,
-            ["the model writes its text itself: --sampling, --text-field is of no use"],
-        ),
-        ({"dataset": ("self", "x.jsonl"), "text_field": "body"}, None, []),
-        ({"method": "wanda", "dataset": "x.txt", "num_samples": 3}, None, []),
-        (
-            {"method": "wanda", "learning": {"steps": 3}},
-            None,
-            ["wanda learns no permutation: --steps is of no use"],
-        ),
-        (
-            {"method": "permllm-wanda", "learning": {"window": 2}},
-            None,
-            [
-                "permllm-wanda learns end to end: --learn-window is of no use without "
-                "--learn-scope window"
-            ],
-        ),
-        ({"method": "permllm-wanda", "learning": {"window": 2, "scope": "window"}}, None, []),
-        (
-            {"method": "wanda", "distillation": {"steps": 3, "self_windows": 1}},
-            None,
-            ["wanda distils nothing: distillation.steps, distillation.self_windows is of no use"],
-        ),
-        ({"method": "permllm-best", "distillation": {"steps": 3}}, None, []),
-        (
-            {"method": "permllm-best", "blockwise": {"steps": 3}},
-            None,
-            ["permllm-best tunes no layer by itself: blockwise.steps is of no use"],
-        ),
-        ({"blockwise": {"steps": 3}}, None, []),
-        (
-            {"method": "wanda", "reconstruction": "obs+blockwise", "blockwise": {"steps": 3}},
-            None,
-            [],
-        ),
-    ],
-)
-def test_what_is_of_no_use_is_named(
-    changes: dict[str, Any],
-    effort: str | None,
-    messages: list[str],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    asked_recipe({"model": "m"} | changes, effort=effort)
-    assert caplog.messages == messages
 
 
 def test_options_of_the_command_come_before_those_of_the_file(
