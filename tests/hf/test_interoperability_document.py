@@ -21,6 +21,7 @@ from tests.conversion.sparse_models import (
     write_bitmask,
     write_masks,
 )
+from tests.offline.tiny_models import random_text
 from tests.offline.tiny_multimodal import tiny_multimodal
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
@@ -37,7 +38,10 @@ WRITTEN = (
     "recovered",
     "recovered-again",
     "sparse-int8",
+    "sparse-int4",
     "from-zeros-int8",
+    "without-text-int8",
+    "recovered-int8",
 )
 """Checkpoints of this format that the blocks leave."""
 CAPITALS = [("w1 w2", ["w3", "w4"], 0), ("w5 w6", ["w7", "w8"], 1), ("w9", ["w10", "w11"], 0)]
@@ -45,13 +49,15 @@ CAPITALS = [("w1 w2", ["w3", "w4"], 0), ("w5 w6", ["w7", "w8"], 1), ("w9", ["w10
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    dense = save_dense(tmp_path / "model")
+    dense = save_dense(tmp_path / "model", max_position_embeddings=512)
     plain = prune(dense, tmp_path / "wanda-2of4", in_place)
     write_bitmask(plain, tmp_path / "bitmask")
     write_marlin(plain, tmp_path / "marlin", tmp_path / "plain-marlin")
     write_masks(tmp_path / "masks/mask_compressed.npz", masks_of(plain))
     prune(dense, tmp_path / "permuted-back", block_orders())
     tiny_multimodal("gemma3", tmp_path / "model-with-images")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "text.txt").write_text(random_text(70_000, seed=1), encoding="utf-8")
     (tmp_path / "tasks").mkdir()
     lines = [dict(zip(("question", "choices", "answer"), one, strict=True)) for one in CAPITALS]
     (tmp_path / "tasks" / "capitals.jsonl").write_text("\n".join(map(json.dumps, lines)))

@@ -1,4 +1,4 @@
-"""The option ``--text-field`` of ``prune`` and ``eval``."""
+"""The option ``--text-field`` of ``prune``, ``eval`` and ``convert``."""
 
 from __future__ import annotations
 
