@@ -283,6 +283,10 @@ def test_what_cannot_be_used_is_refused(uneven: Path, text: Path, tmp_path: Path
             convert(given, "int4")
     with pytest.raises(OfflineError, match="has the model write none"):
         convert(source, dataset="self")
+    with pytest.raises(OfflineError, match="names no data set"):
+        convert(source, dataset=None)
+    with pytest.raises(OfflineError, match="give --values int8 or int4 as well"):
+        convert(source, "auto")
     with pytest.raises(OfflineError, match="is too short"):
         convert(source, num_samples=1000)
     (source / "tokenizer.json").unlink()
@@ -332,6 +336,8 @@ def test_on_the_command_line(
 
     assert convert("--dataset", text) == 2
     assert "give --values int8 or int4 as well" in capsys.readouterr().err
+    assert convert("--dataset", text, "--to", "dense") == 2
+    assert "--dataset is about the sparse checkpoint" in capsys.readouterr().err
     assert convert(*given, "--num-samples", 0) == 2
     assert "num" in capsys.readouterr().err
     assert convert("--values", "int8", "--no-smoothing", "--seed", 1) == 0

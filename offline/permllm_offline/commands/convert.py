@@ -149,11 +149,6 @@ def _calibration(options: argparse.Namespace) -> Recipe | None:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             logger.warning("no text is read without --dataset: %s is of no use", names)
         return None
-    if options.values == "auto":
-        raise OfflineError(
-            "--dataset is calibration text for values that are rounded to integers: give --values "
-            "int8 or int4 as well, or leave it out."
-        )
     entries = {name: getattr(options, name) for name in (*_OF_TEXT, "values")}
     # A method that reads no text itself: what it does else is not asked.
     fixed = {"model": options.model, "method": "magnitude", "dataset": tuple(options.dataset)}
@@ -168,10 +163,11 @@ def run(options: argparse.Namespace) -> None:
     writing = {"force": options.force, "max_shard_bytes": options.max_shard_bytes}
     calibration = _calibration(options)
     if options.to == "dense":
-        if options.values != "auto":
+        if options.values != "auto" or calibration is not None:
+            given = "--dataset" if options.values == "auto" else f"--values {options.values}"
             raise OfflineError(
-                f"--values {options.values} is about the sparse checkpoint that is written, and a "
-                "dense one has the model's dtype: leave it out with --to dense."
+                f"{given} is about the sparse checkpoint that is written, and a dense one has the "
+                "model's dtype: leave it out with --to dense."
             )
         if options.strict or options.block_size or options.masks or options.pattern != "auto":
             raise OfflineError(

@@ -84,6 +84,8 @@ class CalibrationText:
             OfflineError: text or a tokenizer that cannot be used, or a device.
         """
         parse_device(recipe.device)
+        if not recipe.datasets:
+            raise OfflineError("the recipe of a conversion's text names no data set: give one.")
         if any(map(writes_itself, recipe.datasets)):
             raise OfflineError(
                 f"--dataset {SELF}: a conversion reads text and has the model write none. Give a "

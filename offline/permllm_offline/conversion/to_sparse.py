@@ -101,6 +101,11 @@ def convert_to_sparse(
         CheckpointError: a damaged source, kept weights or biases that are not finite, or an output
             that cannot be written.
     """
+    if calibration is not None and values == "auto":
+        raise OfflineError(
+            "--dataset is calibration text for values that are rounded to integers: give --values "
+            "int8 or int4 as well, or leave it out."
+        )
     opened = None if masks is None else open_masks(masks)  # the smaller download
     found = open_source(model)
     if values != "auto" and is_of_this_format(read_json(found.directory / CONFIG_NAME)):
@@ -121,17 +126,17 @@ def convert_to_sparse(
     report = _report(model, judged)
     _check(report, strict=strict)
     dtype = judged.value_dtype()
-    rounding: FinishedRounding | None = None
     passing = calibrated = None
     if values != "auto" and text is None:
-        rounding = passing = IntegerRounding(
+        passing = IntegerRounding(
             values, stored=lambda module: source.row_scales(f"{module}.weight")
         )
     elif values != "auto" and text is not None:
         _check_calibrated(report, source)
         permuted = any(one.permutation in (FOLDED, RUN_TIME) for one in report.linears)
         check_groups(values, judged.block_size, permuted=permuted)
-        rounding = calibrated = text.rounding(sparse_model(judged), values)
+        calibrated = text.rounding(sparse_model(judged), values)
+    rounding: FinishedRounding | None = passing or calibrated
     noted = {} if rounding is None else noted_papers(found.directory, rounding, dtype)
     quantization = QuantizationConfig(
         pattern=str(judged.pattern),
