@@ -24,6 +24,7 @@ from permllm_offline.report import page
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
+from tests.conversion.marlin_models import write_marlin
 from tests.conversion.sparse_models import (
     O,
     block_orders,
@@ -255,6 +256,21 @@ def test_other_forms_run_too(uneven: Path, text: Path, tmp_path: Path, kind: str
     options: dict[str, Any] = {"values": "int8", "calibration": recipe(text)}
     convert_to_sparse(str(source), tmp_path / "out", masks=masks, strict=True, **options)
     convert_to_sparse(str(zeros), tmp_path / "same", strict=True, **options)
+    assert same_weights(tmp_path / "out", tmp_path / "same")
+
+
+def test_integers_with_a_scale_per_row_stay_what_they_are(
+    dense: Path, text: Path, tmp_path: Path
+) -> None:
+    """Those with several are products, which are rounded as any others."""
+    zeros = prune(dense, tmp_path / "zeros", in_place)
+    options: dict[str, Any] = {"values": "int4", "calibration": recipe(text)}
+    write_marlin(zeros, tmp_path / "rows", tmp_path / "rows-back")
+    with pytest.raises(OfflineError, match="calibration text has nothing to choose"):
+        convert_to_sparse(str(tmp_path / "rows"), tmp_path / "out", **options)
+    write_marlin(zeros, tmp_path / "groups", tmp_path / "groups-back", group=32)
+    convert_to_sparse(str(tmp_path / "groups"), tmp_path / "out", **options)
+    convert_to_sparse(str(tmp_path / "groups-back"), tmp_path / "same", **options)
     assert same_weights(tmp_path / "out", tmp_path / "same")
 
 
