@@ -318,6 +318,19 @@ def test_what_cannot_be_used_is_refused(uneven: Path, text: Path, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+def test_an_output_that_is_taken_is_refused_before_the_work(
+    uneven: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, sparse = permuted(uneven, tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    capsys.readouterr()
+    for given in (source, sparse):
+        with pytest.raises(CheckpointError, match="is not empty"):
+            convert_to_sparse(str(given), tmp_path / "out", values="int8", calibration=recipe(text))
+    assert "calibrate" not in capsys.readouterr().err
+
+
 def test_on_the_command_line(
     uneven: Path,
     text: Path,

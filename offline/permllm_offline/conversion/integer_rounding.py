@@ -18,19 +18,12 @@ from permllm_vllm.checkpoint import int4
 from permllm_vllm.checkpoint.numbers import scale_problems
 from permllm_vllm.checkpoint.schema import WEIGHT_PACKED, WEIGHT_SCALE
 
-Judged = Callable[[str, Tensor], tuple[Tensor, Tensor]]
-"""Module and kept values -> the weight whose error counts, and the energy of its inputs."""
 StoredScales = Callable[[str], Tensor | None]
 """Module -> float32 [out], or None."""
 
 
 def no_scales(module: str) -> None:
     """Of values that have no scales yet."""
-
-
-def without_data(module: str, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Every input counts alike, and pruned weights not at all."""
-    return values, torch.ones(values.shape[1])
 
 
 class FinishedRounding(Protocol):
@@ -66,14 +59,13 @@ class FinishedRounding(Protocol):
 
 
 class IntegerRounding:
-    """Rounds without data, unless ``judged`` knows inputs.
+    """Rounds without data: every input counts alike, and pruned weights not at all.
 
     ``errors`` has, for each layer that has passed, the error of its weights relative to them, which
     is that of its output where inputs are uncorrelated and equally large.
 
     Args:
         values: to what.
-        judged: what an error of int8 counts.
         stored: module -> the scales of its rows, where its values were integers before: rows that
             have not moved since are rounded to the same integers.
     """
@@ -81,12 +73,11 @@ class IntegerRounding:
     def __init__(
         self,
         values: Rounding = "int8",
-        judged: Judged = without_data,
         stored: StoredScales = no_scales,
     ) -> None:
         self.values = values
         self.error_of = "weights"
-        self._judged, self._stored = judged, stored
+        self._stored = stored
         self.errors: dict[str, float] = {}
         self._rows = self._kept_rows = 0
 
@@ -135,14 +126,14 @@ class IntegerRounding:
             yield f"{module}.{WEIGHT_SCALE}", grid.scale
 
     def _grid(self, module: str, values: Tensor) -> Grid:
-        weight, energy = self._judged(module, values)
+        energy = torch.ones(values.shape[1])
         choose = _int4_grid if self.values == "int4" else _int8_grid
-        grid, kept = choose(weight, energy, self._stored(module))
+        grid, kept = choose(values, energy, self._stored(module))
         if kept is not None:
             self._kept_rows += int(kept.sum())
         self._rows += len(grid.scale)
         check_scale(module, grid.scale, self.values)
-        self.errors[module] = relative_error(weight, energy, grid, kept)
+        self.errors[module] = relative_error(values, energy, grid, kept)
         return grid
 
 

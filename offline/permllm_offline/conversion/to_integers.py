@@ -34,8 +34,10 @@ from permllm_offline.model.tokenizer import tokenizer_files
 from permllm_offline.recipe.schema import Recipe
 from permllm_offline.report import papers
 from permllm_offline.sparsity.rounded_layer import Rounding
+from permllm_vllm.checkpoint.companions import check_companions
 from permllm_vllm.checkpoint.errors import raise_if_any
 from permllm_vllm.checkpoint.layer import SparseLayer
+from permllm_vllm.checkpoint.output import check_destination
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.schema import (
@@ -89,6 +91,8 @@ def convert_to_integers(
         tensors = passing.rounded(_tensors(reader, before, densities))
         smoothed = False
     else:
+        check_destination(output, source.directory, force=force)  # before hours of work
+        check_companions(source.directory)
         check_groups(values, before.block_size, permuted=bool(before.runtime_permuted))
         text = CalibrationText.read(calibration, source)
         model = served_model(source.reader(), source.language.family(), source.config)
