@@ -257,7 +257,7 @@ def test_adapters_do_not_fit_smoothed_inputs(
 ) -> None:
     assert isinstance(method(config(smoothed=True), f"{ATTENTION}.o_proj"), PermLLMLinearMethod)
     monkeypatch.setattr(vllm_config, "lora_config", SimpleNamespace())
-    with pytest.raises(NotImplementedError, match=r"`smoothed`.*prune with --no-smoothing"):
+    with pytest.raises(NotImplementedError, match=r"`smoothed`.*or convert with --no-smoothing"):
         method(config(smoothed=True), f"{ATTENTION}.o_proj")
 
 

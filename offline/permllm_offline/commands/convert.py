@@ -150,7 +150,7 @@ def _calibration(options: argparse.Namespace) -> Recipe | None:
             logger.warning("no text is read without --dataset: %s is of no use", names)
         return None
     entries = {name: getattr(options, name) for name in (*_OF_TEXT, "values")}
-    # A method that reads no text itself: what it does else is not asked.
+    # Of the method nothing is used; this one needs no text.
     fixed = {"model": options.model, "method": "magnitude", "dataset": tuple(options.dataset)}
     return make_recipe(entries | fixed)
 
