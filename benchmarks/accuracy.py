@@ -57,7 +57,7 @@ from .pruning.checkpoints import (
     times_since,
 )
 from .pruning.commands import evaluate
-from .pruning.named_method import CONVERTED, NamedMethod
+from .pruning.named_method import NamedMethod
 from .records.result_file import kept_rows
 from .texts import sotu, unseen_texts
 
@@ -185,8 +185,7 @@ def combinations(
         for name in methods:
             for seed in seeds_of(name, seeds):
                 for value_dtype in values:
-                    allowed = NamedMethod.parse(name).variant not in CONVERTED
-                    if allowed if value_dtype == "bfloat16" else servable(name):
+                    if NamedMethod.parse(name).may_have(value_dtype):
                         yield name, pattern, seed, value_dtype
 
 

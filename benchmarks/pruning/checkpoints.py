@@ -68,17 +68,12 @@ class Checkpoints:
         record = checkpoint.with_name(f"{checkpoint.name}.times.json")
         if not checkpoint.exists():
             self._directory.mkdir(parents=True, exist_ok=True)
-            name, pattern, seed, values = key
-            named, converted = NamedMethod.parse(name), None
-            if named.variant in CONVERTED:
-                converted, _ = self.baked((named.pruned, pattern, seed, "bfloat16"))
+            before = self._before(key)
             start, made_with = (time.perf_counter(), processor_time()), revision()
-            if converted is None:
+            if before is None:
                 self._bake(key, checkpoint)
             else:
-                text = ("--dataset", sotu().calibration) if CONVERTED[str(named.variant)] else ()
-                output = ("--output", checkpoint, "--values", values)
-                permllm_offline("convert", converted, *output, *text)
+                self._convert(key, before, checkpoint)
             times = asdict(times_since(*start))
             found = {**self._conditions(), "commit": made_with, "times": times}
             record.write_text(json.dumps(found) + "\n", encoding="utf-8")
@@ -121,6 +116,20 @@ class Checkpoints:
             *self._options,
             *varied,
         )
+
+    def _before(self, key: Key) -> Path | None:
+        """The checkpoint that another one is converted from, or None where that is pruned."""
+        name, pattern, seed, _ = key
+        named = NamedMethod.parse(name)
+        if named.variant not in CONVERTED:
+            return None
+        return self.baked((named.pruned, pattern, seed, "bfloat16"))[0]
+
+    def _convert(self, key: Key, before: Path, checkpoint: Path) -> None:
+        name, _, _, values = key
+        reads = CONVERTED[str(NamedMethod.parse(name).variant)]
+        text = ("--dataset", sotu().calibration) if reads else ()
+        permllm_offline("convert", before, "--output", checkpoint, "--values", values, *text)
 
     def _effort_option(self) -> tuple[str, ...]:
         return ("--effort", self._effort) if self._effort else ()

@@ -75,6 +75,10 @@ class NamedMethod:
         """Whether a checkpoint can hold the method's permutation."""
         return not self._parts.permutation.across_blocks
 
+    def may_have(self, values: str) -> bool:
+        """Whether a row may be of these values: what is converted is of integers alone."""
+        return self.variant not in CONVERTED if values == "bfloat16" else self.servable
+
     def entries(self) -> dict[str, Any]:
         """Entries of the recipe."""
         variant = VARIANTS[self.variant] if self.variant else {}

@@ -7,12 +7,15 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
+import permllm_vllm.hf  # noqa: F401  (loads permllm checkpoints in transformers)
 from tests.offline.tiny_models import save_tokenizer, tiny_llama
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -146,6 +149,19 @@ def write_masks(file: Path, masks: Mapping[str, Tensor]) -> Path:
 def set_config(directory: Path, **entries: object) -> None:
     config = json.loads((directory / "config.json").read_text()) | entries
     (directory / "config.json").write_text(json.dumps(config))
+
+
+def quantization(directory: Path) -> dict[str, Any]:
+    """What a checkpoint of this format says of itself."""
+    return json.loads((directory / "config.json").read_text())["quantization_config"]
+
+
+def logits(directory: Path) -> Tensor:
+    """Answers to random tokens, of the weights that are stored."""
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    tokens = torch.randint(2, 60, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return model(tokens).logits
 
 
 def same_weights(first: Path, second: Path) -> bool:

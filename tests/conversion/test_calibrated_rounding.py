@@ -7,10 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import AutoModelForCausalLM
 
-import permllm_vllm.hf  # noqa: F401  (loads permllm checkpoints in transformers)
 from permllm_offline import pipeline
 from permllm_offline.cli import main
 from permllm_offline.conversion.report import ConversionReport
@@ -30,7 +27,9 @@ from tests.conversion.sparse_models import (
     block_orders,
     in_place,
     load_all,
+    logits,
     prune,
+    quantization,
     same_weights,
     save_dense,
     write_bitmask,
@@ -39,7 +38,6 @@ from tests.conversion.sparse_models import (
 from tests.offline.baked_models import bake, decisions_of
 from tests.offline.tiny_models import random_text, save_tokenizer, tiny_model
 
-UP = "model.layers.{}.mlp.up_proj"
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
@@ -70,21 +68,10 @@ def recipe(text: Path, **entries: object) -> Recipe:
     return Recipe(model="any", **(few | entries))
 
 
-def logits(directory: Path, dtype: torch.dtype = torch.float32) -> Tensor:
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
-    tokens = torch.randint(2, 60, (4, 20), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return model(tokens).logits
-
-
 def error(found: Path, exact: Path) -> float:
     """Of the answers with the weights that are stored, activations as they are."""
     before = logits(exact)
     return float((logits(found) - before).norm() / before.norm())
-
-
-def quantization(directory: Path) -> dict[str, Any]:
-    return json.loads((directory / "config.json").read_text())["quantization_config"]
 
 
 @pytest.mark.parametrize("values", ["int8", "int4"])
@@ -189,24 +176,18 @@ def test_inputs_stay_as_they_are_without_smoothing(
 
 
 @pytest.mark.parametrize(
-    ("model_type", "options"),
+    "model_type",
     [
-        ("phi3", {}),
-        ("gemma2", {}),
-        ("gpt_neox", {}),
-        ("olmo2", {}),
-        ("qwen3_moe", {}),
-        ("lfm2_moe", {}),
-        ("granitemoehybrid", {}),
-        ("nemotron_h", {}),
+        *("phi3", "gemma2", "gpt_neox", "olmo2"),
+        *("qwen3_moe", "lfm2_moe", "granitemoehybrid", "nemotron_h"),
     ],
 )
-def test_families(tmp_path: Path, text: Path, model_type: str, options: dict[str, Any]) -> None:
+def test_families(tmp_path: Path, text: Path, model_type: str) -> None:
     """Fused linears, norms that add 1 or come after, experts, layers of several kinds.
 
     What is divided and multiplied alike changes no answer: what is left is the rounding.
     """
-    model, pattern = tiny_model(model_type, **options), Pattern(2, 4)
+    model, pattern = tiny_model(model_type), Pattern(2, 4)
     decisions = decisions_of(model, pattern, 64)
     bake(model, decisions, pattern, 64, tmp_path / "baked")
     save_tokenizer(tmp_path / "baked")
@@ -238,7 +219,7 @@ def test_a_layer_behind_a_dense_one_is_not_smoothed(
     assert quantization(tmp_path / "out")["smoothed"]
     before, after = load_all(source), load_all(tmp_path / "out")
     for layer in range(2):
-        name = UP.format(layer) + ".weight"
+        name = f"model.layers.{layer}.mlp.up_proj.weight"
         assert torch.equal(before[name], after[name])
     convert_to_sparse(str(source), tmp_path / "alone", values="int8")
     assert error(tmp_path / "out", source) < 2 * error(tmp_path / "alone", source)

@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from torch import Tensor
 
-import permllm_vllm.hf  # noqa: F401  (registers the method)
 from permllm_offline.conversion.report import ConversionReport
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import Values, convert_to_sparse
@@ -26,7 +24,9 @@ from tests.conversion.sparse_models import (
     block_orders,
     in_place,
     load_all,
+    logits,
     prune,
+    quantization,
     same_weights,
     save_dense,
     set_config,
@@ -51,10 +51,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report(place: Path) -> ConversionReport:
     """Of the conversion of `sparse` to `int8`."""
     return convert_to_sparse(str(place / "sparse"), place / "int8", values="int8")
-
-
-def quantization(directory: Path) -> dict[str, object]:
-    return json.loads((directory / "config.json").read_text())["quantization_config"]
 
 
 def parts(name: str) -> tuple[str, str]:
@@ -183,13 +179,6 @@ def test_other_sources_take_one_step(dense: Path, tmp_path: Path, kind: str) -> 
     assert {one.name: one.int8_error for one in report.linears} == {
         one["name"]: one["int8_error"] for one in again["linears"]
     }
-
-
-def logits(directory: Path) -> Tensor:
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    tokens = torch.randint(2, 60, (2, 20), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return model(tokens).logits
 
 
 def test_the_model_is_the_same_but_for_rounding(

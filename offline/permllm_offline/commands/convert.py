@@ -8,6 +8,7 @@ from typing import Any
 
 from permllm_offline.commands.conversion_table import conversion_table
 from permllm_offline.commands.json_file import add_json_option, check_json, write_json
+from permllm_offline.commands.recipe_numbers import add_recipe_numbers
 from permllm_offline.commands.tables import show
 from permllm_offline.commands.text_field_option import add_text_field_option
 from permllm_offline.conversion.to_dense import convert_to_dense
@@ -109,7 +110,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 
 def _add_text_options(parser: argparse.ArgumentParser) -> None:
     text = parser.add_argument_group("calibration text, for --values int8 and int4")
-    default = Recipe.model_fields
     text.add_argument(
         "--dataset",
         metavar="FILE|DIR|HUB",
@@ -119,26 +119,22 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
     )
     add_text_field_option(text)
     text.add_argument("--sampling", help="stream or document, as for `prune`")
-    for name, what in (
-        ("num_samples", "windows"),
-        ("sequence_length", "tokens per window"),
-        ("seed", "of sampling"),
-    ):
-        text.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=int,
-            metavar="N",
-            help=f"{what} (default {default[name].default})",
-        )
+    add_recipe_numbers(
+        text,
+        {
+            "num_samples": "windows",
+            "sequence_length": "tokens per window",
+            "seed": "of sampling",
+        },
+    )
     text.add_argument(
         "--smoothing",
         action=argparse.BooleanOptionalAction,
         help="even out what the layers read; adapters of the dense model (LoRA) do not fit any "
         "more (default: smoothed)",
     )
-    text.add_argument(
-        "--device", help=f"torch device that runs the text (default {default['device'].default})"
-    )
+    device = Recipe.model_fields["device"].default
+    text.add_argument("--device", help=f"torch device that runs the text (default {device})")
 
 
 def _calibration(options: argparse.Namespace) -> Recipe | None:

@@ -10,6 +10,7 @@ from typing import Any
 from permllm_offline.api import asked_recipe, prune_and_push
 from permllm_offline.commands.ignore_option import add_ignore_option
 from permllm_offline.commands.learning_options import add_learning_options, given_learning
+from permllm_offline.commands.recipe_numbers import add_recipe_numbers
 from permllm_offline.commands.tables import plan_table, report_table, show
 from permllm_offline.commands.text_field_option import add_text_field_option
 from permllm_offline.forecast.announcement import warn_of_slow_float16
@@ -98,18 +99,15 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="stream: windows of the joined documents; document: one window at a random place of "
         f"each of some random documents, as the paper does (default {default['sampling'].default})",
     )
-    for name, text in (
-        ("sequence_length", "tokens per window"),
-        ("seed", "of sampling and learning"),
-        ("block_size", "channels per permutation block: 32, 64 or 128"),
-        ("evaluation_windows", "held-out windows for the perplexities of the report"),
-    ):
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=int,
-            metavar="N",
-            help=f"{text} (default {default[name].default})",
-        )
+    add_recipe_numbers(
+        parser,
+        {
+            "sequence_length": "tokens per window",
+            "seed": "of sampling and learning",
+            "block_size": "channels per permutation block: 32, 64 or 128",
+            "evaluation_windows": "held-out windows for the perplexities of the report",
+        },
+    )
     add_ignore_option(parser)
     parser.add_argument(
         "--num-samples",

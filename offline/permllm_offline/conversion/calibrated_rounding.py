@@ -58,11 +58,6 @@ class CalibratedRounding:
             f"error of the output, and inputs are {inputs}"
         )
 
-    @property
-    def description(self) -> str:
-        """Say to what as well."""
-        return f"{self.values}, {self.how}"
-
     def divided(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor that stays dense, divided where it is of a norm before smoothed inputs."""
         return divided_by(tensor, self.norms.get(name.rpartition(".")[0]))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -24,38 +23,6 @@ StoredScales = Callable[[str], Tensor | None]
 
 def no_scales(module: str) -> None:
     """Of values that have no scales yet."""
-
-
-class FinishedRounding(Protocol):
-    """What is to be said of values that were rounded.
-
-    ``errors`` are those of each layer by its name, of its ``error_of``: weights or output.
-    """
-
-    @property
-    def values(self) -> Rounding:
-        """To what they were rounded."""
-        ...
-
-    @property
-    def errors(self) -> Mapping[str, float]:
-        """By the name of a layer."""
-        ...
-
-    @property
-    def error_of(self) -> str:
-        """Of what of a layer these are, and relative to what."""
-        ...
-
-    @property
-    def how(self) -> str:
-        """Say how the values were rounded."""
-        ...
-
-    @property
-    def description(self) -> str:
-        """Say to what as well."""
-        ...
 
 
 class IntegerRounding:
@@ -96,11 +63,6 @@ class IntegerRounding:
             return f"every row was {kept}"
         share = f"{self._kept_rows} of {self._rows}"
         return f"{share} rows were {kept}; the scale of any other {chosen}"
-
-    @property
-    def description(self) -> str:
-        """Say to what as well."""
-        return f"{self.values}, {self.how}"
 
     def rounded(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors of a checkpoint, kept values as integers and followed by their scales.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from permllm_offline.conversion.finished_rounding import FinishedRounding
 
 RUN_TIME, FOLDED, NONE, UNDONE, DENSE = "run time", "folded", "none", "undone", "left dense"
 
@@ -15,8 +17,8 @@ class ConvertedLinear:
 
     On the way to a dense checkpoint, ``undone`` or ``none``.
 
-    ``density`` is the share of weights that the source kept; ``int8_error`` the error of weights
-    that were rounded, relative to them, or None.
+    ``density`` is the share of weights that the source kept; ``int8_error`` the relative error of
+    a linear whose values were rounded, of its output with calibration text, else of its weights.
     """
 
     name: str
@@ -44,10 +46,11 @@ class ConversionReport:
         """Linears that do not obey the pattern."""
         return [linear for linear in self.linears if linear.permutation == DENSE]
 
-    def with_int8_errors(self, errors: Mapping[str, float], rounding: str) -> ConversionReport:
-        """The same of values that were rounded to int8: their errors by linear, and how."""
+    def rounded(self, rounding: FinishedRounding) -> ConversionReport:
+        """The same of values that were rounded: their errors by linear, and how."""
+        errors = rounding.errors
         linears = [replace(one, int8_error=errors.get(one.name)) for one in self.linears]
-        return replace(self, linears=linears, rounding=rounding)
+        return replace(self, linears=linears, rounding=f"{rounding.values}, {rounding.how}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionary, for JSON."""

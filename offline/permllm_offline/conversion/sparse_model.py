@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -35,35 +35,28 @@ class SparseModel:
         """What the checkpoint calls a part of a decoder layer."""
         return partial(self.family.stored_name, index)
 
-    def weights(self, index: int, decision: LayerDecision) -> Mapping[str, Tensor]:
-        """Weights and biases of the sparse linears of a decoder layer, by part.
-
-        Raises:
-            CheckpointError: one has inf or nan.
-        """
-        read: dict[str, Tensor] = {}
-        for part, name in self._parts(index, decision):
-            tensor = self.tensors.tensor(name)
-            raise_if_any(number_problems(name, tensor))
-            read[part] = tensor
-        return read
-
     def baked(
         self, index: int, decision: LayerDecision, rounded: RoundedLayer | None
     ) -> Iterator[tuple[str, Tensor]]:
-        """Yield the stored tensors of a decoder layer's sparse linears."""
-        weights = self.weights(index, decision)
+        """Yield the stored tensors of a decoder layer's sparse linears.
+
+        Raises:
+            CheckpointError: a weight or bias has inf or nan.
+        """
+        weights = dict(self._weights(index, decision))
         yield from bake_layer(self.stored_name(index), weights, decision, self.pattern, rounded)
 
     @cached_property
     def _names(self) -> frozenset[str]:
         return frozenset(self.tensors.names())
 
-    def _parts(self, index: int, decision: LayerDecision) -> Iterator[tuple[str, str]]:
-        """Weights and biases of the sparse linears, and their names in a plain checkpoint."""
+    def _weights(self, index: int, decision: LayerDecision) -> Iterator[tuple[str, Tensor]]:
+        """Weights and biases of the sparse linears, by what the decoder layer calls them."""
         for group in decision:
             for linear in group.masks:
                 for part in (f"{linear}.weight", f"{linear}.bias"):
                     name = self.family.stored_name(index, part)
                     if name in self._names:
-                        yield part, name
+                        tensor = self.tensors.tensor(name)
+                        raise_if_any(number_problems(name, tensor))
+                        yield part, tensor

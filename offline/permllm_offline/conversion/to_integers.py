@@ -14,7 +14,8 @@ from permllm_offline.conversion.calibrated_rounding import (
     CalibrationText,
     check_groups,
 )
-from permllm_offline.conversion.integer_rounding import FinishedRounding, IntegerRounding
+from permllm_offline.conversion.finished_rounding import FinishedRounding
+from permllm_offline.conversion.integer_rounding import IntegerRounding
 from permllm_offline.conversion.report import (
     FOLDED,
     NONE,
@@ -64,7 +65,7 @@ def convert_to_integers(
 ) -> ConversionReport:
     """Round the values of a checkpoint of this format; every other tensor stays bit for bit.
 
-    But for the norms before smoothed inputs, which are divided. Masks, permutations and ``ignore``
+    Only norms and biases before smoothed inputs are divided. Masks, permutations and ``ignore``
     are those of the source. One matrix is in memory at a time, with ``calibration`` one decoder
     layer, and one file of ``max_shard_bytes``: by default about a decoder layer, 500 MB or more.
 
@@ -87,8 +88,8 @@ def convert_to_integers(
     densities: dict[str, float] = {}
     rounding: FinishedRounding
     if calibration is None:
-        rounding = passing = IntegerRounding(values)
-        tensors = passing.rounded(_tensors(reader, before, densities))
+        rounding = uncalibrated = IntegerRounding(values)
+        tensors = uncalibrated.rounded(_tensors(reader, before, densities))
         smoothed = False
     else:
         check_destination(output, source.directory, force=force)  # before hours of work
@@ -108,8 +109,7 @@ def convert_to_integers(
     sizes = _sizes(reader, before.pattern, values)
 
     def report() -> ConversionReport:
-        found = _report(source, before, densities)
-        return found.with_int8_errors(rounding.errors, rounding.description)
+        return _report(source, before, densities).rounded(rounding)
 
     write_checkpoint(
         output,

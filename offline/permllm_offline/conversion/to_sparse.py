@@ -17,9 +17,10 @@ from permllm_offline.conversion.calibrated_rounding import (
     CalibrationText,
     check_groups,
 )
+from permllm_offline.conversion.finished_rounding import FinishedRounding
 from permllm_offline.conversion.formats import open_weights
 from permllm_offline.conversion.ignore_entries import ignored
-from permllm_offline.conversion.integer_rounding import FinishedRounding, IntegerRounding
+from permllm_offline.conversion.integer_rounding import IntegerRounding
 from permllm_offline.conversion.pattern_choice import Judged, judge
 from permllm_offline.conversion.published_masks import open_masks
 from permllm_offline.conversion.report import (
@@ -126,9 +127,9 @@ def convert_to_sparse(
     report = _report(model, judged)
     _check(report, strict=strict)
     dtype = judged.value_dtype()
-    passing = calibrated = None
+    uncalibrated = calibrated = None
     if values != "auto" and text is None:
-        passing = IntegerRounding(
+        uncalibrated = IntegerRounding(
             values, stored=lambda module: source.row_scales(f"{module}.weight")
         )
     elif values != "auto" and text is not None:
@@ -136,7 +137,7 @@ def convert_to_sparse(
         permuted = any(one.permutation in (FOLDED, RUN_TIME) for one in report.linears)
         check_groups(values, judged.block_size, permuted=permuted)
         calibrated = text.rounding(sparse_model(judged), values)
-    rounding: FinishedRounding | None = passing or calibrated
+    rounding: FinishedRounding | None = uncalibrated or calibrated
     noted = {} if rounding is None else noted_papers(found.directory, rounding, dtype)
     quantization = QuantizationConfig(
         pattern=str(judged.pattern),
@@ -153,12 +154,12 @@ def convert_to_sparse(
     def final() -> ConversionReport:
         if rounding is None:
             return report
-        return report.with_int8_errors(rounding.errors, rounding.description)
+        return report.rounded(rounding)
 
     tensors = joined_experts(_tensors(judged, calibrated), family)
     write_checkpoint(
         output,
-        tensors if passing is None else passing.rounded(tensors),
+        tensors if uncalibrated is None else uncalibrated.rounded(tensors),
         quantization,
         found.directory,
         force=force,
