@@ -31,7 +31,6 @@ from permllm_offline.pruning.layerwise import reconstruct_layers
 from permllm_offline.pruning.output_errors import kept_outputs, output_errors, reallocated_errors
 from permllm_offline.recipe.schema import Recipe
 from permllm_offline.reconstruction.layer_error import LayerError
-from permllm_offline.reconstruction.layer_work import Int4Grids
 from permllm_offline.report.mask_example import example_layer, unpermuted_corner
 from permllm_offline.report.report import Report
 from permllm_offline.run.steps import Step, Work
@@ -39,6 +38,7 @@ from permllm_offline.sparsity.bake import apply_masks
 from permllm_offline.sparsity.decisions import GroupDecision, LayerDecision, decide
 from permllm_offline.sparsity.group_scores import group_scores
 from permllm_offline.sparsity.importance import Scores
+from permllm_offline.sparsity.int4_values import Int4Grid
 from permllm_offline.sparsity.rounded_layer import RoundedLayer, Rounding, choose_grids
 from permllm_offline.text.evaluation import perplexity
 from permllm_offline.text.sampled_text import Unfinished, sample_text
@@ -269,9 +269,7 @@ def _prune_weights(
         if values == "int4":
             rounded = _grids(calibrated, decisions, values, rounds=False)
         with calibrated.work.measured("distillation"):
-            tuned = reconstruction.model(calibrated, decisions, _int4_grids(decisions, rounded))
-        curve = tuned.curve
-        rounded = [layer.moved_to(grids) for layer, grids in zip(rounded, tuned.grids, strict=True)]
+            curve = reconstruction.model(calibrated, decisions, _int4_grids(decisions, rounded))
         for layer, decision in zip(layers, decisions, strict=True):
             apply_masks(layer, decision)
     if values != "auto" and not rounded:
@@ -301,7 +299,9 @@ def _grids(
     ]
 
 
-def _int4_grids(decisions: Sequence[LayerDecision], rounded: Sequence[RoundedLayer]) -> Int4Grids:
+def _int4_grids(
+    decisions: Sequence[LayerDecision], rounded: Sequence[RoundedLayer]
+) -> list[dict[str, Int4Grid]]:
     """Linear -> grid of each decoder layer; of none where nothing is rounded yet."""
     return [
         {

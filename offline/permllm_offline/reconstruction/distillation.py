@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -28,12 +28,12 @@ from permllm_offline.model.recomputation import activations_are_large, recompute
 from permllm_offline.reconstruction.divergence import divergence
 from permllm_offline.reconstruction.head_inputs import head_input, head_inputs_of
 from permllm_offline.reconstruction.kept_weights import KeptWeights
-from permllm_offline.reconstruction.layer_work import Int4Grids, TunedModel
 from permllm_offline.run.processes import collected, share, summed
 from permllm_offline.run.schedules import shuffled_batches, warmed_cosine
 from permllm_offline.run.scratch import Scratch
 from permllm_offline.run.steps import Step, Work
 from permllm_offline.sparsity.decisions import LayerDecision
+from permllm_offline.sparsity.int4_values import Int4Grid
 from permllm_offline.text.windows import require_windows
 
 logger = logging.getLogger(__name__)
@@ -44,17 +44,16 @@ _NAME = "distillation"
 def distil(
     calibrated: Calibrated,
     decisions: Sequence[LayerDecision],
-    grids: Int4Grids = (),
-) -> TunedModel:
+    grids: Sequence[Mapping[str, Int4Grid]] = (),
+) -> LearningCurve:
     """Tune the kept weights of a pruned model in place.
 
     The weights with the lowest divergence on calibration windows held out from tuning stay, those
-    at the start included. A step takes windows that ``recipe.seed`` decides. With ``grids`` all of
-    them lie on these, whose steps are tuned with them.
+    at the start included. A step takes windows that ``recipe.seed`` decides. With ``grids``, linear
+    -> grid of each decoder layer, all of them lie on these.
 
     Returns:
-        The grids that the weights end on, and the curve: per step its loss, and now and then the
-        validation loss, in nats per token.
+        The curve: per step its loss, and now and then the validation loss, in nats per token.
 
     Raises:
         OfflineError: too few calibration windows to hold some out, or a loss that is not finite.
@@ -91,15 +90,13 @@ def distil(
         ) as kept,
         recomputed(layers) if large else nullcontext(),
     ):
-        curve = _optimise(
+        return _optimise(
             pupil,
             kept,
             calibrated,
             (windows[held_out:], targets[held_out:]),
             (windows[:held_out], targets[:held_out]),
         )
-        tuned = iter(kept.grids())
-        return TunedModel(curve, [dict(zip(layer, tuned, strict=False)) for layer in grids])
 
 
 class Pupil:

@@ -7,6 +7,7 @@ are found once, and take a byte for each weight of the matrix.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from permllm_offline.run.scratch import MEMORY, Scratch
 from permllm_offline.sparsity.importance import row_chunks
 from permllm_offline.sparsity.int4_values import Int4Grid
+from permllm_vllm.checkpoint.int4 import GROUP
 from permllm_vllm.checkpoint.packing import unpack_mask
 
 CHANNEL_BYTES = 2
@@ -66,8 +68,10 @@ def scatter_kept(
         kept: [out_features, kept], any dtype and device.
         channels: of ``kept_channels``.
         weight: [out_features, in_features].
-        grid: of the kept weights, to whose nearest values they are rounded.
+        grid: of the weight, to whose nearest values they are rounded; half of every group is kept.
     """
+    if grid is not None:
+        grid = replace(grid, group=GROUP * kept.shape[1] // weight.shape[1])
     for rows in row_chunks(weight.shape):
         places, values = channels[rows].to(weight.device, torch.int64), kept[rows]
         if grid is not None:

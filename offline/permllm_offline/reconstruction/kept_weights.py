@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from types import TracebackType
 
 import torch
@@ -16,11 +15,9 @@ from permllm_offline.reconstruction.kept_values import (
     kept_channels,
     scatter_kept,
 )
-from permllm_offline.reconstruction.learned_steps import LearnedSteps
 from permllm_offline.run.processes import count, owners, rank, spread, total
 from permllm_offline.run.scratch import MEMORY, Scratch
 from permllm_offline.sparsity.int4_values import Int4Grid
-from permllm_vllm.checkpoint.int4 import GROUP
 
 BETAS = (0.9, 0.95)
 """Of Adam: with hundreds of steps the second moment has no time for a longer memory."""
@@ -39,7 +36,6 @@ class KeptWeights:
     those of the kept ones up here, and leaves none in the model. Where the weights have grids, the
     model holds the nearest values of these instead, and the steps are as if it did not
     (straight-through, as for a permutation): the others learn to make up for what rounding takes.
-    The steps of the grids are tuned with them.
 
     Where several processes share them, each holds copies, states of Adam and best weights of its
     own linears alone (the first stage of ZeRO, arXiv 1910.02054); all take the same steps.
@@ -78,7 +74,6 @@ class KeptWeights:
             index: _Trained(linears[index].weight.data, self._channels[index], scratch)
             for index in mine
         }
-        self._steps = {index: self._learned_steps(index) for index in mine} if grids else {}
         self._handles: list[RemovableHandle] = []
         if grids:
             self._load_tuned()
@@ -108,41 +103,19 @@ class KeptWeights:
         if self._shared and count() > 1:
             self._sum_over_processes()
         for index, trained in self._trained.items():
-            if not self._reached[index]:
-                continue
-            gradient = self._gradients[index]
-            if index in self._steps:
-                channels = self._channels[index]
-                self._steps[index].step(trained.weight, channels, gradient, learning_rate)
-            trained.step(gradient, learning_rate)
+            if self._reached[index]:
+                trained.step(self._gradients[index], learning_rate)
         self._reached = [False] * len(self._linears)
         self._load_tuned()
 
     def remember(self) -> None:
-        """Keep the weights and grids as the model has them now, in place of those kept before."""
+        """Keep the weights as the model has them now, in place of those kept before."""
         for index, trained in self._trained.items():
             gather_kept(self._linears[index].weight.data, self._channels[index], trained.best)
-        for steps in self._steps.values():
-            steps.remember()
 
     def recall(self) -> None:
         """Give the model the weights that ``remember`` kept; tuning does not go on from them."""
         self._load(lambda trained: trained.best)
-
-    def grids(self) -> list[Int4Grid]:
-        """Where the weights that ``remember`` kept lie, of all linears, or of none without grids.
-
-        On the CPU. All processes ask together.
-        """
-        found = []
-        for index, (grid, owner) in enumerate(zip(self._grids, self._owners, strict=False)):
-            best = self._steps[index].best if index in self._steps else grid
-            scale, multipliers = best.scale.cpu().clone(), best.multipliers.cpu().clone()
-            if self._shared:
-                spread(scale, owner)
-                spread(multipliers, owner)
-            found.append(replace(grid, scale=scale, multipliers=multipliers))
-        return found
 
     def state(self) -> dict[str, Tensor]:
         """What ``load_state`` needs to go on as if nothing had happened; of this process' linears.
@@ -151,9 +124,8 @@ class KeptWeights:
         """
         return {
             f"{index}.{key}": tensor
-            for part in (self._trained, self._steps)
-            for index, one in part.items()
-            for key, tensor in one.state().items()
+            for index, trained in self._trained.items()
+            for key, tensor in trained.state().items()
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -161,8 +133,6 @@ class KeptWeights:
         for index, trained in self._trained.items():
             for key, tensor in trained.state().items():
                 tensor.copy_(state[f"{index}.{key}"])
-        for index, steps in self._steps.items():
-            steps.load_state({key: state[f"{index}.{key}"] for key in steps.state()})
         self._load_tuned()
 
     def _sum_over_processes(self) -> None:
@@ -185,19 +155,14 @@ class KeptWeights:
         return take
 
     def _load_tuned(self) -> None:
-        self._load(lambda trained: trained.weight, rounds=True)
+        self._load(lambda trained: trained.weight, self._grids)
 
-    def _learned_steps(self, index: int) -> LearnedSteps:
-        linear, kept = self._linears[index], self._channels[index].shape[1]
-        grid = replace(self._grids[index], group=GROUP * kept // linear.in_features)
-        return LearnedSteps(grid, BETAS, EPSILON, linear.weight.device)
-
-    def _load(self, weights: Callable[[_Trained], Tensor], *, rounds: bool = False) -> None:
+    def _load(self, weights: Callable[[_Trained], Tensor], grids: Sequence[Int4Grid] = ()) -> None:
         """Give the model some weights of each linear, those of other processes too."""
         for index, (linear, owner) in enumerate(zip(self._linears, self._owners, strict=True)):
             weight = linear.weight.data
             if index in self._trained:
-                grid = self._steps[index].grid if rounds and index in self._steps else None
+                grid = grids[index] if grids else None
                 scatter_kept(weights(self._trained[index]), self._channels[index], weight, grid)
             if self._shared:
                 spread(weight, owner)

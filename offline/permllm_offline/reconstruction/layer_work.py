@@ -48,23 +48,12 @@ What the masks prune is zeroed afterwards whatever was written there. The decisi
 came, except for a method that chooses its own masks.
 """
 
-Int4Grids = Sequence[Mapping[str, Int4Grid]]
-"""Linear -> grid of each decoder layer; empty where the values are not int4."""
+ModelReconstruction = Callable[
+    [Calibrated, Sequence[LayerDecision], Sequence[Mapping[str, Int4Grid]]], LearningCurve
+]
+"""Updates the kept weights of the whole pruned model in place and returns its learning curve.
 
-
-@dataclass(frozen=True)
-class TunedModel:
-    """What tuning the kept weights of a whole model leaves beside them."""
-
-    curve: LearningCurve
-    grids: Int4Grids = ()
-    """Where the weights lie."""
-
-
-ModelReconstruction = Callable[[Calibrated, Sequence[LayerDecision], Int4Grids], TunedModel]
-"""Updates the kept weights of the whole pruned model in place.
-
-They start on grids of int4 values where there are any."""
+They end on the grids of int4 values, linear -> grid of each decoder layer, where there are any."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ of the multipliers hold them in 4 bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -62,29 +62,6 @@ class Int4Grid:
             return rounded
         return multiplied(rounded, -self.exponents, columns)
 
-    def steps(self) -> Tensor:
-        """Of every group, as its values are rounded: float32 [out, groups]."""
-        return self.scale[:, None] * self.multipliers.to(self.scale)
-
-    def change_by_steps(
-        self, weight: Tensor, *, rows: slice | Tensor = slice(None), columns: Tensor | None = None
-    ) -> Tensor:
-        """What ``rounded`` gains by the logarithms of the steps: float32 [rows, n].
-
-        Straight through the rounding (LSQ, arXiv 1902.08153, Eq. 3): a value changes by what
-        rounding adds to it, and where it is clipped by all that it is.
-        """
-        steps = self.steps()[rows, :, None].to(weight.device)
-        quotients = grouped(multiplied(weight, self.exponents, columns), self.group).div_(steps)
-        integers = quotients.round().clamp_(SMALLEST, LARGEST)
-        quotients.masked_fill_((quotients - integers).abs_() > 0.5, 0.0)
-        change = integers.sub_(quotients).mul_(steps).flatten(1)[:, : weight.shape[1]]
-        return change if self.exponents is None else multiplied(change, -self.exponents, columns)
-
-    def summed_by_group(self, numbers: Tensor) -> Tensor:
-        """Sum numbers of weights over the groups: [rows, n] -> [rows, groups]."""
-        return grouped(numbers, self.group).sum(-1)
-
     def stored(self, integers: Tensor, *, rows: slice | Tensor = slice(None)) -> dict[str, Tensor]:
         """What a checkpoint holds for the integers of some rows that are kept: int8 [rows, n]."""
         multipliers = self.multipliers[rows]
@@ -120,30 +97,11 @@ def choose_grid(weight: Tensor, channel_energy: Tensor, group: int = GROUP) -> I
     return Int4Grid(torch.cat(scales), torch.cat(multipliers), group)
 
 
-def with_steps(grid: Int4Grid, steps: Tensor) -> Int4Grid:
-    """The grid with the steps nearest to these, float32 [out, groups] above 0.
-
-    A row's scale leaves room for the largest one.
-    """
-    scale = _scale_for(steps)
-    multipliers = _nearest_multipliers(steps, scale).to(torch.uint8)
-    return replace(grid, scale=scale, multipliers=multipliers)
-
-
-def _scale_for(steps: Tensor) -> Tensor:
-    """Of every row, by the largest step of its groups, or 1 where all are 0: float32 [rows]."""
-    largest = steps.amax(1)
-    return torch.where(largest > 0, (largest / MOST).clamp_min(_TINY), 1.0)
-
-
-def _nearest_multipliers(steps: Tensor, scale: Tensor) -> Tensor:
-    return (steps / scale[:, None]).round_().clamp_(1, MOST)
-
-
 def _choose_grid(weight: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
     steps = _best_steps(weight, energy)
-    scale = _scale_for(steps)
-    nearest = _nearest_multipliers(steps, scale)
+    largest = steps.amax(1)
+    scale = torch.where(largest > 0, (largest / MOST).clamp_min(_TINY), 1.0)
+    nearest = (steps / scale[:, None]).round_().clamp_(1, MOST)
     best, smallest = nearest, torch.full_like(nearest, torch.inf)
     for more in NEIGHBOURS:
         multipliers = (nearest + more).clamp_(1, MOST)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -49,12 +49,6 @@ class RoundedLayer:
         """The same where the values are int4."""
         scale, multipliers = self.scales[linear], self.multipliers[linear]
         return Int4Grid(scale, multipliers, exponents=self.exponents.get(group))
-
-    def moved_to(self, grids: Mapping[str, Int4Grid]) -> RoundedLayer:
-        """The same layer after its int4 grids were tuned; ``errors`` stay those from before."""
-        scales = {linear: grid.scale for linear, grid in grids.items()}
-        multipliers = {linear: grid.multipliers for linear, grid in grids.items()}
-        return replace(self, scales=scales, multipliers=multipliers)
 
 
 def choose_grids(

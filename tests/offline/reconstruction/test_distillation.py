@@ -77,7 +77,7 @@ def test_the_divergence_falls_and_is_the_one_reported(tiny_model_directory: Path
     before = mean_divergence(calibrated.model, held_out)
     unseen = torch.randint(0, 64, (8, 24), generator=torch.Generator().manual_seed(1))
     unseen_before = mean_divergence(calibrated.model, unseen)
-    curve = distil(calibrated, decisions).curve
+    curve = distil(calibrated, decisions)
     measured = [entry["validation_loss"] for entry in curve if "validation_loss" in entry]
     assert measured[0] == pytest.approx(before, rel=1e-4)
     assert min(measured) == pytest.approx(mean_divergence(calibrated.model, held_out), rel=1e-4)
@@ -120,7 +120,7 @@ def test_held_out_windows_are_never_learned_from(tiny_model_directory: Path) -> 
         calibrated, decisions = pruned(tiny_model_directory, validation_interval=24)
         states = calibrated.hidden_states.clone()
         states[:4] += nudge * states[:4].std()  # still better after tuning than before
-        curve = distil(replace(calibrated, hidden_states=states), decisions).curve
+        curve = distil(replace(calibrated, hidden_states=states), decisions)
         assert curve[-1]["validation_loss"] < curve[0]["validation_loss"]
         results.append(calibrated.model.state_dict())
     for name, tensor in results[0].items():
