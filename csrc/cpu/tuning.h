@@ -139,11 +139,14 @@ struct Avx512Bf16Tuning : Zen4Tuning {
   static constexpr int64_t kKeptFewTokens = 48, kKeptFewTokensInt8 = 96;
   // Vectors of x that meet a block of int8 values at least: fewer are done before memory delivers
   // the next one, and then it is read more slowly (11008 inputs, one token: 1.45 ms in place of
-  // 0.92). But for one token whose x has up to so many bytes: its blocks the hardware fetches.
-  static constexpr int kKeptLeastVectorsInt8 = 4;
+  // 0.92). But for one token whose x has up to so many bytes: its blocks the hardware fetches. In 4
+  // bits values take longer to decode than memory to deliver them.
+  static constexpr int kKeptLeastVectorsInt8 = 4, kKeptLeastVectorsInt4 = 0;
   static constexpr int64_t kKeptMostAloneBytes = 12 << 10;
-  // Bytes of a block that are fetched ahead with one token, at most; 448 are all of it.
+  // Bytes of a block that are fetched ahead with one token, at most; 448 are all of it. In 4 bits
+  // one line of a block made one token take 1.1 to 1.9 times as long as all of it.
   static constexpr int kKeptOneTokenFetch = 448, kKeptOneTokenFetchInt8 = 64;
+  static constexpr int kKeptOneTokenFetchInt4 = 256;
   static constexpr int kKeptOneTokenAhead = 12288;  // bytes
   static constexpr int kKeptFewAhead = 9216;        // bytes
   // Of x, whose places and values of 8 rows fill 8 KiB of L1.

@@ -147,6 +147,8 @@
 #define _mm512_srli_epi32 ::avx512_emulation::mm512_srli_epi32
 #undef _mm512_srli_epi64
 #define _mm512_srli_epi64 ::avx512_emulation::mm512_srli_epi64
+#undef _mm512_srai_epi32
+#define _mm512_srai_epi32 ::avx512_emulation::mm512_srai_epi32
 #undef _mm512_shuffle_i32x4
 #define _mm512_shuffle_i32x4 ::avx512_emulation::mm512_shuffle_i32x4
 #undef _mm512_shuffle_i64x2
@@ -241,5 +243,7 @@
 #define _mm512_dpbf16_ps ::avx512_emulation::mm512_dpbf16_ps
 #undef _mm512_dpbusd_epi32
 #define _mm512_dpbusd_epi32 ::avx512_emulation::mm512_dpbusd_epi32
+#undef _mm512_dpwssd_epi32
+#define _mm512_dpwssd_epi32 ::avx512_emulation::mm512_dpwssd_epi32
 #undef _mm256_dpbusd_avx_epi32
 #define _mm256_dpbusd_avx_epi32 ::avx512_emulation::mm256_dpbusd_avx_epi32

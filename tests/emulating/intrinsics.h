@@ -159,6 +159,9 @@ inline V mm512_srli_epi32(V a, unsigned n) {
 inline V mm512_srli_epi64(V a, unsigned n) {
   return map<uint64_t>(a, [=](uint64_t x) { return n < 64 ? x >> n : 0; });
 }
+inline V mm512_srai_epi32(V a, unsigned n) {
+  return map<int32_t>(a, [=](int32_t x) { return x >> (n < 32 ? n : 31); });
+}
 inline V mm512_shuffle_i32x4(V a, V b, int order) { return shuffle_quarters(a, b, order); }
 inline V mm512_shuffle_i64x2(V a, V b, int order) { return shuffle_quarters(a, b, order); }
 inline V mm512_shuffle_epi8(V a, V order) { return shuffle_bytes(a, order); }
@@ -219,6 +222,7 @@ inline F mm512_dpbf16_ps(F sums, __m512bh a, __m512bh b) {
   return dot_bfloat16(sums, cast<V>(a), cast<V>(b));
 }
 inline V mm512_dpbusd_epi32(V sums, V a, V b) { return dot_bytes(sums, a, b); }
+inline V mm512_dpwssd_epi32(V sums, V a, V b) { return dot_words(sums, a, b); }
 inline __m256i mm256_dpbusd_avx_epi32(__m256i sums, __m256i a, __m256i b) {
   return dot_bytes(sums, a, b);
 }

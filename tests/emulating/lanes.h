@@ -247,6 +247,15 @@ inline Vector dot_bytes(Vector sums, Vector first, Vector second) {
   });
 }
 
+inline __m512i dot_words(__m512i sums, __m512i first, __m512i second) {
+  const auto s = lanes<uint32_t>(sums);
+  const auto a = lanes<int16_t>(first), b = lanes<int16_t>(second);
+  return each<uint32_t>([&](int i) {
+    return s[i] + static_cast<uint32_t>(a[2 * i] * b[2 * i]) +
+           static_cast<uint32_t>(a[2 * i + 1] * b[2 * i + 1]);
+  });
+}
+
 inline __m256i to_half(__m512 vector, int rounding) {
   if (rounding != (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)) std::abort();
   const auto halves = lanes<__m256>(vector);

@@ -17,6 +17,8 @@
 //   multiply_kept(sum, places, values, x)  one shuffle and one product
 //   kOneTokenFetch                         bytes of a block that are fetched ahead with one token
 //   kLeastVectors                          of x that meet a block: the last token is repeated
+//   kQuotientsAlone                        whether one token meets what KeptRows<int4> gives by
+//                                          take_quotients()
 //
 // Include after every other header, in files that are compiled for AVX-512 only.
 #pragma once
@@ -86,7 +88,8 @@ class Places {
   __m512i first_inputs_;
 };
 
-constexpr int kAndThenOr = 0xea;  // a & b | c, of three vectors
+constexpr int kAndThenOr = 0xea;   // a & b | c, of three vectors
+constexpr int kAndThenXor = 0x6a;  // (a & b) ^ c
 
 template <class Value>
 class KeptRows;
@@ -186,10 +189,39 @@ class KeptRows<int4> {
     }
   }
 
+  // The values before they are multiplied: 16 q. Sums of their products are to be multiplied, by
+  // add_multiples.
+  void take_quotients(const SlotBlock<int4>& block, __m512i (&places)[kSlots],
+                      __m512i (&quotients)[kSlots]) const {
+    const __m512i masks = _mm512_loadu_si512(block.mask);
+    // Of bytes that hold q + 8, with the highest bit of q + 8 turned round.
+    const __m512i upper = _mm512_set1_epi8(static_cast<char>(0xf0));
+    const __m512i highest = _mm512_set1_epi8(static_cast<char>(0x80));
+    PERMLLM_UNROLL
+    for (int slot = 0; slot < kSlots; ++slot) {
+      places[slot] = places_.of(slot, masks);
+      const __m512i bytes = _mm512_loadu_si512(block.values[slot % (kSlots / 2)]);
+      quotients[slot] = _mm512_ternarylogic_epi64(
+          slot < kSlots / 2 ? _mm512_slli_epi16(bytes, 4) : bytes, upper, highest, kAndThenXor);
+    }
+  }
+
+  // Of 16 products of 16 q and a byte of x the sum is below 2^19, and without the 16 a word.
+  static __m512i add_multiples(__m512i sum, __m512i products, const uint8_t (&multipliers)[kRows]) {
+    int64_t bytes;
+    __builtin_memcpy(&bytes, multipliers, sizeof(bytes));
+    const __m512i own = _mm512_shuffle_epi8(_mm512_set1_epi64(bytes), load(kRowOfLane));
+    return _mm512_dpwssd_epi32(sum, _mm512_srai_epi32(products, 4), own);
+  }
+
   template <class Body>
   static void for_each_stray(int64_t, Body) {}
 
  private:
+  // To the lower bytes of 32 bits.
+  static constexpr Bytes kRowOfLane =
+      bytes_of([](int place) { return place % 4 == 0 ? place / 8 : 0x80; });
+
   Places places_;
 };
 

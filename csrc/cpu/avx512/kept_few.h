@@ -119,6 +119,19 @@ class KeptFewTokens {
     for (int64_t b = 0; b < blocks; ++b, ++block, x += kInputs * Tokens) {
       prefetch<Tuning::kFewHint, kFetched>(reinterpret_cast<const char*>(block) + kAhead);
       __m512i places[Rows::kVectors][kSlots], values[Rows::kVectors][kSlots];
+      if constexpr (Tokens == 1 && Products::kQuotientsAlone) {
+        rows.take_quotients(*block, places[0], values[0]);
+        PERMLLM_UNROLL
+        for (int i = 0; i < kInputs; ++i) {
+          __m512i products = _mm512_setzero_si512();
+          PERMLLM_UNROLL
+          for (int slot = 0; slot < kSlots; ++slot) {
+            products = Products::multiply_kept(products, places[0][slot], values[0][slot], x[i]);
+          }
+          sum[0][i] = Rows::add_multiples(sum[0][i], products, block->multipliers);
+        }
+        continue;
+      }
       rows.take(*block, places, values);
       PERMLLM_UNROLL
       for (int i = 0; i < kInputs; ++i) {
