@@ -5,7 +5,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,10 +72,12 @@ class Answers:
         first_token_seconds: until every sequence had its first token.
         decode_tokens_per_second: of all sequences together, from then on until one ended, so that
             no prompt was read and none was missing.
+        tokens_per_step: of a sequence in that time: more than one where a draft's were accepted.
     """
 
     first_token_seconds: float
     decode_tokens_per_second: float
+    tokens_per_step: float = 1.0
 
     @classmethod
     def of(cls, steps: Iterable[Step], batch: int) -> "Answers":
@@ -85,11 +87,13 @@ class Answers:
             EngineError: a sequence ended before the last one had its first token.
         """
         first = last = None
+        decoding = 0
         for step in steps:
             if first is None:
                 first = step if len(step.tokens) == batch else None
             else:
                 last = step
+                decoding += 1
             if step.ended:
                 break
         if first is None or last is None:
@@ -99,7 +103,8 @@ class Answers:
                 f"(--kv-cache, or {KV_CACHE})"
             )
         decoded = sum(last.tokens.values()) - sum(first.tokens.values())
-        return cls(first.seconds, decoded / (last.seconds - first.seconds))
+        speed = decoded / (last.seconds - first.seconds)
+        return cls(first.seconds, speed, decoded / decoding / batch)
 
 
 class Running(Protocol):
@@ -130,6 +135,7 @@ class Engine:
         eager: whether nothing is compiled.
         dtype: of the activations.
         memory_limit: GiB beyond which its processes are ended; see `MemoryWatch`.
+        speculation: vLLM's ``--speculative-config``; None where nothing drafts.
 
     Raises:
         EngineError: it does not start.
@@ -143,6 +149,7 @@ class Engine:
         dtype: str = "bfloat16",
         head: str = "dense",
         memory_limit: float | None = None,
+        speculation: Mapping[str, Any] | None = None,
     ) -> None:
         with _environment():
             from vllm import LLM
@@ -161,6 +168,7 @@ class Engine:
                     enforce_eager=eager,
                     dtype=dtype,
                     additional_config=plugin_options(head),
+                    speculative_config=None if speculation is None else dict(speculation),
                     **ENGINE_OPTIONS,
                 )
         except Exception as error:
@@ -175,7 +183,12 @@ class Engine:
             ((self._packed, self._dense),) = self._llm.apply_model(sparse_bytes)
 
     def answers(self, batch: int, prompt: int, output: int) -> Answers:
-        """Times of `batch` answers of exactly `output` tokens to prompts of `prompt` tokens.
+        """Times of `batch` answers of exactly `output` tokens to prompts of `prompt` tokens."""
+        words = ([3 + (7 * i + 13 * j) % 30000 for j in range(prompt)] for i in range(batch))
+        return self.answers_to(list(words), output)
+
+    def answers_to(self, prompts: Sequence[Sequence[int]], output: int) -> Answers:
+        """Times of answers of exactly `output` tokens to prompts of given tokens.
 
         Begins when the engine that ran before has come to rest.
 
@@ -184,12 +197,12 @@ class Engine:
         """
         time.sleep(SETTLING_SECONDS)
         try:
-            steps = self._steps(batch, prompt, output)
+            steps = self._steps(prompts, output)
         except Exception as error:
             raise EngineError(self._reason(error)) from error
-        return Answers.of(steps, batch)
+        return Answers.of(steps, len(prompts))
 
-    def _steps(self, batch: int, prompt: int, output: int) -> list[Step]:
+    def _steps(self, prompts: Sequence[Sequence[int]], output: int) -> list[Step]:
         from vllm import SamplingParams, TokensPrompt
 
         sampling = SamplingParams(
@@ -199,9 +212,8 @@ class Engine:
         steps: list[Step] = []
         tokens: dict[str, int] = {}
         start = time.perf_counter()
-        for i in range(batch):
-            words = [3 + (7 * i + 13 * j) % 30000 for j in range(prompt)]
-            engine.add_request(str(i), TokensPrompt(prompt_token_ids=words), sampling)
+        for i, words in enumerate(prompts):
+            engine.add_request(str(i), TokensPrompt(prompt_token_ids=list(words)), sampling)
         while engine.has_unfinished_requests():
             found = engine.step()
             tokens |= {one.request_id: len(one.outputs[0].token_ids) for one in found}

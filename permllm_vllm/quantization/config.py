@@ -21,8 +21,8 @@ from permllm_vllm.compat import (
     init_logger,
     register_quantization_config,
 )
-from permllm_vllm.quantization.adapters import adapters_reach_model
 from permllm_vllm.quantization.dense import WEIGHT, DenseLinearMethod
+from permllm_vllm.quantization.drafts import adapters_reach_model
 from permllm_vllm.quantization.experts import PermLLMExpertsMethod
 from permllm_vllm.quantization.gateless_experts import dense_experts_method
 from permllm_vllm.quantization.head import head_method

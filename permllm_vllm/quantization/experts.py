@@ -13,8 +13,8 @@ from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.int4 import stored_values
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.compat import FusedMoEMethodBase
-from permllm_vllm.quantization.adapters import adapters_reach_model
 from permllm_vllm.quantization.contents import check_mask, check_numbers, shared_permutation
+from permllm_vllm.quantization.drafts import adapters_reach_model
 from permllm_vllm.quantization.expert_parameters import ExpertStack
 from permllm_vllm.quantization.gateless_experts import dense_experts_method
 from permllm_vllm.quantization.parameters import packed_tensor, register_packed

@@ -17,6 +17,7 @@ from permllm_vllm.compat import (
     get_current_vllm_config_or_none,
     init_logger,
 )
+from permllm_vllm.quantization.drafts import builds_draft
 from permllm_vllm.quantization.options import serving_options
 
 logger = init_logger("vllm.permllm.head")
@@ -88,7 +89,8 @@ class HeadMethod(UnquantizedEmbeddingMethod):
     embedding alone, with whose method every copy of its weight goes.
 
     Args:
-        rounded: whether the copy is one of int8 values, which is asked for: it loses something.
+        rounded: whether the copy is one of int8 values, where it can be: it loses something.
+        asked: whether a user wants that, and is told where it cannot be.
         copied: whether there is a copy at all, of no use where vLLM itself multiplies the weight.
 
     Attributes:
@@ -97,11 +99,11 @@ class HeadMethod(UnquantizedEmbeddingMethod):
         copied_tokens: up to which a copy without loss is faster than that kernel.
     """
 
-    def __init__(self, *, rounded: bool = False, copied: bool = True) -> None:
+    def __init__(self, *, rounded: bool = False, asked: bool = False, copied: bool = True) -> None:
         super().__init__()
         self.tokens = self.copied_tokens = 0
         self._copied = copied
-        self._asked_to_round = rounded
+        self._to_be_rounded, self._asked = rounded, asked
         self._rounds = False
         self._copied_by: WeakSet[Any] = WeakSet()
         self.multiplies = False
@@ -137,7 +139,7 @@ class HeadMethod(UnquantizedEmbeddingMethod):
         """Find out what multiplies, and let the weight lie where a kernel will read it."""
         weight = layer.weight.data
         self.tokens, self.copied_tokens = head_tokens(weight), copied_tokens(weight)
-        self._rounds = self._asked_to_round and can_round(weight)
+        self._rounds = self._to_be_rounded and can_round(weight)
         if self.tokens:
             memory = torch.ops.permllm.cpu_huge_bytes(weight.nbytes)
             layer.weight.data = memory.view(weight.dtype).view(weight.shape)
@@ -194,7 +196,7 @@ class HeadMethod(UnquantizedEmbeddingMethod):
             return None
         if self._rounds:
             return CpuBackend().round_dense(weight)
-        if self._asked_to_round:
+        if self._asked:
             logger.warning(
                 "the output head, %s of %d inputs on %s, stays as it is: one of int8 takes an "
                 "x86 CPU with AVX2 (and no PERMLLM_CPU_ISA=portable), and a weight of bfloat16 or "
@@ -207,14 +209,18 @@ class HeadMethod(UnquantizedEmbeddingMethod):
 def head_method() -> HeadMethod:
     """The method of an embedding or a head, as the options of the engine ask.
 
+    The head of a draft is rounded unless they ask for a dense one: a draft decides no token.
+
     With a `head_dtype` that is not the model's dtype, vLLM multiplies the weight itself and asks no
     method.
     """
-    rounded = serving_options().head == "int8"
+    option = serving_options().head
+    asked = option == "int8"
     model = getattr(get_current_vllm_config_or_none(), "model_config", None)
     if model is None or model.head_dtype == model.dtype:
-        return HeadMethod(rounded=rounded)
-    if rounded:
+        rounded = asked or (option is None and builds_draft())
+        return HeadMethod(rounded=rounded, asked=asked)
+    if asked:
         logger.warning_once(
             "the output head is not rounded to int8: vLLM multiplies it as it is, in %s (its "
             "head_dtype) where the model has %s. To round it, pass --hf-overrides "

@@ -21,12 +21,13 @@ class ServingOptions(BaseModel):
 
     Attributes:
         head: "dense" multiplies the output head's weights as they are, "int8" rounds them to int8
-            with a scale for each word, where a kernel reads that.
+            with a scale for each word, where a kernel reads that. None rounds the head of a draft,
+            which decides no token, and no other one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    head: Literal["dense", "int8"] = "dense"
+    head: Literal["dense", "int8"] | None = None
 
 
 def serving_options() -> ServingOptions:

@@ -19,7 +19,7 @@ def options_with(given: Any) -> ServingOptions:
 
 @pytest.mark.parametrize("given", [{}, {"permllm": {}}, {"another plugin": {"head": 3}}])
 def test_nothing_is_asked(given: dict[str, Any]) -> None:
-    assert options_with(given) == ServingOptions(head="dense")
+    assert options_with(given) == ServingOptions(head=None)
 
 
 def test_without_an_engine() -> None:

@@ -1,0 +1,373 @@
+"""Speculative decoding in vLLM: a 2:4 model drafts, and a dense one decides every token.
+
+Of each draft and number of drafted tokens: what a step takes beside a token of the target alone,
+and how many tokens a step yields. The engines take turns, answer by answer: the target with a
+draft, the target alone, and dense bfloat16.
+
+    python -m benchmarks.speculation --json OUT
+    python -m benchmarks.speculation --model smollm2 --checkpoints DIR --json OUT
+    python -m benchmarks.speculation --dense DIR --draft DIR --text FILE --json OUT
+
+Models of random weights show only the first: how often theirs agree says nothing. Drafts of SmolLM2
+are pruned by the default method, once, into DIR, and continue texts that they were not calibrated
+on. The result is written after each engine, and what it holds already is not measured again.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from statistics import harmonic_mean, median
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+
+from .cpu.conditions import conditions, warn
+from .engines import quantized_peers
+from .engines.engine import Answers, Engine, EngineError
+from .engines.identity import identity
+from .engines.serving_report import number
+from .engines.serving_rows import INT8
+from .models import SHAPES, random_model, smollm2
+from .pruning.checkpoints import Checkpoints
+from .pruning.commands import magnitude_pruned
+from .records.result_file import kept_rows
+from .records.rows import Rows
+from .texts import unseen_texts
+
+DENSE = "dense bfloat16"
+TARGETS: Mapping[str, Callable[[Path], Path]] = {
+    DENSE: lambda dense: dense,
+    INT8: partial(quantized_peers.made_apart, "int8"),
+}
+DRAFTS = {"2:4 int4": "int4", "2:4 int8": "int8"}
+GIVEN = "2:4"
+"""The draft that `--draft` names."""
+METHOD, PATTERN, SEED = "permllm-best", "2:4", 0
+DRAFTED = (1, 2, 3, 4)
+KEY = ("target", "draft", "drafted", "text", "batch")
+ARBITRARY = "arbitrary"
+"""The text of a model with random weights."""
+PROMPT_TOKENS, OUTPUT_TOKENS = 64, 64
+ANSWERS = 8
+"""Of each text, or as often as an arbitrary prompt is answered."""
+TOKENS_BETWEEN = 1024
+"""From the start of one prompt of a text to that of the next."""
+
+
+class Answering(Protocol):
+    """An engine that takes turns."""
+
+    def answers_to(self, prompts: Sequence[Sequence[int]], output: int) -> Answers:
+        """Times of answers; raises EngineError."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What a row says of the engine itself; raises EngineError."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Case:
+    """A target, what drafts for it, and how many tokens are drafted before it decides.
+
+    Without a draft it is the target alone.
+    """
+
+    target: str
+    draft: str | None = None
+    drafted: int = 0
+
+
+Start = Callable[[Case], Answering]
+Prompts = Sequence[Sequence[int]]
+
+
+def compare(
+    cases: Sequence[Case],
+    texts: Mapping[str, Prompts],
+    batches: Sequence[int],
+    start: Start,
+    rows: Rows,
+) -> None:
+    """Measure what the rows lack, an engine with a draft after the other.
+
+    Args:
+        cases: with drafts; those of one target beside each other, as it stays up for all of them.
+        texts: prompts by the name of their text, of one length, as many as the largest batch.
+        batches: sequences that decode together.
+        start: gives an engine; raises EngineError.
+        rows: to which those of each case are added.
+    """
+    for target in dict.fromkeys(case.target for case in cases):
+        lacking = [
+            case for case in cases if case.target == target and _lacks(rows, case, texts, batches)
+        ]
+        if not lacking:
+            continue
+        with ExitStack() as alone:
+            engines: dict[str, Answering] = {}
+            for case in lacking:
+                try:
+                    for name in dict.fromkeys((DENSE, target)):
+                        if name not in engines:
+                            engines[name] = alone.enter_context(closing(start(Case(name))))
+                    with closing(start(case)) as drafting:
+                        rows.update(_measured(case, texts, batches, engines, drafting))
+                except EngineError as error:
+                    rows.update(
+                        {**_key(case, text, batch), "refused": str(error)}
+                        for text in texts
+                        for batch in batches
+                    )
+
+
+def _lacks(rows: Rows, case: Case, texts: Mapping[str, Prompts], batches: Sequence[int]) -> bool:
+    keys = (_key(case, text, batch) for text in texts for batch in batches)
+    return any(tuple(key[name] for name in KEY) not in rows for key in keys)
+
+
+def _key(case: Case, text: str, batch: int) -> dict[str, Any]:
+    values = (case.target, case.draft, case.drafted, text, batch)
+    return dict(zip(KEY, values, strict=True))
+
+
+def _measured(
+    case: Case,
+    texts: Mapping[str, Prompts],
+    batches: Sequence[int],
+    alone: Mapping[str, Answering],
+    drafting: Answering,
+) -> Iterator[dict[str, Any]]:
+    """A row for each text and batch; the first answer of each engine warms it up."""
+    engines = {**alone, "drafting": drafting}
+    for engine in engines.values():
+        engine.answers_to(next(iter(texts.values()))[:1], OUTPUT_TOKENS)
+    for text, prompts in texts.items():
+        for batch in batches:
+            found: dict[str, list[Answers]] = {name: [] for name in engines}
+            for group in _groups(prompts, batch):
+                for name, engine in engines.items():
+                    found[name].append(engine.answers_to(group, OUTPUT_TOKENS))
+            yield {
+                **_key(case, text, batch),
+                "answers": len(prompts) // batch * batch,
+                **_times(found.pop("drafting"), found[case.target], found[DENSE], batch),
+                **_of_engines(drafting, alone[case.target]),
+                **conditions(),
+            }
+
+
+def _groups(prompts: Prompts, batch: int) -> Iterator[Prompts]:
+    for first in range(0, len(prompts) - batch + 1, batch):
+        yield prompts[first : first + batch]
+
+
+def _times(
+    drafting: Sequence[Answers], alone: Sequence[Answers], dense: Sequence[Answers], batch: int
+) -> dict[str, float]:
+    """What a step takes, what it yields for each sequence, and what follows of the two."""
+    step, token, dense_token = (_step_ms(answers, batch) for answers in (drafting, alone, dense))
+    yields = harmonic_mean([one.tokens_per_step for one in drafting])  # answers of one length
+    return {
+        "step_ms": step,
+        "alone_ms": token,
+        "dense_ms": dense_token,
+        "step_ratio": step / token,
+        "tokens_per_step": yields,
+        "ratio": yields * token / step,
+        "dense_ratio": yields * dense_token / step,
+        "tokens_per_second": 1e3 * batch * yields / step,
+    }
+
+
+def _step_ms(answers: Sequence[Answers], batch: int) -> float:
+    """Milliseconds of a step: the median of the answers."""
+    steps = (one.tokens_per_step / one.decode_tokens_per_second for one in answers)
+    return 1e3 * batch * median(steps)
+
+
+def _of_engines(drafting: Answering, alone: Answering) -> dict[str, Any]:
+    facts, of_target = drafting.facts(), alone.facts()
+    names = ("load_seconds", "threads", "resident_mib", "peak_mib")
+    own = {name: facts[name] for name in names if name in facts}
+    return {**own, "alone_resident_mib": of_target["resident_mib"]}
+
+
+def prompts_of(text: str, encode: Callable[[str], Sequence[int]], answers: int) -> Prompts:
+    """Prompts of a text, evenly apart, each followed there by more text.
+
+    Raises:
+        ValueError: the text is too short for so many.
+    """
+    tokens = encode(text)
+    apart = min(TOKENS_BETWEEN, len(tokens) // answers)
+    if apart < PROMPT_TOKENS:
+        raise ValueError(
+            f"a text of {len(tokens)} tokens is too short for {answers} prompts of "
+            f"{PROMPT_TOKENS}: give a longer one, or fewer --answers"
+        )
+    return [tokens[i * apart : i * apart + PROMPT_TOKENS] for i in range(answers)]
+
+
+def arbitrary_prompts(answers: int) -> Prompts:
+    """The same prompt for every answer, of words that any vocabulary has."""
+    return [[3 + 13 * i for i in range(PROMPT_TOKENS)]] * answers
+
+
+def show(rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Print the rows as a table, and why cases were refused."""
+    console = Console(width=160)
+    columns: Sequence[tuple[str, Callable[[Mapping[str, Any]], str]]] = (
+        ("target", lambda row: row["target"]),
+        ("draft", lambda row: row["draft"]),
+        ("drafted", number("drafted", 0)),
+        ("text", lambda row: row["text"]),
+        ("batch", number("batch", 0)),
+        ("step ms", number("step_ms", 1)),
+        ("x a token alone", number("step_ratio")),
+        ("tokens a step", number("tokens_per_step")),
+        ("x target alone", number("ratio")),
+        ("x dense", number("dense_ratio")),
+        ("tokens/s", number("tokens_per_second", 1)),
+        ("resident MiB", number("resident_mib", 0)),
+    )
+    table = Table(title=title)
+    for header, _ in columns:
+        table.add_column(
+            header, justify="left" if header in ("target", "draft", "text") else "right"
+        )
+    for row in rows:
+        table.add_row(*(shown(row) for _, shown in columns))
+    console.print(table)
+    for case, why in {
+        (row["target"], row["draft"], row["drafted"]): row["refused"]
+        for row in rows
+        if "refused" in row
+    }.items():
+        console.print(f"{case} was refused: {why}", markup=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=["smollm2", *SHAPES], help="default: tinyllama")
+    parser.add_argument("--dense", type=Path, help="target of your own, in place of --model")
+    parser.add_argument("--draft", type=Path, help="what drafts for it, in place of --drafts")
+    parser.add_argument("--text", type=Path, help="what both continue in pieces")
+    parser.add_argument(
+        "--targets", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="NAME",
+        help=f"of {', '.join(map(repr, TARGETS))}; the second is made of the first",
+    )  # fmt: skip
+    parser.add_argument(
+        "--drafts", nargs="+", choices=DRAFTS, metavar="NAME",
+        help=f"of {', '.join(map(repr, DRAFTS))} (default: the first)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--drafted", nargs="+", type=int, default=DRAFTED, metavar="N",
+        help="tokens that are drafted before the target decides (default: 1 to 4)",
+    )  # fmt: skip
+    parser.add_argument("--batches", nargs="+", type=int, default=[1], metavar="N")
+    parser.add_argument("--answers", type=int, default=ANSWERS, help="of each text")
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        metavar="DIR",
+        help="pruned models of SmolLM2, made where missing",
+    )
+    parser.add_argument("--json", type=Path, required=True, help="where the result is written")
+    return parser
+
+
+def main() -> None:
+    parser = _parser()
+    arguments = parser.parse_args()
+    given = (arguments.dense, arguments.draft, arguments.text)
+    if any(given) and not all(given):
+        parser.error("--dense, --draft and --text go together: give all of them, or none")
+    if any(given) and (arguments.model or arguments.drafts):
+        parser.error("--dense and --draft stand in place of --model and --drafts: leave these out")
+    if (arguments.model == "smollm2") != (arguments.checkpoints is not None):
+        parser.error("--model smollm2 and --checkpoints go together: its drafts are pruned there")
+    if min(*arguments.drafted, *arguments.batches, arguments.answers) < 1:
+        parser.error("--drafted, --batches and --answers are numbers above 0")
+    if max(arguments.batches) > arguments.answers:
+        parser.error(f"--answers {arguments.answers}: give as many as the largest of --batches")
+    dense, texts = _sources(parser, arguments)
+    drafts = [GIVEN] if arguments.draft else arguments.drafts or list(DRAFTS)[:1]
+    draft = cache(partial(_draft, arguments, dense))
+    target = cache(lambda name: TARGETS[name](dense))
+    facts = {
+        "model": dense.name,
+        "checkpoints": {DENSE: identity(dense)},
+        "method": METHOD if arguments.checkpoints else None,
+        "prompt_tokens": PROMPT_TOKENS,
+        "output_tokens": OUTPUT_TOKENS,
+        "mode": "eager",
+    }
+
+    def start(case: Case) -> Engine:
+        speculation = (
+            None
+            if case.draft is None
+            else {
+                "method": "draft_model",
+                "model": str(draft(case.draft)),
+                "num_speculative_tokens": case.drafted,
+            }
+        )
+        return Engine(target(case.target), eager=True, speculation=speculation)
+
+    cases = [
+        Case(target, draft, drafted)
+        for target in arguments.targets
+        for draft in drafts
+        for drafted in arguments.drafted
+    ]
+    warn()
+    with kept_rows(parser, arguments.json, facts, KEY) as rows:
+        compare(cases, texts, arguments.batches, start, rows)
+        show(rows.all(), dense.name)
+
+
+def _sources(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace
+) -> tuple[Path, Mapping[str, Prompts]]:
+    """The dense model, and prompts by text."""
+    if arguments.dense is None and arguments.model != "smollm2":
+        model = random_model(arguments.model or "tinyllama")
+        return model, {ARBITRARY: arbitrary_prompts(arguments.answers)}
+    from transformers import AutoTokenizer
+
+    dense = arguments.dense or smollm2()
+    files = {arguments.text.stem: arguments.text} if arguments.text else unseen_texts()
+    tokenizer = AutoTokenizer.from_pretrained(dense)
+    encode = partial(tokenizer.encode, add_special_tokens=False, verbose=False)
+    try:
+        return dense, {
+            name: prompts_of(file.read_text(encoding="utf-8"), encode, arguments.answers)
+            for name, file in files.items()
+        }
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+def _draft(arguments: argparse.Namespace, dense: Path, name: str) -> Path:
+    """The checkpoint of a draft."""
+    if name == GIVEN:
+        return Path(arguments.draft)
+    if arguments.checkpoints is None:
+        return magnitude_pruned(dense, values=DRAFTS[name])
+    return Checkpoints(arguments.checkpoints).baked((METHOD, PATTERN, SEED, DRAFTS[name]))[0]
+
+
+if __name__ == "__main__":
+    main()
