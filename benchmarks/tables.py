@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import summaries
 from benchmarks.cpu import expert_tables, head_tables, kernel_tables, waiting_tables
-from benchmarks.engines import serving_tables
+from benchmarks.engines import serving_tables, speculation_tables
 from benchmarks.pruning import cost_tables
 from benchmarks.records.markdown import Result, markdown
 from benchmarks.records.rows import STAMP
@@ -208,6 +208,7 @@ VIEWS: Mapping[str, Callable[[Result], str]] = {
     "first-token": serving_tables.first_token,
     "vllm-bench": serving_tables.bench,
     "profile": serving_tables.profile,
+    "speculation": speculation_tables.speculation,
     "accuracy-2:4": lambda result: accuracy(result, ["2:4"]),
     "accuracy": lambda result: accuracy(result, ["2:4", "4:8"]),
     "learning-steps": cost_tables.learning_steps,

@@ -41,8 +41,12 @@ def test_decoding_is_timed_while_all_sequences_decode() -> None:
     ]
     found = Answers.of(steps, 2)
     assert (found.first_token_seconds, found.decode_tokens_per_second) == (2.0, 4.0)
+    assert found.tokens_per_step == 1
     alone = Answers.of([Step(1.0, {"a": 1}, False), Step(1.5, {"a": 2}, True)], 1)
     assert (alone.first_token_seconds, alone.decode_tokens_per_second) == (1.0, 2.0)
+    drafted = [Step(1.0, {"a": 1}, False), Step(2.0, {"a": 4}, False), Step(3.0, {"a": 6}, True)]
+    found = Answers.of(drafted, 1)
+    assert (found.decode_tokens_per_second, found.tokens_per_step) == (2.5, 2.5)
 
 
 @pytest.mark.parametrize(

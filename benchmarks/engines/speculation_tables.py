@@ -1,0 +1,22 @@
+"""Tables of the documentation on speculative decoding."""
+
+from benchmarks.records.markdown import Result, markdown
+
+
+def speculation(result: Result) -> str:
+    """A line per target, draft, drafted tokens and text: what a step takes, yields and gains."""
+    lines = []
+    for row in result["rows"]:
+        case = [row["target"], row["draft"], str(row["drafted"]), row["text"], str(row["batch"])]
+        if "refused" in row:
+            lines.append([*case, "refused", "", "", "", ""])
+            continue
+        times = [f"{row['step_ms']:.0f} ms ({row['step_ratio']:.2f}x)"]
+        times += [f"{row['tokens_per_step']:.2f}"]
+        times += [f"{row[name]:.2f}x" for name in ("ratio", "dense_ratio")]
+        memory = f"{row['resident_mib']:.0f} ({row['alone_resident_mib']:.0f})"
+        lines.append([*case, *times, memory])
+    header = ["target", "draft", "drafted", "text", "sequences"]
+    header += ["step (to a token of the target alone)", "tokens a step"]
+    header += ["to the target alone", "to dense bfloat16", "resident MiB (target alone)"]
+    return markdown(header, lines)
