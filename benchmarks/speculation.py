@@ -31,6 +31,7 @@ from .engines.engine import Answers, Engine, EngineError
 from .engines.identity import identity
 from .engines.serving_report import number
 from .engines.serving_rows import INT8
+from .engines.speculation_tables import ARBITRARY
 from .models import SHAPES, random_model, smollm2
 from .pruning.checkpoints import Checkpoints
 from .pruning.commands import magnitude_pruned
@@ -49,8 +50,6 @@ GIVEN = "2:4"
 METHOD, PATTERN, SEED = "permllm-best", "2:4", 0
 DRAFTED = (1, 2, 3, 4)
 KEY = ("target", "draft", "drafted", "text", "batch")
-ARBITRARY = "arbitrary"
-"""The text of a model with random weights."""
 PROMPT_TOKENS, OUTPUT_TOKENS = 64, 64
 ANSWERS = 8
 """Of each text, or as often as an arbitrary prompt is answered."""

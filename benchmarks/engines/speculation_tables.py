@@ -2,6 +2,9 @@
 
 from benchmarks.records.markdown import Result, markdown
 
+ARBITRARY = "arbitrary"
+"""The text of a model with random weights: how often its drafts are right says nothing."""
+
 
 def speculation(result: Result) -> str:
     """A line per target, draft, drafted tokens and text: what a step takes, yields and gains."""
@@ -12,8 +15,9 @@ def speculation(result: Result) -> str:
             lines.append([*case, "refused", "", "", "", ""])
             continue
         times = [f"{row['step_ms']:.0f} ms ({row['step_ratio']:.2f}x)"]
-        times += [f"{row['tokens_per_step']:.2f}"]
-        times += [f"{row[name]:.2f}x" for name in ("ratio", "dense_ratio")]
+        gains = [f"{row['tokens_per_step']:.2f}"]
+        gains += [f"{row[name]:.2f}x" for name in ("ratio", "dense_ratio")]
+        times += [""] * len(gains) if row["text"] == ARBITRARY else gains
         memory = f"{row['resident_mib']:.0f} ({row['alone_resident_mib']:.0f})"
         lines.append([*case, *times, memory])
     header = ["target", "draft", "drafted", "text", "sequences"]

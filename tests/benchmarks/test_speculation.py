@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import speculation
 from benchmarks.engines.engine import Answers, EngineError
+from benchmarks.engines.speculation_tables import ARBITRARY
 from benchmarks.engines.speculation_tables import speculation as table
 from benchmarks.records.rows import Rows
 from benchmarks.speculation import DENSE, KEY, Case, arbitrary_prompts, compare, prompts_of
@@ -101,6 +102,8 @@ def test_a_draft_that_does_not_start_is_refused(start: Any) -> None:
     lines = table({"rows": rows.all()}).splitlines()
     assert "| dense bfloat16 | 2:4 | 9 | text | 1 | refused |" in lines[2]
     assert "| 110 ms (1.10x) | 1.50 | 1.36x | 1.36x | 1500 (1000) |" in lines[3]
+    (*_, arbitrary) = table({"rows": [{**measured, "text": ARBITRARY}]}).splitlines()
+    assert "| 110 ms (1.10x) |  |  |  | 1500 (1000) |" in arbitrary
 
 
 def test_prompts_lie_evenly_in_their_text() -> None:
