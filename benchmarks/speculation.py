@@ -14,6 +14,7 @@ on. The result is written after each engine, and what it holds already is not me
 """
 
 import argparse
+import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ from .engines.serving_rows import INT8
 from .engines.speculation_tables import ARBITRARY
 from .models import SHAPES, random_model, smollm2
 from .pruning.checkpoints import Checkpoints
-from .pruning.commands import magnitude_pruned
+from .pruning.commands import ended, magnitude_pruned
 from .records.result_file import kept_rows
 from .records.rows import Rows
 from .texts import unseen_texts
@@ -263,8 +264,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--draft", type=Path, help="what drafts for it, in place of --drafts")
     parser.add_argument("--text", type=Path, help="what both continue in pieces")
     parser.add_argument(
-        "--targets", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="NAME",
-        help=f"of {', '.join(map(repr, TARGETS))}; the second is made of the first",
+        "--targets", nargs="+", choices=TARGETS, metavar="NAME",
+        help=f"of {', '.join(map(repr, TARGETS))}; the second is made of the first, beside it "
+        "(default: both, of your own the first)",
     )  # fmt: skip
     parser.add_argument(
         "--drafts", nargs="+", choices=DRAFTS, metavar="NAME",
@@ -294,6 +296,9 @@ def main() -> None:
         parser.error("--dense, --draft and --text go together: give all of them, or none")
     if any(given) and (arguments.model or arguments.drafts):
         parser.error("--dense and --draft stand in place of --model and --drafts: leave these out")
+    for folder in filter(None, (arguments.dense, arguments.draft)):
+        if not (folder / "config.json").exists():
+            parser.error(f"{folder} is no checkpoint: it has no config.json")
     if (arguments.model == "smollm2") != (arguments.checkpoints is not None):
         parser.error("--model smollm2 and --checkpoints go together: its drafts are pruned there")
     if min(*arguments.drafted, *arguments.batches, arguments.answers) < 1:
@@ -314,20 +319,15 @@ def main() -> None:
     }
 
     def start(case: Case) -> Engine:
-        speculation = (
-            None
-            if case.draft is None
-            else {
-                "method": "draft_model",
-                "model": str(draft(case.draft)),
-                "num_speculative_tokens": case.drafted,
-            }
-        )
-        return Engine(target(case.target), eager=True, speculation=speculation)
+        try:
+            model, drafting = target(case.target), draft(case.draft) if case.draft else None
+        except subprocess.CalledProcessError as error:
+            raise EngineError(ended("making a checkpoint", error.returncode)) from error
+        return Engine(model, eager=True, speculation=_speculation(drafting, case.drafted))
 
     cases = [
         Case(target, draft, drafted)
-        for target in arguments.targets
+        for target in arguments.targets or list(TARGETS)[: 1 if arguments.dense else None]
         for draft in drafts
         for drafted in arguments.drafted
     ]
@@ -357,6 +357,13 @@ def _sources(
         }
     except (OSError, ValueError) as error:
         parser.error(str(error))
+
+
+def _speculation(draft: Path | None, drafted: int) -> Mapping[str, Any] | None:
+    """vLLM's ``--speculative-config`` for a draft."""
+    if draft is None:
+        return None
+    return {"method": "draft_model", "model": str(draft), "num_speculative_tokens": drafted}
 
 
 def _draft(arguments: argparse.Namespace, dense: Path, name: str) -> Path:

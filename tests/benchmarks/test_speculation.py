@@ -125,6 +125,7 @@ def test_arbitrary_prompts_are_of_words_that_any_vocabulary_has() -> None:
     [
         (["--dense", "d"], "--dense, --draft and --text go together"),
         (["--dense", "d", "--draft", "s", "--text", "t", "--model", "smollm2"], "in place of"),
+        (["--dense", "d", "--draft", "s", "--text", "t"], "d is no checkpoint"),
         (["--model", "smollm2"], "--model smollm2 and --checkpoints go together"),
         (["--drafted", "0"], "are numbers above 0"),
         (["--batches", "9"], "give as many as the largest of --batches"),
