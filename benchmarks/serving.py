@@ -45,6 +45,7 @@ from .engines.serving_plots import save_figure
 from .engines.serving_report import show
 from .engines.serving_rows import (
     DECODE,
+    DENSE,
     INT4,
     INT8,
     KEY,
@@ -59,7 +60,6 @@ from .records.machine import machine_class
 from .records.result_file import kept_rows
 from .records.rows import Rows
 
-DENSE = "dense bfloat16"
 VARIANTS: Mapping[str, Callable[[Path], Path]] = {
     DENSE: lambda dense: dense,
     "2:4 bfloat16": magnitude_pruned,

@@ -15,190 +15,42 @@ on. The result is written after each engine, and what it holds already is not me
 
 import argparse
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from statistics import harmonic_mean, median
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from .cpu.conditions import conditions, warn
-from .engines import quantized_peers
-from .engines.engine import Answers, Engine, EngineError
+from .cpu.conditions import warn
+from .engines.engine import Engine, EngineError
 from .engines.identity import identity
 from .engines.serving_report import number
-from .engines.serving_rows import INT8
+from .engines.serving_rows import DENSE, INT8
 from .engines.speculation_tables import ARBITRARY
+from .engines.speculation_turns import KEY, OUTPUT_TOKENS, Case, Prompts, compare
 from .models import SHAPES, random_model, smollm2
 from .pruning.checkpoints import Checkpoints
-from .pruning.commands import ended, magnitude_pruned
+from .pruning.commands import ended
 from .records.result_file import kept_rows
-from .records.rows import Rows
+from .serving import MORE, VARIANTS
+from .summaries import DEFAULT_METHOD
 from .texts import unseen_texts
 
-DENSE = "dense bfloat16"
-TARGETS: Mapping[str, Callable[[Path], Path]] = {
-    DENSE: lambda dense: dense,
-    INT8: partial(quantized_peers.made_apart, "int8"),
-}
+MADE = {**VARIANTS, **MORE}
+"""Checkpoints of a dense one, by their names."""
+TARGETS = (DENSE, INT8)
 DRAFTS = {"2:4 int4": "int4", "2:4 int8": "int8"}
 GIVEN = "2:4"
 """The draft that `--draft` names."""
-METHOD, PATTERN, SEED = "permllm-best", "2:4", 0
+PATTERN, SEED = "2:4", 0
 DRAFTED = (1, 2, 3, 4)
-KEY = ("target", "draft", "drafted", "text", "batch")
-PROMPT_TOKENS, OUTPUT_TOKENS = 64, 64
+PROMPT_TOKENS = 64
 ANSWERS = 8
 """Of each text, or as often as an arbitrary prompt is answered."""
 TOKENS_BETWEEN = 1024
 """From the start of one prompt of a text to that of the next."""
-
-
-class Answering(Protocol):
-    """An engine that takes turns."""
-
-    def answers_to(self, prompts: Sequence[Sequence[int]], output: int) -> Answers:
-        """Times of answers; raises EngineError."""
-        ...
-
-    def facts(self) -> dict[str, Any]:
-        """What a row says of the engine itself; raises EngineError."""
-        ...
-
-    def close(self) -> None:
-        """End it."""
-        ...
-
-
-@dataclass(frozen=True)
-class Case:
-    """A target, what drafts for it, and how many tokens are drafted before it decides.
-
-    Without a draft it is the target alone.
-    """
-
-    target: str
-    draft: str | None = None
-    drafted: int = 0
-
-
-Start = Callable[[Case], Answering]
-Prompts = Sequence[Sequence[int]]
-
-
-def compare(
-    cases: Sequence[Case],
-    texts: Mapping[str, Prompts],
-    batches: Sequence[int],
-    start: Start,
-    rows: Rows,
-) -> None:
-    """Measure what the rows lack, an engine with a draft after the other.
-
-    Args:
-        cases: with drafts; those of one target beside each other, as it stays up for all of them.
-        texts: prompts by the name of their text, of one length, as many as the largest batch.
-        batches: sequences that decode together.
-        start: gives an engine; raises EngineError.
-        rows: to which those of each case are added.
-    """
-    for target in dict.fromkeys(case.target for case in cases):
-        lacking = [
-            case for case in cases if case.target == target and _lacks(rows, case, texts, batches)
-        ]
-        if not lacking:
-            continue
-        with ExitStack() as alone:
-            engines: dict[str, Answering] = {}
-            for case in lacking:
-                try:
-                    for name in dict.fromkeys((DENSE, target)):
-                        if name not in engines:
-                            engines[name] = alone.enter_context(closing(start(Case(name))))
-                    with closing(start(case)) as drafting:
-                        rows.update(_measured(case, texts, batches, engines, drafting))
-                except EngineError as error:
-                    rows.update(
-                        {**_key(case, text, batch), "refused": str(error)}
-                        for text in texts
-                        for batch in batches
-                    )
-
-
-def _lacks(rows: Rows, case: Case, texts: Mapping[str, Prompts], batches: Sequence[int]) -> bool:
-    keys = (_key(case, text, batch) for text in texts for batch in batches)
-    return any(tuple(key[name] for name in KEY) not in rows for key in keys)
-
-
-def _key(case: Case, text: str, batch: int) -> dict[str, Any]:
-    values = (case.target, case.draft, case.drafted, text, batch)
-    return dict(zip(KEY, values, strict=True))
-
-
-def _measured(
-    case: Case,
-    texts: Mapping[str, Prompts],
-    batches: Sequence[int],
-    alone: Mapping[str, Answering],
-    drafting: Answering,
-) -> Iterator[dict[str, Any]]:
-    """A row for each text and batch; the first answer of each engine warms it up."""
-    engines = {**alone, "drafting": drafting}
-    for engine in engines.values():
-        engine.answers_to(next(iter(texts.values()))[:1], OUTPUT_TOKENS)
-    for text, prompts in texts.items():
-        for batch in batches:
-            found: dict[str, list[Answers]] = {name: [] for name in engines}
-            for group in _groups(prompts, batch):
-                for name, engine in engines.items():
-                    found[name].append(engine.answers_to(group, OUTPUT_TOKENS))
-            yield {
-                **_key(case, text, batch),
-                "answers": len(prompts) // batch * batch,
-                **_times(found.pop("drafting"), found[case.target], found[DENSE], batch),
-                **_of_engines(drafting, alone[case.target]),
-                **conditions(),
-            }
-
-
-def _groups(prompts: Prompts, batch: int) -> Iterator[Prompts]:
-    for first in range(0, len(prompts) - batch + 1, batch):
-        yield prompts[first : first + batch]
-
-
-def _times(
-    drafting: Sequence[Answers], alone: Sequence[Answers], dense: Sequence[Answers], batch: int
-) -> dict[str, float]:
-    """What a step takes, what it yields for each sequence, and what follows of the two."""
-    step, token, dense_token = (_step_ms(answers, batch) for answers in (drafting, alone, dense))
-    yields = harmonic_mean([one.tokens_per_step for one in drafting])  # answers of one length
-    return {
-        "step_ms": step,
-        "alone_ms": token,
-        "dense_ms": dense_token,
-        "step_ratio": step / token,
-        "tokens_per_step": yields,
-        "ratio": yields * token / step,
-        "dense_ratio": yields * dense_token / step,
-        "tokens_per_second": 1e3 * batch * yields / step,
-    }
-
-
-def _step_ms(answers: Sequence[Answers], batch: int) -> float:
-    """Milliseconds of a step: the median of the answers."""
-    steps = (one.tokens_per_step / one.decode_tokens_per_second for one in answers)
-    return 1e3 * batch * median(steps)
-
-
-def _of_engines(drafting: Answering, alone: Answering) -> dict[str, Any]:
-    facts, of_target = drafting.facts(), alone.facts()
-    names = ("load_seconds", "threads", "resident_mib", "peak_mib")
-    own = {name: facts[name] for name in names if name in facts}
-    return {**own, "alone_resident_mib": of_target["resident_mib"]}
 
 
 def prompts_of(text: str, encode: Callable[[str], Sequence[int]], answers: int) -> Prompts:
@@ -308,11 +160,11 @@ def main() -> None:
     dense, texts = _sources(parser, arguments)
     drafts = [GIVEN] if arguments.draft else arguments.drafts or list(DRAFTS)[:1]
     draft = cache(partial(_draft, arguments, dense))
-    target = cache(lambda name: TARGETS[name](dense))
+    target = cache(lambda name: MADE[name](dense))
     facts = {
         "model": dense.name,
         "checkpoints": {DENSE: identity(dense)},
-        "method": METHOD if arguments.checkpoints else None,
+        "method": DEFAULT_METHOD if arguments.checkpoints else None,
         "prompt_tokens": PROMPT_TOKENS,
         "output_tokens": OUTPUT_TOKENS,
         "mode": "eager",
@@ -327,7 +179,7 @@ def main() -> None:
 
     cases = [
         Case(target, draft, drafted)
-        for target in arguments.targets or list(TARGETS)[: 1 if arguments.dense else None]
+        for target in arguments.targets or TARGETS[: 1 if arguments.dense else None]
         for draft in drafts
         for drafted in arguments.drafted
     ]
@@ -371,8 +223,10 @@ def _draft(arguments: argparse.Namespace, dense: Path, name: str) -> Path:
     if name == GIVEN:
         return Path(arguments.draft)
     if arguments.checkpoints is None:
-        return magnitude_pruned(dense, values=DRAFTS[name])
-    return Checkpoints(arguments.checkpoints).baked((METHOD, PATTERN, SEED, DRAFTS[name]))[0]
+        return MADE[name](dense)
+    return Checkpoints(arguments.checkpoints).baked((DEFAULT_METHOD, PATTERN, SEED, DRAFTS[name]))[
+        0
+    ]
 
 
 if __name__ == "__main__":

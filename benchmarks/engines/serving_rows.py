@@ -25,7 +25,7 @@ SPEEDS = {
 
 OUTPUT_TOKENS = 32
 """Of every answer."""
-INT8, INT4 = "vLLM int8 (W8A8)", "vLLM int4 (GPTQ)"
+DENSE, INT8, INT4 = "dense bfloat16", "vLLM int8 (W8A8)", "vLLM int4 (GPTQ)"
 
 
 def share(row: Row, int4_group: int | None) -> float | None:

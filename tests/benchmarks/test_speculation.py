@@ -12,8 +12,9 @@ from benchmarks import speculation
 from benchmarks.engines.engine import Answers, EngineError
 from benchmarks.engines.speculation_tables import ARBITRARY
 from benchmarks.engines.speculation_tables import speculation as table
+from benchmarks.engines.speculation_turns import DENSE, KEY, Case, compare
 from benchmarks.records.rows import Rows
-from benchmarks.speculation import DENSE, KEY, Case, arbitrary_prompts, compare, prompts_of
+from benchmarks.speculation import arbitrary_prompts, prompts_of
 
 INT8 = "vLLM int8 (W8A8)"
 SPEEDS = {DENSE: 10.0, INT8: 20.0}

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.engines.serving_rows import INT8
-from benchmarks.serving import DENSE
+from benchmarks.engines.serving_rows import DENSE, INT8
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 TOKENS = (1, 4, 16, 64, 256)

@@ -76,15 +76,15 @@ def test_the_head_of_a_draft_is_rounded(
     monkeypatch.setattr(head, "can_round", lambda weight: True)
     monkeypatch.setattr(head, "CpuBackend", lambda: SimpleNamespace(round_dense=lambda weight: "8"))
     monkeypatch.setattr(vllm_config, "model_config", models[built])
-    assert (_copy(8) == "8") == rounded[built]
+    assert (_copy() == "8") == rounded[built]
     monkeypatch.setattr(head, "can_round", lambda weight: False)
-    assert _copy(8) is None
+    assert _copy() is None
     assert bool(told) == (option == "int8")
 
 
-def _copy(words: int) -> Any:
-    """What a head of so many words has as its copy."""
-    layer = head.ParallelLMHead(words, 8, params_dtype=torch.float32)
+def _copy() -> Any:
+    """What a head has as its copy."""
+    layer = head.ParallelLMHead(8, 8, params_dtype=torch.float32)
     layer.quant_method = head.head_method()
     layer.quant_method.adopt(layer)
     layer.quant_method.process_weights_after_loading(layer)
