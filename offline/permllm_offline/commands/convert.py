@@ -135,11 +135,18 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
     )
     device = Recipe.model_fields["device"].default
     text.add_argument("--device", help=f"torch device that runs the text (default {device})")
+    text.add_argument(
+        "--restart",
+        action="store_true",
+        default=None,
+        help="remove what a run cut off left of the calibration, and begin anew (by default it is "
+        "gone on from)",
+    )
 
 
 def _calibration(options: argparse.Namespace) -> Recipe | None:
     """The recipe of the text that integers are chosen with, or None where there is none."""
-    given = [name for name in _OF_TEXT if getattr(options, name) is not None]
+    given = [name for name in (*_OF_TEXT, "restart") if getattr(options, name) is not None]
     if options.dataset is None:
         if given:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -181,6 +188,7 @@ def run(options: argparse.Namespace) -> None:
             values=options.values,
             calibration=calibration,
             masks=options.masks,
+            restart=bool(options.restart),
             **writing,
         )
     show(conversion_table(report))

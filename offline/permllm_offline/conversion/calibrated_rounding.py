@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from permllm_offline.calibration.statistics import mean_norms, summed_squares
 from permllm_offline.calibration.unreached_experts import count_unreached, warn_unreached
+from permllm_offline.conversion.calibrated_layers import CalibratedLayers
 from permllm_offline.conversion.integer_rounding import check_scale
 from permllm_offline.conversion.sparse_model import SparseModel
 from permllm_offline.errors import OfflineError
@@ -18,8 +19,10 @@ from permllm_offline.model.loading import Source, parse_device
 from permllm_offline.model.modules import linear_of
 from permllm_offline.model.tokenizer import load_tokenizer
 from permllm_offline.pruning.streamed_model import StreamedModel
-from permllm_offline.pruning.streamed_windows import Flow
+from permllm_offline.pruning.streamed_windows import Flow, load_states, with_states
 from permllm_offline.recipe.schema import Recipe
+from permllm_offline.report.report import CalibrationRecord
+from permllm_offline.run.steps import Step, Work
 from permllm_offline.sparsity.bake import divided_norms
 from permllm_offline.sparsity.rounded_layer import RoundedLayer, Rounding, choose_grids
 from permllm_offline.sparsity.smoothing import divided_by
@@ -27,6 +30,8 @@ from permllm_offline.text.windows import SELF, check_datasets, sample_windows, w
 from permllm_vllm.checkpoint.errors import raise_if_any
 from permllm_vllm.checkpoint.int4 import GROUP
 from permllm_vllm.checkpoint.numbers import number_problems
+
+_CALIBRATION = "calibration"
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,15 @@ class CalibratedRounding:
 
 @dataclass(frozen=True)
 class CalibrationText:
-    """Windows of the text of a recipe, int64 [windows, sequence_length], for a source."""
+    """Windows of the text of a recipe, int64 [windows, sequence_length], for a source.
+
+    ``digest`` tells them from those of another text.
+    """
 
     recipe: Recipe
     source: Source
     windows: Tensor
+    digest: str
 
     @classmethod
     def read(cls, recipe: Recipe, source: Source) -> CalibrationText:
@@ -96,11 +105,12 @@ class CalibrationText:
             sampling=recipe.sampling,
             text_field=recipe.text_field,
         )
-        return cls(recipe, source, drawn.calibration)
+        digest = CalibrationRecord.of(drawn).tokens_sha256
+        return cls(recipe, source, drawn.calibration, digest)
 
-    def rounding(self, model: SparseModel, values: Rounding) -> CalibratedRounding:
+    def rounding(self, model: SparseModel, values: Rounding, work: Work) -> CalibratedRounding:
         """Choose the grids of a sparse model, which the source is; raises as ``calibrate``."""
-        return calibrate(model, self.source, self.windows, values, self.recipe)
+        return calibrate(model, self.source, self.windows, values, self.recipe, work)
 
 
 def check_groups(values: Rounding, block_size: int, *, permuted: bool) -> None:
@@ -117,13 +127,18 @@ def check_groups(values: Rounding, block_size: int, *, permuted: bool) -> None:
         )
 
 
-@products_in_float32()
 def calibrate(
-    model: SparseModel, source: Source, windows: Tensor, values: Rounding, recipe: Recipe
+    model: SparseModel,
+    source: Source,
+    windows: Tensor,
+    values: Rounding,
+    recipe: Recipe,
+    work: Work,
 ) -> CalibratedRounding:
     """Run text through a sparse model and choose the grids of its linears.
 
-    One decoder layer is in memory at a time, and the states of the text.
+    One decoder layer is in memory at a time, and the states of the text. After each of them the
+    work keeps what is needed to go on.
 
     Args:
         model: whose weights are sparse already.
@@ -131,19 +146,46 @@ def calibrate(
         windows: int64 [windows, sequence_length].
         values: to what it is rounded.
         recipe: for ``smoothing`` and ``device``.
+        work: where finished layers are kept.
 
     Raises:
         OfflineError: a model that cannot be run, or values that have no scale in float32.
         CheckpointError: tensors that are damaged.
     """
+
+    def pass_layers() -> Step:
+        return _pass_layers(model, source, windows, values, recipe, work).step()
+
+    passed = CalibratedLayers.of(work.step(_CALIBRATION, pass_layers))
+    warn_unreached(passed.unreached)
+    errors = {
+        model.stored_name(index)(linear): error
+        for index, layer in enumerate(passed.rounded)
+        for linear, error in layer.errors.items()
+    }
+    return CalibratedRounding(values, passed.rounded, passed.norms, errors, windows.numel())
+
+
+@products_in_float32()
+def _pass_layers(
+    model: SparseModel,
+    source: Source,
+    windows: Tensor,
+    values: Rounding,
+    recipe: Recipe,
+    work: Work,
+) -> CalibratedLayers:
+    """Run the text through the decoder layers, from the first that is not passed."""
     family, device = model.family, parse_device(recipe.device)
     streamed = StreamedModel(source, family, source.product_dtype, device, model.tensors)
     flow = Flow.into(streamed, windows, dense_only=True)
-    layers: list[RoundedLayer] = []
-    norms: dict[str, Tensor] = {}
-    errors: dict[str, float] = {}
-    unreached = []
-    for index in tqdm(range(model.layers), desc="calibrate", unit="layer"):
+    flows, kept, passed = {_CALIBRATION: flow}, work.interval(_CALIBRATION), CalibratedLayers()
+    if kept is not None:
+        passed = CalibratedLayers.of(kept)
+        load_states(kept, flows)
+    done, count = len(passed.rounded), model.layers
+    left = range(done, count)
+    for index in tqdm(left, desc="calibrate", unit="layer", initial=done, total=count):
         decision, stored_name = model.decision(index), model.stored_name(index)
         groups = [one.layout.group for one in decision]
         with streamed.resident(index) as layer:
@@ -152,16 +194,15 @@ def calibrate(
                 raise_if_any(number_problems(stored_name(f"{linear}.weight"), weight))
             with summed_squares(layer, groups) as squares:
                 flow.pass_dense(index, layer)
-            unreached.append(count_unreached(groups, squares))
+            unreached = count_unreached(groups, squares)
             inputs = mean_norms(layer, groups, squares, flow.tokens)
             energies = {group: norm.square() for group, norm in inputs.items()}
             smooths = recipe.smoothing
             rounded = choose_grids(layer, decision, energies, values, rounds=False, smooths=smooths)
         for linear, scale in rounded.scales.items():
             check_scale(stored_name(linear), scale, values)
-        layers.append(rounded)
-        errors |= {stored_name(linear): error for linear, error in rounded.errors.items()}
         divided = divided_norms(decision, rounded)
-        norms |= {stored_name(norm): exponents for norm, exponents in divided.items()}
-    warn_unreached(unreached)
-    return CalibratedRounding(values, layers, norms, errors, windows.numel())
+        norms = {stored_name(norm): exponents for norm, exponents in divided.items()}
+        passed.add(rounded, norms, unreached)
+        work.keep_interval(_CALIBRATION, with_states(passed.step(), flows))
+    return passed

@@ -39,7 +39,7 @@ class PublishedMasks:
     """
 
     def __init__(self, name: str, file: Path) -> None:
-        self.name, self._file = name, file
+        self.name, self.file = name, file
         try:
             self._archive = numpy.load(file, allow_pickle=False)
             entries = self._archive.zip.infolist()
@@ -78,7 +78,7 @@ class PublishedMasks:
             header, bits = self._read(name + _SUFFIX, size)
         except Exception as error:  # a damaged archive raises too many kinds to list
             raise OfflineError(
-                f"the mask of {name} in {self._file} is damaged ({first_line(error)}): fetch the "
+                f"the mask of {name} in {self.file} is damaged ({first_line(error)}): fetch the "
                 "file again."
             ) from error
         if header != ((size,), False, numpy.dtype(numpy.uint8)):

@@ -16,6 +16,7 @@ from permllm_offline.conversion.calibrated_rounding import (
 )
 from permllm_offline.conversion.finished_rounding import FinishedRounding
 from permllm_offline.conversion.integer_rounding import IntegerRounding
+from permllm_offline.conversion.kept_calibration import kept_calibration
 from permllm_offline.conversion.report import (
     FOLDED,
     NONE,
@@ -62,6 +63,7 @@ def convert_to_integers(
     *,
     force: bool = False,
     max_shard_bytes: int | None = None,
+    restart: bool = False,
 ) -> ConversionReport:
     """Round the values of a checkpoint of this format; every other tensor stays bit for bit.
 
@@ -76,6 +78,7 @@ def convert_to_integers(
         calibration: as for ``convert_to_sparse``.
         force: replace a checkpoint in the output.
         max_shard_bytes: bytes of a safetensors file.
+        restart: as for ``convert_to_sparse``.
 
     Raises:
         OfflineError: the values are int8 or int4 already, or there are none.
@@ -85,46 +88,49 @@ def convert_to_integers(
     before = reader.quantization
     assert before is not None
     _check(source, reader, before, values)
-    densities: dict[str, float] = {}
-    rounding: FinishedRounding
-    if calibration is None:
-        rounding = uncalibrated = IntegerRounding(values)
-        tensors = uncalibrated.rounded(_tensors(reader, before, densities))
-        smoothed = False
-    else:
+    family, text = source.language.family(), None
+    if calibration is not None:
         check_destination(output, source.directory, force=force)  # before hours of work
         check_companions(source.directory)
         check_groups(values, before.block_size, permuted=bool(before.runtime_permuted))
         text = CalibrationText.read(calibration, source)
-        model = served_model(source.reader(), source.language.family(), source.config)
-        rounding = calibrated = text.rounding(model, values)
-        tensors = _calibrated_tensors(reader, model, calibrated, densities)
-        smoothed = calibrated.smoothed
-    changes = {
-        "format_version": version_of(values),
-        "value_dtype": values,
-        "tool_version": installed_version(),
-        "smoothed": smoothed,
-    }
-    sizes = _sizes(reader, before.pattern, values)
+    densities: dict[str, float] = {}
+    rounding: FinishedRounding
+    with kept_calibration(text, output, {"values": values}, restart=restart) as work:
+        if text is None:
+            rounding = uncalibrated = IntegerRounding(values)
+            tensors = uncalibrated.rounded(_tensors(reader, before, densities))
+            smoothed = False
+        else:
+            model = served_model(source.reader(), family, source.config)
+            rounding = calibrated = text.rounding(model, values, work)
+            tensors = _calibrated_tensors(reader, model, calibrated, densities)
+            smoothed = calibrated.smoothed
+        changes = {
+            "format_version": version_of(values),
+            "value_dtype": values,
+            "tool_version": installed_version(),
+            "smoothed": smoothed,
+        }
+        sizes = _sizes(reader, before.pattern, values)
 
-    def report() -> ConversionReport:
-        return _report(source, before, densities).rounded(rounding)
+        def report() -> ConversionReport:
+            return _report(source, before, densities).rounded(rounding)
 
-    write_checkpoint(
-        output,
-        tensors,
-        QuantizationConfig.model_validate(before.to_dict() | changes),
-        source.directory,
-        force=force,
-        max_shard_bytes=max_shard_bytes or shard_bytes(sizes, source.language.family().stack),
-        total_bytes=sum(sizes.values()),
-        extra_files={
-            **tokenizer_files(source.directory),
-            **noted_papers(source.directory, rounding, before.value_dtype),
-            papers.CONVERSION: lambda: json.dumps(report().to_dict(), indent=2) + "\n",
-        },
-    )
+        write_checkpoint(
+            output,
+            tensors,
+            QuantizationConfig.model_validate(before.to_dict() | changes),
+            source.directory,
+            force=force,
+            max_shard_bytes=max_shard_bytes or shard_bytes(sizes, family.stack),
+            total_bytes=sum(sizes.values()),
+            extra_files={
+                **tokenizer_files(source.directory),
+                **noted_papers(source.directory, rounding, before.value_dtype),
+                papers.CONVERSION: lambda: json.dumps(report().to_dict(), indent=2) + "\n",
+            },
+        )
     return report()
 
 

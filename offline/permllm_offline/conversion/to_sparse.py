@@ -21,6 +21,7 @@ from permllm_offline.conversion.finished_rounding import FinishedRounding
 from permllm_offline.conversion.formats import open_weights
 from permllm_offline.conversion.ignore_entries import ignored
 from permllm_offline.conversion.integer_rounding import IntegerRounding
+from permllm_offline.conversion.kept_calibration import kept_calibration
 from permllm_offline.conversion.pattern_choice import Judged, judge
 from permllm_offline.conversion.published_masks import open_masks
 from permllm_offline.conversion.report import (
@@ -39,7 +40,7 @@ from permllm_offline.conversion.to_integers import convert_to_integers
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.architecture import require_language_model
 from permllm_offline.model.joined_experts import joined_experts
-from permllm_offline.model.loading import open_source
+from permllm_offline.model.loading import Source, open_source
 from permllm_offline.model.sparse_bytes import sparse_bytes
 from permllm_offline.model.stored import header_bytes
 from permllm_offline.model.tokenizer import tokenizer_files
@@ -71,6 +72,7 @@ def convert_to_sparse(
     masks: str | None = None,
     force: bool = False,
     max_shard_bytes: int | None = None,
+    restart: bool = False,
 ) -> ConversionReport:
     """Convert a checkpoint that holds N:M zeros, or gets them; the output is complete or absent.
 
@@ -91,11 +93,12 @@ def convert_to_sparse(
             ``calibration`` says.
         calibration: the text that integers are chosen with, by the recipe's data sets and what
             it says of windows; its ``smoothing``, ``seed`` and ``device``. All else in it is of no
-            use.
+            use. A run that was cut off goes on after the last decoder layer that the text passed.
         masks: npz of masks for a dense model, its folder, or its name on the hub.
         force: replace a checkpoint in the output.
         max_shard_bytes: bytes of a safetensors file, which is in memory; by default about a decoder
             layer, 500 MB or more.
+        restart: remove what a run that was cut off left of a calibration.
 
     Raises:
         OfflineError: unsupported source, or nothing in it that this format can hold.
@@ -116,7 +119,13 @@ def convert_to_sparse(
                 f"source: leave them out, {model!r} is of this format."
             )
         return convert_to_integers(
-            found, output, values, calibration, force=force, max_shard_bytes=max_shard_bytes
+            found,
+            output,
+            values,
+            calibration,
+            force=force,
+            max_shard_bytes=max_shard_bytes,
+            restart=restart,
         )
     require_language_model(found)
     check_destination(output, found.directory, force=force)
@@ -126,17 +135,50 @@ def convert_to_sparse(
     judged = judge(source, family, found.config, pattern, block_size)
     report = _report(model, judged)
     _check(report, strict=strict)
-    dtype = judged.value_dtype()
-    uncalibrated = calibrated = None
-    if values != "auto" and text is None:
-        uncalibrated = IntegerRounding(
-            values, stored=lambda module: source.row_scales(f"{module}.weight")
-        )
-    elif values != "auto" and text is not None:
+    if values != "auto" and text is not None:
         _check_calibrated(report, source)
         permuted = any(one.permutation in (FOLDED, RUN_TIME) for one in report.linears)
         check_groups(values, judged.block_size, permuted=permuted)
-        calibrated = text.rounding(sparse_model(judged), values)
+    choices = {
+        "values": values,
+        "pattern": str(judged.pattern),
+        "block_size": judged.block_size,
+    }
+    files = [] if opened is None else [opened.file]
+    with kept_calibration(text, output, choices, files, restart=restart) as work:
+        calibrated = None
+        if values != "auto" and text is not None:
+            calibrated = text.rounding(sparse_model(judged), values, work)
+        return _write(
+            output,
+            found,
+            judged,
+            report,
+            values,
+            calibrated,
+            force=force,
+            max_shard_bytes=max_shard_bytes,
+        )
+
+
+def _write(
+    output: Path,
+    found: Source,
+    judged: Judged,
+    report: ConversionReport,
+    values: Values,
+    calibrated: CalibratedRounding | None,
+    *,
+    force: bool,
+    max_shard_bytes: int | None,
+) -> ConversionReport:
+    """Write what was judged, and report how its values were rounded."""
+    source, family, dtype = judged.source, judged.family, judged.value_dtype()
+    uncalibrated = None
+    if values != "auto" and calibrated is None:
+        uncalibrated = IntegerRounding(
+            values, stored=lambda module: source.row_scales(f"{module}.weight")
+        )
     rounding: FinishedRounding | None = uncalibrated or calibrated
     noted = {} if rounding is None else noted_papers(found.directory, rounding, dtype)
     quantization = QuantizationConfig(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +11,8 @@ from permllm_offline.preparation.prepared import Prepared
 from permllm_offline.pruning.layerwise import PASSES, layer_step_name
 from permllm_offline.pruning.streamed_windows import STATES_FORMAT
 from permllm_offline.recipe.schema import Recipe
-from permllm_offline.run.identity import identity_text
+from permllm_offline.run.identity import identity_text, model_facts
+from permllm_offline.run.local_path import work_directory
 from permllm_offline.run.processes import first
 from permllm_offline.run.steps import (
     INTERVAL,
@@ -37,7 +37,7 @@ def work_folder(
             ``restart`` would remove.
     """
     identity = _identity(recipe, prepared)
-    return WorkFolder(_directory(output), identity, resume=resume, restart=restart)
+    return WorkFolder(work_directory(output), identity, resume=resume, restart=restart)
 
 
 def begin(work: WorkFolder, text: str, layers: int) -> None:
@@ -73,7 +73,7 @@ def foretell(
     Raises:
         OfflineError: steps for which ``work_folder`` or ``begin`` would refuse the prune.
     """
-    directory = _directory(output)
+    directory = work_directory(output)
     if is_at_work(directory):
         logger.warning(
             "another prune is at work in %s: until it ends, one to the same output is refused",
@@ -107,7 +107,7 @@ def kept_bytes(recipe: Recipe, prepared: Prepared, output: Path, *, restart: boo
 
     Those of steps for which it is refused are none.
     """
-    directory = _directory(output)
+    directory = work_directory(output)
     if first() and not restart:  # other processes may look while the first one is at work
         try:
             check_steps(directory, _identity(recipe, prepared))
@@ -120,24 +120,14 @@ def kept_bytes(recipe: Recipe, prepared: Prepared, output: Path, *, restart: boo
     return total
 
 
-def _directory(output: Path) -> Path:
-    destination = output.resolve()
-    return destination.with_name(f".{destination.name}.work")
-
-
 def _identity(recipe: Recipe, prepared: Prepared) -> str:
-    """What decides the result beside the calibration text, which ``begin`` adds.
-
-    Weights are told by the size and time of their files.
-    """
-    config = (prepared.source.directory / CONFIG_NAME).read_bytes()
-    files = {file.name: file.stat() for file in prepared.source.weight_files()}
+    """What decides the result beside the calibration text, which ``begin`` adds."""
+    source = prepared.source
     return identity_text(
         {
             "version": installed_version(),
             "states": STATES_FORMAT,
             **recipe.choices(),
-            CONFIG_NAME: hashlib.sha256(config).hexdigest()[:16],
-            **{name: (one.st_size, one.st_mtime_ns) for name, one in files.items()},
+            **model_facts(source.directory / CONFIG_NAME, source.weight_files()),
         }
     )

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass, field
 
-from torch import Tensor
-
 from permllm_offline.calibration.unreached_experts import Unreached
 from permllm_offline.pruning.layerwise import PASSES, layer_step_name
 from permllm_offline.pruning.streamed_windows import Flow, load_states, with_states
 from permllm_offline.reconstruction.layer_error import LayerError
 from permllm_offline.run.steps import Step, Work
 from permllm_offline.sparsity.rounded_layer import RoundedLayer
-
-_SCALE = "scale:"
-_MULTIPLIERS = "multipliers:"
-_EXPONENTS = "exponents:"
+from permllm_offline.sparsity.stored_grids import grid_tensors, grids_of
 
 
 @dataclass
@@ -39,45 +34,21 @@ class PassedLayers:
 
     def step(self) -> Step:
         """The results as a step that can be kept."""
-        grids: dict[str, Tensor] = {}
-        for index, layer in enumerate(self.rounded):
-            for linear, scale in layer.scales.items():
-                grids[f"{_SCALE}{index}:{linear}"] = scale
-            for linear, multipliers in layer.multipliers.items():
-                grids[f"{_MULTIPLIERS}{index}:{linear}"] = multipliers
-            for group, exponents in layer.exponents.items():
-                grids[f"{_EXPONENTS}{index}:{group}"] = exponents
         facts = asdict(self) | {
             "errors": [astuple(error) for error in self.errors],
             "rounded": [dict(layer.errors) for layer in self.rounded],
             "unreached": [list(layer) for layer in self.unreached],
         }
-        return Step(grids, facts)
+        return Step(grid_tensors(self.rounded), facts)
 
     @classmethod
     def of(cls, step: Step) -> PassedLayers:
         """Read what ``step`` gave."""
-        count = len(step.facts["rounded"])
-        kinds = _SCALE, _MULTIPLIERS, _EXPONENTS
-        scales, multipliers, exponents = (_by_layer(step, kind, count) for kind in kinds)
         found = cls(**step.facts)
         found.errors = [LayerError(*error) for error in step.facts["errors"]]
         found.unreached = [Unreached(*layer) for layer in found.unreached]
-        found.rounded = [
-            RoundedLayer(scales[index], errors, multipliers[index], exponents[index])
-            for index, errors in enumerate(step.facts["rounded"])
-        ]
+        found.rounded = grids_of(step.tensors, step.facts["rounded"])
         return found
-
-
-def _by_layer(step: Step, prefix: str, count: int) -> list[dict[str, Tensor]]:
-    """The tensors of a step whose names begin so: of each decoder layer, by the rest of them."""
-    found: list[dict[str, Tensor]] = [{} for _ in range(count)]
-    for name in step.tensors:
-        if name.startswith(prefix):
-            index, _, rest = name.removeprefix(prefix).partition(":")
-            found[int(index)][rest] = step.tensors[name]
-    return found
 
 
 def keep_passed(work: Work, passed: PassedLayers, flows: Mapping[str, Flow]) -> None:

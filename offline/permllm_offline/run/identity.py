@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 SHOWN = 3
@@ -12,6 +14,15 @@ SHOWN = 3
 def identity_text(facts: Mapping[str, Any]) -> str:
     """One line for each fact; those inside a mapping have its name before their own."""
     return "\n".join(_lines(facts, ""))
+
+
+def model_facts(config: Path, weights: Iterable[Path]) -> dict[str, Any]:
+    """What tells a model from others: the contents of its config, size and time of its weights."""
+    files = {file.name: file.stat() for file in weights}
+    return {
+        config.name: hashlib.sha256(config.read_bytes()).hexdigest()[:16],
+        **{name: (one.st_size, one.st_mtime_ns) for name, one in files.items()},
+    }
 
 
 def differences(found: str, wanted: str) -> str:

@@ -1,4 +1,4 @@
-"""The path that a name of this machine stands for."""
+"""Paths: what a name of this machine stands for, and where the work for an output lies."""
 
 from __future__ import annotations
 
@@ -13,3 +13,9 @@ def local_path(name: str | os.PathLike[str]) -> Path:
     """
     # Path.expanduser raises RuntimeError where there is no such home directory.
     return Path(os.path.expanduser(name))
+
+
+def work_directory(output: Path) -> Path:
+    """Return the folder for the finished steps of an output: ``.NAME.work`` beside it."""
+    destination = output.resolve()
+    return destination.with_name(f".{destination.name}.work")

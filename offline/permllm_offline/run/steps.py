@@ -1,4 +1,4 @@
-"""Finished steps of a prune on disk, so that a run that was killed goes on from there.
+"""Finished steps of a run on disk, so that a run that was killed goes on from there.
 
 A step is one safetensors file in a folder beside the output. It appears under its name only when it
 is complete, and holds exactly what the step computed: a resumed run writes the same bytes as one
@@ -368,7 +368,7 @@ def _locked(directory: Path) -> FileLock:
             lock.acquire(timeout=0)
     if not lock.is_locked:
         raise OfflineError(
-            f"another prune to the same output is at work in {directory}: wait until it ends, or "
+            f"another run to the same output is at work in {directory}: wait until it ends, or "
             "give another --output."
         )
     return lock

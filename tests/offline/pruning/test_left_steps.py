@@ -47,7 +47,7 @@ def test_a_second_prune_leaves_the_steps_of_the_first(
     with WorkFolder(tmp_path / ".sparse.work", "a") as work:
         work.step("one", Step)
         assert main(line) == 2
-        assert "another prune to the same output" in capsys.readouterr().err
+        assert "another run to the same output" in capsys.readouterr().err
         assert work.finished("one")
 
 

@@ -124,7 +124,7 @@ def test_one_run_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
     with WorkFolder(tmp_path / "work", "a") as work:
         work.step("one", Step)
         for resume in (False, True):
-            with pytest.raises(OfflineError, match="another prune to the same output is at work"):
+            with pytest.raises(OfflineError, match="another run to the same output is at work"):
                 WorkFolder(tmp_path / "work", "a", resume=resume)
         assert work.finished("one")
     with WorkFolder(tmp_path / "work", "a", resume=True) as again:
