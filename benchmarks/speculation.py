@@ -163,7 +163,8 @@ def main() -> None:
     target = cache(lambda name: MADE[name](dense))
     facts = {
         "model": dense.name,
-        "checkpoints": {DENSE: identity(dense)},
+        "checkpoints": {DENSE: identity(dense)}
+        | ({GIVEN: identity(arguments.draft)} if arguments.draft else {}),
         "method": DEFAULT_METHOD if arguments.checkpoints else None,
         "prompt_tokens": PROMPT_TOKENS,
         "output_tokens": OUTPUT_TOKENS,
