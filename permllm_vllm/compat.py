@@ -87,6 +87,10 @@ _NORMS = "vllm.ir.ops"
 rms_norm = _symbol(_NORMS, "rms_norm")
 fused_add_rms_norm = _symbol(_NORMS, "fused_add_rms_norm")
 
+_ACTIVATIONS = "vllm.model_executor.layers.activation"
+GeluAndMul = _symbol(_ACTIVATIONS, "GeluAndMul")
+SiluAndMul = _symbol(_ACTIVATIONS, "SiluAndMul")
+
 _LOADER = "vllm.model_executor.model_loader"
 MODEL_LOADERS = _symbol(_LOADER, "_LOAD_FORMAT_TO_MODEL_LOADER")
 DefaultModelLoader = _symbol(_LOADER, "DefaultModelLoader")

@@ -6,6 +6,7 @@ from typing import Any
 from torch.nn import Module
 
 from permllm_vllm.checkpoint import schema
+from permllm_vllm.quantization.activations import activate_by_kernel
 from permllm_vllm.quantization.compiler import keep_helpers_eager
 from permllm_vllm.quantization.expert_routing import choose_by_corrected_scores, scale_routes
 from permllm_vllm.quantization.gateless_experts import gateless_experts_accepted
@@ -25,17 +26,19 @@ class OnCpu:
     def load_model(self, vllm_config: Any, model_config: Any, **options: Any) -> Module:
         """Build a model and load it."""
         sparse = model_config.quantization == schema.QUANT_METHOD
+        eager = not vllm_config.compilation_config.mode
         on_cpu = sparse and vllm_config.device_config.device_type == "cpu"
         if on_cpu:
             keep_order()
-            keep_helpers_eager(eager=not vllm_config.compilation_config.mode)
-            normalize_by_kernel(eager=not vllm_config.compilation_config.mode)
+            keep_helpers_eager(eager=eager)
+            normalize_by_kernel(eager=eager)
             rotate_in_pytorch(vllm_config.compilation_config, model_config.hf_config)
         loader: Any = super()
         with gateless_experts_accepted() if on_cpu else nullcontext():
             model: Module = loader.load_model(vllm_config, model_config, **options)
         if on_cpu:
             refuse_drafts(model, vllm_config)
+            activate_by_kernel(model, eager=eager)
             store_values_by_head(model)
             choose_by_corrected_scores(model)
             scale_routes(model, model_config.dtype)

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "activation.h"
+#include "cpu/isa.h"
 #include "cpu/packing/layout.h"
 
 namespace permllm::cpu {
@@ -16,6 +17,9 @@ struct ExpertSteps {
   void (*add)(const Real* row, int64_t count, float weight, float* sums);
   void (*round)(const float* sums, int64_t count, Real* y);
 };
+
+template <class Real>
+ExpertSteps<Real> steps_of(Isa isa);
 
 template <class Real>
 ExpertSteps<Real> avx512_expert_steps();

@@ -26,7 +26,7 @@ AROUND_KERNELS = (
     *("linear", "isa", "packing/pack", "packing/pack_dense"),
     *("packing/twelve_bits", "packing/four_bits"),
     *("threads/region", "threads/team", "memory/scratch", "memory/huge_pages"),
-    *("experts/experts", "experts/routing", "portable/experts"),
+    *("experts/experts", "experts/steps", "experts/routing", "portable/experts"),
 )
 TAIL_BYTES = 128
 PAGE = 4096
