@@ -18,6 +18,7 @@ struct ExpertSteps {
   void (*round)(const float* sums, int64_t count, Real* y);
 };
 
+// Those of an instruction set, whatever else it has.
 template <class Real>
 ExpertSteps<Real> steps_of(Isa isa);
 
