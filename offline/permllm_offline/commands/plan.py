@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from typing import Any
 
 from permllm_offline.commands.ignore_option import add_ignore_option
 from permllm_offline.commands.json_file import add_json_option, check_json, write_json
-from permllm_offline.commands.plan_tables import outline_table, speed_table
+from permllm_offline.commands.plan_tables import outline_table
 from permllm_offline.commands.tables import show
 from permllm_offline.forecast.outline import outline
-from permllm_offline.forecast.speedup import Speed, expected_speed
 from permllm_offline.model.loading import DTYPES, dtype_name, written_dtype
 from permllm_offline.model.stored import read_stored
 from permllm_offline.pipeline import check_writable
 from permllm_offline.preparation.method_parts import parts_of
 from permllm_offline.preparation.recipe_input import make_recipe
 from permllm_offline.recipe.schema import Recipe
-from permllm_offline.run.local_path import local_path
 from permllm_vllm.checkpoint.pattern import SUPPORTED
 
 _EXAMPLES = """examples:
@@ -27,13 +24,6 @@ _EXAMPLES = """examples:
   permllm-offline plan ./SmolLM2-135M-Instruct --ignore 're:.*\\.down_proj'
 """
 VALUES = ("auto", *DTYPES, "int8", "int4")
-MEASURED_VALUES = ("bfloat16", "int8", "int4")
-"""Values that the kernels are measured with."""
-OF_FLOAT16 = (
-    "that of bfloat16, to which the CPU kernels round float16 values; for activations as fast, "
-    "vllm serve --dtype bfloat16"
-)
-OF_INT8 = "that of int8: int4 was not measured on this kind of CPU"
 
 
 def add_parser(commands: Any) -> argparse.ArgumentParser:
@@ -41,10 +31,10 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     default = Recipe.model_fields
     parser: argparse.ArgumentParser = commands.add_parser(
         "plan",
-        help="show what a prune would make of a model: permutations, bytes, speed",
-        description="Show what would be pruned, permuted at run time, folded and left dense, the "
-        "bytes before and after, and the speed to expect on this machine. Only config.json and the "
-        "headers of the safetensors files are read.",
+        help="show what a prune would make of a model: permutations and bytes",
+        description="Show what would be pruned, permuted at run time, folded and left dense, and "
+        "the bytes before and after. Only config.json and the headers of the safetensors files are "
+        "read.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -69,13 +59,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         default="auto",
         help="dtype of the kept weights: auto (the model's own), or as after prune with --dtype or "
         "--values (default %(default)s)",
-    )
-    parser.add_argument(
-        "--measured",
-        type=local_path,
-        metavar="FILE",
-        help="forecast from this result of `python -m benchmarks.kernels --device cpu --json FILE` "
-        "(default: the packaged one for this CPU)",
     )
     add_json_option(parser, "the plan")
     return parser
@@ -109,14 +92,5 @@ def run(options: argparse.Namespace) -> None:
         ignore=recipe.ignore,
         dense_dtype=DTYPES.get(options.values),
     )
-    served = "bfloat16" if values == "float16" else values
-    if served in MEASURED_VALUES or options.measured is not None:
-        speed = expected_speed(found.shapes, found.pattern, served, options.measured)
-        speed = replace(speed, note="" if served == values else OF_FLOAT16)
-        if values == "int4" and not speed.shapes:
-            speed = expected_speed(found.shapes, found.pattern, "int8", options.measured)
-            speed = replace(speed, note=OF_INT8)
-    else:
-        speed = Speed("", [], reason=f"not measured for {values} values")
-    show(outline_table(found), speed_table(speed, found.pattern))
-    write_json(options.json, found.to_dict() | {"speed": speed.to_dict()})
+    show(outline_table(found))
+    write_json(options.json, found.to_dict())

@@ -5,15 +5,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 
-from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from permllm_offline.forecast.outline import Outline, OutlinedLinear
-from permllm_offline.forecast.speedup import Speed
-
-EXTRAPOLATED = "~ extrapolated: no such size, or no such number of tokens, was measured"
-OUTSIDE = "without layers left dense, attention and the output head: a served model gains less"
 
 
 def outline_table(found: Outline) -> Table:
@@ -54,36 +49,6 @@ def outline_table(found: Outline) -> Table:
             *(_megabytes(before), _megabytes(after), f"{after / max(before, 1):.1%}"),
         )
     return table
-
-
-def speed_table(speed: Speed, pattern: str) -> RenderableType:
-    """Show how much faster each matrix may become, or why nobody knows.
-
-    The title says where another pattern than the model's was measured.
-    """
-    if not speed.shapes:
-        return Text(f"speed: {speed.reason}")
-    of = pattern if speed.pattern == pattern else f"{speed.pattern} ({pattern} was not measured)"
-    title = f"expected speed of {of}, x the faster dense bfloat16, one thread, from {speed.source}"
-    inside = speed.whole_inside()
-    notes = [OUTSIDE] if all(inside.values()) else [EXTRAPOLATED, OUTSIDE]
-    if speed.note:
-        notes.insert(0, speed.note)
-    table = Table(title=Text(title), show_footer=True, caption="\n".join(notes))
-    table.add_column("linears", footer="all pruned linears")
-    table.add_column("N x K", justify="right")
-    table.add_column("count", justify="right")
-    for m, ratio in speed.whole().items():
-        table.add_column(f"M = {m}", justify="right", footer=_times(ratio, inside[m]))
-    for one in speed.shapes:
-        ratios = [_times(found.ratio, found.inside) for found in one.forecasts.values()]
-        shape = one.shape
-        table.add_row(Text(shape.linears), f"{shape.n} x {shape.k}", str(shape.count), *ratios)
-    return table
-
-
-def _times(ratio: float, inside: bool) -> str:
-    return f"{'' if inside else '~'}{ratio:.2f}"
 
 
 def _without_numbers(name: str) -> str:

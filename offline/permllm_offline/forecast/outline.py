@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import torch
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.prune_plan import Plan, PlannedLinear, make_plan
+from permllm_offline.model.prune_plan import PlannedLinear, make_plan
 from permllm_offline.model.sparse_bytes import sparse_bytes
 from permllm_offline.model.stored import StoredModel, header_bytes
 from permllm_vllm.checkpoint.headers import TensorHeader
@@ -33,30 +31,14 @@ class OutlinedLinear:
 
 
 @dataclass(frozen=True)
-class ServedShape:
-    """A matrix `[n, k]` as an engine multiplies it: linears that read one tensor are one.
-
-    ``count`` is how often the model has it, ``share`` which part of the tokens comes to one of them
-    in the mean.
-    """
-
-    linears: str
-    n: int
-    k: int
-    count: int
-    share: float = 1.0
-
-
-@dataclass(frozen=True)
 class Outline:
-    """The linears to prune, the matrices they are served as, and what stays dense."""
+    """The linears to prune, and what stays dense."""
 
     model: str
     pattern: str
     block_size: int
     value_dtype: str
     linears: Sequence[OutlinedLinear]
-    shapes: Sequence[ServedShape]
     dense: Mapping[str, int]
     """Bytes of each tensor that is left dense, as it is stored."""
     dense_after: Mapping[str, int]
@@ -138,14 +120,12 @@ def outline(
                 after,
             )
         )
-    shapes = _served(plan)
     return Outline(
         name,
         str(pattern),
         block_size,
         value_dtype,
         linears,
-        shapes,
         {tensor: header_bytes(header) for tensor, header in left.items()},
         {tensor: header_bytes(header, dense_dtype) for tensor, header in left.items()},
         plan.left_dense,
@@ -170,17 +150,3 @@ def _permutation(planned: PlannedLinear) -> str:
     if not planned.permuted:
         return NONE
     return FOLDED if planned.layout.folded else RUN_TIME
-
-
-def _served(plan: Plan) -> list[ServedShape]:
-    """Join the linears of every shared-input group, and count equal ones over the layers."""
-    pruned = iter(plan.linears)
-    found: Counter[tuple[str, int, int, float]] = Counter()
-    for layout in itertools.chain.from_iterable(plan.layers):
-        names = layout.group.linears
-        rows = sum(one.out_features for one in itertools.islice(pruned, len(names)))
-        joined = "+".join(name.rpartition(".")[2] for name in names)
-        found[joined, rows, layout.in_features, layout.group.share] += 1
-    return [
-        ServedShape(linears, n, k, count, share) for (linears, n, k, share), count in found.items()
-    ]

@@ -53,7 +53,7 @@ def test_every_path_of_the_commands_is_expanded() -> None:
     expanded = {name for name, kind in kinds.items() if kind is local_path}
     assert expanded >= {(command, "json") for command in commands.choices if command != "prune"}
     assert expanded >= {("prune", "output"), ("prune", "recipe"), ("convert", "output")}
-    assert expanded >= {("inspect", "directory"), ("eval", "tasks_path"), ("plan", "measured")}
+    assert expanded >= {("inspect", "directory"), ("eval", "tasks_path")}
 
 
 def test_paths_of_a_prune_lie_in_the_home_directory(
