@@ -45,6 +45,7 @@ from permllm_offline.pruning.in_memory import prune_model
 from permllm_offline.recipe.methods import METHODS
 from permllm_offline.text.evaluation import evaluation_windows, perplexity
 from permllm_vllm import ops
+from permllm_vllm.checkpoint.pattern import SUPPORTED
 
 from .models import smollm2
 from .pruning.checkpoints import (
@@ -62,6 +63,7 @@ from .records.result_file import kept_rows
 from .texts import sotu, unseen_texts
 
 PATTERNS = ("2:4", "4:8")
+"""By default; any of `SUPPORTED` may be given."""
 VALUES = ("bfloat16", "int8", "int4")
 EVALUATED = {"bfloat16": "weights", "int8": "kernels", "int4": "kernels"}
 """What a row's perplexity is of: of integers not of the weights alone, since the kernels that serve
@@ -200,7 +202,7 @@ def place(row: Mapping[str, Any]) -> tuple[Any, ...]:
         return ()
     named = NamedMethod.parse(row["method"])
     order = list(METHODS).index(named.method), named.reconstruction or "", named.variant or ""
-    return row["pattern"], *order, row["values"], row["seed"]
+    return SUPPORTED.index(row["pattern"]), *order, row["values"], row["seed"]
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -241,7 +243,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--methods", nargs="+", type=known_method, default=list(METHODS))
-    parser.add_argument("--patterns", nargs="+", choices=PATTERNS, default=list(PATTERNS))
+    parser.add_argument("--patterns", nargs="+", choices=SUPPORTED, default=list(PATTERNS))
     parser.add_argument("--windows", type=int, default=64, help="of 512 tokens, of each text")
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[0, 1, 2], help="of what is learned or tuned"

@@ -67,7 +67,7 @@ def prune(
     preset: Literal["paper"] | None = None,
     method: str | None = None,
     reconstruction: str | None = None,
-    pattern: Literal["2:4", "4:8"] | None = None,
+    pattern: Literal["2:4", "4:8", "8:16", "32:64"] | None = None,
     block_size: Literal[32, 64, 128] | None = None,
     ignore: Sequence[str] | None = None,
     dataset: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,

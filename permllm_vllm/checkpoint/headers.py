@@ -26,6 +26,7 @@ from permllm_vllm.checkpoint.stacks import Stack, holds_experts, places_in_stack
 
 WRITE_AGAIN = "write the checkpoint again with `permllm-offline prune`"
 _ALIKE = f"{WRITE_AGAIN}, with all experts of the layer treated alike"
+_OTHER_PATTERN = "prune with a --pattern of smaller groups, or leave this layer dense (--ignore)"
 _FLOATING = ("bfloat16", "float16", "float32")
 _LISTED_IN: dict[str, Literal["runtime_permuted", "folded"]] = {
     INPUT_PERMUTATION: "runtime_permuted",
@@ -110,6 +111,10 @@ def layer_problems(
         ]
     out_features, in_features = mask.shape[0], mask.shape[1] * 8
     pattern = Pattern.parse(quantization.pattern)
+    if in_features % pattern.multiple:
+        value = f"{in_features} inputs"
+        rule = f"whole groups of {pattern.group}, since the pattern is {pattern}"
+        problems.append(Problem(f"{module}.{WEIGHT_MASK}", value, rule, _OTHER_PATTERN))
     for kind, header in tensors.items():
         if kind not in (*SPARSE_KINDS, BIAS):
             continue

@@ -5,13 +5,11 @@ Everything here is in permuted channel order: the caller has permuted the column
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
 from permllm_vllm.checkpoint.errors import CheckpointError
-from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.pattern import MASK_BYTE, Pattern
 
 _COUNTED_ROWS = 256
 
@@ -92,26 +90,37 @@ def unpack(values: Tensor, packed_mask: Tensor) -> Tensor:
 
 
 def count_violations(packed_mask: Tensor, pattern: Pattern) -> int:
-    """Count the groups of a packed mask that do not keep exactly `pattern.kept` weights."""
-    occurrences = torch.bincount(packed_mask.flatten(), minlength=256)
-    return int((occurrences * _violations_by_byte(pattern).to(occurrences.device)).sum())
+    """Count the groups of a packed mask that do not keep exactly `pattern.kept` weights.
+
+    Raises `CheckpointError` where a row ends inside a group.
+    """
+    return int((_kept_by_group(packed_mask, pattern) != pattern.kept).sum())
 
 
 def first_violation(packed_mask: Tensor, pattern: Pattern) -> tuple[int, int, int] | None:
     """Find the first group that does not keep `pattern.kept`: (row, group in the row, kept)."""
-    if count_violations(packed_mask, pattern) == 0:
+    counts = _kept_by_group(packed_mask, pattern)
+    wrong = (counts != pattern.kept).any(dim=1)
+    if not wrong.any():
         return None
-    wrong_bytes = _violations_by_byte(pattern).nonzero().flatten().to(torch.uint8)
-    wrong = torch.isin(packed_mask, wrong_bytes.to(packed_mask.device))
-    row = int(wrong.any(dim=1).nonzero()[0])
-    counts = unpack_mask(packed_mask[row : row + 1]).view(-1, pattern.group).sum(dim=1)
-    group = int((counts != pattern.kept).nonzero()[0])
-    return row, group, int(counts[group])
+    row = int(wrong.nonzero()[0])
+    group = int((counts[row] != pattern.kept).nonzero()[0])
+    return row, group, int(counts[row, group])
 
 
-@cache
-def _violations_by_byte(pattern: Pattern) -> Tensor:
-    """Count, for each of the 256 mask bytes, how many of its groups break the pattern."""
-    every_byte = torch.arange(256, dtype=torch.uint8, device="cpu").view(256, 1)
-    counts = unpack_mask(every_byte).view(256, 8 // pattern.group, pattern.group).sum(dim=2)
-    return (counts != pattern.kept).sum(dim=1)
+def _kept_by_group(packed_mask: Tensor, pattern: Pattern) -> Tensor:
+    """Count the bits of every group: uint8 [out, in / 8] -> uint8 [out, in / group]."""
+    rows, octets = packed_mask.shape
+    if octets * MASK_BYTE % pattern.group:
+        raise CheckpointError(
+            f"mask has {octets * MASK_BYTE} channels; rule: whole groups of {pattern.group}, since "
+            f"the pattern is {pattern}; remedy: leave this layer dense (list it in `ignore`), or "
+            "use a pattern of smaller groups"
+        )
+    # Neighbouring fields of 1, then 2 bits are added within each byte, up to the width of a group.
+    counts = packed_mask - ((packed_mask >> 1) & 0x55)
+    counts = (counts & 0x33) + ((counts >> 2) & 0x33)
+    if pattern.group < MASK_BYTE:
+        return torch.stack([counts & 0xF, counts >> 4], dim=2).flatten(1)
+    counts = (counts + (counts >> 4)) & 0xF
+    return counts.view(rows, -1, pattern.group // MASK_BYTE).sum(dim=2, dtype=torch.uint8)

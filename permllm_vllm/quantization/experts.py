@@ -90,7 +90,7 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         self.intermediate_size = inner
         down = [names[-1] for names in self.modules]
         blocks = self.checkpoint.block_size if self.permuted[1] else None
-        require_divisible(down[:1], inner * ranks, inner, blocks)
+        require_divisible(down[:1], inner * ranks, inner, blocks, self.pattern)
         self.dtype = params_dtype
         self.stacks = (
             self._stack(layer, GATE_UP, (inner,) * (len(self.modules[0]) - 1), hidden_size),

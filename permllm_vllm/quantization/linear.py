@@ -93,7 +93,9 @@ class PermLLMLinearMethod(LinearMethodBase):
         refuse_load_format()
         require_pattern(torch.empty(0).device, self.pattern)
         block_size = self.checkpoint.block_size if self._permutation_kind else None
-        require_divisible(self.modules, input_size, input_size_per_partition, block_size)
+        require_divisible(
+            self.modules, input_size, input_size_per_partition, block_size, self.pattern
+        )
         self.output_sizes = list(output_partition_sizes)
         self.out_features = sum(output_partition_sizes)
         self.dtype = params_dtype

@@ -3,27 +3,31 @@
 from collections.abc import Sequence
 from typing import Any
 
-MASK_BYTE = 8
-"""Input channels whose mask bits share a byte; whole bytes hold whole groups."""
+from permllm_vllm.checkpoint.pattern import Pattern
 
 
 def require_divisible(
-    modules: Sequence[str], input_size: int, partition: int, block_size: int | None
+    modules: Sequence[str],
+    input_size: int,
+    partition: int,
+    block_size: int | None,
+    pattern: Pattern,
 ) -> None:
     """Raise ValueError where tensor parallelism cuts the input where the format cannot be cut.
 
     `block_size` is that of the layer's run-time permutation, which moves channels inside a block,
-    so blocks stay whole; None for a layer without one, which needs whole mask bytes.
+    so blocks stay whole; None for a layer without one, which needs whole groups and mask bytes.
     """
-    multiple = block_size or MASK_BYTE
+    multiple = max(block_size or 0, pattern.multiple)
     if partition % multiple == 0:
         return
     ranks = input_size // partition
-    reason = (
-        f"it is permuted at run time in blocks of {multiple}"
-        if block_size
-        else f"its masks are stored in bytes of {multiple} channels"
-    )
+    if multiple == block_size:
+        reason = f"it is permuted at run time in blocks of {multiple}"
+    elif multiple == pattern.group:
+        reason = f"its pattern {pattern} keeps {pattern.kept} of every {multiple} channels"
+    else:
+        reason = f"its masks are stored in bytes of {multiple} channels"
     possible = [n for n in range(ranks - 1, 0, -1) if input_size % (n * multiple) == 0]
     remedy = f"--tensor-parallel-size {possible[0]}" if possible else "an `ignore` entry"
     raise ValueError(

@@ -12,7 +12,7 @@ from permllm_vllm.checkpoint.packing import (
     unpack,
     unpack_mask,
 )
-from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.pattern import SUPPORTED, Pattern
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.int8]
 
@@ -40,8 +40,8 @@ def bits(tensor: torch.Tensor) -> list[int]:
     return tensor.contiguous().view(torch.uint8).flatten().tolist()
 
 
-shapes = st.tuples(st.integers(1, 9), st.integers(1, 9).map(lambda blocks: 8 * blocks))
-patterns = st.sampled_from([Pattern(2, 4), Pattern(4, 8)])
+shapes = st.tuples(st.integers(1, 9), st.integers(1, 9).map(lambda blocks: 64 * blocks))
+patterns = st.sampled_from([Pattern.parse(text) for text in SUPPORTED])
 seeds = st.integers(0, 2**31)
 
 

@@ -69,7 +69,7 @@ def test_ignore_takes_names_and_full_regexes() -> None:
             {"sparsity_config": {}},
             r"sparsity_config.*does not know.*install a newer permllm-",
         ),
-        ({"pattern": "1:4"}, r"pattern: found '1:4'.*use one of 2:4, 4:8"),
+        ({"pattern": "1:4"}, r"pattern: found '1:4'.*use one of 2:4, 4:8, 8:16, 32:64"),
         ({"block_size": 48}, r"block_size: found 48.*one of 32, 64, 128"),
         ({"block_size": "64"}, r"block_size: found '64'"),
         ({"value_dtype": "float8"}, r"value_dtype: found 'float8'.*'bfloat16'"),

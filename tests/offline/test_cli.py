@@ -1,5 +1,6 @@
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,14 @@ def prune(model: Path, output: Path, text: Path | None, *more: str) -> int:
     return main(["prune", str(model), "--output", str(output), *SIZES, *data, *more])
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
-@pytest.mark.parametrize("method", [name for name in METHODS if "global" not in name])
+WRITTEN = [name for name in METHODS if "global" not in name]
+LOOSE = [(name, "8:16") for name in ("sparsegpt", "ria+cp-lsa", "permllm-wanda", "permllm-best")]
+LOOSEST = [(name, "32:64") for name in ("sparsegpt", "wanda+cp", "permllm-best")]
+
+
+@pytest.mark.parametrize(
+    ("method", "pattern"), [*product(WRITTEN, ["2:4", "4:8"]), *LOOSE, *LOOSEST]
+)
 def test_prune_eval_and_inspect(
     method: str,
     pattern: str,
@@ -37,7 +44,7 @@ def test_prune_eval_and_inspect(
     assert prune(tiny_model_directory, output, text_file, *options) == 0
     assert validate(output) == []
     config = json.loads((output / "config.json").read_text())["quantization_config"]
-    permuted = "cp" in method or "permllm" in method
+    permuted = pattern != "32:64" and ("cp" in method or "permllm" in method)
     assert config["pattern"] == pattern
     assert len(config["runtime_permuted"]) == (10 if permuted else 0)
     assert len(config["folded"]) == (4 if permuted else 0)

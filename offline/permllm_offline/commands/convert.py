@@ -31,7 +31,7 @@ _OF_TEXT = (
 
 _DESCRIPTION = """Convert a sparse checkpoint of another tool to the permllm format, without pruning
 anything again. What the source is comes from its config.json and its zeros: a plain Hugging Face
-checkpoint that obeys 2:4 or 4:8 (SparseGPT, Wanda, ...), one that obeys it only after channels are
+checkpoint that obeys a pattern (SparseGPT, Wanda, ...), one that obeys it only after channels are
 reordered inside blocks (PermLLM's authors save these), or compressed-tensors' sparse-24-bitmask and
 marlin-24 (int4 and int8). With --masks it is a dense model whose masks were published apart, as
 MaskLLM's are. With --values int8 or int4 kept weights are rounded to integers, those of a permllm
@@ -85,7 +85,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--pattern",
         default="auto",
         choices=("auto", *SUPPORTED),
-        help="auto: 2:4, or 4:8 where more linears obey that",
+        help="auto: the strictest that most linears obey",
     )
     parser.add_argument(
         "--block-size",

@@ -107,8 +107,11 @@ class Judge:
 
     def _group(self, name: str, layout: GroupLayout, kept: Mapping[str, Tensor]) -> GroupVerdict:
         density = {linear: share_of_kept(one) for linear, one in kept.items()}
-        if layout.in_features % 8:
-            reason = f"{layout.in_features} input channels, which is no multiple of 8"
+        if layout.in_features % self.pattern.multiple:
+            reason = (
+                f"{layout.in_features} input channels, which is no multiple of "
+                f"{self.pattern.multiple}"
+            )
             return GroupVerdict(layout, None, reason, density)
         most = self.pattern.kept / self.pattern.group
         full = [linear for linear, share in density.items() if share > most]
@@ -119,6 +122,8 @@ class Judge:
         rows = torch.cat(list(kept.values()))
         if obeys(rows, self.pattern, None, 0):
             return GroupVerdict(layout, None, "", density)
+        if self.pattern.group >= self.block_size:  # where no order changes what a group keeps
+            return GroupVerdict(layout, None, f"not {self.pattern}", density)
         if layout.in_features % self.block_size:
             reason = (
                 f"not {self.pattern} in the original order, and {layout.in_features} input channels"

@@ -71,8 +71,8 @@ def judge(
 ) -> Judged:
     """Judge all decoder layers, of a transformers configuration; what is None is chosen.
 
-    The pattern becomes 2:4, or 4:8 where more linears obey that; the block size the first of 64,
-    128 and 32 that explains the first sparse decoder layer.
+    The pattern becomes the strictest that most linears obey; the block size the first of 64, 128
+    and 32 that explains the first sparse decoder layer.
     """
 
     def under(pattern: Pattern) -> Judged:
@@ -87,11 +87,12 @@ def judge(
     search, count = BlockSearch(), _layer_count(source, family, config)
     if pattern is not None:
         return under(pattern)
-    first, second = map(Pattern.parse, SUPPORTED)
-    judged = under(first)
-    if judged.every_linear_holds:
-        return judged
-    return max([judged, under(second)], key=lambda one: one.holding)
+    tried: list[Judged] = []
+    for text in SUPPORTED:
+        tried.append(under(Pattern.parse(text)))
+        if tried[-1].every_linear_holds:
+            return tried[-1]
+    return max(tried, key=lambda one: one.holding)  # of equal ones the first, which is stricter
 
 
 def _layer_count(source: WeightSource, family: Family, config: Any) -> int:

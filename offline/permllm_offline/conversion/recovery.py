@@ -1,6 +1,6 @@
 """Find the groups of channels in which a pruned weight obeys N:M, from its zeros alone.
 
-Write a row of a kept set as +1 (kept) and -1 (pruned). Both patterns keep half of a group, so the
+Write a row of a kept set as +1 (kept) and -1 (pruned). All patterns keep half of a group, so the
 indicator vector of a group is orthogonal to every such row: the groups lie in the null space of
 the matrix of all rows. With a few more rows than channels nothing else does, and the projector
 onto that space is 1 / M inside a group and 0 outside. What is found is then verified on every row,

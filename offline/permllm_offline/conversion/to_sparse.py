@@ -85,7 +85,7 @@ def convert_to_sparse(
     Args:
         model: folder or hub name.
         output: folder to write.
-        pattern: N and M; by default 2:4, or 4:8 where more linears obey that.
+        pattern: N and M; by default the strictest that most linears obey.
         block_size: channels per permutation block; by default the first of 64, 128 and 32 that
             explains the first sparse decoder layer.
         strict: raise instead of leaving a linear dense.

@@ -21,7 +21,7 @@ from permllm_offline.model.modules import decoder_layers, has_module, linear_of
 from permllm_offline.model.recurrence import kept_bytes
 from permllm_offline.model.skeleton import skeleton_of
 from permllm_offline.model.sparse_bytes import sparse_bytes
-from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.pattern import MASK_BYTE, SUPPORTED, Pattern
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def make_plan(
                 continue
             layers[-1].append(layout)
             for name, module in zip(names, modules, strict=True):
-                _check_sizes(name, layout, permuted)
+                _check_sizes(name, layout, pattern, permuted)
                 planned = _plan_linear(name, layout, module, pattern, permuted, dtype, values)
                 by_layer[-1].append(replace(planned, leads_group=name == names[0]))
     _count_recurrences(decoder, family, by_layer, dtype)
@@ -251,11 +251,20 @@ def _stored_numbers(model: nn.Module) -> int:
     return sum(one.numel() for one in (*model.parameters(), *buffers))
 
 
-def _check_sizes(name: str, layout: GroupLayout, permuted: bool) -> None:
-    if layout.in_features % 8:
+def _check_sizes(name: str, layout: GroupLayout, pattern: Pattern, permuted: bool) -> None:
+    if layout.in_features % MASK_BYTE:
         raise OfflineError(
             f"{name} has {layout.in_features} input channels: the format packs masks by 8 channels "
             f"and needs a multiple of 8. Leave it dense: {layout.ignoring()}."
+        )
+    if layout.in_features % pattern.group:
+        fitting = [
+            text for text in SUPPORTED if layout.in_features % Pattern.parse(text).group == 0
+        ]
+        raise OfflineError(
+            f"{name} has {layout.in_features} input channels, which is not a multiple of "
+            f"{pattern.group}: the pattern {pattern} needs whole groups. Give --pattern "
+            f"{' or '.join(fitting)}, or leave it dense: {layout.ignoring()}."
         )
     if permuted:
         layout.check_blocks(name)

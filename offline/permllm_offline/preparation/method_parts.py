@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from permllm_offline.permutation.kinds import PERMUTATIONS, PermutationKind
 from permllm_offline.recipe.methods import parse_method
@@ -63,9 +63,9 @@ def title_of(recipe: Recipe) -> str:
 def summary_of(recipe: Recipe) -> str:
     """Say in a line what is done: the method's summary where its own reconstruction is taken."""
     method, chosen = parse_method(recipe.method), recipe.parsed_method()
-    if chosen == method:
-        return method.summary
     parts = parts_of(recipe)
+    if parts == find_parts(recipe.method):
+        return method.summary
     return (
         f"importances of {chosen.importance}; {parts.permutation.summary}; "
         f"{parts.reconstruction.summary}"
@@ -73,5 +73,12 @@ def summary_of(recipe: Recipe) -> str:
 
 
 def parts_of(recipe: Recipe) -> MethodParts:
-    """Look up the parts of a recipe's method; raises OfflineError where one is not known."""
-    return find_parts(recipe.method, recipe.reconstruction)
+    """Look up the parts of a recipe's method; raises OfflineError where one is not known.
+
+    Inside blocks that one group of the pattern fills nothing is permuted: a group keeps the same
+    weights in whatever order its channels are.
+    """
+    parts = find_parts(recipe.method, recipe.reconstruction)
+    if recipe.parsed_pattern().group < recipe.block_size or parts.permutation.across_blocks:
+        return parts
+    return replace(parts, permutation=PERMUTATIONS["none"])

@@ -145,6 +145,12 @@ def make_recipe(
             f"{', '.join(map(str, BLOCK_SIZES))}."
         )
     permutation = parts_of(recipe).permutation
+    if parts.permutation.learns and not permutation.learns:
+        raise OfflineError(
+            f"--method {recipe.method} learns which channels meet in a group, and at the pattern "
+            f"{recipe.pattern} one group fills a block of {recipe.block_size}: nothing is to be "
+            "learned. Give --pattern 2:4, 4:8 or 8:16 with blocks of 64, or another method."
+        )
     blocks = "the whole layer" if permutation.across_blocks else f"blocks of {recipe.block_size}"
     if (
         recipe.values == "int4"

@@ -8,12 +8,15 @@ from torch import Tensor
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.permutation import permute_columns, unpermute_columns
 
+MOST_COMPARED = 16
+"""Channels of a group at most of which every two are compared: beyond, a search is faster."""
+
 
 def keep_channels(importance: Tensor, pattern: Pattern) -> Tensor:
     """Keep N of every M consecutive channels of a transposed importance; low index wins a tie.
 
-    Channels are rows here so that every comparison runs over contiguous memory, and the rank of a
-    channel comes from the M(M-1)/2 comparisons of its group instead of from a sort.
+    Channels are rows here so that every comparison runs over contiguous memory. In small groups the
+    rank of a channel comes from the M(M-1)/2 comparisons instead of from a search.
 
     Args:
         importance: [in_features, out_features], finite, in permuted channel order.
@@ -23,6 +26,8 @@ def keep_channels(importance: Tensor, pattern: Pattern) -> Tensor:
         bool [in_features, out_features], exactly N set in every group.
     """
     kept, size = pattern
+    if size > MOST_COMPARED:
+        return _keep_above_threshold(importance, pattern)
     members = importance.unflatten(0, (-1, size)).unbind(1)
     wins = torch.zeros((size, *members[0].shape), dtype=torch.int8, device=importance.device)
     for first in range(size):
@@ -31,6 +36,17 @@ def keep_channels(importance: Tensor, pattern: Pattern) -> Tensor:
             wins[first] += first_wins
             wins[second] += ~first_wins
     return (wins >= size - kept).transpose(0, 1).reshape(importance.shape)
+
+
+def _keep_above_threshold(importance: Tensor, pattern: Pattern) -> Tensor:
+    """The same by the least importance that is kept, which is searched for in each group."""
+    groups = importance.unflatten(0, (-1, pattern.group))
+    best = groups.transpose(1, 2).contiguous().topk(pattern.kept, dim=2, sorted=False).values
+    threshold = best.amin(2).unsqueeze(1)
+    above, level = groups > threshold, groups == threshold
+    places = pattern.kept - above.sum(1, keepdim=True, dtype=torch.int16)
+    kept = above | (level & (level.cumsum(1, dtype=torch.int16) <= places))
+    return kept.reshape(importance.shape)
 
 
 def pack_channels(mask: Tensor) -> Tensor:

@@ -3,10 +3,10 @@ import torch
 from torch import Tensor
 
 from permllm_offline.sparsity.mask import choose_mask, keep_channels, pack_channels, unpack_channels
-from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.pattern import SUPPORTED, Pattern
 from permllm_vllm.checkpoint.permutation import absolute
 
-PATTERNS = [Pattern(2, 4), Pattern(4, 8)]
+PATTERNS = [Pattern.parse(text) for text in SUPPORTED]
 
 
 def plain_mask(importance: Tensor, pattern: Pattern, order: list[int]) -> Tensor:
