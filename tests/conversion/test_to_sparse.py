@@ -50,7 +50,7 @@ def check(source: Path, output: Path, back: Path) -> None:
     assert back.dtype == source.dtype
 
 
-@pytest.mark.parametrize("pattern", [(2, 4), (4, 8)])
+@pytest.mark.parametrize("pattern", [(2, 4), (4, 8), (8, 16), (32, 64)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_zeros_in_place(tmp_path: Path, pattern: tuple[int, int], dtype: torch.dtype) -> None:
     dense = save_dense(tmp_path / "dense", dtype, attention_bias=True, mlp_bias=True)
@@ -146,11 +146,15 @@ def test_orders_of_their_own_are_refused_with_the_reason(dense: Path, tmp_path: 
     source = prune(
         dense, tmp_path / "source", lambda layer, linear, n: orders[linear](layer, linear, n)
     )
-    report = convert_to_sparse(str(source), tmp_path / "out")
+    report = convert_to_sparse(str(source), tmp_path / "out", pattern=Pattern(2, 4))
     reasons = {linear.name: linear.reason for linear in report.left_dense}
     assert len(reasons) == 10
     assert "each in an order of its own" in reasons[f"model.layers.0.{QKV[0]}"]
     check(source, tmp_path / "out", tmp_path / "back")
+    loose = convert_to_sparse(str(source), tmp_path / "loose")
+    assert loose.pattern == "32:64", "which whole blocks obey in any order"
+    assert set(permutations_of(loose).values()) == {"none"}
+    check(source, tmp_path / "loose", tmp_path / "loose back")
 
 
 def test_an_order_over_all_channels_is_refused_with_the_reason(tmp_path: Path) -> None:
