@@ -5,6 +5,7 @@
     python -m benchmarks.kernels --values bfloat16 int8 int4 --json results.json
     python -m benchmarks.kernels --dtype float16 --json float16.json
     python -m benchmarks.kernels --block-size 128 --json gathered.json
+    python -m benchmarks.kernels --experts olmoe-1b-7b --json experts.json    # to vLLM's
     python -m benchmarks.kernels --device cuda --json results.json    # benchmarks/cuda/kernels.py
 
 Every contestant runs in this process, call by call in turn, over enough copies of its weight that
@@ -27,6 +28,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.cpu import experts
 from benchmarks.cpu.conditions import conditions, warn
 from benchmarks.cpu.contestants import (
     VLLM_INT8,
@@ -44,6 +46,7 @@ from benchmarks.cuda import kernels as cuda_kernels
 from benchmarks.records.result_file import kept_rows
 from benchmarks.records.rows import Rows
 from benchmarks.shapes import (
+    EXPERTS,
     LLAMA_2_7B,
     TOKENS,
     VALUES,
@@ -60,7 +63,9 @@ BLOCK_SIZES = (32, 64, 128)
 INT4 = "int4"
 OLDER = {"dtype": "bfloat16", "block_size": 64}
 """What results were measured with that do not say it."""
-CPU_ALONE = ("threads", "patterns", "values", "quick", "no_huge_pages", "dtype", "block_size")
+LAYERS_ALONE = ("shapes", "patterns", "values", "no_huge_pages", "dtype", "block_size")
+"""Options that experts have not."""
+CPU_ALONE = ("threads", "quick", "experts", *LAYERS_ALONE[1:])
 """Options that the CUDA benchmark has not."""
 
 
@@ -235,6 +240,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--block-size", type=int, choices=BLOCK_SIZES, help="of permutations, default: 64"
     )
+    parser.add_argument(
+        "--experts", nargs="+", choices=list(EXPERTS), metavar="MODEL",
+        help=f"the experts of a layer in place of linear layers: {', '.join(EXPERTS)}",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", default=None, help="fewer repetitions")
     parser.add_argument(
         "--no-huge-pages", action="store_true", default=None,
@@ -252,10 +261,11 @@ def _parser() -> argparse.ArgumentParser:
 def _checked(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The options; ends the command where they do not go together."""
     arguments = parser.parse_args()
-    given = [name for name in CPU_ALONE if getattr(arguments, name) is not None]
-    if arguments.device == "cuda" and given:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        parser.error(f"{options}: not for --device cuda, only for the CPU; leave it out")
+    _refuse(parser, arguments, "cuda", "--device cuda, only for the CPU", CPU_ALONE)
+    if arguments.experts:
+        _refuse(parser, arguments, "cpu", "--experts, only for linear layers", LAYERS_ALONE)
+    if arguments.tokens and min(arguments.tokens) < 1:
+        parser.error(f"--tokens {min(arguments.tokens)}: give at least 1")
     block = arguments.block_size
     for n, k in arguments.shapes or LLAMA_2_7B:
         if block is not None and k % block:
@@ -266,12 +276,42 @@ def _checked(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return arguments
 
 
+def _refuse(
+    parser: argparse.ArgumentParser,
+    arguments: argparse.Namespace,
+    device: str,
+    what: str,
+    names: Sequence[str],
+) -> None:
+    """End the command where it has options that such a measurement has not."""
+    given = [name for name in names if getattr(arguments, name) is not None]
+    if arguments.device == device and given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        parser.error(f"{options}: not for {what}; leave it out")
+
+
+def _run_experts(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    threads = 1 if arguments.threads is None else arguments.threads
+    torch.set_num_threads(threads)
+    quick = bool(arguments.quick)
+    facts = {
+        "isa": CpuBackend().instruction_set,
+        "threads": threads,
+        "rounds": rounds_of(1, quick),
+    }
+    with kept_rows(parser, arguments.json, facts, experts.KEY) as result:
+        warn()
+        experts.run(arguments.experts, arguments.tokens or list(TOKENS), result, threads, quick)
+
+
 def main() -> None:
     """Measures, prints tables, writes JSON."""
     parser = _parser()
     arguments = _checked(parser)
     if arguments.device == "cuda":
         return cuda_kernels.run(arguments.shapes, arguments.tokens, json_file=arguments.json)
+    if arguments.experts:
+        return _run_experts(parser, arguments)
     plan = Plan(
         shapes=arguments.shapes or list(LLAMA_2_7B),
         tokens=arguments.tokens or list(TOKENS),

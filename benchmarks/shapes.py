@@ -16,13 +16,6 @@ from permllm_vllm.checkpoint.pattern import Pattern
 
 #: (outputs, inputs) of Llama-2-7B's linear layers as vLLM fuses them: qkv, o, gate_up, down.
 LLAMA_2_7B = ((12288, 4096), (4096, 4096), (22016, 4096), (4096, 11008))
-#: (vocabulary, inputs) of the output heads of models.
-HEADS = {
-    "SmolLM2-135M": (49152, 576),
-    "TinyLlama-1.1B": (32000, 2048),
-    "Llama-3.2-1B": (128256, 2048),
-    "Llama-2-7B": (32000, 4096),
-}
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,11 @@ from .engines.serving_rows import DENSE, INT8
 from .engines.speculation_tables import ARBITRARY
 from .engines.speculation_turns import KEY, OUTPUT_TOKENS, Case, Prompts, compare
 from .models import SHAPES, random_model, smollm2
-from .pruning.checkpoints import Checkpoints
+from .pruning.checkpoints import Checkpoints, Sparse
 from .pruning.commands import ended
+from .quality import DEFAULT_METHOD
 from .records.result_file import kept_rows
 from .serving import MORE, VARIANTS
-from .summaries import DEFAULT_METHOD
 from .texts import unseen_texts
 
 MADE = {**VARIANTS, **MORE}
@@ -44,7 +44,7 @@ TARGETS = (DENSE, INT8)
 DRAFTS = {"2:4 int4": "int4", "2:4 int8": "int8"}
 GIVEN = "2:4"
 """The draft that `--draft` names."""
-PATTERN, SEED = "2:4", 0
+SEED = 0
 DRAFTED = (1, 2, 3, 4)
 PROMPT_TOKENS = 64
 ANSWERS = 8
@@ -130,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--batches", nargs="+", type=int, default=[1], metavar="N")
     parser.add_argument("--answers", type=int, default=ANSWERS, help="of each text")
+    parser.add_argument("--pattern", default="2:4", help="of drafts of SmolLM2 (default: 2:4)")
     parser.add_argument(
         "--checkpoints",
         type=Path,
@@ -166,6 +167,7 @@ def main() -> None:
         "checkpoints": {DENSE: identity(dense)}
         | ({GIVEN: identity(arguments.draft)} if arguments.draft else {}),
         "method": DEFAULT_METHOD if arguments.checkpoints else None,
+        "pattern": arguments.pattern if arguments.checkpoints else None,
         "prompt_tokens": PROMPT_TOKENS,
         "output_tokens": OUTPUT_TOKENS,
         "mode": "eager",
@@ -225,9 +227,8 @@ def _draft(arguments: argparse.Namespace, dense: Path, name: str) -> Path:
         return Path(arguments.draft)
     if arguments.checkpoints is None:
         return MADE[name](dense)
-    return Checkpoints(arguments.checkpoints).baked((DEFAULT_METHOD, PATTERN, SEED, DRAFTS[name]))[
-        0
-    ]
+    key = Sparse(DEFAULT_METHOD, arguments.pattern, "default", DRAFTS[name], SEED)
+    return Checkpoints(arguments.checkpoints, dense).baked(key)[0]
 
 
 if __name__ == "__main__":

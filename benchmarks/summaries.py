@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from fractions import Fraction
-from statistics import mean
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.cpu.conditions import FEWEST
 from benchmarks.cpu.kernel_tables import fastest_peer
-from benchmarks.dense_quantization.values import name_of
 from benchmarks.engines.serving_tables import of_engines
 from benchmarks.records.markdown import Result, markdown
 
@@ -38,11 +35,6 @@ RARE = {"2:4 int4"}
 """Of these the ones without a column where no record has them."""
 HEADS_OF_INT8 = ("2:4 int8, int8 head",)
 BATCHES, PROMPT = (1, 8, 32), 32
-DEFAULT_METHOD = "permllm-best"
-SPARSE_BYTES = {"bfloat16": Fraction(7, 16), "int8": Fraction(5, 16), "int4": Fraction(25, 128)}
-"""Of a pruned layer to dense bfloat16, on CPUs whose kernels store bfloat16 values in 12 bits, and
-int8 values that fit in 4."""
-SCALE_BITS = 16
 FRAGMENTED = "†"
 """Beside the machine of a record that was made in fragmented memory."""
 
@@ -111,44 +103,6 @@ def layers(records: Records, link: Link) -> str:
                 if any(cells):
                     lines.append([link(name, _machine(name, result)), label, *cells])
     return markdown(["CPU", "values", *(f"M = {m}" for m in tokens)], lines)
-
-
-def quality(records: Records, link: Link) -> str:
-    """Perplexity, times dense, by the bytes of a layer: dense values, and the default method's.
-
-    The rows of a record of `benchmarks.accuracy` are means over its seeds.
-    """
-    lines = [
-        (link(name, label), f"{float(share):.0%}", ratios)
-        for name, result in records.items()
-        for label, share, ratios in _qualities(result)
-    ]
-    texts = list(lines[0][2])
-    cells = [
-        [label, share, *(f"{ratios[text]:.2f}" for text in texts)] for label, share, ratios in lines
-    ]
-    return markdown(["values", "bytes of a layer", *texts], cells)
-
-
-def _qualities(result: Result) -> Iterator[tuple[str, Fraction, Mapping[str, float]]]:
-    """What a record has: a name, the bytes of a layer to dense bfloat16, and ratios by text."""
-    if "effort" not in result:
-        for row in result["rows"]:
-            yield name_of(row), _dense_bytes(row), row["ratio"]
-        return
-    kept: dict[tuple[str, str], list[Mapping[str, float]]] = {}
-    for row in result["rows"]:
-        if row["method"] == DEFAULT_METHOD:
-            kept.setdefault((row["pattern"], row["values"]), []).append(row["ratio"])
-    for (pattern, values), seeds in kept.items():
-        ratios = {text: mean(ratio[text] for ratio in seeds) for text in seeds[0]}
-        yield f"{pattern} {values}, effort {result['effort']}", SPARSE_BYTES[values], ratios
-
-
-def _dense_bytes(row: Mapping[str, Any]) -> Fraction:
-    bits = {"bfloat16": 16, "int8": 8, "int4": 4}[row["values"]]
-    scale = Fraction(SCALE_BITS, row["group"]) if row["group"] else Fraction(0)
-    return (bits + scale) / 16
 
 
 def _range(values: Sequence[Any]) -> str:

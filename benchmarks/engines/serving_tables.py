@@ -195,13 +195,3 @@ def _load_column(rows: Sequence[Row]) -> str:
 def _loading(rows: Sequence[Row]) -> str:
     starts = _starts(rows)
     return f"{median(starts):.0f}" if starts else ""
-
-
-def profile(result: Result) -> str:
-    """Milliseconds of one step of decoding by part."""
-    total = sum(row["milliseconds"] for row in result["rows"])
-    rows = [
-        [row["part"], f"{row['milliseconds']:.1f}", f"{row['milliseconds'] / total:.0%}"]
-        for row in result["rows"]
-    ]
-    return markdown(["part", "ms", "share"], [*rows, ["together", f"{total:.1f}", "100%"]])

@@ -1,4 +1,4 @@
-"""Pruned checkpoints of SmolLM2-135M in a folder: each is baked once, for whoever measures it."""
+"""Pruned checkpoints of a model in a folder: each is baked once, for whoever measures it."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ from typing import Any
 
 import torch
 
-from benchmarks.models import smollm2
-from benchmarks.pruning.commands import permllm_offline, prune
-from benchmarks.pruning.named_method import CONVERTED, NamedMethod
+from benchmarks.pruning.commands import prune
 from benchmarks.records.machine import comparable, machine, revision, versions
 from benchmarks.texts import sotu
-from permllm_offline.preparation.recipe_input import make_recipe
 
 SEQUENCE_LENGTH = 512
 
-KEY = ("method", "pattern", "seed", "values")
-"""What tells one checkpoint from another; a method is that of `NamedMethod`."""
 
-Key = tuple[str, str | None, int | None, str]
-"""Values of ``KEY``."""
+@dataclass(frozen=True)
+class Sparse:
+    """What tells one checkpoint of a model from another."""
+
+    method: str
+    pattern: str
+    effort: str
+    values: str
+    seed: int
 
 
 @dataclass(frozen=True)
 class Times:
-    """Of a prune, or of the conversion after it.
-
-    ``processor_seconds`` counts all threads: other work does not add to it.
-    """
+    """Of a prune; ``processor_seconds`` counts all threads: other work does not add to it."""
 
     prune_seconds: float
     processor_seconds: float
@@ -48,39 +47,36 @@ class Checkpoints:
 
     Args:
         directory: made where it is missing.
+        model: the dense one.
         options: of every prune, beside those that follow from its key; a path that is a file stands
             for its content.
-        effort: of every prune; None is the default one.
     """
 
-    def __init__(
-        self, directory: Path, options: Sequence[str | Path] = (), effort: str | None = None
-    ) -> None:
-        self._directory, self._options, self._effort = directory, options, effort
+    def __init__(self, directory: Path, model: Path, options: Sequence[str | Path] = ()) -> None:
+        self._directory, self._model, self._options = directory, model, options
 
-    def baked(self, key: Key) -> tuple[Path, Times | None]:
+    def baked(self, key: Sparse) -> tuple[Path, Times | None]:
         """The checkpoint of a key, and what it took where that is known.
 
         It is not known where the record is missing or of an older form, nor where the checkpoint
         was made on another machine, with other versions or with other options.
         """
-        checkpoint = self._path(key)
-        record = checkpoint.with_name(f"{checkpoint.name}.times.json")
+        name = "_".join(map(str, asdict(key).values())).translate(str.maketrans("/:", "--"))
+        checkpoint = self._directory / name
+        record = checkpoint.with_name(f"{name}.times.json")
         if not checkpoint.exists():
             self._directory.mkdir(parents=True, exist_ok=True)
-            before = self._before(key)
             start, made_with = (time.perf_counter(), processor_time()), revision()
-            if before is None:
-                self._bake(key, checkpoint)
-            else:
-                self._convert(key, before, checkpoint)
+            prune(
+                *(self._model, checkpoint, "--dataset", sotu().calibration),
+                *("--method", key.method, "--pattern", key.pattern, "--seed", str(key.seed)),
+                *("--effort", key.effort, "--values", key.values),
+                *self._options,
+            )
             times = asdict(times_since(*start))
             found = {**self._conditions(), "commit": made_with, "times": times}
             record.write_text(json.dumps(found) + "\n", encoding="utf-8")
         return checkpoint, self._known(record)
-
-    def _path(self, key: Key) -> Path:
-        return self._directory / "_".join(map(str, key)).translate(str.maketrans("/:", "--"))
 
     def _known(self, record: Path) -> Times | None:
         if not record.exists():
@@ -95,7 +91,7 @@ class Checkpoints:
             f"sha256:{hashlib.sha256(option.read_bytes()).hexdigest()}"
             if isinstance(option, Path) and option.is_file()
             else str(option)
-            for option in (*self._options, *self._effort_option())
+            for option in self._options
         ]
         return {"machine": machine(), "versions": versions(), "options": options}
 
@@ -103,43 +99,6 @@ class Checkpoints:
     def _compared(conditions: Mapping[str, Any]) -> tuple[Any, ...]:
         cpu = conditions["machine"]
         return *comparable(cpu).values(), conditions["versions"], conditions["options"]
-
-    def _bake(self, key: Key, checkpoint: Path) -> None:
-        name, pattern, seed, values = key
-        named = NamedMethod.parse(name)
-        varied = self._varied(named, checkpoint) if named.variant else self._effort_option()
-        prune(
-            *(smollm2(), checkpoint, "--dataset", sotu().calibration),
-            *("--method", named.method, "--pattern", str(pattern), "--seed", str(seed)),
-            *(("--values", values) if values != "bfloat16" else ()),
-            *(("--reconstruction", named.reconstruction) if named.reconstruction else ()),
-            *self._options,
-            *varied,
-        )
-
-    def _before(self, key: Key) -> Path | None:
-        """The checkpoint that another one is converted from, or None where that is pruned."""
-        name, pattern, seed, _ = key
-        named = NamedMethod.parse(name)
-        if named.variant not in CONVERTED:
-            return None
-        return self.baked((named.pruned, pattern, seed, "bfloat16"))[0]
-
-    def _convert(self, key: Key, before: Path, checkpoint: Path) -> None:
-        name, _, _, values = key
-        reads = CONVERTED[str(NamedMethod.parse(name).variant)]
-        text = ("--dataset", sotu().calibration) if reads else ()
-        permllm_offline("convert", before, "--output", checkpoint, "--values", values, *text)
-
-    def _effort_option(self) -> tuple[str, ...]:
-        return ("--effort", self._effort) if self._effort else ()
-
-    def _varied(self, named: NamedMethod, checkpoint: Path) -> tuple[str, Path]:
-        """A recipe file with the variant in it, and the effort, which would come before a file."""
-        recipe = make_recipe({"model": str(smollm2()), **named.entries()}, self._effort)
-        file = checkpoint.with_name(f"{checkpoint.name}.recipe.yaml")
-        file.write_text(recipe.to_yaml(), encoding="utf-8")
-        return "--recipe", file
 
 
 def processor_time() -> float:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-Row = Mapping[str, Any]
 Drawn = TypeVar("Drawn")
 
 
@@ -37,24 +36,6 @@ def save(
         figure.savefig(output, format="svg", metadata=no_metadata)
 
 
-def bars(axes: Any, labels: Sequence[str], series: Mapping[str, Sequence[float]]) -> None:
-    """Draw a group of horizontal bars for each label, a bar for each series, best read downwards.
-
-    Args:
-        axes: of matplotlib.
-        labels: of the groups.
-        series: name -> a value for each label.
-    """
-    height = 0.8 / len(series)
-    for number, (name, values) in enumerate(series.items()):
-        offset = (number - (len(series) - 1) / 2) * height
-        axes.barh([place + offset for place in range(len(labels))], values, height, label=name)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
-    axes.figure.legend(loc="outside upper center", ncols=len(series), fontsize="small")
-
-
 def grouped_columns(
     axes: Any, labels: Sequence[str], series: Mapping[str, Mapping[str, float]]
 ) -> None:
@@ -70,11 +51,3 @@ def grouped_columns(
         axes.bar(places, heights, width, label=name, color=f"C{number}")
     axes.set_xticks(range(len(labels)), labels, fontsize="small")
     axes.grid(axis="y", alpha=0.3)
-
-
-def perplexity_bars(axes: Any, rows: Sequence[Row], labels: Sequence[str]) -> None:
-    """Draw the perplexity of each row on each text."""
-    domains = list(rows[0]["perplexity"])
-    series = {domain: [row["perplexity"][domain] for row in rows] for domain in domains}
-    bars(axes, labels, series)
-    axes.set_xlabel("perplexity")

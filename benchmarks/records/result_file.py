@@ -2,7 +2,7 @@
 
 import argparse
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,11 @@ def kept_rows(
     facts: Mapping[str, Any],
     key: Sequence[str],
     older: Mapping[str, Any] = NOTHING,
-    growing: Collection[str] = (),
 ) -> Iterator[Rows]:
     """`Rows` of a command, held by it; ends the command where the file cannot go on."""
     with held(parser, path):
         try:
-            rows = Rows(path, facts, key, older, growing)
+            rows = Rows(path, facts, key, older)
         except ValueError as error:
             parser.error(str(error))
         yield rows

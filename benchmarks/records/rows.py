@@ -25,8 +25,6 @@ class Rows:
         facts: settings that all rows share, written in front of them.
         key: fields that tell one row from another.
         older: settings of all files that do not say them.
-        growing: settings with a part for each of several things, such as instruction sets: a file
-            may lack parts, which are added, and have others, which are kept.
 
     Raises:
         ValueError: the file is no result with rows, or these were measured with other settings, on
@@ -39,7 +37,6 @@ class Rows:
         facts: Mapping[str, Any],
         key: Sequence[str],
         older: Mapping[str, Any] = NOTHING,
-        growing: Collection[str] = (),
     ) -> None:
         self._path, self._facts, self._key = path, dict(facts), tuple(key)
         self._rows: list[dict[str, Any]] = []
@@ -47,9 +44,6 @@ class Rows:
         self._begun = revision()
         if path is not None and path.exists():
             found = {**older, **_result(path)}
-            for name in {*growing} & found.keys():
-                ours, theirs = facts[name], found[name]
-                self._facts[name], found[name] = {**theirs, **ours}, {**ours, **theirs}
             require_comparable(found, self._facts, f"{path}: its rows have")
             self._rows = found["rows"]
             self._header = {name: found.get(name) for name in STAMP}
@@ -85,12 +79,6 @@ class Rows:
             key = self._values(row)
             place = keys.index(key) if key in keys else len(keys)
             self._rows[place : place + 1] = [self._stamped(row)]
-        self._write()
-
-    def keep(self, row: Mapping[str, Any]) -> None:
-        """Append a row that was measured before, with the date and the commit of that."""
-        self._rows.append(dict(row))
-        self._header = self._header or {name: row[name] for name in STAMP}
         self._write()
 
     def amend(self, rows: Iterable[Mapping[str, Any]], measured: Collection[str] = ()) -> None:

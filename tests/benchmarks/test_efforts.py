@@ -1,4 +1,4 @@
-"""The curve of quality against time is collected from the results of one run per effort."""
+"""The command that measures quality, on a tiny model: what it makes, evaluates and goes on with."""
 
 import json
 import sys
@@ -6,84 +6,125 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from benchmarks import efforts
-from benchmarks.tables import VIEWS
+from benchmarks.efforts import Evaluation
+from benchmarks.engines import quantized_peers
+from benchmarks.pruning import checkpoints
+from benchmarks.pruning.compressor import INSTALL, ONE_SHOT, Compressor
+from benchmarks.texts import Texts
+from permllm_offline.text.evaluation import perplexity
+from permllm_vllm import ops
+from tests.offline.tiny_models import random_text, save_tokenizer, tiny_llama
+
+TOKENS, WINDOWS = 32, 4
 
 
-def result(effort: str, *rows: dict[str, Any]) -> dict[str, Any]:
-    dense = {"method": "dense", "pattern": None, "perplexity": {"near": 10.0, "far": 20.0}}
-    return {
-        "date": f"2030-01-0{len(effort)}",
-        "machine": {"cpu": "Some CPU"},
-        "versions": {"torch": "9"},
-        "model": "tiny",
-        "sequence_length": 512,
-        "windows": 64,
-        "effort": effort,
-        "rows": [dense, *rows],
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny model, and texts for it, in place of the real ones."""
+    folder, text = tmp_path / "model", tmp_path / "text.txt"
+    tiny_llama().bfloat16().save_pretrained(folder)
+    save_tokenizer(folder)
+    text.write_text(random_text(TOKENS * 40 * WINDOWS, seed=1))
+    monkeypatch.setattr(efforts, "SEQUENCE_LENGTH", TOKENS)
+    monkeypatch.setattr(efforts, "CALIBRATION_WINDOWS", WINDOWS)
+    monkeypatch.setattr(efforts, "REAL", {"tiny": lambda: folder})
+    monkeypatch.setattr(efforts, "unseen_texts", lambda: {"text": text})
+    for module in (efforts, checkpoints):
+        monkeypatch.setattr(module, "sotu", lambda: Texts(text, text))
+    return folder
+
+
+def compressor(tmp_path: Path, does: str) -> Path:
+    """A Python with llm-compressor 9.9, which does something with its arguments."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$1" = -c ] && echo 9.9 || {does}\n')
+    python.chmod(0o755)
+    return python
+
+
+@pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
+def test_rows_are_measured_once_with_bits_and_ratios(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.json"
+    python = compressor(tmp_path, f'cp -r {model} "$3"')
+    words = ["--model", "tiny", "--methods", "wanda", "--patterns", "2:4", "--efforts", "low"]
+    words += ["--windows", "2", "--checkpoints", str(tmp_path / "made"), "--json", str(out)]
+    for more in (["--values", "int8"], ["--values", "int8", "int4", "--compressor", str(python)]):
+        monkeypatch.setattr(sys, "argv", ["efforts", *words, *more])
+        efforts.main()
+    rows: dict[Any, Any] = {
+        (row["pattern"], row["values"]): row for row in json.loads(out.read_text())["rows"]
     }
-
-
-def best(near: float, far: float | None = None, **more: Any) -> dict[str, Any]:
-    perplexity = {"near": near} | ({} if far is None else {"far": far})
-    row = {"method": "permllm-best", "pattern": "2:4", "seed": 0, "prune_seconds": 600.0}
-    return row | {"perplexity": perplexity, **more}
-
-
-LOW = result("low", best(16, 30, threads=1), best(18, 40, seed=1, prune_seconds=1200.0))
-HIGH = result(
-    "high",
-    best(12),
-    best(14, seed=1),
-    best(99, seed=2),
-    best(99, 99, values="int8"),
-    best(99, 99, pattern="4:8"),
-)
-for row in HIGH["rows"][1:3]:
-    row["prune_seconds"] = 6000.0
-
-
-def test_a_point_is_the_mean_over_the_seeds_that_all_have() -> None:
-    found = efforts.curve([HIGH, LOW], "permllm-best", "2:4")
-    assert found["rows"] == [
-        {"effort": "dense", "perplexity": {"near": 10.0}},
-        {"effort": "low", "seeds": 2, "minutes": 15.0, "perplexity": {"near": 17}},
-        {"effort": "high", "seeds": 2, "minutes": 100.0, "perplexity": {"near": 13}},
+    assert list(rows) == [
+        *((None, "bfloat16"), ("2:4", "int8")),
+        *((None, "int8"), (None, "int4"), (None, "int3"), ("2:4", "int4")),
     ]
-    assert found["date"] == "2030-01-04"
-    assert VIEWS["study"](found).splitlines()[-1] == "| high | 2 | 100 | 13.0 | 1.30 |"
-
-
-def test_results_are_written_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = [tmp_path / f"{one['effort']}.json" for one in (LOW, HIGH)]
-    for file, one in zip(files, (LOW, HIGH), strict=True):
-        timed = [row | {"processor_seconds": 6.0} if row["pattern"] else row for row in one["rows"]]
-        file.write_text(json.dumps(one | {"rows": timed}))
-    output, plot = tmp_path / "curve.json", tmp_path / "curve.svg"
-    words = [*map(str, files), "--json", str(output), "--plot", str(plot)]
-    monkeypatch.setattr(sys, "argv", ["efforts", *words])
+    bits = {key: row["bits_per_weight"] for key, row in rows.items()}
+    assert [bits[None, values] for values in ("bfloat16", "int8", "int4", "int3")] == [
+        *(16, 8, 4.25, 3.25)
+    ]
+    assert 5 < bits["2:4", "int8"] < 6  # scales weigh more in a tiny layer
+    assert 3 < bits["2:4", "int4"] < bits["2:4", "int8"]
+    dense = rows[None, "bfloat16"]["perplexity"]["text"]
+    for row in rows.values():
+        assert row["ratio"]["text"] == pytest.approx(row["perplexity"]["text"] / dense)
+    assert rows["2:4", "int8"]["processor_seconds"] > 0
+    monkeypatch.setattr(efforts.Qualities, "measured", lambda *_: pytest.fail("measured again"))
     efforts.main()
-    assert [row["effort"] for row in json.loads(output.read_text())["rows"]][1:] == ["low", "high"]
-    drawn = plot.read_text(encoding="utf-8")
-    assert all(word in drawn for word in ("processor minutes", "times dense", "near", "high"))
 
 
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        (HIGH | {"windows": 32}, "windows is 64 and 32"),
-        (HIGH | {"machine": {"cpu": "Another"}}, "different CPUs"),
-        (HIGH | {"versions": {"torch": "8"}}, "versions is {'torch': '9'} and {'torch': '8'}"),
-        (result("high", best(12, threads=2)), "prunes ran on 1 and 2 threads"),
-        (result("high"), "effort high has no row of permllm-best at 2:4"),
-        (result("high", best(12, seed=2)), "share no seed of permllm-best at 2:4"),
-        (
-            result("high", best(12, prune_seconds=None)),
-            "none of processor_minutes, minutes",
-        ),
-    ],
-)
-def test_what_is_not_comparable_is_refused(other: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        efforts.curve([LOW, other], "permllm-best", "2:4")
+def test_inputs_of_int8_are_rounded_as_served(model: Path) -> None:
+    """Weights to nearest; inputs on a grid for each token, whose end compressed-tensors puts in
+    the middle of 127 and 128.
+    """
+    evaluation = Evaluation(model, WINDOWS)
+    found = evaluation.quantized(quantized_peers.int8(model))["text"]
+
+    def nearest(values: torch.Tensor, end: float) -> torch.Tensor:
+        step = values.abs().amax(-1, keepdim=True) / end
+        return (values / step).round().clamp(-128, 127) * step
+
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    for name, linear in plain.named_modules():
+        if isinstance(linear, torch.nn.Linear) and name != "lm_head":
+            linear.weight.data = nearest(linear.weight.data, 127)
+            linear.register_forward_pre_hook(lambda _, inputs: (nearest(inputs[0], 127.5),))
+    (windows,) = evaluation._windows.values()
+    assert found == pytest.approx(perplexity(plain, windows), rel=1e-5)
+    assert found != evaluation.quantized(model)["text"]
+
+
+def test_three_bits_survive_the_form_that_they_are_stored_in() -> None:
+    from compressed_tensors.compressors.pack_quantized.helpers import (
+        pack_to_int32,
+        unpack_from_int32,
+    )
+
+    values = torch.arange(-4, 4, dtype=torch.int8).repeat(4, 8)
+    packed = pack_to_int32(values, 3)
+    assert torch.equal(unpack_from_int32(packed, 3, values.shape), values)
+
+
+def test_a_python_without_llm_compressor_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no Python that can be run: No such file"):
+        Compressor(tmp_path / "python")
+    nothing = tmp_path / "nothing"
+    nothing.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')  # no packages
+    nothing.chmod(0o755)
+    with pytest.raises(ValueError, match=r"has no llm-compressor: give the Python of an env"):
+        Compressor(nothing)
+    assert INSTALL in str(efforts.__doc__)
+
+
+def test_what_is_asked_of_llm_compressor(tmp_path: Path) -> None:
+    found = Compressor(compressor(tmp_path, f'echo "$@" > {tmp_path}/asked'))
+    assert found.version == "9.9"
+    found.compress(Path("model"), Path("out"), 3, Path("windows.pt"))
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked[0] == str(ONE_SHOT)
+    assert asked[1:] == ["model", "out", *("--bits", "3", "--windows", "windows.pt")]

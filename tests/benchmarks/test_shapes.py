@@ -4,8 +4,7 @@ import argparse
 
 import pytest
 
-from benchmarks.models import SHAPES
-from benchmarks.shapes import HEADS, parse_shape, random_layer
+from benchmarks.shapes import parse_shape, random_layer
 
 
 def test_a_shape_is_outputs_x_inputs() -> None:
@@ -18,14 +17,6 @@ def test_a_shape_is_outputs_x_inputs() -> None:
 def test_another_form_is_named_with_an_example(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=r"'.*' is no shape: .* as 4096x11008"):
         parse_shape(text)
-
-
-def test_heads_are_those_of_the_models() -> None:
-    heads = {name.lower(): shape for name, shape in HEADS.items()}
-    llamas = {name: config for name, config in SHAPES.items() if "model_type" not in config}
-    for name, config in llamas.items():
-        (head,) = (shape for model, shape in heads.items() if model.startswith(name))
-        assert head == (config["vocab_size"], config["hidden_size"])
 
 
 @pytest.mark.parametrize(("pattern", "group", "kept"), [("2:4", 4, 2), ("4:8", 8, 4)])

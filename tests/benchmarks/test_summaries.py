@@ -125,32 +125,6 @@ def test_fragmented_memory_is_said_beside_the_machine(tmp_path: Path) -> None:
     assert "†" not in tables.block(whole, "layers-of-all", tmp_path, tmp_path)
 
 
-def test_quality_stands_beside_the_bytes_of_a_layer() -> None:
-    def judged(ratio: float, **key: Any) -> dict[str, Any]:
-        return {**key, "ratio": {"novels": ratio, "manual": 2 * ratio}}
-
-    dense = [
-        judged(1.0, values="bfloat16", group=None),
-        judged(1.125, values="int4", group=64),
-    ]
-    sparse = [
-        judged(1.0, method="dense", pattern=None, values="bfloat16"),
-        judged(3.0, method="wanda", pattern="2:4", values="bfloat16"),
-        judged(1.5, method="permllm-best", pattern="2:4", values="bfloat16"),
-        judged(1.75, method="permllm-best", pattern="2:4", values="bfloat16"),
-        judged(2.0, method="permllm-best", pattern="2:4", values="int8"),
-    ]
-    records = {"dense": {"rows": dense}, "sparse": {"effort": "low", "rows": sparse}}
-    assert summaries.quality(records, link).splitlines() == [
-        "| values | bytes of a layer | novels | manual |",
-        "|---|---|---|---|",
-        "| dense bfloat16 in dense | 100% | 1.00 | 2.00 |",
-        "| dense int4, groups of 64 in dense | 27% | 1.12 | 2.25 |",
-        "| 2:4 bfloat16, effort low in sparse | 44% | 1.62 | 3.25 |",
-        "| 2:4 int8, effort low in sparse | 31% | 2.00 | 4.00 |",
-    ]
-
-
 def test_a_machine_is_known() -> None:
     with pytest.raises(KeyError):
         summaries.machine("serving-cpu-abacus")

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,6 @@ MISSED: Mapping[str, set[Any]] = {
 }
 """All that records miss of `LEAST`, by file; the pages of the machines say by how much."""
 NO_SLOWER = 0.97
-SLOWER: Mapping[str, set[Any]] = {
-    "instruction-sets-amx": {("avx512_bf16", "2:4", (4096, 4096), "bfloat16", 256)},
-    "instruction-sets-zen3": {
-        ("portable", "2:4", (4096, 4096), "bfloat16", 1),
-        ("portable", "2:4", (4096, 4096), "int8", 1),
-    },
-}
-"""All rows that are slower than dense float32, which takes twice the memory; the pages say so."""
 LEAST_SERVED = {
     ("2:4 bfloat16", DENSE): 1.8,
     ("2:4 int8", DENSE): 2.4,
@@ -68,10 +60,6 @@ MISSED_SERVED = {
 """What records miss of these, by machine and prompt."""
 MOST_BYTES = {"2:4 bfloat16": 0.6, "2:4 int8": 0.35}
 """Of the bytes of the pruned layers in dense bfloat16, as the engine holds them."""
-PACKING_SLACK = (1 << 20) + (2 << 20)
-"""Bytes beside a layer and its packed blocks: the first layer of a process loads code too, and the
-blocks lie in pages of 2 MiB, the last of which other layers share."""
-
 Record = Mapping[str, Any]
 
 
@@ -116,18 +104,6 @@ def short_of(found: Record) -> list[Any]:
     ]
 
 
-def other_peers(row: Mapping[str, Any], limits: Mapping[str, str]) -> Iterator[float]:
-    """Times of the dense contestants that are held to a row's instruction set.
-
-    MKL's float32 product of a `portable` row is one where the record says that MKL was told.
-    """
-    yield row["peer_us"]
-    if row["vllm_us"] is not None:
-        yield row["vllm_us"]
-    if row["isa"] != "portable" or "MKL_CBWR" in limits:
-        yield row["float32_us"]
-
-
 @pytest.mark.parametrize("isa", LEAST)
 def test_there_is_a_record_of_each_pattern(isa: str) -> None:
     files = [record(file.values[0]) for file in one_thread("kernels-cpu-*.json")]
@@ -142,7 +118,6 @@ def test_kernels_are_as_fast_as_they_are_to_be(file: Path) -> None:
 
 def test_every_excuse_is_of_a_record() -> None:
     assert MISSED.keys() <= {file.id for file in one_thread("kernels-cpu-*.json")}
-    assert SLOWER.keys() <= {file.id for file in one_thread("instruction-sets-*.json")}
 
 
 @pytest.mark.parametrize(
@@ -224,18 +199,6 @@ def test_a_served_variant_below_its_target_is_found(
     assert short_of_served({"rows": list(rows.values())}, 32) == missed
 
 
-@pytest.mark.parametrize("file", one_thread("instruction-sets-*.json"))
-def test_no_instruction_set_is_slower_than_dense_held_to_it(file: Path) -> None:
-    found = record(file)
-    slower = []
-    for row in found["rows"]:
-        limits = found.get("limits", {}).get(row["isa"], {})
-        if min(other_peers(row, limits)) / row["ours_us"] < NO_SLOWER:
-            shape = row["n"], row["k"]
-            slower.append((row["isa"], row["pattern"], shape, row["value_dtype"], row["m"]))
-    assert set(slower) == SLOWER.get(file.stem, set())
-
-
 @pytest.mark.parametrize(
     ("isa", "change", "missed"),
     [
@@ -261,12 +224,3 @@ def test_a_row_below_its_target_is_found(
     (number,) = (i for i, row in enumerate(rows) if place.items() <= row.items())
     rows[number] = {**rows[number], **change}
     assert short_of({"isa": isa, "rows": rows}) == missed
-
-
-@pytest.mark.parametrize(
-    "file", [pytest.param(file, id=file.stem) for file in RESULTS.glob("packing-*.json")]
-)
-def test_packing_needs_no_more_than_the_layer_and_its_packed_blocks(file: Path) -> None:
-    for row in record(file)["rows"]:
-        expected = row["tensor_bytes"] + row["packed_bytes"]
-        assert row["peak_bytes"] == pytest.approx(expected, abs=PACKING_SLACK)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import decode_profile, demo, soak
+from benchmarks import demo, soak
 from benchmarks.cuda import generation, kernels
 from benchmarks.texts import Texts
 
@@ -16,8 +16,9 @@ from benchmarks.texts import Texts
 @pytest.mark.parametrize(
     ("command", "first"),
     [
-        *((decode_profile, "random_model"), (soak, "checkpoint")),
-        *((kernels, "run"), (generation, "_generate")),
+        (soak, "checkpoint"),
+        (kernels, "run"),
+        (generation, "_generate"),
     ],
 )
 def test_a_result_that_is_there_is_not_replaced(

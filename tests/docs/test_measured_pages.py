@@ -5,15 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import tables
+from benchmarks import figures, tables
 
 ROOT = Path(__file__).parents[2]
-MACHINES = ("amx", "zen3", "zen4", "zen5")
-PAGES = (
-    *("cpu", "results", "studies"),
-    *(f"{what}-{m}" for what in ("kernels", "serving") for m in MACHINES),
-)
-MEASURED = [ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in PAGES)]
+MEASURED = [ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in ("results", "studies"))]
 UNMEASURED = ("cuda.md",)
 """Its decimal cells are compute capabilities: nothing ran on a GPU."""
 
@@ -46,10 +41,10 @@ def test_every_number_table_has_a_record(page: Path) -> None:
     assert not measured_rows(tables.BLOCK.sub("", page.read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("file", tables.RESULTS.glob("serving-*.json"), ids=lambda file: file.stem)
-def test_every_serving_record_is_shown_as_a_whole(file: Path) -> None:
-    pages = "".join(page.read_text(encoding="utf-8") for page in tables.pages())
-    for view in ("decode", "first-token", "vllm-bench"):
-        assert f"<!-- table: {file.stem} {view} -->" in pages
-    assert f"figures/{file.stem}.svg)" in pages
-    assert (ROOT / "docs" / "figures" / f"{file.stem}.svg").exists()
+def test_every_record_and_every_figure_is_on_a_page() -> None:
+    named = [*tables.pages(), ROOT / "CONTRIBUTING.md"]
+    text = "".join(page.read_text(encoding="utf-8") for page in named)
+    records = {file.name for file in tables.RESULTS.glob("*.json")}
+    assert records == set(re.findall(r"benchmarks/results/([\w.-]+\.json)\)", text))
+    drawn = {file.stem for file in (ROOT / "docs" / "figures").iterdir()}
+    assert drawn == set(figures.shown([page.read_text("utf-8") for page in tables.pages()]))

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from benchmarks import instruction_sets
 from benchmarks.cpu import contestants
 from benchmarks.cpu.contestants import (
     Contestant,
@@ -21,10 +20,6 @@ from benchmarks.shapes import random_layer, to_int8
 from permllm_vllm.backends.cpu import CpuBackend
 
 N, K = 192, 256
-OTHERS = {
-    "torch float32": instruction_sets._float32_linear,
-    "torch bfloat16": instruction_sets._bfloat16_linear,
-}
 LARGEST = {"vllm int8": 0.04}
 """0.031 on a CPU without VNNI."""
 
@@ -39,9 +34,9 @@ def plain_error(y, x, dense):
     return float((y.double() - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize("name", ["torch", "vllm", "vllm int8", *OTHERS])
+@pytest.mark.parametrize("name", ["torch", "vllm", "vllm int8"])
 def test_dense_contestants_multiply_by_their_weight(name):
-    make = {**peer_makers(int8=True), **OTHERS}.get(name)
+    make = peer_makers(int8=True).get(name)
     if make is None:
         pytest.skip("vLLM is not installed")
     dense = random_layer(N, K).dense

@@ -71,22 +71,6 @@ def test_rows_can_be_kept_in_memory(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_setting_that_grows_may_have_other_parts_but_no_others_values(tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    Rows(path, {"limits": {"a": 1, "b": 2}}, ["name"]).add({"name": "a"})
-    with pytest.raises(ValueError, match="its rows have limits"):
-        Rows(path, {"limits": {"b": 2, "c": 3}}, ["name"])
-    with pytest.raises(ValueError, match="its rows have limits"):
-        Rows(path, {"limits": {"b": 3}}, ["name"], growing=["limits"])
-    with pytest.raises(ValueError, match="its rows have other None"):
-        Rows(path, {"other": {"b": 2}}, ["name"], growing=["other"])
-    rows = Rows(path, {"limits": {"b": 2, "c": 3}}, ["name"], growing=["limits"])
-    rows.add({"name": "c"})
-    result = json.loads(path.read_text())
-    assert result["limits"] == {"a": 1, "b": 2, "c": 3}
-    assert [row["name"] for row in result["rows"]] == ["a", "c"]
-
-
 def test_other_settings_and_other_machines_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     Rows(path, FACTS, ["name"]).add({"name": "a"})

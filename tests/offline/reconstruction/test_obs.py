@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.resident_memory import ResidentGrowth
 from permllm_offline.errors import OfflineError
 from permllm_offline.reconstruction import obs
 from permllm_offline.reconstruction.obs import (
@@ -21,6 +20,7 @@ from permllm_offline.reconstruction.obs import (
 from permllm_offline.run.scratch import Scratch
 from permllm_offline.sparsity.mask import keep_channels
 from permllm_vllm.checkpoint.pattern import Pattern
+from tests.resident_memory import ResidentGrowth
 
 PATTERNS = [Pattern(2, 4), Pattern(4, 8)]
 

@@ -1,6 +1,6 @@
 """Quantizes a dense model by GPTQ with llm-compressor, whose Python runs this file alone.
 
-    PYTHON compress.py MODEL OUTPUT --values int4 --group 64 --windows WINDOWS
+    PYTHON one_shot.py MODEL OUTPUT --bits 4 --windows WINDOWS
 
 Its requirements and those of vLLM do not meet, so it has an environment of its own, and what it
 needs of this project comes as files: the model, and calibration windows as `torch.save` writes
@@ -17,14 +17,18 @@ from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+GROUP = 64
+"""Input channels that share a scale of int4 and int3. Groups of 128, the usual ones, do not divide
+the hidden size of SmolLM2-135M, 576."""
 
-def scheme(values: str, group: int | None) -> QuantizationScheme:
-    """int8: a scale per output channel, and per token for the inputs; int4: one per group."""
-    if values == "int8":
+
+def scheme(bits: int) -> QuantizationScheme:
+    """int8: a scale per output channel, and per token for the inputs; fewer bits: per group."""
+    if bits == 8:
         inputs = QuantizationArgs(num_bits=8, strategy="token", dynamic=True, observer=None)
         weights = QuantizationArgs(num_bits=8, strategy="channel")
         return QuantizationScheme(targets=["Linear"], weights=weights, input_activations=inputs)
-    weights = QuantizationArgs(num_bits=4, strategy="group", group_size=group)
+    weights = QuantizationArgs(num_bits=bits, strategy="group", group_size=GROUP)
     return QuantizationScheme(targets=["Linear"], weights=weights)
 
 
@@ -34,15 +38,12 @@ def main() -> None:
     )
     parser.add_argument("model", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--values", choices=["int8", "int4"], required=True)
-    parser.add_argument("--group", type=int, help="input channels of a scale of int4")
+    parser.add_argument("--bits", type=int, choices=[8, 4, 3], required=True)
     parser.add_argument("--windows", type=Path, required=True)
     options = parser.parse_args()
     windows = torch.load(options.windows, weights_only=True)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
-    modifier = GPTQModifier(
-        config_groups={"linear": scheme(options.values, options.group)}, ignore=["lm_head"]
-    )
+    modifier = GPTQModifier(config_groups={"linear": scheme(options.bits)}, ignore=["lm_head"])
     rows = {"input_ids": windows.tolist(), "attention_mask": torch.ones_like(windows).tolist()}
     oneshot(
         model=model,

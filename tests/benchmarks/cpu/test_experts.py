@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import experts
-from benchmarks.cpu import expert_contestants
+from benchmarks import kernels
+from benchmarks.cpu import expert_contestants, experts
 from benchmarks.cpu.contestants import has_vllm
 from benchmarks.cpu.expert_contestants import OURS, VLLM, Contestant, contestants, random_experts
 from benchmarks.cpu.expert_tables import experts as table
@@ -26,7 +26,8 @@ pytestmark = [
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(experts, "EXPERTS", {"tiny": SHAPE})
+    for module in (experts, kernels):
+        monkeypatch.setattr(module, "EXPERTS", {"tiny": SHAPE})
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -95,9 +96,9 @@ def test_the_command_goes_on_where_it_was(
 
     monkeypatch.setattr(experts, "median_times", times)
     for tokens in (["1"], ["1", "3"]):
-        options = ["--models", "tiny", "--quick", "--json", str(out), "--tokens", *tokens]
-        monkeypatch.setattr(sys, "argv", ["experts", *options])
-        experts.main()
+        options = ["--experts", "tiny", "--quick", "--json", str(out), "--tokens", *tokens]
+        monkeypatch.setattr(sys, "argv", ["kernels", *options])
+        kernels.main()
     assert asked == [1, 3]
     result = json.loads(out.read_text())
     assert {(row["m"], row["values"], row["ratio"]) for row in result["rows"]} == {
@@ -107,10 +108,24 @@ def test_the_command_goes_on_where_it_was(
     assert "| tiny | int8 | x vllm | 2.50 | 2.50 |" in shown
 
 
-def test_no_tokens_are_refused(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["experts", "--models", "tiny", "--tokens", "0"])
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        (["--tokens", "0"], "give at least 1"),
+        (["--patterns", "2:4"], "--patterns: not for --experts, only for linear layers"),
+    ],
+)
+def test_what_experts_have_not_is_refused(
+    option: list[str],
+    why: str,
+    tiny: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["kernels", "--experts", "tiny", *option])
     with pytest.raises(SystemExit):
-        experts.main()
+        kernels.main()
+    assert why in capsys.readouterr().err
 
 
 def test_int8_of_vllm_is_for_amx_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,8 @@
 import subprocess
 from pathlib import Path
 
-from benchmarks.dense_quantization.values import Key
-
 ONE_SHOT = Path(__file__).with_name("one_shot.py")
+INSTALL = "python -m venv COMPRESSOR && COMPRESSOR/bin/pip install llmcompressor==0.14.0.1"
 
 
 class Compressor:
@@ -28,18 +27,15 @@ class Compressor:
         if found.returncode:
             raise ValueError(
                 f"{python} has no llm-compressor: give the Python of an environment that has it, "
-                "made by: python -m venv COMPRESSOR && COMPRESSOR/bin/pip install llmcompressor"
+                f"made by: {INSTALL}"
             )
         self.version = found.stdout.strip()
 
-    def compress(self, model: Path, output: Path, key: Key, windows: Path) -> None:
-        """Write the model in the values of a key.
+    def compress(self, model: Path, output: Path, bits: int, windows: Path) -> None:
+        """Write the model with weights of so many bits.
 
         Raises:
             subprocess.CalledProcessError: it failed; it has said why.
         """
-        values, group = key
-        options = ["--values", values, "--windows", str(windows)]
-        if group is not None:
-            options += ["--group", str(group)]
+        options = ["--bits", str(bits), "--windows", str(windows)]
         subprocess.run([self._python, ONE_SHOT, model, output, *options], check=True)

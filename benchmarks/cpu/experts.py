@@ -1,28 +1,19 @@
 """Times the kernel of sparse experts against vLLM's own for dense ones.
 
-    python -m benchmarks.experts --threads 1 --json results.json
-    python -m benchmarks.experts --models olmoe-1b-7b --tokens 1 16 --quick    # something small
-
 A call multiplies the experts of one layer: what vLLM does with the same weights, zeros and all, in
 bfloat16, and with AMX in int8 too (without AMD's zentorch, which would be another peer). Tokens are
 spread evenly over the experts, and calls go through all of them in turn, so that no cache holds
-those of the next call; contestants are called in turn. One thread is timed in thread-CPU time, more
-of them in wall time; numbers are medians.
-
-The result is written after each number of tokens; one that it holds is not measured again.
+those of the next call; contestants are called in turn.
 """
 
-import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cpu.conditions import conditions, warn
+from benchmarks.cpu.conditions import conditions
 from benchmarks.cpu.contestants import median_times, rounds_of
 from benchmarks.cpu.expert_contestants import (
     OURS,
@@ -30,13 +21,10 @@ from benchmarks.cpu.expert_contestants import (
     random_experts,
 )
 from benchmarks.cpu.products import activations
-from benchmarks.records.result_file import kept_rows
 from benchmarks.records.rows import Rows
 from benchmarks.shapes import EXPERTS, VALUES
-from permllm_vllm import ops
 from permllm_vllm.backends.cpu import CpuBackend
 
-TOKENS = (1, 4, 16, 64, 256)
 KEY = ("model", "values", "m", "peer")
 
 
@@ -118,63 +106,21 @@ def table(rows: Sequence[Row]) -> Table:
     return result
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.experts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--threads", type=int, default=1, help="default: 1")
-    parser.add_argument("--models", nargs="+", choices=EXPERTS, default=list(EXPERTS))
-    parser.add_argument(
-        "--tokens", type=int, nargs="+", metavar="M", default=list(TOKENS),
-        help=f"default: {' '.join(map(str, TOKENS))}",
-    )  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="where the rows are kept, of one thread count"
-    )
-    return parser
+def run(
+    models: Sequence[str], tokens: Sequence[int], result: Rows, threads: int, quick: bool
+) -> None:
+    """Measure what the result lacks, and print a table.
 
-
-def _checked(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The options; ends the command where nothing can be measured with them."""
-    arguments = parser.parse_args()
-    if min(arguments.tokens) < 1:
-        parser.error(f"--tokens {min(arguments.tokens)}: give at least 1")
-    if ops.missing_reason:
-        sys.exit(f"benchmarks.experts: the compiled kernels are missing: {ops.missing_reason}")
-    return arguments
-
-
-def _run(arguments: argparse.Namespace, result: Rows) -> None:
-    """Measure what the result lacks."""
+    Args:
+        models: keys of ``EXPERTS``.
+    """
     with torch.inference_mode():
-        for model in arguments.models:
+        for model in models:
             there = {row["m"] for row in result.all() if row["model"] == model}
-            tokens = [m for m in arguments.tokens if m not in there]
-            if tokens:
-                for rows in measure(model, tokens, arguments.threads, arguments.quick):
+            missing = [m for m in tokens if m not in there]
+            if missing:
+                for rows in measure(model, missing, threads, quick):
                     result.update(asdict(row) for row in rows)
-
-
-def main() -> None:
-    """Measures what the result lacks, prints a table, writes JSON."""
-    parser = _parser()
-    arguments = _checked(parser)
-    torch.set_num_threads(arguments.threads)
-    facts = {
-        "isa": CpuBackend().instruction_set,
-        "threads": arguments.threads,
-        "rounds": rounds_of(1, arguments.quick),
-    }
     columns = Row.__dataclass_fields__
-    with kept_rows(parser, arguments.json, facts, KEY) as result:
-        warn()
-        _run(arguments, result)
-        found = [{c: row[c] for c in columns if c in row} for row in result.all()]
-        Console().print(table([Row(**row) for row in found]))
-
-
-if __name__ == "__main__":
-    main()
+    found = [{c: row[c] for c in columns if c in row} for row in result.all()]
+    Console().print(table([Row(**row) for row in found]))

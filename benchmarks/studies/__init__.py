@@ -1,1 +1,0 @@
-"""Questions about the method, each answered by one command."""
