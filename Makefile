@@ -88,7 +88,10 @@ soak: $(STAMP) ## minutes of mixed traffic against a real server: nothing may br
 	$(TEST_ENV) $(BIN)/python -m benchmarks.soak --json build/soak.json
 
 gpu: ## on a machine with an NVIDIA GPU: build the CUDA kernels, test and time them
-	$(PYTHON) -m benchmarks.gpu $(GPU_OPTIONS)
+	PERMLLM_BUILD_CUDA=1 PERMLLM_BUILD_CPU=0 $(PYTHON) setup.py build_ext --inplace
+	$(PYTHON) -m pytest -v tests/cuda/test_gpu.py
+	rm -f build/cuda-kernels.json
+	$(PYTHON) -m benchmarks.cuda.kernels --json build/cuda-kernels.json
 
 clean: ## remove what was built (not .venv)
 	rm -rf build dist *.egg-info permllm_vllm/*.so $(STAMP)

@@ -1,9 +1,9 @@
 """The operator that multiplies with a packed weight, `torch.ops.permllm.sparse_linear`.
 
 Defined here with its shape function and its plain PyTorch implementation; the compiled libraries,
-where they were built, add those for the CPU and for CUDA. So are `sparse_experts`, which only they
-implement, `permute_inputs`, which only the one for CUDA does, and the norms and gated activations,
-which only the one for the CPU does. What `packed` and `metadata` hold is the business of the
+where they were built, add those for the CPU and for CUDA. So are `permute_inputs`, which only the
+one for CUDA implements, and `sparse_experts`, the norms and gated activations, which only the one
+for the CPU does. What `packed` and `metadata` hold is the business of the
 backend that packed (`permllm_vllm.backends`).
 """
 

@@ -1,15 +1,13 @@
-"""Times the kernels on a GPU against the dense and sparse paths of PyTorch.
+"""Times the sparse product on a GPU against the dense and sparse paths of PyTorch.
 
     python -m benchmarks.cuda.kernels --json results.json
 
 Every contestant is captured in a CUDA graph that calls it in turn with copies of its weight, so
 many that none of them is in the second-level cache when its turn comes again; activations are
-copied as often, once for all contestants. A graph has 32 calls at least, and the GPU sleeps
-while the host launches it. The graphs of all contestants are replayed in turns; numbers are
-medians over replays. A result that is wrong is not timed. Our kernels and cuBLAS come first, for
-some numbers of tokens on every shape, then for the others; then all over again beside the peers,
-whose rows have the same turns as ours. Results, and what is missing, are written after each number
-of tokens. Exits with a status of its own where something was left out. Needs PyTorch alone.
+copied as often. The graphs of all contestants are replayed in turns; numbers are medians over
+replays. A contestant that cannot run, or whose result is wrong, is left out with a line why, and
+the command fails where that is one of this project. The permutation alone is timed against
+indexing. The result is written after each number of tokens. Needs PyTorch alone.
 """
 
 from __future__ import annotations
@@ -18,64 +16,138 @@ import argparse
 import dataclasses
 import math
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.cuda import INCOMPLETE
-from benchmarks.cuda.card import this_card
-from benchmarks.cuda.contestants import (
-    CONTESTANTS,
-    CUDA,
-    DENSE,
-    INT8,
-    OWN,
-    SPARSE_BYTES,
-    WEIGHT_BYTES,
-    Call,
-    UnavailableError,
-    maker,
-    multiplied,
-    on_gpu,
-    with_values_of,
-)
-from benchmarks.cuda.rows import Case, Row, lines_of, missing, slower_than_dense, table
-from benchmarks.cuda.turns import CaptureError, Turn, captured, first_line, medians
+from benchmarks.cuda.turns import Call, Turn, captured, medians
 from benchmarks.records.machine import revision, write_json
 from benchmarks.records.result_file import new_result
-from benchmarks.shapes import LLAMA_2_7B, Layer, parse_shape, random_layer
+from benchmarks.shapes import LLAMA_2_7B, Layer, parse_shape, random_layer, to_int8
+from permllm_vllm import ops
+from permllm_vllm.backends import PackedWeights, fallback_reason
+from permllm_vllm.backends.cuda import CudaBackend
 from permllm_vllm.checkpoint import permutation as permutations
 
-#: (outputs, inputs) of Llama-3-8B's linear layers as vLLM fuses them: qkv, o, gate_up, down.
-LLAMA_3_8B = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))
-SHAPES = tuple(dict.fromkeys((*LLAMA_2_7B, *LLAMA_3_8B)))
-CORE = (1, 8, 16, 32, 64, 128, 512, 4096)
-"""Numbers of tokens that come first."""
-TOKENS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+CUDA = torch.device("cuda")
+TOKENS = (1, 8, 16, 32, 64, 128, 512, 4096)
 #: Of the permutation alone; 2048 x 4096 is the paper's (Table 3).
-PERMUTED = tuple((tokens, k) for tokens in (1024, 2048, 4096) for k in (4096, 11008))
-#: Of a result: rounding it to bfloat16 gives 1.7e-3, rounding of partial sums a little more. The
-#: rounding of weights to int8 would be 9e-3, and is part of the weight that is compared with.
+PERMUTED = ((2048, 4096), (4096, 11008))
+#: Of a result: rounding it to bfloat16 gives 1.7e-3, rounding of partial sums a little more.
 ERROR_LIMIT = 5e-3
+OURS, UNPERMUTED, INT8, DENSE = "permllm", "permllm, no permutation", "permllm, int8", "cublas"
+OWN = (OURS, UNPERMUTED, INT8)
+WEIGHT_BYTES = {DENSE: 2.0, INT8: 0.625}  # per weight; of the others:
+SPARSE_BYTES = 1.125
 
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """Calls with copies of one weight, and some rows of that weight, dense."""
+    """Calls with copies of one weight, and that weight, dense, in the order of its inputs."""
 
-    calls: Sequence[Call]
-    outputs: slice
+    calls: list[Call]
     dense: Tensor
 
-    def checked_error(self, x: Tensor) -> float:
-        """Of a call with `x [tokens, inputs]`; raises ValueError where it is above ERROR_LIMIT."""
-        error = relative_error(self.calls[0](x)[:, self.outputs], x, self.dense)
-        if not error <= ERROR_LIMIT:
-            raise ValueError(f"its relative error is {error:.2e}, more than {ERROR_LIMIT}")
-        return error
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One contestant on one shape; times are medians in microseconds."""
+
+    n: int
+    k: int
+    tokens: int
+    contestant: str
+    us: float
+    floor_us: float
+    """Bytes of weight, activations and result over the measured bandwidth of a copy."""
+    relative_error: float
+
+
+def dense(layer: Layer, count: int) -> Contestant:
+    """PyTorch's own product."""
+    copies_of = [layer.dense.clone() for _ in range(count)]
+
+    def call(weight: Tensor) -> Call:
+        return lambda x: torch.nn.functional.linear(x, weight)
+
+    return Contestant([call(weight) for weight in copies_of], layer.dense)
+
+
+def ours(layer: Layer, count: int) -> Contestant:
+    """The operator, as models call it."""
+    packed = CudaBackend(torch.bfloat16).pack(layer.weights)
+    rows = layer.dense.shape[0]
+
+    def call(copy: PackedWeights) -> Call:
+        return lambda x: ops.sparse_linear(
+            x, copy.packed, copy.metadata, copy.permutation, copy.scale, None, rows, "2:4"
+        )
+
+    return Contestant([call(_on_gpu(packed)) for _ in range(count)], layer.dense)
+
+
+def unpermuted(layer: Layer, count: int) -> Contestant:
+    """The operator where the permutation is folded into the layer before."""
+    weights = dataclasses.replace(layer.weights, permutation=None)
+    return ours(Layer(weights, _permuted_dense(layer), layer.bias), count)
+
+
+def cusparselt(layer: Layer, count: int) -> Contestant:
+    """cuSPARSELt, after our permutation kernel, with the algorithm that its search finds."""
+    compressed = torch._cslt_compress(_permuted_dense(layer).to(CUDA))
+    places = _places(layer)
+    found: dict[int, int] = {}
+
+    def call(weight: Tensor) -> Call:
+        def multiply(x: Tensor) -> Tensor:
+            permuted = torch.ops.permllm.permute_inputs(x, places)
+            padded = torch.nn.functional.pad(permuted, (0, 0, 0, -len(x) % 8))  # come in eights
+            if len(x) not in found:  # measures: before it is captured
+                found[len(x)] = torch._cslt_sparse_mm_search(weight, padded.t())
+            y = torch._cslt_sparse_mm(
+                weight, padded.t(), transpose_result=True, alg_id=found[len(x)]
+            )
+            return y[: len(x)]
+
+        return multiply
+
+    return Contestant([call(compressed.clone()) for _ in range(count)], layer.dense)
+
+
+CONTESTANTS: dict[str, Callable[[Layer, int], Contestant]] = {
+    OURS: ours,
+    UNPERMUTED: unpermuted,
+    INT8: lambda layer, count: ours(to_int8(layer), count),
+    DENSE: dense,
+    "permute + cusparselt": cusparselt,
+}
+
+
+def _on_gpu(packed: PackedWeights) -> PackedWeights:
+    """A copy there."""
+    changed: dict[str, Any] = {
+        name: value.to(CUDA, copy=True)
+        for name, value in vars(packed).items()
+        if torch.is_tensor(value)
+    }
+    return dataclasses.replace(packed, **changed)
+
+
+def _places(layer: Layer) -> Tensor:
+    """The permutation, local to blocks of 128."""
+    weights = layer.weights
+    assert weights.permutation is not None
+    places = permutations.absolute(weights.permutation, weights.block_size) % 128
+    return places.to(CUDA, torch.uint8)
+
+
+def _permuted_dense(layer: Layer) -> Tensor:
+    weights = layer.weights
+    assert weights.permutation is not None
+    return permutations.permute_columns(layer.dense, weights.permutation, weights.block_size)
 
 
 def copies(tensor_bytes: int) -> int:
@@ -84,198 +156,157 @@ def copies(tensor_bytes: int) -> int:
     return max(8, math.ceil(4 * cache / tensor_bytes))
 
 
-def relative_error(y: Tensor, x: Tensor, dense: Tensor) -> float:
-    """Frobenius error against float64, over some tokens: `y [tokens, some outputs]` of those."""
-    tokens = spread(len(x), 64)
-    exact = x[tokens].double() @ dense.double().t()
-    return float((y[tokens].double() - exact).norm() / exact.norm())
-
-
-def spread(length: int, count: int) -> slice:
-    """About so many places, evenly over a length, and at every place of a tile in turn."""
-    return slice(None, None, length // count | 1)  # odd: tiles are powers of two
-
-
-def prepared(layer: Layer, name: str) -> Contestant:
-    """A contestant with as many copies of its weight as the cache does not hold."""
-    n, k = layer.dense.shape
-    layer, outputs = with_values_of(name, layer), spread(n, 512)
-    calls = maker(name)(layer, copies(n * k // 2))
-    return Contestant(calls, outputs, multiplied(name, layer)[outputs].clone())
+def relative_error(y: Tensor, x: Tensor, weight: Tensor) -> float:
+    """Frobenius error against float64, over some tokens and outputs, of every place in a tile."""
+    tokens, outputs = (
+        slice(None, None, length // count | 1)
+        for length, count in ((len(x), 64), (len(weight), 512))
+    )
+    exact = x[tokens].double() @ weight[outputs].to(x.device).double().t()
+    return float((y[tokens, outputs].double() - exact).norm() / exact.norm())
 
 
 def measure(
-    layer: Layer, tokens: Sequence[int], names: list[str], speed: float
-) -> Iterator[list[Row]]:
-    """Times every contestant on one layer, in turns for each number of tokens; yields their rows.
+    shape: tuple[int, int], tokens: Sequence[int], names: Sequence[str], speed: float
+) -> Iterator[tuple[list[Row], list[str]]]:
+    """Times every contestant on one layer, in turns for each number of tokens.
 
-    One that cannot run, or whose result is wrong, is left out, with a line why. One that runs on no
-    shape, or cannot be captured, is taken from `names` too, and not tried again.
+    Yields their rows, and those that could not run or were wrong, which have a line why.
     """
-    n, k = layer.dense.shape
+    n, k = shape
+    layer = random_layer(n, k, drawn_on=CUDA)
     contestants: dict[str, Contestant] = {}
-    for name in list(names):
+    lost: list[str] = []
+
+    def leave_out(name: str, error: Exception) -> None:
+        print(f"{n} x {k}: no {name}: {(str(error).splitlines() or [type(error).__name__])[0]}")
+        contestants.pop(name, None)
+        lost.append(name)
+
+    for name in names:
         try:
-            contestants[name] = prepared(layer, name)
-        except UnavailableError as error:
-            print(f"no {name}: {first_line(error)}")
-            names.remove(name)
-        except (RuntimeError, ValueError, AttributeError, NotImplementedError) as error:
-            print(f"{n} x {k}: no {name}: {first_line(error)}")
+            contestants[name] = CONTESTANTS[name](layer, copies(n * k // 2))
+        except (RuntimeError, AttributeError, NotImplementedError) as error:
+            leave_out(name, error)
     for m in tokens:
         x = torch.randn(m, k, device=CUDA).bfloat16()
-        inputs: list[Tensor] = []  # of all contestants, until the last replay
+        inputs = [x.clone() for _ in range(copies(n * k // 2))]  # until the last replay
         turns: dict[str, Turn] = {}
         errors: dict[str, float] = {}
         for name, contestant in list(contestants.items()):
             try:
-                errors[name] = contestant.checked_error(x)
-                inputs = inputs or [x.clone() for _ in contestant.calls]
+                errors[name] = relative_error(contestant.calls[0](x), x, contestant.dense)
+                if not errors[name] <= ERROR_LIMIT:
+                    raise ValueError(f"its relative error is {errors[name]:.2e} with {m} tokens")
                 turns[name] = captured(contestant.calls, inputs)
-            except (RuntimeError, ValueError, NotImplementedError) as error:
-                print(f"{n} x {k}, {m} tokens: no {name}: {first_line(error)}")
-                if isinstance(error, CaptureError):
-                    del contestants[name]
-                    names.remove(name)
-        yield [
-            Row(
-                n=n,
-                k=k,
-                tokens=m,
-                contestant=name,
-                us=round(us, 2),
-                floor_us=round(_bytes(name, n, k, m) / speed, 2),
-                relative_error=float(f"{errors[name]:.2e}"),
-            )
-            for name, us in medians(turns, 5 if m > 1024 else 15).items()
-        ]
-        del turns, inputs  # the memory of graphs and activations
-    del contestants
-    torch.cuda.empty_cache()
-
-
-def _bytes(name: str, n: int, k: int, tokens: int) -> float:
-    """That a contestant must move at least: weight, activations and result."""
-    bytes_of_weight = WEIGHT_BYTES.get(INT8 if name.endswith(", int8") else name, SPARSE_BYTES)
-    return n * k * bytes_of_weight + 2 * tokens * (n + k)
+            except (RuntimeError, ValueError) as error:
+                leave_out(name, error)
+        moved = {
+            name: n * k * WEIGHT_BYTES.get(name, SPARSE_BYTES) + 2 * m * (n + k) for name in turns
+        }
+        times = medians(turns, 5 if m > 1024 else 15)
+        yield (
+            [
+                Row(
+                    n, k, m, name, round(us, 2), round(moved[name] / speed, 2),
+                    float(f"{errors[name]:.2e}"),
+                )
+                for name, us in times.items()
+            ],
+            lost,
+        )  # fmt: skip
 
 
 def measure_permutation(tokens: int, k: int) -> dict[str, float]:
-    """The permutation kernel against indexing with PyTorch, in microseconds.
-
-    Each call reads other activations, which the cache has forgotten.
-    """
+    """The permutation kernel against indexing with PyTorch, in microseconds."""
     layer = random_layer(8, k)
-    assert layer.weights.permutation is not None
-    absolute = permutations.absolute(layer.weights.permutation, 64).to(CUDA)
-    places = (absolute % 128).to(torch.uint8)
+    places = _places(layer)
+    absolute = places.long() + torch.arange(k, device=CUDA) // 128 * 128
     inputs = [torch.randn(tokens, k, device=CUDA).bfloat16() for _ in range(copies(2 * tokens * k))]
-    ours = [lambda x: torch.ops.permllm.permute_inputs(x, places)] * len(inputs)
-    theirs = [lambda x: x[:, absolute]] * len(inputs)
-    turns = {"permllm": captured(ours, inputs), "indexing": captured(theirs, inputs)}
+    turns = {
+        "permllm": captured(
+            [lambda x: torch.ops.permllm.permute_inputs(x, places)] * len(inputs), inputs
+        ),
+        "indexing": captured([lambda x: x[:, absolute]] * len(inputs), inputs),
+    }
     result = medians(turns, 15)
     return {"tokens": tokens, "k": k, **{name: round(us, 2) for name, us in result.items()}}
 
 
-def passes(tokens: Sequence[int], names: Sequence[str]) -> list[tuple[list[int], list[str]]]:
-    """Numbers of tokens and contestants of one round over all shapes after the other."""
-    first = [name for name in names if name in (*OWN, DENSE)]
-    core = [m for m in tokens if m in CORE]
-    others = [m for m in tokens if m not in CORE]
-    return [
-        (some, group)
-        for group in ([first, [*names]] if 0 < len(first) < len(names) else [[*names]])
-        for some in (core, others)
-        if some
-    ]
+def bandwidth() -> float:
+    """Bytes per microsecond of a copy of 1 GiB, reading and writing counted."""
+    source = torch.zeros(1 << 30, dtype=torch.uint8, device=CUDA)
+    target = torch.empty_like(source)
+    copy = captured([lambda x: target.copy_(x)] * 2, [source])
+    return 2 * source.numel() / medians({"copy": copy}, 10)["copy"]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line per shape and number of tokens: times, and what the others take of ours."""
+    names = list(dict.fromkeys(row.contestant for row in rows))
+    lines = ["  ".join([f"{'n x k':>13}", f"{'tokens':>6}", *(f"{name:>24}" for name in names)])]
+    for n, k, m in dict.fromkeys((row.n, row.k, row.tokens) for row in rows):
+        found = {row.contestant: row for row in rows if (row.n, row.k, row.tokens) == (n, k, m)}
+        cells = []
+        for name in names:
+            row, own = found.get(name), found.get(OURS)
+            if row is None or own is None:
+                cells.append("-")
+            elif name == OURS:
+                cells.append(f"{row.us:.1f} us {row.floor_us / row.us:.0%} floor")
+            else:
+                cells.append(f"{row.us:.1f} us {row.us / own.us:.2f}x")
+        lines.append(
+            "  ".join([f"{f'{n} x {k}':>13}", f"{m:>6}", *(f"{cell:>24}" for cell in cells)])
+        )
+    return "\n".join(lines)
 
 
 def run(
     shapes: Sequence[tuple[int, int]] | None = None,
     tokens: Sequence[int] | None = None,
-    contestants: Sequence[str] | None = None,
     json_file: Path | None = None,
-    seconds: float = 600,
 ) -> None:
-    """Measures, begins nothing further after `seconds`, prints tables, writes JSON.
+    """Measures, prints tables, writes JSON; fails where a contestant of this project did.
 
-    Exits with INCOMPLETE where something was left out.
+    Raises:
+        SystemExit: the kernels do not run here, or one of them was wrong.
     """
-    card = this_card()
-    shapes, tokens = shapes or SHAPES, tokens or TOKENS
-    # Our own and cuBLAS are captured before the peers, whatever becomes of those.
-    names = [name for name in CONTESTANTS if not contestants or name in contestants]
-    end, begun = time.monotonic() + seconds, revision()
-    rows: dict[Case, Row] = {}
-    tried: set[Case] = set()
-
-    def left_out() -> list[str]:
-        return lines_of(missing([*rows.values()], tried, shapes, tokens, names))
-
-    def save() -> None:
-        if json_file:
-            result = {
-                **card.facts(),
-                "permutation": moves,
-                "slower_than_dense": sorted(slower_than_dense([*rows.values()])),
-                "left_out": left_out(),
-                "rows": [dataclasses.asdict(row) for row in rows.values()],
-            }
-            write_json(json_file, result, begun)
-
-    with torch.inference_mode():
-        moves = [measure_permutation(m, k) for m, k in PERMUTED]
-        save()
-        for cases, found in _until(end, shapes, passes(tokens, names), card.speed):
-            tried |= cases
-            rows |= {row.case: row for row in found}
-            save()
-    for move in moves:
-        ratio = move["indexing"] / move["permllm"]
-        print(
-            f"permuting {move['tokens']} x {move['k']}: {move['permllm']} us, indexing "
-            f"{move['indexing']} us, {ratio:.1f}x"
-        )
-    print(table([*rows.values()]))
-    if left_out():
-        print("left out:", *left_out(), sep="\n  ")
-        sys.exit(INCOMPLETE)
-
-
-def _until(
-    end: float,
-    shapes: Sequence[tuple[int, int]],
-    rounds: Sequence[tuple[list[int], list[str]]],
-    speed: float,
-) -> Iterator[tuple[set[Case], list[Row]]]:
-    """What was tried, and the rows; nothing is begun after `end`, a time of `time.monotonic`."""
-    layers: dict[tuple[int, int], Layer] = {}  # the host takes a second to pack one
+    reason = fallback_reason(CUDA, torch.bfloat16)
+    if reason:
+        raise SystemExit(f"the CUDA kernels do not run here: {reason}")
+    begun, speed = revision(), bandwidth()
+    facts = {
+        "gpu": torch.cuda.get_device_name(CUDA),
+        "cuda": torch.version.cuda,
+        "copy_gb_per_s": round(speed / 1e3),
+    }
+    rows: list[Row] = []
     lost: set[str] = set()
-    for tokens, names in rounds:
-        for shape in shapes:
-            if time.monotonic() >= end:
-                return
-            if shape not in layers:
-                layers[shape] = on_gpu(random_layer(*shape, drawn_on=CUDA))
-            kept = [name for name in names if name not in lost]
-            for found, m in zip(measure(layers[shape], tokens, kept, speed), tokens, strict=True):
-                yield {(*shape, m, name) for name in names}, found
-                if time.monotonic() > end:
-                    return
-            lost |= {*names} - {*kept}
+    with torch.inference_mode():
+        moves = [measure_permutation(*shape) for shape in PERMUTED]
+        print(facts, *moves, sep="\n", flush=True)
+        for shape in shapes or LLAMA_2_7B:
+            for found, left_out in measure(shape, tokens or TOKENS, [*CONTESTANTS], speed):
+                rows += found
+                lost |= {*left_out}
+                if json_file:
+                    written = [dataclasses.asdict(row) for row in rows]
+                    write_json(json_file, {**facts, "permutation": moves, "rows": written}, begun)
+            print(table([row for row in rows if (row.n, row.k) == shape]), flush=True)
+    if wrong := [name for name in OWN if name in lost]:
+        sys.exit(f"left out, see above: {', '.join(wrong)}")
 
 
 def main() -> None:
     """Reads the command line and runs."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cuda.kernels", description=__doc__)
     parser.add_argument("--shapes", type=parse_shape, nargs="+", metavar="NxK")
-    parser.add_argument("--m", type=int, nargs="+", metavar="TOKENS")
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS)
-    parser.add_argument("--seconds", type=float, default=600, help="begin nothing after them")
+    parser.add_argument("--tokens", "--m", type=int, nargs="+", metavar="TOKENS")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     arguments = parser.parse_args()
     with new_result(parser, arguments.json):
-        run(arguments.shapes, arguments.m, arguments.contestants, arguments.json, arguments.seconds)
+        run(arguments.shapes, arguments.tokens, arguments.json)
 
 
 if __name__ == "__main__":

@@ -9,23 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.cuda.contestants import Call
-
+Call = Callable[[Tensor], Tensor]
+"""Multiplies activations with one copy of a weight."""
 Turn = Callable[[], float]
 """Runs once what is measured; microseconds of one call."""
 LEAST_CALLS = 32
 """Of a graph: whatever its start takes on the GPU is spread over them."""
 HEAD_START = 1_000_000
 """Clocks that the GPU sleeps in front of a graph, about half a millisecond."""
-
-
-class CaptureError(RuntimeError):
-    """Something cannot be captured in a graph; what is captured after it may be spoiled."""
-
-
-def first_line(error: Exception) -> str:
-    """Why a contestant gets no turn, or the kind of error where it says nothing."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def medians(turns: Mapping[str, Turn], repeats: int) -> dict[str, float]:
@@ -44,9 +35,6 @@ def captured(calls: Sequence[Call], inputs: Sequence[Tensor]) -> Turn:
 
     The calls take their activations from `inputs`, one after the other and over again. Whoever
     replays the graph keeps `inputs`: it knows only where they are.
-
-    Raises:
-        CaptureError: it cannot be captured.
     """
     order = rotation(len(calls), len(inputs))
     side = torch.cuda.Stream()
@@ -55,15 +43,10 @@ def captured(calls: Sequence[Call], inputs: Sequence[Tensor]) -> Turn:
         for call in calls[:2]:
             call(inputs[0])
     torch.cuda.current_stream().wait_stream(side)
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    try:
-        with torch.cuda.graph(graph):
-            for weight, given in order:
-                calls[weight](inputs[given])
-    except RuntimeError as error:
-        raise CaptureError(str(error)) from error
-    finally:  # PyTorch stays on the stream of a capture that fails as it ends
-        torch.cuda.set_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for weight, given in order:
+            calls[weight](inputs[given])
 
     def turn() -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -27,32 +27,29 @@ struct LinearArguments {
   int padded_inputs;
 };
 
-// y[token][j] = x[token][j - j % 128 + permutation[j]].
+// y[token][j] = x[token][j - j % 128 + permutation[j]], elements of 16 bits.
 struct PermuteArguments {
   const void* x;  // 16-byte aligned rows, `x_stride` elements apart
   int64_t x_stride;
   const uint8_t* permutation;  // [columns], each inside its block of 128
-  void* y;                     // contiguous, 16-byte aligned rows
+  void* y;                     // contiguous
   int64_t tokens;
-  int64_t columns;  // a multiple of 16 bytes
+  int64_t columns;  // a multiple of 8
 };
 
-// A GPU as kernels are chosen and launched for it.
+// A GPU as products are planned and launched for it.
 struct Device {
+  int index;       // of CUDA
   int capability;  // 10 * major + minor
   int processors;
-  int shared_bytes_per_block;
   int shared_bytes_per_processor;
-  // No plan depends on these.
-  int index;      // of CUDA
-  bool overlaps;  // kernels may start before the one in front of them has ended (launch.h)
 };
 
 // A launch has at most 65535 blocks in its second dimension: one for every 128 rows, and in the
-// permutation kernel one for every 4096 bytes of a row.
+// permutation kernel one for every 2048 inputs.
 constexpr int kMostBlocks = 65535;
 constexpr int64_t kMostRows = int64_t{kMostBlocks} * 128;
-constexpr int64_t kMostRowBytes = int64_t{kMostBlocks} * 4096;
+constexpr int64_t kMostInputs = int64_t{kMostBlocks} * 2048;
 
 // Blocks of a launch. Each kernel's own stands beside its body.
 struct Grid {

@@ -5,14 +5,10 @@
 // with, and loads in, a PyTorch for the CPU too.
 #include <torch/csrc/stable/library.h>
 
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "cuda_tensors.h"
-#include "forced_kernel.h"
-#include "kernel_choice.h"
-#include "many_tokens.h"
 
 namespace permllm::cuda {
 namespace {
@@ -77,42 +73,12 @@ LinearArguments check_arguments(const Tensor& x, const Tensor& packed, const Ten
   return arguments;
 }
 
-// What a benchmark has products take in place of the chosen kernel, by force_linear_kernel.
-class Forced {
- public:
-  // An empty text forces nothing.
-  void set(const std::string& text) {
-    ForcedKernel forced{};
-    const std::string wrong = text.empty() ? "" : parse_forced_kernel(text, forced);
-    STD_TORCH_CHECK(wrong.empty(), "force_linear_kernel got '", text, "': ", wrong,
-                    " (docs/cuda.md).");
-    const std::lock_guard lock(mutex_);
-    text_ = text;
-    forced_ = forced;
-  }
-
-  // Returns whether a kernel is forced, and which; an error where this product cannot take it.
-  bool get(const LinearArguments& arguments, const Device& device, ForcedKernel& forced) {
-    const std::lock_guard lock(mutex_);
-    if (text_.empty()) return false;
-    forced = forced_;
-    const std::string reason = reason_not_to_force(forced, arguments, device, kBuilt);
-    STD_TORCH_CHECK(reason.empty(), "the kernel ", text_, " is forced, but not for a product of ",
-                    arguments.tokens, " tokens, ", arguments.inputs, " inputs and ", arguments.rows,
-                    " outputs: ", reason, ". Force another, or none.");
-    return true;
-  }
-
-  static Forced& instance() {
-    static Forced forced;
-    return forced;
-  }
-
- private:
-  std::mutex mutex_;
-  std::string text_;
-  ForcedKernel forced_{};
-};
+// By what build.py defines.
+#ifdef PERMLLM_SM90
+constexpr bool kHasGemmSm90 = true;
+#else
+constexpr bool kHasGemmSm90 = false;
+#endif
 
 Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalTensor permutation,
                      OptionalTensor scale, OptionalTensor bias, int64_t out_features,
@@ -135,52 +101,44 @@ Tensor sparse_linear(Tensor x, Tensor packed, OptionalTensor metadata, OptionalT
   arguments.x = rows.const_data_ptr();
   arguments.y = y.mutable_data_ptr();
 
-  ForcedKernel forced{};
-  const bool is_forced = Forced::instance().get(arguments, device, forced);
-  const KernelChoice chosen =
-      is_forced ? forced_choice(forced, arguments) : choose_kernel(arguments, device, kBuilt);
-  if (chosen.takes_a_pass) {
+  if (takes_a_pass(arguments)) {
     Tensor permuted = empty_on(x, {arguments.tokens, arguments.inputs}, x.scalar_type(),
                                "the permuted activations");
     const PermuteArguments permute_arguments{rows.const_data_ptr(), arguments.x_stride,
                                              arguments.permutation, permuted.mutable_data_ptr(),
                                              arguments.tokens,      arguments.inputs};
-    check(permute(permute_arguments, 2, device, stream), "the permutation kernel");
+    check(permute(permute_arguments, stream), "the permutation kernel");
     rows = permuted;
     arguments.x = rows.const_data_ptr();
     arguments.x_stride = arguments.inputs;
     arguments.permutation = nullptr;
   }
-  if (chosen.kernel == LinearKernel::kFewTokens) {
-    const FewTokensPlan plan = forced_few_tokens(forced, arguments, device);
-    OptionalTensor partial;
-    if (plan.splits > 1) {
-      partial = empty_on(x, {plan.splits, arguments.tokens, arguments.padded_rows},
-                         ScalarType::Float, "the partial sums");
+  if constexpr (kHasGemmSm90) {
+    if (takes_gemm_sm90(arguments, device)) {
+      check(gemm_sm90(arguments, device, stream), "the sparse GEMM");
+      return y;
     }
-    float* sums = partial ? static_cast<float*>(partial->mutable_data_ptr()) : nullptr;
-    check(few_tokens(arguments, plan, sums, device, stream), "the kernel for few tokens");
-    return y;
   }
-  const int tile =
-      forced.tile != 0 ? forced.tile : tile_of(chosen.kernel, arguments, device).tokens;
-  check(many_tokens(chosen.kernel, tile, arguments, device, stream), "the kernel for many tokens");
+  const MmaPlan plan = plan_mma(arguments, device);
+  OptionalTensor partial;
+  if (plan.splits > 1) {
+    partial = empty_on(x, {plan.splits, arguments.tokens, arguments.padded_rows}, ScalarType::Float,
+                       "the partial sums");
+  }
+  float* sums = partial ? static_cast<float*>(partial->mutable_data_ptr()) : nullptr;
+  check(mma_linear(arguments, plan, sums, stream), "the product by mma.sp");
   return y;
 }
 
-// x[..., j] = x[..., j - j % 128 + permutation[j]], for elements of 1, 2 or 4 bytes.
+// x[..., j] = x[..., j - j % 128 + permutation[j]], for elements of 2 bytes.
 Tensor permute_inputs(Tensor x, Tensor permutation) {
-  const int64_t element_bytes = x.element_size();
-  STD_TORCH_CHECK(x.is_cuda() && x.dim() >= 1 && x.size(-1) > 0 &&
-                      (element_bytes == 1 || element_bytes == 2 || element_bytes == 4) &&
-                      x.size(-1) * element_bytes % 16 == 0,
-                  "x of shape ", shape(x), " and ", element_bytes,
-                  " bytes per element: it must be on a GPU, with elements of 1, 2 or 4 bytes and "
-                  "rows of a multiple of 16 bytes.");
+  STD_TORCH_CHECK(x.is_cuda() && x.dim() >= 1 && x.element_size() == 2 && x.size(-1) > 0 &&
+                      x.size(-1) % 8 == 0 && x.size(-1) <= kMostInputs,
+                  "x of shape ", shape(x), " and ", x.element_size(),
+                  " bytes per element: it must be on a GPU, of bfloat16 or float16, with rows of a "
+                  "multiple of 8 inputs, at most ",
+                  kMostInputs, ".");
   const int64_t columns = x.size(-1);
-  STD_TORCH_CHECK(columns * element_bytes <= kMostRowBytes, "x of shape ", shape(x),
-                  " has rows of ", columns * element_bytes, " bytes: at most ", kMostRowBytes,
-                  " at a time; split them.");
   STD_TORCH_CHECK(permutation.is_cuda() && permutation.get_device_index() == x.get_device_index() &&
                       permutation.scalar_type() == ScalarType::Byte &&
                       permutation.numel() >= columns && permutation.is_contiguous(),
@@ -188,7 +146,7 @@ Tensor permute_inputs(Tensor x, Tensor permutation) {
                   columns, " inputs, on the GPU of x.");
   const int index = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(index);
-  const Device& device = device_of(index);
+  device_of(index);  // whether there are kernels for it
   const Tensor rows = copied(x, "a copy of the activations");
   const std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
   Tensor y = empty_on(x, sizes, x.scalar_type(), "the permuted activations");
@@ -196,33 +154,18 @@ Tensor permute_inputs(Tensor x, Tensor permutation) {
                                    data<uint8_t>(permutation), y.mutable_data_ptr(),
                                    x.numel() / columns,        columns};
   if (arguments.tokens == 0) return y;
-  check(permute(arguments, static_cast<int>(element_bytes), device, current_stream(index)),
-        "the permutation kernel");
+  check(permute(arguments, current_stream(index)), "the permutation kernel");
   return y;
 }
 
-// Has every product from now on take a kernel: for benchmarks. See parse_forced_kernel.
-void force_linear_kernel(std::string choice) { Forced::instance().set(choice); }
-
 // The architectures that this build has kernels for, as nvcc names them, separated by blanks.
 std::string cuda_architectures() { return PERMLLM_CUDA_ARCHITECTURES; }
-
-// Those whose own GEMM for many tokens, of CUTLASS, this build has; the same way.
-std::string cutlass_architectures() {
-  std::string names = kBuilt.sm90 ? "90" : "";
-  if (kBuilt.sm100) names += names.empty() ? "100" : " 100";
-  return names;
-}
 
 }  // namespace
 }  // namespace permllm::cuda
 
 // permllm::sparse_linear and permute_inputs themselves are defined in permllm_vllm/ops.py.
-STABLE_TORCH_LIBRARY_FRAGMENT(permllm, m) {
-  m.def("cuda_architectures() -> str");
-  m.def("cutlass_architectures() -> str");
-  m.def("force_linear_kernel(str choice) -> ()");
-}
+STABLE_TORCH_LIBRARY_FRAGMENT(permllm, m) { m.def("cuda_architectures() -> str"); }
 
 STABLE_TORCH_LIBRARY_IMPL(permllm, CUDA, m) {
   m.impl("sparse_linear", TORCH_BOX(&permllm::cuda::sparse_linear));
@@ -231,6 +174,4 @@ STABLE_TORCH_LIBRARY_IMPL(permllm, CUDA, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(permllm, CompositeExplicitAutograd, m) {
   m.impl("cuda_architectures", TORCH_BOX(&permllm::cuda::cuda_architectures));
-  m.impl("cutlass_architectures", TORCH_BOX(&permllm::cuda::cutlass_architectures));
-  m.impl("force_linear_kernel", TORCH_BOX(&permllm::cuda::force_linear_kernel));
 }

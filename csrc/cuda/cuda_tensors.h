@@ -4,7 +4,6 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
-#include <cstdlib>
 #include <exception>
 #include <map>
 #include <mutex>
@@ -36,16 +35,6 @@ inline void check(int error, const char* what) {
                       : ".");
 }
 
-// Whether kernels may overlap: PERMLLM_CUDA_PDL, after programmatic dependent launch.
-inline bool overlap_allowed() {
-  const char* value = std::getenv("PERMLLM_CUDA_PDL");
-  const std::string choice = value != nullptr ? value : "";
-  STD_TORCH_CHECK(choice.empty() || choice == "0" || choice == "1", "PERMLLM_CUDA_PDL=", choice,
-                  " is neither 0 nor 1: give 0 so that every kernel waits until the one before has "
-                  "ended, or unset it.");
-  return choice != "0";
-}
-
 inline const Device& device_of(int index) {
   static std::mutex mutex;
   static std::map<int, Device> devices;
@@ -53,7 +42,7 @@ inline const Device& device_of(int index) {
   auto entry = devices.find(index);
   if (entry == devices.end()) {
     Device device{};
-    check(describe_device(index, overlap_allowed(), device), "reading the properties of the GPU");
+    check(describe_device(index, device), "reading the properties of the GPU");
     entry = devices.emplace(index, device).first;
   }
   STD_TORCH_CHECK(entry->second.capability >= kLeastCapability, "GPU ", index,
@@ -128,9 +117,9 @@ inline void check_part(const Tensor& tensor, const Tensor& x, ScalarType dtype, 
 
 inline void check_extent(const Tensor& packed, int64_t padded_rows, int64_t padded_inputs,
                          const char* name) {
-  STD_TORCH_CHECK(padded_rows <= kMostRows && padded_inputs * 2 <= kMostRowBytes, name,
-                  " of shape ", shape(packed), " has more than ", kMostRows,
-                  " outputs or more than ", kMostRowBytes / 2,
+  STD_TORCH_CHECK(padded_rows <= kMostRows && padded_inputs <= kMostInputs, name, " of shape ",
+                  shape(packed), " has more than ", kMostRows, " outputs or more than ",
+                  kMostInputs,
                   " inputs, the most that the CUDA kernels multiply: split the layer.");
 }
 

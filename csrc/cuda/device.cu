@@ -4,17 +4,9 @@
 #include "launch.h"
 
 namespace permllm::cuda {
-namespace {
 
-// griddepcontrol is there from sm_90 on. Earlier drivers know of it, but no edge in a graph that
-// means it: what was captured would not be what is launched.
-constexpr int kOverlappingCapability = 90;
-constexpr int kOverlappingDriver = 12030;
-
-}  // namespace
-
-int describe_device(int index, bool overlap, Device& device) {
-  int major = 0, minor = 0, driver = 0;
+int describe_device(int index, Device& device) {
+  int major = 0, minor = 0;
   const auto read = [index](int& value, cudaDeviceAttr attribute) {
     return cudaDeviceGetAttribute(&value, attribute, index);
   };
@@ -22,16 +14,10 @@ int describe_device(int index, bool overlap, Device& device) {
   if (error == cudaSuccess) error = read(minor, cudaDevAttrComputeCapabilityMinor);
   if (error == cudaSuccess) error = read(device.processors, cudaDevAttrMultiProcessorCount);
   if (error == cudaSuccess) {
-    error = read(device.shared_bytes_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  }
-  if (error == cudaSuccess) {
     error = read(device.shared_bytes_per_processor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   }
-  if (error == cudaSuccess) error = cudaDriverGetVersion(&driver);
   device.capability = 10 * major + minor;
   device.index = index;
-  device.overlaps =
-      overlap && device.capability >= kOverlappingCapability && driver >= kOverlappingDriver;
   return told(error);
 }
 

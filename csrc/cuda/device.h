@@ -91,44 +91,6 @@ PERMLLM_DEVICE uint32_t add_float16x2(uint32_t a, uint32_t b) {
   return result;
 }
 
-// Programmatic dependent launch, sm_90 and later. Nothing that a previous kernel writes is read,
-// and nothing that it may still read is written, before this returns.
-PERMLLM_DEVICE void wait_for_previous_kernel() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// Lets the next kernel begin. Only after wait_for_previous_kernel: then a kernel overlaps with the
-// one before it and with no earlier one.
-PERMLLM_DEVICE void allow_next_kernel() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-// Writes what tensor cores will read: see show_tensor_cores.
-PERMLLM_DEVICE void store_shared(void* shared, uint32_t value) {
-  *static_cast<uint32_t*>(shared) = value;
-}
-
-// wgmma reads shared memory by another way than threads write it. What this thread has stored is
-// there for a wgmma that begins after a barrier behind this.
-PERMLLM_DEVICE void show_tensor_cores() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
-
-// The compiler moves no access to memory across it. Only for what nvcc alone compiles: the emulator
-// has none.
-PERMLLM_DEVICE void fence_compiler() { asm volatile("" ::: "memory"); }
-
-// Adds to a number in shared memory and returns what it was.
-PERMLLM_DEVICE int add_shared(int* shared, int value) { return atomicAdd(shared, value); }
-
-PERMLLM_DEVICE float exponential(float value) { return __expf(value); }
-
 PERMLLM_DEVICE void sync_block() { __syncthreads(); }
 PERMLLM_DEVICE void sync_warp() { __syncwarp(); }
 

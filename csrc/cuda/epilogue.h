@@ -3,13 +3,12 @@
 
 #include "arguments.h"
 #include "element.h"
-#include "stage.h"
+#include "weight_stage.h"
 
 namespace permllm::cuda {
 
 // Floats between tokens of a tile of sums.
-template <int kRows = kStepRows>
-constexpr int kTilePitch = kRows + 4;
+constexpr int kTilePitch = kStepRows + 4;
 
 // Eight rows of one token: scale, bias, rounding, one store of 16 bytes where the rows are whole.
 template <class Element>
@@ -35,17 +34,16 @@ PERMLLM_DEVICE void finish(const LinearArguments& arguments, float (&sums)[8], i
   }
 }
 
-// Writes a tile [kTokens][kRows] of sums to y, or, where `partial` is not null, unfinished to
+// Writes a tile [kTokens][128] of sums to y, or, where `partial` is not null, unfinished to
 // partial[token][padded_rows].
-template <class Element, int kTokens, int kThreads, int kRows = kStepRows>
+template <class Element, int kTokens>
 PERMLLM_DEVICE void write_tile(const LinearArguments& arguments, const float* tile, float* partial,
                                int row, int token) {
-  for (int index = threadIdx.x; index < kTokens * kRows / 8; index += kThreads) {
-    const int local_token = index / (kRows / 8);
-    const int local_row = index % (kRows / 8) * 8;
+  for (int index = threadIdx.x; index < kTokens * kStepRows / 8; index += kMmaThreads) {
+    const int local_token = index / (kStepRows / 8);
+    const int local_row = index % (kStepRows / 8) * 8;
     if (token + local_token >= arguments.tokens) continue;
-    if (kStepRows % kRows != 0 && row + local_row >= arguments.padded_rows) continue;
-    const float* source = tile + local_token * kTilePitch<kRows> + local_row;
+    const float* source = tile + local_token * kTilePitch + local_row;
     const float4 low = *reinterpret_cast<const float4*>(source);
     const float4 high = *reinterpret_cast<const float4*>(source + 4);
     if (partial != nullptr) {
@@ -73,8 +71,6 @@ inline Grid reduce_grid(const LinearArguments& arguments) {
 template <class Element>
 PERMLLM_DEVICE void reduce_body(const LinearArguments& arguments, const float* partial,
                                 int splits) {
-  wait_for_previous_kernel();
-  allow_next_kernel();
   const int token = blockIdx.y;
   const int row =
       (static_cast<int>(blockIdx.x) * kReduceThreads + static_cast<int>(threadIdx.x)) * 8;

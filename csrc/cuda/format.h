@@ -8,8 +8,7 @@
 //           each run of 16 (32 inputs, 8 groups), in the order of groups 0 4 1 5 2 6 3 7: the four
 //           bytes that ldmatrix gives to a lane are then the two pairs that mma.sp wants there.
 // metadata  a nibble per group, first | second << 2, where first < second are the places of the
-// kept
-//           values in their group. Two groups of 4 consecutive inputs share a byte, the lower
+//           kept values in their group. Two groups of 4 consecutive inputs share a byte, the lower
 //           inputs in the lower nibble. Bytes are in the order that CUTLASS gives the operand E of
 //           sm_90 for 16-bit types (Sm90GemmSparseConfig with tiles of 128 inputs or more). The
 //           byte of row m and input k is
@@ -22,7 +21,7 @@
 // scale     float32 [rows], for 8-bit values: weight = value * scale.
 //
 // CUTLASS itself pads rows to 64 for sm_90: a plane of 128 inputs of ours starts with the bytes of
-// theirs. For sm_100 it has the same order and pads to 128 as we do.
+// theirs.
 #pragma once
 
 #include <cstdint>

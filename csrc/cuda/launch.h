@@ -1,23 +1,11 @@
-// Starts a kernel, so that it may overlap with the one before it.
+// Starts a kernel, and has CUTLASS start one.
 #pragma once
 
 #include <cuda_runtime.h>
 
-#include <initializer_list>
-
 #include "arguments.h"
-#include "once_per_kernel.h"
 
 namespace permllm::cuda {
-
-// Kernels wait for the previous one (device.h) where they are compiled for sm_90 or later. A build
-// for older GPUs alone also runs on new ones, from PTX that does not wait: it must not overlap.
-constexpr bool waits_for_previous_kernel() {
-  for (const int architecture : {__CUDA_ARCH_LIST__}) {
-    if (architecture >= 900) return true;
-  }
-  return false;
-}
 
 // An error also stays behind as CUDA's last one, where the next that asks for it, CUTLASS among
 // them, would take it for its own. Takes it away, as its caller has been told. That of a kernel
@@ -27,35 +15,23 @@ inline int told(int error) {
   return error;
 }
 
-// Allows a kernel as much shared memory as a block of the GPU can have, so that whichever plan
-// comes next needs no call of its own. A no-op but for the first call that needs it.
-template <class... Parameters>
-int allow_shared_memory(void (*kernel)(Parameters...), int shared_bytes, const Device& device) {
+// Allows a kernel of the current GPU so much shared memory.
+inline int allow_shared_memory(const void* kernel, int bytes) {
   constexpr int kAlwaysAllowed = 48 << 10;
-  if (shared_bytes <= kAlwaysAllowed) return cudaSuccess;
-  static OncePerKernel allowed;
-  const auto* function = reinterpret_cast<const void*>(kernel);
-  return allowed(function, device.index, [&]() -> int {
-    return told(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                     device.shared_bytes_per_block));
-  });
+  if (bytes <= kAlwaysAllowed) return cudaSuccess;
+  return told(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
 }
 
 template <class... Parameters, class... Values>
-int launch(void (*kernel)(Parameters...), Grid grid, int threads, int shared_bytes,
-           const Device& device, void* stream, const Values&... values) {
-  const int error = allow_shared_memory(kernel, shared_bytes, device);
+int launch(void (*kernel)(Parameters...), Grid grid, int threads, int shared_bytes, void* stream,
+           const Values&... values) {
+  const int error = allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
   if (error != cudaSuccess) return error;
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t configuration{};
   configuration.gridDim = dim3(grid.x, grid.y, grid.z);
   configuration.blockDim = dim3(threads);
   configuration.dynamicSmemBytes = shared_bytes;
   configuration.stream = static_cast<cudaStream_t>(stream);
-  configuration.attrs = &overlap;
-  configuration.numAttrs = device.overlaps && waits_for_previous_kernel() ? 1 : 0;
   return told(cudaLaunchKernelEx(&configuration, kernel, Parameters(values)...));
 }
 

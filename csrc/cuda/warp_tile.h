@@ -2,7 +2,7 @@
 #pragma once
 
 #include "element.h"
-#include "stage.h"
+#include "weight_stage.h"
 
 namespace permllm::cuda {
 
@@ -31,8 +31,8 @@ PERMLLM_DEVICE void load_weights(uint32_t (&a)[2][4], const unsigned char* stage
   }
 }
 
-// kRowTiles x 32 rows, of the kBlockRows of a stage, by kTokenTiles x 8 tokens.
-template <class Element, class Value, int kRowTiles, int kTokenTiles, int kBlockRows = kStepRows>
+// kRowTiles x 32 rows of a stage by kTokenTiles x 8 tokens.
+template <class Element, class Value, int kRowTiles, int kTokenTiles>
 struct WarpTile {
   // [32 rows][half of them][8 tokens][fragment]
   float sums[kRowTiles][2][kTokenTiles][4];
@@ -59,8 +59,7 @@ struct WarpTile {
     uint4 metadata[kRowTiles];
     PERMLLM_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {
-      const int offset =
-          WeightStage<Value, kBlockRows>::metadata_offset(first_row / kWarpRows + r, lane);
+      const int offset = WeightStage<Value>::metadata_offset(first_row / kWarpRows + r, lane);
       metadata[r] = *reinterpret_cast<const uint4*>(stage + offset);
     }
     PERMLLM_UNROLL

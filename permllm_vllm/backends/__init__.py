@@ -7,7 +7,7 @@ import logging
 import torch
 
 from permllm_vllm import ops
-from permllm_vllm.backends import cuda, cuda_trial
+from permllm_vllm.backends import cuda
 from permllm_vllm.backends.cpu import CpuBackend
 from permllm_vllm.backends.cuda import CudaBackend
 from permllm_vllm.backends.reference import ReferenceBackend
@@ -43,19 +43,24 @@ ACTIVATIONS = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def fallback_reason(
-    device: torch.device, dtype: torch.dtype, values: torch.dtype | None = None
+    device: torch.device,
+    dtype: torch.dtype,
+    values: torch.dtype | None = None,
+    *,
+    experts: bool = False,
 ) -> str:
     """Why layers of this dtype and device run on the reference backend; empty if they do not.
-
-    On a GPU that should run the kernels a small layer is multiplied, once in a process.
 
     Args:
         device: where the model is.
         dtype: of the activations.
         values: dtype of the sparse values in the checkpoint; that of the activations by default.
+        experts: whether the layers are the experts of a mixture.
     """
+    if device.type == "cuda" and experts:
+        return "the CUDA kernels multiply no experts: serve the model on the CPU for sparse ones"
     if device.type == "cuda":
-        return cuda.unsupported_reason(device, dtype) or cuda_trial.failure(device)
+        return cuda.unsupported_reason(device, dtype)
     if device.type != "cpu":
         return f"there is no kernel for {device.type} yet"
     if dtype not in ACTIVATIONS:
@@ -75,7 +80,11 @@ def require_pattern(device: torch.device, pattern: Pattern) -> None:
 
 
 def select_backend(
-    device: torch.device, dtype: torch.dtype, values: torch.dtype | None = None
+    device: torch.device,
+    dtype: torch.dtype,
+    values: torch.dtype | None = None,
+    *,
+    experts: bool = False,
 ) -> SelectedBackend:
     """Picks the backend for layers with activations of `dtype` on `device`.
 
@@ -86,12 +95,13 @@ def select_backend(
         device: where the model is.
         dtype: of the activations.
         values: dtype of the sparse values in the checkpoint; that of the activations by default.
+        experts: whether the layers are the experts of a mixture.
 
     Raises:
         RuntimeError: PERMLLM_CPU_ISA names an instruction set that cannot run here.
     """
     values = values or dtype
-    reason = fallback_reason(device, dtype, values)
+    reason = fallback_reason(device, dtype, values, experts=experts)
     if not reason and device.type == "cuda":
         return CudaBackend(dtype)
     if not reason:

@@ -6,18 +6,11 @@ csrc/cuda/format.h.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from permllm_vllm import ops
-from permllm_vllm.backends.weights import (
-    CheckpointWeights,
-    PackedWeights,
-    StackedWeights,
-    stacked,
-)
+from permllm_vllm.backends.weights import CheckpointWeights, PackedWeights
 from permllm_vllm.checkpoint import packing
 from permllm_vllm.checkpoint import permutation as permutations
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -75,20 +68,6 @@ def missing_architecture(capability: tuple[int, int], built: list[str]) -> str:
     )
 
 
-def missing_gemm(capability: tuple[int, int], built: list[str]) -> str:
-    """Why many tokens take longer than they could on a GPU; empty where they do not.
-
-    `built` are the architectures whose own GEMM of CUTLASS the library has. That of 10.0 is not
-    expected of it: nobody has run it.
-    """
-    if capability != (9, 0) or "90" in built:
-        return ""
-    return (
-        "built without CUTLASS' sparse GEMM for 9.0: more than 64 tokens are multiplied by "
-        "mma.sp, which is slower"
-    )
-
-
 def _version(architecture: str) -> tuple[int, int]:
     return divmod(int(architecture.rstrip("af")), 10)
 
@@ -100,7 +79,7 @@ def _runs(architecture: str, capability: tuple[int, int]) -> bool:
 
 
 class CudaBackend:
-    """Packs 2:4 weights for the kernels of few and of many tokens, which read one format.
+    """Packs 2:4 weights in the one format that all kernels read.
 
     int8 values stay int8 in memory and are multiplied in `dtype`; their scale is applied to the
     sums.
@@ -135,35 +114,12 @@ class CudaBackend:
             values = interleave_int8(pad_values(values))
         else:
             values = pad_values(values.to(self.dtype))
-        packed = PackedWeights(
+        return PackedWeights(
             packed=values,
             metadata=pack_metadata(weights.mask),
             permutation=_pack_permutation(weights),
             scale=None if weights.scale is None else weights.scale.float().contiguous(),
         )
-        _settle(values)
-        return packed
-
-    def stack(self, experts: Sequence[PackedWeights]) -> StackedWeights:
-        """Puts the packed weights of one linear layer of all experts one after the other."""
-        packed = torch.stack([one.packed for one in experts])
-        metadata = stacked([one.metadata for one in experts])
-        if metadata is None:
-            raise ValueError("packed weights of a GPU have metadata; these have none")
-        whole = StackedWeights(
-            packed,
-            metadata,
-            stacked([one.permutation for one in experts]),
-            stacked([one.scale for one in experts]),
-        )
-        _settle(packed)
-        return whole
-
-
-def _settle(packed: Tensor) -> None:
-    """Wait until weights are written: kernels request them before the one in front has ended."""
-    if packed.is_cuda:
-        torch.cuda.current_stream(packed.device).synchronize()
 
 
 def pad_values(values: Tensor) -> Tensor:

@@ -52,11 +52,9 @@ class StackedWeights:
     """One linear layer of all experts, packed: tensor arguments of `sparse_experts`.
 
     Attributes:
-        packed: the packed weights one after the other: on the CPU uint8, on CUDA
-            `[experts, padded out, padded in / 2]`.
-        metadata: on the CPU int64 `[experts, fields]`, of each what was its metadata, and its
-            place; on CUDA those of each expert, one after the other.
-        permutation: `[experts, in]`, on the CPU int32 and on CUDA uint8 and padded; or None.
+        packed: uint8, the packed weights one after the other.
+        metadata: int64 `[experts, fields]`, of each what was its metadata, and its place.
+        permutation: int32 `[experts, in]`, or None.
         scale: float32 `[experts, out]`, or None.
     """
 

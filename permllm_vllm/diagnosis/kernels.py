@@ -12,7 +12,6 @@ import torch
 from permllm_vllm import ops
 from permllm_vllm.backends import CheckpointWeights, fallback_reason, select_backend
 from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
-from permllm_vllm.backends.cuda import missing_gemm
 from permllm_vllm.checkpoint.packing import pack_mask, pack_values
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.diagnosis.environment import processor
@@ -115,7 +114,7 @@ def kernel_error(instruction_set: str, values: str) -> float:
 
 
 def cuda_kernels() -> Iterator[Finding]:
-    """Whether there is a GPU, a library for it, and whether that is right."""
+    """Whether there is a GPU, and a library for it."""
     driver = Path("/proc/driver/nvidia/version")
     if driver.exists():
         yield Finding("NVIDIA driver", driver.read_text().splitlines()[0].partition(":")[2].strip())
@@ -131,17 +130,7 @@ def cuda_kernels() -> Iterator[Finding]:
     if reason:
         yield Finding("CUDA kernels", reason, Verdict.PROBLEM, remedy)
         return
-    yield Finding("CUDA kernels", "loaded, and right for a small layer")
-    yield from cutlass_gemm()
-
-
-def cutlass_gemm() -> Iterator[Finding]:
-    """What the loaded CUDA library lacks for many tokens on the first GPU, if anything."""
-    built = torch.ops.permllm.cutlass_architectures().split()
-    slow = missing_gemm(torch.cuda.get_device_capability(0), built)
-    if slow:
-        remedy = f"pip install --no-deps nvidia-cutlass==4.2.0.0, and {INSTALL}"
-        yield Finding("CUDA kernels for many tokens", slow, Verdict.PROBLEM, remedy)
+    yield Finding("CUDA kernels", "loaded; `make gpu` tests and times them")
 
 
 def services() -> list[Service]:

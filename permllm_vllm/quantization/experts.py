@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import Module
 
 import permllm_vllm.ops  # noqa: F401  (defines torch.ops.permllm)
-from permllm_vllm.backends import CheckpointWeights, ReferenceBackend, fallback_reason
+from permllm_vllm.backends import CheckpointWeights, CpuBackend, fallback_reason
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.int4 import stored_values
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -129,7 +129,7 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         loaded = [stack for stack in self.stacks if self._pack(layer, stack)]
         if loaded and hasattr(layer, f"{DOWN}_weight"):
             device = getattr(layer, f"{DOWN}_weight").device
-            reason = fallback_reason(device, self.dtype, self.value_dtype)
+            reason = fallback_reason(device, self.dtype, self.value_dtype, experts=True)
             self.dense = dense_experts_method(layer.moe_config, self.prefix, reason)
             self.dense.process_weights_after_loading(layer)
             self.moe_kernel = self.dense.moe_kernel
@@ -178,20 +178,20 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
             return False
         device = loaded[schema.WEIGHT_PACKED].device
         self.value_dtype = schema.computed_dtype(self.checkpoint.value_dtype)
-        backend = self.served.backend(device, self.dtype, self.value_dtype)
+        backend = self.served.backend(device, self.dtype, self.value_dtype, experts=True)
         packed = [
             backend.pack(self._checked(stack, loaded, expert))
             for expert in range(len(stack.layers))
         ]
         stack.drop(layer)
         del loaded  # before the packed weights are copied into one piece
-        if isinstance(backend, ReferenceBackend):
-            weight = torch.stack([one.packed for one in packed])
-            register_packed(layer, f"{stack.name}_weight", weight)
-        else:
+        if isinstance(backend, CpuBackend):
             stacked = backend.stack(packed)
             for operand in OPERANDS:
                 register_packed(layer, f"{stack.name}_{operand}", getattr(stacked, operand))
+        else:
+            weight = torch.stack([one.packed for one in packed])
+            register_packed(layer, f"{stack.name}_weight", weight)
         for one in packed:
             self.served.packed(backend, self.checkpoint, self.dtype, four_bits=one.four_bits)
         return True

@@ -46,15 +46,22 @@ class ServedLayers:
         self._created = 0
         self._packed: Counter[tuple[str, str]] = Counter()
         self._in_four_bits = 0
-        self._backends: dict[tuple[torch.device, torch.dtype, torch.dtype], SelectedBackend] = {}
+        self._backends: dict[
+            tuple[torch.device, torch.dtype, torch.dtype, bool], SelectedBackend
+        ] = {}
 
     def backend(
-        self, device: torch.device, dtype: torch.dtype, values: torch.dtype
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        values: torch.dtype,
+        *,
+        experts: bool = False,
     ) -> SelectedBackend:
         """What packs and multiplies; chosen once, so that a fallback is warned about once."""
-        key = (device, dtype, values)
+        key = (device, dtype, values, experts)
         if key not in self._backends:
-            self._backends[key] = select_backend(*key)
+            self._backends[key] = select_backend(device, dtype, values, experts=experts)
         return self._backends[key]
 
     def created(self) -> None:

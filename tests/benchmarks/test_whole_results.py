@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import demo, soak
-from benchmarks.cuda import generation, kernels
+from benchmarks.cuda import kernels
 from benchmarks.texts import Texts
 
 
@@ -18,7 +18,6 @@ from benchmarks.texts import Texts
     [
         (soak, "checkpoint"),
         (kernels, "run"),
-        (generation, "_generate"),
     ],
 )
 def test_a_result_that_is_there_is_not_replaced(

@@ -1,4 +1,4 @@
-"""Builds the host programs of this directory, once per session."""
+"""Builds the host programs and the library that the tests of this directory load."""
 
 import ctypes
 import importlib.util
@@ -11,69 +11,35 @@ from pathlib import Path
 import pytest
 import torch
 
-from csrc.cuda import architectures, toolkit
+from csrc.cuda import toolkit
 from tests.cuda.emulated import Emulator
-from tests.cuda.library_build import LIBRARY_BUILD, Library, LibraryBuild, OptionalKernels, missing
+from tests.cuda.library_build import Library, built, missing
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "csrc" / "cuda"
 
 
-BUILT = ("library", "optional_kernels")
-"""Fixtures that wait for the build; the second needs the first."""
-
-
-def fixtures_of(item):
-    return getattr(item, "fixturenames", ())
-
-
-def compiles(item):
-    """Whether Inductor compiles in it, which takes a minute where nothing is cached."""
-    return getattr(item, "callspec", None) and item.callspec.params.get("backend") == "inductor"
-
-
 def pytest_collection_modifyitems(items):
-    """What takes minutes comes last: the whole library has to be built, then what follows it.
+    """What takes minutes comes last: the whole library, and what Inductor compiles.
 
-    Inductor's too: what ends one that takes too long ends all that would come after it.
+    What ends one of the latter that takes too long ends all that would come after it.
     """
-    items.sort(
-        key=lambda item: (sum(name in fixtures_of(item) for name in BUILT), bool(compiles(item)))
-    )
 
+    def minutes(item):
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        needed = "library" in getattr(item, "fixturenames", ())
+        return needed, parameters.get("backend") == "inductor"
 
-def pytest_collection_finish(session):
-    """Begin to build it, if any test needs it."""
-    needed = {name for item in session.items for name in fixtures_of(item) if name in BUILT}
-    if needed and not session.config.option.collectonly and not missing():
-        optional = "optional_kernels" in needed and bool(architectures.chosen())
-        session.config.stash[LIBRARY_BUILD] = LibraryBuild(optional=optional)
-
-
-def pytest_unconfigure(config):
-    """End a build that no test has waited for."""
-    if LIBRARY_BUILD in config.stash:
-        config.stash[LIBRARY_BUILD].stop()
+    items.sort(key=minutes)
 
 
 @pytest.fixture(scope="session")
-def library(request) -> Library:
-    """The one that was begun when the tests were; skips without the tools."""
+def library() -> Library:
+    """Built for the tests; skips without the tools."""
     reason = missing()
     if reason:
         pytest.skip(reason)
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    return request.config.stash[LIBRARY_BUILD].library(
-        reporter.write_line if reporter else lambda line: None
-    )
-
-
-@pytest.fixture(scope="session")
-def optional_kernels(request, library) -> OptionalKernels:
-    """Compiled after the library; skips where no architectures are chosen: it takes minutes."""
-    if not architectures.chosen():
-        pytest.skip("they take minutes: name architectures in PERMLLM_CUDA_ARCHS")
-    return request.config.stash[LIBRARY_BUILD].optional_kernels()
+    return built()
 
 
 @pytest.fixture

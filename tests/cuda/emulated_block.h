@@ -2,10 +2,8 @@
 //
 // It is hard on the code where hardware may be: warps drift apart between barriers and threads run
 // in a random order, an asynchronous copy poisons its target at once and arrives only when its
-// thread waits for it, and all shared memory starts poisoned. The previous kernel ends as late as
-// it can, when every thread waits for it or for another that does; until then what it may write is
-// poison, and what it may read must not be written. Code that synchronises too little gives NaN,
-// wrong numbers or an error.
+// thread waits for it, and all shared memory starts poisoned. Code that synchronises too little
+// gives NaN, wrong numbers or an error.
 //
 // Every barrier and wait knows its line, so that a test can leave one out (`left_out`).
 #pragma once
@@ -47,9 +45,7 @@ struct Fibre {
 
   ucontext_t context;
   std::unique_ptr<unsigned char[]> stack{new unsigned char[kStackBytes]};
-  enum { kReady, kAtBlock, kAtWarp, kAtPreviousKernel, kDone } state = kReady;
-  bool has_waited = false;  // for the previous kernel
-  size_t hidden = 0;        // stores that the tensor cores do not see yet
+  enum { kReady, kAtBlock, kAtWarp, kDone } state = kReady;
   WarpOperation operation = nullptr;
   void* operands = nullptr;
   std::vector<Copy> open;
@@ -61,7 +57,6 @@ struct Block {
   ucontext_t scheduler;
   Fibre* current = nullptr;
   std::function<void()> body;
-  std::function<void()> previous_kernel_ends;  // empty once it has ended
   std::mt19937 random;
   std::string error;
 
@@ -105,8 +100,6 @@ class FaultsFail {
   struct sigaction before_;
 };
 
-static std::vector<unsigned char*> stored;  // where store_shared wrote four bytes
-
 // A barrier or a wait in the kernels' source, in the order in which they were first come to.
 struct Site {
   const char* name;
@@ -129,8 +122,6 @@ inline bool leaves_out(const char* name, const std::source_location& where) {
 inline void entry() {
   block->body();
   if (!block->current->open.empty()) fail("copies were never committed");
-  if (block->current->hidden > 0) fail("stores were never shown to the tensor cores");
-  if (!block->current->has_waited) fail("a thread never waited for the previous kernel");
   leave(Fibre::kDone);
 }
 
@@ -173,21 +164,6 @@ inline bool release(Block& b) {
   return progress;
 }
 
-// Lets the previous kernel end where threads wait for it.
-inline bool end_previous_kernel(Block& b) {
-  bool waiting = false;
-  for (auto& fibre : b.fibres) {
-    if (fibre->state != Fibre::kAtPreviousKernel) continue;
-    fibre->state = Fibre::kReady;
-    waiting = true;
-  }
-  if (waiting) {
-    b.previous_kernel_ends();
-    b.previous_kernel_ends = nullptr;
-  }
-  return waiting;
-}
-
 // Runs all threads to their ends. A warp mostly goes on for as long as it can, so that warps drift
 // as far apart as barriers let them.
 inline void Block::run(Index index) {
@@ -219,14 +195,13 @@ inline void Block::run(Index index) {
       current = nullptr;
       if (!error.empty()) throw std::runtime_error(error);
     }
-    if (!release(*this) && threads.empty() && !end_previous_kernel(*this)) return;
+    if (!release(*this) && threads.empty()) return;
   }
 }
 
-// Runs `body` once for each thread of each block. `begin` runs before each block and
-// `previous_kernel_ends` when none of its threads can go on before. Throws what `fail` is told.
+// Runs `body` once for each thread of each block, before which `begin` runs. Throws what `fail` is
+// told.
 inline void launch(Grid grid, unsigned threads, unsigned seed, const std::function<void()>& begin,
-                   const std::function<void()>& previous_kernel_ends,
                    const std::function<void()>& body) {
   const FaultsFail faults_fail;
   for (unsigned z = 0; z < grid.z; ++z) {
@@ -238,7 +213,6 @@ inline void launch(Grid grid, unsigned threads, unsigned seed, const std::functi
                                                                 [](Block*) { block = nullptr; });
         b.random.seed(seed++);
         b.body = body;
-        b.previous_kernel_ends = previous_kernel_ends;
         begin();
         for (unsigned t = 0; t < threads; ++t) {
           b.fibres.push_back(std::make_unique<Fibre>());

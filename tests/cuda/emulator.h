@@ -17,20 +17,6 @@ inline void sync_warp(const Where& where = Where::current()) {
   emulator::at_warp(nullptr, nullptr);
 }
 
-inline void wait_for_previous_kernel(const Where& where = Where::current()) {
-  if (emulator::leaves_out("wait_for_previous_kernel", where)) return;
-  if (emulator::block->previous_kernel_ends) {
-    emulator::leave(emulator::Fibre::kAtPreviousKernel);
-  }
-  emulator::block->current->has_waited = true;
-}
-
-inline void allow_next_kernel() {
-  if (!emulator::block->current->has_waited) {
-    emulator::fail("the next kernel was allowed before the previous one was waited for");
-  }
-}
-
 inline void copy_async_16(void* shared, const void* global, bool valid = true) {
   if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16) {
     emulator::fail("unaligned copy");
@@ -59,33 +45,6 @@ inline void wait_copies(const Where& where = Where::current()) {
         std::memcpy(copy.target, copy.source, 16);
       }
     }
-  }
-}
-
-inline void store_shared(void* shared, uint32_t value) {
-  if (reinterpret_cast<uintptr_t>(shared) % 4) emulator::fail("unaligned store");
-  std::memcpy(shared, &value, 4);
-  emulator::stored.push_back(static_cast<unsigned char*>(shared));
-  ++emulator::block->current->hidden;
-}
-
-inline void show_tensor_cores(const Where& where = Where::current()) {
-  if (emulator::leaves_out("show_tensor_cores", where)) return;
-  emulator::block->current->hidden = 0;
-}
-
-inline int add_shared(int* shared, int value) {
-  const int before = *shared;  // no other thread runs meanwhile
-  *shared += value;
-  return before;
-}
-
-inline float exponential(float value) { return std::exp(value); }
-
-// Stands for a wgmma, which reads what all threads of the block have stored.
-inline void tensor_cores_read() {
-  for (const auto& fibre : emulator::block->fibres) {
-    if (fibre->hidden > 0) emulator::fail("the tensor cores read what they do not see");
   }
 }
 

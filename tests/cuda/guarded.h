@@ -1,4 +1,4 @@
-// Memory of a kernel on the emulator, and what the previous kernel may do with it.
+// Memory of a kernel on the emulator.
 #pragma once
 
 #include <sys/mman.h>
@@ -30,36 +30,18 @@ class Guarded {
   Guarded& operator=(const Guarded&) = delete;
 
   void poison() { std::memset(data, 0xff, bytes_); }
-  void keep() { kept_.assign(data, data + bytes_); }
-  void bring_back() { std::copy(kept_.begin(), kept_.end(), data); }
-  bool is_as_kept() const { return std::equal(kept_.begin(), kept_.end(), data); }
-
   unsigned char* data;
 
  private:
   unsigned char* base_;
   size_t bytes_;
   size_t mapped_;
-  std::vector<unsigned char> kept_;
 };
 
-// Runs a kernel. Until the previous one ends, it may write any of `inputs` and read `output`.
-inline void launch_after_another(Grid grid, unsigned threads, unsigned seed, Guarded& shared,
-                                 const std::vector<Guarded*>& inputs, Guarded& output,
-                                 const std::function<void()>& body) {
-  for (Guarded* input : inputs) input->keep();
-  emulator::launch(
-      grid, threads, seed,
-      [&] {
-        shared.poison();
-        output.keep();
-        for (Guarded* input : inputs) input->poison();
-      },
-      [&] {
-        if (!output.is_as_kept()) emulator::fail("written before the previous kernel had ended");
-        for (Guarded* input : inputs) input->bring_back();
-      },
-      body);
+// Runs a kernel whose shared memory is poison at the beginning of each block.
+inline void launch_with(Guarded& shared, Grid grid, unsigned threads, unsigned seed,
+                        const std::function<void()>& body) {
+  emulator::launch(grid, threads, seed, [&] { shared.poison(); }, body);
 }
 
 // What `run` throws, null if nothing.

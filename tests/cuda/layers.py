@@ -10,15 +10,7 @@ from permllm_vllm.backends import CheckpointWeights, PackedWeights
 from permllm_vllm.backends.reference import ReferenceBackend
 
 WIDE = 6272
-"""Outputs that make many tokens worth the largest tile on an H100, and 49 tiles of 128 rows: an odd
-number, where clusters take two."""
-
-WIDER = 17024
-"""133 tiles of 128 rows, one more than an H100 has processors: 64 tokens are better multiplied in
-blocks of 192 rows, the last of which has 128."""
-
-WIDEST = 27000
-"""Outputs that are better multiplied in blocks of 256 rows there, the last of which has 128."""
+"""49 tiles of 128 rows: an odd number, where clusters of CUTLASS' GEMM take two."""
 
 PRODUCTS = (
     (1, 8, 0, False),
@@ -31,8 +23,6 @@ PRODUCTS = (
     (2048, 2056, 0, True),
     (512, 11008, 64, True),
     (WIDE, 256, 64, True),
-    (WIDER, 1024, 64, True),
-    (WIDEST, 256, 64, True),
 )
 """Outputs, inputs, block size of the permutation or 0, and whether there is a bias."""
 

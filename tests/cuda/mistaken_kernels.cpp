@@ -17,14 +17,8 @@ struct Operands {
 
 float plus_one(const Operands& o) { return o.x[threadIdx.x] + 1; }
 
-void start() {
-  wait_for_previous_kernel();
-  allow_next_kernel();
-}
-
 // Adds one through shared memory: thread i takes what thread 63 - i brought.
 void by_copies(const Operands& o, bool waits, bool meets) {
-  start();
   if (threadIdx.x < kThreads / 4) copy_async_16(o.shared + 4 * threadIdx.x, o.x + 4 * threadIdx.x);
   commit_copies();
   if (waits) wait_copies<0>();
@@ -34,64 +28,19 @@ void by_copies(const Operands& o, bool waits, bool meets) {
 }
 
 const std::map<std::string, void (*)(const Operands&)> kKernels = {
-    {"none",
-     [](const Operands& o) {
-       start();
-       o.y[threadIdx.x] = plus_one(o);
-     }},
+    {"none", [](const Operands& o) { o.y[threadIdx.x] = plus_one(o); }},
     {"none, by copies", [](const Operands& o) { by_copies(o, true, true); }},
-    {"reads before the wait",
-     [](const Operands& o) {
-       const float sum = plus_one(o);
-       start();
-       o.y[threadIdx.x] = sum;
-     }},
-    {"one thread reads before its wait",
-     [](const Operands& o) {
-       const float early = threadIdx.x == 40 ? plus_one(o) : 0;
-       start();
-       o.y[threadIdx.x] = threadIdx.x == 40 ? early : plus_one(o);
-     }},
-    {"writes before the wait",
-     [](const Operands& o) {
-       o.y[threadIdx.x] = 0;
-       start();
-       o.y[threadIdx.x] = plus_one(o);
-     }},
-    {"one thread writes before its wait",
-     [](const Operands& o) {
-       if (threadIdx.x == 40) o.y[threadIdx.x] = 0;
-       start();
-       o.y[threadIdx.x] = plus_one(o);
-     }},
-    {"one thread does not wait",
-     [](const Operands& o) {
-       if (threadIdx.x != 40) start();
-       o.y[threadIdx.x] = plus_one(o);
-     }},
-    {"nobody waits", [](const Operands& o) { o.y[threadIdx.x] = plus_one(o); }},
-    {"allows the next kernel before the wait",
-     [](const Operands& o) {
-       allow_next_kernel();
-       wait_for_previous_kernel();
-       o.y[threadIdx.x] = plus_one(o);
-     }},
     {"does not wait for copies", [](const Operands& o) { by_copies(o, false, true); }},
     {"no barrier after copies", [](const Operands& o) { by_copies(o, true, false); }},
     {"one thread misses a barrier",
      [](const Operands& o) {
-       start();
        if (threadIdx.x != 40) sync_block();
        o.y[threadIdx.x] = plus_one(o);
      }},
     {"writes past its memory",
-     [](const Operands& o) {
-       start();
-       o.y[threadIdx.x == 40 ? kThreads : threadIdx.x] = plus_one(o);
-     }},
+     [](const Operands& o) { o.y[threadIdx.x == 40 ? kThreads : threadIdx.x] = plus_one(o); }},
     {"copies are not committed",
      [](const Operands& o) {
-       start();
        copy_async_16(o.shared + 4 * threadIdx.x, o.x);
        o.y[threadIdx.x] = plus_one(o);
      }},
@@ -113,7 +62,7 @@ const char* run_mistaken(const char* mistake) {
                           reinterpret_cast<float*>(shared.data)};
   const auto kernel = kKernels.at(mistake);
   return error_of([&] {
-    launch_after_another({1}, kThreads, 0, shared, {&x}, y, [&] { kernel(operands); });
+    launch_with(shared, {1}, kThreads, 0, [&] { kernel(operands); });
     for (unsigned i = 0; i < kThreads; ++i) {
       if (!(operands.y[i] == numbers[i] + 1)) emulator::fail("wrong numbers");
     }

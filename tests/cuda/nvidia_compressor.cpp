@@ -1,4 +1,4 @@
-// NVIDIA's own compressor for sparse operands of sm_90 and sm_100, its device code run on the CPU:
+// NVIDIA's own compressor for sparse operands of sm_90, its device code run on the CPU:
 // one operating system thread per CUDA thread.
 #include <cuda_runtime_api.h>
 #include <pthread.h>
@@ -22,7 +22,6 @@ inline void __syncthreads() { pthread_barrier_wait(&block_barrier); }
 // clang-format off
 #include "cutlass/cutlass.h"
 #include "cute/tensor.hpp"
-#include "cutlass/gemm/collective/builders/sm1xx_sparse_config.inl"
 #include "cutlass/gemm/collective/builders/sm90_sparse_config.inl"
 #include "cutlass/transform/kernel/sparse_gemm_compressor.hpp"
 // clang-format on
@@ -32,26 +31,17 @@ namespace {
 using Problem = cute::Shape<int, int, int, int>;
 using RowMajor = cutlass::layout::RowMajor;
 
-// How the GEMMs of an architecture want their operands.
-struct Sm90 {
-  using Tag = cutlass::arch::Sm90;
-  template <class T>
-  using Config = cutlass::Sm90GemmSparseConfig<cute::sparse_elem<2, T>, cute::GMMA::Major::K,
-                                               cute::sparse_elem<8, uint8_t>, cute::Int<128>>;
-};
-
-struct Sm100 {
-  using Tag = cutlass::arch::Sm100;
-  template <class T>
-  using Config = cutlass::Sm1xxGemmSparseConfig<cute::sparse_elem<2, T>, RowMajor,
-                                                cute::sparse_elem<8, uint8_t>>;
-};
+// How the GEMMs of sm_90 want their operands.
+template <class T>
+using Config = cutlass::Sm90GemmSparseConfig<cute::sparse_elem<2, T>, cute::GMMA::Major::K,
+                                             cute::sparse_elem<8, uint8_t>, cute::Int<128>>;
 
 // Compresses dense [rows][inputs]. `values` and `metadata` are zeroed and large enough.
-template <class Architecture, class T>
+template <class T>
 void compress(const void* dense, int rows, int inputs, void* values, uint8_t* metadata) {
-  using Compressor = cutlass::transform::kernel::StructuredSparseCompressor<
-      Problem, T, RowMajor, typename Architecture::template Config<T>, typename Architecture::Tag>;
+  using Compressor =
+      cutlass::transform::kernel::StructuredSparseCompressor<Problem, T, RowMajor, Config<T>,
+                                                             cutlass::arch::Sm90>;
   const Problem problem{rows, 1, inputs, 1};
   const cute::Stride<int64_t, cute::Int<1>, int64_t> stride{inputs, {}, 0};
   const typename Compressor::Params params{
@@ -85,35 +75,22 @@ void compress(const void* dense, int rows, int inputs, void* values, uint8_t* me
   pthread_barrier_destroy(&block_barrier);
 }
 
-// Where CUTLASS' layout of the operand E puts the metadata of (row, input), in bytes.
-template <class Architecture>
-int64_t metadata_byte(int row, int input, int rows, int inputs) {
-  using Config = typename Architecture::template Config<cutlass::bfloat16_t>;
-  const auto layout = Config::fill_layoutE(Problem{rows, 1, inputs, 1});
-  return layout(cute::make_coord(row, input, 0)) / 8;
-}
-
 }  // namespace
 
 extern "C" {
 
-#define COMPRESS(name, Architecture, T)                                                            \
+#define COMPRESS(name, T)                                                                          \
   void compress_##name(const void* dense, int rows, int inputs, void* values, uint8_t* metadata) { \
-    compress<Architecture, T>(dense, rows, inputs, values, metadata);                              \
+    compress<T>(dense, rows, inputs, values, metadata);                                            \
   }
 
-COMPRESS(sm90_bfloat16, Sm90, cutlass::bfloat16_t)
-COMPRESS(sm90_float16, Sm90, cutlass::half_t)
-COMPRESS(sm90_int8, Sm90, int8_t)
-COMPRESS(sm100_bfloat16, Sm100, cutlass::bfloat16_t)
-COMPRESS(sm100_float16, Sm100, cutlass::half_t)
-COMPRESS(sm100_int8, Sm100, int8_t)
+COMPRESS(bfloat16, cutlass::bfloat16_t)
+COMPRESS(float16, cutlass::half_t)
+COMPRESS(int8, int8_t)
 
-int64_t metadata_byte_sm90(int row, int input, int rows, int inputs) {
-  return metadata_byte<Sm90>(row, input, rows, inputs);
-}
-
-int64_t metadata_byte_sm100(int row, int input, int rows, int inputs) {
-  return metadata_byte<Sm100>(row, input, rows, inputs);
+// Where CUTLASS' layout of the operand E puts the metadata of (row, input), in bytes.
+int64_t metadata_byte(int row, int input, int rows, int inputs) {
+  const auto layout = Config<cutlass::bfloat16_t>::fill_layoutE(Problem{rows, 1, inputs, 1});
+  return layout(cute::make_coord(row, input, 0)) / 8;
 }
 }

@@ -10,15 +10,11 @@ SUMS = 2**-14  # of sums in float32, of the sum of all magnitudes
 SMALLEST = 2**-24  # of float16
 
 
-def exact_product(x: Tensor, dense: Tensor, bias: Tensor | None) -> Tensor:
-    """The product of x and a dense weight in float64."""
-    exact = x.double() @ dense.t()
-    return exact if bias is None else exact + bias.double()
-
-
 def assert_right(y: Tensor, x: Tensor, dense: Tensor, bias: Tensor | None) -> None:
     """Compare y with the product of x and a dense weight in float64."""
-    exact = exact_product(x, dense, bias)
+    exact = x.double() @ dense.t()
+    if bias is not None:
+        exact = exact + bias.double()
     assert y.dtype == x.dtype
     assert y.shape == exact.shape
     assert y.isfinite().all()

@@ -4,15 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from setuptools import Distribution
 
-from csrc.cuda import architectures, build, jobs, toolkit
+from csrc.cuda import architectures, build, toolkit
 from tests.sanitizing.build import setup_module
 
 ROOT = Path(__file__).parents[2]
@@ -106,134 +104,37 @@ def test_the_last_architecture_is_ptx_where_it_can_be():
     assert build.code_generation(["80", "120"])[-1] == "arch=compute_120,code=compute_120"
 
 
-@pytest.mark.parametrize(
-    ("names", "kernels", "defined"),
-    [
-        (["80", "90a", "100", "120"], {"sm90": "90a"}, {"SM90"}),  # by default
-        (["80", "100"], {}, set()),
-        (["80", "90a", "100a"], {"sm90": "90a", "sm100": "100a"}, {"SM90", "SM100"}),
-        (["80", "100a", "100f"], {"sm100": "100f"}, {"SM100", "SM103"}),
-        (["103a"], {}, set()),
-    ],
-)
-def test_kernels_of_cutlass(monkeypatch, tmp_path, names, kernels, defined):
+@pytest.mark.parametrize("names", ["80 90a 100 120", "80 120"])
+def test_the_gemm_of_cutlass_is_built_for_hopper_alone(monkeypatch, tmp_path, names):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PERMLLM_CUDA_ARCHS", names)
     monkeypatch.setattr(toolkit, "cutlass", lambda: tmp_path)
-    assert build.cutlass_kernels(names) == kernels
-    flags = build.definitions(names)
-    assert flags[0] == f'-DPERMLLM_CUDA_ARCHITECTURES="{" ".join(names)}"'
-    assert set(flags[1:]) == {f"-DPERMLLM_{name}" for name in defined}
-    heavy, light = build.sources(names)
-    stems = {
-        f"many_tokens_{variant}_{dtype}": architecture
-        for kernel, architecture in kernels.items()
-        for variant in ((kernel, f"{kernel}_permuting") if kernel == "sm90" else (kernel,))
-        for dtype in ("bfloat16", "float16")
+    lines, linked = {}, []
+
+    def compile_source(line, target):
+        lines[target.name] = line
+
+    build.build(compile_source, linked.append, ["c++"], [], tmp_path, tmp_path, tmp_path / "all.so")
+    ours = "-".join(names.split())
+    assert {name for name in lines if not name.startswith("gemm")} == {
+        f"{stem}.{ours}.o" for stem in ("bindings", "device", "mma_linear", "permute")
     }
-    assert {source.stem: architecture for source, architecture in heavy.items()} == stems
-    ours = {"device", "experts", "few_tokens", "many_tokens_mma", "permute"}
-    assert {path.stem for path in light} == ours
-    monkeypatch.setattr(toolkit, "cutlass", lambda: None)  # then the others alone
-    assert build.sources(names) == ({}, light)
-    assert build.definitions(names) == flags[:1]
-
-
-GIB = 1 << 30
-
-
-@pytest.mark.parametrize(
-    ("processors", "gib", "most", "expected"),
-    [
-        (2, 16, "", (1, 1)),
-        (2, 512, "", (1, 1)),  # never more than two compilers
-        (16, 8, "", (1, 1)),  # nor 12 GB
-        (16, 20, "", (2, 2)),
-        (16, 120, "", (8, 8)),
-        (4, 120, "", (2, 2)),
-        (16, 120, "1", (1, 0)),
-        (16, 120, "2", (1, 1)),
-        (16, 120, "5", (4, 1)),
-        (2, 16, "8", (1, 1)),
-        (16, 0, "", (1, 1)),  # unknown
-    ],
-)
-def test_compilers_at_a_time(monkeypatch, processors, gib, most, expected):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
-    monkeypatch.setattr(jobs, "available_bytes", lambda: gib * GIB)
-    monkeypatch.setenv("MAX_JOBS", most)
-    assert jobs.jobs() == expected
+    gemms = {name: line for name, line in lines.items() if f"{tmp_path}/include" in line}
+    assert set(gemms) == ({"gemm_sm90.90a.o"} if "90a" in names else set())
+    assert all("arch=compute_90a,code=sm_90a" in line for line in gemms.values())
+    defined = "-DPERMLLM_SM90" in lines[f"bindings.{ours}.o"]
+    assert defined == ("90a" in names)
+    assert sum(argument.endswith(".o") for argument in linked[0]) == len(lines)
 
 
 @pytest.mark.parametrize("most", ["0", "-2", "many"])
 def test_max_jobs_is_a_number(monkeypatch, most):
+    assert build.jobs() == 2
     monkeypatch.setenv("MAX_JOBS", most)
     with pytest.raises(ValueError, match=f"MAX_JOBS is '{most}': it must be a positive number"):
-        jobs.jobs()
-
-
-def test_memory_is_what_the_control_group_leaves(monkeypatch, tmp_path):
-    """Of the machine, or of what the group may have; nothing is known where neither tells."""
-    meminfo, limit, used = (tmp_path / name for name in ("meminfo", "limit", "used"))
-    monkeypatch.setattr(jobs, "MEMINFO", meminfo)
-    monkeypatch.setattr(jobs, "CONTROL_GROUPS", ((limit, used),))
-    assert jobs.available_bytes() == 0
-    meminfo.write_text(f"MemTotal: 999 kB\nMemAvailable:   {30 * GIB >> 10} kB\n")
-    assert jobs.available_bytes() == 30 * GIB
-    limit.write_text("max\n")
-    used.write_text(f"{2 * GIB}\n")
-    assert jobs.available_bytes() == 30 * GIB
-    limit.write_text(f"{12 * GIB}\n")
-    assert jobs.available_bytes() == 10 * GIB
-    limit.write_text(f"{1 * GIB}\n")
-    assert jobs.available_bytes() == 0
-
-
-@pytest.mark.parametrize("at_a_time", [jobs.Jobs(1, 0), jobs.Jobs(1, 1), jobs.Jobs(4, 2)])
-@pytest.mark.parametrize(("names", "heavy"), [("80 90a 100a", 6), ("80", 0)])
-def test_sources_are_compiled_beside_each_other(monkeypatch, tmp_path, names, heavy, at_a_time):
-    """Of CUTLASS no more than there is memory for; each is told to wait for the kernel before."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("PERMLLM_CUDA_ARCHS", names)
-    monkeypatch.setattr(toolkit, "cutlass", lambda: tmp_path)
-    monkeypatch.setattr(build, "jobs", lambda: at_a_time)
-    running, of_cutlass, most = set(), set(), [0, 0]
-    lock = threading.Lock()
-    # All that may run together meet, or fail after a second.
-    together = threading.Barrier(min(heavy, at_a_time.cutlass) or 1)
-
-    def compile_source(line, target):
-        with_cutlass = f"{tmp_path}/include" in line
-        if with_cutlass:
-            assert "-DCUTLASS_ENABLE_GDC_FOR_SM90=1" in line
-            assert "-DCUTLASS_ENABLE_GDC_FOR_SM100=1" in line
-        with lock:
-            running.add(target)
-            most[0] = max(most[0], len(running))
-            if with_cutlass:
-                of_cutlass.add(target)
-                most[1] = max(most[1], len(running & of_cutlass))
-        if with_cutlass and len(of_cutlass) <= at_a_time.cutlass:
-            together.wait(timeout=60)
-        time.sleep(0.01)
-        with lock:
-            running.remove(target)
-
-    linked = []
-    build.build(compile_source, linked.append, ["c++"], [], tmp_path, tmp_path, tmp_path / "all.so")
-    assert most[1] == min(heavy, at_a_time.cutlass)
-    assert most[0] <= sum(at_a_time)
-    assert sum(argument.endswith(".o") for argument in linked[0]) == 7 + heavy
-
-
-def test_a_source_that_fails_ends_the_build():
-    begun = []
-
-    def fail():
-        raise RuntimeError("it fails")
-
-    with pytest.raises(RuntimeError, match="it fails"):
-        build.run_all([fail, *[lambda: begun.append(time.sleep(0.05))] * 100], [], jobs.Jobs(1, 0))
-    assert len(begun) < 50
+        build.jobs()
+    monkeypatch.setenv("MAX_JOBS", "3")
+    assert build.jobs() == 3
 
 
 @pytest.mark.usefixtures("tools")
@@ -264,18 +165,11 @@ def test_missing_tools_are_errors_only_where_a_build_is_demanded(monkeypatch):
 
 
 @pytest.mark.usefixtures("tools")
-def test_without_cutlass_the_other_kernels_are_built_unless_all_are_demanded(monkeypatch):
+def test_cutlass_is_needed_for_hopper_alone(monkeypatch):
     monkeypatch.setattr(toolkit, "cutlass", lambda: None)
+    assert "the CUTLASS headers were not found: pip install" in build.reason_not_to_build()
+    monkeypatch.setenv("PERMLLM_CUDA_ARCHS", "80 100")
     assert build.reason_not_to_build() is None
-    assert "GEMMs for many tokens are left out: the CUTLASS headers" in build.announcement()
-    monkeypatch.setenv("PERMLLM_BUILD_CUDA", "1")
-    for names in ("", "100a"):
-        monkeypatch.setenv("PERMLLM_CUDA_ARCHS", names)
-        with pytest.raises(RuntimeError, match="is set, but the CUTLASS headers were not found"):
-            build.reason_not_to_build()
-    monkeypatch.setenv("PERMLLM_CUDA_ARCHS", "80 100")  # needs no CUTLASS
-    assert build.reason_not_to_build() is None
-    assert "CUTLASS" not in build.announcement()
 
 
 @pytest.mark.usefixtures("tools")

@@ -13,45 +13,35 @@ from tests.cuda.layers import int8_layer, metadata_byte, places, replace
 NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.int8: "int8"}
 
 
+ROW_MULTIPLE = 64
+"""To which NVIDIA pads rows; inputs are padded to 128."""
+
+
 @dataclass(frozen=True)
 class Nvidia:
-    """NVIDIA's code for the operands of one architecture."""
+    """NVIDIA's code for the operands of sm_90."""
 
     library: ctypes.CDLL
-    architecture: str
-    row_multiple: int
-    """To which it pads rows; inputs are padded to 128."""
 
     def compress(self, dense: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Values, in rows of the pitch to which the compressor pads inputs, and metadata."""
         rows, inputs = dense.shape
         values = torch.zeros(rows * round_up(inputs, 32) // 2, dtype=dense.dtype)
-        padded = round_up(rows, self.row_multiple) * round_up(inputs, 128)
+        padded = round_up(rows, ROW_MULTIPLE) * round_up(inputs, 128)
         metadata = torch.zeros(padded // 8, dtype=torch.uint8)
-        function = getattr(self.library, f"compress_{self.architecture}_{NAMES[dense.dtype]}")
+        function = getattr(self.library, f"compress_{NAMES[dense.dtype]}")
         function(pointer(dense), rows, inputs, pointer(values), pointer(metadata))
         return values, metadata
 
     def metadata_byte(self, *place: int) -> int:
         """Of (row, input, rows, inputs), by the layout that the GEMM is given."""
-        function = getattr(self.library, f"metadata_byte_{self.architecture}")
-        function.restype = ctypes.c_int64
-        return function(*place)
+        self.library.metadata_byte.restype = ctypes.c_int64
+        return self.library.metadata_byte(*place)
 
 
 @pytest.fixture(scope="module")
-def compressors(compile_with_cutlass):
-    return compile_with_cutlass("nvidia_compressor.cpp", "-O0")
-
-
-@pytest.fixture(params=[("sm90", 64), ("sm100", 128)], ids=["sm90", "sm100"])
-def nvidia(compressors, request):
-    return Nvidia(compressors, *request.param)
-
-
-@pytest.fixture(scope="module")
-def sm80(compile_with_cutlass):
-    return compile_with_cutlass("nvidia_sm80.cpp", "-O1")
+def nvidia(compile_with_cutlass):
+    return Nvidia(compile_with_cutlass("nvidia_compressor.cpp", "-O0"))
 
 
 def pointer(tensor):
@@ -88,13 +78,13 @@ def test_bytes_are_those_of_the_compressor(nvidia, n, k, dtype):
     ours = packed.packed[:n, : k // 2].contiguous()
     assert torch.equal(ours.view(torch.uint8).flatten(), values[: n * k // 2].view(torch.uint8))
 
-    their_rows = round_up(n, nvidia.row_multiple)
+    their_rows = round_up(n, ROW_MULTIPLE)
     for m in range(n):
         for k_of_byte in range(0, k, 8):
             theirs = metadata[metadata_byte(m, k_of_byte, their_rows)]
             mine = packed.metadata.flatten()[metadata_byte(m, k_of_byte, packed.packed.shape[0])]
             assert theirs == mine
-    if k % 128 == 0 and n % nvidia.row_multiple == 0:
+    if k % 128 == 0 and n % ROW_MULTIPLE == 0:
         planes = metadata.view(-1, their_rows // 64, 1024)
         assert torch.equal(planes, packed.metadata[:, : their_rows // 64])
 
@@ -125,7 +115,7 @@ def test_int8_values_are_those_of_the_compressor(nvidia, n, k):
     assert torch.equal(packed.packed[:n, : k // 2], interleave_int8(theirs))
     for m in range(n):
         for group in range(0, k, 4):
-            expected = places_of_8_bits(metadata, m, group, round_up(n, nvidia.row_multiple))
+            expected = places_of_8_bits(metadata, m, group, round_up(n, ROW_MULTIPLE))
             assert places(packed.metadata, m, group, packed.packed.shape[0]) == expected
 
 
@@ -159,7 +149,7 @@ def test_zeros_decompress_to_the_same_weight(nvidia, n, k, dtype):
             assert first < second
             ours, theirs = [0.0] * 4, [0.0] * 4
             ours[first], ours[second] = ordered[m, 2 * group : 2 * group + 2].tolist()
-            where = theirs_at(metadata, m, group * 4, round_up(n, nvidia.row_multiple))
+            where = theirs_at(metadata, m, group * 4, round_up(n, ROW_MULTIPLE))
             pair = values[m * k // 2 + 2 * group :][:2].tolist()
             for place, value in zip(where, pair, strict=True):
                 theirs[place] += value
@@ -170,52 +160,7 @@ def test_zeros_decompress_to_the_same_weight(nvidia, n, k, dtype):
 
 @pytest.mark.parametrize(("n", "k"), [(64, 128), (192, 512), (320, 1152)])
 def test_the_formula_is_the_layout_that_the_gemm_reads(nvidia, n, k):
-    padded = round_up(n, nvidia.row_multiple)
+    padded = round_up(n, ROW_MULTIPLE)
     for m in range(0, n, 7):
         for byte in range(0, k, 8):
             assert nvidia.metadata_byte(m, byte, n, k) == metadata_byte(m, byte, padded)
-
-
-def row_major_metadata(packed, n, k):
-    nibbles = torch.zeros(n, k // 4, dtype=torch.int32)
-    for m in range(n):
-        for group in range(k // 4):
-            first, second = places(packed.metadata, m, group * 4, packed.packed.shape[0])
-            nibbles[m, group] = first | second << 2
-    return (nibbles[:, 0::2] | nibbles[:, 1::2] << 4).to(torch.uint8).contiguous()
-
-
-def test_nvidia_decompresses_our_values(sm80):
-    n, k = 96, 256
-    layer = random_layer(n, k, permuted=False, zeros=True)
-    packed = CudaBackend(torch.bfloat16).pack(layer.weights)
-    values, metadata = packed.packed[:n].contiguous(), row_major_metadata(packed, n, k)
-    dense = torch.empty(n, k, dtype=torch.bfloat16)
-    sm80.uncompress_16(pointer(values), pointer(metadata), n, k, pointer(dense))
-    assert torch.equal(dense, layer.dense)
-
-
-def test_nvidia_decompresses_our_int8_values(sm80):
-    n, k = 48, 256
-    weights = int8_layer(n, k, permuted=False).weights
-    packed = CudaBackend(torch.bfloat16).pack(weights)
-    metadata = row_major_metadata(packed, n, k)
-    dense = torch.empty(n, k, dtype=torch.int8)
-    sm80.uncompress_8(pointer(weights.values), pointer(metadata), n, k, pointer(dense))
-    assert torch.equal(dense, permuted_dense(weights))
-
-
-def test_the_sm80_order_holds_the_same_words(sm80):
-    """CUTLASS 2.x wants another order of the same 16-bit words; this is the way between them."""
-    n, k = 128, 256
-    packed = CudaBackend(torch.bfloat16).pack(random_layer(n, k, permuted=False).weights)
-    metadata = row_major_metadata(packed, n, k)
-    reordered = torch.empty_like(metadata)
-    sm80.reorder_16(pointer(metadata), n, k, pointer(reordered))
-    words, theirs = metadata.view(torch.int16), reordered.view(torch.int16).flatten()
-    for m in range(n):
-        for column in range(k // 16):
-            row, at = m // 32 * 32 + m % 8 * 4 + m % 32 // 8, column
-            if row % 2 != at % 2:
-                row, at = (row + 1, at - 1) if at % 2 else (row - 1, at + 1)
-            assert words[m, column] == theirs[at // 2 * n * 2 + row * 2 + at % 2]

@@ -8,7 +8,6 @@ from permllm_vllm.backends.cuda import (
     CudaBackend,
     interleave_int8,
     missing_architecture,
-    missing_gemm,
     pack_metadata,
     unsupported_reason,
 )
@@ -127,22 +126,6 @@ def test_refuses_float32_models():
 def test_a_model_in_float32_is_no_case_for_the_kernels():
     reason = unsupported_reason(torch.device("cuda"), torch.float32)
     assert "the model is float32: load it in bfloat16" in reason
-
-
-@pytest.mark.parametrize(
-    ("capability", "built", "missing"),
-    [
-        ((9, 0), "90", False),
-        ((9, 0), "90 100", False),
-        ((9, 0), "", True),
-        ((9, 0), "100", True),
-        ((10, 0), "90", False),  # has to be asked for
-        ((8, 0), "", False),
-    ],
-)
-def test_the_gemm_for_many_tokens(capability, built, missing):
-    reason = missing_gemm(capability, built.split())
-    assert ("built without CUTLASS' sparse GEMM for 9.0" in reason) == missing
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_nothing_that_capture_forbids(source: Path) -> None:
 
 
 def test_the_sources_were_found() -> None:
-    assert {"bindings.cpp", "few_tokens.cu", "launch.h"} <= {path.name for path in SOURCES}
+    assert {"bindings.cpp", "mma_linear.cu", "launch.h"} <= {path.name for path in SOURCES}
 
 
 def test_launches_use_the_stream_they_are_given() -> None:

@@ -17,7 +17,6 @@ from packaging.requirements import Requirement
 
 from permllm_offline.cli import main
 from permllm_vllm import ops
-from permllm_vllm.backends import cuda, cuda_trial
 from permllm_vllm.diagnosis import Finding, Verdict, environment, kernels, services, serving
 
 
@@ -170,33 +169,6 @@ def test_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert library.verdict is Verdict.PROBLEM
     assert "PERMLLM_BUILD_CUDA=1" in library.remedy
     assert [one.device for one in services()] == ["cpu"] * 3 + ["cuda"] * 3
-
-
-@pytest.mark.parametrize("right", [True, False])
-def test_the_kernels_of_a_gpu_are_tried(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(cuda, "unsupported_reason", lambda *_: "")
-    monkeypatch.setattr(cuda_trial, "is_right", lambda _: right)
-    cuda_trial._failure.cache_clear()
-    monkeypatch.setattr(kernels, "cutlass_gemm", lambda: iter(()))
-    finding = only(one for one in kernels.cuda_kernels() if one.subject == "CUDA kernels")
-    assert finding.verdict is (Verdict.GOOD if right else Verdict.PROBLEM)
-    assert ("wrong" in finding.found, "report this" in finding.found) == (not right, not right)
-    cuda_trial._failure.cache_clear()
-
-
-def test_a_gpu_whose_kernels_lack_the_gemm_for_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    library = SimpleNamespace(cutlass_architectures=lambda: "90")
-    monkeypatch.setattr(torch.ops, "permllm", library)
-    assert not list(kernels.cutlass_gemm())
-    library.cutlass_architectures = lambda: ""
-    finding = only(kernels.cutlass_gemm())
-    assert finding.verdict is Verdict.PROBLEM
-    assert "more than 64 tokens" in finding.found
-    assert "nvidia-cutlass" in finding.remedy
 
 
 @pytest.mark.parametrize(

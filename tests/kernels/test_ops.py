@@ -118,6 +118,9 @@ def test_selection(caplog):
     assert "float32" in fallback_reason(CPU, torch.float32, torch.float32)
     assert "float64" in fallback_reason(CPU, torch.float64)
     assert "cuda" in fallback_reason(torch.device("cuda"), torch.bfloat16)
+    assert "multiply no experts" in fallback_reason(
+        torch.device("cuda"), torch.bfloat16, experts=True
+    )
 
 
 def test_the_package_imports_alone():

@@ -1,20 +1,13 @@
-// The kernels for many tokens of CUTLASS 3: what its sparse GEMMs for sm_90 and sm_100 share.
+// The product of many tokens on sm_90: CUTLASS 3's sparse GEMM, wgmma fed by TMA.
 //
 // y^T [rows][tokens] = W [rows][inputs] x^T [inputs][tokens]: only the first operand of a sparse
 // product may be sparse, and y^T in columns is y in rows. The bias has an entry per row of y^T. The
-// activations are permuted already (permute.h), or by the mainloop.
-//
-// Included by one file for each architecture and type: a configuration takes nvcc most of a minute.
-#pragma once
-
+// activations are permuted already (permute.h).
 #include <cuda_runtime_api.h>
-
-#include <type_traits>
 
 // clang-format off
 #include "cutlass/cutlass.h"
 #include "cute/tensor.hpp"
-#include "cutlass/arch/grid_dependency_control.h"
 #include "cutlass/epilogue/collective/collective_builder.hpp"
 #include "cutlass/epilogue/fusion/sm90_callbacks_tma_warpspecialized.hpp"
 #include "cutlass/gemm/collective/collective_builder.hpp"
@@ -22,19 +15,12 @@
 #include "cutlass/gemm/kernel/gemm_universal.hpp"
 // clang-format on
 
-#include "arguments.h"
 #include "format.h"
+#include "kernels.h"
 #include "launch.h"
 
 namespace permllm::cuda {
-
-// Otherwise kernels that are launched to overlap with the previous one would not wait for it.
-#ifdef __CUDA_ARCH__
-static_assert(cutlass::arch::IsGdcGloballyEnabled,
-              "CUTLASS compiles griddepcontrol away here: compile for sm_90a with "
-              "-DCUTLASS_ENABLE_GDC_FOR_SM90=1, for sm_100a or sm_100f with "
-              "-DCUTLASS_ENABLE_GDC_FOR_SM100=1");
-#endif
+namespace {
 
 // Whether a configuration of CUTLASS places values and metadata as format.h does, at 16 bits. All
 // sizes within are powers of two, so that places add up over the binary digits of row and input.
@@ -59,51 +45,36 @@ constexpr bool reads_our_format() {
   return same(kRows - 1, kInputs - 8);
 }
 
-// The bias of each row of y^T, in the epilogue of tiles of this shape; zero where there is none.
-template <class T, class Tile>
-using RowBias =
-    cutlass::epilogue::fusion::Sm90ColBroadcast<0, Tile, T, float,
-                                                cute::Stride<cute::_1, cute::_0, int64_t>>;
-
-template <class Mainloop>
-using AsItIs = Mainloop;
-
-// `Adapt` makes of CUTLASS' mainloop the one that runs.
-template <class Architecture, class T, class Tile, class Cluster, class MainloopSchedule,
-          class EpilogueSchedule, class Bias, template <class> class Adapt = AsItIs>
+template <class T>
 struct SparseGemm {
+  // Tiles above each other share the activations that they load.
+  using Tile = cute::Shape<cute::_128, cute::_128, cute::_128>;
+  using Cluster = cute::Shape<cute::_2, cute::_1, cute::_1>;
   static constexpr int kAligned = 128 / cutlass::sizeof_bits<T>::value;
   using Columns = cutlass::layout::ColumnMajor;
+  // Of each row of y^T; zero where there is none.
+  using Bias =
+      cutlass::epilogue::fusion::Sm90ColBroadcast<0, Tile, T, float,
+                                                  cute::Stride<cute::_1, cute::_0, int64_t>>;
   using AddBias = cutlass::epilogue::fusion::Sm90EVT<
       cutlass::epilogue::fusion::Sm90Compute<cutlass::plus, T, float,
                                              cutlass::FloatRoundStyle::round_to_nearest>,
       cutlass::epilogue::fusion::Sm90AccFetch, Bias>;
   using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
-      Architecture, cutlass::arch::OpClassSparseTensorOp, Tile, Cluster,
+      cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, Tile, Cluster,
       cutlass::epilogue::collective::EpilogueTileAuto, float, float, void, Columns, kAligned, T,
-      Columns, kAligned, EpilogueSchedule, AddBias>::CollectiveOp;
-  using PlainMainloop = typename cutlass::gemm::collective::CollectiveBuilder<
-      Architecture, cutlass::arch::OpClassSparseTensorOp, T, cutlass::layout::RowMajor,
+      Columns, kAligned, cutlass::epilogue::TmaWarpSpecialized, AddBias>::CollectiveOp;
+  using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
+      cutlass::arch::Sm90, cutlass::arch::OpClassSparseTensorOp, T, cutlass::layout::RowMajor,
       2 * kAligned, T, Columns, kAligned, float, Tile, Cluster,
       cutlass::gemm::collective::StageCountAutoCarveout<static_cast<int>(
           sizeof(typename Epilogue::SharedStorage))>,
-      MainloopSchedule>::CollectiveOp;
-  using Mainloop = Adapt<PlainMainloop>;
+      cutlass::gemm::KernelTmaWarpSpecializedPingpong>::CollectiveOp;
   using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, Mainloop,
                                                       Epilogue, void>;
   using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
   using SparseConfig = typename Mainloop::SparseConfig;
   static_assert(reads_our_format<SparseConfig>());
-
-  // What the mainloop that runs is given.
-  static typename Mainloop::Arguments with_permutation(
-      const typename PlainMainloop::Arguments& operands, const LinearArguments& arguments) {
-    if constexpr (std::is_same_v<Mainloop, PlainMainloop>) {
-      return operands;
-    } else {
-      return {operands, arguments.permutation};
-    }
-  }
 
   // Returns a cudaError_t.
   static int run(const LinearArguments& arguments, const Device& device, void* stream) {
@@ -118,16 +89,12 @@ struct SparseGemm {
     cutlass::KernelHardwareInfo hardware;
     hardware.device_id = device.index;
     hardware.sm_count = device.processors;
-    const typename PlainMainloop::Arguments operands{static_cast<const T*>(arguments.values),
-                                                     SparseConfig::fill_layoutA(stored),
-                                                     static_cast<const T*>(arguments.x),
-                                                     x_stride,
-                                                     arguments.metadata,
-                                                     SparseConfig::fill_layoutE(stored)};
     const typename Gemm::Arguments gemm_arguments{
         cutlass::gemm::GemmUniversalMode::kGemm,
         problem,
-        with_permutation(operands, arguments),
+        {static_cast<const T*>(arguments.values), SparseConfig::fill_layoutA(stored),
+         static_cast<const T*>(arguments.x), x_stride, arguments.metadata,
+         SparseConfig::fill_layoutE(stored)},
         {{{}, {static_cast<const T*>(arguments.bias), T(0), {}}, {}},
          nullptr,
          y_stride,
@@ -135,17 +102,24 @@ struct SparseGemm {
          y_stride},
         hardware};
     if (Gemm::get_workspace_size(gemm_arguments) != 0) return cudaErrorInvalidConfiguration;
-    const int error =
-        allow_shared_memory(cutlass::device_kernel<Kernel>, Kernel::SharedStorageSize, device);
+    const int error = allow_shared_memory(
+        reinterpret_cast<const void*>(cutlass::device_kernel<Kernel>), Kernel::SharedStorageSize);
     if (error != cudaSuccess) return error;
-    // Not initialize(), which would do that again for every product, and else only clears the
-    // workspace that there is not.
+    // Not initialize(), which would do that again, and else only clears the workspace that there is
+    // not.
     return launch_by_cutlass(device, [&] {
       typename Kernel::Params params = Kernel::to_underlying_arguments(gemm_arguments, nullptr);
-      return Gemm::run(params, static_cast<cudaStream_t>(stream), nullptr,
-                       /*launch_with_pdl=*/device.overlaps) == cutlass::Status::kSuccess;
+      return Gemm::run(params, static_cast<cudaStream_t>(stream)) == cutlass::Status::kSuccess;
     });
   }
 };
+
+}  // namespace
+
+int gemm_sm90(const LinearArguments& arguments, const Device& device, void* stream) {
+  return arguments.element == ElementType::kFloat16
+             ? SparseGemm<cutlass::half_t>::run(arguments, device, stream)
+             : SparseGemm<cutlass::bfloat16_t>::run(arguments, device, stream);
+}
 
 }  // namespace permllm::cuda
