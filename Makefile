@@ -53,7 +53,7 @@ format: $(STAMP) ## rewrite the sources in the project's style
 test: lint test-offline test-others test-kernels ## lint, types and every test, the real-model and serving ones too; -j3: all three parts at a time
 
 # Three at a time keep two processors busy: the second waits for servers to start, and the third
-# builds the CUDA library beside its tests. The first has models that one thread is enough for. Each
+# builds the CUDA library in the end. The first has models that one thread is enough for. Each
 # is a process of its own: memory is measured in the first. Threads that wait asleep leave the
 # processors to the other parts.
 test-offline test-others test-kernels: export OMP_WAIT_POLICY = passive

@@ -74,7 +74,7 @@ def fallback_reason(
 
 
 def require_pattern(device: torch.device, pattern: Pattern) -> None:
-    """Raises RuntimeError where no backend serves this pattern on `device`: 4:8 on a GPU."""
+    """Raises RuntimeError where no backend serves this pattern there: a GPU takes 2:4 alone."""
     if device.type == "cuda":
         cuda.require_pattern(pattern)
 

@@ -106,7 +106,7 @@ class CudaBackend:
         """Packs one layer on the device of its tensors.
 
         Raises:
-            RuntimeError: the pattern is 4:8, a mask keeps a wrong number, or tensors do not fit.
+            RuntimeError: it is not 2:4, a mask keeps a wrong number, or tensors do not fit.
         """
         _check(weights)
         values = weights.values

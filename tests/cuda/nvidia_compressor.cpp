@@ -86,7 +86,6 @@ extern "C" {
 
 COMPRESS(bfloat16, cutlass::bfloat16_t)
 COMPRESS(float16, cutlass::half_t)
-COMPRESS(int8, int8_t)
 
 // Where CUTLASS' layout of the operand E puts the metadata of (row, input), in bytes.
 int64_t metadata_byte(int row, int input, int rows, int inputs) {

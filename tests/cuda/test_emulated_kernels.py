@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from benchmarks.shapes import LLAMA_2_7B, random_layer
 from permllm_vllm.backends.cuda import CudaBackend
 from tests.cuda.emulated import A100, H100, L4, SMALL
-from tests.cuda.layers import PRODUCTS, int8_layer
-from tests.cuda.rounding import assert_right
+from tests.cuda.layers import PRODUCTS, assert_right, int8_layer
 
 DTYPES = (torch.bfloat16, torch.float16)
 GPUS = pytest.mark.parametrize("gpu", [A100, H100, L4, SMALL], ids=["a100", "h100", "l4", "small"])

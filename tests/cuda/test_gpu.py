@@ -16,8 +16,7 @@ from benchmarks.shapes import random_layer
 from permllm_vllm import ops
 from permllm_vllm.backends import select_backend
 from permllm_vllm.backends.cuda import CudaBackend, unsupported_reason
-from tests.cuda.layers import PRODUCTS, TOKENS, WIDE, int8_layer, replace
-from tests.cuda.rounding import assert_right
+from tests.cuda.layers import PRODUCTS, TOKENS, WIDE, assert_right, int8_layer, replace
 
 CUDA = torch.device("cuda")
 REASON = unsupported_reason(CUDA, torch.bfloat16)  # kernels that are wrong fail, and skip nothing

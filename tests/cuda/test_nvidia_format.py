@@ -7,12 +7,10 @@ import pytest
 import torch
 
 from benchmarks.shapes import random_layer
-from permllm_vllm.backends.cuda import CudaBackend, interleave_int8
-from tests.cuda.layers import int8_layer, metadata_byte, places, replace
+from permllm_vllm.backends.cuda import CudaBackend
+from tests.cuda.layers import metadata_byte, places, replace
 
-NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.int8: "int8"}
-
-
+NAMES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 ROW_MULTIPLE = 64
 """To which NVIDIA pads rows; inputs are padded to 128."""
 
@@ -60,19 +58,15 @@ def permuted_dense(weights):
     return dense.masked_scatter_(mask, weights.values)
 
 
-def layer_without_zeros(n, k, dtype):
-    if dtype == torch.int8:
-        layer = int8_layer(n, k, permuted=False)
-        values = layer.weights.values
-        return replace(layer.weights, values=values.masked_fill(values == 0, 1))
-    weights = random_layer(n, k, permuted=False).weights
+def weights_of(n, k, dtype, *, zeros=False):
+    weights = random_layer(n, k, permuted=False, zeros=zeros).weights
     return replace(weights, values=weights.values.to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("n", "k"), [(64, 128), (256, 512), (100, 176), (96, 416), (8, 16)])
 def test_bytes_are_those_of_the_compressor(nvidia, n, k, dtype):
-    weights = layer_without_zeros(n, k, dtype)
+    weights = weights_of(n, k, dtype)
     packed = CudaBackend(dtype).pack(weights)
     values, metadata = nvidia.compress(permuted_dense(weights))
     ours = packed.packed[:n, : k // 2].contiguous()
@@ -90,41 +84,11 @@ def test_bytes_are_those_of_the_compressor(nvidia, n, k, dtype):
 
 
 def test_the_whole_buffer_is_that_of_the_compressor(nvidia):
-    weights = layer_without_zeros(256, 640, torch.bfloat16)
+    weights = weights_of(256, 640, torch.bfloat16)
     packed = CudaBackend(torch.bfloat16).pack(weights)
     values, metadata = nvidia.compress(permuted_dense(weights))
     assert torch.equal(packed.packed.flatten().view(torch.int16), values.view(torch.int16))
     assert torch.equal(packed.metadata.flatten(), metadata)
-
-
-def places_of_8_bits(metadata, m, k, padded_rows):
-    """CUTLASS' order for 8-bit types: rows of 128 inputs, all rows, 128 inputs by 128 inputs."""
-    element = k % 128 + 128 * m + padded_rows * 128 * (k // 128)
-    nibble = int(metadata[element // 8]) >> (4 if element % 8 else 0) & 15
-    return nibble & 3, nibble >> 2
-
-
-@pytest.mark.parametrize(("n", "k"), [(192, 1024), (100, 416), (96, 160)])
-def test_int8_values_are_those_of_the_compressor(nvidia, n, k):
-    """Values before we interleave them, and for each group the same places."""
-    weights = layer_without_zeros(n, k, torch.int8)
-    packed = CudaBackend(torch.bfloat16).pack(weights)
-    values, metadata = nvidia.compress(permuted_dense(weights))
-    theirs = values[: n * k // 2].view(n, k // 2)
-    assert torch.equal(weights.values, theirs)
-    assert torch.equal(packed.packed[:n, : k // 2], interleave_int8(theirs))
-    for m in range(n):
-        for group in range(0, k, 4):
-            expected = places_of_8_bits(metadata, m, group, round_up(n, ROW_MULTIPLE))
-            assert places(packed.metadata, m, group, packed.packed.shape[0]) == expected
-
-
-def layer_with_zeros(n, k, dtype):
-    weights = random_layer(n, k, permuted=False, zeros=True).weights
-    if dtype != torch.int8:
-        return replace(weights, values=weights.values.to(dtype))
-    values = (weights.values.float() * k**0.5 * 40).round().clamp(-128, 127).to(dtype)
-    return replace(weights, values=values, scale=torch.ones(n))
 
 
 @pytest.mark.parametrize("dtype", NAMES)
@@ -134,13 +98,10 @@ def test_zeros_decompress_to_the_same_weight(nvidia, n, k, dtype):
 
     -0.0 among pruned weights corrupted vLLM's former kernels; here masks decide, not values.
     """
-    weights = layer_with_zeros(n, k, dtype)
+    weights = weights_of(n, k, dtype, zeros=True)
     dense = permuted_dense(weights)
-    if dtype != torch.int8:
-        dense[:, ::5] = torch.where(dense[:, ::5] == 0, -0.0, dense[:, ::5])
-    packed = CudaBackend(torch.float16 if dtype == torch.float16 else torch.bfloat16).pack(weights)
-    ordered = weights.values if dtype == torch.int8 else packed.packed
-    theirs_at = places_of_8_bits if dtype == torch.int8 else places
+    dense[:, ::5] = torch.where(dense[:, ::5] == 0, -0.0, dense[:, ::5])
+    packed = CudaBackend(dtype).pack(weights)
     values, metadata = nvidia.compress(dense)
     differ = 0
     for m in range(n):
@@ -148,8 +109,8 @@ def test_zeros_decompress_to_the_same_weight(nvidia, n, k, dtype):
             first, second = places(packed.metadata, m, group * 4, 128)
             assert first < second
             ours, theirs = [0.0] * 4, [0.0] * 4
-            ours[first], ours[second] = ordered[m, 2 * group : 2 * group + 2].tolist()
-            where = theirs_at(metadata, m, group * 4, round_up(n, ROW_MULTIPLE))
+            ours[first], ours[second] = packed.packed[m, 2 * group : 2 * group + 2].tolist()
+            where = places(metadata, m, group * 4, round_up(n, ROW_MULTIPLE))
             pair = values[m * k // 2 + 2 * group :][:2].tolist()
             for place, value in zip(where, pair, strict=True):
                 theirs[place] += value
