@@ -52,7 +52,7 @@ def library_directories() -> list[Path]:
 
 
 def cutlass() -> Path | None:
-    """The directory that holds CUTLASS' `include` and `tools`, of version 4.2 or later.
+    """The directory that holds CUTLASS' `include`, of version 4.2 or later.
 
     PERMLLM_CUTLASS_DIR decides where it is set; else the packages nvidia-cutlass (which installs
     `cutlass_library`) and flashinfer-python are looked up, without being imported.

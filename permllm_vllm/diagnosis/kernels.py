@@ -12,6 +12,7 @@ import torch
 from permllm_vllm import ops
 from permllm_vllm.backends import CheckpointWeights, fallback_reason, select_backend
 from permllm_vllm.backends.cpu import CpuBackend, instruction_sets
+from permllm_vllm.backends.cuda import CudaBackend
 from permllm_vllm.checkpoint.packing import pack_mask, pack_values
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.diagnosis.environment import processor
@@ -52,7 +53,7 @@ def cpu_kernels() -> Iterator[Finding]:
         yield Finding(subject, str(error).splitlines()[0], Verdict.PROBLEM, remedy)
         return
     for values, largest in LARGEST_ERRORS.items():
-        deviation = kernel_error(chosen, values)
+        deviation = kernel_error(CpuBackend(chosen), values)
         if not deviation < largest:
             stored = torch.int8 if values in LARGEST_VALUES else torch.bfloat16
             wrong = CpuBackend(values=stored).instruction_set
@@ -82,12 +83,16 @@ def refused_amx() -> Iterator[Finding]:
     yield Finding("AMX", found, Verdict.PROBLEM, remedy)
 
 
-def kernel_error(instruction_set: str, values: str) -> float:
+def kernel_error(backend: CpuBackend | CudaBackend, values: str, device: str = "cpu") -> float:
     """Frobenius error of a small layer, relative to the same layer through plain PyTorch.
 
     Args:
-        instruction_set: whose kernels, or where it has none for them, those of the next.
+        backend: whose kernels; of the CPU, where it has none for such values, those of the next.
         values: of `LARGEST_ERRORS`.
+        device: that the backend is for.
+
+    Raises:
+        RuntimeError: it cannot be multiplied there.
     """
     generator = torch.Generator().manual_seed(0)
     pattern = Pattern(2, 4)
@@ -101,12 +106,16 @@ def kernel_error(instruction_set: str, values: str) -> float:
     weights = CheckpointWeights(
         pack_values(weight, mask, pattern), pack_mask(mask), None, scale, pattern, 64
     )
-    packed = CpuBackend(instruction_set).pack(weights)
+    packed = backend.pack(weights)
     x = torch.randn(17, 256, generator=generator).to(torch.bfloat16)
-    found = ops.sparse_linear(
-        *(x, packed.packed, packed.metadata, packed.permutation, packed.scale, None),
-        *(48, str(pattern)),
+    metadata, scales = (
+        None if operand is None else operand.to(device)
+        for operand in (packed.metadata, packed.scale)
     )
+    found = ops.sparse_linear(
+        *(x.to(device), packed.packed.to(device), metadata, None, scales, None),
+        *(48, str(pattern)),
+    ).cpu()
     expected = x.double() @ (weight * mask).double().t()
     if scale is not None:
         expected *= scale
@@ -114,7 +123,7 @@ def kernel_error(instruction_set: str, values: str) -> float:
 
 
 def cuda_kernels() -> Iterator[Finding]:
-    """Whether there is a GPU, and a library for it."""
+    """Whether there is a GPU, a library for it, and whether that is right."""
     driver = Path("/proc/driver/nvidia/version")
     if driver.exists():
         yield Finding("NVIDIA driver", driver.read_text().splitlines()[0].partition(":")[2].strip())
@@ -130,7 +139,18 @@ def cuda_kernels() -> Iterator[Finding]:
     if reason:
         yield Finding("CUDA kernels", reason, Verdict.PROBLEM, remedy)
         return
-    yield Finding("CUDA kernels", "loaded; `make gpu` tests and times them")
+    try:
+        deviation = kernel_error(CudaBackend(torch.bfloat16), "bfloat16", "cuda")
+    except RuntimeError as error:
+        found = f"they do not run: {str(error).splitlines()[0]}"
+        yield Finding("CUDA kernels", found, Verdict.PROBLEM, "serve the dense model until they do")
+        return
+    if not deviation < LARGEST_ERRORS["bfloat16"]:
+        found = f"wrong by {deviation:.1e} of the result of a small layer"
+        remedy = "serve the dense model, and report this"
+        yield Finding("CUDA kernels", found, Verdict.PROBLEM, remedy)
+        return
+    yield Finding("CUDA kernels", "loaded, and right for a small layer")
 
 
 def services() -> list[Service]:

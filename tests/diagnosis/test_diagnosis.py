@@ -95,7 +95,7 @@ def test_the_kernels_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.CpuBackend().instruction_set in finding.found
     for values, largest in kernels.LARGEST_ERRORS.items():
         for instruction_set in kernels.instruction_sets():
-            assert 0 < kernels.kernel_error(instruction_set, values) < largest
+            assert 0 < kernels.kernel_error(kernels.CpuBackend(instruction_set), values) < largest
     real = ops.sparse_linear
     monkeypatch.setattr(ops, "sparse_linear", lambda *arguments: 1.1 * real(*arguments))
     finding = only(kernels.cpu_kernels())
@@ -169,6 +169,27 @@ def test_a_gpu_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     assert library.verdict is Verdict.PROBLEM
     assert "PERMLLM_BUILD_CUDA=1" in library.remedy
     assert [one.device for one in services()] == ["cpu"] * 3 + ["cuda"] * 3
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [("", "right for a small layer"), ("wrong", "wrong by"), ("old driver", "do not run: old")],
+)
+def test_the_kernels_of_a_gpu_are_tried(
+    error: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kernel_error(*_: object) -> float:
+        if error == "old driver":
+            raise RuntimeError(error)
+        return float("nan") if error else 1e-3
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(kernels, "fallback_reason", lambda *_: "")
+    monkeypatch.setattr(kernels, "kernel_error", kernel_error)
+    finding = only(one for one in kernels.cuda_kernels() if one.subject == "CUDA kernels")
+    assert finding.verdict is (Verdict.PROBLEM if error else Verdict.GOOD)
+    assert said in finding.found
 
 
 @pytest.mark.parametrize(
