@@ -47,12 +47,6 @@ def is_fused(name: str) -> bool:
     return _ending(name) is not None
 
 
-def linears_in(name: str) -> int:
-    """How many linears of an expert a tensor of this name joins, one after the other."""
-    ending = _ending(name)
-    return 1 if ending is None else len(_FORMS[ending].linears)
-
-
 def parts_of(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, Part]]:
     """Yield the matrices of a tensor that ``is_fused`` by their names, none if it has no experts.
 

@@ -21,8 +21,6 @@ from permllm_vllm.checkpoint.headers import (
 from permllm_vllm.checkpoint.int4 import stored_values
 from permllm_vllm.checkpoint.layer import SparseLayer
 from permllm_vllm.checkpoint.pattern import Pattern
-from permllm_vllm.checkpoint.scaled_form import scaled_form
-from permllm_vllm.checkpoint.scaled_tensors import open_parts
 from permllm_vllm.checkpoint.schema import (
     BIAS,
     FOLDED_PERMUTATION,
@@ -35,6 +33,8 @@ from permllm_vllm.checkpoint.schema import (
     is_of_this_format,
 )
 from permllm_vllm.checkpoint.shards import CONFIG_NAME, read_json
+from permllm_vllm.checkpoint.stored_files import StoredFiles
+from permllm_vllm.checkpoint.stored_otherwise import require_plain
 from permllm_vllm.checkpoint.tensors import StoredTensors
 
 __all__ = ["CheckpointReader", "SparseLayer"]
@@ -43,9 +43,9 @@ __all__ = ["CheckpointReader", "SparseLayer"]
 class CheckpointReader:
     """Lazy view of a checkpoint directory: tensors are read when they are asked for.
 
-    `config` is `config.json`; `quantization` is None for a dense checkpoint, which one of 8 bits is
-    too (see `scaled_form`): such weights become `dtype`. `experts_under` is as for `StoredTensors`.
-    Raises `CheckpointError` when the directory is no checkpoint or one of another format.
+    `config` is `config.json`; `quantization` is None for a dense checkpoint. `experts_under` is as
+    for `StoredTensors`. Raises `CheckpointError` when the directory is no checkpoint or one of
+    another format.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class CheckpointReader:
         directory: str | PathLike[str],
         *,
         experts_under: str | None = None,
-        dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         self.directory = Path(directory)
         self.config: dict[str, Any] = read_json(self.directory / CONFIG_NAME)
         self.quantization: QuantizationConfig | None = None
         if is_of_this_format(self.config):
             self.quantization = QuantizationConfig.from_dict(self.config["quantization_config"])
-        files = open_parts(self.directory, scaled_form(self.config), dtype)
+        require_plain(self.config)
+        files = StoredFiles(self.directory)
         self._tensors = StoredTensors(files, experts_under=experts_under)
 
     @cached_property

@@ -6,26 +6,28 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem, raise_if_any
+from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem
 from permllm_vllm.checkpoint.fused_experts import Part, is_fused, parts_of
 from permllm_vllm.checkpoint.headers import TensorHeader, natural_order
-from permllm_vllm.checkpoint.scaled_headers import unscaled_problems
 from permllm_vllm.checkpoint.stored_files import TensorParts, not_there
+from permllm_vllm.checkpoint.stored_otherwise import FROM_BEFORE
+
+_SMALL_FLOATS = ("float8_", "F8_", "F6_", "F4")
+"""What the names of dtypes begin with that stand for nothing without a scale."""
+_SMALL_WHOLE = ("int8", "uint8")
 
 
 class StoredTensors:
     """What an opened checkpoint directory holds, whatever it means.
 
     Fused experts whose names begin with `experts_under` are seen as separate ones. Raises
-    `CheckpointError` for experts that are stored both ways, and for weights of 8 bits that were
-    opened without their scales.
+    `CheckpointError` for experts that are stored both ways, and for weights of 8 bits.
     """
 
     def __init__(self, files: TensorParts, *, experts_under: str | None = None) -> None:
         self.directory = files.directory
         self._files = files
         self._parts: dict[str, Part | None] = dict.fromkeys(files.names())
-        self._stored = frozenset(self._parts)
         if experts_under is not None:
             self._separate(name for name in self._parts if name.startswith(experts_under))
 
@@ -43,7 +45,7 @@ class StoredTensors:
         part = self._parts[name]
         stored = name if part is None else part.tensor
         header = self._files.header(stored)
-        raise_if_any(list(unscaled_problems(stored, header, self._stored)))
+        require_meaning(stored, header)
         return header if part is None else header._replace(shape=part.shape)
 
     def tensor(self, name: str) -> Tensor:
@@ -63,3 +65,15 @@ class StoredTensors:
             if parts:
                 del self._parts[fused]
                 self._parts |= parts
+
+
+def require_meaning(name: str, header: TensorHeader) -> None:
+    """Raise `CheckpointError` for a tensor of 8 bits that stands for nothing without a scale.
+
+    Whole numbers may be anything but a weight.
+    """
+    is_weight = name.endswith(".weight") or is_fused(name)
+    small = (*_SMALL_FLOATS, *_SMALL_WHOLE) if is_weight else _SMALL_FLOATS
+    if header.dtype.startswith(small):
+        rule = "weights of 16 or 32 bits, or by config.json those of a method that is read"
+        raise Problem(name, header.dtype, rule, FROM_BEFORE).as_error()

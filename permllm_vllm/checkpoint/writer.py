@@ -27,9 +27,9 @@ from permllm_vllm.checkpoint.output import (
     disk_errors_named,
     replaced_at_the_end,
 )
-from permllm_vllm.checkpoint.quantization_entries import QUANTIZATION_KEYS
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.shards import CONFIG_NAME, INDEX_NAME, SINGLE_NAME, read_json
+from permllm_vllm.checkpoint.stored_otherwise import QUANTIZATION_KEYS
 
 MAX_SHARD_BYTES = 5_000_000_000
 

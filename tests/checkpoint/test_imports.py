@@ -9,7 +9,7 @@ import pytest
 from permllm_vllm import checkpoint
 
 MODULES = {path.stem: path for path in Path(checkpoint.__path__[0]).glob("*.py")}
-TORCH_ALONE = {"errors", "numbers", "pattern", "packing", "permutation", "folding", "scaled"}
+TORCH_ALONE = {"errors", "numbers", "pattern", "packing", "permutation", "folding"}
 
 
 def imported(path: Path) -> set[str]:

@@ -1,11 +1,11 @@
-"""Tiny models as other tools save them: zeros that obey N:M in some order of the channels.
+"""Tiny models as other tools save them, and permuted ones of this format.
 
 Made with plain indexing, so that nothing here shares code with what is tested.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import permllm_vllm.hf  # noqa: F401  (loads permllm checkpoints in transformers)
+from permllm_vllm.checkpoint.pattern import Pattern
+from tests.offline.baked_models import bake, decisions_of, dense_twin
 from tests.offline.tiny_models import save_tokenizer, tiny_llama
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
 O, DOWN = "self_attn.o_proj", "mlp.down_proj"  # noqa: E741
 LINEARS = (*QKV, O, *GATE_UP, DOWN)
-
-OrderOf = Callable[[int, str, int], Tensor | None]
-"""(decoder layer, linear, channels) -> order of the channels; None leaves the linear dense."""
 
 
 def save_dense(directory: Path, dtype: torch.dtype = torch.bfloat16, **options: object) -> Path:
@@ -33,59 +32,50 @@ def save_dense(directory: Path, dtype: torch.dtype = torch.bfloat16, **options: 
     return directory
 
 
-def in_place(layer: int, linear: str, channels: int) -> Tensor:
-    return torch.arange(channels)
+def prune_weight(weight: Tensor, kept: int = 2, group: int = 4) -> Tensor:
+    """Zero all but the `kept` largest of every `group` consecutive channels."""
+    groups = weight.unflatten(1, (-1, group))
+    largest = groups.abs().float().topk(kept, dim=2).indices
+    chosen = torch.zeros_like(groups).scatter(2, largest, groups.gather(2, largest))
+    return chosen.flatten(1)
 
 
-def block_orders(seed: int = 0, block: int = 64, *, tied: bool = True) -> OrderOf:
-    """A random order inside every block, shared by the linears that read one input.
-
-    Tied: for `o` the same in all blocks, as one key-value head of one block asks for.
-    """
-    shared = {**dict.fromkeys(QKV, "qkv"), **dict.fromkeys(GATE_UP, "gate_up")}
-
-    def order_of(layer: int, linear: str, channels: int) -> Tensor:
-        key = f"{seed} {layer} {shared.get(linear, linear)}"
-        generator = torch.Generator().manual_seed(sum(i * ord(c) for i, c in enumerate(key, 1)))
-        orders = [torch.randperm(block, generator=generator) for _ in range(channels // block)]
-        if linear == O and tied:
-            orders = orders[:1] * len(orders)
-        return torch.cat([order + i * block for i, order in enumerate(orders)])
-
-    return order_of
-
-
-def prune_in_order(weight: Tensor, order: Tensor, kept: int, group: int) -> Tensor:
-    """Zero all but the `kept` largest of every `group` consecutive channels of `order`."""
-    pruned = torch.zeros_like(weight)
-    for start in range(0, len(order), group):
-        channels = order[start : start + group]
-        largest = weight[:, channels].abs().float().topk(kept, dim=1).indices
-        chosen = channels[largest]
-        pruned.scatter_(1, chosen, weight.gather(1, chosen))
-    return pruned
-
-
-def prune(source: Path, target: Path, order_of: OrderOf, kept: int = 2, group: int = 4) -> Path:
-    """Copy a Llama checkpoint with its decoder linears pruned, in the original channel order."""
+def prune(
+    source: Path,
+    target: Path,
+    kept: int = 2,
+    group: int = 4,
+    dense: Collection[tuple[int, str]] = (),
+) -> Path:
+    """Copy a Llama checkpoint with its decoder linears pruned, but for those that stay dense."""
     shutil.copytree(source, target)
     tensors = load_file(target / "model.safetensors")
     layers = json.loads((target / "config.json").read_text())["num_hidden_layers"]
     for layer in range(layers):
         for linear in LINEARS:
             name = f"model.layers.{layer}.{linear}.weight"
-            order = order_of(layer, linear, tensors[name].shape[1])
-            if order is not None:
-                tensors[name] = prune_in_order(tensors[name], order, kept, group)
+            if (layer, linear) not in dense:
+                tensors[name] = prune_weight(tensors[name], kept, group)
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     return target
 
 
-def write_bitmask(source: Path, target: Path, extra: tuple[str, ...] = ()) -> Path:
-    """Store a checkpoint with 2:4 zeros as compressed-tensors did, `extra` matrices too.
+def permute(
+    dense: Path, place: Path, block_size: int = 64, pattern: str = "2:4"
+) -> tuple[Path, Path]:
+    """Prune a model under random permutations: stored sparse, and plain in original order."""
+    model = AutoModelForCausalLM.from_pretrained(dense, dtype="auto")
+    decisions = decisions_of(model, Pattern.parse(pattern), block_size)
+    sparse, plain = place / "sparse", place / "plain"
+    bake(model, decisions, Pattern.parse(pattern), block_size, sparse)
+    dense_twin(model, decisions).save_pretrained(plain)
+    for directory in (sparse, plain):
+        save_tokenizer(directory)
+    return sparse, plain
 
-    The weights may be in 8 bits, with scales beside them.
-    """
+
+def write_bitmask(source: Path, target: Path, extra: tuple[str, ...] = ()) -> Path:
+    """Store a checkpoint with 2:4 zeros as compressed-tensors did, `extra` matrices too."""
     shutil.copytree(source, target)
     tensors = {}
     for name, tensor in load_file(source / "model.safetensors").items():
@@ -97,23 +87,18 @@ def write_bitmask(source: Path, target: Path, extra: tuple[str, ...] = ()) -> Pa
         mask = torch.zeros(tensor.numel() // 4, 4, dtype=torch.bool).scatter_(1, largest, True)
         mask = mask.view(tensor.shape)
         bits = numpy.packbits(mask.numpy(), axis=-1, bitorder="little")
-        stored = tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
-        tensors[f"{module}.compressed"] = stored[mask].view(len(tensor), -1).view(tensor.dtype)
+        tensors[f"{module}.compressed"] = tensor[mask].view(len(tensor), -1)
         tensors[f"{module}.bitmask"] = torch.from_numpy(bits)
         tensors[f"{module}.shape"] = torch.tensor(tensor.shape).view(-1, 1)
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-    quantized = json.loads((source / "config.json").read_text()).get("quantization_config")
-    unquantized = {
-        "quant_method": "compressed-tensors",
-        "format": "dense",
-        "global_compression_ratio": 1.5,
-        "ignore": ["lm_head"],
-        "quantization_status": "frozen",
-    }
     set_config(
         target,
         quantization_config={
-            **(quantized or unquantized),
+            "quant_method": "compressed-tensors",
+            "format": "dense",
+            "global_compression_ratio": 1.5,
+            "ignore": ["lm_head"],
+            "quantization_status": "frozen",
             "sparsity_config": {
                 "format": "sparse-24-bitmask",
                 "global_sparsity": 0.4,

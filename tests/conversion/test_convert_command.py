@@ -7,12 +7,12 @@ import pytest
 
 from permllm_offline.cli import build_parser, main
 from permllm_vllm.checkpoint.validation import validate
-from tests.conversion.sparse_models import block_orders, prune, same_weights
+from tests.conversion.sparse_models import prune, same_weights
 
 
 @pytest.fixture(scope="module")
 def source(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prune(dense, tmp_path_factory.mktemp("sources") / "source", block_orders())
+    return prune(dense, tmp_path_factory.mktemp("sources") / "source")
 
 
 def test_there_and_back(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,9 +79,9 @@ def test_nothing_is_replaced_unasked(
     ("options", "message"),
     [
         (("--to", "dense", "--strict"), "leave them out with --to dense"),
-        (("--to", "dense"), "only those become dense. Give the output of"),
+        (("--to", "dense"), "is dense already: what becomes dense is a permllm"),
         (("--max-shard-bytes", "0"), "give at least 1"),
-        (("--pattern", "2:4", "--block-size", "32"), "no linear"),
+        (("--values", "int4", "--to", "dense"), "leave it out with --to dense"),
     ],
 )
 def test_bad_requests_are_refused(

@@ -1,16 +1,18 @@
-"""A conversion checks the free disk before it writes, by the size of what it will write."""
+"""A conversion checks the free disk before it writes, in files of about a decoder layer."""
 
 import shutil
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import Values, convert_to_sparse
+from permllm_offline.forecast import memory
 from permllm_vllm.checkpoint import writer
 from permllm_vllm.checkpoint.errors import CheckpointError
-from tests.conversion.sparse_models import OrderOf, block_orders, in_place, load_all, prune
+from tests.conversion.sparse_models import load_all, prune, same_weights
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -22,7 +24,7 @@ def weight_bytes(directory: Path) -> int:
 def test_every_conversion_needs_room(
     dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = prune(dense, tmp_path / "source", block_orders())
+    source = prune(dense, tmp_path / "source")
     sparse, int8, back = (tmp_path / name for name in ("sparse", "int8", "back"))
 
     def free(count: int) -> None:
@@ -49,11 +51,39 @@ def test_every_conversion_needs_room(
 
 
 @pytest.mark.parametrize("values", ["auto", "int8"])
-@pytest.mark.parametrize("order_of", [block_orders(), in_place], ids=["permuted", "in place"])
 def test_what_is_asked_for_is_what_is_written(
-    values: Values, order_of: OrderOf, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    values: Values, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, output, asked = prune(dense, tmp_path / "source", order_of), tmp_path / "out", []
+    source, output, asked = prune(dense, tmp_path / "source"), tmp_path / "out", []
     monkeypatch.setattr(writer, "check_disk", lambda _, total: asked.append(total))
     convert_to_sparse(str(source), output, values=values)
     assert asked == [sum(tensor.nbytes for tensor in load_all(output).values())]
+
+
+def test_shards_of_a_decoder_layer_by_default(
+    dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "SMALLEST_SHARD_BYTES", 1)
+    source = prune(dense, tmp_path / "source")
+    out, int8, back = (tmp_path / name for name in ("out", "int8", "back"))
+    layers = {name: one for name, one in load_all(source).items() if ".layers.0." in name}
+    layer = sum(tensor.nbytes for tensor in layers.values())
+    convert_to_sparse(str(source), out)
+    convert_to_sparse(str(out), int8, values="int8")
+    convert_to_dense(str(out), back)
+    assert same_weights(source, back)
+    for folder in (out, int8, back):
+        files = [load_file(file).values() for file in folder.glob("model-*.safetensors")]
+        sizes = [sum(tensor.nbytes for tensor in tensors) for tensors in files]
+        assert len(sizes) > 1
+        assert max(sizes) <= layer
+    convert_to_dense(str(out), tmp_path / "one", max_shard_bytes=10_000_000)
+    assert (tmp_path / "one" / "model.safetensors").exists()
+
+
+def test_a_file_holds_the_largest_decoder_layer() -> None:
+    sizes = {"embed.weight": 900, "layers.1.a.weight": 300, "layers.1.b": 250}
+    sizes |= {"layers.10.a.weight": 510, "layers.2.a.weight": 100}
+    million = {name: size * 10**6 for name, size in sizes.items()}
+    assert memory.converted_shard_bytes(million, "layers.") == 550 * 10**6
+    assert memory.converted_shard_bytes({}, "layers.") == 500 * 10**6

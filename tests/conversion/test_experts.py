@@ -12,13 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig
 
-from permllm_offline.conversion.expert_verdicts import join_experts
-from permllm_offline.conversion.group_verdict import GroupVerdict
-from permllm_offline.conversion.ignore_entries import ignored
-from permllm_offline.conversion.pattern_choice import Judged
+from permllm_offline.conversion.pattern_choice import Judged, ignored
 from permllm_offline.conversion.report import ConversionReport
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
+from permllm_offline.conversion.verdicts import GroupVerdict
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.heads import Heads
 from permllm_offline.model.layout import GroupLayout
@@ -27,7 +25,7 @@ from permllm_offline.model.lookup import family_of
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.validation import validate
-from tests.conversion.sparse_models import load_all, prune_in_order, same_weights
+from tests.conversion.sparse_models import prune_weight, same_weights
 from tests.offline.tiny_models import save_tokenizer, tiny_model
 
 EXPERTS = 4
@@ -47,32 +45,14 @@ def experts_of(layer: int, *linears: str) -> set[str]:
 
 
 def save_mixture(directory: Path, change: Change) -> Path:
-    """Two layers of experts, each pruned in a random order of its own; attention in place."""
+    """Two layers of experts, all linears pruned."""
     tiny_model("qwen3_moe", mlp_only_layers=[], num_experts=EXPERTS).save_pretrained(directory)
     save_tokenizer(directory)
     dense = load_file(directory / "model.safetensors")
-    tensors, generator = dict(dense), torch.Generator().manual_seed(0)
-    for layer in range(2):
-        for linear in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            prune_one(tensors, f"model.layers.{layer}.self_attn.{linear}", None)
-        for expert in range(EXPERTS):
-            hidden, inner = random_order(128, generator), random_order(64, generator)
-            for linear, order in zip(GATE_UP_DOWN, (hidden, hidden, inner), strict=True):
-                prune_one(tensors, name_of(layer, expert, linear), order)
+    tensors = {n: prune_weight(one) if "_proj" in n else one for n, one in dense.items()}
     change(tensors, dense)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
-
-
-def random_order(channels: int, generator: torch.Generator) -> Tensor:
-    starts = range(0, channels, 64)
-    return torch.cat([torch.randperm(64, generator=generator) + start for start in starts])
-
-
-def prune_one(tensors: dict[str, Tensor], module: str, order: Tensor | None) -> None:
-    weight = tensors[f"{module}.weight"]
-    order = torch.arange(weight.shape[1]) if order is None else order
-    tensors[f"{module}.weight"] = prune_in_order(weight, order, 2, 4)
 
 
 def nothing(tensors: dict[str, Tensor], dense: Mapping[str, Tensor]) -> None:
@@ -86,14 +66,6 @@ def one_dense_expert(tensors: dict[str, Tensor], dense: Mapping[str, Tensor]) ->
 
 def one_dense_gate(tensors: dict[str, Tensor], dense: Mapping[str, Tensor]) -> None:
     tensors[f"{name_of(0, 2, GATE)}.weight"] = dense[f"{name_of(0, 2, GATE)}.weight"]
-
-
-def one_unpermuted_expert(tensors: dict[str, Tensor], dense: Mapping[str, Tensor]) -> None:
-    """In original order its gate and up, all zeros its down."""
-    for linear in (GATE, UP):
-        tensors[f"{name_of(0, 3, linear)}.weight"] = dense[f"{name_of(0, 3, linear)}.weight"]
-        prune_one(tensors, name_of(0, 3, linear), None)
-    tensors[f"{name_of(0, 3, DOWN)}.weight"].zero_()
 
 
 def converted(tmp_path: Path, change: Change) -> tuple[ConversionReport, QuantizationConfig]:
@@ -115,11 +87,10 @@ def converted(tmp_path: Path, change: Change) -> tuple[ConversionReport, Quantiz
     return report, QuantizationConfig.from_dict(config["quantization_config"])
 
 
-def test_permuted_experts(tmp_path: Path) -> None:
-    _, quantization = converted(tmp_path, nothing)
+def test_every_expert_is_sparse(tmp_path: Path) -> None:
+    report, quantization = converted(tmp_path, nothing)
+    assert report.left_dense == []
     assert not any("experts" in entry for entry in quantization.ignore)
-    assert set(quantization.runtime_permuted) == experts_of(0, GATE, UP) | experts_of(1, GATE, UP)
-    assert set(quantization.folded) == experts_of(0, DOWN) | experts_of(1, DOWN)
 
 
 @pytest.mark.parametrize(
@@ -136,35 +107,8 @@ def test_all_experts_stay_dense_where_one_does(tmp_path: Path, change: Change, r
     assert all(quantization.is_ignored(name) for name in experts_of(0, *GATE_UP_DOWN))
     (found,) = {one.reason for one in report.left_dense}
     assert reason in found
-    assert set(quantization.runtime_permuted) == experts_of(1, GATE, UP)
-    assert set(quantization.folded) == experts_of(1, DOWN)
     with pytest.raises(OfflineError, match=r"the first is model\.layers\.0\.mlp.*served as one"):
         convert_to_sparse(str(tmp_path / "source"), tmp_path / "strict", strict=True)
-
-
-def test_an_unpermuted_expert_gets_the_identity_beside_permuted_ones(tmp_path: Path) -> None:
-    _, quantization = converted(tmp_path, one_unpermuted_expert)
-    assert not any("experts" in entry for entry in quantization.ignore)
-    assert set(quantization.runtime_permuted) == experts_of(0, GATE, UP) | experts_of(1, GATE, UP)
-    assert set(quantization.folded) == experts_of(0, DOWN) | experts_of(1, DOWN)
-    written, unmoved = load_all(tmp_path / "out"), torch.arange(64, dtype=torch.uint8)
-    for linear in (GATE, UP):
-        permutation = written[f"{name_of(0, 3, linear)}.input_permutation"]
-        assert torch.equal(permutation, torch.cat([unmoved, unmoved]))
-    assert torch.equal(written[f"{name_of(0, 3, DOWN)}.folded_permutation"], unmoved)
-    other = written[f"{name_of(0, 0, DOWN)}.folded_permutation"]
-    assert not torch.equal(other, unmoved)
-
-
-def test_experts_in_original_order_have_no_permutation(tmp_path: Path) -> None:
-    def in_place(tensors: dict[str, Tensor], dense: Mapping[str, Tensor]) -> None:
-        for name in experts_of(0, *GATE_UP_DOWN) | experts_of(1, *GATE_UP_DOWN):
-            tensors[f"{name}.weight"] = dense[f"{name}.weight"]
-            prune_one(tensors, name, None)
-
-    _, quantization = converted(tmp_path, in_place)
-    assert not any("experts" in entry for entry in quantization.ignore)
-    assert quantization.runtime_permuted == quantization.folded == []
 
 
 @pytest.mark.parametrize("lost", [(GATE,), (UP,), GATE_UP_DOWN])
@@ -198,38 +142,19 @@ def test_experts_in_one_tensor_of_another_form_are_refused(
         convert_to_sparse(str(source), tmp_path / "out")
 
 
-def test_one_expert_at_run_time_takes_the_others_along() -> None:
-    config: Any = AutoConfig.for_model("qwen3_moe", num_experts=3, num_experts_per_tok=1)
-    layouts = [GroupLayout(one, 64, 64, Heads(1, 1, 64)) for one in family_of(config).groups]
-    layouts = [layout for layout in layouts if layout.group.name.endswith("down")]
-    dense_mlp, first, second, third = layouts
-    order = torch.arange(64, dtype=torch.uint8).flip(0)
-    verdicts = [
-        GroupVerdict(dense_mlp, order, "", {}),
-        GroupVerdict(first, order, "", {}),
-        GroupVerdict(second.at_run_time(), order, "", {}),
-        GroupVerdict(third, None, "", {}),
-    ]
-    joined = join_experts(verdicts)
-    assert [one.layout.folded for one in joined] == [True, False, False, False]
-    permutations = [one.permutation for one in joined]
-    assert all(torch.equal(one, order) for one in permutations[:3])
-    assert torch.equal(permutations[3], order.flip(0))
-
-
 @pytest.mark.parametrize("count", [1, 98, 99, 400])
 def test_ignore_stays_short_for_many_layers(count: int) -> None:
     config: Any = AutoConfig.for_model("qwen3_moe", num_experts=2, num_experts_per_tok=1)
     family = family_of(config)
     every = [
-        GroupVerdict(GroupLayout(group, 64, 64, Heads(1, 1, 64)), None, "no", {})
+        GroupVerdict(GroupLayout(group, 64, 64, Heads(1, 1, 64)), "no", {})
         for group in family.groups
         if group.experts
     ]
-    held = [GroupVerdict(one.layout, None, "", {}) for one in every]
+    held = [GroupVerdict(one.layout, "", {}) for one in every]
     layers = [every if index % 2 else held for index in range(2 * count)]
     source: Any = SimpleNamespace(names=list)
-    entries = ignored(Judged(source, family, Pattern(2, 4), 64, layers))
+    entries = ignored(Judged(source, family, Pattern(2, 4), layers))
     assert sum(entry.startswith("re:") for entry in entries) <= 100
     assert (FIRST_LAYER.replace("0", "1", 1) in entries) == (count < 99)
     quantization = QuantizationConfig(

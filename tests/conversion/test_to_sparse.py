@@ -10,14 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from permllm_offline.conversion.bitmask import BitmaskFiles
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
+from permllm_offline.conversion.verdicts import share_of_kept
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.loading import load_model, open_source
+from permllm_offline.model.loading import open_source
+from permllm_offline.model.quantized import require_dense
 from permllm_vllm.checkpoint.errors import CheckpointError
-from permllm_vllm.checkpoint.packing import unpack_mask
+from permllm_vllm.checkpoint.packing import pack_mask, unpack_mask
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
+from permllm_vllm.checkpoint.shards import read_json
+from permllm_vllm.checkpoint.stored_files import StoredFiles
 from permllm_vllm.checkpoint.validation import validate
 from tests.conversion.sparse_models import (
     DOWN,
@@ -25,14 +30,14 @@ from tests.conversion.sparse_models import (
     LINEARS,
     QKV,
     O,
-    block_orders,
-    in_place,
     prune,
     same_weights,
     save_dense,
     set_config,
     write_bitmask,
 )
+
+CT = {"quant_method": "compressed-tensors"}
 
 
 def permutations_of(report: object) -> dict[str, str]:
@@ -54,7 +59,7 @@ def check(source: Path, output: Path, back: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_zeros_in_place(tmp_path: Path, pattern: tuple[int, int], dtype: torch.dtype) -> None:
     dense = save_dense(tmp_path / "dense", dtype, attention_bias=True, mlp_bias=True)
-    source = prune(dense, tmp_path / "source", in_place, *pattern)
+    source = prune(dense, tmp_path / "source", *pattern)
     report = convert_to_sparse(str(source), tmp_path / "out")
     assert report.pattern == str(Pattern(*pattern))
     assert set(permutations_of(report).values()) == {"none"}
@@ -63,64 +68,11 @@ def test_zeros_in_place(tmp_path: Path, pattern: tuple[int, int], dtype: torch.d
     check(source, tmp_path / "out", tmp_path / "back")
 
 
-@pytest.mark.parametrize("pattern", [(2, 4), (4, 8)])
-@pytest.mark.parametrize("block", [32, 64])
-def test_zeros_in_permuted_blocks(
-    dense: Path, tmp_path: Path, pattern: tuple[int, int], block: int
-) -> None:
-    source = prune(dense, tmp_path / "source", block_orders(block=block), *pattern)
-    report = convert_to_sparse(str(source), tmp_path / "out")
-    assert report.pattern == str(Pattern(*pattern))
-    assert report.block_size == 64
-    found = permutations_of(report)
-    for layer in range(2):
-        for linear in LINEARS:
-            expected = "folded" if linear in (O, DOWN) else "run time"
-            assert found[f"model.layers.{layer}.{linear}"] == expected
-    check(source, tmp_path / "out", tmp_path / "back")
-
-
-def test_the_converted_model_is_the_same_function(dense: Path, tmp_path: Path) -> None:
-    source = prune(dense, tmp_path / "source", block_orders())
-    convert_to_sparse(str(source), tmp_path / "out")
-    tokens = torch.randint(2, 60, (2, 20), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected, found = (
-            load_model(open_source(str(folder)), torch.float32, torch.device("cpu"))(tokens).logits
-            for folder in (source, tmp_path / "out")
-        )
-    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
-
-
-def test_blocks_of_128_are_found(tmp_path: Path) -> None:
-    dense = save_dense(tmp_path / "dense", head_dim=128, hidden_size=256, intermediate_size=256)
-    source = prune(dense, tmp_path / "source", block_orders(block=128))
-    report = convert_to_sparse(str(source), tmp_path / "out")
-    assert report.block_size == 128
-    check(source, tmp_path / "out", tmp_path / "back")
-    with pytest.raises(OfflineError, match="in any order inside blocks of 32 channels, but in b"):
-        convert_to_sparse(str(source), tmp_path / "other", pattern=Pattern(2, 4), block_size=32)
-
-
-def test_an_order_that_heads_do_not_share_stays_at_run_time(dense: Path, tmp_path: Path) -> None:
-    """The authors' code learns `o` without tying the query heads of a value head."""
-    source = prune(dense, tmp_path / "source", block_orders(tied=False))
-    report = convert_to_sparse(str(source), tmp_path / "out")
-    assert permutations_of(report)[f"model.layers.0.{O}"] == "run time"
-    assert permutations_of(report)[f"model.layers.0.{DOWN}"] == "folded"
-    check(source, tmp_path / "out", tmp_path / "back")
-
-
 def test_what_is_dense_stays_dense(
     dense: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    orders = block_orders()
     skipped = {(0, "mlp.up_proj"), (1, QKV[2])}
-    source = prune(
-        dense,
-        tmp_path / "source",
-        lambda layer, linear, n: None if (layer, linear) in skipped else orders(layer, linear, n),
-    )
+    source = prune(dense, tmp_path / "source", dense=skipped)
     with caplog.at_level(logging.WARNING):
         report = convert_to_sparse(str(source), tmp_path / "out")
     assert "5 of 14 linears stay dense" in caplog.text
@@ -129,44 +81,11 @@ def test_what_is_dense_stays_dense(
     dense_names = [f"model.layers.0.{n}" for n in GATE_UP] + [f"model.layers.1.{n}" for n in QKV]
     assert sorted(quantization.ignore) == sorted(["lm_head", *dense_names])
     assert "up_proj keeps 100.0% of its weights" in report.left_dense[0].reason
-    # What fed a fold is dense now, so the permutation is not moved there.
-    found = permutations_of(report)
-    assert found[f"model.layers.0.{DOWN}"] == "run time"
-    assert found[f"model.layers.1.{DOWN}"] == "folded"
-    assert found[f"model.layers.1.{O}"] == "run time"
     check(source, tmp_path / "out", tmp_path / "back")
 
     with pytest.raises(OfflineError, match=r"5 of 14 linears do not obey 2:4.*Leave out --strict"):
         convert_to_sparse(str(source), tmp_path / "strict", strict=True)
     assert not (tmp_path / "strict").exists()
-
-
-def test_orders_of_their_own_are_refused_with_the_reason(dense: Path, tmp_path: Path) -> None:
-    orders = {linear: block_orders(seed) for seed, linear in enumerate(LINEARS)}
-    source = prune(
-        dense, tmp_path / "source", lambda layer, linear, n: orders[linear](layer, linear, n)
-    )
-    report = convert_to_sparse(str(source), tmp_path / "out", pattern=Pattern(2, 4))
-    reasons = {linear.name: linear.reason for linear in report.left_dense}
-    assert len(reasons) == 10
-    assert "each in an order of its own" in reasons[f"model.layers.0.{QKV[0]}"]
-    check(source, tmp_path / "out", tmp_path / "back")
-    loose = convert_to_sparse(str(source), tmp_path / "loose")
-    assert loose.pattern == "32:64", "which whole blocks obey in any order"
-    assert set(permutations_of(loose).values()) == {"none"}
-    check(source, tmp_path / "loose", tmp_path / "loose back")
-
-
-def test_an_order_over_all_channels_is_refused_with_the_reason(tmp_path: Path) -> None:
-    dense = save_dense(tmp_path / "dense", hidden_size=256, num_attention_heads=4)
-    source = prune(
-        dense,
-        tmp_path / "source",
-        lambda layer, linear, n: torch.randperm(n, generator=torch.Generator().manual_seed(n)),
-    )
-    with pytest.raises(OfflineError, match="in an order over all channels"):
-        convert_to_sparse(str(source), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_dense_model_is_refused(dense: Path, tmp_path: Path) -> None:
@@ -175,7 +94,7 @@ def test_a_dense_model_is_refused(dense: Path, tmp_path: Path) -> None:
 
 
 def test_a_classifier_is_refused(dense: Path, tmp_path: Path) -> None:
-    source = prune(dense, tmp_path / "source", in_place)
+    source = prune(dense, tmp_path / "source")
     config = json.loads((source / "config.json").read_text())
     config["architectures"] = ["LlamaForSequenceClassification"]
     (source / "config.json").write_text(json.dumps(config))
@@ -191,12 +110,15 @@ def test_unstructured_zeros_are_refused(dense: Path, tmp_path: Path) -> None:
             smallest = tensor.abs().float().argsort(dim=1)[:, : tensor.shape[1] // 2]
             tensors[name] = tensor.scatter(1, smallest, 0)
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(OfflineError, match="not 2:4 in any order inside blocks of"):
+    with pytest.raises(
+        OfflineError,
+        match=r"not 2:4 in the order .*-offline prune",
+    ):
         convert_to_sparse(str(source), tmp_path / "out")
 
 
 def test_a_group_with_fewer_weights_keeps_explicit_zeros(dense: Path, tmp_path: Path) -> None:
-    source = prune(dense, tmp_path / "source", in_place, 1, 4)
+    source = prune(dense, tmp_path / "source", 1, 4)
     report = convert_to_sparse(str(source), tmp_path / "out")
     assert {linear.density for linear in report.linears} == {0.25}
     check(source, tmp_path / "out", tmp_path / "back")
@@ -204,7 +126,7 @@ def test_a_group_with_fewer_weights_keeps_explicit_zeros(dense: Path, tmp_path: 
 
 def test_negative_zeros_are_zeros(dense: Path, tmp_path: Path) -> None:
     """`weight * mask` leaves -0.0 where a negative weight was."""
-    source = prune(dense, tmp_path / "source", in_place)
+    source = prune(dense, tmp_path / "source")
     tensors = load_file(source / "model.safetensors")
     originals = load_file(dense / "model.safetensors")
     masked = {n: originals[n] * (t != 0) if "_proj" in n else t for n, t in tensors.items()}
@@ -221,9 +143,7 @@ def test_negative_zeros_are_zeros(dense: Path, tmp_path: Path) -> None:
 def test_numbers_that_are_not_finite_are_refused(
     tmp_path: Path, linear: str, kind: str, value: float
 ) -> None:
-    source = prune(
-        save_dense(tmp_path / "dense", attention_bias=True), tmp_path / "source", block_orders()
-    )
+    source = prune(save_dense(tmp_path / "dense", attention_bias=True), tmp_path / "source")
     tensors = load_file(source / "model.safetensors")
     name = f"model.layers.1.{linear}.{kind}"
     first = tensors[name].flatten().nonzero()[0]
@@ -236,7 +156,7 @@ def test_numbers_that_are_not_finite_are_refused(
 
 
 def test_several_dtypes_are_refused(dense: Path, tmp_path: Path) -> None:
-    source = prune(dense, tmp_path / "source", in_place)
+    source = prune(dense, tmp_path / "source")
     tensors = load_file(source / "model.safetensors")
     name = f"model.layers.1.{DOWN}.weight"
     tensors[name] = tensors[name].float()
@@ -246,7 +166,7 @@ def test_several_dtypes_are_refused(dense: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_linear_is_named(dense: Path, tmp_path: Path) -> None:
-    source = prune(dense, tmp_path / "source", in_place)
+    source = prune(dense, tmp_path / "source")
     tensors = load_file(source / "model.safetensors")
     del tensors[f"model.layers.1.{O}.weight"]
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
@@ -255,7 +175,7 @@ def test_a_missing_linear_is_named(dense: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_saved_under_other_names_is_refused(dense: Path, tmp_path: Path) -> None:
-    source = prune(dense, tmp_path / "source", in_place)
+    source = prune(dense, tmp_path / "source")
     tensors = load_file(source / "model.safetensors")
     bare = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     save_file(bare, source / "model.safetensors", metadata={"format": "pt"})
@@ -263,20 +183,8 @@ def test_a_model_saved_under_other_names_is_refused(dense: Path, tmp_path: Path)
         convert_to_sparse(str(source), tmp_path / "out")
 
 
-def test_shards_in_and_out(dense: Path, tmp_path: Path) -> None:
-    source = prune(dense, tmp_path / "source", block_orders())
-    report = convert_to_sparse(str(source), tmp_path / "out", max_shard_bytes=50_000)
-    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 3
-    assert validate(tmp_path / "out") == []
-    convert_to_dense(str(tmp_path / "out"), tmp_path / "back", max_shard_bytes=50_000)
-    assert same_weights(source, tmp_path / "back")
-    again = convert_to_sparse(str(tmp_path / "back"), tmp_path / "again")
-    assert again.linears == report.linears
-    assert same_weights(tmp_path / "out", tmp_path / "again")
-
-
 def test_bitmask(dense: Path, tmp_path: Path) -> None:
-    plain = prune(dense, tmp_path / "plain", in_place)
+    plain = prune(dense, tmp_path / "plain")
     source = write_bitmask(plain, tmp_path / "bitmask", extra=("lm_head",))
     report = convert_to_sparse(str(source), tmp_path / "out", strict=True)
     assert report.source_format == "compressed-tensors sparse-24-bitmask"
@@ -295,13 +203,13 @@ def test_bitmask(dense: Path, tmp_path: Path) -> None:
 
 
 def test_bitmask_and_back(dense: Path, tmp_path: Path) -> None:
-    plain = prune(dense, tmp_path / "plain", in_place)
+    plain = prune(dense, tmp_path / "plain")
     convert_to_sparse(str(write_bitmask(plain, tmp_path / "bitmask")), tmp_path / "out")
     check(plain, tmp_path / "out", tmp_path / "back")
 
 
 def test_explicit_zeros_of_a_bitmask_stay_where_they_are(dense: Path, tmp_path: Path) -> None:
-    source = write_bitmask(prune(dense, tmp_path / "plain", in_place), tmp_path / "bitmask")
+    source = write_bitmask(prune(dense, tmp_path / "plain"), tmp_path / "bitmask")
     tensors = load_file(source / "model.safetensors")
     name = f"model.layers.0.{DOWN}"
     tensors[f"{name}.compressed"][:, ::5] = 0
@@ -344,7 +252,7 @@ def test_explicit_zeros_of_a_bitmask_stay_where_they_are(dense: Path, tmp_path: 
 def test_a_damaged_bitmask_is_refused(
     dense: Path, tmp_path: Path, kind: str, change: object, message: str
 ) -> None:
-    source = write_bitmask(prune(dense, tmp_path / "plain", in_place), tmp_path / "bitmask")
+    source = write_bitmask(prune(dense, tmp_path / "plain"), tmp_path / "bitmask")
     tensors = load_file(source / "model.safetensors")
     name = f"model.layers.0.{QKV[0]}.{kind}"
     tensor = tensors.pop(name)
@@ -357,7 +265,7 @@ def test_a_damaged_bitmask_is_refused(
 
 
 def test_a_matrix_that_is_there_twice_is_refused(dense: Path, tmp_path: Path) -> None:
-    source = write_bitmask(prune(dense, tmp_path / "plain", in_place), tmp_path / "bitmask")
+    source = write_bitmask(prune(dense, tmp_path / "plain"), tmp_path / "bitmask")
     tensors = load_file(source / "model.safetensors")
     tensors[f"model.layers.0.{DOWN}.weight"] = torch.zeros(1)
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
@@ -368,25 +276,25 @@ def test_a_matrix_that_is_there_twice_is_refused(dense: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "is quantized"),
-        ({"quant_method": "compressed-tensors", "config_groups": {"g": {}}}, "is quantized"),
-        (
-            {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-bitmask"}},
-            "stored as 'sparse-bitmask'",
-        ),
+        ({"quant_method": "gptq", "bits": 4}, "found gptq; rule: .*remedy: give the model from"),
+        ({"quant_method": "fp8"}, "found fp8; rule: .*remedy: write it as a dense model first"),
+        ({**CT, "config_groups": {"g": {}}}, "found compressed-tensors; .*convert --to dense`"),
+        ({**CT, "sparsity_config": {"format": "sparse-bitmask"}}, "found sparse-bitmask; rule"),
+        ({**CT, "format": "marlin-24"}, "found marlin-24; .*from before its quantization"),
+        ({**CT, "sparsity_config": {"format": ["a"]}}, r"found \['a'\]; rule"),
     ],
 )
 def test_other_formats_are_refused(
     dense: Path, tmp_path: Path, entries: dict[str, object], message: str
 ) -> None:
-    source = prune(dense, tmp_path / "source", in_place)
+    source = prune(dense, tmp_path / "source")
     set_config(source, quantization_config=entries)
     with pytest.raises(OfflineError, match=message):
         convert_to_sparse(str(source), tmp_path / "out")
 
 
 def test_a_sparsity_config_that_says_dense_does_no_harm(dense: Path, tmp_path: Path) -> None:
-    source = prune(dense, tmp_path / "source", in_place)
+    source = prune(dense, tmp_path / "source")
     dense_entries = {"format": "dense", "sparsity_structure": "2:4"}
     set_config(
         source,
@@ -397,3 +305,66 @@ def test_a_sparsity_config_that_says_dense_does_no_harm(dense: Path, tmp_path: P
     )
     convert_to_sparse(str(source), tmp_path / "out", strict=True)
     assert validate(tmp_path / "out") == []
+
+
+def test_what_reads_dense_models_says_to_convert_a_bitmask(dense: Path, tmp_path: Path) -> None:
+    source = write_bitmask(prune(dense, tmp_path / "plain"), tmp_path / "bitmask")
+    config = read_json(source / "config.json")
+    with pytest.raises(OfflineError, match=r"found sparse-24-bitmask; .*`permllm-offline convert`"):
+        require_dense("sparse", config, "prune")
+    with pytest.raises(CheckpointError, match=r"sparse-24-bitmask; .*`permllm-offline convert`"):
+        CheckpointReader(source)
+
+
+def test_a_bitmask_that_compressed_tensors_wrote(tmp_path: Path) -> None:
+    """By its `Sparse24BitMaskCompressor`, version 0.12.2; some groups keep fewer than two."""
+    tensors = load_file(Path(__file__).parent / "data" / "compressed_tensors.safetensors")
+    dense = tensors.pop("weight")
+    save_file({f"a.{kind}": one for kind, one in tensors.items()}, tmp_path / "model.safetensors")
+    files = BitmaskFiles(StoredFiles(tmp_path))
+    assert files.names() == ["a.weight"]
+    assert files.header("a.weight") == (dense.shape, "bfloat16")
+    assert torch.equal(files.part("a.weight", 0, dense.shape), dense)
+    some = files.part("a.weight", 3 * dense.shape[1], (2, dense.shape[1]))
+    assert torch.equal(some, dense[3:5])
+    assert torch.equal(pack_mask(files.kept("a.weight")), tensors["bitmask"])
+
+
+def test_values_of_8_bits_in_a_bitmask_are_refused(dense: Path, tmp_path: Path) -> None:
+    source = write_bitmask(prune(dense, tmp_path / "plain"), tmp_path / "bitmask")
+    tensors = load_file(source / "model.safetensors")
+    name = f"model.layers.0.{DOWN}.compressed"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"down_proj\.weight: found float8_e4m3fn; rule"):
+        convert_to_sparse(str(source), tmp_path / "out")
+
+
+def test_one_weight_more_than_half_shows_in_a_large_linear() -> None:
+    """2 ** 24 + 1 is the first whole number that float32 does not have."""
+    assert share_of_kept(torch.ones(0, 8, dtype=torch.bool)) == 0
+    kept = torch.tensor([True, False]).repeat(2**12, 2**12)
+    assert share_of_kept(kept) == 0.5
+    kept[-1, -1] = True
+    assert share_of_kept(kept) == 0.5 + 2**-25
+
+
+@pytest.mark.parametrize("obeys", [False, True])
+def test_layers_behind_the_model_stay(obeys: bool, dense: Path, tmp_path: Path) -> None:
+    """Some predict more tokens: a checkpoint has them, and its model does not."""
+    source = prune(dense, tmp_path / "source")
+    weight = torch.randn(128, 128)
+    weight[:, ::2] *= not obeys
+    more = {
+        "model.layers.2.self_attn.o_proj.weight": weight,
+        "model.layers.2.enorm.weight": weight[0].clone(),
+    }
+    tensors = load_file(source / "model.safetensors") | more
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    convert_to_sparse(str(source), tmp_path / "out", strict=True)
+    assert validate(tmp_path / "out") == []
+    reader = CheckpointReader(tmp_path / "out")
+    assert reader.quantization is not None
+    for name, tensor in more.items():
+        assert torch.equal(reader.tensor(name), tensor)
+        assert reader.quantization.is_ignored(name.removesuffix(".weight"))

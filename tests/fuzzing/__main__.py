@@ -16,8 +16,6 @@ from benchmarks.records.machine import revision, write_json
 from tests.fuzzing.targets import TARGETS
 
 INPUTS_PER_PROCESS = 150_000  # so that both processors are busy to the end
-# A search compares many tensors, and atheris keeps something of each comparison that it traces.
-INPUTS_OF_SEARCHES = {"recovery": 250}
 PROCESSES = 2
 
 
@@ -44,10 +42,9 @@ def parts(inputs: int, seed: int) -> list[Part]:
     found = []
     for target, how in TARGETS.items():
         left, number = -(-inputs * how.share // 1000), 0
-        most = INPUTS_OF_SEARCHES.get(target, INPUTS_PER_PROCESS)
         while left > 0:
-            found.append(Part(target, min(left, most), seed + number))
-            left, number = left - most, number + 1
+            found.append(Part(target, min(left, INPUTS_PER_PROCESS), seed + number))
+            left, number = left - INPUTS_PER_PROCESS, number + 1
     return sorted(found, key=lambda part: part.target in ("config", "index", "file"))
 
 

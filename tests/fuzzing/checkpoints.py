@@ -24,8 +24,7 @@ from permllm_vllm.checkpoint.shard import DTYPES, Shard
 from permllm_vllm.checkpoint.shards import INDEX_NAME, read_json, read_weight_map
 from permllm_vllm.checkpoint.validation import validate
 from tests.fuzzing import place, plain
-from tests.fuzzing.choices import Choices
-from tests.fuzzing.mutations import ODD_VALUES, damaged_bytes, damaged_json, encoded
+from tests.fuzzing.choices import ODD_VALUES, Choices, damaged_bytes, damaged_json, encoded
 from tests.fuzzing.outcome import Finding, Refused, refusing
 from tests.fuzzing.plain import Stored
 from tests.fuzzing.samples import DOWN, SAMPLES, UP, Sample

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from permllm_vllm import ops
 from permllm_vllm.checkpoint.packing import unpack
-from permllm_vllm.checkpoint.scaled import dequantize
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.checkpoint.shard import Shard
 
@@ -69,18 +68,8 @@ def last_value_negated(*arguments: Any) -> Any:
     return _PACK(values, *others)
 
 
-def upside_down(weight: Tensor, scale: Tensor, *others: Any) -> Tensor:
-    """The last row of scales is taken for the first."""
-    return dequantize(weight, scale.flip(0), *others)
-
-
 def any_name(file: object) -> bool:
     return isinstance(file, str)
-
-
-def rolled(local: Tensor, *_: object) -> Tensor:
-    """Every channel takes the place of the next one."""
-    return local.roll(1)
 
 
 def unknown_keys_dropped(entries: Any) -> QuantizationConfig:
@@ -120,10 +109,6 @@ def unweighted(x: Tensor, topk_weights: Tensor, *operands: Any) -> Any:
 
 def always_finite(numbers: Tensor) -> bool:
     return True
-
-
-def nothing_wrong(*_: object) -> list[object]:
-    return []
 
 
 def counted_again(source: Any, parts: Sequence[int]) -> None:
@@ -172,12 +157,6 @@ BUGS = {
     "tensor read one element late": Bug(
         "file", (f"{_CHECKPOINT}.shard.Shard.tensor",), one_element_late
     ),
-    "scales of another row": Bug(
-        "scaled", (f"{_CHECKPOINT}.scaled_tensors.dequantize",), upside_down
-    ),
-    "unknown scale written": Bug(
-        "scaled", (f"{_CHECKPOINT}.scaled_headers._left_problems",), nothing_wrong
-    ),
     "bias dropped": Bug("linear", ("permllm_vllm.ops.sparse_linear",), without_bias),
     "one weight dropped": Bug("linear", ("permllm_vllm.ops.sparse_linear",), one_weight_dropped),
     "routing weights dropped": Bug("experts", ("torch.ops.permllm.sparse_experts",), unweighted),
@@ -193,5 +172,4 @@ BUGS = {
         first_channels,
     ),
     "one value of a bitmask shifted": Bug("bitmask", (f"{_CONVERSION}.bitmask.unpack",), shifted),
-    "recovered order misplaced": Bug("recovery", (f"{_CONVERSION}.recovery.canonical",), rolled),
 }

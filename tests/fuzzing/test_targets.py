@@ -13,8 +13,7 @@ from permllm_vllm import ops
 from permllm_vllm.backends.cpu import SIXTEEN_BITS_ONLY, instruction_sets
 from tests.fuzzing import plain
 from tests.fuzzing.checkpoints import reshaped, right_weight
-from tests.fuzzing.choices import Choices
-from tests.fuzzing.mutations import encoded
+from tests.fuzzing.choices import Choices, encoded
 from tests.fuzzing.operators import DTYPES, damage_argument
 from tests.fuzzing.outcome import Finding
 from tests.fuzzing.planted import BUGS
@@ -22,7 +21,7 @@ from tests.fuzzing.samples import NORMAL
 from tests.fuzzing.targets import TARGETS
 
 INPUTS = {"config": 1000, "index": 1000, "checksums": 1000, "file": 1000, "layers": 300,
-          "contents": 1000, "scaled": 1000, "vllm": 300, "bitmask": 300, "recovery": 30,
+          "contents": 1000, "vllm": 300, "bitmask": 300,
           "linear": 1000, "experts": 500, "pack": 500}  # fmt: skip
 pytestmark = pytest.mark.skipif(bool(ops.missing_reason), reason=ops.missing_reason or "built")
 

@@ -10,10 +10,7 @@ import pytest
 
 from permllm_offline.cli import main
 from permllm_vllm.checkpoint.validation import validate
-from tests.conversion.marlin_models import write_marlin
 from tests.conversion.sparse_models import (
-    block_orders,
-    in_place,
     load_all,
     masks_of,
     prune,
@@ -21,6 +18,7 @@ from tests.conversion.sparse_models import (
     write_bitmask,
     write_masks,
 )
+from tests.conversion.test_decompression import quantize
 from tests.offline.tiny_models import random_text
 from tests.offline.tiny_multimodal import tiny_multimodal
 
@@ -33,15 +31,13 @@ WRITTEN = (
     "sparse-with-images",
     "from-zeros",
     "from-bitmask",
-    "from-marlin",
     "from-masks",
-    "recovered",
-    "recovered-again",
+    "from-zeros-again",
     "sparse-int8",
     "sparse-int4",
     "from-zeros-int8",
     "without-text-int8",
-    "recovered-int8",
+    "from-python-int8",
 )
 """Checkpoints of this format that the blocks leave."""
 CAPITALS = [("w1 w2", ["w3", "w4"], 0), ("w5 w6", ["w7", "w8"], 1), ("w9", ["w10", "w11"], 0)]
@@ -50,11 +46,10 @@ CAPITALS = [("w1 w2", ["w3", "w4"], 0), ("w5 w6", ["w7", "w8"], 1), ("w9", ["w10
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     dense = save_dense(tmp_path / "model", max_position_embeddings=512)
-    plain = prune(dense, tmp_path / "wanda-2of4", in_place)
+    plain = prune(dense, tmp_path / "wanda-2of4")
     write_bitmask(plain, tmp_path / "bitmask")
-    write_marlin(plain, tmp_path / "marlin", tmp_path / "plain-marlin")
+    quantize(dense, tmp_path / "w4a16", "int4")
     write_masks(tmp_path / "masks/mask_compressed.npz", masks_of(plain))
-    prune(dense, tmp_path / "permuted-back", block_orders())
     tiny_multimodal("gemma3", tmp_path / "model-with-images")
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "text.txt").write_text(random_text(70_000, seed=1), encoding="utf-8")
@@ -82,10 +77,10 @@ def test_every_block_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -
             assert language == "yaml"
     shown = capsys.readouterr().out
     assert "SparseLinear(in_features=128" in shown
-    assert "2:4 64 {" in shown
+    assert "2:4 14 {" in shown
     assert "acc" in json.loads((workplace / "capitals.json").read_text())["tasks"]["capitals"]
     for name in WRITTEN:
         assert validate(workplace / name) == []
     sparse, saved = load_all(workplace / "sparse"), load_all(workplace / "saved")
     assert sparse.keys() == saved.keys()
-    assert json.loads((workplace / "recovered.json").read_text())["block_size"] == 64
+    assert json.loads((workplace / "from-zeros.json").read_text())["pattern"] == "2:4"

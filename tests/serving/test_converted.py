@@ -9,8 +9,7 @@ import pytest
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from tests.conversion.sparse_models import (
-    block_orders,
-    in_place,
+    permute,
     prune,
     save_dense,
     write_bitmask,
@@ -27,16 +26,14 @@ TOKENS = 16
 def answers(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     place = tmp_path_factory.mktemp("converted")
     dense = save_dense(place / "dense")
-    folders = {
-        "in place": prune(dense, place / "in-place", in_place),
-        "permuted back": prune(dense, place / "permuted-back", block_orders()),
-    }
-    bitmask = write_bitmask(folders["in place"], place / "bitmask")
-    for name, source in (("from bitmask", bitmask), ("recovered", folders["permuted back"])):
-        folders[name] = place / name.replace(" ", "-")
-        convert_to_sparse(str(source), folders[name], strict=True)
+    in_place = prune(dense, place / "in-place")
+    sparse, plain = permute(dense, place)
+    folders = {"in place": in_place, "permuted": sparse, "in original order": plain}
+    folders["from bitmask"] = place / "from-bitmask"
+    bitmask = write_bitmask(in_place, place / "bitmask")
+    convert_to_sparse(str(bitmask), folders["from bitmask"], strict=True)
     folders["dense again"] = place / "dense-again"
-    convert_to_dense(str(folders["recovered"]), folders["dense again"])
+    convert_to_dense(str(sparse), folders["dense again"])
     return {
         name: engines.run(folder, PROMPTS, tokens=TOKENS, max_model_len=128)
         for name, folder in folders.items()
@@ -45,15 +42,15 @@ def answers(engines: Engines, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 def test_a_kernel_serves_what_was_converted_to_sparse(answers: dict[str, Run]) -> None:
     served = {name: run.backends for name, run in answers.items() if run.backends}
-    assert served == {name: {"cpu bfloat16": 8} for name in ("from bitmask", "recovered")}
+    assert served == {name: {"cpu bfloat16": 8} for name in ("from bitmask", "permuted")}
 
 
 @pytest.mark.parametrize(
     ("converted", "twin"),
     [
         ("from bitmask", "in place"),
-        ("recovered", "permuted back"),
-        ("dense again", "permuted back"),
+        ("permuted", "in original order"),
+        ("dense again", "in original order"),
     ],
 )
 def test_tokens_are_equal(answers: dict[str, Run], converted: str, twin: str) -> None:
@@ -62,4 +59,4 @@ def test_tokens_are_equal(answers: dict[str, Run], converted: str, twin: str) ->
 
 
 def test_the_two_models_differ(answers: dict[str, Run]) -> None:
-    assert answers["in place"].tokens() != answers["recovered"].tokens()
+    assert answers["in place"].tokens() != answers["permuted"].tokens()

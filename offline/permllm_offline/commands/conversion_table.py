@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"\.(\d+)\.")
 def conversion_table(report: ConversionReport) -> Table:
     """Show which linears were found in which order."""
     title = f"{report.source_format} -> {report.target_format}, {report.pattern}"
-    table = Table(title=Text(f"{title}, block size {report.block_size}"))
+    table = Table(title=Text(title))
     table.add_column("linear")
     table.add_column("layers")
     table.add_column("permutation")

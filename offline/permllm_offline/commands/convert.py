@@ -19,7 +19,6 @@ from permllm_offline.recipe.schema import Recipe
 from permllm_offline.run.local_path import local_path
 from permllm_offline.text.documents import KINDS, NAMED
 from permllm_vllm.checkpoint.pattern import SUPPORTED, Pattern
-from permllm_vllm.checkpoint.schema import BLOCK_SIZES
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +30,13 @@ _OF_TEXT = (
 
 _DESCRIPTION = """Convert a sparse checkpoint of another tool to the permllm format, without pruning
 anything again. What the source is comes from its config.json and its zeros: a plain Hugging Face
-checkpoint that obeys a pattern (SparseGPT, Wanda, ...), one that obeys it only after channels are
-reordered inside blocks (PermLLM's authors save these), or compressed-tensors' sparse-24-bitmask and
-marlin-24 (int4 and int8). With --masks it is a dense model whose masks were published apart, as
-MaskLLM's are. With --values int8 or int4 kept weights are rounded to integers, those of a permllm
-checkpoint too: by the weights alone, or with --dataset by what layers read of a text, which is
-evened out as `prune` does it, so that less of the model is lost. With --to dense a permllm
-checkpoint becomes plain, in the original order of channels."""
+checkpoint that obeys a pattern (SparseGPT, Wanda, ...), or compressed-tensors' sparse-24-bitmask.
+With --masks it is a dense model whose masks were published apart, as MaskLLM's are. With --values
+int8 or int4 kept weights are rounded to integers, those of a permllm checkpoint too: by the weights
+alone, or with --dataset by what layers read of a text, which is evened out as `prune` does it, so
+that less of the model is lost. With --to dense a permllm checkpoint becomes plain, in the original
+order of channels, and a model in 8 or 4 bits by compressed-tensors, or in blocks of FP8, one in
+16 bits."""
 
 _EXAMPLES = """examples:
   permllm-offline convert ./wanda-2of4 --output ./sparse
@@ -46,10 +45,10 @@ _EXAMPLES = """examples:
       --values int8 --dataset texts/
   permllm-offline convert meta-llama/Llama-2-7b-hf --masks Vinnnf/LLaMA-2-7B-MaskLLM-C4 \\
       --output ./sparse
-  permllm-offline convert ./sparse-llama-w4a16 --values int4 --output ./sparse
-  permllm-offline convert ./permllm-authors --output ./sparse --block-size 64 --json found.json
+  permllm-offline convert ./wanda-4of8 --output ./sparse --pattern 4:8 --json found.json
   permllm-offline convert ./sparse --values int8 --output ./sparse-int8
   permllm-offline convert ./sparse --to dense --output ./dense
+  permllm-offline convert ./llama-w4a16 --to dense --output ./dense
 """
 
 
@@ -86,12 +85,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         default="auto",
         choices=("auto", *SUPPORTED),
         help="auto: the strictest that most linears obey",
-    )
-    parser.add_argument(
-        "--block-size",
-        type=int,
-        choices=BLOCK_SIZES,
-        help="channels per permutation block; by default the first of 64, 128 and 32 that fits",
     )
     _add_text_options(parser)
     parser.add_argument(
@@ -172,10 +165,10 @@ def run(options: argparse.Namespace) -> None:
                 f"{given} is about the sparse checkpoint that is written, and a dense one has the "
                 "model's dtype: leave it out with --to dense."
             )
-        if options.strict or options.block_size or options.masks or options.pattern != "auto":
+        if options.strict or options.masks or options.pattern != "auto":
             raise OfflineError(
-                "--pattern, --block-size, --strict and --masks are about what is found in a "
-                "source: leave them out with --to dense."
+                "--pattern, --strict and --masks are about what is found in a source: leave them "
+                "out with --to dense."
             )
         report = convert_to_dense(options.model, options.output, **writing)
     else:
@@ -183,7 +176,6 @@ def run(options: argparse.Namespace) -> None:
             options.model,
             options.output,
             pattern=None if options.pattern == "auto" else Pattern.parse(options.pattern),
-            block_size=options.block_size,
             strict=options.strict,
             values=options.values,
             calibration=calibration,

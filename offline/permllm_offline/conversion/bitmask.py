@@ -2,24 +2,20 @@
 
 For a linear `L` of `out` rows and `in` channels: `L.compressed` [out, in / 2], the kept values of
 every row in ascending channel; `L.bitmask` uint8 [out, in / 8], bit `j % 8` (least significant
-first) of byte `j / 8` set where channel `j` is kept; `L.shape`, the two sizes. Values may be of 8
-bits, with scales beside them.
+first) of byte `j / 8` set where channel `j` is kept; `L.shape`, the two sizes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
-import torch
 from torch import Tensor
 
-from permllm_offline.conversion.matrix_parts import require_parts
 from permllm_vllm.checkpoint.errors import FETCH_AGAIN, Problem
 from permllm_vllm.checkpoint.headers import TensorHeader, natural_order
 from permllm_vllm.checkpoint.packing import first_violation, unpack, unpack_mask
 from permllm_vllm.checkpoint.pattern import Pattern
-from permllm_vllm.checkpoint.scaled_form import BITMASK
 from permllm_vllm.checkpoint.stored_files import TensorParts
 
 _COMPRESSED, _BITMASK, _SHAPE = "compressed", "bitmask", "shape"
@@ -36,8 +32,6 @@ class BitmaskFiles:
     matrix is there a second time as a dense one.
     """
 
-    description = f"compressed-tensors {BITMASK}"
-
     def __init__(self, files: TensorParts) -> None:
         self.directory = files.directory
         self._files = files
@@ -46,7 +40,7 @@ class BitmaskFiles:
         modules = {module for module, _, kind in parts if kind in (_COMPRESSED, _BITMASK)}
         self._headers: dict[str, TensorHeader] = {}
         for module in natural_order(modules):
-            require_parts(stored, module, "compressed", _KINDS, [_WEIGHT])
+            _require_parts(stored, module)
             self._headers[f"{module}.{_WEIGHT}"] = self._header(module)
         self._others = stored - {f"{module}.{kind}" for module in modules for kind in _KINDS}
 
@@ -66,8 +60,6 @@ class BitmaskFiles:
         row, rows = start // columns, math.prod(shape) // columns
         values = self._files.part(f"{module}.{_COMPRESSED}", start // 2, (rows, columns // 2))
         mask = self._mask(module, row, rows, columns)
-        if values.dtype.itemsize == 1:  # torch moves no float8
-            return unpack(values.view(torch.uint8), mask).view(values.dtype).view(tuple(shape))
         return unpack(values, mask).view(tuple(shape))
 
     def is_sparse(self, name: str) -> bool:
@@ -119,3 +111,14 @@ class BitmaskFiles:
         if columns % 8 or min(rows, columns) < 1:
             raise Problem(name, str((rows, columns)), rule, FETCH_AGAIN).as_error()
         return rows, columns
+
+
+def _require_parts(stored: Container[str], module: str) -> None:
+    """Raise `CheckpointError` where one of a matrix's tensors is missing, or a dense one is too."""
+    for kind in _KINDS:
+        if f"{module}.{kind}" not in stored:
+            rule = f"a compressed matrix has {', '.join(_KINDS)}"
+            raise Problem(f"{module}.{kind}", "nothing", rule, FETCH_AGAIN).as_error()
+    if f"{module}.{_WEIGHT}" in stored:
+        value, rule = "a second, dense weight", f"it is in {', '.join(_KINDS)} alone"
+        raise Problem(f"{module}.{_WEIGHT}", value, rule, FETCH_AGAIN).as_error()

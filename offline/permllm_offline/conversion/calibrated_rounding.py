@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from tqdm import tqdm
 
 from permllm_offline.calibration.statistics import mean_norms, summed_squares
-from permllm_offline.calibration.unreached_experts import count_unreached, warn_unreached
-from permllm_offline.conversion.calibrated_layers import CalibratedLayers
+from permllm_offline.calibration.unreached_experts import (
+    Unreached,
+    count_unreached,
+    warn_unreached,
+)
 from permllm_offline.conversion.integer_rounding import check_scale
 from permllm_offline.conversion.sparse_model import SparseModel
-from permllm_offline.errors import OfflineError
 from permllm_offline.model.float32_products import products_in_float32
 from permllm_offline.model.loading import Source, parse_device
 from permllm_offline.model.modules import linear_of
-from permllm_offline.model.tokenizer import load_tokenizer
 from permllm_offline.pruning.streamed_model import StreamedModel
 from permllm_offline.pruning.streamed_windows import Flow, load_states, with_states
 from permllm_offline.recipe.schema import Recipe
-from permllm_offline.report.report import CalibrationRecord
 from permllm_offline.run.steps import Step, Work
 from permllm_offline.sparsity.bake import divided_norms
 from permllm_offline.sparsity.rounded_layer import RoundedLayer, Rounding, choose_grids
 from permllm_offline.sparsity.smoothing import divided_by
-from permllm_offline.text.windows import SELF, check_datasets, sample_windows, writes_itself
+from permllm_offline.sparsity.stored_grids import grid_tensors, grids_of
 from permllm_vllm.checkpoint.errors import raise_if_any
-from permllm_vllm.checkpoint.int4 import GROUP
 from permllm_vllm.checkpoint.numbers import number_problems
 
 _CALIBRATION = "calibration"
+_NORM = "norm:"
 
 
 @dataclass(frozen=True)
@@ -68,63 +68,43 @@ class CalibratedRounding:
         return divided_by(tensor, self.norms.get(name.rpartition(".")[0]))
 
 
-@dataclass(frozen=True)
-class CalibrationText:
-    """Windows of the text of a recipe, int64 [windows, sequence_length], for a source.
+@dataclass
+class CalibratedLayers:
+    """Grids of the first decoder layers, in order.
 
-    ``digest`` tells them from those of another text.
+    ``norms`` are divided, by the name of their module: int8 exponents [channels].
     """
 
-    recipe: Recipe
-    source: Source
-    windows: Tensor
-    digest: str
+    rounded: list[RoundedLayer] = field(default_factory=list)
+    norms: dict[str, Tensor] = field(default_factory=dict)
+    unreached: list[Unreached] = field(default_factory=list)
+
+    def add(self, rounded: RoundedLayer, norms: Mapping[str, Tensor], unreached: Unreached) -> None:
+        """Append the next decoder layer."""
+        self.rounded.append(rounded)
+        self.norms |= norms
+        self.unreached.append(unreached)
+
+    def step(self) -> Step:
+        """The same as a step that can be kept."""
+        # The exponents of grids themselves, and a file takes no tensors that share memory.
+        norms = {f"{_NORM}{name}": exponents.clone() for name, exponents in self.norms.items()}
+        facts = {
+            "errors": [dict(layer.errors) for layer in self.rounded],
+            "unreached": [list(layer) for layer in self.unreached],
+        }
+        return Step(grid_tensors(self.rounded) | norms, facts)
 
     @classmethod
-    def read(cls, recipe: Recipe, source: Source) -> CalibrationText:
-        """Draw the windows of a recipe's data sets.
-
-        Raises:
-            OfflineError: text or a tokenizer that cannot be used, or a device.
-        """
-        parse_device(recipe.device)
-        if not recipe.datasets:
-            raise OfflineError("the recipe of a conversion's text names no data set: give one.")
-        if any(map(writes_itself, recipe.datasets)):
-            raise OfflineError(
-                f"--dataset {SELF}: a conversion reads text and has the model write none. Give a "
-                "file, a folder or a hub name."
-            )
-        check_datasets(recipe.datasets, recipe.num_samples)
-        drawn = sample_windows(
-            recipe.datasets,
-            load_tokenizer(source),
-            num_samples=recipe.num_samples,
-            sequence_length=recipe.sequence_length,
-            seed=recipe.seed,
-            sampling=recipe.sampling,
-            text_field=recipe.text_field,
-        )
-        digest = CalibrationRecord.of(drawn).tokens_sha256
-        return cls(recipe, source, drawn.calibration, digest)
-
-    def rounding(self, model: SparseModel, values: Rounding, work: Work) -> CalibratedRounding:
-        """Choose the grids of a sparse model, which the source is; raises as ``calibrate``."""
-        return calibrate(model, self.source, self.windows, values, self.recipe, work)
-
-
-def check_groups(values: Rounding, block_size: int, *, permuted: bool) -> None:
-    """Refuse int4 values whose groups a permutation takes apart.
-
-    Raises:
-        OfflineError: blocks of more channels than a group, and any that is ``permuted``.
-    """
-    if values == "int4" and permuted and block_size > GROUP:
-        raise OfflineError(
-            f"with calibration text, --values int4 rounds inputs in groups of {GROUP} of the order "
-            f"that they come in, which permutations in blocks of {block_size} take apart: leave "
-            "out --dataset, or give --values int8."
-        )
+    def of(cls, step: Step) -> CalibratedLayers:
+        """Read what ``step`` gave; states of the text may be among it."""
+        norms = {
+            name.removeprefix(_NORM): step.tensors[name]
+            for name in step.tensors
+            if name.startswith(_NORM)
+        }
+        unreached = [Unreached(*layer) for layer in step.facts["unreached"]]
+        return cls(grids_of(step.tensors, step.facts["errors"]), norms, unreached)
 
 
 def calibrate(
@@ -177,7 +157,7 @@ def _pass_layers(
 ) -> CalibratedLayers:
     """Run the text through the decoder layers, from the first that is not passed."""
     family, device = model.family, parse_device(recipe.device)
-    streamed = StreamedModel(source, family, source.product_dtype, device, model.tensors)
+    streamed = StreamedModel(source, family, source.dtype, device, model.tensors)
     flow = Flow.into(streamed, windows, dense_only=True)
     flows, kept, passed = {_CALIBRATION: flow}, work.interval(_CALIBRATION), CalibratedLayers()
     if kept is not None:

@@ -1,23 +1,22 @@
-"""Judge a whole source: under which pattern and block size can most of it be stored?"""
+"""Judge a whole source: under which pattern can most of it be stored, and what stays dense?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
 
-from permllm_offline.conversion.channel_order import Judge
-from permllm_offline.conversion.group_verdict import GroupVerdict
-from permllm_offline.conversion.smallest_block import BlockSearch
 from permllm_offline.conversion.sources import WeightSource
+from permllm_offline.conversion.verdicts import GroupVerdict, Judge
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.family import Family
 from permllm_offline.model.loading import DTYPES
+from permllm_offline.model.renaming import stored_part
+from permllm_vllm.checkpoint.ignoring import MOST_REGEXES, REGEX_PREFIX
 from permllm_vllm.checkpoint.pattern import SUPPORTED, Pattern
-
-_BLOCK_SIZES_BY_PREFERENCE = (64, 128, 32)
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,6 @@ class Judged:
     source: WeightSource
     family: Family
     pattern: Pattern
-    block_size: int
     layers: Sequence[Sequence[GroupVerdict]]
 
     @property
@@ -62,61 +60,71 @@ class Judged:
         return next(iter(found))
 
 
-def judge(
-    source: WeightSource,
-    family: Family,
-    config: Any,
-    pattern: Pattern | None,
-    block_size: int | None,
-) -> Judged:
-    """Judge all decoder layers, of a transformers configuration; what is None is chosen.
+def judge(source: WeightSource, family: Family, config: Any, pattern: Pattern | None) -> Judged:
+    """Judge all decoder layers, of a transformers configuration.
 
-    The pattern becomes the strictest that most linears obey; the block size the first of 64, 128
-    and 32 that explains the first sparse decoder layer.
+    Without a pattern it becomes the first, and strictest, that most linears obey.
     """
+    count = _layer_count(source, family, config)
 
     def under(pattern: Pattern) -> Judged:
-        def at(size: int) -> Judge:
-            return Judge(source, family, config, pattern, size, search)
+        one = Judge(source, family, config, pattern)
+        layers = [one.layer(i) for i in tqdm(range(count), desc=f"judge as {pattern}")]
+        return Judged(source, family, pattern, layers)
 
-        size = block_size or _choose_block_size(at, count)
-        judge = at(size)
-        layers = [judge.layer(i) for i in tqdm(range(count), desc=f"judge as {pattern}")]
-        return Judged(source, family, pattern, size, layers)
-
-    search, count = BlockSearch(), _layer_count(source, family, config)
     if pattern is not None:
         return under(pattern)
-    tried: list[Judged] = []
-    for text in SUPPORTED:
-        tried.append(under(Pattern.parse(text)))
-        if tried[-1].every_linear_holds:
-            return tried[-1]
-    return max(tried, key=lambda one: one.holding)  # of equal ones the first, which is stricter
+    judged = []
+    for supported in map(Pattern.parse, SUPPORTED):
+        judged.append(under(supported))
+        if judged[-1].every_linear_holds:
+            break
+    return max(judged, key=lambda one: one.holding)
 
 
 def _layer_count(source: WeightSource, family: Family, config: Any) -> int:
     """How many decoder layers the model has of those stored; later ones predict more tokens."""
-    return min(len(stored_layers(source, family)), config.num_hidden_layers)
+    return min(len(_stored_layers(source, family)), config.num_hidden_layers)
 
 
-def stored_layers(source: WeightSource, family: Family) -> set[str]:
-    """Return what stands for the number of a decoder layer in the names of a source's tensors."""
+def _stored_layers(source: WeightSource, family: Family) -> set[str]:
+    """What stands for the number of a decoder layer in the names of a source's tensors."""
     stack = family.stack
     names = (name.removeprefix(stack) for name in source.names() if name.startswith(stack))
     return {name.partition(".")[0] for name in names}
 
 
-def _choose_block_size(at: Callable[[int], Judge], count: int) -> int:
-    """Try the block sizes on the first decoder layer that is sparse enough; keep the best."""
-    sizes = _BLOCK_SIZES_BY_PREFERENCE
-    for index in range(count):
-        holding = {}
-        for size in sizes:
-            verdicts = at(size).layer(index)
-            holding[size] = sum(verdict.holds for verdict in verdicts)
-            if holding[size] == len(verdicts):
-                return size
-        if any(holding.values()):
-            return max(sizes, key=lambda size: holding[size])
-    return sizes[0]
+def ignored(judged: Judged) -> list[str]:
+    """List what the family never prunes, and what does not hold: linears by their names.
+
+    The experts of a decoder layer, hundreds of linears, are one regular expression; it stands for
+    several layers where there are more of them than a reader takes expressions.
+    """
+    family = judged.family
+    names: list[str] = []
+    layers: dict[str, None] = {}
+    for index, verdicts in enumerate(judged.layers):
+        for verdict in verdicts:
+            if not verdict.holds and verdict.layout.group.experts:
+                layers[str(index)] = None
+            elif not verdict.holds:
+                names += [family.stored_name(index, linear) for linear in verdict.density]
+    room = MOST_REGEXES - sum(entry.startswith(REGEX_PREFIX) for entry in family.ignore)
+    numbers, together = list(layers), max(1, -(-len(layers) // room))
+    parts = [numbers[start : start + together] for start in range(0, len(numbers), together)]
+    stack = re.escape(family.stack)
+    experts = re.escape(stored_part(family.experts, family.renamed))
+    expressions = [rf"{REGEX_PREFIX}{stack}{_any_of(part)}\.{experts}\..*" for part in parts]
+    return [*family.ignore, *names, *expressions, *_further_layers(judged)]
+
+
+def _further_layers(judged: Judged) -> list[str]:
+    """Layers that are stored behind the model's own, whatever its configuration says of them."""
+    numbers, own = _stored_layers(judged.source, judged.family), len(judged.layers)
+    further = sorted(number for number in numbers if number.isdigit() and int(number) >= own)
+    stack = re.escape(judged.family.stack)
+    return [rf"{REGEX_PREFIX}{stack}{_any_of(further)}\..*"] if further else []
+
+
+def _any_of(numbers: list[str]) -> str:
+    return numbers[0] if len(numbers) == 1 else f"({'|'.join(numbers)})"

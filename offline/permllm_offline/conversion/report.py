@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
-from permllm_offline.conversion.finished_rounding import FinishedRounding
+from permllm_offline.sparsity.rounded_layer import Rounding
 
 RUN_TIME, FOLDED, NONE, UNDONE, DENSE = "run time", "folded", "none", "undone", "left dense"
+
+
+class FinishedRounding(Protocol):
+    """To what values were rounded, how, and what each layer lost."""
+
+    @property
+    def values(self) -> Rounding:
+        """To what."""
+        ...
+
+    @property
+    def how(self) -> str:
+        """With what text, or without any."""
+        ...
+
+    @property
+    def errors(self) -> Mapping[str, float]:
+        """Of each layer by its name, relative to what ``error_of`` says."""
+        ...
+
+    @property
+    def error_of(self) -> str:
+        """What of a layer: its weights, or its output."""
+        ...
 
 
 @dataclass(frozen=True)

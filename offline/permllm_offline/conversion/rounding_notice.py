@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from permllm_offline.conversion.finished_rounding import FinishedRounding
+from permllm_offline.conversion.report import FinishedRounding
 from permllm_offline.report import papers
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.shards import read_json

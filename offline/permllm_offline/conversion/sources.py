@@ -6,7 +6,18 @@ from typing import Protocol
 
 from torch import Tensor
 
+from permllm_offline.conversion.bitmask import BitmaskFiles
+from permllm_offline.conversion.published_masks import PublishedMasks
+from permllm_offline.errors import OfflineError
+from permllm_offline.model.loading import Source
 from permllm_offline.model.plain_tensors import PlainTensors
+from permllm_offline.model.quantized import require_read
+from permllm_vllm.checkpoint.headers import TensorHeader
+from permllm_vllm.checkpoint.schema import is_of_this_format
+from permllm_vllm.checkpoint.shards import CONFIG_NAME, read_json
+from permllm_vllm.checkpoint.stored_files import StoredFiles
+from permllm_vllm.checkpoint.stored_otherwise import BITMASK, StoredOtherwise, stored_otherwise
+from permllm_vllm.checkpoint.tensors import StoredTensors
 
 
 class WeightSource(PlainTensors, Protocol):
@@ -18,9 +29,97 @@ class WeightSource(PlainTensors, Protocol):
         """Which weights of a matrix are stored, or not zero: bool, of the same shape."""
         ...
 
-    def row_scales(self, name: str) -> Tensor | None:
-        """The scales of the rows of a matrix that is stored in int8: float32 [out].
 
-        None where a row has several, and of anything else, known names or not.
-        """
-        ...
+class StoredWeights:
+    """Weights as files hold them; what a bitmask stores was kept, elsewhere all but zeros.
+
+    Fused experts whose names begin with ``experts_under`` are seen as separate ones.
+    """
+
+    def __init__(self, files: StoredFiles | BitmaskFiles, experts_under: str | None = None) -> None:
+        self._bitmask = files if isinstance(files, BitmaskFiles) else None
+        self._stored = StoredTensors(files, experts_under=experts_under)
+        self.description = "a dense checkpoint with zeros"
+        if self._bitmask is not None:
+            self.description = f"compressed-tensors {BITMASK}"
+
+    def names(self) -> list[str]:
+        """Names of all tensors, layer 2 before layer 10."""
+        return self._stored.names()
+
+    def header(self, name: str) -> TensorHeader:
+        """Shape and dtype of a tensor."""
+        return self._stored.header(name)
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor."""
+        return self._stored.tensor(name)
+
+    def kept(self, name: str) -> Tensor:
+        """Which weights are stored in a bitmask; of any other tensor, which are not zero."""
+        if self._bitmask is not None and self._bitmask.is_sparse(name):
+            return self._bitmask.kept(name)
+        return self._stored.tensor(name) != 0
+
+
+class MaskedWeights:
+    """Weights that a mask prunes are zero; kept are all others of its tensor, zeros among them.
+
+    Raises:
+        OfflineError: the checkpoint lacks a weight that has a mask.
+    """
+
+    def __init__(self, weights: WeightSource, masks: PublishedMasks) -> None:
+        self.description = f"a dense checkpoint under the masks of {masks.name}"
+        self._weights, self._masks = weights, masks
+        missing = sorted(set(masks.names()) - set(weights.names()))
+        if missing:
+            raise OfflineError(
+                f"the masks of {masks.name} are of another model: this one has no {missing[0]}."
+            )
+
+    def names(self) -> list[str]:
+        """Names of all tensors, layer 2 before layer 10."""
+        return self._weights.names()
+
+    def header(self, name: str) -> TensorHeader:
+        """Shape and dtype of a tensor."""
+        return self._weights.header(name)
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor, zero where it is pruned."""
+        tensor = self._weights.tensor(name)
+        return tensor.masked_fill_(~self.kept(name), 0) if name in self._masks else tensor
+
+    def kept(self, name: str) -> Tensor:
+        """What the mask of a weight keeps; without one, which weights are stored or not zero."""
+        if name in self._masks:
+            return self._masks.mask(name, self.header(name).shape)
+        return self._weights.kept(name)
+
+
+def open_weights(source: Source, masks: PublishedMasks | None = None) -> WeightSource:
+    """Open a sparse checkpoint of another tool, or a dense one under masks.
+
+    Raises:
+        OfflineError: it is of this format already, quantized, or of another format; or the masks
+            are not for it.
+        CheckpointError: a configuration or a bitmask that is damaged.
+    """
+    config = read_json(source.directory / CONFIG_NAME)
+    if is_of_this_format(config):
+        raise OfflineError(
+            f"{source.name!r} is of this format already. Serve it, or give --to dense, or --values "
+            "int8 where its values are of another dtype."
+        )
+    files, experts = StoredFiles(source.directory), source.language.experts_under
+    if stored_otherwise(config) != StoredOtherwise("", BITMASK):
+        require_read(source.name, config)
+        weights = StoredWeights(files, experts)
+        return weights if masks is None else MaskedWeights(weights, masks)
+    if masks is not None:
+        raise OfflineError(
+            f"{source.name!r} is stored as {BITMASK!r}, without its pruned weights: masks are for "
+            "the dense model that they were learned for. Leave out --masks, or give that model."
+        )
+    return StoredWeights(BitmaskFiles(files), experts)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from permllm_offline.conversion.folds import agrees
+from permllm_offline.conversion.decompression import decompress
 from permllm_offline.conversion.report import NONE, UNDONE, ConversionReport, ConvertedLinear
-from permllm_offline.conversion.shard_size import shard_bytes
 from permllm_offline.errors import OfflineError
+from permllm_offline.forecast.memory import converted_shard_bytes
 from permllm_offline.model.family import Family, SharedInputGroup
 from permllm_offline.model.heads import Heads, heads_of
 from permllm_offline.model.joined_experts import joined_experts
@@ -44,6 +44,8 @@ from permllm_vllm.checkpoint.schema import (
     QuantizationConfig,
     value_kinds,
 )
+from permllm_vllm.checkpoint.shards import CONFIG_NAME, read_json
+from permllm_vllm.checkpoint.stored_otherwise import stored_otherwise
 from permllm_vllm.checkpoint.writer import write_checkpoint
 
 
@@ -52,21 +54,25 @@ def convert_to_dense(
 ) -> ConversionReport:
     """Write a plain Hugging Face checkpoint with the pruned weights as zeros.
 
+    A model that is quantized otherwise becomes one of 16 bits: see ``decompress``.
+
     All permutations are undone, folded ones in rows and columns, so every engine and adapter sees
     the channels of the original model. Values stay bit for bit; integers are scaled in float32 and
     rounded to the dtype of the model. One decoder layer is in memory at a time, and one file of
     ``max_shard_bytes``: by default about a decoder layer, 500 MB or more.
 
     Raises:
-        OfflineError: the checkpoint is not of this format, or folded where its family cannot fold.
+        OfflineError: the checkpoint is plain already, or folded where its family cannot fold.
         CheckpointError: it is damaged, or the output cannot be written.
     """
     source = open_source(model)
+    if stored_otherwise(read_json(source.directory / CONFIG_NAME)) is not None:
+        return decompress(source, output, force=force, max_shard_bytes=max_shard_bytes)
     reader = source.reader()
     if reader.quantization is None:
         raise OfflineError(
-            f"{model!r} is no permllm checkpoint: only those become dense. Give the output of "
-            "`permllm-offline prune` or `convert`."
+            f"{model!r} is dense already: what becomes dense is a permllm checkpoint, or a model "
+            "in 8 or 4 bits. Give the output of `permllm-offline prune` or `convert`."
         )
     family = source.language.family()
     _check_modules(reader, family)
@@ -79,7 +85,7 @@ def convert_to_dense(
         None,
         source.directory,
         force=force,
-        max_shard_bytes=max_shard_bytes or shard_bytes(sizes, family.stack),
+        max_shard_bytes=max_shard_bytes or converted_shard_bytes(sizes, family.stack),
         total_bytes=sum(sizes.values()),
         extra_files={
             **tokenizer_files(source.directory),
@@ -178,7 +184,7 @@ def _folds(
             continue
         permutation = layer.folded_permutation
         layout = GroupLayout(group, layer.in_features, quantization.block_size, heads)
-        if not layout.folded or not agrees(layout, permutation):
+        if not layout.folded or not _agrees(layout, permutation):
             raise Problem(
                 stored_name(f"{group.linears[0]}.{FOLDED_PERMUTATION}"),
                 "a permutation that cannot have been folded into the preceding layer",
@@ -187,6 +193,12 @@ def _folds(
             ).as_error()
         decisions.append(GroupDecision(layout, permutation, {}, {}))
     return row_permutations(decisions, sizes)
+
+
+def _agrees(layout: GroupLayout, permutation: Tensor) -> bool:
+    """Whether blocks that one value head feeds have equal permutations: block-local uint8 [in]."""
+    blocks, ties = permutation.reshape(-1, layout.block_size), layout.ties()
+    return all(bool((blocks[ties == tie] == blocks[ties == tie][0]).all()) for tie in ties.unique())
 
 
 def _check_modules(reader: CheckpointReader, family: Family) -> None:

@@ -9,26 +9,25 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from permllm_offline.conversion.calibrated_rounding import (
-    CalibratedRounding,
+from permllm_offline.conversion.calibrated_rounding import CalibratedRounding
+from permllm_offline.conversion.calibration_text import (
     CalibrationText,
     check_groups,
+    kept_calibration,
 )
-from permllm_offline.conversion.finished_rounding import FinishedRounding
 from permllm_offline.conversion.integer_rounding import IntegerRounding
-from permllm_offline.conversion.kept_calibration import kept_calibration
 from permllm_offline.conversion.report import (
     FOLDED,
     NONE,
     RUN_TIME,
     ConversionReport,
     ConvertedLinear,
+    FinishedRounding,
 )
 from permllm_offline.conversion.rounding_notice import noted_papers
-from permllm_offline.conversion.served_tensors import served_model
-from permllm_offline.conversion.shard_size import shard_bytes
-from permllm_offline.conversion.sparse_model import SparseModel
+from permllm_offline.conversion.sparse_model import SparseModel, served_model
 from permllm_offline.errors import OfflineError
+from permllm_offline.forecast.memory import converted_shard_bytes
 from permllm_offline.model.loading import Source
 from permllm_offline.model.sparse_bytes import tensor_bytes
 from permllm_offline.model.stored import header_bytes
@@ -123,7 +122,7 @@ def convert_to_integers(
             QuantizationConfig.model_validate(before.to_dict() | changes),
             source.directory,
             force=force,
-            max_shard_bytes=max_shard_bytes or shard_bytes(sizes, family.stack),
+            max_shard_bytes=max_shard_bytes or converted_shard_bytes(sizes, family.stack),
             total_bytes=sum(sizes.values()),
             extra_files={
                 **tokenizer_files(source.directory),

@@ -12,32 +12,25 @@ from typing import Literal
 from torch import Tensor
 from tqdm import tqdm
 
-from permllm_offline.conversion.calibrated_rounding import (
-    CalibratedRounding,
-    CalibrationText,
-    check_groups,
-)
-from permllm_offline.conversion.finished_rounding import FinishedRounding
-from permllm_offline.conversion.formats import open_weights
-from permllm_offline.conversion.ignore_entries import ignored
+from permllm_offline.conversion.calibrated_rounding import CalibratedRounding
+from permllm_offline.conversion.calibration_text import CalibrationText, kept_calibration
 from permllm_offline.conversion.integer_rounding import IntegerRounding
-from permllm_offline.conversion.kept_calibration import kept_calibration
-from permllm_offline.conversion.pattern_choice import Judged, judge
+from permllm_offline.conversion.pattern_choice import Judged, ignored, judge
 from permllm_offline.conversion.published_masks import open_masks
 from permllm_offline.conversion.report import (
     DENSE,
-    FOLDED,
     NONE,
-    RUN_TIME,
     ConversionReport,
     ConvertedLinear,
+    FinishedRounding,
 )
 from permllm_offline.conversion.rounding_notice import noted_papers
-from permllm_offline.conversion.shard_size import shard_bytes
-from permllm_offline.conversion.sources import WeightSource
+from permllm_offline.conversion.sources import WeightSource, open_weights
 from permllm_offline.conversion.sparse_model import SparseModel
 from permllm_offline.conversion.to_integers import convert_to_integers
+from permllm_offline.conversion.verdicts import BLOCK_SIZE
 from permllm_offline.errors import OfflineError
+from permllm_offline.forecast.memory import converted_shard_bytes
 from permllm_offline.model.architecture import require_language_model
 from permllm_offline.model.joined_experts import joined_experts
 from permllm_offline.model.loading import Source, open_source
@@ -65,7 +58,6 @@ def convert_to_sparse(
     output: Path,
     *,
     pattern: Pattern | None = None,
-    block_size: int | None = None,
     strict: bool = False,
     values: Values = "auto",
     calibration: Recipe | None = None,
@@ -86,8 +78,6 @@ def convert_to_sparse(
         model: folder or hub name.
         output: folder to write.
         pattern: N and M; by default the strictest that most linears obey.
-        block_size: channels per permutation block; by default the first of 64, 128 and 32 that
-            explains the first sparse decoder layer.
         strict: raise instead of leaving a linear dense.
         values: ``int8`` and ``int4`` round what is kept, by the weights alone or as
             ``calibration`` says.
@@ -113,10 +103,10 @@ def convert_to_sparse(
     opened = None if masks is None else open_masks(masks)  # the smaller download
     found = open_source(model)
     if values != "auto" and is_of_this_format(read_json(found.directory / CONFIG_NAME)):
-        if pattern is not None or block_size is not None or strict or masks is not None:
+        if pattern is not None or strict or masks is not None:
             raise OfflineError(
-                "--pattern, --block-size, --strict and --masks are about what is found in a "
-                f"source: leave them out, {model!r} is of this format."
+                "--pattern, --strict and --masks are about what is found in a source: leave them "
+                f"out, {model!r} is of this format."
             )
         return convert_to_integers(
             found,
@@ -132,18 +122,10 @@ def convert_to_sparse(
     check_companions(found.directory)
     source, family = open_weights(found, opened), found.language.family()
     text = None if calibration is None else CalibrationText.read(calibration, found)
-    judged = judge(source, family, found.config, pattern, block_size)
+    judged = judge(source, family, found.config, pattern)
     report = _report(model, judged)
     _check(report, strict=strict)
-    if values != "auto" and text is not None:
-        _check_calibrated(report, source)
-        permuted = any(one.permutation in (FOLDED, RUN_TIME) for one in report.linears)
-        check_groups(values, judged.block_size, permuted=permuted)
-    choices = {
-        "values": values,
-        "pattern": str(judged.pattern),
-        "block_size": judged.block_size,
-    }
+    choices = {"values": values, "pattern": str(judged.pattern)}
     files = [] if opened is None else [opened.file]
     with kept_calibration(text, output, choices, files, restart=restart) as work:
         calibrated = None
@@ -176,18 +158,14 @@ def _write(
     source, family, dtype = judged.source, judged.family, judged.value_dtype()
     uncalibrated = None
     if values != "auto" and calibrated is None:
-        uncalibrated = IntegerRounding(
-            values, stored=lambda module: source.row_scales(f"{module}.weight")
-        )
+        uncalibrated = IntegerRounding(values)
     rounding: FinishedRounding | None = uncalibrated or calibrated
     noted = {} if rounding is None else noted_papers(found.directory, rounding, dtype)
     quantization = QuantizationConfig(
         pattern=str(judged.pattern),
-        block_size=judged.block_size,
+        block_size=BLOCK_SIZE,
         value_dtype=dtype if values == "auto" else values,
         ignore=ignored(judged),
-        runtime_permuted=[one.name for one in report.linears if one.permutation == RUN_TIME],
-        folded=[one.name for one in report.linears if one.permutation == FOLDED],
         absent=family.absent(len(judged.layers)),
         smoothed=calibrated is not None and calibrated.smoothed,
     )
@@ -205,7 +183,7 @@ def _write(
         quantization,
         found.directory,
         force=force,
-        max_shard_bytes=max_shard_bytes or shard_bytes(sizes, family.stack),
+        max_shard_bytes=max_shard_bytes or converted_shard_bytes(sizes, family.stack),
         total_bytes=_written_bytes(report, sizes, source, quantization),
         extra_files={
             **tokenizer_files(found.directory),
@@ -220,11 +198,7 @@ def _report(model: str, judged: Judged) -> ConversionReport:
     linears = []
     for index, layer in enumerate(judged.layers):
         for verdict in layer:
-            permutation = DENSE
-            if verdict.holds and verdict.permutation is None:
-                permutation = NONE
-            elif verdict.holds:
-                permutation = FOLDED if verdict.layout.folded else RUN_TIME
+            permutation = NONE if verdict.holds else DENSE
             for linear, density in verdict.density.items():
                 name = judged.family.stored_name(index, linear)
                 linears.append(ConvertedLinear(name, permutation, density, verdict.reason))
@@ -233,7 +207,7 @@ def _report(model: str, judged: Judged) -> ConversionReport:
         source_format=judged.source.description,
         target_format="permllm",
         pattern=str(judged.pattern),
-        block_size=judged.block_size,
+        block_size=BLOCK_SIZE,
         linears=linears,
     )
 
@@ -281,22 +255,10 @@ def _written_bytes(
         if linear.permutation != DENSE:
             name = f"{linear.name}.weight"
             rows, columns = source.header(name).shape
-            permuted = linear.permutation != NONE
             written[name] = sparse_bytes(
-                rows, columns, pattern, quantization.value_dtype, permuted=permuted
+                rows, columns, pattern, quantization.value_dtype, permuted=False
             )
     return sum(written.values())
-
-
-def _check_calibrated(report: ConversionReport, source: WeightSource) -> None:
-    """Refuse text for values that stay what they are."""
-    for linear in report.linears:
-        if linear.permutation != DENSE and source.row_scales(f"{linear.name}.weight") is not None:
-            raise OfflineError(
-                f"{linear.name} of {report.source!r} is stored as integers with a scale per row, "
-                "which stay what they are: calibration text has nothing to choose. Leave out "
-                "--dataset."
-            )
 
 
 def sparse_model(judged: Judged) -> SparseModel:
@@ -311,7 +273,7 @@ def sparse_model(judged: Judged) -> SparseModel:
                     linear: judged.source.kept(stored_name(f"{linear}.weight")).float()
                     for linear in verdict.layout.group.linears
                 },
-                verdict.permutation,
+                None,
                 judged.pattern,
             )
             for verdict in judged.layers[index]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,6 +69,20 @@ def shard_bytes(plan: Plan) -> int:
     A tensor that is larger has a file of its own.
     """
     return max(SMALLEST_SHARD_BYTES, *map(_dense_bytes, plan.all_by_layer))
+
+
+def converted_shard_bytes(sizes: Mapping[str, int], stack: str) -> int:
+    """Bytes of a file of a conversion at most: those of the largest decoder layer, as in a prune.
+
+    Args:
+        sizes: bytes of each tensor of the dense model by its name.
+        stack: what the names of decoder layers begin with.
+    """
+    by_layer: Counter[str] = Counter()
+    for name, size in sizes.items():
+        if name.startswith(stack):
+            by_layer[name.removeprefix(stack).partition(".")[0]] += size
+    return max([SMALLEST_SHARD_BYTES, *by_layer.values()])
 
 
 def memory_forecast(recipe: Recipe, prepared: Prepared) -> MemoryForecast:

@@ -69,34 +69,24 @@ class Source:
     def dtype(self) -> torch.dtype:
         """The dtype that the checkpoint declares, else that of its first floating-point tensor.
 
-        As Transformers chooses; float32 where there is no such tensor. One of 8 bits says how
-        weights are stored: what they are read as has another one, bfloat16.
+        As Transformers chooses; float32 where there is no such tensor.
         """
         dtype: torch.dtype = getattr(self.config, "dtype", None) or self._stored_dtype()
-        return torch.bfloat16 if dtype.itemsize == 1 else dtype
-
-    @property
-    def product_dtype(self) -> torch.dtype:
-        """What weights that are stored in 8 bits become unasked: a dtype that checkpoints hold."""
-        return self.dtype if self.dtype in DTYPES.values() else torch.bfloat16
+        return dtype
 
     def _stored_dtype(self) -> torch.dtype:
         try:
             files = StoredFiles(self.directory)
-            # What is beside weights of few bits, their scales, is of a dtype of its own.
+            # Beside weights of few bits are scales, of a dtype of their own.
             weights = natural_order(name for name in files.names() if name.endswith(".weight"))
             stored = (files.header(name).dtype for name in weights)
             return next((DTYPES[dtype] for dtype in stored if dtype in DTYPES), torch.float32)
         except CheckpointError:
             return torch.float32  # a folder without weights
 
-    def reader(self, dtype: torch.dtype | None = None) -> CheckpointReader:
-        """Open the checkpoint; experts of the language model are separate ones.
-
-        Weights that are stored in 8 bits become ``dtype``, by default the model's own.
-        """
-        experts, dtype = self.language.experts_under, dtype or self.product_dtype
-        return CheckpointReader(self.directory, experts_under=experts, dtype=dtype)
+    def reader(self) -> CheckpointReader:
+        """Open the checkpoint; experts of the language model are separate ones."""
+        return CheckpointReader(self.directory, experts_under=self.language.experts_under)
 
     def weight_files(self) -> list[Path]:
         """List the files that the weights are read from; raises CheckpointError without any."""
@@ -145,7 +135,7 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
     Raises:
         OfflineError, CheckpointError: a checkpoint that cannot be loaded.
     """
-    reader, names = source.reader(dtype), source.language.names
+    reader, names = source.reader(), source.language.names
     tensors = (
         (own, tensor)
         for name, tensor in reader.dense_state_dict(wanted=lambda name: names.own(name) is not None)

@@ -1,4 +1,4 @@
-"""Quantized models: which are read as dense ones, and what is said of the others."""
+"""Models whose weights are quantized: refused, with what makes dense ones of them."""
 
 from __future__ import annotations
 
@@ -7,45 +7,21 @@ from typing import Any
 
 from permllm_offline.errors import OfflineError
 from permllm_vllm.checkpoint.errors import CheckpointError
-from permllm_vllm.checkpoint.scaled_form import (
-    BITMASK,
-    DENSE,
-    MARLIN,
-    ScaledForm,
-    scaled_form,
-    sparse_layout,
-)
 from permllm_vllm.checkpoint.schema import is_of_this_format
+from permllm_vllm.checkpoint.stored_otherwise import require_plain
 
 
-def dense_form(name: str, config: Mapping[str, Any], layout: str = DENSE) -> ScaledForm | None:
-    """Return the form of the 8 bits in which a model is stored; None of other models that are read.
-
-    These are plain ones, and permllm checkpoints.
+def require_read(name: str, config: Mapping[str, Any]) -> None:
+    """Raise OfflineError for a model that is neither plain numbers nor a permllm checkpoint.
 
     Args:
         name: of the model, for the message.
         config: what its ``config.json`` says.
-        layout: of its zeros, which the caller undoes.
-
-    Raises:
-        OfflineError: the model is quantized in another form.
     """
     try:
-        found = sparse_layout(config)
-        if layout == DENSE and found in (BITMASK, MARLIN):
-            raise OfflineError(
-                f"{name!r} is pruned to 2:4 already, and stored as {found!r}: make it a checkpoint "
-                "of this format by `permllm-offline convert`."
-            )
-        return scaled_form(config, layout)
+        require_plain(config)
     except CheckpointError as error:
-        raise OfflineError(f"{name!r} is quantized in a form that is not read: {error}.") from error
-
-
-def require_read(name: str, config: Mapping[str, Any]) -> None:
-    """Raise OfflineError for a model that ``dense_form`` refuses; arguments as there."""
-    dense_form(name, config)
+        raise OfflineError(f"{name!r} is stored in a form that is not read: {error}.") from error
 
 
 def require_dense(name: str, config: Mapping[str, Any], verb: str) -> None:

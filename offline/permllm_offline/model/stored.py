@@ -14,26 +14,22 @@ from permllm_offline.errors import OfflineError, first_line
 from permllm_offline.model.language_model import language_model_of
 from permllm_offline.model.loading import (
     Source,
-    dtype_name,
     hub_remedy,
     is_hub_name,
     open_source,
 )
-from permllm_offline.model.quantized import dense_form, require_dense
+from permllm_offline.model.quantized import require_dense
 from permllm_offline.run.local_path import local_path
 from permllm_vllm.checkpoint.fused_experts import separate
 from permllm_vllm.checkpoint.headers import TensorHeader
-from permllm_vllm.checkpoint.scaled_headers import dense_headers
 from permllm_vllm.checkpoint.shard import header_of
 from permllm_vllm.checkpoint.shards import CONFIG_NAME, read_headers, read_json, read_weight_map
+from permllm_vllm.checkpoint.tensors import require_meaning
 
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model's configuration and the headers of its tensors by name, of separate experts.
-
-    Those that are stored in 8 bits have the headers that they are read with.
-    """
+    """A model's configuration and the headers of its tensors by name, of separate experts."""
 
     source: Source
     tensors: Mapping[str, TensorHeader]
@@ -53,8 +49,8 @@ def read_stored(model: str) -> StoredModel:
 
     Raises:
         OfflineError: no such model, a hub that cannot be reached, a model that is pruned already,
-            or a quantization that is not read.
-        CheckpointError: no whole safetensors files, or weights of 8 bits that cannot be read.
+            or a quantized one.
+        CheckpointError: no whole safetensors files, or weights of 8 bits.
     """
     if local_path(model).exists() or not is_hub_name(model):
         source = open_source(model)
@@ -64,9 +60,9 @@ def read_stored(model: str) -> StoredModel:
     else:
         source, headers, config = _read_hub(model)
     require_dense(model, config, "plan")
-    form = dense_form(model, config)
-    stored = {name: one for file in headers for name, one in file.items()}
-    tensors = dense_headers(stored, form, dtype_name(source.product_dtype))
+    tensors = {name: one for file in headers for name, one in file.items()}
+    for name, header in tensors.items():
+        require_meaning(name, header)
     experts = source.language.experts_under
     return StoredModel(source, tensors if experts is None else separate(tensors, experts))
 

@@ -12,7 +12,7 @@ def check_weights(prepared: Prepared) -> None:
     Raises:
         OfflineError: a weight that is stored by another name or of other sizes, or of a decoder
             layer that the model does not have.
-        CheckpointError: files that are not whole, or weights of 8 bits that cannot be read.
+        CheckpointError: files that are not whole, or weights of 8 bits.
     """
     reader = prepared.source.reader()
     for linear in prepared.plan.linears:

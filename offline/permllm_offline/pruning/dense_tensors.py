@@ -19,7 +19,7 @@ def left_dense(prepared: Prepared, divided: Mapping[str, Tensor]) -> Iterator[tu
     """
     from permllm_vllm.hf.precision import as_loaded
 
-    reader, dtype = prepared.source.reader(prepared.dtype), prepared.asked_dtype
+    reader, dtype = prepared.source.reader(), prepared.asked_dtype
     names = prepared.source.language.names
     model = None if dtype is None else skeleton_of(prepared.source.config)
 

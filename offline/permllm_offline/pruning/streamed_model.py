@@ -42,7 +42,7 @@ class StreamedModel:
         tensors: PlainTensors | None = None,
     ) -> None:
         self.family, self.device = family, device
-        self._reader = tensors or source.reader(dtype)
+        self._reader = tensors or source.reader()
         self.model, self._stored = _without_weights(source, self._reader, family, dtype, device)
         self.model.requires_grad_(False)
         self.layers = decoder_layers(self.model, family.layers)

@@ -40,22 +40,18 @@ def grouped(rows: Tensor, group: int) -> Tensor:
     return functional.pad(rows, (0, -rows.shape[1] % group)).unflatten(1, (-1, group))
 
 
-def relative_error(
-    weight: Tensor, channel_energy: Tensor, grid: Grid, exact: Tensor | None = None
-) -> float:
+def relative_error(weight: Tensor, channel_energy: Tensor, grid: Grid) -> float:
     """Return the expected root-mean-square error of the output, relative to the output.
 
     Args:
         weight: floating [out, in].
         channel_energy: float32 [in], mean square of each input channel.
         grid: to which the weight is rounded.
-        exact: bool [out], rows that have no error: theirs is that of ``weight`` itself.
     """
     energy, outputs, errors = channel_energy.float(), [], []
     for rows in row_chunks(weight.shape):
         part = weight[rows].float()
         outputs.append(part.square() @ energy)
-        error = (part - grid.rounded(part, rows=rows)).square_() @ energy
-        errors.append(error if exact is None else error.masked_fill(exact[rows], 0))
+        errors.append((part - grid.rounded(part, rows=rows)).square_() @ energy)
     output, error = torch.cat(outputs).sum(), torch.cat(errors).sum()
     return float((error / output.clamp_min(1e-30)).sqrt())

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from permllm_offline.sparsity.importance import row_chunks
 from permllm_offline.sparsity.smoothing import multiplied
 from permllm_vllm.checkpoint.schema import WEIGHT_PACKED
 
@@ -53,30 +52,6 @@ def _choose_scale(weight: Tensor, energy: Tensor) -> Tensor:
         best = torch.where(better, overlap / power, best)
         gained = torch.where(better, gain, gained)
     return torch.where((gained == 0) & (largest > 0), largest / LARGEST, best)
-
-
-def explained_rows(
-    weight: Tensor, scale: Tensor, smallest: int = SMALLEST, largest: int = LARGEST
-) -> Tensor:
-    """Tell of each row whether all of it is integers times its scale, rounded once.
-
-    Args:
-        weight: floating [out, in], products that were computed in float32 and rounded to its dtype.
-        scale: float32 [out].
-        smallest: of the integers.
-        largest: of the integers.
-
-    Returns:
-        bool [out].
-    """
-    found = []
-    for rows in row_chunks(weight.shape):
-        part, steps = weight[rows], scale[rows, None]
-        integers = (part.float() / steps).round_()
-        same = (integers * steps).to(part.dtype) == part
-        inside = (integers >= smallest) & (integers <= largest)
-        found.append((same & inside).all(1) & (scale[rows] > 0))
-    return torch.cat(found)
 
 
 @dataclass(frozen=True)

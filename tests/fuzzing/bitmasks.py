@@ -1,4 +1,4 @@
-"""Targets that read what another tool pruned: a bitmask checkpoint, and zeros in any order."""
+"""The target that reads what another tool pruned: a bitmask checkpoint."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ import struct
 from dataclasses import replace
 from functools import cache
 
-import torch
-
 from permllm_offline.conversion.bitmask import BitmaskFiles
-from permllm_offline.conversion.recovery import recover_permutation
-from permllm_offline.conversion.without_zeros import WeightsWithoutZeros
-from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_offline.conversion.sources import StoredWeights
 from permllm_vllm.checkpoint.stored_files import StoredFiles
 from tests.fuzzing import place, plain
 from tests.fuzzing.checkpoints import FILE, changed_content, raw_bytes, reshaped
@@ -23,7 +19,6 @@ from tests.fuzzing.samples import Sample, mask_byte, values
 
 NUMBERS = (0, 1, -1, 2, 3, 8, 12, 16, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, -(2**63))
 NAMES = ("weight", "compressed", "bitmask", "shape", "bias")
-ROWS, BLOCK, BLOCKS = 48, 32, 2  # of the zeros in any order; rows enough to find every group
 
 
 @cache
@@ -55,7 +50,7 @@ def bitmask(data: bytes) -> None:
         expected = None
     try:
         files = refusing(lambda: BitmaskFiles(StoredFiles(directory)))
-        weights = WeightsWithoutZeros(files, None, torch.bfloat16)
+        weights = StoredWeights(files)
         names = weights.names()
         headers = {name: refusing(lambda n=name: weights.header(n)) for name in names}  # type: ignore[misc]
         tensors = {name: refusing(lambda n=name: weights.tensor(n)) for name in names}  # type: ignore[misc]
@@ -104,49 +99,3 @@ def damaged_bitmask(choices: Choices, sample: Sample) -> Sample:
             others = list(sample.tensors.values()) or [tensor]
             sample = sample.with_tensor(name, choices.pick(others))
     return sample
-
-
-def recovery(data: bytes) -> None:
-    """Kept sets in a hidden order, bits of which are flipped: the order is right or refused."""
-    choices = Choices(data)
-    pattern = Pattern(*choices.pick(((2, 4), (4, 8))))
-    rows = choices.pick((ROWS, 0, 1, 3, 20, 34))
-    shuffle = random.Random(choices.below(2**16))
-    kept = hidden(pattern, rows, shuffle)
-    flips = choices.below(4)
-    for _ in range(flips if rows else 0):
-        row, column = choices.below(rows), choices.below(BLOCK * BLOCKS)
-        kept[row][column] = choices.once_in(2)
-    ties = torch.zeros(BLOCKS, dtype=torch.int64) if choices.once_in(4) else None
-    flags = torch.tensor(kept, dtype=torch.bool).view(rows, BLOCK * BLOCKS)
-    found = recover_permutation(flags, pattern, BLOCK, ties)
-    if found is None:
-        if rows == ROWS and flips == 0 and ties is None:
-            raise Finding("an order that every row obeys was not found")
-        return
-    local = found.tolist()
-    if ties is not None and local[:BLOCK] != local[BLOCK:]:
-        raise Finding("tied blocks got different orders")
-    for start in range(0, BLOCK * BLOCKS, BLOCK):
-        order = local[start : start + BLOCK]
-        if sorted(order) != list(range(BLOCK)):
-            raise Finding(f"{order} is no permutation")
-        for first in range(0, BLOCK, pattern.group):
-            group = [start + entry for entry in order[first : first + pattern.group]]
-            if any(sum(row[channel] for channel in group) > pattern.kept for row in kept):
-                raise Finding(f"channels {group} keep more than {pattern}")
-
-
-def hidden(pattern: Pattern, rows: int, shuffle: random.Random) -> list[list[bool]]:
-    """Rows that obey the pattern in an order of each block that nobody wrote down."""
-    orders = [shuffle.sample(range(BLOCK), BLOCK) for _ in range(BLOCKS)]
-    kept = []
-    for _ in range(rows):
-        row = [False] * (BLOCK * BLOCKS)
-        for number, order in enumerate(orders):
-            for first in range(0, BLOCK, pattern.group):
-                group = order[first : first + pattern.group]
-                for entry in shuffle.sample(group, pattern.kept):
-                    row[number * BLOCK + entry] = True
-        kept.append(row)
-    return kept
