@@ -32,7 +32,6 @@ from permllm_offline.report.report import Report
 from permllm_offline.run.device import chosen_device, warn_of_unused_gpu
 from permllm_offline.run.local_path import local_path
 from permllm_offline.run.processes import first
-from permllm_offline.run.scratch import Place
 from permllm_offline.text.evaluation import evaluation_windows as cut_windows
 from permllm_offline.text.evaluation import perplexity
 from permllm_offline.text.paper_protocol import LENGTHS, Protocol
@@ -81,7 +80,6 @@ def prune(
     dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None,
     values: Literal["auto", "int8", "int4"] | None = None,
     smoothing: bool | None = None,
-    scratch: Place | None = None,
     learning: LearningEntries | None = None,
     blockwise: BlockwiseEntries | None = None,
     distillation: DistillationEntries | None = None,
@@ -101,8 +99,8 @@ def prune(
         output: folder to write; it is complete or absent.
         recipe: YAML file of options, such as the ``recipe.yaml`` of a checkpoint.
         preset: ``paper`` for the constants of arXiv 2510.10136, which take GPU hours.
-        method: key of ``recipe.methods.METHODS``; by default the best one that fits this machine's
-            memory, see ``forecast.memory_fit.fitted``.
+        method: key of ``recipe.methods.METHODS``; one that does not fit this
+            machine's memory is refused.
         reconstruction: key of ``reconstruction.kinds.RECONSTRUCTIONS``, not the method's own.
         pattern: N:M.
         block_size: channels per permutation block.
@@ -120,8 +118,6 @@ def prune(
         values: ``int8`` stores kept weights with a scale per output row, ``int4`` with a multiplier
             per row and 64 inputs as well; see ``sparsity.int4_values``.
         smoothing: whether integer values meet evened-out inputs; see ``sparsity.smoothing``.
-        scratch: ``disk`` puts the states of tuning, and second moments, into files beside the
-            output; by default only where what is asked for fits into memory only so.
         learning: constants of the learned permutation, some fields of ``LearningRecipe``.
         blockwise: constants of tuning layer by layer, some fields of ``BlockwiseRecipe``.
         distillation: constants of the distillation, some fields of ``DistillationRecipe``.
@@ -156,7 +152,6 @@ def prune(
         "dtype": dtype,
         "values": values,
         "smoothing": smoothing,
-        "scratch": scratch,
         "learning": learning,
         "blockwise": blockwise,
         "distillation": distillation,

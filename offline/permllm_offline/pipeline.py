@@ -13,9 +13,8 @@ from torch import Tensor
 
 from permllm_offline.errors import OfflineError
 from permllm_offline.forecast.announcement import announce
-from permllm_offline.forecast.disk import check_room
 from permllm_offline.forecast.memory import shard_bytes
-from permllm_offline.forecast.memory_fit import Fitted, fitted, warn_of_taken_memory
+from permllm_offline.forecast.room import check_memory, check_room
 from permllm_offline.model.joined_experts import joined_experts
 from permllm_offline.model.loading import dtype_name
 from permllm_offline.model.tokenizer import load_tokenizer, tokenizer_files
@@ -50,7 +49,7 @@ from permllm_offline.run.processes import SharedWork, count, first, joined
 from permllm_offline.run.steps import WorkFolder
 from permllm_offline.sparsity.bake import bake_layer, divided_norms
 from permllm_offline.sparsity.rounded_layer import RoundedLayer
-from permllm_offline.text.windows import SELF, require_windows
+from permllm_offline.text.windows import require_windows, writes_itself
 from permllm_vllm.checkpoint.companions import check_companions
 from permllm_vllm.checkpoint.contained import contained
 from permllm_vllm.checkpoint.output import check_destination, check_outside
@@ -69,15 +68,6 @@ def check_writable(recipe: Recipe) -> None:
             "holds permutations inside blocks only, since no kernel applies others for free. It "
             "is there to compare accuracy (`permllm_offline.pruning`); for a checkpoint, give "
             f"{recipe.method.replace('cp-global', 'cp-lsa')!r}."
-        )
-
-
-def check_scratch(recipe: Recipe) -> None:
-    """Raise OfflineError for scratch files of a GPU."""
-    if recipe.scratch == "disk" and not recipe.device.startswith("cpu"):
-        raise OfflineError(
-            f"--scratch disk with --device {recipe.device}: files stand in for the memory of the "
-            "processor that computes. Give --device cpu, or --scratch memory."
         )
 
 
@@ -104,55 +94,50 @@ def rehearse(
     force: bool = False,
     resume: bool = False,
     restart: bool = False,
-) -> tuple[Fitted, Prepared]:
+) -> tuple[Recipe, Prepared]:
     """Check a recipe against the model, the machine, the output and the data; nothing is written.
 
     No weight is read: text that the model would write itself has windows without contents. A
     warning says from what finished steps the prune would go on.
 
     Returns:
-        The recipe that this machine has memory for, and what was checked.
+        The recipe with what its processes decide, and what was checked.
 
     Raises:
         OfflineError, CheckpointError: the first thing that would make the prune fail.
     """
-    fit, checked = check_checkpoint(recipe, output, force=force, restart=restart)
-    own = partial(without_contents, fit.recipe, "cpu")
-    prepared = with_text(fit.recipe, checked, own)
+    recipe, checked = check_checkpoint(recipe, output, force=force, restart=restart)
+    own = partial(without_contents, recipe, "cpu")
+    prepared = with_text(recipe, checked, own)
     if first() and not restart:
-        text = "" if SELF in fit.recipe.datasets else _text_digest(prepared)
-        foretell(fit.recipe, checked, output, text, resume=resume)
-    return fit, prepared
+        text = "" if any(map(writes_itself, recipe.datasets)) else _text_digest(prepared)
+        foretell(recipe, checked, output, text, resume=resume)
+    return recipe, prepared
 
 
 def check_checkpoint(
     recipe: Recipe, output: Path, *, force: bool = False, restart: bool = False
-) -> tuple[Fitted, Prepared]:
+) -> tuple[Recipe, Prepared]:
     """Check everything that needs neither weights nor calibration text, which take long.
 
     Returns:
-        The recipe that this machine has memory for, with what its processes decide, and what was
-        checked.
+        The recipe with what its processes decide, and what was checked.
 
     Raises:
         OfflineError, CheckpointError: the first thing that would make the prune fail.
     """
     check_writable(recipe)
-    check_scratch(recipe)
-    check_processes(shared_out(recipe))
+    asked, recipe = recipe, shared_out(recipe)
+    check_processes(recipe)
     source = open_prunable(recipe).directory
     check_destination(output, source, force=force)
     _check_datasets_outside(recipe, output)
     _check_files(source)
     prepared = prepare_model(recipe)
     check_weights(prepared)
-    to_come = replace(prepared, windows=windows_to_come(recipe))
-    fit = fitted(recipe, to_come)
-    warn_of_taken_memory(fit.recipe, to_come)
-    recipe = shared_out(fit.recipe)
-    check_processes(recipe)
+    check_memory(recipe, replace(prepared, windows=windows_to_come(recipe)))
     check_windows(recipe)
-    if first() and recipe != fit.recipe:
+    if first() and recipe != asked:
         logger.warning(
             "a step of distillation takes %d windows, one in each process: give the recipe "
             "distillation.windows_per_step for another number",
@@ -160,7 +145,7 @@ def check_checkpoint(
         )
     kept = kept_bytes(recipe, prepared, output, restart=restart)
     check_room(recipe, prepared, output, kept)
-    return replace(fit, recipe=recipe), prepared
+    return recipe, prepared
 
 
 def shared_out(recipe: Recipe) -> Recipe:
@@ -254,10 +239,9 @@ def prune(
 
 
 def _prune(recipe: Recipe, output: Path, *, force: bool, resume: bool, restart: bool) -> Report:
-    fit, checked = check_checkpoint(recipe, output, force=force, restart=restart)
-    recipe = fit.recipe
+    recipe, checked = check_checkpoint(recipe, output, force=force, restart=restart)
     if not first():
-        shared = SharedWork(None, beside=output.resolve().parent)
+        shared = SharedWork(None)
         return prune_model(recipe, with_text(recipe, checked), shared).report
     _warn_without_tokenizer(checked)
     with work_folder(recipe, checked, output, resume=resume, restart=restart) as work:
@@ -265,7 +249,7 @@ def _prune(recipe: Recipe, output: Path, *, force: bool, resume: bool, restart: 
         announce(recipe, replace(checked, windows=windows_to_come(recipe)), goes_on=goes_on)
         prepared = with_text(recipe, checked)
         begin(work, _text_digest(prepared), len(prepared.plan.layers))
-        report = _write(fit, prepared, output, work, force=force)
+        report = _write(recipe, prepared, output, work, force=force)
         try:
             work.remove()
         except OfflineError as error:
@@ -291,10 +275,10 @@ def _warn_without_tokenizer(prepared: Prepared) -> None:
 
 
 def _write(
-    fit: Fitted, prepared: Prepared, output: Path, work: WorkFolder, *, force: bool
+    recipe: Recipe, prepared: Prepared, output: Path, work: WorkFolder, *, force: bool
 ) -> Report:
     """Prune what was prepared, and write the checkpoint."""
-    recipe, windows = fit.recipe, prepared.windows
+    windows = prepared.windows
     pruned: PrunedModel | PrunedLayers
     if can_stream(recipe):
         pruned = prune_streamed(recipe, prepared, work)
@@ -303,7 +287,6 @@ def _write(
     calibration = None if windows is None else CalibrationRecord.of(windows, pruned.own_text)
     report = replace(
         pruned.report,
-        note=fit.note,
         calibration=calibration,
         model_commit=prepared.source.commit,
     )

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from permllm_offline.forecast.memory_fit import is_default
 from permllm_offline.preparation.method_parts import parts_of
 from permllm_offline.recipe.refusals import option_of
 from permllm_offline.recipe.schema import Recipe
@@ -61,7 +60,6 @@ def warn_of_no_use(made: Recipe, changes: Mapping[str, Any], effort: str | None)
         names = ", ".join(distilled)
         logger.warning("%s distils nothing: %s is of no use", made.method, names)
     tuned = [f"blockwise.{name}" for name in changes.get("blockwise") or ()]
-    # Where memory does not suffice, what takes the place of the default tunes.
-    if tuned and not (parts.reconstruction.tunes or is_default(made)):
+    if tuned and not parts.reconstruction.tunes:
         names = ", ".join(tuned)
         logger.warning("%s tunes no layer by itself: %s is of no use", made.method, names)

@@ -79,7 +79,6 @@ from permllm_offline.api import asked_recipe
             None,
             [],
         ),
-        ({"blockwise": {"steps": 3}}, None, []),
         (
             {"method": "wanda", "reconstruction": "obs+blockwise", "blockwise": {"steps": 3}},
             None,

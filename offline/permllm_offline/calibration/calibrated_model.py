@@ -11,7 +11,6 @@ from torch import Tensor
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.prune_plan import Plan
 from permllm_offline.recipe.schema import Recipe
-from permllm_offline.run.scratch import Scratch
 from permllm_offline.run.steps import Work
 from permllm_offline.sparsity.importance import Scores
 
@@ -60,8 +59,3 @@ class Calibrated:
     score: Callable[[int, GroupLayout], Mapping[str, Scores]]
     energies: Sequence[Mapping[str, Tensor]] | None = None
     work: Work = field(default_factory=Work)
-
-    @property
-    def scratch(self) -> Scratch:
-        """Where large arrays lie."""
-        return self.work.scratch(self.recipe.scratch)

@@ -15,7 +15,6 @@ from permllm_offline.commands.tables import plan_table, report_table, show
 from permllm_offline.commands.text_field_option import add_text_field_option
 from permllm_offline.forecast.announcement import warn_of_slow_float16
 from permllm_offline.forecast.duration import forecast
-from permllm_offline.forecast.memory_fit import SMALLER
 from permllm_offline.model.loading import open_source
 from permllm_offline.pipeline import rehearse
 from permllm_offline.preparation.recipe_input import EFFORTS
@@ -73,11 +72,9 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "--pattern",
         help=f"one of {', '.join(SUPPORTED)} (default {default['pattern'].default})",
     )
-    smaller = " ".join(f"--{name} {value}" for name, value in SMALLER.items())
     parser.add_argument(
         "--method",
-        help=f"{methods} (default {default['method'].default}; where the machine has too little "
-        f"memory for it, {smaller})",
+        help=f"{methods} (default {default['method'].default})",
     )
     parser.add_argument(
         "--reconstruction",
@@ -149,13 +146,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "fit any more (default: smoothed)",
     )
     parser.add_argument(
-        "--scratch",
-        metavar="memory|disk",
-        help="where optimizer states and second moments are kept: in memory, or in files beside "
-        f"the output, cached in free memory (default {default['scratch'].default}; disk by itself "
-        "where a method that was asked for fits only so)",
-    )
-    parser.add_argument(
         "--push-to-hub",
         metavar="OWNER/NAME",
         help="upload the finished checkpoint to the Hugging Face hub, without the folders that "
@@ -204,7 +194,7 @@ def run(options: argparse.Namespace) -> None:
     )
     if options.dry_run:
         with joined(recipe.device):
-            fit, prepared = rehearse(
+            recipe, prepared = rehearse(
                 recipe,
                 options.output,
                 force=options.force,
@@ -212,8 +202,8 @@ def run(options: argparse.Namespace) -> None:
                 restart=options.restart,
             )
             if first():
-                warn_of_slow_float16(fit.recipe, prepared)
-                show(plan_table(fit.recipe, prepared, forecast(fit.recipe, prepared)))
+                warn_of_slow_float16(recipe, prepared)
+                show(plan_table(recipe, prepared, forecast(recipe, prepared)))
         return
     report, address = prune_and_push(
         recipe,

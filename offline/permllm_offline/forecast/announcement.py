@@ -8,8 +8,8 @@ import sys
 import torch
 from tqdm import tqdm
 
-from permllm_offline.forecast.disk import disk_bytes
 from permllm_offline.forecast.duration import SENSITIVITY, Forecast, dtype_gain, forecast
+from permllm_offline.forecast.room import disk_bytes
 from permllm_offline.preparation.prepared import Prepared
 from permllm_offline.recipe.schema import Recipe
 
@@ -59,8 +59,6 @@ def expected_lines(recipe: Recipe, prepared: Prepared, expected: Forecast) -> li
         f"{memory.common / 1e9:,.2f} GB and what a decoder layer holds, or "
         f"{memory.outside / 1e9:,.2f} GB outside of them"
     )
-    if memory.scratch:
-        held += f"; {memory.scratch / 1e9:,.2f} GB in scratch files beside the output"
     room = (
         f"at most {disk_bytes(recipe, prepared) / 1e9:,.2f} GB of disk: the checkpoint, and what "
         "a run that is cut off goes on from"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from permllm_offline.forecast.state_bytes import StateBytes, tuning, updating
 from permllm_offline.model.attention import kv_cache_bytes
 from permllm_offline.model.prune_plan import Plan, PlannedLinear, dense_experts, pruned
 from permllm_offline.model.recomputation import activation_bytes, held_activation_bytes
@@ -17,6 +16,13 @@ from permllm_offline.preparation.method_parts import parts_of, reads_activations
 from permllm_offline.preparation.prepared import Prepared
 from permllm_offline.pruning.streamed import can_stream
 from permllm_offline.recipe.schema import Recipe
+from permllm_offline.reconstruction.kept_values import CHANNEL_BYTES
+from permllm_offline.reconstruction.obs import (
+    FACTOR_BYTES,
+    ROW_BYTES,
+    ROWS_AT_ONCE,
+    USED_FACTOR_BYTES,
+)
 from permllm_offline.run.processes import count
 from permllm_offline.sparsity.importance import CHUNK_ELEMENTS
 from permllm_offline.text.sampled_text import PIECE, PIECES_AT_ONCE
@@ -39,6 +45,9 @@ CHUNK_BYTES = 4 + 8 + 3 * 4
 ASSIGNED_BYTES = 32
 """For each row and channel of a block whose channels are assigned: scores, copies, the best."""
 
+TRAINED_BYTES = 4 + 8
+"""For each kept weight that is tuned: a float32 copy, and the states of Adam."""
+
 SMALLEST_SHARD_BYTES = 500_000_000
 """Of the output: a model that is not larger stays one file."""
 
@@ -49,13 +58,11 @@ class MemoryForecast:
 
     ``common`` is there whichever decoder layer is at work, ``layers`` has what each adds to it, and
     ``outside`` is the most before the first layer, between whole passes, or after the last.
-    ``scratch`` lies in files in place of memory.
     """
 
     common: int
     layers: Sequence[int]
     outside: int
-    scratch: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -95,15 +102,14 @@ def memory_forecast(recipe: Recipe, prepared: Prepared) -> MemoryForecast:
     rest = plan.total_bytes - sum(linear.sparse_bytes for linear in plan.every_linear)
     states = _state_bytes(recipe, prepared) if on_host else 0
     shard = min(shard_bytes(plan), plan.total_bytes) if on_host else 0
-    scratch = scratch_bytes(recipe, prepared)
     if can_stream(recipe):
-        return replace(_streamed(recipe, prepared, rest, states, shard), scratch=scratch)
+        return _streamed(recipe, prepared, rest, states, shard)
     masks = sum(linear.weights for linear in plan.linears) // 8
     held = rest + masks + sum(map(_dense_bytes, plan.all_by_layer))
     scored = _scored(plan.linears)
     whole = scored + max(states + _training_bytes(recipe, prepared), shard)
     whole = max(whole, states + _logit_bytes(prepared))
-    return MemoryForecast(held + states, _at_work(recipe, prepared), held + whole, scratch)
+    return MemoryForecast(held + states, _at_work(recipe, prepared), held + whole)
 
 
 def peak_bytes(recipe: Recipe, prepared: Prepared) -> int:
@@ -244,7 +250,7 @@ def _training_bytes(recipe: Recipe, prepared: Prepared) -> int:
         masked = max(_dense_bytes(pruned(linears)) for linears in plan.all_by_layer)
         training = max(masked, _learning_bytes(recipe, prepared))
     if parts.reconstruction.distils:
-        tuned = tuning(plan.linears, item, count()).in_memory(recipe.scratch)
+        tuned = _tuning(plan.linears, item, count())
         return max(training, tuned + held_activation_bytes(plan, length, item))
     return training
 
@@ -311,30 +317,40 @@ def _at_work(recipe: Recipe, prepared: Prepared) -> list[int]:
 
 def _reconstructing(recipe: Recipe, linears: Sequence[PlannedLinear], item: int) -> int:
     """The most while one decoder layer is updated and tuned; the latter with its activations."""
-    states = _layer_states(recipe, linears, item)
-    return max((one.in_memory(recipe.scratch) for one in states), default=0)
-
-
-def _layer_states(recipe: Recipe, linears: Sequence[PlannedLinear], item: int) -> list[StateBytes]:
-    """What comes one after the other while a decoder layer is reconstructed."""
     reconstruction, sparse = parts_of(recipe).reconstruction, pruned(linears)
-    states = updating(sparse) if reconstruction.updates else []
+    states = [0]
+    if reconstruction.updates:
+        states += map(_updating, sparse)
     if reconstruction.tunes and sparse:
-        tuned = tuning(sparse, item)
         activations = activation_bytes(linears, recipe.sequence_length, item)
-        states.append(replace(tuned, beside=tuned.beside + activations))
-    return states
+        states.append(_tuning(sparse, item) + activations)
+    return max(states)
 
 
-def scratch_bytes(recipe: Recipe, prepared: Prepared) -> int:
-    """The most that lies in scratch files of this process; 0 where scratch is memory."""
-    if recipe.scratch == "memory":
-        return 0
-    plan, item = prepared.plan, prepared.dtype.itemsize
-    states = [one for linears in plan.all_by_layer for one in _layer_states(recipe, linears, item)]
-    if parts_of(recipe).reconstruction.distils:
-        states.append(tuning(plan.linears, item, count()))
-    return max((one.scratch for one in states), default=0)
+def _tuning(linears: Sequence[PlannedLinear], item: int, processes: int = 1) -> int:
+    """While linears are tuned together, shared out to processes.
+
+    Of each kept weight its gradient, the number of its channel, its best value, and what
+    ``TRAINED_BYTES`` names; of the linear that is at work its whole gradient, or that of its kept
+    weights in float32.
+    """
+    kept = sum(map(_kept, linears))
+    shared = kept * (TRAINED_BYTES + item) // processes
+    at_work = max(max(linear.weights * item, _kept(linear) * 4) for linear in linears)
+    return shared + kept * (item + CHANNEL_BYTES) + at_work
+
+
+def _kept(linear: PlannedLinear) -> int:
+    """Weights that stay: every supported pattern keeps half."""
+    return linear.weights // 2
+
+
+def _updating(linear: PlannedLinear) -> int:
+    """While a linear is updated: its moment is factored, then some rows are after others."""
+    channels = linear.layout.in_features
+    rows = min(linear.out_features, ROWS_AT_ONCE)
+    used = USED_FACTOR_BYTES * channels**2 + ROW_BYTES * rows * channels
+    return max(FACTOR_BYTES * channels**2, used)
 
 
 def _scored(linears: Sequence[PlannedLinear]) -> int:

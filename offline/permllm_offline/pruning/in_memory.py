@@ -42,7 +42,7 @@ from permllm_offline.sparsity.int4_values import Int4Grid
 from permllm_offline.sparsity.rounded_layer import RoundedLayer, Rounding, choose_grids
 from permllm_offline.text.evaluation import perplexity
 from permllm_offline.text.sampled_text import Unfinished, sample_text
-from permllm_offline.text.windows import SELF
+from permllm_offline.text.windows import writes_itself
 from permllm_vllm.checkpoint.pattern import Pattern
 
 _OWN_TEXT = "own-text"
@@ -180,7 +180,7 @@ def own_text(recipe: Recipe, prepared: Prepared, model: Any, work: Work) -> Tens
         return None
 
     # The windows of `--dataset self` are those of the seed itself.
-    seed = recipe.seed + (_FURTHER if SELF in recipe.datasets else 0)
+    seed = recipe.seed + (_FURTHER if any(map(writes_itself, recipe.datasets)) else 0)
 
     def read() -> Mapping[str, Tensor] | None:
         kept = work.alone.interval(_OWN_TEXT)

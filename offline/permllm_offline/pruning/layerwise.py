@@ -58,10 +58,8 @@ def reconstruct_layers(
         call = calls.layers[index]
         with calibrated.work.measured(PASSES):
             dense = run_windows(layer, dense, call)
-        recipe, scratch = calibrated.recipe, calibrated.scratch
-        work = LayerWork(
-            index, layer, call, decisions[index], sparse, dense.hidden, recipe, scratch
-        )
+        recipe = calibrated.recipe
+        work = LayerWork(index, layer, call, decisions[index], sparse, dense.hidden, recipe)
         step = calibrated.work.step(
             layer_step_name(index), partial(finish_layer, work, reconstruct)
         )

@@ -248,7 +248,6 @@ class _Passing:
             calibration.pruned,
             calibration.dense.hidden,
             self.recipe,
-            self.work.scratch(self.recipe.scratch),
         )
         return finish_layer(work, reconstruct)
 

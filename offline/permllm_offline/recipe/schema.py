@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from permllm_offline.model.recomputation import Checkpointing
 from permllm_offline.recipe.methods import BEST, Method, parse_method
-from permllm_offline.run.scratch import Place
 from permllm_offline.text.row_text import TEXT_FIELD
 from permllm_offline.text.windows import Sampling
 from permllm_vllm.checkpoint.pattern import Pattern
@@ -113,8 +112,6 @@ class Recipe(BaseModel):
     """Dtype of the kept weights; ``auto``: that of the model."""
     smoothing: bool = True
     """Whether integer values meet inputs that are evened out where something can divide them."""
-    scratch: Place = "memory"
-    """Where the states of tuning, and second moments, lie: not part of what is written down."""
     learning: LearningRecipe = LearningRecipe()
     blockwise: BlockwiseRecipe = BlockwiseRecipe()
     distillation: DistillationRecipe = DistillationRecipe()
@@ -143,4 +140,4 @@ class Recipe(BaseModel):
 
     def choices(self) -> dict[str, Any]:
         """What decides the result, as JSON can hold it."""
-        return self.model_dump(exclude={"scratch"})
+        return self.model_dump()

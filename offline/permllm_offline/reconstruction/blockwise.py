@@ -50,7 +50,7 @@ def tune_kept_weights(work: LayerWork) -> LayerDecision:
     apply_masks(work.layer, work.decision)
     masks = {name: mask for group in work.decision for name, mask in group.masks.items()}
     linears = [linear_of(work.layer, name) for name in masks]
-    with KeptWeights(linears, list(masks.values()), scratch=work.scratch) as kept:
+    with KeptWeights(linears, list(masks.values())) as kept:
         _optimise(work, kept)
     return work.decision
 

@@ -30,7 +30,6 @@ from permllm_offline.reconstruction.head_inputs import head_input, head_inputs_o
 from permllm_offline.reconstruction.kept_weights import KeptWeights
 from permllm_offline.run.processes import collected, share, summed
 from permllm_offline.run.schedules import shuffled_batches, warmed_cosine
-from permllm_offline.run.scratch import Scratch
 from permllm_offline.run.steps import Step, Work
 from permllm_offline.sparsity.decisions import LayerDecision
 from permllm_offline.sparsity.int4_values import Int4Grid
@@ -85,9 +84,7 @@ def distil(
     length, item = calibrated.recipe.sequence_length, model.dtype.itemsize
     large = activations_are_large(calibrated.plan, length, item)
     with (
-        KeptWeights(
-            linears, masks, grids=own_grids, shared=True, scratch=calibrated.scratch
-        ) as kept,
+        KeptWeights(linears, masks, grids=own_grids, shared=True) as kept,
         recomputed(layers) if large else nullcontext(),
     ):
         return _optimise(
@@ -163,7 +160,7 @@ def _optimise(
             if value < state.best_loss:
                 state.best_loss = value
                 kept.remember()
-            calibrated.work.keep_interval(_NAME, state.step(kept, calibrated.scratch))
+            calibrated.work.keep_interval(_NAME, state.step(kept))
         progress.set_postfix(loss=f"{total / tokens:.3f}", best=f"{state.best_loss:.3f}")
     kept.recall()
     logger.info("divergence %.3f -> %.3f nats", curve[0]["validation_loss"], state.best_loss)
@@ -177,10 +174,10 @@ class _State:
     best_loss: float
     curve: LearningCurve
 
-    def step(self, kept: KeptWeights, scratch: Scratch) -> Step:
+    def step(self, kept: KeptWeights) -> Step:
         """All of it, with the weights, for the work folder of the first process."""
         facts = {"best_loss": self.best_loss, "curve": self.curve}
-        return Step(collected(kept.state(), scratch), facts)
+        return Step(collected(kept.state()), facts)
 
 
 def _kept_state(work: Work, kept: KeptWeights) -> _State | None:

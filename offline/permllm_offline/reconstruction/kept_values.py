@@ -12,7 +12,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from permllm_offline.run.scratch import MEMORY, Scratch
 from permllm_offline.sparsity.importance import row_chunks
 from permllm_offline.sparsity.int4_values import Int4Grid
 from permllm_vllm.checkpoint.int4 import GROUP
@@ -22,19 +21,16 @@ CHANNEL_BYTES = 2
 """Of the number of a kept channel: rows are shorter than 32768 in all but the largest models."""
 
 
-def kept_channels(
-    mask: Tensor, device: torch.device | str = "cpu", scratch: Scratch = MEMORY
-) -> Tensor:
+def kept_channels(mask: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Numbers of the channels that each row keeps, ascending: integers [out_features, kept].
 
     Args:
         mask: packed bits, uint8 [out_features, in_features / 8]; all rows keep as many.
         device: of the result.
-        scratch: where it lies.
     """
     kept = int(unpack_mask(mask[:1]).sum())
     dtype = torch.int16 if mask.shape[1] * 8 <= 1 << 15 else torch.int32
-    channels = scratch.zeros((len(mask), kept), dtype, device)
+    channels = torch.zeros((len(mask), kept), dtype=dtype, device=device)
     for rows in row_chunks(torch.Size((len(mask), mask.shape[1] * 8))):
         places = unpack_mask(mask[rows]).nonzero()[:, 1]
         channels[rows] = places.view(-1, kept).to(channels)

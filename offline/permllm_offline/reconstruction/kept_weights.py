@@ -16,7 +16,6 @@ from permllm_offline.reconstruction.kept_values import (
     scatter_kept,
 )
 from permllm_offline.run.processes import count, owners, rank, spread, total
-from permllm_offline.run.scratch import MEMORY, Scratch
 from permllm_offline.sparsity.int4_values import Int4Grid
 
 BETAS = (0.9, 0.95)
@@ -45,7 +44,6 @@ class KeptWeights:
         masks: packed bits, uint8 [out_features, in_features / 8] of each, original channel order.
         grids: of each, or none; masks then keep half of every group.
         shared: whether the processes of the prune share them.
-        scratch: where gradients, copies and states lie.
     """
 
     def __init__(
@@ -55,15 +53,14 @@ class KeptWeights:
         *,
         grids: Sequence[Int4Grid] = (),
         shared: bool = False,
-        scratch: Scratch = MEMORY,
     ) -> None:
         self._linears, self._grids, self._shared = linears, grids, shared
         self._channels = [
-            kept_channels(mask, linear.weight.device, scratch)
+            kept_channels(mask, linear.weight.device)
             for linear, mask in zip(linears, masks, strict=True)
         ]
         self._gradients = [
-            scratch.zeros(channels.shape, linear.weight.dtype, channels.device)
+            torch.zeros(channels.shape, dtype=linear.weight.dtype, device=channels.device)
             for linear, channels in zip(linears, self._channels, strict=True)
         ]
         self._reached = [False] * len(linears)  # whether a backward pass left a gradient
@@ -71,8 +68,7 @@ class KeptWeights:
         self._owners = owners(sizes) if shared else [rank()] * len(linears)
         mine = [index for index, owner in enumerate(self._owners) if owner == rank()]
         self._trained = {
-            index: _Trained(linears[index].weight.data, self._channels[index], scratch)
-            for index in mine
+            index: _Trained(linears[index].weight.data, self._channels[index]) for index in mine
         }
         self._handles: list[RemovableHandle] = []
         if grids:
@@ -171,11 +167,11 @@ class KeptWeights:
 class _Trained:
     """Float32 copy, states of Adam and best weights of the kept weights of one linear."""
 
-    def __init__(self, weight: Tensor, channels: Tensor, scratch: Scratch) -> None:
+    def __init__(self, weight: Tensor, channels: Tensor) -> None:
         shape, device = channels.shape, weight.device
-        self.weight = scratch.zeros(shape, torch.float32, device)
+        self.weight = torch.zeros(shape, dtype=torch.float32, device=device)
         fused = self.weight.device.type in _FUSED_DEVICES
-        self.best = scratch.zeros(shape, weight.dtype, device)
+        self.best = torch.zeros(shape, dtype=weight.dtype, device=device)
         gather_kept(weight, channels, self.weight)
         # A rate of its own is given at every step.
         self._optimizer = torch.optim.Adam(
@@ -183,8 +179,8 @@ class _Trained:
         )
         self._optimizer.state[self.weight] = {
             "step": torch.zeros((), device=self.weight.device),
-            "exp_avg": scratch.zeros(shape, torch.float32, device),
-            "exp_avg_sq": scratch.zeros(shape, torch.float32, device),
+            "exp_avg": torch.zeros_like(self.weight),
+            "exp_avg_sq": torch.zeros_like(self.weight),
         }
 
     def step(self, gradient: Tensor, learning_rate: float) -> None:

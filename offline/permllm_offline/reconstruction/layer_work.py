@@ -11,7 +11,6 @@ from permllm_offline.calibration.calibrated_model import Calibrated, LearningCur
 from permllm_offline.model.decoder_calls import LayerCall, run_layer
 from permllm_offline.model.states import States
 from permllm_offline.recipe.schema import Recipe
-from permllm_offline.run.scratch import MEMORY, Scratch
 from permllm_offline.sparsity.decisions import LayerDecision
 from permllm_offline.sparsity.int4_values import Int4Grid
 
@@ -22,8 +21,8 @@ class LayerWork:
 
     ``inputs`` come from the pruned and reconstructed layers before it, ``targets`` from the dense
     model, [windows, sequence_length, hidden]: both in the model's dtype, on the CPU. ``call`` has
-    the other arguments of the layer's call. A reconstruction in steps adds them to ``curve``;
-    its large arrays lie in ``scratch``.
+    the other arguments of the layer's call. A reconstruction in steps adds them to
+    ``curve``.
     """
 
     index: int
@@ -33,7 +32,6 @@ class LayerWork:
     inputs: States
     targets: Tensor
     recipe: Recipe
-    scratch: Scratch = MEMORY
     curve: LearningCurve = field(default_factory=list)
 
     def forward(self, states: States) -> Tensor:

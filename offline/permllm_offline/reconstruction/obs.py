@@ -18,7 +18,6 @@ from permllm_offline.errors import OfflineError
 from permllm_offline.model.modules import linear_of
 from permllm_offline.reconstruction.group_inputs import LayerInputs, add_second_moment
 from permllm_offline.reconstruction.layer_work import LayerWork
-from permllm_offline.run.scratch import MEMORY, Scratch
 from permllm_offline.sparsity.decisions import GroupDecision, LayerDecision, RetainedSums
 from permllm_offline.sparsity.importance import row_chunks
 from permllm_offline.sparsity.mask import keep_channels
@@ -53,7 +52,7 @@ Chooser = Callable[[Tensor, slice], Tensor]
 """Masks a group: its updated weights [out, M], and which columns they are -> bool [out, M]."""
 
 
-def inverse_factor_(moment: Tensor, damping: float = DAMPING, scratch: Scratch = MEMORY) -> None:
+def inverse_factor_(moment: Tensor, damping: float = DAMPING) -> None:
     """Replace a moment by the upper triangular U with U^T U = (moment + damping)^-1.
 
     Computed in float64. A channel that was always zero is treated as independent of the others.
@@ -62,7 +61,6 @@ def inverse_factor_(moment: Tensor, damping: float = DAMPING, scratch: Scratch =
     Args:
         moment: float32 [channels, channels], symmetric; as it was where this raises.
         damping: relative to the mean of the diagonal.
-        scratch: where the float64 matrix lies.
 
     Raises:
         OfflineError: the moment is not finite, or no damping up to ``DAMPING_LIMIT`` helps.
@@ -76,7 +74,7 @@ def inverse_factor_(moment: Tensor, damping: float = DAMPING, scratch: Scratch =
     alive = diagonal > 0
     mean = diagonal[alive].mean() if alive.any() else diagonal.new_ones(())
     diagonal[~alive] = mean
-    matrix = scratch.zeros(moment.shape, torch.float64, moment.device).t()  # LAPACK's own order
+    matrix = torch.empty_like(moment, dtype=torch.float64).t()  # LAPACK's own order
     while damping <= DAMPING_LIMIT:
         matrix.copy_(moment)
         matrix.diagonal().copy_(diagonal + (damping * mean).float())  # in the moment's precision
@@ -191,12 +189,12 @@ def _update_group(
     if group.permutation is not None:
         order = absolute(group.permutation, group.layout.block_size)
     device = linear_of(work.layer, names[0]).weight.device
-    moment = work.scratch.zeros((channels, channels), torch.float32, device)
+    moment = torch.zeros((channels, channels), dtype=torch.float32, device=device)
     add_second_moment(moment, inputs.of(group.layout.group), order)
     if not moment.diagonal().any():  # an expert that no token reached: by magnitude
         moment.fill_diagonal_(1)
     dead = moment.diagonal() == 0
-    inverse_factor_(moment, scratch=work.scratch)
+    inverse_factor_(moment)
     factor = moment  # in its place
     order, back = order.to(device), order.argsort().to(device)
     chooser = least_damage(pattern, factor, dead) if choose else None

@@ -102,8 +102,6 @@ class Report:
     """Decoder layers that learned their permutations; the others have the reallocation."""
     sensitivities: Sequence[float] | None = None
     """Of each decoder layer, where they chose ``learned_layers``."""
-    note: str | None = None
-    """Why the recipe is not the default one, where nobody asked for another."""
     calibration: CalibrationRecord | None = None
     masked_errors: Sequence[float] = ()
     reallocated_errors: Sequence[float] = ()
@@ -192,7 +190,6 @@ class Report:
             "byte_ratio": self.byte_ratio,
             "recipe": self.recipe.choices(),
             "model_commit": self.model_commit,
-            "note": self.note,
             "calibration": None if self.calibration is None else asdict(self.calibration),
             "learning_curve": list(self.learning_curve),
             "learned_layers": list(self.learned_layers),

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, distributed
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.run.scratch import MEMORY, Place, Scratch
 from permllm_offline.run.steps import Step, Work, metadata_of, step_at
 
 Result = TypeVar("Result")
@@ -51,14 +50,17 @@ def count() -> int:
 def joined(device: str = "cpu") -> Iterator[None]:
     """Work with the other processes that ``torchrun`` has started, if it did, in the context.
 
-    A process group that is there already is used, and left as it is.
+    A process group that is there already is used, and left as it is; it must take tensors of the
+    CPU, as numbers and states are there.
 
     Args:
         device: of each process; of ``cuda``, each takes a GPU of its own.
 
     Raises:
-        OfflineError: one GPU for all, or more processes than GPUs.
+        OfflineError: one GPU for all, more processes than GPUs, or a group without the CPU.
     """
+    if distributed.is_initialized():
+        _check_cpu_backend()
     if _started() == 1 or distributed.is_initialized():
         yield
         return
@@ -68,6 +70,17 @@ def joined(device: str = "cpu") -> Iterator[None]:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def _check_cpu_backend() -> None:
+    """Raise OfflineError where the process group that is there sends no tensors of the CPU."""
+    backends = distributed.get_backend_config()
+    if "cpu" not in (pair.partition(":")[0] for pair in backends.split(",")):
+        raise OfflineError(
+            f"the process group that is there has the backends {backends!r}, and none for the CPU, "
+            'on which numbers and states are exchanged: make it with backend="cpu:gloo,cuda:nccl", '
+            "or leave it to the prune."
+        )
 
 
 def _take_device(device: str) -> None:
@@ -126,11 +139,8 @@ def spread(tensor: Tensor, owner: int) -> None:
         distributed.broadcast(tensor, owner)
 
 
-def collected(tensors: Mapping[str, Tensor], scratch: Scratch = MEMORY) -> dict[str, Tensor]:
-    """On the first process the tensors of all, whose names differ; on the others none.
-
-    What comes from others lies in ``scratch``.
-    """
+def collected(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the first process the tensors of all, whose names differ; on the others none."""
     if count() == 1:
         return dict(tensors)
     known: list[dict[str, tuple[torch.Size, torch.dtype]]] = [{}] * count()
@@ -142,7 +152,7 @@ def collected(tensors: Mapping[str, Tensor], scratch: Scratch = MEMORY) -> dict[
     found = dict(tensors)
     for sender, theirs in enumerate(known[1:], start=1):
         for name, (shape, dtype) in theirs.items():
-            found[name] = scratch.zeros(shape, dtype)
+            found[name] = torch.empty(shape, dtype=dtype)
             distributed.recv(found[name], sender)
     return found
 
@@ -164,13 +174,11 @@ class SharedWork(Work):
 
     Args:
         kept: the work of the first process; None on the others.
-        beside: folder for the scratch files of the others.
     """
 
-    def __init__(self, kept: Work | None, beside: Path | None = None) -> None:
+    def __init__(self, kept: Work | None) -> None:
         super().__init__()
         self._kept = kept or Work()
-        self._beside = beside
         self.costs = self._kept.costs
 
     @property
@@ -191,12 +199,6 @@ class SharedWork(Work):
         if from_first(lambda: self._kept.finished(name)):
             return self.step(name, compute)
         return self._kept.step(name, compute)
-
-    def scratch(self, place: Place) -> Scratch:
-        """Room of this process alone: the first one has that of its own work."""
-        if place == "disk" and self._beside is not None:
-            return Scratch(self._beside)
-        return self._kept.scratch(place)
 
     def interval(self, name: str) -> Step | None:
         """Return the state in which the first process last kept the step of that name, or None.

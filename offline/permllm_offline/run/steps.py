@@ -3,7 +3,7 @@
 A step is one safetensors file in a folder beside the output. It appears under its name only when it
 is complete, and holds exactly what the step computed: a resumed run writes the same bytes as one
 that was never interrupted. A long step keeps its state now and then, in a file of its own that goes
-when the step is finished. Scratch files, which have no name, lie there too.
+when the step is finished.
 
 One run at a time works in a folder: it holds a lock that the system takes back from a process that
 is killed.
@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -29,7 +28,6 @@ from torch import Tensor
 from permllm_offline.errors import OfflineError
 from permllm_offline.run.costs import Clock, Cost, costs_until_now, measured
 from permllm_offline.run.identity import differences
-from permllm_offline.run.scratch import MEMORY, Place, Scratch
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.output import disk_errors_named
 from permllm_vllm.checkpoint.shard import Shard
@@ -85,10 +83,6 @@ class Work:
     def measured(self, name: str) -> AbstractContextManager[None]:
         """Count what is done in the context as a step that is never kept."""
         return measured(name, self.costs, self._running)
-
-    def scratch(self, place: Place) -> Scratch:
-        """Room for large arrays in memory, or on disk: in files of a temporary folder."""
-        return MEMORY if place == "memory" else Scratch(Path(tempfile.gettempdir()))
 
     def interval(self, name: str) -> Step | None:
         """Return the state in which the step of that name was last kept, or None."""
@@ -187,10 +181,6 @@ class WorkFolder(Work):
     def finished(self, name: str) -> bool:
         """Whether the result of a step is kept."""
         return self._path(name).exists()
-
-    def scratch(self, place: Place) -> Scratch:
-        """Room for large arrays in memory, or on disk: in files of this folder."""
-        return MEMORY if place == "memory" else Scratch(self.directory)
 
     def interval(self, name: str) -> Step | None:
         """Return the state in which the step of that name was last kept, or None."""

@@ -9,7 +9,6 @@ from transformers import LlamaConfig
 
 from permllm_offline.cli import main
 from permllm_offline.forecast import memory as memory_forecast
-from permllm_offline.forecast import state_bytes
 from permllm_offline.forecast.memory import MemoryForecast, shard_bytes
 from permllm_offline.model import recomputation
 from permllm_offline.preparation.prepared import prepare
@@ -72,9 +71,9 @@ def test_masks_that_are_tried_take_the_pruned_half(
     expect: Expect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_forecast, "SCORED_BYTES", 0)
-    monkeypatch.setattr(state_bytes, "FACTOR_BYTES", 0)
-    monkeypatch.setattr(state_bytes, "USED_FACTOR_BYTES", 0)
-    monkeypatch.setattr(state_bytes, "ROW_BYTES", 0)
+    monkeypatch.setattr(memory_forecast, "FACTOR_BYTES", 0)
+    monkeypatch.setattr(memory_forecast, "USED_FACTOR_BYTES", 0)
+    monkeypatch.setattr(memory_forecast, "ROW_BYTES", 0)
     monkeypatch.setattr(memory_forecast, "CHUNK_BYTES", 0)
     # Half of the weights in float32: those that are pruned.
     assert expect(method="sparsegpt").layers == [MASKED + 2 * WEIGHTS] * 2
@@ -100,12 +99,10 @@ def test_an_update_takes_a_moment_its_factor_and_copies(
     # The widest input has 192 channels; 128 rows read it.
     assert expect(method="sparsegpt").layers == [MASKED + 4 * 192**2 + 16 * LARGEST] * 2
     # Of many rows, some after the others.
-    monkeypatch.setattr(state_bytes, "ROWS_AT_ONCE", 96)
+    monkeypatch.setattr(memory_forecast, "ROWS_AT_ONCE", 96)
     assert expect(method="sparsegpt").layers == [MASKED + 4 * 192**2 + 16 * 96 * 192] * 2
-    monkeypatch.setattr(state_bytes, "USED_FACTOR_BYTES", 0)
+    monkeypatch.setattr(memory_forecast, "USED_FACTOR_BYTES", 0)
     assert expect(method="sparsegpt").layers == [MASKED + 12 * 192**2] * 2
-    files = expect(method="sparsegpt", scratch="disk")
-    assert files.layers == [MASKED + max(2 * WEIGHTS, 16 * 96 * 192)] * 2
 
 
 def test_tuning_a_layer_takes_its_states_and_activations(
@@ -118,27 +115,6 @@ def test_tuning_a_layer_takes_its_states_and_activations(
     channels = 6 * 128 + 192 + (128 + 64 + 64 + 128 + 192 + 192 + 128)
     states, activations = (4 + 8 + 4 + 4 + 2) * WEIGHTS // 2, 2 * channels * 20 * 4
     assert tuned == MASKED + states + 4 * LARGEST + activations
-    files = expect(method="wanda", reconstruction="blockwise", scratch="disk").layers[0]
-    assert files == MASKED + 4 * LARGEST + activations
-
-
-def test_files_hold_what_memory_does_not(
-    tiny_model_directory: Path, text_file: Path, expect: Expect
-) -> None:
-    def scratch(**options: Any) -> int:
-        recipe = small_recipe(tiny_model_directory, text_file, **options)
-        return memory_forecast.scratch_bytes(recipe, prepare(recipe))
-
-    for kind, size in (("obs", 12 * 192**2), ("blockwise", 11 * WEIGHTS), ("obs+blockwise", None)):
-        options = {"method": "wanda", "reconstruction": kind}
-        assert scratch(**options) == 0
-        found = scratch(**options, scratch="disk")
-        assert found == (max(12 * 192**2, 11 * WEIGHTS) if size is None else size)
-    distilled = {"method": "wanda", "reconstruction": "distillation"}
-    assert scratch(**distilled, scratch="disk") == 2 * 11 * WEIGHTS
-    memory, files = expect(**distilled).peak_bytes, expect(**distilled, scratch="disk").peak_bytes
-    assert memory - files == 2 * 11 * WEIGHTS
-    assert scratch(method="wanda", scratch="disk") == 0
 
 
 def test_what_is_not_streamed_holds_the_whole_model(expect: Expect) -> None:

@@ -195,7 +195,6 @@ def test_constants_of_the_paper() -> None:
         "dtype": "auto",
         "values": "auto",
         "smoothing": True,
-        "scratch": "memory",
     }
     assert recipe.learning.model_dump() == {
         "layers": "all",

@@ -40,10 +40,7 @@ METHODS = {
     "in windows": ("--method", "permllm-wanda", "--learn-scope", "window", "--learn-window", "1"),
     "most sensitive": ("--method", "permllm-wanda", "--learn-layers", "auto:1"),
     "best": ("--method", "permllm-best", "--values", "int4"),
-    "tuned": (
-        *("--method", "wanda+cp", "--reconstruction", "obs+blockwise"),
-        *("--scratch", "disk"),
-    ),
+    "tuned": ("--method", "wanda+cp", "--reconstruction", "obs+blockwise"),
 }
 
 
@@ -170,16 +167,15 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.parametrize(
-    ("method", "stage", "place", "reached"),
+    ("method", "stage", "reached"),
     [
-        ("tuned", "tuning takes a step:5", "memory", "layer 1 of 2"),
-        ("best", "distillation takes a step:3", "disk", "a part of its step 'distillation'"),
+        ("tuned", "tuning takes a step:5", "layer 1 of 2"),
+        ("best", "distillation takes a step:3", "a part of its step 'distillation'"),
     ],
 )
-def test_what_was_killed_goes_on_unasked_with_its_scratch_elsewhere(
+def test_what_was_killed_goes_on_unasked(
     method: str,
     stage: str,
-    place: str,
     reached: str,
     arguments: Arguments,
     whole: Callable[[str], Path],
@@ -190,7 +186,7 @@ def test_what_was_killed_goes_on_unasked_with_its_scratch_elsewhere(
     output = tmp_path / "sparse"
     line = arguments(method, output)
     assert child(line, partial(stop_at, stage, signal.SIGKILL)).status == -signal.SIGKILL
-    assert main([*line, "--scratch", place]) == 0
+    assert main(line) == 0
     assert_same_files(whole(method), output)
     (said,) = [message for message in caplog.messages if "goes on after" in message]
     assert f"goes on after {reached}; --restart begins anew" in said

@@ -2,14 +2,11 @@
 
 import ctypes
 import json
-import os
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -69,25 +66,8 @@ class Measured:
     whole: int
 
 
-class AnonymousPeak(Thread):
-    """The most memory, as seen every half millisecond, that no file stands for."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.bytes = 0
-
-    def run(self) -> None:
-        page = os.sysconf("SC_PAGE_SIZE")
-        while True:
-            _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
-            self.bytes = max(self.bytes, (resident - shared) * page)
-            time.sleep(0.0005)
-
-
-def record_peak(file: Path, *, anonymous: bool) -> None:
+def record_peak(file: Path) -> None:
     """Make this process write into a file what it held at most until its checkpoint is complete.
-
-    ``anonymous`` leaves out the pages of files, scratch ones too.
 
     Each tensor has memory of its own that goes back to the system, as those of large models have,
     and buffers that the library of products keeps for large ones are there for the tiny model too.
@@ -98,12 +78,9 @@ def record_peak(file: Path, *, anonymous: bool) -> None:
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 16)
     torch.nn.functional.linear(torch.ones(WINDOWS * LENGTH, 768), torch.ones(2048, 768))
     remove = WorkFolder.remove
-    sampled = AnonymousPeak()
-    if anonymous:
-        sampled.start()
 
     def recording(work: WorkFolder) -> None:
-        file.write_text(str(sampled.bytes if anonymous else peak_bytes()), encoding="ascii")
+        file.write_text(str(peak_bytes()), encoding="ascii")
         remove(work)
 
     WorkFolder.remove = recording  # type: ignore[method-assign]
@@ -137,8 +114,7 @@ def measured(
             "--recipe",
             str(recipe),
         ]
-        anonymous = options.get("scratch") == "disk"
-        prepare = partial(record_peak, directory / "peak", anonymous=anonymous)
+        prepare = partial(record_peak, directory / "peak")
         ended = child(command, prepare, plots=True)
         assert ended.status == 0, ended.errors
         peaks.append((directory / "peak").read_text(encoding="ascii"))
@@ -201,16 +177,3 @@ def test_the_peak_is_the_forecast(options: dict[str, Any], pruned: Pruned) -> No
     if alone or options.keys() == {"method"}:  # one layer that learns, or masks alone
         activations = STEP if alone else WINDOW
         assert found.taken <= 2 * LAYER + HIDDEN + activations + NOISE, found
-
-
-def test_two_decoder_layers_are_enough_with_scratch_on_disk(
-    pruned: Pruned, model: Path, text_file: Path
-) -> None:
-    if not Path("/proc/self/statm").exists():
-        pytest.skip("the system does not tell which memory no file stands for")
-    options = {"method": "wanda+cp", "reconstruction": "obs+blockwise"} | BLOCKWISE
-    enough = 2 * LAYER + HIDDEN + WINDOW + NOISE
-    found = pruned(options | {"scratch": "disk"})
-    assert found.taken <= enough, found
-    assert 0.75 < found.taken / found.forecast < 1.2, found
-    assert forecast(model, text_file, options) > 1.2 * enough  # in memory it would be seen

@@ -1,12 +1,9 @@
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from permllm_offline.reconstruction import kept_weights
 from permllm_offline.reconstruction.kept_weights import BETAS, EPSILON, KeptWeights
-from permllm_offline.run.scratch import MEMORY, Scratch
 from permllm_offline.sparsity.int4_values import choose_grid
 from permllm_offline.sparsity.mask import keep_channels
 from permllm_vllm.checkpoint.packing import pack_mask
@@ -22,16 +19,11 @@ def pruned_linear(dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, Tensor
     return linear, mask
 
 
-@pytest.fixture(params=["memory", "disk"])
-def scratch(request: pytest.FixtureRequest, tmp_path: Path) -> Scratch:
-    return MEMORY if request.param == "memory" else Scratch(tmp_path)
-
-
-def test_steps_are_those_of_adam_and_pruned_weights_stay_zero(scratch: Scratch) -> None:
+def test_steps_are_those_of_adam_and_pruned_weights_stay_zero() -> None:
     linear, mask = pruned_linear()
     weight, inputs = linear.weight.clone(), torch.randn(10, 16)
     first = second = torch.zeros(6, 16)
-    with KeptWeights([linear], [pack_mask(mask)], scratch=scratch) as kept:
+    with KeptWeights([linear], [pack_mask(mask)]) as kept:
         for step in range(1, 5):
             for window in (inputs[:3], inputs[3:]):  # their gradients add up
                 linear(window).square().sum().backward()
@@ -125,10 +117,10 @@ def test_a_gradient_is_used_once() -> None:
     assert torch.equal(linear.weight, moved)
 
 
-def test_what_is_remembered_comes_back_and_nothing_is_left_to_train(scratch: Scratch) -> None:
+def test_what_is_remembered_comes_back_and_nothing_is_left_to_train() -> None:
     linear, mask = pruned_linear(torch.bfloat16)
     before = linear.weight.clone()
-    with KeptWeights([linear], [pack_mask(mask)], scratch=scratch) as kept:
+    with KeptWeights([linear], [pack_mask(mask)]) as kept:
         kept.remember()
         linear.weight.sum().backward()
         kept.step(0.1)
@@ -141,7 +133,7 @@ def test_what_is_remembered_comes_back_and_nothing_is_left_to_train(scratch: Scr
     assert linear(torch.ones(16, dtype=torch.bfloat16)).grad_fn is None
 
 
-def test_a_state_goes_on_as_if_nothing_had_happened(scratch: Scratch) -> None:
+def test_a_state_goes_on_as_if_nothing_had_happened() -> None:
     inputs = torch.randn(10, 16)
 
     def tune(kept: KeptWeights, linear: nn.Linear, steps: int) -> None:
@@ -156,7 +148,7 @@ def test_a_state_goes_on_as_if_nothing_had_happened(scratch: Scratch) -> None:
         state = {name: tensor.clone() for name, tensor in kept.state().items()}
         best = whole.weight.clone()
         tune(kept, whole, 2)
-    with KeptWeights([resumed], [pack_mask(mask)], scratch=scratch) as kept:
+    with KeptWeights([resumed], [pack_mask(mask)]) as kept:
         kept.load_state(state)
         tune(kept, resumed, 2)
         assert torch.equal(whole.weight, resumed.weight)

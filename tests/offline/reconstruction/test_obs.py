@@ -2,7 +2,6 @@
 
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from permllm_offline.reconstruction.obs import (
     least_damage,
     update_columns,
 )
-from permllm_offline.run.scratch import Scratch
 from permllm_offline.sparsity.mask import keep_channels
 from permllm_vllm.checkpoint.pattern import Pattern
 from tests.resident_memory import ResidentGrowth
@@ -113,15 +111,6 @@ def test_the_factor_is_made_in_one_float64_matrix() -> None:
     if peak is None:
         pytest.skip("the system does not let a process reset its peak of memory")
     assert peak / channels**2 == pytest.approx(FACTOR_BYTES - 4, rel=0.15)
-
-
-def test_a_factor_made_in_a_file_is_the_same(tmp_path: Path) -> None:
-    _, moment = layer()
-    scratch = Scratch(tmp_path)
-    on_disk = scratch.zeros(moment.shape, moment.dtype)
-    on_disk.copy_(moment)
-    inverse_factor_(on_disk, scratch=scratch)
-    assert torch.equal(on_disk, inverse_factor(moment))
 
 
 @pytest.mark.parametrize("columns_at_once", [8, 32])

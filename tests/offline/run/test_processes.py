@@ -19,7 +19,6 @@ from permllm_offline.pipeline import check_processes, shared_out
 from permllm_offline.preparation.recipe_input import make_recipe, read_recipe
 from permllm_offline.reconstruction.kept_weights import KeptWeights
 from permllm_offline.run import processes
-from permllm_offline.run.scratch import MEMORY, Scratch
 from permllm_offline.run.steps import Step, WorkFolder
 from tests.robustness.children import CONTEXT
 
@@ -133,7 +132,7 @@ def test_a_shared_distillation_is_resumed_by_one_process_or_two(
             assert (whole / file).read_bytes() == (resumed / file).read_bytes(), file
 
 
-def share_out(scratch: Scratch) -> None:
+def share_out() -> None:
     with processes.joined():
         torch.manual_seed(0)
         linears = [nn.Linear(8, rows, bias=False).requires_grad_(False) for rows in (2, 9, 5, 4)]
@@ -142,7 +141,7 @@ def share_out(scratch: Scratch) -> None:
             for linear in linears
         ]
         kept_channels = torch.tensor([1, 0, 1, 0, 1, 1, 0, 0])
-        with KeptWeights(linears, masks, shared=True, scratch=scratch) as kept:
+        with KeptWeights(linears, masks, shared=True) as kept:
             # The largest of all and the third, the second and the smallest.
             mine = {int(name.partition(".")[0]) for name in kept.state()}
             assert mine == ({1, 3} if processes.first() else {0, 2})
@@ -152,7 +151,7 @@ def share_out(scratch: Scratch) -> None:
                     linear.weight.sum().backward()
             kept.step(0.5)
             moved = [linear.weight.clone() for linear in linears]
-            state = {k: t.clone() for k, t in processes.collected(kept.state(), scratch).items()}
+            state = {k: t.clone() for k, t in processes.collected(kept.state()).items()}
             assert len(state) == (20 if processes.first() else 0)
             kept.recall()
             for linear, weight in zip(linears, moved, strict=True):
@@ -169,9 +168,8 @@ def share_out(scratch: Scratch) -> None:
             assert stayed == [True, False, True, True]
 
 
-def test_each_process_moves_its_own_weights_and_has_those_of_all(tmp_path: Path) -> None:
-    for scratch in (MEMORY, Scratch(tmp_path)):
-        run_two(share_out, scratch)
+def test_each_process_moves_its_own_weights_and_has_those_of_all() -> None:
+    run_two(share_out)
 
 
 def read_interval(folder: Path, other: str) -> None:
@@ -294,17 +292,6 @@ def test_processes_are_checked_before_the_model_is_opened(
     line = ["prune", "nowhere", "--output", str(tmp_path / "sparse"), "--method", "wanda", *more]
     assert main(line) == 2
     assert "start it without torchrun" in capsys.readouterr().err
-
-
-def test_processes_are_checked_again_where_another_method_takes_the_place(
-    tmp_path: Path, tiny_model_directory: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("permllm_offline.pipeline.count", lambda: 3)
-    monkeypatch.setattr("permllm_offline.forecast.memory_fit.memory_bytes", lambda _: 1)
-    drawn = "permllm_offline.preparation.prepared.sample_windows"
-    monkeypatch.setattr(drawn, lambda *_, **__: pytest.fail("text is drawn"))
-    with pytest.raises(OfflineError, match=r"'wanda\+cp' .* start it without torchrun"):
-        prune(tiny_model_directory, tmp_path / "sparse", dataset=text_file)
 
 
 def prune_best_to(output: Path, model: Path, text: Path) -> None:

@@ -1,14 +1,18 @@
 """What a prune writes is counted before any work, and said where there is no room for it."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from permllm_offline import pipeline
-from permllm_offline.forecast import disk as disk_forecast
-from permllm_offline.preparation.prepared import prepare_model
+from permllm_offline.errors import OfflineError
+from permllm_offline.forecast import room
+from permllm_offline.forecast.memory import peak_bytes
+from permllm_offline.preparation.prepared import prepare, prepare_model
 from permllm_offline.preparation.recipe_input import make_recipe
 from permllm_offline.pruning.resume import work_folder
 from permllm_offline.run.steps import Step
@@ -27,7 +31,7 @@ def test_the_disk_holds_two_states_of_what_is_unfinished(
         weights = sum(
             linear.out_features * linear.layout.in_features for linear in prepared.plan.linears
         )
-        return disk_forecast.disk_bytes(recipe, prepared) - prepared.plan.total_bytes, weights
+        return room.disk_bytes(recipe, prepared) - prepared.plan.total_bytes, weights
 
     states = (10 + 6) * 24 * 128 * 4
     found, weights = needed(method="wanda", reconstruction="distillation")
@@ -37,8 +41,6 @@ def test_the_disk_holds_two_states_of_what_is_unfinished(
     ignored, fewer = needed(method="magnitude", evaluation_windows=0, ignore=[r"re:.*\.o_proj"])
     assert weights - fewer == 2 * 128 * 128
     assert whole - ignored == 2 * 128 * 128 // 8
-    files, _ = needed(method="wanda", reconstruction="distillation", scratch="disk")
-    assert files - found == (4 + 8 + 4 + 4 + 2) * weights // 2
     found, _ = needed(method="permllm-wanda")
     assert found == 2 * 10 * 24 * 128 * 4
     # Of a streamed model two files of hidden states: dense, and of held-out text pruned ones too,
@@ -53,7 +55,7 @@ def test_what_lies_in_the_work_folder_needs_no_further_disk(
     tmp_path: Path, tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(disk_forecast, "check_disk", lambda _, needed: asked.append(needed))
+    monkeypatch.setattr(room, "check_disk", lambda _, needed: asked.append(needed))
     recipe = make_recipe({"model": str(tiny_model_directory), "method": "magnitude"})
     pipeline.check_checkpoint(recipe, tmp_path / "out")
     with work_folder(recipe, prepare_model(recipe), tmp_path / "out") as work:
@@ -85,13 +87,68 @@ def test_a_full_disk_says_what_a_distillation_keeps_there_and_what_needs_less(
     prepared = prepare_model(recipe)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(CheckpointError, match="what is written may take") as caught:
-        disk_forecast.check_room(recipe, prepared, tmp_path / "out", kept)
+        room.check_room(recipe, prepared, tmp_path / "out", kept)
     weights = sum(linear.weights for linear in prepared.plan.linears)
     distils = f"The state of the distillation takes {16 * weights / 1e9:.3g} GB in all"
     assert (distils in str(caught.value)) == (method == "permllm-best")
     smaller = make_recipe(entries | {"method": "wanda+cp", "reconstruction": "obs+blockwise"})
     needs = (
         f"--method wanda+cp --reconstruction obs+blockwise{' --restart' if kept else ''} distils "
-        f"nothing and may take {disk_forecast.disk_bytes(smaller, prepared) / 1e9:.3g} GB"
+        f"nothing and may take {room.disk_bytes(smaller, prepared) / 1e9:.3g} GB"
     )
     assert (needs in str(caught.value)) == (method == "permllm-best")
+
+
+SIZES: dict[str, Any] = {"num_samples": 10, "sequence_length": 20, "evaluation_windows": 0}
+SMALLER = {"method": "wanda+cp", "reconstruction": "obs+blockwise"}
+Check = Callable[..., None]
+
+
+@pytest.fixture
+def check(tiny_model_directory: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
+    """Check a recipe on a machine with the memory that it needs, or another does, or less."""
+
+    def check(
+        *, less: int = 0, taken: int = 0, into: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        entries = {"model": str(tiny_model_directory), "dataset": str(text_file)} | SIZES
+        recipe = make_recipe(entries | options)
+        prepared = prepare(recipe)
+        enough = recipe if into is None else make_recipe(entries | into)
+        memory = room.PROGRAM_BYTES + peak_bytes(enough, prepared) - less
+        monkeypatch.setattr(room, "memory_bytes", lambda _: memory)
+        monkeypatch.setattr(room, "free_bytes", lambda: memory - taken)
+        room.check_memory(recipe, prepared)
+
+    return check
+
+
+def test_what_fits_is_pruned_without_a_word(check: Check, caplog: pytest.LogCaptureFixture) -> None:
+    check()
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("options", "into", "remedy"),
+    [
+        ({}, SMALLER, r"give --method wanda\+cp --reconstruction obs\+blockwise, which needs"),
+        ({}, {"method": "wanda+cp"}, r"give --method wanda\+cp, which needs about .* GB\."),
+        ({"method": "sparsegpt"}, {"method": "magnitude"}, "give --method magnitude, which needs"),
+        ({"method": "magnitude"}, None, "give fewer --num-samples, .* a larger machine"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_names_what_does(
+    options: dict[str, Any], into: dict[str, Any] | None, remedy: str, check: Check
+) -> None:
+    less = 1 if into is None else 0
+    with pytest.raises(OfflineError, match=f"needs about .* and this machine has .*: {remedy}"):
+        check(less=less, into=into, **options)
+
+
+def test_memory_that_other_programs_hold_is_a_warning(
+    check: Check, caplog: pytest.LogCaptureFixture
+) -> None:
+    check(taken=1)
+    (said,) = caplog.messages
+    assert "and other programs leave" in said
+    assert "or give --method wanda+cp --reconstruction obs+blockwise" in said
