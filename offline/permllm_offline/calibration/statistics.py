@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +21,6 @@ from permllm_offline.model.decoder_calls import hidden_of
 from permllm_offline.model.family import Family, SharedInputGroup
 from permllm_offline.model.modules import decoder_layers, has_module
 
-PARTS, SMALLEST_PART = 8, 16
-"""Into how many parts the windows are cut, after each of which sums are kept, and windows of a part
-at least."""
-
 
 @dataclass(frozen=True)
 class DenseStatistics:
@@ -40,19 +36,6 @@ class DenseStatistics:
     hidden_states: Tensor | None
 
 
-@dataclass(frozen=True)
-class PartialSums:
-    """What the first ``windows`` of the calibration windows gave.
-
-    ``sums[layer][group]`` is float32 [in_features], squares summed over the tokens, and
-    ``hidden_states`` as in ``DenseStatistics``.
-    """
-
-    windows: int
-    sums: Sequence[Mapping[str, Tensor]]
-    hidden_states: Tensor | None
-
-
 @torch.inference_mode()
 def collect(
     model: Any,
@@ -61,14 +44,10 @@ def collect(
     *,
     hidden_states: bool,
     groups: Sequence[Sequence[SharedInputGroup]] | None = None,
-    begun: PartialSums | None = None,
-    keep: Callable[[PartialSums], None] | None = None,
 ) -> DenseStatistics:
     """Run the dense model over int64 [windows, sequence_length], one window at a time.
 
-    ``groups`` are those of each decoder layer that are measured, by default all. ``keep`` is given
-    what there is up to ``PARTS`` times, from which a run that was cut off goes on as ``begun``, to
-    the same bits.
+    ``groups`` are those of each decoder layer that are measured, by default all.
     """
     layers = decoder_layers(model, family.layers)
     if groups is None:
@@ -76,33 +55,16 @@ def collect(
             family.groups_of(index, partial(has_module, layer))
             for index, layer in enumerate(layers)
         ]
-    first = 0 if begun is None else begun.windows
     kept: list[Tensor] = []
-    if begun is not None and begun.hidden_states is not None:
-        kept.append(begun.hidden_states)
-    interval = max(SMALLEST_PART, -(-len(windows) // PARTS))
     with ExitStack() as stack:
         sums = [
             stack.enter_context(summed_squares(layer, own))
             for layer, own in zip(layers, groups, strict=True)
         ]
-        if begun is not None:
-            for layer, before in zip(sums, begun.sums, strict=True):
-                layer.update({name: total.to(model.device) for name, total in before.items()})
-        left = tqdm(
-            range(first, len(windows)),
-            desc="dense forward",
-            unit="window",
-            initial=first,
-            total=len(windows),
-        )
-        for index in left:
-            state = last_hidden_state(model, family, windows[index : index + 1])
+        for window in tqdm(windows, desc="dense forward", unit="window"):
+            state = last_hidden_state(model, family, window[None])
             if hidden_states:
                 kept.append(state.cpu())
-            done = index + 1
-            if keep is not None and done % interval == 0 and done < len(windows):
-                keep(PartialSums(done, sums, torch.cat(kept) if kept else None))
     warn_unreached([count_unreached(*pair) for pair in zip(groups, sums, strict=True)])
     norms = [
         mean_norms(layer, own, mine, windows.numel())

@@ -53,8 +53,7 @@ def disk_bytes(recipe: Recipe, prepared: Prepared) -> int:
     needed += _distillation_bytes(recipe, prepared)
     if needs_hidden_states(recipe):
         tokens = calibration_windows(recipe) * recipe.sequence_length
-        states = tokens * plan.hidden_size * prepared.dtype.itemsize
-        needed += INTERVAL_FILES * states
+        needed += tokens * plan.hidden_size * prepared.dtype.itemsize
     return needed
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -58,16 +57,6 @@ class Hardener:
         self.solved += len(open_blocks)
         self._order = order
         return order.clone()
-
-    def state(self) -> Mapping[str, Tensor]:
-        """What the next call depends on, for ``load``."""
-        assert self._order is not None
-        assert self._potentials is not None
-        return {"order": self._order, "potentials": self._potentials}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state."""
-        self._order, self._potentials = state["order"], state["potentials"]
 
 
 def solve(soft: Tensor) -> Tensor:

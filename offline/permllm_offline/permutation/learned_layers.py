@@ -18,7 +18,6 @@ from permllm_offline.model.modules import decoder_layers
 from permllm_offline.model.states import States
 from permllm_offline.permutation.learned_span import cosine_distance, learned_span
 from permllm_offline.recipe.schema import LearningRecipe
-from permllm_offline.run.steps import Step
 
 SENSITIVITIES = "sensitivities"
 """Name under which the sensitivities of decoder layers are kept."""
@@ -161,8 +160,7 @@ def sensitivities(
 ) -> list[float]:
     """Measure, for each decoder layer, the loss of a dense model in which it alone is pruned.
 
-    Pruned by the heuristic reallocation; the loss is that of learning, Eq. 10. What is measured of
-    each layer is kept, and a run that was cut off goes on behind the last one.
+    Pruned by the heuristic reallocation; the loss is that of learning, Eq. 10.
 
     Args:
         calibrated: the dense model and its scores.
@@ -170,19 +168,14 @@ def sensitivities(
         states: what enters the first decoder layer.
         targets: [windows, sequence_length, hidden], what leaves the last one.
     """
-    layers, work = decoder_layers(calibrated.model, calibrated.plan.family.layers), calibrated.work
-    kept, found = work.alone.interval(SENSITIVITIES), []
-    if kept is not None:
-        states, found = states.with_tensors(kept.tensors), list(kept.facts["values"])
-    left = range(len(found), len(layers))
-    for index in tqdm(left, "sensitivity", unit="layer", initial=left.start, total=left.stop):
+    layers, found = decoder_layers(calibrated.model, calibrated.plan.family.layers), []
+    for index in tqdm(range(len(layers)), "sensitivity", unit="layer"):
         with learned_span(calibrated, range(index, index + 1), (), calls) as span:
             pruned = span.run(span.initial, states)
         for later in range(index + 1, len(layers)):
             pruned = run_windows(layers[later], pruned, calls[later])
         found.append(float(cosine_distance(pruned.hidden, targets)))
         states = run_windows(layers[index], states, calls[index])
-        work.alone.keep_interval(SENSITIVITIES, Step(states.tensors(), {"values": found}))
     return found
 
 

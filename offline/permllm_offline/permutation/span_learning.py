@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import nullcontext
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -27,7 +26,6 @@ from permllm_offline.permutation.sinkhorn import sinkhorn
 from permllm_offline.recipe.schema import LearningRecipe
 from permllm_offline.run.processes import share, summed, total
 from permllm_offline.run.schedules import cosine, shuffled_batches
-from permllm_offline.run.steps import Step
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +48,9 @@ def learn_span(
     """Learn the permutations of one span, with all its masks in place.
 
     Args:
-        calibrated: its recipe, and where unfinished work is kept.
+        calibrated: its recipe.
         learned: the span.
-        name: under which it is kept.
+        name: that progress and log give it.
         states: what enters the span.
         targets: [windows, sequence_length, hidden], what leaves it in the dense model.
         share: of the model's decoder layers in the span.
@@ -76,7 +74,7 @@ def learn_span(
 
 
 class _Learner:
-    """The state between two steps, which a run that was cut off finds again."""
+    """The state between two steps."""
 
     def __init__(
         self,
@@ -87,7 +85,7 @@ class _Learner:
         targets: Tensor,
     ) -> None:
         self._constants, self._seed = calibrated.recipe.learning, calibrated.recipe.seed
-        self._work, self._name = calibrated.work, name
+        self._name = name
         self._learned = learned
         held_out = self._constants.validation_windows
         self._training = states[held_out:], targets[held_out:]
@@ -103,19 +101,13 @@ class _Learner:
         self._curve: LearningCurve = []
 
     def run(self) -> tuple[Tensor, LearningCurve]:
-        """Take the steps that are left."""
+        """Take all steps."""
         constants = self._constants
-        if not self._load():
-            self._best = self._soften(1)[1]
-            self._best_loss = self._validate(self._best)
-            self._curve.append({"step": 0, "validation_loss": self._best_loss})
-        all_batches = shuffled_batches(
-            len(self._training[0]), constants.windows_per_step, self._seed
-        )
-        batches = islice(all_batches, self._step, None)
-        progress = tqdm(
-            total=constants.steps, initial=self._step, desc=self._name, unit="step", leave=False
-        )
+        self._best = self._soften(1)[1]
+        self._best_loss = self._validate(self._best)
+        self._curve.append({"step": 0, "validation_loss": self._best_loss})
+        batches = shuffled_batches(len(self._training[0]), constants.windows_per_step, self._seed)
+        progress = tqdm(total=constants.steps, desc=self._name, unit="step", leave=False)
         with progress:
             while self._step < constants.steps and not self._ended():
                 loss = self._take_step(next(batches))
@@ -123,7 +115,6 @@ class _Learner:
                 last = self._step == constants.steps
                 if last or self._step % constants.validation_interval == 0:
                     self._choose_best()
-                    self._work.keep_interval(self._name, self._state())
                 progress.update()
                 progress.set_postfix(loss=f"{loss:.4f}", best=f"{self._best_loss:.4f}")
         logger.info(
@@ -189,32 +180,6 @@ class _Learner:
             for index in share(torch.arange(len(states))).tolist()
         ]
         return summed(sum(losses)) / len(states)
-
-    def _state(self) -> Step:
-        moments = self._optimizer.state[self._logits]
-        tensors = {"logits": self._logits, "best": self._best}
-        tensors |= {f"adam.{key}": tensor for key, tensor in moments.items()}
-        tensors |= {f"hardener.{key}": tensor for key, tensor in self._hardener.state().items()}
-        facts = {"step": self._step, "stale": self._stale, "best_loss": self._best_loss}
-        return Step(tensors, facts | {"curve": self._curve, "solved": self._hardener.solved})
-
-    def _load(self) -> bool:
-        """Go on from the state that was kept, if there is one."""
-        kept = self._work.interval(self._name)
-        if kept is None:
-            return False
-        tensors, device = kept.tensors, self._logits.device
-        self._logits.data.copy_(tensors["logits"])
-        self._best = tensors["best"]
-        self._optimizer.state[self._logits] = {
-            key: tensors[f"adam.{key}"].to("cpu" if key == "step" else device)
-            for key in ("step", "exp_avg", "exp_avg_sq")
-        }
-        self._hardener.load({k: tensors[f"hardener.{k}"] for k in ("order", "potentials")})
-        self._step, self._stale = kept.facts["step"], kept.facts["stale"]
-        self._best_loss, self._curve = kept.facts["best_loss"], list(kept.facts["curve"])
-        self._hardener.solved = kept.facts["solved"]
-        return True
 
 
 def initial_logits(order: Tensor, constants: LearningRecipe, seed: int) -> Tensor:

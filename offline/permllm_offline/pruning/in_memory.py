@@ -41,7 +41,7 @@ from permllm_offline.sparsity.importance import Scores
 from permllm_offline.sparsity.int4_values import Int4Grid
 from permllm_offline.sparsity.rounded_layer import RoundedLayer, Rounding, choose_grids
 from permllm_offline.text.evaluation import perplexity
-from permllm_offline.text.sampled_text import Unfinished, sample_text
+from permllm_offline.text.sampled_text import sample_text
 from permllm_offline.text.windows import writes_itself
 from permllm_vllm.checkpoint.pattern import Pattern
 
@@ -182,16 +182,8 @@ def own_text(recipe: Recipe, prepared: Prepared, model: Any, work: Work) -> Tens
     # The windows of `--dataset self` are those of the seed itself.
     seed = recipe.seed + (_FURTHER if any(map(writes_itself, recipe.datasets)) else 0)
 
-    def read() -> Mapping[str, Tensor] | None:
-        kept = work.alone.interval(_OWN_TEXT)
-        return None if kept is None else kept.tensors
-
-    def keep(tensors: Mapping[str, Tensor]) -> None:
-        work.alone.keep_interval(_OWN_TEXT, Step(tensors))
-
     def sample() -> Step:
-        unfinished, length = Unfinished(read, keep), recipe.sequence_length
-        return Step({"windows": sample_text(model, count, length, seed, unfinished)})
+        return Step({"windows": sample_text(model, count, recipe.sequence_length, seed)})
 
     return work.step(_OWN_TEXT, sample).tensors["windows"]
 

@@ -181,11 +181,6 @@ class SharedWork(Work):
         self._kept = kept or Work()
         self.costs = self._kept.costs
 
-    @property
-    def alone(self) -> Work:
-        """The work of this process, for what it does within a step that it computes for all."""
-        return self._kept
-
     def measured(self, name: str) -> AbstractContextManager[None]:
         """Count what this process does in the context as a step that is never kept."""
         return self._kept.measured(name)

@@ -62,11 +62,6 @@ class Work:
         self.costs: list[Cost] = []
         self._running: list[Clock] = []
 
-    @property
-    def alone(self) -> Work:
-        """The work of this process, for what it does within a step that it computes for all."""
-        return self
-
     def step(self, name: str, compute: Callable[[], Step]) -> Step:
         """Return the result of a step."""
         with self.measured(name):

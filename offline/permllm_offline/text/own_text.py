@@ -18,7 +18,7 @@ from torch import Tensor
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.loading import Source, load_model
 from permllm_offline.run.local_path import local_path
-from permllm_offline.text.sampled_text import Unfinished, sample_text
+from permllm_offline.text.sampled_text import sample_text
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.shard import Shard
 
@@ -38,8 +38,6 @@ class OwnText:
     def windows(self, count: int) -> Tensor:
         """Sample windows from the model, or read those that were sampled before.
 
-        A run that was cut off left what it had, and sampling goes on from there.
-
         Sampling needs the whole model in memory. Windows that cannot be kept are returned all the
         same, with a warning.
 
@@ -54,14 +52,11 @@ class OwnText:
             logger.info("text of %s from %s", self.source.name, cached)
             return _read(cached)["windows"]
         model = load_model(self.source, self.dtype, self.device)
-        part = cached.with_suffix(".unfinished")
-        windows = sample_text(model, count, self.sequence_length, self.seed, _unfinished(part))
+        windows = sample_text(model, count, self.sequence_length, self.seed)
         try:
             _keep({"windows": windows.contiguous()}, cached)
         except (OSError, SafetensorError) as error:
             logger.warning("the sampled text cannot be kept in %s: %s", cached.parent, error)
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         return windows
 
     def is_kept(self, count: int) -> bool:
@@ -75,16 +70,6 @@ class OwnText:
             state = file.stat()
             digest.update(f"{file.resolve()} {state.st_size} {state.st_mtime_ns}".encode())
         return cache_directory() / f"{digest.hexdigest()[:32]}.safetensors"
-
-
-def _unfinished(part: Path) -> Unfinished:
-    """Unfinished text in a file; where it cannot be written, none is kept."""
-
-    def keep(tensors: Mapping[str, Tensor]) -> None:
-        with suppress(OSError, SafetensorError):  # the finished text will not be kept either
-            _keep(tensors, part)
-
-    return Unfinished(lambda: _read(part) if _is_there(part) else None, keep)
 
 
 def _is_there(file: Path) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,26 +18,9 @@ than it adds; a window holds several, as windows cut from joined documents do.""
 PIECES_AT_ONCE = 64
 
 
-@dataclass(frozen=True)
-class Unfinished:
-    """Where text is kept that is not finished yet.
-
-    ``read`` gives what ``keep`` was last given, also by a run before, or None.
-    """
-
-    read: Callable[[], Mapping[str, Tensor] | None]
-    keep: Callable[[Mapping[str, Tensor]], None]
-
-
 @products_in_float32()
 @torch.no_grad()
-def sample_text(
-    model: Any,
-    num_windows: int,
-    sequence_length: int,
-    seed: int,
-    unfinished: Unfinished | None = None,
-) -> Tensor:
+def sample_text(model: Any, num_windows: int, sequence_length: int, seed: int) -> Tensor:
     """Sample windows from a causal language model at temperature 1.
 
     Each piece begins with a token drawn uniformly from the vocabulary, so that pieces differ in
@@ -50,9 +31,7 @@ def sample_text(
         model: causal language model of transformers.
         num_windows: windows to return.
         sequence_length: tokens of each.
-        seed: the same seed gives the same windows on the same machine, whether or not a run goes on
-            from what another has kept.
-        unfinished: keeps what there is after every batch of pieces.
+        seed: the same seed gives the same windows on the same machine.
 
     Returns:
         int64 [num_windows, sequence_length] on the CPU.
@@ -60,16 +39,11 @@ def sample_text(
     generator = torch.Generator(model.device).manual_seed(seed)
     tokens, length = num_windows * sequence_length, min(PIECE, sequence_length)
     stream = torch.empty(0, dtype=torch.int64)
-    if unfinished is not None and (found := unfinished.read()) is not None:
-        stream = found["tokens"]
-        generator.set_state(found["generator"])
-    with tqdm(total=tokens, initial=len(stream), desc="sampled text", unit="token") as progress:
+    with tqdm(total=tokens, desc="sampled text", unit="token") as progress:
         while (missing := tokens - len(stream)) > 0:
             count = min(PIECES_AT_ONCE, -(-missing // length))
             pieces = _pieces(model, count, length, generator, progress).cpu()
             stream = torch.cat([stream, pieces.flatten()])
-            if unfinished is not None and len(stream) < tokens:
-                unfinished.keep({"tokens": stream, "generator": generator.get_state()})
     windows, begin = (
         stream[:tokens].reshape(num_windows, sequence_length),
         begin_token(model.config),

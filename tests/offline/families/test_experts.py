@@ -1,7 +1,6 @@
 """Mixtures of experts, from statistics to the checkpoint, also where no token reaches an expert."""
 
 import logging
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from permllm_offline import pipeline
 from permllm_offline.api import prune
-from permllm_offline.calibration import statistics
 from permllm_offline.calibration.statistics import collect
 from permllm_offline.cli import main
 from permllm_offline.conversion.to_dense import convert_to_dense
@@ -107,24 +105,6 @@ def test_experts_that_stay_dense_are_not_warned_of(
         with caplog.at_level(logging.WARNING):
             prune(tmp_path / "model", tmp_path / "sparse", force=True, ignore=ignore, **options)
         assert sum("got no token" in message for message in caplog.messages) == expected
-
-
-def test_statistics_that_were_cut_off_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "SMALLEST_PART", 2)
-    model = with_unreached()
-    measure = partial(collect, model, family_of(model.config), WINDOWS, hidden_states=False)
-    parts: list[Any] = []
-
-    def keep(found: Any) -> None:
-        sums = [{name: total.clone() for name, total in layer.items()} for layer in found.sums]
-        parts.append(statistics.PartialSums(found.windows, sums, None))
-
-    whole = measure(keep=keep)
-    assert [part.windows for part in parts] == [2, 4]
-    for part in parts:
-        for mine, other in zip(measure(begun=part).norms, whole.norms, strict=True):
-            assert mine.keys() == other.keys()
-            assert all(torch.equal(mine[name], other[name]) for name in mine)
 
 
 def test_what_flows_into_an_expert_is_computed_once() -> None:

@@ -35,14 +35,14 @@ def test_the_disk_holds_two_states_of_what_is_unfinished(
 
     states = (10 + 6) * 24 * 128 * 4
     found, weights = needed(method="wanda", reconstruction="distillation")
-    assert found == 2 * (3 * 4 + 4) * weights // 2 + 2 * states
+    assert found == 2 * (3 * 4 + 4) * weights // 2 + states
     # A layer's finished weights are kept whole, masks only of what is pruned.
     whole, _ = needed(method="magnitude", evaluation_windows=0)
     ignored, fewer = needed(method="magnitude", evaluation_windows=0, ignore=[r"re:.*\.o_proj"])
     assert weights - fewer == 2 * 128 * 128
     assert whole - ignored == 2 * 128 * 128 // 8
     found, _ = needed(method="permllm-wanda")
-    assert found == 2 * 10 * 24 * 128 * 4
+    assert found == 10 * 24 * 128 * 4
     # Of a streamed model two files of hidden states: dense, and of held-out text pruned ones too,
     # of calibration text where layers learn.
     found, weights = needed(method="wanda")

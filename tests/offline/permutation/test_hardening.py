@@ -99,11 +99,3 @@ def test_nothing_but_the_best_is_proven() -> None:
     worse = best.clone()
     worse[:, :2] = best[:, [1, 0]]
     assert not prove_best(soft, worse, potentials)[0].any()
-
-
-def test_a_state_goes_on_as_if_never_left() -> None:
-    first, second = Hardener(), Hardener()
-    first(soft_blocks(0))
-    second.load(first.state())
-    assert torch.equal(first(soft_blocks(0) + 0.01), second(soft_blocks(0) + 0.01))
-    assert second.solved == 0

@@ -17,7 +17,6 @@ from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import open_source
 from permllm_offline.model.prune_plan import make_plan
 from permllm_offline.model.recomputation import recomputed
-from permllm_offline.permutation import learned_layers
 from permllm_offline.permutation.channel_permutation import allocate_group
 from permllm_offline.permutation.hardening import harden
 from permllm_offline.permutation.learned_span import (
@@ -30,7 +29,6 @@ from permllm_offline.permutation.sinkhorn import sinkhorn
 from permllm_offline.permutation.span_learning import initial_logits
 from permllm_offline.preparation.recipe_input import make_recipe
 from permllm_offline.recipe.schema import LearningRecipe
-from permllm_offline.run.steps import WorkFolder
 from permllm_offline.sparsity.importance import magnitude
 from permllm_offline.sparsity.mask import choose_mask
 from permllm_vllm.checkpoint.permutation import is_bijective
@@ -261,29 +259,6 @@ def test_auto_learns_the_layers_that_lose_most(tiny_model_directory: Path) -> No
         losses.append(float(1 - cosine.mean()))
     assert learned.sensitivities == pytest.approx(losses, rel=1e-4)
     assert learned.layers == [losses.index(max(losses))]
-
-
-def test_sensitivities_that_were_measured_are_not_measured_again(
-    tiny_model_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calibrated = calibrated_tiny(tiny_model_directory, layers="auto:1", steps=1)
-    whole = learn_permutations(calibrated).sensitivities
-    original, measured, stop = learned_layers.learned_span, [], True
-
-    def recording(*arguments: Any) -> AbstractContextManager[LearnedSpan]:
-        if stop and measured:
-            raise KeyboardInterrupt
-        measured.append(arguments[1])
-        return original(*arguments)
-
-    monkeypatch.setattr(learned_layers, "learned_span", recording)
-    with WorkFolder(tmp_path / "work", "a", resume=False) as work:
-        calibrated = replace(calibrated, work=work)
-        with pytest.raises(KeyboardInterrupt):
-            learn_permutations(calibrated)
-        stop = False
-        assert learn_permutations(calibrated).sensitivities == whole
-    assert measured == [range(1), range(1, 2)]
 
 
 def test_patience_ends_learning_early(tiny_model_directory: Path) -> None:

@@ -7,18 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from permllm_offline.cli import main
-from permllm_offline.permutation import span_learning
 from permllm_offline.pruning import streamed_windows
 from permllm_offline.pruning.streamed_model import StreamedModel
 from permllm_offline.reconstruction import distillation
-from permllm_offline.text import sampled_text
 from tests.robustness.children import child
 from tests.robustness.stages import kill_after, stop_at
 
@@ -47,10 +44,6 @@ METHODS = {
 def assert_same_files(first: Path, second: Path) -> None:
     for file in FILES:
         assert (first / file).read_bytes() == (second / file).read_bytes(), file
-
-
-class CutOff(BaseException):
-    """In place of a signal."""
 
 
 Arguments = Callable[[str, Path], list[str]]
@@ -105,17 +98,14 @@ def seconds(
 
 
 KILLED_AT = [
-    # Perplexity and outputs of the dense model, statistics; two intervals and what was learned; two
-    # layers.
+    # Perplexity and outputs of the dense model, statistics; what was learned; two layers.
     ("in memory", "a finished step gets its name", 0),
     ("in memory", "a finished step is written:1", 1),
     ("in memory", "a finished step gets its name:2", 2),
-    ("in memory", "learning takes a step:1", 3),
+    ("in memory", "learning takes a step:3", 3),
     ("in memory", "a finished step gets its name:3", 3),
-    ("in memory", "learning takes a step:3", 4),
-    ("in memory", "a finished step is written:5", 4),
-    ("in memory", "a finished step gets its name:6", 4),
-    ("in memory", "a finished step is written:7", 5),
+    ("in memory", "a finished step is written:4", 4),
+    ("in memory", "a finished step gets its name:5", 5),
     # Two layers, each with the hidden states after it, and what all gave.
     ("layer by layer", "a finished step is written", 0),
     ("layer by layer", "a finished step is written:1", 1),
@@ -123,16 +113,16 @@ KILLED_AT = [
     ("layer by layer", "a finished step is written:3", 3),
     ("layer by layer", "a finished step gets its name:4", 3),
     ("layer by layer", "a shard is written", 3),
-    # Each layer learns on its own: two intervals, what was learned, hidden states behind it.
-    ("in windows", "learning takes a step:3", 1),
-    ("in windows", "a finished step gets its name:3", 1),
-    ("in windows", "learning takes a step:7", 3),
-    ("in windows", "a finished step gets its name:8", 3),
-    ("in windows", "a finished step is written:9", 3),
+    # Each layer learns on its own: what was learned, hidden states behind it.
+    ("in windows", "learning takes a step:3", 0),
+    ("in windows", "a finished step gets its name:1", 1),
+    ("in windows", "learning takes a step:7", 2),
+    ("in windows", "a finished step gets its name:3", 3),
+    ("in windows", "a finished step is written:4", 3),
     ("in windows", "a shard is written", 6),
-    # Perplexity and outputs of the dense model, statistics; what was measured of the first layer.
+    # Perplexity and outputs of the dense model, statistics; what was measured of the layers.
     ("most sensitive", "a finished step is written:4", 4),
-    # Then two intervals of the distillation.
+    # Then two states of the distillation.
     ("best", "distillation takes a step:1", 4),
     ("best", "a finished step gets its name:4", 4),
     ("best", "distillation takes a step:3", 5),
@@ -213,31 +203,18 @@ def test_the_moment_does_not_matter(
     assert_same_files(whole(method), output)
 
 
-@pytest.mark.parametrize(
-    ("method", "module", "schedule", "stage"),
-    [
-        ("in memory", span_learning, "cosine", "learning takes a step:3"),
-        ("best", distillation, "warmed_cosine", "distillation takes a step:3"),
-    ],
-)
-def test_steps_before_the_last_interval_are_not_taken_again(
-    method: str,
-    module: ModuleType,
-    schedule: str,
-    stage: str,
-    arguments: Arguments,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_steps_before_the_last_state_are_not_taken_again(
+    arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line = arguments(method, tmp_path / "sparse")
+    line, stage = arguments("best", tmp_path / "sparse"), "distillation takes a step:3"
     assert child(line, partial(stop_at, stage, signal.SIGKILL)).status == -signal.SIGKILL
-    original, taken = getattr(module, schedule), []
+    original, taken = distillation.warmed_cosine, []
 
     def recording(step: int, *more: float) -> float:
         taken.append(step)
-        return float(original(step, *more))
+        return original(step, *more)
 
-    monkeypatch.setattr(module, schedule, recording)
+    monkeypatch.setattr(distillation, "warmed_cosine", recording)
     assert main([*line, "--resume"]) == 0
     assert taken == [3, 4]
 
@@ -284,28 +261,3 @@ def test_text_does_not_pass_finished_layers_again(
     assert main([*line, "--resume"]) == 0
     assert passed == passes
     assert_same_files(whole(method), output)
-
-
-def test_text_of_the_model_goes_on_from_the_last_batch(
-    arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sampled_text, "PIECES_AT_ONCE", 1)
-    original, left = sampled_text._pieces, 1
-
-    def cut(*pieces: Any) -> torch.Tensor:
-        nonlocal left
-        if left == 0:
-            raise CutOff
-        left -= 1
-        return original(*pieces)
-
-    for name in ("whole", "cut"):
-        (tmp_path / name).mkdir()
-    assert main(arguments("best", tmp_path / "whole" / "sparse")) == 0
-    line = arguments("best", tmp_path / "cut" / "sparse")
-    monkeypatch.setattr(sampled_text, "_pieces", cut)
-    with pytest.raises(CutOff):
-        main(line)
-    left = 1  # one of the two is there already
-    assert main([*line, "--resume"]) == 0
-    assert_same_files(tmp_path / "whole" / "sparse", tmp_path / "cut" / "sparse")

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from permllm_offline.cli import main
 from permllm_offline.model.loading import open_source
-from permllm_offline.text import own_text, sampled_text
+from permllm_offline.text import own_text
 from permllm_offline.text.windows import sample_windows
 
 
@@ -70,35 +70,6 @@ def test_own_text_shares_the_windows_with_other_sources(
 def sampled(model: Path) -> torch.Tensor:
     source, device = open_source(str(model)), torch.device("cpu")
     return own_text.OwnText(source, torch.float32, device, 12, seed=3).windows(2)
-
-
-class CutOff(Exception):
-    """In place of a signal."""
-
-
-def test_sampling_that_was_cut_off_goes_on(
-    tmp_path: Path, tiny_model_directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sampled_text, "PIECE", 6)
-    monkeypatch.setattr(sampled_text, "PIECES_AT_ONCE", 1)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "whole"))
-    whole = sampled(tiny_model_directory)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cut"))
-    original, left = sampled_text._pieces, iter([True, True, False])
-
-    def cut(*arguments: Any) -> torch.Tensor:
-        if not next(left, True):
-            raise CutOff
-        return original(*arguments)
-
-    monkeypatch.setattr(sampled_text, "_pieces", cut)
-    with pytest.raises(CutOff):
-        sampled(tiny_model_directory)
-    calls: list[int] = []
-    monkeypatch.setattr(sampled_text, "_pieces", lambda *a: calls.append(0) or original(*a))
-    assert torch.equal(sampled(tiny_model_directory), whole)
-    assert len(calls) == 2  # of four pieces
-    assert not list(tmp_path.rglob("*.unfinished"))
 
 
 def fail_to_save(*_: object) -> None:

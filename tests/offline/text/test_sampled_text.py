@@ -1,11 +1,9 @@
-from collections.abc import Mapping
-
 import pytest
 import torch
 from torch.nn import functional
 
 from permllm_offline.text import sampled_text
-from permllm_offline.text.sampled_text import Unfinished, sample_text
+from permllm_offline.text.sampled_text import sample_text
 from tests.offline.tiny_models import tiny_llama, tiny_model
 
 
@@ -19,21 +17,6 @@ def test_windows_have_their_shape_and_follow_the_seed(
     assert windows.dtype == torch.long
     assert torch.equal(windows, sample_text(model, 3, 24, seed=1))
     assert not torch.equal(windows, sample_text(model, 3, 24, seed=2))
-
-
-def test_text_goes_on_from_any_batch_to_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampled_text, "PIECE", 10)
-    monkeypatch.setattr(sampled_text, "PIECES_AT_ONCE", 3)
-    model = tiny_llama()
-    kept: list[Mapping[str, torch.Tensor]] = []
-    whole = sample_text(model, 3, 24, 1, Unfinished(lambda: None, kept.append))
-    assert torch.equal(whole, sample_text(model, 3, 24, 1))
-    assert [len(state["tokens"]) for state in kept] == [30, 60]  # of 72, three pieces at once
-    for number, state in enumerate(kept):
-        later: list[Mapping[str, torch.Tensor]] = []
-        again = sample_text(model, 3, 24, 1, Unfinished(lambda state=state: state, later.append))
-        assert torch.equal(again, whole)
-        assert len(later) == len(kept) - 1 - number
 
 
 def test_tokens_follow_the_distribution_of_the_model() -> None:
