@@ -86,7 +86,6 @@ def prune(
     effort: Literal["low", "default", "high"] | None = None,
     push_to_hub: str | None = None,
     force: bool = False,
-    resume: bool = False,
     restart: bool = False,
 ) -> Report:
     """Prune a model and write a permllm checkpoint, like ``permllm-offline prune``.
@@ -124,9 +123,8 @@ def prune(
         effort: calibration text and steps of a method that distils.
         push_to_hub: ``owner/name`` of a repository to upload the finished checkpoint to.
         force: replace a checkpoint in the output folder.
-        resume: expect finished steps of a run that was cut off, from which the same call goes on
-            anyway, and warn where there are none.
-        restart: remove them in place of that.
+        restart: remove finished steps of a run that was cut off, from which the same call goes on
+            otherwise.
 
     Returns:
         The report, which is also written to ``report.json``.
@@ -160,9 +158,7 @@ def prune(
     made = asked_recipe(
         changes, recipe, output=folder, effort=effort, preset=preset, push_to_hub=push_to_hub
     )
-    report, _ = prune_and_push(
-        made, folder, push_to_hub=push_to_hub, force=force, resume=resume, restart=restart
-    )
+    report, _ = prune_and_push(made, folder, push_to_hub=push_to_hub, force=force, restart=restart)
     return report
 
 
@@ -172,7 +168,6 @@ def prune_and_push(
     *,
     push_to_hub: str | None = None,
     force: bool = False,
-    resume: bool = False,
     restart: bool = False,
 ) -> tuple[Report, str | None]:
     """Prune by a recipe, and upload the finished checkpoint where that is asked for.
@@ -183,7 +178,7 @@ def prune_and_push(
     Raises:
         OfflineError, CheckpointError: bad input, or an output that cannot be written or uploaded.
     """
-    report = pipeline.prune(recipe, output, force=force, resume=resume, restart=restart)
+    report = pipeline.prune(recipe, output, force=force, restart=restart)
     if push_to_hub is None or not first():
         return report, None
     address = push(output, push_to_hub)

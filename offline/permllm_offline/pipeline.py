@@ -92,7 +92,6 @@ def rehearse(
     output: Path,
     *,
     force: bool = False,
-    resume: bool = False,
     restart: bool = False,
 ) -> tuple[Recipe, Prepared]:
     """Check a recipe against the model, the machine, the output and the data; nothing is written.
@@ -111,7 +110,7 @@ def rehearse(
     prepared = with_text(recipe, checked, own)
     if first() and not restart:
         text = "" if any(map(writes_itself, recipe.datasets)) else _text_digest(prepared)
-        foretell(recipe, checked, output, text, resume=resume)
+        foretell(recipe, checked, output, text)
     return recipe, prepared
 
 
@@ -218,33 +217,28 @@ def prune(
     output: Path,
     *,
     force: bool = False,
-    resume: bool = False,
     restart: bool = False,
 ) -> Report:
     """Prune a model and write the checkpoint; the output folder is complete or absent.
 
     Finished steps lie in a work folder beside the output until it is complete: a run that was cut
-    off goes on from them. ``resume`` expects them there, ``restart`` removes them. Of the processes
+    off goes on from them. ``restart`` removes them. Of the processes
     that ``torchrun`` starts, the first one writes.
 
     Raises:
         OfflineError, CheckpointError: bad input, or an output that cannot be written.
     """
-    if resume and restart:
-        raise OfflineError(
-            "--resume goes on from finished steps and --restart removes them: give one of both."
-        )
     with joined(recipe.device):
-        return _prune(recipe, output, force=force, resume=resume, restart=restart)
+        return _prune(recipe, output, force=force, restart=restart)
 
 
-def _prune(recipe: Recipe, output: Path, *, force: bool, resume: bool, restart: bool) -> Report:
+def _prune(recipe: Recipe, output: Path, *, force: bool, restart: bool) -> Report:
     recipe, checked = check_checkpoint(recipe, output, force=force, restart=restart)
     if not first():
         shared = SharedWork(None)
         return prune_model(recipe, with_text(recipe, checked), shared).report
     _warn_without_tokenizer(checked)
-    with work_folder(recipe, checked, output, resume=resume, restart=restart) as work:
+    with work_folder(recipe, checked, output, restart=restart) as work:
         goes_on = bool(work.kept()) and not restart
         announce(recipe, replace(checked, windows=windows_to_come(recipe)), goes_on=goes_on)
         prepared = with_text(recipe, checked)

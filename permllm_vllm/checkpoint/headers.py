@@ -132,7 +132,7 @@ def layer_problems(
     for kind in _LISTED_IN:
         if kind in tensors and in_features % block:
             rule = f"a permuted layer has a multiple of block_size {block} inputs"
-            remedy = "prune with a smaller --block-size, or leave this layer unpermuted"
+            remedy = "prune with a smaller block_size, or leave this layer unpermuted"
             problems.append(Problem(f"{module}.{kind}", f"{in_features} inputs", rule, remedy))
     return problems
 

@@ -192,8 +192,8 @@ class PermLLMConfig(QuantizationConfig):
             raise NotImplementedError(
                 "LoRA was enabled, but this checkpoint is `smoothed`: its layers read inputs in "
                 "other magnitudes than those of the dense model, which an adapter was trained on. "
-                "Serve without --enable-lora, prune or convert with --no-smoothing, or merge the "
-                "adapter into the dense model before pruning."
+                "Serve without --enable-lora, prune with `smoothing: false` in a recipe or convert "
+                "with --no-smoothing, or merge the adapter into the dense model before pruning."
             )
 
     def _refuse_requantizing(self, layer: Any, prefix: str) -> None:

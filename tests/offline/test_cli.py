@@ -13,14 +13,17 @@ from permllm_offline.cli import build_parser, main
 from permllm_offline.recipe.methods import METHODS
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
+from tests.offline.recipe_lines import Words, with_recipe
 from tests.offline.tiny_models import save_tokenizer, tiny_llama
 
-SIZES = ("--num-samples", "12", "--sequence-length", "24", "--steps", "4", "--block-size", "64")
+SIZES = ("--num-samples", "12", "--sequence-length", "24")
 
 
-def prune(model: Path, output: Path, text: Path | None, *more: str) -> int:
+def prune(model: Path, output: Path, text: Path | None, *more: Words) -> int:
     data = () if text is None else ("--dataset", str(text))
-    return main(["prune", str(model), "--output", str(output), *SIZES, *data, *more])
+    recipe = output.parent.parent / f"{output.parent.name}-recipe.yaml"
+    options = with_recipe(recipe, {"learning": {"steps": 4}}, *more)
+    return main(["prune", str(model), "--output", str(output), *SIZES, *data, *options])
 
 
 WRITTEN = [name for name in METHODS if "global" not in name]
@@ -197,8 +200,8 @@ def test_dry_run_writes_nothing(
         (("--method", "ria+cp-global"), "inside blocks only"),
         (("--reconstruction", "best"), "reconstruction 'best' is not known: give one of none"),
         (("--pattern", "1:4"), "pattern '1:4' is not supported"),
-        (("--block-size", "48"), "block size 48 is not supported"),
-        (("--block-size", "128"), "192 input channels, which is not a multiple of the block"),
+        (({"block_size": 48},), "block size 48 is not supported"),
+        (({"block_size": 128},), "192 input channels, which is not a multiple of the block"),
         (("--num-samples", "0"), "--num-samples 0"),
         (("--num-samples", "5000"), "is too short: it gives"),
         (("--dtype", "int4"), "--dtype 'int4'"),
@@ -207,7 +210,7 @@ def test_dry_run_writes_nothing(
     ],
 )
 def test_bad_options_are_refused(
-    options: tuple[str, str],
+    options: tuple[Words, ...],
     message: str,
     tmp_path: Path,
     tiny_model_directory: Path,

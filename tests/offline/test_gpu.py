@@ -12,8 +12,11 @@ from permllm_vllm.checkpoint.validation import validate
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-SHORT = ("--steps", "2", "--num-samples", "12", "--sequence-length", "16")
-RECIPE = {"distillation": {"steps": 20, "self_windows": 0, "validation_interval": 10}}
+SHORT = ("--num-samples", "12", "--sequence-length", "16")
+RECIPE = {
+    "learning": {"steps": 2},
+    "distillation": {"steps": 20, "self_windows": 0, "validation_interval": 10},
+}
 """Without text that the model writes itself: a GPU draws other tokens from the same seed."""
 TOLERANCES = {"retained importance": 1e-3, "perplexity": 1e-2, "errors": 1e-2, "int8 errors": 1e-2}
 """Relative. Both add in another order, and what is close to a tie may be decided otherwise: noise

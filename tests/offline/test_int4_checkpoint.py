@@ -61,7 +61,7 @@ def test_norms_are_divided_where_inputs_are_smoothed(
     for name in norms:
         dense[name] = torch.linspace(0.01, 3, dense[name].numel()).to(dense[name].dtype)
     save_file(dense, model / "model.safetensors", {"format": "pt"})
-    for more, smoothed in (((), True), (("--no-smoothing",), False)):
+    for more, smoothed in (((), True), (({"smoothing": False},), False)):
         output = tmp_path / "sparse"
         assert prune(model, output, text_file, *options, *more) == 0
         quantization = json.loads((output / "config.json").read_text())["quantization_config"]
@@ -76,6 +76,6 @@ def test_norms_are_divided_where_inputs_are_smoothed(
 def test_int4_values_need_permutations_inside_their_groups(
     tmp_path: Path, tiny_model_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--method", "wanda+cp", "--values", "int4", "--block-size=128")
+    options = ("--method", "wanda+cp", "--values", "int4", {"block_size": 128})
     assert prune(tiny_model_directory, tmp_path / "sparse", None, *options) == 2
-    assert "give --block-size 64 and a method" in capsys.readouterr().err
+    assert "give block_size 64 and a method" in capsys.readouterr().err

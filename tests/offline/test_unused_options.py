@@ -17,33 +17,33 @@ from permllm_offline.api import asked_recipe
         (
             {"method": "wanda", "block_size": 32},
             None,
-            ["wanda permutes no channels: --block-size is of no use"],
+            ["wanda permutes no channels: block_size is of no use"],
         ),
         ({"method": "wanda+cp", "block_size": 32}, None, []),
         (
             {"method": "magnitude", "num_samples": 3, "sampling": "document"},
             None,
-            ["magnitude reads no text without --dataset: --num-samples, --sampling is of no use"],
+            ["magnitude reads no text without --dataset: --num-samples, sampling is of no use"],
         ),
         ({"method": "magnitude", "dataset": "x.txt", "num_samples": 3}, None, []),
         (
             {"dataset": "self", "sampling": "document", "text_field": "body"},
             None,
-            ["the model writes its text itself: --sampling, --text-field is of no use"],
+            ["the model writes its text itself: sampling, --text-field is of no use"],
         ),
         ({"dataset": ("self", "x.jsonl"), "text_field": "body"}, None, []),
         ({"method": "wanda", "dataset": "x.txt", "num_samples": 3}, None, []),
         (
             {"method": "wanda", "learning": {"steps": 3}},
             None,
-            ["wanda learns no permutation: --steps is of no use"],
+            ["wanda learns no permutation: learning.steps is of no use"],
         ),
         (
             {"method": "permllm-wanda", "learning": {"window": 2}},
             None,
             [
-                "permllm-wanda learns end to end: --learn-window is of no use without "
-                "--learn-scope window"
+                "permllm-wanda learns end to end: learning.window is of no use without "
+                "`learning.scope: window`"
             ],
         ),
         ({"method": "permllm-wanda", "learning": {"window": 2, "scope": "window"}}, None, []),
@@ -63,7 +63,7 @@ from permllm_offline.api import asked_recipe
             None,
             [
                 "inputs are smoothed before --values int8 or int4 are chosen, as --dataset shows "
-                "them: without both, --smoothing is of no use"
+                "them: without both, smoothing is of no use"
             ],
         ),
         (
@@ -71,7 +71,7 @@ from permllm_offline.api import asked_recipe
             None,
             [
                 "inputs are smoothed before --values int8 or int4 are chosen, as --dataset shows "
-                "them: without both, --smoothing is of no use"
+                "them: without both, smoothing is of no use"
             ],
         ),
         (

@@ -9,7 +9,7 @@ from typing import Any
 
 from permllm_offline.api import asked_recipe, prune_and_push
 from permllm_offline.commands.ignore_option import add_ignore_option
-from permllm_offline.commands.learning_options import add_learning_options, given_learning
+from permllm_offline.commands.moved_options import add_moved_options
 from permllm_offline.commands.recipe_numbers import add_recipe_numbers
 from permllm_offline.commands.tables import plan_table, report_table, show
 from permllm_offline.commands.text_field_option import add_text_field_option
@@ -19,7 +19,6 @@ from permllm_offline.model.loading import open_source
 from permllm_offline.pipeline import rehearse
 from permllm_offline.preparation.recipe_input import EFFORTS
 from permllm_offline.recipe.methods import METHODS
-from permllm_offline.recipe.presets import PRESETS
 from permllm_offline.recipe.schema import Recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.report import papers
@@ -38,7 +37,11 @@ _EXAMPLES = """examples:
   permllm-offline prune ./model --output ./sparse --dataset texts/ \\
       --ignore 're:model\\.layers\\.(0|29)\\..*' 're:.*\\.down_proj'
   torchrun --nproc-per-node 2 -m permllm_offline prune ./model --output ./sparse \\
-      --dataset texts/ --method permllm-wanda --windows-per-step 4
+      --dataset texts/ --effort low
+
+What is no option is an entry of the recipe, a YAML file like the recipe.yaml beside a checkpoint:
+block_size, sampling, evaluation_windows, smoothing, preset (paper: the constants of arXiv
+2510.10136, which take GPU hours), and the constants under learning, blockwise and distillation.
 
 Processes of torchrun share the windows of each step of learning and of distillation, and give what
 one process gives with as many; each holds the whole model. Where the recipe gives no
@@ -91,18 +94,11 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "once, kept in the user's cache; given several times, they share the windows equally",
     )
     add_text_field_option(parser)
-    parser.add_argument(
-        "--sampling",
-        help="stream: windows of the joined documents; document: one window at a random place of "
-        f"each of some random documents, as the paper does (default {default['sampling'].default})",
-    )
     add_recipe_numbers(
         parser,
         {
             "sequence_length": "tokens per window",
             "seed": "of sampling and learning",
-            "block_size": "channels per permutation block: 32, 64 or 128",
-            "evaluation_windows": "held-out windows for the perplexities of the report",
         },
     )
     add_ignore_option(parser)
@@ -123,13 +119,6 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
             for name, entries in EFFORTS.items()
         ),
     )
-    parser.add_argument(
-        "--preset",
-        metavar="|".join(PRESETS),
-        help="paper: the constants of arXiv 2510.10136, which take GPU hours; --recipe and the "
-        "options of the command line come before them",
-    )
-    add_learning_options(parser)
     parser.add_argument("--device", help=f"torch device (default {default['device'].default})")
     parser.add_argument("--dtype", help="auto (the model's own), bfloat16, float16 or float32")
     parser.add_argument(
@@ -139,30 +128,17 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "a multiplier per row and 64 inputs as well",
     )
     parser.add_argument(
-        "--smoothing",
-        action=argparse.BooleanOptionalAction,
-        help="with int8 and int4 values, even out what the layers read, so that rounding takes "
-        "less of it; it costs nothing when served, but adapters of the dense model (LoRA) do not "
-        "fit any more (default: smoothed)",
-    )
-    parser.add_argument(
         "--push-to-hub",
         metavar="OWNER/NAME",
         help="upload the finished checkpoint to the Hugging Face hub, without the folders that "
         "its recipe names; a new repository is private, and one that holds anything but a permllm "
         "checkpoint is refused (default: nothing is uploaded)",
     )
-    earlier = parser.add_mutually_exclusive_group()
-    earlier.add_argument(
-        "--resume",
-        action="store_true",
-        help="expect the finished steps of a run cut off, and warn where there are none (they are "
-        "gone on from anyway)",
-    )
-    earlier.add_argument(
+    parser.add_argument(
         "--restart",
         action="store_true",
-        help="remove the finished steps of a run cut off, and begin anew",
+        help="remove the finished steps of a run cut off, and begin anew (by default they are gone "
+        "on from)",
     )
     parser.add_argument(
         "--dry-run",
@@ -172,6 +148,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         "alone",
     )
     parser.add_argument("--force", action="store_true", help="replace a checkpoint in the output")
+    add_moved_options(parser)
     return parser
 
 
@@ -181,25 +158,17 @@ def run(options: argparse.Namespace) -> None:
     changes = {name: getattr(options, name) for name in names}
     if options.dataset is not None and len(options.dataset) == 1:
         changes["dataset"] = options.dataset[0]
-    learning = given_learning(options)
-    if learning:
-        changes["learning"] = learning
     recipe = asked_recipe(
         changes,
         options.recipe,
         output=options.output,
         effort=options.effort,
-        preset=options.preset,
         push_to_hub=options.push_to_hub,
     )
     if options.dry_run:
         with joined(recipe.device):
             recipe, prepared = rehearse(
-                recipe,
-                options.output,
-                force=options.force,
-                resume=options.resume,
-                restart=options.restart,
+                recipe, options.output, force=options.force, restart=options.restart
             )
             if first():
                 warn_of_slow_float16(recipe, prepared)
@@ -210,7 +179,6 @@ def run(options: argparse.Namespace) -> None:
         options.output,
         push_to_hub=options.push_to_hub,
         force=options.force,
-        resume=options.resume,
         restart=options.restart,
     )
     if first():

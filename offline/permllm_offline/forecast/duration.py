@@ -143,7 +143,7 @@ def _sampled_windows(recipe: Recipe, prepared: Prepared) -> int:
 
 
 def _sensitivity_windows(recipe: Recipe, prepared: Prepared) -> int:
-    """Windows on which ``--learn-layers auto:N`` measures every decoder layer."""
+    """Windows on which ``auto:N`` measures every decoder layer."""
     plan = prepared.plan
     choice = parse_layers(recipe.learning.layers, len(plan.layers), plan.pruned_layers)
     if choice.most_sensitive is None:

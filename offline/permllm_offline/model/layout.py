@@ -109,7 +109,7 @@ class GroupLayout:
         if self.in_features % self.block_size == 0:
             return
         dividing = [str(size) for size in BLOCK_SIZES if self.in_features % size == 0]
-        sizes = f"--block-size {' or '.join(dividing)}, or " if dividing else ""
+        sizes = f"block size {' or '.join(dividing)}, or " if dividing else ""
         raise OfflineError(
             f"{module} has {self.in_features} input channels, which is not a multiple of the "
             f"block size {self.block_size}: a permuted layer needs whole blocks. For this one give "

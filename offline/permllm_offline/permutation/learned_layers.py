@@ -41,7 +41,7 @@ def parse_layers(text: str, count: int, pruned: Sequence[int] | None = None) -> 
     is pruned are passed over.
 
     Args:
-        text: of ``--learn-layers``.
+        text: ``layers`` of the recipe's ``learning``.
         count: decoder layers of the model.
         pruned: numbers of those of which something is pruned, ascending; by default all.
 
@@ -57,8 +57,8 @@ def parse_layers(text: str, count: int, pruned: Sequence[int] | None = None) -> 
         if not 1 <= number <= len(pruned):
             which = "" if len(pruned) == count else " that are not left dense"
             raise OfflineError(
-                f"--learn-layers {text}: the model has {len(pruned)} decoder layers{which}. Give a "
-                f"number from 1 to {len(pruned)}."
+                f"learning.layers {text}: the model has {len(pruned)} decoder layers{which}. Give "
+                f"a number from 1 to {len(pruned)}."
             )
         if counted[1] == "auto":
             return LayerChoice((), most_sensitive=number)
@@ -71,19 +71,19 @@ def parse_layers(text: str, count: int, pruned: Sequence[int] | None = None) -> 
         found = _RANGE.fullmatch(part.strip())
         if found is None:
             raise OfflineError(
-                f"--learn-layers {text!r} is not understood: give all, spread:N, last:N, auto:N, "
+                f"learning.layers {text!r} is not understood: give all, spread:N, last:N, auto:N, "
                 "or a list of numbers and ranges such as 0,3,10-12."
             )
         first, last = int(found[1]), int(found[2] or found[1])
         if not first <= last < count:
             raise OfflineError(
-                f"--learn-layers {text}: {part.strip()} is no layer or range of them. The model "
+                f"learning.layers {text}: {part.strip()} is no layer or range of them. The model "
                 f"has the decoder layers 0 to {count - 1}."
             )
         learning = [layer for layer in pruned if first <= layer <= last]
         if not learning:
             raise OfflineError(
-                f"--learn-layers {text}: nothing of {part.strip()} is pruned, so there is nothing "
+                f"learning.layers {text}: nothing of {part.strip()} is pruned, so there is nothing "
                 "to learn. Give layers that --ignore does not leave dense."
             )
         chosen.update(learning)

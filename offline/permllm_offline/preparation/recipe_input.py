@@ -108,7 +108,8 @@ def make_recipe(
         effort: key of ``EFFORTS``, of use to methods that distil: it comes before what is
             recorded. None is the default effort, which comes last.
         preset_name: of ``recipe.presets.PRESETS``, where neither entries nor record say anything.
-        recorded: entries of a recipe file, where ``entries`` say nothing. A reconstruction belongs
+        recorded: entries of a recipe file, where ``entries`` say nothing; ``preset`` may be one of
+            them. A reconstruction belongs
             to the method that it is recorded with: where ``entries`` name one, it is left out.
 
     Raises:
@@ -118,6 +119,8 @@ def make_recipe(
     if effort is not None and effort not in EFFORTS:
         raise OfflineError(f"effort {effort!r} is not known: give one of {', '.join(EFFORTS)}.")
     given, recorded = _said(entries), _said(recorded or {})
+    own_preset = recorded.pop("preset", None)
+    preset_name = own_preset if preset_name is None else preset_name
     if "method" in given:  # with a reconstruction of its own
         recorded.pop("reconstruction", None)
     if preset_name is not None:
@@ -159,6 +162,6 @@ def make_recipe(
     ):
         raise OfflineError(
             f"--values int4 rounds inputs in groups of {GROUP}, which permutations in {blocks} "
-            f"take apart: give --block-size {GROUP} and a method that keeps to it, or int8 values."
+            f"take apart: give block_size {GROUP} and a method that keeps to it, or int8 values."
         )
     return recipe

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def work_folder(
-    recipe: Recipe, prepared: Prepared, output: Path, *, resume: bool = False, restart: bool = False
+    recipe: Recipe, prepared: Prepared, output: Path, *, restart: bool = False
 ) -> WorkFolder:
     """Open the work folder of an output: ``.NAME.work`` beside it.
 
@@ -37,7 +37,7 @@ def work_folder(
             ``restart`` would remove.
     """
     identity = _identity(recipe, prepared)
-    return WorkFolder(work_directory(output), identity, resume=resume, restart=restart)
+    return WorkFolder(work_directory(output), identity, restart=restart)
 
 
 def begin(work: WorkFolder, text: str, layers: int) -> None:
@@ -58,9 +58,7 @@ def begin(work: WorkFolder, text: str, layers: int) -> None:
         )
 
 
-def foretell(
-    recipe: Recipe, prepared: Prepared, output: Path, text: str, *, resume: bool = False
-) -> None:
+def foretell(recipe: Recipe, prepared: Prepared, output: Path, text: str) -> None:
     """Say after what a prune would go on, where steps are there; nothing is written or locked.
 
     Args:
@@ -68,7 +66,6 @@ def foretell(
         prepared: its model.
         output: folder to write.
         text: as of ``begin``; empty where it is not known.
-        resume: whether steps are expected: a warning says where none are.
 
     Raises:
         OfflineError: steps for which ``work_folder`` or ``begin`` would refuse the prune.
@@ -89,8 +86,6 @@ def foretell(
             directory,
             _reached(kept, len(prepared.plan.layers)),
         )
-    elif resume:
-        logger.warning("nothing to resume: %s has no steps", directory)
 
 
 def _reached(kept: list[str], layers: int) -> str:

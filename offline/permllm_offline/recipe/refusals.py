@@ -13,9 +13,11 @@ from permllm_offline.recipe.schema import Recipe
 
 _UNKNOWN = ("extra_forbidden", "invalid_key")
 _MAPPING = ("model_type", "it should be a mapping of entries, as in recipe.yaml")
-_WITHOUT_OPTION = ("model", "learning", "blockwise", "distillation")
-_LEARN = ("layers", "scope", "window")
-"""Entries of ``learning`` whose options begin with ``--learn``."""
+_OPTIONS = (
+    *("method", "reconstruction", "pattern", "ignore", "dataset", "text_field", "num_samples"),
+    *("sequence_length", "seed", "device", "dtype", "values"),
+)
+"""Entries that ``prune`` has an option for; the others are in recipe files alone."""
 
 
 def refusal(error: ValidationError, given: Mapping[str, Any]) -> OfflineError:
@@ -55,12 +57,7 @@ def refusal(error: ValidationError, given: Mapping[str, Any]) -> OfflineError:
 
 def option_of(entry: Sequence[str]) -> str | None:
     """The option of ``prune`` for an entry of the recipe, or None where there is none."""
-    name = entry[-1].replace("_", "-")
-    if len(entry) == 1:
-        return None if entry[0] in _WITHOUT_OPTION else f"--{name}"
-    if entry[0] != "learning":
-        return None
-    return f"--learn-{name}" if name in _LEARN else f"--{name}"
+    return f"--{entry[0].replace('_', '-')}" if len(entry) == 1 and entry[0] in _OPTIONS else None
 
 
 def _entry(location: Sequence[str | int]) -> tuple[list[str], type[BaseModel]]:

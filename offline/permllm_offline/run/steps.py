@@ -99,7 +99,6 @@ class WorkFolder(Work):
     Args:
         directory: of the steps.
         identity: of recipe and model (``identity.identity_text``); steps of another are never used.
-        resume: whether steps are expected there: a warning says where none are.
         restart: whether steps that are there are removed when work begins, in place of used.
 
     Raises:
@@ -107,9 +106,7 @@ class WorkFolder(Work):
         CheckpointError: the folder cannot be made.
     """
 
-    def __init__(
-        self, directory: Path, identity: str, *, resume: bool = False, restart: bool = False
-    ) -> None:
+    def __init__(self, directory: Path, identity: str, *, restart: bool = False) -> None:
         super().__init__()
         self.directory = directory
         self.identity = identity
@@ -117,8 +114,6 @@ class WorkFolder(Work):
         self._restart = restart
         self._lock = _locked(directory)
         try:
-            if resume and not self.kept():
-                logger.warning("nothing to resume: %s has no steps; starting anew", directory)
             if not restart:
                 check_steps(directory, identity)
         except BaseException:

@@ -304,7 +304,7 @@ def _sample(
         if len(drawn) == 0:
             raise OfflineError(
                 f"data set {dataset!r} has no document of more than {sequence_length} tokens: "
-                "give --sampling stream, longer documents, or a lower --sequence-length."
+                "give sampling stream, longer documents, or a lower --sequence-length."
             )
         check_tokens(tokenizer, drawn)
         _warn_of_few_documents(dataset, origin)
@@ -333,7 +333,7 @@ def _warn_of_few_documents(dataset: str, origin: Tensor) -> None:
             "%d windows of data set %r are from %d of its documents, which may overlap: what is "
             "held out to choose the best step is then no unseen text, and no perplexity is "
             "measured on documents that were calibrated on. Give more documents of more than a "
-            "window, or --sampling stream.",
+            "window, or sampling stream.",
             len(origin),
             dataset,
             documents_drawn,

@@ -66,7 +66,7 @@ def test_eval_of_the_held_out_windows_equals_the_report(
     monkeypatch.setattr(prepared, "sample_windows", record)
     output, held_out = tmp_path / "sparse", tmp_path / "held-out.txt"
     sizes = ("--num-samples", "12", "--sequence-length", str(LENGTH), "--dataset", str(text_file))
-    options = ("--method", "wanda+cp", "--block-size", "64", *sizes)
+    options = ("--method", "wanda+cp", *sizes)
     assert main(["prune", str(tiny_model_directory), "--output", str(output), *options]) == 0
     report = json.loads((output / "report.json").read_text())
 

@@ -121,7 +121,7 @@ def test_a_run_that_was_cut_off_goes_on(
         patched.setattr(StreamedModel, "resident", cut)
         with pytest.raises(KeyboardInterrupt):
             prune(source, tmp_path / "cut", **ask)
-    prune(source, tmp_path / "cut", resume=True, **ask)
+    prune(source, tmp_path / "cut", **ask)
     assert (tmp_path / "cut" / FILE).read_bytes() == (tmp_path / "whole" / FILE).read_bytes()
 
 

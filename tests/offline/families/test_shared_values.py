@@ -122,7 +122,7 @@ def test_a_run_that_was_cut_off_goes_on_with_what_was_handed_on(
     with pytest.raises(KeyboardInterrupt):
         prune(recipe, tmp_path / "cut" / "sparse")
     monkeypatch.undo()
-    prune(recipe, tmp_path / "cut" / "sparse", resume=True)
+    prune(recipe, tmp_path / "cut" / "sparse")
     files = [tmp_path / run / "sparse" / "model.safetensors" for run in ("whole", "cut")]
     assert files[0].read_bytes() == files[1].read_bytes()
 

@@ -14,6 +14,7 @@ from permllm_offline.recipe.schema import LearningRecipe, Recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.text import own_text
 from permllm_vllm.checkpoint.shard import Shard
+from tests.offline.recipe_lines import with_recipe
 from tests.offline.tiny_models import save_tokenizer, tiny_model
 
 WEIGHTS = 128 * 128 * 2 + 64 * 128 * 2 + 128 * 192 * 3
@@ -177,7 +178,8 @@ def test_a_dry_run_says_what_cannot_be_known(
     arguments += ["--dataset", str(text_file), "--output", str(tmp_path / "o"), "--dry-run"]
     said = []
     for layers in ("auto:1", "last:1"):
-        options = ["prune", str(tiny_model_directory), *arguments, "--learn-layers", layers]
+        options = ["prune", str(tiny_model_directory), *arguments]
+        options += with_recipe(tmp_path / "recipe.yaml", {"learning": {"layers": layers}})
         assert main(options) == 0
         said.append(" ".join(capsys.readouterr().out.split()))
     assert "s for sensitivity, " in said[0]

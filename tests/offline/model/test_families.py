@@ -62,7 +62,7 @@ def test_channels_must_fill_blocks() -> None:
     unpermuted = (name for name, method in METHODS.items() if method.permutation == "none")
     assert set(named) == set(unpermuted)
     layout = GroupLayout(FAMILIES["llama"].groups[0], 96, 64, Heads(1, 1, 96))
-    with pytest.raises(OfflineError, match=r"give --block-size 32, or --ignore .*, or a --method"):
+    with pytest.raises(OfflineError, match=r"give block size 32, or --ignore .*, or a --method"):
         layout.check_blocks("model.layers.0.self_attn.q_proj")
 
 

@@ -32,6 +32,7 @@ from permllm_offline.recipe.schema import LearningRecipe
 from permllm_offline.sparsity.importance import magnitude
 from permllm_offline.sparsity.mask import choose_mask
 from permllm_vllm.checkpoint.permutation import is_bijective
+from tests.offline.recipe_lines import with_recipe
 from tests.offline.tiny_models import tiny_llama
 
 
@@ -166,10 +167,11 @@ def test_checkpointing_reaches_the_learner(
         return recomputed(layers)
 
     monkeypatch.setattr("permllm_offline.permutation.span_learning.recomputed", noted)
-    options = ["--dataset", str(text_file), "--method", "permllm-wanda", "--steps", "1"]
-    options += ["--num-samples", "6", "--sequence-length", "16", "--evaluation-windows", "0"]
-    if given is not None:
-        options += ["--gradient-checkpointing", given]
+    learning = {"steps": 1} | ({} if given is None else {"gradient_checkpointing": given})
+    options = ["--dataset", str(text_file), "--method", "permllm-wanda"]
+    options += ["--num-samples", "6", "--sequence-length", "16"]
+    entries = {"evaluation_windows": 0, "learning": learning}
+    options += with_recipe(tmp_path / "recipe.yaml", entries)
     output = tmp_path / "sparse"
     assert main(["prune", str(tiny_model_directory), "--output", str(output), *options]) == 0
     assert seen == [layers] * bool(layers)

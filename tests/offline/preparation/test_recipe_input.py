@@ -12,6 +12,7 @@ from permllm_offline.preparation.recipe_input import make_recipe, overridden, re
 from permllm_offline.recipe.schema import Recipe
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_vllm.checkpoint.pattern import Pattern
+from tests.offline.recipe_lines import with_recipe
 
 
 def test_a_recipe_file_gives_the_recipe_back(tmp_path: Path) -> None:
@@ -131,7 +132,8 @@ def test_several_sources_are_named_on_the_card(
     sizes = ("--method", "wanda", "--num-samples", "4", "--sequence-length", "16")
     output = tmp_path / "sparse"
     arguments = ["prune", str(tiny_model_directory), "--output", str(output), *data, *sizes]
-    assert main([*arguments, "--sampling", "document"]) == 0
+    recipe = with_recipe(tmp_path / "recipe.yaml", {"sampling": "document"})
+    assert main([*arguments, *recipe]) == 0
     assert "`calibration.txt`, `other.txt`" in (output / "README.md").read_text()
 
 
@@ -159,11 +161,11 @@ def test_sources_that_cannot_share_the_windows_are_refused(
 def test_options_come_before_the_recipe_and_the_recipe_before_the_preset(
     tmp_path: Path, tiny_model_directory: Path, text_file: Path
 ) -> None:
-    entries = {"sequence_length": 16, "num_samples": 6, "learning": {"steps": 2, "patience": 9}}
-    entries["learning"] |= {"windows_per_step": 2, "validation_windows": 2}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(entries), encoding="utf-8")
-    options = ("--preset", "paper", "--recipe", str(tmp_path / "mine.yaml"))
-    options += ("--dataset", str(text_file), "--steps", "3", "--learn-layers", "last:1")
+    learning = {"steps": 3, "patience": 9, "windows_per_step": 2, "validation_windows": 2}
+    entries = {"preset": "paper", "sequence_length": 20, "num_samples": 6}
+    entries["learning"] = learning | {"layers": "last:1"}
+    options = with_recipe(tmp_path / "mine.yaml", entries)
+    options += ("--dataset", str(text_file), "--sequence-length", "16")
     output = tmp_path / "o"
     assert main(["prune", str(tiny_model_directory), "--output", str(output), *options]) == 0
     used = Recipe.model_validate(yaml.safe_load((output / "recipe.yaml").read_text()))
@@ -305,7 +307,9 @@ def test_layers_that_are_left_dense_are_passed_over(text: str, layers: list[int]
 
 @pytest.mark.parametrize("text", ["last:5", "auto:5", "3", "1,5", "0,1"])
 def test_layers_that_are_left_dense_cannot_learn(text: str) -> None:
-    with pytest.raises(OfflineError, match=r"--learn-layers.*(not left dense|nothing of [035] is)"):
+    with pytest.raises(
+        OfflineError, match=r"learning\.layers.*(not left dense|nothing of [035] is)"
+    ):
         parse_layers(text, 7, [1, 2, 4, 6])
 
 
@@ -317,5 +321,5 @@ def test_the_most_sensitive_are_taken_from_those_that_are_pruned() -> None:
     "text", ["last:5", "auto:0", "spread:5", "4", "2-1", "0-4", "first", "", "1,,2"]
 )
 def test_layers_that_cannot_learn_are_refused(text: str) -> None:
-    with pytest.raises(OfflineError, match=r"--learn-layers.*(4 decoder|all, spread:N|0 to 3)"):
+    with pytest.raises(OfflineError, match=r"learning\.layers.*(4 decoder|all, spread:N|0 to 3)"):
         parse_layers(text, 4)

@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-from permllm_offline.api import prune
 from permllm_offline.cli import main
-from permllm_offline.errors import OfflineError
 from permllm_offline.run.steps import Step, WorkFolder
 from tests.robustness.children import child
 from tests.robustness.stages import stop_at
@@ -62,9 +60,7 @@ def test_text_that_cannot_be_drawn_costs_no_steps(
     assert work.finished("one")
 
 
-@pytest.mark.parametrize("more", [(), ("--resume",)])
 def test_another_recipe_is_refused_before_text_is_drawn(
-    more: tuple[str, ...],
     arguments: Arguments,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -74,7 +70,7 @@ def test_another_recipe_is_refused_before_text_is_drawn(
         work.step("one", Step)
     drawn = "permllm_offline.preparation.prepared.sample_windows"
     monkeypatch.setattr(drawn, lambda *_, **__: pytest.fail("text is drawn"))
-    assert main([*arguments(tmp_path / "sparse"), *more]) == 2
+    assert main(arguments(tmp_path / "sparse")) == 2
     assert "holds steps of another recipe" in capsys.readouterr().err
     assert work.finished("one")
 
@@ -124,7 +120,7 @@ def test_a_dry_run_says_what_the_prune_would_make_of_steps_and_leaves_them(
     assert {file.name: file.read_bytes() for file in work.iterdir()} == before
 
 
-def test_a_dry_run_sees_a_prune_at_work_and_that_there_is_nothing_to_resume(
+def test_a_dry_run_sees_a_prune_at_work(
     arguments: Arguments, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     line = [*arguments(tmp_path / "sparse"), "--dry-run"]
@@ -134,8 +130,6 @@ def test_a_dry_run_sees_a_prune_at_work_and_that_there_is_nothing_to_resume(
     caplog.clear()
     assert main(line) == 0
     assert caplog.text == ""
-    assert main([*line, "--resume"]) == 0
-    assert "nothing to resume" in caplog.text
 
 
 def test_another_config_is_another_run(
@@ -151,15 +145,9 @@ def test_another_config_is_another_run(
     config["rms_norm_eps"] = 0.1
     (model / "config.json").write_text(json.dumps(config))
     kept = sorted((tmp_path / ".sparse.work").iterdir())
-    for more in ((), ("--resume",)):
-        assert main([*line, *more]) == 2
-        assert "holds steps of another recipe" in (error := capsys.readouterr().err)
-        assert "version (config.json is '" in error
+    assert main(line) == 2
+    assert "holds steps of another recipe" in (error := capsys.readouterr().err)
+    assert "version (config.json is '" in error
     assert sorted((tmp_path / ".sparse.work").iterdir()) == kept
     assert main([*line, "--restart"]) == 0
     assert not (tmp_path / ".sparse.work").exists()
-
-
-def test_both_of_resume_and_restart_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(OfflineError, match="give one of both"):
-        prune(tmp_path, tmp_path / "sparse", resume=True, restart=True)

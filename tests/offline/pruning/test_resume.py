@@ -1,6 +1,5 @@
 """A run that was killed at any moment goes on from there to the same bytes."""
 
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from permllm_offline.cli import main
 from permllm_offline.pruning import streamed_windows
 from permllm_offline.pruning.streamed_model import StreamedModel
 from permllm_offline.reconstruction import distillation
+from tests.offline.recipe_lines import Words, with_recipe
 from tests.robustness.children import child
 from tests.robustness.stages import kill_after, stop_at
 
@@ -31,11 +31,11 @@ SHORT = {
     },
     "blockwise": {"steps": 4, "validation_interval": 2, "learning_rate": 0.01},
 }
-METHODS = {
+METHODS: dict[str, tuple[Words, ...]] = {
     "in memory": ("--method", "permllm-wanda", "--reconstruction", "sparsegpt"),
     "layer by layer": ("--method", "sparsegpt", "--values", "int4"),
-    "in windows": ("--method", "permllm-wanda", "--learn-scope", "window", "--learn-window", "1"),
-    "most sensitive": ("--method", "permllm-wanda", "--learn-layers", "auto:1"),
+    "in windows": ("--method", "permllm-wanda", {"learning": {"scope": "window", "window": 1}}),
+    "most sensitive": ("--method", "permllm-wanda", {"learning": {"layers": "auto:1"}}),
     "best": ("--method", "permllm-best", "--values", "int4"),
     "tuned": ("--method", "wanda+cp", "--reconstruction", "obs+blockwise"),
 }
@@ -54,13 +54,12 @@ def arguments(
     tmp_path_factory: pytest.TempPathFactory, tiny_model_directory: Path, text_file: Path
 ) -> Arguments:
     """The command line of a method and an output."""
-    recipe = tmp_path_factory.mktemp("recipes") / "short.yaml"
-    recipe.write_text(json.dumps(SHORT), encoding="utf-8")
-    data = ("--dataset", str(text_file), "--recipe", str(recipe), *SIZES)
+    recipes = tmp_path_factory.mktemp("recipes")
+    data = ("--dataset", str(text_file), *SIZES)
 
     def arguments(method: str, output: Path) -> list[str]:
-        output_options = ("--output", str(output))
-        return ["prune", str(tiny_model_directory), *data, *METHODS[method], *output_options]
+        options = with_recipe(recipes / f"{method}.yaml", SHORT, *METHODS[method])
+        return ["prune", str(tiny_model_directory), *data, *options, "--output", str(output)]
 
     return arguments
 
@@ -151,7 +150,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert not output.exists()
     work = tmp_path / ".sparse.work"
     assert len(list(work.glob("*.safetensors"))) == kept
-    assert main([*line, "--resume"]) == 0
+    assert main(line) == 0
     assert_same_files(whole(method), output)
     assert not work.exists()
 
@@ -199,7 +198,7 @@ def test_the_moment_does_not_matter(
     ended = child(line, partial(kill_after, share * seconds(method)))
     assert ended.status in (-signal.SIGKILL, 0), ended.errors
     if not output.exists():
-        assert main([*line, "--resume"]) == 0
+        assert main(line) == 0
     assert_same_files(whole(method), output)
 
 
@@ -215,7 +214,7 @@ def test_steps_before_the_last_state_are_not_taken_again(
         return original(step, *more)
 
     monkeypatch.setattr(distillation, "warmed_cosine", recording)
-    assert main([*line, "--resume"]) == 0
+    assert main(line) == 0
     assert taken == [3, 4]
 
 
@@ -258,6 +257,6 @@ def test_text_does_not_pass_finished_layers_again(
 
     monkeypatch.setattr(StreamedModel, "resident", numbering)
     monkeypatch.setattr(streamed_windows, "run_windows", counting)
-    assert main([*line, "--resume"]) == 0
+    assert main(line) == 0
     assert passed == passes
     assert_same_files(whole(method), output)

@@ -16,19 +16,26 @@ from permllm_offline.model.loading import open_source
 from permllm_offline.preparation.recipe_input import make_recipe
 from permllm_offline.pruning.streamed import PrunedLayers, can_stream
 from permllm_offline.pruning.streamed_model import StreamedModel
+from tests.offline.recipe_lines import Words, with_recipe
 from tests.offline.tiny_models import save_tokenizer, tiny_model
 
 FILES = ("model.safetensors", "config.json", "recipe.yaml", "report.json")
-WINDOWS = ("--steps=6", "--learning-rate=0.3", "--validation-interval=3", "--learn-scope=window")
+SHORT = {"steps": 6, "learning_rate": 0.3, "validation_interval": 3, "scope": "window"}
 
 
-def prune(model: Path, output: Path, text: Path, *options: str) -> None:
+def windows(number: int, **learning: str) -> dict[str, Any]:
+    """Entries of a recipe that learns so many decoder layers at a time."""
+    return {"learning": SHORT | {"window": number} | learning}
+
+
+def prune(model: Path, output: Path, text: Path, *words: Words) -> None:
     data = ("--dataset", str(text), "--num-samples", "6", "--sequence-length", "16")
+    options = with_recipe(output.parent / "recipe.yaml", *words)
     assert main(["prune", str(model), "--output", str(output), *data, *options]) == 0
 
 
 def assert_equal_ways(
-    tmp_path: Path, model: Path, text: Path, patch: pytest.MonkeyPatch, *options: str
+    tmp_path: Path, model: Path, text: Path, patch: pytest.MonkeyPatch, *options: Words
 ) -> None:
     for name in ("streamed", "whole"):
         (tmp_path / name).mkdir()
@@ -52,14 +59,16 @@ def assert_equal_ways(
         ("--method", "wanda+cp", "--reconstruction", "sparsegpt+blockwise"),
         ("--method", "magnitude", "--values", "int8", "--dtype", "bfloat16"),
         ("--method", "wanda+cp", "--reconstruction", "obs", "--values", "int4"),
-        ("--method", "permllm-ria", *WINDOWS, "--learn-window=1", "--learn-layers=0"),
-        ("--method", "permllm-wanda", *WINDOWS, "--learn-window=1", "--values=int8"),
-        ("--method", "permllm-wanda", *WINDOWS, "--learn-window=2", "--reconstruction=obs"),
+        ("--method", "permllm-ria", windows(1, layers="0")),
+        ("--method", "permllm-wanda", windows(1), "--values=int8"),
+        ("--method", "permllm-wanda", windows(2), "--reconstruction=obs"),
     ],
-    ids=lambda options: "-".join(word.partition("=")[2] or word for word in options[1:]),
+    ids=lambda options: "-".join(
+        word if isinstance(word, str) else str(word["learning"]["window"]) for word in options[1:]
+    ),
 )
 def test_methods(
-    options: tuple[str, ...],
+    options: tuple[Words, ...],
     tmp_path: Path,
     tiny_model_directory: Path,
     text_file: Path,
@@ -93,9 +102,9 @@ def test_families(
         ("qwen3_moe", {"output_router_logits": True}, ("--method", "wanda")),
         ("mixtral", {"output_router_logits": True}, ("--method", "wanda")),
         # No norm or linear of it has a parameter while permutations are learned.
-        ("olmo", {}, ("--method", "permllm-wanda", *WINDOWS, "--learn-window=1")),
-        ("nemotron_h", {}, ("--method", "permllm-wanda", *WINDOWS, "--learn-window=1")),
-        ("granitemoehybrid", {}, ("--method", "permllm-wanda", *WINDOWS, "--learn-window=1")),
+        ("olmo", {}, ("--method", "permllm-wanda", windows(1))),
+        ("nemotron_h", {}, ("--method", "permllm-wanda", windows(1))),
+        ("granitemoehybrid", {}, ("--method", "permllm-wanda", windows(1))),
         # Norms are in float32 there.
         ("afmoe", {}, ("--method", "wanda+cp", "--dtype", "float16")),
     ],
@@ -103,7 +112,7 @@ def test_families(
 def test_families_that_differ(
     model_type: str,
     options: dict[str, Any],
-    asked: tuple[str, ...],
+    asked: tuple[Words, ...],
     tmp_path: Path,
     text_file: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -170,7 +179,7 @@ def test_layers_that_learn_together_are_in_memory_together(
             yield layer
 
     monkeypatch.setattr(StreamedModel, "resident", resident)
-    options = ("--method", "permllm-wanda", *WINDOWS, f"--learn-window={window}")
+    options = ("--method", "permllm-wanda", windows(window))
     prune(tiny_model_directory, tmp_path / "sparse", text_file, *options)
     # While learning; then to prune each layer.
     assert seen == [1, together, 1, 1]

@@ -15,7 +15,7 @@ from permllm_offline.sparsity.rounded_layer import RoundedLayer
 
 @pytest.fixture
 def work(tmp_path: Path) -> Iterator[WorkFolder]:
-    with WorkFolder(tmp_path / "work", "a", resume=False) as work:
+    with WorkFolder(tmp_path / "work", "a") as work:
         yield work
 
 

@@ -1,12 +1,11 @@
 """What no recipe can hold is named as the user wrote it, with the rule and the remedy."""
 
-import re
-from argparse import _SubParsersAction
+from argparse import SUPPRESS, _SubParsersAction
 from typing import Any
 
 import pytest
 
-from permllm_offline.cli import build_parser
+from permllm_offline.cli import build_parser, main
 from permllm_offline.errors import OfflineError
 from permllm_offline.preparation.recipe_input import make_recipe
 from permllm_offline.recipe.refusals import option_of
@@ -27,9 +26,9 @@ def message(given: dict[str, Any], recorded: dict[Any, Any] | None = None) -> st
     ("given", "expected"),
     [
         ({"num_samples": 0}, "--num-samples 0 cannot be used: it should be greater than or equal"),
-        ({"learning": {"scope": "layer"}}, "--learn-scope 'layer' cannot be used: it should be"),
-        ({"learning": {"window": 0}}, "--learn-window 0 cannot be used"),
-        ({"learning": {"patience": -1}}, "--patience -1 cannot be used"),
+        ({"learning": {"scope": "layer"}}, "learning.scope 'layer' cannot be used: it should be"),
+        ({"learning": {"window": 0}}, "learning.window 0 cannot be used"),
+        ({"learning": {"patience": -1}}, "learning.patience -1 cannot be used"),
         ({"learning": 5}, f"learning 5 cannot be used: {MAPPING}. {REMEDY}"),
         ({"distillation": "fast"}, f"distillation 'fast' cannot be used: {MAPPING}. {REMEDY}"),
         ({"blockwise": {"steps": 0}}, "blockwise.steps 0 cannot be used"),
@@ -60,7 +59,8 @@ def test_an_entry_of_the_recipe_file(recorded: dict[str, Any], expected: str) ->
 
 
 def test_an_option_comes_before_an_entry_of_the_file_in_the_message_too() -> None:
-    assert message({"learning": {"steps": 0}}, {"learning": {"window": 1}}).startswith("--steps 0")
+    both = message({"learning": {"steps": 0}}, {"learning": {"window": 1}})
+    assert both.startswith("learning.steps 0 cannot")
     both = message({"learning": {"steps": 1}}, {"learning": {"window": 0}})
     assert both.startswith("learning.window 0 of the recipe file")
 
@@ -90,11 +90,27 @@ def test_every_option_that_is_named_exists_and_every_one_that_exists_is_named() 
     options = {
         action.dest: action.option_strings[0]
         for action in commands.choices["prune"]._actions
-        if action.option_strings
+        if action.option_strings and action.help != SUPPRESS
     }
     entries = [(name,) for name in Recipe.model_fields]
     entries += [("learning", name) for name in LearningRecipe.model_fields]
     for entry in entries:
         assert option_of(entry) == options.get(".".join(entry)), entry
-    assert option_of(("distillation", "steps")) is None
-    assert not any(re.match("(blockwise|distillation)", name) for name in options)
+
+
+@pytest.mark.parametrize("option", ["--steps", "--learn-layers=all", "--no-smoothing", "--resume"])
+def test_an_option_that_is_none_any_more_says_what_takes_its_place(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["prune", "model", "--output", "out", option])
+    remedy = "from unasked" if option == "--resume" else "into a YAML file, and give that with"
+    assert remedy in capsys.readouterr().err
+
+
+def test_every_constant_of_learning_had_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, field in LearningRecipe.model_fields.items():
+        for option in (f"--{name}", f"--learn-{name}"):
+            with pytest.raises(SystemExit):
+                main(["prune", "m", "--output", "o", option.replace("_", "-")])
+        assert f"`learning: {{{name}: {field.default}}}`" in capsys.readouterr().err

@@ -33,14 +33,14 @@ def test_what_is_done_again_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_resumed_step_costs_what_it_cost(tmp_path: Path) -> None:
-    first = WorkFolder(tmp_path / "work", "a", resume=False)
+    first = WorkFolder(tmp_path / "work", "a")
     first.begin()
     first.step("one", Step)
     with first.measured("passes"):
         pass
     first.step("two", Step)
     first.release()
-    again = WorkFolder(tmp_path / "work", "a", resume=True)
+    again = WorkFolder(tmp_path / "work", "a")
     again.begin()
     again.step("one", Step)
     again.read("two")
@@ -68,7 +68,7 @@ def test_what_an_unfinished_step_took_is_added_to_the_rest_of_it(
     with pytest.raises(KeyboardInterrupt):
         first.step("one", killed)
     first.release()
-    again = WorkFolder(tmp_path / "work", "a", resume=True)
+    again = WorkFolder(tmp_path / "work", "a")
     again.begin()
     assert again.interval("one") is not None
     again.step("one", Step)

@@ -21,20 +21,17 @@ def test_finished_steps_are_not_computed_again(tmp_path: Path) -> None:
     tensors = {"x": torch.arange(6.0).reshape(2, 3).t()}
     first.step("one", lambda: Step(tensors, {"loss": 0.1}))
     first.release()
-    again = WorkFolder(tmp_path / "work", "a", resume=True).step("one", fail)
+    again = WorkFolder(tmp_path / "work", "a").step("one", fail)
     assert torch.equal(again.tensors["x"], tensors["x"])
     assert again.facts == {"loss": 0.1}
 
 
-@pytest.mark.parametrize("resume", [False, True])
-def test_steps_of_another_run_are_refused_until_they_are_given_up(
-    resume: bool, tmp_path: Path
-) -> None:
+def test_steps_of_another_run_are_refused_until_they_are_given_up(tmp_path: Path) -> None:
     with WorkFolder(tmp_path / "work", "seed: 1\nmethod: 'ria'") as work:
         work.step("one", Step)
     other = r"another recipe, model, data set or version \(seed is 1 there and 2 here\)"
     with pytest.raises(OfflineError, match=other):
-        WorkFolder(tmp_path / "work", "seed: 2\nmethod: 'ria'", resume=resume)
+        WorkFolder(tmp_path / "work", "seed: 2\nmethod: 'ria'")
     with WorkFolder(tmp_path / "work", "seed: 1\nmethod: 'ria'") as work:
         assert work.finished("one")
     with WorkFolder(tmp_path / "work", "seed: 2\nmethod: 'ria'", restart=True) as work:
@@ -103,7 +100,7 @@ def test_a_damaged_step_is_named(tmp_path: Path) -> None:
     WorkFolder(tmp_path / "work", "a").step("one", Step)
     (tmp_path / "work" / "one.safetensors").write_bytes(b"nothing")
     with pytest.raises(OfflineError, match=r"one\.safetensors is no finished step"):
-        WorkFolder(tmp_path / "work", "a", resume=True)
+        WorkFolder(tmp_path / "work", "a")
 
 
 def test_an_interval_takes_the_place_of_the_last_and_goes_with_its_step(tmp_path: Path) -> None:
@@ -112,7 +109,7 @@ def test_an_interval_takes_the_place_of_the_last_and_goes_with_its_step(tmp_path
     for number in (1, 2):
         work.keep_interval("one", Step(facts={"step": number}))
     work.release()
-    again = WorkFolder(tmp_path / "work", "a", resume=True)
+    again = WorkFolder(tmp_path / "work", "a")
     kept = again.interval("one")
     assert kept is not None
     assert kept.facts == {"step": 2}
@@ -123,11 +120,10 @@ def test_an_interval_takes_the_place_of_the_last_and_goes_with_its_step(tmp_path
 def test_one_run_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
     with WorkFolder(tmp_path / "work", "a") as work:
         work.step("one", Step)
-        for resume in (False, True):
-            with pytest.raises(OfflineError, match="another run to the same output is at work"):
-                WorkFolder(tmp_path / "work", "a", resume=resume)
+        with pytest.raises(OfflineError, match="another run to the same output is at work"):
+            WorkFolder(tmp_path / "work", "a")
         assert work.finished("one")
-    with WorkFolder(tmp_path / "work", "a", resume=True) as again:
+    with WorkFolder(tmp_path / "work", "a") as again:
         assert again.finished("one")
 
 
@@ -157,7 +153,7 @@ def test_steps_of_another_text_are_refused_before_work_begins(tmp_path: Path) ->
         pytest.raises(OfflineError, match=r"version \(the calibration text is another\)"),
     ):
         again.begin("other text")
-    with WorkFolder(tmp_path / "work", "a", resume=True) as again:
+    with WorkFolder(tmp_path / "work", "a") as again:
         again.begin("text")
         assert again.finished("one")
 
@@ -197,21 +193,6 @@ def test_an_interrupted_restart_goes_on_without_the_option(
         interrupted()
     (said,) = caplog.messages
     assert said.endswith("the same command without --restart goes on from them")
-
-
-def test_nothing_to_resume_is_said_of_a_folder_without_steps_too(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "one.partial").write_bytes(b"cut off")
-    for name in ("work", "none"):
-        WorkFolder(tmp_path / name, "a", resume=True).release()
-        assert f"nothing to resume: {tmp_path / name} has no steps" in caplog.text
-    caplog.clear()
-    with WorkFolder(tmp_path / "work", "a") as work:
-        work.keep_interval("one", Step())
-    WorkFolder(tmp_path / "work", "a", resume=True).release()
-    assert not caplog.text
 
 
 def test_leftovers_that_cannot_be_removed_are_not_taken_for_this_run(
