@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from permllm_offline import pipeline
 from permllm_offline.conversion.to_sparse import convert_to_sparse
-from permllm_offline.preparation.recipe_input import make_recipe, read_recipe
+from permllm_offline.preparation.recipe_input import make_recipe
 from permllm_offline.report import page
 from permllm_offline.report.papers import CARD, COSTS, PAGE, PAPERS, RECIPE, REPORT
 from tests.conversion.sparse_models import load_all, prune
@@ -38,11 +37,7 @@ def test_papers_of_a_prune_say_it(
     assert card.endswith(rest.lstrip())
     assert "without calibration data" in one_line(int8 / CARD, "> ")
 
-    recipe, before = (int8 / RECIPE).read_text(), (sparse / RECIPE).read_text()
-    assert recipe.startswith(f"# The bfloat16 values {NOTICE}")
-    assert recipe.endswith(before)
-    assert yaml.safe_load(recipe) == yaml.safe_load(before)
-    assert read_recipe(int8 / RECIPE) == read_recipe(sparse / RECIPE)
+    assert (int8 / RECIPE).read_bytes() == (sparse / RECIPE).read_bytes()
 
     # Without data, pruning to int8 rounds the same weights for the same error.
     report, before, other = (

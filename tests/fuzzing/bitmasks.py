@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cache
 
 from permllm_offline.conversion.bitmask import BitmaskFiles
-from permllm_offline.conversion.sources import StoredWeights
+from permllm_offline.conversion.sources import WeightSource
 from permllm_vllm.checkpoint.stored_files import StoredFiles
 from tests.fuzzing import place, plain
 from tests.fuzzing.checkpoints import FILE, changed_content, raw_bytes, reshaped
@@ -50,7 +50,7 @@ def bitmask(data: bytes) -> None:
         expected = None
     try:
         files = refusing(lambda: BitmaskFiles(StoredFiles(directory)))
-        weights = StoredWeights(files)
+        weights = WeightSource(files)
         names = weights.names()
         headers = {name: refusing(lambda n=name: weights.header(n)) for name in names}  # type: ignore[misc]
         tensors = {name: refusing(lambda n=name: weights.tensor(n)) for name in names}  # type: ignore[misc]

@@ -23,8 +23,8 @@ def noted_papers(
 ) -> dict[str, Callable[[], bytes]]:
     """Carry the papers of a source over with a notice; what they say else is of the source.
 
-    The model card has it at its top, and so have recipe, report and page of a prune. Files of
-    other tools by these names stay as they are.
+    The model card has it at its top, and so have report and page of a prune; its recipe is still
+    that of the prune. Files of other tools by these names stay as they are.
 
     Args:
         directory: of the source.
@@ -32,24 +32,22 @@ def noted_papers(
         dtype: of the values before.
     """
 
-    def text() -> str:
-        return _notice(rounding, dtype)
+    def card() -> bytes:
+        return _on_card((directory / papers.CARD).read_bytes(), _notice(rounding, dtype))
 
-    def noted(name: str, insert: Callable[[bytes], bytes]) -> Callable[[], bytes]:
-        return lambda: insert((directory / name).read_bytes())
+    def page() -> bytes:
+        text = _notice(rounding, dtype).replace("`", "").encode()
+        found = (directory / papers.PAGE).read_bytes()
+        return found.replace(b"</h1>", b"</h1>\n<p>" + text + b"</p>", 1)
 
-    carried: dict[str, Callable[[], bytes]] = {}
-    if (directory / papers.CARD).is_file():
-        carried[papers.CARD] = noted(papers.CARD, lambda card: _on_card(card, text()))
+    def of_prune() -> bytes:
+        return _in_report(report or {}, rounding, _notice(rounding, dtype))
+
     report = _prune_report(directory / papers.REPORT)
-    if report is None:
-        return carried
-    carried[papers.REPORT] = lambda: _in_report(report, rounding, text())
-    if (directory / papers.RECIPE).is_file():
-        carried[papers.RECIPE] = noted(papers.RECIPE, lambda recipe: _in_recipe(recipe, text()))
-    if (directory / papers.PAGE).is_file():
-        carried[papers.PAGE] = noted(papers.PAGE, lambda page: _on_page(page, text()))
-    return carried
+    carried: dict[str, Callable[[], bytes]] = {papers.CARD: card}
+    if report is not None:
+        carried |= {papers.REPORT: of_prune, papers.PAGE: page}
+    return {name: write for name, write in carried.items() if (directory / name).is_file()}
 
 
 def _notice(rounding: FinishedRounding, dtype: str) -> str:
@@ -73,19 +71,8 @@ def _prune_report(path: Path) -> dict[str, Any] | None:
 def _on_card(card: bytes, text: str) -> bytes:
     header = _HEADER.match(card)
     end = 0 if header is None else header.end()
-    return card[:end] + f"\n{_after('> ', text)}\n\n".encode() + card[end:].lstrip()
-
-
-def _in_recipe(recipe: bytes, text: str) -> bytes:
-    return f"{_after('# ', text)}\n".encode() + recipe
-
-
-def _after(mark: str, text: str) -> str:
-    return textwrap.fill(text, initial_indent=mark, subsequent_indent=mark, width=100)
-
-
-def _on_page(page: bytes, text: str) -> bytes:
-    return page.replace(b"</h1>", b"</h1>\n<p>" + text.replace("`", "").encode() + b"</p>", 1)
+    quoted = textwrap.fill(text, initial_indent="> ", subsequent_indent="> ", width=100)
+    return card[:end] + f"\n{quoted}\n\n".encode() + card[end:].lstrip()
 
 
 def _in_report(report: dict[str, Any], rounding: FinishedRounding, text: str) -> bytes:

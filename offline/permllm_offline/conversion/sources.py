@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from torch import Tensor
 
 from permllm_offline.conversion.bitmask import BitmaskFiles
 from permllm_offline.conversion.published_masks import PublishedMasks
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.loading import Source
-from permllm_offline.model.plain_tensors import PlainTensors
 from permllm_offline.model.quantized import require_read
 from permllm_vllm.checkpoint.headers import TensorHeader
 from permllm_vllm.checkpoint.schema import is_of_this_format
@@ -20,28 +17,36 @@ from permllm_vllm.checkpoint.stored_otherwise import BITMASK, StoredOtherwise, s
 from permllm_vllm.checkpoint.tensors import StoredTensors
 
 
-class WeightSource(PlainTensors, Protocol):
-    """A checkpoint seen as a plain one, and which of its weights were kept."""
+class WeightSource:
+    """A checkpoint seen as a plain one, and which of its weights were kept.
 
-    description: str
+    Those are what a bitmask stores, or a published mask keeps, zeros among them; elsewhere all but
+    zeros. Fused experts whose names begin with ``experts_under`` are seen as separate ones.
 
-    def kept(self, name: str) -> Tensor:
-        """Which weights of a matrix are stored, or not zero: bool, of the same shape."""
-        ...
-
-
-class StoredWeights:
-    """Weights as files hold them; what a bitmask stores was kept, elsewhere all but zeros.
-
-    Fused experts whose names begin with ``experts_under`` are seen as separate ones.
+    Raises:
+        OfflineError: the checkpoint lacks a weight that has a mask.
     """
 
-    def __init__(self, files: StoredFiles | BitmaskFiles, experts_under: str | None = None) -> None:
+    def __init__(
+        self,
+        files: StoredFiles | BitmaskFiles,
+        experts_under: str | None = None,
+        masks: PublishedMasks | None = None,
+    ) -> None:
         self._bitmask = files if isinstance(files, BitmaskFiles) else None
         self._stored = StoredTensors(files, experts_under=experts_under)
+        self._masks = masks
         self.description = "a dense checkpoint with zeros"
         if self._bitmask is not None:
             self.description = f"compressed-tensors {BITMASK}"
+        if masks is None:
+            return
+        self.description = f"a dense checkpoint under the masks of {masks.name}"
+        missing = sorted(set(masks.names()) - set(self.names()))
+        if missing:
+            raise OfflineError(
+                f"the masks of {masks.name} are of another model: this one has no {missing[0]}."
+            )
 
     def names(self) -> list[str]:
         """Names of all tensors, layer 2 before layer 10."""
@@ -52,50 +57,19 @@ class StoredWeights:
         return self._stored.header(name)
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor."""
-        return self._stored.tensor(name)
+        """The tensor, zero where it is pruned."""
+        tensor = self._stored.tensor(name)
+        if self._masks is not None and name in self._masks:
+            return tensor.masked_fill_(~self.kept(name), 0)
+        return tensor
 
     def kept(self, name: str) -> Tensor:
-        """Which weights are stored in a bitmask; of any other tensor, which are not zero."""
+        """Which weights of a matrix were kept: bool, of its shape."""
+        if self._masks is not None and name in self._masks:
+            return self._masks.mask(name, self.header(name).shape)
         if self._bitmask is not None and self._bitmask.is_sparse(name):
             return self._bitmask.kept(name)
         return self._stored.tensor(name) != 0
-
-
-class MaskedWeights:
-    """Weights that a mask prunes are zero; kept are all others of its tensor, zeros among them.
-
-    Raises:
-        OfflineError: the checkpoint lacks a weight that has a mask.
-    """
-
-    def __init__(self, weights: WeightSource, masks: PublishedMasks) -> None:
-        self.description = f"a dense checkpoint under the masks of {masks.name}"
-        self._weights, self._masks = weights, masks
-        missing = sorted(set(masks.names()) - set(weights.names()))
-        if missing:
-            raise OfflineError(
-                f"the masks of {masks.name} are of another model: this one has no {missing[0]}."
-            )
-
-    def names(self) -> list[str]:
-        """Names of all tensors, layer 2 before layer 10."""
-        return self._weights.names()
-
-    def header(self, name: str) -> TensorHeader:
-        """Shape and dtype of a tensor."""
-        return self._weights.header(name)
-
-    def tensor(self, name: str) -> Tensor:
-        """The tensor, zero where it is pruned."""
-        tensor = self._weights.tensor(name)
-        return tensor.masked_fill_(~self.kept(name), 0) if name in self._masks else tensor
-
-    def kept(self, name: str) -> Tensor:
-        """What the mask of a weight keeps; without one, which weights are stored or not zero."""
-        if name in self._masks:
-            return self._masks.mask(name, self.header(name).shape)
-        return self._weights.kept(name)
 
 
 def open_weights(source: Source, masks: PublishedMasks | None = None) -> WeightSource:
@@ -115,11 +89,10 @@ def open_weights(source: Source, masks: PublishedMasks | None = None) -> WeightS
     files, experts = StoredFiles(source.directory), source.language.experts_under
     if stored_otherwise(config) != StoredOtherwise("", BITMASK):
         require_read(source.name, config)
-        weights = StoredWeights(files, experts)
-        return weights if masks is None else MaskedWeights(weights, masks)
+        return WeightSource(files, experts, masks)
     if masks is not None:
         raise OfflineError(
             f"{source.name!r} is stored as {BITMASK!r}, without its pruned weights: masks are for "
             "the dense model that they were learned for. Leave out --masks, or give that model."
         )
-    return StoredWeights(BitmaskFiles(files), experts)
+    return WeightSource(BitmaskFiles(files), experts)

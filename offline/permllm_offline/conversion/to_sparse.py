@@ -156,9 +156,7 @@ def _write(
 ) -> ConversionReport:
     """Write what was judged, and report how its values were rounded."""
     source, family, dtype = judged.source, judged.family, judged.value_dtype()
-    uncalibrated = None
-    if values != "auto" and calibrated is None:
-        uncalibrated = IntegerRounding(values)
+    uncalibrated = IntegerRounding(values) if values != "auto" and calibrated is None else None
     rounding: FinishedRounding | None = uncalibrated or calibrated
     noted = {} if rounding is None else noted_papers(found.directory, rounding, dtype)
     quantization = QuantizationConfig(
@@ -172,9 +170,7 @@ def _write(
     sizes = {name: header_bytes(source.header(name)) for name in source.names()}
 
     def final() -> ConversionReport:
-        if rounding is None:
-            return report
-        return report.rounded(rounding)
+        return report if rounding is None else report.rounded(rounding)
 
     tensors = joined_experts(_tensors(judged, calibrated), family)
     write_checkpoint(
