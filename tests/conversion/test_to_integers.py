@@ -77,7 +77,7 @@ def test_values_alone_change_by_half_a_step(tmp_path: Path, dtype: torch.dtype) 
 
     before, after = load_all(tmp_path / "sparse"), load_all(tmp_path / "int8")
     check_the_rest(before, after)
-    errors = {linear.name: linear.int8_error for linear in report.linears}
+    errors = {linear.name: linear.rounding_error for linear in report.linears}
     for name, values in before.items():
         module, kind = parts(name)
         if kind != "weight_packed":
@@ -105,7 +105,9 @@ def test_int4_values_take_half_a_byte_in_the_order_that_is_stored(
     assert quantization(tmp_path / "out")["format_version"] == 2
     before, after = CheckpointReader(place / "sparse"), CheckpointReader(tmp_path / "out")
     assert before.sparse_layers() == after.sparse_layers()
-    errors = {one.name: one.int8_error for one in report.linears if one.int8_error is not None}
+    errors = {
+        one.name: one.rounding_error for one in report.linears if one.rounding_error is not None
+    }
     assert errors.keys() == set(after.sparse_layers())
     for name, error in errors.items():
         values, found = before.layer(name).values.float(), after.layer(name)
@@ -137,7 +139,7 @@ def test_reports_say_what_was_done(place: Path, report: ConversionReport) -> Non
     assert written == report.to_dict()
     assert report.source_format == "permllm, float32 values"
     assert "without calibration data" in report.rounding
-    assert all(0 < linear.int8_error < 0.01 for linear in report.linears)
+    assert all(0 < linear.rounding_error < 0.01 for linear in report.linears)
     assert {linear.density for linear in report.linears} == {0.5}
 
 
@@ -155,8 +157,8 @@ def test_other_sources_take_one_step(dense: Path, tmp_path: Path, kind: str) -> 
     assert quantization(tmp_path / "one-step")["value_dtype"] == "int8"
     assert report.to_dict() == json.loads((tmp_path / "one-step" / "conversion.json").read_text())
     again = json.loads((tmp_path / "two-steps" / "conversion.json").read_text())
-    assert {one.name: one.int8_error for one in report.linears} == {
-        one["name"]: one["int8_error"] for one in again["linears"]
+    assert {one.name: one.rounding_error for one in report.linears} == {
+        one["name"]: one["rounding_error"] for one in again["linears"]
     }
 
 
@@ -165,7 +167,7 @@ def test_the_model_is_the_same_but_for_rounding(
 ) -> None:
     """Norms keep what is relative, so the errors of linears at most add up, to first order."""
     exact, rounded = logits(place / "sparse"), logits(place / "int8")
-    most = sum(linear.int8_error for linear in report.linears)
+    most = sum(linear.rounding_error for linear in report.linears)
     assert most < 0.12
     assert 1e-3 * exact.norm() < (rounded - exact).norm() < most * exact.norm()
     convert_to_dense(str(place / "int8"), tmp_path / "back")

@@ -113,7 +113,7 @@ def test_int8_values(
     assert quantization.value_dtype == "int8"
     report = json.loads((output / "report.json").read_text())
     assert report["byte_ratio"] < 0.2  # a quarter of half of the bytes, and a bit per weight
-    assert all(0 < layer["int8_error"] < 0.02 for layer in report["layers"])
+    assert all(0 < layer["rounding_error"] < 0.02 for layer in report["layers"])
     assert "int8, one scale per row" in (output / "README.md").read_text()
 
     planned = sum(layer["sparse_bytes"] for layer in report["layers"])

@@ -31,7 +31,7 @@ def prune(model: Path, output: Path, text: Path, *options: str) -> None:
 def numbers(checkpoint: Path) -> dict[str, list[float]]:
     """What the report of a prune says of its quality, by the names of the tolerances."""
     report: dict[str, Any] = json.loads((checkpoint / "report.json").read_text(encoding="utf-8"))
-    layers, rounding = report["layers"], [layer["int8_error"] for layer in report["layers"]]
+    layers, rounding = report["layers"], [layer["rounding_error"] for layer in report["layers"]]
     return {
         "retained importance": [layer["retained_importance"] for layer in layers],
         "perplexity": [report["perplexity_before"], report["perplexity_after"]],

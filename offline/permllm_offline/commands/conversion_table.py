@@ -33,7 +33,7 @@ def conversion_table(report: ConversionReport) -> Table:
         rows[key].append((int(number[1]) if number else 0, linear))
     for (name, permutation, reason), found in rows.items():
         density = sum(linear.density for _, linear in found) / len(found)
-        errors = [one.int8_error for _, one in found if one.int8_error is not None]
+        errors = [one.rounding_error for _, one in found if one.rounding_error is not None]
         error = [f"{max(errors):.2%}" if errors else ""] if report.rounding else []
         layers = _ranges([number for number, _ in found])
         table.add_row(Text(name), layers, permutation, f"{density:.3f}", *error, Text(reason))

@@ -73,9 +73,9 @@ def report_table(report: Report) -> Table:
     if report.left_dense:
         table.add_row("linear layers left dense", str(len(report.left_dense)))
     table.add_row("their bytes, against dense", f"{report.byte_ratio:.1%}")
-    errors = [layer.int8_error for layer in report.layers if layer.int8_error is not None]
+    errors = [layer.rounding_error for layer in report.layers if layer.rounding_error is not None]
     if errors:
-        name = f"{report.recipe.values}: {report.rounding_error}"
+        name = f"{report.recipe.values}: {report.rounding_measure}"
         table.add_row(name, f"{max(errors):.2%} at most")
     table.add_row("perplexity dense, held-out windows", "-" if before is None else f"{before:.2f}")
     table.add_row("perplexity sparse, held-out windows", "-" if after is None else f"{after:.2f}")

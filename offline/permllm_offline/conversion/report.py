@@ -41,15 +41,15 @@ class ConvertedLinear:
 
     On the way to a dense checkpoint, ``undone`` or ``none``.
 
-    ``density`` is the share of weights that the source kept; ``int8_error`` the relative error of
-    a linear whose values were rounded, of its output with calibration text, else of its weights.
+    ``density`` is the share of weights that the source kept; ``rounding_error`` the relative error
+    of a linear whose values were rounded, of its output with calibration text, else of its weights.
     """
 
     name: str
     permutation: str
     density: float
     reason: str = ""
-    int8_error: float | None = None
+    rounding_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class ConversionReport:
     def rounded(self, rounding: FinishedRounding) -> ConversionReport:
         """The same of values that were rounded: their errors by linear, and how."""
         errors = rounding.errors
-        linears = [replace(one, int8_error=errors.get(one.name)) for one in self.linears]
+        linears = [replace(one, rounding_error=errors.get(one.name)) for one in self.linears]
         return replace(self, linears=linears, rounding=f"{rounding.values}, {rounding.how}")
 
     def to_dict(self) -> dict[str, Any]:

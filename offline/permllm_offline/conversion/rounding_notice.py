@@ -76,12 +76,17 @@ def _on_card(card: bytes, text: str) -> bytes:
 
 
 def _in_report(report: dict[str, Any], rounding: FinishedRounding, text: str) -> bytes:
-    """Say it first, and write each layer's ``int8_error``, which the prune left open."""
+    """Say it first, and write each layer's ``rounding_error``, which the prune left open."""
     layers = [
-        layer | {"int8_error": rounding.errors[layer["name"]]}
+        _without_old_name(layer) | {"rounding_error": rounding.errors[layer["name"]]}
         if isinstance(layer, dict) and layer.get("name") in rounding.errors
         else layer
         for layer in report["layers"]
     ]
     noted = {"rounded_afterwards": text, **report, "layers": layers}
     return (json.dumps(noted, indent=2) + "\n").encode()
+
+
+def _without_old_name(layer: dict[str, Any]) -> dict[str, Any]:
+    """A layer of a report without the error's first name, by which older ones have it."""
+    return {name: value for name, value in layer.items() if name != "int8_error"}

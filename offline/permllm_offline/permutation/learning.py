@@ -111,10 +111,10 @@ def learned_once(
 ) -> tuple[Tensor, LearningCurve]:
     """What ``learn_span`` gives, as a step that ``calibrated.work`` keeps."""
     name = f"learned-{span.start:04d}"
-    share = len(span) / len(calibrated.plan.layers)
+    of_model = len(span) / len(calibrated.plan.layers)
 
     def compute() -> Step:
-        order, curve = learn_span(calibrated, learned, name, states, targets, share)
+        order, curve = learn_span(calibrated, learned, name, states, targets, of_model)
         return Step({"order": order}, {"curve": curve})
 
     step = calibrated.work.common_step(name, compute)

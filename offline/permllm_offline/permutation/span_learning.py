@@ -43,7 +43,7 @@ def learn_span(
     name: str,
     states: States,
     targets: Tensor,
-    share: float = 1.0,
+    of_model: float = 1.0,
 ) -> tuple[Tensor, LearningCurve]:
     """Learn the permutations of one span, with all its masks in place.
 
@@ -53,7 +53,7 @@ def learn_span(
         name: that progress and log give it.
         states: what enters the span.
         targets: [windows, sequence_length, hidden], what leaves it in the dense model.
-        share: of the model's decoder layers in the span.
+        of_model: share of the model's decoder layers in the span.
 
     Returns:
         int64 [independent permutations, block_size], position -> channel: those with the lowest
@@ -67,7 +67,7 @@ def learn_span(
     item = calibrated.model.dtype.itemsize
     recompute = constants.gradient_checkpointing == "always" or (
         constants.gradient_checkpointing == "auto"
-        and activations_are_large(calibrated.plan, tokens, item, share)
+        and activations_are_large(calibrated.plan, tokens, item, of_model)
     )
     with recomputed(learned.layers) if recompute else nullcontext():
         return _Learner(calibrated, learned, name, states, targets).run()

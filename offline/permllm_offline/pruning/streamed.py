@@ -114,7 +114,7 @@ def prune_streamed(recipe: Recipe, prepared: Prepared, work: WorkFolder) -> Prun
         passed.dense_perplexity,
         passed.sparse_perplexity,
         passed.errors,
-        int8_errors=[layer.errors for layer in passed.rounded],
+        rounding_errors=[layer.errors for layer in passed.rounded],
         output_errors=passed.outputs,
         unpermuted=passed.unpermuted,
         reallocated_errors=start_errors,

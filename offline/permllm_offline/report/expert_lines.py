@@ -35,7 +35,7 @@ def joined_experts(layers: Sequence[LayerReport]) -> list[LayerReport]:
 
 
 def _joined(name: str, layers: Sequence[LayerReport]) -> LayerReport:
-    errors = [layer.int8_error for layer in layers if layer.int8_error is not None]
+    errors = [layer.rounding_error for layer in layers if layer.rounding_error is not None]
     return replace(
         layers[0],
         name=with_count(name, len(layers)),
@@ -43,5 +43,5 @@ def _joined(name: str, layers: Sequence[LayerReport]) -> LayerReport:
         retained_importance=sum(layer.retained_importance for layer in layers) / len(layers),
         dense_bytes=sum(layer.dense_bytes for layer in layers),
         sparse_bytes=sum(layer.sparse_bytes for layer in layers),
-        int8_error=max(errors, default=None),
+        rounding_error=max(errors, default=None),
     )

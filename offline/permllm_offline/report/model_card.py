@@ -89,7 +89,7 @@ with random numbers.
 
 def _activations_note(report: Report) -> str:
     """What perplexity does not count: kernels for int8 values round activations too."""
-    rounded = any(layer.int8_error is not None for layer in report.layers)
+    rounded = any(layer.rounding_error is not None for layer in report.layers)
     return ", with activations as they are; serving rounds them" if rounded else ""
 
 
@@ -137,7 +137,7 @@ def base_license(directory: Path) -> str:
 
 
 def _values(report: Report) -> str:
-    errors = [layer.int8_error for layer in report.layers if layer.int8_error is not None]
+    errors = [layer.rounding_error for layer in report.layers if layer.rounding_error is not None]
     if not errors:
         return "as in the base model"
     said = "int8, one scale per row"
@@ -145,7 +145,7 @@ def _values(report: Report) -> str:
         said = "int4, one scale per row and a multiplier for each 64 of its inputs"
     if report.recipe.smoothing and report.calibration is not None:
         said += ", with smoothed inputs"
-    return f"{said}; {report.rounding_error} {max(errors):.2%} at most"
+    return f"{said}; {report.rounding_measure} {max(errors):.2%} at most"
 
 
 def left_dense_text(report: Report) -> str:

@@ -30,8 +30,8 @@ class LayerReport:
 
     ``permutation`` is ``none``, ``run time`` or ``folded``; ``moved_channels`` and
     ``retained_importance`` (of removal's damage, where the reconstruction chooses masks) are
-    shares, 0..1; ``int8_error`` is the expected error of the output that int8 or int4 values cause,
-    relative to it, or None. Where weights are tuned on the grids of int4 it is that before.
+    shares, 0..1; ``rounding_error`` is the expected error of the output that int8 or int4 values
+    cause, relative to it, or None. Where weights are tuned on the grids of int4 it is that before.
     """
 
     name: str
@@ -42,7 +42,7 @@ class LayerReport:
     retained_importance: float
     dense_bytes: int
     sparse_bytes: int
-    int8_error: float | None = None
+    rounding_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ class Report:
     """Commit of the dense model, where it is one of the hub."""
 
     @property
-    def rounding_error(self) -> str:
-        """What the layers' ``int8_error`` is, in words."""
+    def rounding_measure(self) -> str:
+        """What the layers' ``rounding_error`` is, in words."""
         tuned = self.recipe.values == "int4" and parts_of(self.recipe).reconstruction.distils
         return f"expected error of a layer's output{' before tuning' if tuned else ''}"
 
@@ -127,7 +127,7 @@ class Report:
         perplexity_after: float | None,
         reconstruction: Sequence[LayerError] = (),
         reconstruction_curve: Sequence[dict[str, float]] = (),
-        int8_errors: Sequence[Mapping[str, float]] = (),
+        rounding_errors: Sequence[Mapping[str, float]] = (),
         output_errors: Sequence[float] = (),
         unpermuted: Sequence[str] = (),
         masked_errors: Sequence[float] = (),
@@ -141,8 +141,8 @@ class Report:
             for linear in group.layout.group.linears
         ]
         rounding: list[float | None] = [None] * len(groups)
-        if int8_errors:
-            rounding = [layer[linear] for layer in int8_errors for linear in layer]
+        if rounding_errors:
+            rounding = [layer[linear] for layer in rounding_errors for linear in layer]
         layers = [
             LayerReport(
                 name=planned.name,
@@ -153,7 +153,7 @@ class Report:
                 retained_importance=group.retained[linear],
                 dense_bytes=planned.dense_bytes,
                 sparse_bytes=planned.sparse_bytes,
-                int8_error=error,
+                rounding_error=error,
             )
             for planned, (group, linear), error in zip(plan.linears, groups, rounding, strict=True)
         ]

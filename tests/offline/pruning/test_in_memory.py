@@ -1,6 +1,7 @@
 """Pruning in memory, for methods whose result no checkpoint can hold, and for those that learn."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from permllm_offline.preparation.prepared import prepare
 from permllm_offline.preparation.recipe_input import make_recipe
 from permllm_offline.pruning import in_memory
 from permllm_offline.pruning.in_memory import prune_model
+from permllm_offline.run.steps import Work
 
 
 def test_a_permutation_across_blocks_is_evaluated_in_memory(
@@ -120,3 +122,23 @@ def test_windows_of_both_kinds_are_mixed_and_layers_read_the_first(
     assert sorted(places) == list(range(8 + 6))
     assert min(places[8:]) < 8  # neither kind is kept for the end
     assert torch.equal(read["layers"], read["all"][:3])
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_file_named_self_is_a_data_set_like_others(
+    is_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if is_file:
+        (tmp_path / "self").write_text("text")
+    seeds: list[int] = []
+
+    def sample_text(*arguments: Any) -> Tensor:
+        seeds.append(arguments[-1])
+        return torch.zeros(1)
+
+    monkeypatch.setattr(in_memory, "sample_text", sample_text)
+    recipe = make_recipe({"model": "m", "dataset": "self", "seed": 3})
+    prepared: Any = SimpleNamespace(windows=())
+    in_memory.own_text(recipe, prepared, None, Work())
+    assert (seeds == [3]) == is_file

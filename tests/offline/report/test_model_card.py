@@ -43,16 +43,16 @@ def test_text_that_decides_nothing_is_no_calibration() -> None:
     assert "`text.txt`" in calibration_text(_report(make_recipe(given | {"values": "int8"})))
 
 
-@pytest.mark.parametrize("int8_error", [None, 0.01])
+@pytest.mark.parametrize("rounding_error", [None, 0.01])
 def test_perplexity_of_int8_values_leaves_activations_out(
-    int8_error: float | None, tmp_path: Path
+    rounding_error: float | None, tmp_path: Path
 ) -> None:
-    layer = LayerReport("q", 64, 64, "none", 0.0, 0.7, 8192, 4608, int8_error)
+    layer = LayerReport("q", 64, 64, "none", 0.0, 0.7, 8192, 4608, rounding_error)
     report = _report(make_recipe({"model": str(tmp_path)}), layer)
     language = SimpleNamespace(config=LlamaConfig())
     card = model_card(report, Source(str(tmp_path), tmp_path, language), "sparse")
     assert "calibration never saw" in card
-    assert ("serving rounds them" in card) == (int8_error is not None)
+    assert ("serving rounds them" in card) == (rounding_error is not None)
 
 
 def _report(recipe: Recipe, *layers: LayerReport) -> Report:

@@ -113,7 +113,7 @@ def test_numbers_are_those_of_the_report(report: Report, tmp_path: Path) -> None
         assert cells["importance kept"] == f"{layer['retained_importance'] * 100:.2f} %"
         assert cells["channels moved"] == f"{layer['moved_channels'] * 100:.1f} %"
         assert cells["bytes"] == f"{layer['sparse_bytes']:,}"
-        assert cells["rounding error"] == f"{layer['int8_error'] * 100:.2f} %"
+        assert cells["rounding error"] == f"{layer['rounding_error'] * 100:.2f} %"
     for index, row in enumerate(page.tables["decoder-layers"][1:]):
         error = known["reconstruction"][index]
         numbers = (error["before"], error["after"], known["output_errors"][index])

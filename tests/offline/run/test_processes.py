@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -306,3 +307,18 @@ def test_the_default_method_is_shared_and_the_recipe_says_how(
     run_two(prune_best_to, tmp_path / "sparse", tiny_model_directory, text_file)
     recorded = read_recipe(tmp_path / "sparse" / "recipe.yaml")
     assert recorded["distillation"]["windows_per_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("backends", "usable"), [("cpu:gloo,cuda:nccl", True), ("cuda:nccl", False)]
+)
+def test_a_group_that_is_there_must_send_tensors_of_the_cpu(
+    backends: str, usable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes.distributed, "get_backend_config", lambda: backends)
+    entered = []
+    with nullcontext() if usable else pytest.raises(OfflineError, match="none for the CPU"):
+        with processes.joined():
+            entered.append(backends)
+    assert entered == [backends] * usable
