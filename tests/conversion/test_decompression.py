@@ -100,6 +100,7 @@ def quantize(dense: Path, target: Path, form: str) -> tuple[Path, dict[str, Tens
         stored |= {f"{module}.{kind}": one.contiguous() for kind, one in parts.items()}
         stored[f"{module}.input_scale"] = torch.ones(1)
         expected[name] = whole.to(tensor.dtype)
+    stored["model.layers.0.self_attn.k_scale"] = torch.ones(1)
     save_file(stored, source / "model.safetensors", metadata={"format": "pt"})
     set_config(source, quantization_config=entries)
     return source, expected

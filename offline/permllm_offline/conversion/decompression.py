@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ from permllm_vllm.checkpoint.writer import MAX_SHARD_BYTES, write_checkpoint
 _QUANTIZED = ("weight_packed", "weight_scale", "weight_scale_inv")
 """What a quantized matrix has, and a plain one has not."""
 _KEPT = ("weight", "bias")
-"""What is left of a module once its weight is restored: nothing of activations and caches."""
+"""What is left of a module once its weight is restored: nothing of activations."""
+_OF_CACHES = re.compile(r"(q|k|v|prob)_(scale|zero_point)")
+"""What dense models have no use for either."""
 
 Restore = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """The tensors of one module by their names -> those of the dense one."""
@@ -109,7 +112,9 @@ def _tensors(source: Source, files: StoredFiles, restore: Restore) -> Iterator[t
     """Yield the dense model, one module in memory at a time."""
     modules: dict[str, list[str]] = {}
     for name in natural_order(files.names()):
-        modules.setdefault(name.rpartition(".")[0], []).append(name)
+        module, _, kind = name.rpartition(".")
+        if not _OF_CACHES.fullmatch(kind):
+            modules.setdefault(module, []).append(name)
     for module, names in modules.items():
         tensors = {name: files.part(name, 0, files.header(name).shape) for name in names}
         if any(f"{module}.{kind}" in tensors for kind in _QUANTIZED):
