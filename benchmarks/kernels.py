@@ -9,8 +9,8 @@
     python -m benchmarks.kernels --device cuda --json results.json    # benchmarks/cuda/kernels.py
 
 Every contestant runs in this process, call by call in turn, over enough copies of its weight that
-none of them is in the cache; the peers with huge pages run in a second process. One thread is timed
-in thread-CPU time, more of them in wall time; numbers are medians.
+none of them is in the cache. One thread is timed in thread-CPU time, more of them in wall time;
+numbers are medians.
 
 The result is written after each number of tokens; one that it holds for all values is not measured
 again.
@@ -38,10 +38,8 @@ from benchmarks.cpu.contestants import (
     rounds_of,
     sparse_contestant,
 )
-from benchmarks.cpu.kernel_rows import KEY, Row, complete
-from benchmarks.cpu.limits import times_with_huge_pages
+from benchmarks.cpu.kernel_rows import KEY, Row
 from benchmarks.cpu.products import activations
-from benchmarks.cpu.stream import stream_rate
 from benchmarks.cuda import kernels as cuda_kernels
 from benchmarks.records.result_file import kept_rows
 from benchmarks.records.rows import Rows
@@ -63,7 +61,7 @@ BLOCK_SIZES = (32, 64, 128)
 INT4 = "int4"
 OLDER = {"dtype": "bfloat16", "block_size": 64}
 """What results were measured with that do not say it."""
-LAYERS_ALONE = ("shapes", "patterns", "values", "no_huge_pages", "dtype", "block_size")
+LAYERS_ALONE = ("shapes", "patterns", "values", "dtype", "block_size")
 """Options that experts have not."""
 CPU_ALONE = ("threads", "quick", "experts", *LAYERS_ALONE[1:])
 """Options that the CUDA benchmark has not."""
@@ -96,13 +94,9 @@ class Plan:
 def measure(
     shape: tuple[int, int], pattern: str, tokens: Sequence[int], plan: Plan
 ) -> Iterator[list[Row]]:
-    """Compare one weight shape with every peer; yields the rows of one number of tokens at a time.
-
-    Bounds are those of these rows alone; `complete` gives those of a whole result.
-    """
+    """Compare one shape with every peer; yields the rows of one number of tokens at a time."""
     n, k = shape
     dtype = getattr(torch, plan.dtype)
-    reading = stream_rate(plan.threads)
     block = plan.block_size if k % plan.block_size == 0 else 32
     drawn = random_layer(n, k, pattern, block, permuted=k % block == 0, by_magnitude=True)
     layers = {"bfloat16": drawn, "int8": to_int8(drawn), INT4: to_int4(drawn)}
@@ -133,19 +127,15 @@ def measure(
                         peer=peer,
                         peer_values="int8" if peer == VLLM_INT8 else plan.dtype,
                         peer_us=round(times[peer], 1),
-                        peer_huge_pages_us=None,
                         ours_us=round(ours_us, 1),
                         ratio=round(times[peer] / ours_us, 3),
                         packed_bytes=ours.weight_bytes,
-                        plain_reading_us=round(ours.weight_bytes / reading, 1),
-                        stream_floor_us=0.0,
-                        ideal_dense_us=0.0,
                         ours_gflops=round(2 * m * n * k / ours_us / 1e3, 1),
                         relative_error=float(f"{error:.2e}"),
                         **conditions(),
                     )
                 )
-        yield complete(rows)
+        yield rows
 
 
 def _ours(values: str) -> str:
@@ -159,10 +149,9 @@ def table(rows: list[Row], values: str) -> Table:
     names = list(dict.fromkeys(row.peer for row in rows))
     result = Table(
         title=f"{first.isa}, {values} values, {first.threads} thread(s), times in microseconds",
-        caption="ratios to the fastest dense peer of the same dtype, to it in huge pages, to an "
-        "ideal dense kernel; share of the memory's rate",
+        caption="ratios to the fastest dense peer of the same dtype; GB/s of the packed weights",
     )
-    columns = ("N x K", "pattern", "M", *names, "permllm", "ratio", "huge pages", "ideal", "memory")
+    columns = ("N x K", "pattern", "M", *names, "permllm", "ratio", "GB/s")
     for column in columns:
         result.add_column(column, justify="right")
     groups: dict[tuple[int, int, str, int], list[Row]] = {}
@@ -171,17 +160,15 @@ def table(rows: list[Row], values: str) -> Table:
     for (n, k, pattern, m), group in groups.items():
         ours = group[0].ours_us
         dense = [row for row in group if row.peer_values != "int8"]
-        huge = [row.peer_huge_pages_us for row in dense if row.peer_huge_pages_us is not None]
         result.add_row(
             *(f"{n}x{k}", pattern, str(m), *(f"{row.peer_us:.0f}" for row in group)),
             *(f"{ours:.0f}", f"{min(row.ratio for row in dense):.2f}x"),
-            f"{min(huge) / ours:.2f}x" if huge else "",
-            *(f"{dense[0].ideal_dense_us / ours:.2f}x", f"{dense[0].stream_floor_us / ours:.0%}"),
+            f"{group[0].packed_bytes / ours / 1e3:.1f}",
         )
     return result
 
 
-def run(plan: Plan, result: Rows, huge_pages: bool) -> list[Row]:
+def run(plan: Plan, result: Rows) -> list[Row]:
     """Measure what the result lacks of the plan; returns all rows of the result."""
     torch.set_num_threads(plan.threads)
     with torch.inference_mode():
@@ -195,25 +182,6 @@ def run(plan: Plan, result: Rows, huge_pages: bool) -> list[Row]:
             if tokens:
                 for rows in measure(shape, pattern, tokens, plan):
                     result.update(row.written() for row in rows)
-                    result.amend(row.written() for row in complete(_rows(result)))
-    if huge_pages:
-        for shape in dict.fromkeys((row.n, row.k) for row in _rows(result)):
-            without = [
-                row
-                for row in _rows(result)
-                if (row.n, row.k) == shape and row.peer_huge_pages_us is None
-            ]
-            if without:
-                times = times_with_huge_pages(
-                    shape,
-                    sorted({row.m for row in without}),
-                    sorted({row.peer for row in without}),
-                    plan.threads,
-                    quick=plan.quick,
-                    dtype=plan.dtype,
-                )
-                found = complete(_rows(result), times)
-                result.amend((row.written() for row in found), measured=["peer_huge_pages_us"])
     return _rows(result)
 
 
@@ -245,10 +213,6 @@ def _parser() -> argparse.ArgumentParser:
         help=f"the experts of a layer in place of linear layers: {', '.join(EXPERTS)}",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", default=None, help="fewer repetitions")
-    parser.add_argument(
-        "--no-huge-pages", action="store_true", default=None,
-        help="leave out the peers in huge pages",
-    )  # fmt: skip
     parser.add_argument(
         "--json",
         type=Path,
@@ -331,7 +295,7 @@ def main() -> None:
     }
     with kept_rows(parser, arguments.json, facts, KEY, OLDER) as result:
         warn()
-        rows = run(plan, result, huge_pages=not arguments.no_huge_pages)
+        rows = run(plan, result)
     console = Console()
     for values in dict.fromkeys(row.value_dtype for row in rows):
         console.print(table(rows, values))

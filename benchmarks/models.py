@@ -6,7 +6,6 @@ python -m benchmarks.models tinyllama
 """
 
 import argparse
-import json
 import shutil
 import tempfile
 import zlib
@@ -81,81 +80,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "linear_key_head_dim": 128,
         "linear_value_head_dim": 128,
         "vocab_size": 248320,
-        "tie_word_embeddings": True,
-    },
-    "gemma-4-e2b": {
-        "model_type": "gemma4_text",
-        "hidden_size": 1536,
-        "intermediate_size": 6144,
-        "use_double_wide_mlp": True,
-        "num_hidden_layers": 35,
-        "num_kv_shared_layers": 20,
-        "layer_types": [*["sliding_attention"] * 4, "full_attention"] * 7,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 1,
-        "head_dim": 256,
-        "final_logit_softcapping": 30.0,
-        "vocab_size": 262144,
-        "tie_word_embeddings": True,
-    },
-    # Of its 47 layers and 154880 words a sixth, so that each part has its share of the bytes.
-    "glm-4.7-flash-sixth": {
-        "model_type": "glm4_moe_lite",
-        "hidden_size": 2048,
-        "intermediate_size": 10240,
-        "moe_intermediate_size": 1536,
-        "num_hidden_layers": 8,
-        "first_k_dense_replace": 1,
-        "num_attention_heads": 20,
-        "num_key_value_heads": 20,
-        "q_lora_rank": 768,
-        "kv_lora_rank": 512,
-        "qk_nope_head_dim": 192,
-        "qk_rope_head_dim": 64,
-        "v_head_dim": 256,
-        "n_routed_experts": 64,
-        "num_experts_per_tok": 4,
-        "n_shared_experts": 1,
-        "topk_method": "noaux_tc",
-        "scoring_func": "sigmoid",
-        "vocab_size": 25856,
-    },
-    "lfm2-1.2b": {
-        "model_type": "lfm2",
-        "hidden_size": 2048,
-        "intermediate_size": 12288,  # of which the class takes two thirds
-        "num_hidden_layers": 16,
-        "layer_types": [
-            "full_attention" if layer in (2, 5, 8, 10, 12, 14) else "conv" for layer in range(16)
-        ],
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "conv_L_cache": 3,
-        "conv_dim": 2048,
-        "block_dim": 2048,
-        "vocab_size": 65536,
-        "tie_word_embeddings": True,
-    },
-    # Half of its 40 layers and 100352 words.
-    "granite-4.0-h-tiny-half": {
-        "model_type": "granitemoehybrid",
-        "hidden_size": 1536,
-        "intermediate_size": 512,
-        "shared_intermediate_size": 1024,
-        "num_hidden_layers": 20,
-        "layer_types": ["attention" if layer in (5, 15) else "mamba" for layer in range(20)],
-        "num_attention_heads": 12,
-        "num_key_value_heads": 4,
-        "num_local_experts": 64,
-        "num_experts_per_tok": 6,
-        "mamba_n_heads": 48,
-        "mamba_d_state": 128,
-        "position_embedding_type": "nope",
-        "embedding_multiplier": 12,
-        "residual_multiplier": 0.22,
-        "attention_multiplier": 0.0078125,
-        "logits_scaling": 6,
-        "vocab_size": 50176,
         "tie_word_embeddings": True,
     },
     "olmoe-1b-7b": {
@@ -350,27 +274,6 @@ def _random_tensors(shapes: Mapping[str, torch.Size], std: float) -> Iterator[tu
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         tensor = torch.empty(shape, dtype=torch.bfloat16)
         yield name, tensor.normal_(std=std, generator=generator)
-
-
-def word_tokenizer(model: Path) -> Path:
-    """Return a folder with a tokenizer for a model, made where the model has none.
-
-    One word per token of its vocabulary: enough for benchmarks that draw tokens at random.
-    """
-    if (model / "tokenizer.json").exists():
-        return model
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    size = json.loads((model / "config.json").read_text())["vocab_size"]
-    output = cache_dir() / f"words-{size}"
-    if not (output / "tokenizer.json").exists():
-        vocabulary = {f"w{token}": token for token in range(size)}
-        words = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
-        words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0")
-        tokenizer.save_pretrained(output)
-    return output
 
 
 REAL: Mapping[str, Callable[[], Path]] = {

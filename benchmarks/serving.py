@@ -1,21 +1,20 @@
 """Decode and prefill speed in vLLM: dense, 2:4 sparse, and vLLM's own int8 and int4.
 
 All engines are up at the same time and take turns, call by call; medians are reported, and ratios
-to dense in the same run. vLLM's own `vllm bench latency`, `throughput` and `serve` follow, each
-for every cell and variant in turn, as many rounds as `--bench` says.
+to dense in the same run.
 
     python -m benchmarks.serving --json OUT
     python -m benchmarks.serving --model llama-3.2-1b --compiled --json OUT --plot OUT.svg
     python -m benchmarks.serving --model llama-2-7b --variants "2:4 int8" --memory-limit 8 \\
         --cells 1x32 1x512 --json OUT
     python -m benchmarks.serving --variants "dense bfloat16" "2:4 int8" "2:4 int8, int8 head" \\
-        --cells 1x32 8x32 --bench 0 --json OUT
+        --cells 1x32 8x32 --json OUT
     python -m benchmarks.serving --variants "dense bfloat16" "dense float16" \\
-        "2:4 bfloat16 (float16)" --cells 1x32 --bench 0 --json OUT
+        "2:4 bfloat16 (float16)" --cells 1x32 --json OUT
     python -m benchmarks.serving --variants "dense bfloat16" "dense float32" "2:4 int8" \\
-        --cells 1x32 --bench 0 --json OUT    # where the CPU multiplies no bfloat16
+        --cells 1x32 --json OUT    # where the CPU multiplies no bfloat16
     python -m benchmarks.serving --variants "2:4 int8" "llama.cpp Q8_0" "llama.cpp Q4_0" \\
-        --llama-cpp ../llama.cpp/build/bin --cells 1x32 --bench 0 --json OUT
+        --llama-cpp ../llama.cpp/build/bin --cells 1x32 --json OUT
     python -m benchmarks.serving --dense DIR --sparse DIR --cells 1x32 8x32 --json OUT
 
 Without the dense variant nothing loads it, and there are no ratios. The result is written after
@@ -36,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from .cpu.conditions import warn
-from .engines import llama_cpp, quantized_peers, vllm_bench
+from .engines import llama_cpp, quantized_peers
 from .engines.engine import RESERVED_CORES, Engine, NoEngine, Running, alternate
 from .engines.gguf_twin import gguf_twin
 from .engines.identity import identity
@@ -44,7 +43,6 @@ from .engines.kv_cache import DEFAULT_GIB, KV_CACHE, kv_cache_gib
 from .engines.serving_plots import save_figure
 from .engines.serving_report import show
 from .engines.serving_rows import (
-    DECODE,
     DENSE,
     INT4,
     INT8,
@@ -54,7 +52,7 @@ from .engines.serving_rows import (
     with_ratios,
 )
 from .engines.weight_bytes import DecodedWeights, of_checkpoint
-from .models import SHAPES, random_model, smollm2, word_tokenizer
+from .models import SHAPES, random_model, smollm2
 from .pruning.commands import ended, magnitude_pruned
 from .records.machine import machine_class
 from .records.result_file import kept_rows
@@ -136,10 +134,7 @@ def compare(
     rows = Rows(None, {}, KEY) if rows is None else rows
     dense = variants[0] if dense is None else dense
     for group in [[name] for name in variants] if one_at_a_time else [list(variants)]:
-        lacking = {
-            cell: [name for name in group if (DECODE, name, *cell, None) not in rows]
-            for cell in cells
-        }
+        lacking = {cell: [name for name in group if (name, *cell) not in rows] for cell in cells}
         needed = {name for names in lacking.values() for name in (*names, dense) if names}
         engines = {name: _engine(start, name) for name in group if name in needed}
         try:
@@ -148,10 +143,9 @@ def compare(
                 if names:
                     times = repeats or repeats_of(*cell)
                     found = {
-                        row["variant"]: {"benchmark": DECODE, **row}
-                        for row in alternate(turns, *cell, OUTPUT_TOKENS, times)
+                        row["variant"]: row for row in alternate(turns, *cell, OUTPUT_TOKENS, times)
                     }
-                    kept = rows.get((DECODE, dense, *cell, None)) if one_at_a_time else None
+                    kept = rows.get((dense, *cell)) if one_at_a_time else None
                     base = found.get(dense) or kept
                     rows.update(
                         with_ratios(found[name], base, weights, int4_group) for name in names
@@ -208,9 +202,6 @@ def _parser() -> argparse.ArgumentParser:
         help="of each engine: beyond it, its processes are ended and it is refused",
     )  # fmt: skip
     parser.add_argument("--one-at-a-time", action="store_true", help="for models that fill memory")
-    parser.add_argument(
-        "--bench", type=int, default=1, metavar="ROUNDS", help="of vLLM's own (default: 1; 0: none)"
-    )
     parser.add_argument("--json", type=Path, required=True, help="where the result is written")
     parser.add_argument("--plot", type=Path, help="where a plot is written, an SVG")
     return parser
@@ -289,7 +280,7 @@ def _measure(
     makers: Mapping[str, Callable[[Path], Path]],
     rows: Rows,
 ) -> None:
-    """Measure what the result lacks: engines in turn, then vLLM's own benchmarks."""
+    """Measure what the result lacks."""
     warn()
     eager = not arguments.compiled
     model = cache(lambda name: makers[name](dense))
@@ -321,27 +312,6 @@ def _measure(
         one_at_a_time=arguments.one_at_a_time,
         int4_group=quantized_peers.int4_group(dense),
     )
-    words = cache(partial(word_tokenizer, dense))
-    vllm_bench.alternate(
-        [name for name in makers if name not in llama_cpp.VARIANTS],
-        arguments.cells,
-        rows,
-        lambda benchmark, name, cell: {
-            **vllm_bench.measured(
-                benchmark,
-                model(name),
-                words(),
-                cell,
-                eager=eager,
-                dtype=_served(name).dtype,
-                head=_served(name).head,
-                memory_limit=arguments.memory_limit,
-            ),
-            "checkpoint": identity(model(name)),
-        },
-        arguments.bench,
-        dense=DENSE,
-    )
     order = [*EVERY, *makers]
     rows.sort(lambda row: _place(row, order))
 
@@ -371,11 +341,9 @@ def _shape(model: Path) -> dict[str, Any]:
 
 
 def _place(row: Mapping[str, Any], variants: Sequence[str]) -> tuple[Any, ...]:
-    """vLLM's own benchmarks last; cells by prompt and batch, variants in their order."""
+    """Cells by prompt and batch, variants in their order."""
     names = [*variants, row["variant"]]
-    benchmark = [DECODE, *vllm_bench.BENCHMARKS].index(row["benchmark"])
-    sizes = (row.get("prompt_tokens", 0), row.get("batch", 0), row.get("round", 0))
-    return benchmark, *sizes, names.index(row["variant"])
+    return row["prompt_tokens"], row["batch"], names.index(row["variant"])
 
 
 if __name__ == "__main__":

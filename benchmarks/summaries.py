@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.cpu.conditions import FEWEST
 from benchmarks.cpu.kernel_tables import fastest_peer
-from benchmarks.engines.serving_tables import of_engines
 from benchmarks.records.markdown import Result, markdown
 
 Records = Mapping[str, Result]
@@ -66,14 +66,14 @@ def _machine(name: str, result: Result) -> str:
 
 def decode(records: Records, link: Link, left_out: Sequence[str] = ()) -> str:
     """Decoding, times as fast as dense bfloat16: 1 / 8 / 32 sequences, as far as measured."""
-    measured = {row["variant"] for result in records.values() for row in of_engines(result)}
+    measured = {row["variant"] for result in records.values() for row in result["rows"]}
     without = {*left_out, *(RARE - measured)}
     variants = {name: shown for name, shown in VARIANTS.items() if name not in without}
     lines = []
     for name, result in records.items():
         ratios = {
             (row["variant"], row["batch"]): row["decode_ratio"]
-            for row in of_engines(result)
+            for row in result["rows"]
             if row["prompt_tokens"] == PROMPT and "decode_ratio" in row
         }
         shown = [
@@ -95,13 +95,18 @@ def layers(records: Records, link: Link) -> str:
     tokens = sorted({row["m"] for result in records.values() for row in result["rows"]})
     lines = []
     for name, result in records.items():
-        for values in ("bfloat16", "int8", "int4"):
-            own = [row for row in result["rows"] if row["value_dtype"] == values]
-            for peer, label in (("bfloat16", values), ("int8", f"{values}, to vLLM's dense int8")):
+        kinds = itertools.product(
+            dict.fromkeys(row["pattern"] for row in result["rows"]), ("bfloat16", "int8", "int4")
+        )
+        for pattern, values in kinds:
+            key = {"pattern": pattern, "value_dtype": values}
+            own = [row for row in result["rows"] if key.items() <= row.items()]
+            for peer, label in (("bfloat16", ""), ("int8", ", to vLLM's dense int8")):
                 rows = list(fastest_peer(own, peer).values())
                 cells = [_range([row["ratio"] for row in rows if row["m"] == m]) for m in tokens]
                 if any(cells):
-                    lines.append([link(name, _machine(name, result)), label, *cells])
+                    cpu = link(name, _machine(name, result))
+                    lines.append([cpu, f"{pattern} {values}{label}", *cells])
     return markdown(["CPU", "values", *(f"M = {m}" for m in tokens)], lines)
 
 

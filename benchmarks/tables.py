@@ -14,12 +14,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from benchmarks import quality, summaries
-from benchmarks.cpu import expert_tables, kernel_tables
+from benchmarks.cpu import kernel_tables
 from benchmarks.engines import serving_tables, speculation_tables
 from benchmarks.records.markdown import Result
 
@@ -67,12 +66,8 @@ def _fact(result: Result, key: str) -> str:
 
 VIEWS: Mapping[str, Callable[[Result], str]] = {
     "kernels": kernel_tables.ratios,
-    "kernels-and-int8-peer": kernel_tables.ratios_and_aims,
-    "experts": expert_tables.experts,
     "decode": serving_tables.decode,
     "overview": serving_tables.overview,
-    "first-token": serving_tables.first_token,
-    "vllm-bench": serving_tables.bench,
     "speculation": speculation_tables.speculation,
     "methods": quality.methods,
 }
@@ -84,14 +79,6 @@ SUMMARIES: Mapping[str, Callable[[summaries.Records, summaries.Link], str]] = {
     "quality": quality.default_method,
 }
 """Views of several results."""
-
-ROWS: Mapping[str, Callable[[Result], Sequence[Mapping[str, Any]]]] = {
-    "decode": serving_tables.of_engines,
-    "overview": serving_tables.of_engines,
-    "first-token": serving_tables.of_engines,
-    "vllm-bench": serving_tables.of_bench,
-}
-"""The rows of a view that has not all of its result's."""
 
 
 def block(names: str, view: str, folder: Path, results: Path = RESULTS) -> str:
@@ -114,8 +101,7 @@ def block(names: str, view: str, folder: Path, results: Path = RESULTS) -> str:
     else:
         ((name, result),) = found.items()
         table = VIEWS[view](result)
-        own = {**result, "rows": ROWS[view](result)} if view in ROWS else result
-        origin = f"{link(name, _file(name, results).name)}: {measured_on(own)}"
+        origin = f"{link(name, _file(name, results).name)}: {measured_on(result)}"
     shown = f"\n{table}\n\n<sub>{origin}</sub>\n" if table else ""
     return f"<!-- table: {names} {view} -->\n{shown}<!-- end -->"
 

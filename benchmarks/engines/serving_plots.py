@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.engines.serving_rows import DECODE
 from benchmarks.records.drawing import grouped_columns, save
 from benchmarks.records.markdown import Result
 
@@ -55,8 +54,7 @@ def save_figure(result: Result, output: Path, title: str) -> None:
 
 def _draw_all(result: Result, axes: Sequence[Any], title: str) -> None:
     """Draw each of `PANELS` into axes of its own; variants that were refused have no bars."""
-    rows = [row for row in result["rows"] if row.get("benchmark", DECODE) == DECODE]
-    rows = [row for row in rows if "refused" not in row]
+    rows = [row for row in result["rows"] if "refused" not in row]
     for panel, place in zip(PANELS, axes, strict=True):
         _draw(panel, rows, place)
     figure = axes[0].figure

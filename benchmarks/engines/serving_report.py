@@ -6,8 +6,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.engines.serving_rows import DECODE
-
 Row = Mapping[str, Any]
 Column = tuple[str, Callable[[Row], str]]
 
@@ -34,36 +32,17 @@ TURNS: Sequence[Column] = (
     ("threads", number("threads", 0)),
     ("load", number("load_average", 1)),
 )
-BENCH: Sequence[Column] = (
-    ("benchmark", lambda row: row["benchmark"]),
-    ("variant", lambda row: row["variant"]),
-    ("batch", number("batch", 0)),
-    ("prompt", number("prompt_tokens", 0)),
-    ("round", number("round", 0)),
-    ("latency s", number("seconds")),
-    ("x dense", number("seconds_ratio")),
-    ("tokens/s", number("tokens_per_second", 1)),
-    ("x dense", number("tokens_ratio")),
-    ("TTFT ms", number("median_ttft_ms", 0)),
-    ("x dense", number("ttft_ratio")),
-    ("TPOT ms", number("median_tpot_ms", 0)),
-    ("x dense", number("tpot_ratio")),
-)
 
 
 def show(rows: Sequence[Row], title: str) -> None:
-    """Print the rows as tables, and why variants were refused."""
+    """Print the rows as a table, and why variants were refused."""
     console = Console(width=160)
-    turns = [row for row in rows if row["benchmark"] == DECODE]
-    bench = [row for row in rows if row["benchmark"] != DECODE]
-    for name, columns, found in ((title, TURNS, turns), ("vllm bench", BENCH, bench)):
-        if found:
-            table = Table(title=name)
-            for header, _ in columns:
-                table.add_column(header, justify="left" if header == "variant" else "right")
-            for row in found:
-                table.add_row(*(shown(row) for _, shown in columns))
-            console.print(table)
+    table = Table(title=title)
+    for header, _ in TURNS:
+        table.add_column(header, justify="left" if header == "variant" else "right")
+    for row in rows:
+        table.add_row(*(shown(row) for _, shown in TURNS))
+    console.print(table)
     for variant, why in {
         row["variant"]: row["refused"] for row in rows if "refused" in row
     }.items():

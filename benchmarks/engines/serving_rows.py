@@ -7,20 +7,10 @@ from benchmarks.engines.weight_bytes import DecodedWeights
 
 Row = Mapping[str, Any]
 
-KEY = ("benchmark", "variant", "batch", "prompt_tokens", "round")
-DECODE = "decode"
-"""The benchmark of engines that take turns; the others are vLLM's own."""
+KEY = ("variant", "batch", "prompt_tokens")
 
-TIMES = {
-    "time_to_first_token_ms": "first_token_ratio",
-    "seconds": "seconds_ratio",
-    "median_ttft_ms": "ttft_ratio",
-    "median_tpot_ms": "tpot_ratio",
-}
-SPEEDS = {
-    "decode_tokens_per_second": "decode_ratio",
-    "tokens_per_second": "tokens_ratio",
-}
+TIMES = {"time_to_first_token_ms": "first_token_ratio"}
+SPEEDS = {"decode_tokens_per_second": "decode_ratio"}
 """Quantities of a row, and the field that says how many times as fast as dense that is."""
 
 OUTPUT_TOKENS = 32

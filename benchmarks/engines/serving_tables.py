@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.engines.serving_rows import DECODE
 from benchmarks.records.markdown import Result, markdown
 
 Row = Mapping[str, Any]
@@ -20,7 +19,7 @@ def by_cell(result: Result, shown: Shown, columns: Mapping[str, Together]) -> st
         shown: what stands in a cell.
         columns: what the rows of a variant say together; left out where none says anything.
     """
-    rows = of_engines(result)
+    rows = result["rows"]
     found = {(row["variant"], row["batch"], row["prompt_tokens"]): row for row in rows}
     cells = list(dict.fromkeys((batch, prompt) for _, batch, prompt in found))
     variants = list(dict.fromkeys(variant for variant, _, _ in found))
@@ -36,16 +35,6 @@ def by_cell(result: Result, shown: Shown, columns: Mapping[str, Together]) -> st
             for line, value in zip(lines.values(), values, strict=True):
                 line.append(value)
     return markdown(header, lines.values())
-
-
-def of_engines(result: Result) -> list[Row]:
-    """Rows of the engines that take turns; the others are those of vLLM's own benchmarks."""
-    return [row for row in result["rows"] if row.get("benchmark", DECODE) == DECODE]
-
-
-def of_bench(result: Result) -> list[Row]:
-    """Rows of vLLM's own benchmarks."""
-    return [row for row in result["rows"] if row.get("benchmark", DECODE) != DECODE]
 
 
 def _refusals(rows: Iterable[Row]) -> list[tuple[str, str]]:
@@ -66,7 +55,7 @@ def _cell(row: Row, shown: Shown) -> str:
 
 def decode(result: Result) -> str:
     """Decoded tokens per second and times dense's; memory, bytes of the pruned layers, loading."""
-    rows = of_engines(result)
+    rows = result["rows"]
     columns: dict[str, Together] = {
         "by bytes": lambda rows: _largest(rows, "byte_ratio", "{:.2f}x"),
         "pruned linears": lambda rows: _largest(rows, "packed_ratio", "{:.3f}x"),
@@ -77,14 +66,9 @@ def decode(result: Result) -> str:
     return by_cell(result, decode_speed, columns) + _reasons(_refusals(rows))
 
 
-def first_token(result: Result) -> str:
-    """Milliseconds until all sequences have their first token, and times as early as dense's."""
-    return by_cell(result, first_token_time, {})
-
-
 def overview(result: Result) -> str:
     """The cells that a reader asks for first: decoding by batch, a long prompt, memory."""
-    rows = of_engines(result)
+    rows = result["rows"]
     found = {(row["variant"], row["batch"], row["prompt_tokens"]): row for row in rows}
     lines = []
     for variant in dict.fromkeys(row["variant"] for row in rows):
@@ -94,50 +78,6 @@ def overview(result: Result) -> str:
             line.append("" if row is None else _cell(row, shown))
         lines.append([*line, _resident([row for row in rows if row["variant"] == variant])])
     return markdown(["variant", *(name for *_, name, _ in OVERVIEW), "resident MiB"], lines)
-
-
-def bench(result: Result) -> str:
-    """What vLLM's own benchmarks say, a line per cell and variant, medians over rounds.
-
-    Nothing where a result has no rows of them.
-    """
-    rows = of_bench(result)
-    if not rows:
-        return ""
-    lines = []
-    for place in dict.fromkeys(map(_place, rows)):
-        batch, prompt, variant = place
-        line = [variant, str(batch), str(prompt)]
-        for benchmark, _, field, ratio, form in BENCH:
-            own = [row for row in rows if _place(row) == place and row["benchmark"] == benchmark]
-            line.append(_medians(own, field, ratio, form))
-        lines.append(line)
-    header = ["variant", "batch", "prompt", *(name for _, name, *_ in BENCH)]
-    said = _refusals(of_engines(result))  # stands below the table of decoding
-    return markdown(header, lines) + _reasons(one for one in _refusals(rows) if one not in said)
-
-
-def _place(row: Row) -> tuple[Any, Any, str]:
-    return row.get("batch", ""), row.get("prompt_tokens", ""), row["variant"]
-
-
-BENCH = (
-    ("latency", "latency", "seconds", "seconds_ratio", "{:.2f} s"),
-    ("throughput", "throughput, tokens/s", "tokens_per_second", "tokens_ratio", "{:.1f}"),
-    ("serve", "serve, tokens/s", "tokens_per_second", "tokens_ratio", "{:.1f}"),
-    ("serve", "serve, first token", "median_ttft_ms", "ttft_ratio", "{:.0f} ms"),
-    ("serve", "serve, each further", "median_tpot_ms", "tpot_ratio", "{:.0f} ms"),
-)
-"""Benchmark; name of a column; field of a row, its ratio to dense, and how it is written."""
-
-
-def _medians(rows: Sequence[Row], field: str, ratio: str, form: str) -> str:
-    measured = [row for row in rows if field in row]
-    if not measured:
-        return "refused" if any("refused" in row for row in rows) else ""
-    shown = form.format(median(row[field] for row in measured))
-    ratios = [row[ratio] for row in measured if ratio in row]
-    return f"{shown} ({median(ratios):.2f}x)" if ratios else shown
 
 
 def decode_speed(row: Row) -> str:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.resident_memory import ResidentGrowth
 from safetensors.torch import load_file
 
 from benchmarks import models
 from benchmarks.engines.quantized_peers import int4, int8
 from benchmarks.models import random_model
+from tests.resident_memory import ResidentGrowth
 
 MIB = 1 << 20
 SHAPE = {

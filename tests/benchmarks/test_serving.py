@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import serving
-from benchmarks.engines import serving_tables, vllm_bench
+from benchmarks.engines import serving_tables
 from benchmarks.engines.engine import Answers, EngineError
 from benchmarks.engines.serving_rows import KEY, repeats_of, with_ratios
 from benchmarks.engines.weight_bytes import DecodedWeights
@@ -130,8 +130,7 @@ def test_a_refused_variant_is_in_the_record_and_in_the_tables(start: Any, tmp_pa
     compare(["dense", "broken"], [(1, 32)], start, Rows(file, {}, KEY), repeats=1)
     record = json.loads(file.read_text())
     assert record["rows"][1]["refused"] == "no kernel"
-    for view in (serving_tables.decode, serving_tables.first_token):
-        assert "\n| broken | refused |" in view(record)
+    assert "\n| broken | refused |" in serving_tables.decode(record)
     assert serving_tables.decode(record).endswith("\n\nbroken was refused: `no kernel`")
 
 
@@ -187,10 +186,10 @@ def test_long_prompts_are_measured_less_often() -> None:
 
 
 def test_times_and_speeds_are_turned_into_times_as_fast() -> None:
-    dense = {"variant": "d", "seconds": 4.0, "tokens_per_second": 5.0, "median_ttft_ms": 30.0}
-    row = {"variant": "s", "seconds": 2.0, "tokens_per_second": 15.0, "median_ttft_ms": 10.0}
+    dense = {"variant": "d", "time_to_first_token_ms": 4.0, "decode_tokens_per_second": 5.0}
+    row = {"variant": "s", "time_to_first_token_ms": 2.0, "decode_tokens_per_second": 15.0}
     found = with_ratios(row, dense)
-    assert (found["seconds_ratio"], found["tokens_ratio"], found["ttft_ratio"]) == (2, 3, 3)
+    assert (found["first_token_ratio"], found["decode_ratio"]) == (2, 3)
     assert with_ratios(row, None) == row
     assert with_ratios(row, {"refused": "x"}) == row
     assert with_ratios({"refused": "x"}, dense) == {"refused": "x"}
@@ -223,73 +222,6 @@ def test_rows_of_int4_know_the_group_size(start: Any, log: list[Any]) -> None:
     assert rows[1]["byte_ratio"] == pytest.approx(16 / 4.3125)
 
 
-def test_own_benchmarks_of_vllm_take_turns_too(tmp_path: Path) -> None:
-    calls = []
-
-    def measure(benchmark: str, variant: str, cell: tuple[int, int]) -> dict[str, float]:
-        calls.append((benchmark, variant, *cell))
-        if (benchmark, variant) == ("serve", "sparse"):
-            raise RuntimeError("vllm bench serve failed:\n  ValueError: no tokens\nbye")
-        return {"seconds": SPEEDS[variant], "tokens_per_second": 7.0}
-
-    variants = ["dense", "sparse", "int8"]
-    rows = Rows(tmp_path / "result.json", {}, KEY)
-    refused = {"variant": "int8", "batch": 1, "prompt_tokens": 32, "refused": "broken"}
-    rows.add({"benchmark": "decode", **refused})
-    cells = [(1, 32), (8, 512)]
-    vllm_bench.alternate(variants, cells, rows, measure, rounds=1)
-    kinds = ["latency", "throughput", "serve"]
-    assert calls == [
-        (kind, name, *cell)
-        for kind in kinds
-        for cell in cells
-        for name in (variants if cell == (8, 512) else ["dense", "sparse"])
-    ]
-    latency = rows["latency", "sparse", 8, 512, 0]
-    assert (latency["seconds_ratio"], latency["output_tokens"]) == (0.4, 32)
-    assert rows["serve", "sparse", 1, 32, 0]["refused"] == "ValueError: no tokens"
-    assert rows["throughput", "int8", 1, 32, 0]["refused"] == "broken"
-    assert rows["throughput", "int8", 8, 512, 0]["tokens_ratio"] == 1
-    calls.clear()
-    again = Rows(tmp_path / "result.json", {}, KEY)
-    vllm_bench.alternate(variants, cells, again, measure, rounds=1)
-    assert calls == []
-    vllm_bench.alternate(variants, cells[:1], rows, measure, rounds=2)
-    # Whatever was refused once in a cell is not tried again there.
-    assert calls == [(kind, "dense", 1, 32) for kind in kinds]
-    calls.clear()
-    vllm_bench.alternate(variants, [(8, 32)], rows, measure, rounds=1)
-    assert calls == [(kind, name, 8, 32) for kind in kinds for name in variants]
-
-
-def test_ratios_of_own_benchmarks_are_to_dense_of_the_same_call(tmp_path: Path) -> None:
-    file, speeds, calls = tmp_path / "result.json", {"dense": 10.0, "sparse": 25.0}, []
-
-    def measure(benchmark: str, variant: str, cell: tuple[int, int]) -> dict[str, float]:
-        calls.append((benchmark, variant))
-        return {"tokens_per_second": speeds[variant]}
-
-    vllm_bench.alternate(["dense"], [(1, 32)], Rows(file, {}, KEY), measure, rounds=1)
-    speeds["dense"] = 5.0  # the machine has become busier
-    calls.clear()
-    rows = Rows(file, {}, KEY)
-    vllm_bench.alternate(["dense", "sparse"], [(1, 32)], rows, measure, rounds=1)
-    assert calls[:2] == [("latency", "dense"), ("latency", "sparse")]
-    assert rows["latency", "sparse", 1, 32, 0]["tokens_ratio"] == 5.0
-    assert rows["latency", "dense", 1, 32, 0]["tokens_per_second"] == 10.0
-    other = Rows(file, {}, KEY)
-    vllm_bench.alternate(["int8"], [(1, 32)], other, lambda *_: {"seconds": 1.0}, 1, dense="dense")
-    assert "seconds_ratio" not in other["latency", "int8", 1, 32, 0]
-
-
-def test_own_benchmarks_of_vllm_run_without_dense_too(tmp_path: Path) -> None:
-    rows = Rows(None, {}, KEY)
-    measure = {"seconds": 1.0}
-    vllm_bench.alternate(["sparse"], [(1, 32)], rows, lambda *_: measure, 1, dense="dense")
-    assert [row["seconds"] for row in rows.all()] == [1.0] * 3
-    assert not any("seconds_ratio" in row for row in rows.all())
-
-
 def checkpoint(folder: Path) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model_type": "x", "hidden_size": 8}))
@@ -318,7 +250,7 @@ def test_the_command_measures_every_batch_with_every_prompt(
     monkeypatch.setenv(serving.RESERVED_CORES, "1")
     output = tmp_path / "result.json"
     command = [
-        *("serving", "--dense", str(dense), "--sparse", str(tmp_path / "other"), "--bench", "0"),
+        *("serving", "--dense", str(dense), "--sparse", str(tmp_path / "other")),
         *("--cells", "4x512", "2x512", "4x32", "2x32", "--repeats", "1", "--reserved-cores", "0"),
         *("--json", str(output), "--plot", str(tmp_path / "plot.svg"), "--memory-limit", "2.5"),
     ]
@@ -340,7 +272,7 @@ def test_the_command_measures_every_batch_with_every_prompt(
     plot = (tmp_path / "plot.svg").read_text()
     assert all(plot.count(f">batch {batch}<") == 2 * 2 for batch in (2, 4))  # two panels
     more = [*command[: command.index("--cells") + 1], "1x512", "--json", str(output)]
-    more += ["--bench", "0", "--reserved-cores", "0", "--memory-limit", "2.5"]
+    more += ["--reserved-cores", "0", "--memory-limit", "2.5"]
     monkeypatch.setattr(sys, "argv", more)
     log.clear()
     serving.main()

@@ -24,14 +24,14 @@ def test_rows_of_one_checkpoint_are_not_those_of_another(
     dense, first, second = (checkpoint(tmp_path / name) for name in ("model", "B1", "B2"))
 
     def compare(variants: Sequence[str], cells: Any, start: Any, rows: Rows, **_: Any) -> None:
-        rows.update({"benchmark": "decode", "variant": name} for name in variants)
+        rows.update({"variant": name, "batch": 1, "prompt_tokens": 32} for name in variants)
 
     monkeypatch.setattr(serving, "compare", compare)
     monkeypatch.setattr(serving, "show", lambda rows, title: None)
 
     def run(sparse: Path) -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", [
-            *("serving", "--dense", str(dense), "--sparse", str(sparse), "--bench", "0"),
+            *("serving", "--dense", str(dense), "--sparse", str(sparse)),
             *("--json", str(tmp_path / "result.json")),
         ])  # fmt: skip
         serving.main()
@@ -66,7 +66,7 @@ def test_only_variants_that_are_asked_for_are_made(
     ) -> None:
         assert (variants, cells, options["dense"]) == (["2:4 int8"], [(8, 512)], "dense bfloat16")
         start(*variants)
-        rows.update({"benchmark": "decode", "variant": name} for name in variants)
+        rows.update({"variant": name, "batch": 1, "prompt_tokens": 32} for name in variants)
 
     monkeypatch.setattr(serving, "VARIANTS", {**serving.VARIANTS, "2:4 int8": sparse})
     monkeypatch.setattr(serving, "random_model", lambda name: dense)
@@ -75,7 +75,7 @@ def test_only_variants_that_are_asked_for_are_made(
     monkeypatch.setattr(serving, "show", lambda rows, title: None)
     monkeypatch.setattr(sys, "argv", [
         *("serving", "--model", "llama-2-7b", "--variants", "2:4 int8", "--cells", "8x512"),
-        *("--bench", "0", "--json", str(tmp_path / "result.json")),
+        *("--json", str(tmp_path / "result.json")),
     ])  # fmt: skip
     serving.main()
     assert made == [dense]
@@ -92,7 +92,7 @@ def test_variations_serve_the_checkpoint_of_their_parent(
     ) -> None:
         for name in variants:
             start(name)
-        rows.update({"benchmark": "decode", "variant": name} for name in variants)
+        rows.update({"variant": name, "batch": 1, "prompt_tokens": 32} for name in variants)
 
     def engine(path: Path, *, dtype: str, head: str, **options: Any) -> None:
         started.append((path.name, dtype, head))
@@ -106,7 +106,7 @@ def test_variations_serve_the_checkpoint_of_their_parent(
     monkeypatch.setattr(sys, "argv", [
         *("serving", "--variants", "dense bfloat16", "dense float16", "2:4 int8 (float16)"),
         "2:4 int8, int8 head",
-        *("--bench", "0", "--json", str(tmp_path / "result.json")),
+        *("--json", str(tmp_path / "result.json")),
     ])  # fmt: skip
     serving.main()
     assert started == [
@@ -124,13 +124,13 @@ def test_rows_with_one_kv_cache_are_not_those_with_another(
     monkeypatch.setenv(serving.KV_CACHE, "2")
 
     def compare(variants: Sequence[str], cells: Any, start: Any, rows: Rows, **_: Any) -> None:
-        rows.update({"benchmark": "decode", "variant": name} for name in variants)
+        rows.update({"variant": name, "batch": 1, "prompt_tokens": 32} for name in variants)
 
     monkeypatch.setattr(serving, "compare", compare)
     monkeypatch.setattr(serving, "show", lambda rows, title: None)
 
     def run(*options: str) -> dict[str, Any]:
-        command = ("serving", "--dense", folder, "--sparse", folder, "--bench", "0")
+        command = ("serving", "--dense", folder, "--sparse", folder)
         monkeypatch.setattr(sys, "argv", [*command, "--json", str(output), *options])
         serving.main()
         found: dict[str, Any] = json.loads(output.read_text())

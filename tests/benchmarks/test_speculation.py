@@ -14,7 +14,7 @@ from benchmarks.engines.speculation_tables import ARBITRARY
 from benchmarks.engines.speculation_tables import speculation as table
 from benchmarks.engines.speculation_turns import DENSE, KEY, Case, compare
 from benchmarks.records.rows import Rows
-from benchmarks.speculation import arbitrary_prompts, prompts_of
+from benchmarks.speculation import prompts_of
 
 INT8 = "vLLM int8 (W8A8)"
 SPEEDS = {DENSE: 10.0, INT8: 20.0}
@@ -115,21 +115,15 @@ def test_prompts_lie_evenly_in_their_text() -> None:
         prompts_of("any", lambda _: range(100), 4)
 
 
-def test_arbitrary_prompts_are_of_words_that_any_vocabulary_has() -> None:
-    (prompt, other) = arbitrary_prompts(2)
-    assert prompt == other
-    assert max(prompt) < 1000
-
-
 @pytest.mark.parametrize(
     ("options", "why"),
     [
         (["--dense", "d"], "--dense, --draft and --text go together"),
-        (["--dense", "d", "--draft", "s", "--text", "t", "--model", "smollm2"], "in place of"),
+        (["--dense", "d", "--draft", "s", "--text", "t", "--checkpoints", "c"], "in its place"),
+        ([], "give --checkpoints, or --dense"),
         (["--dense", "d", "--draft", "s", "--text", "t"], "d is no checkpoint"),
-        (["--model", "smollm2"], "--model smollm2 and --checkpoints go together"),
-        (["--drafted", "0"], "are numbers above 0"),
-        (["--batches", "9"], "give as many as the largest of --batches"),
+        (["--checkpoints", "c", "--drafted", "0"], "are numbers above 0"),
+        (["--checkpoints", "c", "--batches", "9"], "give as many as the largest of --batches"),
     ],
 )
 def test_options_that_do_not_go_together(

@@ -144,7 +144,7 @@ def short_of_served(found: Record, prompt: int) -> list[str]:
     rows = {
         row["variant"]: row
         for row in found["rows"]
-        if (row["benchmark"], row["batch"], row["prompt_tokens"]) == ("decode", 1, prompt)
+        if (row["batch"], row["prompt_tokens"]) == (1, prompt)
     }
     missed = []
     for (variant, peer), least in LEAST_SERVED.items():
@@ -189,7 +189,7 @@ def test_a_served_variant_below_its_target_is_found(
     packed = {"2:4 bfloat16": 60, "2:4 int8": 35}
     rows = {
         name: {
-            "benchmark": "decode", "variant": name, "batch": 1, "prompt_tokens": 32,
+            "variant": name, "batch": 1, "prompt_tokens": 32,
             "decode_tokens_per_second": speed,
             "packed_bytes": packed.get(name), "dense_bytes": 100,
         }

@@ -19,17 +19,12 @@ def kernel_row(k: int, values: str, m: int, peer: str, peer_us: float) -> dict[s
         "pattern": "2:4",
         "value_dtype": values,
         "isa": "avx512_bf16",
-        "threads": 2,  # of which no aim is known
+        "threads": 2,
         "peer": peer,
         "peer_values": "int8" if peer == "vllm int8" else "bfloat16",
         "peer_us": peer_us,
         "ours_us": 2.0,
         "ratio": peer_us / 2,
-        "packed_bytes": 9000 if values == "bfloat16" else 5000,
-        "peer_huge_pages_us": None,
-        "plain_reading_us": 2.25,
-        "stream_floor_us": 1.8 if values == "bfloat16" else 1.0,
-        "ideal_dense_us": 3.2,
     }
 
 
@@ -48,13 +43,12 @@ RATIOS = """\
 | N x K | values | M = 1 | M = 16 |
 |---|---|---|---|
 | 1000 x 8 | bfloat16 | 2.50 | 1.00 |
-| 1000 x 8 | int8 | 2.50 |  |"""
+| 1000 x 8 | int8 | 2.50 |  |
+| 1000 x 8 | int8, to vLLM's dense int8 | 1.25 |  |"""
 
 
 def test_kernels_are_held_against_the_fastest_dense_peer() -> None:
     assert tables.VIEWS["kernels"](KERNELS) == RATIOS
-    longer = RATIOS + "\n| 1000 x 8 | int8, to vLLM's dense int8 | 1.25 |  |"
-    assert tables.VIEWS["kernels-and-int8-peer"](KERNELS) == longer
 
 
 def test_patterns_have_lines_of_their_own() -> None:
@@ -78,21 +72,18 @@ def test_what_differs_between_rows_is_shown_as_a_range() -> None:
     assert shown.endswith("torch 9.8")
 
 
-def test_what_was_refused_and_the_rows_of_other_tables_say_nothing_of_a_table(
+def test_what_was_refused_says_nothing_of_a_table(
     tmp_path: Path,
 ) -> None:
-    decode = {"benchmark": "decode", "variant": "dense", "batch": 1, "prompt_tokens": 32}
+    decode = {"variant": "dense", "batch": 1, "prompt_tokens": 32}
     measured = {"decode_tokens_per_second": 1.0, "threads": 2, "repeats": 5, "load_average": 0.5}
     rows = [
         {**decode, **measured},
         {**decode, "variant": "int4", "refused": "because"},
-        {**decode, "benchmark": "latency", "seconds": 2.5, "load_average": 1.5},
     ]
     (tmp_path / "new.json").write_text(json.dumps(RECORD | {"rows": rows}))
     shown = tables.block("new", "decode", tmp_path, tmp_path)
     assert "torch 9.8, load average 0.5, threads 2, repeats 5</sub>" in shown
-    shown = tables.block("new", "vllm-bench", tmp_path, tmp_path)
-    assert "torch 9.8, load average 1.5</sub>" in shown
 
 
 def test_an_overview_has_the_cells_that_are_asked_for_first() -> None:
@@ -110,7 +101,6 @@ def test_an_overview_has_the_cells_that_are_asked_for_first() -> None:
         row("2:4", 8, 32, **speed(40, 1.5)),
         row("2:4", 1, 512, **speed(9, 1.25)),
         row("int4", 1, 32, refused="because"),
-        row("2:4", 1, 32, **speed(99, 9), benchmark="latency"),
     ]
     assert tables.VIEWS["overview"]({"rows": rows}).splitlines() == [
         "| variant | 1 sequence, tokens/s | 8 sequences | 32 sequences "
@@ -138,19 +128,3 @@ def test_a_page_is_rewritten_between_its_markers(tmp_path: Path) -> None:
     assert tables.updated(page, tmp_path / "results") == expected
     page.write_text(expected)
     assert tables.updated(page, tmp_path / "results") == expected
-
-
-def test_a_table_appears_when_its_rows_are_recorded(tmp_path: Path) -> None:
-    page, record = tmp_path / "page.md", tmp_path / "new.json"
-    empty = "<!-- table: new vllm-bench -->\n<!-- end -->\nafter\n"
-    rows = [{"benchmark": "decode", "variant": "dense"}]
-    record.write_text(json.dumps(RECORD | {"rows": rows}))
-    page.write_text(empty)
-    assert tables.updated(page, tmp_path) == empty
-    bench = {"benchmark": "latency", "variant": "dense", "batch": 1, "prompt_tokens": 32}
-    record.write_text(json.dumps(RECORD | {"rows": [*rows, bench | {"seconds": 2.5}]}))
-    full = tables.updated(page, tmp_path)
-    assert "\n| dense | 1 | 32 | 2.50 s |  |  |  |  |\n\n<sub>[new.json]" in full
-    page.write_text(full)
-    record.write_text(json.dumps(RECORD | {"rows": rows}))
-    assert tables.updated(page, tmp_path) == empty

@@ -1,13 +1,23 @@
 """Scattered pages are measured, and taken out of the way."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from benchmarks.cpu import fragmentation
-from benchmarks.cpu.limits import huge_pages_mib
 
 SIZE = 8 << 20
+SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def huge_pages_mib() -> float:
+    """What this process has in huge pages, by the kernel."""
+    found = re.search(r"AnonHugePages:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +31,15 @@ def test_small_pages_are_zeros_in_no_huge_page() -> None:
     assert len(memory) == SIZE
     assert not memory.any()
     assert huge_pages_mib() == before
+
+
+@pytest.mark.skipif(
+    not SETTING.exists() or "[never]" in SETTING.read_text(), reason="huge pages are off here"
+)
+def test_huge_pages_are_huge() -> None:
+    before = huge_pages_mib()
+    memory = fragmentation.huge_pages(64 << 20)
+    assert huge_pages_mib() - before > len(memory) / 2 / 2**20
 
 
 def test_the_best_reading_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,10 +35,6 @@ def test_serving_shows_what_was_measured() -> None:
         "| dense | 10.0 (1.00x) | 10.0 (1.00x) |  | 151 |  |",
         "| 2:4 | 25.0 (2.50x) |  | 25.0 (2.50x) | 90 (0.60x) | 96 |",
     ]
-    assert tables.VIEWS["first-token"]({"rows": rows[:3]}).splitlines()[::3] == [
-        "| variant | batch 1, prompt 32 | batch 8, prompt 512 |",
-        "| 2:4 | 124 ms (1.50x) |  |",
-    ]
     without = tables.VIEWS["decode"]({"rows": [serving_row("2:4", 1, 32, 25)]})
     assert "MiB" not in without
 
@@ -46,8 +42,7 @@ def test_serving_shows_what_was_measured() -> None:
 def test_serving_shows_bytes_loading_and_what_was_refused() -> None:
     loaded = {"resident_mib": 90.0, "load_seconds": 20.2, "packed_ratio": 0.5625}
     refused = {"variant": "int4", "batch": 1, "prompt_tokens": 32, "refused": "because of `x`"}
-    bench = {"benchmark": "latency", "variant": "2:4", "seconds": 1.0}
-    rows = [serving_row("2:4", 1, 32, 25, byte_ratio=1.69, **loaded), refused, bench]
+    rows = [serving_row("2:4", 1, 32, 25, byte_ratio=1.69, **loaded), refused]
     assert tables.VIEWS["decode"]({"rows": rows}).splitlines() == [
         "| variant | batch 1, prompt 32 | by bytes | pruned linears | resident MiB "
         "| load, s (one start) |",
@@ -59,7 +54,6 @@ def test_serving_shows_bytes_loading_and_what_was_refused() -> None:
     ]
     alone = {name: value for name, value in rows[0].items() if not name.endswith("_ratio")}
     assert "| 2:4 | 25.0 | 90 | 20 |" in tables.VIEWS["decode"]({"rows": [alone]})
-    assert "| 2:4 | 124 ms |" in tables.VIEWS["first-token"]({"rows": [alone]})
 
 
 def test_loading_is_the_median_of_starts_however_many_cells_each_served() -> None:
@@ -73,36 +67,3 @@ def test_loading_is_the_median_of_starts_however_many_cells_each_served() -> Non
     assert "| load, s (median of 3) |" in table
     once = serving_row("dense", 1, 32, 10, load_seconds=15.0)
     assert "| load, s (median of 1-3) |" in tables.VIEWS["decode"]({"rows": [*rows, once]})
-
-
-def test_own_benchmarks_of_vllm_are_medians_over_rounds() -> None:
-    def row(benchmark: str, variant: str, turn: int, **found: Any) -> dict[str, Any]:
-        cell = {"batch": 1, "prompt_tokens": 32}
-        return {"benchmark": benchmark, "variant": variant, "round": turn, **cell, **found}
-
-    rows = [
-        serving_row("dense", 1, 32, 10) | {"benchmark": "decode"},
-        *(
-            row("latency", "dense", i, seconds=s, seconds_ratio=1.0)
-            for i, s in enumerate((2, 4, 9))
-        ),
-        row("latency", "2:4", 0, seconds=2.0, seconds_ratio=1.5),
-        row("serve", "2:4", 0, tokens_per_second=8.0, median_ttft_ms=100.4, ttft_ratio=3.0),
-        row("latency", "int4", 0, refused="because"),
-        row("serve", "int8", 0, refused="never came up"),
-        {"variant": "int4", "batch": 1, "prompt_tokens": 32, "refused": "because"},
-        row("latency", "dense", 0, seconds=80.0, batch=8, prompt_tokens=512),
-    ]
-    table = tables.VIEWS["vllm-bench"]({"rows": rows}).splitlines()
-    assert table[0].startswith(
-        "| variant | batch | prompt | latency | throughput, tokens/s | serve"
-    )
-    assert table[2:] == [
-        "| dense | 1 | 32 | 4.00 s (1.00x) |  |  |  |  |",
-        "| 2:4 | 1 | 32 | 2.00 s (1.50x) |  | 8.0 | 100 ms (3.00x) |  |",
-        "| int4 | 1 | 32 | refused |  |  |  |  |",
-        "| int8 | 1 | 32 |  |  | refused | refused | refused |",
-        "| dense | 8 | 512 | 80.00 s |  |  |  |  |",
-        "",
-        "int8 was refused: `never came up`",  # why int4 was stands below the table of decoding
-    ]
