@@ -46,7 +46,8 @@ def expected_lines(recipe: Recipe, prepared: Prepared, expected: Forecast) -> li
     )
     cost = (
         f"about {duration(expected.seconds)}: {duration(sum(expected.layer_seconds))} for "
-        f"decoder layers one by one{stages} (estimates from products timed on this machine)"
+        f"decoder layers one by one{stages} (estimates from a layer timed on this machine; "
+        "the bars below correct them)"
     )
     if SENSITIVITY in expected.stage_seconds:
         cost += (

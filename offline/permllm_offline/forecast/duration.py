@@ -1,12 +1,14 @@
-"""What a prune will take, from its recipe, the sizes of the model and one timed product."""
+"""What a prune will take, from its recipe, the sizes of the model and a layer timed here."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from permllm_offline.forecast.memory import (
     MemoryForecast,
@@ -22,7 +24,7 @@ from permllm_offline.permutation.learned_layers import (
     trained_share,
 )
 from permllm_offline.permutation.learning import SENSITIVITY_WINDOWS
-from permllm_offline.preparation.method_parts import parts_of
+from permllm_offline.preparation.method_parts import MethodParts, parts_of
 from permllm_offline.preparation.prepared import Prepared, own_text
 from permllm_offline.recipe.schema import (
     BlockwiseRecipe,
@@ -30,14 +32,12 @@ from permllm_offline.recipe.schema import (
     LearningRecipe,
     Recipe,
 )
+from permllm_offline.reconstruction.kept_weights import KeptWeights
 from permllm_offline.text.sampled_text import PIECES_AT_ONCE
 from permllm_offline.text.windows import own_shares
 
 PASSES_TO_EACH_GROUP = 1.8
 """Forward passes that reach the four groups of a decoder layer in turn, each stopped there."""
-
-BACKWARD = 3
-"""A forward and a backward pass, in forward passes."""
 
 DIVERGENCE = 3
 """Products with the head for a token of distillation: student's, teacher's, and the gradient."""
@@ -49,12 +49,24 @@ TIMED_SECONDS, TIMED_TOKENS = 0.1, 512
 """Of the product that is timed, at most: more tokens are not multiplied at another speed."""
 
 
+class Speed(NamedTuple):
+    """Operations of forward passes per second, as this machine has just shown them.
+
+    ``forward`` counts those of a pass alone, ``training`` those of one that goes back again and
+    then moves the kept weights.
+    """
+
+    forward: float
+    training: float
+
+
 @dataclass(frozen=True)
 class Forecast:
     """Estimates: seconds of each decoder layer, those of each whole-model stage, and memory.
 
-    Seconds count the products of linear layers at the speed measured for one, so a busy machine,
-    long sequences (attention grows with their square) and slow disks take longer.
+    Seconds count the products of linear layers at the speed measured for some, so a busy machine,
+    long sequences (attention grows with their square) and slow disks take longer. The progress
+    bars of the prune then tell what is left from what it has done.
     """
 
     layer_seconds: Sequence[float]
@@ -67,13 +79,13 @@ class Forecast:
         return sum(self.layer_seconds) + sum(self.stage_seconds.values())
 
 
-def forecast(recipe: Recipe, prepared: Prepared, speed: float | None = None) -> Forecast:
+def forecast(recipe: Recipe, prepared: Prepared, speed: Speed | None = None) -> Forecast:
     """Forecast a prune.
 
     Args:
         recipe: of the prune.
         prepared: its model and windows.
-        speed: operations per second of a product; None measures it.
+        speed: of this machine; None measures it.
     """
     plan, windows = prepared.plan, prepared.windows
     parts = parts_of(recipe)
@@ -81,14 +93,13 @@ def forecast(recipe: Recipe, prepared: Prepared, speed: float | None = None) -> 
     held_out = 0 if windows is None else windows.held_out.numel()
     read, updated = read_tokens(recipe, prepared), updated_tokens(recipe, prepared)
     # A sampled token is one product of each matrix with a row for each piece.
-    sampling_speed = speed or measured_speed(prepared, plan.linears[0], PIECES_AT_ONCE)
-    speed = speed or measured_speed(prepared, plan.linears[0])
+    sampling = measured_speed(prepared, plan.linears[0], PIECES_AT_ONCE) if not speed else 0.0
+    speed = speed or _measured(prepared, parts)
     learned_in_windows = parts.permutation.learns and recipe.learning.scope == "window"
     seconds = []
     for linears in plan.all_by_layer:
         sparse = pruned(linears)
-        passes = float(read + 2 * held_out)
-        operations = 0.0
+        passes, trained, operations = float(read + 2 * held_out), 0.0, 0.0
         if learned_in_windows:  # densely once more, and pruned
             passes += 2 * read
         if reconstruction.layer is not None:
@@ -98,15 +109,17 @@ def forecast(recipe: Recipe, prepared: Prepared, speed: float | None = None) -> 
             operations += sum(_update_operations(linear, updated) for linear in sparse)
         if reconstruction.tunes and sparse:
             steps, validation = _windows(recipe.blockwise)
-            passes += (BACKWARD * steps + validation) * recipe.sequence_length
-        operations += 2 * passes * sum(linear.work for linear in linears)
-        seconds.append(operations / speed)
-    stages = _stage_seconds(recipe, prepared, speed, sampling_speed)
+            passes += validation * recipe.sequence_length
+            trained = float(steps * recipe.sequence_length)
+        work = sum(linear.work for linear in linears)
+        operations += 2 * passes * work
+        seconds.append(operations / speed.forward + 2 * trained * work / speed.training)
+    stages = _stage_seconds(recipe, prepared, speed, sampling or speed.forward)
     return Forecast(seconds, stages, memory_forecast(recipe, prepared))
 
 
 def _stage_seconds(
-    recipe: Recipe, prepared: Prepared, speed: float, sampling_speed: float
+    recipe: Recipe, prepared: Prepared, speed: Speed, sampling_speed: float
 ) -> dict[str, float]:
     """Seconds of what runs the whole model: text that it writes, learning, distillation."""
     plan = prepared.plan
@@ -119,17 +132,16 @@ def _stage_seconds(
     if parts_of(recipe).permutation.learns:
         if measured := _sensitivity_windows(recipe, prepared):
             passes = measured * sensitivity_passes(len(plan.layers)) / len(plan.layers)
-            stages[SENSITIVITY] = 2 * passes * recipe.sequence_length * model / speed
+            stages[SENSITIVITY] = 2 * passes * recipe.sequence_length * model / speed.forward
         steps, validation = _windows(recipe.learning)
         share = trained_share(recipe.learning, len(plan.layers), plan.pruned_layers)
-        tokens = share * (BACKWARD * steps + validation) * recipe.sequence_length
-        stages["learning"] = 2 * tokens * model / speed
+        seconds = steps / speed.training + validation / speed.forward
+        stages["learning"] = 2 * share * recipe.sequence_length * model * seconds
     if parts_of(recipe).reconstruction.distils:
         steps, validation = _windows(recipe.distillation)
-        products = (BACKWARD * steps + validation) * model + DIVERGENCE * (
-            steps + validation
-        ) * head
-        stages["distillation"] = 2 * products * recipe.sequence_length / speed
+        seconds = model * (steps / speed.training + validation / speed.forward)
+        seconds += DIVERGENCE * (steps + validation) * head / speed.forward
+        stages["distillation"] = 2 * recipe.sequence_length * seconds
     return stages
 
 
@@ -157,6 +169,61 @@ def _windows(constants: LearningRecipe | BlockwiseRecipe | DistillationRecipe) -
     return constants.steps * constants.windows_per_step, validations * constants.validation_windows
 
 
+def _measured(prepared: Prepared, parts: MethodParts) -> Speed:
+    """Time products, and where a method takes steps, those of one layer's linears too."""
+    linears = prepared.plan.all_by_layer[prepared.plan.pruned_layers[0]]
+    forward = measured_speed(prepared, prepared.plan.linears[0])
+    reconstruction = parts.reconstruction
+    if not (parts.permutation.learns or reconstruction.tunes or reconstruction.distils):
+        return Speed(forward, forward)
+    return Speed(forward, _training_speed(prepared, pruned(linears)))
+
+
+@products_in_float32()
+def _training_speed(prepared: Prepared, linears: Sequence[PlannedLinear]) -> float:
+    """Operations of the forward passes of steps per second, through linears with random weights.
+
+    Of equal ones, such as experts, one is timed.
+    """
+    tokens, dtype, device = _timed_tokens(prepared), prepared.dtype, prepared.device
+    distinct = {(one.out_features, one.layout.in_features): one for one in linears}.values()
+    modules, masks, inputs, operations = [], [], [], 0.0
+    for one in distinct:
+        channels, rows = one.layout.in_features, max(1, round(tokens * one.work / one.weights))
+        module = nn.Linear(channels, one.out_features, bias=False, dtype=dtype, device=device)
+        modules.append(module.requires_grad_(False))
+        masks.append(torch.full((one.out_features, channels // 8), 0b00110011, dtype=torch.uint8))
+        read = torch.zeros((rows, channels), dtype=dtype, device=device)
+        inputs.append(read.requires_grad_())
+        operations += 2 * rows * one.weights
+    with KeptWeights(modules, masks) as kept:
+
+        def step() -> None:
+            for module, read in zip(modules, inputs, strict=True):
+                module(read).sum().backward()
+            kept.step(0.0)
+            float(modules[-1].weight.data[0, 0])  # waits for the device
+
+        return operations / _seconds_of(step)
+
+
+def _seconds_of(work: Callable[[], object]) -> float:
+    """Mean seconds of what is done over and over for a moment, after once that is not counted."""
+    work()
+    count, passed, start = 0, 0.0, time.perf_counter()
+    while not count or passed < TIMED_SECONDS:
+        work()
+        count, passed = count + 1, time.perf_counter() - start
+    return passed / count
+
+
+def _timed_tokens(prepared: Prepared) -> int:
+    """Of a window, as many as are timed."""
+    windows = prepared.windows
+    longest = TIMED_TOKENS if windows is None else windows.calibration.shape[1]
+    return min(longest, TIMED_TOKENS)
+
+
 def dtype_gain(prepared: Prepared, dtype: torch.dtype) -> float:
     """How many times as fast a linear layer is multiplied in another dtype than the model's."""
     linear = prepared.plan.linears[0]
@@ -170,19 +237,14 @@ def measured_speed(prepared: Prepared, linear: PlannedLinear, tokens: int | None
 
     ``tokens`` are those of the product in place of a window's.
     """
-    if tokens is None:
-        windows = prepared.windows
-        longest = TIMED_TOKENS if windows is None else windows.calibration.shape[1]
-        tokens = min(longest, TIMED_TOKENS)
+    tokens = _timed_tokens(prepared) if tokens is None else tokens
     dtype, device, channels = prepared.dtype, prepared.device, linear.layout.in_features
     inputs = torch.zeros((tokens, channels), dtype=dtype, device=device)
     weight = torch.zeros((linear.out_features, channels), dtype=dtype, device=device)
-    torch.nn.functional.linear(inputs, weight)
-    count, passed, start = 0, 0.0, time.perf_counter()
-    while not count or passed < TIMED_SECONDS:
-        float(torch.nn.functional.linear(inputs, weight)[0, 0])  # waits for the device
-        count, passed = count + 1, time.perf_counter() - start
-    return 2 * tokens * linear.weights * count / passed
+    seconds = _seconds_of(  # each waits for the device
+        lambda: float(nn.functional.linear(inputs, weight)[0, 0])
+    )
+    return 2 * tokens * linear.weights / seconds
 
 
 def _update_operations(linear: PlannedLinear, tokens: int) -> float:

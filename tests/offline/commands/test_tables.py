@@ -29,7 +29,7 @@ def outline(name: str) -> Any:
     return outline_table(
         Outline(
             model="model", pattern="2:4", block_size=64, value_dtype="bfloat16",
-            linears=[linear], shapes=[], dense={f"{name}.dense": 10},
+            linears=[linear], dense={f"{name}.dense": 10},
             dense_after={f"{name}.dense": 10},
         )
     )  # fmt: skip

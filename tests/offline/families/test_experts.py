@@ -16,7 +16,7 @@ from permllm_offline.cli import main
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.errors import OfflineError
-from permllm_offline.forecast.duration import Forecast, forecast
+from permllm_offline.forecast.duration import Forecast, Speed, forecast
 from permllm_offline.forecast.outline import outline
 from permllm_offline.model.decoder_calls import record_calls
 from permllm_offline.model.loading import load_model, load_served, open_source
@@ -327,7 +327,7 @@ def test_forecasts_count_the_experts_that_a_token_meets(tmp_path: Path, text_fil
         tiny_model("olmoe", num_experts=experts).save_pretrained(model)
         save_tokenizer(model)
         recipe = small_recipe(model, text_file, **options)
-        return forecast(recipe, prepare(recipe), speed=1e6)
+        return forecast(recipe, prepare(recipe), speed=Speed(1e6, 1e6))
 
     few, many = (expected(experts, method="wanda") for experts in (4, 16))
     met = 128 * (128 + 64 + 64 + 128) + 2 * 3 * 64 * 128

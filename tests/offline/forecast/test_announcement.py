@@ -39,7 +39,7 @@ def test_a_prune_says_what_it_will_take_before_text_is_drawn(
     monkeypatch.setattr("permllm_offline.preparation.prepared.sample_windows", drawn)
     assert prune(tiny_model_directory, text_file, tmp_path / "out") == 130
     time, memory, disk = said[0].splitlines()
-    assert " for decoder layers one by one (estimates from products timed" in time
+    assert " for decoder layers one by one (estimates from a layer timed" in time
     assert memory.startswith("peak memory about ")
     assert " GB of disk: the checkpoint, and what a run that is cut off" in disk
 

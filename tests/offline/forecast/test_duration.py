@@ -5,12 +5,13 @@ from typing import Any, Literal
 import pytest
 
 from permllm_offline.cli import main
-from permllm_offline.forecast.duration import Forecast, forecast, measured_speed
+from permllm_offline.forecast.duration import Forecast, Speed, forecast, measured_speed
 from permllm_offline.permutation.learned_layers import trained_share
 from permllm_offline.pipeline import rehearse
 from permllm_offline.preparation.prepared import prepare
 from permllm_offline.preparation.recipe_input import make_recipe
 from permllm_offline.recipe.schema import LearningRecipe, Recipe
+from permllm_offline.reconstruction.kept_weights import KeptWeights
 from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.text import own_text
 from permllm_vllm.checkpoint.shard import Shard
@@ -19,6 +20,8 @@ from tests.offline.tiny_models import save_tokenizer, tiny_model
 
 WEIGHTS = 128 * 128 * 2 + 64 * 128 * 2 + 128 * 192 * 3
 """Of one decoder layer of the tiny model: q and o, k and v, gate and up and down."""
+
+SPEED = Speed(forward=1e6, training=1e6 / 3)
 
 
 def small_recipe(model: Path, text: Path, **options: Any) -> Recipe:
@@ -31,7 +34,7 @@ def small_recipe(model: Path, text: Path, **options: Any) -> Recipe:
 def expect(tiny_model_directory: Path, text_file: Path) -> Any:
     def expect(**options: Any) -> Forecast:
         recipe = small_recipe(tiny_model_directory, text_file, **options)
-        return forecast(recipe, prepare(recipe), speed=1e6)
+        return forecast(recipe, prepare(recipe), speed=SPEED)
 
     return expect
 
@@ -70,7 +73,7 @@ def test_updates_of_experts_take_as_long_under_any_name(tmp_path: Path, text_fil
         tiny_model(model_type, **sizes, **own).save_pretrained(folder)
         save_tokenizer(folder)
         recipe = small_recipe(folder, text_file, method="sparsegpt")
-        found.append(forecast(recipe, prepare(recipe), speed=1e6).seconds)
+        found.append(forecast(recipe, prepare(recipe), speed=SPEED).seconds)
     assert found[0] == pytest.approx(found[1])
 
 
@@ -218,22 +221,39 @@ def test_text_of_the_model_itself_is_sampled_once(
     assert prepared.windows is not None
     assert prepared.windows.calibration.shape == (10, 20)
     assert prepared.windows.held_out.shape == (3, 20)
-    to_come = forecast(recipe, prepared, speed=1e6)
+    to_come = forecast(recipe, prepared, speed=SPEED)
     assert to_come.stage_seconds == {"sampling text": sampling_seconds(13)}
-    written = forecast(recipe, prepare(recipe), speed=1e6)
+    written = forecast(recipe, prepare(recipe), speed=SPEED)
     assert written.stage_seconds == {}
     assert written.layer_seconds == to_come.layer_seconds
     distils = {"reconstruction": "distillation", "distillation": {"self_windows": 4}}
     half = {"dataset": ("self", str(text_file)), "num_samples": 11, "evaluation_windows": 3}
     shared = small_recipe(tiny_model_directory, text_file, **own | distils | half)
     _, prepared = rehearse(shared, tmp_path / "output")
-    found = forecast(shared, prepared, speed=1e6).stage_seconds
+    found = forecast(shared, prepared, speed=SPEED).stage_seconds
     assert found["sampling text"] == sampling_seconds(6 + 2 + 4)
 
 
 def test_nothing_is_sampled_without_windows_of_its_own(expect: Any) -> None:
     found = expect(method="permllm-best", distillation={"self_windows": 0})
     assert list(found.stage_seconds) == ["distillation"]
+
+
+def test_a_method_that_takes_steps_has_them_timed(
+    tiny_model_directory: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[float] = []
+    original = KeptWeights.step
+
+    def counted(self: KeptWeights, rate: float) -> None:
+        steps.append(rate)
+        original(self, rate)
+
+    monkeypatch.setattr(KeptWeights, "step", counted)
+    for method, timed in (("wanda", False), ("permllm-best", True)):
+        recipe = small_recipe(tiny_model_directory, text_file, method=method)
+        assert forecast(recipe, prepare(recipe)).seconds > 0
+        assert bool(steps) == timed
 
 
 def test_the_speed_is_measured(tiny_model_directory: Path) -> None:
