@@ -21,7 +21,8 @@ from permllm_offline.model.loading import (
 )
 from permllm_offline.model.quantized import require_read
 from permllm_offline.model.tokenizer import load_tokenizer
-from permllm_offline.preparation.recipe_input import make_recipe, read_recipe
+from permllm_offline.preparation.recipe_input import read_recipe
+from permllm_offline.preparation.target import Target, recipe_for
 from permllm_offline.recipe.entries import (
     BlockwiseEntries,
     DistillationEntries,
@@ -67,6 +68,7 @@ def prune(
     method: str | None = None,
     reconstruction: str | None = None,
     pattern: Literal["2:4", "4:8", "8:16", "32:64"] | None = None,
+    target: Target | None = None,
     block_size: Literal[32, 64, 128] | None = None,
     ignore: Sequence[str] | None = None,
     dataset: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
@@ -101,7 +103,9 @@ def prune(
         method: key of ``recipe.methods.METHODS``; one that does not fit this
             machine's memory is refused.
         reconstruction: key of ``reconstruction.kinds.RECONSTRUCTIONS``, not the method's own.
-        pattern: N:M.
+        pattern: N:M; by default that of the target.
+        target: what is to serve the checkpoint: ``amx`` for 32:64, ``cpu`` for 8:16 or ``gpu`` for
+            2:4; by default ``auto``, what this machine is, where nothing else says a pattern.
         block_size: channels per permutation block.
         ignore: linear layers that stay dense: names in full, or ``re:`` and a regular expression
             that matches whole ones, as in the checkpoint's own ``ignore``.
@@ -156,7 +160,13 @@ def prune(
     }
     folder = local_path(output)
     made = asked_recipe(
-        changes, recipe, output=folder, effort=effort, preset=preset, push_to_hub=push_to_hub
+        changes,
+        recipe,
+        output=folder,
+        target=target,
+        effort=effort,
+        preset=preset,
+        push_to_hub=push_to_hub,
     )
     report, _ = prune_and_push(made, folder, push_to_hub=push_to_hub, force=force, restart=restart)
     return report
@@ -191,6 +201,7 @@ def asked_recipe(
     file: str | PathLike[str] | None = None,
     *,
     output: Path | None = None,
+    target: str | None = None,
     effort: str | None = None,
     preset: str | None = None,
     push_to_hub: str | None = None,
@@ -201,6 +212,7 @@ def asked_recipe(
         changes: entries that come before those of the file; None says nothing.
         file: YAML file of options.
         output: folder to write, which must not take the file away.
+        target: as for ``preparation.target.recipe_for``.
         effort: as for ``preparation.recipe_input.make_recipe``.
         preset: as for ``preparation.recipe_input.make_recipe``.
         push_to_hub: repository to which the checkpoint is to go.
@@ -212,7 +224,7 @@ def asked_recipe(
     if file is not None and output is not None:
         pipeline.check_recipe_file(local_path(file), output)
     recorded = None if file is None else read_recipe(local_path(file))
-    made = make_recipe(changes, effort, preset, recorded)
+    made = recipe_for(target, changes, effort, preset, recorded)
     warn_of_no_use(made, changes, effort)
     if push_to_hub is not None:
         check_push(push_to_hub, made.model)

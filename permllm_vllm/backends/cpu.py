@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -18,6 +20,8 @@ from permllm_vllm.backends.weights import (
 )
 from permllm_vllm.checkpoint import permutation as permutations
 
+logger = logging.getLogger(__name__)
+
 #: Largest block whose permutation disappears inside the kernel's blocks of 64 inputs.
 LARGEST_UNDONE_BLOCK = 64
 # What the kernels take is asked here before anything is packed; a test holds it against them.
@@ -27,6 +31,11 @@ LARGEST_UNDONE_BLOCK = 64
 SIXTEEN_BITS_ONLY = ("amx", "zen5", "avx512_bf16", "avx512_vbmi2")
 #: Of these, one without kernels for bfloat16 values.
 INT8_ONLY = ("avx512_vbmi2",)
+#: Pattern -> the instruction sets that run it as fast as stricter ones, and how many times as long
+#: as those the others take.
+FULL_SPEED = {"32:64": (("amx",), "1.6 to 2.3")}
+#: What every CPU runs at full speed.
+FULL_SPEED_PATTERN = "8:16"
 #: Beyond, sums of products of int8 values leave an int32 (csrc/cpu/packing/layout.h).
 MOST_INT8_INPUTS = 1 << 17
 #: Of a packed weight, in bytes.
@@ -89,6 +98,7 @@ class CpuBackend:
                 values, scale = values.float() * scale.unsqueeze(1), None
         if scale is None:
             values, chosen = values.to(torch.bfloat16), self._of_bfloat16()
+        _warn_of_slow(str(weights.pattern), chosen)
         local, gather = weights.permutation, None
         undone = chosen in SIXTEEN_BITS_ONLY and weights.block_size <= LARGEST_UNDONE_BLOCK
         if local is not None and not undone:
@@ -159,6 +169,20 @@ class CpuBackend:
     def _packs_int8(self, inputs: int) -> bool:
         """Whether a kernel multiplies int8 values of this many inputs."""
         return inputs <= MOST_INT8_INPUTS and torch.ops.permllm.cpu_packs_int8(self.instruction_set)
+
+
+@functools.cache
+def _warn_of_slow(pattern: str, instruction_set: str) -> None:
+    """Say once in a process that kernels run a pattern below full speed, and what helps."""
+    if pattern not in FULL_SPEED or instruction_set in FULL_SPEED[pattern][0]:
+        return
+    fast, times = FULL_SPEED[pattern]
+    logger.warning(
+        "sparse layers of pattern %s run %s times as long on %s as those of %s: only %s runs it at "
+        "full speed; prune with --pattern %s for this CPU",
+        *(pattern, times, instruction_set, FULL_SPEED_PATTERN, " and ".join(fast)),
+        FULL_SPEED_PATTERN,
+    )
 
 
 def _fastest_of_float32() -> str:

@@ -190,8 +190,8 @@ def require_pattern(pattern: Pattern) -> None:
     if pattern != PATTERN:
         raise RuntimeError(
             f"pattern {pattern} has no CUDA kernel: sparse tensor cores multiply 2:4 at 16 "
-            "bits. Prune with the pattern 2:4, serve this checkpoint on the CPU, or serve the "
-            "dense model"
+            "bits. Prune with the pattern 2:4 (--target gpu), serve this checkpoint on the CPU, or "
+            "serve the dense model"
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from permllm_offline.commands.ignore_option import add_ignore_option
 from permllm_offline.commands.json_file import add_json_option, check_json, write_json
+from permllm_offline.commands.pattern_options import add_pattern_options
 from permllm_offline.commands.plan_tables import outline_table
 from permllm_offline.commands.tables import show
 from permllm_offline.forecast.outline import outline
@@ -14,9 +15,8 @@ from permllm_offline.model.loading import DTYPES, dtype_name, written_dtype
 from permllm_offline.model.stored import read_stored
 from permllm_offline.pipeline import check_writable
 from permllm_offline.preparation.method_parts import parts_of
-from permllm_offline.preparation.recipe_input import make_recipe
+from permllm_offline.preparation.target import recipe_for
 from permllm_offline.recipe.schema import Recipe
-from permllm_vllm.checkpoint.pattern import SUPPORTED
 
 _EXAMPLES = """examples:
   permllm-offline plan ./SmolLM2-135M-Instruct
@@ -40,11 +40,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", help="folder or hub name of the dense model")
     parser.add_argument("--method", default=default["method"].default, help="as for prune")
-    parser.add_argument(
-        "--pattern",
-        default=default["pattern"].default,
-        help=f"one of {', '.join(SUPPORTED)} (default %(default)s)",
-    )
+    add_pattern_options(parser)
     parser.add_argument(
         "--block-size",
         type=int,
@@ -67,7 +63,8 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> None:
     """Show the plan, and write it where asked."""
     check_json(options.json)
-    recipe = make_recipe(
+    recipe = recipe_for(
+        options.target,
         {
             "model": options.model,
             "method": options.method,
@@ -75,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
             "block_size": options.block_size,
             "ignore": options.ignore,
             **({"values": options.values} if options.values == "int4" else {}),
-        }
+        },
     )
     check_writable(recipe)
     permuted = parts_of(recipe).permutation.permutes

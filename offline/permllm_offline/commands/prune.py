@@ -10,6 +10,7 @@ from typing import Any
 from permllm_offline.api import asked_recipe, prune_and_push
 from permllm_offline.commands.ignore_option import add_ignore_option
 from permllm_offline.commands.moved_options import add_moved_options
+from permllm_offline.commands.pattern_options import add_pattern_options
 from permllm_offline.commands.recipe_numbers import add_recipe_numbers
 from permllm_offline.commands.tables import plan_table, report_table, show
 from permllm_offline.commands.text_field_option import add_text_field_option
@@ -26,7 +27,6 @@ from permllm_offline.report.serve_command import serve_command
 from permllm_offline.run.local_path import local_path
 from permllm_offline.run.processes import first, joined
 from permllm_offline.text.documents import KINDS, NAMED
-from permllm_vllm.checkpoint.pattern import SUPPORTED
 
 _EXAMPLES = """examples:
   permllm-offline prune ./SmolLM2-135M --output ./sparse --dataset calibration.txt
@@ -71,10 +71,7 @@ def add_parser(commands: Any) -> argparse.ArgumentParser:
         help="options from a YAML file, such as the recipe.yaml of a checkpoint; those on the "
         "command line come first",
     )
-    parser.add_argument(
-        "--pattern",
-        help=f"one of {', '.join(SUPPORTED)} (default {default['pattern'].default})",
-    )
+    add_pattern_options(parser)
     parser.add_argument(
         "--method",
         help=f"{methods} (default {default['method'].default})",
@@ -162,6 +159,7 @@ def run(options: argparse.Namespace) -> None:
         changes,
         options.recipe,
         output=options.output,
+        target=options.target,
         effort=options.effort,
         push_to_hub=options.push_to_hub,
     )

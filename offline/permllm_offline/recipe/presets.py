@@ -40,6 +40,7 @@ def preset(name: str, method: object) -> Mapping[str, Any]:
     rate = _PAPER_RATES.get(parse_method(method).importance, _PAPER_RATES["wanda"])
     return {
         "method": method,
+        "pattern": "2:4",
         "block_size": 64,
         "dataset": "c4",
         "sampling": "document",
