@@ -117,7 +117,7 @@ def test_the_configuration_shown_is_valid_and_its_keys_are_listed() -> None:
     values = {row[0].strip("`"): row[1] for row in table("| key | value |")}
     assert values["block_size"].startswith("{}, {} or {},".format(*schema.BLOCK_SIZES))
     assert re.findall(r"`(\w+)`", values["value_dtype"]) == list(schema.VALUE_DTYPES)
-    assert re.findall(r"`(\d:\d)`", values["pattern"]) == list(SUPPORTED)
+    assert re.findall(r"`(\d+:\d+)`", values["pattern"]) == list(SUPPORTED)
 
 
 def test_the_tensors_listed_have_the_shapes_and_dtypes_of_the_schema() -> None:

@@ -53,6 +53,18 @@ def test_a_valid_checkpoint_has_no_problems(
     assert problems_of(make_tiny_model(pattern, dtype), nothing) == []
 
 
+@pytest.mark.parametrize(("pattern", "group"), [("8:16", 16), ("32:64", 64)])
+def test_a_tail_of_a_group_is_refused(
+    make_tiny_model: Callable[[str, str], Any], pattern: str, group: int
+) -> None:
+    """The 40 inputs of one layer; those of the others are whole groups."""
+    found = problems_of(make_tiny_model("2:4", "bfloat16"), nothing, pattern=pattern)
+    assert len(found) == 2
+    for problem in found:
+        assert f"found 40 inputs; rule: whole groups of {group}" in problem
+        assert "--pattern of smaller groups" in problem
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

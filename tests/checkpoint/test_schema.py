@@ -5,7 +5,7 @@ import torch
 
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.errors import CheckpointError
-from permllm_vllm.checkpoint.pattern import Pattern
+from permllm_vllm.checkpoint.pattern import SUPPORTED, Pattern
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 
 VALID: dict[str, Any] = {
@@ -89,6 +89,13 @@ def test_ignore_takes_names_and_full_regexes() -> None:
 def test_bad_configs_say_what_to_do(change: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         QuantizationConfig.from_dict({**VALID, **change})
+
+
+@pytest.mark.parametrize("pattern", SUPPORTED)
+def test_every_pattern_is_read_and_written(pattern: str) -> None:
+    """In the same version of the format: a reader that does not know one names those it knows."""
+    entries = {**VALID, "pattern": pattern}
+    assert QuantizationConfig.from_dict(entries).to_dict() == entries
 
 
 @pytest.mark.parametrize("key", [key for key in VALID if key not in ("quant_method",)])

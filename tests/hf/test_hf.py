@@ -5,6 +5,7 @@ import logging
 import re
 from copy import deepcopy
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+import permllm_offline
 import permllm_vllm.hf  # noqa: F401  (registers the method)
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
@@ -43,6 +45,20 @@ def test_float32_is_the_dense_twin_with_the_same_tokens(twins: Twins, tokens: Te
     assert (logits(sparse, tokens) - expected).abs().max() < 1e-4 * expected.abs().max()
     continued = [m.generate(tokens, max_new_tokens=12, do_sample=False) for m in (sparse, dense)]
     assert torch.equal(*continued)
+
+
+@pytest.mark.parametrize("pattern", ["4:8", "8:16", "32:64"])
+def test_every_pattern_is_its_dense_twin(
+    pattern: Literal["4:8", "8:16", "32:64"], twins: Twins, tokens: Tensor, tmp_path: Path
+) -> None:
+    sparse, dense = tmp_path / "sparse", tmp_path / "dense"
+    permllm_offline.prune(
+        twins.parent, sparse, method="magnitude", pattern=pattern, dtype="float32"
+    )
+    convert_to_dense(str(sparse), dense)
+    model, expected = load(sparse), logits(load(dense), tokens)
+    assert f"pattern={pattern}" in repr(sparse_layers(model)[0])
+    assert (logits(model, tokens) - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 def test_bfloat16_goes_through_the_compiled_kernel(twins: Twins, tokens: Tensor) -> None:

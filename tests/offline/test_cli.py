@@ -202,6 +202,7 @@ def test_dry_run_writes_nothing(
         (("--pattern", "1:4"), "pattern '1:4' is not supported"),
         (({"block_size": 48},), "block size 48 is not supported"),
         (({"block_size": 128},), "192 input channels, which is not a multiple of the block"),
+        (("--target", "tpu"), "target 'tpu' is not known: give one of auto, amx, cpu, gpu"),
         (("--num-samples", "0"), "--num-samples 0"),
         (("--num-samples", "5000"), "is too short: it gives"),
         (("--dtype", "int4"), "--dtype 'int4'"),

@@ -44,7 +44,11 @@ Modules = dict[str, SparseModule]
 
 @cache
 def modules(
-    *, dtype: torch.dtype = torch.bfloat16, down: str = "folded_permutation", seed: int = 0
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    down: str = "folded_permutation",
+    seed: int = 0,
+    kept: int = 2,
 ) -> Modules:
     """Gate and up share a run-time permutation; that of down is folded, or not."""
     made = {}
@@ -57,11 +61,15 @@ def modules(
             kind=down if "down" in name else "input_permutation",
             seed=number + seed,
             dtype=dtype,
+            kept=kept,
+            group=2 * kept,
         )
     return made
 
 
-def layer(value_dtype: str = "bfloat16", down: str = "folded", **options: Any) -> Any:
+def layer(
+    value_dtype: str = "bfloat16", down: str = "folded", *, kept: int = 2, **options: Any
+) -> Any:
     """The experts of a layer, as a model class of vLLM would build them."""
     listed = {"runtime_permuted": list(GATE_UP), "folded": []}
     listed["folded" if down == "folded" else "runtime_permuted"] += DOWN
@@ -72,7 +80,7 @@ def layer(value_dtype: str = "bfloat16", down: str = "folded", **options: Any) -
         EXPERTS,
         CHOICES,
         params_dtype=dtype,
-        quant_config=config(**listed, value_dtype=value_dtype),
+        quant_config=config(**listed, value_dtype=value_dtype, pattern=f"{kept}:{2 * kept}"),
         prefix=PREFIX,
         **(sizes | one_process | options),
     )
@@ -131,9 +139,10 @@ def test_answers_as_loops_do(down: str) -> None:
         assert relative(y, wanted) < 1e-2
 
 
-def test_without_a_kernel_vllm_multiplies() -> None:
+@pytest.mark.parametrize("kept", [2, 8, 32])
+def test_without_a_kernel_vllm_multiplies(kept: int) -> None:
     """Values of float32 in a model of float32 have none."""
-    experts, found = layer("float32"), modules(dtype=torch.float32)
+    experts, found = layer("float32", kept=kept), modules(dtype=torch.float32, kept=kept)
     fill(experts, stored(found))
     assert experts.quant_method.dense is not None
     x, weights, ids = chosen(5)

@@ -77,7 +77,7 @@ def test_qkv_slices(on_rank: OnRank, size: int, rank: int, kv_heads: int) -> Non
 
 
 @pytest.mark.parametrize(("size", "rank"), [(1, 0), (2, 1), (4, 2)])
-@pytest.mark.parametrize(("kept", "group"), [(2, 4), (4, 8)])
+@pytest.mark.parametrize(("kept", "group"), [(2, 4), (4, 8), (8, 16), (32, 64)])
 def test_gate_up_slices(on_rank: OnRank, size: int, rank: int, kept: int, group: int) -> None:
     on_rank(rank, size)
     local = permutation(HIDDEN)
@@ -114,16 +114,17 @@ def test_fused_on_disk(on_rank: OnRank) -> None:
 
 
 @pytest.mark.parametrize(("size", "rank"), [(1, 0), (2, 0), (2, 1), (4, 0), (4, 3)])
-def test_row_parallel_slices(on_rank: OnRank, size: int, rank: int) -> None:
+@pytest.mark.parametrize(("kept", "group"), [(2, 4), (8, 16), (32, 64)])
+def test_row_parallel_slices(on_rank: OnRank, size: int, rank: int, kept: int, group: int) -> None:
     """Values, masks and the run-time permutation are all cut along the input."""
     on_rank(rank, size)
     channels = 4 * BLOCK
-    module = sparse_module(24, channels, local=permutation(channels))
+    module = sparse_module(24, channels, kept=kept, group=group, local=permutation(channels))
     layer = RowParallelLinear(
         channels,
         24,
         bias=False,
-        quant_config=config([f"{ATTENTION}.o_proj"]),
+        quant_config=config([f"{ATTENTION}.o_proj"], pattern=f"{kept}:{group}"),
         prefix=f"{ATTENTION}.o_proj",
     )
     load(layer, module)
@@ -301,7 +302,8 @@ def test_a_pattern_that_the_device_cannot_serve_is_refused_before_loading(
         require_pattern(torch.device("cuda"), pattern)
 
     monkeypatch.setattr(linear, "require_pattern", on_gpu)
-    eight = config(pattern="4:8")
-    with pytest.raises(RuntimeError, match="pattern 4:8 has no CUDA kernel"):
-        RowParallelLinear(128, 16, bias=False, quant_config=eight, prefix="model.o_proj")
+    for pattern in ("4:8", "8:16", "32:64"):
+        loose = config(pattern=pattern)
+        with pytest.raises(RuntimeError, match=rf"pattern {pattern} has no CUDA.*--target gpu"):
+            RowParallelLinear(128, 16, bias=False, quant_config=loose, prefix="model.o_proj")
     RowParallelLinear(128, 16, bias=False, quant_config=config(), prefix="model.o_proj")

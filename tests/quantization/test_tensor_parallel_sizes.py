@@ -16,9 +16,11 @@ DOWN = "model.layers.0.mlp.down_proj"
 OnRank = Callable[[int, int], None]
 
 
-def build(channels: int, *, permuted: bool, values: str = "bfloat16") -> RowParallelLinear:
+def build(
+    channels: int, *, permuted: bool, values: str = "bfloat16", pattern: str = "2:4"
+) -> RowParallelLinear:
     listed = {"runtime_permuted": [DOWN]} if permuted else {"folded": [DOWN]}
-    given = config(**listed, value_dtype=values)
+    given = config(**listed, value_dtype=values, pattern=pattern)
     return RowParallelLinear(channels, 8, bias=False, quant_config=given, prefix=DOWN)
 
 
@@ -54,6 +56,22 @@ def test_mask_bytes_stay_whole(on_rank: OnRank) -> None:
     with pytest.raises(ValueError, match="leaves 12 of its 48") as error:
         build(48, permuted=False)
     assert "--tensor-parallel-size 3" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "channels", "size", "left", "fitting"),
+    [("8:16", 96, 4, 24, 3), ("32:64", 11008, 8, 1376, 4)],
+)
+def test_groups_stay_whole(
+    on_rank: OnRank, pattern: str, channels: int, size: int, left: int, fitting: int
+) -> None:
+    on_rank(0, fitting)
+    build(channels, permuted=False, pattern=pattern)
+    on_rank(0, size)
+    with pytest.raises(ValueError, match=f"leaves {left} of its {channels}") as error:
+        build(channels, permuted=False, pattern=pattern)
+    for part in (f"its pattern {pattern}", f"--tensor-parallel-size {fitting}"):
+        assert part in str(error.value)
 
 
 def test_no_number_of_ranks_helps(on_rank: OnRank) -> None:

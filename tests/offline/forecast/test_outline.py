@@ -24,7 +24,7 @@ def plan(model: Path | str, output: Path, *options: str) -> dict:
     return json.loads(output.read_text())
 
 
-@pytest.mark.parametrize("pattern", ["2:4", "4:8"])
+@pytest.mark.parametrize("pattern", ["2:4", "4:8", "8:16", "32:64"])
 @pytest.mark.parametrize(
     ("method", "values"), [("magnitude", "int8"), ("wanda+cp", "bfloat16"), ("wanda+cp", "int4")]
 )

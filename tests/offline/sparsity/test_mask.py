@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from permllm_offline.sparsity.mask import choose_mask, keep_channels, pack_channels, unpack_channels
@@ -34,7 +36,23 @@ def test_equals_a_plain_loop(pattern: Pattern, ties: bool) -> None:
     assert torch.equal(choose_mask(importance, pattern, None, 32), expected)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+@given(
+    st.sampled_from(PATTERNS),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.sampled_from([2, 5, 1000]),
+    st.integers(0, 2**31),
+)
+def test_equals_a_plain_loop_however_many_scores_are_equal(
+    pattern: Pattern, rows: int, blocks: int, levels: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    importance = torch.randint(0, levels, (rows, 64 * blocks), generator=generator).float()
+    expected = plain_mask(importance, pattern, list(range(64 * blocks)))
+    assert torch.equal(choose_mask(importance, pattern, None, 64), expected)
+
+
+@pytest.mark.parametrize("pattern", [one for one in PATTERNS if one.group <= 32], ids=str)
 def test_groups_follow_the_permutation(pattern: Pattern) -> None:
     generator = torch.Generator().manual_seed(4)
     importance = (torch.rand(6, 64, generator=generator) * 5).round()
