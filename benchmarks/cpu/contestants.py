@@ -198,11 +198,6 @@ def _torch_linear(dense: Tensor) -> Call:
     return lambda x: torch.nn.functional.linear(x, weight)
 
 
-def vllm_primitive(dense: Tensor) -> Make | None:
-    """Makes vLLM's dense contestant; None where vLLM is not there or has nothing but PyTorch's."""
-    return _vllm_linear if has_vllm() and _vllm_layer(dense).weight.numel() == 0 else None
-
-
 def _vllm_layer(dense: Tensor) -> Any:
     """A layer with `cpu_linear`, vLLM's choice; its weight is empty where that has packed it."""
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm

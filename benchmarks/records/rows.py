@@ -2,7 +2,7 @@
 
 import datetime
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -79,24 +79,6 @@ class Rows:
             key = self._values(row)
             place = keys.index(key) if key in keys else len(keys)
             self._rows[place : place + 1] = [self._stamped(row)]
-        self._write()
-
-    def amend(self, rows: Iterable[Mapping[str, Any]], measured: Collection[str] = ()) -> None:
-        """Replace fields of rows that are there, and write the file once.
-
-        Args:
-            rows: with the fields of the key, and those that replace others.
-            measured: the fields that are measured now where they change; others are computed, and
-                a row in which only these change keeps its date and its commit.
-
-        Raises:
-            KeyError: one of the rows is not there.
-        """
-        for row in rows:
-            old = self[self._values(row)]
-            new = {**old, **row}
-            changed = any(new.get(name) != old.get(name) for name in measured)
-            self._rows[self._rows.index(old)] = self._stamped(new) if changed else new
         self._write()
 
     def sort(self, place: Callable[[Mapping[str, Any]], Any]) -> None:

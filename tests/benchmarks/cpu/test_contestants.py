@@ -13,7 +13,6 @@ from benchmarks.cpu.contestants import (
     median_times,
     peer_makers,
     sparse_contestant,
-    vllm_primitive,
 )
 from benchmarks.cpu.products import WrongProduct, activations
 from benchmarks.shapes import random_layer, to_int8
@@ -97,16 +96,6 @@ def test_every_copy_is_looked_at():
     contestant = Contestant("copies", N * K, make, dense, limit=0.01)
     with pytest.raises(WrongProduct, match="copies is not timed"):
         contestant.warm()
-
-
-def test_vllm_is_a_peer_of_an_instruction_set_where_it_packs_the_weight(monkeypatch):
-    dense = random_layer(N, K).dense
-    for there, size, expected in ((True, 0, True), (True, 1, False), (False, 0, False)):
-        layer = torch.nn.Module()
-        layer.weight = torch.empty(size)
-        monkeypatch.setattr(contestants, "has_vllm", lambda there=there: there)
-        monkeypatch.setattr(contestants, "_vllm_layer", lambda dense, layer=layer: layer)
-        assert (vllm_primitive(dense) is not None) is expected
 
 
 class Watched:

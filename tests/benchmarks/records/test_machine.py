@@ -8,7 +8,6 @@ import pytest
 
 from benchmarks.records import machine
 from benchmarks.records.machine import commit, revision, write_json
-from benchmarks.records.sources import sources_digest
 
 
 @pytest.fixture
@@ -63,19 +62,3 @@ def test_a_result_names_the_revisions_of_its_beginning_and_its_end(
     monkeypatch.setattr(machine, "revision", lambda: None)
     write_json(path, {}, "one")
     assert json.loads(path.read_text())["commit"] is None
-
-
-def test_a_digest_changes_with_names_and_contents_of_modules(tmp_path: Path) -> None:
-    package = tmp_path / "package" / "inner"
-    package.mkdir(parents=True)
-    module = package / "a.py"
-    module.write_text("x = 1\n")
-    found = {sources_digest([tmp_path / "package"])}
-    module.write_text("x = 2\n")
-    found.add(sources_digest([tmp_path / "package"]))
-    module.rename(package / "b.py")
-    last = sources_digest([tmp_path / "package"])
-    found.add(last)
-    assert len(found) == 3
-    (package / "b.pyc").write_text("x = 3\n")
-    assert sources_digest([tmp_path / "package"]) == last

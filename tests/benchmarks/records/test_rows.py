@@ -129,27 +129,6 @@ def test_a_row_that_is_completed_later_names_both_commits(
     assert rows.all() == [{"name": "a", "near": 3, "date": "2030-02-02", "commit": "two"}]
 
 
-def test_what_is_computed_leaves_the_date_and_what_is_measured_does_not(
-    tmp_path: Path, calendar: Calendar
-) -> None:
-    path = tmp_path / "result.json"
-    Rows(path, FACTS, ["name"]).update([{"name": "a", "time": None}, {"name": "b", "time": 5}])
-    calendar.day, calendar.commit = "2030-02-02", "two"
-    rows = Rows(path, FACTS, ["name"])
-    rows.amend([{"name": "a", "bound": 1}])
-    result = json.loads(path.read_text())
-    assert (result["date"], result["rows"][0]["date"]) == ("2030-01-01", "2030-01-01")
-    assert result["rows"][0]["bound"] == 1
-    rows.amend([{"name": "a", "time": 4}, {"name": "b", "time": 5, "bound": 2}], measured=["time"])
-    first, second = rows.all()
-    assert first == {
-        "name": "a", "time": 4, "bound": 1, "date": "2030-02-02", "commit": "one..two"
-    }  # fmt: skip
-    assert second == {"name": "b", "time": 5, "bound": 2, "date": "2030-01-01", "commit": "one"}
-    with pytest.raises(KeyError):
-        rows.amend([{"name": "c"}])
-
-
 def test_rows_of_older_files_stay_as_they_are(tmp_path: Path, calendar: Calendar) -> None:
     path = tmp_path / "result.json"
     Rows(path, FACTS, ["name"]).add({"name": "a"})
