@@ -236,7 +236,7 @@ def test_a_fallback_is_warned_about_once(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("permllm_vllm.backends.fallback_reason", lambda *_: "a test")
+    monkeypatch.setattr("permllm_vllm.backends.fallback_reason", lambda *_, **__: "a test")
     with caplog.at_level(logging.WARNING):
         logits(load(twins.sparse), tokens)
     assert caplog.text.count("sparse layers run on the reference backend") == 1
