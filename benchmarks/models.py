@@ -82,17 +82,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "vocab_size": 248320,
         "tie_word_embeddings": True,
     },
-    "olmoe-1b-7b": {
-        "model_type": "olmoe",
-        "hidden_size": 2048,
-        "intermediate_size": 1024,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "num_experts": 64,
-        "num_experts_per_tok": 8,
-        "vocab_size": 50304,
-    },
 }
 
 

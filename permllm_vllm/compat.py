@@ -78,7 +78,6 @@ UnquantizedEmbeddingMethod = _symbol(_EMBEDDING, "UnquantizedEmbeddingMethod")
 VocabParallelEmbedding = _symbol(_EMBEDDING, "VocabParallelEmbedding")
 
 _MOE = "vllm.model_executor.layers.fused_moe"
-FusedMoEConfig = _symbol(_MOE, "FusedMoEConfig")
 FusedMoEMethodBase = _symbol(_MOE, "FusedMoEMethodBase")
 RoutedExperts = _symbol(_MOE, "RoutedExperts")
 UnquantizedFusedMoEMethod = _symbol(_MOE, "UnquantizedFusedMoEMethod")
@@ -86,10 +85,6 @@ UnquantizedFusedMoEMethod = _symbol(_MOE, "UnquantizedFusedMoEMethod")
 _NORMS = "vllm.ir.ops"
 rms_norm = _symbol(_NORMS, "rms_norm")
 fused_add_rms_norm = _symbol(_NORMS, "fused_add_rms_norm")
-
-_ACTIVATIONS = "vllm.model_executor.layers.activation"
-GeluAndMul = _symbol(_ACTIVATIONS, "GeluAndMul")
-SiluAndMul = _symbol(_ACTIVATIONS, "SiluAndMul")
 
 _LOADER = "vllm.model_executor.model_loader"
 MODEL_LOADERS = _symbol(_LOADER, "_LOAD_FORMAT_TO_MODEL_LOADER")

@@ -2,8 +2,8 @@
 
 Defined here with its shape function and its plain PyTorch implementation; the compiled libraries,
 where they were built, add those for the CPU and for CUDA. So are `permute_inputs`, which only the
-one for CUDA implements, and `sparse_experts`, the norms and gated activations, which only the one
-for the CPU does. What `packed` and `metadata` hold is the business of the
+one for CUDA implements, and `sparse_experts` and the norms, which only the one for the CPU does.
+What `packed` and `metadata` hold is the business of the
 backend that packed (`permllm_vllm.backends`).
 """
 
@@ -43,8 +43,6 @@ _library.define(
     "add_rms_norm_(Tensor(a!) x, Tensor(b!) residual, Tensor? weight, float epsilon) -> ()",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-for _name in ("silu_and_mul", "gelu_tanh_and_mul"):
-    _library.define(f"{_name}(Tensor x) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def _reference_linear(
@@ -95,10 +93,6 @@ def _fake_sum_norm(x: Tensor, residual: Tensor, weight: Tensor | None, epsilon: 
     return None
 
 
-def _fake_gated(x: Tensor) -> Tensor:
-    return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
-
-
 def _fake_head(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
@@ -114,8 +108,6 @@ torch.library.register_fake("permllm::sparse_linear", _fake_linear, lib=_library
 torch.library.register_fake("permllm::sparse_experts", _fake_experts, lib=_library)
 torch.library.register_fake("permllm::permute_inputs", _fake_permute, lib=_library)
 torch.library.register_fake("permllm::rms_norm", _fake_norm, lib=_library)
-torch.library.register_fake("permllm::silu_and_mul", _fake_gated, lib=_library)
-torch.library.register_fake("permllm::gelu_tanh_and_mul", _fake_gated, lib=_library)
 torch.library.register_fake("permllm::add_rms_norm_", _fake_sum_norm, lib=_library)
 
 

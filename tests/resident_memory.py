@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from permllm_vllm.quantization.freed_memory import release_freed_memory
+from permllm_vllm.quantization.served import release_freed_memory
 
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 NOW, PEAK = "VmRSS", "VmHWM"

@@ -8,7 +8,7 @@ an `nn.Linear` under the name of its tensor (`mlp.experts.3.gate_proj`, Mixtral'
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,10 @@ from transformers.core_model_loading import WeightConverter
 
 from permllm_vllm.checkpoint.errors import Problem
 
-_GATE_UP, _UP, _DOWN = "gate_up_proj", "up_proj", "down_proj"
-_LINEARS = {_GATE_UP: ("gate_proj", "up_proj", "down_proj"), _UP: ("up_proj", "down_proj")}
-"""Linears of an expert where Transformers merges none, by what it calls the first ones of all."""
-FUSED = {_GATE_UP, _UP, _DOWN}
+_GATE_UP, _DOWN = "gate_up_proj", "down_proj"
+_LINEARS = ("gate_proj", "up_proj", "down_proj")
+"""Linears of an expert where Transformers merges none."""
+FUSED = {_GATE_UP, _DOWN}
 """Names under which Transformers holds a linear of all experts."""
 _FORM = {"is_transposed": False, "is_concatenated": True, "has_bias": False}
 """What a module of fused experts says of itself where it says anything."""
@@ -33,9 +33,8 @@ class Expert(nn.Module):
     """An MLP: `[tokens, hidden]` to the same.
 
     Args:
-        linears: weights of gate, up and what reads their products, by the names of these, or of two
-            linears where nothing is gated.
-        act_fn: what is done with a gate, or between the two.
+        linears: weights of gate, up and what reads their products, by the names of these.
+        act_fn: what is done with a gate.
     """
 
     def __init__(self, linears: Mapping[str, Tensor], act_fn: nn.Module) -> None:
@@ -47,9 +46,8 @@ class Expert(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Multiply tokens, whatever the weight of their routes."""
-        first, *up, down = map(self.get_submodule, self._names)
-        inner = self.act_fn(first(states))
-        output: Tensor = down(inner * up[0](states) if up else inner)
+        gate, up, down = map(self.get_submodule, self._names)
+        output: Tensor = down(self.act_fn(gate(states)) * up(states))
         return output
 
 
@@ -58,13 +56,13 @@ class SeparateExperts(nn.ModuleList):
 
     Args:
         fused: Transformers' module; the weights here are views of its parameters.
-        names: of gate, up and what reads their products, or of two linears.
+        names: of gate, up and what reads their products.
     """
 
     def __init__(self, fused: Any, names: Sequence[str]) -> None:
         super().__init__()
-        for joined, down in zip(getattr(fused, _joined(fused)), fused.down_proj, strict=True):
-            weights = (*joined.chunk(len(names) - 1), down)
+        for gate_up, down in zip(fused.gate_up_proj, fused.down_proj, strict=True):
+            weights = (*gate_up.chunk(2), down)
             self.append(Expert(dict(zip(names, weights, strict=True)), fused.act_fn))
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
@@ -95,12 +93,11 @@ def fused_experts(model: nn.Module) -> Iterator[str]:
             yield path
 
 
-def separate_experts(model: nn.Module, but: Collection[str] = ()) -> list[str]:
+def separate_experts(model: nn.Module) -> list[str]:
     """Put `SeparateExperts` in place of the fused experts of a model, without a copy of weights.
 
     Args:
         model: of Transformers, its parameters on any device, meta too.
-        but: paths of fused experts that stay.
 
     Returns:
         The paths of what was replaced.
@@ -108,12 +105,12 @@ def separate_experts(model: nn.Module, but: Collection[str] = ()) -> list[str]:
     Raises:
         CheckpointError: experts of another form than two bias-free matrices around an activation.
     """
-    paths = [path for path in fused_experts(model) if path not in but]
+    paths = list(fused_experts(model))
     conversions = get_model_conversion_mapping(model) if paths else []
     for path in paths:
         fused = model.get_submodule(path)
         _check_form(path, fused)
-        experts = SeparateExperts(fused, _stored_linears(path, _joined(fused), conversions))
+        experts = SeparateExperts(fused, _stored_linears(path, conversions))
         model.set_submodule(path, experts.train(fused.training))
     return paths
 
@@ -140,26 +137,20 @@ def merges(conversion: Any, parameter: str) -> bool:
     )
 
 
-def _joined(fused: nn.Module) -> str:
-    """What a module of fused experts calls the first linears of all."""
-    return _GATE_UP if hasattr(fused, _GATE_UP) else _UP
-
-
-def _stored_linears(path: str, joined: str, conversions: Sequence[Any]) -> Sequence[str]:
+def _stored_linears(path: str, conversions: Sequence[Any]) -> Sequence[str]:
     """What checkpoints call the linears of an expert, by what Transformers merges of them."""
-    usual = _LINEARS[joined]
     names = dict.fromkeys(
         pattern.removesuffix(".weight").rpartition(".")[2]
-        for kind in (joined, _DOWN)
+        for kind in (_GATE_UP, _DOWN)
         for conversion in conversions
         if merges(conversion, f"{path}.{kind}")
         for pattern in conversion.source_patterns
     )
-    if len(names) not in (0, len(usual)):
-        rule = f"Transformers merges {len(usual)} linears of each expert"
+    if len(names) not in (0, len(_LINEARS)):
+        rule = f"Transformers merges {len(_LINEARS)} linears of each expert"
         remedy = "give a model of another family"
         raise Problem(path, f"merged from {', '.join(names)}", rule, remedy).as_error()
-    return tuple(names) or usual
+    return tuple(names) or _LINEARS
 
 
 def _linear(weight: Tensor) -> nn.Linear:
@@ -171,13 +162,12 @@ def _linear(weight: Tensor) -> nn.Linear:
 
 def _check_form(path: str, fused: nn.Module) -> None:
     shapes = {name: tuple(one.shape) for name, one in fused.named_parameters(recurse=False)}
-    joined = _joined(fused)
-    first, down, gated = shapes.get(joined, ()), shapes.get(_DOWN, ()), joined == _GATE_UP
+    gate_up, down = shapes.get(_GATE_UP, ()), shapes.get(_DOWN, ())
     fits = (
-        shapes.keys() == {joined, _DOWN}
+        shapes.keys() == {_GATE_UP, _DOWN}
         and len(down) == 3
-        and first == (down[0], (2 if gated else 1) * down[2], down[1])
-        and getattr(fused, "has_gate", gated) == gated
+        and gate_up == (down[0], 2 * down[2], down[1])
+        and getattr(fused, "has_gate", True)
         and all(getattr(fused, name, value) == value for name, value in _FORM.items())
         and getattr(getattr(fused, "_apply_gate", None), "__name__", _GATE) == _GATE
     )
@@ -185,8 +175,8 @@ def _check_form(path: str, fused: nn.Module) -> None:
         held = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
         value = f"{type(fused).__name__} with {held}"
         rule = (
-            f"experts are {_GATE_UP} [experts, 2 x inner, hidden], a gate before its product, or "
-            f"{_UP} [experts, inner, hidden], and {_DOWN} [experts, hidden, inner], without biases"
+            f"experts are {_GATE_UP} [experts, 2 x inner, hidden], a gate before its product, and "
+            f"{_DOWN} [experts, hidden, inner], without biases"
         )
         remedy = "give a model of another family"
         raise Problem(path, value, rule, remedy).as_error()

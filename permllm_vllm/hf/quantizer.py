@@ -22,9 +22,6 @@ from permllm_vllm.hf.linear import Backends, SparseLinear
 from permllm_vllm.hf.missing import missing_parameters
 from permllm_vllm.hf.precision import kept_in_float32
 
-_IN_ONE = 3
-"""Dimensions of a tensor that holds a linear of all experts of a layer."""
-
 
 @register_quantizer(schema.QUANT_METHOD)
 class PermLLMQuantizer(HfQuantizer):
@@ -63,8 +60,7 @@ class PermLLMQuantizer(HfQuantizer):
         raise_if_any(checkpoint_problems(headers, self.checkpoint))
         sparse, backends = set(sparse_modules(headers)), Backends()
         stored, prefix = _stored_names(model, sparse), getattr(model, "base_model_prefix", "")
-        stacks = [name for name, header in headers.items() if len(header.shape) == _IN_ONE]
-        self._separate = _separate_sparse_experts(model, stored, _stored_names(model, stacks, ""))
+        self._separate = _separate_sparse_experts(model, stored)
         problems: list[Problem] = []
         for path, linear in list(_linears(model)):
             # A bare `AutoModel` lacks the prefix that its modules have in a checkpoint.
@@ -129,22 +125,13 @@ class PermLLMQuantizer(HfQuantizer):
         return model
 
 
-def _separate_sparse_experts(
-    model: nn.Module, sparse: Collection[str], stacks: Collection[str]
-) -> list[str]:
-    """Give experts modules of their own where any is sparse; the paths of these come back.
-
-    Dense ones that are stored in `stacks`, by the names that these have in the model, stay there.
-    """
+def _separate_sparse_experts(model: nn.Module, sparse: Collection[str]) -> list[str]:
+    """Give experts modules of their own where any is sparse; the paths of these come back."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-
-    def among(modules: Iterable[str]) -> list[str]:
-        named = set(modules)
-        return [path for path in fused_experts(model) if {path, prefix + path} & named]
-
-    if not among(name.rpartition(".")[0].rpartition(".")[0] for name in sparse):
+    holding = {name.rpartition(".")[0].rpartition(".")[0] for name in sparse}
+    if not any({path, prefix + path} & holding for path in fused_experts(model)):
         return []
-    return separate_experts(model, among(name.rpartition(".")[0] for name in stacks))
+    return separate_experts(model)
 
 
 def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
@@ -171,13 +158,9 @@ def _stored_headers(checkpoint_files: Sequence[str] | None) -> dict[str, TensorH
     return headers
 
 
-def _stored_names(
-    model: Any, names: Iterable[str], tensor: str = f".{schema.WEIGHT_PACKED}"
-) -> dict[str, str]:
-    """Names in the checkpoint by those that Transformers changes them to.
-
-    `tensor` is what follows them in the name of a tensor.
-    """
+def _stored_names(model: Any, names: Iterable[str]) -> dict[str, str]:
+    """Names of modules in the checkpoint by those that Transformers changes them to."""
+    tensor = f".{schema.WEIGHT_PACKED}"
     changes = [
         change
         for change in get_model_conversion_mapping(model)

@@ -17,6 +17,7 @@ from permllm_vllm.compat import (
     QuantizationConfig,
     QuantizeMethodBase,
     RoutedExperts,
+    UnquantizedFusedMoEMethod,
     VocabParallelEmbedding,
     init_logger,
     register_quantization_config,
@@ -24,15 +25,13 @@ from permllm_vllm.compat import (
 from permllm_vllm.quantization.dense import WEIGHT, DenseLinearMethod
 from permllm_vllm.quantization.drafts import adapters_reach_model
 from permllm_vllm.quantization.experts import PermLLMExpertsMethod
-from permllm_vllm.quantization.gateless_experts import dense_experts_method
 from permllm_vllm.quantization.head import head_method
-from permllm_vllm.quantization.inductor import KEPT
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
-from permllm_vllm.quantization.names import NAMINGS, Naming, checkpoint_name, original_names
-from permllm_vllm.quantization.partition import refuse_repeated_groups
+from permllm_vllm.quantization.names import checkpoint_name, original_names
 from permllm_vllm.quantization.served import ServedLayers, kernels
 from permllm_vllm.quantization.unfolding import Unfolding
 from permllm_vllm.quantization.weight_files import require_safetensors
+from permllm_vllm.vllm_workarounds.write_order import KEPT
 
 logger = init_logger("vllm.permllm.config")
 
@@ -63,7 +62,6 @@ class PermLLMConfig(QuantizationConfig):
         self._unfolding: Unfolding | None = None
         self._mappers: list[Any] = []
         self._stored_whole: frozenset[str] = frozenset()
-        self._name: Callable[[str], str] = checkpoint_name
 
     @property
     def checkpoint(self) -> schema.QuantizationConfig:
@@ -129,8 +127,6 @@ class PermLLMConfig(QuantizationConfig):
         if hf_config is not None:
             for config in (hf_config, hf_config.get_text_config()):
                 self._stored_whole |= STORED_WHOLE.get(config.model_type, frozenset())
-                if (naming := NAMINGS.get(config.model_type)) is not None:
-                    self._name = partial(_named, naming, config)
             operands = f"{kernels()}, {KEPT}, checkpoint {_digest(self._checkpoint)}"
             for config in (hf_config, hf_config.get_text_config()):
                 config.permllm_operands = operands
@@ -175,7 +171,6 @@ class PermLLMConfig(QuantizationConfig):
         if ignored:
             return DenseLinearMethod(self.checkpoint, prefix, modules)
         self._refuse_requantizing(layer, prefix)
-        refuse_repeated_groups(layer, prefix)
         return PermLLMLinearMethod(
             self.checkpoint,
             self.served,
@@ -212,20 +207,14 @@ class PermLLMConfig(QuantizationConfig):
 
     def _modules(self, layer: Any, prefix: str) -> list[str]:
         """Module names of the checkpoint that vLLM fused into the layer `prefix`."""
-        name = self._name(prefix)
+        name = checkpoint_name(prefix)
         parent, dot, leaf = name.rpartition(".")
         if leaf in self._stored_whole:
             return [name]
         late = TOLD_LATE.get(leaf, [leaf])
         if len(getattr(layer, "output_sizes", [leaf])) != len(late):
             late = [leaf]
-        modules: list[str] = []
-        for part in self.packed_modules_mapping.get(leaf) or late:
-            module = parent + dot + part
-            # What the model does not have is loaded from the part before: keys as values.
-            absent = bool(modules) and self.checkpoint.lists("absent", module)
-            modules.append(modules[-1] if absent else module)
-        return modules
+        return [parent + dot + part for part in self.packed_modules_mapping.get(leaf) or late]
 
     @staticmethod
     def _agreed(prefix: str, modules: list[str], test: Callable[[str], bool], what: str) -> bool:
@@ -242,16 +231,15 @@ class PermLLMConfig(QuantizationConfig):
 
     def _experts_method(self, layer: Any, prefix: str) -> QuantizeMethodBase:
         """Sparse method for the experts of a layer, vLLM's dense one where ignored."""
-        name = self._name(prefix)
+        name = checkpoint_name(prefix)
         leaves = layer.ckpt_gate_proj_name, layer.ckpt_up_proj_name, layer.ckpt_down_proj_name
         modules = [
-            tuple(f"{name}.{expert}.{leaf}" for leaf in leaves if leaf is not None)
+            tuple(f"{name}.{expert}.{leaf}" for leaf in leaves)
             for expert in range(layer.moe_config.num_logical_experts)
         ]
         every = [module for names in modules for module in names]
         if self._is_ignored(name) or self._agreed(prefix, every, self._is_ignored, IGNORED):
-            reason = "`ignore` leaves them dense: prune the model without that `--ignore`"
-            return dense_experts_method(layer.moe_config, prefix, reason)
+            return UnquantizedFusedMoEMethod(layer.moe_config)
         gate_up, down = [n for names in modules for n in names[:-1]], [n[-1] for n in modules]
 
         def agreed(key: Literal["runtime_permuted", "folded"], what: str) -> tuple[bool, bool]:
@@ -267,10 +255,6 @@ class PermLLMConfig(QuantizationConfig):
             permuted=agreed("runtime_permuted", PERMUTED),
             folded=agreed("folded", FOLDED),
         )
-
-
-def _named(naming: Naming, config: Any, prefix: str) -> str:
-    return naming(checkpoint_name(prefix), config)
 
 
 def _digest(checkpoint: schema.QuantizationConfig) -> str:

@@ -136,7 +136,7 @@ def _load(
     A plain function that takes everything from `param`, as `parameters.load_checked`.
     """
     expert = param.stack.local_expert(expert_id)
-    if expert < 0:  # of another rank, and done with: Granite 4 looks no further then
+    if expert < 0:  # of another rank, and done with
         return True if return_success else None
     source, part = param.sources[expert], PARTS[shard_id]
     source.check(loaded_weight, (part,))

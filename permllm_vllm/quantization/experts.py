@@ -8,15 +8,14 @@ from torch import Tensor
 from torch.nn import Module
 
 import permllm_vllm.ops  # noqa: F401  (defines torch.ops.permllm)
-from permllm_vllm.backends import CheckpointWeights, CpuBackend, fallback_reason
+from permllm_vllm.backends import CheckpointWeights, CpuBackend
 from permllm_vllm.checkpoint import schema
 from permllm_vllm.checkpoint.int4 import stored_values
 from permllm_vllm.checkpoint.pattern import Pattern
-from permllm_vllm.compat import FusedMoEMethodBase
+from permllm_vllm.compat import FusedMoEMethodBase, UnquantizedFusedMoEMethod
 from permllm_vllm.quantization.contents import check_mask, check_numbers, shared_permutation
 from permllm_vllm.quantization.drafts import adapters_reach_model
 from permllm_vllm.quantization.expert_parameters import ExpertStack
-from permllm_vllm.quantization.gateless_experts import dense_experts_method
 from permllm_vllm.quantization.parameters import packed_tensor, register_packed
 from permllm_vllm.quantization.partition import require_divisible
 from permllm_vllm.quantization.served import ServedLayers
@@ -27,8 +26,8 @@ _sparse_experts = torch.ops.permllm.sparse_experts.default
 
 GATE_UP, DOWN = "w13", "w2"
 """vLLM's names of the two linear layers of an expert."""
-ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "relu2_no_mul": 2}
-"""vLLM's names of what the operator does between the two, and its numbers (csrc/activation.h)."""
+ACTIVATION = "silu"
+"""vLLM's name of what the operator does with a gate."""
 OPERANDS = ("packed", "metadata", "permutation", "scale")
 ALL_TO_ALL = "allgather_reducescatter"
 """vLLM's one backend of that option that asks nothing of the kernels."""
@@ -42,8 +41,8 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
     multiplies experts, vLLM's own method multiplies the decompressed weights.
 
     `prefix` is vLLM's name of the layer; `modules` are those of gate, up and down of each expert in
-    the checkpoint, or of two linears where nothing is gated. `permuted` and `folded` say for gate
-    and up, and for down, which permutation they have.
+    the checkpoint. `permuted` and `folded` say for gate and up, and for down, which permutation
+    they have.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         require_divisible(down[:1], inner * ranks, inner, blocks, self.pattern)
         self.dtype = params_dtype
         self.stacks = (
-            self._stack(layer, GATE_UP, (inner,) * (len(self.modules[0]) - 1), hidden_size),
+            self._stack(layer, GATE_UP, (inner, inner), hidden_size),
             self._stack(layer, DOWN, (hidden_size,), inner),
         )
         for stack in self.stacks:
@@ -128,9 +127,7 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         """Check what was loaded, pack it for this device, and drop the checkpoint's tensors."""
         loaded = [stack for stack in self.stacks if self._pack(layer, stack)]
         if loaded and hasattr(layer, f"{DOWN}_weight"):
-            device = getattr(layer, f"{DOWN}_weight").device
-            reason = fallback_reason(device, self.dtype, self.value_dtype, experts=True)
-            self.dense = dense_experts_method(layer.moe_config, self.prefix, reason)
+            self.dense = UnquantizedFusedMoEMethod(layer.moe_config)
             self.dense.process_weights_after_loading(layer)
             self.moe_kernel = self.dense.moe_kernel
             self.moe_quant_config = self.dense.moe_quant_config
@@ -163,7 +160,6 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
             topk_ids.to(torch.int32),
             *operands,
             self.intermediate_size,
-            ACTIVATIONS[layer.activation.value],
         )
 
     def apply_monolithic(self, layer: Any, *arguments: Any, **options: Any) -> Tensor:
@@ -177,8 +173,8 @@ class PermLLMExpertsMethod(FusedMoEMethodBase):
         if not loaded:
             return False
         device = loaded[schema.WEIGHT_PACKED].device
-        self.value_dtype = schema.computed_dtype(self.checkpoint.value_dtype)
-        backend = self.served.backend(device, self.dtype, self.value_dtype, experts=True)
+        values = schema.computed_dtype(self.checkpoint.value_dtype)
+        backend = self.served.backend(device, self.dtype, values, experts=True)
         packed = [
             backend.pack(self._checked(stack, loaded, expert))
             for expert in range(len(stack.layers))
@@ -226,7 +222,7 @@ def _require_supported(layer: Any, prefix: str) -> None:
     moe = layer.moe_config
     parallel = moe.moe_parallel_config
     found = {
-        f"the activation {layer.activation.value}": layer.activation.value not in ACTIVATIONS,
+        f"the activation {layer.activation.value}": layer.activation.value != ACTIVATION,
         "biases": moe.has_bias,
         "bounds of the activation": moe.swiglu_limit is not None,
         "routing weights on the input": layer.apply_router_weight_on_input,
@@ -238,8 +234,7 @@ def _require_supported(layer: Any, prefix: str) -> None:
     present = [name for name, there in found.items() if there]
     if present:
         raise NotImplementedError(
-            f"sparse experts ({prefix}) are served as silu(gate) * up of a token, or gelu with "
-            "tanh, then down, or relu squared between two linears, but here there is "
-            f"{', '.join(present)}. Serve without, or prune the "
+            f"sparse experts ({prefix}) are served as silu(gate) * up of a token, then down, but "
+            f"here there is {', '.join(present)}. Serve without, or prune the "
             r"model with its experts left dense: --ignore 're:.*\.experts\..*'."
         )

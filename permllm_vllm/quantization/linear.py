@@ -6,18 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 
 import permllm_vllm.ops  # noqa: F401  (defines torch.ops.permllm)
 from permllm_vllm.backends import CheckpointWeights, require_pattern
 from permllm_vllm.checkpoint import schema
+from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.checkpoint.int4 import channels_of_multiplier, multiplier_count, stored_values
 from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.compat import (
     LinearMethodBase,
     register_weight_loader_v2_supported_method,
 )
-from permllm_vllm.quantization.bias import watch_bias
 from permllm_vllm.quantization.contents import check_mask, check_numbers
 from permllm_vllm.quantization.parameters import (
     CheckedParameter,
@@ -32,7 +32,7 @@ from permllm_vllm.quantization.parameters import (
 )
 from permllm_vllm.quantization.partition import require_divisible
 from permllm_vllm.quantization.served import ServedLayers
-from permllm_vllm.quantization.sources import CheckpointLayer, TensorSource
+from permllm_vllm.quantization.sources import CheckpointLayer, ShardId, TensorSource
 from permllm_vllm.quantization.unfolding import Unfolding
 from permllm_vllm.quantization.weight_files import refuse_load_format
 
@@ -136,7 +136,7 @@ class PermLLMLinearMethod(LinearMethodBase):
                 kind, parameter(data=data, source=source, weight_loader=loader)
             )
         self.bias = TensorSource(tensors, schema.BIAS)
-        watch_bias(layer, self.bias)
+        _watch_bias(layer, self.bias)
         self.served.created()
 
     def process_weights_after_loading(self, layer: Module) -> None:
@@ -222,6 +222,32 @@ class PermLLMLinearMethod(LinearMethodBase):
                 tensors[kind] = tensors[kind][order]
         if layer.bias is not None:
             layer.bias.data.copy_(layer.bias.data[order])
+
+
+def _watch_bias(layer: Any, source: TensorSource) -> None:
+    """Let `source` check the parts of the layer's bias, and know which are loaded.
+
+    For `create_weights`: the layer creates its bias after that, with `layer.weight_loader`. A part
+    that comes twice is not refused, because vLLM cuts a bias that is fused on disk into its parts
+    and asks again for each.
+    """
+    layer_loader = layer.weight_loader
+
+    def load_bias(param: Any, loaded_weight: Tensor, loaded_shard_id: ShardId = None) -> None:
+        if not isinstance(param, Parameter):  # vLLM gives the layer itself for what it lacks
+            raise CheckpointError(
+                f"{', '.join(source.layer.modules)}: a tensor was loaded that this layer has no "
+                "place for. New weights of a running model come through vLLM's own ways of "
+                "reloading, such as `collective_rpc('reload_weights')`, since sparse layers are "
+                "packed once they are loaded; else the checkpoint is of another model."
+            )
+        parts = source.layer.parts(loaded_shard_id)
+        source.check(loaded_weight, parts)
+        source.loaded.update(parts)
+        arguments = () if loaded_shard_id is None else (loaded_shard_id,)
+        layer_loader(param, loaded_weight, *arguments)
+
+    layer.weight_loader = load_bias
 
 
 def _checkpoint_rows(layer: Module, partitions: list[int], output_size: int) -> list[int]:

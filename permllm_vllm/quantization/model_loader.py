@@ -4,7 +4,7 @@ vLLM asks for that in dense models alone: a sparse one would serve without a nor
 with whatever was in memory.
 """
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,44 @@ from permllm_vllm.compat import (
     DefaultModelLoader,
     get_current_vllm_config_or_none,
 )
-from permllm_vllm.quantization.cpu_loading import OnCpu
 from permllm_vllm.quantization.dense import DenseLinearMethod
-from permllm_vllm.quantization.expert_names import find_every_kind
 from permllm_vllm.quantization.experts import PermLLMExpertsMethod
 from permllm_vllm.quantization.head import adopt_heads
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from permllm_vllm.quantization.names import original_names
 from permllm_vllm.quantization.weight_files import require_safetensors
+from permllm_vllm.vllm_workarounds.eager_helpers import keep_helpers_eager
+from permllm_vllm.vllm_workarounds.norms import normalize_by_kernel
+from permllm_vllm.vllm_workarounds.recurrent_drafts import refuse_drafts
+from permllm_vllm.vllm_workarounds.write_order import keep_order
 
 STREAMED: Any = MODEL_LOADERS.get("runai_streamer", DefaultModelLoader)
 """vLLM's loader from object stores, of versions that have one."""
 _LOADED = "_permllm_loaded"
 """Attribute of a model: the names of the tensors that it was loaded from."""
+
+
+class OnCpu:
+    """Stands before a loader of vLLM's, and works around what vLLM and torch get wrong on CPUs.
+
+    It acts before a model is built, since its classes may be compiled then. Models that are not
+    sparse are loaded as by the loader alone.
+    """
+
+    def load_model(self, vllm_config: Any, model_config: Any, **options: Any) -> Module:
+        """Build a model and load it."""
+        sparse = model_config.quantization == schema.QUANT_METHOD
+        on_cpu = sparse and vllm_config.device_config.device_type == "cpu"
+        if on_cpu:
+            eager = not vllm_config.compilation_config.mode
+            keep_order()
+            keep_helpers_eager(eager=eager)
+            normalize_by_kernel(eager=eager)
+        loader: Any = super()
+        model: Module = loader.load_model(vllm_config, model_config, **options)
+        if on_cpu:
+            refuse_drafts(model, vllm_config)
+        return model
 
 
 class CompleteModelLoader(OnCpu, DefaultModelLoader):
@@ -45,17 +70,13 @@ class CompleteModelLoader(OnCpu, DefaultModelLoader):
         self.enable_weights_track: bool | None
         self.is_sparse = False
         self.names: set[str] = set()
-        self.from_target: frozenset[str] = frozenset()
 
     def load_weights(self, model: Module, model_config: Any) -> None:
         """Load, let vLLM hand over what it loaded, and see to heads that it kept to itself."""
         self.is_sparse = model_config.quantization == schema.QUANT_METHOD
         self.names.clear()
-        self.from_target = frozenset(_from_target(model, model_config))
         if self.is_sparse and self.enable_weights_track is None:
             self.enable_weights_track = True
-        if self.is_sparse:
-            find_every_kind(model)
         super().load_weights(model, model_config)
         if self.is_sparse:
             _adopt_heads(model, model_config)
@@ -89,7 +110,7 @@ class CompleteModelLoader(OnCpu, DefaultModelLoader):
             return
         missing: list[str] = []
         if loaded_weights is not None:
-            missing += _unfilled(model, loaded_weights, self.from_target)
+            missing += _unfilled(model, loaded_weights)
         if missing:
             raise CheckpointError(
                 f"the checkpoint has no {', '.join(missing)}, but a model of its config.json needs "
@@ -113,8 +134,6 @@ class StreamingLoader(OnCpu, STREAMED):
     def load_weights(self, model: Module, model_config: Any) -> None:
         """Load, and see to heads that vLLM kept to itself."""
         is_sparse = model_config.quantization == schema.QUANT_METHOD
-        if is_sparse:
-            find_every_kind(model)
         super().load_weights(model, model_config)
         if is_sparse:
             _adopt_heads(model, model_config)
@@ -143,38 +162,18 @@ def _adopt_heads(model: Module, model_config: Any) -> None:
     adopt_heads(model, generates=model_config.runner_type != "pooling" and not in_stages)
 
 
-def _from_target(model: Module, model_config: Any) -> Iterator[str]:
-    """Names of a drafting model's modules in whose place vLLM puts those of its target, unread.
-
-    Drafting layers of the target's own checkpoint (`mtp`) need no second embedding or head there.
-    """
-    config = get_current_vllm_config_or_none()
-    speculative = getattr(config, "speculative_config", None)
-    if config is None or speculative is None or speculative.method != "mtp":
-        return
-    if model_config is not speculative.draft_model_config:
-        return
-    in_stages = config.parallel_config.pipeline_parallel_size > 1
-    own_embedding = getattr(model, "has_own_embed_tokens", False) or in_stages
-    own_head = getattr(model, "has_own_lm_head", False)
-    for name, _ in model.named_modules(remove_duplicate=False):
-        is_head = name == "lm_head" or name.endswith(".shared_head.head")
-        if (is_head and not own_head) or (name == "model.embed_tokens" and not own_embedding):
-            yield name
-
-
-def _unfilled(model: Module, loaded: set[str], others: Container[str]) -> Iterator[str]:
+def _unfilled(model: Module, loaded: set[str]) -> Iterator[str]:
     """Names of the dense parameters that are none of `loaded`, under no name that they have.
 
     Sparse layers count their tensors themselves, by part. Online quantization makes parameters
-    that no checkpoint holds. `others` are the names of modules whose parameters nobody will read.
+    that no checkpoint holds.
     """
     every = model.named_parameters(remove_duplicate=False)  # tied weights have several names
     filled = {id(parameter) for name, parameter in every if name in loaded}
     for prefix, module in model.named_modules():
         method = getattr(module, "quant_method", None)
         sparse = isinstance(method, PermLLMLinearMethod | PermLLMExpertsMethod)
-        if sparse or prefix in others or getattr(method, "uses_meta_device", False):
+        if sparse or getattr(method, "uses_meta_device", False):
             continue
         names = method.modules if isinstance(method, DenseLinearMethod) else [prefix]
         for kind, parameter in module.named_parameters(recurse=False):

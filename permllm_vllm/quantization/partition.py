@@ -1,7 +1,6 @@
 """Which shares of a layer's input tensor parallelism may give to a rank."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from permllm_vllm.checkpoint.pattern import Pattern
 
@@ -35,17 +34,3 @@ def require_divisible(
         f"{input_size} input channels on each rank, which is no multiple of {multiple}, but "
         f"{reason}. Use {remedy}."
     )
-
-
-def refuse_repeated_groups(layer: Any, prefix: str) -> None:
-    """Raise NotImplementedError for a Mamba mixer's projection of which ranks repeat some rows.
-
-    vLLM cuts its parts one by one where every rank has groups of its own, and then lists them.
-    """
-    whole = not hasattr(layer, "output_sizes")
-    if whole and prefix.endswith(".mixer.in_proj") and layer.tp_size > 1:
-        raise NotImplementedError(
-            f"of {prefix}, vLLM repeats groups of rows in each of {layer.tp_size} ranks, which "
-            "sparse layers do not: serve with --tensor-parallel-size 1, or prune the model with "
-            r"these layers left dense: --ignore 're:.*\.(mamba\..*|mixer\.(in|out)_proj)'."
-        )

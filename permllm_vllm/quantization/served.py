@@ -1,5 +1,6 @@
 """What serves the sparse layers of a model: one backend, and one log line when all are packed."""
 
+import ctypes
 import functools
 import hashlib
 from collections import Counter
@@ -12,7 +13,6 @@ from permllm_vllm import ops
 from permllm_vllm.backends import Backend, SelectedBackend, select_backend
 from permllm_vllm.checkpoint.schema import QuantizationConfig
 from permllm_vllm.compat import init_logger
-from permllm_vllm.quantization.freed_memory import release_freed_memory
 
 logger = init_logger("vllm.permllm.serving")
 
@@ -37,6 +37,16 @@ def build_digest(package: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
+
+
+def release_freed_memory() -> None:
+    """Ask the allocator of the C library, where it can: glibc keeps freed pages for itself.
+
+    After a checkpoint's tensors were packed and dropped these are hundreds of MiB.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 class ServedLayers:

@@ -53,15 +53,6 @@ def test_tied_weights_are_written_once(cache: Path, monkeypatch: pytest.MonkeyPa
     assert "lm_head.weight" not in weights(random_model("tied"))
 
 
-def test_stored_buffers_are_written_too(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gemma 4 multiplies what a layer gives by one, which a prune reads with the layer."""
-    shape = SHAPE | {"model_type": "gemma4_text", "tie_word_embeddings": True}
-    monkeypatch.setattr(models, "SHAPES", {"scaled": shape | {"vocab_size_per_layer_input": 512}})
-    found = weights(random_model("scaled"))
-    assert found["model.layers.1.layer_scalar"].shape == (1,)
-    assert "lm_head.weight" not in found
-
-
 def test_transformers_loads_it(cache: Path) -> None:
     from transformers import AutoModelForCausalLM
 

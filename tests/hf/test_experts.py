@@ -27,8 +27,6 @@ from tests.offline.tiny_models import COMMON, SIZES, tiny_model
 LINEARS = ("gate_proj", "up_proj", "down_proj")
 MIXTURES = {
     "qwen3_moe": LINEARS,
-    "qwen2_moe": LINEARS,
-    "olmoe": LINEARS,
     "mixtral": ("w1", "w3", "w2"),
 }
 """What checkpoints call gate, up and down of an expert."""
@@ -74,7 +72,7 @@ def test_outputs_and_gradients_are_those_of_transformers(model_type: str, tokens
 
 
 def test_the_weights_are_views_of_what_was_fused() -> None:
-    model = fused_model("olmoe")
+    model = fused_model("qwen3_moe")
     gate_up = model.model.layers[0].mlp.experts.gate_up_proj
     separate_experts(model)
     expert = model.model.layers[0].mlp.experts[3]
@@ -83,7 +81,7 @@ def test_the_weights_are_views_of_what_was_fused() -> None:
 
 
 def test_an_expert_without_tokens_gives_and_gets_nothing() -> None:
-    (experts, *_) = experts_of(tiny_model("olmoe"))
+    (experts, *_) = experts_of(tiny_model("qwen3_moe"))
     states = torch.randn(6, 128, requires_grad=True)
     index, weights = torch.tensor([[0, 3]] * 6), torch.rand(6, 2)
     output = experts(states, index, weights)
@@ -107,7 +105,7 @@ def test_conversions_that_merge_something_else_are_refused(
     conversions = [WeightConverter(*pair, operations=[MergeModulelist()]) for pair in pairs]
     monkeypatch.setattr(experts, "get_model_conversion_mapping", lambda model: conversions)
     with pytest.raises(CheckpointError, match=r"found merged from gate, w; .*3 linears of"):
-        separate_experts(fused_model("olmoe"))
+        separate_experts(fused_model("qwen3_moe"))
 
 
 @pytest.fixture(scope="module", params=MIXTURES)

@@ -290,7 +290,10 @@ def damage_tokenizer(model: Path) -> None:
         (damage_weights, "cannot be opened"),
         (widen, "is of dtype float64 by its config.json"),
         (rename_weights, "stores no model.layers.0.self_attn.q_proj.weight"),
-        (damage_family, "'bloom' is not supported; supported are afmoe, apertus, arcee, cohere, "),
+        (
+            damage_family,
+            "'bloom' is not supported: the table of model families has apertus, arcee, cohere, ",
+        ),
         (cut_short, "but its config.json has 1 decoder layers. To prune a part"),
         (classify, "is a LlamaForSequenceClassification by its config.json"),
         (damage_tokenizer, "no readable tokenizer"),

@@ -1,7 +1,6 @@
 """Tiny random models of text and images, with processors where a test shows them an image."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,8 @@ from transformers import (
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
-from transformers.models import gemma4, gemma4_unified
 
-from tests.offline.tiny_models import COMMON, LLAMA_LIKE, SIZES, fuse_experts
+from tests.offline.tiny_models import COMMON, LLAMA_LIKE, SIZES
 
 PATCH = 14
 SPECIAL = {
@@ -74,16 +72,6 @@ QWEN = {
     "vision_start_token_id": BEGIN,
     "vision_end_token_id": FINISH,
 }
-GEMMA4 = {
-    "image_token_id": IMAGE,
-    "boi_token_id": BEGIN,
-    "eoi_token_id": FINISH,
-    "video_token_id": VIDEO,
-    "audio_token_id": VIDEO + 1,
-    "boa_token_id": VIDEO + 2,
-    "eoa_token_index": VIDEO + 3,
-}
-GEMMA4_IMAGES = {"patch_size": PATCH, "default_output_length": 70, "num_soft_tokens": 70}
 ROTATED = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
 """Positions of an image are pairs: so many channels of a head for time, height and width."""
 
@@ -102,9 +90,6 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
     "qwen3_5": QWEN
     | {"text_config": _text("qwen3_5_text")}
     | {"vision_config": QWEN_TOWER | {"num_position_embeddings": 16}},
-    "qwen3_5_moe": QWEN
-    | {"text_config": _text("qwen3_5_moe_text")}
-    | {"vision_config": QWEN_TOWER | {"num_position_embeddings": 16}},
     "qwen3_vl": QWEN
     | {"text_config": _text("qwen3_vl_text", **_sections(16, 8, 8))}
     | {
@@ -122,16 +107,6 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
         "eoi_token_index": FINISH,
         "mm_tokens_per_image": 4,
     },
-    "gemma4": GEMMA4
-    | {"text_config": _text("gemma4_text", vocab_size_per_layer_input=WORDS)}
-    | {
-        "vision_config": TOWER
-        | GEMMA4_IMAGES
-        | {"model_type": "gemma4_vision", "head_dim": 32, "num_key_value_heads": 2}
-    },
-    "gemma4_unified": GEMMA4
-    | {"text_config": _text("gemma4_unified_text")}
-    | {"vision_config": GEMMA4_IMAGES | {"mm_embed_dim": 64, "output_proj_dims": 64}},
     "mistral3": {
         "text_config": _text("ministral3"),
         "vision_config": TOWER | {"model_type": "pixtral", "head_dim": 32},
@@ -149,12 +124,6 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
         | {"image_size": [4 * PATCH] * 2, "patch_size": [PATCH] * 2},
         "image_token_id": IMAGE,
     },
-    "lfm2_vl": {
-        "text_config": _text("lfm2", architectures=["Lfm2ForCausalLM"], tie_word_embeddings=True),
-        "vision_config": TOWER | {"model_type": "siglip2_vision_model", "num_patches": 16},
-        "image_token_id": IMAGE,
-        "projector_hidden_size": 64,
-    },
     "smolvlm": {
         "text_config": _text("llama"),
         "vision_config": TOWER | {"model_type": "smolvlm_vision"},
@@ -162,8 +131,6 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-TIED = ("lfm2_vl",)
-"""As all published ones are; vLLM knows no other."""
 OF_THE_HUB = {
     "gemma3": ("vision_tower.", "vision_tower.vision_model."),
     "llava": ("vision_tower.", "vision_tower.vision_model."),
@@ -174,7 +141,6 @@ OF_THE_HUB = {
 def tiny_multimodal(model_type: str, directory: Path, *, tied: bool = False) -> Path:
     """Write a random model of bfloat16 with a tokenizer; weights are large enough to matter."""
     torch.manual_seed(0)
-    tied = tied or model_type in TIED
     config = AutoConfig.for_model(
         model_type, tie_word_embeddings=tied, **CONFIGURATIONS[model_type]
     )
@@ -186,8 +152,6 @@ def tiny_multimodal(model_type: str, directory: Path, *, tied: bool = False) -> 
     model.to(torch.bfloat16).save_pretrained(directory)
     if model_type in OF_THE_HUB:
         _rename(directory / "model.safetensors", *OF_THE_HUB[model_type])
-    if model_type == "qwen3_5_moe":
-        fuse_experts(directory, "model.language_model.layers.{}.mlp.experts")
     if model_type in PROCESSORS:
         PROCESSORS[model_type]().save_pretrained(directory)
     else:
@@ -236,11 +200,6 @@ def _gemma_processor() -> Any:
     return Gemma3Processor(Gemma3ImageProcessor(size=size), byte_tokenizer(), image_seq_length=4)
 
 
-def _gemma4_processor(processor: Any, sounds: Any, images: Any, videos: Any) -> Any:
-    sizes = {"patch_size": PATCH, "max_soft_tokens": 70}
-    return processor(sounds(), images(**sizes), byte_tokenizer(), videos(**sizes))
-
-
 def _pixtral_processor() -> Any:
     return PixtralProcessor(
         PixtralImageProcessor(size={"longest_edge": 4 * PATCH}, patch_size=2 * PATCH),
@@ -263,22 +222,7 @@ def _internvl_processor() -> Any:
 PROCESSORS: Mapping[str, Callable[[], Any]] = {
     "internvl": _internvl_processor,
     "qwen3_5": _qwen_processor,
-    "qwen3_5_moe": _qwen_processor,
     "qwen3_vl": _qwen_processor,
     "gemma3": _gemma_processor,
-    "gemma4": partial(
-        _gemma4_processor,
-        gemma4.Gemma4Processor,
-        gemma4.Gemma4AudioFeatureExtractor,
-        gemma4.Gemma4ImageProcessor,
-        gemma4.Gemma4VideoProcessor,
-    ),
-    "gemma4_unified": partial(
-        _gemma4_processor,
-        gemma4_unified.Gemma4UnifiedProcessor,
-        gemma4_unified.Gemma4UnifiedAudioFeatureExtractor,
-        gemma4_unified.Gemma4UnifiedImageProcessor,
-        gemma4_unified.Gemma4UnifiedVideoProcessor,
-    ),
     "mistral3": _pixtral_processor,
 }

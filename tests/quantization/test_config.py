@@ -24,7 +24,6 @@ import permllm_vllm
 from permllm_vllm.checkpoint.errors import CheckpointError
 from permllm_vllm.quantization import config as config_module
 from permllm_vllm.quantization.config import PermLLMConfig
-from permllm_vllm.quantization.dense import DenseLinearMethod
 from permllm_vllm.quantization.head import HeadMethod
 from permllm_vllm.quantization.linear import PermLLMLinearMethod
 from permllm_vllm.quantization.served import build_digest, kernels
@@ -91,22 +90,6 @@ def test_gate_and_up_where_the_model_class_does_not_list_them(
     found = configuration.get_quant_method(layer, "model.layers.0.mlp.gate_up_proj")
     assert isinstance(found, PermLLMLinearMethod)
     assert found.modules == [f"model.layers.0.mlp.{leaf}" for leaf in leaves]
-
-
-def test_mamba_mixers_have_the_names_of_the_checkpoint() -> None:
-    """And so `ignore` has them; other families' are theirs alone."""
-    prefix, module = (f"model.layers.0.{part}.out_proj" for part in ("mixer", "mamba"))
-    hybrid = PreTrainedConfig(model_type="granitemoehybrid")
-    for listed in ({"runtime_permuted": [module]}, {"ignore": [r"re:.*\.mamba\..*"]}):
-        configuration = config(**listed)
-        configuration.maybe_update_config("model", hybrid)
-        found = method(configuration, prefix)
-        assert isinstance(found, PermLLMLinearMethod | DenseLinearMethod)
-        assert found.modules == [module]
-        assert isinstance(found, PermLLMLinearMethod) == ("ignore" not in listed)
-    other = method(config(), prefix)
-    assert isinstance(other, PermLLMLinearMethod)
-    assert other.modules == [prefix]
 
 
 def test_embeddings_and_the_output_head_stay_dense() -> None:

@@ -206,7 +206,7 @@ def test_tensors_of_experts_of_another_rank_are_left_to_it(monkeypatch: pytest.M
 
     elsewhere = "0.up_proj.weight", torch.zeros(HIDDEN)
     fill(anew(), iter([*stored(found), elsewhere]))
-    for kind in ("weight_mask", "weight"):  # Granite 4 asks whether an expert was its own
+    for kind in ("weight_mask", "weight"):
         parameter = getattr(anew(), f"w13_{kind}")
         given = {"shard_id": "w1", "expert_id": 0, "return_success": True}
         assert parameter.weight_loader(parameter, torch.zeros(1), "", **given)

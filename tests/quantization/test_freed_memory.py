@@ -5,8 +5,8 @@ import psutil
 import pytest
 import torch
 
-from permllm_vllm.quantization import freed_memory
-from permllm_vllm.quantization.freed_memory import release_freed_memory
+from permllm_vllm.quantization import served
+from permllm_vllm.quantization.served import release_freed_memory
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library has none")
@@ -23,5 +23,5 @@ def test_what_lies_freed_inside_the_heap_is_returned() -> None:
 
 
 def test_a_library_without_it_is_left_alone() -> None:
-    with mock.patch.object(freed_memory.ctypes, "CDLL", return_value=object()):
+    with mock.patch.object(served.ctypes, "CDLL", return_value=object()):
         release_freed_memory()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from vllm.config import LoadConfig, VllmConfig, get_current_vllm_config
+from vllm.config import LoadConfig, VllmConfig
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import (
     QKVParallelLinear,
@@ -83,7 +83,6 @@ def load(
     *,
     tied: bool = False,
     quantization: str | None = "permllm",
-    drafts: bool = False,
     **options: Any,
 ) -> None:
     """What vLLM does between building a model and serving it."""
@@ -98,9 +97,6 @@ def load(
     described = SimpleNamespace(
         quantization=quantization, is_moe=False, multimodal_config=None, runner_type="generate"
     )
-    if drafts:
-        speculative = SimpleNamespace(method="mtp", draft_model_config=described)
-        monkeypatch.setattr(get_current_vllm_config(), "speculative_config", speculative)
     loader.load_weights(model, described)
     for layer in (model.attention.qkv_proj, model.out):
         layer.quant_method.process_weights_after_loading(layer)
@@ -141,22 +137,6 @@ def test_a_tied_head_needs_the_embedding(monkeypatch: pytest.MonkeyPatch) -> Non
     checkpoint = tensors()
     del checkpoint["embed.weight"], checkpoint["lm_head.weight"]
     assert "has no embed.weight, but" in refusal(checkpoint, monkeypatch, tied=True)
-
-
-@pytest.mark.parametrize("drafts", [False, True])
-def test_drafting_layers_need_no_head_of_their_own(
-    monkeypatch: pytest.MonkeyPatch, drafts: bool
-) -> None:
-    """Where vLLM gives them that of the model they draft for; all else they need."""
-    checkpoint = tensors()
-    del checkpoint["lm_head.weight"]
-    if drafts:
-        load(checkpoint, monkeypatch, drafts=True)
-        del checkpoint["norm.weight"]
-    missing = "norm.weight" if drafts else "lm_head.weight"
-    assert f"has no {missing}, but" in refusal(checkpoint, monkeypatch, drafts=drafts)
-    monkeypatch.setattr(Model, "has_own_lm_head", True, raising=False)
-    assert "lm_head.weight" in refusal(checkpoint, monkeypatch, drafts=drafts)
 
 
 def test_a_bias_that_the_model_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:

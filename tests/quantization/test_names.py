@@ -1,10 +1,9 @@
 """vLLM's names of modules are taken back to those of the checkpoint."""
 
 import pytest
-from transformers import PreTrainedConfig
 from vllm.model_executor.models.utils import WeightsMapper
 
-from permllm_vllm.quantization.names import NAMINGS, checkpoint_name, original_names
+from permllm_vllm.quantization.names import checkpoint_name, original_names
 
 PREFIX = WeightsMapper(orig_to_new_prefix={"model.language_model.": "language_model.model."})
 PART = WeightsMapper(orig_to_new_substr={".attn.": ".self_attn."})
@@ -55,29 +54,3 @@ def test_what_a_mapper_would_not_produce_is_no_original() -> None:
 def test_a_draft_model() -> None:
     assert checkpoint_name("draft_model.model.layers.0.mlp") == "model.layers.0.mlp"
     assert checkpoint_name("model.draft_model.mlp") == "model.draft_model.mlp"
-
-
-@pytest.mark.parametrize(
-    ("model_type", "prefix", "name"),
-    [
-        ("granitemoehybrid", "model.layers.3.mixer.in_proj", "model.layers.3.mamba.in_proj"),
-        ("granitemoehybrid", "model.layers.3.self_attn.o_proj", "model.layers.3.self_attn.o_proj"),
-        ("lfm2_vl", "language.model.layers.3.w2", "language_model.model.layers.3.w2"),
-        (
-            "minimax_m2",
-            "model.layers.3.mlp.experts",
-            "model.layers.3.block_sparse_moe.experts",
-        ),
-        ("falcon_h1", "model.27.mixer.in_proj", "model.layers.3.mamba.mamba.in_proj"),
-        ("falcon_h1", "27.mixer.in_proj", "model.layers.3.mamba.mamba.in_proj"),  # of a draft
-        ("falcon_h1", "model.layers.3.qkv_proj", "model.layers.3.self_attn.qkv_proj"),
-        ("falcon_h1", "model.layers.3.o_proj", "model.layers.3.self_attn.o_proj"),
-        ("falcon_h1", "model.layers.3.feed_forward.w2", "model.layers.3.feed_forward.w2"),
-        ("ernie4_5_moe", "model.layers.24.mlp.down_proj", "model.mtp_block.0.mlp.down_proj"),
-        ("ernie_mtp", "model.layers.25.mlp.down_proj", "model.mtp_block.1.mlp.down_proj"),
-        ("ernie4_5_moe", "model.layers.23.mlp.down_proj", "model.layers.23.mlp.down_proj"),
-        ("ernie4_5_moe", "model.norm", "model.norm"),
-    ],
-)
-def test_names_that_vllm_builds_modules_with(model_type: str, prefix: str, name: str) -> None:
-    assert NAMINGS[model_type](prefix, PreTrainedConfig(num_hidden_layers=24)) == name

@@ -68,12 +68,6 @@ OF_EXPERTS = (
 OF_THEIR_CONFIG = (
     *("num_logical_experts", "tp_size", "tp_rank"),
     *("has_bias", "swiglu_limit", "is_lora_enabled"),
-    *("is_act_and_mul", "device", "__post_init__"),
-)
-OF_ROUTERS = (
-    *("use_grouped_topk", "num_expert_group", "topk_group"),
-    *("scoring_func", "e_score_correction_bias", "custom_routing_function"),
-    *("routed_scaling_factor",),
 )
 #: What we read off vLLM's objects, or put there for vLLM to read.
 ATTRIBUTES = [
@@ -84,10 +78,6 @@ ATTRIBUTES = [
     ("vllm.config", "VllmConfig", "model_config"),
     ("vllm.config", "VllmConfig", "parallel_config"),
     ("vllm.config", "VllmConfig", "compilation_config"),
-    ("vllm.config", "CompilationConfig", "custom_ops"),
-    ("vllm.model_executor.custom_op", "CustomOp", "_forward_method"),
-    ("vllm.model_executor.custom_op", "CustomOp", "forward_cpu"),
-    ("vllm.model_executor.layers.activation", "GeluAndMul", "approximate"),
     ("vllm.config", "VllmConfig", "device_config"),
     ("vllm.config", "DeviceConfig", "device_type"),
     ("vllm.config", "ModelConfig", "hf_config"),
@@ -109,14 +99,7 @@ ATTRIBUTES = [
     *((MAPPER, "WeightsMapper", f"orig_to_new_{part}") for part in ("prefix", "suffix", "substr")),
     *((MOE, "RoutedExperts", attribute) for attribute in OF_EXPERTS),
     *((f"{MOE}.config", "FusedMoEConfig", field) for field in OF_THEIR_CONFIG),
-    *((f"{MOE}.router.cpu_router", "CPURouter", attribute) for attribute in OF_ROUTERS),
-    (f"{MOE}.runner.moe_runner", "MoERunner", "router"),
-    (f"{MOE}.runner.moe_runner", "MoERunner", "routed_scaling_factor"),
     ("vllm.config", "ModelConfig", "dtype"),
-    ("vllm.v1.kv_cache_interface", "MambaSpec", "num_prefill_checkpoint_blocks"),
-    ("vllm.v1.kv_cache_interface", "MambaSpec", "prefill_checkpoint_alignment"),
-    ("vllm.model_executor.layers.mamba.mamba_mixer2", "MambaMixer2", "get_kv_cache_spec"),
-    ("vllm.model_executor.layers.mamba.mamba_mixer2", "MambaMixer2", "get_state_shape"),
     (f"{MOE}.expert_map_manager", "ExpertMapManager", "map_global_to_local"),
     ("vllm.model_executor.models.interfaces", "SupportsQuant", "hf_to_vllm_mapper"),
     (PARAMETER, "BasevLLMParameter", "tp_rank"),

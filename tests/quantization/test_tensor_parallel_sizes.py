@@ -4,14 +4,11 @@ from collections.abc import Callable
 
 import pytest
 from vllm.model_executor.layers.linear import (
-    ColumnParallelLinear,
-    MergedColumnParallelLinear,
     RowParallelLinear,
 )
 
 from tests.quantization.sparse_modules import config
 
-MIXER = "model.layers.0.mixer.in_proj"
 DOWN = "model.layers.0.mlp.down_proj"
 OnRank = Callable[[int, int], None]
 
@@ -78,14 +75,3 @@ def test_no_number_of_ranks_helps(on_rank: OnRank) -> None:
     with pytest.raises(ValueError, match="no multiple of 64") as error:
         build(96, permuted=True)
     assert "an `ignore` entry" in str(error.value)
-
-
-def test_rows_that_ranks_repeat_are_refused(on_rank: OnRank) -> None:
-    """vLLM's mixer has one part then, where it cuts several as long as each rank has its own."""
-    given = {"bias": False, "quant_config": config(), "prefix": MIXER}
-    ColumnParallelLinear(64, 24, **given)
-    on_rank(0, 2)
-    MergedColumnParallelLinear(64, [8, 16], **given)
-    with pytest.raises(NotImplementedError, match=r"each of 2 ranks.*--tensor-parallel-size 1"):
-        ColumnParallelLinear(64, 24, **given)
-    ColumnParallelLinear(64, 24, **given | {"prefix": DOWN})

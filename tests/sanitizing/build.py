@@ -15,7 +15,7 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[2]
 HARNESS = ROOT / "tests" / "sanitizing" / "harness.cpp"
 NOT_IN_HARNESS = (  # need torch, its threads
-    *("bindings.cpp", "experts_bindings.cpp", "gated_bindings.cpp", "head_bindings.cpp"),
+    *("bindings.cpp", "experts_bindings.cpp", "head_bindings.cpp"),
     "norm_bindings.cpp",
     "threads.cpp",
 )

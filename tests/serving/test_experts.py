@@ -3,12 +3,8 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from permllm_vllm.checkpoint.errors import CheckpointError
-from permllm_vllm.checkpoint.pattern import Pattern
-from tests.offline.baked_models import bake, decisions_of
-from tests.offline.tiny_models import GRANITE_HYBRID_EXPERTS, tiny_model
 from tests.serving.checkpoints import Twins, corrupt, prune, random_mixtral
 from tests.serving.engine import PROMPTS, Engines
 
@@ -55,27 +51,6 @@ def test_two_ranks(engines: Engines, twins: Twins, whole: bool) -> None:
     assert two.difference(one) < TOLERANCE
 
 
-def test_two_ranks_of_granite(engines: Engines, tmp_path: Path) -> None:
-    """Each has every second expert, which vLLM loads by names of its own, and half of the groups
-    of a Mamba layer."""
-    sizes = GRANITE_HYBRID_EXPERTS | {"mamba_n_groups": 2, "num_key_value_heads": 2}
-    model = tiny_model("granitemoehybrid", **sizes).to(torch.bfloat16)
-    pattern, prompts = Pattern(2, 4), [range(2, 42), range(7, 20)]
-    bake(model, decisions_of(model, pattern, 64), pattern, 64, tmp_path / "sparse")
-    one = engines.run(tmp_path / "sparse", prompts, max_model_len=64)
-    two = engines.run(
-        tmp_path / "sparse",
-        prompts,
-        max_model_len=64,
-        tensor_parallel_size=2,
-        enable_expert_parallel=True,
-    )
-    assert one.backends == {"cpu bfloat16": 8, "experts cpu bfloat16": 2}
-    assert two.backends == {kernel: 2 * layers for kernel, layers in one.backends.items()}
-    assert two.tokens() == one.tokens()
-    assert two.difference(one) < TOLERANCE
-
-
 def test_one_expert_is_noticed(engines: Engines, twins: Twins, tmp_path: Path) -> None:
     """The negative control of the limit above: half of the blocks of one expert of eight."""
     tensor = "model.layers.1.block_sparse_moe.experts.2.w2.weight_packed"
@@ -100,16 +75,3 @@ def test_dense_experts_must_be_ignored(engines: Engines, parent: Path, tmp_path:
         CheckpointError, match=r"experts\.0\.w1\.weight is in the checkpoint.*ignore"
     ):
         engines.run(twins.sparse, PROMPTS)
-
-
-@pytest.mark.parametrize("model_type", ["glm4_moe", "nemotron_h"])
-def test_the_factor_of_routed_experts_in_float16(
-    engines: Engines, tmp_path: Path, model_type: str
-) -> None:
-    """Beside shared experts, which vLLM divides by it then."""
-    model = tiny_model(model_type, routed_scaling_factor=2.5).to(torch.bfloat16)
-    pattern, prompts = Pattern(2, 4), [range(2, 42)]
-    bake(model, decisions_of(model, pattern, 64), pattern, 64, tmp_path / "sparse")
-    full = engines.run(tmp_path / "sparse", prompts, max_model_len=64)
-    half = engines.run(tmp_path / "sparse", prompts, max_model_len=64, dtype="float16")
-    assert half.mean_prompt_difference(full) < 0.05

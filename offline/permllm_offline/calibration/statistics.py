@@ -17,7 +17,6 @@ from permllm_offline.calibration.unreached_experts import (
     warn_unreached,
     with_stand_ins,
 )
-from permllm_offline.model.decoder_calls import hidden_of
 from permllm_offline.model.family import Family, SharedInputGroup
 from permllm_offline.model.modules import decoder_layers, has_module
 
@@ -124,8 +123,8 @@ def last_hidden_state(model: Any, family: Family, windows: Tensor) -> Tensor:
     """
     captured: list[Tensor] = []
 
-    def capture(module: nn.Module, inputs: Sequence[Tensor], output: Any) -> None:
-        captured.append(hidden_of(output))
+    def capture(module: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> None:
+        captured.append(output)
 
     handle = decoder_layers(model, family.layers)[-1].register_forward_hook(capture)
     try:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from permllm_offline.model.attention import kv_cache_bytes
-from permllm_offline.model.prune_plan import Plan, PlannedLinear, dense_experts, pruned
+from permllm_offline.model.heads import kv_cache_bytes
+from permllm_offline.model.prune_plan import Plan, PlannedLinear, pruned
 from permllm_offline.model.recomputation import activation_bytes, held_activation_bytes
 from permllm_offline.permutation.learned_layers import parse_layers, spans, trained_spans
 from permllm_offline.permutation.masked_linear import PART_ELEMENTS
@@ -127,14 +127,11 @@ def _streamed(
     layers = [_layer_bytes(recipe, prepared, linears) for linears in by_layer]
     layers = list(map(max, layers, _learned_in_spans(recipe, prepared)))
     head = min(rest, _head_weights(prepared) * item)
-    by_token = plan.token_weights * item
-    tied = rest - by_token < 2 * head
+    tied = rest < 2 * head
     at_the_ends = states + (rest if tied else rest - head) + _logit_bytes(prepared)
     # Before the layers come the tensors left dense: one is read while others wait in their file.
     left_dense = [linear.dense_bytes for linear in plan.every_linear if not linear.pruned]
-    if plan.family.joined:  # and those of a layer's experts are joined
-        left_dense += map(_dense_bytes, map(dense_experts, by_layer))
-    largest = max([head, by_token, *left_dense])
+    largest = max([head, *left_dense])
     writing = max(shard + max(map(_baked, by_layer)), max(shard, largest) + largest)
     sampling = 0
     if any(map(writes_itself, recipe.datasets)):
@@ -371,7 +368,7 @@ def _state_bytes(recipe: Recipe, prepared: Prepared) -> int:
     """Hidden states: those that are passed on, and the next layer's."""
     held_out = 0 if prepared.windows is None else prepared.windows.held_out.numel()
     read = read_tokens(recipe, prepared)
-    routed = _hidden_bytes(prepared, routed_tokens(recipe, prepared)) + _token_bytes(prepared)
+    routed = _hidden_bytes(prepared, routed_tokens(recipe, prepared))
     if can_stream(recipe):
         return passed_bytes(recipe, prepared) + _hidden_bytes(prepared, read + held_out) + routed
     return _hidden_bytes(prepared, 3 * (read + held_out)) + routed
@@ -389,20 +386,7 @@ def passed_bytes(recipe: Recipe, prepared: Prepared) -> int:
 
 
 def _hidden_bytes(prepared: Prepared, tokens: int) -> int:
-    channels = prepared.plan.hidden_size + prepared.plan.handed_on_channels
-    return tokens * channels * prepared.dtype.itemsize
-
-
-def _token_bytes(prepared: Prepared) -> int:
-    """What distinct tokens add to the calls of the decoder layers; of text to come, all may be."""
-    if prepared.windows is None or not prepared.plan.token_channels:
-        return 0
-    vocabulary: int = prepared.source.config.get_text_config().vocab_size
-    texts = prepared.windows.calibration, prepared.windows.held_out
-    distinct = sum(
-        min(text.numel(), vocabulary) if text.is_meta else len(text.unique()) for text in texts
-    )
-    return distinct * prepared.plan.token_channels * prepared.dtype.itemsize
+    return tokens * prepared.plan.hidden_size * prepared.dtype.itemsize
 
 
 def routed_tokens(recipe: Recipe, prepared: Prepared) -> int:

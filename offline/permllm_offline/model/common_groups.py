@@ -58,14 +58,6 @@ def fused_gated_mlp(gate_up: str, down: str) -> Groups:
     )
 
 
-def mamba(module: str) -> Groups:
-    """What goes into a convolution, the scan and a norm with a gate, and what reads these."""
-    return (
-        SharedInputGroup("mamba_in", (f"{module}.in_proj",)),
-        SharedInputGroup("mamba_out", (f"{module}.out_proj",)),
-    )
-
-
 def after(norms: Mapping[str, str], groups: Groups) -> Groups:
     """Groups with the norms that they alone read, by the name of the group."""
     return tuple(replace(group, norm=norms.get(group.name, "")) for group in groups)

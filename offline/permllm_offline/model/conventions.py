@@ -20,8 +20,7 @@ def begin_token(config: Any) -> int | None:
 def logit_scale(config: Any) -> float:
     """Return what a model multiplies the products of its head by.
 
-    Granite divides its logits, Cohere and Falcon-H1 multiply them.
+    Granite divides its logits, Cohere multiplies them.
     """
     scale = float(getattr(config, "logit_scale", None) or 1)
-    scale *= float(getattr(config, "lm_head_multiplier", None) or 1)
     return scale / float(getattr(config, "logits_scaling", None) or 1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property
 
@@ -57,22 +57,12 @@ class Family:
 
     ``experts`` is the module whose children, by number, are experts of a mixture: their groups are
     among ``groups`` once ``family_of`` knows how many there are; ``expert_linears`` are those of
-    one: gate, up, and what reads their products, or two where nothing is gated. Where experts are
-    ``joined``, Transformers finds dense ones in two tensors for all of a layer alone. ``layers`` is
-    the module of the decoder layers in the model; checkpoints of some families, and those of more
-    than a language model, call it ``stored_layers``. Checkpoints may call parts of a layer
-    otherwise: ``renamed`` has pairs of what the model and they call one, as Transformers changes it
-    while it loads. Names in ``ignore`` are those of the checkpoint.
-
-    ``gives_tuples`` says that a layer gives its hidden states in a tuple, of these alone.
+    one: gate, up, and what reads their products. ``layers`` is the module of the decoder layers in
+    the model; checkpoints of more than a language model call it ``stored_layers``. Checkpoints may
+    call parts of a layer otherwise: ``renamed`` has pairs of what the model and they call one, as
+    Transformers changes it while it loads. Names in ``ignore`` are those of the checkpoint.
     ``recurrent`` is the first linear of the module, of some layers, in which states pass from token
     to token.
-    ``by_token`` are arguments of a layer's call that follow from each token alone; ``handed_on`` is
-    the argument in which layers leave keys and values for others, a dictionary.
-    ``sized_by_layers`` are modules outside the layers whose output has a part for each of them: an
-    embedding, and a linear. ``family_of`` adds what a configuration says of single layers: those
-    whose values may be ``read_by_others``, whether any layer is ``sharing`` them, and which linears
-    one ``lacks`` that others have.
     """
 
     layers: str
@@ -84,13 +74,6 @@ class Family:
     renamed: tuple[tuple[str, str], ...] = ()
     stored_layers: str = ""
     recurrent: str = ""
-    gives_tuples: bool = False
-    by_token: tuple[str, ...] = ()
-    handed_on: str = ""
-    read_by_others: frozenset[int] = frozenset()
-    sharing: bool = False
-    lacks: Mapping[int, frozenset[str]] = field(default_factory=dict)
-    sized_by_layers: tuple[str, ...] = ()
 
     @cached_property
     def linears(self) -> tuple[str, ...]:
@@ -99,29 +82,11 @@ class Family:
 
     def groups_of(self, layer: int, holds: Callable[[str], bool]) -> list[SharedInputGroup]:
         """List the groups of a decoder layer that ``holds`` some of the linears."""
-        return [
-            self._as_held(one, layer)
-            for one in self.groups
-            if one.in_every_layer or holds(one.linears[0])
-        ]
-
-    def _as_held(self, group: SharedInputGroup, layer: int) -> SharedInputGroup:
-        """A group as one layer has it: it folds into values that it has for itself alone."""
-        lacking = self.lacks.get(layer, frozenset())
-        linears = tuple(one for one in group.linears if one not in lacking)
-        group = replace(group, linears=linears)
-        own = group.fold is not Fold.VALUE_HEADS or layer not in self.read_by_others
-        if own and lacking.isdisjoint(part.linear for part in group.fold_into):
-            return group
-        return group.at_run_time()
+        return [one for one in self.groups if one.in_every_layer or holds(one.linears[0])]
 
     def absent(self, layers: int) -> list[str]:
         """Names in the checkpoint of the linears that some of the decoder layers lack."""
-        return [
-            self.stored_name(layer, linear)
-            for layer in range(layers)
-            for linear in sorted(self.lacks.get(layer, ()))
-        ]
+        return []
 
     @property
     def recurrent_module(self) -> str:

@@ -1,4 +1,4 @@
-"""Attention geometry of the decoder layers, and which of them read the values of others."""
+"""Attention geometry of the decoder layers, and what attention asks of whoever runs it."""
 
 from __future__ import annotations
 
@@ -21,49 +21,33 @@ class Heads:
 
 
 def heads_of(config: Any, layer: int) -> Heads:
-    """Return the attention geometry of a decoder layer, from a transformers configuration.
-
-    It is the same in all layers but where the configuration says what differs, as Gemma 4's does.
-    """
-    differs = getattr(config, "is_heterogeneous", False)
-    own = config.per_layer_config[layer] if differs else config
-    query = int(own.num_attention_heads)
-    key_value = int(getattr(own, "num_key_value_heads", None) or query)
-    size = int(getattr(own, "head_dim", None) or own.hidden_size // query)
+    """Return the attention geometry of the decoder layers, from a transformers configuration."""
+    query = int(config.num_attention_heads)
+    key_value = int(getattr(config, "num_key_value_heads", None) or query)
+    size = int(getattr(config, "head_dim", None) or config.hidden_size // query)
     return Heads(query, key_value, size)
 
 
-def cached_channels(config: Any, layer: int) -> int:
-    """Numbers that a decoder layer keeps of each token: its key and value, or what both come from.
+def attention_options(config: Any) -> dict[str, str]:
+    """What transformers must be told to compute attention as the model does.
 
-    The latter is latent attention: a vector and a rotated part, for all heads together.
+    Its fused attention leaves out the cap of Gemma 2's scores (arXiv 2408.00118, section 2), which
+    only its plain one knows.
+
+    Args:
+        config: transformers configuration of a language model.
     """
-    rank = getattr(config, "kv_lora_rank", None)
-    if rank is not None:
-        return int(rank) + int(config.qk_rope_head_dim)
-    heads = heads_of(config, layer)
-    return 2 * heads.key_value * heads.size
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return {"attn_implementation": "eager"} if capped else {}
 
 
-def layers_that_share(config: Any) -> range:
-    """Numbers of the decoder layers that read keys and values of earlier ones, the last layers."""
-    shared = getattr(config, "num_kv_shared_layers", None) or 0
-    return range(config.num_hidden_layers - shared, config.num_hidden_layers)
+def kv_cache_bytes(config: Any, tokens: int, itemsize: int = 2) -> int:
+    """Keys and values of so many tokens in every layer; zero where a configuration says too little.
 
-
-def layers_that_hand_on(config: Any) -> frozenset[int]:
-    """Numbers of the decoder layers whose keys and values others may read too.
-
-    They are the last of each kind of attention before those that share. Where none shares, drafts
-    of the model still read them.
+    More than there are where some layers keep fewer, or a state in their place.
     """
-    own = config.layer_types[: layers_that_share(config).start]
-    return frozenset({kind: layer for layer, kind in enumerate(own)}.values())
-
-
-def layers_with_keys_as_values(config: Any) -> frozenset[int]:
-    """Numbers of the decoder layers whose values are their keys, before norm and rotation."""
-    if not getattr(config, "attention_k_eq_v", False):
-        return frozenset()
-    own = range(layers_that_share(config).start)
-    return frozenset(one for one in own if config.layer_types[one] == "full_attention")
+    text = config.get_text_config()
+    if not getattr(text, "num_attention_heads", None) or not getattr(text, "num_hidden_layers", 0):
+        return 0
+    heads = heads_of(text, 0)
+    return int(tokens * text.num_hidden_layers * 2 * heads.key_value * heads.size * itemsize)

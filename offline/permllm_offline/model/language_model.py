@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from permllm_offline.model.families import FAMILIES, MORE_TOKENS, MORE_TOKENS_IGNORED, WRAPPINGS
+from permllm_offline.model.families import FAMILIES, MORE_TOKENS, WRAPPINGS
 from permllm_offline.model.family import Family
 from permllm_offline.model.lookup import family_of, inner_family
 from permllm_offline.model.renaming import Renamed, own_part, stored_part
@@ -23,11 +23,10 @@ class TensorNames:
 
     Inside a decoder layer, whose name begins with ``layers``, parts are ``renamed`` too. A tensor
     of the checkpoint without any of the prefixes belongs to something else, such as a vision tower,
-    and so does one of what predicts several tokens, whose names begin with one of ``drafting``.
+    and so does one of what predicts several tokens.
     """
 
     prefixes: tuple[tuple[str, str], ...] = (("", ""),)
-    drafting: tuple[str, ...] = MORE_TOKENS
     layers: str = ""
     renamed: Renamed = ()
 
@@ -44,7 +43,7 @@ class TensorNames:
 
     def own(self, stored: str) -> str | None:
         """Name in the language model of a tensor of the checkpoint; None where it has none."""
-        if stored.startswith(self.drafting):
+        if stored.startswith(MORE_TOKENS):
             return None
         for own, prefix in self.prefixes:
             if stored.startswith(prefix):
@@ -110,8 +109,7 @@ def holds_language_model(config: Any) -> bool:
 def may_hold_more(config: Any) -> bool:
     """Whether a checkpoint of a configuration may hold more than a language model."""
     family = FAMILIES.get(config.model_type)
-    predicts_more = family is not None and MORE_TOKENS_IGNORED in family.ignore
-    return predicts_more or bool(_drafting_layers(config)) or holds_language_model(config)
+    return (family is not None and bool(family.recurrent)) or holds_language_model(config)
 
 
 def language_model_of(config: Any, tensors: Collection[str]) -> LanguageModel:
@@ -126,9 +124,7 @@ def language_model_of(config: Any, tensors: Collection[str]) -> LanguageModel:
         known.
     """
     if not holds_language_model(config):
-        names = replace(
-            _names(config.model_type), drafting=(*TensorNames().drafting, *_drafting_layers(config))
-        )
+        names = _names(config.model_type)
         return LanguageModel(config, names, _beside(names, tensors))
     for model, head in WRAPPINGS:
         if any(name.startswith(f"{model}.layers.") for name in tensors):
@@ -144,25 +140,7 @@ def _names(model_type: str | None) -> TensorNames:
     family = FAMILIES.get(str(model_type))
     if family is None:
         return TensorNames()
-    names = TensorNames(layers=f"{family.layers}.", renamed=family.renamed)
-    if not family.stored_layers:
-        return names
-    own, stored = (one.removesuffix("layers") for one in (family.layers, family.stored_layers))
-    return replace(names, prefixes=((own, stored), *names.prefixes))
-
-
-_PREDICTING = ("num_nextn_predict_layers", "num_mtp_modules")
-"""Names that configurations have for the number of layers that predict more tokens."""
-
-
-def _drafting_layers(config: Any) -> tuple[str, ...]:
-    """What the names of layers begin with that come after the model's, to predict more tokens."""
-    family = FAMILIES.get(config.model_type)
-    more = next(filter(None, (getattr(config, name, None) for name in _PREDICTING)), 0)
-    if family is None or not more:
-        return ()
-    first = config.num_hidden_layers
-    return tuple(f"{family.layers}.{layer}." for layer in range(first, first + more))
+    return TensorNames(layers=f"{family.layers}.", renamed=family.renamed)
 
 
 def _text_config(config: Any, *, headless: bool) -> Any:

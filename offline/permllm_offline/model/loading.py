@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from permllm_offline.errors import OfflineError, first_line
-from permllm_offline.model.attention import attention_options
+from permllm_offline.model.heads import attention_options
 from permllm_offline.model.language_model import (
     LanguageModel,
     language_model_of,
     may_hold_more,
 )
-from permllm_offline.model.mixer_settings import compute_as_engines
 from permllm_offline.run.local_path import local_path
 from permllm_vllm.checkpoint.companions import module_folders
 from permllm_vllm.checkpoint.errors import CheckpointError
@@ -170,7 +169,6 @@ def load_served(source: Source, dtype: torch.dtype, device: torch.device) -> Any
             **attention_options(source.config),
             **_OWN_LAYERS,
         )
-    compute_as_engines(model)
     model.requires_grad_(False)
     return model.to(device).eval()
 
@@ -220,7 +218,6 @@ def model_from(
             **_OWN_LAYERS,
         )
         model.__class__ = type(empty)
-        compute_as_engines(model)
         if found["missing_keys"]:
             raise _other_tensors(source, missing=sorted(found["missing_keys"]))
         if (source.directory / "generation_config.json").is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -70,12 +69,6 @@ class Plan:
     """Bytes of the language model in the checkpoint, what is left dense included."""
     ignore: Sequence[str] = ()
     """What stays dense, as entries of the checkpoint's `ignore`."""
-    handed_on_channels: int = 0
-    """Channels of the keys and values that pass between decoder layers beside those."""
-    token_channels: int = 0
-    """Numbers that each token adds to the calls of all decoder layers together."""
-    token_weights: int = 0
-    """How many weights these come from, in the largest tensor."""
 
     def groups(self, index: int) -> list[SharedInputGroup]:
         """The groups that are pruned of a decoder layer."""
@@ -110,11 +103,6 @@ class Plan:
 def pruned(linears: Iterable[PlannedLinear]) -> list[PlannedLinear]:
     """Those of some linears that are pruned."""
     return [linear for linear in linears if linear.pruned]
-
-
-def dense_experts(linears: Iterable[PlannedLinear]) -> list[PlannedLinear]:
-    """Those of experts that stay dense."""
-    return [one for one in linears if one.layout.group.experts and not one.pruned]
 
 
 def make_plan(
@@ -192,13 +180,6 @@ def make_plan(
     everything = _stored_numbers(skeleton) * dtype.itemsize
     saved = sum(one.dense_bytes - one.sparse_bytes for linears in by_layer for one in linears)
     hidden_size = by_layer[0][0].layout.in_features
-    handing = family.read_by_others if family.sharing else ()
-    geometry = (heads_of(source.config, layer) for layer in handing)
-    of_tokens = [
-        skeleton.get_parameter(f"{name}.weight").shape
-        for name in family.sized_by_layers
-        if has_module(skeleton, name)
-    ]
     return Plan(
         family,
         layers,
@@ -206,9 +187,6 @@ def make_plan(
         hidden_size,
         everything - saved,
         [*family.ignore, *ignore],
-        handed_on_channels=sum(2 * heads.key_value * heads.size for heads in geometry),
-        token_channels=of_tokens[-1][0] if of_tokens else 0,
-        token_weights=max(map(math.prod, of_tokens), default=0),
     )
 
 

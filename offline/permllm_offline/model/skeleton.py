@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from permllm_offline.model.attention import attention_options
-from permllm_offline.model.mixer_settings import compute_as_engines
+from permllm_offline.model.heads import attention_options
 
 
 def skeleton_of(config: Any, dtype: torch.dtype | None = None) -> nn.Module:
@@ -30,7 +29,6 @@ def skeleton_of(config: Any, dtype: torch.dtype | None = None) -> nn.Module:
             deepcopy(config), dtype=dtype, trust_remote_code=False, **attention_options(config)
         )
     separate_experts(model)
-    compute_as_engines(model)
     if dtype is not None:
         for name, tensor in model.state_dict(keep_vars=True).items():
             if kept_in_float32(model, name, dtype):

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.decoder_calls import as_given
 from permllm_offline.model.family import Family
 from permllm_offline.model.loading import Source, model_from
-from permllm_offline.model.modules import decoder_layers, has_module, load_tensor
+from permllm_offline.model.modules import decoder_layers, load_tensor
 from permllm_offline.model.plain_tensors import PlainTensors
 from permllm_offline.model.skeleton import skeleton_of
 from permllm_offline.text.evaluation import perplexity
@@ -75,8 +74,6 @@ class StreamedModel:
     def head(self) -> Iterator[None]:
         """Load what is outside the decoder layers, without the embeddings: these give zeros."""
         absent = [self.model.get_input_embeddings()]
-        sized = self.family.sized_by_layers
-        absent += [self.model.get_submodule(one) for one in sized if has_module(self.model, one)]
         with self._outside(absent, self.model.get_output_embeddings()):
             yield
 
@@ -108,11 +105,11 @@ class StreamedModel:
         """
         pending = iter(states)
 
-        def skip(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
-            return as_given(hidden_states, self.family)
+        def skip(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+            return hidden_states
 
-        def answer(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
-            return as_given(next(pending)[None].to(self.device), self.family)
+        def answer(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+            return next(pending)[None].to(self.device)
 
         try:
             for layer in self.layers:
@@ -162,18 +159,12 @@ def _without_weights(
 
     config = deepcopy(source.config)
     config.num_hidden_layers = 0
-    if config.num_hidden_layers:  # of Nemotron-H it is how many kinds are listed
-        config.layer_types = []
     skeleton = skeleton_of(source.config, dtype)
     placeholders: dict[str, Tensor] = {}
-    with _without_elements():
-        without_layers = skeleton_of(config) if family.sized_by_layers else nn.Module()
     for name in reader.names():
         own = source.language.names.own(name)
         if own is not None and not own.startswith(f"{family.layers}."):
             shape = torch.Size(reader.header(name).shape)
-            if own.rpartition(".")[0] in family.sized_by_layers:
-                shape = without_layers.get_parameter(own).shape
             held = torch.float32 if kept_in_float32(skeleton, own, dtype) else dtype
             placeholders[own] = _placeholder(shape, held, torch.device("cpu"))
     with _without_elements():

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from permllm_offline.model.decoder_calls import as_given
 from permllm_offline.model.family import Family
 from permllm_offline.model.modules import decoder_layers
 
@@ -50,8 +49,8 @@ def head_inputs_of(model: Any, family: Family, states: Tensor) -> Tensor:
 
 @contextmanager
 def _layers_return(model: Any, family: Family, state: Tensor) -> Iterator[None]:
-    def forward(*arguments: Any, **keywords: Any) -> Any:
-        return as_given(state[None], family)
+    def forward(*arguments: Any, **keywords: Any) -> Tensor:
+        return state[None]
 
     layers = decoder_layers(model, family.layers)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from permllm_offline.model.attention import kv_cache_bytes
+from permllm_offline.model.heads import kv_cache_bytes
 
 KV_CACHE_GIB = 4
 REQUEST_TOKENS = 4096

@@ -6,33 +6,25 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from permllm_offline import pipeline
 from permllm_offline.api import prune
 from permllm_offline.calibration.statistics import collect
 from permllm_offline.cli import main
-from permllm_offline.conversion.to_dense import convert_to_dense
-from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.errors import OfflineError
 from permllm_offline.forecast.duration import Forecast, Speed, forecast
-from permllm_offline.forecast.outline import outline
 from permllm_offline.model.decoder_calls import record_calls
 from permllm_offline.model.loading import load_model, load_served, open_source
 from permllm_offline.model.lookup import family_of
-from permllm_offline.model.stored import read_stored
 from permllm_offline.preparation.prepared import prepare
 from permllm_offline.recipe.schema import Recipe
 from permllm_offline.reconstruction.group_inputs import LayerInputs
 from permllm_offline.reconstruction.layer_work import LayerWork
 from permllm_offline.text.evaluation import perplexity
-from permllm_vllm.checkpoint.errors import CheckpointError
-from permllm_vllm.checkpoint.pattern import Pattern
 from permllm_vllm.checkpoint.reader import CheckpointReader
 from permllm_vllm.checkpoint.validation import validate
 from tests.offline.forecast.test_duration import small_recipe
-from tests.offline.tiny_models import fuse_experts, save_tokenizer, tiny_model
+from tests.offline.tiny_models import save_tokenizer, tiny_model
 
 CPU = torch.device("cpu")
 LONELY = 4
@@ -185,14 +177,13 @@ def test_the_checkpoint_is_the_model_that_was_pruned(
 
 
 def test_experts_are_left_dense_by_choice(tmp_path: Path, text_file: Path) -> None:
-    tiny_model("qwen2_moe").save_pretrained(tmp_path / "model")
+    tiny_model("qwen3_moe").save_pretrained(tmp_path / "model")
     save_tokenizer(tmp_path / "model")
     ask = {"dataset": text_file, "method": "wanda+cp", **SIZES}
     output = tmp_path / "sparse"
     report = prune(tmp_path / "model", output, ignore=[r"re:.*\.experts\..*"], **ask)
     assert len(report.left_dense) == 4 * 3
     assert not any(".experts." in layer.name for layer in report.layers)
-    assert any(".shared_expert." in layer.name for layer in report.layers)
     assert validate(output) == []
     source = open_source(str(output))
     models = [load(source, torch.float32, CPU) for load in (load_model, load_served)]
@@ -203,7 +194,7 @@ def test_experts_are_left_dense_by_choice(tmp_path: Path, text_file: Path) -> No
 
 @pytest.mark.parametrize("part", [r"1\..*", r".*\.down_proj"])
 def test_some_experts_are_not_left_dense(tmp_path: Path, text_file: Path, part: str) -> None:
-    tiny_model("qwen2_moe").save_pretrained(tmp_path / "model")
+    tiny_model("qwen3_moe").save_pretrained(tmp_path / "model")
     save_tokenizer(tmp_path / "model")
     message = (
         r"experts\.\d.*dense, but not .* and \d more: vLLM serves the experts of a layer as one"
@@ -219,91 +210,14 @@ def test_some_experts_are_not_left_dense(tmp_path: Path, text_file: Path, part: 
         )
 
 
-@pytest.mark.parametrize("method", ["wanda+cp", "permllm-wanda"])
-def test_experts_in_one_tensor_are_those_of_many(
-    tmp_path: Path, text_file: Path, method: str
-) -> None:
-    """Layer by layer, and the whole model in memory."""
-    for name in ("apart", "fused"):
-        model = tiny_model("olmoe", intermediate_size=192)  # so that no matrix is square
-        model.to(torch.bfloat16).save_pretrained(tmp_path / name)
-        save_tokenizer(tmp_path / name)
-    fuse_experts(tmp_path / "fused")
-    sizes = {"num_samples": 8, "sequence_length": 16, "evaluation_windows": 2}
-    said = {"method": method, "dataset": [str(text_file)], "learning": {"steps": 2}, **sizes}
-    written = []
-    for name in ("apart", "fused"):
-        output = tmp_path / f"{name}-sparse"
-        pipeline.prune(Recipe(model=str(tmp_path / name), **said), output)
-        written.append(load_file(output / "model.safetensors"))
-    assert written[0].keys() == written[1].keys()
-    assert all(torch.equal(tensor, written[1][name]) for name, tensor in written[0].items())
-    found = [
-        outline(read_stored(str(tmp_path / name)), Pattern(2, 4), 64, "int8", permuted=True)
-        for name in ("apart", "fused")
-    ]
-    assert found[0].linears == found[1].linears
-    assert found[0].bytes_before == found[1].bytes_before
-
-
-def test_zeros_of_fused_experts_are_converted(tmp_path: Path, text_file: Path) -> None:
-    for name in ("apart", "fused"):
-        tiny_model("olmoe").save_pretrained(tmp_path / f"{name}-model")
-        save_tokenizer(tmp_path / f"{name}-model")
-        recipe = Recipe(model=str(tmp_path / f"{name}-model"), method="magnitude")
-        pipeline.prune(recipe, tmp_path / f"{name}-sparse")
-        convert_to_dense(str(tmp_path / f"{name}-sparse"), tmp_path / name)
-    fuse_experts(tmp_path / "fused")
-    written = []
-    for name in ("apart", "fused"):
-        convert_to_sparse(str(tmp_path / name), tmp_path / f"{name}-again", strict=True)
-        written.append(load_file(tmp_path / f"{name}-again" / "model.safetensors"))
-    assert written[0].keys() == written[1].keys()
-    assert all(torch.equal(tensor, written[1][name]) for name, tensor in written[0].items())
-
-
-def test_fused_experts_the_other_way_round_are_refused(
-    tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """[experts, hidden, 2 x inner] and [experts, inner, hidden], as other mixtures have them."""
-    tiny_model("olmoe", intermediate_size=192).save_pretrained(tmp_path / "model")
-    save_tokenizer(tmp_path / "model")
-    fuse_experts(tmp_path / "model")
-    file = tmp_path / "model" / "model.safetensors"
-    tensors = {
-        name: tensor.transpose(1, 2).contiguous() if tensor.ndim == 3 else tensor
-        for name, tensor in load_file(file).items()
-    }
-    save_file(tensors, file, metadata={"format": "pt"})
-    output = ("--output", str(tmp_path / "sparse"))
-    data = ("--dataset", str(text_file), "--num-samples", "4", "--sequence-length", "16")
-    assert main(["prune", str(tmp_path / "model"), *output, *data, "--method", "wanda"]) == 2
-    error = capsys.readouterr().err
-    assert "stores [64, 384] as model.layers.0.mlp.experts.0.gate_proj.weight" in error
-    assert "asks for [192, 128]" in error
-    assert main(["convert", str(tmp_path / "model"), *output]) == 2
-    assert "the experts are stored in a form that is not read" in capsys.readouterr().err
-
-
-def test_experts_stored_both_ways_are_refused(tmp_path: Path) -> None:
-    tiny_model("olmoe").save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    tensors = load_file(file)
-    tensors["model.layers.1.mlp.experts.down_proj"] = torch.zeros(4, 128, 64)
-    save_file(tensors, file, metadata={"format": "pt"})
-    source = open_source(str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"experts\.0\.down_proj\.weight: found also a part"):
-        source.reader()
-
-
 def test_experts_are_one_line_of_each_table(
     tmp_path: Path, text_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny_model("qwen2_moe").save_pretrained(tmp_path / "model")
+    tiny_model("qwen3_moe").save_pretrained(tmp_path / "model")
     save_tokenizer(tmp_path / "model")
     data = ("--dataset", str(text_file), "--num-samples", "4", "--sequence-length", "16")
     prune_it = ["prune", str(tmp_path / "model"), "--output", str(tmp_path / "sparse"), *data]
-    sparse, line = str(tmp_path / "sparse"), "model.layers.1.mlp.experts.*.gate_proj (4)"
+    sparse, line = str(tmp_path / "sparse"), "model.layers.0.mlp.experts.*.gate_proj (4)"
     commands = {
         ("plan", str(tmp_path / "model")): "model.layers.*.mlp.experts.*.gate_proj",
         (*prune_it, "--method", "wanda", "--dry-run"): line,
@@ -324,7 +238,7 @@ def test_experts_are_one_line_of_each_table(
 def test_forecasts_count_the_experts_that_a_token_meets(tmp_path: Path, text_file: Path) -> None:
     def expected(experts: int, **options: Any) -> Forecast:
         model = tmp_path / str(experts)
-        tiny_model("olmoe", num_experts=experts).save_pretrained(model)
+        tiny_model("qwen3_moe", num_experts=experts, mlp_only_layers=[]).save_pretrained(model)
         save_tokenizer(model)
         recipe = small_recipe(model, text_file, **options)
         return forecast(recipe, prepare(recipe), speed=Speed(1e6, 1e6))

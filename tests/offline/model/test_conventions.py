@@ -8,13 +8,12 @@ from permllm_offline.model.conventions import begin_token, logit_scale
 from permllm_offline.model.families import FAMILIES
 
 
-def test_only_granite_cohere_and_falcon_scale_their_logits() -> None:
+def test_only_granite_and_cohere_scale_their_logits() -> None:
     scales = {name: logit_scale(AutoConfig.for_model(name)) for name in FAMILIES}
-    cohere = {"cohere", "cohere2", "cohere2_moe"}
+    cohere = {"cohere", "cohere2"}
     assert {name for name, scale in scales.items() if scale != 1} == cohere
     assert {scales[name] for name in cohere} == {1 / 16}
     assert logit_scale(AutoConfig.for_model("granite", logits_scaling=8.0)) == 1 / 8
-    assert logit_scale(AutoConfig.for_model("falcon_h1", lm_head_multiplier=0.25)) == 1 / 4
 
 
 def test_only_gemma_needs_a_token_before_every_text() -> None:

@@ -9,7 +9,7 @@ import torch
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.family import Fold
-from permllm_offline.model.heads import Heads, heads_of
+from permllm_offline.model.heads import Heads, heads_of, kv_cache_bytes
 from permllm_offline.model.ignored_linears import ignored_linears
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.lookup import family_of
@@ -40,6 +40,15 @@ def test_layers_of_a_hybrid_model_have_groups_of_their_own() -> None:
     assert FAMILIES["llama"].groups_of(0, lambda linear: False) == list(FAMILIES["llama"].groups)
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gpt_neox"])
+def test_the_cache_is_as_large_as_that_of_transformers(model_type: str) -> None:
+    model = tiny_model(model_type)
+    with torch.no_grad():
+        cache = model(torch.arange(2, 9)[None], use_cache=True).past_key_values
+    held = [tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    assert kv_cache_bytes(model.config, tokens=7, itemsize=4) == sum(held)
+
+
 def test_heads_fall_back_to_hidden_size() -> None:
     config = SimpleNamespace(num_attention_heads=4, hidden_size=320)
     assert heads_of(config, 0) == Heads(4, 4, 80)
@@ -66,9 +75,7 @@ def test_channels_must_fill_blocks() -> None:
         layout.check_blocks("model.layers.0.self_attn.q_proj")
 
 
-@pytest.mark.parametrize(
-    "model_type", ["llama", "phi3", "opt", "qwen3_moe", "mixtral", "exaone_moe"]
-)
+@pytest.mark.parametrize("model_type", ["llama", "phi3", "opt", "qwen3_moe", "mixtral"])
 def test_what_a_message_would_ignore_can_be(model_type: str) -> None:
     family = family_of(tiny_model(model_type).config)
     layers = [partial(family.stored_name, index) for index in range(2)]

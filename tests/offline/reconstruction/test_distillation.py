@@ -12,7 +12,6 @@ from torch.nn.functional import kl_div
 from permllm_offline.calibration.calibrated_model import Calibrated
 from permllm_offline.calibration.statistics import collect
 from permllm_offline.errors import OfflineError
-from permllm_offline.model.decoder_calls import hidden_of
 from permllm_offline.model.families import FAMILIES
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.loading import open_source
@@ -156,7 +155,7 @@ def test_the_head_reads_what_follows_the_last_layer(family: str) -> None:
     dense = tiny_model(family).requires_grad_(False)
     last = decoder_layers(dense, FAMILIES[family].layers)[-1]
     states: list[Tensor] = []
-    with last.register_forward_hook(lambda _, inputs, output: states.append(hidden_of(output))):
+    with last.register_forward_hook(lambda _, inputs, output: states.append(output)):
         dense(WINDOWS[:2])
     found = head_inputs_of(dense, FAMILIES[family], states[0])
     torch.testing.assert_close(found[0], head_input(dense, WINDOWS[0]))

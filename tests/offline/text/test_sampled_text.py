@@ -36,17 +36,6 @@ def test_tokens_follow_the_distribution_of_the_model() -> None:
     assert float(expected.mean()) > float(uniform) + 8 * error
 
 
-def test_sequences_of_falcon_h1_stay_apart() -> None:
-    """Its gated norm drops the dimension of a single token, and sequences would be added."""
-    model = tiny_model("falcon_h1")  # with such a norm
-    tokens = torch.arange(12).reshape(3, 4)
-    with torch.no_grad():
-        whole = model(tokens).logits
-        state = model(tokens[:, :3], use_cache=True).past_key_values
-        last = model(tokens[:, 3:], past_key_values=state, use_cache=True).logits
-    torch.testing.assert_close(last, whole[:, 3:], rtol=1e-4, atol=1e-4)
-
-
 def test_pieces_begin_with_any_token() -> None:
     first = sample_text(tiny_llama(), 64 * 8, 1, seed=0).flatten()
     assert len(first.unique()) > 55

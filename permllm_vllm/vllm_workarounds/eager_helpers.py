@@ -1,4 +1,12 @@
-"""What vLLM does without a C++ compiler on a CPU."""
+"""Helpers of vLLM that are compiled even in an eager engine, on a machine without a C++ compiler.
+
+`--enforce-eager` leaves a few functions to Inductor (the rank of a token among log-probabilities,
+the embedding of a part of a vocabulary: `torch.compile` in `vllm/v1/sample/ops/logprobs.py` and
+`vllm/model_executor/layers/vocab_parallel_embedding.py`), and a request that needs one would end
+the engine.
+
+Upstream: not reported. For vLLM 0.32.
+"""
 
 import functools
 import sysconfig
@@ -29,8 +37,6 @@ def missing_for_compiling() -> str:
 def keep_helpers_eager(*, eager: bool) -> None:
     """Have vLLM's helpers run as they are where an eager engine could not compile them.
 
-    `--enforce-eager` leaves a few of them to Inductor (the rank of a token among log-probabilities,
-    the embedding of a part of a vocabulary), and a request that needs one would end the engine.
     It holds for the whole process.
     """
     if not eager or not (missing := missing_for_compiling()):

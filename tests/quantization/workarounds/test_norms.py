@@ -1,6 +1,8 @@
 """Which norms the kernel takes, and that it does not stand in a user's way."""
 
+import sys
 from collections.abc import Iterator
+from subprocess import run
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from permllm_vllm import ops
 from permllm_vllm.compat import fused_add_rms_norm, rms_norm
-from permllm_vllm.quantization.norms import PROVIDER, PYTORCH, normalize_by_kernel
+from permllm_vllm.vllm_workarounds.norms import PROVIDER, PYTORCH, normalize_by_kernel
 
 OPERATIONS = (rms_norm, fused_add_rms_norm)
 needs_kernel = pytest.mark.skipif(
@@ -26,6 +28,22 @@ def as_vllm_sets_it() -> Iterator[None]:
     yield
     for operation, priority in zip(OPERATIONS, before, strict=True):
         operation.set_default(priority or [PYTORCH])
+
+
+def test_vllm_still_has_no_kernel_for_norms_on_cpus() -> None:
+    """Once this fails, vLLM has one: measure whether `vllm_workarounds/norms.py` is still worth it.
+
+    In a process of its own, in which nothing of ours is registered.
+    """
+    lines = (
+        "from vllm.ir.ops import fused_add_rms_norm, rms_norm",
+        "from vllm.platforms import current_platform",
+        "current_platform.import_ir_kernels()",
+        "print([[n for n, one in op.impls.items() if one.supported] "
+        "for op in (rms_norm, fused_add_rms_norm)])",
+    )
+    found = run([sys.executable, "-c", "; ".join(lines)], capture_output=True, text=True)
+    assert found.stdout.splitlines()[-1:] == [str([[PYTORCH]] * 2)], found.stderr
 
 
 @needs_kernel

@@ -1,8 +1,10 @@
 """Inductor on CPUs, held to run what reads a tensor after what writes into it.
 
-Where torch 2.13 fuses loops for a CPU and changes their ranges for that, it forgets that one
-operation reads what another writes in place (pytorch/pytorch#185509), as vLLM's products of dense
-layers do: routers of experts then read logits before they are there.
+Where torch fuses loops for a CPU and changes their ranges for that, it forgets that one operation
+reads what another writes in place, as vLLM's products of dense layers do: routers of experts then
+read logits before they are there.
+
+Upstream: https://github.com/pytorch/pytorch/issues/185509, fixed after 2.13. For torch 2.13.
 """
 
 import functools

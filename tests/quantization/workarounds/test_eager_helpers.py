@@ -12,7 +12,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 from torch._inductor import cpp_builder
 from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
-from permllm_vllm.quantization.compiler import keep_helpers_eager, missing_for_compiling
+from permllm_vllm.vllm_workarounds.eager_helpers import keep_helpers_eager, missing_for_compiling
 
 
 @torch.compile(backend="inductor", dynamic=True)
@@ -35,6 +35,13 @@ def no_compiler() -> str:
 @pytest.fixture
 def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", no_compiler)
+
+
+def test_vllm_still_compiles_helpers_of_eager_engines() -> None:
+    """Once this fails, vLLM compiles none of them: remove `vllm_workarounds/eager_helpers.py`."""
+    from vllm.v1.sample.ops.logprobs import batched_count_greater_than
+
+    assert hasattr(batched_count_greater_than, "_torchdynamo_orig_callable")
 
 
 def test_without_a_compiler_helpers_run_as_they_are(nothing_installed: None) -> None:
