@@ -8,9 +8,8 @@ from typing import Any
 
 from permllm_offline.commands.conversion_table import conversion_table
 from permllm_offline.commands.json_file import add_json_option, check_json, write_json
-from permllm_offline.commands.recipe_numbers import add_recipe_numbers
+from permllm_offline.commands.shared_options import add_recipe_numbers, add_text_field_option
 from permllm_offline.commands.tables import show
-from permllm_offline.commands.text_field_option import add_text_field_option
 from permllm_offline.conversion.to_dense import convert_to_dense
 from permllm_offline.conversion.to_sparse import convert_to_sparse
 from permllm_offline.errors import OfflineError

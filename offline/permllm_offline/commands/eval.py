@@ -9,7 +9,7 @@ from typing import Any
 
 from permllm_offline.api import evaluate
 from permllm_offline.commands.json_file import add_json_option, check_json, write_json
-from permllm_offline.commands.text_field_option import add_text_field_option
+from permllm_offline.commands.shared_options import add_text_field_option
 from permllm_offline.run.local_path import local_path
 from permllm_offline.text.documents import KINDS, NAMED
 from permllm_offline.text.paper_protocol import LENGTHS, PAPER_TEXTS

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from permllm_offline.commands.ignore_option import add_ignore_option
 from permllm_offline.commands.json_file import add_json_option, check_json, write_json
 from permllm_offline.commands.pattern_options import add_pattern_options
 from permllm_offline.commands.plan_tables import outline_table
+from permllm_offline.commands.shared_options import add_ignore_option
 from permllm_offline.commands.tables import show
 from permllm_offline.forecast.outline import outline
 from permllm_offline.model.loading import DTYPES, dtype_name, written_dtype

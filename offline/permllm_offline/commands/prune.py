@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from permllm_offline.api import asked_recipe, prune_and_push
-from permllm_offline.commands.ignore_option import add_ignore_option
 from permllm_offline.commands.moved_options import add_moved_options
 from permllm_offline.commands.pattern_options import add_pattern_options
-from permllm_offline.commands.recipe_numbers import add_recipe_numbers
+from permllm_offline.commands.shared_options import (
+    add_ignore_option,
+    add_recipe_numbers,
+    add_text_field_option,
+)
 from permllm_offline.commands.tables import plan_table, report_table, show
-from permllm_offline.commands.text_field_option import add_text_field_option
 from permllm_offline.forecast.announcement import warn_of_slow_float16
 from permllm_offline.forecast.duration import forecast
 from permllm_offline.model.loading import open_source

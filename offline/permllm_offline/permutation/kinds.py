@@ -29,21 +29,23 @@ Learning = Callable[[Calibrated], LearnedPermutations]
 class PermutationKind:
     """An entry of the table: from one group alone, from the whole model, or neither.
 
-    ``across_blocks`` moves channels through a whole layer, which no checkpoint can hold;
-    ``assigns`` says that linear sum assignments of channels to groups find it, for which all rows
-    of a block are scored at once.
+    ``across_blocks`` moves channels through a whole layer, which no checkpoint can hold.
     """
 
     summary: str
     allocate: Allocation | None = None
     learn: Learning | None = None
     across_blocks: bool = False
-    assigns: bool = False
 
     @property
     def learns(self) -> bool:
         """Whether it is found in steps that the whole model, or a part of it, takes."""
         return self.learn is not None
+
+    @property
+    def assigns(self) -> bool:
+        """Whether linear sum assignments find it, for which all rows of a block are scored."""
+        return self.allocate is assign_group
 
     @property
     def permutes(self) -> bool:
@@ -59,13 +61,11 @@ PERMUTATIONS: Mapping[str, PermutationKind] = {
     "cp-lsa": PermutationKind(
         "cp refined by linear sum assignment, within each block",
         allocate=assign_group,
-        assigns=True,
     ),
     "cp-global": PermutationKind(
         "cp-lsa over all channels of a layer, as the paper does it: for studies, not servable",
         allocate=assign_group,
         across_blocks=True,
-        assigns=True,
     ),
     "learned": PermutationKind("learned within each block", learn=learn_permutations),
 }

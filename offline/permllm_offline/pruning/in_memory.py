@@ -30,7 +30,7 @@ from permllm_offline.preparation.prepared import Prepared
 from permllm_offline.pruning.layerwise import reconstruct_layers
 from permllm_offline.pruning.output_errors import kept_outputs, output_errors, reallocated_errors
 from permllm_offline.recipe.schema import Recipe
-from permllm_offline.reconstruction.layer_error import LayerError
+from permllm_offline.reconstruction.layer_work import LayerError
 from permllm_offline.report.mask_example import example_layer, unpermuted_corner
 from permllm_offline.report.report import Report
 from permllm_offline.run.steps import Step, Work
@@ -125,7 +125,7 @@ def prune_model(recipe: Recipe, prepared: Prepared, work: Work | None = None) ->
 def needs_hidden_states(recipe: Recipe) -> bool:
     """Whether anything reads the last hidden states of the dense model."""
     parts = parts_of(recipe)
-    return parts.reconstruction.needs_hidden_states or (
+    return parts.reconstruction.distils or (
         parts.permutation.learns and reads_last_states(recipe.learning)
     )
 

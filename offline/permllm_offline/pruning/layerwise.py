@@ -15,8 +15,7 @@ from permllm_offline.calibration.calibrated_model import Calibrated
 from permllm_offline.model.decoder_calls import record_calls, run_windows
 from permllm_offline.model.layout import GroupLayout
 from permllm_offline.model.modules import decoder_layers, linear_of, load_tensor
-from permllm_offline.reconstruction.layer_error import LayerError
-from permllm_offline.reconstruction.layer_work import LayerReconstruction, LayerWork
+from permllm_offline.reconstruction.layer_work import LayerError, LayerReconstruction, LayerWork
 from permllm_offline.run.steps import Step
 from permllm_offline.sparsity.bake import apply_masks
 from permllm_offline.sparsity.decisions import GroupDecision, LayerDecision

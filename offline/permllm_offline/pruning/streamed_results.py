@@ -8,7 +8,7 @@ from dataclasses import asdict, astuple, dataclass, field
 from permllm_offline.calibration.unreached_experts import Unreached
 from permllm_offline.pruning.layerwise import PASSES, layer_step_name
 from permllm_offline.pruning.streamed_windows import Flow, load_states, with_states
-from permllm_offline.reconstruction.layer_error import LayerError
+from permllm_offline.reconstruction.layer_work import LayerError
 from permllm_offline.run.steps import Step, Work
 from permllm_offline.sparsity.rounded_layer import RoundedLayer
 from permllm_offline.sparsity.stored_grids import grid_tensors, grids_of

@@ -2,13 +2,12 @@
 
 Tuning leaves masks and permutations as they are. The input is that of the pruned model, so that a
 layer also makes up for what the layers before it got wrong; only this layer's weights, gradients
-and Adam states are in memory, or in files.
+and Adam states are in memory.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,8 +15,7 @@ from torch import Tensor
 from permllm_offline.errors import OfflineError
 from permllm_offline.model.modules import linear_of
 from permllm_offline.reconstruction.kept_weights import KeptWeights
-from permllm_offline.reconstruction.layer_work import LayerReconstruction, LayerWork
-from permllm_offline.reconstruction.obs import choose_and_update, update_kept_weights
+from permllm_offline.reconstruction.layer_work import LayerWork
 from permllm_offline.run.schedules import shuffled_batches, warmed_cosine
 from permllm_offline.sparsity.bake import apply_masks
 from permllm_offline.sparsity.decisions import LayerDecision
@@ -53,20 +51,6 @@ def tune_kept_weights(work: LayerWork) -> LayerDecision:
     with KeptWeights(linears, list(masks.values())) as kept:
         _optimise(work, kept)
     return work.decision
-
-
-def update_and_tune(work: LayerWork) -> LayerDecision:
-    """Update the kept weights of a decoder layer column by column, then tune them."""
-    return _tuned_after(update_kept_weights, work)
-
-
-def choose_and_tune(work: LayerWork) -> LayerDecision:
-    """Choose the masks of a decoder layer anew while its weights are updated, then tune these."""
-    return _tuned_after(choose_and_update, work)
-
-
-def _tuned_after(update: LayerReconstruction, work: LayerWork) -> LayerDecision:
-    return tune_kept_weights(replace(work, decision=update(work)))
 
 
 def _optimise(work: LayerWork, kept: KeptWeights) -> None:

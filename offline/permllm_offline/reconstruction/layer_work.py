@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
@@ -55,24 +55,52 @@ They end on the grids of int4 values, linear -> grid of each decoder layer, wher
 
 
 @dataclass(frozen=True)
+class LayerError:
+    """Relative squared error of a decoder layer's output against the dense model's.
+
+    ``before`` is that of the masks alone, ``after`` that of the reconstructed weights; both have
+    the pruned layers before it as input, so they grow with depth. ``curve`` has the steps of a
+    reconstruction that takes some.
+    """
+
+    name: str
+    before: float
+    after: float
+    curve: LearningCurve = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Reconstruction:
     """A kind of reconstruction: of each decoder layer in turn, then of the whole model, or either.
 
-    Of a decoder layer it ``updates`` weights column by column, or ``tunes`` them in steps, or one
-    after the other: time and memory are forecast from that. It may have ``chosen_masks`` of its
-    own, in place of those of the importances. ``needs_hidden_states`` asks for
-    ``Calibrated.hidden_states``, the dense model's last ones; ``seeded`` says that its steps take
-    windows in an order that ``recipe.seed`` decides.
+    Of a decoder layer it may ``update`` weights column by column, then ``tune`` them in steps.
+    ``model`` reads ``Calibrated.hidden_states``, the dense model's last ones. Masks may be
+    ``chosen_masks`` of the update, in place of those of the importances.
     """
 
     summary: str
-    layer: LayerReconstruction | None = None
+    update: LayerReconstruction | None = None
+    tune: LayerReconstruction | None = None
     model: ModelReconstruction | None = None
-    updates: bool = False
     chosen_masks: bool = False
-    tunes: bool = False
-    needs_hidden_states: bool = False
-    seeded: bool = False
+
+    @property
+    def layer(self) -> LayerReconstruction | None:
+        """What is done to each decoder layer, if anything is."""
+        update, tune = self.update, self.tune
+        if update is None or tune is None:
+            return update or tune
+        return lambda work: tune(replace(work, decision=update(work)))
+
+    @property
+    def updates(self) -> bool:
+        """Whether weights of a decoder layer are updated column by column."""
+        return self.update is not None
+
+    @property
+    def tunes(self) -> bool:
+        """Whether weights of a decoder layer are tuned in steps."""
+        return self.tune is not None
 
     @property
     def distils(self) -> bool:
@@ -82,4 +110,4 @@ class Reconstruction:
     @property
     def needs_windows(self) -> bool:
         """Whether it reads calibration text."""
-        return self.layer is not None or self.distils
+        return self.updates or self.tunes or self.distils

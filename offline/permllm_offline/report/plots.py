@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from permllm_offline.reconstruction.layer_error import LayerError
+from permllm_offline.reconstruction.layer_work import LayerError
 from permllm_offline.report.expert_lines import joined_experts
 from permllm_offline.report.mask_example import MaskExample
 from permllm_offline.report.report import Report

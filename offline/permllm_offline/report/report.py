@@ -17,7 +17,7 @@ from permllm_offline.calibration.calibrated_model import LearnedPermutations
 from permllm_offline.model.prune_plan import Plan
 from permllm_offline.preparation.method_parts import parts_of
 from permllm_offline.recipe.schema import Recipe
-from permllm_offline.reconstruction.layer_error import LayerError
+from permllm_offline.reconstruction.layer_work import LayerError
 from permllm_offline.report.mask_example import MaskExample, example_layer, mask_example
 from permllm_offline.sparsity.decisions import GroupDecision, LayerDecision
 from permllm_offline.text.windows import CalibrationWindows

@@ -8,7 +8,7 @@ from permllm_offline.calibration.unreached_experts import Unreached
 from permllm_offline.model.states import States
 from permllm_offline.pruning.streamed_results import PassedLayers, go_on, keep_passed
 from permllm_offline.pruning.streamed_windows import Flow
-from permllm_offline.reconstruction.layer_error import LayerError
+from permllm_offline.reconstruction.layer_work import LayerError
 from permllm_offline.run.steps import Step, WorkFolder
 from permllm_offline.sparsity.rounded_layer import RoundedLayer
 

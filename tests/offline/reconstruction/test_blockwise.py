@@ -13,12 +13,11 @@ from permllm_offline.model.states import States
 from permllm_offline.preparation.recipe_input import make_recipe
 from permllm_offline.pruning.layerwise import relative_error
 from permllm_offline.reconstruction.blockwise import (
-    choose_and_tune,
     squared_error,
     tune_kept_weights,
-    update_and_tune,
 )
 from permllm_offline.reconstruction.kept_weights import KeptWeights
+from permllm_offline.reconstruction.kinds import RECONSTRUCTIONS
 from permllm_offline.reconstruction.layer_work import LayerReconstruction, LayerWork
 from permllm_offline.reconstruction.obs import choose_and_update, update_kept_weights
 from permllm_offline.run.schedules import warmed_cosine
@@ -27,6 +26,9 @@ from permllm_offline.sparsity.mask import choose_mask
 from permllm_vllm.checkpoint.pattern import Pattern
 from tests.offline.baked_models import decisions_of
 from tests.offline.tiny_models import tiny_llama
+
+update_and_tune = RECONSTRUCTIONS["obs+blockwise"].layer
+choose_and_tune = RECONSTRUCTIONS["sparsegpt+blockwise"].layer
 
 PATTERN = Pattern(2, 4)
 CONSTANTS = {"steps": 20, "learning_rate": 3e-3, "validation_windows": 3, "validation_interval": 5}

@@ -14,7 +14,7 @@ import torch
 
 from permllm_offline.model.loading import Source
 from permllm_offline.preparation.recipe_input import make_recipe
-from permllm_offline.reconstruction.layer_error import LayerError
+from permllm_offline.reconstruction.layer_work import LayerError
 from permllm_offline.report.mask_example import MaskExample
 from permllm_offline.report.page import report_page
 from permllm_offline.report.plots import curve_plot, error_plot, tuning_plot

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from permllm_offline.preparation.recipe_input import make_recipe
-from permllm_offline.reconstruction.layer_error import LayerError
+from permllm_offline.reconstruction.layer_work import LayerError
 from permllm_offline.report.report import Report
 
 
