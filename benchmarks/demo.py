@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from permllm_offline.inspection.contents import inspect
+from permllm_offline.inspection.contents import Inspection, inspect
 
 from .engines.engine import Engine
 from .engines.server import serve
@@ -31,9 +31,8 @@ EVALUATION_WINDOWS = 64
 QUESTION = "What is the capital of France? Answer in one sentence."
 
 
-def linear_bytes(checkpoint: Path) -> dict[str, int]:
+def linear_bytes(inspection: Inspection) -> dict[str, int]:
     """Bytes of the pruned linears, sparse and as dense bfloat16."""
-    inspection = inspect(checkpoint)
     return {"sparse": inspection.bytes, "dense": inspection.dense_bytes}
 
 
@@ -52,10 +51,12 @@ def chat(checkpoint: Path) -> str:
     return answer.choices[0].message.content or ""
 
 
-def summary(perplexities: dict[str, float], sizes: dict[str, int], rows: list[dict]) -> Table:
+def summary(
+    pattern: str, perplexities: dict[str, float], sizes: dict[str, int], rows: list[dict]
+) -> Table:
     """Dense against sparse, a line per figure."""
     dense, sparse = rows[0], rows[1]
-    table = Table(title=f"dense against 2:4 sparse on {machine()['cpu']}")
+    table = Table(title=f"dense against {pattern} sparse on {machine()['cpu']}")
     for column in ("", "dense", "sparse", "sparse / dense"):
         table.add_column(column, justify="left" if not column else "right")
     table.add_row(
@@ -99,7 +100,7 @@ def main() -> None:
     for method, more in METHODS.items():
         checkpoint = output / f"SmolLM2-135M-{method}"
         prune(
-            *(model, checkpoint, "--method", method, "--pattern", "2:4"),
+            *(model, checkpoint, "--method", method),  # the pattern is that of this machine
             *("--dataset", texts.calibration, "--sequence-length", "512", "--force"),
             *more,
         )
@@ -109,17 +110,19 @@ def main() -> None:
             output / f"eval-{method}.json",
             windows=EVALUATION_WINDOWS,
         )
-    sizes = linear_bytes(checkpoint)
+    found = inspect(checkpoint)
+    pattern, sizes = found.pattern, linear_bytes(found)
     answer = chat(checkpoint)
 
     print("\nDecode speed on TinyLlama's shape, random weights, dense and sparse in turn:")
     dense = random_model("tinyllama")
-    models = {"dense": dense, "sparse": magnitude_pruned(dense)}
+    models = {"dense": dense, "sparse": magnitude_pruned(dense, pattern=pattern)}
     rows = compare(list(models), [(1, 32)], lambda name: Engine(models[name], eager=True))
     seconds = time.monotonic() - start
     write_json(
         output / "demo.json",
         {
+            "pattern": pattern,
             "perplexity": perplexities,
             "pruned_linear_bytes": sizes,
             "decode": rows,
@@ -135,9 +138,9 @@ def main() -> None:
 
     console = Console()
     console.print(f"\n[bold]{QUESTION}[/bold]\n{answer}\n")
-    console.print(summary(perplexities, sizes, rows))
+    console.print(summary(pattern, perplexities, sizes, rows))
     print(
-        "A 135M model loses far more to 2:4 than a 7B one, and its answers show it;\n"
+        f"A 135M model loses far more to {pattern} than a 7B one, and its answers show it;\n"
         "see the README for what to expect at larger sizes."
     )
     print(f"{output / 'demo.json'} written after {seconds / 60:.1f} minutes.")

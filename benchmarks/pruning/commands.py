@@ -47,12 +47,13 @@ def evaluate(model: Path, dataset: Path, output: Path, *, windows: int) -> float
     return float(record["perplexity"])
 
 
-def magnitude_pruned(dense: Path, *, values: str = "auto") -> Path:
-    """Return the 2:4 magnitude-pruned twin of a checkpoint, made once, beside it."""
-    suffix = "magnitude-2to4" if values == "auto" else f"magnitude-2to4-{values}"
+def magnitude_pruned(dense: Path, *, values: str = "auto", pattern: str = "2:4") -> Path:
+    """Return the magnitude-pruned twin of a checkpoint, made once, beside it."""
+    suffix = f"magnitude-{pattern.replace(':', 'to')}"
+    suffix += "" if values == "auto" else f"-{values}"
     output = dense.with_name(f"{dense.name}-{suffix}")
     if not is_twin(output, dense):
         forget(output)
-        prune(dense, output, "--method", "magnitude", "--pattern", "2:4", "--values", values)
+        prune(dense, output, "--method", "magnitude", "--pattern", pattern, "--values", values)
         name_parent(output, dense)
     return output

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,7 +45,8 @@ def test_a_demo_that_vllm_does_not_serve_keeps_what_it_has(
 
     for name, answer in {
         "smollm2": tmp_path, "sotu": Texts(tmp_path, tmp_path), "evaluate": 20.0,
-        "prune": None, "linear_bytes": {"sparse": 1, "dense": 2}, "chat": "Paris",
+        "prune": None, "chat": "Paris",
+        "inspect": SimpleNamespace(pattern="8:16", bytes=1, dense_bytes=2),
         "random_model": tmp_path, "magnitude_pruned": tmp_path,
     }.items():  # fmt: skip
         monkeypatch.setattr(demo, name, lambda *_, answer=answer, **__: answer)
@@ -54,4 +55,5 @@ def test_a_demo_that_vllm_does_not_serve_keeps_what_it_has(
     with pytest.raises(SystemExit, match="vLLM does not serve the sparse model: no kernel"):
         demo.main()
     found = json.loads((tmp_path / "demo.json").read_text())
+    assert (found["pattern"], found["pruned_linear_bytes"]["sparse"]) == ("8:16", 1)
     assert (found["answer"], found["decode"][1]["refused"]) == ("Paris", "no kernel")

@@ -81,7 +81,10 @@ def command(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[str], 
     output = tmp_path / "work" / "out"
     output.parent.mkdir()
     lines = {
-        "prune": lambda: ["prune", str(request.getfixturevalue("model")), "--method", "magnitude"],
+        "prune": lambda: [
+            *("prune", str(request.getfixturevalue("model"))),
+            *("--method", "magnitude", "--pattern", "2:4"),
+        ],
         "convert": lambda: ["convert", str(request.getfixturevalue("masked"))],
         "to dense": lambda: ["convert", str(request.getfixturevalue("sparse")), "--to", "dense"],
         "eval": lambda: ["eval", str(request.getfixturevalue("model"))],

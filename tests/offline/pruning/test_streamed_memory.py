@@ -153,7 +153,8 @@ def forecast(model: Path, text: Path, options: dict[str, Any]) -> int:
 
 def given(text: Path, options: dict[str, Any]) -> dict[str, Any]:
     """Entries of the recipe of every prune here."""
-    return {"dataset": str(text), "num_samples": WINDOWS, "sequence_length": LENGTH} | options
+    fixed = {"pattern": "2:4", "num_samples": WINDOWS, "sequence_length": LENGTH}
+    return {"dataset": str(text)} | fixed | options
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ LEARNING = {"steps": 3, "windows_per_step": 2, "windows_at_once": 1, "validation
 DISTILLATION = {"steps": 3, "windows_per_step": 2, "self_windows": 2, "validation_interval": 2}
 OPTIONS: dict[str, Any] = {
     "method": "permllm-wanda",
+    "pattern": "2:4",
     "reconstruction": "obs+distillation",
     "values": "int4",
     "num_samples": 10,
