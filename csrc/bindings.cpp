@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor> cpu_pack(Tensor values, Tensor mask, OptionalTensor p
   const bool int8 = values.scalar_type() == ScalarType::Char;
   const auto type = int8 ? cpu::ValueType::kInt8 : cpu::ValueType::kBfloat16;
   if (!int8) check_dtype(values, ScalarType::BFloat16, "values", "bfloat16 or int8 [out, in / 2]");
-  STD_TORCH_CHECK(cpu::has_sparse_kernel(isa, type), "instruction set ", cpu::name(isa),
+  STD_TORCH_CHECK(cpu::has_kernel(isa, type), "instruction set ", cpu::name(isa),
                   " has no kernel for ",
                   int8 ? "int8 values: scale them to bfloat16 before packing."
                        : "bfloat16 values: pack for avx512, avx2 or portable.");
@@ -177,7 +177,7 @@ std::string cpu_instruction_set() { return cpu::name(cpu::select("")); }
 
 // Whether int8 values can be packed for this instruction set as they are.
 bool cpu_packs_int8(std::string isa) {
-  return cpu::has_sparse_kernel(cpu::select(isa), cpu::ValueType::kInt8);
+  return cpu::has_kernel(cpu::select(isa), cpu::ValueType::kInt8);
 }
 
 // Every instruction set that this CPU and build run, fastest first, separated by commas.

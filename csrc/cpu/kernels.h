@@ -126,14 +126,17 @@ void avx512_int8_kept_few_tokens(const LinearArguments&, Worker&);  // m <= kKep
 template <class Tuning, class Value>
 void avx512_int8_kept_many_tokens(const LinearArguments&, Worker&);  // any m, W8A8
 
-// Any m, values of both types, x of every type: products with x as it is. On avx2 values are in
-// lanes (layout.h), of bf16, int8_t or int4, and `Of` is 4 where two of every four are kept,
-// else 8.
+// Any m, values of both types, x of every type: products with x as it is. avx2_float32 is of values
+// in lanes (layout.h), of bf16, int8_t or int4, and `Of` is 4 where two of every four are kept,
+// else 16.
 void avx512_float32(const LinearOf<bf16>&, Worker&);
 void avx512_float32(const LinearOf<fp16>&, Worker&);
 void avx512_float32(const LinearOf<float>&, Worker&);
 template <class Value, int Of, class Real>
 void avx2_float32(const LinearOf<Real>&, Worker&);
+void avx2_masks(const LinearOf<bf16>&, Worker&);
+void avx2_masks(const LinearOf<fp16>&, Worker&);
+void avx2_masks(const LinearOf<float>&, Worker&);
 void portable(const LinearOf<bf16>&, Worker&);
 void portable(const LinearOf<fp16>&, Worker&);
 void portable(const LinearOf<float>&, Worker&);

@@ -79,6 +79,13 @@ KernelOf<Real> float32_kernel(Isa isa) {
 #else
       return {};
 #endif
+    case Isa::kAvx2Vnni:
+    case Isa::kAvx2:
+#if defined(PERMLLM_AVX2)
+      return {avx2_masks, kVectorTokens, sizeof(float)};
+#else
+      return {};
+#endif
     case Isa::kPortable:
       return {portable, kVectorTokens, sizeof(float)};
     default:
@@ -141,7 +148,7 @@ KernelOf<Real> dense8_kernel([[maybe_unused]] Isa isa) {
 }
 
 // What multiplies sparse int8 values with masks in vectors of any width: integers where an
-// instruction does so, else, as fast on avx512, in float32.
+// instruction does so, else, as fast on avx512, in float32. On avx2 they are of few layers.
 template <class Real>
 KernelOf<Real> int8_kernel(Isa isa) {
 #if defined(PERMLLM_AVX512_VNNI)
@@ -164,16 +171,16 @@ KernelOf<Real> vector_kernel(Isa isa, ValueType type) {
       return float32_kernel<Real>(isa);
     case ValueType::kBfloat16Of4:
       return lanes_kernel<bf16, 4, Real>(isa);
-    case ValueType::kBfloat16Of8:
-      return lanes_kernel<bf16, 8, Real>(isa);
+    case ValueType::kBfloat16Of16:
+      return lanes_kernel<bf16, 16, Real>(isa);
     case ValueType::kInt8Of4:
       return int8_lanes_kernel<int8_t, 4, Real>(isa);
-    case ValueType::kInt8Of8:
-      return int8_lanes_kernel<int8_t, 8, Real>(isa);
+    case ValueType::kInt8Of16:
+      return int8_lanes_kernel<int8_t, 16, Real>(isa);
     case ValueType::kInt4Of4:
       return int8_lanes_kernel<int4, 4, Real>(isa);
-    case ValueType::kInt4Of8:
-      return int8_lanes_kernel<int4, 8, Real>(isa);
+    case ValueType::kInt4Of16:
+      return int8_lanes_kernel<int4, 16, Real>(isa);
     case ValueType::kDense8:
       return dense8_kernel<Real>(isa);
     case ValueType::kBfloat12:
@@ -331,11 +338,6 @@ void with_kernel(Isa isa, ValueType type, const LinearOf<Real>& a, Body body) {
 }  // namespace
 
 bool has_kernel(Isa isa, ValueType type) { return words_kernel(isa, type, false).run != nullptr; }
-
-bool has_sparse_kernel(Isa isa, ValueType values) {
-  if (!has_lanes(isa)) return has_kernel(isa, values);
-  return has_kernel(isa, in_int8(values) ? ValueType::kInt8Of4 : ValueType::kBfloat16Of4);
-}
 
 bool takes_float32(Isa isa, ValueType type) {
   return vector_kernel<float>(isa, type).run != nullptr;

@@ -10,9 +10,6 @@ namespace permllm::cpu {
 // True where this build has a kernel of this instruction set for such values.
 bool has_kernel(Isa isa, ValueType type);
 
-// The same of sparse values, kBfloat16 or kInt8, however they are packed.
-bool has_sparse_kernel(Isa isa, ValueType values);
-
 // True where this kernel takes float32 activations too. All take bfloat16 and float16.
 bool takes_float32(Isa isa, ValueType type);
 

@@ -227,7 +227,7 @@ struct Avx2Tuning : Float32Tuning {
   // Sparse values.
   static constexpr int kLaneTokens = 32;          // at a time, whose x stays in the cache
   static constexpr int kLaneFewTokensOf4 = 32;    // in float32, of 2:4: beyond, vector/kept.h wins
-  static constexpr int kLaneFewTokensOf8 = 6;     // the same of layers that are not 2:4
+  static constexpr int kLaneFewTokensOf16 = 8;    // the same of layers that are not 2:4
   static constexpr int kLaneSplitTokens = 2;      // int8: x of two parts up to here, of one beyond
   static constexpr int kLaneTile = 8;             // tokens, whose sums the registers hold
   static constexpr int64_t kKeptPanelGroups = 4;  // whose decoded blocks are in L1

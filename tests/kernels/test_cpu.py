@@ -65,12 +65,14 @@ def test_each_output_is_its_own_product(isa: str, m: int) -> None:
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
 def test_packed_bytes(isa: str, pattern: str) -> None:
-    """Resident bytes are at most 0.6 of the dense bfloat16 weight, and no weight is left out."""
+    """Resident bytes are at most 0.64 of the dense bfloat16 weight, and no weight is left out."""
     packed = CpuBackend(isa).pack(random_layer(512, 1024, pattern).weights)
     parts = (packed.packed, packed.metadata, packed.permutation, packed.scale)
     total = sum(part.nbytes for part in parts if part is not None)
     least = 7 / 16 if isa in TWELVE_BITS else 9 / 16
-    assert least <= total / (512 * 1024 * 2) <= least + 0.04
+    if isa in LANES and pattern != "2:4":
+        least = 10 / 16
+    assert least <= total / (512 * 1024 * 2) <= least + (0.015 if least == 10 / 16 else 0.04)
 
 
 def test_negative_zero_is_a_value(isa: str) -> None:

@@ -72,7 +72,7 @@ struct Layer {
   std::vector<uint8_t> mask, permutation;
   std::vector<float> scale, dense, dense_bias;  // the bias: multiples of 1/16, below 4
 
-  // Two of every four inputs are kept, or as many of every `of`.
+  // Half of every `of` inputs are kept.
   Layer(int64_t n, int64_t k, ValueType type, std::mt19937& random, int of = 4)
       : n(n), k(k), type(type), mask(n * k / 8), scale(n, 1.0f), dense(n * k) {
     std::normal_distribution<float> normal;
@@ -89,10 +89,12 @@ struct Layer {
       if (int8) scale[row] = 0.01f + 0.001f * static_cast<float>(row % 7);
       dense_bias.push_back((static_cast<float>(random() % 127) - 63) / 16);
       for (int64_t group = 0; group < k; group += of) {
-        int chosen[] = {0, 1, 2, 3, 4, 5, 6, 7};
-        std::shuffle(chosen, chosen + of, random);
-        std::sort(chosen, chosen + of / 2);
-        for (int i = 0; i < of / 2; ++i) {
+        std::vector<int> chosen(std::min<int64_t>(of, k - group));
+        std::iota(chosen.begin(), chosen.end(), 0);
+        std::shuffle(chosen.begin(), chosen.end(), random);
+        chosen.resize(chosen.size() / 2);
+        std::sort(chosen.begin(), chosen.end());
+        for (size_t i = 0; i < chosen.size(); ++i) {
           const int64_t j = group + chosen[i];
           mask[row * k / 8 + j / 8] |= static_cast<uint8_t>(1 << (j % 8));
           const int64_t place = permutation.empty() ? j : j / 64 * 64 + permutation[j];
@@ -240,7 +242,7 @@ struct Stack {
     int64_t bytes = 0;
     layers.reserve(experts);
     for (int64_t expert = 0; expert < experts; ++expert) {
-      const int of = has_lanes(isa) && expert % 2 != 0 ? 8 : 4;  // whose blocks are others
+      const int of = has_lanes(isa) ? 4 << 2 * (expert % 3) : 4;  // whose blocks are others
       const Layer& layer = layers.emplace_back(n, k, type, random, of);
       const void* values = type == ValueType::kInt8
                                ? static_cast<const void*>(layer.integers.data())
@@ -352,16 +354,18 @@ int sweep(Isa isa, bool short_blob, unsigned seed) {
   int calls = 0;
   for (const auto& [n, k] : kShapes) {
     for (const ValueType type : {ValueType::kBfloat16, ValueType::kInt8}) {
-      if (!has_sparse_kernel(isa, type)) continue;
+      if (!has_kernel(isa, type)) continue;
       const Layer layer(n, k, type, random);
       calls += check(isa, layer, short_blob, random);
-      if (has_lanes(isa)) calls += check(isa, Layer(n, k, type, random, 8), short_blob, random);
+      for (const int of : {16, 64}) {
+        if (!has_slots(isa)) calls += check(isa, Layer(n, k, type, random, of), short_blob, random);
+      }
       const ValueType dense = type == ValueType::kInt8 ? ValueType::kDense8 : ValueType::kDense12;
       if (has_kernel(isa, dense)) calls += check_dense(isa, dense, layer, random);
     }
   }
   for (const ValueType type : {ValueType::kBfloat16, ValueType::kInt8}) {
-    if (!has_sparse_kernel(isa, type)) continue;
+    if (!has_kernel(isa, type)) continue;
     calls += check_experts<bf16>(isa, type, random) + check_experts<fp16>(isa, type, random);
   }
   return calls;

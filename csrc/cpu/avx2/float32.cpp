@@ -1,12 +1,10 @@
-// AVX2 with FMA: products of float32, of values in lanes.
-#include "cpu/vector/float32.h"
-
+// AVX2 with FMA: products of float32, of values in lanes and with masks.
 #include <immintrin.h>
 
 #include <type_traits>
 
 #include "cpu/avx2/lanes.h"
-#include "cpu/vector/kept.h"
+#include "cpu/vector/float32_linear.h"
 #include "cpu/vector/lanes.h"
 
 namespace permllm::cpu {
@@ -16,29 +14,67 @@ namespace {
 template <class Value>
 constexpr float kUnit = std::is_same_v<Value, bf16> ? 1.0f : 0x1p-24f;
 
-// The values of a slot, of inputs 8 eight.. of a block.
+// One of four values of every row of a block.
 template <int Of>
-inline __m256 values_of(BlocksOf<LaneBlock<bf16, Of>> place, int eight, int slot) {
-  const __m256i both = load_bits((*place).values[eight][slot / 2]);
-  return _mm256_castsi256_ps(slot % 2 == 0 ? _mm256_slli_epi32(both, 16)
-                                           : _mm256_and_si256(both, _mm256_set1_epi32(0xffff0000)));
+inline __m256 values_of(BlocksOf<LaneBlock<bf16, Of>> place, int four, int value) {
+  const __m256i both = load_bits((*place).values[four][value / 2]);
+  return _mm256_castsi256_ps(value % 2 == 0
+                                 ? _mm256_slli_epi32(both, 16)
+                                 : _mm256_and_si256(both, _mm256_set1_epi32(0xffff0000)));
 }
 
-inline __m256 values_of(__m256i bytes, int slot) {
-  const __m256i four = _mm256_slli_epi32(bytes, 24 - 8 * slot);
-  return _mm256_cvtepi32_ps(_mm256_and_si256(four, _mm256_set1_epi32(0xff000000)));
-}
-
-template <int Of>
-inline __m256 values_of(BlocksOf<LaneBlock<int8_t, Of>> place, int eight, int slot) {
-  return values_of(bytes_of(*place, eight), slot);
+inline __m256 values_of(__m256i bytes, int value) {
+  const __m256i own = _mm256_slli_epi32(bytes, 24 - 8 * value);
+  return _mm256_cvtepi32_ps(_mm256_and_si256(own, _mm256_set1_epi32(0xff000000)));
 }
 
 template <int Of>
-inline __m256 values_of(MultipliedBlocksOf<LaneBlock<int4, Of>> place, int eight, int slot) {
+inline __m256 values_of(BlocksOf<LaneBlock<int8_t, Of>> place, int four, int value) {
+  return values_of(bytes_of(*place, four), value);
+}
+
+template <int Of>
+inline __m256 values_of(MultipliedBlocksOf<LaneBlock<int4, Of>> place, int four, int value) {
   const __m256i multipliers = widen_rows(place.multipliers());
-  return values_of(bytes_of(*place, eight), slot) * _mm256_cvtepi32_ps(multipliers);
+  return values_of(bytes_of(*place, four), value) * _mm256_cvtepi32_ps(multipliers);
 }
+
+// What brings inputs to one of four values of every row.
+template <int Of>
+struct Pick;
+
+template <>
+struct Pick<4> {
+  Pick() = default;
+  Pick(const LoadedPlaces<4>& loaded, int, int value) : places(loaded.lanes(value)) {}
+
+  __m256 operator()(const float* inputs) const {
+    return _mm256_permutevar_ps(_mm256_broadcast_ps(reinterpret_cast<const __m128*>(inputs)),
+                                places);
+  }
+
+  __m256i places;
+};
+
+// Value s of 16 inputs is that of input s or one of the eight behind it. The last of these nine has
+// the fourth bit of its place alone.
+template <>
+struct Pick<16> {
+  Pick() = default;
+  Pick(const LoadedPlaces<16>& loaded, int four, int value)
+      : places(loaded.lanes(value)),
+        ninth(_mm256_castsi256_ps(loaded.upper_lanes(value))),
+        first(four % 2 * kLaneValues + value) {}
+
+  __m256 operator()(const float* inputs) const {
+    const __m256 eight = _mm256_permutevar8x32_ps(_mm256_loadu_ps(inputs + first), places);
+    return _mm256_blendv_ps(eight, _mm256_broadcast_ss(inputs + first + 8), ninth);
+  }
+
+  __m256i places;
+  __m256 ninth;
+  int first;
+};
 
 // As lanes.h asks for them.
 template <class Value, int Of>
@@ -48,41 +84,39 @@ struct FloatLanes {
   using Lane = float;
   static constexpr int kSums = 1;
   template <int Tokens>
-  static constexpr int kChains = Tokens == 1  ? 4
-                                 : Tokens < 4 ? 2
-                                              : 1;
+  static constexpr int kChains = Tokens == 1                  ? 4
+                                 : Tokens < (Of == 4 ? 4 : 5) ? 2
+                                                              : 1;
   static constexpr int kSteps = kBlockInputs / Of, kStepBytes = Of * sizeof(float);
+
+  // Values that meet an input side by side: those of four share a load of x.
+  static constexpr int kTogether = Of == 4 ? 2 : 1;
 
   template <int Tokens, int Chains>
   static inline void multiply(Weights place, const char* x, Vector (&sums)[Tokens][Chains][1]) {
     PERMLLM_UNROLL
-    for (int eight = 0; eight < kEights; ++eight) {
-      const LoadedPlaces<Of> places(*place, eight);
+    for (int four = 0; four < kFours; ++four) {
+      const LoadedPlaces<Of> places(*place, four);
       PERMLLM_UNROLL
-      for (int slot = 0; slot < kSlots; slot += 2) {
-        const Vector first = values_of(place, eight, slot);
-        const Vector second = values_of(place, eight, slot + 1);
-        const __m256i of_first = places.lanes(slot), of_second = places.lanes(slot + 1);
-        const int step = Of == 4 ? 2 * eight + slot / 2 : eight;
+      for (int value = 0; value < kLaneValues; value += kTogether) {
+        const int step = (kLaneValues * four + value) * 2 / Of;
+        Vector values[kTogether];
+        Pick<Of> picks[kTogether];
+        PERMLLM_UNROLL
+        for (int i = 0; i < kTogether; ++i) {
+          values[i] = values_of(place, four, value + i);
+          picks[i] = Pick<Of>(places, four, value + i);
+        }
         PERMLLM_UNROLL
         for (int t = 0; t < Tokens; ++t) {
           const auto* inputs = reinterpret_cast<const float*>(x + (step * Tokens + t) * kStepBytes);
-          Vector& even = sums[t][slot % Chains][0];
-          even = _mm256_fmadd_ps(first, pick(inputs, of_first), even);
-          Vector& odd = sums[t][(slot + 1) % Chains][0];
-          odd = _mm256_fmadd_ps(second, pick(inputs, of_second), odd);
+          PERMLLM_UNROLL
+          for (int i = 0; i < kTogether; ++i) {
+            Vector& sum = sums[t][(value + i) % Chains][0];
+            sum = _mm256_fmadd_ps(values[i], picks[i](inputs), sum);
+          }
         }
       }
-    }
-  }
-
- private:
-  static Vector pick(const float* inputs, __m256i places) {
-    if constexpr (Of == 4) {
-      return _mm256_permutevar_ps(_mm256_broadcast_ps(reinterpret_cast<const __m128*>(inputs)),
-                                  places);
-    } else {
-      return _mm256_permutevar8x32_ps(_mm256_load_ps(inputs), places);
     }
   }
 };
@@ -126,18 +160,46 @@ struct KeptLanes {
 
   static void decode(Weights place, Decoded& decoded) {
     PERMLLM_UNROLL
-    for (int eight = 0; eight < kEights; ++eight) {
-      const LoadedPlaces<Of> places(*place, eight);
+    for (int four = 0; four < kFours; ++four) {
+      const LoadedPlaces<Of> places(*place, four);
       PERMLLM_UNROLL
-      for (int slot = 0; slot < kSlots; ++slot) {
-        const int i = kSlots * eight + slot;
-        store(decoded.values[i], values_of(place, eight, slot));
-        const int first = 8 * eight + (Of == 4 ? 4 * (slot / 2) : 0);
-        const __m256i among = _mm256_and_si256(places.lanes(slot), _mm256_set1_epi32(Of - 1));
-        const __m256i input = _mm256_add_epi32(among, _mm256_set1_epi32(first));
-        store(decoded.places[i], _mm256_mullo_epi32(input, _mm256_set1_epi32(sizeof(Vector))));
+      for (int value = 0; value < kLaneValues; ++value) {
+        const int i = kLaneValues * four + value;
+        store(decoded.values[i], values_of(place, four, value));
+        const __m256i bytes = _mm256_set1_epi32(sizeof(Vector));
+        store(decoded.places[i], _mm256_mullo_epi32(places.inputs(value), bytes));
       }
     }
+  }
+};
+
+// Of blocks with masks, as vector/float32.h asks for it.
+struct Avx2 {
+  using Vector = __m256;
+  using Tuning = Avx2Tuning;
+  static constexpr int kLanes = 8;
+
+  static Vector decode(const uint8_t* mask, const bf16* values) {
+    const __m128i eight = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+    return place(*mask, _mm256_slli_epi32(_mm256_cvtepu16_epi32(eight), 16));
+  }
+
+  static Vector decode(const uint8_t* mask, const int8_t* values) {
+    const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(values));
+    const __m256 floats = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight));
+    return place(*mask, _mm256_castps_si256(floats));
+  }
+
+ private:
+  // The n-th of eight inputs that is kept has the n-th value.
+  static Vector place(uint8_t mask, __m256i values) {
+    const uint64_t kept = _pdep_u64(mask, 0x0101010101010101) * 0xff;
+    const auto places = static_cast<int64_t>(_pdep_u64(0x0706050403020100, kept));
+    const auto lanes = static_cast<int64_t>(kept);
+    const __m256i placed =
+        _mm256_permutevar8x32_epi32(values, _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(places)));
+    return _mm256_castsi256_ps(
+        _mm256_and_si256(placed, _mm256_cvtepi8_epi32(_mm_cvtsi64_si128(lanes))));
   }
 };
 
@@ -146,7 +208,7 @@ struct KeptLanes {
 template <class Value, int Of, class Real>
 void avx2_float32(const LinearOf<Real>& a, Worker& worker) {
   static_assert(Avx2Tuning::kPackedTokens == Float32Tuning::kPackedTokens, "packed_x is as large");
-  constexpr int kFew = Of == 4 ? Avx2Tuning::kLaneFewTokensOf4 : Avx2Tuning::kLaneFewTokensOf8;
+  constexpr int kFew = Of == 4 ? Avx2Tuning::kLaneFewTokensOf4 : Avx2Tuning::kLaneFewTokensOf16;
   if (a.m <= kFew) {
     go_through(LaneTokens<LaneFloatProducts<Value, Of, Real>>(a), a.last, worker);
   } else {
@@ -160,10 +222,14 @@ void avx2_float32(const LinearOf<Real>& a, Worker& worker) {
   template void avx2_float32<Value, Of>(const LinearOf<float>&, Worker&);
 
 PERMLLM_FOR_EVERY_REAL(bf16, 4)
-PERMLLM_FOR_EVERY_REAL(bf16, 8)
+PERMLLM_FOR_EVERY_REAL(bf16, 16)
 PERMLLM_FOR_EVERY_REAL(int8_t, 4)
-PERMLLM_FOR_EVERY_REAL(int8_t, 8)
+PERMLLM_FOR_EVERY_REAL(int8_t, 16)
 PERMLLM_FOR_EVERY_REAL(int4, 4)
-PERMLLM_FOR_EVERY_REAL(int4, 8)
+PERMLLM_FOR_EVERY_REAL(int4, 16)
+
+void avx2_masks(const LinearOf<bf16>& a, Worker& worker) { float32_linear<Avx2>(a, worker); }
+void avx2_masks(const LinearOf<fp16>& a, Worker& worker) { float32_linear<Avx2>(a, worker); }
+void avx2_masks(const LinearOf<float>& a, Worker& worker) { float32_linear<Avx2>(a, worker); }
 
 }  // namespace permllm::cpu

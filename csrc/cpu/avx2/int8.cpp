@@ -29,7 +29,7 @@ struct Avx2 {
     __m256i products;
     if constexpr (Parts == 2) {
       const __m256i upper = sum_products(pick(x, places), values, 1 << kPartBits<2>);
-      const __m256i lower = sum_products(pick(x + 8, places), values, 1);
+      const __m256i lower = sum_products(pick(x + kStepInputs, places), values, 1);
       products = _mm256_add_epi32(upper, lower);
     } else {
       const __m256i inputs = _mm256_sign_epi8(pick(x, places), values);
@@ -54,13 +54,13 @@ struct Avx2Quotients {
   template <int>
   static constexpr bool kShifted = true;
   static constexpr bool kOneSum = false;
-  static_assert(2 * kEights * 255 * 8 <= INT16_MAX);
+  static_assert(2 * kFours * 255 * 8 <= INT16_MAX);
 
   template <int Parts>
   static void multiply(Vector (&sums)[Parts], const char* x, __m256i places, __m256i quotients) {
     PERMLLM_UNROLL
     for (int part = 0; part < Parts; ++part) {
-      const __m256i pairs = _mm256_maddubs_epi16(pick(x + 8 * part, places), quotients);
+      const __m256i pairs = _mm256_maddubs_epi16(pick(x + kStepInputs * part, places), quotients);
       sums[part] = (Vector)_mm256_add_epi16((__m256i)sums[part], pairs);
       in_order(sums[part]);
     }
@@ -112,12 +112,12 @@ void avx2_dense8(const LinearOf<Real>& a, Worker& worker) {
 
 template void avx2_int8<int8_t, 4>(const LinearOf<bf16>&, Worker&);
 template void avx2_int8<int8_t, 4>(const LinearOf<fp16>&, Worker&);
-template void avx2_int8<int8_t, 8>(const LinearOf<bf16>&, Worker&);
-template void avx2_int8<int8_t, 8>(const LinearOf<fp16>&, Worker&);
+template void avx2_int8<int8_t, 16>(const LinearOf<bf16>&, Worker&);
+template void avx2_int8<int8_t, 16>(const LinearOf<fp16>&, Worker&);
 template void avx2_int8<int4, 4>(const LinearOf<bf16>&, Worker&);
 template void avx2_int8<int4, 4>(const LinearOf<fp16>&, Worker&);
-template void avx2_int8<int4, 8>(const LinearOf<bf16>&, Worker&);
-template void avx2_int8<int4, 8>(const LinearOf<fp16>&, Worker&);
+template void avx2_int8<int4, 16>(const LinearOf<bf16>&, Worker&);
+template void avx2_int8<int4, 16>(const LinearOf<fp16>&, Worker&);
 template void avx2_dense8(const LinearOf<bf16>&, Worker&);
 template void avx2_dense8(const LinearOf<fp16>&, Worker&);
 

@@ -22,7 +22,7 @@ struct Avx2Vnni {
   static void multiply(Vector (&sums)[Parts], const char* x, __m256i places, __m256i values) {
     PERMLLM_UNROLL
     for (int part = 0; part < Parts; ++part) {
-      const __m256i inputs = pick(x + 8 * part, places);
+      const __m256i inputs = pick(x + kStepInputs * part, places);
       sums[part] = (Vector)_mm256_dpbusd_avx_epi32((__m256i)sums[part], inputs, values);
     }
   }
@@ -67,12 +67,12 @@ void avx2_vnni_dense8(const LinearOf<Real>& a, Worker& worker) {
 
 template void avx2_vnni_int8<int8_t, 4>(const LinearOf<bf16>&, Worker&);
 template void avx2_vnni_int8<int8_t, 4>(const LinearOf<fp16>&, Worker&);
-template void avx2_vnni_int8<int8_t, 8>(const LinearOf<bf16>&, Worker&);
-template void avx2_vnni_int8<int8_t, 8>(const LinearOf<fp16>&, Worker&);
+template void avx2_vnni_int8<int8_t, 16>(const LinearOf<bf16>&, Worker&);
+template void avx2_vnni_int8<int8_t, 16>(const LinearOf<fp16>&, Worker&);
 template void avx2_vnni_int8<int4, 4>(const LinearOf<bf16>&, Worker&);
 template void avx2_vnni_int8<int4, 4>(const LinearOf<fp16>&, Worker&);
-template void avx2_vnni_int8<int4, 8>(const LinearOf<bf16>&, Worker&);
-template void avx2_vnni_int8<int4, 8>(const LinearOf<fp16>&, Worker&);
+template void avx2_vnni_int8<int4, 16>(const LinearOf<bf16>&, Worker&);
+template void avx2_vnni_int8<int4, 16>(const LinearOf<fp16>&, Worker&);
 template void avx2_vnni_dense8(const LinearOf<bf16>&, Worker&);
 template void avx2_vnni_dense8(const LinearOf<fp16>&, Worker&);
 

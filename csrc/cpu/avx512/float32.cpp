@@ -15,20 +15,20 @@ struct Avx512 {
   static constexpr int kLanes = 16;
 
   static Vector decode(const uint8_t* mask, const bf16* values) {
-    const __m128i eight = _mm_load_si128(reinterpret_cast<const __m128i*>(values));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(place(mask, _mm256_cvtepu16_epi32(eight)), 16));
+    const __m256i own = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(values));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(place(mask, _mm512_cvtepu16_epi32(own)), 16));
   }
 
   static Vector decode(const uint8_t* mask, const int8_t* values) {
-    const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(values));
-    return _mm512_cvtepi32_ps(place(mask, _mm256_cvtepi8_epi32(eight)));
+    const __m128i own = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+    return _mm512_cvtepi32_ps(place(mask, _mm512_cvtepi8_epi32(own)));
   }
 
  private:
-  static __m512i place(const uint8_t* mask, __m256i values) {
+  static __m512i place(const uint8_t* mask, __m512i values) {
     __mmask16 kept;
     __builtin_memcpy(&kept, mask, sizeof(kept));
-    return _mm512_mask_expand_epi32(fresh_zero(), kept, _mm512_castsi256_si512(values));
+    return _mm512_mask_expand_epi32(fresh_zero(), kept, values);
   }
 };
 

@@ -69,24 +69,23 @@ void write_mask(SlotBlock<Value>& block, int row, uint64_t mask) {
 
 template <class Value, int Of>
 void write_mask(LaneBlock<Value, Of>& block, int row, uint64_t mask) {
+  constexpr int kFoursOfByte = LanePlaces<Of>::kFoursOfByte;
   for (int i = 0; i < kBlockValues; ++i, mask &= mask - 1) {
-    const int eight = i / kSlots, slot = i % kSlots, place = __builtin_ctzll(mask) % 8;
-    const int shift = 2 * (eight % 4);
-    block.places[eight / 4][row][slot] |= static_cast<uint8_t>(place % 4 << shift);
-    if constexpr (Of == 8) {
-      block.fours[row][slot] |= static_cast<uint8_t>(place / 4 << eight);
-    }
+    const int four = i / kLaneValues, input = __builtin_ctzll(mask) % Of;
+    const int place = Of == 4 ? input : input - i % (Of / 2);
+    const int shift = 8 / kFoursOfByte * (four % kFoursOfByte);
+    block.places[four / kFoursOfByte][row][i % kLaneValues] |= static_cast<uint8_t>(place << shift);
   }
 }
 
 // The i-th value of a row of a block in lanes.
 template <class AnyBlock>
 auto& value_of(AnyBlock& block, int row, int i) {
-  auto& eight = block.values[i / kSlots];
+  auto& four = block.values[i / kLaneValues];
   if constexpr (std::is_same_v<typename BlockTraits<std::remove_const_t<AnyBlock>>::Value, bf16>) {
-    return eight[i % kSlots / 2][row][i % 2];
+    return four[i % kLaneValues / 2][row][i % 2];
   } else {
-    return eight[row][i % kSlots];
+    return four[row][i % kLaneValues];
   }
 }
 
@@ -146,9 +145,9 @@ inline void write_values(SlotBlock<int4>& block, int row, const int8_t* values,
 template <int Of>
 void write_values(LaneBlock<int4, Of>& block, int row, const int8_t* values, uint8_t multiplier) {
   for (int i = 0; i < kBlockValues; ++i) {
-    const int bits = quotient_bits(values[i], multiplier), eight = i / kSlots;
-    block.values[eight % (kEights / 2)][row][i % kSlots] |=
-        static_cast<uint8_t>(eight < kEights / 2 ? bits : bits << 4);
+    const int bits = quotient_bits(values[i], multiplier), four = i / kLaneValues;
+    block.values[four % (kFours / 2)][row][i % kLaneValues] |=
+        static_cast<uint8_t>(four < kFours / 2 ? bits : bits << 4);
   }
 }
 

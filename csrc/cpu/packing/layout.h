@@ -57,18 +57,20 @@
 //                            and byte 16 i + 8 + 4 j + g of its inputs 32 + 8 g.. (j < 2)
 // What stands behind the blocks is the same, and behind that of int8 values the order as well.
 //
-// Where has_lanes() of isa.h says so, blocks are in lanes: a lane is 32 bits of one row. The i-th
-// value that a row keeps of inputs 8 e.. has a place among these. Layers that keep two of every
-// four inputs have blocks without the second line, where it is what the first says, and 4 more for
-// i >= 2.
-//   2 x Rows x 4 uint8 places    the place modulo 4, in bits 2 (e % 4).. of byte [e / 4][row][i]
-//   Rows x 4 uint8 fours         whether the place is 4 or more, in bit e of byte [row][i]
-//   values                       [e][row][i] of int8, [e][i / 2][row][i % 2] of bfloat16
+// Where has_lanes() of isa.h says so, blocks are in lanes, but for masks that do not keep eight of
+// every 16 inputs: a lane is 32 bits of one row. Value 4 f + i of a row, ascending by input, is the
+// i-th of its four f, and has
+//   values                       [f][row][i] of int8, [f][i / 2][row][i % 2] of bfloat16
+// Before these stands where its input is. Where a row keeps two of every four inputs
+//   2 x Rows x 4 uint8 places    the input modulo 4, in bits 2 (f % 4).. of byte [f / 4][row][i]
+// else, as the value s = 4 (f % 2) + i of those of 16 inputs
+//   4 x Rows x 4 uint8 places    which of these, less s (0..8), in the lower four bits of byte
+//                                [f / 2][row][i] for even f, and in the upper four for odd f
 // The sums of int8 values stand behind the blocks, as above. Padding is values of zero.
 //
 // Of int8 values that take 4 bits a byte of
-//   values                       [e][row][i], e < 4
-// has q + 8 of inputs 8 e.. in the lower four bits and of 8 (e + 4).. in the upper four. Here m
+//   values                       [f][row][i], f < 4
+// has q + 8 of four f in the lower four bits and of four f + 4 in the upper four. Here m
 // stands behind the sums:
 //   uint8 m                      of every row of every block
 //
@@ -124,7 +126,7 @@ constexpr int kBlockValues = 32;
 // Part of the format, not tuned: a tile has 16 rows, and 8 rows of masks are a cache line.
 constexpr int kAmxRows = 16;      // 1152 bytes, in 12 bits 896, int8 640 or, in 4 bits, 400
 constexpr int kAvx512Rows = 8;    // 576 bytes, in 12 bits 448, int8 320 or, in 4 bits, 200
-constexpr int kPortableRows = 8;  // in lanes 576 bytes too, int8 320 or, in 4 bits, 192, and 32
+constexpr int kPortableRows = 8;  // in lanes 576 bytes too, int8 320 or, in 4 bits, 192, and 64
                                   // more if not of 2:4
 
 template <int Rows, class Value = bf16>
@@ -198,34 +200,34 @@ struct alignas(64) SlotBlock<bf12> {
   }
 };
 
-// `Of`: 4 of 2:4, 8 of any four of eight, where a block is no multiple of a cache line.
+// Values that a lane has a byte for, and the fours of them that a block has of a row.
+constexpr int kLaneValues = 4;
+constexpr int kFours = kBlockValues / kLaneValues;
+
+// `Of`: 4 of 2:4, 16 of any eight of 16.
 template <class Value, int Of>
 struct LaneBlock;
 
 template <int Of>
 struct LanePlaces {
-  uint8_t places[2][kPortableRows][kSlots];
-};
-
-template <>
-struct LanePlaces<8> {
-  uint8_t places[2][kPortableRows][kSlots];
-  uint8_t fours[kPortableRows][kSlots];
+  static_assert(Of == 4 || Of == 16);
+  static constexpr int kFoursOfByte = Of == 4 ? 4 : 2;
+  uint8_t places[kFours / kFoursOfByte][kPortableRows][kLaneValues];
 };
 
 template <int Of>
 struct alignas(32) LaneBlock<int8_t, Of> : LanePlaces<Of> {
-  int8_t values[kEights][kPortableRows][kSlots];
+  int8_t values[kFours][kPortableRows][kLaneValues];
 };
 
 template <int Of>
 struct alignas(32) LaneBlock<int4, Of> : LanePlaces<Of> {
-  uint8_t values[kEights / 2][kPortableRows][kSlots];
+  uint8_t values[kFours / 2][kPortableRows][kLaneValues];
 };
 
 template <int Of>
 struct alignas(32) LaneBlock<bf16, Of> : LanePlaces<Of> {
-  bf16 values[kEights][kSlots / 2][kPortableRows][2];
+  bf16 values[kFours][kLaneValues / 2][kPortableRows][2];
 };
 
 // A bfloat16 value that its row has no 12 bits for.
@@ -249,23 +251,23 @@ enum class ValueType : int64_t {
   // In lanes, of 2:4 and of others.
   kBfloat16Of4 = 5,
   kInt8Of4 = 6,
-  kBfloat16Of8 = 7,
-  kInt8Of8 = 8,
+  kBfloat16Of16 = 7,
+  kInt8Of16 = 8,
   kInt4Of4 = 9,
-  kInt4Of8 = 10,
+  kInt4Of16 = 10,
   // Not in lanes.
   kInt4 = 11
 };
 
 // int8 values that take 4 bits each.
 static constexpr bool in_four_bits(ValueType type) {
-  return type == ValueType::kInt4 || type == ValueType::kInt4Of4 || type == ValueType::kInt4Of8;
+  return type == ValueType::kInt4 || type == ValueType::kInt4Of4 || type == ValueType::kInt4Of16;
 }
 
 // Their rows have a scale each.
 static constexpr bool in_int8(ValueType type) {
   return type == ValueType::kInt8 || type == ValueType::kDense8 || type == ValueType::kInt8Of4 ||
-         type == ValueType::kInt8Of8 || in_four_bits(type);
+         type == ValueType::kInt8Of16 || in_four_bits(type);
 }
 
 static constexpr bool of_four(ValueType type) {
@@ -274,8 +276,8 @@ static constexpr bool of_four(ValueType type) {
 }
 
 static constexpr bool in_lanes(ValueType type) {
-  return of_four(type) || type == ValueType::kBfloat16Of8 || type == ValueType::kInt8Of8 ||
-         type == ValueType::kInt4Of8;
+  return of_four(type) || type == ValueType::kBfloat16Of16 || type == ValueType::kInt8Of16 ||
+         type == ValueType::kInt4Of16;
 }
 
 // Their multipliers are no part of the blocks.

@@ -38,19 +38,37 @@ bool keeps_two_of_four(const PackArguments& a) {
   return true;
 }
 
+// Whether every row keeps eight of every 16 inputs.
+bool keeps_eight_of_sixteen(const PackArguments& a) {
+  for (int64_t row = 0; row < a.n; ++row) {
+    for (int64_t first = 0; first < a.k; first += kBlockInputs) {
+      const int64_t inputs = std::min<int64_t>(kBlockInputs, a.k - first);
+      uint64_t mask = load_mask(a.mask + (row * a.k + first) / 8, inputs);
+      if (inputs < kBlockInputs) mask |= kPaddingMask << inputs;
+      for (; mask != 0; mask >>= 16) {
+        if (__builtin_popcount(static_cast<uint16_t>(mask)) != 8) return false;
+      }
+    }
+  }
+  return true;
+}
+
 bool takes_four_bits(const PackArguments& a) {
   return fit_four_bits(static_cast<const int8_t*>(a.values), a.n, a.k);
 }
 
-// Which blocks in lanes take the layer.
+// Which blocks in lanes take the layer, or those with masks.
 ValueType lanes_of(const PackArguments& a) {
   const bool of_four = keeps_two_of_four(a);
-  if (!in_int8(a.type)) return of_four ? ValueType::kBfloat16Of4 : ValueType::kBfloat16Of8;
-  if (takes_four_bits(a)) return of_four ? ValueType::kInt4Of4 : ValueType::kInt4Of8;
-  return of_four ? ValueType::kInt8Of4 : ValueType::kInt8Of8;
+  if (!of_four && !keeps_eight_of_sixteen(a)) return a.type;
+  if (!in_int8(a.type)) return of_four ? ValueType::kBfloat16Of4 : ValueType::kBfloat16Of16;
+  if (takes_four_bits(a)) return of_four ? ValueType::kInt4Of4 : ValueType::kInt4Of16;
+  return of_four ? ValueType::kInt8Of4 : ValueType::kInt8Of16;
 }
 
-BadMask check(uint64_t mask, int64_t row, int64_t first, int64_t inputs) {
+// `any_half`: kernels take any half of the inputs, else four of every eight.
+BadMask check(uint64_t mask, int64_t row, int64_t first, int64_t inputs, bool any_half) {
+  if (any_half && 2 * __builtin_popcountll(mask) == inputs) return {};
   for (int64_t i = 0; i < inputs; i += 8) {
     const int kept = __builtin_popcount(static_cast<uint8_t>(mask >> i));
     if (kept != 4) return {row, first + i, kept};
@@ -171,7 +189,7 @@ BadMask pack_row_group(const Packing& packing, const PackArguments& a, int64_t g
         continue;
       }
       uint64_t mask = load_mask(a.mask + row * (a.k / 8) + first / 8, inputs);
-      const BadMask wrong = check(mask, row, first, inputs);
+      const BadMask wrong = check(mask, row, first, inputs, !packing.layout.in_slots());
       if (wrong.row >= 0) {
         if (bad.row < 0) bad = wrong;
         continue;
@@ -233,7 +251,7 @@ BadMask pack_values(const Packing& packing, const PackArguments& a, void* packed
   if constexpr (!std::is_same_v<Value, bf12>) {
     const ValueType type = packing.layout.type;
     if (of_four(type)) return pack_rows<LaneBlock<Value, 4>>(packing, a, packed);
-    if (in_lanes(type)) return pack_rows<LaneBlock<Value, 8>>(packing, a, packed);
+    if (in_lanes(type)) return pack_rows<LaneBlock<Value, 16>>(packing, a, packed);
   }
   if (rows(packing.layout.isa) == kAmxRows) {
     return pack_rows<Block<kAmxRows, Value>>(packing, a, packed);
@@ -260,16 +278,16 @@ int64_t row_bytes(ValueType type) {
       return kMask + kBlockValues;
     case ValueType::kBfloat16Of4:
       return sizeof(LaneBlock<bf16, 4>) / kPortableRows;
-    case ValueType::kBfloat16Of8:
-      return sizeof(LaneBlock<bf16, 8>) / kPortableRows;
+    case ValueType::kBfloat16Of16:
+      return sizeof(LaneBlock<bf16, 16>) / kPortableRows;
     case ValueType::kInt8Of4:
       return sizeof(LaneBlock<int8_t, 4>) / kPortableRows;
-    case ValueType::kInt8Of8:
-      return sizeof(LaneBlock<int8_t, 8>) / kPortableRows;
+    case ValueType::kInt8Of16:
+      return sizeof(LaneBlock<int8_t, 16>) / kPortableRows;
     case ValueType::kInt4Of4:
       return sizeof(LaneBlock<int4, 4>) / kPortableRows;
-    case ValueType::kInt4Of8:
-      return sizeof(LaneBlock<int4, 8>) / kPortableRows;
+    case ValueType::kInt4Of16:
+      return sizeof(LaneBlock<int4, 16>) / kPortableRows;
     case ValueType::kInt4:
       return kMask + kBlockValues / 2 + sizeof(uint8_t);
     case ValueType::kDense12:

@@ -10,7 +10,7 @@
 namespace permllm::cpu {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "masks are read byte by byte");
+static_assert(std::endian::native == std::endian::little, "masks were bytes");
 
 struct Portable {
   typedef float Vector __attribute__((vector_size(16), may_alias));
@@ -49,7 +49,7 @@ inline Vector widen(const int8_t* values) {
   return __builtin_convertvector(lanes >> 24, Vector);
 }
 
-// The sums of one row. `add` takes x of eight inputs, which four of them a row keeps, and the
+// The sums of one row. `add` takes x of a block, which of its inputs four values meet, and the
 // values. Four chains of additions, for each takes about four cycles.
 struct OneToken {
   static constexpr int kTokens = 1;  // x is [input]
@@ -114,12 +114,12 @@ class FewTokens {
     Sums rows[kRows];
     for (int64_t b = 0; b < blocks_; ++b, ++block, x += kBlockInputs * Sums::kTokens) {
       for (int r = 0; r < kRows; ++r) {
-        const auto* masks = reinterpret_cast<const uint8_t*>(&block->mask[r]);
+        RowPlaces<uint8_t> places;
+        find_places<uint8_t, 1>(block->mask[r], places);
         Sums row = rows[r];
         PERMLLM_UNROLL
-        for (int i = 0; i < kBlockInputs / 8; ++i) {
-          row.add(x + 8 * i * Sums::kTokens, kKeptPlaces<uint8_t, 1>.of[masks[i]],
-                  widen(block->values[r] + 4 * i));
+        for (int i = 0; i < kBlockValues; i += 4) {
+          row.add(x, places + i, widen(block->values[r] + i));
         }
         rows[r] = row;
       }

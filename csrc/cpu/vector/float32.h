@@ -5,7 +5,8 @@
 // Templates over an instruction set, a struct with
 //   Vector    kLanes floats, a type of GCC's vector extension
 //   Tuning    its constants (tuning.h)
-//   decode    kLanes inputs of a row, zeros where pruned
+//   decode    kLanes inputs of a row, zeros where pruned, of their mask and their first value;
+//             reads kLanes values
 //
 // Include after every other header: what follows is compiled for one instruction set.
 #pragma once
@@ -61,8 +62,10 @@ struct Float32Products {
   static constexpr bool kOperandsOfX = true;
 
   static inline Vector decode(Weights place, int row, int first) {
-    const auto* mask = reinterpret_cast<const uint8_t*>(&(*place).mask[row]) + first / 8;
-    return Isa::decode(mask, (*place).values[row] + first / 2);
+    const uint64_t& mask = (*place).mask[row];
+    const int before = __builtin_popcountll(mask & ((uint64_t{1} << first) - 1));
+    return Isa::decode(reinterpret_cast<const uint8_t*>(&mask) + first / 8,
+                       (*place).values[row] + before);
   }
 
   static inline Vector multiply(Vector sum, Vector weights, Vector x) { return sum + weights * x; }

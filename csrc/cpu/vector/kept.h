@@ -22,23 +22,53 @@
 namespace permllm::cpu {
 namespace {
 
-// For every mask of eight inputs, the four that it keeps, in units of `Unit`.
+// For every mask of eight inputs, those that it keeps, in units of `Unit`.
 template <class Place, int Unit>
 struct KeptPlaces {
   constexpr KeptPlaces() {
     for (int mask = 0; mask < 256; ++mask) {
       int count = 0;
-      for (int input = 0; input < 8 && count < 4; ++input) {
+      for (int input = 0; input < 8; ++input) {
         if ((mask >> input & 1) != 0) of[mask][count++] = static_cast<Place>(input * Unit);
       }
     }
   }
 
-  alignas(4 * sizeof(Place)) Place of[256][4] = {};
+  alignas(8 * sizeof(Place)) Place of[256][8] = {};
 };
 
 template <class Place, int Unit>
 constexpr KeptPlaces<Place, Unit> kKeptPlaces;
+
+// Those of the inputs of a row's values, with room for what is written past the last.
+template <class Place>
+using RowPlaces = Place[kBlockValues + 8];
+
+template <class Place, int Unit>
+inline void find_places(uint64_t mask, RowPlaces<Place>& places) {
+  typedef Place Eight __attribute__((vector_size(8 * sizeof(Place)), aligned(1), may_alias));
+  typedef Place Four __attribute__((vector_size(4 * sizeof(Place)), aligned(1), may_alias));
+  uint64_t counts = kept_of_eights(mask);
+  if (counts == kFourOfEights) [[likely]] {
+    PERMLLM_UNROLL
+    for (int i = 0; i < kBlockInputs / 8; ++i) {
+      const auto* eight = kKeptPlaces<Place, Unit>.of[mask >> 8 * i & 0xff];
+      *reinterpret_cast<Four*>(places + 4 * i) =
+          *reinterpret_cast<const Four*>(eight) + static_cast<Place>(8 * i * Unit);
+    }
+    return;
+  }
+  counts *= 0x0101010101010101;  // byte i has those of bytes up to i
+  constexpr uint64_t kSound = 0x0f0f0f0f0f0f0f0f;
+  if (counts >> 56 != kBlockValues) return find_places<Place, Unit>(kSound, places);  // damaged
+  PERMLLM_UNROLL
+  for (int i = 0; i < kBlockInputs / 8; ++i) {
+    const uint64_t first = i == 0 ? 0 : counts >> 8 * (i - 1) & 0xff;
+    const auto* eight = kKeptPlaces<Place, Unit>.of[mask >> 8 * i & 0xff];
+    *reinterpret_cast<Eight*>(places + first) =
+        *reinterpret_cast<const Eight*>(eight) + static_cast<Place>(8 * i * Unit);
+  }
+}
 
 // Blocks with masks.
 template <class Isa, class Value>
@@ -51,7 +81,7 @@ struct KeptMasks {
 
   struct Row {
     alignas(64) float values[kBlockValues];
-    alignas(64) uint32_t places[kBlockValues];
+    alignas(64) RowPlaces<uint32_t> places;
   };
 
   struct Decoded {
@@ -67,14 +97,7 @@ struct KeptMasks {
 
  private:
   static void decode(const typename Weights::Block& block, int row, Row& decoded) {
-    typedef uint32_t Four __attribute__((vector_size(16)));
-    constexpr int kPlaceUnit = sizeof(Vector);
-    const auto* masks = reinterpret_cast<const uint8_t*>(&block.mask[row]);
-    PERMLLM_UNROLL
-    for (int i = 0; i < kBlockInputs / 8; ++i) {
-      const auto places = load<Four>(kKeptPlaces<uint32_t, kPlaceUnit>.of[masks[i]]);
-      store(decoded.places + 4 * i, places + static_cast<uint32_t>(8 * i * kPlaceUnit));
-    }
+    find_places<uint32_t, sizeof(Vector)>(block.mask[row], decoded.places);
     for (int i = 0; i < kBlockValues; ++i) decoded.values[i] = to_float(block.values[row][i]);
   }
 };

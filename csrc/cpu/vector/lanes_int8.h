@@ -11,7 +11,7 @@
 //   kShifted<Parts>      whether it is unsigned
 //   kOneSum              whether the parts of a token have one sum, where `multiply` weights the
 //                        upper one by 2^kPartBits
-//   multiply(sums, x, places, values) adds products to the sums of a token, of x of 8 inputs in
+//   multiply(sums, x, places, values) adds products to the sums of a token, of x of 16 inputs in
 //                        each part
 // and one for values in 4 bits, whose `multiply` adds what multipliers have not met yet, of a
 // block, which has room for that, and which has
@@ -31,11 +31,13 @@
 namespace permllm::cpu {
 namespace {
 
-// Eight inputs, brought to the places of all bytes.
+// Inputs of a step of x, to which a place takes four bits.
+constexpr int kStepInputs = 16;
+
+// As many inputs, brought to the places of all bytes.
 inline __m256i pick(const char* x, __m256i places) {
-  int64_t eight;
-  __builtin_memcpy(&eight, x, sizeof(eight));
-  return _mm256_shuffle_epi8(_mm256_set1_epi64x(eight), places);
+  const __m128i inputs = _mm_load_si128(reinterpret_cast<const __m128i*>(x));
+  return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(inputs), places);
 }
 
 template <class Isa, class Value, int Of, int Parts>
@@ -46,7 +48,7 @@ struct IntegerLanes {
   static constexpr int kSums = Isa::kOneSum ? 1 : Parts;
   template <int Tokens>
   static constexpr int kChains = Tokens == 1 ? 2 : 1;
-  static constexpr int kSteps = kEights, kStepBytes = 8 * Parts;
+  static constexpr int kSteps = kBlockInputs / kStepInputs, kStepBytes = kStepInputs * Parts;
 
   template <int Tokens, int Chains>
   static inline void multiply(Weights place, const char* x, Vector (&sums)[Tokens][Chains][kSums]) {
@@ -69,13 +71,14 @@ struct IntegerLanes {
   static inline void multiply_bytes(const typename Weights::Block& block, const char* x,
                                     Vector (&sums)[Tokens][Chains][kSums]) {
     PERMLLM_UNROLL
-    for (int eight = 0; eight < kEights; ++eight) {
-      const __m256i places = LoadedPlaces<Of>(block, eight).bytes();
-      const __m256i values = bytes_of(block, eight);
+    for (int four = 0; four < kFours; ++four) {
+      const __m256i places = LoadedPlaces<Of>(block, four).bytes();
+      const __m256i values = bytes_of(block, four);
+      const int step = four * kSteps / kFours;
       PERMLLM_UNROLL
       for (int t = 0; t < Tokens; ++t) {
-        const char* inputs = x + (eight * Tokens + t) * kStepBytes;
-        Isa::template multiply<Parts>(sums[t][eight % Chains], inputs, places, values);
+        const char* inputs = x + (step * Tokens + t) * kStepBytes;
+        Isa::template multiply<Parts>(sums[t][four % Chains], inputs, places, values);
       }
     }
   }
@@ -96,7 +99,7 @@ struct IntegerProducts {
   struct Inputs : IntegerInputs<Real> {
     explicit Inputs(const LinearOf<Real>& a) : IntegerInputs<Real>(a, largest(a.k), a.m) {}
 
-    // [eight inputs][part][input], the upper part first.
+    // [step][part][input], the upper part first.
     void load(int64_t token, int64_t block, char* bytes) const {
       alignas(16) uint16_t shifted[kBlockInputs];
       this->round(token, block, kShift, shifted);
@@ -105,12 +108,17 @@ struct IntegerProducts {
       };
       const __m128i mask = _mm_set1_epi16((1 << kPartBits) - 1);
       PERMLLM_UNROLL
-      for (int i = 0; i < kEights; i += 2 / Parts) {
-        const __m128i first = Parts == 2 ? _mm_srli_epi16(eight(i), kPartBits) : eight(i);
-        const __m128i second = Parts == 2 ? eight(i) : eight(i + 1);
-        const __m128i both =
-            _mm_packus_epi16(_mm_and_si128(first, mask), _mm_and_si128(second, mask));
-        _mm_store_si128(reinterpret_cast<__m128i*>(bytes + 8 * i * Parts), both);
+      for (int step = 0; step < kBlockInputs / kStepInputs; ++step) {
+        PERMLLM_UNROLL
+        for (int part = 0; part < Parts; ++part) {
+          const int down = (Parts - 1 - part) * kPartBits;
+          const __m128i first = _mm_srli_epi16(eight(2 * step), down);
+          const __m128i second = _mm_srli_epi16(eight(2 * step + 1), down);
+          const __m128i both =
+              _mm_packus_epi16(_mm_and_si128(first, mask), _mm_and_si128(second, mask));
+          char* target = bytes + (step * Parts + part) * kStepInputs;
+          _mm_store_si128(reinterpret_cast<__m128i*>(target), both);
+        }
       }
     }
 

@@ -1,6 +1,5 @@
 // What the kernels with vectors of any width share. They are templates that the compiler makes code
-// of for one instruction set after the other. Sparse blocks are in the permuted order: a row keeps
-// four of every eight inputs, so that where its values stand is known.
+// of for one instruction set after the other. Sparse blocks are in the permuted order.
 //
 // Include after every other header: what follows is compiled for one instruction set.
 #pragma once
@@ -23,6 +22,16 @@ inline float to_float(bf16 value) {
 }
 
 inline float to_float(int8_t value) { return value; }
+
+// Of a row's mask, how many of every eight inputs are kept, a byte each.
+inline uint64_t kept_of_eights(uint64_t mask) {
+  uint64_t counts = mask - (mask >> 1 & 0x5555555555555555);
+  counts = (counts & 0x3333333333333333) + (counts >> 2 & 0x3333333333333333);
+  return (counts + (counts >> 4)) & 0x0f0f0f0f0f0f0f0f;
+}
+
+// Four of each, as 2:4 and 4:8 keep: it takes less to find these.
+constexpr uint64_t kFourOfEights = 0x0404040404040404;
 
 // Exponent and fraction move to their places in a float32, which is 2^112 too small then.
 inline float to_float(fp16 value) {
